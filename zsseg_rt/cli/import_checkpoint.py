@@ -18,7 +18,7 @@ from zsseg_rt.cli.options import (
     indices_of,
     read_size,
 )
-from zsseg_rt.cli.output import ProgressBar
+from zsseg_rt.cli.output import ProgressBar, terminal
 from zsseg_rt.common.argument_names import arguments_called
 from zsseg_rt.common.files import is_file
 
@@ -36,13 +36,17 @@ class _Checkpoint:
         """What the checkpoint does not say."""
         return {}
 
+    def read(self) -> dict[str, Any]:
+        """Its tensors, float32."""
+        from zsseg_rt.models import load_checkpoint, normalize_state_dict
+
+        return normalize_state_dict(load_checkpoint(self.checkpoint, trust=self.trust))
+
     def load(self, architecture: str, **settings: Any) -> Any:
         """Build the model."""
-        from zsseg_rt.models import from_official, load_checkpoint, normalize_state_dict
+        from zsseg_rt.models import from_official
 
-        settings = self.settings() | settings
-        state_dict = normalize_state_dict(load_checkpoint(self.checkpoint, trust=self.trust))
-        return from_official(architecture, state_dict, **settings)
+        return from_official(architecture, self.read(), **(self.settings() | settings))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +104,55 @@ class _ZegFormer(_Official):
         return chosen | {"clip": _load_clip(self.clip, trust=self.trust)}
 
 
+@dataclass(frozen=True, kw_only=True)
+class _CatSeg(_Checkpoint):
+    """A checkpoint of CAT-Seg, and the CLIP that it was tuned from."""
+
+    clip: str | None = opt(
+        "CLIP that it was tuned from, OpenAI's ViT-B-16.pt or a tag such as openai: prints what is "
+        "equal; needed if the checkpoint is a difference."
+    )
+    difference: Path | None = opt(
+        "Also write what differs from --clip, FILE.safetensors, a sixth of the size: a checkpoint "
+        "that is imported with the same --clip."
+    )
+
+    def load(self, architecture: str, **settings: Any) -> Any:
+        """Build the model, and say what of it is CLIP's."""
+        if self.difference is not None:
+            self._check_difference(self.difference)
+        if self.clip is None:
+            return super().load(architecture, **settings)
+        from zsseg_rt.models import from_official
+        from zsseg_rt.torch_files import clip_difference as files
+
+        clip = files.official_tensors(_load_clip(self.clip, trust=self.trust))
+        with arguments_called({"clip": "--clip"}):
+            state_dict = files.read_difference(self.checkpoint, clip) or self.read()
+            equal = files.equal_keys(state_dict, clip)
+        model = from_official(architecture, state_dict, **settings)
+        name, own = _describe_space(self.clip), files.difference(state_dict, equal)
+        mine, all_of_it = (sum(v.numel() for v in part.values()) for part in (own, state_dict))
+        terminal().print(
+            f"{len(equal)} of {len(clip)} tensors of {name} are equal; what differs is "
+            f"{mine / 1e6:.1f} M of {all_of_it / 1e6:.1f} M numbers",
+            highlight=False,
+        )
+        if self.difference is not None:
+            files.write_difference(self.difference, state_dict, equal, name)
+            terminal().print(f"wrote {self.difference}", highlight=False)
+        return model
+
+    def _check_difference(self, path: Path) -> None:
+        if self.clip is None:
+            raise UsageError("--difference: expected --clip beside it, got none")
+        if path.suffix != ".safetensors" or path.exists():
+            raise UsageError(f"--difference: expected a new file NAME.safetensors, got {path}")
+
+
 @import_app.command("cat_seg")
 @takes_groups
-def import_cat_seg(source: _Checkpoint, bundle: ModelOutput) -> None:
+def import_cat_seg(source: _CatSeg, bundle: ModelOutput) -> None:
     """Turn an official checkpoint of CAT-Seg B into a bundle."""
     bundle.write_model(source.load("cat_seg"), source=source.checkpoint.name)
 

@@ -40,6 +40,9 @@ _READING_ERRORS = (
 _T = TypeVar("_T")
 _LISTED, _SHOWN = 5, 160  # offending keys that an error lists, and characters of each
 
+DIFFERS_FROM = "zsseg_rt.differs_from"
+"""Names, in a file's metadata, the weights without which it is not a whole checkpoint."""
+
 
 def load_checkpoint(path: str | Path, *, trust: bool = False) -> dict[str, Tensor]:
     """Read the ``state_dict`` of a checkpoint file, unchanged.
@@ -88,7 +91,14 @@ def is_torchscript(path: Path) -> bool:
 
 def _read(path: Path, trust: bool) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+        tensors, metadata = read_safetensors(path)
+        if DIFFERS_FROM in metadata:
+            raise CheckpointError(
+                f"{path.name}: expected a whole checkpoint, got one that holds only what differs "
+                f"from {metadata[DIFFERS_FROM][:80]}. Name that CLIP beside it: zsseg-rt "
+                "import-checkpoint cat_seg FILE --clip CLIP."
+            )
+        return tensors
     if is_torchscript(path):
         return torchscript.read_torchscript(path)
     if trust:
@@ -99,15 +109,16 @@ def _read(path: Path, trust: bool) -> dict[str, Tensor]:
         return {key: reader.make(stored) for key, stored in found.items()}
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a ``.safetensors`` file, and what it says of them."""
+    from safetensors import SafetensorError, safe_open
 
     try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except SafetensorError as error:
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            return tensors, file.metadata() or {}
+    except (SafetensorError, *_READING_ERRORS) as error:
         raise _unreadable(path, error) from error
-    return tensors
 
 
 def _is_file(path: Path) -> bool:

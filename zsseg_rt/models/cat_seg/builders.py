@@ -11,7 +11,6 @@ from torch import Tensor
 
 from zsseg_rt.errors import ArgumentError, CheckpointError
 from zsseg_rt.models.cat_seg.aggregator import AggregatorConfig
-from zsseg_rt.models.cat_seg.encoder import split_weights
 from zsseg_rt.models.cat_seg.model import CatSeg, CatSegConfig
 from zsseg_rt.models.clip.image_encoder import ImageEncoderConfig
 from zsseg_rt.models.clip.weights import (
@@ -21,9 +20,11 @@ from zsseg_rt.models.clip.weights import (
     text_encoder_config,
 )
 from zsseg_rt.torch_files.checkpoints import Sizes, check_float32, load_weights
+from zsseg_rt.torch_files.clip_difference import CLIP_PREFIX as _CLIP
+from zsseg_rt.torch_files.clip_difference import split_weights
 from zsseg_rt.torch_files.clip_weights import ClipSource
 
-_CLIP, _HEAD = "sem_seg_head.predictor.clip_model.", "sem_seg_head.predictor.transformer."
+_HEAD = "sem_seg_head.predictor.transformer."
 _TEXT = r"sem_seg_head\.predictor\.clip_model\.(?!visual\.|logit_scale)"
 _UNUSED = r"text_encoder\.logit_scale|aggregator\.layers\.\d\.swin_block\.block_2\.attn_mask"
 

@@ -37,18 +37,6 @@ def split_attention(transformer: Transformer) -> None:
         block.attn = SplitAttention(width, block.attn.num_heads)
 
 
-def split_weights(tower: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A tower's tensors under the names of :class:`SplitAttention`."""
-    found = {}
-    for key, value in tower.items():
-        if not key.endswith("in_proj_weight"):
-            found[key] = value
-            continue
-        stem = key.removesuffix("in_proj_weight")
-        found |= {f"{stem}{n}_proj_weight": w for n, w in zip("qkv", value.chunk(3), strict=True)}
-    return found
-
-
 class DenseFeatures(NamedTuple):
     """What :class:`DenseFeatureEncoder` returns, class token first.
 
