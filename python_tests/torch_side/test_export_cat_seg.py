@@ -15,7 +15,7 @@ from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.errors import ArgumentError, BundleError, ConfigError, VocabularyError
 from zsseg_rt.export import export_bundle, export_graphs
-from zsseg_rt.export.cat_seg import class_halves
+from zsseg_rt.export.architectures.cat_seg import class_halves
 from zsseg_rt.export.folded.cat_seg import fold_cat_seg
 from zsseg_rt.export.folded.cat_seg_head import FoldedGroupNorm
 from zsseg_rt.models.cat_seg.model import CatSeg, CatSegConfig

@@ -187,7 +187,7 @@ def test_threshold_and_default_templates_reach_the_bundle(weights, tmp_path):
 
 
 def test_disagreement_is_refused(weights, tmp_path, monkeypatch):
-    from zsseg_rt.export import dense_clip
+    from zsseg_rt.export.architectures import dense_clip
 
     monkeypatch.setattr(
         dense_clip,

@@ -36,11 +36,11 @@ from zsseg_rt.errors import (  # noqa: E402
     VocabularyError,
 )
 from zsseg_rt.export import export_bundle, verify_bundle  # noqa: E402
+from zsseg_rt.export.architectures.tips import TipsSettings, export_tips_files  # noqa: E402
 from zsseg_rt.export.networks.arrays import Arrays  # noqa: E402
 from zsseg_rt.export.networks.graph import Graph  # noqa: E402
 from zsseg_rt.export.networks.onnx_file import save_onnx  # noqa: E402
 from zsseg_rt.export.networks.tips import TipsImage, TipsText, dense_embeds  # noqa: E402
-from zsseg_rt.export.tips import TipsSettings, export_tips_files  # noqa: E402
 from zsseg_rt.text.piece_tokenizer import PieceTokenizer  # noqa: E402
 from zsseg_rt.torch_files.tips_weights import TEMPLATES, sort_tips  # noqa: E402
 
@@ -293,7 +293,7 @@ def test_neither_torch_nor_onnx_is_loaded(files, tmp_path):
 import sys
 from pathlib import Path
 from zsseg_rt import Engine
-from zsseg_rt.export.tips import TipsSettings, export_tips_files
+from zsseg_rt.export.architectures.tips import TipsSettings, export_tips_files
 folder, out = map(Path, sys.argv[1:])
 export_tips_files(
     folder / "tips_vision.npz", folder / "tips_text.npz", out,

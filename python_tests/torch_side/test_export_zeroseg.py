@@ -21,8 +21,8 @@ from zsseg_rt.bundles.specs import HeadSpec, SegmentSpec
 from zsseg_rt.common import schema
 from zsseg_rt.errors import BundleError, CheckpointError, ShapeError
 from zsseg_rt.export import export_bundle, verify_bundle
+from zsseg_rt.export.architectures.zeroseg import export_zeroseg
 from zsseg_rt.export.options import ExportOptions
-from zsseg_rt.export.zeroseg import export_zeroseg
 from zsseg_rt.models import create_model
 from zsseg_rt.models.sliding import SlideSettings
 from zsseg_rt.models.zeroseg.labels import ClassRule, class_scores

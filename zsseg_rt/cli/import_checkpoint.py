@@ -180,7 +180,7 @@ def import_tips(
     bundle: ModelOutput,
 ) -> None:
     """Turn TIPSv2's official files, B/14 or L/14, into a bundle; needs no torch."""
-    from zsseg_rt.export.tips import TipsSettings, export_tips_files
+    from zsseg_rt.export.architectures.tips import TipsSettings, export_tips_files
 
     settings = TipsSettings(
         size_hw=read_size(size),

@@ -154,7 +154,7 @@ def _export_tips(
     told: Progress,
     options: Mapping[str, Any],
 ) -> None:
-    from zsseg_rt.export.tips import TipsSettings, export_tips_files
+    from zsseg_rt.export.architectures.tips import TipsSettings, export_tips_files
 
     vision, text, tokenizer = paths
     export_tips_files(
