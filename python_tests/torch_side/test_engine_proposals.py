@@ -107,7 +107,7 @@ def test_every_rule_of_the_official_configurations(bundle, settings, fusion, sty
     assert exported.regions.fusion == fusion
     assert (exported.regions.encoder is None) == (style is None)
     assert style is None or exported.regions.encoder.style == style
-    ruled = replace(Bundle.load(bundle), regions=exported.regions, head=exported.head)
+    ruled = replace(Bundle.load(bundle), head=exported.head, **exported.sections)
     with Engine(ruled, EngineConfig(**EXACT, with_scores=True)) as engine:
         engine.set_classes(NAMES, embeddings=embeddings() if style else embeddings()[0])
         result = engine.segment(frame())

@@ -36,6 +36,7 @@ from zsseg_rt.errors import BundleError, BundleVersionError, PrecisionNotApplied
 FORMAT_VERSION = 1
 MANIFEST = "bundle.json"
 MAX_MANIFEST_BYTES = 16 << 20
+_WRITTEN = ("weights", "text_bank", "golden")  # though null; readers may not know other keys
 _DTYPES = ("float32", "int64")  # of graphs' inputs and outputs, beside half precision
 
 
@@ -204,14 +205,8 @@ class Bundle(_Manifest):
         """The content of ``bundle.json`` as plain data."""
         data: dict[str, Any] = schema.encode(self)
         del data["path"]
-        for key in (
-            "segments",
-            "regions",
-            "aggregation",
-            "concepts",
-        ):  # which earlier readers do not know
-            if data[key] is None:
-                del data[key]
+        for key in [key for key, value in data.items() if value is None and key not in _WRITTEN]:
+            del data[key]
         if not self.quantization:
             del data["quantization"]
         for made in data.get("quantization", {}).values():

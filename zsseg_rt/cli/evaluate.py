@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from zsseg_rt.bundles.specs import family_settings
 from zsseg_rt.cli.groups import ModelOptions, opt, takes_groups
 from zsseg_rt.cli.options import (
     JsonOption,
@@ -35,9 +36,6 @@ if TYPE_CHECKING:
     from zsseg_rt.evaluation.papers.protocol import Protocol
 
 PROTOCOLS = ("whole", "slide")
-_SET_BY_PAPERS = (
-    "windows", "resize", "refine", "cosine", "max_candidates", "head_classes", "min_region_score",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +80,7 @@ class _Task:
         from zsseg_rt.evaluation.papers.protocol import read_protocol
 
         beside = vars(replace(self, as_published=None))
-        usual = vars(_Task()) | dict.fromkeys(_SET_BY_PAPERS)
+        usual = vars(_Task()) | dict.fromkeys(["cosine", *family_settings()])
         for group in settings:
             beside |= {k: v for k, v in vars(group).items() if k.removeprefix("against_") in usual}
         for name, value in beside.items():

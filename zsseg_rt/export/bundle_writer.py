@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,9 @@ import numpy.typing as npt
 from zsseg_rt.bundles.bundle import FORMAT_VERSION, MANIFEST, Bundle
 from zsseg_rt.bundles.specs import (
     FAMILIES,
-    AggregationSpec,
     FileEntry,
     HeadSpec,
     PreprocessSpec,
-    RegionSpec,
-    SegmentSpec,
     TextBankEntry,
 )
 from zsseg_rt.common.files.single import why_unwritable
@@ -48,9 +45,7 @@ class ExportedModel:
         text: Text tower, tokenizer and prompts.
         golden: Makes the golden sample; called after the text side has written its tokenizer.
         provenance: How the graphs were made.
-        segments: For family ``segment_tokens`` only.
-        regions: For family ``proposals`` only.
-        aggregation: For family ``aggregation`` only.
+        sections: What only this family has in ``bundle.json``, by key.
         weights: Arrays that the engine needs beside the graphs.
     """
 
@@ -62,9 +57,7 @@ class ExportedModel:
     text: TextSide
     golden: Callable[[], Arrays]
     provenance: Mapping[str, Any]
-    segments: SegmentSpec | None = None
-    regions: RegionSpec | None = None
-    aggregation: AggregationSpec | None = None
+    sections: Mapping[str, Any] = field(default_factory=dict)
     weights: Arrays | None = None
 
 
@@ -94,9 +87,7 @@ def write_model_bundle(path: Path, exported: ExportedModel, options: ExportOptio
             text=text.spec(graphs, tokenizer),
             text_bank=text_bank,
             head=exported.head,
-            segments=exported.segments,
-            regions=exported.regions,
-            aggregation=exported.aggregation,
+            **exported.sections,
             golden=golden,
             provenance={**exported.provenance, "source": options.source},
             licence=options.licence,

@@ -89,7 +89,7 @@ def export_cat_seg(model: CatSeg, options: ExportOptions) -> ExportedModel:
         weights={name: value.numpy() for name, value in parts.weights.items()},
         preprocess=preprocess,
         head=head,
-        aggregation=AggregationSpec(padding=padding, most=most),
+        sections={"aggregation": AggregationSpec(padding=padding, most=most)},
         text=text,
         golden=partial(_golden, model, parts, preprocess, text, names),
         provenance=provenance(),

@@ -78,7 +78,7 @@ def export_zegformer(model: ZegFormer, options: ExportOptions) -> ExportedModel:
         graphs=_graphs(parts, regions),
         preprocess=preprocess,
         head=head,
-        regions=regions,
+        sections={"regions": regions},
         text=text,
         golden=partial(_golden, model, preprocess, regions, text, names),
         provenance=provenance(),

@@ -40,7 +40,7 @@ def export_zeroseg(model: ZeroSeg, options: ExportOptions) -> ExportedModel:
         graphs={"image_encoder": image_graph(folded, folded.size_hw, outputs)},
         preprocess=preprocess,
         head=_head_spec(model, folded),
-        segments=_segment_spec(model),
+        sections={"segments": _segment_spec(model)},
         text=text,
         golden=partial(_golden, model, preprocess, text, options.class_names or GOLDEN_NAMES),
         provenance=provenance(),
