@@ -71,7 +71,7 @@ def test_all_unreadable_pictures_are_named(photos, tmp_path):
         (tmp_path / f"{index}.png").write_bytes(data[:40] if index in (2, 5) else data)
     with refused(SourceError, None, "2.png", "5.png"):
         quantize_bundle(
-            Bundle.demo("scenes"), tmp_path / "x.zsseg", tmp_path, ["sky"],
+            Bundle.demo("scenes"), tmp_path / "x.zsseg", tmp_path, ["sky", "ball"],
             replace(FAST, precision="fp8"),
         )  # fmt: skip
 
