@@ -22,6 +22,8 @@ from zsseg_rt.models.descriptor.mask_decoder import DecoderLayer, DecoderStack, 
 from zsseg_rt.models.descriptor.model import DescriptorModel
 from zsseg_rt.models.descriptor.zegclip import ZegCLIP
 
+_OFFSET = 0.25  # small beside normalised values, whose rounding in float16 it must not spoil
+
 
 @dataclass(frozen=True, kw_only=True)
 class InferenceParts:
@@ -138,9 +140,10 @@ class FoldedCellEncoder(FoldedImageEncoder):
 class FoldedDecoder(nn.Module):
     """The mask decoder reduced to what inference needs, up to the last product.
 
-    All projections of the patches are one matrix; the last layer keeps its query and key only.
-    ``patch_text_similarity(patch_keys, class_embeds, logit_scale=decoder.logit_scale,
-    normalize=False)`` returns the mask logits.
+    All projections of the patches are one matrix. The last layer is its key alone: the query's
+    projection, and the norm's scale and bias before it, are folded into that (see
+    :func:`_fold_query`). ``patch_text_similarity(patch_keys, class_embeds,
+    logit_scale=decoder.logit_scale, normalize=False)`` returns the mask logits.
     """
 
     def __init__(self, decoder: MaskDecoder) -> None:
@@ -149,11 +152,17 @@ class FoldedDecoder(nn.Module):
         self.layers = nn.ModuleList(_RefiningLayer(layer) for layer in layers[:-1])
         attentions = [layer.multihead_attn for layer in layers]
         memory_projections = [part for a in attentions[:-1] for part in (a.k, a.v)]
-        memory_projections.append(attentions[-1].k)
+        last = attentions[-1]
+        self.query_proj: nn.Module = last.q
+        if len(layers) > 1:
+            norm, key = _fold_query(layers[-2].norm3, last.q, last.k)
+            self.layers[-1].norm3, self.query_proj = norm, nn.Identity()
+            memory_projections.append(key)
+        else:
+            memory_projections.append(last.k)
         self.memory_proj = _stack(memory_projections)
-        self.query_proj = attentions[-1].q
-        self.query_dim = self.query_proj.out_features
-        self.logit_scale = attentions[-1].logit_scale
+        self.query_dim = last.q.out_features
+        self.logit_scale = last.logit_scale
         self.eval()
 
     def forward(self, queries: Tensor, patch_embeds: Tensor) -> tuple[Tensor, Tensor]:
@@ -250,6 +259,30 @@ class FoldedTwoWayDecoder(nn.Module):
             flat, patch_embeds = layer(flat, patch_embeds)
         decoded = flat.reshape(num_cells, -1, query_dim)
         return decoded.mean(dim=0, keepdim=True), patch_embeds
+
+
+def _fold_query(
+    norm: nn.LayerNorm, query: nn.Linear, key: nn.Linear
+) -> tuple[nn.LayerNorm, nn.Linear]:
+    """A norm and a key whose product is that of ``query(norm(x))`` and ``key(y)``, for every x, y.
+
+    Normalised rows n add up to 0, so with ``m = n + c`` a row of c stands for the constant 1:
+    ``sum(m) / (c E) = 1``. With ``w = query.weight.T @ key(y)``, ``query(norm(x)) @ key(y)`` is
+    ``n @ (scale * w) + bias @ w + query.bias @ key(y)``, and all three are linear in ``key(y)``.
+    """
+    ones_by = 1 / (_OFFSET * norm.weight.numel())
+    scale, shift = norm.weight.detach().double(), norm.bias.detach().double()
+    weight = query.weight.detach().double().T
+    matrix = torch.diag(scale) @ weight
+    matrix += ones_by * ((shift - _OFFSET * scale) @ weight + query.bias.detach().double())
+    plain = nn.LayerNorm(len(scale), norm.eps, device=scale.device)
+    with torch.no_grad():
+        plain.weight.fill_(1)
+        plain.bias.fill_(_OFFSET)
+    folded = linear_from(
+        (matrix @ key.weight.detach().double()).float(), (matrix @ key.bias.double()).float()
+    )
+    return plain.requires_grad_(False), folded
 
 
 def _stack(projections: Sequence[nn.Linear]) -> nn.Linear:
