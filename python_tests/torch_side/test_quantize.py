@@ -29,6 +29,7 @@ from zsseg_rt.cli import main
 from zsseg_rt.demo import demo_classes
 from zsseg_rt.export.graph_files import describe_graph
 from zsseg_rt.export.quantized import bundle as quantizing
+from zsseg_rt.export.quantized import measure
 from zsseg_rt.export.quantized.bundle import quantize_bundle
 from zsseg_rt.export.quantized.calibration import Seen
 from zsseg_rt.export.quantized.number_formats import FORMATS
@@ -441,3 +442,12 @@ def test_fewer_layers_in_a_plan_than_promised_are_refused(photos, tmp_path, monk
     monkeypatch.setattr("zsseg_rt.backends._tensorrt_build.COMPUTE_LAYERS", ("CONVOLUTION",))
     with refused(PrecisionNotApplied, "precision", "10", "0"):
         build_plan(out / "decoder.fp8.onnx", "fp8", "8.9")
+
+
+@pytest.mark.parametrize(
+    ("labels", "warned"), [([[1, 1], [1, 0]], True), ([[1, 0], [1, 1]], False)]
+)
+def test_one_label_everywhere_is_remarked_upon(labels, warned, caplog):
+    clear = [np.array([True, True]), np.array([True, False])]
+    measure._check_clear([np.array(row) for row in labels], clear, ["dog", "cat"])
+    assert ["label 'cat'" in record.message for record in caplog.records] == [True] * warned

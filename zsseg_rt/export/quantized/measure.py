@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ from zsseg_rt.text.vocabulary import Vocabulary
 
 CLEAR = 0.1
 """A label is clear where the winner's score is ahead of the second by this share of itself."""
+
+_log = logging.getLogger(__name__)
 
 Advance = Callable[[str, int, int], None]
 """Called with what is done, how often it was done, and how often it will be."""
@@ -106,11 +109,7 @@ def take_reference(engine: Engine, pictures: Pictures, advance: Advance) -> Refe
         labels.append(scores.argmax(axis=0))
         clear.append(ranked[-1] - second > CLEAR * np.abs(ranked[-1]))
         advance("float32", place + 1, len(pictures.measured))
-    if not any(cells.any() for cells in clear):
-        raise ArgumentError(
-            f"class_names: expected some that float32 is sure of in {len(clear)} pictures, got "
-            "none. Name what the pictures show."
-        )
+    _check_clear(labels, clear, engine.vocabulary.names)
     if pictures.dataset is not None and not masks.figures():
         raise ArgumentError(
             f"dataset: expected masks that hold a class, got {len(labels)} without in "
@@ -125,6 +124,24 @@ def take_reference(engine: Engine, pictures: Pictures, advance: Advance) -> Refe
         miou=masks.figures(),
         golden=engine.bundle.golden is not None,
     )
+
+
+def _check_clear(
+    labels: Sequence[npt.NDArray[Any]], clear: Sequence[npt.NDArray[Any]], names: Sequence[str]
+) -> None:
+    """Refuse pictures without a clear label; warn of one label everywhere, which is easily kept."""
+    found = {int(label) for rows, cells in zip(labels, clear, strict=True) for label in rows[cells]}
+    if not found:
+        raise ArgumentError(
+            f"class_names: expected some that float32 is sure of in {len(clear)} pictures, got "
+            "none. Name what the pictures show."
+        )
+    if len(found) == 1:
+        _log.warning(
+            "class_names: float32 gives every clear cell of %d pictures the label %r, so agreement "
+            "proves little. Name what the pictures show.",
+            *(len(clear), names[found.pop()]),
+        )
 
 
 def measure(bundle: Bundle, precision: str, reference: Reference) -> Agreement:
