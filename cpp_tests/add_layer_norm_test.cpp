@@ -15,7 +15,7 @@ namespace {
 using Floats = std::vector<float>;
 
 struct Problem {
-  std::int64_t rows, width, norms, total_after = 0;
+  std::int64_t rows, width, norms, total_after = 0, x_width = width;
   Floats x, y, scale, shift, out, total;
   float eps[kMaxNorms] = {1e-5f, 1e-6f};
 
@@ -39,7 +39,7 @@ struct Problem {
   }
   void run(bool with_total = true) {
     const Shape shape{rows, width}, weights{norms, width};
-    const TensorView views[] = {view(x, shape), view(y, shape), view(scale, weights),
+    const TensorView views[] = {view(x, {rows, x_width}), view(y, shape), view(scale, weights),
                                 view(shift, weights), view(out, shape)};
     AddLayerNormArgs args{views[0], views[1], views[2], views[3], {eps[0], eps[1]}, total_after};
     add_layer_norm(args, {views[4], with_total ? view(total, shape) : TensorView{}}, 0);
@@ -99,6 +99,21 @@ TEST(AddLayerNorm, GivesTheFirstNormAsTheTotal) {
   EXPECT_THROW(both.run(), ArgumentError);
 }
 
+TEST(AddLayerNorm, ReadsTheFirstColumnsOfWiderRows) {
+  Problem plain(5, 37, 1), cut(5, 37, 1);
+  for (std::size_t row = 0; row < 5; ++row) {
+    const auto place = cut.x.begin() + static_cast<std::ptrdiff_t>(row * 40 + 37);
+    cut.x.insert(place, 3, std::nanf(""));
+  }
+  cut.x_width = 40;
+  for_every_isa([&] {
+    plain.run();
+    cut.run();
+    EXPECT_EQ(cut.out, plain.out);
+    EXPECT_EQ(cut.total, plain.total);
+  });
+}
+
 TEST(AddLayerNorm, WritesNoTotalWhereNoneIsGiven) {
   Problem with(3, 5, 1), without(3, 5, 1);
   with.run();
@@ -122,6 +137,8 @@ TEST(AddLayerNorm, RefusesOtherSizesAndTypes) {
   const TensorView x = Problem::view(data, {2, 4}), row = Problem::view(data, {1, 4});
   EXPECT_THROW(add_layer_norm_shape({x, row, row, row, {}}), ShapeError);
   EXPECT_THROW(add_layer_norm_shape({x, x, x, row, {}}), ShapeError);
+  const TensorView narrow = Problem::view(data, {2, 3});
+  EXPECT_THROW(add_layer_norm_shape({narrow, x, row, row, {}}), ShapeError);
   const TensorView three = Problem::view(data, {3, 4});
   EXPECT_THROW(add_layer_norm_shape({x, x, three, three, {}}), ShapeError);
   const TensorView wide = Problem::view(data, {1, kMaxNormWidth + 1});

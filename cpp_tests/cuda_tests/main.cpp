@@ -545,6 +545,16 @@ void run_norm(Comparison& comparison, Randomness& random) {
             add_layer_norm({in[0], in[1], in[2], in[3], {1e-5f, 1e-5f}}, {out[0], out[1]}, stream);
           });
     }
+    for (const std::int64_t x_width : {std::int64_t{1536}, std::int64_t{771}}) {
+      comparison.compare(
+          std::string("add_layer_norm 768 of ") + std::to_string(x_width) + " " + name_of(dtype),
+          {random.normal(dtype, {9, x_width}), random.normal(dtype, {9, 768}),
+           random.normal(DType::float32, {1, 768}), random.normal(DType::float32, {1, 768})},
+          {{dtype, {9, 768}, rounded}, {dtype, {9, 768}, kExact}},
+          [](const Views& in, const Views& out, const TensorView&, StreamHandle stream) {
+            add_layer_norm({in[0], in[1], in[2], in[3], {1e-5f}}, {out[0], out[1]}, stream);
+          });
+    }
     comparison.compare(
         std::string("add_layer_norm between two norms ") + name_of(dtype),
         {random.normal(dtype, {9, 768}), random.normal(dtype, {9, 768}),

@@ -16,6 +16,7 @@ from support.exported_graphs import export_descriptor_graphs  # noqa: E402
 from support.fake_gpu import FakeRun  # noqa: E402
 from zsseg_rt import ops  # noqa: E402
 from zsseg_rt.backends import _torch  # noqa: E402
+from zsseg_rt.backends._torch_graph import fused_operators  # noqa: E402
 from zsseg_rt.backends._torch_graph.arrays import add_norm_rows  # noqa: E402
 from zsseg_rt.backends._torch_graph.program import Program  # noqa: E402
 from zsseg_rt.backends.base import BackendOptions  # noqa: E402
@@ -155,6 +156,20 @@ def test_a_lowered_graph_is_fused_as_well(zegclip, lowered):
     run = FakeRun(zegclip["image_encoder.float32"], lowered=lowered)
     assert run.fused_attention == NUM_BLOCKS
     assert len(run.launched) <= MOST_LAUNCHES["zegclip"]
+
+
+@pytest.mark.parametrize("half", [0, 1])
+def test_rows_that_are_cut_from_wider_ones_are_copied_only_at_the_end(monkeypatch, half):
+    given = []
+    monkeypatch.setattr(fused_operators, "add_norm_rows", lambda *rows: given.append(rows))
+    whole, scale = torch.randn(1, 5, 8), torch.ones(1, 4)
+    x, y = whole.split(4, dim=-1)[half], torch.randn(1, 5, 4)
+    attributes = {"eps": [1e-5], "with_total": False}
+    fused_operators.RUNNABLE["AddNorm"](attributes, x, y, scale, 0 * scale)
+    rows = given[0][0]
+    torch.testing.assert_close(rows[:, :4], x[0], rtol=0, atol=0)
+    assert rows.is_contiguous()
+    assert (rows.data_ptr() == x.data_ptr()) == (half == 0)  # else the last row would end too late
 
 
 def test_on_the_cpu_graphs_stay_as_they_are_written():

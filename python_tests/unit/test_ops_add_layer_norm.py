@@ -44,6 +44,20 @@ def test_equals_reference(device, size, dtype, norms, total_after):
     np.testing.assert_allclose(device.fetch(out), expected, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("x_width", [1536, 771])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_only_the_first_columns_of_wider_rows_are_read(device, x_width, dtype):
+    x, *others = random_arguments(5, 768, 1, dtype)
+    behind = np.full((5, x_width - 768), np.nan, dtype)
+    placed = [device.place(given) for given in (np.concatenate([x, behind], axis=1), *others)]
+    out = device.poisoned(x.shape, dtype)
+    ops.add_layer_norm(*placed, eps=[1e-5], out=out, stream=device.stream)
+    assert device.holds(out)
+    expected = reference.add_layer_norm(x, *others, eps=[1e-5])
+    tolerance = TOLERANCES[dtype]
+    np.testing.assert_allclose(device.fetch(out), expected, rtol=tolerance, atol=tolerance)
+
+
 @pytest.mark.parametrize("implementation", [ops, reference], ids=["native", "reference"])
 def test_rows_have_mean_zero_and_variance_one(implementation):
     x, y, _, _ = random_arguments(7, 501, 1)
@@ -59,7 +73,9 @@ WIDE = np.zeros((1, 2049), np.float32)
 BAD = [
     ({"x": X[0]}, ShapeError, "x"),
     ({"x": X.astype(np.float64)}, DTypeError, "x"),
-    (dict.fromkeys(("x", "y", "scale", "shift"), WIDE), ShapeError, "x"),
+    (dict.fromkeys(("x", "y", "scale", "shift"), WIDE), ShapeError, "y"),
+    ({"x": X[:, :3].copy()}, ShapeError, "x"),
+    ({"x": np.zeros((3, 8), np.float32)[:, :4]}, ShapeError, "x"),
     ({"y": Y[:2].copy()}, ShapeError, "y"),
     ({"y": Y.astype(np.float16)}, DTypeError, "y"),
     ({"scale": SCALE.astype(np.float16)}, DTypeError, "scale"),

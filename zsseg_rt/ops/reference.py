@@ -64,7 +64,8 @@ def add_layer_norm(
     stream: int = 0,
 ) -> npt.NDArray[Any]:
     """Reference of :func:`zsseg_rt.ops.add_layer_norm`."""
-    values = (x.astype(np.float32) + y).astype(x.dtype).astype(np.float32)
+    values = x[:, : y.shape[1]].astype(np.float32) + y
+    values = values.astype(x.dtype).astype(np.float32)
     for norm, (weight, bias, small) in enumerate(zip(scale, shift, eps, strict=True)):
         if total is not None and norm == total_after:
             total[...] = values
@@ -72,7 +73,7 @@ def add_layer_norm(
         values = values - values.mean(-1, keepdims=True, dtype=np.float64).astype(np.float32)
         variance = np.square(values).mean(-1, keepdims=True, dtype=np.float64)
         values = values / np.sqrt(variance + small).astype(np.float32) * weight + bias
-    result = out_or_new(out, x.shape, x.dtype)
+    result = out_or_new(out, y.shape, y.dtype)
     result[...] = values
     return result
 

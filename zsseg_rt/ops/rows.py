@@ -28,15 +28,15 @@ def add_layer_norm(
     the last one is rounded to the type of ``out``.
 
     Args:
-        x: float32, float16 or bfloat16 ``[N, D]``, D from 1 to 2048.
-        y: As ``x``.
+        x: As ``y``; or of wider rows, of which the first D are read.
+        y: float32, float16 or bfloat16 ``[N, D]``, D from 1 to 2048.
         scale: float32 ``[L, D]``, L norms, 1 or 2.
         shift: float32 ``[L, D]``.
         eps: What is added to the variance, a number per norm.
-        total: Array that the sum is written to, as ``x``; not written if None.
+        total: Array that the sum is written to, as ``y``; not written if None.
         total_after: 1: ``total`` is what the first of two norms gives, rounded, and the second
             begins from there. Without ``total`` it has no meaning.
-        out: Array to write, as ``x``. A new one if None.
+        out: Array to write, as ``y``. A new one if None.
         stream: CUDA stream to enqueue on.
 
     Returns:

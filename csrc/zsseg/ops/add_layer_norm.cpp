@@ -10,9 +10,10 @@ namespace zsseg {
 namespace {
 
 // Of float32 or a half precision.
-void expect_alike(const char* name, const TensorView& view, const TensorView& x) {
+void expect_alike(const char* name, const TensorView& view, const TensorView& x,
+                  const Shape& shape) {
   expect_dtype(name, view, {x.dtype});
-  expect_shape(name, view, x.shape);
+  expect_shape(name, view, shape);
   expect_same_device(name, view, "x", x);
 }
 
@@ -26,14 +27,18 @@ void expect_weights(const char* name, const TensorView& view, const Shape& shape
 }  // namespace
 
 Shape add_layer_norm_shape(const AddLayerNormArgs& args) {
-  const Shape& shape = args.x.shape;
+  const Shape& shape = args.y.shape;
   expect_dtype("x", args.x, {DType::float32, DType::float16, DType::bfloat16});
   expect_shape("x", args.x, {kAnySize, kAnySize});
+  expect_alike("y", args.y, args.x, {args.x.shape[0], kAnySize});
   if (shape[1] < 1 || shape[1] > kMaxNormWidth) {
-    throw ShapeError("x: expected rows of 1 to " + std::to_string(kMaxNormWidth) + ", got " +
+    throw ShapeError("y: expected rows of 1 to " + std::to_string(kMaxNormWidth) + ", got " +
                      to_string(shape) + ". Add and normalise wider rows in two steps.");
   }
-  expect_alike("y", args.y, args.x);
+  if (args.x.shape[1] < shape[1]) {
+    throw ShapeError("x: expected rows of at least " + std::to_string(shape[1]) + ", got " +
+                     to_string(args.x.shape) + ". Give rows that are as wide as those of y.");
+  }
   expect_weights("scale", args.scale, {kAnySize, shape[1]}, args.x);
   if (args.scale.shape[0] < 1 || args.scale.shape[0] > kMaxNorms) {
     throw ShapeError("scale: expected 1 or 2 rows, one a norm, got " + to_string(args.scale.shape) +
@@ -50,9 +55,9 @@ Shape add_layer_norm_shape(const AddLayerNormArgs& args) {
 void add_layer_norm(const AddLayerNormArgs& args, const AddLayerNormOutputs& outputs,
                     StreamHandle stream) {
   static_cast<void>(add_layer_norm_shape(args));
-  expect_alike("out", outputs.out, args.x);
+  expect_alike("out", outputs.out, args.x, args.y.shape);
   if (outputs.total.data != nullptr) {
-    expect_alike("total", outputs.total, args.x);
+    expect_alike("total", outputs.total, args.x, args.y.shape);
   }
   if (outputs.out.count() > 0) {
     ZSSEG_RUN_KERNEL(outputs.out, add_layer_norm, stream, args, outputs);

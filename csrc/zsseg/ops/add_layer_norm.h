@@ -11,8 +11,8 @@ constexpr int kMaxNorms = 2;
 constexpr std::int64_t kMaxNormWidth = 2048;  // what a block keeps in registers
 
 struct AddLayerNormArgs {
-  const TensorView& x;           // float32, float16 or bfloat16 [N, D]
-  const TensorView& y;           // as x
+  const TensorView& x;           // as y, or of wider rows: the first D of each are read
+  const TensorView& y;           // float32, float16 or bfloat16 [N, D]
   const TensorView& scale;       // float32 [L, D]
   const TensorView& shift;       // float32 [L, D]
   float eps[kMaxNorms];          // [L]
@@ -20,8 +20,8 @@ struct AddLayerNormArgs {
 };
 
 struct AddLayerNormOutputs {
-  const TensorView& out;  // as x
-  TensorView total;       // as x, or none
+  const TensorView& out;  // as y
+  TensorView total;       // as y, or none
 };
 
 // v = x + y, rounded; then for l = 0 .. L - 1 each row v becomes

@@ -63,8 +63,8 @@ void round_row(float* row, std::int64_t width, T* to) {
 template <typename T>
 void run_row(const AddLayerNormArgs& args, const AddLayerNormOutputs& outputs, std::int64_t row,
              float* values) {
-  const std::int64_t width = args.x.shape[1];
-  const T* x = args.x.as<const T>() + row * width;
+  const std::int64_t width = args.y.shape[1];
+  const T* x = args.x.as<const T>() + row * args.x.shape[1];
   const T* y = args.y.as<const T>() + row * width;
   T* total = outputs.total.data == nullptr ? nullptr : outputs.total.as<T>() + row * width;
   for (std::int64_t i = 0; i < width; ++i) {
@@ -84,7 +84,7 @@ void run_row(const AddLayerNormArgs& args, const AddLayerNormOutputs& outputs, s
 }  // namespace
 
 void add_layer_norm_cpu(const AddLayerNormArgs& args, const AddLayerNormOutputs& outputs) {
-  const std::int64_t width = args.x.shape[1];
+  const std::int64_t width = args.y.shape[1];
   parallel_for(
       0, args.x.shape[0], kGrainValues / width + 1, [&](std::int64_t begin, std::int64_t end) {
         float* values = cpu_scratch(static_cast<std::size_t>(width));

@@ -1,4 +1,5 @@
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 
 #include "zsseg/cuda_launch.h"
@@ -17,12 +18,13 @@ constexpr unsigned kFullWarp = 0xffffffffu;
 constexpr int kOwnValues = static_cast<int>(kMaxNormWidth) / kThreads;
 
 struct Problem {
-  const void* x;       // [rows, width]
-  const void* y;       // [rows, width]
-  const float* scale;  // [norms, width]
-  const float* shift;  // [norms, width]
-  void* total;         // [rows, width] or null
-  void* out;           // [rows, width]
+  const char* x;            // rows that lie x_row_bytes apart
+  const void* y;            // [rows, width]
+  const float* scale;       // [norms, width]
+  const float* shift;       // [norms, width]
+  void* total;              // [rows, width] or null
+  void* out;                // [rows, width]
+  std::size_t x_row_bytes;  // in bytes, as an index would take more registers
   int width, norms, total_after;
   float eps, second_eps;
 };
@@ -106,7 +108,7 @@ template <typename T, int kPiece>
 __global__ void __launch_bounds__(kThreads) add_layer_norm_kernel(Problem problem) {
   using Piece = Wide<T, kPiece>;
   const std::int64_t begin = std::int64_t{blockIdx.x} * problem.width;
-  const T* x = static_cast<const T*>(problem.x) + begin;
+  const T* x = reinterpret_cast<const T*>(problem.x + blockIdx.x * problem.x_row_bytes);
   const T* y = static_cast<const T*>(problem.y) + begin;
   T* total = problem.total == nullptr ? nullptr : static_cast<T*>(problem.total) + begin;
   OwnValues<kPiece> own;
@@ -134,10 +136,10 @@ __global__ void __launch_bounds__(kThreads) add_layer_norm_kernel(Problem proble
 template <typename T>
 void run(const Problem& problem, std::int64_t rows, StreamHandle stream) {
   constexpr int kPiece = 8 / sizeof(T);  // more would take 16 registers for weights
-  const bool fits = problem.width % kPiece == 0 && is_aligned(problem.x, 8) &&
-                    is_aligned(problem.y, 8) && is_aligned(problem.total, 8) &&
-                    is_aligned(problem.out, 8) && is_aligned(problem.scale, 4 * kPiece) &&
-                    is_aligned(problem.shift, 4 * kPiece);
+  const bool fits = problem.width % kPiece == 0 && problem.x_row_bytes % 8 == 0 &&
+                    is_aligned(problem.x, 8) && is_aligned(problem.y, 8) &&
+                    is_aligned(problem.total, 8) && is_aligned(problem.out, 8) &&
+                    is_aligned(problem.scale, 4 * kPiece) && is_aligned(problem.shift, 4 * kPiece);
   launch("add_layer_norm_kernel",
          fits ? add_layer_norm_kernel<T, kPiece> : add_layer_norm_kernel<T, 1>,
          {static_cast<unsigned>(rows), kThreads}, to_stream(stream), problem);
@@ -149,13 +151,14 @@ void add_layer_norm_cuda(const AddLayerNormArgs& args, const AddLayerNormOutputs
                          StreamHandle stream) {
   const DeviceGuard guard(outputs.out.device.index);
   Problem problem = {};
-  problem.x = args.x.data;
+  problem.x = args.x.as<const char>();
   problem.y = args.y.data;
   problem.scale = args.scale.as<const float>();
   problem.shift = args.shift.as<const float>();
   problem.total = outputs.total.data;
   problem.out = outputs.out.data;
-  problem.width = static_cast<int>(args.x.shape[1]);
+  problem.x_row_bytes = static_cast<std::size_t>(args.x.shape[1]) * size_of(args.x.dtype);
+  problem.width = static_cast<int>(args.y.shape[1]);
   problem.norms = static_cast<int>(args.scale.shape[0]);
   problem.total_after = static_cast<int>(args.total_after);
   problem.eps = args.eps[0];

@@ -72,6 +72,16 @@ def _extended_linear(
     return rows[None]
 
 
+def _wider_rows(x: Tensor) -> Tensor:
+    """Contiguous rows that begin with those of ``x``: what ``x`` is cut from, where that can be."""
+    rows = x.reshape(-1, x.shape[-1])
+    width, step = rows.stride()
+    end = rows.storage_offset() + len(rows) * width
+    if step != 1 or width < rows.shape[1] or end * rows.itemsize > rows.untyped_storage().nbytes():
+        return rows.contiguous()
+    return rows.as_strided((len(rows), width), (width, 1))
+
+
 def _add_norm(
     attributes: Attributes, x: Tensor, y: Tensor, scale: Tensor, shift: Tensor
 ) -> Sequence[Tensor]:
@@ -84,8 +94,8 @@ def _add_norm(
             normed = F.layer_norm(normed, weight.shape, weight, bias, eps)
         normed = normed.to(total.dtype)
         return (normed, total) if with_total else (normed,)
-    left, right = (held.reshape(-1, x.shape[-1]).contiguous() for held in (x, y))
-    written = [torch.empty_like(left) for _ in range(1 + with_total)]
+    left, right = _wider_rows(x), y.reshape(-1, x.shape[-1]).contiguous()
+    written = [torch.empty_like(right) for _ in range(1 + with_total)]
     given = left, right, scale, shift, attributes["eps"], written[0]
     add_norm_rows(*given, written[1] if with_total else None)
     return [rows.view(x.shape) for rows in written]
