@@ -54,7 +54,8 @@ def test_descriptor_bundle_is_complete(zegclip_bundle, zegclip_model):
     assert bundle.text.encoder_sha256 == bundle.graphs["text_encoder"]["float32"].sha256
     decoder = bundle.graphs["decoder"]["float32"]
     assert [spec.name for spec in decoder.inputs] == ["queries", "patch_embeds"]
-    assert decoder.inputs[0].shape == (1, "classes", bundle.text.embed_dim)
+    query_dim = zegclip_model.decode_head.q_proj.out_features
+    assert decoder.inputs[0].shape == (1, "classes", 2 * query_dim)  # with the first layer's query
     assert bundle.graphs["text_encoder"]["float32"].inputs[0].shape == ("prompts", 77)
 
 

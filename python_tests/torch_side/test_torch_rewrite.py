@@ -28,7 +28,7 @@ GRAPHS = sorted(STORED.glob("*/*.onnx"))
 TOLERANCES = {torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 NUM_BLOCKS, NUM_PROMPTS = 12, 10  # as in ViT-B/16; widths do not change how much is launched
 FEW_BLOCKS = 2
-MOST_LAUNCHES = {"zegclip": 116, "clip_rc": 154, "segment_tokens": 117}
+MOST_LAUNCHES = {"zegclip": 115, "clip_rc": 154, "segment_tokens": 117}
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_a_zegclip_frame_stays_within_its_launches(zegclip):
     # one product for queries, keys and values, with prompts behind it; one for their result; two
     # in the MLP
     assert total["aten.addmm.out"] == NUM_BLOCKS
-    assert total["aten.addmm.default"] == 3 * NUM_BLOCKS + 1 + 7
+    assert total["aten.addmm.default"] == 3 * NUM_BLOCKS + 1 + 6
     assert total["aten._addmm_activation.default"] == 2
     assert total["aten.clone.default"] == total["aten.mm.default"] == 1  # patches
     assert total["add_layer_norm"] == 1 + 2 * NUM_BLOCKS + 4

@@ -38,11 +38,11 @@ class InferenceParts:
     Attributes:
         image_encoder: ``[1, 3, *size_hw]`` to ``patch_embeds`` ``[1, N, M]`` and ``cls_embed``
             ``[R, D]``: what the decoder attends to, and what classes are related to.
-        decoder: ``queries`` ``[R, C, E]`` and ``patch_embeds`` to ``class_embeds`` ``[1, C, E]``
-            and ``patch_keys`` ``[1, N, E]``.
+        decoder: ``queries`` ``[R, C, Q]`` and ``patch_embeds`` to ``class_embeds`` ``[1, C, E]``
+            and ``patch_keys`` ``[1, N, E]``. Q is E, or with the first layer's query 2E.
         text_encoder: ``tokens`` ``[T, L]`` to ``[T, D]``, not normalised; None if there is none.
-        descriptor_weight: ``[E, 2D]``.
-        descriptor_bias: ``[E]``.
+        descriptor_weight: ``[Q, 2D]``.
+        descriptor_bias: ``[Q]``.
         logit_scale: Factor of the last product.
         grid_hw: Patch grid, rows and columns.
         size_hw: Input size in pixels.
@@ -140,7 +140,8 @@ class FoldedCellEncoder(FoldedImageEncoder):
 class FoldedDecoder(nn.Module):
     """The mask decoder reduced to what inference needs, up to the last product.
 
-    All projections of the patches are one matrix. The last layer is its key alone: the query's
+    All projections of the patches are one matrix. Of several layers, the first one's query comes
+    with the queries (see :meth:`with_first_query`), and the last one is its key alone: the query's
     projection, and the norm's scale and bias before it, are folded into that (see
     :func:`_fold_query`). ``patch_text_similarity(patch_keys, class_embeds,
     logit_scale=decoder.logit_scale, normalize=False)`` returns the mask logits.
@@ -151,6 +152,7 @@ class FoldedDecoder(nn.Module):
         layers = decoder.decoder_layers()
         self.layers = nn.ModuleList(_RefiningLayer(layer) for layer in layers[:-1])
         attentions = [layer.multihead_attn for layer in layers]
+        self.first_query = attentions[0].q
         memory_projections = [part for a in attentions[:-1] for part in (a.k, a.v)]
         last = attentions[-1]
         self.query_proj: nn.Module = last.q
@@ -165,20 +167,32 @@ class FoldedDecoder(nn.Module):
         self.logit_scale = last.logit_scale
         self.eval()
 
+    def with_first_query(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """The descriptor's weight and bias, with those of the first layer's query below them."""
+        if not self.layers:
+            return weight, bias
+        query = self.first_query
+        projection = query.weight.detach().double()
+        below = projection @ weight.double(), projection @ bias.double() + query.bias.double()
+        return torch.cat([weight, below[0].float()]), torch.cat([bias, below[1].detach().float()])
+
     def forward(self, queries: Tensor, patch_embeds: Tensor) -> tuple[Tensor, Tensor]:
         """Decode class queries.
 
         Shapes:
-            queries: Output of the relationship descriptor, ``[B, C, E]``.
+            queries: Output of the relationship descriptor, ``[B, C, 2 * E]``: class queries, and
+                the first layer's projection of them; ``[B, C, E]`` where there is one layer.
             patch_embeds: ``[B, N, D]``, unit norm.
 
         Returns:
             ``class_embeds`` ``[B, C, E]`` and ``patch_keys`` ``[B, N, E]``.
         """
         projected = self.memory_proj(patch_embeds).split(self.query_dim, dim=-1)
+        tokens, *first = torch.split(queries, self.query_dim, dim=-1)
         for index, layer in enumerate(self.layers):
-            queries = layer(queries, projected[2 * index], projected[2 * index + 1])
-        return self.query_proj(queries), projected[-1]
+            query = None if index else first[0]
+            tokens = layer(tokens, projected[2 * index], projected[2 * index + 1], query)
+        return self.query_proj(tokens), projected[-1]
 
 
 class _FoldedLayer(nn.Module):
@@ -206,8 +220,10 @@ class _RefiningLayer(_FoldedLayer):
         super().__init__(layer)
         self.q = layer.multihead_attn.q
 
-    def forward(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        return self.refine(queries, self.q(queries), keys, values)
+    def forward(
+        self, tokens: Tensor, keys: Tensor, values: Tensor, query: Tensor | None = None
+    ) -> Tensor:
+        return self.refine(tokens, self.q(tokens) if query is None else query, keys, values)
 
 
 class _TwoWayLayer(nn.Module):
@@ -309,13 +325,15 @@ def fold_descriptor(
 
 def _fold_zegclip(model: ZegCLIP, size_hw: tuple[int, int]) -> InferenceParts:
     image_encoder = FoldedImageEncoder(model.backbone, size_hw)
-    decoder = FoldedDecoder(model.decode_head.decoder_1)
+    head, decoder = model.decode_head, FoldedDecoder(model.decode_head.decoder_1)
+    weight, bias = head.descriptor_weight().detach(), head.q_proj.bias.detach()
+    weight, bias = decoder.with_first_query(weight, bias)
     return InferenceParts(
         image_encoder=image_encoder,
         decoder=decoder,
         text_encoder=model.text_encoder,
-        descriptor_weight=model.decode_head.descriptor_weight().detach(),
-        descriptor_bias=model.decode_head.q_proj.bias.detach(),
+        descriptor_weight=weight,
+        descriptor_bias=bias,
         logit_scale=decoder.logit_scale,
         grid_hw=image_encoder.grid_hw,
         size_hw=size_hw,
