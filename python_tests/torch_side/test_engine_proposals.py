@@ -104,9 +104,10 @@ def test_every_rule_of_the_official_configurations(bundle, settings, fusion, sty
     """The graphs are the same for all; the rule is in the manifest."""
     model = tiny_zegformer.model(**settings)
     exported = export_zegformer(model, ExportOptions(size_hw=SIZE, class_names=NAMES))
-    assert exported.regions.fusion == fusion
-    assert (exported.regions.encoder is None) == (style is None)
-    assert style is None or exported.regions.encoder.style == style
+    regions = exported.sections["regions"]
+    assert regions.fusion == fusion
+    assert (regions.encoder is None) == (style is None)
+    assert style is None or regions.encoder.style == style
     ruled = replace(Bundle.load(bundle), head=exported.head, **exported.sections)
     with Engine(ruled, EngineConfig(**EXACT, with_scores=True)) as engine:
         engine.set_classes(NAMES, embeddings=embeddings() if style else embeddings()[0])

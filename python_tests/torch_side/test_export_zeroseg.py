@@ -175,7 +175,10 @@ def test_class_rule_reaches_the_engine(exported, checkpoint, tmp_path, options):
 def rule_of(model):
     """What export writes about the class rule."""
     exported = export_zeroseg(model, ExportOptions())
-    return {"head": schema.encode(exported.head), "segments": schema.encode(exported.segments)}
+    return {
+        "head": schema.encode(exported.head),
+        "segments": schema.encode(exported.sections["segments"]),
+    }
 
 
 def test_auto_is_float32_for_hard_groups(exported, zegclip_bundle, monkeypatch):

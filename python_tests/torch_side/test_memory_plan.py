@@ -81,7 +81,8 @@ def test_what_backend_torch_keeps_of_prompts_is_counted(bundle, monkeypatch):
         plan_memory(bundle, create_family(bundle, config), place, config)
         for place in (CPU, Placement(backend="torch", device="cuda:0"))
     )
-    assert 0 < found == torchs.activations - usual.activations
+    # All but the 257 ones that make embeddings unit.
+    assert torchs.activations - usual.activations == found - 4 * 257 > 2e6
     assert torchs.weights == usual.weights
 
 

@@ -186,7 +186,8 @@ def check_bundle_place(path: Path, *, overwrite: bool) -> None:
         raise BundleError(
             f"{path}: expected a new folder, found an existing one. Pass overwrite=True."
         )
-    if not (path / MANIFEST).is_file():
+    is_bundle = (path / MANIFEST).is_file
+    if not is_bundle() and path.exists() and not is_bundle():  # others may be exchanging it
         raise BundleError(
             f"{path}: expected a bundle to replace, found something else. Remove it by hand."
         )

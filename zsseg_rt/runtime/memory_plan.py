@@ -69,7 +69,7 @@ def plan_memory(
         found = graph_memory(path, float_bytes=float_bytes(choice.precision, placement), axes=axes)
         weights, activations = weights + found.weights, activations + found.activations
         if placement.backend == "torch" and placement.device != "cpu":
-            activations += 3 * found.extended // 2  # a lane keeps them, and queries beside them
+            activations += found.kept
         precision = choice.precision if name == "image_encoder" else precision
     text = 0
     if "text_encoder" in bundle.graphs:

@@ -24,12 +24,14 @@ class GraphMemory:
         weights: All that is stored in it, once for all its sessions.
         activations: Inputs, results and what lies between them, where that is most, per session.
             Runtimes that fuse nodes need less.
-        extended: Keys and values that end in constant rows, such as prompts', all layers together.
+        kept: What backend torch keeps for runs on a GPU, per session: queries, keys and values that
+            end in constant rows, such as prompts', and what the first block reads around the class
+            token.
     """
 
     weights: int
     activations: int
-    extended: int
+    kept: int
 
 
 def graph_memory(path: Path, *, float_bytes: int, axes: Mapping[str, int]) -> GraphMemory:
@@ -71,7 +73,7 @@ def _measure(graph: Graph, float_bytes: int) -> GraphMemory:
     users = _count_users(graph)
     left = dict(users)
     alive = sum(_bytes(flow, spec.name, float_bytes) for spec in graph.inputs)
-    most, extended = alive, 0
+    most, extended, start = alive, 0, 0
     for node in graph.nodes:
         attributes = read_attributes(node.name, node)
         if node.op_type == "Constant":
@@ -87,8 +89,12 @@ def _measure(graph: Graph, float_bytes: int) -> GraphMemory:
         if all(name in constants for name in inputs):  # computed once, before the first run
             constants.update(node.outputs)
             continue
-        if node.op_type == "Concat" and attributes["axis"] == 2 and constants.intersection(inputs):
-            extended += _bytes(flow, node.outputs[0], float_bytes)
+        if node.op_type == "Concat" and constants.intersection(inputs):
+            rows = _bytes(flow, node.outputs[0], float_bytes)
+            if attributes["axis"] == 2:  # of keys and values; their queries lie beside them
+                extended += 3 * rows // 2
+            elif attributes["axis"] == 1:  # before a norm, and after it
+                start = max(start, 2 * rows)
         for name in filter(None, node.outputs):
             is_view = node.op_type in _VIEWS and inputs[0] in held
             held[name] = held[inputs[0]] if is_view else name
@@ -100,7 +106,7 @@ def _measure(graph: Graph, float_bytes: int) -> GraphMemory:
         alive -= _free(
             flow, float_bytes, {name: held[name] for name in inputs if name in held}, left
         )
-    return GraphMemory(weights=weights, activations=most, extended=extended)
+    return GraphMemory(weights=weights, activations=most, kept=extended + start)
 
 
 def _count_users(graph: Graph) -> dict[str, int]:
