@@ -192,30 +192,42 @@ def test_damaged_text_bank_is_one_line(tmp_path, capsys, names, rows):
     assert line.startswith("zsseg-rt: --bank: cannot be read: ")
 
 
-def test_cat_seg_of_the_official_grid_is_imported(tmp_path, capsys):
+def cat_seg_weights():
+    """Small ones of the official grid."""
     sizes = golden_cat_seg.TINY | {"v_layers": 9}
-    weights = tiny.rule_state_dict(
+    shapes = golden_cat_seg.official_shapes(sizes)
+    return tiny.rule_state_dict(
         {
             key: shape
-            for key, shape in golden_cat_seg.official_shapes(sizes).items()
+            for key, shape in shapes.items()
             if ".visual." in key or golden_cat_seg.CLIP not in key
         }
     )
+
+
+@pytest.mark.nightly  # test_cli_import_difference.py imports such a checkpoint beside its CLIP
+def test_cat_seg_of_the_official_grid_is_imported(tmp_path):
     path, out = tmp_path / "model_final.pth", tmp_path / "cat_seg.zsseg"
-    torch.save({"model": weights, "iteration": 80000}, path)
+    torch.save({"model": cat_seg_weights(), "iteration": 80000}, path)
     command = ("import-checkpoint", "cat_seg", path, "--out", out, "--precision", "float32")
     assert run(*command) == 0
     bundle = Bundle.load(out)
     assert (bundle.family, bundle.aggregation.most) == ("aggregation", 256)
     assert bundle.preprocess.size_hw == (384, 384)
+
+
+def test_other_generations_of_cat_seg_are_refused(tmp_path, capsys):
+    path, out = tmp_path / "model_final.pth", tmp_path / "cat_seg.zsseg"
+    weights = cat_seg_weights()
+    command = ("import-checkpoint", "cat_seg", path, "--out", out, "--precision", "float32")
     earlier = {key: value for key, value in weights.items() if "upsample" not in key}
     torch.save({"model": earlier}, path)
-    assert run(*command, "--overwrite") == 1
+    assert run(*command) == 1
     large = {key: value for key, value in weights.items() if not key.endswith("conv1.weight")}
     large[golden_cat_seg.CLIP + "visual.conv1.weight"] = torch.zeros(32, 3, 14, 14)
     large[golden_cat_seg.HEAD + "conv1.weight"] = weights[golden_cat_seg.HEAD + "conv1.weight"]
     torch.save({"model": large}, path)
     capsys.readouterr()
-    assert run(*command, "--overwrite") == 1
+    assert run(*command) == 1
     assert "CAT-Seg L" in capsys.readouterr().err
-    assert Bundle.load(out).name == "cat_seg"
+    assert not out.exists()

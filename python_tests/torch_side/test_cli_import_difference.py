@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from support import golden_cat_seg, tiny
 from support.command_line import run
 from support.errors import refused
+from zsseg_rt import Bundle
 from zsseg_rt.errors import CheckpointError
 from zsseg_rt.models import load_checkpoint, load_clip
 from zsseg_rt.torch_files.checkpoints import DIFFERS_FROM
@@ -77,6 +78,9 @@ def read(path, clip):
 
 def test_a_difference_and_its_clip_are_the_whole_checkpoint(folder, made, tmp_path):
     out, small, said = made
+    bundle = Bundle.load(out)
+    assert (bundle.family, bundle.aggregation.most) == ("aggregation", 256)
+    assert bundle.preprocess.size_hw == (384, 384)
     weights = load_checkpoint(folder / "model_base.pth")
     of_clip = [key for key in weights if key.startswith(PREFIX)]
     assert f"{len(of_clip) - TUNED} of {len(of_clip)} tensors of CLIP ViT-B-16.pt" in said
