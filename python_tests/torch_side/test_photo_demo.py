@@ -54,6 +54,9 @@ def test_what_nobody_named_takes_no_name_of_another(engine):
     assert not {"car", "bus", "boat", "bicycle"} & set(named.background)
     assert shares(engine.segment(street))["vehicle"] < 0.01
     assert shares(engine.segment(read_photo(demo_photos("photos")[1])))["vehicle"] > 0.1
+    named = engine.set_classes(["woman", "cat"], background="auto")  # a dog is nearest to the cat
+    assert "dog" in named.background
+    assert "person" not in named.background
     assert engine.set_classes(["background", "dog"], background="auto").background == ()
 
 

@@ -43,12 +43,12 @@ def test_labels_agree_with_true_masks(real_photos, voc_bundle, shared_dir):
 
 @pytest.mark.needs_shared
 def test_the_photo_demo_takes_synonyms_and_stuff(shared_dir):
-    """Measured: 47.1 with the 20 names and with stuff beside them, 39.1 with these synonyms."""
+    """Measured: 47.1 with the 20 names and with stuff beside them, 41.5 with these synonyms."""
     things, synonyms, stuff = photo_demo.compare(
         shared_dir / "data" / "tinycoco", draws=1, few=False
     )
     assert things["miou"] >= 45
-    assert synonyms["miou"] >= 37
+    assert synonyms["miou"] >= 39
     assert stuff["miou"] >= 45
     assert min(row["pixel_accuracy"] for row in (things, synonyms, stuff)) >= 92
 

@@ -50,18 +50,20 @@ def remarks_on_concepts(spec: ConceptSpec | None, classes: ClassList, embed: Emb
 def unnamed(spec: ConceptSpec, classes: ClassList, embed: Embed) -> list[str]:
     """The things that no class stands for, so that none is painted with the name of another.
 
-    A class that is called as a thing stands for this thing alone; any other phrase for all things
-    whose embeddings have a cosine of at least 0.2 with its own.
+    A class that is called as a thing stands for this thing alone. Any other phrase stands for all
+    things that are nearer to it than to other phrases, by a cosine of at least 0.2.
     """
     if spec.least_cosine is None:
         return []
     called = {clean_text(phrase): phrase for phrase in _asked(classes)}
-    rest = [name for name in spec.names if clean_text(name) not in called]
-    free = [called[key] for key in called.keys() - {clean_text(name) for name in spec.names}]
-    if not rest or not free:
+    things = {clean_text(name): name for name in spec.names}
+    rest = [name for key, name in things.items() if key not in called]
+    if not rest or not called.keys() - things.keys():
         return rest
-    nearest = (_unit(embed(rest)) @ _unit(embed(free)).T).max(1)
-    return [name for name, cosine in zip(rest, nearest, strict=True) if cosine < _STANDS_FOR]
+    cosines = _unit(embed(rest)) @ _unit(embed(list(called.values()))).T
+    is_thing = np.array([key in things for key in called])
+    alone = is_thing[cosines.argmax(1)] | (cosines.max(1) < _STANDS_FOR)
+    return [name for name, nobodys in zip(rest, alone, strict=True) if nobodys]
 
 
 def _asked(classes: ClassList) -> list[str]:
