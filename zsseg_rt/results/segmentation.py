@@ -222,8 +222,7 @@ class Segmentation:
 
     def _colours(self) -> npt.NDArray[np.uint8]:
         """The palette, uint8 [C, 3], in the frame's channel order."""
-        colours = palette(self.names)
-        return colours if self.channel_order == "rgb" else np.ascontiguousarray(colours[:, ::-1])
+        return palette(self.names, self.channel_order)
 
     def save(self, path: str | Path) -> None:
         """Write the labels as a palette PNG whose pixel values are the labels (16-bit if uint16).

@@ -57,7 +57,4 @@ class Drawer:
         )
 
     def _palette(self, names: tuple[str, ...]) -> Array:
-        colours = palette(names)
-        if self._order == "bgr":
-            colours = np.ascontiguousarray(colours[:, ::-1])
-        return self._workspace.upload("palette", colours)
+        return self._workspace.upload("palette", palette(names, self._order))

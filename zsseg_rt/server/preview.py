@@ -176,7 +176,7 @@ def encode_preview_overlay(
     on_gpu = frame.on_gpu  # another thread may let it leave
     if on_gpu is not None and seg.labels.shape == size_hw:
         picture = gpu.canvas(on_gpu, (*size_hw, 3))
-        if gpu.paint(on_gpu, seg.labels, _colours(seg.names, channel_order), picture):
+        if gpu.paint(on_gpu, seg.labels, palette(seg.names, channel_order), picture):
             return jpeg(picture, channel_order)
     resized, labels = _resized(frame.image, size_hw), _nearest(seg.labels, size_hw)
     return encode_overlay(resized, labels, seg.names, channel_order, jpeg)
@@ -195,13 +195,8 @@ def encode_overlay(
         image: uint8 [H, W, 3].
         labels: uint8 or uint16 [H, W].
     """
-    colours = _colours(names, channel_order)
+    colours = palette(names, channel_order)
     return jpeg(ops.overlay(image, labels, colours, alpha=ALPHA), channel_order)
-
-
-def _colours(names: tuple[str, ...], channel_order: str) -> npt.NDArray[np.uint8]:
-    colours = palette(names)
-    return colours if channel_order == "rgb" else np.ascontiguousarray(colours[:, ::-1])
 
 
 def _preview_size(size_hw: tuple[int, ...]) -> tuple[int, int]:

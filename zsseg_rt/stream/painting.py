@@ -87,11 +87,7 @@ class Painter:
 
     def _palette(self, names: tuple[str, ...]) -> npt.NDArray[np.uint8]:
         if self._names != names:
-            colours = palette(names)
-            self._colours = (
-                colours if self._order == "rgb" else np.ascontiguousarray(colours[:, ::-1])
-            )
-            self._names = names
+            self._colours, self._names = palette(names, self._order), names
         return self._colours
 
 

@@ -56,7 +56,7 @@ _SHADES = (  # added to the hue, factors of saturation and value
 )  # fmt: skip
 
 
-def palette(classes: int | Sequence[str]) -> npt.NDArray[np.uint8]:
+def palette(classes: int | Sequence[str], channel_order: str = "rgb") -> npt.NDArray[np.uint8]:
     """Return a colour per class.
 
     A name that contains a colour word gets a shade of that colour, any other a colour that can be
@@ -66,11 +66,14 @@ def palette(classes: int | Sequence[str]) -> npt.NDArray[np.uint8]:
     index always has the same colour.
 
     Returns:
-        uint8 RGB [C, 3]. Where two names would get exactly the same colour, one moves by a level.
+        uint8 [C, 3], in the channel order. Where two names would get exactly the same colour, one
+        moves by a level.
     """
     if isinstance(classes, int):
-        return _by_index(classes)
-    return np.array(_by_name(tuple(classes)), np.uint8).reshape(-1, 3)
+        colours = _by_index(classes)
+    else:
+        colours = np.array(_by_name(tuple(classes)), np.uint8).reshape(-1, 3)
+    return colours if channel_order == "rgb" else np.ascontiguousarray(colours[:, ::-1])
 
 
 @lru_cache(maxsize=16)
