@@ -252,6 +252,14 @@ def overlay(
     out: Array | None,
     stream: int,
 ) -> Array: ...
+def yuv420(
+    image: Array,
+    layout: str,
+    channel_order: str,
+    colour_matrix: str,
+    out: tuple[Array, ...] | None,
+    stream: int,
+) -> tuple[Any, ...]: ...
 def all_finite(values: Array, out: Array | None, stream: int) -> Array: ...
 def count_labels(labels: Array, num_classes: int, out: Array | None, stream: int) -> Array: ...
 def merge_windows(

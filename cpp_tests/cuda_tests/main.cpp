@@ -30,6 +30,7 @@
 #include "zsseg/ops/relationship_descriptor.h"
 #include "zsseg/ops/upsample_argmax.h"
 #include "zsseg/ops/warp_blend.h"
+#include "zsseg/ops/yuv420.h"
 #if defined(ZSSEG_CUDA_EMULATED)
 #include <cuda_runtime_api.h>
 #endif
@@ -495,6 +496,33 @@ void run_pictures(Comparison& comparison, Randomness& random) {
   }
 }
 
+void run_planes(Comparison& comparison, Randomness& random) {
+  for (const bool planar : {false, true}) {
+    for (const Shape& size : {Shape{31, 45, 3}, Shape{30, 46, 3}, Shape{31, 64, 3}}) {
+      const Yuv420Params params{planar, planar, ColourMatrix::kBt709};
+      const HostTensor picture = random.whole(DType::uint8, size, 256);
+      std::vector<Result> results;
+      for (int plane = 0; plane < yuv420_count(params); ++plane) {
+        results.push_back({DType::uint8, yuv420_shape(picture.view(), params, plane), kExact});
+      }
+      comparison.aligned_inputs = comparison.aligned_results = size[1] == 64;
+      comparison.compare(
+          std::string("yuv420 ") + (planar ? "I420" : "NV12") + ", width " +
+              std::to_string(size[1]),
+          {picture}, results,
+          [&](const Views& in, const Views& out, const TensorView&, StreamHandle stream) {
+            Yuv420Planes planes = {};
+            for (std::size_t i = 0; i < out.size(); ++i) {
+              planes.plane[i] = out[i];
+              planes.row_bytes[i] = static_cast<std::int64_t>(out[i].bytes()) / out[i].shape[0];
+            }
+            yuv420(in[0], planes, params, stream);
+          });
+    }
+  }
+  comparison.aligned_inputs = comparison.aligned_results = false;
+}
+
 void run_finite(Comparison& comparison, Randomness& random) {
   for (const DType dtype : {DType::float32, DType::float16, DType::bfloat16}) {
     for (const bool finite : {true, false}) {
@@ -708,6 +736,7 @@ int run_all(bool poisoned) {
   run_upsample_tables(comparison, random);
   run_upsample_overlay(comparison, random);
   run_pictures(comparison, random);
+  run_planes(comparison, random);
   run_finite(comparison, random);
   run_warp(comparison, random);
   run_norm(comparison, random);

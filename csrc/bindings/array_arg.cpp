@@ -333,11 +333,12 @@ bool ArrayArg::take_cuda_array_interface(py::handle object, const char* name, St
 }
 
 OutputArg::OutputArg(const py::object& given, const char* name, const Shape& shape, DType dtype,
-                     const Device& device, StreamHandle stream)
+                     const Device& device, StreamHandle stream, bool may_be_pitched)
     : name_(name) {
   if (!given.is_none()) {
-    given_ = std::make_shared<ArrayArg>(ArrayArg::output(given, name, stream));
+    given_ = std::make_shared<ArrayArg>(ArrayArg::output(given, name, stream, may_be_pitched));
     view_ = given_->view();
+    row_bytes_ = given_->row_bytes();
     result_ = given;
   } else if (device.is_cuda()) {
     const DeviceArray array = DeviceArray::empty(shape, dtype, device.index, stream);
@@ -348,22 +349,25 @@ OutputArg::OutputArg(const py::object& given, const char* name, const Shape& sha
     view_ = TensorView{array.mutable_data(), dtype, shape, device};
     result_ = std::move(array);
   }
-}
-
-CallArray::CallArray(const ArrayArg& array)
-    : name_(array.name()), begin_(reinterpret_cast<std::uintptr_t>(array.view().data)) {
-  const TensorView& view = array.view();
-  if (view.count() > 0) {
-    const std::int64_t rows = view.shape.rank == 0 ? 1 : view.shape[0];
-    end_ = begin_ + view.bytes() / static_cast<std::uintptr_t>(rows) +
-           static_cast<std::uintptr_t>((rows - 1) * array.row_bytes());
+  if (given.is_none() && view_.count() > 0 && shape.rank > 0) {
+    row_bytes_ = static_cast<std::int64_t>(view_.bytes()) / shape[0];
   }
 }
 
-CallArray::CallArray(const OutputArg& array)
-    : name_(array.name()), begin_(reinterpret_cast<std::uintptr_t>(array.view().data)) {
-  end_ = array.view().count() > 0 ? begin_ + array.view().bytes() : 0;
+CallArray::CallArray(const char* name, const TensorView& view, std::int64_t row_bytes)
+    : name_(name), begin_(reinterpret_cast<std::uintptr_t>(view.data)) {
+  if (view.count() > 0) {
+    const std::int64_t rows = view.shape.rank == 0 ? 1 : view.shape[0];
+    end_ = begin_ + view.bytes() / static_cast<std::uintptr_t>(rows) +
+           static_cast<std::uintptr_t>((rows - 1) * row_bytes);
+  }
 }
+
+CallArray::CallArray(const ArrayArg& array)
+    : CallArray(array.name(), array.view(), array.row_bytes()) {}
+
+CallArray::CallArray(const OutputArg& array)
+    : CallArray(array.name(), array.view(), array.row_bytes()) {}
 
 CallArray CallArray::or_in_place(const CallArray& output) const {
   CallArray input = *this;

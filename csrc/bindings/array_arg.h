@@ -22,8 +22,9 @@ class ArrayArg {
   static ArrayArg input(pybind11::handle object, const char* name, StreamHandle stream) {
     return ArrayArg(object, name, stream, false);
   }
-  static ArrayArg output(pybind11::handle object, const char* name, StreamHandle stream) {
-    return ArrayArg(object, name, stream, true);
+  static ArrayArg output(pybind11::handle object, const char* name, StreamHandle stream,
+                         bool may_be_pitched = false) {
+    return ArrayArg(object, name, stream, true, may_be_pitched);
   }
   // Whose rows, along the first axis, may lie further apart than they are long.
   static ArrayArg pitched(pybind11::handle object, const char* name, StreamHandle stream) {
@@ -32,7 +33,7 @@ class ArrayArg {
 
   const char* name() const { return name_; }
   const TensorView& view() const { return view_; }
-  // From one row to the next, where `pitched` was asked.
+  // From one row, along the first axis, to the next.
   std::int64_t row_bytes() const { return row_bytes_; }
 
  private:
@@ -55,20 +56,23 @@ class ArrayArg {
   std::shared_ptr<void> keeps_alive_;
 };
 
-// The `out` argument of an operation: the caller's array, or a new one where that is None.
+// The `out` argument of an operation: the caller's array, or a new one where that is None. Rows of
+// the caller's may lie apart where that is asked.
 class OutputArg {
  public:
   OutputArg(const pybind11::object& given, const char* name, const Shape& shape, DType dtype,
-            const Device& device, StreamHandle stream);
+            const Device& device, StreamHandle stream, bool may_be_pitched = false);
 
   const char* name() const { return name_; }
   const TensorView& view() const { return view_; }
   const pybind11::object& result() const { return result_; }
+  std::int64_t row_bytes() const { return row_bytes_; }  // from one row to the next
 
  private:
   const char* name_;
   pybind11::object result_;
   TensorView view_;
+  std::int64_t row_bytes_ = 0;
   std::shared_ptr<ArrayArg> given_;
 };
 
@@ -89,6 +93,7 @@ class CallArray {
   CallArray or_in_place(const CallArray& output) const;
 
  private:
+  CallArray(const char* name, const TensorView& view, std::int64_t row_bytes);
   friend void expect_apart(std::initializer_list<CallArray> written,
                            std::initializer_list<CallArray> read);
   bool overlaps(const CallArray& other) const { return begin_ < other.end_ && other.begin_ < end_; }

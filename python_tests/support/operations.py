@@ -44,6 +44,7 @@ OPERATIONS = {
         },
         {},
     ),
+    "yuv420": ({"image": zeros(4, 4, 3, dtype=np.uint8)}, {"layout": "i420"}),
     "upsample_argmax_overlay": (
         {
             "logits": zeros(1, 3, 2, 2),

@@ -32,6 +32,9 @@ def results_of(operation):
         for name, array in arrays.items()
         if name not in ("out", "picture", "total")
     }
+    if operation == "yuv420":
+        planes = ops.yuv420(**arrays, **settings)
+        return arrays, settings, {f"out[{i}]": plane for i, plane in enumerate(planes)}
     if operation not in PAIRED:
         written = {"out": getattr(ops, operation)(**arrays, **settings)}
         if operation == "patch_text_similarity":
@@ -67,6 +70,8 @@ def shared(written, other, shift):
 
 def call(operation, arrays, settings, written, module=ops):
     settings = dict(settings)
+    if operation == "yuv420":
+        settings, written = settings | {"out": tuple(written.values())}, {}
     if operation in PAIRED:
         settings |= {"out": (written["labels"], written["scores"]), "with_scores": True}
         written = {name: array for name, array in written.items() if name == "picture"}
@@ -93,7 +98,7 @@ def test_overlap_is_refused(operation, output, other, shift):
     names = list(given[2])
     if other in names and names.index(other) > names.index(output):
         output, other = other, output  # of two outputs, the later one is named first
-    words = rf"{output}: expected memory apart from {re.escape(other)}'s, got an overlap\. Pass"
+    words = re.escape(f"{output}: expected memory apart from {other}'s, got an overlap. Pass")
     with pytest.raises(ArgumentError, match=words):
         call(operation, *given)
 

@@ -41,6 +41,7 @@ from zsseg_rt.common.cpus import threads_in_quota
 from zsseg_rt.ops.labels import upsample_argmax, upsample_argmax_overlay
 from zsseg_rt.ops.native import native
 from zsseg_rt.ops.over_cells import bilateral_upsample, merge_windows, warp_blend
+from zsseg_rt.ops.pictures import yuv420
 from zsseg_rt.ops.regions import crop_regions, label_regions, mask_boxes
 from zsseg_rt.ops.rows import add_layer_norm
 from zsseg_rt.ops.similarity import (
@@ -81,6 +82,7 @@ __all__ = [
     "upsample_argmax",
     "upsample_argmax_overlay",
     "warp_blend",
+    "yuv420",
 ]
 
 if _quota := threads_in_quota():

@@ -23,6 +23,7 @@ from zsseg_rt.ops.reference_labels import (
     upsample_argmax,
     upsample_bilinear,
 )
+from zsseg_rt.ops.reference_pictures import yuv420
 from zsseg_rt.ops.reference_preprocess import preprocess, rgb_of_nv12
 from zsseg_rt.ops.reference_regions import crop_regions, label_regions, mask_boxes
 from zsseg_rt.ops.reference_warp import merge_windows, warp_blend
@@ -48,6 +49,7 @@ __all__ = [
     "upsample_argmax_overlay",
     "upsample_bilinear",
     "warp_blend",
+    "yuv420",
 ]
 
 

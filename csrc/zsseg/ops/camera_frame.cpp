@@ -7,11 +7,12 @@
 
 namespace zsseg {
 
-void expect_sides(const TensorView& pixels) {
+void expect_sides(const char* name, const TensorView& pixels) {
   for (int axis = 0; axis < 2; ++axis) {
     if (pixels.shape[axis] < 1 || pixels.shape[axis] > kMaxSide) {
-      throw ShapeError("frame: expected sides from 1 to " + std::to_string(kMaxSide) + ", got " +
-                       to_string(pixels.shape) + ". Check that the frame was read.");
+      throw ShapeError(std::string(name) + ": expected sides from 1 to " +
+                       std::to_string(kMaxSide) + ", got " + to_string(pixels.shape) +
+                       ". Check that it was read.");
     }
   }
 }
@@ -22,7 +23,7 @@ void expect_planes(const CameraFrame& frame) {
   expect_dtype("frame[0]", luma, {DType::uint8});
   expect_shape("frame[0]", luma, {kAnySize, kAnySize});
   expect_dtype("frame[1]", chroma, {DType::uint8});
-  expect_sides(luma);
+  expect_sides("frame", luma);
   if (luma.shape[0] % 2 != 0 || luma.shape[1] % 2 != 0) {
     throw ShapeError("frame[0]: expected even sides, got " + to_string(luma.shape) +
                      ". NV12 has one colour for two by two pixels.");

@@ -29,6 +29,6 @@ struct CameraFrame {
 void expect_planes(const CameraFrame& frame);
 
 // Refuses sides beyond kMaxSide, and none.
-void expect_sides(const TensorView& pixels);
+void expect_sides(const char* name, const TensorView& pixels);
 
 }  // namespace zsseg

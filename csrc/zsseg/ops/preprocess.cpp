@@ -33,7 +33,7 @@ Shape preprocess_shape(const CameraFrame& frame, const PreprocessParams& params)
   } else {
     expect_dtype("frame", frame.pixels, {DType::uint8});
     expect_shape("frame", frame.pixels, {kAnySize, kAnySize, 3});
-    expect_sides(frame.pixels);
+    expect_sides("frame", frame.pixels);
   }
   if (params.height < 1 || params.height > kMaxSide || params.width < 1 ||
       params.width > kMaxSide) {

@@ -151,6 +151,10 @@ def _overlay(d: random.Random) -> _Call:
     }
 
 
+def _yuv420(d: random.Random) -> _Call:
+    return [_bytes(d, *_sides(d), 3)], {"layout": d.choice(("nv12", "i420"))}
+
+
 def _windows(d: random.Random) -> _Call:
     height, width = _sides(d)
     places = [(d.choice((0, 1, 32766)), d.choice((0, 3, 40000))) for _ in range(2)]
@@ -207,6 +211,7 @@ CALLS: dict[str, Callable[[random.Random], _Call]] = {
     "merge_windows": _windows,
     "bilateral_upsample": _bilateral,
     "overlay": _overlay,
+    "yuv420": _yuv420,
     "all_finite": _finite,
     "count_labels": _count,
     "mask_boxes": _boxes,
