@@ -2,6 +2,7 @@
 
 A graph is found again if the sources that make it, the exporter's packages, the module's weights
 and settings and the example inputs are all the same. The folder may be deleted at any time.
+What is traced all the same shares torch's list of operators, whose sources it parses every time.
 
 ``ZSSEG_TEST_CACHE=DIR`` names another folder; empty means that nothing is kept.
 """
@@ -40,8 +41,11 @@ def folder() -> Path | None:
 
 def install(root: Path) -> None:
     """Let ``GraphExport.to_onnx`` look into the folder first, in this process."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
     from zsseg_rt.export.onnx import GraphExport
 
+    ONNXRegistry.from_torchlib = staticmethod(cache(ONNXRegistry.from_torchlib))
     GraphExport.to_onnx = kept_in(root, GraphExport.to_onnx)
 
 
