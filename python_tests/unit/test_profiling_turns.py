@@ -149,6 +149,25 @@ def test_a_turn_has_a_cold_call_warming_and_as_many_calls_as_were_allowed():
     meter.close()
 
 
+def test_what_warms_up_a_gpu_is_waited_for():
+    """Calls only enqueue; the measured one would wait for all of them."""
+    waiting = []
+
+    class Timer:
+        begin = staticmethod(lambda: None)
+
+        def end_ms(self):
+            waiting.clear()
+            return 1.0
+
+    meter = Meter(device_timer=Timer())
+    queued = []
+    meter.turn(lambda: (queued.append(len(waiting)), waiting.append(1)), TurnPlan(warming_ms=1.0))
+    assert len(queued) > 2
+    assert set(queued) == {0}
+    meter.close()
+
+
 def test_a_call_s_own_cpu_time_is_measured():
     meter = Meter()
 
