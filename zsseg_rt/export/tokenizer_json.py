@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+from functools import cache
 from pathlib import Path
 
 from zsseg_rt.errors import CheckpointError
@@ -35,7 +36,16 @@ def tokenizer_json(merges_path: Path | None = None) -> str:
         Radford et al., "Learning Transferable Visual Models From Natural Language Supervision",
         ICML 2021.
     """
-    merges = _read_merges(merges_path or _MERGES)
+    return _shipped() if merges_path is None else _document(merges_path)
+
+
+@cache
+def _shipped() -> str:
+    return _document(_MERGES)
+
+
+def _document(path: Path) -> str:
+    merges = _read_merges(path)
     letters = _byte_letters()
     tokens = [*letters, *(letter + WORD_END for letter in letters)]
     tokens += [first + second for first, second in merges]
