@@ -83,7 +83,7 @@ def key_of(graph: Any, name: str) -> str | None:
 
 
 def _parts(graph: Any, name: str) -> Iterator[str | bytes]:
-    yield from (name, repr(graph.outputs), repr(graph.dynamic))
+    yield from (name, repr(graph.outputs), repr(sorted(_open_axes(graph))))
     for label, tensor in graph.inputs.items():
         yield label
         yield from _of_tensor(tensor)
@@ -96,6 +96,13 @@ def _parts(graph: Any, name: str) -> Iterator[str | bytes]:
         for label, value in (*sorted(tensors.items()), *sorted(settings.items())):
             yield label
             yield from _of_tensor(value) if hasattr(value, "untyped_storage") else (repr(value),)
+
+
+def _open_axes(graph: Any) -> Iterator[tuple[str, int, str, bool]]:
+    """Of their largest sizes, which only limit what may be given, just whether they are open."""
+    for tensor, axes in graph.dynamic.items():
+        for axis, (label, most) in axes.items():
+            yield tensor, axis, label, most > 1
 
 
 def _of_tensor(tensor: Any) -> Iterator[str | bytes]:
