@@ -51,6 +51,7 @@ CASES: dict[str, Callable[..., Iterator[Case]]] = {
     "patch_text_similarity": product_cases.similarity_cases,
     "upsample_argmax": frame_cases.upsample_cases,
     "overlay": frame_cases.overlay_cases,
+    "ink": frame_cases.ink_cases,
     "yuv420": frame_cases.yuv420_cases,
     "blend_cosines": product_cases.blend_cases,
     "mask_boxes": region_cases.box_cases,

@@ -252,6 +252,13 @@ def overlay(
     out: Array | None,
     stream: int,
 ) -> Array: ...
+def ink(
+    picture: Array,
+    weights: Array,
+    place: tuple[int, int],
+    colours: Sequence[Sequence[int]],
+    stream: int,
+) -> None: ...
 def yuv420(
     image: Array,
     layout: str,

@@ -22,6 +22,7 @@
 #include "zsseg/ops/blend_cosines.h"
 #include "zsseg/ops/count_labels.h"
 #include "zsseg/ops/crop_regions.h"
+#include "zsseg/ops/ink.h"
 #include "zsseg/ops/label_regions.h"
 #include "zsseg/ops/merge_windows.h"
 #include "zsseg/ops/overlay.h"
@@ -496,6 +497,26 @@ void run_pictures(Comparison& comparison, Randomness& random) {
   }
 }
 
+// On an overlay, which a result must be before it is written in place.
+void run_ink(Comparison& comparison, Randomness& random) {
+  const Shape shape{31, 45, 3};
+  for (const std::int64_t count : {1, 2}) {
+    for (const int place : {9, -5, 25}) {  // inside, and cut
+      const InkParams params{place, place, {{0, 20, 40}, {255, 200, 130}}};
+      comparison.compare(
+          "ink of " + std::to_string(count) + " colours at " + std::to_string(place),
+          {random.whole(DType::uint8, shape, 256), random.whole(DType::uint8, {31, 45}, 9),
+           random.whole(DType::uint8, {9, 3}, 256),
+           random.whole(DType::uint8, {count, 11, 33}, 256)},
+          {{DType::uint8, shape, kExact}},
+          [&](const Views& in, const Views& out, const TensorView&, StreamHandle stream) {
+            overlay({in[0]}, in[1], in[2], out[0], {}, stream);
+            ink(out[0], in[3], params, stream);
+          });
+    }
+  }
+}
+
 void run_planes(Comparison& comparison, Randomness& random) {
   for (const bool planar : {false, true}) {
     for (const Shape& size : {Shape{31, 45, 3}, Shape{30, 46, 3}, Shape{31, 64, 3}}) {
@@ -736,6 +757,7 @@ int run_all(bool poisoned) {
   run_upsample_tables(comparison, random);
   run_upsample_overlay(comparison, random);
   run_pictures(comparison, random);
+  run_ink(comparison, random);
   run_planes(comparison, random);
   run_finite(comparison, random);
   run_warp(comparison, random);

@@ -16,6 +16,7 @@ PYBIND11_MODULE(_C, module) {
   register_patch_text_similarity(module);
   register_upsample_argmax(module);
   register_overlay(module);
+  register_ink(module);
   register_yuv420(module);
   register_crop_regions(module);
   register_label_regions(module);

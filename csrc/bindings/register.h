@@ -14,6 +14,7 @@ void register_relationship_descriptor(pybind11::module_& module);
 void register_patch_text_similarity(pybind11::module_& module);
 void register_upsample_argmax(pybind11::module_& module);
 void register_overlay(pybind11::module_& module);
+void register_ink(pybind11::module_& module);
 void register_yuv420(pybind11::module_& module);
 void register_crop_regions(pybind11::module_& module);
 void register_label_regions(pybind11::module_& module);

@@ -44,6 +44,10 @@ OPERATIONS = {
         },
         {},
     ),
+    "ink": (
+        {"picture": zeros(4, 4, 3, dtype=np.uint8), "weights": zeros(1, 4, 4, dtype=np.uint8)},
+        {"place": (0, 0), "colours": [(1, 2, 3)]},
+    ),
     "yuv420": ({"image": zeros(4, 4, 3, dtype=np.uint8)}, {"layout": "i420"}),
     "upsample_argmax_overlay": (
         {

@@ -16,6 +16,7 @@ OPERATIONS = {
     "patch_text_similarity",
     "upsample_argmax",
     "overlay",
+    "ink",
     "yuv420",
     "blend_cosines",
     "mask_boxes",

@@ -35,6 +35,8 @@ def results_of(operation):
     if operation == "yuv420":
         planes = ops.yuv420(**arrays, **settings)
         return arrays, settings, {f"out[{i}]": plane for i, plane in enumerate(planes)}
+    if operation == "ink":
+        return arrays, settings, {"picture": np.zeros((4, 4, 3), np.uint8)}
     if operation not in PAIRED:
         written = {"out": getattr(ops, operation)(**arrays, **settings)}
         if operation == "patch_text_similarity":

@@ -205,6 +205,26 @@ def overlay_cases(bench: CpuBench, *, quick: bool) -> Iterator[Case]:
     yield case
 
 
+def ink_cases(bench: CpuBench, *, quick: bool) -> Iterator[Case]:
+    """A name with its outline on a full-HD picture, as sparse as letters are."""
+    size, of_name = ((90, 160), (12, 40)) if quick else ((1080, 1920), (60, 400))
+    generator = np.random.default_rng(0)
+    picture = generator.integers(0, 256, (*size, 3), np.uint8)
+    weights = generator.integers(0, 256, (2, *of_name), np.uint8)
+    weights *= generator.random(weights.shape) < 0.3
+    placed = [bench.place(picture.copy()), bench.place(weights)]
+    where = (size[0] // 2, size[1] // 2), [(0, 0, 0), (255, 255, 255)]
+
+    def ours() -> Any:
+        return ops.ink(*placed, *where, stream=bench.stream)
+
+    def check() -> None:
+        found = ops.ink(bench.place(picture.copy()), placed[1], *where, stream=bench.stream)
+        expect_close(bench.fetch(found), reference.ink(picture.copy(), weights, *where), 0.0)
+
+    yield Case("ink", "x".join(map(str, of_name)), weights.nbytes, check, {"zsseg_rt": ours})
+
+
 def yuv420_cases(bench: CpuBench, *, quick: bool) -> Iterator[Case]:
     """A full-HD picture to NV12 and to I420."""
     height, width = (90, 160) if quick else (1080, 1920)

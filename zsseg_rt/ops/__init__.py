@@ -41,7 +41,7 @@ from zsseg_rt.common.cpus import threads_in_quota
 from zsseg_rt.ops.labels import upsample_argmax, upsample_argmax_overlay
 from zsseg_rt.ops.native import native
 from zsseg_rt.ops.over_cells import bilateral_upsample, merge_windows, warp_blend
-from zsseg_rt.ops.pictures import yuv420
+from zsseg_rt.ops.pictures import ink, yuv420
 from zsseg_rt.ops.regions import crop_regions, label_regions, mask_boxes
 from zsseg_rt.ops.rows import add_layer_norm
 from zsseg_rt.ops.similarity import (
@@ -68,6 +68,7 @@ __all__ = [
     "cuda_device_properties",
     "cuda_runtime_version",
     "get_num_threads",
+    "ink",
     "label_regions",
     "mask_boxes",
     "merge_windows",

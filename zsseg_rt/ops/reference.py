@@ -23,7 +23,7 @@ from zsseg_rt.ops.reference_labels import (
     upsample_argmax,
     upsample_bilinear,
 )
-from zsseg_rt.ops.reference_pictures import yuv420
+from zsseg_rt.ops.reference_pictures import ink, yuv420
 from zsseg_rt.ops.reference_preprocess import preprocess, rgb_of_nv12
 from zsseg_rt.ops.reference_regions import crop_regions, label_regions, mask_boxes
 from zsseg_rt.ops.reference_warp import merge_windows, warp_blend
@@ -37,6 +37,7 @@ __all__ = [
     "blend_cosines",
     "count_labels",
     "crop_regions",
+    "ink",
     "label_regions",
     "mask_boxes",
     "merge_windows",

@@ -151,6 +151,12 @@ def _overlay(d: random.Random) -> _Call:
     }
 
 
+def _ink(d: random.Random) -> _Call:
+    place = d.choice((0, 3, -40)), d.choice((0, -2, 1 << 62))
+    arrays = [_bytes(d, *_sides(d), 3), _bytes(d, 2, *_sides(d))]
+    return [*arrays, place, [(0, 0, 0), (255, 9, 1)]], {}
+
+
 def _yuv420(d: random.Random) -> _Call:
     return [_bytes(d, *_sides(d), 3)], {"layout": d.choice(("nv12", "i420"))}
 
@@ -211,6 +217,7 @@ CALLS: dict[str, Callable[[random.Random], _Call]] = {
     "merge_windows": _windows,
     "bilateral_upsample": _bilateral,
     "overlay": _overlay,
+    "ink": _ink,
     "yuv420": _yuv420,
     "all_finite": _finite,
     "count_labels": _count,
@@ -263,7 +270,7 @@ def _call_oddly(draw: random.Random, place: Callable[[Any], Any]) -> None:
         index = draw.randrange(len(arguments))
         arguments[index] = _odd_argument(arguments[index], draw)
     if draw.random() < 0.3:
-        output = [] if name == "label_regions" else ["out"]
+        output = [] if name in ("label_regions", "ink") else ["out"]
         settings[draw.choice([*settings, *output, "stream"])] = _odd_argument(None, draw)
     getattr(ops, name)(*(place(value) for value in arguments), **settings)
 
