@@ -1,4 +1,5 @@
-"""Overlays of frames on a GPU are painted there: the picture of the CPU, fetched in one copy.
+"""Overlays of frames on a GPU are painted there: the picture of the CPU, fetched in one copy or
+not at all.
 
 On any CUDA device, the emulated one included.
 """
@@ -8,26 +9,29 @@ import pytest
 
 from conftest import require_cuda
 from support.cuda_counts import counts_reader
+from support.errors import refused
 from zsseg_rt import Nv12Frame, ops
-from zsseg_rt.errors import CudaError
+from zsseg_rt.errors import ArgumentError, CudaError
+from zsseg_rt.ops import reference
 from zsseg_rt.results.segmentation import Frame, Segmentation
+from zsseg_rt.results.visualize import palette, plot
 from zsseg_rt.stream import painting
 from zsseg_rt.stream.conversion import host_picture
 from zsseg_rt.stream.painting import Painter
 
-pytest.importorskip("cv2")
+cv2 = pytest.importorskip("cv2")
 SIZE = (180, 322)  # wide enough for names
 KINDS = ["bt601", "bt709-full", "whole pixels"]
 
 
-def labelled(kind, order, seed=0, *, fetches=None):
+def labelled(kind, order, seed=0, *, fetches=None, size=SIZE, source="cam"):
     """A result whose frame is on the GPU; its picture for the CPU notes that it was asked for."""
     rng = np.random.default_rng(seed)
     if kind == "whole pixels":
-        given = ops.DeviceArray.from_numpy(rng.integers(0, 256, (*SIZE, 3), np.uint8), 0)
+        given = ops.DeviceArray.from_numpy(rng.integers(0, 256, (*size, 3), np.uint8), 0)
         make = given.numpy
     else:
-        shapes = (SIZE, (SIZE[0] // 2, SIZE[1] // 2, 2))
+        shapes = (size, (size[0] // 2, size[1] // 2, 2))
         planes = [rng.integers(0, 256, shape, np.uint8) for shape in shapes]
         given = Nv12Frame(*(ops.DeviceArray.from_numpy(plane, 0) for plane in planes), kind)
 
@@ -38,10 +42,15 @@ def labelled(kind, order, seed=0, *, fetches=None):
         (fetches if fetches is not None else []).append(seed)
         return make()
 
-    labels = np.full(SIZE, 255, np.uint8)
-    labels[:, :130], labels[90:, 200:] = 0, 2
+    labels = np.full(size, 255, np.uint8)
+    labels[:, :130], labels[90:, 200:], labels[:40, 200:] = 0, 2, 1
     frame = Frame(
-        source="cam", index=seed, captured_at=0.1 * seed, clock="arrival", image=image, on_gpu=given
+        source=source,
+        index=seed,
+        captured_at=0.1 * seed,
+        clock="arrival",
+        image=image,
+        on_gpu=given,
     )
     return Segmentation(
         labels=labels, names=("road", "sky", "tree"), vocabulary_version=1, frame=frame
@@ -76,6 +85,99 @@ def test_the_picture_is_the_cpu_s_and_alone_is_fetched(kind, order):
     for seg, picture in zip(segs, found, strict=True):
         np.testing.assert_array_equal(picture, painted(on_cpu, on_the_cpu(seg)))
     assert on_cpu.painted == "cpu"
+
+
+def same_planes(planes, picture, order, **how):
+    expected = reference.yuv420(picture, channel_order=order, **how)
+    for plane, law in zip(planes, expected, strict=True):
+        assert isinstance(plane, ops.DeviceArray)
+        np.testing.assert_array_equal(plane.numpy(), law)
+
+
+SIZES = [("bt709", (180, 322)), ("bt601-full", (180, 324)), ("whole pixels", (181, 323)),
+         ("whole pixels", (181, 324))]  # fmt: skip
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.parametrize(("kind", "size"), SIZES)
+@pytest.mark.parametrize("layout", ["nv12", "i420"])
+@pytest.mark.parametrize(("order", "legend"), [("rgb", True), ("bgr", False)])
+def test_planes_hold_names_and_legend_and_nothing_is_fetched(kind, size, layout, order, legend):
+    require_cuda()
+    counts, fetches = counts_reader(), []
+    settings = {"channel_order": order, "alpha": 0.4, "legend": legend}
+    how = {"layout": layout, "colour_matrix": "bt709"}
+    on_gpu, on_cpu = Painter(**settings), Painter(**settings)
+    told = {"fetches": fetches, "size": size}
+    segs = [labelled(kind, order, n, source="ab"[n % 2], **told) for n in range(3)]
+    before = counts()
+    found = [on_gpu.planes(seg, **how) for seg in segs]
+    copies = counts()["copies_to_host"] - before["copies_to_host"]
+    assert (copies, fetches, on_gpu.painted) == (0, [], "gpu")
+    for seg, planes in zip(segs, found, strict=True):
+        picture = painted(on_cpu, on_the_cpu(seg))
+        assert (len(picture) > size[0]) == legend
+        same_planes(planes, picture, order, **how)
+        plain = ops.overlay(
+            seg.frame.image, seg.labels, palette(seg.names, order), alpha=settings["alpha"]
+        )
+        assert (picture[: size[0]] != plain).any()  # names were written
+    assert on_gpu.planes(segs[0], **how) is None  # it has left the GPU
+
+
+@pytest.mark.needs_cuda
+def test_planes_are_written_where_they_are_wanted():
+    require_cuda()
+    painter = Painter(channel_order="rgb", alpha=0.4)
+    seg = labelled("whole pixels", "rgb", size=(181, 323))
+    shapes = [(182, 324), (91, 162), (91, 162)]
+    out = tuple(ops.DeviceArray.empty(shape, "uint8") for shape in shapes)
+    planes = painter.planes(seg, layout="i420", colour_matrix="bt601-full", out=out)
+    assert all(plane is given for plane, given in zip(planes, out, strict=True))
+    with refused(ArgumentError, "out"):
+        painter.planes(seg, out=out)
+    picture = painted(painter, on_the_cpu(seg))
+    same_planes(planes, picture, "rgb", layout="i420", colour_matrix="bt601-full")
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.parametrize("step", ["yuv420", "ink"])
+def test_planes_that_fail_are_painted_on_the_cpu_from_then_on(step, monkeypatch, caplog):
+    require_cuda()
+    painter, expected = (Painter(channel_order="rgb", alpha=0.4, legend=True) for _ in range(2))
+    segs = [labelled("bt709", "rgb", seed) for seed in range(3)]
+    assert painter.planes(segs[0]) is not None
+
+    sound = getattr(ops, step)
+
+    def fail(picture, *arguments, **settings):
+        if isinstance(picture, np.ndarray):  # the legend, before it is uploaded
+            return sound(picture, *arguments, **settings)
+        raise CudaError("out of memory")
+
+    monkeypatch.setattr(ops, step, fail)
+    assert painter.planes(segs[1]) is None
+    monkeypatch.undo()
+    assert painter.planes(segs[2]) is None
+    found = [painted(painter, seg) for seg in segs]
+    assert painter.painted == "cpu"
+    for seg, picture in zip(segs, found, strict=True):
+        np.testing.assert_array_equal(picture, painted(expected, on_the_cpu(seg)))
+    warnings = [r.message for r in caplog.records if "CPU from now on" in r.message]
+    assert warnings == ["overlays are painted on the CPU from now on: out of memory"]
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.parametrize("place", [(3, 20), (-30, 90), (310, 5), (150, 400), (-900, 90)])
+def test_names_are_cut_at_the_edges_as_on_the_cpu(place):
+    require_cuda()
+    picture = np.random.default_rng(0).integers(0, 256, (90, 322, 3), np.uint8)
+    on_gpu = ops.DeviceArray.from_numpy(picture, 0)
+    for text in ("gjpq", " "):
+        name = plot._Text(cv2, text, 322)
+        for there in (picture, on_gpu):
+            name.draw(there, *place, [(0, 0, 0), (9, 255, 99)])
+    np.testing.assert_array_equal(on_gpu.numpy(), picture)
 
 
 @pytest.mark.needs_cuda
@@ -126,9 +228,13 @@ def test_the_page_s_overlay_is_painted_there_unless_it_is_made_smaller(order, mo
 
     fetches, gpu, jpeg = [], painting.GpuPainter(order, 0.5), preview.encode_jpeg
     seg = labelled("bt709", order, fetches=fetches)
+    planes = gpu.planes(seg.frame.on_gpu, seg.labels, palette(seg.names, order), layout="i420")
     found = preview.encode_preview_overlay(seg, order, jpeg, gpu)
     assert fetches == []
     assert found == preview.encode_preview_overlay(on_the_cpu(seg), order, jpeg, gpu)
+    colours = palette(seg.names, order)
+    picture = ops.overlay(seg.frame.image, seg.labels, colours, alpha=0.5)
+    same_planes(planes, picture, order, layout="i420")
     monkeypatch.setattr(preview, "LONGEST_SIDE", 100)
     seg, fetches = labelled("bt709", order, fetches=fetches), []
     small = preview.encode_preview_overlay(seg, order, jpeg, gpu)

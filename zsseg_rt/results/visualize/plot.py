@@ -21,6 +21,7 @@ _LEAST_HEIGHT = 11  # of capitals there, in pixels
 _CAPITALS = 21.0  # height of the font's capitals at scale 1
 _SMALLEST_SHARE = 0.01  # of the picture; parts below get no name
 _MOST_NAMES = 40
+_OUTLINED = ((0, 0, 0), (255, 255, 255))  # black around white letters
 _STAYS = 0.6  # of a part's greatest depth: a name moves where it has less around it
 
 
@@ -48,19 +49,21 @@ def enlarged(picture: Picture) -> tuple[Picture, int]:
 
 
 def draw_names(
-    picture: Picture,
+    picture: Any,
     parts: Sequence[tuple[str, npt.NDArray[np.bool_], Any]],
     *,
     step: int = 1,
     before: Sequence[NamePlace] = (),
+    stream: int = 0,
 ) -> list[NamePlace]:
     """Write each part's name inside it, where it is widest; a name that does not fit is left out.
 
     Args:
-        picture: uint8 [H, W, 3], drawn on.
+        picture: uint8 [H, W, 3], a NumPy array or a ``DeviceArray``, drawn on where it is.
         parts: Name, mask and the mask's left upper corner of each; larger ones come first.
         step: Masks and corners are of every so many-th row and column.
         before: What the call for the last frame returned; a name that still fits there stays.
+        stream: CUDA stream to draw on.
 
     Returns:
         The names and where they are.
@@ -82,7 +85,7 @@ def draw_names(
             continue
         taken.append(box)
         drawn.append((name, x, y))
-        text.draw(picture, right, down, (255, 255, 255), outline=(0, 0, 0))
+        text.draw(picture, right, down, _OUTLINED, stream=stream)
     return drawn
 
 
@@ -146,7 +149,7 @@ def legend_strip(
         corner = x + text.capitals, top + text.capitals
         cv2.rectangle(strip, (x, top), corner, entry.colour, -1)
         cv2.rectangle(strip, (x, top), corner, (90, 90, 90), 1)
-        text.draw(strip, x + row, top + text.capitals, (0, 0, 0))
+        text.draw(strip, x + row, top + text.capitals, [(0, 0, 0)])
     return strip
 
 
@@ -173,39 +176,33 @@ class _Text:
 
     def draw(
         self,
-        picture: Picture,
+        picture: Any,
         left: int,
         bottom: int,
-        colour: tuple[int, int, int],
+        colours: Sequence[tuple[int, int, int]],
         *,
-        outline: tuple[int, int, int] | None = None,
+        stream: int = 0,
     ) -> None:
+        """Write in the last colour; the one before it, if any, is the letters' outline."""
+        from zsseg_rt import ops
+
         # A heavier outline of the letters themselves would be wider: fonts differ with the version.
         cv2, margin = self._cv2, 2 * self.capitals
-        ink = np.zeros((3 * margin, self.width + 2 * margin), np.uint8)
+        weights = np.zeros((len(colours), 3 * margin, self.width + 2 * margin), np.uint8)
         cv2.putText(
-            ink, self.text, (margin, 2 * margin), cv2.FONT_HERSHEY_SIMPLEX, self._scale, 255,
-            self._weight, cv2.LINE_AA,
+            weights[-1], self.text, (margin, 2 * margin), cv2.FONT_HERSHEY_SIMPLEX, self._scale,
+            255, self._weight, cv2.LINE_AA,
         )  # fmt: skip
-        top, start = bottom - 2 * margin, left - margin
-        if outline is not None:
-            around = cv2.dilate(ink, np.ones((2 * self._weight + 1,) * 2, np.uint8))
-            _blend(picture, around, (top, start), outline)
-        _blend(picture, ink, (top, start), colour)
-
-
-def _blend(
-    picture: Picture, ink: npt.NDArray[np.uint8], place: tuple[int, int],
-    colour: tuple[int, int, int],
-) -> None:  # fmt: skip
-    """Put a colour where there is ink; what lies beyond the picture is cut off."""
-    top, left = place
-    rows = slice(max(top, 0), min(top + ink.shape[0], picture.shape[0]))
-    columns = slice(max(left, 0), min(left + ink.shape[1], picture.shape[1]))
-    cut = ink[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
-    weight = cut[..., None].astype(np.float32) / 255
-    window = picture[rows, columns]
-    window[:] = np.rint(window * (1 - weight) + np.array(colour, np.float32) * weight)
+        if len(colours) > 1:
+            cv2.dilate(weights[-1], np.ones((2 * self._weight + 1,) * 2, np.uint8), weights[0])
+        x, y, width, height = cv2.boundingRect(weights[0])
+        cut = np.ascontiguousarray(weights[:, y : y + height, x : x + width])
+        place = bottom - 2 * margin + y, left - margin + x
+        placed: Any = cut
+        if not isinstance(picture, np.ndarray):
+            index = int(picture.device.partition(":")[2])
+            placed = ops.DeviceArray.from_numpy(cut, index, stream)
+        ops.ink(picture, placed, place, colours, stream=stream)
 
 
 def _ascii(text: str) -> str:
