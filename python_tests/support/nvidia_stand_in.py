@@ -87,15 +87,15 @@ def host_core(*, integrated=False):
 def use(library: Path, fails: int, colour: int, in_blocks: bool) -> None:
     """Let frames go through the stand-ins; the call of this number fails."""
     from zsseg_rt import ops
-    from zsseg_rt.stream.gstreamer import gpu_frames
+    from zsseg_rt.stream.gstreamer import nvidia
 
     ops.core = host_core()
-    gpu_frames.LIBRARIES = {
-        **gpu_frames.LIBRARIES,
+    nvidia.LIBRARIES = {
+        **nvidia.LIBRARIES,
         **dict.fromkeys(("cuda", "gstcuda", "nvbufsurface"), (str(library),)),
     }
     if fails == ABSENT:
-        gpu_frames.LIBRARIES["nvbufsurface"] = ("libabsent.so",)
+        nvidia.LIBRARIES["nvbufsurface"] = ("libabsent.so",)
     _used.library, _used.colour, _used.in_blocks = ctypes.CDLL(str(library)), colour, in_blocks
     ctypes.c_int.in_dll(_used.library, "stand_in_fails").value = fails
 

@@ -1,15 +1,12 @@
 """Frames that GStreamer holds in a GPU's memory, copied to arrays of ours; the CPU sees no pixel.
 
-On a Jetson, buffers of ``memory:NVMM`` hold an ``NvBufSurface``, which CUDA reads as an EGL image:
-nvbufsurface.h of JetPack 6 (jetson_multimedia_api) and cudaEGL.h of CUDA 12 describe the calls and
-structures, NVIDIA's sample code NvCudaProc.cpp their order. On other machines, buffers of
-``memory:CUDAMemory`` (gst-plugins-bad, gstcudamemory.h) are mapped with ``GST_MAP_CUDA``.
+``nvidia`` has the calls.
 """
 
 from __future__ import annotations
 
 import ctypes as c
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from types import MappingProxyType
@@ -17,92 +14,23 @@ from typing import Any
 
 from zsseg_rt.runtime.inputs.nv12 import Nv12Frame
 from zsseg_rt.stream.conversion import Uploads, host_picture
+from zsseg_rt.stream.gstreamer import nvidia
 from zsseg_rt.stream.gstreamer.frames import MapInfo, copy_image, host_planes, mapped, matrix_of
 from zsseg_rt.stream.gstreamer.library import Library
 from zsseg_rt.stream.gstreamer.messages import NotMappedError
+from zsseg_rt.stream.gstreamer.nvidia import Calls, Place
 from zsseg_rt.stream.gstreamer.rtsp_camera import CUDA_DECODERS, NVMM_DECODER, path_of_decoder
 
-LIBRARIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+_READ_ONLY = 1  # CU_GRAPHICS_MAP_RESOURCE_FLAGS_READ_ONLY
+_NEEDS = MappingProxyType(
     {
-        "cuda": ("libcuda.so.1",),
-        "gstcuda": ("libgstcuda-1.0.so.0",),
-        "nvbufsurface": ("libnvbufsurface.so.1.0.0", "libnvbufsurface.so"),
+        "nvmm": ("cuMemcpy2DAsync_v2", *nvidia.EGL_CALLS),
+        "cuda": ("cuMemcpy2DAsync_v2", "gst_cuda_memory_sync"),
     }
 )
-_MAP_CUDA = 1 << 17  # GST_MAP_FLAG_LAST is 1 << 16
-_SURFACE_ARRAY = 4  # NVBUF_MEM_SURFACE_ARRAY
-# Of NvBufSurfaceColorFormat: NV12, NV12_ER, NV12_709, NV12_709_ER; ER is the full range.
-_NV12 = MappingProxyType({6: "bt601", 7: "bt601-full", 33: "bt709", 34: "bt709-full"})
-_EGL_PITCH = 1  # CUeglFrameType; 0 is an array
-_DEVICE, _ARRAY, _UNIFIED = 2, 3, 4  # CUmemorytype
-_READ_ONLY = 1  # CU_GRAPHICS_MAP_RESOURCE_FLAGS_READ_ONLY
-_PLANES = 4  # NVBUF_MAX_PLANES; reserved fields come in fours too
-
-_u32, _pointer = c.c_uint32, c.c_void_p
-
-
-class _PlaneParams(c.Structure):  # NvBufSurfacePlaneParams
-    _fields_ = (
-        ("num_planes", _u32), ("width", _u32 * _PLANES), ("height", _u32 * _PLANES),
-        ("pitch", _u32 * _PLANES), ("offset", _u32 * _PLANES), ("psize", _u32 * _PLANES),
-        ("bytes_per_pixel", _u32 * _PLANES), ("reserved", _pointer * (4 * _PLANES)),
-    )  # fmt: skip
-
-
-class _SurfaceParams(c.Structure):  # NvBufSurfaceParams, with its NvBufSurfaceMappedAddr
-    _fields_ = (
-        ("width", _u32), ("height", _u32), ("pitch", _u32), ("color_format", c.c_int),
-        ("layout", c.c_int), ("buffer_desc", c.c_uint64), ("data_size", _u32),
-        ("data", _pointer), ("planes", _PlaneParams), ("mapped", _pointer * _PLANES),
-        ("egl_image", _pointer), ("mapped_reserved", _pointer * 4), ("reserved", _pointer * 4),
-    )  # fmt: skip
-
-
-class _Surface(c.Structure):  # NvBufSurface
-    _fields_ = (
-        ("gpu", _u32), ("batch_size", _u32), ("num_filled", _u32), ("contiguous", c.c_bool),
-        ("memory", c.c_int), ("surfaces", c.POINTER(_SurfaceParams)), ("reserved", _pointer * 4),
-    )  # fmt: skip
-
-
-class _EglFrame(c.Structure):  # CUeglFrame
-    _fields_ = (
-        ("planes", _pointer * 3), ("width", c.c_uint), ("height", c.c_uint), ("depth", c.c_uint),
-        ("pitch", c.c_uint), ("plane_count", c.c_uint), ("channels", c.c_uint),
-        ("kind", c.c_int), ("color_format", c.c_int), ("format", c.c_int),
-    )  # fmt: skip
-
-
-class _Copy(c.Structure):  # CUDA_MEMCPY2D
-    _fields_ = (
-        ("src_x", c.c_size_t), ("src_y", c.c_size_t), ("src_memory", c.c_int),
-        ("src_host", _pointer), ("src_device", c.c_uint64), ("src_array", _pointer),
-        ("src_pitch", c.c_size_t), ("dst_x", c.c_size_t), ("dst_y", c.c_size_t),
-        ("dst_memory", c.c_int), ("dst_host", _pointer), ("dst_device", c.c_uint64),
-        ("dst_array", _pointer), ("dst_pitch", c.c_size_t), ("width", c.c_size_t),
-        ("height", c.c_size_t),
-    )  # fmt: skip
-
-
 _EVEN = "width=[2,32766,2],height=[2,32766,2]"
-_Planes = tuple[tuple[int, int], str, Sequence[_Copy]]
+_Planes = tuple[tuple[int, int], str, Sequence[Place]]
 """Height and width, colour matrix, and where the two planes lie."""
-
-# Name -> library, what it returns on success, and its arguments.
-_CALLS: Mapping[str, tuple[str, int | None, tuple[Any, ...]]] = MappingProxyType(
-    {
-        "gst_cuda_memory_sync": ("gstcuda", None, (_pointer,)),
-        "cuMemcpy2DAsync_v2": ("cuda", 0, (c.POINTER(_Copy), _pointer)),
-        "cuGraphicsEGLRegisterImage": ("cuda", 0, (c.POINTER(_pointer), _pointer, c.c_uint)),
-        "cuGraphicsResourceGetMappedEglFrame": (
-            "cuda", 0, (c.POINTER(_EglFrame), _pointer, c.c_uint, c.c_uint),
-        ),
-        "cuGraphicsUnregisterResource": ("cuda", 0, (_pointer,)),
-        "NvBufSurfaceMapEglImage": ("nvbufsurface", 0, (c.POINTER(_Surface), c.c_int)),
-        "NvBufSurfaceUnMapEglImage": ("nvbufsurface", 0, (c.POINTER(_Surface), c.c_int)),
-    }
-)  # fmt: skip
-_OTHERS = MappingProxyType({"nvmm": ("gstcuda",), "cuda": ("nvbufsurface",)})
 
 
 class HostFrames:
@@ -146,9 +74,9 @@ class GpuFrames:
         from zsseg_rt.ops import core
 
         self.path = path
-        self.caps = f"video/x-raw(memory:{'NVMM' if path == 'nvmm' else 'CUDAMemory'}),format=NV12"
+        self.caps = f"video/x-raw({nvidia.FEATURES[path]}),format=NV12"
         self._library, self._order = library, channel_order
-        self._calls = _bind(path)
+        self._calls = Calls(_NEEDS[path])
         self._index = int(device.partition(":")[2])
         self._core = core
         core.cuda_set_device(self._index)  # its context becomes this thread's
@@ -161,7 +89,7 @@ class GpuFrames:
             NotMappedError: CUDA cannot have it.
         """
         with ExitStack() as held:
-            flags = _MAP_CUDA if self.path == "cuda" else 0
+            flags = nvidia.MAP_CUDA if self.path == "cuda" else 0
             info = held.enter_context(mapped(sample.get_buffer(), flags))
             if not info.data:
                 raise NotMappedError("gst_buffer_map: expected memory, got none")
@@ -173,35 +101,23 @@ class GpuFrames:
                 "path": self.path}  # fmt: skip
 
     def _of_nvmm(self, info: MapInfo, held: ExitStack) -> _Planes:
-        surface = c.cast(info.data, c.POINTER(_Surface))
+        surface = c.cast(info.data, c.POINTER(nvidia.Surface))
         batch = surface.contents
-        if batch.memory not in (0, _SURFACE_ARRAY) or batch.batch_size < 1:
+        if batch.memory not in (0, nvidia.SURFACE_ARRAY) or batch.batch_size < 1:
             raise NotMappedError(
                 f"NvBufSurface: expected a surface array, got memory {batch.memory}"
             )
         params = batch.surfaces[0]
-        if params.color_format not in _NV12 or params.planes.num_planes != 2:
+        if params.color_format not in nvidia.NV12 or params.planes.num_planes != 2:
             raise NotMappedError(
                 f"NvBufSurface: expected NV12, got colour format {params.color_format}"
             )
-        self._call("NvBufSurfaceMapEglImage", surface, 0)
-        held.callback(self._calls["NvBufSurfaceUnMapEglImage"], surface, 0)
-        resource, frame = _pointer(), _EglFrame()
-        self._call("cuGraphicsEGLRegisterImage", c.byref(resource), params.egl_image, _READ_ONLY)
-        held.callback(self._calls["cuGraphicsUnregisterResource"], resource)
-        self._call("cuGraphicsResourceGetMappedEglFrame", c.byref(frame), resource, 0, 0)
-        if frame.kind == _EGL_PITCH:
-            places = zip(frame.planes, params.planes.pitch, range(2), strict=False)
-            copies = [
-                _Copy(src_memory=_DEVICE, src_device=at, src_pitch=gap) for at, gap, _ in places
-            ]
-        else:
-            copies = [_Copy(src_memory=_ARRAY, src_array=frame.planes[i]) for i in range(2)]
-        return (params.height, params.width), _NV12[params.color_format], copies
+        places = self._calls.planes_of(surface, _READ_ONLY, held)
+        return (params.height, params.width), nvidia.NV12[params.color_format], places
 
     def _of_cuda(self, memory: MapInfo, sample: Any) -> _Planes:
         """GStreamer's memory may be of another context than ours: addresses are unique."""
-        self._call("gst_cuda_memory_sync", memory.memory)
+        self._calls("gst_cuda_memory_sync", memory.memory)
         video = self._library.GstVideo
         info = video.VideoInfo.new_from_caps(sample.get_caps())
         meta = video.buffer_get_video_meta(sample.get_buffer())
@@ -209,61 +125,35 @@ class GpuFrames:
         if matrix is None:
             found = info.colorimetry.to_string()
             raise NotMappedError(f"colours: expected BT.601 or BT.709, got {found}")
-        places = [(memory.data + layout.offset[i], layout.stride[i]) for i in range(2)]
-        copies = [_Copy(src_memory=_UNIFIED, src_device=at, src_pitch=gap) for at, gap in places]
-        return (info.height, info.width), matrix, copies
+        places = [
+            Place(nvidia.UNIFIED, memory.data + layout.offset[i], layout.stride[i])
+            for i in range(2)
+        ]
+        return (info.height, info.width), matrix, places
 
-    def _copied(self, size_hw: tuple[int, int], matrix: str, copies: Sequence[_Copy]) -> Nv12Frame:
+    def _copied(self, size_hw: tuple[int, int], matrix: str, places: Sequence[Place]) -> Nv12Frame:
         """Copy the planes; they are there once the stream has been waited for."""
         height, width = size_hw
         if height % 2 or width % 2:
             raise NotMappedError(f"frames: expected even sides, got {width}x{height}")
         planes = []
-        for copy, shape in zip(
-            copies, ((height, width), (height // 2, width // 2, 2)), strict=True
+        for source, shape in zip(
+            places, ((height, width), (height // 2, width // 2, 2)), strict=True
         ):
             plane = self._core.DeviceArray.empty(
                 shape, "uint8", device=self._index, stream=self._stream.handle
             )
-            copy.dst_memory, copy.dst_pitch = _DEVICE, width
-            copy.dst_device = plane.__cuda_array_interface__["data"][0]
-            copy.width, copy.height = width, shape[0]
-            self._call("cuMemcpy2DAsync_v2", c.byref(copy), self._stream.handle)
+            target = Place(nvidia.DEVICE, plane.__cuda_array_interface__["data"][0], width)
+            self._calls.copy(source, target, (shape[0], width), self._stream.handle)
             planes.append(plane)
         return Nv12Frame(planes[0], planes[1], matrix)
-
-    def _call(self, name: str, *arguments: Any) -> None:
-        result, success = self._calls[name](*arguments), _CALLS[name][1]
-        if result != success:
-            raise NotMappedError(f"{name}: expected {success}, got {result}")
 
 
 def how_frames_reach_gpus(gst: Any) -> tuple[str, str]:
     """The path of cameras' frames to a GPU here, and why it is not a shorter one."""
     path = path_of_decoder(gst)
     try:
-        _bind(path) if path != "host" else None
+        Calls(_NEEDS[path]) if path != "host" else None
     except NotMappedError as exc:
         return "host", str(exc)
     return path, "" if path != "host" else f"no {NVMM_DECODER[0]} and no {CUDA_DECODERS['H264']}"
-
-
-def _bind(path: str) -> dict[str, Any]:
-    """The functions that a path needs, with their signatures."""
-    found: dict[str, Any] = {}
-    for name, (library, success, arguments) in _CALLS.items():
-        if library not in _OTHERS[path] and (path == "nvmm" or "Graphics" not in name):
-            found[name] = function = _function(library, name)
-            function.argtypes = arguments
-            function.restype = None if success is None else c.c_int
-    return found
-
-
-def _function(library: str, name: str) -> Any:
-    problem: Exception | None = None
-    for file in LIBRARIES[library]:
-        try:
-            return c.CDLL(file)[name]  # an object of its own, whose signature nobody else sets
-        except (OSError, AttributeError) as exc:
-            problem = problem or exc
-    raise NotMappedError(f"{name}: expected it in {LIBRARIES[library][0]}, found none: {problem}")
