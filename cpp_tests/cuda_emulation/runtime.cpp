@@ -173,6 +173,18 @@ extern "C" __attribute__((visibility("default"), used)) int cuda_emulation_count
   return sizeof found / sizeof *fields;
 }
 
+// The same: a copy that others make, of which this runtime knows nothing; in memory of the device
+// or of the host, from row to row so many bytes.
+extern "C" __attribute__((visibility("default"), used)) void cuda_emulation_copy_rows(
+    char* to, std::ptrdiff_t to_pitch, const char* from, std::ptrdiff_t from_pitch,
+    std::size_t width, std::ptrdiff_t rows) {
+  const Lock lock(runtime().mutex);
+  const DeviceAccess access;
+  for (std::ptrdiff_t row = 0; row < rows; ++row) {
+    std::memcpy(to + row * to_pitch, from + row * from_pitch, width);
+  }
+}
+
 cudaError_t cudaGetLastError() {
   const Lock lock(runtime().mutex);
   const cudaError_t last = runtime().last;

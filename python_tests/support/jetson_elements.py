@@ -18,7 +18,7 @@ gi.require_version("Gst", "1.0")
 gi.require_version("GstBase", "1.0")
 from gi.repository import GLib, GObject, Gst, GstBase  # noqa: E402
 
-from support.nvidia_stand_in import surface_of  # noqa: E402
+from support.nvidia_stand_in import pixels_of, surface_of  # noqa: E402
 
 Gst.init(None)
 
@@ -26,6 +26,10 @@ SIDES = "width=[1,8192],height=[1,8192],framerate=[0/1,1000/1]"
 NVMM = f"video/x-raw(memory:NVMM),format=NV12,{SIDES}"
 CUDA = f"video/x-raw(memory:CUDAMemory),format=NV12,{SIDES}"
 PLAIN = f"video/x-raw,format=NV12,{SIDES}"
+I420 = f"video/x-raw,format=I420,{SIDES}"
+NVMM_I420 = NVMM.replace("NV12", "I420")
+CUDA_I420 = CUDA.replace("NV12", "I420")
+ANY = f"video/x-raw(ANY),format={{NV12,I420}},{SIDES}"
 BGRX = f"video/x-raw,format=BGRx,{SIDES}"
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 SINK, SRC = Gst.PadDirection.SINK, Gst.PadDirection.SRC
@@ -147,9 +151,36 @@ class IntoCuda(Filter, Gst.Element):
     gives = "video/x-raw(memory:CUDAMemory),format=NV12"
 
 
-@element("Filter/Video", template(SINK, NVMM), template(SRC, PLAIN))
-class OutOfNvmm(Filter, Gst.Element):
-    gives = "video/x-raw,format=NV12"
+@element("Filter/Video", template(SINK, ANY), template(SRC, ANY))
+class Unwrap(Filter, Gst.Element):
+    """What an encoder reads. From CUDA memory, GStreamer's own library fetches it."""
+
+    lent = False
+
+    def do_set_context(self, context):
+        self.lent |= context.get_context_type() == "gst.cuda.context"
+
+    def caps_for(self, caps):
+        self.height, self.width, _ = numbers_of(caps)
+        self.path = caps.get_features(0).to_string()
+        self.planar = caps.get_structure(0).get_string("format") == "I420"
+        if self.path == "memory:CUDAMemory" and not self.lent:
+            logging.warning("stand-in: this memory is of a context that is not mine")
+        return caps.to_string().replace(f"({self.path})", "")
+
+    def chain(self, pad, parent, buffer):
+        if self.path == "memory:NVMM":
+            return super().chain(pad, parent, buffer)
+        return self.get_static_pad("src").push(buffer)
+
+    def pixels_for(self, data):
+        if len(data) > self.height * self.width:
+            return data.tobytes()
+        packed = np.frombuffer(pixels_of(data.tobytes(), self.height, self.width), np.uint8)
+        luma, chroma = np.split(packed, [self.height * self.width])
+        rows = (luma.reshape(-1, self.width), chroma.reshape(-1, self.width // (1 + self.planar)))
+        # GStreamer's rows begin at multiples of 4 bytes.
+        return b"".join(np.pad(p, ((0, 0), (0, -p.shape[1] % 4))).tobytes() for p in rows)
 
 
 @element("Filter/Video", template(SINK, f"{NVMM};{BGRX}"), template(SRC, f"{BGRX};{NVMM}"))
@@ -215,10 +246,10 @@ class Encoder(Chain, Gst.Bin):
     def __init__(self):
         super().__init__()
         x264 = "x264enc tune=zerolatency speed-preset=ultrafast threads=1"
-        self.hold(f"standinoutof ! videoconvert ! video/x-raw,format=I420 ! {x264}")
+        self.hold(f"standinunwrap ! videoconvert ! video/x-raw,format=I420 ! {x264}")
 
 
-@element("Codec/Encoder/Video", template(SINK, PLAIN), template(SRC, "video/x-h264"))
+@element("Codec/Encoder/Video", template(SINK, f"{CUDA};{PLAIN}"), template(SRC, "video/x-h264"))
 class Nvenc(Chain, Gst.Bin):
     """No Jetson's: the encoder of other machines."""
 
@@ -231,23 +262,67 @@ class Nvenc(Chain, Gst.Bin):
         logging.warning("stand-in for nvh264enc")
         x264 = "x264enc tune=zerolatency speed-preset=ultrafast threads=1"
         fails = "identity error-after=1 ! " if os.environ.get("NVENC_FAILS") else ""
-        self.hold(f"{fails}videoconvert ! video/x-raw,format=I420 ! {x264}")
+        self.hold(f"{fails}standinunwrap ! videoconvert ! video/x-raw,format=I420 ! {x264}")
 
 
-@element(
-    "Codec/Encoder/Video",
-    template(SINK, f"video/x-raw,format=I420,{SIDES}"),
-    template(SRC, "image/jpeg"),
-)
+def jpeg_text():
+    fails = "identity error-after=2 ! " if os.environ.get("NVJPEG_FAILS") else ""
+    return f"{fails}standinunwrap ! jpegenc quality=80"
+
+
+@element("Codec/Encoder/Video", template(SINK, f"{CUDA_I420};{I420}"), template(SRC, "image/jpeg"))
 class NvJpeg(Chain, Gst.Bin):
-    """A Jetson's and GStreamer's own encoder of JPEGs."""
+    """GStreamer's own encoder of JPEGs."""
 
     quality = GObject.Property(type=int, default=85)
 
     def __init__(self):
         super().__init__()
-        fails = "identity error-after=2 ! " if os.environ.get("NVJPEG_FAILS") else ""
-        self.hold(f"{fails}jpegenc quality=80")
+        self.hold(jpeg_text())
+
+
+@element("Codec/Encoder/Video", template(SINK, f"{NVMM_I420};{I420}"), template(SRC, "image/jpeg"))
+class BoardJpeg(Chain, Gst.Bin):
+    """A Jetson's encoder of JPEGs."""
+
+    quality = GObject.Property(type=int, default=85)
+
+    def __init__(self):
+        super().__init__()
+        self.hold(jpeg_text())
+
+
+@element("Filter/Video", template(SINK, ANY), template(SRC, ANY))
+class Wrap(Filter, Gst.Element):
+    """Into the memory that the next element wants."""
+
+    def __init__(self):
+        super().__init__()
+        self.get_static_pad("sink").set_query_function_full(self.query)
+
+    def query(self, pad, _parent, query):
+        if query.type != Gst.QueryType.CAPS:
+            return pad.query_default(self, query)
+        wanted = self.get_static_pad("src").peer_query_caps(None)
+        if wanted.get_size() > 0:
+            self.feature = wanted.get_features(0).to_string()
+            wanted = Gst.Caps.from_string(wanted.to_string().replace(f"({self.feature})", ""))
+        query.set_caps_result(wanted)
+        return True
+
+    def caps_for(self, caps):
+        return caps.to_string().replace("video/x-raw", f"video/x-raw({self.feature})", 1)
+
+
+@element("Filter/Video", template(SINK, ANY), template(SRC, ANY))
+class Scaler(Chain, Gst.Bin):
+    """Makes pictures of a GPU's memory smaller: cudascale, or nvvidconv."""
+
+    interpolation_method = GObject.Property(type=int, default=0)
+
+    def __init__(self):
+        super().__init__()
+        self.hold("standinunwrap ! videoscale ! standinwrap")
 
 
 TYPES = {
@@ -256,13 +331,22 @@ TYPES = {
     "nvv4l2decoder": Decoder,
     "nvv4l2h264enc": Encoder,
 }
-OTHERS = {"nvjpegenc": NvJpeg, "nvh264dec": Nvdec, "nvh265dec": Nvdec, "nvh264enc": Nvenc}
+OTHERS = {
+    "nvjpegenc": NvJpeg, "board:nvjpegenc": BoardJpeg, "cudascale": Scaler,
+    "scaler:nvvidconv": Scaler,
+    "nvh264dec": Nvdec, "nvh265dec": Nvdec, "nvh264enc": Nvenc,
+}  # fmt: skip
 
 
 def register(*names):
     """Make the stand-ins of these names known, or all; what is not named stays absent."""
-    inner = {"standininto": IntoNvmm, "standinoutof": OutOfNvmm, "standinintocuda": IntoCuda}
+    inner = {
+        "standininto": IntoNvmm,
+        "standinunwrap": Unwrap,
+        "standinintocuda": IntoCuda,
+        "standinwrap": Wrap,
+    }
     for name, made in inner.items():
         Gst.Element.register(None, name, 0, made)
     for name in names or TYPES:
-        Gst.Element.register(None, name, 0, {**TYPES, **OTHERS}[name])
+        Gst.Element.register(None, name.split(":")[-1], 0, {**TYPES, **OTHERS}[name])

@@ -1,9 +1,11 @@
-/* Stand-ins for NVIDIA's calls that hand a frame to CUDA, on memory of the host.
+/* Stand-ins for NVIDIA's calls that hand pictures to CUDA and back, on memory of the host: those of
+   this package, and what GStreamer's own libgstcuda loads (its other functions fail).
 
    The structures are written down from nvbufsurface.h (JetPack 6), cudaEGL.h and cuda.h, apart from
    the package's own, so that a C compiler's layout is compared with them. An array is a plane
    with its rows in reverse: who takes it for rows one after the other sees a wrong picture. */
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -40,6 +42,12 @@ typedef struct {
 } NvBufSurface;
 
 typedef struct {
+  uint32_t gpuId, width, height, size;
+  bool isContiguous;
+  int colorFormat, layout, memType;
+} NvBufSurfaceCreateParams;
+
+typedef struct {
   union {
     void* pArray[3];
     void* pPitch[3];
@@ -70,38 +78,92 @@ typedef struct {
 } Plane;
 
 /* What is held, and how often a call was made; the call that shall fail, 0 for none. */
-int stand_in_images, stand_in_resources, stand_in_copies, stand_in_syncs, stand_in_fails;
+_Atomic int stand_in_images, stand_in_resources, stand_in_copies, stand_in_syncs, stand_in_fails;
+_Atomic int stand_in_surfaces, stand_in_memories, stand_in_contexts, stand_in_fetched;
+/* Whether surfaces that are made here lie in blocks. */
+int stand_in_in_blocks;
 
-size_t stand_in_surface(const uint8_t* nv12, int height, int width, int color, int in_blocks,
-                        void* out) {
+/* Planes of a colour format, each with rows of so many bytes. */
+static void lay_out(NvBufSurfaceParams* params, int width, int height, int color, int in_blocks) {
+  const int planar = color >= 2 && color <= 5;
+  params->width = width;
+  params->height = height;
+  params->colorFormat = color;
+  params->layout = in_blocks;
+  params->planeParams.num_planes = planar ? 3 : 2;
+  params->pitch = (width + 255) / 256 * 256;
+  Plane* planes = calloc(3, sizeof *planes);
+  params->dataPtr = planes;
+  for (int p = 0; p < (planar ? 3 : 2); ++p) {
+    params->planeParams.width[p] = planar && p ? width / 2 : width;
+    planes[p].pitch = params->planeParams.pitch[p] = params->pitch + 256 * p;
+    planes[p].rows = params->planeParams.height[p] = p ? height / 2 : height;
+    planes[p].data = malloc(planes[p].pitch * planes[p].rows);
+  }
+}
+
+/* Put packed planes into a surface, or take them out of it. */
+static void pass(NvBufSurfaceParams* params, uint8_t* packed, int out) {
+  Plane* planes = params->dataPtr;
+  for (uint32_t p = 0; p < params->planeParams.num_planes; ++p) {
+    const uint32_t width = params->planeParams.width[p];
+    for (size_t row = 0; row < planes[p].rows; ++row, packed += width) {
+      uint8_t* at =
+          planes[p].data + (params->layout ? planes[p].rows - 1 - row : row) * planes[p].pitch;
+      memcpy(out ? packed : at, out ? at : packed, width);
+    }
+  }
+}
+
+size_t stand_in_surface(uint8_t* nv12, int height, int width, int color, int in_blocks, void* out) {
   NvBufSurface* surface = out;
   NvBufSurfaceParams* params = calloc(1, sizeof *params);
   memset(surface, 0, sizeof *surface);
   surface->batchSize = surface->numFilled = 1;
   surface->memType = 4;
   surface->surfaceList = params;
-  params->width = width;
-  params->height = height;
-  params->colorFormat = color;
-  params->layout = in_blocks;
-  params->planeParams.num_planes = 2;
-  params->pitch = (width + 255) / 256 * 256;
-  Plane* planes = calloc(2, sizeof *planes);
-  params->dataPtr = planes;
-  for (int p = 0; p < 2; ++p) {
-    planes[p].pitch = params->planeParams.pitch[p] = params->pitch + 256 * p;
-    planes[p].rows = height / (p + 1);
-    planes[p].data = malloc(planes[p].pitch * planes[p].rows);
-    for (size_t row = 0; row < planes[p].rows; ++row, nv12 += width) {
-      const size_t at = in_blocks ? planes[p].rows - 1 - row : row;
-      memcpy(planes[p].data + at * planes[p].pitch, nv12, width);
-    }
-  }
+  lay_out(params, width, height, color, in_blocks);
+  pass(params, nv12, 0);
   return sizeof *surface;
 }
 
+/* What an encoder reads of a surface; how many bytes, or 0 if it is none. */
+size_t stand_in_pixels(const NvBufSurface* surface, size_t size, uint8_t* out) {
+  if (size != sizeof *surface || surface->numFilled != 1 || surface->memType != 4)
+    return 0;
+  NvBufSurfaceParams* params = surface->surfaceList;
+  pass(params, out, 1);
+  return (size_t)params->width * params->height * 3 / 2;
+}
+
+int NvBufSurfaceCreate(NvBufSurface** made, uint32_t batch,
+                       const NvBufSurfaceCreateParams* params) {
+  if (stand_in_fails == 5 || batch != 1 || params->memType != 4 || params->size != 0)
+    return -1;
+  ++stand_in_surfaces;
+  *made = calloc(1, sizeof **made);
+  (*made)->batchSize = 1;
+  (*made)->memType = 4;
+  NvBufSurfaceParams* first = (*made)->surfaceList = calloc(1, sizeof *first);
+  lay_out(first, params->width, params->height, params->colorFormat, stand_in_in_blocks);
+  first->paramex = first; /* to be written */
+  return 0;
+}
+
+int NvBufSurfaceDestroy(NvBufSurface* surface) {
+  Plane* planes = surface->surfaceList->dataPtr;
+  for (int p = 0; p < 3; ++p)
+    free(planes[p].data);
+  free(planes);
+  free(surface->surfaceList);
+  free(surface);
+  --stand_in_surfaces;
+  return 0;
+}
+
 int NvBufSurfaceMapEglImage(NvBufSurface* surface, int index) {
-  if (stand_in_fails == 1) return -1;
+  if (stand_in_fails == 1)
+    return -1;
   ++stand_in_images;
   surface->surfaceList[index].mappedAddr.eglImage = &surface->surfaceList[index];
   return 0;
@@ -114,7 +176,10 @@ int NvBufSurfaceUnMapEglImage(NvBufSurface* surface, int index) {
 }
 
 int cuGraphicsEGLRegisterImage(void** resource, void* image, unsigned int flags) {
-  if (stand_in_fails == 2 || image == 0 || flags != 1) return 999;
+  if (stand_in_fails == 2 || image == 0)
+    return 999;
+  if (flags != (((NvBufSurfaceParams*)image)->paramex ? 0 : 1))
+    return 999;
   ++stand_in_resources;
   *resource = image;
   return 0;
@@ -124,13 +189,14 @@ int cuGraphicsResourceGetMappedEglFrame(CUeglFrame* frame, void* resource, unsig
                                         unsigned int level) {
   const NvBufSurfaceParams* params = resource;
   Plane* planes = params->dataPtr;
-  if (index != 0 || level != 0) return 1;
+  if (index != 0 || level != 0)
+    return 1;
   frame->width = params->width;
   frame->height = params->height;
   frame->pitch = params->pitch;
-  frame->planeCount = 2;
+  frame->planeCount = params->planeParams.num_planes;
   frame->frameType = params->layout ? 0 : 1;
-  for (int p = 0; p < 2; ++p) {
+  for (int p = 0; p < 3; ++p) {
     frame->frame.pPitch[p] = params->layout ? (void*)&planes[p] : planes[p].data;
   }
   return 0;
@@ -141,19 +207,167 @@ int cuGraphicsUnregisterResource(void* resource) {
   return resource == 0;
 }
 
-int cuMemcpy2DAsync_v2(const CUDA_MEMCPY2D* copy, void* stream) {
-  const Plane* array = copy->srcArray;
-  if (stand_in_fails == 3 || copy->dstMemoryType != 2 || stream == 0) return 1;
-  ++stand_in_copies;
-  for (size_t row = 0; row < copy->Height; ++row) {
-    const uint8_t* from = copy->srcMemoryType == 3
-                              ? array->data + (array->rows - 1 - row) * array->pitch
-                              : (const uint8_t*)copy->srcDevice + row * copy->srcPitch;
-    memcpy((uint8_t*)copy->dstDevice + row * copy->dstPitch, from, copy->WidthInBytes);
+/* The first row of one end of a copy, and how far the next is: 1 is the host's memory, 2 a GPU's, 3
+   an array, 4 either of the first two. */
+static uint8_t* first_row(int type, const void* host, unsigned long long device, const Plane* array,
+                          ptrdiff_t* pitch) {
+  if (type == 3) {
+    *pitch = -(ptrdiff_t)array->pitch;
+    return array->data + (array->rows - 1) * array->pitch;
   }
+  return (uint8_t*)(type == 1 ? (uintptr_t)host : (uintptr_t)device);
+}
+
+static void copy_rows(uint8_t* to, ptrdiff_t to_pitch, const uint8_t* from, ptrdiff_t from_pitch,
+                      size_t width, ptrdiff_t rows) {
+  for (ptrdiff_t row = 0; row < rows; ++row) {
+    memcpy(to + row * to_pitch, from + row * from_pitch, width);
+  }
+}
+
+/* Who copies; where a GPU is emulated, nobody else may read its memory. */
+void (*stand_in_copier)(uint8_t*, ptrdiff_t, const uint8_t*, ptrdiff_t, size_t,
+                        ptrdiff_t) = copy_rows;
+
+int cuMemcpy2D_v2(const CUDA_MEMCPY2D* copy) {
+  stand_in_fetched += copy->dstMemoryType == 1;
+  ptrdiff_t to_pitch = copy->dstPitch, from_pitch = copy->srcPitch;
+  uint8_t* to =
+      first_row(copy->dstMemoryType, copy->dstHost, copy->dstDevice, copy->dstArray, &to_pitch);
+  const uint8_t* from =
+      first_row(copy->srcMemoryType, copy->srcHost, copy->srcDevice, copy->srcArray, &from_pitch);
+  stand_in_copier(to, to_pitch, from, from_pitch, copy->WidthInBytes, copy->Height);
   return 0;
+}
+
+int cuMemcpy2DAsync_v2(const CUDA_MEMCPY2D* copy, void* stream) {
+  if (stand_in_fails == 3)
+    return 1;
+  stand_in_copies += stream != 0; /* GStreamer's own are on none */
+  return cuMemcpy2D_v2(copy);
 }
 
 void gst_cuda_memory_sync(void* memory) {
   stand_in_syncs += memory != 0;
 }
+
+/* What libgstcuda needs of a driver; 1.24 asks for more functions than 1.22. */
+static _Atomic int current; /* contexts that are pushed, in all threads */
+
+int cuInit(unsigned int flags) {
+  return flags != 0;
+}
+
+int cuDevicePrimaryCtxRetain(void** context, int device) {
+  if (stand_in_fails == 7 || device != 0)
+    return 101;
+  ++stand_in_contexts;
+  *context = (void*)&current;
+  return 0;
+}
+
+int cuCtxPushCurrent_v2(void* context) {
+  if (context != (void*)&current)
+    return 201;
+  ++current;
+  return 0;
+}
+
+int cuCtxPopCurrent_v2(void** context) {
+  if (context != 0)
+    *context = (void*)&current;
+  return --current < 0;
+}
+
+int cuMemAllocPitch_v2(unsigned long long* at, size_t* pitch, size_t width, size_t height,
+                       unsigned int element) {
+  if (stand_in_fails == 6 || current < 1 || element != 16)
+    return 2;
+  ++stand_in_memories;
+  *pitch = (width + 511) / 512 * 512;
+  *at = (uintptr_t)malloc(*pitch * height);
+  return 0;
+}
+
+int cuMemAllocHost_v2(void** at, size_t size) {
+  *at = malloc(size);
+  return 0;
+}
+
+int cuMemFree_v2(unsigned long long at) {
+  --stand_in_memories;
+  free((void*)(uintptr_t)at);
+  return current < 1;
+}
+
+int cuMemFreeHost(void* at) {
+  free(at);
+  return 0;
+}
+
+int cuStreamSynchronize(void* stream) {
+  (void)stream;
+  return 0;
+}
+
+int cuDeviceGetAttribute(int* value, int attribute, int device) {
+  *value = 512;
+  return attribute < 1 || device != 0;
+}
+
+int cuGetErrorName(int error, const char** name) {
+  *name = "stand-in";
+  return error == 0;
+}
+
+int cuGetErrorString(int error, const char** text) {
+  return cuGetErrorName(error, text);
+}
+
+#define FAILS(name) \
+  int name(void) {  \
+    return 801;     \
+  }
+FAILS(cuCtxCreate_v2)
+FAILS(cuCtxDestroy_v2)
+FAILS(cuCtxSynchronize)
+FAILS(cuCtxEnablePeerAccess)
+FAILS(cuCtxDisablePeerAccess)
+FAILS(cuGraphicsMapResources)
+FAILS(cuGraphicsUnmapResources)
+FAILS(cuGraphicsResourceSetMapFlags_v2)
+FAILS(cuGraphicsSubResourceGetMappedArray)
+FAILS(cuGraphicsResourceGetMappedPointer_v2)
+FAILS(cuGraphicsGLRegisterImage)
+FAILS(cuGraphicsGLRegisterBuffer)
+FAILS(cuGLGetDevices_v2)
+FAILS(cuMemAlloc_v2)
+FAILS(cuMemcpyDtoD_v2)
+FAILS(cuMemcpyDtoDAsync_v2)
+FAILS(cuMemcpyDtoH_v2)
+FAILS(cuMemcpyDtoHAsync_v2)
+FAILS(cuMemcpyHtoD_v2)
+FAILS(cuMemcpyHtoDAsync_v2)
+FAILS(cuStreamCreate)
+FAILS(cuStreamDestroy_v2)
+FAILS(cuStreamDestroy)
+FAILS(cuDeviceGet)
+FAILS(cuDeviceGetCount)
+FAILS(cuDeviceGetName)
+FAILS(cuDeviceCanAccessPeer)
+FAILS(cuDriverGetVersion)
+FAILS(cuModuleLoadData)
+FAILS(cuModuleUnload)
+FAILS(cuModuleGetFunction)
+FAILS(cuTexObjectCreate)
+FAILS(cuTexObjectDestroy)
+FAILS(cuLaunchKernel)
+FAILS(cuEventCreate)
+FAILS(cuEventDestroy_v2)
+FAILS(cuEventRecord)
+FAILS(cuEventSynchronize)
+FAILS(cuIpcGetEventHandle)
+FAILS(cuIpcOpenEventHandle)
+FAILS(cuIpcGetMemHandle)
+FAILS(cuIpcOpenMemHandle_v2)
+FAILS(cuIpcCloseMemHandle)

@@ -17,7 +17,7 @@ from support.required import without_streams
 
 SOURCE = Path(__file__).with_suffix(".c")
 NV12_709_ER = 34
-ABSENT = 4  # instead of a call that fails, a library
+ABSENT = 4  # instead of a call that fails, libraries
 _used = SimpleNamespace(library=None, colour=NV12_709_ER, in_blocks=False)
 
 
@@ -28,6 +28,7 @@ def build(folder: Path) -> Path:
         without_streams("no C compiler found (cc): apt install gcc")
     library = folder / "libnvidia_stand_in.so"
     flags = ["-std=c11", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
+    flags.append("-Wl,-soname,libcuda.so.1")  # so that libgstcuda finds it once it is loaded
     subprocess.run([compiler, *flags, SOURCE, "-o", library], check=True)
     return library
 
@@ -87,23 +88,48 @@ def host_core(*, integrated=False):
 def use(library: Path, fails: int, colour: int, in_blocks: bool) -> None:
     """Let frames go through the stand-ins; the call of this number fails."""
     from zsseg_rt import ops
-    from zsseg_rt.stream.gstreamer import nvidia
 
     ops.core = host_core()
-    nvidia.LIBRARIES = {
-        **nvidia.LIBRARIES,
-        **dict.fromkeys(("cuda", "gstcuda", "nvbufsurface"), (str(library),)),
-    }
+    use_libraries(library, fails, in_blocks, ("cuda", "gstcuda", "nvbufsurface"))
+    _used.colour = colour
+
+
+def use_libraries(
+    library: Path, fails: int, in_blocks: bool, names: tuple[str, ...] = ("cuda", "nvbufsurface")
+) -> None:
+    """Put stand-ins in the place of libraries; libgstcuda, if not named, runs on them."""
+    from zsseg_rt import _C
+    from zsseg_rt.stream.gstreamer import nvidia
+
+    nvidia.LIBRARIES = {**nvidia.LIBRARIES, **dict.fromkeys(names, (str(library),))}
     if fails == ABSENT:
-        nvidia.LIBRARIES["nvbufsurface"] = ("libabsent.so",)
-    _used.library, _used.colour, _used.in_blocks = ctypes.CDLL(str(library)), colour, in_blocks
-    ctypes.c_int.in_dll(_used.library, "stand_in_fails").value = fails
+        nvidia.LIBRARIES["nvbufsurface"] = nvidia.LIBRARIES["gstcuda"] = ("libabsent.so",)
+    _used.library, _used.in_blocks = ctypes.CDLL(str(library)), in_blocks
+    ctypes.c_int.in_dll(_used.library, "stand_in_in_blocks").value = in_blocks
+    copier = getattr(ctypes.CDLL(_C.__file__), "cuda_emulation_copy_rows", None)
+    if copier is not None:
+        address = ctypes.cast(copier, ctypes.c_void_p)
+        ctypes.c_void_p.in_dll(_used.library, "stand_in_copier").value = address.value
+    fail(fails)
 
 
-def facts() -> dict[str, int]:
+def fail(number: int) -> None:
+    """From now on, the call of this number fails."""
+    ctypes.c_int.in_dll(_used.library, "stand_in_fails").value = number
+
+
+def facts(*names: str) -> dict[str, int]:
     """What is held, and how often calls were made."""
-    names = ("images", "resources", "copies", "syncs")
+    names = names or ("images", "resources", "copies", "syncs")
     return {n: ctypes.c_int.in_dll(_used.library, f"stand_in_{n}").value for n in names}
+
+
+def pixels_of(surface: bytes, height: int, width: int) -> bytes:
+    """The packed planes that the bytes of an NvBufSurface stand for."""
+    room, read = ctypes.create_string_buffer(height * width * 3 // 2), _used.library.stand_in_pixels
+    read.restype = ctypes.c_size_t
+    assert read(surface, ctypes.c_size_t(len(surface)), room) == len(room)
+    return room.raw
 
 
 def surface_of(nv12, height, width, *, in_blocks):

@@ -226,7 +226,7 @@ def test_the_page_s_overlay_is_painted_there_unless_it_is_made_smaller(order, mo
     pytest.importorskip("uvicorn")
     from zsseg_rt.server import preview
 
-    fetches, gpu, jpeg = [], painting.GpuPainter(order, 0.5), preview.encode_jpeg
+    fetches, gpu, jpeg = [], painting.GpuPainter(order, 0.5), preview.JpegEncoder("cpu")
     seg = labelled("bt709", order, fetches=fetches)
     planes = gpu.planes(seg.frame.on_gpu, seg.labels, palette(seg.names, order), layout="i420")
     found = preview.encode_preview_overlay(seg, order, jpeg, gpu)

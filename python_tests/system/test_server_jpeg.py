@@ -36,10 +36,8 @@ def decoded(data):
 @pytest.mark.parametrize("order", ["rgb", "bgr"])
 def test_a_gpu_s_jpegs_are_those_of_opencv_but_for_rounding(order, monkeypatch):
     encode, encoded = JpegEncoder("cuda:0"), []
-    run = jpeg.NvJpeg._encoded
-    monkeypatch.setattr(
-        jpeg.NvJpeg, "_encoded", lambda *given: encoded.append(given) or run(*given)
-    )
+    run = jpeg.NvJpeg._pulled
+    monkeypatch.setattr(jpeg.NvJpeg, "_pulled", lambda *given: encoded.append(given) or run(*given))
     for height, width in ((HEIGHT, WIDTH), (64, 80), (HEIGHT, WIDTH)):
         image = picture(height, width)
         found, expected = (decoded(one(image, order)) for one in (encode, encode_jpeg))

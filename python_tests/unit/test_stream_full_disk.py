@@ -34,7 +34,7 @@ class OnDisk:
 
     def __init__(self, disk, folder):
         self.name, self.files, self.whose, self.folder = "on disk", [], {}, folder
-        self.painted = None
+        self.painted = self.path = None
         self.disk, self.written, self.error = disk, [], OSError(28, "No space left on device")
 
     def write(self, seg):

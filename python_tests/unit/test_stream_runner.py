@@ -351,7 +351,7 @@ class Writer:
 
     def __init__(self, name, fails_at=None):
         self.name, self.files, self.found, self.fails_at, self.closed = name, [], [], fails_at, 0
-        self.whose, self.folder, self.painted = {}, None, None
+        self.whose, self.folder, self.painted, self.path = {}, None, None, None
 
     def write(self, seg):
         if seg.frame.index == self.fails_at:

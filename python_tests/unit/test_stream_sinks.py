@@ -210,7 +210,7 @@ class Held:
 
     def __init__(self, error=None):
         self.name, self.files, self.whose, self.folder, self.error = "held", [], {}, None, error
-        self.painted = None
+        self.painted = self.path = None
         self.allowed, self.began, self.closed = threading.Event(), threading.Event(), 0
 
     def write(self, seg):

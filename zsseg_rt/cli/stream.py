@@ -210,6 +210,8 @@ def _sink_line(sink: SinkStats, num_sources: int) -> str:
         places[2:-2] = [f"... ({len(places) - 4} more)"]
     dropped = f", {sink.dropped} dropped" if sink.dropped else ""
     painted = ", painted on the GPU" if sink.painted == "gpu" else ""
+    if sink.painted == "gpu" and sink.path is not None:
+        painted += f", to the encoder through {sink.path}"
     problem = f"; failed: {sink.error}" if sink.error else ""
     return f"{', '.join(places)}  {sink.written} frames{dropped}{painted}{problem}"
 

@@ -15,7 +15,7 @@ from zsseg_rt.errors import ArgumentError
 from zsseg_rt.results.segmentation import Frame, Segmentation
 from zsseg_rt.server.ages import AgeHistogram
 from zsseg_rt.server.labeller import Labeller
-from zsseg_rt.server.preview import ALPHA, Jpeg, Result, encode_jpeg, frame_of
+from zsseg_rt.server.preview import ALPHA, JpegEncoder, Result, frame_of
 from zsseg_rt.server.settings import Limits
 from zsseg_rt.server.worker import Worker
 from zsseg_rt.stream.painting import GpuPainter
@@ -30,7 +30,7 @@ class Hub:
     """What all clients share. All of it is for the loop's thread but :meth:`publish`."""
 
     def __init__(
-        self, stream: Stream, labeller: Labeller, limits: Limits, jpeg: Jpeg = encode_jpeg
+        self, stream: Stream, labeller: Labeller, limits: Limits, jpeg: JpegEncoder
     ) -> None:
         self._sources = tuple(stream.stats())
         self.stream, self.labeller, self.limits = stream, labeller, limits

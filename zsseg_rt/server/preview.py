@@ -6,8 +6,9 @@ import asyncio
 import json
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import cv2
@@ -19,7 +20,7 @@ from zsseg_rt.errors import SourceError
 from zsseg_rt.results.segmentation import Frame, Segmentation
 from zsseg_rt.results.visualize import palette
 from zsseg_rt.server.worker import Worker
-from zsseg_rt.stream.gstreamer.jpeg import open_nvjpeg
+from zsseg_rt.stream.gstreamer.jpeg import MATRIX, open_nvjpeg
 from zsseg_rt.stream.painting import GpuPainter
 
 LONGEST_SIDE = 1280
@@ -65,7 +66,7 @@ class Result:
         seg: Segmentation,
         channel_order: str,
         worker: Worker,
-        jpeg: Jpeg,
+        jpeg: JpegEncoder,
         gpu: GpuPainter,
     ) -> None:
         self.number, self.seg = number, seg
@@ -106,12 +107,30 @@ class JpegEncoder:
     """
 
     def __init__(self, device: str) -> None:
-        self._nvidia = None if device == "cpu" else open_nvjpeg(_JPEG_QUALITY)
+        self._nvidia = None if device == "cpu" else open_nvjpeg(_JPEG_QUALITY, device)
 
     def __call__(self, image: npt.NDArray[np.uint8], channel_order: str) -> bytes:
         """A JPEG of an image, uint8 [H, W, 3]."""
         made = None if self._nvidia is None else self._nvidia.encode(image, channel_order)
         return encode_jpeg(image, channel_order) if made is None else made
+
+    def of_gpu(
+        self,
+        shape: tuple[int, ...],
+        size_hw: tuple[int, int],
+        paint: Callable[..., Sequence[Any] | None],
+    ) -> bytes | None:
+        """A JPEG of a picture on the GPU, or None if it does not get to the encoder there.
+
+        Args:
+            shape: The picture's height and width.
+            size_hw: The JPEG's.
+            paint: Makes its planes, if it can, in a ``layout`` and ``colour_matrix``.
+        """
+        if self._nvidia is None or not self._nvidia.takes_planes(shape, size_hw):
+            return None
+        planes = paint(layout="i420", colour_matrix=MATRIX)
+        return None if planes is None else self._nvidia.encode_planes(planes, size_hw)
 
 
 def encode_jpeg(image: npt.NDArray[np.uint8], channel_order: str) -> bytes:
@@ -166,18 +185,24 @@ def encode_message(
 
 
 def encode_preview_overlay(
-    seg: Segmentation, channel_order: str, jpeg: Jpeg, gpu: GpuPainter
+    seg: Segmentation, channel_order: str, jpeg: JpegEncoder, gpu: GpuPainter
 ) -> bytes:
     """A small JPEG of a stream's frame with its labels' colours on it.
 
-    A frame on a GPU is painted there if it need not be made smaller.
+    A frame on a GPU is painted there if it need not be made smaller, or the encoder does that.
     """
     frame, size_hw = frame_of(seg), _preview_size(seg.labels.shape)
     on_gpu = frame.on_gpu  # another thread may let it leave
-    if on_gpu is not None and seg.labels.shape == size_hw:
-        picture = gpu.canvas(on_gpu, (*size_hw, 3))
-        if gpu.paint(on_gpu, seg.labels, palette(seg.names, channel_order), picture):
-            return jpeg(picture, channel_order)
+    if on_gpu is not None:
+        colours = palette(seg.names, channel_order)
+        planes = partial(gpu.planes, on_gpu, seg.labels, colours)
+        made = jpeg.of_gpu(seg.labels.shape, size_hw, planes)
+        if made is not None:
+            return made
+        if seg.labels.shape == size_hw:
+            picture = gpu.canvas(on_gpu, (*size_hw, 3))
+            if gpu.paint(on_gpu, seg.labels, colours, picture):
+                return jpeg(picture, channel_order)
     resized, labels = _resized(frame.image, size_hw), _nearest(seg.labels, size_hw)
     return encode_overlay(resized, labels, seg.names, channel_order, jpeg)
 

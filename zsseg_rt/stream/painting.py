@@ -135,6 +135,12 @@ class Painter:
         return self._colours
 
 
+def device_of(frame: Any) -> str:
+    """Where a frame's GPU copy lies, ``"cuda:N"``; ``"cpu"`` for None."""
+    array = frame.luma if isinstance(frame, Nv12Frame) else frame
+    return "cpu" if array is None else str(array.device)
+
+
 class GpuPainter:
     """Paints frames on a GPU where they are, in one thread, on a stream of its own.
 

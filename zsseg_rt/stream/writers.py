@@ -64,6 +64,7 @@ class MaskFolder:
         self.files = [str(folder)]
         self.whose: dict[str, str] = {}
         self.painted: str | None = None
+        self.path: str | None = None
         self.folder: Path | None = folder
         self._folder, self._tags, self._rotation = folder, tags, rotation
         self._begun: dict[str, _Pictures] = {}
@@ -130,6 +131,7 @@ class JsonLines:
         self.files: list[str] = []
         self.whose: dict[str, str] = {}
         self.painted: str | None = None
+        self.path: str | None = None
         self.folder: Path | None = path.parent
         self._path = path
         self._series = Series(path.parent, path.stem, path.suffix, rotation)
@@ -201,6 +203,7 @@ class Callback:
         self.files: list[str] = []
         self.whose: dict[str, str] = {}
         self.painted: str | None = None
+        self.path: str | None = None
         self.folder: Path | None = None
         self._function = function
 

@@ -5,9 +5,19 @@ from __future__ import annotations
 import logging
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from zsseg_rt.stream.gstreamer.library import known_settings, missing_elements, require_elements
+import numpy as np
+
+from zsseg_rt.errors import ZssegError
+from zsseg_rt.stream.gstreamer.gpu_pictures import GpuPictures, path_to
+from zsseg_rt.stream.gstreamer.library import (
+    Library,
+    known_settings,
+    missing_elements,
+    require_elements,
+)
+from zsseg_rt.stream.gstreamer.messages import NotMappedError
 
 NVENC = Path("/dev/v4l2-nvenc")
 """The device of a Jetson's encoder; an Orin Nano has none."""
@@ -36,27 +46,98 @@ def encoder_of(gst: Any) -> str:
     return "x264enc" if is_absent else _NVENC[0]
 
 
-def working_encoder_text(gst: Any, size_hw: tuple[int, int], name: str) -> str:
-    """As :func:`encoder_text`, of an encoder that has encoded a picture of this size.
+class Encoding(NamedTuple):
+    """The part of a pipeline that encodes raw video with little delay.
+
+    Attributes:
+        element: What encodes.
+        convert: Makes pictures in the CPU's memory such as ``encode`` takes.
+        encode: The encoder and what follows it.
+    """
+
+    element: str
+    convert: str
+    encode: str
+
+    @property
+    def text(self) -> str:
+        """For pictures in the CPU's memory."""
+        return f"{self.convert} ! {self.encode}"
+
+
+def working_encoding(gst: Any, size_hw: tuple[int, int], name: str) -> Encoding:
+    """As :func:`encoding_for`, of an encoder that has encoded a picture of this size.
 
     NVIDIA's that cannot is not asked again in this process; one warning says why.
     """
     while True:
-        text = encoder_text(gst, size_hw, name)
-        element = next((e for e in (_HARDWARE[0], _NVENC[0]) if f"! {e} name=" in text), None)
-        problem = None if element is None else _what_fails(gst, text, size_hw)
-        if element is None or problem is None:
-            return text
-        _failed.add(element)
-        _log.warning("%s cannot be used: %s. Another encoder is taken", element, problem)
+        found = encoding_for(gst, size_hw, name)
+        if found.element not in (_HARDWARE[0], _NVENC[0]):
+            return found
+        height, width = size_hw
+        caps = f"video/x-raw,format=RGB,width={width},height={height},framerate={_RATE}/1"
+        trial = gst.parse_launch(
+            f"videotestsrc num-buffers=1 ! {caps} ! {found.text} ! fakesink sync=false"
+        )
+        trial.set_state(gst.State.PLAYING)
+        problem = _what_fails(gst, trial)
+        if problem is None:
+            return found
+        leave(found.element, problem)
 
 
-def _what_fails(gst: Any, text: str, size_hw: tuple[int, int]) -> str | None:
-    """Encode one picture; returns what kept it from that."""
-    height, width = size_hw
-    caps = f"video/x-raw,format=RGB,width={width},height={height},framerate={_RATE}/1"
-    trial = gst.parse_launch(f"videotestsrc num-buffers=1 ! {caps} ! {text} ! fakesink sync=false")
-    trial.set_state(gst.State.PLAYING)
+def leave(element: str, problem: str) -> None:
+    """Do not ask an encoder again in this process; one warning says why."""
+    _failed.add(element)
+    _log.warning("%s cannot be used: %s. Another encoder is taken", element, problem)
+
+
+def gpu_pictures_for(
+    library: Library, encoding: Encoding, device: str, size_hw: tuple[int, int]
+) -> GpuPictures | None:
+    """What takes pictures on a GPU to an encoder that has encoded one of this size from there.
+
+    Returns:
+        None if the encoder takes them in the CPU's memory alone, or failed, of which a warning
+        tells.
+    """
+    gst, path = library.Gst, path_to(library.Gst, encoding.element)
+    if path == "host":
+        return None
+    pictures, (height, width) = None, size_hw
+    try:
+        pictures = GpuPictures(library, path, device, "NV12")
+        shapes = ((height, width), (height // 2, width // 2, 2))
+        planes = [pictures.plane(np.full(shape, 128, np.uint8)) for shape in shapes]
+        buffer, caps = pictures.buffer(planes, "bt601"), pictures.caps(size_hw, "bt601", _RATE)
+        trial = gst.parse_launch(
+            f'appsrc name=planes format=time caps="{caps}" ! {encoding.encode} '
+            "! fakesink sync=false"
+        )
+        pictures.lend_context(trial)
+        trial.set_state(gst.State.PLAYING)
+        buffer.pts = 0
+        trial.get_by_name("planes").emit("push-buffer", buffer)
+        trial.get_by_name("planes").emit("end-of-stream")
+        problem = _what_fails(gst, trial)
+        if problem is not None:
+            raise NotMappedError(f"{encoding.element}: {problem}")
+    except ZssegError as exc:
+        tell_of_host(exc)
+        return None
+    finally:
+        if pictures is not None:
+            pictures.close()
+    return pictures
+
+
+def tell_of_host(problem: Exception) -> None:
+    """Warn that pictures go through the CPU's memory."""
+    _log.warning("overlays reach the encoder through the CPU's memory: %s", problem)
+
+
+def _what_fails(gst: Any, trial: Any) -> str | None:
+    """Wait for a running pipeline's end; returns what kept it from that."""
     wanted = gst.MessageType.ERROR | gst.MessageType.EOS
     message = trial.get_bus().timed_pop_filtered(_TRIAL, wanted)
     trial.set_state(gst.State.NULL)
@@ -65,27 +146,29 @@ def _what_fails(gst: Any, text: str, size_hw: tuple[int, int]) -> str | None:
     return message.parse_error()[0].message if message.type == gst.MessageType.ERROR else None
 
 
-def encoder_text(gst: Any, size_hw: tuple[int, int], name: str) -> str:
-    """The part of a pipeline that encodes raw video with little delay."""
+def encoding_for(gst: Any, size_hw: tuple[int, int], name: str) -> Encoding:
+    """What encodes pictures of a size here."""
     bits = max(int(size_hw[0] * size_hw[1] * _RATE * _BITS_PER_PIXEL), 500_000)
     if has_nvenc(gst):
         settings = known_settings(gst, "nvv4l2h264enc", {
             "bitrate": bits, "insert-sps-pps": "true", "idrinterval": _RATE,
             "iframeinterval": _RATE,
         })  # fmt: skip
-        return (
+        return Encoding(
+            "nvv4l2h264enc",
             "videoconvert ! video/x-raw,format=BGRx ! nvvidconv "
-            "! video/x-raw(memory:NVMM),format=NV12 "
-            f"! nvv4l2h264enc name=encoder {settings} ! h264parse"
+            "! video/x-raw(memory:NVMM),format=NV12",
+            f"nvv4l2h264enc name=encoder {settings} ! h264parse",
         )
     smallest, largest = _NVENC_SIDES
     if encoder_of(gst) == "nvh264enc" and smallest <= min(size_hw) <= max(size_hw) <= largest:
         settings = known_settings(gst, "nvh264enc", {
             "bitrate": bits // 1000, "gop-size": _RATE, "bframes": 0, "zerolatency": "true",
         })  # fmt: skip
-        return (
-            "videoconvert ! video/x-raw,format=NV12 "
-            f"! nvh264enc name=encoder {settings} ! h264parse"
+        return Encoding(
+            "nvh264enc",
+            "videoconvert ! video/x-raw,format=NV12",
+            f"nvh264enc name=encoder {settings} ! h264parse",
         )
     require_elements(gst, OUTPUT_ELEMENTS, name)
     is_jetson = not (_failed or missing_elements(gst, ("nvvidconv",)))
@@ -93,7 +176,9 @@ def encoder_text(gst: Any, size_hw: tuple[int, int], name: str) -> str:
         _told.set()
         _log.warning("this Jetson has no encoder (%s): x264enc encodes on the CPU", NVENC)
     # Of more threads each encodes a slice, and FFmpeg shows some of those as green pictures.
-    return (
-        "videoconvert ! video/x-raw,format=I420 ! x264enc name=encoder tune=zerolatency "
-        f"speed-preset=superfast threads=1 key-int-max={_RATE} bitrate={bits // 1000}"
+    return Encoding(
+        "x264enc",
+        "videoconvert ! video/x-raw,format=I420",
+        "x264enc name=encoder tune=zerolatency speed-preset=superfast threads=1 "
+        f"key-int-max={_RATE} bitrate={bits // 1000}",
     )

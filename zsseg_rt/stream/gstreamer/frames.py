@@ -8,7 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -78,12 +78,17 @@ def host_planes(library: Library, sample: Any) -> Iterator[tuple[list[Any], str 
         yield planes, matrix_of(library.GstVideo, info)
 
 
-@contextmanager
-def mapped(buffer: Any, flags: int = 0) -> Iterator[MapInfo]:
+def mapped(buffer: Any, flags: int = 0) -> AbstractContextManager[MapInfo]:
     """A buffer's memory, to be read inside the block; PyGObject would copy it."""
-    library = _gstreamer()
-    info, address = MapInfo(), c.c_void_p(hash(buffer))  # PyGObject's hash is the C address
-    if library.gst_buffer_map(address, c.byref(info), _MAP_READ | flags) != 1:
+    address = c.c_void_p(hash(buffer))  # PyGObject's hash is the C address
+    return mapped_at(address, _MAP_READ | flags)
+
+
+@contextmanager
+def mapped_at(address: c.c_void_p, flags: int) -> Iterator[MapInfo]:
+    """The memory of the buffer at an address, inside the block."""
+    library, info = _gstreamer(), MapInfo()
+    if library.gst_buffer_map(address, c.byref(info), flags) != 1:
         raise NotMappedError("gst_buffer_map: refused")
     try:
         yield info

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from zsseg_rt.errors import SourceError
+from zsseg_rt.errors import SourceError, ZssegError
 from zsseg_rt.stream.gstreamer.address import Address
-from zsseg_rt.stream.gstreamer.encoders import working_encoder_text
+from zsseg_rt.stream.gstreamer.encoders import (
+    Encoding,
+    gpu_pictures_for,
+    tell_of_host,
+    working_encoding,
+)
 from zsseg_rt.stream.gstreamer.frames import buffer_of
+from zsseg_rt.stream.gstreamer.gpu_pictures import GpuPictures
 from zsseg_rt.stream.gstreamer.library import Server, load, load_server
 from zsseg_rt.stream.gstreamer.visitors import Visitors
 
@@ -30,11 +36,12 @@ _RIGHTS = ("media.factory.access", "media.factory.construct")
 class Channel:
     """What viewers of one path see. Frames are sent by one thread, viewers come in others."""
 
-    def __init__(self, gst: Any, size_hw: tuple[int, int], channel_order: str) -> None:
+    def __init__(self, gst: Any, channel_order: str, pictures: GpuPictures | None) -> None:
         self._gst, self._format = gst, channel_order.upper()
-        self._size_hw = size_hw
+        self._pictures = pictures
         self._lock = threading.Lock()
-        self._input: Any = None  # the appsrc; None while nobody watches
+        self._inputs: dict[str, Any] = {}  # the appsrcs; none while nobody watches
+        self._caps: dict[str, str] = {}
         self._encoder: Any = None
         self._last_key = 0
 
@@ -45,18 +52,26 @@ class Channel:
     @property
     def is_watched(self) -> bool:
         """Whether frames are encoded and sent."""
-        return self._input is not None
+        return bool(self._inputs)
+
+    @property
+    def path(self) -> str:
+        """How pictures reach the encoder: ``"nvmm"``, ``"cuda"`` or ``"host"``."""
+        return "host" if self._pictures is None else self._pictures.path
 
     def configure(self, _factory: Any, media: Any) -> None:
         """The first viewer came; called in a thread of the server."""
         pipeline = media.get_element()
         media.set_clock(self._gst.SystemClock.obtain())
+        pictures = self._pictures  # the sender may give it up
+        if pictures is not None:
+            pictures.lend_context(pipeline)
         with self._lock:
-            self._input = pipeline.get_by_name_recurse_up("frames")
+            named = {name: pipeline.get_by_name_recurse_up(name) for name in ("frames", "planes")}
+            self._inputs = {name: source for name, source in named.items() if source is not None}
             self._encoder = pipeline.get_by_name_recurse_up("encoder")
-            self._last_key = 0
-            self._set_caps()
-        media.connect("unprepared", self._forget, self._input)
+            self._last_key, self._caps = 0, {}
+        media.connect("unprepared", self._forget, self._inputs["frames"])
 
     def send(self, image: npt.NDArray[np.uint8]) -> None:
         """Send a frame to all viewers, or nothing if there are none. Never waits for them.
@@ -64,18 +79,56 @@ class Channel:
         Shapes:
             image: uint8 [H, W, 3]; H and W even.
         """
+        height, width = image.shape[:2]
+        # FFmpeg studies a stream that names no rate for a second; frames come when they come.
+        caps = f"video/x-raw,format={self._format},width={width},height={height},framerate=30/1"
+        self._send("frames", caps, lambda: buffer_of(self._gst, image))
+
+    def send_planes(self, planes: Sequence[Any], matrix: str) -> bool:
+        """Send a frame that lies on the GPU.
+
+        Shapes:
+            planes: uint8 [H, W] and [H / 2, W / 2, 2].
+
+        Returns:
+            False if it cannot be handed over there. A warning tells of it, once; this and later
+            frames are to be sent as images then.
+        """
+        pictures = self._pictures
+        if pictures is None:
+            return False
+        try:
+            caps = pictures.caps((planes[0].shape[0], planes[0].shape[1]), matrix, 30)
+            self._send("planes", caps, lambda: pictures.buffer(planes, matrix))
+        except ZssegError as exc:
+            tell_of_host(exc)
+            self.close()
+        return self._pictures is not None
+
+    def close(self) -> None:
+        """Take no pictures on a GPU any more, and free what they took there."""
         with self._lock:
-            if self._input is None:
+            self._free()
+            self._pictures = None
+
+    def _free(self) -> None:
+        if self._pictures is not None:
+            self._pictures.close()
+
+    def _send(self, name: str, caps: str, make: Callable[[], Any]) -> None:
+        with self._lock:
+            source = self._inputs.get(name)
+            if source is None:
                 return
-            if image.shape[:2] != self._size_hw:
-                self._size_hw = (image.shape[0], image.shape[1])
-                self._set_caps()
-            base_time = self._input.get_base_time()
-            if not base_time or self._input.get_state(0)[1] != self._gst.State.PLAYING:
+            base_time = source.get_base_time()
+            if not base_time or source.get_state(0)[1] != self._gst.State.PLAYING:
                 return  # a time stamp of this moment would lie hours ahead, and be waited for
-            buffer = buffer_of(self._gst, image)
+            buffer = make()
+            if self._caps.get(name) != caps:
+                self._caps[name] = caps
+                source.set_property("caps", self._gst.Caps.from_string(caps))
             buffer.pts = max(self._gst.SystemClock.obtain().get_time() - base_time, 0)
-            self._input.emit("push-buffer", buffer)
+            source.emit("push-buffer", buffer)
             self._ask_for_key_frame()
 
     def _ask_for_key_frame(self) -> None:
@@ -89,23 +142,19 @@ class Channel:
             event = self._gst.Event.new_custom(self._gst.EventType.CUSTOM_UPSTREAM, structure)
             self._encoder.get_static_pad("src").send_event(event)
 
-    def _set_caps(self) -> None:
-        # FFmpeg studies a stream that names no rate for a second; frames come when they come.
-        height, width = self._size_hw
-        caps = f"video/x-raw,format={self._format},width={width},height={height},framerate=30/1"
-        self._input.set_property("caps", self._gst.Caps.from_string(caps))
-
     def _forget(self, _media: Any, element: Any) -> None:
         with self._lock:
-            if self._input is element:
-                self._input = self._encoder = None
+            if self._inputs.get("frames") is element:
+                self._inputs, self._encoder = {}, None
+                self._free()
 
 
 class RtspServer:
     """Listens at an address, in a thread of its own, until it is closed or forgotten."""
 
     def __init__(self, name: str, address: Address) -> None:
-        self._gst, self._library = load().Gst, load_server()
+        self._media, self._library = load(), load_server()
+        self._gst = self._media.Gst
         self._name, self._address = name, address
         self._server = self._library.GstRtspServer.RTSPServer()
         self._server.set_address(address.host)
@@ -122,16 +171,17 @@ class RtspServer:
         self.port = int(self._server.get_bound_port())
         self.close = weakref.finalize(self, loop.stop)
 
-    def add(self, path: str, size_hw: tuple[int, int], channel_order: str) -> Channel:
-        """Serve another path."""
-        channel = Channel(self._gst, size_hw, channel_order)
+    def add(
+        self, path: str, size_hw: tuple[int, int], channel_order: str, device: str = "cpu"
+    ) -> Channel:
+        """Serve another path, whose frames may lie on a GPU."""
+        encoding = working_encoding(self._gst, size_hw, self._name)
+        pictures = None
+        if device != "cpu":
+            pictures = gpu_pictures_for(self._media, encoding, device, size_hw)
+        channel = Channel(self._gst, channel_order, pictures)
         factory = self._library.GstRtspServer.RTSPMediaFactory()
-        factory.set_launch(
-            "( appsrc name=frames is-live=true format=time block=false "
-            "max-buffers=2 max-bytes=0 leaky-type=downstream "
-            f"! {working_encoder_text(self._gst, size_hw, self._name)} "
-            "! rtph264pay name=pay0 pt=96 config-interval=-1 )"
-        )
+        factory.set_launch(_launch(encoding, has_planes=pictures is not None))
         factory.set_shared(True)
         factory.connect("media-configure", channel.configure)
         if self._address.login is not None:
@@ -142,6 +192,19 @@ class RtspServer:
         self._channels.append(channel)
         self._server.get_mount_points().add_factory(path, factory)
         return channel
+
+
+def _launch(encoding: Encoding, *, has_planes: bool) -> str:
+    """The text of a pipeline; frames come as images or, where there are planes, as either."""
+    source = "is-live=true format=time block=false max-buffers=2 max-bytes=0 leaky-type=downstream"
+    pay = "rtph264pay name=pay0 pt=96 config-interval=-1"
+    if not has_planes:
+        return f"( appsrc name=frames {source} ! {encoding.text} ! {pay} )"
+    return (
+        f"( funnel name=either ! {encoding.encode} ! {pay} "
+        f"appsrc name=planes {source} ! either. "
+        f"appsrc name=frames {source} ! {encoding.convert} ! either. )"
+    )
 
 
 class _Loop:

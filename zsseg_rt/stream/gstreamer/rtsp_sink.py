@@ -7,14 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from zsseg_rt.results.segmentation import Segmentation
+from zsseg_rt.results.segmentation import Frame, Segmentation
 from zsseg_rt.stream.gstreamer.address import Address
-from zsseg_rt.stream.gstreamer.encoders import encoder_text
+from zsseg_rt.stream.gstreamer.encoders import encoding_for
 from zsseg_rt.stream.gstreamer.library import load
 from zsseg_rt.stream.gstreamer.rtsp_server import Channel, RtspServer
-from zsseg_rt.stream.painting import Painter
+from zsseg_rt.stream.painting import Painter, device_of
 from zsseg_rt.stream.writers import Tags, frame_of
 
+_HIGHEST_SD = 576  # rows; GStreamer takes BT.709 for more, as decoders do where nothing is said
 _log = logging.getLogger(__name__)
 
 
@@ -36,10 +37,11 @@ class RtspSink:
         self.folder: Path | None = None
         self._order, self._tags = channel_order, tags
         name = self._address.shown()
-        encoder_text(load().Gst, (16, 16), name)  # refuses where there is none
+        encoding_for(load().Gst, (16, 16), name)  # refuses where there is none
         self._server = RtspServer(name, self._address)
         self.port = self._server.port
         self.name = self._address.shown(self.port)
+        self.path: str | None = None
         self._painter = painter
         self._size_hw: tuple[int, ...] = ()
         self._channels: dict[str, Channel] = {}
@@ -65,22 +67,32 @@ class RtspSink:
         padding = ((0, height % 2), (0, width % 2), (0, 0))
         channel = self._channels.get(frame.source)
         if channel is None:
-            channel = self._add(frame.source, (height + height % 2, width + width % 2))
-        if not channel.is_watched:
-            return
-        self._painter.paint(seg, self._canvas)
-        channel.send(np.pad(self._canvas, padding, mode="edge"))
+            channel = self._add(frame, (height + height % 2, width + width % 2))
+        self.path = channel.path
+        if channel.is_watched and not self._sent_on_gpu(channel, seg, height):
+            self._painter.paint(seg, self._canvas)
+            channel.send(np.pad(self._canvas, padding, mode="edge"))
+            self.path = "host"
 
     def close(self) -> None:
-        """Part with the viewers and free the port."""
+        """Part with the viewers, free the port and what pictures took on a GPU."""
         self._server.close()
+        for channel in self._channels.values():
+            channel.close()
 
     def remove_old(self) -> None:
         """Nothing is kept."""
 
-    def _add(self, source: str, size_hw: tuple[int, int]) -> Channel:
-        path = self._tags.join(self._address.path, source)
-        self.whose[self._tags.join(self.name, source)] = source
-        channel = self._server.add(path, size_hw, self._order)
-        self._channels[source] = channel
+    def _sent_on_gpu(self, channel: Channel, seg: Segmentation, height: int) -> bool:
+        if channel.path == "host":
+            return False
+        matrix = "bt709" if height > _HIGHEST_SD else "bt601"
+        planes = self._painter.planes(seg, colour_matrix=matrix)
+        return planes is not None and channel.send_planes(planes, matrix)
+
+    def _add(self, frame: Frame, size_hw: tuple[int, int]) -> Channel:
+        path = self._tags.join(self._address.path, frame.source)
+        self.whose[self._tags.join(self.name, frame.source)] = frame.source
+        channel = self._server.add(path, size_hw, self._order, device_of(frame.on_gpu))
+        self._channels[frame.source] = channel
         return channel
