@@ -261,7 +261,8 @@ class Nvenc(Chain, Gst.Bin):
         super().__init__()
         logging.warning("stand-in for nvh264enc")
         x264 = "x264enc tune=zerolatency speed-preset=ultrafast threads=1"
-        fails = "identity error-after=1 ! " if os.environ.get("NVENC_FAILS") else ""
+        fails = os.environ.get("NVENC_FAILS")
+        fails = f"identity error-after={fails} ! " if fails else ""
         self.hold(f"{fails}standinunwrap ! videoconvert ! video/x-raw,format=I420 ! {x264}")
 
 

@@ -26,6 +26,8 @@ OUTPUT_ELEMENTS = ("appsrc", "videoconvert", "x264enc", "rtph264pay")
 _TRIAL_ELEMENTS = ("h264parse", "videotestsrc")
 _HARDWARE = ("nvv4l2h264enc", "nvvidconv", *_TRIAL_ELEMENTS)
 _NVENC, _NVENC_SIDES = ("nvh264enc", *_TRIAL_ELEMENTS), (160, 4096)
+NVIDIA = (_HARDWARE[0], _NVENC[0])
+"""Encoders that may be there and not work."""
 _BITS_PER_PIXEL, _RATE = 0.15, 30  # overlays have hard edges, which take more than a plain picture
 _log = logging.getLogger(__name__)
 _told = threading.Event()
@@ -72,7 +74,7 @@ def working_encoding(gst: Any, size_hw: tuple[int, int], name: str) -> Encoding:
     """
     while True:
         found = encoding_for(gst, size_hw, name)
-        if found.element not in (_HARDWARE[0], _NVENC[0]):
+        if found.element not in NVIDIA:
             return found
         height, width = size_hw
         caps = f"video/x-raw,format=RGB,width={width},height={height},framerate={_RATE}/1"

@@ -13,8 +13,11 @@ import numpy.typing as npt
 from zsseg_rt.errors import SourceError, ZssegError
 from zsseg_rt.stream.gstreamer.address import Address
 from zsseg_rt.stream.gstreamer.encoders import (
+    NVIDIA,
     Encoding,
+    encoding_for,
     gpu_pictures_for,
+    leave,
     tell_of_host,
     working_encoding,
 )
@@ -39,6 +42,8 @@ class Channel:
     def __init__(self, gst: Any, channel_order: str, pictures: GpuPictures | None) -> None:
         self._gst, self._format = gst, channel_order.upper()
         self._pictures = pictures
+        self.replace: Callable[[str], None] | None = None
+        """Takes another encoder, as the one at work failed for a reason; None if it need not."""
         self._lock = threading.Lock()
         self._inputs: dict[str, Any] = {}  # the appsrcs; none while nobody watches
         self._caps: dict[str, str] = {}
@@ -71,6 +76,9 @@ class Channel:
             self._inputs = {name: source for name, source in named.items() if source is not None}
             self._encoder = pipeline.get_by_name_recurse_up("encoder")
             self._last_key, self._caps = 0, {}
+        bus = pipeline.get_parent().get_bus()
+        bus.enable_sync_message_emission()
+        bus.connect("sync-message::error", self._look_at, self._encoder)
         media.connect("unprepared", self._forget, self._inputs["frames"])
 
     def send(self, image: npt.NDArray[np.uint8]) -> None:
@@ -142,6 +150,13 @@ class Channel:
             event = self._gst.Event.new_custom(self._gst.EventType.CUSTOM_UPSTREAM, structure)
             self._encoder.get_static_pad("src").send_event(event)
 
+    def _look_at(self, _bus: Any, message: Any, encoder: Any) -> None:
+        """An element failed; called in a thread of its own."""
+        replace, source = self.replace, message.src
+        if replace is not None and (source == encoder or source.has_as_ancestor(encoder)):
+            self.replace = None
+            replace(message.parse_error()[0].message)
+
     def _forget(self, _media: Any, element: Any) -> None:
         with self._lock:
             if self._inputs.get("frames") is element:
@@ -168,7 +183,7 @@ class RtspServer:
         visitors = Visitors()
         self._server.connect("client-connected", _greet, self._channels, visitors)
         loop = _Loop(self._library, self._server, name, visitors)
-        self.port = int(self._server.get_bound_port())
+        self._part, self.port = loop.part, int(self._server.get_bound_port())
         self.close = weakref.finalize(self, loop.stop)
 
     def add(
@@ -184,6 +199,15 @@ class RtspServer:
         factory.set_launch(_launch(encoding, has_planes=pictures is not None))
         factory.set_shared(True)
         factory.connect("media-configure", channel.configure)
+        gst, name, part = self._gst, self._name, self._part
+
+        def replace(problem: str) -> None:
+            leave(encoding.element, problem)
+            channel.close()
+            factory.set_launch(_launch(encoding_for(gst, size_hw, name), has_planes=False))
+            part()
+
+        channel.replace = replace if encoding.element in NVIDIA else None
         if self._address.login is not None:
             permissions = self._library.GstRtspServer.RTSPPermissions()
             for right in _RIGHTS:
@@ -218,6 +242,12 @@ class _Loop:
         self._sources = [self._listen(name), self._cleaning()]
         self._thread = threading.Thread(target=self._run, name=f"serve {name}", daemon=True)
         self._thread.start()
+
+    def part(self) -> None:
+        """Part with all viewers soon, in this loop's thread; they may come again."""
+        source = self._library.GLib.idle_source_new()
+        source.set_callback(self._remove_clients)
+        source.attach(self._context)
 
     def stop(self) -> None:
         """Part with all viewers and free the port."""
@@ -258,9 +288,13 @@ class _Loop:
             self._context.iteration(True)
         for source in self._sources:
             source.destroy()
+        self._remove_clients()
+        self._context.pop_thread_default()
+
+    def _remove_clients(self, *_: object) -> bool:
         remove = self._library.GstRtspServer.RTSPFilterResult.REMOVE
         self._server.client_filter(lambda _server, _client: remove)
-        self._context.pop_thread_default()
+        return False
 
 
 def _greet(_server: Any, client: Any, channels: Sequence[Channel], visitors: Visitors) -> None:
