@@ -41,7 +41,8 @@ class Hub:
         self.vocabulary: dict[str, Any] = labeller.describe(labeller.vocabulary)
         self.is_closed = False
         self._encoder, self._jpeg = Worker("encode"), jpeg
-        self._gpu = GpuPainter(labeller.channel_order, ALPHA)
+        order = labeller.channel_order
+        self._painters = GpuPainter(order, ALPHA), GpuPainter(order, 0.0)
         self._lock = threading.Lock()
         self._newest: dict[str, Result] = {}
         self._ages: defaultdict[str, AgeHistogram] = defaultdict(AgeHistogram)
@@ -58,7 +59,7 @@ class Hub:
         with self._lock:
             self._number += 1
             order = self.labeller.channel_order
-            result = Result(self._number, seg, order, self._encoder, self._jpeg, self._gpu)
+            result = Result(self._number, seg, order, self._encoder, self._jpeg, self._painters)
             self._newest[frame_of(seg).source] = result
             if is_new:
                 self._note(frame_of(seg))

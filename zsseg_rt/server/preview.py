@@ -67,10 +67,11 @@ class Result:
         channel_order: str,
         worker: Worker,
         jpeg: JpegEncoder,
-        gpu: GpuPainter,
+        painters: tuple[GpuPainter, GpuPainter],
     ) -> None:
         self.number, self.seg = number, seg
-        self._how, self._worker, self._gpu = (channel_order, jpeg), worker, gpu
+        self._how, self._worker = (channel_order, jpeg), worker
+        self._overlays, self._frames = painters
         self._message: asyncio.Future[FrameMessage] | None = None
         self._overlay: asyncio.Future[bytes] | None = None
 
@@ -82,14 +83,18 @@ class Result:
     async def message(self) -> FrameMessage:
         """The frame for viewers."""
         if self._message is None:
-            job = self._worker.run(lambda: encode_message(self.number, self.seg, *self._how))
+            job = self._worker.run(
+                lambda: encode_message(self.number, self.seg, *self._how, self._frames)
+            )
             self._message = asyncio.ensure_future(job)
         return await asyncio.shield(self._message)
 
     async def overlay(self) -> bytes:
         """The frame with its labels' colours on it, a JPEG."""
         if self._overlay is None:
-            job = self._worker.run(lambda: encode_preview_overlay(self.seg, *self._how, self._gpu))
+            job = self._worker.run(
+                lambda: encode_preview_overlay(self.seg, *self._how, self._overlays)
+            )
             self._overlay = asyncio.ensure_future(job)
         return await asyncio.shield(self._overlay)
 
@@ -133,6 +138,9 @@ class JpegEncoder:
         return None if planes is None else self._nvidia.encode_planes(planes, size_hw)
 
 
+_ON_CPU = JpegEncoder("cpu")
+
+
 def encode_jpeg(image: npt.NDArray[np.uint8], channel_order: str) -> bytes:
     """A JPEG of an image.
 
@@ -152,12 +160,17 @@ def encode_jpeg(image: npt.NDArray[np.uint8], channel_order: str) -> bytes:
 
 
 def encode_message(
-    number: int, seg: Segmentation, channel_order: str, jpeg: Jpeg = encode_jpeg
+    number: int,
+    seg: Segmentation,
+    channel_order: str,
+    jpeg: JpegEncoder = _ON_CPU,
+    gpu: GpuPainter | None = None,
 ) -> FrameMessage:
-    """Encode a frame for viewers."""
-    frame = frame_of(seg)
-    height, width = _preview_size(frame.image.shape[:2])
-    image = jpeg(_resized(frame.image, (height, width)), channel_order)
+    """Encode a frame for viewers; ``gpu`` paints nothing on frames that are there."""
+    frame, (height, width) = frame_of(seg), _preview_size(seg.labels.shape)
+    image = None if gpu is None else _of_gpu(seg, channel_order, jpeg, gpu)
+    if image is None:
+        image = jpeg(_resized(frame.image, (height, width)), channel_order)
     label_hw = (-(-height // 2), -(-width // 2))
     labels = zlib.compress(_little_endian(_nearest(seg.labels, label_hw)), _DEFLATE_LEVEL)
     shares = seg.present()
@@ -191,20 +204,28 @@ def encode_preview_overlay(
 
     A frame on a GPU is painted there if it need not be made smaller, or the encoder does that.
     """
+    made = _of_gpu(seg, channel_order, jpeg, gpu)
+    if made is not None:
+        return made
     frame, size_hw = frame_of(seg), _preview_size(seg.labels.shape)
     on_gpu = frame.on_gpu  # another thread may let it leave
-    if on_gpu is not None:
-        colours = palette(seg.names, channel_order)
-        planes = partial(gpu.planes, on_gpu, seg.labels, colours)
-        made = jpeg.of_gpu(seg.labels.shape, size_hw, planes)
-        if made is not None:
-            return made
-        if seg.labels.shape == size_hw:
-            picture = gpu.canvas(on_gpu, (*size_hw, 3))
-            if gpu.paint(on_gpu, seg.labels, colours, picture):
-                return jpeg(picture, channel_order)
+    if on_gpu is not None and seg.labels.shape == size_hw:
+        picture = gpu.canvas(on_gpu, (*size_hw, 3))
+        if gpu.paint(on_gpu, seg.labels, palette(seg.names, channel_order), picture):
+            return jpeg(picture, channel_order)
     resized, labels = _resized(frame.image, size_hw), _nearest(seg.labels, size_hw)
     return encode_overlay(resized, labels, seg.names, channel_order, jpeg)
+
+
+def _of_gpu(
+    seg: Segmentation, channel_order: str, jpeg: JpegEncoder, gpu: GpuPainter
+) -> bytes | None:
+    """A small JPEG of what is painted on a frame on a GPU, if it gets to the encoder there."""
+    on_gpu, size_hw = frame_of(seg).on_gpu, _preview_size(seg.labels.shape)
+    if on_gpu is None:
+        return None
+    planes = partial(gpu.planes, on_gpu, seg.labels, palette(seg.names, channel_order))
+    return jpeg.of_gpu(seg.labels.shape, size_hw, planes)
 
 
 def encode_overlay(
