@@ -80,7 +80,8 @@ class EngineConfig:
             its affinity, or a container's quota of CPU time, rounded up. For backend
             ``"torch"`` it applies to the whole process: the engine made last decides.
         num_lanes: Frames that can be labelled at the same time, each in a lane of its own; see
-            :meth:`Engine.lane`. On the CPU they share ``num_threads``.
+            :meth:`Engine.lane`. On the CPU they share ``num_threads``. Two on a GPU let
+            :meth:`Engine.stream` prepare a camera's next frame during this one.
         wait: How a thread waits for the GPU: ``"sleep"`` leaves its CPU core to others, ``"spin"``
             keeps it busy and sees the end some microseconds earlier. ``"auto"`` sleeps where the
             process has at most eight CPUs.

@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
@@ -30,6 +29,7 @@ from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.runtime.device_result import DeviceSegmentation
 from zsseg_rt.runtime.families.base import BoundClasses
 from zsseg_rt.runtime.families.registry import create_family
+from zsseg_rt.runtime.graph_turns import GraphTurns
 from zsseg_rt.runtime.inputs.nv12 import Nv12Frame
 from zsseg_rt.runtime.lane import Lane, Planes
 from zsseg_rt.runtime.lane_pool import LanePool, in_order
@@ -110,6 +110,7 @@ class Engine:
         self._classes: BoundClasses | None = None
         self._closed = False
         self._lanes: set[Lane] = set()
+        self._turns = GraphTurns(self.device)
         self._lane = self.lane()
         prove_plans(self, self._graphs)
 
@@ -238,7 +239,7 @@ class Engine:
             ZssegError: What :meth:`segment` raises for one of the frames.
         """
         self._require_open()
-        with self._open_lanes() as pool:
+        with self.open_lanes() as pool:
             return list(in_order(pool.segment, frames, num_threads=pool.num_lanes))
 
     def stream(
@@ -255,8 +256,8 @@ class Engine:
     ) -> Stream:
         """Label the frames of cameras, videos or photos; each result carries its ``frame``.
 
-        Cameras are labelled in the engine's own lane. Files whose past frames do not matter take
-        all lanes of ``EngineConfig(num_lanes=N)``, which are busy until the stream is closed.
+        Of ``EngineConfig(num_lanes=N)``, files whose past frames do not matter take all lanes, and
+        cameras two on a GPU, else one. What is taken is busy until the stream is closed.
 
         Args:
             source: A URI or path (docs/streams.md lists them), ``@FILE`` with one per line, or
@@ -291,11 +292,13 @@ class Engine:
             skip_still=skip_still,
         )
         parts = options.open(source, self.config.channel_order)
-        lanes = self._open_lanes if self.config.num_lanes > 1 else None
+        lanes = self.open_lanes if self.config.num_lanes > 1 else None
         return parts.start(self.segment, lanes, self.device)
 
-    def _open_lanes(self) -> LanePool:
-        return LanePool(self.segment, self.lane, self.config.num_lanes)
+    def open_lanes(self, *, in_turn: bool = False) -> LanePool:
+        """All lanes as one; or two on a GPU, whose graphs run one after the other."""
+        count, turns = (2, self._turns) if in_turn else (self.config.num_lanes, None)
+        return LanePool(self.segment, self.lane, count, turns)
 
     def lane(self) -> Lane:
         """Open a lane: one more frame that can be labelled at the same time, on the same weights.
@@ -325,6 +328,7 @@ class Engine:
                 classes=lambda: self._classes,
                 on_close=self._lanes.discard,
             )
+            lane.take_turns(self._turns)
             self._lanes.add(lane)
         return lane
 
@@ -365,12 +369,7 @@ class Engine:
     def __enter__(self) -> Engine:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def __repr__(self) -> str:

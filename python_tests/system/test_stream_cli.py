@@ -129,6 +129,7 @@ def test_the_demo_needs_no_arguments(tmp_path, capsys):
         (("0", "rtsp://u:secret@cam", "-b", "x"), 2, "sink: expected rtsp://@:PORT/NAME"),
         (("0", "-b", "x", "--policy", "newest"), 2, "policy: expected one of latest, all"),
         (("0", "-b", "x", "--max-staleness", "0"), 2, "max_staleness: expected seconds above 0"),
+        (("0", "-b", "x", "--lanes", "2"), 2, "--lanes: expected 1 for cameras on the CPU"),
         (("@absent.txt", "-b", "x"), 1, "absent.txt: expected a file with one source per line"),
         (("0", "absent/out.jsonl", "-b", "x"), 1, "the folder absent does not exist"),
     ],

@@ -10,6 +10,7 @@ from support.errors import refused
 from zsseg_rt.errors import BackendError, EngineStateError
 from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.stream.ahead import Ahead
+from zsseg_rt.stream.hand_off import HandOff
 from zsseg_rt.stream.opening import StreamOptions, StreamParts
 from zsseg_rt.stream.runner import Stream, waits_for_labels
 from zsseg_rt.stream.source import Picture
@@ -36,6 +37,8 @@ class Camera(File):
 
 class FakeLanes:
     """Lanes whose frames finish in the order that a test chooses."""
+
+    turns = None
 
     def __init__(self, num_lanes, hold=()):
         self.num_lanes, self.closed = num_lanes, 0
@@ -155,13 +158,13 @@ def test_lanes_may_be_closed_by_one_of_their_own_threads():
     lanes = FakeLanes(2)
     closed = threading.Event()
     lanes.close = closed.set
-    ahead = Ahead(lambda frame: ahead.close(), lanes)
-    ahead.begin(None)
+    ahead = Ahead(lambda frame: ahead.close(), lanes, HandOff([]))
+    ahead._threads.submit(ahead._work, None)
     assert closed.wait(LONG)
 
 
 def test_sinks_are_closed_if_the_lanes_cannot_be_opened():
-    def busy():
+    def busy(*, in_turn):
         raise EngineStateError("engine: is busy in another thread. Wait for it.")
 
     sink = Mock()
@@ -170,3 +173,7 @@ def test_sinks_are_closed_if_the_lanes_cannot_be_opened():
         StreamParts(sources=[File(1)], **made).start(Mock(), busy)
     sink.close.assert_called_once_with()
     StreamParts(sources=[Camera(1)], **made).start(Mock(), busy).close()  # it takes no lanes
+    with refused(EngineStateError, "engine"):
+        StreamParts(sources=[Camera(1)], **made).start(Mock(), busy, "cuda:0")
+    made["memories"] = {"file": None}
+    StreamParts(sources=[Camera(1)], **made).start(Mock(), busy, "cuda:0").close()

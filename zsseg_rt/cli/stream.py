@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,16 +27,20 @@ from zsseg_rt.cli.options import (
     BundleOption,
     DemoOption,
     JsonOption,
+    UsageError,
     WaitOption,
     argument_errors_are_usage,
 )
 from zsseg_rt.cli.output import describe_engine, terminal, write_json
 from zsseg_rt.cli.service import Notifier, stopped_by_signals
+from zsseg_rt.config import MAX_LANES
 from zsseg_rt.errors import SourceError
 
 if TYPE_CHECKING:
+    from zsseg_rt.config import EngineConfig
     from zsseg_rt.engine import Engine
     from zsseg_rt.results.segmentation import Segmentation
+    from zsseg_rt.stream.opening import StreamParts
     from zsseg_rt.stream.runner import SourceStats, Stream
     from zsseg_rt.stream.sinks import SinkStats
 
@@ -56,6 +59,13 @@ class _Pace:
         "latest (drop old frames) or all (the source waits); default: latest for cameras, else all."
     )
     max_staleness: float | None = opt("Drop frames that waited longer than this many seconds.")
+    lanes: int = opt(
+        "Frames in work at the same time; 0 = automatic, 1 for cameras. On a GPU, 2 prepare a "
+        "camera's next frame during this one.",
+        0,
+        min=0,
+        max=MAX_LANES,
+    )
     wait: WaitOption = False
 
     def settings(self) -> dict[str, Any]:
@@ -116,10 +126,7 @@ def stream(
     A lost camera is reopened. Ctrl-C (SIGTERM, SIGHUP) ends the stream and finishes its
     files. docs/streams.md describes sources, sinks and policies.
     """
-    from zsseg_rt.config import MAX_LANES
     from zsseg_rt.engine import Engine
-    from zsseg_rt.integrations.batch.photo_run import lanes_for
-    from zsseg_rt.runtime.lane_pool import LanePool
     from zsseg_rt.stream.opening import StreamOptions
 
     lacking = "name a source: a camera, video, folder or @FILE"
@@ -133,15 +140,27 @@ def stream(
     with argument_errors_are_usage():
         settings = {**pace.settings(), **files.settings(), **vars(memory)}
         parts = StreamOptions(sinks=sinks, **settings).open(source, config.channel_order)
-    num_lanes = lanes_for(MAX_LANES, config) if parts.takes_lanes else 1
-    config = replace(config, num_lanes=num_lanes)
+    config = replace(config, num_lanes=_num_lanes(pace.lanes, parts, config))
     with Engine(checked, config) as engine:
         words.give(engine, names)
-        pool = partial(LanePool, engine.segment, engine.lane, num_lanes)
-        lanes = pool if num_lanes > 1 else None
+        lanes = engine.open_lanes if config.num_lanes > 1 else None
         with parts.start(engine.segment, lanes, engine.device) as labelled:
             _run(labelled, pace.frames, pace.seconds)
         _report(engine, labelled, files.json_file)
+
+
+def _num_lanes(asked: int, parts: StreamParts, config: EngineConfig) -> int:
+    from zsseg_rt.backends.registry import choose
+    from zsseg_rt.integrations.batch.photo_run import lanes_for
+
+    if not asked:
+        return lanes_for(MAX_LANES, config) if parts.takes_lanes else 1
+    if asked > 1 and not (parts.takes_lanes or parts.takes_turns(choose(config).device)):
+        raise UsageError(
+            f"--lanes: expected 1 for cameras on the CPU, and with --steady or --skip-still, got "
+            f"{asked}. Leave it out."
+        )
+    return asked
 
 
 def _run(labelled: Stream, frames: int | None, seconds: float | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -36,6 +36,7 @@ from zsseg_rt.runtime.families.base import (
 from zsseg_rt.runtime.families.base import Trace as Trace
 from zsseg_rt.runtime.families.candidates import cut
 from zsseg_rt.runtime.families.gate import CandidateGate
+from zsseg_rt.runtime.graph_turns import GraphTurns
 from zsseg_rt.runtime.inputs.frame_inputs import Frame, FrameInputs
 from zsseg_rt.runtime.inputs.nv12 import Nv12Frame
 from zsseg_rt.runtime.inputs.window_plan import Windows
@@ -85,6 +86,7 @@ class FramePath:
         )
         self._given: tuple[BoundClasses, int | None] | None = None  # what the buffers hold
         self.adopted: BoundClasses | None = None
+        self.turns = GraphTurns(workspace.device)
         self._is_warm = workspace.device == "cpu"
 
     def label(
@@ -219,13 +221,17 @@ class FramePath:
         if self._gate is not None:
             self._gate.begin(classes.seen, turn)
         run = captures.run if captured else run_plainly
+        work: Callable[[], _Labelled]
         if self._windows is not None and trace is None:
-            return self._work_in_windows(frame, self._windows, adopted, rule, run, turn)
-        image = self._image(frame, trace)
-        if not captured or not self._family.in_one_part or splits(adopted, turn):
-            return self._work(image, out_hw, adopted, rule, run, trace, turn)
-        key = kind_of(out_hw, adopted, rule)
-        return run(key, lambda: self._work(image, out_hw, adopted, rule, run_plainly))
+            work = partial(self._work_in_windows, frame, self._windows, adopted, rule, run, turn)
+        else:
+            given = self._image(frame, trace), out_hw, adopted, rule
+            work = partial(self._work, *given, run, trace, turn)
+            if captured and self._family.in_one_part and not splits(adopted, turn):
+                key = kind_of(out_hw, adopted, rule)
+                work = partial(run, key, partial(self._work, *given, run_plainly))
+        with self.turns.turn(self._workspace.stream):
+            return work()
 
     def _warm_up(
         self, frame: Frame, out_hw: tuple[int, int], classes: BoundClasses, rule: LabelRule
