@@ -262,7 +262,7 @@ class Nvenc(Chain, Gst.Bin):
         logging.warning("stand-in for nvh264enc")
         x264 = "x264enc tune=zerolatency speed-preset=ultrafast threads=1"
         fails = os.environ.get("NVENC_FAILS")
-        fails = f"identity error-after={fails} ! " if fails else ""
+        fails = f"identity {fails} ! " if fails else ""
         self.hold(f"{fails}standinunwrap ! videoconvert ! video/x-raw,format=I420 ! {x264}")
 
 

@@ -217,8 +217,9 @@ def test_nvenc_is_used_for_sizes_that_it_takes(serve, size, is_used):
     assert ("stand-in for nvh264enc" in server.log) == is_used
 
 
-def test_an_encoder_that_cannot_encode_is_left_with_one_warning(serve, monkeypatch):
-    monkeypatch.setenv("NVENC_FAILS", "1")
+@pytest.mark.parametrize("fails", ["error-after=1", "drop-probability=1"])
+def test_an_encoder_that_cannot_encode_is_left_with_one_warning(serve, monkeypatch, fails):
+    monkeypatch.setenv("NVENC_FAILS", fails)
     server = serve("rtsp://@127.0.0.1:0/seg", "--jetson", "nvh264enc")
     with watch(server.url()) as seen:
         assert is_overlay(next(seen))
@@ -227,7 +228,7 @@ def test_an_encoder_that_cannot_encode_is_left_with_one_warning(serve, monkeypat
 
 
 def test_an_encoder_that_fails_later_is_left_too_and_viewers_come_again(serve, monkeypatch):
-    monkeypatch.setenv("NVENC_FAILS", "5")
+    monkeypatch.setenv("NVENC_FAILS", "error-after=5")
     server = serve("rtsp://@127.0.0.1:0/seg", "--jetson", "nvh264enc")
     for _ in range(3):  # who comes again at once may meet the old encoder
         with contextlib.suppress(av.FFmpegError), watch(server.url()) as seen:

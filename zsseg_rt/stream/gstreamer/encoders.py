@@ -32,6 +32,7 @@ _BITS_PER_PIXEL, _RATE = 0.15, 30  # overlays have hard edges, which take more t
 _log = logging.getLogger(__name__)
 _told = threading.Event()
 _failed: set[str] = set()  # elements that are there and do not encode
+_END = "fakesink name=end sync=false"
 _TRIAL = 10 * 10**9  # nanoseconds; the first picture makes a CUDA context
 
 
@@ -78,9 +79,7 @@ def working_encoding(gst: Any, size_hw: tuple[int, int], name: str) -> Encoding:
             return found
         height, width = size_hw
         caps = f"video/x-raw,format=RGB,width={width},height={height},framerate={_RATE}/1"
-        trial = gst.parse_launch(
-            f"videotestsrc num-buffers=1 ! {caps} ! {found.text} ! fakesink sync=false"
-        )
+        trial = gst.parse_launch(f"videotestsrc num-buffers=1 ! {caps} ! {found.text} ! {_END}")
         trial.set_state(gst.State.PLAYING)
         problem = _what_fails(gst, trial)
         if problem is None:
@@ -113,8 +112,7 @@ def gpu_pictures_for(
         planes = [pictures.plane(np.full(shape, 128, np.uint8)) for shape in shapes]
         buffer, caps = pictures.buffer(planes, "bt601"), pictures.caps(size_hw, "bt601", _RATE)
         trial = gst.parse_launch(
-            f'appsrc name=planes format=time caps="{caps}" ! {encoding.encode} '
-            "! fakesink sync=false"
+            f'appsrc name=planes format=time caps="{caps}" ! {encoding.encode} ! {_END}'
         )
         pictures.lend_context(trial)
         trial.set_state(gst.State.PLAYING)
@@ -142,10 +140,11 @@ def _what_fails(gst: Any, trial: Any) -> str | None:
     """Wait for a running pipeline's end; returns what kept it from that."""
     wanted = gst.MessageType.ERROR | gst.MessageType.EOS
     message = trial.get_bus().timed_pop_filtered(_TRIAL, wanted)
+    encoded = trial.get_by_name("end").get_property("last-sample")
     trial.set_state(gst.State.NULL)
-    if message is None:
-        return "it encoded nothing for 10 s"
-    return message.parse_error()[0].message if message.type == gst.MessageType.ERROR else None
+    if message is not None and message.type == gst.MessageType.ERROR:
+        return str(message.parse_error()[0].message)
+    return "it encoded nothing" if message is None or encoded is None else None
 
 
 def encoding_for(gst: Any, size_hw: tuple[int, int], name: str) -> Encoding:

@@ -62,13 +62,14 @@ class Channel:
     @property
     def path(self) -> str:
         """How pictures reach the encoder: ``"nvmm"``, ``"cuda"`` or ``"host"``."""
-        return "host" if self._pictures is None else self._pictures.path
+        pictures = self._pictures  # another thread may give it up
+        return "host" if pictures is None else pictures.path
 
     def configure(self, _factory: Any, media: Any) -> None:
         """The first viewer came; called in a thread of the server."""
         pipeline = media.get_element()
         media.set_clock(self._gst.SystemClock.obtain())
-        pictures = self._pictures  # the sender may give it up
+        pictures = self._pictures
         if pictures is not None:
             pictures.lend_context(pipeline)
         with self._lock:
