@@ -52,6 +52,7 @@ def test_every_step_runs_and_the_record_holds_what_it_found(checkout, tmp_path):
         "one frame in torch's profiler, torch",
         "one frame in nsys, torch",
         "sweeps torch",
+        "encoder tests",  # GStreamer has none of NVIDIA's here
     ]
     assert {name: step["state"] for name, step in steps.items()} == {
         "build": "passed",

@@ -1,9 +1,10 @@
 """A process that encodes overlays of frames on the GPU as the page's JPEGs do.
 
-    python gpu_jpegs.py LIBRARY [--elements NAME...] [--fails-at INDEX] [--longest N] SIZE...
+    python gpu_jpegs.py SIZE... [--nvidia LIBRARY] [--elements NAME...] [--fails-at INDEX]
+                        [--longest N]
 
-NVIDIA's libraries are stand-ins. It tells one line of JSON per frame of a size, HxW: how far the
-picture is from OpenCV's of the CPU, and what is held.
+With ``--nvidia``, libraries and elements are stand-ins. It tells one line of JSON per frame of a
+size, HxW: how far the picture is from OpenCV's of the CPU, and what is held.
 """
 
 import argparse
@@ -59,31 +60,31 @@ def pictures(seg, encode, overlays, frames):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("library", type=Path)
     parser.add_argument("sizes", nargs="+")
+    parser.add_argument("--nvidia", type=Path)
     parser.add_argument("--elements", nargs="+")
     parser.add_argument("--fails-at", type=int)
     parser.add_argument("--longest", type=int, default=preview.LONGEST_SIDE)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO)
-    jetson_elements.register(*options.elements)
-    nvidia_stand_in.use_libraries(options.library, 0, in_blocks=False)
+    stands_in = options.nvidia is not None
+    if stands_in:
+        jetson_elements.register(*options.elements)
+        nvidia_stand_in.use_libraries(options.nvidia, 0, in_blocks=False)
     preview.LONGEST_SIDE = options.longest
-    encode, counts, on_cpu = (
-        preview.JpegEncoder("cuda:0"),
-        counts_reader(),
-        preview.JpegEncoder("cpu"),
-    )
+    encode, on_cpu = preview.JpegEncoder("cuda:0"), preview.JpegEncoder("cpu")
+    counts = counts_reader() if stands_in else lambda: {"copies_to_host": 0}
     overlays, frames = GpuPainter("rgb", 0.5), GpuPainter("rgb", 0.0)
     for index, size in enumerate(options.sizes):
-        nvidia_stand_in.fail(3 if index == options.fails_at else 0)
+        if stands_in:
+            nvidia_stand_in.fail(3 if index == options.fails_at else 0)
         seg, before = labelled(size), counts()["copies_to_host"]
         found = pictures(seg, encode, overlays, frames)
         fetched = counts()["copies_to_host"] - before
         seg.frame.leave_gpu()
         expected = pictures(seg, on_cpu, overlays, frames)
         away = max(np.abs(a - b).mean() for a, b in zip(found, expected, strict=True))
-        held = nvidia_stand_in.facts(*HELD)
+        held = nvidia_stand_in.facts(*HELD) if stands_in else {}
         print(json.dumps({"shape": found[0].shape, "away": away, "fetched": fetched, **held}))
 
 

@@ -2,9 +2,11 @@
 
     python overlay_server.py ADDRESS [--size HxW] [--order rgb] [--rate R] [--noise]
                              [--jetson [ELEMENT...]] [--nvenc FILE] [--bits-per-pixel N]
-                             [--until-setup SECONDS] [--nvidia LIBRARY [--fails N] [--blocks]]
+                             [--until-setup SECONDS] [--on-gpu]
+                             [--nvidia LIBRARY [--fails N] [--blocks]]
 
-With ``--nvidia``, frames are on the GPU, and NVIDIA's libraries are stand-ins.
+With ``--on-gpu`` and ``--nvidia``, frames are on the GPU; with the second, NVIDIA's libraries are
+stand-ins.
 
 It tells ``{"port": ..., "name": ...}``, or its error. Lines on its standard input are commands:
 ``facts`` tells what the sink did so far, ``fail N`` lets a call of the stand-ins fail, ``size HxW``
@@ -80,7 +82,8 @@ class Feed(threading.Thread):
             image = noise.integers(0, 256, image.shape, np.uint8)
         labels = np.full((height, width), 255, np.uint8)
         labels[:, width // 2 :] = 0
-        on_gpu = None if self.options.nvidia is None else ops.DeviceArray.from_numpy(image, 0)
+        is_there = self.options.on_gpu or self.options.nvidia is not None
+        on_gpu = ops.DeviceArray.from_numpy(image, 0) if is_there else None
         frame = Frame(
             source=source,
             index=self.written,
@@ -151,6 +154,7 @@ def main():
     parser.add_argument("--bits-per-pixel", type=float, default=encoders._BITS_PER_PIXEL)
     parser.add_argument("--sources", nargs="*", default=(), help="=NAME is a given name")
     parser.add_argument("--until-setup", type=float)
+    parser.add_argument("--on-gpu", action="store_true")
     parser.add_argument("--nvidia", type=Path)
     parser.add_argument("--fails", type=int, default=0)
     parser.add_argument("--blocks", action="store_true")

@@ -148,7 +148,7 @@ def test_a_new_size_takes_new_memory_and_frees_the_old(serve):
 
 
 def encode_jpegs(library, *options, **variables):
-    call = [sys.executable, str(JPEGS), str(library), *options]
+    call = [sys.executable, str(JPEGS), *options, "--nvidia", str(library)]
     done = subprocess.run(
         call, capture_output=True, text=True, check=False, timeout=WITHIN,
         env=environment(ZSSEG_EXTENSION=os.environ["ZSSEG_EXTENSION"], **variables),
