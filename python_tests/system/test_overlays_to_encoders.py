@@ -93,6 +93,7 @@ def test_no_picture_is_fetched_and_all_memory_is_freed(serve, expected, elements
     assert held(server.last) == FREE
     assert TOLD not in server.log
     assert "not mine" not in server.log
+    assert "CRITICAL" not in server.log  # GStreamer's word on calls that it refuses
 
 
 @pytest.mark.parametrize(
@@ -133,6 +134,23 @@ def test_a_failure_at_a_later_frame_cuts_nobody_off(serve, expected, elements):
         assert is_close(image, expected)
     server.close()
     assert server.log.count(TOLD) == 1
+
+
+@pytest.mark.parametrize("elements", [CUDA, NVMM])
+def test_sources_and_their_viewers_share_no_memory(serve, expected, elements):
+    server = serve(elements)
+    server.tell("source second")
+    begun = server.facts()["written"]
+    server.wait_until(lambda facts: facts["written"] >= begun + 2)
+    with watch(server.url("seg")) as first, watch(server.url("seg-2")) as second:
+        with watch(server.url("seg")) as another:
+            assert is_close([next(another) for _ in range(3)][-1], expected)
+        assert is_close([next(first) for _ in range(20)][-1], expected)
+        assert is_close([next(second) for _ in range(20)][-1], expected)
+        assert server.facts()["configure"] == 2
+    server.close()
+    assert held(server.last) == FREE
+    assert "CRITICAL" not in server.log
 
 
 def test_a_new_size_takes_new_memory_and_frees_the_old(serve):
