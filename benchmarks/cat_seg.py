@@ -89,7 +89,7 @@ def build_model(size: str) -> Any:
     sys.path.insert(0, str(ROOT / "python_tests"))
     from support.golden_cat_seg import tiny_model
 
-    return tiny_model(padding=256).requires_grad_(False)
+    return tiny_model(padding=256)
 
 
 def as_published(attention: Any, x: Any, text: Any) -> Any:
