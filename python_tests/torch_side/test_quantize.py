@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import cv2
@@ -42,10 +43,26 @@ def photos(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def made(photos, tmp_path_factory):
-    out = tmp_path_factory.mktemp("made") / "small.zsseg"
-    report = quantize_bundle(Bundle.demo("scenes"), out, photos, demo_classes("scenes"), FAST)
-    return Bundle.load(out), report
+def made_in(photos, tmp_path_factory):
+    """The demo in 8 bits, once for each format, and the report."""
+
+    @cache
+    def make(precision):
+        out, settings = (
+            tmp_path_factory.mktemp("made") / "a.zsseg",
+            replace(FAST, precision=precision),
+        )
+        report = quantize_bundle(
+            Bundle.demo("scenes"), out, photos, demo_classes("scenes"), settings
+        )
+        return Bundle.load(out), report
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def made(made_in):
+    return made_in("int8")
 
 
 @needs_vnni
@@ -396,10 +413,8 @@ def rtx(monkeypatch):
 @needs_vnni
 @pytest.mark.usefixtures("rtx")
 @pytest.mark.parametrize("precision", ["int8", "fp8"])
-def test_plans_hold_every_promised_layer(photos, tmp_path, precision):
-    demo, out = Bundle.demo("scenes"), tmp_path / "new.zsseg"
-    settings = replace(FAST, precision=precision)
-    quantize_bundle(demo, out, photos, demo_classes("scenes"), settings)
+def test_plans_hold_every_promised_layer(made_in, precision):
+    demo, out = Bundle.demo("scenes"), made_in(precision)[0].path
     for name, promised in (("image_encoder", 37), ("decoder", 10)):
         assert layers_with_weights(demo.open_path(demo.graph(name, "float32"))) == promised
         path = out / f"{name}.{precision}.onnx"
@@ -436,9 +451,8 @@ def test_plans_of_other_families_hold_them_too(photos, tmp_path, family, graphs)
 
 
 @pytest.mark.usefixtures("rtx")
-def test_fewer_layers_in_a_plan_than_promised_are_refused(photos, tmp_path, monkeypatch):
-    out, settings = tmp_path / "new.zsseg", replace(FAST, precision="fp8")
-    quantize_bundle(Bundle.demo("scenes"), out, photos, demo_classes("scenes"), settings)
+def test_fewer_layers_in_a_plan_than_promised_are_refused(made_in, monkeypatch):
+    out = made_in("fp8")[0].path
     monkeypatch.setattr("zsseg_rt.backends._tensorrt_build.COMPUTE_LAYERS", ("CONVOLUTION",))
     with refused(PrecisionNotApplied, "precision", "10", "0"):
         build_plan(out / "decoder.fp8.onnx", "fp8", "8.9")
