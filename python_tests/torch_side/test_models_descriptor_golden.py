@@ -103,8 +103,17 @@ def test_small_folded_parts(small):
 # ---------------------------------------------------------------- real sizes
 
 
+# COCO's models differ from VOC's in the number of prompts and of classes alone.
+DATASETS = {"voc": (), "coco": pytest.mark.nightly}
+
+
 @pytest.fixture(
-    scope="module", params=[(a, d) for a in ARCHITECTURES for d in ("voc", "coco")], ids="-".join
+    scope="module",
+    params=[
+        pytest.param((a, d), marks=marks, id=f"{a}-{d}")
+        for a in ARCHITECTURES
+        for d, marks in DATASETS.items()
+    ],
 )
 def real(request, shared_dir):
     return RealCase(shared_dir, *request.param)
