@@ -173,7 +173,7 @@ def test_a_wrong_instruction_set_leaves_the_rest_of_the_report(tmp_path):
     assert findings["native core"]["status"] == "bad"
     assert "got 'abacus'" in findings["native core"]["detail"]
     assert "Unset ZSSEG_CPU_ISA" in findings["native core"]["remedy"]
-    assert {"python", "CUDA", "OpenVINO", "OpenCV", "cache"} <= findings.keys()
+    assert {"python", "CUDA", "OpenVINO", "OpenCV", "cameras", "cache"} <= findings.keys()
 
 
 @pytest.mark.parametrize(
