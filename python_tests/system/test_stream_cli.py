@@ -16,8 +16,10 @@ import pytest
 
 from support.command_line import run
 from support.streams import MjpegServer, write_video
+from zsseg_rt.cli.stream import _sink_line
 from zsseg_rt.export.colour_words import COLOUR_WORDS
 from zsseg_rt.stream import source
+from zsseg_rt.stream.sinks import SinkStats
 
 SMALL = "test://?size=64x48&rate=200"
 
@@ -365,3 +367,17 @@ def test_a_killed_recording_is_playable(recording, tmp_path):
     child.kill()
     child.wait()
     assert count_frames(tmp_path / "out.mp4") >= 30
+
+
+@pytest.mark.parametrize(
+    ("painted", "path", "told"),
+    [
+        ("gpu", "cuda", ", painted on the GPU, to the encoder through cuda"),
+        ("gpu", "host", ", painted on the GPU, to the encoder through host"),
+        ("gpu", None, ", painted on the GPU"),
+        ("cpu", "host", ""),
+    ],
+)
+def test_the_report_says_how_overlays_reach_the_encoder(painted, path, told):
+    stats = SinkStats(name="out", written=3, dropped=0, files=(), painted=painted, path=path)
+    assert _sink_line(stats, 1) == f"out  3 frames{told}"
