@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
+from zsseg_rt.common.interrupts import held_interrupts
 from zsseg_rt.errors import BackendUnavailableError
 
 
@@ -22,9 +23,13 @@ def install_command(*extras: str) -> str:
 
 
 def import_opencv(purpose: str, *, argument: str = "cv2", needs: str = "imread") -> Any:
-    """The module ``cv2``."""
+    """The module ``cv2``.
+
+    An interrupt waits for it: in NumPy's part of the import it would become an ImportError.
+    """
     try:
-        cv2: Any = import_module("cv2")
+        with held_interrupts():
+            cv2: Any = import_module("cv2")
     except ImportError:
         cv2 = None
     if not hasattr(cv2, needs):

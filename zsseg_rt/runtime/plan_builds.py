@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from zsseg_rt.backends.base import BackendOptions, Bounds
 from zsseg_rt.backends.graph_check.memory import graph_memory
 from zsseg_rt.backends.loading import usable_cache
 from zsseg_rt.bundles.bundle import Bundle
+from zsseg_rt.common.interrupts import held_interrupts
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import ArgumentError, BackendError, DeviceError, ZssegError
 from zsseg_rt.runtime.families.registry import create_family
@@ -219,26 +221,22 @@ def _in_a_child(
     one: PlannedBuild, job: Mapping[str, Any], on_progress: Callable[[str, float], None]
 ) -> dict[str, Any]:
     """Run one build; a child that ends without an answer becomes an error that says why."""
-    with (
-        tempfile.TemporaryFile() as said,
-        subprocess.Popen(
-            _COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True
-        ) as child,
-    ):
+    with ExitStack() as open_things:
+        said = open_things.enter_context(tempfile.TemporaryFile())
+        with held_interrupts():  # or nobody would know a child that was just begun
+            pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": said}
+            child = open_things.enter_context(subprocess.Popen(_COMMAND, text=True, **pipes))
+            open_things.callback(child.kill)  # nothing where it has ended
         assert child.stdin is not None
         assert child.stdout is not None
-        try:
-            child.stdin.write(json.dumps(job))
-            child.stdin.close()
-            answer: dict[str, Any] = {}
-            for line in child.stdout:
-                answer = json.loads(line)
-                if "fraction" in answer:
-                    on_progress(one.graph, answer["fraction"])
-            code = child.wait()
-        except BaseException:
-            child.kill()
-            raise
+        child.stdin.write(json.dumps(job))
+        child.stdin.close()
+        answer: dict[str, Any] = {}
+        for line in child.stdout:
+            answer = json.loads(line)
+            if "fraction" in answer:
+                on_progress(one.graph, answer["fraction"])
+        code = child.wait()
         if "error" in answer:
             raise _error_of(answer)
         if code == 0 and "size" in answer:
