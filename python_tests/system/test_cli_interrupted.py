@@ -5,14 +5,18 @@ import logging
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
 from support.command_line import run
 from zsseg_rt import Engine, EngineConfig
+from zsseg_rt.common.extras import import_opencv
+from zsseg_rt.common.interrupts import held_interrupts
 from zsseg_rt.demo import demo_photos
 
 LIMIT = 60.0  # seconds, on a busy machine
@@ -43,6 +47,9 @@ def no_engine(monkeypatch):
         ("--json", "in/a.png/r.json", "a.png is not a folder"),
         ("--out", "in/a.png", "a.png is not a folder"),
         ("--out", "in/a.png/out", "Not a directory"),
+        ("--out", "/proc/out", "/proc is not writable"),  # also for root, whom permissions let
+        ("--out", "/proc", "/proc is not writable"),
+        ("--json", "/proc/r.json", "/proc is not writable"),
     ],
 )
 def test_places_are_checked_first(option, place, reason, photo, tmp_path, capsys):
@@ -126,3 +133,52 @@ def test_an_interrupt_while_modules_are_loaded_is_one_line():
     call = [sys.executable, "-c", INTERRUPTED_IMPORT]
     done = subprocess.run(call, capture_output=True, text=True, timeout=LIMIT, check=False)
     assert (done.returncode, done.stderr) == (1, "zsseg-rt: interrupted\n")
+
+
+def test_an_interrupt_while_opencv_is_loaded_is_none_of_its_absence(tmp_path, monkeypatch):
+    """NumPy's C interface raises an ImportError in place of whatever came up in its import."""
+    (tmp_path / "cv2.py").write_text(
+        "import os, signal\n"
+        "try:\n    os.kill(os.getpid(), signal.SIGINT)\n    imread = len(range(9))\n"
+        "except KeyboardInterrupt:\n    raise ImportError('numpy.core.multiarray failed')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "cv2", raising=False)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        import_opencv("to read photos")
+    assert signal.getsignal(signal.SIGINT) is before
+    sys.modules.pop("cv2", None)
+
+
+def test_what_holds_interrupts_lets_later_ones_and_other_handlers_be(monkeypatch):
+    came = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
+    try:
+        with held_interrupts():
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert came == []
+        assert came == [signal.SIGTERM]
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert came == [signal.SIGTERM] * 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_device_is_written_into_and_stays_one(tmp_path, photo, capsys):
+    """To root, a rename over /dev/null is as good as any other."""
+    pipe, found = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: found.append(pipe.read_bytes()))
+    reader.start()
+    call = ["segment", photo, "--demo", "scenes", "-o", tmp_path / "out", "--json"]
+    assert run(*call, pipe) == 0
+    reader.join(LIMIT)
+    assert len(json.loads(found[0])["photos"]) == 1
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    full = tmp_path / "full"
+    full.symlink_to("/dev/full")  # so that a failure of this test does not take it away
+    assert run(*call, full) == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert full.is_symlink()

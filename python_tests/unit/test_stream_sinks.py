@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import sys
+import tempfile
 import threading
 import time
 from contextlib import contextmanager
@@ -303,19 +304,30 @@ def test_an_absent_folder_is_told_before_the_first_frame(tmp_path, name):
         open_sink(tmp_path / "absent" / name)
 
 
+@pytest.fixture
+def no_new_files(monkeypatch):
+    """Folders take none; the tests may run as root."""
+
+    def refuse(**_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+
+
+@pytest.mark.usefixtures("no_new_files")
 @pytest.mark.parametrize("name", ["out.mp4", "new.jsonl", "old.jsonl", "masks/"])
 def test_a_folder_or_file_that_is_read_only_is_told_before_the_first_frame(
     tmp_path, name, monkeypatch
 ):
     (tmp_path / "old.jsonl").write_text("")
-    monkeypatch.setattr(os, "access", lambda *_: False)  # the tests may run as root
+    monkeypatch.setattr(os, "access", lambda *_: False)
     with refused(SourceError, None):
         open_sink(f"{tmp_path}/{name}")
 
 
-def test_lines_are_appended_in_a_folder_that_takes_no_new_files(tmp_path, monkeypatch):
+@pytest.mark.usefixtures("no_new_files")
+def test_lines_are_appended_in_a_folder_that_takes_no_new_files(tmp_path):
     (tmp_path / "old.jsonl").write_text("")
-    monkeypatch.setattr(os, "access", lambda path, _: str(path).endswith(".jsonl"))
     assert write(tmp_path / "old.jsonl", [result()]).written == 1
 
 

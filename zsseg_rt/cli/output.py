@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from zsseg_rt.cli.options import UsageError
-from zsseg_rt.common.files import is_folder, why_unwritable
+from zsseg_rt.common.files import is_device, is_folder, why_unwritable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -101,19 +101,11 @@ def write_json(path: Path, content: Any) -> None:
 
 def check_file_place(option: str, file: Path | None) -> None:
     """Refuse a file that cannot be written, before any work is done for it."""
-    if file is None:
+    if file is None or is_device(file):
         return
-    import tempfile
-
     problem = why_unwritable(file.parent)
     if not problem and not is_folder(file.parent):
         problem = "it does not exist"
-    if not problem:
-        try:
-            with tempfile.TemporaryFile(dir=file.parent):
-                pass
-        except OSError as exc:  # permissions do not tell all, least of all to root
-            problem = exc.strerror or str(exc)
     if problem:
         raise UsageError(
             f"{option}: expected a folder that can be written to, got {file.parent}: {problem}"

@@ -12,8 +12,8 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from zsseg_rt.common.files import is_file, is_folder, why_unwritable
-from zsseg_rt.common.files.series import Rotation, Series, is_device
+from zsseg_rt.common.files import is_device, is_file, is_folder, why_unwritable
+from zsseg_rt.common.files.series import Rotation, Series
 from zsseg_rt.errors import SourceError
 from zsseg_rt.results.segmentation import Frame, Segmentation
 from zsseg_rt.stream.source import GivenName

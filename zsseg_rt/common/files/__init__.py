@@ -1,6 +1,7 @@
 """Read files without trusting them; write files and folders whole or not at all."""
 
 from zsseg_rt.common.files.single import (
+    is_device,
     is_file,
     is_folder,
     read_limited,
@@ -12,6 +13,7 @@ from zsseg_rt.common.files.single import (
 )
 
 __all__ = [
+    "is_device",
     "is_file",
     "is_folder",
     "read_limited",

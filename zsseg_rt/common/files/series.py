@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from zsseg_rt.common.files.single import is_device
 from zsseg_rt.errors import ArgumentError
 
 _SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86_400}
@@ -188,15 +189,6 @@ class Series:
             return calendar.timegm(time.strptime(found["stamp"], _STAMP)) if found else math.inf
         except ValueError:  # no such day
             return math.inf
-
-
-def is_device(path: Path) -> bool:
-    """Whether it is a pipe or device, which is written into as it is."""
-    try:
-        mode = path.stat().st_mode
-    except OSError:
-        return False
-    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def is_empty(path: Path) -> bool:

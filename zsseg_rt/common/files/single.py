@@ -13,6 +13,7 @@ import re
 import shutil
 import stat
 import struct
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -55,6 +56,15 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def is_device(path: Path) -> bool:
+    """Whether it is a pipe or device, which is written into as it is."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file whole or not at all; on failure nothing is left.
 
@@ -63,8 +73,12 @@ def write_atomically(path: Path, data: bytes) -> None:
     the file, ``.NAME.0.tmp``, for the moment until the rename, and where the file system knows no
     nameless files, for all the time it writes. A process that is killed then leaves that file, and
     the next call for the same path removes it. Several threads and processes may write one file at
-    the same time, each under a number of its own: the last to finish wins.
+    the same time, each under a number of its own: the last to finish wins. A pipe or device is
+    written into.
     """
+    if is_device(path):
+        path.write_bytes(data)
+        return
     if not _write_nameless(path, data):
         _write_named(path, data)
 
@@ -267,5 +281,9 @@ def why_unwritable(folder: Path) -> str:
             return exc.strerror or str(exc)
         if not stat.S_ISDIR(mode):
             return f"{existing} is not a folder"
-        return "" if os.access(existing, os.W_OK | os.X_OK) else f"{existing} is not writable"
+        try:  # permissions do not tell all, least of all to root
+            with tempfile.TemporaryFile(dir=existing):
+                return ""
+        except OSError as exc:
+            return f"{existing} is not writable: {exc.strerror or exc}"
     return "no folder above it exists"
