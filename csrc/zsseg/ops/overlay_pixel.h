@@ -10,7 +10,7 @@ namespace zsseg {
 
 // alpha as a multiple of 2^-16. 16 bits keep the rounded blend equal to the real-valued one but for
 // ties, and every product in 32 bits.
-inline std::uint32_t overlay_weight(double alpha) {
+ZSSEG_HOST_DEVICE std::uint32_t overlay_weight(double alpha) {
   return static_cast<std::uint32_t>(alpha * 65536.0 + 0.5);
 }
 
