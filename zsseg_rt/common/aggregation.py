@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from zsseg_rt.common.checks import check_choice
 from zsseg_rt.errors import ArgumentError, ShapeError
 
 OutlierRule = Literal["l2", "som", "lof"]
@@ -43,10 +44,8 @@ class AggregationConfig:
     end: int = 10
 
     def __post_init__(self) -> None:
-        if self.pm is not None and self.pm not in get_args(OutlierRule):
-            raise ArgumentError(
-                f"pm: expected l2, som or lof, got {self.pm!r}. Check the spelling."
-            )
+        if self.pm is not None:
+            check_choice("pm", self.pm, get_args(OutlierRule))
         if not (math.isfinite(self.r) and self.r >= 0):
             raise ArgumentError(f"r: expected a number of at least 0, got {self.r}. Change it.")
         if not 0 < self.beta <= 1:

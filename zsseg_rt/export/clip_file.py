@@ -20,7 +20,8 @@ from zsseg_rt.common.aggregation import (
     OutlierRule,
     check_grid,
 )
-from zsseg_rt.errors import ArgumentError, ShapeError
+from zsseg_rt.common.checks import check_choice, check_size
+from zsseg_rt.errors import ArgumentError
 from zsseg_rt.export.bundle_writer import ExportedModel, write_model_bundle
 from zsseg_rt.export.golden import (
     GOLDEN_NAMES,
@@ -79,15 +80,9 @@ class DenseHead:
     beta: float = 0.4
 
     def __post_init__(self) -> None:
-        if self.head not in HEADS:
-            raise ArgumentError(
-                f"head: expected one of {', '.join(HEADS)}, got {self.head!r}. Check the spelling."
-            )
-        if self.activation not in (None, *ACTIVATIONS):
-            raise ArgumentError(
-                f"activation: expected {' or '.join(ACTIVATIONS)}, got {self.activation!r}. "
-                "Check the spelling."
-            )
+        check_choice("head", self.head, HEADS)
+        if self.activation is not None:
+            check_choice("activation", self.activation, ACTIVATIONS)
         if not (math.isfinite(self.scale) and self.scale > 0):
             raise ArgumentError(
                 f"logit_scale: expected a number above 0, got {self.scale}. Change it."
@@ -97,11 +92,7 @@ class DenseHead:
                 f"unknown_below: expected a probability in [0, 1], got {self.unknown_below}. "
                 "Use None to keep every pixel."
             )
-        if self.position not in ("size", "as_published"):
-            raise ArgumentError(
-                f"position: expected size or as_published, got {self.position!r}. "
-                "Check the spelling."
-            )
+        check_choice("position", self.position, ("size", "as_published"))
         self.aggregation({})
 
     def aggregation(self, layers: Mapping[str, int]) -> AggregationConfig:
@@ -112,14 +103,6 @@ class DenseHead:
     def scale(self) -> float:
         """The factor on cosines."""
         return _SCALES.get(self.head, 40.0) if self.logit_scale is None else self.logit_scale
-
-    def check_size(self, patch_size: int) -> None:
-        """Refuse sizes that patches do not fill."""
-        if min(self.size_hw) < 1 or any(side % patch_size for side in self.size_hw):
-            raise ShapeError(
-                f"image_size: expected multiples of the patch size {patch_size}, got "
-                f"{self.size_hw[0]}x{self.size_hw[1]}. Use the next multiple."
-            )
 
 
 def export_clip_file(
@@ -172,7 +155,7 @@ def _cut(
 ) -> ExportedModel:
     activation = settings.activation or weights.likely_activation()
     image, text = _towers(weights, settings, activation)
-    settings.check_size(image.patch_size)
+    check_size(settings.size_hw, image.patch_size)
     aggregation = settings.aggregation(SHIPPED_LAYERS if weights.words else {})
     _check_room(settings, aggregation, image)
     mark = part_counter(text.tensors, len(image.blocks), on_progress)

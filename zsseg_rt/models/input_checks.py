@@ -19,15 +19,6 @@ def check_tensor(name: str, value: Any) -> None:
         )
 
 
-def check_size(size_hw: tuple[int, int], patch_size: int) -> None:
-    """Refuse sizes that patches do not fill exactly."""
-    if min(size_hw) < 1 or any(side % patch_size for side in size_hw):
-        raise ShapeError(
-            f"image_size: expected multiples of the patch size {patch_size}, got "
-            f"{size_hw[0]}x{size_hw[1]}. Use the next multiple."
-        )
-
-
 def check_text_embeds(text_embeds: Tensor, embed_dim: int, name: str = "text_embeds") -> None:
     """Refuse class embeddings that are not from a model's joint space."""
     check_tensor(name, text_embeds)

@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from zsseg_rt import ops
+from zsseg_rt.common.checks import check_choice
 from zsseg_rt.common.files import write_atomically
 from zsseg_rt.errors import ArgumentError, SourceError
 from zsseg_rt.evaluation.datasets import SegmentationDataset
@@ -174,7 +175,7 @@ def assemble(config: TrainConfig, *, dataset: SegmentationDataset | None = None)
         _log.info("loop.best_metric: mIoU, because no class of %s is unseen", dataset.name)
         config = replace(config, loop=replace(config.loop, best_metric="mIoU"))
     if judged is not None:
-        _check_figure(config.loop.best_metric)
+        check_choice("loop.best_metric", config.loop.best_metric, FIGURES)
     build_augmentation(config.data.augmentation)  # refuse bad settings before weights are read
     model = build_model(config.model, seen=dataset.seen, protocol=config.task.protocol)
     settings = with_crop_of(model, config.data.augmentation)
@@ -193,14 +194,6 @@ def assemble(config: TrainConfig, *, dataset: SegmentationDataset | None = None)
         classes=_describe_classes(config, dataset, embeddings, tuned=task.tunes_text),
         batches=batches,
     )
-
-
-def _check_figure(name: str) -> None:
-    if name not in FIGURES:
-        raise ArgumentError(
-            f"loop.best_metric: expected one of {', '.join(FIGURES)}, got {name!r}. "
-            "Check the spelling."
-        )
 
 
 def _build_objective(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from zsseg_rt.common import schema
 from zsseg_rt.common.argument_names import arguments_called
+from zsseg_rt.common.checks import check_choice
 from zsseg_rt.common.schema import checked_settings, setting_names, typed_settings
 from zsseg_rt.errors import ArgumentError, CheckpointError
 from zsseg_rt.evaluation.datasets import SegmentationDataset, create_dataset
@@ -62,11 +63,7 @@ def build_augmentation(settings: Mapping[str, Any]) -> Augmentation:
     """Make an augmentation from its kind and fields."""
     fields = dict(settings)
     kind = fields.pop("kind", "fit_inside")
-    if kind not in _AUGMENTATIONS:
-        raise ArgumentError(
-            f"data.augmentation.kind: expected one of {', '.join(_AUGMENTATIONS)}, got {kind!r}. "
-            "Check the spelling."
-        )
+    check_choice("data.augmentation.kind", kind, _AUGMENTATIONS)
     augmentation: Augmentation = schema.decode(
         _AUGMENTATIONS[kind], fields, "data.augmentation", ArgumentError
     )

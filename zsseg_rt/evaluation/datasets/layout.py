@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from zsseg_rt.common.files import is_folder
-from zsseg_rt.errors import ArgumentError, DatasetError
+from zsseg_rt.errors import DatasetError
 from zsseg_rt.evaluation.datasets.file_dataset import FilePair
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
@@ -71,13 +71,6 @@ class Layout:
     def instructions(self) -> str:
         """What to do if files are missing."""
         return f"{self.verb} {self.download}; the root holds {', '.join(self.tree)}."
-
-
-def require_choice(argument: str, value: str, known: Iterable[str]) -> str:
-    """Return the value if it is a known one."""
-    if value not in known:
-        raise ArgumentError(f"{argument}: expected one of {', '.join(known)}, got {value!r}.")
-    return value
 
 
 def pairs_of_list(

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from zsseg_rt.common.checks import check_choice
 from zsseg_rt.evaluation.datasets.file_dataset import FileDataset, FilePair, ValueTable
 from zsseg_rt.evaluation.datasets.layout import (
     Layout,
     pairs_of_folders,
     pairs_of_list,
-    require_choice,
 )
 from zsseg_rt.evaluation.datasets.splits import ClassTable, class_table
 
@@ -68,8 +68,8 @@ def open_published(
 ) -> FileDataset:
     """Open a published data set."""
     row = PUBLISHED[name]
-    require_choice("split", split, row.layout.counts)
-    require_choice("convention", convention, ("zegclip", "zegformer"))
+    check_choice("split", split, row.layout.counts)
+    check_choice("convention", convention, ("zegclip", "zegformer"))
     folder = row.layout.find(root, first=split if row.known_by_split else None)
     found = row.files(row.layout, folder, split)
     listed = table = class_table(row.table or name)

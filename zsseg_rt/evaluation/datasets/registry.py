@@ -8,10 +8,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from zsseg_rt.common.checks import check_choice
 from zsseg_rt.common.schema import checked_settings
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.evaluation.datasets.base import SegmentationDataset
-from zsseg_rt.evaluation.datasets.layout import require_choice
 from zsseg_rt.evaluation.datasets.published import PUBLISHED, open_published
 
 # The others, imported on first use.
@@ -43,10 +43,10 @@ def create_dataset(
             another type.
         DatasetError: Its files are missing or inconsistent; the message says what to download.
     """
-    require_choice("name", name, DATASETS)
+    check_choice("name", name, DATASETS)
     factory, known = _factory(name)
     for option in options:
-        require_choice(f"options of {name}", option, known)
+        check_choice(f"options of {name}", option, known)
     options = checked_settings(factory, options, f"options of {name}")
     if name == "scenes":
         if root is not None:

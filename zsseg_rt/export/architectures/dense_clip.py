@@ -11,6 +11,7 @@ import torch
 
 from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
 from zsseg_rt.common.aggregation import check_grid
+from zsseg_rt.common.checks import check_size
 from zsseg_rt.export.bundle_writer import ExportedModel
 from zsseg_rt.export.golden import (
     GOLDEN_NAMES,
@@ -26,7 +27,6 @@ from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.export.text_side import TextSide, imagenet_templates, seen_names
 from zsseg_rt.models.dense.aggregating import AggregatingEncoder
 from zsseg_rt.models.dense.dense_clip import DenseCLIP
-from zsseg_rt.models.input_checks import check_size
 
 
 def export_dense_clip(model: DenseCLIP, options: ExportOptions) -> ExportedModel:

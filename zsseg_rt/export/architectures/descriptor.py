@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
+from zsseg_rt.common.checks import check_size
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.export.bundle_writer import ExportedModel
 from zsseg_rt.export.folded.descriptor import InferenceParts, fold_descriptor
@@ -21,7 +22,6 @@ from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.export.text_side import TextSide, seen_names
 from zsseg_rt.models import functional
 from zsseg_rt.models.descriptor.model import DescriptorModel
-from zsseg_rt.models.input_checks import check_size
 
 
 def export_descriptor(model: DescriptorModel, options: ExportOptions) -> ExportedModel:

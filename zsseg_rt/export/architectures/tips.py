@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
+from zsseg_rt.common.checks import check_size
 from zsseg_rt.common.files import read_limited, sha256_of
-from zsseg_rt.errors import ArgumentError, CheckpointError, ShapeError
+from zsseg_rt.errors import ArgumentError, CheckpointError
 from zsseg_rt.export.bundle_writer import ExportedModel, write_model_bundle
 from zsseg_rt.export.clip_file import OnMark, OnProgress, part_counter, written_model
 from zsseg_rt.export.golden import GOLDEN_NAMES
@@ -56,11 +57,7 @@ class TipsSettings:
 
     def head(self, temperature: float | None, window_batch: int) -> HeadSpec:
         """How labels are made."""
-        if min(self.size_hw) < 1 or any(side % PATCH for side in self.size_hw):
-            raise ShapeError(
-                f"image_size: expected multiples of the patch size {PATCH}, got "
-                f"{self.size_hw[0]}x{self.size_hw[1]}. Use the next multiple."
-            )
+        check_size(self.size_hw, PATCH)
         scale = self.logit_scale
         if scale is None:
             scale = 1.0 if temperature is None else 1 / temperature

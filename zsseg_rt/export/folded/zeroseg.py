@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from zsseg_rt.models.input_checks import check_size
+from zsseg_rt.common.checks import check_size
 from zsseg_rt.models.zeroseg.encoder import MaskedTokens
 from zsseg_rt.models.zeroseg.model import SegmentTokens, ZeroSeg, segment_tokens
 

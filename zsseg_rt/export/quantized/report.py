@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from zsseg_rt.bundles.quantization import QuantizationSpec
+from zsseg_rt.common.checks import check_choice
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.export.quantized.number_formats import FORMATS
 
@@ -31,10 +32,7 @@ class QuantizeSettings:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        if self.precision not in FORMATS:
-            raise ArgumentError(
-                f"precision: expected one of {', '.join(FORMATS)}, got {self.precision!r}"
-            )
+        check_choice("precision", self.precision, FORMATS)
         if not 0.0 < self.min_agreement <= 1.0:
             raise ArgumentError(
                 f"min_agreement: expected above 0 and at most 1, got {self.min_agreement}"

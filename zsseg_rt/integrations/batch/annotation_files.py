@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from zsseg_rt.errors import ArgumentError
+from zsseg_rt.common.checks import check_choice
 from zsseg_rt.integrations.batch.journal import PhotoResult
 from zsseg_rt.photos import MASK_SUFFIX
 from zsseg_rt.results.segmentation import Segmentation
@@ -29,8 +29,7 @@ class AnnotationFiles:
     """
 
     def __init__(self, kind: str, out_dir: Path, names: Sequence[str]) -> None:
-        if kind not in KINDS:
-            raise ArgumentError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
+        check_choice("kind", kind, KINDS)
         self._kind, self._out_dir, self._names = kind, out_dir, tuple(names)
         self._images: list[dict[str, Any]] = []
         self._annotations: list[dict[str, Any]] = []

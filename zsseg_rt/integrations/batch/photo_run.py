@@ -18,10 +18,11 @@ import numpy.typing as npt
 
 from zsseg_rt.backends import registry
 from zsseg_rt.bundles.specs import family_settings
+from zsseg_rt.common.checks import check_choice
 from zsseg_rt.common.cpus import usable_cpus
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.engine import Engine
-from zsseg_rt.errors import ArgumentError, BackendUnavailableError, SourceError, ZssegError
+from zsseg_rt.errors import BackendUnavailableError, SourceError, ZssegError
 from zsseg_rt.integrations.batch.budget import Budget
 from zsseg_rt.integrations.batch.journal import JOURNAL, Journal, PhotoResult
 from zsseg_rt.photos import MASK_SUFFIX, OVERLAY_SUFFIXES, decode_photo, load_photo
@@ -57,11 +58,7 @@ class PhotoSettings:
     max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
-        if self.overlay_format not in OVERLAY_SUFFIXES:
-            raise ArgumentError(
-                f"overlay_format: expected one of {', '.join(OVERLAY_SUFFIXES)}, got "
-                f"{self.overlay_format!r}"
-            )
+        check_choice("overlay_format", self.overlay_format, OVERLAY_SUFFIXES)
 
 
 def segment_photos(

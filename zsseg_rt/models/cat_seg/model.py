@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from zsseg_rt.common.checks import check_size
 from zsseg_rt.errors import ArgumentError, ShapeError
 from zsseg_rt.models.base import LabelRule, PixelModel, SegmentationOutput
 from zsseg_rt.models.cat_seg.aggregator import DROPPED_LOGIT, Aggregator, AggregatorConfig
@@ -21,7 +22,7 @@ from zsseg_rt.models.cat_seg.encoder import DenseFeatureEncoder, split_attention
 from zsseg_rt.models.clip.image_encoder import ImageEncoderConfig
 from zsseg_rt.models.clip.text_encoder import TextEncoder, TextEncoderConfig
 from zsseg_rt.models.functional import preprocess
-from zsseg_rt.models.input_checks import check_size, check_text_embeds
+from zsseg_rt.models.input_checks import check_text_embeds
 from zsseg_rt.models.sliding import SlideSettings, check_picture
 from zsseg_rt.models.zegformer.pictures import resize_picture
 from zsseg_rt.torch_files.clip_weights import CLIP_MEAN, CLIP_STD

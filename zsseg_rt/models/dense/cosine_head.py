@@ -19,6 +19,7 @@ from typing import ClassVar, get_args
 import torch
 from torch import Tensor, nn
 
+from zsseg_rt.common.checks import check_choice, check_size
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.models.base import ScoreActivation, lower_seen
 from zsseg_rt.models.clip.image_encoder import (
@@ -30,7 +31,7 @@ from zsseg_rt.models.clip.image_encoder import (
 from zsseg_rt.models.clip.weights import image_config, text_config
 from zsseg_rt.models.dense.dense_clip import DenseCLIP, DenseCLIPConfig
 from zsseg_rt.models.dense.encoder import DenseImageEncoder, Head
-from zsseg_rt.models.input_checks import check_size, read_class_indices
+from zsseg_rt.models.input_checks import read_class_indices
 from zsseg_rt.torch_files.checkpoints import load_weights
 from zsseg_rt.torch_files.clip_weights import ClipSource, normalisation_of
 
@@ -63,11 +64,7 @@ class CosineHeadConfig(DenseCLIPConfig):
                 f"head: expected 'vanilla', got {self.head!r}. Only the plain last block is "
                 "trained; for another head use dense_clip."
             )
-        if self.score_activation not in get_args(ScoreActivation):
-            raise ArgumentError(
-                "score_activation: expected 'sigmoid' or 'softmax', got "
-                f"{self.score_activation!r}. Check the spelling."
-            )
+        check_choice("score_activation", self.score_activation, get_args(ScoreActivation))
         if not 0 <= self.seen_bias <= 1:
             raise ArgumentError(
                 f"seen_bias: expected a probability in [0, 1], got {self.seen_bias}. "

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zsseg_rt.common.aggregation import SHIPPED_LAYERS, AggregationConfig, OutlierRule
+from zsseg_rt.common.checks import check_choice, check_size
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.models.base import LabelRule, PixelModel, ScoreActivation, SegmentationOutput
 from zsseg_rt.models.clip.image_encoder import ImageEncoderConfig
@@ -30,7 +31,7 @@ from zsseg_rt.models.dense.encoder import (
     Position,
 )
 from zsseg_rt.models.functional import patch_text_similarity
-from zsseg_rt.models.input_checks import check_size, check_text_embeds
+from zsseg_rt.models.input_checks import check_text_embeds
 from zsseg_rt.models.sliding import SlideSettings
 from zsseg_rt.torch_files.checkpoints import check_float32, load_weights
 from zsseg_rt.torch_files.clip_weights import (
@@ -81,10 +82,7 @@ class DenseCLIPConfig:
     image_std: tuple[float, float, float] = CLIP_STD
 
     def __post_init__(self) -> None:
-        if self.head not in HEADS:
-            raise ArgumentError(
-                f"head: expected one of {', '.join(HEADS)}, got {self.head!r}. Check the spelling."
-            )
+        check_choice("head", self.head, HEADS)
         for name in ("logit_scale", "prior_std"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
@@ -94,11 +92,7 @@ class DenseCLIPConfig:
                 f"unknown_below: expected a probability in [0, 1], got {self.unknown_below}. "
                 "Use None to keep every pixel."
             )
-        if self.position not in get_args(Position):
-            raise ArgumentError(
-                f"position: expected size or as_published, got {self.position!r}. "
-                "Check the spelling."
-            )
+        check_choice("position", self.position, get_args(Position))
         check_size(self.size_hw, self.image_encoder.patch_size)
 
 

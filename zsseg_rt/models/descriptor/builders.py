@@ -16,7 +16,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from zsseg_rt.errors import ArgumentError, CheckpointError, ShapeError
+from zsseg_rt.common.checks import check_size
+from zsseg_rt.errors import ArgumentError, CheckpointError
 from zsseg_rt.models.base import ScoreActivation
 from zsseg_rt.models.clip.image_encoder import ImageEncoderConfig, resize_positional_embedding
 from zsseg_rt.models.clip.weights import (
@@ -105,11 +106,7 @@ class DescriptorStart(ClipSource):
     def _fields(self, weights: ClipWeights, **encoder_fields: Any) -> dict[str, Any]:
         """The configuration's fields that both have."""
         encoder = replace(image_config(weights), patch_stride=self.patch_stride, **encoder_fields)
-        if self.image_size < 1 or self.image_size % encoder.patch_size:
-            raise ShapeError(
-                f"image_size: expected a multiple of the patch size {encoder.patch_size}, got "
-                f"{self.image_size}. Choose the next multiple."
-            )
+        check_size((self.image_size, self.image_size), encoder.patch_size)
         sizes = DecoderConfig(query_dim=encoder.embed_dim, ffn_dim=4 * encoder.embed_dim)
         return {
             "image_encoder": replace(

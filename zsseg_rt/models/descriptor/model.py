@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from zsseg_rt.common.checks import check_choice
 from zsseg_rt.common.cosine_rule import CosineRule
 from zsseg_rt.errors import ArgumentError, ShapeError
 from zsseg_rt.models.base import (
@@ -77,11 +78,7 @@ class DescriptorConfig:
                 f"image_size: expected the side of a square in pixels, got {self.image_size!r}. "
                 "Leave it out for the size of the positional embedding."
             )
-        if self.score_activation not in get_args(ScoreActivation):
-            raise ArgumentError(
-                "score_activation: expected 'sigmoid' or 'softmax', got "
-                f"{self.score_activation!r}. Check the spelling."
-            )
+        check_choice("score_activation", self.score_activation, get_args(ScoreActivation))
 
 
 class DescriptorModel(PixelModel):

@@ -14,6 +14,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from zsseg_rt.common.checks import check_choice
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.models.descriptor.mask_decoder import DecoderLayer, DecoderStack, MaskDecoder
 
@@ -29,11 +30,7 @@ _SPREAD = 10.0  # of the keys' constant part; the queries' is so small that patc
 
 def check_start(start: str, offset: float, query_dim: int, embed_dim: int) -> None:
     """Refuse a start that is unknown or does not fit the head."""
-    if start not in get_args(Start):
-        raise ArgumentError(
-            f"start: expected one of {', '.join(get_args(Start))}, got {start!r}. "
-            "Check the spelling."
-        )
+    check_choice("start", start, get_args(Start))
     if offset and start != "aligned":
         raise ArgumentError(
             f"start_offset: expected 0 with start = {start!r}, got {offset}. Leave it out, or use "

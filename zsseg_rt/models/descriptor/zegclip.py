@@ -17,7 +17,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from zsseg_rt.errors import ArgumentError
+from zsseg_rt.common.checks import check_choice
 from zsseg_rt.models.base import SegmentationOutput
 from zsseg_rt.models.clip.image_encoder import PromptedImageEncoder
 from zsseg_rt.models.descriptor.mask_decoder import DecoderConfig, MaskDecoder
@@ -47,11 +47,7 @@ class ZegCLIPConfig(DescriptorConfig):
     def __post_init__(self) -> None:
         """Check the settings."""
         super().__post_init__()
-        if self.descriptor not in get_args(Descriptor):
-            raise ArgumentError(
-                f"descriptor: expected 'relationship' or 'text', got {self.descriptor!r}. "
-                "Check the spelling."
-            )
+        check_choice("descriptor", self.descriptor, get_args(Descriptor))
 
 
 class DecodeHead(nn.Module):

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zsseg_rt.common.checks import check_choice
 from zsseg_rt.errors import ArgumentError
 
 BackboneNorm = Literal["frozen", "learned"]
@@ -35,10 +36,7 @@ class ResNetConfig:
     norm: BackboneNorm = "frozen"
 
     def __post_init__(self) -> None:
-        if self.norm not in get_args(BackboneNorm):
-            raise ArgumentError(
-                f"norm: expected 'frozen' or 'learned', got {self.norm!r}. Check the spelling."
-            )
+        check_choice("norm", self.norm, get_args(BackboneNorm))
         sizes = (self.stem_width, *self.widths, *self.depths)
         if not self.widths or len(self.widths) != len(self.depths) or min(sizes) < 1:
             raise ArgumentError(

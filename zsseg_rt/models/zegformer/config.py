@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from zsseg_rt.common.checks import check_choice
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.models.clip.image_encoder import ImageEncoderConfig
 from zsseg_rt.models.clip.text_encoder import TextEncoderConfig
@@ -53,16 +54,8 @@ class ZegFormerConfig:
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        if self.fusion not in FUSIONS:
-            raise ArgumentError(
-                f"fusion: expected one of {', '.join(FUSIONS)}, got '{self.fusion}'. "
-                "Check the spelling."
-            )
-        if self.region_style not in REGION_STYLES:
-            raise ArgumentError(
-                f"region_style: expected one of {', '.join(REGION_STYLES)}, got "
-                f"'{self.region_style}'. Check the spelling."
-            )
+        check_choice("fusion", self.fusion, FUSIONS)
+        check_choice("region_style", self.region_style, REGION_STYLES)
         if self.region_batch < 1:
             raise ArgumentError(
                 f"region_batch: expected at least 1, got {self.region_batch}. "

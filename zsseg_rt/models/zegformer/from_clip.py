@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from zsseg_rt.common.checks import check_choice
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.models.clip.weights import image_config, text_config
 from zsseg_rt.models.input_checks import read_class_indices
@@ -128,11 +129,7 @@ def _official_key(key: str) -> str:
 def _backbone(backbone: str | ResNetConfig) -> ResNetConfig:
     if isinstance(backbone, ResNetConfig):
         return backbone
-    if backbone not in BACKBONES:
-        raise ArgumentError(
-            f"backbone: expected one of {', '.join(BACKBONES)} or sizes, got {backbone!r}. "
-            "Check the spelling."
-        )
+    check_choice("backbone", backbone, BACKBONES)
     return BACKBONES[backbone]
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from zsseg_rt.common.checks import check_choice, check_size
 from zsseg_rt.errors import ArgumentError
-from zsseg_rt.models.input_checks import check_size
 from zsseg_rt.models.zeroseg.labels import ClassRule, check_threshold
 
 Projection = Literal["gelu", "batch_norm"]
@@ -76,17 +76,8 @@ class ZeroSegConfig:
 
     def __post_init__(self) -> None:
         self._check_sizes()
-        projections, taps = get_args(Projection), get_args(SegmentTap)
-        if self.projection not in projections:
-            raise ArgumentError(
-                f"projection: expected one of {', '.join(projections)}, got {self.projection!r}. "
-                "Check the spelling."
-            )
-        if self.segment_tap not in taps:
-            raise ArgumentError(
-                f"segment_tap: expected one of {', '.join(taps)}, got "
-                f"{self.segment_tap!r}. Check the spelling."
-            )
+        check_choice("projection", self.projection, get_args(Projection))
+        check_choice("segment_tap", self.segment_tap, get_args(SegmentTap))
         if not 0 <= self.drop_path < 1:
             raise ArgumentError(
                 f"drop_path: expected a share in [0, 1), got {self.drop_path}. Use 0 for none."

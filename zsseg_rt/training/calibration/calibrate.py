@@ -25,6 +25,7 @@ from typing import get_args
 import numpy as np
 import numpy.typing as npt
 
+from zsseg_rt.common.checks import check_choice
 from zsseg_rt.errors import ArgumentError, CheckpointError, DatasetError
 from zsseg_rt.evaluation.datasets import SegmentationDataset
 from zsseg_rt.training.assembly import assemble, train_assembled
@@ -72,11 +73,7 @@ class CalibrationSettings:
     hold_out: HoldOutKind = "names"
 
     def __post_init__(self) -> None:
-        if self.hold_out not in get_args(HoldOutKind):
-            raise ArgumentError(
-                f"hold_out: expected 'names' or 'pictures', got {self.hold_out!r}. "
-                "Check the spelling."
-            )
+        check_choice("hold_out", self.hold_out, get_args(HoldOutKind))
         for name in ("iterations", "seed"):
             if getattr(self, name) < 0:
                 raise ArgumentError(

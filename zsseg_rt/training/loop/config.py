@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from zsseg_rt.common.checks import check_choice
 from zsseg_rt.errors import ArgumentError
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -90,15 +91,8 @@ class LoopConfig:
         for name in ("seed", "evaluation_interval", "num_pictures", "num_workers"):
             _check_least(name, getattr(self, name), 0)
         for name, kind in (("precision", Precision), ("device", Device)):
-            if getattr(self, name) not in get_args(kind):
-                raise ArgumentError(
-                    f"{name}: expected one of {', '.join(get_args(kind))}, "
-                    f"got {getattr(self, name)!r}. Check the spelling."
-                )
-        if self.best_is not in ("highest", "lowest"):
-            raise ArgumentError(
-                f"best_is: expected highest or lowest, got {self.best_is!r}. Check the spelling."
-            )
+            check_choice(name, getattr(self, name), get_args(kind))
+        check_choice("best_is", self.best_is, ("highest", "lowest"))
 
     def part_size(self, num_processes: int) -> int:
         """Images that one process computes at a time."""

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zsseg_rt.common.checks import check_choice
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.models.cat_seg.aggregator import AggregatorLayer
 from zsseg_rt.models.cat_seg.model import CatSeg
@@ -52,11 +53,7 @@ class CatSegSettings(PixelLossSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.trained not in get_args(Trained):
-            raise ArgumentError(
-                f"trained: expected one of {', '.join(get_args(Trained))}, got {self.trained!r}. "
-                "Check the spelling."
-            )
+        check_choice("trained", self.trained, get_args(Trained))
         if self.trained == "towers" and self.prompts is None:
             raise ArgumentError(
                 "trained: expected 'image' or 'head' for class embeddings that do not come from "

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
-from zsseg_rt.errors import ArgumentError
+from zsseg_rt.common.checks import check_choice
 from zsseg_rt.models.descriptor.clip_rc import CellOutput
 from zsseg_rt.models.descriptor.model import DescriptorModel
 from zsseg_rt.training.tasks.labelled import PixelLossSettings, PixelLossTask, check_non_negative
@@ -45,11 +45,7 @@ class DescriptorSettings(PixelLossSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.trained not in get_args(Trained):
-            raise ArgumentError(
-                f"trained: expected one of {', '.join(get_args(Trained))}, got {self.trained!r}. "
-                "Check the spelling."
-            )
+        check_choice("trained", self.trained, get_args(Trained))
         check_non_negative(recovery_weight=self.recovery_weight)
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zsseg_rt.common.checks import check_choice
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.training.data.batch import Batch, normalize_images
 from zsseg_rt.training.tasks.losses import (
@@ -110,16 +111,8 @@ class PixelLossSettings(LabelledSettings):
     weight_decay: float = 0.01
 
     def __post_init__(self) -> None:
-        if self.loss not in get_args(PixelLoss):
-            raise ArgumentError(
-                f"loss: expected one of {', '.join(get_args(PixelLoss))}, got {self.loss!r}. "
-                "Check the spelling."
-            )
-        if self.unannotated not in get_args(Unannotated):
-            raise ArgumentError(
-                f"unannotated: expected 'negative' or 'ignore', got {self.unannotated!r}. "
-                "Check the spelling."
-            )
+        check_choice("loss", self.loss, get_args(PixelLoss))
+        check_choice("unannotated", self.unannotated, get_args(Unannotated))
         check_non_negative(
             focal_weight=self.focal_weight,
             dice_weight=self.dice_weight,

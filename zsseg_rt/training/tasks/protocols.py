@@ -13,6 +13,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from zsseg_rt.common.checks import check_choice
 from zsseg_rt.errors import ArgumentError, ShapeError
 
 Protocol = Literal["inductive", "transductive", "supervised"]
@@ -102,11 +103,7 @@ class LabelProtocol(nn.Module):
 
 
 def _check(protocol: str, num_classes: int, seen: list[int], unseen: list[int]) -> None:
-    if protocol not in PROTOCOLS:
-        raise ArgumentError(
-            f"protocol: expected one of {', '.join(PROTOCOLS)}, got {protocol!r}. "
-            "Check the spelling."
-        )
+    check_choice("protocol", protocol, PROTOCOLS)
     if len(set(seen)) != len(seen) or len(seen) + len(unseen) != num_classes:
         raise ArgumentError(
             f"seen: expected different class indices from 0 to {num_classes - 1}, got {seen}. "

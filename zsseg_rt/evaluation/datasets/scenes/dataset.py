@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from zsseg_rt.common.checks import check_choice
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.evaluation.datasets.base import Sample, ignore_label
 from zsseg_rt.evaluation.datasets.scenes.words import CLASS_NAMES, SEEN, annotated_names
@@ -18,10 +19,7 @@ _SEEN_NAMES = tuple(CLASS_NAMES[index] for index in SEEN)
 
 def world_of_split(split: str, seed: int = 0, **settings: Any) -> World:
     """The world whose scenes belong to one split and seed, and to no other."""
-    if split not in _SPLITS:
-        raise ArgumentError(
-            f"split: expected one of {', '.join(_SPLITS)}, got {split!r}. Check the spelling."
-        )
+    check_choice("split", split, _SPLITS)
     if seed < 0:
         raise ArgumentError(f"seed: expected >= 0, got {seed}. Choose another.")
     return World(_SEEDS_APART * seed + _SPLITS[split], **settings)
