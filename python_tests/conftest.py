@@ -42,6 +42,17 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         kept_graphs.install(KEPT)
 
 
+def pytest_runtest_setup() -> None:
+    """Undo what benchmarks and engines of backend "torch" do to the whole process.
+
+    Torch's threads of two processes wait for each other on two cores, at full speed.
+    """
+    torch = sys.modules.get("torch")
+    threads = os.environ.get("OMP_NUM_THREADS")
+    if torch is not None and threads and torch.get_num_threads() != int(threads):
+        torch.set_num_threads(int(threads))
+
+
 class CpuDevice:
     """Where an operation's test puts its arrays and looks for the result."""
 
