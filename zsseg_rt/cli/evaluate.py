@@ -23,7 +23,7 @@ from zsseg_rt.cli.options import (
     flat_names,
     read_classes,
 )
-from zsseg_rt.cli.output import ProgressBar, check_file_place, terminal, write_json
+from zsseg_rt.cli.output import ProgressBar, check_file_place, say, terminal, write_json
 from zsseg_rt.cli.train import print_calibration
 from zsseg_rt.common.argument_names import arguments_called
 from zsseg_rt.common.extras import needs_extra
@@ -245,7 +245,7 @@ def _open_published(
     figure = "no figure was read" if protocol.miou is None else f"mIoU {protocol.miou:g}"
     lines = [protocol.sentence(), *(f"differs: {one}" for one in made.differences())]
     for line in (*lines, f"published: {figure} ({protocol.figures})"):
-        terminal().print(line, highlight=False, soft_wrap=True)
+        say(line)
     return made
 
 
@@ -293,11 +293,7 @@ def _run_both(
         result = compare(first, second, data, limit=limit, on_picture=bar.show)
     _print_evaluation(result.first, result.second)
     share, picture = result.lowest_agreement
-    terminal().print(
-        f"equal labels: {result.agreement:.3%} of all pixels; fewest in {picture}: {share:.3%}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    say(f"equal labels: {result.agreement:.3%} of all pixels; fewest in {picture}: {share:.3%}")
     return result
 
 
@@ -329,14 +325,11 @@ def _print_summary(label: str, result: Evaluation) -> None:
     figures = "  ".join(f"{name} {_figure(None if x != x else x)}" for name, x in reported)
     times = result.times
     speed = result.pictures / times.total_seconds if times.total_seconds else 0.0
-    console = terminal()
-    console.print(f"{label}{figures}", highlight=False, soft_wrap=True)
-    console.print(
+    say(f"{label}{figures}")
+    say(
         f"{label}{result.pictures} of {result.dataset_size} images of {result.dataset}, "
         f"{times.median_segment_ms:.1f} ms each, {speed:.1f} images/s, "
-        f"{times.share_outside:.1%} of the time outside the model",
-        highlight=False,
-        soft_wrap=True,
+        f"{times.share_outside:.1%} of the time outside the model"
     )
 
 

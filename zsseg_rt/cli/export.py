@@ -30,7 +30,7 @@ from zsseg_rt.cli.output import (
     ProgressBar,
     UserInterrupt,
     check_file_place,
-    terminal,
+    say,
     write_json,
 )
 from zsseg_rt.cli.service import stopped_by_signals
@@ -106,11 +106,10 @@ def print_guessed_align(bundle: Path) -> None:
 
     written = Bundle.load(bundle)
     grid, other = written.head.grid_hw, {"corners": "half_pixel", "half_pixel": "corners"}
-    terminal().print(
+    say(
         f"cells: taken to lie by {written.head.align}, from {grid[0]}x{grid[1]} cells in "
         f"{written.preprocess.size_hw[0]}x{written.preprocess.size_hw[1]} pixels; if they do not, "
-        f"use --align {other[written.head.align]}",
-        highlight=False,
+        f"use --align {other[written.head.align]}"
     )
 
 
@@ -196,11 +195,10 @@ def _export_clip_file(
     if model.activation is None and model.clip != "demo":
         taken = Bundle.load(written).provenance["activation"]
         other = next(name for name in ACTIVATIONS if name != taken)
-        terminal().print(
+        say(
             f"activation: taken to be {taken}, which the file does not say; if it is not, use "
-            f"--activation {other}",
-            highlight=False, soft_wrap=True,
-        )  # fmt: skip
+            f"--activation {other}"
+        )
 
 
 @export_app.command("colour-words")
@@ -209,7 +207,7 @@ def export_colour_words(out: OutOption, overwrite: OverwriteOption = False) -> N
     from zsseg_rt.export.colour_words import COLOUR_WORDS, export_colour_bundle
 
     written = export_colour_bundle(out, overwrite=overwrite)
-    terminal().print(f"wrote {written}; it knows: {', '.join(COLOUR_WORDS)}", highlight=False)
+    say(f"wrote {written}; it knows: {', '.join(COLOUR_WORDS)}")
 
 
 def read_bank(names_file: Path, rows_file: Path) -> tuple[list[str], Any]:
@@ -324,25 +322,23 @@ def _own_classes(bundle: Bundle, data: SegmentationDataset | None) -> list[str |
 
 
 def _print(report: QuantizeReport) -> None:
-    console, spec = terminal(), report.spec
+    spec = report.spec
     for row in report.layers:
         lost = "" if row.lost is None else f", alone it loses {row.lost:.2%}"
-        console.print(
+        say(
             f"{row.graph} {row.name}: {row.count} in {row.precision}, range {row.method}, error "
-            f"{row.error:.1e}{lost}",
-            highlight=False, soft_wrap=True,
-        )  # fmt: skip
-    console.print(
+            f"{row.error:.1e}{lost}"
+        )
+    say(
         f"agreement with float32 on {spec.measured_photos} pictures that gave no ranges: "
         f"{spec.agreement:.2%} of clear cells (gate {spec.min_agreement:.2%}), "
         f"{spec.agreement_of_all:.2%} of all; with every layer in {report.precision}: "
-        f"{report.everything:.2%}",
-        highlight=False, soft_wrap=True,
-    )  # fmt: skip
+        f"{report.everything:.2%}"
+    )
     if spec.masks is not None:
-        console.print(spec.masks.describe(), highlight=False, soft_wrap=True)
+        say(spec.masks.describe())
     end = "the gate does not hold; nothing was written" if report.path is None else None
-    console.print(end or f"wrote {report.path}", highlight=False)
+    say(end or f"wrote {report.path}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -369,15 +365,14 @@ def build(
 
     check_file_place("--json", json_file)
     loaded, settings = Bundle.load(bundle), BuildSettings(**vars(target))
-    console, planned = terminal(), plan_builds(loaded, settings)
+    planned = plan_builds(loaded, settings)
     for one in planned:
-        console.print(
+        say(
             f"{one.graph} in {one.precision}: weights {one.weights / 1e6:.0f} MB, inputs and "
             f"outputs {one.tensors / 1e6:.1f} MB, activations of a lane at most "
             f"{one.activations / 1e6:.1f} MB; building takes up to about "
-            f"{one.peak / 1e6:.0f} MB of memory",
-            highlight=False, soft_wrap=True,
-        )  # fmt: skip
+            f"{one.peak / 1e6:.0f} MB of memory"
+        )
     finished: list[BuiltPlan] = []
     with _interruptible(), ProgressBar() as bar:
 
@@ -387,11 +382,10 @@ def build(
         for plan in build_plans(loaded, settings, tell):
             finished.append(plan)
             took = f"built in {plan.seconds:.0f} s with {plan.peak / 1e6:.0f} MB of memory"
-            console.print(
+            say(
                 f"{plan.graph}: {plan.size / 1e6:.0f} MB in {plan.precision}, "
-                f"{'was there' if plan.was_there else took}: {plan.path}",
-                highlight=False, soft_wrap=True,
-            )  # fmt: skip
+                f"{'was there' if plan.was_there else took}: {plan.path}"
+            )
     if json_file is not None:
         content = {"planned": [vars(one) for one in planned], "plans": [vars(p) for p in finished]}
         write_json(json_file, json.loads(json.dumps(content, default=str)))

@@ -14,7 +14,7 @@ from zsseg_rt.cli.options import (
     UnknownBelowOption,
     UsageError,
 )
-from zsseg_rt.cli.output import terminal
+from zsseg_rt.cli.output import say
 
 _NAME = "triton"
 
@@ -73,8 +73,5 @@ def export_triton(
             engine=engine.settings(),
             overwrite=overwrite,
         )
-    console = terminal()
-    console.print(f"wrote {written}", highlight=False, soft_wrap=True)
-    console.print(
-        f"run: tritonserver --model-repository={repository}", highlight=False, soft_wrap=True
-    )
+    say(f"wrote {written}")
+    say(f"run: tritonserver --model-repository={repository}")

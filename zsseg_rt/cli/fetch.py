@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from zsseg_rt.cli.options import argument_errors_are_usage
-from zsseg_rt.cli.output import UserInterrupt, terminal
+from zsseg_rt.cli.output import UserInterrupt, say, terminal
 from zsseg_rt.fetch.progress import Progress
 
 
@@ -41,11 +41,7 @@ def fetch(
         raise UserInterrupt(
             f"interrupted; what was downloaded is kept. To go on: zsseg-rt fetch {name}"
         ) from None
-    terminal().print(
-        f"Try: zsseg-rt segment PHOTOS --bundle {name} --classes 'sky,road,person'",
-        highlight=False,
-        soft_wrap=True,
-    )
+    say(f"Try: zsseg-rt segment PHOTOS --bundle {name} --classes 'sky,road,person'")
 
 
 def _print_names() -> None:
@@ -70,7 +66,7 @@ def _print_names() -> None:
             f"  licence: {one.licence}",
         ]
     for line in lines:
-        terminal().print(line, highlight=False, soft_wrap=True)
+        say(line)
 
 
 class _Shown(Progress):
@@ -89,7 +85,7 @@ class _Shown(Progress):
     def say(self, text: str) -> None:
         """Print a line."""
         self._end_bar()
-        terminal().print(text, highlight=False, soft_wrap=True)
+        say(text)
 
     def downloaded(self, done: int, total: int | None) -> None:
         """Move the bar."""

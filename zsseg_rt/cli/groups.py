@@ -25,7 +25,7 @@ from zsseg_rt.cli.options import (
     read_classes_or_demo,
     read_cosine,
 )
-from zsseg_rt.cli.output import terminal
+from zsseg_rt.cli.output import say
 from zsseg_rt.cli.remarks import print_background
 from zsseg_rt.config import BACKENDS, PRECISIONS, EngineConfig
 from zsseg_rt.text.background import AUTO, FEW_CLASSES
@@ -240,7 +240,7 @@ class BundleOutput:
         written = export(
             *given, self.out, licence=self.licence, overwrite=self.overwrite, **options
         )
-        terminal().print(f"wrote {written}", highlight=False)
+        say(f"wrote {written}")
         return written
 
 

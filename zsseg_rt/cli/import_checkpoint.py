@@ -18,7 +18,7 @@ from zsseg_rt.cli.options import (
     indices_of,
     read_size,
 )
-from zsseg_rt.cli.output import ProgressBar, terminal
+from zsseg_rt.cli.output import ProgressBar, say
 from zsseg_rt.common.argument_names import arguments_called
 from zsseg_rt.common.files import is_file
 
@@ -133,14 +133,13 @@ class _CatSeg(_Checkpoint):
         model = from_official(architecture, state_dict, **settings)
         name, own = _describe_space(self.clip), files.difference(state_dict, equal)
         mine, all_of_it = (sum(v.numel() for v in part.values()) for part in (own, state_dict))
-        terminal().print(
+        say(
             f"{len(equal)} of {len(clip)} tensors of {name} are equal; what differs is "
-            f"{mine / 1e6:.1f} M of {all_of_it / 1e6:.1f} M numbers",
-            highlight=False,
+            f"{mine / 1e6:.1f} M of {all_of_it / 1e6:.1f} M numbers"
         )
         if self.difference is not None:
             files.write_difference(self.difference, state_dict, equal, name)
-            terminal().print(f"wrote {self.difference}", highlight=False)
+            say(f"wrote {self.difference}")
         return model
 
     def _check_difference(self, path: Path) -> None:

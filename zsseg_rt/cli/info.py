@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from zsseg_rt.cli.options import JsonOption
-from zsseg_rt.cli.output import EXIT_GATE, terminal, write_json
+from zsseg_rt.cli.output import EXIT_GATE, say, write_json
 from zsseg_rt.config import EngineConfig
 
 
@@ -28,39 +28,33 @@ def info(
     manifest = loaded.to_manifest()
     if json_file is not None:
         write_json(json_file, manifest)
-    console = terminal()
-    console.print(f"{loaded.name}: {loaded.architecture}, family {loaded.family}")
+    say(f"{loaded.name}: {loaded.architecture}, family {loaded.family}")
     height, width = loaded.preprocess.size_hw
     shape = ", in windows that keep a frame's shape" * (loaded.preprocess.resize == "windows")
-    console.print(f"input {height}x{width}{shape}, grid {loaded.head.grid_hw}")
-    console.print(f"text space: {loaded.text.space or 'not stated'}", highlight=False)
+    say(f"input {height}x{width}{shape}, grid {loaded.head.grid_hw}")
+    say(f"text space: {loaded.text.space or 'not stated'}")
     for graph, variants in loaded.graphs.items():
         sizes = ", ".join(f"{p} {e.bytes / 1e6:.1f} MB" for p, e in variants.items())
-        console.print(f"{graph}: {sizes}")
+        say(f"{graph}: {sizes}")
     bank = loaded.text_bank.names if loaded.text_bank is not None else ()
-    console.print(
-        f"text bank: {len(bank)} names; licence: {loaded.licence or 'not stated'}", soft_wrap=True
-    )
+    say(f"text bank: {len(bank)} names; licence: {loaded.licence or 'not stated'}")
     if loaded.concepts is not None:
         seen = loaded.concepts.names
-        console.print(
-            f"trained to see {len(seen)} things: {', '.join(seen)}", highlight=False, soft_wrap=True
-        )
+        say(f"trained to see {len(seen)} things: {', '.join(seen)}")
     for precision_made, made in loaded.quantization.items():
         narrow = [kind for held in made.layers.values() for kind in held.values()]
-        console.print(
+        say(
             f"{precision_made}: {narrow.count(precision_made)} of {len(narrow)} groups of layers, "
             f"agreement with float32 {made.agreement:.2%} (gate {made.min_agreement:.2%}) on "
-            f"{made.measured_photos} of {len(made.photos)} pictures",
-            highlight=False, soft_wrap=True,
-        )  # fmt: skip
+            f"{made.measured_photos} of {len(made.photos)} pictures"
+        )
         if made.masks is not None:
-            console.print(f"  {made.masks.describe()}", highlight=False, soft_wrap=True)
+            say(f"  {made.masks.describe()}")
     if loaded.text.words:
-        console.print(f"words: {', '.join(loaded.text.words)}", highlight=False, soft_wrap=True)
+        say(f"words: {', '.join(loaded.text.words)}")
     if names:
         for name in bank:
-            console.print(f"  {name}", highlight=False)
+            say(f"  {name}")
     if check:
         _run_self_check(bundle, precision)
 
@@ -73,12 +67,9 @@ def _run_self_check(bundle: Path, precision: str) -> None:
     loaded.verify()
     with Engine(loaded, EngineConfig(precision=precision)) as engine:
         report = engine.self_check()
-        terminal().print(f"self-check of {engine!r}:", highlight=False)
+        say(f"self-check of {engine!r}:")
     for stage in report.stages:
         verdict = "ok" if stage.passed else "FAILED"
-        terminal().print(
-            f"  {stage.stage:14} error {stage.error:.2e} of {stage.tolerance:.0e}  {verdict}",
-            highlight=False,
-        )
+        say(f"  {stage.stage:14} error {stage.error:.2e} of {stage.tolerance:.0e}  {verdict}")
     if not report.passed:
         raise typer.Exit(EXIT_GATE)

@@ -17,6 +17,7 @@ from zsseg_rt.common.files import is_device, is_folder, why_unwritable
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from zsseg_rt.engine import Engine
 
@@ -84,6 +85,11 @@ def terminal() -> Console:
     from rich.console import Console
 
     return Console(markup=False, quiet=_TERMINAL["quiet"], stderr=_TERMINAL["stderr"])
+
+
+def say(line: str | Table) -> None:
+    """Print a line, however long, in one piece and one colour: people copy paths out of it."""
+    terminal().print(line, highlight=False, soft_wrap=True)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from zsseg_rt.cli.output import printable, terminal
+from zsseg_rt.cli.output import printable, say, terminal
 from zsseg_rt.cli.remarks import remark_on
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def print_table(result: PhotoResult) -> None:
     total = (result.times or {}).get("total", 0.0)
     state = "done earlier" if result.resumed else f"{total:.0f} ms"
     photo = printable(result.photo)
-    console.print(f"{photo}  {width}x{height}, {state}", highlight=False, soft_wrap=True)
+    say(f"{photo}  {width}x{height}, {state}")
     table = Table("", "class", "share", "pixels", "colour", box=None, pad_edge=False)
     for entry in result.classes:
         colour = entry["colour"]
@@ -48,7 +48,7 @@ def print_table(result: PhotoResult) -> None:
     if remark := remark_on(result):
         console.print(f"  {remark}", style="yellow", highlight=False, soft_wrap=True)
     for written in (result.overlay, result.mask):
-        console.print(f"  {printable(written or '')}", highlight=False, soft_wrap=True)
+        say(f"  {printable(written or '')}")
 
 
 def _print_json(result: PhotoResult) -> None:

@@ -21,6 +21,7 @@ from zsseg_rt.cli.output import (
     EXIT_GATE,
     EXIT_OK,
     check_file_place,
+    say,
     terminal,
     write_json,
 )
@@ -251,8 +252,8 @@ def _print(report: Report) -> None:
         if variant.failure:
             console.print(f"failed: {variant.failure}", style="red", soft_wrap=True)
     for note in report.notes:
-        console.print(f"note: {note}", highlight=False, soft_wrap=True)
-    console.print(f"\nrepeat: {report.command}", highlight=False, soft_wrap=True)
+        say(f"note: {note}")
+    say(f"\nrepeat: {report.command}")
 
 
 def _exit_code(report: Report, gate: float | None, *, strict: bool) -> int:
@@ -277,8 +278,8 @@ def _show(files: list[str]) -> int:
     first, second = reports
     _print_tables(side_by_side(first, second))
     for text in _differences(first, second):
-        terminal().print(f"note: {text}", highlight=False, soft_wrap=True)
-    terminal().print("A and B took no turns, so nothing is judged; use --against.", soft_wrap=True)
+        say(f"note: {text}")
+    say("A and B took no turns, so nothing is judged; use --against.")
     return EXIT_OK
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from zsseg_rt.cli.output import terminal
+from zsseg_rt.cli.output import say
 
 if TYPE_CHECKING:
     from zsseg_rt.engine import Engine
@@ -62,4 +62,4 @@ def remark_on(result: PhotoResult) -> str:
 
 
 def _say(text: str) -> None:
-    terminal().print(text, highlight=False, soft_wrap=True)
+    say(text)

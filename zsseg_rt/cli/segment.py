@@ -18,6 +18,7 @@ from zsseg_rt.cli.output import (
     describe_engine,
     print_less,
     printable,
+    say,
     terminal,
     write_json,
 )
@@ -144,7 +145,7 @@ def _annotation_files(engine: Engine, place: _Output) -> AnnotationFiles | None:
 
 def _print_path(path: Path | None) -> None:
     if path is not None:
-        terminal().print(f"  {printable(str(path))}", highlight=False, soft_wrap=True)
+        say(f"  {printable(str(path))}")
 
 
 def _write_report(
@@ -166,11 +167,9 @@ def _print_words(engine: Engine, demo: str) -> None:
         return
     listed = f"zsseg-rt info demo-{demo} --names"
     more = "" if bank is None else f"; it takes {len(bank.names)} names: {listed}"
-    terminal().print(
+    say(
         "Name your own classes with --classes 'a,b'. This model was trained on: "
-        f"{', '.join(concepts.names)}{more}",
-        highlight=False,
-        soft_wrap=True,
+        f"{', '.join(concepts.names)}{more}"
     )
 
 

@@ -31,7 +31,7 @@ from zsseg_rt.cli.options import (
     WaitOption,
     argument_errors_are_usage,
 )
-from zsseg_rt.cli.output import describe_engine, terminal, write_json
+from zsseg_rt.cli.output import describe_engine, say, terminal, write_json
 from zsseg_rt.cli.service import Notifier, stopped_by_signals
 from zsseg_rt.config import MAX_LANES
 from zsseg_rt.errors import SourceError
@@ -208,11 +208,10 @@ def _report(engine: Engine, labelled: Stream, json_file: Path | None) -> None:
     if json_file is not None:
         content = {"engine": describe_engine(engine), "sources": sources, "sinks": sinks}
         write_json(json_file, content)
-    console = terminal()
     for name, stats in sources.items():
-        console.print(_source_line(name, stats), highlight=False, soft_wrap=True)
+        say(_source_line(name, stats))
     for sink in sinks:
-        console.print(_sink_line(sink, len(sources)), highlight=False, soft_wrap=True)
+        say(_sink_line(sink, len(sources)))
     failed = [s for s in sources.values() if s.error and (s.state == "ended" or not s.captured)]
     broken = [s for s in sinks if s.error]
     if failed or broken:

@@ -13,6 +13,7 @@ from zsseg_rt.cli.output import (
     EXIT_FAILURE,
     ProgressBar,
     check_file_place,
+    say,
     terminal,
     write_json,
 )
@@ -57,7 +58,7 @@ def train(
 
         if recipes:
             for name in list_recipes():
-                terminal().print(name, highlight=False)
+                say(name)
             return
         if bool(config) == demo:
             raise UsageError(
@@ -122,7 +123,7 @@ def _check_data(settings: TrainConfig, json_file: Path | None) -> None:
 def _print_check(check: SplitCheck) -> None:
     from rich.table import Table
 
-    console, found = terminal(), check.found
+    found = check.found
     table = Table("class", "", "pixels %", box=None, pad_edge=False)
     total = max(int(found.pixels.sum()) + found.ignored_pixels, 1)
     for row, (name, pixels) in enumerate(zip(check.class_names, found.pixels, strict=True)):
@@ -136,7 +137,7 @@ def _print_check(check: SplitCheck) -> None:
     if len(found.problems) > _SHOWN_PROBLEMS:
         lines.append(f"and {len(found.problems) - _SHOWN_PROBLEMS} more; --json writes them all")
     for line in lines:
-        console.print(line, highlight=False, soft_wrap=True)
+        say(line)
 
 
 def _share(pixels: int, total: int) -> str:
@@ -147,8 +148,7 @@ def _describe(settings: TrainConfig) -> None:
     from zsseg_rt.training.assembly import assemble
 
     parts = assemble(settings)
-    console = terminal()
-    console.print(parts.config.to_toml(), highlight=False, soft_wrap=True)
+    say(parts.config.to_toml())
     trainable = sum(p.numel() for p in parts.task.parameters() if p.requires_grad)
     total = sum(p.numel() for p in parts.task.parameters())
     unseen = len(parts.dataset.class_names) - len(parts.dataset.seen)
@@ -160,11 +160,10 @@ def _describe(settings: TrainConfig) -> None:
         f"model: {total / 1e6:.2f} M parameters, {trainable / 1e6:.2f} M trained",
     ]
     for line in lines:
-        console.print(line, highlight=False, soft_wrap=True)
+        say(line)
 
 
 def _print_result(result: TrainingResult, next_lines: list[str]) -> None:
-    console = terminal()
     if result.finished:
         head = f"finished {result.step} steps"
     else:
@@ -182,7 +181,7 @@ def _print_result(result: TrainingResult, next_lines: list[str]) -> None:
     if result.finished:
         lines += next_lines
     for line in lines:
-        console.print(line, highlight=False, soft_wrap=True)
+        say(line)
 
 
 def _as_json(result: TrainingResult) -> dict[str, Any]:
@@ -264,4 +263,4 @@ def _cells(figures: FoldFigures) -> tuple[str, str]:
 
 
 def _say(line: str) -> None:
-    terminal().print(line, highlight=False, soft_wrap=True)
+    say(line)
