@@ -228,8 +228,7 @@ def batch_source(samples: TrainingSamples, config: LoopConfig) -> BatchSource:
             drop_last=length >= step_size,
         )
         pinned = config.device != "cpu" and torch.cuda.is_available()
-        loader = make_loader(samples, sampler, num_workers=config.num_workers, pin_memory=pinned)
-        return iter(loader)
+        return make_loader(samples, sampler, num_workers=config.num_workers, pin_memory=pinned)
 
     return source
 

@@ -83,7 +83,6 @@ class EpochSampler(Sampler[list[Key]]):
         *,
         batch_size: int,
         start_position: int = 0,
-        stop_position: int | None = None,
         process_index: int = 0,
         num_processes: int = 1,
         drop_last: bool = True,
@@ -94,7 +93,6 @@ class EpochSampler(Sampler[list[Key]]):
         self.seed = seed
         self.batch_size = batch_size
         self.start_position = start_position
-        self.stop_position = stop_position
         self.process_index = process_index
         self.num_processes = num_processes
         self.epoch_length = length - length % batch_size if drop_last else length
@@ -104,7 +102,7 @@ class EpochSampler(Sampler[list[Key]]):
         part = self.batch_size // self.num_processes
         position = self.start_position
         epoch, order = -1, np.empty(0, np.int64)
-        while self.stop_position is None or position + self.batch_size <= self.stop_position:
+        while True:
             keys: list[Key] = []
             first = position + self.process_index * part
             for current in range(first, first + part):
@@ -115,43 +113,10 @@ class EpochSampler(Sampler[list[Key]]):
             yield keys
             position += self.batch_size
 
-    def __len__(self) -> int:
-        """Number of steps up to ``stop_position``."""
-        if self.stop_position is None:
-            raise TypeError("stop_position: expected a number for the sampler to have a length")
-        return max(self.stop_position - self.start_position, 0) // self.batch_size
-
     def order(self, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         """The images' indices in the order of one epoch, int64 ``[length]``."""
         rng = np.random.default_rng((self.seed, _ORDER_STREAM, epoch))
         return rng.permutation(self.length)
-
-
-class BatchLoader:
-    """Iterates over the batches of a sampler; see :func:`make_loader`.
-
-    An error of the data set is raised as itself, not as a worker's traceback.
-    """
-
-    def __init__(self, loader: DataLoader[Any], sampler: EpochSampler) -> None:
-        self._loader = loader
-        self.sampler = sampler
-
-    def __iter__(self) -> Iterator[Batch]:
-        """Yield batches from the sampler's start position."""
-        with one_opencv_thread():
-            items = iter(self._loader)
-        for item in items:
-            if isinstance(item, ZssegError):
-                try:
-                    raise item
-                finally:  # no cycle through the traceback: workers end at once, not when collected
-                    del item, items
-            yield item
-
-    def __len__(self) -> int:
-        """Number of steps, if the sampler has an end."""
-        return len(self.sampler)
 
 
 def make_loader(
@@ -160,12 +125,10 @@ def make_loader(
     *,
     num_workers: int | None = None,
     pin_memory: bool = False,
-    prefetch_factor: int = 4,
-) -> BatchLoader:
-    """Load batches in worker processes that live as long as the loader.
+) -> Iterator[Batch]:
+    """Load batches in worker processes that live as long as the iterator.
 
-    Returns:
-        An iterable of :class:`~zsseg_rt.training.data.batch.Batch`.
+    An error of the data set is raised as itself, not as a worker's traceback.
     """
     workers = default_num_workers() if num_workers is None else num_workers
     loader: DataLoader[Any] = DataLoader(
@@ -174,12 +137,19 @@ def make_loader(
         collate_fn=_collate_or_error,
         num_workers=workers,
         pin_memory=pin_memory,
-        persistent_workers=workers > 0,
-        prefetch_factor=prefetch_factor if workers > 0 else None,
+        prefetch_factor=4 if workers > 0 else None,
         worker_init_fn=prepare_worker,
         generator=torch.Generator(),  # otherwise it draws from the one that a checkpoint saves
     )
-    return BatchLoader(loader, sampler)
+    with one_opencv_thread():
+        items = iter(loader)
+    for item in items:
+        if isinstance(item, ZssegError):
+            try:
+                raise item
+            finally:  # no cycle through the traceback: workers end at once, not when collected
+                del item, items
+        yield item
 
 
 def default_num_workers() -> int:
