@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from support.errors import refused
+from tools.studies.name_draws import other_unseen
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.evaluation.datasets import Sample, SegmentationDataset
 from zsseg_rt.evaluation.datasets.scenes import (
@@ -29,7 +30,6 @@ from zsseg_rt.evaluation.datasets.scenes.words import (
     NEVER_CAPTIONED,
     SHAPES,
     kind_of,
-    other_unseen,
 )
 from zsseg_rt.evaluation.datasets.scenes.world import visible
 

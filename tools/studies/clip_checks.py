@@ -19,9 +19,9 @@ from torch import Tensor
 
 from tools.studies.caption_batches import NEVER_CAPTIONED
 from tools.studies.clip_pretraining import WEIGHTS, read_config
+from tools.studies.crops import view_of
 from tools.studies.small_clip import PretrainingConfig, SmallClip
 from zsseg_rt.evaluation.datasets.scenes import CLASS_NAMES, SEEN, SceneDataset, world_of_split
-from zsseg_rt.evaluation.datasets.scenes.crops import view_of
 from zsseg_rt.evaluation.datasets.scenes.words import all_things
 from zsseg_rt.evaluation.datasets.scenes.world import visible
 from zsseg_rt.evaluation.evaluate import evaluate

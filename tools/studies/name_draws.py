@@ -21,7 +21,14 @@ from zsseg_rt.config import EngineConfig
 from zsseg_rt.engine import Engine
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.evaluation.datasets.scenes import CLASS_NAMES, SEEN, SceneDataset, world_of_split
-from zsseg_rt.evaluation.datasets.scenes.words import kind_of, other_unseen
+from zsseg_rt.evaluation.datasets.scenes.words import (
+    GROUNDS,
+    NEVER_CAPTIONED,
+    SHAPES,
+    all_stuff,
+    all_things,
+    kind_of,
+)
 from zsseg_rt.evaluation.engine_segmenter import EngineSegmenter
 from zsseg_rt.evaluation.evaluate import Evaluation, Segmenter, evaluate
 from zsseg_rt.evaluation.provenance import describe_commit, describe_machine
@@ -39,6 +46,30 @@ Count = int | Literal["all"]
 
 Opened = Callable[[tuple[str, ...]], Segmenter]
 """Makes something that labels images with the given names."""
+
+
+def other_unseen(draw: int) -> tuple[str, ...]:
+    """:data:`CLASS_NAMES` with nine other unseen names of the same make-up.
+
+    The nine are drawn at random: things of five distinct shapes, a wall, a sky, a floor and a
+    stretch of grass, sand or water. Their words are words of seen names; none is a class of the
+    world or one of :data:`NEVER_CAPTIONED`.
+    """
+    if draw < 0:
+        raise ArgumentError(f"draw: expected at least 0, got {draw}. Choose another.")
+    known = {word for index in SEEN for word in CLASS_NAMES[index].split()}
+    taken = {*CLASS_NAMES, *NEVER_CAPTIONED}
+    rng = np.random.default_rng([1, draw])
+    names = list(CLASS_NAMES)
+    shapes = [SHAPES[index] for index in rng.permutation(len(SHAPES))[:5]]
+    things = [[kind for kind in all_things() if kind.noun == shape] for shape in shapes]
+    grounds = tuple(noun for noun in GROUNDS if noun != "floor")
+    stuff = [list(all_stuff(nouns)) for nouns in (("wall",), ("sky",), ("floor",), grounds)]
+    places = [index for index in range(len(names)) if index not in SEEN]
+    for place, kinds in zip(places, [*things, *stuff], strict=True):
+        free = [k.name for k in kinds if set(k.name.split()) <= known and k.name not in taken]
+        names[place] = free[rng.integers(len(free))]
+    return tuple(names)
 
 
 class DrawnScenes(SceneDataset):
