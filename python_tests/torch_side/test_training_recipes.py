@@ -17,7 +17,7 @@ from zsseg_rt.evaluation.datasets.splits import class_table  # noqa: E402
 from zsseg_rt.models.registry import find_builder  # noqa: E402
 from zsseg_rt.training.assembly import assemble, train  # noqa: E402
 from zsseg_rt.training.config import TrainConfig, list_recipes  # noqa: E402
-from zsseg_rt.training.parts import build_augmentation, open_split  # noqa: E402
+from zsseg_rt.training.parts import build_augmentation  # noqa: E402
 from zsseg_rt.training.tasks import TASKS  # noqa: E402
 from zsseg_rt.training.tasks.zeroseg import ZeroSegTask, scaled_learning_rate  # noqa: E402
 from zsseg_rt.training.trained.card import load_trained  # noqa: E402
@@ -39,7 +39,7 @@ def test_recipes_name_what_exists(recipe):
     config = TrainConfig.load(recipe, ["data.root=nowhere"])
     build_augmentation(config.data.augmentation)
     with pytest.raises(DatasetError, match="nowhere"):
-        open_split(config.data, config.data.split, config.data.options)
+        config.open_data("training")
     if not config.model.start_from:
         builder = inspect.signature(find_builder(config.model.architecture, official=False))
         builder.bind(**config.model.options)

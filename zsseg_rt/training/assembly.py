@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from zsseg_rt import ops
 from zsseg_rt.common.checks import check_choice
 from zsseg_rt.common.files import write_atomically
 from zsseg_rt.errors import ArgumentError, SourceError
-from zsseg_rt.evaluation.datasets import SegmentationDataset
+from zsseg_rt.evaluation.datasets import Sample, SegmentationDataset
 from zsseg_rt.evaluation.evaluate import evaluate
 from zsseg_rt.evaluation.metrics import FIGURES
 from zsseg_rt.models.base import SegmentationModel
@@ -41,7 +42,6 @@ from zsseg_rt.training.parts import (
     build_task,
     build_zeroseg_task,
     find_task,
-    open_split,
     with_crop_of,
 )
 from zsseg_rt.training.segmenters.torch_segmenter import TorchSegmenter
@@ -124,11 +124,8 @@ class Assembly:
         pictures = []
         for index in range(count):
             sample = dataset[index * len(dataset) // count]
-            sides = [sample.image]
-            for labels in (sample.labels, segmenter.segment(sample.image)):
-                narrow = np.minimum(labels, 255).astype(np.uint8)
-                sides.append(np.asarray(ops.overlay(sample.image, narrow, colours, alpha=0.6)))
-            pictures.append((sample.name, np.concatenate(sides, axis=1)))
+            found = segmenter.segment(sample.image)
+            pictures.append((sample.name, side_by_side(sample, found, colours)))
         return pictures
 
 
@@ -169,7 +166,7 @@ def assemble(config: TrainConfig, *, dataset: SegmentationDataset | None = None)
     """Build and check everything a run needs; nothing is trained or written."""
     seed_everything(config.loop.seed)
     if dataset is None:
-        dataset = open_split(config.data, config.data.split, config.data.options)
+        dataset = config.open_data("training")
     judged = _open_evaluation(config, dataset)
     if len(dataset.seen) == len(dataset.class_names) and config.loop.best_metric == "hIoU":
         _log.info("loop.best_metric: mIoU, because no class of %s is unseen", dataset.name)
@@ -243,8 +240,7 @@ def evaluate_untrained(config: TrainConfig) -> dict[str, float]:
         raise ArgumentError(
             "evaluation.split: expected a split to evaluate on, got none. Name one."
         )
-    options = config.data.options if settings.options is None else settings.options
-    dataset = open_split(config.data, settings.split, options)
+    dataset = config.open_data("evaluation")
     model = build_model(config.model, seen=dataset.seen, protocol=config.task.protocol).eval()
     embeddings = class_embeddings(dataset.class_names, config.text, model)
     _fit_start(config.model, model, embeddings)
@@ -283,11 +279,9 @@ def _describe_classes(
 def _open_evaluation(
     config: TrainConfig, dataset: SegmentationDataset
 ) -> SegmentationDataset | None:
-    settings = config.evaluation
-    if not settings.split:
+    if not config.evaluation.split:
         return None
-    options = config.data.options if settings.options is None else settings.options
-    judged = open_split(config.data, settings.split, options)
+    judged = config.open_data("evaluation")
     if tuple(judged.class_names) != tuple(dataset.class_names):
         raise ArgumentError(
             f"evaluation.split: expected the {len(dataset.class_names)} classes of "
@@ -323,6 +317,17 @@ def _keep_config(config: TrainConfig, folder: Path, resume: bool) -> None:
         raise SourceError(
             f"{path}: cannot be written: {error.strerror or error}. Check output.folder."
         ) from error
+
+
+def side_by_side(
+    sample: Sample, labels: NDArray[Any], colours: NDArray[np.uint8]
+) -> NDArray[np.uint8]:
+    """An image, its truth and what was found, uint8 ``[H, 3 W, 3]``."""
+    sides = [sample.image]
+    for shown in (sample.labels, labels):
+        narrow = np.minimum(shown, 255).astype(np.uint8)
+        sides.append(np.asarray(ops.overlay(sample.image, narrow, colours, alpha=0.6)))
+    return np.concatenate(sides, axis=1)
 
 
 def _palette(dataset: SegmentationDataset) -> Any:

@@ -12,11 +12,13 @@ from typing import Any, Literal
 from zsseg_rt.common import schema
 from zsseg_rt.common.argument_names import current_name
 from zsseg_rt.errors import ArgumentError
+from zsseg_rt.evaluation.datasets import SegmentationDataset, create_dataset
 from zsseg_rt.training.loop.config import LoopConfig, OptimizerConfig
 from zsseg_rt.training.toml_files import apply_change, list_kept, read_toml
 
 _RECIPES = resources.files("zsseg_rt.training") / "recipes"
 CONFIG_FILE = "config.toml"
+DataUse = Literal["training", "evaluation"]
 # Settings that may change when a run is continued: no result depends on them.
 _FREE = {
     ("data", "root"),
@@ -224,6 +226,15 @@ class TrainConfig:
         for change in changes:
             apply_change(raw, change)
         return cls.from_dict(raw, where)
+
+    def open_data(self, use: DataUse) -> SegmentationDataset:
+        """Open the split that is trained on, or the one that checkpoints are evaluated on."""
+        data, judged = self.data, self.evaluation
+        split, options = data.split, data.options
+        if use == "evaluation":
+            split = judged.split
+            options = options if judged.options is None else judged.options
+        return create_dataset(data.name, data.root or None, split, **options)
 
     def to_toml(self) -> str:
         """Every setting, including defaults; :meth:`load` reads it back."""

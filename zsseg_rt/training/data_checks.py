@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from zsseg_rt.errors import DatasetError
-from zsseg_rt.evaluation.datasets import SegmentationDataset, create_dataset
+from zsseg_rt.evaluation.datasets import SegmentationDataset
 from zsseg_rt.evaluation.datasets.verification import Verification, verify_dataset
-from zsseg_rt.training.config import TrainConfig
+from zsseg_rt.training.config import DataUse, TrainConfig
 
 if TYPE_CHECKING:
     from zsseg_rt.training.data.batch import Batch
@@ -76,15 +76,9 @@ def check_data(
     Returns:
         What was found, the training split first.
     """
-    data, judged = config.data, config.evaluation
-    asked = [("training", data.split, data.options)]
-    if judged.split:
-        options = data.options if judged.options is None else judged.options
-        asked.append(("evaluation", judged.split, options))
-    opened = [
-        (use, create_dataset(data.name, data.root or None, split, **options))
-        for use, split, options in asked
-    ]
+    judged = bool(config.evaluation.split)
+    uses: tuple[DataUse, ...] = ("training", "evaluation") if judged else ("training",)
+    opened = [(use, config.open_data(use)) for use in uses]
     return tuple(_check(use, dataset, config, progress) for use, dataset in opened)
 
 

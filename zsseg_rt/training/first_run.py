@@ -5,22 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from zsseg_rt import ops
 from zsseg_rt.common.files import write_atomically
 from zsseg_rt.engine import Engine
 from zsseg_rt.errors import SourceError
 from zsseg_rt.evaluation.datasets import SegmentationDataset
 from zsseg_rt.results.visualize import palette
-from zsseg_rt.training.assembly import train
+from zsseg_rt.training.assembly import side_by_side, train
 from zsseg_rt.training.config import TrainConfig
 from zsseg_rt.training.loop.loop import TrainingResult
-from zsseg_rt.training.parts import open_split
 from zsseg_rt.training.trained.bundle import export_trained
 
 RECIPE = "demo"
@@ -56,10 +53,7 @@ def train_and_show(config: TrainConfig, *, resume: bool = False) -> FirstRun:
         return FirstRun(result=result)
     folder = Path(config.output.folder)
     bundle = export_trained(folder, folder / BUNDLE, precisions=("float32",), overwrite=True)
-    options = (
-        config.data.options if config.evaluation.options is None else config.evaluation.options
-    )
-    dataset = open_split(config.data, config.evaluation.split or config.data.split, options)
+    dataset = config.open_data("evaluation" if config.evaluation.split else "training")
     picture = draw(bundle, dataset, folder / PICTURE)
     return FirstRun(result=result, bundle=bundle, picture=picture)
 
@@ -73,17 +67,9 @@ def draw(bundle: Path, dataset: SegmentationDataset, path: Path) -> Path:
         for index in range(min(_ROWS, len(dataset))):
             sample = dataset[index]
             found = engine.segment(sample.image).labels
-            sides = [_overlay(sample.image, labels, colours) for labels in (sample.labels, found)]
-            rows.append(np.concatenate([sample.image, *sides], axis=1))
+            rows.append(side_by_side(sample, found, colours))
     _write(path, rows)
     return path
-
-
-def _overlay(
-    image: npt.NDArray[np.uint8], labels: npt.NDArray[Any], colours: npt.NDArray[np.uint8]
-) -> npt.NDArray[np.uint8]:
-    narrow = np.minimum(labels, 255).astype(np.uint8)
-    return np.asarray(ops.overlay(image, narrow, colours, alpha=0.6))
 
 
 def _write(path: Path, rows: Iterable[npt.NDArray[np.uint8]]) -> None:

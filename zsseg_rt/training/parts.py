@@ -15,7 +15,7 @@ from zsseg_rt.common.argument_names import arguments_called
 from zsseg_rt.common.checks import check_choice
 from zsseg_rt.common.schema import checked_settings, setting_names, typed_settings
 from zsseg_rt.errors import ArgumentError, CheckpointError
-from zsseg_rt.evaluation.datasets import SegmentationDataset, create_dataset
+from zsseg_rt.evaluation.datasets import SegmentationDataset
 from zsseg_rt.models import create_model, from_official, load_checkpoint, normalize_state_dict
 from zsseg_rt.models.base import SegmentationModel
 from zsseg_rt.models.clip.weights import build_image_encoder
@@ -23,7 +23,7 @@ from zsseg_rt.models.registry import ARCHITECTURES, find_builder
 from zsseg_rt.models.zeroseg.model import ZeroSeg
 from zsseg_rt.torch_files.clip_weights import ClipWeights, load_clip
 from zsseg_rt.training.class_prompts import class_prompts
-from zsseg_rt.training.config import DataConfig, ModelConfig, TaskConfig, TextConfig
+from zsseg_rt.training.config import ModelConfig, TaskConfig, TextConfig
 from zsseg_rt.training.data.batch import Batch
 from zsseg_rt.training.data.loading import EpochSampler, TrainingSamples, make_loader
 from zsseg_rt.training.data.transforms import (
@@ -52,11 +52,6 @@ _CLIP_ARGUMENTS = {
 }
 _TEACHER_SUFFIXES = {"source": "", "activation": "_activation"}
 _FEATURE_OPTIONS = ("views", "cache_folder", "from_original", "views_at_once")
-
-
-def open_split(config: DataConfig, split: str, options: Mapping[str, Any]) -> SegmentationDataset:
-    """Open a split of the data set that a configuration names."""
-    return create_dataset(config.name, config.root or None, split, **options)
 
 
 def build_augmentation(settings: Mapping[str, Any]) -> Augmentation:

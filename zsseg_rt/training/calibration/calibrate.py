@@ -38,7 +38,6 @@ from zsseg_rt.training.calibration.held_out import (
 )
 from zsseg_rt.training.calibration.judging import judge
 from zsseg_rt.training.config import CONFIG_FILE, OutputConfig, TrainConfig
-from zsseg_rt.training.parts import open_split
 from zsseg_rt.training.tasks import TASKS
 from zsseg_rt.training.tasks.descriptor import DescriptorTask
 from zsseg_rt.training.trained.calibration import (
@@ -124,7 +123,7 @@ def choose_settings(
     """
     settings = settings or CalibrationSettings()
     _check(config)
-    dataset = open_split(config.data, config.data.split, config.data.options)
+    dataset = config.open_data("training")
     drawn = draw_names(dataset.seen, settings.folds, settings.seed)
     trained, judged = judged_images(len(dataset), settings.images)
     by_pictures = settings.hold_out == "pictures"
