@@ -14,7 +14,6 @@ from zsseg_rt.export.folded.clip import (
     FoldedImageEncoder,
     linear_from,
 )
-from zsseg_rt.models.clip.text_encoder import TextEncoder
 from zsseg_rt.models.clip.transformer import merge_heads, split_heads
 from zsseg_rt.models.descriptor.clip_rc import ClipRC
 from zsseg_rt.models.descriptor.clip_rc_encoder import BLOCKED, CellImageEncoder, upsample_cells
@@ -40,7 +39,6 @@ class InferenceParts:
             ``[R, D]``: what the decoder attends to, and what classes are related to.
         decoder: ``queries`` ``[R, C, Q]`` and ``patch_embeds`` to ``class_embeds`` ``[1, C, E]``
             and ``patch_keys`` ``[1, N, E]``. Q is E, or with the first layer's query 2E.
-        text_encoder: ``tokens`` ``[T, L]`` to ``[T, D]``, not normalised; None if there is none.
         descriptor_weight: ``[Q, 2D]``.
         descriptor_bias: ``[Q]``.
         logit_scale: Factor of the last product.
@@ -52,7 +50,6 @@ class InferenceParts:
 
     image_encoder: nn.Module
     decoder: nn.Module
-    text_encoder: TextEncoder | None
     descriptor_weight: Tensor
     descriptor_bias: Tensor
     logit_scale: float
@@ -331,7 +328,6 @@ def _fold_zegclip(model: ZegCLIP, size_hw: tuple[int, int]) -> InferenceParts:
     return InferenceParts(
         image_encoder=image_encoder,
         decoder=decoder,
-        text_encoder=model.text_encoder,
         descriptor_weight=weight,
         descriptor_bias=bias,
         logit_scale=decoder.logit_scale,
@@ -349,7 +345,6 @@ def _fold_clip_rc(model: ClipRC, size_hw: tuple[int, int]) -> InferenceParts:
     return InferenceParts(
         image_encoder=image_encoder,
         decoder=FoldedTwoWayDecoder(head.decoder_q, head.decoder_v),
-        text_encoder=model.text_encoder,
         descriptor_weight=head.q_proj.weight.detach(),
         descriptor_bias=head.q_proj.bias.detach(),
         logit_scale=1.0,

@@ -19,7 +19,7 @@ from zsseg_rt.common.aggregation import (
     check_grid,
     num_local_outliers,
 )
-from zsseg_rt.export.networks.layers import attend, merge_heads, split_heads, unit
+from zsseg_rt.export.networks.layers import attend, merge_heads, projections, split_heads, unit
 from zsseg_rt.export.networks.operations import Linear, Operations, Value
 from zsseg_rt.export.networks.trunk import Trunk, patches_of
 
@@ -177,12 +177,7 @@ def _attended(
 ) -> Value:
     """The last block's attention of patches, its output projection included."""
     block = trunk.tower.blocks[-1]
-    linears = {"q": block.query, "k": block.key, "v": block.value}
-    normed = ops.layer_norm(x, block.norm_1)
-    parts = {}
-    for index, name in enumerate(sorted({*"".join(products), "v"}, key="qkv".index)):
-        with ops.at(f"projections.{index}"):
-            parts[name] = split_heads(ops, ops.linear(normed, linears[name]), block.num_heads)
+    parts = projections(ops, block, x, products)
     batch, num, _ = similarity.shape
     total = ops.matmul(ops.reshape(similarity, (batch, 1, num, num)), parts["v"])
     for product in products:

@@ -14,7 +14,7 @@ import numpy as np
 
 from zsseg_rt.export.networks.aggregating import sc_clip, sfp
 from zsseg_rt.export.networks.clip import ImageTower, embed_patches, project, run_blocks
-from zsseg_rt.export.networks.layers import Block, attend, merge_heads, mlp, split_heads
+from zsseg_rt.export.networks.layers import Block, attend, merge_heads, mlp, projections
 from zsseg_rt.export.networks.operations import Array, Linear, Operations, Value
 from zsseg_rt.export.networks.trunk import Head, Trunk, patches_of
 
@@ -99,12 +99,7 @@ def _mixed(
 ) -> Value:
     """``out((sum of softmax(a b^T s + prior)) v)`` of the patches; a and b are named by letters."""
     block = trunk.tower.blocks[-1]
-    linears = {"q": block.query, "k": block.key, "v": block.value}
-    normed = ops.layer_norm(trunk.outputs[-1], block.norm_1)
-    parts = {}
-    for index, name in enumerate(sorted({*"".join(products), "v"}, key="qkv".index)):
-        with ops.at(f"projections.{index}"):
-            parts[name] = split_heads(ops, ops.linear(normed, linears[name]), block.num_heads)
+    parts = projections(ops, block, trunk.outputs[-1], products)
     made: Value = None
     for product in products:
         query, key = tuple(product)

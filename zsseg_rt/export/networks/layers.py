@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,6 +48,19 @@ def residual_block(ops: Operations, x: Value, block: Block, mask: Value | None =
     with ops.at("out_proj"):
         mixed = ops.linear(attended, block.out)
     return mlp(ops, ops.add(x, mixed), block)
+
+
+def projections(
+    ops: Operations, block: Block, x: Value, products: Sequence[str]
+) -> dict[str, Value]:
+    """The projections of tokens [B, N, W] that ``products`` such as ``"qk"`` name, and ``"v"``."""
+    linears = {"q": block.query, "k": block.key, "v": block.value}
+    normed = ops.layer_norm(x, block.norm_1)
+    parts = {}
+    for index, name in enumerate(sorted({*"".join(products), "v"}, key="qkv".index)):
+        with ops.at(f"projections.{index}"):
+            parts[name] = split_heads(ops, ops.linear(normed, linears[name]), block.num_heads)
+    return parts
 
 
 def mlp(ops: Operations, x: Value, block: Block) -> Value:
