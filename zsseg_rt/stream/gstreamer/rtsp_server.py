@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -31,6 +32,7 @@ _LONGEST_BODY = 1 << 16  # bytes, of a request; GStreamer reads it before it ask
 _BACKLOG = 64  # connections that wait to be taken; of five, a few silent ones keep all others out
 _LOOKS_PER_SECOND = 4
 _CLEAN_EVERY = 2  # seconds; viewers over UDP that vanished are forgotten after a minute
+_ENDS_WITHIN = 1.5  # seconds; less than a stop waits
 _KEY_EVERY = 1_000_000_000  # nanoseconds; how long a new viewer waits for a picture
 _ROLE = "viewer"
 _RIGHTS = ("media.factory.access", "media.factory.construct")
@@ -183,7 +185,7 @@ class RtspServer:
         self._channels: list[Channel] = []
         visitors = Visitors()
         self._server.connect("client-connected", _greet, self._channels, visitors)
-        loop = _Loop(self._library, self._server, name, visitors)
+        loop = _Loop(self._library, self._server, name, self._channels, visitors)
         self._part, self.port = loop.part, int(self._server.get_bound_port())
         self.close = weakref.finalize(self, loop.stop)
 
@@ -235,8 +237,16 @@ def _launch(encoding: Encoding, *, has_planes: bool) -> str:
 class _Loop:
     """The thread in which a server hears of its viewers; holds no reference to its owner."""
 
-    def __init__(self, library: Server, server: Any, name: str, visitors: Visitors) -> None:
+    def __init__(
+        self,
+        library: Server,
+        server: Any,
+        name: str,
+        channels: Sequence[Channel],
+        visitors: Visitors,
+    ) -> None:
         self._library, self._server, self._visitors = library, server, visitors
+        self._channels = channels
         self._looks = 0
         self._context = library.GLib.MainContext.new()
         self._stopped = threading.Event()
@@ -290,6 +300,10 @@ class _Loop:
         for source in self._sources:
             source.destroy()
         self._remove_clients()
+        last = time.monotonic() + _ENDS_WITHIN  # pipelines end in threads of their own
+        while any(channel.is_watched for channel in self._channels) and time.monotonic() < last:
+            self._context.iteration(False)
+            time.sleep(0.005)
         self._context.pop_thread_default()
 
     def _remove_clients(self, *_: object) -> bool:
