@@ -179,18 +179,16 @@ def read_cosine(text: str | None, option: str = "--cosine") -> dict[str, Any]:
     return {"cosine_weight": (numbers[0], numbers[1]), **scale}
 
 
-def cosine_rule(
-    weight: tuple[float, float] | None, scale: float | None, option: str = "--cosine"
-) -> CosineRule | None:
+def cosine_rule(weight: tuple[float, float] | None, scale: float | None) -> CosineRule | None:
     """The rule of a model that has none of its own; None where cosines do not count."""
     if weight is None or not any(weight):
         return None
     if scale is None:
-        raise UsageError(f"{option}: expected SEEN,UNSEEN,SCALE for a model, got no scale")
+        raise UsageError("--cosine: expected SEEN,UNSEEN,SCALE for a model, got no scale")
     try:
         return CosineRule(seen_weight=weight[0], unseen_weight=weight[1], scale=scale)
     except ValueError as exc:
-        raise UsageError(f"{option}: {exc}") from None
+        raise UsageError(f"--cosine: {exc}") from None
 
 
 def check_activation(option: str, name: str | None) -> None:

@@ -29,7 +29,6 @@ from zsseg_rt.integrations.batch.photo_run import describe_classes
 from zsseg_rt.photos import decode_photo
 from zsseg_rt.photos.header import MAX_PIXELS, read_header
 from zsseg_rt.results.visualize import encode_label_png, palette
-from zsseg_rt.runtime.lane_pool import LanePool
 from zsseg_rt.text.class_names import ClassNames
 from zsseg_rt.text.vocabulary import Vocabulary
 
@@ -115,7 +114,7 @@ class PhotoSegmenter:
         self.engine = Engine(bundle, _placed(config))
         self.engine.set_classes(classes, background=background, templates=templates)
         engine = self.engine
-        self._lanes = LanePool(engine.segment, engine.lane, engine.config.num_lanes)
+        self._lanes = engine.open_lanes()
         self._workers = ThreadPoolExecutor(self._lanes.num_lanes + _AHEAD)
 
     def __call__(self, batch: Mapping[str, npt.NDArray[Any]]) -> pa.Table:

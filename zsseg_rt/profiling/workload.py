@@ -33,7 +33,7 @@ class _Impatient:
         pass
 
 
-def read_frames(sources: Sequence[str], most: int = MOST_FRAMES) -> Frames:
+def read_frames(sources: Sequence[str]) -> Frames:
     """The first frames of photos, folders, videos or cameras."""
     frames: Frames = []
     try:
@@ -41,7 +41,7 @@ def read_frames(sources: Sequence[str], most: int = MOST_FRAMES) -> Frames:
             pictures = source.pictures(_Impatient())
             for picture in pictures:
                 frames.append(np.ascontiguousarray(picture.image))
-                if len(frames) >= most:
+                if len(frames) >= MOST_FRAMES:
                     break
             pictures.close()
     except (ArgumentError, SourceError) as exc:
@@ -49,7 +49,7 @@ def read_frames(sources: Sequence[str], most: int = MOST_FRAMES) -> Frames:
     if not frames:
         names = ", ".join(source_names(sources))
         raise ConfigError(f"--source: expected frames, got none from {names}")
-    return frames[:most]
+    return frames[:MOST_FRAMES]
 
 
 class Workload:

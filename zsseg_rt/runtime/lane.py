@@ -219,11 +219,7 @@ class Lane:
                 "EngineConfig(with_node_times=True)."
             )
         with self._exclusive():
-            classes = self._classes_in_force()
-            recorded = {name: RecordingSession(one) for name, one in self.sessions.items()}
-            check_frame(frame)
-            with self._path.using(recorded):
-                self._path.label(frame, classes, self._rule)
+            recorded = self._recorded(frame)
             with ops.thread_limit(self._config.num_threads):
                 stream = self.workspace.stream
                 return {
@@ -241,12 +237,16 @@ class Lane:
             EngineStateError: The lane or its engine is closed, or busy in another thread.
         """
         with self._exclusive():
-            classes = self._classes_in_force()
-            recorded = {name: RecordingSession(one) for name, one in self.sessions.items()}
-            check_frame(frame)
-            with self._path.using(recorded):
-                self._path.label(frame, classes, self._rule)
-            return {name: session.feeds for name, session in recorded.items()}
+            return {name: session.feeds for name, session in self._recorded(frame).items()}
+
+    def _recorded(self, frame: npt.NDArray[np.uint8]) -> dict[str, RecordingSession]:
+        """Sessions that know what a frame feeds them, by graph."""
+        classes = self._classes_in_force()
+        recorded = {name: RecordingSession(one) for name, one in self.sessions.items()}
+        check_frame(frame)
+        with self._path.using(recorded):
+            self._path.label(frame, classes, self._rule)
+        return recorded
 
     def take_turns(self, turns: GraphTurns) -> None:
         """Let this lane's graphs take turns with those of other lanes."""

@@ -31,9 +31,9 @@ from zsseg_rt.runtime.families.base import (
     Masks,
     PartRunner,
     PixelLabels,
+    Trace,
     run_plainly,
 )
-from zsseg_rt.runtime.families.base import Trace as Trace
 from zsseg_rt.runtime.families.candidates import cut
 from zsseg_rt.runtime.families.gate import CandidateGate
 from zsseg_rt.runtime.graph_turns import GraphTurns

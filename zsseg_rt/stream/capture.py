@@ -91,13 +91,12 @@ class Capture:
         watch: SourceWatch,
         *,
         paced: bool,
-        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self.watch = watch
         self.name = source.name
         self.path: FramePathName = "host"  # of its newest frame
         self.fell_behind = 0  # times that it was opened anew since its frames came late
-        self._source, self._slot, self._hand_off, self._now = source, slot, hand_off, now
+        self._source, self._slot, self._hand_off = source, slot, hand_off
         self._paced = paced
         self._start: float | None = None
         self._last_stamp = 0.0
@@ -112,7 +111,7 @@ class Capture:
             Seconds until the next look; None if only the source itself can bring news.
         """
         self.look()
-        now = self._now()
+        now = time.monotonic()
         action = self.watch.tick(now)
         if action == "open":
             self._attempt, self._frames = _Attempt(self._source, self._offer), 0
@@ -133,16 +132,16 @@ class Capture:
             self._frames = frames
             self.watch.frame(attempt.seen_at)
         if frames and self._hand_off.lets_wait(self._slot):
-            self.watch.frame(self._now())  # it is we who are slow
+            self.watch.frame(time.monotonic())  # it is we who are slow
         if is_over:
             self._drop_attempt()
-            self.watch.over(self._now(), attempt.error)
+            self.watch.over(time.monotonic(), attempt.error)
 
     def refuse(self, error: ZssegError) -> None:
         """Lose the source: a frame of it cannot be labelled. What it has waiting is dropped."""
         self._drop_attempt()
         self._hand_off.discard(self._slot)  # wakes the thread, which may wait for room
-        self.watch.refuse(self._now(), error)
+        self.watch.refuse(time.monotonic(), error)
 
     @property
     def damaged(self) -> int:
@@ -169,7 +168,7 @@ class Capture:
         """Put a picture into the slot, in the reading thread."""
         if self._paced and self._is_stopped_before_its_time(attempt, picture):
             return False
-        attempt.seen_at = self._now()
+        attempt.seen_at = time.monotonic()
         if self._source.live and not self._hand_off.keeps_all(self._slot):
             self._refuse_if_late(attempt, picture)
         attempt.frames += 1
@@ -191,7 +190,7 @@ class Capture:
             )
 
     def _is_stopped_before_its_time(self, attempt: _Attempt, picture: Picture) -> bool:
-        stamp, now = picture.pts_seconds or 0.0, self._now()
+        stamp, now = picture.pts_seconds or 0.0, time.monotonic()
         jumps = not 0.0 <= stamp - self._last_stamp <= _LONGEST_GAP
         if self._start is None or jumps:
             self._start = now - stamp

@@ -20,7 +20,6 @@ from zsseg_rt.training.config import TrainConfig
 from zsseg_rt.training.loop.loop import TrainingResult
 from zsseg_rt.training.trained.bundle import export_trained
 
-RECIPE = "demo"
 BUNDLE, PICTURE = "demo.zsseg", "labelled.png"
 _ROWS = 4
 

@@ -89,7 +89,7 @@ def segment_photos(
         journal.read()
     targets = [out_dir / stem for stem in _stems(photos)]
     results = []
-    with LanePool(engine.segment, engine.lane, engine.config.num_lanes) as lanes:
+    with engine.open_lanes() as lanes:
         work = _Work(lanes, journal, made, engine.config.channel_order)
         done = in_order(
             work.segment, zip(photos, targets, strict=True),

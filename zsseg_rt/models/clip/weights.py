@@ -13,7 +13,6 @@ from zsseg_rt.errors import CheckpointError
 from zsseg_rt.models.clip.image_encoder import (
     ImageEncoder,
     ImageEncoderConfig,
-    resize_positional_embedding,
 )
 from zsseg_rt.models.clip.text_encoder import TextEncoder, TextEncoderConfig
 from zsseg_rt.torch_files.checkpoints import Sizes, load_weights
@@ -84,28 +83,15 @@ def text_encoder_config(
     )
 
 
-def build_image_encoder(weights: ClipWeights, *, grid_side: int | None = None) -> ImageEncoder:
-    """Build the plain image tower.
-
-    Args:
-        weights: CLIP weights.
-        grid_side: Side of the patch grid to resize the positional embedding to (bilinear); None
-            keeps it.
-
-    Returns:
-        The tower, in evaluation mode.
+def build_image_encoder(weights: ClipWeights) -> ImageEncoder:
+    """Build the plain image tower, in evaluation mode.
 
     Raises:
         CheckpointError: The weights are not a ViT's.
     """
-    visual = dict(weights.visual)
-    if grid_side is not None:
-        visual["positional_embedding"] = resize_positional_embedding(
-            visual["positional_embedding"], (grid_side, grid_side)
-        )
     with torch.device("meta"):
-        encoder = ImageEncoder(image_config(replace(weights, visual=visual)))
-    load_weights(encoder, visual, architecture="CLIP's image tower")
+        encoder = ImageEncoder(image_config(weights))
+    load_weights(encoder, weights.visual, architecture="CLIP's image tower")
     return _frozen(encoder)
 
 

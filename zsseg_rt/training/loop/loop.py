@@ -34,17 +34,6 @@ Evaluate = Callable[[nn.Module], Mapping[str, float]]
 Preview = Callable[[nn.Module, int], list[Picture]]
 
 
-class LoopBatch(Protocol):
-    """What the loop knows about a batch: it moves, and its images have names."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the images, for messages."""
-
-    def to(self, device: torch.device) -> Any:
-        """The batch on another device."""
-
-
 class BatchSource(Protocol):
     """Gives an endless stream of batches from any position on."""
 
