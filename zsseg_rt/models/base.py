@@ -209,16 +209,11 @@ class PixelModel(SegmentationModel):
     ) -> Tensor:
         """Label every pixel as the runtime does; see :meth:`SegmentationModel.label`."""
         rule = self.label_rule
-        planes = preprocess(
-            torch.from_numpy(rgb).to(text_embeds.device),
-            size_hw=self.size_hw,
-            mean=self.image_mean,
-            std=self.image_std,
-        )
+        image = input_image(self, rgb, text_embeds.device)
         seen = torch.zeros(len(text_embeds), dtype=torch.bool, device=text_embeds.device)
         seen[list(rule.seen_classes)] = True
         labels, _ = upsample_argmax(
-            self.grid_logits(self(planes[None], text_embeds), text_embeds),
+            self.grid_logits(self(image, text_embeds), text_embeds),
             (rgb.shape[0], rgb.shape[1]),
             activation=rule.activation,
             seen=seen if rule.seen_bias else None,
@@ -238,6 +233,14 @@ class PixelModel(SegmentationModel):
         return best.indices.masked_fill(best.values < threshold, len(scores))
 
 
+def input_image(model: Any, rgb: NDArray[np.uint8], device: torch.device) -> Tensor:
+    """An image as a model gets it at run time: stretched and normalised, ``[1, 3, h, w]``."""
+    picture = torch.from_numpy(rgb).to(device)
+    return preprocess(picture, size_hw=model.size_hw, mean=model.image_mean, std=model.image_std)[
+        None
+    ]
+
+
 def lower_seen(scores: Tensor, seen_classes: Sequence[int], bias: float) -> Tensor:
     """Lower the scores of seen classes.
 
@@ -247,13 +250,17 @@ def lower_seen(scores: Tensor, seen_classes: Sequence[int], bias: float) -> Tens
     Returns:
         ``[B, C, H, W]``.
     """
-    num_classes = scores.shape[1]
-    if seen_classes and not 0 <= min(seen_classes) <= max(seen_classes) < num_classes:
-        raise ShapeError(
-            f"seen_classes: expected indices from 0 to {num_classes - 1}, the rows of "
-            f"text_embeds, got {min(seen_classes)} to {max(seen_classes)}. Give the model the seen "
-            "classes of this vocabulary."
-        )
-    shift = scores.new_zeros(num_classes, 1, 1)
+    check_seen(seen_classes, scores.shape[1])
+    shift = scores.new_zeros(scores.shape[1], 1, 1)
     shift[list(seen_classes)] = bias
     return scores - shift
+
+
+def check_seen(seen_classes: Sequence[int], num_classes: int, name: str = "text_embeds") -> None:
+    """Refuse seen classes that are not rows of the class embeddings called ``name``."""
+    if seen_classes and not 0 <= min(seen_classes) <= max(seen_classes) < num_classes:
+        raise ShapeError(
+            f"seen_classes: expected indices from 0 to {num_classes - 1}, the rows of {name}, got "
+            f"{min(seen_classes)} to {max(seen_classes)}. Give the model the seen classes of this "
+            "vocabulary."
+        )

@@ -31,13 +31,18 @@ class SlideSettings:
     stride: int
 
 
-class _Predictor(Protocol):
+class Prepared(Protocol):
+    """A model that images are resized and normalised for."""
+
     image_mean: tuple[float, float, float]
     image_std: tuple[float, float, float]
 
-    def predict(self, image: Tensor, text_embeds: Tensor) -> Tensor: ...
+    def parameters(self) -> Iterator[Any]:
+        """Its weights, which are on the device it runs on."""
 
-    def parameters(self) -> Iterator[Any]: ...
+
+class _Predictor(Prepared, Protocol):
+    def predict(self, image: Tensor, text_embeds: Tensor) -> Tensor: ...
 
 
 def prepare_image(
@@ -115,6 +120,34 @@ def slide_scores(
     return totals / counts
 
 
+def score_windows(
+    model: Prepared,
+    predict: Callable[[Tensor], Tensor],
+    rgb: NDArray[np.uint8],
+    windows: SlideSettings,
+) -> Tensor:
+    """Resize and normalise an image for a model, and average its windows' scores.
+
+    Shapes:
+        predict: As for :func:`slide_scores`.
+        rgb: uint8 ``[H, W, 3]``, RGB.
+
+    Returns:
+        ``[C, H, W]`` at the image's own size, bilinear.
+    """
+    short_side, crop_size, stride = windows.short_side, windows.crop_size, windows.stride
+    if min(short_side, crop_size, stride) < 1 or stride > crop_size:
+        raise ShapeError(
+            f"stride: expected 1 <= stride <= crop_size and a positive short_side, got stride "
+            f"{stride}, crop_size {crop_size}, short_side {short_side}. Windows must overlap or "
+            "touch."
+        )
+    image = prepare_image(rgb, short_side=short_side, mean=model.image_mean, std=model.image_std)
+    image = image.to(next(model.parameters()).device)
+    scores = slide_scores(predict, image, crop_size=crop_size, stride=stride)
+    return F.interpolate(scores, size=rgb.shape[:2], mode="bilinear", align_corners=False)[0]
+
+
 @torch.no_grad()
 def slide_predict(
     model: _Predictor,
@@ -158,20 +191,5 @@ def slide_predict(
     if own:
         scores: Tensor = own.slide_views(rgb, text_embeds, windows)
         return scores
-    short_side, crop_size, stride = windows.short_side, windows.crop_size, windows.stride
-    if min(short_side, crop_size, stride) < 1 or stride > crop_size:
-        raise ShapeError(
-            f"stride: expected 1 <= stride <= crop_size and a positive short_side, got stride "
-            f"{stride}, crop_size {crop_size}, short_side {short_side}. Windows must overlap or "
-            "touch."
-        )
-    image = prepare_image(rgb, short_side=short_side, mean=model.image_mean, std=model.image_std)
-    image = image.to(next(model.parameters()).device)
-    scores = slide_scores(
-        lambda window: model.predict(window, text_embeds),
-        image,
-        crop_size=crop_size,
-        stride=stride,
-    )
-    scores = F.interpolate(scores, size=rgb.shape[:2], mode="bilinear", align_corners=False)[0]
+    scores = score_windows(model, lambda window: model.predict(window, text_embeds), rgb, windows)
     return scores.softmax(dim=0) if softmax else scores

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
 import struct
@@ -239,6 +240,21 @@ class Sizes:
                 "Check that the checkpoint is from this architecture."
             )
         return shape
+
+    def grid_side(self, key: str, ndim: int) -> int:
+        """The side of the square grid that positions are stored for, behind the class token's."""
+        rows = self.of(key, ndim)[-2]
+        side = math.isqrt(max(rows - 1, 0))
+        if 1 + side**2 != rows:
+            raise CheckpointError(
+                f"{key}: expected one row and those of a square grid, got {rows} rows. "
+                "Check that the checkpoint is from this architecture."
+            )
+        return side
+
+    def has(self, prefix: str) -> bool:
+        """Whether some key begins so."""
+        return any(key.startswith(prefix) for key in self._state_dict)
 
     def count(self, prefix: str) -> int:
         """The number of layers ``{prefix}0.``, ``{prefix}1.``, and so on."""

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import TypeVar
 
 import torch
 from torch import nn
 
-from zsseg_rt.errors import CheckpointError
 from zsseg_rt.models.clip.image_encoder import (
     ImageEncoder,
     ImageEncoderConfig,
@@ -42,13 +40,6 @@ def image_encoder_config(
 ) -> ImageEncoderConfig:
     """Read an image tower's sizes from shapes; it has no prompts."""
     width, _, patch_size, _ = sizes.of(prefix + "conv1.weight", 4)
-    rows = sizes.of(prefix + "positional_embedding", 2)[0]
-    grid_side = math.isqrt(rows - 1)
-    if 1 + grid_side**2 != rows:
-        raise CheckpointError(
-            f"{prefix}positional_embedding: expected one row and those of a square grid, got "
-            f"{rows} rows. Check that the checkpoint is a ViT's with a class token."
-        )
     return ImageEncoderConfig(
         width=width,
         num_layers=sizes.count(prefix + "transformer.resblocks."),
@@ -56,7 +47,7 @@ def image_encoder_config(
         mlp_width=sizes.of(prefix + "transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
         embed_dim=sizes.of(prefix + "proj", 2)[1],
         patch_size=patch_size,
-        grid_side=grid_side,
+        grid_side=sizes.grid_side(prefix + "positional_embedding", 2),
         activation=activation,
         num_prompts=0,
         num_deep_prompts=0,

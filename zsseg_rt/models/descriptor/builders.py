@@ -229,8 +229,9 @@ class OfficialDescriptor(ABC):
         check_float32(state_dict, self.architecture)
         sizes = Sizes(state_dict, self.architecture)
         encoder = self._encoder(sizes)
-        has_text = self.with_text_encoder and _holds(state_dict, _TEXT)
+        has_text = self.with_text_encoder and sizes.has(_TEXT)
         fields: dict[str, Any] = {
+            "image_encoder": encoder,
             "decoder": _official_decoder_config(
                 sizes, self.layers, self.decoder_heads, self.decoder_dropout
             ),
@@ -241,7 +242,7 @@ class OfficialDescriptor(ABC):
         if has_text:
             fields["text_encoder"] = text_encoder_config(sizes, _TEXT, self.text_heads)
         with torch.device("meta"):
-            model, ignored = self._untrained(sizes, encoder, fields, state_dict)
+            model, ignored = self._untrained(sizes, fields)
         ignored += () if has_text else (r"text_encoder\..*",)
         load_weights(model, state_dict, architecture=self.architecture, ignored=ignored)
         return model.eval()
@@ -251,11 +252,7 @@ class OfficialDescriptor(ABC):
 
     @abstractmethod
     def _untrained(
-        self,
-        sizes: Sizes,
-        encoder: ImageEncoderConfig,
-        fields: dict[str, Any],
-        state_dict: Mapping[str, Tensor],
+        self, sizes: Sizes, fields: dict[str, Any]
     ) -> tuple[DescriptorModel, tuple[str, ...]]:
         """A model with these sizes, and the keys that it has no use for."""
 
@@ -273,18 +270,11 @@ class OfficialZegCLIP(OfficialDescriptor):
 
     score_activation: ScoreActivation = "sigmoid"
 
-    def _untrained(
-        self,
-        sizes: Sizes,
-        encoder: ImageEncoderConfig,
-        fields: dict[str, Any],
-        state_dict: Mapping[str, Tensor],
-    ) -> tuple[ZegCLIP, tuple[str, ...]]:
+    def _untrained(self, sizes: Sizes, fields: dict[str, Any]) -> tuple[ZegCLIP, tuple[str, ...]]:
         inputs = sizes.of("decode_head.q_proj.weight", 2)[1]
         config = ZegCLIPConfig(
-            image_encoder=encoder,
             score_activation=self.score_activation,
-            descriptor="text" if inputs == encoder.embed_dim else "relationship",
+            descriptor="text" if inputs == fields["image_encoder"].embed_dim else "relationship",
             **fields,
         )
         unused = (
@@ -313,30 +303,15 @@ class OfficialClipRC(OfficialDescriptor):
     def _encoder(self, sizes: Sizes) -> ImageEncoderConfig:
         return replace(super()._encoder(sizes), num_cells=_num_cells(sizes))
 
-    def _untrained(
-        self,
-        sizes: Sizes,
-        encoder: ImageEncoderConfig,
-        fields: dict[str, Any],
-        state_dict: Mapping[str, Tensor],
-    ) -> tuple[ClipRC, tuple[str, ...]]:
-        has_recovery = self.with_recovery_decoder and _holds(state_dict, _RECOVERY)
-        config = ClipRCConfig(
-            image_encoder=encoder,
-            exact=self.exact,
-            with_recovery=has_recovery,
-            **fields,
-        )
+    def _untrained(self, sizes: Sizes, fields: dict[str, Any]) -> tuple[ClipRC, tuple[str, ...]]:
+        has_recovery = self.with_recovery_decoder and sizes.has(_RECOVERY)
+        config = ClipRCConfig(exact=self.exact, with_recovery=has_recovery, **fields)
         unused: tuple[str, ...] = (
             r"decode_head\.(decoder_[qv]\.layers|recovery_decoder\.decouple_[qv])"
             r"\.\d+\.(self_attn|norm1)\..*",
         )
         unused += () if has_recovery else (r"decode_head\.recovery_decoder\..*",)
         return ClipRC(config), unused
-
-
-def _holds(state_dict: Mapping[str, Tensor], prefix: str) -> bool:
-    return any(key.startswith(prefix) for key in state_dict)
 
 
 def _num_cells(sizes: Sizes) -> int:

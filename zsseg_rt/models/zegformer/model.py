@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from zsseg_rt.errors import ArgumentError, ShapeError
-from zsseg_rt.models.base import SegmentationModel
+from zsseg_rt.models.base import SegmentationModel, check_seen
 from zsseg_rt.models.clip.image_encoder import unit
 from zsseg_rt.models.clip.text_encoder import TextEncoder
 from zsseg_rt.models.input_checks import check_text_embeds
@@ -345,10 +345,4 @@ class ZegFormer(SegmentationModel):
 
     def _check_text(self, name: str, text_features: Tensor) -> None:
         check_text_embeds(text_features, self.config.decoder.embed_dim, name)
-        seen = self.config.seen_classes
-        if seen and not 0 <= min(seen) <= max(seen) < len(text_features):
-            raise ShapeError(
-                f"seen_classes: expected indices from 0 to {len(text_features) - 1}, the rows of "
-                f"{name}, got {min(seen)} to {max(seen)}. Give the model the seen classes of this "
-                "vocabulary."
-            )
+        check_seen(self.config.seen_classes, len(text_features), name)

@@ -85,7 +85,7 @@ class OfficialZegFormer:
         state_dict = _with_clip(state_dict, self.clip)
         check_float32(state_dict, "zegformer")
         sizes = Sizes(state_dict, "zegformer")
-        has_clip = any(key.startswith(_CLIP) for key in state_dict)
+        has_clip = sizes.has(_CLIP)
         fusion = self._fusion(has_clip)
         backbone = _backbone_config(sizes)
         decoder = _decoder_config(sizes, self.num_heads, self.dropout)

@@ -19,9 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from zsseg_rt.models.base import SegmentationModel
+from zsseg_rt.models.base import SegmentationModel, input_image
 from zsseg_rt.models.clip.text_encoder import TextEncoder
-from zsseg_rt.models.functional import preprocess, upsample_argmax
+from zsseg_rt.models.functional import upsample_argmax
 from zsseg_rt.models.sliding import SlideSettings
 from zsseg_rt.models.zeroseg.config import ZeroSegConfig
 from zsseg_rt.models.zeroseg.encoder import ReconstructionHead, StudentEncoder
@@ -101,13 +101,8 @@ class ZeroSeg(SegmentationModel):
         self, rgb: NDArray[np.uint8], text_embeds: Tensor, region_embeds: Tensor | None = None
     ) -> Tensor:
         """Label every pixel by :meth:`segment`; see :meth:`SegmentationModel.label`."""
-        planes = preprocess(
-            torch.from_numpy(rgb).to(text_embeds.device),
-            size_hw=self.config.size_hw,
-            mean=self.image_mean,
-            std=self.image_std,
-        )
-        return self.segment(planes[None], text_embeds, (rgb.shape[0], rgb.shape[1]))[0][0]
+        image = input_image(self, rgb, text_embeds.device)
+        return self.segment(image, text_embeds, (rgb.shape[0], rgb.shape[1]))[0][0]
 
     def slide(self, rgb: NDArray[np.uint8], text_embeds: Tensor, windows: SlideSettings) -> Tensor:
         """Label every pixel by :func:`segment_predict`; see :meth:`SegmentationModel.slide`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -152,7 +151,7 @@ def _read_sizes(state_dict: Mapping[str, Tensor], fields: Mapping[str, Any]) -> 
     read: dict[str, Any] = {
         "width": width,
         "patch_size": patch_size,
-        "grid_side": _grid_side(sizes),
+        "grid_side": sizes.grid_side("encoder.pos_embed", 3),
         "num_layers": sizes.count("encoder.blocks."),
         "num_heads": sizes.heads("num_heads", fields.get("num_heads"), width),
         "head_width": head_width,
@@ -164,13 +163,11 @@ def _read_sizes(state_dict: Mapping[str, Tensor], fields: Mapping[str, Any]) -> 
         "projection_width": sizes.of("seg.proj.0.weight", 2)[0],
         "segment_tap": "second_grouping" if "seg.tap.weight" in state_dict else "last_block",
     }
-    return read | _read_decoder_sizes(sizes, state_dict, fields)
+    return read | _read_decoder_sizes(sizes, fields)
 
 
-def _read_decoder_sizes(
-    sizes: Sizes, state_dict: Mapping[str, Tensor], fields: Mapping[str, Any]
-) -> dict[str, Any]:
-    if not any(key.startswith("decoder.") for key in state_dict):
+def _read_decoder_sizes(sizes: Sizes, fields: Mapping[str, Any]) -> dict[str, Any]:
+    if not sizes.has("decoder."):
         return {"decoder_layers": 0}
     width = sizes.of("decoder.decoder_embed.weight", 2)[0]
     given = fields.get("decoder_heads")
@@ -179,17 +176,6 @@ def _read_decoder_sizes(
         "decoder_width": width,
         "decoder_heads": sizes.heads("decoder_heads", given or max(1, width // 32), width),
     }
-
-
-def _grid_side(sizes: Sizes) -> int:
-    rows = sizes.of("encoder.pos_embed", 3)[1]
-    side = math.isqrt(rows - 1)
-    if 1 + side**2 != rows:
-        raise CheckpointError(
-            f"encoder.pos_embed: expected one row and those of a square grid, got {rows} rows. "
-            "Check that the checkpoint is from this architecture."
-        )
-    return side
 
 
 def _matching(text_encoder: TextEncoder, embed_dim: int) -> TextEncoder:

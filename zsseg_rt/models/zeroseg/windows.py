@@ -6,31 +6,23 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from zsseg_rt.errors import ShapeError
-from zsseg_rt.models.sliding import prepare_image, slide_scores
+from zsseg_rt.models.sliding import Prepared, SlideSettings, check_picture, score_windows
 from zsseg_rt.models.zeroseg.labels import check_threshold
 
 LONGEST_SIDE = 2048  # GroupViT's limit for images of extreme proportions
 
 
-class _Predictor(Protocol):
-    image_mean: tuple[float, float, float]
-    image_std: tuple[float, float, float]
-
+class _Predictor(Prepared, Protocol):
     def predict(
         self, image: Tensor, text_embeds: Tensor, *, background_threshold: float | None
     ) -> Tensor: ...
-
-    def parameters(self) -> Iterator[Any]: ...
 
 
 @torch.no_grad()
@@ -58,29 +50,13 @@ def segment_predict(
         ``.argmax(0)`` gives labels.
     """
     check_threshold(background_threshold)
-    crop = crop_size if crop_size is not None else LONGEST_SIDE
-    if min(short_side, crop, stride) < 1 or (crop_size is not None and stride > crop):
-        raise ShapeError(
-            f"stride: expected 1 <= stride <= crop_size and a positive short_side, got stride "
-            f"{stride}, crop_size {crop_size}, short_side {short_side}. Windows must touch."
-        )
-    short_side = _limited_short_side(rgb, short_side)
-    image = prepare_image(rgb, short_side=short_side, mean=model.image_mean, std=model.image_std)
-    image = image.to(next(model.parameters()).device)
+    check_picture(rgb)
+    height, width = rgb.shape[:2]
+    limit = max(1, LONGEST_SIDE * min(height, width) // max(height, width))
+    crop = LONGEST_SIDE if crop_size is None else crop_size
+    windows = SlideSettings(short_side=min(short_side, limit), crop_size=crop, stride=stride)
 
     def predict(window: Tensor) -> Tensor:
         return model.predict(window, text_embeds, background_threshold=background_threshold)
 
-    if crop_size is None:
-        scores = predict(image)
-    else:
-        scores = slide_scores(predict, image, crop_size=crop_size, stride=stride)
-    return F.interpolate(scores, size=rgb.shape[:2], mode="bilinear", align_corners=False)[0]
-
-
-def _limited_short_side(rgb: NDArray[np.uint8], short_side: int) -> int:
-    """The short side at which the long one does not exceed its limit."""
-    if rgb.ndim != 3 or 0 in rgb.shape:
-        return short_side  # prepare_image refuses it
-    height, width = int(rgb.shape[0]), int(rgb.shape[1])
-    return max(1, min(short_side, LONGEST_SIDE * min(height, width) // max(height, width)))
+    return score_windows(model, predict, rgb, windows)

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from zsseg_rt.errors import DatasetError
+from zsseg_rt.models.base import input_image
 from zsseg_rt.models.descriptor.model import DescriptorModel
-from zsseg_rt.models.functional import patch_text_similarity, preprocess
+from zsseg_rt.models.functional import patch_text_similarity
 from zsseg_rt.text.class_names import split_synonyms
 from zsseg_rt.training.assembly import Assembly
 from zsseg_rt.training.calibration.candidates import CandidateCounts, Grid, ImageMaps, Maps
@@ -70,13 +71,7 @@ def grid_maps(
     model: DescriptorModel, rgb: npt.NDArray[np.uint8], embeds: Tensor
 ) -> tuple[Maps, Maps]:
     """Mask logits and cosines of an image at the patch grid, float32 ``[P, gh, gw]``."""
-    image = preprocess(
-        torch.from_numpy(rgb).to(embeds.device),
-        size_hw=model.size_hw,
-        mean=model.image_mean,
-        std=model.image_std,
-    )
-    output = model(image[None], embeds)
+    output = model(input_image(model, rgb, embeds.device), embeds)
     patches = output.patch_embeds.flatten(2).transpose(1, 2)
     cosines = patch_text_similarity(patches, embeds).reshape(output.mask_logits.shape)
     return _grid(output.mask_logits), _grid(cosines)
