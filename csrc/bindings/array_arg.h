@@ -26,6 +26,15 @@ class ArrayArg {
                          bool may_be_pitched = false) {
     return ArrayArg(object, name, stream, true, may_be_pitched);
   }
+  // Of an argument that may be None; nothing then.
+  static std::optional<ArrayArg> optional_input(pybind11::handle object, const char* name,
+                                                StreamHandle stream) {
+    return object.is_none() ? std::nullopt : std::optional(input(object, name, stream));
+  }
+  static std::optional<ArrayArg> optional_output(pybind11::handle object, const char* name,
+                                                 StreamHandle stream) {
+    return object.is_none() ? std::nullopt : std::optional(output(object, name, stream));
+  }
   // Whose rows, along the first axis, may lie further apart than they are long.
   static ArrayArg pitched(pybind11::handle object, const char* name, StreamHandle stream) {
     return ArrayArg(object, name, stream, false, true);
@@ -55,6 +64,14 @@ class ArrayArg {
   std::int64_t row_bytes_ = 0;
   std::shared_ptr<void> keeps_alive_;
 };
+
+// How operations take an argument that was not given: as null, or as a view of nothing.
+inline const TensorView* view_or_null(const std::optional<ArrayArg>& given) {
+  return given ? &given->view() : nullptr;
+}
+inline TensorView view_or_none(const std::optional<ArrayArg>& given) {
+  return given ? given->view() : TensorView{};
+}
 
 // The `out` argument of an operation: the caller's array, or a new one where that is None. Rows of
 // the caller's may lie apart where that is asked.

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -40,11 +39,8 @@ py::object bound_add_layer_norm(const py::object& x, const py::object& y, const 
   expect_eps(eps, args.scale.shape[0]);
   std::copy(eps.begin(), eps.end(), args.eps);
   const OutputArg result(out, "out", shape, args.x.dtype, args.x.device, stream);
-  std::optional<ArrayArg> held_total;
-  AddLayerNormOutputs outputs{result.view(), {}};
-  if (!total.is_none()) {
-    outputs.total = held_total.emplace(ArrayArg::output(total, "total", stream)).view();
-  }
+  const auto held_total = ArrayArg::optional_output(total, "total", stream);
+  const AddLayerNormOutputs outputs{result.view(), view_or_none(held_total)};
   expect_apart({result, held_total}, {x_arg, y_arg, scale_arg, shift_arg});
   {
     const py::gil_scoped_release unlocked;

@@ -1,6 +1,5 @@
 #include <pybind11/pybind11.h>
 
-#include <optional>
 #include <string>
 
 #include "bindings/array_arg.h"
@@ -37,15 +36,9 @@ py::object bound_blend_cosines(const py::object& mask_logits, const py::object& 
                               shares_arg.view(), parsed};
   const OutputArg result(out, "out", blend_cosines_shape(args), DType::float32,
                          logits_arg.view().device, stream);
-  std::optional<ArrayArg> held_finite, held_workspace;
-  FiniteCheck check;
-  if (!finite.is_none()) {
-    check.finite = held_finite.emplace(ArrayArg::output(finite, "finite", stream)).view();
-  }
-  if (!workspace.is_none()) {
-    check.workspace =
-        held_workspace.emplace(ArrayArg::output(workspace, "workspace", stream)).view();
-  }
+  const auto held_finite = ArrayArg::optional_output(finite, "finite", stream);
+  const auto held_workspace = ArrayArg::optional_output(workspace, "workspace", stream);
+  const FiniteCheck check{view_or_none(held_finite), view_or_none(held_workspace)};
   expect_apart({result, held_finite, held_workspace},
                {CallArray(logits_arg).or_in_place(result),
                 CallArray(cosines_arg).or_in_place(result), weights_arg, shares_arg});

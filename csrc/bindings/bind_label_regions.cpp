@@ -24,12 +24,8 @@ py::tuple bound_label_regions(const py::object& mask_logits, const py::object& c
                               StreamHandle stream) {
   const ArrayArg masks = ArrayArg::input(mask_logits, "mask_logits", stream);
   const ArrayArg weights = ArrayArg::input(class_scores, "class_scores", stream);
-  std::optional<ArrayArg> lowered;
-  if (!bias.is_none()) {
-    lowered.emplace(ArrayArg::input(bias, "bias", stream));
-  }
-  const LabelRegionsInputs inputs{masks.view(), weights.view(),
-                                  lowered ? &lowered->view() : nullptr};
+  const auto lowered = ArrayArg::optional_input(bias, "bias", stream);
+  const LabelRegionsInputs inputs{masks.view(), weights.view(), view_or_null(lowered)};
   const float no_threshold = -std::numeric_limits<float>::infinity();
   const LabelRegionsParams params{
       canvas_hw.first, canvas_hw.second, out_hw.first, out_hw.second,

@@ -1,7 +1,5 @@
 #include <pybind11/pybind11.h>
 
-#include <optional>
-
 #include "bindings/array_arg.h"
 #include "bindings/register.h"
 #include "zsseg/ops/patch_text_similarity.h"
@@ -10,12 +8,6 @@ namespace py = pybind11;
 
 namespace zsseg::bindings {
 namespace {
-
-// Null where no array is given.
-ArrayArg* given_output(std::optional<ArrayArg>& holder, const py::object& array, const char* name,
-                       StreamHandle stream) {
-  return array.is_none() ? nullptr : &holder.emplace(ArrayArg::output(array, name, stream));
-}
 
 py::object bound_patch_text_similarity(const py::object& patch_embeds,
                                        const py::object& text_embeds, double logit_scale,
@@ -27,14 +19,9 @@ py::object bound_patch_text_similarity(const py::object& patch_embeds,
   const PatchTextSimilarityParams params{logit_scale, normalize, classes_last};
   const Shape shape = patch_text_similarity_shape(patches.view(), text.view(), params);
   const OutputArg result(out, "out", shape, DType::float32, patches.view().device, stream);
-  std::optional<ArrayArg> held_finite, held_workspace;
-  FiniteCheck check;
-  if (const ArrayArg* given = given_output(held_finite, finite, "finite", stream)) {
-    check.finite = given->view();
-  }
-  if (const ArrayArg* given = given_output(held_workspace, workspace, "workspace", stream)) {
-    check.workspace = given->view();
-  }
+  const auto held_finite = ArrayArg::optional_output(finite, "finite", stream);
+  const auto held_workspace = ArrayArg::optional_output(workspace, "workspace", stream);
+  const FiniteCheck check{view_or_none(held_finite), view_or_none(held_workspace)};
   expect_apart({result, held_finite, held_workspace}, {patches, text});
   {
     const py::gil_scoped_release unlocked;

@@ -1,7 +1,5 @@
 #include <pybind11/pybind11.h>
 
-#include <optional>
-
 #include "bindings/array_arg.h"
 #include "bindings/register.h"
 #include "zsseg/ops/relationship_descriptor.h"
@@ -19,18 +17,6 @@ DType descriptor_dtype(const py::object& out, DType text, StreamHandle stream) {
   return ArrayArg::output(out, "out", stream).view().dtype == text ? text : DType::float32;
 }
 
-std::optional<ArrayArg> descriptor_array(const py::object& array, const char* name, bool is_output,
-                                         StreamHandle stream) {
-  if (array.is_none()) {
-    return std::nullopt;
-  }
-  return is_output ? ArrayArg::output(array, name, stream) : ArrayArg::input(array, name, stream);
-}
-
-TensorView view_or_none(const std::optional<ArrayArg>& given) {
-  return given ? given->view() : TensorView{};
-}
-
 py::object bound_relationship_descriptor(const py::object& cls_embed, const py::object& text_embeds,
                                          const py::object& weight, const py::object& bias,
                                          const py::object& text_queries, const py::object& out,
@@ -39,8 +25,8 @@ py::object bound_relationship_descriptor(const py::object& cls_embed, const py::
   const ArrayArg text = ArrayArg::input(text_embeds, "text_embeds", stream);
   const ArrayArg weights = ArrayArg::input(weight, "weight", stream);
   const ArrayArg biases = ArrayArg::input(bias, "bias", stream);
-  const auto queries = descriptor_array(text_queries, "text_queries", false, stream);
-  const auto work = descriptor_array(workspace, "workspace", true, stream);
+  const auto queries = ArrayArg::optional_input(text_queries, "text_queries", stream);
+  const auto work = ArrayArg::optional_output(workspace, "workspace", stream);
   const RelationshipDescriptorInputs inputs{
       cls.view(),    text.view(),           weights.view(),
       biases.view(), view_or_none(queries), view_or_none(work)};
@@ -62,7 +48,7 @@ py::object bound_relationship_descriptor_text(const py::object& text_embeds,
   const ArrayArg text = ArrayArg::input(text_embeds, "text_embeds", stream);
   const ArrayArg weights = ArrayArg::input(weight, "weight", stream);
   const ArrayArg biases = ArrayArg::input(bias, "bias", stream);
-  const auto work = descriptor_array(workspace, "workspace", true, stream);
+  const auto work = ArrayArg::optional_output(workspace, "workspace", stream);
   const RelationshipDescriptorInputs inputs{TensorView{},  text.view(),  weights.view(),
                                             biases.view(), TensorView{}, view_or_none(work)};
   const Shape shape = relationship_descriptor_text_shape(inputs);

@@ -9,10 +9,9 @@
 
 #include "bindings/align_arg.h"
 #include "bindings/array_arg.h"
-#include "bindings/host_workspace.h"
+#include "bindings/lent_memory.h"
 #include "bindings/register.h"
 #include "zsseg/check.h"
-#include "zsseg/error.h"
 #include "zsseg/ops/upsample_argmax.h"
 
 namespace py = pybind11;
@@ -32,45 +31,6 @@ upsample::Activation parse_activation(const std::string& name) {
   }
   return upsample::Activation::kSoftmax;
 }
-
-// `out` is the labels' array, or a pair of labels and scores.
-std::pair<py::object, py::object> split_out(const py::object& out) {
-  if (!py::isinstance<py::tuple>(out)) {
-    return {out, py::none()};
-  }
-  const auto pair = out.cast<py::tuple>();
-  if (pair.size() != 2) {
-    fail_argument("out", "labels or a pair of labels and scores",
-                  std::to_string(pair.size()) + " arrays");
-  }
-  return {pair[0], pair[1]};
-}
-
-// Memory that the caller lends for the time of a call.
-ArrayArg lent_workspace(const py::object& given, StreamHandle stream) {
-  ArrayArg workspace = ArrayArg::output(given, "workspace", stream);
-  constexpr std::uintptr_t kAlignment = 64;
-  if (reinterpret_cast<std::uintptr_t>(workspace.view().data) % kAlignment != 0) {
-    throw ShapeError("workspace: expected an address at a multiple of 64 bytes, got another one. " +
-                     std::string("Pass an array of its own, not a slice of a larger one."));
-  }
-  return workspace;
-}
-
-// An argument that may be None.
-class OptionalArg {
- public:
-  OptionalArg(const py::object& given, const char* name, StreamHandle stream) {
-    if (!given.is_none()) {
-      arg_.emplace(ArrayArg::input(given, name, stream));
-    }
-  }
-  CallArray array() const { return arg_; }
-  const TensorView* view() const { return arg_ ? &arg_->view() : nullptr; }
-
- private:
-  std::optional<ArrayArg> arg_;
-};
 
 // What is drawn of the labels, if anything.
 class OverlayArg {
@@ -117,12 +77,12 @@ py::tuple bound_upsample_argmax(const py::object& logits,
                                 const py::object& workspace, StreamHandle stream) {
   const ArrayArg logits_arg = ArrayArg::input(logits, "logits", stream);
   const TensorView& view = logits_arg.view();
-  const OptionalArg seen_arg(seen, "seen", stream);
-  const OptionalArg table_arg(label_table, "label_table", stream);
-  const OptionalArg count_arg(num_classes, "num_classes", stream);
+  const auto seen_arg = ArrayArg::optional_input(seen, "seen", stream);
+  const auto table_arg = ArrayArg::optional_input(label_table, "label_table", stream);
+  const auto count_arg = ArrayArg::optional_input(num_classes, "num_classes", stream);
   const OverlayArg overlay_arg(frame, palette, alpha, picture, stream);
-  const UpsampleArgmaxInputs inputs{view, seen_arg.view(), table_arg.view(), count_arg.view(),
-                                    overlay_arg.overlay()};
+  const UpsampleArgmaxInputs inputs{view, view_or_null(seen_arg), view_or_null(table_arg),
+                                    view_or_null(count_arg), overlay_arg.overlay()};
   const auto [height, width] = out_hw ? *out_hw : overlay_arg.size_hw();
   const float no_threshold = -std::numeric_limits<float>::infinity();
   const UpsampleArgmaxParams params{
@@ -133,31 +93,23 @@ py::tuple bound_upsample_argmax(const py::object& logits,
       unknown_below ? static_cast<float>(*unknown_below) : no_threshold,
       parse_align(align)};
   const Shape shape = upsample_argmax_shape(inputs, params);
-  const auto [labels_out, scores_out] = split_out(out);
-  if (!with_scores && !scores_out.is_none()) {
-    fail_argument("out", "labels only, because with_scores is False", "labels and scores");
-  }
+  const auto [labels_out, scores_out] = label_results(out, with_scores);
   const OutputArg labels(labels_out, "labels", shape, upsample_argmax_label_dtype(inputs),
                          view.device, stream);
   std::optional<OutputArg> scores;
   if (with_scores) {
     scores.emplace(scores_out, "scores", shape, DType::float32, view.device, stream);
   }
-  std::optional<ArrayArg> given;
-  TensorView memory{nullptr, DType::uint8, {0}, view.device};
-  if (!workspace.is_none()) {
-    given.emplace(lent_workspace(workspace, stream));
-    memory = given->view();
-  } else if (!view.device.is_cuda()) {
-    memory = host_workspace(upsample_argmax_workspace_bytes(inputs, params));
-  }
-  expect_apart({labels, scores, overlay_arg.picture(), given},
-               {logits_arg, seen_arg.array(), table_arg.array(), count_arg.array(),
-                overlay_arg.frame(), overlay_arg.palette()});
+  const ScratchMemory scratch(
+      workspace, view.device.is_cuda() ? 0 : upsample_argmax_workspace_bytes(inputs, params),
+      view.device, stream);
+  expect_apart(
+      {labels, scores, overlay_arg.picture(), scratch.lent()},
+      {logits_arg, seen_arg, table_arg, count_arg, overlay_arg.frame(), overlay_arg.palette()});
   {
     const py::gil_scoped_release unlocked;
-    upsample_argmax(inputs, labels.view(), scores ? &scores->view() : nullptr, memory, params,
-                    stream);
+    upsample_argmax(inputs, labels.view(), scores ? &scores->view() : nullptr, scratch.view(),
+                    params, stream);
   }
   return py::make_tuple(labels.result(), scores ? scores->result() : py::none(),
                         overlay_arg.result());

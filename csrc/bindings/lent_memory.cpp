@@ -38,6 +38,8 @@ ScratchMemory::ScratchMemory(const py::object& given, std::size_t bytes, const D
           "workspace: expected an address at a multiple of 64 bytes, got another one. Pass an "
           "array of its own, not a slice of a larger one.");
     }
+  } else if (bytes == 0) {
+    view_ = {nullptr, DType::uint8, {0}, device};
   } else if (device.is_cuda()) {
     const Shape shape{static_cast<std::int64_t>(bytes)};
     taken_.emplace(DeviceArray::empty(shape, DType::uint8, device.index, stream));
