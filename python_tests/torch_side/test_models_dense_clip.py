@@ -12,7 +12,8 @@ from support.errors import refused
 from zsseg_rt.errors import ArgumentError, CheckpointError, ShapeError
 from zsseg_rt.models import create_model, slide_predict
 from zsseg_rt.models.dense.encoder import RULES, neighbour_prior
-from zsseg_rt.torch_files.clip_weights import CLIP_MEAN, normalisation_of
+from zsseg_rt.torch_files.clip_arrays import CLIP_MEAN
+from zsseg_rt.torch_files.clip_weights import normalisation_of
 
 HEADS = [name for name, rule in RULES.items() if not rule.aggregates]  # one block, any depth
 

@@ -94,7 +94,7 @@ def test_every_set_agrees_with_open_clip(chosen):
     from open_clip.pretrained import get_pretrained_cfg
 
     from zsseg_rt.models.dense.encoder import HEADS
-    from zsseg_rt.torch_files.clip_weights import CLIP_MEAN, CLIP_STD
+    from zsseg_rt.torch_files.clip_arrays import CLIP_MEAN, CLIP_STD
 
     assert re.fullmatch("[0-9a-f]{40}", chosen.revision)
     assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in chosen.sha256.values())

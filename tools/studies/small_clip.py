@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.models.clip.image_encoder import ImageEncoder, ImageEncoderConfig, unit
 from zsseg_rt.models.clip.text_encoder import TextEncoder, TextEncoderConfig
-from zsseg_rt.torch_files.clip_weights import CLIP_MEAN, CLIP_STD
+from zsseg_rt.torch_files.clip_arrays import CLIP_MEAN, CLIP_STD
 
 __all__ = ["PretrainingConfig", "SmallClip"]
 

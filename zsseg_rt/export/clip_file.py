@@ -37,7 +37,13 @@ from zsseg_rt.export.networks.network import OPSET
 from zsseg_rt.export.networks.text import WrittenText
 from zsseg_rt.export.options import COMMON_OPTIONS, ExportOptions, read_options
 from zsseg_rt.export.text_side import TextSide, imagenet_templates
-from zsseg_rt.torch_files.clip_arrays import MEAN, STD, ClipTensors, check_heads, read_clip
+from zsseg_rt.torch_files.clip_arrays import (
+    CLIP_MEAN,
+    CLIP_STD,
+    ClipTensors,
+    check_heads,
+    read_clip,
+)
 from zsseg_rt.torch_files.clip_space import describe_space
 
 ACTIVATIONS = ("quick_gelu", "gelu")
@@ -169,7 +175,7 @@ def _cut(
         max_classes=MAX_CLASSES,
         window_batch=options.window_batch,
     )
-    preprocess = PreprocessSpec(size_hw=settings.size_hw, mean=MEAN, std=STD)
+    preprocess = PreprocessSpec(size_hw=settings.size_hw, mean=CLIP_MEAN, std=CLIP_STD)
     encode = partial(
         dense_embeds,
         tower=image,

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -14,8 +15,10 @@ from zsseg_rt.errors import CheckpointError
 from zsseg_rt.torch_files.shapes import Array, Checked, Shapes, divisor, norm, some
 from zsseg_rt.torch_files.shipped_clip import is_shipped, read_arrays
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
+T = TypeVar("T")
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """Of red, green and blue in [0, 1], of OpenAI's CLIP."""
 
 _VOCAB_SIZE = 49408
@@ -124,8 +127,8 @@ def _float32(array: Array) -> Array:
     return np.ascontiguousarray(array, np.float32)
 
 
-def _towers(tensors: Mapping[str, Array], name: str) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Sort tensors by tower, and check both."""
+def sort_by_tower(tensors: Mapping[str, T]) -> tuple[dict[str, T], dict[str, T], list[str]]:
+    """The image tower's tensors, the text tower's, and the keys that no CLIP has."""
     visual, text, unknown = {}, {}, []
     for key, value in tensors.items():
         bare = key.removeprefix("text.")
@@ -135,6 +138,12 @@ def _towers(tensors: Mapping[str, Array], name: str) -> tuple[dict[str, Array], 
             text[bare] = value
         elif bare not in _UNUSED:
             unknown.append(key)
+    return visual, text, unknown
+
+
+def _towers(tensors: Mapping[str, Array], name: str) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Sort tensors by tower, and check both."""
+    visual, text, unknown = sort_by_tower(tensors)
     if unknown or not visual:
         raise CheckpointError(
             f"{name}: expected names of a CLIP ViT such as 'visual.conv1.weight', got "

@@ -13,31 +13,13 @@ from torch import Tensor, nn
 from zsseg_rt.common.extras import install_command
 from zsseg_rt.errors import ArgumentError, BackendUnavailableError, CheckpointError
 from zsseg_rt.torch_files.checkpoints import is_torchscript, load_checkpoint
+from zsseg_rt.torch_files.clip_arrays import CLIP_MEAN, CLIP_STD, sort_by_tower
 from zsseg_rt.torch_files.shipped_clip import is_shipped, read_shipped
 
 ClipActivation = Literal["quick_gelu", "gelu"]
 Activation = Literal[ClipActivation, "relu"]
 """Of MLPs; ``"relu"`` is the text tower's of TIPS."""
 Colour = tuple[float, float, float]
-
-CLIP_MEAN: Colour = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD: Colour = (0.26862954, 0.26130258, 0.27577711)
-
-_TEXT_KEYS = (
-    "transformer.",
-    "token_embedding.",
-    "positional_embedding",
-    "ln_final.",
-    "text_projection",
-)
-_UNUSED_KEYS = {
-    "attn_mask",
-    "context_length",
-    "input_resolution",
-    "logit_bias",
-    "logit_scale",
-    "vocab_size",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,15 +185,7 @@ def split_towers(
     state_dict: Mapping[str, Tensor], activation: Activation, name: str
 ) -> ClipWeights:
     """Sort the keys of a whole CLIP by tower."""
-    visual, text, unknown = {}, {}, []
-    for key, value in state_dict.items():
-        bare = key.removeprefix("text.")
-        if key.startswith("visual."):
-            visual[key.removeprefix("visual.")] = value.detach().float()
-        elif bare.startswith(_TEXT_KEYS):
-            text[bare] = value.detach().float()
-        elif bare not in _UNUSED_KEYS:
-            unknown.append(key)
+    visual, text, unknown = sort_by_tower(state_dict)
     if unknown or "class_embedding" not in visual or not text:
         raise CheckpointError(
             f"{name}: expected CLIP ViT keys such as 'visual.class_embedding' and "
@@ -220,8 +194,8 @@ def split_towers(
         )
     scale = state_dict.get("logit_scale")
     return ClipWeights(
-        visual=visual,
-        text=text,
+        visual={key: value.detach().float() for key, value in visual.items()},
+        text={key: value.detach().float() for key, value in text.items()},
         activation=activation,
         logit_scale=None if scale is None else float(scale),
     )

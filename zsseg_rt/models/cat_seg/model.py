@@ -25,7 +25,7 @@ from zsseg_rt.models.functional import preprocess
 from zsseg_rt.models.input_checks import check_text_embeds
 from zsseg_rt.models.sliding import SlideSettings, check_picture
 from zsseg_rt.models.zegformer.pictures import resize_picture
-from zsseg_rt.torch_files.clip_weights import CLIP_MEAN, CLIP_STD
+from zsseg_rt.torch_files.clip_arrays import CLIP_MEAN, CLIP_STD
 
 TEMPLATES = ("A photo of a {} in the scene",)
 

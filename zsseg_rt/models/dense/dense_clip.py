@@ -34,9 +34,8 @@ from zsseg_rt.models.functional import patch_text_similarity
 from zsseg_rt.models.input_checks import check_text_embeds
 from zsseg_rt.models.sliding import SlideSettings
 from zsseg_rt.torch_files.checkpoints import check_float32, load_weights
+from zsseg_rt.torch_files.clip_arrays import CLIP_MEAN, CLIP_STD
 from zsseg_rt.torch_files.clip_weights import (
-    CLIP_MEAN,
-    CLIP_STD,
     Activation,
     ClipSource,
     ClipWeights,

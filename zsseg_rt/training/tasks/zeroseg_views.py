@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zsseg_rt.errors import ArgumentError, DTypeError, ShapeError
-from zsseg_rt.torch_files.clip_weights import CLIP_MEAN, CLIP_STD
+from zsseg_rt.torch_files.clip_arrays import CLIP_MEAN, CLIP_STD
 
 Box = tuple[int, int, int, int]
 """Top, bottom, left, right in pixels; bottom and right are exclusive."""
