@@ -109,9 +109,11 @@ class TestKeptGraphs:
 
         read = kept_graphs.kept_in(tmp_path, make)
 
-        def export(module, name="a", size=2):
+        def export(module, name="a", size=2, most=None):
             inputs = {"x": torch.zeros(1, size)}
-            graph = read(GraphExport(module=module, inputs=inputs, outputs=("y",)), name)
+            dynamic = {} if most is None else {"x": {0: ("rows", most)}}
+            asked = GraphExport(module=module, inputs=inputs, outputs=("y",), dynamic=dynamic)
+            graph = read(asked, name)
             assert graph.graph.name == name
             return len(made)
 
@@ -136,6 +138,12 @@ class TestKeptGraphs:
             layer[0].weight[0, 0] += 1
         counts.append(export(layer))
         assert counts == [1, 2, 3, 4, 5]
+
+    def test_an_open_axis_is_traced_once_however_large_it_may_be(self, export):
+        import torch
+
+        layer = torch.nn.Linear(2, 2)
+        assert [export(layer, most=most) for most in (None, 8, 256, 1)] == [1, 2, 2, 3]
 
     def test_modules_of_others_and_another_exporter_are_not_kept(self, export, monkeypatch):
         import torch
