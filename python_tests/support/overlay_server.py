@@ -190,6 +190,9 @@ def main():
     feed = Feed(writer, options)
     feed.start()
     obey(feed, counts)
+    if options.jetson is not None:
+        sys.stderr.flush()
+        os._exit(0)  # elements written in Python may be at work in a thread of GStreamer's
 
 
 if __name__ == "__main__":
