@@ -26,6 +26,7 @@ from torch import Tensor
 
 from zsseg_rt.common import schema
 from zsseg_rt.common.files import sha256_of
+from zsseg_rt.common.files.whole_folder import new_folder, remove_leftovers
 from zsseg_rt.errors import CheckpointError, TrainingError
 from zsseg_rt.training.loop.optimizer_state import OptimizerState
 
@@ -124,7 +125,8 @@ class CheckpointFolder:
             The folder.
         """
         target = self.at(checkpoint.state.step)
-        with writing(target), self._new_folder(target) as folder:
+        # an older one of this step is by a run that was resumed from before it
+        with writing(target), new_folder(target, replace=True) as folder:
             _write_parts(folder, checkpoint)
         return target
 
@@ -152,6 +154,7 @@ class CheckpointFolder:
         """Remove what an earlier process was writing when it was killed."""
         if self.path.is_dir():
             for entry in self.path.glob(".step-*"):
+                remove_leftovers(self.path / entry.name.split(".")[1])
                 shutil.rmtree(entry, ignore_errors=True)
 
     def _discard(self, folder: Path) -> None:
@@ -160,22 +163,6 @@ class CheckpointFolder:
             hidden = self.path / f".{folder.name}.{os.getpid()}.old"
             folder.rename(hidden)
             shutil.rmtree(hidden, ignore_errors=True)
-
-    @contextmanager
-    def _new_folder(self, target: Path) -> Iterator[Path]:
-        """Yield a folder that becomes ``target`` if nothing fails."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        folder = self.path / f".{target.name}.{os.getpid()}"
-        shutil.rmtree(folder, ignore_errors=True)
-        try:
-            folder.mkdir()
-            yield folder
-            sync_folder(folder)
-            self._discard(target)  # of the same step, by a run that was resumed from before it
-            folder.rename(target)
-            sync_folder(self.path)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -224,15 +211,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def sync_folder(folder: Path) -> None:
-    """Wait until a folder's entries are on disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _write_parts(folder: Path, checkpoint: Checkpoint) -> None:
     _write_json(folder / MODEL_CARD, checkpoint.model_card)
     sizes, hashes = {}, {MODEL_CARD: sha256_of(folder / MODEL_CARD)}
@@ -242,7 +220,6 @@ def _write_parts(folder: Path, checkpoint: Checkpoint) -> None:
             path = folder / f"{part}.safetensors"
             save_file(_separate(tensors), path)
             path.chmod(0o644)  # safetensors writes files that only the owner can read
-            _sync_file(path)
             sizes[path.name] = path.stat().st_size
             hashes[path.name] = sha256_of(path)
     state: dict[str, Any] = schema.encode(checkpoint.state)
@@ -272,12 +249,6 @@ def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     text = json.dumps(content, indent=1, ensure_ascii=False)
     path.write_text(text + "\n", encoding="utf-8")
-    _sync_file(path)
-
-
-def _sync_file(path: Path) -> None:
-    with path.open("rb") as stream:
-        os.fsync(stream.fileno())
 
 
 def _read_state(folder: Path) -> _StateFile:
