@@ -36,7 +36,7 @@ from zsseg_rt.export.networks.heads import HEADS, dense_embeds
 from zsseg_rt.export.networks.network import OPSET
 from zsseg_rt.export.networks.text import WrittenText
 from zsseg_rt.export.options import COMMON_OPTIONS, ExportOptions, read_options
-from zsseg_rt.export.text_side import TextSide, imagenet_templates
+from zsseg_rt.export.text_side import TextSide, clip_text_side
 from zsseg_rt.torch_files.clip_arrays import (
     CLIP_MEAN,
     CLIP_STD,
@@ -165,7 +165,10 @@ def _cut(
     aggregation = settings.aggregation(SHIPPED_LAYERS if weights.words else {})
     _check_room(settings, aggregation, image)
     mark = part_counter(text.tensors, len(image.blocks), on_progress)
-    side = _text_side(weights, text, options, mark)
+    tower = WrittenText(
+        tower=text, words=weights.words, prompt_words=weights.prompt_words, on_mark=mark
+    )
+    side = clip_text_side(options, embed_dim=weights.embed_dim, tower=tower)
     head = HeadSpec(
         logit_scale=settings.scale,
         normalize=True,
@@ -226,21 +229,6 @@ def _check_room(settings: DenseHead, aggregation: AggregationConfig, image: Imag
         aggregation.check_depth(len(image.blocks))
         rule = aggregation.pm or RULES_OF_OUTLIERS[settings.head]
         check_grid(rule, image.grid_hw(settings.size_hw))
-
-
-def _text_side(
-    weights: ClipTensors, tower: TextTower, options: ExportOptions, mark: OnMark
-) -> TextSide:
-    given = options.templates
-    return TextSide(
-        options,
-        embed_dim=weights.embed_dim,
-        templates=imagenet_templates() if given is None else given,
-        template_set="imagenet-80" if given is None else "custom",
-        tower=WrittenText(
-            tower=tower, words=weights.words, prompt_words=weights.prompt_words, on_mark=mark
-        ),
-    )
 
 
 def _towers(

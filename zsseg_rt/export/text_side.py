@@ -171,6 +171,24 @@ def imagenet_templates() -> tuple[str, ...]:
     return tuple(_TEMPLATES.read_text(encoding="utf-8").splitlines())
 
 
+def clip_text_side(
+    options: ExportOptions,
+    *,
+    embed_dim: int,
+    tower: nn.Module | WrittenText | None,
+    templates: Sequence[str] | None = None,
+) -> TextSide:
+    """The text side of a CLIP; without prompts of its own or given ones, CLIP's 80 for ImageNet."""
+    given = options.templates if templates is None else templates
+    return TextSide(
+        options,
+        embed_dim=embed_dim,
+        templates=imagenet_templates() if given is None else given,
+        template_set="imagenet-80" if given is None else "custom",
+        tower=tower,
+    )
+
+
 def seen_names(seen_classes: Sequence[int], class_names: Sequence[str] | None) -> tuple[str, ...]:
     """Names of the classes whose scores a model lowers; if not known, none and a warning."""
     if not seen_classes:

@@ -24,7 +24,7 @@ from zsseg_rt.export.networks.clip import ImageTower
 from zsseg_rt.export.networks.heads import dense_embeds
 from zsseg_rt.export.onnx import provenance
 from zsseg_rt.export.options import ExportOptions
-from zsseg_rt.export.text_side import TextSide, imagenet_templates, seen_names
+from zsseg_rt.export.text_side import TextSide, clip_text_side, seen_names
 from zsseg_rt.models.dense.aggregating import AggregatingEncoder
 from zsseg_rt.models.dense.dense_clip import DenseCLIP
 
@@ -33,7 +33,12 @@ def export_dense_clip(model: DenseCLIP, options: ExportOptions) -> ExportedModel
     """Cut dense CLIP or the trained cosine head into a bundle's parts."""
     size_hw = options.size_hw or model.config.size_hw
     check_size(size_hw, model.config.image_encoder.patch_size)
-    text = _text_side(model, options)
+    text = clip_text_side(
+        options,
+        embed_dim=model.config.image_encoder.embed_dim,
+        tower=model.text_encoder,
+        templates=model.config.templates,
+    )
     preprocess = PreprocessSpec(size_hw=size_hw, mean=model.image_mean, std=model.image_std)
     head = _head_spec(model, size_hw, options)
     return ExportedModel(
@@ -68,19 +73,6 @@ def tower_of(model: DenseCLIP) -> ImageTower:
         tensors={key: value.detach().numpy() for key, value in weights.items()},
         num_heads=config.num_heads,
         activation=config.activation,
-    )
-
-
-def _text_side(model: DenseCLIP, options: ExportOptions) -> TextSide:
-    given, template_set = model.config.templates, "custom"
-    if given is None and options.templates is None:
-        given, template_set = imagenet_templates(), "imagenet-80"
-    return TextSide(
-        options,
-        embed_dim=model.config.image_encoder.embed_dim,
-        templates=given or (),
-        template_set=template_set,
-        tower=model.text_encoder,
     )
 
 
