@@ -22,12 +22,12 @@ def print_background(engine: Engine, given: str) -> None:
     why = "asked for by --background auto" if given else f"added to {len(vocabulary.names)} class"
     why += "es" if not given and len(vocabulary.names) > 1 else ""
     if vocabulary.background:
-        _say(
+        say(
             f"background ({why}): {', '.join(vocabulary.background)}. Pixels that they win are "
             "unknown; --background none leaves them out, --background 'a,b' takes others."
         )
     elif given:
-        _say("background: none of the published phrases fits this bundle and these classes")
+        say("background: none of the published phrases fits this bundle and these classes")
 
 
 def print_if_photographs(engine: Engine, photos: list[str] | None) -> None:
@@ -38,7 +38,7 @@ def print_if_photographs(engine: Engine, photos: list[str] | None) -> None:
         return
     if set(photos) <= set(demo_photos("scenes")):
         return
-    _say(
+    say(
         "The model that ships knows only drawings of a made-up world: its labels of photographs "
         "mean nothing. Take --demo without scenes, or see README, section Your own photos."
     )
@@ -59,7 +59,3 @@ def remark_on(result: PhotoResult) -> str:
             "picture with --background 'a,b'."
         )
     return ""
-
-
-def _say(text: str) -> None:
-    say(text)

@@ -223,9 +223,9 @@ def calibrate(
             seed=seed,
             hold_out="pictures" if hold_out == "pictures" else "names",
         )
-        found = choose(run, settings, tell=_say)
+        found = choose(run, settings, tell=say)
     if found is None:
-        _say("stopped; the same command continues")
+        say("stopped; the same command continues")
         raise typer.Exit(EXIT_FAILURE)
     _print_choice(found, run)
     if json_file is not None:
@@ -238,7 +238,7 @@ def print_calibration(run: Path) -> None:
 
     found = read_calibration(run)
     if found is not None:
-        _say(f"{CALIBRATION_FILE}: {found.described}; --cosine 0,0 leaves it out")
+        say(f"{CALIBRATION_FILE}: {found.described}; --cosine 0,0 leaves it out")
 
 
 def _print_choice(found: Calibration, run: Path) -> None:
@@ -254,13 +254,9 @@ def _print_choice(found: Calibration, run: Path) -> None:
     table.add_row("mean", "", f"{means[0]:.2f}", "", f"{means[1]:.2f}")
     terminal().print(table)
     held = "names and the pictures that show them" if found.hold_out == "pictures" else "names"
-    _say(f"chosen on {found.images} training images, {held} held out: {found.described}")
-    _say(f"wrote {run / CALIBRATION_FILE}; export trained and evaluate take it from there")
+    say(f"chosen on {found.images} training images, {held} held out: {found.described}")
+    say(f"wrote {run / CALIBRATION_FILE}; export trained and evaluate take it from there")
 
 
 def _cells(figures: FoldFigures) -> tuple[str, str]:
     return f"{figures.seen:.2f} / {figures.unseen:.2f}", f"{figures.harmonic_mean:.2f}"
-
-
-def _say(line: str) -> None:
-    say(line)

@@ -10,11 +10,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from zsseg_rt.common.files import write_atomically
 from zsseg_rt.engine import Engine
-from zsseg_rt.errors import SourceError
 from zsseg_rt.evaluation.datasets import SegmentationDataset
-from zsseg_rt.results.visualize import palette
+from zsseg_rt.results.visualize import palette, save_file
 from zsseg_rt.training.assembly import side_by_side, train
 from zsseg_rt.training.config import TrainConfig
 from zsseg_rt.training.loop.loop import TrainingResult
@@ -74,9 +72,4 @@ def draw(bundle: Path, dataset: SegmentationDataset, path: Path) -> Path:
 def _write(path: Path, rows: Iterable[npt.NDArray[np.uint8]]) -> None:
     picture = np.concatenate(list(rows), axis=0)
     doubled = picture.repeat(2, axis=0).repeat(2, axis=1)
-    try:
-        write_atomically(path, cv2.imencode(".png", doubled[..., ::-1])[1].tobytes())
-    except OSError as error:
-        raise SourceError(
-            f"{path}: cannot be written: {error.strerror or error}. Check output.folder."
-        ) from error
+    save_file(path, cv2.imencode(".png", doubled[..., ::-1])[1].tobytes())

@@ -9,9 +9,9 @@ from typing import Literal
 
 from zsseg_rt.common import schema
 from zsseg_rt.common.cosine_rule import CosineRule
-from zsseg_rt.common.files import write_atomically
-from zsseg_rt.errors import CheckpointError, SourceError
+from zsseg_rt.errors import CheckpointError
 from zsseg_rt.models.base import SegmentationModel
+from zsseg_rt.results.visualize import save_file
 from zsseg_rt.training.trained.card import TrainedClasses
 
 CALIBRATION_FILE = "calibration.json"
@@ -95,12 +95,7 @@ class Calibration:
     def write(self, run: Path) -> Path:
         """Write it into a run's folder; the file has either the old content or the new."""
         path = run / CALIBRATION_FILE
-        try:
-            write_atomically(path, (json.dumps(schema.encode(self), indent=1) + "\n").encode())
-        except OSError as error:
-            raise SourceError(
-                f"{path}: cannot be written: {error.strerror or error}. Check the folder."
-            ) from error
+        save_file(path, (json.dumps(schema.encode(self), indent=1) + "\n").encode())
         return path
 
 
