@@ -73,16 +73,14 @@ class Layout:
         return f"{self.verb} {self.download}; the root holds {', '.join(self.tree)}."
 
 
-def pairs_of_list(
-    layout: Layout, list_file: Path, images: Path, masks: Path, image_suffix: str = ".jpg"
-) -> list[FilePair]:
-    """The images a list names; masks are PNG files of the same names."""
+def pairs_of_list(layout: Layout, list_file: Path, images: Path, masks: Path) -> list[FilePair]:
+    """The images a list names, JPEG files; masks are PNG files of the same names."""
     lines = layout.require(list_file).read_text(encoding="utf-8").split("\n")
     names = [line.split()[0] for line in lines if line.strip()]
     found_images = _file_names(layout.require(images))
     found_masks = _file_names(layout.require(masks))
     for kind, folder, found, suffix in (
-        ("images", images, found_images, image_suffix),
+        ("images", images, found_images, ".jpg"),
         ("masks", masks, found_masks, ".png"),
     ):
         missing = [name + suffix for name in names if name + suffix not in found]
@@ -91,7 +89,7 @@ def pairs_of_list(
                 f"{folder}: expected the {len(names)} {kind} that {list_file.name} lists, got all "
                 f"but {_some(missing)}. {layout.instructions}"
             )
-    return [FilePair(name, images / (name + image_suffix), masks / f"{name}.png") for name in names]
+    return [FilePair(name, images / f"{name}.jpg", masks / f"{name}.png") for name in names]
 
 
 def pairs_of_folders(

@@ -45,10 +45,8 @@ class Batch:
         )
 
 
-def normalize_images(
-    batch: Batch, mean: Sequence[float], std: Sequence[float], padding: float = 0.0
-) -> Tensor:
-    """Divide by 255, normalise, and set padded pixels to ``padding`` (after normalisation).
+def normalize_images(batch: Batch, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Divide by 255, normalise, and set padded pixels to 0 (after normalisation).
 
     Returns:
         float32 ``[B, 3, H, W]``.
@@ -57,7 +55,7 @@ def normalize_images(
     shift = images.new_tensor(mean, dtype=torch.float32).view(1, 3, 1, 1)
     scale = images.new_tensor(std, dtype=torch.float32).view(1, 3, 1, 1)
     normalized = (images.float() / 255 - shift) / scale
-    return normalized.masked_fill(~valid_pixels(batch).unsqueeze(1), padding)
+    return normalized.masked_fill(~valid_pixels(batch).unsqueeze(1), 0.0)
 
 
 def valid_pixels(batch: Batch) -> Tensor:

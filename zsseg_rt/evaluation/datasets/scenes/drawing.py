@@ -167,13 +167,13 @@ def _light_field(plan: Plan, rng: np.random.Generator) -> Floats:
     return field
 
 
-def _placement(thing: Thing, margin: float = 0.0) -> NDArray[np.float64]:
+def _placement(thing: Thing) -> NDArray[np.float64]:
     """Map sprite pixels to image pixels."""
     scale = 2 * thing.radius / SIDE
     flip = -1.0 if thing.mirrored else 1.0
     cos, sin = np.cos(thing.angle) * scale, np.sin(thing.angle) * scale
     matrix = np.array([[cos * flip, -sin], [sin * flip, cos]])
-    shift = np.array(thing.centre_xy) - matrix @ np.full(2, (SIDE - 1) / 2) - margin
+    shift = np.array(thing.centre_xy) - matrix @ np.full(2, (SIDE - 1) / 2)
     return np.hstack([matrix, shift[:, None]])
 
 
