@@ -10,6 +10,8 @@ from conftest import require_cuda
 from support.cuda_counts import counts_reader
 from support.device_backend import device_backend
 from zsseg_rt import Engine, EngineConfig
+from zsseg_rt.ops import core
+from zsseg_rt.runtime.graph_turns import GraphTurns
 
 pytestmark = pytest.mark.needs_cuda
 
@@ -36,7 +38,7 @@ def label(placed, num_lanes, read, count=40):
         rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
         engine.set_classes([f"name {number}" for number in range(9)], embeddings=rows)
         found = []
-        with engine.stream("test://?size=64x48&rate=500") as stream:
+        with engine.stream(CAMERA) as stream:
             for number in range(40 + count):
                 if number == 40:  # buffers, captures and events are made
                     before = read()
@@ -61,3 +63,19 @@ def test_two_frames_in_flight_ask_the_gpu_for_what_one_asks(placed):
         assert abs(two[name] - one[name]) <= 2 * one[name] / count, name
     for name in ("events_made", "allocations", "kept_allocations", "pinned_allocations"):
         assert two[name] == one[name] == 0, name
+
+
+def test_a_turn_that_fails_ends_too():
+    """What it enqueued runs: the next turn waits for that, and it took no negative time."""
+    turns, streams = GraphTurns("cuda:0"), [core.Stream(0), core.Stream(0)]
+    turns.is_on = True
+    for _ in range(2):
+        with pytest.raises(KeyError), turns.turn(streams[0].handle):
+            raise KeyError
+        streams[0].synchronize()
+        assert turns.last()[1] >= 0.0
+    read = counts_reader()
+    before = read()["stream_waits"]
+    with turns.turn(streams[1].handle):
+        pass
+    assert read()["stream_waits"] == before + 1

@@ -13,8 +13,9 @@ from zsseg_rt.ops import core
 class GraphTurns:
     """Lets the graphs of an engine's lanes run one after the other on its GPU.
 
-    Each waits for those that another lane enqueued before, on the GPU: no thread waits. Off at
-    first, when lanes share the GPU as they come. An engine on the CPU never turns it on.
+    Each waits for those that another lane enqueued before, on the GPU: a thread waits only for
+    another that enqueues. Off at first, when lanes share the GPU as they come. An engine on the CPU
+    never turns it on.
     """
 
     def __init__(self, device: str) -> None:
@@ -50,6 +51,8 @@ class GraphTurns:
                 self._last.wait(stream)
             thread.began = time.monotonic()
             begin.record(stream)
-            yield
-            end.record(stream)
-            self._last = end
+            try:
+                yield
+            finally:  # what was enqueued before an error still runs
+                end.record(stream)
+                self._last = end
