@@ -9,9 +9,8 @@ import pytest
 
 from conftest import require_cuda
 from support.cuda_counts import counts_reader
-from support.errors import refused
 from zsseg_rt import Nv12Frame, ops
-from zsseg_rt.errors import ArgumentError, CudaError
+from zsseg_rt.errors import CudaError
 from zsseg_rt.ops import reference
 from zsseg_rt.results.segmentation import Frame, Segmentation
 from zsseg_rt.results.visualize import palette, plot
@@ -100,44 +99,27 @@ SIZES = [("bt709", (180, 322)), ("bt601-full", (180, 324)), ("whole pixels", (18
 
 @pytest.mark.needs_cuda
 @pytest.mark.parametrize(("kind", "size"), SIZES)
-@pytest.mark.parametrize("layout", ["nv12", "i420"])
 @pytest.mark.parametrize(("order", "legend"), [("rgb", True), ("bgr", False)])
-def test_planes_hold_names_and_legend_and_nothing_is_fetched(kind, size, layout, order, legend):
+def test_planes_hold_names_and_legend_and_nothing_is_fetched(kind, size, order, legend):
     require_cuda()
     counts, fetches = counts_reader(), []
     settings = {"channel_order": order, "alpha": 0.4, "legend": legend}
-    how = {"layout": layout, "colour_matrix": "bt709"}
     on_gpu, on_cpu = Painter(**settings), Painter(**settings)
     told = {"fetches": fetches, "size": size}
     segs = [labelled(kind, order, n, source="ab"[n % 2], **told) for n in range(3)]
     before = counts()
-    found = [on_gpu.planes(seg, **how) for seg in segs]
+    found = [on_gpu.planes(seg, "bt709") for seg in segs]
     copies = counts()["copies_to_host"] - before["copies_to_host"]
     assert (copies, fetches, on_gpu.painted) == (0, [], "gpu")
     for seg, planes in zip(segs, found, strict=True):
         picture = painted(on_cpu, on_the_cpu(seg))
         assert (len(picture) > size[0]) == legend
-        same_planes(planes, picture, order, **how)
+        same_planes(planes, picture, order, colour_matrix="bt709")
         plain = ops.overlay(
             seg.frame.image, seg.labels, palette(seg.names, order), alpha=settings["alpha"]
         )
         assert (picture[: size[0]] != plain).any()  # names were written
-    assert on_gpu.planes(segs[0], **how) is None  # it has left the GPU
-
-
-@pytest.mark.needs_cuda
-def test_planes_are_written_where_they_are_wanted():
-    require_cuda()
-    painter = Painter(channel_order="rgb", alpha=0.4)
-    seg = labelled("whole pixels", "rgb", size=(181, 323))
-    shapes = [(182, 324), (91, 162), (91, 162)]
-    out = tuple(ops.DeviceArray.empty(shape, "uint8") for shape in shapes)
-    planes = painter.planes(seg, layout="i420", colour_matrix="bt601-full", out=out)
-    assert all(plane is given for plane, given in zip(planes, out, strict=True))
-    with refused(ArgumentError, "out"):
-        painter.planes(seg, out=out)
-    picture = painted(painter, on_the_cpu(seg))
-    same_planes(planes, picture, "rgb", layout="i420", colour_matrix="bt601-full")
+    assert on_gpu.planes(segs[0], "bt709") is None  # it has left the GPU
 
 
 @pytest.mark.needs_cuda
@@ -146,7 +128,7 @@ def test_planes_that_fail_are_painted_on_the_cpu_from_then_on(step, monkeypatch,
     require_cuda()
     painter, expected = (Painter(channel_order="rgb", alpha=0.4, legend=True) for _ in range(2))
     segs = [labelled("bt709", "rgb", seed) for seed in range(3)]
-    assert painter.planes(segs[0]) is not None
+    assert painter.planes(segs[0], "bt601") is not None
 
     sound = getattr(ops, step)
 
@@ -156,9 +138,9 @@ def test_planes_that_fail_are_painted_on_the_cpu_from_then_on(step, monkeypatch,
         raise CudaError("out of memory")
 
     monkeypatch.setattr(ops, step, fail)
-    assert painter.planes(segs[1]) is None
+    assert painter.planes(segs[1], "bt601") is None
     monkeypatch.undo()
-    assert painter.planes(segs[2]) is None
+    assert painter.planes(segs[2], "bt601") is None
     found = [painted(painter, seg) for seg in segs]
     assert painter.painted == "cpu"
     for seg, picture in zip(segs, found, strict=True):

@@ -79,27 +79,18 @@ class Painter:
             out[len(seg.labels) :] = self._strip(seg)
         self.painted = "cpu"
 
-    def planes(
-        self,
-        seg: Segmentation,
-        *,
-        layout: str = "nv12",
-        colour_matrix: str = "bt601",
-        out: tuple[Any, ...] | None = None,
-    ) -> tuple[Any, ...] | None:
-        """The picture of :meth:`paint` as planes on the frame's GPU; no pixel leaves it.
+    def planes(self, seg: Segmentation, colour_matrix: str) -> tuple[Any, ...] | None:
+        """The picture of :meth:`paint` as NV12 on the frame's GPU; no pixel leaves it.
 
         Args:
             seg: A result.
-            layout: As for :func:`zsseg_rt.ops.yuv420`, as all below.
-            colour_matrix: Of the planes.
-            out: Planes on that GPU to write; new ones if None.
+            colour_matrix: As for :func:`zsseg_rt.ops.yuv420`.
 
         Returns:
             The planes, finished; None if the frame is not on a GPU, or painting there has failed:
             then use :meth:`paint`.
         """
-        take = self._gpu.planes_of(layout=layout, colour_matrix=colour_matrix, out=out)
+        take = self._gpu.planes_of(layout="nv12", colour_matrix=colour_matrix)
         found: tuple[Any, ...] | None = self._on_gpu(seg, take)
         return found
 
@@ -184,7 +175,7 @@ class GpuPainter:
             frame: As for :meth:`paint`, as the next two.
             labels: Of its pixels.
             colours: Of the labels.
-            how: ``layout``, ``colour_matrix`` and ``out`` of :func:`zsseg_rt.ops.yuv420`.
+            how: ``layout`` and ``colour_matrix`` of :func:`zsseg_rt.ops.yuv420`.
         """
         found: tuple[Any, ...] | None = self.painted(frame, labels, colours, self.planes_of(**how))
         return found

@@ -87,7 +87,7 @@ class RtspSink:
         if channel.path == "host":
             return False
         matrix = "bt709" if height > _HIGHEST_SD else "bt601"
-        planes = self._painter.planes(seg, colour_matrix=matrix)
+        planes = self._painter.planes(seg, matrix)
         return planes is not None and channel.send_planes(planes, matrix)
 
     def _add(self, frame: Frame, size_hw: tuple[int, int]) -> Channel:
