@@ -1,4 +1,4 @@
-"""What import-linter's contracts (pyproject.toml) cannot see: what is loaded, how much is where.
+"""What import-linter's contracts (pyproject.toml) cannot see: what is loaded, how long things are.
 
 Who may import whom is checked by ``lint-imports``, which tools/test.sh runs.
 """
@@ -17,8 +17,7 @@ from zsseg_rt import errors
 PACKAGE = Path(zsseg_rt.__file__).parent
 HEAVY = {"torch", "torchvision", "open_clip", "onnx", "onnxscript", "onnxruntime"}
 TORCH_SIDE = ("models", "torch_files", "training", "export")
-MOST_MODULES, MOST_LINES = 20, 8000
-LONGEST_FUNCTION, LONGEST_FILE = 50, 400  # lines; a docstring is no part of a function's
+LONGEST_FUNCTION, LONGEST_FILE = 50, 800  # lines; a docstring is no part of a function's
 
 LOADED = """
 import sys
@@ -83,17 +82,6 @@ def test_the_stub_types_every_public_name():
         assert getattr(zsseg_rt, name).__module__ == module
 
 
-@pytest.mark.parametrize(
-    "folder", sorted({path.parent for path in PACKAGE.rglob("*.py")}), ids=lambda p: p.name
-)
-def test_folders_can_be_taken_in_at_a_glance(folder):
-    modules = [path.name for path in folder.glob("*.py") if not path.name.startswith("__")]
-    assert len(modules) <= MOST_MODULES
-    if folder != PACKAGE:
-        files = [path for path in folder.rglob("*.py") if not path.name.startswith("__")]
-        assert sum(len(path.read_text().splitlines()) for path in files) <= MOST_LINES
-
-
 def too_long():
     """Names of files, and of functions without their docstrings, beyond our limits."""
     for path in PACKAGE.rglob("*.py"):
@@ -121,14 +109,3 @@ def test_only_operations_import_the_compiled_core():
 def test_the_root_is_the_face():
     assert len(list(PACKAGE.glob("*.py"))) <= 6
     assert len([path for path in PACKAGE.iterdir() if path.is_dir() and path.name[0] != "_"]) <= 20
-
-
-def test_growth_is_seen_on_both_sides():
-    """Raise a number with the reason in the commit; lower it when code goes."""
-    lines = {"torch side": 0, "runtime": 0}
-    for path in PACKAGE.rglob("*.py"):
-        room = path.relative_to(PACKAGE).parts[0]
-        side = "torch side" if room in (*TORCH_SIDE, "fetch") else "runtime"
-        lines[side] += len(path.read_text(encoding="utf-8").splitlines())
-    assert lines["torch side"] <= 25_810
-    assert lines["runtime"] <= 45_540
