@@ -10,7 +10,7 @@ from zsseg_rt.profiling.assemble import assemble_report
 from zsseg_rt.profiling.measured import Measured, Request
 from zsseg_rt.profiling.meter import TurnPlan
 from zsseg_rt.profiling.nodes import OUTSIDE
-from zsseg_rt.profiling.pages.tables import report_tables
+from zsseg_rt.profiling.tables import report_tables
 from zsseg_rt.profiling.turns import StopRule, take_turns
 from zsseg_rt.profiling.variants import Variant
 

@@ -29,8 +29,8 @@ from zsseg_rt.common.extras import install_command
 
 if TYPE_CHECKING:
     from zsseg_rt.evaluation.datasets.base import SegmentationDataset
-    from zsseg_rt.profiling.pages.tables import TextTable
     from zsseg_rt.profiling.report import Report
+    from zsseg_rt.profiling.tables import TextTable
     from zsseg_rt.profiling.variants import Variant
 
 SHOW = "show"
@@ -233,27 +233,30 @@ def _write(report: Report, reports: _Reports) -> None:
     if reports.json_file is not None:
         write_json(reports.json_file, report)
     if reports.trace is not None:
-        from zsseg_rt.profiling.pages.trace import make_trace
+        from zsseg_rt.profiling.trace import make_trace
 
         write_json(reports.trace, make_trace(report))
     if reports.html is not None:
-        from zsseg_rt.profiling.pages.html import write_html
+        from zsseg_rt.profiling.page import write_html
 
         write_html(reports.html, report)
     _print(report)
 
 
 def _print(report: Report) -> None:
-    from zsseg_rt.profiling.pages.tables import report_tables
+    """What a figure must be quoted with first, and what speaks against quoting it."""
+    from zsseg_rt.profiling.tables import report_tables, versions
 
-    _print_tables(report_tables(report))
     console = terminal()
+    say(versions(report))
+    for note in report.notes:
+        console.print(f"note: {note}", style="yellow", soft_wrap=True, markup=False)
     for variant in report.variants:
         if variant.failure:
-            console.print(f"failed: {variant.failure}", style="red", soft_wrap=True)
-    for note in report.notes:
-        say(f"note: {note}")
-    say(f"\nrepeat: {report.command}")
+            console.print(f"failed: {variant.failure}", style="red", soft_wrap=True, markup=False)
+    say("")
+    _print_tables(report_tables(report))
+    say(f"repeat: {report.command}")
 
 
 def _exit_code(report: Report, gate: float | None, *, strict: bool) -> int:
@@ -266,14 +269,14 @@ def _exit_code(report: Report, gate: float | None, *, strict: bool) -> int:
 
 
 def _show(files: list[str]) -> int:
-    from zsseg_rt.profiling.pages.tables import report_tables, side_by_side
     from zsseg_rt.profiling.report import read_report
+    from zsseg_rt.profiling.tables import side_by_side
 
     if not 1 <= len(files) <= 2:
         raise UsageError(f"profile show: expected one or two reports, got {len(files)}")
     reports = [read_report(Path(file)) for file in files]
     if len(reports) == 1:
-        _print_tables(report_tables(reports[0]))
+        _print(reports[0])
         return EXIT_OK
     first, second = reports
     _print_tables(side_by_side(first, second))
@@ -304,7 +307,7 @@ def _print_tables(tables: Sequence[TextTable]) -> None:
     for shown in tables:
         table = Table(box=None, pad_edge=False, title=shown.title, title_justify="left")
         table.title_style = "bold"
-        numeric = shown.headings[1:] != ("verdict",) and shown.headings[-1] != "note"
+        numeric = shown.headings[-1] not in ("verdict", "note") and shown.title != "what ran"
         for index, heading in enumerate(shown.headings):
             right = index > 0 and numeric
             table.add_column(heading, justify="right" if right else "left", overflow="fold")

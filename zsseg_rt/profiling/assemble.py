@@ -8,9 +8,10 @@ import numpy as np
 
 from zsseg_rt import __version__
 from zsseg_rt.bundles.bundle import Bundle
+from zsseg_rt.common.cpus import usable_cpus
 from zsseg_rt.evaluation.provenance import describe_machine
 from zsseg_rt.profiling.conditions import Conditions, Reading, compare_snapshots
-from zsseg_rt.profiling.estimates import Basis
+from zsseg_rt.profiling.estimates import WAITING_LIMIT, Basis
 from zsseg_rt.profiling.measured import Measured
 from zsseg_rt.profiling.meter import Sample
 from zsseg_rt.profiling.nodes import assign_nodes, sum_by
@@ -38,7 +39,7 @@ def assemble_report(measured: Measured) -> Report:
     request, rounds = measured.request, measured.rounds
     conditions = _conditions(measured)
     variants = tuple(_variant(measured, variant) for variant in request.variants)
-    notes = [*measured.notes, *conditions.notes]
+    notes = [*_not_to_be_quoted(variants), *measured.notes, *conditions.notes]
     notes += [note for variant in variants for note in _other_node_runs(variant)]
     comparisons = tuple(_comparisons(measured))
     notes += _threads_by_cpu_time(request.variants, comparisons)
@@ -87,7 +88,7 @@ def _variant(measured: Measured, variant: Variant) -> VariantReport:
         bundle=bundle.name,
         size_mb=_size_mb(bundle),
         settings={key: str(value) for key, value in variant.config.items()},
-        described=measured.described.get(name, {}),
+        described=_described(measured.described.get(name, {}), variant, bundle),
         classes=workload.num_classes(variant),
         frame=workload.frame_sizes(variant),
         streams=variant.streams,
@@ -114,6 +115,17 @@ def _variant(measured: Measured, variant: Variant) -> VariantReport:
     )
 
 
+def _not_to_be_quoted(variants: Sequence[VariantReport]) -> Iterator[str]:
+    """Warn of times that say more of the neighbours than of the engine."""
+    most = max((one.waiting or 0.0 for one in variants), default=0.0)
+    if most > WAITING_LIMIT:
+        yield (
+            f"do not quote these times: the engine's threads waited for a CPU for {most:.0%} of "
+            f"the time in which they could have run (above {WAITING_LIMIT:.0%}). Other processes "
+            "took the CPUs; measure again on a quiet machine"
+        )
+
+
 def _other_node_runs(variant: VariantReport) -> Iterator[str]:
     """Say where the runs that counted nodes took another time than the frames did."""
     for graph, ms in sum_by(variant.nodes, lambda node: node.graph).items():
@@ -136,6 +148,13 @@ def _threads_by_cpu_time(
                 f"{one.other}: the machine was busy, so CPU time was compared, which adds up over "
                 "threads. What other numbers of threads gain shows on a quiet machine"
             )
+
+
+def _described(told: dict[str, str], variant: Variant, bundle: Bundle) -> dict[str, str]:
+    """What a process told of itself, with threads and the size that graphs take."""
+    threads = variant.config.get("num_threads") or usable_cpus()
+    height, width = bundle.preprocess.size_hw
+    return {**told, "threads": str(threads), "input": f"{width}x{height}"} if told else {}
 
 
 def _size_mb(bundle: Bundle) -> float:

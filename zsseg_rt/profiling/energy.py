@@ -1,9 +1,7 @@
 """Energy: where the system tells it, and what a stretch of work used, read 20 times a second.
 
 Jetson boards: hwmon files of ``ina3221`` (millivolts and milliamperes by channel) and ``ina238``
-(microwatts). CPUs: RAPL's counters, which only root may read and which wrap. GPUs in desktops:
-NVML.
-All of them measure a board or a chip, not a process.
+(microwatts). GPUs in desktops: NVML. Both measure a board or a chip, not a process.
 """
 
 from __future__ import annotations
@@ -23,7 +21,6 @@ _ROOT = Path("/")
 _TOTALS = ("VDD_IN", "VIN", "POM_5V_IN")  # what feeds the whole module; VIN_SYS_5V0 is not one
 _SKIPPED = ("nc", "sum of shunt voltages")  # a channel that is not connected; a sum
 _STUCK = 20  # equal readings in a row, a second of them, are no measurement
-_RAPL = "intel-rapl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +31,11 @@ class Rail:
         name: As the board calls it.
         read: Returns watts, or joules so far.
         counts: Whether it returns joules so far.
-        wraps_at: Joules at which such a counter begins again; None if it does not.
     """
 
     name: str
     read: Callable[[], float]
     counts: bool = False
-    wraps_at: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +73,7 @@ class Stretch:
 def find_energy_sources(
     root: Path = _ROOT, nvml: Any | None = None, *, gpu: int = 0
 ) -> EnergySources:
-    """Find what tells energy here: a board's rails, else a GPU's counter, else the CPU's."""
+    """Find what tells energy here: a board's rails, else a GPU's counter."""
     rails = tuple(_hwmon_rails(root))
     if rails:
         totals = tuple(rail for rail in rails if rail.name in _TOTALS)
@@ -94,11 +89,6 @@ def find_energy_sources(
         return EnergySources(total=counter, note="GPU alone, by NVML", absent=tuple(absent))
     absent.append(Reading(name="GPU energy", unit="J", reason=reason,
                           command="nvidia-smi --query-gpu=power.draw --format=csv"))  # fmt: skip
-    cpu, reason = _rapl_rails(root)
-    if cpu:
-        return EnergySources(total=cpu, note="CPU packages alone, by RAPL", absent=tuple(absent))
-    command = "sudo cat /sys/class/powercap/intel-rapl:0/energy_uj"
-    absent.append(Reading(name="CPU energy", unit="J", reason=reason, command=command))
     return EnergySources(total=(), absent=tuple(absent))
 
 
@@ -180,9 +170,7 @@ def _integrate(
         if rail.counts:
             used = after - before
             if used < 0.0:
-                if rail.wraps_at is None:
-                    return None, []
-                used += rail.wraps_at
+                return None, []
         else:
             used = (before + after) / 2.0 * (end - begin)
         total += used
@@ -226,27 +214,6 @@ def _milliwatts(millivolts: Path, milliamperes: Path) -> Callable[[], float]:
 
 def _microwatts(file: Path) -> Callable[[], float]:
     return lambda: float(file.read_text()) / 1e6
-
-
-def _rapl_rails(root: Path) -> tuple[tuple[Rail, ...], str]:
-    """The packages' counters; parts of packages, such as cores, have a second colon."""
-    folders = sorted(root.glob(f"sys/class/powercap/{_RAPL}:*"))
-    packages = [folder for folder in folders if folder.name.count(":") == 1]
-    if not packages:
-        return (), "no RAPL counter, as in virtual machines"
-    rails = []
-    for folder in packages:
-        counter = folder / "energy_uj"
-        try:
-            float(counter.read_text())
-            wraps_at = float((folder / "max_energy_range_uj").read_text()) / 1e6
-        except PermissionError:
-            return (), f"{counter} is readable for root only"
-        except (OSError, ValueError):
-            return (), f"{counter} cannot be read"
-        name = _text(folder / "name") or folder.name
-        rails.append(Rail(name=name, read=_microwatts(counter), counts=True, wraps_at=wraps_at))
-    return tuple(rails), ""
 
 
 def _nvml_rails(index: int, nvml: Any | None) -> tuple[tuple[Rail, ...], str]:

@@ -10,7 +10,6 @@ from zsseg_rt.profiling.report import NodeRow
 
 OUTSIDE = OUTSIDE_NODES
 """Block and kind of what a run takes beyond its nodes."""
-KINDS = ("linear", "attention", "norm", "layout", "other", OUTSIDE)
 _LINEAR = ("fullyconnected", "matmul", "gemm", "conv", "linear")
 _ATTENTION = ("attention", "sdpa", "mha")
 _NORM = ("norm", "mvn", "rms")
@@ -65,7 +64,7 @@ def block_of(module: str) -> str:
 
 
 def kind_of(name: str, kind: str) -> str:
-    """One of :data:`KINDS`, by the names that graph and backend give a node."""
+    """The kind of work (see :class:`NodeRow`), by the names that graph and backend give a node."""
     module, _, operation = name.lower().rpartition("/")
     if "attention" in module or _holds(kind, _ATTENTION) or _holds(operation, _ATTENTION):
         return "attention"

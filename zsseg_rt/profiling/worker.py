@@ -121,7 +121,7 @@ def _open_engine(spec: Mapping[str, Any]) -> Opened:
     described = {
         "backend": engine.backend, "device": engine.device, "precision": engine.precision,
         "classes": len(vocabulary.names), "version": zsseg_rt.__version__,
-        "python": ".".join(map(str, sys.version_info[:3])),
+        "python": ".".join(map(str, sys.version_info[:3])), "library": _library(engine.backend),
     }  # fmt: skip
     return Opened(
         call,
@@ -134,6 +134,15 @@ def _open_engine(spec: Mapping[str, Any]) -> Opened:
         labels=lambda index: engine.segment(frames[index]).labels,
         nodes=lambda runs: _nodes(engine, frames[0], runs),
     )
+
+
+def _library(backend: str) -> str:
+    """The backend's package with its version; empty where a system's own has none."""
+    for package in (backend, "tensorrt_rtx") if backend == "tensorrt" else (backend,):
+        module = sys.modules.get(package)
+        if module is not None and (version := getattr(module, "__version__", None)):
+            return f"{package} {str(version).partition('-')[0]}"
+    return ""
 
 
 def _calls(

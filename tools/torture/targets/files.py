@@ -94,39 +94,29 @@ def _caches(folder: Path) -> Attempt:
 
 @target("reports", "profiles as `profile show` reads them")
 def _reports(folder: Path) -> Attempt:
-    from tools.torture.report_schema import make_schema
-    from zsseg_rt.profiling.report import read_report
+    from zsseg_rt.common import schema
+    from zsseg_rt.profiling.conditions import Conditions, Reading
+    from zsseg_rt.profiling.report import Report, Samples, VariantReport, read_report, summarise
 
-    document, path = _example(make_schema(), make_schema()), folder / "profile.json"
+    times = summarise([1.0, 2.0, 3.0, 4.0])
+    samples = Samples(rounds=(0,), wall_ms=(1.0,))
+    variant = VariantReport(
+        name="v", bundle="b", size_mb=1.0, settings={}, described={"device": "cpu"}, classes=1,
+        frame="1x1", streams=1, wall=times, stages={} if times is None else {"s": times},
+        samples=samples,
+    )  # fmt: skip
+    report = Report(
+        version="0", command="x", machine={"cpu": "x"}, source="x", threshold=0.02, rounds=1,
+        seconds=1.0, interrupted=False, variants=(variant,), comparisons=(), growths=(),
+        conditions=Conditions(readings=(Reading(name="x", value=1.0),)), notes=("x",),
+    )  # fmt: skip
+    document, path = schema.encode(report), folder / "profile.json"
 
     def attempt(draw: random.Random) -> None:
         path.write_bytes(spoil_json(document, draw))
         read_report(path)
 
     return attempt
-
-
-def _example(schema: Any, root: Any, depth: int = 0) -> Any:
-    """Something that a JSON Schema allows, as far as its shape goes."""
-    if "$ref" in schema:
-        return _example(root["$defs"][schema["$ref"].rsplit("/", 1)[1]], root, depth)
-    if "const" in schema:
-        return schema["const"]
-    if "enum" in schema:
-        return schema["enum"][0]
-    if "anyOf" in schema:
-        return _example(schema["anyOf"][0], root, depth)
-    kind = schema.get("type", "null")
-    if kind == "object":
-        fields = schema.get("properties", {})
-        return {name: _example(entry, root, depth + 1) for name, entry in fields.items()}
-    if kind == "array" and "prefixItems" in schema:
-        return [_example(item, root, depth + 1) for item in schema["prefixItems"]]
-    if kind == "array":
-        return (
-            [_example(schema["items"], root, depth + 1)] if depth < 6 and "items" in schema else []
-        )
-    return {"string": "x", "integer": 1, "number": 1.0, "boolean": True}.get(kind)
 
 
 @target("checkpoints", ".pth, TorchScript and safetensors files with damaged bytes", group="torch")

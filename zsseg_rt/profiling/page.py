@@ -1,18 +1,24 @@
-"""A report as one HTML file that needs nothing from outside."""
+"""A report as one HTML file that needs nothing from outside; bars are drawn by its style."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 
-from zsseg_rt.profiling.pages.charts import draw_charts
-from zsseg_rt.profiling.pages.tables import ABSENT, TextTable, difference_words, report_tables
 from zsseg_rt.profiling.report import Report
+from zsseg_rt.profiling.tables import (
+    ABSENT,
+    TextTable,
+    difference_words,
+    report_tables,
+    versions,
+)
 from zsseg_rt.results.visualize import save_file
 
 _FIGURE = re.compile(rf"[-+{ABSENT}0-9.,% to]*( (ms|s|MB|MHz|°C))?")
+_BAR = ' class="bar"'
 _STYLE = """
 :root { color-scheme: light; --line: #dcdfe4; --dim: #5b6472; --ink: #16191f; }
 * { box-sizing: border-box; }
@@ -32,12 +38,13 @@ p { margin: 4px 0; } .dim { color: var(--dim); }
     linear-gradient(to right, #0000001f, #0000) left / 12px 100% scroll,
     linear-gradient(to left, #0000001f, #0000) right / 12px 100% scroll;
   background-repeat: no-repeat; }
-.box svg { display: block; margin: 6px 10px; flex: none; max-width: none; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 14px; }
 th, td { padding: 4px 12px; text-align: left; white-space: nowrap; vertical-align: top; }
 th { color: var(--dim); font-weight: 600; border-bottom: 1px solid var(--line); }
 td.n, th.n { text-align: right; }
 td.wide { white-space: normal; min-width: 260px; }
+td.bar { min-width: 180px; background: linear-gradient(#bcd0f5, #bcd0f5) no-repeat left 12px center;
+  background-size: calc(var(--share) * (100% - 24px)) 70%; }
 tbody tr + tr td { border-top: 1px solid #eef0f3; }
 code { display: block; white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f7f9;
   border-radius: 6px; padding: 10px 12px; font: 13px/1.5 ui-monospace, monospace; }
@@ -62,24 +69,16 @@ def render_html(report: Report) -> str:
 
 
 def _body(report: Report, title: str) -> Iterator[str]:
-    machine = report.machine
     yield f"<h1>{escape(title)}</h1>"
     yield (
-        f'<p class="dim">{escape(machine.get("cpu", ""))}, {escape(machine["usable_cpus"])} CPUs; '
-        f"zsseg_rt {escape(report.version)}; frames from {escape(report.source)}; "
+        f'<p class="dim">{escape(versions(report))}; frames from {escape(report.source)}; '
         f"{report.rounds} rounds in {report.seconds:.1f} s</p>"
     )
     yield from _verdicts(report)
-    tables = {table.title: table for table in report_tables(report)}
-    for name in ("frames", "more about them", "which to ship"):
-        if name in tables:
-            yield from _table(tables.pop(name))
-    for name, drawing in draw_charts(report):
-        yield f'<h2>{escape(name)}</h2>\n<div class="box" tabindex="0">{drawing}</div>'
-    for table in tables.values():
+    for table in report_tables(report):
         if not table.title.startswith("against "):
             yield from _table(table)
-    rows = tuple((key, value) for key, value in machine.items())
+    rows = tuple((key, value) for key, value in report.machine.items())
     yield from _table(TextTable(title="machine", headings=("", "value"), rows=rows))
     yield f"<h2>Repeat</h2>\n<code>{escape(report.command)}</code>"
     yield f'<p class="dim">Changes up to {report.threshold:.1%} count as equal. ' \
@@ -100,22 +99,29 @@ def _verdicts(report: Report) -> Iterator[str]:
 
 def _table(table: TextTable) -> Iterator[str]:
     columns = range(len(table.headings))
-    numeric = [all(_FIGURE.fullmatch(row[index]) for row in table.rows) for index in columns]
-    numeric[0] = False
-    heads = _row("th", table.headings, numeric)
-    rows = "".join(_row("td", row, numeric) for row in table.rows)
+    kinds = [_column(table, index) for index in columns]
+    heads = "".join(
+        f"<th{kind}>{escape(text)}</th>" for text, kind in zip(table.headings, kinds, strict=True)
+    )
+    rows = "".join(f"<tr>{''.join(map(_cell, row, kinds))}</tr>" for row in table.rows)
     yield f"<h2>{escape(table.title[:1].upper() + table.title[1:])}</h2>"
     yield (
-        f'<div class="box" tabindex="0"><table><thead>{heads}</thead>'
+        f'<div class="box" tabindex="0"><table><thead><tr>{heads}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
     )
 
 
-def _row(tag: str, cells: Sequence[str], numeric: Sequence[bool]) -> str:
-    joined = "".join(_cell(tag, cell, right) for cell, right in zip(cells, numeric, strict=True))
-    return f"<tr>{joined}</tr>"
+def _column(table: TextTable, index: int) -> str:
+    """The class of a column's cells: shares of a whole are bars, other figures stand right."""
+    if table.headings[index].startswith("of the "):
+        return _BAR
+    numeric = all(_FIGURE.fullmatch(row[index]) for row in table.rows)
+    return ' class="n"' if numeric and index > 0 else ""
 
 
-def _cell(tag: str, text: str, right: bool) -> str:
-    kind = ' class="n"' if right else ' class="wide"' if len(text) > 60 else ""
-    return f"<{tag}{kind}>{escape(text)}</{tag}>"
+def _cell(text: str, kind: str) -> str:
+    if kind == _BAR and text != ABSENT:
+        kind += f' style="--share: {float(text.rstrip("%")) / 100:.3f}"'
+    elif len(text) > 60:
+        kind = ' class="wide"'
+    return f"<td{kind}>{escape(text)}</td>"

@@ -33,6 +33,7 @@ class TextTable:
 def report_tables(report: Report) -> list[TextTable]:
     """Every table of a report, in the order in which they are read."""
     tables = [
+        _what_ran(report),
         _frames(report),
         _processors(report),
         _ship(report),
@@ -47,6 +48,16 @@ def report_tables(report: Report) -> list[TextTable]:
         _conditions(report),
     ]
     return [table for table in tables if table.rows]
+
+
+def versions(report: Report) -> str:
+    """Processor and versions, as they stand in a report's first line."""
+    machine = report.machine
+    shown = [f"zsseg_rt {report.version}", f"Python {machine.get('python', ABSENT)}"]
+    libraries = (one.described.get("library", "") for one in report.variants)
+    shown += [library for library in dict.fromkeys(libraries) if library]
+    processor = f"{machine.get('cpu', ABSENT)}, {machine.get('usable_cpus', ABSENT)} CPUs"
+    return f"{processor}; {', '.join(shown)}"
 
 
 def difference_words(found: Difference) -> str:
@@ -110,6 +121,18 @@ def share(value: float | None) -> str:
 
 def _ms(times: Percentiles | None, name: str) -> str:
     return number(None if times is None else getattr(times, name))
+
+
+def _what_ran(report: Report) -> TextTable:
+    """Everything that a figure must be quoted with, as trtexec's heading has it."""
+    names = ("device", "backend", "precision", "threads", "input")
+    rows = tuple(
+        (one.name, *(one.described.get(name, ABSENT) for name in names), one.frame,
+         str(one.classes))
+        for one in report.variants
+    )  # fmt: skip
+    headings = ("variant", *names, "frames", "classes")
+    return TextTable(title="what ran", headings=headings, rows=rows)
 
 
 def _frames(report: Report) -> TextTable:

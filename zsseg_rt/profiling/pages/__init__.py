@@ -1,1 +1,0 @@
-"""Reports for readers: tables, charts, one HTML file, a trace."""
