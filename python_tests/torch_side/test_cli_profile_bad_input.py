@@ -1,6 +1,7 @@
 """``zsseg-rt profile`` refuses what it cannot measure, and survives what goes wrong meanwhile."""
 
 import json
+import os
 import re
 import signal
 
@@ -149,7 +150,7 @@ def test_a_variant_whose_process_dies_is_named_and_the_rest_is_reported(
     def killed_in_its_second_turn(self, plan):
         self.count = getattr(self, "count", 0) + 1
         if self.name == "threads=2" and self.count == 2:
-            self._child.send_signal(signal.SIGKILL)
+            os.kill(self.process, signal.SIGKILL)
         return turn(self, plan)
 
     monkeypatch.setattr(ChildCandidate, "turn", killed_in_its_second_turn)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
-import signal
-import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from zsseg_rt.common.child_process import ChildError, ChildProcess
 from zsseg_rt.profiling.candidates import CandidateError
 from zsseg_rt.profiling.meter import (
     Paced,
@@ -25,7 +21,6 @@ from zsseg_rt.profiling.meter import (
 )
 
 _WORKER = Path(__file__).with_name("worker.py")
-_CLOSING_SECONDS = 10.0
 _FOREIGN = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 
 
@@ -45,27 +40,15 @@ class ChildCandidate:
 
     def __init__(self, name: str, spec: Mapping[str, Any], *, python: str | None = None) -> None:
         self.name = name
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - read when the child has ended
-        reading, writing = os.pipe()
         try:
-            self._child = subprocess.Popen(
-                [python or sys.executable, str(_WORKER), str(writing)],
-                stdin=subprocess.PIPE,
-                stdout=self._errors,
-                stderr=self._errors,
-                pass_fds=(writing,),
-                env=_environment(python),
-                start_new_session=True,  # Ctrl-C is for the parent, which ends its children itself
+            self._child = ChildProcess(
+                [python or sys.executable, str(_WORKER)], env=_environment(python)
             )
         except OSError as exc:
-            os.close(reading)
             raise CandidateError(
                 f"{name}: cannot run {python}: {exc.strerror}. Check the interpreter's path."
             ) from exc
-        finally:
-            os.close(writing)
-        self._replies = os.fdopen(reading, encoding="utf-8")
-        self.process = self._child.pid
+        self.process = self._child.number
         try:
             answer = self.request("open", spec=dict(spec))
         except BaseException:
@@ -78,20 +61,11 @@ class ChildCandidate:
 
     def request(self, action: str, **values: Any) -> Any:
         """Ask the child to do something and return its answer."""
-        line = json.dumps({"do": action, **values}) + "\n"
         try:
-            assert self._child.stdin is not None
-            self._child.stdin.write(line.encode())
-            self._child.stdin.flush()
-            reply = self._replies.readline()
-        except (OSError, ValueError) as exc:
-            raise CandidateError(f"{self.name}: {self._how_it_ended()}") from exc
-        if not reply:
-            raise CandidateError(f"{self.name}: {self._how_it_ended()}")
-        parsed = json.loads(reply)
-        if "error" in parsed:
-            raise CandidateError(f"{self.name}: {parsed['kind']}: {parsed['error']}")
-        return parsed["answer"]
+            return self._child.request(action, **values)
+        except ChildError as error:
+            kind = f"{error.kind}: " if error.kind else ""
+            raise CandidateError(f"{self.name}: {kind}{error}") from error
 
     def turn(self, plan: TurnPlan) -> Turn:
         """See :class:`zsseg_rt.profiling.candidates.Candidate`."""
@@ -134,44 +108,11 @@ class ChildCandidate:
 
     def close(self) -> None:
         """End the child: by itself if it answers, else by force."""
-        if self._replies.closed:
-            return
-        assert self._child.stdin is not None
-        with contextlib.suppress(OSError):
-            self._child.stdin.close()
-        try:
-            self._child.wait(_CLOSING_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._child.kill()
-            self._child.wait()
-        self._replies.close()
-        self._errors.close()
+        self._child.close()
 
     def kill(self) -> None:
         """End the child at once, in the middle of whatever it does."""
         self._child.kill()
-        self.close()
-
-    def _how_it_ended(self) -> str:
-        try:
-            code = self._child.wait(_CLOSING_SECONDS)
-        except subprocess.TimeoutExpired:
-            return "its process does not answer. It is ended."
-        last = self._last_line()
-        said = f" Its last words: {last}" if last else ""
-        if code >= 0:
-            return f"its process ended with exit status {code}.{said}"
-        try:
-            name = signal.Signals(-code).name
-        except ValueError:
-            name = f"signal {-code}"
-        hint = " The system does so when memory runs out." if name == "SIGKILL" else ""
-        return f"its process was killed by {name}.{hint}{said}"
-
-    def _last_line(self) -> str:
-        self._errors.seek(0)
-        lines = self._errors.read().decode("utf-8", "replace").strip().splitlines()
-        return lines[-1][:200] if lines else ""
 
 
 def _environment(python: str | None) -> dict[str, str]:

@@ -1,10 +1,10 @@
 """The program of a candidate's own process: it opens what is timed and takes turns when asked.
 
-    EXE worker.py REPLY_FD        # requests on standard input, a JSON object a line
+    EXE worker.py REPLY_FD        # see zsseg_rt/common/child_process.py
 
 It is run as a file, by any interpreter, beside any version of zsseg_rt: it uses only that
-package's public names, and ``meter.py`` beside it. The first request says what to open; every
-request gets one line of reply on the file descriptor. Whatever libraries print goes elsewhere.
+package's public names, and two files of its own checkout: ``meter.py`` and
+``common/child_process.py``. The first request says what to open.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.util
-import json
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -197,7 +195,7 @@ class Worker:
         self._opened: Opened | None = None
         self._meter: Any = None
 
-    def answer(self, request: Mapping[str, Any]) -> Any:
+    def answer(self, request: Mapping[str, Any], _: Callable[[Any], None]) -> Any:
         """Do what a request asks for; ``{"do": NAME, ...}``."""
         action = {
             "open": self._open, "check": self._check, "warm": self._warm_up, "turn": self._turn,
@@ -278,22 +276,15 @@ class Worker:
         return self._opened
 
 
-def main() -> int:
+def main() -> None:
     """Answer requests until standard input ends."""
     if sys.path and Path(sys.path[0] or ".").resolve() == _HERE:
         del sys.path[0]  # its neighbours must not shadow Python's own modules
-    replies = os.fdopen(int(sys.argv[1]), "w", encoding="utf-8")
+    children = load_file("zsseg_rt_child", _HERE.parent / "common" / "child_process.py")
     worker = Worker()
-    for line in sys.stdin:
-        try:
-            reply = {"answer": worker.answer(json.loads(line))}
-        except Exception as exc:  # noqa: BLE001 - whatever it is, the other side reports it
-            reply = {"error": f"{exc}" or repr(exc), "kind": type(exc).__name__}
-        replies.write(json.dumps(reply) + "\n")
-        replies.flush()
+    children.answer_requests(worker.answer)
     worker.close()
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -7,12 +7,8 @@ out-of-memory killer ends the build alone, and what was finished stays in the ca
 
 from __future__ import annotations
 
-import json
 import resource
-import signal
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -25,9 +21,10 @@ from zsseg_rt.backends.base import BackendOptions, Bounds
 from zsseg_rt.backends.graph_check.memory import graph_memory
 from zsseg_rt.backends.loading import usable_cache
 from zsseg_rt.bundles.bundle import Bundle
+from zsseg_rt.common.child_process import ChildError, ChildProcess, answer_requests
 from zsseg_rt.common.interrupts import held_interrupts
 from zsseg_rt.config import EngineConfig
-from zsseg_rt.errors import ArgumentError, BackendError, DeviceError, ZssegError
+from zsseg_rt.errors import ArgumentError, BackendError, DeviceError
 from zsseg_rt.runtime.families.registry import create_family
 
 _DEVICE = "cuda:0"
@@ -222,46 +219,27 @@ def _in_a_child(
 ) -> dict[str, Any]:
     """Run one build; a child that ends without an answer becomes an error that says why."""
     with ExitStack() as open_things:
-        said = open_things.enter_context(tempfile.TemporaryFile())
         with held_interrupts():  # or nobody would know a child that was just begun
-            pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": said}
-            child = open_things.enter_context(subprocess.Popen(_COMMAND, text=True, **pipes))
+            child = ChildProcess(_COMMAND)
             open_things.callback(child.kill)  # nothing where it has ended
-        assert child.stdin is not None
-        assert child.stdout is not None
-        child.stdin.write(json.dumps(job))
-        child.stdin.close()
-        answer: dict[str, Any] = {}
-        for line in child.stdout:
-            answer = json.loads(line)
-            if "fraction" in answer:
-                on_progress(one.graph, answer["fraction"])
-        code = child.wait()
-        if "error" in answer:
-            raise _error_of(answer)
-        if code == 0 and "size" in answer:
-            return answer
-        said.seek(0)
-        raise BackendError(_why_it_ended(one, code, said.read().decode(errors="replace")))
-
-
-def _error_of(answer: Mapping[str, Any]) -> ZssegError:
-    kind = getattr(errors, str(answer["error"]), BackendError)
-    known = isinstance(kind, type) and issubclass(kind, ZssegError)
-    error: ZssegError = (kind if known else BackendError)(str(answer["message"]))
-    return error
-
-
-def _why_it_ended(one: PlannedBuild, code: int, said: str) -> str:
-    where = f"{one.graph}: expected the build of its plan to end"
-    if code == -signal.SIGKILL:
-        return (
-            f"{where}, but the system killed it, most often because memory ran out; about "
-            f"{one.peak / _MB:.0f} MB are needed. Close other programs, add swap, or name a "
-            "smaller workspace. Plans that were finished before are kept."
-        )
-    last = said.strip().splitlines()[-1:] or ["nothing"]
-    return f"{where}, got exit code {code} and: {last[0]}. Plans finished before are kept."
+        try:
+            answer: dict[str, Any] = child.request(
+                "build", lambda fraction: on_progress(one.graph, fraction), **job
+            )
+        except ChildError as error:
+            if error.kind:
+                kind = getattr(errors, error.kind, BackendError)
+                raise kind(str(error)) from error
+            hint = (
+                f" About {one.peak / _MB:.0f} MB are needed. Close other programs, add swap, or "
+                "name a smaller workspace."
+            )
+            raise BackendError(
+                f"{one.graph}: expected the build of its plan to end, but {error}"
+                f"{hint if error.killed else ''} Plans that were finished before are kept."
+            ) from error
+        child.close()
+        return answer
 
 
 def _capability_here() -> str | None:
@@ -280,45 +258,33 @@ def _capability_here() -> str | None:
         ) from error
 
 
-def _say(answer: Mapping[str, Any]) -> None:
-    sys.stdout.write(json.dumps(answer) + "\n")
-    sys.stdout.flush()
-
-
-def _child() -> None:
-    """Build what standard input describes; write progress and the answer as lines of JSON."""
+def _build(job: Mapping[str, Any], on_note: Callable[[Any], None]) -> dict[str, Any]:
+    """Build what a request describes; the child's side."""
     from zsseg_rt.backends._tensorrt import BACKEND
 
-    job = json.loads(sys.stdin.read())
     steps = 0
 
-    def tell(_: str, fraction: float) -> None:
+    def note(_: str, fraction: float) -> None:
         nonlocal steps
         steps += 1
-        _say({"fraction": fraction})
+        on_note(fraction)
 
-    try:
-        options = BackendOptions(
-            cache_dir=Path(job["cache_dir"]),
-            dynamic_axes={name: tuple(bounds) for name, bounds in job["axes"].items()},
-            compute_capability=job["compute_capability"] or _capability_here(),
-            workspace=job["workspace"],
-            progress=tell,
-        )
-        plan = BACKEND.build_plan(Path(job["path"]), precision=job["precision"], options=options)
-    except ZssegError as error:
-        _say({"error": type(error).__name__, "message": str(error)})
-        sys.exit(1)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    answer = {
+    options = BackendOptions(
+        cache_dir=Path(job["cache_dir"]),
+        dynamic_axes={name: tuple(bounds) for name, bounds in job["axes"].items()},
+        compute_capability=job["compute_capability"] or _capability_here(),
+        workspace=job["workspace"],
+        progress=note,
+    )
+    plan = BACKEND.build_plan(Path(job["path"]), precision=job["precision"], options=options)
+    return {
         "path": None if plan.path is None else str(plan.path),
         "size": len(plan.data),
         "precision": plan.report["precision"],
         "was_there": not steps,
-        "peak": peak,
+        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
-    _say(answer)
 
 
 if __name__ == "__main__":
-    _child()
+    answer_requests(_build)
