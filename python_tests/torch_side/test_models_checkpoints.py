@@ -2,6 +2,8 @@
 
 import os
 import sys
+from argparse import Namespace
+from collections import OrderedDict, defaultdict, deque
 from pathlib import Path
 
 import numpy as np
@@ -207,8 +209,8 @@ class RunsCode:
         return (os.mkdir, (str(self.marker),))
 
 
-class OptimizerState:
-    """A class that torch does not read without trust."""
+class Beside:
+    """A class of a trainer's, which is not imported to read the weights."""
 
 
 def official_file(**extra):
@@ -223,7 +225,7 @@ def test_torch_files(tmp_path, key):
     assert same(load_checkpoint(tmp_path / "a.pth"), state_dict)
 
 
-def test_optimizer_state_loads_without_trust(tmp_path):
+def test_optimizer_state_lies_beside(tmp_path):
     model = tiny.zegclip_model()
     optimizer = torch.optim.AdamW([tensor for _, tensor in model.trainable_parameters()])
     model(tiny.image(1, 3, 64, 64), tiny.text_embeds(7, 32)).mask_logits.sum().backward()
@@ -244,35 +246,90 @@ def test_safetensors_files(tmp_path):
     assert same(load_checkpoint(tmp_path / "a.safetensors"), state_dict)
 
 
-def test_code_in_a_pickle_is_refused_and_not_run(tmp_path):
+BESIDE = {
+    "optimizer": Beside(),
+    "args": Namespace(lr=1e-3, out=Path("runs"), device=torch.device("cpu"), kind=np.mean),
+    "best": np.float64(0.5),
+    "history": deque([1.0], maxlen=3),
+    "per_class": defaultdict(list, road=[np.arange(3)]),
+    "names": {"road", "car"},
+    "sparse": torch.eye(2).to_sparse(),
+    "model": "ViT-B-16",
+}
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod.model."])
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("with_zip", [True, False])
+def test_weights_are_read_from_whatever_a_trainer_saves(tmp_path, prefix, protocol, with_zip):
+    state_dict = tiny.zegclip_state_dict()
+    wrapped = OrderedDict((prefix + key, value) for key, value in state_dict.items())
+    form = {"pickle_protocol": protocol, "_use_new_zipfile_serialization": with_zip}
+    torch.save(BESIDE | {"state_dict": wrapped}, tmp_path / "a.pth", **form)
+    assert same(load_checkpoint(tmp_path / "a.pth"), state_dict)
+
+
+class Averaged(nn.Module):
+    """As torch.optim.swa_utils.AveragedModel: a counter beside the wrapped model."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+        self.register_buffer("n_averaged", torch.tensor(1))
+        self.register_buffer("unsaved", torch.ones(2), persistent=False)
+
+
+SAVED = {
+    "a pickled module": lambda model: model,
+    "a module under a name, and none": lambda model: {"model": None, "ema": model.half().float()},
+    "an average": Averaged,
+    "an average's weights": lambda model: Averaged(model).state_dict(),
+    "DeepSpeed's": lambda model: {"module": model.state_dict(), "optimizer": {"state": {}}},
+    "holders in holders": lambda model: {"checkpoint": {"model": model.state_dict()}},
+    "compiled inside": lambda model: {f"_orig_mod.{k}": v for k, v in model.state_dict().items()},
+}
+
+
+@pytest.mark.parametrize("saved", SAVED.values(), ids=SAVED)
+def test_weights_are_found_where_trainers_put_them(tmp_path, saved):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    torch.save(saved(model), tmp_path / "a.pth")
+    assert same(load_checkpoint(tmp_path / "a.pth"), model.state_dict())
+
+
+def test_what_lies_beside_wrapped_weights_is_named(tmp_path, caplog):
+    weights = {"model.a": torch.ones(1), "model.b": torch.ones(1), "loss.w": torch.ones(1)}
+    torch.save({"state_dict": weights}, tmp_path / "a.pth")
+    assert load_checkpoint(tmp_path / "a.pth").keys() == {"a", "b"}
+    assert "loss.w" in caplog.text
+
+
+def test_two_sets_of_weights_are_not_chosen_from(tmp_path):
+    one = {"w": torch.ones(1)}
+    torch.save({"student": one, "teacher": one}, tmp_path / "a.pth")
+    with refused(CheckpointError, "a.pth", "student", "teacher"):
+        load_checkpoint(tmp_path / "a.pth")
+
+
+def test_code_in_a_pickle_is_not_run(tmp_path):
     marker = tmp_path / "ran"
     torch.save(official_file(optimizer=RunsCode(marker)), tmp_path / "a.pth")
-    with refused(CheckpointError, "a.pth", "'posix.mkdir'"):
-        load_checkpoint(tmp_path / "a.pth")
+    build(load_checkpoint(tmp_path / "a.pth"))
     assert not marker.exists()
 
 
-def test_foreign_classes_load_with_trust_only(tmp_path):
-    torch.save(official_file(optimizer=OptimizerState()), tmp_path / "a.pth")
-    with refused(CheckpointError, "a.pth"):
-        load_checkpoint(tmp_path / "a.pth")
-    build(load_checkpoint(tmp_path / "a.pth", trust=True))
-
-
 def test_a_class_that_is_not_installed(tmp_path, monkeypatch):
-    torch.save(official_file(optimizer=OptimizerState()), tmp_path / "a.pth")
-    monkeypatch.delattr(sys.modules[__name__], "OptimizerState")
-    with refused(CheckpointError, "a.pth"):
-        load_checkpoint(tmp_path / "a.pth", trust=True)
+    torch.save(official_file(optimizer=Beside()), tmp_path / "a.pth")
+    monkeypatch.delattr(sys.modules[__name__], "Beside")
+    build(load_checkpoint(tmp_path / "a.pth"))
 
 
 @pytest.mark.parametrize("name", ["a.pth", "a.pt", "a.safetensors"])
 @pytest.mark.parametrize("content", [b"", b"hello, world\n", b"\x80\x02]q\x00", b"PK\x03\x04" * 9])
-@pytest.mark.parametrize("trust", [False, True])
-def test_other_files_are_refused(tmp_path, name, content, trust):
+def test_other_files_are_refused(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(CheckpointError, match=f"{name}: expected a checkpoint file"):
-        load_checkpoint(tmp_path / name, trust=trust)
+        load_checkpoint(tmp_path / name)
 
 
 @pytest.mark.parametrize("share", [0.3, 0.99])

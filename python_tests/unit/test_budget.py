@@ -18,7 +18,7 @@ ROOMS = {
     "ops": 2_070,
     "backends": 8_000,
     "runtime": 5_950,
-    "text": 1_700,
+    "text": 1_620,
     "bundles demo fetch": 2_100,
     "results": 1_420,
     "photos": 500,
@@ -31,7 +31,7 @@ ROOMS = {
     "models": 7_870,
     "export": 7_830,
     "training": 7_400,
-    "torch_files": 2_040,
+    "torch_files": 2_120,
 }
 
 

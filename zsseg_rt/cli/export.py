@@ -20,7 +20,6 @@ from zsseg_rt.cli.options import (
     OverwriteOption,
     SizeOption,
     TextHeadsOption,
-    TrustOption,
     UsageError,
     check_activation,
     read_size,
@@ -131,7 +130,6 @@ class _DenseClip:
     pm: str | None = opt("How sfp and sc_clip find outliers: l2, som or lof; default: the head's.")
     r: float = opt("Share of the class token that sfp and sc_clip add to patches.", 0.3)
     beta: float = opt("Cosine below which sfp and sc_clip let patches share nothing.", 0.4)
-    trust: TrustOption = False
 
 
 @export_app.command("dense-clip")
@@ -147,7 +145,7 @@ def export_dense_clip(
 ) -> None:
     """Export plain CLIP with a training-free dense head, its text tower and its tokenizer.
 
-    --clip demo or --clip FILE.safetensors needs no torch.
+    --clip demo or --clip FILE needs no torch.
     """
     check_activation("--activation", model.activation)
     if _names_weights(model.clip):
@@ -156,7 +154,7 @@ def export_dense_clip(
     if model.pretrained is None:
         raise UsageError(
             f"--pretrained: expected a tag such as openai for --clip {model.clip}, got nothing; "
-            "or give weights: --clip FILE.safetensors, --clip demo"
+            "or give weights: --clip FILE, --clip demo"
         )
     from zsseg_rt.models import create_model
     from zsseg_rt.torch_files.clip_space import describe_space
@@ -179,9 +177,8 @@ def _export_clip_file(
     from zsseg_rt.bundles.bundle import Bundle
     from zsseg_rt.export.clip_file import ACTIVATIONS, DenseHead, export_clip_file
 
-    if model.pretrained is not None or model.trust:
-        given = "--trust" if model.pretrained is None else "--pretrained"
-        raise UsageError(f"{given}: expected nothing beside --clip {model.clip}, which is weights")
+    if model.pretrained is not None:
+        raise UsageError(f"--pretrained: expected nothing beside --clip {model.clip}, a file")
     settings = vars(model).keys() & vars(DenseHead()).keys()
     head = DenseHead(size_hw=size_hw, **{name: getattr(model, name) for name in settings})
     with ProgressBar() as bar:

@@ -14,7 +14,6 @@ from zsseg_rt.cli.options import (
     SizeOption,
     TemplateOption,
     TextHeadsOption,
-    TrustOption,
     check_activation,
     read_size,
 )
@@ -38,7 +37,6 @@ class _Student:
     unknown_below: float | None = opt("Background threshold in [0, 1]; paper: VOC 0.95, COCO 0.35.")
     num_heads: int | None = opt("Heads of the encoder; default: one per 64 channels.")
     head_heads: int | None = opt("Heads of the segmentation head; default as for the encoder.")
-    trust: TrustOption = False
 
     def space(self) -> str:
         """What its text space is called."""
@@ -79,7 +77,6 @@ def export_zeroseg(
             with_decoder=False,
             activation=student.text_activation,
             text_heads=student.text_heads,
-            trust=student.trust,
             **{name: count for name, count in heads.items() if count is not None},
         )
     bundle.write_model(

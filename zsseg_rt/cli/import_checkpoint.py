@@ -12,7 +12,6 @@ import typer
 from zsseg_rt.cli.groups import ModelOutput, opt, takes_groups
 from zsseg_rt.cli.options import (
     SizeOption,
-    TrustOption,
     UsageError,
     flat_names,
     indices_of,
@@ -30,7 +29,6 @@ class _Checkpoint:
     """A checkpoint in its authors' layout."""
 
     checkpoint: Annotated[Path, typer.Argument(help="Official checkpoint (.pth, .safetensors).")]
-    trust: TrustOption = False
 
     def settings(self) -> dict[str, Any]:
         """What the checkpoint does not say."""
@@ -40,7 +38,7 @@ class _Checkpoint:
         """Its tensors, float32."""
         from zsseg_rt.models import load_checkpoint, normalize_state_dict
 
-        return normalize_state_dict(load_checkpoint(self.checkpoint, trust=self.trust))
+        return normalize_state_dict(load_checkpoint(self.checkpoint))
 
     def load(self, architecture: str, **settings: Any) -> Any:
         """Build the model."""
@@ -101,7 +99,7 @@ class _ZegFormer(_Official):
             raise UsageError(f"--fusion: expected one of {', '.join(FUSIONS)}, got {self.fusion}")
         own = ("fusion", "calibration", "region_style")
         chosen = super().settings() | {name: getattr(self, name) for name in own}
-        return chosen | {"clip": _load_clip(self.clip, trust=self.trust)}
+        return chosen | {"clip": _load_clip(self.clip)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +124,7 @@ class _CatSeg(_Checkpoint):
         from zsseg_rt.models import from_official
         from zsseg_rt.torch_files import clip_difference as files
 
-        clip = files.official_tensors(_load_clip(self.clip, trust=self.trust))
+        clip = files.official_tensors(_load_clip(self.clip))
         with arguments_called({"clip": "--clip"}):
             state_dict = files.read_difference(self.checkpoint, clip) or self.read()
             equal = files.equal_keys(state_dict, clip)
@@ -255,7 +253,7 @@ def _zegformer_prompts(name: str) -> Sequence[str]:
     return known[name]
 
 
-def _load_clip(source: str | None, *, trust: bool) -> Any:
+def _load_clip(source: str | None) -> Any:
     """CLIP's weights from a file or a tag; files without an activation are OpenAI's."""
     if source is None:
         return None
@@ -263,7 +261,7 @@ def _load_clip(source: str | None, *, trust: bool) -> Any:
 
     activation: Any = "quick_gelu" if is_file(Path(source)) else None
     with arguments_called({"source": "--clip"}):
-        return load_clip(source, activation=activation, trust=trust)
+        return load_clip(source, activation=activation)
 
 
 def _describe_space(source: str) -> str:

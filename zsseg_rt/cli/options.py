@@ -57,9 +57,6 @@ TemplateOption = Annotated[list[str] | None, typer.Option(help="Prompt with one 
 TextHeadsOption = Annotated[
     int | None, typer.Option(help="Heads of the text tower, for a weights file.")
 ]
-TrustOption = Annotated[
-    bool, typer.Option(help="Load a pickle, which may run code; only if you trust its author.")
-]
 CosineOption = Annotated[
     str | None,
     typer.Option(

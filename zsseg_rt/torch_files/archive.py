@@ -1,4 +1,4 @@
-"""Read files of ``torch.save`` without running any code that they hold.
+"""Read files of ``torch.save`` without running any code that they hold, and without torch.
 
 Sizes that a file claims are checked against the file before memory is allocated for them.
 """
@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from zsseg_rt.torch_files.inert_pickle import Machine, StoredTensor
+from zsseg_rt.torch_files.shapes import Array
 
 _MAGIC_NUMBER = 0x1950A86A20F9469CFC6C  # of torch.save before version 1.6
 _FORMAT_VERSION = 1001
@@ -27,31 +27,34 @@ _MAX_EXPANSION, _ALWAYS_ALLOWED = 4, 1 << 24
 
 
 class TensorReader:
-    """Makes tensors from the storages of a file; those of one storage share its memory."""
+    """Makes arrays from the storages of a file; those of one storage share its memory."""
 
     def __init__(self, read: Callable[[str], bytearray], file_size: int) -> None:
         self._read = read
-        self._storages: dict[str, Tensor] = {}
+        self._storages: dict[str, bytearray] = {}
         self._left = max(_MAX_EXPANSION * file_size, _ALWAYS_ALLOWED)
 
-    def make(self, stored: StoredTensor) -> Tensor:
-        """Read a tensor."""
-        self._left -= math.prod(stored.shape) * stored.dtype.itemsize
+    def make(self, stored: StoredTensor) -> Array:
+        """Read a tensor; bfloat16, which NumPy lacks, as the uint16 of its bits."""
+        dtype, shape = element_type(stored.dtype), stored.shape
+        self._left -= math.prod(shape) * dtype.itemsize
         if self._left < 0:
             raise ValueError("tensors that are much larger than the file")
         if stored.key not in self._storages:
-            content = self._read(stored.key)
-            empty = torch.empty(0, dtype=torch.uint8)
-            self._storages[stored.key] = (
-                torch.frombuffer(content, dtype=torch.uint8) if content else empty
-            )
-        storage = self._storages[stored.key].view(stored.dtype)
-        reach = sum(
-            (n - 1) * stride for n, stride in zip(stored.shape, stored.strides, strict=True)
-        )
-        if math.prod(stored.shape) and stored.offset + reach >= storage.numel():
-            raise ValueError(f"a tensor of shape {list(stored.shape)} beyond its storage")
-        return storage.as_strided(stored.shape, stored.strides, stored.offset)
+            self._storages[stored.key] = self._read(stored.key)
+        storage = self._storages[stored.key]
+        reach = sum((n - 1) * stride for n, stride in zip(shape, stored.strides, strict=True))
+        if not math.prod(shape):
+            return np.empty(shape, dtype)
+        if stored.offset + reach >= len(storage) // dtype.itemsize:
+            raise ValueError(f"a tensor of shape {list(shape)} beyond its storage")
+        steps = tuple(stride * dtype.itemsize for stride in stored.strides)
+        return np.ndarray(shape, dtype, storage, stored.offset * dtype.itemsize, steps)
+
+
+def element_type(name: str) -> np.dtype[Any]:
+    """The type of a stored tensor's elements; that of its bits for bfloat16."""
+    return np.dtype("uint16" if name == "bfloat16" else name)
 
 
 class Archive:
@@ -77,9 +80,9 @@ class Archive:
         with zipfile.ZipFile(path) as file:
             yield cls(file, path.stat().st_size)
 
-    def unpickle(self, machine: Machine) -> Any:
+    def unpickle(self) -> Any:
         """The content of the archive, with tensors as :class:`StoredTensor`."""
-        return machine.run(io.BytesIO(self._read("data.pkl")))
+        return Machine().run(io.BytesIO(self._read("data.pkl")))
 
     def _read(self, name: str) -> bytearray:
         entry = self.file.getinfo(f"{self.folder}/{name}")
@@ -104,9 +107,9 @@ def open_torch_file(path: Path) -> Iterator[tuple[Any, TensorReader]]:
     """
     if zipfile.is_zipfile(path):
         with Archive.open(path) as archive:
-            yield archive.unpickle(Machine(stand_ins=False)), archive.tensors
+            yield archive.unpickle(), archive.tensors
     else:
-        machine, size = Machine(stand_ins=False), path.stat().st_size
+        machine, size = Machine(), path.stat().st_size
         with path.open("rb") as stream:
             content = _read_old_header(machine, stream)
             places = _storage_places(machine, stream, size)
@@ -131,7 +134,7 @@ def _storage_places(machine: Machine, stream: BinaryIO, size: int) -> dict[str, 
     places = {}
     for key in machine.run(stream):
         count = int.from_bytes(stream.read(8), sys.byteorder)
-        begin, num_bytes = stream.tell(), count * machine.storages[key].itemsize
+        begin, num_bytes = stream.tell(), count * element_type(machine.storages[key]).itemsize
         if begin + num_bytes > size:
             raise EOFError(f"storage {key[:40]!r} ends past the end of the file")
         places[key] = (begin, num_bytes)

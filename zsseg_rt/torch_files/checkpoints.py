@@ -3,123 +3,57 @@
 from __future__ import annotations
 
 import math
-import pickle
 import re
-import struct
-import zipfile
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from zsseg_rt.errors import CheckpointError
-from zsseg_rt.torch_files import torchscript
-from zsseg_rt.torch_files.archive import open_torch_file
-from zsseg_rt.torch_files.inert_pickle import ForeignObjectError, StoredTensor
+from zsseg_rt.torch_files.shapes import Array
+from zsseg_rt.torch_files.weights import read_safetensors, read_weights, unwrap
 
-# What reading may raise on bytes that are not a checkpoint, or on classes that are not installed.
-_READING_ERRORS = (
-    pickle.UnpicklingError,
-    struct.error,
-    zipfile.BadZipFile,
-    zlib.error,
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    ImportError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
-_T = TypeVar("_T")
 _LISTED, _SHOWN = 5, 160  # offending keys that an error lists, and characters of each
 
 DIFFERS_FROM = "zsseg_rt.differs_from"
 """Names, in a file's metadata, the weights without which it is not a whole checkpoint."""
 
 
-def load_checkpoint(path: str | Path, *, trust: bool = False) -> dict[str, Tensor]:
-    """Read the ``state_dict`` of a checkpoint file, unchanged.
+def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
+    """Read the weights of a checkpoint file of any training run.
 
-    It reads files of ``torch.save`` that hold a ``state_dict``, bare or under ``"state_dict"``
-    (mmcv) or ``"model"`` (detectron2), ``.safetensors`` files, and TorchScript archives. Nothing
-    that a file holds is run; for TorchScript archives, not even with ``trust``.
-
-    Args:
-        path: The file.
-        trust: Also read pickles that hold more than tensors and plain values, with ``torch.load``.
-            Such a file can run any code while it is read: use True only for a file whose author
-            you trust.
+    It reads files of ``torch.save``, ``.safetensors`` files and TorchScript archives. In the first,
+    a ``state_dict`` may be bare, under a key such as ``"state_dict"`` (mmcv, Lightning) or
+    ``"model"`` (detectron2), or a pickled module's; whatever lies beside it is not read. Prefixes
+    of wrappers (``module.``, ``model.``, ``_orig_mod.``) are stripped. Nothing that a file holds is
+    run.
 
     Returns:
-        Tensors by key, on the CPU.
+        Tensors by key, of the file's types, on the CPU.
 
     Raises:
-        CheckpointError: The file is missing, is none of these, is damaged, claims more memory than
-            it holds, or needs ``trust``.
+        CheckpointError: The file is missing, is none of these, is damaged, or claims more memory
+            than it holds.
     """
     path = Path(path)
     if not _is_file(path):
         raise CheckpointError(f"path: expected a checkpoint file, got {path}. Check the path.")
-    try:
-        return _read(path, trust)
-    except CheckpointError:
-        raise
-    except ForeignObjectError as error:
+    if path.suffix != ".safetensors":
+        return {key: _tensor(*stored) for key, stored in read_weights(path).items()}
+    tensors, metadata = read_safetensors(path, "pt")
+    if DIFFERS_FROM in metadata:
         raise CheckpointError(
-            f"{path.name}: expected tensors and plain values only, got a pickle that names "
-            f"'{str(error)[:80]}', which can run code while it is read. If you trust the file's "
-            "author, pass trust=True (--trust on the command line)."
-        ) from error
-    except _READING_ERRORS as error:
-        raise _unreadable(path, error) from error
+            f"{path.name}: expected a whole checkpoint, got one that holds only what differs "
+            f"from {metadata[DIFFERS_FROM][:80]}. Name that CLIP beside it: zsseg-rt "
+            "import-checkpoint cat_seg FILE --clip CLIP."
+        )
+    return unwrap(tensors, path.name)
 
 
-def is_torchscript(path: Path) -> bool:
-    """Whether a file is a TorchScript archive, such as OpenAI's ``ViT-B-16.pt``."""
-    try:
-        return torchscript.is_torchscript(path)
-    except _READING_ERRORS as error:
-        raise _unreadable(path, error) from error
-
-
-def _read(path: Path, trust: bool) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        tensors, metadata = read_safetensors(path)
-        if DIFFERS_FROM in metadata:
-            raise CheckpointError(
-                f"{path.name}: expected a whole checkpoint, got one that holds only what differs "
-                f"from {metadata[DIFFERS_FROM][:80]}. Name that CLIP beside it: zsseg-rt "
-                "import-checkpoint cat_seg FILE --clip CLIP."
-            )
-        return tensors
-    if is_torchscript(path):
-        return torchscript.read_torchscript(path)
-    if trust:
-        content = torch.load(path, map_location="cpu", weights_only=False)
-        return _find_state_dict(content, path, Tensor)
-    with open_torch_file(path) as (content, reader):
-        found = _find_state_dict(content, path, StoredTensor)
-        return {key: reader.make(stored) for key, stored in found.items()}
-
-
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a ``.safetensors`` file, and what it says of them."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            return tensors, file.metadata() or {}
-    except (SafetensorError, *_READING_ERRORS) as error:
-        raise _unreadable(path, error) from error
+def _tensor(array: Array, dtype: str) -> Tensor:
+    tensor = torch.from_numpy(array)
+    return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor
 
 
 def _is_file(path: Path) -> bool:
@@ -129,44 +63,10 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _unreadable(path: Path, error: BaseException) -> CheckpointError:
-    # only the first sentence: torch.load goes on to explain unsafe loading
-    reason = str(error).strip().split("\n")[0].split(". ")[0][:200]
-    return CheckpointError(
-        f"{path.name}: expected a checkpoint file, got one that cannot be read "
-        f"({type(error).__name__}: {reason}). Get the file again."
-    )
-
-
-def _find_state_dict(content: Any, path: Path, kind: type[_T]) -> dict[str, _T]:
-    """The tensors in a file's content; ``kind`` is the class that stands for a tensor."""
-    for key in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    if not isinstance(content, Mapping) or not content:
-        raise CheckpointError(
-            f"{path.name}: expected a state_dict, got "
-            f"{'a tensor' if isinstance(content, kind) else type(content).__name__}. "
-            "Save the model's state_dict()."
-        )
-    others = [
-        key if isinstance(key, str) else f"a {type(key).__name__}"  # its text may be of any length
-        for key, value in content.items()
-        if not (isinstance(key, str) and isinstance(value, kind))
-    ]
-    if others:
-        raise CheckpointError(
-            f"{path.name}: expected only tensors by name in the state_dict, got other values under "
-            f"{_some(others)}. Save the model's state_dict()."
-        )
-    return dict(content)
-
-
 def normalize_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Undo what wrappers do to weights: strip ``module.`` from every key, make floats float32.
+    """Undo what wrappers do to weights: strip their prefixes from keys, make floats float32.
 
-    Loading never does this by itself: half-precision weights lack digits that official
+    Loading never makes floats float32 by itself: half-precision weights lack digits that official
     results were measured with.
 
     Args:
@@ -175,12 +75,9 @@ def normalize_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     Returns:
         A new mapping; tensors that need no conversion are shared.
     """
-    wrapped = all(key.startswith("module.") for key in state_dict)
     return {
-        key.removeprefix("module.") if wrapped else key: (
-            value.float() if value.is_floating_point() else value
-        )
-        for key, value in state_dict.items()
+        key: value.float() if value.is_floating_point() else value
+        for key, value in unwrap(state_dict).items()
     }
 
 

@@ -1,4 +1,4 @@
-"""Read CLIP's weights from a .safetensors file, or the small ones that ship, or say why not."""
+"""Read CLIP's weights from a file without torch, or the small ones that ship, or say why not."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from zsseg_rt.common.arrays import is_half
 from zsseg_rt.errors import CheckpointError
 from zsseg_rt.torch_files.shapes import Array, Checked, Shapes, divisor, norm, some
 from zsseg_rt.torch_files.shipped_clip import is_shipped, read_arrays
+from zsseg_rt.torch_files.weights import read_safetensors, read_weights, unwrap
 
 T = TypeVar("T")
 
@@ -25,9 +26,9 @@ _VOCAB_SIZE = 49408
 _TEXT = ("transformer.", "token_embedding.", "positional_embedding", "ln_final.", "text_projection")
 _UNUSED = {"attn_mask", "context_length", "input_resolution", "logit_bias", "logit_scale"}
 _UNUSED |= {"vocab_size"}
-_FLOATS = {"F16", "F32", "F64"}
+_FLOATS = {"float16", "float32", "float64", "bfloat16"}
 _WHAT = "a CLIP ViT"
-_ANOTHER = "It is another model's file, or damaged: get a CLIP ViT's .safetensors from open_clip."
+_ANOTHER = "It is another model's file, or damaged: get a CLIP ViT's file from open_clip."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,9 @@ def read_clip(source: str | Path) -> ClipTensors:
     """Read the weights of a CLIP ViT with a class token.
 
     Args:
-        source: A .safetensors file with open_clip's names, or ``"demo"``.
+        source: A file with open_clip's names, of any kind that
+            :func:`zsseg_rt.torch_files.weights.read_weights` reads or ``.safetensors``, or
+            ``"demo"``.
 
     Raises:
         CheckpointError: It cannot be read, holds another model, or no text tower.
@@ -90,40 +93,28 @@ def check_heads(name: str, given: int | None, width: int) -> int:
 
 
 def _read(path: Path) -> dict[str, Array]:
-    from safetensors import SafetensorError, safe_open
-
     if not path.is_file():
+        raise CheckpointError(f"{path}: expected a CLIP's file, found nothing. Check the path.")
+    is_plain = path.suffix == ".safetensors"
+    stored = unwrap(read_safetensors(path, "np")[0] if is_plain else read_weights(path), path.name)
+    wrong = [
+        f"{k} ({kind})" for k, (_, kind) in stored.items() if _is_used(k) and kind not in _FLOATS
+    ]
+    if wrong:
         raise CheckpointError(
-            f"{path}: expected a CLIP .safetensors file, found nothing. Check the path."
+            f"{path.name}: expected weights of floating point, got {some(wrong)}. "
+            "Save them as float32."
         )
-    if path.suffix != ".safetensors":
-        raise CheckpointError(
-            f"{path.name}: expected a .safetensors file, got another ending. Archives and pickles "
-            "are read with torch: give them as --pretrained."
-        )
-    try:
-        with safe_open(path, framework="np") as file:
-            keys = list(file.keys())
-            kinds = {key: file.get_slice(key).get_dtype() for key in keys}
-            wrong = [f"{k} ({kinds[k]})" for k in keys if kinds[k] not in _FLOATS and _is_used(k)]
-            if wrong:
-                raise CheckpointError(
-                    f"{path.name}: expected weights in float32 or float16, got {some(wrong)}. "
-                    "Save them as float32."
-                )
-            return {k: _float32(file.get_tensor(k)) for k in keys if kinds[k] in _FLOATS}
-    except (SafetensorError, OSError, ValueError) as exc:
-        raise CheckpointError(
-            f"{path.name}: expected a .safetensors file, got one that cannot be read "
-            f"({type(exc).__name__}: {str(exc)[:120]}). Get the file again."
-        ) from exc
+    return {k: _float32(*v) for k, v in stored.items() if v[1] in _FLOATS}
 
 
 def _is_used(key: str) -> bool:
     return key.removeprefix("text.") not in _UNUSED
 
 
-def _float32(array: Array) -> Array:
+def _float32(array: Array, kind: str) -> Array:
+    if kind == "bfloat16":  # the upper half of a float32's bits
+        array = (array.astype(np.uint32) << 16).view(np.float32)
     return np.ascontiguousarray(array, np.float32)
 
 

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from zsseg_rt.common.files import is_file, write_atomically
 from zsseg_rt.errors import CheckpointError
-from zsseg_rt.torch_files.checkpoints import DIFFERS_FROM, read_safetensors
+from zsseg_rt.torch_files.checkpoints import DIFFERS_FROM
 from zsseg_rt.torch_files.clip_weights import ClipWeights
+from zsseg_rt.torch_files.weights import read_safetensors
 
 CLIP_PREFIX = "sem_seg_head.predictor.clip_model."
 _KEYS, _HASH = "equal_keys", "equal_sha256"  # in the file's metadata, beside DIFFERS_FROM
@@ -98,7 +99,7 @@ def read_difference(path: Path, clip: Mapping[str, Tensor]) -> dict[str, Tensor]
     """
     if path.suffix != ".safetensors" or not is_file(path):
         return None
-    own, metadata = read_safetensors(path)
+    own, metadata = read_safetensors(path, "pt")
     if DIFFERS_FROM not in metadata:
         return None
     keys = metadata.get(_KEYS, "").split()

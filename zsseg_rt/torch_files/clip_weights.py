@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from zsseg_rt.common.extras import install_command
 from zsseg_rt.errors import ArgumentError, BackendUnavailableError, CheckpointError
-from zsseg_rt.torch_files.checkpoints import is_torchscript, load_checkpoint
+from zsseg_rt.torch_files.checkpoints import load_checkpoint
 from zsseg_rt.torch_files.clip_arrays import CLIP_MEAN, CLIP_STD, sort_by_tower
 from zsseg_rt.torch_files.shipped_clip import is_shipped, read_shipped
+from zsseg_rt.torch_files.weights import is_torchscript
 
 ClipActivation = Literal["quick_gelu", "gelu"]
 Activation = Literal[ClipActivation, "relu"]
@@ -54,13 +55,12 @@ def load_clip(
     activation: Activation | None = None,
     num_heads: int | None = None,
     text_heads: int | None = None,
-    trust: bool = False,
 ) -> ClipWeights:
     """Load CLIP weights.
 
     Args:
-        source: A file (OpenAI's TorchScript archive, or an open_clip ``state_dict`` as ``.pt`` or
-            ``.safetensors``), a pretrained tag of open_clip such as ``"openai"``, which downloads
+        source: A file (OpenAI's TorchScript archive, or an open_clip ``state_dict`` in whatever a
+            training run saved), a pretrained tag of open_clip such as ``"openai"``, which downloads
             unless open_clip has it cached, or ``"demo"``: the small CLIP that ships with the
             package and knows drawings of a synthetic world only.
         architecture: open_clip's name of the model, for a tag.
@@ -69,7 +69,6 @@ def load_clip(
         num_heads: Heads of the image tower, for a file; None is one per 64 channels, which is right
             for ViT-B and ViT-L but not for ViT-H and larger.
         text_heads: Heads of the text tower, for a file; None is one per 64 channels.
-        trust: See :func:`zsseg_rt.torch_files.checkpoints.load_checkpoint`.
 
     Returns:
         The weights of both towers.
@@ -93,7 +92,7 @@ def load_clip(
             "activation: expected 'quick_gelu' or 'gelu', got None. A state_dict does not say; "
             "OpenAI's, MetaCLIP's and DFN's weights use 'quick_gelu', most others 'gelu'."
         )
-    weights = split_towers(load_checkpoint(path, trust=trust), activation, path.name)
+    weights = split_towers(load_checkpoint(path), activation, path.name)
     return replace(weights, num_heads=num_heads, text_heads=text_heads)
 
 
@@ -211,7 +210,6 @@ class ClipSource(ABC):
         activation: For a ``state_dict`` file, which does not store it.
         num_heads: Heads of the image tower, for a file; None is one per 64 channels.
         text_heads: Heads of the text tower, for a file; None is one per 64 channels.
-        trust: See :func:`zsseg_rt.torch_files.checkpoints.load_checkpoint`.
     """
 
     pretrained: str | Path | None
@@ -219,7 +217,6 @@ class ClipSource(ABC):
     activation: ClipActivation | None = None
     num_heads: int | None = None
     text_heads: int | None = None
-    trust: bool = False
 
     @abstractmethod
     def build(self) -> nn.Module:
@@ -242,5 +239,4 @@ class ClipSource(ABC):
             activation=self.activation,
             num_heads=self.num_heads,
             text_heads=self.text_heads,
-            trust=self.trust,
         )

@@ -1,7 +1,7 @@
-"""Read a pickle without running any of it: nothing is imported or called.
+"""Read a pickle without running any of it: nothing is imported or called; without torch.
 
-Python's own unpickler imports what a pickle names and calls it. This one interprets the few
-instructions that torch writes. Names stay names, and calls become records.
+Python's own unpickler imports what a pickle names and calls it. This one interprets the
+instructions that ``torch.save`` writes. Names stay names, and calls become inert stand-ins.
 """
 
 from __future__ import annotations
@@ -9,25 +9,19 @@ from __future__ import annotations
 import pickle
 import pickletools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, BinaryIO
-
-import torch
 
 # Instructions that push their argument, or a fixed value.
 _PUSH_ARGUMENT = {
-    "BINFLOAT",
-    "BININT",
-    "BININT1",
-    "BININT2",
-    "BINSTRING",  # from Python 2
-    "BINUNICODE",
-    "LONG1",
-    "SHORT_BINSTRING",
+    *("BINFLOAT", "BININT", "BININT1", "BININT2", "LONG1", "LONG4"),
+    *("BINBYTES", "SHORT_BINBYTES", "BYTEARRAY8"),
+    *("BINSTRING", "SHORT_BINSTRING", "BINUNICODE", "SHORT_BINUNICODE"),  # two of Python 2
 }
 _PUSH_NEW: Mapping[str, Callable[[], Any]] = {
     "EMPTY_DICT": dict,
     "EMPTY_LIST": list,
+    "EMPTY_SET": list,
     "EMPTY_TUPLE": tuple,
     "NEWFALSE": lambda: False,
     "NEWTRUE": lambda: True,
@@ -36,18 +30,23 @@ _PUSH_NEW: Mapping[str, Callable[[], Any]] = {
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 _DTYPES = {
-    "torch.BFloat16Storage": torch.bfloat16,
-    "torch.BoolStorage": torch.bool,
-    "torch.ByteStorage": torch.uint8,
-    "torch.CharStorage": torch.int8,
-    "torch.ComplexDoubleStorage": torch.complex128,
-    "torch.ComplexFloatStorage": torch.complex64,
-    "torch.DoubleStorage": torch.float64,
-    "torch.FloatStorage": torch.float32,
-    "torch.HalfStorage": torch.float16,
-    "torch.IntStorage": torch.int32,
-    "torch.LongStorage": torch.int64,
-    "torch.ShortStorage": torch.int16,
+    "torch.BFloat16Storage": "bfloat16",
+    "torch.BoolStorage": "bool",
+    "torch.ByteStorage": "uint8",
+    "torch.CharStorage": "int8",
+    "torch.ComplexDoubleStorage": "complex128",
+    "torch.ComplexFloatStorage": "complex64",
+    "torch.DoubleStorage": "float64",
+    "torch.FloatStorage": "float32",
+    "torch.HalfStorage": "float16",
+    "torch.IntStorage": "int32",
+    "torch.LongStorage": "int64",
+    "torch.ShortStorage": "int16",
+    # These are passed over: no tensor is made of them.
+    "torch.QInt32Storage": "V4",
+    "torch.QInt8Storage": "V1",
+    "torch.QUInt8Storage": "V1",
+    "torch.storage.UntypedStorage": "V1",
 }
 # More than any checkpoint has: its pickle takes about fifteen instructions per tensor.
 _MAX_STEPS = 1 << 20  # and items that one instruction copies
@@ -58,24 +57,7 @@ _PARAMETERS = {
     "torch._utils._rebuild_parameter",
     "torch._utils._rebuild_parameter_with_state",
 }
-# Plain values that checkpoints hold besides their weights.
-_PLAIN = {
-    "__builtin__.bytearray",
-    "__builtin__.complex",
-    "__builtin__.set",
-    "_codecs.encode",
-    "builtins.bytearray",
-    "builtins.complex",
-    "builtins.set",
-    "collections.Counter",
-    "torch.Size",
-    "torch.device",
-    "torch.serialization._get_layout",
-}
-
-
-class ForeignObjectError(pickle.UnpicklingError):
-    """A pickle makes an object of a class not known to be harmless; the message names it."""
+_SETS = {"__builtin__.set", "builtins.set"}  # stand-ins for sets are lists
 
 
 @dataclass(frozen=True)
@@ -88,7 +70,7 @@ class _Name:
 @dataclass(frozen=True, eq=False)
 class _Storage:
     key: str
-    dtype: torch.dtype
+    dtype: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,30 +79,36 @@ class StoredTensor:
 
     Attributes:
         key: Key of the storage.
-        dtype: Element type.
+        dtype: Name of the element type.
         offset: Position of the first element in the storage.
         shape: Shape of the tensor.
         strides: One per axis.
     """
 
     key: str
-    dtype: torch.dtype
+    dtype: str
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
 
 
-@dataclass(eq=False)
-class Instance:
-    """A stand-in for an object.
+class Instance(dict[Any, Any]):
+    """A stand-in for an object; its items are those of the object, if that is a kind of dict.
 
     Attributes:
         class_name: Name of its class, with the module.
         attributes: Values by name; None if the class would restore its state with its own code.
     """
 
-    class_name: str
-    attributes: Mapping[Any, Any] | None = field(default_factory=dict)
+    __slots__ = ("attributes", "class_name")
+
+    def __init__(self, class_name: str) -> None:
+        super().__init__()
+        self.class_name = class_name
+        self.attributes: Mapping[Any, Any] | None = {}
+
+    __hash__ = object.__hash__  # type: ignore[assignment]
+    __eq__ = object.__eq__
 
 
 class Machine:
@@ -130,9 +118,8 @@ class Machine:
         storages: Element type of every named storage, by key.
     """
 
-    def __init__(self, *, stand_ins: bool) -> None:
-        self._stand_ins = stand_ins
-        self.storages: dict[str, torch.dtype] = {}
+    def __init__(self) -> None:
+        self.storages: dict[str, str] = {}
 
     def run(self, stream: BinaryIO) -> Any:
         """Read one pickle and leave the stream just after it.
@@ -171,8 +158,14 @@ class Machine:
             raise pickle.UnpicklingError("a pickle longer than any checkpoint's")
 
     def _protocol(self, version: int) -> None:
-        if version != 2:
-            raise pickle.UnpicklingError(f"pickle protocol {version} instead of torch's, 2")
+        if not 2 <= version <= 5:
+            raise pickle.UnpicklingError(f"pickle protocol {version} instead of 2 to 5")
+
+    def _skip(self, _: Any) -> None:
+        """A frame's length says nothing that is needed."""
+
+    def _pop(self, _: Any) -> None:
+        self._stack.pop()
 
     def _mark(self, _: Any) -> None:
         self._outer.append(self._stack)
@@ -187,36 +180,36 @@ class Machine:
         self._stack.append(tuple(items))
 
     def _append(self, _: Any) -> None:
-        item = self._stack.pop()
-        self._top(list).append(item)
+        self._extend([self._stack.pop()])
 
     def _appends(self, _: Any) -> None:
-        items = self._pop_to_mark()
-        self._top(list).extend(items)
+        self._extend(self._pop_to_mark())
+
+    def _extend(self, items: list[Any]) -> None:
+        target = self._stack[-1]
+        if isinstance(target, list):
+            target.extend(items)
+        elif not isinstance(target, Instance):  # whose list nobody reads
+            raise pickle.UnpicklingError(f"items for a {type(target).__name__}")
 
     def _set_item(self, _: Any) -> None:
         value, key = self._stack.pop(), self._stack.pop()
-        self._put(self._top(dict), [key, value])
+        self._put(self._stack[-1], [key, value])
 
     def _set_items(self, _: Any) -> None:
         items = self._pop_to_mark()
-        self._put(self._top(dict), items)
+        self._put(self._stack[-1], items)
 
-    def _top(self, kind: type) -> Any:
-        if type(self._stack[-1]) is not kind:
-            raise pickle.UnpicklingError(
-                f"items for a {type(self._stack[-1]).__name__} instead of a {kind.__name__}"
-            )
-        return self._stack[-1]
-
-    def _remember(self, index: int) -> None:
-        self._memo[index] = self._stack[-1]
+    def _remember(self, index: int | None) -> None:
+        self._memo[len(self._memo) if index is None else index] = self._stack[-1]
 
     def _recall(self, index: int) -> None:
         self._stack.append(self._memo[index])
 
     def _put(self, target: dict[Any, Any], items: list[Any]) -> None:
         """Add alternating keys and values."""
+        if not isinstance(target, dict):
+            raise pickle.UnpicklingError(f"items for a {type(target).__name__}")
         for key, value in zip(items[::2], items[1::2], strict=True):
             if isinstance(key, tuple):
                 self._tuple_keys_left -= 1
@@ -231,64 +224,83 @@ class Machine:
     def _name(self, text: str) -> None:
         self._stack.append(_Name(text.replace(" ", ".")))
 
+    def _name_of_stack(self, _: Any) -> None:
+        name, module = self._stack.pop(), self._stack.pop()
+        self._name(f"{module} {name}")
+
     def _name_storage(self, _: Any) -> None:
-        what, kind, key, _, _, *view = _parts(self._stack.pop(), most=6)
-        dtype = _DTYPES.get(kind.text)
-        if what != "storage" or type(key) is not str or dtype is None or view not in ([], [None]):
+        what, kind, key, *_, view = [*_parts(self._stack.pop(), most=6), None][:6]
+        if what == "module":  # a class with its source text, in files of torch.save before 1.6
+            self._stack.append(kind)
+            return
+        if what != "storage" or type(key) is not str or view is not None:
             raise pickle.UnpicklingError(f"a storage of {kind.text}, which is not read")
+        dtype = _DTYPES.get(kind.text)
+        if dtype is None:  # of tensors that are not read either
+            self._stack.append(Instance(kind.text))
+            return
         if self.storages.setdefault(key, dtype) != dtype:
             raise pickle.UnpicklingError(f"storage {key[:40]!r} with two element types")
         self._stack.append(_Storage(key, dtype))
 
     def _call(self, _: Any) -> None:
-        arguments, name = self._stack.pop(), self._stack.pop().text
-        if name in _TENSORS:
-            self._stack.append(_stored_tensor(*_parts(arguments, most=7)))
-        elif name in _PARAMETERS:
-            self._stack.append(arguments[0])
-        elif name == "collections.OrderedDict":
+        arguments, name = self._stack.pop(), self._stack.pop()
+        self._stack.append(self._result(name.text if isinstance(name, _Name) else "", arguments))
+
+    def _result(self, name: str, arguments: Any) -> Any:
+        if name in _TENSORS and not _passed_over(arguments[0]):
+            return _stored_tensor(*_parts(arguments, most=7))
+        if name in _PARAMETERS:
+            return arguments[0]
+        if name == "torch._tensor._rebuild_from_type_v2":  # a tensor with attributes of its own
+            return self._result(arguments[0].text, arguments[2])
+        if name in _SETS and arguments and isinstance(arguments[0], list):
+            return arguments[0]
+        if name == "collections.OrderedDict":
             pairs = arguments[0] if arguments else []
             made: dict[Any, Any] = {}
             self._spend(len(pairs))
             self._put(made, [part for pair in pairs for part in _parts(pair, most=2)])
-            self._stack.append(made)
-        elif name.startswith("torch._utils."):
-            raise pickle.UnpicklingError(f"a tensor made by {name[:80]}, which is not read")
-        elif name in _PLAIN or self._stand_ins:
-            self._stack.append(Instance(name))
-        else:
-            raise ForeignObjectError(name)
+            return made
+        return Instance(name)
 
     def _make(self, _: Any) -> None:
-        _, name = self._stack.pop(), self._stack.pop().text
-        if not self._stand_ins:
-            raise ForeignObjectError(name)
-        self._stack.append(Instance(name))
+        _, name = self._stack.pop(), self._stack.pop()
+        self._stack.append(Instance(name.text))
+
+    def _make_by_names(self, _: Any) -> None:
+        self._stack.pop()
+        self._make(None)
 
     def _build(self, _: Any) -> None:
         state, target = self._stack.pop(), self._stack[-1]
-        if isinstance(target, Instance):
+        if isinstance(target, Instance):  # others carry torch's own notes
             target.attributes = state if isinstance(state, dict) else None
-        elif not isinstance(target, (dict, StoredTensor)):  # these carry torch's own notes
-            raise pickle.UnpicklingError(f"a state for a {type(target).__name__}")
 
 
 _ACTIONS: Mapping[str, Callable[[Machine, Any], None]] = {
+    "ADDITEMS": Machine._appends,
     "APPEND": Machine._append,
     "APPENDS": Machine._appends,
     "BINGET": Machine._recall,
     "BINPERSID": Machine._name_storage,
     "BINPUT": Machine._remember,
     "BUILD": Machine._build,
+    "FRAME": Machine._skip,
+    "FROZENSET": Machine._tuple,
     "GLOBAL": Machine._name,
     "LONG_BINGET": Machine._recall,
     "LONG_BINPUT": Machine._remember,
     "MARK": Machine._mark,
+    "MEMOIZE": Machine._remember,
     "NEWOBJ": Machine._make,
+    "NEWOBJ_EX": Machine._make_by_names,
+    "POP": Machine._pop,
     "PROTO": Machine._protocol,
     "REDUCE": Machine._call,
     "SETITEM": Machine._set_item,
     "SETITEMS": Machine._set_items,
+    "STACK_GLOBAL": Machine._name_of_stack,
     "TUPLE": Machine._tuple,
 }
 
@@ -297,6 +309,10 @@ def _parts(given: Any, *, most: int) -> tuple[Any, ...] | list[Any]:
     if not isinstance(given, (tuple, list)) or len(given) > most:
         raise pickle.UnpicklingError("a description that makes no sense")
     return given
+
+
+def _passed_over(storage: Any) -> bool:
+    return isinstance(storage, (Instance, _Storage)) and getattr(storage, "dtype", "V")[0] == "V"
 
 
 def _stored_tensor(

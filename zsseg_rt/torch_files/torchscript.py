@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from zsseg_rt.torch_files.archive import Archive
-from zsseg_rt.torch_files.inert_pickle import Instance, Machine, StoredTensor
+from zsseg_rt.torch_files.inert_pickle import Instance, StoredTensor
+from zsseg_rt.torch_files.shapes import Array
 
 _MAX_CODE, _MAX_NAMES = 1 << 25, 1 << 16  # characters of source text, of a module's names
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -37,16 +36,18 @@ def is_torchscript(path: Path) -> bool:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
-def read_torchscript(path: Path) -> dict[str, Tensor]:
+def read_torchscript(path: Path) -> dict[str, tuple[Array, str]]:
     """Read what ``torch.jit.load(path).state_dict()`` returns.
 
     Returns:
-        Parameters and buffers by key.
+        Parameters and buffers by key; see :func:`zsseg_rt.torch_files.weights.read_weights`.
     """
     with Archive.open(path) as archive:
-        modules = _module_classes(archive)
-        stored = _named_tensors(archive.unpickle(Machine(stand_ins=True)), modules)
-        return {key: archive.tensors.make(tensor) for key, tensor in stored.items()}
+        classes, root = _module_classes(archive), archive.unpickle()
+        if not _is_module(root, classes):
+            raise ValueError(f"a {type(root).__name__} instead of a module")
+        stored = named_tensors(root, lambda module: _parts_of(module, classes))
+        return {key: (archive.tensors.make(t), t.dtype) for key, t in stored.items()}
 
 
 def _module_classes(archive: Archive) -> dict[str, _Names]:
@@ -72,37 +73,45 @@ def _module_classes(archive: Archive) -> dict[str, _Names]:
     return classes
 
 
-def _named_tensors(root: Any, classes: Mapping[str, _Names]) -> Mapping[str, StoredTensor]:
-    """The tensors of a module and of its submodules."""
-    if not _is_module(root, classes):
-        raise ValueError(f"a {type(root).__name__} instead of a module")
+def named_tensors(
+    root: Instance, parts_of: Callable[[Instance], Mapping[Any, Any]]
+) -> dict[str, StoredTensor]:
+    """The tensors of a module and of its submodules, which ``parts_of`` gives by name."""
     found: dict[str, StoredTensor] = {}
     waiting, left = [("", root)], _MAX_ATTRIBUTES
     while waiting:
         prefix, module = waiting.pop()
-        names, attributes = classes[module.class_name], _attributes_of(module)
-        left -= 1 + len(attributes)
-        for name, value in attributes.items():
+        parts = parts_of(module)
+        left -= 1 + len(parts)
+        for name, value in parts.items():
             key = f"{prefix}{name}" if isinstance(name, str) else ""
             if left < 0 or not 0 < len(key) <= _MAX_KEY:
                 raise ValueError("modules that contain each other without end")
-            if isinstance(value, StoredTensor) and (names is None or name in names):
+            if isinstance(value, StoredTensor):
                 found[key] = value
-            elif _is_module(value, classes):
+            elif isinstance(value, Instance):
                 waiting.append((f"{key}.", value))
     if not found:
         raise ValueError("modules without a tensor")
     return found
 
 
-def _is_module(value: Any, classes: Mapping[str, _Names]) -> bool:
-    return isinstance(value, Instance) and value.class_name in classes
-
-
-def _attributes_of(module: Instance) -> Mapping[Any, Any]:
+def _parts_of(module: Instance, classes: Mapping[str, _Names]) -> Mapping[Any, Any]:
+    """A module's parameters, buffers and submodules, among other attributes."""
     if module.attributes is None:
         raise ValueError(
             f"{module.class_name[:80]}, which restores its state by code of its own, which is "
             "never run"
         )
-    return module.attributes
+    names, parts = classes[module.class_name], {}
+    for name, value in module.attributes.items():
+        is_listed = names is None or name in names
+        if _is_module(value, classes) or (isinstance(value, StoredTensor) and is_listed):
+            parts[name] = value
+        elif isinstance(value, Instance) and names is not None and is_listed:
+            raise ValueError(f"{name}, a tensor made by {value.class_name[:80]}, which is not read")
+    return parts
+
+
+def _is_module(value: Any, classes: Mapping[str, _Names]) -> bool:
+    return isinstance(value, Instance) and value.class_name in classes

@@ -103,7 +103,7 @@ class ZegFormerStart(ClipSource):
         _initialise(model)
         _load_clip_model(model, weights)
         if self.backbone_weights is not None:
-            found = load_checkpoint(self.backbone_weights, trust=self.trust)
+            found = load_checkpoint(self.backbone_weights)
             load_torchvision_backbone(model.backbone, found)
         return model.eval()
 

@@ -87,13 +87,13 @@ class ZeroSegStart(ClipSource):
         if self.pretrained is not None:  # num_heads are the student's, not the teacher's
             text_encoder = build_text_encoder(replace(self, num_heads=None).load())
         if self.weights is not None:
-            model = _trained(load_checkpoint(self.weights, trust=self.trust), fields)
+            model = _trained(load_checkpoint(self.weights), fields)
         else:
             if text_encoder is not None:
                 fields.setdefault("embed_dim", text_encoder.config.embed_dim)
             model = ZeroSeg(ZeroSegConfig(**fields))
         if self.mae_weights is not None:
-            load_mae_encoder(model, load_checkpoint(self.mae_weights, trust=self.trust))
+            load_mae_encoder(model, load_checkpoint(self.mae_weights))
         if text_encoder is not None:
             model.text_encoder = _matching(text_encoder, model.config.embed_dim)
         return model.eval()
