@@ -40,6 +40,7 @@ __all__ = [
     "EngineStateError",
     "FetchError",
     "Frame",
+    "FrameError",
     "FrameMemory",
     "Lane",
     "Nv12Frame",

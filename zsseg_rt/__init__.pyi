@@ -19,6 +19,7 @@ from zsseg_rt.errors import DTypeError as DTypeError
 from zsseg_rt.errors import EndOfSource as EndOfSource
 from zsseg_rt.errors import EngineStateError as EngineStateError
 from zsseg_rt.errors import FetchError as FetchError
+from zsseg_rt.errors import FrameError as FrameError
 from zsseg_rt.errors import PrecisionNotApplied as PrecisionNotApplied
 from zsseg_rt.errors import ShapeError as ShapeError
 from zsseg_rt.errors import SourceError as SourceError

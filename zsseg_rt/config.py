@@ -24,6 +24,7 @@ HEAD_CLASSES = ("best", "all")
 MAX_THREADS = 1024
 MAX_LANES = 64
 MAX_MEMORY = 10_000_000  # MB
+MAX_WINDOWS = 1000
 _FEW_CPUS = 8
 _PRECISION_WORDS = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
 RESIZES = ("stretch", "letterbox")
@@ -70,6 +71,8 @@ class EngineConfig:
             overlapping windows are laid along the longer one. ``"HxW+S"`` cuts windows of the
             bundle's size H by W from the frame as it is, S pixels apart. A frame is as many runs of
             the networks as it has windows.
+        max_windows: The most windows that a frame may take, from 1 to 1000; one that would take
+            more, such as a long thin one, keeps its shape in one window, as with ``"letterbox"``.
         resize: ``"letterbox"`` keeps a frame's shape in one window and repeats its edge in the
             room beside it; ``"stretch"`` stretches the frame, whatever the bundle asks for. For the
             same families.
@@ -120,6 +123,7 @@ class EngineConfig:
     cosine_weight: tuple[float, float] | None = None
     cosine_scale: float | None = None
     windows: str | None = None
+    max_windows: int = 16
     resize: str | None = None
     refine: str | None = None
     num_threads: int = 0
@@ -169,6 +173,7 @@ class EngineConfig:
             _check_count("max_memory", self.max_memory, 1, MAX_MEMORY, "MB; None: no limit")
         _check_cosine(self.cosine_weight, self.cosine_scale)
         _check_windows(self.windows, self.resize)
+        _check_count("max_windows", self.max_windows, 1, MAX_WINDOWS, "1 lays none")
         if self.refine is not None:
             _check_choice("refine", self.refine, REFINEMENTS)
 

@@ -109,7 +109,7 @@ class Engine:
         self._lanes_lock = threading.Lock()
         self._classes: BoundClasses | None = None
         self._closed = False
-        self._lanes: set[Lane] = set()
+        self._placement, self._lanes, self._spare = placement, set[Lane](), set[Lane]()
         self._turns = GraphTurns(self.device)
         self._lane = self.lane()
         prove_plans(self, self._graphs)
@@ -300,19 +300,28 @@ class Engine:
         count, turns = (2, self._turns) if in_turn else (self.config.num_lanes, None)
         return LanePool(self.segment, self.lane, count, turns)
 
-    def lane(self) -> Lane:
+    def lane(self, *, spare: bool = False) -> Lane:
         """Open a lane: one more frame that can be labelled at the same time, on the same weights.
 
         Up to ``EngineConfig.num_lanes`` may be open, the engine's own included. Close a lane to
         free its buffers; closing the engine closes all.
 
+        Args:
+            spare: Open one beyond that number, for images that come now and then: they and other
+                lanes' frames wait for one run of a graph of each other at most.
+
         Raises:
             EngineStateError: The engine is closed, or as many lanes are open as are configured.
             BackendError: The backend has no room for another session.
+            ConfigError: A spare lane does not fit into ``max_memory``.
         """
         with self._lanes_lock:
             self._require_open()
-            if len(self._lanes) >= self.config.num_lanes:
+            lanes = self._spare if spare else self._lanes
+            if spare:
+                more = replace(self.config, num_lanes=self.config.num_lanes + 1)
+                require_memory(self.bundle, self._family, self._placement, more)
+            if len(lanes) >= (1 if spare else self.config.num_lanes):
                 raise EngineStateError(
                     f"lanes: expected at most num_lanes={self.config.num_lanes}, the engine's own "
                     "included, got one more. Create the engine with "
@@ -325,12 +334,17 @@ class Engine:
                 preprocess=self.bundle.preprocess,
                 head=self.bundle.head,
                 config=self.config,
-                classes=lambda: self._classes,
-                on_close=self._lanes.discard,
+                classes=self._classes_in_force,
+                on_close=lanes.discard,
             )
             lane.take_turns(self._turns)
-            self._lanes.add(lane)
+            lanes.add(lane)
         return lane
+
+    def _classes_in_force(self) -> BoundClasses | None:
+        classes = self._classes
+        self._require_open()  # closing forgets them first
+        return classes
 
     def self_check(self) -> SelfCheck:
         """Run the bundle's golden sample and compare every intermediate with the stored ones.
@@ -363,7 +377,7 @@ class Engine:
                 parts.callback(self._maker.release_encoder)
                 for graph in self._graphs.values():
                     parts.callback(graph.close)
-                for lane in tuple(self._lanes):
+                for lane in (*self._lanes, *self._spare):
                     parts.callback(lane.close)
 
     def __enter__(self) -> Engine:

@@ -23,6 +23,7 @@ __all__ = [
     "EndOfSource",
     "EngineStateError",
     "FetchError",
+    "FrameError",
     "PrecisionNotApplied",
     "ShapeError",
     "SourceError",
@@ -71,6 +72,10 @@ class ConfigError(ArgumentError):
 
 class DeviceError(ZssegError):
     """An array or a model is on the wrong device, or there is no such device."""
+
+
+class FrameError(ShapeError, DTypeError, DeviceError, ArgumentError):
+    """A frame does not fit the engine, by its kind, size or place; others may."""
 
 
 class BundleError(ZssegError):

@@ -7,6 +7,7 @@ import re
 import struct
 import threading
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import cv2
 import numpy as np
 import pytest
 
-from support.live_server import PATIENCE, WORDS, ask, demo_server, request, wait_until
+from support.live_server import PATIENCE, WORDS, ask, demo_server, metric, request, wait_until
 from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.demo import demo_bundle, demo_photos
 from zsseg_rt.evaluation.datasets.scenes import CLASS_NAMES
@@ -241,6 +242,10 @@ def png_that_claims(width, height):
     return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + check
 
 
+def png_of(height, width):
+    return cv2.imencode(".png", np.zeros((height, width, 3), np.uint8))[1].tobytes()
+
+
 @pytest.mark.parametrize(
     ("picture", "status", "message"),
     [
@@ -249,12 +254,27 @@ def png_that_claims(width, height):
         (PHOTO[:40], 422, "image: "),
         (png_that_claims(30_000, 30_000), 413, "expected at most 32000000 pixels, got 30000x30000"),
         (png_that_claims(4000, 4000), 422, "expected at least"),
+        (png_of(1, 32_768), 422, "frame: expected sides from 1 to 32767"),
+        (png_of(40_000, 2), 422, "frame: expected sides from 1 to 32767"),
         (b"rtsp://camera/1", 422, "expected an image file"),
     ],
 )
 def test_what_is_no_picture_or_too_large_is_refused(server, picture, status, message):
     got, told = ask(server, "POST", "/v1/segment", picture)
     assert (got, message in told["message"]) == (status, True), told
+
+
+def test_frames_are_labelled_while_an_image_of_many_windows_is():
+    config = EngineConfig(device="cpu", windows="auto", max_windows=1000)
+    with demo_server(config=config) as server, ThreadPoolExecutor(1) as pool:
+        wait_until(lambda: metric(server, "zsseg_frames_labelled_total"), "frames are labelled")
+        before, answer = metric(server, "zsseg_frames_labelled_total"), pool.submit(
+            ask, server, "POST", "/v1/segment", png_of(20, 1277)
+        )  # fmt: skip
+        while not answer.done():
+            assert ask(server, "GET", "/healthz")[0] == 200
+        assert answer.result()[0] == 200
+        assert metric(server, "zsseg_frames_labelled_total") > before + 3
 
 
 @pytest.mark.parametrize("is_announced", [True, False])

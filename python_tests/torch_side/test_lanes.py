@@ -1,6 +1,7 @@
 """Lanes label frames at the same time on shared weights, each with the classes its result names."""
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -145,7 +146,15 @@ def test_closing_waits_for_the_frame_under_way(engine, monkeypatch):
     with ThreadPoolExecutor(2) as pool:
         labelled = pool.submit(lane.segment, frame())
         assert entered.wait(20)
+        others = [engine.lane(), engine.lane(spare=True)]
+        with refused(EngineStateError, "lanes"):
+            engine.lane(spare=True)  # there is one
         closed = pool.submit(engine.close)
+        while engine.vocabulary is not None:
+            time.sleep(0.001)
+        for other in others:
+            with pytest.raises(EngineStateError):
+                other.segment(frame())
         leave.set()
         closed.result(20)
         assert labelled.result(20).labels.shape == (40, 56)

@@ -28,7 +28,7 @@ from zsseg_rt.cli.train import print_calibration
 from zsseg_rt.common.argument_names import arguments_called
 from zsseg_rt.common.extras import needs_extra
 from zsseg_rt.common.files import is_folder
-from zsseg_rt.config import EngineConfig
+from zsseg_rt.config import MAX_WINDOWS, EngineConfig
 
 if TYPE_CHECKING:
     from zsseg_rt.evaluation.datasets.base import SegmentationDataset
@@ -143,6 +143,7 @@ def evaluate(
     check_file_place("--json", json_file)
     check_file_place("--confusion", confusion)
     protocol = task.published(source, run, other)
+    run = replace(run, max_windows=run.max_windows or MAX_WINDOWS)
     data = source.open()
     names = _read_names(data.class_names, task.classes, task.rename or [])
     with ExitStack() as stack:

@@ -122,6 +122,7 @@ class ModelOptions(ComputeOptions):
     windows: str | None = opt(
         "auto, or HEIGHTxWIDTH+STRIDE: keep a frame's shape and label overlapping windows of it."
     )
+    max_windows: int | None = opt("Label a frame that would take more windows in one; default: 16.")
     resize: str | None = opt(
         "letterbox keeps a frame's shape in one window, stretch does not; default: the bundle's."
     )
@@ -130,6 +131,8 @@ class ModelOptions(ComputeOptions):
     def config(self, cosine_option: str = "--cosine") -> EngineConfig:
         """The engine's settings."""
         settings = self.settings()
+        if self.max_windows is None:
+            del settings["max_windows"]
         return EngineConfig(**read_cosine(settings.pop("cosine"), cosine_option), **settings)
 
 

@@ -24,6 +24,7 @@ from zsseg_rt.errors import (
     CudaError,
     DeviceError,
     EngineStateError,
+    FrameError,
     VocabularyError,
 )
 from zsseg_rt.results.segmentation import Segmentation
@@ -155,7 +156,7 @@ class Lane:
             try:
                 return self._path.label_device(given, classes, rule, alpha=drawn)
             except BufferError as exc:
-                raise DeviceError(
+                raise FrameError(
                     f"frame: expected an array that can be lent on {self.workspace.device}, got: "
                     f"{exc}"
                 ) from exc

@@ -1,10 +1,9 @@
-"""The engine as the server uses it: frames and clients' pictures take turns on one lane."""
+"""The engine as the server uses it: frames in its own lane, clients' pictures in a spare one."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from zsseg_rt.errors import ArgumentError, EngineStateError, VocabularyError
 from zsseg_rt.photos import decode_photo
 from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.results.visualize import palette
+from zsseg_rt.runtime.lane import Lane
 from zsseg_rt.server.settings import Limits
 from zsseg_rt.text.class_names import BACKGROUND, ClassNames
 from zsseg_rt.text.vocabulary import Vocabulary
@@ -33,7 +33,8 @@ class Labeller:
             raise EngineStateError("engine: expected classes, got none. Call set_classes first.")
         self._engine, self._limits = engine, limits
         self._unknown_below = engine.config.unknown_below or 0.0
-        self._turns = _Turns()
+        self._spare: Lane | None = None  # for pictures, once there is one
+        self._spare_lock = threading.Lock()
         self._is_seen = threading.Event()  # whether a frame has been labelled with these classes
         self._is_seen.set()
         self._described = {self.vocabulary.version: self.describe(self.vocabulary)}
@@ -103,8 +104,7 @@ class Labeller:
         Shapes:
             image: uint8 [H, W, 3], or a frame on the engine's GPU.
         """
-        with self._turns.take("frame"):
-            seg = self._engine.segment(image, unknown_below=self._unknown_below, **options)
+        seg = self._engine.segment(image, unknown_below=self._unknown_below, **options)
         if seg.vocabulary_version == self.vocabulary.version:
             self._is_seen.set()
         return seg
@@ -118,8 +118,20 @@ class Labeller:
         image = decode_photo(content, Path("image"), max_pixels=self._limits.picture_pixels)
         if self.channel_order == "bgr":
             image = np.ascontiguousarray(image[..., ::-1])
-        with self._turns.take("picture"):
-            return image, self._engine.segment(image, unknown_below=self._unknown_below)
+        return image, self.segment_beside(image)
+
+    def segment_beside(self, image: npt.NDArray[np.uint8]) -> Segmentation:
+        """Label an image, uint8 [H, W, 3], while frames of the stream are labelled."""
+        with self._spare_lock:
+            if self._spare is None:
+                self._spare = self._engine.lane(spare=True)
+            return self._spare.segment(image, unknown_below=self._unknown_below)
+
+    def close(self) -> None:
+        """Give the spare lane back, after the image under way."""
+        with self._spare_lock:
+            if self._spare is not None:
+                self._spare.close()
 
     def describe(self, vocabulary: Vocabulary) -> dict[str, Any]:
         """Classes as clients see them, with the threshold that is set now."""
@@ -151,32 +163,6 @@ def _describe(vocabulary: Vocabulary) -> dict[str, Any]:
         "remarks": list(vocabulary.remarks),
         "unknown_label": int(np.iinfo(vocabulary.label_table.dtype).max),
     }
-
-
-class _Turns:
-    """A lock that frames and pictures get in turns: plain locks may starve one of them."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._waiting = {"frame": 0, "picture": 0}
-        self._held, self._last = False, ""
-
-    @contextmanager
-    def take(self, kind: str) -> Iterator[None]:
-        other = "picture" if kind == "frame" else "frame"
-        with self._changed:
-            self._waiting[kind] += 1
-            self._changed.wait_for(
-                lambda: not self._held and (self._last != kind or not self._waiting[other])
-            )
-            self._waiting[kind] -= 1
-            self._held, self._last = True, kind
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._held = False
-                self._changed.notify_all()
 
 
 def _refuse_long_names(classes: ClassNames, background: Sequence[str], longest: int) -> None:

@@ -36,7 +36,7 @@ class LastPictures:
             return
         frame = frame_of(result.seg)
         try:
-            seg = labeller.segment_frame(frame.image)
+            seg = labeller.segment_beside(frame.image)
         except EngineStateError:  # the engine was closed meanwhile
             return
         self._thresholds[name] = threshold

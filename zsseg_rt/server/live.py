@@ -169,6 +169,7 @@ class LiveServer:
             if thread.is_alive():
                 thread.join(_PATIENCE)
         self._stream.close()
+        self._hub.labeller.close()
         self._listener.close()
 
     def __enter__(self) -> LiveServer:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from zsseg_rt.errors import DeviceError, DTypeError, ShapeError
+from zsseg_rt.errors import FrameError
 
 _CUDA_KINDS = (2, 13)  # DLPack's numbers of CUDA memory and managed memory
 _MAX_SIDE = 32767  # of what kernels take
@@ -17,24 +17,20 @@ _EXPECTED = "a uint8 NumPy array [H, W, 3]"
 def check_frame(frame: Any) -> None:
     """Refuse what is no uint8 array [H, W, 3] in C order; nothing is converted in silence."""
     if not isinstance(frame, np.ndarray):
-        raise ShapeError(
+        raise FrameError(
             f"frame: expected {_EXPECTED}, got {_described(frame)}. {_conversion(frame)}"
         )
     if isinstance(frame, np.ma.MaskedArray):
-        raise DTypeError("frame: expected a plain array, got a masked one. Use .filled(0).")
+        raise FrameError("frame: expected a plain array, got a masked one. Use .filled(0).")
     if frame.ndim != 3 or frame.shape[2] != 3:
-        raise ShapeError(
+        raise FrameError(
             f"frame: expected shape [H, W, 3], got {frame.shape}.{_reshaping(frame.shape)}"
         )
-    if not all(1 <= side <= _MAX_SIDE for side in frame.shape[:2]):
-        raise ShapeError(
-            f"frame: expected sides from 1 to {_MAX_SIDE}, got {frame.shape}. Check that the frame "
-            "was read."
-        )
+    _check_sides(frame.shape)
     if frame.dtype != np.uint8:
-        raise DTypeError(f"frame: expected uint8, got {frame.dtype}. {_scaling(frame)}")
+        raise FrameError(f"frame: expected uint8, got {frame.dtype}. {_scaling(frame)}")
     if not frame.flags.c_contiguous:
-        raise ShapeError(
+        raise FrameError(
             f"frame: expected a C-contiguous array, got strides {frame.strides} of a view. "
             "Use np.ascontiguousarray(frame), which copies it."
         )
@@ -45,22 +41,31 @@ def check_device_frame(frame: Any, device: str) -> None:
     place = getattr(frame, "__dlpack_device__", None)
     on_gpu = place is not None and place()[0] in _CUDA_KINDS
     if isinstance(frame, np.ndarray) or not (on_gpu or hasattr(frame, "__cuda_array_interface__")):
-        raise DeviceError(
+        raise FrameError(
             f"frame: expected an array on {device} with __dlpack__ or __cuda_array_interface__, "
             f"got {_described(frame)} in host memory. Use segment(frame)."
         )
     if place is not None and place()[1] != int(device.partition(":")[2]):
-        raise DeviceError(
+        raise FrameError(
             f"frame: expected an array on {device}, got one on cuda:{place()[1]}. Copy it there, "
             "or use an engine on its GPU."
         )
     shape = getattr(frame, "shape", None)
     if shape is None or len(shape) != 3 or shape[2] != 3:
         found = "an array without a shape" if shape is None else tuple(shape)
-        raise ShapeError(f"frame: expected shape [H, W, 3], got {found}.")
+        raise FrameError(f"frame: expected shape [H, W, 3], got {found}.")
+    _check_sides(shape)
     dtype = str(getattr(frame, "dtype", "uint8")).removeprefix("torch.")
     if dtype != "uint8":
-        raise DTypeError(f"frame: expected uint8, got {dtype}. Convert it on the GPU first.")
+        raise FrameError(f"frame: expected uint8, got {dtype}. Convert it on the GPU first.")
+
+
+def _check_sides(shape: tuple[int, ...]) -> None:
+    if not all(1 <= side <= _MAX_SIDE for side in shape[:2]):
+        raise FrameError(
+            f"frame: expected sides from 1 to {_MAX_SIDE}, got {tuple(shape)}. Check that the "
+            "frame was read."
+        )
 
 
 def _described(frame: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from zsseg_rt.common.arrays import Array
-from zsseg_rt.errors import ArgumentError, DeviceError, DTypeError, ShapeError
+from zsseg_rt.errors import FrameError
 
 _CUDA_KINDS = (2, 13)  # DLPack's numbers of CUDA memory and managed memory
 _MATRICES = ("bt601", "bt709", "bt601-full", "bt709-full")
@@ -52,7 +52,7 @@ def as_nv12(frame: Any) -> Nv12Frame | None:
     if not isinstance(frame, tuple):
         return None
     if len(frame) != 2:
-        raise ArgumentError(
+        raise FrameError(
             f"frame: expected an array or two planes, got {len(frame)} planes. NV12 has brightness "
             "and colour."
         )
@@ -62,7 +62,7 @@ def as_nv12(frame: Any) -> Nv12Frame | None:
 def check_nv12(frame: Nv12Frame, device: str) -> None:
     """Refuse planes that are no NV12 frame, as far as they tell by themselves."""
     if frame.colour_matrix not in _MATRICES:
-        raise ArgumentError(
+        raise FrameError(
             f"colour_matrix: expected one of {', '.join(_MATRICES)}, got {frame.colour_matrix!r}"
         )
     for name, plane in (("luma", frame.luma), ("chroma", frame.chroma)):
@@ -72,13 +72,13 @@ def check_nv12(frame: Nv12Frame, device: str) -> None:
             _check_place(name, plane, device)
         dtype = str(getattr(plane, "dtype", "uint8")).removeprefix("torch.")
         if dtype != "uint8":
-            raise DTypeError(f"{name}: expected uint8, got {dtype}. Convert it first.")
+            raise FrameError(f"{name}: expected uint8, got {dtype}. Convert it first.")
     _check_sizes(_shape_of("luma", frame.luma), _shape_of("chroma", frame.chroma))
 
 
 def _check_host(name: str, plane: Any) -> None:
     if not isinstance(plane, np.ndarray) or isinstance(plane, np.ma.MaskedArray):
-        raise DeviceError(
+        raise FrameError(
             f"{name}: expected a plain NumPy array, got {_described(plane)}. For planes on a GPU "
             "use segment_device."
         )
@@ -89,12 +89,12 @@ def _check_place(name: str, plane: Any, device: str) -> None:
     place = None if tell is None else tell()
     on_gpu = place is not None and place[0] in _CUDA_KINDS
     if isinstance(plane, np.ndarray) or not (on_gpu or hasattr(plane, "__cuda_array_interface__")):
-        raise DeviceError(
+        raise FrameError(
             f"{name}: expected an array on {device} with __dlpack__ or __cuda_array_interface__, "
             f"got {_described(plane)} in host memory. Use segment(frame)."
         )
     if place is not None and place[1] != int(device.partition(":")[2]):
-        raise DeviceError(
+        raise FrameError(
             f"{name}: expected an array on {device}, got one on cuda:{place[1]}. Copy it there, "
             "or use an engine on its GPU."
         )
@@ -103,20 +103,20 @@ def _check_place(name: str, plane: Any, device: str) -> None:
 def _shape_of(name: str, plane: Any) -> tuple[int, ...]:
     shape = getattr(plane, "shape", None)
     if shape is None:
-        raise ShapeError(f"{name}: expected an array with a shape, got {type(plane).__name__}.")
+        raise FrameError(f"{name}: expected an array with a shape, got {type(plane).__name__}.")
     return tuple(shape)
 
 
 def _check_sizes(luma: tuple[int, ...], chroma: tuple[int, ...]) -> None:
     if len(luma) != 2 or not all(1 <= side <= _MOST_SIDE for side in luma):
-        raise ShapeError(f"luma: expected shape [H, W] with sides from 1 to 32767, got {luma}.")
+        raise FrameError(f"luma: expected shape [H, W] with sides from 1 to 32767, got {luma}.")
     if luma[0] % 2 or luma[1] % 2:
-        raise ShapeError(
+        raise FrameError(
             f"luma: expected even sides, got {luma}. NV12 has one colour for two by two pixels."
         )
     wanted = (luma[0] // 2, luma[1] // 2, 2)
     if chroma != wanted:
-        raise ShapeError(
+        raise FrameError(
             f"chroma: expected shape {wanted}, got {chroma}. Give U and V in the last axis, as in "
             "plane.reshape(H // 2, W // 2, 2)."
         )

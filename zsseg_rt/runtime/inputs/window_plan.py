@@ -2,26 +2,27 @@
 
 A frame is resized to a whole number of cells, so that windows which begin at multiples of a cell
 have cells that coincide. Their logits are averaged on the grid of the whole frame, before anything
-is upsampled.
+is upsampled. A frame that would take more windows than it may is labelled in one, as a letterbox.
 """
 
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
 from zsseg_rt.config import EngineConfig
-from zsseg_rt.errors import ArgumentError, ConfigError
+from zsseg_rt.errors import ConfigError, FrameError
 
-MOST_WINDOWS = 1000
 _MOST_SIDE = 32767  # of pictures; see ops.preprocess
 _MOST_PLANS = 64
+_log = logging.getLogger(__name__)
 
 Pair = tuple[int, int]
 
@@ -54,6 +55,7 @@ class Windows:
         corners: Whether the outermost cells lie on the outermost pixels.
         stride_hw: Cells from a window to the next at the frame's own size; None resizes the frame.
         letterbox: Whether one window takes the whole frame, with room beside it.
+        most: How many windows a frame may take; one that would take more is a letterbox.
     """
 
     size_hw: Pair
@@ -62,6 +64,7 @@ class Windows:
     corners: bool
     stride_hw: Pair | None = None
     letterbox: bool = False
+    most: int = 1
     _plans: dict[Pair, WindowPlan] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
@@ -79,13 +82,14 @@ class Windows:
             corners=corners,
             stride_hw=_stride(config.windows, size_hw, step_hw),
             letterbox=letterbox,
+            most=config.max_windows,
         )
 
     def plan(self, frame_hw: Pair) -> WindowPlan:
         """Where windows lie on frames of a size; remembered for the sizes seen last.
 
         Raises:
-            ArgumentError: A window is larger than the frame, or there would be too many.
+            FrameError: A window is larger than the frame.
         """
         plan = self._plans.pop(frame_hw, None) or self._make(frame_hw)
         self._plans[frame_hw] = plan
@@ -95,9 +99,9 @@ class Windows:
 
     def _make(self, frame_hw: Pair) -> WindowPlan:
         if self.stride_hw is not None and any(map(int.__lt__, frame_hw, self.size_hw)):
-            raise ArgumentError(
-                f"windows: expected frames of at least {_text(self.size_hw)}, got "
-                f"{_text(frame_hw)}. Use 'auto', which resizes the frame."
+            raise FrameError(
+                f"frame: expected at least {_text(self.size_hw)} pixels, one window, got "
+                f"{_text(frame_hw)}. Make it larger."
             )
         cells = self._cells(frame_hw)
         starts = [self._starts(axis, cells[axis]) for axis in (0, 1)]
@@ -105,13 +109,9 @@ class Windows:
             (n - 1) * step + 1 if self.corners else n * step
             for n, step in zip(cells, self.step_hw, strict=True)
         )
-        count = len(starts[0]) * len(starts[1])
-        if count > MOST_WINDOWS or max(whole_hw) > _MOST_SIDE:
-            raise ArgumentError(
-                f"windows: expected at most {MOST_WINDOWS} of them and {_MOST_SIDE} pixels a side, "
-                f"got {count} on {_text(whole_hw)} pixels for a frame of {_text(frame_hw)}. Use a "
-                "larger stride, or smaller frames."
-            )
+        if len(starts[0]) * len(starts[1]) > self.most or max(whole_hw) > _MOST_SIDE:
+            _remark_on_letterboxes(self.most)
+            return replace(self, stride_hw=None, letterbox=True)._make(frame_hw)
         places = tuple((top, left) for top in starts[0] for left in starts[1])
         step_y, step_x = self.step_hw
         return WindowPlan(
@@ -192,6 +192,16 @@ def _stride(windows: str | None, size_hw: Pair, step_hw: Pair) -> Pair | None:
             f"windows coincide, up to {min(size_hw)}, got {stride}."
         )
     return stride // step_hw[0], stride // step_hw[1]
+
+
+@functools.cache
+def _remark_on_letterboxes(most: int) -> None:
+    """Say once that windows are left out, whatever sizes a source goes through."""
+    _log.warning(
+        "a frame would take more than %d windows: such frames keep their shape in one. "
+        "EngineConfig(max_windows=N) and --max-windows N allow more.",
+        most,
+    )
 
 
 def _text(size_hw: tuple[int, ...]) -> str:
