@@ -213,14 +213,20 @@ class EngineConfig:
 
 def canonical_device(device: Any) -> Any:
     """A device as it is written everywhere else: ``cuda`` is the first GPU, in any case."""
-    spelled = device.lower() if isinstance(device, str) else device
+    is_torch = type(device).__module__ == "torch"
+    spelled = str(device).lower() if isinstance(device, str) or is_torch else device
     return "cuda:0" if spelled == "cuda" else spelled
 
 
-def check_device_name(device: str, argument: str = "device") -> None:
+def check_device_name(device: Any, argument: str = "device") -> None:
     """Refuse anything but ``auto``, ``cpu`` and ``cuda:N``."""
-    if device not in ("auto", "cpu") and not re.fullmatch(r"cuda:\d{1,3}", device):
-        raise ConfigError(f"{argument}: expected 'auto', 'cpu' or 'cuda:N', got {device!r}")
+    if device in ("auto", "cpu") or re.fullmatch(r"cuda:\d{1,3}", str(device)):
+        return
+    number = re.fullmatch(r"\D*(\d{1,3})", str(device))
+    raise ConfigError(
+        f"{argument}: expected 'auto', 'cpu' or 'cuda:N', got {device!r}. Write "
+        f"'cuda:{number[1] if number else 0}' for an NVIDIA GPU, 'cpu' without one."
+    )
 
 
 def is_share(value: float | None) -> bool:

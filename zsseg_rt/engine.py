@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ from zsseg_rt.common.arrays import Array
 from zsseg_rt.common.cpus import threads_in_quota
 from zsseg_rt.common.files.series import Rotation
 from zsseg_rt.config import EngineConfig
-from zsseg_rt.errors import EngineStateError
+from zsseg_rt.errors import EngineStateError, ShapeError
 from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.runtime.device_result import DeviceSegmentation
 from zsseg_rt.runtime.families.base import BoundClasses
@@ -40,6 +40,7 @@ from zsseg_rt.runtime.steady.memory import FrameMemory, check_family
 from zsseg_rt.stream.opening import StreamOptions
 from zsseg_rt.stream.runner import Policy, Stream
 from zsseg_rt.stream.sinks import SinkTarget
+from zsseg_rt.text.background import Background
 from zsseg_rt.text.class_names import ClassList, ClassNames
 from zsseg_rt.text.making import VocabularyMaker
 from zsseg_rt.text.vocabulary import Vocabulary, refuse_beside_vocabulary
@@ -130,7 +131,7 @@ class Engine:
         class_names: ClassNames | Vocabulary,
         *,
         embeddings: npt.NDArray[np.float32] | None = None,
-        background: Sequence[str] | Literal["auto"] = (),
+        background: Background = None,
         templates: Sequence[str] | None = None,
     ) -> Vocabulary:
         """Name the classes; every lane's next frame uses them.
@@ -142,9 +143,11 @@ class Engine:
             embeddings: float32 [P, D] to use as they are instead of the text encoder: one row per
                 phrase, all classes' synonyms in order, then ``background``. A bundle with S sets of
                 prompts (family ``proposals`` has two) also takes [S, P, D].
-            background: Phrases that compete with the classes; pixels they win become unknown.
-                ``"auto"`` takes the published ones, or the bundle's own and what it sees beside
-                the classes (docs/classes.md); ``Vocabulary.background`` has them.
+            background: Phrases that compete with the classes; pixels they win become unknown, and
+                a class that is among them takes its phrase over. ``"auto"`` takes the published
+                ones, or the bundle's own and what it sees beside the classes (docs/classes.md);
+                ``Vocabulary.background`` has them. None: ``"auto"`` if the bundle has its own and
+                no ``embeddings`` are given, else no phrases, as with ``()``.
             templates: Prompts with one ``{}`` each; the bundle's if None.
 
         Returns:
@@ -163,6 +166,8 @@ class Engine:
             self._maker.check(class_names)
             with self._vocabulary_lock:
                 return self._put_in_force(class_names)
+        if background is None and embeddings is not None:
+            background = ()
         classes = self._maker.read(class_names, background, templates)
         with self._vocabulary_lock:
             self._require_open()
@@ -235,10 +240,13 @@ class Engine:
         are in order; frames may differ in size, and an iterator is read as they are needed.
 
         Raises:
+            ShapeError: One frame is given, not several.
             EngineStateError: The engine is closed or busy, or another of its lanes is open.
             ZssegError: What :meth:`segment` raises for one of the frames.
         """
         self._require_open()
+        if isinstance(frames, Nv12Frame) or getattr(frames, "ndim", 0) == 3:
+            raise ShapeError("frames: expected several, got one. Use engine.segment(frame).")
         with self.open_lanes() as pool:
             return list(in_order(pool.segment, frames, num_threads=pool.num_lanes))
 

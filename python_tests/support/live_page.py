@@ -139,7 +139,7 @@ class ScriptedServer:
     def __init__(self, page, names=("road", "sky"), *, token: str = "") -> None:
         self.page, self.token = page, token
         self.version, self.names = 1, [[n] if isinstance(n, str) else list(n) for n in names]
-        self.background, self.unknown_below = [], 0.0
+        self.background, self.auto_background, self.unknown_below = [], False, 0.0
         self.known_names: list[str] = []
         self.known_words: list[str] = []
         self.remarks: list[str] = []
@@ -181,6 +181,7 @@ class ScriptedServer:
             "version": self.version,
             "classes": classes,
             "background": self.background,
+            "auto_background": self.auto_background,
             "remarks": self.remarks,
             "unknown_label": 255 if len(classes) <= 254 else 65535,
             "unknown_below": self.unknown_below,
@@ -282,7 +283,9 @@ class ScriptedServer:
         if "unknown_below" in body:
             self.unknown_below = body["unknown_below"]
             return body
-        self.version, self.background = self.version + 1, body["background"]
+        self.version, asked = self.version + 1, body["background"]
+        self.auto_background = asked == "auto"
+        self.background = asked if isinstance(asked, list) else self.background
         self.names = [[n] if isinstance(n, str) else n for n in body["classes"]]
         self.say_vocabulary()
         return self.vocabulary()

@@ -59,6 +59,23 @@ class TestPrompt:
         live.wait_for(lambda: live.bodies)
         assert live.bodies[0][1] == {"classes": [["dog", "puppy"]], "background": ["wall"]}
 
+    @pytest.mark.parametrize("text", ["auto", " none ", "wall,"])
+    def test_the_background_is_chosen_until_somebody_writes_one(self, page, text):
+        live = ScriptedServer(page)
+        live.background, live.auto_background = ["background", "sheep"], True
+        live.open()
+        page.get_by_text("Synonyms and background").click()
+        expect(page.get_by_label("Background")).to_have_value("auto")
+        expect(page.locator("#background-help")).to_contain_text("Now: background, sheep.")
+        page.get_by_role("textbox", name="Look for").fill("sheep")
+        page.get_by_role("button", name="Apply").click()
+        live.wait_for(lambda: live.bodies)
+        assert live.bodies == [("v1/vocabulary", {"classes": ["sheep"], "background": "auto"})]
+        page.get_by_label("Background").fill(text)
+        page.get_by_role("button", name="Apply").click()
+        live.wait_for(lambda: len(live.bodies) == 2)
+        assert live.bodies[1][1]["background"] == (["wall"] if "wall" in text else text.strip())
+
     def test_an_error_is_shown_beside_the_box(self, page):
         live = ScriptedServer(page).open()
         live.refuse_with = 422, "class_names[1]: expected a new name, got 'cat' twice"

@@ -13,8 +13,9 @@ from zsseg_rt.bundles.concepts import ConceptSpec
 from zsseg_rt.cli import main
 from zsseg_rt.cli.export import _own_classes
 from zsseg_rt.demo import demo_bundle, demo_classes, demo_clip, demo_photos
-from zsseg_rt.errors import BundleError
+from zsseg_rt.errors import BundleError, ShapeError, VocabularyError
 from zsseg_rt.photos import decode_photo, read_photo
+from zsseg_rt.text.class_names import split_synonyms
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,116 @@ def test_the_photos_show_what_is_in_them(engine):
         found = shares(engine.segment(read_photo(photo)))
         stem = photo.rsplit("/", 1)[-1].split(".")[0]
         assert {name for name, share in found.items() if share > 0.02} == expected[stem]
+
+
+def test_the_background_is_chosen_by_one_rule_at_every_door(engine, tmp_path):
+    from zsseg_rt.integrations.ray import PhotoSegmenter
+    from zsseg_rt.server.api import NewVocabulary
+    from zsseg_rt.server.labeller import Labeller
+    from zsseg_rt.server.settings import Limits
+
+    names = ["cat", "sheep", "motorcycle", "airplane"]
+    expected = engine.set_classes(names, background="auto")
+    assert expected.background == ("background", *(t for t in THINGS if t not in names))
+    assert engine.set_classes(names).phrases == expected.phrases
+    labeller = Labeller(engine, Limits())
+    for given in ({}, {"background": "auto"}):
+        new = NewVocabulary.model_validate({"classes": names, **given})
+        told = labeller.describe(labeller.set_classes(new.classes, new.background))
+        assert (tuple(told["background"]), told["auto_background"]) == (expected.background, True)
+    report = tmp_path / "r.json"
+    call = ["segment", demo_photos()[2], "--demo", "--classes", ",".join(names)]
+    assert main([*call, "-o", str(tmp_path), "--json", str(report)]) == 0
+    written = json.loads(report.read_text())["engine"]["background"]
+    assert tuple(written) == expected.background
+    ray = PhotoSegmenter(Bundle.demo("photos").path, names, config=EngineConfig(device="cpu"))
+    with ray.engine as opened:
+        assert opened.vocabulary.phrases == expected.phrases
+    for left_out in ([], (), "none"):
+        assert engine.set_classes(names, background=left_out).background == ()
+    rows = np.ones((4, 512), np.float32)
+    assert engine.set_classes(names, embeddings=rows).background == ()
+
+
+def test_a_class_takes_over_what_it_means(engine):
+    given = engine.set_classes(["motorbikes", "sheep"], background=["Sheep", "motorcycle", "cat"])
+    assert given.background == ("cat",)
+    assert not given.auto_background
+    road = engine.set_classes(["road", "car"])
+    assert road.background == tuple(thing for thing in THINGS if thing != "car")
+    assert "'road' (takes all that is none of them)" in road.remarks[0]
+
+
+@pytest.mark.parametrize(
+    "table", ["voc2012", "pascal_context", "cocostuff164k", "cityscapes", "camvid"]
+)
+def test_the_class_names_of_published_sets_are_known(engine, table):
+    from zsseg_rt.evaluation.datasets.splits import class_table
+
+    names = split_synonyms(class_table(table).names)
+    assert engine.set_classes(names, background=()).names == tuple(name[0] for name in names)
+
+
+@pytest.mark.parametrize(
+    ("word", "name"),
+    [
+        ("people", "person"), ("Pedestrians", "person"), ("baby", "person"), ("babies", "person"),
+        ("rider", "person"), ("motorbike", "motorcycle"), ("MotorBikes", "motorcycle"),
+        ("aeroplane", "airplane"), ("diningtable", "dining table"), ("tv-monitors", "tv"),
+        ("tvmonitor", "tv"), ("buses", "bus"), ("puppies", "puppy"), ("sheeps", "sheep"),
+        ("knives", "knife"), ("traffic_lights", "traffic light"), ("wall-brick", "background"),
+        ("building-other", "building"), ("trouser", "trousers"), ("sofa", "sofa"), ("bus", "bus"),
+    ],
+)  # fmt: skip
+def test_other_words_for_a_name_find_its_row(engine, word, name):
+    rows = [engine.set_classes([asked], background=()).embeds for asked in (word, name)]
+    np.testing.assert_array_equal(*rows)
+
+
+@pytest.mark.parametrize(
+    ("word", "first"),
+    [
+        ("racing bike", "bicycle"),
+        ("old woman", "woman"),
+        ("pedestrain", "person"),
+        ("doggo", "dog"),
+    ],
+)
+def test_suggestions_are_near_in_meaning_first(engine, word, first):
+    with refused(VocabularyError, "class_names") as caught:
+        engine.set_classes([word])
+    assert f"Did you mean '{first}'" in str(caught.value)
+
+
+def test_two_classes_of_one_meaning_draw_a_remark(engine):
+    (remark,) = engine.set_classes([["person", "people"], "pedestrian"]).remarks
+    assert "'person', 'pedestrian'" in remark
+    assert engine.set_classes([["person", "people"]]).remarks == ()
+
+
+@pytest.mark.parametrize("call", [["--demo"], ["--bundle", "demo"]])
+def test_own_photos_are_asked_for_all_that_the_model_sees(call, tmp_path):
+    report = tmp_path / "r.json"
+    photo = demo_photos("photos")[2]
+    assert main(["segment", photo, *call, "-o", str(tmp_path), "--json", str(report)]) == 0
+    assert json.loads(report.read_text())["engine"]["names"] == list(THINGS)
+
+
+def test_a_bundle_is_shown_in_three_lines(engine):
+    shown = repr(engine.bundle).splitlines()
+    assert len(shown) == 3
+    assert "513x513" in shown[1]
+    assert "1597 names" in shown[2]
+
+
+def test_what_is_no_frame_is_refused_with_the_call_that_takes_it(engine):
+    frame = np.zeros((4, 6, 3), np.uint8)
+    for several in ([frame, frame], (frame, frame), (frame,), np.stack([frame, frame])):
+        with refused(ShapeError, "frame") as caught:
+            engine.segment(several)
+        assert "engine.segment_batch(frames)" in str(caught.value)
+    with refused(ShapeError, "frames"):
+        engine.segment_batch(frame)
 
 
 def test_what_nobody_named_takes_no_name_of_another(engine):
@@ -75,7 +186,7 @@ def test_names_of_what_it_never_saw_draw_one_remark(engine):
     assert "taxi" not in remark
     assert all(thing in remark for thing in THINGS)
     assert engine.set_classes(["dog"], background=["tree"]).remarks == ()
-    (remark,) = engine.set_classes(engine.bundle.text_bank.names[:200]).remarks
+    (*_, remark) = engine.set_classes(engine.bundle.text_bank.names[:200]).remarks
     assert remark.count("(nearest: ") == 20
     assert " more: this model" in remark
 

@@ -21,10 +21,11 @@ def home(tmp_path, monkeypatch):
     monkeypatch.setenv("ZSSEG_HOME", str(tmp_path / "home"))
 
 
+@pytest.mark.parametrize("spelt", ["--quiet", "-q"])
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_quiet_prints_nothing_wherever_it_stands(place, tmp_path, capfd):
+def test_quiet_prints_nothing_wherever_it_stands(place, spelt, tmp_path, capfd):
     words = ["segment", "--demo", "scenes", "-o", str(tmp_path)]
-    words.insert(place, "--quiet")
+    words.insert(place, spelt)
     assert run(*words) == 0
     assert capfd.readouterr() == ("", "")
     assert len(list(tmp_path.glob("*.mask.png"))) == len(demo_photos("scenes"))
@@ -33,13 +34,14 @@ def test_quiet_prints_nothing_wherever_it_stands(place, tmp_path, capfd):
 
 
 def test_quiet_still_tells_errors(tmp_path, capfd):
-    assert run("segment", tmp_path / "gone.png", "--demo", "scenes", "-q") == 2
+    assert run("segment", tmp_path / "gone.png", "--demo", "scenes", "-q") == 1
+    assert run("segment", "--demo", "scenes", "--", "-q") == 1  # a photo of this name
     assert run("-q", "segment", tmp_path / "gone.png", "--demo", "scenes") == 1
     assert "gone.png" in capfd.readouterr().err
 
 
 def test_verbose_after_the_command(tmp_path, capfd):
-    assert run("segment", "--demo", "scenes", "-o", tmp_path, "--verbose") == 0
+    assert run("segment", "--demo", "scenes", "-o", tmp_path, "-v") == 0
     assert "image_encoder: openvino on cpu" in capfd.readouterr().err
 
 

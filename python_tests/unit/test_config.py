@@ -14,6 +14,8 @@ from zsseg_rt.errors import ConfigError
     [
         ({"device": "gpu"}, "device"),
         ({"device": "cuda0"}, "device"),
+        ({"device": 0}, "device"),
+        ({"device": None}, "device"),
         ({"backend": "onnx"}, "backend"),
         ({"precision": "fp64"}, "precision"),
         ({"precision": 16}, "precision"),

@@ -155,9 +155,17 @@ def test_any_names_give_specs_or_a_vocabulary_error():
             assert all(phrase.encode() for phrase in specs.phrases)
 
 
-def test_background_may_not_repeat_a_class():
-    with refused(VocabularyError, "class_names", "'road'"):
-        ClassList.read(["road"], ["road"])
+def test_a_class_takes_over_what_is_also_background():
+    assert ClassList.read([["road", "Lane"]], ["lane", "sky", " Sky"]).background == ("sky",)
+    alike = ClassList.read(["car"], ["auto"], meaning=lambda word: "car")
+    assert alike.phrases == ("car",)
+
+
+@pytest.mark.parametrize("text", ["person, car", "person ,car,"])
+def test_a_string_of_names_is_refused_with_the_list_to_write(text):
+    with refused(VocabularyError, "class_names") as caught:
+        ClassList.read(text)
+    assert "Write ['person', 'car']." in str(caught.value)
 
 
 def test_bad_embeddings_are_refused():

@@ -80,7 +80,8 @@ class OpenVinoBackend:
         _require_cpu(device)
         if asked == "int8" and asked in held:
             require_vnni()
-        return pick_choice(offers(held, process_core()), asked, allowed, where="this CPU")
+        possible = offers(held, process_core())
+        return pick_choice(possible, asked, allowed, where="this CPU", narrow=("int8",))
 
     def load(
         self, graph_path: Path, *, device: str, precision: str, options: BackendOptions

@@ -18,6 +18,7 @@ from zsseg_rt.backends._tensorrt_session import PlanRefused, TensorRTGraph
 from zsseg_rt.backends.base import BackendOptions, Choice, CompiledGraph, pick_choice
 from zsseg_rt.backends.graph_check.check import check_graph
 from zsseg_rt.backends.plan_cache import Plan, PlanCache, PlanKey
+from zsseg_rt.bundles.quantization import NARROW
 from zsseg_rt.common.files import sha256_of
 from zsseg_rt.errors import BackendError, PrecisionNotApplied
 
@@ -42,7 +43,7 @@ class TensorRTBackend:
     ) -> Choice:
         """See :class:`zsseg_rt.backends.base.Backend`: the precision is the graph's own."""
         offers = [Choice(variant=name, precision=name) for name in _PREFERRED if name in held]
-        return pick_choice(offers, asked, allowed, where="TensorRT")
+        return pick_choice(offers, asked, allowed, where="TensorRT", narrow=NARROW)
 
     def load(
         self, graph_path: Path, *, device: str, precision: str, options: BackendOptions

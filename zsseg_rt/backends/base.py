@@ -316,9 +316,17 @@ class BuiltGraph(Protocol):
 
 
 def pick_choice(
-    offers: Sequence[Choice], asked: str, allowed: Sequence[str], *, where: str
+    offers: Sequence[Choice],
+    asked: str,
+    allowed: Sequence[str],
+    *,
+    where: str,
+    narrow: Sequence[str] = (),
 ) -> Choice:
-    """Take the first offer in the requested precision; for ``"auto"``, an allowed one."""
+    """Take the first offer in the requested precision; for ``"auto"``, an allowed one.
+
+    ``narrow`` has the precisions of 8 bits that a bundle may have graphs for here.
+    """
     wanted = allowed if asked == "auto" else (asked,)
     for offer in offers:
         if offer.precision in wanted:
@@ -333,6 +341,9 @@ def pick_choice(
         remedy = f"Use precision='{names[0]}'."
     else:
         remedy = "Use precision='auto'."
+    if asked in narrow:
+        made = f"zsseg-rt quantize BUNDLE --photos FOLDER --precision {asked} --out NEW.zsseg"
+        remedy += f" Or make a bundle with such graphs: {made}"
     raise PrecisionNotApplied(
         f"precision: expected one that {where} can give for this bundle ({', '.join(names)}), got "
         f"{asked!r}. {remedy}"

@@ -110,7 +110,8 @@ def _require_gpu(device: str) -> None:
     index = int(device.split(":")[1])
     count = ops.cuda_device_count()
     if index >= count:
+        there = f"'cuda:0' to 'cuda:{count - 1}'" if count else "'cpu', as no NVIDIA GPU is visible"
         raise DeviceError(
-            f"device: expected one of {count} visible NVIDIA GPU(s), got {device!r}. Check the "
-            "driver with nvidia-smi and CUDA_VISIBLE_DEVICES, or use device='cpu'."
+            f"device: expected {there}, got {device!r}. Check the driver with nvidia-smi and "
+            "CUDA_VISIBLE_DEVICES, or use device='cpu'."
         )

@@ -109,6 +109,19 @@ class Bundle(_Manifest):
         """
         return cls.load(demo_bundle(name))
 
+    def __repr__(self) -> str:
+        graphs = ", ".join(f"{name} ({', '.join(held)})" for name, held in self.graphs.items())
+        height, width = self.preprocess.size_hw
+        names = () if self.text_bank is None else self.text_bank.names
+        words = f"{len(names)} names" if "text_encoder" not in self.graphs else "any words"
+        if self.text.words:
+            words = f"phrases of {len(self.text.words)} words"
+        return (
+            f"Bundle({self.name!r}, family={self.family!r}, path={str(self.path)!r}\n"
+            f"  graphs: {graphs}; input {height}x{width}\n"
+            f"  takes {words}; licence: {self.licence or 'not stated'})"
+        )
+
     def files(self) -> Iterator[FileEntry]:
         """Every file that ``bundle.json`` names."""
         for variants in self.graphs.values():

@@ -54,6 +54,7 @@ from zsseg_rt.errors import (
 
 __all__ = ["app", "main"]
 
+_ANYWHERE = ("--debug", "--verbose", "-v", "--quiet", "-q")
 _CALLED = {
     "class_names": "--classes",
     "cache_dir": "ZSSEG_HOME",
@@ -129,11 +130,12 @@ def _run(arguments: Sequence[str] | None) -> int:
     escape_unprintable()
     given = list(sys.argv[1:] if arguments is None else arguments)
     # Also after a command's name, where people add them to a call that failed.
-    first = [word for word in ("--debug", "--verbose", "--quiet") if word in given]
+    options = given[: given.index("--")] if "--" in given else given
+    first = [word for word in options if word in _ANYWHERE]
     debug = "--debug" in first
     if not debug:
         os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # our errors say what it would add
-    given = first + [word for word in given if word not in first]
+    given = [*first, *(word for word in options if word not in first), *given[len(options) :]]
     try:
         _expect_classes_once(given)
         code = app(args=given, prog_name="zsseg-rt", standalone_mode=False)

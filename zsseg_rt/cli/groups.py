@@ -22,13 +22,13 @@ from zsseg_rt.cli.options import (
     UsageError,
     argument_errors_are_usage,
     read_background,
-    read_classes_or_demo,
+    read_classes,
     read_cosine,
 )
 from zsseg_rt.cli.output import say
 from zsseg_rt.cli.remarks import print_background
 from zsseg_rt.config import BACKENDS, PRECISIONS, EngineConfig
-from zsseg_rt.text.background import AUTO, FEW_CLASSES
+from zsseg_rt.text.background import FEW_CLASSES
 
 if TYPE_CHECKING:
     from zsseg_rt.bundles.bundle import Bundle
@@ -150,13 +150,28 @@ class NamedClasses:
     classes: ClassesOption = None
     class_name: ClassOption = None
 
-    def read(self, *, demo: str | None = None) -> list[str | list[str]]:
-        """The names; with ``demo``, none given means the demo's."""
-        return read_classes_or_demo(self.classes, self.class_name or [], demo=demo)
-
     def read_if_given(self) -> list[str | list[str]] | None:
         """The names, or None if neither option was given."""
-        return self.read() if self.classes is not None or self.class_name else None
+        if self.classes is None and not self.class_name:
+            return None
+        return read_classes(self.classes, self.class_name or [])
+
+    def read(self, bundle: Path, *, shows: str | None = None) -> list[str | list[str]]:
+        """The names; none given means all that a bundle states it was trained to see.
+
+        Args:
+            bundle: The bundle.
+            shows: The demo whose own inputs are shown, which have a list of their own.
+        """
+        from zsseg_rt.bundles.bundle import Bundle
+        from zsseg_rt.demo import demo_classes
+
+        if (names := self.read_if_given()) is not None:
+            return names
+        if shows is not None:
+            return [*demo_classes(shows)]
+        concepts = Bundle.load(bundle).concepts
+        return read_classes(None, []) if concepts is None else [*concepts.names]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,8 +179,8 @@ class WordOptions(NamedClasses):
     """The classes, and what else is put into words."""
 
     background: str = opt(
-        '"a,b": phrases whose pixels become unknown; auto: published ones; none. Default: '
-        f"auto with up to {FEW_CLASSES} classes, else none.",
+        '"a,b": phrases whose pixels become unknown; auto: the bundle\'s own, or published ones; '
+        f"none. Default: auto if it has its own or with up to {FEW_CLASSES} classes, else none.",
         "",
     )
     template: TemplateOption = None
@@ -173,9 +188,6 @@ class WordOptions(NamedClasses):
     def give(self, engine: Engine, names: Sequence[str | Sequence[str]]) -> None:
         """Set an engine's classes, and print which background phrases compete with them."""
         rivals = read_background(self.background, len(names))
-        concepts = engine.bundle.concepts
-        if not self.background and concepts is not None and concepts.background:
-            rivals = AUTO
         engine.set_classes(names, background=rivals, templates=self.template)
         print_background(engine, self.background)
 

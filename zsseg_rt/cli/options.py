@@ -13,7 +13,7 @@ from typer.core import TyperCommand
 
 from zsseg_rt.common.cosine_rule import CosineRule
 from zsseg_rt.errors import ArgumentError, SourceError
-from zsseg_rt.text.background import AUTO, FEW_CLASSES
+from zsseg_rt.text.background import AUTO, FEW_CLASSES, NONE, Background
 
 _log = logging.getLogger(__name__)
 
@@ -106,17 +106,6 @@ def read_classes(classes: str | None, single: Sequence[str]) -> list[str | list[
     return names
 
 
-def read_classes_or_demo(
-    classes: str | None, single: Sequence[str], *, demo: str | None
-) -> list[str | list[str]]:
-    """Read ``--classes`` and ``--class``; with ``--demo``, none means the demo's."""
-    if demo and classes is None and not single:
-        from zsseg_rt.demo import demo_classes
-
-        return [*demo_classes(demo)]
-    return read_classes(classes, single)
-
-
 @contextmanager
 def argument_errors_are_usage() -> Iterator[None]:
     """Turn a setting that is outside its range into a usage error."""
@@ -126,17 +115,15 @@ def argument_errors_are_usage() -> Iterator[None]:
         raise UsageError(str(exc)) from exc
 
 
-def read_background(text: str, num_classes: int) -> Sequence[str]:
+def read_background(text: str, num_classes: int) -> Background:
     """Read ``--background``; where it is not given, few classes compete with published phrases.
 
     Returns:
         What ``Engine.set_classes`` takes.
     """
-    if text == "none":
-        return ()
-    if text == AUTO or (not text and num_classes <= FEW_CLASSES):
-        return AUTO
-    return split(text)
+    if not text:
+        return AUTO if num_classes <= FEW_CLASSES else None
+    return text if text in (AUTO, NONE) else split(text)
 
 
 def flat_names(text: str | None) -> list[str]:

@@ -17,7 +17,7 @@ NEARLY_ALL = 0.98
 def print_background(engine: Engine, given: str) -> None:
     """Tell which background phrases were added, unless the caller wrote them out."""
     vocabulary = engine.vocabulary
-    if vocabulary is None or given not in ("", "auto"):
+    if vocabulary is None or not vocabulary.auto_background:
         return
     why = "asked for by --background auto" if given else f"added to {len(vocabulary.names)} class"
     why += "es" if not given and len(vocabulary.names) > 1 else ""

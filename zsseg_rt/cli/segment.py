@@ -84,8 +84,8 @@ def segment(
 ) -> None:
     """Label every pixel of photos: an overlay, a label image and a table of classes for each.
 
-    --demo alone labels four photos that ship with the package. You may give it photos of your own
-    and other --classes; it lists what its model sees.
+    --demo alone labels four photos that ship with the package. On photos of your own it looks for
+    all that its model was trained to see, or for your --classes.
     """
     from zsseg_rt.demo import DEFAULT, demo_photos
     from zsseg_rt.engine import Engine
@@ -99,7 +99,7 @@ def segment(
     print_less(to_stderr=place.output in ("json", "csv"))
     lacking = "name at least one photo, folder or pattern"
     chosen = choose_bundle(bundle, photos, demo=demo, missing=lacking)
-    names = words.read(demo=demo)
+    names = words.read(chosen, shows=None if photos else demo)
     found = find_photos(photos or demo_photos(demo or DEFAULT))
     place.check()
     config = run.config()

@@ -97,7 +97,7 @@ def serve(
     lacking = "name a source: --source with a camera, video or @FILE"
     chosen = choose_bundle(bundle, watched.source, demo=demo, missing=lacking)
     sources = watched.source or [demo_source(demo, rate=_DEMO_RATE)]
-    names = words.read(demo=demo)
+    names = words.read(chosen, shows=None if watched.source else demo)
     config = run.config()
     with argument_errors_are_usage():
         check_settings(watched.policy, None)

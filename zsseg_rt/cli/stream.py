@@ -132,7 +132,7 @@ def stream(
     lacking = "name a source: a camera, video, folder or @FILE"
     chosen = choose_bundle(bundle, targets, demo=demo, missing=lacking)
     source, *sinks = [demo_source(demo), *(targets or [])] if demo else targets or []
-    names = words.read(demo=demo)
+    names = words.read(chosen, shows=demo)
     if demo and pace.frames is None and pace.seconds is None:
         pace = replace(pace, frames=DEMO_FRAMES)
     config = run.config()

@@ -55,7 +55,7 @@ class EngineSegmenter:
                 "Data sets are RGB; create the engine with EngineConfig(channel_order='rgb')."
             )
         classes = split_synonyms(class_names)
-        engine.set_classes(classes, embeddings=embeddings, templates=templates)
+        engine.set_classes(classes, embeddings=embeddings, background=(), templates=templates)
         self.class_names = join_synonyms(classes)
         self._engine = engine
 

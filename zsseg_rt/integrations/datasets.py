@@ -15,6 +15,7 @@ from zsseg_rt.common.extras import needs_extra
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import ArgumentError, SourceError
 from zsseg_rt.integrations import ray
+from zsseg_rt.text.background import Background
 from zsseg_rt.text.class_names import ClassNames, read_groups
 
 __all__ = ["PhotoSegmenter"]
@@ -36,7 +37,7 @@ class PhotoSegmenter:
     Args:
         bundle: A bundle folder.
         classes: The classes, as for :meth:`Engine.set_classes`.
-        background: Phrases whose pixels become unknown.
+        background: As for :meth:`Engine.set_classes`.
         templates: Prompts with one ``{}`` each; the bundle's if None.
         config: Settings of the engine; None also chooses the lanes.
         column: The column of photos: images, or images that are not decoded.
@@ -57,7 +58,7 @@ class PhotoSegmenter:
         bundle: str | Path,
         classes: ClassNames,
         *,
-        background: Sequence[str] = (),
+        background: Background = None,
         templates: Sequence[str] | None = None,
         config: EngineConfig | None = None,
         column: str = "image",

@@ -29,6 +29,7 @@ from zsseg_rt.integrations.batch.photo_run import describe_classes
 from zsseg_rt.photos import decode_photo
 from zsseg_rt.photos.header import MAX_PIXELS, read_header
 from zsseg_rt.results.visualize import encode_label_png, palette
+from zsseg_rt.text.background import Background
 from zsseg_rt.text.class_names import ClassNames
 from zsseg_rt.text.vocabulary import Vocabulary
 
@@ -62,7 +63,7 @@ class PhotoSegmenter:
     Args:
         bundle: A bundle folder that every node can read.
         classes: The classes, as for :meth:`Engine.set_classes`.
-        background: Phrases whose pixels become unknown.
+        background: As for :meth:`Engine.set_classes`.
         templates: Prompts with one ``{}`` each; the bundle's if None.
         config: Settings of the engine. Device ``"auto"`` becomes the GPU that Ray gave the actor
             (``num_gpus``, which may be a fraction), or the CPU if it gave none; ``num_threads=0``
@@ -96,7 +97,7 @@ class PhotoSegmenter:
         bundle: str | Path,
         classes: ClassNames | Vocabulary,
         *,
-        background: Sequence[str] = (),
+        background: Background = None,
         templates: Sequence[str] | None = None,
         config: EngineConfig | None = None,
         overlay_format: Literal["png", "jpg"] | None = None,

@@ -104,7 +104,7 @@ def _open_engine(spec: Mapping[str, Any]) -> Opened:
     vocabulary = engine.set_classes(
         spec["classes"],
         embeddings=embeddings,
-        background=spec.get("background", ()),
+        background=spec.get("background"),
         templates=spec.get("templates"),
     )
     named = time.perf_counter()

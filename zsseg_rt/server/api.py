@@ -21,28 +21,36 @@ from zsseg_rt.server.hub import Hub
 from zsseg_rt.server.metrics import CONTENT_TYPE, write_metrics
 from zsseg_rt.server.motion_jpeg import MotionJpeg
 from zsseg_rt.server.page import Page
-from zsseg_rt.server.pictures import answer_picture
+from zsseg_rt.server.pictures import answer_picture, picture_in
 from zsseg_rt.server.viewer import watch
 from zsseg_rt.server.worker import Busy, Desk
 
 _log = logging.getLogger(__name__)
 
 _KINDS = {404: "NotFoundError", 405: "MethodError", 408: "TimeoutError", 413: "SizeError"}
+_BINARY = {"type": "string", "format": "binary"}
 _PICTURE_BODY = {
     "requestBody": {
         "required": True,
-        "content": {"image/*": {"schema": {"type": "string", "format": "binary"}}},
+        "content": {
+            "image/*": {"schema": _BINARY},
+            "multipart/form-data": {"schema": {"type": "object", "properties": {"file": _BINARY}}},
+        },
     }
 }
 
 
 class NewVocabulary(BaseModel):
-    """Classes to look for: each a name, or a list of synonyms whose first is the name."""
+    """Classes to look for: each a name, or a list of synonyms whose first is the name.
+
+    ``background`` is a list of phrases whose pixels become unknown, or ``"auto"``, which chooses
+    them; without it, a bundle with a background of its own takes ``"auto"``, others none.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     classes: list[str | list[str]]
-    background: list[str] = []
+    background: Annotated[str | list[str], Field(default=None)]
 
 
 class Settings(BaseModel):
@@ -153,10 +161,12 @@ def _serve_pictures(app: FastAPI, hub: Hub) -> None:
     async def segment(request: Request) -> Response:
         """Label a picture: classes as JSON, or what the header Accept asks for.
 
+        The body is the picture, or a form whose first file it is, in a field of any name.
         ``Accept: image/png`` gets the labels, ``Accept: image/jpeg`` the overlay.
         """
         with desk.place():
-            content = await request.body()
+            kind = request.headers.get("content-type", "")
+            content = picture_in(await request.body(), kind)
             accept = request.headers.get("accept", "")
             answer = await desk.run(lambda: answer_picture(hub.labeller, content, accept))
         hub.counts["pictures"] += 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.results.visualize import palette
 from zsseg_rt.runtime.lane import Lane
 from zsseg_rt.server.settings import Limits
+from zsseg_rt.text.background import Background
 from zsseg_rt.text.class_names import BACKGROUND, ClassNames
 from zsseg_rt.text.vocabulary import Vocabulary
 
@@ -75,7 +75,7 @@ class Labeller:
         """The score below which a pixel is unknown."""
         return self._unknown_below
 
-    def set_classes(self, classes: ClassNames, background: Sequence[str]) -> Vocabulary:
+    def set_classes(self, classes: ClassNames, background: Background = None) -> Vocabulary:
         """Name other classes, from the next frame on; for one thread.
 
         However many changes come, each gets a frame, unless none comes at all: else viewers would
@@ -160,16 +160,19 @@ def _describe(vocabulary: Vocabulary) -> dict[str, Any]:
             for name, phrases, colour in zip(vocabulary.names, synonyms, colours, strict=True)
         ],
         "background": background,
+        "auto_background": vocabulary.auto_background,
         "remarks": list(vocabulary.remarks),
         "unknown_label": int(np.iinfo(vocabulary.label_table.dtype).max),
     }
 
 
-def _refuse_long_names(classes: ClassNames, background: Sequence[str], longest: int) -> None:
+def _refuse_long_names(classes: ClassNames, background: Background, longest: int) -> None:
     names = [name for entry in classes for name in ([entry] if isinstance(entry, str) else entry)]
-    for name in (*names, *background):
-        if len(name) > longest:
-            raise VocabularyError(
-                f"class_names: expected names of at most {longest} characters, got one of "
-                f"{len(name)}. Use a short phrase."
-            )
+    rivals = [background] if isinstance(background, str) else background or ()
+    for argument, texts in (("class_names", names), ("background", rivals)):
+        for name in texts:
+            if len(name) > longest:
+                raise VocabularyError(
+                    f"{argument}: expected names of at most {longest} characters, got one of "
+                    f"{len(name)}. Use a short phrase."
+                )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from email import message_from_bytes
+from email.message import Message
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import numpy.typing as npt
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
+from zsseg_rt.errors import SourceError
 from zsseg_rt.photos.header import read_header
 from zsseg_rt.results.segmentation import Frame, Segmentation
 from zsseg_rt.results.visualize import encode_label_png, palette
@@ -21,6 +24,31 @@ VERSION_HEADER = "X-Vocabulary-Version"
 """Says of which classes a picture's labels are."""
 FRAME = "application/x-zsseg-frame"
 """What asks for a picture as the WebSocket sends frames."""
+
+
+def picture_in(body: bytes, content_type: str) -> bytes:
+    """The picture of a request: its body, or the first file of a form (RFC 7578).
+
+    Raises:
+        SourceError: The form has no file.
+    """
+    described = Message()
+    described["content-type"] = content_type
+    if described.get_content_type() != "multipart/form-data":
+        return body
+    boundary = described.get_boundary("").encode("latin-1", "replace")
+    fields = []
+    for part in (b"\r\n" + body).split(b"\r\n--" + boundary)[1:] if boundary else ():
+        head, _, content = part.partition(b"\r\n\r\n")
+        field = message_from_bytes(head.lstrip())
+        if field.get_filename() is not None or field.get_content_maintype() == "image":
+            return content
+        fields.append(str(field.get_param("name", header="content-disposition")))
+    named = ", ".join(map(repr, fields[:-1])) or "none"  # what follows the last is its end
+    raise SourceError(
+        f"body: expected a form with a file, got fields without one: {named}. Send it as "
+        "curl -F image=@PHOTO does, or the photo alone as the body."
+    )
 
 
 def answer_picture(labeller: Labeller, content: bytes, accept: str) -> Response:

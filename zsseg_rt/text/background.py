@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from zsseg_rt.errors import VocabularyError
-from zsseg_rt.text.class_names import ClassNames, read_groups
+from zsseg_rt.text.class_names import ClassNames, read_groups, split_names
 from zsseg_rt.text.tokenizer import clean_text
 
-AUTO = "auto"
+AUTO, NONE = "auto", "none"
+Background = Sequence[str] | None
+"""Phrases; ``"auto"``, which chooses them, or ``"none"``; None: auto if the bundle has its own."""
+
 FEW_CLASSES = 3
 """Up to so many classes, the command line adds background phrases unless told otherwise."""
 
@@ -26,15 +28,18 @@ BACKGROUND_PHRASES = (
 
 
 def read_background(
-    background: Any, classes: ClassNames, can_embed: Callable[[str], bool], own: Sequence[str] = ()
-) -> Sequence[str]:
+    background: Sequence[str], classes: ClassNames, can_embed: Callable[[str], bool],
+    own: Sequence[str] = (),
+) -> Sequence[str]:  # fmt: skip
     """Return the background phrases that a caller means; ``own`` replaces the published ones."""
     if not isinstance(background, str):
-        return background  # type: ignore[no-any-return]
+        return background
+    if background == NONE:
+        return ()
     if background != AUTO:
         raise VocabularyError(
             f"background: expected a list of names or 'auto', got the string {background!r}. "
-            f"Write [{background!r}]."
+            f"Write {split_names(background)}; [] leaves it out."
         )
     named = {word for group in read_groups(classes) for phrase in group for word in _words(phrase)}
     return [p for p in own or BACKGROUND_PHRASES if not named & _words(p) and can_embed(p)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,22 +32,38 @@ class ClassList:
         names: Class names in the caller's order, length C.
         phrases: Every text that is embedded, length P >= C: classes' synonyms, then background.
         phrase_classes: int32 [P]: the class of each phrase, :data:`BACKGROUND` for background.
+        auto_background: Whether ``background="auto"``, given or by default, chose its phrases.
     """
 
     names: tuple[str, ...]
     phrases: tuple[str, ...]
     phrase_classes: npt.NDArray[np.int32]
+    auto_background: bool = False
 
     @classmethod
     def read(
-        cls, classes: ClassNames, background: Sequence[str] = (), *, max_phrases: int = 1024
+        cls,
+        classes: ClassNames,
+        background: Sequence[str] = (),
+        *,
+        max_phrases: int = 1024,
+        meaning: Callable[[str], str] = str.casefold,
     ) -> ClassList:
-        """Check class names and lay out their phrases."""
+        """Check class names and lay out their phrases.
+
+        A class takes a phrase of the background over if ``meaning`` is the same for both.
+        """
         groups = read_groups(classes)
         _check_list("background", background)
-        backdrop = [_clean(text, "background", i) for i, text in enumerate(background)]
-        phrases = [phrase for group in groups for phrase in group] + backdrop
+        phrases = [phrase for group in groups for phrase in group]
         _refuse_repeats(phrases)
+        taken, backdrop = set(map(meaning, phrases)), []
+        for index, text in enumerate(background):
+            phrase = _clean(text, "background", index)
+            if meaning(phrase) not in taken:
+                backdrop.append(phrase)
+                taken.add(meaning(phrase))
+        phrases += backdrop
         if len(phrases) > max_phrases:
             raise VocabularyError(
                 f"class_names: expected at most {max_phrases} phrases (classes, synonyms and "
@@ -123,6 +139,11 @@ def read_groups(classes: ClassNames) -> list[list[str]]:
     return groups
 
 
+def split_names(text: str) -> list[str]:
+    """Read "a, b" without empty parts."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
 def split_synonyms(class_names: Sequence[str]) -> list[list[str]]:
     """Split each name at its commas.
 
@@ -130,7 +151,7 @@ def split_synonyms(class_names: Sequence[str]) -> list[list[str]]:
         >>> split_synonyms(["sky", "sofa, couch"])
         [['sky'], ['sofa', 'couch']]
     """
-    classes = [[part.strip() for part in name.split(",") if part.strip()] for name in class_names]
+    classes = [split_names(name) for name in class_names]
     for name, phrases in zip(class_names, classes, strict=True):
         if not phrases:
             raise VocabularyError(
@@ -171,7 +192,8 @@ def _check_list(argument: str, names: Any) -> None:
     """Refuse names without an order, which labels index, and strings, which list letters."""
     if isinstance(names, str):
         raise VocabularyError(
-            f"{argument}: expected a list of names, got the string {names!r}. Write [{names!r}]."
+            f"{argument}: expected a list of names, got the string {names!r}. "
+            f"Write {split_names(names) or ['NAME']}."
         )
     if isinstance(names, AbstractSet) or not isinstance(names, Iterable):
         raise VocabularyError(
@@ -220,6 +242,6 @@ def _refuse_repeats(phrases: Sequence[str]) -> None:
             found.append(f"{spelt} at positions {' and '.join(map(str, where))}")
     if found:
         raise VocabularyError(
-            f"class_names: expected every name once, also apart from case, got {'; '.join(found)}. "
-            "Keep one of each."
+            f"class_names: expected every name once, also apart from case, got {'; '.join(found)} "
+            "of the classes and their synonyms. Keep one of each."
         )

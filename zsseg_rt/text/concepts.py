@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt.bundles.concepts import ConceptSpec
 from zsseg_rt.text.class_names import ClassList
-from zsseg_rt.text.tokenizer import clean_text
 
 Rows = npt.NDArray[np.float32]
 Embed = Callable[[Sequence[str]], Rows]
@@ -18,18 +17,25 @@ _MOST_LISTED = 20
 _STANDS_FOR = 0.2
 
 
-def remarks_on_concepts(spec: ConceptSpec | None, classes: ClassList, embed: Embed) -> list[str]:
+def remarks_on_concepts(
+    spec: ConceptSpec | None, classes: ClassList, embed: Embed, meaning: Callable[[str], str]
+) -> list[str]:
     """One for all names that are near nothing the encoder was trained on, one for short ones.
 
     Args:
         spec: What it was trained on; None: not stated.
         classes: The names.
         embed: Gives rows float32 [n, D] of phrases.
+        meaning: Gives the name that a phrase stands for.
     """
     if spec is None:
         return []
-    known = {*spec.names, *spec.also, *spec.background}
-    asked = [phrase for phrase in dict.fromkeys(_asked(classes)) if phrase not in known]
+    known = {*spec.names, *spec.also}
+    asked = [
+        phrase
+        for phrase in dict.fromkeys(_asked(classes))
+        if phrase not in spec.background and not {phrase, meaning(phrase)} & known
+    ]
     remarks = []
     short = [repr(phrase) for phrase in asked if len(phrase.split()) < spec.least_words]
     if short:
@@ -38,7 +44,7 @@ def remarks_on_concepts(spec: ConceptSpec | None, classes: ClassList, embed: Emb
             f"{spec.least_words} words and takes a shorter one for many things. Its phrases: "
             f"{', '.join(spec.names)}."
         )
-    far = _far(spec, asked, embed) if spec.least_cosine is not None and asked else []
+    far = _far(spec, asked, embed, meaning) if spec.least_cosine is not None and asked else []
     if far:
         remarks.append(
             f"class_names: {_listed(far)}: this model was trained to see {len(spec.names)} "
@@ -48,7 +54,25 @@ def remarks_on_concepts(spec: ConceptSpec | None, classes: ClassList, embed: Emb
     return remarks
 
 
-def unnamed(spec: ConceptSpec, classes: ClassList, embed: Embed) -> list[str]:
+def remarks_on_shared_rows(
+    classes: ClassList, own: Collection[str], meaning: Callable[[str], str]
+) -> Iterator[str]:
+    """One for each name of the bank that several classes are looked for as."""
+    asked: dict[str, dict[int, str]] = {}
+    for phrase, owner in zip(classes.phrases, classes.phrase_classes.tolist(), strict=True):
+        if owner >= 0 and phrase not in own:
+            asked.setdefault(meaning(phrase), {}).setdefault(owner, phrase)
+    for name, phrases in asked.items():
+        if len(phrases) > 1:
+            yield (
+                f"class_names: {_listed(list(map(repr, phrases.values())))}: this model looks for "
+                f"each of them as {name!r}, and the first takes the pixels of all."
+            )
+
+
+def unnamed(
+    spec: ConceptSpec, classes: ClassList, embed: Embed, meaning: Callable[[str], str]
+) -> list[str]:
     """The things that no class stands for, so that none is painted with the name of another.
 
     A class that is called as a thing stands for this thing alone. Any other phrase stands for all
@@ -56,8 +80,8 @@ def unnamed(spec: ConceptSpec, classes: ClassList, embed: Embed) -> list[str]:
     """
     if spec.least_cosine is None:
         return []
-    called = {clean_text(phrase): phrase for phrase in _asked(classes)}
-    things = {clean_text(name): name for name in spec.names}
+    called = {meaning(phrase): phrase for phrase in _asked(classes)}
+    things = {meaning(name): name for name in spec.names}
     rest = [name for key, name in things.items() if key not in called]
     if not rest or not called.keys() - things.keys():
         return rest
@@ -78,12 +102,16 @@ def _listed(phrases: Sequence[str]) -> str:
     return ", ".join(phrases[:_MOST_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _far(spec: ConceptSpec, asked: Sequence[str], embed: Embed) -> list[str]:
-    """Phrases that are near no concept, each with the nearest."""
+def _far(
+    spec: ConceptSpec, asked: Sequence[str], embed: Embed, meaning: Callable[[str], str]
+) -> list[str]:
+    """Phrases that are near no concept, each with the nearest, or with what it takes."""
     assert spec.least_cosine is not None
     cosines = _unit(embed(asked)) @ _unit(embed(spec.names)).T
     return [
-        f"{phrase!r} (nearest: {spec.names[int(row.argmax())]})"
+        f"{phrase!r} (takes all that is none of them)"
+        if meaning(phrase) in spec.background
+        else f"{phrase!r} (nearest: {spec.names[int(row.argmax())]})"
         for phrase, row in zip(asked, cosines, strict=True)
         if row.max() < spec.least_cosine
     ]

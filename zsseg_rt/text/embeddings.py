@@ -6,7 +6,6 @@ A phrase's embedding is the normalised mean of its prompts' normalised embedding
 
 from __future__ import annotations
 
-import difflib
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -22,13 +21,14 @@ from zsseg_rt.text.piece_tokenizer import FILE as PIECES_FILE
 from zsseg_rt.text.piece_tokenizer import PieceTokenizer
 from zsseg_rt.text.prompts import PromptSet, fill, template_key
 from zsseg_rt.text.row_cache import RowCache
+from zsseg_rt.text.synonyms import BankNames
 from zsseg_rt.text.tokenizer import Tokenizer, clean_text
 from zsseg_rt.text.vocabulary import check_embeddings
 
 _log = logging.getLogger(__name__)
 _Row = npt.NDArray[np.float32]
 
-_CLOSE = 0.75  # of difflib; below, suggestions are rarely what was meant
+_MOST_CLOSE = 3
 PROMPTS_PER_RUN = 16  # bounds the text encoder's activations: 16 x 77 tokens
 KEPT_PHRASES = 8192
 """Phrases whose embeddings stay in memory, 16 MB at 512 floats; the least recently used go."""
@@ -47,6 +47,8 @@ class PhraseEmbedder:
         self._known: dict[tuple[str, str], npt.NDArray[np.float32]] = {}
         self._session: Session | None = None
         self._tokenizer: Tokenizer | PieceTokenizer | None = None
+        entry = bundle.text_bank
+        self._names = BankNames(() if entry is None else entry.names, folds=not self._has_encoder)
         self._bank(PromptSet.bank)  # a damaged bank is refused here, not at the first name
 
     def embed(
@@ -65,7 +67,7 @@ class PhraseEmbedder:
         used = tuple(templates or chosen.templates)
         bank = {} if templates else self._bank(chosen.bank)
         key = template_key(used)
-        banked = {p: row for p in phrases if (row := _find(bank, p)) is not None}
+        banked = {p: bank[name] for p in phrases if (name := self._names.find(p)) in bank}
         asked = dict.fromkeys(p for p in phrases if p not in banked)
         found = {p: row for p in asked if (row := self._recall(key, p)) is not None}
         missing = [p for p in asked if p not in found]
@@ -76,23 +78,29 @@ class PhraseEmbedder:
         return np.stack(rows).astype(np.float32, copy=False)
 
     def banks(self, phrase: str) -> bool:
-        """Whether the text bank has this phrase, in capitals or not."""
-        return _find(self._bank(PromptSet.bank), phrase) is not None
+        """Whether the text bank has this phrase, in capitals or other words for the same."""
+        return self._names.find(phrase) is not None
+
+    def meaning(self, phrase: str) -> str:
+        """What decides a phrase's embedding: the bank's name, or the text that is embedded."""
+        return self._names.find(phrase) or clean_text(phrase)
+
+    @property
+    def _has_encoder(self) -> bool:
+        return self._bundle.text.tokenizer is not None and "text_encoder" in self._bundle.graphs
 
     def can_embed(self, phrase: str, *, with_bank: bool = True) -> bool:
         """Whether :meth:`embed` takes a phrase and knows all of its words."""
         if with_bank and self.banks(phrase):
             return True
         text = self._bundle.text
-        if text.tokenizer is None or "text_encoder" not in self._bundle.graphs:
+        if not self._has_encoder:
             return False
         return not text.words or set(re.findall(r"\w+", clean_text(phrase))) <= set(text.words)
 
     def _bank(self, tensor: str) -> dict[str, npt.NDArray[np.float32]]:
         if tensor not in self._banks:
-            rows = read_text_bank(self._bundle, tensor)
-            plain = {_plain(name): row for name, row in reversed(rows.items())}
-            self._banks[tensor] = plain | rows
+            self._banks[tensor] = read_text_bank(self._bundle, tensor)
         return self._banks[tensor]
 
     def release_encoder(self) -> None:
@@ -160,12 +168,38 @@ class PhraseEmbedder:
             self._session = self._load_encoder()
         return self._session
 
+    def _unknown_message(self, phrases: Sequence[str]) -> str:
+        per_name = 3 if len(phrases) == 1 else 1
+        close = [name for phrase in phrases for name in self._close_names(phrase)[:per_name]]
+        hint = f"Did you mean {_quoted(list(dict.fromkeys(close)))}? " if close else ""
+        count = len(self._names.names)
+        return (
+            f"class_names: expected names from the bundle's text bank ({count} names), got "
+            f"{_quoted(phrases)}. {hint}'zsseg-rt info BUNDLE --names' lists the bank. For any "
+            "words, take a bundle with a text encoder: zsseg-rt fetch sfp-b16; or give embeddings=."
+        )
+
+    def _close_names(self, phrase: str) -> list[str]:
+        """Names near in meaning to the words of a phrase that the bank has; then those spelt alike.
+
+        The nearness is the cosine with the mean of these words' rows.
+        """
+        names, bank = self._names.names, self._bank(PromptSet.bank)
+        spelt = self._names.spelt_like(phrase, _MOST_CLOSE)
+        words = [word for word in re.findall(r"\w+", phrase) if len(word) > 2]
+        meant = {name for word in words if (name := self._names.find(word))} or set(spelt[:1])
+        if not meant:
+            return spelt
+        rows = np.stack([bank[name] for name in names])
+        rows = _unit_rows(np.where(rows.any(axis=1, keepdims=True), rows, 1.0))
+        middle = _unit_rows(np.stack([bank[name] for name in meant])).mean(axis=0)
+        near = np.argsort(-(rows @ middle), kind="stable")[:_MOST_CLOSE]
+        return list(dict.fromkeys([*(names[int(place)] for place in near), *spelt]))
+
     def _open_tokenizer(self, phrases: Sequence[str]) -> Tokenizer | PieceTokenizer:
         text = self._bundle.text
-        if text.tokenizer is None or "text_encoder" not in self._bundle.graphs:
-            bank = self._bundle.text_bank
-            known = [] if bank is None else list(bank.names)
-            raise _refusal(phrases, _unknown_message(phrases, known))
+        if text.tokenizer is None or not self._has_encoder:
+            raise _refusal(phrases, self._unknown_message(phrases))
         if self._tokenizer is None:
             path = self._bundle.open_path(text.tokenizer)
             kind = PieceTokenizer if path.name == PIECES_FILE else Tokenizer
@@ -236,30 +270,5 @@ def _refusal(unknown: Sequence[str], message: str) -> VocabularyError:
     return error
 
 
-def _find(bank: Mapping[str, _Row], phrase: str) -> _Row | None:
-    """A phrase's row: of its very name, else of the first that differs in capitals and gaps."""
-    return bank.get(phrase, bank.get(_plain(phrase)))
-
-
-def _plain(name: str) -> str:
-    """A name in small letters, with one space between words."""
-    return " ".join(name.casefold().split())
-
-
 def _quoted(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names))
-
-
-def _unknown_message(phrases: Sequence[str], known: list[str]) -> str:
-    per_name = 3 if len(phrases) == 1 else 1
-    close = [
-        name
-        for phrase in phrases
-        for name in difflib.get_close_matches(_plain(phrase), known, n=per_name, cutoff=_CLOSE)
-    ]
-    hint = f"Did you mean {_quoted(list(dict.fromkeys(close)))}? " if close else ""
-    return (
-        f"class_names: expected names from the bundle's text bank ({len(known)} names), got "
-        f"{_quoted(phrases)}. {hint}'zsseg-rt info BUNDLE --names' lists the bank. For any words, "
-        "take a bundle with a text encoder: zsseg-rt fetch sfp-b16; or give embeddings=."
-    )

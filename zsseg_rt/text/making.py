@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt.backends.base import Session
 from zsseg_rt.bundles.bundle import Bundle
-from zsseg_rt.text.background import AUTO, read_background
+from zsseg_rt.text.background import AUTO, Background, read_background
 from zsseg_rt.text.class_names import ClassList, ClassNames
-from zsseg_rt.text.concepts import remarks_on_concepts, unnamed
+from zsseg_rt.text.concepts import remarks_on_concepts, remarks_on_shared_rows, unnamed
 from zsseg_rt.text.embeddings import PhraseEmbedder, read_embeddings
 from zsseg_rt.text.prompts import PromptSet, check_templates
 from zsseg_rt.text.vocabulary import Vocabulary, check_vocabulary
@@ -52,19 +52,24 @@ class VocabularyMaker:
     def read(
         self,
         class_names: ClassNames,
-        background: Sequence[str] | Literal["auto"],
+        background: Background,
         templates: Sequence[str] | None,
     ) -> ClassList:
         """The classes and their phrases, background included."""
         known = partial(self._embedder.can_embed, with_bank=templates is None)
-        concepts, most = self._bundle.concepts, self._bundle.head.max_classes
+        concepts, meaning = self._bundle.concepts, self._embedder.meaning
         own = () if concepts is None else concepts.background
+        if background is None:
+            background = AUTO if own else ()
+        read = partial(ClassList.read, max_phrases=self._bundle.head.max_classes, meaning=meaning)
         backdrop = read_background(background, class_names, known, own)
-        classes = ClassList.read(class_names, backdrop, max_phrases=most)
-        if concepts is None or not own or background != AUTO or not backdrop:
+        classes = read(class_names, backdrop)
+        if background != AUTO:
             return classes
-        things = unnamed(concepts, classes, self._embedder.embed)
-        return ClassList.read(class_names, [*backdrop, *things], max_phrases=most)
+        if concepts is not None and own and backdrop:
+            things = unnamed(concepts, classes, self._embedder.embed, meaning)
+            classes = read(class_names, [*backdrop, *things])
+        return replace(classes, auto_background=True)
 
     def embed(self, classes: ClassList, templates: Sequence[str] | None) -> Vocabulary:
         """A vocabulary whose phrases the bundle embeds."""
@@ -73,7 +78,9 @@ class VocabularyMaker:
             self._embedder.embed(classes.phrases, chosen, prompt_set=prompt_set)
             for prompt_set in self._prompt_sets
         ]
-        further = remarks_on_concepts(self._bundle.concepts, classes, self._embedder.embed)
+        further = remarks_on_concepts(
+            self._bundle.concepts, classes, self._embedder.embed, self._embedder.meaning
+        )
         if not self._keep_encoder:
             self._embedder.release_encoder()
         return self._made(classes, embeds, further, self._bundle.text.space)
@@ -95,14 +102,16 @@ class VocabularyMaker:
         space: str = "",
     ) -> Vocabulary:
         further = zip(self._prompt_sets[1:], embeds[1:], strict=True)
-        texts = (p for p in classes.phrases if not self._embedder.banks(p))
-        remarks = (*_remarks_on_commas(texts), *remarks)
+        texts = [p for p in classes.phrases if not self._embedder.banks(p)]
+        shared = remarks_on_shared_rows(classes, set(texts), self._embedder.meaning)
+        remarks = (*_remarks_on_commas(texts), *shared, *remarks)
         for remark in remarks:
             _log.warning("%s", remark)
         return Vocabulary(
             names=classes.names,
             phrases=classes.phrases,
             phrase_classes=classes.phrase_classes,
+            auto_background=classes.auto_background,
             embeds=embeds[0],
             version=0,
             prompt_embeds={prompt_set.name: rows for prompt_set, rows in further},

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt.errors import ArgumentError, DTypeError, ShapeError, VocabularyError
+from zsseg_rt.text.background import Background
 from zsseg_rt.text.class_names import ClassList
 
 
@@ -21,6 +22,7 @@ class Vocabulary(ClassList):
         names: Class names in the caller's order, length C.
         phrases: Every text that was embedded, length P >= C: classes' synonyms, then background.
         phrase_classes: int32 [P]: the class of each phrase, ``BACKGROUND`` for background.
+        auto_background: Whether ``background="auto"``, given or by default, chose its phrases.
         embeds: float32 [P, D], one row per phrase, read-only.
         version: Grows with every vocabulary an engine is given; stamped on every result.
         prompt_embeds: The same phrases embedded with further prompt sets, float32 [P, D] each,
@@ -103,7 +105,7 @@ def check_vocabulary(
 
 
 def refuse_beside_vocabulary(
-    embeddings: Any, background: Sequence[str], templates: Sequence[str] | None
+    embeddings: Any, background: Background, templates: Sequence[str] | None
 ) -> None:
     """Refuse what a vocabulary already has."""
     given = {"embeddings": embeddings, "background": background or None, "templates": templates}

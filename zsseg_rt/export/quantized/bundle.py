@@ -120,7 +120,7 @@ class _Job:
         rng = np.random.default_rng(self._settings.seed)
         taps = {name: self._tapped(name) for name in self._models}
         with Engine(self._bundle, engine_config("float32", num_lanes=2)) as engine:
-            engine.set_classes(class_names)
+            engine.set_classes(class_names, background=())
             with engine.lane() as lane:
                 for place, picture in enumerate(pictures.ranged):
                     fed = lane.graph_inputs(picture().image)

@@ -73,6 +73,8 @@ def _described(frame: Any) -> str:
         return "NoneType"
     if isinstance(frame, (str, PathLike)):
         return f"the path {str(frame)!r}"
+    if isinstance(frame, (list, tuple)):
+        return f"a {type(frame).__name__} of {len(frame)}"
     kind = type(frame)
     return f"{kind.__module__}.{kind.__qualname__}"
 
@@ -91,6 +93,8 @@ def _conversion(frame: Any) -> str:
         return 'Use np.array(image.convert("RGB")).'
     if home == "torch":
         return "Use tensor.cpu().numpy(), with the channels last and values from 0 to 255."
+    if isinstance(frame, (list, tuple)) and any(hasattr(part, "shape") for part in frame):
+        return "For several frames use engine.segment_batch(frames)."
     return "Use np.asarray(...)."
 
 

@@ -49,8 +49,8 @@ def as_nv12(frame: Any) -> Nv12Frame | None:
     """The frame in planes, of which a plain tuple may be given; None for any other frame."""
     if isinstance(frame, Nv12Frame):
         return frame
-    if not isinstance(frame, tuple):
-        return None
+    if not isinstance(frame, tuple) or (frame and getattr(frame[0], "ndim", 2) == 3):
+        return None  # no frame, or several of them
     if len(frame) != 2:
         raise FrameError(
             f"frame: expected an array or two planes, got {len(frame)} planes. NV12 has brightness "

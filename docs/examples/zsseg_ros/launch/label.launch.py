@@ -12,7 +12,7 @@ ARGUMENTS = {
     "transport": ("raw", "raw, or compressed to read the camera's topic /compressed"),
     "bundle": ("", "bundle folder; empty for the photo demo's"),
     "classes": ("person, dog, car, chair", "class names, separated by commas"),
-    "background": ("", "background phrases, separated by commas; or auto"),
+    "background": ("", "background phrases, separated by commas; or auto, or none"),
 }
 PARAMETERS = ("transport", "bundle", "classes", "background")
 

@@ -106,7 +106,9 @@ class LabelNode(Node):
 
     def name_classes(self, classes: str, background: str) -> None:
         """Use these names from the next image on, and publish them."""
-        phrases = "auto" if background.strip() == "auto" else split(background)
+        phrases = split(background) or None
+        if background.strip() in ("auto", "none"):
+            phrases = background.strip()
         self.engine.set_classes(split(classes), background=phrases)
         names = list(self.engine.vocabulary.names)
         content = {"names": names, "unknown": 255 if len(names) <= 254 else 65535}
