@@ -1,12 +1,13 @@
 """What the server says of its own health, and of each source's."""
 
 import json
+import os
 import re
 
 import pytest
 
 from support.live_server import SOURCE, ask, demo_server, request, viewer, wait_until
-from support.streams import MjpegServer
+from support.streams import MjpegServer, numbered, write_video
 
 TOKEN = "0123456789abcdefghij"
 
@@ -66,3 +67,19 @@ def states(page, last):
     while last not in seen:
         seen.add(page.text("state")["sources"][0]["state"])
     return seen
+
+
+def test_a_source_of_any_name_leaves_the_server_able_to_tell(tmp_path):
+    pytest.importorskip("av")
+    odd = tmp_path / (os.fsdecode(b'caf\xe9\x1b[31m\n"') + "\u202e\u2028.mp4")
+    write_video(tmp_path / "plain.mp4", map(numbered, range(9))).rename(odd)
+    with demo_server(str(odd)) as server, viewer(server) as page:
+        wait_until(lambda: ask(server, "GET", "/healthz")[0] == 200, "frames are labelled")
+        name = ask(server, "GET", "/healthz")[1]["sources"][0]["source"]
+        assert name.endswith(r'caf\udce9\x1b[31m\n"\u202e\u2028.mp4')
+        metrics = request(server, "GET", "/metrics")[2].decode()
+        labels = re.findall(r'zsseg_frames_captured_total\{source="(.*)"\}', metrics)
+        assert labels == [name.replace("\\", r"\\").replace('"', r"\"")]
+        assert {"running"} <= states(page, "running")
+        body = request(server, "PUT", "/v1/vocabulary", {"classes": ["a\u202e\u2028"]})[2].decode()
+        assert not re.search("[\u2028\u202e]", body)

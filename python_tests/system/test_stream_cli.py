@@ -381,3 +381,24 @@ def test_a_killed_recording_is_playable(recording, tmp_path):
 def test_the_report_says_how_overlays_reach_the_encoder(painted, path, told):
     stats = SinkStats(name="out", written=3, dropped=0, files=(), painted=painted, path=path)
     assert _sink_line(stats, 1) == f"out  3 frames{told}"
+
+
+ODD_NAME = os.fsdecode(b"caf\xe9\x1b[31m\n") + "\u202e\u2028\x85.mp4"
+SPELLED = r"caf\udce9\x1b[31m\n\u202e\u2028\u0085.mp4"
+RAW = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u202e\udc80-\udcff]")
+
+
+def test_odd_names_of_sources_and_classes_are_escaped_wherever_they_stand(
+    clip, colour_bundle, tmp_path, capfd
+):
+    odd, lines, report = tmp_path / ODD_NAME, tmp_path / "l.jsonl", tmp_path / "report.json"
+    clip.rename(odd)
+    classes = ["--class", "re\u202ed", "--class", "blue\u2028"]
+    call = ("-v", "stream", odd, lines, "-b", colour_bundle, "--json", report, "--device", "cpu")
+    assert run(*call, *classes) == 1  # the bundle has no such names
+    assert run(*call, "--classes", "red,blue") == 0
+    printed = "".join(capfd.readouterr())
+    told = printed + lines.read_text() + report.read_text()
+    assert SPELLED in printed
+    assert not RAW.search(told)
+    assert json.loads(lines.read_text().splitlines()[0])["source"].endswith(SPELLED)

@@ -5,13 +5,15 @@ import io
 import json
 import logging
 import sys
+import unicodedata
 from pathlib import Path
 
 import pytest
 
 from support.command_line import run
 from zsseg_rt.bundles.pretrained import find_bundle
-from zsseg_rt.cli.output import LinesAboveStatus
+from zsseg_rt.cli.output import LinesAboveStatus, say
+from zsseg_rt.common.schema import json_text, printable
 from zsseg_rt.demo import demo_bundle, demo_classes, demo_photos
 from zsseg_rt.results.visualize import read_label_png
 
@@ -162,3 +164,45 @@ def test_a_log_line_on_a_terminal_stands_above_the_status(monkeypatch):
     for stream in (terminal, other):
         LinesAboveStatus(stream).emit(record)
     assert (drawing.getvalue(), terminal.getvalue(), other.getvalue()) == ("gone\n", "", "gone\n")
+
+
+ODD = [
+    "\x1b[2J\r\n",
+    "a\u2028b\u2029",
+    "\u202e\u2066",
+    "\x7f\x85\x9b",
+    "\udce9",
+    "\U000e0001",
+    "\ufeff",
+]
+PLAIN = [
+    "caf\u00e9",
+    "\u0645\u06cc\u200c\u062e",
+    "\U0001f468\u200d\U0001f466",
+    "9\u202fAM",
+    "\u30b0\u3000a",
+]
+
+
+@pytest.mark.parametrize("text", ODD + PLAIN)
+def test_names_stay_on_their_line_and_json_means_what_it_meant(text):
+    shown, document = printable(text), json_text({text: [text]}, indent=1)
+    assert json.loads(document) == {text: [text]}
+    assert (shown == text) == (text in PLAIN)
+    for told in (shown, *document.split("\n")):
+        assert told.splitlines() == [told]
+        assert not {"Cc", "Zl", "Zp", "Cs"} & {unicodedata.category(c) for c in told}
+        assert not set("\u202e\u2066\ufeff") & set(told)
+
+
+def test_tables_and_lines_of_the_log_escape_alike(capsys, monkeypatch):
+    from rich.table import Table
+
+    table = Table("name", box=None)
+    table.add_row("a\x1b[31m\n\u202eb")
+    say(table)
+    say("a\x1b[31m\n\u202eb")
+    record = logging.LogRecord("x", 30, "", 0, "%s", ("a\x1b[31m\n\u202eb",), None)
+    assert LinesAboveStatus(sys.stderr).format(record) == r"a\x1b[31m\n\u202eb"
+    printed = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert printed == ["name", *[r"a\x1b[31m\n\u202eb"] * 2]

@@ -37,13 +37,13 @@ from zsseg_rt.cli.output import (
     flush_output,
     is_output_error,
     print_less,
-    printable,
 )
 from zsseg_rt.cli.profile import profile
 from zsseg_rt.cli.segment import segment
 from zsseg_rt.cli.serve import serve
 from zsseg_rt.cli.stream import stream
 from zsseg_rt.cli.train import calibrate, train
+from zsseg_rt.common.schema import printable
 from zsseg_rt.errors import (
     BackendUnavailableError,
     ConfigError,

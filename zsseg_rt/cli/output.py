@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import io
-import json
 import logging
 import os
 import stat
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from zsseg_rt.cli.options import UsageError
 from zsseg_rt.common.files import is_device, is_folder, why_unwritable
+from zsseg_rt.common.schema import encode, json_text, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -54,17 +54,13 @@ def is_output_error(error: OSError) -> bool:
     return error.filename is None and error.errno in kinds
 
 
-def printable(text: str) -> str:
-    """The text on one line, with control characters escaped: file names may hold any."""
-    joiners = "\u200c\u200d"  # parts of words and of emoji
-    shown = (c.isprintable() or c in joiners for c in text)
-    return "".join(
-        c if ok else c.encode("unicode_escape").decode() for c, ok in zip(text, shown, strict=True)
-    )
-
-
 class LinesAboveStatus(logging.StreamHandler[TextIO]):
     """Logs to standard error; on a terminal a line goes above what moves there, not into it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line, unless a traceback follows it."""
+        text = super().format(record)
+        return text if record.exc_info else printable(text)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a record."""
@@ -81,10 +77,17 @@ def print_less(*, quiet: bool | None = None, to_stderr: bool | None = None) -> N
 
 
 def terminal() -> Console:
-    """A console that prints names and paths as they are, square brackets too."""
+    """A console that prints names and paths as they are, square brackets too, but on one line."""
     from rich.console import Console
 
-    return Console(markup=False, quiet=_TERMINAL["quiet"], stderr=_TERMINAL["stderr"])
+    console = Console(markup=False, quiet=_TERMINAL["quiet"], stderr=_TERMINAL["stderr"])
+    as_given = console.render_str  # of lines and of tables' cells alike
+
+    def render_str(text: str, **options: Any) -> Any:
+        return as_given(printable(text), **options)
+
+    console.render_str = render_str  # type: ignore[method-assign]
+    return console
 
 
 def say(line: str | Table) -> None:
@@ -93,16 +96,10 @@ def say(line: str | Table) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write dataclasses and plain values as JSON, whole or not at all.
-
-    The file is always UTF-8: bytes of a file name that are not valid UTF-8 stay escaped, as
-    Python's ``surrogateescape`` writes them.
-    """
-    from zsseg_rt.common.schema import encode
+    """Write dataclasses and plain values as JSON in UTF-8, whole or not at all."""
     from zsseg_rt.results.visualize import save_file
 
-    text = json.dumps(encode(content), indent=2, ensure_ascii=False)
-    save_file(path, (text + "\n").encode("utf-8", "backslashreplace"))
+    save_file(path, (json_text(encode(content), indent=2) + "\n").encode())
 
 
 def check_file_place(option: str, file: Path | None) -> None:

@@ -8,8 +8,9 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from zsseg_rt.cli.output import printable, say, terminal
+from zsseg_rt.cli.output import say, terminal
 from zsseg_rt.cli.remarks import remark_on
+from zsseg_rt.common.schema import printable
 
 if TYPE_CHECKING:
     from zsseg_rt.integrations.batch import PhotoResult
@@ -24,14 +25,12 @@ def print_table(result: PhotoResult) -> None:
 
     console = terminal()
     if result.error is not None:
-        failure = f"failed: {printable(result.error)}"
-        console.print(failure, style="red", highlight=False, soft_wrap=True)
+        console.print(f"failed: {result.error}", style="red", highlight=False, soft_wrap=True)
         return
     height, width = result.size_hw or (0, 0)
     total = (result.times or {}).get("total", 0.0)
     state = "done earlier" if result.resumed else f"{total:.0f} ms"
-    photo = printable(result.photo)
-    say(f"{photo}  {width}x{height}, {state}")
+    say(f"{result.photo}  {width}x{height}, {state}")
     table = Table("", "class", "share", "pixels", "colour", box=None, pad_edge=False)
     for entry in result.classes:
         colour = entry["colour"]
@@ -48,7 +47,7 @@ def print_table(result: PhotoResult) -> None:
     if remark := remark_on(result):
         console.print(f"  {remark}", style="yellow", highlight=False, soft_wrap=True)
     for written in (result.overlay, result.mask):
-        say(f"  {printable(written or '')}")
+        say(f"  {written or ''}")
 
 
 def _print_json(result: PhotoResult) -> None:
@@ -67,7 +66,7 @@ def _print_csv(result: PhotoResult) -> None:
     """One row per class; a failed photo has its error last."""
     rows = csv.writer(sys.stdout, lineterminator="\n")
     for entry in result.classes:
-        row = [entry["name"], entry["share"], entry["pixels"], result.mask, ""]
+        row = [printable(entry["name"]), entry["share"], entry["pixels"], result.mask, ""]
         rows.writerow([result.photo, *row])
     if result.error is not None:
         rows.writerow([result.photo, "", "", "", "", result.error])

@@ -17,7 +17,6 @@ from zsseg_rt.cli.output import (
     check_folder_place,
     describe_engine,
     print_less,
-    printable,
     say,
     terminal,
     write_json,
@@ -145,7 +144,7 @@ def _annotation_files(engine: Engine, place: _Output) -> AnnotationFiles | None:
 
 def _print_path(path: Path | None) -> None:
     if path is not None:
-        say(f"  {printable(str(path))}")
+        say(f"  {path!s}")
 
 
 def _write_report(

@@ -33,6 +33,7 @@ from zsseg_rt.cli.options import (
 )
 from zsseg_rt.cli.output import describe_engine, say, terminal, write_json
 from zsseg_rt.cli.service import Notifier, stopped_by_signals
+from zsseg_rt.common.schema import printable
 from zsseg_rt.config import MAX_LANES
 from zsseg_rt.errors import SourceError
 
@@ -198,7 +199,7 @@ def _stopped_after(seconds: float | None, stop: Callable[[], None]) -> Iterator[
 def _status_line(seg: Segmentation, labelled: Stream) -> str:
     stats = labelled.stats().values()
     labelled_so_far, dropped = sum(s.labelled for s in stats), sum(s.dropped for s in stats)
-    classes = ", ".join(f"{s.name} {s.share:.0%}" for s in seg.present()[:3])
+    classes = printable(", ".join(f"{s.name} {s.share:.0%}" for s in seg.present()[:3]))
     return f"{labelled_so_far} frames, {dropped} dropped; {classes}"
 
 

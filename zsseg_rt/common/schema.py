@@ -7,6 +7,7 @@ import difflib
 import inspect
 import json
 import math
+import re
 import types
 import typing
 import unicodedata
@@ -20,6 +21,8 @@ T = TypeVar("T")
 MAX_DEPTH = 64
 _INT64 = range(-(2**63), 2**63)
 _PLAIN = (str, int, float, bool, list, tuple, Mapping)
+_UNUSUAL = re.compile(r"[^ -~]")
+_KEPT = "\u200c\u200d\u00a0\u202f\u3000"  # parts of words and of emoji; spaces
 _REFUSED = {"Cc": "a control character", "Cs": "half of a surrogate pair"}
 
 
@@ -260,6 +263,33 @@ def _hints(target: Callable[..., Any]) -> dict[str, Any]:
 def _taker(target: Callable[..., Any]) -> Callable[..., Any]:
     """What receives the keyword arguments of a function or class."""
     return typing.cast("Callable[..., Any]", getattr(target, "settings_class", target))
+
+
+def printable(text: str) -> str:
+    r"""The text in one line, escaped where a terminal, log or reader of lines would trip over it.
+
+    What is escaped are control characters, separators of lines, marks of direction and what is no
+    text, as names of files may hold any; spaces and joiners stay. JSON stays what it means.
+
+    Example:
+        >>> printable("a\u2028\n")
+        'a\\u2028\\n'
+    """
+    return text if text.isprintable() else _UNUSUAL.sub(_escaped, text)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    character = found[0]
+    if character.isprintable() or character in _KEPT:
+        return character
+    # A document in JSON has no bare character of the first kind.
+    return repr(character)[1:-1] if character < " " else json.dumps(character)[1:-1]
+
+
+def json_text(content: Any, **form: Any) -> str:
+    """The JSON of plain values, in their letters, with what :func:`printable` escapes escaped."""
+    text = json.dumps(content, ensure_ascii=False, **form)
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def check_plain_text(text: Any, where: str) -> str:

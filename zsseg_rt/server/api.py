@@ -11,11 +11,11 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from zsseg_rt import __version__
 from zsseg_rt.errors import ArgumentError, SourceError, VocabularyError, ZssegError
-from zsseg_rt.server.gate import PROTOCOL
+from zsseg_rt.server.gate import PROTOCOL, Json
 from zsseg_rt.server.health import describe_health
 from zsseg_rt.server.hub import Hub
 from zsseg_rt.server.metrics import CONTENT_TYPE, write_metrics
@@ -76,6 +76,7 @@ def create_app(hub: Hub, page: Page, *, stale_seconds: float) -> FastAPI:
         version=__version__,
         docs_url=None,
         redoc_url=None,
+        default_response_class=Json,
         responses={"4XX": {"model": Problem}, 503: {"model": Problem}},
     )
     _answer_problems(app)
@@ -112,7 +113,7 @@ def _serve_status(app: FastAPI, hub: Hub, stale_seconds: float) -> None:
             strict=strict,
             with_names=request.state.shows_token,
         )
-        return JSONResponse(content, 200 if is_well else 503)
+        return Json(content, 200 if is_well else 503)
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
@@ -201,7 +202,7 @@ def _answer_problems(app: FastAPI) -> None:
             names = list(exc.unknown) if isinstance(exc, VocabularyError) else []
             unknown = {"unknown": names} if names else {}
             content = {"error": type(exc).__name__, "message": str(exc), **unknown}
-            return JSONResponse(content, 422)
+            return Json(content, 422)
         _log.error("%s", exc)
         return problem(500, type(exc).__name__, "The engine failed; see the server's log.")
 
@@ -219,6 +220,6 @@ def _answer_problems(app: FastAPI) -> None:
         return problem(500, "InternalError", "The server failed; see its log.")
 
 
-def problem(status: int, kind: str, message: str, headers: Any = None) -> JSONResponse:
+def problem(status: int, kind: str, message: str, headers: Any = None) -> Json:
     """An answer that says why a request failed."""
-    return JSONResponse({"error": kind, "message": message}, status, headers)
+    return Json({"error": kind, "message": message}, status, headers)

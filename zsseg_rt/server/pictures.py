@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from zsseg_rt.errors import SourceError
 from zsseg_rt.photos.header import read_header
 from zsseg_rt.results.segmentation import Frame, Segmentation
 from zsseg_rt.results.visualize import encode_label_png, palette
+from zsseg_rt.server.gate import Json
 from zsseg_rt.server.labeller import Labeller
 from zsseg_rt.server.preview import encode_message, encode_overlay
 
@@ -60,7 +61,7 @@ def answer_picture(labeller: Labeller, content: bytes, accept: str) -> Response:
         packed = _pack(image, seg, labeller.channel_order)
         return Response(packed, media_type=wanted, headers=headers)
     if wanted == "application/json":
-        return JSONResponse(_describe(seg), headers=headers)
+        return Json(_describe(seg), headers=headers)
     if wanted == "image/png":
         content = encode_label_png(seg.labels, palette(seg.names))
     else:

@@ -11,6 +11,7 @@ from typing import TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
 from zsseg_rt.common.files import is_file, is_folder, read_limited
+from zsseg_rt.common.schema import printable
 from zsseg_rt.demo import DEFAULT, DEMOS
 from zsseg_rt.errors import ArgumentError, SourceError
 from zsseg_rt.photos import SUFFIXES
@@ -47,6 +48,7 @@ def open_sources(
     sources: list[Source] = []
     for number, (given_name, uri) in enumerate(asked, 1):
         source = _source(uri, channel_order)
+        source = _named(source, printable(source.name))  # for messages, files and pages
         if cameras.count(cameras[number - 1]) > 1:
             raise ArgumentError(f"source: expected different sources, got {source.name} twice")
         name: str | None = given_name

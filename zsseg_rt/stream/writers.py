@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
@@ -14,6 +13,7 @@ from typing import Any
 
 from zsseg_rt.common.files import is_device, is_file, is_folder, why_unwritable
 from zsseg_rt.common.files.series import Rotation, Series
+from zsseg_rt.common.schema import json_text
 from zsseg_rt.errors import SourceError
 from zsseg_rt.results.segmentation import Frame, Segmentation
 from zsseg_rt.stream.source import GivenName
@@ -141,7 +141,7 @@ class JsonLines:
 
     def write(self, seg: Segmentation) -> None:
         """Write one line, at once."""
-        line = (json.dumps(describe(seg), ensure_ascii=False) + "\n").encode()
+        line = (json_text(describe(seg)) + "\n").encode()
         try:
             age = time.monotonic() - self._begun
             if self._stream is None or self._series.rotation.is_due(age, self._num_bytes):

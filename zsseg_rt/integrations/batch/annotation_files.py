@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from zsseg_rt.common.checks import check_choice
+from zsseg_rt.common.schema import json_text
 from zsseg_rt.integrations.batch.journal import PhotoResult
 from zsseg_rt.photos import MASK_SUFFIX
 from zsseg_rt.results.segmentation import Segmentation
@@ -79,5 +79,4 @@ class AnnotationFiles:
 
 
 def _write(path: Path, content: Any) -> None:
-    text = json.dumps(content, ensure_ascii=False) + "\n"
-    save_file(path, text.encode("utf-8", "backslashreplace"))
+    save_file(path, (json_text(content) + "\n").encode())
