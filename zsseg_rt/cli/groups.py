@@ -179,8 +179,9 @@ class WordOptions(NamedClasses):
     """The classes, and what else is put into words."""
 
     background: str = opt(
-        '"a,b": phrases whose pixels become unknown; auto: the bundle\'s own, or published ones; '
-        f"none. Default: auto if it has its own or with up to {FEW_CLASSES} classes, else none.",
+        '"a,b" or @FILE: phrases whose pixels become unknown; auto: the bundle\'s own, or '
+        "published ones; none. Default: auto if it has its own or with up to "
+        f"{FEW_CLASSES} classes, else none.",
         "",
     )
     template: TemplateOption = None

@@ -14,6 +14,8 @@ from typer.core import TyperCommand
 from zsseg_rt.common.cosine_rule import CosineRule
 from zsseg_rt.errors import ArgumentError, SourceError
 from zsseg_rt.text.background import AUTO, FEW_CLASSES, NONE, Background
+from zsseg_rt.text.class_names import split_synonyms
+from zsseg_rt.text.name_lists import read_name_list
 
 _log = logging.getLogger(__name__)
 
@@ -89,7 +91,7 @@ def read_classes(classes: str | None, single: Sequence[str]) -> list[str | list[
     if classes == "@":
         raise UsageError("--classes: expected a file's name after @, got none")
     if classes is not None and classes.startswith("@"):
-        names += _read_class_file(Path(classes[1:]))
+        names += read_name_list(Path(classes[1:]), SourceError, with_ids=False).groups
     elif classes is not None and ";" in classes:
         names += [_one_class(part) for part in split(classes, ";") if split(part)]
     elif classes is not None:
@@ -123,6 +125,9 @@ def read_background(text: str, num_classes: int) -> Background:
     """
     if not text:
         return AUTO if num_classes <= FEW_CLASSES else None
+    if text.startswith("@"):
+        phrases = read_name_list(Path(text[1:]), SourceError, with_ids=False).names
+        return [phrase for group in split_synonyms(phrases) for phrase in group]
     return text if text in (AUTO, NONE) else split(text)
 
 
@@ -135,10 +140,11 @@ def flat_names(text: str | None) -> list[str]:
 
 def indices_of(names: Sequence[str], known: Sequence[str]) -> tuple[int, ...]:
     """Where the names given to ``--seen`` stand among those given to ``--classes``."""
+    places = {name: place for place, name in reversed(list(enumerate(known)))}
     for name in names:
-        if name not in known:
+        if name not in places:
             raise UsageError(f"--seen: expected names from --classes, got {name!r}")
-    return tuple(known.index(name) for name in names)
+    return tuple(places[name] for name in names)
 
 
 def read_size(text: str) -> tuple[int, int]:
@@ -190,14 +196,3 @@ def _one_class(text: str) -> str | list[str]:
     """A class written as its name and synonyms with commas between them."""
     synonyms = split(text)
     return synonyms if len(synonyms) > 1 else (synonyms or [text])[0]
-
-
-def _read_class_file(path: Path) -> list[str | list[str]]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as exc:
-        reason = getattr(exc, "strerror", None) or "not in UTF-8"
-        raise SourceError(
-            f"{path}: expected a file of class names, cannot read it: {reason}. Check the path."
-        ) from exc
-    return [_one_class(line) for line in lines if line.strip() and not line.startswith("#")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -45,16 +46,18 @@ def open_sources(
     if not asked:
         raise ArgumentError(f"source: expected {_KNOWN}; got none")
     cameras = [re.sub(r"(?<=://)[^/?#]*@", "", uri) for _, uri in asked]  # whoever logs in
+    times, taken = Counter(cameras), set[str]()
     sources: list[Source] = []
     for number, (given_name, uri) in enumerate(asked, 1):
         source = _source(uri, channel_order)
         source = _named(source, printable(source.name))  # for messages, files and pages
-        if cameras.count(cameras[number - 1]) > 1:
+        if times[cameras[number - 1]] > 1:
             raise ArgumentError(f"source: expected different sources, got {source.name} twice")
         name: str | None = given_name
-        if name is None and any(source.name == other.name for other in sources):
+        if name is None and source.name in taken:
             name = f"{source.name} #{number}"  # addresses that differ where it is not shown
         sources.append(source if name is None else _named(source, name))
+        taken.add(sources[-1].name)
     _check_names([source.name for source in sources])
     return sources
 
@@ -72,9 +75,9 @@ def _check_names(names: Sequence[str]) -> None:
     """Refuse names that files could not tell apart."""
     numbers = [str(n) for n, name in enumerate(names, 1) if not isinstance(name, GivenName)]
     given = [name for name in names if isinstance(name, GivenName)]
-    tags = [tag.casefold() for tag in (*numbers, *given)]
+    counts = Counter(tag.casefold() for tag in (*numbers, *given))
     for name in given:
-        if tags.count(name.casefold()) > 1 or re.fullmatch(r"\d{8}T\d{6}Z", name, re.IGNORECASE):
+        if counts[name.casefold()] > 1 or re.fullmatch(r"\d{8}T\d{6}Z", name, re.IGNORECASE):
             raise ArgumentError(
                 "source: expected names that also differ without their case, from other sources' "
                 f"numbers and from time stamps, got {name!r}. Choose another name."

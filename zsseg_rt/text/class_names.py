@@ -16,6 +16,7 @@ from zsseg_rt.common.schema import check_plain_text
 from zsseg_rt.errors import VocabularyError
 from zsseg_rt.text.tokenizer import clean_text
 
+_MOST_LISTED = 20  # repeated names that an error lists
 BACKGROUND = -1
 """Class index of a phrase whose pixels are labelled unknown."""
 
@@ -241,7 +242,9 @@ def _refuse_repeats(phrases: Sequence[str]) -> None:
             spelt = " and ".join(map(repr, dict.fromkeys(phrases[index] for index in where)))
             found.append(f"{spelt} at positions {' and '.join(map(str, where))}")
     if found:
+        more = f" and {len(found) - _MOST_LISTED} more" if len(found) > _MOST_LISTED else ""
         raise VocabularyError(
-            f"class_names: expected every name once, also apart from case, got {'; '.join(found)} "
-            "of the classes and their synonyms. Keep one of each."
+            "class_names: expected every name once, also apart from case, got "
+            f"{'; '.join(found[:_MOST_LISTED])}{more} of the classes and their synonyms. Keep one "
+            "of each."
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from zsseg_rt.models.base import SegmentationModel
 from zsseg_rt.models.clip.text_encoder import TextEncoder, average_templates
 from zsseg_rt.models.clip.weights import build_text_encoder
 from zsseg_rt.text.class_names import ClassList, split_synonyms
+from zsseg_rt.text.name_lists import read_name_list
 from zsseg_rt.text.prompts import check_templates, fill
 from zsseg_rt.text.tokenizer import Tokenizer, clean_text
 from zsseg_rt.torch_files.clip_weights import load_clip
@@ -137,7 +137,12 @@ def _check_words(phrases: Sequence[str], words: Sequence[str]) -> None:
 def _from_bank(class_names: Sequence[str], config: TextConfig) -> Tensor:
     """Rows of every synonym; a class that the bank knows as a whole serves for all of its own."""
     rows = _read_rows(Path(config.bank))
-    names = _read_names(Path(config.bank_names)) if config.bank_names else list(class_names)
+    names = list(class_names)
+    if config.bank_names:
+        listed = read_name_list(Path(config.bank_names), ArgumentError, with_ids=True)
+        names = list(listed.names)
+        if len(names) + len(listed.ignored) == len(rows):
+            rows = torch.from_numpy(listed.pick(rows.numpy()))
     if len(names) != len(rows):
         raise VocabularyError(
             f"text.bank: expected a row for each of {len(names)} names, got {len(rows)} rows in "
@@ -182,17 +187,6 @@ def _read_rows(path: Path) -> Tensor:
             "Create the file again."
         )
     return rows.float()
-
-
-def _read_names(path: Path) -> list[str]:
-    try:
-        text = path.read_text(encoding="utf-8")
-        names = json.loads(text) if text.lstrip().startswith("[") else text.splitlines()
-    except (OSError, ValueError, RecursionError) as error:
-        raise ArgumentError(
-            f"text.bank_names: expected one per line or a JSON list, got {path}: {error}"
-        ) from error
-    return [str(name).strip() for name in names if str(name).strip()]
 
 
 def _plain(name: str) -> str:

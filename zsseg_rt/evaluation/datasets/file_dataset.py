@@ -34,7 +34,7 @@ class ValueTable:
     """Turns the values of a mask into class indices.
 
     ``background`` has the values that are the first class, if several are; its one in ``values``
-    is then not read.
+    is then not read. ``advice`` ends the error for a mask with other values.
     """
 
     def __init__(
@@ -42,7 +42,9 @@ class ValueTable:
         values: Sequence[int],
         ignored: Iterable[int] = (255,),
         background: Sequence[int] = (),
+        advice: str = "Fix the mask, or name the missing classes.",
     ) -> None:
+        self._advice = advice
         self.values = tuple(values)
         self.ignored = tuple(ignored)
         self._ignore = ignore_label(len(self.values))
@@ -64,8 +66,7 @@ class ValueTable:
                 raise DatasetError(
                     f"{path}: expected values {_ranges(self.values)} for the "
                     f"{len(self.values)} classes and {_ranges(self.ignored)} for unannotated "
-                    f"pixels, got {', '.join(map(str, unknown[:8]))}. Fix the mask, or name "
-                    "the missing classes."
+                    f"pixels, got {', '.join(map(str, unknown[:8]))}. {self._advice}"
                 )
         indices: NDArray[Any] = labels.astype(self._dtype, copy=False)
         return indices

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,9 @@ from zsseg_rt.errors import DatasetError
 from zsseg_rt.evaluation.datasets.base import LabelMap, ignore_label
 from zsseg_rt.evaluation.datasets.file_dataset import FileDataset, FilePair, ValueTable
 from zsseg_rt.evaluation.datasets.layout import Layout, pairs_of_folders
-from zsseg_rt.evaluation.datasets.reading import Mask, read_colour_mask
+from zsseg_rt.evaluation.datasets.reading import Mask, read_colour_mask, read_mask
 from zsseg_rt.evaluation.datasets.splits import ClassTable
+from zsseg_rt.text.name_lists import UNSEEN_MARK, NameList, read_lines, read_name_list
 
 LAYOUT = Layout(
     title="a folder of images and masks",
@@ -25,7 +28,12 @@ LAYOUT = Layout(
     tree=("images/", "masks/", "classes.txt"),
 )
 
-UNSEEN_MARK = "[unseen]"
+_SAMPLED = 16  # masks that are looked at when a folder is opened
+_ADVICE = (
+    "Fix the mask, name the missing classes, or give --option (or data.options) values=[0,128]: "
+    "the value of each class; zero_is_unlabelled=true if masks count from 1."
+)
+_log = logging.getLogger(__name__)
 
 
 def folder(
@@ -35,24 +43,31 @@ def folder(
     class_names: Sequence[str] | None = None,
     unseen: Sequence[str] | None = None,
     zero_is_unlabelled: bool = False,
+    values: Sequence[int] | None = None,
 ) -> FileDataset:
     """Pictures in ``images/`` with masks of the same names in ``masks/`` (PNG).
 
-    A mask holds the line number of a pixel's class in ``classes.txt``, from 0, and 255 (65535 in
-    16-bit masks) where nothing is annotated. With a file ``colours.txt`` (``R G B name`` on each
+    A mask holds the line number of a pixel's class in ``classes.txt``, from 0 (or the number in
+    front of its name, or one of ``values``), and 255 (65535 in 16-bit masks) where nothing is
+    annotated. With a file ``colours.txt`` (``R G B name`` on each
     line, as in CamVid's ``label_colors.txt``), masks hold colours instead; colours whose name is
     not a class mean not annotated.
     """
     place = LAYOUT.find(root)
-    table = _table(place, class_names, int(zero_is_unlabelled)).with_unseen(unseen)
+    listed = _with_values(_listed(place, class_names), values)
+    table = _table(place, listed, int(zero_is_unlabelled)).with_unseen(unseen)
     pairs = LAYOUT.check_pairs(_pairs(place, split), split, place, partial=True)
     name = f"{place.resolve().name}/{split}"
     colours_file = place / "colours.txt"
-    if colours_file.exists():
-        colours = _ColourTable(table.names, _read_colours(colours_file), colours_file)
+    if listed.colours or colours_file.exists():
+        known = {rgb: name for name, rgb in listed.colours} or _read_colours(colours_file)
+        colours = _ColourTable(table.names, known, colours_file)
         return FileDataset(name, table, pairs, colours, read_colour_mask)
-    ignored = {255, 65535} - set(table.values) | ({0} if zero_is_unlabelled else set())
-    return FileDataset(name, table, pairs, ValueTable(table.values, sorted(ignored)))
+    unlisted = {number for number in listed.ignored if number >= 0}
+    ignored = ({255, 65535} - set(table.values)) | unlisted | ({0} if zero_is_unlabelled else set())
+    _remark_on_binary_masks(name, table, pairs)
+    values_table = ValueTable(table.values, sorted(ignored), advice=_ADVICE)
+    return FileDataset(name, table, pairs, values_table)
 
 
 def _pairs(place: Path, split: str) -> list[FilePair]:
@@ -71,7 +86,7 @@ def _pairs(place: Path, split: str) -> list[FilePair]:
     by_name = {pair.name: pair for pair in pairs} | {
         pair.image.relative_to(images).as_posix(): pair for pair in pairs
     }
-    names = _lines(list_file)
+    names = [line for line in read_lines(list_file, DatasetError) if line]
     missing = [name for name in names if name not in by_name]
     if missing:
         raise DatasetError(
@@ -81,34 +96,61 @@ def _pairs(place: Path, split: str) -> list[FilePair]:
     return [by_name[name] for name in names]
 
 
-def _table(place: Path, class_names: Sequence[str] | None, first_value: int) -> ClassTable:
-    lines = _lines(LAYOUT.require(place / "classes.txt")) if class_names is None else class_names
-    names = tuple(line.removesuffix(UNSEEN_MARK).strip() for line in lines)
-    for index, name in enumerate(names):
-        if not name or name in names[:index]:
+def _listed(place: Path, class_names: Sequence[str] | None) -> NameList:
+    if class_names is None:
+        return read_name_list(LAYOUT.require(place / "classes.txt"), DatasetError, with_ids=True)
+    names = tuple(name.removesuffix(UNSEEN_MARK).strip() for name in class_names)
+    unseen = tuple(i for i, name in enumerate(class_names) if name.endswith(UNSEEN_MARK))
+    return NameList(names=names, ids=tuple(range(len(names))), unseen=unseen)
+
+
+def _with_values(listed: NameList, values: Sequence[int] | None) -> NameList:
+    if values is None:
+        return listed
+    is_right = len(set(values)) == len(values) and all(0 <= value < 1 << 16 for value in values)
+    if len(values) != len(listed.names) or not is_right:
+        raise DatasetError(
+            f"values: expected {len(listed.names)} different numbers from 0 to 65535, one for each "
+            f"of {', '.join(listed.names[:5])}, got {list(values)[:8]}."
+        )
+    return replace(listed, ids=tuple(values), ignored=(), is_numbered=True)
+
+
+def _remark_on_binary_masks(name: str, table: ClassTable, pairs: Sequence[FilePair]) -> None:
+    """Say that 255 is not annotated where masks hold nothing but 0 and 255."""
+    held: set[int] = set()
+    for pair in pairs[:: -(-len(pairs) // _SAMPLED)]:
+        try:
+            held |= set(np.unique(read_mask(pair.mask)).tolist())
+        except DatasetError:  # which whoever reads it is told
+            continue
+    top = max(held, default=0)
+    if top in (255, 65535) and held <= {0, top} and top not in table.values:
+        _log.warning(
+            "%s: masks hold nothing but 0 and %d, and %d is not annotated, so that all pixels are "
+            "of %r. If both are classes, give --option (or data.options) values=[0,%d]",
+            name, top, top, table.names[0], top,
+        )  # fmt: skip
+
+
+def _table(place: Path, listed: NameList, first_value: int) -> ClassTable:
+    known: set[str] = set()
+    for name in listed.names:
+        if not name or name in known:
             what = "an empty one" if not name else f"{name!r} twice"
             raise DatasetError(f"class_names: expected different names, got {what}.")
-    seen = tuple(i for i, line in enumerate(lines) if not line.endswith(UNSEEN_MARK))
+        known.add(name)
+    seen = tuple(sorted(set(range(len(listed.names))) - set(listed.unseen)))
     if not seen:
         raise DatasetError("class_names: expected at least one seen class, got none.")
-    values = tuple(range(first_value, first_value + len(names)))
-    return ClassTable(names, values, seen, source=str(place))
-
-
-def _lines(path: Path) -> list[str]:
-    """Lines that are not empty."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DatasetError(
-            f"{path}: expected UTF-8, got a bad byte at position {error.start}. Save it as UTF-8."
-        ) from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    shift = 0 if listed.is_numbered else first_value
+    values = tuple(number + shift for number in listed.ids)
+    return ClassTable(listed.names, values, seen, source=str(place))
 
 
 def _read_colours(path: Path) -> dict[tuple[int, int, int], str]:
     colours: dict[tuple[int, int, int], str] = {}
-    for line in _lines(path):
+    for line in filter(None, read_lines(path, DatasetError)):
         parts = line.split(maxsplit=3)
         values = [int(part) for part in parts[:3] if part.isdecimal() and int(part) < 256]
         if len(parts) != 4 or len(values) != 3:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 Mask = NDArray[np.uint8] | NDArray[np.uint16]
 
 _PNG = b"\x89PNG\r\n\x1a\n"
+_MASK_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B", "I;16L", "I")
 _PILLOW_ERRORS = (OSError, SyntaxError, ValueError)  # what Pillow raises on damaged files
 _JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
 
@@ -46,18 +47,22 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
 
 
 def read_mask(path: Path) -> Mask:
-    """Read the values of a mask with one channel; a palette is not applied.
+    """Read the values of a mask with one channel, or of equal ones; a palette is not applied.
 
     Returns:
         uint8 or uint16 ``[H, W]``.
     """
     image = _open(path)
-    if image.mode not in ("L", "P", "I;16", "I;16B", "I;16L", "I"):
+    greys = 1 if image.mode == "LA" else 3  # and no alpha
+    values = _load(image, path) if image.mode in _MASK_MODES else None
+    if values is None or (values.ndim == 3 and np.ptp(values[..., :greys], axis=-1).any()):
         raise DatasetError(
             f"{path}: expected a mask with one channel (grey or palette, 8 or 16 bits), got mode "
             f"{image.mode}. Save class indices; for colours, a folder takes a colours.txt."
         )
-    values = _load(image, path)
+    values = values[..., 0] if values.ndim == 3 else values
+    if values.dtype == bool:  # one bit per pixel
+        return values.astype(np.uint8)
     if values.dtype in (np.uint8, np.uint16):
         return values
     if values.size and (values.min() < 0 or values.max() > 65535):

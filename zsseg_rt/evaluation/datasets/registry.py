@@ -36,7 +36,8 @@ def create_dataset(
         split: For most, ``"train"`` or ``"val"``; see docs/datasets.md.
         **options: Its options: for all but ``"scenes"``, ``unseen`` (names of the unseen
             classes); for all published ones, ``partial``; ``convention`` for VOC and COCO-Stuff;
-            ``background`` for Context; ``class_names``, ``zero_is_unlabelled`` for folders.
+            ``background`` for Context; ``class_names``, ``values``, ``zero_is_unlabelled`` for
+            folders.
 
     Raises:
         ArgumentError: There is no such data set, split or option, or an option's value is of
