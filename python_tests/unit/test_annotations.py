@@ -5,11 +5,14 @@ import json
 import sys
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 
 from support.errors import refused
 from zsseg_rt import ArgumentError, BackendUnavailableError, Segmentation
+from zsseg_rt.integrations.batch.annotation_files import AnnotationFiles
+from zsseg_rt.integrations.batch.journal import PhotoResult
 
 NAMES = ("sky", "road", "tree")
 
@@ -131,7 +134,7 @@ def test_pycocotools_reads_the_annotations(per_component, tmp_path):
     content = {
         "images": [{"id": 7, "height": height, "width": width, "file_name": "a.png"}],
         "annotations": annotations,
-        "categories": [{"id": index, "name": name} for index, name in enumerate(NAMES)],
+        "categories": [{"id": index, "name": name} for index, name in enumerate(NAMES, 1)],
     }
     (tmp_path / "a.json").write_text(json.dumps(content))
     read = coco.COCO(str(tmp_path / "a.json"))
@@ -143,7 +146,7 @@ def test_pycocotools_reads_the_annotations(per_component, tmp_path):
     )
     assert len(found) == len(expected)
     for annotation, (index, mask) in zip(found, expected, strict=True):
-        assert annotation["category_id"] == index
+        assert annotation["category_id"] == index + 1
         np.testing.assert_array_equal(read.annToMask(annotation).astype(bool), mask)
         encoded = read.annToRLE(annotation)
         assert rle.area(encoded) == annotation["area"]
@@ -256,3 +259,40 @@ def test_labelme_without_unknown_parts():
     assert [shape["label"] for shape in make(labels).to_labelme("p.png")["shapes"]] == ["road"]
     assert make(np.full((2, 2), 255)).to_labelme("p.png")["shapes"] == []
     assert make(np.full((2, 2), 255)).to_geojson()["features"] == []
+
+
+@pytest.fixture
+def coco_file(tmp_path):
+    """Two photos below one folder, labelled with --format coco."""
+    files = AnnotationFiles("coco", tmp_path, NAMES)
+    for name in ("a.png", "sub/b.png"):
+        photo = tmp_path / "images" / name
+        photo.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(photo), np.zeros((9, 12, 3), np.uint8))
+        files.add(PhotoResult(photo=str(photo), mask=f"{name}.mask.png"), make(blocks()))
+    return files.finish()
+
+
+def test_coco_counts_from_one_and_names_photos_from_their_folder(coco_file):
+    content = json.loads(coco_file.read_text())
+    assert [image["file_name"] for image in content["images"]] == ["a.png", "sub/b.png"]
+    assert [(c["id"], c["name"]) for c in content["categories"]] == [*enumerate(NAMES, 1)]
+    assert {a["category_id"] for a in content["annotations"]} == {1, 2}
+    assert AnnotationFiles("coco", coco_file.parent, NAMES).finish() == coco_file  # no photo
+
+
+def test_pycocotools_and_datumaro_import_the_file(coco_file, tmp_path):
+    coco = pytest.importorskip("pycocotools.coco", reason="needs pip install pycocotools")
+    read = coco.COCO(str(coco_file))
+    for image in read.loadImgs(read.getImgIds()):
+        assert (tmp_path / "images" / image["file_name"]).is_file()
+    assert [c["name"] for c in read.loadCats(read.getCatIds())] == list(NAMES)
+    datumaro = pytest.importorskip("datumaro", reason="needs pip install datumaro")
+    (tmp_path / "annotations").mkdir()
+    coco_file.rename(tmp_path / "annotations" / "instances_images.json")
+    found = datumaro.Dataset.import_from(str(tmp_path), "coco_instances")
+    names = [label.name for label in found.categories()[datumaro.AnnotationType.label]]
+    assert [name for name in names if name in NAMES] == list(NAMES)
+    for item in found:
+        named = {names[one.label] for one in item.annotations}
+        assert named == {"sky", "road"}

@@ -112,7 +112,7 @@ def test_formats_of_other_programs_are_written_beside_the_images(tmp_path, capfd
     assert [one["name"] for one in coco["categories"]] == ["ball", "wall"]
     labels = read_label_png(tmp_path / f"{stem}.mask.png")
     for annotation in coco["annotations"]:
-        assert annotation["area"] == (labels == annotation["category_id"]).sum()
+        assert annotation["area"] == (labels + 1 == annotation["category_id"]).sum()
 
 
 def test_the_bundle_that_ships_has_a_name(tmp_path, capfd):

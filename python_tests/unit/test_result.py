@@ -99,7 +99,7 @@ def test_run_lengths_decode_to_the_masks():
         counts = annotation["segmentation"]["counts"]
         values = np.arange(len(counts)) % 2
         mask = np.repeat(values, counts).reshape(labels.T.shape).T.astype(bool)
-        np.testing.assert_array_equal(mask, labels == annotation["category_id"])
+        np.testing.assert_array_equal(mask, labels + 1 == annotation["category_id"])
         assert annotation["area"] == mask.sum()
 
 

@@ -275,6 +275,8 @@ class Segmentation:
     ) -> list[dict[str, Any]]:
         """Return COCO annotations in uncompressed (column-major) RLE, with box and area.
 
+        ``category_id`` is the index into ``names`` plus 1: COCO counts from 1.
+
         Args:
             image_id: The image's in the data set.
             per_component: An annotation per connected part instead of per class.

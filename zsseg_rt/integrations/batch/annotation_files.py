@@ -63,11 +63,13 @@ class AnnotationFiles:
         if self._kind != "coco":
             return None
         path = self._out_dir / COCO_FILE
-        categories = [{"id": index, "name": name} for index, name in enumerate(self._names)]
-        _write(
-            path,
-            {"images": self._images, "categories": categories, "annotations": self._annotations},
-        )
+        categories = [{"id": number, "name": name} for number, name in enumerate(self._names, 1)]
+        photos = [Path(image["file_name"]).absolute() for image in self._images]
+        folder = os.path.commonpath([photo.parent for photo in photos]) if photos else ""
+        for image, photo in zip(self._images, photos, strict=True):
+            image["file_name"] = photo.relative_to(folder).as_posix()
+        content = {"info": {}, "licenses": [], "categories": categories}
+        _write(path, content | {"images": self._images, "annotations": self._annotations})
         return path
 
     def _add_to_coco(self, photo: str, seg: Segmentation) -> None:

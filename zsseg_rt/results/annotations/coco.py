@@ -61,7 +61,7 @@ def _annotation(
     return {
         "id": number,
         "image_id": image_id,
-        "category_id": index,
+        "category_id": index + 1,  # as COCO counts: importers take 0 for no class
         "category_name": name,
         "area": pixels,
         "bbox": box,
