@@ -7,6 +7,7 @@ ZSSEG_BUILD_CACHE (0 compiles even if the user's cache has the extension of exac
 
 import fcntl
 import hashlib
+import importlib.util
 import os
 import platform
 import re
@@ -19,9 +20,14 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+import setuptools
 from setuptools import Extension, setup
-from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
+
+try:
+    from setuptools.command.build import build
+except ImportError:  # setuptools 61
+    from distutils.command.build import build
 
 ROOT = Path(__file__).resolve().parent
 FORWARDED = ("ZSSEG_CUDA", "ZSSEG_CUDA_ARCHITECTURES")
@@ -39,7 +45,9 @@ class CMakeBuild(build_ext):
     """Configures and builds the CMake target ``_C`` and copies it where setuptools wants it."""
 
     def run(self) -> None:
-        self.for_wheel = not (self.inplace or self.editable_mode)  # setuptools resets both in run
+        _check_needs()
+        # setuptools, whose versions before 64 have no editable_mode, resets both in run.
+        self.for_wheel = not (self.inplace or getattr(self, "editable_mode", False))
         super().run()
 
     def build_extension(self, ext: Extension) -> None:
@@ -103,6 +111,18 @@ class CMakeBuild(build_ext):
     def _run(self, *command: str) -> None:
         self.announce(shlex.join(command), level=2)
         subprocess.run(command, check=True)
+
+
+def _check_needs() -> None:
+    """Ends with one line if what a build without isolation needs is not installed."""
+    lacking = ["pybind11"] if importlib.util.find_spec("pybind11") is None else []
+    lacking += ["cmake"] if shutil.which("cmake") is None else []
+    if lacking:
+        sys.exit(
+            f"zsseg: expected {' and '.join(lacking)} to be installed, got nothing. Run: pip "
+            "install 'setuptools>=61' 'pybind11>=2.13' 'cmake>=3.22' ninja, or leave out "
+            "--no-build-isolation."
+        )
 
 
 # ---- extensions that were compiled before --------------------------------------------------------
@@ -232,6 +252,11 @@ def _write(data: bytes, target: Path) -> None:
         raise
 
 
+if int(setuptools.__version__.partition(".")[0]) < 61 and "build_ext" not in sys.argv:
+    sys.exit(  # it would install a package without a name
+        f"zsseg: expected setuptools 61 or newer, got {setuptools.__version__}. Run: pip install "
+        "'setuptools>=61', or leave out --no-build-isolation."
+    )
 setup(
     ext_modules=[Extension("zsseg_rt._C", sources=[])],
     cmdclass={"build": FreshBuild, "build_ext": CMakeBuild},

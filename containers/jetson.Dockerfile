@@ -4,6 +4,8 @@ FROM nvcr.io/nvidia/l4t-jetpack:r36.4.0
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends g++ python3-dev python3-venv \
   python3-libnvinfer python3-gi gir1.2-gst-plugins-base-1.0 gir1.2-gst-rtsp-server-1.0 \
+  gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-bad \
+  gstreamer1.0-plugins-ugly gstreamer1.0-libav nvidia-l4t-gstreamer \
   && rm -rf /var/lib/apt/lists/*
 COPY . /source
 ENV ZSSEG_CUDA=ON ZSSEG_CUDA_ARCHITECTURES=87

@@ -106,7 +106,7 @@ install_package() {
   python -m pip install -q --disable-pip-version-check --upgrade pip
   # What pyproject.toml requires to build: the package is built without an environment of its own.
   python -m pip install -q --disable-pip-version-check \
-    "setuptools>=77" "pybind11>=2.13" ninja "cmake>=3.22"
+    "setuptools>=61" "pybind11>=2.13" ninja "cmake>=3.22"
   # The package with every extra that tests use. Built with the environment's own tools, so that the
   # C++ tests can go on from what is compiled here.
   local rtx=()

@@ -23,6 +23,7 @@ class Hub:
         files: Content by ``owner/name/file``.
         plain: Content by path, as of a server that is no hub.
         served: Content that really comes, where it differs from the one that is announced.
+        encoding: What it says content is packed by.
         status: Answer everything with this.
         body_status: Answer requests for content with this.
         cut_after: Close the next connections after so many bytes of content.
@@ -39,6 +40,7 @@ class Hub:
     files: dict[str, bytes] = field(default_factory=dict)
     plain: dict[str, bytes] = field(default_factory=dict)
     served: dict[str, bytes] = field(default_factory=dict)
+    encoding: str = ""
     status: int = 0
     body_status: int = 0
     cut_after: list[int] = field(default_factory=list)
@@ -129,6 +131,8 @@ class _Handler(BaseHTTPRequestHandler):
         if hub.ignores_ranges:
             start = 0
         headers = {"Content-Length": str(len(data) - start)}
+        if hub.encoding:
+            headers["Content-Encoding"] = hub.encoding
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
         self._end(206 if start else 200, headers, finish=False)

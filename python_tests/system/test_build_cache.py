@@ -145,3 +145,22 @@ def test_the_oldest_entries_are_removed(checkout):
     names = [path.name for path in checkout.entries()]
     assert len(names) == 8
     assert [name for name in names if name.startswith("old")] == [f"old{i}" for i in range(2, 9)]
+
+
+def test_a_build_without_isolation_names_what_is_missing(tmp_path):
+    """Rather than a traceback of an import, or of a program that was not found."""
+    call = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    done = subprocess.run(
+        call, cwd=ROOT, env={"PATH": str(tmp_path)}, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert "expected cmake to be installed, got nothing" in done.stderr.splitlines()[-1]
+
+
+def test_pyproject_is_in_the_form_that_setuptools_61_reads():
+    """Ubuntu 24.04 has 68.1; texts for the licence and ``license-files`` came with 77."""
+    text = (ROOT / "pyproject.toml").read_text()
+    project = text.partition("[project]")[2].partition("[project.optional")[0]
+    assert 'license = { text = "' in project
+    assert "license-files" not in text
+    assert '"setuptools>=61"' in text.partition("[project]")[0]

@@ -1,5 +1,6 @@
 """Weights from a server that speaks the hub's protocol, and from one that misbehaves."""
 
+import gzip
 import hashlib
 import resource
 import socket
@@ -169,6 +170,24 @@ def test_a_file_that_is_shorter_than_announced_is_not_taken(hub):
     refused("expected to download")
     assert not (folder() / FILE).exists()
     hub.served.clear()
+    assert find().path.read_bytes() == weights_file()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("resumed", [False, True])
+def test_no_more_is_written_than_was_announced(hub, packed, resumed):
+    """A server that sends more, or a gzip of zeros that unpacks to 30 times as much."""
+    content = weights_file() + bytes(30 * len(weights_file()))
+    hub.served[KEY] = gzip.compress(content) if packed else content
+    hub.encoding = "gzip" if packed else ""
+    hub.cut_after, hub.ignores_ranges = ([1 << 16] if resumed else []), packed
+    heard = Heard()
+    with pytest.raises(FetchError, match=r"expected \d+ bytes at most, as was announced, got more"):
+        find(heard)
+    assert max(done for done, _ in heard.bytes) <= len(weights_file())
+    assert left_behind() == []
+    hub.served.clear()
+    hub.encoding = ""
     assert find().path.read_bytes() == weights_file()
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from support import tiny
 from support.errors import refused
@@ -214,12 +214,58 @@ def test_channels_first_becomes_patches(tmp_path, image):
     np.testing.assert_allclose(golden["patch_embeds"][0], means, atol=1e-6)
 
 
-def test_tokens_are_taken_as_they_are(tmp_path):
+def test_tokens_lie_on_the_grid_of_square_patches(tmp_path):
     encoder = write_dense_encoder(tmp_path / "e.onnx", layout="tokens")
+    for name, options in {"a": {}, "b": {"grid_hw": (4, 4)}, "c": {"grid_hw": (2, 8)}}.items():
+        path = dense(encoder, tmp_path / f"{name}.zsseg", **options)
+        assert Bundle.load(path).head.grid_hw == options.get("grid_hw", (4, 4))
+    oblong = dense(encoder, tmp_path / "d.zsseg", image_size=(4, 16), grid_hw=None)
+    assert Bundle.load(oblong).head.grid_hw == (2, 8)
     with refused(BundleError, None, "grid_hw"):
-        dense(encoder, tmp_path / "d.zsseg")
-    path = dense(encoder, tmp_path / "d.zsseg", grid_hw=(4, 4))
-    assert Bundle.load(path).head.grid_hw == (4, 4)
+        dense(encoder, tmp_path / "e.zsseg", grid_hw=(3, 5))
+
+
+@pytest.mark.parametrize(("more", "says"), [(1, "1 more than square"), (9, "do not make")])
+def test_tokens_that_are_no_patches_are_named(tmp_path, more, says):
+    model = onnx.load(write_dense_encoder(tmp_path / "e.onnx", layout="tokens"))
+    extra = numpy_helper.from_array(np.zeros((1, more, 3), np.float32), "class_token")
+    model.graph.initializer.append(extra)
+    model.graph.node.append(helper.make_node("Concat", ["class_token", "embeds"], ["all"], axis=1))
+    model.graph.output[0].name = "all"
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    onnx.save(model, tmp_path / "e.onnx")
+    with pytest.raises(BundleError, match=rf"got {16 + more}, .*{says}.*--grid-hw GH GW"):
+        dense(tmp_path / "e.onnx", tmp_path / "d.zsseg")
+
+
+def test_sizes_that_the_encoder_computes_become_constants(tmp_path):
+    """As torch writes ``x.shape[2] // 2``; the check at load computes nothing."""
+    node = helper.make_node
+    path = write_graph(
+        tmp_path / "e.onnx",
+        [
+            node("AveragePool", ["image"], ["pool"], kernel_shape=[2, 2], strides=[2, 2]),
+            node("Shape", ["image"], ["shape"]),
+            node("Gather", ["shape", "three"], ["width"]),
+            node("Div", ["width", "two"], ["cells"]),
+            node("Mul", ["cells", "cells"], ["patches"]),
+            node("Concat", ["one_three", "patches"], ["sizes"], axis=0),
+            node("Reshape", ["pool", "sizes"], ["columns"]),
+            node("Squeeze", ["patches"], ["count"]),
+            node("Range", ["zero", "count", "one"], ["order"]),
+            node("Gather", ["columns", "order"], ["ordered"], axis=2),
+            node("Transpose", ["ordered"], ["embeds"], perm=[0, 2, 1]),
+        ],
+        {"image": (TensorProto.FLOAT, ["n", 3, "h", "w"])},
+        {"embeds": (TensorProto.FLOAT, ["n", "p", 3])},
+        {"three": np.array([3]), "two": np.array([2]), "one_three": np.array([1, 3]),
+         "zero": np.array(0), "one": np.array(1)},
+    )  # fmt: skip
+    written = dense(path, tmp_path / "d.zsseg")
+    assert verify_bundle(written).passed
+    graph = onnx.load(next(written.glob("*.onnx"))).graph
+    kinds = [each.op_type for each in graph.node]
+    assert kinds == ["AveragePool", "Reshape", "Gather", "Transpose"]
 
 
 def test_tensor_called_like_the_new_names_steps_aside(tmp_path):

@@ -83,7 +83,7 @@ BEYOND = {
 def test_index_outside_its_axis_is_refused(name, indices):
     sample = copy.deepcopy(SAMPLES[name])
     sample.inputs[name != "OneHot"] = indices
-    with pytest.raises(BackendError, match=rf"node 'node' \({name}\): indices: expected constants"):
+    with pytest.raises(BackendError, match=rf"node 'node' \({name}\): indices: expected const"):
         check(operator_model(name, sample))
 
 
@@ -182,63 +182,119 @@ def test_stated_shape_that_contradicts_the_nodes_is_refused(place, kind, shape):
 # --- what common encoders need --------------------------------------------------------------------
 
 
-def gather(index_nodes, weights):
-    """Rows of ``x`` [2, 6] picked by what other nodes compute."""
-    return chain([*index_nodes, helper.make_node("Gather", ["x", "i"], ["y"], axis=1)], weights)
+def node(op_type, inputs, output, **attributes):
+    return helper.make_node(op_type, inputs.split(), [output], **attributes)
 
 
-BOUNDED = {
-    "places of the largest": [helper.make_node("ArgMax", ["x"], ["i"], axis=1)],
-    "the largest few": [helper.make_node("TopK", ["x", "k"], ["v", "i"], axis=1)],
-    "a range": [helper.make_node("Range", ["zero", "six", "one"], ["i"])],
-    "modulo": [
-        helper.make_node("ArgMax", ["x"], ["a"], axis=0),
-        helper.make_node("Add", ["a", "many"], ["b"]),
-        helper.make_node("Mod", ["b", "six"], ["i"]),
-    ],
-    "clipped": [
-        helper.make_node("Cast", ["x"], ["c"], to=INT64),
-        helper.make_node("Clip", ["c", "zero", "five"], ["i"]),
-    ],
-    "the last place of a shape": [
-        helper.make_node("Shape", ["x"], ["s"]),
-        helper.make_node("Gather", ["s", "one"], ["n"]),
-        helper.make_node("Sub", ["n", "one"], ["i"]),
-    ],
-}
+LARGEST = node("ArgMax", "x", "a", axis=1)  # of an axis of 6
+TOP = helper.make_node("TopK", ["x", "three"], ["v", "a"], axis=1)
+CAST = node("Cast", "x", "c", to=INT64)
 NUMBERS = {
     name: np.array(value, np.int64)
-    for name, value in {"zero": 0, "one": 1, "five": 5, "six": 6, "many": 900, "k": [3]}.items()
+    for name, value in {
+        "zero": 0, "one": 1, "five": 5, "six": 6, "huge": 2**40, "first": [0], "second": [1],
+        "three": [3], "pair": [[0, -6], [5, 1]],
+    }.items()
+}  # fmt: skip
+
+BOUNDED = {
+    "places of the largest": [LARGEST, node("Cast", "a", "i", to=INT32)],
+    "places of the least": [node("ArgMin", "x", "a", axis=0), node("Reshape", "a three2", "i")],
+    "the largest few": [TOP, node("Slice", "a first second second", "i")],
+    "places and constants": [TOP, node("Concat", "a pair", "i", axis=1)],
+    "constants": [node("Cast", "pair", "c", to=INT32), node("Slice", "c first second", "i")],
 }
+UNBOUNDED = {
+    "cast from numbers": [node("Cast", "x", "i", to=INT64)],
+    "one beyond the largest": [LARGEST, node("Add", "a one", "i")],
+    "of a longer axis": [node("Concat", "x x", "t", axis=1), node("ArgMax", "t", "i", axis=1)],
+    "constants beyond": [node("Concat", "pair seven", "i", axis=1)],
+    "overflowing": [LARGEST, node("Mul", "a huge", "b"), node("Sub", "b b", "i")],
+    "clipped": [CAST, node("Clip", "c zero five", "i")],
+    "clipped to between nothing": [CAST, node("Clip", "c five zero", "i")],
+    "clipped from below alone": [LARGEST, node("Clip", "a huge", "i")],
+    "clipped constants": [node("Clip", "pair huge", "i")],
+    "modulo": [LARGEST, node("Mod", "a six", "i")],
+    "the lower of two": [LARGEST, node("Min", "a five", "i")],
+    "chosen": [node("Equal", "x x", "e"), node("Where", "e zero five", "i")],
+    "a range": [node("Range", "zero six one", "i")],
+    "a size": [node("Shape", "x", "s"), node("Slice", "s first second", "i")],
+    "less than a size": [node("Size", "x", "s"), node("Sub", "s six", "i")],
+    "a filled list": [
+        helper.make_node(
+            "ConstantOfShape", ["three"], ["i"], value=numpy_helper.from_array(ints(0))
+        )
+    ],
+    "gathered": [LARGEST, node("Gather", "a first", "i", axis=0)],
+    "turned": [LARGEST, node("Transpose", "a", "i")],
+}
+
+
+def gather(nodes):
+    """Columns of ``x`` [2, 6] picked by what other nodes compute."""
+    more = {"three2": ints(2, 3), "seven": np.array([[0], [7]])}
+    return chain([*nodes, node("Gather", "x i", "y", axis=1)], {**NUMBERS, **more})
 
 
 @pytest.mark.parametrize("case", BOUNDED)
-def test_bounded_indices_pass(case):
-    check(gather(BOUNDED[case], NUMBERS))
-
-
-UNBOUNDED = {
-    "cast from numbers": [helper.make_node("Cast", ["x"], ["i"], to=INT64)],
-    "one beyond the largest": [
-        helper.make_node("ArgMax", ["x"], ["a"], axis=1),
-        helper.make_node("Add", ["a", "one"], ["i"]),
-    ],
-    "of a longer axis": [
-        helper.make_node("Concat", ["x", "x"], ["two"], axis=1),
-        helper.make_node("ArgMax", ["two"], ["i"], axis=1),
-    ],
-    "overflowing": [
-        helper.make_node("ArgMax", ["x"], ["a"], axis=1),
-        helper.make_node("Mul", ["a", "huge"], ["b"]),
-        helper.make_node("Sub", ["b", "b"], ["i"]),
-    ],
-}
+def test_indices_are_constants_or_places(case):
+    check(gather(BOUNDED[case]))
 
 
 @pytest.mark.parametrize("case", UNBOUNDED)
-def test_unbounded_indices_are_refused(case):
-    with refused(BackendError, "g.onnx"):
-        check(gather(UNBOUNDED[case], {**NUMBERS, "huge": np.array(2**40)}))
+def test_indices_that_are_computed_are_refused(case):
+    with pytest.raises(BackendError, match=r"node \d \(Gather\): indices: expected constants"):
+        check(gather(UNBOUNDED[case]))
+
+
+@pytest.mark.parametrize("limits", ["c zero zero", "c five zero", "c zero", "c huge"])
+@pytest.mark.parametrize("name", BEYOND)
+def test_no_operator_takes_clipped_indices(name, limits):
+    sample, at = copy.deepcopy(SAMPLES[name]), int(name != "OneHot")
+    sample.inputs[at] = Fed(list(sample.inputs[at].shape), INT64)
+    graph = operator_model(name, sample)
+    graph.graph.node[0].input[at] = "i"
+    graph.graph.node.insert(0, node("Clip", limits.replace("c", f"i{at}"), "i"))
+    weights = [numpy_helper.from_array(array, key) for key, array in NUMBERS.items()]
+    graph.graph.initializer.extend(weights)
+    with pytest.raises(BackendError, match=rf"'node' \({name}\): indices: .* got computed numbers"):
+        check(graph)
+
+
+EXTREMES = [np.nan, np.inf, -np.inf, 3e38, -3e38, 1e-45, 0]
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 16, 65])
+@pytest.mark.parametrize("name", ["ArgMax", "ArgMin", "TopK"])
+def test_places_are_inside_their_axis_whatever_is_fed(name, size, tmp_path):
+    """So OpenVINO may take them as indices: each of its kernels, with NaN and infinities."""
+    rng = np.random.default_rng(size)
+    fed = [np.full((3, size, 5), value, np.float32) for value in EXTREMES]
+    fed += [rng.choice(np.array(EXTREMES, np.float32), (3, size, 5)) for _ in range(4)]
+    settings = [{"largest": a, "sorted": b} for a in (0, 1) for b in (0, 1)]
+    if name != "TopK":
+        settings = [{"select_last_index": a, "keepdims": 1} for a in (0, 1)]
+    nodes, weights = [], {"k0": ints(1), "k1": ints((size + 1) // 2), "k2": ints(size)}
+    for at, given in enumerate(settings):
+        for k in range(3) if name == "TopK" else [0]:
+            inputs, outputs = ["x"], [f"y{at}{k}"]
+            if name == "TopK":
+                inputs, outputs = ["x", f"k{k}"], [f"v{at}{k}", *outputs]
+            nodes.append(helper.make_node(name, inputs, outputs, axis=1, **given))
+    outputs = {each.output[-1]: (INT64, None) for each in nodes}
+    nodes += [node("Concat", "y00 y00", "c", axis=1), node("Reshape", "c flat", "r")]
+    nodes += [node("Slice", "r k0 far", "s"), node("Cast", "s", "t", to=INT32)]
+    weights |= {"flat": ints(-1), "far": ints(2**40)}
+    outputs["t"] = (INT32, None)
+    onnx.save(chain(nodes, weights, {"x": (FLOAT, [3, size, 5])}, outputs), tmp_path / "g.onnx")
+    options = BackendOptions(num_threads=1)
+    graph = get_backend("openvino").load(
+        tmp_path / "g.onnx", device="cpu", precision="float32", options=options
+    )
+    session = graph.session()
+    for x in fed:
+        for places in session.run({"x": x}).values():
+            assert 0 <= np.min(places) <= np.max(places) < size
 
 
 @pytest.mark.parametrize("name", ["ConstantOfShape", "Expand", "Reshape", "Range", "Tile"])

@@ -11,12 +11,12 @@ import pytest
 import zsseg_rt
 
 PACKAGE = Path(zsseg_rt.__file__).parent
-MOST = 71_900  # the whole package; below the rooms' sum, so that not all of them may be full
+MOST = 71_800  # the whole package; below the rooms' sum, so that not all of them may be full
 ROOMS = {
     "root": 1_360,
     "common": 1_740,
     "ops": 2_070,
-    "backends": 8_000,
+    "backends": 7_820,
     "runtime": 5_950,
     "text": 1_870,
     "bundles demo fetch": 2_100,
@@ -29,7 +29,7 @@ ROOMS = {
     "cli": 3_800,
     "integrations": 1_360,
     "models": 7_870,
-    "export": 7_830,
+    "export": 7_910,
     "training": 7_400,
     "torch_files": 2_120,
 }

@@ -64,6 +64,9 @@ class _Graph:
     """What the graph gives; the fields are arguments of ``export_dense_bundle``."""
 
     embed_output: str | None = opt("Name of the graph's output; default: the first.")
+    grid_hw: tuple[int, int] | None = opt(
+        "Rows and columns of patches, for outputs [1, N, D]; default: those of square patches."
+    )
     logit_scale: float = opt("Factor of the cosine similarity.", 100.0)
     activation: str = opt("none, sigmoid or softmax.", "softmax")
     align: str | None = opt(

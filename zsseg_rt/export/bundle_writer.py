@@ -184,7 +184,8 @@ def check_bundle_place(path: Path, *, overwrite: bool) -> None:
         return
     if not overwrite:
         raise BundleError(
-            f"{path}: expected a new folder, found an existing one. Pass overwrite=True."
+            f"{path}: expected a new folder, found an existing one. Name another, or replace it "
+            "(overwrite=True, or --overwrite on the command line)."
         )
     is_bundle = (path / MANIFEST).is_file
     if not is_bundle() and path.exists() and not is_bundle():  # others may be exchanging it

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 import zsseg_rt
 from zsseg_rt.backends.graph_check.check import check_model
+from zsseg_rt.backends.graph_check.flow import Flow, read_attributes
+from zsseg_rt.backends.graph_check.graph import read_graph, read_tensor
 from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
 from zsseg_rt.errors import ArgumentError, BackendError, BundleError
 from zsseg_rt.export.bundle_writer import ExportedModel, write_model_bundle
@@ -39,6 +42,8 @@ _ONNX_RAISES = (
     onnx.shape_inference.InferenceError,
 )
 
+_MOST_EXTRA = 8  # class and register tokens of known encoders
+_MOST_FOLDED = 1 << 16  # numbers of a value that is computed when a bundle is written
 _GOLDEN_ROWS = 64  # of a bank; more make the sample large and show no more
 
 
@@ -58,7 +63,7 @@ def export_dense_bundle(
 
     Args:
         onnx_path: Graph from one image float32 [1, 3, H, W] to embeddings [1, D, gh, gw] or
-            [1, N, D], patches row by row.
+            [1, N, D], patches row by row; their grid is that of N square patches, unless stated.
         path: Folder to write, ``NAME.zsseg``.
         image_size: Input size in pixels, one side or (height, width).
         mean: Mean of R, G, B, in 0..1.
@@ -199,10 +204,11 @@ def _read_encoder(
         )
     _fix_input(path, inputs[0], size_hw)
     _cut(model, outputs[wanted])
+    _fold_sizes(model)
     _check(path, model)
     with _onnx_errors(path, f"takes {size_hw[0]}x{size_hw[1]} pixels"):
         model = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
-    return _describe_output(path, model, wanted, _shape(model.graph.output[0]), grid_hw)
+    return _describe_output(path, model, wanted, _shape(model.graph.output[0]), size_hw, grid_hw)
 
 
 def _cut(model: onnx.ModelProto, output: onnx.ValueInfoProto) -> None:
@@ -224,19 +230,97 @@ def _cut(model: onnx.ModelProto, output: onnx.ValueInfoProto) -> None:
     del model.graph.value_info[:]
 
 
+def _fold_sizes(model: onnx.ModelProto) -> None:
+    """Replace what follows from fixed sizes and small constants alone by its value.
+
+    Exporters write ``x.shape[2] // 14`` as nodes; the check at load knows sizes that are moved, and
+    computes nothing. What cannot be followed is left to the check, which names it.
+    """
+    graph = read_graph(memoryview(model.SerializeToString()))
+    opset = max(
+        (version for domain, version in graph.opsets if domain in ("", "ai.onnx")), default=0
+    )
+    computed: dict[str, npt.NDArray[Any]] = {}
+    for tensor in model.graph.initializer:
+        if math.prod(tensor.dims) <= _MOST_FOLDED:
+            computed[tensor.name] = numpy_helper.to_array(tensor)
+    folded: set[int] = set()
+    added: list[onnx.TensorProto] = []
+    with suppress(*_ONNX_RAISES):
+        flow = Flow(graph, opset)
+        for index, read in enumerate(graph.nodes):
+            if read.op_type != "Constant":
+                flow.follow(read.name, read, read_attributes(read.name, read))
+            results = _compute(model.graph.node[index], flow, computed, model)
+            if results is None:
+                continue
+            tensors = [numpy_helper.from_array(each, name) for each, name in results]
+            for tensor in tensors:
+                flow.constant(tensor.name, read_tensor(memoryview(tensor.SerializeToString())))
+            computed |= {name: each for each, name in results}
+            folded.add(index)
+            added += tensors
+    kept = [node for index, node in enumerate(model.graph.node) if index not in folded]
+    del model.graph.node[:]
+    model.graph.node.extend(kept)
+    model.graph.initializer.extend(added)
+
+
+def _compute(
+    node: onnx.NodeProto,
+    flow: Flow,
+    computed: Mapping[str, npt.NDArray[Any]],
+    model: onnx.ModelProto,
+) -> list[tuple[npt.NDArray[Any], str]] | None:
+    """A node's results with their names, by ONNX's reference; None if they need an image."""
+    from onnx.reference import ReferenceEvaluator
+
+    names = [name for name in node.output if name]
+    if node.op_type in ("Shape", "Size"):
+        sizes = flow.values[names[0]].known()
+        whole = sizes is not None and None not in sizes.reshape(-1)
+        return [(np.asarray(sizes, np.int64), names[0])] if whole else None
+    inputs = [name for name in node.input if name]
+    is_small = all(flow.values[name].size <= _MOST_FOLDED for name in names if inputs)
+    if not is_small or not computed.keys() >= set(inputs):
+        return None
+    feeds = {name: computed[name] for name in inputs}
+    graph = helper.make_graph(
+        [node],
+        "node",
+        [
+            helper.make_value_info(
+                name,
+                helper.make_tensor_type_proto(
+                    helper.np_dtype_to_tensor_dtype(each.dtype), each.shape
+                ),
+            )
+            for name, each in feeds.items()
+        ],
+        [helper.make_value_info(name, onnx.TypeProto()) for name in names],
+    )
+    alone = helper.make_model(graph, opset_imports=model.opset_import)
+    return list(
+        zip(map(np.asarray, ReferenceEvaluator(alone).run(names, feeds)), names, strict=True)
+    )
+
+
 def _describe_output(
     path: Path,
     graph: onnx.ModelProto,
     output: str,
     shape: tuple[int, ...],
+    size_hw: tuple[int, int],
     grid_hw: tuple[int, int] | None,
 ) -> _Encoder:
     known = len(shape) in (3, 4) and shape[0] == 1 and min(shape) > 0
+    found: tuple[int, int] | None = None
     if known and len(shape) == 4:
-        found: tuple[int, int] | None = (shape[2], shape[3])
-    else:
-        found = grid_hw if known and grid_hw and grid_hw[0] * grid_hw[1] == shape[1] else None
-    if found is None or (grid_hw is not None and grid_hw != found):
+        found = (shape[2], shape[3])
+    elif known:
+        found = grid_hw or _guess_grid(path, output, shape[1], size_hw)
+    patches = None if found is None or len(shape) == 4 else found[0] * found[1]
+    if found is None or grid_hw not in (None, found) or patches not in (None, shape[1]):
         raise BundleError(
             f"{path}: {output}: expected embeddings [1, D, gh, gw], or [1, gh * gw, D] with "
             f"grid_hw=(gh, gw), got shape {shape} and grid_hw={grid_hw}."
@@ -248,6 +332,24 @@ def _describe_output(
         channels_first=channels_first,
         grid_hw=found,
         embed_dim=shape[1] if channels_first else shape[2],
+    )
+
+
+def _guess_grid(path: Path, output: str, tokens: int, size_hw: tuple[int, int]) -> tuple[int, int]:
+    """The grid of square patches that has as many cells as there are tokens."""
+    height, width = size_hw
+    grids = {(height // side, width // side) for side in range(1, min(size_hw) + 1)}
+    fitting = [grid for grid in grids if grid[0] * grid[1] == tokens]
+    if len(fitting) == 1:
+        return fitting[0]
+    more = min((tokens - h * w for h, w in grids if h * w < tokens), default=tokens)
+    why = "which square patches do not make"
+    if more <= _MOST_EXTRA:
+        why = f"{more} more than square patches make, as with class or register tokens"
+    raise BundleError(
+        f"{path}: {output}: expected one token for each patch of {height}x{width} pixels, got "
+        f"{tokens}, {why}. Name an output without others, or state the grid (grid_hw=(gh, gw), or "
+        "--grid-hw GH GW on the command line)."
     )
 
 

@@ -59,8 +59,8 @@ class ExportOptions:
             text tower.
         region_templates: For ZegFormer: prompts around the names that regions are compared with;
             None takes CLIP's.
-        grid_hw: For foreign encoders, like all that follow: the patch grid; read from a
-            [1, D, gh, gw] output, needed for [1, N, D].
+        grid_hw: For foreign encoders, like all that follow: the patch grid; None reads it
+            from a [1, D, gh, gw] output, and takes square patches for [1, N, D].
         embed_output: The output with the embeddings; None takes the first.
         logit_scale: Multiplies the similarity.
         normalize: True for cosine similarity, False for a dot product.

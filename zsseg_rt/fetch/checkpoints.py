@@ -145,7 +145,9 @@ def _download(
         f"({size} bytes{rest}; licence: {chosen.licence})"
     )
     try:
-        _download_rest(remote, partial, progress)
+        # an estimate of the size is that of the weights, without what surrounds them
+        most = 2 * size if remote.size is None else size
+        _download_rest(remote, partial, most, progress)
     except hub.HubError as exc:
         came = _length(partial)
         problem = f"{exc} after {came} bytes, which are kept; run again to continue"
@@ -160,12 +162,12 @@ def _download(
     return Checkpoint(path=path, origin=origin, ours=True)
 
 
-def _download_rest(remote: hub.RemoteFile, partial: Path, progress: Progress) -> None:
+def _download_rest(remote: hub.RemoteFile, partial: Path, most: int, progress: Progress) -> None:
     """Go on after broken connections as long as more comes."""
     while True:
         before = _length(partial)
         try:
-            return hub.download(remote, partial, progress.downloaded)
+            return hub.download(remote, partial, most, progress.downloaded)
         except hub.HubError:
             if _length(partial) <= before or remote.size is None:
                 raise

@@ -20,6 +20,7 @@ from zsseg_rt.errors import FetchError
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_AS_IT_IS = {"Accept-Encoding": "identity"}
 _LOUD = ("huggingface_hub", "httpx", "httpx2", "urllib3")
 
 
@@ -73,9 +74,9 @@ def look_up(repository: str, files: Sequence[str], revision: str) -> RemoteFile:
 
 
 def download(
-    remote: RemoteFile, partial: Path, on_bytes: Callable[[int, int | None], None]
+    remote: RemoteFile, partial: Path, most: int, on_bytes: Callable[[int, int | None], None]
 ) -> None:
-    """Append what is missing of a file."""
+    """Append what is missing of a file; never more than ``most`` bytes are written in all."""
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
@@ -85,14 +86,15 @@ def download(
         on_bytes(done, remote.size)
         if remote.size is not None and done == remote.size:
             return
-        target = _Counted(stream, partial, lambda count: on_bytes(count, remote.size))
+        target = _Counted(stream, partial, most, lambda count: on_bytes(count, remote.size))
+        # a login is for the hub alone
+        headers = {} if plain else build_hf_headers(library_name="zsseg_rt")
         with _errors_as_phrases():
             http_get(
                 _url(remote.repository, remote.file, remote.commit),
                 target,
                 resume_size=done,
-                # a login is for the hub alone
-                headers={} if plain else build_hf_headers(library_name="zsseg_rt"),
+                headers={**headers, **_AS_IT_IS},
                 expected_size=remote.size,
             )
 
@@ -140,10 +142,9 @@ def _look_up_address(repository: str, file: str) -> RemoteFile:
     from huggingface_hub.constants import HF_HUB_ETAG_TIMEOUT
     from huggingface_hub.utils import get_session, hf_raise_for_status
 
-    headers = {"Accept-Encoding": "identity"}
     with _errors_as_phrases():
         url = _url(repository, file, "")
-        found = get_session().head(url, headers=headers, timeout=HF_HUB_ETAG_TIMEOUT)
+        found = get_session().head(url, headers=_AS_IT_IS, timeout=HF_HUB_ETAG_TIMEOUT)
         hf_raise_for_status(found)
     length = found.headers.get("Content-Length", "")
     if found.status_code != 200 or not length.isdecimal():
@@ -180,15 +181,27 @@ def _look_up_one(repository: str, file: str, revision: str) -> RemoteFile:
 
 
 class _Counted:
-    """A file that tells how long it is; errors of the disk keep apart from those of the network."""
+    """A file that tells how long it is, and takes no more than it may hold.
 
-    def __init__(self, stream: IO[bytes], path: Path, on_bytes: Callable[[int], None]) -> None:
-        self._stream, self._path, self._on_bytes = stream, path, on_bytes
+    Errors of the disk keep apart from those of the network.
+    """
+
+    def __init__(
+        self, stream: IO[bytes], path: Path, most: int, on_bytes: Callable[[int], None]
+    ) -> None:
+        self._stream, self._path, self._most, self._on_bytes = stream, path, most, on_bytes
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     def write(self, data: bytes) -> int:
+        if self._stream.tell() + len(data) > self._most:
+            self._path.unlink()
+            raise FetchError(
+                f"{self._path.name}: expected {self._most} bytes at most, as was announced, got "
+                "more, or content that is packed. It was removed. If HF_ENDPOINT or a proxy names "
+                "a mirror, try without it; else report it."
+            )
         try:
             count = self._stream.write(data)
             self._stream.flush()

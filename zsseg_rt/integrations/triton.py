@@ -112,7 +112,8 @@ def _refuse_existing(path: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise SourceError(
-            f"{path}: expected a new folder, found an existing one. Pass overwrite=True."
+            f"{path}: expected a new folder, found an existing one. Name another, or replace it "
+            "(overwrite=True, or --overwrite on the command line)."
         )
     if not (path / _CONFIG_FILE).is_file():
         raise SourceError(

@@ -18,7 +18,7 @@ from typing import Any
 from zsseg_rt.backends.graph_check.flow import Flow, read_attributes
 from zsseg_rt.backends.graph_check.graph import Graph, Node, WeightTensor, map_file, read_graph
 from zsseg_rt.backends.graph_check.operators import OPSETS, input_counts, output_counts
-from zsseg_rt.backends.graph_check.sizes import check_shape, check_weight
+from zsseg_rt.backends.graph_check.value import check_shape, check_weight
 from zsseg_rt.common.arrays import TensorSpec
 from zsseg_rt.errors import BackendError
 
@@ -50,7 +50,7 @@ def check_graph(path: Path) -> GraphHeader:
     Refused are: external data, sparse weights, functions, subgraphs, training information, operator
     sets, operators and attributes that encoders do not need, nodes with too few or too many inputs
     or outputs, values used before they are made or made twice, weights whose size is not that of
-    their data, sizes beyond ``sizes.MAX_ELEMENTS`` or that contradict each other or what is stated,
+    their data, sizes beyond ``value.MAX_ELEMENTS`` or that contradict each other or what is stated,
     and indices that are not known to be inside their axis.
     """
     try:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from zsseg_rt.backends.graph_check import (
-    rules_elementwise,
-    rules_index,
-    rules_network,
-    rules_shape,
-)
+from zsseg_rt.backends.graph_check import rules, rules_network
 from zsseg_rt.backends.graph_check.graph import Graph, Node, Stated, WeightTensor
 from zsseg_rt.backends.graph_check.operators import CHOICES, allowed_attributes, has_type
-from zsseg_rt.backends.graph_check.sizes import check_attribute, check_shape
-from zsseg_rt.backends.graph_check.value import Call, Shape, Value, known_size
+from zsseg_rt.backends.graph_check.value import (
+    Call,
+    Shape,
+    Value,
+    check_attribute,
+    check_shape,
+    known_size,
+)
 
-RULES = rules_elementwise.RULES | rules_index.RULES | rules_network.RULES | rules_shape.RULES
+RULES = rules.RULES | rules_network.RULES
 
 _OPEN = 16  # what an axis that is open until a run counts as; few are longer
 

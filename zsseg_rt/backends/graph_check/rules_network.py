@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from zsseg_rt.backends.graph_check.rules_elementwise import broadcast
+from zsseg_rt.backends.graph_check.rules import broadcast
 from zsseg_rt.backends.graph_check.value import Call, Dim, Shape, Value
 
 _MOST_SCALE = 1 << 16

@@ -1,4 +1,4 @@
-"""What the check knows of a tensor before a graph runs: type, sizes, numbers, bounds."""
+"""What the check knows of a tensor before a graph runs, and the sizes that a graph may state."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt.backends.graph_check.graph import WeightTensor
@@ -19,15 +18,21 @@ Known = npt.NDArray[Any]
 
 INT32, INT64 = 6, 7
 INTEGERS = (INT32, INT64)
+MAX_ELEMENTS = 1 << 28  # 1 GB of float32, ten times the features of the largest frame
+_MAX_RANK = 16
+_MAX_STEP = 1 << 16  # of kernels, strides and dilations
+
+# Bits per element by TensorProto.DataType; text (8) and complex numbers (14, 15) are refused.
+_BITS = {1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12: 32, 13: 64}
+_BITS |= {16: 16, 17: 8, 18: 8, 19: 8, 20: 8, 21: 4, 22: 4}
+# Where values are if not in raw_data: floats of this many bytes, or integers of 1 to 10 bytes.
+_TYPED = {1: "float_data", 7: "int64_data", 11: "double_data", 12: "uint64_data", 13: "uint64_data"}
+_FLOAT_BYTES = {"float_data": 4, "double_data": 8}
+
+_STEPS = ("kernel_shape", "strides", "dilations", "blocksize", "group")
+_SIZE_ATTRIBUTES = {"num_outputs", "strides"}
 _MOST_KNOWN = 1024  # no shape, padding or list of axes has more numbers
-LARGEST = 1 << 31  # OpenVINO computes integers in 32 bits
-
-
-def full(shape: Shape, number: int | None) -> Known | None:
-    """An array of one number; None if the sizes are not known, or too many for a shape."""
-    if None in shape or math.prod(known_size(shape)) > _MOST_KNOWN:
-        return None
-    return np.full(known_size(shape), number, object)
+_LARGEST = 1 << 31  # OpenVINO computes integers in 32 bits
 
 
 def known_size(shape: Shape) -> tuple[int, ...]:
@@ -66,11 +71,6 @@ class Value:
             self._known = self.numbers().astype(object)
         return self._known
 
-    def is_sized(self) -> bool:
-        """Whether its numbers follow from sizes and constants, known before a run or not."""
-        is_small = self.tensor is not None and self.size <= _MOST_KNOWN
-        return is_small or self.known() is not None
-
     def _is_list(self) -> bool:
         return self.tensor is not None and self.dtype in INTEGERS and self.size <= _MOST_KNOWN
 
@@ -82,12 +82,11 @@ class Value:
         return found.reshape(known_size(self.shape))
 
     def bounds(self) -> tuple[int, int] | None:
-        """Lowest and highest integer; None if they are not bounded, or there are none."""
-        if self._bounds is None and self.dtype in INTEGERS:
-            found = self.numbers() if self.tensor is not None else self._known
-            if found is not None and found.size and None not in found.reshape(-1)[:_MOST_KNOWN]:
-                self._bounds = int(found.min()), int(found.max())
-        if self._bounds and -LARGEST <= self._bounds[0] <= self._bounds[1] < LARGEST:
+        """Lowest and highest of a constant, or of places along an axis; None of other numbers."""
+        if self._bounds is None and self.dtype in INTEGERS and self.tensor is not None:
+            found = self.numbers()
+            self._bounds = (int(found.min()), int(found.max())) if found.size else None
+        if self._bounds and -_LARGEST <= self._bounds[0] <= self._bounds[1] < _LARGEST:
             return self._bounds
         return None
 
@@ -177,3 +176,73 @@ def place(what: str, axis: int, rank: int) -> int:
     if not -rank <= axis < rank:
         raise ValueError(f"{what}: expected one of {rank} axes, got {axis}")
     return axis % rank
+
+
+# --- sizes ---
+
+
+def check_shape(where: str, sizes: Sequence[int]) -> None:
+    """Check the known sizes of a tensor."""
+    _check_sizes(where, sizes)
+    if len(sizes) > _MAX_RANK:
+        raise ValueError(f"{where}: expected at most {_MAX_RANK} axes, got {len(sizes)}")
+
+
+def check_weight(where: str, tensor: WeightTensor) -> None:
+    """Check that a tensor's values are in the file, and that their number matches its sizes."""
+    if tensor.external:
+        raise ValueError(f"{where}: expected its values in the file, got external data")
+    if tensor.data_type not in _BITS or tensor.has_strings:
+        raise ValueError(f"{where}: expected numbers, got data type {tensor.data_type}")
+    check_shape(where, [min(size, 1) for size in tensor.dims])
+    if len(tensor.stored) > 1:
+        raise ValueError(f"{where}: expected one kind of data, got {', '.join(tensor.stored)}")
+    expected = math.prod(tensor.dims)
+    kind, content = next(iter(tensor.stored.items()), ("raw_data", memoryview(b"")))
+    if not _holds(kind, content, tensor.data_type, expected):
+        raise ValueError(
+            f"{where}: expected {expected} values of data type {tensor.data_type} for sizes "
+            f"{list(tensor.dims)}, got {len(content)} bytes of {kind}"
+        )
+    if not expected:
+        check_shape(where, [size or 1 for size in tensor.dims])
+
+
+def _holds(kind: str, content: memoryview, data_type: int, expected: int) -> bool:
+    if kind == "raw_data":
+        return len(content) == (expected * _BITS[data_type] + 7) // 8
+    if kind != _TYPED.get(data_type, "int32_data") or _BITS[data_type] < 8:
+        return False
+    if kind in _FLOAT_BYTES:
+        return len(content) == expected * _FLOAT_BYTES[kind]
+    ends = bytes(content).translate(None, bytes(range(0x80, 0x100)))  # an integer's last byte
+    return len(ends) == expected
+
+
+def check_attribute(where: str, name: str, value: Any) -> None:
+    """Check a tensor, or the sizes in a node's attribute."""
+    if isinstance(value, WeightTensor):
+        check_weight(where, value)
+    values = value if isinstance(value, list) else [value]
+    if name in _STEPS and not all(1 <= value <= _MAX_STEP for value in values):
+        raise ValueError(f"{where}: expected 1 to {_MAX_STEP}, got {values}")
+    if name in _SIZE_ATTRIBUTES:
+        _check_sizes(where, values)
+    if name in ("pads", "output_padding"):
+        _check_pads(where, values)
+
+
+def _check_sizes(where: str, sizes: Sequence[float]) -> None:
+    fits = all(0 <= size < math.inf for size in sizes)
+    if not fits or math.prod(size or 1 for size in sizes) > MAX_ELEMENTS:
+        raise ValueError(
+            f"{where}: expected sizes of 0 or more for at most {MAX_ELEMENTS} elements, got "
+            f"{list(sizes)}"
+        )
+
+
+def _check_pads(where: str, pads: Sequence[float]) -> None:
+    """The first half pads before each axis, the second half after it."""
+    half = len(pads) // 2
+    _check_sizes(where, [abs(pad) + 1 for pad in pads[2 * half :]])
+    _check_sizes(where, [abs(a) + abs(b) + 1 for a, b in zip(pads, pads[half:], strict=False)])
