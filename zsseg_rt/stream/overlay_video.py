@@ -76,6 +76,8 @@ class OverlayVideo:
     def close(self) -> None:
         """Finish all files, as far as that is possible."""
         errors = [error for source in list(self._recordings) if (error := self._finish(source))]
+        for series in self._series.values():
+            series.close()
         if errors:
             raise errors[0]
 

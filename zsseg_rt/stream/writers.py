@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from io import FileIO
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from zsseg_rt.common.files import is_device, is_file, is_folder, why_unwritable
-from zsseg_rt.common.files.series import Rotation, Series
+from zsseg_rt.common.files.series import Rotation, Series, claim
 from zsseg_rt.common.schema import json_text
 from zsseg_rt.errors import SourceError
 from zsseg_rt.results.segmentation import Frame, Segmentation
@@ -67,6 +68,9 @@ class MaskFolder:
         self.path: str | None = None
         self.folder: Path | None = folder
         self._folder, self._tags, self._rotation = folder, tags, rotation
+        claimed = os.open(folder, os.O_RDONLY)
+        self._release = weakref.finalize(self, os.close, claimed)
+        claim(folder, claimed)
         self._begun: dict[str, _Pictures] = {}
         self._series: dict[str, Series] = {}
 
@@ -83,9 +87,12 @@ class MaskFolder:
             pictures.num_bytes += path.stat().st_size
 
     def close(self) -> None:
-        """Nothing is left to finish; with rotation, a next frame begins a new folder."""
+        """Leave the folder to others; with rotation, a next frame begins a new one."""
         if self._rotation.is_on:
             self._begun.clear()
+        for series in self._series.values():
+            series.close()
+        self._release()
 
     def remove_old(self) -> None:
         """Remove what is not kept any more."""
@@ -164,6 +171,7 @@ class JsonLines:
 
     def _drop(self) -> None:
         stream, self._stream = self._stream, None
+        self._series.close()
         if stream is not None:
             stream.close()
 
@@ -176,6 +184,8 @@ class JsonLines:
             path, age = self._series.resume()
         self._begun = time.monotonic() - age
         self._stream = FileIO(path, "ab")
+        if not is_device(path):
+            claim(path, self._stream)
         self._num_bytes = 0 if is_device(path) else path.stat().st_size
         if str(path) not in self.files:
             self.files.append(str(path))

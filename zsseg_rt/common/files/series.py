@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import calendar
+import fcntl
 import logging
 import math
 import os
@@ -11,10 +12,11 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 from zsseg_rt.common.files.single import is_device
-from zsseg_rt.errors import ArgumentError
+from zsseg_rt.errors import ArgumentError, SourceError
 
 _SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86_400}
 _BYTES = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
@@ -32,8 +34,8 @@ class Rotation:
     Attributes:
         seconds: A file that is this old is followed by a new one.
         num_bytes: So is one of this size.
-        keep_seconds: Files last written longer ago are removed.
-        keep_bytes: The oldest are removed while all together are larger.
+        keep_seconds: Files last written longer ago are removed, and those begun before them.
+        keep_bytes: The first that were begun are removed while all together are larger.
     """
 
     seconds: float = math.inf
@@ -71,6 +73,11 @@ class Rotation:
         """Whether files are rotated at all."""
         return min(self.seconds, self.num_bytes) < math.inf
 
+    @property
+    def keeps_all(self) -> bool:
+        """Whether nothing is ever removed."""
+        return self.keep_seconds == self.keep_bytes == math.inf
+
     def is_due(self, seconds: float, num_bytes: float) -> bool:
         """Whether a file of this age and size is followed by a new one."""
         return seconds >= self.seconds or num_bytes >= self.num_bytes
@@ -96,7 +103,8 @@ class Series:
 
     The first is ``STEM.SUFFIX`` if nothing has that name and there is no rotation. All others are
     ``STEM-STAMP.SUFFIX``, where STAMP is the time in UTC at which they begin; ``_2``, ``_3`` and so
-    on follow a second that is taken. Only names of this form are ever removed.
+    on follow a second that is taken. Where old ones are removed, a hidden file lists those that
+    were made here, in their order, whatever the clock said; nothing else is ever removed.
     """
 
     def __init__(
@@ -114,6 +122,8 @@ class Series:
         self._prefix = f"{stem}-" if stem else ""
         self._own = re.compile(re.escape(self._prefix) + _STAMP_FORM + re.escape(suffix))
         self._has_begun = self._refused = False
+        self._list: FileIO | None = None
+        self._made: list[Path] = []  # as the list has them, while it is open
 
     def begin(self) -> Path:
         """Remove what is not kept any more, then make the next one, empty."""
@@ -123,6 +133,9 @@ class Series:
         self.remove_old()
         made = next(path for path in self._names(takes_base) if self._make(path))
         self._has_begun = True
+        if self._list is not None:
+            self._list.write(f"{made.name}\n".encode(errors="surrogateescape"))
+            self._made.append(made)
         return made
 
     def resume(self) -> tuple[Path, float]:
@@ -138,19 +151,42 @@ class Series:
     def remove_old(self, but: Path | None = None) -> None:
         """Remove what is not kept any more; what cannot be removed is logged once."""
         kept = self.rotation
-        if kept.keep_seconds == kept.keep_bytes == math.inf:
+        if kept.keeps_all:
             return
         try:
-            written = {path: path.lstat().st_mtime for path in self._found() if path != but}
-            total = 0
-            for path in sorted(written, key=lambda p: (written[p], p.name), reverse=True):
-                total += _size(path)
-                if self._now() - written[path] > kept.keep_seconds or total > kept.keep_bytes:
+            self._open_list()
+            # What was begun before an old one is old, also where a clock that was ahead dated it.
+            total, is_old, there = 0, False, set(self._found())
+            self._made = [path for path in self._made if path in there]
+            for path in (path for path in reversed(self._made) if path != but):
+                total += 0 if kept.keep_bytes == math.inf else _size(path)
+                is_old = is_old or self._now() - path.lstat().st_mtime > kept.keep_seconds
+                if is_old or total > kept.keep_bytes:
                     _remove(path)
         except OSError as exc:
             if not self._refused:
                 _log.warning("%s: old files cannot be removed: %s", self.base, exc.strerror)
             self._refused = True
+
+    def close(self) -> None:
+        """Let go of the list, so that another process may go on."""
+        if self._list is not None:
+            self._list.close()
+            self._list = None
+
+    def _open_list(self) -> None:
+        """Read what was made before; nobody else writes the list while it is open."""
+        if self._list is not None:
+            return
+        path = self._folder / f".{self._prefix}{self._suffix or 'folders'}.made"
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+        stream = FileIO(os.open(path, flags, 0o666), "r+")
+        claim(path, stream)
+        lines = stream.readall().decode(errors="surrogateescape").split("\n")
+        if lines[-1]:  # a power cut tore it
+            stream.write(b"\n")
+        self._made = [self._folder / name for name in dict.fromkeys(lines)]
+        self._list = stream
 
     def _names(self, takes_base: bool) -> Iterator[Path]:
         if takes_base:
@@ -173,7 +209,7 @@ class Series:
         return True
 
     def _found(self) -> list[Path]:
-        """What this series made, in this run or before."""
+        """What has a name of this series' form."""
         is_kind = stat.S_ISREG if self._suffix else stat.S_ISDIR
         with os.scandir(self._folder) as entries:
             return [
@@ -189,6 +225,22 @@ class Series:
             return calendar.timegm(time.strptime(found["stamp"], _STAMP)) if found else math.inf
         except ValueError:  # no such day
             return math.inf
+
+
+def claim(path: Path, stream: FileIO | int) -> None:
+    """Show other processes that an open file or folder is written to, until it is closed.
+
+    Raises:
+        SourceError: One of them writes to it.
+    """
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise SourceError(
+            f"{path}: expected to write here alone, another process does. Choose another name."
+        ) from None
+    except OSError:  # no locks on this file system
+        return
 
 
 def is_empty(path: Path) -> bool:
