@@ -1,5 +1,6 @@
 """tools/labelme_masks.py draws what labelme and ``segment --format labelme`` write."""
 
+import base64
 import json
 
 import cv2
@@ -9,6 +10,7 @@ import pytest
 from support.errors import refused
 from tools.labelme_masks import convert
 from zsseg_rt import DatasetError, Segmentation
+from zsseg_rt.evaluation.datasets import create_dataset
 
 
 def write(folder, name, shapes, size_hw=(40, 60), **changes):
@@ -81,7 +83,7 @@ def test_our_own_polygons_come_back(tmp_path):
         ({"shapes": None}, "b.json"),
         ({"imagePath": "absent.png"}, "absent.png"),
         ({"imageHeight": 41}, "b.png"),
-        ({"shapes": [shape("dog", [[1, 1], [2, 2]], "mask")]}, "mask"),
+        ({"shapes": [shape("dog", [[1, 1], [2, 2]], "mask") | {"mask": "eA=="}]}, "dog"),
         ({"shapes": [{"label": "dog", "points": [1, 2]}]}, "dog"),
     ],
 )
@@ -106,3 +108,56 @@ def test_nothing_is_overwritten_or_guessed(tmp_path):
     make(tmp_path)
     with refused(DatasetError, None, "out"):
         make(tmp_path)
+
+
+def png(values):
+    return base64.b64encode(cv2.imencode(".png", np.asarray(values, np.uint8))[1]).decode()
+
+
+def test_masks_and_turned_rectangles_are_painted_and_the_rest_counted(tmp_path):
+    pixels = np.ones((11, 21), np.uint8)
+    pixels[0, 0] = 0
+    drawn = shape("dog", [[50, 10], [70, 20]], "mask") | {"mask": png(pixels)}  # beyond the edge
+    turned = shape("cat", [[10, 10], [20, 20], [10, 30], [0, 20]], "oriented_rectangle")
+    corners = shape("box", [[30, 2], [40, 2], [40, 8], [30, 8]], "rectangle")  # X-AnyLabeling's
+    odd = [shape("dog", [[1, 1]], "point"), shape("dog", [[1, 1], [2, 2]], "line")]
+    write(tmp_path, "a", [drawn, turned, corners, *odd, shape("dog", [[1, 1], [2, 2]])])
+    write(tmp_path, "b", [shape("cat", [[5, 5], [20, 20]], "rectangle"), *odd])
+    said = make(tmp_path)
+    for counted in ("2 of kind line", "2 of kind point", "1 of kind polygon"):
+        assert counted in said
+    found = mask(tmp_path, "a")
+    assert (found == 2).sum() == 11 * 10 - 1
+    assert abs((found == 1).sum() - 200) < 12
+    assert (found == 0).sum() == 60
+
+
+def test_labels_that_differ_in_case_or_spaces_are_one_and_said(tmp_path):
+    square = [[10, 10], [30, 10], [30, 30], [10, 30]]
+    write(tmp_path, "a", [shape("white dog", square), shape("White  dog", square)])
+    write(tmp_path, "b", [shape("white dog", square), shape("white dog ", square)])
+    said = make(tmp_path)
+    assert (tmp_path / "out" / "classes.txt").read_text() == "white dog\n"
+    assert "'White  dog'" in said
+    assert "'white dog '" in said
+
+
+@pytest.mark.parametrize("place", ["inside", "beside", "other case", "decomposed"])
+def test_the_photo_is_beside_the_file_or_in_it(place, tmp_path):
+    """However Windows wrote its path."""
+    photo = np.full((40, 60, 3), 200, np.uint8)
+    names = {"other case": "É{}.PNG", "decomposed": "E\u0301{}.png"}
+    for name in "ab":
+        triangle = [shape("dog", [[1, 1], [9, 1], [9, 9]])]
+        content = {"imagePath": f"C:\\data\\é{name}.png".replace("é", "É"), "imageData": None}
+        write(tmp_path, name, triangle, **content, imageHeight=None, imageWidth=None)
+        if place == "inside":
+            path = tmp_path / "polygons" / f"{name}.json"
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"imageData": png(photo)}))
+        else:
+            stored = names.get(place, "É{}.png").format(name)
+            (tmp_path / "polygons" / stored).write_bytes(base64.b64decode(png(photo)))
+    make(tmp_path)
+    images = sorted((tmp_path / "out" / "images").iterdir())
+    assert [cv2.imread(str(image)).shape for image in images] == [(40, 60, 3)] * 2
+    assert len(create_dataset("folder", tmp_path / "out", "all")) == 2
