@@ -341,3 +341,60 @@ def test_video_without_pyav_is_told_before_the_first_frame(monkeypatch, tmp_path
     monkeypatch.setitem(sys.modules, "av", None)
     with refused(BackendUnavailableError, "av", "'.[stream]'"):
         open_sink(tmp_path / "out.mp4")
+
+
+@pytest.mark.parametrize("legend", [False, True])
+def test_videos_take_sides_that_h264_does_not(tmp_path, legend):
+    """Every shape that the engine labels is recorded; what is too long is made smaller."""
+    sizes = [(16, 17_000), (17_000, 16), (1, 1), (2, 32_767), (32_767, 3), (1, 16_385), (16_384, 1)]
+    frames = [result(n, size, source=str(n)) for n, size in enumerate(sizes)]
+    sources = [frame.frame.source for frame in frames]
+    stats = write(tmp_path / "out.mp4", frames, sources=sources, legend=legend)
+    assert (stats.error, stats.written, len(stats.files)) == (None, 7, 7)
+    for name, size_hw in zip(stats.files, sizes, strict=True):
+        ((_, image),) = frames_of(name)
+        step = 1 + (max(size_hw) > 16_384)
+        if not legend:
+            sides = [-(-side // step) for side in size_hw]
+            assert image.shape[:2] == tuple(side + side % 2 for side in sides)
+        assert max(image.shape) <= 16_384
+
+
+class Choosy:
+    """A writer of which one source's frames fail."""
+
+    def __init__(self, cause=None):
+        self.name, self.files, self.whose, self.folder, self.cause = "choosy", [], {}, None, cause
+        self.painted = self.path = None
+        self.wrote = []
+
+    def write(self, seg):
+        if seg.frame.source == "bad" and seg.labels.shape == (48, 64):
+            raise SourceError("bad.mp4: the encoder refuses.") from self.cause
+        self.wrote.append((seg.frame.source, seg.labels.shape[0]))
+
+    def close(self):
+        pass
+
+
+def test_what_is_not_the_disks_fault_loses_one_sources_file(caplog):
+    writer = Choosy(ValueError("codec"))
+    sink = Sink(writer, num_sources=2)
+    for source, size_hw in [*[("bad", (48, 64)), ("good", (48, 64))] * 3, ("bad", (64, 48))]:
+        sink.put(result(0, size_hw, source=source), waits=True)
+    sink.finish()
+    sink.join(LONG)
+    stats = sink.stats()
+    assert writer.wrote == [*[("good", 48)] * 3, ("bad", 64)]
+    assert (stats.written, stats.dropped, sink.has_failed) == (4, 3, False)
+    assert stats.error == "bad: bad.mp4: the encoder refuses."
+    assert caplog.text.count("the encoder refuses") == 1
+
+
+@pytest.mark.parametrize(("cause", "sources"), [(OSError(28, "full"), 2), (None, 1)])
+def test_the_disks_fault_and_the_only_sources_end_the_sink(cause, sources):
+    sink = Sink(Choosy(cause), num_sources=sources)
+    sink.put(result(0, source="bad"), waits=True)
+    sink.finish()
+    sink.join(LONG)
+    assert sink.has_failed

@@ -15,6 +15,18 @@ _CHROMA = np.array(
     ]
 )
 
+_MOST_SIDE = 16_384  # pixels that H.264 takes
+
+
+def encodable(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """The image, or every second, third, ... pixel of it where a side is longer than H.264 takes.
+
+    Shapes:
+        image: uint8 [H, W, 3].
+    """
+    step = -(-max(image.shape[:2]) // _MOST_SIDE)
+    return np.ascontiguousarray(image[::step, ::step])
+
 
 class I420:
     """Converts images of one size, in one thread; several times faster than FFmpeg does.

@@ -13,7 +13,7 @@ from zsseg_rt.common.cpus import usable_cpus
 from zsseg_rt.common.files.series import Rotation, Series, is_empty
 from zsseg_rt.errors import SourceError
 from zsseg_rt.results.segmentation import Frame, Segmentation
-from zsseg_rt.stream.i420 import I420
+from zsseg_rt.stream.i420 import I420, encodable
 from zsseg_rt.stream.painting import Painter
 from zsseg_rt.stream.video_errors import import_av
 from zsseg_rt.stream.writers import Tags, frame_of, require_folder, unwritable
@@ -37,7 +37,7 @@ class OverlayVideo:
 
     A source with a tag has ``NAME-TAG.mp4``. Where that exists, where the frames change their size,
     and with rotation, files are ``NAME-STAMP.mp4``; see ``Series``.
-    Sides are made even by repeating the last row or column.
+    Sides are made even by repeating the last row or column; longer ones than H.264 takes, smaller.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class OverlayVideo:
             recording = self._recording(seg, frame)
             self._painter.paint(seg, recording.canvas)
             recording.add(frame)
-        except (OSError, self._av.FFmpegError) as exc:
+        except (OSError, ValueError, self._av.FFmpegError) as exc:
             self._finish(frame.source)
             self._forget_empty()
             raise unwritable(self._at, exc) from exc
@@ -141,7 +141,7 @@ class _Recording:
         order: str,
     ) -> None:
         self.path, self.canvas, self._size_hw = path, canvas, size_hw
-        self._av, self._i420 = av, I420(canvas.shape[:2], channel_order=order)
+        self._av, self._i420 = av, I420(encodable(canvas).shape[:2], channel_order=order)
         self._start = _time_of(frame)
         self._last_tick, self._last_key = -1, float("-inf")
         self._container = av.open(str(path), "w", format="mp4", options=_FRAGMENTS)
@@ -169,7 +169,7 @@ class _Recording:
 
     def add(self, frame: Frame) -> None:
         """Encode the canvas at the frame's time."""
-        self._i420.convert(self.canvas)
+        self._i420.convert(encodable(self.canvas))
         video = self._av.VideoFrame.from_ndarray(self._i420.planes, format="yuv420p")
         seconds = _time_of(frame) - self._start
         self._last_tick = max(round(seconds * _TICKS), self._last_tick + 1)

@@ -166,7 +166,7 @@ class Stream:
         self._ages = {source.name: _Ages() for source in sources}
         self._keeps_all = dict(zip(self._ages, keeps_all, strict=True))
         resumes = any(source.live for source in sources)
-        self._sinks = [Sink(writer, resumes=resumes) for writer in writers]
+        self._sinks = [Sink(one, resumes=resumes, num_sources=len(sources)) for one in writers]
         self._patience = _EndPatience()
         # A bound method would keep a stream that is forgotten.
         label = functools.partial(_label, self._segment, memories)

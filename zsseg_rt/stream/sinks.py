@@ -21,7 +21,7 @@ from zsseg_rt.stream.gstreamer.rtsp_sink import RtspSink
 from zsseg_rt.stream.overlay_video import OverlayVideo
 from zsseg_rt.stream.painting import Painter
 from zsseg_rt.stream.source import shown
-from zsseg_rt.stream.writers import Callback, JsonLines, MaskFolder, Tags
+from zsseg_rt.stream.writers import Callback, JsonLines, MaskFolder, Tags, frame_of
 
 QUEUE = 8
 """Frames that wait for a sink at most."""
@@ -87,9 +87,10 @@ class SinkStats:
     Attributes:
         name: Its file, folder or function.
         written: Frames that were written.
-        dropped: Frames of cameras that it was too slow for, or that came while it failed.
+        dropped: Frames of cameras that it was too slow for, or that came while it failed or after
+            it lost their source.
         files: The files that were begun; a folder for masks.
-        error: Why it ended early, was not finished or cannot write now; or None.
+        error: Why it ended early, was not finished, cannot write now or lost a source; or None.
         whose: The source of each file, of each folder's pictures, or of each address.
         painted: Where its newest overlay was painted, ``"cpu"`` or ``"gpu"``; None without one.
         path: How overlays of an RTSP sink reach the encoder: ``"nvmm"`` or ``"cuda"``, in a GPU's
@@ -176,9 +177,13 @@ def _open_writer(
 
 
 class Sink:
-    """Hands frames to a writer in a thread of its own; an error ends it, or is waited out."""
+    """Hands frames to a writer in a thread of its own.
 
-    def __init__(self, writer: Writer, *, resumes: bool = False) -> None:
+    An error of the disk's ends it, or is waited out; any other loses the frames' source, until
+    their size changes, and ends it where there is no other source.
+    """
+
+    def __init__(self, writer: Writer, *, resumes: bool = False, num_sources: int = 1) -> None:
         self.name = writer.name
         self._writer, self._resumes = writer, resumes
         self._device = None if writer.folder is None else _device_of(writer.folder)
@@ -187,6 +192,7 @@ class Sink:
         self._closed = self._hurried = self._is_paused = self._is_over = self._is_left = False
         self._written = self._dropped = self._dropped_before = 0
         self._error: ZssegError | None = None
+        self._num_sources, self._lost = num_sources, dict[str, tuple[tuple[int, ...], str]]()
         self._thread = threading.Thread(target=self._work, name=f"write {self.name}", daemon=True)
         self._thread.start()
 
@@ -249,7 +255,7 @@ class Sink:
                 written=self._written,
                 dropped=self._dropped,
                 files=tuple(self._writer.files),
-                error=None if self._error is None else str(self._error),
+                error=self._why_incomplete(),
                 whose=dict(self._writer.whose),
                 painted=self._writer.painted,
                 path=self._writer.path,
@@ -282,13 +288,35 @@ class Sink:
         try:
             try:
                 while (seg := self._next()) is not None:
-                    self._writer.write(seg)
-                    self._count_written()
+                    self._write(seg)
             finally:
                 self._writer.close()
         except ZssegError as exc:
             return exc
         return None
+
+    def _write(self, seg: Segmentation) -> None:
+        source, size_hw = frame_of(seg).source, seg.labels.shape
+        if self._lost.get(source, ((), ""))[0] == size_hw:
+            with self._changed:
+                self._dropped += 1
+            return
+        try:
+            self._writer.write(seg)
+        except ZssegError as exc:
+            others = self._num_sources - len(self._lost.keys() | {source})
+            if isinstance(exc.__cause__, OSError) or not others:
+                raise
+            with self._changed:
+                self._lost[source] = size_hw, f"{source}: {exc}"
+                self._dropped += 1
+            _log.error("%s: %s Other sources are written on.", source, exc)
+        else:
+            self._count_written()
+
+    def _why_incomplete(self) -> str | None:
+        problems = [text for _, text in self._lost.values()]
+        return "; ".join([*problems, str(self._error)] if self._error else problems) or None
 
     def _count_written(self) -> None:
         with self._changed:

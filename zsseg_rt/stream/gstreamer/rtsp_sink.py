@@ -12,6 +12,7 @@ from zsseg_rt.stream.gstreamer.address import Address
 from zsseg_rt.stream.gstreamer.encoders import encoding_for
 from zsseg_rt.stream.gstreamer.library import load
 from zsseg_rt.stream.gstreamer.rtsp_server import Channel, RtspServer
+from zsseg_rt.stream.i420 import encodable
 from zsseg_rt.stream.painting import Painter, device_of
 from zsseg_rt.stream.writers import Tags, frame_of
 
@@ -63,7 +64,7 @@ class RtspSink:
         frame = frame_of(seg)
         if self._size_hw != seg.labels.shape:
             self._canvas, self._size_hw = self._painter.canvas(seg), seg.labels.shape
-        height, width = self._canvas.shape[:2]
+        height, width = encodable(self._canvas).shape[:2]
         padding = ((0, height % 2), (0, width % 2), (0, 0))
         channel = self._channels.get(frame.source)
         if channel is None:
@@ -71,7 +72,7 @@ class RtspSink:
         self.path = channel.path
         if channel.is_watched and not self._sent_on_gpu(channel, seg, height):
             self._painter.paint(seg, self._canvas)
-            channel.send(np.pad(self._canvas, padding, mode="edge"))
+            channel.send(np.pad(encodable(self._canvas), padding, mode="edge"))
             self.path = "host"
 
     def close(self) -> None:
