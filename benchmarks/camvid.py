@@ -2,7 +2,7 @@
 
     python benchmarks/camvid.py --camvid FOLDER --encoder ENCODER.onnx --encoder-rows ROWS.npy
         --text-names NAMES.txt --text-rows ROWS.npy [--epochs 40] [--seeds 3] [--json FILE]
-        [--out NAME.zsseg] [--confusion FILE.png]
+        [--out NAME.zsseg] [--confusion FILE.csv]
 
 ENCODER.onnx is DeepLabV3-MobileNetV2, trained on PASCAL VOC's 20 things and frozen here; its words'
 embeddings are ``--encoder-rows``. ``--text-rows`` are CLIP ViT-B/16's embeddings of
@@ -36,11 +36,11 @@ from torch import Tensor, nn
 from zsseg_rt import Engine, EngineConfig, ops
 from zsseg_rt.backends import registry
 from zsseg_rt.backends.base import BackendOptions, Session
-from zsseg_rt.evaluation.confusion_picture import write_confusion_png
 from zsseg_rt.evaluation.datasets.base import SegmentationDataset
 from zsseg_rt.evaluation.datasets.registry import create_dataset
 from zsseg_rt.evaluation.engine_segmenter import EngineSegmenter
 from zsseg_rt.evaluation.evaluate import Comparison, Evaluation, compare, evaluate, read_ahead
+from zsseg_rt.evaluation.metrics import confusion_csv
 from zsseg_rt.export import export_dense_bundle
 from zsseg_rt.export.onnx import OPSET, GraphExport
 from zsseg_rt.models.functional import patch_text_similarity, upsample_argmax
@@ -364,7 +364,7 @@ def measure(
         same = compare(EngineSegmenter(engine, names), torch_side, data, limit=args.limit)
         other = evaluate(EngineSegmenter(engine, others), data, limit=args.limit)
     if args.confusion and not args.confusion.exists():
-        write_confusion_png(args.confusion, same.first.counts, data.class_names, seen=data.seen)
+        args.confusion.write_text(confusion_csv(same.first.counts, data.class_names))
     _print("words of training", same)
     _print("other words", other)
     return {"words_of_training": same.to_json(), "other_words": other.to_json()}

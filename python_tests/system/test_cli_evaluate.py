@@ -1,5 +1,6 @@
 """``zsseg-rt evaluate`` as people type it: table, JSON, picture, comparison, errors."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -47,9 +48,9 @@ def evaluate(bundle, flags, *arguments):
                "--rename", "navy=blue", *arguments)  # fmt: skip
 
 
-def test_table_json_and_picture(colour_bundle, flags, tmp_path, capsys):
-    report, picture = tmp_path / "report.json", tmp_path / "confusion.png"
-    assert evaluate(colour_bundle, flags, "--json", report, "--confusion", picture) == 0
+def test_table_json_and_confusion(colour_bundle, flags, tmp_path, capsys):
+    report, matrix = tmp_path / "report.json", tmp_path / "confusion.csv"
+    assert evaluate(colour_bundle, flags, "--json", report, "--confusion", matrix) == 0
     printed = capsys.readouterr().out
     for text in ("red", "unseen", "mIoU(S)", "hIoU", "4 of 4 images of flags/all"):
         assert text in printed
@@ -58,7 +59,11 @@ def test_table_json_and_picture(colour_bundle, flags, tmp_path, capsys):
     assert [row["seen"] for row in written["classes"]] == [True, True, False]
     assert [row["asked_as"] for row in written["classes"]] == ["red", "green", "blue"]
     assert sum(map(sum, written["confusion"])) == 4 * 29 * 60
-    assert cv2.imread(str(picture)).shape[2] == 3
+    with matrix.open(newline="") as stream:
+        rows = list(csv.reader(stream))
+    assert [rows[0][0], rows[0][-1]] == ["true class", "(unknown)"]
+    assert [[*map(int, row[1:])] for row in rows[1:]] == written["confusion"]
+    assert evaluate(colour_bundle, flags, "--confusion", tmp_path / "drawn.png") == 2
 
 
 def test_other_names_change_the_question_not_the_classes(colour_bundle, flags, tmp_path):

@@ -25,7 +25,7 @@ ROOMS = {
     "stream": 6_700,
     "server": 2_480,
     "profiling": 3_820,
-    "evaluation": 3_980,
+    "evaluation": 3_830,
     "cli": 3_800,
     "integrations": 1_360,
     "models": 7_870,

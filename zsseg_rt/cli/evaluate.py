@@ -131,7 +131,7 @@ def evaluate(
     ] = None,
     run: ModelOptions,
     confusion: Annotated[
-        Path | None, typer.Option(help="Write the confusion matrix as a PNG image.")
+        Path | None, typer.Option(help="Write the confusion matrix as CSV.")
     ] = None,
     json_file: JsonOption = None,
 ) -> None:
@@ -142,6 +142,8 @@ def evaluate(
         )
     check_file_place("--json", json_file)
     check_file_place("--confusion", confusion)
+    if confusion is not None and confusion.suffix.lower() == ".png":
+        raise UsageError(f"--confusion: expected NAME.csv, got {confusion}. It is not drawn.")
     protocol = task.published(source, run, other)
     run = replace(run, max_windows=run.max_windows or MAX_WINDOWS)
     data = source.open()
@@ -343,8 +345,9 @@ def _figure(percent: float | None) -> str:
 
 
 def _write_confusion(path: Path, result: Evaluation | Comparison) -> None:
-    from zsseg_rt.evaluation.confusion_picture import write_confusion_png
     from zsseg_rt.evaluation.evaluate import Comparison
+    from zsseg_rt.evaluation.metrics import confusion_csv
+    from zsseg_rt.results.visualize import save_file
 
     shown = result.first if isinstance(result, Comparison) else result
-    write_confusion_png(path, shown.counts, shown.class_names, seen=shown.seen)
+    save_file(path, confusion_csv(shown.counts, shown.class_names).encode())

@@ -6,6 +6,8 @@ ZegCLIP and CLIP-RC use).
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -124,6 +126,28 @@ class ConfusionMatrix:
             f"truth: expected labels from 0 to {self.num_classes - 1} or {self.ignore_label} "
             f"(ignored), got {bad}. Check that the masks belong to this class list."
         )
+
+
+def confusion_csv(counts: npt.NDArray[np.int64], class_names: Sequence[str]) -> str:
+    """A confusion matrix as CSV: a row per true class, a column per predicted one.
+
+    Args:
+        counts: ``[C, C + 1]``, as :attr:`ConfusionMatrix.counts`.
+        class_names: C names.
+
+    Raises:
+        ShapeError: There is not a name for each class.
+    """
+    if counts.shape != (len(class_names), len(class_names) + 1):
+        raise ShapeError(
+            f"counts: expected shape [C, C + 1] for {len(class_names)} names, got "
+            f"{list(counts.shape)}"
+        )
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["true class", *class_names, "(unknown)"])
+    rows.writerows([name, *row] for name, row in zip(class_names, counts.tolist(), strict=True))
+    return text.getvalue()
 
 
 @dataclass(frozen=True, kw_only=True)
