@@ -135,6 +135,12 @@ if [ -d "$oldest_pyav/av" ] || python -m pip install -q --disable-pip-version-ch
   --only-binary :all: --target "$oldest_pyav" "av==15.0.*"; then
   export ZSSEG_OLDEST_PYAV=$oldest_pyav
 fi
+# An OpenCV 4, as Jetsons have it, beside the newest, for test_photo_samples.py.
+opencv_4=$PWD/build/opencv-4
+if [ -d "$opencv_4/cv2" ] || python -m pip install -q --disable-pip-version-check --no-deps \
+  --only-binary :all: --target "$opencv_4" "opencv-python-headless>=4.8,<5"; then
+  export ZSSEG_OPENCV_4=$opencv_4
+fi
 # GStreamer in the tests' own process. Newer ones need girepository-2.0, which old systems lack.
 gobject="PyGObject<3.52"
 has_gstreamer() {

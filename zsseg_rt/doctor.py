@@ -8,18 +8,19 @@ import platform
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import zsseg_rt
 from zsseg_rt.backends import registry
-from zsseg_rt.backends._tensorrt_api import wanted_flavours
+from zsseg_rt.backends._tensorrt_api import load_tensorrt, wanted_flavours
 from zsseg_rt.backends.base import ANY_PRECISION
 from zsseg_rt.backends.registry import requested
 from zsseg_rt.common.checkout import remedy
 from zsseg_rt.common.cpus import usable_cpus
-from zsseg_rt.common.extras import install_command
+from zsseg_rt.common.extras import install_command, why_not
 from zsseg_rt.common.files import why_unwritable
-from zsseg_rt.common.files.home import default_cache_dir
+from zsseg_rt.common.files.home import default_cache_dir, ensure_home
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import ArgumentError, BackendUnavailableError, ConfigError, CudaError
 from zsseg_rt.stream.devices import find_devices
@@ -30,7 +31,7 @@ from zsseg_rt.stream.rtsp import RtspSettings
 _TEGRA_RELEASE = Path("/etc/nv_tegra_release")  # of every Jetson, and of nothing else
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Finding:
     """One line of the report.
 
@@ -68,70 +69,45 @@ def examine() -> list[Finding]:
 
 
 def _python() -> Finding:
-    return Finding(
-        topic="python",
-        status="ok",
-        detail=f"{platform.python_version()} on {platform.machine()}, "
-        f"{usable_cpus()} usable CPU(s), {sys.executable}",
-    )
+    machine = f"{platform.machine()}, {usable_cpus()} usable CPU(s)"
+    return Finding("python", "ok", f"{platform.python_version()} on {machine}, {sys.executable}")
 
 
 def _native_core() -> Finding:
     try:
         from zsseg_rt.ops import core
     except ImportError as exc:
-        return Finding(
-            topic="native core",
-            status="bad",
-            detail=f"zsseg_rt._C cannot be imported: {exc}",
-            remedy=remedy(Path(zsseg_rt.__file__).parent),
-        )
+        told = f"zsseg_rt._C cannot be imported: {exc}"
+        return Finding("native core", "bad", told, remedy(Path(zsseg_rt.__file__).parent))
     try:
         instruction_set = core.cpu_isa()
     except ArgumentError as exc:
-        return Finding(
-            topic="native core",
-            status="bad",
-            detail=str(exc),
-            remedy="Unset ZSSEG_CPU_ISA, or name an instruction set that this CPU has.",
-        )
-    return Finding(
-        topic="native core",
-        status="ok",
-        detail=f"kernels for {instruction_set}; CUDA kernels "
-        f"{'built in' if core.built_with_cuda else 'not built in'}",
-        remedy=""
-        if core.built_with_cuda
-        else "For GPU kernels, install the CUDA toolkit (nvcc) and install the package again.",
-    )
+        advice = "Unset ZSSEG_CPU_ISA, or name an instruction set that this CPU has."
+        return Finding("native core", "bad", str(exc), advice)
+    told = f"kernels for {instruction_set}; CUDA kernels"
+    if core.built_with_cuda:
+        return Finding("native core", "ok", f"{told} built in")
+    advice = "For GPU kernels, install the CUDA toolkit (nvcc) and install the package again."
+    return Finding("native core", "ok", f"{told} not built in", advice)
 
 
 def _cuda() -> Finding:
     try:
         from zsseg_rt.ops import core
     except ImportError:
-        return Finding(topic="CUDA", status="absent", detail="unknown without the native core")
+        return Finding("CUDA", "absent", "unknown without the native core")
+    checked = "nvidia-smi, the driver and CUDA_VISIBLE_DEVICES"
     try:
         count = core.cuda_device_count()
         devices = [core.cuda_device_properties(index) for index in range(count)]
     except CudaError as exc:
-        return Finding(
-            topic="CUDA",
-            status="bad",
-            detail=str(exc),
-            remedy="Check nvidia-smi, the driver and CUDA_VISIBLE_DEVICES.",
-        )
+        return Finding("CUDA", "bad", str(exc), f"Check {checked}.")
     if count == 0:
-        return Finding(
-            topic="CUDA",
-            status="absent",
-            detail="no NVIDIA GPU visible",
-            remedy="With a GPU: check nvidia-smi, the driver and CUDA_VISIBLE_DEVICES.",
-        )
+        return Finding("CUDA", "absent", "no NVIDIA GPU visible", f"With a GPU: check {checked}.")
     names = ", ".join(
         f"cuda:{i} {d['name']} sm {d['compute_capability']}" for i, d in enumerate(devices)
     )
-    return Finding(topic="CUDA", status="ok", detail=f"{names}; {_auto_precisions('cuda:0')}")
+    return Finding("CUDA", "ok", f"{names}; {_auto_precisions('cuda:0')}")
 
 
 def _auto_precisions(device: str) -> str:
@@ -139,80 +115,89 @@ def _auto_precisions(device: str) -> str:
     told = []
     for name in filter(registry.is_installed, ("tensorrt", "torch")):
         choose = registry.get_backend(name).choose
-        both, plain = (
-            choose(held, "auto", device=device, allowed=ANY_PRECISION).precision
-            for held in (("float32", "float16"), ("float32",))
-        )
+        try:
+            both, plain = (
+                choose(held, "auto", device=device, allowed=ANY_PRECISION).precision
+                for held in (("float32", "float16"), ("float32",))
+            )
+        except BackendUnavailableError:
+            continue  # a finding of its own
         told.append(f"{name} {both}, {plain} of bundles in float32 alone")
     return ("precision auto is " + "; ".join(told)) if told else "no backend for it is installed"
 
 
 def _tensorrt() -> Finding:
-    found = [
-        f"{name} {version}"
-        for name in ("tensorrt", "tensorrt_rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12")
-        if (version := _version(name)) is not None
-    ]
-    if found:
-        return Finding(topic="TensorRT", status="ok", detail=", ".join(found))
-    return Finding(
-        topic="TensorRT",
-        status="absent",
-        detail="no TensorRT package found",
-        remedy=f"{install_command('tensorrt', 'rtx')}; on a Jetson use JetPack's "
-        "python3-libnvinfer through a venv made with --system-site-packages.",
-    )
+    names = ("tensorrt", "tensorrt_rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12")
+    found = [f"{name} {version}" for name in names if (version := _version(name)) is not None]
+    if not found:
+        return Finding(
+            "TensorRT",
+            "absent",
+            "no TensorRT package found",
+            f"{install_command('tensorrt', 'rtx')}; on a Jetson use JetPack's "
+            "python3-libnvinfer through a venv made with --system-site-packages.",
+        )
+    try:
+        load_tensorrt()
+    except BackendUnavailableError as exc:
+        told, _, remedy = str(exc).partition(" Run: ")
+        detail = f"{', '.join(found)}; {told}"
+        return Finding("TensorRT", "bad", detail, f"Run: {remedy}")
+    except ConfigError:
+        pass  # a finding of the environment
+    return Finding("TensorRT", "ok", ", ".join(found))
 
 
 def _openvino() -> Finding:
-    version = _version("openvino")
-    if version is None:
-        return Finding(
-            topic="OpenVINO",
-            status="bad",
-            detail="not installed; it is the CPU backend",
-            remedy="pip install openvino",
-        )
+    command = "pip install openvino"
+    problem = _import_problem("OpenVINO", "openvino", "it is the CPU backend", "bad", command)
+    if problem:
+        return problem
     from zsseg_rt.backends._openvino import BACKEND
     from zsseg_rt.backends._openvino_core import process_core
 
-    try:
-        core = process_core()
-    except BackendUnavailableError as exc:
-        return Finding(
-            topic="OpenVINO",
-            status="bad",
-            detail=f"{version} is installed but cannot be imported: {exc.__cause__}",
-            remedy="pip install --force-reinstall openvino",
-        )
+    core = process_core()
     devices = ", ".join(
         f"{d} ({core.get_property(d, 'FULL_DEVICE_NAME')})" for d in core.available_devices
     )
     choice = BACKEND.choose(("float32", "float16"), "auto", device="cpu", allowed=ANY_PRECISION)
     capabilities = ", ".join(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
     return Finding(
-        topic="OpenVINO",
-        status="ok",
-        detail=f"{version}; {devices}; CPU supports: {capabilities}; precision auto is "
-        f"{choice.precision}",
+        "OpenVINO",
+        "ok",
+        f"{_version('openvino')}; {devices}; CPU supports: {capabilities}; precision auto "
+        f"is {choice.precision}",
     )
+
+
+def _import_problem(
+    topic: str, package: str, use: str, absent: str, command: str
+) -> Finding | None:
+    """Why a package cannot be imported; None if it can."""
+    ensure_home()
+    try:
+        import_module(package)
+    except ImportError as exc:
+        reason, remedy = why_not(exc, package, command)
+        if reason == "nothing" and _version(package) is None:
+            return Finding(topic, absent, f"not installed; {use}", command)
+        return Finding(topic, "bad", f"expected {package}, got {reason}", remedy)
+    return None
 
 
 def _torch() -> Finding:
     version = _version("torch")
     if version is None:
-        return Finding(
-            topic="torch",
-            status="absent",
-            detail="not installed; only export, training and backend 'torch' need it",
-            remedy=install_command("train"),
-        )
+        told = "not installed; only export, training and backend 'torch' need it"
+        return Finding("torch", "absent", told, install_command("train"))
     try:
         taken = _attention_kinds()
+    except ImportError as exc:
+        reason, remedy = why_not(exc, "torch", install_command("train"))
+        return Finding("torch", "bad", f"{version}; expected torch, got {reason}", remedy)
     except ConfigError as exc:
-        remedy = "Unset ZSSEG_TORCH_ATTENTION."
-        return Finding(topic="torch", status="bad", detail=str(exc), remedy=remedy)
-    return Finding(topic="torch", status="ok", detail=f"{version}{taken}")
+        return Finding("torch", "bad", str(exc), "Unset ZSSEG_TORCH_ATTENTION.")
+    return Finding("torch", "ok", f"{version}{taken}")
 
 
 def _attention_kinds() -> str:
@@ -232,79 +217,52 @@ def _attention_kinds() -> str:
 
 
 def _opencv() -> Finding:
-    try:
-        import cv2
-    except ImportError:
-        return Finding(
-            topic="OpenCV",
-            status="bad",
-            detail="not installed; photos cannot be read",
-            remedy=f"{install_command('opencv')} (on a Jetson: apt install python3-opencv)",
-        )
-    return Finding(topic="OpenCV", status="ok", detail=cv2.__version__)
+    command = f"{install_command('opencv')} (on a Jetson: apt install python3-opencv)"
+    problem = _import_problem("OpenCV", "cv2", "photos cannot be read", "bad", command)
+    if problem:
+        return problem
+    import cv2
+
+    return Finding("OpenCV", "ok", cv2.__version__)
 
 
 def _pyav() -> Finding:
-    version = _version("av")
-    if version is None:
-        return Finding(
-            topic="PyAV",
-            status="absent",
-            detail="not installed; only videos, cameras and overlay videos need it",
-            remedy=install_command("stream"),
-        )
-    try:
-        import av
-    except ImportError as exc:
-        return Finding(
-            topic="PyAV",
-            status="bad",
-            detail=f"{version} is installed and cannot be imported: {exc}",
-            remedy="pip install --force-reinstall av",
-        )
+    use, command = "only videos, cameras and overlay videos need it", install_command("stream")
+    problem = _import_problem("PyAV", "av", use, "absent", command)
+    if problem:
+        return problem
+    import av
+
     encoder = "yes" if "libx264" in av.codecs_available else "no"
-    return Finding(topic="PyAV", status="ok", detail=f"{version}; libx264 {encoder}")
+    return Finding("PyAV", "ok", f"{_version('av')}; libx264 {encoder}")
 
 
 def _gstreamer() -> Finding:
     found = report(is_jetson=_TEGRA_RELEASE.is_file())
-    return Finding(
-        topic="GStreamer",
-        status="ok" if found.is_complete else "absent",
-        detail=found.detail,
-        remedy=found.remedy,
-    )
+    return Finding("GStreamer", "ok" if found.is_complete else "absent", found.detail, found.remedy)
 
 
 def _cameras() -> Finding:
     devices = find_devices()
     if not devices:
-        return Finding(
-            topic="cameras",
-            status="absent",
-            detail="no /dev/videoN found",
-            remedy="To use one here, plug it in; in a container, pass it in: --device /dev/video0.",
-        )
+        advice = "To use one here, plug it in; in a container, pass it in: --device /dev/video0."
+        return Finding("cameras", "absent", "no /dev/videoN found", advice)
     told = [
         " ".join(filter(None, [str(d.path), d.name, f"({d.problem})" if d.problem else ""]))
         for d in devices
     ]
     remedies = dict.fromkeys(f"{d.path}: {d.remedy}" for d in devices if d.remedy)
-    return Finding(
-        topic="cameras",
-        status="absent" if all(d.problem for d in devices) else "ok",
-        detail="; ".join(told),
-        remedy=" ".join(remedies),
-    )
+    status = "absent" if all(d.problem for d in devices) else "ok"
+    return Finding("cameras", status, "; ".join(told), " ".join(remedies))
 
 
 def _jetson() -> Finding:
     model = Path("/proc/device-tree/model")
     if not _TEGRA_RELEASE.is_file():
-        return Finding(topic="Jetson", status="absent", detail="not a Jetson")
+        return Finding("Jetson", "absent", "not a Jetson")
     name = model.read_text(errors="replace").strip("\0\n") if model.is_file() else "unknown board"
     first = _TEGRA_RELEASE.read_text(errors="replace").splitlines()[0]
-    return Finding(topic="Jetson", status="ok", detail=f"{name}; {first}")
+    return Finding("Jetson", "ok", f"{name}; {first}")
 
 
 def _environment() -> Finding:
@@ -328,14 +286,10 @@ def _environment() -> Finding:
     )
     given = [f"{name}={os.environ[name]}" for name in names if os.environ.get(name)]
     if problems:
-        return Finding(
-            topic="environment",
-            status="bad",
-            detail="; ".join(problems),
-            remedy="Unset the variable, or use one of these values.",
-        )
+        advice = "Unset the variable, or use one of these values."
+        return Finding("environment", "bad", "; ".join(problems), advice)
     detail = ", ".join(given) or f"none of {', '.join(names)} is set"
-    return Finding(topic="environment", status="ok", detail=detail)
+    return Finding("environment", "ok", detail)
 
 
 def _cache() -> Finding:
@@ -343,13 +297,8 @@ def _cache() -> Finding:
     problem = why_unwritable(folder)
     detail = os.fsencode(f"{folder}: {problem}" if problem else folder).decode(errors="replace")
     if problem:
-        return Finding(
-            topic="cache",
-            status="bad",
-            detail=detail,
-            remedy="Set ZSSEG_HOME to a folder you can write to.",
-        )
-    return Finding(topic="cache", status="ok", detail=detail)
+        return Finding("cache", "bad", detail, "Set ZSSEG_HOME to a folder you can write to.")
+    return Finding("cache", "ok", detail)
 
 
 def _version(distribution: str) -> str | None:

@@ -3,6 +3,10 @@
 import struct
 import zlib
 
+import numpy as np
+
+from zsseg_rt.photos.header import read_header
+
 
 def png(width, height, *, depth=8, colour=0, rows=b""):
     """A PNG that claims a size; ``rows`` are what its pixels inflate to."""
@@ -28,21 +32,85 @@ def tiff(tags, order="<", big=False):
     return data + b"".join(struct.pack(f"{order}HHII", tag, 4, 1, v) for tag, v in tags)
 
 
+def tiff_of(samples, colours, *, order="<", big=False, planes=False, tile=0, zipped=False, **more):
+    """Samples [H, W, C] as a whole TIFF of some strips or tiles; ``more`` sets other tags."""
+    height, width, channels = samples.shape
+    parts = np.split(samples, channels, axis=2) if planes else [samples]
+    step = (tile, tile) if tile else (7, width)
+    pieces = [
+        np.pad(
+            part[y : y + step[0], x : x + step[1]],
+            [(0, max(y + tile - height, 0)), (0, max(x + tile - width, 0)), (0, 0)],
+        )
+        for part in parts for y in range(0, height, step[0]) for x in range(0, width, step[1])
+    ]  # fmt: skip
+    contents = [piece.astype(samples.dtype.newbyteorder(order)).tobytes() for piece in pieces]
+    contents = [zlib.compress(content) for content in contents] if zipped else contents
+    numbers = {"u": 1, "i": 2, "f": 3}[samples.dtype.kind]
+    tags = {
+        256: [width], 257: [height], 258: [8 * samples.itemsize] * channels,
+        259: [8 if zipped else 1], 262: [colours], 277: [channels], 284: [1 + planes],
+        339: [numbers] * channels, 270: b"a title that takes its place\0",
+        **{int(tag.strip("_")): values for tag, values in more.items()},
+    }  # fmt: skip
+    kind, letter, start = (16, "Q", 16) if big else (4, "I", 8)
+    place, lengths = (324, 325) if tile else (273, 279)
+    tags |= {322: [tile], 323: [tile]} if tile else {278: [7]}
+    ends = np.cumsum([start, *map(len, contents)])
+    tags |= {place: ends[:-1].tolist(), lengths: [len(content) for content in contents]}
+    body, rows, inline = b"".join(contents), b"", struct.calcsize(letter)
+    for tag in sorted(tags):
+        values = tags[tag]
+        held = values if isinstance(values, bytes) else struct.pack(
+            f"{order}{len(values)}{letter}", *values
+        )  # fmt: skip
+        code = 2 if isinstance(values, bytes) else kind
+        if len(held) > inline:
+            held, body = struct.pack(order + letter, start + len(body)), body + held
+        rows += struct.pack(order + ("HHQ" if big else "HHI"), tag, code, len(values)) + held
+    mark = b"II" if order == "<" else b"MM"
+    head = struct.pack(order + ("HHHQ" if big else "HI"), *((43, 8, 0) if big else (42,)),
+                       start + len(body))  # fmt: skip
+    count = struct.pack(order + ("Q" if big else "H"), len(tags))
+    return mark + head + body + count + rows + bytes(inline)
+
+
+def exif(orientation):
+    """EXIF data of an orientation alone."""
+    return b"II*\0\x08\0\0\0\1\0" + struct.pack("<HHIHH", 274, 3, 1, orientation, 0) + bytes(4)
+
+
+def with_exif(data, content):
+    """A JPEG, PNG or simple WebP with EXIF data."""
+    if data[:2] == b"\xff\xd8":
+        part = b"Exif\0\0" + content
+        return data[:2] + b"\xff\xe1" + struct.pack(">H", len(part) + 2) + part + data[2:]
+    if data[:4] == b"RIFF":
+        height, width = read_header(data).size_hw
+        sides = b"".join((side - 1).to_bytes(3, "little") for side in (width, height))
+        parts = b"VP8X" + struct.pack("<II", 10, 8) + sides + data[12:]
+        parts += b"EXIF" + struct.pack("<I", len(content)) + content
+        return b"RIFF" + struct.pack("<I", len(parts) + 4) + b"WEBP" + parts
+    part = b"eXIf" + content
+    part = struct.pack(">I", len(content)) + part + struct.pack(">I", zlib.crc32(part))
+    return data[:33] + part + data[33:]
+
+
 BOMBS = {
     "67 bytes": (png(30000, 30000, colour=2), "expected at most 200000000 pixels, got 30000x30000"),
     "below the limit": (png(14000, 14000), r"expected at least 189922 bytes .* 14000x14000"),
     "part of 1 GB": (
         png(5, 5)[:33] + struct.pack(">I4s", 1 << 30, b"iTXt") + bytes(40),
-        "got 81 bytes of a PNG that is cut off or damaged",
+        "expected at least 82 bytes for a PNG image of 5x5 pixels, got 81",
     ),
-    "no end": (png(5, 5)[:-9], "bytes of a PNG that is cut off or damaged"),
+    "no end": (png(5, 5)[:-9], "for a PNG image of 5x5 pixels, got .* cut off or damaged"),
     "jpeg": (
         b"\xff\xd8\xff\xc0" + struct.pack(">HBHH", 11, 8, 14000, 14000) + b"\1\1\x11\0",
         "expected at least 95703 bytes for a JPEG",
     ),
     "bmp": (
         b"BM" + struct.pack("<IIIIiiHHI", 0, 0, 54, 40, 14000, -14000, 1, 24, 0),
-        "expected at least 588000000 bytes for a BMP",
+        "expected at least 588000054 bytes for a BMP",
     ),
     "bmp of runs": (
         b"BM" + struct.pack("<IIIIiiHHI", 0, 0, 54, 40, 14000, 14000, 1, 8, 1),

@@ -9,7 +9,7 @@ import pytest
 from support.command_line import run
 from support.errors import refused
 from zsseg_rt import Engine, EngineConfig
-from zsseg_rt.errors import BackendUnavailableError, EngineStateError, SourceError
+from zsseg_rt.errors import ArgumentError, BackendUnavailableError, EngineStateError, SourceError
 from zsseg_rt.integrations.batch import JOURNAL, lanes_for, photo_run, segment_photos
 from zsseg_rt.integrations.batch.budget import Budget
 from zsseg_rt.photos import find_photos
@@ -114,6 +114,18 @@ def test_a_missing_package_ends_the_run(engine_with, folder, tmp_path, monkeypat
     monkeypatch.setattr(photo_run, "decode_photo", missing)
     with refused(BackendUnavailableError, "cv2"):
         segment_photos(engine_with(2), find_photos([str(folder)]), tmp_path / "out")
+
+
+def test_an_error_of_the_engine_names_its_photo(engine_with, folder, tmp_path, monkeypatch):
+    def too_thin(*_, **__):
+        raise ArgumentError("frame: expected a larger one")
+
+    monkeypatch.setattr(LanePool, "segment", too_thin)
+    photos = find_photos([str(folder)])
+    results = segment_photos(engine_with(2), photos, tmp_path / "out")
+    for photo, result in zip(photos, results, strict=True):
+        assert result.error.startswith(f"{photo}: ")
+        assert result.error.count(str(photo)) == 1
 
 
 def test_an_interrupted_run_begins_no_further_photo(engine_with, folder, tmp_path):

@@ -111,11 +111,11 @@ def test_a_cut_off_photo_is_named(command, voc, clip_file):
     path.write_bytes(path.read_bytes()[:-300])
     code, out, err = command(of_voc(voc, clip_file), "--check-data")
     assert code == 1
-    assert "2008_3.jpg: expected a whole file" in out
+    assert "2008_3.jpg: expected at least" in out
     assert "unusable images in voc2012/train: 1" in err
     code, _, err = command(of_voc(voc, clip_file))
     assert code == 1
-    assert "2008_3.jpg: expected a whole file, got one that is cut off" in err
+    assert "2008_3.jpg: expected at least" in err
 
 
 def test_an_empty_list_is_named(command, voc, clip_file):

@@ -82,6 +82,12 @@ BAD = [
     ({"scale": np.zeros((3, 4), np.float32)}, ShapeError, "scale"),
     ({"shift": np.zeros((2, 4), np.float32)}, ShapeError, "shift"),
     ({"eps": [1e-5, 1e-5]}, ArgumentError, "eps"),
+    (
+        {"scale": np.ones((2, 4), np.float32), "shift": np.ones((2, 4), np.float32), "eps": 0.1},
+        ArgumentError,
+        "eps",
+    ),
+    ({"eps": None}, DTypeError, "add_layer_norm"),
     ({"eps": [-1.0]}, ArgumentError, "eps"),
     ({"total_after": 1}, ArgumentError, "total_after"),
     ({"total_after": -1}, ArgumentError, "total_after"),
@@ -91,6 +97,11 @@ BAD = [
     ({"out": Y}, ArgumentError, "out"),
     ({"out": X.astype(np.float16)}, DTypeError, "out"),
 ]
+
+
+def test_one_norm_takes_its_number_alone():
+    alone = ops.add_layer_norm(**{**GOOD, "eps": 0.1})
+    np.testing.assert_array_equal(alone, ops.add_layer_norm(**{**GOOD, "eps": [0.1]}))
 
 
 @pytest.mark.parametrize(("change", "error", "argument"), BAD)

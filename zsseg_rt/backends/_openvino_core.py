@@ -11,7 +11,9 @@ from typing import Any
 from zsseg_rt.backends.base import BackendOptions, Choice
 from zsseg_rt.backends.graph_check.graph import map_file, read_interface
 from zsseg_rt.common.arrays import HALF_PRECISIONS
-from zsseg_rt.errors import BackendUnavailableError, PrecisionNotApplied
+from zsseg_rt.common.extras import unavailable
+from zsseg_rt.common.files.home import ensure_home
+from zsseg_rt.errors import PrecisionNotApplied
 
 # What its binding turns C++ exceptions into. A message that quotes bytes of a damaged graph becomes
 # UnicodeDecodeError, a ValueError.
@@ -42,12 +44,12 @@ def process_core() -> Any:
     SIGCHLD or SIGINT, ends the process with SIGSEGV (seen with OpenVINO 2026.4).
     """
     global _core
+    ensure_home()
     try:
         import openvino
     except ImportError as exc:
-        raise BackendUnavailableError(
-            "backend: expected the package openvino, got nothing. Run: pip install openvino"
-        ) from exc
+        expected = "backend: expected the package openvino"
+        raise unavailable(exc, "openvino", expected, "pip install openvino") from exc
     with _lock:
         if _core is None:
             _core = openvino.Core()

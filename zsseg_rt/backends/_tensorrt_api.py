@@ -16,7 +16,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-from zsseg_rt.common.extras import install_command
+from zsseg_rt.common.extras import install_command, unavailable
 from zsseg_rt.errors import BackendError, BackendUnavailableError, ConfigError
 
 FLAVOURS = ("tensorrt", "tensorrt_rtx")
@@ -37,7 +37,7 @@ DTYPES = {
 }
 
 _REMEDY = (
-    f"Run: {install_command('tensorrt', 'rtx')} (rtx is for RTX GPUs); on a Jetson "
+    f"{install_command('tensorrt', 'rtx')} (rtx is for RTX GPUs); on a Jetson "
     "use JetPack's own package through a virtual environment with --system-site-packages."
 )
 _log = logging.getLogger("zsseg_rt.tensorrt")
@@ -76,10 +76,8 @@ def load_tensorrt() -> TensorRT:
     try:
         module = importlib.import_module(flavour)
     except ImportError as exc:
-        raise BackendUnavailableError(
-            f"backend: expected {flavour!r} to import, got: {exc}. Reinstall it, or "
-            f"choose the other flavour with ZSSEG_TENSORRT={'|'.join(FLAVOURS)}."
-        ) from exc
+        expected = f"backend: expected {flavour!r} (ZSSEG_TENSORRT={'|'.join(FLAVOURS)} chooses)"
+        raise unavailable(exc, flavour, expected, _REMEDY) from exc
     version = str(getattr(module, "__version__", "0"))
     api = TensorRT(module=module, flavour=flavour, version=version)
     _check_version(api)
@@ -149,7 +147,7 @@ def _choose_flavour() -> str:
         if importlib.util.find_spec(flavour) is not None:
             return flavour
     raise BackendUnavailableError(
-        f"backend: expected the package {' or '.join(wanted)}, got nothing. {_REMEDY}"
+        f"backend: expected the package {' or '.join(wanted)}, got nothing. Run: {_REMEDY}"
     )
 
 
@@ -160,5 +158,5 @@ def _check_version(api: TensorRT) -> None:
     if too_old or not hasattr(flags, "STRONGLY_TYPED"):
         raise BackendUnavailableError(
             f"backend: expected tensorrt 10.3 or newer, or tensorrt_rtx 1.7, got {api.flavour} "
-            f"{api.version}. {_REMEDY}"
+            f"{api.version}. Run: {_REMEDY}"
         )

@@ -41,10 +41,9 @@ from zsseg_rt.backends.base import (
 from zsseg_rt.backends.feeds import check_names, check_tokens
 from zsseg_rt.backends.graph_check.check import GraphHeader, check_graph
 from zsseg_rt.common.arrays import Array, TensorSpec, widened
-from zsseg_rt.common.extras import install_command
+from zsseg_rt.common.extras import install_command, package_of, unavailable
 from zsseg_rt.errors import (
     BackendError,
-    BackendUnavailableError,
     DeviceError,
     PrecisionNotApplied,
 )
@@ -280,10 +279,8 @@ def _import_torch() -> Any:
         import onnx  # noqa: F401
         import torch
     except ImportError as exc:
-        raise BackendUnavailableError(
-            f"backend: expected the packages torch and onnx, got {exc}. "
-            f"Run: {install_command('torch')}"
-        ) from exc
+        expected = "backend: expected the packages torch and onnx"
+        raise unavailable(exc, package_of(exc), expected, install_command("torch")) from exc
     return torch
 
 

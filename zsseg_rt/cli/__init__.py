@@ -43,6 +43,7 @@ from zsseg_rt.cli.segment import segment
 from zsseg_rt.cli.serve import serve
 from zsseg_rt.cli.stream import stream
 from zsseg_rt.cli.train import calibrate, train
+from zsseg_rt.common.extras import package_of, unavailable
 from zsseg_rt.common.schema import printable
 from zsseg_rt.errors import (
     BackendUnavailableError,
@@ -153,6 +154,12 @@ def _run(arguments: Sequence[str] | None) -> int:
         return _fail(EXIT_FAILURE, _in_options(exc, given), debug)
     except ValueError as exc:
         return _fail(EXIT_USAGE, _in_options(exc, given), debug)
+    except ImportError as exc:
+        package = package_of(exc)
+        if package == "zsseg_rt":
+            raise
+        expected, command = f"{package}: expected to be installed", f"pip install {package}"
+        return _fail(EXIT_ENVIRONMENT, str(unavailable(exc, package, expected, command)), debug)
     except KeyboardInterrupt:
         return _fail(EXIT_FAILURE, "interrupted")
     return int(code or EXIT_OK)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -22,21 +23,73 @@ def install_command(*extras: str) -> str:
     return f"{commands} in a checkout of zsseg_rt"
 
 
+_DEBIAN = {
+    "libGL.so": "libgl1",
+    "libgthread|libglib": "libglib2.0-0",
+    "GLIBCXX|CXXABI|libstdc": "libstdc++6 (in conda: conda install -c conda-forge libstdcxx-ng)",
+    "libgomp": "libgomp1",
+    "libSM": "libsm6",
+    "libXext": "libxext6",
+    "libXrender": "libxrender1",
+    "libxcb": "libxcb1",
+}  # what an import that failed names, and Ubuntu's package of it
+_DISTRIBUTIONS = {"cv2": "opencv-python-headless", "gi": "PyGObject", "PIL": "pillow"}
+_first: dict[str, str] = {}  # reasons; a second import of OpenCV speaks of a recursion alone
+
+
+def why_not(exc: ImportError, package: str, command: str) -> tuple[str, str]:
+    """What an import that failed got, and what to do; ``command`` is for a package that is absent.
+
+    Example:
+        >>> why_not(ImportError("libGL.so.1: cannot open shared object file"), "cv2", "pip ...")[1]
+        'Run: sudo apt install libgl1'
+    """
+    if isinstance(exc, ModuleNotFoundError) and package == (exc.name or "").partition(".")[0]:
+        return "nothing", f"Run: {command}"
+    reason = _first.setdefault(package, " ".join(str(exc).split()))
+    library = re.search(r"\blib[^\s/:]*\.so[.\d]*", reason)
+    for names, debian in _DEBIAN.items():
+        if re.search(names, reason):
+            remedy = f"sudo apt install {debian}"
+            break
+    else:
+        remedy = f"pip install --force-reinstall {_DISTRIBUTIONS.get(package, package)}"
+        if library and "GLIBC_" not in reason:
+            remedy = f"apt-file search {library[0]}, and install the package that it names"
+    return f"one that cannot be imported: {reason}", f"Run: {remedy}"
+
+
+def package_of(exc: ImportError) -> str:
+    """The package that lacks something, or is lacking."""
+    trace = exc.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    name = exc.name or (trace.tb_frame.f_globals["__name__"] if trace else "")
+    return str(name).partition(".")[0]
+
+
+def unavailable(
+    exc: ImportError, package: str, expected: str, command: str
+) -> BackendUnavailableError:
+    """The error of a package that cannot be imported."""
+    reason, remedy = why_not(exc, package, command)
+    return BackendUnavailableError(f"{expected}, got {reason}. {remedy}")
+
+
 def import_opencv(purpose: str, *, argument: str = "cv2", needs: str = "imread") -> Any:
     """The module ``cv2``.
 
     An interrupt waits for it: in NumPy's part of the import it would become an ImportError.
     """
+    command = f"{install_command('opencv')} (on a Jetson: apt install python3-opencv)"
+    expected = f"{argument}: expected OpenCV {purpose}"
     try:
         with held_interrupts():
             cv2: Any = import_module("cv2")
-    except ImportError:
-        cv2 = None
+    except ImportError as exc:
+        raise unavailable(exc, "cv2", expected, command) from exc
     if not hasattr(cv2, needs):
-        raise BackendUnavailableError(
-            f"{argument}: expected OpenCV {purpose}, got nothing. "
-            f"Run: {install_command('opencv')} (on a Jetson: apt install python3-opencv)"
-        )
+        raise BackendUnavailableError(f"{expected}, got one without {needs}. Run: {command}")
     return cv2
 
 
@@ -45,10 +98,9 @@ def needs_extra(extra: str, purpose: str) -> Iterator[None]:
     """Name the extra that installs a missing package; our own modules are never missing."""
     try:
         yield
-    except ModuleNotFoundError as exc:
-        if exc.name is None or exc.name.startswith("zsseg_rt"):
+    except ImportError as exc:
+        package = package_of(exc)
+        if package == "zsseg_rt":
             raise
-        raise BackendUnavailableError(
-            f"{exc.name}: expected to be installed {purpose}, got nothing. "
-            f"Run: {install_command(extra)}"
-        ) from exc
+        expected = f"{exc.name or package}: expected to be installed {purpose}"
+        raise unavailable(exc, package, expected, install_command(extra)) from exc

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from zsseg_rt.common.extras import install_command
+from zsseg_rt.common.extras import needs_extra
 
 if TYPE_CHECKING:
     from zsseg_rt.export.dense_onnx import export_dense_bundle
@@ -25,17 +25,8 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     import importlib
 
-    from zsseg_rt.errors import BackendUnavailableError
-
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
+    with needs_extra("train", "for export"):
         module = importlib.import_module(_HOMES[name])
-    except ModuleNotFoundError as exc:
-        if exc.name is None or exc.name.startswith("zsseg_rt"):
-            raise
-        raise BackendUnavailableError(
-            f"{exc.name}: expected to be installed for export, got nothing. "
-            f"Run: {install_command('train')}"
-        ) from exc
     return getattr(module, name)

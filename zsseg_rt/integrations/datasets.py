@@ -15,6 +15,7 @@ from zsseg_rt.common.extras import needs_extra
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import ArgumentError, SourceError
 from zsseg_rt.integrations import ray
+from zsseg_rt.photos.files import from_pillow
 from zsseg_rt.text.background import Background
 from zsseg_rt.text.class_names import ClassNames, read_groups
 
@@ -168,7 +169,7 @@ def _content(photo: Any) -> Any:
             content = photo.get("bytes")
             return Path(photo["path"]).read_bytes() if content is None else content
         if hasattr(photo, "convert"):  # Pillow's
-            return np.array(photo.convert("RGB"))
+            return from_pillow(photo, Path("photo"))
     except OSError as exc:
         raise SourceError(f"photo: expected a readable one, got {exc}") from exc
     return photo

@@ -27,7 +27,8 @@ from zsseg_rt.integrations.batch import lanes_for
 from zsseg_rt.integrations.batch.budget import Budget
 from zsseg_rt.integrations.batch.photo_run import describe_classes
 from zsseg_rt.photos import decode_photo
-from zsseg_rt.photos.header import MAX_PIXELS, read_header
+from zsseg_rt.photos.files import pixels_of
+from zsseg_rt.photos.header import MAX_PIXELS
 from zsseg_rt.results.visualize import encode_label_png, palette
 from zsseg_rt.text.background import Background
 from zsseg_rt.text.class_names import ClassNames
@@ -172,7 +173,7 @@ class PhotoSegmenter:
         except BackendUnavailableError:
             raise
         except ZssegError as exc:
-            message = str(exc)
+            message = str(exc) if str(exc).startswith(str(name)) else f"{name}: {exc}"
         except (OSError, MemoryError) as exc:
             message = f"{name}: {type(exc).__name__}: {exc}"
         return {"error": message}
@@ -247,11 +248,7 @@ def _pixels_of(data: Any, name: Any) -> int:
             f"{name}: expected bytes or an array [H, W, 3], got {type(data).__name__}. "
             "Filter rows without a photo."
         )
-    try:
-        height, width = read_header(data).size_hw
-    except ValueError as exc:
-        raise SourceError(f"{name}: {exc}") from exc
-    return height * width
+    return pixels_of(data, name)
 
 
 def _encoded(picture: npt.NDArray[np.uint8], kind: str) -> bytes:

@@ -1,15 +1,9 @@
 """The published systems in torch. Nothing of the runtime imports this package."""
 
-from zsseg_rt.common.extras import install_command
-from zsseg_rt.errors import BackendUnavailableError
+from zsseg_rt.common.extras import needs_extra
 
-try:
+with needs_extra("torch", "for zsseg_rt.models"):
     import torch  # noqa: F401
-except ModuleNotFoundError as error:
-    raise BackendUnavailableError(
-        "torch: expected to be installed for zsseg_rt.models, got nothing. "
-        f"Run {install_command('torch')}."
-    ) from error
 
 from zsseg_rt.models.clip.weights import build_image_encoder, build_text_encoder
 from zsseg_rt.models.registry import create_model, from_official

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from zsseg_rt import _C
 from zsseg_rt.common.arrays import Array
@@ -15,7 +15,7 @@ def add_layer_norm(
     scale: Array,
     shift: Array,
     *,
-    eps: Sequence[float],
+    eps: float | Sequence[float],
     total: Array | None = None,
     total_after: int = 0,
     out: Array | None = None,
@@ -32,7 +32,7 @@ def add_layer_norm(
         y: float32, float16 or bfloat16 ``[N, D]``, D from 1 to 2048.
         scale: float32 ``[L, D]``, L norms, 1 or 2.
         shift: float32 ``[L, D]``.
-        eps: What is added to the variance, a number per norm.
+        eps: What is added to the variance, a number per norm; one norm takes it alone, too.
         total: Array that the sum is written to, as ``y``; not written if None.
         total_after: 1: ``total`` is what the first of two norms gives, rounded, and the second
             begins from there. Without ``total`` it has no meaning.
@@ -54,4 +54,5 @@ def add_layer_norm(
         >>> add_layer_norm(rows, ones, ones, 0 * ones, eps=[0.0])
         array([[-1.,  1.]], dtype=float32)
     """
-    return native(_C.add_layer_norm, x, y, scale, shift, [*eps], total, total_after, out, stream)
+    each = [*eps] if isinstance(eps, Iterable) else [eps]
+    return native(_C.add_layer_norm, x, y, scale, shift, each, total, total_after, out, stream)

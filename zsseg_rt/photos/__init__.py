@@ -9,8 +9,10 @@ from zsseg_rt.photos.files import (
     load_photo,
     read_photo,
 )
+from zsseg_rt.photos.heif import HEIF_SUFFIXES
 
 __all__ = [
+    "HEIF_SUFFIXES",
     "MASK_SUFFIX",
     "OVERLAY_SUFFIXES",
     "SUFFIXES",

@@ -7,24 +7,32 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt.common.extras import import_opencv, install_command
 from zsseg_rt.errors import SourceError
-from zsseg_rt.photos.header import MAX_PIXELS, check_picture
-from zsseg_rt.photos.heif import HEIF_SUFFIXES, can_decode, decode_heif, is_heif
+from zsseg_rt.photos.header import MAX_PIXELS, check_picture, read_header
+from zsseg_rt.photos.heif import HEIF_SUFFIXES, can_decode, is_heif, open_heif
+from zsseg_rt.photos.tiff import TiffTags
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 _log = logging.getLogger(__name__)
 
 OVERLAY_SUFFIXES, MASK_SUFFIX = {"png": ".overlay.png", "jpg": ".overlay.jpg"}, ".mask.png"
 _RESULTS = (*OVERLAY_SUFFIXES.values(), MASK_SUFFIX)
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+SUFFIXES = (
+    ".bmp", ".dib", ".jfif", ".jpe", ".jpeg", ".jpg", ".pjpeg", ".png", ".tif", ".tiff", ".webp",
+)  # fmt: skip
 _UNREADABLE = (
-    ".gif", ".jfif", ".jp2", ".jxl", ".psd", ".svg",
+    ".gif", ".jp2", ".jxl", ".psd", ".svg",
     ".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2",
 )  # fmt: skip
+_told: set[tuple[Path, int]] = set()  # folders whose photos' bits have been warned of
 _LONGEST_FILE = 1 << 30  # bytes; or 8 per pixel (four 16-bit channels) if that is more
 
 
@@ -93,15 +101,16 @@ def _photos_in(folder: Path) -> list[Path]:
 
 
 def read_photo(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
-    """Read a photo as uint8 RGB [H, W, 3]; EXIF orientation is applied.
+    """Read a photo as uint8 RGB [H, W, 3]; EXIF orientation is applied, and alpha ignored.
+
+    Of samples of 16 bits, those bits count that the file states or uses; the log warns of fewer.
 
     Args:
         path: A BMP, JPEG, PNG, TIFF or WebP file; AVIF and HEIC where Pillow decodes them.
         max_pixels: Larger photos are not decoded; labelling takes 12 bytes per pixel.
 
     Raises:
-        SourceError: The file cannot be read, is not an image, has too many pixels, or is too short
-            for the pixels that it claims.
+        SourceError: The file cannot be read, is not an image, has too many pixels, or is cut off.
         BackendUnavailableError: OpenCV is not installed.
     """
     file = Path(path)
@@ -122,22 +131,81 @@ def load_photo(path: Path, *, max_pixels: int = MAX_PIXELS) -> bytes:
     return data
 
 
+def pixels_of(data: bytes, name: object) -> int:
+    """How many pixels a photo has, by its header."""
+    try:
+        height, width = read_header(data).size_hw
+    except ValueError as exc:
+        raise SourceError(f"{name}: {exc}") from exc
+    return height * width
+
+
 def decode_photo(data: bytes, path: Path, *, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
     """Do what :func:`read_photo` does, with content that :func:`load_photo` has read."""
     cv2 = import_opencv("to read photos")
     try:
-        check_picture(data, max_pixels=max_pixels)
+        header = check_picture(data, max_pixels=max_pixels)
         if is_heif(data):
-            return decode_heif(data, path)
-        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+            return from_pillow(open_heif(data), path)
+        image = _decode(cv2, data)
     except ValueError as exc:
         raise SourceError(f"{path}: {exc}") from exc
     except cv2.error as exc:
         raise SourceError(f"{path}: cannot be decoded: {exc.err}") from exc
-    if picture is None:
+    if image is None or image.dtype not in (np.uint8, np.uint16):
         raise SourceError(
             f"{path}: expected an image file, got {len(data)} bytes that cannot be decoded. "
             "Copy the file again, or convert it to JPEG or PNG."
         )
-    rgb: npt.NDArray[np.uint8] = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB, dst=picture)
-    return rgb
+    if image.dtype == np.uint16:
+        image = _eight_bits(image, header.bits, path)
+        if header.format == "TIFF" and TiffTags(data).zero_is_white:
+            image = ~image
+    rgb: npt.NDArray[np.uint8] = cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
+    return _upright(rgb, header.orientation)
+
+
+def _decode(cv2: Any, data: bytes) -> Any:
+    """An image as OpenCV gives it: BGR, uint8 or uint16 [H, W, 3]; None where it gives none."""
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
+    files = TiffTags(data).for_opencv() if data[:2] in (b"II", b"MM") else [data]
+    images = [cv2.imdecode(np.frombuffer(file, np.uint8), flags) for file in files]
+    if len(images) == 1 or any(image is None for image in images):
+        return images[0]
+    return np.dstack([plane[..., 0] for plane in images[::-1]])
+
+
+def from_pillow(image: Image, path: Path) -> npt.NDArray[np.uint8]:
+    """What :func:`read_photo` gives, of an image that Pillow has opened."""
+    from PIL import ImageOps
+
+    try:
+        upright = ImageOps.exif_transpose(image)
+        values = np.array(upright if upright.mode[0] in "IF" else upright.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, RuntimeError, EOFError) as exc:
+        raise SourceError(f"{path}: cannot be decoded: {exc}") from exc
+    if values.ndim == 3:
+        return values
+    if values.dtype.kind == "f" or not 0 <= values.min(initial=0) <= values.max(initial=0) < 65536:
+        raise SourceError(f"{path}: expected samples of 8 or 16 bits, got larger ones")
+    return np.repeat(_eight_bits(values.astype(np.uint16), 0, path)[..., None], 3, axis=2)
+
+
+def _eight_bits(values: npt.NDArray[np.uint16], stated: int, path: Path) -> npt.NDArray[np.uint8]:
+    """Samples of 16 bits as 8 of the bits that count: those stated, else those that are used."""
+    highest = int(values.max(initial=0))
+    bits = next(bits for bits in (8, 10, 12, 14, 16) if highest < 1 << bits)
+    if stated:
+        bits = max(stated, 8) if highest < 1 << stated else 16
+    if highest and bits < 16 and (path.parent, bits) not in _told:  # once a folder
+        _told.add((path.parent, bits))
+        _log.warning("%s: 16-bit samples hold %d bits and are scaled from these", path, bits)
+    return (values >> (bits - 8)).astype(np.uint8)
+
+
+def _upright(image: npt.NDArray[np.uint8], orientation: int) -> npt.NDArray[np.uint8]:
+    """An image turned as EXIF says."""
+    turned = image.transpose(1, 0, 2) if orientation > 4 else image
+    down = -1 if orientation in (3, 4, 7, 8) else 1
+    right = -1 if orientation in (2, 3, 6, 7) else 1
+    return np.ascontiguousarray(turned[::down, ::right])

@@ -1,18 +1,17 @@
-"""HEIC, HEIF and AVIF photos, which Pillow decodes where it can or has a plug-in."""
+"""HEIC, HEIF and AVIF photos, which Pillow reads where it can or has a plug-in."""
 
 from __future__ import annotations
 
 import importlib.util
 import io
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
+from zsseg_rt.common.extras import install_command, needs_extra
 
-from zsseg_rt.common.extras import install_command
-from zsseg_rt.errors import SourceError
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
-HEIF_SUFFIXES = (".avif", ".heic", ".heif")
+HEIF_SUFFIXES = (".avif", ".heic", ".heif", ".hif")
 
 
 def is_heif(data: bytes) -> bool:
@@ -27,26 +26,29 @@ def can_decode(suffix: str) -> bool:
     return suffix.lower() in HEIF_SUFFIXES and _has("pillow_heif")
 
 
-def decode_heif(data: bytes, path: Path) -> npt.NDArray[np.uint8]:
-    """Decode a photo as uint8 RGB [H, W, 3], its orientation applied."""
+def open_heif(data: bytes) -> Image:
+    """A photo whose header has been read.
+
+    Raises:
+        ValueError: It is damaged, or no package reads it here.
+    """
     suffix = ".avif" if data[8:12] in (b"avif", b"avis") else ".heic"
     if not can_decode(suffix):
-        raise SourceError(
-            f"{path}: expected a package that decodes {suffix[1:].upper()} photos, got none. "
+        raise ValueError(
+            f"expected a package that decodes {suffix[1:].upper()} photos, got none. "
             f"Run: {install_command('heif')}"
         )
-    from PIL import Image, ImageOps
+    with needs_extra("heif", f"to decode {suffix[1:].upper()} photos"):
+        from PIL import Image
 
-    if _has("pillow_heif"):
-        import pillow_heif
+        if _has("pillow_heif"):
+            import pillow_heif
 
-        pillow_heif.register_heif_opener()
+            pillow_heif.register_heif_opener()
     try:
-        with Image.open(io.BytesIO(data)) as photo:
-            upright = ImageOps.exif_transpose(photo).convert("RGB")
-    except (OSError, ValueError, SyntaxError, RuntimeError, EOFError) as exc:
-        raise SourceError(f"{path}: cannot be decoded: {exc}") from exc
-    return np.array(upright)
+        return Image.open(io.BytesIO(data))
+    except (OSError, SyntaxError, RuntimeError, Image.DecompressionBombError) as exc:
+        raise ValueError(f"cannot be decoded: {exc}") from exc
 
 
 _BRANDS = frozenset((b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"mif1", b"msf1"))
@@ -55,8 +57,10 @@ _BRANDS = frozenset((b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"mif
 def _pillow_has_avif() -> bool:
     if not _has("PIL"):
         return False
-    from PIL import features
-
+    try:
+        from PIL import features
+    except ImportError:
+        return True  # reading one says what is wrong
     return bool(features.check("avif"))
 
 

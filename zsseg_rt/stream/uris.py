@@ -15,7 +15,7 @@ from zsseg_rt.common.files import is_file, is_folder, read_limited
 from zsseg_rt.common.schema import printable
 from zsseg_rt.demo import DEFAULT, DEMOS
 from zsseg_rt.errors import ArgumentError, SourceError
-from zsseg_rt.photos import SUFFIXES
+from zsseg_rt.photos import HEIF_SUFFIXES, SUFFIXES
 from zsseg_rt.stream.demo_camera import DEFAULT_SIZES, DemoCamera
 from zsseg_rt.stream.gstreamer.messages import redact_pipeline
 from zsseg_rt.stream.gstreamer.pipelines import CsiCamera, UserPipeline
@@ -149,7 +149,7 @@ def _path(text: str, order: str) -> Source:
             "the scheme before it."
         )
     is_pattern = any(mark in text for mark in "*?[") and not (is_file(path) or is_folder(path))
-    if is_folder(path) or path.suffix.lower() in SUFFIXES or is_pattern:
+    if is_folder(path) or path.suffix.lower() in (*SUFFIXES, *HEIF_SUFFIXES) or is_pattern:
         return PhotoSource(name=text, path=text, channel_order=order)
     # A path is no address of FFmpeg's, whatever it begins with.
     return VideoSource(name=text, url=f"file:{text}", kind="file", channel_order=order)

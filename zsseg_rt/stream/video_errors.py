@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 from typing import Any, Literal
 
-from zsseg_rt.common.extras import install_command
-from zsseg_rt.errors import BackendUnavailableError, SourceError
+from zsseg_rt.common.extras import install_command, unavailable
+from zsseg_rt.errors import SourceError
 
 VideoKind = Literal["file", "http", "rtsp", "v4l2"]
 
@@ -54,10 +54,8 @@ def import_av() -> Any:
     try:
         import av
     except ImportError as exc:
-        raise BackendUnavailableError(
-            "av: expected PyAV to read and write video, found none. Run: "
-            f"{install_command('stream')}"
-        ) from exc
+        expected = "av: expected PyAV to read and write video"
+        raise unavailable(exc, "av", expected, install_command("stream")) from exc
     return av
 
 

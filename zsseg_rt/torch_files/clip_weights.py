@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from zsseg_rt.common.extras import install_command
-from zsseg_rt.errors import ArgumentError, BackendUnavailableError, CheckpointError
+from zsseg_rt.common.extras import needs_extra
+from zsseg_rt.errors import ArgumentError, CheckpointError
 from zsseg_rt.torch_files.checkpoints import load_checkpoint
 from zsseg_rt.torch_files.clip_arrays import CLIP_MEAN, CLIP_STD, sort_by_tower
 from zsseg_rt.torch_files.shipped_clip import is_shipped, read_shipped
@@ -170,13 +170,8 @@ def _heads_of(transformer: Any) -> int:
 
 
 def _import_open_clip() -> Any:
-    try:
+    with needs_extra("train", "for a pretrained tag (or pass a local file)"):
         import open_clip
-    except ModuleNotFoundError as error:
-        raise BackendUnavailableError(
-            "open_clip: expected to be installed for a pretrained tag, got nothing. "
-            f"Run {install_command('train')}, or pass a local file."
-        ) from error
     return open_clip
 
 

@@ -10,8 +10,7 @@ from pathlib import Path
 from zsseg_rt.common.files import is_folder
 from zsseg_rt.errors import DatasetError
 from zsseg_rt.evaluation.datasets.file_dataset import FilePair
-
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+from zsseg_rt.photos import SUFFIXES
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ def pairs_of_folders(
     recursive: bool = False,
 ) -> list[FilePair]:
     """All images of a folder, by name; masks have the same names but for the suffix."""
-    suffixes = (image_suffix.lower(),) if image_suffix else PICTURE_SUFFIXES
+    suffixes = (image_suffix.lower(),) if image_suffix else SUFFIXES
     found_images = _by_stem(layout.require(images), suffixes, recursive)
     found_masks = _by_stem(layout.require(masks), (mask_suffix.lower(),), recursive)
     for kind, folder, other, there, here in (
@@ -121,7 +120,7 @@ def pairs_of_folders(
 def pictures_below(folder: Path) -> list[str]:
     """Paths of all images in a folder and its subfolders, relative to it, sorted."""
     names = _files_below(str(folder), recursive=True)
-    return sorted(name for name in names if name.lower().endswith(PICTURE_SUFFIXES))
+    return sorted(name for name in names if name.lower().endswith(SUFFIXES))
 
 
 def _file_names(folder: Path) -> set[str]:

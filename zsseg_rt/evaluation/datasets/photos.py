@@ -9,8 +9,9 @@ import numpy as np
 from zsseg_rt.common.files import is_folder
 from zsseg_rt.errors import DatasetError
 from zsseg_rt.evaluation.datasets.base import Sample, ignore_label
-from zsseg_rt.evaluation.datasets.layout import PICTURE_SUFFIXES, pictures_below
+from zsseg_rt.evaluation.datasets.layout import pictures_below
 from zsseg_rt.evaluation.datasets.reading import read_picture
+from zsseg_rt.photos import SUFFIXES
 
 
 class PhotoDataset:
@@ -27,7 +28,7 @@ class PhotoDataset:
         self._paths = pictures_below(folder)
         if not self._paths:
             raise DatasetError(
-                f"{folder}: expected photos ({', '.join(PICTURE_SUFFIXES)}) in it or in folders "
+                f"{folder}: expected photos ({', '.join(SUFFIXES)}) in it or in folders "
                 "below it, got none. Check the folder."
             )
         self._folder = folder

@@ -6,11 +6,12 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from zsseg_rt.errors import DatasetError
+from zsseg_rt.common.extras import needs_extra
+from zsseg_rt.errors import DatasetError, SourceError
+from zsseg_rt.photos import load_photo, read_photo
 from zsseg_rt.photos.header import check_picture
 
 if TYPE_CHECKING:
@@ -18,10 +19,8 @@ if TYPE_CHECKING:
 
 Mask = NDArray[np.uint8] | NDArray[np.uint16]
 
-_PNG = b"\x89PNG\r\n\x1a\n"
 _MASK_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B", "I;16L", "I")
 _PILLOW_ERRORS = (OSError, SyntaxError, ValueError)  # what Pillow raises on damaged files
-_JPEG_SCAN, _JPEG_END = b"\xff\xda", b"\xff\xd9"
 
 
 def read_picture(path: Path) -> NDArray[np.uint8]:
@@ -30,20 +29,10 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
     Returns:
         RGB, uint8 ``[H, W, 3]``.
     """
-    data = _read_bytes(path)
-    if data[:2] == b"\xff\xd8" and data.rfind(_JPEG_END) < data.rfind(_JPEG_SCAN):
-        raise _cut_off(path)
-    if data[:8] == _PNG and b"IEND" not in data[-64:]:
-        raise _cut_off(path)
-    _check(data, path)
     try:
-        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error as error:
-        raise _not_a_picture(path) from error
-    if decoded is None:
-        raise _not_a_picture(path)
-    picture: NDArray[np.uint8] = cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB, dst=decoded)
-    return picture
+        return read_photo(path)
+    except SourceError as error:
+        raise DatasetError(str(error)) from error
 
 
 def read_mask(path: Path) -> Mask:
@@ -84,14 +73,17 @@ def read_colour_mask(path: Path) -> NDArray[np.uint8]:
 
 
 def _open(path: Path) -> Image:
-    from PIL import Image, UnidentifiedImageError
-
-    data = _read_bytes(path)
-    _check(data, path)
+    with needs_extra("data", "to read masks"):
+        from PIL import Image
+    try:
+        data = load_photo(path)
+        check_picture(data)
+    except SourceError as error:
+        raise DatasetError(str(error)) from error
+    except ValueError as error:
+        raise DatasetError(f"{path}: {error}") from error
     try:
         return Image.open(io.BytesIO(data))
-    except UnidentifiedImageError as error:
-        raise _not_a_picture(path) from error
     except Image.DecompressionBombError as error:  # Pillow's own limit, a little under ours
         raise DatasetError(f"{path}: {error}. Make the mask smaller.") from error
     except _PILLOW_ERRORS as error:
@@ -105,31 +97,7 @@ def _load(image: Image, path: Path, mode: str | None = None) -> NDArray[Any]:
         raise _cut_off(path) from error
 
 
-def _check(data: bytes, path: Path) -> None:
-    try:
-        check_picture(data)
-    except ValueError as error:
-        raise DatasetError(f"{path}: {error}") from error
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise DatasetError(
-            f"{path}: expected a readable file, got: {reason}. Download or copy it again."
-        ) from error
-
-
 def _cut_off(path: Path) -> DatasetError:
     return DatasetError(
         f"{path}: expected a whole file, got one that is cut off or damaged. Download it again."
-    )
-
-
-def _not_a_picture(path: Path) -> DatasetError:
-    return DatasetError(
-        f"{path}: expected an image file, got {path.stat().st_size} bytes of something else. "
-        "Download it again."
     )

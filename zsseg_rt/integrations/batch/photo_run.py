@@ -26,7 +26,8 @@ from zsseg_rt.errors import BackendUnavailableError, SourceError, ZssegError
 from zsseg_rt.integrations.batch.budget import Budget
 from zsseg_rt.integrations.batch.journal import JOURNAL, Journal, PhotoResult
 from zsseg_rt.photos import MASK_SUFFIX, OVERLAY_SUFFIXES, decode_photo, load_photo
-from zsseg_rt.photos.header import MAX_PIXELS, read_header
+from zsseg_rt.photos.files import pixels_of
+from zsseg_rt.photos.header import MAX_PIXELS
 from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.results.visualize import palette, save_file
 from zsseg_rt.runtime.lane_pool import LanePool, in_order
@@ -136,7 +137,7 @@ class _Work:
         except BackendUnavailableError:
             raise
         except ZssegError as exc:
-            message = str(exc)
+            message = str(exc) if str(exc).startswith(str(photo)) else f"{photo}: {exc}"
         except Exception as exc:  # noqa: BLE001 - whatever it is, the other photos are done
             message = f"{photo}: {type(exc).__name__}: {exc}"
             _log.debug("%s", photo, exc_info=True)
@@ -145,7 +146,7 @@ class _Work:
     def _segment(self, photo: Path, target: Path) -> tuple[PhotoResult, Segmentation]:
         settings = self._settings
         data = load_photo(photo, max_pixels=settings.max_pixels)
-        with self._pixels.taken(_pixels_of(data, photo)):
+        with self._pixels.taken(pixels_of(data, photo)):
             frame = decode_photo(data, photo, max_pixels=settings.max_pixels)
             if self._order == "bgr":
                 frame = _swapped(frame)
@@ -168,14 +169,6 @@ class _Work:
         )
         self._journal.append(result, data)
         return result, seg
-
-
-def _pixels_of(data: bytes, photo: Path) -> int:
-    try:
-        height, width = read_header(data).size_hw
-    except ValueError as exc:
-        raise SourceError(f"{photo}: {exc}") from exc
-    return height * width
 
 
 def describe_classes(seg: Segmentation) -> tuple[dict[str, Any], ...]:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from zsseg_rt.common.extras import install_command
+from zsseg_rt.common.extras import install_command, unavailable
 from zsseg_rt.errors import BackendUnavailableError
 
 _BASE = "gstreamer1.0-plugins-base"
@@ -119,11 +119,11 @@ def _import(*namespaces: str, package: str) -> list[Any]:
     try:
         import gi
     except ImportError as exc:
-        raise BackendUnavailableError(
-            "gi: expected PyGObject to use GStreamer, found none. Run: sudo apt install python3-gi "
-            f"{_TYPELIBS}, in an environment made with --system-site-packages; or "
-            f"{install_command('gstreamer')}"
-        ) from exc
+        command = (
+            f"sudo apt install python3-gi {_TYPELIBS}, in an environment made with "
+            f"--system-site-packages; or {install_command('gstreamer')}"
+        )
+        raise unavailable(exc, "gi", "gi: expected PyGObject to use GStreamer", command) from exc
     from importlib import import_module
 
     modules = []

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zsseg_rt.common.extras import install_command
-from zsseg_rt.errors import BackendUnavailableError, DeviceError, PrecisionNotApplied, TrainingError
+from zsseg_rt.common.extras import needs_extra
+from zsseg_rt.errors import DeviceError, PrecisionNotApplied, TrainingError
 from zsseg_rt.training.loop.config import LoopConfig
 
 _MIXED = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
@@ -24,15 +24,10 @@ def start_accelerator(config: LoopConfig) -> Any:
     Returns:
         An ``accelerate.Accelerator``.
     """
-    try:
+    with needs_extra("train", "for training"):
         import accelerate
         from accelerate.state import AcceleratorState, PartialState
         from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
-    except ModuleNotFoundError as error:
-        raise BackendUnavailableError(
-            "accelerate: expected to be installed for training, got nothing. "
-            f"Run: {install_command('train')}"
-        ) from error
     on_cpu = _is_on_cpu(config)
     # Its state outlives an Accelerator; a second run in this process may want another device.
     alone = not torch.distributed.is_available() or not torch.distributed.is_initialized()

@@ -23,9 +23,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from zsseg_rt.common.extras import install_command
+from zsseg_rt.common.extras import needs_extra
 from zsseg_rt.common.files import write_atomically
-from zsseg_rt.errors import BackendUnavailableError
 
 HISTORY_FILE = "history.jsonl"
 _PARTS = ("start", "data", "step", "report", "checkpoint", "evaluation")
@@ -220,11 +219,6 @@ def drop_later_lines(path: Path, last_step: int) -> None:
 
 
 def _summary_writer(folder: Path, purge_step: int) -> Any:
-    try:
+    with needs_extra("train", "for training"):
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise BackendUnavailableError(
-            "tensorboard: expected to be installed for training, got nothing. "
-            f"Run: {install_command('train')}"
-        ) from error
     return SummaryWriter(str(folder), purge_step=purge_step)
