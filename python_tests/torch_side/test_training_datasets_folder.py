@@ -148,7 +148,7 @@ def test_different_sizes_are_named(street):
 
 def test_what_belongs_in_the_folder_is_said(street):
     (street / "masks" / "a.png").rename(street / "masks" / "a.jpg")
-    wanted = r"one mask \(\*\.png\) for every image, got none for a\. Put your own photos"
+    wanted = r"one mask \(\*\.png, .*\) for every image, got none for a\. Put your own photos"
     with pytest.raises(DatasetError, match=wanted):
         create_dataset("folder", street, "all")
 
@@ -295,3 +295,18 @@ def test_masks_whose_values_are_no_ids(tmp_path):
         assert rows_of(grey)[:3] == [0, 1, 2]
     stored.convert("1", dither=0).save(tmp_path / "masks/a.png")
     assert set(np.unique(read_mask(tmp_path / "masks/a.png"))) == {0, 1}
+
+
+def test_names_match_composed_or_not_and_tiffs_count(tmp_path):
+    listing(tmp_path / "classes.txt", ["road"])
+    photo(tmp_path / "images/cafe\u0301.jpg")
+    mask(tmp_path / "masks/caf\u00e9.png", [0])
+    photo(tmp_path / "images/b.TIF")
+    mask(tmp_path / "masks/b.tif", [0])
+    photo(tmp_path / "images/c.jpg")
+    (tmp_path / "images/c.jpg").rename(tmp_path / "images/c.jfif")
+    mask(tmp_path / "masks/c.png", [0])
+    listing(tmp_path / "val.txt", ["caf\u00e9.jpg", "b", "c.jfif"])
+    for split in ("all", "val"):
+        data = create_dataset("folder", tmp_path, split)
+        assert {data[i].name for i in range(3)} == {"caf\u00e9", "b", "c"}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ LAYOUT = Layout(
     tree=("images/", "masks/", "classes.txt"),
 )
 
+_MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")  # which lose nothing
 _SAMPLED = 16  # masks that are looked at when a folder is opened
 _ADVICE = (
     "Fix the mask, name the missing classes, or give --option (or data.options) values=[0,128]: "
@@ -45,7 +47,7 @@ def folder(
     zero_is_unlabelled: bool = False,
     values: Sequence[int] | None = None,
 ) -> FileDataset:
-    """Pictures in ``images/`` with masks of the same names in ``masks/`` (PNG).
+    """Images in ``images/`` with masks of the same names in ``masks/``: PNG, TIFF or BMP.
 
     A mask holds the line number of a pixel's class in ``classes.txt``, from 0 (or the number in
     front of its name, or one of ``values``), and 255 (65535 in 16-bit masks) where nothing is
@@ -70,11 +72,15 @@ def folder(
     return FileDataset(name, table, pairs, values_table)
 
 
+def _pairs_of(images: Path, masks: Path) -> list[FilePair]:
+    return pairs_of_folders(LAYOUT, images, masks, mask_suffix=_MASK_SUFFIXES, recursive=True)
+
+
 def _pairs(place: Path, split: str) -> list[FilePair]:
     images, masks = place / "images", place / "masks"
     if split != "all" and is_folder(images / split):
-        return pairs_of_folders(LAYOUT, images / split, masks / split, recursive=True)
-    pairs = pairs_of_folders(LAYOUT, images, masks, recursive=True)
+        return _pairs_of(images / split, masks / split)
+    pairs = _pairs_of(images, masks)
     if split == "all":
         return pairs
     list_file = place / f"{split}.txt"
@@ -84,9 +90,9 @@ def _pairs(place: Path, split: str) -> list[FilePair]:
             f"{split!r} with neither. Write the names of its images there, one per line."
         )
     by_name = {pair.name: pair for pair in pairs} | {
-        pair.image.relative_to(images).as_posix(): pair for pair in pairs
+        normalize("NFC", pair.image.relative_to(images).as_posix()): pair for pair in pairs
     }
-    names = [line for line in read_lines(list_file, DatasetError) if line]
+    names = [normalize("NFC", line) for line in read_lines(list_file, DatasetError) if line]
     missing = [name for name in names if name not in by_name]
     if missing:
         raise DatasetError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,15 +98,16 @@ def pairs_of_folders(
     masks: Path,
     *,
     image_suffix: str = "",
-    mask_suffix: str = ".png",
+    mask_suffix: str | tuple[str, ...] = ".png",
     recursive: bool = False,
 ) -> list[FilePair]:
-    """All images of a folder, by name; masks have the same names but for the suffix."""
+    """All images of a folder, by composed name (NFC), and the masks of the same names."""
     suffixes = (image_suffix.lower(),) if image_suffix else SUFFIXES
     found_images = _by_stem(layout.require(images), suffixes, recursive)
-    found_masks = _by_stem(layout.require(masks), (mask_suffix.lower(),), recursive)
+    endings = (mask_suffix,) if isinstance(mask_suffix, str) else mask_suffix
+    found_masks = _by_stem(layout.require(masks), tuple(map(str.lower, endings)), recursive)
     for kind, folder, other, there, here in (
-        ("image", images, f"mask (*{mask_suffix})", found_masks, found_images),
+        ("image", images, f"mask (*{', *'.join(endings)})", found_masks, found_images),
         ("mask", masks, "image", found_images, found_masks),
     ):
         alone = sorted(here.keys() - there.keys())
@@ -134,7 +136,7 @@ def _by_stem(folder: Path, suffixes: tuple[str, ...], recursive: bool) -> dict[s
         suffix = next((suffix for suffix in suffixes if relative.lower().endswith(suffix)), None)
         if suffix is None:
             continue
-        stem = relative[: -len(suffix)]
+        stem = unicodedata.normalize("NFC", relative[: -len(suffix)])
         if stem in found:
             raise DatasetError(
                 f"{folder}: expected one image called {stem}, got {found[stem].name} and "
