@@ -66,6 +66,10 @@ _CALLED = {
     "templates": "--template",
 }  # arguments whose option has another name
 
+_RETIRED = {
+    "--as-published": "Run python -m benchmarks.papers in a checkout: docs/evaluation.md.",
+}  # options of earlier versions, and what to do instead
+
 app = typer.Typer(
     name="zsseg-rt",
     help="Zero-shot semantic segmentation: name classes at run time, label every pixel.",
@@ -199,6 +203,9 @@ def _options_of(words: Sequence[str]) -> set[str]:
 
 def _usage_message(error: Exception) -> str:
     """What a usage error says; one that only showed the help has no text of its own."""
+    option = getattr(error, "option_name", None)
+    if option in _RETIRED:
+        return f"{option}: is retired here. {_RETIRED[option]}"
     text = str(error.format_message()) if hasattr(error, "format_message") else str(error)
     return text or "expected a command or arguments; see --help"
 

@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zsseg_rt.bundles.specs import family_settings
 from zsseg_rt.cli.groups import ModelOptions, opt, takes_groups
 from zsseg_rt.cli.options import (
     JsonOption,
     TemplateOption,
     UsageError,
-    argument_errors_are_usage,
     cosine_rule,
     flat_names,
     read_classes,
@@ -33,7 +31,6 @@ from zsseg_rt.config import MAX_WINDOWS, EngineConfig
 if TYPE_CHECKING:
     from zsseg_rt.evaluation.datasets.base import SegmentationDataset
     from zsseg_rt.evaluation.evaluate import Comparison, Evaluation, Segmenter
-    from zsseg_rt.evaluation.papers.protocol import Protocol
 
 PROTOCOLS = ("whole", "slide")
 
@@ -69,29 +66,6 @@ class _Task:
     )
     rename: list[str] | None = opt("New names: 'car=automobile, vehicle'; may repeat.")
     template: TemplateOption = None
-    as_published: str | None = opt(
-        "Follow a paper's protocol: naclip, sclip, clearclip, maskclip, sfp, sc-clip or tips."
-    )
-
-    def published(self, source: DataOptions, *settings: Any) -> Protocol | None:
-        """The protocol to follow; nothing that it sets may be given beside it."""
-        if self.as_published is None:
-            return None
-        from zsseg_rt.evaluation.papers.protocol import read_protocol
-
-        beside = vars(replace(self, as_published=None))
-        usual = vars(_Task()) | dict.fromkeys(["cosine", *family_settings()])
-        for group in settings:
-            beside |= {k: v for k, v in vars(group).items() if k.removeprefix("against_") in usual}
-        for name, value in beside.items():
-            if value != usual.get(name.removeprefix("against_")):
-                raise UsageError(
-                    f"--{name.replace('_', '-')}: expected nothing beside --as-published "
-                    f"{self.as_published}, which says how pictures are labelled, got {value!r}"
-                )
-        called = arguments_called({"paper": "--as-published", "dataset": "--dataset"})
-        with argument_errors_are_usage(), called:
-            return read_protocol(self.as_published, source.dataset)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,12 +118,11 @@ def evaluate(
     check_file_place("--confusion", confusion)
     if confusion is not None and confusion.suffix.lower() == ".png":
         raise UsageError(f"--confusion: expected NAME.csv, got {confusion}. It is not drawn.")
-    protocol = task.published(source, run, other)
     run = replace(run, max_windows=run.max_windows or MAX_WINDOWS)
     data = source.open()
     names = _read_names(data.class_names, task.classes, task.rename or [])
     with ExitStack() as stack:
-        opened = partial(_open_segmenter, names=names, task=task, protocol=protocol, stack=stack)
+        opened = partial(_open_segmenter, names=names, task=task, stack=stack)
         first = opened(model, config=run.config())
         if other.against is None:
             result: Evaluation | Comparison = _run_one(first, data, limit)
@@ -214,42 +187,17 @@ def _open_segmenter(
     *,
     names: Sequence[str],
     task: _Task,
-    protocol: Protocol | None,
     config: EngineConfig,
     stack: ExitStack,
 ) -> Segmenter:
     """A bundle's engine, or the model of a training run."""
     if is_folder(path) and not (path / "bundle.json").exists():
-        if protocol is not None:
-            raise UsageError(
-                f"--as-published: expected a bundle, got the training run {path}; export it first"
-            )
         return _open_trained(path, names, task, config)
     from zsseg_rt.engine import Engine
     from zsseg_rt.evaluation.engine_segmenter import EngineSegmenter
 
-    if protocol is not None:
-        return _open_published(path, names, protocol, config, stack)
     engine = stack.enter_context(Engine(path, config))
     return EngineSegmenter(engine, names, templates=task.template, protocol=task.protocol)
-
-
-def _open_published(
-    path: Path, names: Sequence[str], protocol: Protocol, config: EngineConfig, stack: ExitStack
-) -> Segmenter:
-    """A bundle's engine that follows a paper; prints what it follows and what differs."""
-    from zsseg_rt.engine import Engine
-    from zsseg_rt.evaluation.papers.segmenter import PublishedSegmenter
-    from zsseg_rt.export.text_side import imagenet_templates
-
-    engine = stack.enter_context(Engine(path, PublishedSegmenter.config(config)))
-    templates = protocol.templates or imagenet_templates()
-    made = PublishedSegmenter(engine, protocol, names, templates)
-    figure = "no figure was read" if protocol.miou is None else f"mIoU {protocol.miou:g}"
-    lines = [protocol.sentence(), *(f"differs: {one}" for one in made.differences())]
-    for line in (*lines, f"published: {figure} ({protocol.figures})"):
-        say(line)
-    return made
 
 
 def _open_trained(path: Path, names: Sequence[str], task: _Task, config: EngineConfig) -> Segmenter:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from zsseg_rt.common.schema import decode
@@ -111,6 +111,6 @@ def read_protocol(paper: str, dataset: str) -> Protocol:
 
 @cache
 def _read(name: str) -> dict[str, Any]:
-    folder = files("zsseg_rt.evaluation.papers")
-    read: dict[str, Any] = json.loads(folder.joinpath(f"{name}.json").read_text(encoding="utf-8"))
+    path = Path(__file__).with_name(f"{name}.json")
+    read: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return read

@@ -10,12 +10,12 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.papers.protocol import Protocol
 from zsseg_rt.common.arrays import label_dtype
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.engine import Engine
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.evaluation.engine_segmenter import EngineSegmenter
-from zsseg_rt.evaluation.papers.protocol import Protocol
 from zsseg_rt.text.class_names import join_synonyms, split_synonyms
 
 Maps = npt.NDArray[np.float32]

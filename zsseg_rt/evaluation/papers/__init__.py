@@ -1,1 +1,0 @@
-"""What papers on dense CLIP evaluate with, as data, and a segmenter that follows it."""
