@@ -18,7 +18,7 @@ _ANY_BITS = (1, 2, 4, 8, 10, 12, 14, 16)
 _SAMPLES = {
     **{(0, 1): _ANY_BITS, (_GREY, 1): _ANY_BITS, (0, 2): (8,), (_GREY, 2): (8,)},
     **{(_RGB, 3): (8, 16), (_RGB, 4): (8, 16), (3, 1): _ANY_BITS[:4]},
-    **{(5, 4): (8,), (6, 3): (8,), (8, 3): (8,)},  # CMYK, YCbCr, Lab
+    **{(5, 4): (8,), (6, 3): (8,)},  # CMYK, YCbCr
 }  # colours as numbered by TIFF, and channels with alpha, by the bits that OpenCV reads
 _KINDS = {1: ("B", 1), 3: ("H", 2), 4: ("I", 4), 16: ("Q", 8)}
 _MOST_VALUES = 1 << 20
