@@ -33,7 +33,6 @@ WAYS: dict[str, dict[str, Any]] = {
     "stretch": {"resize": "stretch"},
     "letterbox": {"resize": "letterbox"},
     "windows": {"windows": "auto"},
-    "windows, refined": {"windows": "auto", "refine": "bilateral"},
 }
 
 

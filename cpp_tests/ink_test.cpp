@@ -21,16 +21,16 @@ TEST(Ink, LaysOneColourOverTheOtherAndCutsAtTheEdge) {
     Bytes picture(3 * 2 * 2, 100);
     Bytes weights = {255, 255, 255, 51, 0, 0, 0, 255};  // two colours, two by two
     InkParams params{-1, 0, {{0, 0, 0}, {200, 150, 250}}};
-    ink(view(picture, {2, 2, 3}), view(weights, {2, 2, 2}), params, 0);
+    ink(view(picture, {2, 2, 3}), view(weights, {2, 2, 2}), params);
     EXPECT_EQ(picture, (Bytes{0, 0, 0, 200, 150, 250, 100, 100, 100, 100, 100, 100}));
     params.top = 0;
     params.left = 1;
-    ink(view(picture, {2, 2, 3}), view(weights, {1, 2, 2}), params, 0);
+    ink(view(picture, {2, 2, 3}), view(weights, {1, 2, 2}), params);
     EXPECT_EQ(picture, (Bytes{0, 0, 0, 0, 0, 0, 100, 100, 100, 0, 0, 0}));
     const Bytes before = picture;
     params.top = INT64_MIN;
     params.left = INT64_MAX;
-    ink(view(picture, {2, 2, 3}), view(weights, {1, 2, 2}), params, 0);
+    ink(view(picture, {2, 2, 3}), view(weights, {1, 2, 2}), params);
     EXPECT_EQ(picture, before);
   });
 }
@@ -48,7 +48,7 @@ TEST(InkPixel, IsTheNearestOfEveryBlend) {
 
 TEST(Ink, RefusesWeightsOfNoColour) {
   Bytes picture(12), weights(4);
-  EXPECT_THROW(ink(view(picture, {2, 2, 3}), view(weights, {0, 2, 2}), {}, 0), ArgumentError);
+  EXPECT_THROW(ink(view(picture, {2, 2, 3}), view(weights, {0, 2, 2}), {}), ArgumentError);
 }
 
 }  // namespace

@@ -52,7 +52,6 @@ CASES: dict[str, Callable[..., Iterator[Case]]] = {
     "upsample_argmax": frame_cases.upsample_cases,
     "overlay": frame_cases.overlay_cases,
     "ink": frame_cases.ink_cases,
-    "yuv420": frame_cases.yuv420_cases,
     "blend_cosines": product_cases.blend_cases,
     "mask_boxes": region_cases.box_cases,
     "crop_regions": region_cases.crop_cases,
@@ -61,7 +60,6 @@ CASES: dict[str, Callable[..., Iterator[Case]]] = {
     "count_labels": frame_cases.count_cases,
     "warp_blend": product_cases.warp_cases,
     "add_layer_norm": product_cases.norm_cases,
-    "bilateral_upsample": product_cases.bilateral_cases,
 }
 
 

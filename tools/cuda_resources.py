@@ -44,7 +44,6 @@ THREADS = 256  # of a block, but for these kernels and types
 OTHER_THREADS = {
     "add_layer_norm_kernel": 128,
     "begin_finite_kernel": 1,
-    "bilateral_upsample_kernel": 128,
     "SmallTile": 128,
     "label_kernel": 128,
     "label_overlay_kernel": 128,

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -28,11 +29,19 @@ MAX_WINDOWS = 1000
 _FEW_CPUS = 8
 _PRECISION_WORDS = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
 RESIZES = ("stretch", "letterbox")
-REFINEMENTS = ("bilateral",)
+_RETIRED = MappingProxyType(
+    {"refine": "Leave it out; windows='auto' labels frames that are not square in finer cells."}
+)  # settings of earlier versions, and what to do instead
+
+
+class _WithoutRetired:
+    def __new__(cls, *_: Any, **settings: Any) -> Any:
+        _refuse_retired(settings)
+        return super().__new__(cls)
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineConfig:
+class EngineConfig(_WithoutRetired):
     """Where and how an engine runs. You get what you ask for, or an error.
 
     Attributes:
@@ -76,18 +85,14 @@ class EngineConfig:
         resize: ``"letterbox"`` keeps a frame's shape in one window and repeats its edge in the
             room beside it; ``"stretch"`` stretches the frame, whatever the bundle asks for. For the
             same families.
-        refine: ``"bilateral"`` lets labels follow the picture's edges (joint bilateral
-            upsampling): between cells, those count more whose colour is like the pixel's. None
-            draws straight from cell to cell. For the same families.
         num_threads: CPU threads of this engine; 0 takes all that the process may use:
             its affinity, or a container's quota of CPU time, rounded up. For backend
             ``"torch"`` it applies to the whole process: the engine made last decides.
         num_lanes: Frames that can be labelled at the same time, each in a lane of its own; see
-            :meth:`Engine.lane`. On the CPU they share ``num_threads``. Two on a GPU let
-            :meth:`Engine.stream` prepare a camera's next frame during this one.
+            :meth:`Engine.lane`. On the CPU they share ``num_threads``.
         wait: How a thread waits for the GPU: ``"sleep"`` leaves its CPU core to others, ``"spin"``
             keeps it busy and sees the end some microseconds earlier. ``"auto"`` sleeps where the
-            process has at most eight CPUs.
+            process has at most eight CPUs, and on a GPU that shares the CPU's memory (Jetson).
         with_times: Whether results carry the times of their stages. None times stages on the CPU
             and on a GPU the whole frame alone, by the host's clock: each stage there would cost an
             event on the GPU.
@@ -125,7 +130,6 @@ class EngineConfig:
     windows: str | None = None
     max_windows: int = 16
     resize: str | None = None
-    refine: str | None = None
     num_threads: int = 0
     num_lanes: int = 1
     wait: str = "auto"
@@ -174,8 +178,6 @@ class EngineConfig:
         _check_cosine(self.cosine_weight, self.cosine_scale)
         _check_windows(self.windows, self.resize)
         _check_count("max_windows", self.max_windows, 1, MAX_WINDOWS, "1 lays none")
-        if self.refine is not None:
-            _check_choice("refine", self.refine, REFINEMENTS)
 
     def _take_other_spellings(self) -> None:
         """Write what is meant beyond doubt as it is written everywhere else."""
@@ -185,6 +187,12 @@ class EngineConfig:
         object.__setattr__(self, "device", canonical_device(self.device))
         precision = _PRECISION_WORDS.get(str(self.precision), self.precision)
         object.__setattr__(self, "precision", precision)
+
+    @staticmethod
+    def from_earlier(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Leave out what earlier versions wrote for settings that are retired and were not used."""
+        _refuse_retired(raw)
+        return {name: value for name, value in raw.items() if name not in _RETIRED}
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> EngineConfig:
@@ -199,9 +207,11 @@ class EngineConfig:
         return self if self.windows or self.resize else replace(self, windows="auto")
 
     @property
-    def sleeps(self) -> bool:
-        """Whether threads sleep while they wait for the GPU; see ``wait``."""
-        return self.wait == "sleep" or (self.wait == "auto" and threads_in_quota() <= _FEW_CPUS)
+    def sleeps(self) -> bool | None:
+        """Whether threads sleep while they wait for the GPU; None where that is for it to say."""
+        if self.wait == "auto":
+            return True if threads_in_quota() <= _FEW_CPUS else None
+        return self.wait == "sleep"
 
     @property
     def cache_folder(self) -> Path | None:
@@ -209,6 +219,12 @@ class EngineConfig:
         if not self.use_cache:
             return None
         return default_cache_dir() if self.cache_dir is None else Path(self.cache_dir)
+
+
+def _refuse_retired(settings: Mapping[str, Any]) -> None:
+    for name, instead in _RETIRED.items():
+        if (value := settings.get(name)) is not None:
+            raise ConfigError(f"{name}: expected nothing, it is retired, got {value!r}. {instead}")
 
 
 def canonical_device(device: Any) -> Any:

@@ -29,7 +29,6 @@ from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.runtime.device_result import DeviceSegmentation
 from zsseg_rt.runtime.families.base import BoundClasses
 from zsseg_rt.runtime.families.registry import create_family
-from zsseg_rt.runtime.graph_turns import GraphTurns
 from zsseg_rt.runtime.inputs.nv12 import Nv12Frame
 from zsseg_rt.runtime.lane import Lane, Planes
 from zsseg_rt.runtime.lane_pool import LanePool, in_order
@@ -111,7 +110,6 @@ class Engine:
         self._classes: BoundClasses | None = None
         self._closed = False
         self._placement, self._lanes, self._spare = placement, set[Lane](), set[Lane]()
-        self._turns = GraphTurns(self.device)
         self._lane = self.lane()
         prove_plans(self, self._graphs)
 
@@ -264,8 +262,8 @@ class Engine:
     ) -> Stream:
         """Label the frames of cameras, videos or photos; each result carries its ``frame``.
 
-        Of ``EngineConfig(num_lanes=N)``, files whose past frames do not matter take all lanes, and
-        cameras two on a GPU, else one. What is taken is busy until the stream is closed.
+        Of ``EngineConfig(num_lanes=N)``, files whose past frames do not matter take all lanes,
+        cameras one. What is taken is busy until the stream is closed.
 
         Args:
             source: A URI or path (docs/streams.md lists them), ``@FILE`` with one per line, or
@@ -303,10 +301,9 @@ class Engine:
         lanes = self.open_lanes if self.config.num_lanes > 1 else None
         return parts.start(self.segment, lanes, self.device)
 
-    def open_lanes(self, *, in_turn: bool = False) -> LanePool:
-        """All lanes as one; or two on a GPU, whose graphs run one after the other."""
-        count, turns = (2, self._turns) if in_turn else (self.config.num_lanes, None)
-        return LanePool(self.segment, self.lane, count, turns)
+    def open_lanes(self) -> LanePool:
+        """All lanes as one."""
+        return LanePool(self.segment, self.lane, self.config.num_lanes)
 
     def lane(self, *, spare: bool = False) -> Lane:
         """Open a lane: one more frame that can be labelled at the same time, on the same weights.
@@ -345,7 +342,6 @@ class Engine:
                 classes=self._classes_in_force,
                 on_close=lanes.discard,
             )
-            lane.take_turns(self._turns)
             lanes.add(lane)
         return lane
 

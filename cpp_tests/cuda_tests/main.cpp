@@ -18,11 +18,9 @@
 #include "cuda_tests/tensors.h"
 #include "zsseg/ops/add_layer_norm.h"
 #include "zsseg/ops/all_finite.h"
-#include "zsseg/ops/bilateral_upsample.h"
 #include "zsseg/ops/blend_cosines.h"
 #include "zsseg/ops/count_labels.h"
 #include "zsseg/ops/crop_regions.h"
-#include "zsseg/ops/ink.h"
 #include "zsseg/ops/label_regions.h"
 #include "zsseg/ops/merge_windows.h"
 #include "zsseg/ops/overlay.h"
@@ -31,7 +29,6 @@
 #include "zsseg/ops/relationship_descriptor.h"
 #include "zsseg/ops/upsample_argmax.h"
 #include "zsseg/ops/warp_blend.h"
-#include "zsseg/ops/yuv420.h"
 #if defined(ZSSEG_CUDA_EMULATED)
 #include <cuda_runtime_api.h>
 #endif
@@ -497,53 +494,6 @@ void run_pictures(Comparison& comparison, Randomness& random) {
   }
 }
 
-// On an overlay, which a result must be before it is written in place.
-void run_ink(Comparison& comparison, Randomness& random) {
-  const Shape shape{31, 45, 3};
-  for (const std::int64_t count : {1, 2}) {
-    for (const int place : {9, -5, 25}) {  // inside, and cut
-      const InkParams params{place, place, {{0, 20, 40}, {255, 200, 130}}};
-      comparison.compare(
-          "ink of " + std::to_string(count) + " colours at " + std::to_string(place),
-          {random.whole(DType::uint8, shape, 256), random.whole(DType::uint8, {31, 45}, 9),
-           random.whole(DType::uint8, {9, 3}, 256),
-           random.whole(DType::uint8, {count, 11, 33}, 256)},
-          {{DType::uint8, shape, kExact}},
-          [&](const Views& in, const Views& out, const TensorView&, StreamHandle stream) {
-            overlay({in[0]}, in[1], in[2], out[0], {}, stream);
-            ink(out[0], in[3], params, stream);
-          });
-    }
-  }
-}
-
-void run_planes(Comparison& comparison, Randomness& random) {
-  for (const bool planar : {false, true}) {
-    for (const Shape& size : {Shape{31, 45, 3}, Shape{30, 46, 3}, Shape{31, 64, 3}}) {
-      const Yuv420Params params{planar, planar, ColourMatrix::kBt709};
-      const HostTensor picture = random.whole(DType::uint8, size, 256);
-      std::vector<Result> results;
-      for (int plane = 0; plane < yuv420_count(params); ++plane) {
-        results.push_back({DType::uint8, yuv420_shape(picture.view(), params, plane), kExact});
-      }
-      comparison.aligned_inputs = comparison.aligned_results = size[1] == 64;
-      comparison.compare(
-          std::string("yuv420 ") + (planar ? "I420" : "NV12") + ", width " +
-              std::to_string(size[1]),
-          {picture}, results,
-          [&](const Views& in, const Views& out, const TensorView&, StreamHandle stream) {
-            Yuv420Planes planes = {};
-            for (std::size_t i = 0; i < out.size(); ++i) {
-              planes.plane[i] = out[i];
-              planes.row_bytes[i] = static_cast<std::int64_t>(out[i].bytes()) / out[i].shape[0];
-            }
-            yuv420(in[0], planes, params, stream);
-          });
-    }
-  }
-  comparison.aligned_inputs = comparison.aligned_results = false;
-}
-
 void run_finite(Comparison& comparison, Randomness& random) {
   for (const DType dtype : {DType::float32, DType::float16, DType::bfloat16}) {
     for (const bool finite : {true, false}) {
@@ -631,21 +581,6 @@ void run_windows(Comparison& comparison, Randomness& random) {
           if (add) {
             merge_windows({in[0], in[1], places, true}, out[0], stream);
           }
-        });
-  }
-}
-
-void run_bilateral(Comparison& comparison, Randomness& random) {
-  for (const Align align : {Align::kHalfPixel, Align::kCorners}) {
-    const bool corners = align == Align::kCorners;
-    const std::int64_t height = corners ? 16 : 18, width = corners ? 289 : 291;
-    comparison.compare(
-        std::string("bilateral_upsample") + (corners ? " on corners" : ""),
-        {random.normal(DType::float32, {2, 35, 6, 97}),
-         random.normal(DType::float32, {2, 3, height, width})},
-        {{DType::float32, {2, 35, height, width}, kExact}},
-        [&](const Views& in, const Views& out, const TensorView&, StreamHandle stream) {
-          bilateral_upsample({in[0], in[1], 3, 4.0f, align}, out[0], stream);
         });
   }
 }
@@ -757,13 +692,10 @@ int run_all(bool poisoned) {
   run_upsample_tables(comparison, random);
   run_upsample_overlay(comparison, random);
   run_pictures(comparison, random);
-  run_ink(comparison, random);
-  run_planes(comparison, random);
   run_finite(comparison, random);
   run_warp(comparison, random);
   run_norm(comparison, random);
   run_windows(comparison, random);
-  run_bilateral(comparison, random);
   run_cosines(comparison, random);
   run_crops(comparison, random);
   run_votes(comparison, random);

@@ -34,7 +34,7 @@ void bound_ink(const py::object& picture, const py::object& weights,
   }
   expect_apart({picture_arg}, {weights_arg});
   const py::gil_scoped_release unlocked;
-  ink(picture_arg.view(), weights_arg.view(), params, stream);
+  ink(picture_arg.view(), weights_arg.view(), params);
 }
 
 }  // namespace

@@ -17,7 +17,6 @@ PYBIND11_MODULE(_C, module) {
   register_upsample_argmax(module);
   register_overlay(module);
   register_ink(module);
-  register_yuv420(module);
   register_crop_regions(module);
   register_label_regions(module);
   register_all_finite(module);
@@ -25,6 +24,5 @@ PYBIND11_MODULE(_C, module) {
   register_warp_blend(module);
   register_blend_cosines(module);
   register_merge_windows(module);
-  register_bilateral_upsample(module);
   register_add_layer_norm(module);
 }

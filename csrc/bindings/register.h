@@ -15,7 +15,6 @@ void register_patch_text_similarity(pybind11::module_& module);
 void register_upsample_argmax(pybind11::module_& module);
 void register_overlay(pybind11::module_& module);
 void register_ink(pybind11::module_& module);
-void register_yuv420(pybind11::module_& module);
 void register_crop_regions(pybind11::module_& module);
 void register_label_regions(pybind11::module_& module);
 void register_all_finite(pybind11::module_& module);
@@ -23,7 +22,6 @@ void register_count_labels(pybind11::module_& module);
 void register_warp_blend(pybind11::module_& module);
 void register_blend_cosines(pybind11::module_& module);
 void register_merge_windows(pybind11::module_& module);
-void register_bilateral_upsample(pybind11::module_& module);
 void register_add_layer_norm(pybind11::module_& module);
 
 }  // namespace zsseg::bindings

@@ -26,9 +26,6 @@ SIDES = "width=[1,8192],height=[1,8192],framerate=[0/1,1000/1]"
 NVMM = f"video/x-raw(memory:NVMM),format=NV12,{SIDES}"
 CUDA = f"video/x-raw(memory:CUDAMemory),format=NV12,{SIDES}"
 PLAIN = f"video/x-raw,format=NV12,{SIDES}"
-I420 = f"video/x-raw,format=I420,{SIDES}"
-NVMM_I420 = NVMM.replace("NV12", "I420")
-CUDA_I420 = CUDA.replace("NV12", "I420")
 ANY = f"video/x-raw(ANY),format={{NV12,I420}},{SIDES}"
 BGRX = f"video/x-raw,format=BGRx,{SIDES}"
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -266,66 +263,6 @@ class Nvenc(Chain, Gst.Bin):
         self.hold(f"{fails}standinunwrap ! videoconvert ! video/x-raw,format=I420 ! {x264}")
 
 
-def jpeg_text():
-    fails = "identity error-after=2 ! " if os.environ.get("NVJPEG_FAILS") else ""
-    return f"{fails}standinunwrap ! jpegenc quality=80"
-
-
-@element("Codec/Encoder/Video", template(SINK, f"{CUDA_I420};{I420}"), template(SRC, "image/jpeg"))
-class NvJpeg(Chain, Gst.Bin):
-    """GStreamer's own encoder of JPEGs."""
-
-    quality = GObject.Property(type=int, default=85)
-
-    def __init__(self):
-        super().__init__()
-        self.hold(jpeg_text())
-
-
-@element("Codec/Encoder/Video", template(SINK, f"{NVMM_I420};{I420}"), template(SRC, "image/jpeg"))
-class BoardJpeg(Chain, Gst.Bin):
-    """A Jetson's encoder of JPEGs."""
-
-    quality = GObject.Property(type=int, default=85)
-
-    def __init__(self):
-        super().__init__()
-        self.hold(jpeg_text())
-
-
-@element("Filter/Video", template(SINK, ANY), template(SRC, ANY))
-class Wrap(Filter, Gst.Element):
-    """Into the memory that the next element wants."""
-
-    def __init__(self):
-        super().__init__()
-        self.get_static_pad("sink").set_query_function_full(self.query)
-
-    def query(self, pad, _parent, query):
-        if query.type != Gst.QueryType.CAPS:
-            return pad.query_default(self, query)
-        wanted = self.get_static_pad("src").peer_query_caps(None)
-        if wanted.get_size() > 0:
-            self.feature = wanted.get_features(0).to_string()
-            wanted = Gst.Caps.from_string(wanted.to_string().replace(f"({self.feature})", ""))
-        query.set_caps_result(wanted)
-        return True
-
-    def caps_for(self, caps):
-        return caps.to_string().replace("video/x-raw", f"video/x-raw({self.feature})", 1)
-
-
-@element("Filter/Video", template(SINK, ANY), template(SRC, ANY))
-class Scaler(Chain, Gst.Bin):
-    """Makes pictures of a GPU's memory smaller: cudascale, or nvvidconv."""
-
-    interpolation_method = GObject.Property(type=int, default=0)
-
-    def __init__(self):
-        super().__init__()
-        self.hold("standinunwrap ! videoscale ! standinwrap")
-
-
 TYPES = {
     "nvarguscamerasrc": Camera,
     "nvvidconv": Converter,
@@ -333,8 +270,6 @@ TYPES = {
     "nvv4l2h264enc": Encoder,
 }
 OTHERS = {
-    "nvjpegenc": NvJpeg, "board:nvjpegenc": BoardJpeg, "cudascale": Scaler,
-    "scaler:nvvidconv": Scaler,
     "nvh264dec": Nvdec, "nvh265dec": Nvdec, "nvh264enc": Nvenc,
 }  # fmt: skip
 
@@ -345,7 +280,6 @@ def register(*names):
         "standininto": IntoNvmm,
         "standinunwrap": Unwrap,
         "standinintocuda": IntoCuda,
-        "standinwrap": Wrap,
     }
     for name, made in inner.items():
         Gst.Element.register(None, name, 0, made)

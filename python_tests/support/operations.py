@@ -48,7 +48,6 @@ OPERATIONS = {
         {"picture": zeros(4, 4, 3, dtype=np.uint8), "weights": zeros(1, 4, 4, dtype=np.uint8)},
         {"place": (0, 0), "colours": [(1, 2, 3)]},
     ),
-    "yuv420": ({"image": zeros(4, 4, 3, dtype=np.uint8)}, {"layout": "i420"}),
     "upsample_argmax_overlay": (
         {
             "logits": zeros(1, 3, 2, 2),
@@ -89,14 +88,6 @@ OPERATIONS = {
     "merge_windows": (
         {"logits": zeros(2, 3, 2, 2), "shares": zeros(2, 3), "out": zeros(1, 3, 2, 3)},
         {"places": [(0, 0), (0, 1)]},
-    ),
-    "bilateral_upsample": (
-        {
-            "logits": zeros(1, 3, 2, 2),
-            "guide": zeros(1, 3, 6, 6),
-            "out": zeros(1, 3, 6, 6),
-        },
-        {"scale": 3},
     ),
     "warp_blend": (
         {

@@ -2,16 +2,11 @@
 
     python overlay_server.py ADDRESS [--size HxW] [--order rgb] [--rate R] [--noise]
                              [--jetson [ELEMENT...]] [--nvenc FILE] [--bits-per-pixel N]
-                             [--until-setup SECONDS] [--on-gpu]
-                             [--nvidia LIBRARY [--fails N] [--blocks]]
-
-With ``--on-gpu`` and ``--nvidia``, frames are on the GPU; with the second, NVIDIA's libraries are
-stand-ins.
+                             [--until-setup SECONDS]
 
 It tells ``{"port": ..., "name": ...}``, or its error. Lines on its standard input are commands:
-``facts`` tells what the sink did so far, ``fail N`` lets a call of the stand-ins fail, ``size HxW``
-goes on with frames of that size, ``source NAME`` gives frames of one more source, ``close`` closes
-the sink and ends the process.
+``facts`` tells what the sink did so far, ``size HxW`` goes on with frames of that size, ``source
+NAME`` gives frames of one more source, ``close`` closes the sink and ends the process.
 """
 
 import argparse
@@ -27,13 +22,6 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from support import nvidia_stand_in
-from support.extension import use_extension
-
-if os.environ.get("ZSSEG_EXTENSION"):
-    use_extension(os.environ["ZSSEG_EXTENSION"])
-
-from zsseg_rt import ops
 from zsseg_rt.errors import ZssegError
 from zsseg_rt.results.segmentation import Frame, Segmentation
 from zsseg_rt.stream.gstreamer import encoders, rtsp_server
@@ -82,15 +70,8 @@ class Feed(threading.Thread):
             image = noise.integers(0, 256, image.shape, np.uint8)
         labels = np.full((height, width), 255, np.uint8)
         labels[:, width // 2 :] = 0
-        is_there = self.options.on_gpu or self.options.nvidia is not None
-        on_gpu = ops.DeviceArray.from_numpy(image, 0) if is_there else None
         frame = Frame(
-            source=source,
-            index=self.written,
-            captured_at=now,
-            clock="arrival",
-            image=image,
-            on_gpu=on_gpu,
+            source=source, index=self.written, captured_at=now, clock="arrival", image=image
         )
         return Segmentation(
             labels=labels, names=("thing",), vocabulary_version=1, times={}, frame=frame
@@ -101,22 +82,8 @@ def tell(**facts):
     print(json.dumps(facts), flush=True)
 
 
-FREED_WITHIN = 10.0  # seconds; a server parts with its viewers in a thread of its own
-HELD = ("images", "resources", "surfaces", "memories", "contexts", "fetched", "copies")
-
-
 def facts_of(feed, counts):
-    told = {"written": feed.written, "path": feed.writer.path, "painted": feed.writer.painted}
-    if feed.options.nvidia is not None:
-        from support.cuda_counts import counts_reader
-
-        told |= {"held": nvidia_stand_in.facts(*HELD), "cuda": counts_reader()()}
-    return told | counts
-
-
-def is_held(facts):
-    held = facts.get("held", {})
-    return held.get("memories") or held.get("surfaces")
+    return {"written": feed.written, "painted": feed.writer.painted} | counts
 
 
 def obey(feed, counts):
@@ -125,8 +92,6 @@ def obey(feed, counts):
         command, _, argument = line.strip().partition(" ")
         if command == "facts":
             tell(**facts_of(feed, counts))
-        elif command == "fail":
-            nvidia_stand_in.fail(int(argument))
         elif command == "size":
             feed.size = size(argument)
         elif command == "source":
@@ -135,10 +100,7 @@ def obey(feed, counts):
             feed.stopped.set()
             feed.join()
             feed.writer.close()
-            last = time.monotonic() + FREED_WITHIN
-            while is_held(facts := facts_of(feed, counts)) and time.monotonic() < last:
-                time.sleep(0.05)
-            tell(closed=facts)
+            tell(closed=facts_of(feed, counts))
             return
 
 
@@ -154,10 +116,6 @@ def main():
     parser.add_argument("--bits-per-pixel", type=float, default=encoders._BITS_PER_PIXEL)
     parser.add_argument("--sources", nargs="*", default=(), help="=NAME is a given name")
     parser.add_argument("--until-setup", type=float)
-    parser.add_argument("--on-gpu", action="store_true")
-    parser.add_argument("--nvidia", type=Path)
-    parser.add_argument("--fails", type=int, default=0)
-    parser.add_argument("--blocks", action="store_true")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO)
     encoders._BITS_PER_PIXEL = options.bits_per_pixel
@@ -169,8 +127,6 @@ def main():
         from support import jetson_elements
 
         jetson_elements.register(*options.jetson)
-    if options.nvidia is not None:
-        nvidia_stand_in.use_libraries(options.nvidia, options.fails, options.blocks)
     if options.nvenc is not None:
         encoders.NVENC = options.nvenc
     counts = {"paint": 0, "configure": 0}

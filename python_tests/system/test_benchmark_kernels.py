@@ -17,7 +17,6 @@ OPERATIONS = {
     "upsample_argmax",
     "overlay",
     "ink",
-    "yuv420",
     "blend_cosines",
     "mask_boxes",
     "crop_regions",
@@ -26,7 +25,6 @@ OPERATIONS = {
     "count_labels",
     "warp_blend",
     "add_layer_norm",
-    "bilateral_upsample",
 }
 
 

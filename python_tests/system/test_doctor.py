@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from support import nvidia_stand_in
 from support.gstreamer import require_gstreamer
 from zsseg_rt.backends import registry
 from zsseg_rt.backends._torch_graph import attention
@@ -79,37 +78,6 @@ def test_gstreamer_is_told_with_what_it_decodes_and_encodes_with(tmp_path):
     assert (status, remedy) == ("ok", "")
     assert "PyGObject 3." in detail
     assert "H.264 is decoded by avdec_h264; encoded by x264enc" in detail
-    assert "reach x264enc through host (x264enc takes no memory of a GPU)" in detail
-
-
-@pytest.mark.parametrize(
-    ("elements", "told"),
-    [
-        (("nvh264enc", "nvjpegenc"), "through host (cuMemcpy2DAsync_v2: expected it in libcuda"),
-        (("board:nvjpegenc",), "reach nvjpegenc through host (cuMemcpy2DAsync_v2: expected it in"),
-    ],
-)
-def test_how_overlays_reach_the_encoder_is_told(tmp_path, elements, told):
-    require_gstreamer()
-    without = (
-        "from zsseg_rt.stream.gstreamer import nvidia\n"
-        "nvidia.LIBRARIES = {name: ('libcuda.absent',) for name in nvidia.LIBRARIES}\n"
-    )
-    _, detail, _ = gstreamer_in_a_child(tmp_path, elements=elements, before=without)
-    assert told in detail
-
-
-def test_memory_of_a_gpu_that_reaches_the_encoder_is_told(tmp_path):
-    require_gstreamer()
-    library = nvidia_stand_in.build(tmp_path)
-    before = (
-        "from support import nvidia_stand_in; from pathlib import Path\n"
-        f"nvidia_stand_in.use_libraries(Path({str(library)!r}), 0, False)\n"
-    )
-    elements = ("nvh264enc", "board:nvjpegenc")
-    _, detail, _ = gstreamer_in_a_child(tmp_path, elements=elements, before=before)
-    assert "their overlays are painted there and reach nvh264enc through cuda; " in detail
-    assert "JPEGs of an engine on a GPU reach nvjpegenc through nvmm" in detail
 
 
 def test_what_gstreamer_lacks_is_told_with_its_package(tmp_path):

@@ -1,5 +1,4 @@
-"""Overlays of frames on a GPU are painted there: the picture of the CPU, fetched in one copy or
-not at all.
+"""Overlays of frames on a GPU are painted there: the picture of the CPU, fetched in one copy.
 
 On any CUDA device, the emulated one included.
 """
@@ -11,9 +10,7 @@ from conftest import require_cuda
 from support.cuda_counts import counts_reader
 from zsseg_rt import Nv12Frame, ops
 from zsseg_rt.errors import CudaError
-from zsseg_rt.ops import reference
 from zsseg_rt.results.segmentation import Frame, Segmentation
-from zsseg_rt.results.visualize import palette, plot
 from zsseg_rt.stream import painting
 from zsseg_rt.stream.conversion import host_picture
 from zsseg_rt.stream.painting import Painter
@@ -86,82 +83,6 @@ def test_the_picture_is_the_cpu_s_and_alone_is_fetched(kind, order):
     assert on_cpu.painted == "cpu"
 
 
-def same_planes(planes, picture, order, **how):
-    expected = reference.yuv420(picture, channel_order=order, **how)
-    for plane, law in zip(planes, expected, strict=True):
-        assert isinstance(plane, ops.DeviceArray)
-        np.testing.assert_array_equal(plane.numpy(), law)
-
-
-SIZES = [("bt709", (180, 322)), ("bt601-full", (180, 324)), ("whole pixels", (181, 323)),
-         ("whole pixels", (181, 324))]  # fmt: skip
-
-
-@pytest.mark.needs_cuda
-@pytest.mark.parametrize(("kind", "size"), SIZES)
-@pytest.mark.parametrize(("order", "legend"), [("rgb", True), ("bgr", False)])
-def test_planes_hold_names_and_legend_and_nothing_is_fetched(kind, size, order, legend):
-    require_cuda()
-    counts, fetches = counts_reader(), []
-    settings = {"channel_order": order, "alpha": 0.4, "legend": legend}
-    on_gpu, on_cpu = Painter(**settings), Painter(**settings)
-    told = {"fetches": fetches, "size": size}
-    segs = [labelled(kind, order, n, source="ab"[n % 2], **told) for n in range(3)]
-    before = counts()
-    found = [on_gpu.planes(seg, "bt709") for seg in segs]
-    copies = counts()["copies_to_host"] - before["copies_to_host"]
-    assert (copies, fetches, on_gpu.painted) == (0, [], "gpu")
-    for seg, planes in zip(segs, found, strict=True):
-        picture = painted(on_cpu, on_the_cpu(seg))
-        assert (len(picture) > size[0]) == legend
-        same_planes(planes, picture, order, colour_matrix="bt709")
-        plain = ops.overlay(
-            seg.frame.image, seg.labels, palette(seg.names, order), alpha=settings["alpha"]
-        )
-        assert (picture[: size[0]] != plain).any()  # names were written
-    assert on_gpu.planes(segs[0], "bt709") is None  # it has left the GPU
-
-
-@pytest.mark.needs_cuda
-@pytest.mark.parametrize("step", ["yuv420", "ink"])
-def test_planes_that_fail_are_painted_on_the_cpu_from_then_on(step, monkeypatch, caplog):
-    require_cuda()
-    painter, expected = (Painter(channel_order="rgb", alpha=0.4, legend=True) for _ in range(2))
-    segs = [labelled("bt709", "rgb", seed) for seed in range(3)]
-    assert painter.planes(segs[0], "bt601") is not None
-
-    sound = getattr(ops, step)
-
-    def fail(picture, *arguments, **settings):
-        if isinstance(picture, np.ndarray):  # the legend, before it is uploaded
-            return sound(picture, *arguments, **settings)
-        raise CudaError("out of memory")
-
-    monkeypatch.setattr(ops, step, fail)
-    assert painter.planes(segs[1], "bt601") is None
-    monkeypatch.undo()
-    assert painter.planes(segs[2], "bt601") is None
-    found = [painted(painter, seg) for seg in segs]
-    assert painter.painted == "cpu"
-    for seg, picture in zip(segs, found, strict=True):
-        np.testing.assert_array_equal(picture, painted(expected, on_the_cpu(seg)))
-    warnings = [r.message for r in caplog.records if "CPU from now on" in r.message]
-    assert warnings == ["overlays are painted on the CPU from now on: out of memory"]
-
-
-@pytest.mark.needs_cuda
-@pytest.mark.parametrize("place", [(3, 20), (-30, 90), (310, 5), (150, 400), (-900, 90)])
-def test_names_are_cut_at_the_edges_as_on_the_cpu(place):
-    require_cuda()
-    picture = np.random.default_rng(0).integers(0, 256, (90, 322, 3), np.uint8)
-    on_gpu = ops.DeviceArray.from_numpy(picture, 0)
-    for text in ("gjpq", " "):
-        name = plot._Text(cv2, text, 322)
-        for there in (picture, on_gpu):
-            name.draw(there, *place, [(0, 0, 0), (9, 255, 99)])
-    np.testing.assert_array_equal(on_gpu.numpy(), picture)
-
-
 @pytest.mark.needs_cuda
 def test_a_gpu_that_fails_is_left_once(monkeypatch, caplog):
     require_cuda()
@@ -208,16 +129,12 @@ def test_the_page_s_overlay_is_painted_there_unless_it_is_made_smaller(order, mo
     pytest.importorskip("uvicorn")
     from zsseg_rt.server import preview
 
-    fetches, gpu, jpeg = [], painting.GpuPainter(order, 0.5), preview.JpegEncoder("cpu")
+    fetches, gpu = [], painting.GpuPainter(order, 0.5)
     seg = labelled("bt709", order, fetches=fetches)
-    planes = gpu.planes(seg.frame.on_gpu, seg.labels, palette(seg.names, order), layout="i420")
-    found = preview.encode_preview_overlay(seg, order, jpeg, gpu)
+    found = preview.encode_preview_overlay(seg, order, gpu)
     assert fetches == []
-    assert found == preview.encode_preview_overlay(on_the_cpu(seg), order, jpeg, gpu)
-    colours = palette(seg.names, order)
-    picture = ops.overlay(seg.frame.image, seg.labels, colours, alpha=0.5)
-    same_planes(planes, picture, order, layout="i420")
+    assert found == preview.encode_preview_overlay(on_the_cpu(seg), order, gpu)
     monkeypatch.setattr(preview, "LONGEST_SIDE", 100)
-    seg, fetches = labelled("bt709", order, fetches=fetches), []
-    small = preview.encode_preview_overlay(seg, order, jpeg, gpu)
-    assert small == preview.encode_preview_overlay(on_the_cpu(seg), order, jpeg, gpu)
+    seg = labelled("bt709", order)
+    small = preview.encode_preview_overlay(seg, order, gpu)
+    assert small == preview.encode_preview_overlay(on_the_cpu(seg), order, gpu)

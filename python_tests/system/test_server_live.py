@@ -111,7 +111,7 @@ def test_a_frame_that_is_labelled_after_the_end_is_no_error():
     seg = Segmentation(
         labels=np.zeros((2, 2), np.uint8), names=("a",), vocabulary_version=1, frame=frame
     )
-    hub = Hub(Mock(stats=dict), Mock(channel_order="rgb"), Limits(), Mock())
+    hub = Hub(Mock(stats=dict), Mock(channel_order="rgb"), Limits())
 
     async def begin_and_end():
         task = asyncio.create_task(hub.run())

@@ -457,25 +457,6 @@ def test_windows_replay_one_capture(placed, launched, monkeypatch, bundle):
     assert launched["recorded"] == 2  # of a window, and of the labels
 
 
-@pytest.mark.parametrize("settings", [{}, {"windows": "auto"}])
-@pytest.mark.parametrize("bundle", ["descriptor", "dense"])
-def test_refined_frames_are_replayed(placed, launched, monkeypatch, bundle, settings):
-    """Each along its own edges, which lie in a buffer that the capture reads."""
-    frames = [frame(seed, 31, 75) for seed in range(4)]
-    results = []
-    for recorded in ("0", "1"):
-        monkeypatch.setenv("ZSSEG_CUDA_GRAPHS", recorded)
-        with open_engine(placed, bundle, refine="bilateral", **settings) as engine:
-            engine.set_classes(**vocabulary(engine, 6))
-            results.append([engine.segment(one) for one in frames])
-    assert launched["launched"] > 0
-    for found, expected in zip(*results, strict=True):
-        assert_same(found, expected)
-    with open_engine(placed, bundle, **settings) as engine:
-        engine.set_classes(**vocabulary(engine, 6))
-        assert (engine.segment(frames[0]).labels != results[0][0].labels).any()
-
-
 @pytest.mark.parametrize(("count", "parts"), [(8, 2), (9, 1)])
 def test_classes_that_attend_to_each_other(monkeypatch, placed, launched, count, parts):
     """Of more phrases than the head's 8, the host chooses, and only the labels are recorded."""

@@ -111,9 +111,9 @@ def test_candidates_are_those_nearest_to_some_cell(cells):
     assert label(cells, NAMES, frame, max_candidates=2).candidates == ("red", "blue")
 
 
-def test_windows_and_refinement_take_candidates_too(cells):
+def test_windows_and_letterboxes_take_candidates_too(cells):
     frame = picture(60, 96)
-    for settings in ({"windows": "auto"}, {"refine": "bilateral"}, {"resize": "letterbox"}):
+    for settings in ({"windows": "auto"}, {"resize": "letterbox"}):
         plain = label(cells, NAMES, frame, **settings)
         same = label(cells, NAMES, frame, max_candidates=4, **settings)
         assert np.array_equal(plain.labels, same.labels)

@@ -32,9 +32,6 @@ def results_of(operation):
         for name, array in arrays.items()
         if name not in ("out", "picture", "total")
     }
-    if operation == "yuv420":
-        planes = ops.yuv420(**arrays, **settings)
-        return arrays, settings, {f"out[{i}]": plane for i, plane in enumerate(planes)}
     if operation == "ink":
         return arrays, settings, {"picture": np.zeros((4, 4, 3), np.uint8)}
     if operation not in PAIRED:
@@ -72,8 +69,6 @@ def shared(written, other, shift):
 
 def call(operation, arrays, settings, written, module=ops):
     settings = dict(settings)
-    if operation == "yuv420":
-        settings, written = settings | {"out": tuple(written.values())}, {}
     if operation in PAIRED:
         settings |= {"out": (written["labels"], written["scores"]), "with_scores": True}
         written = {name: array for name, array in written.items() if name == "picture"}

@@ -18,6 +18,5 @@ def test_quick_run_counts_windows(tmp_path):
         "stretch": 1,
         "letterbox": 1,
         "windows": 3,
-        "windows, refined": 3,
     }
     assert all(way["ratio"] > 0 for way in ways.values())

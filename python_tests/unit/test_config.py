@@ -140,3 +140,10 @@ class TestChoose:
         assert (placement.backend, placement.device) == ("tensorrt", "cuda:1")
         monkeypatch.setattr(registry, "is_installed", lambda name: name != "tensorrt")
         assert registry.choose(EngineConfig(device="cuda:1")).backend == "torch"
+
+
+@pytest.mark.parametrize("make", [lambda raw: EngineConfig(**raw), EngineConfig.from_dict])
+def test_a_retired_setting_is_named_with_what_to_do_instead(make):
+    with refused(ConfigError, "refine", "bilateral"):
+        make({"refine": "bilateral"})
+    assert EngineConfig.from_dict({"refine": None, "num_lanes": 2}) == EngineConfig(num_lanes=2)

@@ -38,8 +38,6 @@ class Camera(File):
 class FakeLanes:
     """Lanes whose frames finish in the order that a test chooses."""
 
-    turns = None
-
     def __init__(self, num_lanes, hold=()):
         self.num_lanes, self.closed = num_lanes, 0
         self.released = {number: threading.Event() for number in hold}
@@ -164,7 +162,7 @@ def test_lanes_may_be_closed_by_one_of_their_own_threads():
 
 
 def test_sinks_are_closed_if_the_lanes_cannot_be_opened():
-    def busy(*, in_turn):
+    def busy():
         raise EngineStateError("engine: is busy in another thread. Wait for it.")
 
     sink = Mock()
@@ -173,7 +171,5 @@ def test_sinks_are_closed_if_the_lanes_cannot_be_opened():
         StreamParts(sources=[File(1)], **made).start(Mock(), busy)
     sink.close.assert_called_once_with()
     StreamParts(sources=[Camera(1)], **made).start(Mock(), busy).close()  # it takes no lanes
-    with refused(EngineStateError, "engine"):
-        StreamParts(sources=[Camera(1)], **made).start(Mock(), busy, "cuda:0")
     made["memories"] = {"file": None}
-    StreamParts(sources=[Camera(1)], **made).start(Mock(), busy, "cuda:0").close()
+    StreamParts(sources=[File(1)], **made).start(Mock(), busy).close()

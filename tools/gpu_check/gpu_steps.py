@@ -21,7 +21,6 @@ FLAVOURS = ("tensorrt", "tensorrt_rtx")
 # A test file holds GPU tests if it names the mark, or uses the fixture that runs on both devices.
 GPU_TESTS = re.compile(r"needs_cuda|\bdevice\.(place|holds)\(")
 ENGINE_TESTS = "test_gpu_engine.py"
-ENCODER_TESTS = "test_gpu_encoders.py"
 QUICK_TESTS = ("test_ops_overlay.py", "test_ops_all_finite.py")
 # What the engine needs of torch and ONNX on the GPU, or the reason why it cannot have it.
 TORCH_FACTS = """
@@ -31,13 +30,6 @@ except ImportError as exc:
     raise SystemExit(f"needs the packages torch and onnx: {exc}")
 if not torch.cuda.is_available():
     raise SystemExit(f"torch {torch.__version__} sees no GPU: it needs a CUDA build of torch")
-"""
-ENCODER_FACTS = """
-from zsseg_rt.stream.gstreamer import encoders, jpeg
-from zsseg_rt.stream.gstreamer.library import load
-gst = load().Gst
-if encoders.encoder_of(gst) not in encoders.NVIDIA and not jpeg.has_nvjpeg(gst):
-    raise SystemExit("needs nvh264enc, nvv4l2h264enc or nvjpegenc in GStreamer")
 """
 TENSORRT_FACTS = """
 from zsseg_rt.backends._tensorrt_api import load_tensorrt
@@ -80,8 +72,7 @@ def kernel_steps(args: argparse.Namespace) -> Iterator[Step]:
     """Are the kernels right?"""
     # Seconds on a GPU; half a minute of a quiet core on the emulated one.
     yield Step(name="every kernel", command=[program(args)], limit=120.0, missing=no_program(args))
-    others = (ENGINE_TESTS, ENCODER_TESTS)
-    tests = [name for name in test_names() if not name.endswith(others)]
+    tests = [name for name in test_names() if not name.endswith(ENGINE_TESTS)]
     if args.quick:  # on an emulated GPU all of them take minutes
         tests = [name for name in tests if name.endswith(QUICK_TESTS)]
     yield pytest_step("kernel tests", tests, args)
@@ -163,12 +154,6 @@ def other_sanitizer_steps(args: argparse.Namespace) -> Iterator[Step]:
     yield from sanitizers(args, "initcheck", "synccheck")
 
 
-def encoder_steps(args: argparse.Namespace) -> Iterator[Step]:
-    """Do overlays reach NVIDIA's encoders in the GPU's memory?"""
-    tests = [name for name in test_names() if name.endswith(ENCODER_TESTS)]
-    yield pytest_step("encoder tests", tests, args, missing=why_python_fails(ENCODER_FACTS))
-
-
 GROUPS: dict[str, Callable[[argparse.Namespace], Iterator[Step]]] = {
     "kernels": kernel_steps,
     "engine": engine_steps,
@@ -177,7 +162,6 @@ GROUPS: dict[str, Callable[[argparse.Namespace], Iterator[Step]]] = {
     "profiles": profile_steps,
     "sanitizers": sanitizer_steps,
     "sweeps": sweep_steps,
-    "encoders": encoder_steps,
     "other-sanitizers": other_sanitizer_steps,
 }
 

@@ -212,45 +212,16 @@ def ink_cases(bench: CpuBench, *, quick: bool) -> Iterator[Case]:
     picture = generator.integers(0, 256, (*size, 3), np.uint8)
     weights = generator.integers(0, 256, (2, *of_name), np.uint8)
     weights *= generator.random(weights.shape) < 0.3
-    placed = [bench.place(picture.copy()), bench.place(weights)]
-    where = (size[0] // 2, size[1] // 2), [(0, 0, 0), (255, 255, 255)]
+    own, where = picture.copy(), ((size[0] // 2, size[1] // 2), [(0, 0, 0), (255, 255, 255)])
 
     def ours() -> Any:
-        return ops.ink(*placed, *where, stream=bench.stream)
+        return ops.ink(own, weights, *where)
 
     def check() -> None:
-        found = ops.ink(bench.place(picture.copy()), placed[1], *where, stream=bench.stream)
-        expect_close(bench.fetch(found), reference.ink(picture.copy(), weights, *where), 0.0)
+        found = ops.ink(picture.copy(), weights, *where)
+        expect_close(found, reference.ink(picture.copy(), weights, *where), 0.0)
 
     yield Case("ink", "x".join(map(str, of_name)), weights.nbytes, check, {"zsseg_rt": ours})
-
-
-def yuv420_cases(bench: CpuBench, *, quick: bool) -> Iterator[Case]:
-    """A full-HD picture to NV12 and to I420."""
-    height, width = (90, 160) if quick else (1080, 1920)
-    picture = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-    for layout in ("nv12", "i420"):
-        yield yuv420_case(bench, picture, layout)
-
-
-def yuv420_case(bench: CpuBench, picture: np.ndarray, layout: str) -> Case:
-    """Measure against OpenCV, which knows I420."""
-    expected = reference.yuv420(picture, layout=layout)
-    placed = bench.place(picture)
-    out = tuple(bench.place(np.empty_like(plane)) for plane in expected)
-
-    def ours() -> Any:
-        return ops.yuv420(placed, layout=layout, out=out, stream=bench.stream)
-
-    def check() -> None:
-        for plane, wanted in zip(ours(), expected, strict=True):
-            expect_close(bench.fetch(plane), wanted, 0.0)
-
-    sizes = f"{picture.shape[0]}x{picture.shape[1]} {layout}"
-    case = Case("yuv420", sizes, picture.nbytes * 3 // 2, check, {"zsseg_rt": ours})
-    if layout == "i420" and (cv2 := bench.cv2):
-        case.candidates["OpenCV"] = lambda: cv2.cvtColor(picture, cv2.COLOR_RGB2YUV_I420)
-    return case
 
 
 def finite_cases(bench: CpuBench, *, quick: bool) -> Iterator[Case]:

@@ -176,30 +176,6 @@ def warp_case(bench: CpuBench, logits: np.ndarray) -> Case:
     return case
 
 
-def bilateral_cases(bench: CpuBench, *, quick: bool) -> Iterator[Case]:
-    """Logits of 21 names on grids of DeepLab and of CLIP at 448, and of 171 names."""
-    for classes, grid in [(3, 8)] if quick else [(21, 33), (21, 28), (171, 28)]:
-        yield bilateral_case(bench, smooth_logits(classes, grid))
-
-
-def bilateral_case(bench: CpuBench, logits: np.ndarray) -> Case:
-    """Measure alone: no library of ours has it."""
-    side = 5 * logits.shape[2]
-    guide = np.random.default_rng(0).random((1, 3, side, side), np.float32)
-    placed = [bench.place(logits), bench.place(guide)]
-    out = bench.place(np.empty((*logits.shape[:2], side, side), np.float32))
-
-    def ours() -> Any:
-        return ops.bilateral_upsample(*placed, out=out, stream=bench.stream)
-
-    def check() -> None:
-        expect_close(bench.fetch(ours()), reference.bilateral_upsample(logits, guide), 0.0)
-
-    num_bytes = logits.nbytes + guide.nbytes + out.nbytes
-    sizes = f"C={logits.shape[1]} {logits.shape[2]}x{logits.shape[3]} to {side}x{side}"
-    return Case("bilateral_upsample", sizes, num_bytes, check, {"zsseg_rt": ours})
-
-
 def norm_cases(bench: CpuBench, *, quick: bool) -> Iterator[Case]:
     """Tokens of ViT-B/16 at 512x512, in both precisions, and of ViT-L/14 at 336x336."""
     for rows, width in [(9, 64)] if quick else [(1025, 768), (577, 1024)]:

@@ -68,6 +68,8 @@ _CALLED = {
 
 _RETIRED = {
     "--as-published": "Run python -m benchmarks.papers in a checkout: docs/evaluation.md.",
+    "--lanes": "Leave it out: files take as many lanes as fit, cameras one.",
+    "--refine": "Leave it out; --windows auto labels frames that are not square in finer cells.",
 }  # options of earlier versions, and what to do instead
 
 app = typer.Typer(

@@ -126,7 +126,6 @@ class ModelOptions(ComputeOptions):
     resize: str | None = opt(
         "letterbox keeps a frame's shape in one window, stretch does not; default: the bundle's."
     )
-    refine: str | None = opt("bilateral: labels follow the picture's edges.")
 
     def config(self, cosine_option: str = "--cosine") -> EngineConfig:
         """The engine's settings."""

@@ -27,7 +27,6 @@ from zsseg_rt.cli.options import (
     BundleOption,
     DemoOption,
     JsonOption,
-    UsageError,
     WaitOption,
     argument_errors_are_usage,
 )
@@ -38,10 +37,8 @@ from zsseg_rt.config import MAX_LANES
 from zsseg_rt.errors import SourceError
 
 if TYPE_CHECKING:
-    from zsseg_rt.config import EngineConfig
     from zsseg_rt.engine import Engine
     from zsseg_rt.results.segmentation import Segmentation
-    from zsseg_rt.stream.opening import StreamParts
     from zsseg_rt.stream.runner import SourceStats, Stream
     from zsseg_rt.stream.sinks import SinkStats
 
@@ -60,13 +57,6 @@ class _Pace:
         "latest (drop old frames) or all (the source waits); default: latest for cameras, else all."
     )
     max_staleness: float | None = opt("Drop frames that waited longer than this many seconds.")
-    lanes: int = opt(
-        "Frames in work at the same time; 0 = automatic, 1 for cameras. On a GPU, 2 prepare a "
-        "camera's next frame during this one.",
-        0,
-        min=0,
-        max=MAX_LANES,
-    )
     wait: WaitOption = False
 
     def settings(self) -> dict[str, Any]:
@@ -128,6 +118,7 @@ def stream(
     files. docs/streams.md describes sources, sinks and policies.
     """
     from zsseg_rt.engine import Engine
+    from zsseg_rt.integrations.batch.photo_run import lanes_for
     from zsseg_rt.stream.opening import StreamOptions
 
     lacking = "name a source: a camera, video, folder or @FILE"
@@ -141,27 +132,14 @@ def stream(
     with argument_errors_are_usage():
         settings = {**pace.settings(), **files.settings(), **vars(memory)}
         parts = StreamOptions(sinks=sinks, **settings).open(source, config.channel_order)
-    config = replace(config, num_lanes=_num_lanes(pace.lanes, parts, config))
+    if parts.takes_lanes:
+        config = replace(config, num_lanes=lanes_for(MAX_LANES, config))
     with Engine(checked, config) as engine:
         words.give(engine, names)
         lanes = engine.open_lanes if config.num_lanes > 1 else None
         with parts.start(engine.segment, lanes, engine.device) as labelled:
             _run(labelled, pace.frames, pace.seconds)
         _report(engine, labelled, files.json_file)
-
-
-def _num_lanes(asked: int, parts: StreamParts, config: EngineConfig) -> int:
-    from zsseg_rt.backends.registry import choose
-    from zsseg_rt.integrations.batch.photo_run import lanes_for
-
-    if not asked:
-        return lanes_for(MAX_LANES, config) if parts.takes_lanes else 1
-    if asked > 1 and not (parts.takes_lanes or parts.takes_turns(choose(config).device)):
-        raise UsageError(
-            f"--lanes: expected 1 for cameras on the CPU, and with --steady or --skip-still, got "
-            f"{asked}. Leave it out."
-        )
-    return asked
 
 
 def _run(labelled: Stream, frames: int | None, seconds: float | None) -> None:
@@ -229,8 +207,6 @@ def _sink_line(sink: SinkStats, num_sources: int) -> str:
         places[2:-2] = [f"... ({len(places) - 4} more)"]
     dropped = f", {sink.dropped} dropped" if sink.dropped else ""
     painted = ", painted on the GPU" if sink.painted == "gpu" else ""
-    if sink.painted == "gpu" and sink.path is not None:
-        painted += f", to the encoder through {sink.path}"
     problem = f"; failed: {sink.error}" if sink.error else ""
     return f"{', '.join(places)}  {sink.written} frames{dropped}{painted}{problem}"
 

@@ -40,8 +40,8 @@ from zsseg_rt.common.arrays import Array
 from zsseg_rt.common.cpus import threads_in_quota
 from zsseg_rt.ops.labels import upsample_argmax, upsample_argmax_overlay
 from zsseg_rt.ops.native import native
-from zsseg_rt.ops.over_cells import bilateral_upsample, merge_windows, warp_blend
-from zsseg_rt.ops.pictures import ink, yuv420
+from zsseg_rt.ops.over_cells import merge_windows, warp_blend
+from zsseg_rt.ops.pictures import ink
 from zsseg_rt.ops.regions import crop_regions, label_regions, mask_boxes
 from zsseg_rt.ops.rows import add_layer_norm
 from zsseg_rt.ops.similarity import (
@@ -59,7 +59,6 @@ __all__ = [
     "add_layer_norm",
     "all_finite",
     "available_cpu_isas",
-    "bilateral_upsample",
     "blend_cosines",
     "count_labels",
     "cpu_isa",
@@ -83,7 +82,6 @@ __all__ = [
     "upsample_argmax",
     "upsample_argmax_overlay",
     "warp_blend",
-    "yuv420",
 ]
 
 if _quota := threads_in_quota():

@@ -50,58 +50,6 @@ def merge_windows(
     return native(_C.merge_windows, logits, shares, places, add, out, stream)
 
 
-def bilateral_upsample(
-    logits: Array,
-    guide: Array,
-    *,
-    scale: int = 5,
-    reach: float = 0.2,
-    align: str = "half_pixel",
-    out: Array | None = None,
-    stream: int = 0,
-) -> Array:
-    """Take logits to a finer grid, along the edges of a picture.
-
-    Each point of the finer grid is the mean of the four cells around it, by their bilinear weights
-    times how like the point's colour is to each cell's: ``max(0, 1 - (distance / reach)²)⁴``, and
-    at least 0.001. A cell's colour is the mean over its points. A picture of one colour gives the
-    bilinear result, and the point in the middle of a cell has the cell's logit. Reference, CPU and
-    CUDA agree bit for bit where logits are finite; others reach the points around them.
-
-    Source: Kopf et al., "Joint Bilateral Upsampling", SIGGRAPH 2007.
-
-    Args:
-        logits: float32 ``[B, C, h, w]``, from 1 to 65534 classes.
-        guide: The picture on the finer grid, float32 ``[B, 3, H, W]``; as a rule from
-            :func:`preprocess` with mean 0 and std 1, so that colours are in [0, 1]. NaN is like no
-            colour.
-        scale: Points of the finer grid from a cell to the next: 3, 5, 7 or 9. ``H`` is
-            ``scale * h``, or with ``"corners"`` ``scale * (h - 1) + 1``, at most 32767, and ``W``
-            likewise.
-        reach: Distance of colours from which on they are unlike, from 0.001 to 16.
-        align: Where cells lie on the picture, ``"half_pixel"`` or ``"corners"``; see
-            :func:`preprocess`.
-        out: Array to write, float32 ``[B, C, H, W]``. A new one if None.
-        stream: CUDA stream to enqueue on.
-
-    Returns:
-        ``out``, on the logits' device.
-
-    Raises:
-        ShapeError: Sizes differ or are out of range, or an array is not C-contiguous and aligned.
-        DTypeError: An array is not float32.
-        ArgumentError: ``scale``, ``reach`` or ``align`` is not as above.
-        DeviceError: The arrays are not on one device, or the build has no CUDA.
-
-    Example:
-        >>> guide = np.zeros((1, 3, 3, 6), np.float32)
-        >>> guide[..., 4:] = 1  # an edge, a point to the right of where the cells meet
-        >>> bilateral_upsample(np.float32([[[[0, 6]]]]), guide, scale=3)[0, 0, 1].round(1)
-        array([0., 0., 0., 0., 6., 6.], dtype=float32)
-    """
-    return native(_C.bilateral_upsample, logits, guide, scale, reach, align, out, stream)
-
-
 def warp_blend(
     logits: Array,
     past: Array,

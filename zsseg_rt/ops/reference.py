@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from zsseg_rt.common.arrays import Array
 from zsseg_rt.ops._sampling import out_or_new
-from zsseg_rt.ops.reference_bilateral import bilateral_upsample
 from zsseg_rt.ops.reference_blend import blend_cosines
 from zsseg_rt.ops.reference_labels import (
     UPSAMPLE_ARGMAX_TOLERANCE,
@@ -23,7 +22,7 @@ from zsseg_rt.ops.reference_labels import (
     upsample_argmax,
     upsample_bilinear,
 )
-from zsseg_rt.ops.reference_pictures import ink, yuv420
+from zsseg_rt.ops.reference_pictures import ink
 from zsseg_rt.ops.reference_preprocess import preprocess, rgb_of_nv12
 from zsseg_rt.ops.reference_regions import crop_regions, label_regions, mask_boxes
 from zsseg_rt.ops.reference_warp import merge_windows, warp_blend
@@ -33,7 +32,6 @@ __all__ = [
     "activate",
     "add_layer_norm",
     "all_finite",
-    "bilateral_upsample",
     "blend_cosines",
     "count_labels",
     "crop_regions",
@@ -50,7 +48,6 @@ __all__ = [
     "upsample_argmax_overlay",
     "upsample_bilinear",
     "warp_blend",
-    "yuv420",
 ]
 
 

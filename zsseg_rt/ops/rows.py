@@ -54,5 +54,5 @@ def add_layer_norm(
         >>> add_layer_norm(rows, ones, ones, 0 * ones, eps=[0.0])
         array([[-1.,  1.]], dtype=float32)
     """
-    each = [*eps] if isinstance(eps, Iterable) else [eps]
+    each = eps if isinstance(eps, Iterable) else [eps]
     return native(_C.add_layer_norm, x, y, scale, shift, each, total, total_after, out, stream)

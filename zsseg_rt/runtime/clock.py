@@ -22,7 +22,6 @@ STAGES = (
     "check",
     "steady",
     "candidates",
-    "refine",
     "upsample_argmax",
     "results",
 )

@@ -30,7 +30,6 @@ from zsseg_rt.errors import (
 from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.runtime.device_result import DeviceSegmentation
 from zsseg_rt.runtime.families.base import BoundClasses, Family, LabelRule, Trace
-from zsseg_rt.runtime.graph_turns import GraphTurns
 from zsseg_rt.runtime.inputs.checks import check_device_frame, check_frame
 from zsseg_rt.runtime.inputs.nv12 import Nv12Frame, as_nv12, check_nv12
 from zsseg_rt.runtime.inputs.window_plan import Windows
@@ -248,10 +247,6 @@ class Lane:
         with self._path.using(recorded):
             self._path.label(frame, classes, self._rule)
         return recorded
-
-    def take_turns(self, turns: GraphTurns) -> None:
-        """Let this lane's graphs take turns with those of other lanes."""
-        self._path.turns = turns
 
     def close(self) -> None:
         """Free sessions and buffers, after the frame under way. Calling it twice is harmless."""

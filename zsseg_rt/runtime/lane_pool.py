@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt.results.segmentation import Segmentation
-from zsseg_rt.runtime.graph_turns import GraphTurns
 from zsseg_rt.runtime.lane import Lane
 
 _Job = TypeVar("_Job")
@@ -21,19 +20,15 @@ _Result = TypeVar("_Result")
 
 
 class LanePool:
-    """Labels frames in the engine's own lane and in further ones; usable from any thread.
-
-    With ``turns``, the lanes' graphs run one after the other.
-    """
+    """Labels frames in the engine's own lane and in further ones; usable from any thread."""
 
     def __init__(
         self,
         segment: Callable[[npt.NDArray[np.uint8]], Segmentation],
         open_lane: Callable[[], Lane],
         num_lanes: int,
-        turns: GraphTurns | None = None,
     ) -> None:
-        self.num_lanes, self.turns = num_lanes, turns
+        self.num_lanes = num_lanes
         self._free: queue.SimpleQueue[Callable[[npt.NDArray[np.uint8]], Segmentation]]
         self._free = queue.SimpleQueue()
         self._free.put(segment)
@@ -41,8 +36,6 @@ class LanePool:
             for _ in range(num_lanes - 1):
                 self._free.put(opened.enter_context(open_lane()).segment)
             self._opened = opened.pop_all()
-        if turns is not None:
-            turns.is_on = True
 
     def segment(self, frame: npt.NDArray[np.uint8]) -> Segmentation:
         """Label a frame in the next free lane; see :meth:`Lane.segment`."""
@@ -54,8 +47,6 @@ class LanePool:
 
     def close(self) -> None:
         """Close the further lanes. Calling it twice is harmless."""
-        if self.turns is not None:
-            self.turns.is_on = False
         self._opened.close()
 
     def __enter__(self) -> LanePool:

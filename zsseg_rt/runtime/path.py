@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -36,11 +36,9 @@ from zsseg_rt.runtime.families.base import (
 )
 from zsseg_rt.runtime.families.candidates import cut
 from zsseg_rt.runtime.families.gate import CandidateGate
-from zsseg_rt.runtime.graph_turns import GraphTurns
 from zsseg_rt.runtime.inputs.frame_inputs import Frame, FrameInputs
 from zsseg_rt.runtime.inputs.nv12 import Nv12Frame
 from zsseg_rt.runtime.inputs.window_plan import Windows
-from zsseg_rt.runtime.refine import finer_hw, refined
 from zsseg_rt.runtime.steady.memory import Turn
 from zsseg_rt.runtime.windows import merge
 from zsseg_rt.runtime.workspace import Workspace
@@ -75,7 +73,7 @@ class FramePath:
         self.pipeline = family.pipeline(sessions, workspace)
         self.clock = workspace.clock(enabled=config.with_times, ranges=ranges)
         self._config, self._head, self._windows = config, head, windows
-        self._refines, most = config.refine is not None, config.max_candidates
+        most = config.max_candidates
         self._gate = None if most is None else CandidateGate(most)
         dtype = dtype_of("image", sessions["image_encoder"].inputs)
         order = config.channel_order
@@ -86,7 +84,6 @@ class FramePath:
         )
         self._given: tuple[BoundClasses, int | None] | None = None  # what the buffers hold
         self.adopted: BoundClasses | None = None
-        self.turns = GraphTurns(workspace.device)
         self._is_warm = workspace.device == "cpu"
 
     def label(
@@ -221,17 +218,13 @@ class FramePath:
         if self._gate is not None:
             self._gate.begin(classes.seen, turn)
         run = captures.run if captured else run_plainly
-        work: Callable[[], _Labelled]
         if self._windows is not None and trace is None:
-            work = partial(self._work_in_windows, frame, self._windows, adopted, rule, run, turn)
-        else:
-            given = self._image(frame, trace), out_hw, adopted, rule
-            work = partial(self._work, *given, run, trace, turn)
-            if captured and self._family.in_one_part and not splits(adopted, turn):
-                key = kind_of(out_hw, adopted, rule)
-                work = partial(run, key, partial(self._work, *given, run_plainly))
-        with self.turns.turn(self._workspace.stream):
-            return work()
+            return self._work_in_windows(frame, self._windows, adopted, rule, run, turn)
+        given = self._image(frame, trace), out_hw, adopted, rule
+        if captured and self._family.in_one_part and not splits(adopted, turn):
+            key = kind_of(out_hw, adopted, rule)
+            return run(key, partial(self._work, *given, run_plainly))
+        return self._work(*given, run, trace, turn)
 
     def _warm_up(
         self, frame: Frame, out_hw: tuple[int, int], classes: BoundClasses, rule: LabelRule
@@ -259,8 +252,7 @@ class FramePath:
             masks = run(("masks", *kind), lambda: make(run_plainly, trace))
         else:
             masks = make(run, trace)
-        fine = self._refines and trace is None
-        label = partial(self._label_pixels, masks, out_hw, classes, rule, turn, fine=fine)
+        label = partial(self._label_pixels, masks, out_hw, classes, rule, turn)
         return label() if is_split else run(("labels", *kind), label)
 
     def _work_in_windows(
@@ -287,13 +279,11 @@ class FramePath:
             masks = partial(self.pipeline.masks, image, classes, clock, run_plainly)
             return run(("windows", len(parts), *kind), masks)
 
-        if self._refines:
-            inputs.guide(frame, given, finer_hw(plan.shares.shape, self._head.align))
         at_once = self._head.window_batch
         masks = merge(plan, of_windows, workspace, clock, at_once=at_once)
         if clock is not self.clock:
             self.clock.mark("image_encoder")
-        label = partial(self._label_pixels, masks, out_hw, classes, rule, turn, fine=self._refines)
+        label = partial(self._label_pixels, masks, out_hw, classes, rule, turn)
         return label() if splits(classes, turn) else run(("labels", *kind), label)
 
     def _label_pixels(
@@ -303,8 +293,6 @@ class FramePath:
         classes: BoundClasses,
         rule: LabelRule,
         turn: Turn | None,
-        *,
-        fine: bool,
     ) -> _Labelled:
         workspace, clock = self._workspace, self.clock
         host, finite = workspace.flag()
@@ -318,19 +306,13 @@ class FramePath:
         if classes.gate is not None:
             drawn, classes = cut(masks, classes, workspace)
             clock.mark("candidates")
-        if fine:
-            drawn = refined(drawn, rule.head, workspace)
-            clock.mark("refine")
         pixels = drawn.label(out_hw, classes, rule, workspace, clock)
         return _Labelled(masks=masks, pixels=pixels, finite=finite, finite_on_host=host)
 
     def _image(self, frame: Frame, trace: Trace | None = None) -> Array:
         """The encoder's input [1, 3, h, w] on the device, of the dtype that the encoder takes."""
         inputs = self._inputs
-        given = inputs.on_device(frame)
-        image = inputs.image(frame, given)
-        if self._refines:
-            inputs.guide(frame, given, finer_hw(self._head.grid_hw, self._head.align))
+        image = inputs.image(frame, inputs.on_device(frame))
         self.clock.mark("preprocess")
         if trace is not None:
             trace["image"] = image

@@ -15,7 +15,7 @@ from zsseg_rt.errors import ArgumentError
 from zsseg_rt.results.segmentation import Frame, Segmentation
 from zsseg_rt.server.ages import AgeHistogram
 from zsseg_rt.server.labeller import Labeller
-from zsseg_rt.server.preview import ALPHA, JpegEncoder, Result, frame_of
+from zsseg_rt.server.preview import ALPHA, Result, frame_of
 from zsseg_rt.server.settings import Limits
 from zsseg_rt.server.worker import Worker
 from zsseg_rt.stream.painting import GpuPainter
@@ -29,9 +29,7 @@ _LOOK_EVERY = 0.25
 class Hub:
     """What all clients share. All of it is for the loop's thread but :meth:`publish`."""
 
-    def __init__(
-        self, stream: Stream, labeller: Labeller, limits: Limits, jpeg: JpegEncoder
-    ) -> None:
+    def __init__(self, stream: Stream, labeller: Labeller, limits: Limits) -> None:
         self._sources = tuple(stream.stats())
         self.stream, self.labeller, self.limits = stream, labeller, limits
         self.counts: Counter[str] = Counter()
@@ -40,9 +38,8 @@ class Hub:
         self.state_number = 0
         self.vocabulary: dict[str, Any] = labeller.describe(labeller.vocabulary)
         self.is_closed = False
-        self._encoder, self._jpeg = Worker("encode"), jpeg
-        order = labeller.channel_order
-        self._painters = GpuPainter(order, ALPHA), GpuPainter(order, 0.0)
+        self._encoder = Worker("encode")
+        self._painter = GpuPainter(labeller.channel_order, ALPHA)
         self._lock = threading.Lock()
         self._newest: dict[str, Result] = {}
         self._ages: defaultdict[str, AgeHistogram] = defaultdict(AgeHistogram)
@@ -59,7 +56,7 @@ class Hub:
         with self._lock:
             self._number += 1
             order = self.labeller.channel_order
-            result = Result(self._number, seg, order, self._encoder, self._jpeg, self._painters)
+            result = Result(self._number, seg, order, self._encoder, self._painter)
             self._newest[frame_of(seg).source] = result
             if is_new:
                 self._note(frame_of(seg))

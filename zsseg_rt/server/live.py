@@ -26,7 +26,6 @@ from zsseg_rt.server.hub import Hub
 from zsseg_rt.server.labeller import Labeller
 from zsseg_rt.server.last_pictures import LastPictures
 from zsseg_rt.server.page import load_page
-from zsseg_rt.server.preview import JpegEncoder
 from zsseg_rt.server.settings import ServerSettings, is_local, listen
 from zsseg_rt.stream.opening import loop_videos, on_device
 from zsseg_rt.stream.runner import Policy, Stream
@@ -99,8 +98,7 @@ class LiveServer:
             memories=memories,
             patience=Patience(at_start=wait),
         )
-        jpeg = JpegEncoder(engine.device)
-        self._hub = Hub(self._stream, labeller, self.settings.limits, jpeg)
+        self._hub = Hub(self._stream, labeller, self.settings.limits)
         self._guard = ConnectionGuard(self.settings, self._hub.counts)
         app = create_app(self._hub, page, stale_seconds=self.settings.stale_seconds)
         self._uvicorn = uvicorn.Server(_configure(app, self.settings, self._guard))

@@ -6,9 +6,7 @@ import asyncio
 import json
 import struct
 import zlib
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, TypeVar
 
 import cv2
@@ -20,7 +18,6 @@ from zsseg_rt.errors import SourceError
 from zsseg_rt.results.segmentation import Frame, Segmentation
 from zsseg_rt.results.visualize import palette
 from zsseg_rt.server.worker import Worker
-from zsseg_rt.stream.gstreamer.jpeg import MATRIX, open_nvjpeg
 from zsseg_rt.stream.painting import GpuPainter
 
 LONGEST_SIDE = 1280
@@ -33,8 +30,6 @@ _LONGEST_JPEG = 65500  # pixels; what libjpeg takes
 _DEFLATE_LEVEL = 1  # labels shrink to 2 % at level 1; higher levels take longer than the JPEG
 
 _Value = TypeVar("_Value")
-Jpeg = Callable[[npt.NDArray[np.uint8], str], bytes]
-"""Makes a JPEG of an image, uint8 [H, W, 3], in a channel order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +61,10 @@ class Result:
         seg: Segmentation,
         channel_order: str,
         worker: Worker,
-        jpeg: JpegEncoder,
-        painters: tuple[GpuPainter, GpuPainter],
+        painter: GpuPainter,
     ) -> None:
         self.number, self.seg = number, seg
-        self._how, self._worker = (channel_order, jpeg), worker
-        self._overlays, self._frames = painters
+        self._order, self._worker, self._painter = channel_order, worker, painter
         self._message: asyncio.Future[FrameMessage] | None = None
         self._overlay: asyncio.Future[bytes] | None = None
 
@@ -83,9 +76,7 @@ class Result:
     async def message(self) -> FrameMessage:
         """The frame for viewers."""
         if self._message is None:
-            job = self._worker.run(
-                lambda: encode_message(self.number, self.seg, *self._how, self._frames)
-            )
+            job = self._worker.run(lambda: encode_message(self.number, self.seg, self._order))
             self._message = asyncio.ensure_future(job)
         return await asyncio.shield(self._message)
 
@@ -93,7 +84,7 @@ class Result:
         """The frame with its labels' colours on it, a JPEG."""
         if self._overlay is None:
             job = self._worker.run(
-                lambda: encode_preview_overlay(self.seg, *self._how, self._overlays)
+                lambda: encode_preview_overlay(self.seg, self._order, self._painter)
             )
             self._overlay = asyncio.ensure_future(job)
         return await asyncio.shield(self._overlay)
@@ -103,42 +94,6 @@ def frame_of(seg: Segmentation) -> Frame:
     """The frame of a stream's result."""
     assert seg.frame is not None
     return seg.frame
-
-
-class JpegEncoder:
-    """The page's JPEGs: by NVIDIA's encoder for an engine on a GPU, if it is there; in one thread.
-
-    Sides that it does not take, and all once it has failed, are encoded by OpenCV.
-    """
-
-    def __init__(self, device: str) -> None:
-        self._nvidia = None if device == "cpu" else open_nvjpeg(_JPEG_QUALITY, device)
-
-    def __call__(self, image: npt.NDArray[np.uint8], channel_order: str) -> bytes:
-        """A JPEG of an image, uint8 [H, W, 3]."""
-        made = None if self._nvidia is None else self._nvidia.encode(image, channel_order)
-        return encode_jpeg(image, channel_order) if made is None else made
-
-    def of_gpu(
-        self,
-        shape: tuple[int, ...],
-        size_hw: tuple[int, int],
-        paint: Callable[..., Sequence[Any] | None],
-    ) -> bytes | None:
-        """A JPEG of a picture on the GPU, or None if it does not get to the encoder there.
-
-        Args:
-            shape: The picture's height and width.
-            size_hw: The JPEG's.
-            paint: Makes its planes, if it can, in a ``layout`` and ``colour_matrix``.
-        """
-        if self._nvidia is None or not self._nvidia.takes_planes(shape, size_hw):
-            return None
-        planes = paint(layout="i420", colour_matrix=MATRIX)
-        return None if planes is None else self._nvidia.encode_planes(planes, size_hw)
-
-
-_ON_CPU = JpegEncoder("cpu")
 
 
 def encode_jpeg(image: npt.NDArray[np.uint8], channel_order: str) -> bytes:
@@ -159,18 +114,10 @@ def encode_jpeg(image: npt.NDArray[np.uint8], channel_order: str) -> bytes:
     return bytes(data)
 
 
-def encode_message(
-    number: int,
-    seg: Segmentation,
-    channel_order: str,
-    jpeg: JpegEncoder = _ON_CPU,
-    gpu: GpuPainter | None = None,
-) -> FrameMessage:
-    """Encode a frame for viewers; ``gpu`` paints nothing on frames that are there."""
+def encode_message(number: int, seg: Segmentation, channel_order: str) -> FrameMessage:
+    """Encode a frame for viewers."""
     frame, (height, width) = frame_of(seg), _preview_size(seg.labels.shape)
-    image = None if gpu is None else _of_gpu(seg, channel_order, jpeg, gpu)
-    if image is None:
-        image = jpeg(_resized(frame.image, (height, width)), channel_order)
+    image = encode_jpeg(_resized(frame.image, (height, width)), channel_order)
     label_hw = (-(-height // 2), -(-width // 2))
     labels = zlib.compress(_little_endian(_nearest(seg.labels, label_hw)), _DEFLATE_LEVEL)
     shares = seg.present()
@@ -197,35 +144,19 @@ def encode_message(
     return FrameMessage(header=header, image=image, labels=labels)
 
 
-def encode_preview_overlay(
-    seg: Segmentation, channel_order: str, jpeg: JpegEncoder, gpu: GpuPainter
-) -> bytes:
+def encode_preview_overlay(seg: Segmentation, channel_order: str, gpu: GpuPainter) -> bytes:
     """A small JPEG of a stream's frame with its labels' colours on it.
 
-    A frame on a GPU is painted there if it need not be made smaller, or the encoder does that.
+    A frame on a GPU is painted there if it need not be made smaller.
     """
-    made = _of_gpu(seg, channel_order, jpeg, gpu)
-    if made is not None:
-        return made
     frame, size_hw = frame_of(seg), _preview_size(seg.labels.shape)
     on_gpu = frame.on_gpu  # another thread may let it leave
     if on_gpu is not None and seg.labels.shape == size_hw:
         picture = gpu.canvas(on_gpu, (*size_hw, 3))
         if gpu.paint(on_gpu, seg.labels, palette(seg.names, channel_order), picture):
-            return jpeg(picture, channel_order)
+            return encode_jpeg(picture, channel_order)
     resized, labels = _resized(frame.image, size_hw), _nearest(seg.labels, size_hw)
-    return encode_overlay(resized, labels, seg.names, channel_order, jpeg)
-
-
-def _of_gpu(
-    seg: Segmentation, channel_order: str, jpeg: JpegEncoder, gpu: GpuPainter
-) -> bytes | None:
-    """A small JPEG of what is painted on a frame on a GPU, if it gets to the encoder there."""
-    on_gpu, size_hw = frame_of(seg).on_gpu, _preview_size(seg.labels.shape)
-    if on_gpu is None:
-        return None
-    planes = partial(gpu.planes, on_gpu, seg.labels, palette(seg.names, channel_order))
-    return jpeg.of_gpu(seg.labels.shape, size_hw, planes)
+    return encode_overlay(resized, labels, seg.names, channel_order)
 
 
 def encode_overlay(
@@ -233,7 +164,6 @@ def encode_overlay(
     labels: npt.NDArray[Any],
     names: tuple[str, ...],
     channel_order: str,
-    jpeg: Jpeg = encode_jpeg,
 ) -> bytes:
     """A JPEG of an image with its labels' colours on it.
 
@@ -242,7 +172,7 @@ def encode_overlay(
         labels: uint8 or uint16 [H, W].
     """
     colours = palette(names, channel_order)
-    return jpeg(ops.overlay(image, labels, colours, alpha=ALPHA), channel_order)
+    return encode_jpeg(ops.overlay(image, labels, colours, alpha=ALPHA), channel_order)
 
 
 def _preview_size(size_hw: tuple[int, ...]) -> tuple[int, int]:

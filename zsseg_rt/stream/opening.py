@@ -68,14 +68,10 @@ class StreamParts:
         """Whether several frames can be labelled at the same time."""
         return self.memories is None and waits_for_labels(self.sources, self.options.policy)
 
-    def takes_turns(self, device: str) -> bool:
-        """Whether the next frame can be prepared while this one is labelled."""
-        return self.memories is None and device != "cpu" and not self.takes_lanes
-
     def start(
         self,
         segment: Callable[..., Segmentation],
-        open_lanes: Callable[..., Lanes] | None,
+        open_lanes: Callable[[], Lanes] | None,
         device: str = "cpu",
     ) -> Stream:
         """The stream; the sinks are closed if the lanes that it takes cannot be opened.
@@ -83,10 +79,10 @@ class StreamParts:
         ``open_lanes`` is :meth:`zsseg_rt.Engine.open_lanes`, or None for one lane. ``device`` is
         where ``segment`` also takes frames.
         """
-        in_turn, lanes = self.takes_turns(device), None
+        lanes = None
         try:
-            if open_lanes is not None and (in_turn or self.takes_lanes):
-                lanes = open_lanes(in_turn=in_turn)
+            if open_lanes is not None and self.takes_lanes:
+                lanes = open_lanes()
         except BaseException:
             for writer in self.writers:
                 writer.close()

@@ -54,7 +54,6 @@ class OverlayVideo:
         self._series: dict[str, Series] = {}
         self._recordings: dict[str, _Recording] = {}
         self._painter = painter
-        self.path: str | None = None
 
     @property
     def painted(self) -> str | None:

@@ -23,7 +23,7 @@ from zsseg_rt.errors import (
     ZssegError,
 )
 from zsseg_rt.results.segmentation import Frame, Segmentation
-from zsseg_rt.stream.ahead import Ahead, Lanes, start_ahead
+from zsseg_rt.stream.ahead import Ahead, Lanes
 from zsseg_rt.stream.capture import Capture
 from zsseg_rt.stream.hand_off import HandOff, SlotSettings
 from zsseg_rt.stream.sinks import Sink, SinkStats, Writer
@@ -171,7 +171,7 @@ class Stream:
         # A bound method would keep a stream that is forgotten.
         label = functools.partial(_label, self._segment, memories)
         self._label = label
-        self._ahead = None if lanes is None else start_ahead(label, lanes, self._hand_off)
+        self._ahead = None if lanes is None else Ahead(label, lanes, self._hand_off)
         self._close = weakref.finalize(
             self, _close, self._hand_off, self._captures, self._sinks, self._patience, self._ahead
         )
@@ -245,22 +245,18 @@ class Stream:
         self.close()
 
     def _next_frame(self) -> Frame:
-        while (frame := self._look_for_frame(_LOOK)) is None:
-            pass
-        return frame
-
-    def _look_for_frame(self, seconds: float) -> Frame | None:
-        """See to the sources, and wait for a frame, at most so long."""
-        if not self._hand_off.is_closed:
+        """See to the sources until one has a frame."""
+        while not self._hand_off.is_closed:
             waits = [capture.tick() for capture in self._captures]
             self._refuse_if_none_works()
             for capture in self._captures:
                 capture.watch.log_news()
-            if not self._is_exhausted():
-                frame = self._hand_off.take(min([seconds, *(w for w in waits if w is not None)]))
-                if frame is not None:
-                    for capture in self._captures:
-                        capture.look()
+            if self._is_exhausted():
+                break
+            frame = self._hand_off.take(min([_LOOK, *(w for w in waits if w is not None)]))
+            if frame is not None:
+                for capture in self._captures:
+                    capture.look()
                 return frame
         raise EndOfSource("source: no more frames")
 
@@ -268,7 +264,7 @@ class Stream:
         """The next result, and its age when the labels were there."""
         if self._ahead is None:
             return self._label(self._next_frame())
-        return self._ahead.next(self._next_frame, self._look_for_frame)
+        return self._ahead.next(self._next_frame)
 
     def _lose(self, refused: _Refused) -> None:
         """Lose a source for one of its frames; the others go on."""

@@ -58,10 +58,6 @@ class Writer(Protocol):
     def painted(self) -> str | None:
         """Where overlays are painted, ``"cpu"`` or ``"gpu"``; None if there are none."""
 
-    @property
-    def path(self) -> str | None:
-        """How overlays reach a live stream's encoder; None for other sinks."""
-
     def write(self, seg: Segmentation) -> None:
         """Write one labelled frame.
 
@@ -93,8 +89,6 @@ class SinkStats:
         error: Why it ended early, was not finished, cannot write now or lost a source; or None.
         whose: The source of each file, of each folder's pictures, or of each address.
         painted: Where its newest overlay was painted, ``"cpu"`` or ``"gpu"``; None without one.
-        path: How overlays of an RTSP sink reach the encoder: ``"nvmm"`` or ``"cuda"``, in a GPU's
-            memory, or ``"host"``; None for other sinks.
     """
 
     name: str
@@ -104,7 +98,6 @@ class SinkStats:
     error: str | None = None
     whose: Mapping[str, str] = field(default_factory=dict)
     painted: str | None = None
-    path: str | None = None
 
 
 def open_writers(
@@ -258,7 +251,6 @@ class Sink:
                 error=self._why_incomplete(),
                 whose=dict(self._writer.whose),
                 painted=self._writer.painted,
-                path=self._writer.path,
             )
 
     @property

@@ -65,7 +65,6 @@ class MaskFolder:
         self.files = [str(folder)]
         self.whose: dict[str, str] = {}
         self.painted: str | None = None
-        self.path: str | None = None
         self.folder: Path | None = folder
         self._folder, self._tags, self._rotation = folder, tags, rotation
         claimed = os.open(folder, os.O_RDONLY)
@@ -138,7 +137,6 @@ class JsonLines:
         self.files: list[str] = []
         self.whose: dict[str, str] = {}
         self.painted: str | None = None
-        self.path: str | None = None
         self.folder: Path | None = path.parent
         self._path = path
         self._series = Series(path.parent, path.stem, path.suffix, rotation)
@@ -213,7 +211,6 @@ class Callback:
         self.files: list[str] = []
         self.whose: dict[str, str] = {}
         self.painted: str | None = None
-        self.path: str | None = None
         self.folder: Path | None = None
         self._function = function
 

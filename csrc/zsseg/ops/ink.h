@@ -2,7 +2,6 @@
 #pragma once
 
 #include "zsseg/cpu_dispatch.h"
-#include "zsseg/host_device.h"
 #include "zsseg/tensor_view.h"
 
 namespace zsseg {
@@ -15,15 +14,13 @@ struct InkParams {
 };
 
 // own + weight / 255 * (colour - own), rounded to nearest. There are no ties: 255 is odd.
-ZSSEG_HOST_DEVICE std::uint8_t ink_blend(std::uint32_t own, std::uint32_t colour,
-                                         std::uint32_t weight) {
+inline std::uint8_t ink_blend(std::uint32_t own, std::uint32_t colour, std::uint32_t weight) {
   return static_cast<std::uint8_t>((own * (255u - weight) + colour * weight + 127u) / 255u);
 }
 
-// picture uint8 [H,W,3], written; weights uint8 [L,h,w] of one to kMostInks colours, each laid over
-// those before it.
-void ink(const TensorView& picture, const TensorView& weights, const InkParams& params,
-         StreamHandle stream);
+// picture uint8 [H,W,3], written, on the CPU; weights uint8 [L,h,w] of one to kMostInks colours,
+// each laid over those before it.
+void ink(const TensorView& picture, const TensorView& weights, const InkParams& params);
 
 // The part of the weights that lies on the picture, not empty: its first row and column and its
 // size, all in the weights.
@@ -34,7 +31,5 @@ struct InkWindow {
 // Arguments are checked.
 ZSSEG_DECLARE_CPU_KERNEL(void ink_cpu(const TensorView& picture, const TensorView& weights,
                                       const InkParams& params, const InkWindow& window))
-void ink_cuda(const TensorView& picture, const TensorView& weights, const InkParams& params,
-              const InkWindow& window, StreamHandle stream);
 
 }  // namespace zsseg

@@ -34,6 +34,9 @@ def _overlaps_cuda(_: Path) -> Attempt:
 def _try(draw: random.Random, *, gpu: bool) -> None:
     name = draw.choice(list(CALLS))
     arguments, settings = CALLS[name](draw)
+    if name == "ink":
+        _try_ink(arguments, draw)
+        return
     sound = getattr(ops, name)(*arguments, **settings)
     written = [a for a in (sound if name in _PAIRED else (sound,)) if a is not None]
     movable = [a for a in arguments if isinstance(a, np.ndarray) and a.nbytes]
@@ -49,6 +52,17 @@ def _try(draw: random.Random, *, gpu: bool) -> None:
     for mine, wanted in zip(outs, written, strict=True):
         if not gpu and not np.array_equal(mine, wanted, equal_nan=mine.dtype.kind == "f"):
             raise AssertionError(f"{name} accepted an overlap and gave another result")
+
+
+def _try_ink(arguments: list[Any], draw: random.Random) -> None:
+    """It writes on its first argument."""
+    picture, weights, *where = arguments
+    memory, begin, start = _places(weights, picture, draw)
+    inputs = _slice(memory, begin, picture), _slice(memory, start, weights)
+    inputs[0][...] = picture
+    wanted = ops.ink(inputs[0].copy(), inputs[1].copy(), *where)
+    if not np.array_equal(ops.ink(*inputs, *where), wanted):
+        raise AssertionError("ink accepted an overlap and gave another result")
 
 
 def _places(given: Any, result: Any, draw: random.Random) -> tuple[Any, int, int]:

@@ -157,21 +157,10 @@ def _ink(d: random.Random) -> _Call:
     return [*arrays, place, [(0, 0, 0), (255, 9, 1)]], {}
 
 
-def _yuv420(d: random.Random) -> _Call:
-    return [_bytes(d, *_sides(d), 3)], {"layout": d.choice(("nv12", "i420"))}
-
-
 def _windows(d: random.Random) -> _Call:
     height, width = _sides(d)
     places = [(d.choice((0, 1, 32766)), d.choice((0, 3, 40000))) for _ in range(2)]
     return [_floats(d, 2, 5, height, width), _floats(d, *_sides(d)), places], {}
-
-
-def _bilateral(d: random.Random) -> _Call:
-    (height, width), scale = _sides(d), d.choice((3, 5, 9, 4))
-    guide = _floats(d, 1, 3, scale * height, scale * width)
-    reach = d.choice((0.2, 0.2, 1e-3, float("nan")))
-    return [_floats(d, 1, 5, height, width), guide], {"scale": scale, "reach": reach}
 
 
 def _finite(d: random.Random) -> _Call:
@@ -215,10 +204,8 @@ CALLS: dict[str, Callable[[random.Random], _Call]] = {
     "add_layer_norm": _norm,
     "blend_cosines": _blend,
     "merge_windows": _windows,
-    "bilateral_upsample": _bilateral,
     "overlay": _overlay,
     "ink": _ink,
-    "yuv420": _yuv420,
     "all_finite": _finite,
     "count_labels": _count,
     "mask_boxes": _boxes,

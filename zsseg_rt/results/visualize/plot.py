@@ -49,21 +49,19 @@ def enlarged(picture: Picture) -> tuple[Picture, int]:
 
 
 def draw_names(
-    picture: Any,
+    picture: Picture,
     parts: Sequence[tuple[str, npt.NDArray[np.bool_], Any]],
     *,
     step: int = 1,
     before: Sequence[NamePlace] = (),
-    stream: int = 0,
 ) -> list[NamePlace]:
     """Write each part's name inside it, where it is widest; a name that does not fit is left out.
 
     Args:
-        picture: uint8 [H, W, 3], a NumPy array or a ``DeviceArray``, drawn on where it is.
+        picture: uint8 [H, W, 3], drawn on.
         parts: Name, mask and the mask's left upper corner of each; larger ones come first.
         step: Masks and corners are of every so many-th row and column.
         before: What the call for the last frame returned; a name that still fits there stays.
-        stream: CUDA stream to draw on.
 
     Returns:
         The names and where they are.
@@ -85,7 +83,7 @@ def draw_names(
             continue
         taken.append(box)
         drawn.append((name, x, y))
-        text.draw(picture, right, down, _OUTLINED, stream=stream)
+        text.draw(picture, right, down, _OUTLINED)
     return drawn
 
 
@@ -175,13 +173,7 @@ class _Text:
         return int(width)
 
     def draw(
-        self,
-        picture: Any,
-        left: int,
-        bottom: int,
-        colours: Sequence[tuple[int, int, int]],
-        *,
-        stream: int = 0,
+        self, picture: Picture, left: int, bottom: int, colours: Sequence[tuple[int, int, int]]
     ) -> None:
         """Write in the last colour; the one before it, if any, is the letters' outline."""
         from zsseg_rt import ops
@@ -198,11 +190,7 @@ class _Text:
         x, y, width, height = cv2.boundingRect(weights[0])
         cut = np.ascontiguousarray(weights[:, y : y + height, x : x + width])
         place = bottom - 2 * margin + y, left - margin + x
-        placed: Any = cut
-        if not isinstance(picture, np.ndarray):
-            index = int(picture.device.partition(":")[2])
-            placed = ops.DeviceArray.from_numpy(cut, index, stream)
-        ops.ink(picture, placed, place, colours, stream=stream)
+        ops.ink(picture, cut, place, colours)
 
 
 def _ascii(text: str) -> str:

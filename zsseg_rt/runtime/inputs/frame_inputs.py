@@ -54,25 +54,18 @@ class FrameInputs:
         spec, parts = self._spec, parts or ({},)
         shape = (len(parts), 3, *spec.size_hw)
         images = self._workspace.array("image", shape, self._dtype)
-        settings = {"size_hw": spec.size_hw, "mean": spec.mean, "std": spec.std}
-        for number, part in enumerate(parts):
-            self._preprocess(frame, given, row_of(images, number), **settings, **part)
-        return images
-
-    def guide(self, frame: Frame, given: Any, size_hw: tuple[int, int]) -> None:
-        """Write the frame, with colours in [0, 1], to the buffer ``guide``: [3, H, W]."""
-        out = self._workspace.array("guide", (3, *size_hw), np.float32)
-        plain = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
-        self._preprocess(frame, given, out, size_hw=size_hw, **plain)
-
-    def _preprocess(self, frame: Frame, given: Any, out: Array, **settings: Any) -> None:
         is_nv12 = isinstance(frame, Nv12Frame)
-        ops.preprocess(
-            given,
-            channel_order="rgb" if is_nv12 else self._order,
-            colour_matrix=frame.colour_matrix if is_nv12 else "bt601",
-            align=self._head.align,
-            out=out,
-            stream=self._workspace.stream,
-            **settings,
-        )
+        for number, part in enumerate(parts):
+            ops.preprocess(
+                given,
+                size_hw=spec.size_hw,
+                mean=spec.mean,
+                std=spec.std,
+                channel_order="rgb" if is_nv12 else self._order,
+                colour_matrix=frame.colour_matrix if is_nv12 else "bt601",
+                align=self._head.align,
+                out=row_of(images, number),
+                stream=self._workspace.stream,
+                **part,
+            )
+        return images

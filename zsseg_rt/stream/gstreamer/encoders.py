@@ -7,17 +7,11 @@ import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from zsseg_rt.errors import ZssegError
-from zsseg_rt.stream.gstreamer.gpu_pictures import GpuPictures, path_to
 from zsseg_rt.stream.gstreamer.library import (
-    Library,
     known_settings,
     missing_elements,
     require_elements,
 )
-from zsseg_rt.stream.gstreamer.messages import NotMappedError
 
 NVENC = Path("/dev/v4l2-nvenc")
 """The device of a Jetson's encoder; an Orin Nano has none."""
@@ -50,22 +44,15 @@ def encoder_of(gst: Any) -> str:
 
 
 class Encoding(NamedTuple):
-    """The part of a pipeline that encodes raw video with little delay.
+    """The part of a pipeline that encodes raw video of the CPU's memory with little delay.
 
     Attributes:
         element: What encodes.
-        convert: Makes pictures in the CPU's memory such as ``encode`` takes.
-        encode: The encoder and what follows it.
+        text: Its conversion, the encoder and what follows it.
     """
 
     element: str
-    convert: str
-    encode: str
-
-    @property
-    def text(self) -> str:
-        """For pictures in the CPU's memory."""
-        return f"{self.convert} ! {self.encode}"
+    text: str
 
 
 def working_encoding(gst: Any, size_hw: tuple[int, int], name: str) -> Encoding:
@@ -93,49 +80,6 @@ def leave(element: str, problem: str) -> None:
     _log.warning("%s cannot be used: %s. Another encoder is taken", element, problem)
 
 
-def gpu_pictures_for(
-    library: Library, encoding: Encoding, device: str, size_hw: tuple[int, int]
-) -> GpuPictures | None:
-    """What takes pictures on a GPU to an encoder that has encoded one of this size from there.
-
-    Returns:
-        None if the encoder takes them in the CPU's memory alone, or failed, of which a warning
-        tells.
-    """
-    gst, path = library.Gst, path_to(library.Gst, encoding.element)
-    if path == "host":
-        return None
-    pictures, (height, width) = None, size_hw
-    try:
-        pictures = GpuPictures(library, path, device, "NV12")
-        shapes = ((height, width), (height // 2, width // 2, 2))
-        planes = [pictures.plane(np.full(shape, 128, np.uint8)) for shape in shapes]
-        buffer, caps = pictures.buffer(planes, "bt601"), pictures.caps(size_hw, "bt601", _RATE)
-        trial = gst.parse_launch(
-            f'appsrc name=planes format=time caps="{caps}" ! {encoding.encode} ! {_END}'
-        )
-        pictures.lend_context(trial)
-        trial.set_state(gst.State.PLAYING)
-        buffer.pts = 0
-        trial.get_by_name("planes").emit("push-buffer", buffer)
-        trial.get_by_name("planes").emit("end-of-stream")
-        problem = _what_fails(gst, trial)
-        if problem is not None:
-            raise NotMappedError(f"{encoding.element}: {problem}")
-    except ZssegError as exc:
-        tell_of_host(exc)
-        return None
-    finally:
-        if pictures is not None:
-            pictures.close()
-    return pictures
-
-
-def tell_of_host(problem: Exception) -> None:
-    """Warn that pictures go through the CPU's memory."""
-    _log.warning("overlays reach the encoder through the CPU's memory: %s", problem)
-
-
 def _what_fails(gst: Any, trial: Any) -> str | None:
     """Wait for a running pipeline's end; returns what kept it from that."""
     wanted = gst.MessageType.ERROR | gst.MessageType.EOS
@@ -158,8 +102,8 @@ def encoding_for(gst: Any, size_hw: tuple[int, int], name: str) -> Encoding:
         return Encoding(
             "nvv4l2h264enc",
             "videoconvert ! video/x-raw,format=BGRx ! nvvidconv "
-            "! video/x-raw(memory:NVMM),format=NV12",
-            f"nvv4l2h264enc name=encoder {settings} ! h264parse",
+            "! video/x-raw(memory:NVMM),format=NV12 "
+            f"! nvv4l2h264enc name=encoder {settings} ! h264parse",
         )
     smallest, largest = _NVENC_SIDES
     if encoder_of(gst) == "nvh264enc" and smallest <= min(size_hw) <= max(size_hw) <= largest:
@@ -168,8 +112,8 @@ def encoding_for(gst: Any, size_hw: tuple[int, int], name: str) -> Encoding:
         })  # fmt: skip
         return Encoding(
             "nvh264enc",
-            "videoconvert ! video/x-raw,format=NV12",
-            f"nvh264enc name=encoder {settings} ! h264parse",
+            "videoconvert ! video/x-raw,format=NV12 "
+            f"! nvh264enc name=encoder {settings} ! h264parse",
         )
     require_elements(gst, OUTPUT_ELEMENTS, name)
     is_jetson = not (_failed or missing_elements(gst, ("nvvidconv",)))
@@ -179,7 +123,6 @@ def encoding_for(gst: Any, size_hw: tuple[int, int], name: str) -> Encoding:
     # Of more threads each encodes a slice, and FFmpeg shows some of those as green pictures.
     return Encoding(
         "x264enc",
-        "videoconvert ! video/x-raw,format=I420",
-        "x264enc name=encoder tune=zerolatency speed-preset=superfast threads=1 "
-        f"key-int-max={_RATE} bitrate={bits // 1000}",
+        "videoconvert ! video/x-raw,format=I420 ! x264enc name=encoder tune=zerolatency "
+        f"speed-preset=superfast threads=1 key-int-max={_RATE} bitrate={bits // 1000}",
     )

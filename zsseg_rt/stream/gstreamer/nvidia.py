@@ -1,7 +1,7 @@
-"""The C calls that move pictures within a GPU's memory, in and out of GStreamer's buffers.
+"""The C calls that copy frames within a GPU's memory, out of GStreamer's buffers.
 
-On a Jetson, buffers of ``memory:NVMM`` hold an ``NvBufSurface``, which CUDA reads and writes as an
-EGL image: nvbufsurface.h of JetPack 6 (jetson_multimedia_api) and cudaEGL.h of CUDA 12 describe the
+On a Jetson, buffers of ``memory:NVMM`` hold an ``NvBufSurface``, which CUDA reads as an EGL
+image: nvbufsurface.h of JetPack 6 (jetson_multimedia_api) and cudaEGL.h of CUDA 12 describe the
 calls and structures, NVIDIA's sample code NvCudaProc.cpp their order. On other machines, buffers of
 ``memory:CUDAMemory`` (gst-plugins-bad, gstcudamemory.h) are mapped with ``GST_MAP_CUDA``.
 """
@@ -63,16 +63,6 @@ class Surface(c.Structure):
     )  # fmt: skip
 
 
-class SurfaceCreateParams(c.Structure):
-    """NvBufSurfaceCreateParams."""
-
-    _fields_ = (
-        ("gpu", _u32), ("width", _u32), ("height", _u32), ("size", _u32),
-        ("contiguous", c.c_bool), ("color_format", c.c_int), ("layout", c.c_int),
-        ("memory", c.c_int),
-    )  # fmt: skip
-
-
 class _EglFrame(c.Structure):  # CUeglFrame
     _fields_ = (
         ("planes", pointer * 3), ("width", c.c_uint), ("height", c.c_uint), ("depth", c.c_uint),
@@ -100,7 +90,6 @@ class Place(NamedTuple):
     pitch: int = 0
 
 
-RETURNED = c.CFUNCTYPE(None, pointer)  # GDestroyNotify
 NOT_NULL = "an address"
 # Name -> library, what it returns on success (None: nothing), and its arguments.
 _CALLS: Mapping[str, tuple[str, int | str | None, tuple[Any, ...]]] = MappingProxyType(
@@ -114,29 +103,13 @@ _CALLS: Mapping[str, tuple[str, int | str | None, tuple[Any, ...]]] = MappingPro
         "cuGraphicsUnregisterResource": ("cuda", 0, (pointer,)),
         "NvBufSurfaceMapEglImage": ("nvbufsurface", 0, (c.POINTER(Surface), c.c_int)),
         "NvBufSurfaceUnMapEglImage": ("nvbufsurface", 0, (c.POINTER(Surface), c.c_int)),
-        "NvBufSurfaceCreate": (
-            "nvbufsurface", 0,
-            (c.POINTER(c.POINTER(Surface)), _u32, c.POINTER(SurfaceCreateParams)),
-        ),
-        "NvBufSurfaceDestroy": ("nvbufsurface", 0, (c.POINTER(Surface),)),
         "gst_cuda_memory_sync": ("gstcuda", None, (pointer,)),
         "gst_cuda_load_library": ("gstcuda", 1, ()),
         "gst_cuda_memory_init_once": ("gstcuda", None, ()),
         "gst_cuda_context_new_wrapped": ("gstcuda", NOT_NULL, (pointer, c.c_int)),
         "gst_context_new_cuda_context": ("gstcuda", NOT_NULL, (pointer,)),
-        "gst_cuda_buffer_pool_new": ("gstcuda", NOT_NULL, (pointer,)),
-        "gst_buffer_pool_get_config": ("gst", NOT_NULL, (pointer,)),
-        "gst_buffer_pool_config_set_params": ("gst", None, (pointer, pointer, *(c.c_uint,) * 3)),
-        "gst_buffer_pool_set_config": ("gst", 1, (pointer, pointer)),
-        "gst_buffer_pool_set_active": ("gst", 1, (pointer, c.c_int)),
-        "gst_buffer_pool_acquire_buffer": ("gst", 0, (pointer, c.POINTER(pointer), pointer)),
-        "gst_buffer_new_wrapped_full": (
-            "gst", NOT_NULL, (c.c_int, pointer, *(c.c_size_t,) * 3, pointer, RETURNED),
-        ),
         "gst_element_set_context": ("gst", None, (pointer, pointer)),
-        "gst_object_unref": ("gst", None, (pointer,)),
         "gst_mini_object_unref": ("gst", None, (pointer,)),
-        "gst_sample_set_buffer": ("gst", None, (pointer, pointer)),
     }
 )  # fmt: skip
 EGL_CALLS = (

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from zsseg_rt.errors import BackendUnavailableError
 from zsseg_rt.stream.gstreamer.encoders import NVENC, OUTPUT_ELEMENTS, encoder_of
 from zsseg_rt.stream.gstreamer.gpu_frames import how_frames_reach_gpus
-from zsseg_rt.stream.gstreamer.gpu_pictures import how_pictures_reach
-from zsseg_rt.stream.gstreamer.jpeg import ENCODER as NVJPEG
-from zsseg_rt.stream.gstreamer.jpeg import has_nvjpeg
 from zsseg_rt.stream.gstreamer.library import load, load_server, missing_elements, packages_of
 from zsseg_rt.stream.gstreamer.pipelines import CSI_ELEMENTS
 from zsseg_rt.stream.gstreamer.rtsp_camera import decoder_of, rtsp_elements
@@ -58,9 +54,6 @@ def report(*, is_jetson: bool) -> Report:
         told.append(f"no {NVENC}: this Jetson has no encoder, or a container does not pass it on")
     path, reason = how_frames_reach_gpus(gst)
     told.append(f"frames for a GPU come through {path}" + (f" ({reason})" if reason else ""))
-    told.append(f"their overlays are painted there and reach {_path(gst, encoder_of(gst))}")
-    if has_nvjpeg(gst):
-        told.append(f"the page's JPEGs of an engine on a GPU reach {_path(gst, NVJPEG)}")
     problem = _why_it_cannot_serve()
     if problem is not None:
         told.append("RTSP cannot be served")
@@ -68,11 +61,6 @@ def report(*, is_jetson: bool) -> Report:
     return Report(
         is_complete=not remedies, detail="; ".join(told), remedy=" ".join(dict.fromkeys(remedies))
     )
-
-
-def _path(gst: Any, encoder: str) -> str:
-    path, reason = how_pictures_reach(gst, encoder)
-    return f"{encoder} through {path}" + (f" ({reason})" if reason else "")
 
 
 def _pygobject() -> str:

@@ -11,19 +11,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zsseg_rt.errors import SourceError, ZssegError
+from zsseg_rt.errors import SourceError
 from zsseg_rt.stream.gstreamer.address import Address
 from zsseg_rt.stream.gstreamer.encoders import (
     NVIDIA,
     Encoding,
     encoding_for,
-    gpu_pictures_for,
     leave,
-    tell_of_host,
     working_encoding,
 )
 from zsseg_rt.stream.gstreamer.frames import buffer_of
-from zsseg_rt.stream.gstreamer.gpu_pictures import GpuPictures
 from zsseg_rt.stream.gstreamer.library import Server, load, load_server
 from zsseg_rt.stream.gstreamer.visitors import Visitors
 
@@ -41,14 +38,13 @@ _RIGHTS = ("media.factory.access", "media.factory.construct")
 class Channel:
     """What viewers of one path see. Frames are sent by one thread, viewers come in others."""
 
-    def __init__(self, gst: Any, channel_order: str, pictures: GpuPictures | None) -> None:
+    def __init__(self, gst: Any, channel_order: str) -> None:
         self._gst, self._format = gst, channel_order.upper()
-        self._pictures = pictures
         self.replace: Callable[[str], None] | None = None
         """Takes another encoder, as the one at work failed for a reason; None if it need not."""
         self._lock = threading.Lock()
-        self._inputs: dict[str, Any] = {}  # the appsrcs; none while nobody watches
-        self._caps: dict[str, str] = {}
+        self._source: Any = None  # the appsrc, while somebody watches
+        self._caps = ""
         self._encoder: Any = None
         self._last_key = 0
 
@@ -59,30 +55,20 @@ class Channel:
     @property
     def is_watched(self) -> bool:
         """Whether frames are encoded and sent."""
-        return bool(self._inputs)
-
-    @property
-    def path(self) -> str:
-        """How pictures reach the encoder: ``"nvmm"``, ``"cuda"`` or ``"host"``."""
-        pictures = self._pictures  # another thread may give it up
-        return "host" if pictures is None else pictures.path
+        return self._source is not None
 
     def configure(self, _factory: Any, media: Any) -> None:
         """The first viewer came; called in a thread of the server."""
         pipeline = media.get_element()
         media.set_clock(self._gst.SystemClock.obtain())
-        pictures = self._pictures
-        if pictures is not None:
-            pictures.lend_context(pipeline)
         with self._lock:
-            named = {name: pipeline.get_by_name_recurse_up(name) for name in ("frames", "planes")}
-            self._inputs = {name: source for name, source in named.items() if source is not None}
+            source = self._source = pipeline.get_by_name_recurse_up("frames")
             self._encoder = pipeline.get_by_name_recurse_up("encoder")
-            self._last_key, self._caps = 0, {}
+            self._last_key, self._caps = 0, ""
         bus = pipeline.get_parent().get_bus()
         bus.enable_sync_message_emission()
         bus.connect("sync-message::error", self._look_at, self._encoder)
-        media.connect("unprepared", self._forget, self._inputs["frames"])
+        media.connect("unprepared", self._forget, source)
 
     def send(self, image: npt.NDArray[np.uint8]) -> None:
         """Send a frame to all viewers, or nothing if there are none. Never waits for them.
@@ -93,50 +79,16 @@ class Channel:
         height, width = image.shape[:2]
         # FFmpeg studies a stream that names no rate for a second; frames come when they come.
         caps = f"video/x-raw,format={self._format},width={width},height={height},framerate=30/1"
-        self._send("frames", caps, lambda: buffer_of(self._gst, image))
-
-    def send_planes(self, planes: Sequence[Any], matrix: str) -> bool:
-        """Send a frame that lies on the GPU.
-
-        Shapes:
-            planes: uint8 [H, W] and [H / 2, W / 2, 2].
-
-        Returns:
-            False if it cannot be handed over there. A warning tells of it, once; this and later
-            frames are to be sent as images then.
-        """
-        pictures = self._pictures
-        if pictures is None:
-            return False
-        try:
-            caps = pictures.caps((planes[0].shape[0], planes[0].shape[1]), matrix, 30)
-            self._send("planes", caps, lambda: pictures.buffer(planes, matrix))
-        except ZssegError as exc:
-            tell_of_host(exc)
-            self.close()
-        return self._pictures is not None
-
-    def close(self) -> None:
-        """Take no pictures on a GPU any more, and free what they took there."""
         with self._lock:
-            self._free()
-            self._pictures = None
-
-    def _free(self) -> None:
-        if self._pictures is not None:
-            self._pictures.close()
-
-    def _send(self, name: str, caps: str, make: Callable[[], Any]) -> None:
-        with self._lock:
-            source = self._inputs.get(name)
+            source = self._source
             if source is None:
                 return
             base_time = source.get_base_time()
             if not base_time or source.get_state(0)[1] != self._gst.State.PLAYING:
                 return  # a time stamp of this moment would lie hours ahead, and be waited for
-            buffer = make()
-            if self._caps.get(name) != caps:
-                self._caps[name] = caps
+            buffer = buffer_of(self._gst, image)
+            if self._caps != caps:
+                self._caps = caps
                 source.set_property("caps", self._gst.Caps.from_string(caps))
             buffer.pts = max(self._gst.SystemClock.obtain().get_time() - base_time, 0)
             source.emit("push-buffer", buffer)
@@ -162,9 +114,8 @@ class Channel:
 
     def _forget(self, _media: Any, element: Any) -> None:
         with self._lock:
-            if self._inputs.get("frames") is element:
-                self._inputs, self._encoder = {}, None
-                self._free()
+            if self._source is element:
+                self._source = self._encoder = None
 
 
 class RtspServer:
@@ -189,25 +140,19 @@ class RtspServer:
         self._part, self.port = loop.part, int(self._server.get_bound_port())
         self.close = weakref.finalize(self, loop.stop)
 
-    def add(
-        self, path: str, size_hw: tuple[int, int], channel_order: str, device: str = "cpu"
-    ) -> Channel:
-        """Serve another path, whose frames may lie on a GPU."""
+    def add(self, path: str, size_hw: tuple[int, int], channel_order: str) -> Channel:
+        """Serve another path."""
         encoding = working_encoding(self._gst, size_hw, self._name)
-        pictures = None
-        if device != "cpu":
-            pictures = gpu_pictures_for(self._media, encoding, device, size_hw)
-        channel = Channel(self._gst, channel_order, pictures)
+        channel = Channel(self._gst, channel_order)
         factory = self._library.GstRtspServer.RTSPMediaFactory()
-        factory.set_launch(_launch(encoding, has_planes=pictures is not None))
+        factory.set_launch(_launch(encoding))
         factory.set_shared(True)
         factory.connect("media-configure", channel.configure)
         gst, name, part = self._gst, self._name, self._part
 
         def replace(problem: str) -> None:
             leave(encoding.element, problem)
-            channel.close()
-            factory.set_launch(_launch(encoding_for(gst, size_hw, name), has_planes=False))
+            factory.set_launch(_launch(encoding_for(gst, size_hw, name)))
             part()
 
         channel.replace = replace if encoding.element in NVIDIA else None
@@ -221,16 +166,12 @@ class RtspServer:
         return channel
 
 
-def _launch(encoding: Encoding, *, has_planes: bool) -> str:
-    """The text of a pipeline; frames come as images or, where there are planes, as either."""
-    source = "is-live=true format=time block=false max-buffers=2 max-bytes=0 leaky-type=downstream"
-    pay = "rtph264pay name=pay0 pt=96 config-interval=-1"
-    if not has_planes:
-        return f"( appsrc name=frames {source} ! {encoding.text} ! {pay} )"
+def _launch(encoding: Encoding) -> str:
+    """The text of a pipeline."""
     return (
-        f"( funnel name=either ! {encoding.encode} ! {pay} "
-        f"appsrc name=planes {source} ! either. "
-        f"appsrc name=frames {source} ! {encoding.convert} ! either. )"
+        "( appsrc name=frames is-live=true format=time block=false max-buffers=2 max-bytes=0 "
+        f"leaky-type=downstream ! {encoding.text} ! "
+        "rtph264pay name=pay0 pt=96 config-interval=-1 )"
     )
 
 

@@ -13,10 +13,9 @@ from zsseg_rt.stream.gstreamer.encoders import encoding_for
 from zsseg_rt.stream.gstreamer.library import load
 from zsseg_rt.stream.gstreamer.rtsp_server import Channel, RtspServer
 from zsseg_rt.stream.i420 import encodable
-from zsseg_rt.stream.painting import Painter, device_of
+from zsseg_rt.stream.painting import Painter
 from zsseg_rt.stream.writers import Tags, frame_of
 
-_HIGHEST_SD = 576  # rows; GStreamer takes BT.709 for more, as decoders do where nothing is said
 _log = logging.getLogger(__name__)
 
 
@@ -42,7 +41,6 @@ class RtspSink:
         self._server = RtspServer(name, self._address)
         self.port = self._server.port
         self.name = self._address.shown(self.port)
-        self.path: str | None = None
         self._painter = painter
         self._size_hw: tuple[int, ...] = ()
         self._channels: dict[str, Channel] = {}
@@ -69,31 +67,20 @@ class RtspSink:
         channel = self._channels.get(frame.source)
         if channel is None:
             channel = self._add(frame, (height + height % 2, width + width % 2))
-        self.path = channel.path
-        if channel.is_watched and not self._sent_on_gpu(channel, seg, height):
+        if channel.is_watched:
             self._painter.paint(seg, self._canvas)
             channel.send(np.pad(encodable(self._canvas), padding, mode="edge"))
-            self.path = "host"
 
     def close(self) -> None:
-        """Part with the viewers, free the port and what pictures took on a GPU."""
+        """Part with the viewers, free the port."""
         self._server.close()
-        for channel in self._channels.values():
-            channel.close()
 
     def remove_old(self) -> None:
         """Nothing is kept."""
 
-    def _sent_on_gpu(self, channel: Channel, seg: Segmentation, height: int) -> bool:
-        if channel.path == "host":
-            return False
-        matrix = "bt709" if height > _HIGHEST_SD else "bt601"
-        planes = self._painter.planes(seg, matrix)
-        return planes is not None and channel.send_planes(planes, matrix)
-
     def _add(self, frame: Frame, size_hw: tuple[int, int]) -> Channel:
         path = self._tags.join(self._address.path, frame.source)
         self.whose[self._tags.join(self.name, frame.source)] = frame.source
-        channel = self._server.add(path, size_hw, self._order, device_of(frame.on_gpu))
+        channel = self._server.add(path, size_hw, self._order)
         self._channels[frame.source] = channel
         return channel
