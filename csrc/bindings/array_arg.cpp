@@ -10,6 +10,7 @@
 #include "bindings/array_export.h"
 #include "bindings/dlpack_abi.h"
 #include "zsseg/check.h"
+#include "zsseg/cuda_capture.h"
 #include "zsseg/cuda_runtime.h"
 #include "zsseg/device_array.h"
 #include "zsseg/error.h"
@@ -228,12 +229,14 @@ bool ArrayArg::take_device_array(py::handle object, const char* name, StreamHand
   if (!py::isinstance<DeviceArray>(object)) {
     return false;
   }
-  auto array = std::make_shared<DeviceArray>(object.cast<const DeviceArray&>());
+  auto array = std::make_unique<DeviceArray>(object.cast<const DeviceArray&>());
   view_ = array->view();
   take_strides(name, nullptr, 1, static_cast<std::int64_t>(size_of(view_.dtype)));
-  cuda::order_streams(array->last_stream(), stream, view_.device.index);
-  array->used_on(stream);
-  keeps_alive_ = std::move(array);
+  array->use_on(stream);
+  keeps_alive_ = std::shared_ptr<DeviceArray>(array.release(), [](const DeviceArray* used) {
+    used->used();
+    delete used;
+  });
   return true;
 }
 
@@ -333,41 +336,37 @@ bool ArrayArg::take_cuda_array_interface(py::handle object, const char* name, St
 }
 
 OutputArg::OutputArg(const py::object& given, const char* name, const Shape& shape, DType dtype,
-                     const Device& device, StreamHandle stream, bool may_be_pitched)
+                     const Device& device, StreamHandle stream)
     : name_(name) {
   if (!given.is_none()) {
-    given_ = std::make_shared<ArrayArg>(ArrayArg::output(given, name, stream, may_be_pitched));
+    given_ = std::make_shared<ArrayArg>(ArrayArg::output(given, name, stream));
     view_ = given_->view();
-    row_bytes_ = given_->row_bytes();
     result_ = given;
   } else if (device.is_cuda()) {
-    const DeviceArray array = DeviceArray::empty(shape, dtype, device.index, stream);
-    view_ = array.view();
-    result_ = py::cast(array);
+    result_ = py::cast(DeviceArray::empty(shape, dtype, device.index, stream));
+    given_ = std::make_shared<ArrayArg>(ArrayArg::output(result_, name, stream));
+    view_ = given_->view();
   } else {
     py::array array = new_numpy_array(shape, dtype);
     view_ = TensorView{array.mutable_data(), dtype, shape, device};
     result_ = std::move(array);
   }
-  if (given.is_none() && view_.count() > 0 && shape.rank > 0) {
-    row_bytes_ = static_cast<std::int64_t>(view_.bytes()) / shape[0];
-  }
-}
-
-CallArray::CallArray(const char* name, const TensorView& view, std::int64_t row_bytes)
-    : name_(name), begin_(reinterpret_cast<std::uintptr_t>(view.data)) {
-  if (view.count() > 0) {
-    const std::int64_t rows = view.shape.rank == 0 ? 1 : view.shape[0];
-    end_ = begin_ + view.bytes() / static_cast<std::uintptr_t>(rows) +
-           static_cast<std::uintptr_t>((rows - 1) * row_bytes);
-  }
 }
 
 CallArray::CallArray(const ArrayArg& array)
-    : CallArray(array.name(), array.view(), array.row_bytes()) {}
+    : name_(array.name()), begin_(reinterpret_cast<std::uintptr_t>(array.view().data)) {
+  const TensorView& view = array.view();
+  if (view.count() > 0) {
+    const std::int64_t rows = view.shape.rank == 0 ? 1 : view.shape[0];
+    end_ = begin_ + view.bytes() / static_cast<std::uintptr_t>(rows) +
+           static_cast<std::uintptr_t>((rows - 1) * array.row_bytes());
+  }
+}
 
 CallArray::CallArray(const OutputArg& array)
-    : CallArray(array.name(), array.view(), array.row_bytes()) {}
+    : name_(array.name()),
+      begin_(reinterpret_cast<std::uintptr_t>(array.view().data)),
+      end_(begin_ + (array.view().count() > 0 ? array.view().bytes() : 0)) {}
 
 CallArray CallArray::or_in_place(const CallArray& output) const {
   CallArray input = *this;

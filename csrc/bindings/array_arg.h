@@ -22,9 +22,8 @@ class ArrayArg {
   static ArrayArg input(pybind11::handle object, const char* name, StreamHandle stream) {
     return ArrayArg(object, name, stream, false);
   }
-  static ArrayArg output(pybind11::handle object, const char* name, StreamHandle stream,
-                         bool may_be_pitched = false) {
-    return ArrayArg(object, name, stream, true, may_be_pitched);
+  static ArrayArg output(pybind11::handle object, const char* name, StreamHandle stream) {
+    return ArrayArg(object, name, stream, true);
   }
   // Of an argument that may be None; nothing then.
   static std::optional<ArrayArg> optional_input(pybind11::handle object, const char* name,
@@ -73,23 +72,20 @@ inline TensorView view_or_none(const std::optional<ArrayArg>& given) {
   return given ? given->view() : TensorView{};
 }
 
-// The `out` argument of an operation: the caller's array, or a new one where that is None. Rows of
-// the caller's may lie apart where that is asked.
+// The `out` argument of an operation: the caller's array, or a new one where that is None.
 class OutputArg {
  public:
   OutputArg(const pybind11::object& given, const char* name, const Shape& shape, DType dtype,
-            const Device& device, StreamHandle stream, bool may_be_pitched = false);
+            const Device& device, StreamHandle stream);
 
   const char* name() const { return name_; }
   const TensorView& view() const { return view_; }
   const pybind11::object& result() const { return result_; }
-  std::int64_t row_bytes() const { return row_bytes_; }  // from one row to the next
 
  private:
   const char* name_;
   pybind11::object result_;
   TensorView view_;
-  std::int64_t row_bytes_ = 0;
   std::shared_ptr<ArrayArg> given_;
 };
 
@@ -110,7 +106,6 @@ class CallArray {
   CallArray or_in_place(const CallArray& output) const;
 
  private:
-  CallArray(const char* name, const TensorView& view, std::int64_t row_bytes);
   friend void expect_apart(std::initializer_list<CallArray> written,
                            std::initializer_list<CallArray> read);
   bool overlaps(const CallArray& other) const { return begin_ < other.end_ && other.begin_ < end_; }

@@ -63,12 +63,8 @@ struct Exported {
 
   // The memory may be freed on our stream next: that must wait for the consumer's work.
   void wait_for_consumer() const noexcept {
-    try {
-      if (consumer != kNoSynchronisation) {
-        cuda::order_streams(handle_of(consumer), array.last_stream(), array.view().device.index);
-      }
-    } catch (const Error&) {
-      return;  // a deleter cannot throw; the consumer's stream is gone, and so its work is done
+    if (consumer != kNoSynchronisation) {
+      array.wait_for(handle_of(consumer));
     }
   }
 };
@@ -123,7 +119,7 @@ py::capsule to_dlpack(const DeviceArray& array, const std::optional<std::int64_t
   }
   const std::int64_t consumer = stream.value_or(1);
   if (consumer != kNoSynchronisation) {
-    cuda::order_streams(array.last_stream(), handle_of(consumer), device);
+    array.lend_to(handle_of(consumer));
   }
   if (max_version && max_version->first >= 1) {
     auto exported = export_tensor<dlpack::ManagedTensorVersioned>(array, consumer);
@@ -136,6 +132,7 @@ py::capsule to_dlpack(const DeviceArray& array, const std::optional<std::int64_t
 
 py::dict cuda_array_interface(const DeviceArray& array) {
   const TensorView& view = array.view();
+  array.used();  // by whoever takes the address
   const StreamHandle stream = array.last_stream();
   const char order = size_of(view.dtype) == 1 ? '|' : '<';
   py::dict fields;
@@ -159,14 +156,14 @@ void copy_from(const DeviceArray& array, const py::object& source, StreamHandle 
   const TensorView& to = array.view();
   expect_like("array", from.view(), to);
   const int device = to.device.index;
-  cuda::order_streams(array.last_stream(), stream, device);
-  array.used_on(stream);
+  array.use_on(stream);
   const py::gil_scoped_release unlocked;
   if (from.view().device.is_cuda()) {
     cuda::copy_on_device(to.data, from.view().data, to.bytes(), device, stream);
   } else {
     cuda::copy_to_device(to.data, from.view().data, to.bytes(), device, stream);
   }
+  array.used();
 }
 
 void copy_to_view(const DeviceArray& array, const TensorView& to, StreamHandle stream,
@@ -176,18 +173,18 @@ void copy_to_view(const DeviceArray& array, const TensorView& to, StreamHandle s
     throw DeviceError("out: expected an array on the CPU, got " + to_string(to.device) +
                       ". Use copy_from of the other array.");
   }
-  if (!wait && to.count() > 0 && !cuda::is_pinned(to.data)) {
+  if (!wait && to.count() > 0 && !cuda::is_pinned(to.data, array.view().device.index)) {
     throw DeviceError(
         "out: expected pinned memory where wait is False, got pageable memory. Use "
         "PinnedArray.host, or wait.");
   }
   const int device = array.view().device.index;
-  cuda::order_streams(array.last_stream(), stream, device);
-  array.used_on(stream);
+  array.use_on(stream);
   const py::gil_scoped_release unlocked;
   cuda::copy_to_host(to.data, array.view().data, to.bytes(), device, stream);
+  array.used();
   if (wait) {
-    cuda::synchronize_stream(stream, device);
+    synchronize(stream, device);
   }
 }
 

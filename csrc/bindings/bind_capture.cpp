@@ -33,7 +33,7 @@ class Capture {
     cuda::begin_capture(stream, device_);
     stream_ = stream;
     owner_ = OwnedStream::find(stream);
-    is_recording_ = true;
+    set_recording(true);
   }
 
   void end() {
@@ -63,6 +63,9 @@ class Capture {
           "capture: expected a recorded one, got one that is empty. Call begin() and end() first.");
     }
     cuda::launch_recording(recording_, stream, device_);
+    if (const std::shared_ptr<OwnedStream> owner = OwnedStream::find(stream)) {
+      owner->count_use();  // of all arrays that it holds
+    }
   }
 
   bool is_recording() const { return is_recording_; }
@@ -70,9 +73,17 @@ class Capture {
 
  private:
   void forget_stream() {
-    is_recording_ = cuda::is_captured(stream_);  // still so where another thread tried to end it
+    // It is still captured where another thread tried to end it.
+    set_recording(cuda::is_captured(stream_, device_));
     if (!is_recording_) {
       owner_.reset();
+    }
+  }
+
+  void set_recording(bool is_recording) {
+    is_recording_ = is_recording;
+    if (owner_ != nullptr) {
+      owner_->set_recording(is_recording);
     }
   }
 

@@ -65,13 +65,11 @@ std::vector<std::string> available_isa_names() {
 
 void register_streams(py::module_& module) {
   py::class_<OwnedStream, std::shared_ptr<OwnedStream>>(module, "Stream")
-      .def(py::init(&OwnedStream::create), py::arg("device") = 0)
+      .def(py::init(&OwnedStream::create), py::arg("device") = 0, py::kw_only(),
+           py::arg("sleeps") = py::none())
       .def_property_readonly("handle", &OwnedStream::handle)
       .def_property_readonly("device", &OwnedStream::device)
-      .def("synchronize", [](const OwnedStream& stream) {
-        const py::gil_scoped_release unlocked;
-        cuda::synchronize_stream(stream.handle(), stream.device());
-      });
+      .def("synchronize", &OwnedStream::synchronize, py::call_guard<py::gil_scoped_release>());
   py::class_<Event>(module, "Event")
       .def(py::init<int, bool, bool>(), py::arg("device") = 0, py::kw_only(),
            py::arg("timing") = true, py::arg("blocking") = false)

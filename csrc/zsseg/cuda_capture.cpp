@@ -11,6 +11,7 @@
 
 #include "zsseg/cuda_check.h"
 #include "zsseg/cuda_raii.h"
+#include "zsseg/cuda_runtime.h"
 #include "zsseg/error.h"
 
 namespace zsseg::cuda {
@@ -18,13 +19,15 @@ namespace {
 
 struct Deferred {
   StreamHandle stream;
+  int device;
   bool waits;
   std::function<void()> task;
 };
 
 struct Captures {
-  std::mutex mutex;  // held while a capture begins, so that no free slips into one
-  int active = 0;    // those begun here
+  // Held while a capture begins, so that no free and no event slips into one; tasks order streams.
+  std::recursive_mutex mutex;
+  int active = 0;  // those begun here
   std::vector<Deferred> deferred;
   std::atomic<std::size_t> num_deferred{0};
 };
@@ -35,8 +38,8 @@ Captures& captures() {
   return *only;
 }
 
-bool must_wait(const Captures& own, StreamHandle stream, bool waits) {
-  return (waits && own.active > 0) || is_captured(stream);
+bool must_wait(const Captures& own, const Deferred& item) {
+  return (item.waits && own.active > 0) || is_captured(item.stream, item.device);
 }
 
 cudaGraphExec_t to_graph(const Recording& recording) {
@@ -47,7 +50,7 @@ cudaGraphExec_t to_graph(const Recording& recording) {
 cudaError_t end_on(StreamHandle stream, cudaGraph_t* graph) {
   const cudaError_t status = cudaStreamEndCapture(to_stream(stream), graph);
   if (status != cudaErrorStreamCaptureWrongThread && status != cudaErrorStreamCaptureUnmatched) {
-    const std::lock_guard<std::mutex> lock(captures().mutex);
+    const std::lock_guard<std::recursive_mutex> lock(captures().mutex);
     --captures().active;
   }
   run_deferred();
@@ -65,7 +68,8 @@ Recording instantiate(cudaGraph_t graph) {
 
 }  // namespace
 
-bool is_captured(StreamHandle stream) {
+bool is_captured(StreamHandle stream, int device) {
+  const DeviceGuard guard(device);  // the call makes a context on whichever GPU is current
   cudaStreamCaptureStatus found = cudaStreamCaptureStatusNone;
   const cudaError_t status = cudaStreamIsCapturing(to_stream(stream), &found);
   if (status != cudaSuccess) {
@@ -77,7 +81,7 @@ bool is_captured(StreamHandle stream) {
 
 void begin_capture(StreamHandle stream, int device) {
   const DeviceGuard guard(device);
-  const std::lock_guard<std::mutex> lock(captures().mutex);
+  const std::lock_guard<std::recursive_mutex> lock(captures().mutex);
   ZSSEG_CUDA_CHECK(cudaStreamBeginCapture(to_stream(stream), cudaStreamCaptureModeThreadLocal));
   ++captures().active;
 }
@@ -116,23 +120,48 @@ void launch_recording(const Recording& recording, StreamHandle stream, int devic
 }
 
 void destroy_recording(const Recording& recording, int device) noexcept {
-  run_outside_captures(0, true, [recording, device] {
+  run_outside_captures(0, device, true, [recording, device] {
     const DeviceGuard guard(device);
     ZSSEG_CUDA_CHECK(cudaGraphExecDestroy(to_graph(recording)));
   });
 }
 
-void run_outside_captures(StreamHandle stream, bool waits, std::function<void()> task) noexcept {
-  run_deferred();
-  Captures& own = captures();
-  const std::lock_guard<std::mutex> lock(own.mutex);
-  if (must_wait(own, stream, waits)) {
-    own.deferred.push_back({stream, waits, std::move(task)});
-    own.num_deferred = own.deferred.size();
+void order_streams(StreamHandle earlier, StreamHandle later, int device) {
+  if (earlier == later) {
     return;
   }
+  const std::lock_guard<std::recursive_mutex> lock(captures().mutex);
+  // Refused here, where nothing is spoiled: CUDA would end the capture, or draw the other stream
+  // into it.
+  if (is_captured(earlier, device) != is_captured(later, device)) {
+    throw CaptureError(
+        "array: expected one last used on the stream that is captured, or no capture of the stream "
+        "that uses it, got a capture of one of the two. Wait for its stream first.");
+  }
+  const std::uintptr_t event = create_event(device, {});
   try {
-    task();
+    record_event(event, earlier, device);
+    wait_event(later, event, device);
+  } catch (const CudaError&) {
+    destroy_event(event, device);
+    throw;
+  }
+  destroy_event(event, device);  // CUDA frees it once it has been reached
+}
+
+void run_outside_captures(StreamHandle stream, int device, bool waits,
+                          std::function<void()> task) noexcept {
+  run_deferred();
+  Captures& own = captures();
+  const std::lock_guard<std::recursive_mutex> lock(own.mutex);
+  try {
+    Deferred item{stream, device, waits, std::move(task)};
+    if (must_wait(own, item)) {
+      own.deferred.push_back(std::move(item));
+      own.num_deferred = own.deferred.size();
+      return;
+    }
+    item.task();
   } catch (const CudaError&) {
     return;  // after the driver has shut down, everything is free
   }
@@ -144,10 +173,10 @@ void run_deferred() noexcept {
     return;
   }
   std::vector<Deferred> ready;  // destroyed without the lock: a task may own what frees more
-  const std::lock_guard<std::mutex> lock(own.mutex);
-  const auto first = std::stable_partition(
-      own.deferred.begin(), own.deferred.end(),
-      [&own](const Deferred& item) { return must_wait(own, item.stream, item.waits); });
+  const std::lock_guard<std::recursive_mutex> lock(own.mutex);
+  const auto first =
+      std::stable_partition(own.deferred.begin(), own.deferred.end(),
+                            [&own](const Deferred& item) { return must_wait(own, item); });
   std::move(first, own.deferred.end(), std::back_inserter(ready));
   own.deferred.erase(first, own.deferred.end());
   own.num_deferred = own.deferred.size();

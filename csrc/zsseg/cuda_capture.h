@@ -10,7 +10,7 @@
 namespace zsseg::cuda {
 
 // Whether what is enqueued on the stream is recorded now instead of run.
-bool is_captured(StreamHandle stream);
+bool is_captured(StreamHandle stream, int device);
 
 // A CUDA graph that is ready to launch.
 struct Recording {
@@ -29,9 +29,14 @@ void cancel_capture(StreamHandle stream, int device) noexcept;
 void launch_recording(const Recording& recording, StreamHandle stream, int device);
 void destroy_recording(const Recording& recording, int device) noexcept;
 
+// Makes `later` wait for all that `earlier` holds now. Throws CaptureError where one of them is
+// captured and the other is not. No capture begins here meanwhile.
+void order_streams(StreamHandle earlier, StreamHandle later, int device);
+
 // Runs `task`, which frees something, now or as soon as the stream is not captured. `waits` tells
-// that it waits for the device: then as soon as nothing is.
-void run_outside_captures(StreamHandle stream, bool waits, std::function<void()> task) noexcept;
+// that it waits for the device: then as soon as nothing is. Errors of CUDA are dropped.
+void run_outside_captures(StreamHandle stream, int device, bool waits,
+                          std::function<void()> task) noexcept;
 // Runs what has been put off and may run now. Anything that allocates calls it.
 void run_deferred() noexcept;
 

@@ -101,8 +101,8 @@ void copy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind, in
 }
 
 // CUDA may record a pageable copy without a word; a launch would then read what is there no more.
-void expect_recordable(const void* host, StreamHandle stream) {
-  if (is_captured(stream) && !is_pinned(host)) {
+void expect_recordable(const void* host, StreamHandle stream, int device) {
+  if (is_captured(stream, device) && !is_pinned(host, device)) {
     throw CaptureError(
         "copy: expected pinned host memory in a capture, got pageable memory. Use a PinnedArray, "
         "or copy before the capture begins.");
@@ -180,7 +180,7 @@ void* allocate(std::size_t bytes, int device, StreamHandle stream) {
   expect_device("device", device);
   const DeviceGuard guard(device);
   run_deferred();
-  if (is_captured(stream)) {
+  if (is_captured(stream, device)) {
     throw CaptureError(
         "memory: expected all of it before the capture begins, got an allocation on the stream "
         "that is recorded. Pass 'out' and 'workspace'.");
@@ -200,12 +200,13 @@ void release(void* pointer, int device, StreamHandle stream,
              std::shared_ptr<const void> owner) noexcept {
   try {
     if (has_memory_pools(device)) {
-      run_outside_captures(stream, false, [pointer, device, stream, owner = std::move(owner)] {
+      const auto free = [pointer, device, stream, owner = std::move(owner)] {
         const DeviceGuard guard(device);
         ZSSEG_CUDA_CHECK(cudaFreeAsync(pointer, to_stream(stream)));
-      });
+      };
+      run_outside_captures(stream, device, false, free);
     } else {
-      run_outside_captures(stream, true, [pointer, device] {
+      run_outside_captures(stream, device, true, [pointer, device] {
         const DeviceGuard guard(device);
         ZSSEG_CUDA_CHECK(cudaFree(pointer));
       });
@@ -225,7 +226,7 @@ void* allocate_pinned(std::size_t bytes, int device) {
 }
 
 void release_pinned(void* pointer, int device) noexcept {
-  run_outside_captures(0, true, [pointer, device] {
+  run_outside_captures(0, device, true, [pointer, device] {
     const DeviceGuard guard(device);
     ZSSEG_CUDA_CHECK(cudaFreeHost(pointer));
   });
@@ -238,7 +239,8 @@ void* mapped_address(void* pinned, int device) {
   return address;
 }
 
-bool is_pinned(const void* pointer) {
+bool is_pinned(const void* pointer, int device) {
+  const DeviceGuard guard(device);
   cudaPointerAttributes attributes;
   ZSSEG_CUDA_CHECK(cudaPointerGetAttributes(&attributes, pointer));
   return attributes.type == cudaMemoryTypeHost || attributes.type == cudaMemoryTypeManaged;
@@ -246,12 +248,12 @@ bool is_pinned(const void* pointer) {
 
 void copy_to_device(void* to, const void* from, std::size_t bytes, int device,
                     StreamHandle stream) {
-  expect_recordable(from, stream);
+  expect_recordable(from, stream, device);
   copy(to, from, bytes, cudaMemcpyHostToDevice, device, stream);
 }
 
 void copy_to_host(void* to, const void* from, std::size_t bytes, int device, StreamHandle stream) {
-  expect_recordable(to, stream);
+  expect_recordable(to, stream, device);
   copy(to, from, bytes, cudaMemcpyDeviceToHost, device, stream);
 }
 
@@ -295,7 +297,7 @@ void destroy_event(std::uintptr_t event, int device) noexcept {
 
 void record_event(std::uintptr_t event, StreamHandle stream, int device, bool external) {
   const DeviceGuard guard(device);
-  if (external && is_captured(stream)) {
+  if (external && is_captured(stream, device)) {
     ZSSEG_CUDA_CHECK(
         cudaEventRecordWithFlags(to_event(event), to_stream(stream), cudaEventRecordExternal));
   } else {
@@ -317,28 +319,6 @@ float elapsed_ms(std::uintptr_t start, std::uintptr_t stop) {
   float milliseconds = 0.0f;
   ZSSEG_CUDA_CHECK(cudaEventElapsedTime(&milliseconds, to_event(start), to_event(stop)));
   return milliseconds;
-}
-
-void order_streams(StreamHandle earlier, StreamHandle later, int device) {
-  if (earlier == later) {
-    return;
-  }
-  // Refused here, where nothing is spoiled: CUDA would end the capture, or draw the other stream
-  // into it.
-  if (is_captured(earlier) != is_captured(later)) {
-    throw CaptureError(
-        "array: expected one last used on the stream that is captured, or no capture of the stream "
-        "that uses it, got a capture of one of the two. Copy it on its stream first.");
-  }
-  const std::uintptr_t event = create_event(device, {});
-  try {
-    record_event(event, earlier, device);
-    wait_event(later, event, device);
-  } catch (const CudaError&) {
-    destroy_event(event, device);
-    throw;
-  }
-  destroy_event(event, device);  // CUDA frees it once it has been reached
 }
 
 }  // namespace zsseg::cuda

@@ -45,7 +45,7 @@ void release(void* pointer, int device, StreamHandle stream,
 void* allocate_pinned(std::size_t bytes, int device);
 void release_pinned(void* pointer, int device) noexcept;
 void* mapped_address(void* pinned, int device);  // where the GPU sees it
-bool is_pinned(const void* pointer);
+bool is_pinned(const void* pointer, int device);
 // Copies from and to pageable memory use it before they return; with pinned memory they may not.
 void copy_to_device(void* to, const void* from, std::size_t bytes, int device, StreamHandle stream);
 void copy_to_host(void* to, const void* from, std::size_t bytes, int device, StreamHandle stream);
@@ -67,9 +67,5 @@ void record_event(std::uintptr_t event, StreamHandle stream, int device, bool ex
 void wait_event(StreamHandle stream, std::uintptr_t event, int device);
 void synchronize_event(std::uintptr_t event, int device);
 float elapsed_ms(std::uintptr_t start, std::uintptr_t stop);
-
-// Makes `later` wait for all that `earlier` holds now. Throws CaptureError where one of them is
-// captured and the other is not.
-void order_streams(StreamHandle earlier, StreamHandle later, int device);
 
 }  // namespace zsseg::cuda

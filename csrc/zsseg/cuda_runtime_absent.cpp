@@ -46,7 +46,7 @@ void release_pinned(void*, int) noexcept {}
 void* mapped_address(void*, int) {
   fail("device");
 }
-bool is_pinned(const void*) {
+bool is_pinned(const void*, int) {
   return false;
 }
 void copy_to_device(void*, const void*, std::size_t, int, StreamHandle) {
@@ -84,7 +84,7 @@ float elapsed_ms(std::uintptr_t, std::uintptr_t) {
 void order_streams(StreamHandle, StreamHandle, int) {
   fail("device");
 }
-bool is_captured(StreamHandle) {
+bool is_captured(StreamHandle, int) {
   return false;
 }
 void begin_capture(StreamHandle, int) {
@@ -98,7 +98,7 @@ void launch_recording(const Recording&, StreamHandle, int) {
   fail("device");
 }
 void destroy_recording(const Recording&, int) noexcept {}
-void run_outside_captures(StreamHandle, bool, std::function<void()> task) noexcept {
+void run_outside_captures(StreamHandle, int, bool, std::function<void()> task) noexcept {
   task();
 }
 void run_deferred() noexcept {}

@@ -5,6 +5,7 @@
 #include <mutex>
 
 #include "zsseg/check.h"
+#include "zsseg/cuda_capture.h"
 #include "zsseg/cuda_runtime.h"
 #include "zsseg/error.h"
 
@@ -24,8 +25,10 @@ StreamRegistry& registry() {
 
 }  // namespace
 
-std::shared_ptr<OwnedStream> OwnedStream::create(int device) {
-  std::shared_ptr<OwnedStream> stream(new OwnedStream(cuda::create_stream(device), device));
+std::shared_ptr<OwnedStream> OwnedStream::create(int device, std::optional<bool> sleeps) {
+  const bool does = sleeps ? *sleeps : cuda::device_properties(device).integrated;
+  const std::uintptr_t end = does ? cuda::create_event(device, {false, true}) : 0;
+  std::shared_ptr<OwnedStream> stream(new OwnedStream(cuda::create_stream(device), device, end));
   const std::lock_guard<std::mutex> lock(registry().mutex);
   registry().streams[stream->handle()] = stream;
   return stream;
@@ -43,30 +46,77 @@ OwnedStream::~OwnedStream() {
     registry().streams.erase(handle_);
   }
   cuda::destroy_stream(handle_, device_);
+  if (end_ != 0) {
+    cuda::destroy_event(end_, device_);
+  }
+}
+
+void OwnedStream::synchronize() {
+  const std::uint64_t use = uses_;  // before the wait: what another thread enqueues is not meant
+  if (end_ == 0) {
+    cuda::synchronize_stream(handle_, device_);
+  } else {
+    cuda::record_event(end_, handle_, device_);
+    cuda::synchronize_event(end_, device_);
+  }
+  std::uint64_t before = finished_;
+  while (before < use && !finished_.compare_exchange_weak(before, use)) {
+  }
+}
+
+void synchronize(StreamHandle stream, int device) {
+  const std::shared_ptr<OwnedStream> owner = OwnedStream::find(stream);
+  owner == nullptr ? cuda::synchronize_stream(stream, device) : owner->synchronize();
 }
 
 struct DeviceArray::Memory {
+  // Where the array was last used. Of a stream of ours, `number` is the use's, or kUnderWay.
+  struct Use {
+    StreamHandle stream;
+    std::shared_ptr<OwnedStream> owner;
+    std::uint64_t number;
+    bool is_recorded = false;  // each launch uses it again
+  };
+  static constexpr std::uint64_t kUnderWay = UINT64_MAX;
+
   void* pointer;
   std::size_t bytes;
   int device;
-  StreamHandle stream;
-  std::shared_ptr<OwnedStream> stream_owner;
-  std::mutex mutex;                    // guards the two above
+  std::mutex mutex;  // guards `last`; nothing else is locked under it
+  Use last;
   std::shared_ptr<PinnedBlock> block;  // whose memory it is, else the array's own
 
   Memory(void* allocated, std::size_t size, int index, StreamHandle on)
-      : pointer(allocated),
-        bytes(size),
-        device(index),
-        stream(on),
-        stream_owner(OwnedStream::find(on)) {}
+      : pointer(allocated), bytes(size), device(index), last{on, OwnedStream::find(on), kUnderWay} {
+    count_use();
+  }
   ~Memory() {
     if (block == nullptr) {
-      cuda::release(pointer, device, stream, stream_owner);
+      cuda::release(pointer, device, last.stream, last.owner);
     }
   }
   Memory(const Memory&) = delete;
   Memory& operator=(const Memory&) = delete;
+
+  void count_use() {
+    if (last.owner != nullptr) {
+      last.number = last.owner->count_use();
+      last.is_recorded = last.is_recorded || last.owner->is_recording();
+    }
+  }
+  Use last_use() {
+    const std::lock_guard<std::mutex> lock(mutex);
+    return last;
+  }
+  // `later` waits for the last use, unless that is over.
+  void order_before(StreamHandle later) {
+    const Use use = last_use();
+    const std::uint64_t number =
+        use.owner != nullptr && use.is_recorded ? use.owner->uses() : use.number;
+    if (use.owner == nullptr || !use.owner->has_finished(number)) {
+      cuda::order_streams(use.stream, later, device);
+    }
+  }
 };
 
 DeviceArray DeviceArray::empty(const Shape& shape, DType dtype, int device, StreamHandle stream) {
@@ -100,17 +150,36 @@ DeviceArray DeviceArray::viewed_as(const Shape& shape, std::int64_t first) const
   return DeviceArray(memory_, view);
 }
 
-void DeviceArray::used_on(StreamHandle stream) const {
+void DeviceArray::use_on(StreamHandle stream) const {
+  memory_->order_before(stream);
   const std::lock_guard<std::mutex> lock(memory_->mutex);
-  if (memory_->stream != stream) {
-    memory_->stream_owner = OwnedStream::find(stream);
-    memory_->stream = stream;
+  Memory::Use& last = memory_->last;
+  if (last.stream != stream) {
+    last = {stream, OwnedStream::find(stream), Memory::kUnderWay};
   }
+  last.number = Memory::kUnderWay;
+}
+
+void DeviceArray::used() const {
+  const std::lock_guard<std::mutex> lock(memory_->mutex);
+  memory_->count_use();
+}
+
+void DeviceArray::lend_to(StreamHandle other) const {
+  memory_->order_before(other);
+}
+
+void DeviceArray::wait_for(StreamHandle other) const noexcept {
+  const StreamHandle stream = last_stream();
+  const int device = memory_->device;
+  cuda::run_outside_captures(stream, device, false, [array = *this, other, stream, device] {
+    cuda::order_streams(other, stream, device);
+    array.used();
+  });
 }
 
 StreamHandle DeviceArray::last_stream() const {
-  const std::lock_guard<std::mutex> lock(memory_->mutex);
-  return memory_->stream;
+  return memory_->last_use().stream;
 }
 
 }  // namespace zsseg

@@ -27,8 +27,8 @@ class Workspace:
     A buffer's content lasts until the same name is asked for again.
     """
 
-    def __init__(self, device: str, *, sleeps: bool = False) -> None:
-        """``sleeps``: waits for the GPU leave the CPU core to others, and take a little longer."""
+    def __init__(self, device: str, *, sleeps: bool | None = False) -> None:
+        """``sleeps``: whether who waits for the GPU leaves the CPU core to others; see Stream."""
         self.device = device
         self._index = None if device == "cpu" else int(device.split(":")[1])
         self._buffers: dict[str, Any] = {}
@@ -36,10 +36,7 @@ class Workspace:
         self._lent: list[weakref.ref[Any]] = []
         self.generation = 0
         """Grows when a buffer moves: captures made before use memory that is no longer its."""
-        self._stream = None if self._index is None else core.Stream(self._index)
-        self._end = None  # an event for waits that sleep
-        if self._index is not None and sleeps:
-            self._end = core.Event(self._index, timing=False, blocking=True)
+        self._stream = None if self._index is None else core.Stream(self._index, sleeps=sleeps)
 
     @property
     def stream(self) -> int:
@@ -230,13 +227,8 @@ class Workspace:
 
     def synchronize(self) -> None:
         """Wait for everything enqueued on the stream."""
-        if self._stream is None:
-            return
-        if self._end is None:
+        if self._stream is not None:
             self._stream.synchronize()
-        else:
-            self._end.record(self._stream.handle)
-            self._end.synchronize()
 
     def clock(self, *, enabled: bool | None = True, ranges: NvtxRanges | None = None) -> StageClock:
         """Return a clock for the frames on this stream."""
@@ -249,7 +241,7 @@ class Workspace:
         finally:
             self._buffers.clear()
             self._frames.clear()
-            self._stream = self._end = None
+            self._stream = None
 
     def _host_memory(self, size: int, dtype: np.dtype[Any]) -> Any:
         if self._index is None:

@@ -62,7 +62,7 @@ class Uploads:
         np.copyto(pinned.host, image)
         frame = self._placed(pinned)
         self._stream.synchronize()
-        return {"image": frame.numpy, "on_gpu": frame}
+        return {"image": partial(self._core.outside_captures, frame.numpy), "on_gpu": frame}
 
     def _memory(self, shape: tuple[int, ...]) -> Any:
         """Pinned memory; the same again once it was copied from."""
@@ -184,8 +184,10 @@ def upright(image: npt.NDArray[np.uint8], matrix: Sequence[int] | None) -> npt.N
 def host_picture(frame: Nv12Frame, channel_order: str) -> npt.NDArray[np.uint8]:
     """Copy a frame of ours to the CPU, as uint8 [H, W, 3]: what the kernels see."""
     from zsseg_rt import ops
+    from zsseg_rt.ops import core
 
-    planes, no_colours = (frame.luma.numpy(), frame.chroma.numpy()), np.empty((0, 3), np.uint8)
+    planes = tuple(core.outside_captures(plane.numpy) for plane in (frame.luma, frame.chroma))
+    no_colours = np.empty((0, 3), np.uint8)
     picture = ops.overlay(
         planes,
         np.zeros(planes[0].shape, np.uint8),

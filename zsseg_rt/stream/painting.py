@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from zsseg_rt import ops
 from zsseg_rt.common.extras import import_opencv
-from zsseg_rt.errors import CudaError
+from zsseg_rt.errors import CaptureError, CudaError
 from zsseg_rt.ops import core
 from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.results.visualize import palette
@@ -151,7 +151,9 @@ class GpuPainter:
                 array = frame.luma if isinstance(frame, Nv12Frame) else frame
                 self._index = int(array.device.partition(":")[2])
                 self._stream = core.Stream(self._index)
-            return work(self._stream.handle)
+            return core.outside_captures(lambda: work(self._stream.handle))
+        except CaptureError:
+            return None  # of this frame
         except CudaError as exc:
             self.has_failed, self._stream = True, None
             _log.warning("overlays are painted on the CPU from now on: %s", exc)
