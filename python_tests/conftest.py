@@ -1,7 +1,8 @@
 """Fixtures every test file shares.
 
 ``ZSSEG_EXTENSION=PATH`` names another build of ``zsseg_rt._C`` to test: the one whose CUDA is
-emulated (cpp_tests/cuda_emulation).
+emulated (cpp_tests/cuda_emulation). ``ZSSEG_TEST_CPU=NAME`` hides what this CPU has beyond that of
+``support.cpus``.
 """
 
 import contextlib
@@ -25,6 +26,7 @@ os.environ.setdefault("ZSSEG_RTSP_LIBRARY", "pyav")
 if os.environ.get("ZSSEG_EXTENSION"):
     use_extension(os.environ["ZSSEG_EXTENSION"])
 
+from support import cpus  # noqa: F401  (a stand-in for the CPU, if one is asked for)
 from zsseg_rt import ops
 
 KEPT = kept_graphs.folder()  # before a test changes the environment

@@ -5,18 +5,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import pytest
 
-from zsseg_rt.backends import _openvino_core
 from zsseg_rt.evaluation.datasets.base import Sample
 from zsseg_rt.evaluation.datasets.registry import create_dataset
 from zsseg_rt.export.quantized.report import QuantizeSettings
 
 FAST = QuantizeSettings(sensitivity=False)
-
-needs_vnni = pytest.mark.skipif(
-    not _openvino_core.has_vnni(), reason="needs a CPU with VNNI, AMX or ARM's dot product"
-)
 
 
 def write_photos(folder: Path, count: int = 8) -> Path:

@@ -5,12 +5,12 @@ import logging
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
+from support.cpus import stand_in
 from support.errors import refused
 from support.graphs import write_graph, write_scale
 from zsseg_rt import doctor
@@ -155,32 +155,25 @@ def test_auto_says_what_it_took(graph, caplog):
     assert f"precision auto is {session.precision}" in caplog.text
 
 
-class FakeCore:
-    """A CPU that says what it can do and what its plugin would choose."""
-
-    def __init__(self, capabilities, hint):
-        self._properties = {
-            "OPTIMIZATION_CAPABILITIES": capabilities,
-            "INFERENCE_PRECISION_HINT": SimpleNamespace(get_type_name=lambda: hint),
-        }
-
-    def get_property(self, device, name):
-        assert device == "CPU"
-        return self._properties[name]
-
-
 @pytest.mark.parametrize(
-    ("capabilities", "hint", "auto"),
+    ("cpu", "auto"),
     [
-        (["FP32", "INT8"], "f32", "float32"),
-        (["BF16", "FP32", "FP16"], "bf16", "bfloat16"),
-        (["FP32", "FP16"], "f16", "float32"),  # an ARM CPU: float16 only on request
-        (["BF16", "FP32"], "f32", "float32"),  # a CPU that only emulates it
+        ("avx2", "float32"),
+        ("vnni", "float32"),
+        ("amx", "bfloat16"),
+        ("arm", "float32"),  # float16 only on request
+        ("emulated", "float32"),
     ],
 )
-def test_auto_is_known_beforehand(monkeypatch, capabilities, hint, auto):
-    monkeypatch.setattr(_openvino, "process_core", lambda: FakeCore(capabilities, hint))
+def test_auto_is_known_beforehand(monkeypatch, cpu, auto):
+    stand_in(monkeypatch, cpu)
     assert choose("auto") == Choice(variant="float32", precision=auto)
+
+
+def test_a_cpu_without_bfloat16_computes_in_float32(graph, monkeypatch):
+    stand_in(monkeypatch, "avx2", computes=True)
+    assert load(graph, precision="auto").precision == "float32"
+    assert "CPU supports: FP32, INT8; precision auto is float32" in doctor._openvino().detail
 
 
 def test_auto_is_what_doctor_says(graph):

@@ -12,8 +12,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from support.cpus import needs_vnni
 from support.errors import refused
-from support.quantizing import FAST, needs_vnni, write_photos
+from support.quantizing import FAST, write_photos
 from zsseg_rt import ArgumentError, Bundle, PrecisionNotApplied, SourceError
 from zsseg_rt.backends import _tensorrt
 from zsseg_rt.backends.base import BackendOptions

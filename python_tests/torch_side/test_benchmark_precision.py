@@ -8,11 +8,7 @@ pytest.importorskip("torch")
 
 import precision  # in benchmarks/
 
-from zsseg_rt.backends import _openvino_core
-
-needs_vnni = pytest.mark.skipif(
-    not _openvino_core.has_vnni(), reason="needs a CPU with VNNI, AMX or ARM's dot product"
-)
+from support.cpus import needs_vnni
 
 
 @needs_vnni

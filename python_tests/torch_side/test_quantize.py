@@ -11,8 +11,9 @@ import numpy as np
 import onnx
 import pytest
 
+from support.cpus import needs_vnni, stand_in
 from support.errors import refused
-from support.quantizing import FAST, needs_vnni, write_photos
+from support.quantizing import FAST, write_photos
 from zsseg_rt import (
     ArgumentError,
     Bundle,
@@ -22,7 +23,6 @@ from zsseg_rt import (
     PrecisionNotApplied,
     SourceError,
 )
-from zsseg_rt.backends import _openvino_core
 from zsseg_rt.backends._openvino import BACKEND
 from zsseg_rt.backends.base import BackendOptions
 from zsseg_rt.backends.graph_check.graph import map_file, quantised_layers
@@ -143,19 +143,8 @@ def test_auto_takes_int8_only_behind_a_gate(made):
             assert engine.precision != "int8"
 
 
-@pytest.fixture
-def plain_cpu(tmp_path, monkeypatch):
-    """A CPU with neither VNNI nor AMX."""
-    info = tmp_path / "cpuinfo"
-    info.write_text("flags\t\t: fpu avx2 fma\n")
-    monkeypatch.setattr(_openvino_core, "_CPU_INFO", info)
-    _openvino_core.has_vnni.cache_clear()
-    yield
-    _openvino_core.has_vnni.cache_clear()
-
-
-@pytest.mark.usefixtures("plain_cpu")
-def test_int8_is_refused_on_a_cpu_that_gains_nothing(tmp_path, capsys):
+def test_int8_is_refused_on_a_cpu_that_gains_nothing(tmp_path, capsys, monkeypatch):
+    stand_in(monkeypatch, "avx2", computes=True)
     allowed = ("int8", "float32")
     with refused(PrecisionNotApplied, "precision", "VNNI"):
         BACKEND.choose(("float32", "int8"), "int8", device="cpu", allowed=allowed)

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from support.cpus import needs_vnni
 from support.errors import refused
-from support.quantizing import FAST, needs_vnni, write_photos
+from support.quantizing import FAST, write_photos
 from zsseg_rt import ArgumentError, Bundle, Engine, EngineConfig
 from zsseg_rt.backends._openvino import BACKEND
 from zsseg_rt.backends.base import BackendOptions

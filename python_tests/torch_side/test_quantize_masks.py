@@ -6,8 +6,9 @@ import cv2
 import numpy as np
 import pytest
 
+from support.cpus import needs_vnni
 from support.errors import refused
-from support.quantizing import FAST, FewScenes, needs_vnni, write_photos
+from support.quantizing import FAST, FewScenes, write_photos
 from zsseg_rt import ArgumentError, Bundle, BundleError, Engine, EngineConfig
 from zsseg_rt.bundles.quantization import MaskLoss
 from zsseg_rt.cli import main

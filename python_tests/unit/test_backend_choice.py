@@ -5,19 +5,15 @@ from types import SimpleNamespace
 
 import pytest
 
+from support.cpus import CPUS, stand_in
 from support.errors import refused
 from zsseg_rt.backends import _openvino, _tensorrt, _torch
+from zsseg_rt.backends._openvino_core import multiplies_bytes
 from zsseg_rt.backends.base import Choice
 from zsseg_rt.config import PRECISIONS
 from zsseg_rt.errors import DeviceError, PrecisionNotApplied
 
 ANY = ("float16", "bfloat16", "float32")
-CPUS = {  # what OpenVINO reports of a CPU, and the precision its plugin takes by itself
-    "plain": (["FP32", "INT8"], "f32"),
-    "amx": (["BF16", "FP32", "INT8"], "bf16"),
-    "emulated": (["BF16", "FP32"], "f32"),
-    "arm": (["FP32", "FP16"], "f16"),
-}
 BACKENDS = {
     "openvino": _openvino.BACKEND,
     "torch": _torch.BACKEND,
@@ -27,11 +23,16 @@ BOTH, FULL, HALF = ("float32", "float16"), ("float32",), ("float16",)
 
 # (backend, machine, what the bundle holds, what is asked) -> (graph, precision), None if refused
 TABLE = [
-    ("openvino", "plain", BOTH, "auto", ("float32", "float32")),
-    ("openvino", "plain", HALF, "auto", ("float16", "float32")),
-    ("openvino", "plain", BOTH, "bfloat16", None),
-    ("openvino", "plain", BOTH, "float16", None),
-    ("openvino", "plain", BOTH, "int8", None),
+    ("openvino", "avx2", BOTH, "auto", ("float32", "float32")),
+    ("openvino", "avx2", HALF, "auto", ("float16", "float32")),
+    ("openvino", "avx2", BOTH, "bfloat16", None),
+    ("openvino", "avx2", BOTH, "float16", None),
+    ("openvino", "avx2", BOTH, "int8", None),
+    ("openvino", "avx2", (*BOTH, "int8"), "int8", None),
+    ("openvino", "avx2", (*BOTH, "int8"), "auto", ("float32", "float32")),
+    ("openvino", "vnni", (*BOTH, "int8"), "int8", ("int8", "int8")),
+    ("openvino", "vnni", BOTH, "bfloat16", None),
+    ("openvino", "amx", (*BOTH, "int8"), "int8", ("int8", "int8")),
     ("openvino", "amx", BOTH, "auto", ("float32", "bfloat16")),
     ("openvino", "amx", BOTH, "float32", ("float32", "float32")),
     ("openvino", "amx", HALF, "bfloat16", None),
@@ -69,7 +70,7 @@ TABLE = [
 def choose(monkeypatch):
     def on(backend, machine, held, asked, allowed=ANY):
         if machine in CPUS:
-            monkeypatch.setattr(_openvino, "process_core", lambda: core(*CPUS[machine]))
+            stand_in(monkeypatch, machine)
         properties = {"compute_capability": machine}
         native = SimpleNamespace(cuda_device_properties=lambda index: properties)
         monkeypatch.setattr(_torch, "core", native)
@@ -77,14 +78,6 @@ def choose(monkeypatch):
         return BACKENDS[backend].choose(held, asked, device=device, allowed=allowed)
 
     return on
-
-
-def core(capabilities, hint):
-    properties = {
-        "OPTIMIZATION_CAPABILITIES": capabilities,
-        "INFERENCE_PRECISION_HINT": SimpleNamespace(get_type_name=lambda: hint),
-    }
-    return SimpleNamespace(get_property=lambda device, name: properties[name])
 
 
 @pytest.mark.parametrize(("backend", "machine", "held", "asked", "given"), TABLE)
@@ -119,7 +112,7 @@ def test_every_remedy_leads_somewhere(choose, backend, machine, held, asked, all
     except PrecisionNotApplied as error:
         proposed = re.search(r"Use precision='(\w+)'", str(error))
         listed = re.search(r"for this bundle \(([^)]+)\)", str(error))
-        for name in (proposed[1], *listed[1].split(", ")):
+        for name in (proposed[1], *(listed[1].split(", ") if listed else ())):
             choose(backend, machine, held, name, allowed)
 
 
@@ -130,4 +123,22 @@ def test_openvino_serves_the_cpu_alone(choose):
 
 def test_a_bundle_without_a_graph_that_fits_is_told_so(choose):
     with refused(PrecisionNotApplied, "precision"):
-        choose("openvino", "plain", ("int8",), "auto")
+        choose("openvino", "avx2", ("int8",), "auto")
+
+
+@pytest.mark.parametrize(
+    ("line", "is_fast"),
+    [
+        ("flags\t\t: fpu sse2 fma avx2", False),
+        ("flags\t\t: fpu avx2 avx512f avx512bw", False),
+        ("flags\t\t: fpu avx2 avx_vnni", True),
+        ("flags\t\t: fpu avx2 avx512f avx512_vnni", True),
+        ("flags\t\t: fpu avx2 amx_bf16 amx_tile amx_int8", True),
+        ("Features\t: fp asimd asimddp", True),
+        ("Features\t: fp asimd", False),
+        ("model name\t: avx512_vnni", False),
+        ("", False),
+    ],
+)
+def test_int8_is_fast_where_the_cpu_multiplies_bytes(line, is_fast):
+    assert multiplies_bytes(f"processor\t: 0\n{line}\n") is is_fast

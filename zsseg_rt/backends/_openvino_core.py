@@ -23,6 +23,7 @@ _BOILERPLATE = ("Exception from", "Check '", "FrontEnd API failed", "Model wasn'
 
 # Dot products of 8-bit numbers; ARM's is called asimddp.
 _INT8_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"})
+_FLAG_LINES = ("flags", "features")
 _CPU_INFO = Path("/proc/cpuinfo")
 # Public name -> (the capability that the CPU must have, OpenVINO's name).
 _PRECISIONS = {
@@ -162,10 +163,14 @@ def has_vnni() -> bool:
     OpenVINO reports INT8 for every CPU; without these it is slower than float32 on many.
     """
     try:
-        text = _CPU_INFO.read_text(encoding="utf-8", errors="replace")
+        return multiplies_bytes(_CPU_INFO.read_text(encoding="utf-8", errors="replace"))
     except OSError:
         return False
-    lines = [line for line in text.splitlines() if line.lower().startswith(("flags", "features"))]
+
+
+def multiplies_bytes(cpu_info: str) -> bool:
+    """Whether a ``/proc/cpuinfo`` lists instructions for dot products of 8-bit numbers."""
+    lines = (line for line in cpu_info.splitlines() if line.lower().startswith(_FLAG_LINES))
     return any(_INT8_FLAGS & set(line.split()) for line in lines)
 
 
