@@ -135,6 +135,9 @@ READ_BY_TOOLS = re.compile(
 )
 
 
+GPU_NODE = re.compile(r"nvidia\d+|nvgpu").fullmatch
+
+
 def source_key(debug: bool) -> str:
     """A hash of all that decides what is compiled: source, tools, Python, settings, GPUs."""
     state = hashlib.sha256()
@@ -164,6 +167,7 @@ def _tools() -> list[str]:
     # Compilers and toolchain files may be named in further arguments.
     words += map(_file, re.split(r"[\s=;\"']+", os.environ.get("CMAKE_ARGS", "")))
     words.append(_output("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"))
+    words += [str(path) for path in sorted(Path("/dev").glob("nv[ig]*")) if GPU_NODE(path.name)]
     board = Path("/proc/device-tree/compatible")
     return [*words, repr(board.read_bytes() if board.exists() else b"")]
 

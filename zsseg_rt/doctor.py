@@ -87,7 +87,7 @@ def _native_core() -> Finding:
     told = f"kernels for {instruction_set}; CUDA kernels"
     if core.built_with_cuda:
         return Finding("native core", "ok", f"{told} built in")
-    advice = "For GPU kernels, install the CUDA toolkit (nvcc) and install the package again."
+    advice = "For GPU kernels: ZSSEG_CUDA=ON pip install . in a checkout, with nvcc on PATH."
     return Finding("native core", "ok", f"{told} not built in", advice)
 
 

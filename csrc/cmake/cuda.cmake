@@ -5,7 +5,14 @@ if(NOT ZSSEG_CUDA MATCHES "^(AUTO|ON|OFF)$")
   message(FATAL_ERROR "ZSSEG_CUDA: expected AUTO, ON or OFF, got ${ZSSEG_CUDA}")
 endif()
 
-if(NOT ZSSEG_CUDA STREQUAL "OFF")
+# One line of the log says which: AUTO builds the CUDA part where both a GPU and a compiler are.
+set(why "ZSSEG_CUDA=OFF")
+set(try ${ZSSEG_CUDA})
+if(ZSSEG_CUDA STREQUAL "AUTO")
+  zsseg_has_gpu(try)
+  set(why "no NVIDIA GPU was found here; ZSSEG_CUDA=ON builds the CUDA part as well")
+endif()
+if(try)
   # OFF: the --generate-code flags below say it all.
   if(NOT CMAKE_CUDA_ARCHITECTURES)
     set(CMAKE_CUDA_ARCHITECTURES OFF)
@@ -20,8 +27,13 @@ if(NOT ZSSEG_CUDA STREQUAL "OFF")
     message(FATAL_ERROR "ZSSEG_CUDA=ON, but no CUDA compiler was found. "
       "Put nvcc on PATH or set CUDACXX; ZSSEG_CUDA=OFF builds the CPU part only.")
   else()
-    message(STATUS "zsseg: no CUDA compiler, building the CPU part only")
+    set(why "an NVIDIA GPU is here, but no CUDA compiler; put nvcc on PATH or set CUDACXX")
   endif()
+endif()
+if(ZSSEG_WITH_CUDA)
+  message(STATUS "zsseg: building for CPUs and NVIDIA GPUs, with ${CMAKE_CUDA_COMPILER}")
+else()
+  message(STATUS "zsseg: building for CPUs alone (${why})")
 endif()
 
 # Adds the device half: the kernels where CUDA is built, else functions that say it was not.

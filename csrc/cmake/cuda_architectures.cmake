@@ -39,6 +39,19 @@ function(zsseg_found_cuda_architectures out)
   set(${out} "${found}" PARENT_SCOPE)
 endfunction()
 
+# Sets `out` to whether this machine has an NVIDIA GPU, though nothing may tell which.
+function(zsseg_has_gpu out)
+  if(NOT DEFINED ZSSEG_DEVICES)
+    set(ZSSEG_DEVICES /dev)
+  endif()
+  zsseg_found_cuda_architectures(found)
+  file(GLOB nodes "${ZSSEG_DEVICES}/nvidia[0-9]*" "${ZSSEG_DEVICES}/nvgpu")
+  set(${out} OFF PARENT_SCOPE)
+  if(found OR nodes)
+    set(${out} ON PARENT_SCOPE)
+  endif()
+endfunction()
+
 # Sets `out` to those of `wanted` that the compiler, which knows `known` (sm_75;...), can build.
 function(zsseg_buildable_architectures out wanted known)
   set(kept)

@@ -1,4 +1,4 @@
-"""Which GPUs a build is made for: those named, those found, else one of each generation."""
+"""Whether a build holds CUDA, and for which GPUs: named, found, else one of each generation."""
 
 import shutil
 import stat
@@ -27,6 +27,19 @@ def program(path, output, code=0):
     return path
 
 
+# What a project would do with a compiler is left out.
+WHETHER = """
+set(CMAKE_MODULE_PATH [[{folder}]])
+file(WRITE [[{folder}/CheckLanguage.cmake]]
+  "macro(check_language language)\nset(CMAKE_CUDA_COMPILER [[{nvcc}]])\nendmacro()")
+macro(enable_language language)
+endmacro()
+macro(find_package name)
+endmacro()
+include(csrc/cmake/cuda.cmake)
+"""
+
+
 class Machine:
     """A folder of stand-ins for nvcc and nvidia-smi, and a device tree."""
 
@@ -41,15 +54,29 @@ class Machine:
     def is_board(self, chip):
         self.tree.write_bytes(b"nvidia,some-board\0" + chip.encode() + b"\0")
 
+    def decides(self, cuda, nvcc):
+        """Whether a build holds CUDA; what is printed must be one line that says so."""
+        done = self.run_decision(cuda, nvcc)
+        assert done.returncode == 0, done.stderr
+        (said,) = done.stdout.splitlines()
+        return said.removeprefix("-- zsseg: building for ")
+
+    def run_decision(self, cuda, nvcc):
+        text = WHETHER.format(folder=self.folder, nvcc=self.nvcc if nvcc else "")
+        return self._run(text, f"-DZSSEG_CUDA={cuda}")
+
     def configure(self, wanted):
+        return self._run(SCRIPT.format(choice=CHOICE), f"-DZSSEG_CUDA_ARCHITECTURES={wanted}")
+
+    def _run(self, text, *settings):
         script = self.folder / "choose.cmake"
-        script.write_text(SCRIPT.format(choice=CHOICE), encoding="utf-8")
-        call = [cmake(), f"-DZSSEG_CUDA_ARCHITECTURES={wanted}"]
-        call += [f"-DCMAKE_CUDA_COMPILER={self.nvcc}", f"-DZSSEG_DEVICE_TREE={self.tree}"]
+        script.write_text(text, encoding="utf-8")
+        call = [cmake(), *settings, f"-DCMAKE_CUDA_COMPILER={self.nvcc}"]
+        call += [f"-DZSSEG_DEVICE_TREE={self.tree}", f"-DZSSEG_DEVICES={self.folder}/devices"]
         # No folder of the system's, so that a real nvidia-smi is not found.
         call += ["-DCMAKE_FIND_USE_CMAKE_SYSTEM_PATH=OFF", "-P", str(script)]
         path = {"PATH": f"{self.folder}:{shell_tools(self.folder)}"}
-        return subprocess.run(call, env=path, capture_output=True, text=True, check=False)
+        return subprocess.run(call, cwd=ROOT, env=path, capture_output=True, text=True, check=False)
 
     def builds(self, wanted="AUTO"):
         """Architectures of machine code, those of PTX, and all that was said."""
@@ -148,3 +175,27 @@ def test_names_of_no_gpu_are_refused(machine, wanted):
     assert done.returncode != 0
     said = " ".join(done.stderr.split())
     assert "ZSSEG_CUDA_ARCHITECTURES: expected AUTO, ALL or at least one of sm_75" in said
+
+
+def test_cuda_is_built_where_a_gpu_and_a_compiler_are(machine):
+    assert "no NVIDIA GPU was found here; ZSSEG_CUDA=ON" in machine.decides("AUTO", nvcc=True)
+    assert machine.decides("ON", nvcc=True) == f"CPUs and NVIDIA GPUs, with {machine.nvcc}"
+    machine.has_gpus("8.6")
+    assert machine.decides("AUTO", nvcc=True) == f"CPUs and NVIDIA GPUs, with {machine.nvcc}"
+    assert "but no CUDA compiler; put nvcc on PATH" in machine.decides("AUTO", nvcc=False)
+    assert machine.decides("OFF", nvcc=True) == "CPUs alone (ZSSEG_CUDA=OFF)"
+
+
+@pytest.mark.parametrize("sign", ["nvidia0", "nvgpu", "board"])
+def test_gpus_are_found_where_nvidia_smi_does_not_tell(machine, sign):
+    (machine.folder / "devices").mkdir()
+    if sign == "board":
+        machine.is_board("nvidia,tegra234")
+    else:
+        (machine.folder / "devices" / sign).touch()
+    assert machine.decides("AUTO", nvcc=True).startswith("CPUs and NVIDIA GPUs")
+
+
+def test_cuda_that_is_asked_for_and_cannot_be_built_is_an_error(machine):
+    done = machine.run_decision("ON", nvcc=False)
+    assert "ZSSEG_CUDA=ON, but no CUDA compiler was found" in done.stderr

@@ -6,7 +6,9 @@ import resource
 import socket
 from dataclasses import replace
 
+import huggingface_hub
 import pytest
+from huggingface_hub import constants
 
 from support.hub_server import COMMIT, serve_hub
 from support.tiny_set import FILE, KEY, REPOSITORY, tiny_set, weights_file
@@ -14,9 +16,6 @@ from zsseg_rt.bundles.pretrained import checkpoint_folder
 from zsseg_rt.errors import FetchError
 from zsseg_rt.fetch import Progress, checkpoints
 from zsseg_rt.fetch.checkpoints import find_checkpoint
-
-constants = pytest.importorskip("huggingface_hub.constants", reason="needs pip install '.[fetch]'")
-import huggingface_hub  # noqa: E402
 
 
 def use_endpoint(monkeypatch, endpoint):

@@ -38,6 +38,9 @@ debian_python() { # suite: a Python for another Debian that runs here, by that D
 
 build_wheel() { # Python: $work/wheel gets a wheel of $work/source
   local settings=(ZSSEG_CUDA_ARCHITECTURES="${ZSSEG_CUDA_ARCHITECTURES:-ALL}") args=
+  if [ -z "${ZSSEG_CUDA:-}" ] && command -v "${CUDACXX:-nvcc}" >/dev/null; then
+    settings+=(ZSSEG_CUDA=ON) # with or without a GPU here
+  fi
   "$1" -m venv --without-pip "$work/build"
   local pip=(pip --python "$work/build/bin/python")
   "${pip[@]}" install -q build "setuptools>=77" "pybind11>=2.13" ninja "cmake>=3.22"

@@ -17,8 +17,7 @@ from zsseg_rt.errors import BackendUnavailableError, BundleError, CheckpointErro
 from zsseg_rt.fetch.checkpoints import Checkpoint, check_free_space, find_checkpoints, megabytes
 from zsseg_rt.fetch.progress import Progress
 
-_NEEDED = ("huggingface_hub",)
-_NEEDED_BY_TORCH = (*_NEEDED, "torch", "open_clip", "onnx", "onnxscript")
+_NEEDED_BY_TORCH = ("torch", "open_clip", "onnx", "onnxscript")
 
 
 def fetch_bundle(
@@ -47,8 +46,8 @@ def fetch_bundle(
 
     Raises:
         ArgumentError: The name is unknown; the message lists the names.
-        BackendUnavailableError: A package of the extra ``fetch`` is not installed; or of ``tips``
-            for TIPS, or of ``train`` for other models than CLIP and for pickles.
+        BackendUnavailableError: A package of the extra ``tips`` for TIPS, or of ``train`` for other
+            models than CLIP and for pickles, is not installed.
         FetchError: The file cannot be had, or is not the published one.
         BundleError: The bundle disagrees with what it was made from.
     """
@@ -59,10 +58,10 @@ def fetch_bundle(
             _check_fetched(place, name)
             told.say(f"{name} is here already: {place}")
             return place
-        written = chosen.architecture in ("dense_clip", "tips")
-        _check_packages(*((_NEEDED, "fetch") if written else (_NEEDED_BY_TORCH, "train")))
         if chosen.architecture == "tips":
             _check_packages(("sentencepiece",), "tips")
+        elif chosen.architecture != "dense_clip":
+            _check_packages(_NEEDED_BY_TORCH, "train")
         check_free_space(chosen, place.parent, 0)
         found = find_checkpoints(chosen, told)
         told.say("exporting the bundle in float32 and float16, then checking it")
