@@ -8,11 +8,16 @@
 # With --extension it builds the Python extension for the target ops-sanitized of tools/torture.sh
 # instead, and ends with a line that says how to use it. It takes the Python of ZSSEG_PYTHON.
 set -euo pipefail
+case " $* " in *" -h "* | *" --help "*) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" && exit ;; esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 with_extension=
 if [ "${1:-}" = --extension ]; then
   with_extension=1
   shift
+fi
+if [[ "${1:-}" == -* || $# -gt 1 ]]; then
+  echo "sanitize: expected [--extension] [build folder], got $*" >&2
+  exit 2
 fi
 folder=$(realpath -m "${1:-build/sanitize}")
 

@@ -8,8 +8,9 @@
 # --this needs pip alone: it builds the files that lie here, for the active environment, and checks
 # nothing. The other two build what is committed.
 #
-# Without --portable the wheels are for this machine and its C library, with CUDA code for every
-# supported GPU where nvcc is found; ZSSEG_CUDA=OFF leaves it out. With it they are for CPUs alone,
+# --this compiles CUDA code where a GPU and nvcc are, or with ZSSEG_CUDA=ON. Otherwise, without
+# --portable, the wheels are for this machine and its C library, with CUDA code for every supported
+# GPU where nvcc is found; ZSSEG_CUDA=OFF leaves it out. With it they are for CPUs alone,
 # x86_64 or aarch64, and any Linux with glibc 2.17: zig from pip compiles them. Those for the other
 # machine run in an emulated CPU (qemu-user).
 #
@@ -17,8 +18,9 @@
 #
 # ZSSEG_OUT=DIR     where sdist and wheels go (default: dist)
 # ZSSEG_PYTHON=EXE  for which Python --this builds (default: python3)
-# Exit codes: 0 all built and checked, 1 something failed, 4 no Python to build for.
+# Exit codes: 0 all built and checked, 1 something failed, 2 usage, 4 no Python to build for.
 set -euo pipefail
+case " $* " in *" -h "* | *" --help "*) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" && exit ;; esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 here=$PWD
 
@@ -26,16 +28,20 @@ this= portable=
 if [ "${1:-}" = --this ]; then
   this=yes
   shift
-  [ $# = 0 ] || { echo "wheels: --this: expected nothing behind it, got $*" >&2 && exit 1; }
+  [ $# = 0 ] || { echo "wheels: --this: expected nothing behind it, got $*" >&2 && exit 2; }
 fi
 if [ "${1:-}" = --portable ]; then
   portable=${2:?"--portable: expected x86_64 or aarch64, got nothing"}
   shift 2
   case $portable in
     x86_64 | aarch64) ;;
-    *) echo "wheels: --portable: expected x86_64 or aarch64, got $portable" >&2 && exit 1 ;;
+    *) echo "wheels: --portable: expected x86_64 or aarch64, got $portable" >&2 && exit 2 ;;
   esac
 fi
+for version in "$@"; do
+  [[ $version =~ ^3\.[0-9]+$ ]] ||
+    { echo "wheels: expected a version of Python such as 3.12, got $version" >&2 && exit 2; }
+done
 versions=("$@")
 [ $# -gt 0 ] || versions=(3.10 3.11 3.12 3.13 3.14)
 out=$(realpath -m "${ZSSEG_OUT:-dist}")
@@ -48,9 +54,6 @@ mkdir -p "$out"
 
 if [ -n "$this" ]; then
   python=${ZSSEG_PYTHON:-python3}
-  if [ -z "${ZSSEG_CUDA:-}" ] && command -v nvcc >/dev/null && ! command -v nvidia-smi >/dev/null; then
-    echo "nvcc was found: CUDA code is compiled too. For CPUs alone, set ZSSEG_CUDA=OFF." >&2
-  fi
   if ! "$python" -m pip --version >/dev/null 2>&1; then
     "$python" -m venv "$work/venv"
     python=$work/venv/bin/python

@@ -5,13 +5,15 @@ alarm. ``test://`` is a camera that needs nothing.
 """
 
 import csv
-import sys
+from argparse import ArgumentParser
 from pathlib import Path
 
 from zsseg_rt import Bundle, Engine
 from zsseg_rt.demo import demo_classes
 
-source = sys.argv[1] if len(sys.argv) > 1 else "test://?frames=30"
+parser = ArgumentParser(description=__doc__)
+parser.add_argument("source", nargs="?", default="test://?frames=30")
+source = parser.parse_args().source
 most, begin = {}, None
 
 with Engine(Bundle.demo()) as engine, Path("counts.csv").open("w", newline="") as file:

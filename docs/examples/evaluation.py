@@ -1,7 +1,11 @@
 """How good are a bundle's labels? Needs ``pip install '.[data]'`` in a checkout, but no torch."""
 
+from argparse import ArgumentParser
+
 from zsseg_rt import Bundle, Engine
 from zsseg_rt.evaluation import EngineSegmenter, create_dataset, evaluate
+
+ArgumentParser(description=__doc__).parse_args()
 
 # The synthetic world needs no files; create_dataset("folder", "my_photos", "val") reads yours.
 dataset = create_dataset("scenes", split="val", length=8)

@@ -1,8 +1,12 @@
 """Name classes, get a label for every pixel."""
 
+from argparse import ArgumentParser
+
 from zsseg_rt import Bundle, Engine
 from zsseg_rt.demo import demo_photos
 from zsseg_rt.photos import read_photo
+
+ArgumentParser(description=__doc__).parse_args()
 
 with Engine(Bundle.demo()) as engine:  # or Engine("street.zsseg")
     engine.set_classes(["dining table", ["chair", "armchair"]], background="auto")

@@ -1,10 +1,14 @@
 """Classes from embeddings of your own, such as a text encoder's that is not in the bundle."""
 
+from argparse import ArgumentParser
+
 import numpy as np
 
 from zsseg_rt import Bundle, Engine
 from zsseg_rt.demo import demo_photos
 from zsseg_rt.photos import read_photo
+
+ArgumentParser(description=__doc__).parse_args()
 
 frame = read_photo(demo_photos("scenes")[1])
 with Engine(Bundle.demo("scenes")) as engine:

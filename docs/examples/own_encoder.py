@@ -5,7 +5,10 @@ that patches and texts live in one space: a pixel takes the text that is nearest
 CLIP in open_clip's format needs none of this: ``zsseg-rt export dense-clip``.
 """
 
+from argparse import ArgumentParser
 from pathlib import Path
+
+ArgumentParser(description=__doc__).parse_args()  # --help works without torch
 
 import cv2
 import numpy as np

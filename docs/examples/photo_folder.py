@@ -5,7 +5,7 @@ large folders ``zsseg-rt segment FOLDER`` does more: several photos at once, and
 """
 
 import csv
-import sys
+from argparse import ArgumentParser
 from pathlib import Path
 
 import cv2
@@ -13,9 +13,12 @@ import cv2
 from zsseg_rt import Bundle, Engine, SourceError, read_photo
 from zsseg_rt.demo import demo_classes, demo_photos
 
+parser = ArgumentParser(description=__doc__)
+parser.add_argument("folder", nargs="?", type=Path)
+folder = parser.parse_args().folder
 photos = [Path(name) for name in demo_photos()]
-if len(sys.argv) > 1:
-    photos = sorted(path for path in Path(sys.argv[1]).iterdir() if path.is_file())
+if folder:
+    photos = sorted(path for path in folder.iterdir() if path.is_file())
 out = Path("labelled")
 out.mkdir(exist_ok=True)
 

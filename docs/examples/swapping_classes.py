@@ -1,8 +1,12 @@
 """Change the classes between frames; nothing is compiled or loaded again."""
 
+from argparse import ArgumentParser
+
 from zsseg_rt import Bundle, Engine
 from zsseg_rt.demo import demo_photos
 from zsseg_rt.photos import read_photo
+
+ArgumentParser(description=__doc__).parse_args()
 
 frames = [read_photo(photo) for photo in demo_photos("scenes")]
 with Engine(Bundle.demo("scenes")) as engine:

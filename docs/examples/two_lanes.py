@@ -1,5 +1,6 @@
 """Label frames in two threads; both lanes share the weights and follow the same classes."""
 
+from argparse import ArgumentParser
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -15,6 +16,7 @@ def camera(lane: Lane, frame: np.ndarray) -> list[str]:
     return [entry.name for entry in labelled[-1].present()]
 
 
+ArgumentParser(description=__doc__).parse_args()
 frames = [read_photo(photo) for photo in demo_photos()]
 with Engine(Bundle.demo(), EngineConfig(num_lanes=3)) as engine:  # the engine's own is the third
     engine.set_classes(demo_classes(), background="auto")

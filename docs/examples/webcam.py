@@ -5,15 +5,17 @@ Once a second, ``webcam.jpg`` is the newest frame with names. Ctrl-C ends it.
 """
 
 import signal
-import sys
 import time
+from argparse import ArgumentParser
 
 import cv2
 
 from zsseg_rt import Bundle, Engine
 from zsseg_rt.demo import demo_classes
 
-source = sys.argv[1] if len(sys.argv) > 1 else "test://?frames=60"
+parser = ArgumentParser(description=__doc__)
+parser.add_argument("source", nargs="?", default="test://?frames=60")
+source = parser.parse_args().source
 
 with Engine(Bundle.demo()) as engine:
     engine.set_classes(demo_classes(), background="auto")

@@ -55,6 +55,13 @@ def test_example_runs(name, tmp_path):
     assert [words for words in SAYS[name] if words not in said] == []
 
 
+@pytest.mark.parametrize("name", [*SAYS, *sorted(ELSEWHERE)])
+def test_example_helps_instead_of_starting_to_work(name, tmp_path):
+    said = run(name, tmp_path, "--help")
+    assert f"usage: {name}.py" in said
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_python_page_lists_every_example():
     page = (EXAMPLES.parent / "python.md").read_text(encoding="utf-8")
     listed = re.findall(r"\[`(\w+)`\]\(examples/\1\.\w+\)", page)
@@ -88,6 +95,7 @@ def test_own_encoder_becomes_a_bundle(tmp_path, monkeypatch, capsys):
     pytest.importorskip("torch")
     pytest.importorskip("onnxscript")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["own_encoder.py"])
     monkeypatch.setenv("ZSSEG_HOME", str(tmp_path / "home"))
     runpy.run_path(str(EXAMPLES / "own_encoder.py"), run_name="__main__")
     said = capsys.readouterr().out

@@ -1,6 +1,7 @@
-"""Every script in tools/ runs as a file and as a module, and shadows none of Python's modules."""
+"""Scripts in tools/ run as file and module, shadow no module of Python's, and help when asked."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -60,9 +61,61 @@ def test_a_script_runs_from_its_own_folder(run):
     run("benchmark_kernels.py", cwd=ROOT / "tools")
 
 
+SHELL = sorted(path for path in (ROOT / "tools").rglob("*.sh") if path.name != "wheel_parts.sh")
+
+
+def shell(script, *arguments, folder):
+    """Exit code and output of a script that must not start to work: nothing is on its PATH."""
+    tools = folder / "tools_of_the_system"
+    tools.mkdir(exist_ok=True)
+    for name in ("bash", "sed", "dirname", "realpath"):
+        if not (tools / name).exists():
+            (tools / name).symlink_to(shutil.which(name))
+    environment = {**os.environ, "PATH": str(tools), "ZSSEG_PYTHON": sys.executable}
+    environment["PYTHONPATH"] = str(ROOT)
+    done = subprocess.run(
+        [shutil.which("bash"), script, *arguments], cwd=folder, env=environment,
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("script", SHELL, ids=lambda path: path.name)
+def test_shell_scripts_help_instead_of_starting_to_work(script, tmp_path):
+    code, out, err = shell(script, "--help", folder=tmp_path)
+    assert code == 0, err
+    assert script.name in out or "usage" in out
+
+
+@pytest.mark.parametrize("script", SHELL, ids=lambda path: path.name)
+def test_shell_scripts_refuse_unknown_options(script, tmp_path):
+    code, out, err = shell(script, "--bogus", folder=tmp_path)
+    assert code == 2, out + err
+    assert err
+
+
 @pytest.mark.parametrize(
-    "script", sorted((ROOT / "tools").glob("*.sh")), ids=lambda path: path.name
+    "arguments",
+    [["--fats"], ["--fast", "--nightly"], ["--fast", "--cov"], ["-z"], ["-k"], ["no_such_file"]],
+    ids=" ".join,
 )
-def test_shell_scripts_parse(script):
-    done = subprocess.run(["bash", "-n", script], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
+def test_the_test_command_refuses_what_it_does_not_know(arguments, tmp_path):
+    code, out, err = shell(ROOT / "tools" / "test.sh", *arguments, folder=tmp_path)
+    assert code == 2, out
+    assert err.startswith("test.sh: ")
+    assert "== " not in out  # nothing was begun
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["-n", "0", "-k", "swap or lane", "-xvs", "--durations=5"],
+        ["python_tests/unit/test_files.py::test_x", "--pdb", "--fast"],
+        ["--nightly", "--", "--cov", "no_such_file.py"],
+    ],
+    ids=" ".join,
+)
+def test_the_test_command_passes_on_what_pytest_knows(arguments, tmp_path):
+    """It goes on to its first step, and ends there: no compiler is on the PATH."""
+    _, out, err = shell(ROOT / "tools" / "test.sh", *arguments, folder=tmp_path)
+    assert "== system packages" in out, err

@@ -12,6 +12,7 @@
 # what is missing. On an aarch64 machine use tools/test.sh. Exit code 4: a part is missing.
 # ZSSEG_PYTHON=EXE  with --python: one with the package, pip and pybind11 (default: python)
 set -euo pipefail
+case " $* " in *" -h "* | *" --help "*) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" && exit ;; esac
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 with_python=
 if [ "${1:-}" = --python ]; then
@@ -30,8 +31,10 @@ command -v aarch64-linux-gnu-g++ >/dev/null || missing+=(g++-aarch64-linux-gnu)
 command -v qemu-aarch64 >/dev/null || missing+=(qemu-user)
 [ -n "$with_python" ] || [ -d /usr/src/googletest ] || missing+=(googletest)
 if [ ${#missing[@]} -gt 0 ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+  echo "Installing, with what they depend on: ${missing[*]}"
   apt-get update -q &&
-    DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}" &&
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends --no-upgrade \
+      "${missing[@]}" &&
     missing=()
 fi
 if [ ${#missing[@]} -gt 0 ]; then

@@ -9,6 +9,7 @@
 # (default: python3). The machine's package sources must hold arm64, as Debian's do.
 # Exit code 4: a part is missing.
 set -euo pipefail
+case ${1:-} in -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" && exit ;; esac
 if [ $# = 0 ] || [[ $1 == -* ]]; then
   echo "Usage: bash tools/machines/aarch64_python.sh FOLDER [PACKAGE...]" >&2
   exit 2

@@ -7,7 +7,12 @@
 # Prints the Python's path. Takes packages from where this Debian takes them. Exit codes: 0 there,
 # 1 something failed, 4 this is no Debian.
 set -euo pipefail
+case ${1:-} in -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" && exit ;; esac
 
+if [ $# != 3 ] || [[ $1 == -* ]]; then
+  echo "Usage: bash tools/machines/debian_python.sh SUITE MACHINE FOLDER" >&2
+  exit 2
+fi
 suite=$1 folder=$(realpath -m "$3")
 case $2 in
   x86_64) machine=amd64 ;;

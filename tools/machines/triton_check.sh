@@ -9,6 +9,8 @@
 # ZSSEG_TRITON_VENV=DIR  virtual environment to make or reuse (default: build/triton)
 # ZSSEG_PYTHON=EXE       interpreter for a new environment (default: python3)
 set -euo pipefail
+case ${1:-} in -h | --help) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" && exit ;; esac
+[[ "${1:-}" != -* ]] || { echo "triton_check: expected a command, got $1" >&2 && exit 2; }
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 venv=${ZSSEG_TRITON_VENV:-$PWD/build/triton}
