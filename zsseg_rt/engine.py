@@ -23,6 +23,7 @@ from zsseg_rt.bundles.specs import HeadSpec
 from zsseg_rt.common.arrays import Array
 from zsseg_rt.common.cpus import threads_in_quota
 from zsseg_rt.common.files.series import Rotation
+from zsseg_rt.common.forks import OwnProcess, refuse_gpu_after_fork
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import EngineStateError, ShapeError
 from zsseg_rt.results.segmentation import Segmentation
@@ -77,8 +78,10 @@ class Engine:
         if self.bundle.preprocess.resize == "windows":
             self.config = self.config.with_windows()
         self._family = create_family(self.bundle, self.config)
+        refuse_gpu_after_fork(self.config.device)
         placement = registry.choose(self.config)
         self.backend, self.device = placement.backend, placement.device
+        self._process = OwnProcess(self, self.device)
         require_memory(self.bundle, self._family, placement, self.config)
         threads = self.config.num_threads or threads_in_quota()
         cache = usable_cache(self.config.cache_folder)
@@ -320,6 +323,7 @@ class Engine:
             BackendError: The backend has no room for another session.
             ConfigError: A spare lane does not fit into ``max_memory``.
         """
+        self._process.require()
         with self._lanes_lock:
             self._require_open()
             lanes = self._spare if spare else self._lanes
@@ -372,6 +376,8 @@ class Engine:
 
     def close(self) -> None:
         """Free graphs and buffers, after the frames under way. Calling it twice is harmless."""
+        if not self._process.is_here:
+            return
         with self._vocabulary_lock, self._lanes_lock:
             if self._closed:
                 return
@@ -413,5 +419,6 @@ class Engine:
         return self._lane.run_golden(frame, family.bind(vocabulary, device=self.device), head)
 
     def _require_open(self) -> None:
+        self._process.require()
         if self._closed:
             raise EngineStateError("engine: is closed. Create a new Engine.")

@@ -17,6 +17,7 @@ from zsseg_rt.backends.base import NodeTime, Session
 from zsseg_rt.backends.recording import RecordingSession
 from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
 from zsseg_rt.common.arrays import Array
+from zsseg_rt.common.forks import OwnProcess
 from zsseg_rt.config import EngineConfig, is_share
 from zsseg_rt.errors import (
     ArgumentError,
@@ -95,6 +96,7 @@ class Lane:
             head=head, unknown_below=config.unknown_below, with_scores=config.with_scores
         )
         self._classes, self._on_close = classes, on_close
+        self._process = OwnProcess(self, device)
         self._lock = threading.Lock()
         self._closed = False
 
@@ -250,6 +252,8 @@ class Lane:
 
     def close(self) -> None:
         """Free sessions and buffers, after the frame under way. Calling it twice is harmless."""
+        if not self._process.is_here:
+            return
         with self._lock:
             if self._closed:
                 return
@@ -326,6 +330,7 @@ class Lane:
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
+        self._process.require()
         if not self._lock.acquire(blocking=False):
             raise EngineStateError(
                 "engine: is busy in another thread. Open a lane per thread with engine.lane(), or "

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from zsseg_rt.common.forks import OwnProcess
 from zsseg_rt.errors import (
     ArgumentError,
     BackendUnavailableError,
@@ -167,14 +168,15 @@ class Stream:
         self._keeps_all = dict(zip(self._ages, keeps_all, strict=True))
         resumes = any(source.live for source in sources)
         self._sinks = [Sink(one, resumes=resumes, num_sources=len(sources)) for one in writers]
-        self._patience = _EndPatience()
+        self._patience, self._process = _EndPatience(), OwnProcess(self)
         # A bound method would keep a stream that is forgotten.
         label = functools.partial(_label, self._segment, memories)
         self._label = label
         self._ahead = None if lanes is None else Ahead(label, lanes, self._hand_off)
         self._close = weakref.finalize(
-            self, _close, self._hand_off, self._captures, self._sinks, self._patience, self._ahead
-        )
+            self, _close, self._hand_off, self._captures, self._sinks, self._patience, self._ahead,
+            self._process,
+        )  # fmt: skip
 
     def __iter__(self) -> Stream:
         return self
@@ -185,7 +187,9 @@ class Stream:
         Raises:
             SourceError: No source has ever given a frame, and each has failed.
             BackendUnavailableError: A package that a source needs is not installed.
+            EngineStateError: The stream was made before this process was forked.
         """
+        self._process.require()
         try:
             while isinstance(labelled := self._next_labelled(), _Refused):
                 self._lose(labelled)
@@ -354,7 +358,10 @@ def _close(
     sinks: Sequence[Sink],
     patience: _EndPatience,
     ahead: Ahead[Any] | None,
+    process: OwnProcess,
 ) -> None:
+    if not process.is_here:
+        return
     hand_off.close()
     for capture in captures:
         capture.stop()
