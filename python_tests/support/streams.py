@@ -40,16 +40,18 @@ def number_of(image: np.ndarray) -> int:
 
 
 def write_video(
-    path: Path, pictures, *, rate: int = 10, gop: int = 4, codec="libx264", pix_fmt="yuv420p"
-) -> Path:
-    """Write a video, in H.264 unless another codec is named."""
+    path: Path, pictures, *, rate: int = 10, gop: int = 4, codec="libx264", pix_fmt="yuv420p",
+    **options: str,
+) -> Path:  # fmt: skip
+    """Write a video, in H.264 unless another codec is named; options are the codec's."""
     import av
 
     with av.open(str(path), "w") as container:
         stream = None
         for picture in pictures:
             if stream is None:
-                options = {"preset": "ultrafast"} if codec == "libx264" else {}
+                if codec == "libx264":
+                    options = {"preset": "ultrafast", **options}
                 stream = container.add_stream(codec, rate=rate, options=options)
                 stream.height, stream.width = picture.shape[:2]
                 stream.pix_fmt, stream.gop_size = pix_fmt, gop
@@ -64,6 +66,11 @@ class MjpegServer:
     ``pictures`` is a semaphore: each release lets one picture through. :meth:`stop` is a camera
     that loses its power: connections are cut and refused.
     """
+
+    kind = "multipart/x-mixed-replace; boundary=frame"
+    first = part = "--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {}\r\n\r\n"
+    end = "\r\n"
+    most = 1_000_000  # pictures of a connection
 
     def __init__(self, port: int = 0, *, status: int = 200, leads_to: str = "") -> None:
         self.pictures = threading.Semaphore(0)
@@ -92,17 +99,17 @@ class MjpegServer:
         request.send_response(self.status)
         if self.leads_to:
             request.send_header("Location", self.leads_to)
-        request.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+        request.send_header("Content-Type", self.kind)
         request.end_headers()
         number = 0
-        while self.status == 200:
+        while self.status == 200 and number < self.most:
             self.pictures.acquire()
             if self.gone.is_set():
                 return
             jpeg = self.encode(number)
-            head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
+            head = (self.part if number else self.first).format(len(jpeg))
             try:
-                request.wfile.write(head.encode() + jpeg.tobytes() + b"\r\n")
+                request.wfile.write(head.encode() + jpeg.tobytes() + self.end.encode())
             except OSError:
                 return
             number += 1

@@ -2,8 +2,11 @@
 
 import resource
 import shutil
+import socketserver
 import subprocess
 import sys
+import threading
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -50,6 +53,44 @@ def test_a_file_gives_every_frame_with_its_time(clip):
     assert pictures[0].image.shape == (48, 64, 3)
     assert pictures[0].image.flags["C_CONTIGUOUS"]
     assert reader.damaged == 0
+
+
+JOINED = {
+    "ts": {"bf": "2"},
+    "mpg": {"codec": "mpeg2video", "rate": 25, "bf": "2"},
+    "mkv": {"bf": "2"},
+    "h264": {"bf": "2"},
+    "mjpeg": {"codec": "mjpeg", "pix_fmt": "yuvj420p"},
+}
+
+
+@pytest.mark.parametrize("kind", JOINED)
+def test_times_of_joined_recordings_go_on_frame_by_frame(kind, tmp_path):
+    """Also where the format has no times, and frames are not shown in the order of decoding."""
+    settings = {"rate": 10, **JOINED[kind]}
+    one = write_video(tmp_path / f"one.{kind}", map(numbered, range(12)), **settings)
+    joined = tmp_path / f"joined.{kind}"
+    joined.write_bytes(one.read_bytes() * 2)
+    pictures, _ = read(joined)
+    times = [p.pts_seconds for p in pictures]
+    rate = 25 if kind == "mjpeg" else settings["rate"]  # a file of JPEGs states none
+    assert times == pytest.approx([n / rate for n in range(24)], abs=0.001)
+
+
+def test_frames_of_an_avi_in_the_order_of_decoding_rise_in_time(tmp_path):
+    pictures, _ = read(write_video(tmp_path / "a.avi", map(numbered, range(20)), bf="2", gop=20))
+    times = np.array([p.pts_seconds for p in pictures])
+    assert np.diff(times).min() > 0.04
+    assert times[-1] == pytest.approx(1.9, abs=0.101)
+
+
+def test_a_file_without_times_says_once_how_its_frames_count(tmp_path, caplog):
+    path = write_video(tmp_path / "raw.h264", map(numbered, range(4)), rate=20)
+    for _ in range(2):
+        assert read(path)[0][-1].pts_seconds == pytest.approx(3 / 20)
+    assert [r.getMessage() for r in caplog.records if "no times" in r.getMessage()] == [
+        f"{path}: tells no times; 20 frames count as a second"
+    ]
 
 
 def test_channels_come_in_the_order_asked_for(tmp_path):
@@ -247,11 +288,103 @@ def test_a_camera_s_huge_picture_takes_no_memory(monkeypatch):
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
 
 
+PARTS = {
+    "as the standard says": {},
+    "without a first boundary": {"first": "Content-Type: image/jpeg\r\n\r\n"},
+    "nothing before the first": {"first": ""},
+    "without the parts' type": {"first": "--frame\r\nContent-Length: {}\r\n\r\n"} | {
+        "part": "--frame\r\nContent-Length: {}\r\n\r\n"
+    },
+    "boundaries alone": {"first": "--frame\r\n\r\n", "part": "--frame\r\n\r\n"},
+    "another boundary": {"part": "--other\nContent-type:image/jpg\n\n", "end": "\n"},
+    "no boundary at all": {"first": "", "part": "", "end": "", "kind": "video/x-motion-jpeg"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("parts", PARTS)
+def test_an_mjpeg_camera_is_read_image_by_image_as_browsers_do(parts):
+    with type("Camera", (MjpegServer,), PARTS[parts])() as camera:
+        camera.pictures.release(3)  # no further one has to come for the third to be given
+        assert numbers(read(camera.url, limit=3)[0]) == [0, 1, 2]
+        assert camera.requests == 1
+
+
+def test_an_image_of_a_camera_that_was_cut_costs_itself_alone():
+    class Camera(MjpegServer):
+        def encode(self, number):
+            jpeg = super().encode(number)
+            return jpeg[: len(jpeg) // 2] if number == 1 else jpeg
+
+    with Camera() as camera:
+        camera.pictures.release(4)
+        pictures, reader = read(camera.url, limit=2)
+        assert (numbers(pictures), reader.damaged) == ([0, 2], 1)
+
+
+def test_an_address_of_one_image_is_read_again_every_second():
+    still = {"kind": "image/jpeg", "first": "", "end": "", "most": 1}
+    with type("Camera", (MjpegServer,), still)() as camera:
+        camera.pictures.release(3)
+        pictures, reader = read(camera.url, limit=3)
+        assert (len(pictures), camera.requests) == (3, 3)
+        assert reader.waits == [video.STILL_EVERY] * 2
+
+
+def test_a_page_instead_of_a_stream_is_told_as_what_it_is():
+    page = {"kind": "text/html", "first": "<html>", "most": 1, "end": ""}
+    page["encode"] = lambda *_: np.frombuffer(b"<body>a camera</body></html>", np.uint8)
+    with type("Camera", (MjpegServer,), page)() as camera:
+        camera.pictures.release(9)
+        with pytest.raises(SourceError, match="address of the camera.s stream"):
+            read(camera.url)
+
+
+@pytest.mark.parametrize(
+    ("offers", "told"),
+    [
+        (['Digest realm="a", nonce="b", algorithm="SHA-256"'], "takes Digest with SHA-256 alone"),
+        (["Bearer", 'Digest algorithm=SHA-512-256, realm="a"'], "Bearer or Digest with SHA-512"),
+        (['Digest algorithm=SHA-256, realm="a"', 'Basic realm="a"'], "Check user and password"),
+        (['Digest realm="a", nonce="b"'], "Check user and password"),
+    ],
+)
+@pytest.mark.parametrize("scheme", ["http", "rtsp"])
+def test_a_camera_s_login_that_is_not_known_is_named(scheme, offers, told, monkeypatch):
+    monkeypatch.setenv("ZSSEG_RTSP_LIBRARY", "pyav")
+    with refusing_server(scheme, offers) as port:
+        with pytest.raises(SourceError, match=told):
+            read(f"{scheme}://user:secret@127.0.0.1:{port}/x")
+        with pytest.raises(SourceError, match="asks for a login"):
+            read(f"{scheme}://127.0.0.1:{port}/x")
+
+
+@contextmanager
+def refusing_server(scheme, offers):
+    """A port where every request is asked for a login."""
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self):
+            while lines := list(iter(lambda: self.rfile.readline().strip(), b"")):
+                number = [line for line in lines if line.lower().startswith(b"cseq")] or [b"A: b"]
+                version = f"{scheme.upper()}/1.0"
+                head = "".join(f"WWW-Authenticate: {offer}\r\n" for offer in offers)
+                reply = f"{version} 401 Unauthorized\r\n{number[0].decode()}\r\n{head}\r\n"
+                self.wfile.write(reply.encode())
+                if scheme == "http":
+                    return
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield server.server_address[1]
+        server.shutdown()
+
+
 def test_a_network_camera_is_live_and_its_end_is_a_loss():
     with MjpegServer() as server:
         (source,) = open_sources(server.url)
         pictures = source.pictures(ReaderNow())
-        server.pictures.release(12)  # FFmpeg looks at a few before it gives the first
+        server.pictures.release(1)
         first = next(pictures)
         assert number_of(first.image) == 0
         assert first.clock == "arrival"

@@ -11,7 +11,7 @@ from zsseg_rt.errors import SourceError
 from zsseg_rt.photos import read_photo
 from zsseg_rt.stream.demo_camera import DemoCamera
 from zsseg_rt.stream.photo_folder import PhotoSource
-from zsseg_rt.stream.source import redact, shown
+from zsseg_rt.stream.source import RecordingTimes, redact, shown
 
 
 def camera(**settings):
@@ -163,3 +163,40 @@ def test_passwords_are_blanked_out(given, shown):
 )
 def test_an_address_is_shown_without_any_login(address, told):
     assert shown(address) == told
+
+
+@pytest.mark.parametrize(
+    ("stamps", "times"),
+    [
+        ([7.0, 7.5, 8.0], [0, 0.5, 1]),
+        ([None, None, None], [0, 0.1, 0.2]),
+        ([None, 5.0, None, 5.3], [0, 0.1, 0.2, 0.4]),  # between those that are told
+        ([0.0, 0.2, 0.0, 0.2], [0, 0.2, 0.3, 0.5]),  # joined
+        ([0.0, 0.2, 100.0, 100.3, 0.0], [0, 0.2, 0.3, 0.6, 0.7]),  # joined, and joined back
+        ([0.0, 5.0, 5.1], [0, 5, 5.1]),  # a gap is none
+        ([0.0, 0.1, 0.1, 0.3], [0, 0.1, 0.15, 0.3]),  # twice the same: no shift
+        ([0.0, 0.3, 0.25, 0.5], [0, 0.3, 0.35, 0.5]),  # out of order: no shift
+    ],
+)
+def test_times_of_a_recording_rise_and_keep_their_distances(stamps, times):
+    clock = RecordingTimes("cut.ts", 10, joined=True)
+    assert [clock.of(stamp) for stamp in stamps] == pytest.approx(times)
+
+
+@pytest.mark.parametrize("rate", [None, 0, 90_000])
+def test_a_rate_that_is_none_of_a_video_counts_as_25(rate):
+    clock = RecordingTimes("a.264", rate)
+    assert [clock.of(None), clock.of(None)] == [0.0, 1 / 25]
+
+
+def test_a_gap_is_kept_in_formats_that_are_not_joined_of_pieces():
+    clock = RecordingTimes("a.mkv", 10)
+    assert [clock.of(0.0), clock.of(3600.0)] == [0.0, 3600.0]
+
+
+def test_stamps_in_the_order_of_decoding_give_way_to_those_that_rise():
+    clock = RecordingTimes("a.avi", 10)
+    shown, decoded = [0.0, 0.3, 0.1, 0.2, 0.6, 0.4], [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
+    times = [clock.of(*stamps) for stamps in zip(shown, decoded, strict=True)]
+    assert times == sorted(set(times))
+    assert times[-1] == pytest.approx(0.5, abs=0.1)

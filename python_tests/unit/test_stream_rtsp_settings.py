@@ -6,11 +6,12 @@ import pytest
 
 from support.errors import refused
 from zsseg_rt.errors import BackendUnavailableError, ConfigError
+from zsseg_rt.stream import rtsp
 from zsseg_rt.stream.gstreamer.messages import redact_pipeline
-from zsseg_rt.stream.gstreamer.rtsp_camera import split_login
 from zsseg_rt.stream.rtsp import RtspSettings
 from zsseg_rt.stream.uris import open_sources
 from zsseg_rt.stream.video import VideoSource
+from zsseg_rt.stream.video_errors import split_login
 
 
 def chosen(monkeypatch, uri="rtsp://cam/1", **variables):
@@ -32,7 +33,7 @@ def test_pyav_reads_rtsp_where_it_is_asked_for(monkeypatch):
 
 def test_pyav_reads_rtsp_where_gstreamer_is_absent_and_says_so(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "gi", None)
-    monkeypatch.setattr("zsseg_rt.stream.rtsp._told", set())
+    rtsp._tell_once.cache_clear()
     with caplog.at_level("INFO"):
         assert isinstance(chosen(monkeypatch), VideoSource)
         assert isinstance(chosen(monkeypatch), VideoSource)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,13 +14,12 @@ from zsseg_rt.stream.gstreamer.source import GstSource, keeps_to_host
 from zsseg_rt.stream.rtsp import RtspSource
 from zsseg_rt.stream.runner import Policy, Stream, check_settings, waits_for_labels
 from zsseg_rt.stream.sinks import SinkTarget, Writer, open_writers
-from zsseg_rt.stream.source import Picture, Reader, Source
+from zsseg_rt.stream.source import Source
 from zsseg_rt.stream.uris import open_sources
 from zsseg_rt.stream.video import VideoSource
 from zsseg_rt.stream.watch import Patience
 
 _ON_GPUS = (GstSource, RtspSource, VideoSource)
-_USUAL_STEP = 1 / 25  # seconds from a video's last frame to its first, where it does not tell
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,42 +97,6 @@ class StreamParts:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Looped:
-    """A source that is opened again whenever it ends; its time stamps go on.
-
-    A video of one frame, or of none, is not: it ends.
-
-    Attributes:
-        source: What is played.
-    """
-
-    source: Source
-
-    @property
-    def name(self) -> str:
-        """The source's."""
-        return self.source.name
-
-    @property
-    def live(self) -> bool:
-        """It is no camera: its frames can wait."""
-        return False
-
-    def pictures(self, reader: Reader) -> Generator[Picture, None, None]:
-        """Play the source again and again."""
-        begins, count = 0.0, 2
-        while count > 1 and not reader.wait(0.0):
-            count, last, step = 0, 0.0, _USUAL_STEP
-            with closing(self.source.pictures(reader)) as pictures:
-                for picture in pictures:
-                    stamp = picture.pts_seconds or 0.0
-                    step = stamp - last if stamp > last else step
-                    count, last = count + 1, stamp
-                    yield replace(picture, pts_seconds=begins + stamp)
-            begins += last + step
-
-
 def on_device(sources: Sequence[Source], device: str) -> list[Source]:
     """The sources, of which those that can hand over frames in a GPU's memory do so.
 
@@ -148,6 +110,6 @@ def on_device(sources: Sequence[Source], device: str) -> list[Source]:
 def loop_videos(sources: Sequence[Source]) -> list[Source]:
     """The sources, of which video files begin again at their end."""
     return [
-        Looped(source=one) if isinstance(one, VideoSource) and not one.live else one
+        replace(one, loops=True) if isinstance(one, VideoSource) and not one.live else one
         for one in sources
     ]

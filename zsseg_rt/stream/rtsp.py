@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
-import threading
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -18,8 +18,6 @@ Library = Literal["auto", "gstreamer", "pyav"]
 _PROTOCOLS = {"tcp": "tcp", "udp": "udp", "udp-mcast": "udp_multicast", "http": "http"}  # FFmpeg's
 _LONGEST_LATENCY = 60_000  # ms
 _log = logging.getLogger(__name__)
-_told: set[str] = set()
-_told_lock = threading.Lock()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,9 +152,6 @@ def _latency(text: str) -> int | None:
     return int(text)
 
 
+@functools.cache
 def _tell_once(text: str) -> None:
-    with _told_lock:
-        if text in _told:
-            return
-        _told.add(text)
     _log.info("%s. ZSSEG_RTSP_LIBRARY chooses another.", text)

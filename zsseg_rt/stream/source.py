@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import re
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
@@ -16,12 +18,19 @@ from zsseg_rt.runtime.inputs.nv12 import Nv12Frame
 
 FramePathName = Literal["host", "nvmm", "cuda"]
 
+_USUAL_STEP = 1 / 25  # seconds between frames of recordings that state no rate
+# As FFmpeg: seconds by which times may be out of order, or leap ahead, until they begin anew.
+_BACK, _LEAP = 0.1, {True: 10.0, False: 108_000.0}
+_NONE = float("-inf")
+
 _SKEW = 2e-4
 """How much slower than ours a source's clock may run: cheap crystals are 100 ppm off."""
 
 MOST_PIXELS = 139_264 * 256
 """The largest frame that H.264 and H.265 allow up to level 6.2, such as 8192x4352. A few hundred
 kilobytes can claim more, and a frame takes some 20 bytes per pixel until it is labelled."""
+
+_log = logging.getLogger(__name__)
 
 # An address in a text, without what closes the sentence or the quotation.
 _ADDRESS = re.compile(
@@ -78,6 +87,54 @@ class Lateness:
             self._best = min(self._best + _SKEW * (arrived_at - self._newest[1]), offset)
         self._newest = stamp, arrived_at
         return offset - self._best
+
+
+class RecordingTimes:
+    """The times of a recording's frames: they begin at 0, rise, and keep the frames' distances.
+
+    One frame after the last come a frame that tells no time, and one whose time begins anew: where
+    recordings were joined, or a camera's clock was set. ``joined`` formats are made for that.
+    """
+
+    def __init__(self, name: str, rate: float | None, *, joined: bool = False) -> None:
+        self._name, self._leap = name, _LEAP[joined]
+        self._step = 1 / float(rate) if rate and 0.001 <= rate <= 1000 else _USUAL_STEP
+        self._last = -self._step
+        self._offset: float | None = None  # from stamps to times
+        # The last stamps of either kind, and how many did not rise: FFmpeg chooses by that.
+        self._stamps, self._faults = [_NONE, _NONE], [0, 0]
+
+    def of(self, stamp: float | None, decoding: float | None = None) -> float:
+        """The time in seconds of the next frame that is shown.
+
+        ``decoding`` is when the packet that brought it out was to be decoded.
+        """
+        if stamp is None and decoding is None:
+            _warn_once(f"{self._name}: tells no times; {1 / self._step:g} frames count as a second")
+        stamp, due = self._likelier(stamp, decoding), self._last + self._step
+        time = due if stamp is None or self._offset is None else stamp + self._offset
+        begins = self._offset is None or not -_BACK <= time - self._last <= self._leap
+        if stamp is not None and begins:
+            time, self._offset = due, due - stamp
+        self._last = max(time, self._last + self._step / 2)
+        return self._last
+
+    def begin_again(self) -> None:
+        """The next frame is the first of another recording, whose times go on from here."""
+        self._offset, self._stamps = None, [_NONE, _NONE]
+
+    def _likelier(self, *stamps: float | None) -> float | None:
+        for kind, stamp in enumerate(stamps):
+            if stamp is not None:
+                self._faults[kind] += stamp <= self._stamps[kind]
+                self._stamps[kind] = stamp
+        is_worse = self._stamps[1] > _NONE and self._faults[0] > self._faults[1]
+        return stamps[is_worse or stamps[0] is None]
+
+
+@functools.lru_cache(maxsize=256)
+def _warn_once(text: str) -> None:
+    _log.warning("%s", text)
 
 
 class GivenName(str):

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import errno
 import functools
-import re
-import socket
+import itertools
 import time
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 from zsseg_rt.errors import SourceError
 from zsseg_rt.stream.conversion import Converter
-from zsseg_rt.stream.source import MOST_PIXELS, Lateness, Picture, Reader, check_size
-from zsseg_rt.stream.video_errors import VideoKind, explain, import_av
+from zsseg_rt.stream.motion_jpeg import START, begins_with_jpegs, cut_jpegs
+from zsseg_rt.stream.source import (
+    MOST_PIXELS,
+    Lateness,
+    Picture,
+    Reader,
+    RecordingTimes,
+    check_size,
+)
+from zsseg_rt.stream.video_errors import NO_STREAM, VideoKind, explain, import_av, why_unreachable
 
 OPENS_WITHIN = 5.0
 """Seconds that opening a camera may take."""
@@ -47,7 +53,20 @@ _FORMATS: Mapping[VideoKind, str] = MappingProxyType({"rtsp": "rtsp", "v4l2": "v
 _PLAYLISTS = frozenset(
     ("concat", "dash", "hls", "imf", "lavfi", "rtp", "rtsp", "sap", "sdp", "webm_dash_manifest")
 )
+STILL_EVERY = 1.0
+"""Seconds until an address of a single image, such as a camera's snapshot, is read again."""
 _CLOCK_SLACK = 10.0  # seconds; a driver whose times are further off does not use our clock
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Opened:
+    """What a source reads: its packets, times of a recording, and what its own times mean."""
+
+    packets: Iterator[Any]
+    decode: Callable[[Any], Sequence[Any]] = lambda packet: packet.decode()
+    times: RecordingTimes | None = None
+    tells_time: bool = False
+    is_image: bool = False  # in a format of single images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +80,7 @@ class VideoSource:
         channel_order: Of the frames.
         options: Further options of FFmpeg's.
         device: Where the engine wants its frames, ``"cpu"`` or ``"cuda:N"``.
+        loops: Whether a video of several frames begins again at its end; its times go on.
     """
 
     name: str
@@ -69,6 +89,7 @@ class VideoSource:
     channel_order: str = "rgb"
     options: Mapping[str, str] = field(default_factory=dict)
     device: str = "cpu"
+    loops: bool = False
 
     @property
     def live(self) -> bool:
@@ -77,36 +98,81 @@ class VideoSource:
 
     def pictures(self, reader: Reader) -> Generator[Picture, None, None]:
         """Decode packet by packet: one that is damaged costs itself alone."""
-        av = import_av()
-        try:
-            container = self._open(av)
-        except av.FFmpegError as exc:
-            raise self._error(exc) from None  # its text holds the password
-        # Closed last: packets and frames of a camera lie in its driver's memory.
-        with closing(container):
-            stream = self._video_stream(container)
-            # FFmpeg makes up the times of JPEGs over HTTP, which have none.
-            tells_time = self.kind in ("http", "rtsp") and "jpeg" not in container.format.name
-            found = False
-            with (
-                closing(container.demux(stream)) as packets,
-                closing(self._read(av, packets, reader, tells_time)) as pictures,
-            ):
-                for picture in pictures:
-                    found = True
-                    yield picture
+        av, times, goes_on = import_av(), None, True
+        while goes_on:
+            found = 0
+            with ExitStack() as parts:
+                try:
+                    opened = self._opened(av, parts)
+                except av.FFmpegError as exc:
+                    raise self._error(exc) from None  # its text holds the password
+                times = times or opened.times
+                with closing(self._read(av, opened, reader, times)) as pictures:
+                    for picture in pictures:
+                        found += 1
+                        yield picture
+            if not (self.live or found):
+                raise SourceError(f"{self.name}: expected a video, decoded no frame. Is it whole?")
+            if times is not None:
+                times.begin_again()
+            is_still = self.live and opened.is_image and found == 1
+            goes_on = is_still or (self.loops and found > 1)
+            if goes_on and reader.wait(STILL_EVERY if is_still else 0.0):
+                return
         if self.live:
             raise SourceError(f"{self.name}: the camera's stream ended. Check that it is on.")
-        if not found:
-            raise SourceError(f"{self.name}: expected a video, decoded no frame. Is it whole?")
 
-    def _open(self, av: Any) -> Any:
+    def _opened(self, av: Any, parts: ExitStack) -> _Opened:
+        """What is read; ``parts`` close it, and containers last: they hold packets and frames."""
+        if self.kind == "http" and (opened := self._open_jpegs(av, parts)) is not None:
+            return opened
+        container = parts.enter_context(closing(self._open(av, _FORMATS.get(self.kind))))
+        stream = self._video_stream(container)
+        times = None
+        if not self.live:
+            joined = bool(container.format.flags & av.format.Flags.ts_discont.value)
+            times = RecordingTimes(self.name, stream.guessed_rate, joined=joined)
+        return _Opened(
+            packets=parts.enter_context(closing(container.demux(stream))),
+            times=times,
+            tells_time=self.kind in ("http", "rtsp"),
+            is_image=container.format.name.endswith("_pipe"),
+        )
+
+    def _open_jpegs(self, av: Any, parts: ExitStack) -> _Opened | None:
+        """Read MJPEG by its images; None for what is none.
+
+        FFmpeg refuses it without a first boundary or the parts' type, and waits for several images.
+        """
+        with ExitStack() as tried:
+            container = tried.enter_context(closing(self._open(av, "data")))
+            chunks = _bytes_of(tried.enter_context(closing(container.demux())))
+            head, verdict = b"", None
+            while verdict is None and (chunk := next(chunks, None)) is not None:
+                head += chunk
+                verdict = begins_with_jpegs(head)
+            if head.lstrip().startswith(b"<"):
+                raise SourceError(f"{self.name}: cannot be read: it is a page. {NO_STREAM}")
+            if not verdict:
+                return None
+            parts.push(tried.pop_all())
+        codec = av.CodecContext.create("mjpeg", "r")
+        codec.options = {"max_pixels": str(MOST_PIXELS)}
+        return _Opened(
+            packets=map(av.Packet, cut_jpegs(self.name, itertools.chain([head], chunks))),
+            decode=codec.decode,
+            is_image=head.startswith(START),
+        )
+
+    def _open(self, av: Any, kind: str | None) -> Any:
         options = {**_OPTIONS[self.kind], "max_pixels": str(MOST_PIXELS), **self.options}
-        if self.kind not in _FORMATS:
+        if kind is None:
             options["format_whitelist"] = _single_files(av)
+        elif kind == "data":
+            options["raw_packet_size"] = str(1 << 16)
         return av.open(
             self.url,
-            format=_FORMATS.get(self.kind),
+            format=kind,
             options=options,
             timeout=(OPENS_WITHIN, SILENT_FOR) if self.live else None,
             metadata_errors="replace",
@@ -131,37 +197,39 @@ class VideoSource:
         return stream
 
     def _read(
-        self, av: Any, packets: Iterator[Any], reader: Reader, tells_time: bool
+        self, av: Any, opened: _Opened, reader: Reader, times: RecordingTimes | None
     ) -> Generator[Picture, None, None]:
         """The pictures of sound frames; holds no frame of a camera while it waits."""
-        is_file = self.kind == "file"
-        converter = Converter(self.channel_order, turns=is_file, device=self.device)
+        converter = Converter(self.channel_order, turns=not self.live, device=self.device)
         start: float | None = None
         lateness = Lateness()
-        while (decoded := self._next_frames(av, packets, reader)) is not None:
+        while (decoded := self._next_frames(av, opened, reader)) is not None:
             frames, arrived_at = decoded
             while frames:
                 frame = frames.pop(0)
                 start = frame.time if start is None else start
                 captured_at, clock = capture_time(self.kind, frame.time, arrived_at)
-                late = lateness.of(frame.time, arrived_at) if tells_time else 0.0
+                late = lateness.of(frame.time, arrived_at) if opened.tells_time else 0.0
+                stamp = None if frame.time is None or start is None else frame.time - start
+                if times is not None:
+                    stamp = times.of(frame.time, _decoding_time(frame))
                 picture = Picture(
                     **converter.take(frame),
                     captured_at=captured_at - late,
                     late=late,
                     clock=clock,
-                    pts_seconds=None if frame.time is None or start is None else frame.time - start,
+                    pts_seconds=stamp,
                 )
                 del frame
                 yield picture
 
     def _next_frames(
-        self, av: Any, packets: Iterator[Any], reader: Reader
+        self, av: Any, opened: _Opened, reader: Reader
     ) -> tuple[list[Any], float] | None:
         """The frames of the next packet, and when it arrived; None at the end."""
         asked_at = time.monotonic()
         try:
-            packet = next(packets, None)
+            packet = next(opened.packets, None)
         except av.FFmpegError as exc:
             if self.live:
                 raise self._error(exc) from None
@@ -172,7 +240,7 @@ class VideoSource:
         arrived_at = time.monotonic()
         self._refuse_after_silence(arrived_at - asked_at)
         try:
-            frames = packet.decode()
+            frames = list(opened.decode(packet))
         except av.FFmpegError:
             frames = []
             if packet.size:
@@ -193,9 +261,10 @@ class VideoSource:
             )
 
     def _error(self, error: Any) -> SourceError:
-        if self.kind in ("http", "rtsp") and error.errno == errno.EIO and not _is_known(self.url):
-            return SourceError(f"{self.name}: cannot be read: unknown host. Check its name.")
-        return explain(error, self.name, self.kind)
+        is_network = self.kind in ("http", "rtsp") and error.errno == errno.EIO
+        if is_network and (reason := why_unreachable(self.url)):  # such as of an unknown host
+            return SourceError(f"{self.name}: cannot be read: {reason}. Check the address.")
+        return explain(error, self.name, self.kind, self.url)
 
 
 @functools.cache
@@ -204,14 +273,17 @@ def _single_files(av: Any) -> str:
     return ",".join(sorted(av.formats_available - _PLAYLISTS))
 
 
-def _is_known(url: str) -> bool:
-    """Whether the host of an address can be found; FFmpeg calls it an input/output error."""
-    authority = re.sub(r"^\w+://|[/?#].*", "", url, flags=re.DOTALL)
+def _bytes_of(packets: Iterable[Any]) -> Iterator[bytes]:
+    """The bytes of a connection until it ends: an error of FFmpeg where no length is told."""
     try:
-        socket.getaddrinfo(urlsplit(f"//{authority.rpartition('@')[2]}").hostname, None)
-    except (OSError, ValueError):
-        return False
-    return True
+        yield from map(bytes, packets)
+    except OSError as exc:
+        if exc.errno != errno.EIO:
+            raise
+
+
+def _decoding_time(frame: Any) -> float | None:
+    return None if frame.dts is None else float(frame.dts * frame.time_base)
 
 
 def capture_time(

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
-from urllib.parse import unquote
 
 from zsseg_rt.errors import SourceError, ZssegError
 from zsseg_rt.stream.gstreamer.frames import Arrivals
@@ -16,6 +14,12 @@ from zsseg_rt.stream.gstreamer.library import missing_elements, require_elements
 from zsseg_rt.stream.gstreamer.messages import NotMappedError, explain
 from zsseg_rt.stream.gstreamer.pipelines import Pipeline, parse, within_nvmm
 from zsseg_rt.stream.source import check_size
+from zsseg_rt.stream.video_errors import (
+    ANSWERS_WITHIN,
+    login_remedy,
+    split_login,
+    why_unreachable,
+)
 
 # What arrives -> what unpacks it, and what decodes it without NVIDIA's decoder.
 _UNPACK: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -30,15 +34,12 @@ NVMM_DECODER = ("nvv4l2decoder", "nvvidconv")
 CUDA_DECODERS = MappingProxyType({"H264": "nvh264dec", "H265": "nvh265dec"})
 _ANSWERS = MappingProxyType(
     {
-        "401": "Check user and password.",
         "403": "Check user, password and the user's rights.",
         "404": "Check the path behind the address.",
         "503": "It has no room for another viewer: end one.",
     }
 )
 _TO_BGRX = " ! capsfilter caps=video/x-raw,format=BGRx"
-ANSWERS_WITHIN = 5.0
-"""Seconds that a camera may take to answer, and UDP to bring the first packet."""
 
 
 def path_of_decoder(gst: Any) -> str:
@@ -115,8 +116,10 @@ class RtspCamera:
         answer = re.fullmatch(r"(.+) \(([3-5]\d\d)\)", last)
         if answer is not None:
             remedy = _ANSWERS.get(answer[2], "Check the camera's settings.")
+            if answer[2] == "401":
+                remedy = login_remedy(self.url)
             return SourceError(f"{name}: cannot be read: {answer[2]} {answer[1]}. {remedy}")
-        if "Failed to connect" in last and (reason := _why_unreachable(self.url)):
+        if "Failed to connect" in last and (reason := why_unreachable(self.url)):
             return SourceError(
                 f"{name}: cannot be read: {reason}. Check address and port, and that the camera is "
                 "on."
@@ -234,38 +237,3 @@ class _Wiring:
             pad, number = self._probe
             pad.remove_probe(number)
             self._probe = None
-
-
-def split_login(url: str) -> tuple[str, tuple[str, str] | None]:
-    """Take the login out of a URL.
-
-    Example:
-        >>> split_login("rtsp://me:p%40ss@camera:554/1?x=2")
-        ('rtsp://camera:554/1?x=2', ('me', 'p@ss'))
-    """
-    scheme, authority, path = _split(url)
-    login, at, host = authority.rpartition("@")
-    if not at:
-        return url, None
-    user, _, password = login.partition(":")
-    return f"{scheme}{host}{path}", (unquote(user), unquote(password))
-
-
-def _split(url: str) -> tuple[str, str, str]:
-    """Scheme, authority and the rest; a password may hold what urlsplit stumbles over."""
-    found = re.fullmatch(r"(\w+://)([^/?#]*)(.*)", url, re.DOTALL)
-    return (found[1], found[2], found[3]) if found else ("", "", url)
-
-
-def _why_unreachable(url: str) -> str:
-    """What the system says of connecting; empty if it works."""
-    host = _split(url)[1].rpartition("@")[2]
-    name, _, port = host.partition(":") if not host.startswith("[") else host[1:].partition("]")
-    try:
-        number = int(port.removeprefix(":") or 554)
-        socket.create_connection((name, number), ANSWERS_WITHIN).close()
-    except TimeoutError:
-        return "No answer"
-    except (OSError, ValueError, OverflowError) as exc:
-        return str(getattr(exc, "strerror", None) or exc)
-    return ""

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from zsseg_rt.stream.gstreamer.gpu_frames import GpuFrames, HostFrames
 from zsseg_rt.stream.gstreamer.library import Library, load
 from zsseg_rt.stream.gstreamer.messages import NotMappedError, is_damage
 from zsseg_rt.stream.gstreamer.pipelines import Pipeline, Recipe
-from zsseg_rt.stream.source import Lateness, Picture, Reader
+from zsseg_rt.stream.source import Lateness, Picture, Reader, RecordingTimes
 
 OPENS_WITHIN, SILENT_FOR = 9.0, 10.0  # seconds to a camera's first frame, and to each further one
 
@@ -87,18 +87,23 @@ class GstSource:
         built = self.recipe.build(library.Gst, self.name, frames.path)
         queue = _Queue(library.Gst, built, drops=self.live)
         with closing(queue), self._playing(library.Gst, built, frames.caps) as is_live:
-            start: int | None = None
+            start: float | None = None
+            times: RecordingTimes | None = None
             lateness = Lateness()
             for sample in self._samples(library.Gst, built, reader, queue):
-                stamp = sample.get_buffer().pts
+                stamp = _stamp_of(library.Gst, sample)
                 start = stamp if start is None else start
-                picture = self._picture(library, built, sample, start, is_live, frames)
-                late = 0.0
-                if built.arrivals is not None:
-                    late = lateness.of(picture.pts_seconds, picture.captured_at)
-                yield replace(
-                    picture,
-                    captured_at=picture.captured_at - late,
+                seconds = None if stamp is None or start is None else stamp - start
+                if not self.live:
+                    times = times or RecordingTimes(self.name, _rate_of(sample), joined=True)
+                    seconds = times.of(stamp)
+                captured_at, clock = self._captured(library, built, sample, is_live)
+                late = 0.0 if built.arrivals is None else lateness.of(seconds, captured_at)
+                yield Picture(
+                    **frames.take(sample),
+                    captured_at=captured_at - late,
+                    clock=clock,
+                    pts_seconds=seconds,
                     late=late,
                     dropped_before=queue.dropped(),
                 )
@@ -139,32 +144,30 @@ class GstSource:
                 yield sample
                 watch.gave_frame()
 
-    def _picture(
-        self,
-        library: Library,
-        built: Pipeline,
-        sample: Any,
-        start: int,
-        is_live: bool,
-        frames: GpuFrames | HostFrames,
-    ) -> Picture:
-        stamp = sample.get_buffer().pts
-        captured_at: float | None = None
-        clock: Literal["pipeline", "arrival", "file"] = "arrival" if self.live else "file"
+    def _captured(
+        self, library: Library, built: Pipeline, sample: Any, is_live: bool
+    ) -> tuple[float, Literal["pipeline", "arrival", "file"]]:
+        """When a frame was captured, and whose clock says so."""
         if built.arrivals is not None:
-            captured_at = built.arrivals.take(stamp)
+            captured_at = built.arrivals.take(sample.get_buffer().pts)
         elif self.live and is_live:
             captured_at = stamp_of(library, sample, built.element.get_base_time())
-            clock = "arrival" if captured_at is None else "pipeline"
-        if captured_at is None:
-            captured_at = time.monotonic()
-        has_time = library.Gst.CLOCK_TIME_NONE not in (stamp, start)
-        return Picture(
-            **frames.take(sample),
-            captured_at=captured_at,
-            clock=clock,
-            pts_seconds=(stamp - start) / 1e9 if has_time else None,
-        )
+            if captured_at is not None:
+                return captured_at, "pipeline"
+        else:
+            captured_at = None
+        now = time.monotonic()
+        return now if captured_at is None else captured_at, "arrival" if self.live else "file"
+
+
+def _stamp_of(gst: Any, sample: Any) -> float | None:
+    stamp = sample.get_buffer().pts
+    return None if stamp == gst.CLOCK_TIME_NONE else float(stamp / 1e9)
+
+
+def _rate_of(sample: Any) -> float | None:
+    is_stated, frames, seconds = sample.get_caps().get_structure(0).get_fraction("framerate")
+    return frames / seconds if is_stated and seconds else None
 
 
 def _blames(path: str, error: str) -> bool:
