@@ -95,6 +95,7 @@ def test_a_port_that_is_taken_is_told_in_one_line(capsys):
         ([], "name a source: --source"),
         (["--source", "test://"], "name a bundle: --bundle"),
         (["--demo", "scenes", "--source", "ftp://camera"], "ftp://camera"),
+        (["--demo", "scenes", "ftp://camera"], "ftp://camera"),
         (["--demo", "scenes", "--source", "test://", "--source", "test://"], "twice"),
         (["--demo", "scenes", "--policy", "newest"], "policy: expected one of latest, all"),
         (["--demo", "scenes", "--port", "65536"], "--port"),

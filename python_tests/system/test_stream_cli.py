@@ -238,16 +238,45 @@ def test_a_restart_keeps_what_was_recorded_and_names_whose_it_is(colour_bundle, 
     assert f"{tmp_path}/a-slow.mp4 (slow)" in capsys.readouterr().out
 
 
+def test_a_video_of_one_s_own_is_what_the_demo_labels(clip, tmp_path, capsys):
+    out, second = tmp_path / "out.mp4", tmp_path / "second.mp4"
+    assert run("stream", "--demo", "scenes", clip, out, "--device", "cpu") == 0
+    assert "10 of 10 frames labelled" in capsys.readouterr().out
+    second.write_bytes(before := clip.read_bytes())
+    assert run("stream", "--demo", "scenes", clip, second) == 2
+    assert str(second) in capsys.readouterr().err
+    assert second.read_bytes() == before
+    assert run("segment", "--demo", "scenes", clip) == 2
+    assert "zsseg-rt stream" in capsys.readouterr().err
+
+
+def test_a_video_without_times_is_written_with_those_of_its_rate(colour_bundle, tmp_path):
+    import av
+
+    pictures = [np.full((48, 64, 3), COLOUR_WORDS["red"], np.uint8)] * 10
+    raw = write_video(tmp_path / "in.h264", pictures, rate=20, bf="2")
+    raw.write_bytes(raw.read_bytes() * 2)
+    out, lines = tmp_path / "out.mp4", tmp_path / "out.jsonl"
+    assert stream(raw, out, lines, "-b", colour_bundle) == 0
+    told = [json.loads(line)["pts_seconds"] for line in lines.read_text().splitlines()]
+    assert told == pytest.approx([n / 20 for n in range(20)])
+    with av.open(str(out)) as container:
+        assert [f.time for f in container.decode(video=0)] == pytest.approx(told, abs=0.001)
+    began = time.monotonic()
+    assert stream(raw, "-b", colour_bundle, "--policy", "latest") == 0
+    assert time.monotonic() - began >= 0.95
+
+
 def test_recordings_are_rotated_and_removed(colour_bundle, tmp_path):
     old = tmp_path / "a-20200101T000000Z.jsonl"
     old.write_text("")
     os.utime(old, (1e9, 1e9))
     named = tmp_path / "a.jsonl"
-    named.write_text("mine\n")
+    named.write_text(before := '{"source": "cam", "pts_seconds": 0.0}\n')
     options = ("--rotate", "1h,2kB", "--keep", "7d", "--frames", 30)
     assert stream(SMALL, named, "-b", colour_bundle, *options) == 0
-    assert named.read_text() == "mine\n"
-    assert not old.exists()
+    assert named.read_text() == before
+    assert old.exists()  # no list says that this sink wrote it
     made = list(tmp_path.glob("a-*Z*.jsonl"))
     assert len(made) > 3
     assert sum(len(path.read_text().splitlines()) for path in made) == 30

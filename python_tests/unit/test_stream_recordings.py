@@ -73,10 +73,10 @@ def test_a_video_that_a_power_cut_left_does_not_break_the_next_start(tmp_path, l
 
 
 def test_a_line_that_a_power_cut_tore_stays_on_a_line_of_its_own(tmp_path):
-    (tmp_path / "out.jsonl").write_bytes(b'{"index": 7}\n{"ind')
+    (tmp_path / "out.jsonl").write_bytes(b'{"source": "a", "pts_seconds": 7}\n{"ind')
     write(tmp_path / "out.jsonl", [result(8)])
     first, torn, last = (tmp_path / "out.jsonl").read_text().splitlines()
-    assert (json.loads(first)["index"], torn, json.loads(last)["index"]) == (7, '{"ind', 8)
+    assert (json.loads(first)["pts_seconds"], torn, json.loads(last)["index"]) == (7, '{"ind', 8)
 
 
 SOURCES = ["rtsp://cam/1", GivenName("Yard"), "rtsp://cam/3"]

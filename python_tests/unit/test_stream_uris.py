@@ -2,18 +2,22 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from support.errors import refused
+from support.recordings import open_writer, result, write
 from zsseg_rt.errors import ArgumentError, SourceError
+from zsseg_rt.results.visualize.label_png import write_label_png
 from zsseg_rt.stream.demo_camera import DemoCamera
 from zsseg_rt.stream.gstreamer.pipelines import CsiCamera
 from zsseg_rt.stream.gstreamer.source import GstSource
 from zsseg_rt.stream.photo_folder import PhotoSource
 from zsseg_rt.stream.rtsp import RtspSource
 from zsseg_rt.stream.source import GivenName
-from zsseg_rt.stream.uris import open_sources, source_names
+from zsseg_rt.stream.uris import is_source, open_sources, source_names
 from zsseg_rt.stream.video import VideoSource
+from zsseg_rt.stream.writers import OVERLAY_MARK
 
 
 def one(uri, order="rgb"):
@@ -261,3 +265,92 @@ def test_long_lists_are_read_in_one_pass(line, tmp_path):
     """Each source looked at all others: 30,000 took minutes."""
     (tmp_path / "list.txt").write_text("\n".join(line.replace("{}", str(i)) for i in range(9000)))
     assert len(open_sources(f"@{tmp_path / 'list.txt'}")) == 9000
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder of ordinary things, which names are relative to."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("videos", "photos", "both", "empty"):
+        (tmp_path / folder).mkdir()
+    for name in ("videos/b.mp4", "videos/a.MKV", "both/a.mp4", "clip.mp4", "other.mp4"):
+        (tmp_path / name).write_bytes(b"moov" * 1000)
+    for name in ("photos/1.jpg", "both/1.jpg", "photos/00000001.png"):
+        (tmp_path / name).write_bytes(b"photo" * 1000)
+    (tmp_path / "videos/ours.mp4").write_bytes(b"moov" * 400 + OVERLAY_MARK.encode())
+    (tmp_path / "ours.mp4").write_bytes(b"moov" * 400 + OVERLAY_MARK.encode())
+    (tmp_path / "ours.jsonl").write_text('{"source": "a", "index": 0, "pts_seconds": 0.0}\n')
+    (tmp_path / "other.jsonl").write_text('{"source": "a", "text": "b"}\n')
+    (tmp_path / "labels").mkdir()
+    write_label_png(tmp_path / "labels/00000000.png", np.zeros((4, 4), np.uint8))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("videos", ["videos/a.MKV", "videos/b.mp4"]),  # not our own overlay
+        ("videos/*.mp4", ["videos/b.mp4"]),
+        ("*.mp4", ["clip.mp4", "other.mp4"]),
+        ("photos", ["photos"]),
+        ("both", ["both"]),
+    ],
+)
+def test_a_folder_or_pattern_of_videos_is_each_of_them(text, names, place):
+    assert [source.name for source in open_sources(text)] == names
+
+
+def test_videos_beside_photos_are_told(place, caplog):
+    assert isinstance(one("both"), PhotoSource)
+    assert "1 videos are not" in caplog.text
+
+
+def test_a_line_of_a_list_may_be_a_folder_of_videos(place):
+    (place / "list.txt").write_text("cam = videos\nclip.mp4\n")
+    names = [source.name for source in open_sources("@list.txt")]
+    assert names == ["cam-1", "cam-2", "clip.mp4"]
+
+
+def test_more_videos_than_can_be_read_at_once_are_refused(place):
+    for number in range(65):
+        (place / f"empty/{number}.mp4").write_bytes(b"moov" * 1000)
+    with refused(ArgumentError, "source", "64", "65", "empty"):
+        open_sources("empty")
+
+
+SOURCES = [
+    "clip.mp4", "videos", "photos", "photos/", "*.mp4", "photos/1.jpg", "absent.mkv", "absent.jpg",
+    "@list", "0", "/dev/video0", "http://cam/x.mp4", "rtsp://cam/1", "rtsp://me:pw@192.168.1.2/1", "test://",
+    "rtsp://me:pw@cam:554/1", "gst:videotestsrc", "csi://0",
+]  # fmt: skip
+PLACES = [
+    "absent.mp4", "absent.jsonl", "absent/", "empty", "empty/", "labels", "labels/", "ours.mp4",
+    "ours.jsonl", "rtsp://@:8554/seg", "rtsp://@127.0.0.1:8554/seg", "rtsp://me:pw@:8554/seg",
+    "other.jsonl",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("word", SOURCES + PLACES)
+def test_a_first_word_is_a_source_unless_results_can_go_there(word, place):
+    assert is_source(word) is (word in SOURCES)
+
+
+@pytest.mark.parametrize(
+    "sink", ["clip.mp4", "videos", "videos/", "photos", "photos/", "both", "other.jsonl", "*.mp4"]
+)
+def test_what_no_sink_wrote_is_refused_as_a_sink(sink, place):
+    with refused(ArgumentError, "sink"):
+        open_writer(sink)
+
+
+@pytest.mark.parametrize("sink", ["ours.mp4", "ours.jsonl", "labels", "empty", "new/", "new.mp4"])
+def test_what_a_sink_wrote_and_what_is_new_is_taken_as_a_sink(sink, place):
+    open_writer(sink)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.jsonl", "masks/"])
+def test_what_a_sink_writes_is_its_own(name, tmp_path):
+    place = f"{tmp_path}/{name}"
+    write(place, [result(n, size_hw=(64, 96)) for n in range(3)])
+    assert not is_source(place)
+    open_writer(place)

@@ -90,6 +90,7 @@ def segment(
     from zsseg_rt.engine import Engine
     from zsseg_rt.integrations.batch import lanes_for
     from zsseg_rt.photos import OVERLAY_SUFFIXES, find_photos
+    from zsseg_rt.stream.writers import VIDEO_SUFFIXES
 
     if each.overlay_format not in OVERLAY_SUFFIXES:
         raise UsageError(f"--overlay-format: expected png or jpg, got {each.overlay_format!r}")
@@ -98,6 +99,9 @@ def segment(
     print_less(to_stderr=place.output in ("json", "csv"))
     lacking = "name at least one photo, folder or pattern"
     chosen = choose_bundle(bundle, photos, demo=demo, missing=lacking)
+    for word in photos or []:
+        if "://" in word or Path(word).suffix.lower() in VIDEO_SUFFIXES:
+            raise UsageError(f"photos: expected files, got {word}. Read it with: zsseg-rt stream")
     names = words.read(chosen, shows=None if photos else demo)
     found = find_photos(photos or demo_photos(demo or DEFAULT))
     place.check()

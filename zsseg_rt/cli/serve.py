@@ -7,7 +7,7 @@ import secrets
 import socket
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -73,6 +73,10 @@ class _Sources:
 @takes_groups
 def serve(
     *,
+    words_of_sources: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[SOURCE]...", help="Cameras, videos or photos, as --source."),
+    ] = None,
     watched: _Sources,
     bundle: BundleOption = None,
     demo: DemoOption = None,
@@ -94,10 +98,11 @@ def serve(
     from zsseg_rt.stream.runner import check_settings
     from zsseg_rt.stream.uris import open_sources
 
-    lacking = "name a source: --source with a camera, video or @FILE"
-    chosen = choose_bundle(bundle, watched.source, demo=demo, missing=lacking)
-    sources = watched.source or [demo_source(demo, rate=_DEMO_RATE)]
-    names = words.read(chosen, shows=None if watched.source else demo)
+    lacking = "name a source: a camera, video, folder or @FILE"
+    given = [*(words_of_sources or []), *(watched.source or [])]
+    chosen = choose_bundle(bundle, given, demo=demo, missing=lacking)
+    sources = given or [demo_source(demo, rate=_DEMO_RATE)]
+    names = words.read(chosen, shows=None if given else demo)
     config = run.config()
     with argument_errors_are_usage():
         check_settings(watched.policy, None)

@@ -101,7 +101,7 @@ def stream(
         typer.Argument(
             metavar="SOURCE [SINK]...",
             help="A camera, video or photos, @FILE with one per line; then NAME.mp4, NAME.jsonl, "
-            "NAME/ for label images, rtsp://@:PORT/NAME to be watched. With --demo, sinks only.",
+            "NAME/ for label images, rtsp://@:PORT/NAME to be watched. --demo needs no source.",
         ),
     ] = None,
     bundle: BundleOption = None,
@@ -120,12 +120,14 @@ def stream(
     from zsseg_rt.engine import Engine
     from zsseg_rt.integrations.batch.photo_run import lanes_for
     from zsseg_rt.stream.opening import StreamOptions
+    from zsseg_rt.stream.uris import is_source
 
     lacking = "name a source: a camera, video, folder or @FILE"
     chosen = choose_bundle(bundle, targets, demo=demo, missing=lacking)
-    source, *sinks = [demo_source(demo), *(targets or [])] if demo else targets or []
-    names = words.read(chosen, shows=demo)
-    if demo and pace.frames is None and pace.seconds is None:
+    shows = None if targets and is_source(targets[0]) else demo
+    source, *sinks = [*([demo_source(shows)] if shows else []), *(targets or [])]
+    names = words.read(chosen, shows=shows)
+    if shows and pace.frames is None and pace.seconds is None:
         pace = replace(pace, frames=DEMO_FRAMES)
     config = run.config()
     checked = memory.checked(chosen)

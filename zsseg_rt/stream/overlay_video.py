@@ -16,7 +16,7 @@ from zsseg_rt.results.segmentation import Frame, Segmentation
 from zsseg_rt.stream.i420 import I420, encodable
 from zsseg_rt.stream.painting import Painter
 from zsseg_rt.stream.video_errors import import_av
-from zsseg_rt.stream.writers import Tags, frame_of, require_folder, unwritable
+from zsseg_rt.stream.writers import OVERLAY_MARK, Tags, frame_of, require_folder, unwritable
 
 _TICKS = 90_000  # per second
 _KEY_EVERY = 1.0  # seconds; a fragment, which is what a power cut may cost
@@ -144,6 +144,7 @@ class _Recording:
         self._start = _time_of(frame)
         self._last_tick, self._last_key = -1, float("-inf")
         self._container = av.open(str(path), "w", format="mp4", options=_FRAGMENTS)
+        self._container.metadata["comment"] = OVERLAY_MARK
         is_file = frame.clock == "file"
         options = {**_X264, **(_WHOLE_FRAMES if is_file else {})}
         self._stream = self._container.add_stream("libx264", rate=30, options=options)

@@ -10,6 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from glob import iglob
 from pathlib import Path
 from typing import Protocol
 
@@ -21,7 +22,14 @@ from zsseg_rt.stream.gstreamer.rtsp_sink import RtspSink
 from zsseg_rt.stream.overlay_video import OverlayVideo
 from zsseg_rt.stream.painting import Painter
 from zsseg_rt.stream.source import shown
-from zsseg_rt.stream.writers import Callback, JsonLines, MaskFolder, Tags, frame_of
+from zsseg_rt.stream.writers import (
+    Callback,
+    JsonLines,
+    MaskFolder,
+    Tags,
+    frame_of,
+    what_is_not_ours,
+)
 
 QUEUE = 8
 """Frames that wait for a sink at most."""
@@ -155,6 +163,12 @@ def _open_writer(
     if text.lower().startswith("rtsp://"):
         return RtspSink(text, channel_order=channel_order, painter=painter(), tags=tags)
     if text.strip() and "://" not in text:
+        matches = iglob(text) if "*" in text else iter(())  # noqa: PTH207  # any folder's
+        if theirs := what_is_not_ours(path) or next(matches, ""):
+            raise ArgumentError(
+                f"sink: expected a new place or one that this command wrote, got {theirs}. Several "
+                "sources are a folder, a pattern in quotes, or @FILE with one per line."
+            )
         if text.endswith("/") or is_folder(path):
             return MaskFolder(path, tags=tags, rotation=rotation)
         if path.suffix.lower() == ".mp4":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import logging
 import math
 import re
 from collections import Counter
@@ -24,8 +26,12 @@ from zsseg_rt.stream.photo_folder import PhotoSource
 from zsseg_rt.stream.rtsp import RtspSettings, RtspSource
 from zsseg_rt.stream.source import GivenName, Source, shown
 from zsseg_rt.stream.video import VideoSource
+from zsseg_rt.stream.writers import VIDEO_SUFFIXES, what_is_not_ours
 
+_log = logging.getLogger(__name__)
 _LONGEST_LIST = 1 << 20  # bytes
+_MOST_VIDEOS = 64
+_LISTENS = re.compile(r"rtsp://(@|[^/@]+@(|localhost|127[.\d]*|0\.0\.0\.0|\[::1?\])[:/])", re.I)
 _MOST_PIXELS = 1 << 26
 _KNOWN = (
     "test://, rtsp://, http://, https://, csi://N, v4l2:///dev/videoN, a number, gst:PIPELINE, or "
@@ -62,6 +68,17 @@ def open_sources(
     return sources
 
 
+def is_source(text: str) -> bool:
+    """Whether a word names what is read, rather than a place to write results to."""
+    if _LISTENS.match(text):
+        return False
+    path = Path(text)
+    is_place = text.endswith("/") or is_folder(path) or path.suffix.lower() in (".mp4", ".jsonl")
+    if "://" in text or not is_place or any(mark in text for mark in "*?["):
+        return True
+    return path.suffix.lower() != ".jsonl" and bool(what_is_not_ours(path))
+
+
 def source_names(given: Sequence[str]) -> list[str]:
     """What sources are called where everybody may read it; a list stays ``@FILE``."""
     return [text if text.startswith("@") else open_sources(text)[0].name for text in given]
@@ -87,7 +104,7 @@ def _check_names(names: Sequence[str]) -> None:
 def _expand(text: str) -> list[tuple[GivenName | None, str]]:
     """Names and URIs of what is given."""
     if not text.startswith("@"):
-        return [(None, text)]
+        return [(None, video) for video in _videos(text)] or [(None, text)]
     path = Path(text[1:])
     try:
         lines = read_limited(path, max_bytes=_LONGEST_LIST).decode("utf-8-sig").splitlines()
@@ -101,7 +118,30 @@ def _expand(text: str) -> list[tuple[GivenName | None, str]]:
     found = [_name(line) for line in stripped if line and not line.startswith("#")]
     if not found:
         raise SourceError(f"{path}: expected one source per line, found none")
-    return found
+    return [
+        (name and GivenName(f"{name}-{number}"), video) if videos else (name, uri)
+        for name, uri in found
+        for videos in [_videos(uri)]
+        for number, video in enumerate(videos or [uri], 1)
+    ]
+
+
+def _videos(text: str) -> list[str]:
+    """The videos of a folder or pattern in which there are no photos, but for our own overlays."""
+    path, is_pattern = Path(text), any(mark in text for mark in "*?[") and "://" not in text
+    if "\0" in text or is_file(path) or not (is_pattern or is_folder(path)):
+        return []
+    found = sorted(path.glob("[!.]*") if is_folder(path) else map(Path, glob.glob(text)))  # noqa: PTH207
+    videos = [str(p) for p in found if p.suffix.lower() in VIDEO_SUFFIXES and what_is_not_ours(p)]
+    if videos and any(p.suffix.lower() in SUFFIXES for p in found):
+        _log.warning("%s: photos are read, %d videos are not: name these alone", text, len(videos))
+        return []
+    if len(videos) > _MOST_VIDEOS:
+        raise ArgumentError(
+            f"source: expected at most {_MOST_VIDEOS} videos, which are read at the same time, got "
+            f"{len(videos)} in {text}. Take fewer at a time."
+        )
+    return videos
 
 
 def _name(line: str) -> tuple[GivenName | None, str]:

@@ -16,8 +16,20 @@ from zsseg_rt.common.files import is_device, is_file, is_folder, why_unwritable
 from zsseg_rt.common.files.series import Rotation, Series, claim
 from zsseg_rt.common.schema import json_text
 from zsseg_rt.errors import SourceError
+from zsseg_rt.photos import MASK_SUFFIX, OVERLAY_SUFFIXES, SUFFIXES
 from zsseg_rt.results.segmentation import Frame, Segmentation
 from zsseg_rt.stream.source import GivenName
+
+OVERLAY_MARK = "zsseg-rt overlay"
+"""The comment in videos that a sink writes."""
+VIDEO_SUFFIXES = (
+    ".264", ".265", ".3gp", ".avi", ".flv", ".h264", ".h265", ".hevc", ".m2ts", ".m4v", ".mjpeg",
+    ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv",
+)  # fmt: skip
+_READ = (*SUFFIXES, *VIDEO_SUFFIXES)
+_SHORTEST_VIDEO = 1024  # bytes; a power cut leaves fewer
+_PICTURE = re.compile(r"(^|-)[0-9]{8}\.png$")
+_LABELS = (b"\x08\x03", b"\x10\x00")  # bits and kind of a PNG: palette, 16-bit grey
 
 
 class Tags:
@@ -270,3 +282,32 @@ def unwritable(path: Path, error: OSError | ValueError) -> SourceError:
     """An error of the system's in our words."""
     reason = getattr(error, "strerror", None) or error
     return SourceError(f"{path}: cannot be written: {reason}. What was written before stays.")
+
+
+def what_is_not_ours(path: Path) -> str:
+    """What a place holds that no sink wrote, such as a second recording; empty if nothing."""
+    try:
+        return _not_ours(path)
+    except OSError:  # whoever reads or writes it says so
+        return ""
+
+
+def _not_ours(path: Path) -> str:
+    if is_folder(path):
+        inside = [p for p in sorted(path.iterdir()) if p.suffix.lower() in _READ]
+        pictures = [p for p in inside if _PICTURE.search(p.name)][:1]  # one tells of all
+        others = [p for p in inside if p.name[0] != "." and not _PICTURE.search(p.name)]
+        some = pictures + others
+        return next((f"{path} with {p.name}" for p in some if _not_ours(p)), "")
+    if not is_file(path) or path.name.endswith((MASK_SUFFIX, *OVERLAY_SUFFIXES.values())):
+        return ""
+    with path.open("rb") as stream:
+        head = stream.read(4096)
+    if path.suffix.lower() == ".jsonl":
+        is_torn = b"\n" not in head
+        is_ours = head.startswith(b'{"source": ') and (is_torn or b'"pts_seconds": ' in head)
+    elif path.suffix.lower() == ".png":
+        is_ours = head[24:26] in _LABELS and _PICTURE.search(path.name) is not None
+    else:
+        is_ours = OVERLAY_MARK.encode() in head or len(head) < _SHORTEST_VIDEO
+    return "" if is_ours or not head else str(path)
