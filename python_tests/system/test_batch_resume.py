@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import cv2
@@ -59,6 +60,23 @@ def test_finished_photos_are_not_done_again(engine, folder, tmp_path):
     results = segment_photos(engine, [folder / "a.png"], out, resume=True)
     assert results[0].classes[0]["name"] == "red"
     assert resumed(engine, folder, out, alpha=0.25) == set()
+
+
+def test_the_journal_s_key_is_made_from_every_setting(engine, monkeypatch):
+    """A setting that is added later is in it, unless it is said to leave images as they are."""
+    made, key = photo_run.PhotoSettings, photo_run._settings_key
+    usual = key(engine, made())
+    other = {"alpha": 0.25, "overlay_format": "jpg", "legend": True}
+    for name, value in other.items():
+        assert key(engine, made(**{name: value})) != usual
+    assert key(engine, made(max_pixels=5)) == usual
+    for field in fields(EngineConfig):
+        with monkeypatch.context() as patched:
+            changed = {**vars(engine.config), field.name: "another"}
+            config = object.__new__(EngineConfig)
+            config.__dict__.update(changed)
+            patched.setattr(engine, "config", config)
+            assert (key(engine, made()) == usual) == (field.name in photo_run._HOW)
 
 
 def truncate(path):

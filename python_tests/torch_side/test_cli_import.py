@@ -65,6 +65,40 @@ def test_imported_bundle_agrees_with_the_model(checkpoint, state_dict, tmp_path)
     assert (labels == scores.argmax(0))[real].mean() >= 0.999
 
 
+def test_a_data_set_brings_its_classes_and_its_split(checkpoint, tmp_path, capsys):
+    out = tmp_path / "zegclip.zsseg"
+    call = ("import-checkpoint", "zegclip", checkpoint, "--out", out, "--precision", "float32")
+    assert run(*call, "--dataset", "voc2012") == 0
+    head = Bundle.load(out).head
+    assert (len(head.seen), head.seen_bias) == (15, pytest.approx(0.1))
+    assert head.seen[0] == "aeroplane"
+    printed = capsys.readouterr().out
+    assert f"reading {checkpoint}" in printed
+    assert "writing the graphs" in printed
+    assert "remark" not in printed
+    assert run(*call, "--dataset", "voc2012", "--seen", "cat") == 2
+    assert run(*call, "--dataset", "voc2011") == 2
+    capsys.readouterr()
+    assert run(*call, "--overwrite") == 0
+    assert "remark: without --dataset or --seen" in capsys.readouterr().out
+    assert run(*call, "--overwrite", "--self-trained") == 0
+    assert "remark" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("file", ["checkpoint", "absent.pth"])
+def test_openais_clip_is_fetched_as_fetch_does(file, checkpoint, tmp_path, monkeypatch, capsys):
+    """Without a network it answers at once, and only for a checkpoint that is there."""
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("ZSSEG_HOME", str(tmp_path / "home"))
+    given = checkpoint if file == "checkpoint" else tmp_path / file
+    call = ("import-checkpoint", "zegformer", given, "--clip", "openai", "--dataset", "voc2012")
+    assert run(*call, "--out", tmp_path / "z.zsseg") == 1
+    told = capsys.readouterr().err
+    assert ("expected to download" in told) == (file == "checkpoint")
+    assert "zsseg-rt fetch" not in told
+
+
 def test_existing_bundle_is_kept_unless_told(checkpoint, tmp_path, capsys):
     out = tmp_path / "zegclip.zsseg"
     arguments = ("import-checkpoint", "zegclip", checkpoint, "--out", out, "--precision", "float32")

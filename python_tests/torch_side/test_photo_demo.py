@@ -80,7 +80,7 @@ def test_a_class_takes_over_what_it_means(engine):
     assert not given.auto_background
     road = engine.set_classes(["road", "car"])
     assert road.background == tuple(thing for thing in THINGS if thing != "car")
-    assert "'road' (takes all that is none of them)" in road.remarks[0]
+    assert "'road' (as background, all else)" in road.remarks[0]
 
 
 @pytest.mark.parametrize(

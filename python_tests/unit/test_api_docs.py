@@ -12,7 +12,6 @@ PACKAGES = (
     "zsseg_rt.evaluation",
     "zsseg_rt.export",
     "zsseg_rt.fetch",
-    "zsseg_rt.integrations.datasets",
     "zsseg_rt.integrations.ray",
     "zsseg_rt.integrations.triton",
     "zsseg_rt.models",

@@ -25,13 +25,13 @@ ROOMS = {
     "stream": 6_250,
     "server": 2_480,
     "profiling": 3_820,
-    "evaluation": 3_450,
+    "evaluation": 3_460,
     "cli": 3_800,
-    "integrations": 1_360,
+    "integrations": 1_200,
     "models": 7_870,
     "export": 7_910,
     "training": 7_400,
-    "torch_files": 2_120,
+    "torch_files": 2_140,
 }
 
 

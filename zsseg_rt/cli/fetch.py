@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from zsseg_rt.cli.options import argument_errors_are_usage
 from zsseg_rt.cli.output import UserInterrupt, say, terminal
 from zsseg_rt.fetch.progress import Progress
+
+if TYPE_CHECKING:
+    from zsseg_rt.bundles.pretrained import PretrainedSet
 
 
 def fetch(
@@ -42,6 +46,19 @@ def fetch(
             f"interrupted; what was downloaded is kept. To go on: zsseg-rt fetch {name}"
         ) from None
     say(f"Try: zsseg-rt segment PHOTOS --bundle {name} --classes 'sky,road,person'")
+
+
+def fetched_weights(chosen: PretrainedSet) -> Path:
+    """The weights file of a set: one that is here, or downloaded now and kept."""
+    from zsseg_rt.errors import FetchError
+    from zsseg_rt.fetch.checkpoints import find_checkpoint
+
+    try:
+        with _Shown() as shown:
+            return find_checkpoint(chosen, shown).path
+    except FetchError as exc:
+        again = str(exc).replace(f"run: zsseg-rt fetch {chosen.name}", "run this again")
+        raise FetchError(again.replace(f"{chosen.name}:", f"{chosen.tag}:", 1)) from exc
 
 
 def _print_names() -> None:

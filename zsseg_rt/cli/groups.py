@@ -25,7 +25,7 @@ from zsseg_rt.cli.options import (
     read_classes,
     read_cosine,
 )
-from zsseg_rt.cli.output import say
+from zsseg_rt.cli.output import say, working
 from zsseg_rt.cli.remarks import print_background
 from zsseg_rt.config import BACKENDS, PRECISIONS, EngineConfig
 from zsseg_rt.text.background import FEW_CLASSES
@@ -277,4 +277,5 @@ class ModelOutput(BundleOutput):
         """Export a torch model."""
         from zsseg_rt.export import export_bundle
 
-        self.write(export_bundle, model, **self.graph_options(), **options)
+        with working("writing the graphs, then comparing them with torch; this takes minutes"):
+            self.write(export_bundle, model, **self.graph_options(), **options)

@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, Literal
 
 import typer
 
+from zsseg_rt.bundles.pretrained import SETS
+from zsseg_rt.cli.fetch import fetched_weights
 from zsseg_rt.cli.groups import ModelOutput, opt, takes_groups
 from zsseg_rt.cli.options import (
     SizeOption,
     UsageError,
+    argument_errors_are_usage,
     flat_names,
     indices_of,
     read_size,
 )
-from zsseg_rt.cli.output import ProgressBar, say
+from zsseg_rt.cli.output import ProgressBar, say, working
 from zsseg_rt.common.argument_names import arguments_called
 from zsseg_rt.common.files import is_file
 
@@ -42,26 +45,56 @@ class _Checkpoint:
 
     def load(self, architecture: str, **settings: Any) -> Any:
         """Build the model."""
-        from zsseg_rt.models import from_official
+        if not is_file(self.checkpoint):
+            self.read()  # says so before anything is downloaded
+        chosen = self.settings() | settings
+        with working(f"reading {self.checkpoint}"):
+            from zsseg_rt.models import from_official
 
-        return from_official(architecture, self.read(), **(self.settings() | settings))
+            return from_official(architecture, self.read(), **chosen)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Official(_Checkpoint):
     """A checkpoint of a system whose seen classes are lowered."""
 
+    dataset: str | None = opt(
+        "Data set that it was trained on, such as voc2012 or cocostuff164k: its classes and its "
+        "split, instead of --classes and --seen."
+    )
     classes: str | None = opt('Training classes in order, "a,b" or @FILE; for --seen.')
     seen: str = opt('Names of the seen classes, "a,b" or @FILE.', "")
+
+    convention: ClassVar[Literal["zegclip", "zegformer"]] = "zegclip"
+    """Whose split of a data set, where authors differ."""
 
     @property
     def names(self) -> list[str] | None:
         """The training classes, or None if they are not given."""
-        return flat_names(self.classes) or None
+        return self._classes()[0]
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self, *, lowers_seen: bool = True) -> dict[str, Any]:
         """Those that every such system takes."""
-        return {"seen_classes": indices_of(flat_names(self.seen), self.names or ())}
+        seen = self._classes()[1]
+        if lowers_seen and not seen:
+            say(
+                "remark: without --dataset or --seen, the published shift of the scores of seen "
+                "classes is left out, and unseen classes get fewer pixels than published."
+            )
+        return {"seen_classes": seen}
+
+    def _classes(self) -> tuple[list[str] | None, tuple[int, ...]]:
+        """The training classes, and which of them were seen."""
+        if self.dataset is None:
+            names = flat_names(self.classes)
+            return names or None, indices_of(flat_names(self.seen), names)
+        if self.classes is not None or self.seen:
+            raise UsageError("--dataset: expected no --classes and no --seen beside it")
+        from zsseg_rt.evaluation.datasets.published import published_classes
+
+        with argument_errors_are_usage(), arguments_called({"name": "--dataset"}):
+            table = published_classes(self.dataset, convention=self.convention)
+        return list(table.names), table.seen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +103,10 @@ class _Descriptor(_Official):
 
     self_trained: bool = opt("Transductive checkpoint: no shift.", False)
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self, *, lowers_seen: bool = True) -> dict[str, Any]:
         """And how the classes that were not annotated were trained."""
-        return super().settings() | {"self_trained": self.self_trained}
+        shared = super().settings(lowers_seen=lowers_seen and not self.self_trained)
+        return shared | {"self_trained": self.self_trained}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,14 +125,18 @@ class _ZegFormer(_Official):
     calibration: float = opt("Subtracted from the scores of seen classes.", 0.1)
     region_style: str = opt("Input of CLIP: cropmask, mask or crop.", "cropmask")
 
-    def settings(self) -> dict[str, Any]:
+    convention = "zegformer"
+
+    def settings(self, *, lowers_seen: bool = True) -> dict[str, Any]:
         """And those of its own."""
         from zsseg_rt.bundles.specs import FUSIONS
 
         if self.fusion not in FUSIONS:
             raise UsageError(f"--fusion: expected one of {', '.join(FUSIONS)}, got {self.fusion}")
         own = ("fusion", "calibration", "region_style")
-        chosen = super().settings() | {name: getattr(self, name) for name in own}
+        chosen = super().settings(lowers_seen=lowers_seen) | {
+            name: getattr(self, name) for name in own
+        }
         return chosen | {"clip": _load_clip(self.clip)}
 
 
@@ -257,9 +295,12 @@ def _load_clip(source: str | None) -> Any:
     """CLIP's weights from a file or a tag; files without an activation are OpenAI's."""
     if source is None:
         return None
+    activation: Any = "quick_gelu" if is_file(Path(source)) else None
+    known = next((s for s in SETS.values() if (s.clip, s.tag) == ("ViT-B-16", source)), None)
+    if activation is None and known is not None:
+        source, activation = str(fetched_weights(known)), known.activation
     from zsseg_rt.models import load_clip
 
-    activation: Any = "quick_gelu" if is_file(Path(source)) else None
     with arguments_called({"source": "--clip"}):
         return load_clip(source, activation=activation)
 

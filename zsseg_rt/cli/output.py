@@ -8,6 +8,8 @@ import logging
 import os
 import stat
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -152,6 +154,17 @@ def describe_engine(engine: Engine) -> dict[str, Any]:
         "names": [] if engine.vocabulary is None else list(engine.vocabulary.names),
         "background": [] if engine.vocabulary is None else list(engine.vocabulary.background),
     }
+
+
+@contextmanager
+def working(what: str) -> Iterator[None]:
+    """Print a line about a step that takes long, and on a terminal how long it has taken."""
+    from rich.progress import BarColumn, Progress, TimeElapsedColumn
+
+    say(what)
+    with Progress(BarColumn(), TimeElapsedColumn(), console=terminal(), transient=True) as bar:
+        bar.add_task("", total=None)
+        yield
 
 
 class ProgressBar:

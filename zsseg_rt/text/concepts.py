@@ -109,7 +109,7 @@ def _far(
     assert spec.least_cosine is not None
     cosines = _unit(embed(asked)) @ _unit(embed(spec.names)).T
     return [
-        f"{phrase!r} (takes all that is none of them)"
+        f"{phrase!r} (as background, all else)"
         if meaning(phrase) in spec.background
         else f"{phrase!r} (nearest: {spec.names[int(row.argmax())]})"
         for phrase, row in zip(asked, cosines, strict=True)

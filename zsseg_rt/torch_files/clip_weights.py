@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -112,13 +113,33 @@ def _load_tag(tag: str, architecture: str) -> ClipWeights:
             "Check the spelling."
         )
     try:
-        model = open_clip.create_model(architecture, pretrained=tag)
+        with _without_retries():
+            model = open_clip.create_model(architecture, pretrained=tag)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
             f"source: expected to download '{tag}' of {architecture}, got "
             f"{type(error).__name__}. Connect to the network, or pass a local file."
         ) from error
     return _weights_of(model, tag)
+
+
+@contextmanager
+def _without_retries() -> Iterator[None]:
+    """Let the hub's library use its cache alone if the hub cannot be reached: it retries long."""
+    from huggingface_hub import constants, get_hf_file_metadata  # open_clip needs it
+    from huggingface_hub.errors import HfHubHTTPError
+
+    was_offline = constants.HF_HUB_OFFLINE
+    try:
+        get_hf_file_metadata(f"{constants.ENDPOINT}/gpt2/resolve/main/config.json", timeout=5)
+    except HfHubHTTPError:
+        pass  # it answers
+    except Exception:  # noqa: BLE001 - what the library raises depends on its version
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = was_offline
 
 
 def random_clip(architecture: str = "ViT-B-16") -> ClipWeights:

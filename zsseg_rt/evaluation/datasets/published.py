@@ -56,6 +56,22 @@ class PublishedSet:
         return (*background, "unseen", *convention, "partial")
 
 
+def published_classes(
+    name: str, *, background: bool = False, convention: Literal["zegclip", "zegformer"] = "zegclip"
+) -> ClassTable:
+    """The classes of a published data set, and which of them its split shows in training."""
+    check_choice("name", name, PUBLISHED)
+    row = PUBLISHED[name]
+    table = class_table(row.table or name)
+    if row.classes is not None:
+        table = row.classes(table)
+    if row.has_background and not background:
+        table = table.pick(range(1, len(table.names)))
+    if row.zegformer is not None and convention == "zegformer":
+        table = row.zegformer(table)
+    return table
+
+
 def open_published(
     name: str,
     root: str | Path,
@@ -72,13 +88,8 @@ def open_published(
     check_choice("convention", convention, ("zegclip", "zegformer"))
     folder = row.layout.find(root, first=split if row.known_by_split else None)
     found = row.files(row.layout, folder, split)
-    listed = table = class_table(row.table or name)
-    if row.classes is not None:
-        table = row.classes(table)
-    if row.has_background and not background:
-        table = table.pick(range(1, len(table.names)))
-    if row.zegformer is not None and convention == "zegformer":
-        table = row.zegformer(table)
+    listed = class_table(row.table or name)
+    table = published_classes(name, background=background, convention=convention)
     table = table.with_unseen(unseen)
     pairs = row.layout.check_pairs(found, split, folder, partial)
     as_published = row.converted and not pairs[0].mask.name.endswith(row.converted)

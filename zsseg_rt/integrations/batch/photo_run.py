@@ -17,7 +17,6 @@ import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt.backends import registry
-from zsseg_rt.bundles.specs import family_settings
 from zsseg_rt.common.checks import check_choice
 from zsseg_rt.common.cpus import usable_cpus
 from zsseg_rt.config import EngineConfig
@@ -38,6 +37,12 @@ OverlayFormat = Literal["png", "jpg"]
 
 _MOST_LANES = 4  # each holds a frame's activations
 _JPEG_QUALITY = 90
+# Settings that leave output images as they are; any other is part of the journal's key.
+_HOW = (
+    "device", "backend", "precision", "num_threads", "num_lanes", "wait", "with_times",
+    "with_node_times", "with_nvtx", "cache_dir", "use_cache", "keep_text_encoder", "max_memory",
+    "max_pixels",
+)  # fmt: skip
 _AHEAD = 2  # photos that are read or written while every lane is busy
 
 
@@ -220,12 +225,11 @@ def _stems(photos: Sequence[Path]) -> Iterator[str]:
 
 def _settings_key(engine: Engine, made: PhotoSettings) -> str:
     """A key of everything but the photo that decides its output images."""
-    vocabulary, config = engine.vocabulary, engine.config
+    vocabulary, config = engine.vocabulary, vars(engine.config)
     settings: list[Any] = [
-        made.overlay_format + "+legend" * made.legend,
         engine.bundle.to_manifest(),  # the hash of every file, the calibration
-        [engine.backend, engine.precision, config.channel_order, config.unknown_below, made.alpha],
-        [getattr(config, name) for name in family_settings()],
+        [engine.backend, engine.precision, {k: v for k, v in vars(made).items() if k not in _HOW}],
+        {name: value for name, value in config.items() if name not in _HOW},
     ]
     if vocabulary is not None:
         settings += [vocabulary.names, vocabulary.phrases, vocabulary.phrase_classes.tolist()]

@@ -36,10 +36,10 @@ _JITTER = 6  # levels of each channel, so that two names rarely have the very sa
 # Things that many models see have fixed places in the table: far apart (at least 30 in CIELAB), and
 # mostly colours that such things do not have.
 _THINGS = {
-    "person": 14, "dog": 1, "cat": 2, "bird": 6, "horse": 11, "cow": 3, "sheep": 33, "car": 0,
-    "bus": 13, "train": 28, "bicycle": 61, "motorcycle": 8, "motorbike": 8, "airplane": 5,
-    "aeroplane": 5, "boat": 21, "chair": 7, "couch": 40, "sofa": 40, "dining table": 15,
-    "potted plant": 12, "bottle": 18, "tv": 10, "tv monitor": 10,
+    "person": 14, "people": 14, "woman": 16, "man": 26, "dog": 1, "cat": 2, "bird": 6, "horse": 11,
+    "cow": 3, "sheep": 33, "car": 0, "bus": 13, "train": 28, "bicycle": 61, "motorcycle": 8,
+    "motorbike": 8, "airplane": 5, "aeroplane": 5, "boat": 21, "chair": 7, "couch": 40, "sofa": 40,
+    "dining table": 15, "potted plant": 12, "bottle": 18, "tv": 10, "tv monitor": 10,
 }  # fmt: skip
 
 # Hue in degrees, saturation and value of a colour that a name may contain.
