@@ -144,8 +144,8 @@ def test_rows_without_a_photo_are_reported(segmenter):
     errors = [row.get("error") or "" for row in rows]
     assert errors[0].startswith("row 0: expected bytes or an array [H, W, 3], got NoneType")
     assert errors[1].startswith("row 1: ")
-    assert errors[2].startswith("frame: expected")
-    assert errors[3].startswith("frame: expected uint8")
+    assert errors[2].startswith("row 2: frame: expected")
+    assert errors[3].startswith("row 3: frame: expected uint8")
     assert "100 pixels" in errors[4]
     assert errors[5] == ""
 
