@@ -25,7 +25,7 @@ from zsseg_rt.evaluation.evaluate import evaluate  # noqa: E402
 from zsseg_rt.models import create_model  # noqa: E402
 from zsseg_rt.models.clip.weights import build_text_encoder  # noqa: E402
 from zsseg_rt.torch_files.clip_weights import load_clip  # noqa: E402
-from zsseg_rt.torch_files.shipped_clip import read_packed  # noqa: E402
+from zsseg_rt.torch_files.shipped_clip import read_arrays  # noqa: E402
 from zsseg_rt.training.assembly import train  # noqa: E402
 from zsseg_rt.training.class_embeddings import embed_phrases  # noqa: E402
 from zsseg_rt.training.config import TrainConfig  # noqa: E402
@@ -98,10 +98,11 @@ def test_words_that_the_clip_never_saw_are_refused(caplog):
 def test_packing_keeps_what_training_saw(tmp_path):
     clip = save_clip(tmp_path / "clip.safetensors")
     whole = load_clip(clip, activation="quick_gelu")
-    packed = read_packed(pack_clip(clip, tmp_path / "packed.safetensors"))
+    packed = read_arrays(pack_clip(clip, tmp_path / "packed.safetensors"))
     for key, value in whole.visual.items():
-        assert torch.equal(packed.state_dict[f"visual.{key}"], value.half().float())
-    table = packed.state_dict["token_embedding.weight"]
+        kept = torch.from_numpy(packed.state_dict[f"visual.{key}"])
+        assert torch.equal(kept, value.half().float())
+    table = torch.from_numpy(packed.state_dict["token_embedding.weight"])
     assert table.shape == whole.text["token_embedding.weight"].shape
     kept = table.abs().sum(dim=1) > 0
     assert 50 < int(kept.sum()) < 100
@@ -112,10 +113,10 @@ def test_packing_keeps_what_training_saw(tmp_path):
 def test_a_damaged_packed_clip_is_refused(tmp_path):
     path = tmp_path / "packed.safetensors"
     with pytest.raises(CheckpointError, match=re.escape(str(path))):
-        read_packed(path)
+        read_arrays(path)
     path.write_bytes(save_clip(tmp_path / "whole.safetensors").read_bytes())
     with refused(CheckpointError, None, "packed.safetensors"):
-        read_packed(path)
+        read_arrays(path)
 
 
 def test_export_remarks_on_a_model_of_one_class(tmp_path, caplog):

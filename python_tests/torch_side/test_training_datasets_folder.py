@@ -251,6 +251,9 @@ def test_ids_of_a_list_are_the_values_of_masks(tmp_path):
     mask(tmp_path / "masks/a.png", [1, 2, 4, 255])
     listing(tmp_path / "classes.txt", ["1: car", "2: void", "4: road"])
     assert rows_of(create_dataset("folder", tmp_path, "all"))[:4] == [0, 255, 1, 255]
+    listing(tmp_path / "classes.txt", ["void", "car", "_background_", "road"])
+    data = create_dataset("folder", tmp_path, "all", zero_is_unlabelled=True)
+    assert rows_of(data)[:4] == [255, 0, 1, 255]
     listing(tmp_path / "classes.txt", ["car", "", "road"])
     with refused(DatasetError, None, "line", "2"):
         create_dataset("folder", tmp_path, "all")

@@ -135,7 +135,7 @@ def _numbers(
     """The numbers in front of all names, if there are any, and the names."""
     found = [_NUMBERED.fullmatch(line) for _, line in lines]
     numbers = [int(match[1]) for match in found if match]
-    rising = all(one < other for one, other in itertools.pairwise(numbers))
+    rising = all(one < other < 1 << 16 for one, other in itertools.pairwise(numbers))
     if not rising or not numbers or (len(numbers) == 1 and numbers[0] > 1):
         return [], [line for _, line in lines]
     if len(numbers) == len(lines):
@@ -153,7 +153,7 @@ def _cvat_list(path: Path, lines: Sequence[str]) -> NameList:
     parts = [match for line in lines if (match := _CVAT.fullmatch(line))]
     colours = [(p[1].strip(), (int(p[2]), int(p[3]), int(p[4]))) for p in parts]
     # CVAT's own name for what nobody annotated
-    texts = ["void" if name == "background" else name for name, _ in colours]
+    texts = ["_background_" if name == "background" else name for name, _ in colours]
     named = _name_list(path, texts, list(range(len(texts))))
     return NameList(**{**vars(named), "colours": tuple(colours)})
 
@@ -162,13 +162,15 @@ def _name_list(
     path: Path, texts: Sequence[str], ids: Sequence[int], *, is_numbered: bool = False
 ) -> NameList:
     bare = [text.removesuffix(UNSEEN_MARK).strip() for text in texts]
-    kept = [place for place, name in enumerate(bare) if name.casefold() not in NO_CLASS]
-    if left_out := [name for name in bare if name.casefold() in NO_CLASS]:
-        _log.warning("%s: these name no class and are left out: %s", path, ", ".join(left_out))
+    left_out = {i: name for i, name in enumerate(bare) if name.casefold() in NO_CLASS}
+    if left_out:
+        listed = ", ".join(left_out.values())
+        _log.warning("%s: these name no class and are left out: %s", path, listed)
+    kept = [place for place in range(len(bare)) if place not in left_out]
     return NameList(
         names=tuple(bare[place] for place in kept),
         ids=tuple(ids[place] for place in kept),
-        ignored=tuple(number for place, number in enumerate(ids) if place not in kept),
+        ignored=tuple(ids[place] for place in left_out),
         unseen=tuple(i for i, place in enumerate(kept) if texts[place].endswith(UNSEEN_MARK)),
         is_numbered=is_numbered,
     )

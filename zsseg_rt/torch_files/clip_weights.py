@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from zsseg_rt.common.extras import needs_extra
 from zsseg_rt.errors import ArgumentError, CheckpointError
 from zsseg_rt.torch_files.checkpoints import load_checkpoint
 from zsseg_rt.torch_files.clip_arrays import CLIP_MEAN, CLIP_STD, sort_by_tower
-from zsseg_rt.torch_files.shipped_clip import is_shipped, read_shipped
+from zsseg_rt.torch_files.shipped_clip import is_shipped, read_arrays
 from zsseg_rt.torch_files.weights import is_torchscript
 
 ClipActivation = Literal["quick_gelu", "gelu"]
@@ -98,8 +99,9 @@ def load_clip(
 
 
 def _load_shipped() -> ClipWeights:
-    found = read_shipped()
-    weights = split_towers(found.state_dict, "quick_gelu", "demo")
+    found = read_arrays()
+    tensors = {key: torch.from_numpy(array) for key, array in found.state_dict.items()}
+    weights = split_towers(tensors, "quick_gelu", "demo")
     return replace(weights, words=found.words, prompt_words=found.prompt_words)
 
 

@@ -42,11 +42,6 @@ _DTYPES = {
     "torch.IntStorage": "int32",
     "torch.LongStorage": "int64",
     "torch.ShortStorage": "int16",
-    # These are passed over: no tensor is made of them.
-    "torch.QInt32Storage": "V4",
-    "torch.QInt8Storage": "V1",
-    "torch.QUInt8Storage": "V1",
-    "torch.storage.UntypedStorage": "V1",
 }
 # More than any checkpoint has: its pickle takes about fifteen instructions per tensor.
 _MAX_STEPS = 1 << 20  # and items that one instruction copies
@@ -248,7 +243,7 @@ class Machine:
         self._stack.append(self._result(name.text if isinstance(name, _Name) else "", arguments))
 
     def _result(self, name: str, arguments: Any) -> Any:
-        if name in _TENSORS and not _passed_over(arguments[0]):
+        if name in _TENSORS and not isinstance(arguments[0], Instance):
             return _stored_tensor(*_parts(arguments, most=7))
         if name in _PARAMETERS:
             return arguments[0]
@@ -309,10 +304,6 @@ def _parts(given: Any, *, most: int) -> tuple[Any, ...] | list[Any]:
     if not isinstance(given, (tuple, list)) or len(given) > most:
         raise pickle.UnpicklingError("a description that makes no sense")
     return given
-
-
-def _passed_over(storage: Any) -> bool:
-    return isinstance(storage, (Instance, _Storage)) and getattr(storage, "dtype", "V")[0] == "V"
 
 
 def _stored_tensor(

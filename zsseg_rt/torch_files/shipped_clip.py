@@ -7,7 +7,7 @@ of CLIP's table become zeros. :mod:`tools.studies.packed_clip` writes it.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ class ShippedClip:
     """A packed CLIP as it was before packing, but for rounding.
 
     Attributes:
-        state_dict: open_clip's keys, float32; tensors, or arrays of :func:`read_arrays`.
+        state_dict: open_clip's keys, float32.
         words: What class names may be made of.
         prompt_words: Further words and punctuation that training saw, such as those of prompts.
     """
@@ -44,22 +44,8 @@ def is_shipped(source: str | Path) -> bool:
     return str(source) == NAME and not Path(source).is_file()
 
 
-def read_shipped() -> ShippedClip:
-    """Read the CLIP that ships with the package."""
-    return read_packed(FILE)
-
-
-def read_packed(path: Path) -> ShippedClip:
-    """Read a packed CLIP."""
-    import torch
-
-    found = read_arrays(path)
-    tensors = {key: torch.from_numpy(array) for key, array in found.state_dict.items()}
-    return replace(found, state_dict=tensors)
-
-
 def read_arrays(path: Path = FILE) -> ShippedClip:
-    """Read a packed CLIP without torch."""
+    """Read a packed CLIP, by default the one that ships with the package."""
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -56,8 +56,8 @@ def folder(
     not a class mean not annotated.
     """
     place = LAYOUT.find(root)
-    listed = _with_values(_listed(place, class_names), values)
-    table = _table(place, listed, int(zero_is_unlabelled)).with_unseen(unseen)
+    listed = _with_values(_listed(place, class_names), values, int(zero_is_unlabelled))
+    table = _table(place, listed).with_unseen(unseen)
     pairs = LAYOUT.check_pairs(_pairs(place, split), split, place, partial=True)
     name = f"{place.resolve().name}/{split}"
     colours_file = place / "colours.txt"
@@ -110,9 +110,12 @@ def _listed(place: Path, class_names: Sequence[str] | None) -> NameList:
     return NameList(names=names, ids=tuple(range(len(names))), unseen=unseen)
 
 
-def _with_values(listed: NameList, values: Sequence[int] | None) -> NameList:
-    if values is None:
+def _with_values(listed: NameList, values: Sequence[int] | None, first_value: int) -> NameList:
+    if values is None and listed.is_numbered:
         return listed
+    if values is None:
+        ids, ignored = ([n + first_value for n in ns] for ns in (listed.ids, listed.ignored))
+        return replace(listed, ids=tuple(ids), ignored=tuple(ignored))
     is_right = len(set(values)) == len(values) and all(0 <= value < 1 << 16 for value in values)
     if len(values) != len(listed.names) or not is_right:
         raise DatasetError(
@@ -139,7 +142,7 @@ def _remark_on_binary_masks(name: str, table: ClassTable, pairs: Sequence[FilePa
         )  # fmt: skip
 
 
-def _table(place: Path, listed: NameList, first_value: int) -> ClassTable:
+def _table(place: Path, listed: NameList) -> ClassTable:
     known: set[str] = set()
     for name in listed.names:
         if not name or name in known:
@@ -149,9 +152,7 @@ def _table(place: Path, listed: NameList, first_value: int) -> ClassTable:
     seen = tuple(sorted(set(range(len(listed.names))) - set(listed.unseen)))
     if not seen:
         raise DatasetError("class_names: expected at least one seen class, got none.")
-    shift = 0 if listed.is_numbered else first_value
-    values = tuple(number + shift for number in listed.ids)
-    return ClassTable(listed.names, values, seen, source=str(place))
+    return ClassTable(listed.names, listed.ids, seen, source=str(place))
 
 
 def _read_colours(path: Path) -> dict[tuple[int, int, int], str]:
