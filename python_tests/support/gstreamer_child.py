@@ -11,6 +11,7 @@ import argparse
 import json
 import logging
 import os
+import resource
 import sys
 import time
 from pathlib import Path
@@ -78,6 +79,7 @@ def tell_resources():
     tell(
         threads=len(os.listdir("/proc/self/task")),
         descriptors=len(os.listdir("/proc/self/fd")),
+        megabytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000,
     )
 
 

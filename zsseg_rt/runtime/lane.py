@@ -31,14 +31,12 @@ from zsseg_rt.errors import (
 from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.runtime.device_result import DeviceSegmentation
 from zsseg_rt.runtime.families.base import BoundClasses, Family, LabelRule, Trace
-from zsseg_rt.runtime.inputs.checks import check_device_frame, check_frame
+from zsseg_rt.runtime.inputs.checks import MOST_SIDE, check_device_frame, check_frame
 from zsseg_rt.runtime.inputs.nv12 import Nv12Frame, as_nv12, check_nv12
 from zsseg_rt.runtime.inputs.window_plan import Windows
 from zsseg_rt.runtime.path import FramePath
 from zsseg_rt.runtime.steady.memory import FrameMemory, check_family
 from zsseg_rt.runtime.workspace import Workspace
-
-_MOST_SIDE = 32767  # of frames; see ops.preprocess
 
 Planes = tuple[Array, Array]
 """Brightness uint8 [H, W] and colour uint8 [H / 2, W / 2, 2]; see :class:`Nv12Frame`."""
@@ -169,8 +167,8 @@ class Lane:
     def frame_buffer(self, height: int, width: int) -> npt.NDArray[np.uint8]:
         """Where frames may be written for this lane; see :meth:`Engine.frame_buffer`."""
         for name, size in (("height", height), ("width", width)):
-            if not isinstance(size, (int, np.integer)) or not 1 <= size <= _MOST_SIDE:
-                raise ArgumentError(f"{name}: expected from 1 to {_MOST_SIDE} pixels, got {size!r}")
+            if not isinstance(size, (int, np.integer)) or not 1 <= size <= MOST_SIDE:
+                raise ArgumentError(f"{name}: expected from 1 to {MOST_SIDE} pixels, got {size!r}")
         with self._exclusive():
             return self.workspace.frame_buffer(int(height), int(width))
 

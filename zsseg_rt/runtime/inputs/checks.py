@@ -10,7 +10,8 @@ import numpy as np
 from zsseg_rt.errors import FrameError
 
 _CUDA_KINDS = (2, 13)  # DLPack's numbers of CUDA memory and managed memory
-_MAX_SIDE = 32767  # of what kernels take
+MOST_SIDE = 32767
+"""Pixels that a side of what kernels take may have."""
 _EXPECTED = "a uint8 NumPy array [H, W, 3]"
 
 
@@ -18,7 +19,7 @@ def check_frame(frame: Any) -> None:
     """Refuse what is no uint8 array [H, W, 3] in C order; nothing is converted in silence."""
     if not isinstance(frame, np.ndarray):
         raise FrameError(
-            f"frame: expected {_EXPECTED}, got {_described(frame)}. {_conversion(frame)}"
+            f"frame: expected {_EXPECTED}, got {described(frame)}. {_conversion(frame)}"
         )
     if isinstance(frame, np.ma.MaskedArray):
         raise FrameError("frame: expected a plain array, got a masked one. Use .filled(0).")
@@ -38,18 +39,7 @@ def check_frame(frame: Any) -> None:
 
 def check_device_frame(frame: Any, device: str) -> None:
     """Refuse what is no uint8 array [H, W, 3] on a GPU, as far as the array tells by itself."""
-    place = getattr(frame, "__dlpack_device__", None)
-    on_gpu = place is not None and place()[0] in _CUDA_KINDS
-    if isinstance(frame, np.ndarray) or not (on_gpu or hasattr(frame, "__cuda_array_interface__")):
-        raise FrameError(
-            f"frame: expected an array on {device} with __dlpack__ or __cuda_array_interface__, "
-            f"got {_described(frame)} in host memory. Use segment(frame)."
-        )
-    if place is not None and place()[1] != int(device.partition(":")[2]):
-        raise FrameError(
-            f"frame: expected an array on {device}, got one on cuda:{place()[1]}. Copy it there, "
-            "or use an engine on its GPU."
-        )
+    check_place("frame", frame, device)
     shape = getattr(frame, "shape", None)
     if shape is None or len(shape) != 3 or shape[2] != 3:
         found = "an array without a shape" if shape is None else tuple(shape)
@@ -60,15 +50,33 @@ def check_device_frame(frame: Any, device: str) -> None:
         raise FrameError(f"frame: expected uint8, got {dtype}. Convert it on the GPU first.")
 
 
-def _check_sides(shape: tuple[int, ...]) -> None:
-    if not all(1 <= side <= _MAX_SIDE for side in shape[:2]):
+def check_place(name: str, array: Any, device: str) -> None:
+    """Refuse what does not lie on a GPU, as far as it tells by itself."""
+    tell = getattr(array, "__dlpack_device__", None)
+    place = None if tell is None else tell()
+    on_gpu = place is not None and place[0] in _CUDA_KINDS
+    if isinstance(array, np.ndarray) or not (on_gpu or hasattr(array, "__cuda_array_interface__")):
         raise FrameError(
-            f"frame: expected sides from 1 to {_MAX_SIDE}, got {tuple(shape)}. Check that the "
+            f"{name}: expected an array on {device} with __dlpack__ or __cuda_array_interface__, "
+            f"got {described(array)} in host memory. Use segment(frame)."
+        )
+    if place is not None and place[1] != int(device.partition(":")[2]):
+        raise FrameError(
+            f"{name}: expected an array on {device}, got one on cuda:{place[1]}. Copy it there, "
+            "or use an engine on its GPU."
+        )
+
+
+def _check_sides(shape: tuple[int, ...]) -> None:
+    if not all(1 <= side <= MOST_SIDE for side in shape[:2]):
+        raise FrameError(
+            f"frame: expected sides from 1 to {MOST_SIDE}, got {tuple(shape)}. Check that the "
             "frame was read."
         )
 
 
-def _described(frame: Any) -> str:
+def described(frame: Any) -> str:
+    """A frame's type in words."""
     if frame is None:
         return "NoneType"
     if isinstance(frame, (str, PathLike)):

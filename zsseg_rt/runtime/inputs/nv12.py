@@ -9,10 +9,9 @@ import numpy as np
 
 from zsseg_rt.common.arrays import Array
 from zsseg_rt.errors import FrameError
+from zsseg_rt.runtime.inputs.checks import MOST_SIDE, check_place, described
 
-_CUDA_KINDS = (2, 13)  # DLPack's numbers of CUDA memory and managed memory
 _MATRICES = ("bt601", "bt709", "bt601-full", "bt709-full")
-_MOST_SIDE = 32767
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +68,7 @@ def check_nv12(frame: Nv12Frame, device: str) -> None:
         if device == "cpu":
             _check_host(name, plane)
         else:
-            _check_place(name, plane, device)
+            check_place(name, plane, device)
         dtype = str(getattr(plane, "dtype", "uint8")).removeprefix("torch.")
         if dtype != "uint8":
             raise FrameError(f"{name}: expected uint8, got {dtype}. Convert it first.")
@@ -79,24 +78,8 @@ def check_nv12(frame: Nv12Frame, device: str) -> None:
 def _check_host(name: str, plane: Any) -> None:
     if not isinstance(plane, np.ndarray) or isinstance(plane, np.ma.MaskedArray):
         raise FrameError(
-            f"{name}: expected a plain NumPy array, got {_described(plane)}. For planes on a GPU "
+            f"{name}: expected a plain NumPy array, got {described(plane)}. For planes on a GPU "
             "use segment_device."
-        )
-
-
-def _check_place(name: str, plane: Any, device: str) -> None:
-    tell = getattr(plane, "__dlpack_device__", None)
-    place = None if tell is None else tell()
-    on_gpu = place is not None and place[0] in _CUDA_KINDS
-    if isinstance(plane, np.ndarray) or not (on_gpu or hasattr(plane, "__cuda_array_interface__")):
-        raise FrameError(
-            f"{name}: expected an array on {device} with __dlpack__ or __cuda_array_interface__, "
-            f"got {_described(plane)} in host memory. Use segment(frame)."
-        )
-    if place is not None and place[1] != int(device.partition(":")[2]):
-        raise FrameError(
-            f"{name}: expected an array on {device}, got one on cuda:{place[1]}. Copy it there, "
-            "or use an engine on its GPU."
         )
 
 
@@ -108,7 +91,7 @@ def _shape_of(name: str, plane: Any) -> tuple[int, ...]:
 
 
 def _check_sizes(luma: tuple[int, ...], chroma: tuple[int, ...]) -> None:
-    if len(luma) != 2 or not all(1 <= side <= _MOST_SIDE for side in luma):
+    if len(luma) != 2 or not all(1 <= side <= MOST_SIDE for side in luma):
         raise FrameError(f"luma: expected shape [H, W] with sides from 1 to 32767, got {luma}.")
     if luma[0] % 2 or luma[1] % 2:
         raise FrameError(
@@ -120,7 +103,3 @@ def _check_sizes(luma: tuple[int, ...], chroma: tuple[int, ...]) -> None:
             f"chroma: expected shape {wanted}, got {chroma}. Give U and V in the last axis, as in "
             "plane.reshape(H // 2, W // 2, 2)."
         )
-
-
-def _described(plane: Any) -> str:
-    return f"{type(plane).__module__}.{type(plane).__qualname__}"

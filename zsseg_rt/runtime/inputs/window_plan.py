@@ -19,8 +19,8 @@ import numpy.typing as npt
 from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import ConfigError, FrameError
+from zsseg_rt.runtime.inputs.checks import MOST_SIDE
 
-_MOST_SIDE = 32767  # of pictures; see ops.preprocess
 _MOST_PLANS = 64
 _log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ class Windows:
             (n - 1) * step + 1 if self.corners else n * step
             for n, step in zip(cells, self.step_hw, strict=True)
         )
-        if len(starts[0]) * len(starts[1]) > self.most or max(whole_hw) > _MOST_SIDE:
+        if len(starts[0]) * len(starts[1]) > self.most or max(whole_hw) > MOST_SIDE:
             _remark_on_letterboxes(self.most)
             return replace(self, stride_hw=None, letterbox=True)._make(frame_hw)
         places = tuple((top, left) for top in starts[0] for left in starts[1])

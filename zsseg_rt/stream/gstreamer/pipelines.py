@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from zsseg_rt.errors import BackendUnavailableError, SourceError, ZssegError
 from zsseg_rt.stream.gstreamer.frames import Arrivals
@@ -20,6 +26,51 @@ from zsseg_rt.stream.gstreamer.messages import explain, redact_pipeline
 CSI_ELEMENTS = ("nvarguscamerasrc", "nvvidconv", "videoconvert", "appsink")
 
 
+class Connections:
+    """The TCP connections that are opened to a camera from now on, which rtspsrc keeps to itself.
+
+    rtspsrc takes whatever a camera sends before its pictures, and never ends while more comes.
+
+    Args:
+        url: Where the camera is, without a login.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._before, self._peers = set(_sockets()), set[tuple[Any, ...]]()
+        with suppress(OSError, ValueError):  # rtspsrc says what is wrong
+            place = urlsplit(url)
+            found = socket.getaddrinfo(place.hostname, place.port or 554, type=socket.SOCK_STREAM)
+            self._peers = {address[:2] for *_, address in found}
+
+    def received(self) -> int:
+        """Bytes that came over those that are open."""
+        infos = [one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 136) for one in self._open()]
+        return sum(int.from_bytes(info[128:136], sys.byteorder) for info in infos)
+
+    def cut(self) -> None:
+        """End them all."""
+        for one in self._open():
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+
+    def _open(self) -> Iterator[socket.socket]:
+        for link, number in _sockets().items():
+            with suppress(OSError):
+                if link not in self._before:
+                    with socket.socket(fileno=os.dup(number)) as one:
+                        if one.getpeername()[:2] in self._peers:
+                            yield one
+
+
+def _sockets() -> dict[str, int]:
+    """The descriptors of this process's sockets, by what tells sockets apart."""
+    found = {}
+    for path in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):  # closed meanwhile
+            found[str(path.readlink())] = int(path.name)
+    return {link: number for link, number in found.items() if link.startswith("socket:")}
+
+
 @dataclass(kw_only=True, eq=False)
 class Pipeline:
     """A pipeline that was built, not started.
@@ -30,6 +81,7 @@ class Pipeline:
         arrivals: When its encoded frames arrived, if somebody notes that.
         problem: Tells what went wrong outside the pipeline's own messages, or None.
         forget: Disconnects what was connected to it, so that it can be freed.
+        connections: Those to its camera, where they are watched.
     """
 
     element: Any
@@ -37,6 +89,7 @@ class Pipeline:
     arrivals: Arrivals | None = None
     problem: Callable[[], ZssegError | None] = lambda: None
     forget: Callable[[], None] = lambda: None
+    connections: Connections | None = None
 
 
 class Recipe(Protocol):

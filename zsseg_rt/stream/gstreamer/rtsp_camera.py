@@ -12,7 +12,7 @@ from zsseg_rt.errors import SourceError, ZssegError
 from zsseg_rt.stream.gstreamer.frames import Arrivals
 from zsseg_rt.stream.gstreamer.library import missing_elements, require_elements
 from zsseg_rt.stream.gstreamer.messages import NotMappedError, explain
-from zsseg_rt.stream.gstreamer.pipelines import Pipeline, parse, within_nvmm
+from zsseg_rt.stream.gstreamer.pipelines import Connections, Pipeline, parse, within_nvmm
 from zsseg_rt.stream.source import check_size
 from zsseg_rt.stream.video_errors import (
     ANSWERS_WITHIN,
@@ -107,7 +107,9 @@ class RtspCamera:
         if set(self.protocols) <= {"tcp", "http"}:
             # The camera's own times, which are not fitted to arrivals: lateness shows by them.
             gst.util_set_object_arg(camera, "buffer-mode", "none")
-        return self._wired(built, camera, _Wiring(gst, built.element, name, path))
+        wired = self._wired(built, camera, _Wiring(gst, built.element, name, path))
+        wired.connections = Connections(location)
+        return wired
 
     def explain(self, gst: Any, message: Any, name: str) -> ZssegError:
         """See :class:`~zsseg_rt.stream.gstreamer.pipelines.Recipe`; rtspsrc hides system errors."""

@@ -17,11 +17,14 @@ from zsseg_rt.stream.gstreamer.frames import stamp_of
 from zsseg_rt.stream.gstreamer.gpu_frames import GpuFrames, HostFrames
 from zsseg_rt.stream.gstreamer.library import Library, load
 from zsseg_rt.stream.gstreamer.messages import NotMappedError, is_damage
-from zsseg_rt.stream.gstreamer.pipelines import Pipeline, Recipe
+from zsseg_rt.stream.gstreamer.pipelines import Connections, Pipeline, Recipe
 from zsseg_rt.stream.source import Lateness, Picture, Reader, RecordingTimes
 
 OPENS_WITHIN, SILENT_FOR = 9.0, 10.0  # seconds to a camera's first frame, and to each further one
+MOST_BYTES = 1 << 26
+"""Bytes that a network camera may send without a frame; a key frame in 4K has some 2 MB."""
 
+_CLOSES_WITHIN = 2.0  # seconds until a pipeline that does not close loses its connections
 _LOOK = 0.05  # seconds; how often a source without frames looks whether it shall stop
 _QUEUE = 4  # frames; the reading thread takes them at once, unless it may not
 _log = logging.getLogger(__name__)
@@ -126,7 +129,8 @@ class GstSource:
             yield is_live
         finally:
             built.forget()
-            pipeline.set_state(gst.State.NULL)
+            with _cut_if_it_hangs(built.connections):
+                pipeline.set_state(gst.State.NULL)
 
     def _samples(self, gst: Any, built: Pipeline, reader: Reader, queue: _Queue) -> Iterator[Any]:
         """Sound frames, until the pipeline ends or the reader has enough."""
@@ -168,6 +172,22 @@ def _stamp_of(gst: Any, sample: Any) -> float | None:
 def _rate_of(sample: Any) -> float | None:
     is_stated, frames, seconds = sample.get_caps().get_structure(0).get_fraction("framerate")
     return frames / seconds if is_stated and seconds else None
+
+
+@contextmanager
+def _cut_if_it_hangs(connections: Connections | None) -> Iterator[None]:
+    """Cut a camera's connections, again and again, while the block does not end."""
+    is_over = threading.Event()
+
+    def watch() -> None:
+        while connections is not None and not is_over.wait(_CLOSES_WITHIN):
+            connections.cut()
+
+    threading.Thread(target=watch, name="close", daemon=True).start()
+    try:
+        yield
+    finally:
+        is_over.set()
 
 
 def _blames(path: str, error: str) -> bool:
@@ -227,6 +247,7 @@ class _Watch:
         self._error: ZssegError | None = None
         self._found = False
         self._patience, self._seen_at = OPENS_WITHIN, time.monotonic()
+        self._received = 0  # bytes when a silence began
 
     def read_bus(self) -> None:
         """Take the messages; each that is left unread costs memory."""
@@ -243,6 +264,7 @@ class _Watch:
         """It gave a frame, which has been taken."""
         self._found = True
         self._patience, self._seen_at = SILENT_FOR, time.monotonic()
+        self._received = -1
 
     def is_over(self) -> bool:
         """Whether the pipeline has come to its end; asked when it has no frame."""
@@ -261,10 +283,24 @@ class _Watch:
             if not self._found:
                 raise SourceError(f"{name}: expected a video, got no frame. Is it whole?")
             return True
+        self._refuse_flood(name)
         silent = time.monotonic() - self._seen_at
         if self._source.live and silent > self._patience:
             raise SourceError(f"{name}: expected frames, none came for {silent:.0f} s. {hint}")
         return False
+
+    def _refuse_flood(self, name: str) -> None:
+        connections = self._built.connections
+        if connections is None:
+            return
+        received = connections.received()
+        self._received = received if self._received < 0 else self._received
+        if received - self._received > MOST_BYTES:
+            connections.cut()
+            raise SourceError(
+                f"{name}: expected a frame, got {received - self._received} bytes without one. "
+                "This is no camera, or a broken one."
+            )
 
     def _give_error(self) -> ZssegError:
         """Part with the error: one that is held by what its traceback holds keeps the pipeline."""
