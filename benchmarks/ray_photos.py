@@ -66,7 +66,7 @@ from benchmarks.ray_photos import classes_for, pool
 from zsseg_rt.integrations.ray import PhotoSegmenter
 
 bundle, folder, out, batch_size, calls = sys.argv[1:]
-settings = {"bundle": bundle, "classes": classes_for(bundle), "overlay_format": "png"}
+settings = {"bundle": bundle, "classes": classes_for(bundle)}
 cpus = len(os.sched_getaffinity(0))
 ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False)
 started = time.monotonic() - begin

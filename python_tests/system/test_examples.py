@@ -10,7 +10,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
+import numpy as np
 import pytest
 
 from zsseg_rt.demo import demo_photos
@@ -31,7 +34,8 @@ SAYS = {
     "two_lanes": ["'chair'", "'car'"],
     "webcam": ["frame ", " ms old: ", " labelled, "],
 }
-ELSEWHERE = {"counting_pixels", "own_encoder", "photo_folder"}
+ELSEWHERE = {"counting_pixels", "own_encoder", "photo_folder", "hugging_face", "ros2_node"}
+NEEDS_A_SERVER = {"triton_latency"}
 
 
 def run(name, folder, *arguments):
@@ -45,7 +49,7 @@ def run(name, folder, *arguments):
 
 
 def test_every_example_is_run():
-    assert {path.stem for path in EXAMPLES.glob("*.py")} == set(SAYS) | ELSEWHERE
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == set(SAYS) | ELSEWHERE | NEEDS_A_SERVER
     assert list(EXAMPLES.glob("*.ipynb")) == [NOTEBOOK]
 
 
@@ -132,3 +136,71 @@ def test_notebook_runs(tmp_path, monkeypatch):
             if cell["cell_type"] == "code":
                 exec(compile("".join(cell["source"]), cell["id"], "exec"), names)
     assert (tmp_path / "mask.png").stat().st_size > 100
+
+
+def test_hugging_face_labels_a_folder(tmp_path):
+    datasets = pytest.importorskip("datasets", reason="needs pip install datasets")
+    (tmp_path / "photos").mkdir()
+    shutil.copy(demo_photos()[0], tmp_path / "photos" / "room.jpg")
+    (tmp_path / "photos" / "torn.jpg").write_bytes(b"no photo")
+    call = [sys.executable, str(EXAMPLES / "hugging_face.py"), "photos", "out"]
+    subprocess.run(call, cwd=tmp_path, check=True, capture_output=True, timeout=300)
+    good, torn = datasets.load_from_disk(str(tmp_path / "out"))
+    assert good["mask"].size == (730, 530)
+    assert "chair" in [each["name"] for each in good["classes"]]
+    assert "torn.jpg" in torn["error"]
+    assert torn["mask"] is None
+
+
+class Ros:
+    """Stands for rclpy's node and messages, as far as the example uses them."""
+
+    overrides: ClassVar = {}
+
+    def __init__(self, *name, **fields):
+        self.callbacks, self.published, self.errors = {}, [], []
+        vars(self).update(fields)
+
+    def declare_parameter(self, name, default):
+        return SimpleNamespace(value=self.overrides.get(name, default))
+
+    def create_publisher(self, kind, topic, qos):
+        return SimpleNamespace(publish=lambda made: self.published.append((topic, made)))
+
+    def create_subscription(self, kind, topic, callback, qos):
+        self.callbacks[topic] = callback
+
+    def add_on_set_parameters_callback(self, callback):
+        self.callbacks["parameters"] = callback
+
+    def get_logger(self):
+        return SimpleNamespace(error=self.errors.append)
+
+
+def test_ros2_node_labels_and_renames(monkeypatch):
+    """Against stand-ins: there is no ROS 2 here."""
+    policy = SimpleNamespace(BEST_EFFORT=1, TRANSIENT_LOCAL=2)
+    qos = {"QoSProfile": Ros, "DurabilityPolicy": policy, "ReliabilityPolicy": policy}
+    modules = {
+        "rclpy": {}, "rclpy.node": {"Node": Ros}, "rclpy.qos": qos, "rcl_interfaces": {},
+        "rcl_interfaces.msg": {"SetParametersResult": SimpleNamespace}, "std_msgs": {},
+        "std_msgs.msg": {"String": SimpleNamespace}, "sensor_msgs": {},
+        "sensor_msgs.msg": {"Image": Ros},
+    }  # fmt: skip
+    for name, content in modules.items():
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(**content))
+    node = runpy.run_path(str(EXAMPLES / "ros2_node.py"))["LabelNode"]()
+    rows = np.zeros((40, 3 * 60 + 5), np.uint8)  # rows may be padded
+    image = Ros(header="h", height=40, width=60, step=185, data=rows.tobytes(), encoding="bgr8")
+    node.callbacks["image"](image)
+    topic, made = node.published[-1]
+    assert (topic, made.header, made.encoding, len(made.data)) == ("labels", "h", "mono8", 2400)
+    rename = node.callbacks["parameters"]
+    assert rename([SimpleNamespace(name="classes", value="cat, bus")]).successful
+    assert json.loads(node.published[-1][1].data)["names"] == ["cat", "bus"]
+    refused = rename([SimpleNamespace(name="classes", value="cat, cat")])
+    assert not refused.successful
+    image.encoding = "yuv422"
+    node.callbacks["image"](image)
+    assert "yuv422" in node.errors[0]
+    node.engine.close()

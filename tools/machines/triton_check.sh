@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs Triton Inference Server out of the nvidia-pytriton wheel and runs the tests that need it.
 #
-#   bash tools/machines/triton_check.sh [COMMAND...]    for example: python benchmarks/triton_latency.py
+#   bash tools/machines/triton_check.sh [COMMAND...]    by default the tests
 #
 # Needs the package's compiled core in the checkout (pip install -e .) for the same Python, and
 # that Python as a shared library.

@@ -1,1 +1,0 @@
-"""Zero-shot semantic segmentation as a ROS 2 node."""
