@@ -162,8 +162,8 @@ def test_a_login_is_needed_and_never_shown(rtsp_cameras):
     for end, reason in zip(
         told.ends[1:],
         (
+            "401 Unauthorized. It asks for a login",
             "401 Unauthorized. Check user and password",
-            "401 Unauthorized",
             "404 Not Found. Check the path behind",
         ),
         strict=True,

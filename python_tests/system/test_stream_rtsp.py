@@ -145,7 +145,7 @@ def test_who_knows_the_password_is_let_in(rtsp_cameras, password):
     ("login", "path", "told"),
     [
         ("user:wrong-secret", "camera", "401 Unauthorized .*Check user and password"),
-        (None, "camera", "401 Unauthorized .*Check user and password"),
+        (None, "camera", "401 Unauthorized .*It asks for a login"),
         ("nobody:secret", "camera", "401 Unauthorized .*Check user and password"),
         ("user:secret", "absent", "404 Not Found. Check the path"),
     ],
