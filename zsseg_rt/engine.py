@@ -347,6 +347,8 @@ class Engine:
                 on_close=lanes.discard,
             )
             lanes.add(lane)
+            for one in (*self._lanes, *self._spare):
+                one.expect_lanes(self.config.num_lanes + len(self._spare))
         return lane
 
     def _classes_in_force(self) -> BoundClasses | None:

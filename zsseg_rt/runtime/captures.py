@@ -93,7 +93,7 @@ class FrameCaptures:
     ) -> None:
         self._sessions, self._workspace, self._clock = tuple(sessions.values()), workspace, clock
         self._kinds: dict[Hashable, _Kind[Any]] = {}  # least used first
-        self._has_warned, self._num_lanes = False, num_lanes
+        self._has_warned, self.num_lanes = False, num_lanes
         self._thread = threading.local()  # .has_run: the calling thread has, plainly
         self._index = int(workspace.device.partition(":")[2] or 0)
         self.is_on = wanted and workspace.device != "cpu"
@@ -160,9 +160,9 @@ class FrameCaptures:
         """What sessions need for one capture; see :class:`zsseg_rt.backends.base.Session`."""
         made = [session.recorder() for session in self._sessions]
         recorders = [recorder for recorder in made if recorder is not None]
-        if self._num_lanes > 1 and any(each.takes_other_threads for each in recorders):
+        if self.num_lanes > 1 and any(each.takes_other_threads for each in recorders):
             raise CaptureError(
-                f"num_lanes: expected 1 to record frames with this torch, got {self._num_lanes}; "
+                f"num_lanes: expected 1 to record frames with this torch, got {self.num_lanes}; "
                 "its memory pools take other threads' tensors. Install torch 2.8 or newer"
             )
         return recorders

@@ -94,6 +94,7 @@ class Lane:
             head=head, unknown_below=config.unknown_below, with_scores=config.with_scores
         )
         self._classes, self._on_close = classes, on_close
+        self.expect_lanes = self._path.expect_lanes
         self._process = OwnProcess(self, device)
         self._lock = threading.Lock()
         self._closed = False

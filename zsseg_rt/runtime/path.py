@@ -187,6 +187,10 @@ class FramePath:
         finally:
             self.pipeline, self._given, self._captures.is_on = usual, None, was_on
 
+    def expect_lanes(self, num_lanes: int) -> None:
+        """Record frames from now on only where so many lanes may work at the same time."""
+        self._captures.num_lanes = num_lanes
+
     def close(self) -> None:
         """Drop captures and classes."""
         self._captures.clear()
