@@ -19,10 +19,18 @@ struct Addresses {
   void* mapped;
 };
 
+using Kind = std::pair<int, std::size_t>;  // device and size
+
+struct Kept {
+  std::vector<Addresses> blocks;
+  std::uint64_t used = 0;  // when a block of this kind was last taken or given back
+};
+
 struct KeptBlocks {
   std::mutex mutex;
-  std::map<std::pair<int, std::size_t>, std::vector<Addresses>> blocks;  // by device and size
+  std::map<Kind, Kept> kinds;
   std::size_t bytes = 0;
+  std::uint64_t now = 0;
 };
 
 // Never destroyed: blocks may go after static objects have.
@@ -34,25 +42,44 @@ KeptBlocks& kept_blocks() {
 bool take(std::size_t bytes, int device, Addresses* found) {
   KeptBlocks& own = kept_blocks();
   const std::lock_guard<std::mutex> lock(own.mutex);
-  auto& blocks = own.blocks[{device, bytes}];
-  if (blocks.empty()) {
+  Kept& kept = own.kinds[{device, bytes}];
+  kept.used = ++own.now;
+  if (kept.blocks.empty()) {
     return false;
   }
-  *found = blocks.back();
-  blocks.pop_back();
+  *found = kept.blocks.back();
+  kept.blocks.pop_back();
   own.bytes -= bytes;
   return true;
 }
 
-bool keep(const Addresses& block, std::size_t bytes, int device) {
+// Keeps the block, and gives those back that were of no use for longest, so that all fit.
+void keep(const Addresses& block, std::size_t bytes, int device) {
   KeptBlocks& own = kept_blocks();
-  const std::lock_guard<std::mutex> lock(own.mutex);
-  if (own.bytes + bytes > kKeptBytes) {
-    return false;
+  std::vector<std::pair<Kind, Addresses>> freed;
+  {
+    const std::lock_guard<std::mutex> lock(own.mutex);
+    Kept& kept = own.kinds[{device, bytes}];
+    kept.used = ++own.now;
+    kept.blocks.push_back(block);
+    own.bytes += bytes;
+    while (own.bytes > kKeptBytes) {
+      const auto oldest = std::min_element(
+          own.kinds.begin(), own.kinds.end(),
+          [](const auto& a, const auto& b) { return a.second.used < b.second.used; });
+      if (!oldest->second.blocks.empty()) {
+        freed.emplace_back(oldest->first, oldest->second.blocks.back());
+        oldest->second.blocks.pop_back();
+        own.bytes -= oldest->first.second;
+      }
+      if (oldest->second.blocks.empty()) {
+        own.kinds.erase(oldest);
+      }
+    }
   }
-  own.blocks[{device, bytes}].push_back(block);
-  own.bytes += bytes;
-  return true;
+  for (const auto& [kind, addresses] : freed) {
+    cuda::release_pinned(addresses.host, kind.first);
+  }
 }
 
 }  // namespace
@@ -68,9 +95,7 @@ std::shared_ptr<PinnedBlock> PinnedBlock::create(std::size_t bytes, int device) 
 }
 
 PinnedBlock::~PinnedBlock() {
-  if (!keep({host_, mapped_}, bytes_, device_)) {
-    cuda::release_pinned(host_, device_);
-  }
+  keep({host_, mapped_}, bytes_, device_);
 }
 
 }  // namespace zsseg

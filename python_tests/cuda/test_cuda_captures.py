@@ -392,6 +392,22 @@ def test_blocks_of_pinned_memory_are_used_again():
 
 
 @pytest.mark.needs_cuda
+def test_sizes_that_are_used_no_more_make_room_for_the_one_in_use():
+    require_cuda()
+    counts, dead = counts_reader(), [(60 << 20) + 4096 * number for number in range(5)]
+    for size in dead:  # together more than is kept
+        _C.PinnedArray((size,), np.uint8)
+    for _ in range(2):
+        _C.PinnedArray((20 << 20,), np.uint8)
+    before = counts()
+    for size in (20 << 20, dead[-1]):
+        _C.PinnedArray((size,), np.uint8)
+    assert counts() == before
+    _C.PinnedArray((dead[0],), np.uint8)
+    assert counts()["pinned_allocations"] == before["pinned_allocations"] + 1
+
+
+@pytest.mark.needs_cuda
 def test_kernels_write_to_mapped_memory(stream):
     flag = _C.PinnedArray((1,), np.uint8)
     mapped = flag.mapped(stream.handle)

@@ -147,6 +147,10 @@ class IntoNvmm(Filter, Gst.Element):
 class IntoCuda(Filter, Gst.Element):
     gives = "video/x-raw(memory:CUDAMemory),format=NV12"
 
+    def do_set_context(self, context):
+        if context.get_context_type() == "gst.cuda.context":
+            logging.warning("stand-in: works in a context that was lent")
+
 
 @element("Filter/Video", template(SINK, ANY), template(SRC, ANY))
 class Unwrap(Filter, Gst.Element):

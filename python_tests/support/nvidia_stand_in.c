@@ -1,9 +1,9 @@
-/* Stand-ins for NVIDIA's calls that hand pictures to CUDA and back, on memory of the host: those of
-   this package, and what GStreamer's own libgstcuda loads (its other functions fail).
+/* Stand-ins for NVIDIA's calls that hand frames to CUDA, on memory of the host.
 
    The structures are written down from nvbufsurface.h (JetPack 6), cudaEGL.h and cuda.h, apart from
    the package's own, so that a C compiler's layout is compared with them. An array is a plane
    with its rows in reverse: who takes it for rows one after the other sees a wrong picture. */
+#include <dlfcn.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -42,12 +42,6 @@ typedef struct {
 } NvBufSurface;
 
 typedef struct {
-  uint32_t gpuId, width, height, size;
-  bool isContiguous;
-  int colorFormat, layout, memType;
-} NvBufSurfaceCreateParams;
-
-typedef struct {
   union {
     void* pArray[3];
     void* pPitch[3];
@@ -79,7 +73,6 @@ typedef struct {
 
 /* What is held, and how often a call was made; the call that shall fail, 0 for none. */
 _Atomic int stand_in_images, stand_in_resources, stand_in_copies, stand_in_syncs, stand_in_fails;
-_Atomic int stand_in_surfaces, stand_in_memories, stand_in_contexts, stand_in_fetched;
 /* Whether surfaces that are made here lie in blocks. */
 int stand_in_in_blocks;
 
@@ -134,31 +127,6 @@ size_t stand_in_pixels(const NvBufSurface* surface, size_t size, uint8_t* out) {
   NvBufSurfaceParams* params = surface->surfaceList;
   pass(params, out, 1);
   return (size_t)params->width * params->height * 3 / 2;
-}
-
-int NvBufSurfaceCreate(NvBufSurface** made, uint32_t batch,
-                       const NvBufSurfaceCreateParams* params) {
-  if (stand_in_fails == 5 || batch != 1 || params->memType != 4 || params->size != 0)
-    return -1;
-  ++stand_in_surfaces;
-  *made = calloc(1, sizeof **made);
-  (*made)->batchSize = 1;
-  (*made)->memType = 4;
-  NvBufSurfaceParams* first = (*made)->surfaceList = calloc(1, sizeof *first);
-  lay_out(first, params->width, params->height, params->colorFormat, stand_in_in_blocks);
-  first->paramex = first; /* to be written */
-  return 0;
-}
-
-int NvBufSurfaceDestroy(NvBufSurface* surface) {
-  Plane* planes = surface->surfaceList->dataPtr;
-  for (int p = 0; p < 3; ++p)
-    free(planes[p].data);
-  free(planes);
-  free(surface->surfaceList);
-  free(surface);
-  --stand_in_surfaces;
-  return 0;
 }
 
 int NvBufSurfaceMapEglImage(NvBufSurface* surface, int index) {
@@ -225,149 +193,45 @@ static void copy_rows(uint8_t* to, ptrdiff_t to_pitch, const uint8_t* from, ptrd
   }
 }
 
-/* Who copies; where a GPU is emulated, nobody else may read its memory. */
-void (*stand_in_copier)(uint8_t*, ptrdiff_t, const uint8_t*, ptrdiff_t, size_t,
-                        ptrdiff_t) = copy_rows;
-
-int cuMemcpy2D_v2(const CUDA_MEMCPY2D* copy) {
-  stand_in_fetched += copy->dstMemoryType == 1;
+static int copy_planes(const CUDA_MEMCPY2D* copy) {
   ptrdiff_t to_pitch = copy->dstPitch, from_pitch = copy->srcPitch;
   uint8_t* to =
       first_row(copy->dstMemoryType, copy->dstHost, copy->dstDevice, copy->dstArray, &to_pitch);
   const uint8_t* from =
       first_row(copy->srcMemoryType, copy->srcHost, copy->srcDevice, copy->srcArray, &from_pitch);
-  stand_in_copier(to, to_pitch, from, from_pitch, copy->WidthInBytes, copy->Height);
+  copy_rows(to, to_pitch, from, from_pitch, copy->WidthInBytes, copy->Height);
   return 0;
 }
 
 int cuMemcpy2DAsync_v2(const CUDA_MEMCPY2D* copy, void* stream) {
   if (stand_in_fails == 3)
     return 1;
-  stand_in_copies += stream != 0; /* GStreamer's own are on none */
-  return cuMemcpy2D_v2(copy);
+  stand_in_copies += stream != 0;
+  return copy_planes(copy);
 }
 
 void gst_cuda_memory_sync(void* memory) {
   stand_in_syncs += memory != 0;
 }
 
-/* What libgstcuda needs of a driver; 1.24 asks for more functions than 1.22. */
-static _Atomic int current; /* contexts that are pushed, in all threads */
+int gst_cuda_load_library(void) {
+  return 1;
+}
 
-int cuInit(unsigned int flags) {
-  return flags != 0;
+void gst_cuda_memory_init_once(void) {}
+
+void* gst_cuda_context_new_wrapped(void* context, int device) {
+  return device == 0 ? context : 0;
+}
+
+void* gst_context_new_cuda_context(void* context) {
+  void* library = dlopen("libgstreamer-1.0.so.0", RTLD_NOW | RTLD_NOLOAD);
+  void* (*make)(const char*, int) = (void* (*)(const char*, int))dlsym(library, "gst_context_new");
+  return context == 0 ? 0 : make("gst.cuda.context", 1);
 }
 
 int cuDevicePrimaryCtxRetain(void** context, int device) {
-  if (stand_in_fails == 7 || device != 0)
-    return 101;
-  ++stand_in_contexts;
-  *context = (void*)&current;
-  return 0;
+  static int primary;
+  *context = &primary;
+  return device != 0;
 }
-
-int cuCtxPushCurrent_v2(void* context) {
-  if (context != (void*)&current)
-    return 201;
-  ++current;
-  return 0;
-}
-
-int cuCtxPopCurrent_v2(void** context) {
-  if (context != 0)
-    *context = (void*)&current;
-  return --current < 0;
-}
-
-int cuMemAllocPitch_v2(unsigned long long* at, size_t* pitch, size_t width, size_t height,
-                       unsigned int element) {
-  if (stand_in_fails == 6 || current < 1 || element != 16)
-    return 2;
-  ++stand_in_memories;
-  *pitch = (width + 511) / 512 * 512;
-  *at = (uintptr_t)malloc(*pitch * height);
-  return 0;
-}
-
-int cuMemAllocHost_v2(void** at, size_t size) {
-  *at = malloc(size);
-  return 0;
-}
-
-int cuMemFree_v2(unsigned long long at) {
-  --stand_in_memories;
-  free((void*)(uintptr_t)at);
-  return current < 1;
-}
-
-int cuMemFreeHost(void* at) {
-  free(at);
-  return 0;
-}
-
-int cuStreamSynchronize(void* stream) {
-  (void)stream;
-  return 0;
-}
-
-int cuDeviceGetAttribute(int* value, int attribute, int device) {
-  *value = 512;
-  return attribute < 1 || device != 0;
-}
-
-int cuGetErrorName(int error, const char** name) {
-  *name = "stand-in";
-  return error == 0;
-}
-
-int cuGetErrorString(int error, const char** text) {
-  return cuGetErrorName(error, text);
-}
-
-#define FAILS(name) \
-  int name(void) {  \
-    return 801;     \
-  }
-FAILS(cuCtxCreate_v2)
-FAILS(cuCtxDestroy_v2)
-FAILS(cuCtxSynchronize)
-FAILS(cuCtxEnablePeerAccess)
-FAILS(cuCtxDisablePeerAccess)
-FAILS(cuGraphicsMapResources)
-FAILS(cuGraphicsUnmapResources)
-FAILS(cuGraphicsResourceSetMapFlags_v2)
-FAILS(cuGraphicsSubResourceGetMappedArray)
-FAILS(cuGraphicsResourceGetMappedPointer_v2)
-FAILS(cuGraphicsGLRegisterImage)
-FAILS(cuGraphicsGLRegisterBuffer)
-FAILS(cuGLGetDevices_v2)
-FAILS(cuMemAlloc_v2)
-FAILS(cuMemcpyDtoD_v2)
-FAILS(cuMemcpyDtoDAsync_v2)
-FAILS(cuMemcpyDtoH_v2)
-FAILS(cuMemcpyDtoHAsync_v2)
-FAILS(cuMemcpyHtoD_v2)
-FAILS(cuMemcpyHtoDAsync_v2)
-FAILS(cuStreamCreate)
-FAILS(cuStreamDestroy_v2)
-FAILS(cuStreamDestroy)
-FAILS(cuDeviceGet)
-FAILS(cuDeviceGetCount)
-FAILS(cuDeviceGetName)
-FAILS(cuDeviceCanAccessPeer)
-FAILS(cuDriverGetVersion)
-FAILS(cuModuleLoadData)
-FAILS(cuModuleUnload)
-FAILS(cuModuleGetFunction)
-FAILS(cuTexObjectCreate)
-FAILS(cuTexObjectDestroy)
-FAILS(cuLaunchKernel)
-FAILS(cuEventCreate)
-FAILS(cuEventDestroy_v2)
-FAILS(cuEventRecord)
-FAILS(cuEventSynchronize)
-FAILS(cuIpcGetEventHandle)
-FAILS(cuIpcOpenEventHandle)
-FAILS(cuIpcGetMemHandle)
-FAILS(cuIpcOpenMemHandle_v2)
-FAILS(cuIpcCloseMemHandle)

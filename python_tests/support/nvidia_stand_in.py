@@ -28,7 +28,6 @@ def build(folder: Path) -> Path:
         without_streams("no C compiler found (cc): apt install gcc")
     library = folder / "libnvidia_stand_in.so"
     flags = ["-std=c11", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]
-    flags.append("-Wl,-soname,libcuda.so.1")  # so that libgstcuda finds it once it is loaded
     subprocess.run([compiler, *flags, SOURCE, "-o", library], check=True)
     return library
 
@@ -82,40 +81,23 @@ def host_core(*, integrated=False):
         Stream=lambda _: stream,
         cuda_set_device=lambda _: None,
         cuda_device_properties=lambda _: {"integrated": integrated},
+        outside_captures=lambda work: work(),
     )
 
 
 def use(library: Path, fails: int, colour: int, in_blocks: bool) -> None:
     """Let frames go through the stand-ins; the call of this number fails."""
     from zsseg_rt import ops
-
-    ops.core = host_core()
-    use_libraries(library, fails, in_blocks, ("cuda", "gstcuda", "nvbufsurface"))
-    _used.colour = colour
-
-
-def use_libraries(
-    library: Path, fails: int, in_blocks: bool, names: tuple[str, ...] = ("cuda", "nvbufsurface")
-) -> None:
-    """Put stand-ins in the place of libraries; libgstcuda, if not named, runs on them."""
-    from zsseg_rt import _C
     from zsseg_rt.stream.gstreamer import nvidia
 
+    ops.core = host_core()
+    names = ("cuda", "gstcuda", "nvbufsurface")
     nvidia.LIBRARIES = {**nvidia.LIBRARIES, **dict.fromkeys(names, (str(library),))}
     if fails == ABSENT:
         nvidia.LIBRARIES["nvbufsurface"] = nvidia.LIBRARIES["gstcuda"] = ("libabsent.so",)
-    _used.library, _used.in_blocks = ctypes.CDLL(str(library)), in_blocks
+    _used.library, _used.in_blocks, _used.colour = ctypes.CDLL(str(library)), in_blocks, colour
     ctypes.c_int.in_dll(_used.library, "stand_in_in_blocks").value = in_blocks
-    copier = getattr(ctypes.CDLL(_C.__file__), "cuda_emulation_copy_rows", None)
-    if copier is not None:
-        address = ctypes.cast(copier, ctypes.c_void_p)
-        ctypes.c_void_p.in_dll(_used.library, "stand_in_copier").value = address.value
-    fail(fails)
-
-
-def fail(number: int) -> None:
-    """From now on, the call of this number fails."""
-    ctypes.c_int.in_dll(_used.library, "stand_in_fails").value = number
+    ctypes.c_int.in_dll(_used.library, "stand_in_fails").value = fails
 
 
 def facts(*names: str) -> dict[str, int]:

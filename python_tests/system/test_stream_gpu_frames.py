@@ -90,6 +90,7 @@ def test_nvdec_s_frames_are_copied_within_the_gpu(rtsp_cameras, library):
     told = read_on_gpu(rtsp_cameras().url, 3, library, elements=("nvh264dec", "nvh265dec"))
     assert {p["path"] for p in told.pictures} == {"cuda"}
     assert "H.264 decoded by nvh264dec" in told.log
+    assert "works in a context that was lent" in told.log
     times = [p["shown"] for p in told.pictures]
     assert times == sorted(set(times))
     assert told.stand_in == {"images": 0, "resources": 0, "copies": 6, "syncs": 3}

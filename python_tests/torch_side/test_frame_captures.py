@@ -13,7 +13,7 @@ import pytest
 
 from conftest import require_cuda
 from support.cuda_counts import count_captures
-from support.device_backend import device_backend
+from support.device_backend import DeviceSession, device_backend
 from support.errors import refused
 from zsseg_rt import Engine, EngineConfig, FrameMemory
 from zsseg_rt.errors import CaptureError, ConfigError
@@ -490,11 +490,18 @@ def test_rows_that_fill_a_capture_have_no_keys(placed, launched, count):
 
 @pytest.mark.parametrize("count", [5, 8])
 def test_classes_in_parts_are_recorded_too(monkeypatch, placed, launched, tmp_path_factory, count):
-    """Rows that fill a capture's size are in the last part."""
+    """Rows that fill a capture's size are in the last part, and all parts have one size."""
     from support.golden_cat_seg import tiny_model
     from zsseg_rt.export import export_bundle
     from zsseg_rt.runtime.families import head_parts
 
+    sizes, run = set(), DeviceSession.run
+
+    def noting(self, feeds, *, stream=0):
+        sizes.update(feed.shape[0] for name, feed in feeds.items() if name == "class_halves")
+        return run(self, feeds, stream=stream)
+
+    monkeypatch.setattr(DeviceSession, "run", noting)
     monkeypatch.setattr(head_parts, "MOST_AT_ONCE", 3)
     path = tmp_path_factory.mktemp("parts") / "parts.zsseg"
     options = {"precisions": ("float32",), "text_encoder": None, "verify": False}
@@ -506,6 +513,7 @@ def test_classes_in_parts_are_recorded_too(monkeypatch, placed, launched, tmp_pa
         with open_engine(placed, path.with_suffix("")) as engine:
             engine.set_classes(**vocabulary(engine, count))
             results.append([engine.segment(f) for f in frames])
+    assert len(sizes) == 1
     assert launched["recorded"] == 2
     assert launched["launched"] >= 3 * 2
     if count == 8:  # else other rows stand beside those that fill the size

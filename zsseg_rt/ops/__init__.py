@@ -41,7 +41,6 @@ from zsseg_rt.common.cpus import threads_in_quota
 from zsseg_rt.ops.labels import upsample_argmax, upsample_argmax_overlay
 from zsseg_rt.ops.native import native
 from zsseg_rt.ops.over_cells import merge_windows, warp_blend
-from zsseg_rt.ops.pictures import ink
 from zsseg_rt.ops.regions import crop_regions, label_regions, mask_boxes
 from zsseg_rt.ops.rows import add_layer_norm
 from zsseg_rt.ops.similarity import (
@@ -253,3 +252,38 @@ def count_labels(
         array([1, 0, 3, 2])
     """
     return native(_C.count_labels, labels, num_classes, out, stream)
+
+
+def ink(
+    picture: Array,
+    weights: Array,
+    place: tuple[int, int],
+    colours: Sequence[Sequence[int]],
+    *,
+    stream: int = 0,
+) -> Array:
+    """Lay colours over a window of a picture: ``(255 - w) / 255 * picture + w / 255 * colour``.
+
+    Rounded to nearest after each colour, in integers; CPU and reference agree bit for bit.
+
+    Args:
+        picture: uint8 ``[H, W, 3]``, sides from 1 to 32767, which is written.
+        weights: uint8 ``[L, h, w]``, of each colour.
+        place: Row and column of the picture where the weights begin. What reaches beyond the
+            picture is left out.
+        colours: 1 to 4 of three numbers from 0 to 255, in the picture's channel order; each is laid
+            over those before it.
+        stream: As for other operations; the CPU has none.
+
+    Returns:
+        ``picture``.
+
+    Raises:
+        ShapeError: An array has the wrong sizes or is not C-contiguous, or the picture is
+            read-only.
+        DTypeError: An array is not of uint8, or a number is not as above.
+        ArgumentError: There are not as many colours as weights, or the arrays overlap.
+        DeviceError: An array is not on the CPU.
+    """
+    native(_C.ink, picture, weights, place, colours, stream)
+    return picture

@@ -22,7 +22,6 @@ from zsseg_rt.ops.reference_labels import (
     upsample_argmax,
     upsample_bilinear,
 )
-from zsseg_rt.ops.reference_pictures import ink
 from zsseg_rt.ops.reference_preprocess import preprocess, rgb_of_nv12
 from zsseg_rt.ops.reference_regions import crop_regions, label_regions, mask_boxes
 from zsseg_rt.ops.reference_warp import merge_windows, warp_blend
@@ -212,3 +211,27 @@ def count_labels(
     result[:-1] = np.bincount(known, minlength=num_classes)[:num_classes]
     result[-1] = labels.size - result[:-1].sum()
     return result
+
+
+def ink(
+    picture: npt.NDArray[Any],
+    weights: npt.NDArray[Any],
+    place: tuple[int, int],
+    colours: Sequence[Sequence[int]],
+    *,
+    stream: int = 0,
+) -> npt.NDArray[Any]:
+    """Reference of :func:`zsseg_rt.ops.ink`."""
+    rows, columns = (
+        slice(max(first, 0), max(min(first + of_ink, side), 0))
+        for first, of_ink, side in zip(place, weights.shape[1:], picture.shape, strict=False)
+    )
+    cut = weights[
+        :,
+        rows.start - place[0] : max(rows.stop - place[0], 0),
+        columns.start - place[1] : max(columns.stop - place[1], 0),
+    ]
+    for layer, colour in zip(cut.astype(np.uint32)[..., None], colours, strict=True):
+        window = picture[rows, columns]
+        window[...] = (window * (255 - layer) + np.array(colour, np.uint32) * layer + 127) // 255
+    return picture

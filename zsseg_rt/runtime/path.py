@@ -270,7 +270,8 @@ class FramePath:
     ) -> _Labelled:
         """Run the networks on some windows at a time; label from the mean of all logits."""
         out_hw = (int(frame.shape[0]), int(frame.shape[1]))
-        plan, workspace, inputs = windows.plan(out_hw), self._workspace, self._inputs
+        plan, at_once = windows.plan(out_hw), self._head.window_batch
+        workspace, inputs = self._workspace, self._inputs
         given = inputs.on_device(frame)
         # On a GPU a stage has one event, and a recorded window's would be every window's.
         clock = self.clock if workspace.device == "cpu" else workspace.clock(enabled=False)
@@ -283,7 +284,8 @@ class FramePath:
             masks = partial(self.pipeline.masks, image, classes, clock, run_plainly)
             return run(("windows", len(parts), *kind), masks)
 
-        at_once = self._head.window_batch
+        if workspace.device != "cpu":  # a recording, and TensorRT's state, hold one shape
+            plan, at_once = plan.in_equal_batches(at_once)
         masks = merge(plan, of_windows, workspace, clock, at_once=at_once)
         if clock is not self.clock:
             self.clock.mark("image_encoder")

@@ -6,33 +6,22 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from zsseg_rt.errors import EndOfSource
-from zsseg_rt.results.segmentation import Frame, Segmentation
+from zsseg_rt.results.segmentation import Frame
+from zsseg_rt.runtime.lane_pool import LanePool
 from zsseg_rt.stream.hand_off import HandOff
 
 _Result = TypeVar("_Result")
 
 
-class Lanes(Protocol):
-    """What labels several frames at the same time."""
-
-    @property
-    def num_lanes(self) -> int:
-        """How many frames."""
-
-    def segment(self, frame: Any) -> Segmentation:
-        """Label a frame; may be called in as many threads."""
-
-    def close(self) -> None:
-        """Free the lanes."""
-
-
 class Ahead(Generic[_Result]):
     """Work on frames in threads of its own; all methods belong to one other thread."""
 
-    def __init__(self, work: Callable[[Frame], _Result], lanes: Lanes, hand_off: HandOff) -> None:
+    def __init__(
+        self, work: Callable[[Frame], _Result], lanes: LanePool, hand_off: HandOff
+    ) -> None:
         self._work, self._lanes, self._hand_off = work, lanes, hand_off
         self._own_threads: set[int] = set()
         self._threads: Executor = ThreadPoolExecutor(

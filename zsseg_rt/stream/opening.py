@@ -8,8 +8,8 @@ from pathlib import Path
 
 from zsseg_rt.common.files.series import Rotation
 from zsseg_rt.results.segmentation import Segmentation
+from zsseg_rt.runtime.lane_pool import LanePool
 from zsseg_rt.runtime.steady.memory import FrameMemory, source_memories
-from zsseg_rt.stream.ahead import Lanes
 from zsseg_rt.stream.gstreamer.source import GstSource, keeps_to_host
 from zsseg_rt.stream.rtsp import RtspSource
 from zsseg_rt.stream.runner import Policy, Stream, check_settings, waits_for_labels
@@ -69,7 +69,7 @@ class StreamParts:
     def start(
         self,
         segment: Callable[..., Segmentation],
-        open_lanes: Callable[[], Lanes] | None,
+        open_lanes: Callable[[], LanePool] | None,
         device: str = "cpu",
     ) -> Stream:
         """The stream; the sinks are closed if the lanes that it takes cannot be opened.

@@ -24,7 +24,8 @@ from zsseg_rt.errors import (
     ZssegError,
 )
 from zsseg_rt.results.segmentation import Frame, Segmentation
-from zsseg_rt.stream.ahead import Ahead, Lanes
+from zsseg_rt.runtime.lane_pool import LanePool
+from zsseg_rt.stream.ahead import Ahead
 from zsseg_rt.stream.capture import Capture
 from zsseg_rt.stream.hand_off import HandOff, SlotSettings
 from zsseg_rt.stream.sinks import Sink, SinkStats, Writer
@@ -142,7 +143,7 @@ class Stream:
         writers: Sequence[Writer] = (),
         patience: Patience | None = None,
         memories: Mapping[str, FrameMemory] | None = None,
-        lanes: Lanes | None = None,
+        lanes: LanePool | None = None,
     ) -> None:
         check_settings(policy, max_staleness)
         self._segment = segment if lanes is None else lanes.segment

@@ -28,7 +28,7 @@ from zsseg_rt.errors import BundleError
 from zsseg_rt.runtime.clock import StageClock
 from zsseg_rt.runtime.families import head_parts
 from zsseg_rt.runtime.families.base import BoundClasses, GoldenRule, PartRunner, Trace
-from zsseg_rt.runtime.families.class_rows import adopt_rows, bucket_of, repeated_rows
+from zsseg_rt.runtime.families.class_rows import adopt_rows, bucket_of
 from zsseg_rt.runtime.families.dense import class_axis
 from zsseg_rt.runtime.families.head_parts import HostRows, Rows
 from zsseg_rt.runtime.families.masks import ClassLogits
@@ -37,8 +37,6 @@ from zsseg_rt.runtime.workspace import Workspace
 from zsseg_rt.text.prompts import PromptSet
 from zsseg_rt.text.vocabulary import Vocabulary
 
-_NO_KEY = np.float32(-1e4)
-"""Added to what becomes a key by elu(x) + 1: zero in every precision."""
 _DROPPED = np.float32(-100)
 """The logit of phrases that the head was not shown."""
 _TENSORS = ("text_guidance.weight", "text_guidance.bias", "class_halves.weight",
@@ -124,11 +122,7 @@ class AggregationPipeline:
         self._on_host = on_host
         adopted = adopt_rows(classes, num_rows, workspace)
         rows = phrases if num_rows is None or workspace.device == "cpu" else num_rows
-        embeds, halves = (repeated_rows(values, rows) for values in on_host)
-        if rows > phrases:
-            halves = halves.copy()
-            keys = halves[phrases:].reshape(rows - phrases, 4, halves.shape[1] // 4)
-            keys[:, 1::2] = _NO_KEY
+        embeds, halves = head_parts.filled(on_host, rows)
         adopted = replace(adopted, text_queries=workspace.upload("class_halves", halves))
         assert adopted.text_queries is not None
         self._parts = [(adopted.text_embeds, adopted.text_queries)]
@@ -156,7 +150,7 @@ class AggregationPipeline:
 
         def enqueue() -> tuple[Mapping[str, Array], Array]:
             encoded = self._encode(image, clock)
-            return encoded, self._aggregate(encoded, self._parts, clock)
+            return encoded, self._aggregate(encoded, self._parts, clock, key[1])
 
         encoded, mask_logits = run(key, enqueue)
         if trace is not None:
@@ -165,7 +159,9 @@ class AggregationPipeline:
             trace.update(encoded, **names, mask_logits=mask_logits)
             if self._in_parts is not None and self._on_host is not None:
                 parts = self._in_parts.split(self._on_host, most=2)
-                trace["logits_in_parts"] = self._in_parts.run(encoded, parts, self._padding)
+                trace["logits_in_parts"] = self._in_parts.run(
+                    encoded, parts, self._padding, phrases
+                )
         return ClassLogits(mask_logits=mask_logits)
 
     def _encode(self, image: Array, clock: StageClock) -> Mapping[str, Array]:
@@ -174,12 +170,12 @@ class AggregationPipeline:
         return encoded
 
     def _aggregate(
-        self, encoded: Mapping[str, Array], parts: list[Rows], clock: StageClock
+        self, encoded: Mapping[str, Array], parts: list[Rows], clock: StageClock, num_rows: int
     ) -> Array:
         assert self._padding is not None, "adopt() comes first"
         if len(parts) > 1:
             assert self._in_parts is not None, "which made the parts"
-            logits = self._in_parts.run(encoded, parts, self._padding)
+            logits = self._in_parts.run(encoded, parts, self._padding, num_rows)
             clock.mark("decoder")
             return logits
         (rows,) = parts
@@ -218,7 +214,7 @@ class AggregationPipeline:
         else:
             upload = workspace.upload
             parts = [(upload("kept embeds", embeds), upload("kept halves", halves))]
-        found = workspace.fetch(self._aggregate(encoded, parts, clock))
+        found = workspace.fetch(self._aggregate(encoded, parts, clock, len(kept)))
         logits = np.full((1, phrases, *found.shape[2:]), _DROPPED, np.float32)
         logits[:, kept] = found
         mask_logits = workspace.upload("all logits", logits)

@@ -15,16 +15,30 @@ import numpy.typing as npt
 
 from zsseg_rt.backends.base import Session
 from zsseg_rt.bundles.quantization import NARROW
-from zsseg_rt.common.arrays import Array
+from zsseg_rt.common.arrays import Array, reshaped
+from zsseg_rt.runtime.families.class_rows import repeated_rows
 from zsseg_rt.runtime.workspace import Workspace
 
 STAGES = ("head_1", "head_2", "head_3")
 MOST_AT_ONCE = 32
 """Classes of a part: about 0.15 GB for CAT-Seg B."""
+_NO_KEY = np.float32(-1e4)
+"""Added to what becomes a key by elu(x) + 1: zero in every precision."""
 
 HostRows = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 Rows = tuple[Array, Array]
 """Of some classes: text embeddings [C, D] and halves of queries and keys [C, 4 h]."""
+
+
+def filled(rows: HostRows, count: int) -> HostRows:
+    """The rows, and as many without keys, which no class sees, as make up a count."""
+    num_rows = len(rows[0])
+    if count <= num_rows:
+        return rows
+    embeds, halves = (repeated_rows(values, count).copy() for values in rows)
+    keys = halves[num_rows:].reshape(count - num_rows, 4, halves.shape[1] // 4)
+    keys[:, 1::2] = _NO_KEY
+    return embeds, halves
 
 
 def in_parts(graphs: Mapping[str, Collection[str]]) -> bool:
@@ -54,9 +68,14 @@ class HeadParts:
         )
 
     def split(self, rows: HostRows, most: int | None = None) -> list[Rows]:
-        """Rows in parts of nearly one size, at most so many, in the lane's buffers."""
-        (embeds, halves), upload = rows, self._workspace.upload
-        count = -(-len(embeds) // (most or MOST_AT_ONCE))
+        """Rows in parts of nearly one size, at most so many, in the lane's buffers.
+
+        On a GPU they have one size, which a recording needs: rows without keys fill the last.
+        """
+        upload, num_rows = self._workspace.upload, len(rows[0])
+        count = -(-num_rows // (most or MOST_AT_ONCE))
+        missing = 0 if self._workspace.device == "cpu" else -num_rows % count
+        embeds, halves = filled(rows, num_rows + missing)
         return [
             (upload(f"embeds of part {index}", e), upload(f"halves of part {index}", h))
             for index, (e, h) in enumerate(
@@ -64,8 +83,10 @@ class HeadParts:
             )
         ]
 
-    def run(self, encoded: Mapping[str, Array], parts: Sequence[Rows], padding: Array) -> Array:
-        """Logits float32 [1, C, 4 g, 4 g] of all parts, in a buffer of the lane."""
+    def run(
+        self, encoded: Mapping[str, Array], parts: Sequence[Rows], padding: Array, num_rows: int
+    ) -> Array:
+        """Logits float32 [1, C, 4 g, 4 g] of all parts' C rows, in a buffer of the lane."""
         shared = {**encoded, "padding": padding}
         tokens: list[Array] = []
         sums = self._nothing
@@ -80,22 +101,27 @@ class HeadParts:
             found = self._one(1, {**given, "tokens": tokens[index]})
             tokens[index] = self._keep(f"tokens {index}", found["tokens_out"])
             sums = self._keep_sums("second", found)
-        return self._logits(parts, tokens, {**shared, **_named(sums)})
+        return self._logits(parts, tokens, {**shared, **_named(sums)}, num_rows)
 
     def _logits(
-        self, parts: Sequence[Rows], tokens: Sequence[Array], shared: Mapping[str, Array]
+        self,
+        parts: Sequence[Rows],
+        tokens: Sequence[Array],
+        shared: Mapping[str, Array],
+        num_rows: int,
     ) -> Array:
         """Gathered in pinned memory on the way: device arrays have no parts to write to."""
         workspace, begin = self._workspace, 0
         all_logits: npt.NDArray[np.float32] | None = None
-        count = sum(int(halves.shape[0]) for _, halves in parts)
         for (_, halves), one in zip(parts, tokens, strict=True):
             found = self._one(2, {**shared, "class_halves": halves, "tokens": one})["mask_logits"]
             if all_logits is None:
-                shape = (1, count, *(int(size) for size in found.shape[2:]))
+                shape = (1, num_rows, *(int(size) for size in found.shape[2:]))
                 all_logits = workspace.on_host("logits of parts", shape, np.float32)
-            end = begin + int(found.shape[1])
-            workspace.copy_out(workspace.own("logits of a part", found), all_logits[:, begin:end])
+            end = min(begin + int(found.shape[1]), num_rows)
+            out, one_part = all_logits[:, begin:end], workspace.own("logits of a part", found)
+            is_filled = tuple(one_part.shape) != out.shape
+            workspace.copy_out(reshaped(one_part, out.shape) if is_filled else one_part, out)
             begin = end
         assert all_logits is not None, "a vocabulary has classes"
         return workspace.upload("mask_logits of parts", all_logits)

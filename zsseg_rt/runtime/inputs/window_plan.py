@@ -43,6 +43,19 @@ class WindowPlan:
     origins: tuple[Pair, ...]
     shares: npt.NDArray[np.float32]
 
+    def in_equal_batches(self, at_once: int) -> tuple[WindowPlan, int]:
+        """The same in as few batches of one size, at most so many windows, and that size.
+
+        The last is filled with windows that lie beyond the grid, which have no share.
+        """
+        count = len(self.places)
+        batches = -(-count // at_once)
+        size = -(-count // batches)
+        missing = batches * size - count
+        beyond, again = self.shares.shape, self.origins[-1]
+        places = (*self.places, *[(beyond[0], beyond[1])] * missing)
+        return replace(self, places=places, origins=(*self.origins, *[again] * missing)), size
+
 
 @dataclass(frozen=True, kw_only=True)
 class Windows:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ctypes as c
+import functools
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -25,9 +26,13 @@ _READ_ONLY = 1  # CU_GRAPHICS_MAP_RESOURCE_FLAGS_READ_ONLY
 _NEEDS = MappingProxyType(
     {
         "nvmm": ("cuMemcpy2DAsync_v2", *nvidia.EGL_CALLS),
-        "cuda": ("cuMemcpy2DAsync_v2", "gst_cuda_memory_sync"),
+        "cuda": (
+            "cuMemcpy2DAsync_v2", "gst_cuda_memory_sync", "cuDevicePrimaryCtxRetain",
+            "gst_cuda_load_library", "gst_cuda_memory_init_once", "gst_cuda_context_new_wrapped",
+            "gst_context_new_cuda_context", "gst_element_set_context", "gst_mini_object_unref",
+        ),
     }
-)
+)  # fmt: skip
 _EVEN = "width=[2,32766,2],height=[2,32766,2]"
 _Planes = tuple[tuple[int, int], str, Sequence[Place]]
 """Height and width, colour matrix, and where the two planes lie."""
@@ -44,6 +49,9 @@ class HostFrames:
         self._uploads = None if device == "cpu" else Uploads(device, channel_order)
         if not rgb:
             self.caps = f"video/x-raw,format={{NV12,I420}},{_EVEN};{self.caps}"
+
+    def lend_context(self, element: Any) -> None:
+        """Nothing of the element is on a GPU."""
 
     def take(self, sample: Any) -> dict[str, Any]:
         """What a picture has of a sample: ``image``, for an engine on a GPU also ``on_gpu``."""
@@ -81,6 +89,16 @@ class GpuFrames:
         self._core = core
         core.cuda_set_device(self._index)  # its context becomes this thread's
         self._stream = core.Stream(self._index)
+
+    def lend_context(self, element: Any) -> None:
+        """Let an element and what it holds work in our CUDA context; one of its own takes memory.
+
+        ``memory:NVMM`` is of no context.
+        """
+        if self.path == "cuda":
+            shared = self._calls("gst_context_new_cuda_context", _context(self._index))
+            self._calls("gst_element_set_context", hash(element), shared)  # its C address
+            self._calls("gst_mini_object_unref", shared)
 
     def take(self, sample: Any) -> dict[str, Any]:
         """What a picture has of a sample; the sample's memory is free again afterwards.
@@ -147,6 +165,16 @@ class GpuFrames:
             self._calls.copy(source, target, (shape[0], width), self._stream.handle)
             planes.append(plane)
         return Nv12Frame(planes[0], planes[1], matrix)
+
+
+@functools.cache
+def _context(index: int) -> Any:
+    """GStreamer's name for the context in which this process works on a GPU; kept until its end."""
+    calls, primary = Calls(_NEEDS["cuda"]), c.c_void_p()
+    calls("gst_cuda_load_library")
+    calls("gst_cuda_memory_init_once")
+    calls("cuDevicePrimaryCtxRetain", c.byref(primary), index)
+    return calls("gst_cuda_context_new_wrapped", primary, index)
 
 
 def how_frames_reach_gpus(gst: Any) -> tuple[str, str]:

@@ -88,6 +88,7 @@ class GstSource:
         self, library: Library, frames: GpuFrames | HostFrames, reader: Reader
     ) -> Generator[Picture, None, None]:
         built = self.recipe.build(library.Gst, self.name, frames.path)
+        frames.lend_context(built.element)
         queue = _Queue(library.Gst, built, drops=self.live)
         with closing(queue), self._playing(library.Gst, built, frames.caps) as is_live:
             start: float | None = None
