@@ -99,7 +99,7 @@ def test_class_file_synonyms_and_unknown(photo, colour_bundle, tmp_path):
 @pytest.mark.parametrize(
     ("options", "argument"),
     [
-        (["--classes", "@names"], "--classes[1]"),
+        (["--classes", "@names"], "names: line 2"),
         (["--classes", "red,gr\udcffn"], "--classes[1]"),
         (["--class", "a\x1b[1m"], "--classes[0]"),
         (["--classes", "red", "--background", "sk\udcff"], "--background[0]"),

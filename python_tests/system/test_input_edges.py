@@ -14,8 +14,6 @@ import pytest
 import zsseg_rt
 from support.errors import refused
 from zsseg_rt import BundleError, Engine, EngineConfig, Segmentation
-from zsseg_rt.cli.options import _read_class_file
-from zsseg_rt.doctor import examine
 from zsseg_rt.errors import (
     ArgumentError,
     DTypeError,
@@ -42,12 +40,6 @@ def test_seen_names_are_matched_as_the_tokenizer_reads_them(name, tmp_path):
         expected = engine.segment(photo).labels
         engine.set_classes([name, "yellow sand"])
         assert (engine.segment(photo).labels == expected).all()
-
-
-def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path):
-    names = tmp_path / "names.txt"
-    names.write_bytes(b"\xef\xbb\xbfcat\r\ndog\r\n")
-    assert _read_class_file(names) == ["cat", "dog"]
 
 
 @pytest.mark.parametrize(
@@ -137,13 +129,6 @@ def test_labels_are_written_as_png_only(name, tmp_path):
         seg.save(tmp_path / name if name else name)
     seg.save(tmp_path / "mask.PNG")
     assert [file.name for file in tmp_path.iterdir()] == ["mask.PNG"]
-
-
-def test_doctor_tells_of_an_openvino_that_cannot_be_imported(monkeypatch):
-    monkeypatch.setitem(sys.modules, "openvino", None)
-    finding = next(found for found in examine() if found.topic == "OpenVINO")
-    assert finding.status == "bad"
-    assert "cannot be imported" in finding.detail
 
 
 def test_a_missing_exporter_is_named():

@@ -167,10 +167,10 @@ ARGUMENTS = {
     "unknown words": (["--classes", "自転車"], 1, "自転車"),
     "right to left": (["--classes", "كلب"], 1, "كلب"),
     "very long": (["--class", "ball" * 3000], 1, "ball"),
-    "a file of nothing": (["--classes", "@empty.txt"], 2, "name at least one class"),
-    "a file in utf-16": (["--classes", "@wide.txt"], 1, "wide.txt: expected a file of class names"),
+    "a file of nothing": (["--classes", "@empty.txt"], 1, "empty.txt: expected one class name"),
+    "a file in utf-16": (["--classes", "@wide.txt"], 0, ""),
     "no file after @": (["--classes", "@"], 2, "--classes: expected a file's name after @"),
-    "a folder after @": (["--classes", "@/"], 1, "/: expected a file of class names"),
+    "a folder after @": (["--classes", "@/"], 1, "/: expected a text file"),
     "classes given twice": (
         ["--classes", "ball", "--classes=sky"],
         2,
