@@ -47,8 +47,9 @@ from zsseg_rt.profiling.meter import Stopwatch
 from zsseg_rt.profiling.turns import take_turns_locally
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "python_tests"))
+sys.path[:0] = [str(ROOT), str(ROOT / "python_tests")]
 from support import tiny  # noqa: E402
+from tools.scenes import SceneDataset  # noqa: E402
 
 PRECISIONS = ("float32", "bfloat16", "float16", "int8")
 SIZES, QUICK_SIZES = (512, 448, 384, 336), (64,)
@@ -220,8 +221,8 @@ def scenes_case(args: argparse.Namespace, folder: Path) -> Iterator[dict[str, An
     photos = folder / "scenes"
     photos.mkdir()
     count, length = (PICTURES, 8) if args.quick else (32, SCENES)
-    drawn = create_dataset("scenes", None, "train")
-    held_out = create_dataset("scenes", None, "val", length=length)
+    drawn = SceneDataset("train")
+    held_out = SceneDataset("val", length=length)
     for index in range(count):
         cv2.imwrite(str(photos / f"{index}.png"), drawn[index].image[..., ::-1])
     names = list(drawn.class_names)

@@ -9,15 +9,15 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from zsseg_rt.errors import ArgumentError, ShapeError
-from zsseg_rt.evaluation.datasets.scenes.drawing import (
+from tools.scenes.drawing import (
     Layer,
     cast_shadow,
     paint,
     thing_layer,
 )
-from zsseg_rt.evaluation.datasets.scenes.layout import Plan, Thing, plan_scene
-from zsseg_rt.evaluation.datasets.scenes.world import WORLD_VERSION, World, label_table
+from tools.scenes.layout import Plan, Thing, plan_scene
+from tools.scenes.world import WORLD_VERSION, World, label_table
+from zsseg_rt.errors import ArgumentError, ShapeError
 
 __all__ = ["ClipFrame", "SceneClip", "flicker"]
 

@@ -23,16 +23,19 @@ from typing import Any
 
 import cv2
 import numpy as np
-from scene_clips import ClipFrame, SceneClip, flicker
 
 from zsseg_rt import Bundle, Engine, EngineConfig, FrameMemory
-from zsseg_rt.evaluation.datasets.scenes import CLASS_NAMES, IGNORE, world_of_split
 from zsseg_rt.evaluation.metrics import ConfusionMatrix, score
 from zsseg_rt.evaluation.provenance import describe_commit, describe_machine
 from zsseg_rt.profiling.meter import Stopwatch
 from zsseg_rt.runtime.steady.motion import BlendSettings
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+from scene_clips import ClipFrame, SceneClip, flicker  # noqa: E402
+
+from tools.scenes import CLASS_NAMES, IGNORE, world_of_split  # noqa: E402
+
 SPEEDS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # pixels per frame, of windows of 128
 LENGTH = 40
 CANDIDATES = tuple(

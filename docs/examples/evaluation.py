@@ -1,14 +1,17 @@
-"""How good are a bundle's labels? Needs ``pip install '.[data]'`` in a checkout, but no torch."""
+"""How good are a bundle's labels? Needs ``pip install '.[data]'``, but no torch."""
 
 from argparse import ArgumentParser
 
 from zsseg_rt import Bundle, Engine
 from zsseg_rt.evaluation import EngineSegmenter, create_dataset, evaluate
 
-ArgumentParser(description=__doc__).parse_args()
+parser = ArgumentParser(description=__doc__)
+parser.add_argument(
+    "folder", help="images/, masks/ and classes.txt; python -m tools.scenes FOLDER draws one"
+)
+arguments = parser.parse_args()
 
-# The synthetic world needs no files; create_dataset("folder", "my_photos", "val") reads yours.
-dataset = create_dataset("scenes", split="val", length=8)
+dataset = create_dataset("folder", arguments.folder, "val")
 with Engine(Bundle.demo("scenes")) as engine:
     evaluation = evaluate(EngineSegmenter(engine, dataset.class_names), dataset)
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from tools.scenes import SceneDataset
 from zsseg_rt.evaluation.datasets.base import Sample
-from zsseg_rt.evaluation.datasets.registry import create_dataset
 from zsseg_rt.export.quantized.report import QuantizeSettings
 
 FAST = QuantizeSettings(sensitivity=False)
@@ -15,7 +15,7 @@ FAST = QuantizeSettings(sensitivity=False)
 
 def write_photos(folder: Path, count: int = 8) -> Path:
     """Scenes of the drawn world as PNG files."""
-    world = create_dataset("scenes", None, "val")
+    world = SceneDataset("val")
     for index in range(count):
         cv2.imwrite(str(folder / f"{index}.png"), world[index].image[..., ::-1])
     return folder
@@ -29,7 +29,7 @@ class FewScenes:
     blank: bool = False
 
     def __post_init__(self) -> None:
-        self._world = create_dataset("scenes", None, "val")
+        self._world = SceneDataset("val")
         self.name, self.class_names = "few", self._world.class_names
         self.seen, self.ignore_label = self._world.seen, self._world.ignore_label
 

@@ -38,14 +38,14 @@ def add_bundles(folder: Path) -> None:
 
 def add_run(folder: Path) -> None:
     """A configuration that trains for two steps."""
-    from support.small_runs import save_clip
+    from support.small_runs import SCENES, save_clip
 
     clip = save_clip(folder / "clip.safetensors")
     (folder / "photos.toml").write_text(
         f"""
 [data]
-name = "scenes"
-options = {{ size = 64, length = 4 }}
+name = "folder"
+root = "{SCENES}"
 augmentation = {{ kind = "center_crop", crop_hw = [64, 64], short_edge = 64 }}
 [model]
 architecture = "zegclip"

@@ -1,15 +1,26 @@
 """Runs on the synthetic world that take seconds: a tiny CLIP file, data and a loop of two steps."""
 
+import atexit
+import shutil
+import tempfile
+
 from safetensors.torch import save_file
 
 from support import tiny
+from tools.scenes import write_folder
 from zsseg_rt.training.config import TrainConfig
+
+SCENES = write_folder(
+    tempfile.mkdtemp(prefix="scenes-"), {"train": 8, "val": 8, "train_seen": 8}, size=64
+)
+"""A folder data set of the synthetic world."""
+atexit.register(shutil.rmtree, SCENES, ignore_errors=True)
 
 SIZES = tiny.TinySizes(text_vocab=49408, text_length=77)
 TABLES = {
     "data": {
-        "name": "scenes",
-        "options": {"size": 64, "length": 8},
+        "name": "folder",
+        "root": str(SCENES),
         "augmentation": {"kind": "center_crop", "crop_hw": [64, 64], "short_edge": 64},
     },
     "loop": {

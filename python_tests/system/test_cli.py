@@ -216,7 +216,7 @@ def test_help_names_the_commands(capsys):
     [
         (["train", "--config", "zegclip_voc_inductive", "--dry-run"], "to train"),
         (["export", "trained", "RUN", "--out", "x.zsseg"], "to export RUN"),
-        (["evaluate", "RUN", "--dataset", "scenes"], "to evaluate RUN"),
+        (["evaluate", "RUN", "--dataset", "folder"], "to evaluate RUN"),
     ],
 )
 def test_commands_of_training_name_the_extra_they_need(arguments, purpose, tmp_path):

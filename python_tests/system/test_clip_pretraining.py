@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from support.errors import refused
+from tools.scenes import CLASS_NAMES
 from tools.studies import clip_pretraining
 from tools.studies.caption_batches import NEVER_CAPTIONED, CaptionBatches
 from tools.studies.clip_checks import (
@@ -22,7 +23,6 @@ from tools.studies.clip_checks import (
 from tools.studies.clip_pretraining import ClipTask, contrastive_loss, pretrain
 from tools.studies.small_clip import PretrainingConfig, SmallClip
 from zsseg_rt.errors import ArgumentError, CheckpointError, TrainingError
-from zsseg_rt.evaluation.datasets.scenes import CLASS_NAMES
 from zsseg_rt.export.tokenizer_json import tokenizer_json
 from zsseg_rt.models import create_model
 from zsseg_rt.text.tokenizer import Tokenizer

@@ -7,11 +7,11 @@ import sys
 import pytest
 
 from support.errors import refused
+from tools.scenes import CLASS_NAMES, SEEN, SceneDataset, words_of_world
 from zsseg_rt import Bundle, Engine, EngineConfig
 from zsseg_rt.cli import main
 from zsseg_rt.demo import demo_bundle, demo_classes, demo_photos
 from zsseg_rt.errors import BundleError
-from zsseg_rt.evaluation.datasets.scenes import CLASS_NAMES, SEEN, SceneDataset, words_of_world
 from zsseg_rt.evaluation.metrics import ConfusionMatrix, score
 from zsseg_rt.photos import read_photo
 

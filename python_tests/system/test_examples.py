@@ -16,6 +16,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
+from tools.scenes import write_folder
 from zsseg_rt.demo import demo_photos
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
@@ -55,7 +56,8 @@ def test_every_example_is_run():
 
 @pytest.mark.parametrize("name", SAYS)
 def test_example_runs(name, tmp_path):
-    said = run(name, tmp_path)
+    given = [write_folder(tmp_path / "scenes", {"val": 8})] if name == "evaluation" else []
+    said = run(name, tmp_path, *given)
     assert [words for words in SAYS[name] if words not in said] == []
 
 

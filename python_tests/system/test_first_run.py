@@ -16,11 +16,11 @@ pytest.importorskip("accelerate", reason="needs pip install '.[train]'")
 
 from support.errors import refused  # noqa: E402
 from support.small_runs import TABLES, save_clip  # noqa: E402
+from tools.scenes import CLASS_NAMES, SceneDataset  # noqa: E402
 from tools.studies.packed_clip import pack_clip  # noqa: E402
 from zsseg_rt import Bundle, Engine  # noqa: E402
 from zsseg_rt.cli import main  # noqa: E402
 from zsseg_rt.errors import CheckpointError, VocabularyError  # noqa: E402
-from zsseg_rt.evaluation.datasets.scenes import CLASS_NAMES, SceneDataset  # noqa: E402
 from zsseg_rt.evaluation.evaluate import evaluate  # noqa: E402
 from zsseg_rt.models import create_model  # noqa: E402
 from zsseg_rt.models.clip.weights import build_text_encoder  # noqa: E402
@@ -34,7 +34,7 @@ from zsseg_rt.training.trained.bundle import export_trained  # noqa: E402
 
 TEMPLATES = ("a photo of a {}.",)
 SHORT = ("loop.iterations=2", "loop.batch_size=2", "loop.num_workers=0", "schedule.warmup_steps=1")
-SHORT += ("loop.num_pictures=0", "evaluation.options.length=2", "loop.checkpoint_interval=2")
+SHORT += ("loop.num_pictures=0", "evaluation.limit=2", "loop.checkpoint_interval=2")
 
 
 def run_module(module, *arguments, folder):
@@ -52,6 +52,11 @@ def run_module(module, *arguments, folder):
 
 def test_one_command_trains_exports_and_draws(tmp_path):
     settings = [part for change in SHORT for part in ("--set", change)]
+    failed = run_module("zsseg_rt", "train", "--demo", folder=tmp_path)
+    assert failed.returncode == 1
+    assert "python -m tools.scenes scenes" in failed.stderr
+    drawn = run_module("tools.scenes", "scenes", "--length", 4, folder=tmp_path)
+    assert drawn.returncode == 0, drawn.stderr
     done = run_module("zsseg_rt", "train", "--demo", *settings, folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
@@ -126,7 +131,7 @@ def test_export_remarks_on_a_model_of_one_class(tmp_path, caplog):
         {
             **TABLES,
             "model": {"options": options | {"num_prompts": 2}},
-            "evaluation": {"options": {"size": 64, "length": 2}},
+            "evaluation": {"limit": 2},
             "output": {"folder": str(tmp_path / "run")},
         }
     )

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from support.live_server import PATIENCE, WORDS, ask, demo_server, metric, request, wait_until
+from tools.scenes import CLASS_NAMES
 from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.demo import demo_bundle, demo_photos
-from zsseg_rt.evaluation.datasets.scenes import CLASS_NAMES
 from zsseg_rt.photos import read_photo
 from zsseg_rt.server.page import load_page
 

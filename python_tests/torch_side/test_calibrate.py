@@ -13,11 +13,11 @@ pytest.importorskip("accelerate")
 
 from support.errors import refused  # noqa: E402
 from support.small_runs import TABLES, save_clip  # noqa: E402
+from tools.scenes import CLASS_NAMES, SEEN, SceneDataset  # noqa: E402
 from zsseg_rt import Bundle  # noqa: E402
 from zsseg_rt.cli import main  # noqa: E402
 from zsseg_rt.common.cosine_rule import CosineRule  # noqa: E402
 from zsseg_rt.errors import ArgumentError, CheckpointError, DatasetError  # noqa: E402
-from zsseg_rt.evaluation.datasets.scenes import CLASS_NAMES, SEEN, SceneDataset  # noqa: E402
 from zsseg_rt.training.assembly import train  # noqa: E402
 from zsseg_rt.training.calibration import calibrate as module  # noqa: E402
 from zsseg_rt.training.calibration import judging  # noqa: E402

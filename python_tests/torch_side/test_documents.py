@@ -55,9 +55,9 @@ def given(name, folder):
     if name == "frame":
         return read_photo(folder / "street.jpg")
     if name == "dataset":
-        from zsseg_rt.evaluation import create_dataset
+        from tools.scenes import SceneDataset
 
-        return create_dataset("scenes", split="train", length=16)
+        return SceneDataset("train", length=16)
     assert name == "engine", f"{name}: add what it stands for"
     engine = Engine(folder / "street.zsseg")
     engine.set_classes(NAMES[:2])

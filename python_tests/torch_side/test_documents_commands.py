@@ -11,6 +11,7 @@ pytest.importorskip("torch")
 from support import documents
 from support.reader_folder import add_bundles, add_photos, add_run
 from support.streams import numbered, write_video
+from tools.scenes import write_folder
 from zsseg_rt import Bundle, cli
 
 # What is only parsed (test_documents.py), and why.
@@ -68,6 +69,7 @@ def made(tmp_path_factory):
     add_bundles(folder)
     add_photos(folder)
     add_run(folder)
+    write_folder(folder / "scenes", {"val": 4})
     write_video(folder / "street.mp4", map(numbered, range(4)))
     (folder / "zsseg_rt/demo").mkdir(parents=True)
     for name in ("scenes", "photos"):

@@ -12,6 +12,12 @@ pytest.importorskip("accelerate", reason="needs pip install '.[train]'")
 from safetensors.torch import save_file  # noqa: E402
 
 from support.errors import refused  # noqa: E402
+from tools.scenes import (  # noqa: E402
+    CLASS_NAMES,
+    SEEN,
+    SceneDataset,
+    words_of_world,
+)
 from tools.studies.clip_pretraining import pretrain  # noqa: E402
 from tools.studies.demo_rule import choose_rule, demo_run, put_rule  # noqa: E402
 from tools.studies.make_demo import (  # noqa: E402
@@ -31,12 +37,6 @@ from zsseg_rt import Bundle  # noqa: E402
 from zsseg_rt.common.cosine_rule import CosineRule  # noqa: E402
 from zsseg_rt.demo import DEMOS, demo_bundle  # noqa: E402
 from zsseg_rt.errors import ArgumentError, BundleError, CheckpointError  # noqa: E402
-from zsseg_rt.evaluation.datasets.scenes import (  # noqa: E402
-    CLASS_NAMES,
-    SEEN,
-    SceneDataset,
-    words_of_world,
-)
 from zsseg_rt.training.assembly import assemble  # noqa: E402
 from zsseg_rt.training.calibration.calibrate import CalibrationSettings  # noqa: E402
 from zsseg_rt.training.trained.calibration import Calibration, FoldFigures, HoldOut  # noqa: E402

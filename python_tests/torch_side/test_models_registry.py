@@ -78,7 +78,7 @@ def test_a_renamed_architecture_is_known_by_its_old_name_and_says_so(tmp_path, c
     clip = {"pretrained": path, "activation": "quick_gelu", "num_heads": 4, "text_heads": 4}
     assert create_model("dense_baseline", image_size=64, **clip).architecture == "cosine_head"
     assert "'dense_baseline' is called 'cosine_head' now" in caplog.text
-    config = {"data": {"name": "scenes"}, "model": {"architecture": "dense_baseline"}}
+    config = {"data": {"name": "folder"}, "model": {"architecture": "dense_baseline"}}
     assert TrainConfig.from_dict(config).model.architecture == "cosine_head"
 
 

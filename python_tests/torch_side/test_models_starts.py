@@ -100,7 +100,7 @@ def test_the_cosine_s_factor_is_an_option(build, architecture):
 
 
 def test_the_factor_fits_the_names():
-    from zsseg_rt.evaluation.datasets.scenes import CLASS_NAMES
+    from tools.scenes import CLASS_NAMES
     from zsseg_rt.models.clip.weights import build_text_encoder
     from zsseg_rt.torch_files.clip_weights import load_clip
     from zsseg_rt.training.class_embeddings import embed_phrases
@@ -152,7 +152,7 @@ def test_cosines_are_of_clips_patches_whatever_the_cells(build, tmp_path, cells)
 
 
 def test_the_shipped_clips_names_start_as_the_cosine():
-    from zsseg_rt.evaluation.datasets.scenes import CLASS_NAMES
+    from tools.scenes import CLASS_NAMES
     from zsseg_rt.training.class_embeddings import embed_phrases
 
     for architecture in FAMILIES:

@@ -11,7 +11,7 @@ pytest.importorskip("accelerate")
 import zsseg_rt  # noqa: E402
 from support.command_line import run  # noqa: E402
 from support.errors import refused  # noqa: E402
-from support.small_runs import TABLES, save_clip  # noqa: E402
+from support.small_runs import SCENES, TABLES, save_clip  # noqa: E402
 from zsseg_rt.common.argument_names import arguments_called  # noqa: E402
 from zsseg_rt.common.extras import install_command  # noqa: E402
 from zsseg_rt.errors import ArgumentError, CheckpointError  # noqa: E402
@@ -86,7 +86,7 @@ def test_commands_name_their_options(tmp_path, capsys):
         assert run(*arguments) == 1
         return capsys.readouterr().err
 
-    data = ("evaluate", tmp_path, "--dataset", "scenes")
+    data = ("evaluate", tmp_path, "--dataset", "folder", "--root", SCENES)
     assert error_of(*data, "--rename", "oak=elm").startswith("zsseg-rt: --rename: expected old")
     out = ("--out", tmp_path / "x.zsseg")
     found = error_of("export", "dense-clip", "--pretrained", "absent.pt", *out)

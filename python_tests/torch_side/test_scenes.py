@@ -6,10 +6,7 @@ import numpy as np
 import pytest
 
 from support.errors import refused
-from tools.studies.name_draws import other_unseen
-from zsseg_rt.errors import ArgumentError
-from zsseg_rt.evaluation.datasets import Sample, SegmentationDataset
-from zsseg_rt.evaluation.datasets.scenes import (
+from tools.scenes import (
     CLASS_NAMES,
     IGNORE,
     SEEN,
@@ -17,21 +14,26 @@ from zsseg_rt.evaluation.datasets.scenes import (
     SceneDataset,
     World,
     words_of_world,
+    write_folder,
 )
-from zsseg_rt.evaluation.datasets.scenes.captions import (
+from tools.scenes.__main__ import main as scenes_command
+from tools.scenes.captions import (
     FUNCTION_WORDS,
     describe_one,
     describe_scene,
     with_article,
 )
-from zsseg_rt.evaluation.datasets.scenes.shapes import sprite
-from zsseg_rt.evaluation.datasets.scenes.textures import TILE, tile
-from zsseg_rt.evaluation.datasets.scenes.words import (
+from tools.scenes.shapes import sprite
+from tools.scenes.textures import TILE, tile
+from tools.scenes.words import (
     NEVER_CAPTIONED,
     SHAPES,
     kind_of,
 )
-from zsseg_rt.evaluation.datasets.scenes.world import visible
+from tools.scenes.world import visible
+from tools.studies.name_draws import other_unseen
+from zsseg_rt.errors import ArgumentError
+from zsseg_rt.evaluation.datasets import Sample, SegmentationDataset, create_dataset
 
 UNSEEN = [name for index, name in enumerate(CLASS_NAMES) if index not in SEEN]
 
@@ -297,3 +299,25 @@ def test_a_zoom_shows_the_same_scene_in_more_pixels():
 def test_worlds_that_cannot_be_are_refused(options, message):
     with refused(ArgumentError, message):
         SceneDataset("val", **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"annotated": "all"}, {"things": 1, "zoom": 2}])
+def test_a_written_world_reads_as_it_is_drawn(options, tmp_path):
+    write_folder(tmp_path, {"val": 3, "train_seen": 1}, **options)
+    drawn, read = SceneDataset("val", **options), create_dataset("folder", tmp_path, "val")
+    assert (read.class_names, tuple(read.seen)) == (drawn.class_names, drawn.seen)
+    assert (len(read), read.ignore_label) == (3, drawn.ignore_label)
+    for number in range(3):
+        assert np.array_equal(read[number].image, drawn[number].image)
+        assert np.array_equal(read[number].labels, drawn[number].labels)
+    assert len(create_dataset("folder", tmp_path, "train_seen")) == 1
+
+
+def test_the_command_writes_a_split_once_and_of_the_same_classes(tmp_path, capsys):
+    assert scenes_command([str(tmp_path), "--length", "2", "--size", "64"]) == 0
+    assert [len(create_dataset("folder", tmp_path, split)) for split in ("train", "val")] == [2, 2]
+    for arguments in (["--split", "val"], ["--split", "demo", "--annotated", "60"]):
+        assert scenes_command([str(tmp_path), "--length", "1", *arguments]) == 1
+        assert "expected" in capsys.readouterr().err
+    assert scenes_command([str(tmp_path / "a"), "--annotated", "some"]) == 1
+    assert not (tmp_path / "a").exists()

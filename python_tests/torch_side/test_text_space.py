@@ -11,8 +11,8 @@ pytest.importorskip("accelerate")
 from support import tiny  # noqa: E402
 from support.command_line import run  # noqa: E402
 from support.small_runs import SIZES, TABLES, save_clip  # noqa: E402
+from tools.scenes.words import CLASS_NAMES  # noqa: E402
 from zsseg_rt.bundles.bundle import Bundle  # noqa: E402
-from zsseg_rt.evaluation.datasets.scenes.words import CLASS_NAMES  # noqa: E402
 from zsseg_rt.torch_files import clip_space  # noqa: E402
 from zsseg_rt.torch_files.clip_space import describe_space  # noqa: E402
 from zsseg_rt.training.assembly import assemble, train  # noqa: E402

@@ -13,10 +13,10 @@ from safetensors.torch import load_file  # noqa: E402
 
 from support import tiny  # noqa: E402
 from support.errors import refused  # noqa: E402
-from support.small_runs import SIZES, save_clip  # noqa: E402
+from support.small_runs import SCENES, SIZES, save_clip  # noqa: E402
+from tools.scenes.words import CLASS_NAMES, SEEN  # noqa: E402
 from zsseg_rt.cli import main  # noqa: E402
 from zsseg_rt.errors import ArgumentError, CheckpointError, VocabularyError  # noqa: E402
-from zsseg_rt.evaluation.datasets.scenes.words import CLASS_NAMES, SEEN  # noqa: E402
 from zsseg_rt.training.assembly import assemble, train  # noqa: E402
 from zsseg_rt.training.class_embeddings import class_embeddings  # noqa: E402
 from zsseg_rt.training.config import ModelConfig, TextConfig, TrainConfig  # noqa: E402
@@ -55,8 +55,8 @@ def unit_rows(rows):
 def toml(clip_file, folder, extra=""):
     return f"""
     [data]
-    name = "scenes"
-    options = {{ size = 64, length = 8 }}
+    name = "folder"
+    root = "{SCENES}"
     [data.augmentation]
     crop_hw = [64, 64]
     scale = [80, 64]
@@ -270,10 +270,10 @@ def test_wrong_settings_are_named(change, message, clip_file, tmp_path):
         ("model.options.num_promts=3", r"model.options: unknown key 'num_promts'. Did you mean"),
         ("model.options.seen_classes=[1]", "model.options: unknown key 'seen_classes'"),
         ("task.options.focal_wieght=3", r"task.options: unknown key 'focal_wieght'. Did you mean"),
-        ("data.name=scene", "name: expected one of .*scenes"),
+        ("data.name=folders", "name: expected one of .*folder"),
         ("data.augmentation.kind=blur", "data.augmentation.kind: expected one of fit_inside"),
         ("data.augmentation.crop=3", r"data.augmentation: unknown key 'crop'"),
-        ("evaluation.options={size = 64, lenth = 3}", "lenth"),
+        ("evaluation.options={valuse = [1]}", "valuse"),
         ("loop.best_metric=hIuO", r"loop.best_metric: expected one of pAcc, .*got 'hIuO'"),
     ],
 )

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from support.command_line import run
-from support.small_runs import TABLES, save_clip
+from support.small_runs import SCENES, TABLES, save_clip
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
@@ -110,7 +110,7 @@ def test_only_what_is_read_is_hashed(checkpoint):
 def test_no_command_takes_a_damaged_model(run_folder, checkpoint, tmp_path, capsys):
     flip(checkpoint / "model.safetensors")
     config, out = run_folder / "config.toml", tmp_path / "x.zsseg"
-    data = ["--dataset", "scenes", "--option", "size=64", "--option", "length=2"]
+    data = ["--dataset", "folder", "--root", SCENES, "--split", "val", "--limit", "2"]
     for command in (
         ["train", "--config", config, "--resume"],
         ["export", "trained", run_folder, "--out", out],

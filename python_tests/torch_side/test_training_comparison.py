@@ -23,6 +23,7 @@ from zsseg_rt.torch_files.clip_weights import load_clip  # noqa: E402
 from zsseg_rt.training.config import TrainConfig  # noqa: E402
 from zsseg_rt.training.trained.card import load_trained  # noqa: E402
 
+WORLD = {"name": "scenes", "options": {"size": 64, "length": 8}}
 OPTIONS = {"activation": "quick_gelu", "image_size": 64}
 
 
@@ -34,6 +35,7 @@ def clip_file(tmp_path_factory):
 def three_variants(clip_file):
     shared = {
         **TABLES,
+        "data": {"augmentation": TABLES["data"]["augmentation"]} | WORLD,
         "model": {"options": {**OPTIONS, "pretrained": str(clip_file)}},
         "evaluation": {"options": {"size": 64, "length": 2}},
     }

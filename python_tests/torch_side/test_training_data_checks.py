@@ -10,8 +10,8 @@ pytest.importorskip("accelerate")
 from support.command_line import run  # noqa: E402
 from support.dataset_trees import listing, mask, photo  # noqa: E402
 from support.small_runs import save_clip, settings  # noqa: E402
+from tools.scenes import SceneDataset  # noqa: E402
 from zsseg_rt.errors import DatasetError  # noqa: E402
-from zsseg_rt.evaluation.datasets import create_dataset  # noqa: E402
 from zsseg_rt.evaluation.datasets.verification import verify_dataset  # noqa: E402
 from zsseg_rt.training.assembly import assemble, train  # noqa: E402
 from zsseg_rt.training.data_checks import LEAST_BATCHES, check_data  # noqa: E402
@@ -114,8 +114,8 @@ def test_what_learns_from_no_masks_needs_none(street):
     assert (found.found.absent, found.faults) == ((), ())
 
 
-def test_scenes_can_be_verified_too():
-    found = verify_dataset(create_dataset("scenes", size=64, length=3))
+def test_what_is_drawn_can_be_verified_too():
+    found = verify_dataset(SceneDataset(size=64, length=3))
     assert found.pixels.sum() + found.ignored_pixels == 3 * 64 * 64
 
 

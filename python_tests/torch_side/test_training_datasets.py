@@ -174,9 +174,9 @@ def test_wrong_arguments_are_named(tmp_path):
         create_dataset("camvid", tmp_path, background=True)
     with refused(ArgumentError, "root"):
         create_dataset("camvid")
-    with refused(ArgumentError, "root"):
-        create_dataset("scenes", tmp_path)
-    assert set(DATASETS) == {*BUILDERS, "folder", "photos", "scenes"}
+    with refused(ArgumentError, "name", "tools.scenes"):
+        create_dataset("scenes")
+    assert set(DATASETS) == {*BUILDERS, "folder", "photos"}
 
 
 def test_missing_index_ends_iteration(tmp_path):

@@ -15,10 +15,11 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from support import tiny_zegformer  # noqa: E402
 from support.errors import refused  # noqa: E402
 from support.small_runs import TABLES, save_clip  # noqa: E402
+from tools.scenes.folder import as_folder  # noqa: E402
+from tools.scenes.words import CLASS_NAMES, SEEN  # noqa: E402
 from tools.studies.comparison import Comparison, merge  # noqa: E402
 from zsseg_rt import Engine  # noqa: E402
 from zsseg_rt.errors import ArgumentError, CheckpointError  # noqa: E402
-from zsseg_rt.evaluation.datasets.scenes.words import CLASS_NAMES, SEEN  # noqa: E402
 from zsseg_rt.models.zegformer.backbone import LearnedBatchNorm  # noqa: E402
 from zsseg_rt.training.assembly import assemble, train  # noqa: E402
 from zsseg_rt.training.config import ModelConfig, TrainConfig  # noqa: E402
@@ -282,11 +283,13 @@ def test_wrong_backbone_is_named(clip_file, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["zegformer", "zeroseg"])
-def test_comparison_knows_the_systems(name, clip_file):
+def test_comparison_knows_the_systems(name, clip_file, tmp_path):
     compared = Comparison.load("scenes")
     variant = next(variant for variant in compared.variants if variant.name == name)
-    clip = {"model": {"options": {"pretrained": str(clip_file)}}}
-    parts = assemble(TrainConfig.from_dict(merge(variant.over(compared.shared), clip)))
+    changes = {"model": {"options": {"pretrained": str(clip_file)}}}
+    changes |= {use: {"options": {"length": 8}} for use in ("data", "evaluation")}
+    tables = merge(variant.over(compared.shared), changes)
+    parts = assemble(TrainConfig.from_dict(as_folder(tables, tmp_path)))
     assert parts.evaluation_dataset is not None
     assert len(parts.embeddings.phrase_embeds) == len(CLASS_NAMES)
     assert sum(p.numel() for p in parts.task.parameters() if p.requires_grad) < 3e6

@@ -11,7 +11,7 @@ from tools.studies.comparison import Comparison
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.training.config import TrainConfig
 
-DATA = '[data]\nname = "scenes"\n'
+DATA = '[data]\nname = "folder"\n'
 DEEP = "at most 20 lists and tables inside each other"
 DOTS = ".".join("a" for _ in range(5000))
 STRANGE = {

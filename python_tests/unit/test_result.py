@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from support.errors import refused
+from tools.scenes import CLASS_NAMES
 from zsseg_rt import BackendUnavailableError, Segmentation, ShapeError, SourceError
 from zsseg_rt.errors import DTypeError
-from zsseg_rt.evaluation.datasets.scenes import CLASS_NAMES
 from zsseg_rt.results.segmentation import Frame
 from zsseg_rt.results.visualize import palette, save_file, write_label_png
 

@@ -7,8 +7,8 @@ import pytest
 from scene_clips import SceneClip, flicker
 
 from support.errors import refused
+from tools.scenes import World
 from zsseg_rt.errors import ArgumentError, ShapeError
-from zsseg_rt.evaluation.datasets.scenes import World
 
 WORLD = World(3, size=320)
 

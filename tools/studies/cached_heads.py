@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tools.scenes import SceneDataset
 from tools.studies.name_draws import DrawnScenes
 from zsseg_rt.errors import ArgumentError
-from zsseg_rt.evaluation.datasets.scenes import SceneDataset
 from zsseg_rt.evaluation.metrics import ConfusionMatrix, score
 from zsseg_rt.models.base import lower_seen
 from zsseg_rt.models.clip.image_encoder import PromptedImageEncoder
@@ -104,7 +104,7 @@ WORLDS: Mapping[str, Mapping[str, Any]] = {
     "all_names": {"annotated": "all"},
     "seen_pictures": {"split": "train_seen"},
 }
-"""Options of :class:`zsseg_rt.evaluation.datasets.scenes.SceneDataset` by name; ``split`` is the
+"""Options of :class:`tools.scenes.SceneDataset` by name; ``split`` is the
 training scenes'."""
 
 

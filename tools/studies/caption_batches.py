@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from tools.scenes import world_of_split
+from tools.scenes.captions import describe_scene
+from tools.scenes.words import NEVER_CAPTIONED
+from tools.scenes.world import visible
 from tools.studies.crops import Captioned, captioned_views
-from zsseg_rt.evaluation.datasets.scenes import world_of_split
-from zsseg_rt.evaluation.datasets.scenes.captions import describe_scene
-from zsseg_rt.evaluation.datasets.scenes.words import NEVER_CAPTIONED
-from zsseg_rt.evaluation.datasets.scenes.world import visible
 from zsseg_rt.export.tokenizer_json import tokenizer_json
 from zsseg_rt.text.tokenizer import Tokenizer
 

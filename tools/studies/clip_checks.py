@@ -17,13 +17,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tools.scenes import CLASS_NAMES, SEEN, SceneDataset, world_of_split
+from tools.scenes.words import all_things
+from tools.scenes.world import visible
 from tools.studies.caption_batches import NEVER_CAPTIONED
 from tools.studies.clip_pretraining import WEIGHTS, read_config
 from tools.studies.crops import view_of
 from tools.studies.small_clip import PretrainingConfig, SmallClip
-from zsseg_rt.evaluation.datasets.scenes import CLASS_NAMES, SEEN, SceneDataset, world_of_split
-from zsseg_rt.evaluation.datasets.scenes.words import all_things
-from zsseg_rt.evaluation.datasets.scenes.world import visible
 from zsseg_rt.evaluation.evaluate import evaluate
 from zsseg_rt.evaluation.metrics import SegmentationScores
 from zsseg_rt.models import create_model, load_checkpoint

@@ -21,11 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from tools.scenes import WORLD_VERSION
 from tools.studies.caption_batches import CaptionBatch, CaptionBatches
 from tools.studies.small_clip import PretrainingConfig, SmallClip
 from zsseg_rt.common.files import write_atomically
 from zsseg_rt.errors import ArgumentError, CheckpointError, TrainingError, ZssegError
-from zsseg_rt.evaluation.datasets.scenes import WORLD_VERSION
 from zsseg_rt.training.data.worker_processes import one_opencv_thread, prepare_worker
 from zsseg_rt.training.loop.checkpointing import writing
 from zsseg_rt.training.loop.config import LoopConfig, OptimizerConfig

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tools.scenes.folder import as_folder
 from zsseg_rt.common import schema
 from zsseg_rt.common.files import write_atomically
 from zsseg_rt.errors import ArgumentError, TrainingError
@@ -86,7 +87,8 @@ class Comparison:
     """What is compared.
 
     Attributes:
-        shared: Tables of a training configuration that all runs share.
+        shared: Tables of a training configuration that all runs share; ``data.name = "scenes"``
+            takes the options of :class:`tools.scenes.SceneDataset`, which are written as folders.
         variants: The rows, in order.
         seeds: Seeds of the runs; each seed is one run of each trained variant.
         clip: Settings of the small CLIP that all start from unless weights are given, a
@@ -290,12 +292,15 @@ def _configure(
     if variant.start_from:
         start = {"start_from": str(folder / f"{variant.start_from}-{seed}"), "options": {}}
         raw["model"] = start
-    return TrainConfig.from_dict(raw, f"variant {variant.name}")
+    return TrainConfig.from_dict(as_folder(raw, folder / "worlds"), f"variant {variant.name}")
 
 
 def _check_settings(config: TrainConfig, settings: Path) -> None:
     """Check that figures were made with these settings."""
-    changed = config.differences(TrainConfig.load(settings))
+    before = TrainConfig.load(settings)
+    changed = config.differences(before)
+    if Path(config.data.root).name != Path(before.data.root).name:  # the world's options
+        changed.append("data.options or evaluation.options")
     if changed:
         raise ArgumentError(
             f"{settings.parent}: expected figures of these settings, got those of another "

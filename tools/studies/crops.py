@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from zsseg_rt.evaluation.datasets.scenes.captions import Seen, describe_one, describe_scene
-from zsseg_rt.evaluation.datasets.scenes.words import Kind
-from zsseg_rt.evaluation.datasets.scenes.world import Scene, visible
+from tools.scenes.captions import Seen, describe_one, describe_scene
+from tools.scenes.words import Kind
+from tools.scenes.world import Scene, visible
 
 Captioned = tuple[NDArray[np.uint8], str]
 _OTHER_SHARE = 0.12  # of a view: a second thing at least this large is mentioned

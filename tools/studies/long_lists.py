@@ -21,8 +21,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from tools.scenes import SceneDataset
 from zsseg_rt import Bundle, Engine, EngineConfig
-from zsseg_rt.evaluation.datasets.registry import create_dataset
 from zsseg_rt.evaluation.metrics import ConfusionMatrix, score
 
 Pictures = list[tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]]
@@ -42,10 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     rows = []
     if args.scenes:
-        data = create_dataset("scenes", None, "val", length=args.scenes)
+        data = SceneDataset("val", length=args.scenes)
         samples = [data[index] for index in range(len(data))]
         pictures = [(sample.image, sample.labels.astype(np.int64)) for sample in samples]
-        world = create_dataset("scenes", None, "val", length=1, annotated="all").class_names
+        world = SceneDataset("val", annotated="all").class_names
         names = list(data.class_names)
         sizes = SCENES[:2] if args.quick else SCENES
         rows += measure("scenes", Bundle.demo("scenes"), names, world, pictures, sizes, args.seeds)

@@ -16,11 +16,7 @@ import cv2
 import torch
 from torch import Tensor, nn
 
-from zsseg_rt.bundles.bundle import Bundle
-from zsseg_rt.bundles.concepts import ConceptSpec
-from zsseg_rt.demo import DEMOS
-from zsseg_rt.errors import ArgumentError, CheckpointError
-from zsseg_rt.evaluation.datasets.scenes import (
+from tools.scenes import (
     CLASS_NAMES,
     SEEN,
     WORLD_VERSION,
@@ -28,7 +24,11 @@ from zsseg_rt.evaluation.datasets.scenes import (
     words_of_world,
     world_of_split,
 )
-from zsseg_rt.evaluation.datasets.scenes.captions import FUNCTION_WORDS
+from tools.scenes.captions import FUNCTION_WORDS
+from zsseg_rt.bundles.bundle import Bundle
+from zsseg_rt.bundles.concepts import ConceptSpec
+from zsseg_rt.demo import DEMOS
+from zsseg_rt.errors import ArgumentError, CheckpointError
 from zsseg_rt.evaluation.evaluate import Evaluation, evaluate
 from zsseg_rt.export.bundle_writer import write_manifest
 from zsseg_rt.export.exporters import export_bundle

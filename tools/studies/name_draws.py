@@ -16,12 +16,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from zsseg_rt.common.files import sha256_of
-from zsseg_rt.config import EngineConfig
-from zsseg_rt.engine import Engine
-from zsseg_rt.errors import ArgumentError
-from zsseg_rt.evaluation.datasets.scenes import CLASS_NAMES, SEEN, SceneDataset, world_of_split
-from zsseg_rt.evaluation.datasets.scenes.words import (
+from tools.scenes import CLASS_NAMES, SEEN, SceneDataset, world_of_split
+from tools.scenes.words import (
     GROUNDS,
     NEVER_CAPTIONED,
     SHAPES,
@@ -29,6 +25,10 @@ from zsseg_rt.evaluation.datasets.scenes.words import (
     all_things,
     kind_of,
 )
+from zsseg_rt.common.files import sha256_of
+from zsseg_rt.config import EngineConfig
+from zsseg_rt.engine import Engine
+from zsseg_rt.errors import ArgumentError
 from zsseg_rt.evaluation.engine_segmenter import EngineSegmenter
 from zsseg_rt.evaluation.evaluate import Evaluation, Segmenter, evaluate
 from zsseg_rt.evaluation.provenance import describe_commit, describe_machine
@@ -130,7 +130,7 @@ def evaluate_lists(
     Args:
         opened: The model.
         lists: How many names are offered beside the nine unseen ones; see
-            :func:`zsseg_rt.evaluation.datasets.scenes.words.annotated_names`.
+            :func:`tools.scenes.words.annotated_names`.
         length: Scenes.
     """
     rows = []

@@ -10,9 +10,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
+from tools.scenes import words_of_world
+from tools.scenes.captions import FUNCTION_WORDS
 from zsseg_rt.common.files import write_atomically
-from zsseg_rt.evaluation.datasets.scenes import words_of_world
-from zsseg_rt.evaluation.datasets.scenes.captions import FUNCTION_WORDS
 from zsseg_rt.export.tokenizer_json import tokenizer_json
 from zsseg_rt.models.clip.weights import text_config
 from zsseg_rt.text.tokenizer import Tokenizer

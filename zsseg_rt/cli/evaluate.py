@@ -40,7 +40,7 @@ class DataOptions:
     """What is evaluated on."""
 
     dataset: str = opt("Name of the data set; an unknown name lists all.", ...)
-    root: Path | None = opt("Folder of the data set; none for generated ones.")
+    root: Path | None = opt("Folder of the data set.")
     split: str = opt("Split to evaluate.", "val")
     unseen: str | None = opt(
         "Classes that count as unseen: 'a,b' or @FILE; default: the data set's."

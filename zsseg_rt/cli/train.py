@@ -34,7 +34,8 @@ def train(
         str, typer.Option("--config", "-c", help="TOML file, or the name of a recipe.")
     ] = "",
     demo: Annotated[
-        bool, typer.Option("--demo", help="First run: train on drawings, export, draw a picture.")
+        bool,
+        typer.Option("--demo", help="First run: recipe demo, export, draw a picture."),
     ] = False,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run from its last checkpoint.")
@@ -93,11 +94,17 @@ def _train_demo(settings: TrainConfig, resume: bool) -> tuple[TrainingResult, li
     """The result, where bundle and picture are, and what to do with them."""
     from zsseg_rt.training.first_run import train_and_show
 
+    root = Path(settings.data.root)
+    if not root.exists():
+        raise DatasetError(
+            f"{root}: expected the drawn scenes to train on, got no such folder. Write them by "
+            f"python -m tools.scenes {root} in a checkout."
+        )
     made = train_and_show(settings, resume=resume)
     return made.result, [
         f"bundle: {made.bundle}",
         f"picture: {made.picture} (scene | truth | labels)",
-        f"next: zsseg-rt evaluate {made.bundle} --dataset scenes --limit 100",
+        f"next: zsseg-rt evaluate {made.bundle} --dataset folder --root {root} --split val",
     ]
 
 

@@ -96,7 +96,7 @@ class DataConfig:
 
     Attributes:
         name: Name of the data set; see :mod:`zsseg_rt.evaluation.datasets`.
-        root: Its folder; empty for sets that are generated, not read.
+        root: Its folder.
         split: Split of the data set.
         options: Further keyword arguments of the data set.
         augmentation: ``kind`` (``"fit_inside"``, ``"short_edge"`` or ``"center_crop"``) and the

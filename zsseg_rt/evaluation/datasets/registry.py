@@ -18,7 +18,6 @@ from zsseg_rt.evaluation.datasets.published import PUBLISHED, open_published
 _MODULES = {
     "folder": "folder:folder",
     "photos": "photos:PhotoDataset",
-    "scenes": "scenes:SceneDataset",
 }
 
 DATASETS = tuple(sorted({*PUBLISHED, *_MODULES}))
@@ -32,28 +31,28 @@ def create_dataset(
 
     Args:
         name: One of :data:`DATASETS`.
-        root: Folder of the data set; ``"scenes"`` draws its images and has none.
+        root: Folder of the data set.
         split: For most, ``"train"`` or ``"val"``; see docs/datasets.md.
-        **options: Its options: for all but ``"scenes"``, ``unseen`` (names of the unseen
-            classes); for all published ones, ``partial``; ``convention`` for VOC and COCO-Stuff;
-            ``background`` for Context; ``class_names``, ``values``, ``zero_is_unlabelled`` for
-            folders.
+        **options: Its options: ``unseen`` (names of the unseen classes); for all published ones,
+            ``partial``; ``convention`` for VOC and COCO-Stuff; ``background`` for Context;
+            ``class_names``, ``values``, ``zero_is_unlabelled`` for folders.
 
     Raises:
         ArgumentError: There is no such data set, split or option, or an option's value is of
             another type.
         DatasetError: Its files are missing or inconsistent; the message says what to download.
     """
+    if name == "scenes":
+        raise ArgumentError(
+            "name: expected a data set that is read from a folder, got 'scenes', which is drawn. "
+            "Write it by python -m tools.scenes FOLDER in a checkout, and read that: --dataset "
+            "folder --root FOLDER (data.name and data.root of a training)."
+        )
     check_choice("name", name, DATASETS)
     factory, known = _factory(name)
     for option in options:
         check_choice(f"options of {name}", option, known)
     options = checked_settings(factory, options, f"options of {name}")
-    if name == "scenes":
-        if root is not None:
-            raise ArgumentError(f"root: expected None for scenes, got {str(root)!r}. Leave it out.")
-        scenes: SegmentationDataset = factory(split=split, **options)
-        return scenes
     if root is None:
         raise ArgumentError(f"root: expected the folder of {name}, got None. Say where it is.")
     place = (name, root) if name in PUBLISHED else (root,)

@@ -4,9 +4,10 @@ Names are a colour, a surface and a noun (``"red striped ball"``, ``"grey stone 
 sky"``). The unseen segmentation classes recombine words of the seen ones.
 """
 
-from zsseg_rt.evaluation.datasets.scenes.dataset import SceneDataset, world_of_split
-from zsseg_rt.evaluation.datasets.scenes.words import CLASS_NAMES, SEEN, Kind, words_of_world
-from zsseg_rt.evaluation.datasets.scenes.world import IGNORE, WORLD_VERSION, Scene, World
+from tools.scenes.dataset import SceneDataset, world_of_split
+from tools.scenes.folder import write_folder
+from tools.scenes.words import CLASS_NAMES, SEEN, Kind, words_of_world
+from tools.scenes.world import IGNORE, WORLD_VERSION, Scene, World
 
 __all__ = [
     "CLASS_NAMES",
@@ -19,4 +20,5 @@ __all__ = [
     "World",
     "words_of_world",
     "world_of_split",
+    "write_folder",
 ]

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tools.scenes.captions import Seen, describe_one, describe_scene
+from tools.scenes.drawing import draw
+from tools.scenes.layout import plan_scene
+from tools.scenes.words import CLASS_NAMES, Kind
 from zsseg_rt.common.arrays import label_dtype
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.evaluation.datasets.base import ignore_label
-from zsseg_rt.evaluation.datasets.scenes.captions import Seen, describe_one, describe_scene
-from zsseg_rt.evaluation.datasets.scenes.drawing import draw
-from zsseg_rt.evaluation.datasets.scenes.layout import plan_scene
-from zsseg_rt.evaluation.datasets.scenes.words import CLASS_NAMES, Kind
 
 WORLD_VERSION = 1  # changes whenever the same seed and index give another image
 IGNORE = ignore_label(len(CLASS_NAMES))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from zsseg_rt.evaluation.datasets.scenes.words import GROUNDS, Kind
+from tools.scenes.words import GROUNDS, Kind
 
 # The words of captions besides the words of the world; a test keeps this complete.
 FUNCTION_WORDS: tuple[str, ...] = (

@@ -8,10 +8,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from zsseg_rt.evaluation.datasets.scenes.layout import Light, Plan, Thing
-from zsseg_rt.evaluation.datasets.scenes.shapes import SIDE, sprite
-from zsseg_rt.evaluation.datasets.scenes.textures import TILE, tile
-from zsseg_rt.evaluation.datasets.scenes.words import COLOURS, GROUNDS, Kind
+from tools.scenes.layout import Light, Plan, Thing
+from tools.scenes.shapes import SIDE, sprite
+from tools.scenes.textures import TILE, tile
+from tools.scenes.words import COLOURS, GROUNDS, Kind
 
 CLUTTER = 255  # identity of small things without a name
 

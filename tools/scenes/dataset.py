@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from tools.scenes.words import CLASS_NAMES, SEEN, annotated_names
+from tools.scenes.world import World
 from zsseg_rt.common.checks import check_choice
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.evaluation.datasets.base import Sample, ignore_label
-from zsseg_rt.evaluation.datasets.scenes.words import CLASS_NAMES, SEEN, annotated_names
-from zsseg_rt.evaluation.datasets.scenes.world import World
 
 _SPLITS = {"train": 1, "val": 2, "pretraining": 3, "demo": 4, "train_seen": 5}
 _SEEDS_APART = 8  # room for splits between one data set's seed and the next

@@ -8,8 +8,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from zsseg_rt.evaluation.datasets.scenes.shapes import sprite
-from zsseg_rt.evaluation.datasets.scenes.words import (
+from tools.scenes.shapes import sprite
+from tools.scenes.words import (
     CLASS_NAMES,
     GROUNDS,
     SHAPES,
