@@ -26,7 +26,7 @@ os.environ.setdefault("ZSSEG_RTSP_LIBRARY", "pyav")
 if os.environ.get("ZSSEG_EXTENSION"):
     use_extension(os.environ["ZSSEG_EXTENSION"])
 
-from support import cpus  # noqa: F401  (a stand-in for the CPU, if one is asked for)
+from support import cpus  # puts the stand-in of ZSSEG_TEST_CPU in place
 from zsseg_rt import ops
 
 KEPT = kept_graphs.folder()  # before a test changes the environment
@@ -129,6 +129,12 @@ def cpu_isa(request) -> Iterator[str]:
     ops.set_cpu_isa(request.param)
     yield request.param
     ops.set_cpu_isa(before)
+
+
+@pytest.fixture
+def vnni(monkeypatch) -> None:
+    """A CPU that OpenVINO may use INT8 on, for what is refused before anything computes in it."""
+    cpus.stand_in(monkeypatch, "vnni", computes=True)
 
 
 @pytest.fixture(params=[1, 3])

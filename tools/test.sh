@@ -161,13 +161,14 @@ what_is_installed() {
   } | sha256sum | sed "s/^/$installs /"
 }
 
-pip_install() { # pip's words on the way, but for its many lines on what is there already
-  python -m pip install --disable-pip-version-check "$@" | sed -u '/^Requirement already\|^Looking in/d'
+pip_install() { # pip's words on the way, but for its many lines on files and on what is there already
+  python -m pip install --disable-pip-version-check "$@" |
+    sed -u '/^Requirement already\|^Looking in\|^ *\(adding\|changing\|copying\|creating\|reading\|writing\) /d'
 }
 
 install_package() {
   # What pyproject.toml requires to build: the package is built without an environment of its own.
-  pip_install "setuptools>=61" "pybind11>=2.13" ninja "cmake>=3.22"
+  pip_install "setuptools>=77" "pybind11>=2.13" ninja "cmake>=3.22" # older setuptools need wheel
   # The package with what the tests use. Built with the environment's own tools, so that the C++ tests
   # can go on from what is compiled here.
   export ZSSEG_WERROR=1
@@ -314,9 +315,10 @@ python -m pytest "${at_once[@]}" "${nightly[@]}" "$@"
 
 if [ $# = 0 ]; then
   say "Python tests that ask what the CPU can do, on one with AVX2 alone"
-  mapfile -t asking < <(grep -rlE --include='test_*.py' 'support.cpus|precision="auto"' python_tests | sort)
+  mapfile -t asking < <(grep -rlE --include='test_*.py' 'support.cpus|"vnni"' python_tests | sort)
   ZSSEG_TEST_CPU=avx2 ZSSEG_CPU_ISA=v3 ATEN_CPU_CAPABILITY=avx2 OPENBLAS_CORETYPE=Haswell \
-    python -m pytest -q "${at_once[@]}" -p no:cacheprovider "${asking[@]}"
+    python -m pytest -q "${at_once[@]}" -p no:cacheprovider "${asking[@]}" \
+    python_tests/system/test_demo.py python_tests/torch_side/test_photo_demo.py
 
   say "CUDA tests on an emulated GPU"
   code=0

@@ -245,6 +245,7 @@ def test_the_command_prints_what_info_repeats(photos, tmp_path, capsys):
         Engine(out, EngineConfig(device="cpu", precision="fp8"))
 
 
+@pytest.mark.usefixtures("vnni")
 def test_unfit_pictures_are_refused(photos, tmp_path):
     demo, names, out = Bundle.demo("scenes"), demo_classes("scenes"), tmp_path / "new.zsseg"
     few, plain, broken = (tmp_path / name for name in ("few", "plain", "broken"))
@@ -320,6 +321,7 @@ def test_unfit_settings_are_refused(setting):
         QuantizeSettings(**setting)
 
 
+@pytest.mark.usefixtures("vnni")
 def test_unfit_bundles_are_refused(photos, tmp_path):
     demo, names, out = Bundle.demo("scenes"), demo_classes("scenes"), tmp_path / "new.zsseg"
     with refused(ArgumentError, "bundle"):

@@ -113,6 +113,7 @@ def test_too_much_mask_loss_writes_only_the_report(tmp_path, monkeypatch, capsys
         Bundle.load(out)
 
 
+@pytest.mark.usefixtures("vnni")
 def test_unfit_masks_are_refused(tmp_path):
     demo, out, data = Bundle.demo("scenes"), tmp_path / "new.zsseg", FewScenes(8)
     with refused(ArgumentError, "class_names", str(len(data.class_names)), "1"):
