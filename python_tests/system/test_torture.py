@@ -1,6 +1,7 @@
 """Hostile input of every kind is accepted or refused; what does worse is found and named."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +81,21 @@ def test_no_case_of_a_short_run_fails(tmp_path, seconds):
         done = torture(*options, *report["untried"], timeout=500)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
         assert json.loads(path.read_text())["untried"] == []
+
+
+def test_operations_are_tried_in_every_run(tmp_path):
+    """Beside each other target a short run hardly comes to them, and one that fails goes unseen."""
+    path = tmp_path / "report.json"
+    names = ["ops", "overlaps"]
+    if os.environ.get("ZSSEG_EMULATED_EXTENSION"):
+        names += ["ops-cuda", "overlaps-cuda"]
+    done = torture("--seconds", 60, "--cases", 150, "--json", path, *names, timeout=300)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    report = json.loads(path.read_text())
+    for name in set(names) - set(report["untried"]):
+        counts = report["targets"][name]
+        assert min(counts["accepted"], counts["refused"]) > 0, name
+    assert not {"ops", "overlaps"} & set(report["untried"])
 
 
 def test_time_that_is_up_ends_a_process_and_is_no_failure(tmp_path):

@@ -84,7 +84,7 @@ def run_step(step: Step, left: float, tick: Callable[[], None] = lambda: None) -
     if status is None and limit < step.limit:
         outcome |= {"state": "missing", "reason": f"only {limit:.0f} s were left"}
     elif status is None:
-        outcome["reason"] = f"took longer than {limit:.0f} s"
+        outcome |= {"reason": f"took longer than {limit:.0f} s", "timed_out": True}
     elif status == MISSING_STATUS:
         outcome["reason"] = last_line("\n".join(lines))
     elif status != 0:

@@ -55,9 +55,10 @@ class Record:
         self.file = _free_name(out, gpu, self.content["date"][:10])
 
     def earlier_outcome(self, name: str) -> dict[str, Any] | None:
-        """What a step came to before; None where it did not run."""
+        """What a step came to before; None where it did not run, or not to its end."""
         found = self._steps.get(name)
-        return found if found is not None and found["state"] != "missing" else None
+        is_over = found is not None and found["state"] != "missing"
+        return found if is_over and not found.get("timed_out") else None
 
     def add(self, outcome: dict[str, Any]) -> None:
         """Note a step's outcome and keep the record."""

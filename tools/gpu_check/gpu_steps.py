@@ -17,6 +17,8 @@ from gpu_processes import ROOT, SECONDS, Step, run_quietly, why_python_fails
 
 HERE = Path(__file__).resolve().parent
 QUICK_PATIENCE = 4.0
+TEGRA_PATIENCE = 3.0
+TEGRA_RELEASE = Path("/etc/nv_tegra_release")
 FLAVOURS = ("tensorrt", "tensorrt_rtx")
 # A test file holds GPU tests if it names the mark, or uses the fixture that runs on both devices.
 GPU_TESTS = re.compile(r"needs_cuda|\bdevice\.(place|holds)\(")
@@ -53,10 +55,17 @@ def build_steps(args: argparse.Namespace) -> list[Step]:
         environment["ZSSEG_CUDA_ARCHITECTURES"] = "".join(found.groups())
     build = [sys.executable, "setup.py", "build_ext", "--inplace"]
     program = ["cmake", "--build", build_tree(), "--target", "zsseg_cuda_tests", "--parallel"]
-    return [
+    steps = [
         Step(name="build", command=build, environment=environment, limit=300.0, keeps=False),
         Step(name="build program", command=program, limit=120.0, keeps=False),
     ]
+    return [patient(step) for step in steps]
+
+
+def patient(step: Step) -> Step:
+    """The step, with three times its limit on a Tegra: a board's CPU and GPU take longer."""
+    step.limit *= TEGRA_PATIENCE if TEGRA_RELEASE.exists() else 1.0
+    return step
 
 
 def check_steps(args: argparse.Namespace) -> Iterator[Step]:
@@ -65,7 +74,19 @@ def check_steps(args: argparse.Namespace) -> Iterator[Step]:
         for step in steps(args) if not args.only or name in args.only else ():
             if args.quick:  # tiny work, but maybe on an emulated GPU
                 step.limit *= QUICK_PATIENCE
-            yield step
+            yield patient(step)
+
+
+def plan_steps(args: argparse.Namespace) -> Iterator[Step]:
+    """Do TensorRT's plans build? Before any step that is timed, which finds them in the cache."""
+    given = ["--quick"] if args.quick else ["--bundle", args.model] if args.model else []
+    for backend, chosen, missing in backends():
+        if backend not in FLAVOURS:
+            continue
+        for precision in ("float16", "float32"):
+            name = f"plans {precision} {backend}"
+            command = [HERE / "gpu_frames.py", "--plans", precision, *given]
+            yield script_step(name, command, args, chosen, missing, 600.0)
 
 
 def kernel_steps(args: argparse.Namespace) -> Iterator[Step]:
@@ -85,6 +106,10 @@ def engine_steps(args: argparse.Namespace) -> Iterator[Step]:
     for backend, chosen, missing in backends():
         command = [HERE / "gpu_frames.py", *given]
         yield script_step(f"frames {backend}", command, args, chosen, missing, 180.0)
+    for backend, chosen, missing in backends():
+        command = [HERE / "gpu_stream.py", *(["--quick"] if args.quick else [])]
+        missing = missing or why_no_streams()
+        yield script_step(f"stream {backend}", command, args, chosen, missing, 120.0)
     tests = [name for name in test_names() if name.endswith(ENGINE_TESTS)]
     yield pytest_step("engine tests", tests, args, missing=why_no_torch())
 
@@ -155,6 +180,7 @@ def other_sanitizer_steps(args: argparse.Namespace) -> Iterator[Step]:
 
 
 GROUPS: dict[str, Callable[[argparse.Namespace], Iterator[Step]]] = {
+    "plans": plan_steps,
     "kernels": kernel_steps,
     "engine": engine_steps,
     "times": time_steps,
@@ -275,6 +301,12 @@ def backends() -> Iterator[tuple[str, str, str]]:
 def why_no_benchmarks() -> str:
     """Why benchmarks cannot run; "" if they can: they need OpenCV, which checks do not."""
     return why_python_fails("import zsseg_rt.evaluation.provenance")
+
+
+@functools.cache
+def why_no_streams() -> str:
+    """Why no video can be labelled and painted; "" if one can."""
+    return why_python_fails("import av, cv2")
 
 
 @functools.cache
