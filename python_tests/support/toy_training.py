@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from zsseg_rt.training.loop.checkpointing import Checkpoint
 from zsseg_rt.training.loop.config import LoopConfig
 from zsseg_rt.training.loop.loop import RunExtras, run_loop
 
@@ -92,3 +93,16 @@ def train(folder, task=None, *, source=toy_batches, schedule=toy_schedule, **arg
         extras=RunExtras(**given),
         **arguments,
     )
+
+
+def alike(one, other):
+    """Whether two checkpoints, or parts of them, are the same to the bit."""
+    if isinstance(one, Checkpoint):
+        return alike(vars(one), vars(other))
+    if isinstance(one, Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(alike(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(alike, one, other))
+    return one == other

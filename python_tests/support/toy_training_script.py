@@ -5,8 +5,9 @@ import os
 import time
 from pathlib import Path
 
+import torch
+
 from support.toy_training import ToyTask, config, toy_batches, toy_schedule
-from zsseg_rt.training.loop import checkpointing
 from zsseg_rt.training.loop.loop import run_loop
 
 
@@ -37,13 +38,14 @@ def main():
                 os.kill(os.getpid(), options.signal)
             yield batch
 
-    def save_file(tensors, path):
-        if options.hang_in_save and f"{options.hang_in_save:08d}" in str(path):
-            path.write_bytes(b"half a file")
+    def save(content, stream, *arguments, **more):
+        if isinstance(content, dict) and content.get("step") == options.hang_in_save:
+            stream.write(b"half a file")
+            stream.flush()
             hang()
-        write(tensors, path)
+        write(content, stream, *arguments, **more)
 
-    write, checkpointing.save_file = checkpointing.save_file, save_file
+    write, torch.save = torch.save, save
     result = run_loop(
         ToyTask(bad_picture=options.bad),
         source,

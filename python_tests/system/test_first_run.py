@@ -61,7 +61,7 @@ def test_one_command_trains_exports_and_draws(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     run = tmp_path / "runs" / "demo"
-    assert (run / "checkpoints" / "step-00000002").is_dir()
+    assert (run / "checkpoints" / "step-00000002.pt").is_file()
     assert f"bundle: {run.relative_to(tmp_path) / 'demo.zsseg'}" in done.stdout
     picture = cv2.imread(str(run / "labelled.png"))
     assert picture.shape == (2 * 2 * 128, 2 * 3 * 128, 3)  # two scenes, three sides, doubled

@@ -15,11 +15,7 @@ from zsseg_rt import Bundle, cli  # noqa: E402
 from zsseg_rt.common import schema  # noqa: E402
 from zsseg_rt.errors import CheckpointError, DeviceError, VocabularyError  # noqa: E402
 from zsseg_rt.training.class_embeddings import embed_phrases  # noqa: E402
-from zsseg_rt.training.loop.checkpointing import (  # noqa: E402
-    Checkpoint,
-    CheckpointFolder,
-    CheckpointState,
-)
+from zsseg_rt.training.loop.checkpointing import Checkpoint, CheckpointFolder  # noqa: E402
 from zsseg_rt.training.trained.card import (  # noqa: E402
     TrainedClasses,
     describe_model,
@@ -40,11 +36,10 @@ def save_run(folder, model, embeds, protocol="inductive", outdate=None, **change
     if outdate is not None:
         outdate(card["config"])
     checkpoint = Checkpoint(
-        state=CheckpointState(step=1, num_processes=1, batch_size=1),
+        step=1,
+        num_processes=1,
+        batch_size=1,
         model=model.state_dict(),
-        task={},
-        optimizer={},
-        random={},
         constants={"text_embeds": embeds},
         model_card=card,
     )

@@ -9,7 +9,6 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 
-from safetensors.torch import load_file  # noqa: E402
 
 from support import tiny  # noqa: E402
 from support.errors import refused  # noqa: E402
@@ -20,6 +19,7 @@ from zsseg_rt.errors import ArgumentError, CheckpointError, VocabularyError  # n
 from zsseg_rt.training.assembly import assemble, train  # noqa: E402
 from zsseg_rt.training.class_embeddings import class_embeddings  # noqa: E402
 from zsseg_rt.training.config import ModelConfig, TextConfig, TrainConfig  # noqa: E402
+from zsseg_rt.training.loop.checkpointing import read_checkpoint  # noqa: E402
 from zsseg_rt.training.parts import build_model  # noqa: E402
 from zsseg_rt.training.trained.card import (  # noqa: E402
     describe_model,
@@ -100,7 +100,7 @@ def test_run_can_be_loaded_and_exported(run, tmp_path):
     assert result.finished
     assert set(result.metrics) <= {"pAcc", "mIoU(S)", "mIoU(U)", "hIoU", "mIoU", "top class"}
     model = load_trained(result.run_folder)
-    weights = load_file(result.best_checkpoint / "model.safetensors")
+    weights = read_checkpoint(result.best_checkpoint).model
     assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
     assert model.config.seen_classes == tuple(SEEN)
     classes, embeds = load_classes(result.run_folder)
@@ -184,7 +184,7 @@ def test_other_families_train_and_load(architecture, options, clip_file, tmp_pat
     before = assemble(config).task.model.state_dict()
     result = train(config)
     model = load_trained(tmp_path / "run")
-    weights = load_file(result.last_checkpoint / "model.safetensors")
+    weights = read_checkpoint(result.last_checkpoint).model
     assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
     assert any(not torch.equal(value, before[key]) for key, value in weights.items())
     assert np.isfinite(result.metrics["mIoU"])
@@ -223,7 +223,7 @@ def test_zeroseg_trains_without_classes(clip_file, tmp_path):
         assemble(TrainConfig.load(path, [*changes, "task.protocol=supervised"]))
     result = train(TrainConfig.load(path, changes))
     assert result.losses.keys() == {"reconstruction", "views", "segments"}
-    weights = load_file(result.last_checkpoint / "model.safetensors")
+    weights = read_checkpoint(result.last_checkpoint).model
     loaded = load_trained(tmp_path / "run").state_dict()
     assert all(torch.equal(value, weights[key]) for key, value in loaded.items())
     assert load_classes(tmp_path / "run") is None

@@ -6,7 +6,6 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 
-from safetensors.torch import load_file  # noqa: E402
 
 from support.errors import refused  # noqa: E402
 from support.small_runs import TABLES  # noqa: E402
@@ -17,6 +16,7 @@ from zsseg_rt.training.assembly import assemble, train  # noqa: E402
 from zsseg_rt.training.class_embeddings import embed_phrases  # noqa: E402
 from zsseg_rt.training.class_prompts import ClassPrompts  # noqa: E402
 from zsseg_rt.training.config import TrainConfig  # noqa: E402
+from zsseg_rt.training.loop.checkpointing import read_checkpoint  # noqa: E402
 from zsseg_rt.training.trained.bundle import export_trained  # noqa: E402
 from zsseg_rt.training.trained.card import load_classes, load_trained  # noqa: E402
 
@@ -49,7 +49,7 @@ def test_run_moves_the_head_and_q_and_v_of_both_towers(run):
     config, result = run
     assert result.finished
     before = assemble(config).task.model.state_dict()
-    after = load_file(result.last_checkpoint / "model.safetensors")
+    after = read_checkpoint(result.last_checkpoint).model
     moved = {key for key in before if not torch.equal(before[key], after[key])}
     clip = {key for key in moved if "_encoder." in key}
     assert all(key.endswith(("q_proj_weight", "v_proj_weight")) for key in clip)

@@ -1,97 +1,155 @@
 """A damaged checkpoint is refused by the name of its file, and no other is taken instead."""
 
-import json
+import random
 import shutil
+import zipfile
 
 import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 
-from safetensors.torch import load_file, save_file  # noqa: E402
-
+from support.command_line import run as zsseg  # noqa: E402
 from support.errors import refused  # noqa: E402
-from support.toy_training import config, train  # noqa: E402
+from support.small_runs import SCENES, TABLES, save_clip  # noqa: E402
+from support.toy_training import alike, config, train  # noqa: E402
 from zsseg_rt.errors import CheckpointError  # noqa: E402
+from zsseg_rt.training.config import TrainConfig  # noqa: E402
+from zsseg_rt.training.loop.checkpointing import read_checkpoint  # noqa: E402
+from zsseg_rt.training.trained.card import load_classes, load_trained  # noqa: E402
 
-MODEL = "model.safetensors"
+LAST = "checkpoints/step-00000003.pt"
 
 
-@pytest.fixture
-def run_to_damage(tmp_path_factory):
+@pytest.fixture(scope="module")
+def toy_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("damaged") / "run"
     train(folder, config=config(iterations=3, kept_steps=(1,)))
     return folder
 
 
-def without_hashes(state):
-    """A state of format 2, which had none."""
-    return {key: value for key, value in state.items() if key != "sha256"} | {"format_version": 2}
+@pytest.fixture
+def run_to_damage(toy_run, tmp_path):
+    return shutil.copytree(toy_run, tmp_path / "run")
 
 
-def test_damaged_checkpoint_is_named(run_to_damage):
-    last = run_to_damage / "checkpoints/step-00000003"
-    content = (last / MODEL).read_bytes()
-    (last / MODEL).write_bytes(content[:-1])
-    with refused(CheckpointError, None, "model.safetensors"):
-        train(run_to_damage, resume=True)
+@pytest.mark.parametrize("seed", range(4))
+def test_any_flipped_bit_is_refused_or_changes_nothing(toy_run, tmp_path, seed):
+    whole, content = read_checkpoint(toy_run / LAST), (toy_run / LAST).read_bytes()
+    draw, path, refusals = random.Random(seed), tmp_path / "step-00000003.pt", 0
+    for count in range(60):
+        changed = bytearray(content)
+        changed[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        path.write_bytes(changed)
+        try:
+            found = read_checkpoint(path, mmap=count % 2 == 0)
+        except CheckpointError as error:
+            refusals += "step-00000003.pt: expected" in str(error)
+        else:
+            assert alike(found, whole)
+    assert refusals > 40  # the rest hit padding between records
+
+
+def test_any_truncation_is_refused(toy_run, tmp_path):
+    content, path = (toy_run / LAST).read_bytes(), tmp_path / "step-00000003.pt"
+    for size in (*range(0, len(content), 997), len(content) - 1):
+        path.write_bytes(content[:size])
+        with refused(CheckpointError, None, "step-00000003.pt"):
+            read_checkpoint(path)
+
+
+class Command:
+    def __reduce__(self):
+        return print, ("run",)
+
+
+def random_state_of(value):
+    return {"random": [{"torch": value}]}
 
 
 @pytest.mark.parametrize(
-    ("damage", "message"),
+    ("change", "message"),
     [
-        (None, "expected a file of a training checkpoint, got No such file"),
-        ("", "expected a file of a training checkpoint, got Expecting value"),
-        ("[1]", "expected a JSON object, got list"),
-        ({"files": ...}, "missing key 'files'"),
-        ({"files": [1]}, "files: expected an object, got .1."),
-        ({"files": {}}, "files: expected model.safetensors and some of .* got none"),
-        ({"files": {"model.safetensors": "1"}}, "files.model.safetensors: expected an integer"),
-        ({"files": {"model.safetensors": 1, "../x.safetensors": 1}}, "files: expected model.saf"),
-        ({"step": "3"}, "step: expected an integer, got '3'"),
-        ({"step": -1}, "step: expected at least 0, got -1"),
+        ({"step": "3"}, "got others: step"),
         ({"step": 2}, "expected step 3, got 2"),
-        ({"batch_size": ...}, "missing key 'batch_size'"),
-        ({"extra": 1}, "unknown key 'extra'"),
-        ({"losses": {"error": "small"}}, "losses.error: expected a number"),
-        ({"optimizer": {"groups": 1}}, "optimizer.groups: expected a list"),
-        ({"optimizer": {"groups": [{}], "values": {}}}, "optimizer: expected the parameter gro"),
-        ({"optimizer": {"groups": [{}, {}], "values": {}}}, "optimizer: expected the paramete"),
-        ({"format_version": 4}, "expected format_version 1 to 3, got 4"),
-        ({"format_version": ...}, "expected format_version 1 to 3, got None"),
-        ({"format_version": [2]}, r"expected format_version 1 to 3, got \[2\]"),
+        ({"batch_size": 0}, "got others: batch_size"),
+        ({"losses": {"error": "small"}}, "got others: losses"),
+        ({"model": {"0.weight": [1.0]}}, "got others: model"),
+        ({"task": None}, "got others: task"),
+        ({"extra": 1}, "got others: .*extra"),
+        ({"optimizer": {"state": {}, "param_groups": [{}]}}, "expected the parameter groups"),
+        ({"optimizer": {}}, "optimizer: expected the parameter groups"),
+        (random_state_of(torch.zeros(3)), "expected the states of process 0's generators"),
+        ({"format_version": 5}, "expected format_version 4, got 5.* Use the version"),
+        ({"format": "another"}, "expected a checkpoint of zsseg-rt train, got another file"),
+        ({"losses": Command()}, "expected a whole checkpoint, got .*"),
     ],
 )
-def test_damaged_state_is_named_and_nothing_else_is_taken(run_to_damage, damage, message):
-    run = run_to_damage
-    last = run / "checkpoints/step-00000003"
-    path = last / "state.json"
-    if damage is None:
-        path.unlink()
-    elif isinstance(damage, str):
-        path.write_text(damage)
-    else:
-        content = without_hashes(json.loads(path.read_text())) | damage
-        path.write_text(json.dumps({k: v for k, v in content.items() if v is not ...}))
-    with pytest.raises(CheckpointError, match=f"step-00000003.*{message}.*[.]$") as caught:
-        train(run, resume=True)
-    assert any(word in str(caught.value) for word in ("remove", "Use the version"))
-    assert not (run / "checkpoints/step-00000006").exists()
-    shutil.rmtree(last)
-    assert train(run, resume=True).finished  # from step 1, as the message says
-
-
-@pytest.mark.parametrize("change", [{"0.torch": torch.zeros(3)}, {"0.numpy": None}])
-def test_damaged_random_state_is_named(run_to_damage, change):
-    last = run_to_damage / "checkpoints/step-00000003"
-    states = load_file(last / "random.safetensors") | change
-    kept = {name: state for name, state in states.items() if state is not None}
-    save_file(kept, last / "random.safetensors")
-    state = without_hashes(json.loads((last / "state.json").read_text()))
-    state["files"]["random.safetensors"] = (last / "random.safetensors").stat().st_size
-    (last / "state.json").write_text(json.dumps(state))
-    with refused(CheckpointError, None, "step-00000003"):
+def test_other_content_is_refused_and_nothing_else_is_taken(run_to_damage, change, message, capfd):
+    content = torch.load(run_to_damage / LAST, weights_only=True)
+    torch.save(content | change, run_to_damage / LAST)
+    with pytest.raises(CheckpointError, match=f"(?s)step-00000003.pt.*{message}.*[.]$"):
         train(run_to_damage, resume=True)
+    assert "run\n" not in capfd.readouterr().out
+    assert not (run_to_damage / "checkpoints/step-00000006.pt").exists()
+    (run_to_damage / LAST).unlink()
+    assert train(run_to_damage, resume=True).finished  # from step 1, as the message says
+
+
+def test_packed_records_are_refused(run_to_damage):
+    """A few kilobytes could otherwise ask for gigabytes."""
+    path = run_to_damage / LAST
+    with zipfile.ZipFile(path) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in records.items():
+            archive.writestr(name, content)
+    with pytest.raises(CheckpointError, match="that torch.save did not write"):
+        read_checkpoint(path)
+
+
+def test_folders_of_earlier_versions_are_named_in_one_line(tmp_path):
+    old = tmp_path / "run/checkpoints/step-00000003"
+    old.mkdir(parents=True)
+    (old / "state.json").write_text("{}")
+    message = r"step-00000003: .* a folder, written by an earlier version. Train again, or export"
+    for door in (
+        lambda: load_trained(old),
+        lambda: load_classes(tmp_path / "run"),
+        lambda: train(tmp_path / "run"),
+        lambda: train(tmp_path / "run", resume=True),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            door()
+
+
+def test_no_command_takes_a_damaged_model(tmp_path, capsys):
+    clip = str(save_clip(tmp_path / "clip.safetensors"))
+    options = {"pretrained": clip, "activation": "quick_gelu", "image_size": 64}
+    tables = TABLES | {
+        "model": {"architecture": "zegclip", "options": options},
+        "evaluation": {"split": ""},
+        "output": {"folder": str(tmp_path / "run")},
+    }
+    config_file, out = tmp_path / "run.toml", tmp_path / "x.zsseg"
+    config_file.write_text(TrainConfig.from_dict(tables).to_toml())
+    assert zsseg("train", "--config", config_file) == 0
+    checkpoint = tmp_path / "run/checkpoints/step-00000002.pt"
+    content = bytearray(checkpoint.read_bytes())
+    for place in range(len(content) // 3, len(content) // 3 + 100):
+        content[place] ^= 1
+    checkpoint.write_bytes(content)
+    data = ["--dataset", "folder", "--root", SCENES, "--split", "val", "--limit", "2"]
+    for command in (
+        ["train", "--config", config_file, "--resume"],
+        ["export", "trained", tmp_path / "run", "--out", out],
+        ["evaluate", checkpoint, *data],
+        ["evaluate", checkpoint.with_suffix(""), *data],
+    ):
+        assert zsseg(*command) == 1
+        assert "step-00000002.pt: expected a whole checkpoint" in capsys.readouterr().err
+    assert not out.exists()
+    assert [path.name for path in checkpoint.parent.iterdir()] == ["step-00000002.pt"]
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"evaluations": {"3": {"score": "high"}}}'])

@@ -132,7 +132,7 @@ def test_training_ends_where_nothing_can_be_learned(street, clip_file):
     )
     with pytest.raises(DatasetError, match=wanted):
         train(config)
-    assert (street.parent / "run/checkpoints/step-00000040").is_dir()
+    assert (street.parent / "run/checkpoints/step-00000040.pt").is_file()
 
 
 def first_batches(config, count):

@@ -10,6 +10,7 @@ pytest.importorskip("accelerate")
 from support.command_line import run  # noqa: E402
 from support.dataset_trees import build_voc, listing, mask, photo  # noqa: E402
 from support.small_runs import save_clip, settings  # noqa: E402
+from zsseg_rt.training.loop.checkpointing import read_checkpoint  # noqa: E402
 
 SIZE = (64, 64)
 PARTIAL = {"partial": True}
@@ -51,8 +52,8 @@ def test_names_with_spaces_and_of_any_script_train(command, clip_file, tmp_path)
     code, _, err = command(config, "--json", tmp_path / "ergebnis 1.json")
     assert code == 0, err
     assert json.loads((tmp_path / "ergebnis 1.json").read_text(encoding="utf-8"))["step"] == 2
-    card = (folder / "checkpoints/step-00000002/model.json").read_text(encoding="utf-8")
-    assert json.loads(card)["classes"]["names"] == ["Straße, rua", "木", "car"]
+    card = read_checkpoint(folder / "checkpoints/step-00000002.pt").model_card
+    assert card["classes"]["names"] == ["Straße, rua", "木", "car"]
     assert "Fotos São Paulo" in (folder / "config.toml").read_text(encoding="utf-8")
 
 

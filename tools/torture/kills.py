@@ -254,6 +254,8 @@ def _bundle_job(name: str, words: list[str], folder: Path) -> _Job:
 
 def _train(folder: Path) -> _Job:
     from tools.torture.small_run import write_settings
+    from zsseg_rt.training.loop.checkpointing import read_checkpoint
+    from zsseg_rt.training.segmenters.torch_phrases import hash_tensors
 
     settings = write_settings(folder / "training", iterations=12, interval=2)
     run = folder / "training/run"
@@ -262,12 +264,14 @@ def _train(folder: Path) -> _Job:
     def result() -> dict[str, str]:
         last = sorted((run / "checkpoints").glob("step-*"))[-1]
         hidden = {p.name: "left over" for p in run.rglob(".*") if "lock" not in p.name}
-        return {last.name: _hash(last / "model.safetensors")} | hidden
+        return {last.name: hash_tensors(read_checkpoint(last).model)} | hidden
 
     def check() -> Iterator[str]:
         for path in (run / "checkpoints").glob("step-*"):
-            if not (path / "model.safetensors").is_file():
-                yield f"half written: {path.name}"
+            try:
+                read_checkpoint(path, mmap=True)
+            except ZssegError as error:
+                yield f"half written: {error}"
 
     return _Job(
         "train", words, [*words, "--resume"], check, result, lambda: _remove(run)

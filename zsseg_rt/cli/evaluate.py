@@ -25,8 +25,8 @@ from zsseg_rt.cli.output import ProgressBar, check_file_place, say, terminal, wr
 from zsseg_rt.cli.train import print_calibration
 from zsseg_rt.common.argument_names import arguments_called
 from zsseg_rt.common.extras import needs_extra
-from zsseg_rt.common.files import is_folder
 from zsseg_rt.config import MAX_WINDOWS, EngineConfig
+from zsseg_rt.training.loop import is_run
 
 if TYPE_CHECKING:
     from zsseg_rt.evaluation.datasets.base import SegmentationDataset
@@ -191,7 +191,7 @@ def _open_segmenter(
     stack: ExitStack,
 ) -> Segmenter:
     """A bundle's engine, or the model of a training run."""
-    if is_folder(path) and not (path / "bundle.json").exists():
+    if is_run(path) and not (path / "bundle.json").exists():
         return _open_trained(path, names, task, config)
     from zsseg_rt.engine import Engine
     from zsseg_rt.evaluation.engine_segmenter import EngineSegmenter

@@ -16,7 +16,7 @@ from zsseg_rt.common.extras import needs_extra
 @takes_groups
 def export_trained(
     *,
-    run: Annotated[Path, typer.Argument(help="Folder of a run, or of one of its checkpoints.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a run, or one of its checkpoints.")],
     size: Annotated[
         str | None, typer.Option(help="Input in pixels: SIDE or HEIGHTxWIDTH; default: as trained.")
     ] = None,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -32,6 +31,7 @@ from zsseg_rt.training.data.transforms import (
     FitInsideAugmentation,
     ShortEdgeAugmentation,
 )
+from zsseg_rt.training.loop import is_run
 from zsseg_rt.training.loop.config import LoopConfig
 from zsseg_rt.training.loop.loop import BatchSource
 from zsseg_rt.training.tasks import TASKS
@@ -83,7 +83,7 @@ def with_crop_of(model: SegmentationModel, settings: Mapping[str, Any]) -> dict[
 def build_model(config: ModelConfig, *, seen: Sequence[int], protocol: str) -> SegmentationModel:
     """Make the model to train: from a run, from an official checkpoint, or from CLIP."""
     start, options = config.start_from, dict(config.options)
-    if start and Path(start).is_dir():
+    if start and is_run(start):
         if options:
             raise ArgumentError(
                 f"model.options: expected none with the run {start} to start from, got "

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from pathlib import Path
 from typing import Any
 
 from zsseg_rt.models.registry import find_builder
 from zsseg_rt.torch_files.clip_space import describe_rows, describe_space
 from zsseg_rt.training.config import ModelConfig, TextConfig
+from zsseg_rt.training.loop import is_run
 from zsseg_rt.training.trained.card import load_classes
 
 
@@ -24,7 +24,7 @@ def text_space(text: TextConfig, model: ModelConfig) -> str:
         return describe_rows(text.bank)
     if text.clip:
         return describe_space(text.clip, text.clip_architecture)
-    if model.start_from and Path(model.start_from).is_dir():
+    if model.start_from and is_run(model.start_from):
         known = load_classes(model.start_from)
         return "" if known is None else known[0].space
     source = model.options.get("pretrained") or model.start_from

@@ -173,7 +173,7 @@ def _settings(folder: Path) -> Attempt:
     return attempt
 
 
-@target("runs", "the folder of a training run: states, cards, logs, weights", group="torch")
+@target("runs", "the folder of a training run: checkpoints, logs", group="torch")
 def _runs(folder: Path) -> Attempt:
     from tools.torture.small_run import train_small
     from zsseg_rt.training.trained.card import find_checkpoint, load_classes, load_trained

@@ -59,8 +59,8 @@ class TrainingResult:
         losses: Means of the loss terms since the last line of the history.
         metrics: Figures of the best evaluation; empty without one.
         best_step: Step of the best checkpoint; None without an evaluation.
-        best_checkpoint: Its folder; the last one without an evaluation.
-        last_checkpoint: Folder of the last checkpoint.
+        best_checkpoint: Its file; the last one without an evaluation.
+        last_checkpoint: File of the last checkpoint.
         timing: Where the time of this process went.
     """
 
@@ -161,7 +161,7 @@ class _Loop:
                 self.state.restore(checkpoint)
             except CheckpointError as error:
                 raise CheckpointError(f"{self.checkpoints.at(steps[-1])}: {error}") from error
-            self.saved_step, self.losses = self.state.step, dict(checkpoint.state.losses)
+            self.saved_step, self.losses = self.state.step, dict(checkpoint.losses)
         self.evaluations.load(last_step=self.state.step)
 
     def open_report(self) -> RunReport:

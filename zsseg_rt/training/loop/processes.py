@@ -85,18 +85,14 @@ class Agreement:
         return self._values.tolist()
 
 
-def gather_states(accelerator: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The states of all processes by ``<process>.<name>``, complete on every process."""
+def gather_states(accelerator: Any, state: dict[str, Any]) -> list[dict[str, Any]]:
+    """The states of all processes in their order, complete on every process."""
     if accelerator.num_processes == 1:
-        return {f"0.{name}": tensor for name, tensor in state.items()}
+        return [state]
     from accelerate.utils import gather_object
 
-    states = gather_object([state])
-    return {
-        f"{index}.{name}": tensor
-        for index, own in enumerate(states)
-        for name, tensor in own.items()
-    }
+    states: list[dict[str, Any]] = gather_object([state])
+    return states
 
 
 def raise_together(accelerator: Any, error: TrainingError | None) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 
 def seed_everything(seed: int, process_index: int = 0) -> None:
@@ -21,20 +20,16 @@ def seed_everything(seed: int, process_index: int = 0) -> None:
     torch.manual_seed(own)
 
 
-def capture_random_state() -> dict[str, Tensor]:
-    """Capture the state of every global generator of this process, as tensors on the CPU.
+def capture_random_state() -> dict[str, Any]:
+    """Capture the state of every global generator of this process, as tensors and plain values.
 
     Returns:
-        By generator: ``python`` (int64), ``python_gauss`` (float64, empty if there is none),
-        ``numpy`` (int64), ``numpy_gauss`` (float64), ``torch`` (uint8) and, with a GPU, ``cuda``.
+        By generator: ``python``, ``numpy``, ``torch`` and, with a GPU, ``cuda``.
     """
-    _, words, gauss = random.getstate()
-    _, keys, position, has_gauss, cached = np.random.get_state()
+    kind, keys, *rest = np.random.get_state()
     state = {
-        "python": torch.tensor(words, dtype=torch.int64),
-        "python_gauss": torch.tensor([] if gauss is None else [gauss], dtype=torch.float64),
-        "numpy": torch.tensor([*np.asarray(keys).tolist(), position, has_gauss]),
-        "numpy_gauss": torch.tensor([cached], dtype=torch.float64),
+        "python": random.getstate(),
+        "numpy": (kind, np.asarray(keys).tolist(), *rest),
         "torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():
@@ -42,22 +37,13 @@ def capture_random_state() -> dict[str, Tensor]:
     return state
 
 
-def restore_random_state(state: dict[str, Tensor]) -> None:
+def restore_random_state(state: dict[str, Any]) -> None:
     """Continue from what :func:`capture_random_state` returned.
 
     A state without a GPU generator leaves the GPU's generator alone.
     """
-    gauss = state["python_gauss"].tolist()
-    random.setstate((3, tuple(state["python"].tolist()), gauss[0] if gauss else None))
-    *keys, position, has_gauss = state["numpy"].tolist()
-    numpy_state: Any = (
-        "MT19937",
-        np.array(keys, np.uint32),
-        position,
-        has_gauss,
-        state["numpy_gauss"].item(),
-    )
-    np.random.set_state(numpy_state)
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -11,20 +11,15 @@ import torch
 from torch import Tensor
 
 from zsseg_rt.errors import ArgumentError, CheckpointError, TrainingError
-from zsseg_rt.training.loop.checkpointing import (
-    Checkpoint,
-    CheckpointState,
-    first_non_finite,
-)
+from zsseg_rt.training.loop.checkpointing import Checkpoint
 from zsseg_rt.training.loop.config import LoopConfig, OptimizerConfig
-from zsseg_rt.training.loop.optimizer_state import join_optimizer_state, split_optimizer_state
 from zsseg_rt.training.loop.processes import gather_states, start_accelerator
 from zsseg_rt.training.loop.random_state import (
     capture_random_state,
     restore_random_state,
     seed_everything,
 )
-from zsseg_rt.training.segmenters.torch_phrases import hash_tensors, hash_weights
+from zsseg_rt.training.segmenters.torch_phrases import hash_weights
 from zsseg_rt.training.tasks.task import TrainingTask
 
 _log = logging.getLogger(__name__)
@@ -92,48 +87,41 @@ class RunState:
                 f"{self.step}, which is not saved. Lower the learning rate or set "
                 "optimizer.max_grad_norm."
             )
-        tensors, plain = split_optimizer_state(self.optimizer.state_dict())
         scaler = self.accelerator.scaler
         return Checkpoint(
-            state=CheckpointState(
-                step=self.step,
-                num_processes=self.accelerator.num_processes,
-                batch_size=self._config.batch_size,
-                optimizer=plain,
-                scaler={} if scaler is None else scaler.state_dict(),
-                losses=losses,
-                left_out=self._left_out_hashes,
-            ),
+            step=self.step,
+            num_processes=self.accelerator.num_processes,
+            batch_size=self._config.batch_size,
             model={k.removeprefix(_PREFIX): v for k, v in weights.items() if k.startswith(_PREFIX)},
             task={k: v for k, v in weights.items() if not k.startswith(_PREFIX)},
-            optimizer=tensors,
+            optimizer=self.optimizer.state_dict(),
             random=gather_states(self.accelerator, capture_random_state()),
             constants=constants,
             model_card=model_card,
+            scaler={} if scaler is None else scaler.state_dict(),
+            losses=losses,
+            left_out=self._left_out_hashes,
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Continue from a checkpoint."""
-        state = checkpoint.state
-        if state.batch_size != self._config.batch_size:
+        if checkpoint.batch_size != self._config.batch_size:
             raise ArgumentError(
-                f"batch_size: expected {state.batch_size}, which the run to resume was started "
-                f"with, got {self._config.batch_size}. Set it back, or start a new run."
+                f"batch_size: expected {checkpoint.batch_size}, which the run to resume was "
+                f"started with, got {self._config.batch_size}. Set it back, or start a new run."
             )
         self._restore_weights(checkpoint)
         self._restore_optimizer(checkpoint)
         self._restore_random(checkpoint.random)
-        self.step = state.step
+        self.step = checkpoint.step
 
     def _restore_optimizer(self, checkpoint: Checkpoint) -> None:
-        scaler, saved = self.accelerator.scaler, checkpoint.state.scaler
+        scaler = self.accelerator.scaler
         try:
-            self.optimizer.load_state_dict(
-                join_optimizer_state(checkpoint.optimizer, checkpoint.state.optimizer)
-            )
-            if scaler is not None and saved:
-                scaler.load_state_dict(dict(saved))
-        except (ValueError, TypeError, KeyError) as error:
+            self.optimizer.load_state_dict(checkpoint.optimizer)
+            if scaler is not None and checkpoint.scaler:
+                scaler.load_state_dict(checkpoint.scaler)
+        except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
             raise CheckpointError(
                 "optimizer: expected the parameter groups of this task, got others "
                 f"({type(error).__name__}: {error}). Resume with the run's own configuration, or "
@@ -157,15 +145,7 @@ class RunState:
 
     def _check_left_out(self, checkpoint: Checkpoint) -> None:
         """Refuse to continue with another teacher than the run was trained with."""
-        own, wanted = self._left_out_hashes, dict(checkpoint.state.left_out)
-        for name in own:  # format 1 holds the weights themselves
-            prefix = f"{name}."
-            held = {
-                k.removeprefix(prefix): v
-                for k, v in checkpoint.task.items()
-                if k.startswith(prefix)
-            }
-            wanted |= {name: hash_tensors(held)} if held else {}
+        own, wanted = self._left_out_hashes, checkpoint.left_out
         for name in sorted(own.keys() | wanted.keys()):
             if own.get(name) != wanted.get(name):
                 raise CheckpointError(
@@ -188,23 +168,30 @@ class RunState:
                 "Resume with the run's own configuration."
             ) from error
 
-    def _restore_random(self, random: Mapping[str, Tensor]) -> None:
-        prefix = f"{self.accelerator.process_index}."
-        own = {k.removeprefix(prefix): v for k, v in random.items() if k.startswith(prefix)}
-        if own:
-            try:
-                restore_random_state(own)
-            except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
-                raise CheckpointError(
-                    f"random: expected the states of process {self.accelerator.process_index}'s "
-                    f"generators, got others ({type(error).__name__}: {error}). Copy the "
-                    "checkpoint again, or remove its folder to continue from the one before."
-                ) from error
-        else:
+    def _restore_random(self, random: Sequence[dict[str, Any]]) -> None:
+        index = self.accelerator.process_index
+        if index >= len(random):
             _log.warning(
                 "resume: the checkpoint has no random state of process %d; it draws new numbers",
-                self.accelerator.process_index,
+                index,
             )
+            return
+        try:
+            restore_random_state(random[index])
+        except (ValueError, TypeError, LookupError, RuntimeError, OverflowError) as error:
+            raise CheckpointError(
+                f"random: expected the states of process {index}'s generators, got others "
+                f"({type(error).__name__}: {error}). Copy the checkpoint again, or remove it to "
+                "continue from the one before."
+            ) from error
+
+
+def first_non_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """Name of the first tensor that holds a NaN or an infinity."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            return name
+    return None
 
 
 def _short(sha256: str | None) -> str:

@@ -1,6 +1,6 @@
 """The result of a run: load its model again, with the classes it was trained for.
 
-A checkpoint's ``model.json`` is a *card*: ``architecture``, ``config`` (the model's, as plain
+A checkpoint's ``model_card`` is a *card*: ``architecture``, ``config`` (the model's, as plain
 data), ``text_encoder`` (sizes of a text tower that the config does not mention) and ``classes``.
 """
 
@@ -21,13 +21,8 @@ from zsseg_rt.models.clip.text_encoder import TextEncoder, TextEncoderConfig
 from zsseg_rt.models.registry import ARCHITECTURES
 from zsseg_rt.text.class_names import ClassList, split_synonyms
 from zsseg_rt.torch_files.checkpoints import load_weights
-from zsseg_rt.training.loop.checkpointing import (
-    MODEL_CARD,
-    STATE_FILE,
-    CheckpointFolder,
-    read_card,
-    read_tensors,
-)
+from zsseg_rt.training.loop import checkpoint_file
+from zsseg_rt.training.loop.checkpointing import CheckpointFolder, read_checkpoint, refuse_old
 from zsseg_rt.training.loop.evaluation_log import EvaluationLog
 
 TOP_CLASS = "top class"
@@ -96,10 +91,12 @@ def describe_model(model: nn.Module, classes: TrainedClasses | None = None) -> d
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint that a path refers to: itself, or a run's best, or else its last."""
-    path = Path(path)
-    if (path / STATE_FILE).is_file():
+    """The checkpoint file that a path refers to: itself, or a run's best, or else its last."""
+    path = checkpoint_file(path)
+    if path.is_file():
         return path
+    if (path / "state.json").is_file():
+        refuse_old(path)
     folder = CheckpointFolder(path / "checkpoints")
     steps = folder.steps()
     if not steps:
@@ -117,11 +114,11 @@ def share_of_top_class(path: str | Path) -> float | None:
     Returns:
         In ``[0, 100]``; None if the checkpoint was not evaluated.
     """
-    folder = find_checkpoint(path).resolve()
-    step = folder.name.removeprefix("step-")
-    if folder.parent.name != "checkpoints" or not step.isdecimal():
+    file = find_checkpoint(path).resolve()
+    step = file.stem.removeprefix("step-")
+    if file.parent.name != "checkpoints" or not step.isdecimal():
         return None  # a copy outside its run
-    return EvaluationLog.read(folder.parents[1]).of(int(step)).get(TOP_CLASS)
+    return EvaluationLog.read(file.parents[1]).of(int(step)).get(TOP_CLASS)
 
 
 def load_trained(path: str | Path) -> SegmentationModel:
@@ -130,21 +127,22 @@ def load_trained(path: str | Path) -> SegmentationModel:
     Returns:
         The model, on the CPU, in evaluation mode.
     """
-    folder = find_checkpoint(path)
-    card = read_card(folder)
+    file = find_checkpoint(path)
+    checkpoint, where = read_checkpoint(file, mmap=True), f"{file}: model_card"
+    card = checkpoint.model_card
     architecture = current_name(str(card.get("architecture")))
     if architecture not in ARCHITECTURES:
         raise CheckpointError(
-            f"{folder / MODEL_CARD}: expected one of {', '.join(ARCHITECTURES)}, got "
+            f"{where}: expected one of {', '.join(ARCHITECTURES)}, got "
             f"{architecture!r}. Use the version of zsseg_rt that wrote it."
         )
-    known, where = ARCHITECTURES[architecture], str(folder / MODEL_CARD)
+    known = ARCHITECTURES[architecture]
     config = schema.decode(known.config, card.get("config"), where, CheckpointError)
     with torch.device("meta"):
         model = known.model(config)
         if getattr(model, "text_encoder", None) is None and card.get("text_encoder") is not None:
-            model.text_encoder = _text_encoder(card["text_encoder"], folder)
-    load_weights(model, read_tensors(folder, "model"), architecture=architecture)
+            model.text_encoder = _text_encoder(card["text_encoder"], where)
+    load_weights(model, checkpoint.model, architecture=architecture)
     return model.eval()
 
 
@@ -154,21 +152,23 @@ def load_classes(path: str | Path) -> tuple[TrainedClasses, Tensor] | None:
     Returns:
         The classes, and the embeddings of their phrases, float32 ``[P, D]``.
     """
-    folder = find_checkpoint(path)
-    raw = read_card(folder).get("classes")
+    file = find_checkpoint(path)
+    checkpoint = read_checkpoint(file, mmap=True)
+    raw = checkpoint.model_card.get("classes")
     if raw is None:
         return None
-    classes = schema.decode(TrainedClasses, raw, str(folder / MODEL_CARD), CheckpointError)
-    embeds = read_tensors(folder, "constants").get("text_embeds")
+    where = f"{file}: model_card"
+    classes = schema.decode(TrainedClasses, raw, where, CheckpointError)
+    embeds = checkpoint.constants.get("text_embeds")
     if embeds is None or len(embeds) != len(classes.phrases):
         raise CheckpointError(
-            f"{folder}: expected text_embeds of {len(classes.phrases)} phrases in "
-            f"constants.safetensors, got {'none' if embeds is None else len(embeds)}. "
+            f"{file}: expected text_embeds of {len(classes.phrases)} phrases in constants, got "
+            f"{'none' if embeds is None else len(embeds)}. "
             "Copy the checkpoint again, or take an earlier one."
         )
     return classes, embeds
 
 
-def _text_encoder(raw: Any, folder: Path) -> TextEncoder:
-    where = f"{folder / MODEL_CARD}: text_encoder"
+def _text_encoder(raw: Any, where: str) -> TextEncoder:
+    where = f"{where}.text_encoder"
     return TextEncoder(schema.decode(TextEncoderConfig, raw, where, CheckpointError))
