@@ -34,5 +34,7 @@ def test_the_page_has_every_package():
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_every_public_name_is_explained_once(package):
+    if package == "zsseg_rt.models":
+        pytest.importorskip("torch")
     names = [name for name, _ in documented()[package]]
     assert sorted(names) == sorted(import_module(package).__all__)

@@ -10,6 +10,7 @@ import pytest
 from benchmarks import photo_demo
 from zsseg_rt import Engine, EngineConfig, cli
 
+pytest.importorskip("onnx")
 BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "real_photos.py"
 
 
