@@ -157,8 +157,8 @@ def shared_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def colour_bundle(tmp_path_factory) -> Path:
-    """A dense bundle whose text bank is colour words; see zsseg_rt.export.colour_words."""
-    from zsseg_rt.export.colour_words import export_colour_bundle
+    """A dense bundle whose text bank is colour words; see support.colour_words."""
+    from support.colour_words import export_colour_bundle
 
     return export_colour_bundle(tmp_path_factory.mktemp("bundles") / "colours.zsseg")
 

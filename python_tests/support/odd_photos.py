@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from support.colour_words import COLOUR_WORDS
 from support.picture_files import png
-from zsseg_rt.export.colour_words import COLOUR_WORDS
 
 HEIGHT, WIDTH = 24, 40
 

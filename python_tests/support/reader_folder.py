@@ -8,9 +8,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from support.colour_words import colour_embeds, write_encoder
 from zsseg_rt.demo import demo_photos
 from zsseg_rt.export import export_dense_bundle
-from zsseg_rt.export.colour_words import colour_embeds, write_encoder
 from zsseg_rt.photos import read_photo
 
 __all__ = ["NAMES", "add_bundles", "add_photos", "add_run"]

@@ -13,11 +13,11 @@ import cv2
 import numpy as np
 import pytest
 
+from support.colour_words import COLOUR_WORDS
 from support.command_line import run
 from support.fakes import edit_manifest
 from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.demo import demo_bundle
-from zsseg_rt.export.colour_words import COLOUR_WORDS
 from zsseg_rt.integrations.batch import JOURNAL, journal, photo_run, segment_photos
 from zsseg_rt.photos import find_photos
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import zsseg_rt
+from support.colour_words import COLOUR_WORDS
 from support.command_line import run
 from zsseg_rt import cli
-from zsseg_rt.export.colour_words import COLOUR_WORDS
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 import pytest
 
+from support.colour_words import COLOUR_WORDS
 from zsseg_rt import cli
-from zsseg_rt.export.colour_words import COLOUR_WORDS
 
 NAMES = ("red", "green", "blue, navy")
 

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from support import tiny, tiny_zegformer, tiny_zeroseg
+from support.colour_words import COLOUR_WORDS
 from support.errors import refused
 from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.errors import ArgumentError, DatasetError, ShapeError, VocabularyError
@@ -21,7 +22,6 @@ from zsseg_rt.evaluation.datasets.base import Sample, SegmentationDataset
 from zsseg_rt.evaluation.engine_segmenter import EngineSegmenter
 from zsseg_rt.evaluation.evaluate import compare, evaluate, read_ahead
 from zsseg_rt.evaluation.metrics import confusion_csv
-from zsseg_rt.export.colour_words import COLOUR_WORDS
 from zsseg_rt.models.functional import preprocess
 from zsseg_rt.models.sliding import SlideSettings, slide_predict
 from zsseg_rt.models.zegformer.pictures import resize_picture

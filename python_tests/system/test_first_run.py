@@ -55,7 +55,7 @@ def test_one_command_trains_exports_and_draws(tmp_path):
     failed = run_module("zsseg_rt", "train", "--demo", folder=tmp_path)
     assert failed.returncode == 1
     assert "python -m tools.scenes scenes" in failed.stderr
-    drawn = run_module("tools.scenes", "scenes", "--length", 4, folder=tmp_path)
+    drawn = run_module("tools.scenes", "scenes", "--length", 2, folder=tmp_path)
     assert drawn.returncode == 0, drawn.stderr
     done = run_module("zsseg_rt", "train", "--demo", *settings, folder=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -8,11 +8,11 @@ import cv2
 import numpy as np
 import pytest
 
+from support.colour_words import COLOUR_WORDS
 from support.command_line import run
 from support.errors import refused
 from support.picture_files import BOMBS, png, tiff
 from zsseg_rt.errors import SourceError
-from zsseg_rt.export.colour_words import COLOUR_WORDS
 from zsseg_rt.photos import read_photo
 from zsseg_rt.photos.header import MAX_PIXELS, check_picture, read_header
 

@@ -14,10 +14,10 @@ import cv2
 import numpy as np
 import pytest
 
+from support.colour_words import COLOUR_WORDS
 from support.command_line import run
 from support.streams import MjpegServer, write_video
 from zsseg_rt.cli.stream import _sink_line
-from zsseg_rt.export.colour_words import COLOUR_WORDS
 from zsseg_rt.stream import source
 from zsseg_rt.stream.sinks import SinkStats
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
+from support.colour_words import COLOUR_WORDS
 from support.errors import refused
 from zsseg_rt import ArgumentError, Bundle, Engine, EngineConfig, read_photo
 from zsseg_rt.demo import demo_photos
 from zsseg_rt.errors import ConfigError
-from zsseg_rt.export.colour_words import COLOUR_WORDS
 from zsseg_rt.text.class_names import ClassList
 
 FRAME = read_photo(demo_photos("scenes")[0])

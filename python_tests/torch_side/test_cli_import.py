@@ -129,7 +129,7 @@ def test_seen_must_be_among_the_classes(checkpoint, tmp_path, capsys):
 
 
 def test_dense_export_from_the_command_line(tmp_path, capsys):
-    from zsseg_rt.export.colour_words import colour_embeds, write_encoder
+    from support.colour_words import colour_embeds, write_encoder
 
     encoder, names_file, rows = tmp_path / "e.onnx", tmp_path / "n.json", tmp_path / "r.npy"
     write_encoder(encoder)
@@ -151,7 +151,7 @@ def test_dense_export_from_the_command_line(tmp_path, capsys):
 
 @pytest.mark.parametrize("damage", ["cut", "conv", "text", "external"])
 def test_dense_export_of_a_broken_encoder_is_one_line(tmp_path, capsys, damage):
-    from zsseg_rt.export.colour_words import colour_embeds, write_encoder
+    from support.colour_words import colour_embeds, write_encoder
 
     encoder, names_file, rows = tmp_path / "e.onnx", tmp_path / "n.json", tmp_path / "r.npy"
     write_encoder(encoder)

@@ -192,7 +192,7 @@ def test_quality_stands_beside_speed(colour_bundle, tmp_path, capsys):
     import cv2
     import numpy as np
 
-    from zsseg_rt.export.colour_words import COLOUR_WORDS
+    from support.colour_words import COLOUR_WORDS
 
     root = tmp_path / "flags"
     for folder in ("images", "masks"):

@@ -5,6 +5,7 @@ import threading
 import numpy as np
 import pytest
 
+from support.colour_words import COLOUR_WORDS, colour_embeds
 from support.errors import refused
 from zsseg_rt import (
     BackendError,
@@ -19,7 +20,6 @@ from zsseg_rt import (
     VocabularyError,
     ops,
 )
-from zsseg_rt.export.colour_words import COLOUR_WORDS, colour_embeds
 from zsseg_rt.ops import reference
 
 CPU = EngineConfig(device="cpu", precision="float32", num_threads=1)

@@ -11,13 +11,13 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from support import tiny
+from support.colour_words import colour_embeds, write_encoder
 from support.errors import refused
 from support.graphs import write_graph
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.errors import BundleError, CheckpointError, ShapeError, VocabularyError
 from zsseg_rt.export import bundle_writer as writer
 from zsseg_rt.export import export_bundle, export_dense_bundle, verify_bundle
-from zsseg_rt.export.colour_words import colour_embeds, write_encoder
 
 STATISTICS = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
 NAMES = [f"name {index}" for index in range(7)]

@@ -1,6 +1,7 @@
 """What an export may be told: each option exists, is documented and read, or is refused."""
 
 import dataclasses
+import os
 import re
 import subprocess
 import sys
@@ -83,9 +84,11 @@ def test_foreign_encoders_are_exported_without_torch(tmp_path):
 import sys
 sys.modules["torch"] = None
 from pathlib import Path
-from zsseg_rt.export.colour_words import export_colour_bundle
+from support.colour_words import export_colour_bundle
 export_colour_bundle(Path(sys.argv[1]))
 """
     path = tmp_path / "colours.zsseg"
-    subprocess.run([sys.executable, "-c", code, path], check=True, timeout=120)
+    paths = {"PYTHONPATH": os.pathsep.join(sys.path)}  # support
+    call = [sys.executable, "-c", code, path]
+    subprocess.run(call, env=os.environ | paths, check=True, timeout=120)
     assert (path / "bundle.json").is_file()

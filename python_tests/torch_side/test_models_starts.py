@@ -9,15 +9,18 @@ torch = pytest.importorskip("torch", reason="needs pip install '.[train]'")
 
 from support import tiny  # noqa: E402
 from support.errors import refused  # noqa: E402
+from tools.studies.starts import HeadStart, scale_for  # noqa: E402
 from zsseg_rt import Bundle, Engine, EngineConfig  # noqa: E402
 from zsseg_rt.common.cosine_rule import CosineRule  # noqa: E402
 from zsseg_rt.errors import ArgumentError, ConfigError  # noqa: E402
 from zsseg_rt.export import export_bundle  # noqa: E402
 from zsseg_rt.models import create_model  # noqa: E402
 from zsseg_rt.models.descriptor.mask_decoder import CrossAttention, DecoderConfig  # noqa: E402
-from zsseg_rt.models.descriptor.starts import scale_for  # noqa: E402
+from zsseg_rt.training.config import ModelConfig  # noqa: E402
+from zsseg_rt.training.parts import build_model  # noqa: E402
 
 SIZES = tiny.TinySizes(num_layers=2, text_layers=1, grid_side=3)
+ALIGNED = HeadStart(aligned=True)
 FAMILIES = ("zegclip", "clip_rc")
 COSINE = EngineConfig(
     backend="openvino", use_cache=False, cosine_weight=(0.2, 0.5), cosine_scale=9.0
@@ -32,7 +35,10 @@ def build(tmp_path_factory):
     def build(architecture, **settings):
         given = {"image_size": 64, "num_heads": 4, "text_heads": 4, "activation": "quick_gelu"}
         torch.manual_seed(0)
-        return create_model(architecture, pretrained=path, **given | settings)
+        start = settings.pop("head", HeadStart())
+        model = create_model(architecture, pretrained=path, **given | settings)
+        start.apply(model.decode_head)
+        return model
 
     return build
 
@@ -53,7 +59,7 @@ def masks_and_cosines(model, text):
 
 
 def test_zegclip_starts_as_the_cosine(build):
-    model = build("zegclip", start="aligned")
+    model = build("zegclip", head=ALIGNED)
     found, cosines, _ = masks_and_cosines(model, names(centred=True))
     assert cosines.std() > 0.05
     torch.testing.assert_close(found, 14 * cosines, rtol=0, atol=1e-3)  # the norms' eps, 32 wide
@@ -61,7 +67,7 @@ def test_zegclip_starts_as_the_cosine(build):
 
 def test_clip_rc_starts_as_the_cosine(build):
     found, cosines, patches = masks_and_cosines(
-        build("clip_rc", start="aligned", num_cells=4), names(centred=True)
+        build("clip_rc", head=ALIGNED, num_cells=4), names(centred=True)
     )
     spread = patches.std(dim=1, unbiased=False)  # its norms centre patches too
     expected = 14 * cosines / (spread * math.sqrt(SIZES.embed_dim))[:, None]
@@ -71,9 +77,7 @@ def test_clip_rc_starts_as_the_cosine(build):
 
 @pytest.mark.parametrize("architecture", FAMILIES)
 def test_names_that_are_not_centred_start_close_to_the_cosine(build, architecture):
-    found, cosines, _ = masks_and_cosines(
-        build(architecture, start="aligned"), names(centred=False)
-    )
+    found, cosines, _ = masks_and_cosines(build(architecture, head=ALIGNED), names(centred=False))
     correlation = torch.corrcoef(torch.stack([found.flatten(), cosines.flatten()]))[0, 1]
     assert correlation > 0.95
 
@@ -82,7 +86,7 @@ def test_names_that_are_not_centred_start_close_to_the_cosine(build, architectur
 def test_an_offset_is_added_to_all_masks(build, architecture):
     text = names(centred=True)
     plain, moved = (
-        masks_and_cosines(build(architecture, start="aligned", start_offset=o), text)[0]
+        masks_and_cosines(build(architecture, head=HeadStart(aligned=True, offset=o)), text)[0]
         for o in (0.0, -3.0)
     )
     torch.testing.assert_close(moved, plain - 3, rtol=0, atol=0.15)  # patches meet it a little
@@ -92,8 +96,8 @@ def test_an_offset_is_added_to_all_masks(build, architecture):
 def test_the_cosine_s_factor_is_an_option(build, architecture):
     text = names(centred=True)
     plain, scaled, moved = (
-        masks_and_cosines(build(architecture, start="aligned", **settings), text)[0]
-        for settings in ({}, {"start_scale": 56.0}, {"start_scale": 56.0, "start_offset": -3.0})
+        masks_and_cosines(build(architecture, head=HeadStart(aligned=True, **settings)), text)[0]
+        for settings in ({}, {"scale": 56.0}, {"scale": 56.0, "offset": -3.0})
     )
     torch.testing.assert_close(scaled, 4 * plain, rtol=0, atol=1e-3)
     torch.testing.assert_close(moved, scaled - 3, rtol=0, atol=0.3)
@@ -118,7 +122,7 @@ def test_an_offset_needs_no_second_layer(build, architecture):
     text, decoder = names(centred=False), DecoderConfig(query_dim=32, num_heads=4, num_layers=1)
     plain, moved = (
         masks_and_cosines(
-            build(architecture, start="aligned", start_offset=offset, decoder=decoder), text
+            build(architecture, head=HeadStart(aligned=True, offset=offset), decoder=decoder), text
         )[0]
         for offset in (0.0, -3.0)
     )
@@ -130,8 +134,8 @@ def test_an_offset_needs_no_second_layer(build, architecture):
 
 def test_overlapping_patches_start_and_export_in_both(build, tmp_path):
     for architecture in FAMILIES:
-        model = build(architecture, start="aligned", patch_stride=8)
-        plain = build(architecture, start="aligned")
+        model = build(architecture, head=ALIGNED, patch_stride=8)
+        plain = build(architecture, head=ALIGNED)
         text = names(centred=True)
         finer, coarse = (masks_and_cosines(each, text)[0].shape[-1] for each in (model, plain))
         assert finer == 4 * coarse
@@ -156,7 +160,8 @@ def test_the_shipped_clips_names_start_as_the_cosine():
     from zsseg_rt.training.class_embeddings import embed_phrases
 
     for architecture in FAMILIES:
-        model = create_model(architecture, pretrained="demo", image_size=128, start="aligned")
+        model = create_model(architecture, pretrained="demo", image_size=128)
+        HeadStart(aligned=True).apply(model.decode_head)
         text = embed_phrases(model.text_encoder, CLASS_NAMES, ("a photo of a {}.",))
         with torch.no_grad():
             output = model(torch.randn(1, 3, 128, 128, generator=torch.Generator()), text)
@@ -168,7 +173,7 @@ def test_the_shipped_clips_names_start_as_the_cosine():
 @pytest.mark.parametrize("architecture", FAMILIES)
 def test_the_default_start_is_as_ever(build, architecture):
     default, named = build(architecture), build(architecture, start="random")
-    aligned = build(architecture, start="aligned")
+    aligned = build(architecture, head=ALIGNED)
     assert default.state_dict().keys() == aligned.state_dict().keys()
     for name, value in default.state_dict().items():
         assert torch.equal(value, named.state_dict()[name])
@@ -194,7 +199,7 @@ def test_layers_can_start_as_copies_of_one(build, architecture):
 
 @pytest.mark.parametrize("architecture", FAMILIES)
 def test_every_part_can_learn_from_the_aligned_start(build, architecture):
-    model = build(architecture, start="aligned").train()
+    model = build(architecture, head=ALIGNED).train()
     model.freeze_unread()
     output = model(torch.randn(1, 3, 64, 64), names(centred=True))
     output.mask_logits.square().sum().backward()
@@ -208,7 +213,7 @@ def test_every_part_can_learn_from_the_aligned_start(build, architecture):
 
 @pytest.mark.parametrize("architecture", FAMILIES)
 def test_an_aligned_model_exports_and_agrees_with_torch(build, architecture, tmp_path):
-    model = build(architecture, start="aligned", start_offset=-2.0)
+    model = build(architecture, head=HeadStart(aligned=True, offset=-2.0))
     path = export_bundle(model, tmp_path / "a.zsseg", precisions=("float32",), text_encoder=None)
     Bundle.load(path).verify()
     if architecture == "clip_rc":  # exported without CLIP's patches
@@ -220,24 +225,58 @@ def test_an_aligned_model_exports_and_agrees_with_torch(build, architecture, tmp
     ("architecture", "settings", "argument"),
     [
         ("zegclip", {"start": "alined"}, "start"),
-        ("zegclip", {"start_scale": 5.0}, "start_scale"),
-        ("clip_rc", {"start": "aligned", "start_scale": 0.0}, "start_scale"),
+        ("clip_rc", {"start": "alined"}, "start"),
+        ("zegclip", {"start": "aligned"}, "start"),
+        ("clip_rc", {"start": "aligned", "start_scale": 5.0}, "start_scale"),
         ("zegclip", {"start_offset": -3.0}, "start_offset"),
-        (
-            "zegclip",
-            {"start": "aligned", "decoder": DecoderConfig(query_dim=16, num_heads=2)},
-            "decoder.query_dim",
-        ),
-        (
-            "clip_rc",
-            {"start": "aligned", "low_initial_logits": True},
-            "low_initial_logits",
-        ),
+        ("clip_rc", {"low_initial_logits": True}, "low_initial_logits"),
     ],
 )
-def test_starts_that_do_not_fit_are_refused(build, architecture, settings, argument):
+def test_initial_weights_that_are_not_the_package_s_are_refused(
+    build, architecture, settings, argument
+):
     with refused(ArgumentError, argument):
         build(architecture, **settings)
+
+
+@pytest.mark.parametrize("key", ["start_offset", "low_initial_logits"])
+def test_a_recipe_that_names_retired_weights_is_told_what_to_do(key):
+    config = ModelConfig(options={"pretrained": "demo", key: -3.6})
+    with pytest.raises(ArgumentError, match=rf"{key}: .*retired.*tools\.studies\.starts"):
+        build_model(config, seen=(), protocol="inductive")
+    build_model(ModelConfig(options={"pretrained": "demo", key: 0}), seen=(), protocol="inductive")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"offset": -3.0},
+        {"scale": 5.0},
+        {"aligned": True, "scale": 0.0},
+        {"aligned": True, "offset": math.inf},
+        {"aligned": True, "low_logits": True},
+    ],
+)
+def test_starts_that_do_not_fit_are_refused(settings):
+    with pytest.raises(ArgumentError, match="expected"):
+        HeadStart(**settings)
+
+
+def test_starts_of_another_head_are_refused(build):
+    with refused(ArgumentError, "decoder.query_dim"):
+        build("zegclip", head=ALIGNED, decoder=DecoderConfig(query_dim=16, num_heads=2))
+    with refused(ArgumentError, "low_logits"):
+        build("zegclip", head=HeadStart(low_logits=True))
+
+
+def test_clip_rc_can_start_with_logits_as_small_as_zegclips(build):
+    image, text = torch.randn(1, 3, 64, 64), names(3, centred=True)
+    starts = (HeadStart(), HeadStart(low_logits=True))
+    models = [build("clip_rc", head=start) for start in starts]
+    plain, low = (model(image, text).mask_logits.detach() for model in models)
+    factor = models[0].decode_head.decoder_q.decoder_layers()[-1].multihead_attn.logit_scale
+    assert plain.abs().max() > 1
+    torch.testing.assert_close(low, factor * plain)
 
 
 def test_attention_drops_weights_in_training_only():

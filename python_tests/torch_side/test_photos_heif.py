@@ -7,10 +7,10 @@ import logging
 import numpy as np
 import pytest
 
+from support.colour_words import COLOUR_WORDS
 from support.command_line import run
 from support.errors import refused
 from zsseg_rt.errors import SourceError
-from zsseg_rt.export.colour_words import COLOUR_WORDS
 from zsseg_rt.photos import find_photos, heif, read_photo
 from zsseg_rt.photos.header import read_header
 

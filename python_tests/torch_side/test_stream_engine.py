@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
+from support.colour_words import COLOUR_WORDS
 from support.errors import refused
 from support.streams import write_video
 from zsseg_rt import (
@@ -21,7 +22,6 @@ from zsseg_rt import (
 )
 from zsseg_rt.demo import demo_bundle, demo_classes
 from zsseg_rt.errors import VocabularyError
-from zsseg_rt.export.colour_words import COLOUR_WORDS
 
 NAMES = ["red", "green", "blue"]
 

@@ -89,12 +89,12 @@ def test_figures_of_other_settings_are_not_taken(clip_file, tmp_path):
 
 
 def test_an_interrupted_run_leaves_no_figures(clip_file, tmp_path, monkeypatch):
-    def stop_at_once(config, *, resume):
-        folder = Path(config.output.folder)
+    def stop_at_once(parts, *, resume):
+        folder = Path(parts.config.output.folder)
         folder.mkdir(parents=True)
         return SimpleNamespace(run_folder=folder, step=1, finished=False, metrics={"pAcc": 1.0})
 
-    monkeypatch.setattr("zsseg_rt.training.assembly.train", stop_at_once)
+    monkeypatch.setattr("zsseg_rt.training.assembly.train_assembled", stop_at_once)
     with refused(TrainingError, None, "zegclip-0", "2", "1"):
         comparison.run(three_variants(clip_file), tmp_path, only=("zegclip",))
     assert not list(tmp_path.rglob("figures.json"))

@@ -22,13 +22,13 @@ from torch import Tensor, nn
 
 from tools.scenes import SceneDataset
 from tools.studies.name_draws import DrawnScenes
+from tools.studies.starts import HeadStart
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.evaluation.metrics import ConfusionMatrix, score
 from zsseg_rt.models.base import lower_seen
 from zsseg_rt.models.clip.image_encoder import PromptedImageEncoder
 from zsseg_rt.models.descriptor.builders import ZegCLIPStart
 from zsseg_rt.models.descriptor.mask_decoder import DecoderConfig
-from zsseg_rt.models.descriptor.starts import Start
 from zsseg_rt.models.descriptor.zegclip import DecodeHead, Descriptor
 from zsseg_rt.torch_files.clip_arrays import CLIP_MEAN, CLIP_STD
 from zsseg_rt.training.class_embeddings import embed_phrases
@@ -52,7 +52,7 @@ class HeadRow:
         cosine: Whether it is the cosine head instead of the mask decoder.
         descriptor: What the decoder's queries are made of.
         start: The decoder's initial weights.
-        start_offset: Added to all mask logits of the aligned start.
+        copies: Whether all layers start as the first, as officially.
         loss: Settings of the loss; see :class:`zsseg_rt.training.tasks.labelled.PixelLossTask`.
         rotated: Whether patches are turned by a random rotation: the same information, without
             the match of patches and texts.
@@ -61,8 +61,8 @@ class HeadRow:
     title: str
     cosine: bool = False
     descriptor: Descriptor = "relationship"
-    start: Start = "random"
-    start_offset: float = 0.0
+    start: HeadStart = field(default_factory=HeadStart)
+    copies: bool = False
     loss: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({"loss": "masks"}))
     rotated: bool = False
 
@@ -88,13 +88,13 @@ ROWS: Mapping[str, HeadRow] = {
     "zegclip_rotated": HeadRow(title="ZegCLIP, patches rotated", rotated=True),
     "zegclip_cross_entropy": HeadRow(title="ZegCLIP, cross entropy", loss=_ENTROPY),
     "zegclip_ignored": HeadRow(title="ZegCLIP, unannotated left out", loss=_IGNORING),
-    "zegclip_copies": HeadRow(title="ZegCLIP, layers start as copies", start="copies"),
-    "aligned": HeadRow(title="ZegCLIP, aligned start", start="aligned"),
+    "zegclip_copies": HeadRow(title="ZegCLIP, layers start as copies", copies=True),
+    "aligned": HeadRow(title="ZegCLIP, aligned start", start=HeadStart(aligned=True)),
     "aligned_offset": HeadRow(
-        title="ZegCLIP, aligned start, offset -3.6", start="aligned", start_offset=-3.6
+        title="ZegCLIP, aligned start, offset -3.6", start=HeadStart(aligned=True, offset=-3.6)
     ),
     "aligned_cross_entropy": HeadRow(
-        title="ZegCLIP, aligned start, cross entropy", start="aligned", loss=_ENTROPY
+        title="ZegCLIP, aligned start, cross entropy", start=HeadStart(aligned=True), loss=_ENTROPY
     ),
 }
 
@@ -337,7 +337,9 @@ def _make_head(row: HeadRow, dim: int) -> nn.Module:
         return CosineHead(dim)
     head = DecodeHead(DecoderConfig(query_dim=dim, ffn_dim=4 * dim), dim, row.descriptor)
     head.scale_for_unit_inputs()
-    head.start(row.start, row.start_offset)
+    if row.copies:
+        head.decoder_1.copy_first_layer()
+    row.start.apply(head)
     return head
 
 

@@ -14,12 +14,15 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tools.scenes.folder import as_folder
+from tools.studies.starts import HeadStart
 from zsseg_rt.common import schema
 from zsseg_rt.common.files import write_atomically
 from zsseg_rt.errors import ArgumentError, TrainingError
+from zsseg_rt.models.descriptor.model import DescriptorModel
+from zsseg_rt.models.descriptor.zegclip import DecodeHead
 from zsseg_rt.training.config import TrainConfig
 from zsseg_rt.training.toml_files import list_kept, read_toml
 
@@ -45,6 +48,7 @@ class Variant:
         start_from: Name of an earlier variant whose trained model this one continues; the run of
             the same seed.
         trained: Whether anything is trained; if not, the model is evaluated once, as built.
+        start: Initial weights of the head.
         without: Shared tables or keys that this variant does not use ("model.options.view").
     """
 
@@ -53,6 +57,7 @@ class Variant:
     changes: dict[str, Any] = field(default_factory=dict)
     start_from: str = ""
     trained: bool = True
+    start: HeadStart = field(default_factory=HeadStart)
     without: tuple[str, ...] = ()
 
     def over(self, shared: Mapping[str, Any]) -> dict[str, Any]:
@@ -277,7 +282,7 @@ def _run_one(
         metrics = json.loads(record.read_text(encoding="utf-8"))
         return RunFigures(variant=variant.name, seed=seed, metrics=metrics)
     _log.info("%s", place)
-    metrics = _evaluate_untrained(config) if seed is None else _train(config)
+    metrics = _evaluate_untrained(config) if seed is None else _train(config, variant.start)
     place.mkdir(parents=True, exist_ok=True)
     write_atomically(settings, config.to_toml().encode())
     write_atomically(record, json.dumps(metrics, indent=2).encode())
@@ -308,10 +313,15 @@ def _check_settings(config: TrainConfig, settings: Path) -> None:
         )
 
 
-def _train(config: TrainConfig) -> dict[str, float]:
-    from zsseg_rt.training.assembly import train
+def _train(config: TrainConfig, start: HeadStart) -> dict[str, float]:
+    from zsseg_rt.training.assembly import assemble, train_assembled
 
-    result = train(config, resume=True)
+    parts = assemble(config)
+    if start != HeadStart():
+        assert parts.embeddings is not None
+        head = cast(DescriptorModel, parts.task.model).decode_head
+        start.apply(cast(DecodeHead, head), parts.embeddings.class_embeds)
+    result = train_assembled(parts, resume=True)
     if not result.finished:
         raise TrainingError(
             f"{result.run_folder}: expected {config.loop.iterations} steps, got {result.step}: the "

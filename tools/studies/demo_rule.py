@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from tools.studies.make_demo import TEMPLATES, DemoConfig, provenance_of
+from tools.studies.starts import COSINE_SCALE
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.bundles.specs import HeadSpec
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import BundleError
 from zsseg_rt.export.bundle_writer import new_bundle_folder, write_golden, write_manifest
 from zsseg_rt.models.clip.weights import image_config
-from zsseg_rt.models.descriptor.starts import COSINE_SCALE
 from zsseg_rt.ops import reference
 from zsseg_rt.runtime.families.registry import create_family
 from zsseg_rt.runtime.self_check import read_golden

@@ -25,6 +25,7 @@ from tools.scenes import (
     world_of_split,
 )
 from tools.scenes.captions import FUNCTION_WORDS
+from tools.studies.starts import HeadStart
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.bundles.concepts import ConceptSpec
 from zsseg_rt.demo import DEMOS
@@ -36,7 +37,6 @@ from zsseg_rt.export.word_subset import keep_words
 from zsseg_rt.models import create_model
 from zsseg_rt.models.clip.text_encoder import TextEncoder
 from zsseg_rt.models.descriptor.mask_decoder import DecoderConfig
-from zsseg_rt.models.descriptor.starts import Start
 from zsseg_rt.models.descriptor.zegclip import ZegCLIP
 from zsseg_rt.torch_files.shipped_clip import FILE, is_shipped
 from zsseg_rt.training.class_embeddings import embed_phrases
@@ -93,7 +93,7 @@ class DemoConfig:
     label_stride: int = 4
     seed: int = 0
     split: Literal["train", "train_seen"] = "train"
-    start: Start = "random"
+    start: Literal["random", "aligned"] = "random"
     start_offset: float = 0.0
 
     def __post_init__(self) -> None:
@@ -128,8 +128,9 @@ def small_zegclip(clip: str | Path, config: DemoConfig) -> ZegCLIP:
             query_dim=embed_dim, ffn_dim=4 * embed_dim, num_heads=config.decoder_heads
         ),
         unit_inputs=True,
-        start=config.start,
-        start_offset=config.start_offset,
+    )
+    HeadStart(aligned=config.start == "aligned", offset=config.start_offset).apply(
+        cast(ZegCLIP, model).decode_head
     )
     return cast(ZegCLIP, model)
 

@@ -201,15 +201,6 @@ def _export_clip_file(
         )
 
 
-@export_app.command("colour-words")
-def export_colour_words(out: OutOption, overwrite: OverwriteOption = False) -> None:
-    """Write a bundle that labels colours by a formula, for a first run without any weights."""
-    from zsseg_rt.export.colour_words import COLOUR_WORDS, export_colour_bundle
-
-    written = export_colour_bundle(out, overwrite=overwrite)
-    say(f"wrote {written}; it knows: {', '.join(COLOUR_WORDS)}")
-
-
 def read_bank(names_file: Path, rows_file: Path) -> tuple[list[str], Any]:
     """Read class names (one per line, or a JSON list) and their embeddings (.npy)."""
     import numpy as np

@@ -21,14 +21,13 @@ from zsseg_rt.evaluation.datasets import Sample, SegmentationDataset
 from zsseg_rt.evaluation.evaluate import evaluate
 from zsseg_rt.evaluation.metrics import FIGURES
 from zsseg_rt.models.base import SegmentationModel
-from zsseg_rt.models.descriptor.starts import COSINE_SCALE, scale_for
 from zsseg_rt.results.visualize import palette
 from zsseg_rt.training.class_embeddings import (
     ClassEmbeddings,
     class_embeddings,
     region_embeddings,
 )
-from zsseg_rt.training.config import CONFIG_FILE, ModelConfig, TrainConfig
+from zsseg_rt.training.config import CONFIG_FILE, TrainConfig
 from zsseg_rt.training.data.loading import TrainingSamples
 from zsseg_rt.training.data_checks import require_labels
 from zsseg_rt.training.loop.checkpointing import CheckpointFolder
@@ -203,7 +202,6 @@ def _build_objective(
                 f"needs, got {config.data.name!r}. Name another, or train ZeroSeg."
             )
         embeddings = class_embeddings(dataset.class_names, config.text, model)
-        _fit_start(config.model, model, embeddings)
         return embeddings, build_task(
             config.task, model, embeddings.class_embeds, dataset, config.text
         )
@@ -220,15 +218,6 @@ def _build_objective(
     return class_embeddings(names, config.text, model) if has_text else None, task
 
 
-def _fit_start(config: ModelConfig, model: SegmentationModel, names: ClassEmbeddings) -> None:
-    """Let an aligned start tell these names apart, unless a scale is given."""
-    options, head = config.options, getattr(model, "decode_head", None)
-    if options.get("start") == "aligned" and "start_scale" not in options and head is not None:
-        scale = scale_for(names.class_embeds)
-        head.scale_start(scale / COSINE_SCALE)
-        _log.info("model.options.start_scale: %g, by how far apart the names are", scale)
-
-
 def evaluate_untrained(config: TrainConfig) -> dict[str, float]:
     """Evaluate a model as built, on the split that a run of it would be evaluated on.
 
@@ -243,7 +232,6 @@ def evaluate_untrained(config: TrainConfig) -> dict[str, float]:
     dataset = config.open_data("evaluation")
     model = build_model(config.model, seen=dataset.seen, protocol=config.task.protocol).eval()
     embeddings = class_embeddings(dataset.class_names, config.text, model)
-    _fit_start(config.model, model, embeddings)
     segmenter = TorchSegmenter(
         model,
         dataset.class_names,

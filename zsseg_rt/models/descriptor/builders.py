@@ -11,12 +11,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from zsseg_rt.common.checks import check_size
+from zsseg_rt.common.checks import check_choice, check_size
 from zsseg_rt.errors import ArgumentError, CheckpointError
 from zsseg_rt.models.base import ScoreActivation
 from zsseg_rt.models.clip.image_encoder import ImageEncoderConfig, resize_positional_embedding
@@ -27,9 +27,8 @@ from zsseg_rt.models.clip.weights import (
     text_encoder_config,
 )
 from zsseg_rt.models.descriptor.clip_rc import ClipRC, ClipRCConfig
-from zsseg_rt.models.descriptor.mask_decoder import DecoderConfig
+from zsseg_rt.models.descriptor.mask_decoder import DecoderConfig, DecoderStack
 from zsseg_rt.models.descriptor.model import DescriptorModel
-from zsseg_rt.models.descriptor.starts import COSINE_SCALE, Start, check_scale
 from zsseg_rt.models.descriptor.zegclip import Descriptor, ZegCLIP, ZegCLIPConfig
 from zsseg_rt.models.input_checks import read_class_indices
 from zsseg_rt.torch_files.checkpoints import Sizes, check_float32, load_weights
@@ -56,14 +55,8 @@ class DescriptorStart(ClipSource):
         score_activation: What turns mask logits into probabilities; see :class:`DescriptorConfig`.
         unit_inputs: Whether initial weights are scaled for the unit vectors that they read, for
             short trainings; see :meth:`DecodeHead.scale_for_unit_inputs`. Not official.
-        start: Initial weights of the decode head: ``"random"``; ``"copies"``, in which all layers
-            of a decoder start as its first, as officially; ``"aligned"``, in which masks start as
-            a multiple of the cosine of patch and name, see
-            :mod:`zsseg_rt.models.descriptor.starts`. Not official.
-        start_offset: Added to all mask logits of the aligned start, such as -3 for masks that
-            start empty.
-        start_scale: Factor on the cosine of the aligned start; None is 14, which training replaces
-            by one that fits its names; see :func:`zsseg_rt.models.descriptor.starts.scale_for`.
+        start: Initial weights of the decoder's layers: ``"random"``, or ``"copies"`` of the first
+            layer, as officially.
     """
 
     num_prompts: int = 10
@@ -74,9 +67,7 @@ class DescriptorStart(ClipSource):
     self_trained: bool = False
     score_activation: ScoreActivation = "sigmoid"
     unit_inputs: bool = False
-    start: Start = "random"
-    start_offset: float = 0.0
-    start_scale: float | None = None
+    start: Literal["random", "copies"] = "random"
 
     def build(self) -> DescriptorModel:
         """Make the model, in evaluation mode, with its text tower."""
@@ -87,14 +78,15 @@ class DescriptorStart(ClipSource):
         head: Any = model.decode_head
         if self.unit_inputs:
             head.scale_for_unit_inputs()
-        scale = check_scale(self.start, self.start_scale)
-        head.start(self.start, self.start_offset)
-        head.scale_start(scale / COSINE_SCALE)
+        stacks = [part for part in head.children() if isinstance(part, DecoderStack)]
+        for stack in stacks if self.start == "copies" else ():
+            stack.copy_first_layer()
         self._finish(model, weights)
         return model.eval()
 
     def _check(self) -> None:
         """Refuse bad settings before weights are read."""
+        check_choice("start", self.start, ("random", "copies"))
 
     @abstractmethod
     def _untrained(self, weights: ClipWeights) -> DescriptorModel:
@@ -147,25 +139,18 @@ class ClipRCStart(DescriptorStart):
         num_cells: Cell tokens, a square number.
         exact: Whether to refuse other input sizes; see :class:`ClipRCConfig`.
         with_recovery_decoder: Whether to build the recovery decoder, which runs in training only.
-        low_initial_logits: Whether mask logits start as small as ZegCLIP's, for trainings at a
-            high rate; see :meth:`CellDecodeHead.lower_initial_logits`. Not official.
     """
 
     num_cells: int = 16
     exact: bool = False
     with_recovery_decoder: bool = True
-    low_initial_logits: bool = False
 
     def _check(self) -> None:
+        super()._check()
         if self.num_cells < 1 or math.isqrt(self.num_cells) ** 2 != self.num_cells:
             raise ArgumentError(
                 f"num_cells: expected a square number of at least 1, got {self.num_cells}. "
                 "Officially it is 16."
-            )
-        if self.low_initial_logits and self.start == "aligned":
-            raise ArgumentError(
-                "low_initial_logits: expected False with start = 'aligned', which sets the logits "
-                "itself, got True. Leave it out."
             )
 
     def _untrained(self, weights: ClipWeights) -> ClipRC:
@@ -176,8 +161,6 @@ class ClipRCStart(DescriptorStart):
     @torch.no_grad()
     def _finish(self, model: DescriptorModel, weights: ClipWeights) -> None:
         assert isinstance(model, ClipRC)
-        if self.low_initial_logits:
-            model.decode_head.lower_initial_logits()
         token = weights.visual["class_embedding"] + weights.visual["positional_embedding"][0]
         model.backbone.region_level_bridge.copy_(token.expand(self.num_cells, -1))
 

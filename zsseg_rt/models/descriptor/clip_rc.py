@@ -13,7 +13,9 @@ Source:
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +35,8 @@ from zsseg_rt.models.descriptor.mask_decoder import (
 from zsseg_rt.models.descriptor.model import (
     DescriptorConfig,
     DescriptorModel,
+    without_retired,
 )
-from zsseg_rt.models.descriptor.starts import Start, align_cell_head, check_start, copy_layers
 from zsseg_rt.models.functional import describe, patch_text_similarity
 from zsseg_rt.models.input_checks import check_text_embeds
 
@@ -55,7 +57,10 @@ class ClipRCConfig(DescriptorConfig):
     exact: bool = False
     with_recovery: bool = True
 
-    from_earlier = staticmethod(with_cells)
+    @staticmethod
+    def from_earlier(raw: Mapping[str, Any]) -> dict[str, Any]:
+        """What earlier versions wrote, in today's words."""
+        return with_cells(without_retired(raw))
 
 
 @dataclass(frozen=True)
@@ -134,36 +139,6 @@ class CellDecodeHead(nn.Module):
         width = self.q_proj.in_features // 2
         for linear in (self.q_proj, self.lateral_proj):
             linear.weight.mul_(math.sqrt(width))
-
-    @torch.no_grad()
-    def lower_initial_logits(self) -> None:
-        """Scale the last norms so that mask logits start with ZegCLIP's factor.
-
-        Mask logits are plain products of two normalised vectors of width E, and start with a
-        standard deviation near ``sqrt(E)``; those of ZegCLIP have a factor ``1 / sqrt(E * heads)``.
-        With saturated masks and a high rate, a short training never recovers from its first steps
-        (docs/comparison.md has figures). The product itself stays the official one, and training
-        may grow the norms back. Not official.
-        """
-        for stack in (self.decoder_q, self.decoder_v):
-            last = stack.decoder_layers()[-1]
-            last.norm3.weight.mul_(math.sqrt(last.multihead_attn.logit_scale))
-
-    def start(self, start: Start, offset: float) -> None:
-        """Give the head other initial weights; see ``DescriptorStart``."""
-        check_start(start, offset, self.q_proj.out_features, self.q_proj.in_features // 2)
-        stacks = self.decoder_q, self.decoder_v
-        if start == "copies":
-            copy_layers(stacks)
-        if start == "aligned":
-            align_cell_head(self.q_proj, self.lateral_proj, stacks, offset)
-
-    @torch.no_grad()
-    def scale_start(self, factor: float) -> None:
-        """Multiply the cosine of the aligned start; the offset stays."""
-        if factor != 1.0:
-            for stack in (self.decoder_q, self.decoder_v):
-                stack.decoder_layers()[-1].norm3.weight.mul_(math.sqrt(factor))
 
     def describe_cells(self, embeds: CellEmbeds, text_embeds: Tensor) -> Tensor:
         """Relate every cell to every class, ``[B, R * C, 2D]``, cell-major."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, get_args
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 import torch
@@ -35,6 +35,26 @@ from zsseg_rt.models.sliding import SlideSettings
 
 IMAGE_MEAN = (123.675 / 255, 116.28 / 255, 103.53 / 255)
 IMAGE_STD = (58.395 / 255, 57.12 / 255, 57.375 / 255)
+
+
+_RETIRED = ("start_offset", "start_scale", "low_initial_logits")
+
+
+def without_retired(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without those of retired initial weights.
+
+    Raises:
+        ArgumentError: One of them is used.
+    """
+    used = [name for name in _RETIRED if settings.get(name)]
+    used += ["start"] if settings.get("start") == "aligned" else []
+    if used:
+        raise ArgumentError(
+            f"{used[0]}: expected nothing, these initial weights are retired, got "
+            f"{settings[used[0]]!r}. Leave it out; in a checkout, tools.studies.starts.HeadStart "
+            "gives a model such weights."
+        )
+    return {name: value for name, value in settings.items() if name not in _RETIRED}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +90,8 @@ class DescriptorConfig:
     score_activation: ScoreActivation = "sigmoid"
     cosine: CosineRule | None = None
     phrase_shares: tuple[float, ...] = ()
+
+    from_earlier = staticmethod(without_retired)
 
     def __post_init__(self) -> None:
         """Check the settings."""

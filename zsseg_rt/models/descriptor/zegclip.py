@@ -25,7 +25,6 @@ from zsseg_rt.models.descriptor.model import (
     DescriptorConfig,
     DescriptorModel,
 )
-from zsseg_rt.models.descriptor.starts import Start, align_head, check_start, copy_layers
 from zsseg_rt.models.functional import relationship_descriptor
 from zsseg_rt.models.input_checks import check_text_embeds
 
@@ -83,23 +82,6 @@ class DecodeHead(nn.Module):
             readers += [layer.multihead_attn.k, layer.multihead_attn.v]
         for linear in readers:
             linear.weight.mul_(math.sqrt(width))
-
-    def start(self, start: Start, offset: float) -> None:
-        """Give the head other initial weights; see ``DescriptorStart``."""
-        keys = self.decoder_1.decoder_layers()[0].multihead_attn.k
-        check_start(start, offset, keys.out_features, keys.in_features)
-        if start == "copies":
-            copy_layers([self.decoder_1])
-        if start == "aligned":
-            align_head(self.q_proj, self.decoder_1, offset)
-
-    @torch.no_grad()
-    def scale_start(self, factor: float) -> None:
-        """Multiply the cosine of the aligned start; the offset stays."""
-        if factor != 1.0:
-            attention = self.decoder_1.decoder_layers()[-1].multihead_attn
-            for linear in (attention.q, attention.k):
-                linear.weight.mul_(math.sqrt(factor))
 
     def forward(self, patch_embeds: Tensor, cls_embed: Tensor, text_embeds: Tensor) -> Tensor:
         """Mask logits.
