@@ -112,19 +112,22 @@ def sharper(build: Callable[[tiny.TinySizes], Any], last: str, sizes: tiny.TinyS
     return model
 
 
-def dense_clip(sizes: tiny.TinySizes) -> Any:
-    """Plain CLIP with NACLIP's last block."""
+def dense_clip(sizes: tiny.TinySizes, head: str = "naclip") -> Any:
+    """Plain CLIP with the last block of NACLIP, or of another head."""
     weights = tiny.clip_state_dict(sizes)
     visual = {k.removeprefix("visual."): v for k, v in weights.items() if k.startswith("visual.")}
     return from_official(
-        "dense_clip", visual, head="naclip", num_heads=sizes.num_heads, logit_scale=SHARPER
+        "dense_clip", visual, head=head, num_heads=sizes.num_heads, logit_scale=SHARPER
     )
 
 
 def random_case(
-    build: Callable[[tiny.TinySizes], Any], args: argparse.Namespace, folder: Path
+    build: Callable[[tiny.TinySizes], Any],
+    args: argparse.Namespace,
+    folder: Path,
+    largest: Sequence[str] = ("int8", "fp8"),
 ) -> Iterator[dict[str, Any]]:
-    """A row for every input size."""
+    """A row for every input size; the largest is quantised to ``largest``."""
     model, photos = build(sizes_of(args.quick)), folder / "noise"
     photos.mkdir(exist_ok=True)
     for index in range(PICTURES):
@@ -139,7 +142,7 @@ def random_case(
             text_bank=(names, random_inputs(dim, CLASSES)[1]), precisions=("float32",),
             verify=False, overwrite=True,
         )  # fmt: skip
-        kinds = ("int8", "fp8") if side == max(sides) else ("int8",)
+        kinds = largest if side == max(sides) else ("int8",)
         row, made = quantised(bundle, photos, names, kinds, ANY)
         yield {"side": side, **row, **compared(made, photos, names, args)}
 

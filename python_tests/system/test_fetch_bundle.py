@@ -22,7 +22,7 @@ from zsseg_rt import Bundle, Engine, EngineConfig
 from zsseg_rt.bundles.pretrained import RECOMMENDED, bundle_place, checkpoint_folder
 from zsseg_rt.cli.output import EXIT_FAILURE, EXIT_OK, EXIT_USAGE
 from zsseg_rt.demo import demo_photos
-from zsseg_rt.errors import ArgumentError, BackendUnavailableError, FetchError
+from zsseg_rt.errors import ArgumentError, BackendUnavailableError, BundleError, FetchError
 from zsseg_rt.fetch import SETS, bundles, fetch_bundle
 
 # What the command line runs, with one more set and small parts; must not load torch.
@@ -142,6 +142,20 @@ def test_names_are_listed_with_what_they_are(home, capsys):
     assert listed.count("(recommended)") == 1
     assert f"{RECOMMENDED}  (recommended)" in listed
     assert max(map(len, listed.splitlines())) <= 100
+
+
+def test_another_input_size_is_a_bundle_with_a_name_of_its_own(home, monkeypatch):
+    monkeypatch.setattr(bundles, "find_checkpoints", by_hand(home))
+    assert run("fetch", "tiny-set", "--size", "224") == EXIT_OK
+    assert Bundle.load("tiny-set-224").preprocess.size_hw == (224, 224)
+    with refused(BundleError, "tiny-set", "fetch"):
+        Bundle.load("tiny-set")
+
+
+@pytest.mark.parametrize("asked", ["sfp-b16 --size 300", "cat-seg-b16 --size 224"])
+def test_an_input_size_that_no_set_has_is_refused(home, capsys, asked):
+    assert run("fetch", *asked.split()) == EXIT_USAGE
+    assert "Inputs: --size 224, 336, 448" in capsys.readouterr().err
 
 
 def test_an_unknown_name_is_refused_before_anything_is_done(home, capsys):

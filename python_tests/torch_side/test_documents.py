@@ -185,8 +185,8 @@ def test_the_scripts_that_are_named_are_there(page):
 
 
 def test_every_setting_is_in_the_table():
-    page = (documents.ROOT / "docs" / "python.md").read_text(encoding="utf-8")
-    table = page.split("\n## Settings\n")[1].split("\n## ")[0]
+    page = (documents.ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    table = page.split("\n## `EngineConfig`\n")[1].split("\n## ")[0]
     rows = [row.split(" | ") for row in table.splitlines() if row.startswith("| `")]
     told = [(name.strip("| `"), default.strip("`")) for name, default, _ in rows]
     defaults = [

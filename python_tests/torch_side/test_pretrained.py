@@ -50,9 +50,10 @@ def test_a_path_is_no_name(home, path):
         Bundle.load(path)
 
 
-def test_a_name_that_was_not_fetched_says_how(home):
-    with refused(BundleError, "naclip-b16"):
-        Bundle.load("naclip-b16")
+@pytest.mark.parametrize("name", ["naclip-b16", "naclip-b16-336"])
+def test_a_name_that_was_not_fetched_says_how(home, name):
+    with refused(BundleError, name, "fetch"):
+        Bundle.load(name)
 
 
 def test_an_unknown_name_lists_the_known_ones(home):

@@ -1,4 +1,4 @@
-"""The page on training names every option that a configuration takes."""
+"""The page of settings names every option that a configuration takes."""
 
 import re
 from pathlib import Path
@@ -18,7 +18,7 @@ from zsseg_rt.training.tasks.zeroseg import ZeroSegTask
 from zsseg_rt.training.tasks.zeroseg_features import TeacherFeatures
 from zsseg_rt.training.tasks.zeroseg_views import TeacherViews
 
-PAGE = Path(__file__).parents[2] / "docs" / "training.md"
+PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
 
 
 def rows_of(page):

@@ -39,8 +39,8 @@ def test_the_example_runs_from_photos_to_labels(tmp_path):
         capture_output=True, text=True, check=False, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert len(list((tmp_path / "polygons").glob("*.json"))) == 48
-    assert len((tmp_path / "dogs" / "val.txt").read_text().split()) == 12
+    assert len(list((tmp_path / "polygons").glob("*.json"))) == 36
+    assert len((tmp_path / "dogs" / "val.txt").read_text().split()) == 9
     figures = json.loads((tmp_path / "runs" / "dogs" / "evaluations.json").read_text())
     assert figures
-    assert len(list((tmp_path / "labelled").glob("*.mask.png"))) == 48
+    assert len(list((tmp_path / "labelled").glob("*.mask.png"))) == 36

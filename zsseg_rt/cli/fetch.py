@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,10 @@ def fetch(
         str | None,
         typer.Argument(help="Name to fetch, such as sfp-b16; without it, list the names."),
     ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(help="Side of the input: 224, 336 or 448. 336 makes NAME-336, and so on."),
+    ] = None,
     list_names: Annotated[bool, typer.Option("--list", help="List the names.")] = False,
     keep_checkpoint: Annotated[
         bool, typer.Option("--keep-checkpoint", help="Keep the downloaded weights file.")
@@ -37,9 +42,10 @@ def fetch(
     from zsseg_rt.fetch import fetch_bundle
 
     with argument_errors_are_usage():
-        known_set(name)
+        if size not in (None, known_set(name).size):
+            name = known_set(f"{name}-{size}").name
     try:
-        with _Shown() as shown:
+        with closing(_Shown()) as shown:
             fetch_bundle(name, overwrite=overwrite, keep_checkpoint=keep_checkpoint, progress=shown)
     except KeyboardInterrupt:
         raise UserInterrupt(
@@ -54,7 +60,7 @@ def fetched_weights(chosen: PretrainedSet) -> Path:
     from zsseg_rt.fetch.checkpoints import find_checkpoint
 
     try:
-        with _Shown() as shown:
+        with closing(_Shown()) as shown:
             return find_checkpoint(chosen, shown).path
     except FetchError as exc:
         again = str(exc).replace(f"run: zsseg-rt fetch {chosen.name}", "run this again")
@@ -93,38 +99,34 @@ class _Shown(Progress):
         self._bar: Any = None
         self._task: Any = None
 
-    def __enter__(self) -> _Shown:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._end_bar()
-
     def say(self, text: str) -> None:
         """Print a line."""
-        self._end_bar()
+        self.close()
         say(text)
 
     def downloaded(self, done: int, total: int | None) -> None:
         """Move the bar."""
-        if self._bar is None:
-            self._bar, self._task = _start_bar(total)
-        self._bar.update(self._task, completed=done)
+        self._move(done, total, in_bytes=True)
 
     def computed(self, done: int, total: int) -> None:
         """Move the bar of the forward pass."""
-        if self._bar is None:
-            self._bar, self._task = _start_bar(total, in_bytes=False)
-        self._bar.update(self._task, completed=done)
+        self._move(done, total, in_bytes=False)
         if done == total:
-            self._end_bar()
+            self.close()
 
-    def _end_bar(self) -> None:
+    def _move(self, done: int, total: int | None, *, in_bytes: bool) -> None:
+        if self._bar is None:
+            self._bar, self._task = _start_bar(total, in_bytes)
+        self._bar.update(self._task, completed=done)
+
+    def close(self) -> None:
+        """Take the bar away."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
 
-def _start_bar(total: int | None, *, in_bytes: bool = True) -> tuple[Any, Any]:
+def _start_bar(total: int | None, in_bytes: bool) -> tuple[Any, Any]:
     from rich import progress
 
     counts = [progress.DownloadColumn(), progress.TransferSpeedColumn()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ def fetch_bundle(
     by hand, or lies in the Hugging Face cache, stays.
 
     Args:
-        name: One of :data:`SETS`.
+        name: One of :data:`SETS`, or with a smaller input behind it: ``"naclip-b16-336"``.
         overwrite: Whether to make a bundle again that is there.
         keep_checkpoint: Whether to keep the downloaded weights file.
         progress: Hears what happens; None tells nobody.
@@ -75,18 +75,15 @@ def fetch_bundle(
 def _alone() -> Iterator[None]:
     """Let one process at a time fetch: two names may need the same file."""
     home = default_cache_dir()
-    lock = locked(home / "fetch.lock")
-    try:
-        lock.__enter__()
-    except OSError as exc:
-        raise FetchError(
-            f"{home}: expected a folder that can be written to, got: {exc.strerror or exc}. "
-            "Set ZSSEG_HOME to another one."
-        ) from exc
-    try:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(home / "fetch.lock"))
+        except OSError as exc:
+            raise FetchError(
+                f"{home}: expected a folder that can be written to, got: {exc.strerror or exc}. "
+                "Set ZSSEG_HOME to another one."
+            ) from exc
         yield
-    finally:
-        lock.__exit__(None, None, None)
 
 
 def _check_fetched(place: Path, name: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from zsseg_rt.bundles.pretrained.sets import SETS
+from zsseg_rt.bundles.pretrained.sets import SETS, find_set
 from zsseg_rt.common import schema
 from zsseg_rt.common.files import is_file, is_folder
 from zsseg_rt.common.files.home import default_cache_dir
@@ -45,8 +45,8 @@ def find_bundle(given: str | Path) -> Path:
         return fetched
     if path.name in _SHIPPED:
         return demo_bundle(_SHIPPED[path.name])
-    if path.name in SETS:
-        size = round(SETS[path.name].weight_bytes / 1e6)
+    if (one := find_set(path.name)) is not None:
+        size = round(one.weight_bytes / 1e6)
         raise BundleError(
             f"{path}: expected a bundle that was fetched, found none in {fetched.parent}. Run: "
             f"zsseg-rt fetch {path} (downloads about {size} MB)"

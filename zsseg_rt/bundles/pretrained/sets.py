@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from zsseg_rt.common import schema
 from zsseg_rt.errors import ArgumentError
@@ -124,7 +124,7 @@ _ALL = (
         "naclip",
         "the same weights with NACLIP's head: simpler and older",
         "mean mIoU of eight sets 39.4, VOC21 58.9, ADE20K 17.4 (arXiv 2404.08181)",
-        "69 GMAC; at 512x512 1378 ms, float32 on two threads of an AMD EPYC (Zen 3)",
+        "69 GMAC; docs/models.md has times",
     ),
     PretrainedSet(
         name="naclip-l14",
@@ -228,13 +228,28 @@ _ALL = (
 RECOMMENDED = "sfp-b16"
 """The best labels of any names without training on masks, by published figures alone."""
 
+SIDES = ("224", "336", "448")
+"""Inputs that can be asked for: whole patches of 14 and of 16 pixels."""
+
 SETS: dict[str, PretrainedSet] = {one.name: one for one in _ALL}
 """All sets by name, in the order in which they are listed."""
 
 
+def find_set(name: str) -> PretrainedSet | None:
+    """The set of this name, or None; ``NAME-336`` is ``NAME`` with an input of 336x336 pixels."""
+    base, _, side = name.rpartition("-")
+    one = SETS.get(base)
+    if one is None or side not in SIDES or one.architecture == "cat_seg":
+        return SETS.get(name)
+    return replace(one, name=name, size=int(side))
+
+
 def known_set(name: str) -> PretrainedSet:
-    """The set of this name."""
-    if name not in SETS:
+    """The set of this name; :func:`find_set`, but a wrong name is an error."""
+    if (one := find_set(name)) is None:
         hint = schema.nearest(name, list(SETS)).replace("Known keys", "Known names")
-        raise ArgumentError(f"name: expected a set that can be fetched, got {name!r}. {hint}")
-    return SETS[name]
+        raise ArgumentError(
+            f"name: expected a set that can be fetched, got {name!r}. {hint}"
+            f" Inputs: --size {', '.join(SIDES)}; CAT-Seg has one."
+        )
+    return one
