@@ -6,10 +6,13 @@ exactly the same images.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,7 +23,27 @@ from zsseg_rt.errors import ArgumentError, ZssegError
 from zsseg_rt.evaluation.datasets.base import SegmentationDataset
 from zsseg_rt.training.data.batch import Batch
 from zsseg_rt.training.data.transforms import Augmentation
-from zsseg_rt.training.data.worker_processes import one_opencv_thread, prepare_worker
+
+
+@contextmanager
+def one_opencv_thread() -> Iterator[None]:
+    """Fork workers without OpenCV's threads: a child that stops them waits forever."""
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
+
+
+def prepare_worker(worker: int) -> None:
+    """Use one thread, and leave Ctrl-C to the main process, which can always end its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if cv2.getNumThreads() != 1:  # a fresh process; a forked one has inherited this
+        cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+
 
 Key = tuple[int, int]
 """Running number of a sample in the whole training, and the image's index in the data set."""
