@@ -1,19 +1,22 @@
-"""Joint augmentations: equal to their plain definitions, and the random parts as stated."""
+"""Joint augmentations: sizes and places equal plain definitions, random parts are as stated."""
+
+import colorsys
 
 import cv2
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision import tv_tensors
 
 from support.errors import refused
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.evaluation.datasets import Sample
 from zsseg_rt.training.data import transforms
-from zsseg_rt.training.data.photometric import ColourChange, PhotometricDistortion
 from zsseg_rt.training.data.transforms import (
     CenterCropAugmentation,
     FitInsideAugmentation,
+    PhotometricDistortion,
     ShortEdgeAugmentation,
     fit_inside_hw,
     short_edge_hw,
@@ -68,9 +71,15 @@ def test_result_has_the_stated_layout(recipe, dtype, size_hw):
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: type(recipe).__name__)
 def test_equal_generators_give_equal_pictures(recipe):
     sample = make_sample()
-    first, second = recipe(sample, generator(3)), recipe(sample, generator(3))
+    first = recipe(sample, generator(3))
+    state = torch.get_rng_state()
+    torch.rand(5)  # what else was drawn does not matter
+    second = recipe(sample, generator(3))
     assert torch.equal(first.image, second.image)
     assert torch.equal(first.labels, second.labels)
+    torch.set_rng_state(state)
+    recipe(sample, generator(4))
+    assert torch.equal(torch.get_rng_state(), state)  # and nothing is drawn for others
     if not isinstance(recipe, CenterCropAugmentation):
         images = [recipe(sample, generator(seed)).image for seed in range(8)]
         assert len({image.numpy().tobytes() for image in images}) == 8
@@ -112,7 +121,7 @@ def test_picture_and_labels_move_together(flip_probability):
         assert (steps <= 0).all() if flip_probability else (steps >= 0).all()
 
 
-def test_resize_without_randomness_equals_opencv():
+def test_resize_without_randomness_is_bilinear_and_nearest():
     sample = make_sample(60, 83)
     recipe = FitInsideAugmentation(
         crop_hw=(48, 67),
@@ -125,7 +134,8 @@ def test_resize_without_randomness_equals_opencv():
     image, valid_hw, labels = recipe(sample, generator())
     assert valid_hw == fit_inside_hw((60, 83), (512, 48)) == (48, 66)
     expected = cv2.resize(sample.image, (66, 48), interpolation=cv2.INTER_LINEAR)
-    np.testing.assert_array_equal(image[:, :, :66].permute(1, 2, 0).numpy(), expected)
+    found = image[:, :, :66].permute(1, 2, 0).numpy().astype(int)
+    assert np.abs(found - expected).max() <= 1  # two fixed-point roundings of the same weights
     rows, columns = np.arange(48) * 60 // 48, np.arange(66) * 83 // 66
     np.testing.assert_array_equal(labels[:, :66].numpy(), sample.labels[rows][:, columns])
 
@@ -160,131 +170,128 @@ def test_short_edge(image_hw, edge, longest, expected):
 @pytest.mark.parametrize("bicubic", [False, True])
 @pytest.mark.parametrize("size_hw", [(31, 40), (120, 160), (60, 83)])
 def test_antialiased_resize_is_pillows(size_hw, bicubic):
-    image = make_sample(60, 83, seed=4).image
+    sample = make_sample(60, 83, seed=4)
     mode = Image.Resampling.BICUBIC if bicubic else Image.Resampling.BILINEAR
-    expected = np.asarray(Image.fromarray(image).resize(size_hw[::-1], mode))
-    actual = transforms.resize_antialiased(image, size_hw, bicubic)
-    difference = np.abs(actual.astype(int) - expected)
+    expected = np.asarray(Image.fromarray(sample.image).resize(size_hw[::-1], mode))
+    actual, _ = transforms.resize(sample, size_hw, bicubic=bicubic)
+    difference = np.abs(actual.permute(1, 2, 0).numpy().astype(int) - expected)
     assert difference.max() <= 1  # two fixed-point roundings of the same weights
+
+
+def crops(labels, crop_hw, share, attempts, *, count, seed=0):
+    """Labels of as many crops, uint8; 255 is not annotated."""
+    labels = tv_tensors.Mask(torch.from_numpy(labels))
+    pair = tv_tensors.Image(torch.zeros(3, *labels.shape, dtype=torch.uint8)), labels
+    with transforms.seeded(generator(seed)):
+        for _ in range(count):
+            yield transforms.random_crop(pair, crop_hw, share, attempts, 255)[1].numpy()
 
 
 def test_crop_avoids_dominating_classes():
     labels = np.zeros((64, 256), np.uint8)
     labels[:, 128:] = 1  # only crops near the middle hold less than 75 % of either
-    pair = np.zeros((64, 256, 3), np.uint8), labels
 
-    def largest_share(limit, seed):
-        _, cropped = transforms.random_crop(pair, (64, 64), limit, 200, generator(seed))
-        return max((cropped == 0).mean(), (cropped == 1).mean())
+    def largest_share(limit):
+        found = crops(labels, (64, 64), limit, 200, count=30)
+        return max(max((crop == 0).mean(), (crop == 1).mean()) for crop in found)
 
-    assert max(largest_share(0.75, seed) for seed in range(30)) < 0.75
-    assert max(largest_share(1.0, seed) for seed in range(30)) == 1.0
-
-
-def test_ignored_pixels_do_not_count_in_a_crop():
-    labels = np.full((10, 10), 255, np.uint8)
-    labels[0, :3], labels[1, :2] = 4, 7  # 60 % of five annotated pixels
-    assert not transforms._one_class_dominates(labels, 0.75)
-    assert transforms._one_class_dominates(labels, 0.6)
-    labels[1, :2] = 4
-    assert transforms._one_class_dominates(labels, 0.75)  # a single class
-    assert transforms._one_class_dominates(np.full((3, 3), 255, np.uint8), 0.75)  # none at all
+    assert largest_share(0.75) < 0.75
+    assert largest_share(1.0) == 1.0
 
 
-def test_crop_takes_one_more_after_the_last_attempt():
-    counted = CountingGenerator()
-    pair = np.zeros((9, 9, 3), np.uint8), np.zeros((9, 9), np.uint8)
-    transforms.random_crop(pair, (4, 4), 0.75, 10, counted)
-    assert counted.crops == 11
+@pytest.mark.parametrize(("share", "accepted"), [(0.75, True), (0.6, False)])
+def test_ignored_pixels_do_not_count_in_a_crop(share, accepted):
+    labels = np.full((10, 20), 255, np.uint8)
+    labels[0, :3], labels[1, :2] = 4, 7  # 60 % of five annotated pixels, where a crop shows them
+    found = [np.count_nonzero(crop < 255) for crop in crops(labels, (10, 10), share, 40, count=60)]
+    assert (min(found) > 2) == accepted  # a crop that shows one class or none is drawn again
 
 
-class CountingGenerator:
-    """Counts the crops that are drawn: two integers each."""
-
-    def __init__(self):
-        self.drawn = 0
-
-    def integers(self, high, endpoint):
-        self.drawn += 1
-        return 0
-
-    @property
-    def crops(self):
-        return self.drawn / 2
+@pytest.mark.parametrize(("attempts", "share"), [(1, 0.36), (3, 0.59)])
+def test_crop_takes_one_more_after_the_last_attempt(attempts, share):
+    labels = np.zeros((1, 6), np.uint8)
+    labels[0, 5] = 1  # one of five places shows two classes
+    found = [crop.max() == 1 for crop in crops(labels, (1, 2), 0.75, attempts, count=2000)]
+    assert np.mean(found) == pytest.approx(share, abs=0.05)  # 1 - 0.8^(attempts + 1)
 
 
 def test_crop_places_are_uniform_and_reach_every_border():
-    image = np.zeros((6, 8, 3), np.uint8)
     labels = np.arange(48, dtype=np.uint8).reshape(6, 8)
-    rng = generator(1)
-    corners = [
-        int(transforms.random_crop((image, labels), (4, 5), 1.0, 1, rng)[1][0, 0])
-        for _ in range(1200)
-    ]
+    corners = [int(crop[0, 0]) for crop in crops(labels, (4, 5), 1.0, 1, count=1200, seed=1)]
     expected = {row * 8 + column for row in range(3) for column in range(4)}
     assert set(corners) == expected
     assert np.bincount(corners)[sorted(expected)].min() > 60  # 100 each on average
 
 
-# --- colours ---
+# --- colours, as mmsegmentation describes them ---
+
+ALONE = {"brightness": 0.0, "contrast": (1.0, 1.0), "saturation": (1.0, 1.0), "hue": 0}
+RED = (200, 0, 0)
 
 
-def convert(values, factor=1.0, shift=0.0):
-    """The plain definition: float32, clipped to 0..255, truncated."""
-    return np.clip(values.astype(np.float32) * factor + shift, 0, 255).astype(np.uint8)
+def drawn(colour, count=400, *, probability=1.0, **settings):
+    """What becomes of a colour, ``[count, 3]``; only the properties given change."""
+    distortion = PhotometricDistortion(probability=probability, **ALONE | settings)
+    image = tv_tensors.Image(torch.tensor(colour, dtype=torch.uint8)[:, None, None])
+    with transforms.seeded(generator(7)):
+        return np.array([distortion(image).flatten().tolist() for _ in range(count)])
 
 
-def change_plainly(image, change):
-    """Step by step with no tables."""
-    if change.brightness is not None:
-        image = convert(image, shift=change.brightness)
-    if change.contrast_first and change.contrast is not None:
-        image = convert(image, change.contrast)
-    if change.saturation is not None:
-        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
-        hsv[..., 1] = convert(hsv[..., 1], change.saturation)
-        image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
-    if change.hue is not None:
-        hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
-        hsv[..., 0] = (hsv[..., 0].astype(int) + change.hue) % 180
-        image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
-    if not change.contrast_first and change.contrast is not None:
-        image = convert(image, change.contrast)
-    return image
+def degrees(colours):
+    """Hues in -180..180."""
+    hues = np.array([colorsys.rgb_to_hsv(*colour)[0] * 360 for colour in colours / 255])
+    return (hues + 180) % 360 - 180
 
 
-@pytest.mark.parametrize("contrast_first", [True, False])
-@pytest.mark.parametrize("brightness", [None, -32.0, 20.7])
-@pytest.mark.parametrize("contrast", [None, 0.5, 1.37])
-@pytest.mark.parametrize(("saturation", "hue"), [(None, None), (1.5, -18), (0.6, None), (None, 9)])
-def test_colour_change_equals_its_definition(brightness, contrast, saturation, hue, contrast_first):
-    image = np.random.default_rng(2).integers(0, 256, (37, 53, 3)).astype(np.uint8)
-    change = ColourChange(brightness, contrast, saturation, hue, contrast_first)
-    expected = change_plainly(image, change)
-    np.testing.assert_array_equal(change.apply(image), expected)
-    strided = np.ascontiguousarray(image[:, ::-1])[:, ::-1]
-    np.testing.assert_array_equal(change.apply(strided), expected)
+@pytest.mark.parametrize(
+    ("settings", "measure", "low", "high"),
+    [
+        ({"brightness": 32}, lambda found: found[:, 0] - 128, -32, 32),
+        ({"contrast": (0.5, 1.5)}, lambda found: found[:, 0] / 128, 0.5, 1.5),
+        ({"saturation": (0.5, 1.5)}, lambda found: np.ptp(found, axis=1) / 64, 0.5, 1.5),
+        ({"hue": 18}, degrees, -36, 36),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_each_property_fills_its_range_evenly(settings, measure, low, high):
+    values = measure(drawn((128, 64, 64), **settings))
+    slack = 0.03 * (high - low)  # of rounding and of 400 draws
+    assert low - slack < values.min() < low + slack
+    assert high - slack < values.max() < high + slack
+    assert np.mean(values) == pytest.approx((low + high) / 2, abs=0.05 * (high - low))
 
 
-def test_drawn_changes_fill_their_ranges():
-    rng = generator(5)
-    changes = [PhotometricDistortion().draw(rng) for _ in range(4000)]
-    for name, low, high in (
-        ("brightness", -32, 32),
-        ("contrast", 0.5, 1.5),
-        ("saturation", 0.5, 1.5),
-        ("hue", -18, 18),
-    ):
-        values = [value for c in changes if (value := getattr(c, name)) is not None]
-        assert 0.45 < len(values) / len(changes) < 0.55
-        assert low <= min(values) < low + 0.02 * (high - low)
-        assert high - 0.02 * (high - low) < max(values) <= high
-    assert 0.45 < np.mean([c.contrast_first for c in changes]) < 0.55
+@pytest.mark.parametrize("name", ALONE)
+def test_each_property_changes_half_of_the_images(name):
+    default = getattr(PhotometricDistortion(), name)
+    found = drawn((128, 64, 64), 1000, probability=0.5, **{name: default})
+    assert np.mean((found != (128, 64, 64)).any(axis=1)) == pytest.approx(0.5, abs=0.06)
 
 
-def test_no_change_returns_the_picture():
-    image = np.zeros((2, 2, 3), np.uint8)
-    assert ColourChange().apply(image) is image
+def test_properties_change_independently():
+    default = {name: getattr(PhotometricDistortion(), name) for name in ALONE}
+    found = drawn((128, 64, 64), 2000, probability=0.5, **default)
+    untouched = (found == (128, 64, 64)).all(axis=1).mean()
+    assert untouched == pytest.approx(0.5**4, abs=0.025)
+
+
+def test_contrast_comes_before_or_after_the_colours_by_a_coin():
+    found = drawn(RED, contrast=(2.0, 2.0), saturation=(0.0, 0.0))[:, 0]
+    first, last = int(0.2989 * 255), 2 * int(0.2989 * 200)  # clipped before it turns grey, or not
+    assert np.abs(found[:, None] - (first, last)).min(axis=1).max() <= 2
+    assert np.mean(np.abs(found - first) <= 2) == pytest.approx(0.5, abs=0.1)
+
+
+def test_brightness_comes_first():
+    found = drawn((20, 20, 20), brightness=10, contrast=(3.0, 3.0))
+    assert (found % 3 == 0).all()  # a whole value, times three
+    assert len(np.unique(found)) > 15
+
+
+def test_saturation_comes_before_hue():
+    found = drawn(RED, saturation=(0.0, 0.0), hue=90)
+    grey = int(0.2989 * 200)  # that of red, whatever hue would follow
+    assert np.abs(found - grey).max() <= 1
 
 
 # --- settings ---
@@ -304,6 +311,7 @@ def test_no_change_returns_the_picture():
         (lambda: ShortEdgeAugmentation(max_long_edge=100), "max_long_edge"),
         (lambda: CenterCropAugmentation(short_edge=100), "short_edge"),
         (lambda: PhotometricDistortion(hue=91), "hue"),
+        (lambda: PhotometricDistortion(probability=1.1), "probability"),
         (lambda: PhotometricDistortion(contrast=(1.5, 0.5)), "contrast"),
     ],
 )
@@ -317,3 +325,6 @@ def test_official_defaults():
     assert ShortEdgeAugmentation().short_edges[-1] == 1024
     assert len(ShortEdgeAugmentation().short_edges) == 16
     assert FitInsideAugmentation() == FitInsideAugmentation(distortion=PhotometricDistortion())
+    assert PhotometricDistortion() == PhotometricDistortion(
+        brightness=32, contrast=(0.5, 1.5), saturation=(0.5, 1.5), hue=18, probability=0.5
+    )

@@ -1,14 +1,16 @@
 """Joint random changes of a photo and its label map, as the papers use them in training.
 
-Everything random comes from the generator that a call is given.
+The steps are those of ``torchvision.transforms.v2``. They draw from torch's generator, which is
+seeded by the generator that a call is given, and afterwards continues as if nothing was drawn.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -19,10 +21,69 @@ from torchvision.transforms.v2 import functional as F
 
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.evaluation.datasets.base import LabelMap, Sample
-from zsseg_rt.training.data.photometric import PhotometricDistortion
 
-Picture = NDArray[np.uint8]
-Pair = tuple[Picture, LabelMap]
+Pair = tuple[Tensor, Tensor]
+"""An image uint8 ``[3, h, w]`` and its labels ``[h, w]``, which v2 tells apart by their types."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhotometricDistortion:
+    """Brightness, contrast, saturation and hue, each with some probability.
+
+    Brightness first; then contrast, saturation, hue or, with even odds, saturation, hue, contrast.
+    Values are clipped to 0..255 and truncated after every step.
+
+    Attributes:
+        brightness: Largest shift of the values, 0..255.
+        contrast: Range of the factor of every value.
+        saturation: Range of the factor; 0 leaves the grey image.
+        hue: Largest shift of the hue, in steps of two degrees.
+        probability: Probability that each property changes, 0..1.
+
+    Source:
+        Liu et al., "SSD: Single Shot MultiBox Detector", ECCV 2016; the order and the defaults are
+        those of mmsegmentation, with which ZegCLIP, CLIP-RC and ZegFormer were trained. There,
+        saturation is that of HSV; here it is v2's, which keeps the grey value.
+    """
+
+    brightness: float = 32.0
+    contrast: tuple[float, float] = (0.5, 1.5)
+    saturation: tuple[float, float] = (0.5, 1.5)
+    hue: int = 18
+    probability: float = 0.5
+
+    def __post_init__(self) -> None:
+        limits = {"brightness": 255, "hue": 90, "probability": 1}
+        for name, limit in limits.items():
+            if not 0 <= getattr(self, name) <= limit:
+                raise ArgumentError(f"{name}: expected 0..{limit}, got {getattr(self, name)}.")
+        for name, (low, high) in (("contrast", self.contrast), ("saturation", self.saturation)):
+            if not 0 <= low <= high:
+                raise ArgumentError(
+                    f"{name}: expected factors (low, high) with 0 <= low <= high, "
+                    f"got {(low, high)}."
+                )
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Change an RGB image uint8 ``[3, h, w]`` by torch's generator."""
+
+        def sometimes(change: Any) -> Any:
+            return v2.RandomApply([change], p=self.probability)
+
+        # v2 calls a factor of every value brightness; its contrast keeps the mean
+        contrast = sometimes(v2.ColorJitter(brightness=self.contrast))
+        colours = [
+            sometimes(v2.ColorJitter(saturation=self.saturation)),
+            sometimes(v2.ColorJitter(hue=self.hue / 180)),
+        ]
+        orders = [v2.Compose([contrast, *colours]), v2.Compose([*colours, contrast])]
+        changed: Tensor = v2.Compose([sometimes(self._shift), v2.RandomChoice(orders)])(image)
+        return changed
+
+    def _shift(self, image: Tensor) -> Tensor:
+        shift = torch.empty(()).uniform_(-self.brightness, self.brightness)
+        shifted: Tensor = tv_tensors.wrap((image + shift).clamp(0, 255).to(torch.uint8), like=image)
+        return shifted
 
 
 class Augmented(NamedTuple):
@@ -78,14 +139,15 @@ class _RandomCrop:
         if not 0 <= self.pad_value <= 255:
             raise ArgumentError(f"pad_value: expected 0..255, got {self.pad_value}.")
 
-    def _crop(self, pair: Pair, rng: np.random.Generator) -> Pair:
-        return random_crop(pair, self.crop_hw, self.max_class_share, self.crop_attempts, rng)
+    def _crop(self, pair: Pair, ignore: int) -> Pair:
+        return random_crop(pair, self.crop_hw, self.max_class_share, self.crop_attempts, ignore)
 
-    def _flip(self, pair: Pair, rng: np.random.Generator) -> Pair:
-        return random_flip(pair, self.flip_probability, rng)
+    def _flip(self, pair: Pair) -> Pair:
+        flipped: Pair = v2.RandomHorizontalFlip(self.flip_probability)(pair)
+        return flipped
 
-    def _distort(self, pair: Pair, rng: np.random.Generator) -> Pair:
-        return pair if self.distortion is None else (self.distortion(pair[0], rng), pair[1])
+    def _distort(self, pair: Pair) -> Pair:
+        return pair if self.distortion is None else (self.distortion(pair[0]), pair[1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,12 +190,13 @@ class FitInsideAugmentation(_RandomCrop):
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Augmented:
         """Augment; equal generators give equal results."""
-        ratio = rng.uniform(*self.ratio_range)
-        box = (int(self.scale[0] * ratio), int(self.scale[1] * ratio))
-        size_hw = fit_inside_hw(_size_hw(sample), box)
-        pair = resize_plain(sample.image, size_hw), resize_labels(sample.labels, size_hw)
-        pair = self._distort(self._flip(self._crop(pair, rng), rng), rng)
-        return finish(pair, self.crop_hw, self.pad_value)
+        ignore = int(np.iinfo(sample.labels.dtype).max)
+        with seeded(rng):
+            ratio = float(torch.empty((), dtype=torch.float64).uniform_(*self.ratio_range))
+            box = (int(self.scale[0] * ratio), int(self.scale[1] * ratio))
+            pair = resize(sample, fit_inside_hw(_size_hw(sample), box), antialias=False)
+            pair = self._distort(self._flip(self._crop(pair, ignore)))
+        return finish(pair, self.crop_hw, self.pad_value, ignore)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,11 +240,12 @@ class ShortEdgeAugmentation(_RandomCrop):
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Augmented:
         """Augment; equal generators give equal results."""
-        edge = self.short_edges[rng.integers(len(self.short_edges))]
-        size_hw = short_edge_hw(_size_hw(sample), edge, self.max_long_edge)
-        pair = resize_antialiased(sample.image, size_hw), resize_labels(sample.labels, size_hw)
-        pair = self._flip(self._distort(self._crop(pair, rng), rng), rng)
-        return finish(pair, self.crop_hw, self.pad_value)
+        ignore = int(np.iinfo(sample.labels.dtype).max)
+        with seeded(rng):
+            edge = self.short_edges[_integer_up_to(len(self.short_edges) - 1)]
+            pair = resize(sample, short_edge_hw(_size_hw(sample), edge, self.max_long_edge))
+            pair = self._flip(self._distort(self._crop(pair, ignore)))
+        return finish(pair, self.crop_hw, self.pad_value, ignore)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,11 +275,20 @@ class CenterCropAugmentation:
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Augmented:
         """Crop; the generator is not used."""
         size_hw = short_edge_hw(_size_hw(sample), self.short_edge)
-        image = resize_antialiased(sample.image, size_hw, bicubic=True)
-        labels = resize_labels(sample.labels, size_hw)
-        top = round((size_hw[0] - self.crop_hw[0]) / 2)
-        left = round((size_hw[1] - self.crop_hw[1]) / 2)
-        return finish(crop_at((image, labels), top, left, self.crop_hw), self.crop_hw, 0)
+        pair = resize(sample, size_hw, bicubic=True)
+        pair = (
+            F.center_crop(pair[0], list(self.crop_hw)),
+            F.center_crop(pair[1], list(self.crop_hw)),
+        )
+        return finish(pair, self.crop_hw, 0, int(np.iinfo(sample.labels.dtype).max))
+
+
+@contextmanager
+def seeded(rng: np.random.Generator) -> Iterator[None]:
+    """Let torch's generator draw what ``rng`` decides inside, and go on as before afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(rng.integers(2**63)))
+        yield
 
 
 def fit_inside_hw(image_hw: tuple[int, int], box: tuple[int, int]) -> tuple[int, int]:
@@ -244,93 +317,64 @@ def short_edge_hw(
     return max(int(new_hw[0] + 0.5), 1), max(int(new_hw[1] + 0.5), 1)
 
 
-def resize_plain(image: Picture, size_hw: tuple[int, int]) -> Picture:
-    """Bilinear with half-pixel centres and no antialiasing, rounded to uint8."""
-    resized: Picture = cv2.resize(image, size_hw[::-1], interpolation=cv2.INTER_LINEAR)
-    return resized
+def resize(
+    sample: Sample, size_hw: tuple[int, int], *, antialias: bool = True, bicubic: bool = False
+) -> Pair:
+    """Resize a photo, bilinear or bicubic with half-pixel centres, and its labels, to nearest.
 
-
-def resize_antialiased(image: Picture, size_hw: tuple[int, int], bicubic: bool = False) -> Picture:
-    """Bilinear or bicubic with antialiasing: Pillow's definition to within one step of uint8."""
+    With antialiasing, it is Pillow's definition to within one step of uint8. A label is the one at
+    ``floor(target * source_size / target_size)``.
+    """
     mode = v2.InterpolationMode.BICUBIC if bicubic else v2.InterpolationMode.BILINEAR
-    picture = tv_tensors.Image(_as_tensor(image).permute(2, 0, 1))
-    resized: Picture = (
-        F.resize(picture, list(size_hw), interpolation=mode, antialias=True)
-        .permute(1, 2, 0)
-        .numpy()
+    image = tv_tensors.Image(_as_tensor(sample.image).permute(2, 0, 1))
+    labels = tv_tensors.Mask(_as_tensor(sample.labels))
+    return (
+        F.resize(image, list(size_hw), interpolation=mode, antialias=antialias),
+        F.resize(labels, list(size_hw)),
     )
-    return resized
-
-
-def resize_labels(labels: LabelMap, size_hw: tuple[int, int]) -> LabelMap:
-    """Take the label at ``floor(target * source_size / target_size)``."""
-    resized: LabelMap = cv2.resize(labels, size_hw[::-1], interpolation=cv2.INTER_NEAREST)
-    return resized
-
-
-def crop_at(pair: Pair, top: int, left: int, crop_hw: tuple[int, int]) -> Pair:
-    """Cut out at most ``crop_hw`` rows and columns; returns views of the input."""
-    rows, columns = slice(top, top + crop_hw[0]), slice(left, left + crop_hw[1])
-    return pair[0][rows, columns], pair[1][rows, columns]
 
 
 def random_crop(
-    pair: Pair,
-    crop_hw: tuple[int, int],
-    max_class_share: float,
-    attempts: int,
-    rng: np.random.Generator,
+    pair: Pair, crop_hw: tuple[int, int], max_class_share: float, attempts: int, ignore: int
 ) -> Pair:
     """Crop at a uniform position, redrawn while one class dominates or is the only one."""
     height, width = pair[1].shape
-    last_top, last_left = max(height - crop_hw[0], 0), max(width - crop_hw[1], 0)
+    rows, columns = min(crop_hw[0], height), min(crop_hw[1], width)
 
-    def draw() -> Pair:
-        top = int(rng.integers(last_top, endpoint=True))
-        return crop_at(pair, top, int(rng.integers(last_left, endpoint=True)), crop_hw)
+    def draw() -> tuple[int, int, int, int]:
+        return _integer_up_to(height - rows), _integer_up_to(width - columns), rows, columns
 
-    crop = draw()
-    if max_class_share >= 1:
-        return crop
-    for _ in range(attempts):
-        if not _one_class_dominates(crop[1], max_class_share):
-            break
-        crop = draw()
-    return crop
+    place = draw()
+    if max_class_share < 1:
+        for _ in range(attempts):
+            if not _one_class_dominates(F.crop(pair[1], *place), max_class_share, ignore):
+                break
+            place = draw()
+    return F.crop(pair[0], *place), F.crop(pair[1], *place)
 
 
-def random_flip(pair: Pair, probability: float, rng: np.random.Generator) -> Pair:
-    """Mirror left and right."""
-    if rng.random() >= probability:
-        return pair
-    return cv2.flip(pair[0], 1), cv2.flip(pair[1], 1)
-
-
-def finish(pair: Pair, crop_hw: tuple[int, int], pad_value: int) -> Augmented:
-    """Pad at the bottom and right to ``crop_hw`` and lay the image out for a model."""
-    labels = _as_tensor(pair[1])
-    height, width = labels.shape
-    image = torch.empty((3, height, width), dtype=torch.uint8)
-    cv2.mixChannels([pair[0]], list(image.numpy()), [0, 0, 1, 1, 2, 2])
-    indices = labels.to(torch.int64)
+def finish(pair: Pair, crop_hw: tuple[int, int], pad_value: int, ignore: int) -> Augmented:
+    """Pad at the bottom and right to ``crop_hw``, and lay image and labels out for a model."""
+    height, width = pair[1].shape
     missing = [0, 0, crop_hw[1] - width, crop_hw[0] - height]
-    if any(missing):
-        ignore = int(np.iinfo(pair[1].dtype).max)
-        image = F.pad(tv_tensors.Image(image), missing, fill=pad_value).as_subclass(Tensor)
-        indices = F.pad(tv_tensors.Mask(indices), missing, fill=ignore).as_subclass(Tensor)
-    return Augmented(image, (height, width), indices)
+    image = F.pad(pair[0], missing, fill=pad_value).as_subclass(Tensor).contiguous()
+    labels = F.pad(pair[1], missing, fill=ignore).as_subclass(Tensor).to(torch.int64)
+    return Augmented(image, (height, width), labels.contiguous())
 
 
-def _one_class_dominates(labels: LabelMap, max_share: float) -> bool:
-    bins = int(np.iinfo(labels.dtype).max) + 1
-    counts = cv2.calcHist([labels], [0], None, [bins], [0, bins]).ravel()[:-1]
+def _one_class_dominates(labels: Tensor, max_share: float, ignore: int) -> bool:
+    counts = torch.bincount(labels[labels != ignore].flatten())
     present = counts[counts > 0]
     return len(present) <= 1 or bool(present.max() / present.sum() >= max_share)
 
 
-def _as_tensor(array: Picture | LabelMap) -> Tensor:
-    contiguous = np.ascontiguousarray(array)
-    return torch.from_numpy(contiguous if contiguous.flags.writeable else contiguous.copy())
+def _integer_up_to(most: int) -> int:
+    return int(torch.randint(most + 1, ()))
+
+
+def _as_tensor(array: NDArray[np.uint8] | LabelMap) -> Tensor:
+    wide = array.astype(np.int32) if array.dtype == np.uint16 else np.ascontiguousarray(array)
+    return torch.from_numpy(wide if wide.flags.writeable else wide.copy())
 
 
 def _size_hw(sample: Sample) -> tuple[int, int]:
