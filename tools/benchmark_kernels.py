@@ -52,7 +52,6 @@ CASES: dict[str, Callable[..., Iterator[Case]]] = {
     "upsample_argmax": frame_cases.upsample_cases,
     "overlay": frame_cases.overlay_cases,
     "ink": frame_cases.ink_cases,
-    "blend_cosines": product_cases.blend_cases,
     "mask_boxes": region_cases.box_cases,
     "crop_regions": region_cases.crop_cases,
     "label_regions": region_cases.region_cases,

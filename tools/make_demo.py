@@ -20,7 +20,6 @@ import logging
 import torch
 
 from tools.studies.clip_pretraining import pretrain
-from tools.studies.demo_rule import choose_rule
 from tools.studies.make_demo import DemoConfig, evaluate_demo, train_demo, write_demo
 from tools.studies.name_draws import measure_bundle
 from tools.studies.packed_clip import pack_clip
@@ -28,7 +27,6 @@ from tools.studies.small_clip import PretrainingConfig
 from zsseg_rt.common.files import write_atomically
 from zsseg_rt.demo import DEMOS
 from zsseg_rt.evaluation.provenance import describe_commit
-from zsseg_rt.training.calibration.calibrate import CalibrationSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -50,7 +48,7 @@ def main() -> None:
     parser.add_argument("--split", default=DemoConfig.split, help="train, or train_seen")
     parser.add_argument("--start", default=DemoConfig.start, help="the decoder's initial weights")
     parser.add_argument("--start-offset", type=float, default=DemoConfig.start_offset)
-    parser.add_argument("--calibration-steps", type=int, default=0, help="0: a quarter of all")
+    parser.add_argument("--seen-bias", type=float, default=DemoConfig.seen_bias)
     parser.add_argument("--threads", type=int, default=1, help="threads for torch")
     add_measures(parser)
     arguments = parser.parse_args()
@@ -78,7 +76,6 @@ def add_measures(parser: argparse.ArgumentParser) -> None:
         help="scenes as published with COUNT names and the nine unseen ones on offer, or 'all'",
     )
     parser.add_argument("--length", type=int, default=300, help="scenes of each")
-    parser.add_argument("--no-cosines", action="store_true", help="measure masks alone")
     parser.add_argument("--json", type=Path, help="file for the record")
 
 
@@ -90,7 +87,6 @@ def measure(arguments: argparse.Namespace) -> None:
         draws=range(first, first + arguments.evaluate_draws),
         lists=[count if count == "all" else int(count) for count in arguments.evaluate_lists],
         length=arguments.length,
-        cosine=not arguments.no_cosines,
         root=ROOT,
     )
     for kind, figures in record["summary"].items():
@@ -117,19 +113,14 @@ def make(arguments: argparse.Namespace) -> None:
         split=arguments.split,
         start=arguments.start,
         start_offset=arguments.start_offset,
+        seen_bias=arguments.seen_bias,
     )
     model = train_demo(clip, config, arguments.work / "zegclip", resume=True)
-    settings = CalibrationSettings(iterations=arguments.calibration_steps)
-    chosen = choose_rule(clip, config, arguments.work / "settings", settings)
-    if chosen is None:
-        raise SystemExit("stopped; the same command continues")
-    print(chosen.described)
     for zoom in (1, 2):
-        print(f"zoom {zoom}:", evaluate_demo(chosen.apply(model), zoom=zoom).scores)
+        print(f"zoom {zoom}:", evaluate_demo(model, zoom=zoom).scores)
     if arguments.clip is None:
         print(pack_clip(clip, arguments.clip_out))
-    commit = describe_commit(ROOT)
-    print(write_demo(model, clip, config, arguments.out, chosen=chosen, commit=commit))
+    print(write_demo(model, clip, config, arguments.out, commit=describe_commit(ROOT)))
 
 
 if __name__ == "__main__":

@@ -292,17 +292,6 @@ def warp_blend(
     out: Array | None,
     stream: int,
 ) -> Array: ...
-def blend_cosines(
-    mask_logits: Array,
-    cosines: Array,
-    weights: Array,
-    shares: Array,
-    activation: str,
-    out: Array | None,
-    finite: Array | None,
-    workspace: Array | None,
-    stream: int,
-) -> Array: ...
 def mask_boxes(
     mask_logits: Array, canvas_hw: tuple[int, int], out: Array | None, stream: int
 ) -> Array: ...

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from zsseg_rt.common import schema
-from zsseg_rt.common.cosine_rule import MAX_COSINE_SCALE
 from zsseg_rt.common.cpus import threads_in_quota
 from zsseg_rt.common.files.home import default_cache_dir
 from zsseg_rt.errors import ConfigError
@@ -30,13 +29,17 @@ _FEW_CPUS = 8
 _PRECISION_WORDS = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
 RESIZES = ("stretch", "letterbox")
 _RETIRED = MappingProxyType(
-    {"refine": "Leave it out; windows='auto' labels frames that are not square in finer cells."}
+    {
+        "cosine_scale": "Leave it out: masks alone label.",
+        "cosine_weight": "Leave it out: masks alone label.",
+        "refine": "Leave it out; windows='auto' labels frames that are not square in finer cells.",
+    }
 )  # settings of earlier versions, and what to do instead
 
 
 class _WithoutRetired:
     def __new__(cls, *_: Any, **settings: Any) -> Any:
-        _refuse_retired(settings)
+        schema.without_retired(settings, _RETIRED, ConfigError)
         return super().__new__(cls)
 
 
@@ -69,11 +72,6 @@ class EngineConfig(_WithoutRetired):
             more classes than this, each frame is labelled with those that are nearest to some cell
             of it; ``Segmentation.candidates`` names them. With a ``FrameMemory``, a class that the
             frame before kept stays while it ranks among half as many more. None labels with all.
-        cosine_weight: For bundles of family ``descriptor``: how much the cosine of patches and
-            names counts beside the masks, for classes that training saw and for all others, each
-            in [0, 1]; see ``CosineRule``. (0, 0) leaves it out. None
-            takes the bundle's.
-        cosine_scale: Factor of these cosines, above 0 and at most 1000; None takes the bundle's.
         windows: For bundles of families ``dense`` and ``descriptor``: None stretches frames to the
             bundle's size, unless the bundle asks for ``"auto"``, as the photo demo does. With
             ``"auto"`` frames keep their shape: the shorter side is resized to the bundle's, and
@@ -125,8 +123,6 @@ class EngineConfig(_WithoutRetired):
     min_region_score: float | None = None
     head_classes: str | None = None
     max_candidates: int | None = None
-    cosine_weight: tuple[float, float] | None = None
-    cosine_scale: float | None = None
     windows: str | None = None
     max_windows: int = 16
     resize: str | None = None
@@ -175,7 +171,6 @@ class EngineConfig(_WithoutRetired):
             _check_count("max_candidates", self.max_candidates, 1, 1 << 20, "None labels with all")
         if self.max_memory is not None:
             _check_count("max_memory", self.max_memory, 1, MAX_MEMORY, "MB; None: no limit")
-        _check_cosine(self.cosine_weight, self.cosine_scale)
         _check_windows(self.windows, self.resize)
         _check_count("max_windows", self.max_windows, 1, MAX_WINDOWS, "1 lays none")
 
@@ -191,8 +186,7 @@ class EngineConfig(_WithoutRetired):
     @staticmethod
     def from_earlier(raw: Mapping[str, Any]) -> Mapping[str, Any]:
         """Leave out what earlier versions wrote for settings that are retired and were not used."""
-        _refuse_retired(raw)
-        return {name: value for name, value in raw.items() if name not in _RETIRED}
+        return schema.without_retired(raw, _RETIRED, ConfigError)
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> EngineConfig:
@@ -221,12 +215,6 @@ class EngineConfig(_WithoutRetired):
         return default_cache_dir() if self.cache_dir is None else Path(self.cache_dir)
 
 
-def _refuse_retired(settings: Mapping[str, Any]) -> None:
-    for name, instead in _RETIRED.items():
-        if (value := settings.get(name)) is not None:
-            raise ConfigError(f"{name}: expected nothing, it is retired, got {value!r}. {instead}")
-
-
 def canonical_device(device: Any) -> Any:
     """A device as it is written everywhere else: ``cuda`` is the first GPU, in any case."""
     is_torch = type(device).__module__ == "torch"
@@ -248,25 +236,6 @@ def check_device_name(device: Any, argument: str = "device") -> None:
 def is_share(value: float | None) -> bool:
     """Whether a value is None or in [0, 1]."""
     return value is None or (isinstance(value, (int, float, np.number)) and 0.0 <= value <= 1.0)
-
-
-def _check_cosine(weight: Any, scale: Any) -> None:
-    sound = weight is None or (
-        isinstance(weight, (tuple, list))
-        and len(weight) == 2
-        and all(one is not None and is_share(one) for one in weight)
-    )
-    if not sound:
-        raise ConfigError(
-            "cosine_weight: expected two numbers in [0, 1], for seen and for unseen classes, or "
-            f"None, got {weight!r}"
-        )
-    number = isinstance(scale, (int, float, np.number)) and not isinstance(scale, bool)
-    if scale is not None and not (number and 0.0 < scale <= MAX_COSINE_SCALE):
-        raise ConfigError(
-            f"cosine_scale: expected above 0 and at most {MAX_COSINE_SCALE:g}, or None, got "
-            f"{scale!r}"
-        )
 
 
 def _check_windows(windows: Any, resize: Any) -> None:

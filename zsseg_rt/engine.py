@@ -359,7 +359,7 @@ class Engine:
     def self_check(self) -> SelfCheck:
         """Run the bundle's golden sample and compare every intermediate with the stored ones.
 
-        The sample's own channel order, threshold and cosines apply, not this engine's. With
+        The sample's own channel order and threshold apply, not this engine's. With
         ``min_region_score`` the class scores may differ: that is what it trades for speed.
 
         Raises:
@@ -416,9 +416,8 @@ class Engine:
         self, frame: npt.NDArray[Any], names: Sequence[str], text: npt.NDArray[Any], head: HeadSpec
     ) -> dict[str, npt.NDArray[Any]]:
         vocabulary = self._maker.with_embeddings(ClassList.read(names), text)
-        as_exported = replace(self.config, cosine_weight=None, cosine_scale=None)
-        family = create_family(self.bundle, as_exported)
-        return self._lane.run_golden(frame, family.bind(vocabulary, device=self.device), head)
+        classes = self._family.bind(vocabulary, device=self.device)
+        return self._lane.run_golden(frame, classes, head)
 
     def _require_open(self) -> None:
         self._process.require()

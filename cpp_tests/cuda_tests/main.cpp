@@ -18,7 +18,6 @@
 #include "cuda_tests/tensors.h"
 #include "zsseg/ops/add_layer_norm.h"
 #include "zsseg/ops/all_finite.h"
-#include "zsseg/ops/blend_cosines.h"
 #include "zsseg/ops/count_labels.h"
 #include "zsseg/ops/crop_regions.h"
 #include "zsseg/ops/label_regions.h"
@@ -585,26 +584,6 @@ void run_windows(Comparison& comparison, Randomness& random) {
   }
 }
 
-void run_cosines(Comparison& comparison, Randomness& random) {
-  const Shape shape{2, 5, 9, 7};
-  HostTensor weights(DType::float32, {5}), shares(DType::float32, {5});
-  for (int i = 0; i < 5; ++i) {
-    weights.as<float>()[i] = 0.2f * static_cast<float>(i);
-    shares.as<float>()[i] = 1.0f / static_cast<float>(i + 1);
-  }
-  for (const auto activation : {blend::Activation::kSigmoid, blend::Activation::kSoftmax}) {
-    comparison.compare(
-        std::string("blend_cosines ") +
-            (activation == blend::Activation::kSoftmax ? "softmax" : "sigmoid"),
-        {random.normal(DType::float32, shape), random.normal(DType::float32, shape), weights,
-         shares},
-        {{DType::float32, shape, Tolerance{1e-3, 0.0}}},
-        [activation](const Views& in, const Views& out, const TensorView&, StreamHandle stream) {
-          blend_cosines({in[0], in[1], in[2], in[3], activation}, out[0], stream);
-        });
-  }
-}
-
 void run_crops(Comparison& comparison, Randomness& random) {
   constexpr std::int64_t kMasks = 3, kCanvas = 45, kSide = 19;
   const std::vector<HostTensor> inputs = {random.normal(DType::float32, {kMasks, 11, 13}),
@@ -696,7 +675,6 @@ int run_all(bool poisoned) {
   run_warp(comparison, random);
   run_norm(comparison, random);
   run_windows(comparison, random);
-  run_cosines(comparison, random);
   run_crops(comparison, random);
   run_votes(comparison, random);
   cuda::destroy_stream(stream, 0);

@@ -22,7 +22,6 @@ PYBIND11_MODULE(_C, module) {
   register_all_finite(module);
   register_count_labels(module);
   register_warp_blend(module);
-  register_blend_cosines(module);
   register_merge_windows(module);
   register_add_layer_norm(module);
 }

@@ -20,7 +20,6 @@ void register_label_regions(pybind11::module_& module);
 void register_all_finite(pybind11::module_& module);
 void register_count_labels(pybind11::module_& module);
 void register_warp_blend(pybind11::module_& module);
-void register_blend_cosines(pybind11::module_& module);
 void register_merge_windows(pybind11::module_& module);
 void register_add_layer_norm(pybind11::module_& module);
 

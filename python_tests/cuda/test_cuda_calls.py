@@ -130,12 +130,6 @@ def test_a_descriptor_frame_keeps_to_its_budget(frame_counts, with_times):
     assert {name: found[name] for name in BUDGET if found[name] > BUDGET[name]} == {}
 
 
-def test_cosines_beside_the_masks_take_two_more_launches(frame_counts):
-    found = frame_counts("descriptor", cosine_weight=(0.3, 0.3), cosine_scale=20.0)
-    budget = BUDGET | {"launches": BUDGET["launches"] + 2}
-    assert {name: found[name] for name in budget if found[name] > budget[name]} == {}
-
-
 @pytest.mark.parametrize("bundle", REPLAYED)
 @pytest.mark.parametrize("with_times", [False, True])
 def test_a_replayed_frame_keeps_to_the_same_budget(counts, monkeypatch, bundle, with_times):

@@ -75,16 +75,6 @@ OPERATIONS = {
         {"labels": zeros(7, dtype=np.uint16), "out": zeros(4, dtype=np.int64)},
         {"num_classes": 3},
     ),
-    "blend_cosines": (
-        {
-            "mask_logits": zeros(1, 3, 2, 2),
-            "cosines": zeros(1, 3, 2, 2),
-            "weights": zeros(3),
-            "shares": np.ones(3, np.float32),
-            "out": zeros(1, 3, 2, 2),
-        },
-        {},
-    ),
     "merge_windows": (
         {"logits": zeros(2, 3, 2, 2), "shares": zeros(2, 3), "out": zeros(1, 3, 2, 3)},
         {"places": [(0, 0), (0, 1)]},

@@ -17,7 +17,6 @@ OPERATIONS = {
     "upsample_argmax",
     "overlay",
     "ink",
-    "blend_cosines",
     "mask_boxes",
     "crop_regions",
     "label_regions",

@@ -17,8 +17,7 @@ LOW = {"device": "cpu", "precision": "float32", "use_cache": False, "with_class_
 
 
 def test_maps_are_activated_scores_of_each_class():
-    settings = {"with_scores": True, "cosine_weight": (0.0, 0.0)}  # names do not compete
-    with Engine(Bundle.demo("scenes"), EngineConfig(**LOW, **settings)) as engine:
+    with Engine(Bundle.demo("scenes"), EngineConfig(**LOW, with_scores=True)) as engine:
         names = [["red ball", "red striped ball"], "grey stone wall", "yellow brick wall"]
         engine.set_classes(names, background=["blue sky"])
         seg = engine.segment(FRAME)

@@ -29,10 +29,7 @@ NOT_RUN = {
     r"--check-data": "finds classes without pixels in so few scenes",
     r"\bclip\b|dogs": "trains for minutes; test_training_example.py runs it shortly",
     r"^segment DIR": "leaves out what the text is not about",
-    r"--cosine": "needs a bundle that was trained with its cosines",
 }
-# In place of a page's numbers, with which a command takes minutes.
-SHORTER = {"calibrate": {"--iterations": "4", "--images": "4"}}
 # Other than 0: what a check finds, and what is not on every machine.
 CODES = {"doctor": {0, 3, 4}}
 
@@ -40,13 +37,6 @@ CODES = {"doctor": {0, 3, 4}}
 def reason(words):
     line = " ".join(words)
     return next((why for pattern, why in NOT_RUN.items() if re.search(pattern, line)), None)
-
-
-def shortened(words):
-    """A command with small numbers where those of its page take long."""
-    small = SHORTER.get(words[0], {})
-    options = ["", *words]  # each before its value
-    return [small.get(option, word) for option, word in zip(options, words, strict=False)]
 
 
 def runnable():
@@ -83,7 +73,7 @@ def test_commands_of_a_page_work_in_order(page, made, tmp_path, monkeypatch, cap
     shutil.copytree(made, tmp_path / "here")
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("ZSSEG_HOME", str(made / "home"))
-    for words in map(shortened, RUN[page]):
+    for words in RUN[page]:
         given = [name for word in words for name in sorted(glob.glob(word)) or [word]]
         code = cli.main(given)
         printed = capfd.readouterr()

@@ -426,20 +426,6 @@ def test_self_check_and_frames_take_turns(monkeypatch, placed, launched, bundle)
         assert_same(one, other)
 
 
-def test_cosines_beside_the_masks_are_recorded_too(placed, launched, monkeypatch):
-    """Rows that fill up a bucket have no part in the softmax over cosines."""
-    results = []
-    for replayed in ("1", "0"):  # "0": no bucket either
-        monkeypatch.setenv("ZSSEG_CUDA_GRAPHS", replayed)
-        with open_engine(placed, cosine_weight=(0.3, 0.7), cosine_scale=12.0) as engine:
-            engine.set_classes(**vocabulary(engine, 11, synonyms=True, background=1))
-            results.append([engine.segment(frame(seed)) for seed in range(4)])
-    assert launched["launched"] > 0
-    for found, expected in zip(*results, strict=True):
-        np.testing.assert_array_equal(found.labels, expected.labels)
-        np.testing.assert_array_equal(found.scores, expected.scores)
-
-
 @pytest.mark.parametrize("bundle", ["descriptor", "dense"])
 def test_windows_replay_one_capture(placed, launched, monkeypatch, bundle):
     """Whichever window of the frame it is."""

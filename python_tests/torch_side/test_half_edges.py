@@ -165,27 +165,6 @@ def test_labels_on_a_gpu_equal_those_of_float32_edges(bundles, monkeypatch, sess
     np.testing.assert_allclose(*scores, rtol=0, atol=TOLERANCE[family])
 
 
-@pytest.mark.needs_cuda
-def test_cosines_of_half_patches_and_names(bundles, monkeypatch):
-    """CLIP's patches and the names meet in float16 too, scaled by 100."""
-    require_cuda()
-    family, half, wide = bundles
-    if family != "zegclip":
-        pytest.skip("of these bundles only ZegCLIP's have CLIP's own patches and take a weight")
-    placed = host_backend(monkeypatch, "own arrays", host_name="torch")
-    found = {}
-    for path in (half, wide):
-        config = EngineConfig(
-            precision="float16", use_cache=False, with_class_scores="low",
-            cosine_weight=(0.5, 0.5), cosine_scale=100.0, **placed,
-        )  # fmt: skip
-        with Engine(path, config) as engine:
-            engine.set_classes(NAMES)
-            found[path] = engine.segment(frame()).class_scores
-    assert np.ptp(found[wide]) > 0.5
-    np.testing.assert_allclose(found[half], found[wide], rtol=0, atol=2e-3)  # worst seen 4.0e-4
-
-
 def margin(result, head):
     """By how much the best class wins at the frame's size, seen classes having lost their bias."""
     seen = np.array([name in head.seen for name in result.names], np.float32)

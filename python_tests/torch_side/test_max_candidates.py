@@ -44,16 +44,14 @@ def stored(name):
     return bundle, list(bundle.text_bank.names)
 
 
-def cases(*others):
+def cases():
     made = [(name, lambda name=name: stored(name)) for name in ("descriptor", "aggregation")]
-    made += [("dense", lambda: (Bundle.demo(), THINGS)), *others]
+    made += [("dense", lambda: (Bundle.demo(), THINGS))]
+    made += [("scenes", lambda: (Bundle.demo("scenes"), SCENES))]
     return pytest.mark.parametrize("find", [pytest.param(find, id=name) for name, find in made])
 
 
-BLENDED = ("cosines", lambda: (Bundle.demo("scenes"), SCENES))
-
-
-@cases(BLENDED)
+@cases()
 @pytest.mark.parametrize("extra", [{}, {"with_scores": True, "with_class_scores": "low"}])
 def test_as_many_candidates_as_names_change_nothing(find, extra, frame):
     bundle, names = find()
@@ -85,23 +83,6 @@ def test_labels_are_those_of_the_candidates_alone(find, most, frame):
     assert np.array_equal(found.labels != found.unknown, known)
     assert np.array_equal(found.labels[known], table[alone.labels[known]])
     np.testing.assert_allclose(found.scores, alone.scores, atol=1e-5)
-
-
-@pytest.mark.parametrize("settings", [{}, {"windows": "auto"}])
-@pytest.mark.parametrize("most", [1, 4])
-def test_cosines_become_shares_among_the_candidates(most, settings, frame):
-    """The scenes demo blends cosines: labels are those of the candidates named alone."""
-    if settings:
-        frame = np.ascontiguousarray(frame[:, :-40])
-    bundle, names = BLENDED[1]()
-    found = label(bundle, names, frame, max_candidates=most, with_scores=True, **settings)
-    alone = label(bundle, list(found.candidates), frame, with_scores=True, **settings)
-    table = np.array([found.names.index(name) for name in alone.names])
-    if settings:  # windows' logits are averaged before names are left out
-        assert np.mean(found.labels == table[alone.labels]) > 0.98
-        return
-    np.testing.assert_allclose(found.scores, alone.scores, atol=1e-5)
-    assert np.mean(found.labels == table[alone.labels]) > 0.9999
 
 
 def test_candidates_are_those_nearest_to_some_cell(cells):

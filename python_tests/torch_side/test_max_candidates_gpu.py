@@ -13,23 +13,15 @@ STORED = Path(__file__).parents[1] / "bundles" / "v1"
 
 
 @pytest.mark.needs_cuda
-@pytest.mark.parametrize(
-    ("name", "cosines"),
-    [
-        ("dense", {}),
-        ("descriptor", {}),
-        ("descriptor", {"cosine_weight": (0.1, 0.5), "cosine_scale": 5.0}),
-        ("aggregation", {}),
-    ],
-)
-def test_a_gpu_leaves_out_names_of_recorded_frames_too(name, cosines, monkeypatch):
+@pytest.mark.parametrize("name", ["dense", "descriptor", "aggregation"])
+def test_a_gpu_leaves_out_names_of_recorded_frames_too(name, monkeypatch):
     require_cuda()
     placed, bundle = device_backend(monkeypatch)[0], Bundle.load(STORED / f"{name}.zsseg")
     names = list(bundle.text_bank.names)
     frames = np.random.default_rng(0).integers(0, 256, (2, 32, 48, 3), np.uint8)
 
     def label_all(most):
-        config = EngineConfig(**placed, use_cache=False, max_candidates=most, **cosines)
+        config = EngineConfig(**placed, use_cache=False, max_candidates=most)
         with Engine(bundle, config) as engine:
             engine.set_classes(names)
             return [engine.segment(frames[number % 2]) for number in range(6)]

@@ -1,7 +1,6 @@
 """Initial weights of decode heads: random as ever, copies of one layer, or aligned with CLIP."""
 
 import math
-from dataclasses import replace
 
 import pytest
 
@@ -10,9 +9,8 @@ torch = pytest.importorskip("torch", reason="needs pip install '.[train]'")
 from support import tiny  # noqa: E402
 from support.errors import refused  # noqa: E402
 from tools.studies.starts import HeadStart, scale_for  # noqa: E402
-from zsseg_rt import Bundle, Engine, EngineConfig  # noqa: E402
-from zsseg_rt.common.cosine_rule import CosineRule  # noqa: E402
-from zsseg_rt.errors import ArgumentError, ConfigError  # noqa: E402
+from zsseg_rt import Bundle  # noqa: E402
+from zsseg_rt.errors import ArgumentError  # noqa: E402
 from zsseg_rt.export import export_bundle  # noqa: E402
 from zsseg_rt.models import create_model  # noqa: E402
 from zsseg_rt.models.descriptor.mask_decoder import CrossAttention, DecoderConfig  # noqa: E402
@@ -22,9 +20,6 @@ from zsseg_rt.training.parts import build_model  # noqa: E402
 SIZES = tiny.TinySizes(num_layers=2, text_layers=1, grid_side=3)
 ALIGNED = HeadStart(aligned=True)
 FAMILIES = ("zegclip", "clip_rc")
-COSINE = EngineConfig(
-    backend="openvino", use_cache=False, cosine_weight=(0.2, 0.5), cosine_scale=9.0
-)
 
 
 @pytest.fixture(scope="module")
@@ -144,17 +139,6 @@ def test_overlapping_patches_start_and_export_in_both(build, tmp_path):
         Bundle.load(path).verify()
 
 
-@pytest.mark.parametrize("cells", [1, 4])
-def test_cosines_are_of_clips_patches_whatever_the_cells(build, tmp_path, cells):
-    rule = CosineRule(seen_weight=0.2, unseen_weight=0.5, scale=9.0)
-    model = build("clip_rc", num_cells=cells)
-    model.config = replace(model.config, cosine=rule)
-    path = export_bundle(model, tmp_path / "b.zsseg", precisions=("float32",), text_encoder=None)
-    Bundle.load(path).verify()
-    with Engine(path, COSINE):
-        pass
-
-
 def test_the_shipped_clips_names_start_as_the_cosine():
     from tools.scenes import CLASS_NAMES
     from zsseg_rt.training.class_embeddings import embed_phrases
@@ -216,9 +200,6 @@ def test_an_aligned_model_exports_and_agrees_with_torch(build, architecture, tmp
     model = build(architecture, head=HeadStart(aligned=True, offset=-2.0))
     path = export_bundle(model, tmp_path / "a.zsseg", precisions=("float32",), text_encoder=None)
     Bundle.load(path).verify()
-    if architecture == "clip_rc":  # exported without CLIP's patches
-        with refused(ConfigError, "cosine_weight"):
-            Engine(path, COSINE)
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,6 @@ from zsseg_rt.errors import ArgumentError, DTypeError
 PAIRED = ("upsample_argmax", "upsample_argmax_overlay", "label_regions")
 IN_PLACE = {
     ("warp_blend", "out", "logits"),
-    ("blend_cosines", "out", "mask_logits"),
-    ("blend_cosines", "out", "cosines"),
     ("overlay", "out", "frame"),
     ("upsample_argmax_overlay", "picture", "frame"),
 }

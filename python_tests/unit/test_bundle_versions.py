@@ -85,6 +85,15 @@ def stored_as(tmp_path, family, name="dense", **changes):
     return path
 
 
+def test_a_blend_with_cosines_is_refused_and_none_is_read(tmp_path):
+    """Earlier versions could blend masks with cosines, and wrote null where they did not."""
+    rule, kind = {"seen_weight": 0.0, "unseen_weight": 0.4, "scale": 5.0}, "descriptor"
+    with pytest.raises(BundleError, match=r"bundle.json.head: cosine: .* Export the bundle again"):
+        Bundle.load(stored_as(tmp_path / "blended", kind, kind, cosine=rule))
+    plain = Bundle.load(stored_as(tmp_path / "plain", kind, kind, cosine=None))
+    assert plain.head == Bundle.load(FOLDER / "v1" / f"{kind}.zsseg").head
+
+
 def test_a_family_is_added_by_a_file_a_line_and_a_row(monkeypatch, tmp_path):
     """What CONTRIBUTING.md says; every room takes the rest from the row."""
 
@@ -94,11 +103,11 @@ def test_a_family_is_added_by_a_file_a_line_and_a_row(monkeypatch, tmp_path):
     path = stored_as(tmp_path, "twin")
     with refused(BundleError, None, "'twin'"):
         Bundle.load(path)
-    monkeypatch.setitem(FAMILIES, "twin", replace(FAMILIES["dense"], settings=("cosine_weight",)))
+    monkeypatch.setitem(FAMILIES, "twin", replace(FAMILIES["dense"], settings=("max_candidates",)))
     with refused(BundleError, "family"):
         Engine(path, EngineConfig(**CPU))
     monkeypatch.setitem(registry._FACTORIES, "twin", Twin)
-    config = EngineConfig(cosine_weight=(0.5, 0.5), **CPU)
+    config = EngineConfig(max_candidates=100, **CPU)
     _, names, (frame, _) = stored_inputs("dense")
     with Engine(path, config) as engine, Engine(FOLDER / "v1" / "dense.zsseg") as dense:
         assert engine.self_check().passed

@@ -143,7 +143,10 @@ class TestChoose:
 
 
 @pytest.mark.parametrize("make", [lambda raw: EngineConfig(**raw), EngineConfig.from_dict])
-def test_a_retired_setting_is_named_with_what_to_do_instead(make):
-    with refused(ConfigError, "refine", "bilateral"):
-        make({"refine": "bilateral"})
-    assert EngineConfig.from_dict({"refine": None, "num_lanes": 2}) == EngineConfig(num_lanes=2)
+@pytest.mark.parametrize(
+    ("name", "value"), [("refine", "bilateral"), ("cosine_weight", [0, 0.4]), ("cosine_scale", 5)]
+)
+def test_a_retired_setting_is_named_with_what_to_do_instead(make, name, value):
+    with refused(ConfigError, name, "retired", "Leave"):
+        make({name: value})
+    assert EngineConfig.from_dict({name: None, "num_lanes": 2}) == EngineConfig(num_lanes=2)

@@ -1,7 +1,5 @@
 """A memory steadies labels along the motion and spares still frames, and never mixes scenes."""
 
-import json
-import shutil
 import sys
 from pathlib import Path
 
@@ -358,20 +356,3 @@ def test_times_tell_what_was_done(engine):
     assert {"compare", "image_encoder", "steady", "total"} <= set(first.times)
     assert set(again.times) == {"compare", "total"}
     assert not {"compare", "steady"} & set(engine.segment(picture()).times)
-
-
-@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
-def test_scores_beside_cosines_are_those_without_a_memory(tmp_path, activation):
-    """Cosines make log-odds of softmax shares too, and the blend must remember that."""
-    path = tmp_path / "descriptor.zsseg"
-    shutil.copytree(STORED / "descriptor.zsseg", path)
-    manifest = json.loads((path / "bundle.json").read_text())
-    manifest["head"]["activation"] = activation
-    (path / "bundle.json").write_text(json.dumps(manifest))
-    cosines = {"cosine_weight": (0.5, 0.5), "cosine_scale": 10.0}
-    with Engine(path, EngineConfig(**CPU, **cosines, with_scores=True)) as engine:
-        rows = np.random.default_rng(0).normal(size=(3, engine.bundle.text.embed_dim))
-        engine.set_classes(list(COLOURS), embeddings=rows.astype(np.float32))
-        alone, steady = engine.segment(picture()), engine.segment(picture(), memory=FrameMemory())
-    np.testing.assert_array_equal(steady.labels, alone.labels)
-    np.testing.assert_array_equal(steady.scores, alone.scores)

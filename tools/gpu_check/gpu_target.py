@@ -25,7 +25,6 @@ KERNELS = (
     product_cases.descriptor_cases,
     product_cases.similarity_cases,
     frame_cases.upsample_cases,
-    product_cases.blend_cases,
 )
 WARM_FRAMES = 8
 CLASSES = 20

@@ -109,34 +109,6 @@ def similarity_case(
     return case
 
 
-def blend_cases(bench: CpuBench, *, quick: bool) -> Iterator[Case]:
-    """Mask logits and cosines of 20 and 171 names, as a frame blends them."""
-    for classes, grid in [(3, 8)] if quick else [(20, 32), (171, 32)]:
-        for activation in ("sigmoid", "softmax"):
-            yield blend_case(bench, smooth_logits(classes, grid), activation)
-
-
-def blend_case(bench: CpuBench, logits: np.ndarray, activation: str) -> Case:
-    """It also tells whether all is finite."""
-    classes, *grid = logits.shape[1:]
-    weights, shares = np.full(classes, 0.3, np.float32), np.ones(classes, np.float32)
-    arrays = (logits, np.ascontiguousarray(logits[:, ::-1]), weights, shares)
-    placed, out = [bench.place(a) for a in arrays], bench.place(np.empty_like(logits))
-    told = {"finite": bench.place(np.zeros(1, np.uint8)), "workspace": bench.zeros()}
-
-    def ours() -> Any:
-        return ops.blend_cosines(*placed, activation=activation, **told, out=out,
-                                 stream=bench.stream)  # fmt: skip
-
-    def check() -> None:
-        expected = reference.blend_cosines(*arrays, activation=activation)
-        expect_close(bench.fetch(ours()), expected, 1e-4)
-
-    sizes = f"C={classes} {grid[0]}x{grid[1]} {activation}"
-    num_bytes = sum(array.nbytes for array in arrays) + out.nbytes
-    return Case("blend_cosines", sizes, num_bytes, check, {"zsseg_rt": ours})
-
-
 def warp_cases(bench: CpuBench, *, quick: bool) -> Iterator[Case]:
     """Logits of 28 names on the demo's grid, of 20 and 171 names on a larger one."""
     for classes, grid in [(3, 8)] if quick else [(28, 8), (20, 32), (171, 32)]:

@@ -48,9 +48,8 @@ from zsseg_rt.training.loop.schedules import poly
 from zsseg_rt.training.parts import batch_source
 from zsseg_rt.training.segmenters.torch_segmenter import TorchSegmenter
 from zsseg_rt.training.tasks.descriptor import DescriptorTask
-from zsseg_rt.training.trained.calibration import Calibration
 
-__all__ = ["TEMPLATES", "DemoConfig", "evaluate_demo", "provenance_of", "small_zegclip"]
+__all__ = ["TEMPLATES", "DemoConfig", "evaluate_demo", "small_zegclip"]
 __all__ += ["train_demo", "write_demo"]
 
 DEMO = DEMOS["scenes"]
@@ -79,6 +78,7 @@ class DemoConfig:
         split: Training scenes; ``"train_seen"`` shows the unseen names as rarely as any others.
         start: The decoder's initial weights.
         start_offset: Added to all mask logits of the aligned start.
+        seen_bias: What the probabilities of seen classes are lowered by.
     """
 
     iterations: int = 4000
@@ -92,9 +92,10 @@ class DemoConfig:
     patch_stride: int = 8
     label_stride: int = 4
     seed: int = 0
-    split: Literal["train", "train_seen"] = "train"
-    start: Literal["random", "aligned"] = "random"
-    start_offset: float = 0.0
+    split: Literal["train", "train_seen"] = "train_seen"
+    start: Literal["random", "aligned"] = "aligned"
+    start_offset: float = -3.6
+    seen_bias: float = 0.05
 
     def __post_init__(self) -> None:
         if self.size % 16:
@@ -129,10 +130,11 @@ def small_zegclip(clip: str | Path, config: DemoConfig) -> ZegCLIP:
         ),
         unit_inputs=True,
     )
-    HeadStart(aligned=config.start == "aligned", offset=config.start_offset).apply(
-        cast(ZegCLIP, model).decode_head
-    )
-    return cast(ZegCLIP, model)
+    zegclip = cast(ZegCLIP, model)
+    start = HeadStart(aligned=config.start == "aligned", offset=config.start_offset)
+    start.apply(zegclip.decode_head)
+    zegclip.config = dataclasses.replace(zegclip.config, seen_bias=config.seen_bias)
+    return zegclip
 
 
 def embed_classes(model: ZegCLIP) -> Tensor:
@@ -217,7 +219,6 @@ def write_demo(
     config: DemoConfig,
     folder: Path,
     *,
-    chosen: Calibration,
     commit: str = "",
 ) -> Path:
     """Write bundle, images and class names where the package looks for them.
@@ -227,7 +228,6 @@ def write_demo(
         clip: The CLIP it was trained on; its metadata describe its run.
         config: The recipe.
         folder: ``zsseg_rt/demo`` of the project.
-        chosen: How much cosines count, and the seen bias.
         commit: The project's commit, for the provenance.
 
     Returns:
@@ -240,10 +240,9 @@ def write_demo(
         "world_version": WORLD_VERSION,
         "clip": _metadata(clip),
         "zegclip": dataclasses.asdict(config),
-        "settings": provenance_of(chosen),
     }
     bundle = export_bundle(
-        chosen.apply(model),
+        model,
         folder / DEMO.bundle,
         class_names=CLASS_NAMES,
         word_subset=keep_words(encoder, words_of_world(), FUNCTION_WORDS),
@@ -259,17 +258,6 @@ def write_demo(
     (folder / DEMO.classes).write_text("\n".join(CLASS_NAMES) + "\n", encoding="utf-8")
     _write_photos(folder, config.size)
     return bundle
-
-
-def provenance_of(chosen: Calibration) -> dict[str, Any]:
-    """How the bundle's settings were chosen, for its provenance."""
-    return {
-        "chosen_by": "seen names held out of brief trainings",
-        "hold_out": chosen.hold_out,
-        "held_out": [hold_out.names for hold_out in chosen.hold_outs],
-        "iterations": chosen.iterations,
-        "images": chosen.images,
-    }
 
 
 def _rounded_text_encoder(model: ZegCLIP) -> TextEncoder:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import statistics
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -189,7 +188,6 @@ def measure_bundle(
     draws: Iterable[int] = (),
     lists: Iterable[Count] = (),
     length: int = 300,
-    cosine: bool = True,
     root: Path,
 ) -> dict[str, Any]:
     """Measure a bundle of the synthetic world at float32; returns the record, as plain data.
@@ -199,22 +197,18 @@ def measure_bundle(
         draws: Numbers of draws of names; see :func:`evaluate_draws`.
         lists: Lengths of name lists; see :func:`evaluate_lists`.
         length: Scenes for each.
-        cosine: Whether the bundle's cosines count beside its masks.
         root: The checkout whose commit is written down.
     """
-    weight = None if cosine else (0.0, 0.0)
-    config = EngineConfig(device="cpu", precision="float32", cosine_weight=weight)
-    with Engine(bundle, config) as engine:
+    with Engine(bundle, EngineConfig(device="cpu", precision="float32")) as engine:
 
         def opened(names: tuple[str, ...]) -> Segmenter:
             return EngineSegmenter(engine, names)
 
         by_draw = evaluate_draws(opened, draws, length=length)
         by_list = evaluate_lists(opened, lists, length=length)
-        rule = engine.bundle.head.cosine if cosine else None
         about: dict[str, Any] = {"commit": describe_commit(root), "machine": describe_machine()}
         about |= {"bundle_sha256": sha256_of(bundle / "bundle.json"), "precision": "float32"}
-        about |= {"cosine": None if rule is None else asdict(rule), "scenes": length}
+        about |= {"scenes": length}
     summary = {kind: summarise(by_draw, kind) for kind in KINDS} if by_draw else {}
     return about | {"summary": summary, "draws": by_draw, "lists": by_list}
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from zsseg_rt.common.arrays import TensorSpec
-from zsseg_rt.common.cosine_rule import CosineRule
 from zsseg_rt.common.files import sha256_of
-from zsseg_rt.common.schema import check_plain_text
+from zsseg_rt.common.schema import check_plain_text, without_retired
 
 MAX_WIDTH = 1 << 16  # of images, grids and embeddings
 MAX_CLASSES = 65534  # labels have 16 bits, and one of them is unknown
@@ -54,12 +55,11 @@ FAMILIES: dict[str, FamilySpec] = {
             "image",
             "patch_embeds",
             "cls_embed",
-            "clip_embeds",
             "queries",
             "class_embeds",
             "patch_keys",
         ),
-        settings=("cosine_scale", "cosine_weight", "max_candidates", "resize", "windows"),
+        settings=("max_candidates", "resize", "windows"),
         has_class_logits=True,
     ),
     "dense": FamilySpec(
@@ -186,7 +186,6 @@ class HeadSpec:
         seen_bias: Subtracted from the activated value of seen classes.
         unknown_below: Default score below which a pixel is unknown; None keeps every pixel.
         max_classes: Largest class axis the graphs accept.
-        cosine: How much the cosine of patches and names counts beside the masks; None: nothing.
         independent_queries: Whether the decoder treats every class query by itself, in family
             ``descriptor``; None: not stated.
         align: Where the grid's cells lie on the frame. ``"half_pixel"``: each is the centre of its
@@ -204,15 +203,14 @@ class HeadSpec:
     seen_bias: float = 0.0
     unknown_below: float | None = None
     max_classes: int = 1024
-    cosine: CosineRule | None = None
     independent_queries: bool | None = None
     align: str = "half_pixel"
     window_batch: int = 1
 
-    @property
-    def label_activation(self) -> str:
-        """What makes scores of the grid that is upsampled: blended masks are log-odds."""
-        return self.activation if self.cosine is None else "sigmoid"
+    @staticmethod
+    def from_earlier(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Refuse masks that were blended with cosines, as earlier versions could."""
+        return without_retired(raw, {"cosine": "Export the bundle again."})
 
     def __post_init__(self) -> None:
         if self.activation not in ACTIVATIONS:
@@ -231,8 +229,6 @@ class HeadSpec:
             raise ValueError(
                 f"max_classes: expected from 1 to {MAX_CLASSES}, got {self.max_classes}"
             )
-        if self.cosine is not None and self.activation == "none":
-            raise ValueError("cosine: expected null beside activation 'none', got weights")
         if not math.isfinite(self.seen_bias):
             raise ValueError(f"seen_bias: expected a finite number, got {self.seen_bias}")
         if self.unknown_below is not None and not 0.0 <= self.unknown_below <= 1.0:

@@ -42,7 +42,7 @@ from zsseg_rt.cli.profile import profile
 from zsseg_rt.cli.segment import segment
 from zsseg_rt.cli.serve import serve
 from zsseg_rt.cli.stream import stream
-from zsseg_rt.cli.train import calibrate, train
+from zsseg_rt.cli.train import train
 from zsseg_rt.common.extras import package_of, unavailable
 from zsseg_rt.common.schema import printable
 from zsseg_rt.errors import (
@@ -67,10 +67,13 @@ _CALLED = {
 }  # arguments whose option has another name
 
 _RETIRED = {
+    "--against-cosine": "Leave it out: masks alone label.",
     "--as-published": "Run python -m benchmarks.papers in a checkout: docs/evaluation.md.",
+    "--cosine": "Leave it out: masks alone label.",
     "--lanes": "Leave it out: files take as many lanes as fit, cameras one.",
     "--refine": "Leave it out; --windows auto labels frames that are not square in finer cells.",
-}  # options of earlier versions, and what to do instead
+    "calibrate": "Leave it out: zsseg-rt export trained RUN takes a run as it is.",
+}  # options and commands of earlier versions, and what to do instead
 
 app = typer.Typer(
     name="zsseg-rt",
@@ -85,7 +88,7 @@ export_app.command("zeroseg")(export_zeroseg)
 export_app.command("triton")(export_triton)
 for command in (segment, stream, serve, profile):
     app.command(cls=DemoCommand)(command)
-for command in (fetch, train, calibrate, evaluate, quantize, build, info, doctor):
+for command in (fetch, train, evaluate, quantize, build, info, doctor):
     app.command()(command)
 
 
@@ -144,6 +147,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # our errors say what it would add
     given = [*first, *(word for word in options if word not in first), *given[len(options) :]]
     try:
+        _refuse_retired_command(given)
         _expect_classes_once(given)
         code = app(args=given, prog_name="zsseg-rt", standalone_mode=False)
     except UsageError as exc:
@@ -169,6 +173,16 @@ def _run(arguments: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         return _fail(EXIT_FAILURE, "interrupted")
     return int(code or EXIT_OK)
+
+
+def _refuse_retired_command(given: Sequence[str]) -> None:
+    command = next((word for word in given if not word.startswith("-")), None)
+    if command in _RETIRED:
+        raise UsageError(_retired(command))
+
+
+def _retired(name: str) -> str:
+    return f"{name}: is retired here. {_RETIRED[name]}"
 
 
 def _expect_classes_once(given: Sequence[str]) -> None:
@@ -207,7 +221,7 @@ def _usage_message(error: Exception) -> str:
     """What a usage error says; one that only showed the help has no text of its own."""
     option = getattr(error, "option_name", None)
     if option in _RETIRED:
-        return f"{option}: is retired here. {_RETIRED[option]}"
+        return _retired(option)
     text = str(error.format_message()) if hasattr(error, "format_message") else str(error)
     return text or "expected a command or arguments; see --help"
 

@@ -13,16 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zsseg_rt.cli.groups import ModelOptions, opt, takes_groups
-from zsseg_rt.cli.options import (
-    JsonOption,
-    TemplateOption,
-    UsageError,
-    cosine_rule,
-    flat_names,
-    read_classes,
-)
+from zsseg_rt.cli.options import JsonOption, TemplateOption, UsageError, flat_names, read_classes
 from zsseg_rt.cli.output import ProgressBar, check_file_place, say, terminal, write_json
-from zsseg_rt.cli.train import print_calibration
 from zsseg_rt.common.argument_names import arguments_called
 from zsseg_rt.common.extras import needs_extra
 from zsseg_rt.config import MAX_WINDOWS, EngineConfig
@@ -76,7 +68,6 @@ class _Against:
     against_backend: str = opt("Backend of --against.", "auto")
     against_precision: str = opt("Precision of --against.", "auto")
     against_min_region_score: float | None = opt("--min-region-score of --against.")
-    against_cosine: str | None = opt("--cosine of --against.")
 
     def config(self, first: ModelOptions) -> EngineConfig:
         """The settings of its engine; what is not set here is the first one's."""
@@ -85,9 +76,8 @@ class _Against:
             backend=self.against_backend,
             precision=self.against_precision,
             min_region_score=self.against_min_region_score,
-            cosine=self.against_cosine,
         )
-        return second.config("--against-cosine")
+        return second.config()
 
 
 @takes_groups
@@ -213,16 +203,8 @@ def _open_trained(path: Path, names: Sequence[str], task: _Task, config: EngineC
         )
     with needs_extra("train", f"to evaluate {path}"):
         from zsseg_rt.training.trained.segmenter import trained_segmenter
-    if config.cosine_weight is None:
-        print_calibration(path)
     return trained_segmenter(
-        path,
-        names,
-        templates=task.template,
-        protocol=task.protocol,
-        device=config.device,
-        cosine=cosine_rule(config.cosine_weight, config.cosine_scale),
-        calibrated=config.cosine_weight is None,
+        path, names, templates=task.template, protocol=task.protocol, device=config.device
     )
 
 

@@ -8,8 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from zsseg_rt.cli.groups import ModelOutput, takes_groups
-from zsseg_rt.cli.options import CosineOption, cosine_rule, read_cosine, read_size
-from zsseg_rt.cli.train import print_calibration
+from zsseg_rt.cli.options import read_size
 from zsseg_rt.common.extras import needs_extra
 
 
@@ -20,7 +19,6 @@ def export_trained(
     size: Annotated[
         str | None, typer.Option(help="Input in pixels: SIDE or HEIGHTxWIDTH; default: as trained.")
     ] = None,
-    cosine: CosineOption = None,
     bundle: ModelOutput,
 ) -> None:
     """Turn the best checkpoint of a training run into a bundle."""
@@ -29,12 +27,7 @@ def export_trained(
         options["size_hw"] = read_size(size)
     if bundle.precision:
         options["precisions"] = tuple(bundle.precision)
-    if cosine is not None:
-        settings, options["calibrated"] = read_cosine(cosine), False
-        options["cosine"] = cosine_rule(settings["cosine_weight"], settings.get("cosine_scale"))
     with needs_extra("train", f"to export {run}"):
         from zsseg_rt.training.trained.bundle import export_trained as export
 
-        if cosine is None:
-            print_calibration(run)
         bundle.write(export, run, **options)

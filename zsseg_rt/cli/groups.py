@@ -14,7 +14,6 @@ import typer
 from zsseg_rt.cli.options import (
     ClassesOption,
     ClassOption,
-    CosineOption,
     OutOption,
     OverwriteOption,
     TemplateOption,
@@ -23,7 +22,6 @@ from zsseg_rt.cli.options import (
     argument_errors_are_usage,
     read_background,
     read_classes,
-    read_cosine,
 )
 from zsseg_rt.cli.output import say, working
 from zsseg_rt.cli.remarks import print_background
@@ -118,7 +116,6 @@ class ModelOptions(ComputeOptions):
     max_candidates: int | None = opt(
         "With more names than this, label each frame only with those nearest to it."
     )
-    cosine: CosineOption = None
     windows: str | None = opt(
         "auto, or HEIGHTxWIDTH+STRIDE: keep a frame's shape and label overlapping windows of it."
     )
@@ -127,12 +124,12 @@ class ModelOptions(ComputeOptions):
         "letterbox keeps a frame's shape in one window, stretch does not; default: the bundle's."
     )
 
-    def config(self, cosine_option: str = "--cosine") -> EngineConfig:
+    def config(self) -> EngineConfig:
         """The engine's settings."""
         settings = self.settings()
         if self.max_windows is None:
             del settings["max_windows"]
-        return EngineConfig(**read_cosine(settings.pop("cosine"), cosine_option), **settings)
+        return EngineConfig(**settings)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from zsseg_rt.common.cosine_rule import CosineRule
 from zsseg_rt.errors import ArgumentError, SourceError
 from zsseg_rt.text.background import AUTO, FEW_CLASSES, NONE, Background
 from zsseg_rt.text.class_names import split_synonyms
@@ -58,14 +57,6 @@ SizeOption = Annotated[str, typer.Option(help="Input in pixels: SIDE or HEIGHTxW
 TemplateOption = Annotated[list[str] | None, typer.Option(help="Prompt with one {}; may repeat.")]
 TextHeadsOption = Annotated[
     int | None, typer.Option(help="Heads of the text tower, for a weights file.")
-]
-CosineOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="SEEN,UNSEEN[,SCALE]",
-        help="ZegCLIP, CLIP-RC: weights of the cosine of patches and names beside the "
-        "masks, for seen and unseen classes, each 0 to 1; 0,0 turns it off.",
-    ),
 ]
 
 
@@ -153,32 +144,6 @@ def read_size(text: str) -> tuple[int, int]:
     if len(sides) > 2 or not all(side.isdecimal() for side in sides):
         raise UsageError(f"--size: expected SIDE or HEIGHTxWIDTH in pixels, got {text!r}")
     return int(sides[0]), int(sides[-1])
-
-
-def read_cosine(text: str | None, option: str = "--cosine") -> dict[str, Any]:
-    """Read "0.2,0.5" or "0.2,0.5,10" as settings of an engine; None leaves the bundle's."""
-    if text is None:
-        return {}
-    try:
-        numbers = [float(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    if len(numbers) not in (2, 3):
-        raise UsageError(f"{option}: expected SEEN,UNSEEN or SEEN,UNSEEN,SCALE, got {text!r}")
-    scale = {"cosine_scale": numbers[2]} if len(numbers) > 2 else {}
-    return {"cosine_weight": (numbers[0], numbers[1]), **scale}
-
-
-def cosine_rule(weight: tuple[float, float] | None, scale: float | None) -> CosineRule | None:
-    """The rule of a model that has none of its own; None where cosines do not count."""
-    if weight is None or not any(weight):
-        return None
-    if scale is None:
-        raise UsageError("--cosine: expected SEEN,UNSEEN,SCALE for a model, got no scale")
-    try:
-        return CosineRule(seen_weight=weight[0], unseen_weight=weight[1], scale=scale)
-    except ValueError as exc:
-        raise UsageError(f"--cosine: {exc}") from None
 
 
 def check_activation(option: str, name: str | None) -> None:

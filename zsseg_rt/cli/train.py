@@ -1,4 +1,4 @@
-"""``zsseg-rt train`` and ``calibrate``: a model as a TOML file says, and its cosine weights."""
+"""``zsseg-rt train``: a model as a TOML file says."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from zsseg_rt.cli.options import JsonOption, UsageError
 from zsseg_rt.cli.output import (
     EXIT_FAILURE,
     ProgressBar,
-    check_file_place,
     say,
-    terminal,
     write_json,
 )
 from zsseg_rt.common.extras import needs_extra
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
     from zsseg_rt.training.config import TrainConfig
     from zsseg_rt.training.data_checks import SplitCheck
     from zsseg_rt.training.loop.loop import TrainingResult
-    from zsseg_rt.training.trained.calibration import Calibration, FoldFigures
 
 _SHOWN_PROBLEMS = 50
 
@@ -195,75 +192,3 @@ def _as_json(result: TrainingResult) -> dict[str, Any]:
     fields: dict[str, Any] = dict(vars(result))
     paths = {name: str(value) for name, value in fields.items() if isinstance(value, Path)}
     return fields | paths | {"timing": result.timing.to_dict()}
-
-
-def calibrate(
-    run: Annotated[Path, typer.Argument(help="Folder of a training run: ZegCLIP or CLIP-RC.")],
-    iterations: Annotated[
-        int | None,
-        typer.Option(min=1, help="Steps of each short training; default: a quarter of the run's."),
-    ] = None,
-    folds: Annotated[
-        int, typer.Option(min=1, max=4, help="Short trainings; each holds out other names.")
-    ] = 2,
-    images: Annotated[
-        int, typer.Option(min=1, help="Training images that are held out to measure on.")
-    ] = 200,
-    seed: Annotated[int, typer.Option(min=0, help="Seed for choosing the names.")] = 0,
-    hold_out: Annotated[
-        str, typer.Option(help="names: remove their labels; pictures: also images that show one.")
-    ] = "names",
-    json_file: JsonOption = None,
-) -> None:
-    """Choose cosine weights and the seen bias by short trainings that hold some names out."""
-    if hold_out not in ("names", "pictures"):
-        raise UsageError(f"--hold-out: expected names or pictures, got {hold_out!r}")
-    check_file_place("--json", json_file)
-    with needs_extra("train", f"to calibrate {run}"):
-        from zsseg_rt.training.calibration.calibrate import CalibrationSettings
-        from zsseg_rt.training.calibration.calibrate import calibrate as choose
-
-        settings = CalibrationSettings(
-            iterations=iterations or 0,
-            folds=folds,
-            images=images,
-            seed=seed,
-            hold_out="pictures" if hold_out == "pictures" else "names",
-        )
-        found = choose(run, settings, tell=say)
-    if found is None:
-        say("stopped; the same command continues")
-        raise typer.Exit(EXIT_FAILURE)
-    _print_choice(found, run)
-    if json_file is not None:
-        write_json(json_file, found)
-
-
-def print_calibration(run: Path) -> None:
-    """Say which chosen settings a run's model is given, if any were chosen."""
-    from zsseg_rt.training.trained.calibration import CALIBRATION_FILE, read_calibration
-
-    found = read_calibration(run)
-    if found is not None:
-        say(f"{CALIBRATION_FILE}: {found.described}; --cosine 0,0 leaves it out")
-
-
-def _print_choice(found: Calibration, run: Path) -> None:
-    from rich.table import Table
-
-    from zsseg_rt.training.trained.calibration import CALIBRATION_FILE
-
-    table = Table("held out", "before S / U", "hIoU", "after S / U", "hIoU", box=None)
-    for hold_out in found.hold_outs:
-        figures = [*_cells(hold_out.before), *_cells(hold_out.after)]
-        table.add_row(", ".join(hold_out.names), *figures)
-    means = (found.mean(chosen=False), found.mean(chosen=True))
-    table.add_row("mean", "", f"{means[0]:.2f}", "", f"{means[1]:.2f}")
-    terminal().print(table)
-    held = "names and the pictures that show them" if found.hold_out == "pictures" else "names"
-    say(f"chosen on {found.images} training images, {held} held out: {found.described}")
-    say(f"wrote {run / CALIBRATION_FILE}; export trained and evaluate take it from there")
-
-
-def _cells(figures: FoldFigures) -> tuple[str, str]:
-    return f"{figures.seen:.2f} / {figures.unseen:.2f}", f"{figures.harmonic_mean:.2f}"

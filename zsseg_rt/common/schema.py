@@ -51,6 +51,22 @@ def up_to_date(cls: type[Any], raw: Mapping[str, Any]) -> Mapping[str, Any]:
     return raw if translate is None else typing.cast("Mapping[str, Any]", translate(raw))
 
 
+def without_retired(
+    raw: Mapping[str, Any], retired: Mapping[str, str], error: type[Exception] = ArgumentError
+) -> dict[str, Any]:
+    """Leave out keys of earlier versions that hold nothing; for what a ``from_earlier`` returns.
+
+    Args:
+        raw: What may have been written by an earlier version.
+        retired: The keys, and what to do instead.
+        error: What is raised if one of them is in use.
+    """
+    for name, instead in retired.items():
+        if (value := raw.get(name)) is not None:
+            raise error(f"{name}: expected nothing, it is retired, got {value!r}. {instead}")
+    return {name: value for name, value in raw.items() if name not in retired}
+
+
 def encode(value: Any) -> Any:
     """Turn nested dataclasses into plain JSON data; the inverse of :func:`decode`."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -106,7 +122,10 @@ def _decode(kind: Any, raw: Any, where: str, error: type[Exception]) -> Any:
 def _decode_dataclass(kind: Any, raw: Any, where: str, error: type[Exception]) -> Any:
     if not isinstance(raw, dict):
         raise error(f"{where}: expected an object, got {_describe(raw)}")
-    raw = up_to_date(kind, raw)
+    try:
+        raw = up_to_date(kind, raw)
+    except ArgumentError as exc:
+        raise exc if isinstance(exc, error) else error(f"{where}: {exc}") from exc
     hints = typing.get_type_hints(kind)
     fields = {f.name: f for f in dataclasses.fields(kind)}
     for key in raw:

@@ -36,7 +36,7 @@ class Exporter:
 
 _DENSE_CLIP = Exporter(export=export_dense_clip, reads=MODEL_OPTIONS | {"window_batch"})
 _DESCRIPTOR = Exporter(
-    export=export_descriptor, reads=MODEL_OPTIONS | {"word_subset", "cosine", "window_batch"}
+    export=export_descriptor, reads=MODEL_OPTIONS | {"word_subset", "window_batch"}
 )
 
 EXPORTERS: Mapping[str, Exporter] = {
@@ -67,7 +67,7 @@ def export_bundle(model: Any, path: str | Path, **options: Any) -> Path:
             :func:`zsseg_rt.models.create_model` made.
         path: Folder to write, ``NAME.zsseg``.
         **options: Those of :class:`zsseg_rt.export.options.ExportOptions` in ``MODEL_OPTIONS``; for
-            ZegCLIP and CLIP-RC also ``word_subset`` and ``cosine``, for ZegFormer
+            ZegCLIP and CLIP-RC also ``word_subset``, for ZegFormer
             ``region_templates``, for TIPS ``tokenizer``; for dense CLIP, TIPS and ZegCLIP
             ``window_batch``.
 

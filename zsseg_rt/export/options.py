@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt.bundles.specs import WINDOW_BATCHES
-from zsseg_rt.common.cosine_rule import CosineRule
 from zsseg_rt.common.schema import check_plain_text, decode, nearest
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.export.graph_files import DEFAULT_PRECISIONS, check_precisions
@@ -53,8 +52,6 @@ class ExportOptions:
             fill it; for ZegFormer sides are multiples of 32.
         word_subset: For ZegCLIP and CLIP-RC: a text tower that knows only some words, written
             instead of ``text_encoder``; see :func:`zsseg_rt.export.word_subset.keep_words`.
-        cosine: For ZegCLIP and CLIP-RC: how much the cosine of patches and names counts beside the
-            masks; None takes the model's rule, usually none.
         tokenizer: For TIPS: its SentencePiece model, a file or the file's content; needed with a
             text tower.
         region_templates: For ZegFormer: prompts around the names that regions are compared with;
@@ -89,7 +86,6 @@ class ExportOptions:
     text_encoder: nn.Module | Literal["auto"] | None = "auto"
     size_hw: tuple[int, int] | None = None
     word_subset: WordSubset | None = None
-    cosine: CosineRule | None = None
     tokenizer: str | Path | bytes | None = None
     region_templates: Sequence[str] | None = None
     grid_hw: tuple[int, int] | None = None

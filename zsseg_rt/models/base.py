@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from zsseg_rt.common.cosine_rule import CosineRule
 from zsseg_rt.errors import ArgumentError, ShapeError
 from zsseg_rt.models.functional import preprocess, upsample_argmax
 from zsseg_rt.models.sliding import SlideSettings, slide_predict
@@ -91,38 +90,16 @@ class SegmentationModel(nn.Module, ABC):
             f"{windows}. Call label()."
         )
 
-    def with_cosine(self, rule: CosineRule | None, *, seen_bias: float | None = None) -> Self:
-        """The same weights with another share of cosines beside the masks.
-
-        Args:
-            rule: How much they count; None: not at all.
-            seen_bias: What the scores of seen classes are lowered by; None leaves it unchanged.
-
-        Raises:
-            ArgumentError: The model has no masks to blend with cosines.
-        """
-        raise ArgumentError(
-            f"cosine: expected None for {self.architecture}, got weights. Only ZegCLIP and "
-            "CLIP-RC have masks to blend with cosines."
-        )
-
     def describe_input(self) -> dict[str, Any]:
         """The size that :meth:`label` resizes images to, as plain data."""
         return {"size_hw": list(self.size_hw)}
 
-    def with_seen(
-        self,
-        rows: Sequence[int],
-        *,
-        self_trained: bool | None = None,
-        shares: Sequence[float] | None = None,
-    ) -> Self:
+    def with_seen(self, rows: Sequence[int], *, self_trained: bool | None = None) -> Self:
         """The same weights with other seen classes, for architectures that have such a rule.
 
         Args:
             rows: Rows of the text embeddings whose classes were seen in training.
             self_trained: Whether the weights come from self-training; None leaves it unchanged.
-            shares: How much of its class each row is; None leaves it unchanged.
 
         Returns:
             A model that shares everything but its ``config`` with this one.
@@ -130,8 +107,6 @@ class SegmentationModel(nn.Module, ABC):
         changes: dict[str, Any] = {"seen_classes": tuple(rows)}
         if self_trained is not None:
             changes["self_trained"] = self_trained
-        if shares is not None:
-            changes["phrase_shares"] = tuple(shares)
         known = {field.name for field in fields(self.config)}
         twin = copy.copy(self)
         twin.config = replace(self.config, **{k: v for k, v in changes.items() if k in known})
@@ -200,10 +175,6 @@ class PixelModel(SegmentationModel):
             ``[B, C, H, W]``.
         """
 
-    def grid_logits(self, output: SegmentationOutput, text_embeds: Tensor) -> Tensor:
-        """What is upsampled and activated, ``[B, C, gh, gw]``: the mask logits."""
-        return output.mask_logits
-
     def label(
         self, rgb: NDArray[np.uint8], text_embeds: Tensor, region_embeds: Tensor | None = None
     ) -> Tensor:
@@ -213,7 +184,7 @@ class PixelModel(SegmentationModel):
         seen = torch.zeros(len(text_embeds), dtype=torch.bool, device=text_embeds.device)
         seen[list(rule.seen_classes)] = True
         labels, _ = upsample_argmax(
-            self.grid_logits(self(image, text_embeds), text_embeds),
+            self(image, text_embeds).mask_logits,
             (rgb.shape[0], rgb.shape[1]),
             activation=rule.activation,
             seen=seen if rule.seen_bias else None,

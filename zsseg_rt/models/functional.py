@@ -124,27 +124,6 @@ def upsample_argmax(
     return labels, scores if with_scores else None
 
 
-def blend_cosines(
-    mask_logits: Tensor,
-    cosines: Tensor,
-    weights: Tensor,
-    shares: Tensor,
-    *,
-    activation: Literal["sigmoid", "softmax"] = "sigmoid",
-) -> Tensor:
-    """See :func:`zsseg_rt.ops.blend_cosines`; differentiable.
-
-    Returns:
-        Log-odds of the blended probabilities, ``[B, C, h, w]``.
-    """
-    softmax = activation == "softmax"
-    mask_logs = mask_logits.log_softmax(dim=1) if softmax else F.logsigmoid(mask_logits)
-    total = (cosines + shares.log().view(-1, 1, 1)).logsumexp(dim=1, keepdim=True)
-    weight = weights.view(-1, 1, 1)
-    logs = ((1.0 - weight) * mask_logs + weight * (cosines - total)).clamp(max=-1e-6)
-    return logs - (-torch.expm1(logs)).log()
-
-
 def _activate(values: Tensor, activation: str) -> Tensor:
     if activation == "sigmoid":
         return values.sigmoid()

@@ -44,7 +44,6 @@ from zsseg_rt.ops.over_cells import merge_windows, warp_blend
 from zsseg_rt.ops.regions import crop_regions, label_regions, mask_boxes
 from zsseg_rt.ops.rows import add_layer_norm
 from zsseg_rt.ops.similarity import (
-    blend_cosines,
     patch_text_similarity,
     relationship_descriptor,
     relationship_descriptor_text,
@@ -58,7 +57,6 @@ __all__ = [
     "add_layer_norm",
     "all_finite",
     "available_cpu_isas",
-    "blend_cosines",
     "count_labels",
     "cpu_isa",
     "crop_regions",

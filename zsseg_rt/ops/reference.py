@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from zsseg_rt.common.arrays import Array
 from zsseg_rt.ops._sampling import out_or_new
-from zsseg_rt.ops.reference_blend import blend_cosines
 from zsseg_rt.ops.reference_labels import (
     UPSAMPLE_ARGMAX_TOLERANCE,
     activate,
@@ -31,7 +30,6 @@ __all__ = [
     "activate",
     "add_layer_norm",
     "all_finite",
-    "blend_cosines",
     "count_labels",
     "crop_regions",
     "ink",

@@ -131,25 +131,12 @@ def _with_settings(
         name = _NAMES.get(key, key)
         if name not in _SETTINGS:
             raise ConfigError(f"{option}: unknown key {key!r}. {schema.nearest(key, _known())}")
-        changed[name] = _two_numbers(key, text, option) if name in _PAIRS else _value(name, text)
+        changed[name] = _value(name, text)
     try:
         EngineConfig.from_dict(changed)
     except ConfigError as exc:
         raise ConfigError(f"{option}: {exc}") from exc
     return changed
-
-
-_PAIRS = ("cosine_weight",)  # of numbers; a comma would begin the next setting
-
-
-def _two_numbers(key: str, text: str, option: str) -> list[float]:
-    try:
-        first, second = map(float, text.split(":"))
-    except ValueError as exc:
-        raise ConfigError(
-            f"{option}: expected two numbers, such as {key}=0:0.3, got {key}={text}"
-        ) from exc
-    return [first, second]
 
 
 def _value(name: str, text: str) -> Any:

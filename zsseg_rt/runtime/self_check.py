@@ -211,7 +211,7 @@ def _clear_winner(
     if not bias.any():
         ranked = np.sort(maps, axis=0)
         return np.asarray(ranked[-1] - ranked[-2] > 2.0 * slack)
-    activation = bundle.head.label_activation
+    activation = bundle.head.activation
     if activation == "softmax":  # is the sigmoid of its log-odds, which move twice as far
         maps, slack, activation = _log_odds(maps), 2.0 * slack, "sigmoid"
     winner = (activate(maps, activation) - bias).argmax(axis=0)[None]

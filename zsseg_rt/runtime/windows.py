@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -33,23 +32,19 @@ def merge(
         clock: The lane's.
         at_once: How many windows it is asked for.
     """
-    shares, merged = workspace.upload("window shares", plan.shares), dict[str, Any]()
+    shares = workspace.upload("window shares", plan.shares)
     for first in range(0, len(plan.places), at_once):
         part = slice(first, first + at_once)
         masks = of_windows(part)
-        for name in ("mask_logits", "cosines"):
-            logits = getattr(masks, name, None)
-            if logits is not None:
-                merged[name] = ops.merge_windows(
-                    logits,
-                    shares,
-                    plan.places[part],
-                    add=first > 0,
-                    out=workspace.array(
-                        f"window {name}", (1, logits.shape[1], *plan.shares.shape), np.float32
-                    ),
-                    stream=workspace.stream,
-                )
+        count = masks.mask_logits.shape[1]
+        merged = ops.merge_windows(
+            masks.mask_logits,
+            shares,
+            plan.places[part],
+            add=first > 0,
+            out=workspace.array("window logits", (1, count, *plan.shares.shape), np.float32),
+            stream=workspace.stream,
+        )
         clock.mark("similarity")
     assert isinstance(masks, ClassLogits), "other families were refused"
-    return replace(masks, **merged, checked=False)
+    return replace(masks, mask_logits=merged, checked=False)

@@ -137,13 +137,6 @@ def _warp(d: random.Random) -> _Call:
     ], {}
 
 
-def _blend(d: random.Random) -> _Call:
-    height, width, classes = *_sides(d), d.choice((1, 3, 40))
-    maps = [_floats(d, 1, classes, height, width) for _ in range(2)]
-    weights = np.full(classes, d.choice((0.0, 0.3, 1.0)), np.float32)
-    return [*maps, weights, np.ones(classes, np.float32)], {}
-
-
 def _overlay(d: random.Random) -> _Call:
     height, width = _sides(d)
     return [_bytes(d, height, width, 3), _bytes(d, height, width), _bytes(d, 256, 3)], {
@@ -202,7 +195,6 @@ CALLS: dict[str, Callable[[random.Random], _Call]] = {
     "upsample_argmax": _upsample,
     "warp_blend": _warp,
     "add_layer_norm": _norm,
-    "blend_cosines": _blend,
     "merge_windows": _windows,
     "overlay": _overlay,
     "ink": _ink,

@@ -28,13 +28,11 @@ def export_descriptor(model: DescriptorModel, options: ExportOptions) -> Exporte
     """Split a ZegCLIP or CLIP-RC into a bundle's parts.
 
     Graphs and tensors: ``image_encoder``: ``image`` [1, 3, H, W] to ``patch_embeds`` [1, N, M]
-    and ``cls_embed`` [R, D], one row per cell (ZegCLIP: one), for a CLIP-RC with cosines also
-    ``clip_embeds`` [1, N, D]; ``decoder``: ``queries`` [R, classes, E] and ``patch_embeds`` to
-    ``class_embeds`` [1, classes, E] and ``patch_keys`` [1, N, E]. Float16 graphs have those of
+    and ``cls_embed`` [R, D], one row per cell (ZegCLIP: one); ``decoder``: ``queries``
+    [R, classes, E] and ``patch_embeds`` to ``class_embeds`` [1, classes, E] and ``patch_keys``
+    [1, N, E]. Float16 graphs have those of
     :attr:`zsseg_rt.bundles.specs.FamilySpec.half_tensors` in float16; all others are float32.
     """
-    if options.cosine is not None:
-        model = model.with_cosine(options.cosine)
     encoder = model.config.image_encoder
     if options.window_batch > 1 and model.architecture == "clip_rc":
         raise ArgumentError(
@@ -53,7 +51,7 @@ def export_descriptor(model: DescriptorModel, options: ExportOptions) -> Exporte
     head = _head_spec(model, parts, options)
     preprocess = PreprocessSpec(size_hw=parts.size_hw, mean=model.image_mean, std=model.image_std)
     names = list(options.class_names or NUMBERED_NAMES)[:MAX_CLASSES]
-    outputs = _encoder_outputs(model, parts)
+    outputs = ("patch_embeds", "cls_embed")
     return ExportedModel(
         family="descriptor",
         architecture=model.architecture,
@@ -73,12 +71,6 @@ def export_descriptor(model: DescriptorModel, options: ExportOptions) -> Exporte
         golden=partial(_golden, model, parts, preprocess, head, text, names),
         provenance=provenance(),
     )
-
-
-def _encoder_outputs(model: DescriptorModel, parts: InferenceParts) -> tuple[str, ...]:
-    """With CLIP's patches apart, where those for the decoder are others and cosines count."""
-    with_clip = model.config.cosine is not None and not model.gives_clip_patches
-    return ("patch_embeds", "cls_embed", *(("clip_embeds",) if with_clip else ()))
 
 
 def _decoder(parts: InferenceParts, window_batch: int) -> GraphExport:
@@ -110,7 +102,6 @@ def _head_spec(model: DescriptorModel, parts: InferenceParts, options: ExportOpt
         seen=seen,
         seen_bias=float(config.seen_bias) if seen else 0.0,
         max_classes=MAX_CLASSES,
-        cosine=config.cosine,
         independent_queries=model.independent_queries,
         window_batch=options.window_batch,
     )
@@ -140,10 +131,8 @@ def _golden(
     )
     class_embeds, patch_keys = parts.decoder(queries, patch_embeds)
     seen = torch.tensor([name in head.seen for name in names])
-    rows = tuple(int(row) for row in seen.nonzero())
-    mask_logits = model.with_seen(rows).grid_logits(output, text_embeds)
     labels, scores = functional.upsample_argmax(
-        mask_logits,
+        output.mask_logits,
         (frame.shape[0], frame.shape[1]),
         activation=model.label_rule.activation,
         seen=seen if head.seen else None,
@@ -158,11 +147,9 @@ def _golden(
         "queries": queries,
         "class_embeds": class_embeds,
         "patch_keys": patch_keys,
-        "mask_logits": mask_logits,
+        "mask_logits": output.mask_logits,
         "labels": labels[0],
         "scores": scores[0],
     }
-    if "clip_embeds" in _encoder_outputs(model, parts):
-        arrays["clip_embeds"] = output.patch_embeds.flatten(2).transpose(1, 2)
     given = {"frame": frame, "class_names": np.array(list(names)), "text_embeds": embeds}
     return as_numpy(arrays) | given | extra

@@ -75,15 +75,9 @@ class FoldedCellEncoder(FoldedImageEncoder):
     spread: Tensor
 
     def __init__(
-        self,
-        encoder: CellImageEncoder,
-        patch_proj: nn.Linear,
-        size_hw: tuple[int, int],
-        *,
-        with_clip_embeds: bool = False,
+        self, encoder: CellImageEncoder, patch_proj: nn.Linear, size_hw: tuple[int, int]
     ) -> None:
         super().__init__(encoder, size_hw)
-        self.with_clip_embeds = with_clip_embeds
         self.num_cells = encoder.config.num_cells
         with torch.no_grad():
             self._fold_cells(encoder, patch_proj)
@@ -116,8 +110,7 @@ class FoldedCellEncoder(FoldedImageEncoder):
 
         Returns:
             ``patch_embeds`` ``[1, N, E]``, the projected cell-aware patches, and ``cls_embed``
-            ``[R, D]``, the sum of each cell's and the image's unit-norm embeddings; with
-            ``with_clip_embeds`` also ``[1, N, D]``, the patches' unit-norm embeddings.
+            ``[R, D]``, the sum of each cell's and the image's unit-norm embeddings.
         """
         tokens = torch.cat([self.embed_patches(image), self.cell_tokens], dim=1)
         num_keys = tokens.shape[1]
@@ -130,8 +123,7 @@ class FoldedCellEncoder(FoldedImageEncoder):
         cls_embed, patches = seeing_all[:, :1], seeing_all[:, 1:]
         spread = self.spread @ self.cell_proj(cells)
         patch_embeds = self.patch_proj(patches) + (spread + self.cls_proj(cls_embed))
-        outputs = patch_embeds, (cells + cls_embed)[0]
-        return (*outputs, patches) if self.with_clip_embeds else outputs
+        return patch_embeds, (cells + cls_embed)[0]
 
 
 class FoldedDecoder(nn.Module):
@@ -338,10 +330,8 @@ def _fold_zegclip(model: ZegCLIP, size_hw: tuple[int, int]) -> InferenceParts:
 
 
 def _fold_clip_rc(model: ClipRC, size_hw: tuple[int, int]) -> InferenceParts:
-    head, with_clip = model.decode_head, model.config.cosine is not None
-    image_encoder = FoldedCellEncoder(
-        model.backbone, head.lateral_proj, size_hw, with_clip_embeds=with_clip
-    )
+    head = model.decode_head
+    image_encoder = FoldedCellEncoder(model.backbone, head.lateral_proj, size_hw)
     return InferenceParts(
         image_encoder=image_encoder,
         decoder=FoldedTwoWayDecoder(head.decoder_q, head.decoder_v),

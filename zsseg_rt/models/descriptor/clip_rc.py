@@ -192,7 +192,6 @@ class ClipRC(DescriptorModel):
 
     architecture = "clip_rc"
     independent_queries = False
-    gives_clip_patches = False
     config: ClipRCConfig
     backbone: CellImageEncoder
     decode_head: CellDecodeHead

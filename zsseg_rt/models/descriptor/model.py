@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, get_args
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from zsseg_rt.common.checks import check_choice
-from zsseg_rt.common.cosine_rule import CosineRule
-from zsseg_rt.errors import ArgumentError, ShapeError
+from zsseg_rt.errors import ArgumentError
 from zsseg_rt.models.base import (
     LabelRule,
     PixelModel,
@@ -30,7 +26,6 @@ from zsseg_rt.models.clip.image_encoder import (
 )
 from zsseg_rt.models.clip.text_encoder import TextEncoder, TextEncoderConfig
 from zsseg_rt.models.descriptor.mask_decoder import DecoderConfig
-from zsseg_rt.models.functional import blend_cosines, patch_text_similarity
 from zsseg_rt.models.sliding import SlideSettings
 
 IMAGE_MEAN = (123.675 / 255, 116.28 / 255, 103.53 / 255)
@@ -73,11 +68,6 @@ class DescriptorConfig:
         seen_bias: How much they are lowered, as a probability.
         score_activation: What turns mask logits into probabilities. Officially a sigmoid;
             ``"softmax"`` over classes is for models trained with cross entropy.
-        cosine: How much the cosine of patches and names counts beside the masks in
-            :meth:`DescriptorModel.label` and :meth:`DescriptorModel.predict`; None: nothing, as
-            officially.
-        phrase_shares: How much of its class each row of the text embeddings is, for ``cosine``;
-            empty: every row is a class.
     """
 
     image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
@@ -88,8 +78,6 @@ class DescriptorConfig:
     self_trained: bool = False
     seen_bias: float = 0.1
     score_activation: ScoreActivation = "sigmoid"
-    cosine: CosineRule | None = None
-    phrase_shares: tuple[float, ...] = ()
 
     from_earlier = staticmethod(without_retired)
 
@@ -114,7 +102,6 @@ class DescriptorModel(PixelModel):
     image_mean = IMAGE_MEAN
     image_std = IMAGE_STD
     independent_queries: ClassVar[bool]
-    gives_clip_patches = True  # whether the decoder's patches are CLIP's own
     config: DescriptorConfig
 
     def __init__(
@@ -182,7 +169,7 @@ class DescriptorModel(PixelModel):
         """See :attr:`PixelModel.label_rule`."""
         config = self.config
         return LabelRule(
-            activation=config.score_activation if config.cosine is None else "sigmoid",
+            activation=config.score_activation,
             seen_classes=() if config.self_trained else config.seen_classes,
             seen_bias=config.seen_bias,
         )
@@ -201,44 +188,10 @@ class DescriptorModel(PixelModel):
         Returns:
             ``[B, C, H, W]``, in ``[-seen_bias, 1]``.
         """
-        logits = self.upsample(self.grid_logits(self(image, text_embeds), text_embeds))
+        logits = self.upsample(self(image, text_embeds).mask_logits)
         rule = self.label_rule
         scores = lower_seen(self.activate(logits), rule.seen_classes, rule.seen_bias)
         return _resize(scores, (image.shape[2], image.shape[3]))
-
-    def grid_logits(self, output: SegmentationOutput, text_embeds: Tensor) -> Tensor:
-        """Mask logits, or with ``config.cosine`` the log-odds of their blend with cosines."""
-        rule, logits = self.config.cosine, output.mask_logits
-        if rule is None:
-            return logits
-        text_embeds = text_embeds.to(logits)
-        seen = np.zeros(len(text_embeds), np.bool_)
-        if not self.config.self_trained:
-            seen[list(self.config.seen_classes)] = True
-        weights = torch.from_numpy(rule.weights(seen, len(seen))).to(logits)
-        shares = torch.tensor(self.config.phrase_shares or [1.0] * len(seen)).to(logits)
-        if len(shares) != len(seen):
-            raise ShapeError(
-                f"phrase_shares: expected {len(seen)} numbers, one for each row of text_embeds, "
-                f"got {len(shares)}. Give the model those of this vocabulary."
-            )
-        cosines = patch_text_similarity(
-            output.patch_embeds.flatten(2).transpose(1, 2), text_embeds, logit_scale=rule.scale
-        )
-        return blend_cosines(
-            logits,
-            cosines.reshape(logits.shape),
-            weights,
-            shares,
-            activation=self.config.score_activation,
-        )
-
-    def with_cosine(self, rule: CosineRule | None, *, seen_bias: float | None = None) -> Self:
-        """The same weights with another share of cosines; shares everything but ``config``."""
-        twin = copy.copy(self)
-        bias = self.config.seen_bias if seen_bias is None else seen_bias
-        twin.config = replace(self.config, cosine=rule, seen_bias=bias)
-        return twin
 
     def activate(self, logits: Tensor) -> Tensor:
         """Turn logits ``[B, C, H, W]`` into probabilities, as :attr:`label_rule` says."""

@@ -70,21 +70,6 @@ class PixelLabels:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BoundCosine:
-    """A :class:`~zsseg_rt.common.cosine_rule.CosineRule` for the phrases of a vocabulary.
-
-    Attributes:
-        scale: Factor of the cosines.
-        weights: float32 [P].
-        shares: float32 [P]: one over the number of phrases of a phrase's class.
-    """
-
-    scale: float
-    weights: Array
-    shares: Array
-
-
-@dataclass(frozen=True, kw_only=True)
 class BoundClasses:
     """A vocabulary with what a family computes from it alone.
 
@@ -103,7 +88,6 @@ class BoundClasses:
         num_phrases: int32 [1] on the device: how many rows count; None where all of them do.
         label_table: uint8 or uint16 [P] on the device: the label of each phrase's class; None
             where the lane maps phrases to classes on the host.
-        cosine: What blends cosines with the masks; None leaves them alone.
         gate: What leaves classes out of each frame; None leaves out none.
     """
 
@@ -114,7 +98,6 @@ class BoundClasses:
     bias: Array | None = None
     num_phrases: Array | None = None
     label_table: Array | None = None
-    cosine: BoundCosine | None = None
     gate: CandidateGate | None = None
 
 

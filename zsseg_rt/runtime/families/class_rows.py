@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zsseg_rt.runtime.families.base import BoundClasses, BoundCosine
+from zsseg_rt.runtime.families.base import BoundClasses
 from zsseg_rt.runtime.workspace import Workspace
 
 
@@ -57,17 +57,6 @@ def adopt_rows(
         seen=None if seen is None else workspace.upload("seen", seen),
         num_phrases=workspace.upload("num_phrases", np.array([phrases], np.int32)),
         label_table=workspace.upload(f"label_table {table.dtype}", table),
-        cosine=None if classes.cosine is None else _adopt_cosine(classes.cosine, rows, workspace),
-    )
-
-
-def _adopt_cosine(cosine: BoundCosine, rows: int, workspace: Workspace) -> BoundCosine:
-    shares = np.zeros(rows, np.float32)  # rows beyond the last phrase are no part of any class
-    shares[: len(cosine.shares)] = cosine.shares
-    return replace(
-        cosine,
-        weights=workspace.upload("cosine_weights", repeated_rows(cosine.weights, rows)),
-        shares=workspace.upload("cosine_shares", shares),
     )
 
 

@@ -10,7 +10,6 @@ decoder graph ends with it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -22,22 +21,18 @@ from zsseg_rt.backends.base import ANY_PRECISION, Session
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.bundles.specs import HeadSpec
 from zsseg_rt.common.arrays import Array, dtype_of, reshaped
-from zsseg_rt.common.cosine_rule import CosineRule
 from zsseg_rt.config import EngineConfig
-from zsseg_rt.errors import BundleError, ConfigError
+from zsseg_rt.errors import BundleError
 from zsseg_rt.runtime.clock import StageClock
-from zsseg_rt.runtime.families.base import BoundClasses, BoundCosine, GoldenRule, PartRunner, Trace
+from zsseg_rt.runtime.families.base import BoundClasses, GoldenRule, PartRunner, Trace
 from zsseg_rt.runtime.families.class_rows import adopt_rows, bucket_of, repeated_rows
 from zsseg_rt.runtime.families.dense import class_axis
 from zsseg_rt.runtime.families.masks import ClassLogits
 from zsseg_rt.runtime.families.weights import read_weights
 from zsseg_rt.runtime.workspace import Workspace
-from zsseg_rt.text.class_names import BACKGROUND
 from zsseg_rt.text.prompts import PromptSet
 from zsseg_rt.text.vocabulary import Vocabulary
 
-_CLIP_EMBEDS = "clip_embeds"
-"""Output of an encoder whose ``patch_embeds`` are already made for its decoder: CLIP's own."""
 _QUERY_DTYPES = ("float32", "float16")
 _Projection = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 
@@ -53,7 +48,6 @@ class DescriptorFamily:
             "image",
             "patch_embeds",
             "cls_embed",
-            "clip_embeds",
             "queries",
             "class_embeds",
             "patch_keys",
@@ -67,7 +61,6 @@ class DescriptorFamily:
         self.axes = class_axis(bundle.head)
         self.prompt_sets = (PromptSet(templates=bundle.text.templates),)
         self._projection = _read_projection(bundle)
-        self._cosine = _cosine_rule(bundle, config)
         stated = bundle.head.independent_queries
         # Bundles before this key are of two architectures.
         self._independent = bundle.architecture == "zegclip" if stated is None else stated
@@ -83,12 +76,10 @@ class DescriptorFamily:
         text_queries = None
         if device == "cpu":
             text_queries = ops.relationship_descriptor_text(vocabulary.embeds, *self._projection)
-        seen = vocabulary.seen(self.head.seen)
         return BoundClasses(
             vocabulary=vocabulary,
-            seen=seen,
+            seen=vocabulary.seen(self.head.seen),
             text_embeds=vocabulary.embeds,
-            cosine=None if self._cosine is None else _bound(self._cosine, vocabulary, seen),
             text_queries=text_queries,
         )
 
@@ -164,33 +155,21 @@ class DescriptorPipeline:
         clock.mark("decoder")
         patch_keys, class_embeds = decoded["patch_keys"], decoded["class_embeds"]
         products = workspace.products()
-        told = products is not None and classes.cosine is None  # else the blend tells
         logits = ops.patch_text_similarity(
             patch_keys,
             class_embeds,
             logit_scale=self._head.logit_scale,
             normalize=self._head.normalize,
             out=workspace.array("mask_logits", (windows, phrases, patch_keys.shape[1]), np.float32),
-            finite=workspace.flag()[1] if told else None,
+            finite=None if products is None else workspace.flag()[1],
             workspace=products,
             stream=stream,
         )
         mask_logits = reshaped(logits, (windows, phrases, *self._head.grid_hw))
-        cosines = None
-        if classes.cosine is not None:
-            cosines = self._cosines(mask_logits.shape, encoded, classes, classes.cosine)
-            mask_logits = self._blend(mask_logits, cosines, classes.cosine)
         clock.mark("similarity")
         if trace is not None:
             trace.update(encoded, **decoded, queries=queries, mask_logits=mask_logits)
-        activation = None if classes.cosine is None else "sigmoid"
-        checked = products is not None
-        return ClassLogits(
-            mask_logits=mask_logits,
-            activation=activation,
-            checked=checked,
-            cosines=None if classes.gate is None else cosines,
-        )
+        return ClassLogits(mask_logits=mask_logits, checked=products is not None)
 
     def _queries(self, cls_embed: Array, classes: BoundClasses) -> Array:
         rows = (cls_embed.shape[0], classes.text_embeds.shape[0], self._bias.shape[0])
@@ -205,39 +184,6 @@ class DescriptorPipeline:
             stream=self._workspace.stream,
         )
 
-    def _cosines(
-        self,
-        shape: tuple[int, ...],
-        encoded: Mapping[str, Array],
-        classes: BoundClasses,
-        cosine: BoundCosine,
-    ) -> Array:
-        """Scaled, of the shape of the masks' logits."""
-        cosines = ops.patch_text_similarity(
-            encoded.get(_CLIP_EMBEDS, encoded["patch_embeds"]),
-            classes.text_embeds,
-            logit_scale=cosine.scale,
-            normalize=True,
-            out=self._workspace.array("cosines", (*shape[:2], math.prod(shape[2:])), np.float32),
-            workspace=self._workspace.products(),
-            stream=self._workspace.stream,
-        )
-        return reshaped(cosines, shape)
-
-    def _blend(self, mask_logits: Array, cosines: Array, cosine: BoundCosine) -> Array:
-        products = self._workspace.products()
-        return ops.blend_cosines(
-            mask_logits,
-            cosines,
-            cosine.weights,
-            cosine.shares,
-            activation=self._head.activation,
-            out=mask_logits,
-            finite=None if products is None else self._workspace.flag()[1],
-            workspace=products,
-            stream=self._workspace.stream,
-        )
-
 
 def _dtype_of_queries(image_encoder: Session, decoder: Session) -> str:
     """The dtype between graphs: of what the encoder gives of an image, and of the queries."""
@@ -249,60 +195,6 @@ def _dtype_of_queries(image_encoder: Session, decoder: Session) -> str:
             f"and {taken}. Export the bundle again."
         )
     return given
-
-
-def _cosine_rule(bundle: Bundle, config: EngineConfig) -> CosineRule | None:
-    """The bundle's rule with what the engine was given in its place; None: cosines do not count."""
-    stored = bundle.head.cosine
-    if config.cosine_weight is None and config.cosine_scale is None:
-        return stored
-    weights = config.cosine_weight
-    if weights is None:
-        if stored is None:
-            raise ConfigError(
-                f"cosine_scale: expected None for {bundle.name}, which has no cosine_weight, got "
-                f"{config.cosine_scale:g}. Give cosine_weight=(SEEN, UNSEEN) too."
-            )
-        weights = (stored.seen_weight, stored.unseen_weight)
-    if not any(weights):
-        return None
-    scale = config.cosine_scale
-    if scale is None:
-        if stored is None:
-            raise ConfigError(
-                f"cosine_scale: expected a number for {bundle.name}, which has none of its own, "
-                "got None. CLIP's logit scale of 100 is the usual start."
-            )
-        scale = stored.scale
-    _check_clip_embeds(bundle)
-    return CosineRule(
-        seen_weight=float(weights[0]), unseen_weight=float(weights[1]), scale=float(scale)
-    )
-
-
-def _check_clip_embeds(bundle: Bundle) -> None:
-    """Refuse a bundle whose patches reach the engine only as its decoder wants them."""
-    outputs = {
-        spec.name: spec for spec in next(iter(bundle.graphs["image_encoder"].values())).outputs
-    }
-    if _CLIP_EMBEDS not in outputs and bundle.architecture == "clip_rc":
-        raise ConfigError(
-            f"cosine_weight: expected None for {bundle.name}, whose encoder does not give CLIP's "
-            "patches, got weights. Export it again with a cosine_weight."
-        )
-
-
-def _bound(
-    rule: CosineRule, vocabulary: Vocabulary, seen: npt.NDArray[np.bool_] | None
-) -> BoundCosine:
-    phrases = vocabulary.phrase_classes
-    counts = (phrases[:, None] == phrases).sum(axis=1)
-    counts[phrases == BACKGROUND] = 1
-    return BoundCosine(
-        scale=rule.scale,
-        weights=rule.weights(seen, len(phrases)),
-        shares=(1.0 / counts).astype(np.float32),
-    )
 
 
 def _read_projection(bundle: Bundle) -> _Projection:

@@ -24,16 +24,11 @@ class ClassLogits:
 
     Attributes:
         mask_logits: float32 [1, P, gh, gw] on the device; [B, P, gh, gw] of several windows.
-        activation: What makes scores of them; None takes the rule's.
         checked: Whether the workspace's flag already tells if they are finite.
-        cosines: float32 [1, P, gh, gw] on the device: what was blended into the logits, if names
-            may be left out; see :func:`zsseg_rt.runtime.families.candidates.cut`.
     """
 
     mask_logits: Array
-    activation: str | None = None
     checked: bool = False
-    cosines: Array | None = None
 
     def label(
         self,
@@ -48,7 +43,7 @@ class ClassLogits:
         dtype = label_dtype(shape[1]) if table is None else table.dtype
         out = _label_memory(out_hw, dtype, rule.with_scores, workspace)
         settings: dict[str, Any] = {
-            "activation": self.activation or rule.head.activation,
+            "activation": rule.head.activation,
             "seen": classes.seen,
             "seen_bias": rule.head.seen_bias if classes.seen is not None else 0.0,
             "unknown_below": rule.threshold,
@@ -84,10 +79,9 @@ class ClassLogits:
     ) -> npt.NDArray[np.float32]:
         """See :class:`zsseg_rt.runtime.families.base.Masks`."""
         logits = np.array(workspace.fetch(self.mask_logits)[0, :num_phrases], np.float32)
-        activation = self.activation or rule.head.activation
-        if activation == "sigmoid":
+        if rule.head.activation == "sigmoid":
             return _sigmoid(logits)
-        if activation == "softmax":
+        if rule.head.activation == "softmax":
             shares = np.exp(logits - logits.max(axis=0))
             logits = shares / shares.sum(axis=0)
         return logits

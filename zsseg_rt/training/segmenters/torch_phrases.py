@@ -23,7 +23,6 @@ class Phrases:
     Attributes:
         class_names: As given, with whitespace cleaned up.
         seen_rows: Indices of the rows that training saw.
-        shares: How much of its class each row is.
     """
 
     def __init__(
@@ -37,8 +36,6 @@ class Phrases:
         rows = np.flatnonzero(np.zeros(0) if seen is None else seen)
         rows = np.unique(self._classes.phrase_classes[rows]) if merged else rows
         self.seen_rows = tuple(rows.tolist())
-        counts = [1 for _ in groups] if merged else [len(group) for group in groups for _ in group]
-        self.shares = tuple(1.0 / count for count in counts)
 
     def rows(self, name: str, embeds: Tensor) -> Tensor:
         """What a model compares: the embeddings of all phrases, or the means of each class's.

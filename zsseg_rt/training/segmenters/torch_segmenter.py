@@ -60,7 +60,7 @@ class TorchSegmenter:
         self._region_embeds = None
         if region_embeds is not None:
             self._region_embeds = self._rows("region_embeds", region_embeds)
-        self._model = model.with_seen(self._phrases.seen_rows, shares=self._phrases.shares)
+        self._model = model.with_seen(self._phrases.seen_rows)
         self._windows = None if protocol == "whole" else windows or model.windows
         self.class_names = self._phrases.class_names
 

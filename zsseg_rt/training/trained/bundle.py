@@ -12,7 +12,6 @@ from torch import Tensor
 from zsseg_rt.export.exporters import export_bundle
 from zsseg_rt.models.base import SegmentationModel
 from zsseg_rt.training.class_embeddings import region_embeddings
-from zsseg_rt.training.trained.calibration import read_calibration
 from zsseg_rt.training.trained.card import (
     TrainedClasses,
     find_checkpoint,
@@ -26,9 +25,7 @@ _log = logging.getLogger(__name__)
 _NEARLY_ALL = 98.0  # percent of the evaluation's pixels
 
 
-def export_trained(
-    run: str | Path, path: str | Path, *, calibrated: bool = True, **options: Any
-) -> Path:
+def export_trained(run: str | Path, path: str | Path, **options: Any) -> Path:
     """Write the model of a training run as a bundle.
 
     The bundle knows the classes of the training data by their embeddings (its text bank), so that
@@ -39,12 +36,8 @@ def export_trained(
         The bundle folder.
     """
     model, known = load_trained(run), load_classes(run)
-    source = f"trained by zsseg_rt, {find_checkpoint(run).name}"
-    chosen = read_calibration(run, known[0] if known else None) if calibrated else None
-    if chosen is not None:
-        model, source = chosen.apply(model), f"{source}, calibrated"
     settings: dict[str, Any] = {
-        "source": source,
+        "source": f"trained by zsseg_rt, {find_checkpoint(run).name}",
         "space": "",
         "size_hw": model.size_hw,
     }

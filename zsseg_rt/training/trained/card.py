@@ -128,6 +128,7 @@ def load_trained(path: str | Path) -> SegmentationModel:
         The model, on the CPU, in evaluation mode.
     """
     file = find_checkpoint(path)
+    _refuse_calibrated(file)
     checkpoint, where = read_checkpoint(file, mmap=True), f"{file}: model_card"
     card = checkpoint.model_card
     architecture = current_name(str(card.get("architecture")))
@@ -144,6 +145,17 @@ def load_trained(path: str | Path) -> SegmentationModel:
             model.text_encoder = _text_encoder(card["text_encoder"], where)
     load_weights(model, checkpoint.model, architecture=architecture)
     return model.eval()
+
+
+def _refuse_calibrated(file: Path) -> None:
+    """Refuse a run whose masks an earlier version blended with cosines."""
+    folder = file.resolve().parent
+    written = folder.parent / "calibration.json"
+    if folder.name == "checkpoints" and written.is_file():
+        raise CheckpointError(
+            f"{written}: expected no such file, as calibrate is retired, got one. Remove it: the "
+            "run's masks alone label."
+        )
 
 
 def load_classes(path: str | Path) -> tuple[TrainedClasses, Tensor] | None:

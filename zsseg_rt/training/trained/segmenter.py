@@ -9,12 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zsseg_rt.common.cosine_rule import CosineRule
 from zsseg_rt.errors import DeviceError, VocabularyError
 from zsseg_rt.text.class_names import split_synonyms
 from zsseg_rt.training.class_embeddings import embed_phrases, region_embeddings
 from zsseg_rt.training.segmenters.torch_segmenter import TorchSegmenter
-from zsseg_rt.training.trained.calibration import read_calibration
 from zsseg_rt.training.trained.card import TrainedClasses, load_classes, load_trained
 
 _DEFAULT_TEMPLATES = ("a photo of a {}.",)
@@ -27,8 +25,6 @@ def trained_segmenter(
     templates: Sequence[str] | None = None,
     protocol: str = "whole",
     device: str = "auto",
-    cosine: CosineRule | None = None,
-    calibrated: bool = True,
 ) -> TorchSegmenter:
     """Load a run's model and the embeddings of any classes.
 
@@ -37,13 +33,6 @@ def trained_segmenter(
     the model specifies.
     """
     model, known = load_trained(path), load_classes(path)
-    chosen = None
-    if cosine is not None:
-        model = model.with_cosine(cosine)
-    elif calibrated:
-        chosen = read_calibration(path, known[0] if known else None)
-    if chosen is not None:
-        model = chosen.apply(model)
     phrases = [phrase for synonyms in split_synonyms(class_names) for phrase in synonyms]
     embeds = _embed(model, phrases, known, templates)
     region_templates = () if known is None else known[0].region_templates
