@@ -1,6 +1,8 @@
 """The recipes that the package brings: complete, of known settings, and what the papers say."""
 
+import hashlib
 import inspect
+import json
 from dataclasses import replace
 
 import pytest
@@ -11,12 +13,12 @@ pytest.importorskip("accelerate")
 from support.dataset_trees import photo  # noqa: E402
 from support.errors import refused  # noqa: E402
 from support.small_runs import save_clip  # noqa: E402
-from zsseg_rt.common.schema import setting_names  # noqa: E402
+from zsseg_rt.common.schema import encode, setting_names  # noqa: E402
 from zsseg_rt.errors import ArgumentError, DatasetError  # noqa: E402
 from zsseg_rt.evaluation.datasets.splits import class_table  # noqa: E402
 from zsseg_rt.models.registry import find_builder  # noqa: E402
 from zsseg_rt.training.assembly import assemble, train  # noqa: E402
-from zsseg_rt.training.config import TrainConfig, list_recipes  # noqa: E402
+from zsseg_rt.training.config import DataConfig, TrainConfig, list_recipes  # noqa: E402
 from zsseg_rt.training.parts import build_augmentation  # noqa: E402
 from zsseg_rt.training.tasks import TASKS  # noqa: E402
 from zsseg_rt.training.tasks.zeroseg import ZeroSegTask, scaled_learning_rate  # noqa: E402
@@ -25,6 +27,53 @@ from zsseg_rt.training.trained.card import load_trained  # noqa: E402
 SMALL_STUDENT = """{ image_size = 64, width = 32, num_layers = 1, num_heads = 2, grid_side = 4,
  decoder_width = 16, decoder_layers = 1, decoder_heads = 2, head_width = 32, head_heads = 2,
  group_tokens = [4, 2], embed_dim = 32, projection_width = 32 }""".replace("\n", "")
+
+
+# Of each recipe's settings other than the defaults, as they were when every recipe was one file.
+DIGESTS = {
+    "catseg_coco_supervised": "d3619e3f2997",
+    "cliprc_coco_inductive": "337b51943e4a",
+    "cliprc_coco_supervised": "5e9502fc4821",
+    "cliprc_coco_transductive": "8621624042fd",
+    "cliprc_voc_inductive": "48deaaf7cc84",
+    "cliprc_voc_supervised": "16147ad38702",
+    "cliprc_voc_transductive": "1a4800edfee6",
+    "zegclip_coco_inductive": "ae4cc2897c03",
+    "zegclip_coco_supervised": "c41014770914",
+    "zegclip_coco_transductive": "ecb24d6a0077",
+    "zegclip_voc_inductive": "4dac46ff3988",
+    "zegclip_voc_supervised": "ee1bb324b46a",
+    "zegclip_voc_transductive": "a6dadcc1d272",
+    "zegformer_ade20kfull_inductive": "5c75332b2683",
+    "zegformer_coco_inductive": "bd56a8aa82d7",
+    "zegformer_voc_inductive": "82b764c37d8c",
+    "zeroseg_imagenet_inductive": "7ab1b6f07e09",
+}
+
+
+@pytest.mark.parametrize("recipe", DIGESTS)
+def test_a_recipe_over_its_base_is_the_whole_recipe(recipe):
+    plain = encode(TrainConfig(data=DataConfig(name="")))
+    found = {
+        f"{table}.{key}": value
+        for table, fields in encode(TrainConfig.load(recipe)).items()
+        for key, value in fields.items()
+        if value != plain[table][key]
+    }
+    text = json.dumps(found, sort_keys=True)
+    assert hashlib.sha256(text.encode()).hexdigest()[:12] == DIGESTS[recipe]
+
+
+def test_a_file_of_ones_own_is_laid_over_a_recipe(tmp_path):
+    path = tmp_path / "own.toml"
+    path.write_text('base = "zegclip_voc_inductive"\n[data]\nname = "folder"\n[loop]\nseed = 3\n')
+    found, base = TrainConfig.load(path), TrainConfig.load("zegclip_voc_inductive")
+    assert found.differences(base) == ["data.name", "loop.seed"]
+    assert found == TrainConfig.load(path.rename(tmp_path / "zegclip_voc_inductive"))
+    for wrong in ('"zegclip"', '"own.toml"', "3", "[]"):
+        path.write_text(f"base = {wrong}\n[data]\nname = 'folder'\n")
+        with pytest.raises(ArgumentError, match="base: expected one of the recipes"):
+            TrainConfig.load(path)
 
 
 @pytest.mark.parametrize("recipe", list_recipes())

@@ -11,7 +11,7 @@ import pytest
 import zsseg_rt
 
 PACKAGE = Path(zsseg_rt.__file__).parent
-MOST = 66_900  # the whole package; below the rooms' sum, so that not all of them may be full
+MOST = 66_920  # the whole package; below the rooms' sum, so that not all of them may be full
 ROOMS = {
     "root": 1_275,
     "common": 1_865,
@@ -30,7 +30,7 @@ ROOMS = {
     "integrations": 950,
     "models": 7_580,
     "export": 7_775,
-    "training": 6_225,
+    "training": 6_260,
     "torch_files": 2_140,
 }
 

@@ -24,7 +24,7 @@ from zsseg_rt.errors import ArgumentError, TrainingError
 from zsseg_rt.models.descriptor.model import DescriptorModel
 from zsseg_rt.models.descriptor.zegclip import DecodeHead
 from zsseg_rt.training.config import TrainConfig
-from zsseg_rt.training.toml_files import list_kept, read_toml
+from zsseg_rt.training.toml_files import list_kept, merge, read_toml
 
 __all__ = ["Comparison", "RunFigures", "SmallForm", "Variant"]
 __all__ += ["list_comparisons", "make_clip", "markdown_table", "run"]
@@ -230,16 +230,6 @@ def run(
         if on_run is not None:
             on_run(figures)
     return found
-
-
-def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay tables over tables; values and lists are replaced."""
-    merged = dict(base)
-    for key, value in changes.items():
-        below = merged.get(key)
-        nested = isinstance(value, Mapping) and isinstance(below, Mapping)
-        merged[key] = merge(below, value) if nested else value  # type: ignore[arg-type]
-    return merged
 
 
 def markdown_table(comparison: Comparison, runs: Iterable[RunFigures]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +22,10 @@ _MAX_DEPTH = 20
 
 
 def read_toml(source: str | Path, kept_in: Traversable) -> tuple[dict[str, Any], str]:
-    """Read a TOML file, or one that comes with the package.
+    """Read a TOML file, or one that comes with the package, laid over the kept one it names.
 
     Returns:
-        Its tables, and what to call it in messages.
+        Its tables, over those of its ``base`` if it has one, and what to call it in messages.
     """
     text, where = _read_source(source, kept_in)
     try:
@@ -32,13 +33,35 @@ def read_toml(source: str | Path, kept_in: Traversable) -> tuple[dict[str, Any],
     except tomllib.TOMLDecodeError as error:
         raise ArgumentError(f"{where}: expected valid TOML, got an error: {error}") from error
     _check_plain(tables, where)
-    return tables, where
+    if "base" not in tables:
+        return tables, where
+    base = tables.pop("base")
+    if not isinstance(base, str) or base not in _kept_names(kept_in):
+        raise ArgumentError(
+            f"{where}: base: expected one of the {kept_in.name} {', '.join(list_kept(kept_in))}, "
+            f"got {_short(repr(base))}. Check the spelling, or leave it out."
+        )
+    return merge(read_toml(str(kept_in / f"{base}.toml"), kept_in)[0], tables), where
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay tables over tables; values and lists are replaced."""
+    merged = dict(base)
+    for key, value in changes.items():
+        below = merged.get(key)
+        nested = isinstance(value, Mapping) and isinstance(below, Mapping)
+        merged[key] = merge(below, value) if nested else value  # type: ignore[arg-type]
+    return merged
 
 
 def list_kept(kept_in: Traversable) -> list[str]:
-    """Names of the TOML files in a folder of the package."""
+    """Names of the TOML files in a folder of the package, but for those that others build on."""
+    return sorted(name for name in _kept_names(kept_in) if not name.startswith("_"))
+
+
+def _kept_names(kept_in: Traversable) -> list[str]:
     names = (entry.name for entry in kept_in.iterdir())
-    return sorted(name.removesuffix(".toml") for name in names if name.endswith(".toml"))
+    return [name.removesuffix(".toml") for name in names if name.endswith(".toml")]
 
 
 def _parse(text: str, where: str) -> dict[str, Any]:
