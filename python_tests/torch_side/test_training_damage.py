@@ -16,7 +16,7 @@ from support.toy_training import alike, config, train  # noqa: E402
 from zsseg_rt.errors import CheckpointError  # noqa: E402
 from zsseg_rt.training.config import TrainConfig  # noqa: E402
 from zsseg_rt.training.loop.checkpointing import read_checkpoint  # noqa: E402
-from zsseg_rt.training.trained.card import load_classes, load_trained  # noqa: E402
+from zsseg_rt.training.trained.card import find_checkpoint, load_classes, load_trained  # noqa: E402
 
 LAST = "checkpoints/step-00000003.pt"
 
@@ -152,8 +152,16 @@ def test_no_command_takes_a_damaged_model(tmp_path, capsys):
     assert [path.name for path in checkpoint.parent.iterdir()] == ["step-00000002.pt"]
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"evaluations": {"3": {"score": "high"}}}'])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "[" * 100_000, '{"evaluations": {"3": {"score": "high"}}}']
+)
 def test_damaged_evaluations_are_named(run_to_damage, content):
     (run_to_damage / "evaluations.json").write_text(content)
     with refused(CheckpointError, None, "evaluations.json"):
         train(run_to_damage, resume=True)
+
+
+def test_a_deciding_figure_that_is_no_name_decides_nothing(run_to_damage):
+    content = '{"best_metric": {}, "best_is": [], "evaluations": {"1": {"score": 0.5}}}'
+    (run_to_damage / "evaluations.json").write_text(content)
+    assert find_checkpoint(run_to_damage) == run_to_damage / LAST

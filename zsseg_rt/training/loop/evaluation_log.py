@@ -85,10 +85,9 @@ class EvaluationLog:
                 int(step): {name: float(value) for name, value in found.items()}
                 for step, found in raw["evaluations"].items()
             }
-            return {"best_metric": raw["best_metric"], "best_is": raw["best_is"]} | {
-                "evaluations": entries
-            }
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            decides = {name: str(raw[name]) for name in ("best_metric", "best_is")}
+            return decides | {"evaluations": entries}
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise CheckpointError(
                 f"{self._path}: expected figures by step, got a damaged file. Remove it."
             ) from error
