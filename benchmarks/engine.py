@@ -18,6 +18,7 @@ import functools
 import json
 import math
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -188,6 +189,15 @@ def engine_candidate(
     return engine, engine.segment
 
 
+def stage_medians(samples: Any) -> dict[str, float]:
+    """Milliseconds of every stage of a candidate's calls: medians."""
+    names = dict.fromkeys(stage for sample in samples for stage in sample.stages)
+    return {
+        stage: statistics.median(s.stages[stage] for s in samples if stage in s.stages)
+        for stage in names
+    }
+
+
 def measure_latency(
     model: Any, bundle: Path, args: argparse.Namespace
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
@@ -213,7 +223,7 @@ def measure_latency(
     engine32.close()
     engine_auto.close()
     staged = {"engine float32": "engine float32", "engine auto": f"engine auto ({precision})"}
-    stages = {short: taken.stage_medians_ms(name) for short, name in staged.items()}
+    stages = {short: stage_medians(taken.warm(name)) for short, name in staged.items()}
     return {name: taken.median_ms(name) for name in candidates}, stages
 
 

@@ -321,6 +321,21 @@ def _train(config: TrainConfig, start: HeadStart) -> dict[str, float]:
 
 
 def _evaluate_untrained(config: TrainConfig) -> dict[str, float]:
-    from zsseg_rt.training.assembly import evaluate_untrained
+    """Figures in percent of a model as built, on the split that its run would be evaluated on."""
+    from zsseg_rt.evaluation.evaluate import evaluate
+    from zsseg_rt.training.class_embeddings import class_embeddings, region_embeddings
+    from zsseg_rt.training.parts import build_model
+    from zsseg_rt.training.segmenters.torch_segmenter import TorchSegmenter
 
-    return evaluate_untrained(config)
+    settings = config.evaluation
+    dataset = config.open_data("evaluation")
+    names = dataset.class_names
+    model = build_model(config.model, seen=dataset.seen, protocol=config.task.protocol).eval()
+    segmenter = TorchSegmenter(
+        model,
+        names,
+        class_embeddings(names, config.text, model).phrase_embeds,
+        region_embeds=region_embeddings(model, names, config.text.region_templates),
+        protocol=settings.protocol,
+    )
+    return evaluate(segmenter, dataset, limit=settings.limit or None).scores.as_reported()

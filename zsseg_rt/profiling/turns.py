@@ -91,15 +91,6 @@ class Rounds:
         times = (s.wall_ms if s.device_ms is None else s.device_ms for s in samples)
         return statistics.median(times)
 
-    def stage_medians_ms(self, name: str) -> dict[str, float]:
-        """Median of every stage of a candidate's warm calls."""
-        samples = self.warm(name)
-        names = dict.fromkeys(stage for sample in samples for stage in sample.stages)
-        return {
-            stage: statistics.median(s.stages[stage] for s in samples if stage in s.stages)
-            for stage in names
-        }
-
     def basis(self, first: str, second: str) -> Basis:
         """Which time two candidates are compared by; see :func:`choose_basis`."""
         shares = [self.waiting[name] for name in (first, second)]

@@ -218,30 +218,6 @@ def _build_objective(
     return class_embeddings(names, config.text, model) if has_text else None, task
 
 
-def evaluate_untrained(config: TrainConfig) -> dict[str, float]:
-    """Evaluate a model as built, on the split that a run of it would be evaluated on.
-
-    Returns:
-        Figures in percent, by name.
-    """
-    settings = config.evaluation
-    if not settings.split:
-        raise ArgumentError(
-            "evaluation.split: expected a split to evaluate on, got none. Name one."
-        )
-    dataset = config.open_data("evaluation")
-    model = build_model(config.model, seen=dataset.seen, protocol=config.task.protocol).eval()
-    embeddings = class_embeddings(dataset.class_names, config.text, model)
-    segmenter = TorchSegmenter(
-        model,
-        dataset.class_names,
-        embeddings.phrase_embeds,
-        region_embeds=region_embeddings(model, dataset.class_names, config.text.region_templates),
-        protocol=settings.protocol,
-    )
-    return evaluate(segmenter, dataset, limit=settings.limit or None).scores.as_reported()
-
-
 def _describe_classes(
     config: TrainConfig,
     dataset: SegmentationDataset,
