@@ -18,7 +18,6 @@ from zsseg_rt.cli.output import ProgressBar, check_file_place, say, terminal, wr
 from zsseg_rt.common.argument_names import arguments_called
 from zsseg_rt.common.extras import needs_extra
 from zsseg_rt.config import MAX_WINDOWS, EngineConfig
-from zsseg_rt.training.loop import is_run
 
 if TYPE_CHECKING:
     from zsseg_rt.evaluation.datasets.base import SegmentationDataset
@@ -181,6 +180,8 @@ def _open_segmenter(
     stack: ExitStack,
 ) -> Segmenter:
     """A bundle's engine, or the model of a training run."""
+    from zsseg_rt.training.loop import is_run
+
     if is_run(path) and not (path / "bundle.json").exists():
         return _open_trained(path, names, task, config)
     from zsseg_rt.engine import Engine

@@ -87,8 +87,10 @@ class PhotoSegmenter:
         """
         found = [name for name in ("bytes", "image") if name in batch]
         if len(found) != 1:
-            says = "batch: expected one column of photos, bytes (read_binary_files) or image"
-            raise ArgumentError(f"{says} (read_images), of NumPy arrays, got {found}.")
+            raise ArgumentError(
+                "batch: expected one column of photos, bytes (read_binary_files) or image "
+                f"(read_images), of NumPy arrays, got {found}. Name one of them."
+            )
         others = {name: rows for name, rows in batch.items() if name != found[0]}
         return _table(others, self.label(batch[found[0]], batch.get("path")))
 
