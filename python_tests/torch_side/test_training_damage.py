@@ -15,6 +15,7 @@ from support.small_runs import SCENES, TABLES, save_clip  # noqa: E402
 from support.toy_training import alike, config, train  # noqa: E402
 from zsseg_rt.errors import CheckpointError  # noqa: E402
 from zsseg_rt.training.config import TrainConfig  # noqa: E402
+from zsseg_rt.training.loop import is_run  # noqa: E402
 from zsseg_rt.training.loop.checkpointing import read_checkpoint  # noqa: E402
 from zsseg_rt.training.trained.card import find_checkpoint, load_classes, load_trained  # noqa: E402
 
@@ -121,6 +122,17 @@ def test_folders_of_earlier_versions_are_named_in_one_line(tmp_path):
     ):
         with pytest.raises(CheckpointError, match=message):
             door()
+
+
+def test_a_checkpoint_is_known_by_what_it_says_of_itself(toy_run, tmp_path):
+    shutil.copy(toy_run / LAST, tmp_path / "best.pt")
+    torch.save({"model": {}}, tmp_path / "official.pt")
+    assert is_run(toy_run)
+    assert is_run(tmp_path / "best.pt")
+    assert is_run(tmp_path / "best")  # as recipes name the run that they start from
+    assert find_checkpoint(tmp_path / "best") == tmp_path / "best.pt"
+    assert not is_run(tmp_path / "official.pt")
+    assert not is_run(tmp_path / "absent")
 
 
 def test_no_command_takes_a_damaged_model(tmp_path, capsys):

@@ -30,7 +30,7 @@ ROOMS = {
     "integrations": 950,
     "models": 7_580,
     "export": 7_775,
-    "training": 6_260,
+    "training": 6_240,
     "torch_files": 2_140,
 }
 
