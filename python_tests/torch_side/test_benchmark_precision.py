@@ -1,12 +1,14 @@
 """The short form of the ladder of precisions: every figure is there, and its tables can be made."""
 
 import json
+import re
 
 import pytest
 
 pytest.importorskip("torch")
 
-import precision  # in benchmarks/
+import models_table  # in benchmarks/
+import precision
 
 from support.cpus import needs_vnni
 
@@ -30,3 +32,10 @@ def test_the_short_form_measures_every_precision(tmp_path, monkeypatch, capsys):
     assert precision.main(["--markdown", str(report)]) == 0
     assert capsys.readouterr().out == printed
     assert printed.count("the scenes demo's ZegCLIP") == 4
+
+
+def test_the_page_of_models_has_the_table_of_the_reports_that_it_names():
+    page = models_table.PAGE.read_text(encoding="utf-8")
+    names = re.search(r"^<!-- models table: (.*) -->$", page, re.MULTILINE)[1].split()
+    results = models_table.ROOT / "benchmarks" / "results"
+    assert models_table.with_table(page, [results / name for name in names]) == page
