@@ -7,8 +7,13 @@ takes cached results only if the bundle's content, the names and the package's v
 
 import hashlib
 import io
-import sys
+from argparse import ArgumentParser
 from pathlib import Path
+
+parser = ArgumentParser(description=__doc__)
+parser.add_argument("folder")
+parser.add_argument("out")
+given = parser.parse_args()  # --help works without the packages
 
 import datasets
 from PIL import Image
@@ -63,9 +68,8 @@ class Labeller:
 
 
 if __name__ == "__main__":
-    folder, out = sys.argv[1:]
-    photos = datasets.load_dataset("imagefolder", data_dir=folder, split="train")
+    photos = datasets.load_dataset("imagefolder", data_dir=given.folder, split="train")
     photos = photos.cast_column("image", datasets.Image(decode=False))  # here damage is a row's
     features = datasets.Features({**photos.features, **NEW})
     labeller = Labeller(Bundle.demo().path, demo_classes())
-    photos.map(labeller, batched=True, batch_size=16, features=features).save_to_disk(out)
+    photos.map(labeller, batched=True, batch_size=16, features=features).save_to_disk(given.out)

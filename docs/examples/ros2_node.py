@@ -10,6 +10,9 @@ it runs: ``ros2 param set /zsseg classes "road, bicycle"``.
 
 import array
 import json
+from argparse import ArgumentParser
+
+ArgumentParser(description=__doc__).parse_known_args()  # --help works without ROS
 
 import numpy as np
 import rclpy

@@ -1,4 +1,4 @@
-"""Draw README's picture: the four photos of the demo, and a drawn scene without a class seen.
+"""Draw README's picture: the four photos of the demo, and a drawn scene with classes never seen.
 
 The photos are as ``segment --demo --legend`` writes them. In the scene, whose names have colours in
 them, classes get colours that the things do not have; else labels could not be told from things.
@@ -22,9 +22,9 @@ from zsseg_rt.results.visualize.plot import LegendEntry, draw_legend, draw_names
 
 Pixels = npt.NDArray[np.uint8]
 
-SCENE = "terrace"
+SCENE = "playroom"
 COLUMNS = (("dining_room", "bird"), ("pickup", "dog_walk"), (SCENE,))
-OTHERS = ("dining table", "bus", "cow", "person", "dog", "chair")
+OTHERS = ("dining table", "bus", "cow", "person", "dog", "chair", "sheep", "train", "bottle")
 WIDTH, GAP = 480, 12
 
 
