@@ -186,7 +186,7 @@ def test_a_folder_in_the_place_of_the_journal_is_each_photos_error(
 @pytest.mark.parametrize(
     ("keys", "value"),
     [
-        (("head", "seen_bias"), 0.05),
+        (("head", "seen_bias"), 0.15),
         (("preprocess", "mean"), [0.5, 0.5, 0.5]),
         (("head", "unknown_below"), 0.3),
     ],

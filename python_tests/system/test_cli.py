@@ -216,11 +216,18 @@ def test_help_names_the_commands(capsys):
     [
         (["train", "--config", "zegclip_voc_inductive", "--dry-run"], "to train"),
         (["export", "trained", "RUN", "--out", "x.zsseg"], "to export RUN"),
-        (["evaluate", "RUN", "--dataset", "folder"], "to evaluate RUN"),
+        (
+            ["evaluate", "RUN", "--dataset", "folder", "--root", ".", "--split", "all"],
+            "to evaluate RUN",
+        ),
     ],
 )
 def test_commands_of_training_name_the_extra_they_need(arguments, purpose, tmp_path):
     (tmp_path / "RUN").mkdir()
+    (tmp_path / "classes.txt").write_text("a\nb\n")
+    for folder in ("images", "masks"):  # what evaluate looks at first
+        (tmp_path / folder).mkdir()
+        cv2.imwrite(str(tmp_path / folder / "0.png"), np.zeros((4, 4), np.uint8))
     code = "import sys; sys.modules['torch'] = None; from zsseg_rt import cli; "
     call = [sys.executable, "-c", f"{code}sys.exit(cli.main({arguments!r}))"]
     paths = {"PYTHONPATH": str(Path(cli.__file__).parents[2])}

@@ -109,7 +109,8 @@ class PhotoSegmenter:
         except BackendUnavailableError:
             raise
         except (ZssegError, OSError, MemoryError) as exc:
-            return {"error": str(exc) or f"{name}: {type(exc).__name__}"}
+            reason = str(exc) or type(exc).__name__
+            return {"error": reason if reason.startswith(name) else f"{name}: {reason}"}
         return {
             "height": seg.labels.shape[0],
             "width": seg.labels.shape[1],

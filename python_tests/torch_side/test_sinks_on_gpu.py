@@ -10,7 +10,6 @@ import pytest
 from conftest import require_cuda
 from support.cuda_counts import count_captures
 from support.device_backend import device_backend
-from support.streams import write_video
 from zsseg_rt import Engine, EngineConfig, ops
 from zsseg_rt.errors import CaptureError
 from zsseg_rt.ops import core
@@ -32,6 +31,8 @@ def gpu():
 def test_every_sink_gets_every_frame_whatever_is_recorded_meanwhile(attempt, tmp_path, monkeypatch):
     pytest.importorskip("av")
     pytest.importorskip("cv2")
+    from support.streams import write_video
+
     placed, launched = device_backend(monkeypatch)[0], count_captures(monkeypatch)
     rng = np.random.default_rng(attempt)
     videos = []
