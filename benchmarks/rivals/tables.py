@@ -117,24 +117,24 @@ def engine_tables(report: Report) -> str:
 
 
 def classes_tables(report: Report) -> str:
-    """Milliseconds by number of classes."""
+    """Ratios by number of classes."""
     most = _threads(report)
     return _grids(report, "classes", lambda m, count: Case("frame", m, count, VGA, most), CLASSES)
 
 
 def output_tables(report: Report) -> str:
-    """Milliseconds by size of the frame and its labels."""
+    """Ratios by size of the frame and its labels."""
     most, sizes = _threads(report), sorted((*SIZES, VGA))
     return _grids(report, "frame", lambda m, size: Case("frame", m, 20, size, most), sizes)
 
 
 def threads_tables(report: Report) -> str:
-    """Milliseconds by number of threads."""
+    """Ratios by number of threads."""
     return _grids(report, "threads", lambda m, count: Case("frame", m, 20, VGA, count), THREADS)
 
 
 def postprocess_tables(report: Report) -> str:
-    """Milliseconds and memory of what follows the network."""
+    """Milliseconds and ratios of what follows the network."""
     parts = []
     for task, title in (("labels", "Labels from logits"), ("overlay", "Labels on the frame")):
         cases = [case for case in report.cases if case.task == task]
@@ -181,13 +181,12 @@ def _count(threads: int) -> str:
 
 
 def _rival_table(case: CaseResult) -> str:
-    header = ["", "runs at", "ms per frame", "times ours", "peak MB", "load s", "first s", "equal"]
+    header = ["", "runs at", "times ours", "peak MB", "load s", "first s", "equal"]
     rows = [
         [
             rival.name,
             rival.precision or _NONE,
-            _ms(rival),
-            _ratio(rival),
+            _ratio(case, rival),
             _figure(rival.peak_mb),
             _figure(rival.load_s),
             _figure(rival.first_s),
@@ -208,12 +207,16 @@ def _grids(
     for model, title in _MODELS.items():
         cases = {value: _find(report, case_of(model, value)) for value in values}
         held = {value: case for value, case in cases.items() if case is not None}
+        base = _find(report, Case("frame", model, 20, VGA, _threads(report)))
         if len(held) < 2:
             continue
         names = dict.fromkeys(rival.name for case in held.values() for rival in case.rivals)
         shown = [_size(value) if isinstance(value, tuple) else str(value) for value in held]
-        rows = [[name, *(_with_ratio(case, name) for case in held.values())] for name in names]
-        parts.append(f"{title}, ms (times ours) by {corner}:\n\n" + _table([corner, *shown], rows))
+        rows = [[name, *(_only_ratio(case, name) for case in held.values())] for name in names]
+        if base is not None:
+            label = f"{base.rivals[0].name}, first table = 1"
+            rows.append([label, *(_growth(case, base) for case in held.values())])
+        parts.append(f"{title}, times ours by {corner}:\n\n" + _table([corner, *shown], rows))
     return "\n\n".join(parts) or _NOT_MEASURED
 
 
@@ -237,13 +240,29 @@ def _ms(rival: RivalResult) -> str:
     return _figure(rival.ms) + (" (one call)" if rival.note else "")
 
 
-def _ratio(rival: RivalResult) -> str:
+def _ratio(case: CaseResult, rival: RivalResult) -> str:
     found = rival.difference
     if found is None:
-        return _NONE
+        return _only_ratio(case, rival.name).replace(_TIMES, "")
     if found.low is None or found.high is None:
         return f"{1 + found.change:.2f}"
     return f"{1 + found.change:.2f} ({1 + found.low:.2f} to {1 + found.high:.2f})"
+
+
+def _only_ratio(case: CaseResult, name: str) -> str:
+    """How many times ours, 1.00 for ours; why not, where it was not timed."""
+    rival, ours = _rival(case, name), case.rivals[0]
+    if rival.difference is not None:
+        return _times(1 + rival.difference.change)
+    if rival.ms is None or ours.ms is None:
+        return _ms(rival)
+    return _times(rival.ms / ours.ms) + (" (one call)" if rival.note else "")
+
+
+def _growth(case: CaseResult, base: CaseResult) -> str:
+    """How many times ours of the first table our time is."""
+    ours, then = case.rivals[0].ms, base.rivals[0].ms
+    return _NONE if ours is None or then is None else _times(ours / then)
 
 
 def _with_ratio(case: CaseResult, name: str) -> str:
