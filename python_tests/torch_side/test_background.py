@@ -45,7 +45,7 @@ def test_one_class_does_not_take_everything(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "background (added to 1 class): sky, wall, grass, floor" in printed
     assert "--background none" in printed
-    assert "remark" not in printed
+    assert "remark: 'ball' takes" not in printed
 
 
 def test_background_none_leaves_it_out_and_the_class_that_takes_all_is_remarked_upon(

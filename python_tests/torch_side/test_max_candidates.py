@@ -19,7 +19,7 @@ THINGS = ["dog", "cat", ["taxi", "car"], "sofa", "person", "boat", ["bird", "par
 
 def engine_of(bundle, classes, **settings):
     engine = Engine(bundle, EngineConfig(device="cpu", use_cache=False, **settings))
-    engine.set_classes(classes)
+    engine.set_classes(classes, background=())  # what is background depends on the other names
     return engine
 
 
