@@ -53,8 +53,13 @@ bool take(std::size_t bytes, int device, Addresses* found) {
   return true;
 }
 
-// Keeps the block, and gives those back that were of no use for longest, so that all fit.
+// Keeps the block, and gives those back that were of no use for longest, so that all fit. A block
+// that does not fit by itself costs no other its place.
 void keep(const Addresses& block, std::size_t bytes, int device) {
+  if (bytes > kKeptBytes) {
+    cuda::release_pinned(block.host, device);
+    return;
+  }
   KeptBlocks& own = kept_blocks();
   std::vector<std::pair<Kind, Addresses>> freed;
   {

@@ -275,7 +275,7 @@ class TestFramesOnTheDevice:
         ("made", "error", "message"),
         [
             (lambda: frame(), DeviceError, "numpy.ndarray in host memory. Use segment"),
-            (lambda: [1, 2], DeviceError, "builtins.list in host memory"),
+            (lambda: [1, 2], DeviceError, "a list of 2 in host memory"),
             (WrongDevice, DeviceError, "expected an array on cuda:0, got one on cuda:1"),
             (Unlendable, DeviceError, "can be lent on cuda:0, got: it requires grad"),
             (lambda: on_device(frame().astype(np.float32)), DTypeError, "uint8, got float32"),
