@@ -92,7 +92,7 @@ def test_a_port_that_is_taken_is_told_in_one_line(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "name a source: --source"),
+        ([], "name a source: a camera, video"),
         (["--source", "test://"], "name a bundle: --bundle"),
         (["--demo", "scenes", "--source", "ftp://camera"], "ftp://camera"),
         (["--demo", "scenes", "ftp://camera"], "ftp://camera"),

@@ -67,6 +67,8 @@ JOINED = {
 @pytest.mark.parametrize("kind", JOINED)
 def test_times_of_joined_recordings_go_on_frame_by_frame(kind, tmp_path):
     """Also where the format has no times, and frames are not shown in the order of decoding."""
+    if kind == "mpg" and int(av.__version__.partition(".")[0]) < 18:
+        pytest.skip("PyAV before 18 crashes where MPEG-PS is opened with options")
     settings = {"rate": 10, **JOINED[kind]}
     one = write_video(tmp_path / f"one.{kind}", map(numbered, range(12)), **settings)
     joined = tmp_path / f"joined.{kind}"

@@ -67,12 +67,12 @@ def _try_ink(arguments: list[Any], draw: random.Random) -> None:
 
 def _places(given: Any, result: Any, draw: random.Random) -> tuple[Any, int, int]:
     """Memory for both that holds the first, where the result begins in it, and where the first."""
-    begin = -(-given.nbytes // 64) * 64
-    size = begin + result.nbytes + given.nbytes
+    begin, past = (-(-array.nbytes // 64) * 64 for array in (given, result))
+    size = begin + past + given.nbytes
     memory = np.zeros(size + 64, np.uint8)
     memory = memory[-memory.ctypes.data % 64 :][:size]
     start = begin + draw.randrange(-given.nbytes, result.nbytes + 1)
-    start = begin if draw.random() < 0.3 else start - start % given.itemsize
+    start = draw.choice((begin, begin + past, *[start - start % given.itemsize] * 4))
     _slice(memory, start, given)[...] = given
     return memory, begin, start
 
