@@ -19,9 +19,9 @@ from zsseg_rt.backends.registry import get_backend
 from zsseg_rt.errors import ArgumentError, BundleError, CheckpointError, ShapeError
 from zsseg_rt.export import export_bundle
 from zsseg_rt.export.clip_file import DenseHead, export_clip_file
-from zsseg_rt.export.networks.heads import HEADS
 from zsseg_rt.models import create_model
 from zsseg_rt.models.dense.encoder import RULES
+from zsseg_rt.networks.heads import HEADS
 
 SIZES = tiny.TinySizes(text_vocab=49408, text_length=77, num_layers=3)
 TOWERS = {"num_heads": SIZES.num_heads, "text_heads": SIZES.text_heads}

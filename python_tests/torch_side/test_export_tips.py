@@ -37,10 +37,10 @@ from zsseg_rt.errors import (  # noqa: E402
 )
 from zsseg_rt.export import export_bundle, verify_bundle  # noqa: E402
 from zsseg_rt.export.architectures.tips import TipsSettings, export_tips_files  # noqa: E402
-from zsseg_rt.export.networks.arrays import Arrays  # noqa: E402
-from zsseg_rt.export.networks.graph import Graph  # noqa: E402
-from zsseg_rt.export.networks.onnx_file import save_onnx  # noqa: E402
-from zsseg_rt.export.networks.tips import TipsImage, TipsText, dense_embeds  # noqa: E402
+from zsseg_rt.networks.tips import TipsImage, TipsText, dense_embeds  # noqa: E402
+from zsseg_rt.onnx.arrays import Arrays  # noqa: E402
+from zsseg_rt.onnx.graph import Graph  # noqa: E402
+from zsseg_rt.onnx.writer import save_onnx  # noqa: E402
 from zsseg_rt.text.piece_tokenizer import PieceTokenizer  # noqa: E402
 from zsseg_rt.torch_files.tips_weights import TEMPLATES, sort_tips  # noqa: E402
 
@@ -100,7 +100,7 @@ def test_b14s_graph_has_the_official_labels(shared_dir, tmp_path):
 
 @pytest.mark.parametrize(("file", "case"), [("small", "text"), ("real", "b14_text")])
 def test_the_text_graph_embeds_as_officially(shared_dir, file, case, tmp_path):
-    from zsseg_rt.export.networks.text import WrittenText
+    from zsseg_rt.networks.text import WrittenText
 
     expected, c = case_of(load(shared_dir, f"tips_{file}_public.npz"), case)
     length = expected["ids"].shape[1]

@@ -10,15 +10,15 @@ from support import tiny
 from zsseg_rt.backends.base import BackendOptions
 from zsseg_rt.backends.graph_check.check import check_graph
 from zsseg_rt.backends.registry import get_backend
-from zsseg_rt.export.networks.arrays import Arrays
-from zsseg_rt.export.networks.clip import ImageTower, TextTower, embed_text
-from zsseg_rt.export.networks.graph import Graph
-from zsseg_rt.export.networks.half import to_half
-from zsseg_rt.export.networks.heads import HEADS, dense_embeds
-from zsseg_rt.export.networks.onnx_file import save_onnx, with_exact_halves
-from zsseg_rt.export.networks.positions import resize_grid
 from zsseg_rt.models import create_model
 from zsseg_rt.models.dense.encoder import RULES
+from zsseg_rt.networks.clip import ImageTower, TextTower, embed_text
+from zsseg_rt.networks.heads import HEADS, dense_embeds
+from zsseg_rt.networks.positions import resize_grid
+from zsseg_rt.onnx.arrays import Arrays
+from zsseg_rt.onnx.graph import Graph
+from zsseg_rt.onnx.half import to_half
+from zsseg_rt.onnx.writer import save_onnx, with_exact_halves
 
 SIZES = tiny.TinySizes(text_vocab=49408, text_length=77, num_layers=3)
 ROUNDING = 1e-5  # the same sums in another order

@@ -27,12 +27,12 @@ from zsseg_rt import Bundle, Engine, EngineConfig, models  # noqa: E402
 from zsseg_rt.errors import ArgumentError, ShapeError  # noqa: E402
 from zsseg_rt.export import export_bundle, verify_bundle  # noqa: E402
 from zsseg_rt.export.clip_file import DenseHead, export_clip_file  # noqa: E402
-from zsseg_rt.export.networks.aggregating import local_outlier_factor  # noqa: E402
-from zsseg_rt.export.networks.arrays import Arrays  # noqa: E402
-from zsseg_rt.export.networks.clip import ImageTower  # noqa: E402
-from zsseg_rt.export.networks.graph import Graph  # noqa: E402
-from zsseg_rt.export.networks.heads import dense_embeds  # noqa: E402
-from zsseg_rt.export.networks.onnx_file import save_onnx  # noqa: E402
+from zsseg_rt.networks.aggregating import local_outlier_factor  # noqa: E402
+from zsseg_rt.networks.clip import ImageTower  # noqa: E402
+from zsseg_rt.networks.heads import dense_embeds  # noqa: E402
+from zsseg_rt.onnx.arrays import Arrays  # noqa: E402
+from zsseg_rt.onnx.graph import Graph  # noqa: E402
+from zsseg_rt.onnx.writer import save_onnx  # noqa: E402
 
 STAGE_NAMES = ["levels_sum", "repaired_last", "repaired_mid", "g", "h", "sim_attention"]
 STAGE_NAMES += ["aggregated", "attended", "attended_b"]

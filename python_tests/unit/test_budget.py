@@ -29,7 +29,9 @@ ROOMS = {
     "cli": 3_670,
     "integrations": 950,
     "models": 7_580,
-    "export": 7_775,
+    "export": 5_865,
+    "networks": 930,
+    "onnx": 985,
     "training": 6_240,
     "torch_files": 2_140,
 }

@@ -30,13 +30,13 @@ from zsseg_rt.export.golden import (
     preprocess_frame,
 )
 from zsseg_rt.export.graph_files import MAX_CLASSES, image_network
-from zsseg_rt.export.networks.arrays import Arrays
-from zsseg_rt.export.networks.clip import ImageTower, TextTower
-from zsseg_rt.export.networks.heads import HEADS, dense_embeds
-from zsseg_rt.export.networks.network import OPSET
-from zsseg_rt.export.networks.text import WrittenText
 from zsseg_rt.export.options import COMMON_OPTIONS, ExportOptions, read_options
 from zsseg_rt.export.text_side import TextSide, clip_text_side
+from zsseg_rt.networks.clip import ImageTower, TextTower
+from zsseg_rt.networks.heads import HEADS, dense_embeds
+from zsseg_rt.networks.text import WrittenText
+from zsseg_rt.onnx.arrays import Arrays
+from zsseg_rt.onnx.network import OPSET
 from zsseg_rt.torch_files.clip_arrays import (
     CLIP_MEAN,
     CLIP_STD,
@@ -59,7 +59,7 @@ class DenseHead:
     """What is made of the weights.
 
     Attributes:
-        head: One of :data:`zsseg_rt.export.networks.heads.HEADS`.
+        head: One of :data:`zsseg_rt.networks.heads.HEADS`.
         size_hw: Input size in pixels, multiples of the patch size.
         activation: The MLPs', ``"quick_gelu"`` or ``"gelu"``; None takes the likely one.
         num_heads: Heads of the image tower; None is one per 64 channels.

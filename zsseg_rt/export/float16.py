@@ -9,13 +9,13 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from zsseg_rt.common.arrays import TensorSpec
-from zsseg_rt.export.networks.half import to_half
-from zsseg_rt.export.networks.network import Network, Node, weight_of
-from zsseg_rt.export.networks.onnx_file import write_onnx
+from zsseg_rt.onnx.half import to_half
+from zsseg_rt.onnx.network import Network, Node, weight_of
+from zsseg_rt.onnx.writer import write_onnx
 
 
 def to_float16(model: onnx.ModelProto, *, half: Collection[str] = ()) -> onnx.ModelProto:
-    """Return a float16 version of a float32 graph; see :mod:`zsseg_rt.export.networks.half`.
+    """Return a float16 version of a float32 graph; see :mod:`zsseg_rt.onnx.half`.
 
     Shapes:
         half: Names of inputs and outputs that become float16, where the graph has them and they are

@@ -13,10 +13,10 @@ from zsseg_rt.backends.graph_check.check import check_graph
 from zsseg_rt.bundles.specs import GraphEntry
 from zsseg_rt.common.files import sha256_of
 from zsseg_rt.errors import BackendError, BundleError
-from zsseg_rt.export.networks.graph import Graph
-from zsseg_rt.export.networks.half import to_half
-from zsseg_rt.export.networks.network import Network
-from zsseg_rt.export.networks.onnx_file import save_onnx, with_exact_halves
+from zsseg_rt.onnx.graph import Graph
+from zsseg_rt.onnx.half import to_half
+from zsseg_rt.onnx.network import Network
+from zsseg_rt.onnx.writer import save_onnx, with_exact_halves
 
 if TYPE_CHECKING:
     import onnx
@@ -55,7 +55,7 @@ def image_network(
 
     B is 1, or open for more windows than that.
 
-    ``encode`` is :func:`zsseg_rt.export.networks.heads.dense_embeds` with all else set.
+    ``encode`` is :func:`zsseg_rt.networks.heads.dense_embeds` with all else set.
     """
 
     def network() -> Network:

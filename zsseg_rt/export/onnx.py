@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import zsseg_rt
 from zsseg_rt.errors import BackendError, CheckpointError
 from zsseg_rt.export.graph_files import name_nodes, refuse_control_flow, strip_notes
-from zsseg_rt.export.networks.network import OPSET
+from zsseg_rt.onnx.network import OPSET
 
 _MAX_PROMPTS = 65536
 

@@ -14,9 +14,9 @@ from zsseg_rt.bundles.specs import FileEntry, GraphEntry, TextSpec
 from zsseg_rt.errors import CheckpointError, VocabularyError
 from zsseg_rt.export.golden import unit_rows
 from zsseg_rt.export.graph_files import GraphFiles, WrittenGraph, save_graphs
-from zsseg_rt.export.networks.text import WrittenText
 from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.export.tokenizer_json import tokenizer_json
+from zsseg_rt.networks.text import WrittenText
 from zsseg_rt.text.piece_tokenizer import FILE as PIECES_FILE
 from zsseg_rt.text.piece_tokenizer import PieceTokenizer
 from zsseg_rt.text.prompts import check_templates, fill

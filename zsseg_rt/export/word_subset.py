@@ -16,8 +16,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from zsseg_rt.errors import CheckpointError, VocabularyError
-from zsseg_rt.export.networks.text import WrittenText
 from zsseg_rt.export.tokenizer_json import tokenizer_json
+from zsseg_rt.networks.text import WrittenText
 from zsseg_rt.text.tokenizer_file import END_OF_TEXT, START_OF_TEXT
 
 if TYPE_CHECKING:

@@ -27,7 +27,6 @@ from zsseg_rt.errors import CheckpointError
 from zsseg_rt.torch_files.shapes import Array, Checked, Shapes, divisor, linear, norm
 
 PATCH = 14
-CONTEXT_LENGTH = 64  # tokens per prompt
 TEMPLATES = (
     "itap of a {}.",
     "a bad photo of a {}.",

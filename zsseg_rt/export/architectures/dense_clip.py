@@ -20,13 +20,13 @@ from zsseg_rt.export.golden import (
     preprocess_frame,
 )
 from zsseg_rt.export.graph_files import MAX_CLASSES, WrittenGraph, image_network
-from zsseg_rt.export.networks.clip import ImageTower
-from zsseg_rt.export.networks.heads import dense_embeds
 from zsseg_rt.export.onnx import provenance
 from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.export.text_side import TextSide, clip_text_side, seen_names
 from zsseg_rt.models.dense.aggregating import AggregatingEncoder
 from zsseg_rt.models.dense.dense_clip import DenseCLIP
+from zsseg_rt.networks.clip import ImageTower
+from zsseg_rt.networks.heads import dense_embeds
 
 
 def export_dense_clip(model: DenseCLIP, options: ExportOptions) -> ExportedModel:

@@ -33,9 +33,9 @@ from zsseg_rt.models.dense.dense_clip import DenseCLIP, DenseCLIPConfig
 from zsseg_rt.models.dense.encoder import DenseImageEncoder, Head
 from zsseg_rt.models.input_checks import check_tensor
 from zsseg_rt.models.sliding import SlideSettings, check_picture, slide_scores
+from zsseg_rt.networks.tips import CONTEXT_LENGTH
 from zsseg_rt.torch_files.checkpoints import load_weights
 from zsseg_rt.torch_files.tips_weights import (
-    CONTEXT_LENGTH,
     PATCH,
     TEMPLATES,
     TipsTensors,

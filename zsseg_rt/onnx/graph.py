@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 
 from zsseg_rt.common.arrays import TensorSpec, is_half
-from zsseg_rt.export.networks.arrays import compute
-from zsseg_rt.export.networks.network import (
+from zsseg_rt.onnx.arrays import compute
+from zsseg_rt.onnx.network import (
     Network,
     Node,
     Weight,
     weight_of,
 )
-from zsseg_rt.export.networks.operations import (
+from zsseg_rt.onnx.operations import (
     Linear,
     Norm,
     Operations,

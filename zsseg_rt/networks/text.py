@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from zsseg_rt.export.networks.arrays import Arrays
-from zsseg_rt.export.networks.clip import TextTower
-from zsseg_rt.export.networks.graph import Graph
-from zsseg_rt.export.networks.network import Network
-from zsseg_rt.export.networks.operations import Array
-from zsseg_rt.export.networks.tips import TipsText
+from zsseg_rt.networks.clip import TextTower
+from zsseg_rt.networks.tips import TipsText
+from zsseg_rt.onnx.arrays import Arrays
+from zsseg_rt.onnx.graph import Graph
+from zsseg_rt.onnx.network import Network
+from zsseg_rt.onnx.operations import Array
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,13 +12,13 @@ from functools import cached_property
 
 import numpy as np
 
-from zsseg_rt.export.networks.clip import ImageTower, Tensors, read_blocks, run_blocks
-from zsseg_rt.export.networks.heads import own_values
-from zsseg_rt.export.networks.layers import Block, read_norm, unit
-from zsseg_rt.export.networks.operations import Array, Linear, Norm, Operations, Value
-from zsseg_rt.export.networks.positions import resize_grid
-from zsseg_rt.torch_files.tips_weights import CONTEXT_LENGTH
+from zsseg_rt.networks.clip import ImageTower, Tensors, read_blocks, run_blocks
+from zsseg_rt.networks.heads import own_values
+from zsseg_rt.networks.layers import Block, read_norm, unit
+from zsseg_rt.networks.positions import resize_grid
+from zsseg_rt.onnx.operations import Array, Linear, Norm, Operations, Value
 
+CONTEXT_LENGTH = 64  # tokens per prompt
 _EPS = 1e-6  # of the image tower's norms
 _FAR = np.float32(-1e9)  # its exponential is 0
 EXTRA_TOKENS = 2

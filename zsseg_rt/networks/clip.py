@@ -9,15 +9,15 @@ from functools import cached_property
 
 import numpy as np
 
-from zsseg_rt.export.networks.layers import (
+from zsseg_rt.networks.layers import (
     Block,
     read_block,
     read_norm,
     residual_block,
     unit,
 )
-from zsseg_rt.export.networks.operations import Array, Linear, Norm, Operations, Value
-from zsseg_rt.export.networks.positions import resize_grid
+from zsseg_rt.networks.positions import resize_grid
+from zsseg_rt.onnx.operations import Array, Linear, Norm, Operations, Value
 
 Tensors = Mapping[str, Array]
 

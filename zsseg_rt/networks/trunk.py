@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from zsseg_rt.export.networks.clip import ImageTower
-from zsseg_rt.export.networks.operations import Operations, Value
+from zsseg_rt.networks.clip import ImageTower
+from zsseg_rt.onnx.operations import Operations, Value
 
 
 @dataclass(frozen=True, kw_only=True)

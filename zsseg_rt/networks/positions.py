@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from zsseg_rt.export.networks.operations import Array
+from zsseg_rt.onnx.operations import Array
 
 
 def resize_grid(

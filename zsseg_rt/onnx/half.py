@@ -15,8 +15,8 @@ import numpy as np
 
 from zsseg_rt.common.arrays import TensorSpec
 from zsseg_rt.errors import CheckpointError
-from zsseg_rt.export.networks.network import Network, Node, Weight
-from zsseg_rt.export.networks.operations import ONNX_TYPES
+from zsseg_rt.onnx.network import Network, Node, Weight
+from zsseg_rt.onnx.operations import ONNX_TYPES
 
 # Squares and exponentials: x * x overflows float16 from |x| = 256 on.
 _WIDE = {"LayerNormalization", "InstanceNormalization", "Softmax"}

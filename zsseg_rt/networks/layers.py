@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from zsseg_rt.export.networks.operations import Linear, Norm, Operations, Value
+from zsseg_rt.onnx.operations import Linear, Norm, Operations, Value
 
 
 class Block(NamedTuple):

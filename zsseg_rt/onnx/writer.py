@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 import zsseg_rt
 from zsseg_rt.common.arrays import TensorSpec, is_half
-from zsseg_rt.export.networks.network import Network, Node, Weight, weight_of
+from zsseg_rt.onnx.network import Network, Node, Weight, weight_of
 
 _IR_VERSION = 10
 _DTYPES = {

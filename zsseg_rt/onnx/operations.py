@@ -1,8 +1,8 @@
 """The operations that networks are made of.
 
 A network is a function of an :class:`Operations` and of arrays. Given
-:class:`zsseg_rt.export.networks.arrays.Arrays` it is computed by NumPy; given
-:class:`zsseg_rt.export.networks.graph.Graph` it is written as an ONNX graph.
+:class:`zsseg_rt.onnx.arrays.Arrays` it is computed by NumPy; given
+:class:`zsseg_rt.onnx.graph.Graph` it is written as an ONNX graph.
 """
 
 from __future__ import annotations

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from zsseg_rt.export.networks.aggregating import sc_clip, sfp
-from zsseg_rt.export.networks.clip import ImageTower, embed_patches, project, run_blocks
-from zsseg_rt.export.networks.layers import Block, attend, merge_heads, mlp, projections
-from zsseg_rt.export.networks.operations import Array, Linear, Operations, Value
-from zsseg_rt.export.networks.trunk import Head, Trunk, patches_of
+from zsseg_rt.networks.aggregating import sc_clip, sfp
+from zsseg_rt.networks.clip import ImageTower, embed_patches, project, run_blocks
+from zsseg_rt.networks.layers import Block, attend, merge_heads, mlp, projections
+from zsseg_rt.networks.trunk import Head, Trunk, patches_of
+from zsseg_rt.onnx.operations import Array, Linear, Operations, Value
 
 
 def dense_embeds(

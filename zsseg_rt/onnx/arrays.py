@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from zsseg_rt.export.networks.operations import ONNX_TYPES, Array, Operations, Shape, Value
+from zsseg_rt.onnx.operations import ONNX_TYPES, Array, Operations, Shape, Value
 
 _DTYPES = {number: name for name, number in ONNX_TYPES.items()}
 

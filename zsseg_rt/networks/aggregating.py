@@ -19,9 +19,9 @@ from zsseg_rt.common.aggregation import (
     check_grid,
     num_local_outliers,
 )
-from zsseg_rt.export.networks.layers import attend, merge_heads, projections, split_heads, unit
-from zsseg_rt.export.networks.operations import Linear, Operations, Value
-from zsseg_rt.export.networks.trunk import Trunk, patches_of
+from zsseg_rt.networks.layers import attend, merge_heads, projections, split_heads, unit
+from zsseg_rt.networks.trunk import Trunk, patches_of
+from zsseg_rt.onnx.operations import Linear, Operations, Value
 
 _MASKED = np.float32(-1e4)  # its exponential is 0
 

@@ -1,0 +1,1 @@
+"""ONNX without the onnx package: operations, NumPy results, graphs and their files."""
