@@ -110,7 +110,7 @@ def _names(compiled: Any) -> dict[str, str]:
         told = operation.get_rt_info()
         originals = str(told["originalLayersNames"].value) if "originalLayersNames" in told else ""
         known = [name for name in originals.split(",") if "/" in name or name.startswith("node_")]
-        attention = [name for name in known if "/attention/" in name]
+        attention = [name for name in known if "attention/" in name]
         if known:
             names[operation.get_friendly_name()] = (attention or known)[-1]
     return names

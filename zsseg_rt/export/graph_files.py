@@ -16,6 +16,7 @@ from zsseg_rt.errors import BackendError, BundleError
 from zsseg_rt.onnx.graph import Graph
 from zsseg_rt.onnx.half import to_half
 from zsseg_rt.onnx.network import Network
+from zsseg_rt.onnx.operations import Shape
 from zsseg_rt.onnx.writer import save_onnx, with_exact_halves
 
 if TYPE_CHECKING:
@@ -48,23 +49,38 @@ class WrittenGraph:
     network: Callable[[], Network]
 
 
-def image_network(
-    encode: Callable[..., Any], size_hw: tuple[int, int], window_batch: int = 1
+def written_graph(
+    function: Callable[..., Any], inputs: Mapping[str, Shape], outputs: Sequence[str]
 ) -> WrittenGraph:
-    """A graph from ``image`` [B, 3, H, W] to ``patch_embeds``, which ``encode(ops, image=)`` makes.
+    """A graph of what ``function(ops, **inputs)`` returns: float32 values in the outputs' order.
 
-    B is 1, or open for more windows than that.
-
-    ``encode`` is :func:`zsseg_rt.networks.heads.dense_embeds` with all else set.
+    A word in a shape is an axis that stays open.
     """
 
     def network() -> Network:
         graph = Graph()
-        shape = ("windows" if window_batch > 1 else 1, 3, *size_hw)
-        graph.output("patch_embeds", encode(graph, image=graph.input("image", shape)))
+        values = {name: graph.input(name, shape) for name, shape in inputs.items()}
+        results = function(graph, **values)
+        results = results if isinstance(results, tuple) else (results,)
+        for name, value in zip(outputs, results, strict=True):
+            graph.output(name, value)
         return graph.network()
 
     return WrittenGraph(network)
+
+
+def image_network(
+    encode: Callable[..., Any],
+    size_hw: tuple[int, int],
+    window_batch: int = 1,
+    outputs: Sequence[str] = ("patch_embeds",),
+) -> WrittenGraph:
+    """A graph of what ``encode(ops, image=)`` makes of ``image`` [B, 3, H, W].
+
+    B is 1, or open for more windows than that.
+    """
+    shape = ("windows" if window_batch > 1 else 1, 3, *size_hw)
+    return written_graph(encode, {"image": shape}, outputs)
 
 
 def check_precisions(precisions: Sequence[str]) -> None:

@@ -31,11 +31,13 @@ class ImageTower:
             ``transformer.resblocks.0...``, ``ln_post``, ``proj``; float32.
         num_heads: Attention heads.
         activation: The MLPs', ``"quick_gelu"`` or ``"gelu"``.
+        patch_stride: Pixels from one patch to the next; None is the patch size.
     """
 
     tensors: Tensors
     num_heads: int
     activation: str
+    patch_stride: int | None = None
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
@@ -46,6 +48,17 @@ class ImageTower:
     def patch_size(self) -> int:
         """Side of a patch in pixels."""
         return int(self.tensors["conv1.weight"].shape[-1])
+
+    @property
+    def stride(self) -> int:
+        """Pixels from one patch to the next."""
+        return self.patch_stride or self.patch_size
+
+    @property
+    def class_token(self) -> Array:
+        """The class token with its position, float32 [W]."""
+        token: Array = self.tensors["class_embedding"] + self.tensors["positional_embedding"][0]
+        return token
 
     @property
     def grid_side(self) -> int:
@@ -59,7 +72,7 @@ class ImageTower:
 
     def grid_hw(self, size_hw: tuple[int, int]) -> tuple[int, int]:
         """The grid of patches of a picture."""
-        return size_hw[0] // self.patch_size, size_hw[1] // self.patch_size
+        return size_hw[0] // self.stride, size_hw[1] // self.stride
 
     def positions(self, grid_hw: tuple[int, int], *, as_published: bool = False) -> Array:
         """Positions of the patches of a grid, bicubic, float32 [gh * gw, W].
@@ -88,12 +101,12 @@ def embed_patches(
         positions = tower.positions(grid)
     batch, width = image.shape[0], positions.shape[1]
     with ops.at("conv1"):
-        cells = ops.conv(image, Linear(tensors["conv1.weight"]), stride=tower.patch_size)
+        pad = (tower.patch_size - tower.stride) // 2
+        cells = ops.conv(image, Linear(tensors["conv1.weight"]), stride=tower.stride, pad=pad)
     cells = ops.reshape(cells, (batch, width, grid[0] * grid[1]))
     with ops.at("ln_pre"):
         patches = ops.layer_norm(ops.add(ops.transpose(cells, (0, 2, 1)), positions), norm)
-        first = (tensors["class_embedding"] + tensors["positional_embedding"][0])[None, None]
-        token = ops.repeat(ops.layer_norm(first, norm), image)
+        token = ops.repeat(ops.layer_norm(tower.class_token[None, None], norm), image)
     return ops.mark("ln_pre", ops.concat((token, patches), 1))
 
 
@@ -109,11 +122,13 @@ def run_blocks(
     return outputs
 
 
-def project(ops: Operations, tower: ImageTower, patches: Value) -> Value:
-    """Patches [B, N, W] of the last block in the joint space, [B, N, D], unit norm."""
+def project(ops: Operations, tower: ImageTower, tokens: Value) -> Value:
+    """Tokens [B, N, W] of the last block in the joint space, [B, N, D], unit norm."""
+    norm, (proj,) = ops.fold_norm(tower.ln_post, (Linear(tower.tensors["proj"].T),))
     with ops.at("ln_post"):
-        normed = ops.layer_norm(patches, tower.ln_post)
-    return unit(ops, ops.matmul(normed, tower.tensors["proj"]))
+        normed = ops.layer_norm(tokens, norm)
+    with ops.at("proj"):
+        return unit(ops, ops.linear(normed, proj))
 
 
 @dataclass(frozen=True, kw_only=True)

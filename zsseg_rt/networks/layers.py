@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from zsseg_rt.onnx.operations import Linear, Norm, Operations, Value
+from zsseg_rt.onnx.operations import Array, Linear, Norm, Operations, Value
 
 
 class Block(NamedTuple):
@@ -30,20 +30,35 @@ class Block(NamedTuple):
         return float((len(self.query.weight) // self.num_heads) ** -0.5)
 
 
-def residual_block(ops: Operations, x: Value, block: Block, mask: Value | None = None) -> Value:
+def residual_block(
+    ops: Operations,
+    x: Value,
+    block: Block,
+    mask: Value | None = None,
+    prompts: Array | None = None,
+) -> Value:
     """``x += out(attend(norm_1(x))); x += mlp(norm_2(x))`` of tokens [B, N, W].
 
     Shapes:
-        mask: float32 [N, N] or [B, 1, 1, N], added to the scores.
+        mask: float32 [N, N + P] or [B, 1, 1, N + P], added to the scores.
+        prompts: Constant tokens float32 [1, P, W] that all tokens see, after their own keys.
     """
     norm, (q, k, v) = ops.fold_norm(block.norm_1, (block.query, block.key, block.value))
     normed = ops.layer_norm(x, norm)
+
+    def project(linear: Linear) -> Value:
+        own = split_heads(ops, ops.linear(normed, linear), block.num_heads)
+        if prompts is None:
+            return own
+        constant = ops.linear(ops.layer_norm(prompts, norm), linear)
+        return ops.concat((own, ops.repeat(split_heads(ops, constant, block.num_heads), x)), 2)
+
     with ops.at("q_proj"):
         queries = split_heads(ops, ops.linear(normed, q, block.scale), block.num_heads)
     with ops.at("k_proj"):
-        keys = split_heads(ops, ops.linear(normed, k), block.num_heads)
+        keys = project(k)
     with ops.at("v_proj"):
-        values = split_heads(ops, ops.linear(normed, v), block.num_heads)
+        values = project(v)
     attended = merge_heads(ops, attend(ops, queries, keys, values, mask))
     with ops.at("out_proj"):
         mixed = ops.linear(attended, block.out)
@@ -128,8 +143,12 @@ def read_linear(tensors: Mapping[str, Any], name: str) -> Linear:
 def read_block(
     tensors: Mapping[str, Any], name: str, num_heads: int, activation: str, eps: float = 1e-5
 ) -> Block:
-    """A block with the keys of CLIP's checkpoints; rows of ``in_proj`` are q, k, v."""
-    weights = np.split(tensors[f"{name}.attn.in_proj_weight"], 3)
+    """A block with the keys of CLIP's checkpoints; q, k and v may be rows of ``in_proj``."""
+    at = f"{name}.attn."
+    if f"{at}in_proj_weight" in tensors:
+        weights = np.split(tensors[f"{at}in_proj_weight"], 3)
+    else:
+        weights = [tensors[f"{at}{part}_proj_weight"] for part in "qkv"]
     biases = np.split(tensors[f"{name}.attn.in_proj_bias"], 3)
     query, key, value = map(Linear, weights, biases)
     return Block(

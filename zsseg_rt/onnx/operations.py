@@ -224,8 +224,18 @@ class Operations(ABC):
     # Moves.
 
     def reshape(self, x: Value, shape: Shape) -> Value:
-        """Other axes for the same values in the same order; one size may be an open axis."""
-        sizes = integers(*(-1 if isinstance(size, str) else size for size in shape))
+        """Other axes for the same values in the same order.
+
+        Sizes may be open axes: any number that stay where they are, and one other.
+        """
+        kept = [isinstance(a, str) and a == b for a, b in zip(shape, x.shape, strict=False)]
+        kept += [False] * (len(shape) - len(kept))
+        sizes = integers(
+            *(
+                0 if stays else -1 if isinstance(size, str) else size
+                for size, stays in zip(shape, kept, strict=True)
+            )
+        )
         return self.apply("Reshape", (x, sizes), tuple(shape), allowzero=0)
 
     def transpose(self, x: Value, axes: Sequence[int]) -> Value:
