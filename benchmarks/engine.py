@@ -30,7 +30,7 @@ import numpy as np
 from engine_model import build_model, class_names, export
 
 from zsseg_rt import ops
-from zsseg_rt.common.files import write_atomically
+from zsseg_rt.common.files import write_whole
 from zsseg_rt.profiling.children import ChildCandidate
 from zsseg_rt.profiling.meter import read_memory_mb
 from zsseg_rt.profiling.turns import take_turns_locally
@@ -73,7 +73,7 @@ def main() -> int:
 def keep_report(report: dict[str, Any], file: Path | None) -> None:
     """Write what was measured so far."""
     if file:
-        write_atomically(file, (json.dumps(report, indent=2) + "\n").encode())
+        write_whole(file, (json.dumps(report, indent=2) + "\n").encode())
 
 
 def run_all(args: argparse.Namespace, bundle: Path) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from tools.kernels import frame_cases, product_cases, region_cases
 from tools.kernels.benches import Case, CpuBench, CudaBench, MismatchError
 from tools.kernels.captures import LAUNCHES, CaptureRefusedError, capture_launches
 from zsseg_rt import ops
-from zsseg_rt.common.files import write_atomically
+from zsseg_rt.common.files import write_whole
 from zsseg_rt.evaluation.provenance import describe_commit, describe_machine
 from zsseg_rt.profiling.meter import Stopwatch, TurnPlan
 from zsseg_rt.profiling.turns import take_turns_locally
@@ -258,7 +258,7 @@ def run_operation(
 def write_report(report: dict[str, Any], file: Path | None) -> None:
     """Keep what was measured so far."""
     if file:
-        write_atomically(file, (json.dumps(report, indent=2) + "\n").encode())
+        write_whole(file, (json.dumps(report, indent=2) + "\n").encode())
 
 
 if __name__ == "__main__":

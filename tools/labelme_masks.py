@@ -23,7 +23,7 @@ from pathlib import PureWindowsPath
 import cv2
 import numpy as np
 
-from zsseg_rt.common.files import write_atomically
+from zsseg_rt.common.files import write_whole
 from zsseg_rt.errors import DatasetError, ZssegError
 from zsseg_rt.photos import decode_photo
 
@@ -100,9 +100,9 @@ def convert(polygons: Path, out: Path, *, rest: str, classes: str, val: float) -
         (out / part).mkdir(parents=True)
     for photo in photos:
         mask = draw(photo, names, rest)
-        write_atomically(out / "images" / photo.photo.name, photo.content)
+        write_whole(out / "images" / photo.photo.name, photo.content)
         data = cv2.imencode(".png", mask)[1].tobytes()
-        write_atomically(out / "masks" / f"{photo.photo.stem}.png", data)
+        write_whole(out / "masks" / f"{photo.photo.stem}.png", data)
     first_val = min(len(stems) - 1, max(1, round(len(stems) * (1 - val))))
     lists = {"classes": names, "train": stems[:first_val], "val": stems[first_val:]}
     for name, lines in lists.items():

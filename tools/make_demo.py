@@ -24,7 +24,7 @@ from tools.studies.make_demo import DemoConfig, evaluate_demo, train_demo, write
 from tools.studies.name_draws import measure_bundle
 from tools.studies.packed_clip import pack_clip
 from tools.studies.small_clip import PretrainingConfig
-from zsseg_rt.common.files import write_atomically
+from zsseg_rt.common.files import write_whole
 from zsseg_rt.demo import DEMOS
 from zsseg_rt.evaluation.provenance import describe_commit
 
@@ -98,7 +98,7 @@ def measure(arguments: argparse.Namespace) -> None:
     for row in record["lists"]:
         print(f"{row['names']} names: {row['figures']}")
     if arguments.json is not None:
-        write_atomically(arguments.json, (json.dumps(record, indent=1) + "\n").encode())
+        write_whole(arguments.json, (json.dumps(record, indent=1) + "\n").encode())
 
 
 def make(arguments: argparse.Namespace) -> None:

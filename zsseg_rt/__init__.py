@@ -71,7 +71,7 @@ _HOMES = {
     "Lane": "runtime.lane",
     "Nv12Frame": "runtime.inputs.nv12",
     "Polygon": "results.annotations.polygons",
-    "Rotation": "common.files.series",
+    "Rotation": "common.recordings",
     "Segmentation": "results.segmentation",
     "Stream": "stream.runner",
     "Vocabulary": "text.vocabulary",

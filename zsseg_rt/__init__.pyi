@@ -1,7 +1,7 @@
 # The public names and their types, for readers and type checkers: __init__.py imports each when it
 # is first used.
 from zsseg_rt.bundles.bundle import Bundle as Bundle
-from zsseg_rt.common.files.series import Rotation as Rotation
+from zsseg_rt.common.recordings import Rotation as Rotation
 from zsseg_rt.config import EngineConfig as EngineConfig
 from zsseg_rt.engine import Engine as Engine
 from zsseg_rt.errors import ArgumentError as ArgumentError

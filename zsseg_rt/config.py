@@ -13,7 +13,7 @@ import numpy as np
 
 from zsseg_rt.common import schema
 from zsseg_rt.common.cpus import threads_in_quota
-from zsseg_rt.common.files.home import default_cache_dir
+from zsseg_rt.common.files import default_cache_dir
 from zsseg_rt.errors import ConfigError
 
 BACKENDS = ("auto", "openvino", "tensorrt", "torch")

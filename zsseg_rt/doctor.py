@@ -19,8 +19,7 @@ from zsseg_rt.backends.registry import requested
 from zsseg_rt.common.checkout import remedy
 from zsseg_rt.common.cpus import usable_cpus
 from zsseg_rt.common.extras import install_command, why_not
-from zsseg_rt.common.files import why_unwritable
-from zsseg_rt.common.files.home import default_cache_dir, ensure_home
+from zsseg_rt.common.files import default_cache_dir, ensure_home, why_unwritable
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import ArgumentError, BackendUnavailableError, ConfigError, CudaError
 from zsseg_rt.stream.devices import find_devices

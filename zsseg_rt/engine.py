@@ -22,8 +22,8 @@ from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.bundles.specs import HeadSpec
 from zsseg_rt.common.arrays import Array
 from zsseg_rt.common.cpus import threads_in_quota
-from zsseg_rt.common.files.series import Rotation
 from zsseg_rt.common.forks import OwnProcess, refuse_gpu_after_fork
+from zsseg_rt.common.recordings import Rotation
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import EngineStateError, ShapeError
 from zsseg_rt.results.segmentation import Segmentation

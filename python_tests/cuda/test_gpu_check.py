@@ -137,8 +137,8 @@ def test_tensorrt_alone_is_enough_for_frames(checkout, tmp_path):
     assert "pytest" in why["kernel tests"]
     assert why["kernels in ncu"] == "no ncu; it is in Nsight Compute"
     assert why["memcheck"] == "no compute-sanitizer; it is in the CUDA toolkit"
-    (record,) = (machine.work / "home" / "engines").glob("image_encoder.float16-*.plan.json")
-    assert json.loads(record.read_text())["golden"]["passed"] is False
+    (record,) = (machine.work / "home" / "engines").glob("image_encoder.float16-*.golden")
+    assert json.loads(record.read_text())["about"]["passed"] is False
 
 
 def test_what_was_found_outlives_an_ended_check(checkout, tmp_path):

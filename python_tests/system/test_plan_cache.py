@@ -6,13 +6,12 @@ import logging
 import multiprocessing
 import os
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from zsseg_rt.backends import cache_lock, plan_cache
+from zsseg_rt.backends import plan_cache
 from zsseg_rt.backends.plan_cache import Plan, PlanCache, PlanKey, kernels_path
-from zsseg_rt.common.files import sha256_of, write_atomically
+from zsseg_rt.common import files as store
 
 KEY = PlanKey(
     graph_name="decoder",
@@ -58,10 +57,10 @@ def test_second_request_reads_the_stored_plan(tmp_path):
 def test_file_name_and_record_say_what_the_plan_is(tmp_path):
     _, path = stored(tmp_path)
     assert path.name.startswith("decoder-tensorrt-10.3.0-sm87-orin-float16-")
-    record = json.loads(Path(f"{path}.json").read_text())
-    assert record["key"]["graph_sha256"] == "ab" * 32
-    assert record["key"]["shapes"] == {"classes": [1, 32, 1024]}
-    assert record["plan"] == {"bytes": 10, "sha256": sha256_of(path)}
+    head = json.loads(path.open("rb").readline())
+    assert head["key"]["graph_sha256"] == "ab" * 32
+    assert head["key"]["shapes"] == {"classes": [1, 32, 1024]}
+    assert head["about"] == REPORT
 
 
 @pytest.mark.parametrize(
@@ -79,7 +78,7 @@ def test_every_field_makes_another_plan(tmp_path, change):
     builder = Builder()
     PlanCache(tmp_path).get_or_build(replace(KEY, **change), builder)
     assert builder.calls == 1
-    assert len(files(tmp_path)) == 4
+    assert len(files(tmp_path)) == 2
 
 
 def test_a_new_file_format_is_another_key(monkeypatch):
@@ -88,53 +87,24 @@ def test_a_new_file_format_is_another_key(monkeypatch):
     assert KEY.file_stem != before
 
 
-def truncate(path):
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-def alter(path):
-    path.write_bytes(b"plan bytez")
-
-
-def forget_record(path):
-    Path(f"{path}.json").unlink()
-
-
-def break_record(path):
-    Path(f"{path}.json").write_text("{")
-
-
-def foreign_record(path):
-    Path(f"{path}.json").write_text("[]")
-
-
-def other_graph(path):
-    record = json.loads(Path(f"{path}.json").read_text())
-    record["key"]["graph_sha256"] = "ef" * 32
-    Path(f"{path}.json").write_text(json.dumps(record))
-
-
-def drop_plan(path):
-    path.unlink()
+def other_graph(content):
+    return content.replace(b"abab", b"cdcd", 1)
 
 
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (truncate, "expected 10 bytes, got 9"),
-        (alter, "sha256 differs"),
-        (forget_record, "cannot be read"),
-        (break_record, "cannot be read"),
-        (foreign_record, "not one of this package"),
-        (other_graph, "graph_sha256"),
-        (drop_plan, "cannot be read"),
+        (lambda content: content[:-1], "sha256 differs"),
+        (lambda content: content[:-1] + b"z", "sha256 differs"),
+        (lambda content: b"[]" + content, "cannot be read"),
+        (other_graph, "was made from something else"),
     ],
 )
 def test_a_plan_that_does_not_match_is_built_again_with_the_reason(
     tmp_path, caplog, damage, reason
 ):
     cache, path = stored(tmp_path)
-    damage(path)
+    path.write_bytes(damage(path.read_bytes()))
     builder = Builder()
     assert cache.get_or_build(KEY, builder).data == b"plan bytes"
     assert builder.calls == 1
@@ -143,6 +113,14 @@ def test_a_plan_that_does_not_match_is_built_again_with_the_reason(
     again = Builder()
     cache.get_or_build(KEY, again)
     assert again.calls == 0
+
+
+def test_a_verdict_belongs_to_one_plan(tmp_path, caplog):
+    plan = PlanCache(tmp_path).get_or_build(KEY, Builder())
+    plan_cache.keep_golden(plan, {"passed": True})
+    assert PlanCache(tmp_path).get_or_build(KEY, Builder()).golden == {"passed": True}
+    PlanCache(tmp_path).discard(KEY, "refused")
+    assert PlanCache(tmp_path).get_or_build(KEY, Builder(b"another")).golden is None
 
 
 def test_discard_makes_the_next_request_build(tmp_path, caplog):
@@ -172,23 +150,6 @@ def test_a_full_or_forbidden_disk_is_a_warning_and_leaves_nothing(
     assert "Free space" in caplog.text
 
 
-def test_disk_full_between_plan_and_record_leaves_nothing(tmp_path, monkeypatch):
-    stored(tmp_path / "first")  # what a disk with space holds
-    assert len(files(tmp_path / "first")) == 2
-    write_through, calls = os.fsync, []
-
-    def refuse_second(number):
-        calls.append(number)
-        if len(calls) > 1:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        write_through(number)
-
-    monkeypatch.setattr(os, "fsync", refuse_second)
-    PlanCache(tmp_path / "full").get_or_build(KEY, Builder())
-    assert len(calls) == 2
-    assert files(tmp_path / "full") == []
-
-
 def test_a_cache_folder_that_is_a_file_is_a_warning(tmp_path, caplog):
     (tmp_path / "engines").write_text("in the way")
     plan = PlanCache(tmp_path).get_or_build(KEY, Builder())
@@ -201,10 +162,11 @@ def test_a_cache_folder_that_is_a_file_is_a_warning(tmp_path, caplog):
 def test_temporary_files_of_dead_writers_are_removed(tmp_path):
     path = PlanCache(tmp_path).path(KEY)
     path.parent.mkdir()
-    (path.parent / f".{path.name}.0123456789abcdef.tmp").write_bytes(b"half a pl")
-    (path.parent / f".{path.name}.json.0123456789abcdef.tmp").write_bytes(b"{")
+    for name in (".a.plan.0123456789abcdef.tmp", ".b.0123456789abcdef.tmp"):
+        (path.parent / name).write_bytes(b"half a pl")
+    os.utime(path.parent / ".b.0123456789abcdef.tmp", (1, 1))
     PlanCache(tmp_path).get_or_build(KEY, Builder())
-    assert files(tmp_path) == [path.name, f"{path.name}.json"]
+    assert files(tmp_path) == [".a.plan.0123456789abcdef.tmp", path.name]  # the first may be alive
 
 
 def test_no_folder_means_no_files(tmp_path, monkeypatch):
@@ -228,20 +190,6 @@ def test_a_failing_build_stores_nothing_and_frees_the_lock(tmp_path):
     assert PlanCache(tmp_path).get_or_build(KEY, Builder()).path is not None
 
 
-def test_write_atomically_keeps_the_old_file_on_failure(tmp_path, monkeypatch):
-    target = tmp_path / "file"
-    target.write_bytes(b"old")
-
-    def refuse(*args):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(OSError, match="No space"):
-        write_atomically(target, b"new")
-    assert target.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [target]
-
-
 class SetWhenWaiting(logging.Handler):
     def __init__(self, event):
         super().__init__()
@@ -259,7 +207,7 @@ def build_while_the_other_waits(folder, log, waiting):
         assert waiting.wait(60)
         return Plan(data=b"plan bytes", report=REPORT)
 
-    logger = logging.getLogger(cache_lock.__name__)
+    logger = logging.getLogger(store.__name__)
     logger.setLevel(logging.INFO)
     logger.addHandler(SetWhenWaiting(waiting))
     assert PlanCache(folder).get_or_build(KEY, build).data == b"plan bytes"

@@ -12,7 +12,7 @@ import pytest
 
 from support.errors import refused
 from support.recordings import frames_of, open_writer, result, write
-from zsseg_rt.common.files.series import Rotation, Series
+from zsseg_rt.common.recordings import Rotation, Series
 from zsseg_rt.errors import ArgumentError, SourceError
 from zsseg_rt.stream.sinks import open_writers
 from zsseg_rt.stream.source import GivenName
@@ -287,7 +287,7 @@ def test_where_age_alone_counts_no_image_is_looked_at(tmp_path, monkeypatch):
 WRITE = """
 import sys, time
 from support.recordings import open_writer, result
-from zsseg_rt.common.files.series import Rotation
+from zsseg_rt.common.recordings import Rotation
 rotation = Rotation.parse(*sys.argv[2:]) if sys.argv[2:] else None
 writer = open_writer(sys.argv[1], rotation=rotation)
 writer.write(result())

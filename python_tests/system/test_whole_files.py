@@ -1,38 +1,204 @@
-"""Files: whole or not at all, whoever writes at the same moment and whatever is in the way."""
+"""Files and folders: whole or not at all, whoever writes, and whenever the writer is ended."""
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
-from zsseg_rt.common.files import read_limited, remove_entry, write_atomically
+from support.errors import refused
+from zsseg_rt.bundles.bundle import MANIFEST
+from zsseg_rt.common import files
+from zsseg_rt.common.files import read_limited, remove_entry, whole_file, write_whole
+from zsseg_rt.errors import BundleError
+from zsseg_rt.export import bundle_writer
+from zsseg_rt.export.bundle_writer import new_bundle_folder
 
 CONTENTS = [bytes([65 + number]) * 50_000 for number in range(8)]
+NAMES = (MANIFEST, "a.onnx", "c/d.npy")
+
+# Writes for ever at sys.argv[2]: a file, or a bundle whose files hold one word.
+WRITER = f"""
+import sys
+from pathlib import Path
+from zsseg_rt.common.files import write_whole
+from zsseg_rt.export.bundle_writer import new_bundle_folder
+
+kind, path, word, count = sys.argv[1], Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+print("ready", flush=True)
+for _ in range(count):
+    if kind == "file":
+        write_whole(path, word.encode() * 50_000)
+        continue
+    with new_bundle_folder(path, overwrite=True, verify=False) as folder:
+        (folder / "c").mkdir()
+        for name in {NAMES}:
+            (folder / name).write_text(word * 1000)
+"""
+
+
+def write_bundle(path, word, *, overwrite=True):
+    with new_bundle_folder(path, overwrite=overwrite, verify=False) as folder:
+        (folder / "c").mkdir()
+        for name in NAMES:
+            (folder / name).write_text(word * 1000)
+
+
+def write(path, word):
+    write_whole(path, word.encode() * 50_000) if path.suffix == ".png" else write_bundle(path, word)
+
+
+def word_of(path):
+    """The word that fills a whole file, or all files of a whole bundle."""
+    kept = [path] if path.is_file() else [path / name for name in NAMES]
+    texts = {file.read_text() for file in kept}
+    (text,) = texts
+    assert text == text[:3] * (len(text) // 3)
+    assert len(text) == (150_000 if path.is_file() else 3000)
+    return text[:3]
+
+
+def entries(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture(params=["f.png", "c.zsseg"])
+def path(request, tmp_path):
+    return tmp_path / request.param
+
+
+def interrupt_at(line, interrupted):
+    """Trace functions that raise KeyboardInterrupt at the given line, counted as they run."""
+    counted = 0
+
+    def local(frame, event, argument):
+        nonlocal counted
+        if event == "line":
+            counted += 1
+            if counted == line:
+                interrupted.append(f"{frame.f_code.co_name}:{frame.f_lineno}")
+                raise KeyboardInterrupt
+        return local
+
+    ours = {files.__file__, bundle_writer.__file__, shutil.__file__}
+    return lambda frame, event, argument: local if frame.f_code.co_filename in ours else None
+
+
+def write_interrupted(path, line):
+    """Write anew, interrupted at a line; where that was, None if it was done before."""
+    interrupted = []
+    before = sys.gettrace()
+    sys.settrace(interrupt_at(line, interrupted))
+    try:
+        with suppress(KeyboardInterrupt, BundleError):  # shutil turns some into an OSError
+            write(path, "new")
+    finally:
+        sys.settrace(before)
+    return interrupted[0] if interrupted else None
+
+
+@pytest.mark.parametrize(("name", "exists"), [("f.png", True), ("f.png", False), ("c.zsseg", True)])
+def test_ctrl_c_at_any_line_loses_nothing(tmp_path, name, exists):
+    path = tmp_path / name
+    line, seen_new = 0, False
+    while True:
+        line += 1
+        remove_entry(path)
+        if exists:
+            write(path, "old")
+        where = write_interrupted(path, line)
+        if where is None:
+            break
+        files.remove_leftovers(path)  # as the next call for a bundle does
+        if path.exists():
+            assert word_of(path) in (("new",) if seen_new else ("old", "new")), where
+            seen_new |= word_of(path) == "new"
+        else:
+            assert not exists, where
+        write(path, "end")
+        assert word_of(path) == "end", where
+        left = [name for name in entries(path.parent) if name != path.name]
+        assert left == [] or path.suffix == ".png", (where, left)
+    assert seen_new or path.suffix == ".png"  # whose rename is the last line
+    assert line > 8
+
+
+@pytest.mark.parametrize("failing", ["fsync", "replace", "rename"])
+def test_failed_steps_keep_what_was_there(path, monkeypatch, failing):
+    write(path, "old")
+
+    def fail(*arguments, **settings):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os if failing == "fsync" else Path, failing, fail)
+    is_used = failing == "fsync" or (failing == "replace") == (path.suffix == ".png")
+    if is_used:
+        with pytest.raises((OSError, BundleError), match="No space left on device"):
+            write(path, "new")
+    monkeypatch.undo()
+    assert word_of(path) == "old"
+    assert entries(path.parent) == [path.name]
+
+
+def start_writer(path, word, count=10**6):
+    kind = "file" if path.suffix == ".png" else "bundle"
+    call = [sys.executable, "-c", WRITER, kind, str(path), word, str(count)]
+    process = subprocess.Popen(call, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_killed_writers_leave_the_old_or_the_new(path):
+    write(path, "old")
+    for _ in range(3):
+        process, before = start_writer(path, "new"), set(entries(path.parent))
+        while set(entries(path.parent)) <= before:
+            assert process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        files.remove_leftovers(path)
+        assert word_of(path) in ("old", "new")
+        assert all(
+            name.startswith(f".{path.name}.") for name in {*entries(path.parent)} - {path.name}
+        )
+    write(path, "end")
+    assert word_of(path) == "end"
+    assert path.suffix == ".png" or entries(path.parent) == [path.name]
+
+
+def test_writers_at_the_same_time_leave_something_whole(path):
+    count = 100 if path.suffix == ".png" else 1
+    writers = [start_writer(path, word, count) for word in ("abc", "def")]
+    assert [writer.wait() for writer in writers] in ([0, 0], [0, 1], [1, 0])
+    assert word_of(path) in ("abc", "def")
+    assert entries(path.parent) == [path.name]
 
 
 def test_readers_see_whole_files_while_threads_write(tmp_path):
     path, failures, done = tmp_path / "file", [], threading.Event()
-    write_atomically(path, CONTENTS[0])
+    write_whole(path, CONTENTS[0])
 
-    def write(content):
+    def repeat(content):
         try:
             for _ in range(40):
-                write_atomically(path, content)
+                write_whole(path, content)
         except OSError as exc:
             failures.append(exc)
 
     def read():
         while not done.is_set():
-            found = path.read_bytes()
-            if found not in CONTENTS:
-                failures.append(f"torn: {len(found)} bytes of {sorted(set(found))}")
+            content = path.read_bytes()
+            if content not in CONTENTS:
+                failures.append(f"torn: {len(content)} bytes of {sorted(set(content))}")
 
     reader = threading.Thread(target=read)
-    writers = [threading.Thread(target=write, args=(content,)) for content in CONTENTS]
+    writers = [threading.Thread(target=repeat, args=(content,)) for content in CONTENTS]
     for thread in (reader, *writers):
         thread.start()
     for thread in writers:
@@ -40,123 +206,100 @@ def test_readers_see_whole_files_while_threads_write(tmp_path):
     done.set()
     reader.join()
     assert failures == []
-    assert list(tmp_path.iterdir()) == [path]
+    assert entries(tmp_path) == ["file"]
 
 
-def test_the_umask_decides_who_may_read(tmp_path):
+def test_a_file_is_like_any_other(tmp_path):
     before = os.umask(0o027)
     try:
-        write_atomically(tmp_path / "file", b"x")
+        write_whole(tmp_path / ("x" * 255), b"x")  # no longer name beside it
+        with whole_file(tmp_path / "streamed") as stream:
+            stream.write(b"x")
     finally:
         os.umask(before)
-    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
-
-
-@pytest.mark.parametrize("call", ["fsync", "link", "replace"])
-def test_an_interrupt_leaves_no_temporary(tmp_path, monkeypatch, call):
-    def interrupt(*arguments, **settings):
-        raise KeyboardInterrupt
-
-    path = tmp_path / "file"
-    path.write_bytes(b"old")
-    monkeypatch.setattr(os, call, interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        write_atomically(path, b"x")
-    assert list(tmp_path.iterdir()) == [path]
-    assert path.read_bytes() == b"old"
-
-
-@pytest.mark.parametrize("nameless", [True, False])
-def test_writers_at_the_same_time_leave_each_others_temporaries(tmp_path, monkeypatch, nameless):
-    path, replace, seen = tmp_path / "file", os.replace, []
-    path.write_bytes(b"old")
-    if not nameless:
-        monkeypatch.setattr(os, "link", refuse)
-
-    def write_another_first(source, target):
-        seen.append(source.name)
-        if len(seen) < 3:
-            write_atomically(path, b"another")
-        replace(source, target)
-
-    monkeypatch.setattr(os, "replace", write_another_first)
-    write_atomically(path, b"last")
-    assert path.read_bytes() == b"last"
-    assert seen == [".file.0.tmp", ".file.1.tmp", ".file.2.tmp"]
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def refuse(*arguments, **settings):
-    raise OSError(errno.EOPNOTSUPP, "Operation not supported")
-
-
-KILLED_WHILE_WRITING = """
-import os, signal, sys
-from pathlib import Path
-from zsseg_rt.common.files import write_atomically
-setattr(os, sys.argv[1], lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-if "nameless" not in sys.argv[3:]:
-    os.O_TMPFILE = os.O_DIRECTORY  # a folder cannot be opened for writing
-write_atomically(Path(sys.argv[2]), b"x" * 5000)
-"""
-
-
-def can_write_nameless(folder):
-    try:
-        os.close(os.open(folder, os.O_TMPFILE | os.O_WRONLY))
-    except OSError:
-        return False
-    return True
-
-
-def write_and_die(path, call, *words):
-    """Write in a process that is killed at its call of the system; returns the exit code."""
-    command = [sys.executable, "-c", KILLED_WHILE_WRITING, call, path, *words]
-    return subprocess.run(command, capture_output=True, timeout=120, check=False).returncode
-
-
-def test_a_killed_process_leaves_no_temporary(tmp_path):
-    if not can_write_nameless(tmp_path):
-        pytest.skip("this file system has no files without a name")
-    assert write_and_die(tmp_path / "file", "fsync", "nameless") == -signal.SIGKILL
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_file_under_a_free_name_is_never_renamed(tmp_path):
-    if not can_write_nameless(tmp_path):
-        pytest.skip("this file system has no files without a name")
-    assert write_and_die(tmp_path / "file", "replace", "nameless") == 0
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
-
-
-@pytest.mark.parametrize("words", [["replace", "nameless"], ["replace"], ["fsync"]])
-def test_the_next_writer_removes_what_a_killed_one_left(tmp_path, words):
-    path = tmp_path / "file"
-    path.write_bytes(b"old")
-    if "nameless" in words and not can_write_nameless(tmp_path):
-        pytest.skip("this file system has no files without a name")
-    assert write_and_die(path, words[0], *words[1:]) == -signal.SIGKILL
-    assert path.read_bytes() == b"old"
-    assert len(list(tmp_path.iterdir())) == 2  # otherwise this tests nothing
-    (tmp_path / ".file.1.tmp").write_bytes(b"of another that was killed")
-    write_atomically(path, b"new")
-    assert path.read_bytes() == b"new"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("call", ["open", "link"])
-def test_it_writes_where_no_file_can_be_nameless(tmp_path, monkeypatch, call):
-    monkeypatch.setattr(os, call, refuse)
-    write_atomically(tmp_path / "file", b"old")
-    write_atomically(tmp_path / "file", b"new")
-    monkeypatch.undo()
-    assert (tmp_path / "file").read_bytes() == b"new"
-    assert len(list(tmp_path.iterdir())) == 1
-
-
-def test_a_folder_that_is_not_there_is_an_error_of_the_system(tmp_path):
+    modes = {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert modes == {0o640}
     with pytest.raises(FileNotFoundError):
-        write_atomically(tmp_path / "absent" / "file", b"x")
+        write_whole(tmp_path / "absent" / "file", b"x")
+
+
+def test_a_pipe_is_written_into(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    content = []
+    reader = threading.Thread(target=lambda: content.append((tmp_path / "pipe").read_bytes()))
+    reader.start()
+    write_whole(tmp_path / "pipe", b"through")
+    reader.join(20)
+    assert content == [b"through"]
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_living_writer_is_left_alone(tmp_path):
+    path = tmp_path / "c.zsseg"
+    with new_bundle_folder(path, overwrite=True, verify=False) as folder:
+        write_bundle(path, "new")
+        for name in NAMES:
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text("end" * 1000)
+    assert word_of(path) == "end"
+    assert entries(tmp_path) == ["c.zsseg"]
+
+
+def test_a_bundle_that_appears_meanwhile_is_kept(tmp_path):
+    path = tmp_path / "c.zsseg"
+    with (
+        pytest.raises(BundleError, match="File exists"),
+        new_bundle_folder(path, overwrite=False, verify=False),
+    ):
+        write_bundle(path, "new")
+    assert word_of(path) == "new"
+    assert entries(tmp_path) == ["c.zsseg"]
+
+
+def test_an_old_bundle_set_aside_by_a_killed_writer_comes_back(tmp_path):
+    path = tmp_path / "c.zsseg"
+    write_bundle(path, "old")
+    others = [".c.zsseg.20261122", ".c.zsseg.writing-", ".d.zsseg.writing-abcdefg1"]
+    others += [".c.zsseg.writing-x.zsseg.writing-abcdefg1"]
+    for name in others:
+        (tmp_path / name).mkdir()
+    hidden = tmp_path / ".c.zsseg.writing-abcdefg1"
+    (hidden / "c.zsseg").mkdir(parents=True)
+    path.rename(hidden / "old")
+    with refused(BundleError, None, "c.zsseg"):
+        write_bundle(path, "new", overwrite=False)
+    assert word_of(path) == "old"
+    assert entries(tmp_path) == sorted([*others, "c.zsseg"])
+
+
+def test_file_systems_without_locks_are_written_to(tmp_path, monkeypatch):
+    leftover = tmp_path / ".c.zsseg.writing-abcdefg1"
+    leftover.mkdir()
+
+    def no_locks(number, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(files.fcntl, "flock", no_locks)
+    write_bundle(tmp_path / "c.zsseg", "new")
+    assert word_of(tmp_path / "c.zsseg") == "new"
+    assert entries(tmp_path) == [leftover.name, "c.zsseg"]  # it may be another's
+
+
+def test_everything_is_on_the_disk_before_it_is_moved(tmp_path, monkeypatch):
+    synced, fsync, rename = [], os.fsync, Path.rename
+
+    def remember(descriptor):
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    def put(new, path):
+        assert set(synced) == {*(Path(name).name for name in NAMES), "c", "c.zsseg"}
+        return rename(new, path)
+
+    monkeypatch.setattr(os, "fsync", remember)
+    monkeypatch.setattr(Path, "rename", put)
+    write_bundle(tmp_path / "c.zsseg", "new")
+    assert synced[-1] == tmp_path.name
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "loop", "link to a folder", "nothing"])
@@ -168,10 +311,8 @@ def test_remove_entry_takes_away_what_is_there_and_follows_no_link(tmp_path, kin
         entry.write_text("x")
     elif kind == "folder":
         (entry / "deeper").mkdir(parents=True)
-    elif kind == "loop":
-        entry.symlink_to(entry)
-    elif kind == "link to a folder":
-        entry.symlink_to(other)
+    elif kind != "nothing":
+        entry.symlink_to(entry if kind == "loop" else other)
     remove_entry(entry)
     assert not os.path.lexists(entry)
     assert (other / "kept").read_text() == "kept"

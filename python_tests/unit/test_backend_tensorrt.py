@@ -4,6 +4,7 @@ import importlib.util
 import json
 import logging
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -319,9 +320,9 @@ def test_a_golden_verdict_lies_beside_the_plan_until_it_is_built_anew(
     trt.faults = ["deserialize"]
     rebuilt = load_graph(graph_path, cache_dir=tmp_path)
     assert rebuilt.golden_verdict("a") is None
-    next(tmp_path.rglob("*.plan.json")).write_text("{}")
+    Path(rebuilt.plan_name).with_suffix(".golden").mkdir()
     rebuilt.keep_golden_verdict(verdict)
-    assert "plan.json" in caplog.text  # a warning, no error
+    assert ".golden: cannot be written" in caplog.text  # a warning, no error
     load_graph(graph_path).keep_golden_verdict(verdict)  # which lies nowhere
 
 
@@ -373,12 +374,12 @@ def test_the_timing_cache_grows_and_a_bad_one_starts_anew(
 ):
     timing = tmp_path / "timing" / "tensorrt-10.3.0.cache"
     load(graph_path, cache_dir=tmp_path)
-    assert timing.read_bytes() == b"+1"
+    assert timing.read_bytes().partition(b"\n")[2] == b"+1"
     load(graph_path, cache_dir=tmp_path, precision="float16")
-    assert timing.read_bytes() == b"+1+1"
+    assert timing.read_bytes().partition(b"\n")[2] == b"+1+1"
     trt.faults = ["timing_cache"]
     load(graph_path, cache_dir=tmp_path, dynamic_axes={"classes": (1, 2, 3)})
-    assert timing.read_bytes() == b"+1"
+    assert timing.read_bytes().partition(b"\n")[2] == b"+1"
     assert "starts empty" in caplog.text
 
 
@@ -393,8 +394,8 @@ def test_what_lies_in_the_timing_caches_place_makes_way(
     else:
         timing.symlink_to(timing)
     load(graph_path, cache_dir=tmp_path)
-    assert timing.read_bytes() == b"+1"
-    assert caplog.text.count("starts empty") == 1
+    assert timing.read_bytes().partition(b"\n")[2] == b"+1"
+    assert caplog.text.count("made again") == 1
 
 
 # --- running

@@ -5,7 +5,7 @@ import pytest
 from support.errors import refused
 from zsseg_rt import DeviceError, EngineConfig
 from zsseg_rt.backends import registry
-from zsseg_rt.common.files.home import default_cache_dir
+from zsseg_rt.common.files import default_cache_dir
 from zsseg_rt.errors import ConfigError
 
 

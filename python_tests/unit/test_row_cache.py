@@ -58,7 +58,7 @@ def test_all_encoders_share_the_bound(tmp_path):
 
 def test_what_dead_writers_left_goes_too(tmp_path):
     cache = cache_in(tmp_path)
-    left = write(cache, "class", age=5000).with_name(".class.row.12ab.tmp")
+    left = write(cache, "class", age=5000).with_name(".class.row.0123456789abcdef.tmp")
     left.write_bytes(b"half")
     os.utime(left, (1, 1))
     for index in range(40):
@@ -80,7 +80,7 @@ def test_several_writers_remove_at_the_same_time(tmp_path, caplog):
     assert not caplog.records
     assert len(stored(tmp_path)) <= 16 + 4 * 2
     for path in stored(tmp_path):
-        assert len(path.read_bytes()) == 32 + 4 * DIM  # whole
+        assert len(path.read_bytes().partition(b"\n")[2]) == 4 * DIM  # whole
 
 
 def test_what_cannot_be_removed_is_told(tmp_path, caplog, monkeypatch):

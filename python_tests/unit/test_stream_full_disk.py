@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from support.recordings import frames_of, result
-from zsseg_rt.common.files.series import Rotation
+from zsseg_rt.common.recordings import Rotation
 from zsseg_rt.errors import SourceError
 from zsseg_rt.stream import sinks
 from zsseg_rt.stream.sinks import Sink, open_writers

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import sys
 
 import numpy as np
@@ -125,14 +126,13 @@ def test_without_a_cache_nothing_is_written(rtx, graph_path, tmp_path):
 
 
 def test_a_folder_that_cannot_be_written_is_told(rtx, graph_path, tmp_path, caplog, monkeypatch):
-    from zsseg_rt.backends import _tensorrt_runtime
-
-    def refuse(path, data):
+    def refuse(number):
         raise PermissionError("read-only")
 
-    monkeypatch.setattr(_tensorrt_runtime, "write_atomically", refuse)
-    run(load(graph_path, cache_dir=tmp_path).session())
-    assert "cannot keep compiled kernels" in caplog.text
+    graph = load(graph_path, cache_dir=tmp_path)
+    monkeypatch.setattr(os, "fsync", refuse)
+    run(graph.session())
+    assert "Starts stay slow" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from zsseg_rt import Bundle, Engine, EngineConfig, ops
-from zsseg_rt.common.files import write_atomically
+from zsseg_rt.common.files import write_whole
 
 STORED = Path(__file__).resolve().parents[2] / "python_tests" / "bundles" / "v1"
 # Shares of pixels that must have the stored labels: weights are random, many pixels near ties.
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
         rows.append(row)
         print(json.dumps(row), flush=True)
         if args.json:
-            write_atomically(args.json, (json.dumps({"rows": rows}, indent=2) + "\n").encode())
+            write_whole(args.json, (json.dumps({"rows": rows}, indent=2) + "\n").encode())
     states = {row["state"] for row in rows}
     return 1 if "failed" in states else 3 if "missing" in states else 0
 

@@ -17,7 +17,7 @@ import numpy as np
 from gpu_frames import STORED, inputs_of
 
 from zsseg_rt import Engine, EngineConfig
-from zsseg_rt.common.files import write_atomically
+from zsseg_rt.common.files import write_whole
 from zsseg_rt.stream.opening import StreamOptions
 
 SIZE_HW = (240, 320)
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         found = run(args, Path(folder), 12 if args.quick else 200)
     if args.json:
-        write_atomically(args.json, (json.dumps(found, indent=2) + "\n").encode())
+        write_whole(args.json, (json.dumps(found, indent=2) + "\n").encode())
     print(json.dumps(found), flush=True)
     return 0 if all(sink["written"] == found["frames"] for sink in found["sinks"]) else 1
 

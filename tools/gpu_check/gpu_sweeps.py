@@ -30,7 +30,7 @@ from tools import benchmark_kernels
 from tools.kernels.benches import CpuBench, CudaBench
 from tools.kernels.product_cases import descriptor_case, similarity_case
 from zsseg_rt import Bundle, Engine, EngineConfig
-from zsseg_rt.common.files import write_atomically
+from zsseg_rt.common.files import write_whole
 from zsseg_rt.profiling.meter import Stopwatch
 from zsseg_rt.profiling.turns import take_turns_locally
 
@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
         rows.append(row)
         print(json.dumps(row), flush=True)
         if args.json:
-            write_atomically(args.json, (json.dumps({"rows": rows}, indent=2) + "\n").encode())
+            write_whole(args.json, (json.dumps({"rows": rows}, indent=2) + "\n").encode())
     return 1 if any("failed" in row for row in rows) else 0
 
 

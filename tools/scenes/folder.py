@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from tools.scenes.dataset import SceneDataset
-from zsseg_rt.common.files import write_atomically
+from zsseg_rt.common.files import write_whole
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.text.name_lists import UNSEEN_MARK
 
@@ -60,7 +60,7 @@ def _write_split(root: Path, split: str, scenes: SceneDataset) -> None:
                 f"{place}: expected no images yet, got some. Remove the folder, or choose another."
             )
         place.mkdir(parents=True, exist_ok=True)
-    write_atomically(names, listed)
+    write_whole(names, listed)
     for number in range(len(scenes)):
         sample = scenes[number]
         for place, pixels in zip(places, (sample.image[..., ::-1], sample.labels), strict=True):

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from tools.scenes import WORLD_VERSION
 from tools.studies.caption_batches import CaptionBatch, CaptionBatches
 from tools.studies.small_clip import PretrainingConfig, SmallClip
-from zsseg_rt.common.files import write_atomically
+from zsseg_rt.common.files import write_whole
 from zsseg_rt.errors import ArgumentError, CheckpointError, TrainingError, ZssegError
 from zsseg_rt.training.data.loading import one_opencv_thread, prepare_worker
 from zsseg_rt.training.loop.checkpointing import writing
@@ -188,7 +188,7 @@ def _save(model: SmallClip, path: Path, provenance: dict[str, Any]) -> None:
 
     weights = {name: value.contiguous() for name, value in model.open_clip_state_dict().items()}
     with writing(path):
-        write_atomically(path, save(weights, {"provenance": json.dumps(provenance)}))
+        write_whole(path, save(weights, {"provenance": json.dumps(provenance)}))
 
 
 def _provenance(config: PretrainingConfig, step: int) -> dict[str, Any]:
@@ -207,7 +207,7 @@ def _check_same_run(config: PretrainingConfig, folder: Path) -> None:
     if not path.is_file():
         with writing(path):
             folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, (json.dumps(wanted, indent=2) + "\n").encode())
+            write_whole(path, (json.dumps(wanted, indent=2) + "\n").encode())
         return
     found = read_config(folder)
     changed = sorted(key for key in wanted if found.get(key) != wanted[key])

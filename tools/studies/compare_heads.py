@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from tools.studies.cached_heads import ROWS, WORLDS, HeadSettings, open_world, train_head
-from zsseg_rt.common.files import sha256_of, write_atomically
+from zsseg_rt.common.files import sha256_of, write_whole
 from zsseg_rt.errors import ArgumentError, ZssegError
 from zsseg_rt.evaluation.provenance import describe_commit, describe_machine
 
@@ -71,7 +71,7 @@ def compare(arguments: argparse.Namespace) -> None:
             seconds = round(time.perf_counter() - start, 1)
             run = {"row": row, "world": world, "seed": seed, "seconds": seconds}
             content["runs"].append(run | {"title": ROWS[row].title, "metrics_percent": figures})
-            write_atomically(arguments.out, (json.dumps(content, indent=1) + "\n").encode())
+            write_whole(arguments.out, (json.dumps(content, indent=1) + "\n").encode())
             shown = ", ".join(f"{name} {value:.1f}" for name, value in figures.items())
             print(f"{world} {row} seed {seed}: {shown} ({seconds} s)", flush=True)
 

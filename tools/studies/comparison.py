@@ -19,7 +19,7 @@ from typing import Any, cast
 from tools.scenes.folder import as_folder
 from tools.studies.starts import HeadStart
 from zsseg_rt.common import schema
-from zsseg_rt.common.files import write_atomically
+from zsseg_rt.common.files import write_whole
 from zsseg_rt.errors import ArgumentError, TrainingError
 from zsseg_rt.models.descriptor.model import DescriptorModel
 from zsseg_rt.models.descriptor.zegclip import DecodeHead
@@ -274,8 +274,8 @@ def _run_one(
     _log.info("%s", place)
     metrics = _evaluate_untrained(config) if seed is None else _train(config, variant.start)
     place.mkdir(parents=True, exist_ok=True)
-    write_atomically(settings, config.to_toml().encode())
-    write_atomically(record, json.dumps(metrics, indent=2).encode())
+    write_whole(settings, config.to_toml().encode())
+    write_whole(record, json.dumps(metrics, indent=2).encode())
     return RunFigures(variant=variant.name, seed=seed, metrics=metrics)
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import save
 
 from tools.scenes import words_of_world
 from tools.scenes.captions import FUNCTION_WORDS
-from zsseg_rt.common.files import write_atomically
+from zsseg_rt.common.files import write_whole
 from zsseg_rt.export.tokenizer_json import tokenizer_json
 from zsseg_rt.models.clip.weights import text_config
 from zsseg_rt.text.tokenizer import Tokenizer
@@ -48,5 +48,5 @@ def pack_clip(clip: Path, path: Path) -> Path:
         "provenance": provenance,
         "licence": "Apache-2.0",
     }
-    write_atomically(path, save({**packed, "token_ids": ids}, about))
+    write_whole(path, save({**packed, "token_ids": ids}, about))
     return path

@@ -45,11 +45,10 @@ from zsseg_rt.backends.base import (
     Session,
     pick_choice,
 )
-from zsseg_rt.backends.cache_lock import locked
 from zsseg_rt.backends.feeds import check_feed, check_names, check_tokens
 from zsseg_rt.backends.graph_check.check import GraphHeader, check_graph
 from zsseg_rt.common.arrays import Array, TensorSpec, widened
-from zsseg_rt.common.files import read_limited, remove_entry, sha256_of, write_atomically
+from zsseg_rt.common.files import locked, read_limited, remove_entry, sha256_of, write_whole
 from zsseg_rt.errors import (
     BackendError,
     DeviceError,
@@ -344,7 +343,7 @@ def _write_checksums(folder: Path) -> None:
     if checksums.exists():
         return
     try:
-        write_atomically(checksums, json.dumps(_checksums(folder)).encode())
+        write_whole(checksums, json.dumps(_checksums(folder)).encode())
     except OSError as exc:
         _log.warning("%s: the cached model will not be used: %s", folder, exc)
 

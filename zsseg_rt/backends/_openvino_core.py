@@ -12,7 +12,7 @@ from zsseg_rt.backends.base import BackendOptions, Choice
 from zsseg_rt.backends.graph_check.graph import map_file, read_interface
 from zsseg_rt.common.arrays import HALF_PRECISIONS
 from zsseg_rt.common.extras import unavailable
-from zsseg_rt.common.files.home import ensure_home
+from zsseg_rt.common.files import ensure_home
 from zsseg_rt.errors import PrecisionNotApplied
 
 # What its binding turns C++ exceptions into. A message that quotes bytes of a damaged graph becomes

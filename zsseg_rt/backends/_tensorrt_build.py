@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from zsseg_rt.backends._tensorrt_progress import BuildProgress, make_monitor
 from zsseg_rt.backends.base import BackendOptions
 from zsseg_rt.backends.graph_check.graph import map_file, quantised_layers
 from zsseg_rt.backends.plan_cache import Plan
-from zsseg_rt.common.files import read_limited, remove_entry, write_atomically
+from zsseg_rt.common.files import Cache
 from zsseg_rt.errors import BackendError, PrecisionNotApplied
 
 DEFAULT_AXES = {"classes": (1, 32, 1024)}
@@ -351,39 +350,20 @@ class _TimingCache:
 
     def __init__(self, api: TensorRT, config: Any, cache_dir: Path | None) -> None:
         self._config = config
-        self._path = None if cache_dir is None else cache_dir / "timing" / f"{api.label}.cache"
-        if self._path is None:
+        self._stored = None if cache_dir is None else Cache(cache_dir / "timing", api.label)
+        self._name = f"{api.label}.cache"
+        if self._stored is None:
             return
-        cache = config.create_timing_cache(self._stored())
+        entry = self._stored.read(self._name, max_bytes=_MAX_TIMING_BYTES)
+        cache = config.create_timing_cache(b"" if entry is None else entry.data)
         # TensorRT itself keeps another GPU's times apart
         if cache is None or not config.set_timing_cache(cache, False):
-            _log.warning("tensorrt: timing cache %s is not usable and starts empty", self._path)
+            _log.warning("tensorrt: timing cache %s is not usable and starts empty", self._name)
             config.set_timing_cache(config.create_timing_cache(b""), False)
 
     def save(self) -> None:
         """Write the times; a folder that cannot be written to causes a warning."""
-        cache = None if self._path is None else self._config.get_timing_cache()
-        if cache is None or self._path is None:
-            return
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(self._path, bytes(cache.serialize()))
-        except OSError as exc:
-            _log.warning(
-                "tensorrt: cannot write timing cache %s: %s. Builds stay slow until that is fixed.",
-                self._path,
-                exc,
-            )
-
-    def _stored(self) -> bytes:
-        if self._path is None:
-            return b""
-        try:
-            return read_limited(self._path, max_bytes=_MAX_TIMING_BYTES)
-        except (FileNotFoundError, NotADirectoryError):
-            return b""
-        except OSError as exc:
-            _log.warning("tensorrt: timing cache %s starts empty: %s", self._path, exc)
-        with suppress(OSError):  # save() says why it cannot be written
-            remove_entry(self._path)
-        return b""
+        cache = None if self._stored is None else self._config.get_timing_cache()
+        if cache is not None and self._stored is not None:
+            told = "Builds stay slow until that is fixed."
+            self._stored.keep(self._name, bytes(cache.serialize()), else_=told)

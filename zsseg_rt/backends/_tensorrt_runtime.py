@@ -8,18 +8,15 @@ a capture around it.
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from zsseg_rt.backends._tensorrt_api import TensorRT, require
 from zsseg_rt.backends.plan_cache import kernels_path
-from zsseg_rt.common.files import read_limited, remove_entry, write_atomically
+from zsseg_rt.common.files import Cache
 
 _MAX_BYTES = 1 << 30
-_DIGEST_BYTES = hashlib.sha256().digest_size
 _log = logging.getLogger(__name__)
 
 
@@ -32,6 +29,7 @@ class RuntimeSettings:
         self._engine, self._logger, self.captures = engine, logger, captures
         self._trt = api.module
         self._path = None if plan_path is None else kernels_path(plan_path)
+        self._cache = Cache(Path() if plan_path is None else plan_path.parent, "kernels")
         runtime_config = self._new_config()
         made = runtime_config.create_runtime_cache()
         self._kernels = require(made, "create_runtime_cache", logger)
@@ -53,47 +51,21 @@ class RuntimeSettings:
         if self._path is None or serialized is None:
             return
         data = bytes(serialized)
-        digest = hashlib.sha256(data).digest()
-        if digest == self._saved:
-            return
-        try:
-            write_atomically(self._path, digest + data)
-        except OSError as exc:
-            _log.warning(
-                "tensorrt: cannot keep compiled kernels in %s: %s. Starts stay slow until that is "
-                "fixed.",
-                self._path,
-                exc,
-            )
-        self._saved = digest
+        if data != self._saved:
+            self._cache.keep(self._path.name, data, else_="Starts stay slow until that is fixed.")
+            self._saved = data
 
     def _new_config(self) -> Any:
         made = self._engine.create_runtime_config()
         return require(made, "create_runtime_config", self._logger)
 
     def _load(self) -> bytes:
-        """Take over what an earlier process compiled; returns its hash."""
-        stored = self._stored()
-        if stored is None:
+        """Take over what an earlier process compiled, and return it."""
+        if self._path is None:
             return b""
-        digest, data = stored[:_DIGEST_BYTES], stored[_DIGEST_BYTES:]
-        if hashlib.sha256(data).digest() != digest:
-            _log.warning("tensorrt: %s was altered (sha256 differs): compiling again", self._path)
-        elif self._kernels.deserialize(data):
-            return digest
-        else:
+        entry = self._cache.read(self._path.name, max_bytes=_MAX_BYTES)
+        if entry is not None and self._kernels.deserialize(entry.data):
+            return entry.data
+        if entry is not None:
             _log.info("tensorrt: %s is for another GPU or driver: compiling again", self._path)
         return b""
-
-    def _stored(self) -> bytes | None:
-        if self._path is None:
-            return None
-        try:
-            return read_limited(self._path, max_bytes=_MAX_BYTES)
-        except FileNotFoundError:
-            return None
-        except OSError as exc:
-            _log.warning("tensorrt: %s cannot be read: %s. Compiling again", self._path, exc)
-        with suppress(OSError):  # save() says why it cannot be written
-            remove_entry(self._path)
-        return None

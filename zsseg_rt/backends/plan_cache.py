@@ -1,7 +1,7 @@
 """Keep compiled plans on disk: content-addressed, checked on reading, written whole or not at all.
 
-A plan is derived data. Beside each plan is a JSON file that says in plain text what it was built
-from and holds the plan's hash; a plan that does not match is rebuilt and the reason is logged.
+A plan is derived data. The first line of its file says in plain text what it was built from and
+what was built; a plan that does not match is rebuilt and the reason is logged.
 """
 
 from __future__ import annotations
@@ -9,21 +9,23 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from zsseg_rt.backends.cache_lock import locked
-from zsseg_rt.common.files import read_limited, remove_entry, write_atomically
+from zsseg_rt.common.files import Cache, locked, remove_abandoned, remove_entry
 
-FORMAT_VERSION = 2  # 2: float32 without TF32, targets with the GPU's size and driver
-MAX_RECORD_BYTES = 64 << 20
+FORMAT_VERSION = 3  # 3: record and plan in one file
 MAX_PLAN_BYTES = 16 << 30
+_MAX_VERDICT_BYTES = 1 << 20
 
 _log = logging.getLogger(__name__)
+_UNCACHED = (
+    "The plan is used from memory and built again next time. Free space there, allow writing, or "
+    "choose another cache folder."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,82 +103,54 @@ class PlanCache:
             return build()
         with ExitStack() as stack:
             try:
-                stack.enter_context(locked(path.with_suffix(path.suffix + ".lock")))
-            except OSError as exc:
-                _warn_unusable(path, exc)  # what is stored there may still be read
-            return self._read(path, key) or self._store(path, key, build())
+                stack.enter_context(locked(path.with_suffix(".plan.lock")))
+                remove_abandoned(path.parent)
+            except OSError as exc:  # what is stored there may still be read
+                _log.warning("plan cache: cannot write %s: %s. %s", path, exc, _UNCACHED)
+            return _read(path, key) or _store(path, key, build())
 
     def discard(self, key: PlanKey, reason: str) -> None:
         """Remove a plan that its runtime refused, so that it is built again."""
         path = self.path(key)
-        if path is None:
-            return
-        _log.warning("plan cache: %s is built again: %s", path, reason)
-        _remove_remains(path)
+        if path is not None:
+            _plans(path, key).discard(path.name, f"was refused: {reason}")
+            _remove_further(path)
 
-    def _read(self, path: Path, key: PlanKey) -> Plan | None:
-        try:
-            if not os.path.lexists(path) and not os.path.lexists(_sidecar(path)):
-                return None
-            record = json.loads(read_limited(_sidecar(path), max_bytes=MAX_RECORD_BYTES))
-            data = read_limited(path, max_bytes=MAX_PLAN_BYTES)
-        except (OSError, ValueError, RecursionError) as exc:
-            _log.warning("plan cache: %s is built again: cannot be read: %s", path, exc)
-            return None
-        reason = _mismatch(record, data, key)
-        if reason:
-            _log.warning("plan cache: %s is built again: %s", path, reason)
-            return None
-        _log.info("plan cache: using %s", path)
-        golden = record.get("golden")
-        return Plan(
-            data=data,
-            report=record["report"],
-            path=path,
-            sha256=record["plan"]["sha256"],
-            golden=golden if isinstance(golden, dict) else None,
-        )
 
-    def _store(self, path: Path, key: PlanKey, plan: Plan) -> Plan:
-        digest = hashlib.sha256(plan.data).hexdigest()
-        plan_facts = {"sha256": digest, "bytes": len(plan.data)}
-        record = {"key": key.fields(), "plan": plan_facts, "report": plan.report}
-        try:
-            _remove_stale(path)
-            for file in (_sidecar(path), path):
-                remove_entry(file)
-            write_atomically(path, plan.data)
-            text = json.dumps(record, indent=2, sort_keys=True) + "\n"
-            write_atomically(_sidecar(path), text.encode())
-        except OSError as exc:
-            _remove_remains(path)
-            _warn_unusable(path, exc)
-            return plan
-        return Plan(data=plan.data, report=plan.report, path=path, sha256=digest)
+def _plans(path: Path, key: PlanKey) -> Cache:
+    return Cache(path.parent, key.fields())
+
+
+def _read(path: Path, key: PlanKey) -> Plan | None:
+    entry = _plans(path, key).read(path.name, max_bytes=MAX_PLAN_BYTES)
+    if entry is None:
+        return None
+    _log.info("plan cache: using %s", path)
+    return _cached(path, entry.data, entry.about)
+
+
+def _store(path: Path, key: PlanKey, plan: Plan) -> Plan:
+    _remove_further(path)
+    is_kept = _plans(path, key).keep(path.name, plan.data, dict(plan.report), else_=_UNCACHED)
+    return _cached(path, plan.data, plan.report) if is_kept else plan
+
+
+def _cached(path: Path, data: bytes, report: Mapping[str, Any]) -> Plan:
+    digest = hashlib.sha256(data).hexdigest()
+    verdict = Cache(path.parent, digest).read(_golden(path), max_bytes=_MAX_VERDICT_BYTES)
+    golden = None if verdict is None else verdict.about
+    return Plan(data=data, report=report, path=path, sha256=digest, golden=golden)
 
 
 def keep_golden(plan: Plan, verdict: Mapping[str, Any]) -> None:
-    """Write into a cached plan's record what the golden sample showed of it.
+    """Note beside a cached plan what the golden sample showed of it.
 
-    A record that cannot be written causes a warning: the sample runs again at the next start. One
-    that another process has replaced by then, with a plan of its own, is left alone.
+    Where that fails there is a warning: the sample runs again at the next start.
     """
-    if plan.path is None:
-        return
-    try:
-        with locked(plan.path.with_suffix(plan.path.suffix + ".lock")):
-            record = json.loads(read_limited(_sidecar(plan.path), max_bytes=MAX_RECORD_BYTES))
-            if record["plan"]["sha256"] != plan.sha256:
-                return
-            text = json.dumps(record | {"golden": dict(verdict)}, indent=2, sort_keys=True) + "\n"
-            write_atomically(_sidecar(plan.path), text.encode())
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as exc:
-        _log.warning(
-            "plan cache: cannot note in %s that its plan was checked: %s. It is checked again at "
-            "the next start.",
-            _sidecar(plan.path),
-            exc,
-        )
+    if plan.path is not None:
+        verdicts = Cache(plan.path.parent, plan.sha256)
+        told = "The plan is checked again at the next start."
+        verdicts.keep(_golden(plan.path), b"", dict(verdict), else_=told)
 
 
 def kernels_path(plan_path: Path) -> Path:
@@ -184,54 +158,12 @@ def kernels_path(plan_path: Path) -> Path:
     return plan_path.with_suffix(".kernels")
 
 
-def _sidecar(path: Path) -> Path:
-    return path.with_suffix(path.suffix + ".json")
+def _golden(plan_path: Path) -> str:
+    return plan_path.with_suffix(".golden").name
 
 
-def _mismatch(record: Any, data: bytes, key: PlanKey) -> str:
-    """Why a stored plan cannot be used; empty if it can."""
-    if not isinstance(record, dict) or not {"key", "plan", "report"} <= record.keys():
-        return "its record is not one of this package"
-    stored, wanted = record["key"], key.fields()
-    if stored != wanted:
-        names = wanted if not isinstance(stored, dict) else wanted.keys() | stored.keys()
-        different = [
-            f"{name}: expected {wanted.get(name)!r}, got {stored.get(name)!r}"
-            for name in sorted(names)
-            if isinstance(stored, dict) and stored.get(name) != wanted.get(name)
-        ]
-        return "; ".join(different) or "its record holds no key"
-    facts = record["plan"] if isinstance(record["plan"], dict) else {}
-    if len(data) != facts.get("bytes"):
-        return f"expected {facts.get('bytes')} bytes, got {len(data)}"
-    if hashlib.sha256(data).hexdigest() != facts.get("sha256"):
-        return "its bytes were altered (sha256 differs)"
-    return "" if isinstance(record["report"], dict) else "its record holds no report"
-
-
-def _remove_stale(path: Path) -> None:
-    """Remove temporary files of writers that died; the lock is held, so none is alive."""
-    for stale in path.parent.glob(f".{path.name}*.tmp"):
-        _remove_quietly(stale)
-
-
-def _remove_remains(path: Path) -> None:
-    """Remove a plan with its record and the kernels that a runtime compiled from it."""
-    for file in (_sidecar(path), path, kernels_path(path)):
-        _remove_quietly(file)
-
-
-def _remove_quietly(path: Path) -> None:
-    try:
-        remove_entry(path)
-    except OSError as exc:
-        _log.warning("plan cache: cannot remove %s: %s. Remove it yourself.", path, exc)
-
-
-def _warn_unusable(path: Path, exc: Exception) -> None:
-    _log.warning(
-        "plan cache: cannot write %s: %s. The plan is used from memory and built again next time. "
-        "Free space there, allow writing, or choose another cache folder.",
-        path,
-        exc,
-    )
+def _remove_further(path: Path) -> None:
+    """Remove what belongs to an earlier plan: kernels and the golden sample's verdict."""
+    for file in (kernels_path(path), path.with_name(_golden(path))):
+        with suppress(OSError):  # it does not match another plan either
+            remove_entry(file)

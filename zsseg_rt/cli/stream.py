@@ -87,7 +87,7 @@ class _Files:
 
     def settings(self) -> dict[str, Any]:
         """The stream's."""
-        from zsseg_rt.common.files.series import Rotation
+        from zsseg_rt.common.recordings import Rotation
 
         rotation = Rotation.parse(self.rotate, self.keep)
         return {"alpha": self.alpha, "legend": self.legend, "rotation": rotation}

@@ -20,8 +20,7 @@ from zsseg_rt.bundles.specs import (
     PreprocessSpec,
     TextBankEntry,
 )
-from zsseg_rt.common.files.single import why_unwritable
-from zsseg_rt.common.files.whole_folder import new_folder, remove_leftovers
+from zsseg_rt.common.files import remove_leftovers, whole_folder, why_unwritable
 from zsseg_rt.errors import BundleError, VocabularyError
 from zsseg_rt.export.graph_files import GraphSource, WrittenGraph, save_graphs
 from zsseg_rt.export.options import ExportOptions, TextBank
@@ -106,7 +105,7 @@ def new_bundle_folder(path: Path, *, overwrite: bool, verify: bool) -> Iterator[
     try:
         remove_leftovers(path)
         check_bundle_place(path, overwrite=overwrite)
-        with new_folder(path, replace=overwrite) as folder:
+        with whole_folder(path, overwrite=overwrite) as folder:
             yield folder
             if verify:
                 verify_bundle(folder).require(path.name)

@@ -8,11 +8,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from zsseg_rt.backends.cache_lock import locked
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.bundles.pretrained import PretrainedSet, bundle_place, known_set
 from zsseg_rt.common.extras import install_command
-from zsseg_rt.common.files.home import default_cache_dir
+from zsseg_rt.common.files import default_cache_dir, locked
 from zsseg_rt.errors import BackendUnavailableError, BundleError, CheckpointError, FetchError
 from zsseg_rt.fetch.checkpoints import Checkpoint, check_free_space, find_checkpoints, megabytes
 from zsseg_rt.fetch.progress import Progress

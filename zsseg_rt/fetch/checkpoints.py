@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from zsseg_rt.bundles.pretrained import PretrainedSet, checkpoint_folder
-from zsseg_rt.common.files import read_limited, sha256_of, why_unwritable, write_atomically
+from zsseg_rt.common.files import read_limited, sha256_of, why_unwritable, write_whole
 from zsseg_rt.common.schema import parse_json
 from zsseg_rt.errors import FetchError
 from zsseg_rt.fetch import hub
@@ -187,7 +187,7 @@ def _put_in_place(partial: Path, path: Path, remote: hub.RemoteFile) -> None:
         with partial.open("rb") as stream:
             os.fsync(stream.fileno())
         partial.replace(path)
-        write_atomically(_record_of(path), json.dumps(asdict(remote), indent=2).encode())
+        write_whole(_record_of(path), json.dumps(asdict(remote), indent=2).encode())
     except OSError as exc:
         raise FetchError(
             f"{path}: cannot be written: {exc.strerror or exc}. Check the folder {path.parent}."

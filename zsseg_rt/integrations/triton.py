@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from zsseg_rt.bundles.bundle import MANIFEST, Bundle
-from zsseg_rt.common.files.whole_folder import new_folder, remove_leftovers
+from zsseg_rt.common.files import remove_leftovers, whole_folder
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import ArgumentError, SourceError
 from zsseg_rt.text.class_names import ClassList, ClassNames
@@ -94,7 +94,7 @@ def write_triton_model(
     try:
         remove_leftovers(path)
         _refuse_existing(path, overwrite)
-        with new_folder(path, replace=overwrite) as folder:
+        with whole_folder(path, overwrite=overwrite) as folder:
             config = _CONFIG.format(**{key: json.dumps(text) for key, text in texts.items()})
             (folder / "config.pbtxt").write_text(config, encoding="utf-8")
             for file in [MANIFEST, *(entry.file for entry in loaded.files())]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from zsseg_rt.common.files.series import Rotation
+from zsseg_rt.common.recordings import Rotation
 from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.runtime.lane_pool import LanePool
 from zsseg_rt.runtime.steady.memory import FrameMemory, source_memories

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt.common.cpus import usable_cpus
-from zsseg_rt.common.files.series import Rotation, Series, is_empty
+from zsseg_rt.common.recordings import Rotation, Series, is_empty
 from zsseg_rt.errors import SourceError
 from zsseg_rt.results.segmentation import Frame, Segmentation
 from zsseg_rt.stream.i420 import I420, encodable

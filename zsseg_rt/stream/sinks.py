@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 from zsseg_rt.common.files import is_folder
-from zsseg_rt.common.files.series import Rotation
+from zsseg_rt.common.recordings import Rotation
 from zsseg_rt.errors import ArgumentError, SourceError, ZssegError
 from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.stream.gstreamer.rtsp_sink import RtspSink

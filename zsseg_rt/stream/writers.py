@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from zsseg_rt.common.files import is_device, is_file, is_folder, why_unwritable
-from zsseg_rt.common.files.series import Rotation, Series, claim
+from zsseg_rt.common.recordings import Rotation, Series, claim
 from zsseg_rt.common.schema import json_text
 from zsseg_rt.errors import SourceError
 from zsseg_rt.photos import MASK_SUFFIX, OVERLAY_SUFFIXES, SUFFIXES

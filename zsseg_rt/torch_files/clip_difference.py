@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from zsseg_rt.common.files import is_file, write_atomically
+from zsseg_rt.common.files import is_file, write_whole
 from zsseg_rt.errors import CheckpointError
 from zsseg_rt.torch_files.checkpoints import DIFFERS_FROM
 from zsseg_rt.torch_files.clip_weights import ClipWeights
@@ -84,7 +84,7 @@ def write_difference(
         key: value.clone(memory_format=torch.contiguous_format)  # views share memory
         for key, value in difference(state_dict, equal).items()
     }
-    write_atomically(path, save(own, metadata))
+    write_whole(path, save(own, metadata))
 
 
 def read_difference(path: Path, clip: Mapping[str, Tensor]) -> dict[str, Tensor] | None:

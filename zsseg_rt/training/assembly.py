@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from zsseg_rt import ops
 from zsseg_rt.common.checks import check_choice
-from zsseg_rt.common.files import write_atomically
+from zsseg_rt.common.files import write_whole
 from zsseg_rt.errors import ArgumentError, SourceError
 from zsseg_rt.evaluation.datasets import Sample, SegmentationDataset
 from zsseg_rt.evaluation.evaluate import evaluate
@@ -276,7 +276,7 @@ def _keep_config(config: TrainConfig, folder: Path, resume: bool) -> None:
             )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, config.to_toml().encode())
+        write_whole(path, config.to_toml().encode())
     except OSError as error:
         raise SourceError(
             f"{path}: cannot be written: {error.strerror or error}. Check output.folder."

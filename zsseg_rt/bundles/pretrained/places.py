@@ -7,8 +7,7 @@ from pathlib import Path
 
 from zsseg_rt.bundles.pretrained.sets import SETS, find_set
 from zsseg_rt.common import schema
-from zsseg_rt.common.files import is_file, is_folder
-from zsseg_rt.common.files.home import default_cache_dir
+from zsseg_rt.common.files import default_cache_dir, is_file, is_folder
 from zsseg_rt.demo import DEFAULT, DEMOS, demo_bundle
 from zsseg_rt.errors import BundleError
 

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from zsseg_rt.backends import registry
 from zsseg_rt.common.checks import check_choice
 from zsseg_rt.common.cpus import usable_cpus
+from zsseg_rt.common.files import remove_abandoned
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.engine import Engine
 from zsseg_rt.errors import BackendUnavailableError, SourceError, ZssegError
@@ -88,6 +89,7 @@ def segment_photos(
     made = PhotoSettings(**settings)
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(out_dir)
     except OSError as exc:
         raise SourceError(f"{out_dir}: cannot be created: {exc.strerror}") from exc
     journal = Journal(out_dir / JOURNAL, _settings_key(engine, made))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from zsseg_rt.common.files import write_atomically
+from zsseg_rt.common.files import write_whole
 from zsseg_rt.errors import DTypeError, ShapeError, SourceError
 from zsseg_rt.results.visualize.colours import palette
 
@@ -95,7 +95,7 @@ def _pixel_data(content: bytes) -> bytes:
 def save_file(path: str | Path, content: bytes) -> None:
     """Write a file that the user asked for, whole or not at all."""
     try:
-        write_atomically(Path(path), content)
+        write_whole(Path(path), content)
     except (OSError, ValueError) as exc:
         reason = getattr(exc, "strerror", None) or exc
         raise SourceError(

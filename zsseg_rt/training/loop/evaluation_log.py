@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zsseg_rt.common.files import write_atomically
+from zsseg_rt.common.files import write_whole
 from zsseg_rt.errors import ArgumentError, CheckpointError
 
 EVALUATIONS_FILE = "evaluations.json"
@@ -57,7 +57,7 @@ class EvaluationLog:
             "best_is": self._best_is,
             "evaluations": {str(s): found for s, found in sorted(self._entries.items())},
         }
-        write_atomically(self._path, (json.dumps(content, indent=1) + "\n").encode())
+        write_whole(self._path, (json.dumps(content, indent=1) + "\n").encode())
 
     @property
     def best_step(self) -> int | None:

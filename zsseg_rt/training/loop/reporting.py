@@ -24,7 +24,7 @@ from rich.progress import (
 )
 
 from zsseg_rt.common.extras import needs_extra
-from zsseg_rt.common.files import write_atomically
+from zsseg_rt.common.files import write_whole
 
 HISTORY_FILE = "history.jsonl"
 _PARTS = ("start", "data", "step", "report", "checkpoint", "evaluation")
@@ -201,7 +201,7 @@ class RunReport:
         """Write ``summary.json``, whole or not at all."""
         if self.active:
             text = json.dumps(content, indent=1, ensure_ascii=False)
-            write_atomically(self._folder / "summary.json", (text + "\n").encode())
+            write_whole(self._folder / "summary.json", (text + "\n").encode())
 
 
 def drop_later_lines(path: Path, last_step: int) -> None:
@@ -215,7 +215,7 @@ def drop_later_lines(path: Path, last_step: int) -> None:
                 kept.append(line)
         except ValueError:
             break
-    write_atomically(path, "".join(f"{line}\n" for line in kept).encode())
+    write_whole(path, "".join(f"{line}\n" for line in kept).encode())
 
 
 def _summary_writer(folder: Path, purge_step: int) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,17 +13,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from zsseg_rt.common.files import read_limited, write_atomically
+from zsseg_rt.common.files import Cache, write_whole
 from zsseg_rt.errors import ArgumentError, ShapeError, TrainingError
 from zsseg_rt.evaluation.datasets.base import Sample, SegmentationDataset
 from zsseg_rt.training.data.transforms import CenterCropAugmentation
 from zsseg_rt.training.segmenters.torch_phrases import hash_weights
 from zsseg_rt.training.tasks.zeroseg_views import ClipTeacher, TeacherViews
 
-_log = logging.getLogger(__name__)
-
 Features = npt.NDArray[np.float16]
-_DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 def picture_key(image: Tensor) -> str:
@@ -38,51 +34,40 @@ def picture_key(image: Tensor) -> str:
 class FeatureCache:
     """Features by image, one file each: 30 views of ViT-L/14 take 46 kB, ImageNet-1k 59 GB.
 
-    Files are written whole or not at all, so processes may share a folder. Each begins with a
-    SHA-256 of identity, image and values, so a damaged or misplaced one counts as missing.
+    Files are written whole or not at all, so processes may share a folder. The checksum in each is
+    of identity, image and values, so a damaged or misplaced one counts as missing.
     """
 
     def __init__(self, folder: str | Path, identity: str, shape: tuple[int, int]) -> None:
         self.shape = shape
-        self._name = hashlib.sha256(f"{identity} {shape}".encode()).hexdigest()
-        self.folder = Path(folder) / self._name[:16]
+        name = hashlib.sha256(f"{identity} {shape}".encode()).hexdigest()
+        self.folder = Path(folder) / name[:16]
+        self._stored = Cache(self.folder, name)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             described = json.dumps({"identity": identity, "shape": list(shape)}, indent=2)
-            write_atomically(self.folder / "identity.json", described.encode())
+            write_whole(self.folder / "identity.json", described.encode())
         except OSError as error:
             raise _unwritable(self.folder, error) from error
 
     def read(self, key: str) -> Features | None:
         """Features float16 ``[views, D]`` of an image, or None."""
-        path, num_bytes = self._path(key), 2 * self.shape[0] * self.shape[1]
-        try:
-            content = read_limited(path, max_bytes=_DIGEST_BYTES + num_bytes)
-        except FileNotFoundError:
+        num_bytes = 2 * self.shape[0] * self.shape[1]
+        entry = self._stored.read(_file_name(key), max_bytes=num_bytes)
+        if entry is None or len(entry.data) != num_bytes:
             return None
-        except OSError as error:
-            _log.warning("%s is damaged and is computed again: %s", path, error)
-            return None
-        values = content[_DIGEST_BYTES:]
-        if len(values) != num_bytes or content[:_DIGEST_BYTES] != self._checksum(key, values):
-            _log.warning("%s is damaged and is computed again: its checksum differs", path)
-            return None
-        return np.frombuffer(values, "<f2").astype(np.float16).reshape(self.shape)
+        return np.frombuffer(entry.data, "<f2").astype(np.float16).reshape(self.shape)
 
     def write(self, key: str, features: Features) -> None:
         """Store features float16 ``[views, D]`` of an image."""
-        path, values = self._path(key), features.astype("<f2").tobytes()
         try:
-            path.parent.mkdir(exist_ok=True)
-            write_atomically(path, self._checksum(key, values) + values)
+            self._stored.write(_file_name(key), features.astype("<f2").tobytes())
         except OSError as error:
-            raise _unwritable(path, error) from error
+            raise _unwritable(self.folder / _file_name(key), error) from error
 
-    def _path(self, key: str) -> Path:
-        return self.folder / key[:2] / f"{key[2:]}.features"
 
-    def _checksum(self, key: str, values: bytes) -> bytes:
-        return hashlib.sha256(f"{self._name} {key} ".encode() + values).digest()
+def _file_name(key: str) -> str:
+    return f"{key[:2]}/{key[2:]}.features"
 
 
 def _unwritable(path: Path, error: OSError) -> TrainingError:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
-from zsseg_rt.common.files.single import is_device
+from zsseg_rt.common.files import is_device
 from zsseg_rt.errors import ArgumentError, SourceError
 
 _SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86_400}

@@ -1,0 +1,408 @@
+"""Read files without trusting them; write files, folders and caches whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import secrets
+import shutil
+import stat
+import struct
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+_log = logging.getLogger(__name__)
+_ABANDONED_SECONDS = 3600.0  # a temporary file so old has no writer
+_LONGEST_HEAD = 64 << 20  # bytes
+_TEMPORARY = re.compile(r"\..*\.[0-9a-f]{16}\.tmp")
+_NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+_NPY_MAGIC = b"\x93NUMPY"
+_LONGEST_NPY_HEADER = 1024  # bytes; NumPy writes 118, and fewer than 800 for 32 dimensions
+# Booleans, integers, real floats of 2 to 8 bytes, and text: no objects, records, dates or complex.
+_NPY_HEADER = re.compile(
+    rb"\{'descr': '(?P<descr>[<>|=]?(?:b1|[iu][1248]|f[248]|U[1-9][0-9]{0,6}))', "
+    rb"'fortran_order': (?P<fortran>True|False), "
+    rb"'shape': \((?P<shape>(?:[0-9]{1,18},|[0-9]{1,18}(?:, ?[0-9]{1,18}){1,31},?)?)\),? ?\} *\n"
+)
+
+
+def ensure_home() -> None:
+    """Give libraries a home that cannot be written to, where the user has neither HOME nor a name.
+
+    Else ``Path.home()`` fails in them; OpenVINO's telemetry calls it while it is imported.
+    """
+    if os.path.expanduser("~") == "~":  # noqa: PTH111 - Path's own raises
+        os.environ["HOME"] = os.devnull
+
+
+def default_cache_dir() -> Path:
+    """Where derived data lives: ``$ZSSEG_HOME`` if set, otherwise the user's cache folder."""
+    home = os.environ.get("ZSSEG_HOME")
+    if home:
+        return Path(home)
+    ensure_home()
+    from platformdirs import user_cache_dir
+
+    return Path(user_cache_dir("zsseg_rt", appauthor=False))
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder; False also where the system cannot look, as for names too long."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file; False also where the system cannot look, as for names too long."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def is_device(path: Path) -> bool:
+    """Whether it is a pipe or device, which is written into as it is."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def why_unwritable(folder: Path) -> str:
+    """What keeps a folder from being made or written to; empty if nothing does."""
+    for existing in (folder, *folder.parents):
+        try:
+            mode = existing.stat().st_mode
+        except FileNotFoundError:
+            if existing.is_symlink():
+                return f"{existing} is a link to nothing"
+            continue
+        except OSError as exc:
+            return exc.strerror or str(exc)
+        if not stat.S_ISDIR(mode):
+            return f"{existing} is not a folder"
+        try:  # permissions do not tell all, least of all to root
+            with tempfile.TemporaryFile(dir=existing):
+                return ""
+        except OSError as exc:
+            return f"{existing} is not writable: {exc.strerror or exc}"
+    return "no folder above it exists"
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def read_limited(path: Path, *, max_bytes: int) -> bytes:
+    """Read a small regular file; a pipe, for one, would keep its reader waiting."""
+    with _regular_file(path, max_bytes) as stream:
+        return stream.read(max_bytes)
+
+
+@contextmanager
+def _regular_file(path: Path, max_bytes: int) -> Iterator[BinaryIO]:
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        if status.st_size > max_bytes:
+            problem = f"expected at most {max_bytes} bytes, got {status.st_size}"
+            raise OSError(errno.EFBIG, problem, str(path))
+        yield file
+
+
+def remove_entry(path: Path) -> None:
+    """Remove what lies at a path of a cache: a file, a link, or a folder with its content.
+
+    Links are removed, not followed. A path where nothing lies is not an error.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all; see :func:`whole_file`."""
+    with whole_file(path) as stream:
+        stream.write(data)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file to write that becomes ``path`` if nothing fails, and else is removed.
+
+    It lies beside its place under a hidden name, ``.NAME.XXXXXXXX.tmp``, until it is on the disk.
+    Only that is left by a process that is killed. Of several that write one file at the same time,
+    the last to finish wins. A pipe or device is written into.
+    """
+    if is_device(path):
+        with path.open("wb") as stream:
+            yield stream
+        return
+    temporary = path.with_name(f".{path.name[:40]}.{secrets.token_hex(8)}.tmp")
+    try:
+        with temporary.open("xb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def whole_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Yield an empty folder to fill that becomes ``path`` if nothing fails.
+
+    It lies in a hidden folder beside its place, ``.NAME.writing-XXXXXXXX``, which its writer keeps
+    locked, until all of it is on the disk; so does an old one for the moment between two renames.
+    What a killed writer left there, :func:`remove_leftovers` clears away.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=path.parent, prefix=_hidden_prefix(path)))
+    with _locked_folder(work):
+        in_place = False
+        try:
+            new = work / path.name
+            new.mkdir()
+            yield new
+            _sync(new)
+            if path.exists():
+                if not overwrite:
+                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+                path.rename(work / "old")
+            new.rename(path)
+            in_place = True
+            _sync(path.parent, inside=False)
+        finally:
+            # One that is in place may be away because another writer is about to replace it.
+            _settle(work, path, restore=not in_place)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what killed writers of a folder left behind; put back an old one that it lacks."""
+    pattern = re.compile(re.escape(_hidden_prefix(path)) + "[a-z0-9_]{8}")
+    for work in path.parent.iterdir() if path.parent.is_dir() else ():
+        if pattern.fullmatch(work.name) and work.is_dir():
+            with contextlib.suppress(OSError), _locked_folder(work) as is_dead:
+                if is_dead:
+                    _settle(work, path, restore=True)
+
+
+def _hidden_prefix(path: Path) -> str:
+    return f".{path.name}.writing-"
+
+
+@contextmanager
+def _locked_folder(folder: Path) -> Iterator[bool]:
+    """Lock a folder; whether nobody else had. Without locks, none is known to be free."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_ours = True
+        except OSError:
+            is_ours = False
+        yield is_ours
+    finally:
+        os.close(number)
+
+
+def _settle(work: Path, path: Path, *, restore: bool) -> None:
+    """Remove a hidden folder; first, an old folder may go back to its place, if that is free."""
+    old = work / "old"
+    if old.exists():
+        # One that is half removed must never be put back: it is renamed first.
+        old.rename(path if restore and not path.exists() else work / "replaced")
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def _sync(folder: Path, *, inside: bool = True) -> None:
+    """Wait until a folder, and everything in it, is on the disk."""
+    for entry in folder.iterdir() if inside else ():
+        if entry.is_dir():
+            _sync(entry)
+        else:
+            with entry.open("rb") as stream:
+                os.fsync(stream.fileno())
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    except OSError as exc:
+        if exc.errno not in _NO_SYNC:  # some file systems sync files only
+            raise
+    finally:
+        os.close(number)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file, which is created with its folder and never removed.
+
+    A folder or link in its place cannot be locked: it is removed with a warning.
+    """
+    from filelock import FileLock, Timeout
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
+        _log.warning("%s: expected a lock file, got something else; it is replaced", path)
+        remove_entry(path)
+    lock = FileLock(str(path))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        _log.info("waiting for another process that is working on %s", path.stem)
+        lock.acquire()
+    except NotImplementedError as exc:
+        raise OSError(errno.ENOSYS, "this file system has no locks", str(path)) from exc
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a cache holds: bytes, and what was said about them in JSON's types."""
+
+    data: bytes
+    about: Any = None
+
+
+class Cache:
+    """Data that can be made again, in files that say what they hold; processes may share a folder.
+
+    A file begins with a line of JSON: the ``key``, all that the data depend on beside the name of
+    their file; what is said about them; and a SHA-256 over both, the name and the data. One that
+    is damaged, or belongs to another key or name, is removed with one warning.
+    """
+
+    def __init__(self, folder: Path, key: Any) -> None:
+        self.folder, self._key = folder, json.loads(json.dumps(key))
+
+    def read(self, name: str, *, max_bytes: int) -> Entry | None:
+        """The entry in a file of this name; None if there is none that can be used."""
+        path = self.folder / name
+        try:
+            with _regular_file(path, max_bytes + _LONGEST_HEAD) as stream:
+                head, data = stream.readline(_LONGEST_HEAD), stream.read()
+            told = json.loads(head)
+            if told["key"] != self._key:
+                reason = "was made from something else"
+            elif told["sha256"] != self._sha256(name, told["about"], data):
+                reason = "was damaged (its sha256 differs)"
+            else:
+                return Entry(data, told["about"])
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as exc:
+            reason = f"cannot be read ({exc})"
+        self.discard(name, reason)
+        return None
+
+    def write(self, name: str, data: bytes, about: Any = None) -> None:
+        """Store an entry; raises OSError where that fails."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        told = {"key": self._key, "about": about, "sha256": self._sha256(name, about, data)}
+        with whole_file(path) as stream:
+            stream.write(json.dumps(told).encode() + b"\n")
+            stream.write(data)
+
+    def keep(self, name: str, data: bytes, about: Any = None, *, else_: str) -> bool:
+        """Store an entry; where that fails, warn of what follows. Whether it was stored."""
+        try:
+            self.write(name, data, about)
+        except OSError as exc:
+            _log.warning("%s: cannot be written: %s. %s", self.folder / name, exc, else_)
+            return False
+        return True
+
+    def discard(self, name: str, reason: str) -> None:
+        """Remove an entry with a warning that gives the reason."""
+        path = self.folder / name
+        _log.warning("%s: this file of the cache %s; it is made again", path, reason)
+        with contextlib.suppress(OSError):  # writing it again will report the cause
+            remove_entry(path)
+
+    def _sha256(self, name: str, about: Any, data: bytes) -> str:
+        digest = hashlib.sha256(json.dumps([self._key, name, about], sort_keys=True).encode())
+        digest.update(data)
+        return digest.hexdigest()
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove what killed writers of files left in a folder an hour ago or earlier."""
+    for path in folder.glob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            is_old = time.time() - path.lstat().st_mtime > _ABANDONED_SECONDS
+            if is_old and _TEMPORARY.fullmatch(path.name):
+                path.unlink()
+
+
+def read_npy(data: bytes, *, what: str, max_bytes: int) -> npt.NDArray[Any]:
+    """Return the array in a ``.npy`` file's content, whose header is parsed and never evaluated.
+
+    Returns:
+        A new, writable array: booleans, integers, floats of 2 to 8 bytes, or text (``<U``).
+    """
+    header, start = _npy_header(data, what)
+    dtype = np.dtype(header["descr"].decode("ascii"))
+    shape = tuple(int(size) for size in header["shape"].replace(b" ", b"").split(b",") if size)
+    num_bytes = math.prod(shape) * dtype.itemsize
+    # A zero among huge sizes makes the array empty, yet overflows NumPy's strides.
+    if math.prod(size or 1 for size in shape) * dtype.itemsize > max_bytes:
+        raise ValueError(
+            f"{what}: expected an array of at most {max_bytes} bytes, got {dtype} {list(shape)}"
+        )
+    if num_bytes != len(data) - start:
+        raise ValueError(
+            f"{what}: expected {num_bytes} bytes of {dtype} {list(shape)}, got {len(data) - start}"
+        )
+    values = np.frombuffer(data, dtype, offset=start)
+    if dtype.kind == "U":
+        codes = values.view(np.dtype(np.uint32).newbyteorder(dtype.byteorder))
+        if ((codes > 0x10FFFF) | ((codes >= 0xD800) & (codes <= 0xDFFF))).any():
+            raise ValueError(f"{what}: expected text, got a character that Unicode does not have")
+    return values.reshape(shape, order="F" if header["fortran"] == b"True" else "C").copy(order="K")
+
+
+def _npy_header(data: bytes, what: str) -> tuple[dict[str, bytes], int]:
+    """Return the parts of the header, and where the values start."""
+    if data[:6] != _NPY_MAGIC or len(data) < 12:
+        raise ValueError(f"{what}: expected a .npy file, got {len(data)} bytes of something else")
+    version, length = (data[6], data[7]), "<H" if data[6] == 1 else "<I"
+    if version not in ((1, 0), (2, 0), (3, 0)):
+        raise ValueError(f"{what}: expected .npy format 1.0 to 3.0, got {data[6]}.{data[7]}")
+    first = 8 + struct.calcsize(length)
+    (size,) = struct.unpack(length, data[8:first])
+    header = data[first : first + min(size, _LONGEST_NPY_HEADER)]
+    parts = _NPY_HEADER.fullmatch(header) if len(header) == size else None
+    if parts is None:
+        raise ValueError(f"{what}: expected a .npy header of a plain array, got {header[:80]!r}")
+    return parts.groupdict(), first + size
