@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -14,6 +14,7 @@ import numpy as np
 from zsseg_rt.common import schema
 from zsseg_rt.common.cpus import threads_in_quota
 from zsseg_rt.common.files import default_cache_dir
+from zsseg_rt.common.settings import Option, check_settings, documented, setting
 from zsseg_rt.errors import ConfigError
 
 BACKENDS = ("auto", "openvino", "tensorrt", "torch")
@@ -26,6 +27,7 @@ MAX_LANES = 64
 MAX_MEMORY = 10_000_000  # MB
 MAX_WINDOWS = 1000
 _FEW_CPUS = 8
+_WINDOWS = re.compile(r"auto|[0-9]{1,5}x[0-9]{1,5}\+[0-9]{1,5}")
 _PRECISION_WORDS = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
 RESIZES = ("stretch", "letterbox")
 _RETIRED = MappingProxyType(
@@ -43,136 +45,239 @@ class _WithoutRetired:
         return super().__new__(cls)
 
 
+def _one_of(*choices: str, end: str = "") -> Callable[[str, Any], None]:
+    def check(name: str, value: Any) -> None:
+        if value not in choices:
+            raise ConfigError(f"{name}: expected one of {', '.join(choices)}{end}, got {value!r}")
+
+    return check
+
+
+def _from(low: int, high: int, meaning: str) -> Callable[[str, Any], None]:
+    def check(name: str, value: Any) -> None:
+        if not isinstance(value, (int, np.integer)) or not low <= value <= high:
+            raise ConfigError(f"{name}: expected from {low} to {high} ({meaning}), got {value}")
+
+    return check
+
+
+def _share(what: str) -> Callable[[str, Any], None]:
+    def check(name: str, value: Any) -> None:
+        if not is_share(value):
+            raise ConfigError(f"{name}: expected {what} in [0, 1] or None, got {value}")
+
+    return check
+
+
+def is_share(value: float | None) -> bool:
+    """Whether a value is None or in [0, 1]."""
+    return value is None or (isinstance(value, (int, float, np.number)) and 0.0 <= value <= 1.0)
+
+
+def _check_path(name: str, value: Any) -> None:
+    if "\0" in str(value):
+        raise ConfigError(f"{name}: expected a path, got {str(value)!r}")
+
+
+def _check_windows(name: str, value: Any) -> None:
+    if not isinstance(value, str) or not _WINDOWS.fullmatch(value):
+        raise ConfigError(
+            f"{name}: expected 'auto', 'HxW+S' such as '448x448+224', or None, got "
+            f"{str(value)[:40]!r}"
+        )
+
+
+def canonical_device(device: Any) -> Any:
+    """A device as it is written everywhere else: ``cuda`` is the first GPU, in any case."""
+    is_torch = type(device).__module__ == "torch"
+    spelled = str(device).lower() if isinstance(device, str) or is_torch else device
+    return "cuda:0" if spelled == "cuda" else spelled
+
+
+def check_device_name(argument: str, device: Any) -> None:
+    """Refuse anything but ``auto``, ``cpu`` and ``cuda:N``."""
+    if device in ("auto", "cpu") or re.fullmatch(r"cuda:\d{1,3}", str(device)):
+        return
+    number = re.fullmatch(r"\D*(\d{1,3})", str(device))
+    raise ConfigError(
+        f"{argument}: expected 'auto', 'cpu' or 'cuda:N', got {device!r}. Write "
+        f"'cuda:{number[1] if number else 0}' for an NVIDIA GPU, 'cpu' without one."
+    )
+
+
+@documented
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig(_WithoutRetired):
     """Where and how an engine runs. You get what you ask for, or an error.
-
-    Attributes:
-        device: ``"auto"``, ``"cpu"`` or ``"cuda:N"``; ``"cuda"`` is the first. ``auto`` reads
-            ``$ZSSEG_DEVICE``, then takes the first GPU that a backend can use, otherwise the CPU.
-        backend: ``"auto"``, ``"openvino"``, ``"tensorrt"`` or ``"torch"``. ``auto`` reads
-            ``$ZSSEG_BACKEND``, then takes OpenVINO on the CPU, TensorRT (else torch) on CUDA.
-        precision: ``"auto"`` or a precision; ``auto`` takes the backend's fastest safe one, which
-            for family ``segment_tokens`` is float32. ``"fp16"``, ``"bf16"`` and ``"fp32"`` become
-            their long names.
-        channel_order: Order of a frame's last axis, ``"rgb"`` or ``"bgr"``, in any case.
-        with_scores: Whether results carry per-pixel scores.
-        with_class_scores: ``"low"`` gives results a map of every class's score at the resolution of
-            the bundle's grid, ``Segmentation.class_scores``; None leaves it out.
-        unknown_below: Score in [0, 1] below which a pixel is unknown; None takes the bundle's.
-        min_region_score: For bundles of family ``proposals``: segments whose probability of being
-            any class is lower are judged by their own scores alone, which saves CLIP's look at
-            them; 0 looks at all of them, as published. Empty segments never cost a look of their
-            own. None takes the bundle's.
-        head_classes: For bundles of family ``aggregation``, of more phrases than the bundle shows
-            its head at once (CAT-Seg: 256): ``"best"`` shows it those that correlate most with
-            some patch of the frame, as published; ``"all"`` shows it all of them, in parts and with
-            exact sums, which is not what it was trained with. None takes the bundle's.
-        max_candidates: For bundles of families ``dense``, ``descriptor`` and ``aggregation``: of
-            more classes than this, each frame is labelled with those that are nearest to some cell
-            of it; ``Segmentation.candidates`` names them. With a ``FrameMemory``, a class that the
-            frame before kept stays while it ranks among half as many more. None labels with all.
-        windows: For bundles of families ``dense`` and ``descriptor``: None stretches frames to the
-            bundle's size, unless the bundle asks for ``"auto"``, as the photo demo does. With
-            ``"auto"`` frames keep their shape: the shorter side is resized to the bundle's, and
-            overlapping windows are laid along the longer one. ``"HxW+S"`` cuts windows of the
-            bundle's size H by W from the frame as it is, S pixels apart. A frame is as many runs of
-            the networks as it has windows.
-        max_windows: The most windows that a frame may take, from 1 to 1000; one that would take
-            more, such as a long thin one, keeps its shape in one window, as with ``"letterbox"``.
-        resize: ``"letterbox"`` keeps a frame's shape in one window and repeats its edge in the
-            room beside it; ``"stretch"`` stretches the frame, whatever the bundle asks for. For the
-            same families.
-        num_threads: CPU threads of this engine; 0 takes all that the process may use:
-            its affinity, or a container's quota of CPU time, rounded up. For backend
-            ``"torch"`` it applies to the whole process: the engine made last decides.
-        num_lanes: Frames that can be labelled at the same time, each in a lane of its own; see
-            :meth:`Engine.lane`. On the CPU they share ``num_threads``.
-        wait: How a thread waits for the GPU: ``"sleep"`` leaves its CPU core to others, ``"spin"``
-            keeps it busy and sees the end some microseconds earlier. ``"auto"`` sleeps where the
-            process has at most eight CPUs, and on a GPU that shares the CPU's memory (Jetson).
-        with_times: Whether results carry the times of their stages. None times stages on the CPU
-            and on a GPU the whole frame alone, by the host's clock: each stage there would cost an
-            event on the GPU.
-        with_node_times: Whether :meth:`Engine.node_times` can time the nodes of the graphs, which
-            costs every frame a little time.
-        with_nvtx: Whether frames and their stages are NVTX ranges, which Nsight Systems shows;
-            needs the extra ``nvtx``.
-        cache_dir: Folder for compiled models, plans and text embeddings; None takes
-            :func:`default_cache_dir`.
-        use_cache: False neither reads nor writes any cache.
-        keep_text_encoder: False frees the text encoder as soon as new phrases are embedded; the
-            next new phrase loads it again. CLIP ViT-B/16's takes about 0.6 GB.
-        max_memory: Most MB (of 1,000,000 bytes) that the networks may take: weights, the text
-            encoder, and every lane's activations, on the device and the host together, as boards
-            share them. An engine that is expected to take more is not made: the error says which
-            precision, number of lanes or input size would fit. Libraries, and TensorRT while it
-            builds, come on top. None: no limit.
 
     Raises:
         ConfigError: A value is not one of the above; the message lists them.
     """
 
-    device: str = "auto"
-    backend: str = "auto"
-    precision: str = "auto"
-    channel_order: str = "rgb"
-    with_scores: bool = False
-    with_class_scores: str | None = None
-    unknown_below: float | None = None
-    min_region_score: float | None = None
-    head_classes: str | None = None
-    max_candidates: int | None = None
-    windows: str | None = None
-    max_windows: int = 16
-    resize: str | None = None
-    num_threads: int = 0
-    num_lanes: int = 1
-    wait: str = "auto"
-    with_times: bool | None = None
-    with_node_times: bool = False
-    with_nvtx: bool = False
-    cache_dir: str | Path | None = None
-    use_cache: bool = True
-    keep_text_encoder: bool = True
-    max_memory: int | None = None
+    device: str = setting(
+        "auto",
+        '``"auto"``, ``"cpu"`` or ``"cuda:N"``; ``"cuda"`` is the first. ``auto`` reads '
+        "``$ZSSEG_DEVICE``, then takes the first GPU that a backend can use, otherwise the CPU.",
+        "auto, cpu or cuda:N.",
+        check=check_device_name,
+    )
+    backend: str = setting(
+        "auto",
+        '``"auto"``, ``"openvino"``, ``"tensorrt"`` or ``"torch"``. ``auto`` reads '
+        "``$ZSSEG_BACKEND``, then takes OpenVINO on the CPU, TensorRT (else torch) on CUDA.",
+        ", ".join(BACKENDS),
+        check=_one_of(*BACKENDS),
+    )
+    precision: str = setting(
+        "auto",
+        '``"auto"`` or a precision: ``"float32"``, ``"float16"``, ``"bfloat16"``, ``"int8"``, '
+        '``"fp8"``; ``auto`` takes the backend\'s fastest safe one, which for family '
+        '``segment_tokens`` is float32. ``"fp16"``, ``"bf16"`` and ``"fp32"`` become their long '
+        "names.",
+        ", ".join(PRECISIONS),
+        check=_one_of(*PRECISIONS),
+    )
+    channel_order: str = setting(
+        "rgb",
+        'Order of a frame\'s last axis, ``"rgb"`` or ``"bgr"`` (OpenCV\'s frames), in any case.',
+        check=_one_of(*CHANNEL_ORDERS),
+    )
+    with_scores: bool = setting(False, "Whether results carry per-pixel scores.")
+    with_class_scores: str | None = setting(
+        None,
+        "``\"low\"`` gives results a map of every class's score at the resolution of the bundle's "
+        "grid, ``Segmentation.class_scores``; None leaves it out.",
+        check=_one_of("low", end=", or None"),
+    )
+    unknown_below: float | None = setting(
+        None,
+        "Score in [0, 1] below which a pixel is unknown; None takes the bundle's.",
+        "Score in [0, 1] below which a pixel is unknown.",
+        check=_share("a score"),
+    )
+    min_region_score: float | None = setting(
+        None,
+        "For bundles of family ``proposals``: segments whose probability of being any class is "
+        "lower are judged by their own scores alone, which saves CLIP's look at them; 0 looks at "
+        "all of them, as published. Empty segments never cost a look of their own. None takes the "
+        "bundle's.",
+        "ZegFormer: CLIP runs only on regions at least this likely to be any class; 0 is exact, "
+        "larger values are faster.",
+        check=_share("a probability"),
+    )
+    head_classes: str | None = setting(
+        None,
+        "For bundles of family ``aggregation``, of more phrases than the bundle shows its head at "
+        'once (CAT-Seg: 256): ``"best"`` shows it those that correlate most with some patch of '
+        'the frame, as published; ``"all"`` shows it all of them, in parts and with exact sums, '
+        "which is not what it was trained with. None takes the bundle's.",
+        "CAT-Seg with more than 256 names: best gives its head the 256 nearest to the frame, as "
+        "published; all gives it all.",
+        check=_one_of(*HEAD_CLASSES, end=", or None"),
+    )
+    max_candidates: int | None = setting(
+        None,
+        "For bundles of families ``dense``, ``descriptor`` and ``aggregation``: of more classes "
+        "than this, each frame is labelled with those that are nearest to some cell of it; "
+        "``Segmentation.candidates`` names them. With a ``FrameMemory``, a class that the frame "
+        "before kept stays while it ranks among half as many more. None labels with all.",
+        "With more names than this, label each frame only with those nearest to it.",
+        check=_from(1, 1 << 20, "None labels with all"),
+    )
+    windows: str | None = setting(
+        None,
+        "For bundles of families ``dense`` and ``descriptor``: None stretches frames to the "
+        'bundle\'s size, unless the bundle asks for ``"auto"``, as the photo demo does. With '
+        '``"auto"`` frames keep their shape: the shorter side is resized to the bundle\'s, and '
+        'overlapping windows are laid along the longer one. ``"HxW+S"`` cuts windows of the '
+        "bundle's size H by W from the frame as it is, S pixels apart. A frame is as many runs of "
+        "the networks as it has windows.",
+        "auto, or HEIGHTxWIDTH+STRIDE: keep a frame's shape and label overlapping windows of it.",
+        check=_check_windows,
+    )
+    max_windows: int = setting(
+        16,
+        "The most windows that a frame may take, from 1 to 1000; one that would take more, such as "
+        'a long thin one, keeps its shape in one window, as with ``"letterbox"``. ``evaluate`` '
+        "allows 1000.",
+        "Label a frame that would take more windows in one.",
+        check=_from(1, MAX_WINDOWS, "1 lays none"),
+    )
+    resize: str | None = setting(
+        None,
+        '``"letterbox"`` keeps a frame\'s shape in one window and repeats its edge in the room '
+        'beside it; ``"stretch"`` stretches the frame, whatever the bundle asks for. For the same '
+        "families.",
+        "letterbox keeps a frame's shape in one window, stretch does not; default: the bundle's.",
+        check=_one_of(*RESIZES, end=", or None"),
+    )
+    num_threads: int = setting(
+        0,
+        "CPU threads of this engine; 0 takes all that the process may use: its affinity, or a "
+        'container\'s quota of CPU time, rounded up. For backend ``"torch"`` it applies to the '
+        "whole process: the engine made last decides.",
+        Option("CPU threads; 0 = all.", ("--threads",)),
+        check=_from(0, MAX_THREADS, "0 takes all CPUs"),
+    )
+    num_lanes: int = setting(
+        1,
+        "Frames that can be labelled at the same time, each in a lane of its own; see "
+        ":meth:`Engine.lane`. On the CPU they share ``num_threads``.",
+        check=_from(1, MAX_LANES, "1 labels one frame at a time"),
+    )
+    wait: str = setting(
+        "auto",
+        'How a thread waits for the GPU: ``"sleep"`` leaves its CPU core to others, ``"spin"`` '
+        'keeps it busy and sees the end some microseconds earlier. ``"auto"`` sleeps where the '
+        "process has at most eight CPUs, and on a GPU that shares the CPU's memory (Jetson).",
+        check=_one_of(*WAITS),
+    )
+    with_times: bool | None = setting(
+        None,
+        "Whether results carry the times of their stages. None times stages on the CPU and on a "
+        "GPU the whole frame alone, by the host's clock: each stage there would cost an event on "
+        "the GPU.",
+    )
+    with_node_times: bool = setting(
+        False,
+        "Whether :meth:`Engine.node_times` can time the nodes of the graphs, which costs every "
+        "frame a little time.",
+    )
+    with_nvtx: bool = setting(
+        False,
+        "Whether frames and their stages are NVTX ranges, which Nsight Systems shows; needs the "
+        "extra ``nvtx``.",
+    )
+    cache_dir: str | Path | None = setting(
+        None,
+        "Folder for compiled models, plans and text embeddings; None takes ``$ZSSEG_HOME``, else "
+        "the user's cache folder.",
+        check=_check_path,
+    )
+    use_cache: bool = setting(True, "False neither reads nor writes any cache.")
+    keep_text_encoder: bool = setting(
+        True,
+        "False frees the text encoder as soon as new phrases are embedded; the next new phrase "
+        "loads it again. CLIP ViT-B/16's takes about 0.6 GB.",
+    )
+    max_memory: int | None = setting(
+        None,
+        "Most MB (of 1,000,000 bytes) that the networks may take: weights, the text encoder, and "
+        "every lane's activations, on the device and the host together, as boards share them. An "
+        "engine that is expected to take more is not made: the error says which precision, number "
+        "of lanes or input size would fit. Libraries, and TensorRT while it builds, come on top. "
+        "None: no limit.",
+        check=_from(1, MAX_MEMORY, "MB; None: no limit"),
+    )
 
     def __post_init__(self) -> None:
         self._take_other_spellings()
-        check_device_name(self.device)
-        _check_choice("backend", self.backend, BACKENDS)
-        _check_choice("precision", self.precision, PRECISIONS)
-        _check_choice("channel_order", self.channel_order, CHANNEL_ORDERS)
-        _check_choice("wait", self.wait, WAITS)
-        if self.with_class_scores not in (None, "low"):
+        check_settings(self)
+        if self.windows is not None and self.resize == "letterbox":
             raise ConfigError(
-                f"with_class_scores: expected 'low' or None, got {self.with_class_scores!r}"
+                "resize: expected None beside windows, which keep a frame's shape, got "
+                "'letterbox'. Leave one of them out."
             )
-        if self.head_classes not in (None, *HEAD_CLASSES):
-            raise ConfigError(
-                f"head_classes: expected one of {', '.join(HEAD_CLASSES)}, or None, got "
-                f"{self.head_classes!r}"
-            )
-        if self.cache_dir is not None and "\0" in str(self.cache_dir):
-            raise ConfigError(f"cache_dir: expected a path, got {str(self.cache_dir)!r}")
-        _check_count("num_threads", self.num_threads, 0, MAX_THREADS, "0 takes all CPUs")
-        _check_count("num_lanes", self.num_lanes, 1, MAX_LANES, "1 labels one frame at a time")
-        if not is_share(self.unknown_below):
-            raise ConfigError(
-                f"unknown_below: expected a score in [0, 1] or None, got {self.unknown_below}"
-            )
-        if not is_share(self.min_region_score):
-            raise ConfigError(
-                "min_region_score: expected a probability in [0, 1] or None, got "
-                f"{self.min_region_score}"
-            )
-
-        if self.max_candidates is not None:
-            _check_count("max_candidates", self.max_candidates, 1, 1 << 20, "None labels with all")
-        if self.max_memory is not None:
-            _check_count("max_memory", self.max_memory, 1, MAX_MEMORY, "MB; None: no limit")
-        _check_windows(self.windows, self.resize)
-        _check_count("max_windows", self.max_windows, 1, MAX_WINDOWS, "1 lays none")
 
     def _take_other_spellings(self) -> None:
         """Write what is meant beyond doubt as it is written everywhere else."""
@@ -213,54 +318,3 @@ class EngineConfig(_WithoutRetired):
         if not self.use_cache:
             return None
         return default_cache_dir() if self.cache_dir is None else Path(self.cache_dir)
-
-
-def canonical_device(device: Any) -> Any:
-    """A device as it is written everywhere else: ``cuda`` is the first GPU, in any case."""
-    is_torch = type(device).__module__ == "torch"
-    spelled = str(device).lower() if isinstance(device, str) or is_torch else device
-    return "cuda:0" if spelled == "cuda" else spelled
-
-
-def check_device_name(device: Any, argument: str = "device") -> None:
-    """Refuse anything but ``auto``, ``cpu`` and ``cuda:N``."""
-    if device in ("auto", "cpu") or re.fullmatch(r"cuda:\d{1,3}", str(device)):
-        return
-    number = re.fullmatch(r"\D*(\d{1,3})", str(device))
-    raise ConfigError(
-        f"{argument}: expected 'auto', 'cpu' or 'cuda:N', got {device!r}. Write "
-        f"'cuda:{number[1] if number else 0}' for an NVIDIA GPU, 'cpu' without one."
-    )
-
-
-def is_share(value: float | None) -> bool:
-    """Whether a value is None or in [0, 1]."""
-    return value is None or (isinstance(value, (int, float, np.number)) and 0.0 <= value <= 1.0)
-
-
-def _check_windows(windows: Any, resize: Any) -> None:
-    words = isinstance(windows, str) and re.fullmatch(
-        r"auto|[0-9]{1,5}x[0-9]{1,5}\+[0-9]{1,5}", windows
-    )
-    if windows is not None and not words:
-        raise ConfigError(
-            "windows: expected 'auto', 'HxW+S' such as '448x448+224', or None, got "
-            f"{str(windows)[:40]!r}"
-        )
-    if resize not in (None, *RESIZES):
-        raise ConfigError(f"resize: expected one of {', '.join(RESIZES)}, or None, got {resize!r}")
-    if windows is not None and resize == "letterbox":
-        raise ConfigError(
-            "resize: expected None beside windows, which keep a frame's shape, got 'letterbox'. "
-            "Leave one of them out."
-        )
-
-
-def _check_count(name: str, value: Any, low: int, high: int, meaning: str) -> None:
-    if not isinstance(value, (int, np.integer)) or not low <= value <= high:
-        raise ConfigError(f"{name}: expected from {low} to {high} ({meaning}), got {value}")
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")

@@ -61,7 +61,7 @@ def requested(config: EngineConfig) -> Placement:
         device = canonical_device(os.environ.get("ZSSEG_DEVICE") or "auto")
     if backend not in BACKENDS:
         raise ConfigError(f"ZSSEG_BACKEND: expected one of {', '.join(BACKENDS)}, got {backend!r}")
-    check_device_name(device, "ZSSEG_DEVICE")
+    check_device_name("ZSSEG_DEVICE", device)
     return Placement(backend=backend, device=device)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zsseg_rt.cli.groups import ModelOptions, opt, takes_groups
+from zsseg_rt.cli.groups import Takes, opt, takes_groups
 from zsseg_rt.cli.options import JsonOption, TemplateOption, UsageError, flat_names, read_classes
 from zsseg_rt.cli.output import ProgressBar, check_file_place, say, terminal, write_json
 from zsseg_rt.common.argument_names import arguments_called
@@ -68,15 +68,14 @@ class _Against:
     against_precision: str = opt("Precision of --against.", "auto")
     against_min_region_score: float | None = opt("--min-region-score of --against.")
 
-    def config(self, first: ModelOptions) -> EngineConfig:
+    def config(self, first: EngineConfig) -> EngineConfig:
         """The settings of its engine; what is not set here is the first one's."""
-        second = replace(
+        return replace(
             first,
             backend=self.against_backend,
             precision=self.against_precision,
             min_region_score=self.against_min_region_score,
         )
-        return second.config()
 
 
 @takes_groups
@@ -92,7 +91,7 @@ def evaluate(
             min=1, help="Evaluate at most this many images, spread evenly over the split."
         ),
     ] = None,
-    run: ModelOptions,
+    run: Annotated[EngineConfig, Takes(but=("unknown_below",), max_windows=MAX_WINDOWS)],
     confusion: Annotated[
         Path | None, typer.Option(help="Write the confusion matrix as CSV.")
     ] = None,
@@ -107,12 +106,11 @@ def evaluate(
     check_file_place("--confusion", confusion)
     if confusion is not None and confusion.suffix.lower() == ".png":
         raise UsageError(f"--confusion: expected NAME.csv, got {confusion}. It is not drawn.")
-    run = replace(run, max_windows=run.max_windows or MAX_WINDOWS)
     data = source.open()
     names = _read_names(data.class_names, task.classes, task.rename or [])
     with ExitStack() as stack:
         opened = partial(_open_segmenter, names=names, task=task, stack=stack)
-        first = opened(model, config=run.config())
+        first = opened(model, config=run)
         if other.against is None:
             result: Evaluation | Comparison = _run_one(first, data, limit)
         else:

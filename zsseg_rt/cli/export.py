@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +14,15 @@ import typer
 
 from zsseg_rt.cli.evaluate import DataOptions
 from zsseg_rt.cli.export_triton import BundleOrCommand
-from zsseg_rt.cli.groups import BundleOutput, ModelOutput, NamedClasses, opt, takes_groups
+from zsseg_rt.cli.groups import (
+    ModelOptions,
+    NamedClasses,
+    Takes,
+    opt,
+    takes_groups,
+    write_bundle,
+    write_model,
+)
 from zsseg_rt.cli.options import (
     JsonOption,
     OutOption,
@@ -37,6 +46,7 @@ from zsseg_rt.common.argument_names import arguments_called
 from zsseg_rt.common.extras import needs_extra
 from zsseg_rt.config import PRECISIONS
 from zsseg_rt.errors import SourceError
+from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.text.class_names import split_synonyms
 
 if TYPE_CHECKING:
@@ -59,19 +69,9 @@ export_app = typer.Typer(
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Graph:
-    """What the graph gives; the fields are arguments of ``export_dense_bundle``."""
-
-    embed_output: str | None = opt("Name of the graph's output; default: the first.")
-    grid_hw: tuple[int, int] | None = opt(
-        "Rows and columns of patches, for outputs [1, N, D]; default: those of square patches."
-    )
-    logit_scale: float = opt("Factor of the cosine similarity.", 100.0)
-    activation: str = opt("none, sigmoid or softmax.", "softmax")
-    align: str | None = opt(
-        "Where cells lie: half_pixel (centres) or corners; default: guessed from the sizes."
-    )
+_ENCODER = Takes(
+    "embed_output", "grid_hw", "logit_scale", "activation", "align", "licence", "overwrite"
+)
 
 
 @export_app.command("dense")
@@ -87,8 +87,8 @@ def export_dense(
     statistics: Annotated[
         str, typer.Option("--mean", help="Normalisation: clip, imagenet or none.")
     ] = "clip",
-    graph: _Graph,
-    bundle: BundleOutput,
+    out: OutOption,
+    bundle: Annotated[ExportOptions, _ENCODER],
 ) -> None:
     """Wrap an ONNX encoder whose patches live in a text space, with its text embeddings."""
     from zsseg_rt.export import export_dense_bundle
@@ -96,9 +96,9 @@ def export_dense(
     if statistics not in STATISTICS:
         raise UsageError(f"--mean: expected one of {', '.join(STATISTICS)}, got {statistics}")
     mean, std = STATISTICS[statistics]
-    settings = {"image_size": size, "mean": mean, "std": std, **vars(graph)}
-    written = bundle.write(export_dense_bundle, encoder, text_bank=read_bank(*bank), **settings)
-    if graph.align is None:
+    settings = {"image_size": size, "mean": mean, "std": std, "text_bank": read_bank(*bank)}
+    written = write_bundle(export_dense_bundle, encoder, out, options=bundle, **settings)
+    if bundle.align is None:
         print_guessed_align(written)
 
 
@@ -144,7 +144,8 @@ def export_dense_clip(
     template: Annotated[
         list[str] | None, typer.Option(help="Prompt with one {}; may repeat; default: CLIP's 80.")
     ] = None,
-    bundle: ModelOutput,
+    out: OutOption,
+    bundle: ModelOptions,
 ) -> None:
     """Export plain CLIP with a training-free dense head, its text tower and its tokenizer.
 
@@ -152,7 +153,7 @@ def export_dense_clip(
     """
     check_activation("--activation", model.activation)
     if _names_weights(model.clip):
-        _export_clip_file(model, read_size(size), template, bundle)
+        _export_clip_file(model, read_size(size), out, bundle, template)
         return
     if model.pretrained is None:
         raise UsageError(
@@ -166,7 +167,7 @@ def export_dense_clip(
     with arguments_called({"source": "--pretrained", "activation": "--activation"}):
         made = create_model("dense_clip", **settings)
     space = describe_space(model.pretrained, model.clip)
-    bundle.write_model(made, space=space, source=Path(model.pretrained).name)
+    write_model(made, out, bundle, space=space, source=Path(model.pretrained).name)
 
 
 def _names_weights(clip: str) -> bool:
@@ -175,7 +176,11 @@ def _names_weights(clip: str) -> bool:
 
 
 def _export_clip_file(
-    model: _DenseClip, size_hw: tuple[int, int], template: list[str] | None, bundle: ModelOutput
+    model: _DenseClip,
+    size_hw: tuple[int, int],
+    out: Path,
+    bundle: ExportOptions,
+    template: list[str] | None,
 ) -> None:
     from zsseg_rt.bundles.bundle import Bundle
     from zsseg_rt.export.clip_file import ACTIVATIONS, DenseHead, export_clip_file
@@ -185,13 +190,8 @@ def _export_clip_file(
     settings = vars(model).keys() & vars(DenseHead()).keys()
     head = DenseHead(size_hw=size_hw, **{name: getattr(model, name) for name in settings})
     with ProgressBar() as bar:
-        written = bundle.write(
-            lambda out, **options: export_clip_file(
-                model.clip, out, head, on_progress=bar.show, **options
-            ),
-            templates=template,
-            **bundle.graph_options(),
-        )
+        export = partial(export_clip_file, on_progress=bar.show)
+        written = write_bundle(export, model.clip, out, head, options=bundle, templates=template)
     if model.activation is None and model.clip != "demo":
         taken = Bundle.load(written).provenance["activation"]
         other = next(name for name in ACTIVATIONS if name != taken)

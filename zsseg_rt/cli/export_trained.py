@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from zsseg_rt.cli.groups import ModelOutput, takes_groups
-from zsseg_rt.cli.options import read_size
+from zsseg_rt.cli.groups import ModelOptions, takes_groups, write_bundle
+from zsseg_rt.cli.options import OutOption, read_size
 from zsseg_rt.common.extras import needs_extra
 
 
@@ -19,15 +19,12 @@ def export_trained(
     size: Annotated[
         str | None, typer.Option(help="Input in pixels: SIDE or HEIGHTxWIDTH; default: as trained.")
     ] = None,
-    bundle: ModelOutput,
+    out: OutOption,
+    bundle: ModelOptions,
 ) -> None:
     """Turn the best checkpoint of a training run into a bundle."""
-    options: dict[str, Any] = {}
-    if size is not None:
-        options["size_hw"] = read_size(size)
-    if bundle.precision:
-        options["precisions"] = tuple(bundle.precision)
+    size_hw = {} if size is None else {"size_hw": read_size(size)}
     with needs_extra("train", f"to export {run}"):
         from zsseg_rt.training.trained.bundle import export_trained as export
 
-        bundle.write(export, run, **options)
+        write_bundle(export, run, out, options=bundle, **size_hw)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from zsseg_rt.cli.groups import GraphOptions, NamedClasses, takes_groups
-from zsseg_rt.cli.options import (
-    UnknownBelowOption,
-    UsageError,
-)
+from zsseg_rt.cli.groups import NamedClasses, Takes, takes_groups
+from zsseg_rt.cli.options import UsageError
 from zsseg_rt.cli.output import say
+from zsseg_rt.common.settings import changed
+from zsseg_rt.config import EngineConfig
 
 _NAME = "triton"
+_ENGINE = Takes("backend", "precision", "unknown_below", "num_threads")  # on Triton's device
 
 
 class BundleOrCommand(TyperGroup):
@@ -35,13 +34,6 @@ class BundleOrCommand(TyperGroup):
         return list(super().parse_args(ctx, args))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _EngineOptions(GraphOptions):
-    """The engine of every instance of the model; Triton says on which device."""
-
-    unknown_below: UnknownBelowOption = None
-
-
 @takes_groups
 def export_triton(
     *,
@@ -53,7 +45,7 @@ def export_triton(
         str | None, typer.Option(help="The model's name; default: the bundle's.")
     ] = None,
     words: NamedClasses,
-    engine: _EngineOptions,
+    engine: Annotated[EngineConfig, _ENGINE],
     overwrite: Annotated[bool, typer.Option(help="Replace an existing model.")] = False,
 ) -> None:
     """Write a bundle as a model for Triton: zsseg-rt export BUNDLE --triton DIR.
@@ -70,7 +62,7 @@ def export_triton(
             repository,
             name=name,
             classes=names,
-            engine=engine.settings(),
+            engine=changed(engine),
             overwrite=overwrite,
         )
     say(f"wrote {written}")

@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 from zsseg_rt.cli.export import read_bank
-from zsseg_rt.cli.groups import ModelOutput, opt, takes_groups
+from zsseg_rt.cli.groups import ModelOptions, opt, takes_groups, write_model
 from zsseg_rt.cli.options import (
+    OutOption,
     SizeOption,
     TemplateOption,
     TextHeadsOption,
@@ -56,7 +57,8 @@ def export_zeroseg(
     student: _Student,
     size: SizeOption = "448",
     template: TemplateOption = None,
-    bundle: ModelOutput,
+    out: OutOption,
+    bundle: ModelOptions,
 ) -> None:
     """Export a trained ZeroSeg student, with its teacher's text tower or a text bank."""
     from zsseg_rt.models import create_model
@@ -79,8 +81,10 @@ def export_zeroseg(
             text_heads=student.text_heads,
             **{name: count for name, count in heads.items() if count is not None},
         )
-    bundle.write_model(
+    write_model(
         model,
+        out,
+        bundle,
         templates=template,
         text_bank=None if student.bank is None else read_bank(*student.bank),
         space=student.space(),

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_args, get_type_hints
 
 import typer
 
 from zsseg_rt.cli.options import (
     ClassesOption,
     ClassOption,
-    OutOption,
-    OverwriteOption,
     TemplateOption,
-    UnknownBelowOption,
     UsageError,
     argument_errors_are_usage,
     read_background,
@@ -25,7 +24,10 @@ from zsseg_rt.cli.options import (
 )
 from zsseg_rt.cli.output import say, working
 from zsseg_rt.cli.remarks import print_background
-from zsseg_rt.config import BACKENDS, PRECISIONS, EngineConfig
+from zsseg_rt.common.settings import Option, changed
+from zsseg_rt.config import EngineConfig
+from zsseg_rt.errors import ArgumentError
+from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.text.background import FEW_CLASSES
 
 if TYPE_CHECKING:
@@ -36,29 +38,89 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 
-def opt(text: str, default: Any = None, *names: str, **settings: Any) -> Any:
+def opt(text: str, default: Any = None, *names: str, **extra: Any) -> Any:
     """Declare a field as an option with a text for ``--help``; ``...`` makes it required."""
-    made = {"option": typer.Option(*names, help=text, **settings)}
-    return field(metadata=made) if default is ... else field(default=default, metadata=made)
+    metadata = {"option": Option(text, names, extra=extra)}
+    return field(metadata=metadata) if default is ... else field(default=default, metadata=metadata)
+
+
+class Takes:
+    """Which fields of a dataclass are a command's options; ``defaults`` are the command's own."""
+
+    def __init__(self, *names: str, but: Sequence[str] = (), **defaults: Any) -> None:
+        self._names, self._but, self._defaults = names, but, defaults
+
+    def parameters(self, group: Any) -> Iterator[inspect.Parameter]:
+        """The options as parameters for Typer."""
+        for name, part in self._fields(group).items():
+            module = vars(sys.modules[_home(group, name).__module__])
+            one = SimpleNamespace(__annotations__={name: part.type})
+            hint, default = get_type_hints(one, module, include_extras=True)[name], part.default
+            if option := part.metadata.get("option"):
+                told = typer.Option(*option.names, help=option.help, **(option.extra or {}))
+                hint = Annotated[option.kind or hint, told]
+                default = default if option.kind is None else None
+            default = self._defaults.get(name, default)
+            yield inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=inspect.Parameter.empty if default is MISSING else default,
+                annotation=hint,
+            )
+
+    def build(self, group: Any, given: dict[str, Any]) -> Any:
+        """The group, of values that are taken out of what was given; a bad one is misuse."""
+        options = self._fields(group)
+        values = {name: given.pop(name) for name in options}
+        for name, part in options.items():
+            if "doc" in part.metadata:  # a setting, which has its default where nothing is given
+                option, value = part.metadata["option"], values.pop(name)
+                if option.read is not None and value is not None:
+                    value = option.read(value)
+                if value not in (None, []):
+                    values[name] = tuple(value) if isinstance(value, list) else value
+        try:
+            return group(**values)
+        except ArgumentError as exc:
+            part = options.get(exc.argument or "")
+            option = None if part is None else part.metadata.get("option")
+            called = exc if option is None else exc.renamed(option.name(exc.argument))
+            raise UsageError(str(called)) from exc
+
+    def _fields(self, group: Any) -> dict[str, Any]:
+        return {
+            one.name: one
+            for one in fields(group)
+            if one.metadata.get("option", True) is not None
+            and one.name not in self._but
+            and (not self._names or one.name in self._names)
+        }
+
+
+def _home(group: Any, name: str) -> type:
+    """The class of a group's that declares a field."""
+    homes: tuple[type, ...] = group.__mro__
+    return next(cls for cls in homes if name in vars(cls).get("__annotations__", {}))
 
 
 def takes_groups(command: Callable[..., R]) -> Callable[..., R]:
     """Put the fields of a command's groups, which are dataclasses, into its signature for Typer."""
     hints = get_type_hints(command, include_extras=True)
-    groups: dict[str, Any] = {name: kind for name, kind in hints.items() if is_dataclass(kind)}
+    groups: dict[str, tuple[Any, Takes]] = {}
     flat: list[inspect.Parameter] = []
     for one in inspect.signature(command).parameters.values():
-        if one.name in groups:
-            flat += _parameters(groups[one.name])
+        annotated = hasattr(hints[one.name], "__metadata__")
+        kind, *notes = get_args(hints[one.name]) if annotated else [hints[one.name]]
+        if is_dataclass(kind):
+            takes = next((note for note in notes if isinstance(note, Takes)), Takes())
+            groups[one.name] = (kind, takes)
+            flat += takes.parameters(kind)
         else:
-            flat.append(one.replace(annotation=hints[one.name]))
+            flat.append(one.replace(annotation=hints[one.name], kind=one.KEYWORD_ONLY))
 
     @functools.wraps(command)
     def run(**given: Any) -> R:
-        made = {
-            name: kind(**{part.name: given.pop(part.name) for part in fields(kind)})
-            for name, kind in groups.items()
-        }
+        made = {name: takes.build(kind, given) for name, (kind, takes) in groups.items()}
         return command(**given, **made)
 
     vars(run)["__signature__"] = inspect.Signature(flat)
@@ -66,77 +128,8 @@ def takes_groups(command: Callable[..., R]) -> Callable[..., R]:
     return run
 
 
-def _parameters(group: Any) -> Iterator[inspect.Parameter]:
-    hints = get_type_hints(group, include_extras=True)
-    for part in fields(group):
-        hint = hints[part.name]
-        if "option" in part.metadata:
-            hint = Annotated[hint, part.metadata["option"]]
-        default = inspect.Parameter.empty if part.default is MISSING else part.default
-        yield inspect.Parameter(
-            part.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class GraphOptions:
-    """How graphs run."""
-
-    backend: str = opt(", ".join(BACKENDS), "auto")
-    precision: str = opt(", ".join(PRECISIONS), "auto")
-    threads: int = opt("CPU threads; 0 = all.", 0)
-
-    def settings(self) -> dict[str, Any]:
-        """The options under the names of an :class:`EngineConfig`."""
-        return {"num_threads" if k == "threads" else k: v for k, v in vars(self).items()}
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Place:
-    device: str = opt("auto, cpu or cuda:N.", "auto")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ComputeOptions(GraphOptions, _Place):
-    """Where and how an engine runs."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelOptions(ComputeOptions):
-    """And how its model decides."""
-
-    min_region_score: float | None = opt(
-        "ZegFormer: CLIP runs only on regions at least this likely to be any class; 0 is "
-        "exact, larger values are faster."
-    )
-    head_classes: str | None = opt(
-        "CAT-Seg with more than 256 names: best gives its head the 256 nearest to the frame, as "
-        "published; all gives it all."
-    )
-    max_candidates: int | None = opt(
-        "With more names than this, label each frame only with those nearest to it."
-    )
-    windows: str | None = opt(
-        "auto, or HEIGHTxWIDTH+STRIDE: keep a frame's shape and label overlapping windows of it."
-    )
-    max_windows: int | None = opt("Label a frame that would take more windows in one; default: 16.")
-    resize: str | None = opt(
-        "letterbox keeps a frame's shape in one window, stretch does not; default: the bundle's."
-    )
-
-    def config(self) -> EngineConfig:
-        """The engine's settings."""
-        settings = self.settings()
-        if self.max_windows is None:
-            del settings["max_windows"]
-        return EngineConfig(**settings)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineOptions(ModelOptions):
-    """And which of its pixels stay unknown."""
-
-    unknown_below: UnknownBelowOption = None
+ComputeOptions = Annotated[EngineConfig, Takes("device", "backend", "precision", "num_threads")]
+"""Where and how an engine runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,40 +232,22 @@ def demo_source(demo: str | None, *, rate: int | None = None) -> str:
     return f"test://?{'&'.join(settings)}" if settings else "test://"
 
 
-@dataclass(frozen=True, kw_only=True)
-class BundleOutput:
-    """The bundle to write."""
-
-    out: OutOption
-    licence: str = opt("Licence of the weights.", "")
-    overwrite: OverwriteOption = False
-
-    def write(self, export: Callable[..., Path], *given: Any, **options: Any) -> Path:
-        """Call the function that writes it, and print where it is."""
-        written = export(
-            *given, self.out, licence=self.licence, overwrite=self.overwrite, **options
-        )
-        say(f"wrote {written}")
-        return written
+ModelOptions = Annotated[ExportOptions, Takes("precisions", "licence", "overwrite", "window_batch")]
+"""Of a bundle of a model."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelOutput(BundleOutput):
-    """The bundle to write of a model."""
+def write_bundle(
+    export: Callable[..., Path], *given: Any, options: ExportOptions, **others: Any
+) -> Path:
+    """Call the function that writes a bundle, and print where it is."""
+    written = export(*given, **changed(options), **others)
+    say(f"wrote {written}")
+    return written
 
-    precision: list[str] | None = opt(
-        "float32, float16, bfloat16; may repeat; default: the first two."
-    )
-    window_batch: int = opt("Windows of a frame that graphs take in one run: 1, 2 or 4.", 1)
 
-    def graph_options(self) -> dict[str, Any]:
-        """Which graphs are written: the usual precisions if none is asked for."""
-        options: dict[str, Any] = {"precisions": tuple(self.precision or ("float32", "float16"))}
-        return options if self.window_batch == 1 else {**options, "window_batch": self.window_batch}
+def write_model(model: Any, out: Path, options: ExportOptions, **others: Any) -> None:
+    """Export a torch model."""
+    from zsseg_rt.export import export_bundle
 
-    def write_model(self, model: Any, **options: Any) -> None:
-        """Export a torch model."""
-        from zsseg_rt.export import export_bundle
-
-        with working("writing the graphs, then comparing them with torch; this takes minutes"):
-            self.write(export_bundle, model, **self.graph_options(), **options)
+    with working("writing the graphs, then comparing them with torch; this takes minutes"):
+        write_bundle(export_bundle, model, out, options=options, **others)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -11,8 +12,9 @@ import typer
 
 from zsseg_rt.bundles.pretrained import SETS
 from zsseg_rt.cli.fetch import fetched_weights
-from zsseg_rt.cli.groups import ModelOutput, opt, takes_groups
+from zsseg_rt.cli.groups import ModelOptions, opt, takes_groups, write_bundle, write_model
 from zsseg_rt.cli.options import (
+    OutOption,
     SizeOption,
     UsageError,
     argument_errors_are_usage,
@@ -187,9 +189,9 @@ class _CatSeg(_Checkpoint):
 
 @import_app.command("cat_seg")
 @takes_groups
-def import_cat_seg(source: _CatSeg, bundle: ModelOutput) -> None:
+def import_cat_seg(source: _CatSeg, out: OutOption, bundle: ModelOptions) -> None:
     """Turn an official checkpoint of CAT-Seg B into a bundle."""
-    bundle.write_model(source.load("cat_seg"), source=source.checkpoint.name)
+    write_model(source.load("cat_seg"), out, bundle, source=source.checkpoint.name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +214,8 @@ def import_tips(
     template: Annotated[
         list[str] | None, typer.Option(help="Prompt with one {}; may repeat; default: TIPS's 9.")
     ] = None,
-    bundle: ModelOutput,
+    out: OutOption,
+    bundle: ModelOptions,
 ) -> None:
     """Turn TIPSv2's official files, B/14 or L/14, into a bundle; needs no torch."""
     from zsseg_rt.export.architectures.tips import TipsSettings, export_tips_files
@@ -223,21 +226,23 @@ def import_tips(
         unknown_below=source.unknown_below,
     )
     with ProgressBar() as bar:
-        bundle.write(
-            lambda out, **options: export_tips_files(
-                source.vision, source.text, out, settings, on_progress=bar.show, **options
-            ),
+        write_bundle(
+            partial(export_tips_files, on_progress=bar.show),
+            source.vision,
+            source.text,
+            out,
+            settings,
+            options=bundle,
             tokenizer=source.tokenizer,
             templates=template,
-            **bundle.graph_options(),
         )
 
 
 @import_app.command("zegclip")
 @takes_groups
-def import_zegclip(source: _Descriptor, bundle: ModelOutput) -> None:
+def import_zegclip(source: _Descriptor, out: OutOption, bundle: ModelOptions) -> None:
     """Turn an official ZegCLIP checkpoint into a bundle."""
-    bundle.write_model(source.load("zegclip"), class_names=source.names)
+    write_model(source.load("zegclip"), out, bundle, class_names=source.names)
 
 
 @import_app.command("clip_rc")
@@ -249,12 +254,13 @@ def import_clip_rc(
         str | None,
         typer.Option(help="Input in pixels: SIDE or HEIGHTxWIDTH; default: the official one."),
     ] = None,
-    bundle: ModelOutput,
+    out: OutOption,
+    bundle: ModelOptions,
 ) -> None:
     """Turn an official CLIP-RC checkpoint, of PyTorch or Jittor, into a bundle."""
     model = source.load("clip_rc", with_recovery_decoder=False)
     size_hw = read_size(size) if size else None
-    bundle.write_model(model, class_names=source.names, size_hw=size_hw)
+    write_model(model, out, bundle, class_names=source.names, size_hw=size_hw)
 
 
 @import_app.command("zegformer")
@@ -266,13 +272,16 @@ def import_zegformer(
         str, typer.Option(help="Prompts of the text branch: single (VOC), or imagenet_select.")
     ] = "single",
     size: SizeOption = "512",
-    bundle: ModelOutput,
+    out: OutOption,
+    bundle: ModelOptions,
 ) -> None:
     """Turn an official ZegFormer checkpoint into a bundle."""
     templates = _zegformer_prompts(prompts)
     space = {} if source.clip is None else {"space": _describe_space(source.clip)}
-    bundle.write_model(
+    write_model(
         source.load("zegformer"),
+        out,
+        bundle,
         class_names=source.names,
         templates=templates,
         template_set=prompts,

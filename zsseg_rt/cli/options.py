@@ -43,9 +43,6 @@ ClassesOption = Annotated[
 ClassOption = Annotated[
     list[str] | None, typer.Option("--class", help="One class; may repeat; commas = synonyms.")
 ]
-UnknownBelowOption = Annotated[
-    float | None, typer.Option(help="Score in [0, 1] below which a pixel is unknown.")
-]
 WaitOption = Annotated[
     bool, typer.Option("--wait", help="Wait for cameras that are off at the start.")
 ]

@@ -26,6 +26,7 @@ from zsseg_rt.cli.output import (
     write_json,
 )
 from zsseg_rt.common.extras import install_command
+from zsseg_rt.common.settings import changed
 
 if TYPE_CHECKING:
     from zsseg_rt.evaluation.datasets.base import SegmentationDataset
@@ -153,9 +154,7 @@ def profile(
     reports.check()
     measured.check()
     bundle = _choose_bundle(targets or [], demo=asked.demo)
-    defaults = ComputeOptions().settings()
-    config = {key: value for key, value in run.settings().items() if value != defaults[key]}
-    config |= {"with_nvtx": True} if measured.nvtx else {}
+    config = changed(run) | ({"with_nvtx": True} if measured.nvtx else {})
     variants = _variants(Variant(name=bundle.name, bundle=bundle, config=config), compared)
     settings: dict[str, Any] = {
         "threshold": _share("--threshold", compared.threshold) if gate is None else gate,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zsseg_rt.cli.groups import EngineOptions, WordOptions, choose_bundle, opt, takes_groups
+from zsseg_rt.cli.groups import WordOptions, choose_bundle, opt, takes_groups
 from zsseg_rt.cli.options import AlphaOption, BundleOption, DemoOption, JsonOption, UsageError
 from zsseg_rt.cli.output import (
     UserInterrupt,
@@ -23,7 +23,7 @@ from zsseg_rt.cli.output import (
 )
 from zsseg_rt.cli.photo_tables import PRINTERS, print_csv_header
 from zsseg_rt.cli.remarks import print_if_photographs
-from zsseg_rt.config import MAX_LANES
+from zsseg_rt.config import MAX_LANES, EngineConfig
 from zsseg_rt.errors import SourceError
 from zsseg_rt.photos.header import MAX_PIXELS
 
@@ -75,7 +75,7 @@ def segment(
     demo: DemoOption = None,
     words: WordOptions,
     place: _Output,
-    run: EngineOptions,
+    run: EngineConfig,
     each: _PhotoOptions,
     lanes: Annotated[
         int, typer.Option(min=0, max=MAX_LANES, help="Photos labelled at once; 0 = automatic.")
@@ -105,8 +105,7 @@ def segment(
     names = words.read(chosen, shows=None if photos else demo)
     found = find_photos(photos or demo_photos(demo or DEFAULT))
     place.check()
-    config = run.config()
-    config = replace(config, num_lanes=lanes or lanes_for(len(found), config))
+    config = replace(run, num_lanes=lanes or lanes_for(len(found), run))
     with Engine(chosen, config) as engine:
         words.give(engine, names)
         print_if_photographs(engine, photos)

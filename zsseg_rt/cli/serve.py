@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import getpass
-import secrets
 import socket
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from zsseg_rt.cli.groups import (
-    EngineOptions,
     MemoryOptions,
     WordOptions,
     choose_bundle,
@@ -23,39 +21,14 @@ from zsseg_rt.cli.groups import (
 from zsseg_rt.cli.options import BundleOption, DemoOption, WaitOption, argument_errors_are_usage
 from zsseg_rt.cli.service import stopped_by_signals
 from zsseg_rt.common.extras import needs_extra
+from zsseg_rt.config import EngineConfig
+from zsseg_rt.server.settings import ServerSettings
 
 if TYPE_CHECKING:
-    from zsseg_rt.server import LiveServer, ServerSettings
+    from zsseg_rt.server import LiveServer
 
 
-NEW_TOKEN = "new"
 _DEMO_RATE = 10  # frames per second; the clip has no more
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Access:
-    """Where to listen, and who may come in."""
-
-    host: str = opt("Address to listen on; any but this machine's own needs a token.", "127.0.0.1")
-    port: int = opt("Port; 0 takes a free one.", 8000, min=0, max=65535)
-    token: str | None = opt("Token that clients must send; 'new' makes one.", envvar="ZSSEG_TOKEN")
-    allow_host: list[str] | None = opt("Another name of the server, such as a proxy's; may repeat.")
-    proxy: list[str] | None = opt("Address or network of a proxy with many clients; may repeat.")
-    stale_after: float = opt("Seconds without a new frame after which /healthz answers 503.", 5.0)
-
-    def settings(self, *, loop: bool) -> ServerSettings:
-        """The server's."""
-        from zsseg_rt.server import ServerSettings
-
-        return ServerSettings(
-            host=self.host,
-            port=self.port,
-            token=_token(self.token),
-            allowed_hosts=tuple(self.allow_host or ()),
-            proxies=tuple(self.proxy or ()),
-            stale_seconds=self.stale_after,
-            loop=loop,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +53,10 @@ def serve(
     watched: _Sources,
     bundle: BundleOption = None,
     demo: DemoOption = None,
-    access: _Access,
+    access: ServerSettings,
     words: WordOptions,
     memory: MemoryOptions,
-    run: EngineOptions,
+    run: EngineConfig,
 ) -> None:
     """Show cameras, videos or photos with their labels in a browser.
 
@@ -103,24 +76,19 @@ def serve(
     chosen = choose_bundle(bundle, given, demo=demo, missing=lacking)
     sources = given or [demo_source(demo, rate=_DEMO_RATE)]
     names = words.read(chosen, shows=None if given else demo)
-    config = run.config()
     with argument_errors_are_usage():
         check_settings(watched.policy, None)
         open_sources(sources)  # read only, before the engine takes its time
-        settings = access.settings(loop=not watched.once)
         listener = listen(access.host, access.port)
     options: dict[str, Any] = {"policy": watched.policy, "wait": watched.wait, **vars(memory)}
     checked = memory.checked(chosen)
-    with listener, Engine(checked, config) as engine:
+    with listener, Engine(checked, run) as engine:
         words.give(engine, names)
+        settings = replace(access, loop=not watched.once)
         with LiveServer(engine, sources, settings, listener=listener, **options) as server:
             _tell(server)
             with stopped_by_signals(server.stop):
                 server.wait()
-
-
-def _token(given: str | None) -> str | None:
-    return secrets.token_urlsafe(24) if given == NEW_TOKEN else given or None
 
 
 def _tell(server: LiveServer) -> None:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zsseg_rt.cli.groups import (
-    EngineOptions,
     MemoryOptions,
     WordOptions,
     choose_bundle,
@@ -33,7 +32,7 @@ from zsseg_rt.cli.options import (
 from zsseg_rt.cli.output import describe_engine, say, terminal, write_json
 from zsseg_rt.cli.service import Notifier, stopped_by_signals
 from zsseg_rt.common.schema import printable
-from zsseg_rt.config import MAX_LANES
+from zsseg_rt.config import MAX_LANES, EngineConfig
 from zsseg_rt.errors import SourceError
 
 if TYPE_CHECKING:
@@ -110,7 +109,7 @@ def stream(
     pace: _Pace,
     files: _Files,
     memory: MemoryOptions,
-    run: EngineOptions,
+    run: EngineConfig,
 ) -> None:
     """Label every frame of cameras, videos or photos, and write the results.
 
@@ -129,16 +128,15 @@ def stream(
     names = words.read(chosen, shows=shows)
     if shows and pace.frames is None and pace.seconds is None:
         pace = replace(pace, frames=DEMO_FRAMES)
-    config = run.config()
     checked = memory.checked(chosen)
     with argument_errors_are_usage():
         settings = {**pace.settings(), **files.settings(), **vars(memory)}
-        parts = StreamOptions(sinks=sinks, **settings).open(source, config.channel_order)
+        parts = StreamOptions(sinks=sinks, **settings).open(source, run.channel_order)
     if parts.takes_lanes:
-        config = replace(config, num_lanes=lanes_for(MAX_LANES, config))
-    with Engine(checked, config) as engine:
+        run = replace(run, num_lanes=lanes_for(MAX_LANES, run))
+    with Engine(checked, run) as engine:
         words.give(engine, names)
-        lanes = engine.open_lanes if config.num_lanes > 1 else None
+        lanes = engine.open_lanes if run.num_lanes > 1 else None
         with parts.start(engine.segment, lanes, engine.device) as labelled:
             _run(labelled, pace.frames, pace.seconds)
         _report(engine, labelled, files.json_file)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from zsseg_rt.bundles.specs import WINDOW_BATCHES
 from zsseg_rt.common.schema import check_plain_text, decode, nearest
+from zsseg_rt.common.settings import Option, documented, setting
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.export.graph_files import DEFAULT_PRECISIONS, check_precisions
 
@@ -23,80 +24,133 @@ if TYPE_CHECKING:
 TextBank = tuple[Sequence[str], npt.NDArray[np.floating[Any]]]
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
     """Options of an export; an exporter refuses those that it does not read.
 
-    Every exporter reads ``precisions``, ``templates``, ``template_set``, ``text_bank``, ``name``,
-    ``space``, ``source``, ``licence``, ``overwrite`` and ``verify``.
-
-    Attributes:
-        precisions: Graph variants, of ``"float32"`` and ``"float16"``.
-        templates: Prompts with one ``{}`` each; None takes the model's, or the architecture's.
-        template_set: A short name for the templates; None chooses one.
-        text_bank: Names with embeddings float [C, D] that ``set_classes`` uses for these names;
-            for ZegFormer also [2, C, D], for segments and regions.
-        name: Name in the manifest; None takes the folder's.
-        space: Human-readable name of the joint space of the embeddings; None takes the one that
-            the architecture's official weights live in.
-        source: Human-readable note on where the weights come from.
-        licence: Licence of the weights.
-        overwrite: Whether to replace an existing bundle.
-        verify: Whether to compare the bundle with the model it was made from; leave it on.
-        class_names: The classes that the model's ``seen_classes`` index; they name the seen classes
-            in the bundle and serve the golden sample. At run time the bundle takes any classes.
-        text_encoder: ``"auto"`` takes the model's text tower if it has one with CLIP's vocabulary
-            (one that was trained on few words is cut down to them); a module is used instead; None
-            writes none (classes then need embeddings or a bank).
-        size_hw: Input size in pixels; None is the model's own (ZegFormer: 512x512). Patches must
-            fill it; for ZegFormer sides are multiples of 32.
-        word_subset: For ZegCLIP and CLIP-RC: a text tower that knows only some words, written
-            instead of ``text_encoder``; see :func:`zsseg_rt.export.word_subset.keep_words`.
-        tokenizer: For TIPS: its SentencePiece model, a file or the file's content; needed with a
-            text tower.
-        region_templates: For ZegFormer: prompts around the names that regions are compared with;
-            None takes CLIP's.
-        grid_hw: For foreign encoders, like all that follow: the patch grid; None reads it
-            from a [1, D, gh, gw] output, and takes square patches for [1, N, D].
-        embed_output: The output with the embeddings; None takes the first.
-        logit_scale: Multiplies the similarity.
-        normalize: True for cosine similarity, False for a dot product.
-        activation: ``"none"``, ``"sigmoid"`` or ``"softmax"``.
-        unknown_below: Score below which a pixel is unknown; None keeps every pixel.
-        architecture: Human-readable name of the encoder.
-        align: Where cells lie, ``"half_pixel"`` or ``"corners"``, see
-            :class:`zsseg_rt.bundles.specs.HeadSpec`; None guesses: ``corners`` if the sides, less
-            one pixel, are a whole number of steps from the first cell to the last, such as 33 cells
-            in 16 * 32 + 1 pixels, and not of cells.
-        window_batch: For dense CLIP, the cosine head, TIPS and ZegCLIP: how many windows of one
-            frame the graphs take in one run, 1, 2 or 4.
+    Raises:
+        ArgumentError: ``window_batch`` is not one of those.
+        BundleError: A precision is unknown.
     """
 
-    precisions: Sequence[str] = DEFAULT_PRECISIONS
-    templates: Sequence[str] | None = None
-    template_set: str | None = None
-    text_bank: TextBank | None = None
-    name: str | None = None
-    space: str | None = None
-    source: str = ""
-    licence: str = ""
-    overwrite: bool = False
-    verify: bool = True
-    class_names: Sequence[str] | None = None
-    text_encoder: nn.Module | Literal["auto"] | None = "auto"
-    size_hw: tuple[int, int] | None = None
-    word_subset: WordSubset | None = None
-    tokenizer: str | Path | bytes | None = None
-    region_templates: Sequence[str] | None = None
-    grid_hw: tuple[int, int] | None = None
-    embed_output: str | None = None
-    logit_scale: float = 100.0
-    normalize: bool = True
-    activation: str = "softmax"
-    unknown_below: float | None = None
-    architecture: str = "onnx"
-    align: str | None = None
-    window_batch: int = 1
+    precisions: Sequence[str] = setting(
+        DEFAULT_PRECISIONS,
+        'Graph variants, of ``"float32"``, ``"float16"`` and ``"bfloat16"``.',
+        Option(
+            "float32, float16, bfloat16; may repeat; default: the first two.",
+            ("--precision",),
+            kind=list[str] | None,
+        ),
+    )
+    templates: Sequence[str] | None = setting(
+        None, "Prompts with one ``{}`` each; None takes the model's, or the architecture's."
+    )
+    template_set: str | None = setting(None, "A short name for the templates; None chooses one.")
+    text_bank: TextBank | None = setting(
+        None,
+        "Names with embeddings float [C, D] that ``set_classes`` uses for these names; for "
+        "ZegFormer also [2, C, D], for segments and regions.",
+    )
+    name: str | None = setting(None, "Name in the manifest; None takes the folder's.")
+    space: str | None = setting(
+        None,
+        "Human-readable name of the joint space of the embeddings; None takes the one that the "
+        "architecture's official weights live in.",
+    )
+    source: str = setting("", "Human-readable note on where the weights come from.")
+    licence: str = setting("", "Licence of the weights.", "Licence of the weights.")
+    overwrite: bool = setting(
+        False, "Whether to replace an existing bundle.", "Replace an existing bundle."
+    )
+    verify: bool = setting(
+        True, "Whether to compare the bundle with the model it was made from; leave it on."
+    )
+    class_names: Sequence[str] | None = setting(
+        None,
+        "The classes that the model's ``seen_classes`` index; they name the seen classes in the "
+        "bundle and serve the golden sample. At run time the bundle takes any classes.",
+        of="models",
+    )
+    text_encoder: nn.Module | Literal["auto"] | None = setting(
+        "auto",
+        "``\"auto\"`` takes the model's text tower if it has one with CLIP's vocabulary (one that "
+        "was trained on few words is cut down to them); a module is used instead; None writes none "
+        "(classes then need embeddings or a bank).",
+        of="models",
+    )
+    size_hw: tuple[int, int] | None = setting(
+        None,
+        "Input size in pixels; None is the model's own (ZegFormer: 512x512). Patches must fill it; "
+        "for ZegFormer sides are multiples of 32.",
+        of="models",
+    )
+    word_subset: WordSubset | None = setting(
+        None,
+        "For ZegCLIP and CLIP-RC: a text tower that knows only some words, written instead of "
+        "``text_encoder``; see :func:`zsseg_rt.export.word_subset.keep_words`.",
+        of="some",
+    )
+    tokenizer: str | Path | bytes | None = setting(
+        None,
+        "For TIPS: its SentencePiece model, a file or the file's content; needed with a text "
+        "tower.",
+        of="some",
+    )
+    region_templates: Sequence[str] | None = setting(
+        None,
+        "For ZegFormer: prompts around the names that regions are compared with; None takes "
+        "CLIP's.",
+        of="some",
+    )
+    grid_hw: tuple[int, int] | None = setting(
+        None,
+        "For foreign encoders, like all that follow: the patch grid; None reads it from a "
+        "[1, D, gh, gw] output, and takes square patches for [1, N, D].",
+        "Rows and columns of patches, for outputs [1, N, D]; default: those of square patches.",
+        of="encoders",
+    )
+    embed_output: str | None = setting(
+        None,
+        "The output with the embeddings; None takes the first.",
+        "Name of the graph's output; default: the first.",
+        of="encoders",
+    )
+    logit_scale: float = setting(
+        100.0,
+        "Multiplies the similarity.",
+        "Factor of the cosine similarity.",
+        of="encoders",
+    )
+    normalize: bool = setting(
+        True, "True for cosine similarity, False for a dot product.", of="encoders"
+    )
+    activation: str = setting(
+        "softmax",
+        '``"none"``, ``"sigmoid"`` or ``"softmax"``.',
+        "none, sigmoid or softmax.",
+        of="encoders",
+    )
+    unknown_below: float | None = setting(
+        None, "Score below which a pixel is unknown; None keeps every pixel.", of="encoders"
+    )
+    architecture: str = setting("onnx", "Human-readable name of the encoder.", of="encoders")
+    align: str | None = setting(
+        None,
+        'Where cells lie, ``"half_pixel"`` or ``"corners"``, see '
+        ":class:`zsseg_rt.bundles.specs.HeadSpec`; None guesses: ``corners`` if the sides, less "
+        "one pixel, are a whole number of steps from the first cell to the last, such as 33 cells "
+        "in 16 * 32 + 1 pixels, and not of cells.",
+        "Where cells lie: half_pixel (centres) or corners; default: guessed from the sizes.",
+        of="encoders",
+    )
+    window_batch: int = setting(
+        1,
+        "For dense CLIP, the cosine head, TIPS and ZegCLIP: how many windows of one frame the "
+        "graphs take in one run, 1, 2 or 4.",
+        "Windows of a frame that graphs take in one run: 1, 2 or 4.",
+        of="some",
+    )
 
     def __post_init__(self) -> None:
         check_precisions(self.precisions)
@@ -107,47 +161,46 @@ class ExportOptions:
             )
 
 
-_KINDS: dict[str, Any] = {
-    "template_set": str | None, "name": str | None, "space": str | None, "source": str,
-    "licence": str, "overwrite": bool, "verify": bool, "embed_output": str | None,
-    "logit_scale": float, "normalize": bool, "activation": str, "unknown_below": float | None,
-    "architecture": str, "align": str | None, "window_batch": int,
-}  # fmt: skip
-"""Of options that are one plain value; what they may be."""
+_KINDS: dict[Any, Any] = {
+    "str": str,
+    "str | None": str | None,
+    "bool": bool,
+    "int": int,
+    "float": float,
+    "float | None": float | None,
+}
+"""Of options that are one plain value, by their annotation; what they may be."""
 _PLAIN = (str, bytes, bool, int, float, list, tuple, dict, type(None))
 
-COMMON_OPTIONS = frozenset(
-    {
-        "precisions", "templates", "template_set", "text_bank", "name",
-        "space", "source", "licence", "overwrite", "verify",
-    }
-)  # fmt: skip
+
+def _read_by(*readers: str) -> frozenset[str]:
+    return frozenset(one.name for one in fields(ExportOptions) if one.metadata["of"] in readers)
+
+
+COMMON_OPTIONS = _read_by("all")
 """Options that every exporter reads."""
 
-MODEL_OPTIONS = COMMON_OPTIONS | {"class_names", "text_encoder", "size_hw"}
+MODEL_OPTIONS = _read_by("all", "models")
 """Options that the exporter of every torch model reads."""
 
-ENCODER_OPTIONS = COMMON_OPTIONS | {
-    "grid_hw", "embed_output", "logit_scale", "normalize", "activation", "unknown_below",
-    "architecture", "align",
-}  # fmt: skip
+ENCODER_OPTIONS = _read_by("all", "encoders")
 """Options that the exporter of foreign encoders reads."""
 
 
 def read_options(given: Mapping[str, Any], reads: Collection[str], exported: str) -> ExportOptions:
     """Take options by name."""
-    known = [field.name for field in fields(ExportOptions)]
+    kinds: dict[str, Any] = {one.name: _KINDS.get(one.type) for one in fields(ExportOptions)}
     for name in given:
-        if name not in known:
-            hint = nearest(name, [option for option in known if option in reads])
+        if name not in kinds:
+            hint = nearest(name, [option for option in kinds if option in reads])
             raise ArgumentError(f"{name}: expected an option of export, got an unknown one. {hint}")
         if name not in reads:
             raise ArgumentError(
                 f"{name}: expected nothing for {exported}, whose exporter does not read it, got a "
                 "value. Leave it out."
             )
-        if name in _KINDS and isinstance(given[name], _PLAIN):
-            value = decode(_KINDS[name], given[name], name, ArgumentError)
+        if kinds[name] is not None and isinstance(given[name], _PLAIN):
+            value = decode(kinds[name], given[name], name, ArgumentError)
             for line in value.splitlines() if isinstance(value, str) else ():
                 check_plain_text(line, name)
     return ExportOptions(**given)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import secrets
 import socket
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from zsseg_rt.common.settings import Option, documented, setting
 from zsseg_rt.errors import ArgumentError
 
 _TOKEN = re.compile(r"[A-Za-z0-9._~-]{16,128}")
@@ -52,33 +54,65 @@ class Limits:
     changes: int = 4
 
 
+def _read_token(text: str) -> str | None:
+    return secrets.token_urlsafe(24) if text == "new" else text or None
+
+
+@documented
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
     """How a server listens.
-
-    Attributes:
-        host: Address or name to listen on. Others than this machine's own loopback need a token.
-        port: TCP port; 0 takes a free one.
-        token: What clients must show, 16 to 128 letters, digits, ``-._~``; None lets all in.
-        allowed_hosts: Further names that clients may call the server by, such as a proxy's.
-        proxies: Addresses or networks whose connections carry many clients: they count together
-            only, not per address.
-        stale_seconds: Without a new frame for so long, the server reports that it is not healthy.
-        loop: Whether video files begin again at their end.
-        limits: The most that clients may use.
 
     Raises:
         ArgumentError: A setting is outside its range, or a token is needed and absent.
     """
 
-    host: str = "127.0.0.1"
-    port: int = 8000
-    token: str | None = field(default=None, repr=False)
-    allowed_hosts: tuple[str, ...] = ()
-    proxies: tuple[str, ...] = ()
-    stale_seconds: float = 5.0
-    loop: bool = False
-    limits: Limits = field(default_factory=Limits)
+    host: str = setting(
+        "127.0.0.1",
+        "Address or name to listen on. Others than this machine's own loopback need a token.",
+        "Address to listen on; any but this machine's own needs a token.",
+    )
+    port: int = setting(
+        8000,
+        "TCP port; 0 takes a free one.",
+        Option("Port; 0 takes a free one.", extra={"min": 0, "max": 65535}),
+    )
+    token: str | None = setting(
+        None,
+        "What clients must show, 16 to 128 letters, digits, ``-._~``; None lets all in.",
+        Option(
+            "Token that clients must send; 'new' makes one.",
+            read=_read_token,
+            extra={"envvar": "ZSSEG_TOKEN"},
+        ),
+        repr=False,
+    )
+    allowed_hosts: tuple[str, ...] = setting(
+        (),
+        "Further names that clients may call the server by, such as a proxy's.",
+        Option(
+            "Another name of the server, such as a proxy's; may repeat.",
+            ("--allow-host",),
+            kind=list[str] | None,
+        ),
+    )
+    proxies: tuple[str, ...] = setting(
+        (),
+        "Addresses or networks whose connections carry many clients: they count together only, "
+        "not per address.",
+        Option(
+            "Address or network of a proxy with many clients; may repeat.",
+            ("--proxy",),
+            kind=list[str] | None,
+        ),
+    )
+    stale_seconds: float = setting(
+        5.0,
+        "Without a new frame for so long, the server reports that it is not healthy.",
+        Option("Seconds without a new frame after which /healthz answers 503.", ("--stale-after",)),
+    )
+    loop: bool = setting(False, "Whether video files begin again at their end.")
+    limits: Limits = setting(Limits, "The most that clients may use.")
 
     def __post_init__(self) -> None:
         if self.token is None and not is_local(self.host):

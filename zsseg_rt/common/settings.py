@@ -1,0 +1,91 @@
+"""A setting in one place: its default, what it means, and how the command line takes it.
+
+The fields of :class:`~zsseg_rt.EngineConfig` and its like are declared by :func:`setting`. The
+command line (``cli/groups.py``), ``docs/settings.md`` and the class's docstring are made from them.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+_WIDTH = 96
+
+
+@dataclass(frozen=True)
+class Option:
+    """How the command line takes a setting.
+
+    Attributes:
+        help: Its line in ``--help``.
+        names: With dashes, such as ``("--out", "-o")``; none: the field's own.
+        read: Turns what was typed into the value; None takes it as it is.
+        kind: Type of what is typed; None: the field's.
+        extra: What else the parser is told: ``min``, ``max``, ``envvar``, ``metavar``.
+    """
+
+    help: str
+    names: tuple[str, ...] = ()
+    read: Callable[[Any], Any] | None = None
+    kind: Any = None
+    extra: Mapping[str, Any] | None = None
+
+    def name(self, field_name: str) -> str:
+        """The option as a user writes it."""
+        return self.names[0] if self.names else "--" + field_name.replace("_", "-")
+
+
+def setting(
+    default: Any,
+    doc: str,
+    option: str | Option | None = None,
+    *,
+    check: Callable[[str, Any], None] | None = None,
+    of: str = "all",
+    **how: Any,
+) -> Any:
+    """Declare a field of a dataclass.
+
+    Args:
+        default: Its default; a function without arguments makes it.
+        doc: What it means, for the docstring and the page of settings.
+        option: Its line in ``--help``, or the whole option; None: the command line lacks it.
+        check: Refuses a bad value of that name; see :func:`check_settings`.
+        of: Who reads it, where a class holds the settings of several.
+        **how: What :func:`dataclasses.field` takes besides.
+    """
+    made = Option(option) if isinstance(option, str) else option
+    how["default_factory" if callable(default) else "default"] = default
+    return field(metadata={"doc": doc, "option": made, "check": check, "of": of}, **how)
+
+
+def documented(cls: type[T]) -> type[T]:
+    """Write what the fields of a dataclass mean into its docstring, as section *Attributes*."""
+    parts = [f"{one.name}: {one.metadata['doc']}" for one in fields(cls)]  # type: ignore[arg-type]
+    wrap = textwrap.TextWrapper(_WIDTH, initial_indent=" " * 8, subsequent_indent=" " * 12)
+    section = "Attributes:\n" + "\n".join("\n".join(wrap.wrap(part)) for part in parts)
+    head, raises, end = (cls.__doc__ or "").partition("Raises:")
+    cls.__doc__ = f"{head.rstrip()}\n\n    {section}\n\n    {raises}{end}".rstrip() + "\n"
+    return cls
+
+
+def check_settings(settings: Any) -> None:
+    """Check every setting by its own rule; None passes where it is the default."""
+    for one in fields(settings):
+        check, value = one.metadata["check"], getattr(settings, one.name)
+        if check is not None and not (value is None and one.default is None):
+            check(one.name, value)
+
+
+def changed(settings: Any, names: Collection[str] | None = None) -> dict[str, Any]:
+    """The settings that differ from their defaults, by name; None looks at all of them."""
+    usual = type(settings)()
+    return {
+        one.name: getattr(settings, one.name)
+        for one in fields(settings)
+        if (names is None or one.name in names)
+        and getattr(settings, one.name) != getattr(usual, one.name)
+    }
