@@ -149,16 +149,16 @@ def bundle_of(args: argparse.Namespace) -> Path:
 def engine_labeller(args: argparse.Namespace, classes: int, *, whole: bool = False) -> Labeller:
     """An engine with so many classes; ``whole`` leaves the head's parts out."""
     from zsseg_rt import Engine, EngineConfig
-    from zsseg_rt.runtime.families import head_parts
+    from zsseg_rt.runtime.families import aggregation
 
     config = EngineConfig(device="cpu", precision=args.precision, num_threads=args.threads)
-    usual = head_parts.in_parts
+    usual = aggregation.in_parts
     if whole:
-        head_parts.in_parts = lambda graphs: False
+        aggregation.in_parts = lambda graphs: False
     try:
         engine = Engine(bundle_of(args), config)
     finally:
-        head_parts.in_parts = usual
+        aggregation.in_parts = usual
     _, text = random_inputs(engine.bundle.text.embed_dim, classes)
     engine.set_classes([f"class {index}" for index in range(classes)], embeddings=text)
 

@@ -63,7 +63,7 @@ _HOMES = {
     "Bundle": "bundles.bundle",
     "ClassShare": "results.segmentation",
     "Component": "results.annotations.components",
-    "DeviceSegmentation": "runtime.device_result",
+    "DeviceSegmentation": "results.device_result",
     "Engine": "engine",
     "EngineConfig": "config",
     "Frame": "results.frame",

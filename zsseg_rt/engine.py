@@ -26,8 +26,8 @@ from zsseg_rt.common.forks import OwnProcess, refuse_gpu_after_fork
 from zsseg_rt.common.recordings import Rotation
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import EngineStateError, ShapeError
+from zsseg_rt.results.device_result import DeviceSegmentation
 from zsseg_rt.results.segmentation import Segmentation
-from zsseg_rt.runtime.device_result import DeviceSegmentation
 from zsseg_rt.runtime.families.base import BoundClasses
 from zsseg_rt.runtime.families.registry import create_family
 from zsseg_rt.runtime.inputs.nv12 import Nv12Frame

@@ -299,7 +299,7 @@ class TestFramesOnTheDevice:
     def test_what_is_not_finite_is_an_error(self, on_gpu, monkeypatch):
         with on_gpu("dense", ["red", "blue"]) as engine:
             engine.segment(frame())
-            monkeypatch.setattr(engine._lane._path.pipeline, "_head", _Huge(engine.bundle.head))
+            monkeypatch.setattr(engine._lane._pipeline, "_head", _Huge(engine.bundle.head))
             rows = np.full((2, engine.bundle.text.embed_dim), 1e11, np.float32)
             engine.set_classes(["red", "blue"], embeddings=rows)
             for _ in range(3):

@@ -256,14 +256,14 @@ class TestBadInput:
 def test_second_thread_is_refused_while_busy(colours, monkeypatch):
     colours.set_classes(["red", "blue"])
     entered, leave = threading.Event(), threading.Event()
-    original = colours._lane._path.pipeline.masks
+    original = colours._lane._pipeline.masks
 
     def wait(*args):
         entered.set()
         assert leave.wait(20)
         return original(*args)
 
-    monkeypatch.setattr(colours._lane._path.pipeline, "masks", wait)
+    monkeypatch.setattr(colours._lane._pipeline, "masks", wait)
     worker = threading.Thread(target=colours.segment, args=(stripes("red"),))
     worker.start()
     assert entered.wait(20)

@@ -207,7 +207,7 @@ def test_class_buffers_keep_their_addresses(gpu_config):
         for names in (NAMES, NAMES[::-1], NAMES[:2], NAMES):
             engine.set_classes(names)
             labels.append(engine.segment(frame()).labels)
-            found.append(addresses(engine._lane._path.adopted))
+            found.append(addresses(engine._lane._adopted))
         assert found == [found[0]] * 4
         np.testing.assert_array_equal(labels[0], labels[3])
         assert (labels[0] != labels[1]).any()

@@ -21,7 +21,7 @@ from zsseg_rt.export.folded.cat_seg import fold_cat_seg
 from zsseg_rt.export.folded.cat_seg_head import FoldedGroupNorm
 from zsseg_rt.models.cat_seg.model import CatSeg, CatSegConfig
 from zsseg_rt.models.functional import preprocess
-from zsseg_rt.runtime.families import head_parts
+from zsseg_rt.runtime.families import aggregation
 
 pytestmark = pytest.mark.usefixtures("without_gradients")
 CPU = {"device": "cpu", "precision": "float32", "use_cache": False}
@@ -109,7 +109,7 @@ def test_parts_give_the_logits_of_one_graph(monkeypatch, wide, count):
     np.testing.assert_allclose(scores, logits[0].sigmoid(), atol=1e-5)
     up = torch.nn.functional.interpolate(logits, frame.shape[:2], mode="bilinear")
     assert_labels_are_the_models(labels, up[0].sigmoid().numpy())
-    monkeypatch.setattr(head_parts, "in_parts", lambda graphs: False)
+    monkeypatch.setattr(aggregation, "in_parts", lambda graphs: False)
     whole, _ = scores_of(path, frame, embeds)
     shown = whole > 0
     np.testing.assert_array_equal(shown, scores > 0)
@@ -169,7 +169,7 @@ def test_a_part_is_a_share_of_the_vocabulary(wide, monkeypatch):
     """So is what is in memory at once; and no vocabulary compiles anything."""
     from zsseg_rt.backends.registry import get_backend
 
-    loaded, sizes, run = [], [], head_parts.HeadParts._one
+    loaded, sizes, run = [], [], aggregation.HeadParts._one
     backend = get_backend("openvino")
     load_graph = type(backend).load
     monkeypatch.setattr(
@@ -180,7 +180,7 @@ def test_a_part_is_a_share_of_the_vocabulary(wide, monkeypatch):
         sizes.append((stage, len(given["class_halves"])))
         return run(parts, stage, given)
 
-    monkeypatch.setattr(head_parts.HeadParts, "_one", noting)
+    monkeypatch.setattr(aggregation.HeadParts, "_one", noting)
     with Engine(wide[1], EngineConfig(**CPU)) as engine:
         held = len(loaded)
         for count, expected in ((32, []), (33, [17, 16]), (150, [30] * 5), (257, [32] * 8)):
@@ -198,7 +198,7 @@ def test_a_bundle_without_the_parts_runs_all_classes_at_once(wide, tmp_path):
 
     older = shutil.copytree(wide[1], tmp_path / "older.zsseg")
     manifest = json.loads((older / "bundle.json").read_text())
-    for stage in head_parts.STAGES:
+    for stage in aggregation.STAGES:
         del manifest["graphs"][stage]
     (older / "bundle.json").write_text(json.dumps(manifest))
     frame, embeds = make_inputs(40)
@@ -347,6 +347,6 @@ def test_graphs_cost_what_the_folds_leave(tmp_path):
     assert graph_gflop(encoder, 1) == pytest.approx(113.4, rel=0.02)
     for count, expected in ((20, 43), (32, 69), (150, 325), (256, 554)):
         assert graph_gflop(head, count) == pytest.approx(expected, rel=0.02)
-    stages = [tmp_path / files[name]["float32"].file for name in head_parts.STAGES]
+    stages = [tmp_path / files[name]["float32"].file for name in aggregation.STAGES]
     in_parts = sum(graph_gflop(stage, 32) for stage in stages)
     assert in_parts == pytest.approx(graph_gflop(head, 32), rel=0.01)

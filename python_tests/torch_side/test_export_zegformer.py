@@ -15,7 +15,7 @@ from zsseg_rt.export.folded.zegformer import fold_zegformer
 from zsseg_rt.models import from_official
 from zsseg_rt.models.zegformer.model import REGION_MEAN, REGION_STD
 from zsseg_rt.ops.reference_regions import score_maps
-from zsseg_rt.runtime.families.fusion import class_probabilities, fuse
+from zsseg_rt.runtime.families.proposals import class_probabilities, fuse
 
 TOLERANCE = 1e-4  # features, masks and score maps, as the reference's notes recommend
 CLIP_TOLERANCE = 1e-3  # a pixel at the mask's edge may flip

@@ -19,7 +19,7 @@ from zsseg_rt import Engine, EngineConfig, FrameMemory
 from zsseg_rt.errors import CaptureError, ConfigError
 from zsseg_rt.ops import core
 from zsseg_rt.runtime import captures
-from zsseg_rt.runtime.path import FramePath
+from zsseg_rt.runtime.lane import Lane
 from zsseg_rt.runtime.workspace import Workspace
 
 pytestmark = pytest.mark.needs_cuda
@@ -465,7 +465,7 @@ def test_rows_that_fill_a_capture_have_no_keys(placed, launched, count):
         engine.set_classes(**vocabulary(engine, count))
         for seed in range(3):
             lane.segment(frame(seed))
-        adopted = lane._path.adopted
+        adopted = lane._adopted
         halves = lane.workspace.fetch(adopted.text_queries).reshape(8, 4, -1)
         own = engine._classes.text_queries.reshape(count, 4, -1)
     assert launched["launched"] >= 2 * 2
@@ -479,7 +479,7 @@ def test_classes_in_parts_are_recorded_too(monkeypatch, placed, launched, tmp_pa
     """Rows that fill a capture's size are in the last part, and all parts have one size."""
     from support.golden_cat_seg import tiny_model
     from zsseg_rt.export import export_bundle
-    from zsseg_rt.runtime.families import head_parts
+    from zsseg_rt.runtime.families import aggregation
 
     sizes, run = set(), DeviceSession.run
 
@@ -488,7 +488,7 @@ def test_classes_in_parts_are_recorded_too(monkeypatch, placed, launched, tmp_pa
         return run(self, feeds, stream=stream)
 
     monkeypatch.setattr(DeviceSession, "run", noting)
-    monkeypatch.setattr(head_parts, "MOST_AT_ONCE", 3)
+    monkeypatch.setattr(aggregation, "MOST_AT_ONCE", 3)
     path = tmp_path_factory.mktemp("parts") / "parts.zsseg"
     options = {"precisions": ("float32",), "text_encoder": None, "verify": False}
     export_bundle(tiny_model(most_classes=8), path, **options)
@@ -510,7 +510,7 @@ def test_classes_in_parts_are_recorded_too(monkeypatch, placed, launched, tmp_pa
 def test_a_vocabulary_is_whole_on_the_device_before_its_first_frame(monkeypatch, placed):
     """Its arrays on the host may be freed or changed as soon as they were adopted."""
     seen = []
-    upload, synchronize, adopt = Workspace.upload, Workspace.synchronize, FramePath._adopt
+    upload, synchronize, adopt = Workspace.upload, Workspace.synchronize, Lane._adopt
 
     def adopt_and_note(path, *arguments):
         adopted = adopt(path, *arguments)
@@ -524,7 +524,7 @@ def test_a_vocabulary_is_whole_on_the_device_before_its_first_frame(monkeypatch,
         monkeypatch.setattr(
             Workspace, "synchronize", lambda self: (seen.append("wait"), synchronize(self))[1]
         )
-        monkeypatch.setattr(FramePath, "_adopt", adopt_and_note)
+        monkeypatch.setattr(Lane, "_adopt", adopt_and_note)
         engine.set_classes(**vocabulary(engine, 6, seed=1))
         engine.segment(frame(1))
     before = seen[: seen.index("adopted")]

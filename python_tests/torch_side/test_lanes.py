@@ -112,14 +112,14 @@ def test_a_lane_whose_engine_closed_says_so():
 def test_a_lane_serves_one_thread_at_a_time(engine, monkeypatch):
     engine.set_classes(COLOURS)
     lane, entered, leave = engine.lane(), threading.Event(), threading.Event()
-    original = lane._path.pipeline.masks
+    original = lane._pipeline.masks
 
     def wait(*args):
         entered.set()
         assert leave.wait(20)
         return original(*args)
 
-    monkeypatch.setattr(lane._path.pipeline, "masks", wait)
+    monkeypatch.setattr(lane._pipeline, "masks", wait)
     worker = threading.Thread(target=lane.segment, args=(frame(),))
     worker.start()
     assert entered.wait(20)
@@ -135,14 +135,14 @@ def test_a_lane_serves_one_thread_at_a_time(engine, monkeypatch):
 def test_closing_waits_for_the_frame_under_way(engine, monkeypatch):
     engine.set_classes(COLOURS)
     lane, entered, leave = engine.lane(), threading.Event(), threading.Event()
-    original = lane._path.pipeline.masks
+    original = lane._pipeline.masks
 
     def wait(*args):
         entered.set()
         assert leave.wait(20)
         return original(*args)
 
-    monkeypatch.setattr(lane._path.pipeline, "masks", wait)
+    monkeypatch.setattr(lane._pipeline, "masks", wait)
     with ThreadPoolExecutor(2) as pool:
         labelled = pool.submit(lane.segment, frame())
         assert entered.wait(20)

@@ -8,7 +8,7 @@ import pytest
 from support.cells import NAMES, bundle_at, picture
 from support.errors import refused
 from zsseg_rt import ArgumentError, Bundle, ConfigError, Engine, EngineConfig, FrameMemory
-from zsseg_rt.runtime.families.gate import CandidateGate
+from zsseg_rt.runtime.families.candidates import CandidateGate
 from zsseg_rt.text.class_names import ClassList
 from zsseg_rt.text.vocabulary import Vocabulary
 

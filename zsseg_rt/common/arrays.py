@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 HALF_PRECISIONS = ("float16", "bfloat16")
+_NAMES: dict[Any, str] = {"bfloat16": "bfloat16"}
 
 Array = Any
 """A ``numpy.ndarray``, or an object with ``__dlpack__`` / ``__cuda_array_interface__`` on a GPU."""
@@ -50,8 +51,14 @@ def widened(specs: Iterable[TensorSpec]) -> tuple[TensorSpec, ...]:
 
 
 def dtype_name(dtype: npt.DTypeLike) -> str:
-    """NumPy's name of a dtype; ``"bfloat16"``, which NumPy does not have, is its own."""
-    return "bfloat16" if isinstance(dtype, str) and dtype == "bfloat16" else np.dtype(dtype).name
+    """NumPy's name of a dtype; ``"bfloat16"``, which NumPy does not have, is its own.
+
+    Kept: NumPy takes microseconds for it, and a frame asks several times.
+    """
+    name = _NAMES.get(dtype)
+    if name is None:
+        name = _NAMES[dtype] = np.dtype(dtype).name
+    return name
 
 
 def typestr_of(name: str) -> str:

@@ -21,7 +21,6 @@ from zsseg_rt.errors import CaptureError, ConfigError, ZssegError
 from zsseg_rt.ops import core
 from zsseg_rt.runtime.clock import StageClock
 from zsseg_rt.runtime.families.base import BoundClasses, LabelRule
-from zsseg_rt.runtime.steady.memory import Turn
 from zsseg_rt.runtime.workspace import Workspace
 
 _MOST_CAPTURES = 8
@@ -201,11 +200,6 @@ def kind_of(
     painting = rule.painting
     drawn = None if painting is None else (painting.alpha, _layout_of(painting.palette))
     return out_hw, *map(_layout_of, arrays), rule.head, rule.threshold, rule.with_scores, drawn
-
-
-def splits(classes: BoundClasses, turn: Turn | None) -> bool:
-    """Whether the host has a part in labels: it chooses candidates, or finds the motion."""
-    return classes.gate is not None or (turn is not None and turn.steadies)
 
 
 def _layout_of(array: Array | None) -> Hashable:

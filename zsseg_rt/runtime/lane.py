@@ -21,6 +21,7 @@ from zsseg_rt.common.forks import OwnProcess
 from zsseg_rt.config import EngineConfig, is_share
 from zsseg_rt.errors import (
     ArgumentError,
+    BackendError,
     ConfigError,
     CudaError,
     DeviceError,
@@ -28,14 +29,39 @@ from zsseg_rt.errors import (
     FrameError,
     VocabularyError,
 )
+from zsseg_rt.results.device_result import DeviceSegmentation
 from zsseg_rt.results.segmentation import Segmentation
-from zsseg_rt.runtime.device_result import DeviceSegmentation
-from zsseg_rt.runtime.families.base import BoundClasses, Family, LabelRule, Trace
+from zsseg_rt.results.visualize import palette
+from zsseg_rt.runtime.captures import FrameCaptures, captures_wanted
+from zsseg_rt.runtime.clock import NvtxRanges
+from zsseg_rt.runtime.families.base import (
+    BoundClasses,
+    Family,
+    LabelRule,
+    Labels,
+    Painting,
+    PixelLabels,
+    Trace,
+    run_plainly,
+)
+from zsseg_rt.runtime.families.candidates import CandidateGate
 from zsseg_rt.runtime.inputs.checks import MOST_SIDE, check_device_frame, check_frame
 from zsseg_rt.runtime.inputs.nv12 import Nv12Frame, as_nv12, check_nv12
 from zsseg_rt.runtime.inputs.window_plan import Windows
-from zsseg_rt.runtime.path import FramePath
-from zsseg_rt.runtime.steady.memory import FrameMemory, check_family
+from zsseg_rt.runtime.stages import (
+    Candidates,
+    Check,
+    Encode,
+    EncodeWindows,
+    Frame,
+    FrameState,
+    Label,
+    Preprocess,
+    Stage,
+    StageList,
+    Steady,
+)
+from zsseg_rt.runtime.steady.memory import FrameMemory, Turn, check_family
 from zsseg_rt.runtime.workspace import Workspace
 
 Planes = tuple[Array, Array]
@@ -79,25 +105,60 @@ class Lane:
         on_close: Callable[[Lane], None],
     ) -> None:
         self.sessions = MappingProxyType(dict(sessions))
-        self.workspace = Workspace(device, sleeps=config.sleeps)
-        self._family, self._config = family, config
-        self._path = FramePath(
-            family,
-            self.sessions,
-            self.workspace,
-            preprocess,
-            config,
-            head=head,
-            windows=Windows.of(preprocess, head, config),
+        self.workspace = workspace = Workspace(device, sleeps=config.sleeps)
+        self._family, self._config, self._preprocess, self._head = family, config, preprocess, head
+        ranges = NvtxRanges() if config.with_nvtx else None
+        self._clock = workspace.clock(enabled=config.with_times, ranges=ranges)
+        self._windows = Windows.of(preprocess, head, config)
+        most = config.max_candidates
+        self._gate = None if most is None else CandidateGate(most)
+        self._captures = FrameCaptures(
+            sessions, workspace, self._clock, wanted=captures_wanted(), num_lanes=config.num_lanes
         )
+        self._build_stages(self.sessions)
         self._rule = LabelRule(
             head=head, unknown_below=config.unknown_below, with_scores=config.with_scores
         )
         self._classes, self._on_close = classes, on_close
-        self.expect_lanes = self._path.expect_lanes
+        self._buffered: tuple[BoundClasses, int | None] | None = None  # what buffers have
+        self._adopted: BoundClasses | None = None
+        self._is_warm = device == "cpu"
         self._process = OwnProcess(self, device)
         self._lock = threading.Lock()
         self._closed = False
+
+    def _build_stages(self, sessions: Mapping[str, Session]) -> None:
+        """The stages of frames: as configured, steadied, and of golden samples."""
+        workspace, clock, config, head = self.workspace, self._clock, self._config, self._head
+        self._pipeline = pipeline = self._family.pipeline(sessions, workspace)
+        preprocess = Preprocess(
+            workspace,
+            clock,
+            self._preprocess,
+            head,
+            channel_order=config.channel_order,
+            image_encoder=sessions["image_encoder"],
+        )
+        check = Check(workspace, clock)
+        encode: list[Stage] = [
+            preprocess,
+            Encode(pipeline, clock, recorded=self._family.in_one_part),
+        ]
+        if not pipeline.checks_masks:
+            encode.append(check)
+        windows, whole = self._windows, encode
+        if windows is not None:
+            at_once = head.window_batch
+            whole = [
+                EncodeWindows(pipeline, preprocess, windows, workspace, clock, at_once=at_once),
+                check,
+            ]
+        choose = () if self._gate is None else (Candidates(workspace, clock),)
+        label = Label(workspace, clock, recorded=not choose)
+        steady = Steady(workspace, clock), *choose, Label(workspace, clock, recorded=False)
+        self.stages = StageList([*whole, *choose, label])
+        self._steady_stages = StageList([*whole, *steady])
+        self._golden_stages = StageList([*encode, Label(workspace, clock, recorded=True)])
 
     def segment(
         self,
@@ -112,21 +173,23 @@ class Lane:
         rule = self._rule_of(unknown_below, with_scores)
         with self._exclusive():
             classes = self._classes_in_force()
-            planes = as_nv12(frame)
-            if planes is not None:
-                is_on_host = isinstance(planes.luma, np.ndarray)
-                check_nv12(planes, "cpu" if is_on_host else self.workspace.device)
-                _refuse_memory(memory)
-                return self._path.label(planes, classes, rule)
-            if not isinstance(frame, np.ndarray) and self._is_ours(frame):
-                check_device_frame(frame, self.workspace.device)
-                _refuse_memory(memory)
-                return self._path.label(frame, classes, rule)
-            check_frame(frame)
-            assert isinstance(frame, np.ndarray)
+            frame = self._checked(frame)
             if memory is None:
-                return self._path.label(frame, classes, rule)
+                return self._label(FrameState(frame=frame, classes=classes, rule=rule), self.stages)
             return self._label_with(memory, frame, classes, rule, captured_at)
+
+    def _checked(self, frame: Any) -> Frame:
+        """A frame in host memory, or of ours on the lane's GPU, that may be labelled."""
+        planes = as_nv12(frame)
+        if planes is not None:
+            is_on_host = isinstance(planes.luma, np.ndarray)
+            check_nv12(planes, "cpu" if is_on_host else self.workspace.device)
+            return planes
+        if isinstance(frame, ops.DeviceArray) and self.workspace.device != "cpu":
+            check_device_frame(frame, self.workspace.device)
+        else:
+            check_frame(frame)
+        return frame
 
     def segment_device(
         self,
@@ -151,19 +214,14 @@ class Lane:
                 check_device_frame(frame, self.workspace.device)
             else:
                 check_nv12(planes, self.workspace.device)
-            drawn = _overlay_weight(with_overlay, alpha)
-            given = frame if planes is None else planes
+            weight = _overlay_weight(with_overlay, alpha)
             try:
-                return self._path.label_device(given, classes, rule, alpha=drawn)
+                return self._label_on_device(planes or frame, classes, rule, weight)
             except BufferError as exc:
                 raise FrameError(
                     f"frame: expected an array that can be lent on {self.workspace.device}, got: "
                     f"{exc}"
                 ) from exc
-
-    def _is_ours(self, frame: Any) -> bool:
-        """Whether a frame is an array of ours on a GPU, for an engine on one."""
-        return self.workspace.device != "cpu" and isinstance(frame, ops.DeviceArray)
 
     def frame_buffer(self, height: int, width: int) -> npt.NDArray[np.uint8]:
         """Where frames may be written for this lane; see :meth:`Engine.frame_buffer`."""
@@ -192,7 +250,8 @@ class Lane:
         trace: Trace = {}
         with self._exclusive():
             check_frame(frame)
-            labels = self._path.label(frame, classes, rule, trace).labels
+            state = FrameState(frame=frame, classes=classes, rule=rule, trace=trace)
+            labels = self._label(state, self._golden_stages).labels
             fetched = {name: np.array(self.workspace.fetch(a)) for name, a in trace.items()}
         return fetched | {"labels": labels}
 
@@ -245,8 +304,15 @@ class Lane:
         classes = self._classes_in_force()
         recorded = {name: RecordingSession(one) for name, one in self.sessions.items()}
         check_frame(frame)
-        with self._path.using(recorded):
-            self._path.label(frame, classes, self._rule)
+        was_on, self._captures.is_on = self._captures.is_on, False
+        self._build_stages(recorded)
+        self._buffered = None  # the same buffers serve both pipelines
+        try:
+            state = FrameState(frame=frame, classes=classes, rule=self._rule)
+            self._label(state, self.stages)
+        finally:
+            self._build_stages(self.sessions)
+            self._buffered, self._captures.is_on = None, was_on
         return recorded
 
     def close(self) -> None:
@@ -269,7 +335,8 @@ class Lane:
             parts.callback(self.workspace.close)
             for session in self.sessions.values():
                 parts.callback(session.close)
-            self._path.close()
+            self._captures.clear()
+            self._buffered = self._adopted = None
 
     def __enter__(self) -> Lane:
         return self
@@ -277,14 +344,23 @@ class Lane:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def expect_lanes(self, num_lanes: int) -> None:
+        """Record frames from now on only where so many lanes may work at the same time."""
+        self._captures.num_lanes = num_lanes
+
     def _label_with(
         self,
         memory: FrameMemory,
-        frame: npt.NDArray[np.uint8],
+        frame: Frame,
         classes: BoundClasses,
         rule: LabelRule,
         captured_at: float | None,
     ) -> Segmentation:
+        if not isinstance(frame, np.ndarray):
+            raise ArgumentError(
+                "memory: expected None for a frame in two planes or on a GPU, got one. Convert "
+                "the frame to RGB in host memory."
+            )
         if not isinstance(memory, FrameMemory):
             raise ArgumentError(f"memory: expected a FrameMemory, got {type(memory).__name__}")
         check_family(self._family.name)
@@ -292,10 +368,185 @@ class Lane:
         with memory.turn(
             frame, classes, rule, channel_order=order, captured_at=captured_at
         ) as turn:
-            seg = self._path.label(frame, classes, rule, turn=turn)
+            state = FrameState(frame=frame, classes=classes, rule=rule, turn=turn)
+            seg = self._label(state, self._steady_stages if turn.steadies else self.stages)
             if not seg.reused:
                 turn.finish(seg)
         return seg
+
+    def _label(self, state: FrameState, stages: StageList) -> Segmentation:
+        """Take a frame through the stages, wait, and give out its labels."""
+        workspace, clock, classes = self.workspace, self._clock, state.classes
+        vocabulary, maps = classes.vocabulary, None
+        with ops.thread_limit(self._config.num_threads):
+            self._begin(state)
+            if state.turn is not None:
+                again = self._look_back(state.turn)
+                if again is not None:
+                    return again
+            stages.run(state)
+            if self._config.with_class_scores is not None:
+                maps = state.masks.grid_scores(state.rule, workspace, len(vocabulary.phrases))
+            labels, scores = self._download(state.pixels)
+        if workspace.device != "cpu":
+            clock.mark("results")
+            workspace.synchronize()
+        labels, scores = self._finish(state.pixels, labels, scores, classes)
+        if workspace.device == "cpu":
+            clock.mark("results")
+        return Segmentation(
+            labels=labels,
+            names=vocabulary.names,
+            vocabulary_version=vocabulary.version,
+            scores=scores,
+            times=MappingProxyType(clock.times()),
+            channel_order=self._config.channel_order,
+            class_scores=None if maps is None else vocabulary.best_of_synonyms(maps),
+            candidates=None if self._gate is None else self._gate.names(vocabulary),
+        )
+
+    def _label_on_device(
+        self, frame: Frame, classes: BoundClasses, rule: LabelRule, alpha: float | None
+    ) -> DeviceSegmentation:
+        """Label a frame on the GPU and leave the labels there."""
+        workspace, clock, vocabulary = self.workspace, self._clock, classes.vocabulary
+        if alpha is not None and not isinstance(frame, Nv12Frame):
+            rule = replace(rule, painting=self._painting(frame, vocabulary.names, alpha))
+        state = FrameState(frame=frame, classes=classes, rule=rule)
+        self._begin(state)
+        self.stages.run(state)
+        pixels: PixelLabels = state.pixels
+        is_final = pixels.look_up is None and (pixels.of_classes or vocabulary.is_plain)
+        picture: Array | None = None
+        if is_final:
+            labels: Array = workspace.copy(pixels.labels)
+            scores: Array | None = None if pixels.scores is None else workspace.copy(pixels.scores)
+        else:
+            labels, scores = self._download(pixels)
+        if rule.painting is not None and pixels.painted:
+            picture = workspace.copy(rule.painting.picture)
+        elif is_final and alpha is not None:
+            picture = self._draw(frame, labels, vocabulary.names, alpha)
+        clock.mark("results")
+        workspace.synchronize()
+        if is_final:
+            self._require_finite()
+        else:
+            labels, scores = self._finish(pixels, labels, scores, classes)
+            labels = workspace.place(np.ascontiguousarray(labels))
+            scores = None if scores is None else workspace.place(np.ascontiguousarray(scores))
+        if picture is None and alpha is not None:
+            picture = self._draw(frame, labels, vocabulary.names, alpha)
+            workspace.synchronize()
+        return DeviceSegmentation(
+            labels=labels,
+            names=vocabulary.names,
+            vocabulary_version=vocabulary.version,
+            scores=scores,
+            picture=picture,
+            times=MappingProxyType(clock.times()),
+            channel_order=self._config.channel_order,
+            candidates=None if self._gate is None else self._gate.names(vocabulary),
+        )
+
+    def _begin(self, state: FrameState) -> None:
+        """Adopt the frame's classes and start its clock."""
+        on_host, captured = state.classes, self._captures.is_on and state.trace is None
+        rows = self._family.rows_for(len(on_host.vocabulary.phrases)) if captured else None
+        state.classes = self._adopt(on_host, rows)
+        if captured:
+            state.run = self._captures.run
+        if (
+            not self._is_warm
+        ):  # kernels and libraries are loaded when first used: in no frame's time
+            self._clock.start()
+            self._golden_stages.run(replace(state, run=run_plainly, turn=None, trace=None))
+            self.workspace.synchronize()
+            self._is_warm = True
+        if self._gate is not None and state.trace is None:
+            self._gate.begin(on_host.seen, state.turn)
+            state.classes = replace(state.classes, gate=self._gate)
+        self._clock.start()
+
+    def _look_back(self, turn: Turn) -> Segmentation | None:
+        """The last frame's result if the picture stood still."""
+        again = turn.reused()
+        self._clock.mark("compare")
+        if again is None:
+            return None
+        self.workspace.synchronize()
+        return replace(again, times=MappingProxyType(self._clock.times()))
+
+    def _adopt(self, classes: BoundClasses, rows: int | None) -> BoundClasses:
+        """Return the classes in this lane's buffers; they are copied there when they change."""
+        held = self._buffered
+        if self._adopted is None or held is None or held[0] is not classes or held[1] != rows:
+            self._buffered = None  # a failed copy leaves buffers with neither the old nor the new
+            self._adopted = self._pipeline.adopt(classes, num_rows=rows)
+            self.workspace.synchronize()  # what is copied from may be freed after this
+            self._buffered = (classes, rows)
+        return self._adopted
+
+    def _download(
+        self, pixels: PixelLabels
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32] | None]:
+        """Labels and scores in host memory, once the stream has been waited for."""
+        scores = None if pixels.scores is None else self.workspace.download(pixels.scores)
+        return self.workspace.download(pixels.labels), scores
+
+    def _finish(
+        self,
+        pixels: PixelLabels,
+        labels: npt.NDArray[Any],
+        scores: npt.NDArray[np.float32] | None,
+        classes: BoundClasses,
+    ) -> Labels:
+        """Do what is left to the host, which has waited."""
+        if pixels.look_up is not None:
+            labels, scores = pixels.look_up(labels, classes)
+        self._require_finite()
+        if not (pixels.of_classes or classes.vocabulary.is_plain):
+            labels = classes.vocabulary.label_table[labels]
+        return labels, scores
+
+    def _require_finite(self) -> None:
+        on_host, flag = self.workspace.flag()
+        if not (flag if on_host is None else on_host)[0]:
+            raise BackendError(
+                "mask_logits: expected finite numbers, got NaN or infinity at precision "
+                f"{self.sessions['image_encoder'].precision}. Use precision='float32' and run "
+                "self_check(), which shows whether the weights are sound."
+            )
+
+    def _painting(self, frame: Array, names: tuple[str, ...], alpha: float) -> Painting:
+        """For masks that draw as they label: from and into buffers that captures may hold."""
+        workspace, shape = self.workspace, (int(frame.shape[0]), int(frame.shape[1]), 3)
+        source: Any = workspace.array("painted frame", shape, np.uint8)
+        source.copy_from(frame, stream=workspace.stream)
+        return Painting(
+            frame=source,
+            palette=self._palette(names),
+            picture=workspace.array("picture", shape, np.uint8),
+            alpha=alpha,
+        )
+
+    def _draw(self, frame: Frame, labels: Array, names: tuple[str, ...], alpha: float) -> Array:
+        """Draw in a launch of its own, on planes or where masks did not: uint8 [H, W, 3]."""
+        height, width, _ = frame.shape
+        is_nv12 = isinstance(frame, Nv12Frame)
+        return ops.overlay(
+            (frame.luma, frame.chroma) if is_nv12 else frame,
+            labels,
+            self._palette(names),
+            alpha=alpha,
+            channel_order=self._config.channel_order,
+            colour_matrix=frame.colour_matrix if is_nv12 else "bt601",
+            out=self.workspace.new_array((int(height), int(width), 3), np.uint8),
+            stream=self.workspace.stream,
+        )
+
+    def _palette(self, names: tuple[str, ...]) -> Array:
+        return self.workspace.upload("palette", palette(names, self._config.channel_order))
 
     def _classes_in_force(self) -> BoundClasses:
         classes = self._classes()
@@ -343,16 +594,8 @@ class Lane:
             with self._settled():
                 yield
         finally:
-            self._path.clock.stop()
+            self._clock.stop()
             self._lock.release()
-
-
-def _refuse_memory(memory: FrameMemory | None) -> None:
-    if memory is not None:
-        raise ArgumentError(
-            "memory: expected None for a frame in two planes or on a GPU, got one. Convert the "
-            "frame to RGB in host memory."
-        )
 
 
 def _overlay_weight(wanted: bool, alpha: float) -> float | None:

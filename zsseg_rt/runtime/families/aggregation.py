@@ -4,7 +4,7 @@ The image encoder runs once per frame, whatever the classes; what a name adds is
 vocabulary, on the host. Of more phrases than the head takes, it is shown those that correlate most
 with some patch of the frame; all others get the logit -100, as officially. Classes attend to each
 other, so rows that only fill a capture's size are made to count for none: their keys are zero. Many
-classes go through the head in parts; see :mod:`zsseg_rt.runtime.families.head_parts`.
+classes go through the head in parts (:class:`HeadParts`).
 
 Source: Cho et al., "CAT-Seg: Cost Aggregation for Open-Vocabulary Semantic Segmentation",
 CVPR 2024.
@@ -12,8 +12,9 @@ CVPR 2024.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,18 +22,16 @@ import numpy.typing as npt
 from zsseg_rt import ops
 from zsseg_rt.backends.base import ANY_PRECISION, Session
 from zsseg_rt.bundles.bundle import Bundle
+from zsseg_rt.bundles.quantization import NARROW
 from zsseg_rt.bundles.specs import AggregationSpec, HeadSpec
-from zsseg_rt.common.arrays import Array
+from zsseg_rt.common.arrays import Array, reshaped
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import BundleError
 from zsseg_rt.runtime.clock import StageClock
-from zsseg_rt.runtime.families import head_parts
-from zsseg_rt.runtime.families.base import BoundClasses, GoldenRule, PartRunner, Trace
-from zsseg_rt.runtime.families.class_rows import adopt_rows, bucket_of
+from zsseg_rt.runtime.families.base import BoundClasses, GoldenRule, PartRunner, Trace, read_weights
+from zsseg_rt.runtime.families.class_rows import adopt_rows, bucket_of, repeated_rows
 from zsseg_rt.runtime.families.dense import class_axis
-from zsseg_rt.runtime.families.head_parts import HostRows, Rows
 from zsseg_rt.runtime.families.masks import ClassLogits
-from zsseg_rt.runtime.families.weights import read_weights
 from zsseg_rt.runtime.workspace import Workspace
 from zsseg_rt.text.prompts import PromptSet
 from zsseg_rt.text.vocabulary import Vocabulary
@@ -41,6 +40,16 @@ _DROPPED = np.float32(-100)
 """The logit of phrases that the head was not shown."""
 _TENSORS = ("text_guidance.weight", "text_guidance.bias", "class_halves.weight",
             "class_halves.bias")  # fmt: skip
+
+STAGES = ("head_1", "head_2", "head_3")
+MOST_AT_ONCE = 32
+"""Classes of a part: about 0.15 GB for CAT-Seg B."""
+_NO_KEY = np.float32(-1e4)
+"""Added to what becomes a key by elu(x) + 1: zero in every precision."""
+
+HostRows = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
+Rows = tuple[Array, Array]
+"""Of some classes: text embeddings [C, D] and halves of queries and keys [C, 4 h]."""
 
 _Weights = Mapping[str, npt.NDArray[np.float32]]
 
@@ -64,9 +73,9 @@ class AggregationFamily:
         self._all_up_to = min(self.most, config.max_candidates or self.most)
         at_once = self.most
         self.graphs: tuple[str, ...] = ("image_encoder", "head")
-        if head_parts.in_parts(bundle.graphs):
-            at_once = min(self.most, head_parts.MOST_AT_ONCE)
-            self.graphs += head_parts.STAGES
+        if in_parts(bundle.graphs):
+            at_once = min(self.most, MOST_AT_ONCE)
+            self.graphs += STAGES
         self.axes = class_axis(replace(bundle.head, max_classes=at_once))
         self.prompt_sets = (PromptSet(templates=bundle.text.templates),)
         self._weights = _read_weights(bundle)
@@ -102,12 +111,14 @@ class AggregationFamily:
 class AggregationPipeline:
     """Runs encoder and head; see :class:`zsseg_rt.runtime.families.base.Pipeline`."""
 
+    checks_masks = False
+
     def __init__(
         self, padding: int, most: int, sessions: Mapping[str, Session], workspace: Workspace
     ) -> None:
         self._most_padding, self._most, self._workspace = padding, most, workspace
         self._image_encoder, self._head = sessions["image_encoder"], sessions["head"]
-        self._in_parts = head_parts.parts_of(sessions, workspace)
+        self._in_parts = parts_of(sessions, workspace)
         self._padding: Array | None = None
         self._parts: list[Rows] = []  # of a vocabulary that the host does not choose from
         self._on_host: HostRows | None = None  # embeddings and halves
@@ -122,11 +133,11 @@ class AggregationPipeline:
         self._on_host = on_host
         adopted = adopt_rows(classes, num_rows, workspace)
         rows = phrases if num_rows is None or workspace.device == "cpu" else num_rows
-        embeds, halves = head_parts.filled(on_host, rows)
+        embeds, halves = filled(on_host, rows)
         adopted = replace(adopted, text_queries=workspace.upload("class_halves", halves))
         assert adopted.text_queries is not None
         self._parts = [(adopted.text_embeds, adopted.text_queries)]
-        many = rows > head_parts.MOST_AT_ONCE and phrases <= self._most
+        many = rows > MOST_AT_ONCE and phrases <= self._most
         if self._in_parts is not None and many:
             self._parts = self._in_parts.split((embeds, halves))
         return adopted
@@ -240,3 +251,129 @@ def _read_weights(bundle: Bundle) -> _Weights:
             f"name, got {guidance}, {guidance_bias}, {halves} and {bias}. Export the bundle again."
         )
     return found
+
+
+def filled(rows: HostRows, count: int) -> HostRows:
+    """The rows, and as many without keys, which no class sees, as make up a count."""
+    num_rows = len(rows[0])
+    if count <= num_rows:
+        return rows
+    embeds, halves = (repeated_rows(values, count).copy() for values in rows)
+    keys = halves[num_rows:].reshape(count - num_rows, 4, halves.shape[1] // 4)
+    keys[:, 1::2] = _NO_KEY
+    return embeds, halves
+
+
+def in_parts(graphs: Mapping[str, Collection[str]]) -> bool:
+    """Whether a bundle holds the graphs in all precisions of its head but those of 8 bits.
+
+    Older bundles do not; they run all classes at once.
+    """
+    wanted = set(graphs["head"]).difference(NARROW)
+    return all(stage in graphs and wanted <= set(graphs[stage]) for stage in STAGES)
+
+
+def parts_of(sessions: Mapping[str, Session], workspace: Workspace) -> HeadParts | None:
+    """What runs the graphs in a lane; None where they were not loaded."""
+    return HeadParts(sessions, workspace) if STAGES[0] in sessions else None
+
+
+class HeadParts:
+    """Runs the head's three graphs for more classes than one run takes; of one lane.
+
+    Classes attend to each other twice, by sums over all of them, so a part of the vocabulary cannot
+    be finished before the others have come as far: every part runs the first graph, then every part
+    the second, then every part the third. That bounds what is in memory at once.
+    """
+
+    def __init__(self, sessions: Mapping[str, Session], workspace: Workspace) -> None:
+        self._stages = [sessions[name] for name in STAGES]
+        self._workspace = workspace
+        shapes = {spec.name: spec.shape for spec in self._stages[0].inputs}
+        self._nothing = tuple(
+            workspace.place(np.zeros([int(size) for size in shapes[name]], np.float32))
+            for name in ("products", "totals")
+        )
+
+    def split(self, rows: HostRows, most: int | None = None) -> list[Rows]:
+        """Rows in parts of nearly one size, at most so many, in the lane's buffers.
+
+        On a GPU they have one size, which a recording needs: rows without keys fill the last.
+        """
+        upload, num_rows = self._workspace.upload, len(rows[0])
+        count = -(-num_rows // (most or MOST_AT_ONCE))
+        missing = 0 if self._workspace.device == "cpu" else -num_rows % count
+        embeds, halves = filled(rows, num_rows + missing)
+        return [
+            (upload(f"embeds of part {index}", e), upload(f"halves of part {index}", h))
+            for index, (e, h) in enumerate(
+                zip(np.array_split(embeds, count), np.array_split(halves, count), strict=True)
+            )
+        ]
+
+    def run(
+        self, encoded: Mapping[str, Array], parts: Sequence[Rows], padding: Array, num_rows: int
+    ) -> Array:
+        """Logits float32 [1, C, 4 g, 4 g] of all parts' C rows, in a buffer of the lane."""
+        shared = {**encoded, "padding": padding}
+        tokens: list[Array] = []
+        sums = self._nothing
+        for index, (embeds, halves) in enumerate(parts):
+            given = {**shared, **_named(sums), "text_embeds": embeds, "class_halves": halves}
+            found = self._one(0, given)
+            tokens.append(self._keep(f"tokens {index}", found["tokens"]))
+            sums = self._keep_sums("first", found)
+        first, sums = sums, self._nothing
+        for index, (_, halves) in enumerate(parts):
+            given = {**shared, **_named(sums), **_named(first, "first_"), "class_halves": halves}
+            found = self._one(1, {**given, "tokens": tokens[index]})
+            tokens[index] = self._keep(f"tokens {index}", found["tokens_out"])
+            sums = self._keep_sums("second", found)
+        return self._logits(parts, tokens, {**shared, **_named(sums)}, num_rows)
+
+    def _logits(
+        self,
+        parts: Sequence[Rows],
+        tokens: Sequence[Array],
+        shared: Mapping[str, Array],
+        num_rows: int,
+    ) -> Array:
+        """Gathered in pinned memory on the way: device arrays have no parts to write to."""
+        workspace, begin = self._workspace, 0
+        all_logits: npt.NDArray[np.float32] | None = None
+        for (_, halves), one in zip(parts, tokens, strict=True):
+            found = self._one(2, {**shared, "class_halves": halves, "tokens": one})["mask_logits"]
+            if all_logits is None:
+                shape = (1, num_rows, *(int(size) for size in found.shape[2:]))
+                all_logits = workspace.on_host("logits of parts", shape, np.float32)
+            end = min(begin + int(found.shape[1]), num_rows)
+            out, one_part = all_logits[:, begin:end], workspace.own("logits of a part", found)
+            is_filled = tuple(one_part.shape) != out.shape
+            workspace.copy_out(reshaped(one_part, out.shape) if is_filled else one_part, out)
+            begin = end
+        assert all_logits is not None, "a vocabulary has classes"
+        return workspace.upload("mask_logits of parts", all_logits)
+
+    def _one(self, stage: int, given: Mapping[str, Array]) -> Mapping[str, Array]:
+        session = self._stages[stage]
+        feeds = {spec.name: given[spec.name] for spec in session.inputs}
+        return session.run(feeds, stream=self._workspace.stream)
+
+    def _keep_sums(self, name: str, found: Mapping[str, Array]) -> tuple[Array, ...]:
+        return tuple(
+            self._keep(f"{name} {one}", found[f"{one}_out"]) for one in ("products", "totals")
+        )
+
+    def _keep(self, name: str, array: Array) -> Array:
+        """A copy: a session's results last until its next run."""
+        workspace = self._workspace
+        held: Any = workspace.array(name, tuple(array.shape), np.float32)
+        if workspace.device == "cpu":
+            np.copyto(held, np.asarray(array))
+        else:
+            held.copy_from(array, stream=workspace.stream)
+        return held
+
+
+def _named(sums: Sequence[Array], prefix: str = "") -> dict[str, Array]:
+    return {f"{prefix}products": sums[0], f"{prefix}totals": sums[1]}

@@ -6,7 +6,7 @@ lane and runs one frame at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -17,9 +17,9 @@ from zsseg_rt.backends.base import Bounds, Session
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.bundles.specs import HeadSpec
 from zsseg_rt.common.arrays import Array
-from zsseg_rt.config import EngineConfig
+from zsseg_rt.errors import BundleError
 from zsseg_rt.runtime.clock import StageClock
-from zsseg_rt.runtime.families.gate import CandidateGate
+from zsseg_rt.runtime.families.candidates import CandidateGate
 from zsseg_rt.runtime.workspace import Workspace
 from zsseg_rt.text.prompts import PromptSet
 from zsseg_rt.text.vocabulary import Vocabulary
@@ -162,10 +162,6 @@ class Masks(Protocol):
     def mask_logits(self) -> Array:
         """float32 [..., gh, gw] on the device, valid until the next frame."""
 
-    @property
-    def checked(self) -> bool:
-        """Whether the workspace's flag already tells if they are finite."""
-
     def label(
         self,
         out_hw: tuple[int, int],
@@ -207,6 +203,10 @@ class Masks(Protocol):
 
 class Pipeline(Protocol):
     """From an image to masks, in one lane's buffers and sessions."""
+
+    @property
+    def checks_masks(self) -> bool:
+        """Whether its last kernel writes to the workspace's flag if masks are finite."""
 
     def adopt(self, classes: BoundClasses, *, num_rows: int | None = None) -> BoundClasses:
         """Copy what frames need to know of the classes into this lane's named buffers.
@@ -299,8 +299,20 @@ class Family(Protocol):
         """
 
 
-class FamilyFactory(Protocol):
-    """How a family is made."""
+def read_weights(bundle: Bundle, names: Sequence[str]) -> list[npt.NDArray[np.float32]]:
+    """The named tensors of a bundle's ``weights``, C-contiguous.
 
-    def __call__(self, bundle: Bundle, config: EngineConfig) -> Family:
-        """Read what the bundle says about the family."""
+    Raises:
+        BundleError: The bundle has no such file, or it is damaged or lacks one of the tensors.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    if bundle.weights is None:
+        raise BundleError(f"{bundle.path / 'bundle.json'}: missing key 'weights'")
+    path = bundle.open_path(bundle.weights)
+    try:
+        tensors = load_file(path)
+        return [np.ascontiguousarray(tensors[name], np.float32) for name in names]
+    except (SafetensorError, KeyError, OSError) as exc:
+        raise BundleError(f"{path}: expected {', '.join(names)}, got {exc}") from exc

@@ -1,54 +1,76 @@
-"""Masks without the names that are left out of a frame."""
+"""Leaving out the names that are least like anything in a frame, before pixels are labelled."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from zsseg_rt.runtime.families.base import BoundClasses, Masks
-from zsseg_rt.runtime.families.masks import ClassLogits
-from zsseg_rt.runtime.workspace import Workspace
-
-Maps = npt.NDArray[np.float32]
+from zsseg_rt.text.class_names import BACKGROUND
+from zsseg_rt.text.vocabulary import Vocabulary
 
 
-def cut(
-    masks: Masks,
-    classes: BoundClasses,
-    workspace: Workspace,
-) -> tuple[Masks, BoundClasses]:
-    """Masks and classes without the phrases that the gate leaves out; waits for the masks.
+class _Past(Protocol):
+    candidates: tuple[int, ...]
 
-    Returns:
-        As given if nothing is left out. Labels of the others are classes, by a table.
+
+class CandidateGate:
+    """Chooses the classes of a frame that are labelled: one lane's, for one frame at a time.
+
+    A class ranks by its best phrase at its best cell. A class that the frame before kept stays
+    while it ranks among the best ``most + most // 2``. Background phrases always stay.
+
+    Args:
+        most: Classes that are kept of a frame without a past; all of them if there are no more.
+
+    Attributes:
+        most: As given.
+        classes: Indices of the classes kept of the present frame, ascending; None before they are
+            chosen.
+        seen: Which phrases training saw, as the frame began with.
+        rows: Their phrases and those of the background, int64 [R], ascending.
     """
-    gate = classes.gate
-    assert gate is not None, "nothing is left out"
-    assert isinstance(masks, ClassLogits), "other families were refused"
-    vocabulary, phrases = classes.vocabulary, len(classes.vocabulary.phrases)
-    logits = workspace.fetch(masks.mask_logits)[:, :phrases]
-    rows = gate.rows
-    if rows is None:
-        # Cells differ in how large all their logits are: a share of the cell can be compared.
-        cells = logits[0].reshape(phrases, -1)
-        rows = gate.choose((cells - _log_sum(cells)).max(axis=1), vocabulary)
-    if len(rows) == phrases:
-        return masks, classes
-    seen, table = gate.seen, vocabulary.label_table[rows]
-    kept = np.ascontiguousarray(logits[:, rows], np.float32)
-    named = replace(
-        classes,
-        seen=None if seen is None else workspace.upload("kept seen", np.asarray(seen)[rows]),
-        num_phrases=None,
-        label_table=workspace.upload(f"kept label_table {table.dtype}", table),
-    )
-    return replace(masks, mask_logits=workspace.upload("kept logits", kept)), named
 
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.classes: tuple[int, ...] | None = None
+        self.rows: npt.NDArray[np.int64] | None = None
+        self.seen: Any | None = None
+        self._past: _Past | None = None
 
-def _log_sum(logits: Maps) -> Maps:
-    """Logarithm of the sum of exponentials over the first axis."""
-    top = logits.max(axis=0)
-    total: Maps = top + np.log(np.exp(logits - top).sum(axis=0))
-    return total
+    def begin(self, seen: Any | None, past: _Past | None) -> None:
+        """Begin a frame: which phrases training saw, bool [P] on the host, and what came before.
+
+        ``past`` is told of the choice.
+        """
+        self.classes, self.rows, self.seen, self._past = None, None, seen, past
+
+    def leaves_out(self, vocabulary: Vocabulary) -> bool:
+        """Whether there are more classes than it keeps."""
+        return len(vocabulary.names) > self.most
+
+    def names(self, vocabulary: Vocabulary) -> tuple[str, ...] | None:
+        """The classes kept, in the caller's order."""
+        if self.classes is None:
+            return None
+        return tuple(vocabulary.names[index] for index in self.classes)
+
+    def choose(
+        self, best: npt.NDArray[np.float32], vocabulary: Vocabulary
+    ) -> npt.NDArray[np.int64]:
+        """Choose by how near each phrase is to its best cell, float32 [P]; returns ``rows``."""
+        owners, count = vocabulary.phrase_classes, len(vocabulary.names)
+        is_named = owners != BACKGROUND
+        scores = np.full(count, -np.inf, np.float32)
+        np.maximum.at(scores, owners[is_named], best[is_named])
+        rank = np.empty(count, np.int64)
+        rank[np.argsort(-scores, kind="stable")] = np.arange(count)
+        kept = rank < self.most
+        before = np.array(() if self._past is None else self._past.candidates, np.int64)
+        kept[before] |= rank[before] < self.most + self.most // 2
+        self.classes = tuple(np.flatnonzero(kept).tolist())
+        if self._past is not None:
+            self._past.candidates = self.classes
+        self.rows = np.flatnonzero(~is_named | kept[owners])
+        return self.rows

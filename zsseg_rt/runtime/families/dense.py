@@ -72,6 +72,11 @@ class DensePipeline:
     def __init__(self, head: HeadSpec, image_encoder: Session, workspace: Workspace) -> None:
         self._head, self._image_encoder, self._workspace = head, image_encoder, workspace
 
+    @property
+    def checks_masks(self) -> bool:
+        """On a GPU."""
+        return self._workspace.device != "cpu"
+
     def adopt(self, classes: BoundClasses, *, num_rows: int | None = None) -> BoundClasses:
         """Copy the text embeddings and how labels are made of phrases.
 
@@ -112,4 +117,4 @@ class DensePipeline:
         mask_logits = reshaped(logits, (windows, phrases, *self._head.grid_hw))
         if trace is not None:
             trace.update(encoded, mask_logits=mask_logits)
-        return ClassLogits(mask_logits=mask_logits, checked=products is not None)
+        return ClassLogits(mask_logits=mask_logits)

@@ -24,11 +24,10 @@ from zsseg_rt.common.arrays import Array, dtype_of, reshaped
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import BundleError
 from zsseg_rt.runtime.clock import StageClock
-from zsseg_rt.runtime.families.base import BoundClasses, GoldenRule, PartRunner, Trace
+from zsseg_rt.runtime.families.base import BoundClasses, GoldenRule, PartRunner, Trace, read_weights
 from zsseg_rt.runtime.families.class_rows import adopt_rows, bucket_of, repeated_rows
 from zsseg_rt.runtime.families.dense import class_axis
 from zsseg_rt.runtime.families.masks import ClassLogits
-from zsseg_rt.runtime.families.weights import read_weights
 from zsseg_rt.runtime.workspace import Workspace
 from zsseg_rt.text.prompts import PromptSet
 from zsseg_rt.text.vocabulary import Vocabulary
@@ -114,6 +113,11 @@ class DescriptorPipeline:
         if self._dtype != "float32":
             self._image_weight = workspace.place(projection[0].astype(self._dtype))
 
+    @property
+    def checks_masks(self) -> bool:
+        """On a GPU."""
+        return self._workspace.device != "cpu"
+
     def adopt(self, classes: BoundClasses, *, num_rows: int | None = None) -> BoundClasses:
         """Copy the text embeddings; on a GPU, compute the text half of the class queries there."""
         workspace = self._workspace
@@ -169,7 +173,7 @@ class DescriptorPipeline:
         clock.mark("similarity")
         if trace is not None:
             trace.update(encoded, **decoded, queries=queries, mask_logits=mask_logits)
-        return ClassLogits(mask_logits=mask_logits, checked=products is not None)
+        return ClassLogits(mask_logits=mask_logits)
 
     def _queries(self, cls_embed: Array, classes: BoundClasses) -> Array:
         rows = (cls_embed.shape[0], classes.text_embeds.shape[0], self._bias.shape[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,11 +25,9 @@ class ClassLogits:
 
     Attributes:
         mask_logits: float32 [1, P, gh, gw] on the device; [B, P, gh, gw] of several windows.
-        checked: Whether the workspace's flag already tells if they are finite.
     """
 
     mask_logits: Array
-    checked: bool = False
 
     def label(
         self,
@@ -42,30 +41,29 @@ class ClassLogits:
         shape, table = self.mask_logits.shape, classes.label_table
         dtype = label_dtype(shape[1]) if table is None else table.dtype
         out = _label_memory(out_hw, dtype, rule.with_scores, workspace)
-        settings: dict[str, Any] = {
-            "activation": rule.head.activation,
-            "seen": classes.seen,
-            "seen_bias": rule.head.seen_bias if classes.seen is not None else 0.0,
-            "unknown_below": rule.threshold,
-            "with_scores": rule.with_scores,
-            "label_table": table,
-            "num_classes": classes.num_phrases,
-            "align": rule.head.align,
-            "out": out,
-            "stream": workspace.stream,
-        }
         painting = rule.painting if table is not None else None  # colours are those of classes
-        if painting is None:
-            labels, scores = ops.upsample_argmax(self.mask_logits, out_hw, **settings)
-        else:
-            labels, scores, _ = ops.upsample_argmax_overlay(
-                self.mask_logits,
-                painting.frame,
-                painting.palette,
+        label: Callable[..., tuple[Any, ...]] = partial(ops.upsample_argmax, out_hw=out_hw)
+        if painting is not None:
+            label = partial(
+                ops.upsample_argmax_overlay,
+                frame=painting.frame,
+                palette=painting.palette,
                 alpha=painting.alpha,
                 picture=painting.picture,
-                **settings,
             )
+        labels, scores, *_ = label(
+            self.mask_logits,
+            activation=rule.head.activation,
+            seen=classes.seen,
+            seen_bias=rule.head.seen_bias if classes.seen is not None else 0.0,
+            unknown_below=rule.threshold,
+            with_scores=rule.with_scores,
+            label_table=table,
+            num_classes=classes.num_phrases,
+            align=rule.head.align,
+            out=out,
+            stream=workspace.stream,
+        )
         clock.mark("upsample_argmax")
         return PixelLabels(
             labels=reshaped(labels, out_hw),
@@ -100,7 +98,6 @@ class RegionVotes:
     mask_logits: Array
     class_scores: Array
     canvas_hw: tuple[int, int]
-    checked: bool = False
 
     def label(
         self,
@@ -150,7 +147,6 @@ class SegmentMasks:
 
     mask_logits: Array
     judge: Callable[[BoundClasses], tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]
-    checked: bool = False
 
     def label(
         self,

@@ -26,7 +26,6 @@ from zsseg_rt.runtime.clock import StageClock
 from zsseg_rt.runtime.families.base import BoundClasses, GoldenRule, PartRunner, Trace
 from zsseg_rt.runtime.families.class_rows import bucket_of, repeated_rows
 from zsseg_rt.runtime.families.dense import class_axis
-from zsseg_rt.runtime.families.fusion import class_probabilities, fuse
 from zsseg_rt.runtime.families.masks import RegionVotes
 from zsseg_rt.runtime.workspace import Workspace
 from zsseg_rt.text.prompts import PromptSet
@@ -36,6 +35,9 @@ REGION_PROMPTS = "regions"
 """The prompt set of the region encoder."""
 
 FloatArray = npt.NDArray[np.float32]
+
+_TRUSTED = np.float32(2 / 3)  # exponent of the more trusted opinion
+_OTHER = np.float32(1 / 3)
 
 
 def distinct_crops(
@@ -254,6 +256,8 @@ def _encoder_spec(bundle: Bundle, min_score: float | None) -> RegionEncoderSpec 
 class ProposalsPipeline:
     """Proposes segments and lets them vote; see ``Pipeline``."""
 
+    checks_masks = False
+
     def __init__(
         self, family: ProposalsFamily, sessions: Mapping[str, Session], workspace: Workspace
     ) -> None:
@@ -379,3 +383,48 @@ class ProposalsPipeline:
         staged = workspace.on_host("class_scores", (rows, scores.shape[1]), np.float32)
         staged[...] = repeated_rows(scores, rows)
         return workspace.upload("class_scores", staged)
+
+
+def class_probabilities(logits: FloatArray, no_object: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Softmax over classes and "no object".
+
+    Shapes:
+        logits: float32 [P, Q].
+        no_object: float32 [Q], the logit of "no object".
+
+    Returns:
+        Probabilities of the classes [P, Q], and of being any class [Q]; NaN where a logit is NaN
+        or positive infinity.
+    """
+    peak = np.maximum(logits.max(axis=0), no_object)
+    with np.errstate(invalid="ignore"):  # infinity minus infinity: the caller checks for NaN
+        terms, rest = np.exp(logits - peak), np.exp(no_object - peak)
+    total = terms.sum(axis=0)
+    return terms / (total + rest), total / (total + rest)
+
+
+def fuse(
+    by_text: FloatArray,
+    by_region: FloatArray | None,
+    fusion: str,
+    seen: npt.NDArray[np.bool_] | None,
+) -> FloatArray:
+    """Weigh the two opinions; see :class:`zsseg_rt.bundles.specs.RegionSpec`.
+
+    Shapes:
+        by_text: Class probabilities of the segments themselves, float32 [P, Q].
+        by_region: Those from the region encoder, float32 [P, Q]; None without one.
+        seen: bool [P], classes that training saw; None if there are none.
+
+    Returns:
+        float32 [P, Q], in [0, 1]; columns do not sum to one.
+    """
+    if by_region is None or fusion == "segments":
+        return by_text
+    if fusion == "regions":
+        return by_region
+    fused: FloatArray = by_text**_OTHER * by_region**_TRUSTED
+    if fusion == "seen_and_unseen" and seen is not None and seen.any():
+        mean = by_region[seen].mean(axis=0)
+        fused[seen] = by_text[seen] ** _TRUSTED * mean**_OTHER
+    return fused

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.bundles.specs import FAMILIES, family_settings
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import ArgumentError, BundleError
 from zsseg_rt.runtime.families.aggregation import AggregationFamily
-from zsseg_rt.runtime.families.base import Family, FamilyFactory
+from zsseg_rt.runtime.families.base import Family
 from zsseg_rt.runtime.families.dense import DenseFamily
 from zsseg_rt.runtime.families.descriptor import DescriptorFamily
 from zsseg_rt.runtime.families.proposals import ProposalsFamily
 from zsseg_rt.runtime.families.segment_tokens import SegmentTokensFamily
 from zsseg_rt.runtime.inputs.window_plan import Windows
 
-_FACTORIES: dict[str, FamilyFactory] = {
+_FACTORIES: dict[str, Callable[[Bundle, EngineConfig], Family]] = {
     "aggregation": AggregationFamily,
     "dense": DenseFamily,
     "descriptor": DescriptorFamily,

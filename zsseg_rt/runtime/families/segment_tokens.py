@@ -74,6 +74,8 @@ class SegmentTokensFamily:
 class SegmentTokensPipeline:
     """Finds segments and their classes; see :class:`zsseg_rt.runtime.families.base.Pipeline`."""
 
+    checks_masks = False
+
     def __init__(
         self, family: SegmentTokensFamily, image_encoder: Session, workspace: Workspace
     ) -> None:

@@ -1,0 +1,338 @@
+"""A frame is a list of stages, which a lane builds once: an option that is off is an absent stage.
+
+On the CPU a frame passes them one after another. On a GPU, neighbours into which the host does not
+look are recorded as one capture, and replayed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import groupby
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from zsseg_rt import ops
+from zsseg_rt.backends.base import Session
+from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
+from zsseg_rt.common.arrays import Array, dtype_of, row_of
+from zsseg_rt.runtime.captures import kind_of
+from zsseg_rt.runtime.clock import StageClock
+from zsseg_rt.runtime.families.base import (
+    BoundClasses,
+    LabelRule,
+    Masks,
+    PartRunner,
+    Pipeline,
+    PixelLabels,
+    Trace,
+    run_plainly,
+)
+from zsseg_rt.runtime.families.masks import ClassLogits
+from zsseg_rt.runtime.inputs.nv12 import Nv12Frame
+from zsseg_rt.runtime.inputs.window_plan import WindowPlan, Windows
+from zsseg_rt.runtime.steady.memory import Turn
+from zsseg_rt.runtime.workspace import Workspace
+
+Frame = Array | Nv12Frame
+"""uint8 [H, W, 3], or the same in two planes."""
+
+
+@dataclass(kw_only=True, eq=False)
+class FrameState:
+    """One frame on its way; what stages add lies on the device and may still be under way.
+
+    Attributes:
+        frame: As it came, checked.
+        classes: The classes in the lane's buffers.
+        rule: How scores become labels.
+        run: Records and replays what is enqueued, or runs it plainly.
+        turn: The frame's turn with its source's memory, if it has one.
+        trace: Receives every intermediate, for self-checks.
+        image: The encoder's input [1, 3, h, w], of the dtype that the encoder takes.
+        masks: The pipeline's, steadied where a memory is.
+        labelled: Masks and classes without those that are left out; None if all are kept.
+        pixels: Labels and scores of all pixels.
+    """
+
+    frame: Frame
+    classes: BoundClasses
+    rule: LabelRule
+    run: PartRunner = run_plainly
+    turn: Turn | None = None
+    trace: Trace | None = None
+    image: Any = None
+    masks: Any = None
+    labelled: tuple[Masks, BoundClasses] | None = None
+    pixels: Any = None
+
+    @property
+    def out_hw(self) -> tuple[int, int]:
+        """Height and width of the labels."""
+        return int(self.frame.shape[0]), int(self.frame.shape[1])
+
+
+class Stage(Protocol):
+    """A step of every frame.
+
+    Attributes:
+        recorded: Whether a capture may hold it: the host looks at nothing in it, and all its
+            memory is the lane's.
+    """
+
+    recorded: bool
+
+    def run(self, state: FrameState) -> None:
+        """Add to a frame, and mark the clock at the end."""
+
+
+class Preprocess:
+    """Puts a frame on the lane's device and makes the encoder's input of it."""
+
+    recorded = False  # frames come from anywhere
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        clock: StageClock,
+        preprocess: PreprocessSpec,
+        head: HeadSpec,
+        *,
+        channel_order: str,
+        image_encoder: Session,
+    ) -> None:
+        self._workspace, self._clock, self._order = workspace, clock, channel_order
+        self._spec, self._align = preprocess, head.align
+        self._dtype = dtype_of("image", image_encoder.inputs)
+
+    def run(self, state: FrameState) -> None:
+        """See :class:`Stage`."""
+        state.image = self.image(state.frame, self.on_device(state.frame))
+        self._clock.mark("preprocess")
+        if state.trace is not None:
+            state.trace["image"] = state.image
+
+    def on_device(self, frame: Frame) -> Array | tuple[Array, Array]:
+        """The frame, or its two planes, where the lane works."""
+        upload = self._workspace.upload_frame
+        if not isinstance(frame, Nv12Frame):
+            return upload(frame) if isinstance(frame, np.ndarray) else frame
+        if not isinstance(frame.luma, np.ndarray):
+            return frame.luma, frame.chroma
+        return upload(frame.luma, "luma"), upload(frame.chroma, "chroma")
+
+    def image(self, frame: Frame, placed: Any, *parts: Mapping[str, Any]) -> Array:
+        """The encoder's input [B, 3, h, w]: the frame, ``placed`` on the device, or parts of it."""
+        spec, parts = self._spec, parts or ({},)
+        images = self._workspace.array("image", (len(parts), 3, *spec.size_hw), self._dtype)
+        is_nv12 = isinstance(frame, Nv12Frame)
+        for number, part in enumerate(parts):
+            ops.preprocess(
+                placed,
+                size_hw=spec.size_hw,
+                mean=spec.mean,
+                std=spec.std,
+                channel_order="rgb" if is_nv12 else self._order,
+                colour_matrix=frame.colour_matrix if is_nv12 else "bt601",
+                align=self._align,
+                out=row_of(images, number),
+                stream=self._workspace.stream,
+                **part,
+            )
+        return images
+
+
+class Encode:
+    """Runs the networks and compares what they give with the classes."""
+
+    def __init__(self, pipeline: Pipeline, clock: StageClock, *, recorded: bool) -> None:
+        self._pipeline, self._clock, self.recorded = pipeline, clock, recorded
+
+    def run(self, state: FrameState) -> None:
+        """See :class:`Stage`; a pipeline that the host looks into records its own parts."""
+        run = run_plainly if self.recorded else state.run
+        masks = self._pipeline.masks
+        state.masks = masks(state.image, state.classes, self._clock, run, state.trace)
+
+
+class EncodeWindows:
+    """Runs the networks on some windows of the frame at a time, and averages their logits."""
+
+    recorded = False  # windows are prepared one after another
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        preprocess: Preprocess,
+        windows: Windows,
+        workspace: Workspace,
+        clock: StageClock,
+        *,
+        at_once: int,
+    ) -> None:
+        self._pipeline, self._preprocess, self._windows = pipeline, preprocess, windows
+        self._workspace, self._at_once = workspace, at_once
+        # On a GPU a stage has one event, and a recorded window's would be every window's.
+        on_gpu = workspace.device != "cpu"
+        self._whole = clock if on_gpu else None
+        self._clock = workspace.clock(enabled=False) if on_gpu else clock
+
+    def run(self, state: FrameState) -> None:
+        """See :class:`Stage`."""
+        plan, at_once = self._windows.plan(state.out_hw), self._at_once
+        if self._whole is not None:  # a recording, and TensorRT's state, hold one shape
+            plan, at_once = plan.in_equal_batches(at_once)
+        placed = self._preprocess.on_device(state.frame)
+        kind = kind_of(state.out_hw, state.classes, state.rule)
+        shares = self._workspace.upload("window shares", plan.shares)
+        for first in range(0, len(plan.places), at_once):
+            part = slice(first, first + at_once)
+            masks = self._encode(state, placed, plan, part, kind)
+            logits = ops.merge_windows(
+                masks.mask_logits,
+                shares,
+                plan.places[part],
+                add=first > 0,
+                out=self._workspace.array(
+                    "window logits", (1, masks.mask_logits.shape[1], *plan.shares.shape), np.float32
+                ),
+                stream=self._workspace.stream,
+            )
+            self._clock.mark("similarity")
+        if self._whole is not None:
+            self._whole.mark("image_encoder")
+        assert isinstance(masks, ClassLogits), "other families were refused"
+        state.masks = ClassLogits(mask_logits=logits)
+
+    def _encode(
+        self, state: FrameState, placed: Any, plan: WindowPlan, part: slice, kind: tuple[Any, ...]
+    ) -> Masks:
+        """The masks of some windows, valid until the next ones'."""
+        parts = [{"whole_hw": plan.whole_hw, "origin": at} for at in plan.origins[part]]
+        image = self._preprocess.image(state.frame, placed, *parts)
+        self._clock.mark("preprocess")
+        masks = partial(self._pipeline.masks, image, state.classes, self._clock, run_plainly)
+        return state.run(("windows", len(parts), *kind), masks)
+
+
+class Check:
+    """Finds NaN and infinity in masks; what it found is in the workspace's flag."""
+
+    recorded = True
+
+    def __init__(self, workspace: Workspace, clock: StageClock) -> None:
+        self._workspace, self._clock = workspace, clock
+
+    def run(self, state: FrameState) -> None:
+        """See :class:`Stage`."""
+        _, finite = self._workspace.flag()
+        ops.all_finite(state.masks.mask_logits, out=finite, stream=self._workspace.stream)
+        self._clock.mark("check")
+
+
+class Steady:
+    """Blends masks with those of past frames, moved along the optical flow."""
+
+    recorded = False  # the host finds the motion
+
+    def __init__(self, workspace: Workspace, clock: StageClock) -> None:
+        self._workspace, self._clock = workspace, clock
+
+    def run(self, state: FrameState) -> None:
+        """See :class:`Stage`."""
+        assert state.turn is not None, "frames without a memory pass other stages"
+        state.masks = state.turn.steadied(state.masks, self._workspace)
+        self._clock.mark("steady")
+
+
+class Candidates:
+    """Leaves out the classes that are least like anything in the frame; waits for the masks."""
+
+    recorded = False  # the host chooses
+
+    def __init__(self, workspace: Workspace, clock: StageClock) -> None:
+        self._workspace, self._clock = workspace, clock
+
+    def run(self, state: FrameState) -> None:
+        """See :class:`Stage`; labels of what is kept are classes, by a table."""
+        workspace, classes, gate = self._workspace, state.classes, state.classes.gate
+        assert gate is not None, "nothing is left out"
+        assert isinstance(state.masks, ClassLogits), "other families were refused"
+        vocabulary, phrases = classes.vocabulary, len(classes.vocabulary.phrases)
+        logits = workspace.fetch(state.masks.mask_logits)[:, :phrases]
+        rows = gate.rows
+        if rows is None:
+            # Cells differ in how large all their logits are: a share of the cell can be compared.
+            cells = logits[0].reshape(phrases, -1)
+            rows = gate.choose((cells - _log_sum(cells)).max(axis=1), vocabulary)
+        if len(rows) < phrases:
+            seen, table = gate.seen, vocabulary.label_table[rows]
+            kept = np.ascontiguousarray(logits[:, rows], np.float32)
+            named = replace(
+                classes,
+                seen=None
+                if seen is None
+                else workspace.upload("kept seen", np.asarray(seen)[rows]),
+                num_phrases=None,
+                label_table=workspace.upload(f"kept label_table {table.dtype}", table),
+            )
+            state.labelled = ClassLogits(mask_logits=workspace.upload("kept logits", kept)), named
+        self._clock.mark("candidates")
+
+
+class Label:
+    """Labels every pixel with one kernel call."""
+
+    def __init__(self, workspace: Workspace, clock: StageClock, *, recorded: bool) -> None:
+        self._workspace, self._clock, self.recorded = workspace, clock, recorded
+
+    def run(self, state: FrameState) -> None:
+        """See :class:`Stage`."""
+        masks, classes = state.labelled or (state.masks, state.classes)
+        state.pixels = masks.label(state.out_hw, classes, state.rule, self._workspace, self._clock)
+
+
+class StageList:
+    """Stages in order, and which of them a capture holds together."""
+
+    def __init__(self, stages: Iterable[Stage]) -> None:
+        self.stages = tuple(stages)
+        self._parts = [
+            (tuple(type(stage) for stage in part) if recorded else None, part)
+            for recorded, part in (
+                (recorded, tuple(part))
+                for recorded, part in groupby(self.stages, lambda stage: stage.recorded)
+            )
+        ]
+
+    def run(self, state: FrameState) -> None:
+        """Take a frame through all stages."""
+        if state.run is run_plainly:
+            for stage in self.stages:
+                stage.run(state)
+            return
+        kind = kind_of(state.out_hw, state.classes, state.rule)
+        for name, part in self._parts:
+            if name is None:
+                for stage in part:
+                    stage.run(state)
+            else:
+                enqueue = partial(_enqueue, part, state)
+                state.masks, state.pixels = state.run((name, *kind), enqueue)
+
+
+def _log_sum(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Logarithm of the sum of exponentials over the first axis."""
+    top = logits.max(axis=0)
+    total: npt.NDArray[np.float32] = top + np.log(np.exp(logits - top).sum(axis=0))
+    return total
+
+
+def _enqueue(part: tuple[Stage, ...], state: FrameState) -> tuple[Masks, PixelLabels | None]:
+    """What a part adds to a frame: a replayed capture adds the same arrays, written anew."""
+    for stage in part:
+        stage.run(state)
+    return state.masks, state.pixels
