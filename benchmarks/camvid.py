@@ -46,7 +46,7 @@ from zsseg_rt.export.onnx import OPSET, GraphExport
 from zsseg_rt.models.functional import patch_text_similarity, upsample_argmax
 from zsseg_rt.profiling.meter import Stopwatch
 from zsseg_rt.text.class_names import rename_classes, split_synonyms
-from zsseg_rt.training.segmenters.torch_phrases import hash_weights
+from zsseg_rt.torch_files.checkpoints import hash_weights
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

@@ -27,7 +27,7 @@ from zsseg_rt.models.sliding import SlideSettings, slide_predict
 from zsseg_rt.models.zegformer.pictures import resize_picture
 from zsseg_rt.models.zeroseg.windows import segment_predict
 from zsseg_rt.text.class_names import rename_classes, split_synonyms
-from zsseg_rt.training.segmenters.torch_segmenter import TorchSegmenter
+from zsseg_rt.training.trained.segmenter import TorchSegmenter
 
 COLOURS = ("red", "green", "blue")
 

@@ -16,8 +16,8 @@ from zsseg_rt.export.exporters import EXPORTERS
 from zsseg_rt.models.base import SegmentationModel
 from zsseg_rt.models.registry import ARCHITECTURES, create_model, from_official
 from zsseg_rt.training.config import TrainConfig
-from zsseg_rt.training.segmenters.torch_segmenter import TorchSegmenter
 from zsseg_rt.training.tasks import TASKS
+from zsseg_rt.training.trained.segmenter import TorchSegmenter
 
 ROOT = Path(zsseg_rt.__file__).parents[1]
 ASKING = ("training", "cli", "evaluation", "../benchmarks", "../tools")

@@ -15,10 +15,13 @@ from tools.scenes.words import CLASS_NAMES  # noqa: E402
 from zsseg_rt.bundles.bundle import Bundle  # noqa: E402
 from zsseg_rt.torch_files import clip_space  # noqa: E402
 from zsseg_rt.torch_files.clip_space import describe_space  # noqa: E402
-from zsseg_rt.training.assembly import assemble, train  # noqa: E402
+from zsseg_rt.training.assembly import (  # noqa: E402
+    assemble,
+    text_space,
+    train,
+)
 from zsseg_rt.training.config import ModelConfig, TextConfig, TrainConfig  # noqa: E402
-from zsseg_rt.training.text_space import text_space  # noqa: E402
-from zsseg_rt.training.trained.bundle import export_trained  # noqa: E402
+from zsseg_rt.training.trained.card import export_trained  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,14 @@ from zsseg_rt.errors import ArgumentError  # noqa: E402
 from zsseg_rt.models.cat_seg.aggregator import AggregatorConfig, ClassAttention  # noqa: E402
 from zsseg_rt.training.assembly import assemble, train  # noqa: E402
 from zsseg_rt.training.class_embeddings import embed_phrases  # noqa: E402
-from zsseg_rt.training.class_prompts import ClassPrompts  # noqa: E402
 from zsseg_rt.training.config import TrainConfig  # noqa: E402
 from zsseg_rt.training.loop.checkpointing import read_checkpoint  # noqa: E402
-from zsseg_rt.training.trained.bundle import export_trained  # noqa: E402
-from zsseg_rt.training.trained.card import load_classes, load_trained  # noqa: E402
+from zsseg_rt.training.tasks.cat_seg import ClassPrompts  # noqa: E402
+from zsseg_rt.training.trained.card import (  # noqa: E402
+    export_trained,
+    load_classes,
+    load_trained,
+)
 
 HEAD = {"hidden": 32, "num_heads": 2, "window": 2, "text_guidance": 8, "guidance": 8}
 SMALL = {"decoder": [32, 16], "up": [8, 8], "decoder_guidance": [8, 8], "padding": 32}

@@ -12,11 +12,9 @@ from zsseg_rt.models.registry import find_builder
 from zsseg_rt.training.tasks.cat_seg import CatSegTask
 from zsseg_rt.training.tasks.cosine_head import CosineHeadTask
 from zsseg_rt.training.tasks.descriptor import DescriptorTask
-from zsseg_rt.training.tasks.matching import SegmentWeights
-from zsseg_rt.training.tasks.zegformer import ZegFormerTask
+from zsseg_rt.training.tasks.zegformer import SegmentWeights, ZegFormerTask
 from zsseg_rt.training.tasks.zeroseg import ZeroSegTask
-from zsseg_rt.training.tasks.zeroseg_features import TeacherFeatures
-from zsseg_rt.training.tasks.zeroseg_views import TeacherViews
+from zsseg_rt.training.tasks.zeroseg_features import TeacherFeatures, TeacherViews
 
 PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
 
@@ -65,5 +63,6 @@ def test_every_task_option_is_named_and_there(row, takers, others):
         "ignore_label",
         "protocol",
         "batch_size",
+        "num_images",
         "prompts",
     }

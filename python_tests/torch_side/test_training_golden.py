@@ -9,8 +9,12 @@ from support.golden import arguments_of, assert_close, config_of, load, state_di
 from zsseg_rt.models import from_official
 from zsseg_rt.models.zegformer.model import IMAGE_MEAN, IMAGE_STD
 from zsseg_rt.training.tasks.descriptor import DescriptorTask
-from zsseg_rt.training.tasks.matching import SegmentWeights, class_masks, match_segments
-from zsseg_rt.training.tasks.zegformer import ZegFormerTask
+from zsseg_rt.training.tasks.zegformer import (
+    SegmentWeights,
+    ZegFormerTask,
+    class_masks,
+    match_segments,
+)
 
 pytestmark = pytest.mark.needs_shared
 

@@ -9,8 +9,8 @@ import torch
 from support.errors import refused
 from zsseg_rt.errors import ArgumentError, DatasetError
 from zsseg_rt.evaluation.datasets import Sample
-from zsseg_rt.training.data.batch import Batch
 from zsseg_rt.training.data.loading import (
+    Batch,
     EpochSampler,
     TrainingSamples,
     collate,
@@ -165,8 +165,6 @@ def test_collate_keeps_order():
         ({"batch_size": 3, "num_processes": 2}, "batch_size"),
         ({"batch_size": 0}, "batch_size"),
         ({"batch_size": 12}, "batch_size"),
-        ({"batch_size": 2, "process_index": 2, "num_processes": 2}, "process_index"),
-        ({"batch_size": 2, "start_position": -1}, "start_position"),
     ],
 )
 def test_bad_settings_are_named(options, argument):

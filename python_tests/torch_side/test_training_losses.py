@@ -9,7 +9,7 @@ from zsseg_rt.training.tasks.losses import (  # noqa: E402
     binary_cross_entropy,
     cross_entropy,
     mask_losses,
-    recovery_losses,
+    recovery_loss,
 )
 
 IGNORED = 255
@@ -156,7 +156,7 @@ def test_half_precision_logits_are_compared_in_float32():
 def test_recovery_losses_are_mean_absolute_errors_without_gradient_into_targets():
     made = [torch.randn(2, 6, 4, requires_grad=True), torch.randn(2, 5, 2, requires_grad=True)]
     targets = [torch.randn(2, 6, 4, requires_grad=True), torch.randn(2, 5, 2, requires_grad=True)]
-    losses = recovery_losses(made[0], targets[0], made[1], targets[1])
+    losses = [recovery_loss(*pair) for pair in zip(made, targets, strict=True)]
     for loss, x, target in zip(losses, made, targets, strict=True):
         expected = np.mean(np.abs(x.detach().numpy() - target.detach().numpy()))
         assert loss.item() == pytest.approx(expected, rel=1e-5)

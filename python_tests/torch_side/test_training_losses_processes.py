@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 
 from zsseg_rt.models.zegformer.decoder import Segments  # noqa: E402
 from zsseg_rt.training.tasks.losses import cross_entropy, mask_losses  # noqa: E402
-from zsseg_rt.training.tasks.matching import (  # noqa: E402
+from zsseg_rt.training.tasks.zegformer import (  # noqa: E402
     SegmentWeights,
     class_masks,
     match_segments,

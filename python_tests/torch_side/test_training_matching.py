@@ -11,14 +11,14 @@ from support import tiny, tiny_zegformer
 from support.errors import refused
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.models.zegformer.decoder import Segments
-from zsseg_rt.training.data.batch import Batch
-from zsseg_rt.training.tasks.matching import (
+from zsseg_rt.training.data.loading import Batch
+from zsseg_rt.training.tasks.zegformer import (
     SegmentWeights,
+    ZegFormerTask,
     class_masks,
     match_segments,
     segment_losses,
 )
-from zsseg_rt.training.tasks.zegformer import ZegFormerTask
 
 WEIGHTS = SegmentWeights()
 NUM_CLASSES = 3

@@ -5,7 +5,7 @@ torch = pytest.importorskip("torch")
 
 from support.errors import refused  # noqa: E402
 from zsseg_rt.errors import ArgumentError, ShapeError  # noqa: E402
-from zsseg_rt.training.tasks.protocols import UNSEEN, LabelProtocol  # noqa: E402
+from zsseg_rt.training.tasks.labelled import UNSEEN, LabelProtocol  # noqa: E402
 
 SEEN = (0, 2, 5)
 NUM_CLASSES = 6

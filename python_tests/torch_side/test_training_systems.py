@@ -25,8 +25,11 @@ from zsseg_rt.training.assembly import assemble, train  # noqa: E402
 from zsseg_rt.training.config import ModelConfig, TrainConfig  # noqa: E402
 from zsseg_rt.training.loop.checkpointing import read_checkpoint  # noqa: E402
 from zsseg_rt.training.parts import build_model  # noqa: E402
-from zsseg_rt.training.trained.bundle import export_trained  # noqa: E402
-from zsseg_rt.training.trained.card import load_classes, load_trained  # noqa: E402
+from zsseg_rt.training.trained.card import (  # noqa: E402
+    export_trained,
+    load_classes,
+    load_trained,
+)
 from zsseg_rt.training.trained.segmenter import trained_segmenter  # noqa: E402
 
 COMMON = {**TABLES, "evaluation": {"limit": 2}}

@@ -4,7 +4,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from zsseg_rt.evaluation.datasets.base import ignore_label  # noqa: E402
-from zsseg_rt.training.data.batch import Batch, normalize_images  # noqa: E402
+from zsseg_rt.training.data.loading import Batch, normalize_images  # noqa: E402
 
 
 def batch_of(images, valid_hw):

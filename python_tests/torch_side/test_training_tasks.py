@@ -10,7 +10,7 @@ from support.errors import refused
 from zsseg_rt.common.schema import setting_names
 from zsseg_rt.errors import ArgumentError, ShapeError
 from zsseg_rt.models import create_model
-from zsseg_rt.training.data.batch import Batch
+from zsseg_rt.training.data.loading import Batch
 from zsseg_rt.training.tasks.cosine_head import CosineHeadTask
 from zsseg_rt.training.tasks.descriptor import DescriptorTask
 from zsseg_rt.training.tasks.labelled import PixelLossSettings

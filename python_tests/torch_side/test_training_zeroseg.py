@@ -1,7 +1,5 @@
 """ZeroSeg's training: views, the cache of the teacher's features, losses, the task."""
 
-import logging
-
 import numpy as np
 import pytest
 
@@ -13,11 +11,9 @@ from support import tiny  # noqa: E402
 from support.errors import refused  # noqa: E402
 from support.tiny_zeroseg import SIZES, zeroseg_model  # noqa: E402
 from zsseg_rt.errors import ArgumentError, DTypeError, ShapeError, TrainingError  # noqa: E402
-from zsseg_rt.evaluation.datasets.base import Sample  # noqa: E402
 from zsseg_rt.models import build_image_encoder, create_model, load_clip  # noqa: E402
 from zsseg_rt.models.zeroseg.encoder import random_patch_mask  # noqa: E402
-from zsseg_rt.training.data.batch import Batch  # noqa: E402
-from zsseg_rt.training.data.transforms import CenterCropAugmentation  # noqa: E402
+from zsseg_rt.training.data.loading import Batch  # noqa: E402
 from zsseg_rt.training.tasks.zeroseg import (  # noqa: E402
     ZeroSegTask,
     scaled_learning_rate,
@@ -25,11 +21,10 @@ from zsseg_rt.training.tasks.zeroseg import (  # noqa: E402
     view_loss,
 )
 from zsseg_rt.training.tasks.zeroseg_features import (  # noqa: E402
+    ClipTeacher,
     TeacherFeatures,
-    cache_features,
-    picture_key,
+    TeacherViews,
 )
-from zsseg_rt.training.tasks.zeroseg_views import ClipTeacher, TeacherViews  # noqa: E402
 
 VIEWS = TeacherViews(size=16)
 
@@ -147,128 +142,67 @@ def test_clip_towers_are_teachers(tmp_path):
 def test_features_are_those_of_every_view():
     features = TeacherFeatures(MeanColours(), VIEWS, views_at_once=7)
     images = pictures()
-    found = features(images)
-    assert found.shape == (2, 30, 32)
-    cut = VIEWS.cut(images)
-    expected = MeanColours().encode_image(cut.flatten(0, 1)).reshape(2, 30, 32)
-    torch.testing.assert_close(found, expected.half().float())
+    computed = features(images)
+    expected = MeanColours().encode_image(VIEWS.cut(images).flatten(0, 1)).reshape(2, 30, 32)
+    torch.testing.assert_close(computed, expected.half().float())
 
 
-def test_cache_serves_a_picture_once_computed(tmp_path):
+def cached(folder, teacher, views=VIEWS, num_images=3):
+    return TeacherFeatures(teacher, views, cache_folder=folder, num_images=num_images)
+
+
+def test_cache_serves_an_image_once_computed(tmp_path):
     teacher, images = MeanColours(), pictures(3)
-    first = TeacherFeatures(teacher, VIEWS, cache_folder=tmp_path)
+    first = cached(tmp_path, teacher)
     start = teacher.seen
-    before = first(images[:2])
+    before = first(images[:2], (2, 0))
     assert teacher.seen == start + 60
-    again = TeacherFeatures(teacher, VIEWS, cache_folder=tmp_path)
+    again = cached(tmp_path, teacher)
     start = teacher.seen
-    assert torch.equal(again(images[:2]), before)
+    assert torch.equal(again(images[:2], (2, 0)), before)
     assert teacher.seen == start
-    mixed = again(images)
+    mixed = again(images, (2, 0, 1))
     assert teacher.seen == start + 30
-    assert torch.equal(mixed[:2], before)
-    assert torch.equal(mixed[2:], again.compute(images[2:]))
-    files = list(tmp_path.rglob("*.features"))
-    assert len(files) == 3
-    assert len(files[0].read_bytes().partition(b"\n")[2]) == 2 * 30 * 32
-    assert not list(tmp_path.rglob("*.tmp"))
+    assert torch.equal(mixed, again.compute(images))
+    (file,) = tmp_path.iterdir()
+    assert file.stat().st_size == 3 * (32 + 2 * 30 * 32)
 
 
-@pytest.mark.parametrize("change", ["teacher", "grids", "size"])
-def test_cache_is_kept_apart_by_teacher_and_views(tmp_path, change):
-    TeacherFeatures(MeanColours(), VIEWS, cache_folder=tmp_path)(pictures())
+@pytest.mark.parametrize("change", ["teacher", "grids", "size", "images"])
+def test_cache_is_kept_apart_by_teacher_views_and_images(tmp_path, change):
+    cached(tmp_path, MeanColours())(pictures(), (0, 1))
     teacher = MeanColours(2.0 if change == "teacher" else 1.0)
     views = {"grids": TeacherViews(grids=(1, 2), size=16), "size": TeacherViews(size=8)}
-    other = TeacherFeatures(teacher, views.get(change, VIEWS), cache_folder=tmp_path)
+    images = pictures(seed=int(change == "images"))
+    other = cached(tmp_path, teacher, views.get(change, VIEWS))
     start = teacher.seen
-    found = other(pictures())
-    assert teacher.seen > start
-    assert torch.equal(found, other.compute(pictures()))
-    assert len(list(tmp_path.iterdir())) == 2
+    assert torch.equal(other(images, (0, 1)), other.compute(images))
+    assert teacher.seen > start + 2 * other.views.count
+    assert len(list(tmp_path.iterdir())) == 1 + (change != "images")
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "longer", "a bit", "another's", "a folder"])
-def test_damaged_features_are_computed_again(tmp_path, damage, caplog):
-    features = TeacherFeatures(MeanColours(), VIEWS, cache_folder=tmp_path)
+@pytest.mark.parametrize("damage", ["empty", "cut", "longer", "a bit", "a digest"])
+def test_damaged_features_are_computed_again(tmp_path, damage):
     images = pictures(2)
-    expected = features(images)
-    file, other = tmp_path.rglob("*.features")
+    expected = cached(tmp_path, MeanColours())(images, (0, 1))
+    (file,) = tmp_path.iterdir()
     content = file.read_bytes()
-    flipped = content[:-9] + bytes([content[-9] ^ 4]) + content[-8:]
-    changes = {"empty": b"", "cut": content[:-1], "longer": content + b"x", "a bit": flipped}
-    if damage == "a folder":
-        file.unlink()
-        file.mkdir()
-        assert features.cache.read(f"{file.parent.name}{file.stem}") is None
-        return
-    file.write_bytes(changes.get(damage, other.read_bytes()))
-    with caplog.at_level(logging.WARNING):
-        assert torch.equal(features(images), expected)
-    assert "made again" in caplog.text
+
+    def flipped(place):
+        return content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :]
+
+    changes = {"empty": b"", "cut": content[:-2000], "longer": content + b"x"}
+    file.write_bytes((changes | {"a bit": flipped(100), "a digest": flipped(3)})[damage])
+    assert torch.equal(cached(tmp_path, MeanColours())(images, (0, 1)), expected)
     assert file.read_bytes() == content
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with refused(TrainingError, None, "file"):
-        TeacherFeatures(MeanColours(), VIEWS, cache_folder=tmp_path / "file")
-
-
-class Photos:
-    """Three pictures of different proportions."""
-
-    name, class_names, seen, ignore_label = "photos", ("a",), (0,), 255
-
-    def __len__(self):
-        return 3
-
-    def __getitem__(self, index):
-        size_hw = ((120, 160), (200, 100), (90, 90))[index]
-        rng = np.random.default_rng(index)
-        image = rng.integers(0, 256, (*size_hw, 3)).astype(np.uint8)
-        return Sample(image, np.zeros(size_hw, np.uint8), f"p{index}")
-
-
-CROP = CenterCropAugmentation(crop_hw=(64, 64), short_edge=72)
-
-
-def test_features_ahead_of_training(tmp_path):
-    teacher = MeanColours()
-    features = TeacherFeatures(teacher, VIEWS, cache_folder=tmp_path)
-    assert cache_features(features, Photos(), CROP, indices=[0, 2]) == 2
-    assert cache_features(features, Photos(), CROP) == 1
-    crops = torch.stack([CROP(Photos()[i], np.random.default_rng(9)).image for i in range(3)])
-    start = teacher.seen
-    assert torch.equal(features(crops), features.compute(crops))
-    assert teacher.seen == start + 90  # compute's own; nothing for the cached ones
-    with refused(ArgumentError, "features"):
-        cache_features(TeacherFeatures(teacher, VIEWS), Photos(), CROP)
-
-
-def test_views_from_the_original_picture(tmp_path):
-    """They show what the crop shows, in the original's pixels, and must be made beforehand."""
-    features = TeacherFeatures(MeanColours(), VIEWS, cache_folder=tmp_path, from_original=True)
-    crop = CROP(Photos()[0], np.random.default_rng(0)).image
-    with refused(TrainingError, "cache_folder"):
-        features(crop[None])
-    cache_features(features, Photos(), CROP)
-    found = features(crop[None])
-    side = round(120 * 64 / 72)
-    top, left = (120 - side) // 2, (160 - side) // 2
-    part = Photos()[0].image[top : top + side, left : left + side].transpose(2, 0, 1).copy()
-    assert torch.equal(found, features.compute(torch.from_numpy(part)[None]))
-    assert not torch.equal(found, features.compute(crop[None]))
-    with refused(ArgumentError, "cache_folder"):
-        TeacherFeatures(MeanColours(), VIEWS, from_original=True)
-
-
-def test_keys_depend_on_pixels_and_shape():
-    image = pictures(1)[0]
-    changed = image.clone()
-    changed[0, 0, 0] ^= 1
-    keys = {picture_key(image), picture_key(changed), picture_key(image.reshape(3, 32, 128))}
-    assert len(keys) == 3
-    assert picture_key(image.clone()) in keys
+        cached(tmp_path / "file", MeanColours())
+    with refused(ArgumentError, "num_images"):
+        cached(tmp_path, MeanColours(), num_images=0)
 
 
 @pytest.mark.parametrize("unit", [False, True])

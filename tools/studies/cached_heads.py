@@ -32,7 +32,7 @@ from zsseg_rt.models.descriptor.mask_decoder import DecoderConfig
 from zsseg_rt.models.descriptor.zegclip import DecodeHead, Descriptor
 from zsseg_rt.torch_files.clip_arrays import CLIP_MEAN, CLIP_STD
 from zsseg_rt.training.class_embeddings import embed_phrases
-from zsseg_rt.training.loop.schedules import poly
+from zsseg_rt.training.loop.config import poly
 from zsseg_rt.training.tasks.labelled import PixelLossTask, upsample
 
 __all__ = ["ROWS", "WORLDS", "Features", "HeadRow", "HeadSettings", "World", "cache_features"]

@@ -28,10 +28,9 @@ from zsseg_rt.common.files import write_whole
 from zsseg_rt.errors import ArgumentError, CheckpointError, TrainingError, ZssegError
 from zsseg_rt.training.data.loading import one_opencv_thread, prepare_worker
 from zsseg_rt.training.loop.checkpointing import writing
-from zsseg_rt.training.loop.config import LoopConfig, OptimizerConfig
+from zsseg_rt.training.loop.config import LoopConfig, OptimizerConfig, cosine
 from zsseg_rt.training.loop.loop import BatchSource, run_loop
-from zsseg_rt.training.loop.schedules import cosine
-from zsseg_rt.training.tasks.task import TrainingTask, parameter_group
+from zsseg_rt.training.tasks.labelled import TrainingTask, parameter_groups
 
 __all__ = ["ClipTask", "contrastive_loss", "pretrain", "read_config"]
 
@@ -100,10 +99,7 @@ class ClipTask(TrainingTask):
         parameters, rate = list(self.model.parameters()), self.config.learning_rate
         matrices = [p for p in parameters if p.ndim >= 2]
         vectors = [p for p in parameters if p.ndim < 2]
-        return [
-            *parameter_group(matrices, rate, self.config.weight_decay),
-            *parameter_group(vectors, rate, 0.0),
-        ]
+        return parameter_groups((matrices, rate, self.config.weight_decay), (vectors, rate, 0.0))
 
 
 def pretrain(config: PretrainingConfig, folder: Path, *, num_workers: int = 1) -> Path:

@@ -23,8 +23,7 @@ from zsseg_rt.common.files import write_whole
 from zsseg_rt.errors import ArgumentError, TrainingError
 from zsseg_rt.models.descriptor.model import DescriptorModel
 from zsseg_rt.models.descriptor.zegclip import DecodeHead
-from zsseg_rt.training.config import TrainConfig
-from zsseg_rt.training.toml_files import list_kept, merge, read_toml
+from zsseg_rt.training.config import TrainConfig, list_kept, merge, read_toml
 
 __all__ = ["Comparison", "RunFigures", "SmallForm", "Variant"]
 __all__ += ["list_comparisons", "make_clip", "markdown_table", "run"]
@@ -325,7 +324,7 @@ def _evaluate_untrained(config: TrainConfig) -> dict[str, float]:
     from zsseg_rt.evaluation.evaluate import evaluate
     from zsseg_rt.training.class_embeddings import class_embeddings, region_embeddings
     from zsseg_rt.training.parts import build_model
-    from zsseg_rt.training.segmenters.torch_segmenter import TorchSegmenter
+    from zsseg_rt.training.trained.segmenter import TorchSegmenter
 
     settings = config.evaluation
     dataset = config.open_data("evaluation")

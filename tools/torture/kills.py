@@ -254,8 +254,8 @@ def _bundle_job(name: str, words: list[str], folder: Path) -> _Job:
 
 def _train(folder: Path) -> _Job:
     from tools.torture.small_run import write_settings
+    from zsseg_rt.torch_files.checkpoints import hash_tensors
     from zsseg_rt.training.loop.checkpointing import read_checkpoint
-    from zsseg_rt.training.segmenters.torch_phrases import hash_tensors
 
     settings = write_settings(folder / "training", iterations=12, interval=2)
     run = folder / "training/run"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -79,6 +80,21 @@ def normalize_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         key: value.float() if value.is_floating_point() else value
         for key, value in unwrap(state_dict).items()
     }
+
+
+def hash_weights(model: nn.Module) -> str:
+    """SHA-256 of all tensors of the ``state_dict`` with their names, in hex."""
+    return hash_tensors(model.state_dict())
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors with their names, in hex; the order of the names does not matter."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def check_float32(state_dict: Mapping[str, Tensor], architecture: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 from dataclasses import dataclass, replace
@@ -21,19 +22,18 @@ from zsseg_rt.evaluation.datasets import Sample, SegmentationDataset
 from zsseg_rt.evaluation.evaluate import evaluate
 from zsseg_rt.evaluation.metrics import FIGURES
 from zsseg_rt.models.base import SegmentationModel
+from zsseg_rt.models.registry import find_builder
 from zsseg_rt.results.visualize import palette
-from zsseg_rt.training.class_embeddings import (
-    ClassEmbeddings,
-    class_embeddings,
-    region_embeddings,
-)
-from zsseg_rt.training.config import CONFIG_FILE, TrainConfig
+from zsseg_rt.torch_files.clip_space import describe_rows, describe_space
+from zsseg_rt.training.class_embeddings import ClassEmbeddings, class_embeddings, region_embeddings
+from zsseg_rt.training.config import CONFIG_FILE, ModelConfig, TextConfig, TrainConfig
 from zsseg_rt.training.data.loading import TrainingSamples
 from zsseg_rt.training.data_checks import require_labels
+from zsseg_rt.training.loop import is_run
 from zsseg_rt.training.loop.checkpointing import CheckpointFolder
 from zsseg_rt.training.loop.loop import BatchSource, RunExtras, TrainingResult, run_loop
-from zsseg_rt.training.loop.random_state import seed_everything
 from zsseg_rt.training.loop.reporting import Picture
+from zsseg_rt.training.loop.run_state import seed_everything
 from zsseg_rt.training.parts import (
     batch_source,
     build_augmentation,
@@ -43,11 +43,9 @@ from zsseg_rt.training.parts import (
     find_task,
     with_crop_of,
 )
-from zsseg_rt.training.segmenters.torch_segmenter import TorchSegmenter
-from zsseg_rt.training.tasks.labelled import LabelledTask
-from zsseg_rt.training.tasks.task import TrainingTask
-from zsseg_rt.training.text_space import text_space
-from zsseg_rt.training.trained.card import TOP_CLASS, TrainedClasses, describe_model
+from zsseg_rt.training.tasks.labelled import LabelledTask, TrainingTask
+from zsseg_rt.training.trained.card import TOP_CLASS, TrainedClasses, describe_model, load_classes
+from zsseg_rt.training.trained.segmenter import TorchSegmenter
 
 _log = logging.getLogger(__name__)
 
@@ -90,19 +88,19 @@ class Assembly:
         return class_embeddings(self.dataset.class_names, self.config.text, model).phrase_embeds
 
     def constants(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps besides weights: embeddings of every synonym."""
-        return {"text_embeds": self.phrase_embeds(self.task.model)}
+        """What a checkpoint keeps besides weights: embeddings of every synonym, if there are."""
+        has_text = self.embeddings is not None
+        return {"text_embeds": self.phrase_embeds(self.task.model)} if has_text else {}
 
     def segmenter(self, model: nn.Module) -> TorchSegmenter:
         """The model as a segmenter to evaluate."""
         assert self.classes is not None
-        seen = self.classes.seen_phrases if self.classes.counts_as_unseen else ()
         return TorchSegmenter(
             cast(SegmentationModel, model),
             self.dataset.class_names,
             self.phrase_embeds(model),
             region_embeds=self.region_embeds,
-            seen_names=seen,
+            seen_names=self.classes.lowered_phrases,
             protocol=self.config.evaluation.protocol,
         )
 
@@ -110,22 +108,21 @@ class Assembly:
         """Figures of a model in percent, by name; also :data:`TOP_CLASS`."""
         assert self.evaluation_dataset is not None
         limit = self.config.evaluation.limit or None
-        found = evaluate(self.segmenter(model), self.evaluation_dataset, limit=limit)
-        largest = 100 * float(found.counts.sum(axis=0).max() / max(found.counts.sum(), 1))
-        return found.scores.as_reported() | {TOP_CLASS: round(largest, 2)}
+        result = evaluate(self.segmenter(model), self.evaluation_dataset, limit=limit)
+        largest = 100 * float(result.counts.sum(axis=0).max() / max(result.counts.sum(), 1))
+        return result.scores.as_reported() | {TOP_CLASS: round(largest, 2)}
 
     def preview(self, model: nn.Module, count: int) -> list[Picture]:
         """Images of what a model predicts: photo, truth and prediction side by side."""
         assert self.evaluation_dataset is not None
         dataset, segmenter = self.evaluation_dataset, self.segmenter(model)
+        colours = palette(255).copy()
+        own = getattr(dataset, "palette", None)
+        if own is not None:
+            colours[: len(own)] = own[: len(colours)]
         count = min(count, len(dataset))
-        colours = _palette(dataset)
-        pictures = []
-        for index in range(count):
-            sample = dataset[index * len(dataset) // count]
-            found = segmenter.segment(sample.image)
-            pictures.append((sample.name, side_by_side(sample, found, colours)))
-        return pictures
+        samples = [dataset[index * len(dataset) // count] for index in range(count)]
+        return [(s.name, side_by_side(s, segmenter.segment(s.image), colours)) for s in samples]
 
 
 def train(config: TrainConfig, *, resume: bool = False) -> TrainingResult:
@@ -155,7 +152,7 @@ def train_assembled(parts: Assembly, *, resume: bool = False) -> TrainingResult:
             evaluate=parts.evaluate if judged else None,
             preview=parts.preview if judged else None,
             model_card=describe_model(parts.task.model, parts.classes),
-            constants=dict if parts.embeddings is None else parts.constants,
+            constants=parts.constants,
         ),
         resume=resume,
     )
@@ -179,6 +176,9 @@ def assemble(config: TrainConfig, *, dataset: SegmentationDataset | None = None)
     embeddings, task = _build_objective(config, model, dataset)
     samples = TrainingSamples(dataset, build_augmentation(settings), config.loop.seed)
     batches = batch_source(samples, config.loop)
+    classes = None
+    if embeddings is not None:
+        classes = _describe_classes(config, dataset, embeddings, task)
     if isinstance(task, LabelledTask):
         batches = require_labels(batches, task.label_protocol, dataset)
     return Assembly(
@@ -187,7 +187,7 @@ def assemble(config: TrainConfig, *, dataset: SegmentationDataset | None = None)
         evaluation_dataset=judged,
         task=task,
         embeddings=embeddings,
-        classes=_describe_classes(config, dataset, embeddings, tuned=task.tunes_text),
+        classes=classes,
         batches=batches,
     )
 
@@ -213,7 +213,8 @@ def _build_objective(
             f"embeds them, got {config.evaluation.split!r}. Set it to '', or give data with "
             "classes and the teacher's text tower as model.options.pretrained."
         )
-    task = build_zeroseg_task(config.task, config.model, model, config.loop.batch_size)
+    size = config.loop.batch_size
+    task = build_zeroseg_task(config.task, config.model, model, size, num_images=len(dataset))
     names = dataset.class_names
     return class_embeddings(names, config.text, model) if has_text else None, task
 
@@ -221,19 +222,18 @@ def _build_objective(
 def _describe_classes(
     config: TrainConfig,
     dataset: SegmentationDataset,
-    embeddings: ClassEmbeddings | None,
-    *,
-    tuned: bool,
-) -> TrainedClasses | None:
-    if embeddings is None:
-        return None
-    own = f"CAT-Seg trained on {dataset.name} (its own text tower)"
+    embeddings: ClassEmbeddings,
+    task: TrainingTask,
+) -> TrainedClasses:
+    space = text_space(config.text, config.model)
+    if task.tunes_text and not config.text.space:
+        space = f"CAT-Seg trained on {dataset.name} (its own text tower)"
     return TrainedClasses(
         names=tuple(dataset.class_names),
         seen=tuple(dataset.seen),
         templates=config.text.templates,
         region_templates=config.text.region_templates,
-        space=own if tuned and not config.text.space else text_space(config.text, config.model),
+        space=space,
         phrases=embeddings.phrases,
         dataset=dataset.name,
         protocol=config.task.protocol,
@@ -294,10 +294,22 @@ def side_by_side(
     return np.concatenate(sides, axis=1)
 
 
-def _palette(dataset: SegmentationDataset) -> Any:
-    """The data set's own colours if it has any, otherwise ours; for every uint8 label."""
-    colours = palette(255).copy()
-    own = getattr(dataset, "palette", None)
-    if own is not None:
-        colours[: len(own)] = own[: len(colours)]
-    return colours
+def text_space(text: TextConfig, model: ModelConfig) -> str:
+    """Name the joint space: as configured, or after where the class embeddings come from.
+
+    Returns:
+        A human-readable name; empty if unknown.
+    """
+    if text.space:
+        return text.space
+    if text.bank:
+        return describe_rows(text.bank)
+    if text.clip:
+        return describe_space(text.clip, text.clip_architecture)
+    if model.start_from and is_run(model.start_from):
+        known = load_classes(model.start_from)
+        return "" if known is None else known[0].space
+    source = model.options.get("pretrained") or model.start_from
+    builder: Any = find_builder(model.architecture, official=False)
+    default = inspect.signature(builder).parameters["clip"].default
+    return describe_space(source, str(model.options.get("clip", default))) if source else ""

@@ -58,11 +58,7 @@ class ClassEmbeddings:
 def class_embeddings(
     class_names: Sequence[str], config: TextConfig, model: nn.Module | None = None
 ) -> ClassEmbeddings:
-    """Embed the classes of a data set as a configuration says.
-
-    Returns:
-        The embeddings, on the CPU.
-    """
+    """Embed the classes of a data set as a configuration says, on the CPU."""
     if config.bank:
         return ClassEmbeddings(class_names, _from_bank(class_names, config))
     encoder: Any = getattr(model, "text_encoder", None)
@@ -86,11 +82,7 @@ def class_embeddings(
 def region_embeddings(
     model: SegmentationModel, class_names: Sequence[str], templates: Sequence[str] = ()
 ) -> Tensor | None:
-    """Embed classes for a model's look at regions, with its own text tower.
-
-    Returns:
-        Embeddings of every synonym in order, unit norm, float32 ``[P, D]``; None for other models.
-    """
+    """Rows as of :func:`embed_phrases` for a model's look at regions; None for other models."""
     if not model.region_templates:
         return None
     encoder: Any = model.text_encoder
@@ -100,11 +92,7 @@ def region_embeddings(
 
 @torch.no_grad()
 def embed_phrases(encoder: nn.Module, phrases: Sequence[str], templates: Sequence[str]) -> Tensor:
-    """Embed phrases with a CLIP text tower, averaged over prompts.
-
-    Returns:
-        Unit norm, float32 ``[P, D]``, on the CPU.
-    """
+    """Embed phrases with a CLIP text tower, averaged over prompts, float32 ``[P, D]`` of norm 1."""
     templates = check_templates(templates)
     config: Any = encoder.config
     content = tokenizer_json()
@@ -149,23 +137,18 @@ def _from_bank(class_names: Sequence[str], config: TextConfig) -> Tensor:
             f"{config.bank}. Check text.bank_names."
         )
     by_name = {_plain(name): row for name, row in zip(names, rows, strict=True)}
-    found: list[Tensor] = []
-    missing: list[str] = []
+    chosen: list[tuple[str, Tensor | None]] = []
     for name, synonyms in zip(class_names, split_synonyms(class_names), strict=True):
         whole = by_name.get(_plain(name))
-        for phrase in synonyms:
-            row = by_name.get(_plain(phrase), whole)
-            if row is None:
-                missing.append(phrase)
-            else:
-                found.append(row)
+        chosen += [(phrase, by_name.get(_plain(phrase), whole)) for phrase in synonyms]
+    missing = [phrase for phrase, row in chosen if row is None]
     if missing:
         raise VocabularyError(
             f"text.bank: expected a row for every class, got none for {', '.join(missing[:5])}"
             f"{' and more' if len(missing) > 5 else ''} in {config.bank}. "
             "Add rows, or use text.clip."
         )
-    return torch.stack(found)
+    return torch.stack([row for _, row in chosen if row is not None])
 
 
 def _read_rows(path: Path) -> Tensor:

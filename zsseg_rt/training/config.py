@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Mapping, Sequence
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from zsseg_rt.common import schema
 from zsseg_rt.common.argument_names import current_name
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.evaluation.datasets import SegmentationDataset, create_dataset
-from zsseg_rt.training.loop.config import LoopConfig, OptimizerConfig
-from zsseg_rt.training.toml_files import apply_change, list_kept, read_toml
+from zsseg_rt.training.loop.config import (
+    LoopConfig,
+    OptimizerConfig,
+    constant,
+    cosine,
+    poly,
+)
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable
 
 _RECIPES = resources.files("zsseg_rt.training") / "recipes"
 CONFIG_FILE = "config.toml"
@@ -32,6 +47,12 @@ _FREE = {
     ("output", "folder"),
     ("text", "space"),
 }
+_SCHEDULES: Mapping[str, Callable[..., float]] = {
+    "poly": poly,
+    "cosine": cosine,
+    "constant": constant,
+}
+_MAX_DEPTH = 20  # of lists and tables inside each other
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +148,7 @@ class TaskConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """The learning rate over the run; see :mod:`zsseg_rt.training.loop.schedules`.
+    """The learning rate over the run; see :mod:`zsseg_rt.training.loop.config`.
 
     Attributes:
         name: ``"poly"``, ``"cosine"`` or ``"constant"``.
@@ -145,15 +166,18 @@ class ScheduleConfig:
 
     def factor(self, step: int, iterations: int) -> float:
         """Factor of the peak rates at a step."""
-        from zsseg_rt.training.loop import schedules
-
-        fields: dict[str, Any] = dict(vars(self))
-        name = fields.pop("name")
-        given = {key: value for key, value in fields.items() if value is not None}
+        settings = {key: value for key, value in vars(self).items() if value is not None}
         for key in ("min_factor", "warmup_steps"):  # 0 is the schedules' default
-            if not given[key]:
-                del given[key]
-        return schedules.factor(name, step, max_steps=iterations, **given)
+            if not settings[key]:
+                del settings[key]
+        schedule = _SCHEDULES[settings.pop("name")]
+        unknown = [key for key in settings if key not in inspect.signature(schedule).parameters]
+        if unknown:
+            raise ArgumentError(
+                f"schedule: expected the settings of {self.name}, got others: "
+                f"{', '.join(unknown)}. Check the spelling."
+            )
+        return schedule(step, max_steps=iterations, **settings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,18 +285,10 @@ def list_recipes() -> list[str]:
 
 def _toml_table(path: tuple[str, ...], fields: Mapping[str, Any]) -> str:
     """A table: first its plain values, then its tables."""
-    lines = [f"[{'.'.join(_toml_key(part) for part in path)}]"]
-    lines += [
-        f"{_toml_key(key)} = {_toml_value(value)}"
-        for key, value in fields.items()
-        if not isinstance(value, Mapping)
-    ]
-    tables = [
-        _toml_table((*path, key), value)
-        for key, value in fields.items()
-        if isinstance(value, Mapping)
-    ]
-    return "\n".join(["\n".join(lines) + "\n", *tables])
+    tables = {key: value for key, value in fields.items() if isinstance(value, Mapping)}
+    plain = [f"{_toml_key(k)} = {_toml_value(v)}" for k, v in fields.items() if k not in tables]
+    head = "\n".join([f"[{'.'.join(map(_toml_key, path))}]", *plain, ""])
+    return "\n".join([head, *(_toml_table((*path, key), value) for key, value in tables.items())])
 
 
 def _toml_key(key: str) -> str:
@@ -294,3 +310,131 @@ def _toml_value(value: Any) -> str:
     if isinstance(value, float):
         return repr(value)
     return _toml_text(value)
+
+
+def read_toml(source: str | Path, kept_in: Traversable) -> tuple[dict[str, Any], str]:
+    """Read a TOML file, or one that comes with the package, laid over the kept one it names.
+
+    Returns:
+        Its tables, over those of its ``base`` if it has one, and what to call it in messages.
+    """
+    text, where = _read_source(source, kept_in)
+    try:
+        tables = _parse(text, where)
+    except tomllib.TOMLDecodeError as error:
+        raise ArgumentError(f"{where}: expected valid TOML, got an error: {error}") from error
+    _check(tables, where)
+    if "base" not in tables:
+        return tables, where
+    base = tables.pop("base")
+    if not isinstance(base, str) or base not in _kept_names(kept_in):
+        raise ArgumentError(
+            f"{where}: base: expected one of the {kept_in.name} {', '.join(list_kept(kept_in))}, "
+            f"got {_short(repr(base))}. Check the spelling, or leave it out."
+        )
+    return merge(read_toml(str(kept_in / f"{base}.toml"), kept_in)[0], tables), where
+
+
+def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay tables over tables; values and lists are replaced."""
+    merged = dict(base)
+    for key, value in changes.items():
+        below = merged.get(key)
+        nested = isinstance(value, Mapping) and isinstance(below, Mapping)
+        merged[key] = merge(below, value) if nested else value  # type: ignore[arg-type]
+    return merged
+
+
+def list_kept(kept_in: Traversable) -> list[str]:
+    """Names of the TOML files in a folder of the package, but for those that others build on."""
+    return sorted(name for name in _kept_names(kept_in) if not name.startswith("_"))
+
+
+def _kept_names(kept_in: Traversable) -> list[str]:
+    names = (entry.name for entry in kept_in.iterdir())
+    return [name.removesuffix(".toml") for name in names if name.endswith(".toml")]
+
+
+def _read_source(source: str | Path, kept_in: Traversable) -> tuple[str, str]:
+    path = Path(source)
+    try:
+        if path.is_file():
+            return path.read_text(encoding="utf-8"), str(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArgumentError(f"{_short(path)}: cannot be read: {_short(error)}") from error
+    kept = kept_in / f"{source}.toml"
+    if path.suffix == "" and path.name == str(source) and kept.is_file():
+        return kept.read_text(encoding="utf-8"), f"{kept_in.name.removesuffix('s')} {source}"
+    raise ArgumentError(
+        f"config: expected a TOML file or one of the {kept_in.name} "
+        f"{', '.join(list_kept(kept_in))}, got {str(source)!r}. Check the path."
+    )
+
+
+def apply_change(raw: dict[str, Any], change: str) -> None:
+    """Set ``table.key=value`` in plain data."""
+    path, equals, text = change.partition("=")
+    keys = [key.strip() for key in path.split(".")]
+    if not equals or not all(keys):
+        raise ArgumentError(f"--set: expected table.key=value, got {_short(repr(change))}")
+    if len(keys) > _MAX_DEPTH:
+        raise _too_deep("--set")
+    try:
+        value = _parse(f"value = {text}", f"--set {_short(path)}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    _check(value, "--set", 1)
+    table = raw
+    for key in keys[:-1]:
+        table = table.setdefault(key, {})
+        if not isinstance(table, dict):
+            raise ArgumentError(f"--set: expected a table at {key!r} of {path!r}, got a value")
+    table[keys[-1]] = value
+
+
+def _parse(text: str, where: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        raise
+    except RecursionError as error:
+        raise _too_deep(where) from error
+    except ValueError as error:  # Python refuses integers of thousands of digits
+        raise _too_large(where) from error
+
+
+def _check(value: Any, where: str, depth: int = 0) -> None:
+    """Refuse valid TOML that is never a setting: dates, deep nesting, text that is not Unicode."""
+    if depth >= _MAX_DEPTH:
+        raise _too_deep(where)
+    if not isinstance(value, (str, int, float, list, dict)):
+        raise ArgumentError(
+            f"{where}: expected text, numbers, true or false, lists and tables, got the "
+            f"{type(value).__name__} {value}. Put it in quotes."
+        )
+    if isinstance(value, float) and math.isnan(value):  # differs from itself when a run goes on
+        raise ArgumentError(f"{where}: expected numbers, got nan. Write a number.")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise _too_large(where)
+    if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise ArgumentError(
+            f"{where}: expected UTF-8 text, got {_short(ascii(value))}. Rename the file it names."
+        )
+    if isinstance(value, (list, dict)):
+        for item in (*value, *(value.values() if isinstance(value, dict) else ())):
+            _check(item, where, depth + 1)
+
+
+def _too_large(where: str) -> ArgumentError:
+    return ArgumentError(f"{where}: expected 64-bit integers, got a larger one. Fix the number.")
+
+
+def _too_deep(where: str) -> ArgumentError:
+    return ArgumentError(
+        f"{where}: expected at most {_MAX_DEPTH} lists and tables inside each other, got more. "
+        "Check the brackets, and the dots in keys."
+    )
+
+
+def _short(text: object) -> str:
+    return str(text) if len(str(text)) <= 100 else f"{str(text)[:97]}..."

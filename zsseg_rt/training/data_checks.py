@@ -12,9 +12,9 @@ from zsseg_rt.evaluation.datasets.verification import Verification, verify_datas
 from zsseg_rt.training.config import DataUse, TrainConfig
 
 if TYPE_CHECKING:
-    from zsseg_rt.training.data.batch import Batch
+    from zsseg_rt.training.data.loading import Batch
     from zsseg_rt.training.loop.loop import BatchSource
-    from zsseg_rt.training.tasks.protocols import LabelProtocol
+    from zsseg_rt.training.tasks.labelled import LabelProtocol
 
 LEAST_BATCHES = 50
 """This many batches without anything to learn from are not an accident of random crops."""
@@ -79,27 +79,23 @@ def check_data(
     judged = bool(config.evaluation.split)
     uses: tuple[DataUse, ...] = ("training", "evaluation") if judged else ("training",)
     opened = [(use, config.open_data(use)) for use in uses]
-    return tuple(_check(use, dataset, config, progress) for use, dataset in opened)
-
-
-def _check(
-    use: str,
-    dataset: SegmentationDataset,
-    config: TrainConfig,
-    progress: Callable[[int, int], None] | None,
-) -> SplitCheck:
-    found = verify_dataset(dataset, progress)
-    learns = use == "training" and config.model.architecture != "zeroseg"
-    names = dataset.class_names
-    learned = range(len(names)) if config.task.protocol == "supervised" else dataset.seen
-    return SplitCheck(
-        use=use,
-        dataset=dataset.name,
-        class_names=tuple(names),
-        seen=tuple(dataset.seen),
-        found=found,
-        lacking=tuple(names[row] for row in learned if learns and not found.pixels[row]),
-    )
+    checks = []
+    for use, dataset in opened:
+        found = verify_dataset(dataset, progress)
+        learns = use == "training" and config.model.architecture != "zeroseg"
+        names = dataset.class_names
+        learned = range(len(names)) if config.task.protocol == "supervised" else dataset.seen
+        checks.append(
+            SplitCheck(
+                use=use,
+                dataset=dataset.name,
+                class_names=tuple(names),
+                seen=tuple(dataset.seen),
+                found=found,
+                lacking=tuple(names[row] for row in learned if learns and not found.pixels[row]),
+            )
+        )
+    return tuple(checks)
 
 
 def require_labels(
@@ -116,30 +112,21 @@ def require_labels(
     """
     table = protocol.table.cpu()
 
-    def has_labels(batch: Batch) -> bool:
-        return bool((table[batch.labels] != protocol.ignore_label).any())
-
     def source(**position: Any) -> Iterator[Batch]:
         step_size = position["batch_size"] * position["num_processes"]
         enough = min(_LEAST_EPOCHS * len(dataset), _ENOUGH_PICTURES)
         limit = max(LEAST_BATCHES, -(-enough // step_size))
-        error = _nothing_to_learn(dataset, protocol, limit)
-        return _watched(iter(batches(**position)), has_labels, limit, error)
+        stream = iter(batches(**position))
+        for count, batch in enumerate(stream, start=1):
+            useful = bool((table[batch.labels] != protocol.ignore_label).any())
+            if count == limit and not useful:
+                raise _nothing_to_learn(dataset, protocol, limit)
+            yield batch
+            if useful:
+                break
+        yield from stream
 
     return source
-
-
-def _watched(
-    stream: Iterator[Batch], has_labels: Callable[[Batch], bool], limit: int, error: DatasetError
-) -> Iterator[Batch]:
-    for count, batch in enumerate(stream, start=1):
-        useful = has_labels(batch)
-        if count == limit and not useful:
-            raise error
-        yield batch
-        if useful:
-            break
-    yield from stream
 
 
 def _nothing_to_learn(

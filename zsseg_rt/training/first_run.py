@@ -16,7 +16,7 @@ from zsseg_rt.results.visualize import palette, save_file
 from zsseg_rt.training.assembly import side_by_side, train
 from zsseg_rt.training.config import TrainConfig
 from zsseg_rt.training.loop.loop import TrainingResult
-from zsseg_rt.training.trained.bundle import export_trained
+from zsseg_rt.training.trained.card import export_trained
 
 BUNDLE, PICTURE = "demo.zsseg", "labelled.png"
 _ROWS = 4

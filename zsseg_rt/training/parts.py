@@ -21,10 +21,8 @@ from zsseg_rt.models.clip.weights import build_image_encoder
 from zsseg_rt.models.registry import ARCHITECTURES, find_builder
 from zsseg_rt.models.zeroseg.model import ZeroSeg
 from zsseg_rt.torch_files.clip_weights import ClipWeights, load_clip
-from zsseg_rt.training.class_prompts import class_prompts
 from zsseg_rt.training.config import ModelConfig, TaskConfig, TextConfig
-from zsseg_rt.training.data.batch import Batch
-from zsseg_rt.training.data.loading import EpochSampler, TrainingSamples, make_loader
+from zsseg_rt.training.data.loading import Batch, EpochSampler, TrainingSamples, make_loader
 from zsseg_rt.training.data.transforms import (
     Augmentation,
     CenterCropAugmentation,
@@ -35,7 +33,8 @@ from zsseg_rt.training.loop import is_run
 from zsseg_rt.training.loop.config import LoopConfig
 from zsseg_rt.training.loop.loop import BatchSource
 from zsseg_rt.training.tasks import TASKS
-from zsseg_rt.training.tasks.task import TrainingTask
+from zsseg_rt.training.tasks.cat_seg import class_prompts
+from zsseg_rt.training.tasks.labelled import TrainingTask
 from zsseg_rt.training.tasks.zeroseg import ZeroSegTask
 from zsseg_rt.training.tasks.zeroseg_features import TeacherFeatures
 from zsseg_rt.training.trained.card import load_trained
@@ -51,7 +50,7 @@ _CLIP_ARGUMENTS = {
     "activation": "model.options.activation",
 }
 _TEACHER_SUFFIXES = {"source": "", "activation": "_activation"}
-_FEATURE_OPTIONS = ("views", "cache_folder", "from_original", "views_at_once")
+_FEATURE_OPTIONS = ("views", "cache_folder", "views_at_once")
 
 
 def build_augmentation(settings: Mapping[str, Any]) -> Augmentation:
@@ -167,7 +166,12 @@ def build_task(
 
 
 def build_zeroseg_task(
-    config: TaskConfig, student: ModelConfig, model: SegmentationModel, batch_size: int
+    config: TaskConfig,
+    student: ModelConfig,
+    model: SegmentationModel,
+    batch_size: int,
+    *,
+    num_images: int,
 ) -> ZeroSegTask:
     """Make ZeroSeg's objective, which needs a teacher and no labels."""
     if config.protocol != "inductive":
@@ -180,7 +184,7 @@ def build_zeroseg_task(
     features = {name: options.pop(name) for name in _FEATURE_OPTIONS if name in options}
     options = checked_settings(ZeroSegTask, options, "task.options", ("batch_size",))
     made = typed_settings(TeacherFeatures, features, "task.options")
-    teacher = TeacherFeatures(build_image_encoder(weights), **made)
+    teacher = TeacherFeatures(build_image_encoder(weights), num_images=num_images, **made)
     return ZeroSegTask(cast(ZeroSeg, model), teacher, batch_size=batch_size, **options)
 
 

@@ -7,7 +7,7 @@ exactly the same images.
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +21,62 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from zsseg_rt.common.cpus import usable_cpus
 from zsseg_rt.errors import ArgumentError, ZssegError
 from zsseg_rt.evaluation.datasets.base import SegmentationDataset
-from zsseg_rt.training.data.batch import Batch
 from zsseg_rt.training.data.transforms import Augmentation
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Augmented images of one size with their labels.
+
+    Attributes:
+        images: RGB, uint8 ``[B, 3, H, W]``; everything beyond ``valid_hw`` is padding.
+        valid_hw: Rows and columns of each image that are not padding, int64 ``[B, 2]``.
+        labels: Class indices of the data set, all classes, int64 ``[B, H, W]``; the data set's
+            ``ignore_label`` where nothing is annotated and in the padding.
+        names: Names of the images, for messages.
+        indices: Indices of the images in the data set.
+    """
+
+    images: Tensor
+    valid_hw: Tensor
+    labels: Tensor
+    names: tuple[str, ...]
+    indices: tuple[int, ...] = ()
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on another device; copies do not wait for pinned memory."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory; a torch ``DataLoader`` calls this by name."""
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        tensors = (change(self.images), change(self.valid_hw), change(self.labels))
+        return Batch(*tensors, self.names, self.indices)
+
+
+def normalize_images(batch: Batch, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Divide by 255, normalise, and set padded pixels to 0 (after normalisation).
+
+    Returns:
+        float32 ``[B, 3, H, W]``.
+    """
+    images = batch.images
+    shift = images.new_tensor(mean, dtype=torch.float32).view(1, 3, 1, 1)
+    scale = images.new_tensor(std, dtype=torch.float32).view(1, 3, 1, 1)
+    normalized = (images.float() / 255 - shift) / scale
+    return normalized.masked_fill(~valid_pixels(batch).unsqueeze(1), 0.0)
+
+
+def valid_pixels(batch: Batch) -> Tensor:
+    """Which pixels are not padding, bool ``[B, H, W]``."""
+    rows, columns = (
+        torch.arange(size, device=batch.images.device) for size in batch.images.shape[2:]
+    )
+    valid_rows = rows < batch.valid_hw[:, :1]
+    valid_columns = columns < batch.valid_hw[:, 1:]
+    return valid_rows.unsqueeze(2) & valid_columns.unsqueeze(1)
 
 
 @contextmanager
@@ -55,12 +109,13 @@ _ORDER_STREAM = 2
 
 @dataclass(frozen=True)
 class TrainingSample:
-    """One augmented image, with the fields of :class:`~zsseg_rt.training.data.batch.Batch`."""
+    """One augmented image, with the fields of :class:`~zsseg_rt.training.data.loading.Batch`."""
 
     image: Tensor
     valid_hw: tuple[int, int]
     labels: Tensor
     name: str
+    index: int
 
 
 class TrainingSamples(Dataset[TrainingSample]):
@@ -78,7 +133,7 @@ class TrainingSamples(Dataset[TrainingSample]):
         rng = np.random.default_rng((self.seed, _AUGMENTATION_STREAM, position))
         sample = self.dataset[index]
         image, valid_hw, labels = self.augmentation(sample, rng)
-        return TrainingSample(image, valid_hw, labels, sample.name)
+        return TrainingSample(image, valid_hw, labels, sample.name, index)
 
 
 def collate(samples: Sequence[TrainingSample]) -> Batch:
@@ -88,6 +143,7 @@ def collate(samples: Sequence[TrainingSample]) -> Batch:
         valid_hw=torch.tensor([sample.valid_hw for sample in samples], dtype=torch.int64),
         labels=torch.stack([sample.labels for sample in samples]),
         names=tuple(sample.name for sample in samples),
+        indices=tuple(sample.index for sample in samples),
     )
 
 
@@ -111,7 +167,18 @@ class EpochSampler(Sampler[list[Key]]):
         drop_last: bool = True,
     ) -> None:
         _check_seed(seed)
-        _check_sampler(length, batch_size, start_position, process_index, num_processes, drop_last)
+        if length < 1:
+            raise ArgumentError(f"length: expected at least one image, got {length}.")
+        if batch_size < 1 or batch_size % num_processes:
+            raise ArgumentError(
+                f"batch_size: expected a multiple of num_processes={num_processes}, got "
+                f"{batch_size}. It counts the samples of all processes."
+            )
+        if drop_last and length < batch_size:
+            raise ArgumentError(
+                f"batch_size: expected at most the {length} images of the data set, got "
+                f"{batch_size}. Use smaller batches, or drop_last=False."
+            )
         self.length = length
         self.seed = seed
         self.batch_size = batch_size
@@ -194,42 +261,10 @@ class _ErrorsAsItems(Dataset[Any]):
 
 
 def _collate_or_error(items: Sequence[TrainingSample | ZssegError]) -> Batch | ZssegError:
-    samples: list[TrainingSample] = []
-    for item in items:
-        if isinstance(item, ZssegError):
-            return item
-        samples.append(item)
-    return collate(samples)
+    errors = [item for item in items if isinstance(item, ZssegError)]
+    return errors[0] if errors else collate([i for i in items if isinstance(i, TrainingSample)])
 
 
 def _check_seed(seed: int) -> None:
     if seed < 0:
         raise ArgumentError(f"seed: expected 0 or more, got {seed}.")
-
-
-def _check_sampler(
-    length: int,
-    batch_size: int,
-    start_position: int,
-    process_index: int,
-    num_processes: int,
-    drop_last: bool,
-) -> None:
-    if length < 1:
-        raise ArgumentError(f"length: expected at least one image, got {length}.")
-    if num_processes < 1 or not 0 <= process_index < num_processes:
-        raise ArgumentError(
-            f"process_index: expected 0..num_processes-1, got {process_index} of {num_processes}."
-        )
-    if batch_size < 1 or batch_size % num_processes:
-        raise ArgumentError(
-            f"batch_size: expected a multiple of num_processes={num_processes}, got {batch_size}. "
-            "It counts the samples of all processes."
-        )
-    if start_position < 0:
-        raise ArgumentError(f"start_position: expected 0 or more, got {start_position}.")
-    if drop_last and length < batch_size:
-        raise ArgumentError(
-            f"batch_size: expected at most the {length} images of the data set, got "
-            f"{batch_size}. Use smaller batches, or drop_last=False."
-        )

@@ -7,7 +7,6 @@ runs nothing.
 
 from __future__ import annotations
 
-import os
 import re
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zsseg_rt.common.files import whole_file
 from zsseg_rt.errors import CheckpointError, TrainingError
 from zsseg_rt.training.loop import CHECKPOINT_MARK
 
@@ -89,24 +89,13 @@ class CheckpointFolder:
         return f"The last good checkpoint is {self.at(steps[-1])}; continue from it with --resume."
 
     def save(self, checkpoint: Checkpoint) -> Path:
-        """Write a checkpoint; the file gets its name once all of it is on the disk.
-
-        Returns:
-            The file.
-        """
+        """Write a checkpoint; the file gets its name once all of it is on the disk."""
         target = self.at(checkpoint.step)
-        temporary = self.path / f".{target.name}.tmp"
         head = {"format": CHECKPOINT_MARK, "format_version": FORMAT_VERSION}
         with writing(target):
             self.path.mkdir(parents=True, exist_ok=True)
-            try:
-                with temporary.open("wb") as stream:
-                    torch.save(head | vars(checkpoint), stream)
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                temporary.replace(target)
-            finally:
-                temporary.unlink(missing_ok=True)
+            with whole_file(target) as stream:
+                torch.save(head | vars(checkpoint), stream)
         return target
 
     def load(self, step: int) -> Checkpoint:
@@ -139,7 +128,12 @@ def read_checkpoint(path: Path, *, mmap: bool = False) -> Checkpoint:
     """
     refuse_old(path)
     try:
-        _check_archive(path)
+        with zipfile.ZipFile(path) as archive:  # nothing may take more memory than its file
+            if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
+                raise ValueError("a file that torch.save did not write")
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"a damaged {damaged}: the file was changed after it was saved")
         raw = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:
         raise CheckpointError(
@@ -155,16 +149,6 @@ def refuse_old(path: Path) -> None:
             f"{path}: expected a checkpoint file, got a folder, written by an earlier version. "
             "Train again, or export the run with the version that wrote it."
         )
-
-
-def _check_archive(path: Path) -> None:
-    """Compare every record with its CRC; nothing may take more memory than its file."""
-    with zipfile.ZipFile(path) as archive:
-        if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
-            raise ValueError("a file that torch.save did not write")
-        damaged = archive.testzip()
-    if damaged is not None:
-        raise ValueError(f"a damaged {damaged}: the file was changed after it was saved")
 
 
 def _decode(raw: Any, path: Path) -> Checkpoint:

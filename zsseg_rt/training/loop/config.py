@@ -1,7 +1,8 @@
-"""Settings of the training loop and of the optimizer."""
+"""Settings of the training loop and of the optimizer, and learning rates over a run."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -86,10 +87,14 @@ class LoopConfig:
 
     def __post_init__(self) -> None:
         least_one = ("iterations", "batch_size", "accumulation_steps", "checkpoint_interval")
-        for name in (*least_one, "keep_checkpoints", "log_interval"):
-            _check_least(name, getattr(self, name), 1)
-        for name in ("seed", "evaluation_interval", "num_pictures", "num_workers"):
-            _check_least(name, getattr(self, name), 0)
+        least = dict.fromkeys((*least_one, "keep_checkpoints", "log_interval"), 1)
+        least |= dict.fromkeys(("seed", "evaluation_interval", "num_pictures", "num_workers"), 0)
+        for name, number in least.items():
+            if getattr(self, name) < number:
+                raise ArgumentError(
+                    f"{name}: expected at least {number}, got {getattr(self, name)}. "
+                    "Choose a larger one."
+                )
         for name, kind in (("precision", Precision), ("device", Device)):
             check_choice(name, getattr(self, name), get_args(kind))
         check_choice("best_is", self.best_is, ("highest", "lowest"))
@@ -106,6 +111,77 @@ class LoopConfig:
         return self.batch_size // parts
 
 
-def _check_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ArgumentError(f"{name}: expected at least {least}, got {value}. Choose a larger one.")
+def poly(
+    step: int,
+    *,
+    max_steps: int,
+    power: float = 0.9,
+    min_factor: float = 0.0,
+    warmup_steps: int = 0,
+    warmup_start: float = 1e-6,
+) -> float:
+    """Polynomial decay with a linear warm-up on top, as a factor in ``[0, 1]`` of the peak rate.
+
+    ``(1 - min_factor) * (1 - step / max_steps) ** power + min_factor``; during the warm-up
+    multiplied by ``1 - (1 - step / warmup_steps) * (1 - warmup_start)``. Steps count optimizer
+    steps from 0, and those beyond the last keep the last factor.
+
+    ZegCLIP and CLIP-RC: ``min_factor=0.005`` (1e-6 of 2e-4) and ``warmup_steps=1500``. ZegFormer:
+    the defaults, which have no warm-up.
+
+    Source:
+        mmcv's poly policy with linear warm-up, as ZegCLIP configures it.
+
+    Example:
+        >>> poly(5, max_steps=10, power=1.0)
+        0.5
+    """
+    _check(step, max_steps, warmup_steps, min_factor=min_factor, warmup_start=warmup_start)
+    decay: float = (1 - min(step, max_steps) / max_steps) ** power
+    return ((1 - min_factor) * decay + min_factor) * _warmup(step, warmup_steps, warmup_start)
+
+
+def cosine(
+    step: int,
+    *,
+    max_steps: int,
+    min_factor: float = 0.0,
+    warmup_steps: int = 0,
+    warmup_start: float = 0.0,
+) -> float:
+    """Linear warm-up, then half a cosine over the steps that remain; a factor as of :func:`poly`.
+
+    MAE's and CLIP's schedule, and so ZeroSeg's (a quarter of the training is warm-up).
+
+    Source:
+        Loshchilov and Hutter, "SGDR", ICLR 2017; He et al., "Masked Autoencoders", CVPR 2022.
+
+    Example:
+        >>> cosine(6, max_steps=10, warmup_steps=2)
+        0.5
+    """
+    _check(step, max_steps, warmup_steps, min_factor=min_factor, warmup_start=warmup_start)
+    if step < warmup_steps:
+        return _warmup(step, warmup_steps, warmup_start)
+    done = (min(step, max_steps) - warmup_steps) / (max_steps - warmup_steps)
+    return min_factor + (1 - min_factor) * (math.cos(math.pi * done) + 1) / 2
+
+
+def constant(step: int, *, max_steps: int) -> float:
+    """The peak rate at every step."""
+    return 1.0
+
+
+def _warmup(step: int, warmup_steps: int, start: float) -> float:
+    return 1.0 if step >= warmup_steps else 1 - (1 - step / warmup_steps) * (1 - start)
+
+
+def _check(step: int, max_steps: int, warmup_steps: int, **factors: float) -> None:
+    if step < 0 or max_steps < 1 or not 0 <= warmup_steps < max(max_steps, 2):
+        raise ArgumentError(
+            "max_steps: expected step >= 0 and 0 <= warmup_steps < max_steps, got step "
+            f"{step}, warmup_steps {warmup_steps} and max_steps {max_steps}. Shorten the warm-up."
+        )
+    for name, value in factors.items():
+        if not 0 <= value <= 1:
+            raise ArgumentError(f"{name}: expected a factor in [0, 1], got {value}. Use one in it.")

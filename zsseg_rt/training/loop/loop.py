@@ -22,15 +22,17 @@ from torch import Tensor, nn
 from zsseg_rt.errors import ArgumentError, CheckpointError, TrainingError
 from zsseg_rt.training.loop.checkpointing import CheckpointFolder
 from zsseg_rt.training.loop.config import LoopConfig, OptimizerConfig
-from zsseg_rt.training.loop.evaluation_log import EvaluationLog
-from zsseg_rt.training.loop.processes import Agreement, raise_together
-from zsseg_rt.training.loop.random_state import determinism, preserved_random_state
-from zsseg_rt.training.loop.reporting import Picture, RunReport, StepClock, Timing
-from zsseg_rt.training.loop.run_state import RunState
+from zsseg_rt.training.loop.reporting import EvaluationLog, Picture, RunReport, Timing
+from zsseg_rt.training.loop.run_state import (
+    RunState,
+    determinism,
+    preserved_random_state,
+    raise_together,
+)
 
 Schedule = Callable[[int], float]
 """From the number of optimizer steps done to the factor of every group's own rate; see
-:mod:`zsseg_rt.training.loop.schedules`."""
+:mod:`zsseg_rt.training.loop.config`."""
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
 Preview = Callable[[nn.Module, int], list[Picture]]
@@ -117,8 +119,13 @@ def run_loop(
         state = RunState(task, config, optimizer or OptimizerConfig())
         loop = _Loop(Path(run_folder), config, state, schedule, extras or RunExtras())
         loop.start(resume)
-        report = stack.enter_context(loop.open_report())
-        return loop.run(batches, stop, report)
+        report = RunReport(
+            loop.folder,
+            first_step=state.step,
+            total=config.iterations,
+            active=loop.is_main,
+        )
+        return loop.run(batches, stop, stack.enter_context(report))
 
 
 class _Loop:
@@ -134,16 +141,13 @@ class _Loop:
     ) -> None:
         self.folder, self.config, self.state = folder, config, state
         self.schedule, self.extras = schedule, extras
+        self.is_main = bool(state.accelerator.is_main_process)
         self.checkpoints = CheckpointFolder(folder / "checkpoints")
         self.evaluations = EvaluationLog(folder, config.best_metric, config.best_is)
         self.step_losses = StepLosses(state.accelerator)
-        self.clock = StepClock()
+        self.timing = Timing()
         self.losses: dict[str, float] = {}
         self.saved_step = 0
-
-    @property
-    def is_main(self) -> bool:
-        return bool(self.state.accelerator.is_main_process)
 
     def start(self, resume: bool) -> None:
         """Restore the last checkpoint, or make sure that there is none."""
@@ -166,14 +170,6 @@ class _Loop:
             self.saved_step, self.losses = self.state.step, dict(checkpoint.losses)
         self.evaluations.load(last_step=self.state.step)
 
-    def open_report(self) -> RunReport:
-        return RunReport(
-            self.folder,
-            first_step=self.state.step,
-            total=self.config.iterations,
-            active=self.is_main,
-        )
-
     def run(self, batches: BatchSource, stop: StopRequest, report: RunReport) -> TrainingResult:
         """Train to the end or until asked to stop."""
         self.report, self.stop = report, stop
@@ -189,26 +185,22 @@ class _Loop:
         return self._finish()
 
     def _train(self, batches: BatchSource) -> None:
-        if self._evaluation_is_due() and not self.evaluations.has(self.state.step):
+        state, accelerator = self.state, self.state.accelerator
+        if self._evaluation_is_due() and not self.evaluations.of(state.step):
             self._evaluate()  # the run was killed between a checkpoint and its evaluation
-        source = self._open(batches)
+        source = batches(
+            start_position=state.step * self.config.batch_size,
+            process_index=accelerator.process_index,
+            num_processes=accelerator.num_processes,
+            batch_size=state.part_size,
+        )
         stopped = False
-        while self.state.step < self.config.iterations and not stopped:
+        while state.step < self.config.iterations and not stopped:
             self._train_step(source)
-            stopped = self._stop_is_agreed()
+            with self.timing.measure("step"):
+                stopped = self.step_losses.stop_is_agreed(self.stop.requested)
             self._log(stopped)
             self._save_and_evaluate(stopped)
-
-    def _open(self, batches: BatchSource) -> Iterator[Any]:
-        accelerator = self.state.accelerator
-        return iter(
-            batches(
-                start_position=self.state.step * self.config.batch_size,
-                process_index=accelerator.process_index,
-                num_processes=accelerator.num_processes,
-                batch_size=self.state.part_size,
-            )
-        )
 
     def _train_step(self, source: Iterator[Any]) -> None:
         """One optimizer step: forward and backward for every part of the batch, then the update."""
@@ -219,60 +211,53 @@ class _Loop:
         means: dict[str, Tensor] = {}
         names: list[str] = []
         for _ in range(parts):
-            with self.clock.measure("data" if self.clock.steps else "start"):
+            with self.timing.measure("data" if self.timing.steps else "start"):
                 batch = next(source).to(state.accelerator.device)
             names += batch.names
-            with self.clock.measure("step"):
+            with self.timing.measure("step"):
                 for name, value in state.backward(batch).items():
                     means[name] = means.get(name, 0.0) + value / parts
         state.step += 1
-        self.clock.count_step(self.config.batch_size)
-        with self.clock.measure("step"):
+        self.timing.steps += 1
+        self.timing.pictures += self.config.batch_size
+        with self.timing.measure("step"):
             self.step_losses.add(state.step, means, names, self.stop.requested)
-
-    def _stop_is_agreed(self) -> bool:
-        if self.state.accelerator.num_processes == 1:
-            return self.stop.requested
-        with self.clock.measure("step"):
-            return self.step_losses.stop_is_agreed()
 
     def _log(self, stopped: bool) -> None:
         """Write a line of the history when it is due."""
-        step, last = self.state.step, self.config.iterations
-        due = step % self.config.log_interval == 0 or step == last or stopped
+        step = self.state.step
+        due = step % self.config.log_interval == 0 or step == self.config.iterations or stopped
         if due:
-            with self.clock.measure("step"):
+            with self.timing.measure("step"):
                 self.step_losses.drain()
-        with self.clock.measure("report"):
+        with self.timing.measure("report"):
             self.report.advance(step)
             if due:
                 self._write_scalars()
 
     def _write_scalars(self) -> None:
         self.losses = self.step_losses.take_means()
-        timing = self.clock.timing()
         scalars = {f"loss/{name}": value for name, value in self.losses.items()}
         scalars["loss/total"] = sum(self.losses.values())
         for index, group in enumerate(self.state.optimizer.param_groups):
             scalars[f"learning_rate/{index}" if index else "learning_rate"] = group["lr"]
-        scalars["time/overhead_share"] = timing.overhead_share
-        scalars["time/pictures_per_second"] = timing.pictures_per_second
+        scalars["time/overhead_share"] = self.timing.overhead_share
+        scalars["time/pictures_per_second"] = self.timing.pictures_per_second
         self.report.scalars(self.state.step, scalars)
 
     def _save_and_evaluate(self, stopped: bool) -> None:
-        step, last = self.state.step, self.config.iterations
+        step, config = self.state.step, self.config
         evaluation_is_due = self._evaluation_is_due()
-        at_interval = step % self.config.checkpoint_interval == 0
-        due = at_interval or step in self.config.kept_steps
-        if due or step == last or evaluation_is_due or stopped:
+        due = step % config.checkpoint_interval == 0 or step in config.kept_steps
+        if due or step == config.iterations or evaluation_is_due or stopped:
             self._save()
         if evaluation_is_due and not stopped:
             self._evaluate()
 
     def _save(self) -> None:
-        with self.clock.measure("step"):
+        with self.timing.measure("step"):
             self.step_losses.drain()
-        with self.clock.measure("checkpoint"):
+        with self.timing.measure("checkpoint"):
             checkpoint = self.state.capture(
                 self.losses, self.extras.model_card, self.extras.constants()
             )
@@ -298,7 +283,7 @@ class _Loop:
 
     def _evaluate(self) -> None:
         """Evaluate the model on the main process without using training's random numbers."""
-        with self.clock.measure("evaluation"), preserved_random_state(), torch.no_grad():
+        with self.timing.measure("evaluation"), preserved_random_state(), torch.no_grad():
             if self.is_main and self.extras.evaluate is not None:
                 step, model = self.state.step, self.state.plain_task.model.eval()
                 metrics = dict(self.extras.evaluate(model))
@@ -317,33 +302,26 @@ class _Loop:
             step=step,
             finished=step == self.config.iterations,
             losses=self.losses,
-            metrics=self.evaluations.best_metrics,
+            metrics={} if best is None else self.evaluations.of(best),
             best_step=best,
             best_checkpoint=self.checkpoints.at(step if best is None else best),
             last_checkpoint=self.checkpoints.at(self.saved_step),
-            timing=self.clock.timing(),
+            timing=self.timing,
         )
-        accelerator = self.state.accelerator
-        self.report.summary(_summary(result, accelerator))
+        accelerator, device = self.state.accelerator, self.state.accelerator.device
+        kept = ("step", "finished", "losses", "best_step", "metrics")
+        self.report.summary(
+            {name: getattr(result, name) for name in kept}
+            | {
+                "timing": self.timing.to_dict(),
+                "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+                "num_processes": accelerator.num_processes,
+                "torch": torch.__version__,
+            }
+        )
         accelerator.wait_for_everyone()
         accelerator.unwrap_model(self.state.task, keep_fp32_wrapper=False)
         return result
-
-
-def _summary(result: TrainingResult, accelerator: Any) -> dict[str, Any]:
-    device = accelerator.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    return {
-        "step": result.step,
-        "finished": result.finished,
-        "losses": dict(result.losses),
-        "best_step": result.best_step,
-        "metrics": dict(result.metrics),
-        "timing": result.timing.to_dict(),
-        "device": name,
-        "num_processes": accelerator.num_processes,
-        "torch": torch.__version__,
-    }
 
 
 class StepLosses:
@@ -362,24 +340,31 @@ class StepLosses:
         """Add a step, and read the one before; all processes must call it alike."""
         losses = torch.stack(list(means.values()))
         bad = (~torch.isfinite(losses).all()).float()
-        values = torch.cat([losses, torch.stack([bad, torch.full_like(bad, float(stop))])])
-        agreement = Agreement(self._accelerator, values)
-        previous, self._pending = (
-            self._pending,
-            _Pending(step, tuple(means), tuple(names), values, agreement),
-        )
-        if previous is not None:
-            self._read(previous)
+        own = torch.cat([losses, torch.stack([bad, torch.full_like(bad, float(stop))])])
+        shared = self._accelerator.reduce(own, reduction="mean")
+        copied = torch.cuda.Event() if shared.is_cuda else None  # type: ignore[no-untyped-call]
+        shared = shared.to("cpu", non_blocking=True)
+        if copied is not None:
+            copied.record()
+        self.drain()
+        self._pending = _Pending(step, tuple(means), tuple(names), own, shared, copied)
 
-    def stop_is_agreed(self) -> bool:
-        """Whether some process was asked to stop at the last step; the same on all processes."""
-        return self._pending is not None and self._pending.agreement.read()[-1] > 0
+    def stop_is_agreed(self, requested: bool) -> bool:
+        """Whether some process was asked to stop by the last step; the same on all processes."""
+        if self._accelerator.num_processes == 1:
+            return requested
+        return self._pending is not None and self._pending.read()[-1] > 0
 
     def drain(self) -> None:
         """Read the outcome of every step so far."""
-        if self._pending is not None:
-            pending, self._pending = self._pending, None
-            self._read(pending)
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        *means, bad, _ = pending.read()
+        if bad > 0:
+            raise self._not_finite(pending)
+        for name, mean in zip(pending.terms, means, strict=True):
+            self._window.setdefault(name, []).append(mean)
 
     def take_means(self) -> dict[str, float]:
         """Means over the steps since the last call, by term; empty without steps."""
@@ -387,21 +372,14 @@ class StepLosses:
         self._window = {}
         return means
 
-    def _read(self, pending: _Pending) -> None:
-        *means, bad, _ = pending.agreement.read()
-        if bad > 0:
-            raise self._not_finite(pending)
-        for name, mean in zip(pending.terms, means, strict=True):
-            self._window.setdefault(name, []).append(mean)
-
     def _not_finite(self, pending: _Pending) -> TrainingError:
-        own = pending.values.tolist()
-        names, losses = pending.names, own[: len(pending.terms)]
+        own = pending.own.tolist()
+        entries = [(own[-2] > 0, pending.names, own[: len(pending.terms)])]
         if self._accelerator.num_processes > 1:
             from accelerate.utils import gather_object
 
-            everyone = gather_object([(own[-2] > 0, names, losses)])
-            _, names, losses = next(entry for entry in everyone if entry[0])
+            entries = gather_object(entries)
+        _, names, losses = next(entry for entry in entries if entry[0])
         terms = ", ".join(
             f"{term} = {loss:.4g}" for term, loss in zip(pending.terms, losses, strict=True)
         )
@@ -420,42 +398,46 @@ class _Pending:
         step: Its number, from 1.
         terms: Names of the loss terms.
         names: Names of this process's images.
-        values: This process's terms, whether one is not finite, whether to stop.
-        agreement: Their means over processes.
+        own: This process's terms, whether one is not finite, whether to stop.
+        shared: Their means over processes, on their way to the CPU.
+        copied: When they are there; None for at once.
     """
 
     step: int
     terms: tuple[str, ...]
     names: tuple[str, ...]
-    values: Tensor
-    agreement: Agreement
+    own: Tensor
+    shared: Tensor
+    copied: torch.cuda.Event | None
+
+    def read(self) -> list[float]:
+        """Wait for the means."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        return self.shared.tolist()
 
 
 _SECOND_INTERRUPT_SECONDS = 1.0
 
 
 class StopRequest:
-    """Whether a run was asked to stop, and how."""
+    """Whether a run was asked to stop.
 
-    def __init__(self) -> None:
-        self.reason = ""
-        self._requested_at = 0.0
+    Attributes:
+        requested: Whether to stop after the current step.
+    """
 
-    @property
-    def requested(self) -> bool:
-        """Whether to stop after the current step."""
-        return bool(self.reason)
+    requested = False
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal; a second Ctrl-C, at least a second later, stops at once."""
-        elapsed = time.monotonic() - self._requested_at
-        if self.requested:
-            # A launcher repeats signals within milliseconds; only a person's second one counts.
-            if number == signal.SIGINT and elapsed > _SECOND_INTERRUPT_SECONDS:
-                raise KeyboardInterrupt
+        if not self.requested:
+            self.requested, self._requested_at = True, time.monotonic()
             return
-        self.reason = signal.Signals(number).name
-        self._requested_at = time.monotonic()
+        # A launcher repeats signals within milliseconds; only a person's second one counts.
+        elapsed = time.monotonic() - self._requested_at
+        if number == signal.SIGINT and elapsed > _SECOND_INTERRUPT_SECONDS:
+            raise KeyboardInterrupt
 
 
 @contextmanager
@@ -465,10 +447,8 @@ def stop_on_signals() -> Iterator[StopRequest]:
     Outside the main thread, where Python allows no handlers, nothing is installed.
     """
     request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield request
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM)
+    on_main_thread = threading.current_thread() is threading.main_thread()
+    numbers = (signal.SIGINT, signal.SIGTERM) if on_main_thread else ()
     previous = {number: signal.signal(number, request.handle) for number in numbers}
     try:
         yield request

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -25,15 +25,15 @@ from rich.progress import (
 
 from zsseg_rt.common.extras import needs_extra
 from zsseg_rt.common.files import write_whole
+from zsseg_rt.errors import ArgumentError, CheckpointError
 
 HISTORY_FILE = "history.jsonl"
-_PARTS = ("start", "data", "step", "report", "checkpoint", "evaluation")
 Picture = tuple[str, npt.NDArray[np.uint8]]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Timing:
-    """Where a run's time went, in seconds of the main process.
+    """Where a run's time went, in seconds of the main process; the parts do not overlap.
 
     Attributes:
         start_seconds: Waiting for the first batch: starting the processes that read images.
@@ -55,6 +55,15 @@ class Timing:
     steps: int = 0
     pictures: int = 0
 
+    @contextmanager
+    def measure(self, part: str) -> Iterator[None]:
+        """Add the time of a block to one of the parts."""
+        name, started = f"{part}_seconds", time.perf_counter()
+        try:
+            yield
+        finally:
+            setattr(self, name, getattr(self, name) + time.perf_counter() - started)
+
     @property
     def training_seconds(self) -> float:
         """Time of the steps with everything around them, except checkpoints and evaluation."""
@@ -73,112 +82,48 @@ class Timing:
 
     def to_dict(self) -> dict[str, float]:
         """Everything as plain data, for the run's summary."""
-        return vars(self) | {
-            "overhead_share": self.overhead_share,
-            "pictures_per_second": self.pictures_per_second,
-        }
-
-
-class StepClock:
-    """Adds up where time goes; the parts do not overlap."""
-
-    def __init__(self) -> None:
-        self._seconds = dict.fromkeys(_PARTS, 0.0)
-        self.steps = 0
-        self.pictures = 0
-
-    def count_step(self, pictures: int) -> None:
-        """Count an optimizer step."""
-        self.steps += 1
-        self.pictures += pictures
-
-    @contextmanager
-    def measure(self, part: str) -> Iterator[None]:
-        """Count the block as one of the parts of :class:`Timing`."""
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._seconds[part] += time.perf_counter() - started
-
-    def timing(self) -> Timing:
-        """What was measured so far."""
-        seconds = {f"{part}_seconds": value for part, value in self._seconds.items()}
-        return Timing(**seconds, steps=self.steps, pictures=self.pictures)
-
-
-@dataclass
-class _Progress:
-    """A progress bar on a terminal; an occasional line elsewhere."""
-
-    console: Console
-    total: int
-    bar: Progress | None = None
-    task: TaskID | None = None
-    started: float = field(default_factory=time.monotonic)
-    first_step: int = 0
-
-    def start(self, step: int) -> None:
-        self.started, self.first_step = time.monotonic(), step
-        if self.console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-            times = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[text]}"))
-            self.bar = Progress(*columns, *times, console=self.console)
-            self.task = self.bar.add_task("training", total=self.total, completed=step, text="")
-            self.bar.start()
-
-    def advance(self, step: int) -> None:
-        if self.bar is not None and self.task is not None:
-            self.bar.update(self.task, completed=step)
-
-    def say(self, step: int, text: str) -> None:
-        if self.bar is not None and self.task is not None:
-            self.bar.update(self.task, completed=step, text=text)
-            return
-        done = step - self.first_step
-        left = (time.monotonic() - self.started) / max(done, 1) * (self.total - step)
-        hours, minutes = divmod(round(left / 60), 60)
-        line = f"step {step}/{self.total}  {text}  {hours}:{minutes:02d} h left"
-        self.console.print(line, highlight=False, soft_wrap=True)
-
-    def stop(self) -> None:
-        if self.bar is not None:
-            self.bar.stop()
+        shares = ("overhead_share", "pictures_per_second")
+        return vars(self) | {name: getattr(self, name) for name in shares}
 
 
 class RunReport:
-    """Writes a run's scalars and images; writes nothing on processes other than the main one."""
+    """Writes a run's scalars and images; writes nothing on processes other than the main one.
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        first_step: int,
-        total: int,
-        active: bool = True,
-        console: Console | None = None,
-    ) -> None:
-        self.active, self._folder, self._first_step = active, folder, first_step
-        self._progress = _Progress(console or Console(stderr=True, markup=False), total)
+    A terminal gets a progress bar, anything else an occasional line.
+    """
+
+    def __init__(self, folder: Path, *, first_step: int, total: int, active: bool = True) -> None:
+        self.active, self._folder = active, folder
+        self._first_step, self._total = first_step, total
+        self._console = Console(stderr=True, markup=False)
+        self._bar: Progress | None = None
         self._writer: Any = None
 
     def __enter__(self) -> RunReport:
-        if self.active:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            drop_later_lines(self._folder / HISTORY_FILE, self._first_step)
-            self._writer = _summary_writer(self._folder / "tensorboard", self._first_step + 1)
-            self._progress.start(self._first_step)
+        if not self.active:
+            return self
+        self._folder.mkdir(parents=True, exist_ok=True)
+        drop_later_lines(self._folder / HISTORY_FILE, self._first_step)
+        self._writer = _summary_writer(self._folder / "tensorboard", self._first_step + 1)
+        self._started = time.monotonic()
+        if self._console.is_terminal:
+            columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn())
+            times = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[text]}"))
+            self._bar = Progress(*columns, *times, console=self._console)
+            self._bar.add_task("training", total=self._total, completed=self._first_step, text="")
+            self._bar.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
         if self.active:
-            self._progress.stop()
             self._writer.close()
 
     def advance(self, step: int) -> None:
         """Show that a step is done."""
-        if self.active:
-            self._progress.advance(step)
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=step)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Write numbers of a step to the history and to TensorBoard."""
@@ -189,13 +134,21 @@ class RunReport:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
         if "loss/total" in values:
-            self._progress.say(step, f"loss {values['loss/total']:.4g}")
+            self._say(step, f"loss {values['loss/total']:.4g}")
+
+    def _say(self, step: int, text: str) -> None:
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], text=text)
+            return
+        per_step = (time.monotonic() - self._started) / max(step - self._first_step, 1)
+        hours, minutes = divmod(round(per_step * (self._total - step) / 60), 60)
+        line = f"step {step}/{self._total}  {text}  {hours}:{minutes:02d} h left"
+        self._console.print(line, highlight=False, soft_wrap=True)
 
     def pictures(self, step: int, pictures: Iterable[Picture]) -> None:
         """Show images, uint8 ``[H, W, 3]`` RGB with their names, in TensorBoard."""
-        if self.active:
-            for name, picture in pictures:
-                self._writer.add_image(f"predictions/{name}", picture, step, dataformats="HWC")
+        for name, picture in pictures if self.active else ():
+            self._writer.add_image(f"predictions/{name}", picture, step, dataformats="HWC")
 
     def summary(self, content: Mapping[str, Any]) -> None:
         """Write ``summary.json``, whole or not at all."""
@@ -222,3 +175,73 @@ def _summary_writer(folder: Path, purge_step: int) -> Any:
     with needs_extra("train", "for training"):
         from torch.utils.tensorboard import SummaryWriter
     return SummaryWriter(str(folder), purge_step=purge_step)
+
+
+EVALUATIONS_FILE = "evaluations.json"
+
+
+class EvaluationLog:
+    """``RUN/evaluations.json``: figures by step, and which of them decides."""
+
+    def __init__(self, folder: Path, best_metric: str, best_is: str) -> None:
+        self._path = folder / EVALUATIONS_FILE
+        self._metric, self._best_is = best_metric, best_is
+        self._entries: dict[int, dict[str, float]] = {}
+
+    @classmethod
+    def read(cls, folder: Path) -> EvaluationLog:
+        """Read the evaluations of a finished run, with the figure that decided there."""
+        log = cls(folder, "", "highest")
+        log._metric, log._best_is, log._entries = log._read()
+        return log
+
+    def load(self, last_step: int) -> None:
+        """Read the existing evaluations, without steps after the last one."""
+        entries = self._read()[2]
+        self._entries = {step: figures for step, figures in entries.items() if step <= last_step}
+
+    def of(self, step: int) -> dict[str, float]:
+        """The figures of a step; empty if it was not evaluated."""
+        return self._entries.get(step, {})
+
+    def add(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Add figures that are numbers; the file has either the old content or the new."""
+        if self._metric not in metrics:
+            raise ArgumentError(
+                f"best_metric: expected one of {', '.join(metrics)}, got {self._metric!r}. "
+                "Set loop.best_metric."
+            )
+        self._entries[step] = {k: float(v) for k, v in metrics.items() if math.isfinite(v)}
+        content = {
+            "best_metric": self._metric,
+            "best_is": self._best_is,
+            "evaluations": {str(s): figures for s, figures in sorted(self._entries.items())},
+        }
+        write_whole(self._path, (json.dumps(content, indent=1) + "\n").encode())
+
+    @property
+    def best_step(self) -> int | None:
+        """The step with the best figure, the first of equals; None if there is none."""
+        sign = 1.0 if self._best_is == "highest" else -1.0
+        ranked = {
+            step: sign * metrics[self._metric]
+            for step, metrics in sorted(self._entries.items())
+            if self._metric in metrics
+        }
+        return max(ranked, key=lambda step: ranked[step]) if ranked else None
+
+    def _read(self) -> tuple[str, str, dict[int, dict[str, float]]]:
+        """The deciding figure, whether its highest or lowest is best, and the figures by step."""
+        if not self._path.is_file():
+            return self._metric, self._best_is, {}
+        try:
+            raw = json.loads(self._path.read_text(encoding="utf-8"))
+            entries = {
+                int(step): {name: float(value) for name, value in figures.items()}
+                for step, figures in raw["evaluations"].items()
+            }
+            return str(raw["best_metric"]), str(raw["best_is"]), entries
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise CheckpointError(
+                f"{self._path}: expected figures by step, got a damaged file. Remove it."
+            ) from error

@@ -3,27 +3,156 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+import os
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from zsseg_rt.errors import ArgumentError, CheckpointError, TrainingError
+from zsseg_rt.common.extras import needs_extra
+from zsseg_rt.errors import (
+    ArgumentError,
+    CheckpointError,
+    DeviceError,
+    PrecisionNotApplied,
+    TrainingError,
+)
+from zsseg_rt.torch_files.checkpoints import hash_weights
 from zsseg_rt.training.loop.checkpointing import Checkpoint
 from zsseg_rt.training.loop.config import LoopConfig, OptimizerConfig
-from zsseg_rt.training.loop.processes import gather_states, start_accelerator
-from zsseg_rt.training.loop.random_state import (
-    capture_random_state,
-    restore_random_state,
-    seed_everything,
-)
-from zsseg_rt.training.segmenters.torch_phrases import hash_weights
-from zsseg_rt.training.tasks.task import TrainingTask
 
+_MIXED = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+_PATIENCE = timedelta(hours=6)  # how long other processes wait for the main one's evaluation
 _log = logging.getLogger(__name__)
 _PREFIX = "model."
+
+
+def seed_everything(seed: int, process_index: int = 0) -> None:
+    """Seed Python's, NumPy's and torch's global generators."""
+    own = (seed + process_index) % 2**32
+    random.seed(own)
+    np.random.seed(own)
+    torch.manual_seed(own)
+
+
+def capture_random_state() -> dict[str, Any]:
+    """The state of every global generator of this process by name, as tensors and plain values."""
+    kind, keys, *rest = np.random.get_state()
+    state = {
+        "python": random.getstate(),
+        "numpy": (kind, np.asarray(keys).tolist(), *rest),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Continue from what :func:`capture_random_state` returned.
+
+    A state without a GPU generator leaves the GPU's generator alone.
+    """
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+@contextmanager
+def preserved_random_state() -> Iterator[None]:
+    """Leave all generators as they were, whatever the block draws."""
+    state = capture_random_state()
+    try:
+        yield
+    finally:
+        restore_random_state(state)
+
+
+@contextmanager
+def determinism(enabled: bool) -> Iterator[None]:
+    """Use algorithms that give the same bits every time, and undo that afterwards.
+
+    An operation without such an algorithm raises an error that names it. It costs speed: if not
+    enabled, cuDNN picks the fastest convolution for each shape instead.
+    """
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.backends.cudnn.benchmark,
+        torch.backends.cudnn.deterministic,
+    )
+    if enabled:  # read by cuBLAS when it starts
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(enabled)
+    torch.backends.cudnn.benchmark = not enabled
+    torch.backends.cudnn.deterministic = enabled
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = before[1:]
+
+
+def start_accelerator(config: LoopConfig) -> Any:
+    """Join the processes that torchrun or ``accelerate launch`` started, or be the only one.
+
+    The configuration decides, whatever Accelerate's own settings are.
+    """
+    with needs_extra("train", "for training"):
+        import accelerate
+        from accelerate.state import AcceleratorState, PartialState
+        from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
+    on_cpu = _is_on_cpu(config)
+    # Its state outlives an Accelerator; a second run in this process may want another device.
+    alone = not torch.distributed.is_available() or not torch.distributed.is_initialized()
+    AcceleratorState._reset_state()
+    if alone:
+        PartialState._reset_state()
+    ddp = accelerate.DistributedDataParallelKwargs(find_unused_parameters=True)
+    return accelerate.Accelerator(
+        cpu=on_cpu,
+        mixed_precision=_MIXED[config.precision],
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=config.accumulation_steps, sync_with_dataloader=False
+        ),
+        kwargs_handlers=[ddp, InitProcessGroupKwargs(timeout=_PATIENCE)],
+    )
+
+
+def _is_on_cpu(config: LoopConfig) -> bool:
+    has_gpu = torch.cuda.is_available()
+    if config.device == "cuda" and not has_gpu:
+        raise DeviceError(
+            "device: expected a CUDA GPU, got none that torch can use. "
+            "Set loop.device to 'auto' or 'cpu', or install torch with CUDA."
+        )
+    on_cpu = config.device == "cpu" or not has_gpu
+    if on_cpu and config.precision == "float16":
+        raise PrecisionNotApplied(
+            "precision: expected float32 or bfloat16 on the CPU, got float16, whose gradients "
+            "underflow there. Set loop.precision to 'bfloat16'."
+        )
+    return on_cpu
+
+
+def raise_together(accelerator: Any, error: TrainingError | None) -> None:
+    """Fail on every process if one failed, so that no process waits for it."""
+    if accelerator.num_processes > 1:
+        flag = torch.full((1,), float(error is not None), device=accelerator.device)
+        failed = accelerator.reduce(flag, reduction="sum").item() > 0
+        if failed and error is None:
+            error = TrainingError(
+                "checkpoint: expected to be saved, got an error on another process."
+            )
+    if error is not None:
+        raise error
 
 
 class RunState:
@@ -80,10 +209,11 @@ class RunState:
     ) -> Checkpoint:
         """Collect everything a checkpoint holds; all processes must call it."""
         weights, _ = self._weights()
-        broken = first_non_finite(weights)
-        if broken is not None:
+        floats = {key: value for key, value in weights.items() if value.is_floating_point()}
+        broken = [key for key, value in floats.items() if not bool(torch.isfinite(value).all())]
+        if broken:
             raise TrainingError(
-                f"weights: expected finite values, got NaN or infinity in {broken} after step "
+                f"weights: expected finite values, got NaN or infinity in {broken[0]} after step "
                 f"{self.step}, which is not saved. Lower the learning rate or set "
                 "optimizer.max_grad_norm."
             )
@@ -95,7 +225,7 @@ class RunState:
             model={k.removeprefix(_PREFIX): v for k, v in weights.items() if k.startswith(_PREFIX)},
             task={k: v for k, v in weights.items() if not k.startswith(_PREFIX)},
             optimizer=self.optimizer.state_dict(),
-            random=gather_states(self.accelerator, capture_random_state()),
+            random=self._random_states(),
             constants=constants,
             model_card=model_card,
             scaler={} if scaler is None else scaler.state_dict(),
@@ -128,11 +258,20 @@ class RunState:
                 "remove the checkpoint if it is damaged."
             ) from error
 
+    def _random_states(self) -> list[dict[str, Any]]:
+        """The generators' states of all processes in their order, complete on every process."""
+        states = [capture_random_state()]
+        if self.accelerator.num_processes > 1:
+            from accelerate.utils import gather_object
+
+            states = gather_object(states)
+        return states
+
     @cached_property
     def _left_out_hashes(self) -> dict[str, str]:
-        if not isinstance(self.plain_task, TrainingTask):
-            return {}
-        return {name: hash_weights(part) for name, part in self.plain_task.left_out().items()}
+        """Hashes of the frozen parts that no checkpoint stores, by name."""
+        left_out: Mapping[str, torch.nn.Module] = getattr(self.plain_task, "left_out", dict)()
+        return {name: hash_weights(part) for name, part in left_out.items()}
 
     def _weights(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The task's tensors: those that are saved, and those that are left out."""
@@ -143,24 +282,19 @@ class RunState:
             (left_out if key.startswith(prefixes) else saved)[key] = value
         return saved, left_out
 
-    def _check_left_out(self, checkpoint: Checkpoint) -> None:
-        """Refuse to continue with another teacher than the run was trained with."""
+    def _restore_weights(self, checkpoint: Checkpoint) -> None:
         own, wanted = self._left_out_hashes, checkpoint.left_out
         for name in sorted(own.keys() | wanted.keys()):
-            if own.get(name) != wanted.get(name):
+            if own.get(name) != wanted.get(name):  # such as another teacher
                 raise CheckpointError(
                     f"{name}: expected the weights that the run was trained with, "
                     f"{_short(wanted.get(name))}, got {_short(own.get(name))}. Checkpoints leave "
                     "them out: give the run the same file again, or start a new run from "
                     "this one's model with model.start_from."
                 )
-
-    def _restore_weights(self, checkpoint: Checkpoint) -> None:
-        self._check_left_out(checkpoint)
-        _, left_out = self._weights()
         model = {_PREFIX + key: value for key, value in checkpoint.model.items()}
         try:
-            self.plain_task.load_state_dict(left_out | model | dict(checkpoint.task))
+            self.plain_task.load_state_dict(self._weights()[1] | model | dict(checkpoint.task))
         except RuntimeError as error:
             raise CheckpointError(
                 f"checkpoint: expected the weights of this model, got others: "
@@ -184,14 +318,6 @@ class RunState:
                 f"({type(error).__name__}: {error}). Copy the checkpoint again, or remove it to "
                 "continue from the one before."
             ) from error
-
-
-def first_non_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """Name of the first tensor that holds a NaN or an infinity."""
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            return name
-    return None
 
 
 def _short(sha256: str | None) -> str:

@@ -17,15 +17,59 @@ from torch import Tensor
 
 from zsseg_rt.common.checks import check_choice
 from zsseg_rt.errors import ArgumentError
+from zsseg_rt.export.tokenizer_json import tokenizer_json
 from zsseg_rt.models.cat_seg.aggregator import AggregatorLayer
 from zsseg_rt.models.cat_seg.model import CatSeg
-from zsseg_rt.models.clip.text_encoder import average_templates
+from zsseg_rt.models.clip.text_encoder import TextEncoder, average_templates
 from zsseg_rt.models.clip.transformer import ResidualBlock
-from zsseg_rt.training.class_prompts import ClassPrompts
-from zsseg_rt.training.tasks.labelled import PixelLoss, PixelLossSettings, PixelLossTask
-from zsseg_rt.training.tasks.task import parameter_group
+from zsseg_rt.text.class_names import split_synonyms
+from zsseg_rt.text.prompts import check_templates, fill
+from zsseg_rt.text.tokenizer import Tokenizer
+from zsseg_rt.training.tasks.labelled import (
+    PixelLoss,
+    PixelLossSettings,
+    PixelLossTask,
+    parameter_groups,
+)
 
 Trained = Literal["towers", "image", "head"]
+
+
+@dataclass(frozen=True)
+class ClassPrompts:
+    """Tokens of every synonym's prompts, cut after the longest.
+
+    Shapes:
+        tokens: int64 ``[P, T, L]`` of P phrases under T templates.
+
+    Attributes:
+        tokens: Class by class.
+        counts: Synonyms of each class.
+    """
+
+    tokens: Tensor
+    counts: tuple[int, ...]
+
+    def of(self, classes: Sequence[int]) -> ClassPrompts:
+        """Those of some classes, in their order."""
+        groups = torch.split(self.tokens, list(self.counts))
+        chosen = torch.cat([groups[index] for index in classes])
+        return ClassPrompts(chosen, tuple(self.counts[index] for index in classes))
+
+
+def class_prompts(
+    class_names: Sequence[str], templates: Sequence[str], tower: TextEncoder
+) -> ClassPrompts:
+    """Tokenize the classes of a data set; commas separate synonyms."""
+    templates, groups = check_templates(templates), split_synonyms(class_names)
+    tokenizer = Tokenizer(tokenizer_json(), context_length=tower.config.context_length)
+    prompts = [prompt for group in groups for phrase in group for prompt in fill(templates, phrase)]
+    tokens = torch.from_numpy(tokenizer.encode(prompts))
+    longest = int(tokens.argmax(dim=1).max()) + 1  # the end token has the largest id
+    return ClassPrompts(
+        tokens[:, :longest].reshape(-1, len(templates), longest),
+        tuple(len(group) for group in groups),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +120,8 @@ class CatSegTask(PixelLossTask):
 
     def __init__(self, model: CatSeg, text_embeds: Tensor, **settings: Any) -> None:
         super().__init__(model, text_embeds, **settings)
-        grid, pooling = model.config.view // model.config.image_encoder.patch_size, self.pooling
+        grid = model.config.view // model.config.image_encoder.patch_size
+        pooling = self.settings.pooling
         if pooling < 1 or grid % pooling:
             raise ArgumentError(
                 f"pooling: expected a divisor of the grid's side {grid}, got {pooling}. Use 1 for "
@@ -99,11 +144,6 @@ class CatSegTask(PixelLossTask):
             self.register_buffer("tokens", chosen.tokens, persistent=False)
             self._synonyms = list(chosen.counts)
 
-    @property
-    def pooling(self) -> int:
-        """Side of the cells that the attention between classes sees in training."""
-        return self.settings.pooling
-
     def queries(self) -> Tensor:
         """Embeddings of the classes used as queries, unit norm, float32 ``[Q, D]``."""
         tower = self.model.text_encoder
@@ -116,11 +156,7 @@ class CatSegTask(PixelLossTask):
         return F.normalize(torch.stack([group.mean(dim=0) for group in groups]), dim=-1)
 
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Compute the loss; see :meth:`PixelLossTask.losses`.
-
-        Returns:
-            ``binary``, or ``focal`` and ``dice``, or ``cross_entropy``.
-        """
+        """``binary``, or ``focal`` and ``dice``, or ``cross_entropy``."""
         return self.pixel_losses(self.model(images, self.queries()).mask_logits, labels)
 
     def parameter_groups(self) -> list[dict[str, object]]:
@@ -129,7 +165,6 @@ class CatSegTask(PixelLossTask):
         head = [p for name, p in named if "_encoder." not in name]
         clip = [p for name, p in named if "_encoder." in name]
         settings, decay = self.settings, self.settings.weight_decay
-        return [
-            *parameter_group(head, settings.learning_rate, decay),
-            *parameter_group(clip, settings.backbone_learning_rate, decay),
-        ]
+        return parameter_groups(
+            (head, settings.learning_rate, decay), (clip, settings.backbone_learning_rate, decay)
+        )

@@ -8,8 +8,12 @@ from typing import Any
 from torch import Tensor
 
 from zsseg_rt.models.dense.cosine_head import CosineHeadModel
-from zsseg_rt.training.tasks.labelled import PixelLoss, PixelLossSettings, PixelLossTask
-from zsseg_rt.training.tasks.task import parameter_group
+from zsseg_rt.training.tasks.labelled import (
+    PixelLoss,
+    PixelLossSettings,
+    PixelLossTask,
+    parameter_groups,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +50,7 @@ class CosineHeadTask(PixelLossTask):
         model.image_encoder.head.requires_grad_(True)
 
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Compute the weighted loss terms; see :meth:`PixelLossTask.losses`.
-
-        Returns:
-            ``cross_entropy``, or ``focal`` and ``dice``.
-        """
+        """``cross_entropy``, or ``focal`` and ``dice``."""
         output = self.model(images, self.query_embeds)
         return self.pixel_losses(output.mask_logits, labels)
 
@@ -60,10 +60,9 @@ class CosineHeadTask(PixelLossTask):
         tower = [
             p for p in self.model.image_encoder.parameters() if p.requires_grad and p is not head
         ]
-        return [
-            *parameter_group([head], self.settings.learning_rate, self.settings.weight_decay),
-            *parameter_group([self.model.log_scale], self.settings.learning_rate, 0.0),
-            *parameter_group(
-                tower, self.settings.backbone_learning_rate, self.settings.weight_decay
-            ),
-        ]
+        settings, decay = self.settings, self.settings.weight_decay
+        return parameter_groups(
+            ([head], settings.learning_rate, decay),
+            ([self.model.log_scale], settings.learning_rate, 0.0),
+            (tower, settings.backbone_learning_rate, decay),
+        )

@@ -15,9 +15,13 @@ from torch import Tensor
 from zsseg_rt.common.checks import check_choice
 from zsseg_rt.models.descriptor.clip_rc import CellOutput
 from zsseg_rt.models.descriptor.model import DescriptorModel
-from zsseg_rt.training.tasks.labelled import PixelLossSettings, PixelLossTask, check_non_negative
-from zsseg_rt.training.tasks.losses import recovery_losses
-from zsseg_rt.training.tasks.task import parameter_group
+from zsseg_rt.training.tasks.labelled import (
+    PixelLossSettings,
+    PixelLossTask,
+    check_non_negative,
+    parameter_groups,
+)
+from zsseg_rt.training.tasks.losses import recovery_loss
 
 Trained = Literal["prompts", "backbone", "head"]
 
@@ -69,21 +73,16 @@ class DescriptorTask(PixelLossTask):
         model.freeze_unread()
 
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Compute the weighted loss terms; see :meth:`PixelLossTask.losses`.
-
-        Returns:
-            ``focal`` and ``dice``, or ``cross_entropy``; with a recovery decoder also
-            ``recovery_queries`` and ``recovery_patches``.
-        """
+        """``focal`` and ``dice``, or ``cross_entropy``; with a recovery decoder two more."""
         output = self.model(images, self.query_embeds)
         terms = self.pixel_losses(output.mask_logits, labels)
         if isinstance(output, CellOutput) and output.recovery is not None:
-            made = output.recovery
-            of_queries, of_patches = recovery_losses(
-                made.queries, made.query_targets, made.patches, made.patch_targets
-            )
-            terms["recovery_queries"] = self.settings.recovery_weight * of_queries
-            terms["recovery_patches"] = self.settings.recovery_weight * of_patches
+            recovery, weight = output.recovery, self.settings.recovery_weight
+            pairs = {
+                "recovery_queries": (recovery.queries, recovery.query_targets),
+                "recovery_patches": (recovery.patches, recovery.patch_targets),
+            }
+            terms |= {name: weight * recovery_loss(*pair) for name, pair in pairs.items()}
         return terms
 
     def parameter_groups(self) -> list[dict[str, object]]:
@@ -92,9 +91,8 @@ class DescriptorTask(PixelLossTask):
         slow = "backbone." if self.settings.trained == "backbone" else ()
         backbone = [tensor for name, tensor in named if name.startswith(slow)]
         others = [tensor for name, tensor in named if not name.startswith(slow)]
-        return [
-            *parameter_group(others, self.settings.learning_rate, self.settings.weight_decay),
-            *parameter_group(
-                backbone, self.settings.backbone_learning_rate, self.settings.weight_decay
-            ),
-        ]
+        settings, decay = self.settings, self.settings.weight_decay
+        return parameter_groups(
+            (others, settings.learning_rate, decay),
+            (backbone, settings.backbone_learning_rate, decay),
+        )

@@ -3,25 +3,164 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zsseg_rt.common.checks import check_choice
-from zsseg_rt.errors import ArgumentError
-from zsseg_rt.training.data.batch import Batch, normalize_images
+from zsseg_rt.errors import ArgumentError, ShapeError
+from zsseg_rt.training.data.loading import Batch, normalize_images
 from zsseg_rt.training.tasks.losses import (
     Unannotated,
     binary_cross_entropy,
     cross_entropy,
     mask_losses,
 )
-from zsseg_rt.training.tasks.protocols import LabelProtocol, Protocol
-from zsseg_rt.training.tasks.task import TrainingTask
+
+
+class TrainingTask(nn.Module, ABC):
+    """A model and its objective; the loop knows nothing else about either.
+
+    ``forward`` is what is wrapped for several processes, so everything with gradients happens in
+    it. ``model`` is what a checkpoint stores and what evaluation and export use.
+
+    Args:
+        model: The model to train.
+
+    Attributes:
+        needs_labels: Whether it learns from class labels.
+        tunes_text: Whether it trains the model's text tower, so that embeddings of class names
+            change.
+    """
+
+    needs_labels: ClassVar[bool] = True
+    tunes_text: bool = False
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The weighted loss terms of a batch by name, scalars; their sum is minimised."""
+
+    @abstractmethod
+    def parameter_groups(self) -> list[dict[str, object]]:
+        """Groups for the optimizer: trainable ``params`` with ``lr`` and ``weight_decay``."""
+
+    def left_out(self) -> Mapping[str, nn.Module]:
+        """Frozen parts, by their names in the task, whose weights no checkpoint stores.
+
+        The code that builds the task reads them from their own files. A run is resumed only with
+        the same weights: a checkpoint records their hash.
+        """
+        return {}
+
+
+def parameter_groups(*groups: tuple[Sequence[Tensor], float, float]) -> list[dict[str, object]]:
+    """AdamW's groups from parameters, learning rate and weight decay; empty ones are left out."""
+    names = ("params", "lr", "weight_decay")
+    return [dict(zip(names, group, strict=True)) for group in groups if group[0]]
+
+
+Protocol = Literal["inductive", "transductive", "supervised"]
+PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
+
+UNSEEN = -1
+"""Marks a pixel of an unseen class until it gets a pseudo label."""
+
+
+class LabelProtocol(nn.Module):
+    """How a protocol treats classes and labels.
+
+    ============ ==================== ========================= =============================
+    protocol     queries (text rows)  labels of seen classes    labels of unseen classes
+    ============ ==================== ========================= =============================
+    inductive    seen, in order       row in the seen list      ``ignore_label``
+    transductive all                  as they are               pseudo label of each iteration
+    supervised   all                  as they are               as they are
+    ============ ==================== ========================= =============================
+
+    A pseudo label is the best of the unseen classes by the model's own scores: the annotation
+    tells where unseen classes are, but not which of them.
+
+    Attributes:
+        query_rows: Rows of the text embeddings used as queries, int64 ``[Q]``.
+    """
+
+    query_rows: Tensor
+    unseen_rows: Tensor
+    table: Tensor
+
+    def __init__(
+        self, protocol: Protocol, *, num_classes: int, seen: Sequence[int], ignore_label: int = 255
+    ) -> None:
+        super().__init__()
+        seen = [int(index) for index in seen]
+        unseen = sorted(set(range(num_classes)) - set(seen))
+        _check(protocol, num_classes, seen, unseen)
+        self.protocol, self.num_classes, self.ignore_label = protocol, num_classes, ignore_label
+        rows = seen if protocol == "inductive" else list(range(num_classes))
+        table = torch.full((max(ignore_label, num_classes) + 1,), ignore_label)
+        if protocol == "inductive":
+            table[seen] = torch.arange(len(seen))
+        else:
+            table[:num_classes] = torch.arange(num_classes)
+        if protocol == "transductive":
+            table[unseen] = UNSEEN
+        self.register_buffer("query_rows", torch.tensor(rows), persistent=False)
+        self.register_buffer("unseen_rows", torch.tensor(unseen), persistent=False)
+        self.register_buffer("table", table, persistent=False)
+
+    def select(self, text_embeds: Tensor) -> Tensor:
+        """The rows of class embeddings ``[C, D]`` used as queries, ``[Q, D]``."""
+        if len(text_embeds) != self.num_classes:
+            raise ShapeError(
+                f"text_embeds: expected a row for each of {self.num_classes} classes, got "
+                f"{len(text_embeds)}. Embed every class of the data set, seen and unseen."
+            )
+        return text_embeds[self.query_rows]
+
+    def prepare(self, labels: Tensor) -> Tensor:
+        """Labels as rows of the queries, ``ignore_label`` or :data:`UNSEEN`, of any shape."""
+        return self.table[labels]
+
+    def complete(self, labels: Tensor, scores: Tensor) -> Tensor:
+        """Replace :data:`UNSEEN` by pseudo labels: the unseen class with the highest score.
+
+        Shapes:
+            labels: What :meth:`prepare` returned, int64 ``[B, H, W]``.
+            scores: Of the queries at the labels' resolution, float ``[B, Q, H, W]``.
+        """
+        if self.protocol != "transductive":
+            return labels
+        best = scores.detach()[:, self.unseen_rows].argmax(dim=1)
+        return torch.where(labels == UNSEEN, self.unseen_rows[best], labels)
+
+
+def _check(protocol: str, num_classes: int, seen: list[int], unseen: list[int]) -> None:
+    check_choice("protocol", protocol, PROTOCOLS)
+    if len(set(seen)) != len(seen) or len(seen) + len(unseen) != num_classes:
+        raise ArgumentError(
+            f"seen: expected different class indices from 0 to {num_classes - 1}, got {seen}. "
+            "Give the data set's own list."
+        )
+    if protocol != "supervised" and not seen:
+        raise ArgumentError(
+            f"seen: expected at least one class for {protocol} training, got none. "
+            "Use the supervised protocol to train on every class."
+        )
+    if protocol == "transductive" and not unseen:
+        raise ArgumentError(
+            f"seen: expected fewer than all {num_classes} classes for transductive training, got "
+            "all. Use the inductive or supervised protocol."
+        )
+
 
 PixelLoss = Literal["masks", "cross_entropy", "binary"]
 
@@ -42,7 +181,7 @@ class LabelledSettings:
     Attributes:
         seen: Indices of the seen classes.
         protocol: What training may know; see
-            :class:`zsseg_rt.training.tasks.protocols.LabelProtocol`.
+            :class:`zsseg_rt.training.tasks.labelled.LabelProtocol`.
         ignore_label: The data set's label of unannotated pixels.
     """
 
@@ -140,14 +279,11 @@ class PixelLossTask(LabelledTask):
 
     @abstractmethod
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Compute the weighted loss terms.
+        """The weighted loss terms.
 
         Shapes:
             images: Normalised RGB planes, float ``[B, 3, H, W]``.
             labels: Class indices of the data set, int64 ``[B, H, W]``.
-
-        Returns:
-            Scalars by name.
         """
 
     def pixel_losses(self, mask_logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
@@ -156,35 +292,20 @@ class PixelLossTask(LabelledTask):
         Shapes:
             mask_logits: Logits of the queries at the grid's resolution, ``[B, Q, gh, gw]``.
             labels: Class indices of the data set, int64 ``[B, H, W]``.
-
-        Returns:
-            The weighted loss terms.
         """
-        step = self.settings.label_stride
+        settings, step = self.settings, self.settings.label_stride
         labels = labels[:, step // 2 :: step, step // 2 :: step]
-        logits = upsample(mask_logits, labels)
+        size_hw = (labels.shape[1], labels.shape[2])
+        logits = F.interpolate(mask_logits.float(), size=size_hw, mode="bilinear")
         labels = self.label_protocol.prepare(labels)
         if self.label_protocol.protocol == "transductive":
-            labels = self.label_protocol.complete(labels, self._scores(logits))
-        if self.settings.loss == "cross_entropy":
+            scores = logits.detach()  # of the same order as their softmax
+            scores = scores if settings.loss == "cross_entropy" else scores.sigmoid()
+            labels = self.label_protocol.complete(labels, scores)
+        if settings.loss == "cross_entropy":
             return {"cross_entropy": cross_entropy(logits, labels)}
-        unannotated = self.settings.unannotated
-        if self.settings.loss == "binary":
+        if settings.loss == "binary":
+            unannotated = settings.unannotated
             return {"binary": binary_cross_entropy(logits, labels, unannotated=unannotated)}
-        focal, dice = mask_losses(logits, labels, unannotated=unannotated)
-        return {
-            "focal": self.settings.focal_weight * focal,
-            "dice": self.settings.dice_weight * dice,
-        }
-
-    def _scores(self, logits: Tensor) -> Tensor:
-        """Scores that choose pseudo labels; logits order classes as their softmax does."""
-        return (
-            logits.detach() if self.settings.loss == "cross_entropy" else logits.detach().sigmoid()
-        )
-
-
-def upsample(mask_logits: Tensor, labels: Tensor) -> Tensor:
-    """Bring ``[B, Q, gh, gw]`` to the resolution of labels ``[B, H, W]``, bilinear, float32."""
-    size_hw = (labels.shape[1], labels.shape[2])
-    return F.interpolate(mask_logits.float(), size=size_hw, mode="bilinear", align_corners=False)
+        focal, dice = mask_losses(logits, labels, unannotated=settings.unannotated)
+        return {"focal": settings.focal_weight * focal, "dice": settings.dice_weight * dice}

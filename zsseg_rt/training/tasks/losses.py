@@ -24,6 +24,7 @@ from zsseg_rt.errors import ShapeError
 Unannotated = Literal["negative", "ignore"]
 
 ALPHA = 0.25  # weight of positives in the focal loss; negatives get the rest
+_NO_CLASS = -100
 
 
 class MaskLosses(NamedTuple):
@@ -134,9 +135,6 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return total / process_mean(labelled.sum().to(total)).clamp(min=1)
 
 
-_NO_CLASS = -100
-
-
 def binary_cross_entropy(
     logits: Tensor, labels: Tensor, *, unannotated: Unannotated = "negative"
 ) -> Tensor:
@@ -159,22 +157,9 @@ def binary_cross_entropy(
     return total / (process_mean(counted.sum().to(total)) * logits.shape[1]).clamp(min=1)
 
 
-def recovery_losses(
-    queries: Tensor, query_targets: Tensor, patches: Tensor, patch_targets: Tensor
-) -> tuple[Tensor, Tensor]:
-    """CLIP-RC's recovery losses: mean absolute errors of its recovery decoder's output.
-
-    Shapes:
-        queries: Recovered queries, ``[B, R * C, 2D]``.
-        patches: Recovered patches, ``[B, N, D]``.
-
-    Returns:
-        The losses of the queries and of the patches, scalars, unweighted.
-    """
-    return (
-        F.l1_loss(queries.float(), query_targets.detach().float()),
-        F.l1_loss(patches.float(), patch_targets.detach().float()),
-    )
+def recovery_loss(recovered: Tensor, target: Tensor) -> Tensor:
+    """CLIP-RC's recovery loss: the mean absolute error; no gradient flows into the target."""
+    return F.l1_loss(recovered.float(), target.detach().float())
 
 
 def _check(logits: Tensor, labels: Tensor) -> None:

@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from zsseg_rt.errors import ArgumentError, ShapeError
 from zsseg_rt.models.zeroseg.encoder import PatchMask, random_patch_mask, reconstruction_loss
 from zsseg_rt.models.zeroseg.model import IMAGENET_MEAN, IMAGENET_STD, ZeroSeg
-from zsseg_rt.training.data.batch import Batch, normalize_images
-from zsseg_rt.training.tasks.labelled import check_non_negative
-from zsseg_rt.training.tasks.task import TrainingTask, parameter_group
+from zsseg_rt.training.data.loading import Batch, normalize_images
+from zsseg_rt.training.tasks.labelled import TrainingTask, check_non_negative, parameter_groups
 from zsseg_rt.training.tasks.zeroseg_features import TeacherFeatures
 
 
@@ -123,7 +122,7 @@ class ZeroSegTask(TrainingTask):
 
     Optimizer and schedule of the paper: betas ``(0.9, 0.95)`` and no gradient clipping
     (:class:`zsseg_rt.training.loop.config.OptimizerConfig`),
-    :func:`zsseg_rt.training.loop.schedules.cosine` with 20 of 80 epochs of warm-up.
+    :func:`zsseg_rt.training.loop.config.cosine` with 20 of 80 epochs of warm-up.
     """
 
     needs_labels = False
@@ -157,7 +156,7 @@ class ZeroSegTask(TrainingTask):
             self.settings.mask_ratio,
             device=images.device,
         )
-        return self.losses(images, mask, self.features(batch.images))
+        return self.losses(images, mask, self.features(batch.images, batch.indices))
 
     def losses(self, images: Tensor, mask: PatchMask, views: Tensor) -> dict[str, Tensor]:
         """Compute the weighted loss terms for given masks and features.
@@ -191,10 +190,10 @@ class ZeroSegTask(TrainingTask):
         trained = [p for p in self.model.parameters() if p.requires_grad]
         matrices = [parameter for parameter in trained if parameter.ndim > 1]
         vectors = [parameter for parameter in trained if parameter.ndim <= 1]
-        return [
-            *parameter_group(matrices, self.learning_rate, self.settings.weight_decay),
-            *parameter_group(vectors, self.learning_rate, 0.0),
-        ]
+        return parameter_groups(
+            (matrices, self.learning_rate, self.settings.weight_decay),
+            (vectors, self.learning_rate, 0.0),
+        )
 
     def left_out(self) -> Mapping[str, nn.Module]:
         """The teacher, which can be loaded again from its own file or open_clip."""

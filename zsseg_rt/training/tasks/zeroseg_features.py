@@ -1,80 +1,185 @@
-"""The teacher's features of images, computed once and kept on disk."""
+"""What ZeroSeg's teacher sees of an image, and its features, computed once and kept on disk.
+
+Source:
+    Chen et al., "Exploring Open-Vocabulary Semantic Segmentation from CLIP Vision Encoder
+    Distillation Only", ICCV 2023, section 3.2: grids of 1x1 to 4x4, every cell at full input size.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import os
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zsseg_rt.common.files import Cache, write_whole
-from zsseg_rt.errors import ArgumentError, ShapeError, TrainingError
-from zsseg_rt.evaluation.datasets.base import Sample, SegmentationDataset
-from zsseg_rt.training.data.transforms import CenterCropAugmentation
-from zsseg_rt.training.segmenters.torch_phrases import hash_weights
-from zsseg_rt.training.tasks.zeroseg_views import ClipTeacher, TeacherViews
+from zsseg_rt.errors import ArgumentError, DTypeError, ShapeError, TrainingError
+from zsseg_rt.torch_files.checkpoints import hash_weights
+from zsseg_rt.torch_files.clip_arrays import CLIP_MEAN, CLIP_STD
 
-Features = npt.NDArray[np.float16]
+Box = tuple[int, int, int, int]
+"""Top, bottom, left, right in pixels; bottom and right are exclusive."""
 
 
-def picture_key(image: Tensor) -> str:
-    """Name an image by its pixels, uint8 ``[3, H, W]``."""
-    pixels = image.cpu().contiguous()
-    digest = hashlib.sha256(f"{list(pixels.shape)}".encode())
-    digest.update(pixels.numpy().tobytes())
-    return digest.hexdigest()
+@dataclass(frozen=True, kw_only=True)
+class TeacherViews:
+    """Which views of an image the teacher sees, and how.
 
-
-class FeatureCache:
-    """Features by image, one file each: 30 views of ViT-L/14 take 46 kB, ImageNet-1k 59 GB.
-
-    Files are written whole or not at all, so processes may share a folder. The checksum in each is
-    of identity, image and values, so a damaged or misplaced one counts as missing.
+    Attributes:
+        grids: Cells per side of each grid, ascending, the whole image first. The paper's best are
+            1, 2, 3 and 4.
+        size: Side of a view, in pixels: the teacher's input.
+        image_mean: The teacher's mean of R, G, B, in ``[0, 1]``.
+        image_std: The teacher's standard deviation of R, G, B, in ``[0, 1]``.
     """
 
-    def __init__(self, folder: str | Path, identity: str, shape: tuple[int, int]) -> None:
-        self.shape = shape
-        name = hashlib.sha256(f"{identity} {shape}".encode()).hexdigest()
-        self.folder = Path(folder) / name[:16]
-        self._stored = Cache(self.folder, name)
+    grids: tuple[int, ...] = (1, 2, 3, 4)
+    size: int = 224
+    image_mean: tuple[float, float, float] = CLIP_MEAN
+    image_std: tuple[float, float, float] = CLIP_STD
+
+    def __post_init__(self) -> None:
+        if not self.grids or self.grids[0] != 1 or list(self.grids) != sorted(set(self.grids)):
+            raise ArgumentError(
+                f"grids: expected ascending numbers that begin with 1, got {self.grids}. "
+                "The paper's best are (1, 2, 3, 4)."
+            )
+        if self.size < 1:
+            raise ArgumentError(f"size: expected at least 1 pixel, got {self.size}. Use 224.")
+
+    @property
+    def count(self) -> int:
+        """Number of views per image: 30 for grids of 1 to 4."""
+        return sum(side * side for side in self.grids)
+
+    def boxes(self, size_hw: tuple[int, int]) -> tuple[Box, ...]:
+        """Where the views are: grid by grid, each in raster order.
+
+        Cell ``i`` of ``k`` reaches from ``round(i * length / k)`` to
+        ``round((i + 1) * length / k)``, so the cells of a grid cover every pixel once.
+        """
+        if min(size_hw) < self.grids[-1]:
+            raise ShapeError(
+                f"images: expected at least {self.grids[-1]} pixels per side, got "
+                f"{size_hw[0]}x{size_hw[1]}. Use larger images or coarser grids."
+            )
+        boxes = []
+        for side in self.grids:
+            edges = ([round(i * length / side) for i in range(side + 1)] for length in size_hw)
+            rows, columns = (list(itertools.pairwise(along)) for along in edges)
+            boxes += [(*rows[i], *columns[j]) for i in range(side) for j in range(side)]
+        return tuple(boxes)
+
+    def cut(self, images: Tensor) -> Tensor:
+        """Cut, resize (bicubic, antialiased) and normalise the views.
+
+        Shapes:
+            images: RGB, uint8 ``[B, 3, H, W]``.
+
+        Returns:
+            float32 ``[B, count, 3, size, size]``.
+        """
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ShapeError(
+                f"images: expected [B, 3, H, W], got {list(images.shape)}. Give RGB planes."
+            )
+        if images.dtype != torch.uint8:
+            raise DTypeError(f"images: expected uint8, got {images.dtype}. Give 8-bit pixels.")
+        pixels = images.float() / 255
+        size_hw, views = (self.size, self.size), []
+        for top, bottom, left, right in self.boxes((images.shape[2], images.shape[3])):
+            cell = pixels[:, :, top:bottom, left:right]
+            resized = F.interpolate(cell, size=size_hw, mode="bicubic", antialias=True)
+            views.append(resized.clamp(0, 1))  # bicubic overshoots at edges
+        mean = pixels.new_tensor(self.image_mean).view(3, 1, 1)
+        std = pixels.new_tensor(self.image_std).view(3, 1, 1)
+        return (torch.stack(views, dim=1) - mean) / std
+
+
+class ClipTeacher(nn.Module):
+    """A frozen CLIP image encoder as teacher; it always stays in evaluation mode."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder.requires_grad_(False).eval()
+        if not callable(getattr(encoder, "encode_image", None)):
+            raise ArgumentError(
+                f"encoder: expected a CLIP image tower or a model with encode_image, got "
+                f"{type(encoder).__name__}. Build one with zsseg_rt.models.build_image_encoder."
+            )
+
+    def train(self, mode: bool = True) -> ClipTeacher:
+        """Stay in evaluation mode."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, views: Tensor) -> Tensor:
+        """Embed views float ``[N, 3, size, size]``; float32 ``[N, D]``, not normalised."""
+        encoder: Any = self.encoder
+        dtype = next(encoder.parameters()).dtype
+        with torch.autocast(views.device.type, enabled=False):
+            embeds: Tensor = encoder.encode_image(views.to(dtype)).float()
+        return embeds
+
+
+class FeatureFile:
+    """Features by the index of the image: rows of one sparse file, read by ``numpy.memmap``.
+
+    30 views of ViT-L/14 take 46 kB, ImageNet-1k 59 GB. A row begins with a SHA-256 of identity,
+    pixels and values: one that is damaged or another image's counts as missing. Processes may share
+    the file.
+    """
+
+    def __init__(
+        self, folder: str | Path, identity: str, num_images: int, shape: tuple[int, int]
+    ) -> None:
+        self._identity = f"{identity} {num_images} {shape}".encode()
+        self._row = np.dtype([("sha256", "u1", 32), ("values", "<f2", shape)])
+        self.path = Path(folder) / f"{hashlib.sha256(self._identity).hexdigest()[:16]}.features"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            described = json.dumps({"identity": identity, "shape": list(shape)}, indent=2)
-            write_whole(self.folder / "identity.json", described.encode())
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.touch()
+            os.truncate(self.path, num_images * self._row.itemsize)
+            self._rows = np.memmap(self.path, self._row, mode="r", shape=(num_images,))
         except OSError as error:
-            raise _unwritable(self.folder, error) from error
+            raise self._unwritable(error) from error
 
-    def read(self, key: str) -> Features | None:
-        """Features float16 ``[views, D]`` of an image, or None."""
-        num_bytes = 2 * self.shape[0] * self.shape[1]
-        entry = self._stored.read(_file_name(key), max_bytes=num_bytes)
-        if entry is None or len(entry.data) != num_bytes:
-            return None
-        return np.frombuffer(entry.data, "<f2").astype(np.float16).reshape(self.shape)
+    def read(self, index: int, image: Tensor) -> npt.NDArray[np.float16] | None:
+        """Features float16 ``[views, D]`` of an image uint8 ``[3, H, W]``, or None."""
+        row = self._rows[index]
+        sha256, values = row["sha256"].tobytes(), row["values"].astype(np.float16)
+        return values if sha256 == self._checksum(image, values) else None
 
-    def write(self, key: str, features: Features) -> None:
+    def write(self, index: int, image: Tensor, values: npt.NDArray[np.float16]) -> None:
         """Store features float16 ``[views, D]`` of an image."""
+        row = self._checksum(image, values) + values.astype("<f2").tobytes()
         try:
-            self._stored.write(_file_name(key), features.astype("<f2").tobytes())
+            with self.path.open("r+b") as file:  # on a full disk, writing to a map ends a process
+                file.seek(index * self._row.itemsize)
+                file.write(row)
         except OSError as error:
-            raise _unwritable(self.folder / _file_name(key), error) from error
+            raise self._unwritable(error) from error
 
+    def _checksum(self, image: Tensor, values: npt.NDArray[np.float16]) -> bytes:
+        digest = hashlib.sha256(self._identity + f" {list(image.shape)} ".encode())
+        digest.update(image.cpu().contiguous().numpy().tobytes())
+        digest.update(values.astype("<f2").tobytes())
+        return digest.digest()
 
-def _file_name(key: str) -> str:
-    return f"{key[:2]}/{key[2:]}.features"
-
-
-def _unwritable(path: Path, error: OSError) -> TrainingError:
-    return TrainingError(
-        f"{path}: expected a feature cache that can be written, got {error}. "
-        "Free space, or choose another folder; what is cached stays valid."
-    )
+    def _unwritable(self, error: OSError) -> TrainingError:
+        return TrainingError(
+            f"{self.path}: expected a feature cache that can be written, got {error}. "
+            "Free space, or choose another folder; what is cached stays valid."
+        )
 
 
 class TeacherFeatures(nn.Module):
@@ -82,6 +187,13 @@ class TeacherFeatures(nn.Module):
 
     Computed features are rounded to float16 like cached ones, so training is the same in an epoch
     that computes them and in one that reads them.
+
+    Args:
+        encoder: The teacher, a CLIP image encoder.
+        views: What it sees; the paper's by default.
+        cache_folder: Where features are kept; None computes them in every epoch.
+        num_images: Images of the data set, for the cache.
+        views_at_once: Views that the teacher computes together.
     """
 
     def __init__(
@@ -90,52 +202,52 @@ class TeacherFeatures(nn.Module):
         views: TeacherViews | None = None,
         *,
         cache_folder: str | Path | None = None,
-        from_original: bool = False,
+        num_images: int = 0,
         views_at_once: int = 240,
     ) -> None:
         super().__init__()
-        if from_original and cache_folder is None:
-            raise ArgumentError(
-                "cache_folder: expected a folder, because from_original needs cached features, "
-                "got None. Name one and call cache_features first."
-            )
         if views_at_once < 1:
             raise ArgumentError(f"views_at_once: expected at least 1, got {views_at_once}.")
+        if cache_folder is not None and num_images < 1:
+            raise ArgumentError(
+                f"num_images: expected the number of images to cache, got {num_images}. "
+                "Give the length of the data set."
+            )
         self.teacher = ClipTeacher(encoder)
         self.views = views or TeacherViews()
-        self.from_original, self.views_at_once = from_original, views_at_once
+        self.views_at_once = views_at_once
         self.embed_dim = self._probe()
-        self.cache: FeatureCache | None = None
+        self.cache: FeatureFile | None = None
         if cache_folder is not None:
+            settings = json.dumps(asdict(self.views), sort_keys=True)
+            identity = f"{hash_weights(self.teacher)} {settings}"
             shape = (self.views.count, self.embed_dim)
-            self.cache = FeatureCache(cache_folder, self._identity(), shape)
+            self.cache = FeatureFile(cache_folder, identity, num_images, shape)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, indices: Sequence[int] = ()) -> Tensor:
         """Features of images.
 
         Shapes:
             images: RGB, uint8 ``[B, 3, H, W]``.
+
+        Args:
+            images: The images.
+            indices: Their indices in the data set, for the cache.
 
         Returns:
             float32 ``[B, views, D]``, not normalised, on the images' device.
         """
         if self.cache is None:
             return self.compute(images)
-        keys = [picture_key(image) for image in images]
-        found = [self.cache.read(key) for key in keys]
-        missing = [index for index, features in enumerate(found) if features is None]
-        if missing and self.from_original:
-            raise TrainingError(
-                f"cache_folder: expected features of every image in {self.cache.folder}, got "
-                f"none of {len(missing)} in this batch. Run cache_features with the same "
-                "augmentation first."
-            )
+        places = list(zip(indices, images, strict=True))
+        rows = [self.cache.read(*place) for place in places]
+        missing = [number for number, values in enumerate(rows) if values is None]
         if missing:
             computed = self.compute(images[missing]).half().cpu().numpy()
-            for index, features in zip(missing, computed, strict=True):
-                self.cache.write(keys[index], features)
-                found[index] = features
-        stacked = np.stack([features for features in found if features is not None])
+            for number, values in zip(missing, computed, strict=True):
+                self.cache.write(*places[number], values)
+                rows[number] = values
+        stacked = np.stack([values for values in rows if values is not None])
         return torch.from_numpy(stacked).float().to(images.device)
 
     def compute(self, images: Tensor) -> Tensor:
@@ -156,50 +268,3 @@ class TeacherFeatures(nn.Module):
                 "Use a CLIP image encoder."
             )
         return int(embeds.shape[1])
-
-    def _identity(self) -> str:
-        settings = asdict(self.views) | {"from_original": self.from_original}
-        return f"{hash_weights(self.teacher)} {json.dumps(settings, sort_keys=True)}"
-
-
-def cache_features(
-    features: TeacherFeatures,
-    dataset: SegmentationDataset,
-    augmentation: CenterCropAugmentation,
-    *,
-    indices: Sequence[int] | None = None,
-) -> int:
-    """Compute and store the features of a data set ahead of training.
-
-    Returns:
-        How many were computed; the others were there already.
-    """
-    cache = features.cache
-    if cache is None:
-        raise ArgumentError("features: expected a cache folder, got none. Pass cache_folder.")
-    device = next(features.parameters()).device
-    rng = np.random.default_rng(0)  # the augmentation draws no random numbers
-    computed = 0
-    for index in range(len(dataset)) if indices is None else indices:
-        sample = dataset[index]
-        crop = augmentation(sample, rng).image
-        key = picture_key(crop)
-        if cache.read(key) is not None:
-            continue
-        shown = _original_part(sample, augmentation) if features.from_original else crop
-        found = features.compute(shown[None].to(device))[0]
-        cache.write(key, found.half().cpu().numpy())
-        computed += 1
-    return computed
-
-
-def _original_part(sample: Sample, augmentation: CenterCropAugmentation) -> Tensor:
-    """What the crop shows, cut from the original image, uint8 ``[3, h, w]``."""
-    shortest = min(sample.image.shape[:2])
-    slices = []
-    for length, crop in zip(sample.image.shape[:2], augmentation.crop_hw, strict=True):
-        part = max(1, round(shortest * crop / augmentation.short_edge))
-        start = (length - part) // 2
-        slices.append(slice(start, start + part))
-    pixels = np.ascontiguousarray(sample.image[slices[0], slices[1]].transpose(2, 0, 1))
-    return torch.from_numpy(pixels)

@@ -6,27 +6,34 @@ data), ``text_encoder`` (sizes of a text tower that the config does not mention)
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from zsseg_rt.common import schema
 from zsseg_rt.common.argument_names import current_name
 from zsseg_rt.errors import CheckpointError
+from zsseg_rt.export.exporters import export_bundle
 from zsseg_rt.models.base import SegmentationModel
 from zsseg_rt.models.clip.text_encoder import TextEncoder, TextEncoderConfig
 from zsseg_rt.models.registry import ARCHITECTURES
 from zsseg_rt.text.class_names import ClassList, split_synonyms
 from zsseg_rt.torch_files.checkpoints import load_weights
+from zsseg_rt.training.class_embeddings import region_embeddings
 from zsseg_rt.training.loop import checkpoint_file
 from zsseg_rt.training.loop.checkpointing import CheckpointFolder, read_checkpoint, refuse_old
-from zsseg_rt.training.loop.evaluation_log import EvaluationLog
+from zsseg_rt.training.loop.reporting import EvaluationLog
+
+_log = logging.getLogger(__name__)
 
 TOP_CLASS = "top class"
 """Figure of an evaluation: how many percent of the annotated pixels got the commonest label."""
+_NEARLY_ALL = 98.0  # percent of the evaluation's pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,20 +62,16 @@ class TrainedClasses:
     region_templates: tuple[str, ...] = ()
 
     @property
-    def seen_names(self) -> tuple[str, ...]:
-        """Names of the seen classes, with their synonyms."""
-        return tuple(self.names[index] for index in self.seen)
-
-    @property
     def seen_phrases(self) -> tuple[str, ...]:
         """Every synonym of the seen classes."""
-        groups = split_synonyms(self.seen_names)
+        groups = split_synonyms([self.names[index] for index in self.seen])
         return ClassList.of_groups(groups).phrases
 
     @property
-    def counts_as_unseen(self) -> bool:
-        """Whether training treated some classes as unseen."""
-        return self.protocol != "supervised" and len(self.seen) < len(self.names)
+    def lowered_phrases(self) -> tuple[str, ...]:
+        """Those whose scores are lowered, if training treated some classes as unseen."""
+        all_seen = self.protocol == "supervised" or len(self.seen) == len(self.names)
+        return () if all_seen else self.seen_phrases
 
 
 def describe_model(model: nn.Module, classes: TrainedClasses | None = None) -> dict[str, Any]:
@@ -108,27 +111,16 @@ def find_checkpoint(path: str | Path) -> Path:
     return folder.at(steps[-1] if best not in steps or best is None else best)
 
 
-def share_of_top_class(path: str | Path) -> float | None:
-    """How many percent of an evaluation's pixels a checkpoint gave to one class.
-
-    Returns:
-        In ``[0, 100]``; None if the checkpoint was not evaluated.
-    """
-    file = find_checkpoint(path).resolve()
-    step = file.stem.removeprefix("step-")
-    if file.parent.name != "checkpoints" or not step.isdecimal():
-        return None  # a copy outside its run
-    return EvaluationLog.read(file.parents[1]).of(int(step)).get(TOP_CLASS)
-
-
 def load_trained(path: str | Path) -> SegmentationModel:
-    """Load the model of a run.
-
-    Returns:
-        The model, on the CPU, in evaluation mode.
-    """
+    """Load the model of a run, on the CPU, in evaluation mode."""
     file = find_checkpoint(path)
-    _refuse_calibrated(file)
+    folder = file.resolve().parent
+    calibration = folder.parent / "calibration.json"
+    if folder.name == "checkpoints" and calibration.is_file():  # masks blended with cosines
+        raise CheckpointError(
+            f"{calibration}: expected no such file, as calibrate is retired, got one. Remove it: "
+            "the run's masks alone label."
+        )
     checkpoint, where = read_checkpoint(file, mmap=True), f"{file}: model_card"
     card = checkpoint.model_card
     architecture = current_name(str(card.get("architecture")))
@@ -137,25 +129,16 @@ def load_trained(path: str | Path) -> SegmentationModel:
             f"{where}: expected one of {', '.join(ARCHITECTURES)}, got "
             f"{architecture!r}. Use the version of zsseg_rt that wrote it."
         )
-    known = ARCHITECTURES[architecture]
+    known, tower = ARCHITECTURES[architecture], card.get("text_encoder")
     config = schema.decode(known.config, card.get("config"), where, CheckpointError)
     with torch.device("meta"):
         model = known.model(config)
-        if getattr(model, "text_encoder", None) is None and card.get("text_encoder") is not None:
-            model.text_encoder = _text_encoder(card["text_encoder"], where)
+        if getattr(model, "text_encoder", None) is None and tower is not None:
+            where = f"{where}.text_encoder"
+            sizes = schema.decode(TextEncoderConfig, tower, where, CheckpointError)
+            model.text_encoder = TextEncoder(sizes)
     load_weights(model, checkpoint.model, architecture=architecture)
     return model.eval()
-
-
-def _refuse_calibrated(file: Path) -> None:
-    """Refuse a run whose masks an earlier version blended with cosines."""
-    folder = file.resolve().parent
-    written = folder.parent / "calibration.json"
-    if folder.name == "checkpoints" and written.is_file():
-        raise CheckpointError(
-            f"{written}: expected no such file, as calibrate is retired, got one. Remove it: the "
-            "run's masks alone label."
-        )
 
 
 def load_classes(path: str | Path) -> tuple[TrainedClasses, Tensor] | None:
@@ -169,8 +152,7 @@ def load_classes(path: str | Path) -> tuple[TrainedClasses, Tensor] | None:
     raw = checkpoint.model_card.get("classes")
     if raw is None:
         return None
-    where = f"{file}: model_card"
-    classes = schema.decode(TrainedClasses, raw, where, CheckpointError)
+    classes = schema.decode(TrainedClasses, raw, f"{file}: model_card", CheckpointError)
     embeds = checkpoint.constants.get("text_embeds")
     if embeds is None or len(embeds) != len(classes.phrases):
         raise CheckpointError(
@@ -181,6 +163,57 @@ def load_classes(path: str | Path) -> tuple[TrainedClasses, Tensor] | None:
     return classes, embeds
 
 
-def _text_encoder(raw: Any, where: str) -> TextEncoder:
-    where = f"{where}.text_encoder"
-    return TextEncoder(schema.decode(TextEncoderConfig, raw, where, CheckpointError))
+def export_trained(run: str | Path, path: str | Path, **options: Any) -> Path:
+    """Write the model of a training run as a bundle.
+
+    The bundle knows the classes of the training data by their embeddings (its text bank), so that
+    it needs no text encoder for them, and lowers the scores of the seen ones as training specified.
+    A warning tells if the checkpoint gave nearly all pixels of its evaluation to one class.
+
+    Returns:
+        The bundle folder.
+    """
+    model, known = load_trained(run), load_classes(run)
+    file = find_checkpoint(run)
+    settings: dict[str, Any] = {
+        "source": f"trained by zsseg_rt, {file.name}",
+        "space": "",
+        "size_hw": model.size_hw,
+    }
+    if known is not None:
+        classes, embeds = known
+        lowered = set(classes.lowered_phrases)
+        rows = [index for index, phrase in enumerate(classes.phrases) if phrase in lowered]
+        model = model.with_seen(rows, self_trained=classes.protocol == "transductive")
+        if model.text_space:
+            model.text_space = classes.space
+        bank = embeds.numpy()
+        regions = region_embeddings(model, classes.names, classes.region_templates)
+        if regions is not None:
+            bank = np.stack([bank, regions.numpy()])
+            settings["region_templates"] = classes.region_templates or model.region_templates
+        settings |= {
+            "class_names": classes.phrases,
+            "templates": classes.templates,
+            "space": classes.space,
+            "text_bank": (classes.phrases, bank),
+        }
+    written = export_bundle(model, path, **settings | options)
+    share = _share_of_top_class(file.resolve())
+    if share is not None and share >= _NEARLY_ALL:
+        _log.warning(
+            "%s: gives one class %.1f %% of the pixels of its evaluation. It has learned nothing "
+            "useful unless the images show little else: train longer, from a better start, or "
+            "look at the run's pictures.",
+            file,
+            share,
+        )
+    return written
+
+
+def _share_of_top_class(file: Path) -> float | None:
+    """How many percent of an evaluation's pixels a checkpoint gave to one class, if known."""
+    step = file.stem.removeprefix("step-")
+    if file.parent.name != "checkpoints" or not step.isdecimal():
+        return None  # a copy outside its run
+    return EvaluationLog.read(file.parents[1]).of(int(step)).get(TOP_CLASS)

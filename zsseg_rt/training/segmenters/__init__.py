@@ -1,1 +1,0 @@
-"""Torch models as segmenters, evaluated like the engine."""
