@@ -1,5 +1,6 @@
 """TorchScript archives give torch.jit.load's tensors, and none of their code is run."""
 
+import sys
 import warnings
 import zipfile
 
@@ -266,3 +267,13 @@ def test_open_clip_is_given_no_path(evil):
         with refused(CheckpointError, "clip"):
             random_clip(architecture)
     assert not target.exists()
+
+
+def test_a_tag_without_a_network_or_a_copy_is_refused_at_once(tmp_path, monkeypatch):
+    constants = pytest.importorskip("huggingface_hub").constants
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "open_clip", None)  # whose import takes seconds
+    with pytest.raises(CheckpointError, match="expected to download 'openai'.*no connection"):
+        load_clip("openai")

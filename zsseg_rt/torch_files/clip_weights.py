@@ -106,42 +106,51 @@ def _load_shipped() -> ClipWeights:
 
 
 def _load_tag(tag: str, architecture: str) -> ClipWeights:
-    open_clip = _import_open_clip()
-    known = open_clip.list_pretrained_tags_by_model(architecture)
-    if tag not in known:
-        raise CheckpointError(
-            f"source: expected a file or a pretrained tag of {architecture} "
-            f"({', '.join(known) or 'which open_clip does not know'}), got '{tag}'. "
-            "Check the spelling."
-        )
-    try:
-        with _without_retries():
+    with _without_retries(tag, architecture):
+        open_clip = _import_open_clip()
+        known = open_clip.list_pretrained_tags_by_model(architecture)
+        if tag not in known:
+            raise CheckpointError(
+                f"source: expected a file or a pretrained tag of {architecture} "
+                f"({', '.join(known) or 'which open_clip does not know'}), got '{tag}'. "
+                "Check the spelling."
+            )
+        try:
             model = open_clip.create_model(architecture, pretrained=tag)
-    except (OSError, RuntimeError) as error:
-        raise CheckpointError(
-            f"source: expected to download '{tag}' of {architecture}, got "
-            f"{type(error).__name__}. Connect to the network, or pass a local file."
-        ) from error
+        except (OSError, RuntimeError) as error:
+            raise _not_downloaded(tag, architecture, type(error).__name__) from error
     return _weights_of(model, tag)
 
 
 @contextmanager
-def _without_retries() -> Iterator[None]:
+def _without_retries(tag: str, architecture: str) -> Iterator[None]:
     """Let the hub's library use its cache alone if the hub cannot be reached: it retries long."""
-    from huggingface_hub import constants, get_hf_file_metadata  # open_clip needs it
-    from huggingface_hub.errors import HfHubHTTPError
+    with needs_extra("train", "for a pretrained tag (or pass a local file)"):
+        from huggingface_hub import constants, get_hf_file_metadata
+        from huggingface_hub.errors import HfHubHTTPError
 
     was_offline = constants.HF_HUB_OFFLINE
     try:
         get_hf_file_metadata(f"{constants.ENDPOINT}/gpt2/resolve/main/config.json", timeout=5)
     except HfHubHTTPError:
         pass  # it answers
-    except Exception:  # noqa: BLE001 - what the library raises depends on its version
+    except Exception as error:
+        # What the library raises depends on its version. open_clip alone takes seconds to import.
+        cached = Path(constants.HF_HUB_CACHE).glob("models--*")
+        if not any((*cached, *Path("~/.cache/clip").expanduser().glob("*"))):
+            raise _not_downloaded(tag, architecture, "no connection") from error
         constants.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
         constants.HF_HUB_OFFLINE = was_offline
+
+
+def _not_downloaded(tag: str, architecture: str, problem: str) -> CheckpointError:
+    return CheckpointError(
+        f"source: expected to download '{tag}' of {architecture}, got {problem}. Connect to the "
+        "network, or pass a local file."
+    )
 
 
 def random_clip(architecture: str = "ViT-B-16") -> ClipWeights:
