@@ -27,11 +27,11 @@ from zsseg_rt.errors import TrainingError as TrainingError
 from zsseg_rt.errors import VocabularyError as VocabularyError
 from zsseg_rt.errors import ZssegError as ZssegError
 from zsseg_rt.photos.files import read_photo as read_photo
-from zsseg_rt.results.annotations.components import Component as Component
-from zsseg_rt.results.annotations.polygons import Polygon as Polygon
+from zsseg_rt.results.annotations import Component as Component
+from zsseg_rt.results.annotations import Polygon as Polygon
 from zsseg_rt.results.device_result import DeviceSegmentation as DeviceSegmentation
-from zsseg_rt.results.frame import Frame as Frame
 from zsseg_rt.results.segmentation import ClassShare as ClassShare
+from zsseg_rt.results.segmentation import Frame as Frame
 from zsseg_rt.results.segmentation import Segmentation as Segmentation
 from zsseg_rt.runtime.inputs.nv12 import Nv12Frame as Nv12Frame
 from zsseg_rt.runtime.lane import Lane as Lane

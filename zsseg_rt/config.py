@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from zsseg_rt.common import schema
-from zsseg_rt.common.cpus import threads_in_quota
 from zsseg_rt.common.files import default_cache_dir
+from zsseg_rt.common.process import threads_in_quota
 from zsseg_rt.common.settings import Option, check_settings, documented, setting
 from zsseg_rt.errors import ConfigError
 

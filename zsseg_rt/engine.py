@@ -21,8 +21,7 @@ from zsseg_rt.backends.loading import load_graphs, load_text_encoder, precision_
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.bundles.specs import HeadSpec
 from zsseg_rt.common.arrays import Array
-from zsseg_rt.common.cpus import threads_in_quota
-from zsseg_rt.common.forks import OwnProcess, refuse_gpu_after_fork
+from zsseg_rt.common.process import OwnProcess, refuse_gpu_after_fork, threads_in_quota
 from zsseg_rt.common.recordings import Rotation
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import EngineStateError, ShapeError

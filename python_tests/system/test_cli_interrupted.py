@@ -16,7 +16,7 @@ import pytest
 from support.command_line import run
 from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.common.extras import import_opencv
-from zsseg_rt.common.interrupts import held_interrupts
+from zsseg_rt.common.process import held_interrupts
 from zsseg_rt.demo import demo_photos
 
 LIMIT = 60.0  # seconds, on a busy machine

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from zsseg_rt.common.forks import OwnProcess, refuse_gpu_after_fork
+from zsseg_rt.common.process import OwnProcess, refuse_gpu_after_fork
 from zsseg_rt.errors import DeviceError, EngineStateError
 
 SCRIPT = """

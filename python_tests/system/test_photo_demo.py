@@ -9,7 +9,7 @@ import pytest
 from support.errors import refused
 from tools.studies.photo_bundle import THINGS, centred, clean_names
 from zsseg_rt import Bundle, Engine, EngineConfig
-from zsseg_rt.bundles.concepts import ConceptSpec
+from zsseg_rt.bundles.specs import ConceptSpec
 from zsseg_rt.cli import main
 from zsseg_rt.cli.export import _own_classes
 from zsseg_rt.demo import demo_bundle, demo_classes, demo_clip, demo_photos

@@ -11,7 +11,7 @@ from support.errors import refused
 from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.errors import ArgumentError, BackendUnavailableError, EngineStateError, SourceError
 from zsseg_rt.integrations.batch import JOURNAL, lanes_for, photo_run, segment_photos
-from zsseg_rt.integrations.batch.budget import Budget
+from zsseg_rt.integrations.batch.photo_run import Budget
 from zsseg_rt.photos import find_photos
 from zsseg_rt.runtime.lane_pool import LanePool, in_order
 

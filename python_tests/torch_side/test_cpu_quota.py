@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from zsseg_rt import Engine, EngineConfig
-from zsseg_rt.common import cpus
-from zsseg_rt.common.cpus import cpu_quota, threads_in_quota, usable_cpus
+from zsseg_rt.common import process
+from zsseg_rt.common.process import cpu_quota, threads_in_quota, usable_cpus
 from zsseg_rt.doctor import examine
 from zsseg_rt.evaluation.provenance import describe_machine
 from zsseg_rt.integrations.batch import lanes_for
@@ -90,14 +90,14 @@ def test_a_system_without_control_groups_has_no_quota(tmp_path):
 )
 def test_a_quota_is_rounded_up(monkeypatch, cpus_run_on, quota, used, limit):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cpus_run_on)))
-    monkeypatch.setattr(cpus, "cpu_quota", lambda: quota)
+    monkeypatch.setattr(process, "cpu_quota", lambda: quota)
     assert (usable_cpus(), threads_in_quota()) == (used, limit)
 
 
 @pytest.fixture
 def quota_of_three(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
-    monkeypatch.setattr(cpus, "cpu_quota", lambda: 2.5)
+    monkeypatch.setattr(process, "cpu_quota", lambda: 2.5)
 
 
 @pytest.mark.usefixtures("quota_of_three")

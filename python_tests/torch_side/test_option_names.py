@@ -12,7 +12,7 @@ import zsseg_rt  # noqa: E402
 from support.command_line import run  # noqa: E402
 from support.errors import refused  # noqa: E402
 from support.small_runs import SCENES, TABLES, save_clip  # noqa: E402
-from zsseg_rt.common.argument_names import arguments_called  # noqa: E402
+from zsseg_rt.common.checks import arguments_called  # noqa: E402
 from zsseg_rt.common.extras import install_command  # noqa: E402
 from zsseg_rt.errors import ArgumentError, CheckpointError  # noqa: E402
 from zsseg_rt.training.assembly import assemble  # noqa: E402

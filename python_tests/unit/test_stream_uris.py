@@ -8,7 +8,7 @@ import pytest
 from support.errors import refused
 from support.recordings import open_writer, result, write
 from zsseg_rt.errors import ArgumentError, SourceError
-from zsseg_rt.results.visualize.label_png import write_label_png
+from zsseg_rt.results.visualize import write_label_png
 from zsseg_rt.stream.demo_camera import DemoCamera
 from zsseg_rt.stream.gstreamer.pipelines import CsiCamera
 from zsseg_rt.stream.gstreamer.source import GstSource

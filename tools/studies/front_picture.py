@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from zsseg_rt import Bundle, Engine, EngineConfig, Segmentation, read_photo
 from zsseg_rt.demo import demo_classes, demo_photos
+from zsseg_rt.results.plot import LegendEntry, draw_legend, draw_names
 from zsseg_rt.results.visualize import palette
-from zsseg_rt.results.visualize.plot import LegendEntry, draw_legend, draw_names
 
 Pixels = npt.NDArray[np.uint8]
 

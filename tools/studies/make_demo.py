@@ -27,7 +27,7 @@ from tools.scenes import (
 from tools.scenes.captions import FUNCTION_WORDS
 from tools.studies.starts import HeadStart
 from zsseg_rt.bundles.bundle import Bundle
-from zsseg_rt.bundles.concepts import ConceptSpec
+from zsseg_rt.bundles.specs import ConceptSpec
 from zsseg_rt.demo import DEMOS
 from zsseg_rt.errors import ArgumentError, CheckpointError
 from zsseg_rt.evaluation.evaluate import Evaluation, evaluate

@@ -25,7 +25,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from zsseg_rt.bundles.bundle import Bundle
-from zsseg_rt.bundles.concepts import ConceptSpec
+from zsseg_rt.bundles.specs import ConceptSpec
 from zsseg_rt.export import export_dense_bundle
 from zsseg_rt.export.bundle_writer import write_golden, write_manifest
 from zsseg_rt.export.verify import verify_bundle

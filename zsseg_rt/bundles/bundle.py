@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from zsseg_rt.bundles.concepts import ConceptSpec
 from zsseg_rt.bundles.pretrained import find_bundle
 from zsseg_rt.bundles.quantization import NARROW, QuantizationSpec
 from zsseg_rt.bundles.specs import (
     FAMILIES,
     AggregationSpec,
+    ConceptSpec,
     FileEntry,
     GraphEntry,
     HeadSpec,

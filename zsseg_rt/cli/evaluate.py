@@ -15,7 +15,7 @@ import typer
 from zsseg_rt.cli.groups import Takes, opt, takes_groups
 from zsseg_rt.cli.options import JsonOption, TemplateOption, UsageError, flat_names, read_classes
 from zsseg_rt.cli.output import ProgressBar, check_file_place, say, terminal, write_json
-from zsseg_rt.common.argument_names import arguments_called
+from zsseg_rt.common.checks import arguments_called
 from zsseg_rt.common.extras import needs_extra
 from zsseg_rt.config import MAX_WINDOWS, EngineConfig
 

@@ -42,7 +42,7 @@ from zsseg_rt.cli.output import (
     write_json,
 )
 from zsseg_rt.cli.service import stopped_by_signals
-from zsseg_rt.common.argument_names import arguments_called
+from zsseg_rt.common.checks import arguments_called
 from zsseg_rt.common.extras import needs_extra
 from zsseg_rt.config import PRECISIONS
 from zsseg_rt.errors import SourceError

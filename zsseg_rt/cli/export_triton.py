@@ -52,7 +52,7 @@ def export_triton(
 
     Requests name the classes; --classes are for those that name none.
     """
-    from zsseg_rt.common.argument_names import arguments_called
+    from zsseg_rt.common.checks import arguments_called
     from zsseg_rt.integrations.triton import write_triton_model
 
     names = words.read_if_given() or ()

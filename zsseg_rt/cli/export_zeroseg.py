@@ -18,7 +18,7 @@ from zsseg_rt.cli.options import (
     check_activation,
     read_size,
 )
-from zsseg_rt.common.argument_names import arguments_called
+from zsseg_rt.common.checks import arguments_called
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ import typer
 
 from zsseg_rt.cli.options import argument_errors_are_usage
 from zsseg_rt.cli.output import UserInterrupt, say, terminal
-from zsseg_rt.fetch.progress import Progress
+from zsseg_rt.fetch.checkpoints import Progress
 
 if TYPE_CHECKING:
     from zsseg_rt.bundles.pretrained import PretrainedSet

@@ -23,7 +23,7 @@ from zsseg_rt.cli.options import (
     read_size,
 )
 from zsseg_rt.cli.output import ProgressBar, say, working
-from zsseg_rt.common.argument_names import arguments_called
+from zsseg_rt.common.checks import arguments_called
 from zsseg_rt.common.files import is_file
 
 import_app = typer.Typer(help="Turn an official checkpoint into a bundle.", no_args_is_help=True)

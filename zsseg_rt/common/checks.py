@@ -1,11 +1,13 @@
-"""Checks of settings that many parts share, so that each has one wording."""
+"""Checks that many parts share, each in one wording, and names in the terms of the user."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import logging
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-from zsseg_rt.errors import ArgumentError, ShapeError
+from zsseg_rt.errors import ArgumentError, ShapeError, ZssegError
 
 
 def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
@@ -23,3 +25,34 @@ def check_size(size_hw: tuple[int, int], patch_size: int) -> None:
             f"image_size: expected multiples of the patch size {patch_size}, got "
             f"{size_hw[0]}x{size_hw[1]}. Use the next multiple."
         )
+
+
+_log = logging.getLogger(__name__)
+_RENAMED = {"dense_baseline": "cosine_head"}
+
+
+@contextmanager
+def arguments_called(
+    names: Mapping[str, str], table: str = "", fields: Collection[str] = ()
+) -> Iterator[None]:
+    """Raise errors of the block under the name by which the user gave the argument.
+
+    ``names`` maps arguments to options (``"--rename"``) or keys (``"text.clip"``); arguments among
+    ``fields`` are keys of ``table``, such as ``"model.options"``. Other errors pass unchanged.
+    """
+    try:
+        yield
+    except ZssegError as error:
+        argument = error.argument or ""
+        known = names.get(argument, f"{table}.{argument}" if argument in fields else "")
+        if not known:
+            raise
+        raise error.renamed(known) from error
+
+
+def current_name(architecture: str) -> str:
+    """What an architecture is called today; a warning tells if it was renamed."""
+    name = _RENAMED.get(architecture, architecture)
+    if name != architecture:
+        _log.warning("architecture: %r is called %r now", architecture, name)
+    return name

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
-from zsseg_rt.common.interrupts import held_interrupts
+from zsseg_rt.common.process import held_interrupts
 from zsseg_rt.errors import BackendUnavailableError
 
 

@@ -10,7 +10,7 @@ from types import ModuleType
 import numpy as np
 
 import zsseg_rt
-from zsseg_rt.common.cpus import usable_cpus
+from zsseg_rt.common.process import usable_cpus
 
 
 def describe_machine(*modules: ModuleType) -> dict[str, str]:

@@ -13,13 +13,6 @@ import numpy.typing as npt
 
 import zsseg_rt
 from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
-from zsseg_rt.common.aggregation import (
-    RULES_OF_OUTLIERS,
-    SHIPPED_LAYERS,
-    AggregationConfig,
-    OutlierRule,
-    check_grid,
-)
 from zsseg_rt.common.checks import check_choice, check_size
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.export.bundle_writer import ExportedModel, write_model_bundle
@@ -32,6 +25,13 @@ from zsseg_rt.export.golden import (
 from zsseg_rt.export.graph_files import MAX_CLASSES, image_network
 from zsseg_rt.export.options import COMMON_OPTIONS, ExportOptions, read_options
 from zsseg_rt.export.text_side import TextSide, clip_text_side
+from zsseg_rt.networks.aggregating import (
+    RULES_OF_OUTLIERS,
+    SHIPPED_LAYERS,
+    AggregationConfig,
+    OutlierRule,
+    check_grid,
+)
 from zsseg_rt.networks.clip import ImageTower, TextTower
 from zsseg_rt.networks.heads import HEADS, dense_embeds
 from zsseg_rt.networks.text import WrittenText
@@ -68,7 +68,7 @@ class DenseHead:
         unknown_below: Probability below which a pixel is unknown.
         position: How positions are resized, by ``"size"`` or ``"as_published"``.
         pm: For SFP and SC-CLIP, like the two that follow: how outliers are found; see
-            :class:`zsseg_rt.common.aggregation.AggregationConfig`.
+            :class:`zsseg_rt.networks.aggregating.AggregationConfig`.
         r: See there.
         beta: See there.
     """

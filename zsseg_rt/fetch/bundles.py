@@ -13,8 +13,13 @@ from zsseg_rt.bundles.pretrained import PretrainedSet, bundle_place, known_set
 from zsseg_rt.common.extras import install_command
 from zsseg_rt.common.files import default_cache_dir, locked
 from zsseg_rt.errors import BackendUnavailableError, BundleError, CheckpointError, FetchError
-from zsseg_rt.fetch.checkpoints import Checkpoint, check_free_space, find_checkpoints, megabytes
-from zsseg_rt.fetch.progress import Progress
+from zsseg_rt.fetch.checkpoints import (
+    Checkpoint,
+    Progress,
+    check_free_space,
+    find_checkpoints,
+    megabytes,
+)
 
 _NEEDED_BY_TORCH = ("torch", "open_clip", "onnx", "onnxscript")
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
+import re
 import shutil
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import IO, Any
+from urllib.parse import urlsplit, urlunsplit
 
 from zsseg_rt.bundles.pretrained import PretrainedSet, checkpoint_folder
 from zsseg_rt.common.files import read_limited, sha256_of, why_unwritable, write_whole
 from zsseg_rt.common.schema import parse_json
 from zsseg_rt.errors import FetchError
-from zsseg_rt.fetch import hub
-from zsseg_rt.fetch.progress import Progress
 
 _MAX_RECORD_BYTES = 1 << 16
 # The image tower in float32 and float16, the text tower in float32: 1.25 times the weights of
@@ -54,14 +58,14 @@ def find_checkpoint(chosen: PretrainedSet, progress: Progress) -> Checkpoint:
     for file in chosen.files:
         if (folder / Path(file).name).is_file():
             return _local(chosen, file, folder / Path(file).name, progress)
-    for copy, sha256 in hub.cached_copies(chosen.repository, chosen.files, chosen.revision):
+    for copy, sha256 in cached_copies(chosen.repository, chosen.files, chosen.revision):
         if sha256_of(copy) == chosen.sha256.get(copy.name, sha256):
             progress.say(f"using {copy}, which the Hugging Face cache has")
             return Checkpoint(path=copy, origin=f"{chosen.repository} {copy.name}", ours=False)
         progress.say(f"{copy} in the Hugging Face cache is damaged and not used")
     try:
-        remote = hub.look_up(chosen.repository, chosen.files, chosen.revision)
-    except hub.HubError as exc:
+        remote = look_up(chosen.repository, chosen.files, chosen.revision)
+    except HubError as exc:
         raise _by_hand(chosen, chosen.files[0], None, str(exc)) from exc
     pinned = _pinned(chosen, remote)
     if remote.sha256 not in (None, pinned.sha256):
@@ -109,16 +113,16 @@ def _local(chosen: PretrainedSet, file: str, path: Path, progress: Progress) -> 
     return Checkpoint(path=path, origin=origin, ours=record is not None)
 
 
-def _pinned(chosen: PretrainedSet, remote: hub.RemoteFile) -> hub.RemoteFile:
+def _pinned(chosen: PretrainedSet, remote: RemoteFile) -> RemoteFile:
     """The file with the SHA-256 that is known here, if it is."""
     return replace(remote, sha256=chosen.sha256.get(remote.file, remote.sha256))
 
 
 def _ask_about(
     chosen: PretrainedSet, file: str, path: Path, progress: Progress
-) -> hub.RemoteFile | None:
+) -> RemoteFile | None:
     if sha256 := chosen.sha256.get(path.name):
-        return hub.RemoteFile(
+        return RemoteFile(
             repository=chosen.repository,
             file=path.name,
             commit=chosen.revision,
@@ -126,14 +130,14 @@ def _ask_about(
             sha256=sha256,
         )
     try:
-        return hub.look_up(chosen.repository, [file], chosen.revision)
-    except hub.HubError as exc:
+        return look_up(chosen.repository, [file], chosen.revision)
+    except HubError as exc:
         progress.say(f"{path} cannot be compared with the published file: {exc}")
         return None
 
 
 def _download(
-    chosen: PretrainedSet, remote: hub.RemoteFile, path: Path, progress: Progress
+    chosen: PretrainedSet, remote: RemoteFile, path: Path, progress: Progress
 ) -> Checkpoint:
     partial = _partial_of(path, remote)
     done = _length(partial)
@@ -141,14 +145,14 @@ def _download(
     check_free_space(chosen, path.parent, max(0, size - done))
     rest = f", {megabytes(done)} of which are here from an earlier try" if done else ""
     progress.say(
-        f"downloading {hub.address_of(remote.repository, remote.file, chosen.revision)} "
+        f"downloading {address_of(remote.repository, remote.file, chosen.revision)} "
         f"({size} bytes{rest}; licence: {chosen.licence})"
     )
     try:
         # an estimate of the size is that of the weights, without what surrounds them
         most = 2 * size if remote.size is None else size
         _download_rest(remote, partial, most, progress)
-    except hub.HubError as exc:
+    except HubError as exc:
         came = _length(partial)
         problem = f"{exc} after {came} bytes, which are kept; run again to continue"
         raise _by_hand(chosen, remote.file, remote.size, problem if came else str(exc)) from exc
@@ -162,18 +166,18 @@ def _download(
     return Checkpoint(path=path, origin=origin, ours=True)
 
 
-def _download_rest(remote: hub.RemoteFile, partial: Path, most: int, progress: Progress) -> None:
+def _download_rest(remote: RemoteFile, partial: Path, most: int, progress: Progress) -> None:
     """Go on after broken connections as long as more comes."""
     while True:
         before = _length(partial)
         try:
-            return hub.download(remote, partial, most, progress.downloaded)
-        except hub.HubError:
+            return download(remote, partial, most, progress.downloaded)
+        except HubError:
             if _length(partial) <= before or remote.size is None:
                 raise
 
 
-def _partial_of(path: Path, remote: hub.RemoteFile) -> Path:
+def _partial_of(path: Path, remote: RemoteFile) -> Path:
     """The partial file of exactly this content; those of other contents are removed."""
     partial = path.with_name(f"{path.name}.{(remote.sha256 or remote.commit)[:12]}.partial")
     for other in path.parent.glob(f"{path.name}.*.partial"):
@@ -182,7 +186,7 @@ def _partial_of(path: Path, remote: hub.RemoteFile) -> Path:
     return partial
 
 
-def _put_in_place(partial: Path, path: Path, remote: hub.RemoteFile) -> None:
+def _put_in_place(partial: Path, path: Path, remote: RemoteFile) -> None:
     try:
         with partial.open("rb") as stream:
             os.fsync(stream.fileno())
@@ -194,7 +198,7 @@ def _put_in_place(partial: Path, path: Path, remote: hub.RemoteFile) -> None:
         ) from exc
 
 
-def _compare(path: Path, expected: hub.RemoteFile, remedy: str) -> None:
+def _compare(path: Path, expected: RemoteFile, remedy: str) -> None:
     """Refuse a file that is not the published one."""
     size = path.stat().st_size
     if expected.size is not None and size != expected.size:
@@ -217,7 +221,7 @@ def _by_hand(chosen: PretrainedSet, file: str, size: int | None, problem: str) -
     shown = f"{size} bytes" if size is not None else f"about {megabytes(chosen.weight_bytes)}"
     return FetchError(
         f"{chosen.name}: expected to download {file} ({shown}) from "
-        f"{hub.address_of(chosen.repository, file, chosen.revision)}, got {problem}. To do it by "
+        f"{address_of(chosen.repository, file, chosen.revision)}, got {problem}. To do it by "
         f"hand, put the file into {folder}, then run: zsseg-rt fetch {chosen.name}"
     )
 
@@ -226,11 +230,11 @@ def _record_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
-def _read_record(path: Path) -> hub.RemoteFile | None:
+def _read_record(path: Path) -> RemoteFile | None:
     """The note that a finished download left; None if there is none, or it is damaged."""
     try:
         raw = parse_json(read_limited(_record_of(path), max_bytes=_MAX_RECORD_BYTES))
-        return hub.RemoteFile(**raw)
+        return RemoteFile(**raw)
     except (OSError, ValueError, TypeError):
         return None
 
@@ -240,3 +244,295 @@ def _length(path: Path) -> int:
         return path.stat().st_size
     except FileNotFoundError:
         return 0
+
+
+class Progress:
+    """Hears what happens; this one ignores it, a subclass may show it."""
+
+    def say(self, text: str) -> None:
+        """Something worth a line happened.
+
+        Args:
+            text: One sentence or more, without a line break.
+        """
+
+    def downloaded(self, done: int, total: int | None) -> None:
+        """More of the file is on the disk; called at least once, from the thread that fetches.
+
+        Args:
+            done: Bytes on the disk, those of an earlier try included.
+            total: Bytes of the whole file; None if the hub does not say.
+        """
+
+    def computed(self, done: int, total: int) -> None:
+        """More of the network's forward pass in NumPy is done.
+
+        Args:
+            done: Parts of the network.
+            total: All of them.
+        """
+
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_AS_IT_IS = {"Accept-Encoding": "identity"}
+_LOUD = ("huggingface_hub", "httpx", "httpx2", "urllib3")
+
+
+class HubError(Exception):
+    """The hub did not give what it was asked for; the message is a phrase, without addresses.
+
+    Attributes:
+        absent: Whether the hub answered that it has no such file.
+    """
+
+    def __init__(self, problem: str, *, absent: bool = False) -> None:
+        super().__init__(problem)
+        self.absent = absent
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteFile:
+    """A file on the hub.
+
+    Attributes:
+        repository: ``owner/name``, or the address of a folder.
+        file: Its name there.
+        commit: The commit that was asked, so that all parts come from the same file; of a plain
+            address, a digest of what its server calls this version.
+        size: Bytes; None if the hub does not say.
+        sha256: In hex; None if the hub does not say.
+    """
+
+    repository: str
+    file: str
+    commit: str
+    size: int | None
+    sha256: str | None
+
+
+def address_of(repository: str, file: str, revision: str = "main") -> str:
+    """The address that a browser can download the file from; shows no password."""
+    parts = urlsplit(_url(repository, file, revision))
+    return str(urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])))
+
+
+def look_up(repository: str, files: Sequence[str], revision: str) -> RemoteFile:
+    """Ask for size and hash of the first file that the repository has at a revision."""
+    for file in files[:-1]:
+        try:
+            return _look_up_one(repository, file, revision)
+        except HubError as exc:
+            if not exc.absent:
+                raise
+    return _look_up_one(repository, files[-1], revision)
+
+
+def download(
+    remote: RemoteFile, partial: Path, most: int, on_bytes: Callable[[int, int | None], None]
+) -> None:
+    """Append what is missing of a file; never more than ``most`` bytes are written in all."""
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
+
+    plain = is_address(remote.repository)
+    with _open_partial(partial) as stream:
+        done = stream.tell()
+        on_bytes(done, remote.size)
+        if remote.size is not None and done == remote.size:
+            return
+        target = _Counted(stream, partial, most, lambda count: on_bytes(count, remote.size))
+        # a login is for the hub alone
+        headers = {} if plain else build_hf_headers(library_name="zsseg_rt")
+        with _errors_as_phrases():
+            http_get(
+                _url(remote.repository, remote.file, remote.commit),
+                target,
+                resume_size=done,
+                headers={**headers, **_AS_IT_IS},
+                expected_size=remote.size,
+            )
+
+
+def cached_copies(
+    repository: str, files: Sequence[str], revision: str
+) -> Iterator[tuple[Path, str]]:
+    """Copies in the Hugging Face cache, whose names say their SHA-256.
+
+    Yields:
+        A file and its SHA-256 in hex, not compared yet.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    for file in () if is_address(repository) else files:
+        name, kind = _place(repository)
+        found = try_to_load_from_cache(name, file, revision=revision, repo_type=kind)
+        blob = Path(found).resolve() if isinstance(found, str) else None
+        if blob is not None and blob.is_file() and _SHA256.fullmatch(blob.name):
+            yield Path(str(found)), blob.name
+
+
+def _place(repository: str) -> tuple[str, str | None]:
+    """``owner/name``, and the kind of repository that the hub's library asks for."""
+    name = repository.removeprefix("spaces/")
+    return name, None if name == repository else "space"
+
+
+def is_address(repository: str) -> bool:
+    """Whether it is a folder on a plain server, not a repository on the hub."""
+    return "://" in repository
+
+
+def _url(repository: str, file: str, revision: str) -> str:
+    from huggingface_hub import hf_hub_url
+
+    if is_address(repository):
+        return f"{repository}/{file}"
+    name, kind = _place(repository)
+    return str(hf_hub_url(name, file, repo_type=kind, revision=revision))
+
+
+def _look_up_address(repository: str, file: str) -> RemoteFile:
+    """Ask a plain server, which states a size but no SHA-256."""
+    from huggingface_hub.constants import HF_HUB_ETAG_TIMEOUT
+    from huggingface_hub.utils import get_session, hf_raise_for_status
+
+    with _errors_as_phrases():
+        url = _url(repository, file, "")
+        found = get_session().head(url, headers=_AS_IT_IS, timeout=HF_HUB_ETAG_TIMEOUT)
+        hf_raise_for_status(found)
+    length = found.headers.get("Content-Length", "")
+    if found.status_code != 200 or not length.isdecimal():
+        raise HubError(f"HTTP {found.status_code} without a size, not a file")
+    version = f"{found.headers.get('ETag')} {length}"
+    return RemoteFile(
+        repository=repository,
+        file=file,
+        commit=hashlib.sha256(version.encode()).hexdigest()[:40],
+        size=int(length),
+        sha256=None,
+    )
+
+
+def _look_up_one(repository: str, file: str, revision: str) -> RemoteFile:
+    from huggingface_hub import get_hf_file_metadata
+
+    if is_address(repository):
+        return _look_up_address(repository, file)
+    with _errors_as_phrases():
+        found = get_hf_file_metadata(_url(repository, file, revision))
+    commit, etag = found.commit_hash or "", found.etag or ""
+    if not _COMMIT.fullmatch(commit):
+        raise HubError("an answer that does not come from a Hugging Face Hub")
+    if _COMMIT.fullmatch(revision) and commit != revision:
+        raise HubError(f"commit {commit[:12]} for the pinned {revision[:12]}")
+    return RemoteFile(
+        repository=repository,
+        file=file,
+        commit=commit,
+        size=found.size,
+        sha256=etag if _SHA256.fullmatch(etag) else None,
+    )
+
+
+class _Counted:
+    """A file that tells how long it is, and takes no more than it may hold.
+
+    Errors of the disk keep apart from those of the network.
+    """
+
+    def __init__(
+        self, stream: IO[bytes], path: Path, most: int, on_bytes: Callable[[int], None]
+    ) -> None:
+        self._stream, self._path, self._most, self._on_bytes = stream, path, most, on_bytes
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, data: bytes) -> int:
+        if self._stream.tell() + len(data) > self._most:
+            self._path.unlink()
+            raise FetchError(
+                f"{self._path.name}: expected {self._most} bytes at most, as was announced, got "
+                "more, or content that is packed. It was removed. If HF_ENDPOINT or a proxy names "
+                "a mirror, try without it; else report it."
+            )
+        try:
+            count = self._stream.write(data)
+            self._stream.flush()
+        except OSError as exc:
+            raise FetchError(
+                f"{self._path.parent}: cannot be written: {exc.strerror or exc}. Free space there, "
+                "or set ZSSEG_HOME to another folder, and run it again: what came so far is kept."
+            ) from exc
+        self._on_bytes(self._stream.tell())
+        return count
+
+
+def _open_partial(partial: Path) -> IO[bytes]:
+    try:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        return partial.open("ab")
+    except OSError as exc:
+        raise FetchError(
+            f"{partial.parent}: cannot be written: {exc.strerror or exc}. Set ZSSEG_HOME to a "
+            "folder that you can write to."
+        ) from exc
+
+
+@contextmanager
+def _errors_as_phrases() -> Iterator[None]:
+    """Turn what the hub's library raises into a :class:`HubError`, and keep it from printing."""
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    # Its own errors derive from the base of all errors of the HTTP library that it uses.
+    network_errors = (*HfHubHTTPError.__bases__, OSError)
+    with _silence():
+        try:
+            yield
+        except OfflineModeIsEnabled as exc:
+            raise HubError("HF_HUB_OFFLINE=1, which forbids any connection") from exc
+        except HfHubHTTPError as exc:
+            raise _refusal(exc) from exc
+        except network_errors as exc:
+            broken = "a transfer of another length than announced"
+            plain = type(exc) is OSError
+            raise HubError(broken if plain else f"no connection ({type(exc).__name__})") from exc
+
+
+def _refusal(error: Any) -> HubError:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status == 404:
+        return HubError("HTTP 404, there is no such file", absent=True)
+    if status in (401, 403):
+        return HubError(
+            f"HTTP {status}, the hub does not let you have it; if it needs a login, set HF_TOKEN"
+        )
+    if status is not None and status >= 500:
+        return HubError(f"HTTP {status}, the hub is in trouble; try again later")
+    return HubError(f"HTTP {status}" if status else f"no connection ({type(error).__name__})")
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep the hub's library from printing warnings, signed addresses and a bar of its own."""
+    from huggingface_hub.utils import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    loggers = [logging.getLogger(name) for name in _LOUD]
+    levels = [logger.level for logger in loggers]
+    had_bars = not are_progress_bars_disabled()
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    if had_bars:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if had_bars:
+            enable_progress_bars()

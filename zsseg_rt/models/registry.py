@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zsseg_rt.common import schema
-from zsseg_rt.common.argument_names import current_name
+from zsseg_rt.common.checks import current_name
 from zsseg_rt.errors import ArgumentError, CheckpointError
 from zsseg_rt.models.base import SegmentationModel
 from zsseg_rt.models.cat_seg.builders import CatSegStart, OfficialCatSeg

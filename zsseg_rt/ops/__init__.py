@@ -37,7 +37,7 @@ from zsseg_rt._C import (
     set_num_threads,
 )
 from zsseg_rt.common.arrays import Array
-from zsseg_rt.common.cpus import threads_in_quota
+from zsseg_rt.common.process import threads_in_quota
 from zsseg_rt.ops.labels import upsample_argmax, upsample_argmax_overlay
 from zsseg_rt.ops.native import native
 from zsseg_rt.ops.over_cells import merge_windows, warp_blend

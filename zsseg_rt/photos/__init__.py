@@ -9,7 +9,7 @@ from zsseg_rt.photos.files import (
     load_photo,
     read_photo,
 )
-from zsseg_rt.photos.heif import HEIF_SUFFIXES
+from zsseg_rt.photos.header import HEIF_SUFFIXES
 
 __all__ = [
     "HEIF_SUFFIXES",

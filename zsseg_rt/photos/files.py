@@ -14,9 +14,16 @@ import numpy.typing as npt
 
 from zsseg_rt.common.extras import import_opencv, install_command
 from zsseg_rt.errors import SourceError
-from zsseg_rt.photos.header import MAX_PIXELS, check_picture, read_header
-from zsseg_rt.photos.heif import HEIF_SUFFIXES, can_decode, is_heif, open_heif
-from zsseg_rt.photos.tiff import TiffTags
+from zsseg_rt.photos.header import (
+    HEIF_SUFFIXES,
+    MAX_PIXELS,
+    TiffTags,
+    can_decode,
+    check_picture,
+    is_heif,
+    open_heif,
+    read_header,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image

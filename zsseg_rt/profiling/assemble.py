@@ -8,7 +8,7 @@ import numpy as np
 
 from zsseg_rt import __version__
 from zsseg_rt.bundles.bundle import Bundle
-from zsseg_rt.common.cpus import usable_cpus
+from zsseg_rt.common.process import usable_cpus
 from zsseg_rt.evaluation.provenance import describe_machine
 from zsseg_rt.profiling.conditions import Conditions, Reading, compare_snapshots
 from zsseg_rt.profiling.estimates import WAITING_LIMIT, Basis

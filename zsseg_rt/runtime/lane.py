@@ -17,7 +17,7 @@ from zsseg_rt.backends.base import NodeTime, Session
 from zsseg_rt.backends.recording import RecordingSession
 from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
 from zsseg_rt.common.arrays import Array
-from zsseg_rt.common.forks import OwnProcess
+from zsseg_rt.common.process import OwnProcess
 from zsseg_rt.config import EngineConfig, is_share
 from zsseg_rt.errors import (
     ArgumentError,

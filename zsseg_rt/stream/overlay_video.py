@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zsseg_rt.common.cpus import usable_cpus
+from zsseg_rt.common.process import usable_cpus
 from zsseg_rt.common.recordings import Rotation, Series, is_empty
 from zsseg_rt.errors import SourceError
 from zsseg_rt.results.segmentation import Frame, Segmentation

@@ -14,9 +14,9 @@ from zsseg_rt import ops
 from zsseg_rt.common.extras import import_opencv
 from zsseg_rt.errors import CaptureError, CudaError
 from zsseg_rt.ops import core
+from zsseg_rt.results.plot import NamePlace, draw_names, legend_strip
 from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.results.visualize import palette
-from zsseg_rt.results.visualize.plot import NamePlace, draw_names, legend_strip
 from zsseg_rt.runtime.inputs.nv12 import Nv12Frame
 from zsseg_rt.stream.writers import frame_of
 

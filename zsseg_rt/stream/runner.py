@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from zsseg_rt.common.forks import OwnProcess
+from zsseg_rt.common.process import OwnProcess
 from zsseg_rt.errors import (
     ArgumentError,
     BackendUnavailableError,

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from zsseg_rt.common.argument_names import arguments_called
+from zsseg_rt.common.checks import arguments_called
 from zsseg_rt.common.files import read_limited, read_npy
 from zsseg_rt.errors import ArgumentError, VocabularyError
 from zsseg_rt.export.tokenizer_json import tokenizer_json

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from zsseg_rt.common import schema
-from zsseg_rt.common.argument_names import current_name
+from zsseg_rt.common.checks import current_name
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.evaluation.datasets import SegmentationDataset, create_dataset
 from zsseg_rt.training.loop.config import (

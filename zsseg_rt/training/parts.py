@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from zsseg_rt.common import schema
-from zsseg_rt.common.argument_names import arguments_called
-from zsseg_rt.common.checks import check_choice
+from zsseg_rt.common.checks import arguments_called, check_choice
 from zsseg_rt.common.schema import checked_settings, setting_names, typed_settings
 from zsseg_rt.errors import ArgumentError, CheckpointError
 from zsseg_rt.evaluation.datasets import SegmentationDataset

@@ -10,7 +10,6 @@ import numpy.typing as npt
 import torch
 
 from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
-from zsseg_rt.common.aggregation import check_grid
 from zsseg_rt.common.checks import check_size
 from zsseg_rt.export.bundle_writer import ExportedModel
 from zsseg_rt.export.golden import (
@@ -25,6 +24,7 @@ from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.export.text_side import TextSide, clip_text_side, seen_names
 from zsseg_rt.models.dense.aggregating import AggregatingEncoder
 from zsseg_rt.models.dense.dense_clip import DenseCLIP
+from zsseg_rt.networks.aggregating import check_grid
 from zsseg_rt.networks.clip import ImageTower
 from zsseg_rt.networks.heads import dense_embeds
 

@@ -6,9 +6,10 @@ import hashlib
 import json
 import logging
 import os
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,12 +19,11 @@ import numpy.typing as npt
 
 from zsseg_rt.backends import registry
 from zsseg_rt.common.checks import check_choice
-from zsseg_rt.common.cpus import usable_cpus
 from zsseg_rt.common.files import remove_abandoned
+from zsseg_rt.common.process import usable_cpus
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.engine import Engine
 from zsseg_rt.errors import BackendUnavailableError, SourceError, ZssegError
-from zsseg_rt.integrations.batch.budget import Budget
 from zsseg_rt.integrations.batch.journal import JOURNAL, Journal, PhotoResult
 from zsseg_rt.photos import MASK_SUFFIX, OVERLAY_SUFFIXES, decode_photo, load_photo
 from zsseg_rt.photos.files import pixels_of
@@ -238,3 +238,25 @@ def _settings_key(engine: Engine, made: PhotoSettings) -> str:
         for embeds in (vocabulary.embeds, *vocabulary.prompt_embeds.values()):
             settings.append(hashlib.sha256(embeds.tobytes()).hexdigest())
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class Budget:
+    """An amount that is shared by threads; who needs more than is left waits."""
+
+    def __init__(self, amount: int) -> None:
+        self._amount = self._left = amount
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def taken(self, needed: int) -> Iterator[None]:
+        """Hold so much for the time of a ``with`` block."""
+        share = min(needed, self._amount)
+        with self._changed:
+            self._changed.wait_for(lambda: self._left >= share)
+            self._left -= share
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._left += share
+                self._changed.notify_all()

@@ -28,7 +28,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zsseg_rt.common.aggregation import (
+from zsseg_rt.models.clip.image_encoder import ImageEncoderConfig, unit
+from zsseg_rt.models.clip.transformer import ResidualBlock, merge_heads
+from zsseg_rt.models.dense.encoder import DenseImageEncoder, Head, Position
+from zsseg_rt.networks.aggregating import (
     NEIGHBOURS,
     NUM_OUTLIERS,
     RULES_OF_OUTLIERS,
@@ -37,9 +40,6 @@ from zsseg_rt.common.aggregation import (
     check_grid,
     num_local_outliers,
 )
-from zsseg_rt.models.clip.image_encoder import ImageEncoderConfig, unit
-from zsseg_rt.models.clip.transformer import ResidualBlock, merge_heads
-from zsseg_rt.models.dense.encoder import DenseImageEncoder, Head, Position
 
 _EPS = 1e-6
 

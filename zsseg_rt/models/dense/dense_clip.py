@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zsseg_rt.common.aggregation import SHIPPED_LAYERS, AggregationConfig, OutlierRule
 from zsseg_rt.common.checks import check_choice, check_size
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.models.base import LabelRule, PixelModel, ScoreActivation, SegmentationOutput
@@ -33,6 +32,7 @@ from zsseg_rt.models.dense.encoder import (
 from zsseg_rt.models.functional import patch_text_similarity
 from zsseg_rt.models.input_checks import check_text_embeds
 from zsseg_rt.models.sliding import SlideSettings
+from zsseg_rt.networks.aggregating import SHIPPED_LAYERS, AggregationConfig, OutlierRule
 from zsseg_rt.torch_files.checkpoints import check_float32, load_weights
 from zsseg_rt.torch_files.clip_arrays import CLIP_MEAN, CLIP_STD
 from zsseg_rt.torch_files.clip_weights import (
@@ -243,7 +243,7 @@ class HeadSettings:
         image_std: Standard deviation of R, G, B, in ``[0, 1]``; None is the weights'.
         position: How the positional embedding is resized; see :class:`DenseCLIPConfig`.
         pm: For SFP and SC-CLIP, like all that follow: how outliers are found; see
-            :class:`zsseg_rt.common.aggregation.AggregationConfig`.
+            :class:`zsseg_rt.networks.aggregating.AggregationConfig`.
         r: See there.
         beta: See there.
         pre: See there; None is the official number, or one that fits the CLIP that ships.

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from zsseg_rt.common.cpus import usable_cpus
+from zsseg_rt.common.process import usable_cpus
 from zsseg_rt.errors import ArgumentError, ZssegError
 from zsseg_rt.evaluation.datasets.base import SegmentationDataset
 from zsseg_rt.training.data.transforms import Augmentation

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from zsseg_rt.common import schema
-from zsseg_rt.common.argument_names import current_name
+from zsseg_rt.common.checks import current_name
 from zsseg_rt.errors import CheckpointError
 from zsseg_rt.export.exporters import export_bundle
 from zsseg_rt.models.base import SegmentationModel

@@ -1,0 +1,156 @@
+"""This process: its CPUs within affinity and quota, what a fork leaves of it, Ctrl-C that waits."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import signal
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from zsseg_rt.errors import DeviceError, EngineStateError
+
+
+def usable_cpus() -> int:
+    """The CPUs that the process may run on, or its quota of CPU time, rounded up, if that is less.
+
+    At least 1.
+    """
+    return threads_in_quota() or len(os.sched_getaffinity(0))
+
+
+def threads_in_quota() -> int:
+    """The quota of CPU time in whole CPUs, rounded up; 0 if it leaves all that may be run on."""
+    quota = cpu_quota()
+    return math.ceil(quota) if quota <= len(os.sched_getaffinity(0)) - 1 else 0
+
+
+def cpu_quota(root: Path = Path("/")) -> float:
+    """CPU seconds per second that the process's control groups allow; infinite without a limit.
+
+    Every group above the process's own limits it too. In a container without a namespace for groups
+    the process's own path is the host's and absent; the container's group is then the root.
+    """
+    groups = root / "sys/fs/cgroup"
+    limits = [math.inf]
+    for controllers, path in _groups_of_process(root):
+        if controllers == "":
+            limits += [_limit_v2(group) for group in _with_parents(groups, path)]
+        elif "cpu" in controllers.split(","):
+            for mount in {groups / controllers, groups / "cpu"}:
+                limits += [_limit_v1(group) for group in _with_parents(mount, path)]
+    return min(limits)
+
+
+def _groups_of_process(root: Path) -> Iterator[tuple[str, str]]:
+    """Controllers and path of each group; version 2 names no controllers."""
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, _, group = line.partition(":")
+        controllers, colon, path = group.partition(":")
+        if colon:
+            yield controllers, path
+
+
+def _with_parents(mount: Path, path: str) -> Iterator[Path]:
+    parts = [part for part in path.split("/") if part not in ("", "..")]
+    for count in range(len(parts) + 1):
+        yield mount.joinpath(*parts[:count])
+
+
+def _limit_v2(group: Path) -> float:
+    quota, _, period = _read(group / "cpu.max").partition(" ")
+    return _ratio(quota, period)
+
+
+def _limit_v1(group: Path) -> float:
+    return _ratio(_read(group / "cpu.cfs_quota_us"), _read(group / "cpu.cfs_period_us"))
+
+
+def _ratio(quota: str, period: str) -> float:
+    """Quota by period; infinite where there is none: ``max`` or -1."""
+    try:
+        allowed, of = int(quota), int(period)
+    except ValueError:
+        return math.inf
+    return allowed / of if allowed > 0 and of > 0 else math.inf
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, ValueError):  # as without control groups
+        return ""
+
+
+_owners: weakref.WeakSet[object] = weakref.WeakSet()
+_on_gpu: set[int] = set()  # processes; a forked one knows its parents
+_SPAWN = "CUDA does not outlive a fork: start the process by 'spawn'."
+
+
+class OwnProcess:
+    """The process that ``owner`` was made in, to run on ``device``.
+
+    In a forked one it is never freed: that would wait for threads that do not exist there.
+    """
+
+    def __init__(self, owner: object, device: str = "cpu") -> None:
+        self._id, self._advice = os.getpid(), _SPAWN if device != "cpu" else ""
+        _owners.add(owner)
+        _on_gpu.update([self._id] if device != "cpu" else [])
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this is the process."""
+        return os.getpid() == self._id
+
+    def require(self) -> None:
+        """Raise EngineStateError in a process that was forked."""
+        if not self.is_here:
+            told = "engine: expected the process that made it, got one that was forked from it and "
+            told += f"lacks its threads. Make the engine in this process. {self._advice}"
+            raise EngineStateError(told.rstrip())
+
+
+def refuse_gpu_after_fork(device: str) -> None:
+    """Raise DeviceError where a GPU is asked for in a process whose parent had one open."""
+    if device != "cpu" and _on_gpu - {os.getpid()}:
+        raise DeviceError(f"device: expected 'cpu' in a forked process, got {device!r}. {_SPAWN}")
+
+
+def _keep_for_ever() -> None:
+    for owner in _owners:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(owner))
+
+
+os.register_at_fork(after_in_child=_keep_for_ever)
+
+
+_KINDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@contextmanager
+def held_interrupts() -> Iterator[None]:
+    """Let SIGINT, SIGTERM and SIGHUP that have handlers in Python wait for the block's end.
+
+    Handlers run in the main thread alone: in others there is nothing to hold.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before: dict[int, Any] = {k: signal.getsignal(k) for k in _KINDS}
+    held = {kind: handler for kind, handler in before.items() if callable(handler)}
+    for kind in held:
+        signal.signal(kind, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        for kind, handler in held.items():
+            signal.signal(kind, handler)
+        for number in came[:1]:
+            signal.raise_signal(number)

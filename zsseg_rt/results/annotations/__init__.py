@@ -1,1 +1,0 @@
-"""Labels in the forms that other programs take: components, polygons, COCO, supervision."""
