@@ -43,11 +43,9 @@ import numpy as np
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.demo import demo_bundle, demo_classes, demo_photos
 from zsseg_rt.evaluation.provenance import describe_commit, describe_machine
-from zsseg_rt.profiling.candidates import Candidate, LocalCandidate
-from zsseg_rt.profiling.children import ChildCandidate
 from zsseg_rt.profiling.estimates import Difference
 from zsseg_rt.profiling.meter import Meter, Paced, Sample, Stopwatch, ThreadTimes, Turn, TurnPlan
-from zsseg_rt.profiling.turns import StopRule, take_turns
+from zsseg_rt.profiling.turns import ChildCandidate, LocalCandidate, StopRule, take_turns
 
 ROOT = Path(__file__).resolve().parents[1]
 GOALS = {"false verdicts of 40": 2, "found of 20": 19, "cost of measuring": 0.01}
@@ -192,7 +190,7 @@ def be_busy(seed: int) -> None:
 
 
 def trials(
-    candidates: tuple[Candidate, ...], plan: TurnPlan, rounds: int, seed: int
+    candidates: tuple[LocalCandidate, ...], plan: TurnPlan, rounds: int, seed: int
 ) -> dict[str, dict[str, Any]]:
     """Compare candidates with the first one, once, as the profiler does."""
     stop = StopRule(max_seconds=1200.0, max_rounds=rounds, half_width=THRESHOLD / 2)
@@ -208,7 +206,7 @@ def trials(
 
 
 def trial(
-    pair: tuple[Candidate, Candidate], plan: TurnPlan, rounds: int, seed: int
+    pair: tuple[LocalCandidate, LocalCandidate], plan: TurnPlan, rounds: int, seed: int
 ) -> dict[str, Any]:
     """Compare two candidates once."""
     return trials(pair, plan, rounds, seed)[pair[1].name]
@@ -312,7 +310,7 @@ class BusyMachine:
         return Sample(wall_ms=cpu + wait, cpu_ms=cpu, wait_ms=wait)
 
 
-class SimulatedCandidate:
+class SimulatedCandidate(LocalCandidate):
     """Takes turns on a simulated machine."""
 
     on_gpu = False

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
-
 from zsseg_rt.common import schema
 from zsseg_rt.common.files import default_cache_dir
 from zsseg_rt.common.process import threads_in_quota
-from zsseg_rt.common.settings import Option, check_settings, documented, setting
+from zsseg_rt.common.settings import (
+    Option,
+    check_settings,
+    documented,
+    in_unit,
+    one_of,
+    setting,
+    within,
+)
 from zsseg_rt.errors import ConfigError
 
 BACKENDS = ("auto", "openvino", "tensorrt", "torch")
@@ -43,35 +49,6 @@ class _WithoutRetired:
     def __new__(cls, *_: Any, **settings: Any) -> Any:
         schema.without_retired(settings, _RETIRED, ConfigError)
         return super().__new__(cls)
-
-
-def _one_of(*choices: str, end: str = "") -> Callable[[str, Any], None]:
-    def check(name: str, value: Any) -> None:
-        if value not in choices:
-            raise ConfigError(f"{name}: expected one of {', '.join(choices)}{end}, got {value!r}")
-
-    return check
-
-
-def _from(low: int, high: int, meaning: str) -> Callable[[str, Any], None]:
-    def check(name: str, value: Any) -> None:
-        if not isinstance(value, (int, np.integer)) or not low <= value <= high:
-            raise ConfigError(f"{name}: expected from {low} to {high} ({meaning}), got {value}")
-
-    return check
-
-
-def _share(what: str) -> Callable[[str, Any], None]:
-    def check(name: str, value: Any) -> None:
-        if not is_share(value):
-            raise ConfigError(f"{name}: expected {what} in [0, 1] or None, got {value}")
-
-    return check
-
-
-def is_share(value: float | None) -> bool:
-    """Whether a value is None or in [0, 1]."""
-    return value is None or (isinstance(value, (int, float, np.number)) and 0.0 <= value <= 1.0)
 
 
 def _check_path(name: str, value: Any) -> None:
@@ -126,7 +103,7 @@ class EngineConfig(_WithoutRetired):
         '``"auto"``, ``"openvino"``, ``"tensorrt"`` or ``"torch"``. ``auto`` reads '
         "``$ZSSEG_BACKEND``, then takes OpenVINO on the CPU, TensorRT (else torch) on CUDA.",
         ", ".join(BACKENDS),
-        check=_one_of(*BACKENDS),
+        check=one_of(*BACKENDS),
     )
     precision: str = setting(
         "auto",
@@ -135,25 +112,25 @@ class EngineConfig(_WithoutRetired):
         '``segment_tokens`` is float32. ``"fp16"``, ``"bf16"`` and ``"fp32"`` become their long '
         "names.",
         ", ".join(PRECISIONS),
-        check=_one_of(*PRECISIONS),
+        check=one_of(*PRECISIONS),
     )
     channel_order: str = setting(
         "rgb",
         'Order of a frame\'s last axis, ``"rgb"`` or ``"bgr"`` (OpenCV\'s frames), in any case.',
-        check=_one_of(*CHANNEL_ORDERS),
+        check=one_of(*CHANNEL_ORDERS),
     )
     with_scores: bool = setting(False, "Whether results carry per-pixel scores.")
     with_class_scores: str | None = setting(
         None,
         "``\"low\"`` gives results a map of every class's score at the resolution of the bundle's "
         "grid, ``Segmentation.class_scores``; None leaves it out.",
-        check=_one_of("low", end=", or None"),
+        check=one_of("low", end=", or None"),
     )
     unknown_below: float | None = setting(
         None,
         "Score in [0, 1] below which a pixel is unknown; None takes the bundle's.",
         "Score in [0, 1] below which a pixel is unknown.",
-        check=_share("a score"),
+        check=in_unit("a score"),
     )
     min_region_score: float | None = setting(
         None,
@@ -163,7 +140,7 @@ class EngineConfig(_WithoutRetired):
         "bundle's.",
         "ZegFormer: CLIP runs only on regions at least this likely to be any class; 0 is exact, "
         "larger values are faster.",
-        check=_share("a probability"),
+        check=in_unit("a probability"),
     )
     head_classes: str | None = setting(
         None,
@@ -173,7 +150,7 @@ class EngineConfig(_WithoutRetired):
         "which is not what it was trained with. None takes the bundle's.",
         "CAT-Seg with more than 256 names: best gives its head the 256 nearest to the frame, as "
         "published; all gives it all.",
-        check=_one_of(*HEAD_CLASSES, end=", or None"),
+        check=one_of(*HEAD_CLASSES, end=", or None"),
     )
     max_candidates: int | None = setting(
         None,
@@ -182,7 +159,7 @@ class EngineConfig(_WithoutRetired):
         "``Segmentation.candidates`` names them. With a ``FrameMemory``, a class that the frame "
         "before kept stays while it ranks among half as many more. None labels with all.",
         "With more names than this, label each frame only with those nearest to it.",
-        check=_from(1, 1 << 20, "None labels with all"),
+        check=within(1, 1 << 20, "None labels with all"),
     )
     windows: str | None = setting(
         None,
@@ -201,7 +178,7 @@ class EngineConfig(_WithoutRetired):
         'a long thin one, keeps its shape in one window, as with ``"letterbox"``. ``evaluate`` '
         "allows 1000.",
         "Label a frame that would take more windows in one.",
-        check=_from(1, MAX_WINDOWS, "1 lays none"),
+        check=within(1, MAX_WINDOWS, "1 lays none"),
     )
     resize: str | None = setting(
         None,
@@ -209,7 +186,7 @@ class EngineConfig(_WithoutRetired):
         'beside it; ``"stretch"`` stretches the frame, whatever the bundle asks for. For the same '
         "families.",
         "letterbox keeps a frame's shape in one window, stretch does not; default: the bundle's.",
-        check=_one_of(*RESIZES, end=", or None"),
+        check=one_of(*RESIZES, end=", or None"),
     )
     num_threads: int = setting(
         0,
@@ -217,20 +194,20 @@ class EngineConfig(_WithoutRetired):
         'container\'s quota of CPU time, rounded up. For backend ``"torch"`` it applies to the '
         "whole process: the engine made last decides.",
         Option("CPU threads; 0 = all.", ("--threads",)),
-        check=_from(0, MAX_THREADS, "0 takes all CPUs"),
+        check=within(0, MAX_THREADS, "0 takes all CPUs"),
     )
     num_lanes: int = setting(
         1,
         "Frames that can be labelled at the same time, each in a lane of its own; see "
         ":meth:`Engine.lane`. On the CPU they share ``num_threads``.",
-        check=_from(1, MAX_LANES, "1 labels one frame at a time"),
+        check=within(1, MAX_LANES, "1 labels one frame at a time"),
     )
     wait: str = setting(
         "auto",
         'How a thread waits for the GPU: ``"sleep"`` leaves its CPU core to others, ``"spin"`` '
         'keeps it busy and sees the end some microseconds earlier. ``"auto"`` sleeps where the '
         "process has at most eight CPUs, and on a GPU that shares the CPU's memory (Jetson).",
-        check=_one_of(*WAITS),
+        check=one_of(*WAITS),
     )
     with_times: bool | None = setting(
         None,
@@ -267,7 +244,7 @@ class EngineConfig(_WithoutRetired):
         "engine that is expected to take more is not made: the error says which precision, number "
         "of lanes or input size would fit. Libraries, and TensorRT while it builds, come on top. "
         "None: no limit.",
-        check=_from(1, MAX_MEMORY, "MB; None: no limit"),
+        check=within(1, MAX_MEMORY, "MB; None: no limit"),
     )
 
     def __post_init__(self) -> None:

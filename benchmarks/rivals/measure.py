@@ -25,10 +25,8 @@ from rivals.cases import (
 )
 from rivals.models import Stored
 from rivals.report import CaseResult, RivalResult
-from zsseg_rt.profiling.candidates import CandidateError
-from zsseg_rt.profiling.children import ChildCandidate
 from zsseg_rt.profiling.meter import TurnPlan
-from zsseg_rt.profiling.turns import Rounds, StopRule, take_turns
+from zsseg_rt.profiling.turns import CandidateError, ChildCandidate, Rounds, StopRule, take_turns
 
 _CHILD = Path(__file__).with_name("child.py")
 THRESHOLD = 0.02

@@ -12,10 +12,8 @@ from support.errors import refused
 from support.profiling import FILE
 from zsseg_rt.demo import demo_bundle, demo_classes, demo_photos
 from zsseg_rt.photos import read_photo
-from zsseg_rt.profiling.candidates import CandidateError
-from zsseg_rt.profiling.children import ChildCandidate
 from zsseg_rt.profiling.meter import TurnPlan
-from zsseg_rt.profiling.turns import StopRule, take_turns
+from zsseg_rt.profiling.turns import CandidateError, ChildCandidate, StopRule, take_turns
 
 PLAN = TurnPlan(pause_ms=0.0, measuring_ms=0.0)
 

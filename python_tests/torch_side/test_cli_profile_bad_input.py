@@ -143,7 +143,7 @@ def test_bundles_with_other_class_counts_are_not_compared(colour_bundle, capsys,
 def test_a_variant_whose_process_dies_is_named_and_the_rest_is_reported(
     tmp_path, monkeypatch, capsys
 ):
-    from zsseg_rt.profiling.children import ChildCandidate
+    from zsseg_rt.profiling.turns import ChildCandidate
 
     turn = ChildCandidate.turn
 
@@ -165,7 +165,7 @@ def test_a_variant_whose_process_dies_is_named_and_the_rest_is_reported(
 
 
 def test_ctrl_c_reports_what_was_measured(tmp_path, monkeypatch, capsys):
-    from zsseg_rt.profiling.children import ChildCandidate
+    from zsseg_rt.profiling.turns import ChildCandidate
 
     turn = ChildCandidate.turn
 

@@ -11,7 +11,7 @@ from zsseg_rt import Bundle
 from zsseg_rt.bundles.pretrained import SETS, bundle_place, find_bundle
 from zsseg_rt.cli.output import EXIT_OK
 from zsseg_rt.errors import BundleError, ConfigError
-from zsseg_rt.profiling.variants import Variant, read_against
+from zsseg_rt.profiling.workload import Variant, read_against
 
 
 @pytest.fixture

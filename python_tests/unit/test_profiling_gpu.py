@@ -6,12 +6,11 @@ from types import SimpleNamespace
 import pytest
 
 from zsseg_rt.demo import demo_bundle
-from zsseg_rt.profiling.assemble import assemble_report
+from zsseg_rt.profiling.assemble import Measured, Request, assemble_report
 from zsseg_rt.profiling.energy import find_energy_sources
 from zsseg_rt.profiling.gpu import GpuWatch, open_gpu
-from zsseg_rt.profiling.measured import Measured, Request
 from zsseg_rt.profiling.profiler import _gpu_index
-from zsseg_rt.profiling.variants import Variant
+from zsseg_rt.profiling.workload import Variant
 
 
 class Nvml:

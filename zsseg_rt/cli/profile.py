@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from zsseg_rt.evaluation.datasets.base import SegmentationDataset
     from zsseg_rt.profiling.report import Report
     from zsseg_rt.profiling.tables import TextTable
-    from zsseg_rt.profiling.variants import Variant
+    from zsseg_rt.profiling.workload import Variant
 
 SHOW = "show"
 
@@ -148,7 +148,7 @@ def profile(
     """
     if targets and targets[0] == SHOW:
         return _show(targets[1:])
-    from zsseg_rt.profiling.variants import Variant
+    from zsseg_rt.profiling.workload import Variant
 
     gate = compared.gate()
     reports.check()
@@ -188,7 +188,7 @@ def _choose_bundle(targets: list[str], *, demo: str | None) -> Path:
 def _variants(base: Variant, compared: _Compared) -> tuple[Variant, ...]:
     from dataclasses import replace
 
-    from zsseg_rt.profiling.variants import read_against, read_sweep
+    from zsseg_rt.profiling.workload import read_against, read_sweep
 
     variants = [base, *(read_against(text, base) for text in compared.against or [])]
     if (python := compared.against_python) is not None:
@@ -206,7 +206,7 @@ def _run(
     settings: dict[str, Any],
 ) -> Report:
     from zsseg_rt.demo import DEFAULT, demo_photos
-    from zsseg_rt.profiling.measured import Request
+    from zsseg_rt.profiling.assemble import Request
     from zsseg_rt.profiling.profiler import SelfCheckError
     from zsseg_rt.profiling.profiler import profile as run
     from zsseg_rt.profiling.workload import Workload, read_frames

@@ -11,7 +11,13 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
+import numpy as np
+
+from zsseg_rt.errors import ConfigError
+
 T = TypeVar("T")
+Check = Callable[[str, Any], None]
+"""Refuses a bad value of the setting of that name."""
 _WIDTH = 96
 
 
@@ -43,7 +49,7 @@ def setting(
     doc: str,
     option: str | Option | None = None,
     *,
-    check: Callable[[str, Any], None] | None = None,
+    check: Check | None = None,
     of: str = "all",
     **how: Any,
 ) -> Any:
@@ -53,7 +59,7 @@ def setting(
         default: Its default; a function without arguments makes it.
         doc: What it means, for the docstring and the page of settings.
         option: Its line in ``--help``, or the whole option; None: the command line lacks it.
-        check: Refuses a bad value of that name; see :func:`check_settings`.
+        check: Refuses a bad value; see :func:`check_settings`.
         of: Who reads it, where a class holds the settings of several.
         **how: What :func:`dataclasses.field` takes besides.
     """
@@ -78,6 +84,41 @@ def check_settings(settings: Any) -> None:
         check, value = one.metadata["check"], getattr(settings, one.name)
         if check is not None and not (value is None and one.default is None):
             check(one.name, value)
+
+
+def one_of(*choices: str, end: str = "") -> Check:
+    """The value is one of these words; ``end`` is what else the message allows."""
+
+    def check(name: str, value: Any) -> None:
+        if value not in choices:
+            raise ConfigError(f"{name}: expected one of {', '.join(choices)}{end}, got {value!r}")
+
+    return check
+
+
+def within(low: int, high: int, meaning: str) -> Check:
+    """The value is a whole number between these."""
+
+    def check(name: str, value: Any) -> None:
+        if not isinstance(value, (int, np.integer)) or not low <= value <= high:
+            raise ConfigError(f"{name}: expected from {low} to {high} ({meaning}), got {value}")
+
+    return check
+
+
+def in_unit(what: str) -> Check:
+    """The value is a share of one, or None."""
+
+    def check(name: str, value: Any) -> None:
+        if not is_share(value):
+            raise ConfigError(f"{name}: expected {what} in [0, 1] or None, got {value}")
+
+    return check
+
+
+def is_share(value: float | None) -> bool:
+    """Whether a value is None or in [0, 1]."""
+    return value is None or (isinstance(value, (int, float, np.number)) and 0.0 <= value <= 1.0)
 
 
 def changed(settings: Any, names: Collection[str] | None = None) -> dict[str, Any]:

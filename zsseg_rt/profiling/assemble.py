@@ -1,8 +1,10 @@
-"""Put a report together from what was measured."""
+"""What was measured, and the report of it, finished or not."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -10,28 +12,71 @@ from zsseg_rt import __version__
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.common.process import usable_cpus
 from zsseg_rt.evaluation.provenance import describe_machine
-from zsseg_rt.profiling.conditions import Conditions, Reading, compare_snapshots
+from zsseg_rt.profiling.conditions import Conditions, Reading, Snapshot, compare_snapshots
 from zsseg_rt.profiling.estimates import WAITING_LIMIT, Basis
-from zsseg_rt.profiling.measured import Measured
-from zsseg_rt.profiling.meter import Sample
+from zsseg_rt.profiling.gpu import GpuWatch
+from zsseg_rt.profiling.meter import Paced
 from zsseg_rt.profiling.nodes import assign_nodes, sum_by
 from zsseg_rt.profiling.report import (
+    ColdStart,
     Comparison,
+    EnergyUse,
     Growth,
     PacedTimes,
-    Percentiles,
     Report,
     Samples,
     VariantReport,
     summarise,
 )
-from zsseg_rt.profiling.turns import Rounds
-from zsseg_rt.profiling.variants import SWEEP_UNITS, Variant, same_work
+from zsseg_rt.profiling.turns import ChildCandidate, Rounds
+from zsseg_rt.profiling.workload import SWEEP_UNITS, Variant, Workload, same_work
 
 AROUND = "(around)"
 """What a call takes outside the engine's clock; with it, stages sum to the wall time."""
 
 _NODES_AS_STAGE = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What to profile, and how."""
+
+    variants: tuple[Variant, ...]  # the first is what the others are compared with
+    workload: Workload
+    source: str  # of the frames, without passwords
+    command: str  # repeats the profile
+    threshold: float = 0.02  # changes up to this share count as equal
+    max_seconds: float = 30.0  # no round begins later
+    rate: float | None = None  # frames per second that fall due by a clock
+    cold_starts: bool = True
+    agreement: bool = False  # whether to compare labels with float32's
+    nodes: bool = False  # whether to time the nodes of the first variant's graphs
+    evaluate: Callable[[Variant], float | None] | None = None  # mean IoU in per cent
+    on_progress: Callable[[str], None] = lambda _: None
+
+
+@dataclass(kw_only=True)
+class Measured:
+    """What is known so far, by variant; ``gpu`` is the first variant's, None on a CPU."""
+
+    request: Request
+    children: dict[str, ChildCandidate] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    described: dict[str, dict[str, str]] = field(default_factory=dict)
+    cold_starts: dict[str, list[ColdStart]] = field(default_factory=dict)
+    peaks: dict[str, float | None] = field(default_factory=dict)
+    rounds: Rounds = field(default_factory=lambda: Rounds(turns={}))
+    paced: dict[str, list[Paced]] = field(default_factory=dict)
+    agreement: dict[str, float] = field(default_factory=dict)
+    miou: dict[str, float] = field(default_factory=dict)
+    nodes: dict[str, dict[str, list[list[Any]]]] = field(default_factory=dict)
+    energy: dict[str, EnergyUse] = field(default_factory=dict)
+    absent: tuple[Reading, ...] = ()  # energy sensors that cannot be read
+    gpu: GpuWatch | None = None
+    before: Snapshot | None = None
+    after: Snapshot | None = None
+    notes: list[str] = field(default_factory=list)
+    interrupted: bool = False
 
 
 def assemble_report(measured: Measured) -> Report:
@@ -80,13 +125,13 @@ def _conditions(measured: Measured) -> Conditions:
 def _variant(measured: Measured, variant: Variant) -> VariantReport:
     name, rounds = variant.name, measured.rounds
     workload, bundle = measured.request.workload, Bundle.load(variant.bundle)
-    warm = rounds.warm(name) if name in rounds.turns else []
-    walls = [sample.wall_ms for sample in warm]
-    stages = _stages(warm)
+    samples = _samples(rounds, name)
+    walls = samples.wall_ms
+    stages = {stage: summarise(times) for stage, times in samples.stages.items()}
     return VariantReport(
         name=name,
         bundle=bundle.name,
-        size_mb=_size_mb(bundle),
+        size_mb=sum(entry.bytes for entry in bundle.files()) / 1e6,
         settings={key: str(value) for key, value in variant.config.items()},
         described=_described(measured.described.get(name, {}), variant, bundle),
         classes=workload.num_classes(variant),
@@ -94,10 +139,10 @@ def _variant(measured: Measured, variant: Variant) -> VariantReport:
         streams=variant.streams,
         failure=measured.failures.get(name, ""),
         wall=summarise(walls),
-        cpu=summarise([sample.cpu_ms for sample in warm]),
-        device=summarise(_device_times(warm)),
-        cold=summarise([s.wall_ms for s in rounds.cold(name)] if name in rounds.turns else []),
-        stages=_summaries(stages),
+        cpu=summarise(samples.cpu_ms),
+        device=summarise(samples.device_ms),
+        cold=summarise(samples.cold_ms),
+        stages={stage: times for stage, times in stages.items() if times is not None},
         frames_per_second=1e3 * variant.streams * len(walls) / sum(walls) if walls else None,
         waiting=rounds.waiting.get(name),
         peak_mb=measured.peaks.get(name),
@@ -111,8 +156,31 @@ def _variant(measured: Measured, variant: Variant) -> VariantReport:
             for graph, nodes in measured.nodes.get(name, {}).items()
             for row in assign_nodes(graph, nodes)
         ),
-        samples=_samples(rounds, name, stages),
+        samples=samples,
     )
+
+
+def _samples(rounds: Rounds, name: str) -> Samples:
+    """Every call; what lies around the engine's clock is a stage too. Nanoseconds are enough."""
+    turns = list(enumerate(rounds.turns.get(name, [])))
+    calls = [(index, sample) for index, turn in turns if turn is not None for sample in turn.warm]
+    warm = [sample for _, sample in calls]
+    names = dict.fromkeys(stage for sample in warm for stage in sample.stages if stage != "total")
+    stages = {stage: [sample.stages.get(stage, 0.0) for sample in warm] for stage in names}
+    if names:
+        stages[AROUND] = [max(0.0, s.wall_ms - s.stages.get("total", 0.0)) for s in warm]
+    return Samples(
+        rounds=tuple(index for index, _ in calls),
+        wall_ms=_short(sample.wall_ms for sample in warm),
+        cpu_ms=_short(sample.cpu_ms for sample in warm),
+        device_ms=_short(sample.device_ms for sample in warm),
+        cold_ms=_short(sample.wall_ms for sample in (rounds.cold(name) if turns else ())),
+        stages={stage: _short(times) for stage, times in stages.items()},
+    )
+
+
+def _short(times: Iterable[float | None]) -> tuple[float, ...]:
+    return tuple(round(ms, 6) for ms in times if ms is not None)
 
 
 def _not_to_be_quoted(variants: Sequence[VariantReport]) -> Iterator[str]:
@@ -157,53 +225,11 @@ def _described(told: dict[str, str], variant: Variant, bundle: Bundle) -> dict[s
     return {**told, "threads": str(threads), "input": f"{width}x{height}"} if told else {}
 
 
-def _size_mb(bundle: Bundle) -> float:
-    return sum(entry.bytes for entry in bundle.files()) / 1e6
-
-
-def _stages(warm: Sequence[Sample]) -> dict[str, list[float]]:
-    """Milliseconds by stage, one number a call; what lies around the engine's clock too."""
-    names = [name for name in dict.fromkeys(n for s in warm for n in s.stages) if name != "total"]
-    found = {name: [sample.stages.get(name, 0.0) for sample in warm] for name in names}
-    if names:
-        found[AROUND] = [max(0.0, s.wall_ms - s.stages.get("total", 0.0)) for s in warm]
-    return found
-
-
-def _summaries(stages: dict[str, list[float]]) -> dict[str, Percentiles]:
-    found = {name: summarise(samples) for name, samples in stages.items()}
-    return {name: summary for name, summary in found.items() if summary is not None}
-
-
-def _device_times(warm: Sequence[Sample]) -> list[float]:
-    return [sample.device_ms for sample in warm if sample.device_ms is not None]
-
-
-def _samples(rounds: Rounds, name: str, stages: dict[str, list[float]]) -> Samples:
-    turns = rounds.turns.get(name, [])
-    warm = [(index, s) for index, turn in enumerate(turns) if turn is not None for s in turn.warm]
-    return Samples(
-        rounds=tuple(index for index, _ in warm),
-        wall_ms=tuple(_short(sample.wall_ms for _, sample in warm)),
-        cpu_ms=tuple(_short(sample.cpu_ms for _, sample in warm)),
-        device_ms=tuple(_short(_device_times([sample for _, sample in warm]))),
-        cold_ms=tuple(_short(s.wall_ms for s in rounds.cold(name)) if turns else ()),
-        stages={stage: tuple(_short(times)) for stage, times in stages.items()},
-    )
-
-
-def _short(times: Iterable[float]) -> Iterator[float]:
-    """Nanoseconds are enough digits for a file."""
-    return (round(ms, 6) for ms in times)
-
-
 def _paced(measured: Measured, name: str) -> PacedTimes | None:
-    frames, rate = measured.paced.get(name), measured.request.rate
-    if not frames or rate is None:
-        return None
+    frames, rate = measured.paced.get(name, []), measured.request.rate
     latency = summarise([frame.latency_ms for frame in frames])
     service = summarise([frame.service_ms for frame in frames])
-    if latency is None or service is None:
+    if latency is None or service is None or rate is None:
         return None
     late = sum(frame.late for frame in frames)
     return PacedTimes(rate=rate, frames=len(frames), late=late, latency=latency, service=service)

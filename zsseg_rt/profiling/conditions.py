@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 _CLOCK_CHANGE = 0.1
 _STEAL_LIMIT = 0.02
@@ -17,33 +18,19 @@ _ROOT = Path("/")
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """One figure of the machine.
-
-    Attributes:
-        name: What it is.
-        unit: Of the value; ``""`` for shares and words.
-        value: A number or a word; None if it could not be read.
-        before: The value at the begin, where ``value`` is the one at the end.
-        reason: Why there is none.
-        command: Shows it on a machine that has it.
-    """
+    """One figure of the machine."""
 
     name: str
-    unit: str = ""
-    value: float | str | None = None
-    before: float | None = None
-    reason: str = ""
-    command: str = ""
+    unit: str = ""  # of the value; empty for shares and words
+    value: float | str | None = None  # None: it could not be read
+    before: float | None = None  # at the begin, where ``value`` is at the end
+    reason: str = ""  # why there is none
+    command: str = ""  # shows it on a machine that has it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """The machine between two moments.
-
-    Attributes:
-        readings: Every figure, also those that could not be read.
-        notes: What may have disturbed the measurement: a changed clock, throttling, steal.
-    """
+    """The machine between two moments: every figure, and what may have disturbed a measurement."""
 
     readings: tuple[Reading, ...]
     notes: tuple[str, ...] = ()
@@ -51,24 +38,14 @@ class Conditions:
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """Counters and sensors at one moment.
+    """Counters and sensors at one moment; empty or None where the system does not tell."""
 
-    Attributes:
-        cpu_ticks: The fields of the first line of ``/proc/stat``; empty if unreadable.
-        pressure_us: Microseconds in which some task waited for a CPU; None if not told.
-        clocks_mhz: Clock of each CPU; empty if not told.
-        governors: Distinct governors.
-        throttle_events: Sum of the CPUs' counters; None if not told.
-        temperatures: Degrees Celsius by sensor.
-        uptime_s: Seconds since the system began.
-    """
-
-    cpu_ticks: tuple[int, ...]
-    pressure_us: int | None
-    clocks_mhz: tuple[float, ...]
-    governors: tuple[str, ...]
-    throttle_events: int | None
-    temperatures: Mapping[str, float]
+    cpu_ticks: tuple[int, ...]  # of the first line of /proc/stat
+    pressure_us: int | None  # microseconds in which some task waited for a CPU
+    clocks_mhz: tuple[float, ...]  # of each CPU
+    governors: tuple[str, ...]  # distinct ones
+    throttle_events: int | None  # sum of the CPUs' counters
+    temperatures: Mapping[str, float]  # degrees Celsius by sensor
     uptime_s: float | None
 
 
@@ -95,98 +72,68 @@ def compare_snapshots(
     before: Snapshot, after: Snapshot, *, waiting: float | None = None
 ) -> Conditions:
     """Describe what happened between two snapshots."""
-    readings = (
-        Reading(
-            name="waiting for a CPU",
-            value=waiting,
-            reason="" if waiting is not None else "the kernel keeps no schedstat",
-            command="cat /proc/self/schedstat",
-        ),
-        _pressure_reading(before, after),
-        *_tick_readings(before, after),
-        *_clock_readings(before, after),
-        *_temperature_readings(before, after),
-    )
-    return Conditions(readings=readings, notes=tuple(_notes(before, after)))
+    in_use, stolen, why = _ticks(before, after)
+    clock = _mean(after.clocks_mhz)
+    readings = [
+        _reading("waiting for a CPU", waiting, "the kernel keeps no schedstat",
+                 "cat /proc/self/schedstat"),
+        _reading("CPU pressure", _pressure_share(before, after),
+                 "the kernel keeps no pressure figures", "cat /proc/pressure/cpu"),
+        _reading("CPUs in use", in_use, why, "head -1 /proc/stat"),
+        _reading("steal", stolen, why, "head -1 /proc/stat"),
+        _reading("CPU clock", clock, "the system does not tell", "grep MHz /proc/cpuinfo",
+                 unit="MHz", before=_mean(before.clocks_mhz)),
+        _reading("governor", ", ".join(after.governors) or None,
+                 "no cpufreq driver, as in virtual machines",
+                 "cat /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor"),
+    ]  # fmt: skip
+    sensors: dict[str, float | None] = {**after.temperatures} or {"temperature": None}
+    for name, value in sorted(sensors.items()):
+        earlier = before.temperatures.get(name)
+        told = "no sensor, as in virtual machines"
+        command = "cat /sys/class/thermal/thermal_zone*/temp"
+        readings.append(_reading(name, value, told, command, unit="°C", before=earlier))
+    notes = tuple(_notes(before, after, stolen))
+    return Conditions(readings=tuple(readings), notes=notes)
 
 
-def _pressure_reading(before: Snapshot, after: Snapshot) -> Reading:
-    share, reason = None, "the kernel keeps no pressure figures"
-    if (
-        before.pressure_us is not None
-        and after.pressure_us is not None
-        and before.uptime_s is not None
-        and after.uptime_s is not None
-        and after.uptime_s > before.uptime_s
-    ):
-        microseconds = after.pressure_us - before.pressure_us
-        share, reason = microseconds / 1e6 / (after.uptime_s - before.uptime_s), ""
-    return Reading(
-        name="CPU pressure", value=share, reason=reason, command="cat /proc/pressure/cpu"
-    )
+def _reading(
+    name: str, value: float | str | None, reason: str, command: str, **more: Any
+) -> Reading:
+    if value is None:
+        more.pop("before", None)
+    told = "" if value is not None else reason
+    return Reading(name=name, value=value, reason=told, command=command, **more)
 
 
-def _tick_readings(before: Snapshot, after: Snapshot) -> Iterator[Reading]:
-    command = "head -1 /proc/stat"
+def _pressure_share(before: Snapshot, after: Snapshot) -> float | None:
+    first, last = before.pressure_us, after.pressure_us
+    seconds = (after.uptime_s or 0.0) - (before.uptime_s or 0.0)
+    if first is None or last is None or seconds <= 0.0:
+        return None
+    return (last - first) / 1e6 / seconds
+
+
+def _ticks(before: Snapshot, after: Snapshot) -> tuple[float | None, float | None, str]:
+    """Shares of the CPUs' time in use and stolen, or why there are none."""
     ticks = [b - a for a, b in zip(before.cpu_ticks, after.cpu_ticks, strict=False)]
     total = sum(ticks[:8])
     if len(ticks) < 8 or total <= 0:
-        reason = "/proc/stat cannot be read" if not ticks else "too little time between readings"
-        yield Reading(name="CPUs in use", reason=reason, command=command)
-        yield Reading(name="steal", reason=reason, command=command)
-        return
-    yield Reading(name="CPUs in use", value=1.0 - (ticks[3] + ticks[4]) / total, command=command)
-    yield Reading(name="steal", value=ticks[7] / total, command=command)
+        return None, None, "too little time between readings" if ticks else "no /proc/stat"
+    return 1.0 - (ticks[3] + ticks[4]) / total, ticks[7] / total, ""
 
 
-def _clock_readings(before: Snapshot, after: Snapshot) -> Iterator[Reading]:
-    command = "grep MHz /proc/cpuinfo"
-    if before.clocks_mhz and after.clocks_mhz:
-        yield Reading(
-            name="CPU clock",
-            unit="MHz",
-            value=_mean(after.clocks_mhz),
-            before=_mean(before.clocks_mhz),
-            command=command,
-        )
-    else:
-        yield Reading(
-            name="CPU clock", unit="MHz", reason="the system does not tell", command=command
-        )
-    governor = "cat /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor"
-    if after.governors:
-        yield Reading(name="governor", value=", ".join(after.governors), command=governor)
-    else:
-        reason = "no cpufreq driver, as in virtual machines"
-        yield Reading(name="governor", reason=reason, command=governor)
-
-
-def _temperature_readings(before: Snapshot, after: Snapshot) -> Iterator[Reading]:
-    command = "cat /sys/class/thermal/thermal_zone*/temp"
-    for name, value in sorted(after.temperatures.items()):
-        earlier = before.temperatures.get(name)
-        yield Reading(name=name, unit="°C", value=value, before=earlier, command=command)
-    if not after.temperatures:
-        reason = "no sensor, as in virtual machines"
-        yield Reading(name="temperature", unit="°C", reason=reason, command=command)
-
-
-def _notes(before: Snapshot, after: Snapshot) -> Iterator[str]:
-    if before.clocks_mhz and after.clocks_mhz:
-        first, last = _mean(before.clocks_mhz), _mean(after.clocks_mhz)
-        if first > 0.0 and abs(last / first - 1.0) > _CLOCK_CHANGE:
-            yield f"the CPUs' clock changed from {first:.0f} to {last:.0f} MHz"
-    if before.throttle_events is not None and after.throttle_events is not None:
-        events = after.throttle_events - before.throttle_events
-        if events > 0:
-            yield f"the CPUs were throttled {events} times: too hot"
+def _notes(before: Snapshot, after: Snapshot, stolen: float | None) -> Iterator[str]:
+    first, last = _mean(before.clocks_mhz), _mean(after.clocks_mhz)
+    if first and last is not None and abs(last / first - 1.0) > _CLOCK_CHANGE:
+        yield f"the CPUs' clock changed from {first:.0f} to {last:.0f} MHz"
+    if (events := (after.throttle_events or 0) - (before.throttle_events or 0)) > 0:
+        yield f"the CPUs were throttled {events} times: too hot"
     if before.governors != after.governors:
         first_words, last_words = (", ".join(one.governors) or "none" for one in (before, after))
         yield f"the governor changed from {first_words} to {last_words}"
-    for reading in _tick_readings(before, after):
-        stolen = reading.value if reading.name == "steal" else None
-        if isinstance(stolen, float) and stolen > _STEAL_LIMIT:
-            yield f"{stolen:.0%} of the CPUs' time went to other virtual machines"
+    if stolen is not None and stolen > _STEAL_LIMIT:
+        yield f"{stolen:.0%} of the CPUs' time went to other virtual machines"
 
 
 def _clocks(root: Path) -> Iterator[float]:
@@ -232,5 +179,5 @@ def _text(file: Path) -> str | None:
         return None
 
 
-def _mean(values: tuple[float, ...]) -> float:
-    return sum(values) / len(values)
+def _mean(values: tuple[float, ...]) -> float | None:
+    return sum(values) / len(values) if values else None

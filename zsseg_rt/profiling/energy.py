@@ -6,10 +6,13 @@ Jetson boards: hwmon files of ``ina3221`` (millivolts and milliamperes by channe
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,49 +28,29 @@ _STUCK = 20  # equal readings in a row, a second of them, are no measurement
 
 @dataclass(frozen=True, kw_only=True)
 class Rail:
-    """Something whose power or energy can be read.
+    """Something whose power can be read, in watts, or its energy so far, in joules."""
 
-    Attributes:
-        name: As the board calls it.
-        read: Returns watts, or joules so far.
-        counts: Whether it returns joules so far.
-    """
-
-    name: str
+    name: str  # as the board calls it
     read: Callable[[], float]
-    counts: bool = False
+    counts: bool = False  # whether it returns joules so far
 
 
 @dataclass(frozen=True, kw_only=True)
 class EnergySources:
-    """What can be read on this machine.
-
-    Attributes:
-        total: The rails whose sum is reported.
-        others: Further ones, which are parts of it.
-        note: What the sum stands for.
-        absent: Sources that cannot be read, with reason and command.
-    """
+    """What can be read on this machine: rails whose sum is reported, and what it stands for."""
 
     total: tuple[Rail, ...] = ()
-    others: tuple[Rail, ...] = ()
     note: str = ""
-    absent: tuple[Reading, ...] = ()
+    absent: tuple[Reading, ...] = ()  # sources that cannot be read, with reason and command
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Stretch:
-    """What was measured from a meter's start to its stop.
-
-    Attributes:
-        seconds: How long.
-        joules: By rail; None where its sensor was stuck or failed.
-        watts: Seconds since the start, and watts of the total.
-    """
+    """What was measured from a meter's start to its stop."""
 
     seconds: float
-    joules: dict[str, float | None]
-    watts: list[tuple[float, float]] = field(default_factory=list)
+    joules: float | None  # None where a sensor was stuck or failed
+    watts: tuple[tuple[float, float], ...]  # seconds since the start, and watts
 
 
 def find_energy_sources(
@@ -78,8 +61,7 @@ def find_energy_sources(
     if rails:
         totals = tuple(rail for rail in rails if rail.name in _TOTALS)
         if totals:
-            others = tuple(rail for rail in rails if rail not in totals)
-            return EnergySources(total=totals, others=others, note=f"rail {totals[0].name}")
+            return EnergySources(total=totals, note=f"rail {totals[0].name}")
         names = ", ".join(rail.name for rail in rails)
         return EnergySources(total=rails, note=f"sum of the module's rails ({names})")
     absent = [Reading(name="board rails", unit="W", reason="no ina3221 or ina238 sensor",
@@ -102,53 +84,47 @@ class EnergyMeter:
         interval: float = INTERVAL,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._sources, self._interval, self._clock = sources, interval, clock
-        self._rails = (*sources.total, *sources.others)
-        self._readings: list[tuple[float, list[float | None]]] = []
+        self._rails, self._interval, self._clock = sources.total, interval, clock
+        self._times: list[float] = []
+        self._values: list[list[float | None]] = []
         self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._thread = threading.Thread()
 
     def start(self) -> None:
         """Begin a stretch."""
-        self._readings.clear()
+        self._times, self._values = [], []
         self._stop.clear()
         self._thread = threading.Thread(target=self._run, name="zsseg-energy", daemon=True)
         self._thread.start()
 
     def stop(self) -> Stretch:
         """End the stretch and return what was measured."""
-        assert self._thread is not None
         self._stop.set()
         self._thread.join()
-        return self.summarise(self._readings)
+        return self.stretch()
 
     def read(self) -> None:
         """Take one reading of every rail; what cannot be read is None."""
-        self._readings.append((self._clock(), [_read(rail) for rail in self._rails]))
+        self._times.append(self._clock())
+        self._values.append([_read(rail) for rail in self._rails])
 
-    def summarise(self, readings: list[tuple[float, list[float | None]]]) -> Stretch:
+    def stretch(self) -> Stretch:
         """Add up readings: counters by their differences, power by trapezoids."""
-        times = [moment for moment, _ in readings]
-        joules: dict[str, float | None] = {}
-        powers: list[list[tuple[float, float]]] = []
-        for index, rail in enumerate(self._rails):
-            values = [row[index] for _, row in readings]
-            joules[rail.name], power = _integrate(rail, times, values)
-            if index < len(self._sources.total) and power:
-                powers.append(power)
-        seconds = times[-1] - times[0] if times else 0.0
-        count = min(map(len, powers), default=0)
-        watts = [
-            (powers[0][step][0] - times[0], sum(power[step][1] for power in powers))
-            for step in range(count)
+        times = self._times
+        seconds = times[-1] - times[0]
+        steps = [b - a for a, b in pairwise(times)]
+        used = [
+            _joules(rail, list(values), steps)
+            for rail, values in zip(self._rails, zip(*self._values, strict=True), strict=True)
         ]
-        return Stretch(seconds=seconds, joules=joules, watts=watts)
-
-    def total_joules(self, stretch: Stretch) -> float | None:
-        """Joules of the total; None if one of its rails could not be read."""
-        found = [stretch.joules.get(rail.name) for rail in self._sources.total]
-        known = [value for value in found if value is not None]
-        return sum(known) if found and len(known) == len(found) else None
+        if not used or not steps or any(rail is None for rail in used):
+            return Stretch(seconds=seconds, joules=None, watts=())
+        each = [sum(rail) for rail in zip(*(rail for rail in used if rail), strict=True)]
+        watts = tuple(
+            (end - times[0], joules / step if step > 0.0 else 0.0)
+            for end, joules, step in zip(times[1:], each, steps, strict=True)
+        )
+        return Stretch(seconds=seconds, joules=sum(each), watts=watts)
 
     def _run(self) -> None:
         self.read()
@@ -157,29 +133,16 @@ class EnergyMeter:
         self.read()
 
 
-def _integrate(
-    rail: Rail, times: list[float], values: list[float | None]
-) -> tuple[float | None, list[tuple[float, float]]]:
-    """Joules of a rail, None if it failed or was stuck, and its watts over time."""
+def _joules(rail: Rail, values: list[float | None], steps: list[float]) -> list[float] | None:
+    """Joules of a rail in each step; None if it failed, was stuck, or counted backwards."""
     known = [value for value in values if value is not None]
-    if len(known) < len(values) or len(known) < 2 or _is_stuck(known):
-        return None, []
-    steps = list(zip(times, times[1:], known, known[1:], strict=False))
-    total, watts = 0.0, []
-    for begin, end, before, after in steps:
-        if rail.counts:
-            used = after - before
-            if used < 0.0:
-                return None, []
-        else:
-            used = (before + after) / 2.0 * (end - begin)
-        total += used
-        watts.append((end, used / (end - begin) if end > begin else 0.0))
-    return total, watts
-
-
-def _is_stuck(values: list[float]) -> bool:
-    return len(values) >= _STUCK and len(set(values)) == 1
+    stuck = len(known) >= _STUCK and len(set(known)) == 1
+    if len(known) < len(values) or stuck:
+        return None
+    if not rail.counts:
+        return [(a + b) / 2.0 * step for (a, b), step in zip(pairwise(known), steps, strict=True)]
+    used = [b - a for a, b in pairwise(known)]
+    return None if any(joules < 0.0 for joules in used) else used
 
 
 def _read(rail: Rail) -> float | None:
@@ -196,24 +159,20 @@ def _hwmon_rails(root: Path) -> Iterator[Rail]:
             yield from _ina3221_rails(folder)
         elif chip == "ina238" and (folder / "power1_input").exists():
             name = _text(folder / "label") or _text(folder / "in1_label") or folder.name
-            yield Rail(name=name, read=_microwatts(folder / "power1_input"))
+            yield Rail(name=name, read=partial(_product, folder / "power1_input"))
 
 
 def _ina3221_rails(folder: Path) -> Iterator[Rail]:
     for channel in (1, 2, 3):
         label = _text(folder / f"in{channel}_label")
-        current = folder / f"curr{channel}_input"
-        if not label or label.lower() in _SKIPPED or not current.exists():
-            continue
-        yield Rail(name=label, read=_milliwatts(folder / f"in{channel}_input", current))
+        volts, current = folder / f"in{channel}_input", folder / f"curr{channel}_input"
+        if label and label.lower() not in _SKIPPED and current.exists():
+            yield Rail(name=label, read=partial(_product, volts, current))
 
 
-def _milliwatts(millivolts: Path, milliamperes: Path) -> Callable[[], float]:
-    return lambda: float(millivolts.read_text()) * float(milliamperes.read_text()) / 1e6
-
-
-def _microwatts(file: Path) -> Callable[[], float]:
-    return lambda: float(file.read_text()) / 1e6
+def _product(*files: Path) -> float:
+    """Of millivolts and milliamperes, or of microwatts alone."""
+    return math.prod(float(file.read_text()) for file in files) / 1e6
 
 
 def _nvml_rails(index: int, nvml: Any | None) -> tuple[tuple[Rail, ...], str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import median
@@ -35,17 +35,11 @@ _LOWERED = {
 
 @dataclass(frozen=True, kw_only=True)
 class NvmlGpu:
-    """A GPU that NVML knows.
+    """A GPU that NVML knows."""
 
-    Attributes:
-        nvml: The module ``pynvml``.
-        handle: NVML's own.
-        name: Index and name.
-    """
-
-    nvml: Any
+    nvml: Any  # the module ``pynvml``
     handle: Any
-    name: str
+    name: str  # index and name
 
 
 def open_gpu(index: int = 0, nvml: Any | None = None) -> NvmlGpu | str:
@@ -77,99 +71,74 @@ class GpuWatch:
     def __init__(self, gpu: NvmlGpu | str, *, interval: float = _INTERVAL) -> None:
         self._gpu, self._interval = gpu, interval
         self._watch: Stopwatch | None = None
-        self._values: dict[str, list[float]] = {}
+        self._values: dict[str, list[float]] = defaultdict(list)
         self._reasons: dict[str, str] = {}
         self._lowered: Counter[str] = Counter()
         self._clocks_at_work: list[float] = []
 
     def read(self) -> None:
         """Take a reading, if the last one is long enough ago."""
-        if isinstance(self._gpu, str):
-            return
-        if self._watch is not None and self._watch.seconds < self._interval:
+        gpu = self._gpu
+        if isinstance(gpu, str) or (self._watch and self._watch.seconds < self._interval):
             return
         self._watch = Stopwatch()
-        nvml, handle = self._gpu.nvml, self._gpu.handle
-        clock = self._note("clock", lambda: nvml.nvmlDeviceGetClockInfo(handle, 1))
-        self._note("memory clock", lambda: nvml.nvmlDeviceGetClockInfo(handle, 2))
-        self._note("temperature", lambda: nvml.nvmlDeviceGetTemperature(handle, 0))
-        bits = self._note("throttling", lambda: _event_reasons(nvml, handle), nothing_is_real=True)
-        mask = 0 if bits is None else int(bits)
+        nvml, handle = gpu.nvml, gpu.handle
+        clock = self._note("clock", lambda: nvml.nvmlDeviceGetClockInfo(handle, 1), nvml)
+        self._note("memory clock", lambda: nvml.nvmlDeviceGetClockInfo(handle, 2), nvml)
+        self._note("temperature", lambda: nvml.nvmlDeviceGetTemperature(handle, 0), nvml)
+        mask = int(self._note("throttling", lambda: _event_reasons(nvml, handle), nvml) or 0)
         self._lowered.update(word for bit, word in _LOWERED.items() if mask & bit)
         if clock is not None and not mask & _IDLE:
             self._clocks_at_work.append(clock)
 
     def readings(self) -> Iterator[Reading]:
         """Every figure, also those that could not be read."""
-        name = None if isinstance(self._gpu, str) else self._gpu.name
-        reason = self._gpu if isinstance(self._gpu, str) else ""
-        yield Reading(name="GPU", value=name, reason=reason, command=_COMMAND)
-        if name is None:
+        if isinstance(self._gpu, str):
+            yield Reading(name="GPU", reason=self._gpu, command=_COMMAND)
             return
-        yield self._reading("GPU clock, lowest", "clock", "MHz", min)
-        yield self._reading("GPU clock, highest", "clock", "MHz", max)
-        yield self._reading("GPU memory clock", "memory clock", "MHz", median)
-        yield self._reading("GPU temperature, highest", "temperature", "°C", max)
+        yield Reading(name="GPU", value=self._gpu.name, command=_COMMAND)
+        yield self._reading("GPU clock, lowest", "clock", min, "MHz")
+        yield self._reading("GPU clock, highest", "clock", max, "MHz")
+        yield self._reading("GPU memory clock", "memory clock", median, "MHz")
+        yield self._reading("GPU temperature, highest", "temperature", max, "°C")
         lowered = ", ".join(self._lowered) or "nothing"
-        known = self._values.get("throttling")
-        yield Reading(
-            name="GPU throttled by",
-            value=lowered if known else None,
-            reason=self._reason("throttling"),
-            command=_COMMAND,
-        )
+        yield self._reading("GPU throttled by", "throttling", lambda _: lowered)
 
     def notes(self) -> Iterator[str]:
         """What may have disturbed the measurement."""
-        count = len(self._values.get("throttling", ()))
+        count = len(self._values["throttling"])
         for word, times in self._lowered.items():
             yield f"the GPU's clock was lowered by {word}, in {times} of {count} readings"
-        if self._clocks_at_work:
-            low, high = min(self._clocks_at_work), max(self._clocks_at_work)
-            if high > low * (1.0 + _CLOCK_CHANGE):
-                yield f"the GPU's clock changed between {low:.0f} and {high:.0f} MHz"
+        low, high = min(self._clocks_at_work, default=0), max(self._clocks_at_work, default=0)
+        if high > low * (1.0 + _CLOCK_CHANGE):
+            yield f"the GPU's clock changed between {low:.0f} and {high:.0f} MHz"
 
-    def _note(
-        self, name: str, read: Callable[[], Any], *, nothing_is_real: bool = False
-    ) -> float | None:
+    def _note(self, name: str, read: Callable[[], Any], nvml: Any) -> float | None:
         """Keep a value, or why there is none; a sensor that gives 0 gives nothing."""
-        assert isinstance(self._gpu, NvmlGpu)
         try:
             value = float(read())
-        except self._gpu.nvml.NVMLError as exc:
+        except nvml.NVMLError as exc:
             self._reasons[name] = f"NVML: {exc}"
             return None
-        if value == 0.0 and not nothing_is_real:
+        if value == 0.0 and name != "throttling":
             self._reasons[name] = "the sensor gives 0"
             return None
-        self._values.setdefault(name, []).append(value)
+        self._values[name].append(value)
         return value
 
     def _reading(
-        self, title: str, name: str, unit: str, choose: Callable[[list[float]], float]
+        self, title: str, name: str, choose: Callable[[list[float]], float | str], unit: str = ""
     ) -> Reading:
-        values = self._values.get(name)
-        return Reading(
-            name=title,
-            unit=unit,
-            value=float(choose(values)) if values else None,
-            reason=self._reason(name),
-            command=_COMMAND,
-        )
-
-    def _reason(self, name: str) -> str:
-        if self._values.get(name):
-            return ""
-        return self._reasons.get(name, "no reading was taken")
+        values = self._values[name]
+        reason = "" if values else self._reasons.get(name, "no reading was taken")
+        value = choose(values) if values else None
+        return Reading(name=title, unit=unit, value=value, reason=reason, command=_COMMAND)
 
 
 def _event_reasons(nvml: Any, handle: Any) -> int:
     """Why clocks are as they are, as bits; older packages and drivers call it throttling."""
     older = nvml.nvmlDeviceGetCurrentClocksThrottleReasons
-    newer = getattr(nvml, "nvmlDeviceGetCurrentClocksEventReasons", None)
-    if newer is None:
-        return int(older(handle))
     try:
-        return int(newer(handle))
+        return int(getattr(nvml, "nvmlDeviceGetCurrentClocksEventReasons", older)(handle))
     except nvml.NVMLError:
         return int(older(handle))

@@ -22,32 +22,18 @@ _LATE = 1.0  # periods after which a frame is late: the next one has fallen due 
 
 @dataclass(frozen=True)
 class Sample:
-    """One call.
+    """One call."""
 
-    Attributes:
-        wall_ms: From call to return.
-        cpu_ms: CPU time of all threads of the process meanwhile.
-        wait_ms: How long the calling thread was ready to run but had no CPU; None if the system
-            does not tell.
-        device_ms: Time on the GPU between CUDA events around the work; None on the CPU.
-        stages: Milliseconds by stage, as the result told them.
-    """
-
-    wall_ms: float
-    cpu_ms: float
-    wait_ms: float | None = None
-    device_ms: float | None = None
-    stages: Mapping[str, float] = field(default_factory=dict)
+    wall_ms: float  # from call to return
+    cpu_ms: float  # of all threads of the process meanwhile
+    wait_ms: float | None = None  # the calling thread had no CPU; None: the system does not tell
+    device_ms: float | None = None  # between CUDA events around the work; None on the CPU
+    stages: Mapping[str, float] = field(default_factory=dict)  # as the result told them
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What one candidate did in one round.
-
-    Attributes:
-        cold: Its first call after a pause in which others ran; None where that was not asked for.
-        warm: The calls that followed at once.
-    """
+    """What one candidate did in one round: a call after a pause, and those that followed."""
 
     cold: Sample | None
     warm: tuple[Sample, ...]
@@ -55,36 +41,22 @@ class Turn:
 
 @dataclass(frozen=True)
 class TurnPlan:
-    """What a turn consists of.
+    """What a turn consists of."""
 
-    Attributes:
-        pause_ms: Sleep before the first call.
-        cold: Whether the first call after the pause is reported on its own.
-        warming_ms: Calls for so long that are not reported.
-        measuring_ms: Calls for so long, at least one, that are.
-        most_calls: Reported calls at most.
-    """
-
-    pause_ms: float = 5.0
-    cold: bool = True
-    warming_ms: float = 0.0
-    measuring_ms: float = 10.0
+    pause_ms: float = 5.0  # sleep before the first call
+    cold: bool = True  # whether that call is reported on its own
+    warming_ms: float = 0.0  # calls for so long that are not reported
+    measuring_ms: float = 10.0  # calls for so long, at least one, that are
     most_calls: int = 16
 
 
 @dataclass(frozen=True)
 class Paced:
-    """One frame of those that fall due by a clock.
+    """One frame of those that fall due by a clock."""
 
-    Attributes:
-        latency_ms: From the moment it fell due until it was done.
-        service_ms: From its call to its return.
-        late: Whether it was done only after the next one had fallen due.
-    """
-
-    latency_ms: float
-    service_ms: float
-    late: bool
+    latency_ms: float  # from the moment it fell due until it was done
+    service_ms: float  # from its call to its return
+    late: bool  # whether it was done only after the next one had fallen due
 
 
 @dataclass(frozen=True)
@@ -153,12 +125,17 @@ class Meter:
         return Turn(cold, tuple(warm))
 
     def pace(self, call: Callable[[], Any], *, rate: float, seconds: float) -> list[Paced]:
-        """Make calls that fall due by a clock, as the frames of a camera do.
-
-        A frame that falls due while another is in progress waits for it, and the time that it
-        waits counts. None is dropped.
-        """
-        return list(self._paced(call, rate, max(1, round(rate * seconds))))
+        """Make calls that fall due by a clock; one that waits for another is not dropped."""
+        frames, start = [], time.perf_counter()
+        for index in range(max(1, round(rate * seconds))):
+            due = start + index / rate
+            time.sleep(max(0.0, due - time.perf_counter()))
+            begin = time.perf_counter()
+            call()
+            done = time.perf_counter()
+            late = (done - due) * rate > _LATE
+            frames.append(Paced((done - due) * 1e3, (done - begin) * 1e3, late))
+        return frames
 
     def stretch(self, call: Callable[[], Any], seconds: float) -> int:
         """Make calls one after the other for so long; return how many."""
@@ -174,16 +151,6 @@ class Meter:
             os.close(self._schedstat)
             self._schedstat = -1
 
-    def _paced(self, call: Callable[[], Any], rate: float, count: int) -> Iterator[Paced]:
-        start = time.perf_counter()
-        for index in range(count):
-            due = start + index / rate
-            time.sleep(max(0.0, due - time.perf_counter()))
-            begin = time.perf_counter()
-            call()
-            done = time.perf_counter()
-            yield Paced((done - due) * 1e3, (done - begin) * 1e3, (done - due) * rate > _LATE)
-
     def _waited(self) -> int | None:
         if self._schedstat < 0:
             return None
@@ -191,14 +158,14 @@ class Meter:
 
 
 class Stopwatch:
-    """Seconds since it was made, for how long a job takes and to stop loops."""
+    """Seconds since it was made."""
 
     def __init__(self) -> None:
         self._begin = time.perf_counter()
 
     @property
     def seconds(self) -> float:
-        """Seconds so far."""
+        """So far."""
         return time.perf_counter() - self._begin
 
 
@@ -225,14 +192,13 @@ def waiting_share(before: ThreadTimes, after: ThreadTimes) -> float | None:
 
 
 def settle_threads(process: int | str = "self", seconds: float = _SETTLING_SECONDS) -> bool:
-    """Wait until a process's threads sleep, the calling one apart; thread pools spin for a while.
-
-    Returns:
-        Whether they sleep now.
-    """
+    """Wait until a process's threads sleep, the calling one apart; whether they sleep now."""
     own = str(threading.get_native_id()) if process == "self" else ""
-    end = time.perf_counter() + seconds
-    while _runs(process, own):
+    end = time.perf_counter() + seconds  # thread pools spin for a while
+    while any(
+        name != own and content.rpartition(")")[2].split()[0] == "R"
+        for name, content in _of_threads(process, "stat")
+    ):
         if time.perf_counter() >= end:
             return False
         time.sleep(0.0005)
@@ -257,14 +223,6 @@ def read_memory_mb(process: int | str = "self") -> tuple[float, float] | None:
 def _cpu_seconds() -> float:
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
-
-
-def _runs(process: int | str, own: str) -> bool:
-    """Whether another thread of a process runs or waits for a CPU."""
-    for name, content in _of_threads(process, "stat"):
-        if name != own and content.rpartition(")")[2].split()[0] == "R":
-            return True
-    return False
 
 
 def _of_threads(process: int | str, file: str) -> Iterator[tuple[str, str]]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 from zsseg_rt.backends.base import OUTSIDE_NODES
 from zsseg_rt.profiling.report import NodeRow
 
+K = TypeVar("K")
 OUTSIDE = OUTSIDE_NODES
 """Block and kind of what a run takes beyond its nodes."""
 _LINEAR = ("fullyconnected", "matmul", "gemm", "conv", "linear")
@@ -78,9 +80,9 @@ def kind_of(name: str, kind: str) -> str:
     return "other"
 
 
-def sum_by(rows: Iterable[NodeRow], key: Callable[[NodeRow], str]) -> dict[str, float]:
+def sum_by(rows: Iterable[NodeRow], key: Callable[[NodeRow], K]) -> dict[K, float]:
     """Milliseconds of nodes by what a function says of them, in the order they came."""
-    totals: dict[str, float] = defaultdict(float)
+    totals: dict[K, float] = defaultdict(float)
     for row in rows:
         totals[key(row)] += row.ms
     return dict(totals)

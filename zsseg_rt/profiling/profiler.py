@@ -12,17 +12,21 @@ from statistics import fmean
 import numpy as np
 
 from zsseg_rt.errors import ConfigError, ZssegError
-from zsseg_rt.profiling.assemble import assemble_report
-from zsseg_rt.profiling.candidates import CandidateError
-from zsseg_rt.profiling.children import ChildCandidate
+from zsseg_rt.profiling.assemble import Measured, Request, assemble_report
 from zsseg_rt.profiling.conditions import Reading, take_snapshot
 from zsseg_rt.profiling.energy import EnergyMeter, EnergySources, find_energy_sources
 from zsseg_rt.profiling.gpu import GpuWatch, open_gpu
-from zsseg_rt.profiling.measured import Measured, Request
-from zsseg_rt.profiling.meter import Sample, TurnPlan, read_memory_mb
+from zsseg_rt.profiling.meter import Sample, TurnPlan
 from zsseg_rt.profiling.report import ColdStart, EnergyUse, Report
-from zsseg_rt.profiling.turns import Rounds, StopRule, pace_in_turns, take_turns
-from zsseg_rt.profiling.variants import Variant
+from zsseg_rt.profiling.turns import (
+    CandidateError,
+    ChildCandidate,
+    Rounds,
+    StopRule,
+    pace_in_turns,
+    take_turns,
+)
+from zsseg_rt.profiling.workload import Variant
 
 LONG_FRAME_MS = 100.0
 _ENOUGH_FRAMES = 1000
@@ -37,12 +41,7 @@ class SelfCheckError(ZssegError):
 
 
 def profile(request: Request) -> Report:
-    """Profile variants.
-
-    Returns:
-        The report; also after Ctrl-C, with what was measured until then, and where some variants
-        failed.
-    """
+    """Profile variants; after Ctrl-C, or where some fail, the report has what was measured."""
     names = [variant.name for variant in request.variants]
     if len(set(names)) < len(names):
         raise ConfigError(f"variants: expected distinct ones, got {', '.join(names)}")
@@ -75,11 +74,8 @@ def _open_all(measured: Measured) -> None:
             measured.failures[variant.name] = str(exc)
             continue
         measured.children[variant.name] = child
-        measured.described[variant.name] = {
-            key: str(value) for key, value in child.described.items()
-        }
-        difference = child.self_check()
-        if difference:
+        measured.described[variant.name] = {k: str(v) for k, v in child.described.items()}
+        if difference := child.self_check():
             raise SelfCheckError(
                 f"{variant.name}: expected the golden sample's results, got {difference}. It is "
                 f"not timed. Run: zsseg-rt info {variant.bundle} --check"
@@ -98,11 +94,10 @@ def _note_cold_start(measured: Measured, variant: Variant, *, cached: bool) -> N
         measured.notes.append(f"{variant.name}: no start without cache, which builds the plans")
         return
     child = _open(measured.request, variant, **({} if cached else {"use_cache": False}))
-    memory = child.memory
     child.close()
-    measured.cold_starts.setdefault(variant.name, []).append(
-        ColdStart(cached=cached, peak_mb=None if memory is None else memory[1], **child.started)
-    )
+    peak_mb = None if child.memory is None else child.memory[1]
+    start = ColdStart(cached=cached, peak_mb=peak_mb, **child.started)
+    measured.cold_starts.setdefault(variant.name, []).append(start)
 
 
 def _measure(measured: Measured) -> None:
@@ -133,21 +128,15 @@ def _time_frames(measured: Measured) -> None:
         if measured.gpu is not None:
             measured.gpu.read()
 
+    rule = StopRule(max_seconds=request.max_seconds, half_width=request.threshold / 2)
     if len(children) == 1:
         frames_a_turn = min(16.0, max(1.0, 10.0 / fastest[children[0].name]))
-        rule = StopRule(
-            max_seconds=request.max_seconds,
-            max_rounds=max(10, round(_ENOUGH_FRAMES / frames_a_turn)),
-            half_width=None,
-        )
-    else:
-        rule = StopRule(max_seconds=request.max_seconds, half_width=request.threshold / 2)
+        enough = max(10, round(_ENOUGH_FRAMES / frames_a_turn))
+        rule = replace(rule, max_rounds=enough, half_width=None)
     measured.rounds = take_turns(children, plan, rule, on_round=between_rounds)
     measured.failures.update(measured.rounds.failures)
     measured.interrupted = measured.rounds.interrupted
-    for child in children:
-        memory = read_memory_mb(child.process)
-        measured.peaks[child.name] = None if memory is None else memory[1]
+    measured.peaks = {child.name: child.peak_memory_mb() for child in children}
 
 
 def _gpu_index(child: ChildCandidate) -> int | None:
@@ -195,29 +184,27 @@ def _measure_energy(measured: Measured, alive: Sequence[ChildCandidate]) -> None
     meter = EnergyMeter(sources)
     meter.start()
     time.sleep(_ENERGY_SECONDS)
-    idle = meter.stop()
-    idle_joules = meter.total_joules(idle)
-    idle_watts = None if idle_joules is None else idle_joules / idle.seconds
+    rest = meter.stop()
+    idle = None if rest.joules is None else rest.joules / rest.seconds
     for child in alive:
         meter.start()
         try:
             frames = int(child.request("stretch", seconds=_ENERGY_SECONDS))
         finally:
             stretch = meter.stop()
-        joules = meter.total_joules(stretch)
-        if joules is None:
+        if stretch.joules is None:
             measured.absent += (_failed_sensor(sources.note),)
             return
-        above = None if idle_watts is None else joules - idle_watts * stretch.seconds
+        above = None if idle is None else stretch.joules - idle * stretch.seconds
         measured.energy[child.name] = EnergyUse(
             source=sources.note,
             frames=frames,
             seconds=stretch.seconds,
-            mj=1e3 * joules / frames,
+            mj=1e3 * stretch.joules / frames,
             mj_above_idle=None if above is None else 1e3 * above / frames,
-            watts=joules / stretch.seconds,
-            idle_watts=idle_watts,
-            samples=tuple(stretch.watts),
+            watts=stretch.joules / stretch.seconds,
+            idle_watts=idle,
+            samples=stretch.watts,
         )
         child.settle()
 
@@ -261,26 +248,25 @@ def _compare_labels(measured: Measured, alive: Sequence[ChildCandidate]) -> None
         measured.notes.append(f"no agreement with float32: {exc}")
         return
     count = min(_MOST_COMPARED, measured.request.workload.num_frames)
+    try:
+        expected = _labels(reference, count)
+        for child in alive:
+            variant = variants[child.name]
+            if (variant.classes, variant.frame_hw) == (base.classes, base.frame_hw):
+                same = np.concatenate([
+                    (one == other).ravel()
+                    for one, other in zip(expected, _labels(child, count), strict=True)
+                ])  # fmt: skip
+                measured.agreement[child.name] = float(same.mean())
+    except CandidateError as exc:
+        measured.notes.append(f"labels were not compared: {exc}")
+    finally:
+        reference.close()
+
+
+def _labels(child: ChildCandidate, count: int) -> list[np.ndarray]:
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            expected = _labels(reference, count, Path(folder))
-            for child in alive:
-                variant = variants[child.name]
-                if (variant.classes, variant.frame_hw) == (base.classes, base.frame_hw):
-                    found = _labels(child, count, Path(folder))
-                    same = sum(int((a == b).sum()) for a, b in zip(expected, found, strict=True))
-                    pixels = sum(labels.size for labels in expected)
-                    measured.agreement[child.name] = same / pixels
-        except CandidateError as exc:
-            measured.notes.append(f"labels were not compared: {exc}")
-        finally:
-            reference.close()
-
-
-def _labels(child: ChildCandidate, count: int, folder: Path) -> list[np.ndarray]:
-    found = []
-    for index in range(count):
-        out = folder / "labels.npy"
-        child.save_labels(out, index)
-        found.append(np.load(out))
-    return found
+        files = [Path(folder) / f"{index}.npy" for index in range(count)]
+        for index, file in enumerate(files):
+            child.save_labels(file, index)
+        return [np.load(file) for file in files]

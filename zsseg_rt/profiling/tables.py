@@ -2,52 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from zsseg_rt.profiling.conditions import Reading
 from zsseg_rt.profiling.estimates import Difference
 from zsseg_rt.profiling.nodes import OUTSIDE, has_blocks, sum_by
-from zsseg_rt.profiling.report import NodeRow, Percentiles, Report, VariantReport
+from zsseg_rt.profiling.report import NodeRow, Report, VariantReport
 
 ABSENT = "\N{EN DASH}"
 BASIS_WORDS = {"wall": "wall time", "cpu": "CPU time", "device": "GPU time"}
 _PERCENTILES = ("p50", "p90", "p95", "p99", "max")
+Cell = Callable[[Any], str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextTable:
-    """Rows of text under headings.
-
-    Attributes:
-        title: What it shows.
-        headings: Of the columns; all but the first are numbers.
-        rows: As many cells each.
-    """
+    """Rows of text under headings; all columns but the first are numbers."""
 
     title: str
     headings: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
 
 
+def table(title: str, items: Iterable[Any], columns: dict[str, Cell]) -> TextTable:
+    """A row for each item, a cell for each column."""
+    rows = tuple(tuple(cell(item) for cell in columns.values()) for item in items)
+    return TextTable(title=title, headings=tuple(columns), rows=rows)
+
+
 def report_tables(report: Report) -> list[TextTable]:
-    """Every table of a report, in the order in which they are read."""
+    """Every table of a report that has rows, in the order in which they are read."""
+    variants = report.variants
+    several = len(variants) > 1 or any(one.miou is not None for one in variants)
+    base = variants[0].name if variants else ""
+    growths, readings = report.growths, report.conditions.readings
+    starts = [(one.name, start) for one in variants for start in one.cold_starts]
     tables = [
-        _what_ran(report),
-        _frames(report),
-        _processors(report),
-        _ship(report),
-        _comparisons(report),
-        _paced(report),
-        *(_stages(variant) for variant in report.variants if variant.stages),
-        *(_nodes(v, "block", v.nodes) for v in report.variants if has_blocks(v.nodes)),
-        *(_nodes(v, "kind", v.nodes) for v in report.variants),
-        _growths(report),
-        _energy(report),
-        _cold_starts(report),
-        _conditions(report),
+        table("what ran", variants, _WHAT_RAN),
+        table("frames", variants, _FRAMES),
+        table("more about them", variants, _PROCESSORS),
+        table("which to ship", variants if several else (), _SHIP),
+        table(f"against {base}", report.comparisons, _COMPARED),
+        table(
+            "latency in ms of frames that fall due by a clock",
+            (one for one in variants if one.paced is not None),
+            _PACED,
+        ),
+        *map(_stages, variants),
+        *(_nodes(one, "block") for one in variants if has_blocks(one.nodes)),
+        *(_nodes(one, "kind") for one in variants),
+        table("growth", growths, _GROWTH),
+        table("energy", (one for one in variants if one.energy is not None), _ENERGY),
+        table("a fresh process", starts, _STARTS),
+        table("conditions", readings, {"": _text("name"), "value": _reading, "note": _note}),
     ]
-    return [table for table in tables if table.rows]
+    return [shown for shown in tables if shown.rows]
 
 
 def versions(report: Report) -> str:
@@ -78,30 +90,33 @@ def difference_words(found: Difference) -> str:
 
 def side_by_side(first: Report, second: Report) -> list[TextTable]:
     """Two reports beside each other. They took no turns, so nothing is judged."""
-    rows = []
-    for name in dict.fromkeys(v.name for report in (first, second) for v in report.variants):
-        cells = [name]
-        for report in (first, second):
-            variant = next((v for v in report.variants if v.name == name), None)
-            wall = None if variant is None else variant.wall
-            cells += [_ms(wall, "p50"), _ms(wall, "p95"), _ms(wall, "max")]
-            cells += [number(None if variant is None else variant.frames_per_second)]
-        rows.append(tuple(cells))
-    columns = ("p50 ms", "p95 ms", "max ms", "frames/s")
-    headings = ("variant", *(f"A {c}" for c in columns), *(f"B {c}" for c in columns))
-    same = {reading.name: reading for reading in second.conditions.readings}
-    conditions = tuple(
-        (reading.name, _reading(reading), _reading(same.get(reading.name)))
-        for reading in first.conditions.readings
-    )
-    machines = tuple(
-        (key, first.machine.get(key, ABSENT), second.machine.get(key, ABSENT))
-        for key in dict.fromkeys([*first.machine, *second.machine])
-    )
+    sides = {"A": first, "B": second}
+    variants = {side: {one.name: one for one in report.variants} for side, report in sides.items()}
+    figures = {"p50 ms": _ms("wall.p50"), "p95 ms": _ms("wall.p95"), "max ms": _ms("wall.max"),
+               "frames/s": _ms("frames_per_second")}  # fmt: skip
+
+    def of(side: str, cell: Cell) -> Cell:
+        return lambda name: cell(variants[side].get(name))
+
+    columns = {f"{side} {what}": of(side, cell) for side in sides for what, cell in figures.items()}
+    readings = {
+        side: {one.name: one for one in report.conditions.readings}
+        for side, report in sides.items()
+    }
+    conditions: dict[str, Cell] = {
+        "": str,
+        "A": lambda name: _reading(readings["A"].get(name)),
+        "B": lambda name: _reading(readings["B"].get(name)),
+    }
+    machines: dict[str, Cell] = {
+        "": str,
+        "A": lambda key: first.machine.get(key, ABSENT),
+        "B": lambda key: second.machine.get(key, ABSENT),
+    }
     return [
-        TextTable(title="frames", headings=headings, rows=tuple(rows)),
-        TextTable(title="conditions", headings=("", "A", "B"), rows=conditions),
-        TextTable(title="machines", headings=("", "A", "B"), rows=machines),
+        table("frames", variants["A"] | variants["B"], {"variant": str, **columns}),
+        table("conditions", readings["A"], conditions),
+        table("machines", first.machine | second.machine, machines),
     ]
 
 
@@ -119,164 +134,154 @@ def share(value: float | None) -> str:
     return ABSENT if value is None else f"{value:.1%}"
 
 
-def _ms(times: Percentiles | None, name: str) -> str:
-    return number(None if times is None else getattr(times, name))
+def _at(path: str, show: Cell, item: Any) -> str:
+    """What a path of attributes leads to; a dash where a part of it is None."""
+    for name in path.split("."):
+        item = None if item is None else getattr(item, name)
+    return ABSENT if item is None else show(item)
 
 
-def _what_ran(report: Report) -> TextTable:
-    """Everything that a figure must be quoted with, as trtexec's heading has it."""
-    names = ("device", "backend", "precision", "threads", "input")
-    rows = tuple(
-        (one.name, *(one.described.get(name, ABSENT) for name in names), one.frame,
-         str(one.classes))
-        for one in report.variants
-    )  # fmt: skip
-    headings = ("variant", *names, "frames", "classes")
-    return TextTable(title="what ran", headings=headings, rows=rows)
+def _text(path: str) -> Cell:
+    return partial(_at, path, str)
 
 
-def _frames(report: Report) -> TextTable:
-    headings = ("variant", "frames", *(f"{name} ms" for name in _PERCENTILES), "frames/s")
-    rows = []
-    for one in report.variants:
-        row = [one.name, str(one.wall.count if one.wall else 0)]
-        row += [_ms(one.wall, name) for name in _PERCENTILES]
-        rows.append((*row, number(one.frames_per_second)))
-    return TextTable(title="frames", headings=headings, rows=tuple(rows))
+def _ms(path: str, digits: int = 2) -> Cell:
+    return partial(_at, path, partial(number, digits=digits))
 
 
-def _processors(report: Report) -> TextTable:
-    headings = ["variant", "p50 95 %", "CPU ms", "waiting", "GPU ms", "cold p50", "cold max"]
-    rows = []
-    for one in report.variants:
-        interval = ABSENT
-        if one.wall is not None and one.wall.p50_low is not None:
-            interval = f"{number(one.wall.p50_low)} to {number(one.wall.p50_high)}"
-        row = [one.name, interval, _ms(one.cpu, "mean"), share(one.waiting)]
-        row += [_ms(one.device, "p50"), _ms(one.cold, "p50"), _ms(one.cold, "max")]
-        rows.append(tuple(row))
-    return TextTable(title="more about them", headings=tuple(headings), rows=tuple(rows))
+def _percentiles(path: str = "", unit: str = "") -> dict[str, Cell]:
+    return {f"{name}{unit}": _ms(f"{path}{name}") for name in _PERCENTILES}
 
 
-def _ship(report: Report) -> TextTable:
-    """Which one to ship: one row a variant, where there are several or labels were judged."""
-    headings = ["variant", "size MB", "load s", "peak MB", "p50 ms", "p95 ms", "frames/s"]
-    headings += ["mJ", "as float32", "mIoU %"]
-    rows = []
-    for one in report.variants:
-        load = next((start.load_s for start in one.cold_starts if start.cached), None)
-        row = [one.name, number(one.size_mb), number(load), number(one.peak_mb)]
-        row += [_ms(one.wall, "p50"), _ms(one.wall, "p95"), number(one.frames_per_second)]
-        row.append(number(None if one.energy is None else one.energy.mj))
-        rows.append((*row, share(one.agreement), number(one.miou)))
-    judged = any(one.miou is not None for one in report.variants)
-    shown = tuple(rows) if judged or len(rows) > 1 else ()
-    return TextTable(title="which to ship", headings=tuple(headings), rows=shown)
+def _described(name: str) -> Cell:
+    return lambda one: str(one.described.get(name, ABSENT))
 
 
-def _comparisons(report: Report) -> TextTable:
-    rows = tuple((one.other, difference_words(one.difference)) for one in report.comparisons)
-    base = report.variants[0].name if report.variants else ""
-    return TextTable(title=f"against {base}", headings=("variant", "verdict"), rows=rows)
+def _interval(one: VariantReport) -> str:
+    low = _ms("wall.p50_low")(one)
+    return ABSENT if low == ABSENT else f"{low} to {_ms('wall.p50_high')(one)}"
 
 
-def _paced(report: Report) -> TextTable:
-    headings = ["variant", "frames/s", "frames", "late"]
-    headings += [*_PERCENTILES, "service p50", "service p99"]
-    rows = []
-    for one in report.variants:
-        if one.paced is not None:
-            paced = one.paced
-            row = [one.name, number(paced.rate), str(paced.frames), str(paced.late)]
-            row += [_ms(paced.latency, name) for name in _PERCENTILES]
-            rows.append((*row, _ms(paced.service, "p50"), _ms(paced.service, "p99")))
-    return TextTable(
-        title="latency in ms of frames that fall due by a clock",
-        headings=tuple(headings),
-        rows=tuple(rows),
-    )
+def _cached_load(one: VariantReport) -> str:
+    return number(next((start.load_s for start in one.cold_starts if start.cached), None))
+
+
+def _second(cell: Cell) -> Cell:
+    return lambda pair: cell(pair[1])
+
+
+_NAME: dict[str, Cell] = {"variant": _text("name")}
+_WHAT_RAN: dict[
+    str, Cell
+] = {  # everything that a figure must be quoted with, as trtexec's heading has it
+    **_NAME,
+    **{name: _described(name) for name in ("device", "backend", "precision", "threads", "input")},
+    "frames": _text("frame"),
+    "classes": _text("classes"),
+}
+_FRAMES: dict[str, Cell] = {
+    **_NAME,
+    "frames": lambda one: str(one.wall.count if one.wall else 0),
+    **_percentiles("wall.", " ms"),
+    "frames/s": _ms("frames_per_second"),
+}
+_PROCESSORS: dict[str, Cell] = {
+    **_NAME,
+    "p50 95 %": _interval,
+    "CPU ms": _ms("cpu.mean"),
+    "waiting": partial(_at, "waiting", share),
+    "GPU ms": _ms("device.p50"),
+    "cold p50": _ms("cold.p50"),
+    "cold max": _ms("cold.max"),
+}
+_SHIP: dict[str, Cell] = {  # one row a variant, where there are several or labels were judged
+    **_NAME,
+    "size MB": _ms("size_mb"),
+    "load s": _cached_load,
+    "peak MB": _ms("peak_mb"),
+    "p50 ms": _ms("wall.p50"),
+    "p95 ms": _ms("wall.p95"),
+    "frames/s": _ms("frames_per_second"),
+    "mJ": _ms("energy.mj"),
+    "as float32": partial(_at, "agreement", share),
+    "mIoU %": _ms("miou"),
+}
+_COMPARED: dict[str, Cell] = {
+    "variant": _text("other"),
+    "verdict": lambda one: difference_words(one.difference),
+}
+_PACED: dict[str, Cell] = {
+    **_NAME,
+    "frames/s": _ms("paced.rate"),
+    "frames": _text("paced.frames"),
+    "late": _text("paced.late"),
+    **_percentiles("paced.latency."),
+    "service p50": _ms("paced.service.p50"),
+    "service p99": _ms("paced.service.p99"),
+}
+_GROWTH: dict[str, Cell] = {
+    "sweep": _text("key"),
+    "fitted to the medians": lambda one: (
+        f"{number(one.fixed_ms)} ms + {number(one.per_unit_ms, 4)} ms a {one.unit}"
+    ),
+    "of": lambda one: BASIS_WORDS[one.basis],
+    "largest distance": partial(_at, "worst_error", share),
+}
+_ENERGY: dict[str, Cell] = {
+    **_NAME,
+    "mJ a frame": _ms("energy.mj"),
+    "above idle": _ms("energy.mj_above_idle"),
+    "W": _ms("energy.watts"),
+    "idle W": _ms("energy.idle_watts"),
+    "frames": _text("energy.frames"),
+    "source": _text("energy.source"),
+}
+_STARTS: dict[str, Cell] = {
+    "variant": lambda pair: str(pair[0]),
+    "cache": lambda pair: "with" if pair[1].cached else "without",
+    "import s": _second(_ms("import_s", 4)),
+    "load s": _second(_ms("load_s")),
+    "classes s": _second(_ms("classes_s", 4)),
+    "first frame s": _second(_ms("first_frame_s", 4)),
+    "peak MB": _second(_ms("peak_mb")),
+}
 
 
 def _stages(variant: VariantReport) -> TextTable:
     total = sum(times.mean for times in variant.stages.values())
-    rows = tuple(
-        (name, *(_ms(times, p) for p in _PERCENTILES), number(times.mean),
-         share(times.mean / total if total else None))
-        for name, times in variant.stages.items()
-    )  # fmt: skip
-    headings = ("stage", *(f"{name} ms" for name in _PERCENTILES), "mean ms", "of the frame")
-    return TextTable(title=f"stages of {variant.name}", headings=headings, rows=rows)
+    columns: dict[str, Cell] = {
+        "stage": lambda pair: str(pair[0]),
+        **{name: _second(cell) for name, cell in _percentiles(unit=" ms").items()},
+        "mean ms": _second(_ms("mean")),
+        "of the frame": lambda pair: share(pair[1].mean / total if total else None),
+    }
+    return table(f"stages of {variant.name}", variant.stages.items(), columns)
 
 
-def _nodes(variant: VariantReport, key: str, nodes: Sequence[NodeRow]) -> TextTable:
-    totals = sum_by(nodes, lambda node: f"{node.graph}  {getattr(node, key)}")
-    graphs = sum_by(nodes, lambda node: node.graph)
-    order = list(totals)
+def _nodes(variant: VariantReport, key: str) -> TextTable:
+    """Milliseconds by block, in the network's order, or by kind, the longest first."""
+
+    def group(node: NodeRow) -> tuple[str, str]:
+        return node.graph, str(getattr(node, key))
+
+    totals = sum_by(variant.nodes, group)
+    graphs = sum_by(variant.nodes, lambda node: node.graph)
+    order, places = list(totals), list(graphs)
     if key == "kind":
-        places = list(graphs)
-        order.sort(key=lambda name: (
-            places.index(name.partition("  ")[0]), name.endswith(OUTSIDE), -totals[name]
-        ))  # fmt: skip
-    rows = []
-    for name in order:
-        graph, _, group = name.partition("  ")
-        rows.append((graph, group, number(totals[name], 3), share(totals[name] / graphs[graph])))
-    headings = ("graph", key, "ms", "of the graph")
-    title = f"nodes of {variant.name} by {key}"
-    return TextTable(title=title, headings=headings, rows=tuple(rows))
+        order.sort(key=lambda one: (places.index(one[0]), one[1] == OUTSIDE, -totals[one]))
+    columns: dict[str, Cell] = {
+        "graph": lambda one: one[0],
+        key: lambda one: one[1],
+        "ms": lambda one: number(totals[one], 3),
+        "of the graph": lambda one: share(totals[one] / graphs[one[0]]),
+    }
+    return table(f"nodes of {variant.name} by {key}", order, columns)
 
 
-def _growths(report: Report) -> TextTable:
-    rows = tuple(
-        (
-            growth.key,
-            f"{number(growth.fixed_ms)} ms + {number(growth.per_unit_ms, 4)} ms a {growth.unit}",
-            BASIS_WORDS[growth.basis],
-            share(growth.worst_error),
-        )
-        for growth in report.growths
-    )
-    headings = ("sweep", "fitted to the medians", "of", "largest distance")
-    return TextTable(title="growth", headings=headings, rows=rows)
-
-
-def _energy(report: Report) -> TextTable:
-    headings = ("variant", "mJ a frame", "above idle", "W", "idle W", "frames", "source")
-    rows = tuple(
-        (one.name, number(one.energy.mj), number(one.energy.mj_above_idle),
-         number(one.energy.watts), number(one.energy.idle_watts), str(one.energy.frames),
-         one.energy.source)
-        for one in report.variants
-        if one.energy is not None
-    )  # fmt: skip
-    return TextTable(title="energy", headings=headings, rows=rows)
-
-
-def _cold_starts(report: Report) -> TextTable:
-    headings = ("variant", "cache", "import s", "load s", "classes s", "first frame s", "peak MB")
-    rows = tuple(
-        (one.name, "with" if start.cached else "without", number(start.import_s, 4),
-         number(start.load_s), number(start.classes_s, 4), number(start.first_frame_s, 4),
-         number(start.peak_mb))
-        for one in report.variants
-        for start in one.cold_starts
-    )  # fmt: skip
-    return TextTable(title="a fresh process", headings=headings, rows=rows)
-
-
-def _conditions(report: Report) -> TextTable:
-    rows = tuple(_condition_rows(report.conditions.readings))
-    return TextTable(title="conditions", headings=("", "value", "note"), rows=rows)
-
-
-def _condition_rows(readings: Sequence[Reading]) -> Iterator[tuple[str, ...]]:
-    for reading in readings:
-        note = ""
-        if reading.value is None:
-            note = f"{reading.reason}; see: {reading.command}"
-        elif reading.before is not None:
-            note = f"{number(reading.before, 1)} before"
-        yield reading.name, _reading(reading), note
+def _note(reading: Reading) -> str:
+    if reading.value is None:
+        return f"{reading.reason}; see: {reading.command}"
+    return "" if reading.before is None else f"{number(reading.before, 1)} before"
 
 
 def _reading(reading: Reading | None) -> str:
@@ -284,6 +289,4 @@ def _reading(reading: Reading | None) -> str:
         return ABSENT
     if isinstance(reading.value, str):
         return reading.value
-    if not reading.unit:
-        return share(reading.value)
-    return f"{number(reading.value)} {reading.unit}"
+    return f"{number(reading.value)} {reading.unit}" if reading.unit else share(reading.value)

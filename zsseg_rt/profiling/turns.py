@@ -1,16 +1,22 @@
-"""Candidates take turns in random order, so that a busy moment meets all of them alike."""
+"""Candidates take turns in random order, so that a busy moment meets all of them alike.
+
+A candidate is a function of this process, or a process of its own (``worker.py``).
+"""
 
 from __future__ import annotations
 
 import math
+import os
 import random
 import statistics
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from zsseg_rt.errors import ArgumentError
-from zsseg_rt.profiling.candidates import Candidate, CandidateError, LocalCandidate
+from zsseg_rt.common.child_process import ChildError, ChildProcess
+from zsseg_rt.errors import ArgumentError, ZssegError
 from zsseg_rt.profiling.estimates import (
     MOST_PAIRS,
     Basis,
@@ -20,56 +26,184 @@ from zsseg_rt.profiling.estimates import (
 )
 from zsseg_rt.profiling.meter import (
     DeviceTimer,
+    Meter,
     Paced,
     Sample,
     Stopwatch,
+    ThreadTimes,
     Turn,
     TurnPlan,
+    read_memory_mb,
+    read_thread_times,
     settle_threads,
     waiting_share,
 )
 
+_WORKER = Path(__file__).with_name("worker.py")
+_FOREIGN = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 _GROWTH = 1.25  # the interval is looked at after so many times more rounds
 _PACED_BLOCKS = 3
 
 
-@dataclass(frozen=True, kw_only=True)
-class StopRule:
-    """When enough rounds were taken: a rule that does not look at who is ahead.
+class CandidateError(ZssegError):
+    """A candidate failed while it was opened or timed; the others go on."""
+
+
+class LocalCandidate:
+    """A function of this process; what it raises passes through.
 
     Attributes:
-        max_seconds: No round begins later.
-        min_rounds: Rounds before anything is looked at.
-        max_rounds: Rounds at most.
-        half_width: Stop once every candidate's interval against the first one reaches no further
-            than this share from its estimate; None takes rounds until one of the others ends it.
+        process: Whose threads are looked at.
     """
 
-    max_seconds: float = 60.0
-    min_rounds: int = 10
+    process: int | str = "self"
+
+    def __init__(
+        self,
+        name: str,
+        call: Callable[[], Any],
+        *,
+        device_timer: DeviceTimer | None = None,
+        stages_of: Callable[[Any], Mapping[str, float]] | None = None,
+    ) -> None:
+        self.name, self.on_gpu = name, device_timer is not None
+        self._call, self._meter = call, Meter(device_timer=device_timer, stages_of=stages_of)
+
+    def turn(self, plan: TurnPlan) -> Turn:
+        """Take one turn."""
+        return self._meter.turn(self._call, plan)
+
+    def pace(self, rate: float, seconds: float) -> list[Paced]:
+        """Label frames that fall due by a clock; see :meth:`Meter.pace`."""
+        return self._meter.pace(self._call, rate=rate, seconds=seconds)
+
+    def settle(self) -> None:
+        """Wait until its threads sleep, so that they do not disturb the next candidate."""
+        settle_threads(self.process)
+
+    def thread_times(self) -> ThreadTimes:
+        """Run and waiting time of its process's threads."""
+        return read_thread_times(self.process)
+
+    def close(self) -> None:
+        """Free it. Calling it twice is harmless."""
+        self._meter.close()
+
+
+class ChildCandidate(LocalCandidate):
+    """A process of its own: own threads, own peak memory, any interpreter.
+
+    Attributes:
+        process: The child's number.
+        started: Seconds of the parts of its cold start.
+        described: What runs in it, as plain data.
+        memory: Resident MB after the first call and at the peak until then, or None.
+
+    Raises:
+        CandidateError: It failed, or its process ended; so does every request.
+    """
+
+    process: int
+
+    def __init__(self, name: str, spec: Mapping[str, Any], *, python: str | None = None) -> None:
+        self.name = name
+        try:
+            self._child = ChildProcess(
+                [python or sys.executable, str(_WORKER)], env=_environment(python)
+            )
+        except OSError as exc:
+            raise CandidateError(
+                f"{name}: cannot run {python}: {exc.strerror}. Check the interpreter's path."
+            ) from exc
+        self.process = self._child.number
+        try:
+            answer = self.request("open", spec=dict(spec))
+        except BaseException:
+            self.close()
+            raise
+        self.started: dict[str, float] = answer["started"]
+        self.described: dict[str, Any] = answer["described"]
+        self.on_gpu = bool(answer["on_gpu"])
+        self.memory: list[float] | None = answer["memory"]
+
+    def request(self, action: str, **values: Any) -> Any:
+        """Ask the child to do something and return its answer."""
+        try:
+            return self._child.request(action, **values)
+        except ChildError as error:
+            kind = f"{error.kind}: " if error.kind else ""
+            raise CandidateError(f"{self.name}: {kind}{error}") from error
+
+    def turn(self, plan: TurnPlan) -> Turn:
+        """Take one turn."""
+        answer = self.request("turn", plan=vars(plan))
+        cold = None if answer["cold"] is None else Sample(**answer["cold"])
+        return Turn(cold, tuple(Sample(**sample) for sample in answer["warm"]))
+
+    def pace(self, rate: float, seconds: float) -> list[Paced]:
+        """Label frames that fall due by a clock."""
+        return [Paced(**frame) for frame in self.request("pace", rate=rate, seconds=seconds)]
+
+    def warm_up(self) -> float:
+        """Make calls until caches and threads are warm; return the fastest one's milliseconds."""
+        return float(self.request("warm"))
+
+    def select(self, **values: Any) -> float:
+        """Change what the calls of a function's candidate work on; seconds until a first result."""
+        return float(self.request("select", values=values))
+
+    def save_labels(self, file: Path, index: int = 0) -> None:
+        """Save labels of a frame as ``.npy``; nothing is written for candidates without any."""
+        self.request("labels", out=str(file), index=index)
+
+    def self_check(self) -> str:
+        """The first stage that left the golden sample, with its error; empty if none did."""
+        return str(self.request("check"))
+
+    def peak_memory_mb(self) -> float | None:
+        """The largest resident memory of the child so far."""
+        memory = read_memory_mb(self.process)
+        return None if memory is None else memory[1]
+
+    def close(self) -> None:
+        """End the child: by itself if it answers, else by force."""
+        self._child.close()
+
+    def kill(self) -> None:
+        """End the child at once, in the middle of whatever it does."""
+        self._child.kill()
+
+
+def _environment(python: str | None) -> dict[str, str]:
+    """This interpreter finds what this process finds; another one only its own packages."""
+    if python is None:
+        path = os.pathsep.join(str(Path(entry).resolve()) for entry in sys.path if entry)
+        return {**os.environ, "PYTHONPATH": path}
+    return {name: value for name, value in os.environ.items() if name not in _FOREIGN}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StopRule:
+    """When enough rounds were taken: a rule that does not look at who is ahead."""
+
+    max_seconds: float = 60.0  # no round begins later
+    min_rounds: int = 10  # before anything is looked at
     max_rounds: int = MOST_PAIRS
     half_width: float | None = 0.01
+    """Stop once every interval against the first reaches no further from its estimate."""
 
 
 @dataclass(kw_only=True)
 class Rounds:
-    """What candidates did, round by round.
+    """What candidates did, round by round."""
 
-    Attributes:
-        turns: By candidate, one entry a round; None after it failed.
-        failures: Why candidates failed, by name.
-        waiting: Share of their runnable time that each candidate's threads waited for a CPU.
-        seconds: How long it took.
-        interrupted: Whether Ctrl-C ended it.
-        on_gpu: Whether the first candidate ran on a GPU.
-    """
-
-    turns: dict[str, list[Turn | None]]
+    turns: dict[str, list[Turn | None]]  # by candidate, one entry a round; None after it failed
     failures: dict[str, str] = field(default_factory=dict)
     waiting: dict[str, float | None] = field(default_factory=dict)
+    """Share of their runnable time that each candidate's threads waited for a CPU."""
     seconds: float = 0.0
-    interrupted: bool = False
-    on_gpu: bool = False
+    interrupted: bool = False  # by Ctrl-C
+    on_gpu: bool = False  # whether the first candidate was
 
     @property
     def count(self) -> int:
@@ -119,25 +253,21 @@ def turn_ms(turn: Turn, basis: Basis) -> float:
     """
     if basis == "cpu":
         return statistics.fmean(sample.cpu_ms for sample in turn.warm)
-    if basis == "device":
-        times = (s.wall_ms if s.device_ms is None else s.device_ms for s in turn.warm)
-        return statistics.median(times)
-    return statistics.median(sample.wall_ms for sample in turn.warm)
+    on_device = basis == "device"
+    times = (s.device_ms if on_device else None for s in turn.warm)
+    walls = (s.wall_ms for s in turn.warm)
+    return statistics.median(w if d is None else d for d, w in zip(times, walls, strict=True))
 
 
 def take_turns(
-    candidates: Sequence[Candidate],
+    candidates: Sequence[LocalCandidate],
     plan: TurnPlan,
     stop: StopRule,
     *,
     seed: int = 0,
     on_round: Callable[[Rounds], None] | None = None,
 ) -> Rounds:
-    """Let candidates take turns until the rule ends it.
-
-    Returns:
-        What was measured; also after Ctrl-C, and where candidates failed.
-    """
+    """Let candidates take turns until the rule ends it, Ctrl-C does, or all have failed."""
     names = [candidate.name for candidate in candidates]
     if not names or len(set(names)) < len(names):
         raise ArgumentError(f"candidates: expected distinct names, got {', '.join(names)}")
@@ -163,7 +293,7 @@ def take_turns(
 
 
 def _one_round(
-    candidates: Sequence[Candidate],
+    candidates: Sequence[LocalCandidate],
     plan: TurnPlan,
     rounds: Rounds,
     order: random.Random,
@@ -183,7 +313,9 @@ def _one_round(
     return bool(taken)
 
 
-def _note_waiting(candidates: Sequence[Candidate], before: Mapping[str, Any], to: Rounds) -> None:
+def _note_waiting(
+    candidates: Sequence[LocalCandidate], before: Mapping[str, Any], to: Rounds
+) -> None:
     for candidate in candidates:
         if candidate.name not in to.failures:
             after = candidate.thread_times()
@@ -206,13 +338,9 @@ def _is_narrow(rounds: Rounds, names: Sequence[str], half_width: float | None) -
 
 
 def pace_in_turns(
-    candidates: Sequence[Candidate], *, rate: float, seconds: float, seed: int = 0
+    candidates: Sequence[LocalCandidate], *, rate: float, seconds: float, seed: int = 0
 ) -> dict[str, list[Paced]]:
-    """Let frames fall due by a clock, for one candidate at a time, a few stretches each.
-
-    Returns:
-        Frames by candidate; those of a candidate that failed are left out.
-    """
+    """Frames that fall due by a clock, by candidate, a few stretches each; less what failed."""
     order = random.Random(seed)
     frames: dict[str, list[Paced]] = {candidate.name: [] for candidate in candidates}
     for _ in range(_PACED_BLOCKS):
@@ -228,12 +356,6 @@ def pace_in_turns(
     return frames
 
 
-def _stages_of(result: Any) -> Mapping[str, float]:
-    """Stages of a segmentation; other results, such as a rival's labels, have none."""
-    times: Mapping[str, float] = getattr(result, "times", {})
-    return times
-
-
 def take_turns_locally(
     calls: Mapping[str, Callable[[], Any]],
     *,
@@ -245,7 +367,7 @@ def take_turns_locally(
 ) -> Rounds:
     """Let functions of this process take turns: what benchmark scripts use."""
     plan = plan or TurnPlan(measuring_ms=0.0)
-    stages_of = _stages_of if stages else None
+    stages_of = (lambda result: getattr(result, "times", {})) if stages else None  # rivals: none
     candidates = [
         LocalCandidate(name, call, device_timer=device_timer, stages_of=stages_of)
         for name, call in calls.items()

@@ -18,7 +18,8 @@ from zsseg_rt.backends.recording import RecordingSession
 from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
 from zsseg_rt.common.arrays import Array
 from zsseg_rt.common.process import OwnProcess
-from zsseg_rt.config import EngineConfig, is_share
+from zsseg_rt.common.settings import is_share
+from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import (
     ArgumentError,
     BackendError,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zsseg_rt.config import is_share
+from zsseg_rt.common.settings import is_share
 from zsseg_rt.engine import Engine
 from zsseg_rt.errors import ArgumentError, EngineStateError, VocabularyError
 from zsseg_rt.photos import decode_photo
