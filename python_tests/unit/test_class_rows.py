@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from zsseg_rt import Bundle, Engine, EngineConfig
-from zsseg_rt.runtime.families.class_rows import bucket_of
+from zsseg_rt.runtime.families.base import bucket_of
 from zsseg_rt.runtime.families.registry import create_family
 
 STORED = Path(__file__).parents[1] / "bundles" / "v1"

@@ -215,7 +215,8 @@ class EncodeWindows:
         image = self._preprocess.image(state.frame, placed, *parts)
         self._clock.mark("preprocess")
         masks = partial(self._pipeline.masks, image, state.classes, self._clock, run_plainly)
-        return state.run(("windows", len(parts), *kind), masks)
+        encoded: Masks = state.run(("windows", len(parts), *kind), masks)
+        return encoded
 
 
 class Check:

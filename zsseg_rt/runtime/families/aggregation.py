@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt import ops
-from zsseg_rt.backends.base import ANY_PRECISION, Session
+from zsseg_rt.backends.base import Session
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.bundles.quantization import NARROW
 from zsseg_rt.bundles.specs import AggregationSpec, HeadSpec
@@ -28,12 +28,21 @@ from zsseg_rt.common.arrays import Array, reshaped
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import BundleError
 from zsseg_rt.runtime.clock import StageClock
-from zsseg_rt.runtime.families.base import BoundClasses, GoldenRule, PartRunner, Trace, read_weights
-from zsseg_rt.runtime.families.class_rows import adopt_rows, bucket_of, repeated_rows
-from zsseg_rt.runtime.families.dense import class_axis
+from zsseg_rt.runtime.families.base import (
+    BoundClasses,
+    Family,
+    GoldenRule,
+    PartRunner,
+    Pipeline,
+    Trace,
+    adopt_rows,
+    bucket_of,
+    class_axis,
+    read_weights,
+    repeated_rows,
+)
 from zsseg_rt.runtime.families.masks import ClassLogits
 from zsseg_rt.runtime.workspace import Workspace
-from zsseg_rt.text.prompts import PromptSet
 from zsseg_rt.text.vocabulary import Vocabulary
 
 _DROPPED = np.float32(-100)
@@ -54,11 +63,10 @@ Rows = tuple[Array, Array]
 _Weights = Mapping[str, npt.NDArray[np.float32]]
 
 
-class AggregationFamily:
-    """Bundles of family ``aggregation``; see :class:`zsseg_rt.runtime.families.base.Family`."""
+class AggregationFamily(Family):
+    """Bundles of family ``aggregation``."""
 
     name = "aggregation"
-    auto_precisions = ANY_PRECISION
     golden = GoldenRule(
         stages=("image", "patch_embeds", "spatial", "near_map", "far_map", "class_halves",
                 "mask_logits", "logits_in_parts"),
@@ -68,16 +76,16 @@ class AggregationFamily:
     def __init__(self, bundle: Bundle, config: EngineConfig) -> None:
         if bundle.aggregation is None:
             raise BundleError(f"{bundle.path / 'bundle.json'}: missing key 'aggregation'")
-        self.head, self.padding = bundle.head, bundle.aggregation.padding
+        super().__init__(bundle, config)
+        self.padding = bundle.aggregation.padding
         self.most = _most_shown(bundle.aggregation, bundle.head, config.head_classes)
         self._all_up_to = min(self.most, config.max_candidates or self.most)
         at_once = self.most
-        self.graphs: tuple[str, ...] = ("image_encoder", "head")
+        self.graphs = ("image_encoder", "head")
         if in_parts(bundle.graphs):
             at_once = min(self.most, MOST_AT_ONCE)
             self.graphs += STAGES
         self.axes = class_axis(replace(bundle.head, max_classes=at_once))
-        self.prompt_sets = (PromptSet(templates=bundle.text.templates),)
         self._weights = _read_weights(bundle)
 
     in_one_part = False  # of many phrases, the host chooses those that the head is shown
@@ -94,24 +102,19 @@ class AggregationFamily:
         embeds = np.asarray(vocabulary.embeds / norms, np.float32)
         guidance, guidance_bias, halves, bias = (self._weights[name] for name in _TENSORS)
         named = np.maximum(embeds @ guidance.T + guidance_bias, np.float32(0))
-        return BoundClasses(
-            vocabulary=vocabulary,
-            seen=vocabulary.seen(self.head.seen),
+        return replace(
+            super().bind(vocabulary, device=device),
             text_embeds=embeds,
             text_queries=np.ascontiguousarray(named @ halves.T + bias, np.float32),
         )
 
-    def pipeline(
-        self, sessions: Mapping[str, Session], workspace: Workspace
-    ) -> AggregationPipeline:
+    def pipeline(self, sessions: Mapping[str, Session], workspace: Workspace) -> Pipeline:
         """Make the pipeline of one lane."""
         return AggregationPipeline(self.padding, self.most, sessions, workspace)
 
 
-class AggregationPipeline:
-    """Runs encoder and head; see :class:`zsseg_rt.runtime.families.base.Pipeline`."""
-
-    checks_masks = False
+class AggregationPipeline(Pipeline):
+    """Runs encoder and head."""
 
     def __init__(
         self, padding: int, most: int, sessions: Mapping[str, Session], workspace: Workspace

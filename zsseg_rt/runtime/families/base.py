@@ -6,17 +6,21 @@ lane and runs one frame at a time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain, count
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from zsseg_rt.backends.base import Bounds, Session
+from zsseg_rt import ops
+from zsseg_rt.backends.base import ANY_PRECISION, Bounds, Session
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.bundles.specs import HeadSpec
-from zsseg_rt.common.arrays import Array
+from zsseg_rt.common.arrays import Array, reshaped
+from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import BundleError
 from zsseg_rt.runtime.clock import StageClock
 from zsseg_rt.runtime.families.candidates import CandidateGate
@@ -33,19 +37,13 @@ Labels = tuple[npt.NDArray[Any], npt.NDArray[np.float32] | None]
 _Result = TypeVar("_Result")
 
 
-class PartRunner(Protocol):
-    """Runs a part of a frame, which may be recorded once and replayed."""
-
-    def __call__(self, key: Hashable, enqueue: Callable[[], _Result]) -> _Result:
-        """Enqueue the part's work.
-
-        Returns:
-            What ``enqueue`` returned, now or when it was recorded.
-        """
+PartRunner = Callable[[Hashable, Callable[[], Any]], Any]
+"""Given a key and what enqueues a part of a frame, which may be recorded once and replayed: returns
+what enqueueing returned, now or when it was recorded."""
 
 
 def run_plainly(key: Hashable, enqueue: Callable[[], _Result]) -> _Result:
-    """Record nothing; a :class:`PartRunner`."""
+    """Record nothing; a :data:`PartRunner`."""
     return enqueue()
 
 
@@ -201,13 +199,13 @@ class Masks(Protocol):
         """
 
 
-class Pipeline(Protocol):
+class Pipeline(ABC):
     """From an image to masks, in one lane's buffers and sessions."""
 
-    @property
-    def checks_masks(self) -> bool:
-        """Whether its last kernel writes to the workspace's flag if masks are finite."""
+    checks_masks = False
+    """Whether its last kernel writes to the workspace's flag if masks are finite."""
 
+    @abstractmethod
     def adopt(self, classes: BoundClasses, *, num_rows: int | None = None) -> BoundClasses:
         """Copy what frames need to know of the classes into this lane's named buffers.
 
@@ -220,6 +218,7 @@ class Pipeline(Protocol):
                 count.
         """
 
+    @abstractmethod
     def masks(
         self,
         image: Array,
@@ -247,39 +246,39 @@ class Pipeline(Protocol):
         """
 
 
-class Family(Protocol):
-    """How bundles of one family are run; immutable and usable from any thread."""
+class Family(ABC):
+    """How bundles of one family are run; immutable and usable from any thread.
 
-    @property
-    def name(self) -> str:
-        """What ``bundle.json`` calls the family."""
+    Attributes:
+        name: What ``bundle.json`` calls the family.
+        graphs: Names of the graphs for which a lane needs a session.
+        auto_precisions: Precisions that ``precision="auto"`` may take.
+        golden: How a golden sample is compared.
+        in_one_part: Whether a frame's work on the GPU is enqueued without the host looking at any
+            of it.
+        head: The bundle's rule for labels.
+        axes: Smallest, usual and largest size of every dynamic axis of the graphs.
+        prompt_sets: The templates of every text input; the first one's embeddings are the
+            vocabulary's.
+    """
 
-    @property
-    def graphs(self) -> tuple[str, ...]:
-        """Names of the graphs for which a lane needs a session."""
+    name: str
+    graphs: tuple[str, ...] = ("image_encoder",)
+    auto_precisions: tuple[str, ...] = ANY_PRECISION
+    golden: GoldenRule
+    in_one_part = True
 
-    @property
-    def axes(self) -> Mapping[str, Bounds]:
-        """Smallest, usual and largest size of every dynamic axis of the graphs."""
-
-    @property
-    def prompt_sets(self) -> tuple[PromptSet, ...]:
-        """The templates of every text input; the first one's embeddings are the vocabulary's."""
-
-    @property
-    def auto_precisions(self) -> tuple[str, ...]:
-        """Precisions that ``precision="auto"`` may take."""
-
-    @property
-    def golden(self) -> GoldenRule:
-        """How a golden sample is compared."""
-
-    @property
-    def in_one_part(self) -> bool:
-        """Whether a frame's work on the GPU is enqueued without the host looking at any of it."""
+    def __init__(self, bundle: Bundle, config: EngineConfig) -> None:
+        self.head = bundle.head
+        self.axes = class_axis(bundle.head)
+        self.prompt_sets: tuple[PromptSet, ...] = (PromptSet(templates=bundle.text.templates),)
 
     def rows_for(self, num_phrases: int) -> int:
-        """How many phrases' rows a capture is made for; see :meth:`Pipeline.adopt`."""
+        """How many phrases' rows a capture is made for; see :meth:`Pipeline.adopt`.
+
+        Where phrases are compared one by one, further rows change nothing.
+        """
+        return bucket_of(num_phrases, self.head.max_classes)
 
     def bind(self, vocabulary: Vocabulary, *, device: str = "cpu") -> BoundClasses:
         """Precompute what depends on the classes alone, on the host.
@@ -289,7 +288,13 @@ class Family(Protocol):
             device: Where lanes run; what is better computed there is left to
                 :meth:`Pipeline.adopt`.
         """
+        return BoundClasses(
+            vocabulary=vocabulary,
+            seen=vocabulary.seen(self.head.seen),
+            text_embeds=vocabulary.embeds,
+        )
 
+    @abstractmethod
     def pipeline(self, sessions: Mapping[str, Session], workspace: Workspace) -> Pipeline:
         """Make the pipeline of one lane.
 
@@ -297,6 +302,90 @@ class Family(Protocol):
             sessions: One session per name in :attr:`graphs`, the lane's own.
             workspace: The lane's buffers.
         """
+
+
+def class_axis(head: HeadSpec) -> dict[str, Bounds]:
+    """The axis of phrases, which is open in graphs that take them, and that of windows."""
+    axes = {"classes": (1, min(32, head.max_classes), head.max_classes)}
+    most = head.window_batch
+    return axes if most == 1 else axes | {"windows": (1, most, most)}
+
+
+def cell_logits(patches: Array, texts: Array, head: HeadSpec, workspace: Workspace) -> Array:
+    """Every phrase's logit for every cell, float32 [B, P, gh, gw] in the lane's buffer.
+
+    On a GPU the kernel also tells the workspace's flag whether all are finite.
+
+    Shapes:
+        patches: [B, N, D].
+        texts: [P, D] or [B, P, D].
+    """
+    shape = (patches.shape[0], texts.shape[-2], patches.shape[1])
+    products = workspace.products()
+    logits = ops.patch_text_similarity(
+        patches,
+        texts,
+        logit_scale=head.logit_scale,
+        normalize=head.normalize,
+        out=workspace.array("mask_logits", shape, np.float32),
+        finite=None if products is None else workspace.flag()[1],
+        workspace=products,
+        stream=workspace.stream,
+    )
+    return reshaped(logits, (*shape[:2], *head.grid_hw))
+
+
+def bucket_of(num_phrases: int, most: int) -> int:
+    """The number of rows that vocabularies of about this size share.
+
+    8, 16, 32, 64, 128, 254, 512, 1024 and so on: with 255 classes, labels take two bytes.
+
+    Example:
+        >>> [bucket_of(number, 1000) for number in (1, 9, 254, 255, 600)]
+        [8, 16, 254, 512, 1000]
+    """
+    return min(next(size for size in _sizes() if size >= num_phrases), max(most, num_phrases))
+
+
+def _sizes() -> Iterator[int]:
+    return chain((8, 16, 32, 64, 128, 254), (1 << power for power in count(9)))
+
+
+def adopt_rows(
+    classes: BoundClasses,
+    num_rows: int | None,
+    workspace: Workspace,
+    *,
+    text_dtype: str = "float32",
+) -> BoundClasses:
+    """Copy text embeddings, seen flags and the label table into a lane's buffers.
+
+    On the CPU, arrays are used where they are, and the lane maps phrases to classes.
+
+    Shapes:
+        text_dtype: What the copied text embeddings are rounded to, ``"float32"`` or ``"float16"``.
+    """
+    if workspace.device == "cpu":
+        return classes
+    text_embeds = classes.text_embeds.astype(text_dtype, copy=False)
+    vocabulary, phrases = classes.vocabulary, len(classes.vocabulary.phrases)
+    rows = phrases if num_rows is None else num_rows
+    table = vocabulary.label_table[:rows]
+    seen = None if classes.seen is None else repeated_rows(np.asarray(classes.seen), rows)
+    return replace(
+        classes,
+        text_embeds=workspace.upload("text_embeds", repeated_rows(text_embeds, rows)),
+        seen=None if seen is None else workspace.upload("seen", seen),
+        num_phrases=workspace.upload("num_phrases", np.array([phrases], np.int32)),
+        label_table=workspace.upload(f"label_table {table.dtype}", table),
+    )
+
+
+def repeated_rows(values: npt.NDArray[Any], rows: int) -> npt.NDArray[Any]:
+    """So many rows: those beyond the last repeat it, which keeps them as finite as the others."""
+    if rows == len(values):
+        return values
+    return values[np.minimum(np.arange(rows), len(values) - 1)]
 
 
 def read_weights(bundle: Bundle, names: Sequence[str]) -> list[npt.NDArray[np.float32]]:

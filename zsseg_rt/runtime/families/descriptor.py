@@ -17,31 +17,39 @@ import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt import ops
-from zsseg_rt.backends.base import ANY_PRECISION, Session
+from zsseg_rt.backends.base import Session
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.bundles.specs import HeadSpec
-from zsseg_rt.common.arrays import Array, dtype_of, reshaped
+from zsseg_rt.common.arrays import Array, dtype_of
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import BundleError
 from zsseg_rt.runtime.clock import StageClock
-from zsseg_rt.runtime.families.base import BoundClasses, GoldenRule, PartRunner, Trace, read_weights
-from zsseg_rt.runtime.families.class_rows import adopt_rows, bucket_of, repeated_rows
-from zsseg_rt.runtime.families.dense import class_axis
+from zsseg_rt.runtime.families.base import (
+    BoundClasses,
+    Family,
+    GoldenRule,
+    PartRunner,
+    Pipeline,
+    Trace,
+    adopt_rows,
+    bucket_of,
+    cell_logits,
+    read_weights,
+    repeated_rows,
+)
 from zsseg_rt.runtime.families.masks import ClassLogits
 from zsseg_rt.runtime.workspace import Workspace
-from zsseg_rt.text.prompts import PromptSet
 from zsseg_rt.text.vocabulary import Vocabulary
 
 _QUERY_DTYPES = ("float32", "float16")
 _Projection = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 
 
-class DescriptorFamily:
-    """Bundles of family ``descriptor``; see :class:`zsseg_rt.runtime.families.base.Family`."""
+class DescriptorFamily(Family):
+    """Bundles of family ``descriptor``."""
 
     name = "descriptor"
     graphs = ("image_encoder", "decoder")
-    auto_precisions = ANY_PRECISION
     golden = GoldenRule(
         stages=(
             "image",
@@ -56,15 +64,11 @@ class DescriptorFamily:
     )
 
     def __init__(self, bundle: Bundle, config: EngineConfig) -> None:
-        self.head = bundle.head
-        self.axes = class_axis(bundle.head)
-        self.prompt_sets = (PromptSet(templates=bundle.text.templates),)
+        super().__init__(bundle, config)
         self._projection = _read_projection(bundle)
         stated = bundle.head.independent_queries
         # Bundles before this key are of two architectures.
         self._independent = bundle.architecture == "zegclip" if stated is None else stated
-
-    in_one_part = True
 
     def rows_for(self, num_phrases: int) -> int:
         """ZegCLIP's queries never meet. CLIP-RC's patches attend to all, so none may be added."""
@@ -72,23 +76,19 @@ class DescriptorFamily:
 
     def bind(self, vocabulary: Vocabulary, *, device: str = "cpu") -> BoundClasses:
         """Compute the text half of the class queries; on a GPU each lane does."""
-        text_queries = None
-        if device == "cpu":
-            text_queries = ops.relationship_descriptor_text(vocabulary.embeds, *self._projection)
-        return BoundClasses(
-            vocabulary=vocabulary,
-            seen=vocabulary.seen(self.head.seen),
-            text_embeds=vocabulary.embeds,
-            text_queries=text_queries,
-        )
+        bound = super().bind(vocabulary, device=device)
+        if device != "cpu":
+            return bound
+        queries = ops.relationship_descriptor_text(vocabulary.embeds, *self._projection)
+        return replace(bound, text_queries=queries)
 
-    def pipeline(self, sessions: Mapping[str, Session], workspace: Workspace) -> DescriptorPipeline:
+    def pipeline(self, sessions: Mapping[str, Session], workspace: Workspace) -> Pipeline:
         """Make the pipeline of one lane."""
         return DescriptorPipeline(self.head, self._projection, sessions, workspace)
 
 
-class DescriptorPipeline:
-    """Decodes a query per phrase; see :class:`zsseg_rt.runtime.families.base.Pipeline`.
+class DescriptorPipeline(Pipeline):
+    """Decodes a query per phrase.
 
     Where graphs give ``cls_embed`` and take ``queries`` in float16, text embeddings and the weight
     are rounded to float16 beside them, once. The queries' text half stays float32.
@@ -106,17 +106,13 @@ class DescriptorPipeline:
         workspace: Workspace,
     ) -> None:
         self._head, self._workspace = head, workspace
+        self.checks_masks = workspace.device != "cpu"
         self._image_encoder, self._decoder = sessions["image_encoder"], sessions["decoder"]
         self._dtype = _dtype_of_queries(self._image_encoder, self._decoder)
         self._weight, self._bias = map(workspace.place, projection)
         self._image_weight = self._weight
         if self._dtype != "float32":
             self._image_weight = workspace.place(projection[0].astype(self._dtype))
-
-    @property
-    def checks_masks(self) -> bool:
-        """On a GPU."""
-        return self._workspace.device != "cpu"
 
     def adopt(self, classes: BoundClasses, *, num_rows: int | None = None) -> BoundClasses:
         """Copy the text embeddings; on a GPU, compute the text half of the class queries there."""
@@ -146,11 +142,10 @@ class DescriptorPipeline:
         trace: Trace | None = None,
     ) -> ClassLogits:
         """Decode every phrase's query and compare it with the patches."""
-        stream, workspace = self._workspace.stream, self._workspace
+        stream = self._workspace.stream
         encoded = self._image_encoder.run({"image": image}, stream=stream)
         patch_embeds = encoded["patch_embeds"]
         clock.mark("image_encoder")
-        windows, phrases = patch_embeds.shape[0], classes.text_embeds.shape[0]
         queries = self._queries(encoded["cls_embed"], classes)
         clock.mark("descriptor")
         decoded = self._decoder.run(
@@ -158,18 +153,7 @@ class DescriptorPipeline:
         )
         clock.mark("decoder")
         patch_keys, class_embeds = decoded["patch_keys"], decoded["class_embeds"]
-        products = workspace.products()
-        logits = ops.patch_text_similarity(
-            patch_keys,
-            class_embeds,
-            logit_scale=self._head.logit_scale,
-            normalize=self._head.normalize,
-            out=workspace.array("mask_logits", (windows, phrases, patch_keys.shape[1]), np.float32),
-            finite=None if products is None else workspace.flag()[1],
-            workspace=products,
-            stream=stream,
-        )
-        mask_logits = reshaped(logits, (windows, phrases, *self._head.grid_hw))
+        mask_logits = cell_logits(patch_keys, class_embeds, self._head, self._workspace)
         clock.mark("similarity")
         if trace is not None:
             trace.update(encoded, **decoded, queries=queries, mask_logits=mask_logits)

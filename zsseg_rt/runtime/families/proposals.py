@@ -16,16 +16,22 @@ import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt import ops
-from zsseg_rt.backends.base import ANY_PRECISION, Bounds, Session
+from zsseg_rt.backends.base import Session
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.bundles.specs import PreprocessSpec, RegionEncoderSpec
 from zsseg_rt.common.arrays import Array, reshaped
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import ArgumentError, BackendError, BundleError
 from zsseg_rt.runtime.clock import StageClock
-from zsseg_rt.runtime.families.base import BoundClasses, GoldenRule, PartRunner, Trace
-from zsseg_rt.runtime.families.class_rows import bucket_of, repeated_rows
-from zsseg_rt.runtime.families.dense import class_axis
+from zsseg_rt.runtime.families.base import (
+    BoundClasses,
+    Family,
+    GoldenRule,
+    PartRunner,
+    Pipeline,
+    Trace,
+    repeated_rows,
+)
 from zsseg_rt.runtime.families.masks import RegionVotes
 from zsseg_rt.runtime.workspace import Workspace
 from zsseg_rt.text.prompts import PromptSet
@@ -180,11 +186,10 @@ class _RegionJudge:
         return workspace.own("region_embeds", encoded["region_embeds"])
 
 
-class ProposalsFamily:
-    """Bundles of family ``proposals``; see :class:`zsseg_rt.runtime.families.base.Family`."""
+class ProposalsFamily(Family):
+    """Bundles of family ``proposals``."""
 
     name = "proposals"
-    auto_precisions = ANY_PRECISION
     golden = GoldenRule(
         stages=(
             "image",
@@ -202,12 +207,10 @@ class ProposalsFamily:
     def __init__(self, bundle: Bundle, config: EngineConfig) -> None:
         if bundle.regions is None:
             raise BundleError(f"{bundle.path / 'bundle.json'}: missing key 'regions'")
-        self.head, self.preprocess = bundle.head, bundle.preprocess
+        super().__init__(bundle, config)
+        self.preprocess = bundle.preprocess
         self.fusion = bundle.regions.fusion
         self.encoder = _encoder_spec(bundle, config.min_region_score)
-        self.graphs: tuple[str, ...] = ("image_encoder",)
-        self.axes: dict[str, Bounds] = class_axis(bundle.head)
-        self.prompt_sets: tuple[PromptSet, ...] = (PromptSet(templates=bundle.text.templates),)
         if self.encoder is not None:
             self.graphs += ("region_encoder",)
             self.axes["regions"] = (1, self.encoder.batch, self.encoder.batch)
@@ -222,21 +225,15 @@ class ProposalsFamily:
 
     in_one_part = False  # the host chooses the regions that are looked at, and weighs opinions
 
-    def rows_for(self, num_phrases: int) -> int:
-        """Further rows repeat the last phrase, to which the lower of equal labels belongs."""
-        return bucket_of(num_phrases, self.head.max_classes)
-
     def bind(self, vocabulary: Vocabulary, *, device: str = "cpu") -> BoundClasses:
         """Lay out the calibration of seen classes."""
-        seen = vocabulary.seen(self.head.seen)
-        bias = None
-        if seen is not None and self.head.seen_bias:
-            bias = np.float32(self.head.seen_bias) * seen.astype(np.float32)
-        return BoundClasses(
-            vocabulary=vocabulary, seen=seen, text_embeds=vocabulary.embeds, bias=bias
-        )
+        bound = super().bind(vocabulary, device=device)
+        if bound.seen is None or not self.head.seen_bias:
+            return bound
+        bias = np.float32(self.head.seen_bias) * bound.seen.astype(np.float32)
+        return replace(bound, bias=bias)
 
-    def pipeline(self, sessions: Mapping[str, Session], workspace: Workspace) -> ProposalsPipeline:
+    def pipeline(self, sessions: Mapping[str, Session], workspace: Workspace) -> Pipeline:
         """Make the pipeline of one lane."""
         return ProposalsPipeline(self, sessions, workspace)
 
@@ -253,10 +250,8 @@ def _encoder_spec(bundle: Bundle, min_score: float | None) -> RegionEncoderSpec 
     return replace(encoder, min_score=min_score)
 
 
-class ProposalsPipeline:
-    """Proposes segments and lets them vote; see ``Pipeline``."""
-
-    checks_masks = False
+class ProposalsPipeline(Pipeline):
+    """Proposes segments and lets them vote."""
 
     def __init__(
         self, family: ProposalsFamily, sessions: Mapping[str, Session], workspace: Workspace

@@ -7,6 +7,7 @@ Distillation Only" (ZeroSeg), ICCV 2023, which labels segments as Xu et al., "Gr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -19,25 +20,29 @@ from zsseg_rt.common.arrays import Array
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import BackendError, BundleError
 from zsseg_rt.runtime.clock import StageClock
-from zsseg_rt.runtime.families.base import BoundClasses, GoldenRule, PartRunner, Trace
-from zsseg_rt.runtime.families.dense import class_axis
+from zsseg_rt.runtime.families.base import (
+    BoundClasses,
+    Family,
+    GoldenRule,
+    PartRunner,
+    Pipeline,
+    Trace,
+)
 from zsseg_rt.runtime.families.masks import SegmentMasks
 from zsseg_rt.runtime.workspace import Workspace
-from zsseg_rt.text.prompts import PromptSet
 from zsseg_rt.text.vocabulary import Vocabulary
 
 _Rows = npt.NDArray[np.float32]
 _Judged = tuple[npt.NDArray[np.int64], _Rows]  # the best phrase of each segment, its score
 
 
-class SegmentTokensFamily:
-    """Bundles of family ``segment_tokens``; see :class:`zsseg_rt.runtime.families.base.Family`.
+class SegmentTokensFamily(Family):
+    """Bundles of family ``segment_tokens``.
 
     ``precision="auto"`` is float32: with hard groups, rounding changes labels.
     """
 
     name = "segment_tokens"
-    graphs = ("image_encoder",)
     auto_precisions = ("float32",)
     golden = GoldenRule(
         stages=("image", "segment_embeds", "image_embed", "mask_logits"), raw_logits=False
@@ -46,11 +51,8 @@ class SegmentTokensFamily:
     def __init__(self, bundle: Bundle, config: EngineConfig) -> None:
         if bundle.segments is None:
             raise BundleError(f"{bundle.path / 'bundle.json'}: missing key 'segments'")
-        self.head, self.segments = bundle.head, bundle.segments
-        self.axes = class_axis(bundle.head)
-        self.prompt_sets = (PromptSet(templates=bundle.text.templates),)
-
-    in_one_part = True  # segments get their classes on the host, after the last kernel
+        super().__init__(bundle, config)
+        self.segments = bundle.segments  # they get classes on the host, after the last kernel
 
     def rows_for(self, num_phrases: int) -> int:
         """No further rows: on the GPU, nothing depends on the phrases."""
@@ -58,23 +60,16 @@ class SegmentTokensFamily:
 
     def bind(self, vocabulary: Vocabulary, *, device: str = "cpu") -> BoundClasses:
         """Normalise the text embeddings."""
-        return BoundClasses(
-            vocabulary=vocabulary,
-            seen=vocabulary.seen(self.head.seen),
-            text_embeds=_unit_rows(vocabulary.embeds),
-        )
+        bound = super().bind(vocabulary, device=device)
+        return replace(bound, text_embeds=_unit_rows(vocabulary.embeds))
 
-    def pipeline(
-        self, sessions: Mapping[str, Session], workspace: Workspace
-    ) -> SegmentTokensPipeline:
+    def pipeline(self, sessions: Mapping[str, Session], workspace: Workspace) -> Pipeline:
         """Make the pipeline of one lane."""
         return SegmentTokensPipeline(self, sessions["image_encoder"], workspace)
 
 
-class SegmentTokensPipeline:
-    """Finds segments and their classes; see :class:`zsseg_rt.runtime.families.base.Pipeline`."""
-
-    checks_masks = False
+class SegmentTokensPipeline(Pipeline):
+    """Finds segments and their classes."""
 
     def __init__(
         self, family: SegmentTokensFamily, image_encoder: Session, workspace: Workspace
