@@ -12,20 +12,23 @@ from torch import Tensor
 
 from support import tiny
 from zsseg_rt import Engine, EngineConfig
-from zsseg_rt.models import functional
+from zsseg_rt.export.architectures.descriptor import parts_of
+from zsseg_rt.onnx.arrays import Arrays
 from zsseg_rt.ops import reference
 
 
-def run_parts(parts: Any, image: Tensor, text: Tensor) -> Tensor:
-    """Low-resolution logits by the folded parts, in the order in which the runtime calls them."""
-    patch_embeds, cls_embed = parts.image_encoder(image)
-    queries = functional.relationship_descriptor(
-        cls_embed, text, parts.descriptor_weight, parts.descriptor_bias
-    )
-    class_embeds, patch_keys = parts.decoder(queries, patch_embeds)
-    return functional.patch_text_similarity(
-        patch_keys, class_embeds, logit_scale=parts.logit_scale, normalize=False
-    ).unflatten(2, parts.grid_hw)
+def run_parts(model: Any, image: Tensor, text: Tensor) -> Tensor:
+    """Low-resolution logits by NumPy, in the order in which the runtime calls the parts."""
+    parts, text_embeds = parts_of(model), text.numpy()
+    (weight, bias), logit_scale = parts.projection()
+    logits = []
+    for one in image.split(1):
+        patch_embeds, cls_embed = parts.encode(Arrays(), one.numpy())
+        queries = reference.relationship_descriptor(cls_embed, text_embeds, weight, bias)
+        class_embeds, patch_keys = parts.decode(Arrays(), queries, patch_embeds)
+        logits.append(logit_scale * class_embeds @ patch_keys.transpose(0, 2, 1))
+    grid_hw = parts.tower.grid_hw(tuple(image.shape[2:]))
+    return torch.from_numpy(np.concatenate(logits).reshape(len(image), len(text), *grid_hw))
 
 
 def make_inputs(count: int, embed_dim: int = 32, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

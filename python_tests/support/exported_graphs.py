@@ -6,12 +6,10 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from zsseg_rt.bundles.specs import FAMILIES
-from zsseg_rt.export.folded.descriptor import fold_descriptor
+from zsseg_rt.export.architectures.descriptor import export_descriptor
 from zsseg_rt.export.graph_files import save_graphs
-from zsseg_rt.export.onnx import GraphExport, image_graph
+from zsseg_rt.export.options import ExportOptions
 
 
 def export_descriptor_graphs(
@@ -23,18 +21,6 @@ def export_descriptor_graphs(
 
     Returns the files by ``"NAME.PRECISION"``.
     """
-    parts = fold_descriptor(model)
-    query_dim, num_patches = parts.descriptor_weight.shape[0], parts.grid_hw[0] * parts.grid_hw[1]
-    decoder = GraphExport(
-        module=parts.decoder,
-        inputs={
-            "queries": torch.zeros(parts.num_cells, 3, query_dim),
-            "patch_embeds": torch.zeros(1, num_patches, parts.memory_dim),
-        },
-        outputs=("class_embeds", "patch_keys"),
-        dynamic={"queries": {1: ("classes", 1024)}},
-    )
-    encoder = image_graph(parts.image_encoder, parts.size_hw, ("patch_embeds", "cls_embed"))
-    graphs = {"image_encoder": encoder, "decoder": decoder}
-    save_graphs(graphs, folder, ("float32", "float16"), half)
+    exported = export_descriptor(model, ExportOptions(text_encoder=None))
+    save_graphs(exported.graphs, folder, ("float32", "float16"), half)
     return {path.name.removesuffix(".onnx"): path for path in folder.glob("*.onnx")}

@@ -186,25 +186,6 @@ def test_threshold_and_default_templates_reach_the_bundle(weights, tmp_path):
     assert bundle.text.templates == tuple(template("{}") for template in published)
 
 
-def test_disagreement_is_refused(weights, tmp_path, monkeypatch):
-    from zsseg_rt.export.architectures import dense_clip
-
-    monkeypatch.setattr(
-        dense_clip,
-        "preprocess_frame",
-        lambda spec: np.random.default_rng(0).standard_normal((1, 3, *spec.size_hw), np.float32),
-    )
-    with refused(BundleError, "a.zsseg"):
-        export_bundle(
-            build(weights),
-            tmp_path / "a.zsseg",
-            text_encoder=None,
-            precisions=("float32",),
-            templates=["{}"],
-        )
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize(
     ("arguments", "error", "argument"),
     [

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from support import tiny
+from support.descriptor_models import run_parts
 from support.errors import refused
 from zsseg_rt import Bundle
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.export import export_bundle
-from zsseg_rt.export.folded.descriptor import fold_descriptor
-from zsseg_rt.models import from_official, functional
+from zsseg_rt.models import from_official
 from zsseg_rt.models.descriptor.zegclip import ZegCLIP
 
 SIZES = tiny.TinySizes()
@@ -38,18 +38,10 @@ def test_queries_of_text_alone_do_not_see_the_picture():
 
 def test_queries_of_text_alone_fold_into_the_same_kernels():
     model, image = text_only(), tiny.image(1, 3, 64, 64)
-    text, parts = tiny.text_embeds(7, SIZES.embed_dim), fold_descriptor(model)
+    text = tiny.text_embeds(7, SIZES.embed_dim)
     with torch.no_grad():
-        patch_embeds, cls_embed = parts.image_encoder(image)
-        queries = functional.relationship_descriptor(
-            cls_embed, text, parts.descriptor_weight, parts.descriptor_bias
-        )
-        class_embeds, patch_keys = parts.decoder(queries, patch_embeds)
-        logits = functional.patch_text_similarity(
-            patch_keys, class_embeds, logit_scale=parts.logit_scale, normalize=False
-        )
         expected = model(image, text).mask_logits
-    torch.testing.assert_close(logits.unflatten(2, parts.grid_hw), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(run_parts(model, image, text), expected, rtol=0, atol=1e-5)
 
 
 def test_without_prompts_the_tower_is_clip_with_its_quirks():

@@ -8,13 +8,15 @@ from support import tiny
 from support.descriptor_models import run_parts
 from support.errors import refused
 from zsseg_rt.errors import CheckpointError, ShapeError
-from zsseg_rt.export.folded.descriptor import fold_descriptor
+from zsseg_rt.export.architectures.descriptor import export_descriptor, parts_of
+from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.models import from_official, normalize_state_dict
 from zsseg_rt.models.descriptor.clip_rc_encoder import (
     attention_allowed,
     cell_of_patches,
     upsample_cells,
 )
+from zsseg_rt.onnx.arrays import Arrays
 
 SIZES = [
     tiny.TinySizes(),
@@ -122,15 +124,13 @@ def test_folded_parts_equal_the_model(sizes):
     model = tiny.clip_rc_model(sizes, "a")
     image = tiny.image(1, 3, sizes.image_size, sizes.image_size, salt="a")
     text = tiny.text_embeds(sizes.num_classes, sizes.embed_dim, "a")
-    parts = fold_descriptor(model)
     output = model(image, text)
-    torch.testing.assert_close(run_parts(parts, image, text), output.mask_logits, rtol=0, atol=5e-5)
+    torch.testing.assert_close(run_parts(model, image, text), output.mask_logits, rtol=0, atol=5e-5)
     assert output.mask_logits.std() > 0.05  # lively enough for the comparison to mean something
-    for found, expected in zip(
-        parts.image_encoder(image), model.encoder_outputs(output), strict=True
-    ):
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-    assert parts.image_encoder(image)[1].shape == (parts.num_cells, sizes.embed_dim)
+    encoded = parts_of(model).encode(Arrays(), image.numpy())
+    for found, expected in zip(encoded, model.encoder_outputs(output), strict=True):
+        torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=1e-5)
+    assert encoded[1].shape == (sizes.num_cells, sizes.embed_dim)
 
 
 @pytest.mark.parametrize("size_hw", [(16, 16), (32, 96), (80, 48), (130, 70)])
@@ -138,11 +138,10 @@ def test_folded_parts_equal_the_model(sizes):
 def test_other_sizes_and_grids_that_are_not_square(size_hw):
     model = tiny.clip_rc_model()
     image, text = tiny.image(1, 3, *size_hw), tiny.text_embeds(7, 32)
-    parts = fold_descriptor(model, size_hw)
     output = model(image, text)
     assert output.mask_logits.shape == (1, 7, size_hw[0] // 16, size_hw[1] // 16)
     assert output.mask_logits.isfinite().all()
-    torch.testing.assert_close(run_parts(parts, image, text), output.mask_logits, rtol=0, atol=5e-5)
+    torch.testing.assert_close(run_parts(model, image, text), output.mask_logits, rtol=0, atol=5e-5)
     assert model.predict(image, text).shape == (1, 7, *size_hw)
 
 
@@ -154,7 +153,7 @@ def test_exact_mode_takes_the_official_size_only(size_hw):
     with pytest.raises(ShapeError, match=message):
         model(image, text)
     with pytest.raises(ShapeError, match=message):
-        fold_descriptor(model, size_hw)
+        export_descriptor(model, ExportOptions(size_hw=size_hw))
     assert model(tiny.image(1, 3, 64, 64), text).mask_logits.shape == (1, 7, 4, 4)
 
 
@@ -175,7 +174,7 @@ def test_blocks_without_prompts_of_their_own_run_without():
         "clip_rc", state_dict | {key: state_dict[key][:1]}, **tiny.zegclip_config()
     )
     image, text = tiny.image(1, 3, 64, 64), tiny.text_embeds(7, 32)
-    logits = run_parts(fold_descriptor(model), image, text)
+    logits = run_parts(model, image, text)
     torch.testing.assert_close(logits, model(image, text).mask_logits, rtol=0, atol=5e-5)
 
 

@@ -8,7 +8,6 @@ from support import tiny
 from support.descriptor_models import run_parts
 from support.golden import MIN_AGREEMENT, REAL_TOLERANCE, assert_close
 from support.golden_descriptor import RealCase, SmallCase, official_layouts, unread
-from zsseg_rt.export.folded.descriptor import fold_descriptor
 from zsseg_rt.models import from_official, slide_predict
 from zsseg_rt.models.sliding import prepare_image, slide_scores
 
@@ -94,9 +93,7 @@ def test_small_trainable_parameters(small):
 
 
 def test_small_folded_parts(small):
-    """The parts take pictures one by one."""
-    parts = fold_descriptor(small.model)
-    logits = torch.cat([run_parts(parts, one, small.text.float()) for one in small.image.split(1)])
+    logits = run_parts(small.model, small.image, small.text.float())
     assert_close(logits, small.golden["low_logits"])
 
 
@@ -136,7 +133,7 @@ def test_real_scores(real):
 
 
 def test_real_folded_parts(real):
-    logits = run_parts(fold_descriptor(real.model), real.image, real.text)
+    logits = run_parts(real.model, real.image, real.text)
     assert np.abs(logits.numpy() - real.golden["low_logits"]).max() <= REAL_TOLERANCE
 
 

@@ -8,7 +8,6 @@ from support import tiny
 from support.descriptor_models import run_parts
 from support.errors import refused
 from zsseg_rt.errors import DTypeError, ShapeError
-from zsseg_rt.export.folded.descriptor import fold_descriptor
 from zsseg_rt.models import create_model, slide_predict
 from zsseg_rt.models.sliding import slide_scores
 
@@ -28,7 +27,7 @@ def test_folded_parts_equal_the_model(sizes, salt):
     model = tiny.zegclip_model(sizes, salt)
     image = tiny.image(2, 3, sizes.image_size, sizes.image_size, salt=salt)
     text = tiny.text_embeds(sizes.num_classes, sizes.embed_dim, salt)
-    logits = run_parts(fold_descriptor(model), image, text)
+    logits = run_parts(model, image, text)
     torch.testing.assert_close(logits, model(image, text).mask_logits, rtol=0, atol=1e-5)
     assert logits.std() > 0.05  # lively enough for the comparison to mean something
 
@@ -38,13 +37,11 @@ def test_folded_parts_equal_the_model(sizes, salt):
 def test_folded_parts_equal_the_model_at_other_sizes(size_hw):
     model = tiny.zegclip_model()
     image, text = tiny.image(1, 3, *size_hw), tiny.text_embeds(7, 32)
-    parts = fold_descriptor(model, size_hw)
     output = model(image, text)
     grid_hw = (size_hw[0] // 16, size_hw[1] // 16)
-    assert parts.grid_hw == grid_hw
     assert output.mask_logits.shape == (1, 7, *grid_hw)
     assert output.patch_embeds.shape == (1, 32, *grid_hw)
-    torch.testing.assert_close(run_parts(parts, image, text), output.mask_logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(run_parts(model, image, text), output.mask_logits, rtol=0, atol=1e-5)
     assert model.predict(image, text).shape == (1, 7, *size_hw)
 
 
@@ -70,9 +67,7 @@ def test_overlapping_patches_make_a_finer_grid(clip_file, stride):
     output = model(image, text)
     assert model.size_hw == (64, 64)
     assert output.mask_logits.shape == (1, 7, side, side)
-    parts = fold_descriptor(model)
-    assert parts.grid_hw == (side, side)
-    torch.testing.assert_close(run_parts(parts, image, text), output.mask_logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(run_parts(model, image, text), output.mask_logits, rtol=0, atol=1e-5)
     # A patch sees 16 pixels around the middle of its cell; outside of the image are zeros.
     encoder = model.backbone
     rim = (16 - stride) // 2
@@ -96,7 +91,7 @@ def test_folding_ignores_training_mode_and_leaves_the_model_as_it_was():
     model = tiny.zegclip_model().train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     image, text = tiny.image(1, 3, 64, 64), tiny.text_embeds(7, 32)
-    logits = run_parts(fold_descriptor(model), image, text)
+    logits = run_parts(model, image, text)
     assert model.training
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     expected = model.eval()(image, text).mask_logits
@@ -132,9 +127,7 @@ def test_blocks_without_prompts_of_their_own_run_without():
     image, text = tiny.image(1, 3, 64, 64), tiny.text_embeds(7, 32)
     logits = short(image, text).mask_logits
     assert lengths == [20, 20, 17, 17]
-    torch.testing.assert_close(
-        run_parts(fold_descriptor(short), image, text), logits, rtol=0, atol=1e-5
-    )
+    torch.testing.assert_close(run_parts(short, image, text), logits, rtol=0, atol=1e-5)
 
 
 @torch.no_grad()

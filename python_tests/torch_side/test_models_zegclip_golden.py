@@ -11,11 +11,12 @@ from support import tiny
 from support.descriptor_models import run_parts
 from support.golden import assert_close, load
 from support.golden_descriptor import SmallCase, official_layouts, unread
-from zsseg_rt.export.folded.descriptor import fold_descriptor
+from zsseg_rt.export.architectures.descriptor import parts_of
 from zsseg_rt.models import functional
 from zsseg_rt.models.clip.text_encoder import average_templates
 from zsseg_rt.models.clip.weights import build_text_encoder
 from zsseg_rt.models.descriptor.mask_decoder import DecoderLayer
+from zsseg_rt.onnx.arrays import Arrays
 from zsseg_rt.torch_files.clip_weights import ClipWeights
 
 pytestmark = [pytest.mark.needs_shared, pytest.mark.usefixtures("without_gradients")]
@@ -75,9 +76,9 @@ def test_small_training_masks_and_gradients(small, which):
 
 
 def test_small_folded_parts_of_several_pictures(small):
-    parts = fold_descriptor(small.model)
-    assert_close(parts.image_encoder(small.image)[1], small.golden["cls_feat"])
-    logits = run_parts(parts, small.image, small.text.float())
+    _, cls_embed = parts_of(small.model).encode(Arrays(), small.image.numpy())
+    assert_close(torch.from_numpy(cls_embed), small.golden["cls_feat"])
+    logits = run_parts(small.model, small.image, small.text.float())
     assert_close(logits, small.golden["low_logits"])
 
 

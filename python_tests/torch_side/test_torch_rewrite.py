@@ -28,7 +28,7 @@ GRAPHS = sorted(STORED.glob("*/*.onnx"))
 TOLERANCES = {torch.float32: 2e-5, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 NUM_BLOCKS, NUM_PROMPTS = 12, 10  # as in ViT-B/16; widths do not change how much is launched
 FEW_BLOCKS = 2
-MOST_LAUNCHES = {"zegclip": 115, "clip_rc": 154, "segment_tokens": 117}
+MOST_LAUNCHES = {"zegclip": 115, "clip_rc": 158, "segment_tokens": 117}
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy.typing as npt
 
-import zsseg_rt
 from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
 from zsseg_rt.common.checks import check_choice, check_size
 from zsseg_rt.errors import ArgumentError
@@ -22,7 +21,7 @@ from zsseg_rt.export.golden import (
     dense_golden,
     preprocess_frame,
 )
-from zsseg_rt.export.graph_files import MAX_CLASSES, image_network
+from zsseg_rt.export.graph_files import MAX_CLASSES, image_network, provenance
 from zsseg_rt.export.options import COMMON_OPTIONS, ExportOptions, read_options
 from zsseg_rt.export.text_side import TextSide, clip_text_side
 from zsseg_rt.networks.aggregating import (
@@ -36,7 +35,6 @@ from zsseg_rt.networks.clip import ImageTower, TextTower
 from zsseg_rt.networks.heads import HEADS, dense_embeds
 from zsseg_rt.networks.text import WrittenText
 from zsseg_rt.onnx.arrays import Arrays
-from zsseg_rt.onnx.network import OPSET
 from zsseg_rt.torch_files.clip_arrays import (
     CLIP_MEAN,
     CLIP_STD,
@@ -188,9 +186,9 @@ def _cut(
     )
     names = (options.class_names or GOLDEN_NAMES)[:MAX_CLASSES]
 
-    made = written_model(encode, head, preprocess, side, names, mark)
-    provenance = {**made.provenance, "activation": activation}
-    return replace(made, architecture=f"dense_clip {settings.head}", provenance=provenance)
+    name = f"dense_clip {settings.head}"
+    made = written_model(encode, head, preprocess, side, names, mark, architecture=name)
+    return replace(made, provenance={**made.provenance, "activation": activation})
 
 
 def written_model(
@@ -199,7 +197,9 @@ def written_model(
     preprocess: PreprocessSpec,
     side: TextSide,
     names: Sequence[str],
-    mark: OnMark,
+    mark: OnMark = None,
+    *,
+    architecture: str,
 ) -> ExportedModel:
     """A dense bundle's parts from ``encode(ops, image=)``, which NumPy computes once.
 
@@ -213,13 +213,13 @@ def written_model(
 
     return ExportedModel(
         family="dense",
-        architecture="",
+        architecture=architecture,
         graphs={"image_encoder": image_network(encode, preprocess.size_hw, head.window_batch)},
         preprocess=preprocess,
         head=head,
         text=side,
         golden=golden,
-        provenance={"package": f"zsseg_rt {zsseg_rt.__version__}", "opset": OPSET},
+        provenance=provenance(),
     )
 
 

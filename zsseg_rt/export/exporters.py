@@ -17,7 +17,6 @@ from zsseg_rt.export.architectures.zegformer import export_zegformer
 from zsseg_rt.export.architectures.zeroseg import export_zeroseg
 from zsseg_rt.export.bundle_writer import ExportedModel, write_model_bundle
 from zsseg_rt.export.graph_files import GraphFiles, save_graphs
-from zsseg_rt.export.onnx import check_float32_on_cpu
 from zsseg_rt.export.options import MODEL_OPTIONS, ExportOptions, read_options
 
 
@@ -123,3 +122,15 @@ def _cut(model: Any, options: Mapping[str, Any]) -> tuple[ExportedModel, ExportO
     chosen = read_options(options, exporter.reads, f"architecture {architecture!r}")
     check_float32_on_cpu(model)
     return exporter.export(model.eval(), chosen), chosen
+
+
+def check_float32_on_cpu(model: Any) -> None:
+    """Refuse a model that cannot be exported as it is."""
+    devices = {parameter.device.type for parameter in model.parameters()}
+    dtypes = {str(parameter.dtype) for parameter in model.parameters()}
+    if devices != {"cpu"} or dtypes != {"torch.float32"}:
+        raise CheckpointError(
+            "model: expected float32 weights on the CPU, got "
+            f"{', '.join(sorted(dtypes))} on {', '.join(sorted(devices))}. "
+            "Call model.float().cpu() first."
+        )

@@ -60,10 +60,21 @@ def dense_golden(
         patch_embeds: The original encoder's output for it, float32 [1, N, D].
         classes: Names and their embeddings float32 [C, D].
     """
-    frame = golden_frame()
     names, embeds = classes
+    stages = {"text_embeds": embeds, "image": image, "patch_embeds": patch_embeds}
+    return stages | labels_golden(patch_embeds, embeds, head, names)
+
+
+def labels_golden(
+    patches: npt.NDArray[np.float32],
+    classes: npt.NDArray[np.float32],
+    head: HeadSpec,
+    names: Sequence[str],
+) -> dict[str, npt.NDArray[Any]]:
+    """Masks and labels of patches [1, N, E] and classes [C, E] or [1, C, E]; frame and names."""
+    frame = golden_frame()
     logits = reference.patch_text_similarity(
-        patch_embeds, embeds, logit_scale=head.logit_scale, normalize=head.normalize
+        patches, classes, logit_scale=head.logit_scale, normalize=head.normalize
     ).reshape(1, len(names), *head.grid_hw)
     labels, scores = reference.upsample_argmax(
         logits,
@@ -78,9 +89,6 @@ def dense_golden(
     return {
         "frame": frame,
         "class_names": np.array(list(names)),
-        "text_embeds": embeds,
-        "image": image,
-        "patch_embeds": patch_embeds,
         "mask_logits": logits,
         "labels": labels[0],
         "scores": scores[0],

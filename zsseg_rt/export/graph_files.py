@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import zsseg_rt
 from zsseg_rt.backends.graph_check.check import check_graph
 from zsseg_rt.bundles.specs import GraphEntry
 from zsseg_rt.common.files import sha256_of
 from zsseg_rt.errors import BackendError, BundleError
 from zsseg_rt.onnx.graph import Graph
 from zsseg_rt.onnx.half import to_half
-from zsseg_rt.onnx.network import Network
+from zsseg_rt.onnx.network import OPSET, Network
 from zsseg_rt.onnx.operations import Shape
 from zsseg_rt.onnx.writer import save_onnx, with_exact_halves
 
@@ -81,6 +82,11 @@ def image_network(
     """
     shape = ("windows" if window_batch > 1 else 1, 3, *size_hw)
     return written_graph(encode, {"image": shape}, outputs)
+
+
+def provenance() -> dict[str, Any]:
+    """What a manifest says about how its graphs were made."""
+    return {"package": f"zsseg_rt {zsseg_rt.__version__}", "opset": OPSET}
 
 
 def check_precisions(precisions: Sequence[str]) -> None:

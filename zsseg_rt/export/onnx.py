@@ -8,19 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import onnx
 import onnxscript  # noqa: F401  (torch's exporter needs it: if missing, fail here, not half-way)
 import torch
 from torch import Tensor, nn
 
-import zsseg_rt
-from zsseg_rt.errors import BackendError, CheckpointError
+from zsseg_rt.errors import BackendError
 from zsseg_rt.export.graph_files import name_nodes, refuse_control_flow, strip_notes
 from zsseg_rt.onnx.network import OPSET
-
-_MAX_PROMPTS = 65536
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,36 +79,3 @@ def image_graph(
 def windows_open(window_batch: int, *tensors: str) -> dict[str, dict[int, tuple[str, int]]]:
     """The first axis of these inputs, open where graphs take more than one window."""
     return {name: {0: ("windows", window_batch)} for name in tensors if window_batch > 1}
-
-
-def text_encoder_export(module: nn.Module) -> GraphExport:
-    """How a text tower is exported: ``token_ids`` to ``text_embeds``, any number of prompts."""
-    config: Any = module.config
-    token_ids = torch.arange(3 * config.context_length).reshape(3, -1) % config.vocab_size
-    return GraphExport(
-        module=module,
-        inputs={"token_ids": token_ids},
-        outputs=("text_embeds",),
-        dynamic={"token_ids": {0: ("prompts", _MAX_PROMPTS)}},
-    )
-
-
-def check_float32_on_cpu(model: nn.Module) -> None:
-    """Refuse a model that cannot be exported as it is."""
-    devices = {parameter.device.type for parameter in model.parameters()}
-    dtypes = {parameter.dtype for parameter in model.parameters()}
-    if devices != {"cpu"} or dtypes != {torch.float32}:
-        raise CheckpointError(
-            "model: expected float32 weights on the CPU, got "
-            f"{', '.join(sorted(map(str, dtypes)))} on {', '.join(sorted(devices))}. "
-            "Call model.float().cpu() first."
-        )
-
-
-def provenance() -> dict[str, Any]:
-    """What a manifest says about how its graphs were made."""
-    return {
-        "package": f"zsseg_rt {zsseg_rt.__version__}",
-        "torch": str(torch.__version__),
-        "opset": OPSET,
-    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,17 +16,12 @@ from zsseg_rt.export.golden import unit_rows
 from zsseg_rt.export.graph_files import GraphFiles, WrittenGraph, save_graphs
 from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.export.tokenizer_json import tokenizer_json
+from zsseg_rt.export.word_subset import WordSubset, keep_words, written_text
 from zsseg_rt.networks.text import WrittenText
 from zsseg_rt.text.piece_tokenizer import FILE as PIECES_FILE
 from zsseg_rt.text.piece_tokenizer import PieceTokenizer
 from zsseg_rt.text.prompts import check_templates, fill
 from zsseg_rt.text.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from zsseg_rt.export.word_subset import WordSubset
-    from zsseg_rt.models.clip.text_encoder import TextEncoder
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +33,7 @@ _KEPT_PROMPTS = 16  # in the golden sample: enough to compare the exported graph
 
 
 class TextSide:
-    """Text tower, tokenizer and templates of one export; without a tower it needs no torch.
+    """Text tower, tokenizer and templates of one export.
 
     Attributes:
         encoder: The text tower that is written, or None.
@@ -54,7 +49,7 @@ class TextSide:
         templates: Sequence[str] = CLIP_TEMPLATES,
         template_set: str = "custom",
         space: str = "",
-        tower: nn.Module | WrittenText | None = None,
+        tower: Any = None,
     ) -> None:
         self.embed_dim = embed_dim
         self.templates = check_templates(
@@ -62,38 +57,36 @@ class TextSide:
         )
         self._set = template_set if options.template_set is None else options.template_set
         self._space = space if options.space is None else options.space
-        self._subset = options.word_subset or _known_words(tower, options)
-        self.encoder: Any = (
-            self._subset.encoder if self._subset else _choose_encoder(tower, options)
+        own = options.text_encoder == "auto"
+        encoder = written_text(tower if own else options.text_encoder)
+        self._subset = options.word_subset or _known_words(encoder, options)
+        self.encoder: WrittenText | None = (
+            self._subset.encoder if self._subset else _choose_encoder(encoder, options)
         )
         self._tokenizer: Tokenizer | PieceTokenizer | None = None
 
     @property
     def context_length(self) -> int:
         """Tokens per prompt."""
-        return 77 if self.encoder is None else int(self.encoder.config.context_length)
+        return 77 if self.encoder is None else self.encoder.context_length
 
     def write_graph(self, folder: Path) -> GraphFiles:
         """Write the text tower if there is one, in float32 only: it runs once per phrase."""
         if self.encoder is None:
             return {}
-        if isinstance(self.encoder, WrittenText):
-            written = WrittenGraph(self.encoder.network)
-            return save_graphs({"text_encoder": written}, folder, ("float32",))
-        from zsseg_rt.export.onnx import text_encoder_export
-
-        traced = text_encoder_export(self.encoder)
-        return save_graphs({"text_encoder": traced}, folder, ("float32",))
+        written = WrittenGraph(self.encoder.network)
+        return save_graphs({"text_encoder": written}, folder, ("float32",))
 
     def write_tokenizer(self, folder: Path) -> FileEntry | None:
         """Write ``tokenizer.json``, or the tower's own model, if there is a text tower."""
         if self.encoder is None:
             return None
-        pieces = getattr(self.encoder, "pieces", None)
-        if pieces is not None:
+        if self.encoder.pieces is not None:
             path = folder / PIECES_FILE
-            path.write_bytes(pieces)
-            self._tokenizer = PieceTokenizer(pieces, context_length=self.context_length)
+            path.write_bytes(self.encoder.pieces)
+            self._tokenizer = PieceTokenizer(
+                self.encoder.pieces, context_length=self.context_length
+            )
             return FileEntry.describe(path, folder)
         content = self._subset.tokenizer_json if self._subset else tokenizer_json()
         path = folder / "tokenizer.json"
@@ -128,11 +121,12 @@ class TextSide:
         """
         if self._tokenizer is None:
             return None
+        assert self.encoder is not None
         templates = templates or self.templates
         prompts = [prompt for name in names for prompt in fill(templates, name)]
         tokens = self._tokenizer.encode(prompts)
         parts = [
-            self._run(tokens[start : start + _PROMPTS_PER_RUN])
+            self.encoder.embed(tokens[start : start + _PROMPTS_PER_RUN])
             for start in range(0, len(tokens), _PROMPTS_PER_RUN)
         ]
         features = np.concatenate(parts)
@@ -145,15 +139,6 @@ class TextSide:
             "prompt_embeds": features[:kept],
         }
         return embeds, extra
-
-    def _run(self, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        if isinstance(self.encoder, WrittenText):
-            return self.encoder.embed(tokens)
-        import torch
-
-        with torch.no_grad():
-            made: npt.NDArray[np.float32] = self.encoder(torch.from_numpy(tokens)).numpy()
-        return made
 
     def embed_golden(
         self, names: Sequence[str], templates: Sequence[str] | None = None
@@ -175,7 +160,7 @@ def clip_text_side(
     options: ExportOptions,
     *,
     embed_dim: int,
-    tower: nn.Module | WrittenText | None,
+    tower: Any,
     templates: Sequence[str] | None = None,
 ) -> TextSide:
     """The text side of a CLIP; without prompts of its own or given ones, CLIP's 80 for ImageNet."""
@@ -209,25 +194,17 @@ def seen_names(seen_classes: Sequence[int], class_names: Sequence[str] | None) -
     return tuple(class_names[index] for index in seen_classes)
 
 
-def _known_words(
-    tower: nn.Module | WrittenText | None, options: ExportOptions
-) -> WordSubset | None:
+def _known_words(encoder: WrittenText | None, options: ExportOptions) -> WordSubset | None:
     """The words that the model's own text tower was trained on, if it was on few; else None."""
-    config: Any = getattr(tower, "config", None)
-    if options.text_encoder != "auto" or not getattr(config, "words", ()):
+    if encoder is None or options.text_encoder != "auto" or not encoder.words:
         return None
-    from zsseg_rt.export.word_subset import keep_words
-
-    return keep_words(cast("TextEncoder", tower), config.words, config.prompt_words)
+    return keep_words(encoder, encoder.words, encoder.prompt_words)
 
 
-def _choose_encoder(tower: nn.Module | WrittenText | None, options: ExportOptions) -> Any:
-    encoder: Any = tower if options.text_encoder == "auto" else options.text_encoder
-    if encoder is None or getattr(encoder, "pieces", None) is not None:
+def _choose_encoder(encoder: WrittenText | None, options: ExportOptions) -> WrittenText | None:
+    if encoder is None or encoder.pieces is not None or encoder.vocab_size == _CLIP_VOCAB:
         return encoder
-    if encoder.config.vocab_size == _CLIP_VOCAB:
-        return encoder
-    message = f"text_encoder: expected CLIP's {_CLIP_VOCAB} tokens, got {encoder.config.vocab_size}"
+    message = f"text_encoder: expected CLIP's {_CLIP_VOCAB} tokens, got {encoder.vocab_size}"
     if options.text_encoder != "auto":
         raise CheckpointError(f"{message}. There is no tokenizer for another vocabulary.")
     _log.warning("%s; the bundle has no text encoder", message)

@@ -10,18 +10,18 @@ with, gets a number above the end token's: the text tower has no row for it, and
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy.typing as npt
 
 from zsseg_rt.errors import CheckpointError, VocabularyError
 from zsseg_rt.export.tokenizer_json import tokenizer_json
+from zsseg_rt.networks.clip import TextTower
 from zsseg_rt.networks.text import WrittenText
 from zsseg_rt.text.tokenizer_file import END_OF_TEXT, START_OF_TEXT
-
-if TYPE_CHECKING:
-    from zsseg_rt.models.clip.text_encoder import TextEncoder
 
 _WORD_END = "</w>"
 
@@ -34,28 +34,29 @@ class WordSubset:
         encoder: The text tower.
         tokenizer_json: The tokenizer that goes with it.
         words: What class names may be made of, in the order given.
+        rows: The whole tower's token for each of this one's.
     """
 
-    encoder: TextEncoder | WrittenText
+    encoder: WrittenText
     tokenizer_json: str
     words: tuple[str, ...]
+    rows: tuple[int, ...]
 
 
-def keep_words(
-    encoder: TextEncoder | WrittenText, words: Sequence[str], other_words: Sequence[str] = ()
-) -> WordSubset:
-    """Cut a text tower down to some words.
+def keep_words(encoder: Any, words: Sequence[str], other_words: Sequence[str] = ()) -> WordSubset:
+    """Cut a text tower, torch's or a written one, down to some words.
 
     Returns:
         The smaller tower, which gives texts of these words the same embeddings.
     """
     if not words:
         raise VocabularyError("words: expected at least one, got none. Name what training saw.")
+    tower = written_text(encoder)
     full = json.loads(tokenizer_json())
     vocab: dict[str, int] = full["model"]["vocab"]
-    if encoder.config.vocab_size != len(vocab):
+    if tower is None or tower.vocab_size != len(vocab):
         raise CheckpointError(
-            f"encoder: expected CLIP's {len(vocab)} tokens, got {encoder.config.vocab_size}. "
+            f"encoder: expected CLIP's {len(vocab)} tokens, got {tower and tower.vocab_size}. "
             "Only a tower with CLIP's own tokenizer can be cut down."
         )
     ranks = {tuple(merge.split()): rank for rank, merge in enumerate(full["model"]["merges"])}
@@ -63,16 +64,30 @@ def keep_words(
     for word in [*words, *other_words]:
         used.add(word)
     numbering = _number(vocab, used)
-    kept = [vocab[token] for token in numbering][: numbering[END_OF_TEXT] + 1]
+    rows = [vocab[token] for token in numbering][: numbering[END_OF_TEXT] + 1]
     full["model"]["vocab"] = numbering
     full["model"]["merges"] = [
         " ".join(merge) for merge in sorted(used.merges, key=ranks.__getitem__)
     ]
     _renumber_markers(full["post_processor"]["special_tokens"], numbering)
     content = json.dumps(full, ensure_ascii=False)
-    if isinstance(encoder, WrittenText):
-        return WordSubset(encoder.with_rows(kept), content, tuple(words))
-    return WordSubset(_with_rows(encoder, kept), content, tuple(words))
+    return WordSubset(tower.with_rows(rows), content, tuple(words), tuple(rows))
+
+
+def written_text(tower: Any) -> WrittenText | None:
+    """A text tower as exports take it: torch's becomes arrays, which share its memory."""
+    if tower is None or isinstance(tower, WrittenText):
+        return tower
+    config = tower.config
+    arrays = TextTower(
+        tensors=weights_of(tower), num_heads=config.num_heads, activation=config.activation
+    )
+    return WrittenText(tower=arrays, words=config.words, prompt_words=config.prompt_words)
+
+
+def weights_of(module: Any) -> dict[str, npt.NDArray[Any]]:
+    """A torch module's tensors by key, as arrays; those on the CPU are shared."""
+    return {key: value.detach().cpu().numpy() for key, value in module.state_dict().items()}
 
 
 class _Merging:
@@ -129,17 +144,3 @@ def _bytes_of(vocab: Mapping[str, int]) -> set[str]:
 def _renumber_markers(special_tokens: Mapping[str, Any], numbering: Mapping[str, int]) -> None:
     for token, entry in special_tokens.items():
         entry["ids"] = [numbering[token]]
-
-
-def _with_rows(encoder: TextEncoder, rows: Iterable[int]) -> TextEncoder:
-    import torch
-
-    from zsseg_rt.export.folded.cat_seg import packed_text_encoder
-    from zsseg_rt.models.clip.text_encoder import TextEncoder
-
-    chosen = torch.tensor(list(rows))
-    state_dict = packed_text_encoder(encoder).state_dict()
-    state_dict["token_embedding.weight"] = state_dict["token_embedding.weight"][chosen]
-    smaller = TextEncoder(replace(encoder.config, vocab_size=len(chosen)))
-    smaller.load_state_dict(state_dict)
-    return smaller.eval().requires_grad_(False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -124,11 +124,20 @@ def run_blocks(
 
 def project(ops: Operations, tower: ImageTower, tokens: Value) -> Value:
     """Tokens [B, N, W] of the last block in the joint space, [B, N, D], unit norm."""
+    return projection(ops, tower)(tokens)
+
+
+def projection(ops: Operations, tower: ImageTower) -> Callable[[Value], Value]:
+    """:func:`project` for several groups of tokens, which share the folded weights."""
     norm, (proj,) = ops.fold_norm(tower.ln_post, (Linear(tower.tensors["proj"].T),))
-    with ops.at("ln_post"):
-        normed = ops.layer_norm(tokens, norm)
-    with ops.at("proj"):
-        return unit(ops, ops.linear(normed, proj))
+
+    def unit_embeds(tokens: Value) -> Value:
+        with ops.at("ln_post"):
+            normed = ops.layer_norm(tokens, norm)
+        with ops.at("proj"):
+            return unit(ops, ops.linear(normed, proj))
+
+    return unit_embeds
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ import math
 
 import numpy as np
 
-from zsseg_rt.networks.clip import ImageTower, Tensors, embed_patches, project
+from zsseg_rt.networks.clip import ImageTower, Tensors, embed_patches, project, projection
 from zsseg_rt.networks.layers import (
     activate,
     attend,
@@ -103,12 +103,12 @@ def cell_encoder(
         seeing_all = ops.layer_norm(
             ops.slice(x, 1, 0, others), read_norm(tensors, "prompt_norm", 1e-6)
         )
-    embeds = project(ops, tower, ops.concat((seeing_all, ops.slice(x, 1, others, x.shape[1])), 1))
-    width = embeds.shape[2]
-    cls_embed, patches, cell_embeds = (
-        ops.slice(embeds, 1, start, stop)
-        for start, stop in ((0, 1), (1, others), (others, others + cells))
+    unit_embeds = projection(ops, tower)
+    embeds, cell_embeds = (
+        unit_embeds(tokens) for tokens in (seeing_all, ops.slice(x, 1, others, x.shape[1]))
     )
+    width = embeds.shape[2]
+    cls_embed, patches = ops.slice(embeds, 1, 0, 1), ops.slice(embeds, 1, 1, others)
     of_cell, of_class, of_patch = (
         Linear(np.ascontiguousarray(part)) for part in np.split(lateral.weight, 3, axis=1)
     )
@@ -150,7 +150,7 @@ def cells_of_patches(grid_hw: tuple[int, int], num_cells: int, *, official: bool
         return np.where(places < side * stride, places // max(stride, 1), num_cells)
 
     rows, columns = (cut(size) for size in grid_hw)
-    return np.minimum(rows[:, None] * side + columns, num_cells).reshape(-1)
+    return np.asarray(np.minimum(rows[:, None] * side + columns, num_cells).reshape(-1))
 
 
 def allowed_keys(tower: PromptedTower, grid_hw: tuple[int, int], num_prompts: int) -> Array:
@@ -204,10 +204,10 @@ def zegclip_descriptor(head: Tensors, num_heads: int) -> tuple[Linear, float]:
     if len(layers) == 1:
         return Linear(weight, bias), logit_scale
     matrix = query.weight.astype(np.float64)
-    below = matrix @ weight, matrix @ bias + np.asarray(query.bias)
+    below = matrix @ weight, matrix @ np.asarray(bias) + np.asarray(query.bias)
     weight, bias = (
         np.concatenate([own, part.astype(np.float32)])
-        for own, part in zip((weight, bias), below, strict=True)
+        for own, part in zip((weight, np.asarray(bias)), below, strict=True)
     )
     return Linear(weight, bias), logit_scale
 
@@ -273,20 +273,22 @@ def _refine(
     head: Tensors,
     layer: str,
     num_heads: int,
-    values: tuple[Value, Value, Value | None],
+    inputs: tuple[Value, Value, Value | None],
     norm: Norm,
 ) -> Value:
-    """A decoder layer: tokens attend to a memory, then an MLP; ``values`` ends with the query."""
-    tokens, memory, query = values
+    """A decoder layer: tokens attend to a memory, then an MLP; ``inputs`` ends with the query."""
+    tokens, memory, query = inputs
     linears = {part: read_linear(head, f"{layer}multihead_attn.{part}") for part in "qkv"}
     scale = float((tokens.shape[2] // num_heads) ** -0.5)
     with ops.at("multihead_attn"):
-        if query is None:
-            query = ops.linear(tokens, linears["q"], scale)
-        else:
-            query = ops.mul(query, np.float32(scale))
-        projected = (query, ops.linear(memory, linears["k"]), ops.linear(memory, linears["v"]))
-        mixed = attend(ops, *(split_heads(ops, part, num_heads) for part in projected))
+        own = query is None
+        query = ops.linear(tokens, linears["q"], scale) if own else query
+        queries, keys, values = (
+            split_heads(ops, part, num_heads)
+            for part in (query, ops.linear(memory, linears["k"]), ops.linear(memory, linears["v"]))
+        )
+        queries = queries if own else ops.mul(queries, np.float32(scale))
+        mixed = attend(ops, queries, keys, values)
         proj = read_linear(head, f"{layer}multihead_attn.proj")
         mixed = ops.linear(merge_heads(ops, mixed), proj)
     tokens = ops.layer_norm(ops.add(tokens, mixed), read_norm(head, f"{layer}norm2"))
@@ -306,7 +308,7 @@ def _fold_query(norm: Norm, query: Linear, key: Linear) -> tuple[Norm, Linear]:
     weight = query.weight.astype(np.float64).T
     constant = (shift - _OFFSET * scale) @ weight + np.asarray(query.bias)
     matrix = scale[:, None] * weight + constant / (_OFFSET * len(scale))
-    folded = (matrix @ part for part in key)
+    folded = (matrix @ np.asarray(part) for part in key)
     flat = np.full(len(scale), _OFFSET, np.float32)
     return Norm(np.ones_like(flat), flat, norm.eps), Linear(
         *(part.astype(np.float32) for part in folded)

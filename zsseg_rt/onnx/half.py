@@ -41,7 +41,10 @@ class _Converter:
         self._half = set(half) & self._floats
         inputs = {spec.name for spec in network.inputs}
         self._in_float32 = (inputs & self._floats) - self._half
-        self._read = {name for node in network.nodes for name in node.inputs}
+        self._readers: dict[str, list[Node]] = {}
+        for node in network.nodes:
+            for name in node.inputs:
+                self._readers.setdefault(name, []).append(node)
         self._nodes: list[Node] = []
         self._weights: dict[str, Weight] = {}
         self._casts: dict[tuple[str, str], str] = {}
@@ -99,8 +102,13 @@ class _Converter:
         return set(computed) <= self._in_float32
 
     def _only_leaves_as_half(self, node: Node) -> bool:
-        """Whether results leave the graph in float16: parts of one tensor then share its cast."""
-        return all(name in self._half and name not in self._read for name in node.outputs)
+        """Whether results are moved out of the graph in float16: parts then share one cast."""
+        return all(
+            all(r.kind in _MOVES and self._only_leaves_as_half(r) for r in self._readers[name])
+            if name in self._readers
+            else name in self._half
+            for name in node.outputs
+        )
 
     def _take(self, name: str, kind: str) -> str:
         """The name under which a value is available as ``kind``; casts it at most once."""

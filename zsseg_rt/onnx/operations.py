@@ -171,8 +171,8 @@ class Operations(ABC):
         return self._reduce("ReduceL2", x, axis)
 
     def _reduce(self, kind: str, x: Value, axis: int) -> Value:
-        axis = axis % len(x.shape)
-        shape = (*x.shape[:axis], 1, *x.shape[axis + 1 :])
+        place = axis % len(x.shape)
+        shape = (*x.shape[:place], 1, *x.shape[place + 1 :])
         return self.apply(kind, (x, integers(axis)), shape, keepdims=1)
 
     def top_k(self, x: Value, count: int) -> tuple[Value, Value]:

@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from zsseg_rt.errors import ArgumentError, VocabularyError
 from zsseg_rt.export.tokenizer_json import tokenizer_json
 from zsseg_rt.export.word_subset import keep_words
 from zsseg_rt.models.base import SegmentationModel
-from zsseg_rt.models.clip.text_encoder import TextEncoder, average_templates
+from zsseg_rt.models.clip.text_encoder import average_templates
 from zsseg_rt.models.clip.weights import build_text_encoder
 from zsseg_rt.text.class_names import ClassList, split_synonyms
 from zsseg_rt.text.name_lists import read_name_list
@@ -95,15 +95,16 @@ def embed_phrases(encoder: nn.Module, phrases: Sequence[str], templates: Sequenc
     """Embed phrases with a CLIP text tower, averaged over prompts, float32 ``[P, D]`` of norm 1."""
     templates = check_templates(templates)
     config: Any = encoder.config
-    content = tokenizer_json()
+    content, rows = tokenizer_json(), None
     if config.words:
-        known = keep_words(cast(TextEncoder, encoder), config.words, config.prompt_words)
-        encoder, content = cast(nn.Module, known.encoder), known.tokenizer_json
+        known = keep_words(encoder, config.words, config.prompt_words)
+        content, rows = known.tokenizer_json, torch.tensor(known.rows)
         _check_words(phrases, config.words)
     tokenizer = Tokenizer(content, context_length=int(config.context_length))
     prompts = [prompt for phrase in phrases for prompt in fill(templates, phrase)]
     device = next(encoder.parameters()).device
-    batches = torch.split(torch.from_numpy(tokenizer.encode(prompts)), _PROMPTS_PER_RUN)
+    tokens = torch.from_numpy(tokenizer.encode(prompts))
+    batches = torch.split(tokens if rows is None else rows[tokens], _PROMPTS_PER_RUN)
     features = torch.cat([encoder(batch.to(device)).cpu() for batch in batches])
     return average_templates(features.reshape(len(phrases), len(templates), -1))
 

@@ -17,8 +17,8 @@ from zsseg_rt.errors import ArgumentError
 from zsseg_rt.export.bundle_writer import ExportedModel
 from zsseg_rt.export.folded.cat_seg import CatSegParts, fold_cat_seg, packed_text_encoder
 from zsseg_rt.export.golden import NUMBERED_NAMES, as_numpy, golden_frame, preprocess_frame
-from zsseg_rt.export.graph_files import MAX_CLASSES
-from zsseg_rt.export.onnx import GraphExport, image_graph, provenance
+from zsseg_rt.export.graph_files import MAX_CLASSES, provenance
+from zsseg_rt.export.onnx import GraphExport, image_graph
 from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.export.text_side import TextSide
 from zsseg_rt.models import functional

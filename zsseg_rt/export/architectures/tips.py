@@ -21,6 +21,7 @@ from zsseg_rt.export.golden import GOLDEN_NAMES
 from zsseg_rt.export.graph_files import MAX_CLASSES
 from zsseg_rt.export.options import COMMON_OPTIONS, ExportOptions, read_options
 from zsseg_rt.export.text_side import TextSide
+from zsseg_rt.export.word_subset import weights_of
 from zsseg_rt.networks.text import WrittenText
 from zsseg_rt.networks.tips import TipsImage, TipsText, dense_embeds
 from zsseg_rt.text.piece_tokenizer import PieceTokenizer
@@ -122,10 +123,8 @@ def export_tips_files(
 def export_tips(model: Any, options: ExportOptions) -> ExportedModel:
     """Cut a model in torch into a bundle's parts."""
     config, text = model.config, model.text_encoder
-    towers = (model.image_encoder, text)
     visual, words = (
-        {} if tower is None else {k: v.detach().numpy() for k, v in tower.state_dict().items()}
-        for tower in towers
+        {} if tower is None else weights_of(tower) for tower in (model.image_encoder, text)
     )
     settings = TipsSettings(
         size_hw=options.size_hw or config.size_hw,
@@ -159,8 +158,7 @@ def _cut(
     names = (options.class_names or GOLDEN_NAMES)[:MAX_CLASSES]
     head = settings.head(weights.temperature, options.window_batch)
     encode = partial(dense_embeds, tower=image)
-    made = written_model(encode, head, preprocess, side, names, mark)
-    return replace(made, architecture="tips")
+    return written_model(encode, head, preprocess, side, names, mark, architecture="tips")
 
 
 def _text_tower(

@@ -24,8 +24,8 @@ from zsseg_rt.export.golden import (
     golden_frame,
     unit_rows,
 )
-from zsseg_rt.export.graph_files import MAX_CLASSES
-from zsseg_rt.export.onnx import GraphExport, image_graph, provenance
+from zsseg_rt.export.graph_files import MAX_CLASSES, provenance
+from zsseg_rt.export.onnx import GraphExport, image_graph
 from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.export.text_side import TextSide, seen_names
 from zsseg_rt.models import functional

@@ -8,86 +8,101 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec, SegmentSpec
 from zsseg_rt.common.arrays import label_dtype
+from zsseg_rt.common.checks import check_size
 from zsseg_rt.export.bundle_writer import ExportedModel
-from zsseg_rt.export.folded.zeroseg import FoldedZeroSeg
 from zsseg_rt.export.golden import GOLDEN_NAMES, golden_frame, preprocess_frame
-from zsseg_rt.export.graph_files import MAX_CLASSES
-from zsseg_rt.export.onnx import image_graph, provenance
+from zsseg_rt.export.graph_files import MAX_CLASSES, image_network, provenance
 from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.export.text_side import TextSide
-from zsseg_rt.models.zeroseg.model import ZeroSeg
+from zsseg_rt.export.word_subset import weights_of
+from zsseg_rt.networks.zeroseg import Student, segments
+from zsseg_rt.onnx.arrays import Arrays
+from zsseg_rt.ops import reference
+from zsseg_rt.runtime.families.segment_tokens import segment_scores
+
+_OUTPUTS = ("segment_embeds", "image_embed", "group_map")
 
 
-def export_zeroseg(model: ZeroSeg, options: ExportOptions) -> ExportedModel:
+def export_zeroseg(model: Any, options: ExportOptions) -> ExportedModel:
     """Split a ZeroSeg into a bundle's parts; the text tower is its teacher's."""
-    folded = FoldedZeroSeg(model, options.size_hw or model.config.size_hw)
+    config, size_hw = model.config, options.size_hw or model.config.size_hw
+    check_size(size_hw, config.patch_size)
+    student = student_of(model)
     text = TextSide(
         options,
-        embed_dim=model.config.embed_dim,
-        templates=model.config.templates,
+        embed_dim=config.embed_dim,
+        templates=config.templates,
         space="OpenAI CLIP ViT-L/14",
         tower=model.text_encoder,
     )
-    preprocess = PreprocessSpec(size_hw=folded.size_hw, mean=model.image_mean, std=model.image_std)
-    outputs = ("segment_embeds", "image_embed", "group_map")
+    preprocess = PreprocessSpec(size_hw=size_hw, mean=model.image_mean, std=model.image_std)
+    head = HeadSpec(
+        logit_scale=config.rule.logit_scale,
+        normalize=True,
+        activation="none",
+        grid_hw=(size_hw[0] // config.patch_size, size_hw[1] // config.patch_size),
+        unknown_below=config.background_threshold,
+        max_classes=MAX_CLASSES,
+    )
+    spec = SegmentSpec(
+        num_segments=config.group_tokens[1],
+        top_k=config.rule.top_k,
+        plain_cosine=config.rule.plain_cosine,
+    )
+    names = list(options.class_names or GOLDEN_NAMES)[:MAX_CLASSES]
+    encode = partial(segments, student=student)
     return ExportedModel(
         family="segment_tokens",
         architecture=model.architecture,
-        graphs={"image_encoder": image_graph(folded, folded.size_hw, outputs)},
+        graphs={"image_encoder": image_network(encode, size_hw, outputs=_OUTPUTS)},
         preprocess=preprocess,
-        head=_head_spec(model, folded),
-        sections={"segments": _segment_spec(model)},
+        head=head,
+        sections={"segments": spec},
         text=text,
-        golden=partial(_golden, model, preprocess, text, options.class_names or GOLDEN_NAMES),
+        golden=partial(_golden, student, preprocess, (head, spec), text, names),
         provenance=provenance(),
     )
 
 
-def _head_spec(model: ZeroSeg, folded: FoldedZeroSeg) -> HeadSpec:
-    return HeadSpec(
-        logit_scale=model.config.rule.logit_scale,
-        normalize=True,
-        activation="none",
-        grid_hw=folded.grid_hw,
-        unknown_below=model.config.background_threshold,
-        max_classes=MAX_CLASSES,
+def student_of(model: Any) -> Student:
+    """A torch model's network, which shares its weights."""
+    config = model.config
+    return Student(
+        tensors=weights_of(model),
+        num_heads=config.num_heads,
+        head_heads=config.head_heads,
+        assign_eps=config.assign_eps,
     )
 
 
-def _segment_spec(model: ZeroSeg) -> SegmentSpec:
-    return SegmentSpec(
-        num_segments=model.config.group_tokens[1],
-        top_k=model.config.rule.top_k,
-        plain_cosine=model.config.rule.plain_cosine,
-    )
-
-
-@torch.no_grad()
 def _golden(
-    model: ZeroSeg, preprocess: PreprocessSpec, text: TextSide, class_names: Sequence[str]
+    student: Student,
+    preprocess: PreprocessSpec,
+    specs: tuple[HeadSpec, SegmentSpec],
+    text: TextSide,
+    names: Sequence[str],
 ) -> dict[str, npt.NDArray[Any]]:
-    """Every intermediate of the unfolded model, so that folding is checked too."""
-    names = list(class_names)[:MAX_CLASSES]
+    """Every intermediate, as NumPy computes it."""
     embeds, extra = text.embed_golden(names)
     frame, image = golden_frame(), preprocess_frame(preprocess)
-    tokens = model(torch.from_numpy(image))
-    labels, scores = model.segment(
-        torch.from_numpy(image), torch.from_numpy(embeds), (frame.shape[0], frame.shape[1])
-    )
-    unknown_as = label_dtype(len(names))  # -1 becomes the largest value
+    stages = dict(zip(_OUTPUTS, segments(Arrays(), student, image), strict=True))
+    scores = segment_scores(stages["segment_embeds"][0], stages["image_embed"][0], embeds, *specs)
+    best, classes = scores.max(axis=1), scores.argmax(axis=1)
+    unknown_as = label_dtype(len(names))
+    limit = specs[0].unknown_below
+    if limit is not None:
+        classes = np.where(best < min(limit, best.max()), np.iinfo(unknown_as).max, classes)
+    segment, _ = reference.upsample_argmax(stages["group_map"], frame.shape[:2], activation="none")
     return {
         "frame": frame,
         "class_names": np.array(names),
         "text_embeds": embeds,
         "image": image,
-        "segment_embeds": tokens.segment_embeds.numpy(),
-        "image_embed": tokens.image_embed.numpy(),
-        "group_map": tokens.group_map.numpy(),
-        "mask_logits": tokens.group_map.numpy(),
-        "labels": labels[0].numpy().astype(unknown_as),
-        "scores": scores[0].numpy(),
+        **stages,
+        "mask_logits": stages["group_map"],
+        "labels": classes[segment[0]].astype(unknown_as),
+        "scores": best[segment[0]],
     } | extra
