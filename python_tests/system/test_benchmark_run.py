@@ -1,7 +1,5 @@
 """The benchmark of the engine runs, checks what it times, and the documents hold its report."""
 
-import dataclasses
-import json
 import os
 import subprocess
 import sys
@@ -9,8 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from support.errors import refused
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "benchmarks" / "run.py"
@@ -42,13 +38,6 @@ def read(*files):
     from rivals.report import read_reports
 
     return read_reports(files)
-
-
-def committed():
-    """The report of the documents."""
-    from rivals.tables import DOCUMENTS, sources_of
-
-    return read(*sources_of(DOCUMENTS[0].read_text(encoding="utf-8")))
 
 
 @pytest.mark.nightly
@@ -107,53 +96,6 @@ def test_wrong_results_are_not_timed(run, tmp_path, monkeypatch, capsys):
     assert "| wrong |" in output.out
 
 
-def test_what_is_missing_or_fails_is_reported(run, tmp_path, monkeypatch, capsys):
-    from rivals import measure
-    from rivals.cases import Rival
-
-    broken = Rival("broken", "labels", {"library": "none"})
-    monkeypatch.setitem(measure.RIVALS, "labels", (*measure.RIVALS["labels"], broken))
-    monkeypatch.setattr(run, "is_installed", lambda need: need != "supervision")
-    file = tmp_path / "report.json"
-    assert run.main(["--quick", "postprocess", "--json", str(file)]) == 0
-    report = read(file)
-    assert [dataclasses.asdict(absent) for absent in report.absent] == [
-        {
-            "rivals": ("supervision",),
-            "need": "supervision",
-            "command": "pip install supervision",
-        }
-    ]
-    notes = {rival.name: rival.note for case in report.cases for rival in case.rivals}
-    assert notes["supervision"] == "missing: supervision"
-    assert notes["broken"] == "failed: broken: KeyError: 'none'"
-    assert notes["OpenCV"] == ""
-    assert "supervision: missing supervision; `pip install supervision`" in capsys.readouterr().out
-
-
-def test_without_torch_nothing_can_be_made(run, monkeypatch, capsys):
-    monkeypatch.setattr(run, "is_installed", lambda need: need != "torch")
-    assert run.main(["--quick"]) == 4
-    assert "pip install '.[torch]'" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "arguments", [["speed"], ["--seconds", "0"], ["--seconds", "nan"], ["--json", "/no/such/a"]]
-)
-def test_bad_arguments_are_refused(run, arguments, capsys):
-    with pytest.raises(SystemExit) as refused:
-        run.main(arguments)
-    assert refused.value.code == 2
-    assert "expected" in capsys.readouterr().err
-
-
-def test_the_list_names_what_the_work_asks_for(run, capsys):
-    assert run.main(["--list", "classes", "output", "threads"]) == 0
-    listed = capsys.readouterr().out
-    for words in ("classes 1,", "classes 1000,", "256x256", "3840x2160", "threads 1", "threads 2"):
-        assert words in listed
-
-
 def test_equal_pixels_are_counted(benchmarks):
     from rivals.measure import equal_share
 
@@ -170,17 +112,6 @@ def test_equal_pixels_are_counted(benchmarks):
     assert equal_share(far, picture) == 0.75
 
 
-def test_logits_that_do_not_fit_are_not_made(benchmarks):
-    from rivals.cases import Case, Rival, refused_memory
-
-    case = Case("labels", "", 1000, (2160, 3840), 2)
-    assert refused_memory(Rival("a", "labels", full_logits=True), case, 24 << 30) == (
-        "its logits would take 33 GB"
-    )
-    assert refused_memory(Rival("a", "labels", full_logits=True), case, 96 << 30) == ""
-    assert refused_memory(Rival("a", "labels"), case, 1 << 30) == ""
-
-
 @pytest.mark.parametrize("document", ["docs/benchmarks.md"])
 def test_documents_hold_what_their_report_says(benchmarks, document):
     """If this fails, run ``python benchmarks/run.py --tables`` with the reports that they name."""
@@ -191,76 +122,3 @@ def test_documents_hold_what_their_report_says(benchmarks, document):
     text = file.read_text(encoding="utf-8")
     sources = sources_of(text)
     assert filled(text, read(*sources), sources) == text
-
-
-def test_documents_are_filled_from_any_report(benchmarks, tmp_path):
-    from rivals import tables
-    from rivals.report import write_report
-
-    report = committed()
-    other, file = dataclasses.replace(report, commit="abc1234", cases=()), tmp_path / "other.json"
-    write_report(other, file)
-    assert read(file) == other
-    copy = tmp_path / "page.md"
-    copy.write_text(tables.DOCUMENTS[0].read_text(encoding="utf-8"), encoding="utf-8")
-    tables.fill_documents(other, [file], [copy])
-    text = copy.read_text(encoding="utf-8")
-    assert "commit `abc1234`" in text
-    assert f"; commit `{report.commit.removesuffix('-dirty')}`" not in " ".join(text.split())
-    assert "Not measured in this run." in text
-    assert tables.filled(text, other, [file]) == text
-    changed = tables.conditions_text(dataclasses.replace(other, commit="abc1234-dirty"))
-    assert "commit `abc1234` with uncommitted changes; " in " ".join(changed.split())
-    assert max(map(len, changed.splitlines())) <= 140
-
-
-def test_parts_of_a_run_are_put_together(benchmarks, tmp_path):
-    from rivals.report import write_report
-
-    from zsseg_rt.errors import ArgumentError
-
-    report = committed()
-    parts = []
-    for index, cases in enumerate((report.cases[:1], report.cases[1:])):
-        parts.append(tmp_path / f"{index}.json")
-        part = dataclasses.replace(report, cases=cases, seconds=report.seconds / 2)
-        write_report(part, parts[-1])
-    assert read(*parts).cases == report.cases
-    assert read(*parts).seconds == report.seconds
-    write_report(dataclasses.replace(part, commit="abc1234"), parts[1])
-    with refused(ArgumentError, None, "1.json"):
-        read(*parts)
-
-
-def test_places_for_unknown_tables_are_refused(benchmarks):
-    from rivals.tables import DOCUMENTS, filled, sources_of
-
-    from zsseg_rt.errors import ArgumentError
-
-    text, report = DOCUMENTS[0].read_text(encoding="utf-8"), committed()
-    with refused(ArgumentError, None, "-->"):
-        filled(text.replace("benchmark threads", "benchmark speed"), report, DOCUMENTS)
-    with refused(ArgumentError, "document"):
-        filled("# nothing", report, DOCUMENTS)
-    with refused(ArgumentError, "document"):
-        sources_of("# nothing")
-
-
-@pytest.mark.parametrize("content", ["", "[]", '{"format": 1}', "no JSON"])
-def test_other_files_are_no_reports(run, tmp_path, content, capsys):
-    file = tmp_path / "other.json"
-    file.write_text(content)
-    assert run.main(["--tables", str(file)]) == 1
-    assert "other.json" in capsys.readouterr().err
-
-
-def test_reports_of_another_format_are_refused(benchmarks, tmp_path):
-    from rivals.report import write_report
-
-    from zsseg_rt.errors import ArgumentError
-
-    file = tmp_path / "newer.json"
-    write_report(committed(), file)
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 2}))
-    with refused(ArgumentError, None, "1", "2"):
-        read(file)

@@ -1,0 +1,143 @@
+"""Studies and tools that make what ships: a run of the least size of each."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs pip install '.[train]'")
+pytest.importorskip("accelerate", reason="needs pip install '.[train]'")
+
+from safetensors.torch import load_file  # noqa: E402
+
+from support.errors import refused  # noqa: E402
+from tools.scenes import CLASS_NAMES, SEEN, words_of_world  # noqa: E402
+from tools.studies import clip_pretraining, comparison, long_lists  # noqa: E402
+from tools.studies.caption_batches import CaptionBatches  # noqa: E402
+from tools.studies.make_demo import DemoConfig, train_demo, write_demo  # noqa: E402
+from tools.studies.name_draws import measure_bundle  # noqa: E402
+from tools.studies.small_clip import PretrainingConfig  # noqa: E402
+from tools.torture import soak  # noqa: E402
+from zsseg_rt import Bundle  # noqa: E402
+from zsseg_rt.demo import demo_bundle  # noqa: E402
+from zsseg_rt.errors import ArgumentError  # noqa: E402
+from zsseg_rt.torch_files.clip_weights import load_clip  # noqa: E402
+from zsseg_rt.training.config import TrainConfig  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[2]
+CLIP = PretrainingConfig(
+    steps=3, batch_size=4, warmup_steps=1, checkpoint_interval=2, view_size=32, whole_every=2,
+    width=64, num_layers=1, text_width=64, text_layers=1, embed_dim=32,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return clip_pretraining.pretrain(CLIP, tmp_path_factory.mktemp("clip"), num_workers=0)
+
+
+def test_an_interrupted_clip_goes_on_to_the_same_weights(clip, tmp_path, monkeypatch):
+    class Interrupted(CaptionBatches):
+        def __getitem__(self, step):
+            if step == 2:
+                raise ZeroDivisionError
+            return super().__getitem__(step)
+
+    monkeypatch.setattr(clip_pretraining, "CaptionBatches", Interrupted)
+    with pytest.raises(ZeroDivisionError):
+        clip_pretraining.pretrain(CLIP, tmp_path, num_workers=0)
+    monkeypatch.undo()
+    resumed = load_file(clip_pretraining.pretrain(CLIP, tmp_path, num_workers=0))
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in load_file(clip).items())
+    assert load_clip(clip, activation="quick_gelu").text["positional_embedding"].shape == (24, 64)
+
+
+def test_the_demo_is_made_with_its_words_and_history(clip, tmp_path):
+    config = DemoConfig(iterations=2, batch_size=2, warmup_steps=1, num_prompts=2, num_scenes=4)
+    model = train_demo(clip, config, tmp_path / "run")
+    bundle = Bundle.load(write_demo(model, clip, config, tmp_path, commit="abc"))
+    bundle.verify()
+    assert bundle.text.words == words_of_world()
+    assert bundle.head.seen == tuple(CLASS_NAMES[index] for index in SEEN)
+    assert json.loads(bundle.provenance["source"])["commit"] == "abc"
+
+
+def test_the_bundle_that_ships_is_measured_with_its_record():
+    found = measure_bundle(demo_bundle("scenes"), draws=[0], lists=[19, "all"], length=4, root=ROOT)
+    assert all((found["bundle_sha256"], found["commit"], found["machine"]["cpu"]))
+    assert found["summary"]["others"]["mIoU(U)"]["mean"] == found["draws"][0]["others"]["mIoU(U)"]
+    assert [row["names"] for row in found["lists"]] == [28, 362]
+
+
+@pytest.mark.parametrize("name", comparison.list_comparisons())
+def test_comparisons_name_what_can_be_trained(name):
+    chosen = comparison.Comparison.load(name)
+    for variant in chosen.variants:
+        TrainConfig.from_dict(comparison.merge(chosen.shared, variant.changes))
+    assert len(chosen.variants) > 1
+
+
+def test_a_comparison_keeps_figures_of_its_settings_alone(tmp_path):
+    small = {"evaluation": {"options": {"size": 64, "length": 2}}}
+    chosen = comparison.Comparison(
+        shared={
+            "data": {"name": "scenes", "options": {"size": 64, "length": 8}},
+            "model": {"architecture": "dense_clip", "options": {"pretrained": "demo"}},
+            **small,
+        },
+        variants=(comparison.Variant(name="clip", title="untrained", trained=False),),
+    )
+    (run,) = comparison.run(chosen, tmp_path)
+    assert json.loads((tmp_path / "clip" / "figures.json").read_text()) == run.metrics
+    assert "| untrained | 1 |" in comparison.markdown_table(chosen, [run])
+    with refused(ArgumentError, None, "evaluation.options"):
+        comparison.run(chosen, tmp_path, changes={"evaluation": {"options": {"length": 1}}})
+
+
+@pytest.mark.nightly
+def test_heads_on_cached_features_are_written_once(tmp_path):
+    out = tmp_path / "heads.json"
+    options = (
+        "--steps 2 --warmup-steps 1 --num-scenes 4 --num-judged 2 --batch-size 2 --threads 1 "
+        "--rows cosine aligned --worlds as_published --seeds 0"
+    )
+    tool = [sys.executable, "-m", "tools.studies.compare_heads", "--out", str(out)]
+    tool += options.split(" ")
+    for number in range(2):
+        done = subprocess.run(tool, capture_output=True, text=True, cwd=ROOT, timeout=600)
+        assert done.returncode == 0, done.stderr
+        assert bool(done.stdout) == (number == 0)
+    runs = [(run["row"], run["seed"]) for run in json.loads(out.read_text())["runs"]]
+    assert runs == [("cosine", 0), ("aligned", 0)]
+
+
+@pytest.mark.nightly
+def test_long_lists_are_measured(tmp_path):
+    report = tmp_path / "rows.json"
+    arguments = ["--scenes", "1", "--seeds", "0", "--quick", "--json", str(report)]
+    assert long_lists.main(arguments) == 0
+    by_key = {(r["names"], r["candidates"]): r["pAcc"] for r in json.loads(report.read_text())}
+    assert by_key[28, None] == by_key[28, 32]
+    assert by_key[60, None] <= by_key[28, None]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reasons"),
+    [
+        ({}, []),
+        ({"threads": {"first": 20, "last": 20, "most": 24}}, ["threads went from 20 to 24"]),
+        ({"reconnects": 49}, ["49 of 50 reconnections"]),
+        ({"errors": ["out.mp4: the disk is full"]}, ["out.mp4: the disk is full"]),
+    ],
+)
+def test_a_soak_run_is_judged_by_its_limits(changes, reasons):
+    usual = {
+        "minutes": 30.0, "failures_asked_for": 50, "reconnects": 50, "errors": [],
+        "rss_mb": {"first": 200.0, "last": 201.0, "growth_per_hour": 1.5, "noise_per_hour": 0.6},
+        "threads": {"first": 20, "last": 20, "most": 20},
+        "descriptors": {"first": 12, "last": 12, "most": 12},
+        "pictures": {"damaged": 0, "repeated": 0},
+    }  # fmt: skip
+    assert soak.judge(usual | changes) == reasons

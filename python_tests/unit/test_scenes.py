@@ -1,0 +1,116 @@
+"""The synthetic world and its clips: repeatable, labelled as drawn; words recombine."""
+
+import hashlib
+import itertools
+
+import numpy as np
+import pytest
+from scene_clips import SceneClip, flicker
+
+from support.errors import refused
+from tools.scenes import CLASS_NAMES, IGNORE, SEEN, SceneDataset, World, write_folder
+from tools.scenes.__main__ import main as scenes_command
+from tools.scenes.words import NEVER_CAPTIONED
+from tools.studies.name_draws import other_unseen
+from zsseg_rt.errors import ArgumentError
+from zsseg_rt.evaluation.datasets import create_dataset
+
+UNSEEN = [name for index, name in enumerate(CLASS_NAMES) if index not in SEEN]
+
+
+def digest(scene):
+    return hashlib.sha256(scene.image.tobytes() + scene.labels.tobytes()).hexdigest()
+
+
+def test_a_scene_depends_on_seed_and_index_alone():
+    forward = [digest(World(3).scene(index)) for index in range(4)]
+    world = World(3)
+    backward = [digest(world.scene(index, num_captions=1)) for index in (3, 2, 1, 0)]
+    assert forward == backward[::-1]
+    assert digest(World(4).scene(0)) != forward[0]
+    splits = ("train", "val", "pretraining", "demo", "train_seen")
+    images = [SceneDataset(s, length=3, seed=n)[0].image.tobytes() for s in splits for n in (0, 1)]
+    assert len({*forward, *images}) == 14
+
+
+def test_labels_are_what_was_drawn():
+    scene = World(5, class_share=0.5).scene(7)
+    for number, kind in enumerate(scene.kinds):
+        labels = scene.labels[scene.identities == number]
+        assert (
+            labels == (CLASS_NAMES.index(kind.name) if kind.name in CLASS_NAMES else IGNORE)
+        ).all()
+    assert (scene.labels[scene.identities == 255] == IGNORE).all()
+
+
+@pytest.mark.parametrize("names", [CLASS_NAMES, other_unseen(0), other_unseen(3)])
+def test_unseen_names_recombine_words_of_seen_names(names):
+    seen = [set(names[index].split()) for index in SEEN]
+    unseen = [name for index, name in enumerate(names) if index not in SEEN]
+    assert (len(unseen), len(set(names))) == (9, 28)
+    assert not set(unseen) & set(NEVER_CAPTIONED)
+    for name in unseen:
+        assert set(name.split()) <= set().union(*seen)
+        assert set(name.split()) not in seen
+
+
+def test_a_split_shows_unseen_names_as_rarely_as_any_others():
+    shown = {}
+    for split in ("train", "train_seen"):
+        world = SceneDataset(split, length=100).world
+        kinds = [kind.name for index in range(100) for kind in world.scene(index).kinds]
+        shown[split] = sum(name in UNSEEN for name in kinds) / len(kinds)
+    assert shown["train_seen"] < 0.03 < 0.2 < shown["train"]
+
+
+def test_more_names_change_annotation_alone():
+    usual, every = (SceneDataset("val", length=3, annotated=n) for n in (19, "all"))
+    assert (usual.class_names, len(every.seen), every.ignore_label) == (CLASS_NAMES, 353, 65535)
+    for index in range(3):
+        np.testing.assert_array_equal(usual[index].image, every[index].image)
+        known = usual[index].labels != usual.ignore_label
+        np.testing.assert_array_equal(usual[index].labels[known], every[index].labels[known])
+
+
+@pytest.mark.parametrize("options", [{}, {"annotated": "all"}, {"things": 1, "zoom": 2}])
+def test_a_written_world_reads_as_it_is_drawn(options, tmp_path):
+    write_folder(tmp_path, {"val": 3, "train_seen": 1}, **options)
+    drawn, read = SceneDataset("val", **options), create_dataset("folder", tmp_path, "val")
+    assert (read.class_names, tuple(read.seen)) == (drawn.class_names, drawn.seen)
+    assert (len(read), read.ignore_label) == (3, drawn.ignore_label)
+    for number in range(3):
+        assert np.array_equal(read[number].image, drawn[number].image)
+        assert np.array_equal(read[number].labels, drawn[number].labels)
+
+
+def test_the_command_writes_a_split_once_and_of_the_same_classes(tmp_path, capsys):
+    assert scenes_command([str(tmp_path), "--length", "2", "--size", "64"]) == 0
+    for arguments in (["--split", "val"], ["--split", "demo", "--annotated", "60"]):
+        assert scenes_command([str(tmp_path), "--length", "1", *arguments]) == 1
+        assert "expected" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"split": "test"}, {"size": 32}, {"length": 0}, {"seed": -1}, {"class_share": 1.5},
+     {"things": -1}, {"annotated": 18}, {"annotated": "most"}, {"zoom": 0}],
+)  # fmt: skip
+def test_settings_out_of_range_are_refused(settings):
+    with refused(ArgumentError, next(iter(settings))):
+        SceneDataset(**settings)
+
+
+@pytest.mark.parametrize("speed", [0.5, 8.0])
+def test_the_motion_of_a_clip_is_exact(speed):
+    """Along it, labels are equal and colours differ by the noise of two frames alone."""
+    clip = SceneClip(World(3, size=320), 0, speed=speed, length=6, num_moving=6)
+    frames, again = list(clip), list(clip)
+    assert not frames[0].was_visible.any()
+    np.testing.assert_array_equal(frames[-1].image, again[-1].image)
+    for before, frame in itertools.pairwise(frames):
+        y, x = np.nonzero(frame.was_visible)
+        dx, dy = frame.motion[y, x].T
+        np.testing.assert_array_equal(before.labels[y + dy, x + dx], frame.labels[y, x])
+        difference = np.abs(before.image[y + dy, x + dx].astype(int) - frame.image[y, x])
+        assert np.median(difference) < 12  # noise of at most 7 levels, twice
+        assert flicker(before.labels, frame.labels, frame)[0] == 0
