@@ -16,11 +16,11 @@ from zsseg_rt.backends._openvino_core import process_core
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.errors import ArgumentError, BundleError, ConfigError, VocabularyError
 from zsseg_rt.export import export_bundle, export_graphs
-from zsseg_rt.export.architectures.cat_seg import class_halves
-from zsseg_rt.export.folded.cat_seg import fold_cat_seg
-from zsseg_rt.export.folded.cat_seg_head import FoldedGroupNorm
+from zsseg_rt.export.architectures.cat_seg import network_of
 from zsseg_rt.models.cat_seg.model import CatSeg, CatSegConfig
 from zsseg_rt.models.functional import preprocess
+from zsseg_rt.networks.cat_seg import class_halves, encode_view, head
+from zsseg_rt.onnx.arrays import Arrays
 from zsseg_rt.runtime.families import aggregation
 
 pytestmark = pytest.mark.usefixtures("without_gradients")
@@ -65,18 +65,20 @@ def log_odds(scores):
     return np.log(scores) - np.log1p(-scores)
 
 
-def run_parts(parts, image, text, padding):
-    missing = torch.tensor([float(max(0, padding - len(text)))])
-    return parts.head(*parts.image_encoder(image), text, class_halves(parts, text), missing)
+def run_head(network, encoded, text, padding):
+    vocabulary = {"text_embeds": text, "class_halves": class_halves(network, text)}
+    missing = np.array([max(0, padding - len(text))], np.float32)
+    return head(Arrays(), network, encoded | vocabulary | {"padding": missing})["mask_logits"][0]
 
 
 @pytest.mark.needs_shared
-def test_folds_give_the_official_logits(shared_dir):
+def test_the_network_gives_the_official_logits(shared_dir):
     encoder = load(shared_dir, "catseg_small_enc_public.npz")
-    parts, image = fold_cat_seg(rule.build(shared_dir)), torch.from_numpy(encoder["image"][:1])
+    network = network_of(rule.build(shared_dir))
+    encoded = encode_view(Arrays(), network, encoder["image"][:1])
     for count in (1, 5, 20, 150, 255, 256):
-        text = rule.text_bank(count, config_of(encoder))
-        logits = run_parts(parts, image, text, 256)[0].numpy()
+        text = rule.text_bank(count, config_of(encoder)).numpy()
+        logits = run_head(network, encoded, text, 256)
         expected = load(shared_dir, f"catseg_small_c{count}_public.npz")["logits"]
         assert np.abs(logits - expected).max() <= 1e-4  # worst seen 2e-5
 
@@ -206,27 +208,18 @@ def test_a_bundle_without_the_parts_runs_all_classes_at_once(wide, tmp_path):
     np.testing.assert_allclose(scores, scores_of(wide[1], frame, embeds)[0], atol=1e-5)
 
 
-@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e3])
-def test_groups_are_normalised_as_in_torch(scale):
-    norm = torch.nn.GroupNorm(2, 32)
-    torch.nn.init.normal_(norm.weight)
-    torch.nn.init.normal_(norm.bias)
-    maps = scale * (torch.randn(3, 32, 6, 6) + 5 * torch.randn(3, 32, 1, 1))
-    maps[0] = 7.0  # nothing to scale
-    found, expected = FoldedGroupNorm(norm)(maps), norm.double()(maps.double())
-    torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-5)
-
-
 def test_rows_without_keys_change_no_other_class():
-    parts = fold_cat_seg(rule.tiny_model())
-    image, text = torch.randn(1, 3, 96, 96), torch.nn.functional.normalize(torch.randn(3, 32))
-    inputs, halves = parts.image_encoder(image), class_halves(parts, text)
-    missing = torch.tensor([5.0])
-    more = halves[[0, 1, 2, 2, 2]]
-    more[3:].view(2, 4, -1)[:, 1::2] = -1e4
-    found = parts.head(*inputs, text[[0, 1, 2, 2, 2]], more, missing)
-    expected = parts.head(*inputs, text, halves, missing)
-    torch.testing.assert_close(found[:, :3], expected, rtol=1e-5, atol=1e-5)
+    network = network_of(rule.tiny_model())
+    image = torch.randn(1, 3, 96, 96).numpy()
+    text = torch.nn.functional.normalize(torch.randn(3, 32)).numpy()
+    values = encode_view(Arrays(), network, image) | {"padding": np.array([5], np.float32)}
+    more = class_halves(network, text)[[0, 1, 2, 2, 2]]
+    values |= {"text_embeds": text, "class_halves": more[:3].copy()}
+    expected = head(Arrays(), network, values)["mask_logits"]
+    more[3:].reshape(2, 4, -1)[:, 1::2] = -1e4
+    values |= {"text_embeds": text[[0, 1, 2, 2, 2]], "class_halves": more}
+    found = head(Arrays(), network, values)["mask_logits"]
+    np.testing.assert_allclose(found[:, :3], expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 8, 9, 30])

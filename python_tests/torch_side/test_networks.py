@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from support import tiny
-from zsseg_rt.backends.base import BackendOptions
+from support.graph_runs import run_file
 from zsseg_rt.backends.graph_check.check import check_graph
-from zsseg_rt.backends.registry import get_backend
 from zsseg_rt.models import create_model
 from zsseg_rt.models.dense.encoder import RULES
 from zsseg_rt.networks.clip import ImageTower, TextTower, embed_text
@@ -58,17 +57,6 @@ def torch_stages(model, image):
         tokens = found[f"blocks.{index}"] = block(tokens)
     found["patch_embeds"] = encoder(torch.from_numpy(image)).patch_embeds
     return {name: value.numpy() for name, value in found.items()}
-
-
-def run_file(path, feeds):
-    options = BackendOptions()
-    graph = get_backend("openvino").load(path, device="cpu", precision="float32", options=options)
-    session = graph.session()
-    try:
-        return {name: np.array(value) for name, value in session.run(feeds).items()}
-    finally:
-        session.close()
-        graph.close()
 
 
 def assert_near(found, expected):

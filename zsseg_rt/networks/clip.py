@@ -87,6 +87,11 @@ class ImageTower:
         return np.ascontiguousarray(resized.reshape(-1, rows.shape[1]))
 
 
+def part_of(tensors: Tensors, prefix: str) -> dict[str, Array]:
+    """The tensors of a part, by what follows its prefix in their keys."""
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
 def embed_patches(
     ops: Operations, tower: ImageTower, image: Value, positions: Array | None = None
 ) -> Value:
@@ -124,20 +129,20 @@ def run_blocks(
 
 def project(ops: Operations, tower: ImageTower, tokens: Value) -> Value:
     """Tokens [B, N, W] of the last block in the joint space, [B, N, D], unit norm."""
-    return projection(ops, tower)(tokens)
+    return unit(ops, projection(ops, tower)(tokens))
 
 
 def projection(ops: Operations, tower: ImageTower) -> Callable[[Value], Value]:
-    """:func:`project` for several groups of tokens, which share the folded weights."""
+    """Into the joint space, not normalised, for several groups of tokens; they share weights."""
     norm, (proj,) = ops.fold_norm(tower.ln_post, (Linear(tower.tensors["proj"].T),))
 
-    def unit_embeds(tokens: Value) -> Value:
+    def embeds(tokens: Value) -> Value:
         with ops.at("ln_post"):
             normed = ops.layer_norm(tokens, norm)
         with ops.at("proj"):
-            return unit(ops, ops.linear(normed, proj))
+            return ops.linear(normed, proj)
 
-    return unit_embeds
+    return embeds
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -103,9 +103,9 @@ def cell_encoder(
         seeing_all = ops.layer_norm(
             ops.slice(x, 1, 0, others), read_norm(tensors, "prompt_norm", 1e-6)
         )
-    unit_embeds = projection(ops, tower)
+    embeds = projection(ops, tower)
     embeds, cell_embeds = (
-        unit_embeds(tokens) for tokens in (seeing_all, ops.slice(x, 1, others, x.shape[1]))
+        unit(ops, embeds(tokens)) for tokens in (seeing_all, ops.slice(x, 1, others, x.shape[1]))
     )
     width = embeds.shape[2]
     cls_embed, patches = ops.slice(embeds, 1, 0, 1), ops.slice(embeds, 1, 1, others)

@@ -58,15 +58,20 @@ def _maskclip(ops: Operations, trunk: Trunk) -> Value:
     return own_values(ops, patches_of(ops, trunk.outputs[-1]), trunk.tower.blocks[-1])
 
 
-def own_values(ops: Operations, patches: Value, block: Block) -> Value:
-    """A block in which each patch [B, N, W] attends to itself: its two projections are one."""
+def own_values(
+    ops: Operations, patches: Value, block: Block, residual: Value | None = None
+) -> Value:
+    """A block in which each patch [B, N, W] attends to itself: its two projections are one.
+
+    ``residual`` None is the patches.
+    """
     weight, bias = block.out
     merged = Linear(weight @ block.value.weight, weight @ block.value.bias + bias)
     norm, (merged,) = ops.fold_norm(block.norm_1, (merged,))
     normed = ops.layer_norm(patches, norm)
     with ops.at("projections.0"):
         mixed = ops.linear(normed, merged)
-    return mlp(ops, ops.add(patches, mixed), block)
+    return mlp(ops, ops.add(patches if residual is None else residual, mixed), block)
 
 
 def _sclip(ops: Operations, trunk: Trunk) -> Value:

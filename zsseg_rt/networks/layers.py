@@ -36,15 +36,22 @@ def residual_block(
     block: Block,
     mask: Value | None = None,
     prompts: Array | None = None,
+    num_queries: int | None = None,
 ) -> Value:
     """``x += out(attend(norm_1(x))); x += mlp(norm_2(x))`` of tokens [B, N, W].
 
     Shapes:
         mask: float32 [N, N + P] or [B, 1, 1, N + P], added to the scores.
         prompts: Constant tokens float32 [1, P, W] that all tokens see, after their own keys.
+
+    Returns:
+        All tokens, or the first ``num_queries``.
     """
     norm, (q, k, v) = ops.fold_norm(block.norm_1, (block.query, block.key, block.value))
     normed = ops.layer_norm(x, norm)
+    asking = normed
+    if num_queries is not None:
+        x, asking = (ops.slice(tokens, 1, 0, num_queries) for tokens in (x, normed))
 
     def project(linear: Linear) -> Value:
         own = split_heads(ops, ops.linear(normed, linear), block.num_heads)
@@ -54,7 +61,7 @@ def residual_block(
         return ops.concat((own, ops.repeat(split_heads(ops, constant, block.num_heads), x)), 2)
 
     with ops.at("q_proj"):
-        queries = split_heads(ops, ops.linear(normed, q, block.scale), block.num_heads)
+        queries = split_heads(ops, ops.linear(asking, q, block.scale), block.num_heads)
     with ops.at("k_proj"):
         keys = project(k)
     with ops.at("v_proj"):
@@ -123,6 +130,28 @@ def merge_heads(ops: Operations, x: Value) -> Value:
     """[B, heads, N, w] to [B, N, heads * w]."""
     batch, heads, count, width = x.shape
     return ops.reshape(ops.transpose(x, (0, 2, 1, 3)), (batch, count, heads * width))
+
+
+def group_norm(ops: Operations, x: Value, norm: Norm, num_groups: int) -> Value:
+    """Normalise maps [B, C, h, w] over groups of channels, as PyTorch's GroupNorm.
+
+    Only figures per channel are reshaped, never the maps: OpenVINO would bring the maps of its
+    convolutions into another order around an instance norm, a fifth of CAT-Seg's head.
+    """
+    batch, channels = x.shape[:2]
+    inside = channels // num_groups
+    grouped, spread = (batch, num_groups, inside), (batch, channels, 1, 1)
+    with ops.at("float32"):
+        means = ops.mean(ops.reshape(ops.mean(x, 2, 3), grouped), 2)
+        shift = ops.reshape(ops.sub(np.zeros((1, 1, inside), np.float32), means), spread)
+    x = ops.add(x, shift)
+    with ops.at("float32"):
+        root = np.float32((x.shape[2] * x.shape[3]) ** -0.5)  # keeps sizes small before squaring
+        sizes = ops.reshape(ops.mul(ops.norm(x, 2, 3), root), grouped)
+        variance = ops.add(ops.mean(ops.mul(sizes, sizes), 2), np.float32(norm.eps))
+        weight = np.asarray(norm.weight).reshape(1, num_groups, inside)
+        scale = ops.reshape(ops.div(weight, ops.sqrt(variance)), spread)
+    return ops.add(ops.mul(x, scale), np.asarray(norm.bias)[:, None, None])
 
 
 def unit(ops: Operations, x: Value) -> Value:

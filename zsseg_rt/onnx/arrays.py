@@ -103,6 +103,39 @@ def _conv(
     return made if bias is None else np.asarray(made + bias[:, None, None])
 
 
+def _conv_transpose(
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    *,
+    strides: Sequence[int],
+    pads: Sequence[int],
+    **_: Any,
+) -> Array:
+    (stride, pad), (batch, _, rows, columns) = (strides[0], pads[0]), x.shape
+    outputs, high, wide = weight.shape[1:]
+    parts = np.tensordot(x, weight, (1, 0)).transpose(4, 5, 0, 3, 1, 2)
+    sides = (stride * (rows - 1) + high, stride * (columns - 1) + wide)
+    made = np.zeros((batch, outputs, *sides), x.dtype)
+    for top, left in np.ndindex(high, wide):
+        made[:, :, top::stride, left::stride][:, :, :rows, :columns] += parts[top, left]
+    made = made[:, :, pad : sides[0] - pad, pad : sides[1] - pad]
+    return made if bias is None else np.asarray(made + bias[:, None, None])
+
+
+def _max_pool(x: Array, *, kernel_shape: Sequence[int], **settings: Sequence[int]) -> Array:
+    (high, wide), stride, pad = kernel_shape, settings["strides"][0], settings["pads"][0]
+    sides = ((0, 0), (0, 0), (pad, pad), (pad, pad))
+    padded = np.pad(x, sides, constant_values=-np.inf)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (high, wide), (2, 3))
+    return np.asarray(windows[:, :, ::stride, ::stride].max((4, 5)))
+
+
+def _doubled(x: Array, *_: Array | None, **__: bytes) -> Array:
+    """Resize, as :meth:`Operations.double` uses it."""
+    return np.asarray(x.repeat(2, 2).repeat(2, 3))
+
+
 def _slice(x: Array, start: Array, stop: Array, axis: Array) -> Array:
     return np.asarray(x[(slice(None),) * int(axis[0]) + (slice(int(start[0]), int(stop[0])),)])
 
@@ -121,6 +154,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "Sigmoid": _sigmoid,
     "Gelu": _gelu,
     "Relu": lambda x: np.maximum(x, np.float32(0)),
+    "Elu": lambda x, **_: np.where(x > 0, x, np.expm1(np.minimum(x, np.float32(0)))),
     "Exp": np.exp,
     "Sqrt": np.sqrt,
     "Cast": lambda x, to: x.astype(_DTYPES[to]),
@@ -134,9 +168,12 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "ArgMax": lambda x, axis, **_: np.expand_dims(x.argmax(axis), axis),
     "MatMul": np.matmul,
     "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "MaxPool": _max_pool,
+    "Resize": _doubled,
     "Reshape": lambda x, sizes, **_: x.reshape(sizes),
     "Transpose": lambda x, perm: np.transpose(x, perm),
     "Slice": _slice,
     "Concat": lambda *parts, axis: np.concatenate(parts, axis),
-    "Gather": lambda table, rows, **_: table[rows],
+    "Gather": lambda table, rows, axis: np.take(table, rows, axis),
 }

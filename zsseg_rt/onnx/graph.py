@@ -136,7 +136,12 @@ class Graph(Operations):
         return Made(name, shape, dtype)
 
     def _name(self, value: Value, new: str) -> str:
-        """The name under which a node reads a value; a new constant becomes a weight."""
+        """The name under which a node reads a value; a new constant becomes a weight.
+
+        None is an operand that is left out.
+        """
+        if value is None:
+            return ""
         if isinstance(value, Made):
             return value.name
         array = np.asarray(value)

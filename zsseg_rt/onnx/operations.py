@@ -129,6 +129,10 @@ class Operations(ABC):
         """``max(x, 0)``."""
         return self.apply("Relu", (x,), x.shape)
 
+    def elu(self, x: Value) -> Value:
+        """``x`` above 0, else ``exp(x) - 1``."""
+        return self.apply("Elu", (x,), x.shape, alpha=1.0)
+
     def exp(self, x: Value) -> Value:
         """``e ** x``."""
         return self.apply("Exp", (x,), x.shape)
@@ -154,26 +158,26 @@ class Operations(ABC):
         settings: dict[str, Any] = {"axis": -1, "epsilon": float(norm.eps), "stash_type": 1}
         return self.apply("LayerNormalization", parts, x.shape, **settings)
 
-    def sum(self, x: Value, axis: int) -> Value:
-        """Sum over an axis, which stays with size 1; so it does for the next three."""
-        return self._reduce("ReduceSum", x, axis)
+    def sum(self, x: Value, *axes: int) -> Value:
+        """Sum over axes, which stay with size 1; so they do for the next three."""
+        return self._reduce("ReduceSum", x, axes)
 
-    def mean(self, x: Value, axis: int) -> Value:
-        """Mean over an axis."""
-        return self._reduce("ReduceMean", x, axis)
+    def mean(self, x: Value, *axes: int) -> Value:
+        """Mean over axes."""
+        return self._reduce("ReduceMean", x, axes)
 
-    def max(self, x: Value, axis: int) -> Value:
-        """Largest value along an axis."""
-        return self._reduce("ReduceMax", x, axis)
+    def max(self, x: Value, *axes: int) -> Value:
+        """Largest value along axes."""
+        return self._reduce("ReduceMax", x, axes)
 
-    def norm(self, x: Value, axis: int) -> Value:
-        """L2 norm over an axis."""
-        return self._reduce("ReduceL2", x, axis)
+    def norm(self, x: Value, *axes: int) -> Value:
+        """L2 norm over axes."""
+        return self._reduce("ReduceL2", x, axes)
 
-    def _reduce(self, kind: str, x: Value, axis: int) -> Value:
-        place = axis % len(x.shape)
-        shape = (*x.shape[:place], 1, *x.shape[place + 1 :])
-        return self.apply(kind, (x, integers(axis)), shape, keepdims=1)
+    def _reduce(self, kind: str, x: Value, axes: Sequence[int]) -> Value:
+        places = [axis % len(x.shape) for axis in axes]
+        shape = tuple(1 if axis in places else size for axis, size in enumerate(x.shape))
+        return self.apply(kind, (x, integers(*axes)), shape, keepdims=1)
 
     def top_k(self, x: Value, count: int) -> tuple[Value, Value]:
         """The largest along the last axis, in falling order: values, and their places as int64."""
@@ -213,13 +217,33 @@ class Operations(ABC):
             for side, size in zip(x.shape[2:], kernel, strict=True)
         ]
         parts = (x, linear.weight) if linear.bias is None else (x, *linear)
-        settings: dict[str, Any] = {
-            "kernel_shape": list(kernel),
-            "strides": [stride] * 2,
-            "pads": [pad] * 4,
-        }
         shape = (x.shape[0], len(linear.weight), *sides)
-        return self.apply("Conv", parts, shape, **settings, group=groups)
+        return self.apply("Conv", parts, shape, **_windows(kernel, stride, pad), group=groups)
+
+    def conv_transpose(self, x: Value, linear: Linear, *, stride: int = 1, pad: int = 0) -> Value:
+        """The transpose of :meth:`conv`, of [B, C, H, W] with a weight [C, out, h, w]."""
+        kernel = linear.weight.shape[2:]
+        sides = [
+            (side - 1) * stride + size - 2 * pad
+            for side, size in zip(x.shape[2:], kernel, strict=True)
+        ]
+        parts = (x, linear.weight) if linear.bias is None else (x, *linear)
+        shape = (x.shape[0], linear.weight.shape[1], *sides)
+        return self.apply("ConvTranspose", parts, shape, **_windows(kernel, stride, pad), group=1)
+
+    def max_pool(self, x: Value, size: int, *, stride: int, pad: int) -> Value:
+        """Largest values of square windows of [B, C, H, W]."""
+        sides = [(side + 2 * pad - size) // stride + 1 for side in x.shape[2:]]
+        return self.apply(
+            "MaxPool", (x,), (*x.shape[:2], *sides), **_windows((size, size), stride, pad)
+        )
+
+    def double(self, x: Value) -> Value:
+        """Every cell of [B, C, H, W] four times, [B, C, 2 H, 2 W]."""
+        shape = (*x.shape[:2], 2 * x.shape[2], 2 * x.shape[3])
+        rule: dict[str, Any] = {"mode": b"nearest", "nearest_mode": b"floor"}
+        rule["coordinate_transformation_mode"] = b"asymmetric"
+        return self.apply("Resize", (x, None, None, integers(*shape)), shape, **rule)
 
     # Moves.
 
@@ -264,9 +288,10 @@ class Operations(ABC):
         shape = self.concat((count, integers(*sizes)), 0)
         return self.apply("Expand", (x, shape), (rows, *sizes))
 
-    def gather(self, table: Value, rows: Value) -> Value:
-        """Rows of a table [R, ...] by integers of any shape."""
-        return self.apply("Gather", (table, rows), (*rows.shape, *table.shape[1:]), axis=0)
+    def gather(self, table: Value, rows: Value, axis: int = 0) -> Value:
+        """Rows of a table [R, ...] by integers of any shape; or what another axis counts."""
+        shape = (*table.shape[:axis], *rows.shape, *table.shape[axis + 1 :])
+        return self.apply("Gather", (table, rows), shape, axis=axis)
 
 
 ONNX_TYPES = {"float32": 1, "int64": 7, "bool": 9, "float16": 10, "bfloat16": 16}
@@ -289,6 +314,11 @@ def broadcast(*values: Value) -> Shape:
     for value in values:
         shape = _joined(shape, value.shape)
     return shape
+
+
+def _windows(kernel: Sequence[int], stride: int, pad: int) -> dict[str, Any]:
+    """How windows lie, as convolutions and poolings say it."""
+    return {"kernel_shape": list(kernel), "strides": [stride] * 2, "pads": [pad] * 4}
 
 
 def _joined(a: Shape, b: Shape) -> Shape:

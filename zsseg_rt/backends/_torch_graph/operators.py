@@ -340,6 +340,7 @@ OPERATORS: dict[str, Operator] = {
     "Slice": _slice,
     "Softmax": _softmax,
     "Split": _split,
+    "Sqrt": elementwise(torch.sqrt),
     "Squeeze": _squeeze,
     "Sub": elementwise(torch.sub),
     "Transpose": _transpose,

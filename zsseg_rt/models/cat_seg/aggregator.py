@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zsseg_rt.errors import ArgumentError
+from zsseg_rt.networks.cat_seg import NUM_LAYERS, shift_mask, window_order
 
-NUM_LAYERS = 2
 DROPPED_LOGIT = -100.0
 """The logit of classes that the head did not look at."""
 
@@ -87,22 +87,6 @@ class Guidance(NamedTuple):
     fine: tuple[Tensor, Tensor]
 
 
-def window_order(grid: int, window: int, shift: int) -> Tensor:
-    """Tokens of a square grid, window by window, after a cyclic shift towards the origin."""
-    places = torch.arange(grid * grid).view(grid, grid).roll((-shift, -shift), (0, 1))
-    split = places.view(grid // window, window, grid // window, window)
-    return split.transpose(1, 2).flatten()
-
-
-def shift_mask(grid: int, window: int, shift: int) -> Tensor:
-    """What is added to attention in shifted windows, ``[windows, window^2, window^2]``."""
-    sides = torch.arange(grid)
-    region = (sides >= grid - window).int() + (sides >= grid - shift).int()
-    labels = (3 * region[:, None] + region).flatten()[window_order(grid, window, 0)]
-    labels = labels.view(-1, window * window)
-    return (labels[:, :, None] != labels[:, None]).float() * -100.0
-
-
 def sum_linear(linear: nn.Module, own: Tensor, shared: Tensor) -> Tensor:
     """A layer of ``[own, shared]``, where ``shared`` is broadcast: its part is computed once."""
     layer, width = cast(nn.Linear, linear), own.shape[-1]
@@ -129,7 +113,7 @@ class SwinBlock(nn.Module):
     def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
         """``guidance`` is ``[B, 1, N, G]``."""
         grid = int(x.shape[2] ** 0.5)
-        order = window_order(grid, self.window, self.shift).to(x.device)
+        order = torch.from_numpy(window_order(grid, self.window, self.shift)).to(x.device)
         y, guidance = self.norm1(x)[:, :, order], guidance[:, :, order]
         guided = (sum_linear(self.attn[name], y, guidance) for name in "qk")
         q, k, v = (
@@ -138,7 +122,9 @@ class SwinBlock(nn.Module):
             .transpose(3, 4)
             for part in (*guided, self.attn["v"](y))
         )
-        mask = shift_mask(grid, self.window, self.shift).to(x)[:, None] if self.shift else None
+        mask = None
+        if self.shift:
+            mask = torch.from_numpy(shift_mask(grid, self.window, self.shift)).to(x)[:, None]
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         mixed = mixed.transpose(3, 4).flatten(4).flatten(2, 3)[:, :, order.argsort()]
         x = x + self.attn["proj"](mixed)

@@ -27,8 +27,6 @@ from zsseg_rt.models.sliding import SlideSettings, check_picture
 from zsseg_rt.models.zegformer.pictures import resize_picture
 from zsseg_rt.torch_files.clip_arrays import CLIP_MEAN, CLIP_STD
 
-TEMPLATES = ("A photo of a {} in the scene",)
-
 
 @dataclass(frozen=True, kw_only=True)
 class CatSegConfig:
