@@ -13,15 +13,16 @@ from support.golden import load
 from support.tiny_zegformer import class_prompts
 from zsseg_rt.models import from_official
 from zsseg_rt.models.clip.text_encoder import average_templates
-from zsseg_rt.models.zegformer.decoder import Segments, sine_positions
-from zsseg_rt.models.zegformer.model import (
+from zsseg_rt.models.zegformer.decoder import Segments
+from zsseg_rt.models.zegformer.model import ZegFormer
+from zsseg_rt.models.zegformer.regions import crop_regions, mask_boxes, upsample_masks
+from zsseg_rt.networks.zegformer import (
     IMAGE_MEAN,
     IMAGE_STD,
     REGION_MEAN,
     REGION_STD,
-    ZegFormer,
+    sine_positions,
 )
-from zsseg_rt.models.zegformer.regions import crop_regions, mask_boxes, upsample_masks
 from zsseg_rt.torch_files.zegformer_prompts import REGION_TEMPLATES, SINGLE_TEMPLATE
 
 pytestmark = [pytest.mark.needs_shared, pytest.mark.usefixtures("without_gradients")]
@@ -151,8 +152,8 @@ def test_small_decoders(small, small_output, module, name):
 
 def test_small_positions(small):
     expected = small["mid/pos"]
-    positions = sine_positions(expected.shape[2:], expected.shape[1], torch.zeros(()))
-    assert_close(positions.transpose(1, 2).unflatten(2, expected.shape[2:]), expected)
+    positions = torch.from_numpy(sine_positions(expected.shape[2:], expected.shape[1]))
+    assert_close(positions.T.unflatten(1, expected.shape[2:])[None], expected)
 
 
 def test_small_heads_of_every_layer(small, small_model):

@@ -7,7 +7,7 @@ import torch
 from support import tiny_zegformer
 from support.golden import arguments_of, assert_close, config_of, load, state_dict_of
 from zsseg_rt.models import from_official
-from zsseg_rt.models.zegformer.model import IMAGE_MEAN, IMAGE_STD
+from zsseg_rt.networks.zegformer import IMAGE_MEAN, IMAGE_STD
 from zsseg_rt.training.tasks.descriptor import DescriptorTask
 from zsseg_rt.training.tasks.zegformer import (
     SegmentWeights,

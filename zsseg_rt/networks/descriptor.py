@@ -30,6 +30,7 @@ from zsseg_rt.networks.layers import (
     read_norm,
     residual_block,
     split_heads,
+    unit,
 )
 from zsseg_rt.networks.positions import resize_grid
 from zsseg_rt.onnx.operations import Array, Linear, Norm, Operations, Value
@@ -103,9 +104,9 @@ def cell_encoder(
         seeing_all = ops.layer_norm(
             ops.slice(x, 1, 0, others), read_norm(tensors, "prompt_norm", 1e-6)
         )
-    embeds = projection(ops, tower)
+    to_joint = projection(ops, tower)
     embeds, cell_embeds = (
-        unit(ops, embeds(tokens)) for tokens in (seeing_all, ops.slice(x, 1, others, x.shape[1]))
+        unit(ops, to_joint(tokens)) for tokens in (seeing_all, ops.slice(x, 1, others, x.shape[1]))
     )
     width = embeds.shape[2]
     cls_embed, patches = ops.slice(embeds, 1, 0, 1), ops.slice(embeds, 1, 1, others)

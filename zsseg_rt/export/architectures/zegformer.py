@@ -1,46 +1,52 @@
-"""Export ZegFormer: family ``proposals``."""
+"""Export ZegFormer: family ``proposals``. Neither torch nor onnx is imported here."""
 
 from __future__ import annotations
 
-import copy
+import math
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec, RegionEncoderSpec, RegionSpec
 from zsseg_rt.common.arrays import label_dtype
+from zsseg_rt.errors import ShapeError
 from zsseg_rt.export.bundle_writer import ExportedModel
-from zsseg_rt.export.folded.zegformer import ZegFormerParts, fold_zegformer
 from zsseg_rt.export.golden import (
     GOLDEN_TEMPLATES,
     NUMBERED_NAMES,
     as_numpy,
     golden_frame,
+    preprocess_frame,
     unit_rows,
 )
-from zsseg_rt.export.graph_files import MAX_CLASSES, provenance
-from zsseg_rt.export.onnx import GraphExport, image_graph
+from zsseg_rt.export.graph_files import MAX_CLASSES, WrittenGraph, provenance
 from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.export.text_side import TextSide, seen_names
-from zsseg_rt.models import functional
-from zsseg_rt.models.clip.image_encoder import unit
-from zsseg_rt.models.zegformer.decoder import Segments
-from zsseg_rt.models.zegformer.model import (
+from zsseg_rt.networks.zegformer import (
+    CLIP,
     IMAGE_MEAN,
     IMAGE_STD,
     REGION_MEAN,
     REGION_STD,
-    ZegFormer,
+    STRIDE,
+    ZegFormerNetwork,
+    embed_regions,
+    propose,
+    write_image_encoder,
+    write_region_encoder,
 )
-from zsseg_rt.models.zegformer.regions import crop_regions, mask_boxes, upsample_masks
+from zsseg_rt.onnx.arrays import Arrays
+from zsseg_rt.ops import reference_regions
+from zsseg_rt.runtime.families.proposals import class_probabilities, fuse
 from zsseg_rt.torch_files.zegformer_prompts import REGION_TEMPLATES, SINGLE_TEMPLATE
 
+if TYPE_CHECKING:
+    from zsseg_rt.models.zegformer.config import ZegFormerConfig
+
+NATIVE_SIZE_HW = (512, 512)
 _MOST_REGIONS = 64  # the region encoder takes at most this many at once
 _KEPT_CROPS = 2  # in the golden sample: enough to compare the region encoder's graph
 
@@ -48,84 +54,93 @@ _KEPT_CROPS = 2  # in the golden sample: enough to compare the region encoder's 
 _Classes = tuple[Sequence[str], npt.NDArray[np.float32], npt.NDArray[np.float32]]
 
 
-def export_zegformer(model: ZegFormer, options: ExportOptions) -> ExportedModel:
-    """Split a ZegFormer into a bundle's parts; keep its fusion, calibration and region style.
+def export_zegformer(model: Any, options: ExportOptions) -> ExportedModel:
+    """Cut a ZegFormer into a bundle's parts; keep its fusion, calibration and region style.
 
     Graphs and tensors: ``image_encoder``: ``image`` [1, 3, H, W] to ``region_masks``
     [1, Q, H / 4, W / 4], ``segment_embeds`` [1, Q, D] and ``no_object`` [1, Q];
     ``region_encoder``: ``crops`` [regions, 3, s, s] to ``region_embeds`` [regions, D].
     """
-    parts = fold_zegformer(model, options.size_hw)
+    config, network = model.config, network_of(model)
+    size_hw = _checked_size(options.size_hw or NATIVE_SIZE_HW, config.size_divisor)
     preprocess = PreprocessSpec(
-        size_hw=parts.size_hw, mean=_unit_range(IMAGE_MEAN), std=_unit_range(IMAGE_STD)
+        size_hw=size_hw, mean=_unit_range(IMAGE_MEAN), std=_unit_range(IMAGE_STD)
     )
-    regions = _region_spec(model, parts, options)
-    head = _head_spec(model, parts, options)
+    regions = _region_spec(network, config, options)
+    seen = seen_names(config.seen_classes, options.class_names)
+    head = HeadSpec(
+        logit_scale=float(math.exp(network.predictor["logit_scale"].item())),
+        normalize=False,
+        activation="none",
+        grid_hw=(size_hw[0] // STRIDE, size_hw[1] // STRIDE),
+        seen=seen,
+        seen_bias=max(config.calibration, 0.0) if seen else 0.0,
+        max_classes=MAX_CLASSES,
+    )
     text = TextSide(
         options,
-        embed_dim=parts.embed_dim,
+        embed_dim=network.embed_dim,
         templates=SINGLE_TEMPLATE,
         space="OpenAI CLIP ViT-B/16",
         tower=model.text_encoder,
     )
-    if not head.seen:  # then the golden sample has none either
-        model = copy.copy(model)
-        model.config = replace(model.config, seen_classes=())
+    graphs = {"image_encoder": WrittenGraph(partial(write_image_encoder, network, size_hw))}
+    if regions.encoder is not None:
+        graphs["region_encoder"] = WrittenGraph(partial(write_region_encoder, network))
     names = list(options.class_names or NUMBERED_NAMES)[:MAX_CLASSES]
     return ExportedModel(
         family="proposals",
         architecture=model.architecture,
-        graphs=_graphs(parts, regions),
+        graphs=graphs,
         preprocess=preprocess,
         head=head,
         sections={"regions": regions},
         text=text,
-        golden=partial(_golden, model, preprocess, regions, text, names),
+        golden=partial(_golden, network, preprocess, head, regions, text, names),
         provenance=provenance(),
     )
 
 
-def _graphs(parts: ZegFormerParts, regions: RegionSpec) -> dict[str, GraphExport]:
-    outputs = ("region_masks", "segment_embeds", "no_object")
-    graphs = {"image_encoder": image_graph(parts.image_encoder, parts.size_hw, outputs)}
-    if parts.region_encoder is not None and regions.encoder is not None:
-        graphs["region_encoder"] = GraphExport(
-            module=parts.region_encoder,
-            inputs={"crops": torch.zeros(3, 3, parts.region_side, parts.region_side)},
-            outputs=("region_embeds",),
-            dynamic={"crops": {0: ("regions", max(regions.encoder.batch, 4))}},
-        )
-    return graphs
-
-
-def _head_spec(model: ZegFormer, parts: ZegFormerParts, options: ExportOptions) -> HeadSpec:
-    seen = seen_names(model.config.seen_classes, options.class_names)
-    return HeadSpec(
-        logit_scale=parts.segment_scale,
-        normalize=False,
-        activation="none",
-        grid_hw=parts.grid_hw,
-        seen=seen,
-        seen_bias=max(model.config.calibration, 0.0) if seen else 0.0,
-        max_classes=MAX_CLASSES,
+def network_of(model: Any) -> ZegFormerNetwork:
+    """The weights of a model in torch, and its settings."""
+    config = model.config
+    clip = {}
+    if config.clip_image is not None:
+        clip = {
+            "clip_heads": config.clip_image.num_heads,
+            "activation": config.clip_image.activation,
+        }
+    return ZegFormerNetwork(
+        tensors=as_numpy(model.state_dict()), num_heads=config.decoder.num_heads, **clip
     )
 
 
-def _region_spec(model: ZegFormer, parts: ZegFormerParts, options: ExportOptions) -> RegionSpec:
-    config = model.config
-    if parts.region_encoder is None:
-        return RegionSpec(num_regions=parts.num_regions, fusion=config.fusion)
+def _checked_size(size_hw: tuple[int, int], size_divisor: int) -> tuple[int, int]:
+    divisor = max(size_divisor, 32)
+    if min(size_hw) < divisor or max(size_hw) > 4096 or any(side % divisor for side in size_hw):
+        raise ShapeError(
+            f"size_hw: expected multiples of {divisor} up to 4096, got {size_hw[0]}x{size_hw[1]}. "
+            "Images are stretched to this size, so nothing is padded."
+        )
+    return size_hw
+
+
+def _region_spec(
+    network: ZegFormerNetwork, config: ZegFormerConfig, options: ExportOptions
+) -> RegionSpec:
+    if config.fusion == "segments" or config.clip_image is None:
+        return RegionSpec(num_regions=network.num_queries, fusion=config.fusion)
     templates = options.region_templates
     return RegionSpec(
-        num_regions=parts.num_regions,
+        num_regions=network.num_queries,
         fusion=config.fusion,
         encoder=RegionEncoderSpec(
-            side=parts.region_side,
+            side=network.region_side,
             batch=min(config.region_batch, _MOST_REGIONS),
             style=config.region_style,
             mean=_unit_range(REGION_MEAN),
             std=_unit_range(REGION_STD),
-            logit_scale=parts.region_scale,
+            logit_scale=float(math.exp(network.tensors[f"{CLIP}logit_scale"].item())),
             templates=REGION_TEMPLATES if templates is None else tuple(templates),
         ),
     )
@@ -138,14 +153,45 @@ def _unit_range(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def _golden(
-    model: ZegFormer,
+    network: ZegFormerNetwork,
     preprocess: PreprocessSpec,
+    head: HeadSpec,
     regions: RegionSpec,
     text: TextSide,
     names: Sequence[str],
 ) -> dict[str, npt.NDArray[Any]]:
-    classes, extra = _golden_classes(text, regions, names)
-    return _golden_arrays(model, preprocess, regions, classes) | extra
+    """What NumPy computes of the network on one image.
+
+    ``mask_logits`` are the final score maps of the frame, which the engine never makes; they show
+    by how much each label won.
+    """
+    (names, embeds, region_embeds), arrays = _golden_classes(text, regions, names)
+    frame, size_hw = golden_frame(), preprocess.size_hw
+    image = preprocess_frame(preprocess)
+    arrays |= {"image": image, **propose(Arrays(), network, image)}
+    masks, nothing = arrays["region_masks"][0], arrays["no_object"][0]
+    scaled = np.asarray(head.logit_scale * embeds, np.float32)
+    by_text = class_probabilities(scaled @ arrays["segment_embeds"][0].T, nothing)[0]
+    by_region = None
+    if regions.encoder is not None:
+        crops = _crops(regions.encoder, size_hw, masks)
+        found = _embed_all(network, crops, regions.encoder.batch)
+        scaled = np.asarray(regions.encoder.logit_scale * region_embeds, np.float32)
+        by_region = class_probabilities(scaled @ found.T, nothing)[0]
+        arrays |= {"crops": crops[:_KEPT_CROPS], "region_embeds": found[:_KEPT_CROPS]}
+        arrays["region_text_embeds"] = region_embeds
+    seen = np.isin(list(names), head.seen)
+    scores = np.asarray(fuse(by_text, by_region, regions.fusion, seen), np.float32)
+    maps = reference_regions.score_maps(masks, scores, size_hw, (frame.shape[0], frame.shape[1]))
+    maps = maps - np.float32(head.seen_bias) * seen[:, None, None].astype(np.float32)
+    return arrays | {
+        "frame": frame,
+        "class_names": np.array(list(names)),
+        "text_embeds": embeds,
+        "class_scores": scores,
+        "mask_logits": maps[None],
+        "labels": maps.argmax(axis=0).astype(label_dtype(len(names))),
+    }
 
 
 def _golden_classes(
@@ -161,72 +207,21 @@ def _golden_classes(
     return (names, embeds, region_embeds), extra
 
 
-@torch.no_grad()
-def _golden_arrays(
-    model: ZegFormer, preprocess: PreprocessSpec, regions: RegionSpec, classes: _Classes
-) -> dict[str, npt.NDArray[Any]]:
-    """Every intermediate of the model as trained, not of its folded parts.
-
-    ``mask_logits`` are the final score maps of the frame, which the engine never makes; they show
-    by how much each label won.
-    """
-    frame = golden_frame()
-    names, embeds, region_embeds = classes
-    image = _planes(frame, preprocess.size_hw, preprocess.mean, preprocess.std)
-    segments = model.propose(image, torch.from_numpy(embeds))
-    clip_logits, extra = None, {}
-    if regions.encoder is not None:
-        spec = regions.encoder
-        planes = _planes(frame, preprocess.size_hw, spec.mean, spec.std)
-        clip_logits = model.classify_regions(planes, segments, torch.from_numpy(region_embeds))
-        extra = _kept_crops(model, planes[0], segments)
-    scores = model.fuse(segments.logits, clip_logits)[0]
-    size_hw = preprocess.size_hw
-    maps = model.score_maps(scores, segments.masks[0], size_hw, size_hw, frame.shape[:2])
-    arrays = {
-        "image": image,
-        "region_masks": segments.masks,
-        "segment_embeds": _segment_embeds(model, image),
-        "no_object": segments.logits[..., -1],
-        "class_scores": scores.T,
-        "mask_logits": maps.unsqueeze(0),
-        **extra,
-    }
-    golden = as_numpy(arrays)
-    if regions.encoder is not None:
-        golden["region_text_embeds"] = region_embeds
-    return golden | {
-        "labels": maps.argmax(dim=0).numpy().astype(label_dtype(len(names))),
-        "frame": frame,
-        "class_names": np.array(list(names)),
-        "text_embeds": embeds,
-    }
-
-
-def _planes(
-    frame: npt.NDArray[np.uint8],
-    size_hw: tuple[int, int],
-    mean: Sequence[float],
-    std: Sequence[float],
-) -> Tensor:
-    """The frame as float32 [1, 3, h, w]."""
-    planes = functional.preprocess(torch.from_numpy(frame), size_hw=size_hw, mean=mean, std=std)
-    return planes[None]
-
-
-def _segment_embeds(model: ZegFormer, image: Tensor) -> Tensor:
-    predictor = model.sem_seg_head.predictor
-    queries = predictor.decode(model.backbone(image)[-1])[-1]
-    return unit(predictor.projection_layer(queries))
-
-
-def _kept_crops(model: ZegFormer, planes: Tensor, segments: Segments) -> dict[str, Tensor]:
-    """A few regions as CLIP sees them, and their embeddings."""
-    clip = model.clip_model
-    assert clip is not None
-    size_hw = (planes.shape[1], planes.shape[2])
-    masks = upsample_masks(segments.masks[0, :_KEPT_CROPS], size_hw)
-    crops = crop_regions(
-        planes, masks, mask_boxes(masks > 0), style=model.config.region_style, side=clip.image_side
+def _crops(
+    spec: RegionEncoderSpec, size_hw: tuple[int, int], masks: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    """Every region as CLIP sees it, float32 [Q, 3, s, s]."""
+    planes = preprocess_frame(PreprocessSpec(size_hw=size_hw, mean=spec.mean, std=spec.std))[0]
+    boxes = reference_regions.mask_boxes(masks, size_hw)
+    regions = np.arange(len(masks), dtype=np.int32)
+    return reference_regions.crop_regions(
+        planes, masks, regions, boxes, side=spec.side, style=spec.style
     )
-    return {"crops": crops, "region_embeds": unit(clip.embed_images(crops))}
+
+
+def _embed_all(
+    network: ZegFormerNetwork, crops: npt.NDArray[np.float32], batch: int
+) -> npt.NDArray[np.float32]:
+    starts = range(0, len(crops), batch)
+    parts = [embed_regions(Arrays(), network, crops[start : start + batch]) for start in starts]
+    return np.concatenate(parts)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from zsseg_rt.models.clip.transformer import merge_heads, split_heads
 from zsseg_rt.models.zegformer.backbone import NormedConv
 from zsseg_rt.models.zegformer.regions import Clip
+from zsseg_rt.networks.zegformer import sine_positions
 
 NUM_GROUPS = 32  # of every GroupNorm in the pixel decoder
 
@@ -69,37 +70,6 @@ class PixelDecoder(nn.Module):
             y = lateral + F.interpolate(y, size=lateral.shape[2:], mode="nearest")
             y = F.relu(self.get_submodule(f"layer_{index}")(y))
         return self.mask_features(y)  # type: ignore[no-any-return]
-
-
-def sine_positions(grid_hw: tuple[int, int], width: int, like: Tensor) -> Tensor:
-    """Sine positional encoding of a grid; rows in the first half of the channels.
-
-    Coordinate k of n is ``k / (n + 1e-6) * 2 pi`` for k from 1, at wavelengths of powers of 10000.
-
-    Returns:
-        ``[1, gh * gw, width]``, row-major.
-
-    Source:
-        Carion et al., "End-to-End Object Detection with Transformers", ECCV 2020.
-    """
-    half = width // 2
-    index = torch.arange(half, dtype=torch.float32, device=like.device)
-    wavelengths = 10000.0 ** (2 * torch.div(index, 2, rounding_mode="floor") / half)
-
-    def encode(size: int) -> Tensor:
-        steps = torch.arange(1, size + 1, dtype=torch.float32, device=like.device)
-        angles = (steps / (size + 1e-6) * (2 * math.pi)).unsqueeze(1) / wavelengths
-        return torch.stack([angles[:, 0::2].sin(), angles[:, 1::2].cos()], dim=2).flatten(1)
-
-    rows, columns = encode(grid_hw[0]), encode(grid_hw[1])
-    grid = torch.cat(
-        [
-            rows.unsqueeze(1).expand(-1, grid_hw[1], -1),
-            columns.unsqueeze(0).expand(grid_hw[0], -1, -1),
-        ],
-        dim=2,
-    )
-    return grid.flatten(0, 1).unsqueeze(0).to(like.dtype)
 
 
 class _PackedAttention(nn.Module):
@@ -169,7 +139,7 @@ class QueryDecoder(nn.Module):
         Shapes:
             query_positions: ``[Q, W]``.
             memory: ``[B, N, W]``.
-            memory_positions: ``[1, N, W]``.
+            memory_positions: ``[N, W]``.
 
         Returns:
             The queries after each layer, ``[layers, B, Q, W]``.
@@ -240,7 +210,7 @@ class SegmentPredictor(nn.Module):
         """Queries after each decoder layer, ``[layers, B, Q, W]``."""
         projected = self.input_proj(coarse_map)
         grid_hw = (projected.shape[2], projected.shape[3])
-        positions = sine_positions(grid_hw, projected.shape[1], projected)
+        positions = torch.from_numpy(sine_positions(grid_hw, projected.shape[1])).to(projected)
         memory = projected.flatten(2).transpose(1, 2)
         return cast(Tensor, self.transformer.decoder(self.query_embed.weight, memory, positions))
 

@@ -39,13 +39,8 @@ from zsseg_rt.models.zegformer.regions import (
     mask_boxes,
     upsample_masks,
 )
+from zsseg_rt.networks.zegformer import IMAGE_MEAN, IMAGE_STD, REGION_MEAN, REGION_STD
 from zsseg_rt.torch_files.zegformer_prompts import REGION_TEMPLATES
-
-# In 0..255, as the official configuration states them.
-IMAGE_MEAN = (123.675, 116.28, 103.53)
-IMAGE_STD = (58.395, 57.12, 57.375)
-REGION_MEAN = (122.7709383, 116.7460125, 104.09373615)
-REGION_STD = (68.5005327, 66.6321579, 70.3231630)
 
 _TRUSTED = 2 / 3  # exponent of the branch that is trusted more; the other gets the rest
 
