@@ -36,8 +36,8 @@ from torch import Tensor, nn
 from zsseg_rt import Engine, EngineConfig, ops
 from zsseg_rt.backends import registry
 from zsseg_rt.backends.base import BackendOptions, Session
+from zsseg_rt.evaluation.datasets import create_dataset
 from zsseg_rt.evaluation.datasets.base import SegmentationDataset
-from zsseg_rt.evaluation.datasets.registry import create_dataset
 from zsseg_rt.evaluation.engine_segmenter import EngineSegmenter
 from zsseg_rt.evaluation.evaluate import Comparison, Evaluation, compare, evaluate, read_ahead
 from zsseg_rt.evaluation.metrics import confusion_csv

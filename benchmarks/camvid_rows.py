@@ -27,8 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zsseg_rt.backends.base import Session
+from zsseg_rt.evaluation.datasets import create_dataset
 from zsseg_rt.evaluation.datasets.base import SegmentationDataset
-from zsseg_rt.evaluation.datasets.registry import create_dataset
 from zsseg_rt.evaluation.evaluate import evaluate
 from zsseg_rt.evaluation.metrics import ConfusionMatrix, score
 from zsseg_rt.models.functional import patch_text_similarity, upsample_argmax

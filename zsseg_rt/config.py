@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from zsseg_rt.common import schema
+from zsseg_rt.common.checks import canonical_device, check_device_name
 from zsseg_rt.common.files import default_cache_dir
 from zsseg_rt.common.process import threads_in_quota
 from zsseg_rt.common.settings import (
@@ -25,9 +26,6 @@ from zsseg_rt.errors import ConfigError
 
 BACKENDS = ("auto", "openvino", "tensorrt", "torch")
 PRECISIONS = ("auto", "float32", "float16", "bfloat16", "int8", "fp8")
-CHANNEL_ORDERS = ("rgb", "bgr")
-WAITS = ("auto", "sleep", "spin")
-HEAD_CLASSES = ("best", "all")
 MAX_THREADS = 1024
 MAX_LANES = 64
 MAX_MEMORY = 10_000_000  # MB
@@ -35,7 +33,6 @@ MAX_WINDOWS = 1000
 _FEW_CPUS = 8
 _WINDOWS = re.compile(r"auto|[0-9]{1,5}x[0-9]{1,5}\+[0-9]{1,5}")
 _PRECISION_WORDS = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
-RESIZES = ("stretch", "letterbox")
 _RETIRED = MappingProxyType(
     {
         "cosine_scale": "Leave it out: masks alone label.",
@@ -62,24 +59,6 @@ def _check_windows(name: str, value: Any) -> None:
             f"{name}: expected 'auto', 'HxW+S' such as '448x448+224', or None, got "
             f"{str(value)[:40]!r}"
         )
-
-
-def canonical_device(device: Any) -> Any:
-    """A device as it is written everywhere else: ``cuda`` is the first GPU, in any case."""
-    is_torch = type(device).__module__ == "torch"
-    spelled = str(device).lower() if isinstance(device, str) or is_torch else device
-    return "cuda:0" if spelled == "cuda" else spelled
-
-
-def check_device_name(argument: str, device: Any) -> None:
-    """Refuse anything but ``auto``, ``cpu`` and ``cuda:N``."""
-    if device in ("auto", "cpu") or re.fullmatch(r"cuda:\d{1,3}", str(device)):
-        return
-    number = re.fullmatch(r"\D*(\d{1,3})", str(device))
-    raise ConfigError(
-        f"{argument}: expected 'auto', 'cpu' or 'cuda:N', got {device!r}. Write "
-        f"'cuda:{number[1] if number else 0}' for an NVIDIA GPU, 'cpu' without one."
-    )
 
 
 @documented
@@ -117,7 +96,7 @@ class EngineConfig(_WithoutRetired):
     channel_order: str = setting(
         "rgb",
         'Order of a frame\'s last axis, ``"rgb"`` or ``"bgr"`` (OpenCV\'s frames), in any case.',
-        check=one_of(*CHANNEL_ORDERS),
+        check=one_of("rgb", "bgr"),
     )
     with_scores: bool = setting(False, "Whether results carry per-pixel scores.")
     with_class_scores: str | None = setting(
@@ -150,7 +129,7 @@ class EngineConfig(_WithoutRetired):
         "which is not what it was trained with. None takes the bundle's.",
         "CAT-Seg with more than 256 names: best gives its head the 256 nearest to the frame, as "
         "published; all gives it all.",
-        check=one_of(*HEAD_CLASSES, end=", or None"),
+        check=one_of("best", "all", end=", or None"),
     )
     max_candidates: int | None = setting(
         None,
@@ -175,8 +154,7 @@ class EngineConfig(_WithoutRetired):
     max_windows: int = setting(
         16,
         "The most windows that a frame may take, from 1 to 1000; one that would take more, such as "
-        'a long thin one, keeps its shape in one window, as with ``"letterbox"``. ``evaluate`` '
-        "allows 1000.",
+        "a long thin one, keeps its shape in one window. ``evaluate`` allows 1000.",
         "Label a frame that would take more windows in one.",
         check=within(1, MAX_WINDOWS, "1 lays none"),
     )
@@ -186,7 +164,7 @@ class EngineConfig(_WithoutRetired):
         'beside it; ``"stretch"`` stretches the frame, whatever the bundle asks for. For the same '
         "families.",
         "letterbox keeps a frame's shape in one window, stretch does not; default: the bundle's.",
-        check=one_of(*RESIZES, end=", or None"),
+        check=one_of("stretch", "letterbox", end=", or None"),
     )
     num_threads: int = setting(
         0,
@@ -207,7 +185,7 @@ class EngineConfig(_WithoutRetired):
         'How a thread waits for the GPU: ``"sleep"`` leaves its CPU core to others, ``"spin"`` '
         'keeps it busy and sees the end some microseconds earlier. ``"auto"`` sleeps where the '
         "process has at most eight CPUs, and on a GPU that shares the CPU's memory (Jetson).",
-        check=one_of(*WAITS),
+        check=one_of("auto", "sleep", "spin"),
     )
     with_times: bool | None = setting(
         None,

@@ -87,7 +87,7 @@ def test_a_class_takes_over_what_it_means(engine):
     "table", ["voc2012", "pascal_context", "cocostuff164k", "cityscapes", "camvid"]
 )
 def test_the_class_names_of_published_sets_are_known(engine, table):
-    from zsseg_rt.evaluation.datasets.splits import class_table
+    from zsseg_rt.evaluation.datasets.published import class_table
 
     names = split_synonyms(class_table(table).names)
     assert engine.set_classes(names, background=()).names == tuple(name[0] for name in names)

@@ -15,7 +15,7 @@ import pytest
 from support.errors import refused
 from support.picture_files import exif, tiff_of, with_exif
 from zsseg_rt.errors import DatasetError, SourceError
-from zsseg_rt.evaluation.datasets.reading import read_picture
+from zsseg_rt.evaluation.datasets.files import read_picture
 from zsseg_rt.photos import decode_photo, find_photos, read_photo
 from zsseg_rt.photos.files import from_pillow
 from zsseg_rt.stream.photo_folder import PhotoSource

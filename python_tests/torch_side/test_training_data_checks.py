@@ -12,7 +12,7 @@ from support.dataset_trees import listing, mask, photo  # noqa: E402
 from support.small_runs import save_clip, settings  # noqa: E402
 from tools.scenes import SceneDataset  # noqa: E402
 from zsseg_rt.errors import DatasetError  # noqa: E402
-from zsseg_rt.evaluation.datasets.verification import verify_dataset  # noqa: E402
+from zsseg_rt.evaluation.datasets.base import verify_dataset  # noqa: E402
 from zsseg_rt.training.assembly import assemble, train  # noqa: E402
 from zsseg_rt.training.data_checks import LEAST_BATCHES, check_data  # noqa: E402
 

@@ -16,7 +16,7 @@ from support.dataset_trees import (
 from support.errors import refused
 from zsseg_rt.errors import ArgumentError, DatasetError
 from zsseg_rt.evaluation.datasets import DATASETS, SegmentationDataset, create_dataset
-from zsseg_rt.evaluation.datasets.splits import class_table
+from zsseg_rt.evaluation.datasets.published import class_table
 
 
 @pytest.mark.parametrize(

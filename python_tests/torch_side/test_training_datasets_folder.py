@@ -9,8 +9,7 @@ from support.dataset_trees import listing, mask, photo, rows_of
 from support.errors import refused
 from zsseg_rt.errors import DatasetError
 from zsseg_rt.evaluation.datasets import SegmentationDataset, create_dataset
-from zsseg_rt.evaluation.datasets.file_dataset import ValueTable
-from zsseg_rt.evaluation.datasets.reading import read_mask, read_picture
+from zsseg_rt.evaluation.datasets.files import ValueTable, read_mask, read_picture
 
 
 @pytest.fixture

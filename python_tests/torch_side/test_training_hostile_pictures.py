@@ -8,7 +8,7 @@ import pytest
 
 from support.picture_files import BOMBS
 from zsseg_rt.errors import DatasetError
-from zsseg_rt.evaluation.datasets.reading import read_colour_mask, read_mask, read_picture
+from zsseg_rt.evaluation.datasets.files import read_colour_mask, read_mask, read_picture
 
 Image = pytest.importorskip("PIL.Image")
 

@@ -15,7 +15,7 @@ from support.errors import refused  # noqa: E402
 from support.small_runs import save_clip  # noqa: E402
 from zsseg_rt.common.schema import encode, setting_names  # noqa: E402
 from zsseg_rt.errors import ArgumentError, DatasetError  # noqa: E402
-from zsseg_rt.evaluation.datasets.splits import class_table  # noqa: E402
+from zsseg_rt.evaluation.datasets.published import class_table  # noqa: E402
 from zsseg_rt.models.registry import find_builder  # noqa: E402
 from zsseg_rt.training.assembly import assemble, train  # noqa: E402
 from zsseg_rt.training.config import DataConfig, TrainConfig, list_recipes  # noqa: E402

@@ -5,8 +5,7 @@ import json
 import pytest
 
 from zsseg_rt.evaluation.datasets import create_dataset
-from zsseg_rt.evaluation.datasets.published import PUBLISHED
-from zsseg_rt.evaluation.datasets.splits import class_table
+from zsseg_rt.evaluation.datasets.published import PUBLISHED, class_table
 
 TABLES = (
     "ade20k",

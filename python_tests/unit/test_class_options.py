@@ -7,7 +7,7 @@ import pytest
 from support.command_line import run
 from zsseg_rt.cli.options import flat_names, read_classes
 from zsseg_rt.demo import demo_photos
-from zsseg_rt.evaluation.datasets.splits import class_table
+from zsseg_rt.evaluation.datasets.published import class_table
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ import os
 from dataclasses import dataclass
 
 from zsseg_rt.backends.base import Backend
+from zsseg_rt.common.checks import canonical_device, check_device_name
 from zsseg_rt.common.extras import install_command
-from zsseg_rt.config import BACKENDS, EngineConfig, canonical_device, check_device_name
+from zsseg_rt.config import BACKENDS, EngineConfig
 from zsseg_rt.errors import BackendUnavailableError, ConfigError, DeviceError
 
 _PACKAGES = {

@@ -127,7 +127,7 @@ def open_dataset(
 ) -> SegmentationDataset:
     """Open a data set by the name and options that a user gave."""
     with needs_extra("data", f"to read {name}"):
-        from zsseg_rt.evaluation.datasets.registry import create_dataset
+        from zsseg_rt.evaluation.datasets import create_dataset
 
         return create_dataset(name, root, split, **options)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from zsseg_rt.errors import ArgumentError, ShapeError, ZssegError
+from zsseg_rt.errors import ArgumentError, ConfigError, ShapeError, ZssegError
 
 
 def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
@@ -56,3 +57,21 @@ def current_name(architecture: str) -> str:
     if name != architecture:
         _log.warning("architecture: %r is called %r now", architecture, name)
     return name
+
+
+def canonical_device(device: Any) -> Any:
+    """A device as it is written everywhere else: ``cuda`` is the first GPU, in any case."""
+    is_torch = type(device).__module__ == "torch"
+    spelled = str(device).lower() if isinstance(device, str) or is_torch else device
+    return "cuda:0" if spelled == "cuda" else spelled
+
+
+def check_device_name(argument: str, device: Any) -> None:
+    """Refuse anything but ``auto``, ``cpu`` and ``cuda:N``."""
+    if device in ("auto", "cpu") or re.fullmatch(r"cuda:\d{1,3}", str(device)):
+        return
+    number = re.fullmatch(r"\D*(\d{1,3})", str(device))
+    raise ConfigError(
+        f"{argument}: expected 'auto', 'cpu' or 'cuda:N', got {device!r}. Write "
+        f"'cuda:{number[1] if number else 0}' for an NVIDIA GPU, 'cpu' without one."
+    )

@@ -199,14 +199,8 @@ def evaluate(
         DatasetError: The set is empty, or an image or mask is unusable.
         ShapeError: The segmenter returned labels of another size than the image's.
     """
-    totals = _Totals(segmenter, dataset)
-    indices = _choose(len(dataset), limit, dataset.name)
-    start = time.perf_counter()
-    for done, sample in enumerate(_timed(read_ahead(dataset, indices), [totals]), start=1):
-        totals.label(sample)
-        if on_picture is not None:
-            on_picture(done, len(indices))
-    return totals.finish(time.perf_counter() - start)
+    (totals,), seconds = _label_all([segmenter], dataset, limit, on_picture)
+    return totals.finish(seconds)
 
 
 def compare(
@@ -220,36 +214,21 @@ def compare(
     """Evaluate two segmenters on the same images, one image at a time through both.
 
     The difference says what export, quantisation or another backend costs; the agreement says how
-    often labels change.
-
-    Args:
-        first: The one that is evaluated.
-        second: The one it is compared with.
-        dataset: Annotated images.
-        limit: At most this many images, spread evenly over the set; None takes all.
-        on_picture: Called after each image.
-
-    Raises:
-        ArgumentError: The class lists differ in length, or ``limit`` is below 1.
-        DatasetError: The set is empty, or an image or mask is unusable.
-        ShapeError: A segmenter returned labels of another size than the image's.
+    often labels change. Arguments and errors are those of :func:`evaluate`.
     """
-    both = _Totals(first, dataset), _Totals(second, dataset)
-    indices = _choose(len(dataset), limit, dataset.name)
-    same, pixels = 0, 0
-    lowest = (math.inf, "")
-    start = time.perf_counter()
-    for done, sample in enumerate(_timed(read_ahead(dataset, indices), both), start=1):
-        labels, others = (class_indices(t.label(sample), len(t.confusion.counts)) for t in both)
+    same, pixels, lowest = 0, 0, (math.inf, "")
+
+    def note(sample: Sample, found: Sequence[npt.NDArray[Any]]) -> None:
+        nonlocal same, pixels, lowest
+        labels, others = (class_indices(one, len(dataset.class_names)) for one in found)
         equal = int(np.count_nonzero(labels == others))
         same, pixels = same + equal, pixels + labels.size
         lowest = min(lowest, (equal / labels.size, sample.name))
-        if on_picture is not None:
-            on_picture(done, len(indices))
-    total = time.perf_counter() - start
+
+    both, seconds = _label_all([first, second], dataset, limit, on_picture, note)
     return Comparison(
-        first=both[0].finish(total - both[1].seconds),
-        second=both[1].finish(total - both[0].seconds),
+        first=both[0].finish(seconds - both[1].seconds),
+        second=both[1].finish(seconds - both[0].seconds),
         agreement=same / pixels,
         lowest_agreement=lowest,
     )
@@ -326,17 +305,25 @@ class _Totals:
         )
 
 
-def _timed(samples: Iterator[Sample], totals: Sequence[_Totals]) -> Iterator[Sample]:
-    """Pass images on and note how long each kept the segmenters waiting."""
-    while True:
-        start = time.perf_counter()
-        sample = next(samples, None)
-        waited = time.perf_counter() - start
-        if sample is None:
-            return
+def _label_all(
+    segmenters: Sequence[Segmenter],
+    dataset: SegmentationDataset,
+    limit: int | None,
+    on_picture: Progress | None,
+    on_labels: Callable[[Sample, Sequence[npt.NDArray[Any]]], None] = lambda *_: None,
+) -> tuple[list[_Totals], float]:
+    """What each did, and the seconds from the first image to the last."""
+    totals = [_Totals(segmenter, dataset) for segmenter in segmenters]
+    indices = _choose(len(dataset), limit, dataset.name)
+    start = asked = time.perf_counter()
+    for done, sample in enumerate(read_ahead(dataset, indices), start=1):
         for total in totals:
-            total.waiting += waited
-        yield sample
+            total.waiting += time.perf_counter() - asked
+        on_labels(sample, [total.label(sample) for total in totals])
+        if on_picture is not None:
+            on_picture(done, len(indices))
+        asked = time.perf_counter()
+    return totals, asked - start
 
 
 def _choose(size: int, limit: int | None, dataset: str) -> list[int]:

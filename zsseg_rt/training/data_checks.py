@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from zsseg_rt.errors import DatasetError
 from zsseg_rt.evaluation.datasets import SegmentationDataset
-from zsseg_rt.evaluation.datasets.verification import Verification, verify_dataset
+from zsseg_rt.evaluation.datasets.base import Verification, verify_dataset
 from zsseg_rt.training.config import DataUse, TrainConfig
 
 if TYPE_CHECKING:

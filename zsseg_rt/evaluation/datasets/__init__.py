@@ -1,6 +1,67 @@
-"""Segmentation data sets: images, label maps, and which classes are seen."""
+"""Segmentation data sets by name: images, label maps, and which classes are seen."""
 
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from zsseg_rt.common.checks import check_choice
+from zsseg_rt.common.schema import checked_settings
+from zsseg_rt.errors import ArgumentError
 from zsseg_rt.evaluation.datasets.base import Sample, SegmentationDataset
-from zsseg_rt.evaluation.datasets.registry import DATASETS, create_dataset
+from zsseg_rt.evaluation.datasets.folder import PhotoDataset, folder
+from zsseg_rt.evaluation.datasets.published import PUBLISHED, open_published
 
 __all__ = ["DATASETS", "Sample", "SegmentationDataset", "create_dataset"]
+
+_OTHERS: dict[str, Callable[..., Any]] = {"folder": folder, "photos": PhotoDataset}
+
+DATASETS = tuple(sorted({*PUBLISHED, *_OTHERS}))
+"""Names that :func:`create_dataset` knows."""
+
+
+def create_dataset(
+    name: str, root: str | Path | None = None, split: str = "train", **options: Any
+) -> SegmentationDataset:
+    """Open a data set.
+
+    Args:
+        name: One of :data:`DATASETS`.
+        root: Folder of the data set.
+        split: For most, ``"train"`` or ``"val"``; see docs/datasets.md.
+        **options: Its options: ``unseen`` (names of the unseen classes); for all published ones,
+            ``partial``; ``convention`` for VOC and COCO-Stuff; ``background`` for Context;
+            ``class_names``, ``values``, ``zero_is_unlabelled`` for folders.
+
+    Raises:
+        ArgumentError: There is no such data set, split or option, or an option's value is of
+            another type.
+        DatasetError: Its files are missing or inconsistent; the message says what to download.
+    """
+    if name == "scenes":
+        raise ArgumentError(
+            "name: expected a data set that is read from a folder, got 'scenes', which is drawn. "
+            "Write it by python -m tools.scenes FOLDER in a checkout, and read that: --dataset "
+            "folder --root FOLDER (data.name and data.root of a training)."
+        )
+    check_choice("name", name, DATASETS)
+    factory, known = _factory(name)
+    for option in options:
+        check_choice(f"options of {name}", option, known)
+    options = checked_settings(factory, options, f"options of {name}")
+    if root is None:
+        raise ArgumentError(f"root: expected the folder of {name}, got None. Say where it is.")
+    place = (name, root) if name in PUBLISHED else (root,)
+    dataset: SegmentationDataset = factory(*place, split, **options)
+    return dataset
+
+
+def _factory(name: str) -> tuple[Callable[..., Any], Sequence[str]]:
+    """What opens a data set, and the options that it takes."""
+    if name in PUBLISHED:
+        return open_published, PUBLISHED[name].options
+    factory = _OTHERS[name]
+    settings = inspect.signature(factory).parameters
+    return factory, [key for key in settings if key not in ("root", "split")]

@@ -1,15 +1,18 @@
-"""What every data set provides, and nothing else."""
+"""What every data set provides: images with labels by index, classes, and a look at all of it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zsseg_rt.common.arrays import label_dtype
+from zsseg_rt.errors import DatasetError
 
+Colour = tuple[int, int, int]
 LabelMap = NDArray[np.uint8] | NDArray[np.uint16]
 
 
@@ -65,3 +68,100 @@ class SegmentationDataset(Protocol):
 def ignore_label(num_classes: int) -> int:
     """The label of unannotated pixels for a number of classes: 255, or 65535 above 254 classes."""
     return int(np.iinfo(label_dtype(num_classes)).max)
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """The classes of a data set, in the order of its labels."""
+
+    names: tuple[str, ...]  # one phrase per class; commas separate synonyms
+    values: tuple[int, ...]  # in the masks that training and evaluation read
+    seen: tuple[int, ...]  # indices, ascending
+    source: str = ""  # of the list and the split
+    map_values: tuple[int, ...] | None = None  # in the masks as published, where those differ
+    colours: tuple[Colour, ...] | None = None  # customary ones, RGB
+
+    @property
+    def unseen(self) -> tuple[int, ...]:
+        """Indices of the unseen classes, ascending."""
+        seen = set(self.seen)
+        return tuple(index for index in range(len(self.names)) if index not in seen)
+
+    @property
+    def palette(self) -> NDArray[np.uint8] | None:
+        """The colours, uint8 ``[C, 3]``."""
+        return None if self.colours is None else np.asarray(self.colours, np.uint8)
+
+    def pick(self, indices: Sequence[int]) -> ClassTable:
+        """The same classes in another order, or some of them."""
+        seen = set(self.seen)
+        return replace(
+            self,
+            names=tuple(self.names[index] for index in indices),
+            values=tuple(self.values[index] for index in indices),
+            seen=tuple(place for place, index in enumerate(indices) if index in seen),
+            map_values=self.map_values and tuple(self.map_values[index] for index in indices),
+            colours=self.colours and tuple(self.colours[index] for index in indices),
+        )
+
+    def with_unseen(self, unseen: Sequence[str] | None) -> ClassTable:
+        """The same classes, split differently."""
+        if unseen is None:
+            return self
+        places = {name: index for index, name in enumerate(self.names)}
+        for index, name in enumerate(self.names):
+            for synonym in name.split(","):
+                places.setdefault(synonym.strip(), index)
+        missing = [name for name in unseen if name not in places]
+        if missing:
+            raise DatasetError(
+                f"unseen: expected classes of this data set, got {_listed(missing)}. "
+                f"It has {_listed(self.names, 20)}."
+            )
+        left_out = {places[name] for name in unseen}
+        if len(left_out) == len(self.names):
+            raise DatasetError("unseen: expected at least one class to stay seen, got all of them.")
+        seen = tuple(index for index in range(len(self.names)) if index not in left_out)
+        return replace(self, seen=seen, source=f"{self.source} Split given by the user.")
+
+
+def _listed(names: Sequence[str], limit: int = 5) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(repr(name) for name in names[:limit]) + more
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What a full scan of a data set found."""
+
+    num_pictures: int  # that were read
+    pixels: NDArray[np.int64]  # annotated ones of each class, [C]
+    ignored_pixels: int  # without annotation
+    absent: tuple[str, ...]  # classes that no image holds
+    problems: tuple[str, ...]  # one message per image that cannot be used
+
+
+def verify_dataset(
+    dataset: SegmentationDataset, progress: Callable[[int, int], None] | None = None
+) -> Verification:
+    """Read every image and count every class; damaged images are listed and raise nothing."""
+    counts = np.zeros(dataset.ignore_label + 1, np.int64)
+    problems: list[str] = []
+    for index in range(len(dataset)):
+        try:
+            labels = dataset[index].labels
+        except DatasetError as error:
+            problems.append(str(error))
+        else:
+            counts += np.bincount(labels.ravel(), minlength=len(counts))
+        if progress is not None:
+            progress(index + 1, len(dataset))
+    names = dataset.class_names
+    pixels = counts[: len(names)]
+    return Verification(
+        num_pictures=len(dataset) - len(problems),
+        pixels=pixels,
+        ignored_pixels=int(counts[dataset.ignore_label]),
+        absent=tuple(name for name, count in zip(names, pixels, strict=True) if not count),
+        problems=tuple(problems),
+    )

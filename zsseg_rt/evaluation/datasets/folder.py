@@ -1,4 +1,4 @@
-"""Any folder of images and masks with a list of classes: your own photos."""
+"""Any folder of images, with masks and a list of classes or without: your own photos."""
 
 from __future__ import annotations
 
@@ -15,11 +15,20 @@ from numpy.typing import NDArray
 from zsseg_rt.common.arrays import label_dtype
 from zsseg_rt.common.files import is_file, is_folder
 from zsseg_rt.errors import DatasetError
-from zsseg_rt.evaluation.datasets.base import LabelMap, ignore_label
-from zsseg_rt.evaluation.datasets.file_dataset import FileDataset, FilePair, ValueTable
-from zsseg_rt.evaluation.datasets.layout import Layout, pairs_of_folders
-from zsseg_rt.evaluation.datasets.reading import Mask, read_colour_mask, read_mask
-from zsseg_rt.evaluation.datasets.splits import ClassTable
+from zsseg_rt.evaluation.datasets.base import ClassTable, LabelMap, Sample, ignore_label
+from zsseg_rt.evaluation.datasets.files import (
+    FileDataset,
+    FilePair,
+    Layout,
+    Mask,
+    ValueTable,
+    pairs_of_folders,
+    pictures_below,
+    read_colour_mask,
+    read_mask,
+    read_picture,
+)
+from zsseg_rt.photos import SUFFIXES
 from zsseg_rt.text.name_lists import UNSEEN_MARK, NameList, read_lines, read_name_list
 
 LAYOUT = Layout(
@@ -27,6 +36,7 @@ LAYOUT = Layout(
     verb="Put",
     download="your own photos and masks there (docs/datasets.md)",
     tree=("images/", "masks/", "classes.txt"),
+    recursive=True,
 )
 
 _MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")  # which lose nothing
@@ -72,15 +82,11 @@ def folder(
     return FileDataset(name, table, pairs, values_table)
 
 
-def _pairs_of(images: Path, masks: Path) -> list[FilePair]:
-    return pairs_of_folders(LAYOUT, images, masks, mask_suffix=_MASK_SUFFIXES, recursive=True)
-
-
 def _pairs(place: Path, split: str) -> list[FilePair]:
     images, masks = place / "images", place / "masks"
     if split != "all" and is_folder(images / split):
-        return _pairs_of(images / split, masks / split)
-    pairs = _pairs_of(images, masks)
+        return pairs_of_folders(LAYOUT, images / split, masks / split, _MASK_SUFFIXES)
+    pairs = pairs_of_folders(LAYOUT, images, masks, _MASK_SUFFIXES)
     if split == "all":
         return pairs
     list_file = place / f"{split}.txt"
@@ -201,3 +207,37 @@ class _ColourTable:
             )
         labels: LabelMap = self._labels[places]
         return labels
+
+
+class PhotoDataset:
+    """All images below a folder, for objectives that need no annotation; there are no classes."""
+
+    def __init__(self, root: str | Path, split: str = "all") -> None:
+        place = Path(root).expanduser()
+        folder = place if split == "all" else place / split
+        if not is_folder(folder):
+            raise DatasetError(
+                f"{folder}: expected a folder of photos, got none. Check data.root, or set "
+                "data.split to 'all' to take everything below it."
+            )
+        self._paths = pictures_below(folder)
+        if not self._paths:
+            raise DatasetError(
+                f"{folder}: expected photos ({', '.join(SUFFIXES)}) in it or in folders "
+                "below it, got none. Check the folder."
+            )
+        self._folder = folder
+        self.name = f"{place.resolve().name}/{split}"
+        self.class_names: tuple[str, ...] = ()
+        self.seen: tuple[int, ...] = ()
+        self.ignore_label = ignore_label(0)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Read one image; all its labels are ``ignore_label``."""
+        relative = self._paths[index]
+        image = read_picture(self._folder / relative)
+        labels = np.full(image.shape[:2], self.ignore_label, np.uint8)
+        return Sample(image=image, labels=labels, name=relative)

@@ -1,0 +1,383 @@
+"""Images and masks in files: find them below a folder, read them, and say what is wrong."""
+
+from __future__ import annotations
+
+import io
+import os
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zsseg_rt.common.arrays import label_dtype
+from zsseg_rt.common.extras import needs_extra
+from zsseg_rt.common.files import is_folder
+from zsseg_rt.errors import DatasetError, SourceError
+from zsseg_rt.evaluation.datasets.base import (
+    ClassTable,
+    LabelMap,
+    Sample,
+    Verification,
+    ignore_label,
+    verify_dataset,
+)
+from zsseg_rt.photos import SUFFIXES, load_photo, read_photo
+from zsseg_rt.photos.header import check_picture
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Mask = NDArray[np.uint8] | NDArray[np.uint16]
+
+_UNKNOWN = 65534
+_MASK_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B", "I;16L", "I")
+_PILLOW_ERRORS = (OSError, SyntaxError, ValueError)  # what Pillow raises on damaged files
+
+
+def read_picture(path: Path) -> NDArray[np.uint8]:
+    """Read a photo, rotated as its EXIF data says.
+
+    Returns:
+        RGB, uint8 ``[H, W, 3]``.
+    """
+    try:
+        return read_photo(path)
+    except SourceError as error:
+        raise DatasetError(str(error)) from error
+
+
+def read_mask(path: Path) -> Mask:
+    """Read the values of a mask with one channel, or of equal ones; a palette is not applied.
+
+    Returns:
+        uint8 or uint16 ``[H, W]``.
+    """
+    image = _open(path)
+    greys = 1 if image.mode == "LA" else 3  # and no alpha
+    values = _load(image, path) if image.mode in _MASK_MODES else None
+    if values is None or (values.ndim == 3 and np.ptp(values[..., :greys], axis=-1).any()):
+        raise DatasetError(
+            f"{path}: expected a mask with one channel (grey or palette, 8 or 16 bits), got mode "
+            f"{image.mode}. Save class indices; for colours, a folder takes a colours.txt."
+        )
+    values = values[..., 0] if values.ndim == 3 else values
+    if values.dtype == bool:  # one bit per pixel
+        return values.astype(np.uint8)
+    if values.dtype in (np.uint8, np.uint16):
+        return values
+    if values.size and (values.min() < 0 or values.max() > 65535):
+        raise DatasetError(
+            f"{path}: expected 16-bit values, got {values.min()}..{values.max()}. "
+            "Save the mask with class indices."
+        )
+    return values.astype(np.uint16)
+
+
+def read_colour_mask(path: Path) -> NDArray[np.uint8]:
+    """Read a mask of colours.
+
+    Returns:
+        RGB, uint8 ``[H, W, 3]``.
+    """
+    values: NDArray[np.uint8] = _load(_open(path), path, mode="RGB")
+    return values
+
+
+def _open(path: Path) -> Image:
+    with needs_extra("data", "to read masks"):
+        from PIL import Image
+    try:
+        data = load_photo(path)
+        check_picture(data)
+    except SourceError as error:
+        raise DatasetError(str(error)) from error
+    except ValueError as error:
+        raise DatasetError(f"{path}: {error}") from error
+    try:
+        return Image.open(io.BytesIO(data))
+    except Image.DecompressionBombError as error:  # Pillow's own limit, a little under ours
+        raise DatasetError(f"{path}: {error}. Make the mask smaller.") from error
+    except _PILLOW_ERRORS as error:
+        raise _cut_off(path) from error
+
+
+def _load(image: Image, path: Path, mode: str | None = None) -> NDArray[Any]:
+    try:
+        return np.array(image if mode in (None, image.mode) else image.convert(mode))
+    except _PILLOW_ERRORS as error:
+        raise _cut_off(path) from error
+
+
+def _cut_off(path: Path) -> DatasetError:
+    return DatasetError(
+        f"{path}: expected a whole file, got one that is cut off or damaged. Download it again."
+    )
+
+
+@dataclass(frozen=True)
+class FilePair:
+    """A picture, its mask, and what both are called."""
+
+    name: str
+    image: Path
+    mask: Path
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a data set comes from and how it is laid out in its folder."""
+
+    title: str  # in messages
+    download: str  # what, and from where
+    tree: tuple[str, ...]  # paths that belong in the root
+    folders: tuple[str, ...] = ()  # where below a given folder the root may be, besides itself
+    counts: Mapping[str, int] = field(default_factory=dict)  # images of each split, as published
+    splits: Mapping[str, tuple[tuple[str, ...], ...]] = field(default_factory=dict)
+    """Folder of images, folder of masks and, if only some count, list of names; one or several."""
+    image_suffix: str = ""  # empty: any image's
+    mask_suffixes: tuple[str, ...] = (".png",)  # the first is taken where there is one
+    recursive: bool = False
+    ignored: tuple[int, ...] = ()  # values of pixels without annotation, unless a class's
+    verb: str = "Download"  # what to do with ``download``
+
+    def find(self, root: str | Path, first: str | None = None) -> Path:
+        """The data set's root: the given folder, or one of ``folders`` below it."""
+        given = Path(root).expanduser()
+        first = first or self.tree[0].split("/")[0]
+        for candidate in (given, *(given / folder for folder in self.folders)):
+            if is_folder(candidate / first):
+                return candidate
+        state = f"no folder {first}/ in it" if is_folder(given) else "no such folder"
+        raise DatasetError(
+            f"root: expected {self.title} in {given}, got {state}. {self.instructions}"
+        )
+
+    def require(self, path: Path) -> Path:
+        """Return a path that must exist."""
+        if not path.exists():
+            raise DatasetError(
+                f"{path}: expected this part of {self.title}, got nothing. {self.instructions}"
+            )
+        return path
+
+    def pairs(self, folder: Path, split: str, partial: bool) -> Sequence[FilePair]:
+        """The images and masks of a split below the root."""
+        pairs: list[FilePair] = []
+        for images, masks, *listed in self.splits[split]:
+            places = folder / images, folder / masks
+            if listed:
+                pairs += pairs_of_list(self, folder / listed[0], *places)
+                continue
+            preferred, *other = self.mask_suffixes
+            if other and not any(self.require(places[1]).glob(f"*{preferred}")):
+                preferred = other[0]
+            pairs += pairs_of_folders(self, *places, (preferred,))
+        return self.check_pairs(pairs, split, folder, partial)
+
+    def check_pairs(
+        self, pairs: Sequence[FilePair], split: str, where: Path, partial: bool
+    ) -> Sequence[FilePair]:
+        """Refuse an empty or half-downloaded split."""
+        expected = self.counts.get(split, 0)
+        if not pairs or (len(pairs) < expected and not partial):
+            hint = "To use only these, pass partial=True (--option partial=true). " if pairs else ""
+            raise DatasetError(
+                f"{where}: expected {expected or 'some'} images of {self.title} {split}, got "
+                f"{len(pairs)}. {hint}{self.instructions}"
+            )
+        return pairs
+
+    @property
+    def instructions(self) -> str:
+        """What to do if files are missing."""
+        return f"{self.verb} {self.download}; the root holds {', '.join(self.tree)}."
+
+
+def pairs_of_list(layout: Layout, list_file: Path, images: Path, masks: Path) -> list[FilePair]:
+    """The images a list names, JPEG files; masks are PNG files of the same names."""
+    lines = layout.require(list_file).read_text(encoding="utf-8").split("\n")
+    names = [line.split()[0] for line in lines if line.strip()]
+    found_images = _file_names(layout.require(images))
+    found_masks = _file_names(layout.require(masks))
+    for kind, folder, found, suffix in (
+        ("images", images, found_images, ".jpg"),
+        ("masks", masks, found_masks, ".png"),
+    ):
+        missing = [name + suffix for name in names if name + suffix not in found]
+        if missing:
+            raise DatasetError(
+                f"{folder}: expected the {len(names)} {kind} that {list_file.name} lists, got all "
+                f"but {_some(missing)}. {layout.instructions}"
+            )
+    return [FilePair(name, images / f"{name}.jpg", masks / f"{name}.png") for name in names]
+
+
+def pairs_of_folders(
+    layout: Layout, images: Path, masks: Path, mask_suffixes: tuple[str, ...]
+) -> list[FilePair]:
+    """All images of a folder, by composed name (NFC), and the masks of the same names."""
+    suffixes = (layout.image_suffix.lower(),) if layout.image_suffix else SUFFIXES
+    found_images = _by_stem(layout.require(images), suffixes, layout.recursive)
+    endings = tuple(map(str.lower, mask_suffixes))
+    found_masks = _by_stem(layout.require(masks), endings, layout.recursive)
+    for kind, folder, other, there, here in (
+        ("image", images, f"mask (*{', *'.join(mask_suffixes)})", found_masks, found_images),
+        ("mask", masks, "image", found_images, found_masks),
+    ):
+        alone = sorted(here.keys() - there.keys())
+        if alone:
+            raise DatasetError(
+                f"{folder}: expected one {other} for every {kind}, got none for {_some(alone)}. "
+                f"{layout.instructions}"
+            )
+    return [FilePair(stem, found_images[stem], found_masks[stem]) for stem in sorted(found_images)]
+
+
+def pictures_below(folder: Path) -> list[str]:
+    """Paths of all images in a folder and its subfolders, relative to it, sorted."""
+    names = _files_below(str(folder), recursive=True)
+    return sorted(name for name in names if name.lower().endswith(SUFFIXES))
+
+
+def _file_names(folder: Path) -> set[str]:
+    with os.scandir(folder) as entries:
+        return {entry.name for entry in entries}
+
+
+def _by_stem(folder: Path, suffixes: tuple[str, ...], recursive: bool) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for relative in _files_below(str(folder), recursive):
+        suffix = next((suffix for suffix in suffixes if relative.lower().endswith(suffix)), None)
+        if suffix is None:
+            continue
+        stem = unicodedata.normalize("NFC", relative[: -len(suffix)])
+        if stem in found:
+            raise DatasetError(
+                f"{folder}: expected one image called {stem}, got {found[stem].name} and "
+                f"{relative}. Remove one."
+            )
+        found[stem] = folder / relative
+    return found
+
+
+def _files_below(folder: str, recursive: bool, prefix: str = "") -> Iterator[str]:
+    """Paths of the files that are not hidden, relative to the first folder."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if not entry.is_dir():
+                yield prefix + entry.name
+            elif recursive:
+                yield from _files_below(entry.path, True, f"{prefix}{entry.name}/")
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+class ValueTable:
+    """Turns the values of a mask into class indices.
+
+    ``background`` has the values that are the first class, if several are; its one in ``values``
+    is then not read. ``advice`` ends the error for a mask with other values.
+    """
+
+    def __init__(
+        self,
+        values: Sequence[int],
+        ignored: Iterable[int] = (255,),
+        background: Sequence[int] = (),
+        advice: str = "Fix the mask, or name the missing classes.",
+    ) -> None:
+        self._advice = advice
+        self.values = tuple(values)
+        self.ignored = tuple(ignored)
+        self._ignore = ignore_label(len(self.values))
+        self._dtype = label_dtype(len(self.values))
+        self._table = np.full(65536, _UNKNOWN, np.uint16)
+        self._table[list(self.ignored)] = self._ignore
+        self._table[list(background)] = 0
+        first = 1 if background else 0
+        self._table[list(self.values[first:])] = np.arange(first, len(self.values))
+
+    def __call__(self, mask: Mask, path: Path) -> LabelMap:
+        """Turn values into indices."""
+        labels: NDArray[np.uint16] = (
+            self._table[:256][mask] if mask.itemsize == 1 else self._table[mask]
+        )
+        if labels.size and np.max(labels) >= _UNKNOWN:
+            unknown = np.unique(mask[labels == _UNKNOWN])
+            if len(unknown):
+                raise DatasetError(
+                    f"{path}: expected values {_ranges(self.values)} for the "
+                    f"{len(self.values)} classes and {_ranges(self.ignored)} for unannotated "
+                    f"pixels, got {', '.join(map(str, unknown[:8]))}. {self._advice}"
+                )
+        indices: NDArray[Any] = labels.astype(self._dtype, copy=False)
+        return indices
+
+
+class FileDataset:
+    """Pictures and masks in files; a :class:`~zsseg_rt.evaluation.datasets.SegmentationDataset`."""
+
+    def __init__(
+        self,
+        name: str,
+        table: ClassTable,
+        pairs: Sequence[FilePair],
+        labels_of: Callable[[Mask, Path], LabelMap],
+        read: Callable[[Path], Mask] = read_mask,
+    ) -> None:
+        with needs_extra("data", "to read masks"):  # before anything is read
+            from PIL import Image as _  # noqa: F401
+        self.name = name
+        self.table = table
+        self.class_names = table.names
+        self.seen = table.seen
+        self.ignore_label = ignore_label(len(table.names))
+        self.pairs = tuple(pairs)
+        self._labels_of = labels_of
+        self._read = read
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Read one image and its labels."""
+        pair = self.pairs[index]
+        image = read_picture(pair.image)
+        mask = self._read(pair.mask)
+        if mask.shape[:2] != image.shape[:2]:
+            raise DatasetError(
+                f"{pair.mask}: expected the {image.shape[1]}x{image.shape[0]} pixels of "
+                f"{pair.image.name}, got {mask.shape[1]}x{mask.shape[0]}. Make both the same size; "
+                "a photo with an EXIF rotation counts as rotated."
+            )
+        return Sample(image=image, labels=self._labels_of(mask, pair.mask), name=pair.name)
+
+    @property
+    def palette(self) -> NDArray[np.uint8] | None:
+        """The customary colours, uint8 ``[C, 3]``, if the data set has any."""
+        return self.table.palette
+
+    def verify(self, progress: Callable[[int, int], None] | None = None) -> Verification:
+        """Read every image and count every class."""
+        return verify_dataset(self, progress)
+
+
+def _ranges(values: Sequence[int]) -> str:
+    """``0..3, 7`` for 0, 1, 2, 3, 7."""
+    runs: list[list[int]] = []
+    for value in sorted(values):
+        if runs and value == runs[-1][1] + 1:
+            runs[-1][1] = value
+        else:
+            runs.append([value, value])
+    shown = [str(low) if low == high else f"{low}..{high}" for low, high in runs[:6]]
+    return ", ".join(shown + ["..."] * (len(runs) > 6)) or "none"
