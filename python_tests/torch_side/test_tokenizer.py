@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 
 from zsseg_rt.errors import BundleError, CheckpointError, ShapeError
 from zsseg_rt.text import tokenizer as tokenizer_module
-from zsseg_rt.text.tokenizer import Tokenizer, clean_text
+from zsseg_rt.text.tokenizer import Tokenizer
 from zsseg_rt.text.tokenizer_file import tokenizer_document
 
 open_clip_tokenizer = pytest.importorskip("open_clip.tokenizer")
-ftfy = pytest.importorskip("ftfy")
 
 from support.errors import refused  # noqa: E402
 from zsseg_rt.export.tokenizer_json import tokenizer_json  # noqa: E402
 
 UNUSUAL = [
     "",
+    "sch\u00c3\u00b6n",
     "   \t\n ",
     "a photo of a DINING-TABLE!",
     "the dog's they'll I'd we've you're I'm don't",
@@ -63,15 +63,6 @@ def official() -> object:
     return open_clip_tokenizer.SimpleTokenizer()
 
 
-@pytest.fixture
-def no_mojibake_repair(monkeypatch):
-    """Switch off the one step of open_clip's cleaning that is left out on purpose."""
-    config = ftfy.TextFixerConfig(explain=False, fix_encoding=False)
-    fix_text = ftfy.fix_text
-    without = SimpleNamespace(fix_text=lambda text: fix_text(text, config))
-    monkeypatch.setattr(open_clip_tokenizer, "ftfy", without)
-
-
 @pytest.mark.needs_shared
 def test_golden_prompts(tokenizer, shared_dir):
     golden = np.load(shared_dir / "golden/zs_tokens_public.npz")
@@ -106,15 +97,9 @@ _PIECES = st.lists(
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(text=_PIECES)
-def test_any_text_matches_open_clip_without_encoding_repair(text):
+def test_any_text_matches_open_clip(text):
     tokenizer, official = _pair()
     np.testing.assert_array_equal(tokenizer.encode([text]), official([text]).numpy())
-
-
-@pytest.fixture(autouse=True)
-def _repair_off_where_asked(request):
-    if "without_encoding_repair" in request.node.name:
-        request.getfixturevalue("no_mojibake_repair")
 
 
 _PAIR: list = []
@@ -153,10 +138,6 @@ def test_file_is_complete_for_other_readers(tokenizer, tmp_path):
     ids = JsonTokenizer.from_file(str(path)).encode("A  photo of a CAFE\u0301").ids
     ours = Tokenizer(path).encode(["A  photo of a CAFE\u0301"])[0]
     assert ids == ours[: len(ids)].tolist()
-
-
-def test_mojibake_is_left_alone():
-    assert clean_text("sch\u00c3\u00b6n") == "sch\u00e3\u00b6n"
 
 
 @pytest.mark.parametrize("content", ['{"version": "1.0"}', "{", '{"model": []}'])

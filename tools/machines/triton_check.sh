@@ -19,7 +19,7 @@ if [ ! -x "$venv/bin/python" ]; then
 fi
 # An environment of its own: this server needs NumPy < 2.
 "$venv/bin/python" -m pip install -q --disable-pip-version-check "nvidia-pytriton==0.7.0" "numpy<2" \
-  pytest pillow openvino opencv-python-headless tokenizers safetensors typer rich platformdirs filelock
+  pytest pillow openvino opencv-python-headless tokenizers ftfy safetensors typer rich platformdirs filelock
 site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 # The server's Python reads this environment, but not PYTHONPATH.
 echo "$PWD" >"$site/zsseg_rt_checkout.pth"

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import html
 import json
-import re
-import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,29 +21,19 @@ if TYPE_CHECKING:
 
 _MAX_FILE_BYTES = 16 << 20
 
-_SURROGATE_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
-_SURROGATE = re.compile("[\ud800-\udfff]")
-_TERMINAL_ESCAPE = re.compile("\x1b\\[[\\d;]*[a-zA-Z]")
-_ENTITY = re.compile("&#?[0-9A-Za-z]{1,24};")
-_LINE_BREAK = re.compile("\r\n|[\r\u2028\u2029\x85]")
-_LIGATURES = "ĲĳŉǱǲǳǄǅǆǇǈǉǊǋǌﬀﬁﬂﬃﬄﬅﬆ"
-
 
 def clean_text(text: str) -> str:
-    """Normalise a prompt as CLIP's training did: tidy Unicode and entities, one space, lower case.
-
-    Undoes HTML entities, terminal colours, curly quotes, full-width forms, Latin ligatures and
-    control characters, composes accents (NFC), joins whitespace and lowers the case as
-    :meth:`str.lower` does. Text that was decoded with the wrong encoding ("schÃ¶n" for "schön") is
-    *not* repaired; only there the result differs from open_clip's, which guesses the encoding.
+    """Normalise a prompt as CLIP's training did: ftfy, HTML entities, one space, lower case.
 
     Example:
         >>> clean_text("  Caf\u0065\u0301 &amp;  BAR ")
         'café & bar'
     """
-    tidy = "".join(_tidy_lines(text))
-    unescaped = html.unescape(html.unescape(tidy))
-    return " ".join(unescaped.split()).lower()
+    if not (text.isascii() and text.isprintable()) or "&" in text:  # else there is nothing to fix
+        import ftfy
+
+        text = ftfy.fix_text(text)
+    return " ".join(html.unescape(html.unescape(text)).split()).lower()
 
 
 class Tokenizer:
@@ -163,87 +150,3 @@ def _without_panic(where: str) -> Iterator[None]:
 def _describe(source: str | Path) -> str:
     is_json = isinstance(source, str) and source.lstrip().startswith("{")
     return "tokenizer.json" if is_json else str(source)
-
-
-def _tidy_lines(text: str) -> list[str]:
-    """Tidy line by line, each until nothing changes; a ``<`` ends the undoing of entities."""
-    undo_entities, lines = True, []
-    for line in re.findall("[^\n]*\n|[^\n]+", text):
-        undo_entities = undo_entities and "<" not in line
-        before = None
-        while line != before:
-            before = line
-            line = _tidy_once(_undo_entities(line) if undo_entities else line)
-        lines.append(line)
-    return lines
-
-
-def _tidy_once(text: str) -> str:
-    if text.isascii() and text.isprintable():
-        return text
-    text = text.translate(_character_map())
-    text = _LINE_BREAK.sub("\n", text)
-    text = _SURROGATE_PAIR.sub(_join_surrogates, text)
-    text = _SURROGATE.sub("\ufffd", text)
-    text = _TERMINAL_ESCAPE.sub("", text)
-    return unicodedata.normalize("NFC", text.translate(_control_characters()))
-
-
-def _join_surrogates(match: re.Match[str]) -> str:
-    return match.group().encode("utf-16", "surrogatepass").decode("utf-16")
-
-
-@lru_cache(maxsize=1)
-def _character_map() -> dict[int, str]:
-    """Characters that stand for plainer ones: C1 codes, ligatures, widths, curly quotes."""
-    table = {code: bytes([code]).decode("cp1252", "ignore") or chr(code) for code in _C1_CODES}
-    for ligature in _LIGATURES:
-        parts = unicodedata.decomposition(ligature).split()[1:]
-        table[ord(ligature)] = "".join(chr(int(part, 16)) for part in parts)
-    table[0x3000] = " "
-    for code in range(0xFF01, 0xFFF0):
-        table[code] = unicodedata.normalize("NFKC", chr(code))
-    table.update(dict.fromkeys([0x2BC, *range(0x2018, 0x201C)], "'"))
-    table.update(dict.fromkeys(range(0x201C, 0x2020), '"'))
-    return table
-
-
-_C1_CODES = range(0x80, 0xA0)
-
-
-@lru_cache(maxsize=1)
-def _control_characters() -> dict[int, None]:
-    return dict.fromkeys(
-        [
-            *(code for code in range(0x20) if chr(code) not in "\t\n\f\r"),
-            0x7F,
-            *range(0x206A, 0x2070),
-            0xFEFF,
-            *range(0xFFF9, 0xFFFD),
-        ]
-    )
-
-
-def _undo_entities(text: str) -> str:
-    return _ENTITY.sub(_undo_entity, text) if "&" in text else text
-
-
-def _undo_entity(match: re.Match[str]) -> str:
-    """Undo a known entity or number, or an entity shouted in capitals (``&EACUTE;``)."""
-    entity = match.group()
-    plain = html.unescape(entity)
-    if entity.startswith("&#"):
-        return entity if ";" in plain else plain
-    if entity[1:] in _entities():
-        return plain
-    lower = entity.lower()
-    if entity == entity.upper() and lower[1:] in _entities() and plain == entity:
-        return html.unescape(lower).upper()
-    return entity
-
-
-@lru_cache(maxsize=1)
-def _entities() -> frozenset[str]:
-    import html.entities
-
-    return frozenset(name for name in html.entities.html5 if name.endswith(";"))
