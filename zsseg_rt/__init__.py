@@ -15,49 +15,9 @@ import sys
 from importlib.machinery import EXTENSION_SUFFIXES
 from typing import Any
 
-__version__ = "0.1.0"
+from zsseg_rt import errors
 
-__all__ = [
-    "ArgumentError",
-    "BackendError",
-    "BackendUnavailableError",
-    "Bundle",
-    "BundleError",
-    "BundleVersionError",
-    "CaptureError",
-    "CheckpointError",
-    "ClassShare",
-    "Component",
-    "ConfigError",
-    "CudaError",
-    "DTypeError",
-    "DatasetError",
-    "DeviceError",
-    "DeviceSegmentation",
-    "EndOfSource",
-    "Engine",
-    "EngineConfig",
-    "EngineStateError",
-    "FetchError",
-    "Frame",
-    "FrameError",
-    "FrameMemory",
-    "Lane",
-    "Nv12Frame",
-    "Polygon",
-    "PrecisionNotApplied",
-    "Rotation",
-    "Segmentation",
-    "ShapeError",
-    "SourceError",
-    "Stream",
-    "TrainingError",
-    "Vocabulary",
-    "VocabularyError",
-    "ZssegError",
-    "__version__",
-    "read_photo",
-]
+__version__ = "0.1.0"
 
 _HOMES = {
     "Bundle": "bundles.bundle",
@@ -77,6 +37,7 @@ _HOMES = {
     "Vocabulary": "text.vocabulary",
     "read_photo": "photos",
 }
+__all__ = sorted([*_HOMES, *errors.__all__, "__version__"])
 
 
 def __getattr__(name: str) -> Any:

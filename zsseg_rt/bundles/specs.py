@@ -122,12 +122,9 @@ class PreprocessSpec:
     resize: str = "stretch"
 
     def __post_init__(self) -> None:
-        if min(self.size_hw) < 1 or max(self.size_hw) > MAX_WIDTH:
-            raise ValueError(f"size_hw: expected sizes >= 1 and <= {MAX_WIDTH}, got {self.size_hw}")
-        if min(self.std) <= 0:
-            raise ValueError(f"std: expected values > 0, got {self.std}")
-        if self.resize not in ("stretch", "windows"):
-            raise ValueError(f"resize: expected 'stretch' or 'windows', got {self.resize!r}")
+        _check_range(self, 1, MAX_WIDTH, "size_hw")
+        _check_std(self.std)
+        _check_choice(self, "resize", ("stretch", "windows"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,19 +155,12 @@ class TextSpec:
     words: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, low in (("embed_dim", 1), ("context_length", 2)):
-            if not low <= getattr(self, name) <= MAX_WIDTH:
-                raise ValueError(
-                    f"{name}: expected from {low} to {MAX_WIDTH}, got {getattr(self, name)}"
-                )
+        _check_range(self, 1, MAX_WIDTH, "embed_dim")
+        _check_range(self, 2, MAX_WIDTH, "context_length")
         for word in self.words:
             if not word or word != word.lower() or word.split() != [word]:
                 raise ValueError(f"words: expected single lower-case words, got {word!r}")
-        if not self.templates:
-            raise ValueError("templates: expected at least one, got none")
-        for template in self.templates:
-            if template.count("{}") != 1:
-                raise ValueError(f"templates: expected one '{{}}' in each, got {template!r}")
+        _check_templates(self.templates)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,28 +203,15 @@ class HeadSpec:
         return without_retired(raw, {"cosine": "Export the bundle again."})
 
     def __post_init__(self) -> None:
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"activation: expected one of {ACTIVATIONS}, got {self.activation!r}")
-        if self.align not in ALIGNS:
-            raise ValueError(f"align: expected one of {ALIGNS}, got {self.align!r}")
-        if self.window_batch not in WINDOW_BATCHES:
-            raise ValueError(
-                f"window_batch: expected one of {WINDOW_BATCHES}, got {self.window_batch}"
-            )
-        if min(self.grid_hw) < 1 or max(self.grid_hw) > MAX_WIDTH:
-            raise ValueError(f"grid_hw: expected sizes >= 1 and <= {MAX_WIDTH}, got {self.grid_hw}")
-        for index, name in enumerate(self.seen):
-            check_plain_text(name, f"seen[{index}]")
-        if not 1 <= self.max_classes <= MAX_CLASSES:
-            raise ValueError(
-                f"max_classes: expected from 1 to {MAX_CLASSES}, got {self.max_classes}"
-            )
+        _check_choice(self, "activation", ACTIVATIONS)
+        _check_choice(self, "align", ALIGNS)
+        _check_choice(self, "window_batch", WINDOW_BATCHES)
+        _check_range(self, 1, MAX_WIDTH, "grid_hw")
+        _check_names("seen", self.seen)
+        _check_range(self, 1, MAX_CLASSES, "max_classes")
         if not math.isfinite(self.seen_bias):
             raise ValueError(f"seen_bias: expected a finite number, got {self.seen_bias}")
-        if self.unknown_below is not None and not 0.0 <= self.unknown_below <= 1.0:
-            raise ValueError(
-                f"unknown_below: expected a score in [0, 1] or null, got {self.unknown_below}"
-            )
+        _check_range(self, 0.0, 1.0, "unknown_below")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,10 +232,8 @@ class SegmentSpec:
     plain_cosine: bool = False
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_segments <= 254:
-            raise ValueError(f"num_segments: expected from 1 to 254, got {self.num_segments}")
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k: expected at least 1 or null, got {self.top_k}")
+        _check_range(self, 1, 254, "num_segments")
+        _check_range(self, 1, math.inf, "top_k")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,10 +250,8 @@ class AggregationSpec:
     most: int | None = None
 
     def __post_init__(self) -> None:
-        if self.most is not None and not 1 <= self.most <= MAX_CLASSES:
-            raise ValueError(f"most: expected from 1 to {MAX_CLASSES} or null, got {self.most}")
-        if not 0 <= self.padding <= MAX_CLASSES:
-            raise ValueError(f"padding: expected from 0 to {MAX_CLASSES}, got {self.padding}")
+        _check_range(self, 1, MAX_CLASSES, "most")
+        _check_range(self, 0, MAX_CLASSES, "padding")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,8 +266,7 @@ class TextBankEntry(FileEntry):
     names: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        for index, name in enumerate(self.names):
-            check_plain_text(name, f"names[{index}]")
+        _check_names("names", self.names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -324,18 +296,12 @@ class RegionEncoderSpec:
     min_score: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.side <= 1024:
-            raise ValueError(f"side: expected from 1 to 1024, got {self.side}")
-        if not 1 <= self.batch <= 64:
-            raise ValueError(f"batch: expected from 1 to 64, got {self.batch}")
-        if self.style not in STYLES:
-            raise ValueError(f"style: expected one of {STYLES}, got {self.style!r}")
-        if min(self.std) <= 0:
-            raise ValueError(f"std: expected values > 0, got {self.std}")
-        if not 0.0 <= self.min_score <= 1.0:
-            raise ValueError(f"min_score: expected a probability, got {self.min_score}")
-        if not self.templates or any(text.count("{}") != 1 for text in self.templates):
-            raise ValueError(f"templates: expected one '{{}}' in each, got {self.templates}")
+        _check_range(self, 1, 1024, "side")
+        _check_range(self, 1, 64, "batch")
+        _check_choice(self, "style", STYLES)
+        _check_std(self.std)
+        _check_range(self, 0.0, 1.0, "min_score")
+        _check_templates(self.templates)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -356,10 +322,8 @@ class RegionSpec:
     encoder: RegionEncoderSpec | None = None
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_regions <= 256:
-            raise ValueError(f"num_regions: expected from 1 to 256, got {self.num_regions}")
-        if self.fusion not in FUSIONS:
-            raise ValueError(f"fusion: expected one of {FUSIONS}, got {self.fusion!r}")
+        _check_range(self, 1, 256, "num_regions")
+        _check_choice(self, "fusion", FUSIONS)
         if (self.encoder is None) != (self.fusion == "segments"):
             raise ValueError(f"encoder: expected one unless fusion is 'segments', {self.fusion!r}")
 
@@ -388,9 +352,35 @@ class ConceptSpec:
         if not self.names:
             raise ValueError("names: expected at least one, got none")
         for key in ("names", "also", "background"):
-            for index, name in enumerate(getattr(self, key)):
-                check_plain_text(name, f"{key}[{index}]")
-        if self.least_cosine is not None and not -1.0 <= self.least_cosine <= 1.0:
-            raise ValueError(f"least_cosine: expected a cosine or null, got {self.least_cosine}")
-        if self.least_words < 1:
-            raise ValueError(f"least_words: expected at least 1, got {self.least_words}")
+            _check_names(key, getattr(self, key))
+        _check_range(self, -1.0, 1.0, "least_cosine")
+        _check_range(self, 1, math.inf, "least_words")
+
+
+def _check_range(spec: Any, low: float, high: float, name: str) -> None:
+    """Refuse a number, or sizes, outside a range; None states none."""
+    value = getattr(spec, name)
+    numbers = value if isinstance(value, tuple) else () if value is None else (value,)
+    if not all(low <= number <= high for number in numbers):
+        bounds = f"at least {low}" if high == math.inf else f"from {low} to {high}"
+        raise ValueError(f"{name}: expected {bounds}, got {value}")
+
+
+def _check_choice(spec: Any, name: str, choices: tuple[Any, ...]) -> None:
+    if getattr(spec, name) not in choices:
+        raise ValueError(f"{name}: expected one of {choices}, got {getattr(spec, name)!r}")
+
+
+def _check_std(std: tuple[float, ...]) -> None:
+    if min(std) <= 0:
+        raise ValueError(f"std: expected values > 0, got {std}")
+
+
+def _check_templates(templates: tuple[str, ...]) -> None:
+    if not templates or any(template.count("{}") != 1 for template in templates):
+        raise ValueError(f"templates: expected one '{{}}' in each, got {templates}")
+
+
+def _check_names(key: str, names: tuple[str, ...]) -> None:
+    for index, name in enumerate(names):
+        check_plain_text(name, f"{key}[{index}]")

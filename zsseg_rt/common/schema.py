@@ -62,7 +62,7 @@ def without_retired(
         error: What is raised if one of them is in use.
     """
     for name, instead in retired.items():
-        if (value := raw.get(name)) is not None:
+        if value := raw.get(name):
             raise error(f"{name}: expected nothing, it is retired, got {value!r}. {instead}")
     return {name: value for name, value in raw.items() if name not in retired}
 

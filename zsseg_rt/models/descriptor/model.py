@@ -11,6 +11,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zsseg_rt.common import schema
 from zsseg_rt.common.checks import check_choice
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.models.base import (
@@ -33,23 +34,13 @@ IMAGE_STD = (58.395 / 255, 57.12 / 255, 57.375 / 255)
 
 
 _RETIRED = ("start_offset", "start_scale", "low_initial_logits")
+_INSTEAD = "Leave it out; in a checkout, tools.studies.starts.HeadStart gives such initial weights."
 
 
 def without_retired(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without those of retired initial weights.
-
-    Raises:
-        ArgumentError: One of them is used.
-    """
-    used = [name for name in _RETIRED if settings.get(name)]
-    used += ["start"] if settings.get("start") == "aligned" else []
-    if used:
-        raise ArgumentError(
-            f"{used[0]}: expected nothing, these initial weights are retired, got "
-            f"{settings[used[0]]!r}. Leave it out; in a checkout, tools.studies.starts.HeadStart "
-            "gives a model such weights."
-        )
-    return {name: value for name, value in settings.items() if name not in _RETIRED}
+    """Leave out settings of retired initial weights, as :func:`schema.without_retired` does."""
+    starts = ("start",) if settings.get("start") == "aligned" else ()
+    return schema.without_retired(settings, dict.fromkeys((*_RETIRED, *starts), _INSTEAD))
 
 
 @dataclass(frozen=True, kw_only=True)
