@@ -66,7 +66,8 @@ def find_checkpoint(chosen: PretrainedSet, progress: Progress) -> Checkpoint:
     try:
         remote = look_up(chosen.repository, chosen.files, chosen.revision)
     except HubError as exc:
-        raise _by_hand(chosen, chosen.files[0], None, str(exc)) from exc
+        size = f"about {megabytes(chosen.weight_bytes)}"
+        raise _by_hand(chosen, chosen.files[0], size, str(exc)) from exc
     pinned = _pinned(chosen, remote)
     if remote.sha256 not in (None, pinned.sha256):
         raise FetchError(
@@ -141,7 +142,7 @@ def _download(
 ) -> Checkpoint:
     partial = _partial_of(path, remote)
     done = _length(partial)
-    size = chosen.weight_bytes if remote.size is None else remote.size
+    size = remote.size or 0
     check_free_space(chosen, path.parent, max(0, size - done))
     rest = f", {megabytes(done)} of which are here from an earlier try" if done else ""
     progress.say(
@@ -149,13 +150,11 @@ def _download(
         f"({size} bytes{rest}; licence: {chosen.licence})"
     )
     try:
-        # an estimate of the size is that of the weights, without what surrounds them
-        most = 2 * size if remote.size is None else size
-        _download_rest(remote, partial, most, progress)
+        _download_rest(remote, partial, progress)
     except HubError as exc:
         came = _length(partial)
         problem = f"{exc} after {came} bytes, which are kept; run again to continue"
-        raise _by_hand(chosen, remote.file, remote.size, problem if came else str(exc)) from exc
+        raise _by_hand(chosen, remote.file, f"{size} bytes", problem if came else str(exc)) from exc
     try:
         _compare(partial, remote, f"It was removed. Run again: zsseg-rt fetch {chosen.name}")
     except FetchError:
@@ -166,14 +165,14 @@ def _download(
     return Checkpoint(path=path, origin=origin, ours=True)
 
 
-def _download_rest(remote: RemoteFile, partial: Path, most: int, progress: Progress) -> None:
+def _download_rest(remote: RemoteFile, partial: Path, progress: Progress) -> None:
     """Go on after broken connections as long as more comes."""
     while True:
         before = _length(partial)
         try:
-            return download(remote, partial, most, progress.downloaded)
+            return download(remote, partial, progress.downloaded)
         except HubError:
-            if _length(partial) <= before or remote.size is None:
+            if _length(partial) <= before:
                 raise
 
 
@@ -181,7 +180,7 @@ def _partial_of(path: Path, remote: RemoteFile) -> Path:
     """The partial file of exactly this content; those of other contents are removed."""
     partial = path.with_name(f"{path.name}.{(remote.sha256 or remote.commit)[:12]}.partial")
     for other in path.parent.glob(f"{path.name}.*.partial"):
-        if other != partial or remote.size is None or _length(other) > remote.size:
+        if other != partial or _length(other) > (remote.size or 0):
             other.unlink()
     return partial
 
@@ -213,14 +212,13 @@ def _compare(path: Path, expected: RemoteFile, remedy: str) -> None:
         )
 
 
-def _by_hand(chosen: PretrainedSet, file: str, size: int | None, problem: str) -> FetchError:
+def _by_hand(chosen: PretrainedSet, file: str, size: str, problem: str) -> FetchError:
     """How to go on without the network, in one line."""
     folder = checkpoint_folder(chosen.repository)
     with suppress(OSError):  # so that the file can be put there
         folder.mkdir(parents=True, exist_ok=True)
-    shown = f"{size} bytes" if size is not None else f"about {megabytes(chosen.weight_bytes)}"
     return FetchError(
-        f"{chosen.name}: expected to download {file} ({shown}) from "
+        f"{chosen.name}: expected to download {file} ({size}) from "
         f"{address_of(chosen.repository, file, chosen.revision)}, got {problem}. To do it by "
         f"hand, put the file into {folder}, then run: zsseg-rt fetch {chosen.name}"
     )
@@ -300,7 +298,7 @@ class RemoteFile:
         file: Its name there.
         commit: The commit that was asked, so that all parts come from the same file; of a plain
             address, a digest of what its server calls this version.
-        size: Bytes; None if the hub does not say.
+        size: Bytes; None of a file that was put there by hand and is compared by its hash alone.
         sha256: In hex; None if the hub does not say.
     """
 
@@ -329,21 +327,21 @@ def look_up(repository: str, files: Sequence[str], revision: str) -> RemoteFile:
 
 
 def download(
-    remote: RemoteFile, partial: Path, most: int, on_bytes: Callable[[int, int | None], None]
+    remote: RemoteFile, partial: Path, on_bytes: Callable[[int, int | None], None]
 ) -> None:
-    """Append what is missing of a file; never more than ``most`` bytes are written in all."""
+    """Append what is missing of a file; never more than its size is written in all."""
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
-    plain = is_address(remote.repository)
+    assert remote.size is not None
     with _open_partial(partial) as stream:
         done = stream.tell()
         on_bytes(done, remote.size)
-        if remote.size is not None and done == remote.size:
+        if done == remote.size:
             return
-        target = _Counted(stream, partial, most, lambda count: on_bytes(count, remote.size))
-        # a login is for the hub alone
-        headers = {} if plain else build_hf_headers(library_name="zsseg_rt")
+        target = _Counted(stream, partial, remote.size, lambda count: on_bytes(count, remote.size))
+        login = not is_address(remote.repository)
+        headers = build_hf_headers(library_name="zsseg_rt") if login else {}
         with _errors_as_phrases():
             http_get(
                 _url(remote.repository, remote.file, remote.commit),
@@ -392,46 +390,31 @@ def _url(repository: str, file: str, revision: str) -> str:
     return str(hf_hub_url(name, file, repo_type=kind, revision=revision))
 
 
-def _look_up_address(repository: str, file: str) -> RemoteFile:
-    """Ask a plain server, which states a size but no SHA-256."""
-    from huggingface_hub.constants import HF_HUB_ETAG_TIMEOUT
-    from huggingface_hub.utils import get_session, hf_raise_for_status
-
-    with _errors_as_phrases():
-        url = _url(repository, file, "")
-        found = get_session().head(url, headers=_AS_IT_IS, timeout=HF_HUB_ETAG_TIMEOUT)
-        hf_raise_for_status(found)
-    length = found.headers.get("Content-Length", "")
-    if found.status_code != 200 or not length.isdecimal():
-        raise HubError(f"HTTP {found.status_code} without a size, not a file")
-    version = f"{found.headers.get('ETag')} {length}"
-    return RemoteFile(
-        repository=repository,
-        file=file,
-        commit=hashlib.sha256(version.encode()).hexdigest()[:40],
-        size=int(length),
-        sha256=None,
-    )
-
-
 def _look_up_one(repository: str, file: str, revision: str) -> RemoteFile:
+    """Ask for a file; a plain server states a size, and its own name of the version."""
     from huggingface_hub import get_hf_file_metadata
 
-    if is_address(repository):
-        return _look_up_address(repository, file)
+    plain = is_address(repository)
     with _errors_as_phrases():
-        found = get_hf_file_metadata(_url(repository, file, revision))
-    commit, etag = found.commit_hash or "", found.etag or ""
+        # a login is for the hub alone
+        told = get_hf_file_metadata(
+            _url(repository, file, revision), token=False if plain else None
+        )
+    commit, etag = told.commit_hash or "", told.etag or ""
+    if plain:
+        commit = hashlib.sha256(f"{etag} {told.size}".encode()).hexdigest()[:40]
     if not _COMMIT.fullmatch(commit):
         raise HubError("an answer that does not come from a Hugging Face Hub")
-    if _COMMIT.fullmatch(revision) and commit != revision:
+    if _COMMIT.fullmatch(revision) and commit != revision and not plain:
         raise HubError(f"commit {commit[:12]} for the pinned {revision[:12]}")
+    if told.size is None:
+        raise HubError("an answer without a size, not a file")
     return RemoteFile(
         repository=repository,
         file=file,
         commit=commit,
-        size=found.size,
-        sha256=etag if _SHA256.fullmatch(etag) else None,
+        size=told.size,
+        sha256=etag if _SHA256.fullmatch(etag) and not plain else None,
     )
 
 
