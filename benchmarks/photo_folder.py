@@ -48,8 +48,8 @@ try:
     serial = lanes == "serial"
     count = 1 if serial else int(lanes) or lanes_for(len(photos), EngineConfig(device="cpu"))
     if serial:
-        from zsseg_rt.integrations.batch import photo_run
-        photo_run.in_order = lambda call, items, num_threads: (call(item) for item in items)
+        from zsseg_rt.integrations import batch
+        batch.in_order = lambda call, items, num_threads: (call(item) for item in items)
 except ImportError:  # an older version labels one after the other
     count = 1
 from zsseg_rt.integrations.batch import segment_photos

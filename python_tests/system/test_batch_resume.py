@@ -18,7 +18,8 @@ from support.command_line import run
 from support.fakes import edit_manifest
 from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.demo import demo_bundle
-from zsseg_rt.integrations.batch import JOURNAL, journal, photo_run, segment_photos
+from zsseg_rt.integrations import batch
+from zsseg_rt.integrations.batch import JOURNAL, segment_photos
 from zsseg_rt.photos import find_photos
 
 NAMES = ["red", "blue", "green", "white"]
@@ -64,7 +65,7 @@ def test_finished_photos_are_not_done_again(engine, folder, tmp_path):
 
 def test_the_journal_s_key_is_made_from_every_setting(engine, monkeypatch):
     """A setting that is added later is in it, unless it is said to leave images as they are."""
-    made, key = photo_run.PhotoSettings, photo_run._settings_key
+    made, key = batch.PhotoSettings, batch._settings_key
     usual = key(engine, made())
     other = {"alpha": 0.25, "overlay_format": "jpg", "legend": True}
     for name, value in other.items():
@@ -76,7 +77,7 @@ def test_the_journal_s_key_is_made_from_every_setting(engine, monkeypatch):
             config = object.__new__(EngineConfig)
             config.__dict__.update(changed)
             patched.setattr(engine, "config", config)
-            assert (key(engine, made()) == usual) == (field.name in photo_run._HOW)
+            assert (key(engine, made()) == usual) == (field.name in batch._HOW)
 
 
 def truncate(path):
@@ -151,23 +152,10 @@ def test_records_of_other_types_are_damaged(engine, folder, tmp_path, caplog):
     required = ("key", "photo", "overlay", "mask", "result")
     for key in required:
         raw = line["record"] | {key: None}
-        forged = json.dumps({"record": raw, "sha256": journal._digest(raw)})
+        forged = json.dumps({"record": raw, "sha256": batch._digest(raw)})
         (out / JOURNAL).write_text(forged + "\n")
         assert resumed(engine, folder, out) == set()
     assert caplog.text.count("damaged lines are skipped: 1") == len(required)
-
-
-def test_journals_without_hashes_are_told_of_until_redone(engine, folder, tmp_path, caplog):
-    out = tmp_path / "out"
-    resumed(engine, folder, out)
-    lines = (json.loads(line) for line in (out / JOURNAL).read_text().splitlines())
-    old = [{"key": "0" * 16} | line["record"]["result"] for line in lines]
-    (out / JOURNAL).write_text("".join(json.dumps(line) + "\n" for line in old))
-    assert resumed(engine, folder, out) == set()
-    assert caplog.text.count("older version, without hashes; photos done again: 2") == 1
-    caplog.clear()
-    assert resumed(engine, folder, out) == {"a.png", "b.png"}
-    assert caplog.text == ""
 
 
 def test_a_folder_in_the_place_of_the_journal_is_each_photos_error(
@@ -257,14 +245,14 @@ def test_min_region_score_and_region_embeddings_decide(region_bundle, folder, tm
     ids=["disk", "memory", "codec", "opencv", "surprise"],
 )
 def test_a_photo_that_fails_is_the_only_one(failure, engine, folder, tmp_path, monkeypatch):
-    plain = photo_run.describe_classes
+    plain = batch.describe_classes
 
     def fail_for_a(seg):
         if seg.present()[0].name == "red":
             raise failure
         return plain(seg)
 
-    monkeypatch.setattr(photo_run, "describe_classes", fail_for_a)
+    monkeypatch.setattr(batch, "describe_classes", fail_for_a)
     first, second = segment_photos(engine, find_photos([str(folder)]), tmp_path / "out")
     assert type(failure).__name__ in first.error
     assert str(folder / "a.png") in first.error

@@ -11,7 +11,7 @@ from support.errors import refused
 from zsseg_rt import Bundle, Engine, EngineConfig, VocabularyError
 from zsseg_rt.demo import demo_photos
 from zsseg_rt.photos import read_photo
-from zsseg_rt.text.background import BACKGROUND_PHRASES
+from zsseg_rt.text.class_names import BACKGROUND_PHRASES
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from support.command_line import run
 from support.errors import refused
 from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.errors import ArgumentError, BackendUnavailableError, EngineStateError, SourceError
-from zsseg_rt.integrations.batch import JOURNAL, lanes_for, photo_run, segment_photos
-from zsseg_rt.integrations.batch.photo_run import Budget
+from zsseg_rt.integrations import batch
+from zsseg_rt.integrations.batch import JOURNAL, Budget, lanes_for, segment_photos
 from zsseg_rt.photos import find_photos
 from zsseg_rt.runtime.lane_pool import LanePool, in_order
 
@@ -111,7 +111,7 @@ def test_a_missing_package_ends_the_run(engine_with, folder, tmp_path, monkeypat
     def missing(*_, **__):
         raise BackendUnavailableError("cv2: expected OpenCV")
 
-    monkeypatch.setattr(photo_run, "decode_photo", missing)
+    monkeypatch.setattr(batch, "decode_photo", missing)
     with refused(BackendUnavailableError, "cv2"):
         segment_photos(engine_with(2), find_photos([str(folder)]), tmp_path / "out")
 

@@ -11,8 +11,7 @@ import pytest
 
 from support.errors import refused
 from zsseg_rt import ArgumentError, BackendUnavailableError, Segmentation
-from zsseg_rt.integrations.batch.annotation_files import AnnotationFiles
-from zsseg_rt.integrations.batch.journal import PhotoResult
+from zsseg_rt.integrations.batch import AnnotationFiles, PhotoResult
 
 NAMES = ("sky", "road", "tree")
 

@@ -28,7 +28,7 @@ from zsseg_rt.common.settings import Option, changed
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.export.options import ExportOptions
-from zsseg_rt.text.background import FEW_CLASSES
+from zsseg_rt.text.class_names import FEW_CLASSES
 
 if TYPE_CHECKING:
     from zsseg_rt.bundles.bundle import Bundle

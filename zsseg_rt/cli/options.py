@@ -12,8 +12,7 @@ import typer
 from typer.core import TyperCommand
 
 from zsseg_rt.errors import ArgumentError, SourceError
-from zsseg_rt.text.background import AUTO, FEW_CLASSES, NONE, Background
-from zsseg_rt.text.class_names import split_synonyms
+from zsseg_rt.text.class_names import AUTO, FEW_CLASSES, NONE, Background, split_synonyms
 from zsseg_rt.text.name_lists import read_name_list
 
 _log = logging.getLogger(__name__)

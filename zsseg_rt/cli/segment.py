@@ -138,7 +138,7 @@ def _segment(
 
 
 def _annotation_files(engine: Engine, place: _Output) -> AnnotationFiles | None:
-    from zsseg_rt.integrations.batch.annotation_files import KINDS, AnnotationFiles
+    from zsseg_rt.integrations.batch import KINDS, AnnotationFiles
 
     if place.output not in KINDS or engine.vocabulary is None:
         return None

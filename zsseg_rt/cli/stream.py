@@ -117,7 +117,7 @@ def stream(
     files. docs/streams.md describes sources, sinks and policies.
     """
     from zsseg_rt.engine import Engine
-    from zsseg_rt.integrations.batch.photo_run import lanes_for
+    from zsseg_rt.integrations.batch import lanes_for
     from zsseg_rt.stream.opening import StreamOptions
     from zsseg_rt.stream.uris import is_source
 

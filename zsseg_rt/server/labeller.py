@@ -17,8 +17,7 @@ from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.results.visualize import palette
 from zsseg_rt.runtime.lane import Lane
 from zsseg_rt.server.settings import Limits
-from zsseg_rt.text.background import Background
-from zsseg_rt.text.class_names import BACKGROUND, ClassNames
+from zsseg_rt.text.class_names import BACKGROUND, Background, ClassNames
 from zsseg_rt.text.vocabulary import Vocabulary
 
 _SETTLE = 0.25  # seconds that the next change waits for a frame with the classes of the last

@@ -14,8 +14,7 @@ import numpy.typing as npt
 from zsseg_rt.backends.base import Session
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.bundles.specs import ConceptSpec
-from zsseg_rt.text.background import AUTO, Background, read_background
-from zsseg_rt.text.class_names import ClassList, ClassNames
+from zsseg_rt.text.class_names import AUTO, Background, ClassList, ClassNames, read_background
 from zsseg_rt.text.embeddings import PhraseEmbedder, read_embeddings
 from zsseg_rt.text.prompts import PromptSet, check_templates
 from zsseg_rt.text.vocabulary import Vocabulary, check_vocabulary

@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt.errors import ArgumentError, DTypeError, ShapeError, VocabularyError
-from zsseg_rt.text.background import Background
-from zsseg_rt.text.class_names import ClassList
+from zsseg_rt.text.class_names import Background, ClassList
 
 
 @dataclass(frozen=True, kw_only=True)

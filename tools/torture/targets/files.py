@@ -16,7 +16,7 @@ from tools.torture.targets.bundles import CONFIG
 from zsseg_rt import Bundle, Engine
 from zsseg_rt.common.files import read_npy
 from zsseg_rt.errors import ZssegError
-from zsseg_rt.integrations.batch.journal import Journal, PhotoResult
+from zsseg_rt.integrations.batch import Journal, PhotoResult
 
 MOST = 1 << 20  # bytes of an array
 

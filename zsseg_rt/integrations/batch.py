@@ -1,4 +1,4 @@
-"""Segment many photos: label each, write images and a journal to resume from."""
+"""Many photos at once: images and other programs' files of each, a journal to resume from."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import logging
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,18 +18,19 @@ import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt.backends import registry
+from zsseg_rt.common import schema
 from zsseg_rt.common.checks import check_choice
-from zsseg_rt.common.files import remove_abandoned
+from zsseg_rt.common.files import remove_abandoned, sha256_of
 from zsseg_rt.common.process import usable_cpus
+from zsseg_rt.common.schema import json_text
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.engine import Engine
 from zsseg_rt.errors import BackendUnavailableError, SourceError, ZssegError
-from zsseg_rt.integrations.batch.journal import JOURNAL, Journal, PhotoResult
 from zsseg_rt.photos import MASK_SUFFIX, OVERLAY_SUFFIXES, decode_photo, load_photo
 from zsseg_rt.photos.files import pixels_of
 from zsseg_rt.photos.header import MAX_PIXELS
 from zsseg_rt.results.segmentation import Segmentation
-from zsseg_rt.results.visualize import palette, save_file
+from zsseg_rt.results.visualize import palette, read_label_png, save_file
 from zsseg_rt.runtime.lane_pool import LanePool, in_order
 
 _log = logging.getLogger(__name__)
@@ -260,3 +261,217 @@ class Budget:
             with self._changed:
                 self._left += share
                 self._changed.notify_all()
+
+
+JOURNAL = "zsseg_journal.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhotoResult:
+    """What became of one photo.
+
+    Attributes:
+        photo: Its path as given.
+        size_hw: Height and width in pixels, None if it could not be read.
+        classes: One ``{name, index, pixels, share, colour}`` per present class, largest first;
+            ``colour`` is the overlay's, as ``#rrggbb``.
+        unknown_share: Part of the photo that belongs to no class, in [0, 1].
+        overlay: Path of the overlay image.
+        mask: Path of the label image.
+        times: Milliseconds per stage.
+        error: One line on what went wrong, or None.
+        resumed: True if an earlier run had done it.
+    """
+
+    photo: str
+    size_hw: tuple[int, int] | None = None
+    classes: tuple[dict[str, Any], ...] = ()
+    unknown_share: float = 0.0
+    overlay: str | None = None
+    mask: str | None = None
+    times: dict[str, float] | None = None
+    error: str | None = None
+    resumed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class _File:
+    """Size in bytes and SHA-256 (hex) of a file's content."""
+
+    size: int
+    sha256: str
+
+    @classmethod
+    def at(cls, path: Path) -> _File:
+        return cls(size=path.stat().st_size, sha256=sha256_of(path))
+
+    def is_at(self, path: Path) -> bool:
+        """Whether the file there is the one that was described."""
+        try:
+            return path.stat().st_size == self.size and _File.at(path) == self
+        except OSError:
+            return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Record:
+    key: str
+    photo: _File
+    overlay: _File
+    mask: _File
+    result: PhotoResult
+
+
+class Journal:
+    """The file that lists finished photos; once read, safe to use in any thread."""
+
+    def __init__(self, path: Path, key: str) -> None:
+        self._path, self._key = path, key
+        self._records: dict[str, _Record] = {}
+        self._writing = threading.Lock()
+
+    def read(self) -> None:
+        """Read what earlier runs have finished; the log counts skipped lines."""
+        try:
+            lines = self._path.read_bytes().split(b"\n")
+        except FileNotFoundError:
+            return
+        except OSError as exc:
+            _log.warning("%s: cannot be read: %s; all photos are done again", self._path, exc)
+            return
+        damaged = 0
+        for line in filter(None, lines):
+            try:
+                record = _parse(line)
+            except (ValueError, RecursionError):
+                damaged += 1
+            else:
+                if record.key == self._key:
+                    self._records[record.result.photo] = record
+        if damaged:
+            _log.warning("%s: damaged lines are skipped: %d", self._path, damaged)
+
+    def finished(self, photo: Path) -> PhotoResult | None:
+        """An earlier run's result, if the photo and both images are still the same files."""
+        record = self._records.get(str(photo))
+        if record is None:
+            return None
+        result = record.result
+        same = (
+            record.photo.is_at(photo)
+            and record.mask.is_at(Path(result.mask or ""))
+            and record.overlay.is_at(Path(result.overlay or ""))
+        )
+        return replace(result, resumed=True) if same else None
+
+    def append(self, result: PhotoResult, photo: bytes) -> None:
+        """Note that a photo is finished."""
+        try:
+            record = _Record(
+                key=self._key,
+                photo=_File(size=len(photo), sha256=hashlib.sha256(photo).hexdigest()),
+                overlay=_File.at(Path(result.overlay or "")),
+                mask=_File.at(Path(result.mask or "")),
+                result=result,
+            )
+            with self._writing, self._path.open("a+b") as stream:
+                # A line that an interrupted run left unfinished must not swallow this one.
+                end = stream.seek(0, os.SEEK_END)
+                stream.seek(max(end - 1, 0))
+                begin = b"" if stream.read(1) in (b"", b"\n") else b"\n"
+                stream.write(begin + _format(record))
+        except OSError as exc:
+            raise SourceError(
+                f"{self._path}: cannot be written: {exc.strerror}. The images of {result.photo} "
+                "were written, but --resume will not find them."
+            ) from exc
+
+
+def _format(record: _Record) -> bytes:
+    """Format a line; names that are not valid Unicode are escaped, so the line always is."""
+    raw = schema.encode(record)
+    return json.dumps({"record": raw, "sha256": _digest(raw)}).encode("ascii") + b"\n"
+
+
+def _parse(line: bytes) -> _Record:
+    """Return the record of a line."""
+    content = json.loads(line.decode("utf-8"))
+    if not isinstance(content, Mapping) or content.keys() != {"record", "sha256"}:
+        raise ValueError("expected a record and its SHA-256")
+    if content["sha256"] != _digest(content["record"]):
+        raise ValueError("expected the SHA-256 of the record")
+    return schema.decode(_Record, content["record"], "record")
+
+
+def _digest(raw: Any) -> str:
+    return hashlib.sha256(json.dumps(raw, sort_keys=True).encode("ascii")).hexdigest()
+
+
+KINDS = ("coco", "geojson", "labelme")
+COCO_FILE = "coco.json"
+_TOLERANCE = 1.5  # pixels, of labelme's outlines, which are meant to be corrected by hand
+
+
+class AnnotationFiles:
+    """Writes ``STEM.geojson`` or labelme's ``STEM.json`` per photo, or one ``coco.json`` for all.
+
+    Args:
+        kind: One of :data:`KINDS`.
+        out_dir: Where the photos' label images are.
+        names: The classes.
+    """
+
+    def __init__(self, kind: str, out_dir: Path, names: Sequence[str]) -> None:
+        check_choice("kind", kind, KINDS)
+        self._kind, self._out_dir, self._names = kind, out_dir, tuple(names)
+        self._images: list[dict[str, Any]] = []
+        self._annotations: list[dict[str, Any]] = []
+
+    def add(self, result: PhotoResult, seg: Segmentation | None) -> Path | None:
+        """Take a photo's labels; those of one that was done earlier are read from its label image.
+
+        Returns:
+            The file that was written for this photo alone, if any.
+        """
+        if result.mask is None:
+            return None
+        if seg is None:
+            labels = read_label_png(result.mask)
+            seg = Segmentation(labels=labels, names=self._names, vocabulary_version=0)
+        stem = Path(result.mask.removesuffix(MASK_SUFFIX))
+        if self._kind == "coco":
+            self._add_to_coco(result.photo, seg)
+            return None
+        if self._kind == "geojson":
+            path, content = stem.with_name(f"{stem.name}.geojson"), seg.to_geojson()
+        else:
+            path = stem.with_name(f"{stem.name}.json")
+            photo = os.path.relpath(result.photo, path.parent)
+            content = seg.to_labelme(photo, tolerance=_TOLERANCE)
+        _write(path, content)
+        return path
+
+    def finish(self) -> Path | None:
+        """Write what belongs to all photos together; returns its path, if any."""
+        if self._kind != "coco":
+            return None
+        path = self._out_dir / COCO_FILE
+        categories = [{"id": number, "name": name} for number, name in enumerate(self._names, 1)]
+        photos = [Path(image["file_name"]).absolute() for image in self._images]
+        folder = os.path.commonpath([photo.parent for photo in photos]) if photos else ""
+        for image, photo in zip(self._images, photos, strict=True):
+            image["file_name"] = photo.relative_to(folder).as_posix()
+        content = {"info": {}, "licenses": [], "categories": categories}
+        _write(path, content | {"images": self._images, "annotations": self._annotations})
+        return path
+
+    def _add_to_coco(self, photo: str, seg: Segmentation) -> None:
+        number, (height, width) = len(self._images) + 1, seg.labels.shape
+        image = {"id": number, "file_name": photo, "width": width, "height": height}
+        self._images.append(image)
+        for annotation in seg.to_coco_rle(image_id=number):
+            self._annotations.append({**annotation, "id": len(self._annotations) + 1})
+
+
+def _write(path: Path, content: Any) -> None:
+    save_file(path, (json_text(content) + "\n").encode())
