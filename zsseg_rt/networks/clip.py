@@ -11,6 +11,7 @@ import numpy as np
 
 from zsseg_rt.networks.layers import (
     Block,
+    Turn,
     read_block,
     read_norm,
     residual_block,
@@ -116,13 +117,17 @@ def embed_patches(
 
 
 def run_blocks(
-    ops: Operations, blocks: Sequence[Block], x: Value, mask: Value | None = None
+    ops: Operations,
+    blocks: Sequence[Block],
+    x: Value,
+    mask: Value | None = None,
+    turn: Turn | None = None,
 ) -> list[Value]:
     """Tokens after each block, each [B, N, W]."""
     outputs = []
     for index, block in enumerate(blocks):
         with ops.at(f"blocks.{index}"):
-            x = ops.mark(f"blocks.{index}", residual_block(ops, x, block, mask))
+            x = ops.mark(f"blocks.{index}", residual_block(ops, x, block, mask, turn))
         outputs.append(x)
     return outputs
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from zsseg_rt.onnx.operations import Array, Linear, Norm, Operations, Value
+
+Turn = Callable[[Value], Value]
 
 
 class Block(NamedTuple):
@@ -37,12 +39,14 @@ def residual_block(
     mask: Value | None = None,
     prompts: Array | None = None,
     num_queries: int | None = None,
+    turn: Turn | None = None,
 ) -> Value:
     """``x += out(attend(norm_1(x))); x += mlp(norm_2(x))`` of tokens [B, N, W].
 
     Shapes:
         mask: float32 [N, N + P] or [B, 1, 1, N + P], added to the scores.
         prompts: Constant tokens float32 [1, P, W] that all tokens see, after their own keys.
+        turn: What queries and keys [B, heads, N, w] become before their product.
 
     Returns:
         All tokens, or the first ``num_queries``.
@@ -66,6 +70,8 @@ def residual_block(
         keys = project(k)
     with ops.at("v_proj"):
         values = project(v)
+    if turn is not None:
+        queries, keys = turn(queries), turn(keys)
     attended = merge_heads(ops, attend(ops, queries, keys, values, mask))
     with ops.at("out_proj"):
         mixed = ops.linear(attended, block.out)
@@ -99,11 +105,10 @@ def mlp(ops: Operations, x: Value, block: Block) -> Value:
 
 
 def activate(ops: Operations, x: Value, activation: str) -> Value:
-    """``"quick_gelu"``, ``"gelu"`` or ``"relu"``."""
+    """``"quick_gelu"``, ``"gelu"``, ``"gelu_tanh"`` or ``"relu"``."""
     if activation == "quick_gelu":
         return ops.mul(x, ops.sigmoid(ops.mul(x, np.float32(1.702))))
-    made: Value = {"gelu": ops.gelu, "relu": ops.relu}[activation](x)
-    return made
+    return ops.relu(x) if activation == "relu" else ops.gelu(x, tanh=activation == "gelu_tanh")
 
 
 def attend(

@@ -39,7 +39,10 @@ def _sigmoid(x: Array) -> Array:
         return np.asarray(1 / (1 + np.exp(-x)))
 
 
-def _gelu(x: Array) -> Array:
+def _gelu(x: Array, approximate: bytes = b"none") -> Array:
+    if approximate == b"tanh":
+        inner = np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x * x * x)
+        return np.asarray(x * (np.float32(0.5) * np.tanh(inner) + np.float32(0.5)))
     erf = np.interp(x * np.float32(0.5**0.5), *_erf_table()).astype(np.float32)
     return np.asarray(x * (np.float32(0.5) * erf + np.float32(0.5)))
 

@@ -121,9 +121,10 @@ class Operations(ABC):
         """``1 / (1 + exp(-x))``."""
         return self.apply("Sigmoid", (x,), x.shape)
 
-    def gelu(self, x: Value) -> Value:
-        """``x * (1 + erf(x / sqrt(2))) / 2``."""
-        return self.apply("Gelu", (x,), x.shape)
+    def gelu(self, x: Value, *, tanh: bool = False) -> Value:
+        """``x * (1 + erf(x / sqrt(2))) / 2``; ``tanh`` is its approximation by this function."""
+        settings: dict[str, Any] = {"approximate": b"tanh"} if tanh else {}
+        return self.apply("Gelu", (x,), x.shape, **settings)
 
     def relu(self, x: Value) -> Value:
         """``max(x, 0)``."""

@@ -64,7 +64,10 @@ class Checked:
         return shapes
 
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Refuse other keys and shapes, what is not float32, NaN and infinity."""
+        """Refuse other keys and shapes, what is not float32, NaN and infinity.
+
+        Rows that stay in their file are checked when they are written.
+        """
         tensors = self.tensors
         wrong = [f"{key} missing" for key in shapes if key not in tensors]
         wrong += [f"{key} unknown" for key in tensors if key not in shapes]
@@ -75,7 +78,7 @@ class Checked:
                 wrong.append(f"{key} {list(tensors[key].shape)} instead of {list(shape)}")
             elif tensors[key].dtype != np.float32:
                 wrong.append(f"{key} {tensors[key].dtype} instead of float32")
-            elif not np.isfinite(tensors[key]).all():
+            elif isinstance(tensors[key], np.ndarray) and not np.isfinite(tensors[key]).all():
                 wrong.append(f"NaN or infinity in {key}")
         if wrong:
             raise CheckpointError(

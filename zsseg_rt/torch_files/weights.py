@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import pickle
 import re
 import struct
@@ -47,6 +48,7 @@ _READING_ERRORS = (
 # What trainers call the weights, the likeliest first.
 _HOLDERS = ("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network",
             "weights", "params", "ema", "model_ema", "state_dict_ema")  # fmt: skip
+_MANY_ROWS = 100_000
 _MAX_DEPTH = 4  # of holders within holders
 _IN_FRONT = ("module.", "model.", "_forward_module.")  # of all keys, by wrappers and Lightning
 _ANYWHERE = re.compile(
@@ -76,12 +78,17 @@ def read_weights(path: Path) -> dict[str, tuple[Array, str]]:
         raise unreadable(path, error) from error
 
 
-def read_safetensors(path: Path, framework: str) -> tuple[dict[str, Any], dict[str, str]]:
+def read_safetensors(
+    path: Path, framework: str, *, in_file: str = ""
+) -> tuple[dict[str, Any], dict[str, str]]:
     """Read a ``.safetensors`` file whole.
 
+    For ``"np"``, tables of more than 100,000 rows whose key ends with ``in_file`` stay in the file,
+    as :class:`FileRows`.
+
     Returns:
-        Tensors for framework ``"pt"``, what :func:`read_weights` returns for ``"np"``; and the
-        file's metadata.
+        Tensors for framework ``"pt"``, what :func:`read_weights` returns for ``"np"``, but bfloat16
+        as float32; and the file's metadata.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -90,21 +97,74 @@ def read_safetensors(path: Path, framework: str) -> tuple[dict[str, Any], dict[s
             keys, notes = list(file.keys()), file.metadata() or {}
             if framework == "pt":
                 return {key: file.get_tensor(key) for key in keys}, notes
-            short = {key for key in keys if file.get_slice(key).get_dtype() == "BF16"}
-            tensors = {k: (v := file.get_tensor(k), str(v.dtype)) for k in keys if k not in short}
-        return tensors | {key: (_bits(path, key), "bfloat16") for key in short}, notes
+            slices = {key: file.get_slice(key) for key in keys}
+            left = {
+                key
+                for key, one in slices.items()
+                if in_file and key.endswith(in_file) and one.get_shape()[0] > _MANY_ROWS
+            }
+            short = {k for k, one in slices.items() if one.get_dtype() == "BF16"} - left
+            whole = [key for key in keys if key not in short | left]
+            tensors = {k: (v := file.get_tensor(k), str(v.dtype)) for k in whole}
+        tensors |= {key: (rows := _file_rows(path, key), rows.kind) for key in left}
+        return tensors | {k: (_file_rows(path, k).whole(), "float32") for k in short}, notes
     except (SafetensorError, *_READING_ERRORS) as error:
         raise unreadable(path, error) from error
 
 
-def _bits(path: Path, key: str) -> Array:
-    """A bfloat16 tensor of a ``.safetensors`` file that was found whole, as uint16."""
+class FileRows:
+    """A table that stays in its file: rows are read when they are asked for, as float32.
+
+    Attributes:
+        shape: Of the table.
+        size: Numbers in it.
+        kind: What the file holds: ``"float32"``, ``"float16"`` or ``"bfloat16"``.
+    """
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, path: Path, offset: int, shape: tuple[int, ...], kind: str) -> None:
+        self.shape, self.kind, self.size = shape, kind, math.prod(shape)
+        self.ndim = len(shape)
+        self._path, self._offset = path, offset
+
+    def __getitem__(self, rows: Any) -> Array:
+        """Rows by an array of numbers of any shape, or a slice without a step; float32."""
+        width = self.size // self.shape[0]
+        if isinstance(rows, slice):
+            start, stop, _ = rows.indices(self.shape[0])
+            return self._read(start * width, (stop - start) * width).reshape(-1, *self.shape[1:])
+        wanted = np.asarray(rows)
+        numbers, places = np.unique(wanted, return_inverse=True)
+        read = np.stack([self._read(int(number) * width, width) for number in numbers])
+        return np.asarray(read[places.reshape(-1)].reshape(*wanted.shape, *self.shape[1:]))
+
+    def whole(self) -> Array:
+        """All rows, float32."""
+        return self._read(0, self.size).reshape(self.shape)
+
+    def _read(self, start: int, count: int) -> Array:
+        held = np.dtype("uint16" if self.kind == "bfloat16" else self.kind)
+        with self._path.open("rb") as stream:
+            stream.seek(self._offset + start * held.itemsize)
+            numbers = np.fromfile(stream, held, count)
+        if len(numbers) != count:
+            raise CheckpointError(f"{self._path.name}: expected whole rows, got the file's end.")
+        if self.kind == "bfloat16":  # the upper half of a float32's bits
+            return (numbers.astype(np.uint32) << 16).view(np.float32)
+        return numbers.astype(np.float32, copy=False)
+
+
+_KINDS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def _file_rows(path: Path, key: str) -> FileRows:
+    """A tensor of a ``.safetensors`` file that was found whole."""
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         entry = json.loads(stream.read(length))[key]
-        begin, end = entry["data_offsets"]
-        stream.seek(8 + length + begin)
-        return np.frombuffer(stream.read(end - begin), np.uint16).reshape(entry["shape"])
+    offset = 8 + length + entry["data_offsets"][0]
+    return FileRows(path, offset, tuple(entry["shape"]), _KINDS[entry["dtype"]])
 
 
 def is_torchscript(path: Path) -> bool:

@@ -1,0 +1,126 @@
+"""Weights of the small encoders by their vectors' rule, in their home layout."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import zlib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FILES = {
+    "hfclip_small_public.npz": "clip",
+    "tinyclip8m_real_public.npz": "clip",
+    "siglip_small_public.npz": "siglip",
+    "siglip2_b16_real_public.npz": "siglip",
+    "pe_small_public.npz": "pe",
+    "pe_s16_real_public.npz": "pe",
+}
+_KEYS = {
+    "clip": "tinyclip_8m_16.transformers",
+    "siglip": "siglip2_b16_224.transformers",
+    "pe": "pe_core_s16_384.perception_models",
+}
+
+
+def drawn(text: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Normal numbers that a text chooses, float64."""
+    seed = zlib.crc32(text.encode()) & 0xFFFFFFFF
+    return np.random.RandomState(seed).standard_normal(shape)
+
+
+def image(salt: str, size_hw: tuple[int, int]) -> np.ndarray:
+    """The normalised image, float32 [1, 3, H, W]."""
+    name = f"{salt}input.image.{size_hw[0]}x{size_hw[1]}"
+    return drawn(name, (3, *size_hw)).astype(np.float32)[None]
+
+
+def shapes(shared: Path, kind: str, c: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Keys and shapes of the home layout at the sizes of a configuration."""
+    listed = json.loads((shared / "specs" / "small_encoders_keys.json").read_text())[_KEYS[kind]]
+    made: dict[str, tuple[int, ...]] = {}
+    for key, shape in listed.items():
+        part = c["vision" if re.match("vis", key) else "text"]
+        if found := re.search(r"(?:layers|resblocks)\.(\d+)\.", key):
+            for index in range(part["layers"] if found[1] == "0" else 0):
+                name = key.replace(found[0], found[0].replace("0", str(index)))
+                made[name] = _resized(kind, key, shape, c, part)
+        else:
+            made[key] = _resized(kind, key, shape, c, part)
+    return made
+
+
+def _resized(
+    kind: str, key: str, shape: list[int], c: dict[str, Any], part: dict[str, Any]
+) -> tuple[int, ...]:
+    width, mlp, patch = part["width"], part["mlp"], c.get("patch", 16)
+    cells = (c["image"] // patch) ** 2
+    if "token_embedding" in key:
+        return (c["vocab"], width)
+    if re.search(r"position(al)?_embedding", key):
+        is_image = key.startswith("vis")
+        return (cells + (kind != "siglip") if is_image else c["context"], width)
+    if re.search(r"patch_embedding\.weight|conv1\.weight", key):
+        return (width, 3, patch, patch)
+    if key in ("visual.proj", "text_projection"):
+        return (width, c["out"])
+    if key in ("visual_projection.weight", "text_projection.weight"):
+        return (c["out"], width)
+    if re.search(r"(fc1|c_fc)\.", key):
+        return (mlp, width)[: len(shape)]
+    if re.search(r"(fc2|c_proj)\.", key):
+        return (width, mlp)[: len(shape)]
+    if "in_proj" in key:
+        return (3 * width, width)[: len(shape)]
+    if len(shape) == 3:
+        return (1, 1, width)
+    return (width,) * len(shape)
+
+
+def weight(salt: str, key: str, shape: tuple[int, ...], ids: np.ndarray) -> np.ndarray:
+    """One tensor by the rule, float32; of a token table, only the rows of ``ids``."""
+    if key.endswith("logit_scale"):
+        return np.full(shape, math.log(50 if shape == () else 110), np.float32)
+    if key.endswith("logit_bias"):
+        return np.full(shape, -16, np.float32)
+    if key.endswith("token_embedding.weight"):
+        table = np.zeros(shape, np.float32)
+        for row in np.unique(ids):
+            table[row] = 0.5 * drawn(f"{salt}{key}:{row}", (shape[1],))
+        return table
+    numbers = drawn(salt + key, shape)
+    if ("embedding" in key and "patch_embedding" not in key) or key.endswith("probe"):
+        numbers = 0.5 * numbers
+    elif len(shape) <= 1:
+        numbers = 1 + 0.1 * numbers if key.endswith(".weight") else 0.1 * numbers
+    else:
+        numbers = numbers / math.sqrt(math.prod(shape[1:]))
+    if key.endswith(("q_proj.weight", "k_proj.weight")):
+        numbers = 1.5 * numbers
+    elif key.endswith("in_proj_weight") and "attn_pool" not in key:
+        numbers[: 2 * len(numbers) // 3] *= 1.5
+    return numbers.astype(np.float32)
+
+
+def weights(shared: Path, kind: str, c: dict[str, Any], ids: np.ndarray) -> dict[str, np.ndarray]:
+    """All tensors of the home layout."""
+    listed = shapes(shared, kind, c)
+    return {key: weight(c["salt"], key, shape, ids) for key, shape in listed.items()}
+
+
+@cache
+def parts(shared: Path, file: str) -> dict[str, tuple[dict[str, Any], dict[str, np.ndarray]]]:
+    """Configuration and vectors by part; files with one part call it ``""``."""
+    with np.load(shared / "golden" / file) as vectors:
+        arrays = {key: vectors[key] for key in vectors.files}
+    config = json.loads(str(arrays.pop("config_json")))
+    if "vision" in config:
+        return {"": (config, arrays)}
+    return {
+        name: (c, {k.partition("/")[2]: v for k, v in arrays.items() if k.startswith(f"{name}/")})
+        for name, c in config.items()
+    }

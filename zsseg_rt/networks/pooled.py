@@ -1,0 +1,237 @@
+"""ViTs whose embedding is pooled by attention: PE-Core and SigLIP, over any :class:`Operations`.
+
+The pool ends in a residual MLP, ``y = a + MLP(LN(a))``. With all attention on one patch x, a is
+``W_o (W_v x + b_v) + b_o``, which is compared with text as it is (head ``value``) or after the MLP
+(``value_mlp``); ``_own`` also leaves the attention of the last block out.
+
+Source:
+    Perception Encoder (perception_models 3e352cc); SigLIP 2 (big_vision 0127fb6, transformers
+    5.24.0); TextRegion (e392cd2) for ``value``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from zsseg_rt.networks.clip import ImageTower, Tensors, embed_patches, read_blocks, run_blocks
+from zsseg_rt.networks.heads import own_values
+from zsseg_rt.networks.layers import (
+    Block,
+    Turn,
+    attend,
+    merge_heads,
+    mlp,
+    read_linear,
+    read_norm,
+    split_heads,
+    unit,
+)
+from zsseg_rt.networks.positions import resize_grid
+from zsseg_rt.onnx.operations import Array, Linear, Norm, Operations, Value
+
+HEADS = ("value_mlp", "value", "value_mlp_own", "value_own")
+_POOL_HEADS = 8  # of PE-Core, whatever its width
+_SIGLIP_EPS = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class PooledTower(ImageTower):
+    """PE-Core's ViT, with a class token and rotary positions; or SigLIP's, with neither.
+
+    ``tensors`` are CLIP's, and ``attn_pool.probe``, ``attn_pool.attn...``,
+    ``attn_pool.layernorm``, ``attn_pool.mlp...``; SigLIP has ``conv1.bias``, but no
+    ``class_embedding``, ``ln_pre`` and ``proj``.
+    """
+
+    @property
+    def extra_tokens(self) -> int:
+        """How many tokens stand before the patches: PE-Core's class token, or none."""
+        return int("class_embedding" in self.tensors)
+
+    @property
+    def eps(self) -> float:
+        """Of all norms."""
+        return 1e-5 if self.extra_tokens else _SIGLIP_EPS
+
+    @cached_property
+    def blocks(self) -> tuple[Block, ...]:
+        """All residual blocks; PE-Core's queries and keys have even channels first in each head."""
+        blocks = read_blocks(self.tensors, self.num_heads, self.activation, self.eps)
+        if not self.extra_tokens:
+            return blocks
+        places = np.arange(len(blocks[0].query.weight)).reshape(self.num_heads, -1, 2)
+        order = places.transpose(0, 2, 1).reshape(-1)
+        return tuple(
+            block._replace(query=_picked(block.query, order), key=_picked(block.key, order))
+            for block in blocks
+        )
+
+    @cached_property
+    def pool(self) -> Block:
+        """The pool as a block: its norms are those before and after attention."""
+        at = "attn_pool."
+        weights = np.split(self.tensors[f"{at}attn.in_proj_weight"], 3)
+        biases = np.split(self.tensors[f"{at}attn.in_proj_bias"], 3)
+        query, key, value = map(Linear, weights, biases)
+        return Block(
+            norm_1=self.ln_post,
+            query=query,
+            key=key,
+            value=value,
+            out=read_linear(self.tensors, f"{at}attn.out_proj"),
+            norm_2=read_norm(self.tensors, f"{at}layernorm", self.eps),
+            fc=read_linear(self.tensors, f"{at}mlp.c_fc"),
+            proj=read_linear(self.tensors, f"{at}mlp.c_proj"),
+            num_heads=_POOL_HEADS if self.extra_tokens else self.num_heads,
+            activation=self.activation,
+        )
+
+    @property
+    def ln_post(self) -> Norm:
+        """The norm before the pool."""
+        return read_norm(self.tensors, "ln_post", self.eps)
+
+    @property
+    def grid_side(self) -> int:
+        """Side of the square grid that the positions are stored for."""
+        return math.isqrt(len(self.tensors["positional_embedding"]) - self.extra_tokens)
+
+    def positions(self, grid_hw: tuple[int, int], *, as_published: bool = True) -> Array:
+        """Positions of the patches of a grid, float32 [gh * gw, W].
+
+        Bilinear in PE-Core, bicubic in SigLIP.
+        """
+        side, rows = self.grid_side, self.tensors["positional_embedding"][self.extra_tokens :]
+        mode = "bilinear" if self.extra_tokens else "bicubic"
+        resized = resize_grid(rows.reshape(side, side, -1), grid_hw, mode)
+        return rows if grid_hw == (side, side) else resized.reshape(-1, rows.shape[1])
+
+    def turn(self, ops: Operations, grid_hw: tuple[int, int]) -> Turn | None:
+        """PE-Core's rotation of queries and keys; None for SigLIP."""
+        if not self.extra_tokens:
+            return None
+        width = len(self.blocks[0].query.weight) // self.num_heads
+        rates = 10000.0 ** (-4 * np.arange(width // 4) / width)
+        rows, columns = np.mgrid[1 : grid_hw[0] + 1, 1 : grid_hw[1] + 1].reshape(2, -1, 1)
+        angles = np.concatenate([columns * rates, rows * rates], axis=1)
+        angles = np.concatenate([np.zeros_like(angles[:1]), angles])
+        cosines = np.tile(np.cos(angles), 2).astype(np.float32)
+        sines = np.concatenate([-np.sin(angles), np.sin(angles)], axis=1).astype(np.float32)
+
+        def turned(x: Value) -> Value:
+            with ops.at("turn"):
+                halves = [ops.slice(x, 3, width // 2, width), ops.slice(x, 3, 0, width // 2)]
+                swapped = ops.mul(ops.concat(halves, 3), sines)
+                return ops.add(ops.mul(x, cosines), swapped)
+
+        return turned
+
+
+def _picked(linear: Linear, rows: Array) -> Linear:
+    return Linear(linear.weight[rows], None if linear.bias is None else linear.bias[rows])
+
+
+def dense_embeds(
+    ops: Operations, tower: PooledTower, image: Value, head: str = "value_mlp"
+) -> Value:
+    """Patch embeddings [B, N, D], unit norm, of an image [B, 3, H, W] of a fixed size.
+
+    ``head`` is one of :data:`HEADS`.
+    """
+    own = head.endswith("_own")
+    outputs = run_tower(ops, tower, image, tower.blocks[: -1 if own else None])
+    first, count = tower.extra_tokens, outputs[-1].shape[1]
+    with ops.at("last_block"):
+        patches = ops.slice(outputs[-1], 1, first, count) if first else outputs[-1]
+        patches = own_values(ops, patches, tower.blocks[-1]) if own else patches
+        ops.mark("last_block", patches)
+    pool = tower.pool
+    weight, bias = pool.out
+    merged = Linear(weight @ pool.value.weight, weight @ pool.value.bias + bias)
+    with ops.at("attn_pool"):
+        norm, (merged,) = ops.fold_norm(tower.ln_post, (merged,))
+        made = ops.linear(ops.mark("ln_post", ops.layer_norm(patches, norm)), merged)
+        made = mlp(ops, made, pool) if head.startswith("value_mlp") else made
+    return ops.mark("patch_embeds", unit(ops, ops.mark("dense", _projected(ops, tower, made))))
+
+
+def run_tower(
+    ops: Operations, tower: PooledTower, image: Value, blocks: Sequence[Block]
+) -> list[Value]:
+    """Tokens before these blocks and after each, [B, N, W]."""
+    grid = tower.grid_hw(tuple(image.shape[2:]))
+    if tower.extra_tokens:
+        x = embed_patches(ops, tower, image)
+    else:
+        shifts = tower.positions(grid) + tower.tensors["conv1.bias"]
+        with ops.at("conv1"):
+            kernel = Linear(tower.tensors["conv1.weight"])
+            cells = ops.conv(image, kernel, stride=tower.patch_size)
+            cells = ops.reshape(cells, (image.shape[0], shifts.shape[1], shifts.shape[0]))
+            x = ops.mark("embedded", ops.add(ops.transpose(cells, (0, 2, 1)), shifts))
+    return [x, *run_blocks(ops, blocks, x, turn=tower.turn(ops, grid))]
+
+
+def image_embed(ops: Operations, tower: PooledTower, tokens: Value) -> Value:
+    """The image's embedding [B, D], not normalised, of the last block's tokens [B, N, W]."""
+    pool, width = tower.pool, tokens.shape[2]
+    probe = tower.tensors["attn_pool.probe"].reshape(1, 1, width)
+    with ops.at("attn_pool"):
+        normed = ops.layer_norm(tokens, tower.ln_post)
+        queries, keys, values = (
+            split_heads(ops, ops.linear(x, linear, scale), pool.num_heads)
+            for x, linear, scale in (
+                (ops.repeat(probe, tokens), pool.query, pool.scale),
+                (normed, pool.key, 1.0),
+                (normed, pool.value, 1.0),
+            )
+        )
+        attended = merge_heads(ops, attend(ops, queries, keys, values))
+        made = mlp(ops, ops.linear(attended, pool.out), pool)
+    return _projected(ops, tower, ops.reshape(made, (tokens.shape[0], width)))
+
+
+def _projected(ops: Operations, tower: PooledTower, x: Value) -> Value:
+    proj = tower.tensors.get("proj")
+    return x if proj is None else ops.matmul(x, proj)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiglipText:
+    """SigLIP's text transformer, without a mask: padding is text, and the last token is read.
+
+    Attributes:
+        tensors: CLIP's, with ``text_projection.weight`` and ``.bias``; the rows of
+            ``token_embedding.weight`` may lie in a file.
+        num_heads: Attention heads.
+    """
+
+    tensors: Tensors
+    num_heads: int
+    activation: str = "gelu_tanh"
+
+    @property
+    def context_length(self) -> int:
+        """Tokens per prompt; shorter ones are padded to exactly as many."""
+        return len(self.tensors["positional_embedding"])
+
+    @property
+    def vocab_size(self) -> int:
+        """Rows of the token table."""
+        return int(self.tensors["token_embedding.weight"].shape[0])
+
+    def embed(self, ops: Operations, token_embeds: Value) -> Value:
+        """Embeddings [T, D], not normalised, of rows of the token table [T, L, W]."""
+        tensors, (prompts, length, _) = self.tensors, token_embeds.shape
+        x = ops.add(token_embeds, tensors["positional_embedding"])
+        blocks = read_blocks(tensors, self.num_heads, self.activation, _SIGLIP_EPS)
+        x = ops.slice(run_blocks(ops, blocks, x)[-1], 1, length - 1, length)
+        with ops.at("ln_final"):
+            x = ops.layer_norm(x, read_norm(tensors, "ln_final", _SIGLIP_EPS))
+            made = ops.linear(x, read_linear(tensors, "text_projection"))
+        return ops.reshape(made, (prompts, made.shape[2]))
