@@ -79,11 +79,11 @@ def half_and_wide(family: str, folder: Path, **settings: Any) -> tuple[Path, Pat
         for name, graph in exported.graphs.items()
     }
     exported = replace(exported, graphs=traced)
-    half = write_model_bundle(folder / f"{family}-half.zsseg", exported, chosen)
+    half = write_model_bundle(folder / f"{family}-half.zsseg", lambda: exported, chosen)
     with pytest.MonkeyPatch.context() as patch:
         none = {n: replace(f, half_tensors=()) for n, f in bundle_specs.FAMILIES.items()}
         patch.setattr(bundle_writer, "FAMILIES", none)
-        wide = write_model_bundle(folder / f"{family}-wide.zsseg", exported, chosen)
+        wide = write_model_bundle(folder / f"{family}-wide.zsseg", lambda: exported, chosen)
     return half, wide
 
 

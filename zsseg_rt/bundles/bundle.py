@@ -126,7 +126,8 @@ class Bundle(_Manifest):
         """Every file that ``bundle.json`` names."""
         for variants in self.graphs.values():
             yield from variants.values()
-        for entry in (self.weights, self.text.tokenizer, self.text_bank, self.golden):
+        text = self.text
+        for entry in (self.weights, text.tokenizer, text.token_rows, self.text_bank, self.golden):
             if entry is not None:
                 yield entry
 

@@ -136,8 +136,10 @@ class TextSpec:
         templates: Prompts with one ``{}`` each; a name's embedding is their normalised mean.
         template_set: A short human-readable name of the templates.
         context_length: Tokens per prompt.
-        tokenizer: ``tokenizer.json``, or ``tokenizer.model`` for SentencePiece; None if the bundle
-            has no text encoder.
+        tokenizer: ``tokenizer.json``, ``tokenizer.model`` for SentencePiece, or ``gemma.json``;
+            None if the bundle has no text encoder.
+        token_rows: The token table, float16 in an ``.npy`` file, of a text encoder that takes
+            ``token_embeds`` float32 [prompts, L, W] instead of ``token_ids``; it stays on the disk.
         encoder_sha256: SHA-256 of the float32 text graph, as information only.
         space: Which joint space the embeddings live in; a vocabulary of another one is refused
             where both are stated.
@@ -150,6 +152,7 @@ class TextSpec:
     template_set: str = "custom"
     context_length: int = 77
     tokenizer: FileEntry | None = None
+    token_rows: FileEntry | None = None
     encoder_sha256: str | None = None
     space: str = ""
     words: tuple[str, ...] = ()

@@ -120,10 +120,15 @@ class _DenseClip:
     """CLIP and its head; the fields are arguments of ``create_model``."""
 
     clip: str = opt(
-        "demo, a .safetensors file, or open_clip's name of the ViT, for --pretrained.", "ViT-B-16"
+        "demo, a weights file of CLIP, PE-Core or SigLIP, or open_clip's name of the ViT, for "
+        "--pretrained.",
+        "ViT-B-16",
     )
     pretrained: str | None = opt("open_clip tag such as openai, or a weights file; needs torch.")
-    head: str = opt("naclip, clearclip, sclip, maskclip, vanilla, sfp or sc_clip.", "naclip")
+    head: str | None = opt(
+        "naclip, clearclip, sclip, maskclip, vanilla, sfp or sc_clip; for PE-Core and SigLIP "
+        "value_mlp or value; default: naclip or value_mlp."
+    )
     logit_scale: float | None = opt("Factor of the cosine; default: the head's.")
     unknown_below: float | None = opt("Probability in [0, 1] below which a pixel is unknown.")
     activation: str | None = opt("quick_gelu or gelu, for a weights file without it.")
@@ -163,7 +168,8 @@ def export_dense_clip(
     from zsseg_rt.models import create_model
     from zsseg_rt.torch_files.clip_space import describe_space
 
-    settings = {**vars(model), "image_size": read_size(size), "templates": template}
+    head = model.head or "naclip"
+    settings = {**vars(model), "head": head, "image_size": read_size(size), "templates": template}
     with arguments_called({"source": "--pretrained", "activation": "--activation"}):
         made = create_model("dense_clip", **settings)
     space = describe_space(model.pretrained, model.clip)
@@ -196,8 +202,8 @@ def _export_clip_file(
         taken = Bundle.load(written).provenance["activation"]
         other = next(name for name in ACTIVATIONS if name != taken)
         say(
-            f"activation: taken to be {taken}, which the file does not say; if it is not, use "
-            f"--activation {other}"
+            f"activation: taken to be {taken}, by the files beside the weights or by their kind; "
+            f"if it is not, use --activation {other}"
         )
 
 

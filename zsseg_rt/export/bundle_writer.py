@@ -60,20 +60,27 @@ class ExportedModel:
     weights: Arrays | None = None
 
 
-def write_model_bundle(path: Path, exported: ExportedModel, options: ExportOptions) -> Path:
+def write_model_bundle(
+    path: Path, make: Callable[[], ExportedModel], options: ExportOptions
+) -> Path:
     """Write graphs, text side, golden sample, manifest; check the bundle, then move it into place.
+
+    ``make`` reads the weights, which are let go before the bundle is checked.
 
     Returns:
         The bundle folder.
     """
-    text = exported.text
     with new_bundle_folder(path, overwrite=options.overwrite, verify=options.verify) as folder:
+        exported = make()
+        text = exported.text
         text_bank = _write_text_bank(folder, options.text_bank, text.embed_dim)
+        text_graphs = text.write_graph(folder)
         tokenizer = text.write_tokenizer(folder)
         golden = write_golden(folder, exported.golden())
+        text.release_tokenizer()
         half = FAMILIES[exported.family].half_tensors
         graphs = save_graphs(exported.graphs, folder, options.precisions, half)
-        graphs |= text.write_graph(folder)
+        graphs |= text_graphs
         bundle = Bundle(
             path=folder,
             format_version=FORMAT_VERSION,
@@ -92,6 +99,7 @@ def write_model_bundle(path: Path, exported: ExportedModel, options: ExportOptio
             licence=options.licence,
         )
         write_manifest(folder, bundle)
+        del exported, text
     return path
 
 

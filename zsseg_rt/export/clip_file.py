@@ -1,19 +1,21 @@
-"""Export plain CLIP with a dense head from its weights file, without torch and onnx."""
+"""Export CLIP, PE-Core or SigLIP with a dense head from a weights file, without torch and onnx."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy.typing as npt
 
 from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
 from zsseg_rt.common.checks import check_choice, check_size
-from zsseg_rt.errors import ArgumentError
+from zsseg_rt.common.files import read_limited
+from zsseg_rt.errors import ArgumentError, CheckpointError
 from zsseg_rt.export.bundle_writer import ExportedModel, write_model_bundle
 from zsseg_rt.export.golden import (
     GOLDEN_NAMES,
@@ -24,6 +26,7 @@ from zsseg_rt.export.golden import (
 from zsseg_rt.export.graph_files import MAX_CLASSES, image_network, provenance
 from zsseg_rt.export.options import COMMON_OPTIONS, ExportOptions, read_options
 from zsseg_rt.export.text_side import TextSide, clip_text_side
+from zsseg_rt.networks import pooled
 from zsseg_rt.networks.aggregating import (
     RULES_OF_OUTLIERS,
     SHIPPED_LAYERS,
@@ -35,6 +38,8 @@ from zsseg_rt.networks.clip import ImageTower, TextTower
 from zsseg_rt.networks.heads import HEADS, dense_embeds
 from zsseg_rt.networks.text import WrittenText
 from zsseg_rt.onnx.arrays import Arrays
+from zsseg_rt.text import gemma_tokenizer
+from zsseg_rt.text.gemma_tokenizer import gemma_json
 from zsseg_rt.torch_files.clip_arrays import (
     CLIP_MEAN,
     CLIP_STD,
@@ -44,9 +49,11 @@ from zsseg_rt.torch_files.clip_arrays import (
 )
 from zsseg_rt.torch_files.clip_space import describe_space
 
-ACTIVATIONS = ("quick_gelu", "gelu")
+ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh")
+_HALF = (0.5, 0.5, 0.5)  # mean and deviation of PE-Core and SigLIP
+_MAX_TOKENIZER_BYTES = 64 << 20
 _SCALES = {"maskclip": 100.0, "vanilla": 100.0, "clearclip": 50.0}  # the authors'; others: 40
-_READS = COMMON_OPTIONS | {"class_names", "window_batch"}
+_READS = COMMON_OPTIONS | {"class_names", "tokenizer", "window_batch"}
 
 OnProgress = Callable[[int, int], None]
 OnMark = Callable[[str], None] | None
@@ -57,12 +64,16 @@ class DenseHead:
     """What is made of the weights.
 
     Attributes:
-        head: One of :data:`zsseg_rt.networks.heads.HEADS`.
+        head: One of :data:`zsseg_rt.networks.heads.HEADS` for CLIP, of
+            :data:`zsseg_rt.networks.pooled.HEADS` for PE-Core and SigLIP; None is the first of
+            ``"naclip"`` and ``"value_mlp"`` that fits.
         size_hw: Input size in pixels, multiples of the patch size.
-        activation: The MLPs', ``"quick_gelu"`` or ``"gelu"``; None takes the likely one.
+        activation: The MLPs', ``"quick_gelu"``, ``"gelu"`` or ``"gelu_tanh"``; None takes what is
+            known of the weights.
         num_heads: Heads of the image tower; None is one per 64 channels.
         text_heads: Heads of the text tower; None is one per 64 channels.
-        logit_scale: Multiplies the cosine similarity; None is the authors'.
+        logit_scale: Multiplies the cosine similarity; None is that of the head's authors, for
+            PE-Core and SigLIP that of the weights.
         unknown_below: Probability below which a pixel is unknown.
         position: How positions are resized, by ``"size"`` or ``"as_published"``.
         pm: For SFP and SC-CLIP, like the two that follow: how outliers are found; see
@@ -71,7 +82,7 @@ class DenseHead:
         beta: See there.
     """
 
-    head: str = "naclip"
+    head: str | None = None
     size_hw: tuple[int, int] = (448, 448)
     activation: str | None = None
     num_heads: int | None = None
@@ -84,7 +95,8 @@ class DenseHead:
     beta: float = 0.4
 
     def __post_init__(self) -> None:
-        check_choice("head", self.head, HEADS)
+        if self.head is not None:
+            check_choice("head", self.head, (*HEADS, *pooled.HEADS))
         if self.activation is not None:
             check_choice("activation", self.activation, ACTIVATIONS)
         if not (math.isfinite(self.scale) and self.scale > 0):
@@ -105,8 +117,37 @@ class DenseHead:
 
     @property
     def scale(self) -> float:
-        """The factor on cosines."""
-        return _SCALES.get(self.head, 40.0) if self.logit_scale is None else self.logit_scale
+        """The factor on cosines, of CLIP's heads if it is not given."""
+        return _SCALES.get(self.head or "", 40.0) if self.logit_scale is None else self.logit_scale
+
+    def completed(self, weights: ClipTensors) -> DenseHead:
+        """With what the weights, and files beside them, say instead of None.
+
+        Raises:
+            ArgumentError: The head is for other weights.
+            CheckpointError: Nothing says what the activation is.
+        """
+        known, heads = weights.settings, HEADS if weights.kind == "clip" else pooled.HEADS
+        head = self.head or ("naclip" if weights.kind == "clip" else "value_mlp")
+        check_choice("head", head, heads)
+        scale = self.logit_scale
+        if scale is None and weights.kind != "clip":
+            scale = 100.0 if weights.logit_scale is None else math.exp(weights.logit_scale)
+        activation = self.activation or weights.known_activation()
+        if activation is None:
+            raise CheckpointError(
+                "activation: expected 'quick_gelu' or 'gelu', got weights that do not say it, "
+                "without a config.json beside them. OpenAI's, MetaCLIP's and DFN's weights use "
+                "quick_gelu, most others gelu: give --activation."
+            )
+        return replace(
+            self,
+            head=head,
+            logit_scale=scale,
+            activation=activation,
+            num_heads=self.num_heads or known.num_heads,
+            text_heads=self.text_heads or known.text_heads,
+        )
 
 
 def export_clip_file(
@@ -118,19 +159,21 @@ def export_clip_file(
     on_progress: OnProgress | None = None,
     **options: Any,
 ) -> Path:
-    """Write a bundle of a CLIP's weights; memory stays below three times theirs.
+    """Write a bundle of a CLIP, PE-Core or SigLIP; memory stays below three times the weights.
 
     Its golden sample is what NumPy computes of the network on one picture; the graphs, then the
     whole engine, are compared with it before the bundle appears under its name.
 
     Args:
-        file: A .safetensors file with open_clip's names, or ``"demo"``: the CLIP that ships.
+        file: Weights as :func:`zsseg_rt.torch_files.clip_arrays.read_clip` reads them, or
+            ``"demo"``: the CLIP that ships.
         path: Folder to write, ``NAME.zsseg``.
         settings: The head, and what a weights file does not say.
         check: May refuse the weights.
         on_progress: Hears how many of how many parts of the network NumPy has computed.
         **options: The common ones of :class:`zsseg_rt.export.options.ExportOptions`,
-            ``class_names`` and ``window_batch``.
+            ``class_names``, ``window_batch`` and, for SigLIP, ``tokenizer``: Gemma's
+            ``tokenizer.json``; without it, that beside the weights.
 
     Returns:
         The bundle folder.
@@ -144,11 +187,16 @@ def export_clip_file(
     """
     found = {"space": describe_space(file), "source": Path(file).name}
     chosen = read_options(found | options, _READS, "CLIP")
-    weights = read_clip(file)
-    if check is not None:
-        check(weights)
-    exported = _cut(weights, settings, chosen, on_progress)
-    return write_model_bundle(Path(path), exported, chosen)
+
+    def make() -> ExportedModel:
+        weights, known = read_clip(file), chosen
+        if check is not None:
+            check(weights)
+        if weights.kind == "siglip" and known.tokenizer is None:
+            known = replace(known, tokenizer=Path(file).with_name("tokenizer.json"))
+        return _cut(weights, settings.completed(weights), known, on_progress)
+
+    return write_model_bundle(Path(path), make, chosen)
 
 
 def _cut(
@@ -157,14 +205,17 @@ def _cut(
     options: ExportOptions,
     on_progress: OnProgress | None,
 ) -> ExportedModel:
-    activation = settings.activation or weights.likely_activation()
-    image, text = _towers(weights, settings, activation)
+    image, text = _towers(weights, settings)
     check_size(settings.size_hw, image.patch_size)
     aggregation = settings.aggregation(SHIPPED_LAYERS if weights.words else {})
     _check_room(settings, aggregation, image)
     mark = part_counter(text.tensors, len(image.blocks), on_progress)
     tower = WrittenText(
-        tower=text, words=weights.words, prompt_words=weights.prompt_words, on_mark=mark
+        tower=text,
+        words=weights.words,
+        prompt_words=weights.prompt_words,
+        on_mark=mark,
+        pieces=_gemma(options.tokenizer, text) if isinstance(text, pooled.SiglipText) else None,
     )
     side = clip_text_side(options, embed_dim=weights.embed_dim, tower=tower)
     head = HeadSpec(
@@ -176,19 +227,59 @@ def _cut(
         max_classes=MAX_CLASSES,
         window_batch=options.window_batch,
     )
-    preprocess = PreprocessSpec(size_hw=settings.size_hw, mean=CLIP_MEAN, std=CLIP_STD)
-    encode = partial(
+    names = (options.class_names or GOLDEN_NAMES)[:MAX_CLASSES]
+    encode = _encoder(image, settings, aggregation)
+    kind = {"clip": "dense_clip", "pe": "pe_core", "siglip": "siglip"}[weights.kind]
+    name, preprocess = f"{kind} {settings.head}", _preprocess(weights, settings)
+    made = written_model(encode, head, preprocess, side, names, mark, architecture=name)
+    return replace(made, provenance={**made.provenance, "activation": settings.activation})
+
+
+def _encoder(
+    image: ImageTower, settings: DenseHead, aggregation: AggregationConfig
+) -> Callable[..., Any]:
+    if isinstance(image, pooled.PooledTower):
+        return partial(pooled.dense_embeds, tower=image, head=settings.head)
+    return partial(
         dense_embeds,
         tower=image,
         head=settings.head,
         position=settings.position,
         aggregation=aggregation,
     )
-    names = (options.class_names or GOLDEN_NAMES)[:MAX_CLASSES]
 
-    name = f"dense_clip {settings.head}"
-    made = written_model(encode, head, preprocess, side, names, mark, architecture=name)
-    return replace(made, provenance={**made.provenance, "activation": activation})
+
+def _preprocess(weights: ClipTensors, settings: DenseHead) -> PreprocessSpec:
+    known = weights.settings
+    mean, std = (CLIP_MEAN, CLIP_STD) if weights.kind == "clip" else (_HALF, _HALF)
+    return PreprocessSpec(
+        size_hw=settings.size_hw,
+        mean=cast(Any, known.mean) or mean,
+        std=cast(Any, known.std) or std,
+    )
+
+
+def _gemma(source: str | Path | bytes | None, text: pooled.SiglipText) -> tuple[str, bytes]:
+    """Name and content of the tokenizer's file in the bundle."""
+    assert source is not None
+    where = "tokenizer.json" if isinstance(source, bytes) else str(source)
+    try:
+        given = source if isinstance(source, bytes) else None
+        content = given or read_limited(Path(str(source)), max_bytes=_MAX_TOKENIZER_BYTES)
+        model = json.loads(content)["model"]
+        if (model.get("type"), model.get("byte_fallback")) != ("BPE", True):
+            raise ValueError("another kind of tokenizer than byte pairs with single bytes")
+        made = gemma_json(model["vocab"], model["merges"])
+        if len(model["vocab"]) != text.vocab_size:
+            raise ValueError(
+                f"{len(model['vocab'])} pieces where the text tower has {text.vocab_size} rows"
+            )
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as exc:
+        raise CheckpointError(
+            f"tokenizer: expected Gemma's tokenizer.json, got {where}: {str(exc)[:200]}. Put the "
+            "model's own tokenizer.json beside the weights."
+        ) from exc
+    return gemma_tokenizer.FILE, made
 
 
 def written_model(
@@ -232,22 +323,19 @@ def _check_room(settings: DenseHead, aggregation: AggregationConfig, image: Imag
 
 
 def _towers(
-    weights: ClipTensors, settings: DenseHead, activation: str
-) -> tuple[ImageTower, TextTower]:
-    def heads(name: str, given: int | None, tensors: Mapping[str, npt.NDArray[Any]]) -> int:
-        return check_heads(name, given, int(tensors["positional_embedding"].shape[1]))
+    weights: ClipTensors, settings: DenseHead
+) -> tuple[ImageTower, TextTower | pooled.SiglipText]:
+    def parts(name: str, given: int | None, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        heads = check_heads(name, given, int(tensors["positional_embedding"].shape[1]))
+        return {"tensors": tensors, "num_heads": heads, "activation": settings.activation}
 
-    image = ImageTower(
-        tensors=weights.visual,
-        num_heads=heads("num_heads", settings.num_heads, weights.visual),
-        activation=activation,
+    is_clip = weights.kind == "clip"
+    words = pooled.SiglipText if weights.kind == "siglip" else TextTower
+    image = parts("num_heads", settings.num_heads, weights.visual)
+    return (
+        ImageTower(**image) if is_clip else pooled.PooledTower(**image),
+        words(**parts("text_heads", settings.text_heads, weights.text)),
     )
-    text = TextTower(
-        tensors=weights.text,
-        num_heads=heads("text_heads", settings.text_heads, weights.text),
-        activation=activation,
-    )
-    return image, text
 
 
 def part_counter(

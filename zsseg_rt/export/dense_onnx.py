@@ -108,7 +108,7 @@ def export_dense_bundle(
         golden=partial(_golden, encoder, preprocess, head, chosen.text_bank),
         provenance={"package": f"zsseg_rt {zsseg_rt.__version__}", "opset": encoder.opset},
     )
-    return write_model_bundle(Path(path), exported, chosen)
+    return write_model_bundle(Path(path), lambda: exported, chosen)
 
 
 def guess_align(size_hw: tuple[int, int], grid_hw: tuple[int, int]) -> str:

@@ -82,7 +82,7 @@ def export_bundle(model: Any, path: str | Path, **options: Any) -> Path:
         VocabularyError: Names, templates or the text bank are unusable.
     """
     exported, chosen = _cut(model, options)
-    return write_model_bundle(Path(path), exported, chosen)
+    return write_model_bundle(Path(path), lambda: exported, chosen)
 
 
 def export_graphs(model: Any, folder: Path, **options: Any) -> GraphFiles:

@@ -18,8 +18,7 @@ from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.export.tokenizer_json import tokenizer_json
 from zsseg_rt.export.word_subset import WordSubset, keep_words, written_text
 from zsseg_rt.networks.text import WrittenText
-from zsseg_rt.text.piece_tokenizer import FILE as PIECES_FILE
-from zsseg_rt.text.piece_tokenizer import PieceTokenizer
+from zsseg_rt.text.embeddings import TOKENIZERS, AnyTokenizer
 from zsseg_rt.text.prompts import check_templates, fill
 from zsseg_rt.text.tokenizer import Tokenizer
 
@@ -63,7 +62,8 @@ class TextSide:
         self.encoder: WrittenText | None = (
             self._subset.encoder if self._subset else _choose_encoder(encoder, options)
         )
-        self._tokenizer: Tokenizer | PieceTokenizer | None = None
+        self._tokenizer: AnyTokenizer | None = None
+        self._rows: FileEntry | None = None
 
     @property
     def context_length(self) -> int:
@@ -74,25 +74,29 @@ class TextSide:
         """Write the text tower if there is one, in float32 only: it runs once per phrase."""
         if self.encoder is None:
             return {}
-        written = WrittenGraph(self.encoder.network)
+        written, table = WrittenGraph(self.encoder.network), self.encoder.rows
+        self._rows = None if table is None else _write_rows(table, folder)
         return save_graphs({"text_encoder": written}, folder, ("float32",))
 
     def write_tokenizer(self, folder: Path) -> FileEntry | None:
-        """Write ``tokenizer.json``, or the tower's own model, if there is a text tower."""
+        """Write ``tokenizer.json``, or the tower's own file, if there is a text tower."""
         if self.encoder is None:
             return None
         if self.encoder.pieces is not None:
-            path = folder / PIECES_FILE
-            path.write_bytes(self.encoder.pieces)
-            self._tokenizer = PieceTokenizer(
-                self.encoder.pieces, context_length=self.context_length
-            )
+            name, held = self.encoder.pieces
+            path = folder / name
+            path.write_bytes(held)
+            self._tokenizer = TOKENIZERS[name](held, context_length=self.context_length)
             return FileEntry.describe(path, folder)
         content = self._subset.tokenizer_json if self._subset else tokenizer_json()
         path = folder / "tokenizer.json"
         path.write_text(content, encoding="utf-8")
         self._tokenizer = Tokenizer(content, context_length=self.context_length)
         return FileEntry.describe(path, folder)
+
+    def release_tokenizer(self) -> None:
+        """Let go of a tokenizer that may take more memory than a tower."""
+        self._tokenizer = None
 
     def spec(
         self, graphs: Mapping[str, Mapping[str, GraphEntry]], tokenizer: FileEntry | None
@@ -105,6 +109,7 @@ class TextSide:
             template_set=self._set,
             context_length=self.context_length,
             tokenizer=tokenizer,
+            token_rows=self._rows,
             encoder_sha256=graph["float32"].sha256 if graph else None,
             space=self._space,
             words=self._subset.words if self._subset else (),
@@ -138,6 +143,8 @@ class TextSide:
             "token_ids": tokens[:kept],
             "prompt_embeds": features[:kept],
         }
+        if (table := self.encoder.rows) is not None:
+            extra["token_embeds"] = table[tokens[:kept]].astype(np.float16).astype(np.float32)
         return embeds, extra
 
     def embed_golden(
@@ -145,6 +152,27 @@ class TextSide:
     ) -> tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[Any]]]:
         """Like :meth:`embed`; without a text tower, random unit vectors replace embeddings."""
         return self.embed(names, templates) or (unit_rows(len(names), self.embed_dim), {})
+
+
+_ROWS_AT_ONCE = 1 << 14
+
+
+def _write_rows(table: Any, folder: Path) -> FileEntry:
+    """Write a token table as float16, part by part."""
+    path, count = folder / "token_rows.npy", table.shape[0]
+    with path.open("wb") as stream:
+        header = {"descr": "<f2", "fortran_order": False, "shape": tuple(table.shape)}
+        np.lib.format.write_array_header_1_0(stream, header)
+        for start in range(0, count, _ROWS_AT_ONCE):
+            with np.errstate(over="ignore"):
+                part = table[start : min(start + _ROWS_AT_ONCE, count)].astype("<f2")
+            if not np.isfinite(part).all():
+                raise CheckpointError(
+                    "token_embedding.weight: expected numbers that float16 holds, got NaN, "
+                    "infinity or more than 65504. Get the weights again."
+                )
+            stream.write(part.tobytes())
+    return FileEntry.describe(path, folder)
 
 
 def _unit(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -127,7 +127,7 @@ def run_blocks(
     outputs = []
     for index, block in enumerate(blocks):
         with ops.at(f"blocks.{index}"):
-            x = ops.mark(f"blocks.{index}", residual_block(ops, x, block, mask, turn))
+            x = ops.mark(f"blocks.{index}", residual_block(ops, x, block, mask, turn=turn))
         outputs.append(x)
     return outputs
 

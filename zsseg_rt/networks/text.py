@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from zsseg_rt.networks.clip import TextTower
+from zsseg_rt.networks.pooled import SiglipText
 from zsseg_rt.networks.tips import TipsText
 from zsseg_rt.onnx.arrays import Arrays
 from zsseg_rt.onnx.graph import Graph
@@ -24,14 +26,14 @@ class WrittenText:
         words: What class names may be made of, for a tower that was trained on few words.
         prompt_words: Further words and punctuation that such a tower knows.
         on_mark: Hears of every block that was computed.
-        pieces: A SentencePiece model, for a tower that has one instead of CLIP's tokenizer.
+        pieces: Name and content of a tokenizer's file, for a tower that has not CLIP's.
     """
 
-    tower: TextTower | TipsText
+    tower: TextTower | TipsText | SiglipText
     words: tuple[str, ...] = ()
     prompt_words: tuple[str, ...] = ()
     on_mark: Callable[[str], None] | None = None
-    pieces: bytes | None = None
+    pieces: tuple[str, bytes] | None = None
 
     @property
     def config(self) -> WrittenText:
@@ -50,13 +52,25 @@ class WrittenText:
 
     def embed(self, token_ids: Array) -> Array:
         """Embeddings float32 [T, D], not normalised, of token ids int64 [T, L]."""
-        return np.asarray(self.tower.embed(Arrays(self.on_mark), token_ids))
+        table = self.rows
+        given = token_ids if table is None else table[token_ids].astype(np.float16)
+        given = given if table is None else given.astype(np.float32)  # as the bundle stores them
+        return np.asarray(self.tower.embed(Arrays(self.on_mark), given))
+
+    @property
+    def rows(self) -> Any:
+        """The token table of a tower that is given rows, not numbers of rows; else None."""
+        has_rows = isinstance(self.tower, SiglipText)
+        return self.tower.tensors["token_embedding.weight"] if has_rows else None
 
     def network(self) -> Network:
-        """The graph from ``token_ids`` to ``text_embeds``, any number of prompts."""
-        graph = Graph()
-        token_ids = graph.input("token_ids", ("prompts", self.context_length), "int64")
-        graph.output("text_embeds", self.tower.embed(graph, token_ids))
+        """The graph from ``token_ids`` or ``token_embeds`` to ``text_embeds``, for any prompts."""
+        graph, shape = Graph(), ("prompts", self.context_length)
+        if self.rows is None:
+            given = graph.input("token_ids", shape, "int64")
+        else:
+            given = graph.input("token_embeds", (*shape, self.rows.shape[1]))
+        graph.output("text_embeds", self.tower.embed(graph, given))
         return graph.network()
 
     def with_rows(self, rows: Sequence[int]) -> WrittenText:

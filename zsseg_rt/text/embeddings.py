@@ -12,14 +12,17 @@ import logging
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt.backends.base import Session
 from zsseg_rt.bundles.bundle import Bundle
+from zsseg_rt.common.arrays import TensorSpec
 from zsseg_rt.errors import BundleError, VocabularyError
-from zsseg_rt.text.piece_tokenizer import FILE as PIECES_FILE
+from zsseg_rt.text import gemma_tokenizer, piece_tokenizer
+from zsseg_rt.text.gemma_tokenizer import GemmaTokenizer
 from zsseg_rt.text.piece_tokenizer import PieceTokenizer
 from zsseg_rt.text.prompts import PromptSet, fill, template_key
 from zsseg_rt.text.row_cache import RowCache
@@ -28,6 +31,12 @@ from zsseg_rt.text.vocabulary import check_embeddings
 
 _log = logging.getLogger(__name__)
 _Row = npt.NDArray[np.float32]
+AnyTokenizer = Tokenizer | PieceTokenizer | GemmaTokenizer
+TOKENIZERS: Mapping[str, type[PieceTokenizer] | type[GemmaTokenizer]] = {
+    piece_tokenizer.FILE: PieceTokenizer,
+    gemma_tokenizer.FILE: GemmaTokenizer,
+}
+"""By the name of their file in a bundle; other names are CLIP's."""
 
 _MOST_CLOSE = 3
 PROMPTS_PER_RUN = 16  # bounds the text encoder's activations: 16 x 77 tokens
@@ -47,7 +56,8 @@ class PhraseEmbedder:
         self._banks: dict[str, dict[str, npt.NDArray[np.float32]]] = {}
         self._known: dict[tuple[str, str], npt.NDArray[np.float32]] = {}
         self._session: Session | None = None
-        self._tokenizer: Tokenizer | PieceTokenizer | None = None
+        self._tokenizer: AnyTokenizer | None = None
+        self._rows: npt.NDArray[np.float16] | None = None
         entry = bundle.text_bank
         self._names = BankNames(() if entry is None else entry.names, folds=not self._has_encoder)
         self._bank(PromptSet.bank)  # a damaged bank is refused here, not at the first name
@@ -132,11 +142,11 @@ class PhraseEmbedder:
         prompts = [prompt for phrase in phrases for prompt in fill(templates, phrase)]
         tokens = tokenizer.encode(prompts)
         session = self._open_session()
-        name = session.inputs[0].name
+        spec = session.inputs[0]
         parts = []
         for start in range(0, len(tokens), PROMPTS_PER_RUN):
-            batch = np.ascontiguousarray(tokens[start : start + PROMPTS_PER_RUN])
-            parts.append(np.array(next(iter(session.run({name: batch}).values()))))
+            batch = self._inputs(tokens[start : start + PROMPTS_PER_RUN], spec)
+            parts.append(np.array(next(iter(session.run({spec.name: batch}).values()))))
         embeds = _unit_rows(np.concatenate(parts).astype(np.float32))
         rows = _unit_rows(embeds.reshape(len(phrases), len(templates), -1).mean(axis=1))
         embedded = {phrase: row.copy() for phrase, row in zip(phrases, rows, strict=True)}
@@ -144,7 +154,7 @@ class PhraseEmbedder:
             self._stored.write(key, embedded)
         return embedded
 
-    def _check_words(self, phrases: Sequence[str], tokenizer: Tokenizer | PieceTokenizer) -> None:
+    def _check_words(self, phrases: Sequence[str], tokenizer: AnyTokenizer) -> None:
         """Refuse phrases without any word the text encoder knows; log words it does not know."""
         words = self._bundle.text.words
         if not words:
@@ -197,15 +207,41 @@ class PhraseEmbedder:
         near = np.argsort(-(rows @ middle), kind="stable")[:_MOST_CLOSE]
         return list(dict.fromkeys([*(names[int(place)] for place in near), *spelt]))
 
-    def _open_tokenizer(self, phrases: Sequence[str]) -> Tokenizer | PieceTokenizer:
+    def _open_tokenizer(self, phrases: Sequence[str]) -> AnyTokenizer:
         text = self._bundle.text
         if text.tokenizer is None or not self._has_encoder:
             raise _refusal(phrases, self._unknown_message(phrases))
         if self._tokenizer is None:
             path = self._bundle.open_path(text.tokenizer)
-            kind = PieceTokenizer if path.name == PIECES_FILE else Tokenizer
+            kind = TOKENIZERS.get(path.name, Tokenizer)
             self._tokenizer = kind(path, context_length=text.context_length)
         return self._tokenizer
+
+    def _inputs(self, tokens: npt.NDArray[np.int64], spec: TensorSpec) -> npt.NDArray[Any]:
+        """What the text encoder takes for ids of tokens: these, or their rows of a table."""
+        entry = self._bundle.text.token_rows
+        if entry is None:
+            return np.ascontiguousarray(tokens)
+        if self._rows is None:
+            self._rows = _read_rows(self._bundle.open_path(entry), self._tokenizer, spec)
+        return self._rows[tokens].astype(np.float32)
+
+
+def _read_rows(
+    path: Path, tokenizer: AnyTokenizer | None, spec: TensorSpec
+) -> npt.NDArray[np.float16]:
+    """A token table, which stays on the disk."""
+    expected = (getattr(tokenizer, "vocab_size", None), spec.shape[-1])
+    try:
+        rows = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as exc:
+        raise BundleError(f"{path}: expected rows of tokens, got {exc}. Copy it again.") from exc
+    if rows.dtype != np.float16 or rows.shape != expected:
+        raise BundleError(
+            f"{path}: expected float16 rows {expected}, got {rows.dtype} {rows.shape}. Export the "
+            "bundle again."
+        )
+    return rows
 
 
 def read_embeddings(
@@ -256,6 +292,7 @@ def _row_cache(bundle: Bundle, cache_dir: Path | None) -> RowCache | None:
     if cache_dir is None or not encoders or tokenizer is None:
         return None
     hashes = [*sorted(entry.sha256 for entry in encoders.values()), tokenizer.sha256]
+    hashes += [entry.sha256 for entry in (bundle.text.token_rows,) if entry is not None]
     encoder = " ".join([*hashes, str(bundle.text.context_length), str(bundle.text.embed_dim)])
     return RowCache(cache_dir, encoder, bundle.text.embed_dim)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import string
 from collections.abc import Sequence
-from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -90,14 +89,15 @@ def gemma_json(vocab: dict[str, int], merges: Sequence[str | Sequence[str]]) -> 
     """The content of ``gemma.json`` for the model of a ``tokenizer.json``.
 
     Raises:
-        ValueError: The pieces are not numbered from 0 up, or a merge is not one of them.
+        ValueError: The pieces are not numbered from 0 up.
     """
     pieces = sorted(vocab, key=vocab.__getitem__)
     if [vocab[piece] for piece in pieces] != list(range(len(pieces))):
         raise ValueError("pieces that are not numbered from 0 up")
-    pairs = [merge.split(" ") if isinstance(merge, str) else list(merge) for merge in merges]
-    raw = {"pieces": pieces, "merges": [" ".join(pair) for pair in pairs]}
-    _checked(raw)
+    raw = {
+        "pieces": pieces,
+        "merges": [merge if isinstance(merge, str) else " ".join(merge) for merge in merges],
+    }
     return json.dumps(raw, ensure_ascii=False, separators=(",", ":")).encode()
 
 
@@ -108,10 +108,13 @@ def _checked(raw: Any) -> tuple[dict[str, int], list[tuple[str, str]]]:
     if not {str} >= set(map(type, pieces)) | set(map(type, merges)):
         raise ValueError("pieces or merges that are no texts")
     vocab = dict(zip(pieces, range(len(pieces)), strict=True))
-    pairs = [tuple(merge.split(" ")) for merge in merges]
     if len(vocab) != len(pieces) or _UNKNOWN not in vocab:
         raise ValueError(f"a piece twice, or no {_UNKNOWN}")
-    joined = map(str.replace, merges, repeat(" "), repeat(""))
-    if set(map(len, pairs)) - {2} or not vocab.keys() >= {*chain(*pairs), *joined}:
-        raise ValueError("a merge that is no pair of pieces, or makes none")
-    return vocab, pairs  # type: ignore[return-value]
+    pairs = []
+    for merge in merges:
+        first, _, second = merge.partition(" ")
+        places = vocab.get(first), vocab.get(second)
+        if None in places or first + second not in vocab:
+            raise ValueError(f"a merge that is no pair of pieces: {merge!r:.60}")
+        pairs.append((pieces[places[0]], pieces[places[1]]))  # no text twice: there are many
+    return vocab, pairs

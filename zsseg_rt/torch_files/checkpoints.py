@@ -42,7 +42,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
         raise CheckpointError(f"path: expected a checkpoint file, got {path}. Check the path.")
     if path.suffix != ".safetensors":
         return {key: _tensor(*stored) for key, stored in read_weights(path).items()}
-    tensors, metadata = read_safetensors(path, "pt")
+    tensors, metadata = read_safetensors(path)
     if DIFFERS_FROM in metadata:
         raise CheckpointError(
             f"{path.name}: expected a whole checkpoint, got one that holds only what differs "

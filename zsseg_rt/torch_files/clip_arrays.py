@@ -13,10 +13,10 @@ import numpy as np
 
 from zsseg_rt.common.arrays import is_half
 from zsseg_rt.errors import CheckpointError
-from zsseg_rt.torch_files.clip_layouts import Settings, as_clip, is_transformers, settings_beside
+from zsseg_rt.torch_files.clip_layouts import Settings, as_clip, settings_beside
 from zsseg_rt.torch_files.shapes import Array, Checked, Shapes, divisor, linear, norm, some
 from zsseg_rt.torch_files.shipped_clip import is_shipped, read_arrays
-from zsseg_rt.torch_files.weights import FileRows, read_safetensors, read_weights, unwrap
+from zsseg_rt.torch_files.weights import FileRows, read_safetensors_arrays, read_weights, unwrap
 
 T = TypeVar("T")
 
@@ -111,9 +111,7 @@ def read_clip(source: str | Path) -> ClipTensors:
         visual, text = _towers(found.state_dict, "demo")
         words, prompts = found.words, found.prompt_words
         return ClipTensors(visual=visual, text=text, words=words, prompt_words=prompts)
-    stored = _read(path)
-    hf = is_transformers(stored)
-    tensors = as_clip(stored, path.name)
+    tensors = as_clip(_read(path), path.name)
     visual, text = _towers(tensors, path.name)
     sizes = {"vision": tower_sizes(visual), "text": tower_sizes(text)}
     scale = tensors.get("logit_scale")
@@ -121,7 +119,7 @@ def read_clip(source: str | Path) -> ClipTensors:
         visual=visual,
         text=text,
         logit_scale=None if scale is None else float(np.ravel(scale)[0]),
-        settings=settings_beside(path, sizes, hf=hf),
+        settings=settings_beside(path, sizes),
     )
 
 
@@ -145,7 +143,7 @@ def _read(path: Path) -> dict[str, Array]:
     if not path.is_file():
         raise CheckpointError(f"{path}: expected a CLIP's file, found nothing. Check the path.")
     is_plain = path.suffix == ".safetensors"
-    read = read_safetensors(path, "np", in_file=_TABLE)[0] if is_plain else read_weights(path)
+    read = read_safetensors_arrays(path, _TABLE) if is_plain else read_weights(path)
     stored = unwrap(read, path.name)
     wrong = [
         f"{k} ({kind})" for k, (_, kind) in stored.items() if _is_used(k) and kind not in _FLOATS

@@ -99,7 +99,7 @@ def read_difference(path: Path, clip: Mapping[str, Tensor]) -> dict[str, Tensor]
     """
     if path.suffix != ".safetensors" or not is_file(path):
         return None
-    own, metadata = read_safetensors(path, "pt")
+    own, metadata = read_safetensors(path)
     if DIFFERS_FROM not in metadata:
         return None
     keys = metadata.get(_KEYS, "").split()

@@ -164,24 +164,26 @@ _KEYS = ("hidden_act", "num_attention_heads", "hidden_size", "num_hidden_layers"
 _MOST_BYTES = 1 << 20
 
 
-def settings_beside(path: Path, sizes: Mapping[str, tuple[int, int]], *, hf: bool) -> Settings:
+def settings_beside(path: Path, sizes: Mapping[str, tuple[int, int]]) -> Settings:
     """What ``config.json`` and ``preprocessor_config.json``, or open_clip's file, say.
+
+    A file called ``open_clip_...`` is open_clip's: some repositories hold both.
 
     Args:
         path: The weights file.
         sizes: Width and blocks of ``"vision"`` and ``"text"``, by the weights.
-        hf: Whether the weights are in transformers' layout.
 
     Raises:
         CheckpointError: A file is damaged, or another model's.
     """
-    if not hf:
-        return _read(path.with_name("open_clip_config.json"), _open_clip_settings) or Settings()
+    config, own = (path.with_name(name) for name in ("config.json", "open_clip_config.json"))
+    if own.is_file() and (path.name.startswith("open_clip") or not config.is_file()):
+        return _read(own, _open_clip_settings) or Settings()
 
     def read(raw: Any) -> Settings:
         return _config_settings(raw, sizes)
 
-    found = _read(path.with_name("config.json"), read) or Settings()
+    found = _read(config, read) or Settings()
     colours = _read(path.with_name("preprocessor_config.json"), _preprocessor_settings)
     return found if colours is None else found._replace(mean=colours.mean, std=colours.std)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from zsseg_rt.common.extras import needs_extra
 from zsseg_rt.errors import ArgumentError, CheckpointError
 from zsseg_rt.torch_files.checkpoints import load_checkpoint
-from zsseg_rt.torch_files.clip_arrays import CLIP_MEAN, CLIP_STD, sort_by_tower
+from zsseg_rt.torch_files.clip_arrays import CLIP_MEAN, CLIP_STD, sort_by_tower, tower_sizes
+from zsseg_rt.torch_files.clip_layouts import Settings, as_clip, settings_beside
 from zsseg_rt.torch_files.shipped_clip import is_shipped, read_arrays
 from zsseg_rt.torch_files.weights import is_torchscript
 
@@ -61,13 +62,15 @@ def load_clip(
     """Load CLIP weights.
 
     Args:
-        source: A file (OpenAI's TorchScript archive, or an open_clip ``state_dict`` in whatever a
-            training run saved), a pretrained tag of open_clip such as ``"openai"``, which downloads
-            unless open_clip has it cached, or ``"demo"``: the small CLIP that ships with the
-            package and knows drawings of a synthetic world only.
+        source: A file (OpenAI's TorchScript archive, or a ``state_dict`` with the keys of open_clip
+            or of transformers' ``CLIPModel`` in whatever a training run saved), a pretrained tag of
+            open_clip such as ``"openai"``, which downloads unless open_clip has it cached, or
+            ``"demo"``: the small CLIP that ships with the package and knows drawings of a synthetic
+            world only.
         architecture: open_clip's name of the model, for a tag.
         activation: The MLPs' activation, for a ``state_dict`` file, which lacks it. OpenAI's
-            archives are ``"quick_gelu"``; a tag brings its own.
+            archives are ``"quick_gelu"``; a tag brings its own, and a ``config.json`` beside the
+            file, or open_clip's, says it.
         num_heads: Heads of the image tower, for a file; None is one per 64 channels, which is right
             for ViT-B and ViT-L but not for ViT-H and larger.
         text_heads: Heads of the text tower, for a file; None is one per 64 channels.
@@ -87,15 +90,29 @@ def load_clip(
         if path.suffix in {".pt", ".pth", ".bin", ".safetensors", ".ckpt"}:
             raise CheckpointError(f"source: expected a CLIP file, got {path}. Check the path.")
         return _load_tag(str(source), architecture)
+    weights = split_towers(load_checkpoint(path), "gelu", path.name)
+    known = _settings_of(path, weights)
     if activation is None and is_torchscript(path):
         activation = "quick_gelu"
+    activation = activation or cast(Any, known.activation)
     if activation is None:
         raise CheckpointError(
             "activation: expected 'quick_gelu' or 'gelu', got None. A state_dict does not say; "
             "OpenAI's, MetaCLIP's and DFN's weights use 'quick_gelu', most others 'gelu'."
         )
-    weights = split_towers(load_checkpoint(path), activation, path.name)
-    return replace(weights, num_heads=num_heads, text_heads=text_heads)
+    return replace(
+        weights,
+        activation=activation,
+        num_heads=num_heads or known.num_heads,
+        text_heads=text_heads or known.text_heads,
+    )
+
+
+def _settings_of(path: Path, weights: ClipWeights) -> Settings:
+    """What files beside a weights file say."""
+    towers: Any = {"vision": weights.visual, "text": weights.text}
+    sizes = {name: tower_sizes(tensors) for name, tensors in towers.items()}
+    return settings_beside(path, sizes)
 
 
 def _load_shipped() -> ClipWeights:
@@ -211,19 +228,22 @@ def split_towers(
     state_dict: Mapping[str, Tensor], activation: Activation, name: str
 ) -> ClipWeights:
     """Sort the keys of a whole CLIP by tower."""
+    if "visual.conv1.weight" not in state_dict:
+        arrays = {key: value.detach().float().numpy() for key, value in state_dict.items()}
+        state_dict = {key: torch.from_numpy(v) for key, v in as_clip(arrays, name).items()}
     visual, text, unknown = sort_by_tower(state_dict)
     if unknown or "class_embedding" not in visual or not text:
         raise CheckpointError(
             f"{name}: expected CLIP ViT keys such as 'visual.class_embedding' and "
             f"'token_embedding.weight', got {', '.join((unknown or list(state_dict))[:5])}. "
-            "Use an OpenAI or open_clip checkpoint of a ViT."
+            "Use a CLIP with a ViT, of OpenAI, open_clip or transformers."
         )
     scale = state_dict.get("logit_scale")
     return ClipWeights(
         visual={key: value.detach().float() for key, value in visual.items()},
         text={key: value.detach().float() for key, value in text.items()},
         activation=activation,
-        logit_scale=None if scale is None else float(scale),
+        logit_scale=None if scale is None else float(scale.reshape(-1)[0]),
     )
 
 

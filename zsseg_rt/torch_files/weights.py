@@ -78,38 +78,56 @@ def read_weights(path: Path) -> dict[str, tuple[Array, str]]:
         raise unreadable(path, error) from error
 
 
-def read_safetensors(
-    path: Path, framework: str, *, in_file: str = ""
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """Read a ``.safetensors`` file whole.
-
-    For ``"np"``, tables of more than 100,000 rows whose key ends with ``in_file`` stay in the file,
-    as :class:`FileRows`.
-
-    Returns:
-        Tensors for framework ``"pt"``, what :func:`read_weights` returns for ``"np"``, but bfloat16
-        as float32; and the file's metadata.
-    """
+def read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Torch's tensors of a ``.safetensors`` file, and its metadata."""
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(path, framework=framework) as file:
-            keys, notes = list(file.keys()), file.metadata() or {}
-            if framework == "pt":
-                return {key: file.get_tensor(key) for key in keys}, notes
-            slices = {key: file.get_slice(key) for key in keys}
-            left = {
-                key
-                for key, one in slices.items()
-                if in_file and key.endswith(in_file) and one.get_shape()[0] > _MANY_ROWS
-            }
-            short = {k for k, one in slices.items() if one.get_dtype() == "BF16"} - left
-            whole = [key for key in keys if key not in short | left]
-            tensors = {k: (v := file.get_tensor(k), str(v.dtype)) for k in whole}
-        tensors |= {key: (rows := _file_rows(path, key), rows.kind) for key in left}
-        return tensors | {k: (_file_rows(path, k).whole(), "float32") for k in short}, notes
+        with safe_open(path, framework="pt") as file:
+            notes = file.metadata() or {}
+            return {key: file.get_tensor(key) for key in file.keys()}, notes  # noqa: SIM118
     except (SafetensorError, *_READING_ERRORS) as error:
         raise unreadable(path, error) from error
+
+
+def read_safetensors_arrays(path: Path, in_file: str = "") -> dict[str, tuple[Any, str]]:
+    """What :func:`read_weights` returns, of a ``.safetensors`` file; halves are widened to float32.
+
+    Tables of more than 100,000 rows whose key ends with ``in_file`` stay in the file, as
+    :class:`FileRows`.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    made: dict[str, tuple[Any, str]] = {}
+    try:
+        with safe_open(path, framework="np") as file:  # checks the header and the file's length
+            entries = _header(path)
+            for key in file.keys():  # noqa: SIM118
+                entry = entries[key]
+                if entry["dtype"] not in _KINDS:
+                    array = file.get_tensor(key)
+                    made[key] = (array, str(array.dtype))
+                    continue
+                rows = FileRows(path, entry["offset"], entry["shape"], _KINDS[entry["dtype"]])
+                left = in_file and key.endswith(in_file) and rows.shape[0] > _MANY_ROWS
+                made[key] = (rows if left else rows.whole(), "float32")
+    except (SafetensorError, *_READING_ERRORS) as error:
+        raise unreadable(path, error) from error
+    return made
+
+
+_KINDS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """Entries of a ``.safetensors`` file, with their places in it."""
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        entries: dict[str, Any] = json.loads(stream.read(length))
+    for key in entries.keys() - {"__metadata__"}:
+        entries[key]["offset"] = 8 + length + entries[key]["data_offsets"][0]
+        entries[key]["shape"] = tuple(entries[key]["shape"])
+    return entries
 
 
 class FileRows:
@@ -153,18 +171,6 @@ class FileRows:
         if self.kind == "bfloat16":  # the upper half of a float32's bits
             return (numbers.astype(np.uint32) << 16).view(np.float32)
         return numbers.astype(np.float32, copy=False)
-
-
-_KINDS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
-
-def _file_rows(path: Path, key: str) -> FileRows:
-    """A tensor of a ``.safetensors`` file that was found whole."""
-    with path.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        entry = json.loads(stream.read(length))[key]
-    offset = 8 + length + entry["data_offsets"][0]
-    return FileRows(path, offset, tuple(entry["shape"]), _KINDS[entry["dtype"]])
 
 
 def is_torchscript(path: Path) -> bool:

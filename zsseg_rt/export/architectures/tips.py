@@ -24,6 +24,7 @@ from zsseg_rt.export.text_side import TextSide
 from zsseg_rt.export.word_subset import weights_of
 from zsseg_rt.networks.text import WrittenText
 from zsseg_rt.networks.tips import TipsImage, TipsText, dense_embeds
+from zsseg_rt.text.piece_tokenizer import FILE as PIECES_FILE
 from zsseg_rt.text.piece_tokenizer import PieceTokenizer
 from zsseg_rt.torch_files.tips_weights import (
     PATCH,
@@ -113,11 +114,14 @@ def export_tips_files(
     space = f"TIPSv2 {towers[-1].name} (SHA-256 {sha256_of(towers[-1])[:12]})" if text else ""
     found = {"space": space, "source": ", ".join(file.name for file in towers)}
     chosen = read_options(found | options, _READS, "TIPS")
-    weights = read_tips(vision, text)
-    if check is not None:
-        check(weights)
-    exported = _cut(weights, settings or TipsSettings(), chosen, on_progress)
-    return write_model_bundle(Path(path), exported, chosen)
+
+    def make() -> ExportedModel:
+        weights = read_tips(vision, text)
+        if check is not None:
+            check(weights)
+        return _cut(weights, settings or TipsSettings(), chosen, on_progress)
+
+    return write_model_bundle(Path(path), make, chosen)
 
 
 def export_tips(model: Any, options: ExportOptions) -> ExportedModel:
@@ -185,7 +189,7 @@ def _text_tower(
             f"tokenizer: expected {tower.vocab_size} pieces, as many as the text tower has rows, "
             f"got {found}. It is another model's: get TIPS's own tokenizer.model."
         )
-    return WrittenText(tower=tower, on_mark=mark, pieces=pieces)
+    return WrittenText(tower=tower, on_mark=mark, pieces=(PIECES_FILE, pieces))
 
 
 def _read_tokenizer(source: str | Path | bytes) -> bytes:

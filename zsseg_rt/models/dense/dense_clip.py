@@ -45,6 +45,7 @@ from zsseg_rt.torch_files.clip_weights import (
     split_towers,
 )
 from zsseg_rt.torch_files.shipped_clip import is_shipped
+from zsseg_rt.torch_files.weights import unwrap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -362,14 +363,16 @@ class OfficialDenseCLIP(HeadSettings):
 
         Args:
             state_dict: Float32: the image tower's own keys, ``conv1.weight`` and so on, or the keys
-                of a whole CLIP.
+                of a whole CLIP, by open_clip or transformers, with what wrappers put in front.
 
         Raises:
             CheckpointError: Keys are missing, unknown or of another shape or dtype.
         """
         settings = self.config({})
+        kept = {k: v for k, v in state_dict.items() if not k.endswith("position_ids")}
+        state_dict = unwrap(kept)
         check_float32(state_dict, "CLIP")
-        if "visual.conv1.weight" in state_dict:
+        if "conv1.weight" not in state_dict:
             weights = split_towers(state_dict, self.activation, "state_dict")
         else:
             weights = ClipWeights(visual=dict(state_dict), text={}, activation=self.activation)
