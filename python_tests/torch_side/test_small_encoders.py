@@ -1,0 +1,469 @@
+"""CLIP in every layout, PE-Core and SigLIP 2: official vectors by NumPy, OpenVINO and torch."""
+
+import json
+import re
+from functools import cache
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from support import golden_encoders as golden
+from support.command_line import run
+from support.errors import refused
+from torch_side.test_networks import run_file
+from zsseg_rt import Bundle, Engine, EngineConfig
+from zsseg_rt.common.aggregation import AggregationConfig
+from zsseg_rt.errors import ArgumentError, BundleError, CheckpointError, VocabularyError
+from zsseg_rt.export.clip_file import DenseHead, export_clip_file
+from zsseg_rt.networks import heads, pooled
+from zsseg_rt.networks.clip import ImageTower, TextTower
+from zsseg_rt.networks.text import WrittenText
+from zsseg_rt.onnx.arrays import Arrays
+from zsseg_rt.onnx.graph import Graph
+from zsseg_rt.onnx.writer import save_onnx
+from zsseg_rt.text.gemma_tokenizer import GemmaTokenizer, canonical_text, gemma_json
+from zsseg_rt.text.tokenizer import Tokenizer
+from zsseg_rt.torch_files.clip_arrays import read_clip
+from zsseg_rt.torch_files.clip_layouts import as_clip
+
+STAGE, COSINE = 2e-5, 5e-6
+CASES = [
+    ("hfclip_small_public.npz", "a"),
+    ("hfclip_small_public.npz", "b"),
+    ("siglip_small_public.npz", ""),
+    ("pe_small_public.npz", ""),
+    ("tinyclip8m_real_public.npz", ""),
+    pytest.param("pe_s16_real_public.npz", "", marks=pytest.mark.nightly),
+    pytest.param("siglip2_b16_real_public.npz", "", marks=pytest.mark.nightly),
+]
+NAMES = {"ln_pre": "pre_norm", "embedded": "embedded", "dense": "dense"}
+
+
+@cache
+def towers(shared_dir, file, part):
+    """Configuration, vectors, weights in the home layout, and both towers."""
+    kind, (c, vectors) = golden.FILES[file], golden.parts(shared_dir, file)[part]
+    weights = golden.weights(shared_dir, kind, c, vectors["text/ids"])
+    tensors = as_clip(dict(weights), file)
+    visual, text = {}, {}
+    for key, value in tensors.items():
+        if key.startswith("visual."):
+            visual[key.removeprefix("visual.")] = value
+        elif not key.startswith("logit"):
+            text[key.removeprefix("text.")] = value
+    activation = c.get("activation") or {"pe": "gelu", "siglip": "gelu_tanh"}[kind]
+    image = {"tensors": visual, "num_heads": c["vision"]["heads"], "activation": activation}
+    words = {"tensors": text, "num_heads": c["text"]["heads"], "activation": activation}
+    made = ImageTower(**image) if kind == "clip" else pooled.PooledTower(**image)
+    named = TextTower(**words) if kind != "siglip" else pooled.SiglipText(**words)
+    return c, vectors, weights, made, named
+
+
+def near(found, expected, tolerance=STAGE):
+    """Also of vectors that hold every k-th channel alone."""
+    if found.shape != expected.shape:
+        step = found.shape[-1] // expected.shape[-1]
+        found = found[..., ::step]
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() <= tolerance * max(1, np.abs(expected).max())
+
+
+def sizes_of(vectors):
+    return sorted({key.split("/")[0] for key in vectors if re.match(r"\d+x\d+/", key)})
+
+
+def encode(ops, tower, image, head, c):
+    """What the exporter writes for a head of the vectors."""
+    if isinstance(tower, pooled.PooledTower):
+        return pooled.dense_embeds(ops, tower, image, head)
+    if head == "sfp_l2":
+        options = {"aggregation": AggregationConfig(pm="l2", **c.get("sfp", {}))}
+        return heads.dense_embeds(ops, tower, image, "sfp", **options)
+    return heads.dense_embeds(ops, tower, image, head)
+
+
+def cosines(embeds, vectors, expected):
+    text = vectors["text/embeds"]
+    text = text / np.linalg.norm(text, axis=1, keepdims=True)
+    return (embeds[0] @ text.T).T.reshape(expected.shape)
+
+
+@pytest.mark.parametrize(("file", "part"), CASES)
+def test_the_image_tower_gives_the_official_vectors(shared_dir, file, part, tmp_path):
+    c, vectors, _, tower, _ = towers(shared_dir, file, part)
+    for size in sizes_of(vectors):
+        size_hw = tuple(map(int, size.split("x")))
+        image = golden.image(c["salt"], size_hw)
+        for key in [k for k in vectors if k.startswith(f"{size}/cosines/")]:
+            head, ops = key.rpartition("/")[2], Arrays()
+            found = encode(ops, tower, image, head, c)
+            near(cosines(found, vectors, vectors[key]), vectors[key], COSINE)
+            for mark, name in NAMES.items():
+                name = f"dense/{head}" if name == "dense" else name
+                if mark in ops.marks and f"{size}/{name}" in vectors:
+                    near(ops.marks[mark][0], vectors[f"{size}/{name}"])
+            for index, block in enumerate(vectors[f"{size}/blocks"]):
+                if f"blocks.{index}" in ops.marks:
+                    near(ops.marks[f"blocks.{index}"][0], block)
+            if "ln_post" in ops.marks:
+                own = "_own" if head.endswith("_own") else ""
+                expected = vectors[f"{size}/post_norm{own}"]
+                near(ops.marks["ln_post"][0], expected[len(expected) - found.shape[1] :])
+            if size != sizes_of(vectors)[0] and "real" not in file:
+                continue  # one graph for each head
+            graph = Graph()
+            made = encode(graph, tower, graph.input("image", image.shape), head, c)
+            graph.output("patch_embeds", made)
+            save_onnx(graph.network(), "image_encoder", tmp_path / "a.onnx")
+            given = run_file(tmp_path / "a.onnx", {"image": image})["patch_embeds"]
+            near(cosines(given, vectors, vectors[key]), vectors[key], COSINE)
+
+
+@pytest.mark.parametrize(("file", "part"), [case for case in CASES if isinstance(case, tuple)])
+def test_the_pool_and_the_class_token_embed_the_image(shared_dir, file, part):
+    c, vectors, _, tower, _ = towers(shared_dir, file, part)
+    if not isinstance(tower, pooled.PooledTower):
+        pytest.skip("CLIP's class token: with torch")
+    for size in sizes_of(vectors):
+        image, ops = golden.image(c["salt"], tuple(map(int, size.split("x")))), Arrays()
+        last = pooled.run_tower(ops, tower, image, tower.blocks)[-1]
+        near(pooled.image_embed(ops, tower, last)[0], vectors[f"{size}/image_embeds"])
+
+
+@pytest.mark.parametrize(("file", "part"), CASES)
+def test_the_text_tower_gives_the_official_vectors(shared_dir, file, part, tmp_path):
+    _, vectors, _, _, tower = towers(shared_dir, file, part)
+    ids, ops = vectors["text/ids"], Arrays()
+    rows = tower.tensors["token_embedding.weight"][ids]
+    given = {"token_embeds": rows} if isinstance(tower, pooled.SiglipText) else {"token_ids": ids}
+    near(tower.embed(ops, *given.values()), vectors["text/embeds"])
+    if "text/blocks" in vectors and "real" not in file:
+        for index in range(vectors["text/blocks"].shape[1]):
+            near(ops.marks[f"blocks.{index}"], vectors["text/blocks"][:, index])
+    save_onnx(WrittenText(tower=tower).network(), "text_encoder", tmp_path / "t.onnx")
+    near(run_file(tmp_path / "t.onnx", given)["text_embeds"], vectors["text/embeds"])
+
+
+@pytest.mark.parametrize("case", CASES[:2])
+def test_torch_gives_the_official_vectors_of_clip(shared_dir, case):
+    torch = pytest.importorskip("torch")
+    from zsseg_rt.models import from_official
+
+    c, vectors, weights, _, _ = towers(shared_dir, *case)
+    state = {f"module._orig_mod.{k}": torch.from_numpy(v) for k, v in weights.items()}
+    state["module._orig_mod.text_model.embeddings.position_ids"] = torch.arange(77)[None]
+    text = torch.from_numpy(vectors["text/embeds"])
+    for size in sizes_of(vectors):
+        image = torch.from_numpy(golden.image(c["salt"], tuple(map(int, size.split("x")))))
+        for key in [k for k in vectors if k.startswith(f"{size}/cosines/")]:
+            head = key.rpartition("/")[2]
+            model = from_official(
+                "dense_clip", state, head=head.removesuffix("_l2"), position="size",
+                pm="l2" if head == "sfp_l2" else None, activation=c["activation"],
+                num_heads=c["vision"]["heads"], text_heads=c["text"]["heads"],
+            )  # fmt: skip
+            with torch.no_grad():
+                outputs = model(image, text)
+            near(outputs.mask_logits[0].numpy(), vectors[key], COSINE)
+        expected = vectors[f"{size}/image_embeds"]
+        near(outputs.cls_embed[0].numpy(), expected / np.linalg.norm(expected), COSINE)
+    with torch.no_grad():
+        near(model.text_encoder(torch.from_numpy(vectors["text/ids"])).numpy(), text.numpy())
+
+
+def open_clips(weights, kind):
+    """The home layout's weights in open_clip's."""
+    made = as_clip(dict(weights), "home")
+    if kind == "clip":
+        return {key.removeprefix("text."): value for key, value in made.items()}
+    timm = {}
+    names = (
+        (r"^visual\.conv1\.", "visual.patch_embed.proj."), (r"\.ln_pre\.", ".norm_pre."),
+        (r"\.ln_post\.", ".norm."), (r"\.transformer\.resblocks\.", ".blocks."),
+        (r"\.ln_(\d)\.", r".norm\1."), (r"\.c_fc\.", ".fc1."), (r"\.c_proj\.", ".fc2."),
+        (r"attn_pool\.attn\.out_proj\.", "attn_pool.proj."), (r"\.layernorm\.", ".norm."),
+        (r"\.attn\.in_proj_", ".attn.qkv."), (r"\.attn\.out_proj\.", ".attn.proj."),
+        (r"^visual\.", "visual.trunk."),
+    )  # fmt: skip
+    for key, value in made.items():
+        if not key.startswith("visual."):
+            timm[key if key.startswith(("text.", "logit")) else f"text.{key}"] = value
+        elif "attn_pool.attn.in_proj_" in key:
+            end = key.rpartition("_")[2]
+            third = len(value) // 3
+            timm[f"visual.trunk.attn_pool.q.{end}"] = value[:third]
+            timm[f"visual.trunk.attn_pool.kv.{end}"] = value[third:]
+        elif key == "visual.proj":
+            timm["visual.trunk.head.weight"] = value.T
+            timm["visual.trunk.head.bias"] = np.zeros(value.shape[1], np.float32)
+        else:
+            value = value[None, None] if key == "visual.class_embedding" else value
+            value = value[None] if key == "visual.positional_embedding" else value
+            key = {"visual.class_embedding": "visual.cls_token",
+                   "visual.positional_embedding": "visual.pos_embed",
+                   "visual.attn_pool.probe": "visual.attn_pool.latent"}.get(key, key)  # fmt: skip
+            for pattern, name in names:
+                key = re.sub(pattern, name, key)
+            timm[key] = value
+    return timm
+
+
+@pytest.mark.parametrize("case", [CASES[0], CASES[2], CASES[3]])
+def test_all_layouts_are_the_same_weights(shared_dir, case):
+    c, _, weights, _, _ = towers(shared_dir, *case)
+    assert c
+    kind, plain = golden.FILES[case[0]], as_clip(dict(weights), "home")
+    other = open_clips(weights, kind)
+    if kind != "clip":
+        listed = json.loads((shared_dir / "specs" / "small_encoders_keys.json").read_text())
+        name = "pe_core_s16_384" if kind == "pe" else "siglip2_b16_224"
+        first = {k for k in listed[f"{name}.open_clip"] if not re.search(r"\.\d+\.", k)}
+        assert first == {k for k in other if not re.search(r"\.\d+\.", k)}
+    variants = [other, {f"module.{k}": v for k, v in other.items()}]
+    if kind == "clip":
+        parts = {"visual": "_image_encoder.module.", "logit": "_logit_scale."}
+        named = {parts.get(re.split(r"[._]", k)[0], "_text_encoder.") + k: other[k] for k in other}
+        variants += [named, {f"module.{k}": v for k, v in named.items()}]
+    for variant in variants:
+        stripped = {k.removeprefix("module."): v for k, v in variant.items()}
+        found = {k.removeprefix("text."): v for k, v in as_clip(stripped, "other").items()}
+        for key, value in plain.items():
+            np.testing.assert_array_equal(found.pop(key.removeprefix("text.")), value)
+        assert not found
+
+
+@pytest.fixture(scope="module")
+def records(shared_dir):
+    return json.loads((shared_dir / "golden/small_encoders_tokens_public.json").read_text())
+
+
+def test_clips_tokens_are_cut_to_77_and_32(records):
+    from zsseg_rt.export.tokenizer_json import tokenizer_json
+
+    for length in (77, 32):
+        rows = Tokenizer(tokenizer_json(), length).encode([record["text"] for record in records])
+        for row, record in zip(rows, records, strict=True):
+            ids = record[f"clip{length}"]
+            assert list(row) == ids + [0] * (length - len(ids))
+
+
+@cache
+def gemma_model():
+    """A part of Gemma's pieces and merges that cuts the texts below as the whole does."""
+    path = golden.Path(golden.__file__).with_name("gemma_excerpt.json")
+    held = json.loads(path.read_text(encoding="utf-8"))
+    pieces = {number: piece for piece, number in held["pieces"].items()}
+    vocab = {pieces.get(number, f"<absent {number}>"): number for number in range(256_000)}
+    model = {"type": "BPE", "byte_fallback": True, "vocab": vocab, "merges": held["merges"]}
+    return held["texts"], model
+
+
+def gemma_rows(ids):
+    ids = [*ids[:63], 1]
+    return ids + [0] * (64 - len(ids))
+
+
+def test_texts_of_ten_languages_are_cut_as_gemma_cuts_them(records):
+    texts, model = gemma_model()
+    tokenizer = GemmaTokenizer(gemma_json(model["vocab"], model["merges"]))
+    assert (len(texts), tokenizer.vocab_size) == (14, 256_000)
+    for text, ids in texts.items():
+        assert list(tokenizer.encode([text])[0]) == gemma_rows(ids), text
+    for record in records:
+        assert canonical_text(record["text"]) == record["canonical"]
+        if record["canonical"]:
+            row = tokenizer.encode([record["text"]])[0]
+            assert list(row) == gemma_rows(record["gemma_canonical"]), record["text"]
+    for text in ("", " ", "...", "!?"):
+        with refused(VocabularyError, "class_names"):
+            tokenizer.encode([text])
+
+
+def small_file(shared_dir, folder, kind="clip", **changes):
+    """Weights of a small model in its home layout; SigLIP's with a tokenizer of its size."""
+    file = {"clip": "hfclip_small_public.npz", "siglip": "siglip_small_public.npz"}.get(
+        kind, "pe_small_public.npz"
+    )
+    _, _, weights, _, _ = towers(shared_dir, file, "a" if kind == "clip" else "")
+    weights = {k: v for k, v in {**weights, **changes}.items() if v is not None}
+    folder.mkdir(exist_ok=True)
+    save_file({k: np.ascontiguousarray(v) for k, v in weights.items()}, folder / "m.safetensors")
+    if kind == "siglip":
+        (folder / "tokenizer.json").write_text(json.dumps({"model": gemma_model()[1]}))
+    return folder / "m.safetensors"
+
+
+HEADS = {"num_heads": 4, "text_heads": 4}
+
+
+@pytest.mark.parametrize("kind", ["clip", "pe", "siglip"])
+def test_a_file_becomes_a_bundle_that_takes_words(shared_dir, kind, tmp_path):
+    file, out = small_file(shared_dir, tmp_path / "in", kind), tmp_path / "a.zsseg"
+    activation = "gelu" if kind == "clip" else None
+    head = DenseHead(size_hw=(96, 160), activation=activation, **HEADS)
+    export_clip_file(file, out, head, templates=["{}"])
+    bundle = Bundle.load(out)
+    bundle.verify()
+    shown = {"clip": "dense_clip naclip", "pe": "pe_core value_mlp", "siglip": "siglip value_mlp"}
+    assert bundle.architecture == shown[kind]
+    assert bundle.head.logit_scale == pytest.approx({"clip": 40, "pe": 50, "siglip": 110}[kind])
+    assert bundle.text.context_length == {"clip": 77, "pe": 32, "siglip": 64}[kind]
+    assert bundle.preprocess.mean[0] == pytest.approx(0.48145466 if kind == "clip" else 0.5)
+    config = EngineConfig(device="cpu", precision="float32", use_cache=False)
+    with Engine(bundle, config) as engine:
+        names = ["zdjęcie chodnika", "歩道の写真"] if kind == "siglip" else ["cat", "dog"]
+        vocabulary = engine.set_classes(names)
+        assert engine.segment(np.zeros((48, 64, 3), np.uint8)).labels.shape == (48, 64)
+        assert engine.self_check().passed
+    tower = read_clip(file)
+    assert (tower.kind, tower.known_activation()) == (
+        kind, {"clip": None, "pe": "gelu", "siglip": "gelu_tanh"}[kind],
+    )  # fmt: skip
+    if kind == "siglip":
+        tokenizer = GemmaTokenizer(out / "gemma.json")
+        rows = tower.text["token_embedding.weight"][tokenizer.encode(names)]
+        embeds = pooled.SiglipText(tensors=tower.text, num_heads=4).embed(Arrays(), rows)
+        embeds /= np.linalg.norm(embeds, axis=1, keepdims=True)
+        np.testing.assert_allclose(vocabulary.embeds, embeds, atol=2e-3)  # rows of 11 bits
+        assert np.load(out / "token_rows.npy", mmap_mode="r").dtype == np.float16
+
+
+CONFIG = {
+    "model_type": "clip",
+    "vision_config": {"hidden_size": 64, "num_hidden_layers": 12, "num_attention_heads": 4,
+                      "hidden_act": "gelu"},
+    "text_config_dict": {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+                         "hidden_act": "gelu"},
+}  # fmt: skip
+
+
+def test_settings_come_from_the_files_beside_the_weights(shared_dir, tmp_path):
+    file = small_file(shared_dir, tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    colours = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.5, 0.5]}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(colours))
+    export_clip_file(file, tmp_path / "a.zsseg", DenseHead(size_hw=(96, 96)), templates=["{}"])
+    bundle = Bundle.load(tmp_path / "a.zsseg")
+    assert bundle.provenance["activation"] == "gelu"
+    assert bundle.preprocess.mean == (0.1, 0.2, 0.3)
+    torch = pytest.importorskip("torch")
+    from zsseg_rt.models import load_clip
+
+    weights = load_clip(file)
+    assert (weights.activation, weights.num_heads, weights.text_heads) == ("gelu", 4, 4)
+    tensors = {k: torch.from_numpy(v) for k, v in towers(shared_dir, *CASES[0])[2].items()}
+    ids = torch.arange(77, dtype=torch.int32)[None]
+    torch.save({**tensors, "text_model.embeddings.position_ids": ids}, tmp_path / "clip.bin")
+    for source in (file, tmp_path / "clip.bin"):
+        found = read_clip(source)
+        assert found.settings.num_heads == 4
+        np.testing.assert_array_equal(found.visual["proj"], weights.visual["proj"].numpy())
+
+
+def wrong_config(**changes):
+    return json.dumps({**CONFIG, **changes})
+
+
+@pytest.mark.parametrize(
+    ("beside", "told"),
+    [
+        ({}, "activation: expected"),
+        ({"config.json": "{"}, "config.json"),
+        ({"config.json": wrong_config(model_type="siglip2")}, "siglip2"),
+        ({"config.json": wrong_config(vision_config={})}, "width 768 with 12 blocks"),
+        ({"config.json": wrong_config(text_config_dict=[1])}, "config.json"),
+    ],
+)
+def test_wrong_and_missing_settings_are_refused(shared_dir, beside, told, tmp_path, capsys):
+    file = small_file(shared_dir, tmp_path)
+    for name, content in beside.items():
+        (tmp_path / name).write_text(content)
+    code = run("export", "dense-clip", "--clip", file, "--out", tmp_path / "a.zsseg")
+    shown = capsys.readouterr().err
+    assert (code, shown.count("\n")) == (1, 1), shown
+    assert told in shown
+
+
+def renamed(pattern, name):
+    return lambda tensors: {re.sub(pattern, name, key): value for key, value in tensors.items()}
+
+
+WRONG = {
+    "pruned": (
+        renamed("^vision_model", "image_encoder_without_ddp.visual"),
+        "auto-pruned TinyCLIP",
+    ),
+    "resnet": (renamed("^vision_model.", "visual.layer1.0."), "ResNet tower"),
+    "no image": (lambda t: {k: v for k, v in t.items() if k.startswith("text_m")}, "image tower"),
+    "no text": (lambda t: {k: v for k, v in t.items() if k.startswith("vision")}, "text tower"),
+    "naflex": (
+        lambda t: {
+            k: v.reshape(len(v), -1) if k.endswith("patch_embedding.weight") else v
+            for k, v in t.items()
+        },
+        "NaFlex",
+    ),
+    "timm": (renamed("^vision_model", "blocks.0"), "timm"),
+    "vocabulary": (
+        lambda t: {k: v[:512] if "token_emb" in k else v for k, v in t.items()},
+        "49408 rows",
+    ),
+    "narrow": (
+        lambda t: {
+            k: v[:32] if re.search(r"layers\.1\.self_attn\.[qkv]_proj", k) else v
+            for k, v in t.items()
+        },
+        "auto-pruned",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_other_models_are_told_in_one_line(shared_dir, kind, tmp_path, capsys):
+    change, told = WRONG[kind]
+    weights = change(towers(shared_dir, *CASES[0])[2])
+    save_file({k: np.ascontiguousarray(v) for k, v in weights.items()}, tmp_path / "m.safetensors")
+    clip = ("--clip", tmp_path / "m.safetensors", "--activation", "gelu")
+    code = run("export", "dense-clip", *clip, "--out", tmp_path / "a.zsseg")
+    shown = capsys.readouterr().err
+    assert (code, shown.count("\n")) == (1, 1), shown
+    assert told in shown
+
+
+def test_shards_and_heads_of_other_models_are_refused(shared_dir, tmp_path):
+    for name in ("model.safetensors.index.json", "model-00001-of-00002.safetensors"):
+        (tmp_path / name).write_text("{}")
+        with refused(CheckpointError, name):
+            read_clip(tmp_path / name)
+    file = small_file(shared_dir, tmp_path)
+    with refused(ArgumentError, "head"):
+        head = DenseHead(head="value_mlp", activation="gelu", **HEADS)
+        export_clip_file(file, tmp_path / "a.zsseg", head)
+
+
+def test_a_tokenizer_of_another_size_is_refused(shared_dir, tmp_path):
+    file, head = small_file(shared_dir, tmp_path, "siglip"), DenseHead(size_hw=(96, 96), **HEADS)
+    place = tmp_path / "tokenizer.json"
+    model = {**gemma_model()[1]}
+    for broken in (
+        {**model, "vocab": {**model["vocab"], "<more>": 256_000}},
+        {**model, "type": "WordPiece"},
+        {**model, "vocab": {"<unk>": 1}},
+    ):
+        place.write_text(json.dumps({"model": broken}))
+        with refused(CheckpointError, "tokenizer"):
+            export_clip_file(file, tmp_path / "a.zsseg", head)
+    place.unlink()
+    with refused(CheckpointError, "tokenizer"):
+        export_clip_file(file, tmp_path / "a.zsseg", head)
+    for broken in (b"{}", b'{"pieces":["<unk>"],"merges":["a b"]}', b"["):
+        with refused(BundleError, "gemma.json"):
+            GemmaTokenizer(broken)
+
+
+def test_a_float16_tinyclip_is_no_quick_gelu(shared_dir, tmp_path):
+    _, _, weights, _, _ = towers(shared_dir, "tinyclip8m_real_public.npz", "")
+    halves = {key: value.astype(np.float16) for key, value in weights.items()}
+    save_file(halves, tmp_path / "model.safetensors")
+    assert read_clip(tmp_path / "model.safetensors").known_activation() == "gelu"
