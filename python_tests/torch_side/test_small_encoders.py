@@ -13,10 +13,10 @@ from support.command_line import run
 from support.errors import refused
 from torch_side.test_networks import run_file
 from zsseg_rt import Bundle, Engine, EngineConfig
-from zsseg_rt.common.aggregation import AggregationConfig
 from zsseg_rt.errors import ArgumentError, BundleError, CheckpointError, VocabularyError
 from zsseg_rt.export.clip_file import DenseHead, export_clip_file
 from zsseg_rt.networks import heads, pooled
+from zsseg_rt.networks.aggregating import AggregationConfig
 from zsseg_rt.networks.clip import ImageTower, TextTower
 from zsseg_rt.networks.text import WrittenText
 from zsseg_rt.onnx.arrays import Arrays

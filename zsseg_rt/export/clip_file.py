@@ -145,8 +145,8 @@ class DenseHead:
             head=head,
             logit_scale=scale,
             activation=activation,
-            num_heads=self.num_heads or known.num_heads,
-            text_heads=self.text_heads or known.text_heads,
+            num_heads=known.num_heads if self.num_heads is None else self.num_heads,
+            text_heads=known.text_heads if self.text_heads is None else self.text_heads,
         )
 
 
@@ -238,6 +238,7 @@ def _cut(
 def _encoder(
     image: ImageTower, settings: DenseHead, aggregation: AggregationConfig
 ) -> Callable[..., Any]:
+    assert settings.head is not None
     if isinstance(image, pooled.PooledTower):
         return partial(pooled.dense_embeds, tower=image, head=settings.head)
     return partial(

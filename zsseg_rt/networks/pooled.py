@@ -151,8 +151,9 @@ def dense_embeds(
         patches = own_values(ops, patches, tower.blocks[-1]) if own else patches
         ops.mark("last_block", patches)
     pool = tower.pool
-    weight, bias = pool.out
-    merged = Linear(weight @ pool.value.weight, weight @ pool.value.bias + bias)
+    (weight, bias), value = pool.out, pool.value
+    assert value.bias is not None
+    merged = Linear(weight @ value.weight, weight @ value.bias + bias)
     with ops.at("attn_pool"):
         norm, (merged,) = ops.fold_norm(tower.ln_post, (merged,))
         made = ops.linear(ops.mark("ln_post", ops.layer_norm(patches, norm)), merged)

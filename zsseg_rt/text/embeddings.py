@@ -233,7 +233,7 @@ def _read_rows(
     """A token table, which stays on the disk."""
     expected = (getattr(tokenizer, "vocab_size", None), spec.shape[-1])
     try:
-        rows = np.load(path, mmap_mode="r", allow_pickle=False)
+        rows: npt.NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as exc:
         raise BundleError(f"{path}: expected rows of tokens, got {exc}. Copy it again.") from exc
     if rows.dtype != np.float16 or rows.shape != expected:

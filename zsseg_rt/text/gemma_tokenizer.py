@@ -113,8 +113,8 @@ def _checked(raw: Any) -> tuple[dict[str, int], list[tuple[str, str]]]:
     pairs = []
     for merge in merges:
         first, _, second = merge.partition(" ")
-        places = vocab.get(first), vocab.get(second)
-        if None in places or first + second not in vocab:
+        one, other = vocab.get(first), vocab.get(second)
+        if one is None or other is None or first + second not in vocab:
             raise ValueError(f"a merge that is no pair of pieces: {merge!r:.60}")
-        pairs.append((pieces[places[0]], pieces[places[1]]))  # no text twice: there are many
+        pairs.append((pieces[one], pieces[other]))  # no text twice: there are many
     return vocab, pairs

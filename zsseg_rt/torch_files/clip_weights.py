@@ -103,8 +103,8 @@ def load_clip(
     return replace(
         weights,
         activation=activation,
-        num_heads=num_heads or known.num_heads,
-        text_heads=text_heads or known.text_heads,
+        num_heads=known.num_heads if num_heads is None else num_heads,
+        text_heads=known.text_heads if text_heads is None else text_heads,
     )
 
 
