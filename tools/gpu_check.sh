@@ -8,7 +8,7 @@
 # the record is kept after every step. Needed are an NVIDIA GPU with its driver, Python with NumPy,
 # and nvcc, or with --no-build an extension that was built before. What else is missing (torch,
 # TensorRT, pytest, OpenCV, the models of prepare.sh, NVIDIA's profilers) is named in the record, and
-# what needs it does not count as passed. docs/gpu_check.md says more.
+# what needs it does not count as passed. docs/deploy.md says more.
 #
 # ZSSEG_PYTHON=EXE  interpreter (default: python3)
 # Exit status: 0 all passed, 1 something failed, 3 nothing failed but something could not run,

@@ -101,7 +101,7 @@ def lower_initial_logits(head: nn.Module) -> None:
     Mask logits are plain products of two normalised vectors of width E, and start with a
     standard deviation near ``sqrt(E)``; those of ZegCLIP have a factor ``1 / sqrt(E * heads)``.
     With saturated masks and a high rate, a short training never recovers from its first steps
-    (docs/comparison.md has figures). The product itself stays the official one, and training
+    (docs/benchmarks.md has figures). The product itself stays the official one, and training
     may grow the norms back.
     """
     if not isinstance(head, CellDecodeHead):
