@@ -24,6 +24,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,11 @@ from zsseg_rt.evaluation.engine_segmenter import EngineSegmenter
 from zsseg_rt.evaluation.evaluate import Comparison, Evaluation, compare, evaluate, read_ahead
 from zsseg_rt.evaluation.metrics import confusion_csv
 from zsseg_rt.export import export_dense_bundle
-from zsseg_rt.export.onnx import OPSET, GraphExport
 from zsseg_rt.models.functional import patch_text_similarity, upsample_argmax
+from zsseg_rt.onnx.graph import Graph
+from zsseg_rt.onnx.network import OPSET
+from zsseg_rt.onnx.operations import Linear, Value
+from zsseg_rt.onnx.writer import write_onnx
 from zsseg_rt.profiling.meter import Stopwatch
 from zsseg_rt.text.class_names import rename_classes, split_synonyms
 from zsseg_rt.torch_files.checkpoints import hash_weights
@@ -291,13 +295,52 @@ def train(features: Features, words: Words, *, seed: int, epochs: float) -> Word
     return head.eval()
 
 
+def written(head: WordHead) -> onnx.ModelProto:
+    """The head's graph, from taps to ``dense_words`` [1, D, GRID, GRID]."""
+    graph = Graph()
+    deep = graph.input("deep", (1, 320, 33, 33))
+    fine = graph.input("fine", (1, 32, GRID, GRID))
+    logits = graph.input("logits", (1, 21, 33, 33))
+
+    def to_grid(x: Value) -> Value:
+        at_cells = torch.eye(33)[None]
+        rows = F.interpolate(at_cells, GRID, mode="linear", align_corners=True)[0].T.numpy()
+        return graph.matmul(rows, graph.matmul(x, np.ascontiguousarray(rows.T)))
+
+    def softmax(x: Value) -> Value:
+        return graph.transpose(graph.softmax(graph.transpose(x, (0, 2, 3, 1))), (0, 3, 1, 2))
+
+    joined = graph.concat((deep, logits), 1)
+    coarse = to_grid(graph.relu(graph.conv(joined, _folded(head.deep))))
+    near = graph.relu(graph.conv(fine, _folded(head.fine)))
+    mixed = graph.conv(graph.concat((coarse, near), 1), _linear(head.mix), pad=1)
+    own = softmax(graph.conv(graph.relu(mixed), _linear(head.out)))
+    known = softmax(to_grid(logits))
+    background = graph.mul(graph.slice(known, 1, 0, 1), own)
+    shares = graph.concat((graph.slice(known, 1, 1, 21), background), 1)
+    kernel = np.ascontiguousarray(head.words.T.numpy()[:, :, None, None])
+    graph.output("dense_words", graph.conv(shares, Linear(kernel)))
+    stream = BytesIO()
+    write_onnx(graph.network(), "head", stream)
+    return onnx.load_model_from_string(stream.getvalue())
+
+
+def _linear(conv: nn.Module) -> Linear:
+    return Linear(*(conv.get_parameter(name).detach().numpy() for name in ("weight", "bias")))
+
+
+def _folded(layers: nn.Sequential) -> Linear:
+    """A batch norm without scale and the convolution behind it."""
+    norm, (weight, bias) = layers[0], _linear(layers[1])
+    mean, variance = norm.running_mean.numpy(), norm.running_var.numpy()
+    weight = weight / np.sqrt(variance + norm.eps)[:, None, None]
+    return Linear(weight, bias - weight[:, :, 0, 0] @ mean)
+
+
 def export(head: WordHead, words: Words, encoder: Path, out: Path) -> Path:
     """Join encoder and head into one graph and wrap it as a dense bundle with all words."""
     front = onnx.version_converter.convert_version(onnx.load(encoder), OPSET)
-    shapes = {"deep": (1, 320, 33, 33), "fine": (1, 32, GRID, GRID), "logits": (1, 21, 33, 33)}
-    inputs = {name: torch.zeros(shape) for name, shape in shapes.items()}
-    back = GraphExport(module=head, inputs=inputs, outputs=["dense_words"]).to_onnx("head")
-    back = onnx.compose.add_prefix(back, "head_")
+    back = onnx.compose.add_prefix(written(head), "head_")
     front.ir_version = back.ir_version
     links = [(tap, f"head_{name}") for name, tap in TAPS.items()]
     joined = onnx.compose.merge_models(front, back, links)

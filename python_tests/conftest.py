@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from support import kept_graphs
 from support.choice import pytest_addoption, pytest_collection_modifyitems  # noqa: F401
 from support.extension import use_extension
 
@@ -29,19 +28,11 @@ if os.environ.get("ZSSEG_EXTENSION"):
 from support import cpus  # puts the stand-in of ZSSEG_TEST_CPU in place
 from zsseg_rt import ops
 
-KEPT = kept_graphs.folder()  # before a test changes the environment
-
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Keep exported graphs between runs, where the chosen tests can export any.
-
-    What was imported stays, and is left out by the garbage collector: it takes a sixth of an
-    export's time to look through it.
-    """
+    """Leave out of garbage collection what was imported: looking through it takes long."""
     gc.collect()
     gc.freeze()
-    if KEPT is not None and "torch" in sys.modules and not session.config.option.collectonly:
-        kept_graphs.install(KEPT)
 
 
 def pytest_runtest_setup() -> None:

@@ -16,7 +16,7 @@
 # ZSSEG_VENV=DIR        virtual environment to make or reuse (default: .venv in the project)
 # ZSSEG_PYTHON=EXE      interpreter for a new environment (default: python3)
 # ZSSEG_CUDA=OFF        compiles no CUDA code
-# ZSSEG_TEST_CACHE=DIR  what is kept between runs: exported graphs, figures of kernels, mypy's cache
+# ZSSEG_TEST_CACHE=DIR  what is kept between runs: figures of kernels, mypy's cache
 #                       (default: zsseg_rt_tests in the user's cache folder; it may be deleted)
 # Exit codes: 0 all passed, 1 something failed, 2 usage, 4 something that is needed is missing.
 set -euo pipefail

@@ -265,7 +265,7 @@ def test_only_files_with_gpu_tests_are_collected():
     assert not any("training" in name or "stream" in name or "server" in name for name in names)
 
 
-ABSENT = "hypothesis open_clip typer rich cv2 onnx onnxscript openvino torchvision PIL"
+ABSENT = "hypothesis open_clip typer rich cv2 onnx openvino torchvision PIL"
 
 
 def test_gpu_tests_need_no_more_than_numpy_torch_and_pytest():

@@ -26,7 +26,7 @@ _BY_NAME = (
     (re.compile(r"test_(cuda|gpu)_"), "cuda"),
     (re.compile(r"test_(models|export|training)_"), "torch_side"),
 )
-_TORCH = {"torch", "torchvision", "onnx", "onnxscript", "open_clip", "accelerate"}
+_TORCH = {"torch", "torchvision", "onnx", "open_clip", "accelerate"}
 _TORCH_SIDE = ("export", "models", "torch_files", "training")
 _TRAINS = ("tools.studies", *(f"zsseg_rt.{room}" for room in _TORCH_SIDE))
 _TORCH_FIXTURES = {"colour_bundle", "zegclip_model", "zegclip_bundle", "without_gradients"}

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def scripts(monkeypatch):
-    for package in ("cv2", "onnxscript"):
+    for package in ("cv2", "torch"):
         pytest.importorskip(package)
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     return SimpleNamespace(**{n: importlib.import_module(n) for n in ("engine", "engine_cuda")})

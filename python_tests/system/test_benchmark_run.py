@@ -42,7 +42,7 @@ def read(*files):
 
 @pytest.mark.nightly
 def test_a_quick_run_measures_every_group(tmp_path, benchmarks):
-    for package in ("torch", "onnx", "onnxscript", "onnxruntime", "supervision"):
+    for package in ("torch", "onnx", "onnxruntime", "supervision"):
         pytest.importorskip(package)
     from rivals.cases import GROUPS, RIVALS
     from rivals.tables import TABLES

@@ -99,7 +99,6 @@ def test_counts_cover_every_frame(tmp_path):
 
 def test_own_encoder_becomes_a_bundle(tmp_path, monkeypatch, capsys):
     pytest.importorskip("torch")
-    pytest.importorskip("onnxscript")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["own_encoder.py"])
     monkeypatch.setenv("ZSSEG_HOME", str(tmp_path / "home"))

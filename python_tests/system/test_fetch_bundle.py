@@ -168,7 +168,7 @@ def test_an_unknown_name_is_refused_before_anything_is_done(home, capsys):
 
 def test_missing_packages_are_told_before_the_download(home, monkeypatch):
     monkeypatch.setattr(bundles, "find_checkpoints", None)
-    for name, package in (("tipsv2-b14", "sentencepiece"), ("cat-seg-b16", "onnxscript")):
+    for name, package in (("tipsv2-b14", "sentencepiece"), ("cat-seg-b16", "open_clip")):
         monkeypatch.setitem(sys.modules, package, None)
         with refused(BackendUnavailableError, package):
             fetch_bundle(name)
@@ -195,7 +195,7 @@ def test_weights_of_another_model_are_refused(home, monkeypatch):
 
 
 def test_a_pickle_is_read_with_torch(home, monkeypatch):
-    pytest.importorskip("onnxscript", reason="needs pip install '.[train]'")
+    pytest.importorskip("torch", reason="needs pip install '.[train]'")
     import torch
     from safetensors.torch import load
 

@@ -15,7 +15,7 @@ import zsseg_rt
 from zsseg_rt import errors
 
 PACKAGE = Path(zsseg_rt.__file__).parent
-HEAVY = {"torch", "torchvision", "open_clip", "onnx", "onnxscript", "onnxruntime"}
+HEAVY = {"torch", "torchvision", "open_clip", "onnx", "onnxruntime"}
 TORCH_SIDE = ("models", "torch_files", "training", "export")
 LONGEST_FUNCTION, LONGEST_FILE = 50, 800  # lines; a docstring is no part of a function's
 

@@ -12,9 +12,8 @@ from zsseg_rt.backends.base import BackendOptions
 from zsseg_rt.backends.registry import get_backend, is_installed
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.bundles.specs import FAMILIES
-from zsseg_rt.errors import BackendError, CheckpointError
+from zsseg_rt.errors import CheckpointError
 from zsseg_rt.export.float16 import to_float16
-from zsseg_rt.export.graph_files import refuse_control_flow
 from zsseg_rt.models.functional import patch_text_similarity
 
 OPTIONS = BackendOptions(num_threads=1)
@@ -198,10 +197,3 @@ def test_float16_survives_what_overflows(tmp_path):
     expected = centred / centred.std(axis=1, keepdims=True)
     expected += x / np.linalg.norm(x, axis=1, keepdims=True)
     np.testing.assert_allclose(session.run({"x": x})["y"], expected, atol=5e-3)
-
-
-def test_control_flow_is_refused():
-    node = helper.make_node("If", ["flag"], ["y"], then_branch=None, else_branch=None)
-    model = helper.make_model(helper.make_graph([node], "test", [], []))
-    with refused(BackendError, "odd"):
-        refuse_control_flow(model, "odd")

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="needs pip install '.[train]'")
-pytest.importorskip("onnxscript", reason="needs pip install '.[train]'")
 
 from conftest import require_cuda
 from support.cuda_counts import count_captures, counts_reader

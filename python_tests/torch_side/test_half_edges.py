@@ -10,7 +10,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
-pytest.importorskip("onnxscript", reason="needs pip install '.[train]'")
+pytest.importorskip("torch", reason="needs pip install '.[train]'")
 
 from onnx import TensorProto, helper  # noqa: E402
 

@@ -22,7 +22,6 @@ FUSED_PRECISIONS = ("float16", "bfloat16")
 def graphs(tmp_path_factory):
     pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install '.[rtx]'")
     torch = pytest.importorskip("torch", reason="needs pip install '.[train]'")
-    pytest.importorskip("onnxscript", reason="needs pip install '.[train]'")
     from zsseg_rt.export import export_graphs
     from zsseg_rt.models.descriptor.zegclip import ZegCLIP, ZegCLIPConfig
 
@@ -42,7 +41,6 @@ def region_graphs(tmp_path_factory):
     """The graphs of a small CLIP-RC with the official model's 64 channels a head."""
     pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install '.[rtx]'")
     pytest.importorskip("torch", reason="needs pip install '.[train]'")
-    pytest.importorskip("onnxscript", reason="needs pip install '.[train]'")
     from support import tiny
     from zsseg_rt.export import export_graphs
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("cv2")
-pytest.importorskip("onnxscript", reason="needs pip install '.[train]'")
+pytest.importorskip("torch", reason="needs pip install '.[train]'")
 
 import torch
 

@@ -24,10 +24,12 @@ from zsseg_rt.backends.graph_check.graph import read_graph, read_tensor
 from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
 from zsseg_rt.errors import ArgumentError, BackendError, BundleError
 from zsseg_rt.export.bundle_writer import ExportedModel, write_model_bundle
+from zsseg_rt.export.float16 import network_of
 from zsseg_rt.export.golden import NUMBERED_NAMES, dense_golden, preprocess_frame, unit_rows
-from zsseg_rt.export.graph_files import MAX_CLASSES, strip_notes
+from zsseg_rt.export.graph_files import MAX_CLASSES, WrittenGraph
 from zsseg_rt.export.options import ENCODER_OPTIONS, TextBank, read_options
 from zsseg_rt.export.text_side import TextSide
+from zsseg_rt.onnx.network import Network
 
 # onnx raises Python's own errors and, from its C++ parts, two that have no common base.
 _ONNX_RAISES = (
@@ -101,7 +103,7 @@ def export_dense_bundle(
     exported = ExportedModel(
         family="dense",
         architecture=chosen.architecture,
-        graphs={"image_encoder": encoder},
+        graphs={"image_encoder": WrittenGraph(encoder.network)},
         preprocess=preprocess,
         head=head,
         text=TextSide(chosen, embed_dim=encoder.embed_dim),
@@ -164,7 +166,7 @@ class _Encoder:
             embeds = embeds.reshape(1, self.embed_dim, -1).transpose(0, 2, 1)
         return np.ascontiguousarray(embeds, np.float32)
 
-    def to_onnx(self, name: str) -> onnx.ModelProto:
+    def network(self) -> Network:
         """The graph from ``image`` to ``patch_embeds`` [1, N, D]."""
         model = onnx.ModelProto()
         model.CopyFrom(self.graph)
@@ -180,10 +182,9 @@ class _Encoder:
         model.graph.output.append(
             helper.make_tensor_value_info("patch_embeds", TensorProto.FLOAT, shape)
         )
-        strip_notes(model, name)
         with _onnx_errors(self.path, "keeps to onnx's rules"):
             onnx.checker.check_model(model)
-        return model
+        return network_of(model)
 
 
 def _read_encoder(

@@ -75,7 +75,6 @@ def export_bundle(model: Any, path: str | Path, **options: Any) -> Path:
 
     Raises:
         ArgumentError: An option does not exist, or not for this architecture.
-        BackendError: The exporter failed, or emitted control flow.
         BundleError: The folder exists, cannot be written, or the bundle disagrees with torch.
         CheckpointError: The model cannot be exported, or does not fit float16.
         ShapeError: The model does not take images of ``size_hw``.
@@ -98,7 +97,6 @@ def export_graphs(model: Any, folder: Path, **options: Any) -> GraphFiles:
 
     Raises:
         ArgumentError: An option does not exist, or not for this architecture.
-        BackendError: The exporter failed, or emitted control flow.
         CheckpointError: The model cannot be exported, or does not fit float16.
         ShapeError: The model does not take images of ``size_hw``.
     """

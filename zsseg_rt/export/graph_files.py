@@ -2,46 +2,32 @@
 
 from __future__ import annotations
 
-import ast
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import zsseg_rt
 from zsseg_rt.backends.graph_check.check import check_graph
 from zsseg_rt.bundles.specs import GraphEntry
 from zsseg_rt.common.files import sha256_of
-from zsseg_rt.errors import BackendError, BundleError
+from zsseg_rt.errors import BundleError
 from zsseg_rt.onnx.graph import Graph
 from zsseg_rt.onnx.half import to_half
 from zsseg_rt.onnx.network import OPSET, Network
 from zsseg_rt.onnx.operations import Shape
 from zsseg_rt.onnx.writer import save_onnx, with_exact_halves
 
-if TYPE_CHECKING:
-    import onnx
-
 GraphFiles = dict[str, dict[str, GraphEntry]]
 
 MAX_CLASSES = 1024
-_SCOPES = "pkg.torch.onnx.name_scopes"
 DEFAULT_PRECISIONS = ("float32", "float16")
 GRAPH_PRECISIONS = (*DEFAULT_PRECISIONS, "bfloat16")
-_CONTROL_FLOW = {"If", "Loop", "Scan"}
-
-
-class GraphSource(Protocol):
-    """What a graph is made from."""
-
-    def to_onnx(self, name: str) -> onnx.ModelProto:
-        """Make the float32 graph, without notes about the computer it is made on."""
 
 
 @dataclass(frozen=True)
 class WrittenGraph:
-    """A graph that is written without torch and onnx.
+    """A graph of a bundle.
 
     Attributes:
         network: Makes it when it is written, as it takes memory.
@@ -100,7 +86,7 @@ def check_precisions(precisions: Sequence[str]) -> None:
 
 
 def save_graphs(
-    graphs: Mapping[str, GraphSource | WrittenGraph],
+    graphs: Mapping[str, WrittenGraph],
     folder: Path,
     precisions: Sequence[str],
     half: Collection[str] = (),
@@ -117,13 +103,12 @@ def save_graphs(
     """
     entries = {}
     for name, graph in graphs.items():
-        made = graph.network() if isinstance(graph, WrittenGraph) else graph.to_onnx(name)
-        entries[name] = save_variants(made, name, folder, precisions, half)
+        entries[name] = save_variants(graph.network(), name, folder, precisions, half)
     return entries
 
 
 def save_variants(
-    graph: onnx.ModelProto | Network,
+    network: Network,
     name: str,
     folder: Path,
     precisions: Sequence[str],
@@ -133,22 +118,16 @@ def save_variants(
 
     ``half`` names inputs and outputs as in :func:`save_graphs`.
     """
-    made, entries = graph if isinstance(graph, Network) else _network_of(graph), {}
+    entries = {}
     for precision in precisions:
         path = folder / f"{name}.{precision}.onnx"
         if precision == "float32":
-            save_onnx(with_exact_halves(made), name, path)
+            save_onnx(with_exact_halves(network), name, path)
         else:
             edges = half if precision == "float16" else ()
-            save_onnx(to_half(made, precision, half=edges), name, path)
+            save_onnx(to_half(network, precision, half=edges), name, path)
         entries[precision] = describe_graph(path, folder)
     return entries
-
-
-def _network_of(graph: onnx.ModelProto) -> Network:
-    from zsseg_rt.export.float16 import network_of
-
-    return network_of(graph)
 
 
 def describe_graph(path: Path, root: Path) -> GraphEntry:
@@ -161,56 +140,3 @@ def describe_graph(path: Path, root: Path) -> GraphEntry:
         inputs=header.inputs,
         outputs=header.outputs,
     )
-
-
-def name_nodes(model: onnx.ModelProto) -> None:
-    """Name nodes after the modules they come from, as in ``blocks.3.mlp.c_fc/MatMul``.
-
-    The exporter notes modules, and names nodes by counting. A node without a note gets the module
-    of the node before it. Attention is not a module of ours, so it is part of the name.
-    """
-    module, taken = "", Counter[str]()
-    for node in model.graph.node:
-        notes = {note.key: note.value for note in node.metadata_props}
-        noted = _module_of(notes.get(_SCOPES, ""))
-        module = module if noted is None else noted
-        name = f"{module}/{node.op_type}"
-        taken[name] += 1
-        node.name = name if taken[name] == 1 else f"{name}_{taken[name]}"
-
-
-def _module_of(scopes: str) -> str | None:
-    """The innermost module in a note such as ``['', 'blocks.0', 'blocks.0.qkv', 'linear']``."""
-    try:
-        *modules, operation = ast.literal_eval(scopes)
-    except (ValueError, SyntaxError, TypeError):
-        return None
-    module = str(modules[-1]) if modules else ""
-    return f"{module}/attention" if "attention" in str(operation) else module
-
-
-def strip_notes(model: onnx.ModelProto, name: str) -> None:
-    """Remove what the exporter notes about the machine it ran on: source paths, stack traces."""
-    model.graph.name = name
-    model.graph.doc_string = model.doc_string = ""
-    groups = (
-        [model, model.graph],
-        model.graph.node,
-        model.graph.input,
-        model.graph.output,
-        model.graph.value_info,
-        model.graph.initializer,
-    )
-    for group in groups:
-        for message in group:
-            message.doc_string = ""
-            del message.metadata_props[:]
-
-
-def refuse_control_flow(model: onnx.ModelProto, name: str) -> None:
-    """Refuse a graph whose control flow depends on data."""
-    found = {node.op_type for node in model.graph.node} & _CONTROL_FLOW
-    if found or model.functions:
-        raise BackendError(
-            f"{name}: expected a graph without control flow, got {', '.join(found) or 'functions'}"
-        )

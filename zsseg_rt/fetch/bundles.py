@@ -21,7 +21,7 @@ from zsseg_rt.fetch.checkpoints import (
     megabytes,
 )
 
-_NEEDED_BY_TORCH = ("torch", "open_clip", "onnx", "onnxscript")
+_NEEDED_BY_TORCH = ("torch", "open_clip")
 
 
 def fetch_bundle(

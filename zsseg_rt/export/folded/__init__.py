@@ -1,1 +1,0 @@
-"""Models cut into the parts that are exported, with everything constant computed once."""
