@@ -56,16 +56,6 @@ def test_all_encoders_share_the_bound(tmp_path):
     assert len(stored(tmp_path)) <= 16
 
 
-def test_what_dead_writers_left_goes_too(tmp_path):
-    cache = cache_in(tmp_path)
-    left = write(cache, "class", age=5000).with_name(".class.row.0123456789abcdef.tmp")
-    left.write_bytes(b"half")
-    os.utime(left, (1, 1))
-    for index in range(40):
-        cache.write("templates", {f"class {index}": ROW})
-    assert not left.exists()
-
-
 def test_several_writers_remove_at_the_same_time(tmp_path, caplog):
     def fill(number):
         cache = cache_in(tmp_path)
