@@ -216,36 +216,6 @@ def test_no_cache_folder_without_cache_dir(graph, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["scale.onnx"]
 
 
-def damage_middle(blob):
-    content = bytearray(blob.read_bytes())
-    middle = len(content) // 2
-    content[middle : middle + 64] = os.urandom(64)
-    blob.write_bytes(content)
-
-
-DAMAGES = {
-    "truncated": lambda blob: blob.write_bytes(blob.read_bytes()[:100]),
-    "empty": lambda blob: blob.write_bytes(b""),
-    "garbage": lambda blob: blob.write_bytes(os.urandom(5000)),
-    "weights": damage_middle,
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_damaged_cache_is_rebuilt(graph, tmp_path, caplog, damage):
-    cache_dir = tmp_path / "cache"
-    load(graph, cache_dir=cache_dir)
-    (blob,) = cache_files(cache_dir)
-    blob.chmod(0o600)
-    damage(blob)
-    with caplog.at_level(logging.WARNING, logger="zsseg_rt"):
-        check(load(graph, cache_dir=cache_dir))
-    assert "content changed since it was written; compiling again" in caplog.text
-    caplog.clear()
-    check(load(graph, cache_dir=cache_dir))
-    assert not caplog.records
-
-
 @pytest.mark.parametrize("content", ["{", "[]", None])
 def test_lost_checksums_rebuild(graph, tmp_path, content):
     cache_dir = tmp_path / "cache"

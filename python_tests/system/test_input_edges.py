@@ -79,22 +79,6 @@ def test_frames_of_odd_kinds_are_refused(tmp_path):
             engine.segment(np.zeros((), np.uint8))
 
 
-@pytest.mark.parametrize("damage", ["zeros", "flipped"])
-def test_a_damaged_cached_embedding_is_made_anew(damage, tmp_path):
-    names = ["blue sky", "yellow sand", "grey sky"]
-    with demo_engine(tmp_path) as engine:
-        expected = engine.set_classes(names).embeds.copy()
-    files = list((tmp_path / "text").rglob("*.row"))
-    assert len(files) == len(names)
-    for file in files:
-        content = np.frombuffer(file.read_bytes(), np.uint32).copy()
-        row = content[-expected.shape[1] :]
-        row[:] = 0 if damage == "zeros" else row ^ (1 << 31)
-        file.write_bytes(content.tobytes())
-    with demo_engine(tmp_path) as engine:
-        np.testing.assert_array_equal(engine.set_classes(names).embeds, expected)
-
-
 def test_closing_waits_for_the_frame_of_another_thread(tmp_path):
     engine = demo_engine(tmp_path)
     engine.set_classes(["blue sky", "yellow sand"])
