@@ -208,7 +208,7 @@ def _attention_kinds() -> str:
             return ""  # without importing torch
     except (ImportError, CudaError):
         return ""
-    from zsseg_rt.backends._torch_graph.attention import kinds_on
+    from zsseg_rt.backends._torch_settings import kinds_on
 
     found = kinds_on("cuda:0")
     told = ", ".join(f"{kind} for {case}" for case, kind in found.items())

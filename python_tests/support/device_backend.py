@@ -15,7 +15,7 @@ import pytest
 from support.host_backend import ForeignArray
 from zsseg_rt import ops
 from zsseg_rt.backends import registry
-from zsseg_rt.backends.graph_check.check import GraphHeader, check_graph
+from zsseg_rt.onnx.check import GraphHeader, check_graph
 
 
 @dataclass

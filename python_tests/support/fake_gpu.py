@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import onnx
 import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
@@ -18,15 +17,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from zsseg_rt.backends._torch_graph import attention, fused_operators
-from zsseg_rt.backends._torch_graph.program import Program
+from zsseg_rt.backends import _torch_settings
+from zsseg_rt.backends._torch_program import Program
+from zsseg_rt.onnx.reader import map_file, read_network
 
 DEVICE = torch.device("cuda:0")
-DTYPES = {
-    onnx.TensorProto.FLOAT: torch.float32,
-    onnx.TensorProto.FLOAT16: torch.float16,
-    onnx.TensorProto.INT64: torch.int64,
-}
 # These answer a question, make a view, or take memory: no kernel runs.
 NO_LAUNCHES = {"prim.device.default", "aten._unsafe_view.default", "aten.empty_like.default"}
 
@@ -94,11 +89,11 @@ class FusedAttention(TorchFunctionMode):
 
 
 class FakeRun:
-    """A later run of a graph.
+    """A run of a graph.
 
     Args:
         path: An ONNX file.
-        rewritten: Whether as on a GPU, or node by node.
+        fused: Whether with fused attention, as on a GPU.
         lowered: The precision that a float32 graph is computed in.
         open_size: Of dynamic axes.
     """
@@ -107,38 +102,23 @@ class FakeRun:
         self,
         path: Path,
         *,
-        rewritten: bool = True,
+        fused: bool = True,
         lowered: torch.dtype | None = None,
         open_size: int = 5,
     ) -> None:
-        program = Program.read(path)
-        self.report = program.rewrite() if rewritten else {}
+        network = read_network(map_file(path))
+        program = Program(network)
+        self.found = program.fuse_attention() if fused else 0
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
             program.place(DEVICE, lowered)
             feeds = {}
-            for value in onnx.load(path).graph.input:
-                kind = value.type.tensor_type
-                shape = [axis.dim_value or open_size for axis in kind.shape.dim]
-                feeds[value.name] = torch.empty(shape, device=DEVICE, dtype=DTYPES[kind.elem_type])
-            kept: dict[Any, torch.Tensor] = {}
-            first = mock.patch.object(fused_operators, "add_norm_rows")
-            taken = mock.patch.object(attention, "kind_taken", return_value="flash")
-            with first, taken, FusedAttention(), Watch():
-                program.run(feeds, kept=kept)  # the first makes what later ones write into
-            norms: list[Any] = []
-            launch = mock.patch.object(
-                fused_operators, "add_norm_rows", lambda *rows: norms.append(rows)
-            )
-            with launch, FusedAttention() as fused, Watch() as watch:
-                results = program.run(feeds, kept=kept)
-        for x, y, scale, shift, eps, *written in norms:
-            written = [held for held in written if isinstance(held, torch.Tensor)]
-            assert x.shape[0] == y.shape[0]
-            assert x.shape[1] >= y.shape[1]
-            assert all(held.shape == y.shape for held in written)
-            assert scale.shape == shift.shape == (len(eps), y.shape[1])
-            assert all(held.is_contiguous() and held.dtype == y.dtype for held in (x, y, *written))
+            for spec in network.inputs:
+                shape = [open_size if isinstance(size, str) else size for size in spec.shape]
+                dtype = getattr(torch, spec.dtype)
+                feeds[spec.name] = torch.empty(shape, device=DEVICE, dtype=dtype)
+            taken = mock.patch.object(_torch_settings, "kind_taken", return_value="flash")
+            with taken, FusedAttention() as attentions, Watch() as watch:
+                results = program.run(feeds)
         assert all(result.device == DEVICE for result in results.values())
-        self.crossed, self.fused_attention = watch.crossed, fused.calls
-        self.launched = watch.launched + ["attention"] * fused.calls
-        self.launched += ["add_layer_norm"] * len(norms)
+        self.crossed, self.fused_attention = watch.crossed, attentions.calls
+        self.launched = watch.launched + ["attention"] * attentions.calls

@@ -10,7 +10,7 @@ import pytest
 from support.computing_tensorrt import run_on_host, tensorrt_session
 from zsseg_rt import ops
 from zsseg_rt.backends import registry
-from zsseg_rt.backends.graph_check.check import GraphHeader, check_graph
+from zsseg_rt.onnx.check import GraphHeader, check_graph
 
 
 class ForeignArray:

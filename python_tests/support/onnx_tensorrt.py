@@ -14,7 +14,7 @@ from support.computing_tensorrt import KINDS, ComputingContext
 from support.fake_tensorrt import CudaEngine, FakeTensorRT, OnnxParser, Runtime
 from zsseg_rt.backends import registry
 from zsseg_rt.backends.base import BackendOptions
-from zsseg_rt.backends.graph_check.check import check_graph
+from zsseg_rt.onnx.check import check_graph
 
 MODULE = """
 import sys

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from support.gstreamer import require_gstreamer
+from zsseg_rt.backends import _torch_settings as attention
 from zsseg_rt.backends import registry
-from zsseg_rt.backends._torch_graph import attention
 from zsseg_rt.doctor import examine
 from zsseg_rt.ops import core
 

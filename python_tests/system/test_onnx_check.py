@@ -16,16 +16,11 @@ from onnx import TensorProto, helper, numpy_helper
 from support.errors import refused
 from support.graphs import write_graph
 from zsseg_rt.backends.base import BackendOptions
-from zsseg_rt.backends.graph_check.check import check_graph, check_model
-from zsseg_rt.backends.graph_check.flow import RULES
-from zsseg_rt.backends.graph_check.operators import (
-    OPSETS,
-    allowed_attributes,
-    input_counts,
-    output_counts,
-)
 from zsseg_rt.backends.registry import get_backend
 from zsseg_rt.errors import BackendError
+from zsseg_rt.onnx.check import check_graph, check_model
+from zsseg_rt.onnx.reader import OPSETS
+from zsseg_rt.onnx.table import OPERATORS
 
 FLOAT, INT64 = TensorProto.FLOAT, TensorProto.INT64
 BUNDLES = Path(__file__).parents[1] / "bundles/v1"
@@ -70,11 +65,12 @@ def test_every_stored_graph_passes(path):
 
 @pytest.mark.parametrize("opset", OPSETS)
 def test_operators_take_what_their_schemas_say(opset):
-    known = {name for name in NAMES if input_counts(name, opset)}
+    known = {name for name, row in OPERATORS.items() if row.inputs(opset)}
+    assert known <= NAMES
     assert len(known) >= 85
     for name in known:
         schema = onnx.defs.get_schema(name, opset)
-        fewest, most = input_counts(name, opset)
+        fewest, most = OPERATORS[name].inputs(opset)
         assert not schema.deprecated
         assert all(a.type.name not in ("GRAPH", "GRAPHS") for a in schema.attributes.values())
         if (name, opset) not in {("Resize", 11), ("Resize", 12)}:  # exporters leave `roi` out
@@ -82,36 +78,23 @@ def test_operators_take_what_their_schemas_say(opset):
         # Dropout may not train, and Attention keeps nothing for the next token.
         limits = {"Dropout": 2, "Attention": 4}
         assert most == min(schema.max_input, limits.get(name, 1 << 16)), name
-        assert output_counts(name)[0] == schema.min_output, name
-        assert output_counts(name)[1] <= schema.max_output, name
+        assert OPERATORS[name].outputs[0] == schema.min_output, name
+        assert OPERATORS[name].outputs[1] <= schema.max_output, name
 
 
 def test_attributes_are_those_of_the_schemas():
-    for name in RULES:
-        schemas = [
-            onnx.defs.get_schema(name, opset) for opset in OPSETS if input_counts(name, opset)
-        ]
+    for name, row in OPERATORS.items():
+        schemas = [onnx.defs.get_schema(name, opset) for opset in OPSETS if row.inputs(opset)]
         known = {attribute for schema in schemas for attribute in schema.attributes}
         needed = {a.name for schema in schemas for a in schema.attributes.values() if a.required}
-        assert needed <= allowed_attributes(name) <= known, name
-
-
-def test_every_operator_has_a_rule():
-    known = {name for opset in OPSETS for name in NAMES if input_counts(name, opset)}
-    assert known == {*RULES, "Constant"}
+        assert needed <= row.attributes <= known, name
 
 
 def test_only_operators_without_chance_and_text_are_known():
     words = ("Random", "Sequence", "Optional", "String", "Multinomial", "Bernoulli", "ImageDecoder")
     for schema in onnx.defs.get_all_schemas():
         if any(word in schema.name for word in words) or schema.name in ("If", "Loop", "Scan"):
-            assert all(input_counts(schema.name, opset) is None for opset in OPSETS), schema.name
-
-
-def test_operators_of_the_torch_backend_are_known():
-    from zsseg_rt.backends._torch_graph.operators import OPERATORS
-
-    assert all(input_counts(name, 20) for name in OPERATORS)
+            assert schema.name not in OPERATORS
 
 
 @pytest.mark.parametrize("kind", [FLOAT, TensorProto.FLOAT16, INT64, TensorProto.INT8, 9, 11, 13])

@@ -21,8 +21,9 @@ from conftest import require_cuda  # noqa: E402
 from support.graphs import write_graph  # noqa: E402
 from zsseg_rt import ops  # noqa: E402
 from zsseg_rt.backends import _torch  # noqa: E402
-from zsseg_rt.backends._torch_graph.exact_float32 import exact_float32  # noqa: E402
-from zsseg_rt.backends._torch_graph.program import Program  # noqa: E402
+from zsseg_rt.backends._torch_program import Program  # noqa: E402
+from zsseg_rt.backends._torch_settings import exact_float32  # noqa: E402
+from zsseg_rt.onnx.reader import map_file, read_network  # noqa: E402
 
 STORED = Path(__file__).parents[1] / "bundles" / "v1"
 GRAPHS = sorted(STORED.glob("*/*.onnx"))
@@ -52,7 +53,7 @@ class Watch(TorchDispatchMode):
 
 def run_on_device(path):
     """Run a graph on the device; returns what was watched."""
-    program = Program.read(path)
+    program = Program(read_network(map_file(path)))
     program.place(DEVICE, None)
     feeds = {}
     for value in onnx.load(path).graph.input:
@@ -81,7 +82,7 @@ def write_one(path, node, constants, kind=TensorProto.FLOAT, rank=2):
 
 def picked(path, x):
     """What a graph makes of x, on the host."""
-    program = Program.read(path)
+    program = Program(read_network(map_file(path)))
     program.place(torch.device("cpu"), None)
     (result,) = program.run({"x": torch.from_numpy(x)}).values()
     return result.numpy()

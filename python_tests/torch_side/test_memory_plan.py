@@ -8,9 +8,9 @@ import pytest
 
 from support.errors import refused
 from zsseg_rt import Bundle, Engine, EngineConfig
-from zsseg_rt.backends.graph_check.memory import graph_memory
 from zsseg_rt.backends.registry import Placement
 from zsseg_rt.errors import BackendError, ConfigError
+from zsseg_rt.onnx.memory import graph_memory
 from zsseg_rt.runtime.families.registry import create_family
 from zsseg_rt.runtime.memory_plan import MemoryPlan, plan_memory
 
@@ -62,28 +62,6 @@ def test_every_family_has_a_plan():
     for path in stored.glob("*.zsseg"):
         one = plan(Bundle.load(path), precision="float32")
         assert min(one.weights, one.activations) > 0
-
-
-def test_what_backend_torch_keeps_of_prompts_is_counted(bundle, monkeypatch):
-    torch = pytest.importorskip("torch")
-    from zsseg_rt.backends._torch_graph.program import Program
-
-    path = bundle.open_path(bundle.graph("image_encoder", "float32"))
-    program, kept = Program.read(path), {}
-    with torch.inference_mode():
-        program.rewrite()
-        program.place(torch.device("cpu"), None)
-        program.run({"image": torch.zeros(1, 3, 128, 128)}, kept=kept)
-    found = sum(rows.nbytes for rows in kept.values())
-    monkeypatch.setattr("zsseg_rt.backends._torch._computes_bfloat16", lambda _: True)
-    config = EngineConfig(precision="float32")
-    usual, torchs = (
-        plan_memory(bundle, create_family(bundle, config), place, config)
-        for place in (CPU, Placement(backend="torch", device="cuda:0"))
-    )
-    # All but the 257 ones that make embeddings unit.
-    assert torchs.activations - usual.activations == found - 4 * 257 > 2e6
-    assert torchs.weights == usual.weights
 
 
 def test_an_engine_that_does_not_fit_is_refused_with_what_would(bundle):

@@ -8,13 +8,13 @@ import torch.nn.functional as F
 
 from support import tiny
 from support.graph_runs import run_file
-from zsseg_rt.backends.graph_check.check import check_graph
 from zsseg_rt.models import create_model
 from zsseg_rt.models.dense.encoder import RULES
 from zsseg_rt.networks.clip import ImageTower, TextTower, embed_text
 from zsseg_rt.networks.heads import HEADS, dense_embeds
 from zsseg_rt.networks.positions import resize_grid
 from zsseg_rt.onnx.arrays import Arrays
+from zsseg_rt.onnx.check import check_graph
 from zsseg_rt.onnx.graph import Graph
 from zsseg_rt.onnx.half import to_half
 from zsseg_rt.onnx.writer import save_onnx, with_exact_halves

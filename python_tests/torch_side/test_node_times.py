@@ -16,12 +16,12 @@ from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.backends import _tensorrt, _tensorrt_device
 from zsseg_rt.backends._openvino_nodes import PastRuns, node_times
 from zsseg_rt.backends.base import OUTSIDE_NODES, BackendOptions, NodeTime
-from zsseg_rt.backends.graph_check.check import GraphHeader
 from zsseg_rt.backends.recording import RecordingSession
 from zsseg_rt.backends.registry import get_backend
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.demo import demo_bundle
 from zsseg_rt.errors import BackendError, ConfigError
+from zsseg_rt.onnx.check import GraphHeader
 from zsseg_rt.profiling.meter import Meter
 from zsseg_rt.profiling.nodes import OUTSIDE, assign_nodes
 

@@ -8,8 +8,8 @@ from onnx import TensorProto, helper
 
 from support.errors import refused
 from support.graphs import write_graph, write_two_inputs
-from zsseg_rt.backends.graph_check.check import check_graph
 from zsseg_rt.errors import BackendError
+from zsseg_rt.onnx.check import check_graph
 
 
 def specs_by_onnx(values):

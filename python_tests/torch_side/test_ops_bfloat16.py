@@ -13,7 +13,7 @@ from conftest import require_cuda  # noqa: E402
 from support.errors import refused  # noqa: E402
 from zsseg_rt import ops  # noqa: E402
 from zsseg_rt.backends._tensorrt_device import read_feed  # noqa: E402
-from zsseg_rt.backends._torch_graph.arrays import DeviceResult  # noqa: E402
+from zsseg_rt.backends._torch import DeviceResult  # noqa: E402
 from zsseg_rt.errors import DTypeError  # noqa: E402
 from zsseg_rt.ops import reference  # noqa: E402
 from zsseg_rt.runtime.workspace import Workspace  # noqa: E402

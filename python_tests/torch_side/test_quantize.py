@@ -25,7 +25,6 @@ from zsseg_rt import (
 )
 from zsseg_rt.backends._openvino import BACKEND
 from zsseg_rt.backends.base import BackendOptions
-from zsseg_rt.backends.graph_check.graph import map_file, quantised_layers
 from zsseg_rt.cli import main
 from zsseg_rt.demo import demo_classes
 from zsseg_rt.export.graph_files import describe_graph
@@ -35,6 +34,7 @@ from zsseg_rt.export.quantized.bundle import quantize_bundle
 from zsseg_rt.export.quantized.calibration import Seen
 from zsseg_rt.export.quantized.number_formats import FORMATS
 from zsseg_rt.export.quantized.report import QuantizeSettings
+from zsseg_rt.onnx.reader import map_file, quantised_layers
 
 
 @pytest.fixture(scope="module")

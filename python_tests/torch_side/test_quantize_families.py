@@ -12,8 +12,8 @@ from support.quantizing import FAST, write_photos
 from zsseg_rt import ArgumentError, Bundle, Engine, EngineConfig
 from zsseg_rt.backends._openvino import BACKEND
 from zsseg_rt.backends.base import BackendOptions
-from zsseg_rt.backends.graph_check.graph import map_file, quantised_layers
 from zsseg_rt.export.quantized.bundle import quantize_bundle
+from zsseg_rt.onnx.reader import map_file, quantised_layers
 
 STORED = Path(__file__).parents[1] / "bundles" / "v1"
 INT8 = EngineConfig(device="cpu", precision="int8", use_cache=False)

@@ -10,7 +10,7 @@ pytest.importorskip("onnx")
 from torch.backends import cuda  # noqa: E402
 
 from support.errors import refused  # noqa: E402
-from zsseg_rt.backends._torch_graph import attention  # noqa: E402
+from zsseg_rt.backends import _torch_settings as attention  # noqa: E402
 from zsseg_rt.errors import ConfigError  # noqa: E402
 
 HEADS = torch.zeros(1, 2, 3, 64, dtype=torch.float16)

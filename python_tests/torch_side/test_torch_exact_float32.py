@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from zsseg_rt.backends._torch_graph.exact_float32 import exact_float32  # noqa: E402
+from zsseg_rt.backends._torch_settings import exact_float32  # noqa: E402
 
 _has_newer = hasattr(torch.backends.cuda.matmul, "fp32_precision")
 

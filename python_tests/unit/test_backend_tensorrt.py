@@ -15,7 +15,6 @@ from support.fake_tensorrt import CudaEngine, FakeNative, FakeTensorRT, GpuArray
 from zsseg_rt.backends import _tensorrt, _tensorrt_api, _tensorrt_build, _tensorrt_device
 from zsseg_rt.backends._tensorrt import BACKEND
 from zsseg_rt.backends.base import BackendOptions, BuiltGraph, GoldenVerdict
-from zsseg_rt.backends.graph_check.check import GraphHeader
 from zsseg_rt.common.arrays import TensorSpec
 from zsseg_rt.errors import (
     BackendError,
@@ -25,6 +24,7 @@ from zsseg_rt.errors import (
     PrecisionNotApplied,
     ShapeError,
 )
+from zsseg_rt.onnx.check import GraphHeader
 
 GRAPH = {
     "inputs": [

@@ -14,8 +14,8 @@ from support.fake_tensorrt_rtx import CudaGraphStrategy, FakeTensorRTX
 from zsseg_rt.backends import _tensorrt, _tensorrt_api, _tensorrt_device
 from zsseg_rt.backends._tensorrt import BACKEND
 from zsseg_rt.backends.base import BackendOptions
-from zsseg_rt.backends.graph_check.check import GraphHeader
 from zsseg_rt.errors import BackendError
+from zsseg_rt.onnx.check import GraphHeader
 
 GRAPH = {
     "inputs": [{"name": "x", "dtype": "FLOAT", "shape": [1, -1, 8], "axes": {"1": "classes"}}],

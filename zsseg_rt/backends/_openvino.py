@@ -46,7 +46,6 @@ from zsseg_rt.backends.base import (
     pick_choice,
 )
 from zsseg_rt.backends.feeds import check_feed, check_names, check_tokens
-from zsseg_rt.backends.graph_check.check import GraphHeader, check_graph
 from zsseg_rt.common.arrays import Array, TensorSpec, widened
 from zsseg_rt.common.files import locked, read_limited, remove_entry, sha256_of, write_whole
 from zsseg_rt.errors import (
@@ -56,6 +55,7 @@ from zsseg_rt.errors import (
     PrecisionNotApplied,
     ShapeError,
 )
+from zsseg_rt.onnx.check import GraphHeader, check_graph
 
 _log = logging.getLogger(__name__)
 _CHECKSUMS = "checksums.json"

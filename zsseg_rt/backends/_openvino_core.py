@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from zsseg_rt.backends.base import BackendOptions, Choice
-from zsseg_rt.backends.graph_check.graph import map_file, read_interface
 from zsseg_rt.common.arrays import HALF_PRECISIONS
 from zsseg_rt.common.extras import unavailable
 from zsseg_rt.common.files import ensure_home
 from zsseg_rt.errors import PrecisionNotApplied
+from zsseg_rt.onnx.reader import map_file, read_interface
 
 # What its binding turns C++ exceptions into. A message that quotes bytes of a damaged graph becomes
 # UnicodeDecodeError, a ValueError.

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from zsseg_rt.backends.base import OUTSIDE_NODES, LayerInfo, NodeTime
-from zsseg_rt.backends.graph_check.graph import map_file, quantised_layers
 from zsseg_rt.errors import BackendError, PrecisionNotApplied
+from zsseg_rt.onnx.reader import map_file, quantised_layers
 
 _MULTIPLY = ("FullyConnected", "MatMul", "Convolution", "GroupConvolution")
 # OpenVINO's element types -> NumPy's names.

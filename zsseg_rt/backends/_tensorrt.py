@@ -16,11 +16,11 @@ from zsseg_rt.backends._tensorrt_build import build, capability_member, require_
 from zsseg_rt.backends._tensorrt_device import Gpu, on_device, open_gpu
 from zsseg_rt.backends._tensorrt_session import PlanRefused, TensorRTGraph
 from zsseg_rt.backends.base import BackendOptions, Choice, CompiledGraph, pick_choice
-from zsseg_rt.backends.graph_check.check import check_graph
 from zsseg_rt.backends.plan_cache import Plan, PlanCache, PlanKey
 from zsseg_rt.bundles.quantization import NARROW
 from zsseg_rt.common.files import sha256_of
 from zsseg_rt.errors import BackendError, PrecisionNotApplied
+from zsseg_rt.onnx.check import check_graph
 
 PRECISIONS = ("auto", "float32", "float16", "bfloat16", "int8", "fp8")
 _PREFERRED = ("float16", "bfloat16", "float32", "int8", "fp8")

@@ -16,10 +16,10 @@ from typing import Any
 from zsseg_rt.backends._tensorrt_api import DTYPES, TensorRT, require, start_logging
 from zsseg_rt.backends._tensorrt_progress import BuildProgress, make_monitor
 from zsseg_rt.backends.base import BackendOptions
-from zsseg_rt.backends.graph_check.graph import map_file, quantised_layers
 from zsseg_rt.backends.plan_cache import Plan
 from zsseg_rt.common.files import Cache
 from zsseg_rt.errors import BackendError, PrecisionNotApplied
+from zsseg_rt.onnx.reader import map_file, quantised_layers
 
 DEFAULT_AXES = {"classes": (1, 32, 1024)}
 

@@ -1,14 +1,16 @@
 """torch: the reference backend, and CUDA without TensorRT.
 
-On the CPU the ONNX graph is run node by node, as it is written. On CUDA it is first rewritten into
-fewer and larger operations. Integers (shapes, axes) stay on the host, so a run there enqueues
-without waiting for the device.
+The ONNX graph is run node by node, as it is written; on CUDA one kernel computes an attention that
+a scope names. Integers (shapes, axes) stay on the host, so a run there enqueues without waiting for
+the device.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import math
+import threading
 import time
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
@@ -16,17 +18,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from zsseg_rt.backends._torch_graph.arrays import (
-    DeviceResult,
-    read_device,
-    read_host,
-    wide,
-)
-from zsseg_rt.backends._torch_graph.attention import pinned_attention
-from zsseg_rt.backends._torch_graph.exact_float32 import exact_float32
-from zsseg_rt.backends._torch_graph.graph import Node
-from zsseg_rt.backends._torch_graph.program import Program
-from zsseg_rt.backends._torch_graph.recorder import TorchRecorder
+import numpy as np
+
+from zsseg_rt.backends import _torch_settings as settings
 from zsseg_rt.backends.base import (
     BackendOptions,
     Bounds,
@@ -38,19 +32,24 @@ from zsseg_rt.backends.base import (
     Session,
     pick_choice,
 )
-from zsseg_rt.backends.feeds import check_names, check_tokens
-from zsseg_rt.backends.graph_check.check import GraphHeader, check_graph
-from zsseg_rt.common.arrays import Array, TensorSpec, widened
+from zsseg_rt.backends.feeds import check_feed, check_names, check_tokens
+from zsseg_rt.common.arrays import Array, TensorSpec, typestr_of, widened
 from zsseg_rt.common.extras import install_command, package_of, unavailable
 from zsseg_rt.errors import (
     BackendError,
     DeviceError,
+    DTypeError,
     PrecisionNotApplied,
+    ShapeError,
 )
+from zsseg_rt.onnx.check import GraphHeader, checked_flow, header_of, map_graph
+from zsseg_rt.onnx.network import Node
 from zsseg_rt.ops import core
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from zsseg_rt.backends._torch_program import Program
 
 _LOWERED = ("float16", "bfloat16")
 
@@ -83,12 +82,14 @@ class TorchBackend:
         """
         torch = _import_torch()
         target = _check_device(torch, device)
-        header = check_graph(graph_path)
-        program = Program.read(graph_path)
+        flow = checked_flow(map_graph(graph_path), str(graph_path))
+        from zsseg_rt.backends._torch_program import Program
+
+        program, header = Program(flow.network, str(graph_path)), header_of(flow)
         applied = _choose_precision(precision, program.precision)
         lowered = applied if applied != program.precision else None
         with torch.inference_mode():
-            report = {} if device == "cpu" else program.rewrite()
+            report = {} if device == "cpu" else {"fused_attention": program.fuse_attention()}
             program.place(target, getattr(torch, lowered) if lowered else None)
         if options.num_threads and device == "cpu":
             torch.set_num_threads(options.num_threads)
@@ -107,9 +108,9 @@ class _TorchGraph:
         ranges: Mapping[str, Bounds] | None,
         report: Mapping[str, int],
     ) -> None:
-        """``report``: what was rewritten, by kind; ``fused_attention`` counts blocks of it."""
+        """``report``: what was fused; ``fused_attention`` counts blocks of it."""
         self._program: Program | None = program
-        self._rewritten = dict(report)
+        self._fused = dict(report)
         self.inputs, self.outputs = header.inputs, header.outputs
         if device == "cpu":
             self.inputs, self.outputs = widened(header.inputs), widened(header.outputs)
@@ -118,19 +119,16 @@ class _TorchGraph:
 
     @property
     def report(self) -> Mapping[str, int]:
-        """What was rewritten, by kind; after a run on a GPU also its attentions, by kernel."""
-        taken = (node.attributes.get("taken") for node in self._open().nodes)
-        kinds = Counter(f"attention_{kind}" for kind in taken if kind is not None)
-        return MappingProxyType(self._rewritten | kinds)
+        """What was fused, by kind; after a run on a GPU also its attentions, by kernel."""
+        kinds = Counter(f"attention_{kind}" for kind in self._open().taken())
+        return MappingProxyType(self._fused | kinds)
 
     def session(self) -> Session:
         return _TorchSession(self, self._open())
 
     def layers(self) -> list[LayerInfo]:
         return [
-            LayerInfo(
-                name=node.name or node.outputs[0], type=node.op_type, precision=self.precision
-            )
+            LayerInfo(name=node.name or node.outputs[0], type=node.kind, precision=self.precision)
             for node in self._open().nodes
         ]
 
@@ -149,7 +147,6 @@ class _TorchSession:
     def __init__(self, graph: _TorchGraph, program: Program) -> None:
         self._graph = graph
         self._program: Program | None = program
-        self._kept: dict[Hashable, Tensor] = {}  # memory that runs share
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -179,7 +176,7 @@ class _TorchSession:
             tensors = {
                 spec.name: self._read(spec, feeds[spec.name], stream) for spec in self.inputs
             }
-            results = self._program.run(tensors, kept=self._kept)
+            results = self._program.run(tensors)
             ready = {name: tensor.contiguous() for name, tensor in results.items()}
             if self.device == "cpu":
                 return {name: wide(tensor).numpy() for name, tensor in ready.items()}
@@ -198,7 +195,7 @@ class _TorchSession:
             tensors = {s.name: self._read(s, feeds[s.name], stream) for s in self.inputs}
             for _ in range(runs):
                 marks = _NodeMarks(self.device)
-                program.run(tensors, marks.mark, kept=self._kept)
+                program.run(tensors, marks.mark)
                 totals = [sum(pair) for pair in zip(totals, marks.between_ms(), strict=True)]
         return tuple(
             NodeTime(name=node.name, type=_type_of(node), ms=total / runs)
@@ -217,7 +214,6 @@ class _TorchSession:
 
     def close(self) -> None:
         self._program = None
-        self._kept.clear()
 
     @contextlib.contextmanager
     def _on_stream(self, stream: int) -> Iterator[None]:
@@ -230,14 +226,69 @@ class _TorchSession:
         own: Any = torch.cuda.default_stream(self.device)
         if stream:
             own = torch.cuda.ExternalStream(stream, self.device)  # type: ignore[no-untyped-call]
-        exact = exact_float32() if self.precision == "float32" else contextlib.nullcontext()
-        with torch.cuda.device(self.device), torch.cuda.stream(own), exact, pinned_attention():
+        exact = (
+            settings.exact_float32() if self.precision == "float32" else contextlib.nullcontext()
+        )
+        with (
+            torch.cuda.device(self.device),
+            torch.cuda.stream(own),
+            exact,
+            settings.pinned_attention(),
+        ):
             yield
 
     def _read(self, spec: TensorSpec, array: Array, stream: int) -> Tensor:
         if self.device == "cpu":
             return read_host(spec, array, self._graph.ranges)
         return read_device(spec, array, self.device, self._graph.ranges)
+
+
+_one_at_a_time = threading.RLock()  # torch fails where threads use several pools at once
+
+
+class TorchRecorder:
+    """A memory pool of torch for one capture; see :class:`zsseg_rt.backends.base.Recorder`.
+
+    torch launches on the stream that it is given, so a capture of that stream, begun by whoever
+    calls, holds torch's launches and ours alike: no ``torch.cuda.CUDAGraph`` is needed. What
+    ``CUDAGraph`` does beyond that is done here: what torch allocates meanwhile comes from a pool of
+    its own. From the usual pool, memory would be given to others once the captured tensors are
+    gone, and replays would write over it.
+    """
+
+    def __init__(self, device: str) -> None:
+        self._device = device
+        self._pool: Any = None
+        self._is_closed = False
+
+    @property
+    def takes_other_threads(self) -> bool:
+        """Whether meanwhile other threads' tensors land in the pool: before torch 2.8.
+
+        Source: pytorch/pytorch#152861, mended by #153356.
+        """
+        import torch.cuda.memory
+
+        return not hasattr(torch.cuda.memory, "_cuda_beginAllocateCurrentThreadToPool")
+
+    @contextlib.contextmanager
+    def recording(self) -> Iterator[None]:
+        """Allocate from the pool what the calling thread asks torch for."""
+        import torch
+
+        if self._is_closed:
+            raise BackendError("recorder: expected an open one, got a closed one. Make another.")
+        with _one_at_a_time, torch.cuda.device(self._device):
+            if self._pool is None:
+                self._pool = torch.cuda.MemPool()
+            # Before the capture: once one is under way, torch looks for a graph of its own.
+            with torch.cuda.use_mem_pool(self._pool, self._device):
+                yield
+
+    def close(self) -> None:
+        """Give the memory back, after the capture is destroyed. Calling it twice is harmless."""
+        self._is_closed = True
+        self._pool = None
 
 
 class _NodeMarks:
@@ -271,15 +322,92 @@ class _NodeMarks:
 def _type_of(node: Node) -> str:
     """The operator; of an attention that has run on a GPU, also torch's kernel."""
     taken = node.attributes.get("taken")
-    return node.op_type if taken is None else f"{node.op_type} ({taken})"
+    return node.kind if taken is None else f"{node.kind} ({taken})"
+
+
+class DeviceResult:
+    """A tensor on a GPU as this package's kernels take it: they use it where it was made, at once.
+
+    torch's own ``__dlpack__`` asks which device and stream are current when it is called. After a
+    run those are no longer the session's: each use would wait for the legacy default stream, and be
+    refused on any GPU but the first.
+    """
+
+    def __init__(self, tensor: Tensor, stream: int) -> None:
+        self.tensor, self._stream = tensor, stream
+        self.shape = tuple(tensor.shape)
+        self.__cuda_array_interface__ = {
+            "shape": self.shape,
+            "typestr": typestr_of(str(tensor.dtype).removeprefix("torch.")),
+            "data": (tensor.data_ptr(), False),
+            "strides": None,
+            "version": 3,
+            "stream": stream or 1,  # 1 is its name for the legacy default stream
+        }
+
+    def view(self, shape: tuple[int, ...]) -> DeviceResult:
+        """The leading elements with another shape, no copy."""
+        leading = self.tensor.reshape(-1)[: math.prod(shape)]
+        return DeviceResult(leading.view(shape), self._stream)
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """Half precision as float32, anything else as it is."""
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def read_host(spec: TensorSpec, array: Array, ranges: Any) -> Tensor:
+    """Borrow a feed on the CPU."""
+    import torch
+
+    if not isinstance(array, np.ndarray):
+        raise DTypeError(
+            f"{spec.name}: expected a NumPy array on device 'cpu', got {type(array).__name__}. "
+            "Feed arrays of the session's device."
+        )
+    check_feed(spec, array.dtype.name, array.shape, ranges)
+    if not array.flags.c_contiguous:
+        raise ShapeError(
+            f"{spec.name}: expected a C-contiguous array, got strides {array.strides}. "
+            "Call numpy.ascontiguousarray first."
+        )
+    # torch refuses to borrow read-only memory without a warning; only such a feed is copied.
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+def read_device(spec: TensorSpec, array: Array, device: str, ranges: Any) -> Tensor:
+    """Borrow a feed on a GPU."""
+    import torch
+
+    if isinstance(array, DeviceResult) and array.tensor.device == torch.device(device):
+        check_feed(spec, str(array.tensor.dtype).removeprefix("torch."), array.shape, ranges)
+        return array.tensor
+    if not hasattr(array, "__dlpack__") and not hasattr(array, "__cuda_array_interface__"):
+        raise DTypeError(
+            f"{spec.name}: expected an array on {device} with __dlpack__ or "
+            f"__cuda_array_interface__, got {type(array).__name__}."
+        )
+    try:
+        borrowed = (
+            torch.utils.dlpack.from_dlpack(array)
+            if hasattr(array, "__dlpack__")
+            else torch.as_tensor(array, device=device)
+        )
+    except (RuntimeError, BufferError, TypeError, ValueError) as exc:
+        raise DeviceError(f"{spec.name}: expected an array on {device}, got {exc}") from exc
+    if borrowed.device != torch.device(device):
+        raise DeviceError(f"{spec.name}: expected an array on {device}, got {borrowed.device}.")
+    check_feed(spec, str(borrowed.dtype).removeprefix("torch."), tuple(borrowed.shape), ranges)
+    if not borrowed.is_contiguous():
+        raise ShapeError(f"{spec.name}: expected a C-contiguous array, got {borrowed.stride()}")
+    return borrowed
 
 
 def _import_torch() -> Any:
     try:
-        import onnx  # noqa: F401
         import torch
     except ImportError as exc:
-        expected = "backend: expected the packages torch and onnx"
+        expected = "backend: expected the package torch"
         raise unavailable(exc, package_of(exc), expected, install_command("torch")) from exc
     return torch
 

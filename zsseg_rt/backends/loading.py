@@ -9,13 +9,13 @@ from typing import Any
 
 from zsseg_rt.backends import registry
 from zsseg_rt.backends.base import BackendOptions, CompiledGraph, Session
-from zsseg_rt.backends.graph_check.graph import map_file, read_interface
 from zsseg_rt.backends.registry import Placement
 from zsseg_rt.bundles.bundle import MANIFEST, Bundle
 from zsseg_rt.bundles.quantization import NARROW
 from zsseg_rt.bundles.specs import GraphEntry
 from zsseg_rt.common.files import why_unwritable
 from zsseg_rt.errors import BundleError
+from zsseg_rt.onnx.reader import map_file, read_interface
 
 _log = logging.getLogger(__name__)
 

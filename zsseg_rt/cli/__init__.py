@@ -68,7 +68,7 @@ _CALLED = {
 
 _RETIRED = {
     "--against-cosine": "Leave it out: masks alone label.",
-    "--as-published": "Run python -m benchmarks.papers in a checkout: docs/datasets.md#evaluate.",
+    "--as-published": "Run python -m benchmarks.papers in a checkout: docs/evaluation.md.",
     "--cosine": "Leave it out: masks alone label.",
     "--lanes": "Leave it out: files take as many lanes as fit, cameras one.",
     "--refine": "Leave it out; --windows auto labels frames that are not square in finer cells.",

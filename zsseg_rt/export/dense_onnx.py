@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -18,9 +17,6 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import TensorProto, helper, numpy_helper
 
 import zsseg_rt
-from zsseg_rt.backends.graph_check.check import check_model
-from zsseg_rt.backends.graph_check.flow import Flow, read_attributes
-from zsseg_rt.backends.graph_check.graph import read_graph, read_tensor
 from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
 from zsseg_rt.errors import ArgumentError, BackendError, BundleError
 from zsseg_rt.export.bundle_writer import ExportedModel, write_model_bundle
@@ -29,7 +25,12 @@ from zsseg_rt.export.golden import NUMBERED_NAMES, dense_golden, preprocess_fram
 from zsseg_rt.export.graph_files import MAX_CLASSES, WrittenGraph
 from zsseg_rt.export.options import ENCODER_OPTIONS, TextBank, read_options
 from zsseg_rt.export.text_side import TextSide
-from zsseg_rt.onnx.network import Network
+from zsseg_rt.onnx.arrays import compute
+from zsseg_rt.onnx.check import check_model
+from zsseg_rt.onnx.flow import Flow
+from zsseg_rt.onnx.network import Network, Node, weight_of
+from zsseg_rt.onnx.reader import read_network
+from zsseg_rt.onnx.table import newest
 
 # onnx raises Python's own errors and, from its C++ parts, two that have no common base.
 _ONNX_RAISES = (
@@ -237,73 +238,44 @@ def _fold_sizes(model: onnx.ModelProto) -> None:
     Exporters write ``x.shape[2] // 14`` as nodes; the check at load knows sizes that are moved, and
     computes nothing. What cannot be followed is left to the check, which names it.
     """
-    graph = read_graph(memoryview(model.SerializeToString()))
-    opset = max(
-        (version for domain, version in graph.opsets if domain in ("", "ai.onnx")), default=0
-    )
     computed: dict[str, npt.NDArray[Any]] = {}
-    for tensor in model.graph.initializer:
-        if math.prod(tensor.dims) <= _MOST_FOLDED:
-            computed[tensor.name] = numpy_helper.to_array(tensor)
     folded: set[int] = set()
-    added: list[onnx.TensorProto] = []
-    with suppress(*_ONNX_RAISES):
-        flow = Flow(graph, opset)
-        for index, read in enumerate(graph.nodes):
-            if read.op_type != "Constant":
-                flow.follow(read.name, read, read_attributes(read.name, read))
-            results = _compute(model.graph.node[index], flow, computed, model)
-            if results is None:
-                continue
-            tensors = [numpy_helper.from_array(each, name) for each, name in results]
-            for tensor in tensors:
-                flow.constant(tensor.name, read_tensor(memoryview(tensor.SerializeToString())))
-            computed |= {name: each for each, name in results}
-            folded.add(index)
-            added += tensors
+    with suppress(ValueError):
+        network = read_network(model.SerializeToString())
+        flow = Flow(network)
+        for name, weight in network.weights.items():
+            if weight.array.size <= _MOST_FOLDED and weight.array.dtype.name == weight.dtype:
+                computed[name] = weight.array
+        for index, node in enumerate(network.nodes):
+            flow.follow(index)
+            results = _compute(node, network.opset, flow, computed)
+            for name, array in zip(node.outputs, results, strict=False):
+                computed[name] = array
+                flow.values[name] = flow.constant(weight_of(array))
+                model.graph.initializer.append(numpy_helper.from_array(array, name))
+                folded.add(index)
     kept = [node for index, node in enumerate(model.graph.node) if index not in folded]
     del model.graph.node[:]
     model.graph.node.extend(kept)
-    model.graph.initializer.extend(added)
 
 
 def _compute(
-    node: onnx.NodeProto,
-    flow: Flow,
-    computed: Mapping[str, npt.NDArray[Any]],
-    model: onnx.ModelProto,
-) -> list[tuple[npt.NDArray[Any], str]] | None:
-    """A node's results with their names, by ONNX's reference; None if they need an image."""
-    from onnx.reference import ReferenceEvaluator
-
-    names = [name for name in node.output if name]
-    if node.op_type in ("Shape", "Size"):
-        sizes = flow.values[names[0]].known()
+    node: Node, opset: int, flow: Flow, computed: Mapping[str, npt.NDArray[Any]]
+) -> tuple[npt.NDArray[Any], ...]:
+    """A node's results; none if they need an image."""
+    values = [flow.values[name] for name in node.outputs]
+    if node.kind in ("Shape", "Size"):
+        sizes = values[0].known
         whole = sizes is not None and None not in sizes.reshape(-1)
-        return [(np.asarray(sizes, np.int64), names[0])] if whole else None
-    inputs = [name for name in node.input if name]
-    is_small = all(flow.values[name].size <= _MOST_FOLDED for name in names if inputs)
-    if not is_small or not computed.keys() >= set(inputs):
-        return None
-    feeds = {name: computed[name] for name in inputs}
-    graph = helper.make_graph(
-        [node],
-        "node",
-        [
-            helper.make_value_info(
-                name,
-                helper.make_tensor_type_proto(
-                    helper.np_dtype_to_tensor_dtype(each.dtype), each.shape
-                ),
-            )
-            for name, each in feeds.items()
-        ],
-        [helper.make_value_info(name, onnx.TypeProto()) for name in names],
-    )
-    alone = helper.make_model(graph, opset_imports=model.opset_import)
-    return list(
-        zip(map(np.asarray, ReferenceEvaluator(alone).run(names, feeds)), names, strict=True)
-    )
+        return (np.asarray(sizes, np.int64),) if whole else ()
+    is_small = all(value.size <= _MOST_FOLDED for value in values)
+    if not is_small or not computed.keys() >= set(node.inputs) - {""}:
+        return ()
+    inputs = [computed[name] if name else None for name in node.inputs]
+    with suppress(ValueError, LookupError):  # what NumPy cannot compute stays a node
+        made = compute(node.kind, inputs, newest(node, opset).attributes)
+        return tuple(map(np.asarray, made if isinstance(made, tuple) else (made,)))
+    return ()
 
 
 def _describe_output(

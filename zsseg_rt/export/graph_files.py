@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import zsseg_rt
-from zsseg_rt.backends.graph_check.check import check_graph
 from zsseg_rt.bundles.specs import GraphEntry
 from zsseg_rt.common.files import sha256_of
 from zsseg_rt.errors import BundleError
+from zsseg_rt.onnx.check import check_graph
 from zsseg_rt.onnx.graph import Graph
 from zsseg_rt.onnx.half import to_half
 from zsseg_rt.onnx.network import OPSET, Network

@@ -1,4 +1,4 @@
-"""Compute networks in NumPy: the definition that their graphs are compared with."""
+"""Compute networks at once, by NumPy or torch: the definition that graphs are compared with."""
 
 from __future__ import annotations
 
@@ -9,13 +9,191 @@ from typing import Any
 
 import numpy as np
 
-from zsseg_rt.onnx.operations import ONNX_TYPES, Array, Operations, Shape, Value
+from zsseg_rt.onnx.operations import Array, Operations, Shape, Value
+from zsseg_rt.onnx.table import OPERATORS
 
-_DTYPES = {number: name for name, number in ONNX_TYPES.items()}
+
+class Numpy:
+    """NumPy's functions, and what NumPy lacks; what is not here is NumPy's own."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(np, name)
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value is one of this library's arrays."""
+        return isinstance(value, (np.ndarray, np.generic))
+
+    def asarray(self, value: Any, like: Any = None) -> Array:
+        """The value as an array, where the other one is."""
+        return np.asarray(value)
+
+    def is_float(self, x: Array) -> bool:
+        """Whether numbers are not whole."""
+        return x.dtype.kind == "f"
+
+    def dtype_name(self, x: Array) -> str:
+        """NumPy's name of the dtype."""
+        return x.dtype.name
+
+    def cast(self, x: Array, dtype: str) -> Array:
+        """The same numbers as another dtype."""
+        with np.errstate(invalid="ignore"):
+            return np.asarray(x.astype(dtype))
+
+    def concat(self, parts: Sequence[Array], axis: int) -> Array:
+        """One after another."""
+        return np.concatenate(parts, axis)
+
+    def permute(self, x: Array, axes: Sequence[int]) -> Array:
+        """Axes in another order."""
+        return np.transpose(x, axes)
+
+    def unsqueeze(self, x: Array, axis: int) -> Array:
+        """One more axis."""
+        return np.expand_dims(x, axis)
+
+    def take_along(self, x: Array, places: Array, axis: int) -> Array:
+        """One element per place along an axis."""
+        return np.asarray(np.take_along_axis(x, places, axis))
+
+    def order(self, x: Array, axis: int, *, descending: bool) -> Array:
+        """Places in sorted order; of equal values the first comes first."""
+        return np.argsort(-x if descending else x, axis=axis, kind="stable")
+
+    def pad(self, x: Array, each: Sequence[tuple[int, int]], value: Any) -> Array:
+        """One value around axes; below 0, rows are cut off."""
+        x = x[tuple(slice(-min(a, 0), min(b, 0) or None) for a, b in each)]
+        return np.pad(x, [(max(a, 0), max(b, 0)) for a, b in each], constant_values=value)
+
+    def relu(self, x: Array) -> Array:
+        """``max(x, 0)``."""
+        return np.asarray(np.maximum(x, x.dtype.type(0)))
+
+    def sigmoid(self, x: Array) -> Array:
+        """``1 / (1 + exp(-x))``."""
+        with np.errstate(over="ignore"):
+            return np.asarray(1 / (1 + np.exp(-x)))
+
+    def erf(self, x: Array) -> Array:
+        """The error function."""
+        return np.interp(x, *_erf_table()).astype(x.dtype)
+
+    def gelu(self, x: Array, approximate: str) -> Array:
+        """``x * (1 + erf(x / sqrt(2))) / 2``, or its approximation by tanh."""
+        if approximate == "tanh":
+            inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)
+            return np.asarray(0.5 * x * (1 + np.tanh(inner)))
+        half = np.float32(0.5)
+        return np.asarray(x * (half * self.erf(x * np.float32(0.5**0.5)) + half))
+
+    def softmax(self, x: Array, axis: int) -> Array:
+        """Over one axis."""
+        raised = np.exp(x - x.max(axis, keepdims=True))
+        return np.asarray(raised / raised.sum(axis, keepdims=True))
+
+    def norm(self, x: Array, axis: Any, keepdims: bool) -> Array:
+        """L2 norm over axes."""
+        return np.asarray(np.sqrt(np.square(x).sum(axis, keepdims=keepdims)))
+
+    def layer_norm(
+        self, x: Array, axis: int, scale: Array, bias: Array | None, eps: float
+    ) -> Array:
+        """Over an axis and those behind it."""
+        normed = _normalised(x, tuple(range(axis, x.ndim)), eps) * scale
+        return np.asarray(normed if bias is None else normed + bias)
+
+    def group_norm(self, x: Array, groups: int, scale: Array, bias: Array, eps: float) -> Array:
+        """Over groups of channels and all places of an image."""
+        normed = _normalised(x.reshape(len(x), groups, -1), (2,), eps).reshape(x.shape)
+        shape = [-1] + [1] * (x.ndim - 2)
+        return np.asarray(normed * scale.reshape(shape) + bias.reshape(shape))
+
+    def conv(
+        self,
+        x: Array,
+        weight: Array,
+        bias: Array | None,
+        strides: Sequence[int],
+        around: Sequence[tuple[int, int]],
+        dilations: Sequence[int],
+        groups: int,
+    ) -> Array:
+        """Images of any rank; zeros lie around them."""
+        x = self.pad(x, [(0, 0), (0, 0), *around], 0)
+        windows = _windows(x, weight.shape[2:], strides, dilations)
+        places = windows.shape[2 : x.ndim]
+        batch, rest = len(x), math.prod(weight.shape[2:])
+        cut = windows.reshape(batch, groups, -1, math.prod(places), rest)
+        cut = cut.transpose(1, 0, 3, 2, 4).reshape(groups, batch * math.prod(places), -1)
+        products = cut @ weight.reshape(groups, len(weight) // groups, -1).transpose(0, 2, 1)
+        image = products.transpose(1, 0, 2).reshape(batch, *places, -1)
+        image = np.moveaxis(image, -1, 1)
+        shape = [-1] + [1] * len(places)
+        return image if bias is None else np.asarray(image + bias.reshape(shape))
+
+    def conv_transpose(
+        self,
+        x: Array,
+        weight: Array,
+        bias: Array | None,
+        strides: Sequence[int],
+        around: Sequence[tuple[int, int]],
+        more: Sequence[int],
+        dilations: Sequence[int],
+        groups: int,
+    ) -> Array:
+        """A convolution of the image with zeros between its places, by the turned weight."""
+        rank = x.ndim - 2
+        sizes = [(n - 1) * step + 1 for n, step in zip(x.shape[2:], strides, strict=True)]
+        spread = np.zeros((*x.shape[:2], *sizes), x.dtype)
+        places: Any = (..., *(slice(None, None, step) for step in strides))
+        spread[places] = x
+        cut = weight.reshape(groups, -1, *weight.shape[1:]).swapaxes(1, 2)
+        turned = np.flip(cut, tuple(range(3, 3 + rank))).reshape(-1, *cut.shape[2:])
+        reach = [(n - 1) * step for n, step in zip(weight.shape[2:], dilations, strict=True)]
+        outside = [
+            (r - before, r - after + extra)
+            for r, (before, after), extra in zip(reach, around, more, strict=True)
+        ]
+        return self.conv(spread, turned, bias, [1] * rank, outside, dilations, groups)
+
+    def max_pool(
+        self, x: Array, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
+    ) -> Array:
+        """The largest in each window."""
+        return np.asarray(_windows(x, kernel, strides, dilations).max(tuple(range(2 - x.ndim, 0))))
+
+    def mean_pool(
+        self, x: Array, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
+    ) -> Array:
+        """The mean of each window."""
+        return np.asarray(_windows(x, kernel, strides, dilations).mean(tuple(range(2 - x.ndim, 0))))
+
+    def resize(
+        self,
+        x: Array,
+        changed: Mapping[int, tuple[int, float | None]],
+        settings: Mapping[str, Any],
+    ) -> Array:
+        """Axes to their new sizes; the places follow the factors, where there are some."""
+        return np.asarray(resized(self, x, changed, settings))
+
+
+NUMPY = Numpy()
 
 
 class Arrays(Operations):
-    """Every operation is done at once."""
+    """Every operation is done at once.
+
+    Args:
+        on_mark: Called with the name of each stage that is marked.
+        xp: What computes; ``OnTorch(torch)`` of :mod:`zsseg_rt.onnx.on_torch` for torch. Arrays of
+            NumPy, such as weights, may then stand beside tensors.
+    """
+
+    def __init__(self, on_mark: Callable[[str], None] | None = None, *, xp: Any = NUMPY) -> None:
+        super().__init__(on_mark)
+        self.xp = xp
 
     def apply(
         self,
@@ -26,25 +204,29 @@ class Arrays(Operations):
         **attributes: Any,
     ) -> Value:
         """One ONNX operator; shape and dtype follow by themselves."""
-        return compute(kind, inputs, attributes)
+        return compute(kind, inputs, attributes, self.xp)
 
 
-def compute(kind: str, inputs: Sequence[Array], attributes: Mapping[str, Any]) -> Any:
-    """The result of one ONNX operator, with the attributes that :class:`Operations` sets."""
-    return _FUNCTIONS[kind](*inputs, **attributes)
+def compute(
+    kind: str, inputs: Sequence[Any], attributes: Mapping[str, Any], xp: Any = NUMPY
+) -> Any:
+    """The result of one ONNX operator, or a tuple of several.
 
-
-def _sigmoid(x: Array) -> Array:
-    with np.errstate(over="ignore"):
-        return np.asarray(1 / (1 + np.exp(-x)))
-
-
-def _gelu(x: Array, approximate: bytes = b"none") -> Array:
-    if approximate == b"tanh":
-        inner = np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x * x * x)
-        return np.asarray(x * (np.float32(0.5) * np.tanh(inner) + np.float32(0.5)))
-    erf = np.interp(x * np.float32(0.5**0.5), *_erf_table()).astype(np.float32)
-    return np.asarray(x * (np.float32(0.5) * erf + np.float32(0.5)))
+    What stands on the host alone is computed there, by NumPy; sizes and axes stay there.
+    """
+    operator = OPERATORS[kind]
+    if operator.run is None:
+        raise ValueError(f"expected an operator that NumPy and torch have, got {kind!r}")
+    if xp is not NUMPY:
+        first = next((each for each in inputs if xp.holds(each)), None)
+        if first is None:
+            xp = NUMPY
+        else:
+            inputs = [
+                each if each is None or at >= operator.host else xp.asarray(each, first)
+                for at, each in enumerate(inputs)
+            ]
+    return operator.run(xp, *inputs, **attributes)
 
 
 @cache
@@ -54,129 +236,95 @@ def _erf_table() -> tuple[Array, Array]:
     return places, np.array([math.erf(place) for place in places])
 
 
-def _softmax(x: Array, axis: int) -> Array:
-    raised = np.exp(x - x.max(axis, keepdims=True))
-    return np.asarray(raised / raised.sum(axis, keepdims=True))
+def _normalised(x: Array, axes: tuple[int, ...], eps: float) -> Array:
+    centred = x - x.mean(axes, keepdims=True)
+    variance = np.square(centred).mean(axes, keepdims=True)
+    return np.asarray(centred / np.sqrt(variance + np.float32(eps)))
 
 
-def _layer_norm(
-    x: Array, scale: Array, bias: Array | None = None, *, axis: int, epsilon: float, **_: int
+def _windows(
+    x: Array, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
 ) -> Array:
-    centred = x - x.mean(axis, keepdims=True)
-    variance = np.square(centred).mean(axis, keepdims=True)
-    made = centred / np.sqrt(variance + np.float32(epsilon)) * scale
-    return np.asarray(made if bias is None else made + bias)
+    """Views [B, C, places..., kernel...] of all windows."""
+    reach = [(size - 1) * step + 1 for size, step in zip(kernel, dilations, strict=True)]
+    windows = np.lib.stride_tricks.sliding_window_view(x, reach, tuple(range(2, x.ndim)))
+    steps = [slice(None, None, step) for step in (*strides, *dilations)]
+    return np.asarray(windows[(slice(None), slice(None), *steps)])
 
 
-def _reduced(function: Callable[..., Array]) -> Callable[..., Array]:
-    def reduce(x: Array, axes: Array, keepdims: int) -> Array:
-        return function(x, axis=tuple(axes), keepdims=bool(keepdims))
-
-    return reduce
+# --- resizing, whatever computes ---
 
 
-def _norm(x: Array, axis: Any, keepdims: bool) -> Array:
-    return np.asarray(np.sqrt(np.square(x).sum(axis, keepdims=keepdims)))
+def resized(
+    xp: Any,
+    x: Any,
+    changed: Mapping[int, tuple[int, float | None]],
+    settings: Mapping[str, Any],
+) -> Any:
+    """One axis after another: rows are picked, or mixed by a matrix."""
+    rule = tuple(sorted(settings.items()))
+    for axis, (new, factor) in changed.items():
+        weights = resize_weights(x.shape[axis], new, factor, rule)
+        if weights.ndim == 1:
+            x = xp.take(x, weights, axis)
+        else:
+            rows = xp.moveaxis(x, axis, -1) @ xp.asarray(weights.T, x)
+            x = xp.moveaxis(rows, -1, axis)
+    return x
 
 
-def _top_k(x: Array, count: Array, **_: int) -> tuple[Array, Array]:
-    places = np.argsort(-x, axis=-1, kind="stable")[..., : int(count[0])]
-    return np.take_along_axis(x, places, -1), places
-
-
-def _conv(
-    x: Array,
-    weight: Array,
-    bias: Array | None = None,
-    *,
-    strides: Sequence[int],
-    pads: Sequence[int],
-    group: int,
-    **_: Any,
+@cache
+def resize_weights(
+    size: int, new: int, factor: float | None, rule: tuple[tuple[str, Any], ...]
 ) -> Array:
-    batch, pad, stride, (high, wide) = len(x), pads[0], strides[0], weight.shape[2:]
-    padded = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (high, wide), (2, 3))
-    windows = windows[:, :, ::stride, ::stride]
-    rows, columns = windows.shape[2:4]
-    cut = windows.reshape(batch, group, -1, rows, columns, high * wide)
-    cut = cut.transpose(1, 0, 3, 4, 2, 5).reshape(group, batch * rows * columns, -1)
-    made = cut @ weight.reshape(group, len(weight) // group, -1).transpose(0, 2, 1)
-    made = made.transpose(1, 0, 2).reshape(batch, rows, columns, -1).transpose(0, 3, 1, 2)
-    return made if bias is None else np.asarray(made + bias[:, None, None])
+    """Places int64 [new] that mode ``nearest`` picks, or weights float32 [new, size]."""
+    settings = dict(rule)
+    if settings.get("keep_aspect_ratio_policy", "stretch") != "stretch":
+        raise ValueError("expected keep_aspect_ratio_policy='stretch', got another")
+    mode = settings.get("mode", "nearest")
+    scale = factor or new / size
+    places = _resize_places(
+        settings.get("coordinate_transformation_mode", "half_pixel"), size, new, scale
+    )
+    if mode == "nearest":
+        rounding = settings.get("nearest_mode", "round_prefer_floor")
+        rounded = {
+            "round_prefer_floor": np.ceil(places - 0.5),
+            "round_prefer_ceil": np.floor(places + 0.5),
+            "floor": np.floor(places),
+            "ceil": np.ceil(places),
+        }[rounding]
+        return np.clip(rounded, 0, size - 1).astype(np.int64)
+    stretch = max(1.0, 1 / scale) if settings.get("antialias", 0) else 1.0
+    reach = math.ceil((1 if mode == "linear" else 2) * stretch)
+    taps = np.floor(places)[:, None] + np.arange(-reach, reach + 2)
+    weights = _tap_weights(mode, (taps - places[:, None]) / stretch, settings)
+    if settings.get("exclude_outside", 0):
+        weights = np.where((taps < 0) | (taps >= size), 0, weights)
+    weights = weights / weights.sum(1, keepdims=True)
+    matrix = np.zeros((new, size))
+    columns = np.clip(taps, 0, size - 1).astype(np.int64)
+    np.add.at(matrix, (np.arange(new)[:, None], columns), weights)
+    return matrix.astype(np.float32)
 
 
-def _conv_transpose(
-    x: Array,
-    weight: Array,
-    bias: Array | None = None,
-    *,
-    strides: Sequence[int],
-    pads: Sequence[int],
-    **_: Any,
-) -> Array:
-    (stride, pad), (batch, _, rows, columns) = (strides[0], pads[0]), x.shape
-    outputs, high, wide = weight.shape[1:]
-    parts = np.tensordot(x, weight, (1, 0)).transpose(4, 5, 0, 3, 1, 2)
-    sides = (stride * (rows - 1) + high, stride * (columns - 1) + wide)
-    made = np.zeros((batch, outputs, *sides), x.dtype)
-    for top, left in np.ndindex(high, wide):
-        made[:, :, top::stride, left::stride][:, :, :rows, :columns] += parts[top, left]
-    made = made[:, :, pad : sides[0] - pad, pad : sides[1] - pad]
-    return made if bias is None else np.asarray(made + bias[:, None, None])
+def _resize_places(coordinates: str, size: int, new: int, scale: float) -> Array:
+    """Where the new places lie among the old ones."""
+    steps = np.arange(new, dtype=np.float64)
+    if coordinates == "align_corners":
+        return steps * ((size - 1) / (new - 1) if new > 1 else 0)
+    if coordinates == "asymmetric":
+        return steps / scale
+    if coordinates == "pytorch_half_pixel" and new == 1:
+        return np.zeros(1)
+    return (steps + 0.5) / scale - 0.5
 
 
-def _max_pool(x: Array, *, kernel_shape: Sequence[int], **settings: Sequence[int]) -> Array:
-    (high, wide), stride, pad = kernel_shape, settings["strides"][0], settings["pads"][0]
-    sides = ((0, 0), (0, 0), (pad, pad), (pad, pad))
-    padded = np.pad(x, sides, constant_values=-np.inf)
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (high, wide), (2, 3))
-    return np.asarray(windows[:, :, ::stride, ::stride].max((4, 5)))
-
-
-def _doubled(x: Array, *_: Array | None, **__: bytes) -> Array:
-    """Resize, as :meth:`Operations.double` uses it."""
-    return np.asarray(x.repeat(2, 2).repeat(2, 3))
-
-
-def _slice(x: Array, start: Array, stop: Array, axis: Array) -> Array:
-    return np.asarray(x[(slice(None),) * int(axis[0]) + (slice(int(start[0]), int(stop[0])),)])
-
-
-_FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "Add": np.add,
-    "Sub": np.subtract,
-    "Mul": np.multiply,
-    "Div": np.divide,
-    "Max": np.maximum,
-    "Greater": np.greater,
-    "GreaterOrEqual": np.greater_equal,
-    "Equal": np.equal,
-    "And": np.logical_and,
-    "Where": np.where,
-    "Sigmoid": _sigmoid,
-    "Gelu": _gelu,
-    "Relu": lambda x: np.maximum(x, np.float32(0)),
-    "Elu": lambda x, **_: np.where(x > 0, x, np.expm1(np.minimum(x, np.float32(0)))),
-    "Exp": np.exp,
-    "Sqrt": np.sqrt,
-    "Cast": lambda x, to: x.astype(_DTYPES[to]),
-    "Softmax": _softmax,
-    "LayerNormalization": _layer_norm,
-    "ReduceSum": _reduced(np.sum),
-    "ReduceMean": _reduced(np.mean),
-    "ReduceMax": _reduced(np.max),
-    "ReduceL2": _reduced(_norm),
-    "TopK": _top_k,
-    "ArgMax": lambda x, axis, **_: np.expand_dims(x.argmax(axis), axis),
-    "MatMul": np.matmul,
-    "Conv": _conv,
-    "ConvTranspose": _conv_transpose,
-    "MaxPool": _max_pool,
-    "Resize": _doubled,
-    "Reshape": lambda x, sizes, **_: x.reshape(sizes),
-    "Transpose": lambda x, perm: np.transpose(x, perm),
-    "Slice": _slice,
-    "Concat": lambda *parts, axis: np.concatenate(parts, axis),
-    "Gather": lambda table, rows, axis: np.take(table, rows, axis),
-}
+def _tap_weights(mode: str, distances: Array, settings: Mapping[str, Any]) -> Array:
+    far = np.abs(distances)
+    if mode == "linear":
+        return np.asarray(np.maximum(0, 1 - far))
+    a = settings.get("cubic_coeff_a", -0.75)
+    near = (a + 2) * far**3 - (a + 3) * far**2 + 1
+    tail = a * far**3 - 5 * a * far**2 + 8 * a * far - 4 * a
+    return np.where(far <= 1, near, np.where(far < 2, tail, 0))

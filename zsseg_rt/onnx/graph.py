@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -161,4 +161,4 @@ def _renamed(node: Node, old: str, new: str) -> Node:
         tuple(new if name == old else name for name in names)
         for names in (node.inputs, node.outputs)
     )
-    return replace(node, inputs=inputs, outputs=outputs)
+    return node._replace(inputs=inputs, outputs=outputs)

@@ -150,8 +150,8 @@ def _retyped(node: Node, kind: str) -> Mapping[str, Any]:
     if made.get("to") == ONNX_TYPES["float32"]:
         made["to"] = ONNX_TYPES[kind]
     value = made.get("value")
-    if kind != "float32" and isinstance(value, np.ndarray) and value.dtype == np.float32:
-        made["value"] = _narrowed(node.name, value, kind)
+    if kind != "float32" and isinstance(value, Weight) and value.dtype == "float32":
+        made["value"] = _narrowed(node.name, value.array, kind)
     return made
 
 

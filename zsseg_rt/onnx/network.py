@@ -1,10 +1,13 @@
-"""A network as a list of ONNX nodes, with weights that stay arrays until they are written."""
+"""A network as a list of ONNX nodes: what is written, and what is read.
+
+Weights stay arrays until they are written; of a file that was read they are views of it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +17,12 @@ from zsseg_rt.common.arrays import TensorSpec
 OPSET = 20  # one node for a layer norm and one for a GELU; attention of 23 is unknown to TensorRT
 
 
-@dataclass(frozen=True)
-class Node:
-    """One operator; an attribute is an int, a float, bytes, a list of these, or an array."""
+class Node(NamedTuple):
+    """One operator; an input called ``""`` was left out.
+
+    An attribute is an int, a float, bytes, a list of these, an array, or a :class:`Weight`; None if
+    it is of another type, which no operator takes.
+    """
 
     name: str
     kind: str
@@ -25,17 +31,27 @@ class Node:
     attributes: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Weight:
-    """A constant, and the dtype that it is written with: it is cast then, not before."""
+class Weight(NamedTuple):
+    """A constant, and the dtype that it is written with: it is cast then, not before.
+
+    The bits of dtypes that NumPy lacks, such as bfloat16's, are unsigned integers of their width;
+    those of 4 bits have a byte each.
+    """
 
     array: npt.NDArray[Any]
     dtype: str
 
 
+class Stated(NamedTuple):
+    """What a file says of a value: data type, 0 if not stated, and sizes, None if not stated."""
+
+    dtype: int
+    shape: tuple[int | None, ...] | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """A graph to write.
+    """A graph.
 
     Attributes:
         inputs: In order; open axes are words.
@@ -44,14 +60,16 @@ class Network:
         weights: Constants by name.
         floats: Names of all values and weights that are float32.
         opset: Version of the operators.
+        stated: What the file says of its values; nothing where none was read.
     """
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     nodes: tuple[Node, ...]
     weights: Mapping[str, Weight]
-    floats: frozenset[str]
+    floats: frozenset[str] = frozenset()
     opset: int = OPSET
+    stated: Mapping[str, Stated] = field(default_factory=dict)
 
 
 def weight_of(array: npt.NDArray[Any]) -> Weight:

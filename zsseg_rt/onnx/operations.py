@@ -1,7 +1,7 @@
 """The operations that networks are made of.
 
 A network is a function of an :class:`Operations` and of arrays. Given
-:class:`zsseg_rt.onnx.arrays.Arrays` it is computed by NumPy; given
+:class:`zsseg_rt.onnx.arrays.Arrays` it is computed by NumPy or torch; given
 :class:`zsseg_rt.onnx.graph.Graph` it is written as an ONNX graph.
 """
 
@@ -295,7 +295,11 @@ class Operations(ABC):
         return self.apply("Gather", (table, rows), shape, axis=axis)
 
 
-ONNX_TYPES = {"float32": 1, "int64": 7, "bool": 9, "float16": 10, "bfloat16": 16}
+ONNX_TYPES = {
+    "float32": 1, "uint8": 2, "int8": 3, "uint16": 4, "int16": 5, "int32": 6, "int64": 7, "bool": 9,
+    "float16": 10, "float64": 11, "uint32": 12, "uint64": 13, "bfloat16": 16, "float8_e4m3fn": 17,
+    "float8_e4m3fnuz": 18, "float8_e5m2": 19, "float8_e5m2fnuz": 20, "uint4": 21, "int4": 22,
+}  # fmt: skip
 """Numbers of dtypes in ONNX, ``TensorProto.DataType``."""
 
 
@@ -305,8 +309,8 @@ def integers(*numbers: int) -> Array:
 
 
 def dtype_of(x: Value) -> str:
-    """NumPy's name of a value's dtype."""
-    return str(np.dtype(x.dtype).name)
+    """NumPy's name of a value's dtype, which may be torch's."""
+    return str(x.dtype).removeprefix("torch.")
 
 
 def broadcast(*values: Value) -> Shape:

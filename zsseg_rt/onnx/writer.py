@@ -1,7 +1,7 @@
 """Write networks as ONNX files without the onnx package, one weight after another.
 
-Field numbers are those of ``onnx.proto`` (ONNX IR); :mod:`zsseg_rt.backends.graph_check` reads the
-same ones. A weight is cast and laid out while it is written, so a file takes the memory of one.
+Field numbers are those of ``onnx.proto`` (ONNX IR); :mod:`zsseg_rt.onnx.reader` reads the same
+ones. A weight is cast and laid out while it is written, so a file takes the memory of one.
 """
 
 from __future__ import annotations
@@ -17,12 +17,9 @@ import numpy.typing as npt
 import zsseg_rt
 from zsseg_rt.common.arrays import TensorSpec, is_half
 from zsseg_rt.onnx.network import Network, Node, Weight, weight_of
+from zsseg_rt.onnx.operations import ONNX_TYPES
 
 _IR_VERSION = 10
-_DTYPES = {
-    "float32": 1, "uint8": 2, "int8": 3, "int32": 6, "int64": 7, "bool": 9, "float16": 10,
-    "float64": 11, "bfloat16": 16, "float8_e4m3fn": 17,
-}  # fmt: skip
 _SMALL = 1024  # numbers; for fewer, the cast takes about as much as float16 saves
 
 
@@ -58,7 +55,9 @@ def with_exact_halves(network: Network) -> Network:
         if large and is_half(weight.array):
             half = f"{name}.half"
             weights[half] = Weight(weight.array, "float16")
-            casts.append(Node(f"cast_{name}", "Cast", (half,), (name,), {"to": _DTYPES["float32"]}))
+            casts.append(
+                Node(f"cast_{name}", "Cast", (half,), (name,), {"to": ONNX_TYPES["float32"]})
+            )
         else:
             weights[name] = weight
     return replace(network, nodes=(*casts, *network.nodes), weights=weights)
@@ -116,7 +115,7 @@ def _value(spec: TensorSpec) -> bytes:
         _sized(1, _sized(2, size.encode()) if isinstance(size, str) else _int(1, size))
         for size in spec.shape
     )
-    tensor = _int(1, _DTYPES[spec.dtype]) + _sized(2, dims)
+    tensor = _int(1, ONNX_TYPES[spec.dtype]) + _sized(2, dims)
     return _sized(1, spec.name.encode()) + _sized(2, _sized(1, tensor))
 
 
@@ -125,7 +124,7 @@ def _tensor_head(name: str, weight: Weight) -> bytes:
     dims = b"".join(_int(1, size) for size in weight.array.shape)
     return (
         dims
-        + _int(2, _DTYPES[weight.dtype])
+        + _int(2, ONNX_TYPES[weight.dtype])
         + (_sized(8, name.encode()) if name else b"")
         + _head(9, _num_bytes(weight))
     )
@@ -133,8 +132,10 @@ def _tensor_head(name: str, weight: Weight) -> bytes:
 
 def _content(weight: Weight) -> memoryview:
     """The numbers as ``raw_data`` holds them."""
-    if weight.dtype == "bfloat16":
-        numbers: npt.NDArray[Any] = _bfloat16(np.ascontiguousarray(weight.array, np.float32))
+    if weight.array.dtype.kind == "u" and not weight.dtype.startswith("uint"):
+        numbers: npt.NDArray[Any] = np.ascontiguousarray(weight.array)  # the bits themselves
+    elif weight.dtype == "bfloat16":
+        numbers = _bfloat16(np.ascontiguousarray(weight.array, np.float32))
     else:
         numbers = np.ascontiguousarray(weight.array, weight.dtype)
     return numbers.reshape(-1).view(np.uint8).data
@@ -148,7 +149,9 @@ def _bfloat16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
 
 
 def _num_bytes(weight: Weight) -> int:
-    width = 2 if weight.dtype == "bfloat16" else np.dtype(weight.dtype).itemsize
+    width = 2 if weight.dtype == "bfloat16" else 1
+    if weight.dtype != "bfloat16" and not weight.dtype.startswith("float8"):
+        width = np.dtype(weight.dtype).itemsize
     return int(weight.array.size) * width
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from zsseg_rt.backends.graph_check.memory import graph_memory
 from zsseg_rt.backends.registry import Placement, get_backend
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.config import PRECISIONS, EngineConfig
 from zsseg_rt.errors import BackendError, ConfigError
+from zsseg_rt.onnx.memory import graph_memory
 from zsseg_rt.runtime.families.base import Family
 
 MB = 1_000_000
@@ -22,8 +22,7 @@ class MemoryPlan:
 
     Attributes:
         weights: Of the graphs, in the precision that they are computed in.
-        activations: Of one lane: the largest sum of tensors that a graph holds at a time; with
-            backend torch also the keys and values of prompts that every layer keeps.
+        activations: Of one lane: the largest sum of tensors that a graph holds at a time.
         text: The text encoder's weights and tensors while names are embedded, if the bundle has
             one.
         num_lanes: Lanes.
@@ -68,8 +67,6 @@ def plan_memory(
         path = bundle.open_path(bundle.graph(name, choice.variant))
         found = graph_memory(path, float_bytes=float_bytes(choice.precision, placement), axes=axes)
         weights, activations = weights + found.weights, activations + found.activations
-        if placement.backend == "torch" and placement.device != "cpu":
-            activations += found.kept
         precision = choice.precision if name == "image_encoder" else precision
     text = 0
     if "text_encoder" in bundle.graphs:

@@ -18,13 +18,13 @@ from typing import Any
 
 from zsseg_rt import errors
 from zsseg_rt.backends.base import BackendOptions, Bounds
-from zsseg_rt.backends.graph_check.memory import graph_memory
 from zsseg_rt.backends.loading import usable_cache
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.common.child_process import ChildError, ChildProcess, answer_requests
 from zsseg_rt.common.process import held_interrupts
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import ArgumentError, BackendError, DeviceError
+from zsseg_rt.onnx.memory import graph_memory
 from zsseg_rt.runtime.families.registry import create_family
 
 _DEVICE = "cuda:0"

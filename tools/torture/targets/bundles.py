@@ -18,8 +18,8 @@ from tools.torture.damage import odd_text, odd_value, spoil_bytes, spoil_json
 from tools.torture.target import BUNDLES, Attempt, target
 from tools.torture.targets.operators import run_graph
 from zsseg_rt import Bundle, Engine, EngineConfig
-from zsseg_rt.backends.graph_check.check import check_graph
 from zsseg_rt.bundles.specs import FAMILIES
+from zsseg_rt.onnx.check import check_graph
 from zsseg_rt.text.tokenizer import Tokenizer
 
 CONFIG = EngineConfig(device="cpu", precision="float32", num_threads=1, use_cache=False)

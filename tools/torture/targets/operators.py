@@ -14,9 +14,10 @@ import onnx.compose
 
 from tools.torture.target import Attempt, target, test_support
 from zsseg_rt.backends.base import BackendOptions
-from zsseg_rt.backends.graph_check.check import check_graph
-from zsseg_rt.backends.graph_check.operators import CHOICES, OPSETS, allowed_attributes
 from zsseg_rt.backends.registry import get_backend
+from zsseg_rt.onnx.check import check_graph
+from zsseg_rt.onnx.reader import OPSETS
+from zsseg_rt.onnx.table import CHOICES, OPERATORS
 
 _INTEGERS = (
     -(2**63),
@@ -143,7 +144,7 @@ def _number(draw: random.Random) -> int:
 
 
 def _attribute(name: str, sample: Any, draw: random.Random) -> None:
-    allowed = sorted(allowed_attributes(name))
+    allowed = sorted(OPERATORS[name].attributes)
     if not allowed:
         return
     chosen, kind = draw.choice(allowed), draw.randrange(8)

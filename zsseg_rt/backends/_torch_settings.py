@@ -1,4 +1,4 @@
-"""Which of torch's attention kernels a graph takes: always the same, and reported."""
+"""What torch has once per process: the attention kernels it takes, and whether TF32 is allowed."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import functools
 import inspect
 import logging
 import os
-from collections.abc import Callable
-from contextlib import ExitStack
-from typing import TYPE_CHECKING
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
 
-from zsseg_rt.backends._torch_graph.shared_setting import SharedSetting
 from zsseg_rt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,6 +19,33 @@ if TYPE_CHECKING:
 KINDS = ("flash", "efficient", "cudnn")
 _SETTING = "ZSSEG_TORCH_ATTENTION"
 _log = logging.getLogger(__name__)
+
+
+class SharedSetting:
+    """A setting that blocks of several threads share: the first one makes it, the last undoes it.
+
+    ``make`` returns what undoes it.
+    """
+
+    def __init__(self, make: Callable[[], Callable[[], None]]) -> None:
+        self._make, self._lock = make, threading.Lock()
+        self._inside = 0
+        self._undo: Callable[[], None] | None = None
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """In force inside the block."""
+        with self._lock:
+            if self._inside == 0:
+                self._undo = self._make()
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if self._inside == 0 and self._undo is not None:
+                    self._undo()
 
 
 def wanted() -> tuple[str, ...]:
@@ -106,3 +133,60 @@ def _pin() -> Callable[[], None]:
 
 pinned_attention = SharedSetting(_pin)
 """Inside the block torch takes the wanted kinds in their order, whatever its version prefers."""
+
+
+def _switch_off() -> Callable[[], None]:
+    """Return what restores the settings.
+
+    torch 2.9 and newer keep an older and a newer setting of one thing, and refuse to compute where
+    the two contradict each other: both are set.
+    """
+    import torch
+
+    older: list[tuple[Any, str, Any]] = [
+        (torch.backends.cuda.matmul, "allow_tf32", False),
+        (torch.backends.cudnn, "allow_tf32", False),
+    ]
+    cudnn: Any = torch.backends.cudnn
+    newer: list[tuple[Any, str, Any]] = []
+    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        newer = [(torch.backends.cuda.matmul, "fp32_precision", "ieee")]
+        newer += [(each, "fp32_precision", "ieee") for each in (cudnn.conv, cudnn.rnn)]
+    before_newer = [_own_value(place, cudnn) for place, _, _ in newer]
+    before_older = [_older_value(place) for place, _, _ in older]
+    try:
+        precision = torch.get_float32_matmul_precision()
+    except RuntimeError:  # the two contradict each other already
+        precision = ""
+    for place, name, value in older + newer:
+        setattr(place, name, value)
+
+    def give_back() -> None:
+        for (place, name, _), was_allowed in zip(older, before_older, strict=True):
+            setattr(place, name, was_allowed)
+        if precision == "medium":  # which a flag cannot say
+            torch.set_float32_matmul_precision(precision)
+        for (place, name, _), value in zip(newer, before_newer, strict=True):
+            setattr(place, name, value)
+
+    return give_back
+
+
+def _older_value(place: Any) -> bool:
+    try:
+        return bool(place.allow_tf32)
+    except RuntimeError:  # it contradicts the newer one
+        return bool(place.fp32_precision != "tf32")
+
+
+def _own_value(place: Any, cudnn: Any) -> str:
+    """A newer setting, ``"none"`` where it is inherited; torch reports only what results."""
+    import torch
+
+    above = torch.backends if place is torch.backends.cuda.matmul else cudnn
+    found = str(place.fp32_precision)
+    return "none" if found == str(above.fp32_precision) else found
+
+
+exact_float32 = SharedSetting(_switch_off)
+"""Inside the block, TF32 is off in matrix products and convolutions, for the whole process."""

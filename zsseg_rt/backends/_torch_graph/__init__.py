@@ -1,1 +1,0 @@
-"""ONNX graphs as lists of torch operations: reading, rewriting and running them."""

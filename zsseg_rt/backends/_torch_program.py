@@ -1,0 +1,260 @@
+"""An ONNX graph run by torch, node by node, by the functions of the one operator table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zsseg_rt.backends import _torch_settings as settings
+from zsseg_rt.errors import BackendError
+from zsseg_rt.onnx.arrays import compute
+from zsseg_rt.onnx.network import Network, Node, Weight
+from zsseg_rt.onnx.on_torch import OnTorch
+from zsseg_rt.onnx.operations import ONNX_TYPES
+from zsseg_rt.onnx.table import OPERATORS, newest
+
+_FAILS = (RuntimeError, IndexError, ValueError, TypeError, KeyError)
+_FUSED = "FusedAttention"
+_DTYPES = {number: name for name, number in ONNX_TYPES.items()}
+
+
+class Program:
+    """A graph's nodes in order, and its constants: numbers as tensors, integers on the host.
+
+    Integers that meet values of the device have a copy there, made once for all runs.
+
+    Attributes:
+        nodes: The operators, in the order they run.
+        constants: By name.
+        precision: ``"float16"`` or ``"bfloat16"`` if any weight is, otherwise ``"float32"``.
+        lowered: What every floating-point result is cast to, if anything.
+    """
+
+    def __init__(self, network: Network, what: str = "graph") -> None:
+        """``what`` begins errors about operators that torch does not run."""
+        self._xp = OnTorch(torch)
+        self._inputs = {spec.name: spec.dtype for spec in network.inputs}
+        self._outputs = {spec.name: spec.dtype for spec in network.outputs}
+        self.lowered: torch.dtype | None = None
+        self.constants = {name: _constant(weight) for name, weight in network.weights.items()}
+        self.nodes = [newest(node, network.opset) for node in self._folded(network.nodes)]
+        for node in self.nodes:
+            if OPERATORS[node.kind].run is None:
+                raise BackendError(
+                    f"{what}: node {node.name!r}: expected an operator that backend 'torch' "
+                    f"supports, got {node.kind!r}. Use backend 'openvino' or 'tensorrt'."
+                )
+            for name in node.inputs[OPERATORS[node.kind].host :]:
+                held = self.constants.get(name)
+                if isinstance(held, Tensor):  # bounds and factors stay on the host as well
+                    self.constants[name] = held.float().numpy()
+        used = {name for node in self.nodes for name in node.inputs} | set(self._outputs)
+        self.constants = {name: held for name, held in self.constants.items() if name in used}
+        kinds = {str(getattr(held, "dtype", "")) for held in self.constants.values()}
+        halves = [name for name in ("float16", "bfloat16") if f"torch.{name}" in kinds]
+        self.precision = (halves or ["float32"])[0]
+        self._prepare()
+
+    def _folded(self, nodes: Sequence[Node]) -> list[Node]:
+        """The nodes that are left once what follows from constants alone is computed."""
+        left = []
+        for node in nodes:
+            known = all(name in self.constants for name in node.inputs if name)
+            if not known or OPERATORS[node.kind].run is None:
+                left.append(node)
+                continue
+            for name, result in zip(
+                node.outputs, self._compute(node, node.inputs, {}), strict=True
+            ):
+                self.constants[name] = _settled(result)
+        return left
+
+    def fuse_attention(self) -> int:
+        """Let one kernel compute each attention that a scope names; returns how many there are."""
+        makers = {name: node for node in self.nodes for name in node.outputs}
+        outside = Node("", "", (), (), {})  # who runs the graph reads its outputs
+        users: dict[str, list[Node]] = {name: [outside] for name in self._outputs}
+        for node in self.nodes:
+            for name in node.inputs:
+                users.setdefault(name, []).append(node)
+        fused: dict[str, Node] = {}
+        dropped: set[str] = set()
+        for node in self.nodes:
+            found = _find_attention(node, makers, users) if node.kind == "Softmax" else None
+            if found is not None:
+                last, inner, inputs = found
+                fused[last.outputs[0]] = Node(last.name, _FUSED, inputs, last.outputs, {})
+                dropped |= {each.outputs[0] for each in inner}
+        self.nodes = [
+            fused.get(node.outputs[0], node)
+            for node in self.nodes
+            if node.outputs[0] not in dropped
+        ]
+        self._prepare()
+        return len(fused)
+
+    def place(self, device: torch.device, lowered: torch.dtype | None) -> None:
+        """Move the weights to a device and cast them; integers stay on the host."""
+        self.lowered = lowered
+        for name, held in self.constants.items():
+            if isinstance(held, Tensor):
+                self.constants[name] = held.to(device=device, dtype=lowered or held.dtype)
+        masks = {name for node in self.nodes if node.kind == _FUSED for name in node.inputs[3:]}
+        for name in masks & self.constants.keys():
+            self.constants[name] = _aligned(self.constants[name])
+        for node in self.nodes if device.type != "cpu" else ():
+            for name in node.inputs:
+                held = self.constants.get(name)
+                if isinstance(held, np.ndarray) and held.ndim > 0:
+                    self._xp.keep(held, device)
+
+    def run(
+        self, feeds: Mapping[str, Tensor], on_node: Callable[[], None] | None = None
+    ) -> dict[str, Tensor]:
+        """Compute the graph's outputs, of the dtypes that its file states."""
+        values: dict[str, Any] = {name: self._take(name, feed) for name, feed in feeds.items()}
+        for node, last_uses in zip(self.nodes, self._last_uses, strict=True):
+            results = self._compute(node, node.inputs, values)
+            for name, result in zip(node.outputs, results, strict=False):
+                values[name] = self._lower(result)
+            for name in last_uses:
+                values.pop(name, None)
+            if on_node is not None:
+                on_node()
+        device = next(iter(feeds.values())).device
+        return {
+            name: self._give(
+                dtype, values[name] if name in values else self.constants[name], device
+            )
+            for name, dtype in self._outputs.items()
+        }
+
+    def taken(self) -> list[str]:
+        """The kernels that attentions took on a GPU, after a run."""
+        return [node.attributes["taken"] for node in self.nodes if "taken" in node.attributes]
+
+    def _compute(
+        self, node: Node, names: Sequence[str], values: Mapping[str, Any]
+    ) -> tuple[Any, ...]:
+        constants = self.constants
+        inputs: list[Any] = [
+            None if not name else values[name] if name in values else constants[name]
+            for name in names
+        ]
+        try:
+            if node.kind == _FUSED:
+                return (_attention(node, *inputs),)
+            made = compute(node.kind, inputs, node.attributes, self._xp)
+        except _FAILS as exc:
+            raise BackendError(f"{node.kind} {node.name!r} failed: {exc}") from exc
+        return made if isinstance(made, tuple) else (made,)
+
+    def _prepare(self) -> None:
+        """Note, for each node, the values that no later one reads; they are freed after it."""
+        kept = set(self._outputs) | {""}
+        final = {name: place for place, node in enumerate(self.nodes) for name in node.inputs}
+        self._last_uses: list[list[str]] = [[] for _ in self.nodes]
+        for name, place in final.items():
+            if name not in kept and name not in self.constants:
+                self._last_uses[place].append(name)
+
+    def _take(self, name: str, feed: Tensor) -> Tensor:
+        stated = self._xp.dtypes[self._inputs[name]]
+        taken: Tensor = self._lower(feed.to(stated) if feed.is_floating_point() else feed)
+        return taken
+
+    def _give(self, dtype: str, result: Any, device: torch.device) -> Tensor:
+        given: Tensor = result
+        if not isinstance(result, Tensor):
+            given = torch.from_numpy(np.array(result)).to(device)
+        return given.to(self._xp.dtypes[dtype]) if given.is_floating_point() else given
+
+    def _lower(self, result: Any) -> Any:
+        lower = self.lowered is not None and isinstance(result, Tensor)
+        return result.to(self.lowered) if lower and result.is_floating_point() else result
+
+
+def _constant(weight: Weight) -> Any:
+    if weight.dtype == "bfloat16":
+        bits = np.array(weight.array).view(np.int16)
+        return torch.from_numpy(bits).view(torch.bfloat16)
+    return _settled(weight.array)
+
+
+def _settled(value: Any) -> Any:
+    """Numbers as a tensor, integers as NumPy's."""
+    if isinstance(value, Tensor):
+        return value if value.is_floating_point() else value.numpy()
+    array = np.asarray(value)
+    return torch.from_numpy(np.array(array)) if array.dtype.kind == "f" else array
+
+
+# --- attention ---
+
+
+def _find_attention(
+    softmax: Node, makers: Mapping[str, Node], users: Mapping[str, Sequence[Node]]
+) -> tuple[Node, list[Node], tuple[str, ...]] | None:
+    """``MatMul, [Add,] Softmax, MatMul`` of a scope ``attention``, with casts between.
+
+    Returns the last node, those that are part of it, and queries, turned keys, values and mask.
+    """
+    if softmax.name.replace("/", ".").split(".")[-2:-1] != ["attention"]:
+        return None
+    inner = [softmax]
+
+    def above(name: str) -> Node | None:
+        """What makes a value that nothing else reads, before it was cast."""
+        node = makers.get(name)
+        while node is not None and len(users[node.outputs[0]]) == 1:
+            inner.append(node)
+            if node.kind != "Cast":
+                return node
+            node = makers.get(node.inputs[0])
+        return None
+
+    scores, mask = above(softmax.inputs[0]), tuple[str, ...]()
+    if scores is not None and scores.kind == "Add":
+        names = scores.inputs
+        sides = [name for name in names if name in makers and makers[name].kind in _PRODUCTS]
+        if len(sides) != 1:
+            return None
+        mask = tuple(name for name in names if name != sides[0])
+        scores = above(sides[0])
+    weights = softmax.outputs[0]
+    while len(users[weights]) == 1 and users[weights][0].kind == "Cast":
+        inner.append(users[weights][0])
+        weights = inner[-1].outputs[0]
+    last = users[weights][0]
+    whole = len(users[weights]) == 1 and last.kind == "MatMul" and last.inputs[0] == weights
+    if scores is None or scores.kind != "MatMul" or not whole:
+        return None
+    return last, inner, (*scores.inputs, last.inputs[1], *mask)
+
+
+_PRODUCTS = ("MatMul", "Cast")
+
+
+def _attention(
+    node: Node, q: Tensor, turned: Tensor, v: Tensor, mask: Tensor | None = None
+) -> Tensor:
+    k, attributes = turned.transpose(-1, -2), node.attributes
+    is_one = q.ndim == k.ndim == v.ndim == 3
+    if is_one:  # torch has fused kernels for [B, H, N, D] alone
+        q, k, v = (x.unsqueeze(0) for x in (q, k, v))
+    mask = mask if mask is None else mask.to(q.dtype)
+    if q.is_cuda and "taken" not in attributes:  # the same in every run
+        attributes["taken"] = settings.kind_taken(q, k, v, mask)  # type: ignore[index]
+    attended = F.scaled_dot_product_attention(q, k, v, mask, scale=1.0)
+    return attended.squeeze(0) if is_one else attended
+
+
+def _aligned(mask: Tensor) -> Tensor:
+    """A mask [..., N, M] whose rows begin at multiples of 8, as fused kernels on GPUs want them."""
+    columns = mask.shape[-1]
+    return F.pad(mask, (0, -columns % 8))[..., :columns]

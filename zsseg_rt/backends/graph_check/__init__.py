@@ -1,1 +1,0 @@
-"""Judge ONNX graphs before any runtime sees them."""

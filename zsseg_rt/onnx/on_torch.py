@@ -1,0 +1,226 @@
+"""The functions that operators are computed with, over torch, which is handed in.
+
+LayerNorm, softmax and norms compute in float32 whatever they are given. Nothing waits for a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from zsseg_rt.onnx.arrays import resized
+
+
+class OnTorch:
+    """torch's functions by the names that :class:`zsseg_rt.onnx.arrays.Numpy` has."""
+
+    def __init__(self, torch: Any) -> None:
+        self._torch, self._functional = torch, torch.nn.functional
+        self._placed: dict[Any, Any] = {}  # by array and device
+        self.dtypes = {
+            name: getattr(torch, name)
+            for name in ("float16", "bfloat16", "float32", "float64", "int8", "uint8", "int16")
+        } | {name: getattr(torch, name) for name in ("int32", "int64", "bool")}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._torch, name)
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value is one of torch's."""
+        return isinstance(value, self._torch.Tensor)
+
+    def asarray(self, value: Any, like: Any) -> Any:
+        """The value as a tensor, where the other one is."""
+        if self.holds(value):
+            return value
+        kept = self._placed.get((id(value), like.device))
+        if kept is not None:
+            return kept[1]
+        array = np.asarray(value)
+        if array.ndim == 0:  # beside a device's values, a number of the host costs no copy
+            return self._torch.tensor(array.item(), dtype=self.dtypes[array.dtype.name])
+        if not array.flags.writeable or not array.flags.c_contiguous:
+            array = array.copy()
+        return self._torch.from_numpy(array).to(like.device)
+
+    def keep(self, array: Any, device: Any) -> Any:
+        """Copy an array to a device once: as long as it is not dropped, its copy is used there."""
+        key = (id(array), device)
+        if key not in self._placed:
+            self._placed[key] = (array, self._torch.from_numpy(np.array(array)).to(device))
+        return self._placed[key][1]
+
+    def is_float(self, x: Any) -> bool:
+        """Whether numbers are not whole."""
+        return bool(x.is_floating_point())
+
+    def dtype_name(self, x: Any) -> str:
+        """NumPy's name of the dtype."""
+        return str(x.dtype).removeprefix("torch.")
+
+    def cast(self, x: Any, dtype: str) -> Any:
+        """The same numbers as another dtype."""
+        return x.to(self.dtypes[dtype])
+
+    def concat(self, parts: Sequence[Any], axis: int) -> Any:
+        """One after another."""
+        return self._torch.cat(list(parts), dim=axis)
+
+    def take(self, x: Any, places: Any, axis: int) -> Any:
+        """Rows by places of any shape; below zero they count from the end."""
+        if not self.holds(places):
+            places = self.asarray(places, x)
+        wrapped = self._torch.remainder(places.reshape(-1), x.shape[axis]).long()
+        picked = x.index_select(axis, wrapped.to(x.device))
+        return picked.reshape(*x.shape[:axis], *places.shape, *x.shape[axis + 1 :])
+
+    def take_along(self, x: Any, places: Any, axis: int) -> Any:
+        """One element per place along an axis."""
+        return x.gather(axis, self._torch.remainder(places, x.shape[axis]).long())
+
+    def order(self, x: Any, axis: int, *, descending: bool) -> Any:
+        """Places in sorted order; of equal values the first comes first."""
+        return self._torch.argsort(x, dim=axis, descending=descending, stable=True)
+
+    def pad(self, x: Any, each: Sequence[tuple[int, int]], value: Any) -> Any:
+        """One value around axes; below 0, rows are cut off."""
+        flat = [number for pair in reversed(each) for number in pair]
+        return self._functional.pad(x, flat, value=float(value)) if any(flat) else x
+
+    def clip(self, x: Any, low: Any, high: Any) -> Any:
+        """Between two numbers, or None."""
+        return x.clamp(low, high)
+
+    def gelu(self, x: Any, approximate: str) -> Any:
+        """``x * (1 + erf(x / sqrt(2))) / 2``, or its approximation by tanh."""
+        return self._functional.gelu(x, approximate=approximate)
+
+    def softmax(self, x: Any, axis: int) -> Any:
+        """Over one axis; in float32 inside, also for half precisions."""
+        return x.softmax(axis)
+
+    def norm(self, x: Any, axis: Any, keepdims: bool) -> Any:
+        """L2 norm over axes."""
+        wide = self._torch.linalg.vector_norm(x.float(), dim=axis, keepdim=keepdims)
+        return wide.to(x.dtype)
+
+    def layer_norm(self, x: Any, axis: int, scale: Any, bias: Any, eps: float) -> Any:
+        """Over an axis and those behind it."""
+        shape = x.shape[axis:]
+        if scale.shape != shape or (bias is not None and bias.shape != shape):
+            scale, bias = scale.expand(shape), None if bias is None else bias.expand(shape)
+        return self._normed(self._functional.layer_norm, x, shape, scale, bias, eps)
+
+    def group_norm(self, x: Any, groups: int, scale: Any, bias: Any, eps: float) -> Any:
+        """Over groups of channels and all places of an image."""
+        return self._normed(self._functional.group_norm, x, groups, scale, bias, eps)
+
+    @staticmethod
+    def _normed(norm: Any, x: Any, over: Any, scale: Any, bias: Any, eps: float) -> Any:
+        """Torch's norms compute in float32 inside; where the types differ, they are given it."""
+        if x.dtype == scale.dtype and (bias is None or bias.dtype == x.dtype):
+            return norm(x, over, scale, bias, eps)
+        bias = None if bias is None else bias.float()
+        return norm(x.float(), over, scale.float(), bias, eps).to(x.dtype)
+
+    def conv(
+        self,
+        x: Any,
+        weight: Any,
+        bias: Any,
+        strides: Sequence[int],
+        around: Sequence[tuple[int, int]],
+        dilations: Sequence[int],
+        groups: int,
+    ) -> Any:
+        """Images of one to three axes; zeros lie around them."""
+        pads = [before for before, _ in around]
+        if any(before != after for before, after in around):
+            x, pads = self.pad(x, [(0, 0), (0, 0), *around], 0), [0] * len(pads)
+        function = getattr(self._torch, f"conv{len(pads)}d")
+        return function(x, weight, bias, strides, pads, dilations, groups)
+
+    def conv_transpose(
+        self,
+        x: Any,
+        weight: Any,
+        bias: Any,
+        strides: Sequence[int],
+        around: Sequence[tuple[int, int]],
+        more: Sequence[int],
+        dilations: Sequence[int],
+        groups: int,
+    ) -> Any:
+        """The reverse of a convolution."""
+        pads = [before for before, _ in around]
+        if any(before != after for before, after in around):
+            raise ValueError(f"pads: expected the same at both ends, got {around}")
+        function = getattr(self._torch, f"conv_transpose{len(pads)}d")
+        return function(x, weight, bias, strides, pads, more, groups, dilations)
+
+    def max_pool(
+        self, x: Any, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
+    ) -> Any:
+        """The largest in each window."""
+        function = getattr(self._functional, f"max_pool{len(kernel)}d")
+        return function(x, tuple(kernel), tuple(strides), 0, tuple(dilations))
+
+    def mean_pool(
+        self, x: Any, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
+    ) -> Any:
+        """The mean of each window."""
+        if any(step != 1 for step in dilations):
+            raise ValueError(f"dilations: expected 1, got {list(dilations)}")
+        function = getattr(self._functional, f"avg_pool{len(kernel)}d")
+        return function(x, tuple(kernel), tuple(strides))
+
+    def resize(
+        self, x: Any, changed: Mapping[int, tuple[int, float | None]], settings: Mapping[str, Any]
+    ) -> Any:
+        """By torch's own kernel where it has the rule."""
+        mode = _torchs_mode(settings, [new for new, _ in changed.values()])
+        if mode is None or x.ndim != 4 or not changed.keys() <= {2, 3}:
+            return resized(_Mixing(self), x, changed, settings)
+        kept = {axis: (x.shape[axis], None) for axis in (2, 3)}
+        sizes, factors = zip(*((kept | dict(changed))[axis] for axis in (2, 3)), strict=True)
+        by: dict[str, Any] = {"size": sizes}
+        if any(factors):
+            whole = tuple(factor or 1.0 for factor in factors)
+            by = {"scale_factor": whole, "recompute_scale_factor": False}
+        return self._functional.interpolate(x, **mode, **by)
+
+
+def _torchs_mode(settings: Mapping[str, Any], sizes: Sequence[int]) -> dict[str, Any] | None:
+    """Torch's arguments for a rule of ONNX's Resize; None where it has none."""
+    mode = settings.get("mode", "nearest")
+    coordinates = settings.get("coordinate_transformation_mode", "half_pixel")
+    antialias = bool(settings.get("antialias", 0))
+    if mode == "nearest":
+        is_torchs = (coordinates, settings.get("nearest_mode")) == ("asymmetric", "floor")
+        return {"mode": mode} if is_torchs else None
+    if antialias != bool(settings.get("exclude_outside", 0)):
+        return None  # torch leaves out what lies outside where it smooths only
+    if coordinates == "pytorch_half_pixel" and 1 in sizes:
+        return None
+    if coordinates == "asymmetric" or settings.get("cubic_coeff_a", -0.75) != -0.75:
+        return None
+    torchs = {"linear": "bilinear", "cubic": "bicubic"}[mode]
+    return {
+        "mode": torchs, "align_corners": coordinates == "align_corners", "antialias": antialias
+    }  # fmt: skip
+
+
+class _Mixing:
+    """What resizing needs of torch, with matrices that stay on the device."""
+
+    def __init__(self, xp: OnTorch) -> None:
+        self.moveaxis, self._xp = xp.moveaxis, xp
+
+    def take(self, x: Any, places: Any, axis: int) -> Any:
+        return self._xp.take(x, self._xp.keep(places, x.device), axis)
+
+    def asarray(self, weights: Any, like: Any) -> Any:
+        # A transposed view is new each time; what it is a view of is not.
+        return self._xp.keep(weights.base, like.device).to(like.dtype).T

@@ -1,0 +1,445 @@
+"""Read ONNX files as networks without the onnx package; weights stay views of the file.
+
+Field numbers are those of ``onnx.proto`` (ONNX IR); :mod:`zsseg_rt.onnx.writer` writes the same
+ones. Refused is what can be read in more than one way: readers of protobuf disagree about odd
+bytes, and a file that one reader checks and another runs must not hold any. So is what lies outside
+the file, or is no graph of tensors.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from zsseg_rt.common.arrays import TensorSpec
+from zsseg_rt.onnx.network import Network, Node, Stated, Weight
+from zsseg_rt.onnx.operations import ONNX_TYPES
+
+OPSETS = range(11, 25)  # the exporters here write 20; encoders made elsewhere use 11 to 24
+MAX_ELEMENTS = 1 << 28  # 1 GB of float32, ten times the features of the largest frame
+
+STANDARD = ("", "ai.onnx")
+_IR_VERSIONS = range(4, 15)
+_NEWEST_OPSET = 1000  # of a foreign domain that is named but not used
+_MAX_NODES = 1 << 14  # ViT-L has 1,500; runtimes walk the graph recursively
+_MAX_RANK = 16
+_SMALL = 4096  # bytes: a message of fewer is copied, which reads faster than a view
+
+# Kinds of fields; nested messages stay bytes. A repeated field is a list.
+_VARINT, _SIZED, _FLOAT = 0, 2, 5
+_Schema = dict[int, tuple[str, bool, Any]]
+
+
+def _schema(ints: str = "", texts: str = "", messages: str = "", floats: str = "") -> _Schema:
+    """Fields by key, from ``"NUMBER NAME"`` pairs; a name that ends in ``*`` is repeated."""
+    found: _Schema = {}
+    groups = ((ints, _VARINT, None), (texts, _SIZED, _text), (messages, _SIZED, None))
+    for names, wire, read in (*groups, (floats, _FLOAT, _float)):
+        words = names.split()
+        for number, name in zip(words[::2], words[1::2], strict=True):
+            many = name.endswith("*")
+            found[int(number) << 3 | wire] = (name.rstrip("*"), many, read)
+            if many and wire != _SIZED:
+                packed = packed_ints if wire == _VARINT else _packed_floats
+                found[int(number) << 3 | _SIZED] = (name.rstrip("*"), many, packed)
+    return found
+
+
+def _text(content: Any) -> str:
+    try:
+        return str(content, "utf-8")
+    except UnicodeDecodeError as exc:
+        raise DamagedError(str(exc)) from exc
+
+
+def _float(content: Any) -> float:
+    value: float = struct.unpack("<f", content)[0]
+    return value
+
+
+def packed_ints(content: Any) -> list[int]:
+    """The signed 64-bit integers of a packed field."""
+    values, position = [], 0
+    while position < len(content):
+        value, position = _varint(content, position)
+        values.append(value)
+    return values
+
+
+def _packed_floats(content: Any) -> list[float]:
+    if len(content) % 4:
+        raise DamagedError(f"{len(content)} bytes of packed floats")
+    return list(struct.unpack(f"<{len(content) // 4}f", content))
+
+
+_MODEL = _schema(
+    ints="1 ir_version 5 model_version",
+    texts="2 producer_name 3 producer_version 4 domain 6 doc_string",
+    messages="7 graph 8 opset_import* 14 metadata_props* 20 training_info* 25 functions*",
+)
+_OPSET = _schema(ints="2 version", texts="1 domain")
+_GRAPH = _schema(
+    texts="2 name 10 doc_string",
+    messages="1 node* 5 initializer* 11 input* 12 output* 13 value_info* "
+    "14 quantization_annotation* 15 sparse_initializer* 16 metadata_props*",
+)
+_NODE = _schema(
+    texts="1 input* 2 output* 3 name 4 op_type 6 doc_string 7 domain 8 overload",
+    messages="5 attribute* 9 metadata_props*",
+)
+_ATTRIBUTE = _schema(
+    ints="3 i 8 ints* 20 type",
+    floats="2 f 7 floats*",
+    texts="1 name 13 doc_string 21 ref_attr_name",
+    messages="4 s 5 t 6 g 9 strings* 10 tensors* 11 graphs* 14 tp 15 type_protos* "
+    "22 sparse_tensor 23 sparse_tensors*",
+)
+# AttributeProto.type -> the field that then holds the value. The types left out hold graphs, lists
+# of tensors, sparse tensors and types, which no allowed operator takes.
+_ATTRIBUTE_VALUES = {1: "f", 2: "i", 3: "s", 4: "t", 6: "floats", 7: "ints", 8: "strings"}
+_ATTRIBUTE_NOTES = {"name", "type", "doc_string"}
+_TENSOR = _schema(
+    ints="1 dims* 2 data_type 14 data_location",
+    texts="8 name 12 doc_string",
+    messages="4 float_data 5 int32_data 6 string_data* 7 int64_data 9 raw_data 10 double_data "
+    "11 uint64_data 13 external_data* 16 metadata_props*",
+)
+_VALUE_INFO = _schema(texts="1 name 3 doc_string", messages="2 type 4 metadata_props*")
+_TYPE = _schema(texts="6 denotation", messages="1 tensor_type")
+_TENSOR_TYPE = _schema(ints="1 elem_type", messages="2 shape")
+_SHAPE = _schema(messages="1 dim*")
+_DIM = _schema(ints="1 dim_value", texts="2 dim_param 3 denotation")
+
+_DTYPES = {number: name for name, number in ONNX_TYPES.items()}
+_BITS = {"bfloat16": "uint16"} | {n: "uint8" for n in ONNX_TYPES if n.startswith("float8")}
+_FOUR_BITS = ("uint4", "int4")
+_STORED = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data")
+# Where values are if not in raw_data: floats, or integers of 1 to 10 bytes.
+_TYPED = {"float32": "float_data", "int64": "int64_data", "float64": "double_data"}
+_TYPED |= {"uint32": "uint64_data", "uint64": "uint64_data"}
+
+
+class DamagedError(ValueError):
+    """Bytes that are no ONNX file."""
+
+
+def map_file(path: Path) -> memoryview:
+    """Map the content of a file for as long as a view of it is kept."""
+    with path.open("rb") as file:
+        # Not closed: a failing read leaves slices of it in the error's traceback.
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def read_network(content: memoryview | bytes) -> Network:
+    """Decode an ONNX file.
+
+    Raises:
+        DamagedError: It is none, or can be read in more than one way.
+        ValueError: It holds more than operators of tensors, sizes beyond ``MAX_ELEMENTS``, or
+            weights that are elsewhere, or whose size is not that of their data.
+    """
+    model = decode(content, _MODEL)
+    if "graph" not in model:
+        raise DamagedError("a file without a graph")
+    graph = decode(model["graph"], _GRAPH)
+    types: dict[bytes, _Type] = {}
+    inputs, outputs, between = (
+        [_value_info(message, types) for message in graph.get(group, ())]
+        for group in ("input", "output", "value_info")
+    )
+    attributes: dict[Any, Mapping[str, Any]] = {}
+    nodes = graph.get("node", ())
+    specs = [[_spec(*value) for value in values] for values in (inputs, outputs)]
+    raw = [_node(item, attributes) for item in nodes]
+    opset = _check_model(model, graph, specs)
+    weights: dict[str, Weight] = {}
+    for message in graph.get("initializer", ()):
+        name, weight = _weight(message, "weight")
+        if not name or name in weights:
+            raise ValueError(f"weights: expected a new name for each value, got {name!r}")
+        weights[name] = weight
+    return Network(
+        inputs=tuple(specs[0]),
+        outputs=tuple(specs[1]),
+        nodes=tuple(raw),
+        weights=weights,
+        opset=opset,
+        stated={name: _stated(kind) for name, kind in (*between, *outputs, *inputs)},
+    )
+
+
+def read_interface(
+    content: memoryview,
+) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Inputs and outputs of an ONNX file that was checked; nodes and weights are not decoded."""
+    graph = decode(decode(content, _MODEL)["graph"], _GRAPH)
+    inputs, outputs = (
+        tuple(_spec(*_value_info(message, {})) for message in graph.get(group, ()))
+        for group in ("input", "output")
+    )
+    return inputs, outputs
+
+
+def quantised_layers(content: memoryview) -> int:
+    """How many layers of an ONNX file multiply two tensors that were stored in 8 bits."""
+    nodes = read_network(content).nodes
+    wide = {name for node in nodes if node.kind == "DequantizeLinear" for name in node.outputs}
+    layers = [node for node in nodes if node.kind in ("MatMul", "Gemm", "Conv")]
+    return sum(set(node.inputs[:2]) <= wide for node in layers)
+
+
+def _check_model(
+    model: Mapping[str, Any], graph: Mapping[str, Any], specs: Sequence[Sequence[TensorSpec]]
+) -> int:
+    """Check what surrounds the nodes; returns the version of the standard operators."""
+    version = model.get("ir_version", 0)
+    if version not in _IR_VERSIONS:
+        raise ValueError(
+            f"ir_version: expected {_IR_VERSIONS[0]} to {_IR_VERSIONS[-1]}, got {version}"
+        )
+    fields = [decode(message, _OPSET) for message in model.get("opset_import", ())]
+    opsets = [(each.get("domain", ""), each.get("version", 0)) for each in fields]
+    # onnx.compose lists a set once for each graph that it merged.
+    standard = sorted({version for domain, version in opsets if domain in STANDARD})
+    if len(standard) != 1 or standard[0] not in OPSETS:
+        raise ValueError(
+            f"opset_import: expected one version of {OPSETS[0]} to {OPSETS[-1]} for the standard "
+            f"operators, got {standard}"
+        )
+    if any(not 0 <= version <= _NEWEST_OPSET for _, version in opsets):
+        raise ValueError(f"opset_import: expected at most {_NEWEST_OPSET}, got {opsets}")
+    extras = ("training_info", "functions", "sparse_initializer")
+    found = [name for name in extras if name in model or name in graph]
+    if found:
+        raise ValueError(f"graph: expected only nodes and weights, got {', '.join(found)}")
+    count = len(graph.get("node", ()))
+    if not specs[0] or not specs[1] or count > _MAX_NODES:
+        raise ValueError(
+            f"graph: expected inputs, outputs and at most {_MAX_NODES} nodes, got "
+            f"{len(specs[0])} inputs, {len(specs[1])} outputs and {count} nodes"
+        )
+    for spec in (*specs[0], *specs[1]):
+        sizes = [size for size in spec.shape if isinstance(size, int)]
+        check_shape(f"tensor {spec.name!r}", [*sizes, *[1] * (len(spec.shape) - len(sizes))])
+    return int(standard[0])
+
+
+def _small(message: memoryview | bytes) -> memoryview | bytes:
+    return bytes(message) if len(message) < _SMALL else message
+
+
+def _node(message: memoryview, seen: dict[Any, Mapping[str, Any]]) -> Node:
+    fields = decode(_small(message), _NODE)
+    kind, name = fields.get("op_type", ""), fields.get("name", "")
+    domain = fields.get("domain", "")
+    if domain not in STANDARD or "overload" in fields:
+        kind = f"{kind!r} of domain {domain!r}"  # no operator is called so
+    given = fields.get("attribute", ())
+    key = tuple(given) if all(type(each) is bytes for each in given) else None
+    attributes = seen.get(key)
+    if attributes is None or key is None:
+        attributes = _attributes(f"node {name!r} ({kind})", given)
+        if key is not None:  # most nodes have the attributes of another one
+            seen[key] = attributes
+    outputs = tuple(fields.get("output", ()))
+    return Node(name, kind, tuple(fields.get("input", ())), outputs, attributes)
+
+
+def _attributes(where: str, messages: Sequence[Any]) -> Mapping[str, Any]:
+    found: dict[str, Any] = {}
+    for message in messages:
+        fields = decode(message, _ATTRIBUTE)
+        name, holder = fields.get("name", ""), _ATTRIBUTE_VALUES.get(fields.get("type", 0), "")
+        if name in found:
+            names = [decode(each, _ATTRIBUTE).get("name", "") for each in messages]
+            raise ValueError(f"{where}: expected each attribute once, got {', '.join(names)}")
+        value = fields.get(holder, [] if holder in ("floats", "ints", "strings") else None)
+        if fields.keys() - _ATTRIBUTE_NOTES - {holder}:
+            value = None
+        elif holder == "t" and value is not None:
+            value = _weight(value, f"{where}: {name}")[1]
+        elif holder == "s" and value is not None:
+            value = bytes(value)
+        elif holder == "strings":
+            value = [bytes(each) for each in fields.get(holder, ())]
+        found[name] = value
+    return found
+
+
+# --- tensors ---
+
+
+def _weight(message: memoryview, what: str) -> tuple[str, Weight]:
+    """Decode one tensor; its values stay a view of the message. ``what`` begins its errors."""
+    fields = decode(message, _TENSOR)
+    name, number = fields.get("name", ""), fields.get("data_type", 0)
+    where = f"{what} {name!r}" if what == "weight" else what
+    if fields.get("data_location", 0) or "external_data" in fields:
+        raise ValueError(f"{where}: expected its values in the file, got external data")
+    if number not in _DTYPES or "string_data" in fields:
+        raise ValueError(f"{where}: expected numbers, got data type {number}")
+    dims, dtype = tuple(fields.get("dims", ())), _DTYPES[number]
+    check_shape(where, [min(size, 1) for size in dims])
+    stored = {key: fields[key] for key in _STORED if key in fields}
+    if len(stored) > 1:
+        raise ValueError(f"{where}: expected one kind of data, got {', '.join(stored)}")
+    kind, content = next(iter(stored.items()), ("raw_data", b""))
+    expected = math.prod(dims)
+    array = _numbers(dtype, kind, content, expected)
+    if array is None:
+        raise ValueError(
+            f"{where}: expected {expected} values of data type {number} for sizes "
+            f"{list(dims)}, got {len(content)} bytes of {kind}"
+        )
+    if not expected:
+        check_shape(where, [size or 1 for size in dims])
+    return name, Weight(array.reshape(dims), dtype)
+
+
+def _numbers(dtype: str, kind: str, content: Any, expected: int) -> npt.NDArray[Any] | None:
+    """The values of a tensor; None if they are not as many."""
+    held = np.dtype(_BITS.get(dtype, "uint8" if dtype in _FOUR_BITS else dtype))
+    if kind == "raw_data":
+        if dtype in _FOUR_BITS:
+            pairs = np.frombuffer(content, np.uint8)
+            values = np.stack([pairs & 15, pairs >> 4], 1).reshape(-1)[:expected]
+            return values if len(pairs) == (expected + 1) // 2 else None
+        fits = len(content) == expected * held.itemsize
+        return np.frombuffer(content, held) if fits else None
+    if kind != _TYPED.get(dtype, "int32_data") or dtype in _FOUR_BITS:
+        return None
+    if kind in ("float_data", "double_data"):
+        fits = len(content) == expected * held.itemsize
+        return np.frombuffer(content, held) if fits else None
+    ends = bytes(content).translate(None, bytes(range(0x80, 0x100)))  # an integer's last byte
+    if len(ends) != expected:
+        return None
+    values = np.array(packed_ints(content), np.int64)  # as readers cut them
+    return values.astype(np.uint16).view(held) if dtype == "float16" else values.astype(held)
+
+
+def check_shape(where: str, sizes: Sequence[float]) -> None:
+    """Refuse sizes below 0, of more than ``MAX_ELEMENTS`` in all, and more than 16 of them."""
+    fits = not sizes or 0 <= min(sizes) <= max(sizes) < math.inf
+    if not fits or math.prod([size or 1 for size in sizes]) > MAX_ELEMENTS:
+        raise ValueError(
+            f"{where}: expected sizes of 0 or more for at most {MAX_ELEMENTS} elements, got "
+            f"{list(sizes)}"
+        )
+    if len(sizes) > _MAX_RANK:
+        raise ValueError(f"{where}: expected at most {_MAX_RANK} axes, got {len(sizes)}")
+
+
+# --- inputs, outputs and what is stated of values ---
+
+_Type = tuple[int, "tuple[int | str, ...] | None"]
+
+
+def _spec(name: str, kind: _Type) -> TensorSpec:
+    dtype, dims = kind
+    if dtype not in _DTYPES:
+        raise DamagedError(f"a tensor {name!r} that is not of numbers")
+    return TensorSpec(name=name, dtype=_DTYPES[dtype], shape=dims or ())
+
+
+def _stated(kind: _Type) -> Stated:
+    dtype, dims = kind
+    if dims is None:
+        return Stated(dtype, None)
+    return Stated(dtype, tuple(size if isinstance(size, int) else None for size in dims))
+
+
+def _value_info(message: memoryview, seen: dict[bytes, _Type]) -> tuple[str, _Type]:
+    """A value's name, and its type; few values have one of their own, so each is decoded once."""
+    fields = decode(_small(message), _VALUE_INFO)
+    content = bytes(fields.get("type", b""))
+    if content not in seen:
+        seen[content] = _type(content)
+    return fields.get("name", ""), seen[content]
+
+
+def _type(message: bytes) -> _Type:
+    """Data type, 0 if none is stated, and shape, None if none is stated."""
+    kind = decode(message, _TYPE)
+    tensor = decode(kind["tensor_type"], _TENSOR_TYPE) if "tensor_type" in kind else {}
+    if "shape" not in tensor:
+        return tensor.get("elem_type", 0), None
+    dims = decode(tensor["shape"], _SHAPE).get("dim", ())
+    return tensor.get("elem_type", 0), tuple(_dim(item) for item in dims)
+
+
+def _dim(message: bytes) -> int | str:
+    fields = decode(message, _DIM)
+    if len(fields.keys() & {"dim_value", "dim_param"}) > 1:
+        raise DamagedError("an axis with both a size and a name")
+    size: int | str = fields.get("dim_value", fields.get("dim_param", "?"))
+    return size
+
+
+# --- protobuf ---
+
+
+def decode(message: Any, schema: _Schema) -> dict[str, Any]:
+    """Decode one message; nested messages are left as bytes.
+
+    Returns:
+        Values by field name: a list for each repeated field present, signed 64-bit integers.
+    """
+    found: dict[str, Any] = {}
+    position, end = 0, len(message)
+    while position < end:
+        key = message[position]
+        position += 1
+        if key >= 0x80:
+            key, position = _varint(message, position - 1)
+        field = schema.get(key)
+        if field is None:
+            raise DamagedError(f"field {key >> 3} of wire type {key & 7}, which is not expected")
+        name, many, read = field
+        wire, size = key & 7, 4
+        if wire != _FLOAT:  # most are of one byte
+            size = message[position] if position < end else 0x80
+            position += 1
+            if size >= 0x80:
+                size, position = _varint(message, position - 1)
+        value: Any = size
+        if wire != _VARINT:
+            stop = position + size
+            if not position <= stop <= end:
+                raise DamagedError("a truncated file")
+            value, position = message[position:stop], stop
+            if read is not None:
+                value = read(value)
+        if not many:
+            if name in found:
+                raise DamagedError(f"{name} given twice")
+            found[name] = value
+        elif name not in found:
+            found[name] = value if isinstance(value, list) else [value]
+        elif isinstance(value, list):
+            found[name] += value
+        else:
+            found[name].append(value)
+    return found
+
+
+def _varint(message: Any, position: int) -> tuple[int, int]:
+    """The signed 64-bit integer at ``position``, and the position after it."""
+    if position < len(message) and message[position] < 0x80:
+        return message[position], position + 1
+    value = shift = 0
+    for byte in message[position : position + 10]:
+        value |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            if value >= 1 << 64:
+                break
+            return value - (1 << 64) if value >> 63 else value, position + shift // 7
+    raise DamagedError(f"a damaged integer at byte {position}")
