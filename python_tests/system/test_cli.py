@@ -118,7 +118,7 @@ def test_names_that_are_no_plain_text_are_named(
 def test_names_with_brackets_are_shown_as_typed(photo, colour_bundle, tmp_path, capsys):
     import dataclasses
 
-    from zsseg_rt.cli.photo_tables import print_table
+    from zsseg_rt.cli.segment import print_table
     from zsseg_rt.integrations.batch import PhotoResult
 
     entry = {"name": "[red]car[/]", "index": 0, "pixels": 1, "share": 1.0, "colour": "#102030"}

@@ -11,7 +11,7 @@ from tools.studies.photo_bundle import THINGS, centred, clean_names
 from zsseg_rt import Bundle, Engine, EngineConfig
 from zsseg_rt.bundles.specs import ConceptSpec
 from zsseg_rt.cli import main
-from zsseg_rt.cli.export import _own_classes
+from zsseg_rt.cli.quantize import _own_classes
 from zsseg_rt.demo import demo_bundle, demo_classes, demo_clip, demo_photos
 from zsseg_rt.errors import BundleError, ShapeError, VocabularyError
 from zsseg_rt.photos import decode_photo, read_photo

@@ -8,7 +8,7 @@ from support.profiling import GivenTimes
 from zsseg_rt.demo import demo_bundle
 from zsseg_rt.profiling.assemble import Measured, Request, assemble_report
 from zsseg_rt.profiling.meter import TurnPlan
-from zsseg_rt.profiling.nodes import OUTSIDE
+from zsseg_rt.profiling.nodes import OUTSIDE, assign_nodes
 from zsseg_rt.profiling.tables import report_tables
 from zsseg_rt.profiling.turns import StopRule, take_turns
 from zsseg_rt.profiling.workload import Variant
@@ -29,7 +29,10 @@ def measured(*configs, waiting=0.0, nodes=None):
         for name, config in zip(names, configs, strict=True)
     )
     request = Request(variants=variants, workload=work, source="", command="")
-    return Measured(request=request, rounds=rounds, nodes={} if nodes is None else {"v0": nodes})
+    found = Measured(request=request, rounds=rounds)
+    rows = [row for graph, some in (nodes or {}).items() for row in assign_nodes(graph, some)]
+    found.reports["v0"].nodes = tuple(rows)
+    return found
 
 
 @pytest.mark.parametrize(

@@ -16,15 +16,11 @@ from typing import Annotated, Any
 import typer
 
 from zsseg_rt import __version__
-from zsseg_rt.cli.doctor import doctor
 from zsseg_rt.cli.evaluate import evaluate
-from zsseg_rt.cli.export import build, export_app, quantize
-from zsseg_rt.cli.export_trained import export_trained
-from zsseg_rt.cli.export_triton import export_triton
-from zsseg_rt.cli.export_zeroseg import export_zeroseg
+from zsseg_rt.cli.export import export_app
 from zsseg_rt.cli.fetch import fetch
 from zsseg_rt.cli.import_checkpoint import import_app
-from zsseg_rt.cli.info import info
+from zsseg_rt.cli.info import doctor, info
 from zsseg_rt.cli.options import DemoCommand, UsageError
 from zsseg_rt.cli.output import (
     EXIT_ENVIRONMENT,
@@ -39,6 +35,7 @@ from zsseg_rt.cli.output import (
     print_less,
 )
 from zsseg_rt.cli.profile import profile
+from zsseg_rt.cli.quantize import build, quantize
 from zsseg_rt.cli.segment import segment
 from zsseg_rt.cli.serve import serve
 from zsseg_rt.cli.stream import stream
@@ -83,9 +80,6 @@ app = typer.Typer(
 )
 app.add_typer(import_app, name="import-checkpoint")
 app.add_typer(export_app, name="export")
-export_app.command("trained")(export_trained)
-export_app.command("zeroseg")(export_zeroseg)
-export_app.command("triton")(export_triton)
 for command in (segment, stream, serve, profile):
     app.command(cls=DemoCommand)(command)
 for command in (fetch, train, evaluate, quantize, build, info, doctor):

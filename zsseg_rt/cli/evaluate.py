@@ -30,7 +30,7 @@ PROTOCOLS = ("whole", "slide")
 class DataOptions:
     """What is evaluated on."""
 
-    dataset: str = opt("Name of the data set; an unknown name lists all.", ...)
+    dataset: str = opt("Data set to evaluate on; an unknown name lists all.", ...)
     root: Path | None = opt("Folder of the data set.")
     split: str = opt("Split to evaluate.", "val")
     unseen: str | None = opt(
@@ -43,8 +43,13 @@ class DataOptions:
         options = _read_options(self.option or [])
         if self.unseen is not None:
             options["unseen"] = flat_names(self.unseen)
-        with arguments_called({"name": "--dataset"}):
-            return open_dataset(self.dataset, self.root, self.split, options)
+        with (
+            arguments_called({"name": "--dataset"}),
+            needs_extra("data", f"to read {self.dataset}"),
+        ):
+            from zsseg_rt.evaluation.datasets import create_dataset
+
+            return create_dataset(self.dataset, self.root, self.split, **options)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,16 +125,6 @@ def evaluate(
         write_json(json_file, result.to_json())
     if confusion is not None:
         _write_confusion(confusion, result)
-
-
-def open_dataset(
-    name: str, root: Path | None, split: str, options: dict[str, Any]
-) -> SegmentationDataset:
-    """Open a data set by the name and options that a user gave."""
-    with needs_extra("data", f"to read {name}"):
-        from zsseg_rt.evaluation.datasets import create_dataset
-
-        return create_dataset(name, root, split, **options)
 
 
 def _read_options(pairs: Sequence[str]) -> dict[str, Any]:

@@ -1,19 +1,15 @@
-"""``zsseg-rt export``, ``quantize`` and ``build``: bundles, Triton, 8 bits, TensorRT plans."""
+"""``zsseg-rt export``: models become bundles, bundles become models of Triton."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
-from zsseg_rt.cli.evaluate import DataOptions
-from zsseg_rt.cli.export_triton import BundleOrCommand
 from zsseg_rt.cli.groups import (
     ModelOptions,
     NamedClasses,
@@ -24,36 +20,21 @@ from zsseg_rt.cli.groups import (
     write_model,
 )
 from zsseg_rt.cli.options import (
-    JsonOption,
     OutOption,
-    OverwriteOption,
     SizeOption,
+    TemplateOption,
     TextHeadsOption,
     UsageError,
     check_activation,
     read_size,
 )
-from zsseg_rt.cli.output import (
-    EXIT_GATE,
-    ProgressBar,
-    UserInterrupt,
-    check_file_place,
-    say,
-    write_json,
-)
-from zsseg_rt.cli.service import stopped_by_signals
+from zsseg_rt.cli.output import ProgressBar, say
 from zsseg_rt.common.checks import arguments_called
 from zsseg_rt.common.extras import needs_extra
-from zsseg_rt.config import PRECISIONS
+from zsseg_rt.common.settings import changed
+from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import SourceError
 from zsseg_rt.export.options import ExportOptions
-from zsseg_rt.text.class_names import split_synonyms
-
-if TYPE_CHECKING:
-    from zsseg_rt.bundles.bundle import Bundle
-    from zsseg_rt.evaluation.datasets.base import SegmentationDataset
-    from zsseg_rt.export.quantized.report import QuantizeReport
-    from zsseg_rt.runtime.plan_builds import BuiltPlan
 
 STATISTICS = {
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
@@ -61,6 +42,23 @@ STATISTICS = {
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }  # mean and std of RGB in 0..1: OpenAI CLIP's and torchvision's
 _MAX_BANK_BYTES = 1 << 30  # half a million names of 512 float32
+
+
+class BundleOrCommand(TyperGroup):
+    """Takes ``BUNDLE --triton DIR`` where the name of a command is expected."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the command's name before a bundle's."""
+        if not self.commands.keys() & set(args[:1]):
+            if any(word.split("=")[0] == "--triton" for word in args):
+                args = ["triton", *args]
+            elif args and not args[0].startswith("-"):
+                raise UsageError(
+                    f"expected BUNDLE --triton DIR or one of {', '.join(self.commands)}; "
+                    f"got {args[0]!r}. See zsseg-rt export --help."
+                )
+        return list(super().parse_args(ctx, args))
+
 
 export_app = typer.Typer(
     help="Export a model to a bundle, or a bundle to Triton: BUNDLE --triton DIR.",
@@ -224,166 +222,131 @@ def read_bank(names_file: Path, rows_file: Path) -> tuple[list[str], Any]:
         raise SourceError(f"--bank: cannot be read: {exc}") from exc
 
 
-_MOST_CLASSES = 256
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Gate:
-    """What is made, and what it must reach."""
-
-    precision: str = opt("int8 or fp8.", "int8")
-    min_agreement: float = opt("Share of clear cells that must keep float32's label.", 0.98)
-    max_miou_loss: float = opt(
-        "With --dataset: points that mIoU may lose, and that unseen classes may lose beyond what "
-        "seen ones lose.",
-        0.5,
-    )
-    seed: int = opt("Chooses pictures and samples.", 0)
-    sensitivity: bool = opt("Measure what each layer alone loses; takes longest.", True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Masks(DataOptions):
-    """Pictures with masks."""
-
-    dataset: str = opt("Data set on whose masks mIoU is measured too.", "")
-
-
+@export_app.command("trained")
 @takes_groups
-def quantize(
+def export_trained(
     *,
-    bundle: Annotated[Path, typer.Argument(help="Folder NAME.zsseg, a fetched name, or demo.")],
-    photos: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder with pictures like those to label, 8 to 512; default: the data set's."
-        ),
+    run: Annotated[Path, typer.Argument(help="Folder of a run, or one of its checkpoints.")],
+    size: Annotated[
+        str | None, typer.Option(help="Input in pixels: SIDE or HEIGHTxWIDTH; default: as trained.")
     ] = None,
-    masks: _Masks,
     out: OutOption,
-    named: NamedClasses,
-    gate: _Gate,
-    overwrite: OverwriteOption = False,
-    json_file: JsonOption = None,
+    bundle: ModelOptions,
 ) -> None:
-    """Write a bundle in INT8 or FP8; below the gate only the report is written (exit code 3)."""
-    from zsseg_rt.bundles.bundle import Bundle
+    """Turn the best checkpoint of a training run into a bundle."""
+    size_hw = {} if size is None else {"size_hw": read_size(size)}
+    with needs_extra("train", f"to export {run}"):
+        from zsseg_rt.training.trained.card import export_trained as export
 
-    check_file_place("--json", json_file)
-    loaded, data = Bundle.load(bundle), None if masks == _Masks() else masks.open()
-    classes = named.read_if_given() or _own_classes(loaded, data)
-    with needs_extra("quantize", f"to quantise {bundle}"):
-        from zsseg_rt.export.quantized.bundle import quantize_bundle
-        from zsseg_rt.export.quantized.report import QuantizeSettings
-    settings = QuantizeSettings(overwrite=overwrite, **vars(gate))
-    with _interruptible(), ProgressBar() as bar:
-        report = quantize_bundle(
-            loaded,
-            out,
-            photos,
-            classes,
-            settings,
-            lambda what, done, total: bar.show(done, total),
-            dataset=data,
-        )
-    _print(report)
-    if json_file is not None:
-        write_json(json_file, report)
-    if report.path is None:
-        raise typer.Exit(EXIT_GATE)
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let SIGTERM end work as Ctrl-C does, with whatever it holds tidied up."""
-
-    def interrupt() -> None:
-        raise KeyboardInterrupt
-
-    try:
-        with stopped_by_signals(interrupt):
-            yield
-    except KeyboardInterrupt:
-        raise UserInterrupt("interrupted; nothing half-written was left") from None
-
-
-def _own_classes(bundle: Bundle, data: SegmentationDataset | None) -> list[str | list[str]]:
-    """The classes of a data set, or those that a bundle itself names."""
-    if data is not None:
-        return [*split_synonyms(data.class_names)]
-    bank = bundle.text_bank.names if bundle.text_bank is not None else ()
-    seen = bundle.concepts.names if bundle.concepts is not None else bundle.head.seen
-    names = list(seen or bank)[:_MOST_CLASSES]
-    if not names:
-        raise UsageError("--classes: expected names, got none, and the bundle names none itself")
-    return [*names]
-
-
-def _print(report: QuantizeReport) -> None:
-    spec = report.spec
-    for row in report.layers:
-        lost = "" if row.lost is None else f", alone it loses {row.lost:.2%}"
-        say(
-            f"{row.graph} {row.name}: {row.count} in {row.precision}, range {row.method}, error "
-            f"{row.error:.1e}{lost}"
-        )
-    say(
-        f"agreement with float32 on {spec.measured_photos} pictures that gave no ranges: "
-        f"{spec.agreement:.2%} of clear cells (gate {spec.min_agreement:.2%}), "
-        f"{spec.agreement_of_all:.2%} of all; with every layer in {report.precision}: "
-        f"{report.everything:.2%}"
-    )
-    if spec.masks is not None:
-        say(spec.masks.describe())
-    end = "the gate does not hold; nothing was written" if report.path is None else None
-    say(end or f"wrote {report.path}")
+        write_bundle(export, run, out, options=bundle, **size_hw)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Target:
-    """What plans are built for."""
+class _Student:
+    """How a student scores, and whose text embeddings it learned from."""
 
-    compute_capability: str | None = opt(
-        "Target GPU, such as 8.9 (TensorRT-RTX alone); default: this machine's."
+    text: str | None = opt("The teacher's text tower: open_clip tag such as openai, or a file.")
+    clip: str = opt("open_clip's name of the teacher, for a tag.", "ViT-L-14")
+    bank: tuple[Path, Path] | None = opt(
+        "Class names (one per line, or JSON list) and the teacher's rows (.npy)."
     )
-    precision: str = opt(", ".join(PRECISIONS), "auto")
-    workspace: int | None = opt("Most MB that the layers of a plan take to work in.", metavar="MB")
+    text_activation: str | None = opt("quick_gelu or gelu, for a text weights file without it.")
+    text_heads: TextHeadsOption = None
+    logit_scale: float = opt("Factor of the cosine.", 100.0)
+    top_k: int = opt("Keep only this many classes nearest to the frame; 0 = all.", 5, min=0)
+    plain_cosine: bool = opt("Score by the plain softmax, without GroupViT's rule.", False)
+    unknown_below: float | None = opt("Background threshold in [0, 1]; paper: VOC 0.95, COCO 0.35.")
+    num_heads: int | None = opt("Heads of the encoder; default: one per 64 channels.")
+    head_heads: int | None = opt("Heads of the segmentation head; default as for the encoder.")
+
+    def space(self) -> str:
+        """What its text space is called."""
+        from zsseg_rt.torch_files.clip_space import describe_rows, describe_space
+
+        if self.text:
+            return describe_space(self.text, self.clip)
+        return describe_rows(self.bank[1]) if self.bank else ""
 
 
+@export_app.command("zeroseg")
 @takes_groups
-def build(
+def export_zeroseg(
     *,
-    bundle: Annotated[Path, typer.Argument(help="Folder NAME.zsseg, a fetched name, or demo.")],
-    target: _Target,
-    json_file: JsonOption = None,
+    checkpoint: Annotated[
+        Path, typer.Argument(help="Checkpoint of zsseg_rt's training (.safetensors).")
+    ],
+    student: _Student,
+    size: SizeOption = "448",
+    template: TemplateOption = None,
+    out: OutOption,
+    bundle: ModelOptions,
 ) -> None:
-    """Build a bundle's TensorRT plans now, so that no first frame waits for them."""
-    from zsseg_rt.bundles.bundle import Bundle
-    from zsseg_rt.runtime.plan_builds import BuildSettings, build_plans, plan_builds
+    """Export a trained ZeroSeg student, with its teacher's text tower or a text bank."""
+    from zsseg_rt.models import create_model
 
-    check_file_place("--json", json_file)
-    loaded, settings = Bundle.load(bundle), BuildSettings(**vars(target))
-    planned = plan_builds(loaded, settings)
-    for one in planned:
-        say(
-            f"{one.graph} in {one.precision}: weights {one.weights / 1e6:.0f} MB, inputs and "
-            f"outputs {one.tensors / 1e6:.1f} MB, activations of a lane at most "
-            f"{one.activations / 1e6:.1f} MB; building takes up to about "
-            f"{one.peak / 1e6:.0f} MB of memory"
+    check_activation("--text-activation", student.text_activation)
+    heads = {"num_heads": student.num_heads, "head_heads": student.head_heads}
+    with arguments_called({"source": "--text", "activation": "--text-activation"}):
+        model = create_model(
+            "zeroseg",
+            weights=checkpoint,
+            pretrained=student.text,
+            clip=student.clip,
+            image_size=read_size(size),
+            logit_scale=student.logit_scale,
+            top_k=student.top_k or None,
+            plain_cosine=student.plain_cosine,
+            background_threshold=student.unknown_below,
+            with_decoder=False,
+            activation=student.text_activation,
+            text_heads=student.text_heads,
+            **{name: count for name, count in heads.items() if count is not None},
         )
-    finished: list[BuiltPlan] = []
-    with _interruptible(), ProgressBar() as bar:
+    write_model(
+        model,
+        out,
+        bundle,
+        templates=template,
+        text_bank=None if student.bank is None else read_bank(*student.bank),
+        space=student.space(),
+        source=checkpoint.name,
+    )
 
-        def tell(_: str, fraction: float) -> None:
-            bar.show(round(100 * (len(finished) + fraction)), 100 * len(planned))
 
-        for plan in build_plans(loaded, settings, tell):
-            finished.append(plan)
-            took = f"built in {plan.seconds:.0f} s with {plan.peak / 1e6:.0f} MB of memory"
-            say(
-                f"{plan.graph}: {plan.size / 1e6:.0f} MB in {plan.precision}, "
-                f"{'was there' if plan.was_there else took}: {plan.path}"
-            )
-    if json_file is not None:
-        content = {"planned": [vars(one) for one in planned], "plans": [vars(p) for p in finished]}
-        write_json(json_file, json.loads(json.dumps(content, default=str)))
+_ENGINE = Takes("backend", "precision", "unknown_below", "num_threads")  # on Triton's device
+
+
+@export_app.command("triton")
+@takes_groups
+def export_triton(
+    *,
+    bundle: Annotated[Path, typer.Argument(help="Bundle folder NAME.zsseg.")],
+    repository: Annotated[
+        Path, typer.Option("--triton", "--out", "-o", help="Triton's model repository.")
+    ],
+    name: Annotated[
+        str | None, typer.Option(help="The model's name; default: the bundle's.")
+    ] = None,
+    words: NamedClasses,
+    engine: Annotated[EngineConfig, _ENGINE],
+    overwrite: Annotated[bool, typer.Option(help="Replace an existing model.")] = False,
+) -> None:
+    """Write a bundle as a model for Triton: zsseg-rt export BUNDLE --triton DIR.
+
+    Requests name the classes; --classes are for those that name none.
+    """
+    from zsseg_rt.common.checks import arguments_called
+    from zsseg_rt.integrations.triton import write_triton_model
+
+    names = words.read_if_given() or ()
+    with arguments_called({"name": "--name"}):
+        written = write_triton_model(
+            bundle,
+            repository,
+            name=name,
+            classes=names,
+            engine=changed(engine),
+            overwrite=overwrite,
+        )
+    say(f"wrote {written}")
+    say(f"run: tritonserver --model-repository={repository}")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from zsseg_rt.cli.options import argument_errors_are_usage
-from zsseg_rt.cli.output import UserInterrupt, say, terminal
+from zsseg_rt.cli.output import ProgressBar, UserInterrupt, say
 from zsseg_rt.fetch.checkpoints import Progress
 
 if TYPE_CHECKING:
@@ -93,11 +93,10 @@ def _print_names() -> None:
 
 
 class _Shown(Progress):
-    """Prints lines, and a bar while bytes come."""
+    """Prints lines, and a bar while bytes come or images are computed."""
 
     def __init__(self) -> None:
-        self._bar: Any = None
-        self._task: Any = None
+        self._bar: ProgressBar | None = None
 
     def say(self, text: str) -> None:
         """Print a line."""
@@ -116,26 +115,11 @@ class _Shown(Progress):
 
     def _move(self, done: int, total: int | None, *, in_bytes: bool) -> None:
         if self._bar is None:
-            self._bar, self._task = _start_bar(total, in_bytes)
-        self._bar.update(self._task, completed=done)
+            self._bar = ProgressBar(in_bytes=in_bytes).__enter__()
+        self._bar.show(done, total)
 
     def close(self) -> None:
         """Take the bar away."""
         if self._bar is not None:
-            self._bar.stop()
+            self._bar.__exit__()
             self._bar = None
-
-
-def _start_bar(total: int | None, in_bytes: bool) -> tuple[Any, Any]:
-    from rich import progress
-
-    counts = [progress.DownloadColumn(), progress.TransferSpeedColumn()]
-    bar = progress.Progress(
-        progress.BarColumn(),
-        *(counts if in_bytes else [progress.MofNCompleteColumn()]),
-        progress.TimeRemainingColumn(),
-        console=terminal(),
-        transient=True,
-    )
-    bar.start()
-    return bar, bar.add_task("download", total=total)

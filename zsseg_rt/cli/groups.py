@@ -23,7 +23,6 @@ from zsseg_rt.cli.options import (
     read_classes,
 )
 from zsseg_rt.cli.output import say, working
-from zsseg_rt.cli.remarks import print_background
 from zsseg_rt.common.settings import Option, changed
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import ArgumentError
@@ -179,7 +178,23 @@ class WordOptions(NamedClasses):
         """Set an engine's classes, and print which background phrases compete with them."""
         rivals = read_background(self.background, len(names))
         engine.set_classes(names, background=rivals, templates=self.template)
-        print_background(engine, self.background)
+        _print_background(engine, self.background)
+
+
+def _print_background(engine: Engine, given: str) -> None:
+    """Tell which background phrases were added, unless the caller wrote them out."""
+    vocabulary = engine.vocabulary
+    if vocabulary is None or not vocabulary.auto_background:
+        return
+    why = "asked for by --background auto" if given else f"added to {len(vocabulary.names)} class"
+    why += "es" if not given and len(vocabulary.names) > 1 else ""
+    if vocabulary.background:
+        say(
+            f"background ({why}): {', '.join(vocabulary.background)}. Pixels that they win are "
+            "unknown; --background none leaves them out, --background 'a,b' takes others."
+        )
+    elif given:
+        say("background: none of the published phrases fits this bundle and these classes")
 
 
 @dataclass(frozen=True, kw_only=True)

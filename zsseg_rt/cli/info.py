@@ -1,4 +1,4 @@
-"""``zsseg-rt info``: what a bundle holds, and whether it works here."""
+"""``zsseg-rt info`` and ``doctor``: what a bundle holds, and what can run on this machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from zsseg_rt.cli.options import JsonOption
-from zsseg_rt.cli.output import EXIT_GATE, say, write_json
+from zsseg_rt.cli.output import EXIT_ENVIRONMENT, EXIT_GATE, say, terminal, write_json
 from zsseg_rt.config import EngineConfig
 
 
@@ -73,3 +73,22 @@ def _run_self_check(bundle: Path, precision: str) -> None:
         say(f"  {stage.stage:14} error {stage.error:.2e} of {stage.tolerance:.0e}  {verdict}")
     if not report.passed:
         raise typer.Exit(EXIT_GATE)
+
+
+def doctor(json_file: JsonOption = None) -> None:
+    """Show what can run on this machine, and how to fix what cannot."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from zsseg_rt.doctor import examine
+
+    findings = examine()
+    table = Table("topic", "", "found", "what to do", box=None, pad_edge=False)
+    colours = {"ok": "green", "absent": "yellow", "bad": "red"}
+    for f in findings:
+        table.add_row(f.topic, Text(f.status, style=colours[f.status]), f.detail, f.remedy)
+    terminal().print(table)
+    if json_file is not None:
+        write_json(json_file, {"findings": findings})
+    if any(f.status == "bad" for f in findings):
+        raise typer.Exit(EXIT_ENVIRONMENT)

@@ -168,14 +168,25 @@ def working(what: str) -> Iterator[None]:
 
 
 class ProgressBar:
-    """A bar on the terminal; nothing elsewhere."""
+    """A bar on the terminal, of things or of bytes; nothing elsewhere."""
 
-    def __init__(self) -> None:
-        from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+    def __init__(
+        self, what: str = "images", *, in_bytes: bool = False, hidden: bool = False
+    ) -> None:
+        from rich import progress
 
-        columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=terminal(), transient=True)
-        self._task = self._bar.add_task("images", total=None)
+        counts = [progress.DownloadColumn(), progress.TransferSpeedColumn()]
+        columns = counts if in_bytes else [progress.MofNCompleteColumn()]
+        first = progress.Progress.get_default_columns()[1 if in_bytes else 0 : 2]
+        self._bar = progress.Progress(
+            *first,
+            *columns,
+            progress.TimeRemainingColumn(),
+            console=terminal(),
+            disable=hidden,
+            transient=True,
+        )
+        self._task = self._bar.add_task(what, total=None)
 
     def __enter__(self) -> ProgressBar:
         self._bar.start()
@@ -184,6 +195,6 @@ class ProgressBar:
     def __exit__(self, *exception: object) -> None:
         self._bar.stop()
 
-    def show(self, done: int, total: int) -> None:
-        """Show how many of all images are done."""
+    def show(self, done: int, total: int | None) -> None:
+        """Show how many of all are done."""
         self._bar.update(self._task, completed=done, total=total)

@@ -7,14 +7,15 @@ import os
 import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zsseg_rt.cli.groups import ComputeOptions, NamedClasses, opt, takes_groups
+from zsseg_rt.cli.evaluate import DataOptions
+from zsseg_rt.cli.groups import ComputeOptions, NamedClasses, Takes, opt, takes_groups
 from zsseg_rt.cli.options import DemoOption, JsonOption, TemplateOption, UsageError
 from zsseg_rt.cli.output import (
     EXIT_FAILURE,
@@ -27,9 +28,9 @@ from zsseg_rt.cli.output import (
 )
 from zsseg_rt.common.extras import install_command
 from zsseg_rt.common.settings import changed
+from zsseg_rt.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
-    from zsseg_rt.evaluation.datasets.base import SegmentationDataset
     from zsseg_rt.profiling.report import Report
     from zsseg_rt.profiling.tables import TextTable
     from zsseg_rt.profiling.workload import Variant
@@ -74,6 +75,7 @@ class _Measured:
     max_duration: float = opt("Seconds after which no further round begins.", 30.0)
     cold_start: bool = opt("Also time fresh processes.", True)
     nodes: bool = opt("Also time the nodes of the graphs.", True)
+    limit: int | None = opt("Use at most this many images of the data set.", min=1)
     nvtx: bool = opt("Mark frames and stages for Nsight Systems.", False, "--nvtx")
 
     def check(self) -> None:
@@ -81,18 +83,11 @@ class _Measured:
         for name, value in (("--rate", self.rate), ("--max-duration", self.max_duration)):
             if value is not None and not (math.isfinite(value) and value > 0.0):
                 raise UsageError(f"{name}: expected a number above 0, got {value:g}")
-        if self.nvtx:
-            _require_package("nvtx", "--nvtx", extra="nvtx")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Evaluated:
-    """The data set that tells what the labels are worth."""
-
-    dataset: str | None = opt("Also evaluate on a data set; an unknown name lists all.")
-    root: Path | None = opt("Folder of the data set.")
-    split: str = opt("Its split.", "val")
-    limit: int | None = opt("Use at most this many of its images.", min=1)
+        if self.nvtx and find_spec("nvtx") is None:
+            raise BackendUnavailableError(
+                "nvtx: expected to be installed for --nvtx, got nothing. "
+                f"Run: {install_command('nvtx')}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +132,7 @@ def profile(
     ] = None,
     asked: _Workload,
     compared: _Compared,
-    judged: _Evaluated,
+    judged: Annotated[DataOptions, Takes("dataset", "root", "split", dataset="")],
     measured: _Measured,
     run: ComputeOptions,
     reports: _Reports,
@@ -163,7 +158,7 @@ def profile(
         "cold_starts": measured.cold_start,
         "nodes": measured.nodes,
         "agreement": len(variants) > 1,
-        "evaluate": _evaluator(judged, asked.template),
+        "evaluate": _evaluator(judged, measured.limit, asked.template),
         "command": _repeat(context),
     }
     report = _run(variants, asked, settings)
@@ -186,8 +181,6 @@ def _choose_bundle(targets: list[str], *, demo: str | None) -> Path:
 
 
 def _variants(base: Variant, compared: _Compared) -> tuple[Variant, ...]:
-    from dataclasses import replace
-
     from zsseg_rt.profiling.workload import read_against, read_sweep
 
     variants = [base, *(read_against(text, base) for text in compared.against or [])]
@@ -215,13 +208,14 @@ def _run(
     names: Any = asked.read_if_given()
     frames = read_frames(asked.source or demo_photos(asked.demo or DEFAULT))
     shown = ", ".join(source_names(asked.source)) if asked.source else "the demo's images"
-    with tempfile.TemporaryDirectory(prefix="zsseg-profile-") as folder, _status() as tell:
-        workload = Workload(Path(folder), frames, names, asked.template)
-        request = Request(
-            variants=variants, workload=workload, source=shown, on_progress=tell, **settings
-        )
+    with (
+        tempfile.TemporaryDirectory(prefix="zsseg-profile-") as folder,
+        terminal().status("starting") as status,
+    ):
+        work = Workload(Path(folder), frames, names, asked.template)
+        told = {"source": shown, "on_progress": status.update, **settings}
         try:
-            return run(request)
+            return run(Request(variants=variants, workload=work, **told))
         except SelfCheckError as exc:
             typer.echo(f"zsseg-rt: {exc}", err=True)
             raise typer.Exit(EXIT_GATE) from exc
@@ -316,12 +310,6 @@ def _print_tables(tables: Sequence[TextTable]) -> None:
         console.print()
 
 
-@contextmanager
-def _status() -> Iterator[Callable[[str], None]]:
-    with terminal().status("starting") as status:
-        yield status.update
-
-
 def _share(option: str, text: str) -> float:
     """Read ``5%`` or ``0.05``."""
     try:
@@ -332,18 +320,6 @@ def _share(option: str, text: str) -> float:
     if not 0.0 < value < 10.0:
         raise UsageError(f"{option}: expected a share such as 5% or 0.05, got {text!r}")
     return value
-
-
-def _require_package(name: str, option: str, *, extra: str) -> None:
-    from importlib.util import find_spec
-
-    from zsseg_rt.errors import BackendUnavailableError
-
-    if find_spec(name) is None:
-        raise BackendUnavailableError(
-            f"{name}: expected to be installed for {option}, got nothing. "
-            f"Run: {install_command(extra)}"
-        )
 
 
 def _repeat(context: typer.Context) -> str:
@@ -367,24 +343,19 @@ def _repeat(context: typer.Context) -> str:
 
 
 def _evaluator(
-    judged: _Evaluated, templates: list[str] | None
+    judged: DataOptions, limit: int | None, templates: list[str] | None
 ) -> Callable[[Variant], float | None] | None:
-    if judged.dataset is None:
+    if not judged.dataset:
         return None
-    from zsseg_rt.cli.evaluate import open_dataset
-
-    data: SegmentationDataset = open_dataset(judged.dataset, judged.root, judged.split, {})
+    data = judged.open()
 
     def evaluate_variant(variant: Variant) -> float | None:
         from zsseg_rt.config import EngineConfig
         from zsseg_rt.engine import Engine
-        from zsseg_rt.evaluation.engine_segmenter import EngineSegmenter
-        from zsseg_rt.evaluation.evaluate import evaluate
+        from zsseg_rt.evaluation import EngineSegmenter, evaluate
 
-        config = EngineConfig.from_dict(variant.config)
-        with Engine(variant.bundle, config) as engine:
+        with Engine(variant.bundle, EngineConfig.from_dict(variant.config)) as engine:
             segmenter = EngineSegmenter(engine, data.class_names, templates=templates)
-            scores = evaluate(segmenter, data, limit=judged.limit).scores
-        return 100.0 * scores.miou
+            return 100.0 * evaluate(segmenter, data, limit=limit).scores.miou
 
     return evaluate_variant

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +15,7 @@ import typer
 from zsseg_rt.cli.groups import WordOptions, choose_bundle, opt, takes_groups
 from zsseg_rt.cli.options import AlphaOption, BundleOption, DemoOption, JsonOption, UsageError
 from zsseg_rt.cli.output import (
+    ProgressBar,
     UserInterrupt,
     check_file_place,
     check_folder_place,
@@ -21,8 +25,7 @@ from zsseg_rt.cli.output import (
     terminal,
     write_json,
 )
-from zsseg_rt.cli.photo_tables import PRINTERS, print_csv_header
-from zsseg_rt.cli.remarks import print_if_photographs
+from zsseg_rt.common.schema import encode, printable
 from zsseg_rt.config import MAX_LANES, EngineConfig
 from zsseg_rt.errors import SourceError
 from zsseg_rt.photos.header import MAX_PIXELS
@@ -31,6 +34,10 @@ if TYPE_CHECKING:
     from zsseg_rt.engine import Engine
     from zsseg_rt.integrations.batch import AnnotationFiles, PhotoResult
     from zsseg_rt.results.segmentation import Segmentation
+
+
+_COLUMNS = ("photo", "class", "share", "pixels", "mask", "error")
+_NEARLY_ALL = 0.98  # a class with this share of an image is remarked upon
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +115,7 @@ def segment(
     config = replace(run, num_lanes=lanes or lanes_for(len(found), run))
     with Engine(chosen, config) as engine:
         words.give(engine, names)
-        print_if_photographs(engine, photos)
+        _print_if_photographs(engine, photos)
         results = _segment(engine, found, place, each)
         if demo and words.read_if_given() is None:
             _print_words(engine, demo)
@@ -122,15 +129,31 @@ def _segment(
     engine: Engine, photos: Sequence[Path], place: _Output, each: _PhotoOptions
 ) -> list[PhotoResult]:
     """The results, which are written as far as they go where Ctrl-C interrupts."""
+    from zsseg_rt.integrations import batch
+
     results: list[PhotoResult] = []
     files = _annotation_files(engine, place)
     if place.output == "csv":
-        print_csv_header()
+        _print_csv_header()
+    bar = ProgressBar("photos", hidden=len(photos) < 2)
+
+    def show(result: PhotoResult, seg: Segmentation | None) -> None:
+        results.append(result)
+        PRINTERS[place.output](result)
+        if files is not None:
+            _print_path(files.add(result, seg))
+        bar.show(len(results), len(photos))
+
     try:
-        _segment_with_progress(engine, photos, place, each, (results, files))
+        with bar:
+            batch.segment_photos(engine, photos, place.out, on_done=show, **vars(each))
     except KeyboardInterrupt:
         _write_report(place.json_file, engine, results, interrupted=True)
-        raise UserInterrupt(_what_is_done(results, len(photos))) from None
+        done = sum(result.error is None for result in results)
+        raise UserInterrupt(
+            f"interrupted; {done} of {len(photos)} photos are done. Add --resume to go on from "
+            "there."
+        ) from None
     finally:
         if files is not None:
             _print_path(files.finish())
@@ -158,11 +181,6 @@ def _write_report(
         write_json(file, {**content, "interrupted": True} if interrupted else content)
 
 
-def _what_is_done(results: Sequence[PhotoResult], total: int) -> str:
-    done = sum(result.error is None for result in results)
-    return f"interrupted; {done} of {total} photos are done. Add --resume to go on from there."
-
-
 def _print_words(engine: Engine, demo: str) -> None:
     concepts, bank = engine.bundle.concepts, engine.bundle.text_bank
     if concepts is None:
@@ -175,28 +193,94 @@ def _print_words(engine: Engine, demo: str) -> None:
     )
 
 
-def _segment_with_progress(
-    engine: Engine,
-    photos: Sequence[Path],
-    place: _Output,
-    each: _PhotoOptions,
-    kept: tuple[list[PhotoResult], AnnotationFiles | None],
-) -> None:
-    """Segment photos; results are appended as they come, so an interrupted run has some."""
-    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+def print_table(result: PhotoResult) -> None:
+    """Print a table of the classes in a photo, and where its images are."""
+    from rich.table import Table
+    from rich.text import Text
 
-    from zsseg_rt.integrations import batch
+    console = terminal()
+    if result.error is not None:
+        console.print(f"failed: {result.error}", style="red", highlight=False, soft_wrap=True)
+        return
+    height, width = result.size_hw or (0, 0)
+    total = (result.times or {}).get("total", 0.0)
+    state = "done earlier" if result.resumed else f"{total:.0f} ms"
+    say(f"{result.photo}  {width}x{height}, {state}")
+    table = Table("", "class", "share", "pixels", "colour", box=None, pad_edge=False)
+    for entry in result.classes:
+        colour = entry["colour"]
+        table.add_row(
+            Text("██", style=colour),
+            entry["name"],
+            f"{entry['share']:.1%}",
+            str(entry["pixels"]),
+            colour,
+        )
+    if result.unknown_share:
+        table.add_row("", "(unknown)", f"{result.unknown_share:.1%}", "", "")
+    console.print(table)
+    if remark := _remark_on(result):
+        console.print(f"  {remark}", style="yellow", highlight=False, soft_wrap=True)
+    for written in (result.overlay, result.mask):
+        say(f"  {written or ''}")
 
-    results, files = kept
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=terminal(), disable=len(photos) < 2, transient=True) as bar:
-        task = bar.add_task("photos", total=len(photos))
 
-        def show(result: PhotoResult, seg: Segmentation | None) -> None:
-            results.append(result)
-            PRINTERS[place.output](result)
-            if files is not None:
-                _print_path(files.add(result, seg))
-            bar.advance(task)
+def _print_json(result: PhotoResult) -> None:
+    sys.stdout.write(json.dumps(encode(result)) + "\n")
+    sys.stdout.flush()
 
-        batch.segment_photos(engine, photos, place.out, on_done=show, **vars(each))
+
+def _print_csv_header() -> None:
+    """The names of the columns of ``--format csv``."""
+    csv.writer(sys.stdout, lineterminator="\n").writerow(_COLUMNS)
+
+
+def _print_csv(result: PhotoResult) -> None:
+    """One row per class; a failed photo has its error last."""
+    rows = csv.writer(sys.stdout, lineterminator="\n")
+    for entry in result.classes:
+        row = [printable(entry["name"]), entry["share"], entry["pixels"], result.mask, ""]
+        rows.writerow([result.photo, *row])
+    if result.error is not None:
+        rows.writerow([result.photo, "", "", "", "", result.error])
+    sys.stdout.flush()
+
+
+PRINTERS: Mapping[str, Callable[[PhotoResult], None]] = {
+    "table": print_table,
+    "json": _print_json,
+    "csv": _print_csv,
+    **dict.fromkeys(("png", "coco", "geojson", "labelme"), print_table),
+}
+"""By the name that ``--format`` takes."""
+
+
+def _print_if_photographs(engine: Engine, photos: list[str] | None) -> None:
+    """Warn that the scenes model knows only drawings, if the pictures are others."""
+    from zsseg_rt.demo import demo_bundle, demo_photos
+
+    if engine.bundle.path != demo_bundle("scenes") or not photos:
+        return
+    if set(photos) <= set(demo_photos("scenes")):
+        return
+    say(
+        "The model that ships knows only drawings of a made-up world: its labels of photographs "
+        "mean nothing. Take --demo without scenes, or see README, section Your own photos."
+    )
+
+
+def _remark_on(result: PhotoResult) -> str:
+    """One line about a picture that one class, or none, has nearly all of; otherwise empty."""
+    if result.unknown_share >= _NEARLY_ALL:
+        return (
+            "remark: nearly every pixel is unknown. Name what is in the picture, or leave out "
+            "background phrases (--background none) and --unknown-below."
+        )
+    if result.classes and result.classes[0]["share"] >= _NEARLY_ALL:
+        top = result.classes[0]
+        return (
+            f"remark: {top['name']!r} takes {top['share']:.1%} of the picture. Every pixel takes "
+            "the best of the phrases it is given: name more classes, or what else is in the "
+            "picture with --background 'a,b'."
+        )
+    return ""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,9 @@ from zsseg_rt.profiling.conditions import Conditions, Reading, Snapshot, compare
 from zsseg_rt.profiling.estimates import WAITING_LIMIT, Basis
 from zsseg_rt.profiling.gpu import GpuWatch
 from zsseg_rt.profiling.meter import Paced
-from zsseg_rt.profiling.nodes import assign_nodes, sum_by
+from zsseg_rt.profiling.nodes import sum_by
 from zsseg_rt.profiling.report import (
-    ColdStart,
     Comparison,
-    EnergyUse,
     Growth,
     PacedTimes,
     Report,
@@ -57,20 +55,11 @@ class Request:
 
 @dataclass(kw_only=True)
 class Measured:
-    """What is known so far, by variant; ``gpu`` is the first variant's, None on a CPU."""
+    """What is known so far; ``gpu`` is the first variant's, None on a CPU."""
 
     request: Request
-    children: dict[str, ChildCandidate] = field(default_factory=dict)
-    failures: dict[str, str] = field(default_factory=dict)
-    described: dict[str, dict[str, str]] = field(default_factory=dict)
-    cold_starts: dict[str, list[ColdStart]] = field(default_factory=dict)
-    peaks: dict[str, float | None] = field(default_factory=dict)
+    children: dict[str, ChildCandidate] = field(default_factory=dict)  # by variant
     rounds: Rounds = field(default_factory=lambda: Rounds(turns={}))
-    paced: dict[str, list[Paced]] = field(default_factory=dict)
-    agreement: dict[str, float] = field(default_factory=dict)
-    miou: dict[str, float] = field(default_factory=dict)
-    nodes: dict[str, dict[str, list[list[Any]]]] = field(default_factory=dict)
-    energy: dict[str, EnergyUse] = field(default_factory=dict)
     absent: tuple[Reading, ...] = ()  # energy sensors that cannot be read
     gpu: GpuWatch | None = None
     before: Snapshot | None = None
@@ -78,12 +67,36 @@ class Measured:
     notes: list[str] = field(default_factory=list)
     interrupted: bool = False
 
+    def __post_init__(self) -> None:
+        self.reports = {
+            one.name: _empty(one, self.request.workload) for one in self.request.variants
+        }
+
+    @property
+    def failed(self) -> set[str]:
+        """Variants that are missing or incomplete."""
+        return {name for name, report in self.reports.items() if report.failure}
+
+
+def _empty(variant: Variant, workload: Workload) -> VariantReport:
+    bundle = Bundle.load(variant.bundle)
+    return VariantReport(
+        name=variant.name,
+        bundle=bundle.name,
+        size_mb=sum(entry.bytes for entry in bundle.files()) / 1e6,
+        settings={key: str(value) for key, value in variant.config.items()},
+        described={},
+        classes=workload.num_classes(variant),
+        frame=workload.frame_sizes(variant),
+        streams=variant.streams,
+    )
+
 
 def assemble_report(measured: Measured) -> Report:
     """The report of a measurement, finished or not."""
     request, rounds = measured.request, measured.rounds
     conditions = _conditions(measured)
-    variants = tuple(_variant(measured, variant) for variant in request.variants)
+    variants = tuple(_with_times(report, rounds) for report in measured.reports.values())
     notes = [*_not_to_be_quoted(variants), *measured.notes, *conditions.notes]
     notes += [note for variant in variants for note in _other_node_runs(variant)]
     comparisons = tuple(_comparisons(measured))
@@ -122,41 +135,21 @@ def _conditions(measured: Measured) -> Conditions:
     )
 
 
-def _variant(measured: Measured, variant: Variant) -> VariantReport:
-    name, rounds = variant.name, measured.rounds
-    workload, bundle = measured.request.workload, Bundle.load(variant.bundle)
-    samples = _samples(rounds, name)
+def _with_times(report: VariantReport, rounds: Rounds) -> VariantReport:
+    """The report with everything that follows from the calls that were timed."""
+    samples = _samples(rounds, report.name)
     walls = samples.wall_ms
     stages = {stage: summarise(times) for stage, times in samples.stages.items()}
-    return VariantReport(
-        name=name,
-        bundle=bundle.name,
-        size_mb=sum(entry.bytes for entry in bundle.files()) / 1e6,
-        settings={key: str(value) for key, value in variant.config.items()},
-        described=_described(measured.described.get(name, {}), variant, bundle),
-        classes=workload.num_classes(variant),
-        frame=workload.frame_sizes(variant),
-        streams=variant.streams,
-        failure=measured.failures.get(name, ""),
+    return replace(
+        report,
+        samples=samples,
         wall=summarise(walls),
         cpu=summarise(samples.cpu_ms),
         device=summarise(samples.device_ms),
         cold=summarise(samples.cold_ms),
         stages={stage: times for stage, times in stages.items() if times is not None},
-        frames_per_second=1e3 * variant.streams * len(walls) / sum(walls) if walls else None,
-        waiting=rounds.waiting.get(name),
-        peak_mb=measured.peaks.get(name),
-        cold_starts=tuple(measured.cold_starts.get(name, ())),
-        paced=_paced(measured, name),
-        agreement=measured.agreement.get(name),
-        miou=measured.miou.get(name),
-        energy=measured.energy.get(name),
-        nodes=tuple(
-            row
-            for graph, nodes in measured.nodes.get(name, {}).items()
-            for row in assign_nodes(graph, nodes)
-        ),
-        samples=samples,
+        frames_per_second=1e3 * report.streams * len(walls) / sum(walls) if walls else None,
+        waiting=rounds.waiting.get(report.name),
     )
 
 
@@ -218,18 +211,19 @@ def _threads_by_cpu_time(
             )
 
 
-def _described(told: dict[str, str], variant: Variant, bundle: Bundle) -> dict[str, str]:
+def describe(told: Mapping[str, Any], variant: Variant) -> dict[str, str]:
     """What a process told of itself, with threads and the size that graphs take."""
     threads = variant.config.get("num_threads") or usable_cpus()
-    height, width = bundle.preprocess.size_hw
-    return {**told, "threads": str(threads), "input": f"{width}x{height}"} if told else {}
+    height, width = Bundle.load(variant.bundle).preprocess.size_hw
+    said = {key: str(value) for key, value in told.items()}
+    return {**said, "threads": str(threads), "input": f"{width}x{height}"}
 
 
-def _paced(measured: Measured, name: str) -> PacedTimes | None:
-    frames, rate = measured.paced.get(name, []), measured.request.rate
+def paced_times(frames: Sequence[Paced], rate: float) -> PacedTimes | None:
+    """How late frames were that fell due by a clock; None without any."""
     latency = summarise([frame.latency_ms for frame in frames])
     service = summarise([frame.service_ms for frame in frames])
-    if latency is None or service is None or rate is None:
+    if latency is None or service is None:
         return None
     late = sum(frame.late for frame in frames)
     return PacedTimes(rate=rate, frames=len(frames), late=late, latency=latency, service=service)

@@ -12,11 +12,18 @@ from statistics import fmean
 import numpy as np
 
 from zsseg_rt.errors import ConfigError, ZssegError
-from zsseg_rt.profiling.assemble import Measured, Request, assemble_report
+from zsseg_rt.profiling.assemble import (
+    Measured,
+    Request,
+    assemble_report,
+    describe,
+    paced_times,
+)
 from zsseg_rt.profiling.conditions import Reading, take_snapshot
 from zsseg_rt.profiling.energy import EnergyMeter, EnergySources, find_energy_sources
 from zsseg_rt.profiling.gpu import GpuWatch, open_gpu
 from zsseg_rt.profiling.meter import Sample, TurnPlan
+from zsseg_rt.profiling.nodes import assign_nodes
 from zsseg_rt.profiling.report import ColdStart, EnergyUse, Report
 from zsseg_rt.profiling.turns import (
     CandidateError,
@@ -71,10 +78,10 @@ def _open_all(measured: Measured) -> None:
         except CandidateError as exc:
             if variant is request.variants[0]:
                 raise
-            measured.failures[variant.name] = str(exc)
+            measured.reports[variant.name].failure = str(exc)
             continue
         measured.children[variant.name] = child
-        measured.described[variant.name] = {k: str(v) for k, v in child.described.items()}
+        measured.reports[variant.name].described = describe(child.described, variant)
         if difference := child.self_check():
             raise SelfCheckError(
                 f"{variant.name}: expected the golden sample's results, got {difference}. It is "
@@ -97,7 +104,7 @@ def _note_cold_start(measured: Measured, variant: Variant, *, cached: bool) -> N
     child.close()
     peak_mb = None if child.memory is None else child.memory[1]
     start = ColdStart(cached=cached, peak_mb=peak_mb, **child.started)
-    measured.cold_starts.setdefault(variant.name, []).append(start)
+    measured.reports[variant.name].cold_starts += (start,)
 
 
 def _measure(measured: Measured) -> None:
@@ -134,9 +141,11 @@ def _time_frames(measured: Measured) -> None:
         enough = max(10, round(_ENOUGH_FRAMES / frames_a_turn))
         rule = replace(rule, max_rounds=enough, half_width=None)
     measured.rounds = take_turns(children, plan, rule, on_round=between_rounds)
-    measured.failures.update(measured.rounds.failures)
+    for name, failure in measured.rounds.failures.items():
+        measured.reports[name].failure = failure
     measured.interrupted = measured.rounds.interrupted
-    measured.peaks = {child.name: child.peak_memory_mb() for child in children}
+    for child in children:
+        measured.reports[child.name].peak_mb = child.peak_memory_mb()
 
 
 def _gpu_index(child: ChildCandidate) -> int | None:
@@ -147,11 +156,13 @@ def _gpu_index(child: ChildCandidate) -> int | None:
 
 def _after_timing(measured: Measured) -> None:
     request = measured.request
-    alive = [c for name, c in measured.children.items() if name not in measured.failures]
+    alive = [c for name, c in measured.children.items() if name not in measured.failed]
     if request.rate is not None:
         request.on_progress(f"frames that fall due {request.rate:g} times a second")
         seconds = max(request.max_seconds / 3, 3.0 / request.rate)
-        measured.paced = pace_in_turns(alive, rate=request.rate, seconds=seconds)
+        paced = pace_in_turns(alive, rate=request.rate, seconds=seconds)
+        for name, frames in paced.items():
+            measured.reports[name].paced = paced_times(frames, request.rate)
     _measure_energy(measured, alive)
     if request.agreement:
         request.on_progress("comparing labels with float32's")
@@ -159,19 +170,18 @@ def _after_timing(measured: Measured) -> None:
     if request.nodes:
         _time_nodes(measured, request.variants[0])
     for variant in request.variants:
-        if variant.name in measured.failures:
+        report = measured.reports[variant.name]
+        if report.failure:
             continue
         if request.cold_starts:
             request.on_progress(f"{variant.name}: a fresh process with the cache")
             try:
                 _note_cold_start(measured, variant, cached=True)
             except CandidateError as exc:
-                measured.failures[variant.name] = str(exc)
+                report.failure = str(exc)
         if request.evaluate is not None and variant.python is None:
             request.on_progress(f"{variant.name}: labelling the data set")
-            found = request.evaluate(variant)
-            if found is not None:
-                measured.miou[variant.name] = found
+            report.miou = request.evaluate(variant)
 
 
 def _measure_energy(measured: Measured, alive: Sequence[ChildCandidate]) -> None:
@@ -196,7 +206,7 @@ def _measure_energy(measured: Measured, alive: Sequence[ChildCandidate]) -> None
             measured.absent += (_failed_sensor(sources.note),)
             return
         above = None if idle is None else stretch.joules - idle * stretch.seconds
-        measured.energy[child.name] = EnergyUse(
+        measured.reports[child.name].energy = EnergyUse(
             source=sources.note,
             frames=frames,
             seconds=stretch.seconds,
@@ -224,11 +234,14 @@ def _time_nodes(measured: Measured, variant: Variant) -> None:
         child = _open(measured.request, variant, with_node_times=True)
         try:
             runs = _node_runs(measured.rounds.warm(variant.name))
-            measured.nodes[variant.name] = child.request("nodes", runs=runs)
+            nodes = child.request("nodes", runs=runs)
         finally:
             child.close()
     except CandidateError as exc:
         measured.notes.append(f"nodes were not timed: {exc}")
+        return
+    rows = (row for graph, some in nodes.items() for row in assign_nodes(graph, some))
+    measured.reports[variant.name].nodes = tuple(rows)
 
 
 def _node_runs(frames: Sequence[Sample]) -> int:
@@ -257,7 +270,7 @@ def _compare_labels(measured: Measured, alive: Sequence[ChildCandidate]) -> None
                     (one == other).ravel()
                     for one, other in zip(expected, _labels(child, count), strict=True)
                 ])  # fmt: skip
-                measured.agreement[child.name] = float(same.mean())
+                measured.reports[child.name].agreement = float(same.mean())
     except CandidateError as exc:
         measured.notes.append(f"labels were not compared: {exc}")
     finally:

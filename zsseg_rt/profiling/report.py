@@ -97,9 +97,9 @@ class Samples:
     stages: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class VariantReport:
-    """One bundle with its settings."""
+    """One bundle with its settings; filled in while it is measured."""
 
     name: str  # in tables
     bundle: str

@@ -1,0 +1,191 @@
+"""``zsseg-rt quantize`` and ``build``: bundles in 8 bits, TensorRT plans."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from zsseg_rt.cli.evaluate import DataOptions
+from zsseg_rt.cli.groups import NamedClasses, Takes, opt, takes_groups
+from zsseg_rt.cli.options import JsonOption, OutOption, OverwriteOption, UsageError
+from zsseg_rt.cli.output import (
+    EXIT_GATE,
+    ProgressBar,
+    UserInterrupt,
+    check_file_place,
+    say,
+    write_json,
+)
+from zsseg_rt.cli.service import stopped_by_signals
+from zsseg_rt.common.extras import needs_extra
+from zsseg_rt.config import PRECISIONS
+from zsseg_rt.text.class_names import split_synonyms
+
+if TYPE_CHECKING:
+    from zsseg_rt.bundles.bundle import Bundle
+    from zsseg_rt.evaluation.datasets.base import SegmentationDataset
+    from zsseg_rt.export.quantized.report import QuantizeReport
+    from zsseg_rt.runtime.plan_builds import BuiltPlan
+
+_MOST_CLASSES = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Gate:
+    """What is made, and what it must reach."""
+
+    precision: str = opt("int8 or fp8.", "int8")
+    min_agreement: float = opt("Share of clear cells that must keep float32's label.", 0.98)
+    max_miou_loss: float = opt(
+        "With --dataset: points that mIoU may lose, and that unseen classes may lose beyond what "
+        "seen ones lose.",
+        0.5,
+    )
+    seed: int = opt("Chooses pictures and samples.", 0)
+    sensitivity: bool = opt("Measure what each layer alone loses; takes longest.", True)
+
+
+@takes_groups
+def quantize(
+    *,
+    bundle: Annotated[Path, typer.Argument(help="Folder NAME.zsseg, a fetched name, or demo.")],
+    photos: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder with pictures like those to label, 8 to 512; default: the data set's."
+        ),
+    ] = None,
+    masks: Annotated[DataOptions, Takes(dataset="")],
+    out: OutOption,
+    named: NamedClasses,
+    gate: _Gate,
+    overwrite: OverwriteOption = False,
+    json_file: JsonOption = None,
+) -> None:
+    """Write a bundle in INT8 or FP8; below the gate only the report is written (exit code 3)."""
+    from zsseg_rt.bundles.bundle import Bundle
+
+    check_file_place("--json", json_file)
+    loaded, data = Bundle.load(bundle), None if masks == DataOptions(dataset="") else masks.open()
+    classes = named.read_if_given() or _own_classes(loaded, data)
+    with needs_extra("quantize", f"to quantise {bundle}"):
+        from zsseg_rt.export.quantized.bundle import quantize_bundle
+        from zsseg_rt.export.quantized.report import QuantizeSettings
+    settings = QuantizeSettings(overwrite=overwrite, **vars(gate))
+    with _interruptible(), ProgressBar() as bar:
+        report = quantize_bundle(
+            loaded,
+            out,
+            photos,
+            classes,
+            settings,
+            lambda what, done, total: bar.show(done, total),
+            dataset=data,
+        )
+    _print(report)
+    if json_file is not None:
+        write_json(json_file, report)
+    if report.path is None:
+        raise typer.Exit(EXIT_GATE)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let SIGTERM end work as Ctrl-C does, with whatever it holds tidied up."""
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    try:
+        with stopped_by_signals(interrupt):
+            yield
+    except KeyboardInterrupt:
+        raise UserInterrupt("interrupted; nothing half-written was left") from None
+
+
+def _own_classes(bundle: Bundle, data: SegmentationDataset | None) -> list[str | list[str]]:
+    """The classes of a data set, or those that a bundle itself names."""
+    if data is not None:
+        return [*split_synonyms(data.class_names)]
+    bank = bundle.text_bank.names if bundle.text_bank is not None else ()
+    seen = bundle.concepts.names if bundle.concepts is not None else bundle.head.seen
+    names = list(seen or bank)[:_MOST_CLASSES]
+    if not names:
+        raise UsageError("--classes: expected names, got none, and the bundle names none itself")
+    return [*names]
+
+
+def _print(report: QuantizeReport) -> None:
+    spec = report.spec
+    for row in report.layers:
+        lost = "" if row.lost is None else f", alone it loses {row.lost:.2%}"
+        say(
+            f"{row.graph} {row.name}: {row.count} in {row.precision}, range {row.method}, error "
+            f"{row.error:.1e}{lost}"
+        )
+    say(
+        f"agreement with float32 on {spec.measured_photos} pictures that gave no ranges: "
+        f"{spec.agreement:.2%} of clear cells (gate {spec.min_agreement:.2%}), "
+        f"{spec.agreement_of_all:.2%} of all; with every layer in {report.precision}: "
+        f"{report.everything:.2%}"
+    )
+    if spec.masks is not None:
+        say(spec.masks.describe())
+    end = "the gate does not hold; nothing was written" if report.path is None else None
+    say(end or f"wrote {report.path}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Target:
+    """What plans are built for."""
+
+    compute_capability: str | None = opt(
+        "Target GPU, such as 8.9 (TensorRT-RTX alone); default: this machine's."
+    )
+    precision: str = opt(", ".join(PRECISIONS), "auto")
+    workspace: int | None = opt("Most MB that the layers of a plan take to work in.", metavar="MB")
+
+
+@takes_groups
+def build(
+    *,
+    bundle: Annotated[Path, typer.Argument(help="Folder NAME.zsseg, a fetched name, or demo.")],
+    target: _Target,
+    json_file: JsonOption = None,
+) -> None:
+    """Build a bundle's TensorRT plans now, so that no first frame waits for them."""
+    from zsseg_rt.bundles.bundle import Bundle
+    from zsseg_rt.runtime.plan_builds import BuildSettings, build_plans, plan_builds
+
+    check_file_place("--json", json_file)
+    loaded, settings = Bundle.load(bundle), BuildSettings(**vars(target))
+    planned = plan_builds(loaded, settings)
+    for one in planned:
+        say(
+            f"{one.graph} in {one.precision}: weights {one.weights / 1e6:.0f} MB, inputs and "
+            f"outputs {one.tensors / 1e6:.1f} MB, activations of a lane at most "
+            f"{one.activations / 1e6:.1f} MB; building takes up to about "
+            f"{one.peak / 1e6:.0f} MB of memory"
+        )
+    finished: list[BuiltPlan] = []
+    with _interruptible(), ProgressBar() as bar:
+
+        def tell(_: str, fraction: float) -> None:
+            bar.show(round(100 * (len(finished) + fraction)), 100 * len(planned))
+
+        for plan in build_plans(loaded, settings, tell):
+            finished.append(plan)
+            took = f"built in {plan.seconds:.0f} s with {plan.peak / 1e6:.0f} MB of memory"
+            say(
+                f"{plan.graph}: {plan.size / 1e6:.0f} MB in {plan.precision}, "
+                f"{'was there' if plan.was_there else took}: {plan.path}"
+            )
+    if json_file is not None:
+        content = {"planned": [vars(one) for one in planned], "plans": [vars(p) for p in finished]}
+        write_json(json_file, json.loads(json.dumps(content, default=str)))
