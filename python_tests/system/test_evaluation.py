@@ -23,9 +23,8 @@ from zsseg_rt.evaluation.engine_segmenter import EngineSegmenter
 from zsseg_rt.evaluation.evaluate import compare, evaluate, read_ahead
 from zsseg_rt.evaluation.metrics import confusion_csv
 from zsseg_rt.models.functional import preprocess
-from zsseg_rt.models.sliding import SlideSettings, slide_predict
-from zsseg_rt.models.zegformer.pictures import resize_picture
-from zsseg_rt.models.zeroseg.windows import segment_predict
+from zsseg_rt.models.sliding import SlideSettings, resize_picture, slide_predict
+from zsseg_rt.models.zeroseg.model import segment_predict
 from zsseg_rt.text.class_names import rename_classes, split_synonyms
 from zsseg_rt.training.trained.segmenter import TorchSegmenter
 

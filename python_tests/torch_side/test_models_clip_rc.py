@@ -11,7 +11,7 @@ from zsseg_rt.errors import CheckpointError, ShapeError
 from zsseg_rt.export.architectures.descriptor import export_descriptor, parts_of
 from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.models import from_official, normalize_state_dict
-from zsseg_rt.models.descriptor.clip_rc_encoder import (
+from zsseg_rt.models.descriptor.clip_rc import (
     attention_allowed,
     cell_of_patches,
     upsample_cells,

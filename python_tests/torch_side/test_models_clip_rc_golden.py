@@ -7,7 +7,7 @@ import torch
 from support.golden import assert_close
 from support.golden_descriptor import SmallCase, unread
 from zsseg_rt.models import functional
-from zsseg_rt.models.descriptor.clip_rc_encoder import attention_allowed
+from zsseg_rt.models.descriptor.clip_rc import attention_allowed
 
 pytestmark = [pytest.mark.needs_shared, pytest.mark.usefixtures("without_gradients")]
 

@@ -12,7 +12,7 @@ from zsseg_rt.errors import ArgumentError, CheckpointError, DTypeError, ShapeErr
 from zsseg_rt.models import from_official, normalize_state_dict
 from zsseg_rt.models.clip.image_encoder import unit
 from zsseg_rt.models.zegformer.backbone import FrozenBatchNorm
-from zsseg_rt.models.zegformer.fusion import FUSIONS
+from zsseg_rt.models.zegformer.config import FUSIONS
 from zsseg_rt.models.zegformer.regions import crop_regions, mask_boxes
 from zsseg_rt.networks.zegformer import IMAGE_MEAN, IMAGE_STD
 from zsseg_rt.torch_files.clip_weights import ClipWeights

@@ -27,8 +27,8 @@ from zsseg_rt.models.zeroseg.labels import (  # noqa: E402
     pixel_segments,
     spread_scores,
 )
+from zsseg_rt.models.zeroseg.model import segment_predict  # noqa: E402
 from zsseg_rt.models.zeroseg.weights import load_mae_encoder  # noqa: E402
-from zsseg_rt.models.zeroseg.windows import segment_predict  # noqa: E402
 from zsseg_rt.networks.zeroseg import segments  # noqa: E402
 from zsseg_rt.onnx.arrays import Arrays  # noqa: E402
 

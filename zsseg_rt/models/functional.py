@@ -6,8 +6,9 @@ Names, arguments, shapes and meanings are those of :mod:`zsseg_rt.ops.reference`
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from zsseg_rt.common.arrays import label_dtype
+from zsseg_rt.errors import ArgumentError, DTypeError, ShapeError
 
 Align = Literal["half_pixel", "corners"]
 
@@ -144,3 +146,40 @@ def overlay(frame: Tensor, labels: Tensor, palette: Tensor, *, alpha: float = 0.
     weight = int(alpha * 65536 + 0.5)  # fixed point: bit-exact everywhere
     blended = (frame.int() * (65536 - weight) + colours * weight + 32768) >> 16
     return torch.where(known, blended.to(torch.uint8), frame)
+
+
+def check_tensor(name: str, value: Any) -> None:
+    """Refuse anything that is not a tensor."""
+    if not isinstance(value, Tensor):
+        kind = f"{type(value).__module__}.{type(value).__qualname__}"
+        raise DTypeError(
+            f"{name}: expected a torch.Tensor, got {kind}. Convert it with torch.as_tensor."
+        )
+
+
+def check_text_embeds(text_embeds: Tensor, embed_dim: int, name: str = "text_embeds") -> None:
+    """Refuse class embeddings that are not from a model's joint space."""
+    check_tensor(name, text_embeds)
+    if not text_embeds.is_floating_point():
+        raise DTypeError(
+            f"{name}: expected floats, got {text_embeds.dtype}. Pass embeddings, not tokens."
+        )
+    if text_embeds.ndim != 2 or text_embeds.shape[1] != embed_dim or not len(text_embeds):
+        raise ShapeError(
+            f"{name}: expected [C, {embed_dim}] with at least one class, "
+            f"got {list(text_embeds.shape)}. Use embeddings of this model's text encoder."
+        )
+
+
+def read_class_indices(name: str, classes: Any) -> tuple[int, ...]:
+    """Read class indices from a list, an array or a tensor."""
+    try:
+        values = list(classes.tolist() if hasattr(classes, "tolist") else classes)
+        if not any(isinstance(value, bool) for value in values):
+            return tuple(operator.index(value) for value in values)
+    except TypeError:
+        pass
+    raise ArgumentError(
+        f"{name}: expected indices of classes such as [0, 1, 4], got {classes!r}. "
+        "Give the rows of the class embeddings."
+    )

@@ -28,10 +28,9 @@ from zsseg_rt.models.descriptor.builders import (
 )
 from zsseg_rt.models.descriptor.clip_rc import ClipRC, ClipRCConfig
 from zsseg_rt.models.descriptor.zegclip import ZegCLIP, ZegCLIPConfig
+from zsseg_rt.models.zegformer.builders import OfficialZegFormer, ZegFormerStart
 from zsseg_rt.models.zegformer.config import ZegFormerConfig
-from zsseg_rt.models.zegformer.from_clip import ZegFormerStart
 from zsseg_rt.models.zegformer.model import ZegFormer
-from zsseg_rt.models.zegformer.official import OfficialZegFormer
 from zsseg_rt.models.zeroseg.config import ZeroSegConfig
 from zsseg_rt.models.zeroseg.model import ZeroSeg
 from zsseg_rt.models.zeroseg.weights import ZeroSegStart
@@ -111,7 +110,7 @@ def from_official(
             :class:`zsseg_rt.models.dense.dense_clip.OfficialDenseCLIP`,
             :class:`zsseg_rt.models.dense.tips.OfficialTips`,
             :class:`zsseg_rt.models.descriptor.builders.OfficialZegCLIP` and
-            :class:`zsseg_rt.models.zegformer.official.OfficialZegFormer`.
+            :class:`zsseg_rt.models.zegformer.builders.OfficialZegFormer`.
 
     Returns:
         The model, in evaluation mode.
@@ -137,7 +136,7 @@ def create_model(architecture: str, **config: Any) -> SegmentationModel:
             :class:`zsseg_rt.models.dense.dense_clip.DenseCLIPStart`,
             :class:`zsseg_rt.models.dense.tips.TipsStart`,
             :class:`zsseg_rt.models.descriptor.builders.ZegCLIPStart`,
-            :class:`zsseg_rt.models.zegformer.from_clip.ZegFormerStart` and
+            :class:`zsseg_rt.models.zegformer.builders.ZegFormerStart` and
             :class:`zsseg_rt.models.zeroseg.weights.ZeroSegStart`. Names of earlier versions, such
             as ``num_regions`` of CLIP-RC and ``ensemble`` of ZegFormer, are accepted.
 

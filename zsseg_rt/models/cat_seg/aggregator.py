@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zsseg_rt.errors import ArgumentError
+from zsseg_rt.models.clip.transformer import attend
 from zsseg_rt.networks.cat_seg import NUM_LAYERS, shift_mask, window_order
 
 DROPPED_LOGIT = -100.0
@@ -116,17 +117,12 @@ class SwinBlock(nn.Module):
         order = torch.from_numpy(window_order(grid, self.window, self.shift)).to(x.device)
         y, guidance = self.norm1(x)[:, :, order], guidance[:, :, order]
         guided = (sum_linear(self.attn[name], y, guidance) for name in "qk")
-        q, k, v = (
-            part.unflatten(2, (-1, self.window**2))
-            .unflatten(-1, (self.num_heads, -1))
-            .transpose(3, 4)
-            for part in (*guided, self.attn["v"](y))
-        )
+        q, k, v = (part.unflatten(2, (-1, self.window**2)) for part in (*guided, self.attn["v"](y)))
         mask = None
         if self.shift:
             mask = torch.from_numpy(shift_mask(grid, self.window, self.shift)).to(x)[:, None]
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        mixed = mixed.transpose(3, 4).flatten(4).flatten(2, 3)[:, :, order.argsort()]
+        mixed = attend(q, k, v, self.num_heads, mask=mask)
+        mixed = mixed.flatten(2, 3)[:, :, order.argsort()]
         x = x + self.attn["proj"](mixed)
         return cast(Tensor, x + self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm2(x)))))
 

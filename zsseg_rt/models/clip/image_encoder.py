@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from zsseg_rt.errors import DTypeError, ShapeError
 from zsseg_rt.models.clip.transformer import ResidualBlock, Transformer
-from zsseg_rt.models.input_checks import check_tensor
+from zsseg_rt.models.functional import check_tensor
 from zsseg_rt.torch_files.clip_weights import Activation
 
 Interpolation = Literal["bilinear", "bicubic"]

@@ -12,14 +12,38 @@ from torch import Tensor, nn
 from zsseg_rt.torch_files.clip_weights import Activation
 
 
+def attend(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    num_heads: int,
+    *,
+    mask: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """``softmax(q k^T / sqrt(w) + mask) v`` in each of the heads, which are w channels wide.
+
+    Shapes:
+        queries: ``[..., N, W]``.
+        keys: ``[..., M, W]``; so are the values.
+        mask: ``[N, M]`` or more, with an axis for heads.
+
+    Returns:
+        ``[..., N, W]``.
+    """
+    q, k, v = (split_heads(part, num_heads) for part in (queries, keys, values))
+    attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    return merge_heads(attended)
+
+
 def split_heads(tokens: Tensor, num_heads: int) -> Tensor:
-    """Reshape ``[B, N, W]`` to ``[B, num_heads, N, W / num_heads]``."""
-    return torch.unflatten(tokens, -1, (num_heads, -1)).transpose(1, 2)
+    """Reshape ``[..., N, W]`` to ``[..., num_heads, N, W / num_heads]``."""
+    return torch.unflatten(tokens, -1, (num_heads, -1)).transpose(-2, -3)
 
 
 def merge_heads(tokens: Tensor) -> Tensor:
-    """Reshape ``[B, num_heads, N, W / num_heads]`` to ``[B, N, W]``."""
-    return tokens.transpose(1, 2).flatten(2)
+    """Reshape ``[..., num_heads, N, W / num_heads]`` to ``[..., N, W]``."""
+    return tokens.transpose(-2, -3).flatten(-2)
 
 
 class Attention(nn.Module):
@@ -35,10 +59,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """Attend within ``x`` ``[B, N, W]``; a mask ``[N, N]`` or more is added to the scores."""
-        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
-        q, k, v = (split_heads(part, self.num_heads) for part in qkv.chunk(3, dim=-1))
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.out_proj(merge_heads(attended))  # type: ignore[no-any-return]
+        q, k, v = F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
+        return self.out_proj(attend(q, k, v, self.num_heads, mask=mask))  # type: ignore[no-any-return]
 
     def project(self, x: Tensor, reads: str = "qkv") -> dict[str, Tensor]:
         """Queries, keys and values by letter, those that are read, ``[B, heads, N, W / heads]``."""

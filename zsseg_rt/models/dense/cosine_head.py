@@ -31,7 +31,7 @@ from zsseg_rt.models.clip.image_encoder import (
 from zsseg_rt.models.clip.weights import image_config, text_config
 from zsseg_rt.models.dense.dense_clip import DenseCLIP, DenseCLIPConfig
 from zsseg_rt.models.dense.encoder import DenseImageEncoder, Head
-from zsseg_rt.models.input_checks import read_class_indices
+from zsseg_rt.models.functional import read_class_indices
 from zsseg_rt.torch_files.checkpoints import load_weights
 from zsseg_rt.torch_files.clip_weights import ClipSource, normalisation_of
 

@@ -29,8 +29,7 @@ from zsseg_rt.models.dense.encoder import (
     Head,
     Position,
 )
-from zsseg_rt.models.functional import patch_text_similarity
-from zsseg_rt.models.input_checks import check_text_embeds
+from zsseg_rt.models.functional import check_text_embeds, patch_text_similarity
 from zsseg_rt.models.sliding import SlideSettings
 from zsseg_rt.networks.aggregating import SHIPPED_LAYERS, AggregationConfig, OutlierRule
 from zsseg_rt.torch_files.checkpoints import check_float32, load_weights

@@ -31,7 +31,7 @@ from zsseg_rt.models.clip.text_encoder import TextEncoderConfig
 from zsseg_rt.models.clip.transformer import Transformer
 from zsseg_rt.models.dense.dense_clip import DenseCLIP, DenseCLIPConfig
 from zsseg_rt.models.dense.encoder import DenseImageEncoder, Head
-from zsseg_rt.models.input_checks import check_tensor
+from zsseg_rt.models.functional import check_tensor
 from zsseg_rt.models.sliding import SlideSettings, check_picture, slide_scores
 from zsseg_rt.networks.tips import CONTEXT_LENGTH
 from zsseg_rt.torch_files.checkpoints import load_weights

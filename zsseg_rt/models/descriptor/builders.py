@@ -30,7 +30,7 @@ from zsseg_rt.models.descriptor.clip_rc import ClipRC, ClipRCConfig
 from zsseg_rt.models.descriptor.mask_decoder import DecoderConfig, DecoderStack
 from zsseg_rt.models.descriptor.model import DescriptorModel
 from zsseg_rt.models.descriptor.zegclip import Descriptor, ZegCLIP, ZegCLIPConfig
-from zsseg_rt.models.input_checks import read_class_indices
+from zsseg_rt.models.functional import read_class_indices
 from zsseg_rt.torch_files.checkpoints import Sizes, check_float32, load_weights
 from zsseg_rt.torch_files.clip_weights import ClipSource, ClipWeights
 

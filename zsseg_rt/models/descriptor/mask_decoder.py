@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zsseg_rt.models.clip.transformer import merge_heads, split_heads
+from zsseg_rt.models.clip.transformer import attend
 from zsseg_rt.models.functional import patch_text_similarity
 
 
@@ -54,11 +54,9 @@ class CrossAttention(nn.Module):
 
     def forward(self, queries: Tensor, memory: Tensor) -> Tensor:
         """Attend from ``queries`` ``[B, C, E]`` to ``memory`` ``[B, N, D]``; ``[B, C, E]``."""
-        projected = (self.q(queries), self.k(memory), self.v(memory))
-        q, k, v = (split_heads(part, self.num_heads) for part in projected)
-        rate = self.dropout if self.training else 0.0
-        attended = F.scaled_dot_product_attention(q, k, v, dropout_p=rate)
-        return self.proj(merge_heads(attended))  # type: ignore[no-any-return]
+        q, k, v, rate = self.q(queries), self.k(memory), self.v(memory), self.dropout
+        attended = attend(q, k, v, self.num_heads, dropout=rate if self.training else 0.0)
+        return self.proj(attended)  # type: ignore[no-any-return]
 
     def mask_logits(self, queries: Tensor, memory: Tensor) -> Tensor:
         """Scaled scores before the softmax, averaged over heads, ``[B, C, N]``."""

@@ -25,8 +25,7 @@ from zsseg_rt.models.descriptor.model import (
     DescriptorConfig,
     DescriptorModel,
 )
-from zsseg_rt.models.functional import relationship_descriptor
-from zsseg_rt.models.input_checks import check_text_embeds
+from zsseg_rt.models.functional import check_text_embeds, relationship_descriptor
 
 Descriptor = Literal["relationship", "text"]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
 from zsseg_rt.common.checks import check_choice
 from zsseg_rt.errors import ArgumentError
@@ -10,8 +12,43 @@ from zsseg_rt.models.clip.image_encoder import ImageEncoderConfig
 from zsseg_rt.models.clip.text_encoder import TextEncoderConfig
 from zsseg_rt.models.zegformer.backbone import ResNetConfig
 from zsseg_rt.models.zegformer.decoder import QueryDecoderConfig
-from zsseg_rt.models.zegformer.fusion import FUSIONS, Fusion, with_fusion
 from zsseg_rt.models.zegformer.regions import REGION_STYLES, RegionStyle
+
+Fusion = Literal["seen_and_unseen", "all_classes", "regions", "segments"]
+FUSIONS: tuple[str, ...] = get_args(Fusion)
+
+_FLAGS = ("ensemble", "ensemble_all_classes", "clip_classification")
+
+
+def fusion_of_flags(
+    *,
+    ensemble: bool = True,
+    ensemble_all_classes: bool = False,
+    clip_classification: bool = True,
+) -> Fusion:
+    """Translate the flags of the official configuration.
+
+    Example:
+        >>> fusion_of_flags(ensemble=False)
+        'regions'
+    """
+    if not clip_classification:
+        return "segments"
+    if ensemble_all_classes:
+        return "all_classes"
+    return "seen_and_unseen" if ensemble else "regions"
+
+
+def with_fusion(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with the flags of earlier versions replaced by one ``fusion``.
+
+    Example:
+        >>> with_fusion({"ensemble": False, "queries": 100})
+        {'queries': 100, 'fusion': 'regions'}
+    """
+    flags = {name: settings[name] for name in _FLAGS if name in settings}
+    rest = {name: value for name, value in settings.items() if name not in flags}
+    return rest | {"fusion": fusion_of_flags(**flags)} if flags else rest
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zsseg_rt.models.clip.transformer import merge_heads, split_heads
+from zsseg_rt.models.clip.transformer import attend
 from zsseg_rt.models.zegformer.backbone import NormedConv
 from zsseg_rt.models.zegformer.regions import Clip
 from zsseg_rt.networks.zegformer import sine_positions
@@ -89,12 +89,11 @@ class _PackedAttention(nn.Module):
     def forward(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
         q, k, v = (
-            split_heads(F.linear(x, weight, bias), self.num_heads)
+            F.linear(x, weight, bias)
             for x, weight, bias in zip((queries, keys, values), weights, biases, strict=True)
         )
         dropout = self.dropout if self.training else 0.0
-        attended = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-        return self.out_proj(merge_heads(attended))  # type: ignore[no-any-return]
+        return self.out_proj(attend(q, k, v, self.num_heads, dropout=dropout))  # type: ignore[no-any-return]
 
 
 class _DecoderLayer(nn.Module):

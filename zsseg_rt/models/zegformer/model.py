@@ -23,7 +23,8 @@ from zsseg_rt.errors import ArgumentError, ShapeError
 from zsseg_rt.models.base import SegmentationModel, check_seen
 from zsseg_rt.models.clip.image_encoder import unit
 from zsseg_rt.models.clip.text_encoder import TextEncoder
-from zsseg_rt.models.input_checks import check_text_embeds
+from zsseg_rt.models.functional import check_text_embeds
+from zsseg_rt.models.sliding import LONGEST_SIDE, check_pictures, resize_picture
 from zsseg_rt.models.zegformer.backbone import ResNet
 from zsseg_rt.models.zegformer.config import ZegFormerConfig
 from zsseg_rt.models.zegformer.decoder import (
@@ -32,7 +33,6 @@ from zsseg_rt.models.zegformer.decoder import (
     SegmentPredictor,
     Segments,
 )
-from zsseg_rt.models.zegformer.pictures import LONGEST_SIDE, check_pictures, resize_picture
 from zsseg_rt.models.zegformer.regions import (
     Clip,
     crop_regions,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from zsseg_rt.models.clip.image_encoder import ImageEncoder, ImageEncoderConfig
 from zsseg_rt.models.clip.text_encoder import TextEncoder, TextEncoderConfig
-from zsseg_rt.models.clip.transformer import ResidualBlock, merge_heads, split_heads
+from zsseg_rt.models.clip.transformer import ResidualBlock, attend
 
 RegionStyle = Literal["cropmask", "mask", "crop"]
 REGION_STYLES: tuple[str, ...] = get_args(RegionStyle)
@@ -46,9 +46,7 @@ def _run_on_first(block: ResidualBlock, tokens: Tensor) -> Tensor:
     normed, x = block.ln_1(tokens), tokens[:, :1]
     keys, values = F.linear(normed, weight[width:], bias[width:]).chunk(2, dim=-1)
     query = F.linear(normed[:, :1], weight[:width], bias[:width])
-    q, k, v = (split_heads(part, attention.num_heads) for part in (query, keys, values))
-    attended = F.scaled_dot_product_attention(q, k, v)
-    x = x + attention.out_proj(merge_heads(attended))
+    x = x + attention.out_proj(attend(query, keys, values, attention.num_heads))
     return (x + block.mlp(block.ln_2(x))).squeeze(1)  # type: ignore[no-any-return]
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from zsseg_rt.errors import ArgumentError, DTypeError, ShapeError
 from zsseg_rt.models.clip.image_encoder import resize_positional_embedding
-from zsseg_rt.models.clip.transformer import merge_heads, split_heads
+from zsseg_rt.models.clip.transformer import attend
 
 NORM_EPS = 1e-6  # MAE's, for every LayerNorm
 
@@ -86,9 +86,8 @@ class _Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (split_heads(part, self.num_heads) for part in self.qkv(x).chunk(3, dim=-1))
-        attended = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(merge_heads(attended))  # type: ignore[no-any-return]
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        return self.proj(attend(q, k, v, self.num_heads))  # type: ignore[no-any-return]
 
 
 class Mlp(nn.Module):

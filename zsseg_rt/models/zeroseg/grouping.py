@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zsseg_rt.models.clip.transformer import merge_heads, split_heads
+from zsseg_rt.models.clip.transformer import attend
 from zsseg_rt.models.zeroseg.config import Projection, ZeroSegConfig
 from zsseg_rt.models.zeroseg.encoder import NORM_EPS, Block, Mlp
 
@@ -60,9 +60,8 @@ class _CrossAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, query: Tensor, memory: Tensor) -> Tensor:
-        parts = (self.q_proj(query), self.k_proj(memory), self.v_proj(memory))
-        q, k, v = (split_heads(part, self.num_heads) for part in parts)
-        return self.proj(merge_heads(F.scaled_dot_product_attention(q, k, v)))  # type: ignore[no-any-return]
+        q, k, v = self.q_proj(query), self.k_proj(memory), self.v_proj(memory)
+        return self.proj(attend(q, k, v, self.num_heads))  # type: ignore[no-any-return]
 
 
 class _CrossBlock(nn.Module):
