@@ -1,6 +1,5 @@
 """A bundle as a Triton model: the files that are written, and what they do when Triton calls."""
 
-import json
 import sys
 
 import numpy as np
@@ -151,16 +150,6 @@ def test_each_request_has_its_own_classes(started, colour_bundle, frame):
         np.testing.assert_array_equal(labels, other)
 
 
-def test_many_sets_of_classes_take_turns(started, colour_bundle, frame):
-    colours = ["red", "green", "blue", "white", "black"]
-    pairs = [[one, other] for one in colours for other in colours if one != other]
-    model = started()
-    first = [answer(model, frame, pair)[0] for pair in pairs]
-    again = [answer(model, frame, pair)[0] for pair in pairs]
-    np.testing.assert_array_equal(first, again)
-    np.testing.assert_array_equal(first[7], labels_of(colour_bundle, frame, pairs[7]))
-
-
 def test_several_requests_are_answered_in_order(started, frame):
     model = started(classes=["red", "blue"])
     requests = [
@@ -172,13 +161,6 @@ def test_several_requests_are_answered_in_order(started, frame):
     assert [bool(r.has_error()) for r in (good, bad, other)] == [False, True, False]
     shapes = [r.output_tensors()[0].as_numpy().shape for r in (good, other)]
     assert shapes == [frame.shape[:2], frame[::2].shape[:2]]
-
-
-def test_default_classes_survive_the_file(colour_bundle, tmp_path):
-    classes = [["red", 'a "quoted" \\ é'], "blue"]
-    folder = write_triton_model(colour_bundle, tmp_path, classes=classes)
-    parameters = triton.read_config(folder / "config.pbtxt")["parameters"]
-    assert json.loads(parameters["class_names"]["string_value"]) == classes
 
 
 def test_labels_of_sixteen_bits(started, colour_bundle, frame):
@@ -210,26 +192,6 @@ def test_labels_of_sixteen_bits(started, colour_bundle, frame):
 def test_wrong_names_are_the_client_s_fault(started, frame, class_names, message):
     error = error_of(started(), frame, class_names)
     assert error.message().startswith(message)
-    assert error.code() == triton.TritonError.INVALID_ARG
-
-
-def test_names_that_are_no_utf8(started, frame):
-    request = triton.request(frame, ["red"])
-    request.inputs()[1].as_numpy()[0] = b"caf\xe9"
-    (response,) = started().execute([request])
-    assert response.error().message().startswith("class_names: expected UTF-8, got b'caf\\xe9'")
-
-
-def test_more_classes_than_labels_hold(started, frame):
-    model = started()
-    error = error_of(model, frame, [f"name {i}" for i in range(255)])
-    assert error.message().startswith("class_names: expected")
-    assert error.code() == triton.TritonError.INVALID_ARG
-
-
-def test_an_empty_frame(started, frame):
-    error = error_of(started(classes=["red"]), frame[:0])
-    assert error.message().startswith("frame: expected sides")
     assert error.code() == triton.TritonError.INVALID_ARG
 
 
@@ -292,24 +254,3 @@ def test_export_writes_a_model(colour_bundle, tmp_path, capsys):
     assert run("export", colour_bundle, "--triton", tmp_path) == 1
     assert "overwrite=True" in capsys.readouterr().err
     assert run("export", colour_bundle, "--triton", tmp_path, "--overwrite") == 0
-
-
-@pytest.mark.parametrize(
-    ("code", "arguments", "message"),
-    [
-        (2, ["street.zsseg"], "expected BUNDLE --triton DIR or one of "),
-        (2, ["--triton", "somewhere"], "Missing argument"),
-        (2, ["triton", "street.zsseg"], "Missing option '--triton'"),
-        (1, ["absent.zsseg", "--triton", "somewhere"], "absent.zsseg"),
-    ],
-)
-def test_wrong_calls_of_export(code, arguments, message, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert run("export", *arguments) == code
-    assert message in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_wrong_name_is_called_by_its_option(colour_bundle, tmp_path, capsys):
-    assert run("export", colour_bundle, "--triton", tmp_path, "--name", "a b") == 1
-    assert capsys.readouterr().err.startswith("zsseg-rt: --name: expected letters")
