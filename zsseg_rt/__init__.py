@@ -54,6 +54,6 @@ def __dir__() -> list[str]:
 if not any(os.path.exists(f"{__path__[0]}/_C{suffix}") for suffix in EXTENSION_SUFFIXES):  # noqa: PTH110
     from pathlib import Path
 
-    from zsseg_rt.common.checkout import CoreFinder
+    from zsseg_rt.common.extras import CoreFinder
 
     sys.meta_path.append(CoreFinder(Path(__path__[0]), __version__))

@@ -16,8 +16,7 @@ from zsseg_rt.backends import registry
 from zsseg_rt.backends._tensorrt_api import load_tensorrt, wanted_flavours
 from zsseg_rt.backends.base import ANY_PRECISION
 from zsseg_rt.backends.registry import requested
-from zsseg_rt.common.checkout import remedy
-from zsseg_rt.common.extras import install_command, why_not
+from zsseg_rt.common.extras import install_command, remedy, why_not
 from zsseg_rt.common.files import default_cache_dir, ensure_home, why_unwritable
 from zsseg_rt.common.process import usable_cpus
 from zsseg_rt.config import EngineConfig

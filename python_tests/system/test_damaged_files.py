@@ -18,8 +18,7 @@ from zsseg_rt.integrations.batch import Journal
 from zsseg_rt.photos import read_photo
 from zsseg_rt.results.visualize import encode_label_png, read_label_png
 from zsseg_rt.text.name_lists import read_name_list
-from zsseg_rt.text.tokenizer import Tokenizer
-from zsseg_rt.text.tokenizer_file import tokenizer_document
+from zsseg_rt.text.tokenizer import Tokenizer, tokenizer_document
 
 NOISE = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
 TOKENS = (b"", b"\xff", b"[", b'"', b"9" * 30, b"-", b"(", b"\\ud800", b"\0", b"\r\n")

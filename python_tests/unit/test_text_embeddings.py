@@ -14,7 +14,7 @@ from zsseg_rt.text import embeddings
 from zsseg_rt.text.class_names import ClassList
 from zsseg_rt.text.embeddings import PhraseEmbedder
 from zsseg_rt.text.making import VocabularyMaker
-from zsseg_rt.text.prompts import PromptSet
+from zsseg_rt.text.vocabulary import PromptSet
 
 
 class CountingEncoder:

@@ -9,8 +9,7 @@ import pytest
 from support.errors import refused
 from zsseg_rt.errors import DTypeError, ShapeError, VocabularyError
 from zsseg_rt.text.class_names import BACKGROUND, ClassList
-from zsseg_rt.text.prompts import check_templates
-from zsseg_rt.text.vocabulary import Vocabulary, check_embeddings
+from zsseg_rt.text.vocabulary import Vocabulary, check_embeddings, check_templates
 
 
 def make_vocabulary(classes, background=()):

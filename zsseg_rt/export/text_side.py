@@ -19,8 +19,8 @@ from zsseg_rt.export.tokenizer_json import tokenizer_json
 from zsseg_rt.export.word_subset import WordSubset, keep_words, written_text
 from zsseg_rt.networks.text import WrittenText
 from zsseg_rt.text.embeddings import TOKENIZERS, AnyTokenizer
-from zsseg_rt.text.prompts import check_templates, fill
 from zsseg_rt.text.tokenizer import Tokenizer
+from zsseg_rt.text.vocabulary import check_templates, fill
 
 _log = logging.getLogger(__name__)
 

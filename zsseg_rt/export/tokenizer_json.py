@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from zsseg_rt.errors import CheckpointError
-from zsseg_rt.text.tokenizer_file import (
+from zsseg_rt.text.tokenizer import (
     END_OF_TEXT,
     START_OF_TEXT,
     WORD_END,

@@ -21,7 +21,7 @@ from zsseg_rt.errors import CheckpointError, VocabularyError
 from zsseg_rt.export.tokenizer_json import tokenizer_json
 from zsseg_rt.networks.clip import TextTower
 from zsseg_rt.networks.text import WrittenText
-from zsseg_rt.text.tokenizer_file import END_OF_TEXT, START_OF_TEXT
+from zsseg_rt.text.tokenizer import END_OF_TEXT, START_OF_TEXT
 
 _WORD_END = "</w>"
 

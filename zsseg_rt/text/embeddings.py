@@ -24,10 +24,9 @@ from zsseg_rt.errors import BundleError, VocabularyError
 from zsseg_rt.text import gemma_tokenizer, piece_tokenizer
 from zsseg_rt.text.gemma_tokenizer import GemmaTokenizer
 from zsseg_rt.text.piece_tokenizer import PieceTokenizer
-from zsseg_rt.text.prompts import PromptSet, fill, template_key
 from zsseg_rt.text.row_cache import RowCache
 from zsseg_rt.text.tokenizer import Tokenizer, clean_text
-from zsseg_rt.text.vocabulary import check_embeddings
+from zsseg_rt.text.vocabulary import PromptSet, check_embeddings, fill, template_key
 
 _log = logging.getLogger(__name__)
 _Row = npt.NDArray[np.float32]

@@ -16,8 +16,7 @@ from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.bundles.specs import ConceptSpec
 from zsseg_rt.text.class_names import AUTO, Background, ClassList, ClassNames, read_background
 from zsseg_rt.text.embeddings import PhraseEmbedder, read_embeddings
-from zsseg_rt.text.prompts import PromptSet, check_templates
-from zsseg_rt.text.vocabulary import Vocabulary, check_vocabulary
+from zsseg_rt.text.vocabulary import PromptSet, Vocabulary, check_templates, check_vocabulary
 
 _log = logging.getLogger(__name__)
 

@@ -25,8 +25,7 @@ from zsseg_rt.errors import BundleError
 from zsseg_rt.runtime.clock import StageClock
 from zsseg_rt.runtime.families.candidates import CandidateGate
 from zsseg_rt.runtime.workspace import Workspace
-from zsseg_rt.text.prompts import PromptSet
-from zsseg_rt.text.vocabulary import Vocabulary
+from zsseg_rt.text.vocabulary import PromptSet, Vocabulary
 
 Trace = dict[str, Array]
 """Receives every intermediate array by its name in the golden sample."""

@@ -34,8 +34,7 @@ from zsseg_rt.runtime.families.base import (
 )
 from zsseg_rt.runtime.families.masks import RegionVotes
 from zsseg_rt.runtime.workspace import Workspace
-from zsseg_rt.text.prompts import PromptSet
-from zsseg_rt.text.vocabulary import Vocabulary
+from zsseg_rt.text.vocabulary import PromptSet, Vocabulary
 
 REGION_PROMPTS = "regions"
 """The prompt set of the region encoder."""

@@ -23,8 +23,8 @@ from zsseg_rt.models.cat_seg.model import CatSeg
 from zsseg_rt.models.clip.text_encoder import TextEncoder, average_templates
 from zsseg_rt.models.clip.transformer import ResidualBlock
 from zsseg_rt.text.class_names import split_synonyms
-from zsseg_rt.text.prompts import check_templates, fill
 from zsseg_rt.text.tokenizer import Tokenizer
+from zsseg_rt.text.vocabulary import check_templates, fill
 from zsseg_rt.training.tasks.labelled import (
     PixelLoss,
     PixelLossSettings,
