@@ -1,5 +1,6 @@
 """The doctor reports whatever the environment says: its reader has just that to mend."""
 
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -43,7 +44,11 @@ def test_packages_for_streams_are_told(monkeypatch):
     assert "libx264 yes" in finding("PyAV").detail
     monkeypatch.setitem(sys.modules, "av", None)
     assert finding("PyAV").status == "bad"
-    monkeypatch.setattr("zsseg_rt.doctor._version", lambda name: None)
+
+    def absent(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", absent)
     assert finding("PyAV").status == "absent"
     assert "pip install '.[stream]'" in finding("PyAV").remedy
 

@@ -11,7 +11,7 @@ from support.colour_words import COLOUR_WORDS
 from support.command_line import run
 from support.errors import refused
 from zsseg_rt.errors import SourceError
-from zsseg_rt.photos import find_photos, header, read_photo
+from zsseg_rt.photos import find_photos, read_photo
 from zsseg_rt.photos.header import read_header
 
 Image = pytest.importorskip("PIL.Image")
@@ -90,7 +90,7 @@ def test_cut_files_are_refused(length, tmp_path):
 
 
 def test_what_cannot_be_read_is_counted_and_named(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(header, "_has", lambda package: False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
     for name in ("a.png", "b.HEIC", "c.heif", "d.avif", "e.gif", "notes.txt"):
         (tmp_path / name).write_bytes(b"any")
     with caplog.at_level(logging.WARNING):
@@ -105,6 +105,6 @@ def test_what_cannot_be_read_is_counted_and_named(tmp_path, monkeypatch, caplog)
 @has_avif
 def test_without_a_decoder_the_photo_says_what_to_install(tmp_path, monkeypatch):
     (tmp_path / "a.avif").write_bytes(encoded("AVIF", red()))
-    monkeypatch.setattr(header, "_has", lambda package: False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
     with refused(SourceError, None, "'.[heif]'"):
         read_photo(tmp_path / "a.avif")

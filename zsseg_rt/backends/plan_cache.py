@@ -11,7 +11,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ class Plan:
         data: The runtime's own bytes.
         report: What was built, in JSON's types.
         path: Where it is on disk; None if it is not cached.
-        sha256: Of ``data``; empty if it is not cached.
+        sha256: Checksum of its cache entry; empty if it is not cached.
         golden: Stored verdict of the golden sample; see :func:`keep_golden`.
     """
 
@@ -126,20 +126,20 @@ def _read(path: Path, key: PlanKey) -> Plan | None:
     if entry is None:
         return None
     _log.info("plan cache: using %s", path)
-    return _cached(path, entry.data, entry.about)
+    verdict = Cache(path.parent, entry.sha256).read(_golden(path), max_bytes=_MAX_VERDICT_BYTES)
+    return Plan(
+        data=entry.data,
+        report=entry.about,
+        path=path,
+        sha256=entry.sha256,
+        golden=None if verdict is None else verdict.about,
+    )
 
 
 def _store(path: Path, key: PlanKey, plan: Plan) -> Plan:
     _remove_further(path)
-    is_kept = _plans(path, key).keep(path.name, plan.data, dict(plan.report), else_=_UNCACHED)
-    return _cached(path, plan.data, plan.report) if is_kept else plan
-
-
-def _cached(path: Path, data: bytes, report: Mapping[str, Any]) -> Plan:
-    digest = hashlib.sha256(data).hexdigest()
-    verdict = Cache(path.parent, digest).read(_golden(path), max_bytes=_MAX_VERDICT_BYTES)
-    golden = None if verdict is None else verdict.about
-    return Plan(data=data, report=report, path=path, sha256=digest, golden=golden)
+    digest = _plans(path, key).keep(path.name, plan.data, dict(plan.report), else_=_UNCACHED)
+    return replace(plan, path=path, sha256=digest) if digest else plan
 
 
 def keep_golden(plan: Plan, verdict: Mapping[str, Any]) -> None:

@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -288,10 +288,11 @@ def locked(path: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Entry:
-    """What a cache holds: bytes, and what was said about them in JSON's types."""
+    """What a cache holds: bytes, what was said about them in JSON's types, and their checksum."""
 
     data: bytes
     about: Any = None
+    sha256: str = field(default="", compare=False)
 
 
 class Cache:
@@ -317,7 +318,7 @@ class Cache:
             elif told["sha256"] != self._sha256(name, told["about"], data):
                 reason = "was damaged (its sha256 differs)"
             else:
-                return Entry(data, told["about"])
+                return Entry(data, told["about"], told["sha256"])
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as exc:
@@ -325,23 +326,24 @@ class Cache:
         self.discard(name, reason)
         return None
 
-    def write(self, name: str, data: bytes, about: Any = None) -> None:
-        """Store an entry; raises OSError where that fails."""
+    def write(self, name: str, data: bytes, about: Any = None) -> str:
+        """Store an entry and return its checksum; raises OSError where that fails."""
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        told = {"key": self._key, "about": about, "sha256": self._sha256(name, about, data)}
+        digest = self._sha256(name, about, data)
+        told = {"key": self._key, "about": about, "sha256": digest}
         with whole_file(path) as stream:
             stream.write(json.dumps(told).encode() + b"\n")
             stream.write(data)
+        return digest
 
-    def keep(self, name: str, data: bytes, about: Any = None, *, else_: str) -> bool:
-        """Store an entry; where that fails, warn of what follows. Whether it was stored."""
+    def keep(self, name: str, data: bytes, about: Any = None, *, else_: str) -> str:
+        """Store an entry; where that fails, warn of what follows and return an empty checksum."""
         try:
-            self.write(name, data, about)
+            return self.write(name, data, about)
         except OSError as exc:
             _log.warning("%s: cannot be written: %s. %s", self.folder / name, exc, else_)
-            return False
-        return True
+            return ""
 
     def discard(self, name: str, reason: str) -> None:
         """Remove an entry with a warning that gives the reason."""

@@ -146,8 +146,8 @@ class PhraseEmbedder:
         for start in range(0, len(tokens), PROMPTS_PER_RUN):
             batch = self._inputs(tokens[start : start + PROMPTS_PER_RUN], spec)
             parts.append(np.array(next(iter(session.run({spec.name: batch}).values()))))
-        embeds = _unit_rows(np.concatenate(parts).astype(np.float32))
-        rows = _unit_rows(embeds.reshape(len(phrases), len(templates), -1).mean(axis=1))
+        embeds = unit_rows(np.concatenate(parts).astype(np.float32))
+        rows = unit_rows(embeds.reshape(len(phrases), len(templates), -1).mean(axis=1))
         embedded = {phrase: row.copy() for phrase, row in zip(phrases, rows, strict=True)}
         if self._stored is not None:
             self._stored.write(key, embedded)
@@ -201,8 +201,8 @@ class PhraseEmbedder:
         if not meant:
             return spelt
         rows = np.stack([bank[name] for name in names])
-        rows = _unit_rows(np.where(rows.any(axis=1, keepdims=True), rows, 1.0))
-        middle = _unit_rows(np.stack([bank[name] for name in meant])).mean(axis=0)
+        rows = unit_rows(np.where(rows.any(axis=1, keepdims=True), rows, 1.0))
+        middle = unit_rows(np.stack([bank[name] for name in meant])).mean(axis=0)
         near = np.argsort(-(rows @ middle), kind="stable")[:_MOST_CLOSE]
         return list(dict.fromkeys([*(names[int(place)] for place in near), *spelt]))
 
@@ -296,7 +296,8 @@ def _row_cache(bundle: Bundle, cache_dir: Path | None) -> RowCache | None:
     return RowCache(cache_dir, encoder, bundle.text.embed_dim)
 
 
-def _unit_rows(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def unit_rows(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """The rows divided by their norms."""
     unit: npt.NDArray[np.float32] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     return unit
 

@@ -15,7 +15,7 @@ from zsseg_rt.backends.base import Session
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.bundles.specs import ConceptSpec
 from zsseg_rt.text.class_names import AUTO, Background, ClassList, ClassNames, read_background
-from zsseg_rt.text.embeddings import PhraseEmbedder, read_embeddings
+from zsseg_rt.text.embeddings import PhraseEmbedder, read_embeddings, unit_rows
 from zsseg_rt.text.vocabulary import PromptSet, Vocabulary, check_templates, check_vocabulary
 
 _log = logging.getLogger(__name__)
@@ -203,7 +203,7 @@ def unnamed(
     rest = [name for key, name in things.items() if key not in called]
     if not rest or not called.keys() - things.keys():
         return rest
-    cosines = _unit(embed(rest)) @ _unit(embed(list(called.values()))).T
+    cosines = unit_rows(embed(rest)) @ unit_rows(embed(list(called.values()))).T
     is_thing = np.array([key in things for key in called])
     alone = is_thing[cosines.argmax(1)] | (cosines.max(1) < _STANDS_FOR)
     return [name for name, nobodys in zip(rest, alone, strict=True) if nobodys]
@@ -225,7 +225,7 @@ def _far(
 ) -> list[str]:
     """Phrases that are near no concept, each with the nearest, or with what it takes."""
     assert spec.least_cosine is not None
-    cosines = _unit(embed(asked)) @ _unit(embed(spec.names)).T
+    cosines = unit_rows(embed(asked)) @ unit_rows(embed(spec.names)).T
     return [
         f"{phrase!r} (as background, all else)"
         if meaning(phrase) in spec.background
@@ -233,8 +233,3 @@ def _far(
         for phrase, row in zip(asked, cosines, strict=True)
         if row.max() < spec.least_cosine
     ]
-
-
-def _unit(rows: Rows) -> Rows:
-    unit: Rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    return unit
