@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from zsseg_rt.common.files import is_file
 from zsseg_rt.errors import CheckpointError
-from zsseg_rt.torch_files.shapes import Array
-from zsseg_rt.torch_files.weights import read_safetensors, read_weights, unwrap
+from zsseg_rt.torch_files.weights import Stored, read_safetensors, read_weights, unwrap
 
 _LISTED, _SHOWN = 5, 160  # offending keys that an error lists, and characters of each
 
@@ -38,10 +38,10 @@ def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
             than it holds.
     """
     path = Path(path)
-    if not _is_file(path):
+    if not is_file(path):
         raise CheckpointError(f"path: expected a checkpoint file, got {path}. Check the path.")
     if path.suffix != ".safetensors":
-        return {key: _tensor(*stored) for key, stored in read_weights(path).items()}
+        return as_tensors(read_weights(path))
     tensors, metadata = read_safetensors(path)
     if DIFFERS_FROM in metadata:
         raise CheckpointError(
@@ -52,16 +52,11 @@ def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
     return unwrap(tensors, path.name)
 
 
-def _tensor(array: Array, dtype: str) -> Tensor:
-    tensor = torch.from_numpy(array)
-    return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name that no file system takes
-        return False
+def as_tensors(stored: Mapping[str, Stored]) -> dict[str, Tensor]:
+    """Arrays that were read as torch's tensors, which share their memory."""
+    tensors = {key: torch.from_numpy(array) for key, (array, _) in stored.items()}
+    short = [key for key, (_, dtype) in stored.items() if dtype == "bfloat16"]
+    return tensors | {key: tensors[key].view(torch.bfloat16) for key in short}
 
 
 def normalize_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
