@@ -48,7 +48,7 @@ from zsseg_rt.onnx.graph import Graph
 from zsseg_rt.onnx.network import OPSET
 from zsseg_rt.onnx.operations import Linear, Value
 from zsseg_rt.onnx.writer import write_onnx
-from zsseg_rt.profiling.meter import Stopwatch
+from zsseg_rt.profiling.worker import Stopwatch
 from zsseg_rt.text.class_names import rename_classes, split_synonyms
 from zsseg_rt.torch_files.checkpoints import hash_weights
 

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from zsseg_rt.profiling.meter import Stopwatch
+from zsseg_rt.profiling.worker import Stopwatch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)  # not this folder: its modules would hide others of the same name

@@ -31,8 +31,8 @@ from engine_model import build_model, class_names, export
 
 from zsseg_rt import ops
 from zsseg_rt.common.files import write_whole
-from zsseg_rt.profiling.meter import read_memory_mb
 from zsseg_rt.profiling.turns import ChildCandidate, take_turns_locally
+from zsseg_rt.profiling.worker import read_memory_mb
 
 ROOT = Path(__file__).resolve().parents[1]
 FRAME_HW = (480, 640)

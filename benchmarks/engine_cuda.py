@@ -25,8 +25,8 @@ from zsseg_rt import Bundle, Engine, EngineConfig, ops
 from zsseg_rt.errors import PrecisionNotApplied
 from zsseg_rt.evaluation.provenance import describe_commit, describe_machine
 from zsseg_rt.ops import reference
-from zsseg_rt.profiling.meter import Sample, Stopwatch, TurnPlan
 from zsseg_rt.profiling.turns import take_turns_locally
+from zsseg_rt.profiling.worker import Sample, Stopwatch, TurnPlan
 
 ROOT = Path(__file__).resolve().parents[1]
 # The first of each matter most: with little time, they alone are measured.

@@ -29,7 +29,7 @@ import precision
 from zsseg_rt import Bundle
 from zsseg_rt.demo import demo_classes, demo_clip
 from zsseg_rt.photos import decode_photo
-from zsseg_rt.profiling.meter import Stopwatch
+from zsseg_rt.profiling.worker import Stopwatch
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "models.md"

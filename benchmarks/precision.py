@@ -43,8 +43,8 @@ from zsseg_rt.export.quantized.bundle import quantize_bundle
 from zsseg_rt.export.quantized.measure import CLEAR
 from zsseg_rt.export.quantized.report import QuantizeSettings
 from zsseg_rt.models import from_official
-from zsseg_rt.profiling.meter import Stopwatch
 from zsseg_rt.profiling.turns import take_turns_locally
+from zsseg_rt.profiling.worker import Stopwatch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "python_tests")]

@@ -29,7 +29,7 @@ from rivals.tables import TABLES, fill_documents
 from zsseg_rt.errors import ZssegError
 from zsseg_rt.evaluation.provenance import describe_commit, describe_machine
 from zsseg_rt.profiling.conditions import compare_snapshots, take_snapshot
-from zsseg_rt.profiling.meter import Stopwatch
+from zsseg_rt.profiling.worker import Stopwatch
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS, QUICK_SECONDS = 12.0, 1.0

@@ -44,8 +44,8 @@ from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.demo import demo_bundle, demo_classes, demo_photos
 from zsseg_rt.evaluation.provenance import describe_commit, describe_machine
 from zsseg_rt.profiling.estimates import Difference
-from zsseg_rt.profiling.meter import Meter, Paced, Sample, Stopwatch, ThreadTimes, Turn, TurnPlan
 from zsseg_rt.profiling.turns import ChildCandidate, LocalCandidate, StopRule, take_turns
+from zsseg_rt.profiling.worker import Meter, Paced, Sample, Stopwatch, ThreadTimes, Turn, TurnPlan
 
 ROOT = Path(__file__).resolve().parents[1]
 GOALS = {"false verdicts of 40": 2, "found of 20": 19, "cost of measuring": 0.01}

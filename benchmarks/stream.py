@@ -24,7 +24,7 @@ import numpy as np
 from stream_parts import RATE, SIZE, demo_engine, demo_frames, spread
 from stream_recording import measure_recording
 
-from zsseg_rt.profiling.meter import Stopwatch
+from zsseg_rt.profiling.worker import Stopwatch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "python_tests"))

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from stream_parts import RATE, SIZE, demo_engine, demo_frames, spread
 
-from zsseg_rt.profiling.meter import Stopwatch
+from zsseg_rt.profiling.worker import Stopwatch
 
 
 def measure_recording(args: argparse.Namespace) -> dict[str, Any]:

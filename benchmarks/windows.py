@@ -23,7 +23,7 @@ import numpy.typing as npt
 from zsseg_rt import Bundle, Engine, EngineConfig
 from zsseg_rt.demo import demo_classes
 from zsseg_rt.evaluation.provenance import describe_commit, describe_machine
-from zsseg_rt.profiling.meter import Stopwatch
+from zsseg_rt.profiling.worker import Stopwatch
 from zsseg_rt.runtime.inputs.window_plan import Windows
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -38,8 +38,8 @@ from tools.kernels.captures import LAUNCHES, CaptureRefusedError, capture_launch
 from zsseg_rt import ops
 from zsseg_rt.common.files import write_whole
 from zsseg_rt.evaluation.provenance import describe_commit, describe_machine
-from zsseg_rt.profiling.meter import Stopwatch, TurnPlan
 from zsseg_rt.profiling.turns import take_turns_locally
+from zsseg_rt.profiling.worker import Stopwatch, TurnPlan
 
 ROOT = Path(__file__).resolve().parents[1]
 SLOW_SECONDS = 10.0  # a case takes this much per candidate at most

@@ -25,8 +25,8 @@ from rivals.cases import (
 )
 from rivals.models import Stored
 from rivals.report import CaseResult, RivalResult
-from zsseg_rt.profiling.meter import TurnPlan
 from zsseg_rt.profiling.turns import CandidateError, ChildCandidate, Rounds, StopRule, take_turns
+from zsseg_rt.profiling.worker import TurnPlan
 
 _CHILD = Path(__file__).with_name("child.py")
 THRESHOLD = 0.02

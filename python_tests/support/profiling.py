@@ -6,8 +6,8 @@ import itertools
 import os
 import signal
 
-from zsseg_rt.profiling.meter import Paced, Sample, ThreadTimes, Turn, TurnPlan
 from zsseg_rt.profiling.turns import CandidateError
+from zsseg_rt.profiling.worker import Paced, Sample, ThreadTimes, Turn, TurnPlan
 
 FILE = __file__
 # Options with which a profile takes little time.

@@ -12,8 +12,8 @@ from support.errors import refused
 from support.profiling import FILE
 from zsseg_rt.demo import demo_bundle, demo_classes, demo_photos
 from zsseg_rt.photos import read_photo
-from zsseg_rt.profiling.meter import TurnPlan
 from zsseg_rt.profiling.turns import CandidateError, ChildCandidate, StopRule, take_turns
+from zsseg_rt.profiling.worker import TurnPlan
 
 PLAN = TurnPlan(pause_ms=0.0, measuring_ms=0.0)
 

@@ -22,8 +22,8 @@ from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.demo import demo_bundle
 from zsseg_rt.errors import BackendError, ConfigError
 from zsseg_rt.onnx.check import GraphHeader
-from zsseg_rt.profiling.meter import Meter
 from zsseg_rt.profiling.nodes import OUTSIDE, assign_nodes
+from zsseg_rt.profiling.worker import Meter
 
 COUNTING = BackendOptions(num_threads=1, node_times=True)
 

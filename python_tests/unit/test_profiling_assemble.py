@@ -7,10 +7,10 @@ import pytest
 from support.profiling import GivenTimes
 from zsseg_rt.demo import demo_bundle
 from zsseg_rt.profiling.assemble import Measured, Request, assemble_report
-from zsseg_rt.profiling.meter import TurnPlan
 from zsseg_rt.profiling.nodes import OUTSIDE, assign_nodes
 from zsseg_rt.profiling.tables import report_tables
 from zsseg_rt.profiling.turns import StopRule, take_turns
+from zsseg_rt.profiling.worker import TurnPlan
 from zsseg_rt.profiling.workload import Variant
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from zsseg_rt.profiling.meter import Stopwatch, read_thread_times
+from zsseg_rt.profiling.worker import Stopwatch, read_thread_times
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = [*sorted((ROOT / "benchmarks").rglob("*.py")), ROOT / "tools" / "benchmark_kernels.py"]

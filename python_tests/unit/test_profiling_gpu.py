@@ -7,8 +7,8 @@ import pytest
 
 from zsseg_rt.demo import demo_bundle
 from zsseg_rt.profiling.assemble import Measured, Request, assemble_report
+from zsseg_rt.profiling.conditions import GpuWatch, open_gpu
 from zsseg_rt.profiling.energy import find_energy_sources
-from zsseg_rt.profiling.gpu import GpuWatch, open_gpu
 from zsseg_rt.profiling.profiler import _gpu_index
 from zsseg_rt.profiling.workload import Variant
 

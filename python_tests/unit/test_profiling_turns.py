@@ -10,7 +10,14 @@ import pytest
 from support.errors import refused
 from support.profiling import GivenTimes
 from zsseg_rt.errors import ArgumentError
-from zsseg_rt.profiling.meter import (
+from zsseg_rt.profiling.turns import (
+    StopRule,
+    pace_in_turns,
+    take_turns,
+    take_turns_locally,
+    turn_ms,
+)
+from zsseg_rt.profiling.worker import (
     Meter,
     Sample,
     ThreadTimes,
@@ -20,13 +27,6 @@ from zsseg_rt.profiling.meter import (
     read_thread_times,
     settle_threads,
     waiting_share,
-)
-from zsseg_rt.profiling.turns import (
-    StopRule,
-    pace_in_turns,
-    take_turns,
-    take_turns_locally,
-    turn_ms,
 )
 
 NO_PAUSE = TurnPlan(pause_ms=0.0)

@@ -31,8 +31,8 @@ from tools.kernels.benches import CpuBench, CudaBench
 from tools.kernels.product_cases import descriptor_case, similarity_case
 from zsseg_rt import Bundle, Engine, EngineConfig
 from zsseg_rt.common.files import write_whole
-from zsseg_rt.profiling.meter import Stopwatch
 from zsseg_rt.profiling.turns import take_turns_locally
+from zsseg_rt.profiling.worker import Stopwatch
 
 CLASSES = 20
 ATTENTION, ATTENTIONS = "ZSSEG_TORCH_ATTENTION", ("flash", "efficient", "cudnn")

@@ -8,7 +8,7 @@ __all__ = ["EventTimer"]
 
 
 class EventTimer:
-    """Marks the begin and end of work on a stream; a :class:`zsseg_rt.profiling.meter.DeviceTimer`.
+    """Marks the begin and end of work on a stream; a :class:`DeviceTimer` of the sampler.
 
     Args:
         stream: Handle of the CUDA stream.

@@ -12,10 +12,8 @@ from zsseg_rt import __version__
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.common.process import usable_cpus
 from zsseg_rt.evaluation.provenance import describe_machine
-from zsseg_rt.profiling.conditions import Conditions, Reading, Snapshot, compare_snapshots
+from zsseg_rt.profiling.conditions import Conditions, GpuWatch, Reading, Snapshot, compare_snapshots
 from zsseg_rt.profiling.estimates import WAITING_LIMIT, Basis
-from zsseg_rt.profiling.gpu import GpuWatch
-from zsseg_rt.profiling.meter import Paced
 from zsseg_rt.profiling.nodes import sum_by
 from zsseg_rt.profiling.report import (
     Comparison,
@@ -27,6 +25,7 @@ from zsseg_rt.profiling.report import (
     summarise,
 )
 from zsseg_rt.profiling.turns import ChildCandidate, Rounds
+from zsseg_rt.profiling.worker import Paced
 from zsseg_rt.profiling.workload import SWEEP_UNITS, Variant, Workload, same_work
 
 AROUND = "(around)"

@@ -16,8 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from zsseg_rt.profiling.conditions import Reading
-from zsseg_rt.profiling.gpu import open_gpu
+from zsseg_rt.profiling.conditions import Reading, open_gpu
 
 INTERVAL = 0.05  # seconds
 _ROOT = Path("/")

@@ -28,13 +28,7 @@ _MOST_ROUNDS_NAMED = 100_000
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """An estimate with its confidence interval.
-
-    Attributes:
-        value: The estimate.
-        low: Lower end; None where there are too few samples for one.
-        high: Upper end; None with it.
-    """
+    """An estimate with its confidence interval; the ends are None with too few samples for one."""
 
     value: float
     low: float | None
@@ -43,29 +37,18 @@ class Interval:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """How much longer one candidate takes than another, as a share: 0.1 is 10 % longer.
+    """How much longer one candidate takes than another, as a share: 0.1 is 10 % longer."""
 
-    Attributes:
-        basis: The time that was compared: ``"wall"``, ``"cpu"`` or ``"device"`` (CUDA events).
-        change: Hodges-Lehmann estimate of the ratio of their times, less 1.
-        low: Lower end of its 95 % interval; None with under 6 rounds.
-        high: Upper end.
-        rounds: Rounds that both took part in.
-        threshold: Changes up to this share count as equal.
-        verdict: ``"slower"`` or ``"faster"`` if the whole interval is beyond the threshold,
-            ``"equal"`` if it is within, else ``"undecided"``.
-        rounds_needed: Rounds after which an undecided comparison can be expected to be decided;
-            None if decided, or if the estimate is too near the threshold to say.
-    """
-
-    basis: Basis
-    change: float
-    low: float | None
+    basis: Basis  # the time that was compared; device: between CUDA events
+    change: float  # Hodges-Lehmann estimate of the ratio of their times, less 1
+    low: float | None  # ends of its 95 % interval; None with under 6 rounds
     high: float | None
-    rounds: int
-    threshold: float
+    rounds: int  # that both took part in
+    threshold: float  # changes up to this share count as equal
     verdict: Verdict
+    """Slower or faster if the whole interval is beyond the threshold, equal if it is within."""
     rounds_needed: int | None
+    """After which an undecided one can be expected to be decided; None: decided, or too near."""
 
 
 def percentile(samples: Sequence[float], share: float) -> float | None:

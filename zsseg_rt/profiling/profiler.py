@@ -19,10 +19,8 @@ from zsseg_rt.profiling.assemble import (
     describe,
     paced_times,
 )
-from zsseg_rt.profiling.conditions import Reading, take_snapshot
+from zsseg_rt.profiling.conditions import GpuWatch, Reading, open_gpu, take_snapshot
 from zsseg_rt.profiling.energy import EnergyMeter, EnergySources, find_energy_sources
-from zsseg_rt.profiling.gpu import GpuWatch, open_gpu
-from zsseg_rt.profiling.meter import Sample, TurnPlan
 from zsseg_rt.profiling.nodes import assign_nodes
 from zsseg_rt.profiling.report import ColdStart, EnergyUse, Report
 from zsseg_rt.profiling.turns import (
@@ -33,6 +31,7 @@ from zsseg_rt.profiling.turns import (
     pace_in_turns,
     take_turns,
 )
+from zsseg_rt.profiling.worker import Sample, TurnPlan
 from zsseg_rt.profiling.workload import Variant
 
 LONG_FRAME_MS = 100.0

@@ -24,7 +24,7 @@ from zsseg_rt.profiling.estimates import (
     choose_basis,
     judge,
 )
-from zsseg_rt.profiling.meter import (
+from zsseg_rt.profiling.worker import (
     DeviceTimer,
     Meter,
     Paced,

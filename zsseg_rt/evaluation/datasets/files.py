@@ -201,12 +201,8 @@ def pairs_of_list(layout: Layout, list_file: Path, images: Path, masks: Path) ->
     """The images a list names, JPEG files; masks are PNG files of the same names."""
     lines = layout.require(list_file).read_text(encoding="utf-8").split("\n")
     names = [line.split()[0] for line in lines if line.strip()]
-    found_images = _file_names(layout.require(images))
-    found_masks = _file_names(layout.require(masks))
-    for kind, folder, found, suffix in (
-        ("images", images, found_images, ".jpg"),
-        ("masks", masks, found_masks, ".png"),
-    ):
+    for kind, folder, suffix in (("images", images, ".jpg"), ("masks", masks, ".png")):
+        found = set(os.listdir(layout.require(folder)))  # noqa: PTH208 - names suffice
         missing = [name + suffix for name in names if name + suffix not in found]
         if missing:
             raise DatasetError(
@@ -241,11 +237,6 @@ def pictures_below(folder: Path) -> list[str]:
     """Paths of all images in a folder and its subfolders, relative to it, sorted."""
     names = _files_below(str(folder), recursive=True)
     return sorted(name for name in names if name.lower().endswith(SUFFIXES))
-
-
-def _file_names(folder: Path) -> set[str]:
-    with os.scandir(folder) as entries:
-        return {entry.name for entry in entries}
 
 
 def _by_stem(folder: Path, suffixes: tuple[str, ...], recursive: bool) -> dict[str, Path]:
