@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
-from importlib.abc import MetaPathFinder
 from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec
 from importlib.util import spec_from_file_location
 from pathlib import Path
@@ -119,7 +116,7 @@ _CORE = "zsseg_rt._C"
 _INTERFACE = "_C.pyi"
 
 
-class CoreFinder(MetaPathFinder):
+class CoreFinder:
     """Finds ``zsseg_rt._C`` in an installed ``zsseg_rt``; asked only where the package has none."""
 
     def __init__(self, package: Path, version: str) -> None:
@@ -167,17 +164,11 @@ def remedy(package: Path) -> str:
 
 def _installed_cores(package: Path) -> Iterator[tuple[Path, str]]:
     """Compiled cores of other installations on ``sys.path``, with their versions."""
-    for entry in dict.fromkeys(sys.path):
-        folder = Path(entry or ".").resolve() / "zsseg_rt"
-        if folder == package.resolve():
-            continue
+    from importlib.metadata import distributions
+
+    for installed in distributions(name="zsseg_rt"):
         for suffix in EXTENSION_SUFFIXES:
-            core = folder / f"_C{suffix}"
-            if core.is_file():
-                yield core, _version_in(folder.parent)
+            core = Path(str(installed.locate_file(f"zsseg_rt/_C{suffix}")))
+            if core.is_file() and core.parent.resolve() != package.resolve():
+                yield core, installed.version
                 break
-
-
-def _version_in(site: Path) -> str:
-    found = importlib.metadata.distributions(name="zsseg_rt", path=[str(site)])
-    return next((one.version for one in found), "unknown")
