@@ -1,7 +1,11 @@
-"""CAT-Seg's folds, its bundle and family ``aggregation`` against the model in torch."""
+"""CAT-Seg's bundle and family ``aggregation`` against the model in torch."""
 
+import json
 import math
+import shutil
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -10,7 +14,6 @@ import torch
 from support import golden_cat_seg as rule
 from support.descriptor_models import assert_labels_are_the_models, make_inputs
 from support.errors import refused
-from support.golden import config_of, load
 from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.backends._openvino_core import process_core
 from zsseg_rt.bundles.bundle import Bundle
@@ -31,8 +34,7 @@ CPU = {"device": "cpu", "precision": "float32", "use_cache": False}
 def made(tmp_path_factory):
     model = rule.tiny_model(most_classes=8)  # of more, the head is shown the best
     path = tmp_path_factory.mktemp("cat_seg") / "tiny.zsseg"
-    with torch.no_grad():
-        return model, export_bundle(model, path, precisions=("float32",))
+    return model, export_bundle(model, path, precisions=("float32",))
 
 
 @pytest.fixture(scope="module")
@@ -40,17 +42,37 @@ def wide(tmp_path_factory):
     """As officially of more than 256 names the head is shown 256, in parts of 32."""
     model = rule.tiny_model(padding=256)
     path = tmp_path_factory.mktemp("cat_seg_wide") / "wide.zsseg"
-    with torch.no_grad():
-        return model, export_bundle(model, path, precisions=("float32",), text_encoder=None)
+    return model, export_bundle(model, path, precisions=("float32",), text_encoder=None)
 
 
-def scores_of(path, frame, embeds, **settings):
-    """Every class's score on the grid, and the labels, of an engine."""
-    config = EngineConfig(**(CPU | settings), with_class_scores="low")
-    with Engine(path, config) as engine:
-        engine.set_classes([f"c{i}" for i in range(len(embeds))], embeddings=embeds)
-        found = engine.segment(frame)
-    return found.class_scores, found.labels
+@pytest.fixture(scope="module")
+def older(wide, tmp_path_factory):
+    """The same bundle without the head's parts, as earlier versions wrote them."""
+    path = shutil.copytree(wide[1], tmp_path_factory.mktemp("older") / "older.zsseg")
+    manifest = json.loads((path / "bundle.json").read_text())
+    for stage in aggregation.STAGES:
+        del manifest["graphs"][stage]
+    (path / "bundle.json").write_text(json.dumps(manifest))
+    return wide[0], path
+
+
+@pytest.fixture(scope="module")
+def scores_of():
+    """Every class's score on the grid, and the labels; an engine serves all vocabularies."""
+    with ExitStack() as stack:
+
+        @cache
+        def engine_of(path, settings):
+            config = EngineConfig(**(CPU | dict(settings)), with_class_scores="low")
+            return stack.enter_context(Engine(path, config))
+
+        def scores_of(path, frame, embeds, **settings):
+            engine = engine_of(path, tuple(settings.items()))
+            engine.set_classes([f"c{i}" for i in range(len(embeds))], embeddings=embeds)
+            found = engine.segment(frame)
+            return found.class_scores, found.labels
+
+        yield scores_of
 
 
 def model_logits(model, frame, embeds):
@@ -65,64 +87,38 @@ def log_odds(scores):
     return np.log(scores) - np.log1p(-scores)
 
 
-def run_head(network, encoded, text, padding):
-    vocabulary = {"text_embeds": text, "class_halves": class_halves(network, text)}
-    missing = np.array([max(0, padding - len(text))], np.float32)
-    return head(Arrays(), network, encoded | vocabulary | {"padding": missing})["mask_logits"][0]
-
-
-@pytest.mark.needs_shared
-def test_the_network_gives_the_official_logits(shared_dir):
-    encoder = load(shared_dir, "catseg_small_enc_public.npz")
-    network = network_of(rule.build(shared_dir))
-    encoded = encode_view(Arrays(), network, encoder["image"][:1])
-    for count in (1, 5, 20, 150, 255, 256):
-        text = rule.text_bank(count, config_of(encoder)).numpy()
-        logits = run_head(network, encoded, text, 256)
-        expected = load(shared_dir, f"catseg_small_c{count}_public.npz")["logits"]
-        assert np.abs(logits - expected).max() <= 1e-4  # worst seen 2e-5
-
-
-@pytest.mark.needs_shared
-def test_parts_give_the_official_logits(shared_dir, tmp_path):
-    encoder = load(shared_dir, "catseg_small_enc_public.npz")
-    model = rule.build(shared_dir)
-    path = export_bundle(model, tmp_path / "small.zsseg", precisions=("float32",))
-    for count in (1, 5, 20, 150, 255, 256, 257, 300):
-        text = rule.text_bank(count, config_of(encoder)).numpy()
-        scores, labels = scores_of(path, encoder["image_u8"][0], text)
-        vectors = load(shared_dir, f"catseg_small_c{count}_public.npz")
-        shown = vectors["logits"].max(axis=(1, 2)) > -100
-        assert shown.sum() == min(count, 256)
-        assert (scores[~shown] == 0).all()
-        np.testing.assert_allclose(log_odds(scores[shown]), vectors["logits"][shown], atol=1e-4)
-        up = torch.nn.functional.interpolate(
-            torch.from_numpy(vectors["logits"])[None], labels.shape, mode="bilinear"
-        )
+@pytest.mark.parametrize(
+    ("bundle", "settings", "counts"),
+    [
+        ("made", {}, (1, 2, 7, 8, 9, 30)),
+        ("wide", {}, (1, 5, 20, 33, 150, 255, 256, 257, 300)),
+        ("older", {}, (1, 33, 300)),
+        ("wide", {"head_classes": "all"}, (3, 256, 300)),
+    ],
+    ids=["best of 8", "parts", "one graph", "all"],
+)
+def test_engine_gives_the_models_scores(request, scores_of, bundle, settings, counts):
+    """All classes: exact, but not what the model was trained with."""
+    model, path = request.getfixturevalue(bundle)
+    if settings:
+        model = rule.tiny_model(padding=256, most_classes=None)
+    for count in counts:
+        frame, embeds = make_inputs(count, seed=count)
+        scores, labels = scores_of(path, frame, 3 * embeds, **settings)
+        logits = model_logits(model, frame, embeds)
+        np.testing.assert_allclose(scores, logits[0].sigmoid(), atol=1e-5)
+        shown = scores > 0
+        assert shown.all(axis=(1, 2)).sum() == min(count, model.config.most_classes or count)
+        np.testing.assert_allclose(log_odds(scores[shown]), logits[0][shown], atol=1e-4)
+        up = torch.nn.functional.interpolate(logits, frame.shape[:2], mode="bilinear")
         assert_labels_are_the_models(labels, up[0].sigmoid().numpy())
-
-
-@pytest.mark.parametrize("count", [1, 5, 20, 33, 150, 255, 256, 257, 300])
-def test_parts_give_the_logits_of_one_graph(monkeypatch, wide, count):
-    model, path = wide
-    frame, embeds = make_inputs(count, seed=count)
-    scores, labels = scores_of(path, frame, embeds)
-    logits = model_logits(model, frame, embeds)
-    np.testing.assert_allclose(scores, logits[0].sigmoid(), atol=1e-5)
-    up = torch.nn.functional.interpolate(logits, frame.shape[:2], mode="bilinear")
-    assert_labels_are_the_models(labels, up[0].sigmoid().numpy())
-    monkeypatch.setattr(aggregation, "in_parts", lambda graphs: False)
-    whole, _ = scores_of(path, frame, embeds)
-    shown = whole > 0
-    np.testing.assert_array_equal(shown, scores > 0)
-    np.testing.assert_allclose(log_odds(scores[shown]), log_odds(whole[shown]), atol=1e-4)
 
 
 @pytest.mark.parametrize(
     ("backend", "precision", "atol"),
     [("torch", "float32", 1e-5), ("torch", "bfloat16", 0.03), ("openvino", "bfloat16", 0.03)],
 )
-def test_backends_and_precisions_agree(wide, backend, precision, atol):
+def test_backends_and_precisions_agree(wide, scores_of, backend, precision, atol):
     able = process_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if backend == "openvino" and "BF16" not in able:
         pytest.skip("this CPU has no bfloat16")
@@ -131,21 +127,7 @@ def test_backends_and_precisions_agree(wide, backend, precision, atol):
     np.testing.assert_allclose(scores, scores_of(wide[1], frame, embeds)[0], atol=atol)
 
 
-@pytest.mark.parametrize("count", [3, 256, 300])
-def test_all_classes_can_be_shown_to_the_head(wide, count):
-    """Exact, but not what the model was trained with: a torch model of that setting agrees."""
-    model = rule.tiny_model(padding=256, most_classes=None)
-    frame, embeds = make_inputs(count)
-    scores, labels = scores_of(wide[1], frame, embeds, head_classes="all")
-    logits = model_logits(model, frame, embeds)
-    np.testing.assert_allclose(log_odds(scores), logits[0], atol=1e-4)
-    up = torch.nn.functional.interpolate(logits, frame.shape[:2], mode="bilinear")
-    assert_labels_are_the_models(labels, up[0].sigmoid().numpy())
-    best, _ = scores_of(wide[1], frame, embeds, head_classes="best")
-    assert ((best == 0).all(axis=(1, 2)).sum()) == max(0, count - 256)
-
-
-def test_a_model_of_all_classes_makes_a_bundle_of_all(tmp_path):
+def test_a_model_of_all_classes_makes_a_bundle_of_all(scores_of, tmp_path):
     model = rule.tiny_model(most_classes=None)
     path = export_bundle(model, tmp_path / "all.zsseg", precisions=("float32",), text_encoder=None)
     assert Bundle.load(path).aggregation.most is None
@@ -194,20 +176,6 @@ def test_a_part_is_a_share_of_the_vocabulary(wide, monkeypatch):
         assert len(loaded) == held == 5
 
 
-def test_a_bundle_without_the_parts_runs_all_classes_at_once(wide, tmp_path):
-    import json
-    import shutil
-
-    older = shutil.copytree(wide[1], tmp_path / "older.zsseg")
-    manifest = json.loads((older / "bundle.json").read_text())
-    for stage in aggregation.STAGES:
-        del manifest["graphs"][stage]
-    (older / "bundle.json").write_text(json.dumps(manifest))
-    frame, embeds = make_inputs(40)
-    scores, _ = scores_of(older, frame, embeds)
-    np.testing.assert_allclose(scores, scores_of(wide[1], frame, embeds)[0], atol=1e-5)
-
-
 def test_rows_without_keys_change_no_other_class():
     network = network_of(rule.tiny_model())
     image = torch.randn(1, 3, 96, 96).numpy()
@@ -220,17 +188,6 @@ def test_rows_without_keys_change_no_other_class():
     values |= {"text_embeds": text[[0, 1, 2, 2, 2]], "class_halves": more}
     found = head(Arrays(), network, values)["mask_logits"]
     np.testing.assert_allclose(found[:, :3], expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("count", [1, 2, 7, 8, 9, 30])
-def test_engine_labels_are_the_models(made, count):
-    model, path = made
-    frame, embeds = make_inputs(count, seed=count)
-    scores, labels = scores_of(path, frame, 3.0 * embeds)
-    logits = model_logits(model, frame, embeds)
-    np.testing.assert_allclose(scores, logits[0].sigmoid(), atol=1e-5)
-    up = torch.nn.functional.interpolate(logits, frame.shape[:2], mode="bilinear")
-    assert_labels_are_the_models(labels, up[0].sigmoid().numpy())
 
 
 def test_a_new_vocabulary_is_as_good_as_a_new_engine(made):
@@ -263,13 +220,6 @@ def test_names_are_embedded_by_the_tuned_tower(made):
     np.testing.assert_allclose(vocabulary.embeds, expected, atol=1e-5)
 
 
-def test_no_classes_and_more_than_the_bundle_takes_are_refused(made):
-    with Engine(made[1], EngineConfig(**CPU)) as engine:
-        for count in (0, 1025, 10_000):
-            with refused(VocabularyError, "class_names"):
-                engine.set_classes([f"c{i}" for i in range(count)])
-
-
 def test_phrases_of_another_text_tower_are_refused(made, tmp_path):
     with Engine(made[1], EngineConfig(**CPU)) as engine:
         own = engine.set_classes(["red", "blue"])
@@ -293,9 +243,6 @@ def test_what_does_not_fit_is_refused(made, tmp_path):
         export_bundle(made[0], tmp_path / "other.zsseg", size_hw=(128, 128))
     with refused(ArgumentError, "windows"):
         Engine(made[1], EngineConfig(**CPU, windows="auto"))
-    import json
-    import shutil
-
     broken = shutil.copytree(made[1], tmp_path / "broken.zsseg")
     manifest = json.loads((broken / "bundle.json").read_text())
     del manifest["aggregation"]

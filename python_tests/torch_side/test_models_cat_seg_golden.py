@@ -1,4 +1,4 @@
-"""CAT-Seg against the official code's outputs."""
+"""CAT-Seg against the official code's outputs: torch, NumPy, and the engine on OpenVINO."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,12 @@ import torch
 
 from support import golden_cat_seg as rule
 from support.golden import assert_close, config_of, load
+from zsseg_rt import Engine, EngineConfig
+from zsseg_rt.export import export_bundle
+from zsseg_rt.export.architectures.cat_seg import network_of
 from zsseg_rt.models import slide_predict
+from zsseg_rt.networks.cat_seg import class_halves, encode_view, head
+from zsseg_rt.onnx.arrays import Arrays
 
 pytestmark = [pytest.mark.needs_shared, pytest.mark.usefixtures("without_gradients")]
 
@@ -67,7 +72,10 @@ def test_small_encoder_text_and_guidance(small):
     assert_close(embeds, vectors["text_raw"], STAGE)
 
 
-@pytest.mark.parametrize("count", [1, 5, 20, 150, 255, 256, 257, 300])
+COUNTS = [1, 5, 20, 150, 255, 256, 257, 300]
+
+
+@pytest.mark.parametrize("count", COUNTS)
 def test_small_head(shared_dir, small, count):
     model, encoder, config = small
     vectors = load(shared_dir, f"catseg_small_c{count}_public.npz")
@@ -92,6 +100,47 @@ def test_small_head(shared_dir, small, count):
         assert_close(maps, vectors[f"agg{layer}_out"], STAGE)
     for stage in (1, 2):
         assert_close(found[f"{HEAD}decoder{stage}"][rows], vectors[f"dec{stage}"], STAGE)
+
+
+@pytest.fixture(scope="module")
+def engine(small, tmp_path_factory):
+    path = tmp_path_factory.mktemp("golden") / "small.zsseg"
+    export_bundle(small[0], path, precisions=("float32",), text_encoder=None)
+    config = EngineConfig(device="cpu", precision="float32", with_class_scores="low")
+    with Engine(path, config) as engine:
+        yield engine
+
+
+def engine_logits(engine, small, text):
+    engine.set_classes([f"c{i}" for i in range(len(text))], embeddings=text)
+    scores = engine.segment(small[1]["image_u8"][0]).class_scores.astype(np.float64)
+    with np.errstate(divide="ignore"):
+        return np.maximum(np.log(scores) - np.log1p(-scores), -100)
+
+
+@pytest.fixture(scope="module")
+def network(small):
+    network = network_of(small[0])
+    return network, encode_view(Arrays(), network, small[1]["image"][:1])
+
+
+def numpy_logits(network, text):
+    network, encoded = network
+    vocabulary = {"text_embeds": text, "class_halves": class_halves(network, text)}
+    missing = np.array([max(0, 256 - len(text))], np.float32)
+    return head(Arrays(), network, encoded | vocabulary | {"padding": missing})["mask_logits"][0]
+
+
+@pytest.mark.parametrize("count", COUNTS)
+def test_small_logits_without_torch(shared_dir, small, network, engine, count):
+    """NumPy takes long for many; the engine shows the head the 256 best, in parts."""
+    text = rule.text_bank(count, small[2]).numpy()
+    expected = load(shared_dir, f"catseg_small_c{count}_public.npz")["logits"]
+    found = [engine_logits(engine, small, text)]
+    if count <= 20:
+        found.append(numpy_logits(network, text))
+    for logits in found:
+        assert np.abs(logits - expected).max() <= LOGITS  # worst seen 2e-5
 
 
 @pytest.mark.parametrize("count", [5, 20, 300])

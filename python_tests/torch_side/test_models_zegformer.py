@@ -13,7 +13,6 @@ from zsseg_rt.models import from_official, normalize_state_dict
 from zsseg_rt.models.clip.image_encoder import unit
 from zsseg_rt.models.zegformer.backbone import FrozenBatchNorm
 from zsseg_rt.models.zegformer.config import FUSIONS
-from zsseg_rt.models.zegformer.regions import crop_regions, mask_boxes
 from zsseg_rt.networks.zegformer import IMAGE_MEAN, IMAGE_STD
 from zsseg_rt.torch_files.clip_weights import ClipWeights
 from zsseg_rt.torch_files.zegformer_prompts import REGION_TEMPLATES, SEGMENT_TEMPLATES
@@ -208,27 +207,6 @@ def test_frozen_parts_stay_frozen_in_training():
 # ---------------------------------------------------------------- regions
 
 
-def test_boxes_against_a_search():
-    masks = torch.from_numpy(tiny.random_normal("masks", (40, 13, 17))) > 1.9
-    for mask, box in zip(masks, mask_boxes(masks).tolist(), strict=True):
-        rows, columns = np.nonzero(mask.numpy())
-        expected = [0, 0, 17, 13]
-        if len(rows) and rows.max() > rows.min() and columns.max() > columns.min():
-            expected = [columns.min(), rows.min(), columns.max(), rows.max()]
-        assert box == expected
-
-
-@pytest.mark.parametrize("shape", [(0, 0, 0, 0), (3, 4, 1, 5), (2, 9, 6, 1), (2, 3, 1, 1)])
-def test_thin_and_empty_masks_get_the_whole_canvas(shape):
-    row, column, height, width = shape
-    masks = torch.zeros(1, 13, 17, dtype=torch.bool)
-    masks[0, row : row + height, column : column + width] = True
-    assert mask_boxes(masks).tolist() == [[0, 0, 17, 13]]
-
-
-BOXES = [(0, 0, 97, 61), (0, 0, 96, 60), (3, 5, 4, 6), (10, 0, 57, 60), (90, 58, 96, 60)]
-
-
 @pytest.mark.parametrize("salt", ["a", "b"])
 @torch.no_grad()
 def test_region_embeddings_are_those_of_the_image_tower(salt):
@@ -237,28 +215,6 @@ def test_region_embeddings_are_those_of_the_image_tower(salt):
     embeds = clip.embed_images(images)
     torch.testing.assert_close(unit(embeds), clip.visual(images).cls_embed, rtol=0, atol=1e-6)
     assert embeds.std() > 0.1
-
-
-@pytest.mark.parametrize("side", [1, 7, 32, 224])
-@pytest.mark.parametrize("style", ["crop", "cropmask"])
-def test_regions_against_torchvision(side, style):
-    ops = pytest.importorskip("torchvision.ops")
-    image = tiny.image(1, 3, 61, 97)[0]
-    masks = torch.from_numpy(tiny.random_normal("regions", (5, 61, 97))).float()
-    boxes = torch.tensor(BOXES)
-    crops = crop_regions(image, masks, boxes, style=style, side=side)
-    for crop, mask, box in zip(crops, masks, boxes.float(), strict=True):
-        shown = image * (mask > 0) if style == "cropmask" else image
-        expected = ops.roi_align(shown[None], [box[None]], side, aligned=True)[0]
-        torch.testing.assert_close(crop, expected, rtol=0, atol=2e-6)  # order of float32 sums
-
-
-def test_masked_pictures_show_the_mask_only():
-    image, side = torch.ones(3, 40, 40), 20
-    masks = torch.full((1, 40, 40), -1.0)
-    masks[:, :, :10] = 1.0
-    crops = crop_regions(image, masks, mask_boxes(masks > 0), style="mask", side=side)
-    assert torch.equal(crops[0, 0, 0], (torch.arange(side) < 5).float())
 
 
 # ---------------------------------------------------------------- prompts

@@ -11,11 +11,12 @@ from torch import Tensor
 from support import tiny_zegformer
 from support.golden import load
 from support.tiny_zegformer import class_prompts
+from zsseg_rt import ops
 from zsseg_rt.models import from_official
 from zsseg_rt.models.clip.text_encoder import average_templates
 from zsseg_rt.models.zegformer.decoder import Segments
 from zsseg_rt.models.zegformer.model import ZegFormer
-from zsseg_rt.models.zegformer.regions import crop_regions, mask_boxes, upsample_masks
+from zsseg_rt.models.zegformer.regions import crop_regions
 from zsseg_rt.networks.zegformer import (
     IMAGE_MEAN,
     IMAGE_STD,
@@ -176,16 +177,19 @@ def test_small_output(small, small_output):
     assert_close(output.class_scores, small["mid/fused_cls"])
 
 
+def boxes_of(masks, size_hw) -> Tensor:
+    return torch.from_numpy(ops.mask_boxes(masks.numpy(), size_hw)[:, :4].astype(np.int64))
+
+
 def test_small_boxes(small):
-    masks = upsample_masks(tensor(small, "mid/pred_masks")[0], (96, 128))
-    assert_close(mask_boxes(masks > 0), small["mid/boxes"], 0)
+    boxes = boxes_of(tensor(small, "mid/pred_masks")[0], (96, 128))
+    assert_close(boxes, small["mid/boxes"], 0)
 
 
 @pytest.mark.parametrize("style", ["cropmask", "mask", "crop"])
 def test_small_regions(small, small_model, small_inputs, style):
     plane = small_model.prepare(small_inputs[0], REGION_MEAN, REGION_STD)[0]
-    masks = upsample_masks(tensor(small, "mid/pred_masks")[0], (96, 128))
-    crops = crop_regions(plane, masks, mask_boxes(masks > 0), style=style, side=224)
+    crops = crop_regions(plane, tensor(small, "mid/pred_masks")[0], style=style, side=224)
     assert_close(crops[None, :, :, ::14, ::14], small[f"mid/clip_in_{style}_sub14"])
     if style == "cropmask":
         assert_close(crops.mean(dim=(2, 3))[None], small["mid/clip_in_cropmask_mean"])
@@ -219,10 +223,8 @@ def test_small_crafted_masks(small, small_model, small_inputs):
     segments = Segments(tensor(small, "crafted/pred_logits"), masks)
     planes = small_model.prepare([image], REGION_MEAN, REGION_STD)
     padded_hw = (planes.shape[2], planes.shape[3])
-    full = upsample_masks(masks[0], padded_hw)
-    boxes = mask_boxes(full > 0)
-    assert_close(boxes, small["crafted/boxes"], 0)
-    crops = crop_regions(planes[0], full, boxes, style="cropmask", side=224)
+    assert_close(boxes_of(masks[0], padded_hw), small["crafted/boxes"], 0)
+    crops = crop_regions(planes[0], masks[0], style="cropmask", side=224)
     assert_close(crops[None, :, :, ::14, ::14], small["crafted/clip_in_sub14"])
     assert_close(crops.mean(dim=(2, 3))[None], small["crafted/clip_in_mean"])
     logits = small_model.classify_regions(planes, segments, small_inputs[2])
@@ -338,8 +340,7 @@ def test_real_segments(real):
 
 def test_real_regions(real):
     golden, segments = real.golden, real.segments
-    masks = upsample_masks(segments.masks[0], (704, 512))
-    boxes = mask_boxes(masks > 0).numpy()
+    boxes = boxes_of(segments.masks[0], (704, 512)).numpy()
     assert np.mean((boxes == golden["mid/boxes"]).all(axis=1)) >= 0.98
     planes = real.model.prepare([real.image], REGION_MEAN, REGION_STD)
     sampled = Segments(segments.logits[:, SAMPLED], segments.masks[:, SAMPLED])

@@ -430,20 +430,20 @@ def test_too_many_masks_to_vote():
         ops.label_regions(masks, scores_of(2, 257), canvas_hw=(4, 4), out_hw=(4, 4))
 
 
-def test_crops_are_those_of_the_trained_model():
-    torch = pytest.importorskip("torch", reason="needs pip install '.[train]'")
-    from zsseg_rt.models.zegformer import regions as trained
+BOXES = [(0, 0, 97, 61), (0, 0, 96, 60), (3, 5, 4, 6), (10, 0, 57, 60), (90, 58, 96, 60)]
 
-    masks, image = smooth_masks(6, 24, 40), picture(96, 160)
-    upsampled = trained.upsample_masks(torch.from_numpy(masks), (96, 160))
-    boxes = trained.mask_boxes(upsampled > 0)
-    regions = np.arange(6, dtype=np.int32)
-    np.testing.assert_array_equal(ops.mask_boxes(masks, (96, 160))[:, :4], boxes.numpy())
-    for style in ("cropmask", "crop", "mask"):
-        expected = trained.crop_regions(
-            torch.from_numpy(image), upsampled, boxes, style=style, side=64
-        )
-        crops = ops.crop_regions(
-            image, masks, regions, boxes.numpy().astype(np.int32), side=64, style=style
-        )
-        np.testing.assert_allclose(crops, expected.numpy(), rtol=0, atol=CROP_TOLERANCE)
+
+@pytest.mark.parametrize("side", [1, 7, 32, 224])
+@pytest.mark.parametrize("style", ["crop", "cropmask"])
+def test_crops_are_torchvisions(side, style):
+    torch = pytest.importorskip("torch", reason="needs pip install '.[train]'")
+    torchvision = pytest.importorskip("torchvision.ops")
+    rng = np.random.default_rng(0)
+    image, masks = (rng.standard_normal((n, 61, 97), np.float32) for n in (3, 5))
+    boxes, regions = np.array(BOXES, np.int32), np.arange(5, dtype=np.int32)
+    crops = ops.crop_regions(image, masks, regions, boxes, side=side, style=style)
+    for crop, mask, box in zip(crops, masks, boxes, strict=True):
+        shown = torch.from_numpy(image * (mask > 0) if style == "cropmask" else image)
+        rows = torch.from_numpy(box[None].astype(np.float32))
+        expected = torchvision.roi_align(shown[None], [rows], side, aligned=True)[0]
+        np.testing.assert_allclose(crop, expected, rtol=0, atol=CROP_TOLERANCE)

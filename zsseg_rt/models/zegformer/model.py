@@ -36,7 +36,6 @@ from zsseg_rt.models.zegformer.decoder import (
 from zsseg_rt.models.zegformer.regions import (
     Clip,
     crop_regions,
-    mask_boxes,
     upsample_masks,
 )
 from zsseg_rt.networks.zegformer import IMAGE_MEAN, IMAGE_STD, REGION_MEAN, REGION_STD
@@ -230,11 +229,12 @@ class ZegFormer(SegmentationModel):
                 "clip: expected a model with CLIP's weights to classify regions, got one without. "
                 "Build it with clip=..., or with fusion='segments'."
             )
+        style, side = self.config.region_style, clip.image_side
         embeds = torch.stack(
             [
                 torch.cat(
                     [
-                        clip.embed_images(self._crops(plane, batch, clip.image_side))
+                        clip.embed_images(crop_regions(plane, batch, style=style, side=side))
                         for batch in self._batches(masks)
                     ]
                 )
@@ -247,11 +247,6 @@ class ZegFormer(SegmentationModel):
     def _batches(self, x: Tensor) -> list[Tensor]:
         size = self.config.region_batch
         return [x[start : start + size] for start in range(0, len(x), size)]
-
-    def _crops(self, plane: Tensor, masks: Tensor, side: int) -> Tensor:
-        masks = upsample_masks(masks, (plane.shape[1], plane.shape[2]))
-        boxes = mask_boxes(masks > 0)
-        return crop_regions(plane, masks, boxes, style=self.config.region_style, side=side)
 
     def fuse(self, pred_logits: Tensor, clip_logits: Tensor | None) -> Tensor:
         """Combine the two branches' class weights.
