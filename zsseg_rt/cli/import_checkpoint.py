@@ -25,6 +25,7 @@ from zsseg_rt.cli.options import (
 from zsseg_rt.cli.output import ProgressBar, say, working
 from zsseg_rt.common.checks import arguments_called
 from zsseg_rt.common.files import is_file
+from zsseg_rt.export.options import ExportOptions
 
 import_app = typer.Typer(help="Turn an official checkpoint into a bundle.", no_args_is_help=True)
 
@@ -242,7 +243,30 @@ def import_tips(
 @takes_groups
 def import_zegclip(source: _Descriptor, out: OutOption, bundle: ModelOptions) -> None:
     """Turn an official ZegCLIP checkpoint into a bundle."""
-    write_model(source.load("zegclip"), out, bundle, class_names=source.names)
+    _import_descriptor("zegclip", source, None, out, bundle)
+
+
+def _import_descriptor(
+    architecture: str, source: _Descriptor, size: str | None, out: Path, bundle: ExportOptions
+) -> None:
+    """Needs no torch."""
+    from zsseg_rt.export.architectures.descriptor import (
+        DescriptorSettings,
+        export_descriptor_file,
+    )
+
+    size_hw = read_size(size) if size else None
+    settings = DescriptorSettings(size_hw=size_hw, **source.settings())
+    with working(f"reading {source.checkpoint}, writing the graphs, then comparing with NumPy"):
+        write_bundle(
+            export_descriptor_file,
+            source.checkpoint,
+            out,
+            architecture,
+            settings,
+            options=bundle,
+            class_names=source.names,
+        )
 
 
 @import_app.command("clip_rc")
@@ -258,9 +282,7 @@ def import_clip_rc(
     bundle: ModelOptions,
 ) -> None:
     """Turn an official CLIP-RC checkpoint, of PyTorch or Jittor, into a bundle."""
-    model = source.load("clip_rc", with_recovery_decoder=False)
-    size_hw = read_size(size) if size else None
-    write_model(model, out, bundle, class_names=source.names, size_hw=size_hw)
+    _import_descriptor("clip_rc", source, size, out, bundle)
 
 
 @import_app.command("zegformer")

@@ -21,6 +21,7 @@ from zsseg_rt.export.golden import (
     GOLDEN_NAMES,
     GOLDEN_TEMPLATES,
     dense_golden,
+    golden_names,
     preprocess_frame,
 )
 from zsseg_rt.export.graph_files import MAX_CLASSES, image_network, provenance
@@ -227,7 +228,7 @@ def _cut(
         max_classes=MAX_CLASSES,
         window_batch=options.window_batch,
     )
-    names = (options.class_names or GOLDEN_NAMES)[:MAX_CLASSES]
+    names = golden_names(options.class_names, GOLDEN_NAMES)
     encode = _encoder(image, settings, aggregation)
     kind = {"clip": "dense_clip", "pe": "pe_core", "siglip": "siglip"}[weights.kind]
     name, preprocess = f"{kind} {settings.head}", _preprocess(weights, settings)

@@ -14,7 +14,13 @@ from zsseg_rt.ops import reference
 FRAME_HW = (120, 160)
 GOLDEN_NAMES = ("road", "person", "car", "tree", "sky")
 NUMBERED_NAMES = tuple(f"class {i}" for i in range(5))
+_MOST_NAMES = 16
 GOLDEN_TEMPLATES = 2  # of a longer list: a golden sample needs embeddings, not the best ones
+
+
+def golden_names(class_names: Sequence[str] | None, usual: Sequence[str]) -> list[str]:
+    """The names of a golden sample: the first few of those given, which show as much as all."""
+    return list(class_names or usual)[:_MOST_NAMES]
 
 
 def golden_frame() -> npt.NDArray[np.uint8]:

@@ -52,6 +52,8 @@ class WrittenText:
 
     def embed(self, token_ids: Array) -> Array:
         """Embeddings float32 [T, D], not normalised, of token ids int64 [T, L]."""
+        if isinstance(self.tower, TextTower):  # nothing attends to what is behind the end
+            token_ids = token_ids[:, : int(token_ids.argmax(1).max()) + 1]
         table = self.rows
         given = token_ids if table is None else table[token_ids].astype(np.float16)
         given = given if table is None else given.astype(np.float32)  # as the bundle stores them

@@ -86,6 +86,12 @@ class Numpy:
         half = np.float32(0.5)
         return np.asarray(x * (half * self.erf(x * np.float32(0.5**0.5)) + half))
 
+    def matmul(self, a: Array, b: Array) -> Array:
+        """Products; rows of all batches meet one matrix in one product, as it is read once."""
+        if b.ndim == 2 < a.ndim:
+            return np.asarray((a.reshape(-1, a.shape[-1]) @ b).reshape(*a.shape[:-1], b.shape[1]))
+        return np.asarray(np.matmul(a, b))
+
     def softmax(self, x: Array, axis: int) -> Array:
         """Over one axis."""
         raised = np.exp(x - x.max(axis, keepdims=True))

@@ -134,8 +134,9 @@ class _Converter:
 
 
 def _narrowed(name: str, values: Any, kind: str) -> Weight:
-    finite = values[np.isfinite(values)]
-    largest = float(np.abs(finite).max(initial=0.0))
+    largest = float(max(values.max(initial=0.0), -values.min(initial=0.0)))
+    if not np.isfinite(largest):  # of the others
+        largest = float(np.abs(values[np.isfinite(values)]).max(initial=0.0))
     if kind == "float16" and largest > _LARGEST:
         raise CheckpointError(
             f"{name}: expected weights up to {_LARGEST:.0f} for float16, got {largest:.3g}. Export "

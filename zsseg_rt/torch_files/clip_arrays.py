@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -111,7 +111,7 @@ def read_clip(source: str | Path) -> ClipTensors:
         visual, text = _towers(found.state_dict, "demo")
         words, prompts = found.words, found.prompt_words
         return ClipTensors(visual=visual, text=text, words=words, prompt_words=prompts)
-    tensors = as_clip(_read(path), path.name)
+    tensors = as_clip(read_floats(path, _is_used), path.name)
     visual, text = _towers(tensors, path.name)
     sizes = {"vision": tower_sizes(visual), "text": tower_sizes(text)}
     scale = tensors.get("logit_scale")
@@ -134,19 +134,24 @@ def check_heads(name: str, given: int | None, width: int) -> int:
     return divisor(name, max(1, width // 64) if given is None else given, width)
 
 
-def _read(path: Path) -> dict[str, Array]:
+def read_floats(path: Path, is_used: Callable[[str], bool]) -> dict[str, Array]:
+    """The weights that a file holds, as float32; those that are not used may be of any type.
+
+    Raises:
+        CheckpointError: It cannot be read, or holds other numbers.
+    """
     if path.name.endswith(".index.json") or re.search(r"-\d{5}-of-\d{5}\.", path.name):
         raise CheckpointError(
             f"{path.name}: expected the whole weights, got a part of them or their list. Save them "
             "as one file: model.save_pretrained(FOLDER, max_shard_size='20GB')."
         )
     if not path.is_file():
-        raise CheckpointError(f"{path}: expected a CLIP's file, found nothing. Check the path.")
+        raise CheckpointError(f"{path}: expected a checkpoint file, found nothing. Check the path.")
     is_plain = path.suffix == ".safetensors"
     read = read_safetensors_arrays(path, _TABLE) if is_plain else read_weights(path)
     stored = unwrap(read, path.name)
     wrong = [
-        f"{k} ({kind})" for k, (_, kind) in stored.items() if _is_used(k) and kind not in _FLOATS
+        f"{k} ({kind})" for k, (_, kind) in stored.items() if is_used(k) and kind not in _FLOATS
     ]
     if wrong:
         raise CheckpointError(
@@ -203,7 +208,7 @@ def _towers(tensors: Mapping[str, Array], name: str) -> tuple[dict[str, Array], 
             "auto-pruned TinyCLIPs. Take one of one width: ViT-8M-16, 39M-16, 40M-32 or 61M-32."
         )
     image = Checked(tensors=visual, where=f"{name}: visual", what=_WHAT, remedy=_ANOTHER)
-    image.check(_image_shapes(image))
+    image.check(image_shapes(image))
     words = Checked(tensors=text, where=f"{name}: text", what=_WHAT, remedy=_ANOTHER)
     words.check(_text_shapes(words, visual["proj"].shape[1] if "proj" in visual else None))
     return visual, text
@@ -215,8 +220,8 @@ def _is_pruned(key: str, value: Array) -> bool:
     )
 
 
-def _image_shapes(tower: Checked) -> Shapes:
-    """Of CLIP and PE-Core, with a class token; of SigLIP, with neither it nor a projection."""
+def image_shapes(tower: Checked) -> Shapes:
+    """Shapes of CLIP and PE-Core; of SigLIP, without a class token and a projection."""
     pooled = "attn_pool.probe" in tower.tensors
     classed = "class_embedding" in tower.tensors or not pooled
     width, _, patch, _ = tower.shape("conv1.weight", 4)

@@ -9,7 +9,7 @@ from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
 from zsseg_rt.common.checks import check_size
 from zsseg_rt.export.bundle_writer import ExportedModel
 from zsseg_rt.export.clip_file import written_model
-from zsseg_rt.export.golden import GOLDEN_NAMES
+from zsseg_rt.export.golden import GOLDEN_NAMES, golden_names
 from zsseg_rt.export.graph_files import MAX_CLASSES
 from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.export.text_side import clip_text_side, seen_names
@@ -48,7 +48,7 @@ def export_dense_clip(model: Any, options: ExportOptions) -> ExportedModel:
     )
     preprocess = PreprocessSpec(size_hw=size_hw, mean=model.image_mean, std=model.image_std)
     encode = partial(dense_embeds, tower=tower, head=model.config.head, **settings)
-    names = list(options.class_names or GOLDEN_NAMES)[:MAX_CLASSES]
+    names = golden_names(options.class_names, GOLDEN_NAMES)
     return written_model(encode, head, preprocess, text, names, architecture=model.description)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,8 @@ import numpy.typing as npt
 from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
 from zsseg_rt.common.checks import check_size
 from zsseg_rt.errors import ArgumentError
-from zsseg_rt.export.bundle_writer import ExportedModel
-from zsseg_rt.export.golden import NUMBERED_NAMES, labels_golden, preprocess_frame
+from zsseg_rt.export.bundle_writer import ExportedModel, write_model_bundle
+from zsseg_rt.export.golden import NUMBERED_NAMES, golden_names, labels_golden, preprocess_frame
 from zsseg_rt.export.graph_files import (
     MAX_CLASSES,
     WrittenGraph,
@@ -22,9 +23,10 @@ from zsseg_rt.export.graph_files import (
     provenance,
     written_graph,
 )
-from zsseg_rt.export.options import ExportOptions
+from zsseg_rt.export.options import COMMON_OPTIONS, ExportOptions, read_options
 from zsseg_rt.export.text_side import TextSide, seen_names
 from zsseg_rt.export.word_subset import weights_of
+from zsseg_rt.networks.clip import TextTower
 from zsseg_rt.networks.descriptor import (
     PromptedTower,
     cell_encoder,
@@ -34,11 +36,18 @@ from zsseg_rt.networks.descriptor import (
     zegclip_descriptor,
 )
 from zsseg_rt.networks.layers import read_linear
+from zsseg_rt.networks.text import WrittenText
 from zsseg_rt.onnx.arrays import Arrays
 from zsseg_rt.onnx.operations import Linear, Value
 from zsseg_rt.ops import reference
+from zsseg_rt.torch_files.clip_arrays import check_heads
+from zsseg_rt.torch_files.descriptor_arrays import IMAGE_MEAN, IMAGE_STD, read_descriptor
+from zsseg_rt.torch_files.shapes import divisor
 
 Tensors = Mapping[str, npt.NDArray[Any]]
+
+_FILE_OPTIONS = COMMON_OPTIONS | {"class_names", "window_batch"}
+_DECODER_HEADS = 8  # of both systems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +83,99 @@ class DescriptorParts:
         return function(ops, self.head, self.num_heads, queries, patch_embeds)
 
 
+@dataclass(frozen=True, kw_only=True)
+class DescriptorSettings:
+    """What an official checkpoint of ZegCLIP or CLIP-RC does not say.
+
+    Attributes:
+        size_hw: Input size in pixels; None is the one that positions are stored for.
+        seen_classes: Rows of ``class_names`` whose scores are lowered.
+        self_trained: Whether the weights come from self-training; then none is lowered.
+        seen_bias: How much they are lowered, as a probability.
+        activation: What turns mask logits into probabilities.
+    """
+
+    size_hw: tuple[int, int] | None = None
+    seen_classes: Sequence[int] = ()
+    self_trained: bool = False
+    seen_bias: float = 0.1
+    activation: str = "sigmoid"
+
+
+def export_descriptor_file(
+    file: str | Path,
+    path: str | Path,
+    architecture: str,
+    settings: DescriptorSettings | None = None,
+    **options: Any,
+) -> Path:
+    """Write a bundle of an official checkpoint, without torch.
+
+    Args:
+        file: The checkpoint, as its authors' code writes it, or ``.safetensors``.
+        path: Folder to write, ``NAME.zsseg``.
+        architecture: ``"zegclip"`` or ``"clip_rc"``.
+        settings: What the file does not say; None is the defaults.
+        **options: The common ones of :class:`zsseg_rt.export.options.ExportOptions`,
+            ``class_names`` and ``window_batch``.
+
+    Returns:
+        The bundle folder.
+
+    Raises:
+        ArgumentError: An option does not exist.
+        BundleError: The folder exists, cannot be written, or the bundle disagrees with NumPy.
+        CheckpointError: The file is damaged, or another model's.
+        ShapeError: Patches do not fill the size.
+        VocabularyError: Names, templates or the text bank are unusable.
+    """
+    chosen = read_options(options, _FILE_OPTIONS, architecture)
+
+    def cut() -> ExportedModel:
+        parts, text = _read_parts(Path(file), architecture)
+        return _cut(parts, text, settings or DescriptorSettings(), chosen)
+
+    return write_model_bundle(Path(path), cut, chosen)
+
+
+def _read_parts(file: Path, architecture: str) -> tuple[DescriptorParts, WrittenText | None]:
+    weights = read_descriptor(file, architecture)
+    tower = PromptedTower(
+        tensors=weights.visual,
+        num_heads=check_heads("num_heads", None, weights.visual["proj"].shape[0]),
+        activation="quick_gelu",
+    )
+    heads = divisor("decoder_heads", _DECODER_HEADS, len(weights.head["q_proj.weight"]))
+    parts = DescriptorParts(tower=tower, head=weights.head, num_heads=heads)
+    if not weights.text:
+        return parts, None
+    width = weights.text["positional_embedding"].shape[1]
+    text = TextTower(
+        tensors=weights.text,
+        num_heads=check_heads("text_heads", None, width),
+        activation="quick_gelu",
+    )
+    return parts, WrittenText(tower=text)
+
+
 def export_descriptor(model: Any, options: ExportOptions) -> ExportedModel:
-    """Split a ZegCLIP or CLIP-RC into a bundle's parts.
+    """Split a ZegCLIP or CLIP-RC in torch into a bundle's parts; see :func:`_cut`."""
+    size_hw = options.size_hw or model.size_hw
+    model.backbone.grid_hw(size_hw)  # an exact CLIP-RC takes one size
+    rule = model.label_rule
+    settings = DescriptorSettings(
+        size_hw=options.size_hw,
+        seen_classes=rule.seen_classes,
+        seen_bias=float(rule.seen_bias),
+        activation=rule.activation,
+    )
+    return _cut(parts_of(model), model.text_encoder, settings, options)
+
+
+def _cut(
+    parts: DescriptorParts, tower: Any, settings: DescriptorSettings, options: ExportOptions
+) -> ExportedModel:
+    """A bundle's parts.
 
     Graphs and tensors: ``image_encoder``: ``image`` [1, 3, H, W] to ``patch_embeds`` [1, N, M]
     and ``cls_embed`` [R, D], one row per cell (ZegCLIP: one); ``decoder``: ``queries``
@@ -83,34 +183,32 @@ def export_descriptor(model: Any, options: ExportOptions) -> ExportedModel:
     [1, N, E]. Float16 graphs have those of
     :attr:`zsseg_rt.bundles.specs.FamilySpec.half_tensors` in float16; all others are float32.
     """
-    size_hw = options.size_hw or model.size_hw
-    _check(model, size_hw, options)
-    parts = parts_of(model)
+    size_hw = _checked_size(parts.tower, settings.size_hw, options)
     text = TextSide(
         options,
-        embed_dim=model.config.image_encoder.embed_dim,
+        embed_dim=parts.tower.tensors["proj"].shape[1],
         space="OpenAI CLIP ViT-B/16",
-        tower=model.text_encoder,
+        tower=tower,
     )
     projection, logit_scale = parts.projection()
-    rule = model.label_rule
-    seen = seen_names(rule.seen_classes, options.class_names)
+    lowered = () if settings.self_trained else settings.seen_classes
+    seen = seen_names(lowered, options.class_names)
     head = HeadSpec(
         logit_scale=logit_scale,
         normalize=False,
-        activation=rule.activation,
+        activation=settings.activation,
         grid_hw=parts.tower.grid_hw(size_hw),
         seen=seen,
-        seen_bias=float(rule.seen_bias) if seen else 0.0,
+        seen_bias=settings.seen_bias if seen else 0.0,
         max_classes=MAX_CLASSES,
-        independent_queries=model.independent_queries,
+        independent_queries=not parts.tower.num_cells,
         window_batch=options.window_batch,
     )
-    preprocess = PreprocessSpec(size_hw=size_hw, mean=model.image_mean, std=model.image_std)
-    names = list(options.class_names or NUMBERED_NAMES)[:MAX_CLASSES]
+    preprocess = PreprocessSpec(size_hw=size_hw, mean=IMAGE_MEAN, std=IMAGE_STD)
+    names = golden_names(options.class_names, NUMBERED_NAMES)
     return ExportedModel(
         family="descriptor",
-        architecture=model.architecture,
+        architecture="clip_rc" if parts.tower.num_cells else "zegclip",
         graphs={
             "image_encoder": image_network(
                 parts.encode, size_hw, options.window_batch, ("patch_embeds", "cls_embed")
@@ -129,6 +227,21 @@ def export_descriptor(model: Any, options: ExportOptions) -> ExportedModel:
     )
 
 
+def _checked_size(
+    tower: PromptedTower, size_hw: tuple[int, int] | None, options: ExportOptions
+) -> tuple[int, int]:
+    """The input size; patches must fill one that was asked for."""
+    if options.window_batch > 1 and tower.num_cells:
+        raise ArgumentError(
+            "window_batch: expected 1 for clip_rc, whose cells take the axis of windows, got "
+            f"{options.window_batch}. Leave it out: windows then run one by one."
+        )
+    if size_hw is None:
+        return (tower.grid_side * tower.stride,) * 2
+    check_size(size_hw, tower.patch_size)
+    return size_hw
+
+
 def parts_of(model: Any) -> DescriptorParts:
     """The parts of a torch model, whose weights they share."""
     config, encoder = model.config, model.config.image_encoder
@@ -141,17 +254,6 @@ def parts_of(model: Any) -> DescriptorParts:
     return DescriptorParts(
         tower=tower, head=weights_of(model.decode_head), num_heads=config.decoder.num_heads
     )
-
-
-def _check(model: Any, size_hw: tuple[int, int], options: ExportOptions) -> None:
-    if options.window_batch > 1 and model.architecture == "clip_rc":
-        raise ArgumentError(
-            "window_batch: expected 1 for clip_rc, whose cells take the axis of windows, got "
-            f"{options.window_batch}. Leave it out: windows then run one by one."
-        )
-    if options.size_hw is not None:
-        check_size(size_hw, model.config.image_encoder.patch_size)
-    model.backbone.grid_hw(size_hw)  # an exact CLIP-RC takes one size
 
 
 def _decoder(parts: DescriptorParts, head: HeadSpec, query_dim: int) -> WrittenGraph:

@@ -13,7 +13,7 @@ from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec, SegmentSpec
 from zsseg_rt.common.arrays import label_dtype
 from zsseg_rt.common.checks import check_size
 from zsseg_rt.export.bundle_writer import ExportedModel
-from zsseg_rt.export.golden import GOLDEN_NAMES, golden_frame, preprocess_frame
+from zsseg_rt.export.golden import GOLDEN_NAMES, golden_frame, golden_names, preprocess_frame
 from zsseg_rt.export.graph_files import MAX_CLASSES, image_network, provenance
 from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.export.text_side import TextSide
@@ -52,7 +52,7 @@ def export_zeroseg(model: Any, options: ExportOptions) -> ExportedModel:
         top_k=config.rule.top_k,
         plain_cosine=config.rule.plain_cosine,
     )
-    names = list(options.class_names or GOLDEN_NAMES)[:MAX_CLASSES]
+    names = golden_names(options.class_names, GOLDEN_NAMES)
     encode = partial(segments, student=student)
     return ExportedModel(
         family="segment_tokens",

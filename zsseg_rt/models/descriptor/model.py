@@ -28,10 +28,7 @@ from zsseg_rt.models.clip.image_encoder import (
 from zsseg_rt.models.clip.text_encoder import TextEncoder, TextEncoderConfig
 from zsseg_rt.models.descriptor.mask_decoder import DecoderConfig
 from zsseg_rt.models.sliding import SlideSettings
-
-IMAGE_MEAN = (123.675 / 255, 116.28 / 255, 103.53 / 255)
-IMAGE_STD = (58.395 / 255, 57.12 / 255, 57.375 / 255)
-
+from zsseg_rt.torch_files.descriptor_arrays import IMAGE_MEAN, IMAGE_STD
 
 _RETIRED = ("start_offset", "start_scale", "low_initial_logits")
 _INSTEAD = "Leave it out; in a checkout, tools.studies.starts.HeadStart gives such initial weights."
