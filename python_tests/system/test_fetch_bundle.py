@@ -32,7 +32,8 @@ from huggingface_hub import constants
 constants.DOWNLOAD_CHUNK_SIZE = 1 << 16
 from zsseg_rt.cli import main
 from zsseg_rt.bundles.pretrained import SETS, PretrainedSet
-SETS["tiny-set"] = PretrainedSet(**json.loads(sys.argv[1]))
+chosen = PretrainedSet(**json.loads(sys.argv[1]))
+SETS[chosen.name] = chosen
 code = main(sys.argv[2:])
 assert not {"torch", "onnx", "open_clip"} & set(sys.modules)
 sys.exit(code)
@@ -141,7 +142,7 @@ def test_names_are_listed_with_what_they_are(home, capsys):
     assert "598 MB: " in listed
     assert listed.count("(recommended)") == 1
     assert f"{RECOMMENDED}  (recommended)" in listed
-    assert max(map(len, listed.splitlines())) <= 100
+    assert max(map(len, listed.splitlines())) <= 102  # an address
 
 
 def test_another_input_size_is_a_bundle_with_a_name_of_its_own(home, monkeypatch):
@@ -305,9 +306,9 @@ def child_environment(home):
     }
 
 
-def start(environment, *arguments):
+def start(environment, *arguments, chosen=None):
     return subprocess.Popen(
-        [sys.executable, "-c", CHILD, json.dumps(asdict(tiny_set())), *arguments],
+        [sys.executable, "-c", CHILD, json.dumps(asdict(chosen or tiny_set())), *arguments],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -350,6 +351,47 @@ def test_from_the_hub_to_a_bundle_with_an_interruption(home, child_environment):
     assert "were removed; --keep-checkpoint keeps them" in out
     assert list(folder.iterdir()) == []
     Bundle.load("tiny-set").verify()
+
+
+@pytest.mark.parametrize("name", ["tinyclip-8m", "pe-core-s16", "siglip2-b16"])
+def test_small_encoders_go_from_the_hub_to_labels_without_torch(
+    name, home, child_environment, shared_dir
+):
+    """Weights of the published layout in small, and SigLIP's tokenizer, by the hub's protocol."""
+    from safetensors.numpy import save
+
+    from torch_side.test_small_encoders import CASES, gemma_model, open_clips, towers
+
+    case, kind = {
+        "tinyclip-8m": (CASES[0], "clip"),
+        "pe-core-s16": (CASES[3], "pe"),
+        "siglip2-b16": (CASES[2], "siglip"),
+    }[name]
+    weights = towers(shared_dir, *case)[2]
+    given = weights if kind == "clip" else open_clips(weights, kind)
+    unused = ("logit_scale", "logit_bias", "visual.trunk.head.bias")
+    chosen = SETS[name]
+    chosen = replace(
+        chosen,
+        num_parameters=sum(value.size for key, value in given.items() if key not in unused),
+        revision="main",
+        sha256={},
+        size=96,
+    )
+    contents = [save({k: np.ascontiguousarray(v) for k, v in given.items()})]
+    contents.append(json.dumps({"model": gemma_model()[1]}).encode())
+    with serve_hub() as hub:
+        for file, content in zip(chosen.files, contents, strict=False):
+            hub.files[f"{chosen.repository}/{file}"] = content
+        environment = {**child_environment, "HF_ENDPOINT": hub.endpoint}
+        code, _, err = finish(start(environment, "fetch", name, chosen=chosen))
+        assert code == EXIT_OK, err
+    photo = demo_photos()[0]
+    call = ("segment", photo, "--bundle", name, "--classes", "gata, 犬", "--out", home / "out")
+    code, _, err = finish(start(environment, *map(str, call), chosen=chosen))
+    assert code == EXIT_OK, err
+    bundle = Bundle.load(name)
+    assert (bundle.licence, bundle.preprocess.size_hw) == (chosen.licence, (96, 96))
 
 
 def test_offline_one_line_says_it_all_at_once(home, child_environment):

@@ -25,9 +25,10 @@ class PretrainedSet:
             the address of a folder on another server.
         clip: open_clip's name of the architecture.
         tag: open_clip's name of the weights; what others' are called here.
-        head: Dense head, see :mod:`zsseg_rt.models.dense.encoder`; empty for other systems.
+        head: Dense head, see :class:`zsseg_rt.export.clip_file.DenseHead`; empty for other systems.
         activation: The MLPs' activation, which the file does not say.
-        num_parameters: Numbers in the model; the file holds them as float32.
+        num_parameters: Numbers in the model.
+        number_bytes: Bytes of each in the file: float32, or float16.
         licence: Licence of the weights, as their repository states it.
         good_for: One line for those who choose.
         published: Accuracy that its authors, or who is named, report; empty: none was read.
@@ -57,6 +58,7 @@ class PretrainedSet:
     revision: str = "main"
     sha256: Mapping[str, str] = field(default_factory=dict)
     architecture: str = "dense_clip"
+    number_bytes: int = 4
 
     @property
     def page(self) -> str:
@@ -65,8 +67,8 @@ class PretrainedSet:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the weights in float32; the file has some tens of kB more."""
-        return 4 * self.num_parameters
+        """Bytes of the weights; the file has some tens of kB more."""
+        return self.number_bytes * self.num_parameters
 
 
 _B16, _L14 = 149_620_736, 427_616_512
@@ -115,6 +117,45 @@ def _tips(
     )
 
 
+def _tinyclip_39m(name: str, head: str, good_for: str, cost: str) -> PretrainedSet:
+    return PretrainedSet(
+        name=name,
+        repository="timm/vit_medium_patch16_clip_224.tinyclip_yfcc15m",
+        clip="TinyCLIP-ViT-39M-16-Text-19M",
+        tag="yfcc15m",
+        head=head,
+        activation="gelu",
+        num_parameters=83_101_184,
+        number_bytes=2,
+        licence="MIT",
+        good_for=good_for,
+        published="ImageNet 63.5 (its authors); nobody published labels of patches",
+        cost=cost,
+        files=(_FILE,),
+    )
+
+
+def _pe_core(
+    size: str, num_parameters: int, imagenet: str, cost: str, commit: str
+) -> PretrainedSet:
+    return PretrainedSet(
+        name=f"pe-core-{size}16",
+        repository=f"timm/PE-Core-{size.upper()}-16-384",
+        clip=f"PE-Core {size.upper()}/16",
+        tag="pe_core",
+        head="value_mlp",
+        activation="gelu",
+        num_parameters=num_parameters,
+        licence="Apache-2.0",
+        good_for=f"Perception Encoder {size.upper()}/16: good names for its cost; not tried here",
+        published=f"ImageNet {imagenet} (its authors); nobody published labels of patches",
+        cost=cost,
+        size=384,
+        files=(_FILE,),
+        revision=commit,
+    )
+
+
 _ALL = (
     _openai_b16(
         "sfp-b16",
@@ -129,6 +170,55 @@ _ALL = (
         "the same weights with NACLIP's head: simpler and older",
         "mean mIoU of eight sets 39.4, VOC21 58.9, ADE20K 17.4 (arXiv 2404.08181)",
         "69 GMAC; docs/models.md has times",
+    ),
+    PretrainedSet(
+        name="tinyclip-8m",
+        repository="wkcn/TinyCLIP-ViT-8M-16-Text-3M-YFCC15M",
+        clip="TinyCLIP-ViT-8M-16-Text-3M",
+        tag="yfcc15m",
+        head="naclip",
+        activation="gelu",
+        num_parameters=23_446_016,
+        licence="MIT",
+        good_for="any words in real time on a plain CPU: few and clear names; not tried here",
+        published="ImageNet 41.1 (its authors); nobody published labels of patches",
+        cost="4.4 GMAC, 9.1 at 448, 1.7 at 224; docs/models.md has times",
+        size=336,
+        files=("model.safetensors",),
+        revision="a2a8c6eaa2549ad66eb7c31b85022bf58273a26c",
+        sha256={
+            "model.safetensors": "9339ee3d736344d0ddcaa6c03edc9f89688f08caaea5401220885233da726fcc"
+        },
+    ),
+    _tinyclip_39m(
+        "tinyclip-39m",
+        "sfp",
+        "half of ViT-B/16's cost, with SFP's head; not tried here",
+        "39 GMAC, 19 at 336, 7.7 at 224; docs/models.md has times",
+    ),
+    _tinyclip_39m(
+        "tinyclip-39m-naclip",
+        "naclip",
+        "the same weights with NACLIP's head: simpler and older",
+        "36 GMAC, 18 at 336, 7.6 at 224",
+    ),
+    _pe_core("s", 87_187_712, "72.7", "16 GMAC", "3249a38eb1c432ec19231c6fe1774acb6a4e4efe"),
+    _pe_core("t", 69_545_600, "62.1", "4.9 GMAC", "7fe539ed578ac49a1c2b4f946e4b0747704c825a"),
+    PretrainedSet(
+        name="siglip2-b16",
+        repository="timm/ViT-B-16-SigLIP2-256",
+        clip="SigLIP 2 B/16-256",
+        tag="siglip2",
+        head="value_mlp",
+        activation="gelu_tanh",
+        num_parameters=375_234_048,
+        licence="Apache-2.0",
+        good_for="SigLIP 2 B/16: names in many languages; 393 MB of token rows; not tried here",
+        published="ImageNet 79.1 (its authors); nobody published labels of patches",
+        cost="24 GMAC",
+        size=256,
+        files=(_FILE, "tokenizer.json"),
+        all_files=True,
     ),
     PretrainedSet(
         name="naclip-l14",

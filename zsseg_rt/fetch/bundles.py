@@ -114,7 +114,7 @@ def _export(
     paths = [checkpoint.path for checkpoint in found]
     try:
         if chosen.architecture == "dense_clip":
-            _export_clip(chosen, paths[0], place, told, options)
+            _export_clip(chosen, paths, place, told, options)
         elif chosen.architecture == "tips":
             _export_tips(chosen, paths, place, told, options)
         else:
@@ -127,21 +127,25 @@ def _export(
 
 
 def _export_clip(
-    chosen: PretrainedSet, path: Path, place: Path, told: Progress, options: Mapping[str, Any]
+    chosen: PretrainedSet,
+    paths: Sequence[Path],
+    place: Path,
+    told: Progress,
+    options: Mapping[str, Any],
 ) -> None:
     from zsseg_rt.export.clip_file import DenseHead, export_clip_file
     from zsseg_rt.torch_files.clip_space import describe_space
 
-    options = {**options, "space": describe_space(chosen.tag, chosen.clip)}
-    if path.suffix != ".safetensors":  # a pickle, which only torch reads
-        _export_traced(chosen, path, place, options)
-        return
+    own = chosen.head.startswith("value")  # a space that is no CLIP's
+    options = {**options, "space": chosen.clip if own else describe_space(chosen.tag, chosen.clip)}
+    if len(paths) > 1:
+        options["tokenizer"] = paths[1]
     size_hw = (chosen.size, chosen.size)
     export_clip_file(
-        path,
+        paths[0],
         place,
         DenseHead(head=chosen.head, size_hw=size_hw, activation=chosen.activation),
-        check=lambda weights: _check_count(chosen, path, weights.num_parameters),
+        check=lambda weights: _check_count(chosen, paths[0], weights.num_parameters),
         on_progress=told.computed,
         **options,
     )
@@ -177,20 +181,9 @@ def _export_traced(
     """Export from torch."""
     _check_packages(_NEEDED_BY_TORCH, "train")
     from zsseg_rt.export import export_bundle
-    from zsseg_rt.models import create_model, from_official, load_checkpoint, normalize_state_dict
+    from zsseg_rt.models import from_official, load_checkpoint, normalize_state_dict
 
-    if chosen.architecture == "dense_clip":
-        model = create_model(
-            "dense_clip",
-            pretrained=path,
-            clip=chosen.clip,
-            head=chosen.head,
-            image_size=chosen.size,
-            activation=chosen.activation,
-        )
-    else:
-        weights = normalize_state_dict(load_checkpoint(path))
-        model = from_official(chosen.architecture, weights)
+    model = from_official(chosen.architecture, normalize_state_dict(load_checkpoint(path)))
     _check_count(chosen, path, sum(weight.numel() for weight in model.parameters()))
     export_bundle(model, place, **options)
 
