@@ -1,6 +1,6 @@
 """The table of docs/models.md: measured here, estimated for a Jetson, published, licensed.
 
-    python benchmarks/models_table.py --json FILE [--only NAME ...] [--rounds 5]   # about 8 minutes
+    python benchmarks/models_table.py --json FILE [--only NAME ...] [--rounds 5]   # 20 minutes
     python benchmarks/models_table.py --tables FILE [FILE ...]  # write reports into the page
     python benchmarks/models_table.py --quick                   # small networks: it runs
 
@@ -25,6 +25,7 @@ from typing import Any
 
 import cv2
 import precision
+import small_encoders
 
 from zsseg_rt import Bundle
 from zsseg_rt.demo import demo_classes, demo_clip
@@ -74,10 +75,27 @@ def fetched(name: str, case: str, side: int, published: str) -> Row:
     return Row(case, side, vit_gmac(side), f"`{name}`", published, "Apache-2.0", command)
 
 
+def small(name: str, case: str, side: int, gmac: float, imagenet: float, licence: str) -> Row:
+    """A row of a smaller encoder, of whose labels nobody published a figure."""
+    own = {"tinyclip-8m": 336, "tinyclip-39m": 448, "siglip2-b16": 256}.get(name, 384)
+    command = f"`zsseg-rt fetch {name}{'' if side == own else f' --size {side}'}`"
+    published = f"{_ABSENT}; ImageNet {imagenet} \u00b2"
+    return Row(case, side, gmac, f"`{name}`", published, licence, command)
+
+
 _ABSENT = "\u2013"
 _IMPORT = "[import](model_zoo.md#commands)"
 ROWS = (
     Row("photo_demo", 513, 0, "photo demo, 20 things", _ABSENT, "Apache-2.0", "ships: `--demo`"),
+    small("tinyclip-8m", "tinyclip_8m", 224, 1.7, 41.1, "MIT"),
+    small("tinyclip-8m", "tinyclip_8m", 336, 4.4, 41.1, "MIT"),
+    small("tinyclip-8m", "tinyclip_8m", 448, 9.1, 41.1, "MIT"),
+    small("tinyclip-39m", "tinyclip_39m", 224, 7.9, 63.5, "MIT"),
+    small("tinyclip-39m", "tinyclip_39m", 336, 19.5, 63.5, "MIT"),
+    small("tinyclip-39m", "tinyclip_39m", 448, 39.0, 63.5, "MIT"),
+    small("pe-core-t16", "pe_core_t16", 384, 4.9, 62.1, "Apache-2.0"),
+    small("pe-core-s16", "pe_core_s16", 384, 16.4, 72.7, "Apache-2.0"),
+    small("siglip2-b16", "siglip2_b16", 256, 24.5, 79.1, "Apache-2.0"),
     fetched("naclip-b16", "dense_clip", 224, _ABSENT),
     fetched("naclip-b16", "dense_clip", 336, _ABSENT),
     fetched("naclip-b16", "dense_clip", 448, "VOC21 58.9, COCO-Object 33.2, ADE20K 17.4"),
@@ -111,8 +129,10 @@ def _vit(build: Callable[..., Any], *sides: int) -> Callable[..., Iterable[dict[
     return case
 
 
+SMALL = ("tinyclip_8m", "tinyclip_39m", "pe_core_t16", "pe_core_s16", "siglip2_b16")
 CASES: Mapping[str, Callable[..., Iterable[dict[str, Any]]]] = {
     "photo_demo": demo_case,
+    **{name: small_encoders.table_case(name) for name in SMALL},
     "dense_clip": _vit(precision.dense_clip, 448, 336, 224),
     "sfp": _vit(functools.partial(precision.dense_clip, head="sfp"), 448),
     "zegclip": _vit(precision.zegclip, 512),

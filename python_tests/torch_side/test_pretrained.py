@@ -1,5 +1,7 @@
 """Names, what they stand for, and which of a name and a path wins."""
 
+import json
+import math
 import re
 import shutil
 
@@ -85,7 +87,12 @@ def test_the_profiler_takes_a_name(home, tmp_path, capsys):
     assert report.is_file()
 
 
-CLIPS = {name: one for name, one in SETS.items() if one.architecture == "dense_clip"}
+OWN = ("tinyclip", "pe-core", "siglip2")  # that open_clip does not know by a tag
+CLIPS = {
+    name: one
+    for name, one in SETS.items()
+    if one.architecture == "dense_clip" and not name.startswith(OWN)
+}
 
 
 @pytest.mark.parametrize("chosen", CLIPS.values(), ids=CLIPS)
@@ -112,6 +119,22 @@ def test_every_set_agrees_with_open_clip(chosen):
         model = open_clip.model.CLIP(**sizes)
     towers = sum(v.numel() for k, v in model.named_parameters() if k != "logit_scale")
     assert chosen.num_parameters == towers
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        ("tinyclip-8m", "tinyclip_8m_16.open_clip"),
+        ("pe-core-s16", "pe_core_s16_384.perception_models"),
+        ("siglip2-b16", "siglip2_b16_224.transformers"),
+    ],
+)
+def test_small_encoders_count_their_weights(shared_dir, name, model):
+    keys = json.loads((shared_dir / "specs" / "small_encoders_keys.json").read_text())[model]
+    count = sum(math.prod(shape) for key, shape in keys.items() if "logit" not in key)
+    count += (256 - 196) * 768 if name.startswith("siglip2") else 0  # positions of 256 pixels
+    assert SETS[name].num_parameters == count
+    assert SETS[name].size % 16 == 0
 
 
 def test_cat_seg_counts_its_own_weights():

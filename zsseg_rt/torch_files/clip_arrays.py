@@ -210,7 +210,9 @@ def _towers(tensors: Mapping[str, Array], name: str) -> tuple[dict[str, Array], 
     image = Checked(tensors=visual, where=f"{name}: visual", what=_WHAT, remedy=_ANOTHER)
     image.check(image_shapes(image))
     words = Checked(tensors=text, where=f"{name}: text", what=_WHAT, remedy=_ANOTHER)
-    words.check(_text_shapes(words, visual["proj"].shape[1] if "proj" in visual else None))
+    has_proj = "proj" in visual
+    joint = visual["proj"].shape[1] if has_proj else visual["conv1.weight"].shape[0]
+    words.check(_text_shapes(words, joint, is_siglip=not has_proj))
     return visual, text
 
 
@@ -253,21 +255,21 @@ def image_shapes(tower: Checked) -> Shapes:
     return shapes
 
 
-def _text_shapes(tower: Checked, embed_dim: int | None) -> Shapes:
-    """``embed_dim`` is the image tower's; None is SigLIP's, whose projection has a bias."""
+def _text_shapes(tower: Checked, embed_dim: int, *, is_siglip: bool) -> Shapes:
+    """``embed_dim`` is the image tower's; SigLIP's projection has a bias."""
     length, width = tower.shape("positional_embedding", 2)
     rows = tower.shape("token_embedding.weight", 2)[0]
-    if embed_dim is not None and rows != _VOCAB_SIZE:
+    if rows != _VOCAB_SIZE and not is_siglip:
         raise CheckpointError(
             f"{tower.where}: token_embedding.weight: expected {_VOCAB_SIZE} rows, one for each "
             f"token of CLIP's tokenizer, got {rows}, another tokenizer's. Take a CLIP with the "
             "first one."
         )
-    proj: Shapes = {"text_projection": (width, embed_dim or width)}
+    proj: Shapes = {"text_projection": (width, embed_dim)}
     return {
         "token_embedding.weight": (rows, width),
         "positional_embedding": (length, width),
-        **(proj if embed_dim is not None else linear("text_projection.", width, width)),
+        **(linear("text_projection.", embed_dim, width) if is_siglip else proj),
         **norm("ln_final", width),
         **tower.blocks(width),
     }
