@@ -6,11 +6,17 @@ from dataclasses import replace
 import pytest
 
 from support.errors import refused
+from support.golden_encoders import weight
 from zsseg_rt.backends._tensorrt import BACKEND
 from zsseg_rt.backends.base import BackendOptions
 from zsseg_rt.bundles.specs import FAMILIES
 from zsseg_rt.errors import BackendError, DeviceError, PrecisionNotApplied
 from zsseg_rt.export.graph_files import GRAPH_PRECISIONS
+from zsseg_rt.networks import heads, pooled
+from zsseg_rt.networks.clip import ImageTower
+from zsseg_rt.onnx.graph import Graph
+from zsseg_rt.onnx.half import to_half
+from zsseg_rt.onnx.writer import save_onnx
 
 TARGETS = ("8.6", "8.9", "12.0")
 # Blocks that attend, and how many of them one fused kernel serves: RTX 1.7 has none for float32
@@ -138,6 +144,52 @@ def test_weights_in_half_the_bytes_are_no_float16_graph(tmp_path):
     report = BACKEND.build_plan(path, precision="float32", options=options).report
     multiplied = {row["dtype"] for row in report["layers"] if row["type"] == "MATRIX_MULTIPLY"}
     assert multiplied == {"float32"}
+
+
+def small_encoder(kind, width, num_blocks=2):
+    """A tower of random weights in a published model's widths, by the rule of its vectors."""
+    cells = 36 + (kind != "siglip")
+    square, tall = (width, width), (4 * width, width)
+    shapes = {"conv1.weight": (width, 3, 16, 16), "positional_embedding": (cells, width)}
+    shapes |= {"ln_post.weight": (width,), "ln_post.bias": (width,)}
+    if kind == "siglip":
+        shapes["conv1.bias"] = (width,)
+    else:
+        shapes |= {"class_embedding": (width,), "proj": (width, 512)}
+        shapes |= {"ln_pre.weight": (width,), "ln_pre.bias": (width,)}
+    parts = {f"transformer.resblocks.{i}.": ("ln_1", "ln_2") for i in range(num_blocks)}
+    parts |= {} if kind == "clip" else {"attn_pool.": ("layernorm",)}
+    for at, norms in parts.items():
+        shapes |= {f"{at}{norm}.{end}": (width,) for norm in norms for end in ("weight", "bias")}
+        shapes |= {f"{at}attn.in_proj_weight": (3 * width, width)}
+        shapes |= {f"{at}attn.in_proj_bias": (3 * width,), f"{at}attn.out_proj.weight": square}
+        shapes |= {f"{at}mlp.c_fc.weight": tall, f"{at}mlp.c_proj.weight": tall[::-1]}
+        shapes |= {f"{at}attn.out_proj.bias": (width,), f"{at}mlp.c_proj.bias": (width,)}
+        shapes |= {f"{at}mlp.c_fc.bias": (4 * width,)}
+    tensors = {key: weight("", key, shape, ()) for key, shape in shapes.items()}
+    activation = {"clip": "gelu", "pe": "gelu", "siglip": "gelu_tanh"}[kind]
+    made = ImageTower if kind == "clip" else pooled.PooledTower
+    return made(tensors=tensors, num_heads=width // 64, activation=activation)
+
+
+@pytest.mark.parametrize("target", ["8.6", "8.9"])
+@pytest.mark.parametrize(("kind", "width"), [("clip", 256), ("pe", 384), ("siglip", 768)])
+def test_small_encoders_build_with_attention_fused(kind, width, target, tmp_path):
+    graph, tower = Graph(), small_encoder(kind, width)
+    image = graph.input("image", (1, 3, 336, 336))
+    made = (
+        heads.dense_embeds(graph, tower, image, "naclip")
+        if kind == "clip"
+        else pooled.dense_embeds(graph, tower, image)
+    )
+    graph.output("patch_embeds", made)
+    half = to_half(graph.network(), half=("image", "patch_embeds"))
+    save_onnx(half, "image_encoder", tmp_path / "a.onnx")
+    options = BackendOptions(compute_capability=target)
+    plan = BACKEND.build_plan(tmp_path / "a.onnx", precision="float16", options=options)
+    assert softmax_layers(plan.report) == 2
+    if plan.report["runtime"].startswith("tensorrt_rtx-1.7."):
+        assert sum(plan.report["fused_attention"].values()) == 2 * 2  # two names for each
 
 
 def softmax_layers(report):
