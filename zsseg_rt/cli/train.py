@@ -97,11 +97,11 @@ def _train_demo(settings: TrainConfig, resume: bool) -> tuple[TrainingResult, li
             f"{root}: expected the drawn scenes to train on, got no such folder. Write them by "
             f"python -m tools.scenes {root} in a checkout."
         )
-    made = train_and_show(settings, resume=resume)
-    return made.result, [
-        f"bundle: {made.bundle}",
-        f"picture: {made.picture} (scene | truth | labels)",
-        f"next: zsseg-rt evaluate {made.bundle} --dataset folder --root {root} --split val",
+    result, bundle, picture = train_and_show(settings, resume=resume)
+    return result, [
+        f"bundle: {bundle}",
+        f"picture: {picture} (scene | truth | labels)",
+        f"next: zsseg-rt evaluate {bundle} --dataset folder --root {root} --split val",
     ]
 
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from zsseg_rt.engine import Engine
 from zsseg_rt.evaluation.datasets import SegmentationDataset
@@ -22,40 +19,24 @@ BUNDLE, PICTURE = "demo.zsseg", "labelled.png"
 _ROWS = 4
 
 
-@dataclass(frozen=True, kw_only=True)
-class FirstRun:
-    """What a first run leaves.
-
-    Attributes:
-        result: Of the training.
-        bundle: The exported bundle; None if training was stopped.
-        picture: Scenes, truth and the bundle's labels side by side; None if training was stopped.
-    """
-
-    result: TrainingResult
-    bundle: Path | None = None
-    picture: Path | None = None
-
-
-def train_and_show(config: TrainConfig, *, resume: bool = False) -> FirstRun:
+def train_and_show(
+    config: TrainConfig, *, resume: bool = False
+) -> tuple[TrainingResult, Path, Path]:
     """Train as a configuration says, export the best checkpoint and draw what it labels.
 
-    Bundle and picture are written into the run's folder.
-
     Returns:
-        Where everything is. A run that was stopped is not exported.
+        The result, and where in the run's folder the bundle and the picture are: scenes, truth and
+        the bundle's labels side by side. A run that was stopped has neither.
     """
-    result = train(config, resume=resume)
-    if not result.finished:
-        return FirstRun(result=result)
-    folder = Path(config.output.folder)
-    bundle = export_trained(folder, folder / BUNDLE, precisions=("float32",), overwrite=True)
-    dataset = config.open_data("evaluation" if config.evaluation.split else "training")
-    picture = draw(bundle, dataset, folder / PICTURE)
-    return FirstRun(result=result, bundle=bundle, picture=picture)
+    result, folder = train(config, resume=resume), Path(config.output.folder)
+    if result.finished:
+        export_trained(folder, folder / BUNDLE, precisions=("float32",), overwrite=True)
+        dataset = config.open_data("evaluation" if config.evaluation.split else "training")
+        draw(folder / BUNDLE, dataset, folder / PICTURE)
+    return result, folder / BUNDLE, folder / PICTURE
 
 
-def draw(bundle: Path, dataset: SegmentationDataset, path: Path) -> Path:
+def draw(bundle: Path, dataset: SegmentationDataset, path: Path) -> None:
     """Draw the first images of a data set: image, truth and a bundle's labels, row by row."""
     colours = palette(255)
     rows = []
@@ -63,13 +44,6 @@ def draw(bundle: Path, dataset: SegmentationDataset, path: Path) -> Path:
         engine.set_classes(list(dataset.class_names))
         for index in range(min(_ROWS, len(dataset))):
             sample = dataset[index]
-            found = engine.segment(sample.image).labels
-            rows.append(side_by_side(sample, found, colours))
-    _write(path, rows)
-    return path
-
-
-def _write(path: Path, rows: Iterable[npt.NDArray[np.uint8]]) -> None:
-    picture = np.concatenate(list(rows), axis=0)
-    doubled = picture.repeat(2, axis=0).repeat(2, axis=1)
+            rows.append(side_by_side(sample, engine.segment(sample.image).labels, colours))
+    doubled = np.concatenate(rows, axis=0).repeat(2, axis=0).repeat(2, axis=1)
     save_file(path, cv2.imencode(".png", doubled[..., ::-1])[1].tobytes())

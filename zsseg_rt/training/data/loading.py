@@ -109,7 +109,7 @@ _ORDER_STREAM = 2
 
 @dataclass(frozen=True)
 class TrainingSample:
-    """One augmented image, with the fields of :class:`~zsseg_rt.training.data.loading.Batch`."""
+    """One augmented image, with the fields of :class:`Batch`."""
 
     image: Tensor
     valid_hw: tuple[int, int]

@@ -53,10 +53,7 @@ class PhotometricDistortion:
     probability: float = 0.5
 
     def __post_init__(self) -> None:
-        limits = {"brightness": 255, "hue": 90, "probability": 1}
-        for name, limit in limits.items():
-            if not 0 <= getattr(self, name) <= limit:
-                raise ArgumentError(f"{name}: expected 0..{limit}, got {getattr(self, name)}.")
+        _check_limits(self, brightness=255, hue=90, probability=1)
         for name, (low, high) in (("contrast", self.contrast), ("saturation", self.saturation)):
             if not 0 <= low <= high:
                 raise ArgumentError(
@@ -87,13 +84,9 @@ class PhotometricDistortion:
 
 
 class Augmented(NamedTuple):
-    """One training image.
+    """One training image: as of :class:`zsseg_rt.training.data.loading.Batch`, without the batch.
 
-    Attributes:
-        image: RGB, uint8 ``[3, h, w]``, contiguous.
-        valid_hw: Rows and columns that are not padding; padding is at the bottom and right.
-        labels: Class indices, int64 ``[h, w]``; the ignore label of the sample's dtype where
-            nothing is annotated and in the padding.
+    Padding is at the bottom and right; labels there are the ignore label of the sample's dtype.
     """
 
     image: Tensor
@@ -134,10 +127,7 @@ class _RandomCrop:
             )
         if self.crop_attempts < 1:
             raise ArgumentError(f"crop_attempts: expected at least 1, got {self.crop_attempts}.")
-        if not 0 <= self.flip_probability <= 1:
-            raise ArgumentError(f"flip_probability: expected 0..1, got {self.flip_probability}.")
-        if not 0 <= self.pad_value <= 255:
-            raise ArgumentError(f"pad_value: expected 0..255, got {self.pad_value}.")
+        _check_limits(self, flip_probability=1, pad_value=255)
 
     def _crop(self, pair: Pair, ignore: int) -> Pair:
         return random_crop(pair, self.crop_hw, self.max_class_share, self.crop_attempts, ignore)
@@ -276,11 +266,8 @@ class CenterCropAugmentation:
         """Crop; the generator is not used."""
         size_hw = short_edge_hw(_size_hw(sample), self.short_edge)
         pair = resize(sample, size_hw, bicubic=True)
-        pair = (
-            F.center_crop(pair[0], list(self.crop_hw)),
-            F.center_crop(pair[1], list(self.crop_hw)),
-        )
-        return finish(pair, self.crop_hw, 0, int(np.iinfo(sample.labels.dtype).max))
+        image, labels = (F.center_crop(part, list(self.crop_hw)) for part in pair)
+        return finish((image, labels), self.crop_hw, 0, int(np.iinfo(sample.labels.dtype).max))
 
 
 @contextmanager
@@ -379,6 +366,12 @@ def _as_tensor(array: NDArray[np.uint8] | LabelMap) -> Tensor:
 
 def _size_hw(sample: Sample) -> tuple[int, int]:
     return sample.image.shape[0], sample.image.shape[1]
+
+
+def _check_limits(settings: object, **limits: int) -> None:
+    for name, limit in limits.items():
+        if not 0 <= getattr(settings, name) <= limit:
+            raise ArgumentError(f"{name}: expected 0..{limit}, got {getattr(settings, name)}.")
 
 
 def _check_crop(crop_hw: tuple[int, int]) -> None:

@@ -28,12 +28,7 @@ _NO_CLASS = -100
 
 
 class MaskLosses(NamedTuple):
-    """The two losses of class masks, unweighted.
-
-    Attributes:
-        focal: Scalar.
-        dice: Scalar.
-    """
+    """The two losses of class masks, unweighted scalars."""
 
     focal: Tensor
     dice: Tensor
@@ -64,12 +59,11 @@ def mask_losses(
 
     No one-hot labels are made: labelled pixels are selected by class.
 
+    A batch without any class still has a focal loss; its dice loss is 0.
+
     Shapes:
         mask_logits: At the labels' resolution, float ``[B, C, H, W]``; computed with in float32.
         labels: int64 ``[B, H, W]``.
-
-    Returns:
-        Both losses. A batch without any class still has a focal loss; its dice loss is 0.
     """
     _check(mask_logits, labels)
     logits, labels = mask_logits.float().flatten(2), labels.flatten(1)
@@ -114,19 +108,15 @@ def _classes_of(labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
 
 def _sum_by_class(values: Tensor, classes: Tensor, num_classes: int) -> Tensor:
     """Add up ``[B, N]`` values by their class, ``[B, C]``."""
-    sums = values.new_zeros(len(values), num_classes)
-    return sums.scatter_add(1, classes, values)
+    return values.new_zeros(len(values), num_classes).scatter_add(1, classes, values)
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Softmax cross entropy over classes, averaged over the labelled pixels of all processes.
+    """Softmax cross entropy over classes, averaged over the labelled pixels of all processes; or 0.
 
     Shapes:
         logits: At the labels' resolution, float ``[B, C, H, W]``; computed with in float32.
         labels: int64 ``[B, H, W]``; a pixel outside ``[0, C)`` does not count.
-
-    Returns:
-        Scalar; 0 if no pixel counts.
     """
     _check(logits, labels)
     classes, labelled = _classes_of(labels, logits.shape[1])
@@ -138,15 +128,12 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 def binary_cross_entropy(
     logits: Tensor, labels: Tensor, *, unannotated: Unannotated = "negative"
 ) -> Tensor:
-    """Sigmoid cross entropy, averaged over pixels and classes, as CAT-Seg is trained.
+    """Sigmoid cross entropy, averaged over pixels and classes, as CAT-Seg is trained; or 0.
 
     Shapes:
         logits: At the labels' resolution, float ``[B, C, H, W]``; computed with in float32.
         labels: int64 ``[B, H, W]``; a pixel outside ``[0, C)`` is a negative of every class, as
             officially, unless ``unannotated`` is ``"ignore"``.
-
-    Returns:
-        Scalar; 0 if no pixel counts.
     """
     _check(logits, labels)
     logits = logits.float()

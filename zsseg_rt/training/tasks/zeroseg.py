@@ -41,9 +41,6 @@ def view_loss(image_embed: Tensor, views: Tensor, *, normalize_targets: bool = T
     Shapes:
         image_embed: ``[B, D]``.
         views: The teacher's features of all views, ``[B, n, D]``.
-
-    Returns:
-        A scalar.
     """
     return _distances(image_embed[:, None], views, normalize_targets).mean()
 
@@ -58,9 +55,6 @@ def segment_matching_loss(
     Shapes:
         segment_embeds: ``[B, G, D]``.
         views: The teacher's features of all views, ``[B, n, D]``, the whole image first.
-
-    Returns:
-        A scalar.
     """
     if views.shape[1] < 2:
         raise ShapeError(
@@ -150,12 +144,8 @@ class ZeroSegTask(TrainingTask):
         """
         images = normalize_images(batch, IMAGENET_MEAN, IMAGENET_STD)
         self._check_images(images)
-        mask = random_patch_mask(
-            len(images),
-            self.model.config.grid_side**2,
-            self.settings.mask_ratio,
-            device=images.device,
-        )
+        patches, ratio = self.model.config.grid_side**2, self.settings.mask_ratio
+        mask = random_patch_mask(len(images), patches, ratio, device=images.device)
         return self.losses(images, mask, self.features(batch.images, batch.indices))
 
     def losses(self, images: Tensor, mask: PatchMask, views: Tensor) -> dict[str, Tensor]:
@@ -165,24 +155,24 @@ class ZeroSegTask(TrainingTask):
             images: Normalised RGB planes, float ``[B, 3, H, W]``.
             views: The teacher's features, ``[B, n, D]``.
         """
-        tokens = self.model.encoder(images, mask)
+        model, settings = self.model, self.settings
+        tokens, unit = model.encoder(images, mask), settings.normalize_targets
         terms = {}
-        if self.model.decoder is not None and self.settings.reconstruction_weight > 0:
+        if model.decoder is not None and settings.reconstruction_weight > 0:
             loss = reconstruction_loss(
-                self.model.decoder(tokens, mask),
+                model.decoder(tokens, mask),
                 images,
                 mask,
-                patch_size=self.model.config.patch_size,
-                norm_pix_loss=self.settings.norm_pix_loss,
+                patch_size=model.config.patch_size,
+                norm_pix_loss=settings.norm_pix_loss,
             )
-            terms["reconstruction"] = self.settings.reconstruction_weight * loss
-        output = self.model.seg(tokens.patch_tokens)
-        unit = self.settings.normalize_targets
+            terms["reconstruction"] = settings.reconstruction_weight * loss
+        output = model.seg(tokens.patch_tokens)
         overall = view_loss(output.image_embed, views, normalize_targets=unit)
-        terms["views"] = self.settings.view_weight * overall
-        if self.settings.matching_weight > 0:
+        terms["views"] = settings.view_weight * overall
+        if settings.matching_weight > 0:
             matched = segment_matching_loss(output.segment_embeds, views, normalize_targets=unit)
-            terms["segments"] = self.settings.matching_weight * matched
+            terms["segments"] = settings.matching_weight * matched
         return terms
 
     def parameter_groups(self) -> list[dict[str, object]]:
