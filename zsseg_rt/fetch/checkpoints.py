@@ -186,14 +186,21 @@ def _partial_of(path: Path, remote: RemoteFile) -> Path:
 
 
 def _put_in_place(partial: Path, path: Path, remote: RemoteFile) -> None:
-    try:
+    with _writing(path.parent):
         with partial.open("rb") as stream:
             os.fsync(stream.fileno())
         partial.replace(path)
         write_whole(_record_of(path), json.dumps(asdict(remote), indent=2).encode())
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as exc:
         raise FetchError(
-            f"{path}: cannot be written: {exc.strerror or exc}. Check the folder {path.parent}."
+            f"{folder}: cannot be written: {exc.strerror or exc}. Free space there, or set "
+            "ZSSEG_HOME to another folder, and run it again: what came so far is kept."
         ) from exc
 
 
@@ -334,7 +341,10 @@ def download(
     from huggingface_hub.utils import build_hf_headers
 
     assert remote.size is not None
-    with _open_partial(partial) as stream:
+    with _writing(partial.parent):
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        stream = partial.open("ab")
+    with stream:
         done = stream.tell()
         on_bytes(done, remote.size)
         if done == remote.size:
@@ -440,27 +450,11 @@ class _Counted:
                 "more, or content that is packed. It was removed. If HF_ENDPOINT or a proxy names "
                 "a mirror, try without it; else report it."
             )
-        try:
+        with _writing(self._path.parent):
             count = self._stream.write(data)
             self._stream.flush()
-        except OSError as exc:
-            raise FetchError(
-                f"{self._path.parent}: cannot be written: {exc.strerror or exc}. Free space there, "
-                "or set ZSSEG_HOME to another folder, and run it again: what came so far is kept."
-            ) from exc
         self._on_bytes(self._stream.tell())
         return count
-
-
-def _open_partial(partial: Path) -> IO[bytes]:
-    try:
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        return partial.open("ab")
-    except OSError as exc:
-        raise FetchError(
-            f"{partial.parent}: cannot be written: {exc.strerror or exc}. Set ZSSEG_HOME to a "
-            "folder that you can write to."
-        ) from exc
 
 
 @contextmanager
