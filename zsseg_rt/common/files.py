@@ -154,9 +154,10 @@ def write_whole(path: Path, data: bytes) -> None:
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """Yield a file to write that becomes ``path`` if nothing fails, and else is removed.
 
-    It lies beside its place under a hidden name, ``.NAME.XXXXXXXX.tmp``, until it is on the disk.
-    Only that is left by a process that is killed. Of several that write one file at the same time,
-    the last to finish wins. A pipe or device is written into.
+    It lies beside its place under a hidden name, ``.NAME.XXXXXXXX.tmp``, locked until it is on the
+    disk. Only that is left by a process that is killed, and :func:`remove_abandoned` takes it away.
+    Of several that write one file at the same time, the last to finish wins. A pipe or device is
+    written into.
     """
     if is_device(path):
         with path.open("wb") as stream:
@@ -165,13 +166,38 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     temporary = path.with_name(f".{path.name[:40]}.{os.urandom(8).hex()}.tmp")
     try:
         with temporary.open("xb") as stream:
+            _lock(stream.fileno())
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.replace(path)
+            temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove what killed writers of files left in a folder; without locks, after an hour."""
+    for path in folder.glob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            age = time.time() - path.lstat().st_mtime
+            if not _TEMPORARY.fullmatch(path.name) or age < 1:  # before that it may lack its lock
+                continue
+            number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                if _lock(number) or age > _ABANDONED_SECONDS:
+                    path.unlink()
+            finally:
+                os.close(number)
+
+
+def _lock(number: int) -> bool:
+    """Lock an open file or folder until it is closed; False if another has it, or without locks."""
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager
@@ -219,15 +245,9 @@ def _hidden_prefix(path: Path) -> str:
 
 @contextmanager
 def _locked_folder(folder: Path) -> Iterator[bool]:
-    """Lock a folder; whether nobody else had. Without locks, none is known to be free."""
     number = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_ours = True
-        except OSError:
-            is_ours = False
-        yield is_ours
+        yield _lock(number)
     finally:
         os.close(number)
 
@@ -355,15 +375,6 @@ class Cache:
         digest = hashlib.sha256(json.dumps([self._key, name, about], sort_keys=True).encode())
         digest.update(data)
         return digest.hexdigest()
-
-
-def remove_abandoned(folder: Path) -> None:
-    """Remove what killed writers of files left in a folder an hour ago or earlier."""
-    for path in folder.glob(".*.tmp"):
-        with contextlib.suppress(OSError):
-            is_old = time.time() - path.lstat().st_mtime > _ABANDONED_SECONDS
-            if is_old and _TEMPORARY.fullmatch(path.name):
-                path.unlink()
 
 
 def read_npy(data: bytes, *, what: str, max_bytes: int) -> npt.NDArray[Any]:
