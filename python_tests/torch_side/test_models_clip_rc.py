@@ -13,9 +13,9 @@ from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.models import from_official, normalize_state_dict
 from zsseg_rt.models.descriptor.clip_rc import (
     attention_allowed,
-    cell_of_patches,
     upsample_cells,
 )
+from zsseg_rt.networks.descriptor import cells_of_patches
 from zsseg_rt.onnx.arrays import Arrays
 
 SIZES = [
@@ -27,6 +27,10 @@ SIZES = [
 
 
 # ---------------------------------------------------------------- cells
+
+
+def cell_of_patches(grid_hw, num_cells, **official):
+    return torch.from_numpy(cells_of_patches(grid_hw, num_cells, **official))
 
 
 @pytest.mark.parametrize("grid_hw", [(32, 32), (4, 4), (8, 24), (5, 7), (1, 4), (2, 2)])

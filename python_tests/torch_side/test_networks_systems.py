@@ -6,11 +6,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from support import golden_cat_seg, tiny_zegformer
+from support import golden_cat_seg, tiny, tiny_zegformer
 from support.graph_runs import run_file
+from support.tiny_zeroseg import zeroseg_model
 from zsseg_rt.export.architectures import cat_seg as cat_seg_export
 from zsseg_rt.export.architectures import zegformer as zegformer_export
-from zsseg_rt.networks import cat_seg, zegformer
+from zsseg_rt.export.architectures.descriptor import export_descriptor, parts_of
+from zsseg_rt.export.architectures.zeroseg import export_zeroseg, student_of
+from zsseg_rt.export.options import ExportOptions
+from zsseg_rt.export.word_subset import written_text
+from zsseg_rt.networks import cat_seg, zegformer, zeroseg
 from zsseg_rt.networks.layers import group_norm
 from zsseg_rt.onnx.arrays import Arrays
 from zsseg_rt.onnx.graph import Graph
@@ -54,6 +59,56 @@ def test_cat_seg(network, name, tmp_path):
         feeds |= {one: np.abs(feeds[one]) + 1 for one in feeds if "totals" in one}
         feeds |= {"padding": np.array([256.0 - count], np.float32)} if "padding" in feeds else {}
         assert_graph_is(tmp_path / "a.onnx", graph, compute(Arrays(), network, feeds), feeds)
+
+
+DESCRIPTORS = {
+    "zegclip": (tiny.zegclip_model, tiny.TinySizes(), (64, 64), 1),
+    "zegclip windows": (tiny.zegclip_model, tiny.TinySizes(), (48, 96), 2),
+    "zegclip no prompts": (tiny.zegclip_model, tiny.TinySizes(num_prompts=0), (80, 16), 1),
+    "zegclip one layer": (tiny.zegclip_model, tiny.TinySizes(decoder_layers=1), (130, 70), 1),
+    "clip_rc": (tiny.clip_rc_model, tiny.TinySizes(), (64, 64), 1),
+    "clip_rc other grid": (tiny.clip_rc_model, tiny.TinySizes(num_cells=9), (96, 112), 1),
+}
+
+
+@pytest.mark.parametrize("case", DESCRIPTORS)
+def test_descriptors(case, tmp_path):
+    build, sizes, size_hw, windows = DESCRIPTORS[case]
+    model = build(sizes)
+    options = ExportOptions(size_hw=None if size_hw[0] % 16 else size_hw, window_batch=windows)
+    exported, parts = export_descriptor(model, options), parts_of(model)
+    image = random(windows, 3, *exported.preprocess.size_hw)
+    encoded = parts.encode(Arrays(), image)
+    expected = dict(zip(("patch_embeds", "cls_embed"), encoded, strict=True))
+    graphs = {name: graph.network() for name, graph in exported.graphs.items()}
+    assert_graph_is(tmp_path / "e.onnx", graphs["image_encoder"], expected, {"image": image})
+    for classes in (1, 33):
+        queries = random(len(encoded[1]), classes, len(parts.projection()[0].weight))
+        feeds = {"queries": queries, "patch_embeds": encoded[0]}
+        decoded = parts.decode(Arrays(), **feeds)
+        expected = dict(zip(("class_embeds", "patch_keys"), decoded, strict=True))
+        assert_graph_is(tmp_path / "d.onnx", graphs["decoder"], expected, feeds)
+
+
+@pytest.mark.parametrize("size_hw", [(64, 64), (48, 96)])
+def test_zeroseg(size_hw, tmp_path):
+    model = zeroseg_model()
+    graph = export_zeroseg(model, ExportOptions(size_hw=size_hw)).graphs["image_encoder"]
+    image = random(1, 3, *size_hw)
+    found = zeroseg.segments(Arrays(), student_of(model), image)
+    names = ("segment_embeds", "image_embed", "group_map")
+    expected = dict(zip(names, found, strict=True))
+    assert_graph_is(tmp_path / "a.onnx", graph.network(), expected, {"image": image})
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_text_tower(count, tmp_path):
+    tower = written_text(tiny.zegclip_model().text_encoder)
+    token_ids = np.random.default_rng(0).integers(1, 60, (count, tower.context_length))
+    token_ids[:, -3:] = 0
+    token_ids[:, -4] = 63  # the end of the text
+    expected = {"text_embeds": tower.embed(token_ids)}
+    assert_graph_is(tmp_path / "a.onnx", tower.network(), expected, {"token_ids": token_ids})
 
 
 @pytest.mark.parametrize("size_hw", [(64, 96), (160, 32)])

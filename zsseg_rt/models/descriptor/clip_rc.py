@@ -40,10 +40,7 @@ from zsseg_rt.models.descriptor.model import (
     without_retired,
 )
 from zsseg_rt.models.functional import check_text_embeds, describe, patch_text_similarity
-
-# Added to the scores of keys that a token must not see. Its exponential is zero in every precision,
-# and, unlike infinity, it causes no NaN in blockwise attention kernels that meet only such keys.
-BLOCKED = -1e4
+from zsseg_rt.networks.descriptor import cells_of_patches
 
 
 class CellEmbeds(NamedTuple):
@@ -60,28 +57,6 @@ class CellEmbeds(NamedTuple):
     cell_embeds: Tensor
 
 
-def cell_of_patches(grid_hw: tuple[int, int], num_cells: int, *, official: bool = False) -> Tensor:
-    """Which cell each patch lies in: the grid cut evenly into a square number of cells.
-
-    If the cells per side do not divide the grid evenly, some cells get one row or column of
-    patches more than others; a grid smaller than that leaves some cells without patches.
-
-    Returns:
-        int64 ``[N]``, row-major over the grid, values in ``[0, R)``; R for a patch in no cell.
-    """
-    side = math.isqrt(num_cells)
-
-    def cut(size: int) -> Tensor:
-        positions = torch.arange(size)
-        if not official:
-            return positions * side // size
-        stride = size // side
-        return (positions // max(stride, 1)).masked_fill(positions >= side * stride, num_cells)
-
-    rows, columns = (cut(size) for size in grid_hw)
-    return (rows[:, None] * side + columns).clamp(max=num_cells).flatten()
-
-
 def attention_allowed(
     grid_hw: tuple[int, int], num_cells: int, num_prompts: int, *, official: bool = False
 ) -> Tensor:
@@ -93,7 +68,7 @@ def attention_allowed(
     Returns:
         bool ``[1 + P + N + R, 1 + P + N + R]``.
     """
-    cells = cell_of_patches(grid_hw, num_cells, official=official)
+    cells = torch.from_numpy(cells_of_patches(grid_hw, num_cells, official=official))
     inside = F.one_hot(cells, num_cells + 1)[:, :num_cells].bool()
     first_patch = 1 + num_prompts
     first_cell = first_patch + len(inside)
