@@ -131,9 +131,6 @@ def test_the_bundle_that_ships_has_a_name(tmp_path, capfd):
 @pytest.mark.parametrize(
     ("options", "begin"),
     [
-        (["--unknown-below", "7"], "--unknown-below: expected a score"),
-        (["--threads", "-3"], "--threads: expected from 0"),
-        (["--device", "gpu"], "--device: expected 'auto'"),
         (["--classes", "zebra"], "--classes: expected words"),
         (["--classes", "ball,ball"], "--classes: expected every name once"),
         (["--template", "none"], "--template"),

@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from zsseg_rt.profiling.worker import Stopwatch, read_thread_times
-
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = [*sorted((ROOT / "benchmarks").rglob("*.py")), ROOT / "tools" / "benchmark_kernels.py"]
 # These tell how old a frame is: they need the clock by which it was captured.
@@ -61,39 +59,6 @@ def test_a_form_compares_engines_in_processes_of_their_own(tmp_path, monkeypatch
     assert (report["form"], report["threads"], report["busy"]) == ("quiet-2ms", 1, 0)
     assert {one["rounds"] for one in report["self"]} == {10}
     assert "of 1 got a verdict (goal: at most 2 of 40)" in capsys.readouterr().out
-
-
-def test_busy_processes_compute_and_end(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import sampler
-
-    started, popen = [], sampler.subprocess.Popen
-
-    def kept(*args, **kwargs):
-        started.append(popen(*args, **kwargs))
-        return started[-1]
-
-    monkeypatch.setattr(sampler.subprocess, "Popen", kept)
-    with sampler.busy_processes(2):
-        watch = Stopwatch()
-        while not all(sum(read_thread_times(c.pid).ran.values()) > 5e8 for c in started):
-            assert watch.seconds < 60.0
-            sampler.time.sleep(0.05)
-        assert [child.poll() for child in started] == [None, None]
-    assert all(child.poll() is not None for child in started)
-
-
-def test_slower_work_takes_its_share_of_a_call(monkeypatch):
-    """On any number of threads; by CPU time, with much room for a busy machine."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import sampler
-
-    for threads in (1, 2):
-        call = sampler.SharedWork(threads)
-        call.steps = 4000 if threads == 1 else 200
-        slow = sampler.SharedWork(threads)
-        slow.calibrate(call.do, 0.5)
-        assert call.steps * 0.3 < slow.steps < call.steps * 0.8
 
 
 @pytest.mark.parametrize(("basis", "verdict"), [("wall", "undecided"), ("cpu", "slower")])

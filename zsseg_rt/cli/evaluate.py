@@ -113,14 +113,21 @@ def evaluate(
         raise UsageError(f"--confusion: expected NAME.csv, got {confusion}. It is not drawn.")
     data = source.open()
     names = _read_names(data.class_names, task.classes, task.rename or [])
+    from zsseg_rt.evaluation import compare
+    from zsseg_rt.evaluation import evaluate as run_one
+
+    result: Evaluation | Comparison
     with ExitStack() as stack:
         opened = partial(_open_segmenter, names=names, task=task, stack=stack)
         first = opened(model, config=run)
-        if other.against is None:
-            result: Evaluation | Comparison = _run_one(first, data, limit)
-        else:
+        if other.against is not None:
             second = opened(other.against, config=other.config(run))
-            result = _run_both(first, second, data, limit)
+        bar = stack.enter_context(ProgressBar())
+        if other.against is None:
+            result = run_one(first, data, limit=limit, on_picture=bar.show)
+        else:
+            result = compare(first, second, data, limit=limit, on_picture=bar.show)
+    _print_result(result)
     if json_file is not None:
         write_json(json_file, result.to_json())
     if confusion is not None:
@@ -202,26 +209,15 @@ def _open_trained(path: Path, names: Sequence[str], task: _Task, config: EngineC
     )
 
 
-def _run_one(segmenter: Segmenter, data: SegmentationDataset, limit: int | None) -> Evaluation:
-    from zsseg_rt.evaluation.evaluate import evaluate as run
+def _print_result(result: Evaluation | Comparison) -> None:
+    from zsseg_rt.evaluation import Comparison
 
-    with ProgressBar() as bar:
-        result = run(segmenter, data, limit=limit, on_picture=bar.show)
-    _print_evaluation(result, None)
-    return result
-
-
-def _run_both(
-    first: Segmenter, second: Segmenter, data: SegmentationDataset, limit: int | None
-) -> Comparison:
-    from zsseg_rt.evaluation.evaluate import compare
-
-    with ProgressBar() as bar:
-        result = compare(first, second, data, limit=limit, on_picture=bar.show)
+    if not isinstance(result, Comparison):
+        _print_evaluation(result, None)
+        return
     _print_evaluation(result.first, result.second)
     share, picture = result.lowest_agreement
     say(f"equal labels: {result.agreement:.3%} of all pixels; fewest in {picture}: {share:.3%}")
-    return result
 
 
 def _print_evaluation(result: Evaluation, other: Evaluation | None) -> None:
