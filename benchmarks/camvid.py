@@ -43,7 +43,7 @@ from zsseg_rt.evaluation.engine_segmenter import EngineSegmenter
 from zsseg_rt.evaluation.evaluate import Comparison, Evaluation, compare, evaluate, read_ahead
 from zsseg_rt.evaluation.metrics import confusion_csv
 from zsseg_rt.export import export_dense_bundle
-from zsseg_rt.models.functional import patch_text_similarity, upsample_argmax
+from zsseg_rt.models.functional import patch_text_similarity
 from zsseg_rt.onnx.graph import Graph
 from zsseg_rt.onnx.network import OPSET
 from zsseg_rt.onnx.operations import Linear, Value
@@ -380,8 +380,9 @@ class HeadSegmenter:
         """Label every pixel."""
         embeds = self._head(**encode(self._session, image)).flatten(2).transpose(1, 2)
         logits = patch_text_similarity(embeds, self._embeds, logit_scale=LOGIT_SCALE)
-        labels, _ = upsample_argmax(logits.unflatten(2, (GRID, GRID)), image.shape[:2])
-        return self._owners[labels[0].numpy()]
+        grid = logits.unflatten(2, (GRID, GRID)).detach().numpy()
+        labels, _ = ops.upsample_argmax(grid, image.shape[:2])
+        return self._owners[np.asarray(labels[0])]
 
     def describe(self) -> dict[str, Any]:
         """Describe what labelled."""

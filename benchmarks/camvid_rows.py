@@ -26,12 +26,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zsseg_rt import ops
 from zsseg_rt.backends.base import Session
 from zsseg_rt.evaluation.datasets import create_dataset
 from zsseg_rt.evaluation.datasets.base import SegmentationDataset
 from zsseg_rt.evaluation.evaluate import evaluate
 from zsseg_rt.evaluation.metrics import ConfusionMatrix, score
-from zsseg_rt.models.functional import patch_text_similarity, upsample_argmax
+from zsseg_rt.models.functional import patch_text_similarity
 
 ROWS = ("ceiling", "transductive", "calibrated")
 BIASES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -161,14 +162,14 @@ class BiasedSegmenter(camvid.HeadSegmenter):
         embeds = self._head(**camvid.encode(self._session, image)).flatten(2).transpose(1, 2)
         logits = patch_text_similarity(embeds, self._embeds, logit_scale=camvid.LOGIT_SCALE)
         lowered = torch.isin(torch.arange(len(self._embeds)), self.seen)
-        labels, _ = upsample_argmax(
-            logits.unflatten(2, (camvid.GRID, camvid.GRID)),
+        labels, _ = ops.upsample_argmax(
+            logits.unflatten(2, (camvid.GRID, camvid.GRID)).detach().numpy(),
             image.shape[:2],
             activation="softmax",
-            seen=lowered,
+            seen=lowered.numpy(),
             seen_bias=self.seen_bias,
         )
-        return self._owners[labels[0].numpy()]
+        return self._owners[np.asarray(labels[0])]
 
 
 @torch.inference_mode()
@@ -207,10 +208,14 @@ def best_bias(
         logits = _logits(head, features, index, rows)
         truth = features.labels[index].numpy()
         for bias, confusion in counts.items():
-            labels, _ = upsample_argmax(
-                logits, truth.shape, activation="softmax", seen=seen, seen_bias=bias
+            labels, _ = ops.upsample_argmax(
+                logits.detach().numpy(),
+                truth.shape,
+                activation="softmax",
+                seen=seen.numpy(),
+                seen_bias=bias,
             )
-            confusion.update(truth, labels[0].numpy())
+            confusion.update(truth, np.asarray(labels[0]))
     figures = {bias: score(found.counts, kept).hiou for bias, found in counts.items()}
     return max(figures, key=lambda bias: (figures[bias] == figures[bias], figures[bias]))
 

@@ -172,7 +172,7 @@ def eager_labeller(args: argparse.Namespace, classes: int) -> Labeller:
     """The torch model from frame to labels, as published but for the number of views."""
     import torch
 
-    from zsseg_rt.models import functional
+    from zsseg_rt import ops
 
     torch.set_num_threads(args.threads)
     model = build_model(args.size)
@@ -183,7 +183,7 @@ def eager_labeller(args: argparse.Namespace, classes: int) -> Labeller:
 
     def label(frame: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
-            image = functional.preprocess(torch.from_numpy(frame), **scaling)[None]
+            image = torch.from_numpy(np.asarray(ops.preprocess(frame, **scaling)))[None]
             logits = model(image, embeds).mask_logits
             up = torch.nn.functional.interpolate(logits, frame.shape[:2], mode="bilinear")
             return up[0].sigmoid().argmax(0).numpy()

@@ -22,7 +22,7 @@ from zsseg_rt.evaluation.datasets.base import Sample, SegmentationDataset
 from zsseg_rt.evaluation.engine_segmenter import EngineSegmenter
 from zsseg_rt.evaluation.evaluate import compare, evaluate, read_ahead
 from zsseg_rt.evaluation.metrics import confusion_csv
-from zsseg_rt.models.functional import preprocess
+from zsseg_rt.models.base import input_image
 from zsseg_rt.models.sliding import SlideSettings, resize_picture, slide_predict
 from zsseg_rt.models.zeroseg.model import segment_predict
 from zsseg_rt.text.class_names import rename_classes, split_synonyms
@@ -258,9 +258,7 @@ def test_zegformer_limits_the_long_side():
 def test_zeroseg_gives_its_own_labels(protocol, threshold):
     model = tiny_zeroseg.zeroseg_model(background_threshold=threshold)
     image = np.random.default_rng(1).integers(0, 256, (64, 96, 3), np.uint8)
-    planes = preprocess(
-        torch.from_numpy(image), size_hw=(64, 64), mean=model.image_mean, std=model.image_std
-    )[None]
+    planes = input_image(model, image, torch.device("cpu"))
     with torch.inference_mode():  # classes that look like the picture's segments, some less so
         embeds = model(planes).segment_embeds[0] + torch.tensor([[0.0], [0.1], [0.3], [0.3]])
     segmenter = TorchSegmenter(model, ["a", "b", "c", "d"], embeds, protocol=protocol)

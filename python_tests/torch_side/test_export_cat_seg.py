@@ -21,9 +21,9 @@ from zsseg_rt.errors import ArgumentError, BundleError, ConfigError, VocabularyE
 from zsseg_rt.export import export_bundle, export_graphs
 from zsseg_rt.export.architectures.cat_seg import network_of
 from zsseg_rt.models.cat_seg.model import CatSeg, CatSegConfig
-from zsseg_rt.models.functional import preprocess
 from zsseg_rt.networks.cat_seg import class_halves, encode_view, head
 from zsseg_rt.onnx.arrays import Arrays
+from zsseg_rt.ops import reference
 from zsseg_rt.runtime.families import aggregation
 
 pytestmark = pytest.mark.usefixtures("without_gradients")
@@ -76,10 +76,12 @@ def scores_of():
 
 
 def model_logits(model, frame, embeds):
-    planes = preprocess(
-        torch.from_numpy(frame), size_hw=(96, 96), mean=model.image_mean, std=model.image_std
+    planes = reference.preprocess(
+        frame, size_hw=(96, 96), mean=model.image_mean, std=model.image_std
     )
-    return model(planes[None], torch.from_numpy(np.asarray(embeds, np.float32))).mask_logits
+    return model(
+        torch.from_numpy(planes[None]), torch.from_numpy(np.asarray(embeds, np.float32))
+    ).mask_logits
 
 
 def log_odds(scores):

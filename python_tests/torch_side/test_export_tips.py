@@ -41,6 +41,7 @@ from zsseg_rt.networks.tips import TipsImage, TipsText, dense_embeds  # noqa: E4
 from zsseg_rt.onnx.arrays import Arrays  # noqa: E402
 from zsseg_rt.onnx.graph import Graph  # noqa: E402
 from zsseg_rt.onnx.writer import save_onnx  # noqa: E402
+from zsseg_rt.ops import reference  # noqa: E402
 from zsseg_rt.text.piece_tokenizer import PieceTokenizer  # noqa: E402
 from zsseg_rt.torch_files.tips_weights import TEMPLATES, sort_tips  # noqa: E402
 
@@ -188,10 +189,8 @@ def test_the_bundle_takes_new_words(bundle, files):
         assert engine.segment(frame).names == ("étagère", "sky")
         assert engine.self_check().passed
     with torch.no_grad():
-        planes = models.functional.preprocess(
-            torch.from_numpy(frame), size_hw=(84, 126), mean=(0, 0, 0), std=(1, 1, 1)
-        )
-        logits = model(planes[None], torch.from_numpy(expected)).mask_logits
+        planes = reference.preprocess(frame, size_hw=(84, 126), mean=(0, 0, 0), std=(1, 1, 1))
+        logits = model(torch.from_numpy(planes[None]), torch.from_numpy(expected)).mask_logits
         best = torch.nn.functional.interpolate(logits, size=(168, 252), mode="bilinear")[0]
     clear = (best.topk(2, dim=0).values.diff(dim=0)[0].abs() > 1e-4).numpy()
     assert clear.mean() > 0.9

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from zsseg_rt import ops
 from zsseg_rt.errors import ArgumentError, ShapeError
-from zsseg_rt.models.functional import preprocess, upsample_argmax
 from zsseg_rt.models.sliding import SlideSettings, slide_predict
 
 ScoreActivation = Literal["sigmoid", "softmax"]
@@ -180,18 +180,18 @@ class PixelModel(SegmentationModel):
     ) -> Tensor:
         """Label every pixel as the runtime does; see :meth:`SegmentationModel.label`."""
         rule = self.label_rule
-        image = input_image(self, rgb, text_embeds.device)
-        seen = torch.zeros(len(text_embeds), dtype=torch.bool, device=text_embeds.device)
+        logits = self(input_image(self, rgb, text_embeds.device), text_embeds).mask_logits
+        seen = np.zeros(len(text_embeds), bool)
         seen[list(rule.seen_classes)] = True
-        labels, _ = upsample_argmax(
-            self(image, text_embeds).mask_logits,
+        labels, _ = ops.upsample_argmax(
+            logits.detach().float().cpu().numpy(),
             (rgb.shape[0], rgb.shape[1]),
             activation=rule.activation,
             seen=seen if rule.seen_bias else None,
             seen_bias=rule.seen_bias,
             unknown_below=rule.unknown_below,
         )
-        return labels[0]
+        return torch.from_numpy(np.asarray(labels[0], np.int64))
 
     def slide(self, rgb: NDArray[np.uint8], text_embeds: Tensor, windows: SlideSettings) -> Tensor:
         """Label by :func:`zsseg_rt.models.slide_predict`; see :meth:`SegmentationModel.slide`."""
@@ -206,10 +206,9 @@ class PixelModel(SegmentationModel):
 
 def input_image(model: Any, rgb: NDArray[np.uint8], device: torch.device) -> Tensor:
     """An image as a model gets it at run time: stretched and normalised, ``[1, 3, h, w]``."""
-    picture = torch.from_numpy(rgb).to(device)
-    return preprocess(picture, size_hw=model.size_hw, mean=model.image_mean, std=model.image_std)[
-        None
-    ]
+    rule = {"size_hw": model.size_hw, "mean": model.image_mean, "std": model.image_std}
+    planes = ops.preprocess(np.ascontiguousarray(rgb), **rule)
+    return torch.from_numpy(np.asarray(planes))[None].to(device)
 
 
 def lower_seen(scores: Tensor, seen_classes: Sequence[int], bias: float) -> Tensor:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from zsseg_rt import ops
 from zsseg_rt.common.checks import check_size
 from zsseg_rt.errors import ArgumentError, ShapeError
 from zsseg_rt.models.base import LabelRule, PixelModel, SegmentationOutput
@@ -22,7 +23,7 @@ from zsseg_rt.models.cat_seg.aggregator import DROPPED_LOGIT, Aggregator, Aggreg
 from zsseg_rt.models.clip.image_encoder import ImageEncoder, ImageEncoderConfig
 from zsseg_rt.models.clip.text_encoder import TextEncoder, TextEncoderConfig
 from zsseg_rt.models.clip.transformer import Attention, ResidualBlock, Transformer
-from zsseg_rt.models.functional import check_text_embeds, preprocess
+from zsseg_rt.models.functional import check_text_embeds
 from zsseg_rt.models.sliding import SlideSettings, check_picture, resize_picture
 from zsseg_rt.torch_files.clip_arrays import CLIP_MEAN, CLIP_STD
 
@@ -266,9 +267,11 @@ class CatSeg(PixelModel):
                 "them out."
             )
         side, view = windows.short_side, windows.crop_size
-        planes = torch.from_numpy(resize_picture(rgb, side, 4 * side)).to(text_embeds.device)
+        picture = resize_picture(rgb, side, 4 * side)
         places = [(top, left) for top in (0, side - view) for left in (0, side - view)]
-        square, whole = (self._stretched(planes, size) for size in (side, view))
+        square, whole = (
+            self._stretched(picture, size).to(text_embeds.device) for size in (side, view)
+        )
         total, count = None, square.new_zeros(1, side, side)
         for top, left in places:
             part = (..., slice(top, top + view), slice(left, left + view))
@@ -281,9 +284,9 @@ class CatSeg(PixelModel):
         merged = (total / count + overview) / 2
         return _resized(merged[None], (rgb.shape[0], rgb.shape[1]))[0]
 
-    def _stretched(self, planes: Tensor, side: int) -> Tensor:
-        size_hw = (side, side)
-        return preprocess(planes, size_hw=size_hw, mean=self.image_mean, std=self.image_std)[None]
+    def _stretched(self, rgb: NDArray[np.uint8], side: int) -> Tensor:
+        planes = ops.preprocess(rgb, size_hw=(side, side), mean=self.image_mean, std=self.image_std)
+        return torch.from_numpy(np.asarray(planes))[None]
 
 
 def _resized(x: Tensor, size_hw: tuple[int, int]) -> Tensor:

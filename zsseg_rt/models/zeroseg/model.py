@@ -19,9 +19,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from zsseg_rt import ops
 from zsseg_rt.models.base import SegmentationModel, input_image
 from zsseg_rt.models.clip.text_encoder import TextEncoder
-from zsseg_rt.models.functional import upsample_argmax
 from zsseg_rt.models.sliding import Prepared, SlideSettings, check_picture, score_windows
 from zsseg_rt.models.zeroseg.config import ZeroSegConfig
 from zsseg_rt.models.zeroseg.encoder import ReconstructionHead, StudentEncoder
@@ -208,7 +208,9 @@ class ZeroSeg(SegmentationModel):
         if threshold is not None:
             limit = best.amax(dim=1, keepdim=True).clamp(max=threshold)
             classes = classes.masked_fill(best < limit, -1)
-        segments = upsample_argmax(tokens.group_map, out_hw)[0].long().flatten(1)
+        maps = tokens.group_map.detach().float().cpu().numpy()
+        winners = np.asarray(ops.upsample_argmax(maps, out_hw)[0], np.int64)
+        segments = torch.from_numpy(winners).flatten(1).to(classes.device)
         labels, scores = classes.gather(1, segments), best.gather(1, segments)
         return torch.unflatten(labels, 1, out_hw), torch.unflatten(scores, 1, out_hw)
 
