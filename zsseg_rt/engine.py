@@ -36,7 +36,8 @@ from zsseg_rt.runtime.memory_plan import require_memory
 from zsseg_rt.runtime.plan_proof import prove_plans
 from zsseg_rt.runtime.self_check import SelfCheck, check_against_golden
 from zsseg_rt.runtime.steady.memory import FrameMemory, check_family
-from zsseg_rt.stream.opening import StreamOptions
+from zsseg_rt.stream.follow import Follow
+from zsseg_rt.stream.opening import StreamOptions, StreamParts
 from zsseg_rt.stream.runner import Policy, Stream
 from zsseg_rt.stream.sinks import SinkTarget
 from zsseg_rt.text.class_names import Background, ClassList, ClassNames
@@ -249,7 +250,7 @@ class Engine:
         with self.open_lanes() as pool:
             return list(in_order(pool.segment, frames, num_threads=pool.num_lanes))
 
-    def stream(
+    def stream(  # noqa: PLR0913 - what a stream is asked for, by name
         self,
         source: str | Path | Sequence[str | Path],
         *,
@@ -259,6 +260,8 @@ class Engine:
         alpha: float = 0.5,
         steady: bool = False,
         skip_still: bool = False,
+        follow: Follow = False,
+        every: int | None = None,
         rotation: Rotation | None = None,
     ) -> Stream:
         """Label the frames of cameras, videos or photos; each result carries its ``frame``.
@@ -277,6 +280,13 @@ class Engine:
             alpha: Weight of the colours in overlays, in [0, 1].
             steady: Whether labels are steadied along the motion; see :class:`FrameMemory`.
             skip_still: Whether frames that stand still get the last labels again.
+            follow: Whether labels are moved along the optical flow to frames that are not labelled:
+                with policy ``latest`` to every frame while the network labels the newest one in a
+                thread of its own, with ``all`` to those between every ``every``-th. A result says
+                so (``moved_from``, ``labelled_age``). Places where motion fails are unknown, or
+                with ``"hold"`` keep their last label.
+            every: With ``follow`` and policy ``all``: label one of so many frames, 2 to 64; the
+                others take the labels of the nearer one.
             rotation: When sinks begin new files or folders, and what is kept; None begins none.
 
         Raises:
@@ -297,10 +307,20 @@ class Engine:
             rotation=rotation,
             steady=steady,
             skip_still=skip_still,
+            follow=follow,
+            every=every,
         )
         parts = options.open(source, self.config.channel_order)
+        return self.start_stream(parts)
+
+    def start_stream(self, parts: StreamParts) -> Stream:
+        """Start a stream of parts that are open."""
         lanes = self.open_lanes if self.config.num_lanes > 1 else None
-        return parts.start(self.segment, lanes, self.device)
+        return parts.start(self.segment, lanes, self.device, self._version_in_force)
+
+    def _version_in_force(self) -> int | None:
+        vocabulary = self.vocabulary
+        return None if vocabulary is None else vocabulary.version
 
     def open_lanes(self) -> LanePool:
         """All lanes as one."""

@@ -12,7 +12,7 @@ from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.stream.ahead import Ahead
 from zsseg_rt.stream.hand_off import HandOff
 from zsseg_rt.stream.opening import StreamOptions, StreamParts
-from zsseg_rt.stream.runner import Stream, waits_for_labels
+from zsseg_rt.stream.runner import Past, Stream, waits_for_labels
 from zsseg_rt.stream.source import Picture
 
 LONG = 30
@@ -166,10 +166,10 @@ def test_sinks_are_closed_if_the_lanes_cannot_be_opened():
         raise EngineStateError("engine: is busy in another thread. Wait for it.")
 
     sink = Mock()
-    made = {"options": StreamOptions(), "memories": None, "writers": [sink]}
+    made = {"options": StreamOptions(), "past": Past(), "writers": [sink]}
     with refused(EngineStateError, "engine"):
         StreamParts(sources=[File(1)], **made).start(Mock(), busy)
     sink.close.assert_called_once_with()
     StreamParts(sources=[Camera(1)], **made).start(Mock(), busy).close()  # it takes no lanes
-    made["memories"] = {"file": None}
+    made["past"] = Past(memories={"file": None})
     StreamParts(sources=[File(1)], **made).start(Mock(), busy).close()

@@ -40,6 +40,12 @@ class _Sources:
     )
     once: bool = opt("Let a video file end; without this, it begins again.", False, "--once")
     policy: str = opt("latest (videos at their own speed) or all (every frame).", "latest")
+    follow: bool | None = opt(
+        "Move labels along the motion to frames that the network does not label; default: for "
+        "cameras.",
+        None,
+        "--follow/--no-follow",
+    )
     wait: WaitOption = False
 
 
@@ -68,8 +74,7 @@ def serve(
         from zsseg_rt.server import LiveServer
         from zsseg_rt.server.settings import listen
     from zsseg_rt.engine import Engine
-    from zsseg_rt.stream.runner import check_settings
-    from zsseg_rt.stream.uris import open_sources
+    from zsseg_rt.stream.opening import StreamOptions
 
     lacking = "name a source: a camera, video, folder or @FILE"
     given = [*(words_of_sources or []), *(watched.source or [])]
@@ -77,15 +82,20 @@ def serve(
     sources = given or [demo_source(demo, rate=_DEMO_RATE)]
     names = words.read(chosen, shows=None if given else demo)
     with argument_errors_are_usage():
-        check_settings(watched.policy, None)
-        open_sources(sources)  # read only, before the engine takes its time
+        options: dict[str, Any] = {
+            "policy": watched.policy,
+            "follow": watched.follow,
+            **vars(memory),
+        }
+        # Sources are read only, before the engine takes its time.
+        StreamOptions(**options).open(sources, run.channel_order)
         listener = listen(access.host, access.port)
-    options: dict[str, Any] = {"policy": watched.policy, "wait": watched.wait, **vars(memory)}
     checked = memory.checked(chosen)
     with listener, Engine(checked, run) as engine:
         words.give(engine, names)
         settings = replace(access, loop=not watched.once)
-        with LiveServer(engine, sources, settings, listener=listener, **options) as server:
+        options.update(listener=listener, wait=watched.wait)
+        with LiveServer(engine, sources, settings, **options) as server:
             _tell(server)
             with stopped_by_signals(server.stop):
                 server.wait()

@@ -55,6 +55,10 @@ class _Pace:
     policy: str | None = opt(
         "latest (drop old frames) or all (the source waits); default: latest for cameras, else all."
     )
+    follow: bool = opt(
+        "Move labels along the motion to frames that the network does not label.", False, "--follow"
+    )
+    every: int | None = opt("With --follow and policy all: label one of so many frames.")
     max_staleness: float | None = opt("Drop frames that waited longer than this many seconds.")
     wait: WaitOption = False
 
@@ -63,7 +67,8 @@ class _Pace:
         from zsseg_rt.stream.watch import Patience
 
         patience = Patience(at_start=self.wait)
-        return {"policy": self.policy, "max_staleness": self.max_staleness, "patience": patience}
+        settings = {key: getattr(self, key) for key in ("policy", "follow", "every")}
+        return {**settings, "max_staleness": self.max_staleness, "patience": patience}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +141,7 @@ def stream(
         run = replace(run, num_lanes=lanes_for(MAX_LANES, run))
     with Engine(checked, run) as engine:
         words.give(engine, names)
-        lanes = engine.open_lanes if run.num_lanes > 1 else None
-        with parts.start(engine.segment, lanes, engine.device) as labelled:
+        with engine.start_stream(parts) as labelled:
             _run(labelled, pace.frames, pace.seconds)
         _report(engine, labelled, files.json_file)
 
@@ -176,9 +180,9 @@ def _stopped_after(seconds: float | None, stop: Callable[[], None]) -> Iterator[
 
 def _status_line(seg: Segmentation, labelled: Stream) -> str:
     stats = labelled.stats().values()
-    labelled_so_far, dropped = sum(s.labelled for s in stats), sum(s.dropped for s in stats)
+    given_out, dropped = sum(s.given_out for s in stats), sum(s.dropped for s in stats)
     classes = printable(", ".join(f"{s.name} {s.share:.0%}" for s in seg.present()[:3]))
-    return f"{labelled_so_far} frames, {dropped} dropped; {classes}"
+    return f"{given_out} frames, {dropped} dropped; {classes}"
 
 
 def _report(engine: Engine, labelled: Stream, json_file: Path | None) -> None:
@@ -224,11 +228,17 @@ def _source_line(name: str, stats: SourceStats) -> str:
     parts += [f"{count} {what}" for what, count in counts.items() if count]
     if stats.fps:
         parts.append(f"{stats.fps:.{0 if stats.fps >= 10 else 1}f} fps")
+    is_moved = stats.given_out > stats.labelled
+    if is_moved:
+        fps = f"{stats.given_out_fps:.{0 if stats.given_out_fps >= 10 else 1}f}"
+        parts.append(f"{stats.given_out} given out with labels ({fps} fps)")
     if stats.path != "host":
         parts.append(f"frames through {stats.path}")
-    if stats.age_ms and stats.live:
-        ages = "/".join(f"{stats.age_ms[p]:.0f}" for p in ("p50", "p95", "p99"))
-        parts.append(f"age {ages} ms (p50/p95/p99)")
+    ages = {"age": stats.age_ms} | ({"since labelled": stats.labelled_age_ms} if is_moved else {})
+    for what, age_ms in ages.items():
+        if age_ms and stats.live:
+            shown = "/".join(f"{age_ms[p]:.0f}" for p in ("p50", "p95", "p99"))
+            parts.append(f"{what} {shown} ms (p50/p95/p99)")
     if stats.error:
         parts.append(f"failed: {stats.error}")
     return ", ".join(parts)

@@ -63,6 +63,10 @@ class Segmentation:
         times: Milliseconds per stage, ``"total"`` included; see ``EngineConfig(with_times=...)``.
         frame: The frame that was labelled, in results of :meth:`Engine.stream`; None elsewhere.
         reused: Whether the labels are those of an earlier frame, because the picture stood still.
+        moved_from: Index of the frame that was labelled, whose labels were moved along the optical
+            flow to this one; None if this one was.
+        labelled_age: Seconds since the frame that was labelled was captured, when this result was
+            there; None outside streams.
         channel_order: Of the frame that was labelled, ``"rgb"`` or ``"bgr"``; pictures are drawn
             in the same order.
         candidates: Names that the frame was labelled with, the others having been left out; None
@@ -76,6 +80,8 @@ class Segmentation:
     times: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     frame: Frame | None = None
     reused: bool = False
+    moved_from: int | None = None
+    labelled_age: float | None = None
     channel_order: str = "rgb"
     class_scores: npt.NDArray[np.float32] | None = field(default=None)
     candidates: tuple[str, ...] | None = None

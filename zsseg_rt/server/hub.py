@@ -12,7 +12,7 @@ from typing import Any
 
 from zsseg_rt.common.schema import encode
 from zsseg_rt.errors import ArgumentError
-from zsseg_rt.results.segmentation import Frame, Segmentation
+from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.server.ages import AgeHistogram
 from zsseg_rt.server.labeller import Labeller
 from zsseg_rt.server.preview import ALPHA, Result, frame_of
@@ -43,8 +43,11 @@ class Hub:
         self._lock = threading.Lock()
         self._newest: dict[str, Result] = {}
         self._ages: defaultdict[str, AgeHistogram] = defaultdict(AgeHistogram)
+        self._labelled_ages: defaultdict[str, AgeHistogram] = defaultdict(AgeHistogram)
         self._number = 0
+        self._given_out_at: deque[float] = deque()
         self._labelled_at: deque[float] = deque()
+        self._labelled: dict[str, int] = {}  # the newest frame that was, per source
         self._last_at: dict[str, float] = {}  # per source
         self._began_at = 0.0
         self._wakes: set[asyncio.Event] = set()
@@ -59,7 +62,7 @@ class Hub:
             result = Result(self._number, seg, order, self._encoder, self._painter)
             self._newest[frame_of(seg).source] = result
             if is_new:
-                self._note(frame_of(seg))
+                self._note(seg)
             loop, due = self._loop, self._wake_is_due
             self._wake_is_due = True
         if loop is not None and not due:
@@ -83,17 +86,21 @@ class Hub:
             return name
         raise ArgumentError("source: expected the name of a source, or none for all")
 
-    def rate(self) -> float:
-        """Labelled frames per second over the last five seconds."""
+    def rates(self) -> tuple[float, float]:
+        """Frames that were labelled, and that were given out, per second over the last five."""
         with self._lock:
             now = time.monotonic()
             over = min(_RATE_OVER, max(now - self._began_at, 1.0))
-            return sum(at >= now - over for at in self._labelled_at) / over
+            labelled, given_out = (
+                sum(at >= now - over for at in times) / over
+                for times in (self._labelled_at, self._given_out_at)
+            )
+            return labelled, given_out
 
-    def ages(self) -> dict[str, AgeHistogram]:
-        """How old each source's frames were when their labels came."""
+    def ages(self) -> tuple[dict[str, AgeHistogram], dict[str, AgeHistogram]]:
+        """How old each source's frames were when their labels came, and those once labelled."""
         with self._lock:
-            return copy.deepcopy(dict(self._ages))
+            return copy.deepcopy((dict(self._ages), dict(self._labelled_ages)))
 
     def seconds_since_frame(self) -> float | None:
         """Since the last frame was labelled; None before the first."""
@@ -143,21 +150,29 @@ class Hub:
                 self._wake_all()
             await asyncio.sleep(_LOOK_EVERY)
 
-    def _note(self, frame: Frame) -> None:
-        now = time.monotonic()
-        if not self._labelled_at:
+    def _note(self, seg: Segmentation) -> None:
+        frame, now = frame_of(seg), time.monotonic()
+        if not self._given_out_at:
             self._began_at = now
         self._ages[frame.source].add(now - frame.captured_at)
-        self._labelled_at.append(now)
-        self._last_at[frame.source] = now
-        while self._labelled_at[0] < now - _RATE_OVER:
-            self._labelled_at.popleft()
+        self._labelled_ages[frame.source].add(seg.labelled_age or 0.0)
+        self._given_out_at.append(now)
+        labelled = frame.index if seg.moved_from is None else seg.moved_from
+        if self._labelled.get(frame.source) != labelled:  # else its labels were moved
+            self._labelled[frame.source] = labelled
+            self._labelled_at.append(now)
+            self._last_at[frame.source] = now
+        for times in (self._given_out_at, self._labelled_at):
+            while len(times) > 1 and times[0] < now - _RATE_OVER:
+                times.popleft()
 
     def _describe(self, stats: dict[str, Any]) -> dict[str, Any]:
+        labelled, given_out = self.rates()
         return {
             "type": "state",
             "sources": [{"name": name, **encode(one)} for name, one in stats.items()],
-            "rate": round(self.rate(), 2),
+            "rate": round(labelled, 2),
+            "given_out_rate": round(given_out, 2),
             "viewers": self.watchers["viewers"],
         }
 

@@ -44,5 +44,5 @@ class LastPictures:
 
 
 def _is_over(stats: SourceStats) -> bool:
-    """Whether all frames of a source that has ended were labelled."""
-    return stats.state == "ended" and stats.captured == stats.labelled + stats.dropped
+    """Whether all frames of a source that has ended were given out."""
+    return stats.state == "ended" and stats.captured == stats.given_out + stats.dropped

@@ -17,7 +17,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 
 from zsseg_rt.engine import Engine
 from zsseg_rt.errors import SourceError, ZssegError
-from zsseg_rt.runtime.steady.memory import check_family, source_memories
+from zsseg_rt.runtime.steady.memory import check_family
 from zsseg_rt.server.access import AccessRules
 from zsseg_rt.server.api import create_app
 from zsseg_rt.server.connections import ConnectionGuard, guarded_protocol
@@ -27,9 +27,9 @@ from zsseg_rt.server.labeller import Labeller
 from zsseg_rt.server.last_pictures import LastPictures
 from zsseg_rt.server.page import load_page
 from zsseg_rt.server.settings import ServerSettings, is_local, listen
-from zsseg_rt.stream.opening import loop_videos, on_device
-from zsseg_rt.stream.runner import Policy, Stream
-from zsseg_rt.stream.uris import open_sources
+from zsseg_rt.stream.follow import Follow
+from zsseg_rt.stream.opening import StreamOptions
+from zsseg_rt.stream.runner import Policy
 from zsseg_rt.stream.watch import Patience
 
 _GOODBYE = 0.1  # seconds that clients get to hear that the server stops
@@ -52,6 +52,7 @@ class LiveServer:
         policy: As for :meth:`Engine.stream`; ``"latest"`` shows videos at their own speed.
         steady: As for :meth:`Engine.stream`.
         skip_still: As for :meth:`Engine.stream`.
+        follow: As for :meth:`Engine.stream`; None follows cameras with policy ``"latest"``.
         wait: Whether cameras that are off at the start are waited for.
         listener: A socket that listens already, made by :func:`zsseg_rt.server.settings.listen`;
             the server closes it. None makes one.
@@ -68,7 +69,7 @@ class LiveServer:
         ...     server.wait()
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - as Engine.stream
         self,
         engine: Engine,
         source: str | Path | Sequence[str | Path],
@@ -77,26 +78,26 @@ class LiveServer:
         policy: Policy | None = "latest",
         steady: bool = False,
         skip_still: bool = False,
+        follow: Follow | None = None,
         wait: bool = False,
         listener: socket.socket | None = None,
     ) -> None:
         self.settings = settings or ServerSettings()
         labeller = Labeller(engine, self.settings.limits)
-        sources = open_sources(source, labeller.channel_order)
-        if not (steady or skip_still):
-            sources = on_device(sources, engine.device)
-        if self.settings.loop:
-            sources = loop_videos(sources)
         page = load_page()
         if steady or skip_still:
             check_family(engine.bundle.family)
-        memories = source_memories(sources, steady=steady, skip_still=skip_still)
-        self._stream = Stream(
-            sources,
-            labeller.segment_frame,
+        options = StreamOptions(
             policy=policy,
-            memories=memories,
             patience=Patience(at_start=wait),
+            steady=steady,
+            skip_still=skip_still,
+            follow=follow,
+            loop=self.settings.loop,
+        )
+        parts = options.open(source, labeller.channel_order)
+        self._stream = parts.start(
+            labeller.segment_frame, None, engine.device, lambda: labeller.vocabulary.version
         )
         self._hub = Hub(self._stream, labeller, self.settings.limits)
         self._guard = ConnectionGuard(self.settings, self._hub.counts)

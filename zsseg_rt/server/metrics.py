@@ -18,6 +18,7 @@ _Sample = tuple[str, Mapping[str, str], float]  # suffix of the name, labels, va
 _OF_SOURCES = {
     "captured": ("zsseg_frames_captured_total", "Frames that the source has given."),
     "labelled": ("zsseg_frames_labelled_total", "Frames that were labelled."),
+    "given_out": ("zsseg_frames_given_out_total", "Frames given out with labels, moved or not."),
     "dropped": ("zsseg_frames_dropped_total", "Frames that were dropped before labelling."),
     "damaged": ("zsseg_frames_damaged_total", "Packets and frames that could not be decoded."),
     "reconnects": ("zsseg_source_reconnects_total", "Times that a lost source came back."),
@@ -42,7 +43,17 @@ _OF_SERVER = {
 def write_metrics(hub: Hub) -> str:
     """All metrics of a server."""
     stats = hub.stream.stats()
-    families = [*_of_sources(stats), _of_ages(hub.ages()), *_of_server(hub)]
+    ages, labelled_ages = hub.ages()
+    families = [
+        *_of_sources(stats),
+        _of_ages("zsseg_frame_age_seconds", "Seconds from capture to labels.", ages),
+        _of_ages(
+            "zsseg_labelled_age_seconds",
+            "Seconds from the capture of the frame that was labelled to the result.",
+            labelled_ages,
+        ),
+        *_of_server(hub),
+    ]
     return "".join(families)
 
 
@@ -58,7 +69,7 @@ def _of_sources(stats: Mapping[str, SourceStats]) -> Iterable[str]:
     yield _family("zsseg_source_state", "gauge", "1 for the state that the source is in.", states)
 
 
-def _of_ages(ages: Mapping[str, AgeHistogram]) -> str:
+def _of_ages(name: str, text: str, ages: Mapping[str, AgeHistogram]) -> str:
     samples: list[_Sample] = []
     for source, histogram in ages.items():
         labels = {"source": source}
@@ -66,8 +77,7 @@ def _of_ages(ages: Mapping[str, AgeHistogram]) -> str:
             samples.append(("_bucket", {**labels, "le": bound}, count))
         samples.append(("_sum", labels, histogram.total))
         samples.append(("_count", labels, histogram.count))
-    text = "Seconds from capture to labels."
-    return _family("zsseg_frame_age_seconds", "histogram", text, samples)
+    return _family(name, "histogram", text, samples)
 
 
 def _of_server(hub: Hub) -> Iterable[str]:

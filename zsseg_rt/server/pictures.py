@@ -73,7 +73,8 @@ def _pack(image: npt.NDArray[np.uint8], seg: Segmentation, channel_order: str) -
     """The picture as viewers get frames."""
     now = time.monotonic()
     frame = Frame(source="", index=0, image=image, captured_at=now, clock="arrival")
-    return encode_message(0, replace(seg, frame=frame), channel_order).pack(round(1e3 * now, 3))
+    message = encode_message(0, replace(seg, frame=frame), channel_order, now)
+    return message.pack(round(1e3 * now, 3))
 
 
 def _wanted(accept: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import struct
+import time
 import zlib
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -65,6 +66,7 @@ class Result:
     ) -> None:
         self.number, self.seg = number, seg
         self._order, self._worker, self._painter = channel_order, worker, painter
+        self._at = time.monotonic()
         self._message: asyncio.Future[FrameMessage] | None = None
         self._overlay: asyncio.Future[bytes] | None = None
 
@@ -76,7 +78,9 @@ class Result:
     async def message(self) -> FrameMessage:
         """The frame for viewers."""
         if self._message is None:
-            job = self._worker.run(lambda: encode_message(self.number, self.seg, self._order))
+            job = self._worker.run(
+                lambda: encode_message(self.number, self.seg, self._order, self._at)
+            )
             self._message = asyncio.ensure_future(job)
         return await asyncio.shield(self._message)
 
@@ -114,8 +118,10 @@ def encode_jpeg(image: npt.NDArray[np.uint8], channel_order: str) -> bytes:
     return bytes(data)
 
 
-def encode_message(number: int, seg: Segmentation, channel_order: str) -> FrameMessage:
-    """Encode a frame for viewers."""
+def encode_message(
+    number: int, seg: Segmentation, channel_order: str, at: float = 0.0
+) -> FrameMessage:
+    """Encode a frame for viewers; ``at`` is when its result was there."""
     frame, (height, width) = frame_of(seg), _preview_size(seg.labels.shape)
     image = encode_jpeg(_resized(frame.image, (height, width)), channel_order)
     label_hw = (-(-height // 2), -(-width // 2))
@@ -136,6 +142,8 @@ def encode_message(number: int, seg: Segmentation, channel_order: str) -> FrameM
         "captured_ms": round(frame.captured_at * 1000.0, 3),
         "dropped_before": frame.dropped_before,
         "reused": seg.reused,
+        "moved_from": seg.moved_from,
+        "labelled_ms": seg.labelled_age and round((at - seg.labelled_age) * 1000.0, 3),
         "image_bytes": len(image),
         "label_bytes": len(labels),
         "shares": [[entry.index, round(entry.share, 6)] for entry in shares],

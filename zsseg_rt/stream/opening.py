@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from zsseg_rt.common.recordings import Rotation
 from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.runtime.lane_pool import LanePool
-from zsseg_rt.runtime.steady.memory import FrameMemory, source_memories
+from zsseg_rt.runtime.steady.memory import source_memories
+from zsseg_rt.stream.follow import Follow, following_of
 from zsseg_rt.stream.gstreamer.source import GstSource, keeps_to_host
 from zsseg_rt.stream.rtsp import RtspSource
-from zsseg_rt.stream.runner import Policy, Stream, check_settings, waits_for_labels
+from zsseg_rt.stream.runner import Past, Policy, Stream, check_settings, waits_for_labels
 from zsseg_rt.stream.sinks import SinkTarget, Writer, open_writers
 from zsseg_rt.stream.source import Source
 from zsseg_rt.stream.uris import open_sources
@@ -24,7 +25,11 @@ _ON_GPUS = (GstSource, RtspSource, VideoSource)
 
 @dataclass(frozen=True, kw_only=True)
 class StreamOptions:
-    """What is asked of a stream; :meth:`zsseg_rt.Engine.stream` says what each means."""
+    """What is asked of a stream; :meth:`zsseg_rt.Engine.stream` says what each means.
+
+    ``follow`` None is on for cameras of which the newest frame counts; with ``loop``, video files
+    begin again at their end.
+    """
 
     policy: Policy | None = None
     max_staleness: float | None = None
@@ -35,12 +40,21 @@ class StreamOptions:
     rotation: Rotation | None = None
     steady: bool = False
     skip_still: bool = False
+    follow: Follow | None = False
+    every: int | None = None
+    loop: bool = False
 
     def open(self, source: str | Path | Sequence[str | Path], channel_order: str) -> StreamParts:
         """Open sources and sinks."""
         check_settings(self.policy, self.max_staleness)
         sources = open_sources(source, channel_order)
-        memories = source_memories(sources, steady=self.steady, skip_still=self.skip_still)
+        if self.loop:
+            sources = loop_videos(sources)
+        following = following_of(self.follow, self.every, self.policy, sources)
+        past = Past(
+            memories=source_memories(sources, steady=self.steady, skip_still=self.skip_still),
+            following=following and replace(following, channel_order=channel_order),
+        )
         writers = open_writers(
             self.sinks,
             channel_order=channel_order,
@@ -49,7 +63,7 @@ class StreamOptions:
             sources=[one.name for one in sources],
             rotation=self.rotation,
         )
-        return StreamParts(options=self, sources=sources, memories=memories, writers=writers)
+        return StreamParts(options=self, sources=sources, past=past, writers=writers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,26 +72,27 @@ class StreamParts:
 
     options: StreamOptions
     sources: Sequence[Source]
-    memories: Mapping[str, FrameMemory] | None
+    past: Past
     writers: Sequence[Writer]
 
     @property
     def takes_lanes(self) -> bool:
         """Whether several frames can be labelled at the same time."""
-        return self.memories is None and waits_for_labels(self.sources, self.options.policy)
+        return self.past.memories is None and waits_for_labels(self.sources, self.options.policy)
 
     def start(
         self,
         segment: Callable[..., Segmentation],
         open_lanes: Callable[[], LanePool] | None,
         device: str = "cpu",
+        version: Callable[[], int | None] = lambda: None,
     ) -> Stream:
         """The stream; the sinks are closed if the lanes that it takes cannot be opened.
 
         ``open_lanes`` is :meth:`zsseg_rt.Engine.open_lanes`, or None for one lane. ``device`` is
-        where ``segment`` also takes frames.
+        where ``segment`` also takes frames, ``version`` that of the vocabulary in force.
         """
-        lanes = None
+        lanes, following = None, self.past.following
         try:
             if open_lanes is not None and self.takes_lanes:
                 lanes = open_lanes()
@@ -86,13 +101,13 @@ class StreamParts:
                 writer.close()
             raise
         return Stream(
-            self.sources if self.memories else on_device(self.sources, device),
+            self.sources if self.past.memories else on_device(self.sources, device),
             segment,
             policy=self.options.policy,
             max_staleness=self.options.max_staleness,
             patience=self.options.patience,
             writers=self.writers,
-            memories=self.memories,
+            past=replace(self.past, following=following and replace(following, version=version)),
             lanes=lanes,
         )
 

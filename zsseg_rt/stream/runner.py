@@ -27,6 +27,7 @@ from zsseg_rt.results.segmentation import Frame, Segmentation
 from zsseg_rt.runtime.lane_pool import LanePool
 from zsseg_rt.stream.ahead import Ahead
 from zsseg_rt.stream.capture import Capture
+from zsseg_rt.stream.follow import Following, Item, KeyFrames, NewestFrames, source_time
 from zsseg_rt.stream.hand_off import HandOff, SlotSettings
 from zsseg_rt.stream.sinks import Sink, SinkStats, Writer
 from zsseg_rt.stream.source import FramePathName, Source
@@ -52,18 +53,21 @@ class SourceStats:
     Attributes:
         state: ``"starting"``, ``"running"``, ``"stalled"``, ``"lost"`` or ``"ended"``.
         captured: Frames that it has given.
-        labelled: Frames of it that were labelled.
+        labelled: Frames of it that the network labelled, and whose labels were given out.
         dropped: Frames that were dropped before.
         damaged: Packets and frames that could not be decoded.
         reconnects: How often it came back after it was lost.
-        age_ms: Milliseconds from capture to labels, ``{"p50", "p95", "p99"}`` over the last 1000
-            frames; empty before the first.
+        age_ms: Milliseconds from a frame's capture to its labels, ``{"p50", "p95", "p99"}`` over
+            the last 1000 frames; empty before the first.
         error: What is wrong with it, or None.
         reused: Labelled frames that got the labels of an earlier one.
         fell_behind: How often it was opened anew since its frames came too late.
         live: Whether it is a camera; the frames of a file have no age that matters.
         fps: Labelled frames per second from its first result to its last; 0 before the second.
         path: How its newest frame came: ``"host"``, or without the CPU, ``"nvmm"`` or ``"cuda"``.
+        given_out: Frames of it that were given out with labels, moved ones included.
+        given_out_fps: As ``fps``, of those.
+        labelled_age_ms: As ``age_ms``, from the capture of the frame that the network labelled.
     """
 
     state: SourceState
@@ -79,22 +83,24 @@ class SourceStats:
     live: bool = True
     fps: float = 0.0
     path: FramePathName = "host"
+    given_out: int = 0
+    given_out_fps: float = 0.0
+    labelled_age_ms: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass
 class _Ages:
     count: int = 0
-    reused: int = 0
     began: float = 0.0  # when its first result was there
     seen: float = 0.0  # and its last
     last: deque[float] = field(default_factory=lambda: deque(maxlen=_AGES))
 
-    def add(self, seconds: float, *, reused: bool) -> None:
-        self.seen = time.monotonic()
-        self.began = self.began if self.count else self.seen
-        self.count += 1
-        self.reused += reused
+    def add(self, seconds: float, *, counts: bool = True) -> None:
         self.last.append(seconds)
+        if counts:
+            self.seen = time.monotonic()
+            self.began = self.began if self.count else self.seen
+            self.count += 1
 
     @property
     def fps(self) -> float:
@@ -108,6 +114,39 @@ class _Ages:
         return {f"p{p}": round(float(v), 3) for p, v in zip((50, 95, 99), values, strict=True)}
 
 
+@dataclass
+class _Tally:
+    """The results of one source."""
+
+    given_out: _Ages = field(default_factory=_Ages)
+    labelled: _Ages = field(default_factory=_Ages)
+    reused: int = 0
+    newest: int = -1  # frame that was labelled
+
+    def add(self, seg: Segmentation) -> None:
+        frame, since_labelled = frame_of(seg), seg.labelled_age or 0.0
+        is_own = seg.moved_from is None
+        self.given_out.add(since_labelled if is_own else time.monotonic() - frame.captured_at)
+        labelled = frame.index if seg.moved_from is None else seg.moved_from
+        is_new, self.newest = labelled != self.newest, labelled
+        self.labelled.add(since_labelled, counts=is_new)
+        self.reused += seg.reused and is_new
+
+
+@dataclass(frozen=True, kw_only=True)
+class Past:
+    """What past frames are for.
+
+    Attributes:
+        memories: What each source's left behind, by the source's name; None: no labels are steadied
+            or reused.
+        following: How labels are carried to frames between labelled ones; None: all are labelled.
+    """
+
+    memories: Mapping[str, FrameMemory] | None = None
+    following: Following | None = None
+
+
 class Stream:
     """An iterator of labelled frames; made by :meth:`zsseg_rt.Engine.stream`.
 
@@ -117,15 +156,15 @@ class Stream:
     Args:
         sources: Where frames come from; several take turns.
         segment: Labels a frame, uint8 [H, W, 3]. It is called in the iterating thread; with
-            ``memories``, ``memory`` and ``captured_at`` are given by name.
+            memories, ``memory`` and ``captured_at`` are given by name.
         policy: ``"latest"`` labels the newest frame and drops older ones; ``"all"`` labels every
             frame, and the source waits. None takes ``latest`` for cameras, ``all`` for the rest.
         max_staleness: Seconds after which a frame that still waits is dropped; None keeps it.
         writers: What each result is written with, in a thread of its own. A writer that is too slow
             misses frames where the source cannot wait.
         patience: How long cameras are waited for.
-        memories: What each source's past frames left behind, by the source's name; None if frames
-            are labelled one by one.
+        past: What past frames are for; None if frames are labelled one by one. Where labels are
+            carried on, ``segment`` is called in another thread.
         lanes: Label several frames at the same time in place of ``segment``, for sources that wait
             and without memories; closed with the stream.
 
@@ -142,7 +181,7 @@ class Stream:
         max_staleness: float | None = None,
         writers: Sequence[Writer] = (),
         patience: Patience | None = None,
-        memories: Mapping[str, FrameMemory] | None = None,
+        past: Past | None = None,
         lanes: LanePool | None = None,
     ) -> None:
         check_settings(policy, max_staleness)
@@ -165,17 +204,30 @@ class Stream:
             )
             for slot, source in enumerate(sources)
         ]
-        self._ages = {source.name: _Ages() for source in sources}
-        self._keeps_all = dict(zip(self._ages, keeps_all, strict=True))
+        self._tallies = {source.name: _Tally() for source in sources}
+        self._keeps_all = dict(zip(self._tallies, keeps_all, strict=True))
         resumes = any(source.live for source in sources)
         self._sinks = [Sink(one, resumes=resumes, num_sources=len(sources)) for one in writers]
         self._patience, self._process = _EndPatience(), OwnProcess(self)
         # A bound method would keep a stream that is forgotten.
-        label = functools.partial(_label, self._segment, memories)
+        past = past or Past()
+        label = functools.partial(_label, self._segment, past.memories)
         self._label = label
-        self._ahead = None if lanes is None else Ahead(label, lanes, self._hand_off)
+        self._newest: NewestFrames | None = None
+        self._keys: KeyFrames | None = None
+        work: Callable[[Any], Any] = label
+        every = 1
+        if past.following is not None and past.following.every is None:
+            self._newest = NewestFrames(label, self._tallies, past.following)
+        elif past.following is not None:
+            self._keys = KeyFrames(label, self._tallies, past.following, self._hand_off)
+            work, every = self._keys.work, past.following.every or 1
+        self._ahead: Ahead[Any, Any] | None = None
+        if lanes is not None:
+            self._ahead = Ahead(work, lanes, self._hand_off, every=every)
+        workers = [one for one in (self._ahead, self._newest) if one is not None]
         self._close = weakref.finalize(
-            self, _close, self._hand_off, self._captures, self._sinks, self._patience, self._ahead,
+            self, _close, self._hand_off, self._captures, self._sinks, self._patience, workers,
             self._process,
         )  # fmt: skip
 
@@ -192,19 +244,18 @@ class Stream:
         """
         self._process.require()
         try:
-            while isinstance(labelled := self._next_labelled(), _Refused):
-                self._lose(labelled)
-            seg, age = labelled
+            while (seg := self._next_labelled()) is None:
+                pass
         except EndOfSource:
             self.close()
             raise StopIteration from None
         except ZssegError:
             self.close()
             raise
-        frame = frame_of(seg)
-        self._ages[frame.source].add(age, reused=seg.reused)
+        source = frame_of(seg).source
+        self._tallies[source].add(seg)
         for sink in self._sinks:
-            sink.put(seg, waits=self._keeps_all[frame.source])
+            sink.put(seg, waits=self._keeps_all[source])
         return seg
 
     def stop(self) -> None:
@@ -251,6 +302,12 @@ class Stream:
 
     def _next_frame(self) -> Frame:
         """See to the sources until one has a frame."""
+        frame = self._next_turn()
+        assert isinstance(frame, Frame), "nothing waits but for a labelled frame"
+        return frame
+
+    def _next_turn(self) -> Frame | str:
+        """As above; or the name of a source that sends no frame for which others still wait."""
         while not self._hand_off.is_closed:
             waits = [capture.tick() for capture in self._captures]
             self._refuse_if_none_works()
@@ -263,13 +320,36 @@ class Stream:
                 for capture in self._captures:
                     capture.look()
                 return frame
+            for slot, capture in enumerate(self._captures):
+                if self._keys is None or capture.watch.state == "running":
+                    continue
+                if self._keys.has_waiting(capture.name) and not self._hand_off.has_frame(slot):
+                    return capture.name
         raise EndOfSource("source: no more frames")
 
-    def _next_labelled(self) -> _Labelled:
-        """The next result, and its age when the labels were there."""
-        if self._ahead is None:
+    def _next_labelled(self) -> Segmentation | None:
+        """The next result; None if a frame was refused, which loses its source."""
+        try:
+            if self._newest is not None:
+                return self._newest.next(self._next_frame)
+            if self._keys is not None:
+                return self._keys.next(self._next_item)
+            if self._ahead is not None:
+                labelled: Segmentation = self._ahead.next(self._next_frame)
+                return labelled
             return self._label(self._next_frame())
-        return self._ahead.next(self._next_frame)
+        except _Refused as refused:
+            self._lose(refused)
+            return None
+
+    def _next_item(self) -> Item:
+        """What became of the next frame, which may take its labels from another one."""
+        assert self._keys is not None
+        keys = self._keys
+        if self._ahead is not None:
+            item: Item = self._ahead.next(lambda: keys.turn(self._next_turn()))
+            return item
+        return keys.work(keys.turn(self._next_turn()))
 
     def _lose(self, refused: _Refused) -> None:
         """Lose a source for one of its frames; the others go on."""
@@ -277,7 +357,7 @@ class Stream:
         (capture,) = (capture for capture in self._captures if capture.name == name)
         error = SourceError(f"{name}: cannot be labelled: {refused.error}")
         capture.refuse(error)
-        if all(not ages.count for ages in self._ages.values()):
+        if all(not tally.given_out.count for tally in self._tallies.values()):
             capture.watch.ran = False  # the stream ends with this error if no source is better
 
     def _is_exhausted(self) -> bool:
@@ -297,33 +377,33 @@ class Stream:
 
     def _stats_of(self, slot: int, capture: Capture) -> SourceStats:
         given, dropped = self._hand_off.counts(slot)
-        ages, watch = self._ages[capture.name], capture.watch
+        tally, watch = self._tallies[capture.name], capture.watch
         return SourceStats(
             state=watch.state,
             captured=given,
-            labelled=ages.count,
+            labelled=tally.labelled.count,
             dropped=dropped,
             damaged=capture.damaged,
             reconnects=watch.reconnects,
-            age_ms=ages.percentiles(),
+            age_ms=tally.given_out.percentiles(),
             error=None if watch.error is None else str(watch.error),
-            reused=ages.reused,
+            reused=tally.reused,
             fell_behind=capture.fell_behind,
             live=watch.is_live,
-            fps=ages.fps,
+            fps=tally.labelled.fps,
             path=capture.path,
+            given_out=tally.given_out.count,
+            given_out_fps=tally.given_out.fps,
+            labelled_age_ms=tally.labelled.percentiles(),
         )
 
 
-@dataclass(frozen=True)
-class _Refused:
+class _Refused(Exception):  # noqa: N818 - it loses its source alone
     """A frame that the engine does not take, which is its source's fault alone."""
 
-    source: str
-    error: ZssegError
-
-
-_Labelled = tuple[Segmentation, float] | _Refused
+    def __init__(self, source: str, error: ZssegError) -> None:
+        super().__init__(source)
+        self.source, self.error = source, error
 
 
 @dataclass(kw_only=True)
@@ -337,20 +417,17 @@ class _EndPatience:
 
 def _label(
     segment: Callable[..., Segmentation], memories: Mapping[str, FrameMemory] | None, frame: Frame
-) -> _Labelled:
-    """Label a frame; returns the result and its age in seconds."""
+) -> Segmentation:
+    """Label a frame, and note its age."""
     given: dict[str, Any] = {}
     if memories is not None:
-        # A file's frames are read faster than they were taken: its own time stamps count.
-        own_time = frame.pts_seconds if frame.clock == "file" else None
-        captured_at = frame.captured_at if own_time is None else own_time
-        given = {"memory": memories[frame.source], "captured_at": captured_at}
+        given = {"memory": memories[frame.source], "captured_at": source_time(frame)}
     try:
         on_gpu = None if given else frame.on_gpu
         seg = segment(frame.image if on_gpu is None else on_gpu, **given)
     except (ShapeError, DTypeError) as exc:
-        return _Refused(frame.source, exc)
-    return replace(seg, frame=frame), time.monotonic() - frame.captured_at
+        raise _Refused(frame.source, exc) from exc
+    return replace(seg, frame=frame, labelled_age=time.monotonic() - frame.captured_at)
 
 
 def _close(
@@ -358,7 +435,7 @@ def _close(
     captures: Sequence[Capture],
     sinks: Sequence[Sink],
     patience: _EndPatience,
-    ahead: Ahead[Any] | None,
+    workers: Sequence[Ahead[Any, Any] | NewestFrames],
     process: OwnProcess,
 ) -> None:
     if not process.is_here:
@@ -366,8 +443,8 @@ def _close(
     hand_off.close()
     for capture in captures:
         capture.stop()
-    if ahead is not None:
-        ahead.close()
+    for worker in workers:
+        worker.close()
     for sink in sinks:
         sink.finish()
     _share(patience.source, [capture.join for capture in captures])

@@ -250,6 +250,8 @@ def describe(seg: Segmentation) -> dict[str, Any]:
         "size_hw": list(seg.labels.shape),
         "vocabulary_version": seg.vocabulary_version,
         "reused": seg.reused,
+        "moved_from": seg.moved_from,
+        "labelled_age": seg.labelled_age and round(seg.labelled_age, 6),
         "classes": [
             {"name": s.name, "index": s.index, "pixels": s.pixels, "share": round(s.share, 6)}
             for s in shares

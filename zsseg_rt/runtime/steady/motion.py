@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,8 @@ import numpy.typing as npt
 from zsseg_rt.common.extras import import_opencv
 
 SIDE = 128  # of the small pictures, whatever the frame's shape
+FOLLOW_SIDE = 320  # the longer one of those that labels are moved by; they keep the frame's shape
+_SHORTEST = 32  # what is left of the other one; the flow's patches need it
 _SAMPLED = 256  # sides that a larger frame is sampled at before its pixels are averaged
 _STILL_SIDE = 32
 # Few cells that change much matter more than many that change a little: 2 levels in one cell of 30
@@ -21,6 +24,15 @@ _STILL_SHARE = 0.01
 # 12, unless they are so fast that no flow is found. Dark and dull pictures differ less.
 _CUT_SHARE = 0.5  # of the grey picture's standard deviation
 _CUT_LEVELS = (10.0, 25.0)  # the least and the largest threshold
+# Chosen by benchmarks/follow.py --tune, on other clips than it reports: moving must explain a place
+# better than rest does by so many levels of 255, or noise would move still things; where the better
+# of both is off by more than the second number, every other label is wrong.
+GAIN = 3
+LOST = 45
+_NOISE = 10  # what noise alone explains: nothing has come in where rest differs by less
+_OUTSIDE = 2.0  # pixels of the small picture by which the flow at its edge may be wrong
+_AROUND = (9, 9)  # pixels of the small picture over which differences are averaged
+_GREY = np.full((1, 3), 1 / 3, np.float32)
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -53,8 +65,8 @@ class Glance:
     """A frame, much reduced.
 
     Attributes:
-        colours: uint8 [128, 128, 3], in the frame's channel order.
-        grey: uint8 [128, 128].
+        colours: uint8 [h, w, 3], in the frame's channel order; 128x128 unless labels are moved.
+        grey: uint8 [h, w].
     """
 
     colours: Bytes
@@ -72,6 +84,12 @@ class Glance:
         if max(height, width) > _SAMPLED:  # 0.2 ms for 720p; the mean of all pixels takes 8 ms
             frame = cv2.resize(frame, (min(width, _SAMPLED), min(height, _SAMPLED)))
         colours = cv2.resize(frame, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+        return cls.of(colours, channel_order)
+
+    @classmethod
+    def of(cls, colours: Bytes, channel_order: str) -> Glance:
+        """A picture that is small already."""
+        cv2 = load_opencv()
         code = cv2.COLOR_BGR2GRAY if channel_order == "bgr" else cv2.COLOR_RGB2GRAY
         return cls(colours=colours, grey=cv2.cvtColor(colours, code))
 
@@ -107,8 +125,8 @@ class MotionEstimator:
     def __init__(self, settings: BlendSettings | None = None) -> None:
         self._cv2 = cv2 = load_opencv()
         self._settings = settings or BlendSettings()
-        self._search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
-        self._pixels = np.dstack(np.meshgrid(*(np.arange(SIDE, dtype=np.float32),) * 2))
+        self._search = _flow_search(cv2)
+        self._pixels = _places_of((SIDE, SIDE))
 
     def between(self, past: Glance, now: Glance, grid_hw: tuple[int, int]) -> Motion | None:
         """Find where each cell of a grid over a frame was in the one before.
@@ -125,7 +143,8 @@ class MotionEstimator:
             past.colours, origin, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
         )
         difference = cv2.absdiff(now.colours, moved)  # in colour: red and blue may be equally grey
-        if _is_cut(cv2, now.grey, difference, inside):
+        mean = float(np.mean(cv2.mean(difference, inside)[:3]))
+        if not inside.any() or _is_cut(cv2, now.grey, mean):
             return None
         rows, columns = grid_hw
         cells = _average(cv2, flow, grid_hw)
@@ -144,6 +163,122 @@ class MotionEstimator:
         return np.asarray(trust * likeness, np.float32)
 
 
+def follow_size(size_hw: tuple[int, int]) -> tuple[int, int]:
+    """Height and width of the small pictures by which labels of such frames are moved."""
+    scale = min(1.0, FOLLOW_SIDE / max(size_hw))
+    height, width = (max(round(side * scale), _SHORTEST) for side in size_hw)
+    return height, width
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Way:
+    """The way back from a frame to one that was labelled.
+
+    Attributes:
+        start: The labelled frame, reduced to :func:`follow_size`.
+        flow: float32 [h, w, 2]: where each pixel of the other frame was in it, relative to where it
+            is: x, then y.
+    """
+
+    start: Glance
+    flow: Floats
+
+    @classmethod
+    def begin(cls, start: Glance) -> Way:
+        """From the labelled frame to itself."""
+        return cls(start=start, flow=np.zeros((*start.grey.shape, 2), np.float32))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Step:
+    """The motion between neighbouring frames.
+
+    Attributes:
+        flow: As of a :class:`Way`.
+        places: Where each pixel was, as OpenCV's fixed-point maps, which take half the time.
+    """
+
+    flow: Floats
+    places: Any
+
+
+class LabelMover:
+    """Moves labels along the optical flow of frames of one size; for one thread at a time."""
+
+    def __init__(self, *, gain: int = GAIN, lost: int = LOST) -> None:
+        self._cv2 = load_opencv()
+        self._search = _flow_search(self._cv2)
+        self._gain, self._lost = gain, lost
+
+    def step(self, before: Glance, now: Glance) -> Step | None:
+        """The motion from a neighbouring frame; None at a scene cut."""
+        cv2, (height, width) = self._cv2, now.grey.shape
+        flow = self._search.calc(now.grey, before.grey, None)
+        places = cv2.convertMaps(cv2.add(_places_of((height, width)), flow), None, cv2.CV_16SC2)
+        came = cv2.remap(before.grey, *places, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        if _is_cut(cv2, now.grey, cv2.mean(cv2.absdiff(now.grey, came))[0]):
+            return None
+        return Step(flow=flow, places=places)
+
+    def extend(self, way: Way, step: Step) -> Way:
+        """The way from one frame further on."""
+        cv2, edge = self._cv2, self._cv2.BORDER_REPLICATE
+        before = cv2.remap(way.flow, *step.places, cv2.INTER_LINEAR, borderMode=edge)
+        return Way(start=way.start, flow=cv2.add(step.flow, before))
+
+    def move(
+        self, labels: npt.NDArray[Any], way: Way, now: Glance, *, holds: bool
+    ) -> npt.NDArray[Any]:
+        """The labels of the way's start, where they are now.
+
+        A place takes the label from where it came; from where it is, if that explains the frame as
+        well. Where neither does, and where it came from outside, it becomes unknown unless
+        ``holds``.
+
+        Shapes:
+            labels: uint8 or uint16 [H, W]; so is the result.
+        """
+        cv2, (rows, columns) = self._cv2, now.grey.shape
+        at_rest = _places_of((rows, columns))
+        places = cv2.add(at_rest, way.flow)
+        fixed = cv2.convertMaps(places, None, cv2.CV_16SC2)
+        edge = cv2.BORDER_REPLICATE
+        came = cv2.remap(way.start.colours, *fixed, cv2.INTER_LINEAR, borderMode=edge)
+        moved, rested = (
+            cv2.blur(cv2.transform(cv2.absdiff(now.colours, past), _GREY), _AROUND)
+            for past in (came, way.start.colours)
+        )
+        moves = cv2.compare(rested, cv2.add(moved, self._gain), cv2.CMP_GE)
+        result = self._sampled(labels, cv2.copyTo(places, moves, at_rest.copy()))
+        if holds:
+            return result
+        low, high = (-_OUTSIDE,) * 2, (columns - 1 + _OUTSIDE, rows - 1 + _OUTSIDE)
+        inside = cv2.inRange(places, low, high)
+        entered = cv2.bitwise_and(cv2.compare(rested, _NOISE, cv2.CMP_GT), cv2.bitwise_not(inside))
+        lost = cv2.compare(cv2.min(moved, rested), self._lost, cv2.CMP_GT)
+        fails = cv2.bitwise_or(lost, entered)
+        if not fails.any():
+            return result
+        unknown = cv2.resize(fails, labels.shape[::-1], interpolation=cv2.INTER_NEAREST)
+        if labels.dtype == np.uint16:
+            unknown = unknown.astype(np.uint16) * 257
+        return np.asarray(cv2.bitwise_or(result, unknown))
+
+    def _sampled(self, labels: npt.NDArray[Any], places: Floats) -> npt.NDArray[Any]:
+        """Labels at places of the small picture, which are the centres of its pixels."""
+        cv2, (rows, columns) = self._cv2, places.shape[:2]
+        across, down = labels.shape[1] / columns, labels.shape[0] / rows
+        scale = np.array(
+            [[across, 0.0, 0.5 * across - 0.5], [0.0, down, 0.5 * down - 0.5]], np.float32
+        )
+        scaled = cv2.transform(places, scale)
+        whole, _ = cv2.convertMaps(scaled, None, cv2.CV_16SC2, nninterpolation=True)
+        size = labels.shape[::-1]
+        where = cv2.resize(whole, size, interpolation=cv2.INTER_LINEAR)  # no float of frame's size
+        edge = cv2.BORDER_REPLICATE
+        return np.asarray(cv2.remap(labels, where, None, cv2.INTER_NEAREST, borderMode=edge))
+
+
 def is_still(past: Glance, now: Glance) -> bool:
     """Whether under 1 % of 32x32 grey cells differ by more than 6 levels of 255."""
     cv2 = load_opencv()
@@ -159,13 +294,21 @@ def load_opencv() -> Any:
     return import_opencv(purpose, argument="memory", needs="DISOpticalFlow_create")
 
 
-def _is_cut(cv2: Any, grey: Bytes, difference: Bytes, inside: Bytes) -> bool:
-    if not inside.any():
-        return True
+def _is_cut(cv2: Any, grey: Bytes, mean_difference: float) -> bool:
     contrast = float(cv2.meanStdDev(grey)[1][0, 0])
     threshold = min(max(_CUT_SHARE * contrast, _CUT_LEVELS[0]), _CUT_LEVELS[1])
-    mean = float(np.mean(cv2.mean(difference, inside)[:3]))
-    return mean > threshold
+    return mean_difference > threshold
+
+
+def _flow_search(cv2: Any) -> Any:
+    return cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+
+
+@functools.lru_cache(maxsize=8)
+def _places_of(size_hw: tuple[int, int]) -> Floats:
+    """Each pixel's own place: float32 [h, w, 2], x, then y."""
+    rows, columns = (np.arange(side, dtype=np.float32) for side in size_hw)
+    return np.dstack(np.meshgrid(columns, rows))
 
 
 def _average(cv2: Any, picture: npt.NDArray[Any], grid_hw: tuple[int, int]) -> Floats:

@@ -1,0 +1,368 @@
+"""Labels that motion carries: to where things are, said to be moved, and never to other frames."""
+
+import itertools
+import threading
+import time
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+
+from support.errors import refused
+from zsseg_rt.errors import ArgumentError, EndOfSource, ShapeError
+from zsseg_rt.results.segmentation import Frame, Segmentation
+from zsseg_rt.runtime.steady.motion import Glance, LabelMover, Way, follow_size
+from zsseg_rt.stream.follow import Following, KeyFrames, NewestFrames, following_of
+from zsseg_rt.stream.hand_off import HandOff
+from zsseg_rt.stream.photo_folder import PhotoSource
+from zsseg_rt.stream.runner import Past, Stream
+from zsseg_rt.stream.source import Picture
+from zsseg_rt.stream.watch import Patience
+
+HW = (120, 160)
+LONG = 30
+
+
+def scene(seed=0, size=(260, 400)):
+    """Smooth random colours, so that every place looks different."""
+    noise = np.random.default_rng(seed).standard_normal((*size, 3))
+    noise = cv2.GaussianBlur(noise, (0, 0), 3)
+    return np.clip(128 + 50 * noise / noise.std(), 0, 255).astype(np.uint8)
+
+
+def window(picture, x=0, y=0, hw=HW):
+    return np.ascontiguousarray(picture[y : y + hw[0], x : x + hw[1]])
+
+
+SCENE = scene()
+STRIPES = np.repeat(np.arange(400) // 20, 260).reshape(400, 260).T.astype(np.uint8)
+
+
+def frame_at(index, x=0, *, rate=30.0, source="cam", hw=HW, picture=SCENE):
+    return Frame(source=source, index=index, image=window(picture, x, hw=hw),
+                 captured_at=index / rate, clock="arrival")  # fmt: skip
+
+
+def label(frame, version=1):
+    """The true labels of a window at 3 pixels per frame."""
+    return Segmentation(labels=window(STRIPES, 3 * frame.index, hw=frame.image.shape[:2]),
+                        names=("a",) * 99, vocabulary_version=version, frame=frame,
+                        labelled_age=0.0, scores=np.ones(HW, np.float32))  # fmt: skip
+
+
+def look(image):
+    return Glance.of(cv2.resize(image, follow_size(image.shape[:2])[::-1]), "rgb")
+
+
+def moved(images, labels, *, holds=False):
+    mover, before = LabelMover(), look(images[0])
+    way = Way.begin(before)
+    for image in images[1:]:
+        glance = look(image)
+        step = mover.step(before, glance)
+        if step is None:
+            return None
+        way, before = mover.extend(way, step), glance
+    return mover.move(labels, way, before, holds=holds)
+
+
+def wrong(labels, x):
+    """Share of labels that differ from the truth, of those that are known."""
+    known = labels != np.iinfo(labels.dtype).max
+    return float((labels != window(STRIPES, x))[known].mean())
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("steps", [2, 8])
+def test_labels_move_with_what_they_name(dtype, steps):
+    images = [window(SCENE, 3 * n) for n in range(steps + 1)]
+    before = window(STRIPES).astype(dtype)
+    labels = moved(images, before)
+    assert labels.dtype == dtype
+    assert wrong(labels, 3 * steps) < 0.08 < wrong(before, 3 * steps)
+    unknown = labels == np.iinfo(dtype).max
+    assert unknown[:, 3 - 3 * steps :].mean() > 0.6  # what has come in
+    assert unknown[:, : -3 * steps - 6].mean() < 0.02
+    held = moved(images, before, holds=True)
+    assert (held[:, -2:] == before[:, -2:]).all()
+
+
+def test_noise_moves_nothing():
+    rng = np.random.default_rng(1)
+    still = [np.clip(window(SCENE) + rng.normal(0, 3, (*HW, 3)), 0, 255).astype(np.uint8)
+             for _ in range(9)]  # fmt: skip
+    assert (moved(still, window(STRIPES)) == window(STRIPES)).all()
+
+
+def test_labels_end_at_a_scene_cut():
+    assert moved([window(SCENE), window(scene(7))], window(STRIPES)) is None
+
+
+@pytest.mark.parametrize("hw", [(2, 3), (40, 1000), (700, 9), (720, 1280)])
+def test_frames_of_any_shape_are_followed(hw):
+    image = np.zeros((*hw, 3), np.uint8)
+    labels = np.full(hw, 7, np.uint8)
+    assert min(follow_size(hw)) >= 32
+    assert (moved([image, image], labels) == labels).all()
+
+
+class SlowNetwork:
+    """Labels when told to; each frame takes 0.27 s of a clock of its own."""
+
+    def __init__(self, names=("cam",), **settings):
+        self.time, self.version = 0.0, 1
+        self.labelled, self.free, self.begun = [], threading.Semaphore(0), threading.Semaphore(0)
+        settings.setdefault("version", lambda: self.version)
+        self.frames = NewestFrames(self.label, names, Following(**settings), now=lambda: self.time)
+
+    def label(self, frame):
+        version = self.version
+        self.begun.release()
+        assert self.free.acquire(timeout=LONG)
+        self.time += 0.27
+        self.labelled.append(frame.index)
+        if frame.image.shape[0] == 1:
+            raise ShapeError("frame: expected more rows")
+        return label(frame, version)
+
+    def next(self, frame, labels=0):
+        """The result of a frame, before which so many others have got their labels."""
+        for _ in range(labels):
+            self.free.release()
+            if (
+                self.frames._under_way is not None
+                and self.frames._tracks["cam"].carried is not None
+            ):
+                self.frames._under_way[0].exception(LONG)
+        return self.frames.next(lambda: frame)
+
+
+def test_every_frame_gets_labels_while_the_network_has_another():
+    network = SlowNetwork()
+    first = network.next(frame_at(0), labels=1)
+    assert (first.moved_from, first.scores is None) == (None, False)
+    for index in range(1, 9):
+        seg = network.next(frame_at(index, 3 * index))
+        assert (seg.moved_from, seg.frame.index, seg.scores) == (0, index, None)
+        assert wrong(seg.labels, 3 * index) < 0.08
+    assert network.labelled == [0]  # the network has frame 1
+    seg = network.next(frame_at(9, 27), labels=1)  # whose labels have come, and are moved on
+    assert (seg.moved_from, network.labelled) == (1, [0, 1])
+    assert wrong(seg.labels, 27) < 0.08
+    assert set(seg.times) == {"move", "total"}
+    assert network.next(frame_at(10, 30), labels=1).moved_from == 9  # it took the newest one
+    network.free.release(9)
+    network.frames.close()
+
+
+def test_what_a_caller_draws_into_a_result_is_carried_nowhere():
+    network = SlowNetwork()
+    network.next(frame_at(0), labels=1).labels[:] = 77
+    assert 77 not in network.next(frame_at(1, 3)).labels
+    network.free.release(9)
+
+
+def test_a_network_that_keeps_up_labels_each_frame_itself():
+    clock = itertools.count(step=0.02)  # each frame takes 0.02 s of 0.033
+    frames = NewestFrames(label, ["cam"], Following(), now=lambda: next(clock))
+    found = [frames.next(lambda n=n: frame_at(n, 3 * n)) for n in range(12)]
+    assert [seg.moved_from for seg in found] == [None] * 12
+    frames.close()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hw": (90, 160)},
+        {"rate": -30.0},  # time goes back
+        {"rate": 0.5},  # or leaps
+    ],
+)
+def test_a_frame_that_does_not_follow_gets_labels_of_its_own(change):
+    network = SlowNetwork()
+    network.next(frame_at(0), labels=1)
+    network.next(frame_at(1, 3))
+    odd = frame_at(2, 6, **change)
+    seg = network.next(odd, labels=2)  # those of frame 1 are of no use any more
+    assert (seg.moved_from, seg.frame) == (None, odd)
+    assert seg.labels.shape == odd.image.shape[:2]
+    network.free.release(9)
+
+
+def test_other_classes_begin_anew():
+    network = SlowNetwork()
+    network.next(frame_at(0), labels=1)
+    assert network.next(frame_at(1, 3)).vocabulary_version == 1
+    assert all(
+        network.begun.acquire(timeout=LONG) for _ in range(2)
+    )  # the second with the old ones
+    network.version = 2
+    seg = network.next(frame_at(2, 6), labels=2)
+    assert (seg.moved_from, seg.vocabulary_version) == (None, 2)
+    network.free.release(9)
+
+
+@pytest.mark.parametrize("holds", [False, True])
+def test_after_a_cut_labels_are_unknown_or_held_until_there_are_new_ones(holds):
+    network = SlowNetwork(holds=holds)
+    first = network.next(frame_at(0), labels=1)
+    seg = network.next(frame_at(1, picture=scene(5)))
+    assert (seg.labels == (first.labels if holds else 255)).all()
+    assert network.next(frame_at(2, picture=scene(5)), labels=1).moved_from == 1
+    network.free.release(9)
+
+
+def test_sources_share_the_network_and_keep_their_own_labels():
+    network = SlowNetwork(names=("cam", "b"))
+    network.next(frame_at(0), labels=1)
+    seg = network.next(frame_at(0, source="b"), labels=1)
+    assert (seg.moved_from, seg.frame.source) == (None, "b")
+    found = [network.next(frame_at(n, 3 * n, source=s)) for n in (1, 2) for s in ("cam", "b")]
+    assert [(seg.frame.source, seg.moved_from) for seg in found] == [("cam", 0), ("b", 0)] * 2
+    network.free.release(9)
+
+
+def key_frames(frames, every=4, **settings):
+    """Results and the frames that were labelled."""
+    labelled, waiting = [], iter(frames)
+
+    def work(frame):
+        labelled.append(frame.index)
+        return label(frame)
+
+    keys = KeyFrames(work, ["cam"], Following(every=every, **settings), HandOff([]))
+
+    def next_item():
+        frame = next(waiting, None)
+        if frame is None:
+            raise EndOfSource("cam: no more frames")
+        return keys.work(keys.turn(frame))
+
+    found = []
+    while True:
+        try:
+            found.append(keys.next(next_item))
+        except EndOfSource:
+            return found, labelled
+
+
+def test_frames_between_take_the_nearer_labels():
+    found, labelled = key_frames([frame_at(n, 3 * n) for n in range(11)])
+    assert labelled == [0, 4, 8]
+    assert [seg.frame.index for seg in found] == [*range(11)]
+    origins = [None, 0, 0, 4, None, 4, 4, 8, None, 8, 8]  # the last two have nothing after them
+    assert [seg.moved_from for seg in found] == origins
+    assert all(wrong(seg.labels, 3 * n) < 0.08 for n, seg in enumerate(found))
+
+
+def test_one_frame_is_labelled_and_that_is_all():
+    found, labelled = key_frames([frame_at(0)])
+    assert [seg.moved_from for seg in found] == [None]
+    assert labelled == [0]
+
+
+def test_no_label_goes_to_another_size_or_over_a_leap():
+    small = (90, 160)
+    frames = [*(frame_at(n, 3 * n) for n in range(3)), frame_at(3, 9),
+              *(frame_at(n, 3 * n, hw=small) for n in (4, 5)),
+              replace(frame_at(6, 18, hw=small), captured_at=60.0)]  # fmt: skip
+    found, labelled = key_frames(frames, every=8)
+    assert labelled == [0, 4, 6]
+    assert [seg.moved_from for seg in found] == [None, 0, 0, 0, None, 4, None]
+    assert [seg.labels.shape for seg in found] == [HW] * 4 + [small] * 3
+
+
+class Camera:
+    """A camera that says nothing more after its frames."""
+
+    live, name = True, "cam"
+
+    def __init__(self, count, then=None):
+        self.count, self.then = count, then or threading.Event()
+
+    def pictures(self, reader):
+        for index in range(self.count):
+            frame = frame_at(index, 3 * index)
+            yield Picture(image=frame.image, captured_at=frame.captured_at, clock="arrival")
+        self.then.wait(LONG)
+
+
+def unlabelled(image):
+    return Segmentation(labels=np.zeros(image.shape[:2], np.uint8), names=("a",),
+                        vocabulary_version=1)  # fmt: skip
+
+
+def test_frames_do_not_wait_for_a_camera_that_stopped_between_two_labelled_ones():
+    camera = Camera(7)
+    patience = Patience(stalled_after=0.1, lost_after=LONG)
+    past = Past(following=Following(every=6))
+    stream = Stream([camera], unlabelled, policy="all", patience=patience, past=past)
+    found = [next(stream) for _ in range(7)]
+    assert [seg.moved_from for seg in found] == [None, 0, 0, 0, 6, 6, None]
+    camera.then.set()
+    stream.close()
+    late = Camera(5)
+    stream = Stream([late], unlabelled, policy="all", patience=patience, past=past)
+    assert [next(stream).moved_from for _ in range(5)] == [None, 0, 0, 0, 0]
+    stats = stream.stats()["cam"]
+    assert (stats.labelled, stats.given_out, stats.captured) == (1, 5, 5)
+    assert set(stats.labelled_age_ms) == set(stats.age_ms) == {"p50", "p95", "p99"}
+    late.then.set()
+    stream.close()
+
+
+def test_a_live_stream_gives_out_more_than_it_labels():
+    slow = threading.Event()
+
+    def segment(image):
+        slow.wait(0.2)
+        return unlabelled(image)
+
+    class Paced(Camera):
+        def pictures(self, reader):
+            for picture in super().pictures(reader):
+                yield replace(picture, captured_at=time.monotonic())
+                reader.wait(0.02)
+
+    camera = Paced(40)
+    with Stream([camera], segment, past=Past(following=Following())) as stream:
+        found = [next(stream) for _ in range(20)]
+        stats = stream.stats()["cam"]
+        assert stats.given_out == 20
+        assert 1 <= stats.labelled < 12
+        ages = [seg.labelled_age for seg in found if seg.moved_from is not None]
+        assert len(ages) >= 8
+        assert max(ages) < 2.0
+        slow.set()
+        camera.then.set()
+
+
+LIVE, FILE = Camera(1), PhotoSource(name="p", path="p")
+
+
+@pytest.mark.parametrize(
+    ("settings", "sources", "says"),
+    [
+        ({"follow": "sometimes"}, [LIVE], ("follow", "sometimes")),
+        ({"follow": True, "every": 1}, [LIVE], ("every", "2", "64")),
+        ({"follow": True, "every": 8.0}, [LIVE], ("every", "8.0")),
+        ({"follow": False, "every": 8}, [LIVE], ("every",)),
+        ({"follow": True, "policy": "all"}, [LIVE], ("follow", "every=K")),
+        ({"follow": True, "every": 8}, [LIVE], ("every", "latest")),
+        ({"follow": True, "every": 8}, [FILE], ("follow", "p")),
+    ],
+)  # fmt: skip
+def test_what_gains_nothing_is_refused(settings, sources, says):
+    settings = {"every": None, "policy": None, **settings}
+    with refused(ArgumentError, *says):
+        following_of(sources=sources, **settings)
+
+
+@pytest.mark.parametrize(
+    ("policy", "sources", "expected"),
+    [("latest", [LIVE], True), (None, [LIVE], True), ("all", [LIVE], False), (None, [FILE], False),
+     ("latest", [LIVE, FILE], False)],
+)  # fmt: skip
+def test_by_default_a_server_follows_cameras(policy, sources, expected):
+    assert (following_of(None, None, policy, sources) is not None) is expected

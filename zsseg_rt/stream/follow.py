@@ -1,0 +1,392 @@
+"""Labels for frames that the network does not label: motion carries those of others to them."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from zsseg_rt import ops
+from zsseg_rt.common.extras import import_opencv
+from zsseg_rt.errors import ArgumentError, EndOfSource
+from zsseg_rt.ops import core
+from zsseg_rt.results.segmentation import Frame, Segmentation
+from zsseg_rt.runtime.inputs.nv12 import Nv12Frame
+from zsseg_rt.runtime.steady.motion import Glance, LabelMover, Way, follow_size
+from zsseg_rt.stream.hand_off import HandOff
+from zsseg_rt.stream.photo_folder import PhotoSource
+from zsseg_rt.stream.source import Source
+
+Follow = bool | Literal["hold"]
+
+MOST_EVERY = 64
+"""Frames from one that is labelled to the next, at most: half of them wait in memory."""
+_LONGEST_STEP = 1.0  # seconds; frames further apart do not follow each other
+_KEEPS_UP = 0.9  # of the time between frames: a network that takes less labels each of them
+
+_Label = Callable[[Frame], Segmentation]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Following:
+    """How labels are carried on.
+
+    Attributes:
+        holds: Whether places where motion fails keep their last label, in place of unknown.
+        every: Every so many frames one is labelled; None labels the newest whenever the network
+            is free.
+        channel_order: Of the frames.
+        version: The vocabulary's in force; labels of another one are not carried on.
+    """
+
+    holds: bool = False
+    every: int | None = None
+    channel_order: str = "rgb"
+    version: Callable[[], int | None] = lambda: None
+
+
+def following_of(
+    follow: Any, every: Any, policy: str | None, sources: Sequence[Source]
+) -> Following | None:
+    """How labels are carried; None if they are not.
+
+    ``follow`` None carries them where all sources are cameras and the newest frame counts.
+
+    Raises:
+        ArgumentError: A setting is outside its range, or nothing would be left to carry.
+    """
+    is_live = all(one.live for one in sources)
+    takes_all = policy == "all" or (policy is None and not is_live)
+    follow = follow if follow is not None else is_live and not takes_all
+    if follow not in (True, False, "hold"):
+        raise ArgumentError(f"follow: expected True, False or 'hold', got {follow!r}")
+    if every is not None and (type(every) is not int or not 2 <= every <= MOST_EVERY):
+        raise ArgumentError(
+            f"every: expected a whole number from 2 to {MOST_EVERY}, got {every!r}. To label every "
+            "frame, leave it and follow out."
+        )
+    if not follow:
+        if every is not None:
+            raise ArgumentError("every: expected none without follow, got one. Add follow.")
+        return None
+    photos = [one.name for one in sources if isinstance(one, PhotoSource)]
+    if photos:
+        raise ArgumentError(
+            f"follow: expected a camera or video, got the photos {photos[0]}, which do not follow "
+            "each other. Leave it out."
+        )
+    if takes_all and every is None:
+        raise ArgumentError(
+            "follow: policy all labels every frame, so none is left to carry labels to. Add "
+            "every=K (--every K), or take policy latest."
+        )
+    if every is not None and not takes_all:
+        raise ArgumentError(
+            "every: policy latest labels as many frames as the network can. Take policy all, or "
+            "leave every out."
+        )
+    return Following(holds=follow == "hold", every=every)
+
+
+def source_time(frame: Frame) -> float:
+    """When a frame was taken: a file's are read faster, so its own time stamps count."""
+    own = frame.pts_seconds if frame.clock == "file" else None
+    return frame.captured_at if own is None else own
+
+
+def follows(before: Frame | None, now: Frame) -> bool:
+    """Whether labels of one frame can be moved to the next."""
+    if before is None or _size_of(before) != _size_of(now) or max(_size_of(now)) >= 32767:
+        return False
+    return 0.0 <= source_time(now) - source_time(before) <= _LONGEST_STEP
+
+
+def _size_of(frame: Frame) -> tuple[int, int]:
+    shape = (frame.image if frame.on_gpu is None else frame.on_gpu).shape
+    return int(shape[0]), int(shape[1])
+
+
+class _Looker:
+    """Makes small pictures of frames, where they lie."""
+
+    def __init__(self, channel_order: str) -> None:
+        self._cv2 = import_opencv("with its optical flow", needs="DISOpticalFlow_create")
+        self._order = channel_order
+        self._stream: Any = None
+
+    def look(self, frame: Frame) -> Glance:
+        on_gpu, size_hw = frame.on_gpu, follow_size(_size_of(frame))  # it may leave meanwhile
+        if on_gpu is not None:
+            return Glance.of(core.outside_captures(lambda: self._fetched(on_gpu, size_hw)), "rgb")
+        return Glance.of(self._cv2.resize(frame.image, size_hw[::-1]), self._order)
+
+    def _fetched(self, frame: Any, size_hw: tuple[int, int]) -> npt.NDArray[np.uint8]:
+        """A frame on a GPU, made small there."""
+        is_nv12 = isinstance(frame, Nv12Frame)
+        if self._stream is None:
+            array = frame.luma if is_nv12 else frame
+            self._stream = core.Stream(int(array.device.partition(":")[2]))
+        planes = ops.preprocess(
+            (frame.luma, frame.chroma) if is_nv12 else frame,
+            size_hw=size_hw,
+            mean=(0.0, 0.0, 0.0),
+            std=(1 / 255,) * 3,
+            channel_order="rgb" if is_nv12 else self._order,
+            colour_matrix=frame.colour_matrix if is_nv12 else "bt601",
+            stream=self._stream.handle,
+        )
+        host = np.empty((3, *size_hw), np.float32)
+        planes.copy_to(host, self._stream.handle)
+        self._stream.synchronize()
+        return np.ascontiguousarray(np.rint(host).astype(np.uint8).transpose(1, 2, 0))
+
+
+@dataclass(kw_only=True)
+class _Carried:
+    """Labels of a frame, and the way back to it; None after a scene cut."""
+
+    seg: Segmentation
+    labels: npt.NDArray[Any]  # the caller may write into those of seg
+    way: Way | None
+
+    @classmethod
+    def begin(cls, seg: Segmentation, way: Way) -> _Carried:
+        return cls(seg=seg, labels=seg.labels.copy(), way=way)
+
+    def to(
+        self, frame: Frame, glance: Glance, mover: LabelMover, settings: Following
+    ) -> Segmentation:
+        """The result of another frame."""
+        start, origin = time.perf_counter(), self.seg.frame
+        assert origin is not None
+        if self.way is not None:
+            labels = mover.move(self.labels, self.way, glance, holds=settings.holds)
+        else:
+            held = self.labels.copy()
+            labels = held if settings.holds else np.full_like(held, self.seg.unknown)
+        took = 1e3 * (time.perf_counter() - start)
+        return replace(
+            self.seg,
+            labels=labels,
+            scores=None,
+            class_scores=None,
+            frame=frame,
+            moved_from=origin.index,
+            labelled_age=time.monotonic() - origin.captured_at,
+            times={"move": took, "total": took},
+        )
+
+
+@dataclass(kw_only=True)
+class _Track:
+    """One source: its newest frame, and what is carried to it."""
+
+    mover: LabelMover = field(default_factory=LabelMover)
+    frame: Frame | None = None
+    glance: Glance | None = None
+    carried: _Carried | None = None
+    awaited: Way | None = None  # back to the frame that the network has
+    period: float = 0.0  # seconds between the source's frames
+    count: int = 0  # frames since the one that was labelled
+    waiting: list[tuple[Frame, Glance]] = field(default_factory=list)
+
+    def see(self, frame: Frame, glance: Glance) -> None:
+        """Go on to the next frame; whatever does not follow begins anew."""
+        before, self.frame = self.frame, frame
+        if before is None or self.glance is None or not follows(before, frame):
+            self.carried = self.awaited = None
+        else:
+            frames = max(frame.index - before.index, 1)
+            self.period = (source_time(frame) - source_time(before)) / frames or self.period
+            step = self.mover.step(self.glance, glance)
+            if self.carried is not None:
+                self.carried.way = self.further(self.carried.way, step)
+            self.awaited = self.further(self.awaited, step)
+        self.glance = glance
+
+    def further(self, way: Way | None, step: Any) -> Way | None:
+        """The way from the next frame; None beyond a scene cut."""
+        return None if way is None or step is None else self.mover.extend(way, step)
+
+
+class NewestFrames:
+    """Gives every frame labels, while the network labels the newest one whenever it is free.
+
+    A network that is quicker than the sources' frames come labels each; nothing is moved then.
+    ``label`` runs in a thread of its own; all methods belong to one other thread.
+    """
+
+    def __init__(
+        self,
+        label: _Label,
+        names: Iterable[str],
+        settings: Following,
+        *,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._label, self._settings, self._now = label, settings, now
+        self._looker = _Looker(settings.channel_order)
+        self._tracks = {name: _Track() for name in names}
+        self._thread = ThreadPoolExecutor(1, "label")
+        self._under_way: tuple[Future[tuple[Segmentation, float]], _Track] | None = None
+        self._took = 0.0
+
+    def next(self, next_frame: Callable[[], Frame]) -> Segmentation:
+        """The next frame's result; the first of a source, and of new classes, is waited for."""
+        frame = next_frame()
+        track = self._tracks[frame.source]
+        track.see(frame, self._looker.look(frame))
+        if self._under_way is not None and self._under_way[0].done():
+            self._finish()
+        if self._under_way is None:
+            self._begin(frame, track)
+            if self._keeps_up():
+                self._finish()
+        while (carried := self._in_force(track)) is None:
+            if self._under_way is None:
+                self._begin(frame, track)
+            self._finish()
+        assert track.glance is not None
+        if carried.seg.frame is frame:
+            return carried.seg
+        return carried.to(frame, track.glance, track.mover, self._settings)
+
+    def close(self) -> None:
+        """Finish what is being labelled."""
+        self._thread.shutdown(cancel_futures=True)
+
+    def _begin(self, frame: Frame, track: _Track) -> None:
+        assert track.glance is not None
+        track.awaited = Way.begin(track.glance)
+        self._under_way = self._thread.submit(self._timed, frame), track
+
+    def _finish(self) -> None:
+        """Wait for the frame under way; its labels are those to carry on."""
+        assert self._under_way is not None
+        (future, track), self._under_way = self._under_way, None
+        way, track.awaited = track.awaited, None
+        seg, self._took = future.result()
+        if way is not None:  # else other frames began since
+            track.carried = _Carried.begin(seg, way)
+
+    def _in_force(self, track: _Track) -> _Carried | None:
+        """What is carried, unless other classes were named since."""
+        version, carried = self._settings.version(), track.carried
+        if carried is not None and version not in (None, carried.seg.vocabulary_version):
+            track.carried = None
+        return track.carried
+
+    def _timed(self, frame: Frame) -> tuple[Segmentation, float]:
+        start = self._now()
+        return self._label(frame), self._now() - start
+
+    def _keeps_up(self) -> bool:
+        rate = sum(1.0 / track.period for track in self._tracks.values() if track.period)
+        return rate > 0.0 and 0.0 < self._took * rate < _KEEPS_UP
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """A frame, and how many lie between it and the labelled one before: 0 is labelled itself."""
+
+    frame: Frame
+    position: int
+    follows: bool  # the frame before it
+
+
+Item = tuple[Turn, Segmentation | None] | str
+
+
+class KeyFrames:
+    """Labels one of ``every`` frames; the others take those of the nearer one, moved.
+
+    :meth:`work` may run in any thread, all other methods in one.
+    """
+
+    def __init__(
+        self, label: _Label, names: Iterable[str], settings: Following, hand_off: HandOff
+    ) -> None:
+        self._label, self._settings, self._hand_off = label, settings, hand_off
+        self._looker = _Looker(settings.channel_order)
+        self._tracks = {name: _Track() for name in names}
+        self._ready: deque[Segmentation] = deque()
+
+    def next(self, next_item: Callable[[], Item]) -> Segmentation:
+        """The next frame's result; ``next_item`` gives what :meth:`work` made, in order."""
+        while not self._ready:
+            try:
+                self._take(next_item())
+            except EndOfSource:
+                if not self._hand_off.is_closed:
+                    for track in self._tracks.values():
+                        self._release(track)
+                if not self._ready:
+                    raise
+        return self._ready.popleft()
+
+    def has_waiting(self, source: str) -> bool:
+        """Whether frames of a source wait for the next one that is labelled."""
+        return bool(self._tracks[source].waiting)
+
+    def turn(self, frame: Frame | str) -> Turn | str:
+        """What is to be done with the next frame; a source's name: it sends none for now."""
+        if isinstance(frame, str):
+            return frame
+        track = self._tracks[frame.source]
+        before, track.frame = track.frame, frame
+        goes_on = follows(before, frame)
+        track.count = (track.count + 1) % (self._settings.every or 1) if goes_on else 0
+        return Turn(frame=frame, position=track.count, follows=goes_on)
+
+    def work(self, turn: Turn | str) -> Item:
+        """Label the frame if it is to be."""
+        if isinstance(turn, str):
+            return turn
+        return turn, None if turn.position else self._label(turn.frame)
+
+    def _take(self, item: Item) -> None:
+        if isinstance(item, str):
+            self._release(self._tracks[item])
+            return
+        turn, seg = item
+        glance, track = self._looker.look(turn.frame), self._tracks[turn.frame.source]
+        if seg is not None:
+            after = _Carried.begin(seg, Way.begin(glance))
+            led_back = self._lead_back(track, after, glance) if turn.follows else []
+            self._release(track)
+            self._ready += [*led_back, seg]
+            track.carried, track.glance = replace(after, way=Way.begin(glance)), glance
+        elif track.carried is not None:  # else the engine refused the frame that it had
+            track.waiting.append((turn.frame, glance))
+            if 2 * turn.position <= (self._settings.every or 1):
+                self._release(track)
+
+    def _release(self, track: _Track) -> None:
+        """Carry the last labels on to the frames that wait."""
+        for frame, glance in track.waiting:
+            assert track.carried is not None
+            assert track.glance is not None
+            step = track.mover.step(track.glance, glance)
+            track.carried.way = track.further(track.carried.way, step)
+            track.glance = glance
+            self._ready.append(track.carried.to(frame, glance, track.mover, self._settings))
+        track.waiting.clear()
+
+    def _lead_back(self, track: _Track, carried: _Carried, glance: Glance) -> deque[Segmentation]:
+        """Carry the next labels back to the frames that wait, up to a scene cut."""
+        results: deque[Segmentation] = deque()
+        while track.waiting:
+            frame, small = track.waiting[-1]
+            carried.way = track.further(carried.way, track.mover.step(glance, small))
+            if carried.way is None:
+                break
+            results.appendleft(carried.to(frame, small, track.mover, self._settings))
+            track.waiting.pop()
+            glance = small
+        return results
