@@ -424,18 +424,17 @@ def test_plans_hold_every_promised_layer(made_in, precision):
 @pytest.mark.parametrize(
     ("family", "graphs"),
     [
-        ("photos", {"image_encoder": 55}),
+        pytest.param("photos", {"image_encoder": 55}, marks=pytest.mark.nightly),  # 513x513
         ("proposals", {"region_encoder": 10}),
         ("aggregation", {"image_encoder": 35, "head": 38}),
     ],
 )
-def test_plans_of_other_families_hold_them_too(tmp_path, family, graphs):
+def test_plans_of_other_families_hold_them_too(photos, tmp_path, family, graphs):
     stored = Path(__file__).parents[1] / "bundles" / "v1"
     bundle = (
         Bundle.demo("photos") if family == "photos" else Bundle.load(stored / f"{family}.zsseg")
     )
     names, out = list(bundle.text_bank.names)[:5], tmp_path / "new.zsseg"
-    photos = write_photos(tmp_path, 2)
     settings = replace(FAST, precision="fp8", min_agreement=0.01)  # here only the layers matter
     quantize_bundle(bundle, out, photos, names, settings)
     for name, promised in graphs.items():
