@@ -19,6 +19,7 @@ READ_AT_RUN_TIME = (
     "evaluation/datasets/tables/voc2012.json",
     "export/clip_words/merges.txt.gz",
     "models/clip/demo.safetensors",
+    "profiling/page.html",
     "server/page.html",
     "training/recipes/zegclip_voc_inductive.toml",
 )

@@ -226,7 +226,7 @@ def _write(report: Report, reports: _Reports) -> None:
     if reports.json_file is not None:
         write_json(reports.json_file, report)
     if reports.trace is not None:
-        from zsseg_rt.profiling.trace import make_trace
+        from zsseg_rt.profiling.page import make_trace
 
         write_json(reports.trace, make_trace(report))
     if reports.html is not None:

@@ -26,7 +26,7 @@ from zsseg_rt.profiling.report import (
 )
 from zsseg_rt.profiling.turns import ChildCandidate, Rounds
 from zsseg_rt.profiling.worker import Paced
-from zsseg_rt.profiling.workload import SWEEP_UNITS, Variant, Workload, same_work
+from zsseg_rt.profiling.workload import SWEEP_UNITS, Variant, Workload
 
 AROUND = "(around)"
 """What a call takes outside the engine's clock; with it, stages sum to the wall time."""
@@ -231,7 +231,7 @@ def paced_times(frames: Sequence[Paced], rate: float) -> PacedTimes | None:
 def _comparisons(measured: Measured) -> Iterator[Comparison]:
     base, *others = measured.request.variants
     for other in others:
-        if other.name not in measured.rounds.turns or not same_work(base, other):
+        if other.name not in measured.rounds.turns or base.work != other.work:
             continue
         found = measured.rounds.difference(base.name, other.name, measured.request.threshold)
         if found is not None:

@@ -1,13 +1,22 @@
-"""A report as one HTML file that needs nothing from outside; bars are drawn by its style."""
+"""A report as files: an HTML page that needs nothing from outside, and a Chrome trace.
+
+Bars are drawn by the page's style. Perfetto and Chrome show the trace: the median and the slowest
+frame.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html import escape
+from importlib.resources import files
 from pathlib import Path
+from string import Template
+from typing import Any
 
-from zsseg_rt.profiling.report import Report
+import numpy as np
+
+from zsseg_rt.profiling.report import NodeRow, Report, VariantReport
 from zsseg_rt.profiling.tables import (
     ABSENT,
     TextTable,
@@ -19,36 +28,11 @@ from zsseg_rt.results.visualize import save_file
 
 _FIGURE = re.compile(rf"[-+{ABSENT}0-9.,% to]*( (ms|s|MB|MHz|°C))?")
 _BAR = ' class="bar"'
-_STYLE = """
-:root { color-scheme: light; --line: #dcdfe4; --dim: #5b6472; --ink: #16191f; }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 980px; padding: 24px 20px 48px; background: #fff;
-  color: var(--ink); font: 15px/1.5 system-ui, -apple-system, "Segoe UI", sans-serif; }
-h1 { font-size: 24px; line-height: 1.25; margin: 0 0 4px; }
-h2 { font-size: 17px; margin: 30px 0 8px; }
-p { margin: 4px 0; } .dim { color: var(--dim); }
-.verdicts { list-style: none; padding: 0; margin: 16px 0 0; }
-.verdicts li { border-left: 4px solid var(--dim); background: #f6f7f9; padding: 8px 12px;
-  margin: 6px 0; border-radius: 0 6px 6px 0; overflow-wrap: anywhere; }
-.verdicts .slower, .verdicts .failed { border-color: #d1402f; }
-.verdicts .faster { border-color: #2b8a3e; } .verdicts .equal { border-color: #4269d0; }
-.box { overflow-x: auto; border: 1px solid var(--line); border-radius: 6px; padding: 4px 0;
-  background: linear-gradient(to right, #fff 30%, #fff0) left / 40px 100% local,
-    linear-gradient(to left, #fff 30%, #fff0) right / 40px 100% local,
-    linear-gradient(to right, #0000001f, #0000) left / 12px 100% scroll,
-    linear-gradient(to left, #0000001f, #0000) right / 12px 100% scroll;
-  background-repeat: no-repeat; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 14px; }
-th, td { padding: 4px 12px; text-align: left; white-space: nowrap; vertical-align: top; }
-th { color: var(--dim); font-weight: 600; border-bottom: 1px solid var(--line); }
-td.n, th.n { text-align: right; }
-td.wide { white-space: normal; min-width: 260px; }
-td.bar { min-width: 180px; background: linear-gradient(#bcd0f5, #bcd0f5) no-repeat left 12px center;
-  background-size: calc(var(--share) * (100% - 24px)) 70%; }
-tbody tr + tr td { border-top: 1px solid #eef0f3; }
-code { display: block; white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f7f9;
-  border-radius: 6px; padding: 10px 12px; font: 13px/1.5 ui-monospace, monospace; }
-"""
+_FRAMES = ("median frame", "slowest frame")
+_GRAPH_STAGES = {"region_encoder": "regions"}  # graphs whose stage has another name
+_POWER = "energy"
+
+Event = dict[str, Any]
 
 
 def write_html(path: Path, report: Report) -> None:
@@ -59,13 +43,8 @@ def write_html(path: Path, report: Report) -> None:
 def render_html(report: Report) -> str:
     """The whole page."""
     title = f"Profile of {report.variants[0].name}" if report.variants else "Profile"
-    body = "\n".join(_body(report, title))
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
-        f"<body>\n{body}\n</body>\n</html>\n"
-    )
+    page = files("zsseg_rt.profiling").joinpath("page.html").read_text(encoding="utf-8")
+    return Template(page).substitute(title=escape(title), body="\n".join(_body(report, title)))
 
 
 def _body(report: Report, title: str) -> Iterator[str]:
@@ -125,3 +104,62 @@ def _cell(text: str, kind: str) -> str:
     elif len(text) > 60:
         kind = ' class="wide"'
     return f"<td{kind}>{escape(text)}</td>"
+
+
+def make_trace(report: Report) -> dict[str, Any]:
+    """A trace with a process for each variant and a thread for each of its two frames.
+
+    Nodes are means of runs of their own. They are stretched or shrunk to their stage, and keep
+    their milliseconds as ``mean_ms``.
+    """
+    events: list[Event] = []
+    for number, variant in enumerate(report.variants, start=1):
+        if variant.samples.wall_ms:
+            events += _events_of(variant, number)
+    return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": report.machine}
+
+
+def _events_of(variant: VariantReport, process: int) -> Iterator[Event]:
+    yield _named("process_name", variant.name, process, 0)
+    walls = variant.samples.wall_ms
+    slowest = int(np.argmax(walls))
+    median = int(np.argsort(walls)[(len(walls) - 1) // 2])
+    for thread, (title, index) in enumerate(zip(_FRAMES, (median, slowest), strict=True), start=1):
+        yield _named("thread_name", title, process, thread)
+        yield _span("frame", 0.0, walls[index], process, thread)
+        yield from _stage_spans(variant, index, process, thread)
+    if variant.energy is not None:
+        for seconds, watts in variant.energy.samples:
+            yield {"name": _POWER, "ph": "C", "ts": seconds * 1e6, "pid": process,
+                   "args": {"W": watts}}  # fmt: skip
+
+
+def _stage_spans(variant: VariantReport, index: int, process: int, thread: int) -> Iterator[Event]:
+    begin = 0.0
+    for stage, times in variant.samples.stages.items():
+        yield _span(stage, begin, times[index], process, thread)
+        nodes = [n for n in variant.nodes if _GRAPH_STAGES.get(n.graph, n.graph) == stage]
+        yield from _node_spans(nodes, begin, times[index], process, thread)
+        begin += times[index]
+
+
+def _node_spans(
+    nodes: Sequence[NodeRow], begin: float, duration: float, process: int, thread: int
+) -> Iterator[Event]:
+    total = sum(node.ms for node in nodes)
+    for node in nodes:
+        if node.ms <= 0.0:
+            continue
+        share = duration * node.ms / total
+        told = {"mean_ms": node.ms, "type": node.type, "block": node.block, "kind": node.kind}
+        yield _span(node.name or node.type, begin, share, process, thread) | {"args": told}
+        begin += share
+
+
+def _span(name: str, begin_ms: float, ms: float, process: int, thread: int) -> Event:
+    return {"name": name, "ph": "X", "ts": begin_ms * 1e3, "dur": ms * 1e3, "pid": process,
+            "tid": thread}  # fmt: skip
+
+
+def _named(kind: str, name: str, process: int, thread: int) -> Event:
+    return {"name": kind, "ph": "M", "pid": process, "tid": thread, "args": {"name": name}}

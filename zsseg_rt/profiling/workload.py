@@ -28,7 +28,7 @@ Frames = list[npt.NDArray[np.uint8]]
 _SETTINGS = {one.name: one.metadata["option"] for one in fields(EngineConfig)}
 del _SETTINGS["num_lanes"]
 _NAMES = {o.name(name)[2:]: name for name, o in _SETTINGS.items() if o is not None and o.names}
-_WORK = ("classes", "frame", "streams")
+_WORK = {"classes": "class count", "frame": "frame size", "streams": "number of streams"}
 _SWEPT = ("classes", "threads", "precision", "backend", "streams", "frame")
 SWEEP_UNITS = {"classes": "class", "streams": "stream", "frame": "megapixel"}
 """Sweeps whose times are fitted by a line, and what its n counts."""
@@ -50,14 +50,10 @@ class Variant:
     swept: str | None = None  # the key of the sweep that made it
     value: float | None = None  # its n: classes, streams or megapixels
 
-
-def same_work(first: Variant, second: Variant) -> bool:
-    """Whether two variants label the same frames with as many classes, as many at a time."""
-    return (first.classes, first.frame_hw, first.streams) == (
-        second.classes,
-        second.frame_hw,
-        second.streams,
-    )
+    @property
+    def work(self) -> tuple[Any, ...]:
+        """What must be equal for times to be compared."""
+        return self.classes, self.frame_hw, self.streams
 
 
 def read_against(text: str, base: Variant) -> Variant:
@@ -73,7 +69,7 @@ def read_against(text: str, base: Variant) -> Variant:
     for key, value in given.items():
         if key in _WORK:
             raise ConfigError(
-                f"--against: expected the same work as the first variant, got another {_WHAT[key]} "
+                f"--against: expected the same work as the first variant, got another {_WORK[key]} "
                 f"({key}={value}). Use --sweep {key}=... to see how times grow."
             )
     config = _with_settings(base.config, given, "--against")
@@ -85,9 +81,6 @@ def _names_a_bundle(text: str) -> bool:
         return (find_bundle(text) / "bundle.json").is_file()
     except BundleError:
         return False
-
-
-_WHAT = {"classes": "class count", "frame": "frame size", "streams": "number of streams"}
 
 
 def read_sweep(text: str, base: Variant) -> list[Variant]:
