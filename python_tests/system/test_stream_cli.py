@@ -131,6 +131,13 @@ def test_the_demo_needs_no_arguments(tmp_path, capsys):
         (("0", "rtsp://u:secret@cam", "-b", "x"), 2, "sink: expected rtsp://@:PORT/NAME"),
         (("0", "-b", "x", "--policy", "newest"), 2, "policy: expected one of latest, all"),
         (("0", "-b", "x", "--max-staleness", "0"), 2, "max_staleness: expected seconds above 0"),
+        (("0", "-b", "x", "--every", "4"), 2, "every: expected none without follow"),
+        (
+            ("0", "-b", "x", "--follow", "--policy", "all"),
+            2,
+            "follow: policy all labels every frame",
+        ),
+        (("0", "-b", "x", "--follow", "--every", "1"), 2, "every: expected a whole number from 2"),
         (("0", "-b", "x", "--lanes", "2"), 2, "--lanes: is retired here. Leave it out"),
         (("@absent.txt", "-b", "x"), 1, "absent.txt: expected a file with one source per line"),
         (("0", "absent/out.jsonl", "-b", "x"), 1, "the folder absent does not exist"),
@@ -151,6 +158,25 @@ def test_still_frames_are_reported(colour_bundle, tmp_path, capsys):
     assert "8 of 8 frames labelled, 7 reused" in capsys.readouterr().out
     reused = [json.loads(line)["reused"] for line in lines.read_text().splitlines()]
     assert reused == [False] + [True] * 7
+
+
+def test_frames_between_say_whose_labels_they_have(colour_bundle, tmp_path, capsys):
+    pytest.importorskip("av")
+    rng = np.random.default_rng(0)
+    scene = rng.integers(0, 256, (6, 20, 3), np.uint8).repeat(16, 0).repeat(16, 1)
+    video = write_video(tmp_path / "in.mp4", [scene[:, 2 * n : 2 * n + 128] for n in range(11)])
+    lines, report = tmp_path / "out.jsonl", tmp_path / "report.json"
+    options = ("--follow", "--every", "4", "--json", report)
+    assert stream(video, lines, "-b", colour_bundle, *options) == 0
+    assert "3 of 11 frames labelled, 11 given out with labels" in re.sub(
+        r"[0-9.]+ fps, ", "", capsys.readouterr().out
+    )
+    told = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert [line["index"] for line in told] == [*range(11)]
+    assert [line["moved_from"] for line in told] == [None, 0, 0, 4, None, 4, 4, 8, None, 8, 8]
+    assert all(line["labelled_age"] > 0.0 for line in told)
+    (stats,) = json.loads(report.read_text())["sources"].values()
+    assert (stats["labelled"], stats["given_out"]) == (3, 11)
 
 
 @pytest.mark.parametrize("option", ["--steady", "--skip-still"])

@@ -112,7 +112,7 @@ def _size_of(frame: Frame) -> tuple[int, int]:
     return int(shape[0]), int(shape[1])
 
 
-class _Looker:
+class Looker:
     """Makes small pictures of frames, where they lie."""
 
     def __init__(self, channel_order: str) -> None:
@@ -121,6 +121,7 @@ class _Looker:
         self._stream: Any = None
 
     def look(self, frame: Frame) -> Glance:
+        """The small picture of a frame."""
         on_gpu, size_hw = frame.on_gpu, follow_size(_size_of(frame))  # it may leave meanwhile
         if on_gpu is not None:
             return Glance.of(core.outside_captures(lambda: self._fetched(on_gpu, size_hw)), "rgb")
@@ -231,7 +232,7 @@ class NewestFrames:
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._label, self._settings, self._now = label, settings, now
-        self._looker = _Looker(settings.channel_order)
+        self._looker = Looker(settings.channel_order)
         self._tracks = {name: _Track() for name in names}
         self._thread = ThreadPoolExecutor(1, "label")
         self._under_way: tuple[Future[tuple[Segmentation, float]], _Track] | None = None
@@ -313,7 +314,7 @@ class KeyFrames:
         self, label: _Label, names: Iterable[str], settings: Following, hand_off: HandOff
     ) -> None:
         self._label, self._settings, self._hand_off = label, settings, hand_off
-        self._looker = _Looker(settings.channel_order)
+        self._looker = Looker(settings.channel_order)
         self._tracks = {name: _Track() for name in names}
         self._ready: deque[Segmentation] = deque()
 
