@@ -253,7 +253,7 @@ class ScriptedServer:
             route.fulfill(json={"names": self.known_names, "words": self.known_words})
             return
         if request.method == "GET":
-            from zsseg_rt.server.page import load_page
+            from zsseg_rt.server.api import load_page
 
             page = load_page()
             policy = {"Content-Security-Policy": page.policy}

@@ -120,9 +120,7 @@ def main():
     logging.basicConfig(level=logging.INFO)
     encoders._BITS_PER_PIXEL = options.bits_per_pixel
     if options.until_setup is not None:
-        from zsseg_rt.stream.gstreamer import visitors
-
-        visitors._UNTIL_SETUP = options.until_setup
+        rtsp_server._UNTIL_SETUP = options.until_setup
     if options.jetson is not None:
         from support import jetson_elements
 

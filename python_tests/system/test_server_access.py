@@ -10,7 +10,7 @@ import pytest
 from support.errors import refused
 from zsseg_rt.errors import ArgumentError, SourceError
 from zsseg_rt.server.access import AccessRules, Refused
-from zsseg_rt.server.page import load_page, policy_for
+from zsseg_rt.server.api import load_page, policy_for
 from zsseg_rt.server.settings import ServerSettings, listen
 
 TOKEN = "0123456789abcdefghij"

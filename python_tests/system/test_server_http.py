@@ -20,7 +20,7 @@ from tools.scenes import CLASS_NAMES
 from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.demo import demo_bundle, demo_photos
 from zsseg_rt.photos import read_photo
-from zsseg_rt.server.page import load_page
+from zsseg_rt.server.api import load_page
 
 PHOTO = Path(demo_photos("scenes")[0]).read_bytes()
 COLOURS = ["red", "blue", "green", "white", "grey", "yellow", "orange", "purple", "dotted"]
@@ -456,6 +456,8 @@ def test_metrics_are_what_prometheus_reads(server):
     (count,) = re.findall(r"^zsseg_frame_age_seconds_count\S* (\d+)$", text, re.M)
     assert buckets == sorted(buckets)
     assert buckets[-1] == float(count) > 0
+    assert "zsseg_labelled_age_seconds_count" in text
+    assert "zsseg_frames_given_out_total" in text
     assert (
         'zsseg_source_state{source="test://?demo=scenes&size=160x120&rate=30",state="running"} 1.0'
         in text

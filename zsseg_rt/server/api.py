@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import logging
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from http import HTTPStatus
+from importlib import resources
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Request, WebSocket
@@ -11,17 +17,15 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from zsseg_rt import __version__
 from zsseg_rt.errors import ArgumentError, SourceError, VocabularyError, ZssegError
-from zsseg_rt.server.gate import PROTOCOL, Json
-from zsseg_rt.server.health import describe_health
+from zsseg_rt.server.access import PROTOCOL, Json
 from zsseg_rt.server.hub import Hub
 from zsseg_rt.server.metrics import CONTENT_TYPE, write_metrics
-from zsseg_rt.server.motion_jpeg import MotionJpeg
-from zsseg_rt.server.page import Page
-from zsseg_rt.server.pictures import answer_picture, picture_in
+from zsseg_rt.server.pictures import VERSION_HEADER, answer_picture, picture_in
 from zsseg_rt.server.viewer import watch
 from zsseg_rt.server.worker import Busy, Desk
 
@@ -223,3 +227,135 @@ def _answer_problems(app: FastAPI) -> None:
 def problem(status: int, kind: str, message: str, headers: Any = None) -> Json:
     """An answer that says why a request failed."""
     return Json({"error": kind, "message": message}, status, headers)
+
+
+def describe_health(
+    hub: Hub, *, stale_seconds: float, strict: bool, with_names: bool
+) -> tuple[bool, dict[str, Any]]:
+    """Whether the server does its work, and why not.
+
+    A source is dead if no frame of it was labelled for ``stale_seconds``, unless it is a recording
+    that came to its end.
+    """
+    sources: list[dict[str, Any]] = []
+    silences = hub.silences()
+    for number, (name, stats) in enumerate(hub.stream.stats().items(), 1):
+        since = silences[name]
+        has_ended = stats.state == "ended" and stats.error is None
+        sources.append({
+            "source": name if with_names else number,
+            "state": stats.state,
+            "seconds_since_frame": since and round(since, 3),
+            "dead": (since is None or since > stale_seconds) and not has_ended,
+        })  # fmt: skip
+    newest = hub.seconds_since_frame()
+    reason = _why_failing(newest, stale_seconds)
+    dead = sum(source["dead"] for source in sources)
+    is_well = reason is None and not (strict and dead)
+    if reason is None and dead:
+        reason = f"{dead} of {len(sources)} sources give no frames"
+    return is_well, {
+        "status": "failing" if not is_well else "degraded" if dead else "ok",
+        "reason": reason,
+        "seconds_since_frame": newest and round(newest, 3),
+        "sources": sources,
+    }
+
+
+def _why_failing(since: float | None, stale_seconds: float) -> str | None:
+    if since is None:
+        return "no frame has been labelled yet"
+    if since > stale_seconds:
+        return f"no frame was labelled for {since:.0f} s"
+    return None
+
+
+_BOUNDARY = "frame"
+
+
+class MotionJpeg(StreamingResponse):
+    """Sends the newest frame whenever the client has taken the one before.
+
+    What lies in buffers on the way is not ours to throw away, so on a slow link this falls behind;
+    the WebSocket does not.
+    """
+
+    def __init__(self, hub: Hub, source: str | None) -> None:
+        kind = f"multipart/x-mixed-replace; boundary={_BOUNDARY}"
+        super().__init__(_parts(hub, source), media_type=kind)
+        self._hub = hub
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, unless as many clients have it as may: checked and counted in one step."""
+        watchers = self._hub.watchers
+        if watchers["motion_jpegs"] >= self._hub.limits.motion_jpegs:
+            raise Busy("stream.mjpg: expected fewer clients at a time. Close another.")
+        watchers["motion_jpegs"] += 1
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            watchers["motion_jpegs"] -= 1
+
+
+async def _parts(hub: Hub, source: str | None) -> AsyncIterator[bytes]:
+    sent: dict[str, int] = {}
+    news = hub.news()
+    try:
+        yield f"--{_BOUNDARY}\r\n".encode()
+        while not hub.is_closed:
+            result = hub.newest(source, sent)
+            if result is None:
+                await news.wait()
+                news.clear()
+                continue
+            sent[result.source] = result.number
+            jpeg = await result.overlay()
+            # Players show a part when they see the boundary after it.
+            head = (
+                f"Content-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n"
+                f"{VERSION_HEADER}: {result.seg.vocabulary_version}\r\n\r\n"
+            )
+            yield b"".join((head.encode(), jpeg, f"\r\n--{_BOUNDARY}\r\n".encode()))
+    finally:
+        hub.leave(news)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """The page.
+
+    Attributes:
+        html: All of it.
+        policy: Its Content-Security-Policy: nothing runs but its own script and style, and nothing
+            is loaded from elsewhere.
+    """
+
+    html: str
+    policy: str
+
+
+def load_page() -> Page:
+    """Read the page that ships with the package."""
+    try:
+        html = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise SourceError(
+            f"page.html: expected it to ship with the package: {exc}. Install again."
+        ) from exc
+    return Page(html=html, policy=policy_for(html))
+
+
+def policy_for(html: str) -> str:
+    """The Content-Security-Policy of a page."""
+    hashes = {}
+    for tag in ("style", "script"):
+        found = re.findall(rf"<{tag}\b[^>]*>(.*?)</{tag}>", html, re.DOTALL)
+        if len(found) != 1:
+            raise SourceError(f"page.html: expected one <{tag}>, got {len(found)}")
+        digest = hashlib.sha256(found[0].encode()).digest()
+        hashes[tag] = f"'sha256-{base64.b64encode(digest).decode()}'"
+    return (
+        f"default-src 'none'; script-src {hashes['script']}; style-src {hashes['style']}; "
+        "connect-src 'self'; img-src 'self' blob: data:; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
+    )

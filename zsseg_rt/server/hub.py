@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import bisect
 import copy
 import threading
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 from zsseg_rt.common.schema import encode
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.results.segmentation import Segmentation
-from zsseg_rt.server.ages import AgeHistogram
 from zsseg_rt.server.labeller import Labeller
 from zsseg_rt.server.preview import ALPHA, Result, frame_of
 from zsseg_rt.server.settings import Limits
@@ -181,3 +183,34 @@ class Hub:
             self._wake_is_due = False
         for event in self._wakes:
             event.set()
+
+
+_BOUNDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # seconds
+
+
+@dataclass
+class AgeHistogram:
+    """Ages of one source's frames, counted by how long they are.
+
+    Attributes:
+        total: Sum of all ages in seconds.
+        counts: Frames per bucket; the last holds what is older than every bound.
+    """
+
+    total: float = 0.0
+    counts: list[int] = field(default_factory=lambda: [0] * (len(_BOUNDS) + 1))
+
+    @property
+    def count(self) -> int:
+        """Number of frames."""
+        return sum(self.counts)
+
+    def add(self, seconds: float) -> None:
+        """Count a frame."""
+        self.total += seconds
+        self.counts[bisect.bisect_left(_BOUNDS, seconds)] += 1
+
+    def cumulative(self) -> list[tuple[str, int]]:
+        """Upper bounds of the buckets, as Prometheus writes them, and the frames up to there."""
+        bounds = [*map(str, _BOUNDS), "+Inf"]
+        return list(zip(bounds, accumulate(self.counts), strict=True))

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import uvicorn
@@ -16,20 +17,18 @@ from fastapi import FastAPI
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from zsseg_rt.engine import Engine
-from zsseg_rt.errors import SourceError, ZssegError
+from zsseg_rt.errors import EngineStateError, SourceError, ZssegError
 from zsseg_rt.runtime.steady.memory import check_family
-from zsseg_rt.server.access import AccessRules
-from zsseg_rt.server.api import create_app
+from zsseg_rt.server.access import AccessRules, Gate
+from zsseg_rt.server.api import create_app, load_page
 from zsseg_rt.server.connections import ConnectionGuard, guarded_protocol
-from zsseg_rt.server.gate import Gate
 from zsseg_rt.server.hub import Hub
 from zsseg_rt.server.labeller import Labeller
-from zsseg_rt.server.last_pictures import LastPictures
-from zsseg_rt.server.page import load_page
+from zsseg_rt.server.preview import frame_of
 from zsseg_rt.server.settings import ServerSettings, is_local, listen
 from zsseg_rt.stream.follow import Follow
 from zsseg_rt.stream.opening import StreamOptions
-from zsseg_rt.stream.runner import Policy
+from zsseg_rt.stream.runner import Policy, SourceStats, Stream
 from zsseg_rt.stream.watch import Patience
 
 _GOODBYE = 0.1  # seconds that clients get to hear that the server stops
@@ -245,3 +244,41 @@ def _configure(app: FastAPI, settings: ServerSettings, guard: ConnectionGuard) -
         ws_per_message_deflate=False,
         timeout_graceful_shutdown=1,
     )
+
+
+class LastPictures:
+    """Labels the last pictures of sources that have ended anew, after each change."""
+
+    def __init__(self, stream: Stream, hub: Hub) -> None:
+        self._stream, self._hub = stream, hub
+        self._thresholds: dict[str, float] = {}  # with which each source's picture was labelled
+
+    def look(self) -> None:
+        """Label what is out of date."""
+        for name, stats in self._stream.stats().items():
+            if _is_over(stats):
+                self._bring_up_to_date(name)
+            else:
+                self._thresholds[name] = self._hub.labeller.unknown_below
+
+    def _bring_up_to_date(self, name: str) -> None:
+        labeller, result = self._hub.labeller, self._hub.newest(name, {})
+        if result is None:
+            return
+        threshold = labeller.unknown_below
+        version = labeller.vocabulary.version
+        told = result.seg.vocabulary_version, self._thresholds.setdefault(name, threshold)
+        if told == (version, threshold):
+            return
+        frame = frame_of(result.seg)
+        try:
+            seg = labeller.segment_beside(frame.image)
+        except EngineStateError:  # the engine was closed meanwhile
+            return
+        self._thresholds[name] = threshold
+        self._hub.publish(replace(seg, frame=frame), is_new=False)
+
+
+def _is_over(stats: SourceStats) -> bool:
+    """Whether all frames of a source that has ended were given out."""
+    return stats.state == "ended" and stats.captured == stats.given_out + stats.dropped

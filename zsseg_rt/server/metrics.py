@@ -6,8 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import get_args
 
-from zsseg_rt.server.ages import AgeHistogram
-from zsseg_rt.server.hub import Hub
+from zsseg_rt.server.hub import AgeHistogram, Hub
 from zsseg_rt.stream.runner import SourceStats
 from zsseg_rt.stream.watch import SourceState
 

@@ -17,7 +17,7 @@ from zsseg_rt.errors import SourceError
 from zsseg_rt.photos.header import read_header
 from zsseg_rt.results.segmentation import Frame, Segmentation
 from zsseg_rt.results.visualize import encode_label_png, palette
-from zsseg_rt.server.gate import Json
+from zsseg_rt.server.access import Json
 from zsseg_rt.server.labeller import Labeller
 from zsseg_rt.server.preview import encode_message, encode_overlay
 
