@@ -261,7 +261,7 @@ def test_only_files_with_gpu_tests_are_collected():
     from gpu_steps import gpu_test_files
 
     names = {path.name for path in gpu_test_files()}
-    assert {"test_gpu_engine.py", "test_ops_overlay.py", "test_array_boundary.py"} <= names
+    assert {"test_gpu_engine.py", "test_ops_contract.py", "test_array_boundary.py"} <= names
     assert not any("training" in name or "stream" in name or "server" in name for name in names)
 
 

@@ -21,9 +21,9 @@ TEGRA_PATIENCE = 3.0
 TEGRA_RELEASE = Path("/etc/nv_tegra_release")
 FLAVOURS = ("tensorrt", "tensorrt_rtx")
 # A test file holds GPU tests if it names the mark, or uses the fixture that runs on both devices.
-GPU_TESTS = re.compile(r"needs_cuda|\bdevice\.(place|holds)\(")
+GPU_TESTS = re.compile(r"needs_cuda|\bdevice\.(place|holds)\(|\bdef test_\w+\(device\b")
 ENGINE_TESTS = "test_gpu_engine.py"
-QUICK_TESTS = ("test_ops_overlay.py", "test_ops_all_finite.py")
+QUICK_TESTS = ("test_ops_laws.py",)
 # What the engine needs of torch and ONNX on the GPU, or the reason why it cannot have it.
 TORCH_FACTS = """
 try:
