@@ -88,8 +88,7 @@ def _print_names() -> None:
             *(f"    {file}" for file in one.files if one.all_files),
             f"  licence: {one.licence}",
         ]
-    for line in lines:
-        say(line)
+    say(*lines)
 
 
 class _Shown(Progress):

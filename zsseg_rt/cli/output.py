@@ -92,9 +92,10 @@ def terminal() -> Console:
     return console
 
 
-def say(line: str | Table) -> None:
-    """Print a line, however long, in one piece and one colour: people copy paths out of it."""
-    terminal().print(line, highlight=False, soft_wrap=True)
+def say(*lines: str | Table) -> None:
+    """Print lines, however long, each in one piece and colour: people copy paths out of them."""
+    for line in lines:
+        terminal().print(line, highlight=False, soft_wrap=True)
 
 
 def write_json(path: Path, content: Any) -> None:

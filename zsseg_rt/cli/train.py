@@ -55,8 +55,7 @@ def train(
         from zsseg_rt.training.config import TrainConfig, list_recipes
 
         if recipes:
-            for name in list_recipes():
-                say(name)
+            say(*list_recipes())
             return
         if bool(config) == demo:
             raise UsageError(
@@ -140,8 +139,7 @@ def _print_check(check: SplitCheck) -> None:
     lines += found.problems[:_SHOWN_PROBLEMS]
     if len(found.problems) > _SHOWN_PROBLEMS:
         lines.append(f"and {len(found.problems) - _SHOWN_PROBLEMS} more; --json writes them all")
-    for line in lines:
-        say(line)
+    say(*lines)
 
 
 def _share(pixels: int, total: int) -> str:
@@ -163,8 +161,7 @@ def _describe(settings: TrainConfig) -> None:
         f"evaluation: {'none' if judged is None else f'{judged.name}, {len(judged)} images'}",
         f"model: {total / 1e6:.2f} M parameters, {trainable / 1e6:.2f} M trained",
     ]
-    for line in lines:
-        say(line)
+    say(*lines)
 
 
 def _print_result(result: TrainingResult, next_lines: list[str]) -> None:
@@ -184,8 +181,7 @@ def _print_result(result: TrainingResult, next_lines: list[str]) -> None:
     lines.append(f"checkpoint: {result.best_checkpoint}")
     if result.finished:
         lines += next_lines
-    for line in lines:
-        say(line)
+    say(*lines)
 
 
 def _as_json(result: TrainingResult) -> dict[str, Any]:
