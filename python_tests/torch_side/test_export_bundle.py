@@ -285,7 +285,7 @@ def test_tensor_called_like_the_new_names_steps_aside(tmp_path):
     ("changes", "message"),
     [
         ({"embed_output": "absent"}, "an output 'absent', got inputs image and outputs pool"),
-        ({"image_size": (8, 0)}, "size_hw: expected sizes >= 1"),
+        ({"image_size": (8, 0)}, "size_hw: expected from 1"),
         ({"grid_hw": (2, 8)}, r"got shape \(1, 3, 4, 4\) and grid_hw=\(2, 8\)"),
         ({"mean": (0.5,)}, "mean: expected three values"),
         ({"activation": "relu"}, "activation: expected one of"),
