@@ -58,7 +58,6 @@ CASES: dict[str, Callable[..., Iterator[Case]]] = {
     "all_finite": frame_cases.finite_cases,
     "count_labels": frame_cases.count_cases,
     "warp_blend": product_cases.warp_cases,
-    "add_layer_norm": product_cases.norm_cases,
 }
 
 

@@ -42,7 +42,6 @@ LIMITS = {"75": (32, 16, 64, 0), "87": (48, 32, 164, 1024), "90": (64, 32, 228, 
 REGISTERS, REGISTERS_AT_ONCE = 65536, 256
 THREADS = 256  # of a block, but for these kernels and types
 OTHER_THREADS = {
-    "add_layer_norm_kernel": 128,
     "begin_finite_kernel": 1,
     "SmallTile": 128,
     "label_kernel": 128,

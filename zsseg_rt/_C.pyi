@@ -273,17 +273,6 @@ def merge_windows(
     out: Array | None,
     stream: int,
 ) -> Array: ...
-def add_layer_norm(
-    x: Array,
-    y: Array,
-    scale: Array,
-    shift: Array,
-    eps: Sequence[float],
-    total: Array | None,
-    total_after: int,
-    out: Array | None,
-    stream: int,
-) -> Array: ...
 def warp_blend(
     logits: Array,
     past: Array,

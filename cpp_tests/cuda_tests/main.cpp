@@ -16,7 +16,6 @@
 #include <vector>
 
 #include "cuda_tests/tensors.h"
-#include "zsseg/ops/add_layer_norm.h"
 #include "zsseg/ops/all_finite.h"
 #include "zsseg/ops/count_labels.h"
 #include "zsseg/ops/crop_regions.h"
@@ -526,45 +525,6 @@ void run_warp(Comparison& comparison, Randomness& random) {
       });
 }
 
-void run_norm(Comparison& comparison, Randomness& random) {
-  for (const DType dtype : {DType::float32, DType::float16, DType::bfloat16}) {
-    const Tolerance half = dtype == DType::float16 ? kHalf : kBfloat16;
-    const Tolerance rounded = dtype == DType::float32 ? kRounding : half;
-    for (const std::int64_t width : {4, 37, 768, 2048}) {
-      const std::int64_t norms = width == 37 ? 1 : 2;
-      comparison.aligned_inputs = comparison.aligned_results = width != 768;
-      comparison.compare(
-          std::string("add_layer_norm ") + name_of(dtype) + " " + std::to_string(width),
-          {random.normal(dtype, {9, width}), random.normal(dtype, {9, width}),
-           random.normal(DType::float32, {norms, width}),
-           random.normal(DType::float32, {norms, width})},
-          {{dtype, {9, width}, rounded}, {dtype, {9, width}, kExact}},
-          [](const Views& in, const Views& out, const TensorView&, StreamHandle stream) {
-            add_layer_norm({in[0], in[1], in[2], in[3], {1e-5f, 1e-5f}}, {out[0], out[1]}, stream);
-          });
-    }
-    for (const std::int64_t x_width : {std::int64_t{1536}, std::int64_t{771}}) {
-      comparison.compare(
-          std::string("add_layer_norm 768 of ") + std::to_string(x_width) + " " + name_of(dtype),
-          {random.normal(dtype, {9, x_width}), random.normal(dtype, {9, 768}),
-           random.normal(DType::float32, {1, 768}), random.normal(DType::float32, {1, 768})},
-          {{dtype, {9, 768}, rounded}, {dtype, {9, 768}, kExact}},
-          [](const Views& in, const Views& out, const TensorView&, StreamHandle stream) {
-            add_layer_norm({in[0], in[1], in[2], in[3], {1e-5f}}, {out[0], out[1]}, stream);
-          });
-    }
-    comparison.compare(
-        std::string("add_layer_norm between two norms ") + name_of(dtype),
-        {random.normal(dtype, {9, 768}), random.normal(dtype, {9, 768}),
-         random.normal(DType::float32, {2, 768}), random.normal(DType::float32, {2, 768})},
-        {{dtype, {9, 768}, rounded}, {dtype, {9, 768}, rounded}},
-        [](const Views& in, const Views& out, const TensorView&, StreamHandle stream) {
-          add_layer_norm({in[0], in[1], in[2], in[3], {1e-5f, 1e-5f}, 1}, {out[0], out[1]}, stream);
-        });
-  }
-  comparison.aligned_inputs = comparison.aligned_results = false;
-}
-
 void run_windows(Comparison& comparison, Randomness& random) {
   WindowPlaces places;
   places.count = 2;
@@ -673,7 +633,6 @@ int run_all(bool poisoned) {
   run_pictures(comparison, random);
   run_finite(comparison, random);
   run_warp(comparison, random);
-  run_norm(comparison, random);
   run_windows(comparison, random);
   run_crops(comparison, random);
   run_votes(comparison, random);

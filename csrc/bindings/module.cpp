@@ -23,5 +23,4 @@ PYBIND11_MODULE(_C, module) {
   register_count_labels(module);
   register_warp_blend(module);
   register_merge_windows(module);
-  register_add_layer_norm(module);
 }

@@ -21,6 +21,5 @@ void register_all_finite(pybind11::module_& module);
 void register_count_labels(pybind11::module_& module);
 void register_warp_blend(pybind11::module_& module);
 void register_merge_windows(pybind11::module_& module);
-void register_add_layer_norm(pybind11::module_& module);
 
 }  // namespace zsseg::bindings

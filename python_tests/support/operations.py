@@ -59,17 +59,6 @@ OPERATIONS = {
         },
         {},
     ),
-    "add_layer_norm": (
-        {
-            "x": zeros(3, 4),
-            "y": zeros(3, 4),
-            "scale": zeros(1, 4),
-            "shift": zeros(1, 4),
-            "total": zeros(3, 4),
-            "out": zeros(3, 4),
-        },
-        {"eps": [1e-5], "total_after": 0},
-    ),
     "all_finite": ({"values": zeros(7, dtype=np.float16)}, {}),
     "count_labels": (
         {"labels": zeros(7, dtype=np.uint16), "out": zeros(4, dtype=np.int64)},

@@ -23,7 +23,6 @@ OPERATIONS = {
     "all_finite",
     "count_labels",
     "warp_blend",
-    "add_layer_norm",
 }
 
 

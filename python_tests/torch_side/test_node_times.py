@@ -14,7 +14,7 @@ from support.errors import refused
 from support.fake_tensorrt import FakeNative, FakeTensorRT, GpuArray
 from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.backends import _tensorrt, _tensorrt_device
-from zsseg_rt.backends._openvino_nodes import PastRuns, node_times
+from zsseg_rt.backends._openvino import PastRuns, node_times
 from zsseg_rt.backends.base import OUTSIDE_NODES, BackendOptions, NodeTime
 from zsseg_rt.backends.recording import RecordingSession
 from zsseg_rt.backends.registry import get_backend
@@ -49,7 +49,7 @@ def test_exported_nodes_are_named_after_their_modules(encoder):
     names = [node.name for node in nodes]
     assert len(set(names)) == len(names)
     assert "blocks.3.mlp.c_fc/MatMul" in names
-    assert "blocks.0/attention/Softmax" in names
+    assert "blocks.0.attention/Softmax" in names
     assert "conv1/Conv" in names
     of_blocks = [name for name in names if name.startswith("blocks.")]
     assert len(of_blocks) / len(names) > 0.8

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from zsseg_rt.backends._mapped_files import page_out
+from zsseg_rt.backends._openvino import page_out
 
 BYTES = 8 << 20
 

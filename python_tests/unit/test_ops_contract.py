@@ -18,7 +18,6 @@ ON_CPU_ALONE = {"ink"}
 NO_OPERATIONS = {
     *("available_cpu_isas", "cpu_isa", "cuda_device_count", "cuda_device_properties"),
     *(
-        "add_layer_norm",
         "cuda_runtime_version",
         "get_num_threads",
         "set_cpu_isa",

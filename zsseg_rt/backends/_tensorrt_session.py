@@ -6,20 +6,140 @@ import json
 import logging
 import math
 import os
+import re
 from collections.abc import Hashable, Mapping
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from zsseg_rt.backends import _tensorrt_device as gpu_device
 from zsseg_rt.backends._tensorrt_api import DTYPES, TensorRT, require, start_logging
 from zsseg_rt.backends._tensorrt_device import DeviceFeed, Gpu, on_device, order_after, read_feed
-from zsseg_rt.backends._tensorrt_runtime import RuntimeSettings
-from zsseg_rt.backends._tensorrt_verdicts import is_fused_attention, layer_info, read_verdict
-from zsseg_rt.backends.base import GoldenVerdict, LayerInfo, NodeTime, Recorder, Session
-from zsseg_rt.backends.feeds import check_names
-from zsseg_rt.backends.plan_cache import Plan, keep_golden
+from zsseg_rt.backends.base import (
+    GoldenVerdict,
+    LayerInfo,
+    NodeTime,
+    Recorder,
+    Session,
+    check_names,
+)
+from zsseg_rt.backends.plan_cache import Plan, keep_golden, kernels_path
 from zsseg_rt.common.arrays import Array, TensorSpec
+from zsseg_rt.common.files import Cache
 from zsseg_rt.errors import BackendError, DTypeError, ShapeError
+
+_MAX_BYTES = 1 << 30
+_log = logging.getLogger(__name__)
+
+
+class RuntimeSettings:
+    """What all execution contexts of one RTX plan share."""
+
+    def __init__(
+        self, api: TensorRT, engine: Any, plan_path: Path | None, *, captures: bool, logger: Any
+    ) -> None:
+        self._engine, self._logger, self.captures = engine, logger, captures
+        self._trt = api.module
+        self._path = None if plan_path is None else kernels_path(plan_path)
+        self._cache = Cache(Path() if plan_path is None else plan_path.parent, "kernels")
+        runtime_config = self._new_config()
+        made = runtime_config.create_runtime_cache()
+        self._kernels = require(made, "create_runtime_cache", logger)
+        self._saved = self._load()
+
+    def config(self, *, captures: bool) -> Any:
+        """A configuration for one more execution context; it shares the kernels."""
+        runtime_config = self._new_config()
+        placed = runtime_config.set_runtime_cache(self._kernels)
+        require(placed, "set_runtime_cache", self._logger)
+        trt = self._trt
+        on, off = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE, trt.CudaGraphStrategy.DISABLED
+        runtime_config.cuda_graph_strategy = on if captures else off
+        return runtime_config
+
+    def save(self) -> None:
+        """Write the kernels if there are new ones; where that fails, there is a warning."""
+        serialized = None if self._path is None else self._kernels.serialize()
+        if self._path is None or serialized is None:
+            return
+        data = bytes(serialized)
+        if data != self._saved:
+            self._cache.keep(self._path.name, data, else_="Starts stay slow until that is fixed.")
+            self._saved = data
+
+    def _new_config(self) -> Any:
+        made = self._engine.create_runtime_config()
+        return require(made, "create_runtime_config", self._logger)
+
+    def _load(self) -> bytes:
+        """Take over what an earlier process compiled, and return it."""
+        if self._path is None:
+            return b""
+        entry = self._cache.read(self._path.name, max_bytes=_MAX_BYTES)
+        if entry is not None and self._kernels.deserialize(entry.data):
+            return entry.data
+        if entry is not None:
+            _log.info("tensorrt: %s is for another GPU or driver: compiling again", self._path)
+        return b""
+
+
+# The inspector's names of element types -> NumPy's; longer names first.
+_FORMAT_NAMES = {
+    "bfloat16": "bfloat16",
+    "bf16": "bfloat16",
+    "fp32": "float32",
+    "float32": "float32",
+    "fp16": "float16",
+    "half": "float16",
+    "float16": "float16",
+    "fp8": "fp8",
+    "float": "float32",
+    "int8": "int8",
+    "int32": "int32",
+    "int64": "int64",
+    "bool": "bool",
+}
+# Every version's fused attention, such as _gemm_mha_v2 and fmha_v2, but no name of ours: "/".
+_FUSED = re.compile(r"(?<![a-z/])f?mha(?![a-z])", re.IGNORECASE)
+_NAMED = ("Name", "LayerType", "TacticName")
+
+
+def layer_info(entry: Any) -> LayerInfo:
+    """A layer as the inspector reports it: only its name if the plan keeps no more."""
+    if isinstance(entry, str):
+        return LayerInfo(name=entry, type="", precision="")
+    outputs = entry.get("Outputs") or [{}]
+    format_name = str(outputs[0].get("Format/Datatype", "")).lower()
+    precision = next((name for name in _FORMAT_NAMES if name in format_name), "")
+    return LayerInfo(
+        name=str(entry.get("Name", "")),
+        type=str(entry.get("LayerType", "")),
+        precision=_FORMAT_NAMES.get(precision, ""),
+    )
+
+
+def is_fused_attention(entry: Any) -> bool:
+    """Whether a layer, as the inspector reports it, is one fused attention."""
+    if isinstance(entry, str):
+        return _FUSED.search(entry) is not None
+    return any(_FUSED.search(str(entry.get(key, ""))) for key in _NAMED)
+
+
+def read_verdict(stored: Mapping[str, Any] | None, sample: str) -> GoldenVerdict | None:
+    """A stored verdict, if it is one and of this golden sample."""
+    if stored is None or stored.get("sample") != sample:
+        return None
+    try:
+        return GoldenVerdict(
+            sample=sample,
+            passed=stored["passed"] is True,
+            stage=str(stored["stage"]),
+            error=float(stored["error"]),
+            tolerance=float(stored["tolerance"]),
+        )
+    except (KeyError, TypeError, ValueError):
+        return None
+
 
 _log = logging.getLogger(__name__)
 

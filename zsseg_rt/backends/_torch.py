@@ -30,9 +30,11 @@ from zsseg_rt.backends.base import (
     NodeTime,
     Recorder,
     Session,
+    check_feed,
+    check_names,
+    check_tokens,
     pick_choice,
 )
-from zsseg_rt.backends.feeds import check_feed, check_names, check_tokens
 from zsseg_rt.common.arrays import Array, TensorSpec, typestr_of, widened
 from zsseg_rt.common.extras import install_command, package_of, unavailable
 from zsseg_rt.errors import (

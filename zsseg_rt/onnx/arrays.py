@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from zsseg_rt.onnx.operations import Array, Operations, Shape, Value
+from zsseg_rt.onnx.runs import Windows
 from zsseg_rt.onnx.table import OPERATORS
 
 
@@ -114,66 +115,48 @@ class Numpy:
         shape = [-1] + [1] * (x.ndim - 2)
         return np.asarray(normed * scale.reshape(shape) + bias.reshape(shape))
 
-    def conv(
-        self,
-        x: Array,
-        weight: Array,
-        bias: Array | None,
-        strides: Sequence[int],
-        around: Sequence[tuple[int, int]],
-        dilations: Sequence[int],
-        groups: int,
-    ) -> Array:
+    def conv(self, x: Array, weight: Array, bias: Array | None, lie: Windows, groups: int) -> Array:
         """Images of any rank; zeros lie around them."""
-        x = self.pad(x, [(0, 0), (0, 0), *around], 0)
-        windows = _windows(x, weight.shape[2:], strides, dilations)
+        windows = _views(self.pad(x, [(0, 0), (0, 0), *lie.around], 0), lie)
         places = windows.shape[2 : x.ndim]
-        batch, rest = len(x), math.prod(weight.shape[2:])
-        cut = windows.reshape(batch, groups, -1, math.prod(places), rest)
-        cut = cut.transpose(1, 0, 3, 2, 4).reshape(groups, batch * math.prod(places), -1)
+        batch, count = len(x), math.prod(places)
+        cut = windows.reshape(batch, groups, -1, count, math.prod(lie.kernel))
+        cut = cut.transpose(1, 0, 3, 2, 4).reshape(groups, batch * count, -1)
         products = cut @ weight.reshape(groups, len(weight) // groups, -1).transpose(0, 2, 1)
         image = products.transpose(1, 0, 2).reshape(batch, *places, -1)
-        image = np.moveaxis(image, -1, 1)
-        shape = [-1] + [1] * len(places)
-        return image if bias is None else np.asarray(image + bias.reshape(shape))
+        return np.moveaxis(image if bias is None else image + bias, -1, 1)
 
     def conv_transpose(
         self,
         x: Array,
         weight: Array,
         bias: Array | None,
-        strides: Sequence[int],
-        around: Sequence[tuple[int, int]],
+        lie: Windows,
         more: Sequence[int],
-        dilations: Sequence[int],
         groups: int,
     ) -> Array:
         """A convolution of the image with zeros between its places, by the turned weight."""
         rank = x.ndim - 2
-        sizes = [(n - 1) * step + 1 for n, step in zip(x.shape[2:], strides, strict=True)]
+        sizes = [(n - 1) * step + 1 for n, step in zip(x.shape[2:], lie.strides, strict=True)]
         spread = np.zeros((*x.shape[:2], *sizes), x.dtype)
-        places: Any = (..., *(slice(None, None, step) for step in strides))
+        places: Any = (..., *(slice(None, None, step) for step in lie.strides))
         spread[places] = x
         cut = weight.reshape(groups, -1, *weight.shape[1:]).swapaxes(1, 2)
         turned = np.flip(cut, tuple(range(3, 3 + rank))).reshape(-1, *cut.shape[2:])
-        reach = [(n - 1) * step for n, step in zip(weight.shape[2:], dilations, strict=True)]
         outside = [
-            (r - before, r - after + extra)
-            for r, (before, after), extra in zip(reach, around, more, strict=True)
+            (reach - 1 - before, reach - 1 - after + extra)
+            for reach, (before, after), extra in zip(lie.reach, lie.around, more, strict=True)
         ]
-        return self.conv(spread, turned, bias, [1] * rank, outside, dilations, groups)
+        lie = lie._replace(strides=[1] * rank, around=outside)
+        return self.conv(spread, turned, bias, lie, groups)
 
-    def max_pool(
-        self, x: Array, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
-    ) -> Array:
+    def max_pool(self, x: Array, lie: Windows) -> Array:
         """The largest in each window."""
-        return np.asarray(_windows(x, kernel, strides, dilations).max(tuple(range(2 - x.ndim, 0))))
+        return np.asarray(_views(x, lie).max(tuple(range(2 - x.ndim, 0))))
 
-    def mean_pool(
-        self, x: Array, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
-    ) -> Array:
+    def mean_pool(self, x: Array, lie: Windows) -> Array:
         """The mean of each window."""
-        return np.asarray(_windows(x, kernel, strides, dilations).mean(tuple(range(2 - x.ndim, 0))))
+        return np.asarray(_views(x, lie).mean(tuple(range(2 - x.ndim, 0))))
 
     def resize(
         self,
@@ -248,13 +231,10 @@ def _normalised(x: Array, axes: tuple[int, ...], eps: float) -> Array:
     return np.asarray(centred / np.sqrt(variance + np.float32(eps)))
 
 
-def _windows(
-    x: Array, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
-) -> Array:
+def _views(x: Array, lie: Windows) -> Array:
     """Views [B, C, places..., kernel...] of all windows."""
-    reach = [(size - 1) * step + 1 for size, step in zip(kernel, dilations, strict=True)]
-    windows = np.lib.stride_tricks.sliding_window_view(x, reach, tuple(range(2, x.ndim)))
-    steps = [slice(None, None, step) for step in (*strides, *dilations)]
+    windows = np.lib.stride_tricks.sliding_window_view(x, lie.reach, tuple(range(2, x.ndim)))
+    steps = [slice(None, None, step) for step in (*lie.strides, *lie.dilations)]
     return np.asarray(windows[(slice(None), slice(None), *steps)])
 
 

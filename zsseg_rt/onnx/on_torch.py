@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from zsseg_rt.onnx.arrays import resized
+from zsseg_rt.onnx.runs import Windows
 
 
 class OnTorch:
@@ -125,56 +126,35 @@ class OnTorch:
         bias = None if bias is None else bias.float()
         return norm(x.float(), over, scale.float(), bias, eps).to(x.dtype)
 
-    def conv(
-        self,
-        x: Any,
-        weight: Any,
-        bias: Any,
-        strides: Sequence[int],
-        around: Sequence[tuple[int, int]],
-        dilations: Sequence[int],
-        groups: int,
-    ) -> Any:
+    def conv(self, x: Any, weight: Any, bias: Any, lie: Windows, groups: int) -> Any:
         """Images of one to three axes; zeros lie around them."""
-        pads = [before for before, _ in around]
-        if any(before != after for before, after in around):
-            x, pads = self.pad(x, [(0, 0), (0, 0), *around], 0), [0] * len(pads)
+        pads = [before for before, _ in lie.around]
+        if any(before != after for before, after in lie.around):
+            x, pads = self.pad(x, [(0, 0), (0, 0), *lie.around], 0), [0] * len(pads)
         function = getattr(self._torch, f"conv{len(pads)}d")
-        return function(x, weight, bias, strides, pads, dilations, groups)
+        return function(x, weight, bias, lie.strides, pads, lie.dilations, groups)
 
     def conv_transpose(
-        self,
-        x: Any,
-        weight: Any,
-        bias: Any,
-        strides: Sequence[int],
-        around: Sequence[tuple[int, int]],
-        more: Sequence[int],
-        dilations: Sequence[int],
-        groups: int,
+        self, x: Any, weight: Any, bias: Any, lie: Windows, more: Sequence[int], groups: int
     ) -> Any:
         """The reverse of a convolution."""
-        pads = [before for before, _ in around]
-        if any(before != after for before, after in around):
-            raise ValueError(f"pads: expected the same at both ends, got {around}")
+        pads = [before for before, _ in lie.around]
+        if any(before != after for before, after in lie.around):
+            raise ValueError(f"pads: expected the same at both ends, got {lie.around}")
         function = getattr(self._torch, f"conv_transpose{len(pads)}d")
-        return function(x, weight, bias, strides, pads, more, groups, dilations)
+        return function(x, weight, bias, lie.strides, pads, more, groups, lie.dilations)
 
-    def max_pool(
-        self, x: Any, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
-    ) -> Any:
+    def max_pool(self, x: Any, lie: Windows) -> Any:
         """The largest in each window."""
-        function = getattr(self._functional, f"max_pool{len(kernel)}d")
-        return function(x, tuple(kernel), tuple(strides), 0, tuple(dilations))
+        function = getattr(self._functional, f"max_pool{len(lie.kernel)}d")
+        return function(x, tuple(lie.kernel), tuple(lie.strides), 0, tuple(lie.dilations))
 
-    def mean_pool(
-        self, x: Any, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
-    ) -> Any:
+    def mean_pool(self, x: Any, lie: Windows) -> Any:
         """The mean of each window."""
-        if any(step != 1 for step in dilations):
-            raise ValueError(f"dilations: expected 1, got {list(dilations)}")
-        function = getattr(self._functional, f"avg_pool{len(kernel)}d")
-        return function(x, tuple(kernel), tuple(strides))
+        if any(step != 1 for step in lie.dilations):
+            raise ValueError(f"dilations: expected 1, got {list(lie.dilations)}")
+        function = getattr(self._functional, f"avg_pool{len(lie.kernel)}d")
+        return function(x, tuple(lie.kernel), tuple(lie.strides))
 
     def resize(
         self, x: Any, changed: Mapping[int, tuple[int, float | None]], settings: Mapping[str, Any]

@@ -401,7 +401,9 @@ def decode(message: Any, schema: _Schema) -> dict[str, Any]:
             key, position = _varint(message, position - 1)
         field = schema.get(key)
         if field is None:
-            raise DamagedError(f"field {key >> 3} of wire type {key & 7}, which is not expected")
+            raise DamagedError(
+                f"field {key >> 3} of wire type {key & 7}, which is not expected here"
+            )
         name, many, read = field
         wire, size = key & 7, 4
         if wire != _FLOAT:  # most are of one byte

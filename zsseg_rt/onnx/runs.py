@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,16 +18,6 @@ from zsseg_rt.onnx.operations import ONNX_TYPES
 
 Run = Callable[..., Any]
 _DTYPES = {number: name for name, number in ONNX_TYPES.items()}
-
-
-def plain(name: str) -> Run:
-    """A function that is called alike in NumPy and torch."""
-    return lambda xp, *inputs, **_: getattr(xp, name)(*inputs)
-
-
-def joined(name: str) -> Run:
-    """A function of two, over any number of inputs."""
-    return lambda xp, *inputs: functools.reduce(getattr(xp, name), inputs)
 
 
 def numbers(given: Any) -> list[int]:
@@ -48,35 +38,11 @@ def divide(xp: Any, a: Any, b: Any) -> Any:
     return a / b if xp.is_float(a) else xp.sign(a) * (abs(a) // b)
 
 
-def mean(xp: Any, *inputs: Any) -> Any:
-    return functools.reduce(xp.add, inputs) / len(inputs)
-
-
-def modulo(xp: Any, a: Any, b: Any, fmod: int = 0) -> Any:
-    return xp.fmod(a, b) if fmod else xp.remainder(a, b)
-
-
-def power(xp: Any, a: Any, b: Any) -> Any:
-    return xp.cast(a**b, xp.dtype_name(a))
-
-
 def clip(xp: Any, x: Any, low: Any = None, high: Any = None) -> Any:
     if low is None and high is None:
         return x
     bounds = [each.item() if isinstance(each, np.ndarray) else each for each in (low, high)]
     return xp.clip(x, *bounds)
-
-
-def cast(xp: Any, x: Any, to: int, saturate: int = 1) -> Any:
-    return xp.cast(x, _DTYPES[to])
-
-
-def cast_like(xp: Any, x: Any, like: Any, saturate: int = 1) -> Any:
-    return xp.cast(x, xp.dtype_name(like))
-
-
-def celu(xp: Any, x: Any, alpha: float = 1.0) -> Any:
-    return xp.clip(x, 0, None) + alpha * xp.expm1(xp.clip(x, None, 0) / alpha)
 
 
 def elu(xp: Any, x: Any, alpha: float = 1.0) -> Any:
@@ -93,40 +59,8 @@ def hard_sigmoid(xp: Any, x: Any, alpha: float = 0.2, beta: float = 0.5) -> Any:
     return xp.clip(alpha * x + beta, 0, 1)
 
 
-def hard_swish(xp: Any, x: Any) -> Any:
-    return x * hard_sigmoid(xp, x, 1 / 6)
-
-
-def leaky_relu(xp: Any, x: Any, alpha: float = 0.01) -> Any:
-    return xp.where(x < 0, alpha * x, x)
-
-
-def prelu(xp: Any, x: Any, slope: Any) -> Any:
-    return xp.where(x < 0, slope * x, x)
-
-
 def softplus(xp: Any, x: Any) -> Any:
     return xp.clip(x, 0, None) + xp.log1p(xp.exp(-abs(x)))
-
-
-def mish(xp: Any, x: Any) -> Any:
-    return x * xp.tanh(softplus(xp, x))
-
-
-def softsign(xp: Any, x: Any) -> Any:
-    return x / (1 + abs(x))
-
-
-def swish(xp: Any, x: Any, alpha: float = 1.0) -> Any:
-    return x * xp.sigmoid(alpha * x)
-
-
-def thresholded_relu(xp: Any, x: Any, alpha: float = 1.0) -> Any:
-    return xp.where(x > alpha, x, 0 * x)
-
-
-def gelu(xp: Any, x: Any, approximate: bytes = b"none") -> Any:
-    return xp.gelu(x, text(approximate))
 
 
 # --- along axes ---
@@ -156,6 +90,7 @@ def _product(xp: Any, x: Any, axis: Sequence[int], keepdims: bool) -> Any:
     return x
 
 
+_REDUCED = "L1 L2 LogSum LogSumExp Max Mean Min Prod Sum SumSquare"
 _REDUCTIONS: dict[str, Callable[..., Any]] = {
     "ReduceL1": lambda xp, x, **along: xp.sum(abs(x), **along),
     "ReduceL2": lambda xp, x, **along: xp.norm(x, **along),
@@ -258,10 +193,6 @@ def unsqueeze(xp: Any, x: Any, axes: Any) -> Any:
     return x.reshape(shape)
 
 
-def concat(xp: Any, *parts: Any, axis: int) -> Any:
-    return xp.concat(parts, axis)
-
-
 def split(
     xp: Any, x: Any, split: Any = None, axis: int = 0, num_outputs: int = 1
 ) -> tuple[Any, ...]:
@@ -307,31 +238,14 @@ def gather(xp: Any, x: Any, indices: Any, axis: int = 0) -> Any:
     return xp.take(x, indices, axis)
 
 
-def gather_elements(xp: Any, x: Any, indices: Any, axis: int = 0) -> Any:
-    return xp.take_along(x, indices, axis)
-
-
 def gather_nd(xp: Any, x: Any, indices: Any, batch_dims: int = 0) -> Any:
     if batch_dims:
         raise ValueError(f"batch_dims: expected 0, got {batch_dims}")
     return x[tuple(indices[..., place] for place in range(indices.shape[-1]))]
 
 
-def one_hot(xp: Any, indices: Any, depth: Any, values: Any, axis: int = -1) -> Any:
-    count = numbers(depth)[0]
-    axis = axis % (indices.ndim + 1)
-    shape = [1] * axis + [count] + [1] * (indices.ndim - axis)
-    places = xp.asarray(np.arange(count).reshape(shape), indices)
-    is_place = xp.unsqueeze(xp.remainder(indices, count), axis) == places
-    return xp.where(is_place, values[1], values[0])
-
-
 def expand(xp: Any, x: Any, shape: Any) -> Any:
     return xp.broadcast_to(x, np.broadcast_shapes(tuple(x.shape), tuple(numbers(shape))))
-
-
-def tile(xp: Any, x: Any, repeats: Any) -> Any:
-    return xp.tile(x, tuple(numbers(repeats)))
 
 
 def pad(
@@ -372,10 +286,6 @@ def shape(xp: Any, x: Any, start: int = 0, end: int | None = None) -> Any:
     return np.array(tuple(x.shape)[slice(start, end)], np.int64)
 
 
-def size(xp: Any, x: Any) -> Any:
-    return np.array(math.prod(x.shape), np.int64)
-
-
 def constant(xp: Any, **values: Any) -> Any:
     (given,) = values.values()
     if isinstance(given, (int, float, list)):
@@ -394,10 +304,6 @@ def range_(xp: Any, start: Any, limit: Any, step: Any) -> Any:
     kind: Any = np.asarray(start).dtype
     count = max(0, math.ceil((end - begin) / by))
     return (begin + np.arange(count) * by).astype(kind)
-
-
-def dropout(xp: Any, x: Any, *_: Any, **__: Any) -> tuple[Any, Any]:
-    return x, x == x
 
 
 # --- products, windows, norms ---
@@ -419,10 +325,6 @@ def gemm(
     return product if c is None else product + (c if beta == 1 else c * beta)
 
 
-def einsum(xp: Any, *inputs: Any, equation: bytes) -> Any:
-    return xp.einsum(text(equation).replace(" ", ""), *inputs)
-
-
 def attention(
     xp: Any, q: Any, k: Any, v: Any, mask: Any = None, is_causal: int = 0, scale: float = 0.0
 ) -> Any:
@@ -432,98 +334,80 @@ def attention(
     return xp.softmax(scores if mask is None else scores + mask, -1) @ v
 
 
-def _around(
-    x: Any, kernel: Sequence[int], given: dict[str, Any], dilations: Sequence[int]
-) -> tuple[list[int], list[tuple[int, int]]]:
-    """Strides of windows over an image, and the zeros around its axes."""
+class Windows(NamedTuple):
+    """How windows lie in an image, by axis: their sizes, steps, what is around it, and spacing."""
+
+    kernel: Sequence[int]
+    strides: Sequence[int]
+    around: Sequence[tuple[int, int]]
+    dilations: Sequence[int]
+
+    @property
+    def reach(self) -> list[int]:
+        """What a window spans."""
+        pairs = zip(self.kernel, self.dilations, strict=True)
+        return [(size - 1) * step + 1 for size, step in pairs]
+
+
+def _windows(x: Any, kernel: Sequence[int], rule: dict[str, Any]) -> Windows:
+    """As attributes say it."""
     rank = len(kernel)
-    strides = given.get("strides") or [1] * rank
-    pads, mode = given.get("pads") or [0] * 2 * rank, text(given.get("auto_pad", b"NOTSET"))
-    around = list(zip(pads[:rank], pads[rank:], strict=True))
+    pads, mode = rule.get("pads") or [0] * 2 * rank, text(rule.get("auto_pad", b"NOTSET"))
+    lie = Windows(
+        kernel,
+        rule.get("strides") or [1] * rank,
+        list(zip(pads[:rank], pads[rank:], strict=True)),
+        rule.get("dilations") or [1] * rank,
+    )
     if mode.startswith("SAME"):
         around = []
-        for size, reach, stride, dilation in zip(
-            x.shape[2:], kernel, strides, dilations, strict=True
-        ):
-            total = max((-(-size // stride) - 1) * stride + (reach - 1) * dilation + 1 - size, 0)
+        for size, reach, stride in zip(x.shape[2:], lie.reach, lie.strides, strict=True):
+            total = max((-(-size // stride) - 1) * stride + reach - size, 0)
             small, large = total // 2, total - total // 2
             around.append((small, large) if mode == "SAME_UPPER" else (large, small))
-    return strides, around
+        return lie._replace(around=around)
+    if rule.get("ceil_mode", 0):  # the last window that begins in the image is whole
+        around = []
+        sides = zip(x.shape[2:], lie.reach, lie.strides, lie.around, strict=True)
+        for size, reach, stride, (before, after) in sides:
+            steps = -(-(size + before + after - reach) // stride)
+            steps -= steps * stride >= size + before
+            around.append((before, max(steps * stride + reach - size - before, after)))
+        return lie._replace(around=around)
+    return lie
 
 
-def conv(
-    xp: Any, x: Any, weight: Any, bias: Any = None, *, dilations: Any = None, group: int = 1,
-    **given: Any,
-) -> Any:  # fmt: skip
-    kernel = weight.shape[2:]
-    dilations = dilations or [1] * len(kernel)
-    strides, around = _around(x, kernel, given, dilations)
-    return xp.conv(x, weight, bias, strides, around, dilations, group)
+def conv(xp: Any, x: Any, weight: Any, bias: Any = None, group: int = 1, **rule: Any) -> Any:
+    return xp.conv(x, weight, bias, _windows(x, weight.shape[2:], rule), group)
 
 
 def conv_transpose(
-    xp: Any, x: Any, weight: Any, bias: Any = None, *, dilations: Any = None, group: int = 1,
-    output_padding: Any = None, **given: Any,
-) -> Any:  # fmt: skip
-    rank = len(weight.shape) - 2
-    if text(given.get("auto_pad", b"NOTSET")) != "NOTSET":
+    xp: Any, x: Any, weight: Any, bias: Any = None, group: int = 1, **rule: Any
+) -> Any:
+    if text(rule.get("auto_pad", b"NOTSET")) != "NOTSET":
         raise ValueError("auto_pad: expected stated pads")
-    strides, around = _around(x, weight.shape[2:], given, [1] * rank)
-    more = output_padding or [0] * rank
-    return xp.conv_transpose(x, weight, bias, strides, around, more, dilations or [1] * rank, group)
+    lie = _windows(x, weight.shape[2:], rule)
+    more = rule.get("output_padding") or [0] * len(lie.kernel)
+    return xp.conv_transpose(x, weight, bias, lie, more, group)
 
 
-def max_pool(
-    xp: Any, x: Any, kernel_shape: Sequence[int], dilations: Any = None, ceil_mode: int = 0,
-    storage_order: int = 0, **given: Any,
-) -> Any:  # fmt: skip
-    dilations = dilations or [1] * len(kernel_shape)
-    strides, around = _around(x, kernel_shape, given, dilations)
-    around = _with_last(x, kernel_shape, strides, around, dilations) if ceil_mode else around
-    x = xp.pad(x, [(0, 0), (0, 0), *around], -math.inf)
-    return xp.max_pool(x, kernel_shape, strides, dilations)
+def max_pool(xp: Any, x: Any, kernel_shape: Sequence[int], **rule: Any) -> Any:
+    lie = _windows(x, kernel_shape, rule)
+    return xp.max_pool(xp.pad(x, [(0, 0), (0, 0), *lie.around], -math.inf), lie)
 
 
 def average_pool(
-    xp: Any, x: Any, kernel_shape: Sequence[int], dilations: Any = None, ceil_mode: int = 0,
-    count_include_pad: int = 0, **given: Any,
-) -> Any:  # fmt: skip
-    dilations = dilations or [1] * len(kernel_shape)
-    strides, around = _around(x, kernel_shape, given, dilations)
-    whole = _with_last(x, kernel_shape, strides, around, dilations) if ceil_mode else around
-    padded = xp.pad(x, [(0, 0), (0, 0), *whole], 0)
-    pooled = xp.mean_pool(padded, kernel_shape, strides, dilations)
-    counted = around if count_include_pad else [(0, 0)] * len(around)
-    if counted == whole:
+    xp: Any, x: Any, kernel_shape: Sequence[int], count_include_pad: int = 0, **rule: Any
+) -> Any:
+    lie = _windows(x, kernel_shape, rule)
+    pooled = xp.mean_pool(xp.pad(x, [(0, 0), (0, 0), *lie.around], 0), lie)
+    stated = _windows(x, kernel_shape, {**rule, "ceil_mode": 0}).around
+    counted = stated if count_include_pad else [(0, 0)] * len(stated)
+    if counted == lie.around:
         return pooled
+    rest = [(a - c, b - d) for (a, b), (c, d) in zip(lie.around, counted, strict=True)]
     ones = xp.pad(0 * x[:1, :1] + 1, [(0, 0), (0, 0), *counted], 1)
-    rest = [(a - c, b - d) for (a, b), (c, d) in zip(whole, counted, strict=True)]
-    ones = xp.pad(ones, [(0, 0), (0, 0), *rest], 0)
-    return pooled / xp.mean_pool(ones, kernel_shape, strides, dilations)
-
-
-def _with_last(
-    x: Any,
-    kernel: Sequence[int],
-    strides: Sequence[int],
-    around: list[tuple[int, int]],
-    dilations: Sequence[int],
-) -> list[tuple[int, int]]:
-    """More zeros at the end, so that the last window that begins in the image is whole."""
-    whole = []
-    for size, reach, stride, (before, after), dilation in zip(
-        x.shape[2:], kernel, strides, around, dilations, strict=True
-    ):
-        width = (reach - 1) * dilation + 1
-        steps = -(-(size + before + after - width) // stride)
-        steps -= steps * stride >= size + before
-        whole.append((before, max(steps * stride + width - size - before, after)))
-    return whole
-
-
-def global_pool(name: str) -> Run:
-    """Over height and width, which stay with size 1."""
-    return lambda xp, x: getattr(xp, name)(x, axis=tuple(range(2, x.ndim)), keepdims=True)
+    return pooled / xp.mean_pool(xp.pad(ones, [(0, 0), (0, 0), *rest], 0), lie)
 
 
 def layer_norm(
@@ -540,10 +424,6 @@ def rms_norm(
     along = tuple(range(axis % x.ndim, x.ndim))
     root = xp.sqrt(xp.mean(wide * wide, axis=along, keepdims=True) + epsilon)
     return xp.cast(wide / root, xp.dtype_name(x)) * scale
-
-
-def instance_norm(xp: Any, x: Any, scale: Any, bias: Any, *, epsilon: float = 1e-5) -> Any:
-    return xp.group_norm(x, x.shape[1], scale, bias, epsilon)
 
 
 def group_norm(
@@ -583,3 +463,109 @@ def resize(
         if size != x.shape[axis] or factor not in (None, 1.0)
     }
     return xp.resize(x, changed, settings) if changed else x
+
+
+RUNS: dict[str, Run] = {
+    **{f"Reduce{name}": reduction(f"Reduce{name}") for name in _REDUCED.split()},
+    "Abs": lambda xp, x: abs(x),
+    "Add": lambda xp, a, b: a + b,
+    "And": lambda xp, a, b: xp.logical_and(a, b),
+    "ArgMax": largest(1),
+    "ArgMin": largest(-1),
+    "Attention": attention,
+    "AveragePool": average_pool,
+    "BatchNormalization": batch_norm,
+    "Cast": lambda xp, x, to, saturate=1: xp.cast(x, _DTYPES[to]),
+    "CastLike": lambda xp, x, like, saturate=1: xp.cast(x, xp.dtype_name(like)),
+    "Ceil": lambda xp, x: xp.ceil(x),
+    "Celu": lambda xp, x, alpha=1.0: elu(xp, x / alpha, alpha) if alpha != 1 else elu(xp, x),
+    "Clip": clip,
+    "Concat": lambda xp, *parts, axis: xp.concat(parts, axis),
+    "Constant": constant,
+    "ConstantOfShape": constant_of_shape,
+    "Conv": conv,
+    "ConvTranspose": conv_transpose,
+    "Cos": lambda xp, x: xp.cos(x),
+    "CumSum": cumsum,
+    "DepthToSpace": depth_to_space,
+    "Div": divide,
+    "Dropout": lambda xp, x, *_, **__: (x, x == x),
+    "Einsum": lambda xp, *inputs, equation: xp.einsum(text(equation).replace(" ", ""), *inputs),
+    "Elu": elu,
+    "Equal": lambda xp, a, b: a == b,
+    "Erf": lambda xp, x: xp.erf(x),
+    "Exp": lambda xp, x: xp.exp(x),
+    "Expand": expand,
+    "Flatten": flatten,
+    "Floor": lambda xp, x: xp.floor(x),
+    "Gather": gather,
+    "GatherElements": lambda xp, x, indices, axis=0: xp.take_along(x, indices, axis),
+    "GatherND": gather_nd,
+    "Gelu": lambda xp, x, approximate=b"none": xp.gelu(x, text(approximate)),
+    "Gemm": gemm,
+    "GlobalAveragePool": lambda xp, x: xp.mean(x, axis=tuple(range(2, x.ndim)), keepdims=True),
+    "GlobalMaxPool": lambda xp, x: xp.amax(x, axis=tuple(range(2, x.ndim)), keepdims=True),
+    "Greater": lambda xp, a, b: a > b,
+    "GreaterOrEqual": lambda xp, a, b: a >= b,
+    "GroupNormalization": group_norm,
+    "HardSigmoid": hard_sigmoid,
+    "HardSwish": lambda xp, x: x * hard_sigmoid(xp, x, 1 / 6),
+    "Identity": lambda xp, x: x,
+    "InstanceNormalization": lambda xp, x, *given, **more: group_norm(
+        xp, x, *given, num_groups=x.shape[1], **more
+    ),
+    "LayerNormalization": layer_norm,
+    "LeakyRelu": lambda xp, x, alpha=0.01: xp.where(x < 0, alpha * x, x),
+    "Less": lambda xp, a, b: a < b,
+    "LessOrEqual": lambda xp, a, b: a <= b,
+    "Log": lambda xp, x: xp.log(x),
+    "LogSoftmax": log_softmax,
+    "LpNormalization": lp_norm,
+    "MatMul": lambda xp, a, b: xp.matmul(a, b),
+    "Max": lambda xp, *inputs: functools.reduce(xp.maximum, inputs),
+    "MaxPool": max_pool,
+    "Mean": lambda xp, *inputs: functools.reduce(xp.add, inputs) / len(inputs),
+    "Min": lambda xp, *inputs: functools.reduce(xp.minimum, inputs),
+    "Mish": lambda xp, x: x * xp.tanh(softplus(xp, x)),
+    "Mod": lambda xp, a, b, fmod=0: xp.fmod(a, b) if fmod else xp.remainder(a, b),
+    "Mul": lambda xp, a, b: a * b,
+    "Neg": lambda xp, x: -x,
+    "Not": lambda xp, x: xp.logical_not(x),
+    "Or": lambda xp, a, b: xp.logical_or(a, b),
+    "PRelu": lambda xp, x, slope: xp.where(x < 0, slope * x, x),
+    "Pad": pad,
+    "Pow": lambda xp, a, b: xp.cast(a**b, xp.dtype_name(a)),
+    "RMSNormalization": rms_norm,
+    "Range": range_,
+    "Reciprocal": lambda xp, x: 1 / x,
+    "Relu": lambda xp, x: xp.relu(x),
+    "Reshape": reshape,
+    "Resize": resize,
+    "Round": lambda xp, x: xp.round(x),
+    "Selu": selu,
+    "Shape": shape,
+    "Sigmoid": lambda xp, x: xp.sigmoid(x),
+    "Sign": lambda xp, x: xp.sign(x),
+    "Sin": lambda xp, x: xp.sin(x),
+    "Size": lambda xp, x: np.array(math.prod(x.shape), np.int64),
+    "Slice": slice_,
+    "Softmax": softmax,
+    "Softplus": softplus,
+    "Softsign": lambda xp, x: x / (1 + abs(x)),
+    "SpaceToDepth": space_to_depth,
+    "Split": split,
+    "Sqrt": lambda xp, x: xp.sqrt(x),
+    "Squeeze": squeeze,
+    "Sub": lambda xp, a, b: a - b,
+    "Sum": lambda xp, *inputs: functools.reduce(xp.add, inputs),
+    "Swish": lambda xp, x, alpha=1.0: x * xp.sigmoid(alpha * x),
+    "Tanh": lambda xp, x: xp.tanh(x),
+    "ThresholdedRelu": lambda xp, x, alpha=1.0: xp.where(x > alpha, x, 0 * x),
+    "Tile": lambda xp, x, repeats: xp.tile(x, tuple(numbers(repeats))),
+    "TopK": top_k,
+    "Transpose": transpose,
+    "Trilu": trilu,
+    "Unsqueeze": unsqueeze,
+    "Where": lambda xp, condition, a, b: xp.where(condition, a, b),
+    "Xor": lambda xp, a, b: xp.logical_xor(a, b),
+}

@@ -28,7 +28,7 @@ class Operator:
     Attributes:
         arity: (since this operator set, fewest inputs, most inputs), the oldest first.
         rule: Judges a call, and says the types and shapes of its results.
-        run: Computes it, see :mod:`zsseg_rt.onnx.runs`; None where only other runtimes do.
+        run: Computes it, by :data:`zsseg_rt.onnx.runs.RUNS`; None where only other runtimes do.
         attributes: Those that it may have.
         outputs: Fewest and most outputs. The places that MaxPool took and the statistics of norms
             serve training.
@@ -51,9 +51,7 @@ class Operator:
 OPERATORS: dict[str, Operator] = {}
 
 
-def _add(
-    names: str, arity: str, rule: Any, run: Any = None, attributes: str = "", **more: Any
-) -> None:
+def _add(names: str, arity: str, rule: Any, attributes: str = "", **more: Any) -> None:
     """Rows that differ by name; ``arity`` is ``"SINCE:FEWEST-MOST ..."``, of set 11 if unsaid.
 
     From the schemas of ONNX, except that the ``roi`` of Resize 11 may be left out, as exporters do,
@@ -66,131 +64,90 @@ def _add(
         parsed.append((int(since or 11), int(low), _MANY if high == "*" else int(high or low)))
     for name in names.split():
         OPERATORS[name] = Operator(
-            arity=tuple(parsed), rule=rule, run=run,
+            arity=tuple(parsed), rule=rule, run=runs.RUNS.get(name),
             attributes=frozenset(attributes.split()), **more,
         )  # fmt: skip
 
 
-_SAME = "Abs Ceil Cos Erf Exp Floor Log Neg Not Relu Round Sigmoid Sign Sin Sqrt Tanh"
-for _name in _SAME.split():
-    _torchs = {"Neg": "negative", "Not": "logical_not"}.get(_name, _name.lower())
-    _add(_name, "1", rules.same, runs.plain(_torchs))
-for _name, _function in {
-    "Add": "add", "And": "logical_and", "Greater": "greater", "Less": "less", "Mul": "multiply",
-    "Or": "logical_or", "Sub": "subtract", "Xor": "logical_xor",
-}.items():  # fmt: skip
-    _add(_name, "2", rules.combine, runs.plain(_function))
-for _name, _function in {"Sum": "add", "Max": "maximum", "Min": "minimum"}.items():
-    _add(_name, "1-*", rules.combine, runs.joined(_function))
-for _name in ["L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "SumSquare"]:
-    _add(
-        f"Reduce{_name}", "1 18:1-2", rules.reduce, runs.reduction(f"Reduce{_name}"),
-        "axes keepdims noop_with_empty_axes", host=1,
-    )  # fmt: skip
+_REDUCED = "axes keepdims noop_with_empty_axes"
 _WINDOWS = "auto_pad dilations kernel_shape pads strides"
-_AROUND = f"{_WINDOWS} group"
-_PLACES = "axis keepdims select_last_index"
+_PLACES, _SCALED = "axis keepdims select_last_index", "axis block_size output_dtype"
+_NORM, _BATCH = "epsilon stash_type", "epsilon momentum training_mode"
 _RESIZE = """antialias axes coordinate_transformation_mode cubic_coeff_a exclude_outside
 extrapolation_value keep_aspect_ratio_policy mode nearest_mode"""
 
-_add("ArgMax", "1", rules.pick, runs.largest(1), _PLACES)
-_add("ArgMin", "1", rules.pick, runs.largest(-1), _PLACES)
-_add("Attention", "23:3-4", rules.attention, runs.attention, "is_causal scale")
-_add("AveragePool", "1", rules.pool, runs.average_pool, f"{_WINDOWS} ceil_mode count_include_pad")
-_add(
-    "BatchNormalization", "5", rules.channel_norm, runs.batch_norm, "epsilon momentum training_mode"
-)
-_add("Cast", "1", rules.cast, runs.cast, "saturate to")
-_add("CastLike", "15:2", rules.cast_like, runs.cast_like, "saturate")
-_add("Celu", "12:1", rules.same, runs.celu, "alpha")
-_add("Clip", "1-3", rules.clip, runs.clip, host=1)
-_add("Concat", "1-*", rules.concat, runs.concat, "axis")
-_add("Constant", "0", None, runs.constant, "value value_float value_floats value_int value_ints")
-_add("ConstantOfShape", "1", rules.constant_of_shape, runs.constant_of_shape, "value", host=0)
-_add("Conv", "2-3", rules.conv, runs.conv, _AROUND)
-_add("ConvTranspose", "2-3", rules.conv, runs.conv_transpose, f"{_AROUND} output_padding")
-_add("CumSum", "2", rules.cumsum, runs.cumsum, "exclusive reverse", host=1)
-_add("DepthToSpace", "1", rules.blocks, runs.depth_to_space, "blocksize mode")
-_add("DequantizeLinear", "2-3", rules.quantise, None, "axis block_size output_dtype")
-_add("Div", "2", rules.combine, runs.divide)
-_add("Dropout", "1 12:1-2", rules.dropout, runs.dropout, "ratio seed", outputs=(1, 2))
-_add("Einsum", "12:1-*", rules.einsum, runs.einsum, "equation")
-_add("Elu", "1", rules.same, runs.elu, "alpha")
-_add("Equal", "2", rules.combine, lambda xp, a, b: a == b)
-_add("Expand", "2", rules.expand, runs.expand, host=1)
-_add("Flatten", "1", rules.flatten, runs.flatten, "axis")
-_add("Gather", "2", rules.gather, runs.gather, "axis", host=1)
-_add("GatherElements", "2", rules.gather_elements, runs.gather_elements, "axis")
-_add("GatherND", "2", rules.gather_nd, runs.gather_nd, "batch_dims")
-_add("Gelu", "20:1", rules.same, runs.gelu, "approximate")
-_add("Gemm", "2-3", rules.gemm, runs.gemm, "alpha beta transA transB")
-_add("GlobalAveragePool", "1", rules.global_pool, runs.global_pool("mean"))
-_add("GlobalMaxPool", "1", rules.global_pool, runs.global_pool("amax"))
-_add("GreaterOrEqual", "12:2", rules.combine, runs.plain("greater_equal"))
-_add(
-    "GroupNormalization",
-    "21:3",
-    rules.channel_norm,
-    runs.group_norm,
-    "epsilon num_groups stash_type",
-)
-_add("HardSigmoid", "1", rules.same, runs.hard_sigmoid, "alpha beta")
-_add("HardSwish", "14:1", rules.same, runs.hard_swish)
-_add("Identity", "1", rules.same, lambda xp, x: x)
-_add("InstanceNormalization", "3", rules.channel_norm, runs.instance_norm, "epsilon")
-_add("LRN", "1", rules.lrn, None, "alpha beta bias size")
-_add("LayerNormalization", "17:2-3", rules.layer_norm, runs.layer_norm, "axis epsilon stash_type")
-_add("LeakyRelu", "1", rules.same, runs.leaky_relu, "alpha")
-_add("LessOrEqual", "12:2", rules.combine, runs.plain("less_equal"))
-_add("LogSoftmax", "1", rules.same, runs.log_softmax, "axis")
-_add("LpNormalization", "1", rules.same, runs.lp_norm, "axis p")
-_add("MatMul", "2", rules.matmul, runs.plain("matmul"))
-_add("MaxPool", "1", rules.pool, runs.max_pool, f"{_WINDOWS} ceil_mode storage_order")
-_add("Mean", "1-*", rules.combine, runs.mean)
-_add("Mish", "18:1", rules.same, runs.mish)
-_add("Mod", "2", rules.combine, runs.modulo, "fmod")
-_add("OneHot", "3", rules.one_hot, None, "axis")
-_add("PRelu", "2", rules.combine, runs.prelu)
-_add("Pad", "2-3 18:2-4", rules.pad, runs.pad, "mode", host=1)
-_add("Pow", "2", rules.combine, runs.power)
-_add(
-    "QuantizeLinear", "2-3", rules.quantise, None, "axis block_size output_dtype precision saturate"
-)
-_add("RMSNormalization", "23:2", rules.layer_norm, runs.rms_norm, "axis epsilon stash_type")
-_add("Range", "3", rules.range_, runs.range_, host=0)
-_add("Reciprocal", "1", rules.same, lambda xp, x: 1 / x)
-_add("ReduceSum", "1 13:1-2", rules.reduce, runs.reduction("ReduceSum"),
-     "axes keepdims noop_with_empty_axes", host=1)  # fmt: skip
-_add("Reshape", "2", rules.reshape, runs.reshape, "allowzero", host=1)
-_add("Resize", "1-4", rules.resize, runs.resize, _RESIZE, host=1)
-_add("ScatterElements", "3", rules.scatter_elements, None, "axis reduction")
-_add("ScatterND", "3", rules.scatter_nd, None, "reduction")
-_add("Selu", "1", rules.same, runs.selu, "alpha gamma")
-_add("Shape", "1", rules.shape, runs.shape, "end start")
-_add("Size", "1", rules.size, runs.size)
-_add("Slice", "3-5", rules.slice_, runs.slice_, host=1)
-_add("Softmax", "1", rules.same, runs.softmax, "axis")
-_add("Softplus", "1", rules.same, runs.softplus)
-_add("Softsign", "1", rules.same, runs.softsign)
-_add("SpaceToDepth", "1", rules.blocks, runs.space_to_depth, "blocksize")
-_add(
-    "Split",
-    "1 13:1-2",
-    rules.split,
-    runs.split,
-    "axis num_outputs split",
-    outputs=(1, _MANY),
-    host=1,
-)
-_add("Squeeze", "1 13:1-2", rules.squeeze, runs.squeeze, "axes", host=1)
-_add("Swish", "24:1", rules.same, runs.swish, "alpha")
-_add("ThresholdedRelu", "1", rules.same, runs.thresholded_relu, "alpha")
-_add("Tile", "2", rules.tile, runs.tile, host=1)
-_add("TopK", "2", rules.top_k, runs.top_k, "axis largest sorted", outputs=(2, 2), host=1)
-_add("Transpose", "1", rules.transpose, runs.transpose, "perm")
-_add("Trilu", "14:1-2", rules.trilu, runs.trilu, "upper", host=1)
-_add("Unsqueeze", "1 13:2", rules.unsqueeze, runs.unsqueeze, "axes", host=1)
-_add("Where", "3", rules.where, runs.plain("where"))
+_add("Abs Ceil Cos Erf Exp Floor Log Neg Not Reciprocal Relu Round", "1", rules.same)
+_add("Sigmoid Sign Sin Softplus Softsign Sqrt Tanh", "1", rules.same)
+_add("Add And Div Equal Greater Less Mul Or PRelu Pow Sub Xor", "2", rules.combine)
+_add("ArgMax ArgMin", "1", rules.pick, _PLACES)
+_add("Attention", "23:3-4", rules.attention, "is_causal scale")
+_add("AveragePool", "1", rules.pool, f"{_WINDOWS} ceil_mode count_include_pad")
+_add("BatchNormalization", "5", rules.channel_norm, _BATCH)
+_add("Cast", "1", rules.cast, "saturate to")
+_add("CastLike", "15:2", rules.cast_like, "saturate")
+_add("Celu", "12:1", rules.same, "alpha")
+_add("Clip", "1-3", rules.clip, host=1)
+_add("Concat", "1-*", rules.concat, "axis")
+_add("Constant", "0", None, "value value_float value_floats value_int value_ints")
+_add("ConstantOfShape", "1", rules.constant_of_shape, "value", host=0)
+_add("Conv", "2-3", rules.conv, f"{_WINDOWS} group")
+_add("ConvTranspose", "2-3", rules.conv, f"{_WINDOWS} group output_padding")
+_add("CumSum", "2", rules.cumsum, "exclusive reverse", host=1)
+_add("DepthToSpace", "1", rules.blocks, "blocksize mode")
+_add("DequantizeLinear", "2-3", rules.quantise, _SCALED)
+_add("Dropout", "1 12:1-2", rules.dropout, "ratio seed", outputs=(1, 2))
+_add("Einsum", "12:1-*", rules.einsum, "equation")
+_add("Elu LeakyRelu ThresholdedRelu", "1", rules.same, "alpha")
+_add("Expand", "2", rules.expand, host=1)
+_add("Flatten", "1", rules.flatten, "axis")
+_add("Gather", "2", rules.gather, "axis", host=1)
+_add("GatherElements", "2", rules.gather_elements, "axis")
+_add("GatherND", "2", rules.gather_nd, "batch_dims")
+_add("Gelu", "20:1", rules.same, "approximate")
+_add("Gemm", "2-3", rules.gemm, "alpha beta transA transB")
+_add("GlobalAveragePool GlobalMaxPool", "1", rules.global_pool)
+_add("GreaterOrEqual LessOrEqual", "12:2", rules.combine)
+_add("GroupNormalization", "21:3", rules.channel_norm, f"{_NORM} num_groups")
+_add("HardSigmoid", "1", rules.same, "alpha beta")
+_add("HardSwish", "14:1", rules.same)
+_add("Identity", "1", rules.same)
+_add("InstanceNormalization", "3", rules.channel_norm, "epsilon")
+_add("LRN", "1", rules.lrn, "alpha beta bias size")
+_add("LayerNormalization", "17:2-3", rules.layer_norm, f"axis {_NORM}")
+_add("LogSoftmax Softmax", "1", rules.same, "axis")
+_add("LpNormalization", "1", rules.same, "axis p")
+_add("MatMul", "2", rules.matmul)
+_add("Max Mean Min Sum", "1-*", rules.combine)
+_add("MaxPool", "1", rules.pool, f"{_WINDOWS} ceil_mode storage_order")
+_add("Mish", "18:1", rules.same)
+_add("Mod", "2", rules.combine, "fmod")
+_add("OneHot", "3", rules.one_hot, "axis")
+_add("Pad", "2-3 18:2-4", rules.pad, "mode", host=1)
+_add("QuantizeLinear", "2-3", rules.quantise, f"{_SCALED} precision saturate")
+_add("RMSNormalization", "23:2", rules.layer_norm, f"axis {_NORM}")
+_add("Range", "3", rules.range_, host=0)
+_add("ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp", "1 18:1-2", rules.reduce, _REDUCED, host=1)
+_add("ReduceMax ReduceMean ReduceMin ReduceProd", "1 18:1-2", rules.reduce, _REDUCED, host=1)
+_add("ReduceSum", "1 13:1-2", rules.reduce, _REDUCED, host=1)
+_add("ReduceSumSquare", "1 18:1-2", rules.reduce, _REDUCED, host=1)
+_add("Reshape", "2", rules.reshape, "allowzero", host=1)
+_add("Resize", "1-4", rules.resize, _RESIZE, host=1)
+_add("ScatterElements", "3", rules.scatter_elements, "axis reduction")
+_add("ScatterND", "3", rules.scatter_nd, "reduction")
+_add("Selu", "1", rules.same, "alpha gamma")
+_add("Shape", "1", rules.shape, "end start")
+_add("Size", "1", rules.size)
+_add("Slice", "3-5", rules.slice_, host=1)
+_add("SpaceToDepth", "1", rules.blocks, "blocksize")
+_add("Split", "1 13:1-2", rules.split, "axis num_outputs split", outputs=(1, _MANY), host=1)
+_add("Squeeze", "1 13:1-2", rules.squeeze, "axes", host=1)
+_add("Swish", "24:1", rules.same, "alpha")
+_add("Tile", "2", rules.tile, host=1)
+_add("TopK", "2", rules.top_k, "axis largest sorted", outputs=(2, 2), host=1)
+_add("Transpose", "1", rules.transpose, "perm")
+_add("Trilu", "14:1-2", rules.trilu, "upper", host=1)
+_add("Unsqueeze", "1 13:2", rules.unsqueeze, "axes", host=1)
+_add("Where", "3", rules.where)
 
 
 # --- attributes; what is one integer is not listed ---

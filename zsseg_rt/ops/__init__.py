@@ -42,7 +42,6 @@ from zsseg_rt.ops.labels import upsample_argmax, upsample_argmax_overlay
 from zsseg_rt.ops.native import native
 from zsseg_rt.ops.over_cells import merge_windows, warp_blend
 from zsseg_rt.ops.regions import crop_regions, label_regions, mask_boxes
-from zsseg_rt.ops.rows import add_layer_norm
 from zsseg_rt.ops.similarity import (
     patch_text_similarity,
     relationship_descriptor,
@@ -54,7 +53,6 @@ __all__ = [
     "DeviceArray",
     "Event",
     "Stream",
-    "add_layer_norm",
     "all_finite",
     "available_cpu_isas",
     "count_labels",

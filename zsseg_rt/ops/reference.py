@@ -28,7 +28,6 @@ from zsseg_rt.ops.reference_warp import merge_windows, warp_blend
 __all__ = [
     "UPSAMPLE_ARGMAX_TOLERANCE",
     "activate",
-    "add_layer_norm",
     "all_finite",
     "count_labels",
     "crop_regions",
@@ -46,33 +45,6 @@ __all__ = [
     "upsample_bilinear",
     "warp_blend",
 ]
-
-
-def add_layer_norm(
-    x: Array,
-    y: Array,
-    scale: Array,
-    shift: Array,
-    *,
-    eps: Sequence[float],
-    total: Array | None = None,
-    total_after: int = 0,
-    out: Array | None = None,
-    stream: int = 0,
-) -> npt.NDArray[Any]:
-    """Reference of :func:`zsseg_rt.ops.add_layer_norm`."""
-    values = x[:, : y.shape[1]].astype(np.float32) + y
-    values = values.astype(x.dtype).astype(np.float32)
-    for norm, (weight, bias, small) in enumerate(zip(scale, shift, eps, strict=True)):
-        if total is not None and norm == total_after:
-            total[...] = values
-            values = total.astype(np.float32)
-        values = values - values.mean(-1, keepdims=True, dtype=np.float64).astype(np.float32)
-        variance = np.square(values).mean(-1, keepdims=True, dtype=np.float64)
-        values = values / np.sqrt(variance + small).astype(np.float32) * weight + bias
-    result = out_or_new(out, y.shape, y.dtype)
-    result[...] = values
-    return result
 
 
 def relationship_descriptor(

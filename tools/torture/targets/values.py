@@ -181,12 +181,6 @@ def _label_regions(d: random.Random) -> _Call:
     }
 
 
-def _norm(d: random.Random) -> _Call:
-    rows, norms = _sides(d), d.choice((1, 1, 2, 3))
-    given = [_floats(d, *rows), _floats(d, *rows), *(_floats(d, norms, rows[1]) for _ in range(2))]
-    return given, {"eps": [1e-5] * norms}
-
-
 CALLS: dict[str, Callable[[random.Random], _Call]] = {
     "preprocess": _preprocess,
     "relationship_descriptor": _descriptor,
@@ -194,7 +188,6 @@ CALLS: dict[str, Callable[[random.Random], _Call]] = {
     "patch_text_similarity": _similarity,
     "upsample_argmax": _upsample,
     "warp_blend": _warp,
-    "add_layer_norm": _norm,
     "merge_windows": _windows,
     "overlay": _overlay,
     "ink": _ink,
