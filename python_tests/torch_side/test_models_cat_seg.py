@@ -88,22 +88,7 @@ def test_keys_that_follow_from_others_may_be_missing_or_present(weights):
     assert build(no_text).text_encoder is None
 
 
-def test_other_checkpoints_are_refused(weights):
-    earlier = {key: value for key, value in weights.items() if key != "upsample1.weight"}
-    large = weights | {rule.CLIP + "visual.conv1.weight": torch.zeros(64, 3, 14, 14)}
-    wrong_mask = {rule.HEAD + "layers.0.swin_block.block_2.attn_mask": torch.zeros(4, 16, 16)}
-    unknown = {"sem_seg_head.predictor.extra": torch.zeros(1)}
-    for bad in (
-        earlier,
-        weights | {"backbone.stem.conv1.weight": torch.zeros(1, 1)},
-        large,
-        weights | wrong_mask,
-        weights | unknown,
-        {key: value.half() for key, value in weights.items()},
-        {"module." + key: value for key, value in weights.items()},
-    ):
-        with pytest.raises(CheckpointError):
-            build(bad)
+def test_a_missing_part_of_the_head_is_counted(weights):
     short = dict(weights)
     del short[rule.HEAD + "layers.1.attention.MLP.2.bias"]
     with refused(CheckpointError, "state_dict", "1"):

@@ -9,7 +9,7 @@ from support.errors import refused
 from support.tiny_zegformer import class_prompts
 from zsseg_rt.bundles import specs as bundle_specs
 from zsseg_rt.errors import ArgumentError, CheckpointError, DTypeError, ShapeError
-from zsseg_rt.models import from_official, normalize_state_dict
+from zsseg_rt.models import from_official
 from zsseg_rt.models.clip.image_encoder import unit
 from zsseg_rt.models.zegformer.backbone import FrozenBatchNorm
 from zsseg_rt.models.zegformer.config import FUSIONS
@@ -232,18 +232,6 @@ def test_prompts():
 # ---------------------------------------------------------------- checkpoints
 
 
-def test_our_own_state_dict_loads_again():
-    model = tiny_zegformer.model()
-    assert same(build(model.state_dict()).state_dict(), model.state_dict())
-
-
-def test_weights_are_copied():
-    state_dict = tiny_zegformer.state_dict()
-    model = build(state_dict)
-    state_dict[PREDICTOR + "bg_feature"].zero_()
-    assert model.sem_seg_head.predictor.bg_feature.abs().sum() > 0
-
-
 def test_keys_without_use_are_ignored():
     extra = {
         "pixel_mean": torch.zeros(3, 1, 1),
@@ -279,71 +267,10 @@ def test_another_clip_is_refused():
         build(training_state_dict(), clip=clip)
 
 
-@pytest.mark.parametrize(
-    "key",
-    [
-        "backbone.stem.conv1.weight",
-        "backbone.res3.0.shortcut.norm.running_var",
-        "sem_seg_head.pixel_decoder.adapter_2.norm.bias",
-        PREDICTOR + "bg_feature",
-        PREDICTOR + "transformer.decoder.layers.1.self_attn.in_proj_bias",
-        PREDICTOR + "mask_embed.layers.0.weight",
-        CLIP + "visual.class_embedding",
-        CLIP + "logit_scale",
-    ],
-)
-def test_missing_key_is_named(key):
-    state_dict = tiny_zegformer.state_dict()
-    del state_dict[key]
-    with pytest.raises(CheckpointError, match=key.replace(".", r"\.")):
-        build(state_dict)
-
-
-def test_unknown_key_is_named():
-    state_dict = tiny_zegformer.state_dict() | {"backbone.fc.weight": torch.zeros(2, 2)}
-    with refused(CheckpointError, "state_dict", "backbone.fc.weight"):
-        build(state_dict)
-
-
-@pytest.mark.parametrize(
-    ("key", "shape", "message"),
-    [
-        ("backbone.res2.0.conv2.weight", (8, 8, 1, 1), r"expected \[8, 8, 3, 3\], got"),
-        ("backbone.stem.conv1.weight", (8, 3, 7), "expected 4 axes"),
-        ("sem_seg_head.pixel_decoder.mask_features.weight", (32, 65, 3, 3), "multiple of 32"),
-        (PREDICTOR + "input_proj.bias", (63,), r"expected \[64\], got \[63\]"),
-        (CLIP + "visual.positional_embedding", (18, 64), "square grid, got 18 rows"),
-    ],
-)
-def test_wrong_shape_is_named(key, shape, message):
-    with pytest.raises(CheckpointError, match=message):
-        build(tiny_zegformer.state_dict() | {key: torch.zeros(shape)})
-
-
-@pytest.mark.parametrize("state_dict", [{}, {"fc.weight": torch.zeros(3, 3)}])
-def test_other_architectures_are_refused(state_dict):
-    with refused(CheckpointError, "state_dict"):
-        build(state_dict)
-
-
-@pytest.mark.parametrize("name", ["num_heads", "clip_heads", "text_heads"])
-@pytest.mark.parametrize("heads", [5, 0, -1])
-def test_heads_must_divide_the_width(name, heads):
-    with pytest.raises(CheckpointError, match="_heads: expected a divisor"):
-        build(tiny_zegformer.state_dict(), **{name: heads})
-
-
 def test_only_clip_may_be_half_precision():
     state_dict = tiny_zegformer.state_dict()
-    half = {key: value.half() for key, value in state_dict.items()}
-    clip_half = state_dict | {k: v for k, v in half.items() if k.startswith(CLIP)}
-    assert build(clip_half).clip_model.visual.proj.dtype == torch.float32
-    with refused(CheckpointError, "state_dict", "float16", "normalize_state_dict"):
-        build(half)
-    wrapped = {f"module.{key}": value for key, value in state_dict.items()}
-    with refused(CheckpointError, "state_dict", "'module.'"):
-        build(wrapped)
-    assert same(build(normalize_state_dict(wrapped)).state_dict(), build(state_dict).state_dict())
+    half = {k: v.half() if k.startswith(CLIP) else v for k, v in state_dict.items()}
+    assert build(half).clip_model.visual.proj.dtype == torch.float32
 
 
 # ---------------------------------------------------------------- arguments

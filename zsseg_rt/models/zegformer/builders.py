@@ -148,7 +148,8 @@ def _no_clip() -> CheckpointError:
 def _with_clip(state_dict: Mapping[str, Tensor], clip: ClipWeights | None) -> dict[str, Tensor]:
     """CLIP's tensors as float32, from ``clip`` if given."""
     if clip is None:
-        return {k: v.float() if k.startswith(_CLIP) else v for k, v in state_dict.items()}
+        own = {k: v for k, v in state_dict.items() if k.startswith(_CLIP) and hasattr(v, "float")}
+        return {**state_dict, **{key: value.float() for key, value in own.items()}}
     rest = {key: value for key, value in state_dict.items() if not key.startswith(_CLIP)}
     visual = {f"{_CLIP}visual.{key}": value for key, value in clip.visual.items()}
     text = {_CLIP + key: value for key, value in clip.text.items()}
