@@ -55,7 +55,7 @@ PRECISIONS = ("float32", "bfloat16", "float16", "int8")
 SIZES, QUICK_SIZES = (512, 448, 384, 336), (64,)
 CLASSES, PICTURES, SCENES, SHARPER = 20, 8, 300, 10.0
 ENCODER = "encoders/deeplabv3_mnv2_voc_clipspace"
-GATED = QuantizeSettings(sensitivity=False, overwrite=True)
+GATED = QuantizeSettings(overwrite=True)
 ANY = dataclasses.replace(GATED, min_agreement=1e-9)
 
 

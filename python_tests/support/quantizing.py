@@ -10,7 +10,7 @@ from tools.scenes import SceneDataset
 from zsseg_rt.evaluation.datasets.base import Sample
 from zsseg_rt.export.quantized.report import QuantizeSettings
 
-FAST = QuantizeSettings(sensitivity=False)
+FAST = QuantizeSettings()
 
 
 def write_photos(folder: Path, count: int = 8) -> Path:

@@ -116,8 +116,8 @@ def test_an_interrupted_command_leaves_nothing(kind, photos, tmp_path):
         env=os.environ | {"TMPDIR": str(scratch)}, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     end = time.monotonic() + LIMIT
-    # A bundle tried before is done: nothing is imported any more, which a signal could look like.
-    while not any(scratch.glob(".quantize-*/2/*")):
+    # Ranges are chosen: nothing is imported any more, which a signal could look like.
+    while not any(scratch.glob(".quantize-*/1/*")):
         assert child.poll() is None, child.communicate()
         assert time.monotonic() < end
         time.sleep(0.02)

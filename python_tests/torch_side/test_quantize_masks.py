@@ -104,7 +104,7 @@ def test_too_much_mask_loss_writes_only_the_report(tmp_path, monkeypatch, capsys
     assert masks["dataset"] == "set/all"
     assert masks["float32"]["mIoU"] - masks["narrow"]["mIoU"] == pytest.approx(0.6)
     assert "mIoU" in capsys.readouterr().out
-    assert main([*given, "--max-miou-loss", "0.7", "--no-sensitivity"]) == 0
+    assert main([*given, "--max-miou-loss", "0.7"]) == 0
     assert Bundle.load(out).quantization["int8"].masks.most == 0.7
     written = json.loads((out / "bundle.json").read_text())
     del written["quantization"]["int8"]["masks"]["narrow"]["mIoU"]

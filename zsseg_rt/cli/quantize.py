@@ -48,7 +48,6 @@ class _Gate:
         0.5,
     )
     seed: int = opt("Chooses pictures and samples.", 0)
-    sensitivity: bool = opt("Measure what each layer alone loses; takes longest.", True)
 
 
 @takes_groups
@@ -124,10 +123,9 @@ def _own_classes(bundle: Bundle, data: SegmentationDataset | None) -> list[str |
 def _print(report: QuantizeReport) -> None:
     spec = report.spec
     for row in report.layers:
-        lost = "" if row.lost is None else f", alone it loses {row.lost:.2%}"
         say(
             f"{row.graph} {row.name}: {row.count} in {row.precision}, range {row.method}, error "
-            f"{row.error:.1e}{lost}"
+            f"{row.error:.1e}"
         )
     say(
         f"agreement with float32 on {spec.measured_photos} pictures that gave no ranges: "

@@ -41,7 +41,6 @@ from zsseg_rt.export.quantized.report import LayerReport, QuantizeReport, Quanti
 from zsseg_rt.runtime.families.registry import create_family
 from zsseg_rt.text.class_names import ClassNames
 
-_PICTURES_PER_LAYER = 4
 _CHOSEN = {"proposals": ("region_encoder",)}  # 97 % of ZegFormer's work; masks stay as they are
 
 Layer = tuple[str, Group]
@@ -148,12 +147,10 @@ class _Job:
 
     def search(self, reference: Reference) -> QuantizeReport:
         """Quantise everything, then less and less, until the gate holds or nothing is left."""
-        chosen, lost = list(self._ranges), dict[Layer, float]()
+        chosen = list(self._ranges)
         found = self._measure(chosen, reference)
         spec = self._spec(chosen, found, reference)
-        if self._settings.sensitivity or not spec.passed:
-            lost = self._measure_layers(reference.first(_PICTURES_PER_LAYER))
-        ranked = sorted(lost, key=lambda one: (-lost[one], -self._ranges[one].error))
+        ranked = sorted(chosen, key=lambda layer: -self._ranges[layer].error)
         dropped = 1
         while not spec.passed and dropped < len(ranked):
             chosen = [layer for layer in self._ranges if layer not in ranked[:dropped]]
@@ -163,7 +160,7 @@ class _Job:
             precision=self._kind.name,
             spec=spec,
             everything=found.clear,
-            layers=tuple(self._reports(chosen, lost)),
+            layers=tuple(self._reports(chosen)),
         )
 
     def write(self, out: Path, report: QuantizeReport) -> None:
@@ -234,13 +231,6 @@ class _Job:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _measure_layers(self, reference: Reference) -> dict[Layer, float]:
-        none, lost = self._measure([], reference), {}
-        for place, layer in enumerate(self._ranges):
-            lost[layer] = none.clear - self._measure([layer], reference).clear
-            self._advance("layers", place + 1, len(self._ranges))
-        return lost
-
     def _tapped(self, name: str) -> Any:
         """A session that also gives what every layer reads."""
         inferred = onnx.shape_inference.infer_shapes(self._models[name], strict_mode=True)
@@ -291,9 +281,7 @@ class _Job:
             golden=found.golden,
         )
 
-    def _reports(
-        self, chosen: Sequence[Layer], lost: Mapping[Layer, float]
-    ) -> Iterable[LayerReport]:
+    def _reports(self, chosen: Sequence[Layer]) -> Iterable[LayerReport]:
         for layer in self._layers:
             found = self._ranges.get(layer)
             yield LayerReport(
@@ -303,7 +291,6 @@ class _Job:
                 precision=self._kind.name if layer in chosen else "float16",
                 method="none: it read zeros alone" if found is None else found.method,
                 error=0.0 if found is None else found.error,
-                lost=lost.get(layer),
             )
 
 

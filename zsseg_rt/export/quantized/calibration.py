@@ -17,9 +17,7 @@ from zsseg_rt.export.quantized.number_formats import NumberFormat
 FloatArray = npt.NDArray[np.float32]
 
 _MOST_ROWS, _ROWS_PER_RUN = 384, 24
-_SMOOTHING = (0.0, 0.4, 0.55, 0.7)  # exponents of SmoothQuant; 0 leaves the norm alone
 _PERCENTILES = (99.99, 99.9, 99.5)
-_SHARES = (0.8, 0.65, 0.5)  # of the largest value, searched for the smallest squared error
 
 
 @dataclass
@@ -54,21 +52,18 @@ class Range:
     """How one tensor is quantised.
 
     Attributes:
-        scale: Of the values, after they were divided by ``smoothing``.
-        smoothing: float32 [K] that the norm in front is divided by, and the weights' rows are
-            multiplied by; None if nothing is folded.
+        scale: Of the values.
         method: How it was found.
         error: Squared error of the layers' results relative to their squares.
     """
 
     scale: float
-    smoothing: FloatArray | None
     method: str
     error: float
 
 
 def choose_range(model: onnx.ModelProto, group: Group, seen: Seen, kind: NumberFormat) -> Range:
-    """Try every clipping and smoothing on the samples; take the one with the smallest error.
+    """Try every clipping on the samples; take the one with the smallest error.
 
     Raises:
         ArgumentError: The pictures gave numbers that float16, in which the rest is, cannot hold.
@@ -79,56 +74,26 @@ def choose_range(model: onnx.ModelProto, group: Group, seen: Seen, kind: NumberF
             f"photos: expected numbers up to {most:g} before {group.name}, got "
             f"{seen.largest.max():g}: all but the layers is in float16. Use float32 or bfloat16."
         )
-    if group.convolves:
-        return _best(sample, None, None, seen.largest, kind)
-    weights = weights_of(model)
-    matrix = np.concatenate([weight_matrix(model.graph.node[n], weights) for n in group.nodes], 1)
-    tries = _SMOOTHING if group.norm is not None and kind.name == "int8" else (0.0,)
-    found = [
-        _best(sample, matrix, _smoothing(seen.largest, matrix, power), seen.largest, kind)
-        for power in tries
-    ]
-    return min(found, key=lambda one: one.error)
-
-
-def _smoothing(largest: FloatArray, matrix: FloatArray, power: float) -> FloatArray | None:
-    if power == 0.0:
-        return None
-    columns = np.maximum(np.abs(matrix).max(axis=1), 1e-5)
-    raw = np.maximum(largest, 1e-5) ** power / columns ** (1.0 - power)
-    return np.asarray(np.clip(raw / np.exp(np.log(raw).mean()), 0.05, 20.0), np.float32)
-
-
-def _best(
-    sample: FloatArray,
-    matrix: FloatArray | None,
-    smoothing: FloatArray | None,
-    largest: FloatArray,
-    kind: NumberFormat,
-) -> Range:
-    """The best clipping for one smoothing; without a matrix the values' own error counts."""
-    divided = sample if smoothing is None else sample / smoothing
-    most = float((largest if smoothing is None else largest / smoothing).max())
     exact, rounded = sample, None
-    if matrix is not None:
+    if not group.convolves:  # of these the values' own error counts
+        weights = weights_of(model)
+        layers = [weight_matrix(model.graph.node[place], weights) for place in group.nodes]
+        matrix = np.concatenate(layers, 1)
         exact = sample @ matrix
-        scaled = matrix if smoothing is None else matrix * smoothing[:, None]
-        rounded = kind.rounded(scaled, kind.scale(np.abs(scaled).max(axis=0)))
+        rounded = kind.rounded(matrix, kind.scale(np.abs(matrix).max(axis=0)))
     power = float(np.square(exact, dtype=np.float64).sum()) or 1.0
     results = []
-    for method, clip in _clips(divided, most).items():
+    for method, clip in _clips(sample, float(seen.largest.max())).items():
         scale = float(kind.scale(clip))
-        kept = kind.rounded(divided, scale)
+        kept = kind.rounded(sample, scale)
         off = (kept if rounded is None else kept @ rounded) - exact
         results.append((float(np.square(off, dtype=np.float64).sum()) / power, method, scale))
     error, method, scale = min(results)
-    folded = "" if smoothing is None else ", smoothed"
-    return Range(scale=scale, smoothing=smoothing, method=method + folded, error=error)
+    return Range(scale=scale, method=method, error=error)
 
 
 def _clips(values: FloatArray, most: float) -> Mapping[str, float]:
     """Candidates for the largest magnitude that is kept, by how they were found."""
     levels = np.percentile(np.abs(values), _PERCENTILES)
     clips = {"max": most}
-    clips |= {f"{p} %": float(v) for p, v in zip(_PERCENTILES, levels, strict=True) if v > 0}
-    return clips | {f"mse {share}": most * share for share in _SHARES}
+    return clips | {f"{p} %": float(v) for p, v in zip(_PERCENTILES, levels, strict=True) if v > 0}

@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 from zsseg_rt.export.float16 import to_float16
 from zsseg_rt.export.quantized.calibration import Range
 from zsseg_rt.export.quantized.layers import Group, drop_unused, weight_axis, weights_of
-from zsseg_rt.export.quantized.number_formats import FloatArray, NumberFormat
+from zsseg_rt.export.quantized.number_formats import NumberFormat
 
 
 def quantised_graph(
@@ -33,12 +33,10 @@ def quantised_graph(
     before: dict[int, list[onnx.NodeProto]] = {}
     writer = _Writer(copy, kind)
     for group, found in chosen.items():
-        if group.norm is not None and found.smoothing is not None:
-            writer.divide_norm(copy.graph.node[group.norm], found.smoothing)
         before.setdefault(group.nodes[0], []).extend(writer.round_values(group, found))
         for place in group.nodes:
             node = copy.graph.node[place]
-            before.setdefault(place, []).extend(writer.round_weight(node, found.smoothing))
+            before.setdefault(place, []).extend(writer.round_weight(node))
             node.input[0] = f"{group.tensor}.rounded"
     _put_before(copy, before)
     return to_float16(copy, half=half)
@@ -112,14 +110,6 @@ class _Writer:
         self._added, self._kind = model.graph.initializer, kind
         self._weights = weights_of(model)
 
-    def divide_norm(self, norm: onnx.NodeProto, smoothing: FloatArray) -> None:
-        """Let a norm give values divided by the smoothing; its weights may serve others too."""
-        for index in range(1, len(norm.input)):
-            name = f"{norm.output[0]}.smoothed{index}"
-            divided = numpy_helper.to_array(self._weights[norm.input[index]]) / smoothing
-            self._added.append(numpy_helper.from_array(divided.astype(np.float32), name))
-            norm.input[index] = name
-
     def round_values(self, group: Group, found: Range) -> list[onnx.NodeProto]:
         """The pair of nodes behind a tensor."""
         name = group.tensor
@@ -136,14 +126,10 @@ class _Writer:
             ),
         ]  # fmt: skip
 
-    def round_weight(
-        self, node: onnx.NodeProto, smoothing: FloatArray | None
-    ) -> list[onnx.NodeProto]:
+    def round_weight(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
         """Give a layer a weight in 8 bits; layers may share one, so each gets its own."""
         axis = weight_axis(node)
         weight = numpy_helper.to_array(self._weights[node.input[1]]).astype(np.float32)
-        if smoothing is not None:
-            weight = weight * (smoothing[:, None] if axis == 1 else smoothing)
         others = tuple(other for other in range(weight.ndim) if other != axis)
         scale = self._kind.scale(np.abs(weight).max(axis=others))
         name = f"{node.output[0]}.weight"

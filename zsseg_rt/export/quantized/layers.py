@@ -26,15 +26,12 @@ class Group:
         name: The name of the first layer; it stands for all of them.
         tensor: What they read.
         nodes: The layers' places among the graph's nodes.
-        norm: The place of the LayerNormalization whose result only they read; None if there is none
-            and scales cannot be folded.
         convolves: Whether they are convolutions.
     """
 
     name: str
     tensor: str
     nodes: tuple[int, ...]
-    norm: int | None
     convolves: bool
 
 
@@ -103,16 +100,10 @@ def find_groups(model: onnx.ModelProto) -> tuple[Group, ...]:
     for place, node in enumerate(model.graph.node):
         if _can_quantise(node, weights):
             readers[node.input[0]].append(place)
-    uses = Counter(name for node in model.graph.node for name in node.input)
-    uses.update(value.name for value in model.graph.output)
-    made = {name: place for place, node in enumerate(model.graph.node) for name in node.output}
     names = Counter(node.name for node in model.graph.node)
     groups = []
     for tensor, places in readers.items():
         nodes = [model.graph.node[place] for place in places]
-        maker = made.get(tensor)
-        alone = uses[tensor] == len(places) and all(node.op_type != "Conv" for node in nodes)
-        folds = maker is not None and alone and _is_norm(model.graph.node[maker], weights)
         groups.append(
             Group(
                 name=nodes[0].name.removesuffix("/MatMul")
@@ -120,7 +111,6 @@ def find_groups(model: onnx.ModelProto) -> tuple[Group, ...]:
                 else nodes[0].output[0],
                 tensor=tensor,
                 nodes=tuple(places),
-                norm=maker if folds else None,
                 convolves=any(node.op_type == "Conv" for node in nodes),
             )
         )
@@ -150,10 +140,6 @@ def _can_quantise(node: onnx.NodeProto, weights: dict[str, TensorProto]) -> bool
         return len(weight.dims) == 4 and weight.dims[1] * _attribute(node, "group", 1) != _COLOURS
     plain = _attribute(node, "alpha", 1.0) == _attribute(node, "beta", 1.0) == 1.0
     return len(weight.dims) == 2 and plain and not _attribute(node, "transA", 0)
-
-
-def _is_norm(node: onnx.NodeProto, weights: dict[str, TensorProto]) -> bool:
-    return node.op_type == "LayerNormalization" and all(name in weights for name in node.input[1:])
 
 
 def _attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:

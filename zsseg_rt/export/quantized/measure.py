@@ -61,17 +61,6 @@ class Reference:
     miou: Figures
     golden: bool
 
-    def first(self, count: int) -> Reference:
-        """The same for the first pictures alone."""
-        return replace(
-            self,
-            pictures=self.pictures[:count],
-            labels=self.labels[:count],
-            clear=self.clear[:count],
-            dataset=None,
-            golden=False,
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:

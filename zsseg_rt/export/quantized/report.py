@@ -20,7 +20,6 @@ class QuantizeSettings:
         max_miou_loss: Points of mIoU that may be lost where masks are given, and by which unseen
             classes may lose more than seen ones.
         seed: Chooses pictures and samples.
-        sensitivity: Whether every layer's own loss is measured, also where the gate holds.
         overwrite: Whether to replace an existing bundle.
     """
 
@@ -28,7 +27,6 @@ class QuantizeSettings:
     min_agreement: float = 0.98
     max_miou_loss: float = 0.5
     seed: int = 0
-    sensitivity: bool = True
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -56,7 +54,6 @@ class LayerReport:
         precision: What it is written in.
         method: How its range was found; a layer that read zeros alone has none, and stays as it is.
         error: Squared error of its results relative to their squares, on the samples.
-        lost: Agreement lost when only this group is quantised; None if that was not measured.
     """
 
     graph: str
@@ -65,7 +62,6 @@ class LayerReport:
     precision: str
     method: str
     error: float
-    lost: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
