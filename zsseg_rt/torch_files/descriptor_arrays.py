@@ -65,7 +65,11 @@ def read_descriptor(path: Path, architecture: str) -> DescriptorTensors:
 
     def checked(part: str) -> Checked:
         return Checked(
-            tensors=parts[part], where=f"{path.name}: {part}", what=architecture, remedy=_REMEDY
+            tensors=parts[part],
+            where=path.name,
+            what=architecture,
+            remedy=_REMEDY,
+            prefix=f"{part}.",
         )
 
     tower = checked("backbone")
@@ -104,8 +108,8 @@ def _prompts(tower: Checked, width: int, *, cells: bool) -> Shapes:
         number = tower.shape("region_level_bridge", 2)[0]
         if not number or math.isqrt(number) ** 2 != number:
             raise CheckpointError(
-                f"{tower.where}: region_level_bridge: expected one row per cell of a square grid, "
-                f"got {number} rows. {_REMEDY}"
+                f"{tower.where}: backbone.region_level_bridge: expected one row per cell of a "
+                f"square grid, got {number} rows. {_REMEDY}"
             )
         shapes["region_level_bridge"] = (number, width)
     return shapes

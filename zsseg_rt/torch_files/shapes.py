@@ -28,20 +28,22 @@ class Checked:
         where: The file, and the part of it.
         what: What it should hold.
         remedy: What to do.
+        prefix: What stands before the keys in the file, for errors.
     """
 
     tensors: Mapping[str, Array]
     where: str
     what: str
     remedy: str
+    prefix: str = ""
 
     def shape(self, key: str, axes: int) -> tuple[int, ...]:
         """The shape of one array, which must have so many axes."""
         shape = self.tensors[key].shape if key in self.tensors else None
         if shape is None or len(shape) != axes:
             raise CheckpointError(
-                f"{self.where}: {key}: expected a tensor of {axes} axes, as in {self.what}, got "
-                f"{'none' if shape is None else list(shape)}. {self.remedy}"
+                f"{self.where}: {self.prefix}{key}: expected a tensor of {axes} axes, as in "
+                f"{self.what}, got {'none' if shape is None else list(shape)}. {self.remedy}"
             )
         return tuple(shape)
 
@@ -69,17 +71,18 @@ class Checked:
         Rows that stay in their file are checked when they are written.
         """
         tensors = self.tensors
-        wrong = [f"{key} missing" for key in shapes if key not in tensors]
-        wrong += [f"{key} unknown" for key in tensors if key not in shapes]
+        wrong = [f"{self.prefix}{key} missing" for key in shapes if key not in tensors]
+        wrong += [f"{self.prefix}{key} unknown" for key in tensors if key not in shapes]
         for key, shape in shapes.items():
+            named = f"{self.prefix}{key}"
             if key not in tensors:
                 continue
             if tensors[key].shape != shape:
-                wrong.append(f"{key} {list(tensors[key].shape)} instead of {list(shape)}")
+                wrong.append(f"{named} {list(tensors[key].shape)} instead of {list(shape)}")
             elif tensors[key].dtype != np.float32:
-                wrong.append(f"{key} {tensors[key].dtype} instead of float32")
+                wrong.append(f"{named} {tensors[key].dtype} instead of float32")
             elif isinstance(tensors[key], np.ndarray) and not np.isfinite(tensors[key]).all():
-                wrong.append(f"NaN or infinity in {key}")
+                wrong.append(f"NaN or infinity in {named}")
         if wrong:
             raise CheckpointError(
                 f"{self.where}: expected the {len(shapes)} finite tensors of {self.what}, got "
