@@ -20,7 +20,7 @@ from zsseg_rt.errors import ArgumentError, BundleError, CheckpointError, ShapeEr
 from zsseg_rt.export import export_bundle
 from zsseg_rt.export.clip_file import DenseHead, export_clip_file
 from zsseg_rt.models import create_model
-from zsseg_rt.models.dense.encoder import RULES
+from zsseg_rt.networks.aggregating import RULES_OF_OUTLIERS
 from zsseg_rt.networks.heads import HEADS
 
 SIZES = tiny.TinySizes(text_vocab=49408, text_length=77, num_layers=3)
@@ -132,7 +132,7 @@ def test_a_training_runs_checkpoint_is_read_without_torch(dtype, tmp_path):
         assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("head", [name for name in HEADS if not RULES[name].aggregates])
+@pytest.mark.parametrize("head", [name for name in HEADS if name not in RULES_OF_OUTLIERS])
 def test_it_equals_what_torch_writes(head, weights, tmp_path):
     pytest.importorskip("torch", reason="needs pip install '.[train]'")
     options = {"templates": TEMPLATES, "space": "s"}
@@ -162,11 +162,6 @@ def test_the_shipped_clip_equals_what_torch_writes(tmp_path):
     with Engine(bundle, config) as engine:
         engine.set_classes(["red ball", "grass"], templates=["{}"])
         assert engine.segment(np.zeros((32, 48, 3), np.uint8)).labels.shape == (32, 48)
-
-
-def test_settings_are_those_of_torch():
-    for head in HEADS:
-        assert DenseHead(head=head).scale == RULES[head].logit_scale
 
 
 @pytest.mark.parametrize("source", ["demo", "file"])

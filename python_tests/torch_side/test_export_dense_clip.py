@@ -18,10 +18,11 @@ from zsseg_rt.errors import BundleError, CheckpointError, ShapeError, Vocabulary
 from zsseg_rt.export import export_bundle, verify_bundle
 from zsseg_rt.export.text_side import imagenet_templates
 from zsseg_rt.models import create_model
-from zsseg_rt.models.dense.encoder import RULES
+from zsseg_rt.networks import heads
+from zsseg_rt.networks.aggregating import RULES_OF_OUTLIERS
 from zsseg_rt.ops import reference
 
-HEADS = [name for name, rule in RULES.items() if not rule.aggregates]
+HEADS = [name for name in heads.HEADS if name not in RULES_OF_OUTLIERS]
 
 pytest.importorskip("torch", reason="needs pip install '.[train]'")
 
@@ -96,16 +97,17 @@ def test_one_attention_a_product_and_nothing_unused(exported):
     model, path = exported
     graph = image_graph(path).graph
     operators = [node.op_type for node in graph.node]
-    before, products = SIZES.num_layers - 1, len(model.image_encoder.rule.products)
+    before, head = SIZES.num_layers - 1, model.config.head
+    products = {"sclip": 2, "maskclip": 0}.get(head, 1)
     assert operators.count("Softmax") == before + products
-    mlps = before + model.image_encoder.rule.residual
+    mlps = before + (head in ("vanilla", "sclip", "maskclip"))
     assert operators.count("Sigmoid") == mlps  # one a QuickGELU
     assert not set(operators) & {"If", "Loop", "Scan", "Pow", "ReduceMean"}
     assert [value.name for value in graph.output] == ["patch_embeds"]
     # Projections that the head reads and the one out; MaskCLIP's are merged.
     last = {"vanilla": 4, "sclip": 4, "clearclip": 3, "naclip": 3, "maskclip": 1}
     sizes = [tuple(tensor.dims) for tensor in graph.initializer]
-    assert sizes.count((SIZES.width, SIZES.width)) == 4 * before + last[model.config.head]
+    assert sizes.count((SIZES.width, SIZES.width)) == 4 * before + last[head]
 
 
 def torch_scores(model, frame, embeds):

@@ -1,4 +1,4 @@
-"""SFP and SC-CLIP against the official code's vectors, stage by stage."""
+"""SFP and SC-CLIP in torch; test_networks_aggregating.py compares them with official vectors."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from support.errors import refused
 
 torch = pytest.importorskip("torch")
 
-from support.golden import assert_close, load  # noqa: E402
+from support.golden import load  # noqa: E402
 from zsseg_rt import models  # noqa: E402
 from zsseg_rt.errors import ArgumentError, CheckpointError, ShapeError  # noqa: E402
-from zsseg_rt.models.dense import aggregating  # noqa: E402
 
 STAGES = 2e-5  # relative; the vectors' README measured 7.1e-6 between float32 and float64
 LOGITS = 1e-5
@@ -98,83 +97,6 @@ def small(shared_dir: Any, case: str) -> tuple[dict[str, Any], dict[str, Any]]:
     vectors = load(shared_dir, f"{'sfp' if case.startswith('sfp') else 'scclip'}_small_public.npz")
     arrays = {k.partition("/")[2]: vectors[k] for k in vectors.files if k.startswith(f"{case}/")}
     return arrays, json.loads(str(arrays.pop("config_json")))
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("case", SMALL)
-def test_every_stage_is_the_official_one(shared_dir, case):
-    expected, c = small(shared_dir, case)
-    model = model_of(c)
-    encoder = model.image_encoder
-    image, grid_hw = torch.from_numpy(expected["image"]), tuple(expected["grid"])
-    inputs = encoder.block_inputs(image)
-    for name, layer in (("pre", c["pre"]), ("post", c["post"]), ("last", c["layers"] - 2)):
-        if "official_is_nan" not in expected:
-            assert_close(inputs[layer + 1][0], expected[f"tokens_{name}"], STAGES)
-    stages = encoder.stages(inputs, grid_hw)
-    found = np.flatnonzero(stages.outliers[0].numpy())
-    np.testing.assert_array_equal(found, expected["outliers"])
-    # Where the official code ends in NaN, the vectors hold only what our repair gives.
-    known = [name for name in stages._fields[1:] if name in expected]
-    assert len(known) == (1 if "official_is_nan" in expected else 10)
-    for name in known:
-        assert_close(getattr(stages, name)[0], expected[name], STAGES)
-    out = model(image, torch.from_numpy(expected["text"]))
-    logits = out.mask_logits[0].flatten(1).T
-    assert_close(logits, expected["logits"], LOGITS)
-    features = torch.from_numpy(expected["features"])
-    unit = (features / features.norm(dim=-1, keepdim=True)).numpy()
-    assert_close(out.patch_embeds[0].flatten(1).T, unit, STAGES)
-    if "logits_up_sub4" in expected:
-        up = model.predict(image, torch.from_numpy(expected["text"]))[0, :, ::4, ::4]
-        assert_close(up, expected["logits_up_sub4"], LOGITS)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("case", REAL)
-def test_vit_b16_has_the_official_labels(shared_dir, case):
-    vectors = load(shared_dir, "tf2_real_public.npz")
-    expected = {k.partition("/")[2]: vectors[k] for k in vectors.files if k.startswith(f"{case}/")}
-    c = json.loads(str(expected["config_json"]))
-    mean, std = [122.771, 116.746, 104.094], [68.501, 66.632, 70.323]
-    image = ((expected["rgb"] - np.array(mean)) / std).astype(np.float32).transpose(2, 0, 1)
-    text = normal("input.text", c["salt"], (20, 512))
-    text = (text / np.linalg.norm(text, axis=1, keepdims=True)).astype(np.float32)
-    out = model_of(c)(torch.from_numpy(image[None]), torch.from_numpy(text))
-    logits = out.mask_logits[0].flatten(1).T.numpy()
-    assert np.abs(logits - expected["logits"]).max() <= LOGITS
-    np.testing.assert_array_equal(logits.argmax(1), expected["logits"].argmax(1))
-
-
-@pytest.mark.parametrize(
-    "case", ["inside", "corners", "edges", "touching", "corner_block", "block"]
-)
-def test_outliers_become_the_mean_of_sound_neighbours(shared_dir, case):
-    vectors = load(shared_dir, "tf2_ops_public.npz")
-    x = torch.from_numpy(vectors["repair/x"])[None]
-    outliers = torch.zeros(1, x.shape[1])
-    outliers[0, vectors[f"repair/{case}/outliers"]] = 1
-    repaired = aggregating.repair(x, outliers, tuple(vectors["repair/grid"]))[0].numpy()
-    expected = vectors[f"repair/{case}/sc_clip"]
-    np.testing.assert_allclose(repaired, expected, atol=1e-6)  # sums of eight
-    sound = outliers[0].numpy() == 0
-    np.testing.assert_array_equal(repaired[sound], x[0].numpy()[sound])
-
-
-def test_nothing_is_repaired_where_nothing_is_an_outlier():
-    x = torch.randn(2, 12, 5)
-    torch.testing.assert_close(aggregating.repair(x, torch.zeros(2, 12), (3, 4)), x, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("case", ["a", "b", "c"])
-def test_local_outlier_factors_are_the_official_ones(shared_dir, case):
-    vectors = load(shared_dir, "tf2_ops_public.npz")
-    x = torch.from_numpy(vectors[f"lof/{case}/x"])[None]
-    scores = aggregating.local_outlier_factor(x)[0]
-    np.testing.assert_allclose(scores, vectors[f"lof/{case}/score"], atol=2e-5)
-    count = aggregating.num_local_outliers(x.shape[1])
-    found = np.sort(scores.topk(count).indices.numpy())
-    np.testing.assert_array_equal(found, vectors[f"lof/{case}/outliers"])
 
 
 def tiny(**changed: Any) -> dict[str, Any]:

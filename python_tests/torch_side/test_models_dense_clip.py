@@ -11,11 +11,12 @@ from support import tiny
 from support.errors import refused
 from zsseg_rt.errors import ArgumentError, CheckpointError, ShapeError
 from zsseg_rt.models import create_model, slide_predict
-from zsseg_rt.models.dense.encoder import RULES, neighbour_prior
+from zsseg_rt.networks import heads
+from zsseg_rt.networks.aggregating import RULES_OF_OUTLIERS
 from zsseg_rt.torch_files.clip_arrays import CLIP_MEAN
 from zsseg_rt.torch_files.clip_weights import normalisation_of
 
-HEADS = [name for name, rule in RULES.items() if not rule.aggregates]  # one block, any depth
+HEADS = [name for name in heads.HEADS if name not in RULES_OF_OUTLIERS]  # one block, any depth
 
 open_clip = pytest.importorskip("open_clip", reason="needs pip install '.[train]'")
 
@@ -176,7 +177,7 @@ def test_class_embedding_is_clips_own_for_every_head(clip, build, head):
 @pytest.mark.parametrize("std", [5.0, 1.5])
 @pytest.mark.parametrize("grid_hw", [(4, 4), (2, 7), (1, 1)])
 def test_prior_is_a_gaussian_of_the_distance(grid_hw, std):
-    prior = neighbour_prior(grid_hw, std)
+    prior = torch.from_numpy(heads.neighbour_prior(grid_hw, std))
     torch.testing.assert_close(prior, literal_prior(grid_hw, std), rtol=0, atol=1e-6)
     assert (prior[0] == 0).all()
     assert (prior[:, 0] == 0).all()

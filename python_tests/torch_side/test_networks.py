@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from support import tiny
 from support.graph_runs import run_file
 from zsseg_rt.models import create_model
-from zsseg_rt.models.dense.encoder import RULES
+from zsseg_rt.networks.aggregating import RULES_OF_OUTLIERS
 from zsseg_rt.networks.clip import ImageTower, TextTower, embed_text
 from zsseg_rt.networks.heads import HEADS, dense_embeds
 from zsseg_rt.networks.positions import resize_grid
@@ -65,7 +65,7 @@ def assert_near(found, expected):
 
 
 @pytest.mark.parametrize("size_hw", [(64, 64), (32, 112), (144, 80)])
-@pytest.mark.parametrize("head", [name for name in HEADS if not RULES[name].aggregates])
+@pytest.mark.parametrize("head", [name for name in HEADS if name not in RULES_OF_OUTLIERS])
 def test_every_stage_equals_torch(head, size_hw, tmp_path):
     """Computed by NumPy, and as a graph whose outputs are all stages."""
     activation = "gelu" if size_hw == (144, 80) else "quick_gelu"

@@ -27,7 +27,11 @@ from zsseg_rt import Bundle, Engine, EngineConfig, models  # noqa: E402
 from zsseg_rt.errors import ArgumentError, ShapeError  # noqa: E402
 from zsseg_rt.export import export_bundle, verify_bundle  # noqa: E402
 from zsseg_rt.export.clip_file import DenseHead, export_clip_file  # noqa: E402
-from zsseg_rt.networks.aggregating import local_outlier_factor  # noqa: E402
+from zsseg_rt.networks.aggregating import (  # noqa: E402
+    local_outlier_factor,
+    num_local_outliers,
+    repair,
+)
 from zsseg_rt.networks.clip import ImageTower  # noqa: E402
 from zsseg_rt.networks.heads import dense_embeds  # noqa: E402
 from zsseg_rt.onnx.arrays import Arrays  # noqa: E402
@@ -80,6 +84,20 @@ def test_every_stage_is_the_official_one(shared_dir, case, tmp_path):
     assert_close(embeds[0] @ expected["text"].T, expected["logits"], LOGITS)
     written = run_graph(model, image, tmp_path / "a.onnx")
     assert_close(written[0] @ expected["text"].T, expected["logits"], LOGITS)
+    tokens = {"pre": c["pre"], "post": c["post"], "last": c["layers"] - 2}
+    for name, layer in () if "official_is_nan" in expected else tokens.items():
+        assert_close(arrays.marks[f"blocks.{layer}"][0], expected[f"tokens_{name}"], STAGES)
+    text = torch.from_numpy(expected["text"])
+    with torch.no_grad():
+        out = model(torch.from_numpy(image), text)
+        up = model.predict(torch.from_numpy(image), text)[0, :, ::4, ::4].numpy()
+    assert_close(out.mask_logits[0].flatten(1).T.numpy(), expected["logits"], LOGITS)
+    if "logits_up_sub4" in expected:
+        assert_close(up, expected["logits_up_sub4"], LOGITS)
+    if "official_is_nan" not in expected:
+        features = expected["features"]
+        unit = features / np.linalg.norm(features, axis=-1, keepdims=True)
+        assert_close(out.patch_embeds[0].flatten(1).T.numpy(), unit, STAGES)
 
 
 @pytest.mark.parametrize("case", REAL)
@@ -91,10 +109,28 @@ def test_vit_b16_has_the_official_labels(shared_dir, case, tmp_path):
     image = ((expected["rgb"] - np.array(mean)) / std).astype(np.float32).transpose(2, 0, 1)
     text = normal("input.text", c["salt"], (20, 512))
     text = (text / np.linalg.norm(text, axis=1, keepdims=True)).astype(np.float32)
-    made = run_graph(model_of(c), np.ascontiguousarray(image[None]), tmp_path / "a.onnx")
-    logits = made[0] @ text.T
-    assert np.abs(logits - expected["logits"]).max() <= LOGITS
-    np.testing.assert_array_equal(logits.argmax(1), expected["logits"].argmax(1))
+    model, image = model_of(c), np.ascontiguousarray(image[None])
+    made = run_graph(model, image, tmp_path / "a.onnx")
+    with torch.no_grad():
+        out = model(torch.from_numpy(image), torch.from_numpy(text)).mask_logits
+    for logits in (made[0] @ text.T, out[0].flatten(1).T.numpy()):
+        assert np.abs(logits - expected["logits"]).max() <= LOGITS
+        np.testing.assert_array_equal(logits.argmax(1), expected["logits"].argmax(1))
+
+
+@pytest.mark.parametrize(
+    "case", ["inside", "corners", "edges", "touching", "corner_block", "block", None]
+)
+def test_outliers_become_the_mean_of_sound_neighbours(shared_dir, case):
+    vectors = load(shared_dir, "tf2_ops_public.npz")
+    x, outliers = vectors["repair/x"], np.zeros((1, len(vectors["repair/x"]), 1), np.float32)
+    if case is not None:
+        outliers[0, vectors[f"repair/{case}/outliers"]] = 1
+    repaired = repair(Arrays(), x[None], outliers, tuple(vectors["repair/grid"]))[0]
+    expected = x if case is None else vectors[f"repair/{case}/sc_clip"]
+    np.testing.assert_allclose(repaired, expected, atol=1e-6)  # sums of eight
+    sound = outliers[0, :, 0] == 0
+    np.testing.assert_array_equal(repaired[sound], x[sound])
 
 
 @pytest.mark.parametrize("case", ["a", "b", "c"])
@@ -102,6 +138,9 @@ def test_local_outlier_factors_are_the_official_ones(shared_dir, case):
     vectors = load(shared_dir, "tf2_ops_public.npz")
     scores = local_outlier_factor(Arrays(), vectors[f"lof/{case}/x"][None])[0, :, 0]
     np.testing.assert_allclose(scores, vectors[f"lof/{case}/score"], atol=2e-5)
+    count = num_local_outliers(len(scores))
+    found = np.sort(np.argsort(-scores)[:count])
+    np.testing.assert_array_equal(found, vectors[f"lof/{case}/outliers"])
 
 
 @pytest.mark.parametrize("head", ["sfp", "sc_clip"])
@@ -160,7 +199,7 @@ def test_a_trunk_with_too_few_blocks_is_refused(tmp_path):
     tensors = {key: value.contiguous() for key, value in tiny.clip_state_dict(sizes).items()}
     save_file(tensors, tmp_path / "clip.safetensors")
     heads = {"num_heads": sizes.num_heads, "text_heads": sizes.text_heads}
-    head = DenseHead(head="sc_clip", size_hw=(128, 128), **heads)
+    head = DenseHead(head="sc_clip", size_hw=(128, 128), activation="gelu", **heads)
     with refused(ArgumentError, "pre"):
         export_clip_file(tmp_path / "clip.safetensors", tmp_path / "a.zsseg", head)
 

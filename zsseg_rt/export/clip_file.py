@@ -36,7 +36,7 @@ from zsseg_rt.networks.aggregating import (
     check_grid,
 )
 from zsseg_rt.networks.clip import ImageTower, TextTower
-from zsseg_rt.networks.heads import HEADS, dense_embeds
+from zsseg_rt.networks.heads import HEADS, LOGIT_SCALES, dense_embeds
 from zsseg_rt.networks.text import WrittenText
 from zsseg_rt.onnx.arrays import Arrays
 from zsseg_rt.text import gemma_tokenizer
@@ -53,7 +53,6 @@ from zsseg_rt.torch_files.clip_space import describe_space
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh")
 _HALF = (0.5, 0.5, 0.5)  # mean and deviation of PE-Core and SigLIP
 _MAX_TOKENIZER_BYTES = 64 << 20
-_SCALES = {"maskclip": 100.0, "vanilla": 100.0, "clearclip": 50.0}  # the authors'; others: 40
 _READS = COMMON_OPTIONS | {"class_names", "tokenizer", "window_batch"}
 
 OnProgress = Callable[[int, int], None]
@@ -119,7 +118,11 @@ class DenseHead:
     @property
     def scale(self) -> float:
         """The factor on cosines, of CLIP's heads if it is not given."""
-        return _SCALES.get(self.head or "", 40.0) if self.logit_scale is None else self.logit_scale
+        return (
+            LOGIT_SCALES.get(self.head or "", 40.0)
+            if self.logit_scale is None
+            else self.logit_scale
+        )
 
     def completed(self, weights: ClipTensors) -> DenseHead:
         """With what the weights, and files beside them, say instead of None.

@@ -1,7 +1,25 @@
 """SFP and SC-CLIP over any :class:`Operations`, with fixed shapes: outliers are a mask.
 
-The formulas are in :mod:`zsseg_rt.models.dense.aggregating`. What compares numbers, which float16
+With L blocks, H_i the tokens after block i (from 0), P(.) their patches, c(.) their class token::
+
+    X  = repair(P(H[L-2])), M = repair(P(H[pre]))      the same outliers in both
+    G  = cos(M, M) and T = cos(P(H[post]), P(H[post])), 0 where below beta
+    S  = softmax(3 G), only where G is at least its mean; SC-CLIP takes cos(M, M) uncut
+    Ya = n(T) (att_a(ln_1(n(G) X)) + r c(H[L-2]))      n divides rows by their sums
+    Yb = n(T) (att_b(ln_1(P(Z))) + r c(Z))             Z = sum of H_i, first <= i < end
+    embeddings = ln_post(Ya + Yb) @ proj
+
+``att`` is the last block's attention: the mean of S and, in SC-CLIP, softmax(k k^T s); in SFP,
+softmax(q q^T s) and softmax(k k^T s) in branch a, nothing else in branch b.
+
+What compares numbers, which float16
 could tip over, is written in the scope ``float32`` and stays so.
+
+Two things differ from the official code on purpose: an outlier whose neighbours are all outliers
+keeps its value (SFP: 0, then NaN everywhere), and grids need not be square.
+
+Source:
+    SFP, ICCV 2025 (code at 2804f5b); SC-CLIP, arXiv 2411.15869 (code at 0417ba9).
 """
 
 from __future__ import annotations
@@ -48,7 +66,7 @@ def _aggregated(
             ops, trunk, options.pm or RULES_OF_OUTLIERS["sfp" if cut else "sc_clip"], options.r
         )
         x, mid = (
-            ops.mark(name, _repaired(ops, patches_of(ops, tokens), outliers, trunk.grid_hw))
+            ops.mark(name, repair(ops, patches_of(ops, tokens), outliers, trunk.grid_hw))
             for name, tokens in (
                 ("repaired_last", last),
                 ("repaired_mid", trunk.after(options.pre)),
@@ -126,7 +144,7 @@ def local_outlier_factor(ops: Operations, patches: Value) -> Value:
     return ops.mul(score, np.float32(1 / (NEIGHBOURS - 1)))
 
 
-def _repaired(ops: Operations, x: Value, outliers: Value, grid_hw: tuple[int, int]) -> Value:
+def repair(ops: Operations, x: Value, outliers: Value, grid_hw: tuple[int, int]) -> Value:
     """Patches with outliers replaced by the mean of sound neighbours, where there are any."""
     kept = ops.sub(np.ones(1, np.float32), outliers)
     total = _ring_sum(ops, ops.mul(x, kept), grid_hw)

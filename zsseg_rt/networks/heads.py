@@ -1,8 +1,31 @@
 """Dense heads over any :class:`Operations`: what CLIP's last block becomes for local patches.
 
-The formulas are in docs/dense_clip.md and in :mod:`zsseg_rt.models.dense.encoder`. A head is a
-function of the tokens after each block before the last; to add one, write it and list it in
-:data:`HEADS`.
+A head is a function of the tokens after each block before the last; to add one, write it and list
+it in :data:`HEADS`.
+
+Every head changes the last block only. With X the tokens after the blocks before it (row 0 is the
+class token), q, k, v its projections of ``ln_1(X)``, s = 1 / sqrt(head width), O its output
+projection and M(Z) = Z + mlp(ln_2(Z)):
+
+========== ===================================== ==================
+head       attention A                           last block's Z
+========== ===================================== ==================
+vanilla    softmax(q k^T s)                      M(X + O(A v))
+maskclip   identity                              M(X + O(v))
+sclip      softmax(q q^T s) + softmax(k k^T s)   M(X + O(A v))
+clearclip  softmax(q q^T s)                      O(A v)
+naclip     softmax(k k^T s + prior)              O(A v)
+sfp        see :mod:`zsseg_rt.networks.aggregating`
+sc_clip    see there
+========== =========================================================
+
+Patch embeddings are ``ln_post(Z) @ proj`` without row 0, divided by their norms.
+
+Source:
+    Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", ICML
+    2021; Zhou et al., "Extract Free Dense Labels from CLIP" (MaskCLIP), ECCV 2022; Wang et al.,
+    "SCLIP", ECCV 2024; Lan et al., "ClearCLIP", ECCV 2024; Hajimiri et al., "Pay Attention to Your
+    Neighbours" (NACLIP), WACV 2025.
 """
 
 from __future__ import annotations
@@ -14,7 +37,14 @@ import numpy as np
 
 from zsseg_rt.networks.aggregating import sc_clip, sfp
 from zsseg_rt.networks.clip import ImageTower, embed_patches, project, run_blocks
-from zsseg_rt.networks.layers import Block, attend, merge_heads, mlp, projections
+from zsseg_rt.networks.layers import (
+    Block,
+    attend,
+    merge_heads,
+    mlp,
+    projections,
+    residual_block,
+)
 from zsseg_rt.networks.trunk import Head, Trunk, patches_of
 from zsseg_rt.onnx.operations import Array, Linear, Operations, Value
 
@@ -35,6 +65,13 @@ def dense_embeds(
         trunk = Trunk(tower=tower, grid_hw=grid_hw, outputs=outputs, options=options)
         patches = ops.mark("last_block", HEADS[head](ops, trunk))
     return ops.mark("patch_embeds", project(ops, tower, patches))
+
+
+def class_embed(ops: Operations, tower: ImageTower) -> Value:
+    """CLIP's own embedding [B, D], which no head changes, unit norm, after :func:`dense_embeds`."""
+    before = ops.marks["ln_pre" if len(tower.blocks) == 1 else f"blocks.{len(tower.blocks) - 2}"]
+    token = residual_block(ops, before, tower.blocks[-1], num_queries=1)
+    return project(ops, tower, token)[:, 0]
 
 
 def neighbour_prior(grid_hw: tuple[int, int], std: float = 5.0) -> Array:
@@ -97,6 +134,14 @@ HEADS: dict[str, Head] = {
     "sc_clip": sc_clip,
 }
 """By the name that users give."""
+
+LOGIT_SCALES = {
+    **dict.fromkeys(HEADS, 40.0),
+    "maskclip": 100.0,
+    "vanilla": 100.0,
+    "clearclip": 50.0,
+}
+"""The authors' factors on cosines."""
 
 
 def _mixed(

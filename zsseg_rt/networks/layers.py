@@ -174,16 +174,22 @@ def read_linear(tensors: Mapping[str, Any], name: str) -> Linear:
     return Linear(tensors[f"{name}.weight"], tensors[f"{name}.bias"])
 
 
+def thirds(rows: Any) -> list[Any]:
+    """Three equal parts of an array, or of a tensor."""
+    count = len(rows) // 3
+    return [rows[start : start + count] for start in (0, count, 2 * count)]
+
+
 def read_block(
     tensors: Mapping[str, Any], name: str, num_heads: int, activation: str, eps: float = 1e-5
 ) -> Block:
     """A block with the keys of CLIP's checkpoints; q, k and v may be rows of ``in_proj``."""
     at = f"{name}.attn."
     if f"{at}in_proj_weight" in tensors:
-        weights = np.split(tensors[f"{at}in_proj_weight"], 3)
+        weights = thirds(tensors[f"{at}in_proj_weight"])
     else:
         weights = [tensors[f"{at}{part}_proj_weight"] for part in "qkv"]
-    biases = np.split(tensors[f"{name}.attn.in_proj_bias"], 3)
+    biases = thirds(tensors[f"{name}.attn.in_proj_bias"])
     query, key, value = map(Linear, weights, biases)
     return Block(
         norm_1=read_norm(tensors, f"{name}.ln_1", eps),

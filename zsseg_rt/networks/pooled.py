@@ -29,6 +29,7 @@ from zsseg_rt.networks.layers import (
     read_linear,
     read_norm,
     split_heads,
+    thirds,
     unit,
 )
 from zsseg_rt.networks.positions import resize_grid
@@ -75,8 +76,8 @@ class PooledTower(ImageTower):
     def pool(self) -> Block:
         """The pool as a block: its norms are those before and after attention."""
         at = "attn_pool."
-        weights = np.split(self.tensors[f"{at}attn.in_proj_weight"], 3)
-        biases = np.split(self.tensors[f"{at}attn.in_proj_bias"], 3)
+        weights = thirds(self.tensors[f"{at}attn.in_proj_weight"])
+        biases = thirds(self.tensors[f"{at}attn.in_proj_bias"])
         query, key, value = map(Linear, weights, biases)
         return Block(
             norm_1=self.ln_post,

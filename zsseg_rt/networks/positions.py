@@ -29,7 +29,8 @@ def resize_grid(
         float32 [*size_hw, W]; what torch's ``interpolate(..., align_corners=False)`` gives, up to
         rounding, for ``"bilinear"`` and ``"bicubic"``, with and without ``antialias``.
     """
-    made = grid.astype(np.float64)
+    held = grid.detach().cpu().float() if hasattr(grid, "detach") else grid  # torch's
+    made = np.asarray(held, np.float64)
     for axis, size in enumerate(size_hw):
         rows = _weights(grid.shape[axis], size, mode, antialias, beyond)
         made = np.moveaxis(np.tensordot(rows, made, (1, axis)), 0, axis)

@@ -14,7 +14,7 @@ import numpy as np
 
 from zsseg_rt.networks.clip import ImageTower, Tensors, read_blocks, run_blocks
 from zsseg_rt.networks.heads import own_values
-from zsseg_rt.networks.layers import Block, read_norm, unit
+from zsseg_rt.networks.layers import Block, read_norm, residual_block, unit
 from zsseg_rt.networks.positions import resize_grid
 from zsseg_rt.onnx.operations import Array, Linear, Norm, Operations, Value
 
@@ -57,17 +57,24 @@ def dense_embeds(ops: Operations, tower: TipsImage, image: Value) -> Value:
     return ops.mark("patch_embeds", unit(ops, normed))
 
 
+def class_embed(ops: Operations, tower: TipsImage) -> Value:
+    """The class token [B, W] after the last norm, unit norm, after :func:`dense_embeds`."""
+    last = ops.marks[f"blocks.{len(tower.blocks) - 2}"]
+    token = residual_block(ops, last, tower.blocks[-1], num_queries=1)
+    return unit(ops, ops.layer_norm(token, tower.ln_post))[:, 0]
+
+
 def _tokens(ops: Operations, tower: TipsImage, image: Value) -> Value:
     """Class token, register and patches with their positions, [B, 2 + N, W]."""
     tensors, grid = tower.tensors, tower.grid_hw(tuple(image.shape[2:]))
-    shifts = tower.positions(grid) + tensors["conv1.bias"]
+    shifts = ops.add(tensors["conv1.bias"], tower.positions(grid))
     batch, (count, width) = image.shape[0], shifts.shape
     with ops.at("conv1"):
         cells = ops.conv(image, Linear(tensors["conv1.weight"]), stride=tower.patch_size)
         cells = ops.transpose(ops.reshape(cells, (batch, width, count)), (0, 2, 1))
         patches = ops.add(cells, shifts)
     first = tensors["class_embedding"] + tensors["positional_embedding"][0]
-    extra = np.stack([first, tensors["register_embedding"]])[None]
+    extra = ops.concat((first[None, None], tensors["register_embedding"][None, None]), 1)
     return ops.mark("tokens", ops.concat((ops.repeat(extra, image), patches), 1))
 
 

@@ -284,7 +284,8 @@ class Operations(ABC):
         """Of a constant [1, ...], one for each row of another value."""
         rows, sizes = like.shape[0], x.shape[1:]
         if not isinstance(rows, str):
-            return np.broadcast_to(x, (rows, *sizes))
+            wide = (rows, *sizes)
+            return np.broadcast_to(x, wide) if isinstance(x, np.ndarray) else x.expand(wide)
         count = self.apply("Shape", (like,), (1,), "int64", start=0, end=1)
         shape = self.concat((count, integers(*sizes)), 0)
         return self.apply("Expand", (x, shape), (rows, *sizes))

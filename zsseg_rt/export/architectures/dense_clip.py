@@ -14,7 +14,7 @@ from zsseg_rt.export.graph_files import MAX_CLASSES
 from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.export.text_side import clip_text_side, seen_names
 from zsseg_rt.export.word_subset import weights_of
-from zsseg_rt.networks.aggregating import check_grid
+from zsseg_rt.networks.aggregating import RULES_OF_OUTLIERS, check_grid
 from zsseg_rt.networks.clip import ImageTower
 from zsseg_rt.networks.heads import dense_embeds
 
@@ -29,11 +29,10 @@ def export_dense_clip(model: Any, options: ExportOptions) -> ExportedModel:
         tower=model.text_encoder,
         templates=model.config.templates,
     )
-    encoder, tower = model.image_encoder, tower_of(model)
-    settings: dict[str, Any] = {"position": encoder.position, "prior_std": encoder.prior_std}
-    if aggregation := getattr(encoder, "settings", None):
-        check_grid(encoder.pm, tower.grid_hw(size_hw))
-        settings["aggregation"] = aggregation
+    tower, chosen = tower_of(model), model.config.head
+    settings: dict[str, Any] = getattr(model.image_encoder, "options", {})
+    if aggregation := settings.get("aggregation"):
+        check_grid(aggregation.pm or RULES_OF_OUTLIERS[chosen], tower.grid_hw(size_hw))
     seen = seen_names(model.seen_classes, options.class_names)
     head = HeadSpec(
         logit_scale=float(model.logit_scale),
@@ -47,7 +46,7 @@ def export_dense_clip(model: Any, options: ExportOptions) -> ExportedModel:
         window_batch=options.window_batch,
     )
     preprocess = PreprocessSpec(size_hw=size_hw, mean=model.image_mean, std=model.image_std)
-    encode = partial(dense_embeds, tower=tower, head=model.config.head, **settings)
+    encode = partial(dense_embeds, tower=tower, head=chosen, **settings)
     names = golden_names(options.class_names, GOLDEN_NAMES)
     return written_model(encode, head, preprocess, text, names, architecture=model.description)
 
@@ -55,9 +54,11 @@ def export_dense_clip(model: Any, options: ExportOptions) -> ExportedModel:
 def tower_of(model: Any) -> ImageTower:
     """The weights of a model's image tower, what it trained after it included."""
     encoder, config = model.image_encoder, model.config.image_encoder
-    proj = encoder.patch_proj().detach().cpu().numpy()
+    tensors = weights_of(encoder)
+    if trained := getattr(encoder, "patch_proj", None):
+        tensors |= {"proj": trained().detach().cpu().numpy()}
     return ImageTower(
-        tensors=weights_of(encoder) | {"proj": proj},
+        tensors=tensors,
         num_heads=config.num_heads,
         activation=config.activation,
     )

@@ -179,8 +179,8 @@ class ImageEncoder(nn.Module):
         rows = resize_positional_embedding(self.positional_embedding, grid_hw, self.position_mode)
         return rows[1:]
 
-    def input_tokens(self, image: Tensor) -> Tensor:
-        """Class and patch tokens with their positions, before ``ln_pre``, ``[B, 1 + N, W]``."""
+    def check_image(self, image: Tensor) -> None:
+        """Refuse what are no images of the model's dtype, and too small ones."""
         check_tensor("image", image)
         if image.ndim != 4 or image.shape[1] != 3:
             raise ShapeError(
@@ -192,8 +192,12 @@ class ImageEncoder(nn.Module):
                 f"image: expected {self.conv1.weight.dtype}, got {image.dtype}. "
                 "Normalise the image and convert it to the model's dtype."
             )
-        grid_hw = self.grid_hw((image.shape[2], image.shape[3]))
-        positions = self.patch_positions(grid_hw)
+        self.grid_hw((image.shape[2], image.shape[3]))
+
+    def input_tokens(self, image: Tensor) -> Tensor:
+        """Class and patch tokens with their positions, before ``ln_pre``, ``[B, 1 + N, W]``."""
+        self.check_image(image)
+        positions = self.patch_positions(self.grid_hw((image.shape[2], image.shape[3])))
         patches = self.conv1(image).flatten(2).transpose(1, 2) + positions
         cls_token = self.class_token().expand(image.shape[0], 1, -1)
         return torch.cat([cls_token, patches], dim=1)

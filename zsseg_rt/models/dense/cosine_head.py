@@ -24,13 +24,15 @@ from zsseg_rt.errors import ArgumentError
 from zsseg_rt.models.base import ScoreActivation, lower_seen
 from zsseg_rt.models.clip.image_encoder import (
     ImageEmbeds,
+    ImageEncoder,
     ImageEncoderConfig,
+    Interpolation,
     resize_positional_embedding,
     unit,
 )
 from zsseg_rt.models.clip.weights import image_config, text_config
 from zsseg_rt.models.dense.dense_clip import DenseCLIP, DenseCLIPConfig
-from zsseg_rt.models.dense.encoder import DenseImageEncoder, Head
+from zsseg_rt.models.dense.encoder import Head
 from zsseg_rt.models.functional import read_class_indices
 from zsseg_rt.torch_files.checkpoints import load_weights
 from zsseg_rt.torch_files.clip_weights import ClipSource, normalisation_of
@@ -72,11 +74,13 @@ class CosineHeadConfig(DenseCLIPConfig):
             )
 
 
-class CosineHeadEncoder(DenseImageEncoder):
+class CosineHeadEncoder(ImageEncoder):
     """CLIP's image tower and a linear head on its patches, which starts as the identity."""
 
+    position_mode: ClassVar[Interpolation] = "bicubic"
+
     def __init__(self, config: ImageEncoderConfig) -> None:
-        super().__init__(config, "vanilla")
+        super().__init__(config)
         self.head = nn.Linear(config.embed_dim, config.embed_dim, bias=False)
         nn.init.eye_(self.head.weight)
 
@@ -85,9 +89,10 @@ class CosineHeadEncoder(DenseImageEncoder):
         return self.proj @ self.head.weight.T
 
     def forward(self, image: Tensor) -> ImageEmbeds:
-        """Encode images; see :meth:`DenseImageEncoder.forward`."""
-        tokens = self.last_block(self.block_inputs(image)[-1])
-        return ImageEmbeds(self.embed_dense(tokens[:, 1:]), unit(self.project(tokens[:, 0])))
+        """Encode images; see :meth:`ImageEncoder.forward`."""
+        tokens = self.transformer(self.embed_patches(image))
+        patches = self.ln_post(tokens[:, 1:]) @ self.patch_proj()
+        return ImageEmbeds(unit(patches), unit(self.project(tokens[:, 0])))
 
 
 class CosineHeadModel(DenseCLIP):
@@ -104,7 +109,7 @@ class CosineHeadModel(DenseCLIP):
         if self.text_encoder is not None:
             self.text_encoder.requires_grad_(False)
 
-    def _make_encoder(self) -> DenseImageEncoder:
+    def _make_encoder(self) -> CosineHeadEncoder:
         return CosineHeadEncoder(self.config.image_encoder)
 
     @property

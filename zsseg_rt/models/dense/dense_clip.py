@@ -1,6 +1,6 @@
 """Training-free dense CLIP: CLIP with a dense head, compared with text.
 
-The heads are described in :mod:`zsseg_rt.models.dense.encoder`.
+The heads are described in :mod:`zsseg_rt.networks.heads`.
 """
 
 from __future__ import annotations
@@ -18,20 +18,24 @@ from torch import Tensor, nn
 from zsseg_rt.common.checks import check_choice, check_size
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.models.base import LabelRule, PixelModel, ScoreActivation, SegmentationOutput
-from zsseg_rt.models.clip.image_encoder import ImageEncoderConfig
+from zsseg_rt.models.clip.image_encoder import ImageEncoder, ImageEncoderConfig
 from zsseg_rt.models.clip.text_encoder import TextEncoder, TextEncoderConfig
 from zsseg_rt.models.clip.weights import image_config, text_config
-from zsseg_rt.models.dense.aggregating import AggregatingEncoder
 from zsseg_rt.models.dense.encoder import (
     HEADS,
-    RULES,
     DenseImageEncoder,
     Head,
     Position,
 )
 from zsseg_rt.models.functional import check_text_embeds, patch_text_similarity
 from zsseg_rt.models.sliding import SlideSettings
-from zsseg_rt.networks.aggregating import SHIPPED_LAYERS, AggregationConfig, OutlierRule
+from zsseg_rt.networks.aggregating import (
+    RULES_OF_OUTLIERS,
+    SHIPPED_LAYERS,
+    AggregationConfig,
+    OutlierRule,
+)
+from zsseg_rt.networks.heads import LOGIT_SCALES
 from zsseg_rt.torch_files.checkpoints import check_float32, load_weights
 from zsseg_rt.torch_files.clip_arrays import CLIP_MEAN, CLIP_STD
 from zsseg_rt.torch_files.clip_weights import (
@@ -120,12 +124,14 @@ class DenseCLIP(PixelModel):
         config = self.config.text_encoder
         return None if config is None else TextEncoder(config)
 
-    def _make_encoder(self) -> DenseImageEncoder:
+    def _make_encoder(self) -> ImageEncoder:
         config = self.config
-        tower, head, position = config.image_encoder, config.head, config.position
-        if RULES[head].aggregates:
-            return AggregatingEncoder(tower, head, config.aggregation, position)
-        return DenseImageEncoder(tower, head, config.prior_std, position=position)
+        options: dict[str, Any] = {"position": config.position}
+        if config.head in RULES_OF_OUTLIERS:
+            options["aggregation"] = config.aggregation
+        elif config.head == "naclip":
+            options["prior_std"] = config.prior_std
+        return DenseImageEncoder(config.image_encoder, config.head, **options)
 
     @property
     def description(self) -> str:
@@ -275,7 +281,7 @@ class HeadSettings:
         given = dict(layers) | {name: value for name, value in given.items() if value is not None}
         scale = self.logit_scale
         if scale is None:
-            scale = RULES[self.head].logit_scale if self.head in RULES else 1.0
+            scale = LOGIT_SCALES.get(self.head, 1.0)
         settings: dict[str, Any] = {
             "head": self.head,
             "prior_std": self.prior_std,

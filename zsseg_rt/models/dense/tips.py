@@ -23,17 +23,15 @@ from torch import Tensor, nn
 
 from zsseg_rt.errors import ArgumentError, CheckpointError, DTypeError, ShapeError
 from zsseg_rt.models.clip.image_encoder import (
+    ImageEmbeds,
     ImageEncoderConfig,
-    resize_positional_embedding,
-    unit,
 )
 from zsseg_rt.models.clip.text_encoder import TextEncoderConfig
 from zsseg_rt.models.clip.transformer import Transformer
 from zsseg_rt.models.dense.dense_clip import DenseCLIP, DenseCLIPConfig
-from zsseg_rt.models.dense.encoder import DenseImageEncoder, Head
-from zsseg_rt.models.functional import check_tensor
+from zsseg_rt.models.dense.encoder import DenseImageEncoder, Head, TensorOperations
 from zsseg_rt.models.sliding import SlideSettings, check_picture, slide_scores
-from zsseg_rt.networks.tips import CONTEXT_LENGTH
+from zsseg_rt.networks import tips
 from zsseg_rt.torch_files.checkpoints import load_weights
 from zsseg_rt.torch_files.tips_weights import (
     PATCH,
@@ -43,8 +41,6 @@ from zsseg_rt.torch_files.tips_weights import (
     read_tips,
     sort_tips,
 )
-
-_EPS = 1e-6  # of the image tower's norms
 
 
 def _image_config() -> ImageEncoderConfig:
@@ -83,8 +79,6 @@ class TipsConfig(DenseCLIPConfig):
 class TipsImageEncoder(DenseImageEncoder):
     """DINOv2's ViT: no norm before the first block and no projection after the last."""
 
-    extra_tokens: ClassVar[int] = 2
-
     def __init__(self, config: ImageEncoderConfig) -> None:
         super().__init__(config, "maskclip")
         width = config.width
@@ -92,9 +86,6 @@ class TipsImageEncoder(DenseImageEncoder):
         self.register_embedding = nn.Parameter(0.02 * torch.randn(width))
         self.ln_pre = cast(nn.LayerNorm, nn.Identity())
         del self.proj
-        for module in self.modules():
-            if isinstance(module, nn.LayerNorm):
-                module.eps = _EPS
 
     def grid_hw(self, size_hw: tuple[int, int]) -> tuple[int, int]:
         """The patch grid of an image, whose sides must be multiples of the patch size."""
@@ -106,30 +97,16 @@ class TipsImageEncoder(DenseImageEncoder):
             )
         return super().grid_hw(size_hw)
 
-    def patch_positions(self, grid_hw: tuple[int, int]) -> Tensor:
-        """See :meth:`ImageEncoder.patch_positions`; bilinear with antialiasing."""
-        return resize_positional_embedding(
-            self.positional_embedding, grid_hw, "bilinear", antialias=True
-        )[1:]
-
-    def input_tokens(self, image: Tensor) -> Tensor:
-        """Class token, register and patches, ``[B, 2 + N, W]``; the register has no position."""
-        check_tensor("image", image)
+    def forward(self, image: Tensor) -> ImageEmbeds:
+        """Encode images; see :meth:`DenseImageEncoder.forward`."""
+        self.check_image(image)
         if not torch.isfinite(image).all():
             raise ArgumentError(
                 "image: expected finite numbers in [0, 1], got NaN or infinity. Check the picture."
             )
-        tokens = super().input_tokens(image)
-        register = self.register_embedding.expand(len(tokens), 1, -1)
-        return torch.cat([tokens[:, :1], register, tokens[:, 1:]], dim=1)
-
-    def project(self, tokens: Tensor) -> Tensor:
-        """The last norm, ``[B, N, W]``."""
-        return self.ln_post(tokens)  # type: ignore[no-any-return]
-
-    def embed_dense(self, patches: Tensor) -> Tensor:
-        """The last norm, unit length."""
-        return unit(self.ln_post(patches))
+        ops, tower = TensorOperations(), tips.TipsImage(**self.parts())
+        patches = tips.dense_embeds(ops, tower, image)
+        return ImageEmbeds(patches, tips.class_embed(ops, tower))
 
 
 class TipsTextEncoder(nn.Module):
@@ -318,7 +295,7 @@ class OfficialTips:
     def _text_config(self, weights: TipsTensors) -> TextEncoderConfig:
         return TextEncoderConfig(
             vocab_size=len(weights.text["token_embedding.weight"]),
-            context_length=CONTEXT_LENGTH,
+            context_length=tips.CONTEXT_LENGTH,
             num_heads=heads_of("text_heads", self.text_heads, weights.width),
             embed_dim=weights.width,
             activation="relu",
