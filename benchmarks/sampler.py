@@ -307,7 +307,7 @@ class BusyMachine:
         self._load = float(np.clip(self._load * np.exp(random.normal(0.0, 0.05)), 0.8, 1.4))
         cpu = frame_ms * self._load * float(np.exp(random.normal(0.0, 0.03)))
         wait = 3.0 * float(random.poisson(1.5))
-        return Sample(wall_ms=cpu + wait, cpu_ms=cpu, wait_ms=wait)
+        return Sample(wall_ms=cpu + wait, cpu_ms=cpu)
 
 
 class SimulatedCandidate(LocalCandidate):
@@ -324,7 +324,7 @@ class SimulatedCandidate(LocalCandidate):
         count = min(plan.most_calls, max(1, round(plan.measuring_ms / self._frame_ms)))
         warm = tuple(self._machine.sample(self._frame_ms) for _ in range(count))
         self._ran += sum(sample.cpu_ms for sample in warm)
-        self._waited += sum(sample.wait_ms or 0.0 for sample in warm)
+        self._waited += sum(sample.wall_ms - sample.cpu_ms for sample in warm)
         return Turn(self._machine.sample(self._frame_ms) if plan.cold else None, warm)
 
     def pace(self, rate: float, seconds: float) -> list[Paced]:
@@ -337,9 +337,6 @@ class SimulatedCandidate(LocalCandidate):
     def thread_times(self) -> ThreadTimes:
         """As drawn."""
         return ThreadTimes({"1": int(self._ran * 1e6)}, {"1": int(self._waited * 1e6)})
-
-    def close(self) -> None:
-        """Nothing to free."""
 
 
 def simulated(form: Form) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class GivenTimes:
             raise KeyboardInterrupt
         ms = next(self._times)
         self.ran += round(ms * 1e6)
-        sample = Sample(wall_ms=3.0 * ms, cpu_ms=ms, wait_ms=0.0, device_ms=2.0 * ms)
+        sample = Sample(wall_ms=3.0 * ms, cpu_ms=ms, device_ms=2.0 * ms)
         return Turn(sample if plan.cold else None, (sample,))
 
     def pace(self, rate: float, seconds: float) -> list[Paced]:
@@ -45,9 +45,6 @@ class GivenTimes:
     def thread_times(self) -> ThreadTimes:
         waited = self.ran * self._waiting / (1.0 - self._waiting)
         return ThreadTimes({"1": self.ran}, {"1": round(waited)})
-
-    def close(self) -> None:
-        pass
 
 
 def make_counter(start=0):

@@ -146,7 +146,6 @@ def test_a_turn_has_a_cold_call_warming_and_as_many_calls_as_were_allowed():
     assert len(turn.warm) == 4
     assert turn.warm[-1].stages == {"all": float(len(calls))}
     assert len(calls) > 5
-    meter.close()
 
 
 def test_what_warms_up_a_gpu_is_waited_for():
@@ -165,7 +164,6 @@ def test_what_warms_up_a_gpu_is_waited_for():
     meter.turn(lambda: (queued.append(len(waiting)), waiting.append(1)), TurnPlan(warming_ms=1.0))
     assert len(queued) > 2
     assert set(queued) == {0}
-    meter.close()
 
 
 def test_a_call_s_own_cpu_time_is_measured():
@@ -180,7 +178,6 @@ def test_a_call_s_own_cpu_time_is_measured():
     assert sample.cpu_ms >= 49.0
     assert sample.wall_ms >= 49.0
     assert sample.device_ms is None
-    meter.close()
 
 
 def _used():
@@ -193,7 +190,6 @@ def _used():
 def test_a_result_timed_on_a_gpu_gives_the_device_s_time():
     meter = Meter(stages_of=lambda result: result, device_stage="total")
     assert meter.measure(lambda: {"total": 4.5, "a": 4.5}).device_ms == 4.5
-    meter.close()
 
 
 def test_frames_that_fall_due_wait_for_the_one_before():
@@ -211,14 +207,12 @@ def test_frames_that_fall_due_wait_for_the_one_before():
     assert frames[0].service_ms >= 499.0
     assert all(frame.latency_ms >= frame.service_ms for frame in frames)
     assert frames[10].latency_ms >= 390.0  # it fell due 100 ms after the first began
-    meter.close()
 
 
 def test_a_frame_in_time_is_not_late():
     meter = Meter()
     (frame,) = meter.pace(lambda: None, rate=0.1, seconds=1.0)
     assert not frame.late
-    meter.close()
 
 
 def test_pacing_shares_the_time_and_leaves_out_what_fails():

@@ -85,10 +85,6 @@ class LocalCandidate:
         """Run and waiting time of its process's threads."""
         return read_thread_times(self.process)
 
-    def close(self) -> None:
-        """Free it. Calling it twice is harmless."""
-        self._meter.close()
-
 
 class ChildCandidate(LocalCandidate):
     """A process of its own: own threads, own peak memory, any interpreter.
@@ -253,10 +249,10 @@ def turn_ms(turn: Turn, basis: Basis) -> float:
     """
     if basis == "cpu":
         return statistics.fmean(sample.cpu_ms for sample in turn.warm)
-    on_device = basis == "device"
-    times = (s.device_ms if on_device else None for s in turn.warm)
-    walls = (s.wall_ms for s in turn.warm)
-    return statistics.median(w if d is None else d for d, w in zip(times, walls, strict=True))
+    if basis == "device":
+        times = (s.wall_ms if s.device_ms is None else s.device_ms for s in turn.warm)
+        return statistics.median(times)
+    return statistics.median(sample.wall_ms for sample in turn.warm)
 
 
 def take_turns(
@@ -376,8 +372,4 @@ def take_turns_locally(
         call()  # allocators, code
     settle_threads()
     stop = StopRule(max_seconds=max_seconds, max_rounds=rounds, half_width=None)
-    try:
-        return take_turns(candidates, plan, stop)
-    finally:
-        for candidate in candidates:
-            candidate.close()
+    return take_turns(candidates, plan, stop)

@@ -35,7 +35,6 @@ class Sample:
 
     wall_ms: float  # from call to return
     cpu_ms: float  # of all threads of the process meanwhile
-    wait_ms: float | None = None  # the calling thread had no CPU; None: the system does not tell
     device_ms: float | None = None  # between CUDA events around the work; None on the CPU
     stages: Mapping[str, float] = field(default_factory=dict)  # as the result told them
 
@@ -98,27 +97,22 @@ class Meter:
     ) -> None:
         self._device_timer, self._stages_of = device_timer, stages_of
         self._device_stage = device_stage
-        try:
-            self._schedstat = os.open(_PROC / "thread-self" / "schedstat", os.O_RDONLY)
-        except OSError:
-            self._schedstat = -1
 
     def measure(self, call: Callable[[], Any]) -> Sample:
         """Make one call."""
         timer = self._device_timer
-        waited, used = self._waited(), _cpu_seconds()
+        used = _cpu_seconds()
         begin = time.perf_counter()
         if timer is not None:
             timer.begin()
         result = call()
         device_ms = None if timer is None else timer.end_ms()
         wall = time.perf_counter() - begin
-        used, waited_after = _cpu_seconds() - used, self._waited()
+        used = _cpu_seconds() - used
         stages = {} if self._stages_of is None else dict(self._stages_of(result))
         if self._device_stage is not None:
             device_ms = stages.get(self._device_stage)
-        wait_ms = None if waited is None or waited_after is None else (waited_after - waited) / 1e6
-        return Sample(wall * 1e3, max(used, 0.0) * 1e3, wait_ms, device_ms, stages)
+        return Sample(wall * 1e3, max(used, 0.0) * 1e3, device_ms, stages)
 
     def turn(self, call: Callable[[], Any], plan: TurnPlan) -> Turn:
         """Take one turn; see :class:`TurnPlan`."""
@@ -153,17 +147,6 @@ class Meter:
             call()
             count += 1
         return count
-
-    def close(self) -> None:
-        """Close the file of the system's counters."""
-        if self._schedstat >= 0:
-            os.close(self._schedstat)
-            self._schedstat = -1
-
-    def _waited(self) -> int | None:
-        if self._schedstat < 0:
-            return None
-        return int(os.pread(self._schedstat, 64, 0).split()[1])
 
 
 class Stopwatch:
