@@ -193,9 +193,10 @@ class ScriptedServer:
     def say_vocabulary(self) -> None:
         self.say("vocabulary", **self.vocabulary())
 
-    def say_state(self, *sources: dict) -> None:
+    def say_state(self, *sources: dict, rate: float = 12.0, given_out_rate: float = 12.0) -> None:
         self.sources = list(sources)
-        self.say("state", sources=self.sources, rate=12.0, viewers=1)
+        rates = {"rate": rate, "given_out_rate": given_out_rate}
+        self.say("state", sources=self.sources, viewers=1, **rates)
 
     def change(self, *names) -> None:
         """New classes, as if another viewer had asked for them."""
@@ -294,8 +295,10 @@ class ScriptedServer:
 def source(name: str, state: str, error: str | None = None, **counts: int) -> dict:
     """What the server tells about a source."""
     numbers = {"captured": 9, "labelled": 8, "dropped": 1, "damaged": 0, "reconnects": 0, **counts}
+    numbers.setdefault("given_out", numbers["labelled"])
     ages = {"p50": 12.0, "p95": 23.0, "p99": 31.0}
-    return {"name": name, "state": state, **numbers, "age_ms": ages, "error": error}
+    both = {"age_ms": ages, "labelled_age_ms": {name: 20 * age for name, age in ages.items()}}
+    return {"name": name, "state": state, **numbers, **both, "error": error}
 
 
 def halves(left: int, right: int, *, dtype=np.uint8) -> np.ndarray:

@@ -47,6 +47,7 @@ class ServerProcess:
             "scenes",
             "--source",
             CAMERA,
+            "--no-follow",  # places that come in would be unknown
         ]
         environment = {**os.environ, "ZSSEG_TOKEN": self.token}
         self.process = subprocess.Popen(

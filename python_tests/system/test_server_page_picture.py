@@ -1,6 +1,7 @@
 """What the page makes of pictures and labels, in Chromium, with a scripted server."""
 
 import re
+import time
 
 import numpy as np
 import pytest
@@ -53,6 +54,23 @@ class TestPicture:
         expected = np.where(labels[..., None] == 255, GREY, table[np.minimum(labels, 1)])
         doubled = expected.repeat(2, axis=0).repeat(2, axis=1)
         np.testing.assert_array_equal(canvas_pixels(page), doubled)
+
+    def test_labels_that_were_moved_are_told_from_computed_ones(self, page):
+        live = ScriptedServer(page).open()
+        rate, age = page.locator("#rate"), page.locator("#age")
+        live.say_state(source("camera", "running"))
+        live.send_frame(halves(0, 1))
+        expect(rate).not_to_contain_text("labelled")
+        expect(age).not_to_contain_text("labels")
+        camera = source("camera", "running", captured=90, labelled=8, given_out=80)
+        live.say_state(camera, rate=4.0, given_out_rate=30.0)
+        captured = 1000.0 * (time.monotonic() - 0.8)
+        live.send_frame(halves(0, 1), moved_from=3, labelled_ms=captured)
+        expect(rate).to_contain_text("30, 4.0 labelled")
+        expect(age).to_contain_text("labels")
+        told = page.locator("#source-list")
+        expect(told).to_contain_text("8 labelled, 80 given out with labels")
+        expect(told).to_contain_text("Labels are of frames 240 ms ago (median)")
 
     def test_labels_of_many_classes_have_two_bytes(self, page):
         names = [f"thing {i}" for i in range(300)]
