@@ -9,7 +9,7 @@ from support.bfloat16 import Bfloat16Array, bfloat16_bits, widened
 from support.label_agreement import assert_labels_agree, top_two_margin
 from zsseg_rt import ops
 from zsseg_rt.ops import reference
-from zsseg_rt.ops.reference_regions import score_maps
+from zsseg_rt.ops.reference import score_maps
 
 # 512-term float32 dots of unit rows; for raw rows scaled by their norms' product, about 512. Worst
 # seen: 6.1e-5 for raw rows, by the CUDA kernel's arithmetic (emulated), which adds term after term.

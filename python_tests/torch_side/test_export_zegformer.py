@@ -14,7 +14,7 @@ from zsseg_rt.export import export_graphs
 from zsseg_rt.export.architectures.zegformer import network_of
 from zsseg_rt.models import from_official
 from zsseg_rt.networks.zegformer import REGION_MEAN, REGION_STD
-from zsseg_rt.ops.reference_regions import score_maps
+from zsseg_rt.ops.reference import score_maps
 from zsseg_rt.runtime.families.proposals import class_probabilities, fuse
 
 TOLERANCE = 1e-4  # features, masks and score maps, as the reference's notes recommend

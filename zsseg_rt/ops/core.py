@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from zsseg_rt._C import (
     DEPTH_WORKSPACE_BYTES,
@@ -21,7 +22,7 @@ from zsseg_rt._C import (
     cuda_set_device,
     label_regions_device_bytes,
 )
-from zsseg_rt.errors import CaptureError
+from zsseg_rt.errors import CaptureError, DTypeError, ZssegError
 
 _Value = TypeVar("_Value")
 _CAPTURES_END = 2.0  # seconds
@@ -54,3 +55,27 @@ def outside_captures(work: Callable[[], _Value]) -> _Value:
             if time.monotonic() >= last:
                 raise
             time.sleep(0.001)
+
+
+def native(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function of the core."""
+    try:
+        return function(*arguments)
+    except TypeError as exc:
+        if isinstance(exc, ZssegError):
+            raise
+        names = re.findall(r"(\w+): ", (function.__doc__ or "").partition("\n")[0])
+        given = (f"{name}: {_type_of(a)}" for name, a in zip(names, arguments, strict=False))
+        raise DTypeError(
+            f"{function.__name__}: expected arguments of the documented types, got "
+            f"{', '.join(given)}"
+        ) from None
+
+
+def _type_of(value: Any) -> str:
+    shape = getattr(value, "shape", None)
+    if isinstance(shape, tuple):
+        return f"{type(value).__name__} {getattr(value, 'dtype', '')} {list(shape)}"
+    if isinstance(value, tuple):
+        return f"({', '.join(type(item).__name__ for item in value)})"
+    return type(value).__name__

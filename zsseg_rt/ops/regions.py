@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from zsseg_rt import _C
 from zsseg_rt.common.arrays import Array
-from zsseg_rt.ops.native import native
+from zsseg_rt.ops.core import native
 
 
 def mask_boxes(

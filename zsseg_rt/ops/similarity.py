@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from zsseg_rt import _C
 from zsseg_rt.common.arrays import Array
-from zsseg_rt.ops.native import native
+from zsseg_rt.ops.core import native
 
 
 def relationship_descriptor(

@@ -39,7 +39,7 @@ from zsseg_rt.networks.zegformer import (
     write_region_encoder,
 )
 from zsseg_rt.onnx.arrays import Arrays
-from zsseg_rt.ops import reference_regions
+from zsseg_rt.ops import reference
 from zsseg_rt.runtime.families.proposals import class_probabilities, fuse
 from zsseg_rt.torch_files.zegformer_prompts import REGION_TEMPLATES, SINGLE_TEMPLATE
 
@@ -182,7 +182,7 @@ def _golden(
         arrays["region_text_embeds"] = region_embeds
     seen = np.isin(list(names), head.seen)
     scores = np.asarray(fuse(by_text, by_region, regions.fusion, seen), np.float32)
-    maps = reference_regions.score_maps(masks, scores, size_hw, (frame.shape[0], frame.shape[1]))
+    maps = reference.score_maps(masks, scores, size_hw, (frame.shape[0], frame.shape[1]))
     maps = maps - np.float32(head.seen_bias) * seen[:, None, None].astype(np.float32)
     return arrays | {
         "frame": frame,
@@ -212,11 +212,9 @@ def _crops(
 ) -> npt.NDArray[np.float32]:
     """Every region as CLIP sees it, float32 [Q, 3, s, s]."""
     planes = preprocess_frame(PreprocessSpec(size_hw=size_hw, mean=spec.mean, std=spec.std))[0]
-    boxes = reference_regions.mask_boxes(masks, size_hw)
+    boxes = reference.mask_boxes(masks, size_hw)
     regions = np.arange(len(masks), dtype=np.int32)
-    return reference_regions.crop_regions(
-        planes, masks, regions, boxes, side=spec.side, style=spec.style
-    )
+    return reference.crop_regions(planes, masks, regions, boxes, side=spec.side, style=spec.style)
 
 
 def _embed_all(
