@@ -38,7 +38,7 @@ from zsseg_rt.evaluation.provenance import describe_commit, describe_machine
 from zsseg_rt.photos import find_photos, read_photo
 from zsseg_rt.profiling.worker import Stopwatch
 from zsseg_rt.results.segmentation import Frame, Segmentation
-from zsseg_rt.runtime.steady.motion import GAIN, LOST, Glance, LabelMover, Way, follow_size
+from zsseg_rt.runtime.frame_memory import GAIN, LOST, Glance, LabelMover, Way, follow_size
 from zsseg_rt.stream.follow import Following, KeyFrames
 from zsseg_rt.stream.hand_off import HandOff
 

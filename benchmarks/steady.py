@@ -28,7 +28,7 @@ from zsseg_rt import Bundle, Engine, EngineConfig, FrameMemory
 from zsseg_rt.evaluation.metrics import ConfusionMatrix, score
 from zsseg_rt.evaluation.provenance import describe_commit, describe_machine
 from zsseg_rt.profiling.worker import Stopwatch
-from zsseg_rt.runtime.steady.motion import BlendSettings
+from zsseg_rt.runtime.frame_memory import BlendSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))

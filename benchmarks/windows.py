@@ -24,7 +24,7 @@ from zsseg_rt import Bundle, Engine, EngineConfig
 from zsseg_rt.demo import demo_classes
 from zsseg_rt.evaluation.provenance import describe_commit, describe_machine
 from zsseg_rt.profiling.worker import Stopwatch
-from zsseg_rt.runtime.inputs.window_plan import Windows
+from zsseg_rt.runtime.frames import Windows
 
 ROOT = Path(__file__).resolve().parents[1]
 GOAL = 1.05

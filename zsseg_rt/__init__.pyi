@@ -33,9 +33,9 @@ from zsseg_rt.results.device_result import DeviceSegmentation as DeviceSegmentat
 from zsseg_rt.results.segmentation import ClassShare as ClassShare
 from zsseg_rt.results.segmentation import Frame as Frame
 from zsseg_rt.results.segmentation import Segmentation as Segmentation
-from zsseg_rt.runtime.inputs.nv12 import Nv12Frame as Nv12Frame
+from zsseg_rt.runtime.frame_memory import FrameMemory as FrameMemory
+from zsseg_rt.runtime.frames import Nv12Frame as Nv12Frame
 from zsseg_rt.runtime.lane import Lane as Lane
-from zsseg_rt.runtime.steady.memory import FrameMemory as FrameMemory
 from zsseg_rt.stream.runner import Stream as Stream
 from zsseg_rt.text.vocabulary import Vocabulary as Vocabulary
 

@@ -29,13 +29,13 @@ from zsseg_rt.results.device_result import DeviceSegmentation
 from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.runtime.families.base import BoundClasses
 from zsseg_rt.runtime.families.registry import create_family
-from zsseg_rt.runtime.inputs.nv12 import Nv12Frame
+from zsseg_rt.runtime.frame_memory import FrameMemory, check_family
+from zsseg_rt.runtime.frames import Nv12Frame
 from zsseg_rt.runtime.lane import Lane, Planes
 from zsseg_rt.runtime.lane_pool import LanePool, in_order
 from zsseg_rt.runtime.memory_plan import require_memory
 from zsseg_rt.runtime.plan_proof import prove_plans
 from zsseg_rt.runtime.self_check import SelfCheck, check_against_golden
-from zsseg_rt.runtime.steady.memory import FrameMemory, check_family
 from zsseg_rt.stream.follow import Follow
 from zsseg_rt.stream.opening import StreamOptions, StreamParts
 from zsseg_rt.stream.runner import Policy, Stream

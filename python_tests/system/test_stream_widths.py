@@ -14,7 +14,7 @@ from support.gstreamer import read as read_through_gstreamer
 from support.gstreamer import require_gstreamer
 from support.streams import MjpegServer, ReaderNow, number_of, numbered, write_video
 from support.v4l2_camera import run_with_camera
-from zsseg_rt.runtime.inputs.checks import check_frame
+from zsseg_rt.runtime.frames import check_frame
 from zsseg_rt.stream.uris import open_sources
 
 pytest.importorskip("av")

@@ -6,7 +6,7 @@ import pytest
 from conftest import require_cuda
 from zsseg_rt.ops import core
 from zsseg_rt.results.segmentation import Frame
-from zsseg_rt.runtime.inputs.nv12 import Nv12Frame
+from zsseg_rt.runtime.frames import Nv12Frame
 from zsseg_rt.stream.follow import Looker
 
 pytestmark = pytest.mark.needs_cuda

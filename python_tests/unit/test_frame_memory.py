@@ -17,7 +17,7 @@ from zsseg_rt.errors import (
     EngineStateError,
     ShapeError,
 )
-from zsseg_rt.runtime.steady import memory as memory_module
+from zsseg_rt.runtime import frame_memory as memory_module
 
 STORED = Path(__file__).parents[1] / "bundles" / "v1"
 CPU = {"device": "cpu", "precision": "float32", "use_cache": False}

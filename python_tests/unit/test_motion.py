@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from zsseg_rt.runtime.steady.motion import Glance, MotionEstimator, is_still
+from zsseg_rt.runtime.frame_memory import Glance, MotionEstimator, is_still
 
 GRID = (8, 16)  # rows, columns: cells of 16 by 8 pixels
 

@@ -12,7 +12,7 @@ import pytest
 from support.errors import refused
 from zsseg_rt.errors import ArgumentError, EndOfSource, ShapeError
 from zsseg_rt.results.segmentation import Frame, Segmentation
-from zsseg_rt.runtime.steady.motion import Glance, LabelMover, Way, follow_size
+from zsseg_rt.runtime.frame_memory import Glance, LabelMover, Way, follow_size
 from zsseg_rt.stream.follow import Following, KeyFrames, NewestFrames, following_of
 from zsseg_rt.stream.hand_off import HandOff
 from zsseg_rt.stream.photo_folder import PhotoSource

@@ -213,7 +213,7 @@ class MemoryOptions:
         if not (self.steady or self.skip_still):
             return path
         from zsseg_rt.bundles.bundle import Bundle
-        from zsseg_rt.runtime.steady.memory import check_family
+        from zsseg_rt.runtime.frame_memory import check_family
 
         bundle = Bundle.load(path)
         with argument_errors_are_usage():

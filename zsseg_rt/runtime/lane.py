@@ -46,9 +46,16 @@ from zsseg_rt.runtime.families.base import (
     run_plainly,
 )
 from zsseg_rt.runtime.families.candidates import CandidateGate
-from zsseg_rt.runtime.inputs.checks import MOST_SIDE, check_device_frame, check_frame
-from zsseg_rt.runtime.inputs.nv12 import Nv12Frame, as_nv12, check_nv12
-from zsseg_rt.runtime.inputs.window_plan import Windows
+from zsseg_rt.runtime.frame_memory import FrameMemory, Turn, check_family
+from zsseg_rt.runtime.frames import (
+    MOST_SIDE,
+    Nv12Frame,
+    Windows,
+    as_nv12,
+    check_device_frame,
+    check_frame,
+    check_nv12,
+)
 from zsseg_rt.runtime.stages import (
     Candidates,
     Check,
@@ -62,7 +69,6 @@ from zsseg_rt.runtime.stages import (
     StageList,
     Steady,
 )
-from zsseg_rt.runtime.steady.memory import FrameMemory, Turn, check_family
 from zsseg_rt.runtime.workspace import Workspace
 
 Planes = tuple[Array, Array]

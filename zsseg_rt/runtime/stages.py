@@ -32,9 +32,8 @@ from zsseg_rt.runtime.families.base import (
     run_plainly,
 )
 from zsseg_rt.runtime.families.masks import ClassLogits
-from zsseg_rt.runtime.inputs.nv12 import Nv12Frame
-from zsseg_rt.runtime.inputs.window_plan import WindowPlan, Windows
-from zsseg_rt.runtime.steady.memory import Turn
+from zsseg_rt.runtime.frame_memory import Turn
+from zsseg_rt.runtime.frames import Nv12Frame, WindowPlan, Windows
 from zsseg_rt.runtime.workspace import Workspace
 
 Frame = Array | Nv12Frame

@@ -18,7 +18,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 
 from zsseg_rt.engine import Engine
 from zsseg_rt.errors import EngineStateError, SourceError, ZssegError
-from zsseg_rt.runtime.steady.memory import check_family
+from zsseg_rt.runtime.frame_memory import check_family
 from zsseg_rt.server.access import AccessRules, Gate
 from zsseg_rt.server.api import create_app, load_page
 from zsseg_rt.server.connections import ConnectionGuard, guarded_protocol

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zsseg_rt.runtime.inputs.nv12 import Nv12Frame
+from zsseg_rt.runtime.frames import Nv12Frame
 
 # FFmpeg's AVColorSpace: BT.709; none, BT.470BG and SMPTE 170M, which it takes for BT.601.
 _COLOURS = MappingProxyType({1: "bt709", 2: "bt601", 5: "bt601", 6: "bt601"})

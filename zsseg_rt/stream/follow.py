@@ -17,8 +17,8 @@ from zsseg_rt.common.extras import import_opencv
 from zsseg_rt.errors import ArgumentError, EndOfSource
 from zsseg_rt.ops import core
 from zsseg_rt.results.segmentation import Frame, Segmentation
-from zsseg_rt.runtime.inputs.nv12 import Nv12Frame
-from zsseg_rt.runtime.steady.motion import Glance, LabelMover, Way, follow_size
+from zsseg_rt.runtime.frame_memory import Glance, LabelMover, Way, follow_size
+from zsseg_rt.runtime.frames import Nv12Frame
 from zsseg_rt.stream.hand_off import HandOff
 from zsseg_rt.stream.photo_folder import PhotoSource
 from zsseg_rt.stream.source import Source

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from zsseg_rt.common.recordings import Rotation
 from zsseg_rt.results.segmentation import Segmentation
+from zsseg_rt.runtime.frame_memory import source_memories
 from zsseg_rt.runtime.lane_pool import LanePool
-from zsseg_rt.runtime.steady.memory import source_memories
 from zsseg_rt.stream.follow import Follow, following_of
 from zsseg_rt.stream.gstreamer.source import GstSource, keeps_to_host
 from zsseg_rt.stream.rtsp import RtspSource

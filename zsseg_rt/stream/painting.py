@@ -17,7 +17,7 @@ from zsseg_rt.ops import core
 from zsseg_rt.results.plot import NamePlace, draw_names, legend_strip
 from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.results.visualize import palette
-from zsseg_rt.runtime.inputs.nv12 import Nv12Frame
+from zsseg_rt.runtime.frames import Nv12Frame
 from zsseg_rt.stream.writers import frame_of
 
 _NARROWEST = 320  # columns: names would cover a narrower frame

@@ -36,7 +36,7 @@ from zsseg_rt.stream.watch import Patience, SourceState, SourceWatch
 from zsseg_rt.stream.writers import frame_of
 
 if TYPE_CHECKING:
-    from zsseg_rt.runtime.steady.memory import FrameMemory
+    from zsseg_rt.runtime.frame_memory import FrameMemory
 
 Policy = Literal["latest", "all"]
 POLICIES = ("latest", "all")

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from zsseg_rt.common.arrays import Array
 from zsseg_rt.errors import SourceError
-from zsseg_rt.runtime.inputs.nv12 import Nv12Frame
+from zsseg_rt.runtime.frames import Nv12Frame
 
 FramePathName = Literal["host", "nvmm", "cuda"]
 

@@ -14,7 +14,7 @@ from zsseg_rt.runtime.families.dense import DenseFamily
 from zsseg_rt.runtime.families.descriptor import DescriptorFamily
 from zsseg_rt.runtime.families.proposals import ProposalsFamily
 from zsseg_rt.runtime.families.segment_tokens import SegmentTokensFamily
-from zsseg_rt.runtime.inputs.window_plan import Windows
+from zsseg_rt.runtime.frames import Windows
 
 _FACTORIES: dict[str, Callable[[Bundle, EngineConfig], Family]] = {
     "aggregation": AggregationFamily,

@@ -13,7 +13,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
-from zsseg_rt.runtime.inputs.nv12 import Nv12Frame
+from zsseg_rt.runtime.frames import Nv12Frame
 from zsseg_rt.stream.conversion import Uploads, host_picture
 from zsseg_rt.stream.gstreamer import nvidia
 from zsseg_rt.stream.gstreamer.frames import MapInfo, copy_image, host_planes, mapped, matrix_of

@@ -1,1 +1,0 @@
-"""What a frame may be when it is given to an engine."""
