@@ -88,7 +88,7 @@ def _train(settings: TrainConfig, resume: bool) -> tuple[TrainingResult, list[st
 
 def _train_demo(settings: TrainConfig, resume: bool) -> tuple[TrainingResult, list[str]]:
     """The result, where bundle and picture are, and what to do with them."""
-    from zsseg_rt.training.first_run import train_and_show
+    from zsseg_rt.training.assembly import train_and_show
 
     root = Path(settings.data.root)
     if not root.exists():

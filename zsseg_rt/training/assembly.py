@@ -1,4 +1,4 @@
-"""From a configuration to a run: data, model, class embeddings, task, evaluation."""
+"""From a configuration to a run: data, model, class embeddings, task, evaluation, a first look."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -17,13 +18,14 @@ from torch import Tensor, nn
 from zsseg_rt import ops
 from zsseg_rt.common.checks import check_choice
 from zsseg_rt.common.files import write_whole
+from zsseg_rt.engine import Engine
 from zsseg_rt.errors import ArgumentError, SourceError
 from zsseg_rt.evaluation.datasets import Sample, SegmentationDataset
 from zsseg_rt.evaluation.evaluate import evaluate
 from zsseg_rt.evaluation.metrics import FIGURES
 from zsseg_rt.models.base import SegmentationModel
 from zsseg_rt.models.registry import find_builder
-from zsseg_rt.results.visualize import palette
+from zsseg_rt.results.visualize import palette, save_file
 from zsseg_rt.torch_files.clip_space import describe_rows, describe_space
 from zsseg_rt.training.class_embeddings import ClassEmbeddings, class_embeddings, region_embeddings
 from zsseg_rt.training.config import CONFIG_FILE, ModelConfig, TextConfig, TrainConfig
@@ -44,10 +46,19 @@ from zsseg_rt.training.parts import (
     with_crop_of,
 )
 from zsseg_rt.training.tasks.labelled import LabelledTask, TrainingTask
-from zsseg_rt.training.trained.card import TOP_CLASS, TrainedClasses, describe_model, load_classes
+from zsseg_rt.training.trained.card import (
+    TOP_CLASS,
+    TrainedClasses,
+    describe_model,
+    export_trained,
+    load_classes,
+)
 from zsseg_rt.training.trained.segmenter import TorchSegmenter
 
 _log = logging.getLogger(__name__)
+
+BUNDLE, PICTURE = "demo.zsseg", "labelled.png"
+_ROWS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,3 +324,33 @@ def text_space(text: TextConfig, model: ModelConfig) -> str:
     builder: Any = find_builder(model.architecture, official=False)
     default = inspect.signature(builder).parameters["clip"].default
     return describe_space(source, str(model.options.get("clip", default))) if source else ""
+
+
+def train_and_show(
+    config: TrainConfig, *, resume: bool = False
+) -> tuple[TrainingResult, Path, Path]:
+    """Train as a configuration says, export the best checkpoint and draw what it labels.
+
+    Returns:
+        The result, and where in the run's folder the bundle and the picture are: scenes, truth and
+        the bundle's labels side by side. A run that was stopped has neither.
+    """
+    result, folder = train(config, resume=resume), Path(config.output.folder)
+    if result.finished:
+        export_trained(folder, folder / BUNDLE, precisions=("float32",), overwrite=True)
+        dataset = config.open_data("evaluation" if config.evaluation.split else "training")
+        draw(folder / BUNDLE, dataset, folder / PICTURE)
+    return result, folder / BUNDLE, folder / PICTURE
+
+
+def draw(bundle: Path, dataset: SegmentationDataset, path: Path) -> None:
+    """Draw the first images of a data set: image, truth and a bundle's labels, row by row."""
+    colours = palette(255)
+    rows = []
+    with Engine(bundle) as engine:
+        engine.set_classes(list(dataset.class_names))
+        for index in range(min(_ROWS, len(dataset))):
+            sample = dataset[index]
+            rows.append(side_by_side(sample, engine.segment(sample.image).labels, colours))
+    doubled = np.concatenate(rows, axis=0).repeat(2, axis=0).repeat(2, axis=1)
+    save_file(path, cv2.imencode(".png", doubled[..., ::-1])[1].tobytes())
