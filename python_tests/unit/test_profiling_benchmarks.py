@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = [*sorted((ROOT / "benchmarks").rglob("*.py")), ROOT / "tools" / "benchmark_kernels.py"]
 # These tell how old a frame is: they need the clock by which it was captured.
-AGES = {"rtsp_libraries.py", "stream.py"}
+AGES = {"follow.py", "rtsp_libraries.py", "stream.py"}
 CLOCKS = {"perf_counter", "perf_counter_ns", "monotonic", "monotonic_ns", "time_ns", "timeit"}
 
 
