@@ -6,13 +6,13 @@ import shutil
 import cv2
 import numpy as np
 import pytest
-from zsseg_rt.runtime.inputs import window_plan
 
 from support.cells import CELLS, NAMES, ROWS, STATISTICS, STEP, bundle_at, picture
 from support.errors import refused
 from zsseg_rt import BundleError, ConfigError, Engine, EngineConfig, FrameError, FrameMemory, ops
 from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
 from zsseg_rt.ops import reference
+from zsseg_rt.runtime import frames as window_plan
 from zsseg_rt.runtime.frames import Nv12Frame, Windows
 
 

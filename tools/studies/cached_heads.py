@@ -33,7 +33,7 @@ from zsseg_rt.models.descriptor.zegclip import DecodeHead, Descriptor
 from zsseg_rt.torch_files.clip_arrays import CLIP_MEAN, CLIP_STD
 from zsseg_rt.training.class_embeddings import embed_phrases
 from zsseg_rt.training.loop.config import poly
-from zsseg_rt.training.tasks.labelled import PixelLossTask, upsample
+from zsseg_rt.training.tasks.labelled import PixelLossTask
 
 __all__ = ["ROWS", "WORLDS", "Features", "HeadRow", "HeadSettings", "World", "cache_features"]
 __all__ += ["open_world", "train_head"]
@@ -368,7 +368,7 @@ def _logits(head: nn.Module, features: Features, chosen: Tensor, text: Tensor, t
 def _labels(
     logits: Tensor, truth: npt.NDArray[Any], row: HeadRow, seen: tuple[int, ...], bias: float
 ) -> npt.NDArray[Any]:
-    full = upsample(logits, torch.from_numpy(truth[None].astype(np.int64)))
+    full = F.interpolate(logits.float(), size=truth.shape, mode="bilinear")
     scores = full.softmax(dim=1) if row.softmax else full.sigmoid()
     found = lower_seen(scores, seen if bias else (), bias)[0].argmax(dim=0)
     return found.numpy().astype(truth.dtype)
