@@ -186,6 +186,12 @@ def one_input_too_many(model):
     model.graph.node[2].input.append("m")
 
 
+@hostile(r"node 'again' \(Relu\): expected 1 to 1 outputs, got \[None\]")
+def no_name_for_what_an_equal_node_makes(model):
+    for name, made in (("first", "r"), ("again", "")):
+        model.graph.node.append(helper.make_node("Relu", ["conv"], [made], name))
+
+
 @hostile(r"node 'conv' \(Conv\): expected 1 to 1 outputs, got \[\]")
 def no_output(model):
     del model.graph.node[0].output[:]

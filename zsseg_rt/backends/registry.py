@@ -17,7 +17,7 @@ from zsseg_rt.errors import BackendUnavailableError, ConfigError, DeviceError
 _PACKAGES = {
     "openvino": ("openvino",),
     "tensorrt": ("tensorrt", "tensorrt_rtx"),
-    "torch": ("torch", "onnx"),
+    "torch": ("torch",),
 }
 _REMEDIES = {
     "openvino": "pip install openvino",

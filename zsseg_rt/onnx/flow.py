@@ -77,11 +77,11 @@ class Flow:
             ) from None
         key = (node.kind, id(node.attributes), len(node.outputs), *map(id, inputs))
         results = self._judged.get(key)
-        if results is None:  # equal layers are judged once
+        if results is None or "" in node.outputs:  # equal layers are judged once
             results = self._judged[key] = self._judge(_where(node, index), node, inputs)
         for name, value in zip(node.outputs, results, strict=True):
-            if name:
-                self._name(_where, name, node, index)
+            if name and name in values:
+                self._name(_where(node, index), name)
             if name in stated and not _agree(stated[name], value):
                 told = stated[name].shape
                 raise ValueError(
@@ -118,7 +118,9 @@ class Flow:
 
     def constant(self, weight: Weight) -> Value:
         """What is known of a constant."""
-        return self._shared(Value(ONNX_TYPES[weight.dtype], weight.array.shape, array=weight.array))
+        array, dtype = weight.array, ONNX_TYPES[weight.dtype]
+        value = self._alike.get((dtype, array.shape, False)) if array.size > _FEW else None
+        return value or self._shared(Value(dtype, array.shape, array=array))
 
     def _shared(self, value: Value) -> Value:
         """One value for all of which nothing but type and shape matters."""
@@ -128,10 +130,9 @@ class Flow:
             return value
         return self._alike.setdefault((value.dtype, value.shape, value.array is None), value)
 
-    def _name(self, where: Any, name: str, *node: Any) -> None:
+    def _name(self, where: str, name: str) -> None:
         """Refuse a second value of one name."""
         if not name or name in self.values:
-            where = where(*node) if node else where
             raise ValueError(f"{where}: expected a new name for each value, got {name!r}")
 
 

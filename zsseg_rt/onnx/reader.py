@@ -40,7 +40,7 @@ _Schema = dict[int, tuple[str, bool, Any]]
 def _schema(ints: str = "", texts: str = "", messages: str = "", floats: str = "") -> _Schema:
     """Fields by key, from ``"NUMBER NAME"`` pairs; a name that ends in ``*`` is repeated."""
     found: _Schema = {}
-    groups = ((ints, _VARINT, None), (texts, _SIZED, _text), (messages, _SIZED, None))
+    groups = ((ints, _VARINT, None), (texts, _SIZED, str), (messages, _SIZED, None))
     for names, wire, read in (*groups, (floats, _FLOAT, _float)):
         words = names.split()
         for number, name in zip(words[::2], words[1::2], strict=True):
@@ -50,13 +50,6 @@ def _schema(ints: str = "", texts: str = "", messages: str = "", floats: str = "
                 packed = packed_ints if wire == _VARINT else _packed_floats
                 found[int(number) << 3 | _SIZED] = (name.rstrip("*"), many, packed)
     return found
-
-
-def _text(content: Any) -> str:
-    try:
-        return str(content, "utf-8")
-    except UnicodeDecodeError as exc:
-        raise DamagedError(str(exc)) from exc
 
 
 def _float(content: Any) -> float:
@@ -79,6 +72,7 @@ def _packed_floats(content: Any) -> list[float]:
     return list(struct.unpack(f"<{len(content) // 4}f", content))
 
 
+_PACKED = (packed_ints, _packed_floats)
 _MODEL = _schema(
     ints="1 ir_version 5 model_version",
     texts="2 producer_name 3 producer_version 4 domain 6 doc_string",
@@ -278,7 +272,7 @@ def _attributes(where: str, messages: Sequence[Any]) -> Mapping[str, Any]:
 
 def _weight(message: memoryview, what: str) -> tuple[str, Weight]:
     """Decode one tensor; its values stay a view of the message. ``what`` begins its errors."""
-    fields = decode(message, _TENSOR)
+    fields = decode(_small(message), _TENSOR)
     name, number = fields.get("name", ""), fields.get("data_type", 0)
     where = f"{what} {name!r}" if what == "weight" else what
     if fields.get("data_location", 0) or "external_data" in fields:
@@ -392,6 +386,15 @@ def decode(message: Any, schema: _Schema) -> dict[str, Any]:
     Returns:
         Values by field name: a list for each repeated field present, signed 64-bit integers.
     """
+    try:
+        return _decode(message, schema)
+    except IndexError:
+        raise DamagedError(f"a damaged integer at byte {len(message)}") from None
+    except UnicodeDecodeError as exc:
+        raise DamagedError(str(exc)) from exc
+
+
+def _decode(message: Any, schema: _Schema) -> dict[str, Any]:
     found: dict[str, Any] = {}
     position, end = 0, len(message)
     while position < end:
@@ -406,10 +409,10 @@ def decode(message: Any, schema: _Schema) -> dict[str, Any]:
             )
         name, many, read = field
         wire, size = key & 7, 4
-        if wire != _FLOAT:  # most are of one byte
-            size = message[position] if position < end else 0x80
+        if wire != _FLOAT:
+            size = message[position]
             position += 1
-            if size >= 0x80:
+            if size >= 0x80:  # few are of more than one byte
                 size, position = _varint(message, position - 1)
         value: Any = size
         if wire != _VARINT:
@@ -417,15 +420,17 @@ def decode(message: Any, schema: _Schema) -> dict[str, Any]:
             if not position <= stop <= end:
                 raise DamagedError("a truncated file")
             value, position = message[position:stop], stop
-            if read is not None:
+            if read is str:
+                value = str(value, "utf-8")
+            elif read is not None:
                 value = read(value)
         if not many:
             if name in found:
                 raise DamagedError(f"{name} given twice")
             found[name] = value
         elif name not in found:
-            found[name] = value if isinstance(value, list) else [value]
-        elif isinstance(value, list):
+            found[name] = value if read in _PACKED else [value]
+        elif read in _PACKED:
             found[name] += value
         else:
             found[name].append(value)
