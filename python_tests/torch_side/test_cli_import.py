@@ -1,6 +1,8 @@
 """Official checkpoint files become bundles from the command line."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import onnx
@@ -63,6 +65,20 @@ def test_imported_bundle_agrees_with_the_model(checkpoint, state_dict, tmp_path)
     real = top[-1] - top[-2] > 1e-4
     assert real.mean() > 0.9
     assert (labels == scores.argmax(0))[real].mean() >= 0.999
+
+
+@pytest.mark.parametrize("architecture", ["zegclip", "clip_rc"])
+def test_descriptors_are_imported_without_torch_and_onnx(architecture, tmp_path):
+    source, out = tmp_path / "official.pth", tmp_path / "a.zsseg"
+    states = {"zegclip": tiny.zegclip_state_dict, "clip_rc": tiny.clip_rc_state_dict}
+    torch.save({"state_dict": states[architecture](SIZES)}, source)
+    call = ["import-checkpoint", architecture, str(source), "--out", str(out), "--self-trained"]
+    program = (
+        "import sys; sys.modules.update(torch=None, onnx=None)\n"
+        f"from zsseg_rt.cli import main; sys.exit(main({call!r}))"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+    assert Bundle.load(out).architecture == architecture
 
 
 def test_a_data_set_brings_its_classes_and_its_split(checkpoint, tmp_path, capsys):

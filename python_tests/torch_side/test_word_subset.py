@@ -45,7 +45,7 @@ def test_known_words_are_embedded_as_before(encoder, subset):
     rows = torch.tensor(subset.rows)[torch.from_numpy(tokens)]
     torch.testing.assert_close(encoder(rows).detach(), expected)
     assert subset.words == WORDS
-    assert subset.encoder.config.vocab_size < 20
+    assert subset.encoder.vocab_size < 20
     assert len(subset.tokenizer_json) < 20_000
 
 
@@ -63,7 +63,7 @@ def test_unknown_words_are_left_out(subset):
 def test_ids_stay_below_the_table(subset):
     tokenizer = Tokenizer(subset.tokenizer_json, 16)
     ids = tokenizer.encode(["a photo of a red zebra ball.", "\u00e9\u00e8 zzz"])
-    assert ids.max() == subset.encoder.config.vocab_size - 1
+    assert ids.max() == subset.encoder.vocab_size - 1
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -47,11 +47,6 @@ def preprocess_frame(spec: PreprocessSpec, align: str = "half_pixel") -> npt.NDA
     frame, size_hw = golden_frame(), spec.size_hw
     image = reference.preprocess(frame, size_hw=size_hw, mean=spec.mean, std=spec.std, align=align)
     return np.ascontiguousarray(image[None], np.float32)
-
-
-def as_numpy(tensors: Mapping[str, Any]) -> dict[str, npt.NDArray[Any]]:
-    """Tensors on the CPU as C-contiguous arrays."""
-    return {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in tensors.items()}
 
 
 def dense_golden(

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 import zsseg_rt
 from zsseg_rt.bundles.specs import GraphEntry
 from zsseg_rt.common.files import sha256_of
@@ -23,6 +26,14 @@ GraphFiles = dict[str, dict[str, GraphEntry]]
 MAX_CLASSES = 1024
 DEFAULT_PRECISIONS = ("float32", "float16")
 GRAPH_PRECISIONS = (*DEFAULT_PRECISIONS, "bfloat16")
+
+
+def weights_of(module: Any) -> dict[str, npt.NDArray[Any]]:
+    """A torch module's tensors by key, as arrays; those on the CPU are shared."""
+    return {
+        key: np.ascontiguousarray(value.detach().cpu().numpy())
+        for key, value in module.state_dict().items()
+    }
 
 
 @dataclass(frozen=True)

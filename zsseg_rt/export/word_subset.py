@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-import numpy.typing as npt
-
 from zsseg_rt.errors import CheckpointError, VocabularyError
+from zsseg_rt.export.graph_files import weights_of
 from zsseg_rt.export.tokenizer_json import tokenizer_json
 from zsseg_rt.networks.clip import TextTower
 from zsseg_rt.networks.text import WrittenText
@@ -83,11 +82,6 @@ def written_text(tower: Any) -> WrittenText | None:
         tensors=weights_of(tower), num_heads=config.num_heads, activation=config.activation
     )
     return WrittenText(tower=arrays, words=config.words, prompt_words=config.prompt_words)
-
-
-def weights_of(module: Any) -> dict[str, npt.NDArray[Any]]:
-    """A torch module's tensors by key, as arrays; those on the CPU are shared."""
-    return {key: value.detach().cpu().numpy() for key, value in module.state_dict().items()}
 
 
 class _Merging:

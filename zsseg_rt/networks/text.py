@@ -36,11 +36,6 @@ class WrittenText:
     pieces: tuple[str, bytes] | None = None
 
     @property
-    def config(self) -> WrittenText:
-        """Where its sizes are, as in torch's."""
-        return self
-
-    @property
     def context_length(self) -> int:
         """Tokens per prompt."""
         return self.tower.context_length

@@ -14,11 +14,10 @@ from zsseg_rt.errors import ArgumentError
 from zsseg_rt.export.bundle_writer import ExportedModel
 from zsseg_rt.export.golden import (
     NUMBERED_NAMES,
-    as_numpy,
     golden_frame,
     preprocess_frame,
 )
-from zsseg_rt.export.graph_files import MAX_CLASSES, WrittenGraph, provenance
+from zsseg_rt.export.graph_files import MAX_CLASSES, WrittenGraph, provenance, weights_of
 from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.export.text_side import TextSide
 from zsseg_rt.networks.cat_seg import (
@@ -85,7 +84,7 @@ def network_of(model: Any) -> CatSegNetwork:
     """The weights of a model in torch, and its settings."""
     config = model.config
     return CatSegNetwork(
-        tensors=as_numpy(model.state_dict()),
+        tensors=weights_of(model),
         image_heads=config.image_encoder.num_heads,
         num_heads=config.aggregator.num_heads,
         window=config.aggregator.window,

@@ -10,10 +10,9 @@ from zsseg_rt.common.checks import check_size
 from zsseg_rt.export.bundle_writer import ExportedModel
 from zsseg_rt.export.clip_file import written_model
 from zsseg_rt.export.golden import GOLDEN_NAMES, golden_names
-from zsseg_rt.export.graph_files import MAX_CLASSES
+from zsseg_rt.export.graph_files import MAX_CLASSES, weights_of
 from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.export.text_side import clip_text_side, seen_names
-from zsseg_rt.export.word_subset import weights_of
 from zsseg_rt.networks.aggregating import RULES_OF_OUTLIERS, check_grid
 from zsseg_rt.networks.clip import ImageTower
 from zsseg_rt.networks.heads import dense_embeds

@@ -21,11 +21,11 @@ from zsseg_rt.export.graph_files import (
     WrittenGraph,
     image_network,
     provenance,
+    weights_of,
     written_graph,
 )
 from zsseg_rt.export.options import COMMON_OPTIONS, ExportOptions, read_options
 from zsseg_rt.export.text_side import TextSide, seen_names
-from zsseg_rt.export.word_subset import weights_of
 from zsseg_rt.networks.clip import TextTower
 from zsseg_rt.networks.descriptor import (
     PromptedTower,

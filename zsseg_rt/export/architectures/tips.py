@@ -18,10 +18,9 @@ from zsseg_rt.errors import ArgumentError, CheckpointError
 from zsseg_rt.export.bundle_writer import ExportedModel, write_model_bundle
 from zsseg_rt.export.clip_file import OnMark, OnProgress, part_counter, written_model
 from zsseg_rt.export.golden import GOLDEN_NAMES
-from zsseg_rt.export.graph_files import MAX_CLASSES
+from zsseg_rt.export.graph_files import MAX_CLASSES, weights_of
 from zsseg_rt.export.options import COMMON_OPTIONS, ExportOptions, read_options
 from zsseg_rt.export.text_side import TextSide
-from zsseg_rt.export.word_subset import weights_of
 from zsseg_rt.networks.text import WrittenText
 from zsseg_rt.networks.tips import TipsImage, TipsText, dense_embeds
 from zsseg_rt.text.piece_tokenizer import FILE as PIECES_FILE

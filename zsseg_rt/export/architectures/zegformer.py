@@ -17,12 +17,11 @@ from zsseg_rt.export.bundle_writer import ExportedModel
 from zsseg_rt.export.golden import (
     GOLDEN_TEMPLATES,
     NUMBERED_NAMES,
-    as_numpy,
     golden_frame,
     preprocess_frame,
     unit_rows,
 )
-from zsseg_rt.export.graph_files import MAX_CLASSES, WrittenGraph, provenance
+from zsseg_rt.export.graph_files import MAX_CLASSES, WrittenGraph, provenance, weights_of
 from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.export.text_side import TextSide, seen_names
 from zsseg_rt.networks.zegformer import (
@@ -110,9 +109,7 @@ def network_of(model: Any) -> ZegFormerNetwork:
             "clip_heads": config.clip_image.num_heads,
             "activation": config.clip_image.activation,
         }
-    return ZegFormerNetwork(
-        tensors=as_numpy(model.state_dict()), num_heads=config.decoder.num_heads, **clip
-    )
+    return ZegFormerNetwork(tensors=weights_of(model), num_heads=config.decoder.num_heads, **clip)
 
 
 def _checked_size(size_hw: tuple[int, int], size_divisor: int) -> tuple[int, int]:

@@ -14,10 +14,9 @@ from zsseg_rt.common.arrays import label_dtype
 from zsseg_rt.common.checks import check_size
 from zsseg_rt.export.bundle_writer import ExportedModel
 from zsseg_rt.export.golden import GOLDEN_NAMES, golden_frame, golden_names, preprocess_frame
-from zsseg_rt.export.graph_files import MAX_CLASSES, image_network, provenance
+from zsseg_rt.export.graph_files import MAX_CLASSES, image_network, provenance, weights_of
 from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.export.text_side import TextSide
-from zsseg_rt.export.word_subset import weights_of
 from zsseg_rt.networks.zeroseg import Student, segments
 from zsseg_rt.onnx.arrays import Arrays
 from zsseg_rt.ops import reference
