@@ -19,9 +19,12 @@ torch = pytest.importorskip("torch")
 from support.golden import load  # noqa: E402
 from torch_side.test_models_tips import (  # noqa: E402
     LOGITS,
+    SHAPES,
     STAGES,
     case_of,
+    model_of,
     padded,
+    stretched,
     unit,
 )
 from torch_side.test_networks import run_file  # noqa: E402
@@ -70,11 +73,14 @@ def run_graph(tower: TipsImage, image: np.ndarray, path: Any) -> np.ndarray:
     return run_file(path, {"image": image})["patch_embeds"]
 
 
-@pytest.mark.parametrize("case", ["square", "wide", "tall"])
-def test_every_stage_of_the_graph_is_the_official_one(shared_dir, case, tmp_path):
+@pytest.mark.parametrize("case", SHAPES)
+def test_every_stage_is_the_official_one(shared_dir, case, tmp_path):
+    """By NumPy, OpenVINO and torch."""
     expected, c = case_of(load(shared_dir, "tips_small_public.npz"), case)
     tower, ops = tower_of(c), Arrays()
     image = expected["image"][None]
+    if case == "ragged":  # as the authors do it before the network
+        image = stretched(torch.from_numpy(image), tuple(expected["grid"])).numpy()
     embeds = dense_embeds(ops, tower, image)
     close(ops.marks["tokens"][0], expected["tokens"], STAGES)
     close(ops.marks["blocks.0"][0], expected["block0"], STAGES)
@@ -82,7 +88,15 @@ def test_every_stage_of_the_graph_is_the_official_one(shared_dir, case, tmp_path
     close(last, expected["last_block_input"], STAGES)
     close(ops.marks["last_block"][0], expected["value_path"][2:], STAGES)
     close(ops.marks["ln_post"][0], expected["dense"], STAGES)
-    for found in (embeds, run_graph(tower, image, tmp_path / "a.onnx")):
+    text = torch.from_numpy(expected["text"])
+    with torch.no_grad():
+        out = model_of(c)(torch.from_numpy(image), text)
+        scaled = model_of(c, logit_scale=20.0)(torch.from_numpy(image), text)
+    torch.testing.assert_close(scaled.mask_logits, 20 * out.mask_logits)
+    close(out.mask_logits[0].numpy(), expected["cosines"], LOGITS)
+    close(out.cls_embed[0].numpy(), unit(expected["plain_norm"][0]), STAGES)
+    in_torch = out.patch_embeds.flatten(2).mT.numpy()
+    for found in (embeds, run_graph(tower, image, tmp_path / "a.onnx"), in_torch):
         close(found[0], unit(expected["dense"]), STAGES)
         cosines = (found[0] @ expected["text"].T).T.reshape(expected["cosines"].shape)
         close(cosines, expected["cosines"], LOGITS)

@@ -23,12 +23,9 @@ from zsseg_rt.networks.heads import own_values
 from zsseg_rt.networks.layers import (
     Block,
     Turn,
-    attend,
-    merge_heads,
     mlp,
     read_linear,
     read_norm,
-    split_heads,
     thirds,
     unit,
 )
@@ -159,7 +156,7 @@ def dense_embeds(
         norm, (merged,) = ops.fold_norm(tower.ln_post, (merged,))
         made = ops.linear(ops.mark("ln_post", ops.layer_norm(patches, norm)), merged)
         made = mlp(ops, made, pool) if head.startswith("value_mlp") else made
-    return ops.mark("patch_embeds", unit(ops, ops.mark("dense", _projected(ops, tower, made))))
+    return ops.mark("patch_embeds", unit(ops, ops.mark("dense", projected(ops, tower, made))))
 
 
 def run_tower(
@@ -179,26 +176,8 @@ def run_tower(
     return [x, *run_blocks(ops, blocks, x, turn=tower.turn(ops, grid))]
 
 
-def image_embed(ops: Operations, tower: PooledTower, tokens: Value) -> Value:
-    """The image's embedding [B, D], not normalised, of the last block's tokens [B, N, W]."""
-    pool, width = tower.pool, tokens.shape[2]
-    probe = tower.tensors["attn_pool.probe"].reshape(1, 1, width)
-    with ops.at("attn_pool"):
-        normed = ops.layer_norm(tokens, tower.ln_post)
-        queries, keys, values = (
-            split_heads(ops, ops.linear(x, linear, scale), pool.num_heads)
-            for x, linear, scale in (
-                (ops.repeat(probe, tokens), pool.query, pool.scale),
-                (normed, pool.key, 1.0),
-                (normed, pool.value, 1.0),
-            )
-        )
-        attended = merge_heads(ops, attend(ops, queries, keys, values))
-        made = mlp(ops, ops.linear(attended, pool.out), pool)
-    return _projected(ops, tower, ops.reshape(made, (tokens.shape[0], width)))
-
-
-def _projected(ops: Operations, tower: PooledTower, x: Value) -> Value:
+def projected(ops: Operations, tower: PooledTower, x: Value) -> Value:
+    """Into the joint space, which is the pool's own in SigLIP."""
     proj = tower.tensors.get("proj")
     return x if proj is None else ops.matmul(x, proj)
 
