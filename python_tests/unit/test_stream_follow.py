@@ -171,6 +171,14 @@ def test_a_network_that_keeps_up_labels_each_frame_itself():
     frames.close()
 
 
+def test_a_first_label_that_took_seconds_is_carried_over_what_was_dropped_meanwhile():
+    network = SlowNetwork()
+    network.next(frame_at(0), labels=1)
+    late = replace(frame_at(100, 3), captured_at=100 / 30)  # 3.3 s later
+    assert network.next(late).moved_from == 0
+    network.free.release(9)
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -27,7 +27,7 @@ Follow = bool | Literal["hold"]
 
 MOST_EVERY = 64
 """Frames from one that is labelled to the next, at most: half of them wait in memory."""
-_LONGEST_STEP = 1.0  # seconds; frames further apart do not follow each other
+_LONGEST_STEP = 1.0  # seconds; neighbours further apart do not follow each other
 _KEEPS_UP = 0.9  # of the time between frames: a network that takes less labels each of them
 
 _Label = Callable[[Frame], Segmentation]
@@ -101,15 +101,17 @@ def source_time(frame: Frame) -> float:
 
 
 def follows(before: Frame | None, now: Frame) -> bool:
-    """Whether labels of one frame can be moved to the next."""
+    """Whether labels of one frame can be moved to the next that was not dropped."""
     if before is None or _size_of(before) != _size_of(now) or max(_size_of(now)) >= 32767:
         return False
-    return 0.0 <= source_time(now) - source_time(before) <= _LONGEST_STEP
+    steps = max(now.index - before.index, 1)
+    return 0.0 <= source_time(now) - source_time(before) <= _LONGEST_STEP * steps
 
 
 def _size_of(frame: Frame) -> tuple[int, int]:
-    shape = (frame.image if frame.on_gpu is None else frame.on_gpu).shape
-    return int(shape[0]), int(shape[1])
+    on_gpu = frame.on_gpu  # another thread may let it leave
+    height, width = (frame.image if on_gpu is None else on_gpu).shape[:2]
+    return int(height), int(width)
 
 
 class Looker:
@@ -122,7 +124,7 @@ class Looker:
 
     def look(self, frame: Frame) -> Glance:
         """The small picture of a frame."""
-        on_gpu, size_hw = frame.on_gpu, follow_size(_size_of(frame))  # it may leave meanwhile
+        on_gpu, size_hw = frame.on_gpu, follow_size(_size_of(frame))
         if on_gpu is not None:
             return Glance.of(core.outside_captures(lambda: self._fetched(on_gpu, size_hw)), "rgb")
         return Glance.of(self._cv2.resize(frame.image, size_hw[::-1]), self._order)
