@@ -49,7 +49,7 @@ def network(request):
 @pytest.mark.parametrize("name", list(cat_seg.GRAPHS))
 def test_cat_seg(network, name, tmp_path):
     compute, inputs = cat_seg.GRAPHS[name]
-    graph = cat_seg.write_graph(network, name)
+    graph = cat_seg_export.graphs_of(network)[name].network()
     for count in (1, 33) if name != "image_encoder" else (1,):
         shapes = {one: network.shapes()[one] for one in inputs.split()}
         sized = {
@@ -114,7 +114,7 @@ def test_text_tower(count, tmp_path):
 @pytest.mark.parametrize("size_hw", [(64, 96), (160, 32)])
 def test_zegformer_segments(size_hw, tmp_path):
     network = zegformer_export.network_of(tiny_zegformer.model())
-    graph = zegformer.write_image_encoder(network, size_hw)
+    graph = zegformer_export.graphs_of(network, size_hw)["image_encoder"].network()
     image = random(1, 3, *size_hw)
     expected = zegformer.propose(Arrays(), network, image)
     assert_graph_is(tmp_path / "a.onnx", graph, expected, {"image": image})
@@ -125,7 +125,7 @@ def test_zegformer_regions(count, tmp_path):
     network = zegformer_export.network_of(tiny_zegformer.model())
     crops = random(count, 3, network.region_side, network.region_side)
     expected = {"region_embeds": zegformer.embed_regions(Arrays(), network, crops)}
-    graph = zegformer.write_region_encoder(network)
+    graph = zegformer_export.graphs_of(network, (32, 32))["region_encoder"].network()
     assert_graph_is(tmp_path / "a.onnx", graph, expected, {"crops": crops})
 
 

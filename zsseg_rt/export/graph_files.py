@@ -48,9 +48,9 @@ class WrittenGraph:
 
 
 def written_graph(
-    function: Callable[..., Any], inputs: Mapping[str, Shape], outputs: Sequence[str]
+    function: Callable[..., Any], inputs: Mapping[str, Shape], outputs: Sequence[str] = ()
 ) -> WrittenGraph:
-    """A graph of what ``function(ops, **inputs)`` returns: float32 values in the outputs' order.
+    """A graph of what ``function(ops, **inputs)`` returns: float32 values by name or in order.
 
     A word in a shape is an axis that stays open.
     """
@@ -59,8 +59,10 @@ def written_graph(
         graph = Graph()
         values = {name: graph.input(name, shape) for name, shape in inputs.items()}
         results = function(graph, **values)
-        results = results if isinstance(results, tuple) else (results,)
-        for name, value in zip(outputs, results, strict=True):
+        if not isinstance(results, Mapping):
+            results = results if isinstance(results, tuple) else (results,)
+            results = dict(zip(outputs, results, strict=True))
+        for name, value in results.items():
             graph.output(name, value)
         return graph.network()
 

@@ -37,8 +37,6 @@ from zsseg_rt.networks.layers import (
 )
 from zsseg_rt.networks.trunk import patches_of
 from zsseg_rt.onnx.arrays import Arrays
-from zsseg_rt.onnx.graph import Graph
-from zsseg_rt.onnx.network import Network
 from zsseg_rt.onnx.operations import Array, Linear, Norm, Operations, Shape, Value
 
 TEMPLATES = ("A photo of a {} in the scene",)
@@ -281,16 +279,6 @@ GRAPHS: Mapping[str, tuple[_Part, str]] = {
 }
 """What computes each graph, and its inputs; the head whole, and cut into three where classes meet
 for vocabularies in several parts."""
-
-
-def write_graph(network: CatSegNetwork, name: str) -> Network:
-    """One of :data:`GRAPHS`; the number of classes stays open."""
-    graph, shapes = Graph(), network.shapes()
-    compute, inputs = GRAPHS[name]
-    values = {one: graph.input(one, shapes[one]) for one in inputs.split()}
-    for one, value in compute(graph, network, values).items():
-        graph.output(one, value)
-    return graph.network()
 
 
 class _Head:

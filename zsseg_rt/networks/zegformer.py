@@ -33,8 +33,6 @@ from zsseg_rt.networks.layers import (
     split_heads,
     unit,
 )
-from zsseg_rt.onnx.graph import Graph
-from zsseg_rt.onnx.network import Network
 from zsseg_rt.onnx.operations import Array, Linear, Operations, Value
 
 # In 0..255, as the official configuration states them.
@@ -257,19 +255,3 @@ def embed_regions(ops: Operations, network: ZegFormerNetwork, crops: Value) -> V
     with ops.at("proj"):
         embeds = project(ops, tower, first)
         return ops.reshape(embeds, (crops.shape[0], embeds.shape[2]))
-
-
-def write_image_encoder(network: ZegFormerNetwork, size_hw: tuple[int, int]) -> Network:
-    """The graph of :func:`propose`, for images of one size."""
-    graph = Graph()
-    for name, value in propose(graph, network, graph.input("image", (1, 3, *size_hw))).items():
-        graph.output(name, value)
-    return graph.network()
-
-
-def write_region_encoder(network: ZegFormerNetwork) -> Network:
-    """The graph of :func:`embed_regions`, for any number of regions."""
-    graph, side = Graph(), network.region_side
-    crops = graph.input("crops", ("regions", 3, side, side))
-    graph.output("region_embeds", embed_regions(graph, network, crops))
-    return graph.network()

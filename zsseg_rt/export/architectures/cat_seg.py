@@ -17,7 +17,13 @@ from zsseg_rt.export.golden import (
     golden_frame,
     preprocess_frame,
 )
-from zsseg_rt.export.graph_files import MAX_CLASSES, WrittenGraph, provenance, weights_of
+from zsseg_rt.export.graph_files import (
+    MAX_CLASSES,
+    WrittenGraph,
+    provenance,
+    weights_of,
+    written_graph,
+)
 from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.export.text_side import TextSide
 from zsseg_rt.networks.cat_seg import (
@@ -27,7 +33,6 @@ from zsseg_rt.networks.cat_seg import (
     class_halves,
     encode_view,
     head,
-    write_graph,
 )
 from zsseg_rt.onnx.arrays import Arrays
 from zsseg_rt.ops import reference
@@ -63,7 +68,7 @@ def export_cat_seg(model: Any, options: ExportOptions) -> ExportedModel:
     return ExportedModel(
         family="aggregation",
         architecture=model.architecture,
-        graphs={name: WrittenGraph(partial(write_graph, network, name)) for name in GRAPHS},
+        graphs=graphs_of(network),
         weights=network.vocabulary_weights(),
         preprocess=preprocess,
         head=HeadSpec(
@@ -78,6 +83,20 @@ def export_cat_seg(model: Any, options: ExportOptions) -> ExportedModel:
         golden=partial(_golden, network, padding, preprocess, text, names),
         provenance=provenance(),
     )
+
+
+def graphs_of(network: CatSegNetwork) -> dict[str, WrittenGraph]:
+    """The encoder, and the head whole and in parts; the number of classes stays open."""
+
+    def graph(name: str) -> WrittenGraph:
+        function, inputs = GRAPHS[name]
+        shapes = network.shapes()
+        return written_graph(
+            lambda ops, **values: function(ops, network, values),
+            {one: shapes[one] for one in inputs.split()},
+        )
+
+    return {name: graph(name) for name in GRAPHS}
 
 
 def network_of(model: Any) -> CatSegNetwork:

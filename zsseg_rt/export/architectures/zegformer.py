@@ -21,7 +21,14 @@ from zsseg_rt.export.golden import (
     preprocess_frame,
     unit_rows,
 )
-from zsseg_rt.export.graph_files import MAX_CLASSES, WrittenGraph, provenance, weights_of
+from zsseg_rt.export.graph_files import (
+    MAX_CLASSES,
+    WrittenGraph,
+    image_network,
+    provenance,
+    weights_of,
+    written_graph,
+)
 from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.export.text_side import TextSide, seen_names
 from zsseg_rt.networks.zegformer import (
@@ -34,8 +41,6 @@ from zsseg_rt.networks.zegformer import (
     ZegFormerNetwork,
     embed_regions,
     propose,
-    write_image_encoder,
-    write_region_encoder,
 )
 from zsseg_rt.onnx.arrays import Arrays
 from zsseg_rt.ops import reference
@@ -83,9 +88,9 @@ def export_zegformer(model: Any, options: ExportOptions) -> ExportedModel:
         space="OpenAI CLIP ViT-B/16",
         tower=model.text_encoder,
     )
-    graphs = {"image_encoder": WrittenGraph(partial(write_image_encoder, network, size_hw))}
-    if regions.encoder is not None:
-        graphs["region_encoder"] = WrittenGraph(partial(write_region_encoder, network))
+    graphs = graphs_of(network, size_hw)
+    if regions.encoder is None:
+        graphs.pop("region_encoder", None)
     names = list(options.class_names or NUMBERED_NAMES)[:MAX_CLASSES]
     return ExportedModel(
         family="proposals",
@@ -98,6 +103,16 @@ def export_zegformer(model: Any, options: ExportOptions) -> ExportedModel:
         golden=partial(_golden, network, preprocess, head, regions, text, names),
         provenance=provenance(),
     )
+
+
+def graphs_of(network: ZegFormerNetwork, size_hw: tuple[int, int]) -> dict[str, WrittenGraph]:
+    """Segments of images of one size; with a CLIP, its embeddings of any number of regions."""
+    graphs = {"image_encoder": image_network(partial(propose, network=network), size_hw)}
+    if network.clip.tensors:
+        encode, side = partial(embed_regions, network=network), network.region_side
+        shape = ("regions", 3, side, side)
+        graphs["region_encoder"] = written_graph(encode, {"crops": shape}, ("region_embeds",))
+    return graphs
 
 
 def network_of(model: Any) -> ZegFormerNetwork:
