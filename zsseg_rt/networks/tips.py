@@ -101,7 +101,8 @@ class TipsText:
         tensors, (prompts, length) = self.tensors, token_ids.shape
         table = tensors["token_embedding.weight"]
         width = table.shape[1]
-        rows = np.concatenate([table * np.float32(math.sqrt(width)), np.zeros_like(table[:1])])
+        scaled = ops.mul(table, np.float32(math.sqrt(width)))
+        rows = ops.concat((scaled, np.zeros((1, width), np.float32)), 0)  # of padding, the last
         with ops.at("token_embedding"):
             x = ops.add(ops.gather(rows, token_ids), sinusoids(length, width))
             padding = ops.cast(ops.equal(token_ids, np.array(self.vocab_size, np.int64)), "float32")

@@ -9,7 +9,6 @@ Source:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -137,21 +136,9 @@ class TipsTextEncoder(nn.Module):
                 f"tokens: expected integer ids [T, L], got {tokens.dtype} {list(tokens.shape)}. "
                 "Use PieceTokenizer.encode."
             )
-        kept = tokens < self.config.vocab_size
-        table = self.token_embedding
-        x = table(tokens.where(kept, 0)) * math.sqrt(self.config.width)
-        x = x + self._positions(tokens.shape[1]).to(x)
-        mask = torch.zeros_like(kept, dtype=x.dtype).masked_fill(~kept, float("-inf"))
-        x = self.ln_final(self.transformer(x, mask=mask[:, None, None]))
-        weights = kept.to(x.dtype)[..., None]
-        return cast(Tensor, (x * weights).sum(dim=1) / (weights.sum(dim=1) + 1e-8))
-
-    def _positions(self, length: int) -> Tensor:
-        """All sines, then all cosines, ``[length, W]``."""
-        half = self.config.width // 2
-        rates = torch.exp(torch.arange(half) * -(math.log(10000.0) / max(half - 1, 1)))
-        angles = torch.arange(length)[:, None] * rates
-        return torch.cat([angles.sin(), angles.cos()], dim=1)
+        tensors: Any = dict(self.named_parameters())
+        tower = tips.TipsText(tensors=tensors, num_heads=self.config.num_heads)
+        return cast(Tensor, tower.embed(TensorOperations(), tokens))
 
 
 class Tips(DenseCLIP):
