@@ -190,8 +190,8 @@ def _settled(value: Any) -> Any:
     """Numbers as a tensor, integers as NumPy's."""
     if isinstance(value, Tensor):
         return value if value.is_floating_point() else value.numpy()
-    array = np.asarray(value)
-    return torch.from_numpy(np.array(array)) if array.dtype.kind == "f" else array
+    array = np.array(value)  # a copy: the file may change while the graph is in use
+    return torch.from_numpy(array) if array.dtype.kind == "f" else array
 
 
 # --- attention ---
