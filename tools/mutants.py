@@ -47,9 +47,9 @@ class Place:
     kind: str
 
 
-def places_of(path: Path) -> Iterator[Place]:
+def places_of(root: Path, path: Path) -> Iterator[Place]:
     """The places of a file that a mutant may change: code of functions, but no words of errors."""
-    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    tree = ast.parse((root / path).read_text(encoding="utf-8"))
     skipped = set()
     inside = set()
     for node in ast.walk(tree):
@@ -76,9 +76,9 @@ def _kind_of(node: ast.AST) -> str:
     return "statement" if dropped or isinstance(node, _DROPPED) else ""
 
 
-def mutate(place: Place) -> tuple[str, str]:
+def mutate(root: Path, place: Place) -> tuple[str, str]:
     """The text of the changed file, and the change in words."""
-    tree = ast.parse((ROOT / place.path).read_text(encoding="utf-8"))
+    tree = ast.parse((root / place.path).read_text(encoding="utf-8"))
     node = list(ast.walk(tree))[place.index]
     before = copy.deepcopy(node)
     if isinstance(node, (ast.BinOp, ast.BoolOp)):
@@ -145,19 +145,19 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=30, help="mutants to draw")
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds for one mutant")
     options = parser.parse_args()
-    files = sorted({path for name in options.paths for path in ROOT.glob(name)})
-    places = [place for path in files for place in places_of(path.relative_to(ROOT))]
-    drawn = random.Random(options.seed).sample(places, min(options.count, len(places)))
     killed = 0
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder) / "checkout"
-        copy_checkout(tree)
+        copy_checkout(tree)  # what happens to the checkout meanwhile changes nothing
+        files = sorted({path for name in options.paths for path in tree.glob(name)})
+        places = [place for path in files for place in places_of(tree, path.relative_to(tree))]
+        drawn = random.Random(options.seed).sample(places, min(options.count, len(places)))
         if not run(tree, options.tests, options.timeout):
             print("the tests fail without any mutant")
             return 1
         for place in drawn:
             original = (tree / place.path).read_bytes()
-            text, words = mutate(place)
+            text, words = mutate(tree, place)
             (tree / place.path).write_text(text, encoding="utf-8")
             survived = run(tree, options.tests, options.timeout)
             (tree / place.path).write_bytes(original)

@@ -485,6 +485,7 @@ def test_what_does_not_count_is_not_read(device, weight):
     result = ops.warp_blend(*placed, stream=device.stream)
     assert device.holds(result)
     np.testing.assert_array_equal(device.fetch(result), logits)
+    np.testing.assert_array_equal(reference.warp_blend(*arguments), logits)
 
 
 def test_boxes_of_empty_full_and_thin_masks():
