@@ -202,6 +202,9 @@ def _read(path: Path, make: Callable[[Any], Settings]) -> Settings | None:
 
 
 def _config_settings(raw: Any, sizes: Mapping[str, tuple[int, int]]) -> Settings:
+    stated = {"model_type", *(f"{tower}_config{end}" for tower in sizes for end in ("", "_dict"))}
+    if raw and not stated & raw.keys():
+        return Settings()  # another program's, such as our small CLIP's training
     kind = raw.get("model_type", "clip")
     if kind not in _CLASSES:
         raise ValueError(f"model_type {kind!r:.40} instead of 'clip' or 'siglip'")
