@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +12,38 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from support import tiny
+from support.graph_runs import run_file
 from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.export.architectures.descriptor import parts_of
 from zsseg_rt.onnx.arrays import Arrays
 from zsseg_rt.ops import reference
 
 
-def run_parts(model: Any, image: Tensor, text: Tensor) -> Tensor:
-    """Low-resolution logits by NumPy, in the order in which the runtime calls the parts."""
+def run_parts(
+    model: Any, image: Tensor, text: Tensor, graphs: Mapping[str, Path] | None = None
+) -> Tensor:
+    """Low-resolution logits by NumPy, or of graphs by OpenVINO, in the runtime's order."""
     parts, text_embeds = parts_of(model), text.numpy()
+
+    def encode(image: np.ndarray) -> Any:
+        if graphs is None:
+            return parts.encode(Arrays(), image)
+        found = run_file(graphs["image_encoder"], {"image": image})
+        return found["patch_embeds"], found["cls_embed"]
+
+    def decode(queries: np.ndarray, patch_embeds: np.ndarray) -> Any:
+        if graphs is None:
+            return parts.decode(Arrays(), queries, patch_embeds)
+        feeds = {"queries": queries, "patch_embeds": patch_embeds}
+        found = run_file(graphs["decoder"], feeds)
+        return found["class_embeds"], found["patch_keys"]
+
     (weight, bias), logit_scale = parts.projection()
     logits = []
     for one in image.split(1):
-        patch_embeds, cls_embed = parts.encode(Arrays(), one.numpy())
+        patch_embeds, cls_embed = encode(one.numpy())
         queries = reference.relationship_descriptor(cls_embed, text_embeds, weight, bias)
-        class_embeds, patch_keys = parts.decode(Arrays(), queries, patch_embeds)
+        class_embeds, patch_keys = decode(queries, patch_embeds)
         logits.append(logit_scale * class_embeds @ patch_keys.transpose(0, 2, 1))
     grid_hw = parts.tower.grid_hw(tuple(image.shape[2:]))
     return torch.from_numpy(np.concatenate(logits).reshape(len(image), len(text), *grid_hw))

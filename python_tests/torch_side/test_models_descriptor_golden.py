@@ -8,6 +8,7 @@ from support import tiny
 from support.descriptor_models import run_parts
 from support.golden import MIN_AGREEMENT, REAL_TOLERANCE, assert_close
 from support.golden_descriptor import RealCase, SmallCase, official_layouts, unread
+from zsseg_rt.export import export_graphs
 from zsseg_rt.models import from_official, slide_predict
 from zsseg_rt.models.sliding import prepare_image, slide_scores
 
@@ -92,8 +93,13 @@ def test_small_trainable_parameters(small):
     assert ours == {key for key in small.golden["trainable_keys"] if not unread(key)}
 
 
-def test_small_folded_parts(small):
-    logits = run_parts(small.model, small.image, small.text.float())
+@pytest.mark.parametrize("computed", ["numpy", "openvino"])
+def test_small_network(small, computed, tmp_path):
+    graphs = None
+    if computed == "openvino":
+        written = export_graphs(small.model, tmp_path, precisions=("float32",))
+        graphs = {name: tmp_path / files["float32"].file for name, files in written.items()}
+    logits = run_parts(small.model, small.image, small.text.float(), graphs)
     assert_close(logits, small.golden["low_logits"])
 
 
