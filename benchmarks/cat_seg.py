@@ -67,7 +67,7 @@ def random_model() -> Any:
     import torch
 
     from zsseg_rt.models.cat_seg.model import CatSeg, CatSegConfig
-    from zsseg_rt.models.clip.image_encoder import ImageEncoderConfig
+    from zsseg_rt.models.clip.towers import ImageEncoderConfig
 
     encoder = ImageEncoderConfig(grid_side=14, num_prompts=0, num_deep_prompts=0)
     model = CatSeg(CatSegConfig(image_encoder=encoder)).eval().requires_grad_(False)

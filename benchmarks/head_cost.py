@@ -68,7 +68,7 @@ def export(head: Any, size: int, width: int, bundle: Path) -> Path:
     import torch
 
     from zsseg_rt.export import export_bundle
-    from zsseg_rt.models.clip.image_encoder import ImageEncoderConfig
+    from zsseg_rt.models.clip.towers import ImageEncoderConfig
     from zsseg_rt.models.dense.dense_clip import DenseCLIP, DenseCLIPConfig
 
     torch.manual_seed(0)

@@ -45,7 +45,7 @@ class System:
 
 def zegclip(prompts: int) -> Any:
     """ZegCLIP, ViT-B/16 at 512x512."""
-    from zsseg_rt.models.clip.image_encoder import ImageEncoderConfig
+    from zsseg_rt.models.clip.towers import ImageEncoderConfig
     from zsseg_rt.models.descriptor.zegclip import ZegCLIP, ZegCLIPConfig
 
     return ZegCLIP(ZegCLIPConfig(image_encoder=ImageEncoderConfig(num_prompts=prompts)))
@@ -53,7 +53,7 @@ def zegclip(prompts: int) -> Any:
 
 def clip_rc(prompts: int) -> Any:
     """CLIP-RC, ViT-B/16 at 512x512, without the recovery decoder of training."""
-    from zsseg_rt.models.clip.image_encoder import ImageEncoderConfig
+    from zsseg_rt.models.clip.towers import ImageEncoderConfig
     from zsseg_rt.models.descriptor.clip_rc import ClipRC, ClipRCConfig
 
     encoder = ImageEncoderConfig(num_prompts=prompts, num_cells=16)
@@ -62,7 +62,7 @@ def clip_rc(prompts: int) -> Any:
 
 def dense_clip() -> Any:
     """Plain CLIP ViT-B/16 with NACLIP's last block at 512x512."""
-    from zsseg_rt.models.clip.image_encoder import ImageEncoderConfig
+    from zsseg_rt.models.clip.towers import ImageEncoderConfig
     from zsseg_rt.models.dense.dense_clip import DenseCLIP, DenseCLIPConfig
 
     encoder = ImageEncoderConfig(grid_side=14, num_prompts=0, num_deep_prompts=0)
@@ -71,11 +71,9 @@ def dense_clip() -> Any:
 
 def zegformer(depths: tuple[int, ...]) -> Any:
     """ZegFormer with CLIP ViT-B/16 on 100 regions."""
-    from zsseg_rt.models.clip.image_encoder import ImageEncoderConfig
-    from zsseg_rt.models.clip.text_encoder import TextEncoderConfig
+    from zsseg_rt.models.clip.towers import ImageEncoderConfig, TextEncoderConfig
     from zsseg_rt.models.zegformer.backbone import ResNetConfig
-    from zsseg_rt.models.zegformer.config import ZegFormerConfig
-    from zsseg_rt.models.zegformer.model import ZegFormer
+    from zsseg_rt.models.zegformer.model import ZegFormer, ZegFormerConfig
 
     return ZegFormer(
         ZegFormerConfig(

@@ -82,10 +82,8 @@ def build_zegformer(args: argparse.Namespace) -> Any:
         return tiny_zegformer.model(region_batch=100)
     import torch
 
-    from zsseg_rt.models.clip.image_encoder import ImageEncoderConfig
-    from zsseg_rt.models.clip.text_encoder import TextEncoderConfig
-    from zsseg_rt.models.zegformer.config import ZegFormerConfig
-    from zsseg_rt.models.zegformer.model import ZegFormer
+    from zsseg_rt.models.clip.towers import ImageEncoderConfig, TextEncoderConfig
+    from zsseg_rt.models.zegformer.model import ZegFormer, ZegFormerConfig
 
     config = ZegFormerConfig(
         clip_image=ImageEncoderConfig(grid_side=14),

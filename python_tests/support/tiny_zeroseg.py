@@ -5,8 +5,7 @@ from typing import Any
 import torch
 
 from support.tiny import rule_tensor
-from zsseg_rt.models.zeroseg.config import ZeroSegConfig
-from zsseg_rt.models.zeroseg.model import ZeroSeg
+from zsseg_rt.models.zeroseg.model import ZeroSeg, ZeroSegConfig
 
 SIZES: dict[str, Any] = {
     "width": 64,

@@ -23,7 +23,7 @@ from zsseg_rt.models import (
     load_checkpoint,
     load_clip,
 )
-from zsseg_rt.models.clip.image_encoder import resize_positional_embedding
+from zsseg_rt.models.clip.towers import resize_positional_embedding
 
 FIRST_BLOCK = "backbone.transformer.resblocks.0."
 

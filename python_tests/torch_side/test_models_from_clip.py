@@ -13,7 +13,7 @@ from zsseg_rt.errors import ArgumentError, ShapeError
 from zsseg_rt.export import export_bundle
 from zsseg_rt.export.architectures.dense_clip import tower_of
 from zsseg_rt.models import create_model, slide_predict
-from zsseg_rt.models.clip.image_encoder import resize_positional_embedding
+from zsseg_rt.models.clip.towers import resize_positional_embedding
 from zsseg_rt.networks.heads import dense_embeds
 from zsseg_rt.onnx.arrays import Arrays
 

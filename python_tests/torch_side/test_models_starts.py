@@ -13,7 +13,7 @@ from zsseg_rt import Bundle  # noqa: E402
 from zsseg_rt.errors import ArgumentError  # noqa: E402
 from zsseg_rt.export import export_bundle  # noqa: E402
 from zsseg_rt.models import create_model  # noqa: E402
-from zsseg_rt.models.descriptor.mask_decoder import CrossAttention, DecoderConfig  # noqa: E402
+from zsseg_rt.models.descriptor.model import CrossAttention, DecoderConfig  # noqa: E402
 from zsseg_rt.training.config import ModelConfig  # noqa: E402
 from zsseg_rt.training.parts import build_model  # noqa: E402
 

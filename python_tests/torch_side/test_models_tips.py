@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 from support.golden import assert_close, load  # noqa: E402
 from zsseg_rt import models  # noqa: E402
 from zsseg_rt.errors import ArgumentError, CheckpointError, DTypeError, ShapeError  # noqa: E402
-from zsseg_rt.models.dense.encoder import TensorOperations  # noqa: E402
+from zsseg_rt.models.dense.dense_clip import TensorOperations  # noqa: E402
 from zsseg_rt.models.dense.tips import Tips, TipsConfig, resized_picture  # noqa: E402
 from zsseg_rt.models.sliding import slide_scores  # noqa: E402
 from zsseg_rt.networks.tips import TipsText  # noqa: E402

@@ -13,9 +13,9 @@ from support.golden import assert_close, load
 from support.golden_descriptor import SmallCase, official_layouts, unread
 from zsseg_rt.export.architectures.descriptor import parts_of
 from zsseg_rt.models import functional
-from zsseg_rt.models.clip.text_encoder import average_templates
+from zsseg_rt.models.clip.towers import average_templates
 from zsseg_rt.models.clip.weights import build_text_encoder
-from zsseg_rt.models.descriptor.mask_decoder import DecoderLayer
+from zsseg_rt.models.descriptor.model import DecoderLayer
 from zsseg_rt.onnx.arrays import Arrays
 from zsseg_rt.torch_files.clip_weights import ClipWeights
 

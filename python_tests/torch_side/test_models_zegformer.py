@@ -10,9 +10,9 @@ from support.tiny_zegformer import class_prompts
 from zsseg_rt.bundles import specs as bundle_specs
 from zsseg_rt.errors import ArgumentError, CheckpointError, DTypeError, ShapeError
 from zsseg_rt.models import from_official
-from zsseg_rt.models.clip.image_encoder import unit
+from zsseg_rt.models.clip.towers import unit
 from zsseg_rt.models.zegformer.backbone import FrozenBatchNorm
-from zsseg_rt.models.zegformer.config import FUSIONS
+from zsseg_rt.models.zegformer.model import FUSIONS
 from zsseg_rt.networks.zegformer import IMAGE_MEAN, IMAGE_STD
 from zsseg_rt.torch_files.clip_weights import ClipWeights
 from zsseg_rt.torch_files.zegformer_prompts import REGION_TEMPLATES, SEGMENT_TEMPLATES

@@ -13,10 +13,9 @@ from support.golden import load
 from support.tiny_zegformer import class_prompts
 from zsseg_rt import ops
 from zsseg_rt.models import from_official
-from zsseg_rt.models.clip.text_encoder import average_templates
-from zsseg_rt.models.zegformer.decoder import Segments
+from zsseg_rt.models.clip.towers import average_templates
+from zsseg_rt.models.zegformer.decoder import Segments, crop_regions
 from zsseg_rt.models.zegformer.model import ZegFormer
-from zsseg_rt.models.zegformer.regions import crop_regions
 from zsseg_rt.networks.zegformer import (
     IMAGE_MEAN,
     IMAGE_STD,

@@ -20,14 +20,15 @@ from zsseg_rt.models.zeroseg.encoder import (  # noqa: E402
     reconstruction_loss,
     sincos_positions,
 )
-from zsseg_rt.models.zeroseg.grouping import GroupingBlock, hard_assignment  # noqa: E402
-from zsseg_rt.models.zeroseg.labels import (  # noqa: E402
+from zsseg_rt.models.zeroseg.model import (  # noqa: E402  # noqa: E402
     ClassRule,
+    GroupingBlock,
     class_scores,
+    hard_assignment,
     pixel_segments,
+    segment_predict,
     spread_scores,
 )
-from zsseg_rt.models.zeroseg.model import segment_predict  # noqa: E402
 from zsseg_rt.models.zeroseg.weights import load_mae_encoder  # noqa: E402
 from zsseg_rt.networks.zeroseg import segments  # noqa: E402
 from zsseg_rt.onnx.arrays import Arrays  # noqa: E402

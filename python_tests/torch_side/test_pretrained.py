@@ -101,7 +101,7 @@ def test_every_set_agrees_with_open_clip(chosen):
     torch = pytest.importorskip("torch")
     from open_clip.pretrained import get_pretrained_cfg
 
-    from zsseg_rt.models.dense.encoder import HEADS
+    from zsseg_rt.models.dense.dense_clip import HEADS
     from zsseg_rt.torch_files.clip_arrays import CLIP_MEAN, CLIP_STD
 
     assert re.fullmatch("[0-9a-f]{40}", chosen.revision)
@@ -140,8 +140,7 @@ def test_small_encoders_count_their_weights(shared_dir, name, model):
 def test_cat_seg_counts_its_own_weights():
     torch = pytest.importorskip("torch")
     from zsseg_rt.models.cat_seg.model import CatSeg, CatSegConfig
-    from zsseg_rt.models.clip.image_encoder import ImageEncoderConfig
-    from zsseg_rt.models.clip.text_encoder import TextEncoderConfig
+    from zsseg_rt.models.clip.towers import ImageEncoderConfig, TextEncoderConfig
 
     encoder = ImageEncoderConfig(grid_side=14, num_prompts=0, num_deep_prompts=0)
     with torch.device("meta"):

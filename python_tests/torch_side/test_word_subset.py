@@ -14,7 +14,7 @@ from zsseg_rt.errors import BundleError, CheckpointError, VocabularyError
 from zsseg_rt.export import export_bundle
 from zsseg_rt.export.tokenizer_json import tokenizer_json
 from zsseg_rt.export.word_subset import keep_words
-from zsseg_rt.models.clip.text_encoder import TextEncoder, TextEncoderConfig
+from zsseg_rt.models.clip.towers import TextEncoder, TextEncoderConfig
 from zsseg_rt.text.tokenizer import Tokenizer
 
 WORDS = ("red", "tiled", "checkered", "floor", "ball")

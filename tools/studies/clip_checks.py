@@ -27,7 +27,7 @@ from tools.studies.small_clip import PretrainingConfig, SmallClip
 from zsseg_rt.evaluation.evaluate import evaluate
 from zsseg_rt.evaluation.metrics import SegmentationScores
 from zsseg_rt.models import create_model, load_checkpoint
-from zsseg_rt.models.dense.encoder import HEADS, Head
+from zsseg_rt.models.dense.dense_clip import HEADS, Head
 from zsseg_rt.training.class_embeddings import embed_phrases
 from zsseg_rt.training.trained.segmenter import TorchSegmenter
 

@@ -9,8 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from zsseg_rt.errors import ArgumentError
-from zsseg_rt.models.clip.image_encoder import ImageEncoder, ImageEncoderConfig, unit
-from zsseg_rt.models.clip.text_encoder import TextEncoder, TextEncoderConfig
+from zsseg_rt.models.clip.towers import (
+    ImageEncoder,
+    ImageEncoderConfig,
+    TextEncoder,
+    TextEncoderConfig,
+    unit,
+)
 from zsseg_rt.torch_files.clip_arrays import CLIP_MEAN, CLIP_STD
 
 __all__ = ["PretrainingConfig", "SmallClip"]

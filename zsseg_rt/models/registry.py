@@ -10,8 +10,7 @@ from zsseg_rt.common import schema
 from zsseg_rt.common.checks import current_name
 from zsseg_rt.errors import ArgumentError, CheckpointError
 from zsseg_rt.models.base import SegmentationModel
-from zsseg_rt.models.cat_seg.builders import CatSegStart, OfficialCatSeg
-from zsseg_rt.models.cat_seg.model import CatSeg, CatSegConfig
+from zsseg_rt.models.cat_seg.model import CatSeg, CatSegConfig, CatSegStart, OfficialCatSeg
 from zsseg_rt.models.dense.cosine_head import CosineHeadConfig, CosineHeadModel, CosineHeadStart
 from zsseg_rt.models.dense.dense_clip import (
     DenseCLIP,
@@ -29,10 +28,8 @@ from zsseg_rt.models.descriptor.builders import (
 from zsseg_rt.models.descriptor.clip_rc import ClipRC, ClipRCConfig
 from zsseg_rt.models.descriptor.zegclip import ZegCLIP, ZegCLIPConfig
 from zsseg_rt.models.zegformer.builders import OfficialZegFormer, ZegFormerStart
-from zsseg_rt.models.zegformer.config import ZegFormerConfig
-from zsseg_rt.models.zegformer.model import ZegFormer
-from zsseg_rt.models.zeroseg.config import ZeroSegConfig
-from zsseg_rt.models.zeroseg.model import ZeroSeg
+from zsseg_rt.models.zegformer.model import ZegFormer, ZegFormerConfig
+from zsseg_rt.models.zeroseg.model import ZeroSeg, ZeroSegConfig
 from zsseg_rt.models.zeroseg.weights import ZeroSegStart
 
 Builder = Callable[..., Any]
@@ -105,7 +102,7 @@ def from_official(
         state_dict: Official keys, float32: exactly what the checkpoint's ``state_dict`` holds; for
             TIPS ``{"vision": ..., "text": ...}``, as its two files.
         **config: What cannot be read from shapes, with official defaults; see
-            :class:`zsseg_rt.models.cat_seg.builders.OfficialCatSeg`,
+            :class:`zsseg_rt.models.cat_seg.model.OfficialCatSeg`,
             :class:`zsseg_rt.models.descriptor.builders.OfficialClipRC`,
             :class:`zsseg_rt.models.dense.dense_clip.OfficialDenseCLIP`,
             :class:`zsseg_rt.models.dense.tips.OfficialTips`,
@@ -130,7 +127,7 @@ def create_model(architecture: str, **config: Any) -> SegmentationModel:
         architecture: ``"cat_seg"``, ``"clip_rc"``, ``"cosine_head"``, ``"dense_clip"``, ``"tips"``,
             ``"zegclip"``, ``"zegformer"`` or ``"zeroseg"``.
         **config: Weights and the architecture's settings; see
-            :class:`zsseg_rt.models.cat_seg.builders.CatSegStart`,
+            :class:`zsseg_rt.models.cat_seg.model.CatSegStart`,
             :class:`zsseg_rt.models.descriptor.builders.ClipRCStart`,
             :class:`zsseg_rt.models.dense.cosine_head.CosineHeadStart`,
             :class:`zsseg_rt.models.dense.dense_clip.DenseCLIPStart`,

@@ -37,7 +37,7 @@ class ClipWeights:
         num_heads: Heads of the image tower; None is one per 64 channels.
         text_heads: Heads of the text tower; None is one per 64 channels.
         logit_scale: Logarithm of the factor on cosines; None if the weights do not hold it.
-        words: See :class:`zsseg_rt.models.clip.text_encoder.TextEncoderConfig`.
+        words: See :class:`zsseg_rt.models.clip.towers.TextEncoderConfig`.
         prompt_words: See there.
     """
 

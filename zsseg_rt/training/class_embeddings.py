@@ -20,7 +20,7 @@ from zsseg_rt.errors import ArgumentError, VocabularyError
 from zsseg_rt.export.tokenizer_json import tokenizer_json
 from zsseg_rt.export.word_subset import keep_words
 from zsseg_rt.models.base import SegmentationModel
-from zsseg_rt.models.clip.text_encoder import average_templates
+from zsseg_rt.models.clip.towers import average_templates
 from zsseg_rt.models.clip.weights import build_text_encoder
 from zsseg_rt.text.class_names import ClassList, split_synonyms
 from zsseg_rt.text.name_lists import read_name_list

@@ -48,7 +48,7 @@ from zsseg_rt.runtime.families.proposals import class_probabilities, fuse
 from zsseg_rt.torch_files.zegformer_prompts import REGION_TEMPLATES, SINGLE_TEMPLATE
 
 if TYPE_CHECKING:
-    from zsseg_rt.models.zegformer.config import ZegFormerConfig
+    from zsseg_rt.models.zegformer.model import ZegFormerConfig
 
 NATIVE_SIZE_HW = (512, 512)
 _MOST_REGIONS = 64  # the region encoder takes at most this many at once

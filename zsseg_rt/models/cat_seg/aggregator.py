@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zsseg_rt.errors import ArgumentError
-from zsseg_rt.models.clip.transformer import attend
+from zsseg_rt.models.clip.towers import attend
 from zsseg_rt.networks.cat_seg import NUM_LAYERS, shift_mask, window_order
 
 DROPPED_LOGIT = -100.0

@@ -8,11 +8,12 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from zsseg_rt.models.clip.image_encoder import (
+from zsseg_rt.models.clip.towers import (
     ImageEncoder,
     ImageEncoderConfig,
+    TextEncoder,
+    TextEncoderConfig,
 )
-from zsseg_rt.models.clip.text_encoder import TextEncoder, TextEncoderConfig
 from zsseg_rt.torch_files.checkpoints import Sizes, load_weights
 from zsseg_rt.torch_files.clip_weights import Activation, ClipWeights
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from zsseg_rt.common.checks import check_choice, check_size
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.models.base import ScoreActivation, lower_seen
-from zsseg_rt.models.clip.image_encoder import (
+from zsseg_rt.models.clip.towers import (
     ImageEmbeds,
     ImageEncoder,
     ImageEncoderConfig,
@@ -31,8 +31,7 @@ from zsseg_rt.models.clip.image_encoder import (
     unit,
 )
 from zsseg_rt.models.clip.weights import image_config, text_config
-from zsseg_rt.models.dense.dense_clip import DenseCLIP, DenseCLIPConfig
-from zsseg_rt.models.dense.encoder import Head
+from zsseg_rt.models.dense.dense_clip import DenseCLIP, DenseCLIPConfig, Head
 from zsseg_rt.models.functional import read_class_indices
 from zsseg_rt.torch_files.checkpoints import load_weights
 from zsseg_rt.torch_files.clip_weights import ClipSource, normalisation_of

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -18,24 +18,28 @@ from torch import Tensor, nn
 from zsseg_rt.common.checks import check_choice, check_size
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.models.base import LabelRule, PixelModel, ScoreActivation, SegmentationOutput
-from zsseg_rt.models.clip.image_encoder import ImageEncoder, ImageEncoderConfig
-from zsseg_rt.models.clip.text_encoder import TextEncoder, TextEncoderConfig
-from zsseg_rt.models.clip.weights import image_config, text_config
-from zsseg_rt.models.dense.encoder import (
-    HEADS,
-    DenseImageEncoder,
-    Head,
-    Position,
+from zsseg_rt.models.clip.towers import (
+    ImageEmbeds,
+    ImageEncoder,
+    ImageEncoderConfig,
+    Interpolation,
+    TextEncoder,
+    TextEncoderConfig,
 )
+from zsseg_rt.models.clip.weights import image_config, text_config
 from zsseg_rt.models.functional import check_text_embeds, patch_text_similarity
 from zsseg_rt.models.sliding import SlideSettings
+from zsseg_rt.networks import heads
 from zsseg_rt.networks.aggregating import (
     RULES_OF_OUTLIERS,
     SHIPPED_LAYERS,
     AggregationConfig,
     OutlierRule,
 )
+from zsseg_rt.networks.clip import ImageTower
 from zsseg_rt.networks.heads import LOGIT_SCALES
+from zsseg_rt.onnx.arrays import Arrays
+from zsseg_rt.onnx.on_torch import OnTorch
 from zsseg_rt.torch_files.checkpoints import check_float32, load_weights
 from zsseg_rt.torch_files.clip_arrays import CLIP_MEAN, CLIP_STD
 from zsseg_rt.torch_files.clip_weights import (
@@ -49,6 +53,69 @@ from zsseg_rt.torch_files.clip_weights import (
 )
 from zsseg_rt.torch_files.shipped_clip import is_shipped
 from zsseg_rt.torch_files.weights import unwrap
+
+Head = Literal["vanilla", "maskclip", "sclip", "clearclip", "naclip", "sfp", "sc_clip"]
+HEADS: tuple[Head, ...] = get_args(Head)
+Position = Literal["as_published", "size"]
+
+
+class TensorOperations(Arrays):
+    """Operations on tensors of any floating dtype; constants take that of what they meet."""
+
+    def __init__(self) -> None:
+        super().__init__(xp=_Tensors(torch))
+
+
+class _Tensors(OnTorch):
+    def asarray(self, value: Any, like: Any) -> Any:
+        """See :meth:`OnTorch.asarray`."""
+        made = super().asarray(value, like)
+        both = made.is_floating_point() and like.is_floating_point()
+        return made.to(like.dtype) if both else made
+
+    def matmul(self, a: Tensor, b: Tensor) -> Tensor:
+        """Products in the wider dtype."""
+        wide = torch.promote_types(a.dtype, b.dtype)
+        return torch.matmul(a.to(wide), b.to(wide))
+
+
+class DenseImageEncoder(ImageEncoder):
+    """CLIP's image tower with a dense head; the positional embedding is resized bicubically.
+
+    Args:
+        config: Sizes.
+        head: One of :data:`zsseg_rt.networks.heads.HEADS`.
+        **options: Those of :func:`zsseg_rt.networks.heads.dense_embeds`.
+    """
+
+    position_mode: ClassVar[Interpolation] = "bicubic"
+
+    def __init__(self, config: ImageEncoderConfig, head: Head = "naclip", **options: Any) -> None:
+        super().__init__(config)
+        self.head_name, self.options = head, options
+        if "aggregation" in options:
+            options["aggregation"].check_depth(config.num_layers)
+
+    def parts(self) -> dict[str, Any]:
+        """What a tower of networks is made of; weights stay where they are."""
+        config = self.config
+        tensors = dict(self.named_parameters())
+        return {"tensors": tensors, "num_heads": config.num_heads, "activation": config.activation}
+
+    def forward(self, image: Tensor) -> ImageEmbeds:
+        """Encode images.
+
+        Shapes:
+            image: Normalised RGB planes, float ``[B, 3, H, W]``.
+
+        Returns:
+            The head's patch embeddings, and CLIP's own class embedding, which no head changes;
+            unit norm.
+        """
+        self.check_image(image)
+        ops, tower = TensorOperations(), ImageTower(**self.parts())
+        patches = heads.dense_embeds(ops, tower, image, self.head_name, **self.options)
+        return ImageEmbeds(patches, heads.class_embed(ops, tower))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +132,7 @@ class DenseCLIPConfig:
         prior_std: Standard deviation of NACLIP's prior, in patches.
         aggregation: Settings of SFP and SC-CLIP.
         position: How the positional embedding is resized: by ``"size"``, or ``"as_published"``;
-            see :func:`zsseg_rt.models.clip.image_encoder.resize_positional_embedding`.
+            see :func:`zsseg_rt.models.clip.towers.resize_positional_embedding`.
         templates: Prompts with one ``{}`` each; None is the 80 ImageNet prompts of CLIP.
         image_mean: Mean of R, G, B, in ``[0, 1]``.
         image_std: Standard deviation of R, G, B, in ``[0, 1]``.

@@ -21,14 +21,19 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from zsseg_rt.errors import ArgumentError, CheckpointError, DTypeError, ShapeError
-from zsseg_rt.models.clip.image_encoder import (
+from zsseg_rt.models.clip.towers import (
     ImageEmbeds,
     ImageEncoderConfig,
+    TextEncoderConfig,
+    Transformer,
 )
-from zsseg_rt.models.clip.text_encoder import TextEncoderConfig
-from zsseg_rt.models.clip.transformer import Transformer
-from zsseg_rt.models.dense.dense_clip import DenseCLIP, DenseCLIPConfig
-from zsseg_rt.models.dense.encoder import DenseImageEncoder, Head, TensorOperations
+from zsseg_rt.models.dense.dense_clip import (
+    DenseCLIP,
+    DenseCLIPConfig,
+    DenseImageEncoder,
+    Head,
+    TensorOperations,
+)
 from zsseg_rt.models.sliding import SlideSettings, check_picture, slide_scores
 from zsseg_rt.networks import tips
 from zsseg_rt.torch_files.checkpoints import load_weights

@@ -19,7 +19,7 @@ from torch import Tensor
 from zsseg_rt.common.checks import check_choice, check_size
 from zsseg_rt.errors import ArgumentError, CheckpointError
 from zsseg_rt.models.base import ScoreActivation
-from zsseg_rt.models.clip.image_encoder import ImageEncoderConfig, resize_positional_embedding
+from zsseg_rt.models.clip.towers import ImageEncoderConfig, resize_positional_embedding
 from zsseg_rt.models.clip.weights import (
     image_config,
     image_encoder_config,
@@ -27,8 +27,7 @@ from zsseg_rt.models.clip.weights import (
     text_encoder_config,
 )
 from zsseg_rt.models.descriptor.clip_rc import ClipRC, ClipRCConfig
-from zsseg_rt.models.descriptor.mask_decoder import DecoderConfig, DecoderStack
-from zsseg_rt.models.descriptor.model import DescriptorModel
+from zsseg_rt.models.descriptor.model import DecoderConfig, DecoderStack, DescriptorModel
 from zsseg_rt.models.descriptor.zegclip import Descriptor, ZegCLIP, ZegCLIPConfig
 from zsseg_rt.models.functional import read_class_indices
 from zsseg_rt.torch_files.checkpoints import Sizes, check_float32, load_weights

@@ -23,18 +23,16 @@ from torch import Tensor, nn
 
 from zsseg_rt.errors import ShapeError
 from zsseg_rt.models.base import SegmentationOutput
-from zsseg_rt.models.clip.image_encoder import (
+from zsseg_rt.models.clip.towers import (
     ImageEncoderConfig,
     PromptedImageEncoder,
     unit,
     with_cells,
 )
-from zsseg_rt.models.descriptor.mask_decoder import (
+from zsseg_rt.models.descriptor.model import (
     DecoderConfig,
     DecoderLayer,
     DecoderStack,
-)
-from zsseg_rt.models.descriptor.model import (
     DescriptorConfig,
     DescriptorModel,
     without_retired,

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from zsseg_rt.common.checks import check_choice
 from zsseg_rt.models.base import SegmentationOutput
-from zsseg_rt.models.clip.image_encoder import PromptedImageEncoder
-from zsseg_rt.models.descriptor.mask_decoder import DecoderConfig, MaskDecoder
+from zsseg_rt.models.clip.towers import PromptedImageEncoder
 from zsseg_rt.models.descriptor.model import (
+    DecoderConfig,
     DescriptorConfig,
     DescriptorModel,
+    MaskDecoder,
 )
 from zsseg_rt.models.functional import check_text_embeds, relationship_descriptor
 

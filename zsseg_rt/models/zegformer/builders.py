@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from zsseg_rt.common.checks import check_choice
 from zsseg_rt.errors import ArgumentError, CheckpointError
-from zsseg_rt.models.clip.image_encoder import ImageEncoderConfig
-from zsseg_rt.models.clip.text_encoder import TextEncoderConfig
+from zsseg_rt.models.clip.towers import ImageEncoderConfig, TextEncoderConfig
 from zsseg_rt.models.clip.weights import (
     image_config,
     image_encoder_config,
@@ -23,10 +22,8 @@ from zsseg_rt.models.clip.weights import (
 )
 from zsseg_rt.models.functional import read_class_indices
 from zsseg_rt.models.zegformer.backbone import BackboneNorm, NormedConv, ResNet, ResNetConfig
-from zsseg_rt.models.zegformer.config import Fusion, ZegFormerConfig, fusion_of_flags
-from zsseg_rt.models.zegformer.decoder import NUM_GROUPS, QueryDecoderConfig
-from zsseg_rt.models.zegformer.model import ZegFormer
-from zsseg_rt.models.zegformer.regions import RegionStyle
+from zsseg_rt.models.zegformer.decoder import NUM_GROUPS, QueryDecoderConfig, RegionStyle
+from zsseg_rt.models.zegformer.model import Fusion, ZegFormer, ZegFormerConfig, fusion_of_flags
 from zsseg_rt.torch_files.checkpoints import Sizes, check_float32, load_checkpoint, load_weights
 from zsseg_rt.torch_files.clip_weights import Activation, ClipSource, ClipWeights
 
@@ -53,7 +50,7 @@ class OfficialZegFormer:
             14 for VOC, 0 to 155 for COCO-Stuff in ZegFormer's order. Empty: no class was.
         num_heads: Heads of the query decoder.
         calibration: What is subtracted from seen classes' score maps; 0 or less for nothing.
-        fusion: Who decides; see :class:`zsseg_rt.models.zegformer.config.ZegFormerConfig`. None is
+        fusion: Who decides; see :class:`zsseg_rt.models.zegformer.model.ZegFormerConfig`. None is
             what the three official flags below say; with a value, leave the flags out.
         ensemble: Whether the text branch and CLIP decide together.
         ensemble_all_classes: Whether they do so with the same weights for all classes.
@@ -246,7 +243,7 @@ class ZegFormerStart(ClipSource):
         image_size: Short side of images in evaluation, in pixels.
         seen_classes: Rows of the class embeddings that are trained on.
         calibration: What is subtracted from seen classes' score maps; 0 or less for nothing.
-        fusion: Who decides; see :class:`zsseg_rt.models.zegformer.config.ZegFormerConfig`.
+        fusion: Who decides; see :class:`zsseg_rt.models.zegformer.model.ZegFormerConfig`.
         region_style: What CLIP is shown of each segment: ``"cropmask"``, ``"mask"`` or ``"crop"``.
         region_batch: Regions that are cut out and encoded at once; limits memory use.
     """

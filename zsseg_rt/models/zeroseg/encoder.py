@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zsseg_rt.errors import ArgumentError, DTypeError, ShapeError
-from zsseg_rt.models.clip.image_encoder import resize_positional_embedding
-from zsseg_rt.models.clip.transformer import attend
+from zsseg_rt.models.clip.towers import attend, resize_positional_embedding
 
 NORM_EPS = 1e-6  # MAE's, for every LayerNorm
 

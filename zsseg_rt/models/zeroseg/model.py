@@ -1,41 +1,507 @@
 """ZeroSeg: an MAE student that learns segments from CLIP's image encoder alone.
 
 Nothing official can be loaded: neither code nor weights were published. What the paper leaves open
-is an option of :class:`zsseg_rt.models.zeroseg.config.ZeroSegConfig`, whose defaults
+is an option of :class:`zsseg_rt.models.zeroseg.model.ZeroSegConfig`, whose defaults
 ``docs/zeroseg.md`` explains.
 
 Source:
     Chen et al., "Exploring Open-Vocabulary Semantic Segmentation from CLIP Vision Encoder
-    Distillation Only", ICCV 2023.
+    Distillation Only", ICCV 2023, for the layer counts; Xu et al., "GroupViT: Semantic
+    Segmentation Emerges from Text Supervision", CVPR 2022, for the grouping block and the rule by
+    which segments get their classes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from zsseg_rt import ops
+from zsseg_rt.common.checks import check_choice, check_size
+from zsseg_rt.errors import ArgumentError, ShapeError
 from zsseg_rt.models.base import SegmentationModel, input_image
-from zsseg_rt.models.clip.text_encoder import TextEncoder
+from zsseg_rt.models.clip.towers import TextEncoder, attend
 from zsseg_rt.models.sliding import Prepared, SlideSettings, check_picture, score_windows
-from zsseg_rt.models.zeroseg.config import ZeroSegConfig
-from zsseg_rt.models.zeroseg.encoder import ReconstructionHead, StudentEncoder
-from zsseg_rt.models.zeroseg.grouping import (
-    GroupingBlock,
-    SegmentationHead,
-    SegmentOutput,
-)
-from zsseg_rt.models.zeroseg.labels import (
-    check_threshold,
-    class_scores,
-    pixel_segments,
-    spread_scores,
-)
+from zsseg_rt.models.zeroseg.encoder import NORM_EPS, Block, Mlp, ReconstructionHead, StudentEncoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassRule:
+    """How segments are compared with classes.
+
+    Attributes:
+        logit_scale: Multiplies cosines before the softmax.
+        top_k: Number of classes kept: those nearest to the whole image. None keeps all.
+        plain_cosine: Whether scores are the bare softmax over all classes.
+    """
+
+    logit_scale: float = 100.0
+    top_k: int | None = 5
+    plain_cosine: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.logit_scale < float("inf"):
+            raise ArgumentError(
+                f"logit_scale: expected a number above 0, got {self.logit_scale}. "
+                "GroupViT and CLIP use 100."
+            )
+        if self.top_k is not None and self.top_k < 1:
+            raise ArgumentError(
+                f"top_k: expected at least 1, got {self.top_k}. Use None to keep all classes."
+            )
+
+
+def class_scores(
+    segment_embeds: Tensor, image_embed: Tensor, text_embeds: Tensor, rule: ClassRule
+) -> Tensor:
+    """Score every class for every segment.
+
+    With p the softmax over classes of ``logit_scale * cosine`` and q the same softmax over only the
+    ``top_k`` classes nearest to the whole image, scores are ``p * q``; ``p`` with
+    ``plain_cosine``.
+
+    Shapes:
+        segment_embeds: ``[B, G, D]``.
+        image_embed: ``[B, D]``.
+        text_embeds: ``[C, D]``.
+
+    Returns:
+        ``[B, G, C]`` in [0, 1].
+    """
+    width = segment_embeds.shape[-1]
+    if text_embeds.ndim != 2 or text_embeds.shape[1] != width or not len(text_embeds):
+        raise ShapeError(
+            f"text_embeds: expected [C, {width}] with at least one class, got "
+            f"{list(text_embeds.shape)}. Use embeddings of the teacher's text encoder."
+        )
+    text = F.normalize(text_embeds.to(segment_embeds), dim=-1)
+    logits = rule.logit_scale * (F.normalize(segment_embeds, dim=-1) @ text.T)
+    scores = logits.softmax(dim=-1)
+    if rule.plain_cosine:
+        return scores
+    if rule.top_k is not None and rule.top_k < len(text):
+        overall = F.normalize(image_embed, dim=-1) @ text.T
+        order = overall.argsort(dim=-1, descending=True, stable=True)
+        dropped = torch.ones_like(overall, dtype=torch.bool)
+        dropped.scatter_(1, order[:, : rule.top_k], False)
+        logits = logits.masked_fill(dropped[:, None], float("-inf"))
+    return logits.softmax(dim=-1) * scores
+
+
+def pixel_segments(group_map: Tensor, out_hw: tuple[int, int]) -> Tensor:
+    """The segment of every pixel: shares ``[B, G, gh, gw]`` are upsampled; the largest wins.
+
+    Returns:
+        int64 ``[B, *out_hw]``.
+    """
+    upsampled = F.interpolate(group_map, size=out_hw, mode="bilinear", align_corners=False)
+    return upsampled.argmax(dim=1)
+
+
+def spread_scores(
+    scores: Tensor, segments: Tensor, background_threshold: float | None = None
+) -> Tensor:
+    """Give every pixel the class scores of its segment.
+
+    With a background, a segment whose best class is below
+    ``min(background_threshold, best score of all segments)`` is background: channel 0 is 1 there.
+    So the best segment is never background.
+
+    Shapes:
+        scores: ``[B, G, C]``.
+        segments: Segment of every pixel, int64 ``[B, H, W]``.
+        background_threshold: A score in [0, 1]; None for no background channel.
+
+    Returns:
+        ``[B, C, H, W]``, or ``[B, 1 + C, H, W]`` with the background first.
+    """
+    if background_threshold is not None:
+        best = scores.amax(dim=2, keepdim=True)
+        limit = best.amax(dim=1, keepdim=True).clamp(max=background_threshold)
+        scores = torch.cat([(best < limit).to(scores), scores], dim=2)
+    index = segments.flatten(1)[..., None].expand(-1, -1, scores.shape[2])
+    spread = scores.gather(1, index).transpose(1, 2)
+    return torch.unflatten(spread, 2, segments.shape[1:])
+
+
+def check_threshold(background_threshold: float | None) -> None:
+    """Refuse thresholds that are not scores."""
+    if background_threshold is not None and not 0 <= background_threshold <= 1:
+        raise ArgumentError(
+            f"background_threshold: expected a score in [0, 1], got {background_threshold}. "
+            "Use None for no background."
+        )
+
+
+Projection = Literal["gelu", "batch_norm"]
+SegmentTap = Literal["last_block", "second_grouping"]
+
+ZEROSEG_TEMPLATES = ("a photo of a {}.",)
+"""GroupViT's "simple" prompt, which is the paper's example."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroSegConfig:
+    """Everything that defines a ZeroSeg model besides its weights; the paper's student by default.
+
+    Attributes:
+        width: Token width of the encoder.
+        num_layers: Blocks of the encoder.
+        num_heads: Attention heads of the encoder.
+        patch_size: Side of a patch, in pixels.
+        grid_side: Side of the patch grid in training: 14 for 224 pixels.
+        decoder_width: Token width of the reconstruction head.
+        decoder_layers: Blocks of the reconstruction head; 0 for a model without one.
+        decoder_heads: Attention heads of the reconstruction head.
+        head_width: Token width of the segmentation head; unless it is the encoder's, a linear layer
+            precedes the head. Not in the paper.
+        head_heads: Attention heads of the segmentation head. Not in the paper.
+        head_layers: Blocks before the first grouping, before the second, and after it. The paper
+            says five and where the groupings are; that the fifth is the block that "encodes all
+            segment tokens" is inferred.
+        group_tokens: Numbers of groups in the two groupings.
+        embed_dim: Width D of the teacher's joint space.
+        projection: ``"gelu"`` or GroupViT's ``"batch_norm"``. Not in the paper.
+        projection_width: Width inside the projection. Not in the paper.
+        segment_tap: Where segment embeddings leave the head: ``"last_block"`` through the shared
+            projection or ``"second_grouping"`` through a linear layer. Not in the paper.
+        drop_path: Stochastic depth of the head, in training. Not in the paper.
+        gumbel_tau: Temperature of the assignment, in training; GroupViT's.
+        assign_eps: Added to group sizes before dividing by them; GroupViT's.
+        rule: How segments are compared with classes; GroupViT's.
+        background_threshold: Score below which a bundle's pixels are unknown. None keeps all.
+        size_hw: Input size in pixels that a bundle is built for; the model itself takes any size.
+        templates: Prompts with one ``{}`` each.
+    """
+
+    width: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    patch_size: int = 16
+    grid_side: int = 14
+    decoder_width: int = 512
+    decoder_layers: int = 8
+    decoder_heads: int = 16
+    head_width: int = 768
+    head_heads: int = 12
+    head_layers: tuple[int, int, int] = (2, 2, 1)
+    group_tokens: tuple[int, int] = (32, 8)
+    embed_dim: int = 768
+    projection: Projection = "gelu"
+    projection_width: int = 3072
+    segment_tap: SegmentTap = "last_block"
+    drop_path: float = 0.0
+    gumbel_tau: float = 1.0
+    assign_eps: float = 1.0
+    rule: ClassRule = field(default_factory=ClassRule)
+    background_threshold: float | None = None
+    size_hw: tuple[int, int] = (448, 448)
+    templates: tuple[str, ...] = ZEROSEG_TEMPLATES
+
+    def __post_init__(self) -> None:
+        self._check_sizes()
+        check_choice("projection", self.projection, get_args(Projection))
+        check_choice("segment_tap", self.segment_tap, get_args(SegmentTap))
+        if not 0 <= self.drop_path < 1:
+            raise ArgumentError(
+                f"drop_path: expected a share in [0, 1), got {self.drop_path}. Use 0 for none."
+            )
+        for name in ("gumbel_tau", "assign_eps"):
+            if not getattr(self, name) > 0:
+                raise ArgumentError(
+                    f"{name}: expected a number above 0, got {getattr(self, name)}. Use 1."
+                )
+        check_threshold(self.background_threshold)
+        check_size(self.size_hw, self.patch_size)
+
+    def _check_sizes(self) -> None:
+        for heads, width in (
+            ("num_heads", "width"),
+            ("head_heads", "head_width"),
+            ("decoder_heads", "decoder_width"),
+        ):
+            if getattr(self, heads) < 1 or getattr(self, width) % getattr(self, heads):
+                raise ArgumentError(
+                    f"{heads}: expected a divisor of {width} {getattr(self, width)}, got "
+                    f"{getattr(self, heads)}. Change one of them."
+                )
+        if self.width % 4 or self.decoder_width % 4:
+            raise ArgumentError(
+                f"width: expected multiples of 4 for the sine-cosine positions, got {self.width} "
+                f"and decoder_width {self.decoder_width}. Use multiples of 4."
+            )
+        if len(self.head_layers) != 3 or len(self.group_tokens) != 2 or min(self.group_tokens) < 1:
+            raise ArgumentError(
+                f"head_layers: expected three counts, and two positive counts in group_tokens, got "
+                f"{self.head_layers} and {self.group_tokens}. The defaults are (2, 2, 1), (32, 8)."
+            )
+
+
+class Assignment(NamedTuple):
+    """How inputs are assigned to groups.
+
+    Attributes:
+        hard: One 1 per column, ``[B, S, L]``: the group of each input; gradients are those of the
+            softmax it was made from.
+        soft: Softmax over the groups, without noise, ``[B, S, L]``.
+    """
+
+    hard: Tensor
+    soft: Tensor
+
+
+def hard_assignment(logits: Tensor, *, tau: float, noisy: bool) -> Tensor:
+    """Assign every input to one group, with the gradient of a softmax (straight-through).
+
+    Shapes:
+        logits: Float32 ``[B, S, L]``; groups are axis 1.
+
+    Returns:
+        ``[B, S, L]``, one 1 per column, zeros elsewhere.
+    """
+    if noisy:
+        return F.gumbel_softmax(logits, tau=tau, hard=True, dim=1)
+    groups = torch.arange(logits.shape[1], device=logits.device)[:, None]
+    one_hot = (logits.argmax(dim=1, keepdim=True) == groups).to(logits.dtype)
+    if not torch.is_grad_enabled():
+        return one_hot
+    soft = logits.softmax(dim=1)
+    return one_hot - soft.detach() + soft
+
+
+class _CrossAttention(nn.Module):
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, query: Tensor, memory: Tensor) -> Tensor:
+        q, k, v = self.q_proj(query), self.k_proj(memory), self.v_proj(memory)
+        return self.proj(attend(q, k, v, self.num_heads))  # type: ignore[no-any-return]
+
+
+class _CrossBlock(nn.Module):
+    """Group tokens attend to the inputs; the norm comes at the end, not before."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.attn = _CrossAttention(width, num_heads)
+        self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.mlp = Mlp(width, 4 * width)
+        self.norm_post = nn.LayerNorm(width, eps=NORM_EPS)
+
+    def forward(self, query: Tensor, memory: Tensor) -> Tensor:
+        query = query + self.attn(query, memory)
+        query = query + self.mlp(self.norm2(query))
+        return self.norm_post(query)  # type: ignore[no-any-return]
+
+
+class _Assign(nn.Module):
+    """Assign the inputs to groups and average each group's values."""
+
+    def __init__(self, width: int, *, tau: float, eps: float) -> None:
+        super().__init__()
+        self.tau, self.eps, self.scale = tau, eps, width**-0.5
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, groups: Tensor, inputs: Tensor) -> tuple[Tensor, Assignment]:
+        keys = self.k_proj(inputs).transpose(1, 2)
+        logits = ((self.q_proj(groups) @ keys) * self.scale).float()
+        hard = hard_assignment(logits, tau=self.tau, noisy=self.training)
+        shares = hard / (hard.sum(dim=2, keepdim=True) + self.eps)
+        gathered = self.proj(shares.to(inputs.dtype) @ self.v_proj(inputs))
+        return gathered, Assignment(hard, logits.softmax(dim=1))
+
+
+class _TokenMlp(Mlp):
+    """A GELU MLP over the token axis: ``[B, S, C]`` to ``[B, S', C]``."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.transpose(1, 2)).transpose(1, 2)
+
+
+class GroupingBlock(nn.Module):
+    """GroupViT's grouping block: inputs ``[B, L, C]`` become segments ``[B, S, C]``."""
+
+    def __init__(
+        self, width: int, num_heads: int, num_groups: int, *, tau: float = 1.0, eps: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.norm_tokens = nn.LayerNorm(width, eps=NORM_EPS)
+        self.mlp_inter = _TokenMlp(num_groups, width // 2)
+        self.norm_post_tokens = nn.LayerNorm(width, eps=NORM_EPS)
+        self.norm_x = nn.LayerNorm(width, eps=NORM_EPS)
+        self.pre_assign_attn = _CrossBlock(width, num_heads)
+        self.assign = _Assign(width, tau=tau, eps=eps)
+        self.norm_new_x = nn.LayerNorm(width, eps=NORM_EPS)
+        self.mlp_channels = Mlp(width, 4 * width)
+
+    def forward(self, x: Tensor, group_tokens: Tensor) -> tuple[Tensor, Assignment]:
+        """Group ``x`` ``[B, L, C]`` by ``group_tokens`` ``[B, S, C]``."""
+        groups = self.norm_post_tokens(self.mlp_inter(self.norm_tokens(group_tokens)))
+        x = self.norm_x(x)
+        groups = self.pre_assign_attn(groups, x)
+        gathered, assignment = self.assign(groups, x)
+        segments = gathered + groups
+        return segments + self.mlp_channels(self.norm_new_x(segments)), assignment
+
+
+class _GroupProjector(nn.Sequential):
+    """From the previous stage's group tokens to this one's: a norm and an MLP over tokens."""
+
+    def __init__(self, width: int, num_before: int, num_groups: int) -> None:
+        super().__init__(
+            nn.LayerNorm(width, eps=NORM_EPS), _TokenMlp(num_before, width // 2, num_groups)
+        )
+
+
+class _Stage(nn.Module):
+    """Blocks over tokens and group tokens, then a grouping; the last stage has no groups."""
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        num_layers: int,
+        drop_path: float,
+        groups: nn.Module | None,
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(width, num_heads, drop_path) for _ in range(num_layers))
+        if groups is not None:
+            self.grouping = groups
+
+    def run_blocks(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class _GroupingStage(_Stage):
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        num_layers: int,
+        drop_path: float,
+        grouping: GroupingBlock,
+        counts: tuple[int, int],
+    ) -> None:
+        super().__init__(width, num_heads, num_layers, drop_path, grouping)
+        num_before, num_groups = counts
+        self.group_token = nn.Parameter(torch.zeros(1, num_groups, width))
+        self.group_projector = (
+            _GroupProjector(width, num_before, num_groups) if num_before else None
+        )
+
+    def forward(self, x: Tensor, before: Tensor | None = None) -> tuple[Tensor, Tensor, Assignment]:
+        tokens = self.group_token.expand(len(x), -1, -1)
+        if self.group_projector is not None and before is not None:
+            tokens = tokens + self.group_projector(before)
+        joint = self.run_blocks(torch.cat([x, tokens], dim=1))
+        x, tokens = joint[:, : x.shape[1]], joint[:, x.shape[1] :]
+        segments, assignment = self.grouping(x, tokens)
+        return segments, tokens, assignment
+
+
+class SegmentOutput(NamedTuple):
+    """What the segmentation head returns, not normalised.
+
+    Attributes:
+        segment_embeds: Segments in the teacher's space, ``[B, S2, D]``.
+        image_embed: The image in the same space, ``[B, D]``.
+        first: Assignment of patches to the first groups, ``[B, S1, L]``.
+        second: Assignment of the first groups to segments, ``[B, S2, S1]``.
+    """
+
+    segment_embeds: Tensor
+    image_embed: Tensor
+    first: Assignment
+    second: Assignment
+
+    def group_map(self) -> Tensor:
+        """Soft share of every segment in every patch, ``[B, S2, L]``; a patch's shares sum to 1."""
+        return self.second.soft @ self.first.soft
+
+
+class SegmentationHead(nn.Module):
+    """Two grouping stages, one more block over the segments, one projection for all."""
+
+    def __init__(self, config: ZeroSegConfig) -> None:
+        super().__init__()
+        width, drop_path = config.head_width, config.drop_path
+        self.input_proj: nn.Module = nn.Identity()
+        if width != config.width:
+            self.input_proj = nn.Linear(config.width, width)
+        before = (0, config.group_tokens[0])
+        stages: list[nn.Module] = [
+            _GroupingStage(
+                width,
+                config.head_heads,
+                config.head_layers[index],
+                drop_path,
+                self._grouping(config, count),
+                (before[index], count),
+            )
+            for index, count in enumerate(config.group_tokens)
+        ]
+        stages.append(_Stage(width, config.head_heads, config.head_layers[2], drop_path, None))
+        self.stages = nn.ModuleList(stages)
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.projection = config.projection
+        self.proj = nn.Sequential(
+            nn.Linear(width, config.projection_width),
+            *_between(config.projection, config.projection_width),
+            nn.Linear(config.projection_width, config.embed_dim),
+        )
+        taps = config.segment_tap == "second_grouping"
+        self.tap = nn.Linear(width, config.embed_dim) if taps else None
+
+    @staticmethod
+    def _grouping(config: ZeroSegConfig, count: int) -> GroupingBlock:
+        return GroupingBlock(
+            config.head_width,
+            config.head_heads,
+            count,
+            tau=config.gumbel_tau,
+            eps=config.assign_eps,
+        )
+
+    def forward(self, patch_tokens: Tensor) -> SegmentOutput:
+        """Group the encoder's visible patches ``[B, L, encoder_width]``."""
+        x = self.input_proj(patch_tokens)
+        first_segments, first_tokens, first = self.stages[0](x)
+        segments, _, second = self.stages[1](first_segments, first_tokens)
+        last = self.stages[2]
+        assert isinstance(last, _Stage)
+        hidden = self.norm(last.run_blocks(segments))
+        embeds = self._project(hidden) if self.tap is None else self.tap(segments)
+        image_embed = self._project(hidden.mean(dim=1, keepdim=True))[:, 0]
+        return SegmentOutput(embeds, image_embed, first, second)
+
+    def _project(self, tokens: Tensor) -> Tensor:
+        if self.projection == "gelu":
+            return self.proj(tokens)  # type: ignore[no-any-return]
+        batch, count, _ = tokens.shape  # batch norm counts every token as a sample
+        return self.proj(tokens.flatten(0, 1)).reshape(batch, count, -1)  # type: ignore[no-any-return]
+
+
+def _between(projection: Projection, width: int) -> tuple[nn.Module, ...]:
+    return (nn.GELU(),) if projection == "gelu" else (nn.BatchNorm1d(width), nn.ReLU())
+
 
 LONGEST_SIDE = 2048  # GroupViT's limit for images of extreme proportions
 

@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 
 from zsseg_rt.errors import ArgumentError, CheckpointError
-from zsseg_rt.models.clip.text_encoder import TextEncoder
+from zsseg_rt.models.clip.towers import TextEncoder
 from zsseg_rt.models.clip.weights import build_text_encoder
-from zsseg_rt.models.zeroseg.config import Projection, SegmentTap, ZeroSegConfig
-from zsseg_rt.models.zeroseg.labels import ClassRule
-from zsseg_rt.models.zeroseg.model import ZeroSeg
+from zsseg_rt.models.zeroseg.model import ClassRule, Projection, SegmentTap, ZeroSeg, ZeroSegConfig
 from zsseg_rt.torch_files.checkpoints import Sizes, check_float32, load_checkpoint, load_weights
 from zsseg_rt.torch_files.clip_weights import ClipSource
 

@@ -20,8 +20,7 @@ from zsseg_rt.errors import ArgumentError
 from zsseg_rt.export.tokenizer_json import tokenizer_json
 from zsseg_rt.models.cat_seg.aggregator import AggregatorLayer
 from zsseg_rt.models.cat_seg.model import CatSeg
-from zsseg_rt.models.clip.text_encoder import TextEncoder, average_templates
-from zsseg_rt.models.clip.transformer import ResidualBlock
+from zsseg_rt.models.clip.towers import ResidualBlock, TextEncoder, average_templates
 from zsseg_rt.text.class_names import split_synonyms
 from zsseg_rt.text.tokenizer import Tokenizer
 from zsseg_rt.text.vocabulary import check_templates, fill

@@ -20,7 +20,7 @@ from zsseg_rt.common.checks import current_name
 from zsseg_rt.errors import CheckpointError
 from zsseg_rt.export.exporters import export_bundle
 from zsseg_rt.models.base import SegmentationModel
-from zsseg_rt.models.clip.text_encoder import TextEncoder, TextEncoderConfig
+from zsseg_rt.models.clip.towers import TextEncoder, TextEncoderConfig
 from zsseg_rt.models.registry import ARCHITECTURES
 from zsseg_rt.text.class_names import ClassList, split_synonyms
 from zsseg_rt.torch_files.checkpoints import load_weights

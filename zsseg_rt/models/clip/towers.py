@@ -1,20 +1,149 @@
-"""CLIP's image tower, with or without deep visual prompts."""
+"""CLIP's two towers, the image tower with or without deep visual prompts.
+
+Module and parameter names are those of the published checkpoints, so loading is direct.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zsseg_rt.errors import DTypeError, ShapeError
-from zsseg_rt.models.clip.transformer import ResidualBlock, Transformer
 from zsseg_rt.models.functional import check_tensor
 from zsseg_rt.torch_files.clip_weights import Activation
+
+
+def attend(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    num_heads: int,
+    *,
+    mask: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """``softmax(q k^T / sqrt(w) + mask) v`` in each of the heads, which are w channels wide.
+
+    Shapes:
+        queries: ``[..., N, W]``.
+        keys: ``[..., M, W]``; so are the values.
+        mask: ``[N, M]`` or more, with an axis for heads.
+
+    Returns:
+        ``[..., N, W]``.
+    """
+    q, k, v = (split_heads(part, num_heads) for part in (queries, keys, values))
+    attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    return merge_heads(attended)
+
+
+def split_heads(tokens: Tensor, num_heads: int) -> Tensor:
+    """Reshape ``[..., N, W]`` to ``[..., num_heads, N, W / num_heads]``."""
+    return torch.unflatten(tokens, -1, (num_heads, -1)).transpose(-2, -3)
+
+
+def merge_heads(tokens: Tensor) -> Tensor:
+    """Reshape ``[..., num_heads, N, W / num_heads]`` to ``[..., N, W]``."""
+    return tokens.transpose(-2, -3).flatten(-2)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one packed projection (rows q, k, v)."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.normal_(self.in_proj_weight, std=width**-0.5)
+
+    def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """Attend within ``x`` ``[B, N, W]``; a mask ``[N, N]`` or more is added to the scores."""
+        q, k, v = F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
+        return self.out_proj(attend(q, k, v, self.num_heads, mask=mask))  # type: ignore[no-any-return]
+
+    def project(self, x: Tensor, reads: str = "qkv") -> dict[str, Tensor]:
+        """Queries, keys and values by letter, those that are read, ``[B, heads, N, W / heads]``."""
+        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        return {
+            name: split_heads(F.linear(x, weight, bias), self.num_heads)
+            for name, weight, bias in zip("qkv", weights, biases, strict=True)
+            if name in reads
+        }
+
+    def weights(self, x: Tensor) -> Tensor:
+        """The attention weights within ``x`` ``[B, N, W]``, ``[B, heads, N, N]``."""
+        q, k = self.project(x, "qk").values()
+        scores: Tensor = q @ k.mT * q.shape[-1] ** -0.5
+        return scores.softmax(dim=-1)
+
+
+class Mlp(nn.Module):
+    """``c_proj(activation(c_fc(x)))``."""
+
+    def __init__(self, width: int, hidden_width: int, activation: Activation) -> None:
+        super().__init__()
+        self.activation = activation
+        self.c_fc = nn.Linear(width, hidden_width)
+        self.c_proj = nn.Linear(hidden_width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``[B, N, W]`` to ``[B, N, W]``."""
+        hidden = self.c_fc(x)
+        if self.activation == "quick_gelu":
+            hidden = hidden * torch.sigmoid(1.702 * hidden)
+        else:
+            hidden = F.relu(hidden) if self.activation == "relu" else F.gelu(hidden)
+        return self.c_proj(hidden)  # type: ignore[no-any-return]
+
+
+class ResidualBlock(nn.Module):
+    """Pre-norm block: ``x += attn(ln_1(x)); x += mlp(ln_2(x))``."""
+
+    def __init__(
+        self, width: int, num_heads: int, mlp_width: int, activation: Activation = "quick_gelu"
+    ) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(width)
+        self.attn = Attention(width, num_heads)
+        self.ln_2 = nn.LayerNorm(width)
+        self.mlp = Mlp(width, mlp_width, activation)
+
+    def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """Map ``[B, N, W]`` to ``[B, N, W]``."""
+        x = x + self.attn(self.ln_1(x), mask=mask)
+        return x + self.mlp(self.ln_2(x))  # type: ignore[no-any-return]
+
+
+class Transformer(nn.Module):
+    """A stack of :class:`ResidualBlock`, named ``resblocks`` as in the checkpoints."""
+
+    def __init__(
+        self,
+        width: int,
+        num_layers: int,
+        num_heads: int,
+        mlp_width: int,
+        activation: Activation = "quick_gelu",
+    ) -> None:
+        super().__init__()
+        self.resblocks = nn.ModuleList(
+            ResidualBlock(width, num_heads, mlp_width, activation) for _ in range(num_layers)
+        )
+
+    def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
+        """Run every block on ``x`` ``[B, N, W]``."""
+        for block in self.resblocks:
+            x = block(x, mask=mask)
+        return x
+
 
 Interpolation = Literal["bilinear", "bicubic"]
 
@@ -296,3 +425,113 @@ class PromptedImageEncoder(ImageEncoder):
         embeds = self.project(self.prompt_norm(tokens))
         num_patches = math.prod(self.grid_hw((image.shape[2], image.shape[3])))
         return ImageEmbeds(unit(embeds[:, -num_patches:]), unit(embeds[:, 0]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEncoderConfig:
+    """Sizes of a text tower; the defaults are CLIP ViT-B/16's.
+
+    Attributes:
+        vocab_size: Token ids run from 0 to ``vocab_size - 1``.
+        context_length: Tokens per prompt.
+        width: Token width W.
+        num_layers: Residual blocks.
+        num_heads: Attention heads.
+        mlp_width: Hidden width of the MLPs.
+        embed_dim: Width D of the joint image-text space.
+        activation: ``"quick_gelu"`` for OpenAI weights, ``"gelu"`` for most others.
+        words: What class names may be made of, for a tower that was trained on few words; empty:
+            anything.
+        prompt_words: Further words and punctuation that such a tower knows.
+    """
+
+    vocab_size: int = 49408
+    context_length: int = 77
+    width: int = 512
+    num_layers: int = 12
+    num_heads: int = 8
+    mlp_width: int = 2048
+    embed_dim: int = 512
+    activation: Activation = "quick_gelu"
+    words: tuple[str, ...] = ()
+    prompt_words: tuple[str, ...] = ()
+
+
+class TextEncoder(nn.Module):
+    """Causal transformer over token ids; the feature at the end-of-text token is projected.
+
+    Source:
+        Radford et al., "Learning Transferable Visual Models From Natural Language Supervision",
+        ICML 2021.
+    """
+
+    def __init__(self, config: TextEncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.token_embedding = nn.Embedding(config.vocab_size, width)
+        self.positional_embedding = nn.Parameter(torch.empty(config.context_length, width))
+        self.transformer = Transformer(
+            width, config.num_layers, config.num_heads, config.mlp_width, config.activation
+        )
+        self.ln_final = nn.LayerNorm(width)
+        self.text_projection = nn.Parameter(torch.empty(width, config.embed_dim))
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.positional_embedding, std=0.01)
+        nn.init.normal_(self.text_projection, std=width**-0.5)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Embed prompts.
+
+        Shapes:
+            tokens: Token ids, int64 ``[T, context_length]``, padded with 0. The end-of-text token
+                must be the row's largest id, as with CLIP's tokenizer.
+
+        Returns:
+            Text embeddings, ``[T, D]``, **not** normalised.
+        """
+        self._check(tokens)
+        return self.embed(tokens)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """:meth:`forward` for rows that may be shorter than the context.
+
+        Tokens after the end-of-text token are never attended to, so cutting them off changes
+        nothing but the time taken.
+
+        Shapes:
+            tokens: Token ids, int64 ``[T, L]``, ``L`` at most ``context_length``.
+
+        Returns:
+            Text embeddings, ``[T, D]``, **not** normalised.
+        """
+        x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
+        columns = torch.arange(tokens.shape[1], device=tokens.device)
+        future = columns > columns.unsqueeze(1)
+        mask = torch.zeros_like(future, dtype=x.dtype).masked_fill(future, float("-inf"))
+        x = cast(Tensor, self.ln_final(self.transformer(x, mask=mask)))
+        # A mask instead of an index: the same row, without a gather in exported graphs.
+        end_of_text = (columns == tokens.argmax(dim=-1, keepdim=True)).to(x.dtype)
+        return (end_of_text.unsqueeze(1) @ x).squeeze(1) @ self.text_projection
+
+    def _check(self, tokens: Tensor) -> None:
+        length = self.config.context_length
+        if tokens.ndim != 2 or tokens.shape[1] != length:
+            raise ShapeError(
+                f"tokens: expected [T, {length}], got {list(tokens.shape)}. "
+                "Tokenize with this text encoder's context length."
+            )
+        if tokens.is_floating_point():
+            raise DTypeError(f"tokens: expected integer ids, got {tokens.dtype}. Convert to int64.")
+
+
+def average_templates(text_embeds: Tensor) -> Tensor:
+    """Merge the embeddings of one class under several templates: normalise, mean, normalise.
+
+    Shapes:
+        text_embeds: Embeddings, ``[..., T, D]``, T templates.
+
+    Returns:
+        One unit vector per class, ``[..., D]``.
+    """
+    return F.normalize(F.normalize(text_embeds, dim=-1).mean(dim=-2), dim=-1)
