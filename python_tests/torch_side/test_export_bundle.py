@@ -1,7 +1,6 @@
 """Bundles are written whole, right and checked, or not at all."""
 
 import json
-import os
 import re
 
 import numpy as np
@@ -15,7 +14,7 @@ from support.colour_words import colour_embeds, write_encoder
 from support.errors import refused
 from support.graphs import write_graph
 from zsseg_rt.bundles.bundle import Bundle
-from zsseg_rt.errors import BundleError, CheckpointError, ShapeError, VocabularyError
+from zsseg_rt.errors import BundleError, CheckpointError, VocabularyError
 from zsseg_rt.export import bundle_writer as writer
 from zsseg_rt.export import export_bundle, export_dense_bundle, verify_bundle
 
@@ -43,34 +42,6 @@ def leftovers(folder):
     return sorted(p.name for p in folder.iterdir())
 
 
-def test_descriptor_bundle_is_complete(zegclip_bundle, zegclip_model):
-    bundle = Bundle.load(zegclip_bundle)
-    bundle.verify()
-    assert bundle.family == "descriptor"
-    assert set(bundle.graphs) == {"image_encoder", "decoder", "text_encoder"}
-    assert set(bundle.graphs["decoder"]) == {"float32", "float16"}
-    assert bundle.head.seen == tuple(NAMES[i] for i in zegclip_model.config.seen_classes)
-    assert bundle.head.seen_bias == pytest.approx(0.1)
-    assert bundle.text.encoder_sha256 == bundle.graphs["text_encoder"]["float32"].sha256
-    decoder = bundle.graphs["decoder"]["float32"]
-    assert [spec.name for spec in decoder.inputs] == ["queries", "patch_embeds"]
-    query_dim = zegclip_model.decode_head.q_proj.out_features
-    assert decoder.inputs[0].shape == (1, "classes", 2 * query_dim)  # with the first layer's query
-    assert bundle.graphs["text_encoder"]["float32"].inputs[0].shape == ("prompts", 77)
-
-
-def test_every_stage_agrees_with_torch(zegclip_bundle):
-    report = verify_bundle(zegclip_bundle)
-    assert report.passed
-    compared = {(stage.where, stage.stage) for stage in report.stages}
-    for where in ("image_encoder float32", "image_encoder float16"):
-        assert {(where, "patch_embeds"), (where, "cls_embed")} <= compared
-    assert ("text_encoder float32", "prompt_embeds") in compared
-    assert {("runtime", "queries"), ("runtime", "mask_logits"), ("runtime", "labels")} <= compared
-    worst = max(s.error for s in report.stages if "float16" not in s.where)
-    assert worst < 1e-5  # float32 sums in another order; worst seen 7e-7
-
-
 def test_golden_is_the_unfolded_model(zegclip_bundle, zegclip_model):
     golden = read(zegclip_bundle)
     with torch.no_grad():
@@ -83,14 +54,6 @@ def test_golden_is_the_unfolded_model(zegclip_bundle, zegclip_model):
     assert golden["class_names"].tolist() == NAMES
     assert golden["labels"].shape == golden["frame"].shape[:2] == golden["scores"].shape
     assert len(np.unique(golden["labels"])) > 1
-
-
-def test_no_machine_paths_inside(zegclip_bundle):
-    here = os.fspath(writer.__file__).split("/zsseg_rt/")[0].encode()
-    for path in zegclip_bundle.iterdir():
-        content = path.read_bytes()
-        assert here not in content, path.name
-        assert b"site-packages" not in content, path.name
 
 
 def test_without_text_tower(model, tmp_path):
@@ -136,32 +99,6 @@ def test_disagreement_is_refused(model, tmp_path, monkeypatch):
     monkeypatch.setattr("zsseg_rt.export.bundle_writer.write_golden", shifted)
     with refused(BundleError, "a.zsseg"):
         export_bundle(model, tmp_path / "a.zsseg", precisions=("float32",), class_names=NAMES)
-    assert leftovers(tmp_path) == []
-
-
-def test_unusable_models():
-    with refused(CheckpointError, "model"):
-        export_bundle(torch.nn.Linear(2, 2), "x.zsseg")
-    with refused(CheckpointError, "model"):
-        export_bundle(tiny.zegclip_model().half(), "x.zsseg")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ({"precisions": ("int4",)}, BundleError, "precisions"),
-        ({"precisions": ()}, BundleError, "precisions"),
-        ({"precisions": "float32"}, BundleError, "precisions"),
-        ({"templates": ("no slot",)}, VocabularyError, "templates"),
-        ({"class_names": ["only one"]}, VocabularyError, "class_names"),
-        ({"size_hw": (8, 8)}, ShapeError, "image_size"),
-        ({"size_hw": (100, 64)}, ShapeError, "image_size"),
-    ],
-    ids=lambda value: str(value)[:30],
-)
-def test_bad_arguments_write_nothing(model, tmp_path, arguments, error, message):
-    with refused(error, message):
-        export_bundle(model, tmp_path / "a.zsseg", **arguments)
     assert leftovers(tmp_path) == []
 
 

@@ -11,7 +11,6 @@ from support.graphs import write_graph
 from zsseg_rt.backends.base import BackendOptions
 from zsseg_rt.backends.registry import get_backend, is_installed
 from zsseg_rt.bundles.bundle import Bundle
-from zsseg_rt.bundles.specs import FAMILIES
 from zsseg_rt.errors import CheckpointError
 from zsseg_rt.export.float16 import to_float16
 from zsseg_rt.models.functional import patch_text_similarity
@@ -36,49 +35,12 @@ def graph_files(bundle):
             yield f"{name}.{precision}", onnx.load(bundle.path / entry.file)
 
 
-def test_no_control_flow_and_no_decomposed_norms(bundle):
-    for name, model in graph_files(bundle):
-        operators = {node.op_type for node in model.graph.node}
-        assert not operators & {"If", "Loop", "Scan"}, name
-        assert not operators & {"Pow", "Sqrt", "ReduceMean"}, name
-        assert not model.functions
-        assert {o.version for o in model.opset_import if not o.domain} == {20}
-        assert all(not t.external_data for t in model.graph.initializer)
-
-
 def test_image_encoder_keeps_one_attention_a_block(bundle, zegclip_model):
     model = dict(graph_files(bundle))["image_encoder.float32"]
     counts = [node.op_type for node in model.graph.node]
     layers = zegclip_model.config.image_encoder.num_layers
     assert counts.count("Softmax") == layers
     assert counts.count("LayerNormalization") == 2 * layers + 3  # ln_pre, prompt_norm, ln_post
-
-
-def test_float16_keeps_norms_and_softmax_in_float32(bundle):
-    safe = {"LayerNormalization", "Softmax", "ReduceL2", "Div"}
-    for name, model in graph_files(bundle):
-        if not name.endswith("float16"):
-            continue
-        inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
-        kinds = {v.name: v.type.tensor_type.elem_type for v in inferred.graph.value_info}
-        kinds |= {v.name: v.type.tensor_type.elem_type for v in inferred.graph.input}
-        kinds |= {t.name: t.data_type for t in model.graph.initializer}
-        for node in model.graph.node:
-            given = {kinds[i] for i in node.input if kinds[i] != TensorProto.INT64}
-            if node.op_type in safe:
-                assert given == {TensorProto.FLOAT}, (name, node.name)
-            elif node.op_type in ("MatMul", "Conv"):
-                assert given == {TensorProto.FLOAT16}, (name, node.name)
-        for value in (*model.graph.input, *model.graph.output):
-            half = value.name in FAMILIES["descriptor"].half_tensors
-            expected = TensorProto.FLOAT16 if half else TensorProto.FLOAT
-            assert value.type.tensor_type.elem_type == expected, value.name
-
-
-def test_float16_halves_the_file(bundle):
-    for name in ("image_encoder", "decoder"):
-        full, half = bundle.graphs[name]["float32"], bundle.graphs[name]["float16"]
-        assert half.bytes < 0.6 * full.bytes
 
 
 @pytest.mark.parametrize("num_classes", [1, 2, 19, 1024])
@@ -107,28 +69,6 @@ def test_decoder_takes_any_number_of_classes(bundle, zegclip_model, golden, back
         expected = decoder(torch.from_numpy(queries), torch.from_numpy(golden["patch_embeds"]))
     # float32 sums in another order; worst seen 3e-6 on values to 5
     np.testing.assert_allclose(logits.numpy(), expected.numpy(), atol=5e-5)
-
-
-@pytest.mark.parametrize("graph", ["image_encoder", "decoder", "text_encoder"])
-@pytest.mark.parametrize("precision", ["float32", "float16"])
-def test_backends_agree(bundle, golden, graph, precision):
-    entry = bundle.graphs[graph].get(precision)
-    if entry is None:
-        pytest.skip("the text tower is float32 only")
-    feeds = {spec.name: np.ascontiguousarray(golden[spec.name]) for spec in entry.inputs}
-    results = {}
-    for backend, asked in (("openvino", "float32"), ("torch", precision)):
-        session = (
-            get_backend(backend)
-            .load(bundle.path / entry.file, device="cpu", precision=asked, options=OPTIONS)
-            .session()
-        )
-        results[backend] = {k: np.array(v) for k, v in session.run(feeds).items()}
-    # float16: OpenVINO computes in float32 with float16 weights, torch in float16
-    tolerance = 1e-5 if precision == "float32" else 1e-2
-    for name, value in results["openvino"].items():
-        error = np.abs(value - results["torch"][name]).max() / np.abs(value).max()
-        assert error < tolerance, name
 
 
 @pytest.mark.skipif(not is_installed("torch"), reason="torch is not installed")

@@ -4,7 +4,6 @@ import json
 import shutil
 
 import numpy as np
-import onnx
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -19,8 +18,8 @@ from zsseg_rt.backends import registry
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.bundles.specs import HeadSpec, SegmentSpec
 from zsseg_rt.common import schema
-from zsseg_rt.errors import BundleError, CheckpointError, ShapeError
-from zsseg_rt.export import export_bundle, verify_bundle
+from zsseg_rt.errors import BundleError, CheckpointError
+from zsseg_rt.export import export_bundle
 from zsseg_rt.export.architectures.zeroseg import export_zeroseg
 from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.models import create_model
@@ -102,27 +101,6 @@ def test_bundle_is_complete(exported):
     assert bundle.text.templates == ("a photo of a {}.",)
     assert set(bundle.graphs) == {"image_encoder", "text_encoder"}
     assert set(bundle.graphs["image_encoder"]) == {"float32", "float16"}
-
-
-def test_every_stage_agrees_with_torch(exported):
-    report = verify_bundle(exported[1])
-    assert report.passed, report
-    stages = {(stage.where, stage.stage) for stage in report.stages}
-    for precision in ("float32", "float16"):
-        for stage in ("segment_embeds", "image_embed", "group_map"):
-            assert (f"image_encoder {precision}", stage) in stages
-    for stage in ("image", "segment_embeds", "image_embed", "mask_logits", "labels"):
-        assert ("runtime", stage) in stages
-
-
-def test_graph_is_plain_onnx(exported):
-    path = exported[1]
-    graph = onnx.load(path / Bundle.load(path).graphs["image_encoder"]["float32"].file)
-    kinds = {node.op_type for node in graph.graph.node}
-    assert {opset.domain for opset in graph.opset_import} <= {""}
-    assert graph.opset_import[0].version == 20
-    assert not kinds & {"Pow", "Erf", "Where", "ScatterElements", "OneHot"}
-    assert not any("decoder" in tensor.name for tensor in graph.graph.initializer)
 
 
 @pytest.mark.parametrize("size_hw", [(64, 96), (37, 53), (130, 200)])
@@ -311,17 +289,6 @@ def test_damaged_manifests_are_refused(exported, tmp_path, change, message):
 
 def test_other_families_do_not_name_segments(colour_bundle):
     assert "segments" not in json.loads((colour_bundle / "bundle.json").read_text())
-
-
-def test_bad_arguments_write_nothing(checkpoint, tmp_path):
-    path = tmp_path / "a.zsseg"
-    with refused(ShapeError, "image_size", "16"):
-        export_bundle(build(checkpoint), path, size_hw=(60, 64))
-    with refused(CheckpointError, "model"):
-        export_bundle(build(checkpoint).half(), path)
-    with refused(BundleError, "precisions"):
-        export_bundle(build(checkpoint), path, precisions=("int4",))
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_text_tower_of_another_teacher_is_refused(checkpoint, tmp_path):

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from support import tiny
-from support.descriptor_models import run_parts
 from support.errors import refused
 from zsseg_rt import Bundle
 from zsseg_rt.errors import ArgumentError
@@ -34,14 +33,6 @@ def test_queries_of_text_alone_do_not_see_the_picture():
     with torch.no_grad():
         logits, expected_logits = (m(image, text).mask_logits for m in (model, expected))
     torch.testing.assert_close(logits, expected_logits)
-
-
-def test_queries_of_text_alone_fold_into_the_same_kernels():
-    model, image = text_only(), tiny.image(1, 3, 64, 64)
-    text = tiny.text_embeds(7, SIZES.embed_dim)
-    with torch.no_grad():
-        expected = model(image, text).mask_logits
-    torch.testing.assert_close(run_parts(model, image, text), expected, rtol=0, atol=1e-5)
 
 
 def test_without_prompts_the_tower_is_clip_with_its_quirks():

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from support import tiny
-from support.descriptor_models import run_parts
 from zsseg_rt.errors import ShapeError
-from zsseg_rt.export.architectures.descriptor import export_descriptor, parts_of
+from zsseg_rt.export.architectures.descriptor import export_descriptor
 from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.models import from_official
 from zsseg_rt.models.descriptor.clip_rc import (
@@ -14,15 +13,6 @@ from zsseg_rt.models.descriptor.clip_rc import (
     upsample_cells,
 )
 from zsseg_rt.networks.descriptor import cells_of_patches
-from zsseg_rt.onnx.arrays import Arrays
-
-SIZES = [
-    tiny.TinySizes(),
-    tiny.TinySizes(num_cells=1, num_prompts=1, num_layers=2, grid_side=3),
-    tiny.TinySizes(num_cells=9, width=96, num_heads=6, num_prompts=7, patch_size=8, grid_side=6),
-    tiny.TinySizes(num_cells=9, embed_dim=48, decoder_heads=2, decoder_layers=2, grid_side=5),
-]
-
 
 # ---------------------------------------------------------------- cells
 
@@ -120,33 +110,6 @@ def test_cells_are_spread_bilinearly():
 # ---------------------------------------------------------------- the model and its parts
 
 
-@pytest.mark.parametrize("sizes", SIZES)
-@torch.no_grad()
-def test_folded_parts_equal_the_model(sizes):
-    model = tiny.clip_rc_model(sizes, "a")
-    image = tiny.image(1, 3, sizes.image_size, sizes.image_size, salt="a")
-    text = tiny.text_embeds(sizes.num_classes, sizes.embed_dim, "a")
-    output = model(image, text)
-    torch.testing.assert_close(run_parts(model, image, text), output.mask_logits, rtol=0, atol=5e-5)
-    assert output.mask_logits.std() > 0.05  # lively enough for the comparison to mean something
-    encoded = parts_of(model).encode(Arrays(), image.numpy())
-    for found, expected in zip(encoded, model.encoder_outputs(output), strict=True):
-        torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=1e-5)
-    assert encoded[1].shape == (sizes.num_cells, sizes.embed_dim)
-
-
-@pytest.mark.parametrize("size_hw", [(16, 16), (32, 96), (80, 48), (130, 70)])
-@torch.no_grad()
-def test_other_sizes_and_grids_that_are_not_square(size_hw):
-    model = tiny.clip_rc_model()
-    image, text = tiny.image(1, 3, *size_hw), tiny.text_embeds(7, 32)
-    output = model(image, text)
-    assert output.mask_logits.shape == (1, 7, size_hw[0] // 16, size_hw[1] // 16)
-    assert output.mask_logits.isfinite().all()
-    torch.testing.assert_close(run_parts(model, image, text), output.mask_logits, rtol=0, atol=5e-5)
-    assert model.predict(image, text).shape == (1, 7, *size_hw)
-
-
 @pytest.mark.parametrize("size_hw", [(48, 64), (128, 128)])
 def test_exact_mode_takes_the_official_size_only(size_hw):
     model = tiny.clip_rc_model(exact=True)
@@ -157,27 +120,6 @@ def test_exact_mode_takes_the_official_size_only(size_hw):
     with pytest.raises(ShapeError, match=message):
         export_descriptor(model, ExportOptions(size_hw=size_hw))
     assert model(tiny.image(1, 3, 64, 64), text).mask_logits.shape == (1, 7, 4, 4)
-
-
-@torch.no_grad()
-def test_pictures_of_a_batch_do_not_see_each_other():
-    model, text = tiny.clip_rc_model(), tiny.text_embeds(7, 32)
-    image = tiny.image(2, 3, 64, 64)
-    both = model(image, text)
-    alone = model(image[1:], text)
-    torch.testing.assert_close(both.mask_logits[1:], alone.mask_logits, rtol=0, atol=1e-5)
-    torch.testing.assert_close(both.cell_embeds[1:], alone.cell_embeds, rtol=0, atol=1e-6)
-
-
-@torch.no_grad()
-def test_blocks_without_prompts_of_their_own_run_without():
-    state_dict, key = tiny.clip_rc_state_dict(), "backbone.deep_prompt_embeddings"
-    model = from_official(
-        "clip_rc", state_dict | {key: state_dict[key][:1]}, **tiny.zegclip_config()
-    )
-    image, text = tiny.image(1, 3, 64, 64), tiny.text_embeds(7, 32)
-    logits = run_parts(model, image, text)
-    torch.testing.assert_close(logits, model(image, text).mask_logits, rtol=0, atol=5e-5)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 
 from support.golden import assert_close, load  # noqa: E402
 from zsseg_rt import models  # noqa: E402
-from zsseg_rt.errors import ArgumentError, CheckpointError, DTypeError, ShapeError  # noqa: E402
+from zsseg_rt.errors import ArgumentError, CheckpointError, DTypeError  # noqa: E402
 from zsseg_rt.models.dense.dense_clip import TensorOperations  # noqa: E402
 from zsseg_rt.models.dense.tips import Tips, TipsConfig, resized_picture  # noqa: E402
 from zsseg_rt.models.sliding import slide_scores  # noqa: E402
@@ -120,28 +120,6 @@ def test_b14_has_the_official_labels(shared_dir):
     assert_close(out.cls_embed[0], cls, STAGES)
     assert_close(out.mask_logits[0], expected["cosines"], LOGITS)
     np.testing.assert_array_equal(out.mask_logits[0].argmax(0), expected["cosines"].argmax(0))
-
-
-@torch.no_grad()
-def test_pictures_of_a_batch_do_not_see_each_other():
-    model, images = model_of(golden_tips.SMALL), torch.rand(3, 3, 84, 126)
-    text = torch.randn(5, 64)
-    together = model(images, text).mask_logits
-    for image, found in zip(images, together, strict=True):
-        torch.testing.assert_close(found, model(image[None], text).mask_logits[0])
-
-
-@pytest.mark.parametrize("size", [(100, 112), (112, 513), (7, 14)])
-def test_sides_that_patches_do_not_fill_are_refused(size):
-    with refused(ShapeError, "image", "14"):
-        model_of(golden_tips.SMALL)(torch.rand(1, 3, *size), torch.randn(2, 64))
-
-
-def test_nan_in_a_picture_is_refused():
-    image = torch.rand(1, 3, 112, 112)
-    image[0, 0, 3, 4] = float("nan")
-    with refused(ArgumentError, "image", "NaN"):
-        model_of(golden_tips.SMALL)(image, torch.randn(2, 64))
 
 
 def test_other_heads_and_floats_for_tokens_are_refused():

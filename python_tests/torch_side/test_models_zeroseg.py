@@ -11,8 +11,7 @@ import torch.nn.functional as F  # noqa: E402
 
 from support.errors import refused  # noqa: E402
 from support.tiny_zeroseg import SIZES, zeroseg_model  # noqa: E402
-from zsseg_rt.errors import ArgumentError, CheckpointError, DTypeError, ShapeError  # noqa: E402
-from zsseg_rt.export.architectures.zeroseg import student_of  # noqa: E402
+from zsseg_rt.errors import ArgumentError, CheckpointError, ShapeError  # noqa: E402
 from zsseg_rt.models import create_model  # noqa: E402
 from zsseg_rt.models.zeroseg.encoder import (  # noqa: E402
     patchify,
@@ -25,13 +24,10 @@ from zsseg_rt.models.zeroseg.model import (  # noqa: E402  # noqa: E402
     GroupingBlock,
     class_scores,
     hard_assignment,
-    pixel_segments,
     segment_predict,
     spread_scores,
 )
 from zsseg_rt.models.zeroseg.weights import load_mae_encoder  # noqa: E402
-from zsseg_rt.networks.zeroseg import segments  # noqa: E402
-from zsseg_rt.onnx.arrays import Arrays  # noqa: E402
 
 SIZES_OF_MODEL = {key: value for key, value in SIZES.items() if key != "size_hw"} | {
     "image_size": 64
@@ -394,17 +390,6 @@ def test_image_embed_is_the_projected_mean(model, image):
     torch.testing.assert_close(tokens.segment_embeds, project(output["h"]))
 
 
-def test_the_network_equals_the_model_at_another_size(model):
-    torch.manual_seed(5)
-    image = torch.randn(1, 3, 48, 96)
-    with torch.no_grad():
-        expected = model(image)
-    found = segments(Arrays(), student_of(model), image.numpy())
-    assert found[2].shape == (1, 4, 3, 6)
-    for a, b in zip(found, expected, strict=True):
-        torch.testing.assert_close(torch.from_numpy(a), b)
-
-
 def rule_by_hand(g, z, text, scale, k, plain):
     def unit(v):
         return v / np.linalg.norm(v)
@@ -436,13 +421,6 @@ def test_class_scores_follow_groupvits_rule(top_k, plain):
         arrays = [array.double().numpy() for array in (g[i], z[i], text)]
         expected = rule_by_hand(*arrays, 10.0, top_k, plain)
         np.testing.assert_allclose(found[i], expected, atol=1e-12)
-
-
-def test_masks_of_segments_are_disjoint_and_cover_the_picture(model, image):
-    segments = pixel_segments(model(image).group_map, (50, 70))
-    masks = F.one_hot(segments, 4)
-    assert torch.equal(masks.sum(-1), torch.ones(2, 50, 70, dtype=torch.int64))
-    assert len(segments.unique()) > 1
 
 
 @pytest.mark.parametrize(
@@ -538,17 +516,6 @@ def test_segment_agrees_with_the_scores(model, image):
 def test_bad_settings(arguments, error, message):
     with pytest.raises(error, match=re.escape(message)):
         create_model("zeroseg", **(SIZES_OF_MODEL | arguments))
-
-
-def test_bad_inputs(model):
-    with refused(ShapeError, "image", "16x16"):
-        model(torch.zeros(1, 3, 8, 64))
-    with refused(DTypeError, "image"):
-        model(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
-    with refused(ShapeError, "text_embeds"):
-        model.predict(torch.zeros(1, 3, 64, 64), torch.zeros(3, 31))
-    with refused(ShapeError, "stride"):
-        segment_predict(model, photo(64, 64), torch.randn(2, 32), stride=500)
 
 
 def test_another_checkpoint_is_refused(tmp_path):

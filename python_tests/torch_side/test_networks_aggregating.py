@@ -22,7 +22,7 @@ from torch_side.test_models_aggregating import (  # noqa: E402
     normal,
     small,
 )
-from torch_side.test_networks import picture, run_file  # noqa: E402
+from torch_side.test_networks import run_file  # noqa: E402
 from zsseg_rt import Bundle, Engine, EngineConfig, models  # noqa: E402
 from zsseg_rt.errors import ArgumentError, ShapeError  # noqa: E402
 from zsseg_rt.export import export_bundle, verify_bundle  # noqa: E402
@@ -141,16 +141,6 @@ def test_local_outlier_factors_are_the_official_ones(shared_dir, case):
     count = num_local_outliers(len(scores))
     found = np.sort(np.argsort(-scores)[:count])
     np.testing.assert_array_equal(found, vectors[f"lof/{case}/outliers"])
-
-
-@pytest.mark.parametrize("head", ["sfp", "sc_clip"])
-def test_pictures_of_a_batch_do_not_see_each_other(shared_dir, head, tmp_path):
-    case = "sfp_som_wide" if head == "sfp" else "sc_wide"
-    model, images = model_of(small(shared_dir, case)[1]), picture((96, 128), batch=2)
-    together = run_graph(model, images, tmp_path / "a.onnx")
-    for image, found in zip(images, together, strict=True):
-        alone = embed(Arrays(), model, image[None])[0]
-        np.testing.assert_allclose(found, alone, atol=1e-5)  # sums in another order
 
 
 @pytest.mark.parametrize("head", ["sfp", "sc_clip"])

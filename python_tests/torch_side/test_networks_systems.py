@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from support import golden_cat_seg, tiny, tiny_zegformer
+from support.descriptor_models import run_parts
 from support.graph_runs import run_file
 from support.tiny_zeroseg import zeroseg_model
 from zsseg_rt.export.architectures import cat_seg as cat_seg_export
@@ -61,13 +62,44 @@ def test_cat_seg(network, name, tmp_path):
         assert_graph_is(tmp_path / "a.onnx", graph, compute(Arrays(), network, feeds), feeds)
 
 
+Sizes = tiny.TinySizes
 DESCRIPTORS = {
-    "zegclip": (tiny.zegclip_model, tiny.TinySizes(), (64, 64), 1),
-    "zegclip windows": (tiny.zegclip_model, tiny.TinySizes(), (48, 96), 2),
-    "zegclip no prompts": (tiny.zegclip_model, tiny.TinySizes(num_prompts=0), (80, 16), 1),
-    "zegclip one layer": (tiny.zegclip_model, tiny.TinySizes(decoder_layers=1), (130, 70), 1),
-    "clip_rc": (tiny.clip_rc_model, tiny.TinySizes(), (64, 64), 1),
-    "clip_rc other grid": (tiny.clip_rc_model, tiny.TinySizes(num_cells=9), (96, 112), 1),
+    "zegclip": (tiny.zegclip_model, Sizes(), (64, 64), 1),
+    "zegclip windows": (tiny.zegclip_model, Sizes(), (48, 96), 2),
+    "zegclip no prompts": (tiny.zegclip_model, Sizes(num_prompts=0), (80, 16), 1),
+    "zegclip one layer": (tiny.zegclip_model, Sizes(decoder_layers=1), (130, 70), 1),
+    "clip_rc": (tiny.clip_rc_model, Sizes(), (64, 64), 1),
+    "clip_rc other grid": (tiny.clip_rc_model, Sizes(num_cells=9), (96, 112), 1),
+    "zegclip odd sizes": (
+        tiny.zegclip_model,
+        Sizes(width=96, num_heads=6, num_prompts=7, patch_size=8, grid_side=5),
+        (40, 40),
+        1,
+    ),
+    "zegclip narrow": (
+        tiny.zegclip_model,
+        Sizes(embed_dim=48, decoder_heads=2, decoder_layers=2, num_classes=5, seen=(4,)),
+        (16, 16),
+        1,
+    ),
+    "clip_rc one cell": (
+        tiny.clip_rc_model,
+        Sizes(num_cells=1, num_prompts=1, num_layers=2, grid_side=3),
+        (48, 48),
+        1,
+    ),
+    "clip_rc odd sizes": (
+        tiny.clip_rc_model,
+        Sizes(num_cells=9, width=96, num_heads=6, num_prompts=7, patch_size=8, grid_side=6),
+        (80, 48),
+        1,
+    ),
+    "clip_rc narrow": (
+        tiny.clip_rc_model,
+        Sizes(num_cells=9, embed_dim=48, decoder_heads=2, decoder_layers=2, grid_side=5),
+        (130, 70),
+        1,
+    ),
 }
 
 
@@ -75,7 +107,8 @@ DESCRIPTORS = {
 def test_descriptors(case, tmp_path):
     build, sizes, size_hw, windows = DESCRIPTORS[case]
     model = build(sizes)
-    options = ExportOptions(size_hw=None if size_hw[0] % 16 else size_hw, window_batch=windows)
+    fits = not any(side % sizes.patch_size for side in size_hw)
+    options = ExportOptions(size_hw=size_hw if fits else None, window_batch=windows)
     exported, parts = export_descriptor(model, options), parts_of(model)
     image = random(windows, 3, *exported.preprocess.size_hw)
     encoded = parts.encode(Arrays(), image)
@@ -90,6 +123,25 @@ def test_descriptors(case, tmp_path):
         assert_graph_is(tmp_path / "d.onnx", graphs["decoder"], expected, feeds)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("case", DESCRIPTORS)
+def test_descriptors_equal_the_models(case):
+    """Folded parts, computed in the runtime's order, at sizes that patches need not fill."""
+    build, sizes, size_hw, _ = DESCRIPTORS[case]
+    model, image = build(sizes, "a"), tiny.image(2, 3, *size_hw, salt="a")
+    text = tiny.text_embeds(sizes.num_classes, sizes.embed_dim, "a")
+    output = model(image, text)
+    grid_hw = tuple(side // sizes.patch_size for side in size_hw)
+    assert output.mask_logits.shape == (2, sizes.num_classes, *grid_hw)
+    assert output.mask_logits.std() > 0.05  # lively enough for the comparison to mean something
+    logits = run_parts(model, image, text)
+    torch.testing.assert_close(logits, output.mask_logits, rtol=0, atol=5e-5)
+    encoded = parts_of(model).encode(Arrays(), image[:1].numpy())
+    for found, expected in zip(encoded, model.encoder_outputs(output), strict=True):
+        expected = expected[: len(found)]
+        torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("size_hw", [(64, 64), (48, 96)])
 def test_zeroseg(size_hw, tmp_path):
     model = zeroseg_model()
@@ -99,6 +151,10 @@ def test_zeroseg(size_hw, tmp_path):
     names = ("segment_embeds", "image_embed", "group_map")
     expected = dict(zip(names, found, strict=True))
     assert_graph_is(tmp_path / "a.onnx", graph.network(), expected, {"image": image})
+    with torch.no_grad():
+        in_torch = model(torch.from_numpy(image))
+    for value, other in zip(found, in_torch, strict=True):
+        torch.testing.assert_close(torch.from_numpy(value), other, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("count", [1, 3])

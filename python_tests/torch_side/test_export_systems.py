@@ -1,0 +1,241 @@
+"""Every system's bundle: what it holds, stage by stage against torch, and what is refused."""
+
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto
+
+from support import golden_tips, tiny, tiny_zegformer
+from support.errors import refused
+from support.tiny_zeroseg import zeroseg_model
+from zsseg_rt.backends.base import BackendOptions
+from zsseg_rt.backends.registry import get_backend
+from zsseg_rt.bundles.bundle import Bundle
+from zsseg_rt.bundles.specs import FAMILIES
+from zsseg_rt.errors import BundleError, CheckpointError, ShapeError, VocabularyError
+from zsseg_rt.export import bundle_writer, export_bundle, verify_bundle
+from zsseg_rt.models import from_official
+
+SIZES = tiny.TinySizes(text_vocab=49408, text_length=77, num_layers=3)
+NAMES = [f"name {index}" for index in range(7)]
+FLOATS = {"float32", "float16"}
+OPTIONS = BackendOptions(num_threads=1)
+
+
+def dense_clip(head: str) -> Any:
+    weights = tiny.clip_state_dict(SIZES)
+    settings = {"num_heads": 4, "text_heads": 4, "activation": "quick_gelu", "image_size": 64}
+    return from_official("dense_clip", weights, head=head, **settings)
+
+
+def tips() -> Any:
+    return from_official("tips", {"vision": golden_tips.vision(width=32)}, num_heads=4)
+
+
+class System(NamedTuple):
+    """A model, how it is exported, and what the bundle must hold then."""
+
+    build: Callable[[], Any]
+    options: dict[str, Any]
+    family: str
+    graphs: set[str]
+    stages: set[str]
+
+
+DENSE = {"size_hw": (64, 96), "templates": ["a {}.", "the {}", "see {}"], "text_encoder": None}
+DESCRIPTOR = {"image_encoder", "decoder"}
+EMBEDS = {"patch_embeds", "cls_embed"}
+SYSTEMS = {
+    "zegclip": System(
+        lambda: tiny.zegclip_model(SIZES),
+        {"class_names": NAMES},
+        "descriptor",
+        DESCRIPTOR | {"text_encoder"},
+        EMBEDS,
+    ),
+    "clip_rc": System(tiny.clip_rc_model, {"class_names": NAMES}, "descriptor", DESCRIPTOR, EMBEDS),
+    "zegformer": System(
+        tiny_zegformer.model,
+        {"size_hw": (64, 96), "text_encoder": None, "class_names": NAMES},
+        "proposals",
+        {"image_encoder", "region_encoder"},
+        {"segment_embeds", "region_masks", "no_object"},
+    ),
+    "zeroseg": System(
+        zeroseg_model,
+        {"size_hw": (64, 96)},
+        "segment_tokens",
+        {"image_encoder"},
+        {"segment_embeds", "image_embed", "group_map"},
+    ),
+    "tips": System(
+        tips,
+        {"size_hw": (84, 126), "text_encoder": None},
+        "dense",
+        {"image_encoder"},
+        {"patch_embeds"},
+    ),
+    "dense_clip words": System(
+        lambda: dense_clip("naclip"),
+        DENSE | {"text_encoder": "auto"},
+        "dense",
+        {"image_encoder", "text_encoder"},
+        {"patch_embeds"},
+    ),
+    **{
+        f"dense_clip {head}": System(
+            lambda head=head: dense_clip(head), DENSE, "dense", {"image_encoder"}, {"patch_embeds"}
+        )
+        for head in ("vanilla", "maskclip", "sclip", "clearclip")
+    },
+}
+
+
+@pytest.fixture(scope="module", params=SYSTEMS)
+def exported(request, tmp_path_factory):
+    """A system, its model and its bundle."""
+    system = SYSTEMS[request.param]
+    model, path = system.build(), tmp_path_factory.mktemp("bundles") / "a.zsseg"
+    return system, model, Bundle.load(export_bundle(model, path, **system.options))
+
+
+def graph_files(bundle):
+    for name, variants in bundle.graphs.items():
+        for precision, entry in variants.items():
+            yield f"{name} {precision}", onnx.load(bundle.path / entry.file)
+
+
+def read_golden(bundle):
+    with np.load(bundle.path / "golden.npz", allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+def test_the_bundle_is_complete(exported):
+    system, model, bundle = exported
+    bundle.verify()
+    assert bundle.family == system.family
+    assert bundle.architecture.split()[0] == model.architecture
+    assert set(bundle.graphs) == system.graphs
+    for name, variants in bundle.graphs.items():
+        assert set(variants) == (FLOATS if name != "text_encoder" else {"float32"})
+    if system.family != "proposals":  # whose statistics are the architecture's
+        assert bundle.preprocess.mean == pytest.approx(model.image_mean)
+    size_hw = system.options.get("size_hw", (64, 64))
+    assert bundle.preprocess.size_hw == size_hw
+    assert (bundle.text.tokenizer is not None) == ("text_encoder" in system.graphs)
+    if "text_encoder" in system.graphs:
+        text = bundle.graphs["text_encoder"]["float32"]
+        assert bundle.text.encoder_sha256 == text.sha256
+        assert text.inputs[0].shape == ("prompts", 77)
+    if "templates" in system.options:
+        assert bundle.text.templates == tuple(system.options["templates"])
+    if system.family == "descriptor":
+        assert bundle.head.seen == tuple(NAMES[i] for i in model.config.seen_classes)
+        assert bundle.head.seen_bias == pytest.approx(0.1)
+    else:
+        assert bundle.head.logit_scale == pytest.approx(getattr(model.config, "logit_scale", 100))
+
+
+def test_every_stage_agrees_with_torch(exported):
+    system, _, bundle = exported
+    report = verify_bundle(bundle.path)
+    assert report.passed, report
+    compared = {(stage.where, stage.stage) for stage in report.stages}
+    for precision in FLOATS:
+        assert {(f"image_encoder {precision}", stage) for stage in system.stages} <= compared
+    assert ("runtime", "labels") in compared
+    worst = max(stage.error for stage in report.stages if "float16" not in stage.where)
+    assert worst < 2e-5  # float32 sums in another order
+
+
+def test_graphs_are_plain_and_name_no_machine(exported):
+    bundle = exported[2]
+    here = os.fspath(bundle_writer.__file__).split("/zsseg_rt/")[0].encode()
+    for name, model in graph_files(bundle):
+        operators = {node.op_type for node in model.graph.node}
+        strange = {"If", "Loop", "Scan", "Pow", "Where", "ScatterElements", "OneHot"}
+        assert not operators & strange, name
+        assert {(o.domain, o.version) for o in model.opset_import} == {("", 20)}
+        assert not model.functions
+        assert all(not tensor.external_data for tensor in model.graph.initializer)
+    for path in bundle.path.iterdir():
+        content = path.read_bytes()
+        assert here not in content, path.name
+        assert b"site-packages" not in content, path.name
+
+
+def test_float16_keeps_norms_and_softmax_in_float32(exported):
+    system, _, bundle = exported
+    for name, model in graph_files(bundle):
+        if not name.endswith("float16"):
+            continue
+        inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph
+        values = (*inferred.value_info, *inferred.input, *inferred.output)
+        kinds = {value.name: value.type.tensor_type.elem_type for value in values}
+        kinds |= {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+        for node in model.graph.node:
+            types = {kinds[i] for i in node.input if i and kinds[i] != TensorProto.INT64}
+            if node.op_type in ("LayerNormalization", "Softmax", "ReduceL2"):
+                assert types == {TensorProto.FLOAT}, (name, node.name)
+            elif node.op_type in ("MatMul", "Conv"):
+                assert types == {TensorProto.FLOAT16}, (name, node.name)
+        for value in (*model.graph.input, *model.graph.output):
+            half = value.name in FAMILIES[system.family].half_tensors
+            expected = TensorProto.FLOAT16 if half else TensorProto.FLOAT
+            assert value.type.tensor_type.elem_type == expected, value.name
+        full, half = (bundle.graphs[name.split()[0]][kind].bytes for kind in ("float32", "float16"))
+        assert half < 0.65 * full
+
+
+def test_backends_agree(exported):
+    """float16: OpenVINO computes in float32 with float16 weights, torch in float16."""
+    bundle = exported[2]
+    golden, compared = read_golden(bundle), 0
+    for variants in bundle.graphs.values():
+        for precision, entry in variants.items():
+            if any(spec.name not in golden for spec in entry.inputs):
+                continue
+            feeds = {spec.name: np.ascontiguousarray(golden[spec.name]) for spec in entry.inputs}
+            results = {}
+            for backend, asked in (("openvino", "float32"), ("torch", precision)):
+                graph = get_backend(backend).load(
+                    bundle.path / entry.file, device="cpu", precision=asked, options=OPTIONS
+                )
+                found = graph.session().run(feeds)
+                results[backend] = {key: np.array(value) for key, value in found.items()}
+            for name, value in results["openvino"].items():
+                error = np.abs(value - results["torch"][name]).max() / np.abs(value).max()
+                assert error < (1e-5 if precision == "float32" else 2e-2), name
+            compared += 1
+    assert compared >= 2
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_bad_arguments_write_nothing(name, tmp_path):
+    system, path = SYSTEMS[name], tmp_path / "a.zsseg"
+    model = system.build()
+    for error, argument, changes in (
+        (BundleError, "precisions", {"precisions": ("int4",)}),
+        (BundleError, "precisions", {"precisions": ()}),
+        (BundleError, "precisions", {"precisions": "float32"}),
+        (VocabularyError, "templates", {"templates": ("no slot",)}),
+        (VocabularyError, "templates", {"templates": ()}),
+        (ShapeError, "image_size", {"size_hw": (60, 65)}),
+    ):
+        if name == "zegformer" and argument == "image_size":
+            continue  # takes images of any size
+        with refused(error, argument):
+            export_bundle(model, path, **(system.options | changes))
+    if "class_names" in system.options:
+        with refused(VocabularyError, "class_names"):
+            export_bundle(model, path, class_names=["only one"])
+    with refused(CheckpointError, "model"):
+        export_bundle(model.half(), path, **system.options)
+    with refused(CheckpointError, "model"):
+        export_bundle(torch.nn.Linear(2, 2), path)
+    assert list(tmp_path.iterdir()) == []
