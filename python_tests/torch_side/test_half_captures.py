@@ -7,6 +7,8 @@ their graph's file states.
 import numpy as np
 import pytest
 
+pytest.importorskip("onnx")
+
 pytest.importorskip("torch", reason="needs pip install '.[train]'")
 
 from conftest import require_cuda
