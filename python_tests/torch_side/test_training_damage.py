@@ -64,10 +64,6 @@ class Command:
         return print, ("run",)
 
 
-def random_state_of(value):
-    return {"random": [{"torch": value}]}
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -80,7 +76,7 @@ def random_state_of(value):
         ({"extra": 1}, "got others: .*extra"),
         ({"optimizer": {"state": {}, "param_groups": [{}]}}, "expected the parameter groups"),
         ({"optimizer": {}}, "optimizer: expected the parameter groups"),
-        (random_state_of(torch.zeros(3)), "expected the states of process 0's generators"),
+        ({"random": [{"torch": torch.zeros(3)}]}, "expected the states of process 0's generators"),
         ({"format_version": 5}, "expected format_version 4, got 5.* Use the version"),
         ({"format": "another"}, "expected a checkpoint of zsseg-rt train, got another file"),
         ({"losses": Command()}, "expected a whole checkpoint, got .*"),
@@ -171,9 +167,6 @@ def test_damaged_evaluations_are_named(run_to_damage, content):
     (run_to_damage / "evaluations.json").write_text(content)
     with refused(CheckpointError, None, "evaluations.json"):
         train(run_to_damage, resume=True)
-
-
-def test_a_deciding_figure_that_is_no_name_decides_nothing(run_to_damage):
     content = '{"best_metric": {}, "best_is": [], "evaluations": {"1": {"score": 0.5}}}'
-    (run_to_damage / "evaluations.json").write_text(content)
+    (run_to_damage / "evaluations.json").write_text(content)  # by what is no name
     assert find_checkpoint(run_to_damage) == run_to_damage / LAST

@@ -8,13 +8,12 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 
 from support.command_line import run  # noqa: E402
-from support.dataset_trees import listing, mask, photo  # noqa: E402
+from support.dataset_trees import build_voc, listing, mask, photo  # noqa: E402
 from support.small_runs import save_clip, settings  # noqa: E402
-from tools.scenes import SceneDataset  # noqa: E402
 from zsseg_rt.errors import DatasetError  # noqa: E402
-from zsseg_rt.evaluation.datasets.base import verify_dataset  # noqa: E402
 from zsseg_rt.training.assembly import assemble, train  # noqa: E402
 from zsseg_rt.training.data_checks import LEAST_BATCHES, check_data  # noqa: E402
+from zsseg_rt.training.loop.checkpointing import read_checkpoint  # noqa: E402
 
 SIZE = (64, 64)
 
@@ -38,16 +37,25 @@ def clip_file(tmp_path_factory):
 
 
 @pytest.fixture
-def check(street, tmp_path, capsys):
-    """Run the command; its exit code, output and errors."""
+def train_with(tmp_path, capsys):
+    """Run ``train`` with a configuration; its exit code, output and errors."""
 
-    def call(*arguments, config=None):
-        path = tmp_path / "street.toml"
-        path.write_text((config or settings(street)).to_toml(), encoding="utf-8")
-        code = run("train", "--config", path, "--check-data", *arguments)
+    def call(config, *arguments):
+        path = tmp_path / "run.toml"
+        path.write_text(config.to_toml(), encoding="utf-8")
+        code = run("train", "--config", path, *arguments)
         return code, *capsys.readouterr()
 
     return call
+
+
+@pytest.fixture
+def check(street, train_with):
+    """Run the command; its exit code, output and errors."""
+
+    return lambda *arguments, config=None: train_with(
+        config or settings(street), "--check-data", *arguments
+    )
 
 
 def test_sound_data_is_described(check, tmp_path):
@@ -114,9 +122,84 @@ def test_what_learns_from_no_masks_needs_none(street):
     assert (found.found.absent, found.faults) == ((), ())
 
 
-def test_what_is_drawn_can_be_verified_too():
-    found = verify_dataset(SceneDataset(size=64, length=3))
-    assert found.pixels.sum() + found.ignored_pixels == 3 * 64 * 64
+# --- sets that are only partly there, and names that are not plain ---
+
+
+def test_names_with_spaces_and_of_any_script_train(train_with, clip_file, tmp_path):
+    root = tmp_path / "Fotos São Paulo"
+    names = ["Straße 1", "東京 駅", "улица [2]", "a#b%20c"]
+    for seed, name in enumerate(names):
+        photo(root / "images" / f"{name}.jpg", SIZE, seed)
+        mask(root / "masks" / f"{name}.png", [0, 1, 2, 255], SIZE)
+    (root / "classes.txt").write_text("Straße, rua\n木 [unseen]\ncar\n", encoding="utf-8")
+    (root / "train.txt").write_text("\n".join(names[:3]), encoding="utf-8")
+    (root / "val.txt").write_text(names[3], encoding="utf-8")
+    folder = tmp_path / "Läufe" / "erster Lauf"
+    loop = {"iterations": 2, "batch_size": 3, "num_workers": 1, "log_interval": 1}
+    config = settings(root, clip_file, loop=loop, output={"folder": str(folder)})
+    code, out, err = train_with(config, "--check-data")
+    assert (code, err) == (0, "")
+    assert "木" in out
+    code, _, err = train_with(config, "--json", tmp_path / "ergebnis 1.json")
+    assert code == 0, err
+    assert json.loads((tmp_path / "ergebnis 1.json").read_text(encoding="utf-8"))["step"] == 2
+    card = read_checkpoint(folder / "checkpoints/step-00000002.pt").model_card
+    assert card["classes"]["names"] == ["Straße, rua", "木", "car"]
+    assert "Fotos São Paulo" in (folder / "config.toml").read_text(encoding="utf-8")
+
+
+def of_voc(root, clip_file, **options):
+    loop = {"iterations": 2, "batch_size": 2, "num_workers": 1}
+    data = {"name": "voc2012", "options": options}
+    return settings(root, clip_file, data=data, loop=loop, output={"folder": str(root / "run")})
+
+
+@pytest.mark.parametrize("arguments", [["--check-data"], ["--dry-run"], []])
+@pytest.mark.parametrize(
+    "gone",
+    [
+        "",
+        "JPEGImages/2008_3.jpg",
+        "SegmentationClassAug/2008_3.png",
+        "SegmentationClassAug",
+        "ImageSets/Segmentation/aug.txt",
+        "ImageSets/Segmentation/val.txt",
+    ],
+)
+def test_what_is_missing_is_named_before_training(train_with, tmp_path, clip_file, gone, arguments):
+    voc = build_voc(tmp_path)
+    if not gone:  # a tree of three images: fewer than were published
+        code, _, err = train_with(of_voc(voc, clip_file), *arguments)
+        assert "expected 10582 images" in err
+        assert "got 2" in err
+    else:
+        (voc / gone).rename(tmp_path / "elsewhere")
+        code, _, err = train_with(of_voc(voc, clip_file, partial=True), *arguments)
+        assert gone.rpartition("/")[2].partition(".")[0] in err
+        assert "VOC" in err
+        assert "http" in err  # where to get it
+    assert code == 1
+    assert not (voc / "run").exists()
+
+
+def test_a_cut_off_photo_and_an_empty_list_are_named(train_with, tmp_path, clip_file):
+    voc = build_voc(tmp_path)
+    photo(voc / "JPEGImages" / "2008_3.jpg", SIZE)
+    mask(voc / "SegmentationClassAug" / "2008_3.png", [16, 0], SIZE)
+    path, config = voc / "JPEGImages" / "2008_3.jpg", of_voc(voc, clip_file, partial=True)
+    path.write_bytes(path.read_bytes()[:-300])
+    code, out, err = train_with(config, "--check-data")
+    assert code == 1
+    assert "2008_3.jpg: expected at least" in out
+    assert "unusable images in voc2012/train: 1" in err
+    code, _, err = train_with(config)
+    assert code == 1
+    assert "2008_3.jpg: expected at least" in err
+    listing(voc / "ImageSets" / "Segmentation" / "val.txt", [])
+    code, _, err = train_with(config, "--check-data")
+    assert code == 1
+    assert "voc" in err.lower()
+    assert "got 0" in err
 
 
 # --- while training ---
@@ -141,10 +224,17 @@ def first_batches(config, count):
     return [next(stream) for _ in range(count)]
 
 
-def test_one_useful_batch_is_enough(street, clip_file):
+def test_one_useful_batch_is_enough_and_large_sets_get_more_patience(street, clip_file):
     mask(street / "masks" / "a.png", [1, 255], SIZE)
     batches = first_batches(settings(street, clip_file), LEAST_BATCHES + 10)
     assert {batch.names[0] for batch in batches} == {"a", "b"}
+    names = [f"x{index:02d}" for index in range(LEAST_BATCHES)]
+    for name in names:
+        photo(street / "images" / f"{name}.png", SIZE)
+        mask(street / "masks" / f"{name}.png", [1], SIZE)
+    listing(street / "train.txt", names)
+    with pytest.raises(DatasetError, match=f"in the first {3 * LEAST_BATCHES} batches"):
+        first_batches(settings(street, clip_file), 4 * LEAST_BATCHES)
 
 
 def test_protocols_that_use_unseen_pixels_go_on(street, clip_file):
@@ -153,13 +243,3 @@ def test_protocols_that_use_unseen_pixels_go_on(street, clip_file):
     for protocol in ("supervised", "transductive"):
         config = settings(street, clip_file, task={"protocol": protocol})
         assert len(first_batches(config, LEAST_BATCHES + 1)) == LEAST_BATCHES + 1
-
-
-def test_large_sets_get_more_patience(street, clip_file):
-    names = [f"x{index:02d}" for index in range(LEAST_BATCHES)]
-    for name in names:
-        photo(street / "images" / f"{name}.png", SIZE)
-        mask(street / "masks" / f"{name}.png", [1], SIZE)
-    listing(street / "train.txt", names)
-    with pytest.raises(DatasetError, match=f"in the first {3 * LEAST_BATCHES} batches"):
-        first_batches(settings(street, clip_file), 4 * LEAST_BATCHES)

@@ -9,12 +9,14 @@ import torch
 from support.errors import refused
 from zsseg_rt.errors import ArgumentError, DatasetError
 from zsseg_rt.evaluation.datasets import Sample
+from zsseg_rt.evaluation.datasets.base import ignore_label
 from zsseg_rt.training.data.loading import (
     Batch,
     EpochSampler,
     TrainingSamples,
     collate,
     make_loader,
+    normalize_images,
 )
 from zsseg_rt.training.data.transforms import FitInsideAugmentation
 
@@ -65,27 +67,24 @@ def loader_of(seed=0, num_workers=0, **options):
     )
 
 
-def test_batches_have_the_stated_layout():
+def test_batches_have_the_stated_layout_and_order():
     (batch,) = batches_of(loader_of(), 1)
-    assert batch.images.shape == (4, 3, 16, 24)
-    assert batch.images.dtype == torch.uint8
-    assert batch.labels.shape == (4, 16, 24)
-    assert batch.labels.dtype == torch.int64
-    assert batch.valid_hw.shape == (4, 2)
-    assert batch.valid_hw.dtype == torch.int64
+    parts = (batch.images, batch.labels, batch.valid_hw)
+    assert [part.shape for part in parts] == [(4, 3, 16, 24), (4, 16, 24), (4, 2)]
+    assert [part.dtype for part in parts] == [torch.uint8, torch.int64, torch.int64]
     assert len(set(batch.names)) == 4
+    samples = TrainingSamples(Noise(), AUGMENTATION, 0)
+    batch = collate([samples[0, 4], samples[1, 2]])
+    assert batch.names == ("noise-4", "noise-2")
+    assert torch.equal(batch.labels[1], samples[1, 2].labels)
 
 
-def test_workers_change_nothing():
-    expected = batches_of(loader_of(), 6)
-    actual = batches_of(loader_of(num_workers=2), 6)
-    assert all(map(same, actual, expected))
-
-
-def test_resuming_changes_nothing():
-    expected = batches_of(loader_of(), 7)
-    actual = batches_of(loader_of(start_position=12), 4)
-    assert all(map(same, actual, expected[3:]))
+@pytest.mark.parametrize(
+    ("options", "skipped"), [({"num_workers": 2}, 0), ({"start_position": 12}, 3)]
+)
+def test_workers_and_resuming_change_nothing(options, skipped):
+    expected, actual = batches_of(loader_of(), 7), batches_of(loader_of(**options), 7 - skipped)
+    assert all(map(same, actual, expected[skipped:]))
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -152,24 +151,20 @@ def test_errors_of_the_data_come_out_as_they_are(num_workers):
     assert message_of(loader) == "masks/3.png: expected values 0..2, got 9. Correct the mask."
 
 
-def test_collate_keeps_order():
-    samples = TrainingSamples(Noise(), AUGMENTATION, 0)
-    batch = collate([samples[0, 4], samples[1, 2]])
-    assert batch.names == ("noise-4", "noise-2")
-    assert torch.equal(batch.labels[1], samples[1, 2].labels)
-
-
 @pytest.mark.parametrize(
     ("options", "argument"),
     [
         ({"batch_size": 3, "num_processes": 2}, "batch_size"),
         ({"batch_size": 0}, "batch_size"),
         ({"batch_size": 12}, "batch_size"),
+        ({"seed": -1}, "seed"),
     ],
 )
 def test_bad_settings_are_named(options, argument):
     with refused(ArgumentError, argument):
-        EpochSampler(11, 0, **options)
+        EpochSampler(11, **{"seed": 0, "batch_size": 1} | options)
+    with refused(ArgumentError, "seed"):
+        TrainingSamples(Noise(), AUGMENTATION, -1)
 
 
 def test_small_sets_go_on_within_a_batch():
@@ -179,8 +174,18 @@ def test_small_sets_go_on_within_a_batch():
     assert [index for _, index in first[3:6]] == sampler.order(1).tolist()
 
 
-def test_bad_seed_is_named():
-    with refused(ArgumentError, "seed"):
-        EpochSampler(3, -1, batch_size=1)
-    with refused(ArgumentError, "seed"):
-        TrainingSamples(Noise(), AUGMENTATION, -1)
+def test_normalizes_as_numpy_does_and_pads_afterwards():
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (2, 3, 5, 7), np.uint8)
+    labels, valid_hw = torch.zeros(2, 5, 7), torch.tensor([[5, 7], [2, 3]])
+    batch = Batch(torch.from_numpy(pixels), valid_hw, labels, ("a", "b"))
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.5)
+    out = normalize_images(batch, mean, std)
+    expected = (pixels / 255 - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
+    expected[1, :, 2:] = 0
+    expected[1, :, :, 3:] = 0
+    np.testing.assert_allclose(out.numpy(), expected, atol=1e-6)  # float32 against float64
+
+
+def test_ignore_label_is_no_class():
+    assert [ignore_label(count) for count in (1, 254, 255, 847)] == [255, 255, 65535, 65535]

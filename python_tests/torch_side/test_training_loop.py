@@ -112,55 +112,36 @@ def test_evaluation_draws_no_number_that_training_would(tmp_path):
 def test_accumulation_equals_the_larger_batch(tmp_path):
     whole = train(tmp_path / "whole", config=config())
     parts = train(tmp_path / "parts", config=config(accumulation_steps=4))
-    first, second = (
-        saved(whole.last_checkpoint),
-        saved(parts.last_checkpoint),
-    )
+    first, second = saved(whole.last_checkpoint), saved(parts.last_checkpoint)
     for key in first:  # float32 sums in another order, through 6 steps of AdamW
         torch.testing.assert_close(first[key], second[key], atol=1e-5, rtol=1e-5)
     assert history(tmp_path / "whole")[6] == pytest.approx(history(tmp_path / "parts")[6], rel=1e-5)
 
 
-def run_script(folder, *arguments, launcher=()):
-    command = [
-        sys.executable,
-        *launcher,
-        str(HERE / "support" / "toy_training_script.py"),
-        str(folder),
-    ]
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)]),
-        "OMP_NUM_THREADS": "1",
-    }
-    return subprocess.Popen(
-        [*command, *arguments],
-        env=environment,
+def run_script(folder, *arguments, processes=1):
+    """A run in processes of its own; its exit code and output once it ends, or hangs."""
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    launcher = launcher if processes == 2 else []
+    script = str(HERE / "support" / "toy_training_script.py")
+    paths = os.pathsep.join([str(HERE.parent), str(HERE)])
+    process = subprocess.Popen(
+        [sys.executable, *launcher, script, str(folder), *arguments],
+        env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
-
-
-def finish(process, timeout=180):
-    output, _ = process.communicate(timeout=timeout)
-    return process.returncode, output
-
-
-TWO = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1")
-
-
-def two_processes():
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    return (*TWO, f"--master-port={port}")
+    output = ""
+    for line in process.stdout:
+        output += line
+        if "hanging" in line:
+            process.kill()
+    return process.wait(timeout=180), output
 
 
 def test_two_processes_give_the_curve_of_one(tmp_path):
     train(tmp_path / "one")
-    code, output = finish(run_script(tmp_path / "two", launcher=two_processes()))
+    code, output = run_script(tmp_path / "two", processes=2)
     assert code == 0, output
     one, two = history(tmp_path / "one"), history(tmp_path / "two")
     assert one.keys() == two.keys()
@@ -174,23 +155,16 @@ def test_two_processes_give_the_curve_of_one(tmp_path):
 
 
 def test_two_processes_stop_together_on_a_bad_loss(tmp_path):
-    process = run_script(tmp_path, "--bad=picture-18", launcher=two_processes())
-    code, output = finish(process)
+    code, output = run_script(tmp_path, "--bad=picture-18", processes=2)
     assert code != 0
     assert output.count("loss: expected finite terms") >= 2
     assert "picture-18, picture-19" in output
     assert checkpointing.CheckpointFolder(tmp_path / "checkpoints").steps() == [3]
 
 
-@pytest.mark.parametrize("when", ["while saving", "between"])
+@pytest.mark.parametrize("when", ["--hang-at=5", "--hang-in-save=6"])
 def test_kill_loses_at_most_one_interval(tmp_path, when):
-    arguments = ["--hang-at=5"] if when == "between" else ["--hang-in-save=6"]
-    process = run_script(tmp_path, *arguments)
-    for line in process.stdout:
-        if "hanging" in line:
-            break
-    process.send_signal(signal.SIGKILL)
-    process.wait(timeout=60)
+    assert run_script(tmp_path, when)[0] == -signal.SIGKILL
     folder = checkpointing.CheckpointFolder(tmp_path / "checkpoints")
     assert folder.steps() == [3]
     assert folder.load(3).step == 3
@@ -203,8 +177,7 @@ def test_kill_loses_at_most_one_interval(tmp_path, when):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_saves_a_checkpoint_and_exits(tmp_path, number):
-    process = run_script(tmp_path, "--signal-at=5", f"--signal={number.value}")
-    code, output = finish(process)
+    code, output = run_script(tmp_path, "--signal-at=5", f"--signal={number.value}")
     assert code == 0, output
     assert "finished=False step=5" in output
     assert checkpointing.CheckpointFolder(tmp_path / "checkpoints").steps() == [3, 5]
@@ -223,18 +196,14 @@ def test_nan_loss_stops_and_names_pictures_terms_and_checkpoint(tmp_path):
     assert checkpointing.CheckpointFolder(tmp_path / "checkpoints").steps() == [3]
 
 
-def test_nan_in_the_step_of_a_checkpoint_is_not_saved(tmp_path):
+def test_what_is_not_finite_is_not_saved(tmp_path):
     with refused(TrainingError, "loss"):
-        train(tmp_path, ToyTask(bad_picture="picture-9"))
-    assert checkpointing.CheckpointFolder(tmp_path / "checkpoints").steps() == []
-
-
-def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+        train(tmp_path, ToyTask(bad_picture="picture-9"))  # in the step of a checkpoint
     task = ToyTask()
     task.register_buffer("broken", torch.tensor([0.0, float("inf")]))
     with refused(TrainingError, "weights"):
         train(tmp_path, task)
-    assert not (tmp_path / "checkpoints").exists()
+    assert checkpointing.CheckpointFolder(tmp_path / "checkpoints").steps() == []
 
 
 @contextmanager
@@ -340,26 +309,16 @@ def test_gradients_are_cut_down(tmp_path):
     assert stayed.abs().max() < 1e-6
 
 
-def test_a_run_is_not_overwritten(tmp_path):
-    train(tmp_path)
+def test_another_run_is_neither_overwritten_nor_resumed(tmp_path):
+    train(tmp_path, config=config(iterations=3))
     with refused(ArgumentError, "run_folder", "--resume"):
         train(tmp_path)
-
-
-def test_resuming_another_model_is_refused(tmp_path):
-    train(tmp_path, config=config(iterations=3))
     other = ToyTask()
     other.model[0] = torch.nn.Linear(4, 8)
     with refused(CheckpointError, None, "step-00000003"):
         train(tmp_path, other, resume=True)
     with refused(ArgumentError, "batch_size"):
         train(tmp_path, config=config(batch_size=8), resume=True)
-
-
-def test_batches_must_divide():
-    with refused(ArgumentError, "batch_size"):
-        config(batch_size=8, accumulation_steps=3).part_size(2)
-    assert config(batch_size=12, accumulation_steps=3).part_size(2) == 2
 
 
 @pytest.mark.parametrize(
@@ -369,11 +328,16 @@ def test_batches_must_divide():
         ({"precision": "half"}, "precision"),
         ({"device": "tpu"}, "device"),
         ({"best_is": "most"}, "best_is"),
+        ({"batch_size": 8, "accumulation_steps": 3}, "batch_size"),
     ],
 )
 def test_settings_out_of_range_are_refused(change, argument):
     with refused(ArgumentError, argument):
-        config(**change)
+        config(**change).part_size(2)
+
+
+def test_batches_are_divided():
+    assert config(batch_size=12, accumulation_steps=3).part_size(2) == 2
 
 
 def test_overhead_is_what_is_not_the_step():

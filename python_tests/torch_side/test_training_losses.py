@@ -1,32 +1,50 @@
+"""Losses, matching and label protocols against their definitions."""
+
+from itertools import permutations
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
 from support.errors import refused  # noqa: E402
-from zsseg_rt.errors import ShapeError  # noqa: E402
+from zsseg_rt.errors import ArgumentError, ShapeError  # noqa: E402
+from zsseg_rt.models.zegformer.decoder import Segments  # noqa: E402
+from zsseg_rt.training.tasks.labelled import UNSEEN, LabelProtocol  # noqa: E402
 from zsseg_rt.training.tasks.losses import (  # noqa: E402
     binary_cross_entropy,
     cross_entropy,
     mask_losses,
     recovery_loss,
 )
+from zsseg_rt.training.tasks.zegformer import (  # noqa: E402
+    SegmentWeights,
+    class_masks,
+    match_segments,
+    segment_losses,
+)
 
 IGNORED = 255
+WEIGHTS = SegmentWeights()
 
 
-def naive_mask_losses(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """The definitions, pixel by pixel in float64."""
+def naive_pair(z, y):
+    """Focal and dice loss of one mask, pixel by pixel in float64."""
+    p = 1 / (1 + np.exp(-z.astype(np.float64)))
+    p_t, a_t = np.where(y, p, 1 - p), np.where(y, 0.25, 0.75)
+    focal = np.mean(-a_t * (1 - p_t) ** 2 * np.log(p_t))
+    return focal, 1 - (2 * np.sum(p * y) + 1) / (np.sum(p) + np.sum(y) + 1)
+
+
+def naive_mask_losses(logits, labels):
     present = focal = dice = 0.0
-    for picture, annotation in zip(logits.astype(np.float64), labels, strict=True):
-        for index, z in enumerate(picture):
-            p = 1 / (1 + np.exp(-z))
-            y = annotation == index
-            p_t, a_t = np.where(y, p, 1 - p), np.where(y, 0.25, 0.75)
-            focal += np.mean(-a_t * (1 - p_t) ** 2 * np.log(p_t))
-            if y.any():
-                present += 1
-                dice += 1 - (2 * np.sum(p * y) + 1) / (np.sum(p) + np.sum(y) + 1)
+    for image, annotation in zip(logits, labels, strict=True):
+        for index, z in enumerate(image):
+            pair = naive_pair(z, annotation == index)
+            focal += pair[0]
+            if (annotation == index).any():
+                present, dice = present + 1, dice + pair[1]
     return focal / max(1, present), dice / max(1, present)
 
 
@@ -85,20 +103,8 @@ def test_ignored_pixels_count_as_if_cut_out(num_pictures):
     found = mask_losses(logits, labels, unannotated="ignore")
     assert [v.item() for v in found] == pytest.approx([v.item() for v in cut], rel=1e-5)
     assert mask_losses(logits, labels).focal.item() != pytest.approx(cut.focal.item(), rel=1e-2)
-
-
-def test_a_batch_of_ignored_pixels_costs_nothing():
-    logits, labels = some(1, 3, (4, 4))
-    found = mask_losses(logits, torch.full_like(labels, IGNORED), unannotated="ignore")
-    assert found == (0, 0)
-
-
-def test_a_picture_without_any_class_adds_focal_loss_only():
-    logits, labels = some(1, 4, (6, 6))
-    empty = torch.cat([labels, torch.full_like(labels, IGNORED)])
-    alone, both = mask_losses(logits, labels), mask_losses(logits.repeat(2, 1, 1, 1), empty)
-    assert both.dice == alone.dice
-    assert both.focal > alone.focal
+    nothing = torch.full_like(labels, IGNORED)
+    assert mask_losses(logits, nothing, unannotated="ignore") == (0, 0)
 
 
 @pytest.mark.parametrize("num_pictures", [1, 2])
@@ -154,14 +160,12 @@ def test_half_precision_logits_are_compared_in_float32():
 
 
 def test_recovery_losses_are_mean_absolute_errors_without_gradient_into_targets():
-    made = [torch.randn(2, 6, 4, requires_grad=True), torch.randn(2, 5, 2, requires_grad=True)]
-    targets = [torch.randn(2, 6, 4, requires_grad=True), torch.randn(2, 5, 2, requires_grad=True)]
-    losses = [recovery_loss(*pair) for pair in zip(made, targets, strict=True)]
-    for loss, x, target in zip(losses, made, targets, strict=True):
-        expected = np.mean(np.abs(x.detach().numpy() - target.detach().numpy()))
-        assert loss.item() == pytest.approx(expected, rel=1e-5)
-    sum(losses).backward()
-    assert all(target.grad is None for target in targets)
+    one, target = (torch.randn(2, 6, 4, requires_grad=True) for _ in range(2))
+    loss = recovery_loss(one, target)
+    expected = np.mean(np.abs(one.detach().numpy() - target.detach().numpy()))
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    loss.backward()
+    assert target.grad is None
 
 
 def test_sizes_that_differ_are_refused():
@@ -171,3 +175,203 @@ def test_sizes_that_differ_are_refused():
             loss(logits, labels[:, :3])
         with refused(ShapeError, "labels"):
             loss(logits, labels.to(torch.uint8))
+
+
+# --- a batch that two processes share: their mean is the loss of the whole batch ---
+
+SHARED_CLASSES = 5
+
+
+def losses_of(part: slice) -> list[float]:
+    """Of some of four pictures, which have very different shares of labelled pixels and classes."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(4, SHARED_CLASSES, 6, 6, generator=generator)
+    labels = torch.full((4, 6, 6), 255)
+    labels[0] = torch.arange(36).view(6, 6) % SHARED_CLASSES
+    labels[1, :2], labels[3, 0, 0] = 3, 1
+    logits, labels = logits[part], labels[part]
+    segments = Segments(logits.flatten(2)[:, :, : SHARED_CLASSES + 1], logits)
+    targets = class_masks(labels, SHARED_CLASSES)
+    matches = match_segments(segments, targets, SegmentWeights())
+    made = segment_losses(segments, targets, matches, no_object=0.1)
+    terms = [*mask_losses(logits, labels), cross_entropy(logits, labels), made.focal, made.dice]
+    return [term.item() for term in terms]
+
+
+def one_of_two(rank: int, folder: str) -> None:
+    address = f"file://{folder}/meeting"
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    torch.save(losses_of(slice(2 * rank, 2 * rank + 2)), Path(folder) / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_the_mean_of_two_processes_is_the_loss_of_the_whole_batch(tmp_path):
+    whole = losses_of(slice(None))
+    torch.multiprocessing.spawn(one_of_two, (str(tmp_path),), nprocs=2)
+    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    means = [sum(pair) / 2 for pair in zip(*parts, strict=True)]
+    assert means == pytest.approx(whole, rel=1e-5)
+    assert parts[0] != pytest.approx(parts[1], rel=0.1)
+
+
+# --- ZegFormer's matching ---
+
+NUM_CLASSES = 3
+
+
+def proposals(num_pictures: int, num_segments: int, size=(4, 5), seed: int = 0) -> Segments:
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(num_pictures, num_segments, NUM_CLASSES + 1))
+    masks = rng.normal(scale=3, size=(num_pictures, num_segments, *size))
+    return Segments(*(torch.from_numpy(x.astype(np.float32)) for x in (logits, masks)))
+
+
+def annotations(num_pictures: int, size=(4, 5), seed: int = 0) -> torch.Tensor:
+    values = np.random.default_rng(seed).choice([0, 1, 2, 255], (num_pictures, *size))
+    return torch.from_numpy(values)
+
+
+def naive_cost(logits: np.ndarray, z: np.ndarray, index: int, y: np.ndarray) -> float:
+    probability = np.exp(logits - logits.max())
+    probability /= probability.sum()
+    focal, dice = naive_pair(z, y)
+    return -probability[index] + 20 * focal + dice
+
+
+@pytest.mark.parametrize("num_segments", [2, 3, 5])
+def test_matches_cost_least_of_all_assignments(num_segments):
+    segments, labels = proposals(2, num_segments), annotations(2)
+    targets = class_masks(labels, NUM_CLASSES)
+    for picture, match in enumerate(match_segments(segments, targets, WEIGHTS)):
+        logits, masks = (part[picture].numpy() for part in segments)
+        target = targets[picture]
+        assert target.classes.tolist() == [0, 1, 2]
+        costs = np.array(
+            [
+                [naive_cost(logits[q], masks[q], c, target.masks[c].numpy() > 0) for c in range(3)]
+                for q in range(num_segments)
+            ]
+        )
+        pairs = min(num_segments, 3)
+        best = min(
+            sum(costs[q, c] for q, c in zip(rows, columns, strict=True))
+            for rows in permutations(range(num_segments), pairs)
+            for columns in permutations(range(3), pairs)
+        )
+        chosen = costs[match.segments.numpy(), match.targets.numpy()]
+        assert len(chosen) == pairs
+        assert chosen.sum() == pytest.approx(best, rel=1e-5)
+
+
+def test_segment_losses_are_their_definitions():
+    segments, labels = proposals(3, 4, size=(2, 3)), annotations(3, size=(8, 12))
+    labels[1] = 255
+    targets = class_masks(labels, NUM_CLASSES)
+    matches = match_segments(segments, targets, WEIGHTS)
+    focal = dice = entropy = weight = 0.0
+    full = torch.nn.functional.interpolate(segments.masks, size=(8, 12), mode="bilinear")
+    for picture, (target, match) in enumerate(zip(targets, matches, strict=True)):
+        wanted = [NUM_CLASSES] * 4
+        for q, g in zip(match.segments.tolist(), match.targets.tolist(), strict=True):
+            pair = naive_pair(full[picture, q].numpy(), target.masks[g].numpy() > 0)
+            focal, dice = focal + pair[0], dice + pair[1]
+            wanted[q] = target.classes[g].item()
+        log_p = segments.logits[picture].double().log_softmax(dim=-1)
+        for q, index in enumerate(wanted):
+            share = 0.1 if index == NUM_CLASSES else 1.0
+            entropy, weight = entropy - share * log_p[q, index].item(), weight + share
+    losses = segment_losses(segments, targets, matches, no_object=0.1)
+    expected = (entropy / weight, focal / 6, dice / 6)
+    assert [value.item() for value in losses] == pytest.approx(expected, rel=1e-5)
+
+
+def test_without_any_class_every_segment_should_be_nothing():
+    segments = proposals(2, 4)
+    parts = [part.requires_grad_(True) for part in segments]
+    targets = class_masks(torch.full((2, 4, 5), 255), NUM_CLASSES)
+    matches = match_segments(segments, targets, WEIGHTS)
+    losses = segment_losses(segments, targets, matches, no_object=0.1)
+    assert losses.focal == losses.dice == 0
+    expected = -segments.logits.log_softmax(dim=-1)[..., -1].mean()
+    torch.testing.assert_close(losses.classification, expected)
+    sum(losses).backward()
+    assert all(part.grad.isfinite().all() for part in parts)
+
+
+def test_a_model_that_diverged_gives_losses_that_say_so():
+    segments = Segments(*(torch.full_like(part, float("nan")) for part in proposals(1, 4)))
+    targets = class_masks(annotations(1), NUM_CLASSES)
+    matches = match_segments(segments, targets, WEIGHTS)
+    assert all(x.isnan() for x in segment_losses(segments, targets, matches, no_object=0.1))
+
+
+# --- which labels training sees ---
+
+SEEN = (0, 2, 5)
+
+
+def protocol(name: str, **changes) -> LabelProtocol:
+    settings = {"num_classes": 6, "seen": SEEN, "ignore_label": 255}
+    return LabelProtocol(name, **settings | changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "expected"),
+    [
+        ("inductive", [0, 2, 5], [0, 255, 1, 255, 255, 2, 255]),
+        ("transductive", [0, 1, 2, 3, 4, 5], [0, UNSEEN, 2, UNSEEN, UNSEEN, 5, 255]),
+        ("supervised", [0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5, 255]),
+    ],
+)
+def test_labels_and_queries(name, rows, expected):
+    rule = protocol(name)
+    labels = rule.prepare(torch.tensor([0, 1, 2, 3, 4, 5, 255]))
+    assert labels.tolist() == expected
+    embeds = torch.randn(6, 4)
+    assert torch.equal(rule.select(embeds), embeds[rows])
+
+
+def test_many_classes_have_another_ignore_label():
+    rule = protocol("inductive", num_classes=300, seen=range(290), ignore_label=65535)
+    labels = rule.prepare(torch.tensor([255, 289, 290, 65535]))
+    assert labels.tolist() == [255, 289, 65535, 65535]
+
+
+def test_pseudo_labels_are_the_best_unseen_class_where_unseen_classes_are():
+    rng = np.random.default_rng(0)
+    annotation = torch.from_numpy(rng.choice([0, 1, 2, 3, 4, 5, 255], (2, 9, 7)))
+    scores = torch.from_numpy(rng.random((2, 6, 9, 7))).requires_grad_(True)
+    rule = protocol("transductive")
+    labels = rule.complete(rule.prepare(annotation), scores).numpy()
+    values, unseen = scores.detach().numpy(), [1, 3, 4]
+    for at in np.ndindex(annotation.shape):
+        value = annotation[at].item()
+        picture, row, column = at
+        best = unseen[int(np.argmax(values[picture, unseen, row, column]))]
+        assert labels[at] == (best if value in unseen else value)
+
+
+@pytest.mark.parametrize("name", ["inductive", "supervised"])
+def test_other_protocols_make_no_pseudo_labels(name):
+    labels = torch.tensor([[[0, 255]]])
+    assert torch.equal(protocol(name).complete(labels, torch.zeros(1, 3, 1, 2)), labels)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "argument"),
+    [
+        ("zero-shot", {}, "protocol"),
+        ("inductive", {"seen": (0, 0)}, "seen"),
+        ("inductive", {"seen": (0, 6)}, "seen"),
+        ("inductive", {"seen": ()}, "seen"),
+        ("transductive", {"seen": range(6)}, "seen"),
+    ],
+)
+def test_refuses_what_cannot_be_trained(name, changes, argument):
+    with refused(ArgumentError, argument):
+        protocol(name, **changes)
+
+
+def test_refuses_embeddings_of_another_vocabulary():
+    with refused(ShapeError, "text_embeds"):
+        protocol("inductive").select(torch.zeros(3, 4))

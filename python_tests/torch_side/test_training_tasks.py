@@ -1,11 +1,12 @@
 """Training tasks on tiny models: what they train, what they look at, and that losses fall."""
 
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 
-from support import tiny
+from support import tiny, tiny_zegformer
 from support.errors import refused
 from zsseg_rt.common.schema import setting_names
 from zsseg_rt.errors import ArgumentError, ShapeError
@@ -14,79 +15,130 @@ from zsseg_rt.training.data.loading import Batch
 from zsseg_rt.training.tasks.cosine_head import CosineHeadTask
 from zsseg_rt.training.tasks.descriptor import DescriptorTask
 from zsseg_rt.training.tasks.labelled import PixelLossSettings
+from zsseg_rt.training.tasks.zegformer import ZegFormerTask
 
 SIZES = tiny.TinySizes(num_layers=2, text_layers=1)
-UNSEEN = (2, 5)
-BUILDERS = {"zegclip": tiny.zegclip_model, "clip_rc": tiny.clip_rc_model}
+UNSEEN = {"zegclip": (2, 5), "clip_rc": (2, 5), "cosine_head": (2, 5), "zegformer": (6,)}
+DESCRIPTORS = {"zegclip": tiny.zegclip_model, "clip_rc": tiny.clip_rc_model}
 
 
-def batch(size: tuple[int, int] = (64, 64), *, num_pictures: int = 2, seed: int = 0) -> Batch:
-    """Pictures whose halves are two classes, with a frame that is not annotated."""
-    generator = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 256, (num_pictures, 3, *size), generator=generator)
-    labels = torch.full((num_pictures, *size), 255)
-    for index, picture in enumerate(labels):
-        picture[4:-4, 4 : size[1] // 2] = index % 7
-        picture[4:-4, size[1] // 2 : -4] = (index + 2) % 7
-    return Batch(
-        images=images.to(torch.uint8),
-        valid_hw=torch.tensor([size] * num_pictures),
-        labels=labels,
-        names=tuple(f"picture {index}" for index in range(num_pictures)),
-    )
+@pytest.fixture
+def task(tmp_path):
+    """Build a task of a system on a tiny model."""
+
+    def build(system="zegclip", num_prompts=SIZES.num_prompts, **settings):
+        sizes = replace(SIZES, num_prompts=num_prompts)
+        text = tiny.text_embeds(sizes.num_classes, sizes.embed_dim)
+        if system == "zegformer":
+            model, text = tiny_zegformer.model(dropout=0.0), tiny_zegformer.text_features()
+            settings = {"seen": tiny_zegformer.SEEN} | settings
+            return ZegFormerTask(model, text, **settings).train()
+        settings = {"seen": sizes.seen} | settings
+        if system in DESCRIPTORS:
+            model = DESCRIPTORS[system](sizes, prompt_dropout=0.0, decoder_dropout=0.0)
+            return DescriptorTask(model, text, **settings).train()
+        torch.save(tiny.clip_state_dict(sizes), tmp_path / "clip.pt")
+        heads = {"num_heads": 4, "text_heads": 4, "activation": "quick_gelu", "image_size": 64}
+        model = create_model("cosine_head", pretrained=tmp_path / "clip.pt", **heads)
+        return CosineHeadTask(model, text, **settings).train()
+
+    return build
 
 
-def task(system: str = "zegclip", sizes: tiny.TinySizes = SIZES, **settings) -> DescriptorTask:
-    arguments = {"seen": sizes.seen} | settings
-    model = BUILDERS[system](sizes, prompt_dropout=0.0, decoder_dropout=0.0)
-    text = tiny.text_embeds(sizes.num_classes, sizes.embed_dim)
-    return DescriptorTask(model, text, **arguments).train()
+def batch(system="zegclip", size=(64, 64), num_images=2):
+    """Images whose halves are two classes, with a frame that is not annotated."""
+    if system == "zegformer":
+        size = (48, 72)
+        images = torch.stack([tiny_zegformer.picture(*size, salt=salt) for salt in "ab"])
+        labels = torch.full((2, *size), 255)
+        labels[:, 4:20, 8:40], labels[:, 24:40, 8:60], labels[1, 10:30, 50:70] = 1, 4, 6
+        return Batch(images, torch.tensor([size] * 2), labels, ("a", "b"))
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (num_images, 3, *size), generator=generator)
+    labels = torch.full((num_images, *size), 255)
+    for index, rows in enumerate(labels):
+        rows[4:-4, 4 : size[1] // 2] = index % 7
+        rows[4:-4, size[1] // 2 : -4] = (index + 2) % 7
+    names = tuple(f"image {index}" for index in range(num_images))
+    return Batch(images.to(torch.uint8), torch.tensor([size] * num_images), labels, names)
 
 
-def train(one: torch.nn.Module, given: Batch, steps: int = 12) -> list[float]:
-    optimizer = torch.optim.AdamW(one.parameter_groups())
-    losses = []
-    for _ in range(steps):
+HEAD = {"num_prompts": 0, "trained": "head", "loss": "cross_entropy"}
+BACKBONE = {"num_prompts": 0, "trained": "backbone", "backbone_learning_rate": 1e-4}
+COSINE = {"learning_rate": 1e-3}
+CLIP_APART = r"(?!.*clip_model|sem_seg_head\.predictor\.logit_scale).*"
+
+
+# Of the last layer's attention to pixels, the weights are all that masks are made of.
+UNREAD = r"decoder_1\.layers\.2\.(multihead_attn\.(v|proj)|linear\d|norm[23])\."
+
+
+@pytest.mark.parametrize(
+    ("system", "settings", "share", "trained"),
+    [
+        *((s, {"protocol": p}, 0.8, None)
+          for s in DESCRIPTORS for p in ("inductive", "transductive", "supervised")),
+        ("zegclip", {"loss": "cross_entropy"}, 0.9, None),
+        ("zegclip", HEAD, 1.0, rf"decode_head\.(?!{UNREAD}).*"),
+        ("zegclip", BACKBONE, 1.0, rf"(decode_head|backbone)\.(?!{UNREAD}).*"),
+        *(("cosine_head", COSINE | {"loss": loss}, 1.0, r"image_encoder\..*|log_scale")
+          for loss in ("cross_entropy", "masks")),
+        ("cosine_head", COSINE | {"train_backbone": False}, 1.0,
+         r"image_encoder\.head\.weight|log_scale"),
+        ("zegformer", {}, 0.9, CLIP_APART),
+        ("zegformer", {"protocol": "supervised"}, 0.9, CLIP_APART),
+    ],
+)  # fmt: skip
+def test_losses_fall_and_what_is_trained_moves(task, system, settings, share, trained):
+    one, given = task(system, **settings), batch(system)
+    before = {name: p.detach().clone() for name, p in one.model.named_parameters()}
+    optimizer, losses = torch.optim.AdamW(one.parameter_groups()), []
+    for _ in range(8 if system == "zegformer" else 12):
         total = sum(one(given).values())
         optimizer.zero_grad()
         total.backward()
+        if system == "zegformer":
+            torch.nn.utils.clip_grad_norm_(one.model.parameters(), 0.01)
         optimizer.step()
         losses.append(total.item())
-    return losses
-
-
-@pytest.mark.parametrize("protocol", ["inductive", "transductive", "supervised"])
-@pytest.mark.parametrize("system", list(BUILDERS))
-def test_losses_fall_and_every_trainable_tensor_moves(system, protocol):
-    one = task(system, protocol=protocol)
-    before = {name: p.detach().clone() for name, p in one.model.named_parameters()}
-    losses = train(one, batch())
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < share * losses[0]
     moved = {n for n, p in one.model.named_parameters() if not torch.equal(p, before[n])}
-    assert moved == {n for n, p in one.model.named_parameters() if p.requires_grad}
+    wanted = {n for n, p in one.model.named_parameters() if p.requires_grad}
+    if trained is not None:
+        wanted = {n for n in before if re.fullmatch(trained, n) and before[n].numel()}
+    assert moved == wanted
 
 
-@pytest.mark.parametrize("loss", ["masks", "cross_entropy"])
-def test_inductive_training_cannot_tell_unseen_classes_from_nothing(loss):
-    one, given = task(loss=loss), batch(num_pictures=4)
+@pytest.mark.parametrize(
+    ("system", "settings"),
+    [
+        ("zegclip", {"loss": "masks"}),
+        ("zegclip", {"loss": "cross_entropy"}),
+        ("clip_rc", {}),
+        ("cosine_head", {}),
+        ("zegformer", {}),
+    ],
+)
+def test_inductive_training_cannot_tell_unseen_classes_from_nothing(task, system, settings):
+    one, given = task(system, **settings), batch(system, num_images=4)
     labels = given.labels.clone()
-    for index in UNSEEN:
+    for index in UNSEEN[system]:
         labels[labels == index] = 255
     assert (labels != given.labels).any()
     assert one(given) == one(replace(given, labels=labels))
 
 
-def test_transductive_training_cannot_tell_unseen_classes_apart():
-    one, given = task(protocol="transductive"), batch(num_pictures=4)
+def test_transductive_training_cannot_tell_unseen_classes_apart(task):
+    one, given = task(protocol="transductive"), batch(num_images=4)
     labels = given.labels.clone()
-    labels[labels == UNSEEN[0]] = UNSEEN[1]
+    labels[labels == 2] = 5
     assert (labels != given.labels).any()
     assert one(given) == one(replace(given, labels=labels))
-    labels[labels == UNSEEN[1]] = 255
+    labels[labels == 5] = 255
     assert one(given)["focal"] != one(replace(given, labels=labels))["focal"]
 
 
-def test_weights_are_factors():
+def test_weights_are_factors(task):
     given = batch()
     once, twice = (
         task("clip_rc", focal_weight=f, dice_weight=f, recovery_weight=f)(given) for f in (1.0, 2.0)
@@ -96,140 +148,96 @@ def test_weights_are_factors():
         torch.testing.assert_close(twice[name], 2 * value)
 
 
-def test_a_stride_looks_at_every_so_many_th_label():
-    strided, dense, given = task(label_stride=4), task(), batch()
-    images = torch.zeros(2, 3, 64, 64)
-    thinned = given.labels[:, 2::4, 2::4]
+def test_a_stride_looks_at_every_so_many_th_label(task):
+    given, images = batch(), torch.zeros(2, 3, 64, 64)
     with torch.no_grad():
-        expected, found = dense.losses(images, thinned), strided.losses(images, given.labels)
+        expected = task().losses(images, given.labels[:, 2::4, 2::4])
+        found = task(label_stride=4).losses(images, given.labels)
     torch.testing.assert_close(found, expected)
-    with refused(ArgumentError, "label_stride"):
-        task(label_stride=0)
 
 
-def test_padding_is_the_mean_colour_whatever_its_pixels():
-    one, given = task(), replace(batch(), valid_hw=torch.tensor([[64, 40], [33, 64]]))
+@pytest.mark.parametrize(("system", "colour"), [("zegclip", (0, 255)), ("zegformer", (128, 128))])
+def test_padding_is_the_mean_colour_whatever_its_pixels(task, system, colour):
+    one, given = task(system), batch(system)
     images = given.images.clone()
-    images[0, :, :, 40:] = 0
-    images[1, :, 33:] = 255
+    images[0, :, :, 40:], images[1, :, 33:] = colour
+    given = replace(given, valid_hw=torch.tensor([[images.shape[2], 40], [33, images.shape[3]]]))
     assert one(given) == one(replace(given, images=images))
 
 
-def test_crops_of_another_size_than_the_models_keep_their_labels_resolution():
-    terms = task()(batch((48, 80)))
+def test_crops_of_another_size_than_the_models_keep_their_labels_resolution(task):
+    terms = task()(batch(size=(48, 80)))
     assert all(value.isfinite() for value in terms.values())
 
 
-def test_fine_tuning_instead_of_prompts():
-    one = task(sizes=replace(SIZES, num_prompts=0), trained="backbone", backbone_learning_rate=1e-4)
-    head, backbone = one.parameter_groups()
-    assert (head["lr"], backbone["lr"]) == (2e-4, 1e-4)
-    expected = {id(p) for p in one.model.backbone.parameters()}
-    assert {id(p) for p in backbone["params"]} == expected
-    losses = train(one, batch())
-    assert losses[-1] < losses[0]
+def test_every_layer_of_zegformer_has_its_losses(task):
+    layers = tiny_zegformer.config().decoder.num_layers
+    suffixes = [*(f"_{index}" for index in range(layers - 1)), ""]
+    names = [f"{name}{s}" for s in suffixes for name in ("classification", "focal", "dice")]
+    assert list(task("zegformer")(batch("zegformer"))) == names
 
 
-def test_the_papers_fixed_baseline_trains_its_head_alone():
-    one = task(sizes=replace(SIZES, num_prompts=0), trained="head", loss="cross_entropy")
-    (head,) = one.parameter_groups()
-    assert not any(p.requires_grad for p in one.model.backbone.parameters())
-    held = {id(p) for p in one.model.decode_head.parameters() if p.requires_grad}
-    assert {id(p) for p in head["params"]} == held
-    losses = train(one, batch())
-    assert losses[-1] < losses[0]
+# --- settings ---
 
 
-def test_cross_entropy_falls():
-    losses = train(task(loss="cross_entropy"), batch())
-    assert losses[-1] < 0.9 * losses[0]
+def test_rates_and_decay_of_the_groups(task):
+    def rates(one):
+        """Rate and decay of every tensor that is trained, by name."""
+        names = {id(p): name for name, p in one.model.named_parameters()}
+        groups = one.parameter_groups()
+        return {names[id(p)]: (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+
+    tuned = rates(task(**BACKBONE))
+    assert {rate for name, (rate, _) in tuned.items() if name.startswith("backbone.")} == {1e-4}
+    assert {rate for name, (rate, _) in tuned.items() if "backbone." not in name} == {2e-4}
+    one = task("zegformer", learning_rate=1.0, weight_decay=0.5)
+    assert rates(one) == {
+        name: (
+            0.1 if name.startswith("backbone.") else 1.0,
+            0.0 if ".norm" in name or "query_embed" in name else 0.5,
+        )
+        for name, tensor in one.model.named_parameters()
+        if tensor.requires_grad
+    }
+    one = task("cosine_head", learning_rate=3.0, backbone_learning_rate=2.0, weight_decay=0.5)
+    head = {"image_encoder.head.weight": (3.0, 0.5), "log_scale": (3.0, 0.0)}
+    tower = (name for name, _ in one.model.named_parameters() if name.startswith("image_encoder."))
+    assert rates(one) == dict.fromkeys(tower, (2.0, 0.5)) | head
 
 
 @pytest.mark.parametrize(
-    ("settings", "argument"),
+    ("system", "settings", "argument", "named"),
     [
-        ({"loss": "l2"}, "loss"),
-        ({"trained": "all"}, "trained"),
-        ({"focal_weight": -1.0}, "focal_weight"),
-        ({"learning_rate": float("nan")}, "learning_rate"),
+        ("zegclip", {"loss": "l2"}, "loss", ()),
+        ("zegclip", {"trained": "all"}, "trained", ()),
+        ("zegclip", {"focal_weight": -1.0}, "focal_weight", ()),
+        ("zegclip", {"learning_rate": float("nan")}, "learning_rate", ()),
+        ("zegclip", {"label_stride": 0}, "label_stride", ()),
+        ("zegformer", {"protocol": "transductive"}, "protocol", ("'inductive'", "'supervised'")),
     ],
 )
-def test_settings_out_of_range_are_refused(settings, argument):
-    with refused(ArgumentError, argument):
-        task(**settings)
+def test_settings_out_of_range_are_refused(task, system, settings, argument, named):
+    with refused(ArgumentError, argument, *named):
+        task(system, **settings)
 
 
-def test_labels_of_another_size_than_the_pictures_are_refused():
-    one, given = task(), batch()
+def test_what_does_not_fit_is_refused(task):
+    given = batch()
     with refused(ShapeError, "labels"):
-        one(replace(given, labels=given.labels[:1]))
-
-
-# ---------------------------------------------------------------- the cosine head
-
-
-@pytest.fixture
-def baseline(tmp_path):
-    torch.save(tiny.clip_state_dict(SIZES), tmp_path / "clip.pt")
-
-    def build(**settings) -> CosineHeadTask:
-        model = create_model(
-            "cosine_head",
-            pretrained=tmp_path / "clip.pt",
-            image_size=64,
-            num_heads=4,
-            text_heads=4,
-            activation="quick_gelu",
-        )
-        text = tiny.text_embeds(SIZES.num_classes, SIZES.embed_dim)
-        return CosineHeadTask(model, text, **{"seen": SIZES.seen} | settings).train()
-
-    return build
-
-
-@pytest.mark.parametrize("loss", ["cross_entropy", "masks"])
-@pytest.mark.parametrize("train_backbone", [True, False])
-def test_the_baseline_trains_what_it_says(baseline, train_backbone, loss):
-    one = baseline(train_backbone=train_backbone, loss=loss, learning_rate=1e-3)
-    before = {name: p.detach().clone() for name, p in one.model.named_parameters()}
-    losses = train(one, batch())
-    assert losses[-1] < losses[0]
-    moved = {n for n, p in one.model.named_parameters() if not torch.equal(p, before[n])}
-    tower = {n for n in before if n.startswith("image_encoder.")}
-    head = {"image_encoder.head.weight", "log_scale"}
-    assert moved == (tower | head if train_backbone else head)
-
-
-def test_rates_of_the_baselines_groups(baseline):
-    one = baseline(learning_rate=3.0, backbone_learning_rate=2.0, weight_decay=0.5)
-    settings = [(len(g["params"]), g["lr"], g["weight_decay"]) for g in one.parameter_groups()]
-    tower = len(list(one.model.image_encoder.parameters())) - 1
-    assert settings == [(1, 3.0, 0.5), (1, 3.0, 0.0), (tower, 2.0, 0.5)]
-
-
-def test_unseen_classes_are_nothing_to_the_baseline(baseline):
-    one, given = baseline(), batch(num_pictures=4)
-    labels = given.labels.clone()
-    for index in UNSEEN:
-        labels[labels == index] = 255
-    assert one(given) == one(replace(given, labels=labels))
-
-
-def test_settings_are_a_tasks_own_and_those_it_shares():
-    own = {DescriptorTask: {"recovery_weight", "trained"}, CosineHeadTask: {"train_backbone"}}
-    shared = set(setting_names(PixelLossSettings))
-    for kind, names in own.items():
-        found = setting_names(kind)
-        assert sorted(found) == sorted(names | shared)
-    assert setting_names(create_model) is None
+        task()(replace(given, labels=given.labels[:1]))
+    with refused(ArgumentError, "seen"):
+        ZegFormerTask(tiny_zegformer.model(), tiny.text_embeds(3, 48), seen=tiny_zegformer.SEEN)
     with pytest.raises(TypeError, match="focal_wait"):
         task(focal_wait=1.0)
 
 
-def test_settings_that_are_not_given(baseline):
-    dense, masks = baseline().settings, task().settings
-    assert (dense.loss, dense.backbone_learning_rate) == ("cross_entropy", 2e-5)
-    assert (masks.loss, masks.backbone_learning_rate) == ("masks", 1e-5)
-    for made in (dense, masks):
-        assert (made.learning_rate, made.weight_decay, made.label_stride) == (2e-4, 0.01, 1)
-        assert (made.focal_weight, made.dice_weight) == (100.0, 1.0)
+def test_settings_are_a_tasks_own_and_those_it_shares(task):
+    shared = set(setting_names(PixelLossSettings))
+    assert set(setting_names(DescriptorTask)) == {"recovery_weight", "trained"} | shared
+    assert set(setting_names(CosineHeadTask)) == {"train_backbone"} | shared
+    assert setting_names(create_model) is None
+    for system, loss, rate in (("cosine_head", "cross_entropy", 2e-5), ("zegclip", "masks", 1e-5)):
+        own = task(system).settings
+        assert (own.loss, own.backbone_learning_rate) == (loss, rate)
+        assert (own.learning_rate, own.weight_decay, own.label_stride) == (2e-4, 0.01, 1)
+        assert (own.focal_weight, own.dice_weight) == (100.0, 1.0)

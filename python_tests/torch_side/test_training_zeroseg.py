@@ -105,21 +105,6 @@ def test_whole_view_of_the_right_size_is_the_picture():
     torch.testing.assert_close(view[:, 0], image / 255)
 
 
-@pytest.mark.parametrize("grids", [(), (2, 3), (1, 3, 2), (1, 1, 2)])
-def test_bad_grids(grids):
-    with refused(ArgumentError, "grids"):
-        TeacherViews(grids=grids)
-
-
-def test_bad_pictures():
-    with refused(ShapeError, "images"):
-        VIEWS.boxes((3, 9))
-    with refused(DTypeError, "images"):
-        VIEWS.cut(torch.zeros(1, 3, 8, 8))
-    with refused(ShapeError, "images"):
-        VIEWS.cut(torch.zeros(3, 8, 8, dtype=torch.uint8))
-
-
 def test_clip_towers_are_teachers(tmp_path):
     """Ours gives CLIP's own embedding before it is normalised, and is never trained."""
     path = tmp_path / "clip.pt"
@@ -135,16 +120,12 @@ def test_clip_towers_are_teachers(tmp_path):
     assert (found.norm(dim=1) - 1).abs().min() > 0.01
     assert not found.requires_grad
     assert not any(module.training for module in teacher.modules())
-    with refused(ArgumentError, "encoder"):
-        ClipTeacher(nn.Linear(2, 2))
 
 
 def test_features_are_those_of_every_view():
-    features = TeacherFeatures(MeanColours(), VIEWS, views_at_once=7)
-    images = pictures()
-    computed = features(images)
-    expected = MeanColours().encode_image(VIEWS.cut(images).flatten(0, 1)).reshape(2, 30, 32)
-    torch.testing.assert_close(computed, expected.half().float())
+    found = TeacherFeatures(MeanColours(), VIEWS, views_at_once=7)(pictures())
+    expected = MeanColours().encode_image(VIEWS.cut(pictures()).flatten(0, 1)).reshape(2, 30, 32)
+    torch.testing.assert_close(found, expected.half().float())
 
 
 def cached(folder, teacher, views=VIEWS, num_images=3):
@@ -197,14 +178,6 @@ def test_damaged_features_are_computed_again(tmp_path, damage):
     assert file.read_bytes() == content
 
 
-def test_a_folder_that_cannot_be_written(tmp_path):
-    (tmp_path / "file").write_text("")
-    with refused(TrainingError, None, "file"):
-        cached(tmp_path / "file", MeanColours())
-    with refused(ArgumentError, "num_images"):
-        cached(tmp_path, MeanColours(), num_images=0)
-
-
 @pytest.mark.parametrize("unit", [False, True])
 def test_losses_by_hand(unit):
     torch.manual_seed(0)
@@ -225,27 +198,14 @@ def test_losses_by_hand(unit):
     torch.testing.assert_close(found[1], torch.tensor(near).mean())
 
 
-def test_matching_is_at_most_the_distance_to_any_one_view():
-    torch.manual_seed(1)
-    g, v = torch.randn(2, 8, 16), torch.randn(2, 30, 16)
-    matched = segment_matching_loss(g, v)
-    for j in range(1, 30):
-        assert matched <= view_loss(g.reshape(16, 16), v[:, j : j + 1].repeat_interleave(8, 0))
-
-
-def test_the_whole_picture_is_no_candidate():
-    g = torch.randn(1, 2, 4)
-    v = torch.cat([g[:, :1], torch.randn(1, 3, 4) + 5], dim=1)
-    assert segment_matching_loss(g, v, normalize_targets=False) > 1
-    with refused(ShapeError, "views"):
-        segment_matching_loss(g, v[:, :1])
-
-
-def test_gradients_flow_to_the_student_only():
-    g, v = torch.randn(1, 2, 4, requires_grad=True), torch.randn(1, 3, 4, requires_grad=True)
-    (segment_matching_loss(g, v) + view_loss(g[:, 0], v)).backward()
+def test_the_whole_image_is_no_candidate_and_only_the_student_gets_gradients():
+    g, v = torch.randn(1, 2, 4, requires_grad=True), torch.randn(1, 3, 4)
+    far = torch.cat([g[:, :1].detach(), v + 5], dim=1).requires_grad_(True)
+    loss = segment_matching_loss(g, far, normalize_targets=False)
+    assert loss > 1
+    (loss + view_loss(g[:, 0], far)).backward()
     assert g.grad.abs().min() > 0
-    assert v.grad is None
+    assert far.grad is None
 
 
 def make_task(model=None, **settings):
@@ -290,11 +250,16 @@ def test_terms_that_are_switched_off():
     trained = [name for name, p in task.model.named_parameters() if p.requires_grad]
     assert not any(name.startswith(("decoder.", "seg.tap.")) for name in trained)
     assert all(dict(task.model.named_parameters())[name].grad is not None for name in trained)
-    assert set(make_task(zeroseg_model(decoder_layers=0), reconstruction_weight=0)(
-        batch_of(pictures()))) == {"views", "segments"}  # fmt: skip
+    task = make_task(zeroseg_model(decoder_layers=0), reconstruction_weight=0)
+    assert set(task(batch_of(pictures()))) == {"views", "segments"}
+    task = ZeroSegTask(zeroseg_model(), TeacherFeatures(MeanColours(), WHOLE), matching_weight=0)
+    assert set(task(batch_of(pictures()))) == {"reconstruction", "views"}
 
 
-def test_norms_and_biases_are_not_decayed():
+def test_rates_grow_with_the_batch_and_norms_and_biases_are_not_decayed():
+    assert scaled_learning_rate(1.5e-4, 4096) == pytest.approx(2.4e-3)
+    assert scaled_learning_rate(1.5e-4, 256) == 1.5e-4
+    assert make_task().learning_rate == pytest.approx(2.4e-3)
     task = make_task(batch_size=512)
     decayed, plain = task.parameter_groups()
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.05, 0.0)
@@ -306,39 +271,41 @@ def test_norms_and_biases_are_not_decayed():
     assert not any(names[id(p)].endswith("bias") for p in decayed["params"])
 
 
-def test_learning_rate_grows_with_the_batch():
-    assert scaled_learning_rate(1.5e-4, 4096) == pytest.approx(2.4e-3)
-    assert scaled_learning_rate(1.5e-4, 256) == 1.5e-4
-    assert make_task().learning_rate == pytest.approx(2.4e-3)
+WHOLE = TeacherViews(grids=(1,), size=16)
 
 
 @pytest.mark.parametrize(
-    ("settings", "argument"),
+    ("kind", "argument", "call"),
     [
-        ({"mask_ratio": 1.0}, "mask_ratio"),
-        ({"view_weight": -1.0}, "view_weight"),
-        ({"weight_decay": float("nan")}, "weight_decay"),
+        *((ArgumentError, "grids", lambda grids=grids: TeacherViews(grids=grids))
+          for grids in ((), (2, 3), (1, 3, 2), (1, 1, 2))),
+        (ShapeError, "images", lambda: VIEWS.boxes((3, 9))),
+        (DTypeError, "images", lambda: VIEWS.cut(torch.zeros(1, 3, 8, 8))),
+        (ShapeError, "images", lambda: VIEWS.cut(torch.zeros(3, 8, 8, dtype=torch.uint8))),
+        (ArgumentError, "encoder", lambda: ClipTeacher(nn.Linear(2, 2))),
+        (ShapeError, "views", lambda: segment_matching_loss(*[torch.ones(1, 1, 4)] * 2)),
+        (ArgumentError, "mask_ratio", lambda: make_task(mask_ratio=1.0)),
+        (ArgumentError, "view_weight", lambda: make_task(view_weight=-1.0)),
+        (ArgumentError, "weight_decay", lambda: make_task(weight_decay=float("nan"))),
+        (ArgumentError, "reconstruction_weight",
+         lambda: make_task(zeroseg_model(decoder_layers=0))),
+        (ArgumentError, "features", lambda: make_task(zeroseg_model(embed_dim=16))),
+        (ArgumentError, "matching_weight",
+         lambda: ZeroSegTask(zeroseg_model(), TeacherFeatures(MeanColours(), WHOLE))),
+        (ShapeError, "batch", lambda: make_task()(batch_of(pictures(side=32)))),
     ],
-)
-def test_bad_settings(settings, argument):
-    with refused(ArgumentError, argument):
-        make_task(**settings)
+)  # fmt: skip
+def test_what_does_not_fit_is_refused(kind, argument, call):
+    with refused(kind, argument):
+        call()
 
 
-def test_parts_that_do_not_fit_each_other():
-    with refused(ArgumentError, "reconstruction_weight"):
-        make_task(zeroseg_model(decoder_layers=0))
-    with refused(ArgumentError, "features", "16", "32"):
-        make_task(zeroseg_model(embed_dim=16))
-    whole = TeacherFeatures(MeanColours(), TeacherViews(grids=(1,), size=16))
-    with refused(ArgumentError, "matching_weight"):
-        ZeroSegTask(zeroseg_model(), whole)
-    assert set(ZeroSegTask(zeroseg_model(), whole, matching_weight=0)(batch_of(pictures()))) == {
-        "reconstruction",
-        "views",
-    }
-    with refused(ShapeError, "batch", "64x64", "32x32"):
-        make_task()(batch_of(pictures(side=32)))
+def test_a_cache_without_a_place_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with refused(TrainingError, None, "file"):
+        cached(tmp_path / "file", MeanColours())
+    with refused(ArgumentError, "num_images"):
+        cached(tmp_path, MeanColours(), num_images=0)
 
 
 def test_training_lowers_every_loss_and_its_checkpoint_loads(tmp_path):

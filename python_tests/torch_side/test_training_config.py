@@ -1,0 +1,437 @@
+"""What a person writes in a configuration: recipes, TOML, options, schedules; and their page."""
+
+import hashlib
+import inspect
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("accelerate")
+
+from support.command_line import run  # noqa: E402
+from support.dataset_trees import photo  # noqa: E402
+from support.errors import refused  # noqa: E402
+from support.small_runs import STUDENT, save_clip  # noqa: E402
+from tools.studies.comparison import Comparison  # noqa: E402
+from zsseg_rt.common import schema  # noqa: E402
+from zsseg_rt.common.schema import checked_settings, encode, setting_names  # noqa: E402
+from zsseg_rt.errors import ArgumentError, DatasetError  # noqa: E402
+from zsseg_rt.evaluation.datasets import create_dataset  # noqa: E402
+from zsseg_rt.evaluation.datasets.published import class_table  # noqa: E402
+from zsseg_rt.models.descriptor.builders import ZegCLIPStart  # noqa: E402
+from zsseg_rt.models.registry import find_builder  # noqa: E402
+from zsseg_rt.training.assembly import assemble, train  # noqa: E402
+from zsseg_rt.training.config import (  # noqa: E402
+    DataConfig,
+    ModelConfig,
+    ScheduleConfig,
+    TrainConfig,
+    list_recipes,
+)
+from zsseg_rt.training.loop.config import cosine, poly  # noqa: E402
+from zsseg_rt.training.parts import build_augmentation, build_model  # noqa: E402
+from zsseg_rt.training.tasks import TASKS  # noqa: E402
+from zsseg_rt.training.tasks.descriptor import DescriptorTask  # noqa: E402
+from zsseg_rt.training.tasks.zegformer import SegmentWeights  # noqa: E402
+from zsseg_rt.training.tasks.zeroseg import ZeroSegTask, scaled_learning_rate  # noqa: E402
+from zsseg_rt.training.tasks.zeroseg_features import TeacherFeatures, TeacherViews  # noqa: E402
+from zsseg_rt.training.trained.card import load_trained  # noqa: E402
+
+# --- recipes ---
+
+# Of each recipe's settings other than the defaults, as they were when every recipe was one file.
+DIGESTS = {
+    "catseg_coco_supervised": "d3619e3f2997",
+    "cliprc_coco_inductive": "337b51943e4a",
+    "cliprc_coco_supervised": "5e9502fc4821",
+    "cliprc_coco_transductive": "8621624042fd",
+    "cliprc_voc_inductive": "48deaaf7cc84",
+    "cliprc_voc_supervised": "16147ad38702",
+    "cliprc_voc_transductive": "1a4800edfee6",
+    "zegclip_coco_inductive": "ae4cc2897c03",
+    "zegclip_coco_supervised": "c41014770914",
+    "zegclip_coco_transductive": "ecb24d6a0077",
+    "zegclip_voc_inductive": "4dac46ff3988",
+    "zegclip_voc_supervised": "ee1bb324b46a",
+    "zegclip_voc_transductive": "a6dadcc1d272",
+    "zegformer_ade20kfull_inductive": "5c75332b2683",
+    "zegformer_coco_inductive": "bd56a8aa82d7",
+    "zegformer_voc_inductive": "82b764c37d8c",
+    "zeroseg_imagenet_inductive": "7ab1b6f07e09",
+}
+
+
+@pytest.mark.parametrize("recipe", DIGESTS)
+def test_a_recipe_over_its_base_is_the_whole_recipe(recipe):
+    plain = encode(TrainConfig(data=DataConfig(name="")))
+    found = {
+        f"{table}.{key}": value
+        for table, fields in encode(TrainConfig.load(recipe)).items()
+        for key, value in fields.items()
+        if value != plain[table][key]
+    }
+    text = json.dumps(found, sort_keys=True)
+    assert hashlib.sha256(text.encode()).hexdigest()[:12] == DIGESTS[recipe]
+
+
+def test_a_file_of_ones_own_is_laid_over_a_recipe(tmp_path):
+    path = tmp_path / "own.toml"
+    path.write_text('base = "zegclip_voc_inductive"\n[data]\nname = "folder"\n[loop]\nseed = 3\n')
+    found, base = TrainConfig.load(path), TrainConfig.load("zegclip_voc_inductive")
+    assert found.differences(base) == ["data.name", "loop.seed"]
+    assert found == TrainConfig.load(path.rename(tmp_path / "zegclip_voc_inductive"))
+    for wrong in ('"zegclip"', '"own.toml"', "3", "[]"):
+        path.write_text(f"base = {wrong}\n[data]\nname = 'folder'\n")
+        with pytest.raises(ArgumentError, match="base: expected one of the recipes"):
+            TrainConfig.load(path)
+
+
+@pytest.mark.parametrize("recipe", list_recipes())
+def test_recipes_are_complete_and_name_what_exists(recipe):
+    config = TrainConfig.load(recipe)
+    assert config.output.folder == f"runs/{recipe}"
+    assert config.schedule.factor(config.loop.iterations // 2, config.loop.iterations) > 0
+    build_augmentation(config.data.augmentation)
+    if recipe == "demo":
+        return
+    with pytest.raises(DatasetError, match="nowhere"):
+        TrainConfig.load(recipe, ["data.root=nowhere"]).open_data("training")
+    if not config.model.start_from:
+        builder = inspect.signature(find_builder(config.model.architecture, official=False))
+        builder.bind(**config.model.options)
+    kind = TASKS[config.model.architecture]
+    features = {"teacher", "teacher_architecture", "views"} if kind is ZeroSegTask else set()
+    assert config.task.options.keys() <= {*setting_names(kind), *features}
+
+
+def _toml(options):
+    return "{" + ", ".join(f"{key} = {value}" for key, value in options.items()) + "}"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "classes", "settings"),
+    [
+        ("zegformer_voc_inductive", (20, 15), (10_000, 512, 0.1)),
+        ("zegformer_coco_inductive", (171, 156), (60_000, 640, 0.1)),
+        ("zegformer_ade20kfull_inductive", (847, 572), (60_000, 512, 0.0)),
+    ],
+)
+def test_zegformer_recipes_are_the_official_settings(recipe, classes, settings):
+    config = TrainConfig.load(recipe)
+    table = class_table(config.data.name)
+    assert (len(table.names), len(table.seen)) == classes
+    options = config.model.options
+    assert (config.loop.iterations, options["image_size"], options["calibration"]) == settings
+    augmentation = build_augmentation(config.data.augmentation)
+    assert augmentation.crop_hw == (settings[1], settings[1])
+    steps = range(5, 16 if settings[1] == 640 else 21)
+    assert augmentation.short_edges == tuple(int(0.1 * k * settings[1]) for k in steps)
+    assert (config.optimizer.max_grad_norm, config.loop.batch_size) == (0.01, 32)
+    assert config.schedule.factor(0, config.loop.iterations) == 1  # no warm-up
+
+
+def test_zeroseg_recipe_is_the_papers_schedule():
+    config = TrainConfig.load("zeroseg_imagenet_inductive")
+    epoch = 1_281_167 // config.loop.batch_size
+    assert config.loop.iterations == 80 * epoch
+    assert config.schedule.warmup_steps == 20 * epoch
+    peak = scaled_learning_rate(config.task.options["base_learning_rate"], config.loop.batch_size)
+    assert peak == pytest.approx(2.4e-3)
+    assert config.optimizer.betas == (0.9, 0.95)
+
+
+def test_zeroseg_recipe_trains_on_photos_without_masks(tmp_path):
+    """The recipe's own settings with a small student, teacher and batch."""
+    for name in ("train/n01/a.jpg", "train/n02/b.JPEG", "val/c.jpg"):
+        photo(tmp_path / "imagenet" / name, (80, 100))
+    save_clip(tmp_path / "clip.safetensors")
+    changes = {
+        "data.root": tmp_path / "imagenet",
+        "data.augmentation": "{ kind = 'center_crop', crop_hw = [64, 64], short_edge = 64 }",
+        "model.options": _toml(STUDENT | {"image_size": 64, "embed_dim": 32}),
+        "task.options.teacher": tmp_path / "clip.safetensors",
+        "task.options.teacher_activation": "quick_gelu",
+        "task.options.views": "{ grids = [1, 2], size = 64 }",
+        "schedule.warmup_steps": 1,
+        "loop.iterations": 2,
+        "loop.batch_size": 2,
+        "loop.device": "cpu",
+        "loop.num_workers": 0,
+        "output.folder": tmp_path / "run",
+    }
+    recipe = "zeroseg_imagenet_inductive"
+    config = TrainConfig.load(recipe, [f"{key}={value}" for key, value in changes.items()])
+    result = train(config)
+    assert result.finished
+    assert result.losses.keys() == {"reconstruction", "views", "segments"}
+    assert load_trained(tmp_path / "run").config.grid_side == 4
+    labelled = TrainConfig.load(recipe, [f"data.root={tmp_path}/imagenet", "model.options={}"])
+    labelled = replace(labelled, model=replace(labelled.model, architecture="cosine_head"))
+    options = {"pretrained": str(tmp_path / "clip.safetensors"), "activation": "quick_gelu"}
+    labelled = replace(labelled, model=replace(labelled.model, options=options))
+    with refused(ArgumentError, "data.name"):
+        assemble(labelled)
+
+
+# --- TOML ---
+
+DATA = '[data]\nname = "folder"\n'
+DEEP = "at most 20 lists and tables inside each other"
+DOTS = ".".join("a" for _ in range(5000))
+STRANGE = {
+    "lists": ("[" * 5000 + "]" * 5000, DEEP),
+    "a few lists": ("[" * 150 + "]" * 150, DEEP),
+    "tables": ("{a = " * 400 + "1" + "}" * 400, DEEP),
+    "dots": (f"{{ {DOTS} = 1 }}", DEEP),
+    "day": ("2024-02-03", "got the date 2024-02-03. Put it in quotes"),
+    "moment": ("2024-02-03T04:05:06Z", "got the datetime 2024-02-03"),
+    "hour": ("[[04:05:06]]", "got the time 04:05:06"),
+    "digits": ("9" * 5000, "64-bit integers, got a larger one"),
+    "bits": (str(2**63), "64-bit integers, got a larger one"),
+}
+
+
+@pytest.fixture
+def given(tmp_path):
+    """A file that names its data alone."""
+    (tmp_path / "a.toml").write_text(DATA)
+    return tmp_path / "a.toml"
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_strange_values_are_refused(given, name):
+    value, message = STRANGE[name]
+    with pytest.raises(ArgumentError, match=rf"--set.*: expected .*{message}") as caught:
+        TrainConfig.load(given, [f"model.options.pretrained={value}"])
+    assert len(str(caught.value)) < 300
+    given.write_text(f"{DATA}[model.options]\npretrained = {value}\n")
+    for kind in (TrainConfig, Comparison):
+        with pytest.raises(ArgumentError, match=rf"a\.toml: expected .*{message}"):
+            kind.load(given)
+
+
+def test_what_no_setting_is_is_refused(given, capsys):
+    for change in ("data.root=2024-02-03", f"{DOTS}=1", "a" * 5000, f"data.root={'[' * 5000}"):
+        assert run("train", "-c", given, "--dry-run", "--set", change) == 1
+        assert capsys.readouterr().err.startswith("zsseg-rt: --set")
+    for change in ("data.root=photos\udcff", "model.options.pull=nan"):
+        with refused(ArgumentError, "--set"):
+            TrainConfig.load(given, [change])
+
+
+@pytest.mark.parametrize(
+    "source", ["a" * 5000, "a" * 5000 + ".toml", "a\0b", "/", "zegclip_vok", "missing.toml"]
+)
+def test_names_that_no_file_has_are_refused(source):
+    with pytest.raises(ArgumentError, match=r"cannot be read|expected a TOML file or one of"):
+        TrainConfig.load(source)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(
+            f'model.options={{ "{text}" = ["{text}"] }}'
+            for text in ("a\\u007fb", "\\r\\n", "\\u0085", '\\"', "\\u0000", "😀")
+        ),
+        "model.options.deep=[[[[1, 2.5], [true]], 'a']]",
+        'text.templates=["a \\"{}\\"", "{} é"]',
+    ],
+)
+def test_settings_survive_being_written(given, tmp_path, change):
+    config = TrainConfig.load(given, [change])
+    (tmp_path / "b.toml").write_text(config.to_toml(), encoding="utf-8")
+    again = TrainConfig.load(tmp_path / "b.toml")
+    assert again == config != TrainConfig.load(given)
+    assert not config.differences(again)
+
+
+def test_what_is_not_toml_is_a_word(given):
+    config = TrainConfig.load(given, ["data.root=2024-02-30"])  # no such day
+    assert config.data.root == "2024-02-30"
+
+
+# --- options ---
+
+
+@pytest.mark.parametrize(
+    ("options", "argument"),
+    [
+        ({}, "model.options.pretrained"),
+        ({"pretrained": 3}, "model.options.pretrained"),
+        ({"image_size": "512"}, "model.options.image_size"),
+        ({"num_prompts": 1.5}, "model.options.num_prompts"),
+        ({"unit_inputs": "no"}, "model.options.unit_inputs"),
+        ({"activation": "relu"}, "model.options.activation"),
+        ({"image_sise": 1}, "model.options"),
+        ({"decoder": {"heads": 8}}, "model.options.decoder"),
+    ],
+)
+def test_model_options_are_refused_before_anything_is_read(options, argument):
+    options = {"pretrained": "nowhere.pt"} | options if options else {}
+    config = ModelConfig(architecture="zegclip", options=options)
+    with refused(ArgumentError, argument):
+        build_model(config, seen=(0,), protocol="inductive")
+
+
+def test_inherited_settings_are_checked_too():
+    taken = checked_settings(DescriptorTask, {"focal_weight": 3}, "task.options", ("seen",))
+    assert taken == {"focal_weight": 3.0}
+    with refused(ArgumentError, "task.options.focal_weight"):
+        checked_settings(DescriptorTask, {"focal_weight": "a"}, "task.options", ("seen",))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("unseen", "car", r"options of folder\.unseen: expected a list, got 'car'"),
+        ("class_names", 3, r"options of folder\.class_names: expected a list, got 3"),
+        ("zero_is_unlabelled", "no", "zero_is_unlabelled: expected true or false, got 'no'"),
+    ],
+)
+def test_data_options_of_a_wrong_type_are_refused(tmp_path, name, value, message):
+    with pytest.raises(ArgumentError, match=message):
+        create_dataset("folder", tmp_path, **{name: value})
+
+
+def test_values_that_only_code_can_give_pass():
+    decoder = object()
+    given = {"pretrained": Path("a"), "decoder": decoder}
+    assert checked_settings(ZegCLIPStart, given, "options")["decoder"] is decoder
+
+
+@pytest.mark.parametrize(
+    ("kind", "raw", "message"),
+    [
+        (int | tuple[int, int], "a", "x: expected an integer or a list, got 'a'"),
+        (int | tuple[int, int], [1], "x: expected 2 items, got 1"),
+        (str | Path | None, 1, "x: expected a string, got 1"),
+        (Sequence[str] | None, ["a", 1], r"x\[1\]: expected a string, got 1"),
+    ],
+)
+def test_a_choice_of_types_names_all(kind, raw, message):
+    with pytest.raises(ArgumentError, match=message):
+        schema.decode(kind, raw, "x", ArgumentError)
+
+
+@pytest.mark.parametrize(
+    ("kind", "raw"),
+    [(int | str, "a"), (int | tuple[int, int], 3), (Sequence[str] | None, None), (int | None, 3)],
+)
+def test_a_choice_of_types_takes_each(kind, raw):
+    assert schema.decode(kind, raw, "x", ArgumentError) == raw
+
+
+def rows_of_the_page():
+    page = Path(__file__).parents[2] / "docs" / "settings.md"
+    items = r"^- \*\*(.*?)\*\*: (.*(?:\n  .*)*)$"
+    return re.findall(items, page.read_text(encoding="utf-8"), re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "rows"),
+    [
+        ("zegclip", 2),
+        ("clip_rc", 3),
+        ("cosine_head", 2),
+        ("zegformer", 2),
+        ("cat_seg", 2),
+    ],
+)
+def test_every_model_option_is_on_the_page(architecture, rows):
+    own = ["all that start", f"`{architecture}`", *(["`zegclip`"] if rows == 3 else [])]
+    texts = [text for name, text in rows_of_the_page() if name.startswith(tuple(own))]
+    assert len(texts) == rows
+    named = set(re.findall(r"`(\w+)`", " ".join(texts)))
+    options = set(setting_names(find_builder(architecture, official=False)))
+    assert options - named == {"seen_classes", "self_trained"} & options
+
+
+@pytest.mark.parametrize(
+    ("row", "architecture", "more", "others"),
+    [
+        ("ZegCLIP, CLIP-RC", "zegclip", [], ()),
+        ("cosine head", "cosine_head", [], ()),
+        ("CAT-Seg", "cat_seg", [], ()),
+        ("ZegFormer", "zegformer", [SegmentWeights], ()),
+        (
+            "ZeroSeg",
+            "zeroseg",
+            [TeacherFeatures, TeacherViews],
+            ("teacher", "teacher_architecture", "teacher_activation", "views"),
+        ),
+    ],
+)
+def test_every_task_option_is_on_the_page_and_there(row, architecture, more, others):
+    (text,) = (text for name, text in rows_of_the_page() if name == row)
+    named = set(re.findall(r"`(\w+)`", text))
+    taken = {name for taker in (TASKS[architecture], *more) for name in setting_names(taker)}
+    inner = {"seen", "ignore_label", "protocol", "batch_size", "num_images", "prompts"}
+    assert named == (taken | set(others)) - inner
+
+
+# --- schedules ---
+
+
+@pytest.mark.needs_shared
+def test_the_official_learning_rate(shared_dir):
+    golden = json.loads((shared_dir / "golden" / "zs_lr_schedule.json").read_text())
+    for max_steps, rates in golden.items():
+        for step, rate in rates.items():
+            settings = {"max_steps": int(max_steps), "warmup_steps": 1500, "min_factor": 0.005}
+            # float64: the factor is rounded before the multiplication, not after
+            assert 2e-4 * poly(int(step), **settings) == pytest.approx(rate, rel=1e-14, abs=0)
+
+
+def test_poly_without_warm_up():
+    for step in range(11):
+        assert poly(step, max_steps=10) == pytest.approx((1 - step / 10) ** 0.9)
+    assert poly(11, max_steps=10) == 0
+
+
+def test_cosine():
+    factors = [cosine(step, max_steps=12, warmup_steps=4, min_factor=0.1) for step in range(14)]
+    assert factors[:5] == pytest.approx([0, 0.25, 0.5, 0.75, 1])
+    expected = [0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * step / 8)) for step in range(9)]
+    assert factors[4:13] == pytest.approx(expected)
+    assert factors[13] == factors[12] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("name", ["poly", "cosine", "constant"])
+def test_every_schedule_has_a_name_and_stays_within_one(name):
+    factors = [ScheduleConfig(name=name).factor(step, 7) for step in range(9)]
+    assert factors == sorted(factors, reverse=True)
+    assert factors[0] == 1
+    assert factors[-1] == (1 if name == "constant" else pytest.approx(0))
+
+
+@pytest.mark.parametrize(
+    ("settings", "argument"),
+    [
+        ({"max_steps": 0}, "max_steps"),
+        ({"max_steps": 5, "warmup_steps": 5}, "max_steps"),
+        ({"max_steps": 5, "min_factor": 1.5}, "min_factor"),
+    ],
+)
+def test_refuses_settings_out_of_range(settings, argument):
+    for schedule in (poly, cosine):
+        with refused(ArgumentError, argument):
+            schedule(0, **settings)
+
+
+@pytest.mark.parametrize(("name", "setting"), [("cosine", "power"), ("constant", "warmup_steps")])
+def test_refuses_a_setting_that_is_not_the_schedules(name, setting):
+    with pytest.raises(ArgumentError, match=f"settings of {name}, got others: {setting}"):
+        ScheduleConfig(name=name, **{setting: 2}).factor(0, 9)
+
+
+def test_zeros_of_a_configuration_count():
+    warm = ScheduleConfig(name="poly", warmup_steps=4, warmup_start=0.0)
+    assert warm.factor(0, 9) == 0
+    assert ScheduleConfig(name="poly", power=0.0).factor(5, 9) == 1

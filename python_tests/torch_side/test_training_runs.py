@@ -1,0 +1,581 @@
+"""Every family from its settings to a trained model, figures and a bundle, on tiny scenes."""
+
+import json
+import os
+import re
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("accelerate")
+
+from safetensors.torch import load_file, save_file  # noqa: E402
+
+from support import tiny, tiny_zegformer  # noqa: E402
+from support.errors import refused  # noqa: E402
+from support.small_runs import SIZES, STUDENT, TABLES, save_clip  # noqa: E402
+from support.toy_training import alike  # noqa: E402
+from tools.scenes.folder import as_folder  # noqa: E402
+from tools.scenes.words import CLASS_NAMES, SEEN  # noqa: E402
+from tools.studies.comparison import Comparison, merge  # noqa: E402
+from zsseg_rt import Engine, EngineConfig  # noqa: E402
+from zsseg_rt.cli import main  # noqa: E402
+from zsseg_rt.errors import ArgumentError, CheckpointError, VocabularyError  # noqa: E402
+from zsseg_rt.models.cat_seg.aggregator import AggregatorConfig, ClassAttention  # noqa: E402
+from zsseg_rt.models.zegformer.backbone import LearnedBatchNorm  # noqa: E402
+from zsseg_rt.training.assembly import assemble, train  # noqa: E402
+from zsseg_rt.training.class_embeddings import class_embeddings, embed_phrases  # noqa: E402
+from zsseg_rt.training.config import ModelConfig, TextConfig, TrainConfig  # noqa: E402
+from zsseg_rt.training.loop.checkpointing import read_checkpoint  # noqa: E402
+from zsseg_rt.training.parts import build_model  # noqa: E402
+from zsseg_rt.training.tasks.cat_seg import ClassPrompts  # noqa: E402
+from zsseg_rt.training.trained.card import (  # noqa: E402
+    describe_model,
+    load_classes,
+    load_trained,
+)
+from zsseg_rt.training.trained.segmenter import trained_segmenter  # noqa: E402
+
+HEAD = {"hidden": 32, "num_heads": 2, "window": 2, "text_guidance": 8, "guidance": 8}
+DECODER = {"decoder": [32, 16], "up": [8, 8], "decoder_guidance": [8, 8], "padding": 32}
+ZEGFORMER = {
+    "backbone": {"stem_width": 8, "widths": [4, 4, 4, 8], "depths": [1, 1, 1, 1]},
+    "decoder": {"conv_dim": 32, "mask_dim": 16, "hidden_dim": 32, "num_layers": 2},
+    "queries": 6,
+}
+SYSTEMS = {  # the model's options, those of its task, what may move and what must
+    "zegclip": ({"num_prompts": 2}, {}, r".*prompt.*|decode_head\..*", {"decode_head.q_proj."}),
+    "clip_rc": ({"num_prompts": 2, "num_cells": 4}, {}, ".*", {"decode_head."}),
+    "cosine_head": ({}, {}, ".*", {"image_encoder.head."}),
+    "zegformer": (
+        ZEGFORMER,
+        {"learning_rate": 1e-3, "backbone_factor": 1.0},
+        r"(?!sem_seg_head\.predictor\.clip_model\.|text_encoder\.).*",
+        {"backbone.stem.conv1.norm."},
+    ),
+    "zeroseg": (
+        STUDENT,
+        {"views": {"grids": [1, 2], "size": 64}, "base_learning_rate": 0.01},
+        r"(?!text_encoder\.).*",
+        {"encoder.patch_embed."},
+    ),
+    "cat_seg": (
+        {"pretrained": "demo", "view": 64, "aggregator": HEAD | DECODER},
+        {"learning_rate": 1e-2, "backbone_learning_rate": 1e-2},
+        r".*_encoder\..*[qv]_proj_weight|(?!.*_encoder\.).*",
+        {"image_encoder.", "text_encoder.", "aggregator.conv1.", "upsample1."},
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def clip_file(tmp_path_factory):
+    return save_clip(tmp_path_factory.mktemp("clip") / "tiny.safetensors")
+
+
+def configure(system, clip_file, folder, **tables):
+    """Settings of a small run; ``tables`` replace them."""
+    options, task, *_ = SYSTEMS[system]
+    if system != "cat_seg":
+        own = {"pretrained": str(clip_file), "activation": "quick_gelu", "image_size": 64}
+        options = own | options
+    text = {"templates": ["a {}."], "region_templates": ["the {}", "one {}"]}
+    plain = {
+        "model": {"architecture": system, "options": options},
+        "text": text if system == "zegformer" else {},
+        "task": {"options": task},
+        "evaluation": {"limit": 2},
+        "output": {"folder": str(folder)},
+    }
+    return TrainConfig.from_dict(TABLES | plain | tables)
+
+
+def changed(config, folder, *changes):
+    """The same with ``--set`` of the command line."""
+    (folder / "given.toml").write_text(config.to_toml())
+    return TrainConfig.load(folder / "given.toml", changes)
+
+
+@pytest.fixture(scope="module", params=SYSTEMS)
+def run(request, clip_file, tmp_path_factory):
+    """A finished run: what was configured, and what came out."""
+    config = configure(request.param, clip_file, tmp_path_factory.mktemp("runs") / "run")
+    return config, train(config)
+
+
+def first_batch(parts):
+    return next(parts.batches(start_position=0, process_index=0, num_processes=1, batch_size=2))
+
+
+def test_run_moves_what_it_should_is_judged_and_loads(run):
+    config, result = run
+    assert result.finished
+    assert {"pAcc", "mIoU(S)", "mIoU(U)", "hIoU", "mIoU", "top class"} >= result.metrics.keys()
+    assert np.isfinite(result.metrics["mIoU"])
+    before = assemble(config).task.model.state_dict()
+    after = read_checkpoint(result.last_checkpoint).model
+    model = load_trained(result.last_checkpoint)
+    assert all(torch.equal(value, after[key]) for key, value in model.state_dict().items())
+    if config.model.architecture == "zegclip":
+        assert model.config.seen_classes == tuple(SEEN)
+    moved = {key for key in before if not torch.equal(before[key], after[key])}
+    _, _, may, must = SYSTEMS[config.model.architecture]
+    assert [key for key in moved if not re.fullmatch(may, key)] == []
+    assert [start for start in must if not any(key.startswith(start) for key in moved)] == []
+
+
+def test_run_exports_to_a_bundle_that_labels_alike(run, tmp_path):
+    config, result = run
+    classes, embeds = load_classes(result.run_folder)
+    assert classes.names == tuple(CLASS_NAMES)
+    bundle = tmp_path / "run.zsseg"
+    arguments = [str(result.run_folder), "--out", str(bundle), "--precision", "float32"]
+    assert main(["export", "trained", *arguments]) == 0
+    segmenter = trained_segmenter(result.run_folder, classes.names, device="cpu")
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    with Engine(bundle, EngineConfig(precision="float32")) as engine:
+        vocabulary = engine.set_classes(list(classes.phrases))
+        np.testing.assert_allclose(vocabulary.embeds, embeds, atol=1e-5)
+        assert vocabulary.space == classes.space
+        labels = engine.segment(image).labels
+        if config.model.architecture == "zegclip":
+            assert engine.bundle.head.seen == classes.seen_phrases
+    same = labels == segmenter.segment(image)
+    if config.model.architecture == "cat_seg":  # after two steps most classes score alike
+        model = load_trained(result.run_folder)
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (model.image_mean, model.image_std))
+        planes = (torch.from_numpy(image).permute(2, 0, 1) / 255 - mean) / std
+        with torch.no_grad():
+            best = model.predict(planes[None], embeds)[0].topk(2, dim=0).values
+        same = same[(best[0] - best[1] > 1e-5).numpy()]
+        assert same.size
+        assert same.all()
+    assert same.mean() > 0.99
+
+
+# --- starting, resuming, refusing ---
+
+
+@pytest.fixture(scope="module")
+def zegclip(clip_file, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("zegclip")
+    config = configure("zegclip", clip_file, folder / "run")
+    (folder / "given.toml").write_text(config.to_toml())
+    return folder / "given.toml", train(config)
+
+
+def test_resuming_needs_the_same_settings(zegclip):
+    path, result = zegclip
+    again = train(TrainConfig.load(path, ["loop.log_interval=1"]), resume=True)
+    assert again.step == 2
+    with refused(ArgumentError, "config", "loop.iterations", "loop.seed"):
+        train(TrainConfig.load(path, ["loop.seed=1", "loop.iterations=8"]), resume=True)
+    with refused(ArgumentError, "output.folder", "--resume"):
+        train(TrainConfig.load(path))
+    assert TrainConfig.load(result.run_folder / "config.toml").loop.iterations == 2
+
+
+def test_self_training_starts_from_a_run(zegclip, tmp_path):
+    path, result = zegclip
+    start_from = f"model={{start_from = '{result.run_folder}'}}"
+    changes = ["task.protocol=transductive", f"output.folder={tmp_path}", "evaluation.split="]
+    config = TrainConfig.load(path, [start_from, *changes])
+    start = assemble(config).task.model
+    weights = load_trained(result.run_folder).state_dict()
+    assert all(torch.equal(value, weights[key]) for key, value in start.state_dict().items())
+    assert start.config.self_trained
+    trained = train(config)
+    assert load_trained(tmp_path).config.self_trained
+    assert trained.metrics == {}
+
+
+def test_official_checkpoints_start_a_run_as_they_were_saved(tmp_path):
+    state_dict = tiny.zegclip_state_dict(SIZES)
+    saved = {f"module.{key}": value.half() for key, value in state_dict.items()}
+    torch.save({"state_dict": saved}, tmp_path / "official.pth")
+    start, options = str(tmp_path / "official.pth"), dict(tiny.zegclip_config(SIZES))
+    del options["seen_classes"]
+    config = ModelConfig(start_from=start, options=options)
+    weights = build_model(config, seen=(0,), protocol="inductive").state_dict()
+    assert all(torch.equal(value, state_dict[k].half().float()) for k, value in weights.items())
+    clip = ModelConfig(start_from=start, options={"clip": "ViT-B-16"})
+    with refused(ArgumentError, "model.options", "'clip'"):
+        build_model(clip, seen=(0,), protocol="inductive")
+
+
+def test_a_run_of_an_earlier_version_is_known_by_its_old_name(clip_file, tmp_path, monkeypatch):
+    def described(model, classes):
+        return describe_model(model, classes) | {"architecture": "dense_baseline"}
+
+    monkeypatch.setattr("zsseg_rt.training.assembly.describe_model", described)
+    train(configure("cosine_head", clip_file, tmp_path / "run", evaluation={"split": ""}))
+    assert load_trained(tmp_path / "run").architecture == "cosine_head"
+
+
+def test_zeroseg_trains_without_classes(clip_file, tmp_path):
+    options = STUDENT | {"embed_dim": 32, "image_size": 64}
+    views = {"teacher_activation": "quick_gelu", "views": {"grids": [1, 2], "size": 64}}
+    model, task = {"architecture": "zeroseg", "options": options}, {"options": views}
+    config = configure("zeroseg", clip_file, tmp_path / "run", model=model, task=task)
+    changes = ["evaluation.split=", f"task.options.teacher={clip_file}"]
+    for given, argument in (([], "evaluation.split"), (changes[:1], "task.options.teacher")):
+        with refused(ArgumentError, argument):
+            assemble(changed(config, tmp_path, *given))
+    for protocol in ("supervised", "transductive"):
+        with refused(ArgumentError, "task.protocol", "'inductive'"):
+            assemble(changed(config, tmp_path, *changes, f"task.protocol={protocol}"))
+    result = train(changed(config, tmp_path, *changes))
+    assert result.losses.keys() == {"reconstruction", "views", "segments"}
+    assert load_trained(tmp_path / "run").config.grid_side == 4
+    assert load_classes(tmp_path / "run") is None
+
+
+def test_command_line_trains(clip_file, tmp_path, capsys):
+    path = tmp_path / "run.toml"
+    path.write_text(configure("zegclip", clip_file, tmp_path / "run").to_toml())
+    assert main(["train", "--config", str(path), "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "8 images" in shown
+    assert "iterations = 2" in shown
+    assert not (tmp_path / "run").exists()
+    arguments = ["train", "-c", str(path)]
+    assert main([*arguments, "--json", str(tmp_path / "result.json")]) == 0
+    assert json.loads((tmp_path / "result.json").read_text())["step"] == 2
+    assert "finished 2 steps" in capsys.readouterr().out
+    assert main([*arguments, "--resume", "--set", "loop.seed=3"]) == 1
+    assert "loop.seed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("loop.iteration=3", r"loop: unknown key 'iteration'. Did you mean 'iterations'\?"),
+        ("lop.iterations=3", r"unknown key 'lop'. Did you mean 'loop'\?"),
+        ("loop.batch_size=many", "loop.batch_size: expected an integer, got 'many'"),
+        ("task.protocol=open", "task.protocol: expected one of inductive, transductive"),
+        ("schedule.name=step", "schedule.name: expected one of poly, cosine, constant"),
+        ("schedule.warmup_steps=9", "warmup_steps"),
+        ("nonsense", "--set: expected table.key=value"),
+        ("model.options.num_promts=3", r"model.options: unknown key 'num_promts'. Did you mean"),
+        ("model.options.seen_classes=[1]", "model.options: unknown key 'seen_classes'"),
+        ("task.options.focal_wieght=3", r"task.options: unknown key 'focal_wieght'. Did you mean"),
+        ("data.name=folders", "name: expected one of .*folder"),
+        ("data.augmentation.kind=blur", "data.augmentation.kind: expected one of fit_inside"),
+        ("data.augmentation.crop=3", r"data.augmentation: unknown key 'crop'"),
+        ("evaluation.options={valuse = [1]}", "valuse"),
+        ("loop.best_metric=hIuO", r"loop.best_metric: expected one of pAcc, .*got 'hIuO'"),
+    ],
+)
+def test_wrong_settings_are_named(change, message, clip_file, tmp_path):
+    with pytest.raises(ArgumentError, match=message):
+        assemble(changed(configure("zegclip", clip_file, tmp_path), tmp_path, change))
+
+
+@pytest.mark.parametrize("architecture", ["zegclip", "clip_rc", "cosine_head"])
+def test_crops_follow_the_size_of_the_model_unless_they_are_given(
+    architecture, clip_file, tmp_path
+):
+    data = {**TABLES["data"], "augmentation": {"flip_probability": 0}}
+    config = configure(architecture, clip_file, tmp_path, data=data)
+    parts = assemble(config)
+    wanted = {"crop_hw": [64, 64], "scale": [256, 64], "flip_probability": 0}
+    assert parts.config.data.augmentation == wanted  # what is saved with the run
+    assert first_batch(parts).images.shape == (2, 3, 64, 64)
+    given = changed(config, tmp_path, "data.augmentation={crop_hw = [96, 80], scale = [80, 64]}")
+    kept = {"crop_hw": [96, 80], "scale": [80, 64]}
+    assert assemble(given).config.data.augmentation == kept
+
+
+# --- CAT-Seg ---
+
+
+def test_checkpoints_hold_the_embeddings_of_the_tuned_tower(tmp_path):
+    config = configure("cat_seg", "demo", tmp_path, evaluation={"split": ""})
+    result = train(config)
+    classes, embeds = load_classes(result.run_folder)
+    model = load_trained(result.run_folder)
+    own = embed_phrases(model.text_encoder, classes.phrases, classes.templates)
+    torch.testing.assert_close(embeds, own)
+    untrained = assemble(config)
+    assert (embeds - untrained.embeddings.phrase_embeds).abs().max() > 1e-2
+    assert "own text tower" in classes.space
+
+
+def test_names_go_through_the_text_tower_at_every_step(tmp_path):
+    parts = assemble(configure("cat_seg", "demo", tmp_path))
+    task, model = parts.task, parts.task.model
+    rows = parts.embeddings.class_embeds[task.label_protocol.query_rows]
+    torch.testing.assert_close(task.queries().detach(), rows, atol=1e-5, rtol=1e-4)
+    task.queries()[0, 0].backward()
+    grads = {name for name, p in model.text_encoder.named_parameters() if p.grad is not None}
+    assert grads == {n for n, p in model.text_encoder.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize(("trained", "towers"), [("image", {"image_encoder"}), ("head", set())])
+def test_towers_can_be_left_alone(tmp_path, trained, towers):
+    task = assemble(
+        configure("cat_seg", "demo", tmp_path, task={"options": {"trained": trained}})
+    ).task
+    found = {name.split(".")[0] for name, p in task.model.named_parameters() if p.requires_grad}
+    assert {name for name in found if name.endswith("_encoder")} == towers
+    assert torch.equal(task.queries(), task.query_embeds)
+    groups = task.parameter_groups()
+    assert len(groups) == 1 + len(towers)
+    assert [group["lr"] for group in groups] == pytest.approx([2e-4, 2e-6][: len(groups)])
+
+
+def test_every_trained_tensor_gets_a_gradient(tmp_path):
+    parts = assemble(configure("cat_seg", "demo", tmp_path))
+    sum(parts.task.train()(first_batch(parts)).values()).backward()
+    for name, parameter in parts.task.model.named_parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad, name
+
+
+def test_what_cannot_be_trained_is_refused(tmp_path):
+    bank = tmp_path / "rows.npy"
+    np.save(bank, np.eye(28, 128, dtype=np.float32))
+    with refused(ArgumentError, "trained"):
+        assemble(configure("cat_seg", "demo", tmp_path, text={"bank": str(bank)}))
+    for options, argument in (
+        ({"trained": "all"}, "trained"),
+        ({"backbone_learning_rate": -1.0}, "backbone_learning_rate"),
+        ({"pooling": 3}, "pooling"),
+        ({"pooling": 0}, "pooling"),
+        ({"loss": "hinge"}, "loss"),
+    ):
+        with refused(ArgumentError, f"task.options.{argument}"):
+            assemble(configure("cat_seg", "demo", tmp_path, task={"options": options}))
+
+
+@torch.no_grad()
+def test_pooling_averages_cells_in_training_alone():
+    torch.manual_seed(0)
+    sizes = {"hidden": 16, "num_heads": 2, "text_guidance": 8, "decoder_guidance": (8, 8)}
+    attention = ClassAttention(AggregatorConfig(**sizes))
+    alike = torch.randn(2, 3, 1, 16).expand(-1, -1, 16, -1)
+    x, text = torch.randn(2, 3, 16, 16), torch.rand(3, 8)
+    plain = attention(alike, text), attention(x, text)
+    attention.pooling = 2
+    torch.testing.assert_close(attention(alike, text), plain[0])  # means of equals
+    assert (attention(x, text) - plain[1]).abs().max() > 1e-2
+    assert torch.equal(attention.eval()(x, text), plain[1])
+    cells = x.clone().unflatten(2, (4, 4))
+    cells[:, :, :2, :2] = cells[:, :, :2, :2].flip(2, 3)  # order within a cell is not seen
+    changed = attention.train()(cells.flatten(2, 3), text) - cells.flatten(2, 3)
+    torch.testing.assert_close(changed, attention(x, text) - x)
+
+
+def test_classes_keep_their_synonyms():
+    prompts = ClassPrompts(torch.arange(4 * 2 * 3).view(4, 2, 3), (2, 1, 1))
+    chosen = prompts.of([2, 0])
+    assert chosen.counts == (1, 2)
+    assert torch.equal(chosen.tokens, prompts.tokens[[3, 0, 1]])
+
+
+# --- ZegFormer ---
+
+
+def test_zegformer_is_what_was_configured(clip_file, tmp_path):
+    parts = assemble(configure("zegformer", clip_file, tmp_path))
+    config = parts.task.model.config
+    assert config.seen_classes == tuple(SEEN)
+    assert (config.decoder.num_queries, config.decoder.hidden_dim) == (6, 32)
+    assert parts.classes.region_templates == ("the {}", "one {}")
+    assert parts.region_embeds.shape == parts.embeddings.phrase_embeds.shape
+    assert not torch.allclose(parts.region_embeds, parts.embeddings.phrase_embeds, atol=1e-3)
+    norms = {
+        id(parameter)
+        for module in parts.task.model.modules()
+        if isinstance(module, LearnedBatchNorm)
+        for parameter in module.parameters()
+    }
+    groups = parts.task.parameter_groups()
+    found = {id(p) for group in groups for p in group["params"] if group["weight_decay"] == 0}
+    assert norms
+    assert norms <= found
+
+
+@pytest.fixture
+def official_zegformer(tmp_path):
+    """An official checkpoint of training, which holds no CLIP, and CLIP's own file."""
+    weights = tiny_zegformer.state_dict()
+    bare = {k: v for k, v in weights.items() if not k.startswith(tiny_zegformer.CLIP)}
+    torch.save({"model": bare, "iteration": 1}, tmp_path / "official.pth")
+    prefix = tiny_zegformer.CLIP
+    clip = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+    save_file(clip, tmp_path / "clip.safetensors")
+
+    def configured(**options):
+        start = str(tmp_path / "official.pth")
+        settings = {"num_heads": 4} | options
+        return ModelConfig(architecture="zegformer", start_from=start, options=settings)
+
+    return configured, {"pretrained": str(tmp_path / "clip.safetensors")}
+
+
+def test_official_zegformer_starts_with_the_clip_that_is_named(official_zegformer):
+    configured, clip = official_zegformer
+    config = configured(**clip, activation="quick_gelu")
+    model = build_model(config, seen=(0, 1), protocol="inductive")
+    assert model.config.fusion == "seen_and_unseen"
+    assert model.text_encoder is not None
+    weights = tiny_zegformer.state_dict()
+    assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
+
+
+def test_official_zegformer_without_clip_says_what_to_do(official_zegformer):
+    configured, _ = official_zegformer
+    message = "official.pth: .*CLIP's weights .*model.options.pretrained is CLIP's file.*fusion"
+    with pytest.raises(CheckpointError, match=message):
+        build_model(configured(), seen=(), protocol="inductive")
+    with refused(ArgumentError, "model.options.pretrained"):
+        build_model(configured(activation="gelu"), seen=(), protocol="inductive")
+    with refused(ArgumentError, "model.options", "'pretraned'"):
+        build_model(configured(pretraned="openai"), seen=(), protocol="inductive")
+    for options in ({"ensemble": False}, {"fusion": "segments"}):  # the official flag, our word
+        alone = build_model(configured(**options), seen=(), protocol="inductive")
+        assert alone.config.fusion == "segments"
+
+
+def test_options_of_zegformer_are_understood_or_named(clip_file, tmp_path):
+    config = configure("zegformer", clip_file, tmp_path)
+
+    def options(**more):
+        return replace(config, model=replace(config.model, options=config.model.options | more))
+
+    earlier = assemble(options(clip_classification=True, ensemble=False))
+    assert earlier.task.model.config.fusion == "regions"
+    with refused(ArgumentError, "model.options.backbone", "'stem_with'"):
+        assemble(options(backbone={"stem_with": 8}))
+
+
+# --- ZeroSeg ---
+
+
+def test_zeroseg_learns_from_the_clip_that_names_classes_and_from_no_label(clip_file, tmp_path):
+    parts = assemble(configure("zeroseg", clip_file, tmp_path))
+    teacher = parts.task.features.teacher.encoder.state_dict()
+    weights = load_file(clip_file)
+    assert torch.equal(teacher["proj"], weights["visual.proj"])
+    assert parts.task.model.config.embed_dim == weights["visual.proj"].shape[1]
+    assert parts.task.learning_rate == pytest.approx(0.01 * 2 / 256)
+    batch = first_batch(parts)
+    torch.manual_seed(0)
+    first = parts.task.eval()(batch)
+    batch.labels.fill_(3)
+    torch.manual_seed(0)
+    second = parts.task(batch)
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+@pytest.fixture
+def halfway(clip_file, tmp_path):
+    """A run of four steps with a CLIP of its own, as if it had been killed after two of them."""
+    config = configure(
+        "zeroseg", shutil.copy(clip_file, tmp_path / "teacher.safetensors"), tmp_path / "run"
+    )
+    config = replace(config, loop=replace(config.loop, iterations=4, checkpoint_interval=2))
+    last = train(config).last_checkpoint
+    last.rename(tmp_path / "uninterrupted")
+    return config, last.with_name("step-00000002.pt")
+
+
+def test_resuming_without_the_teachers_weights_changes_no_bit(halfway, tmp_path):
+    config, checkpoint = halfway
+    assert not [name for name in read_checkpoint(checkpoint).task if "teacher" in name]
+    resumed = train(config, resume=True).last_checkpoint
+    first, second = (
+        replace(read_checkpoint(path), losses={})  # means since the run began, or went on
+        for path in (tmp_path / "uninterrupted", resumed)
+    )
+    assert alike(first, second)
+
+
+def test_another_teacher_is_not_resumed_with(halfway, tmp_path):
+    config, checkpoint = halfway
+    path = tmp_path / "teacher.safetensors"
+    weights = load_file(path)
+    save_file(weights | {"visual.proj": weights["visual.proj"] + 1}, path)
+    with refused(CheckpointError, None, "features.teacher"):
+        train(config, resume=True)
+    path.unlink()
+    with refused(CheckpointError, "model.options.pretrained", "teacher.safetensors"):
+        train(config, resume=True)
+    assert load_trained(checkpoint).config.embed_dim == weights["visual.proj"].shape[1]
+
+
+@pytest.mark.parametrize("name", ["zegformer", "zeroseg"])
+def test_comparison_knows_the_systems(name, clip_file, tmp_path):
+    compared = Comparison.load("scenes")
+    variant = next(variant for variant in compared.variants if variant.name == name)
+    changes = {"model": {"options": {"pretrained": str(clip_file)}}}
+    changes |= {use: {"options": {"length": 8}} for use in ("data", "evaluation")}
+    tables = merge(variant.over(compared.shared), changes)
+    parts = assemble(TrainConfig.from_dict(as_folder(tables, tmp_path)))
+    assert parts.evaluation_dataset is not None
+    assert len(parts.embeddings.phrase_embeds) == len(CLASS_NAMES)
+    assert sum(p.numel() for p in parts.task.parameters() if p.requires_grad) < 3e6
+
+
+# --- class embeddings ---
+
+
+def unit_rows(rows):
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def test_bank_gives_rows_by_name_and_averages_synonyms(tmp_path):
+    rows = unit_rows(tiny.text_embeds(4, 8).numpy())
+    np.save(tmp_path / "rows.npy", 3 * rows)  # of any norm
+    (tmp_path / "names.txt").write_text("Tree\ncar\nautomobile\nroad, street\n")
+    config = TextConfig(bank=str(tmp_path / "rows.npy"), bank_names=str(tmp_path / "names.txt"))
+    found = class_embeddings(["car, automobile", "tree", "road, street"], config)
+    assert found.phrases == ("car", "automobile", "tree", "road", "street")
+    np.testing.assert_allclose(found.phrase_embeds, rows[[1, 2, 0, 3, 3]], atol=1e-6)
+    mean = unit_rows(rows[1:2] + rows[2:3])
+    np.testing.assert_allclose(found.class_embeds[:1], mean, atol=1e-6)
+    with refused(VocabularyError, "text.bank"):
+        class_embeddings(["car", "boat"], config)
+
+
+@pytest.mark.parametrize("name", ["header", "cut", "text", "objects", "names", "pipe"])
+def test_damaged_banks_are_named(tmp_path, name):
+    path, names = tmp_path / "rows.npy", tmp_path / "names.txt"
+    np.save(path, unit_rows(tiny.text_embeds(4, 8).numpy()))
+    names.write_text("[" * 100_000 if name == "names" else "a\nb\nc\nd\n")
+    content = path.read_bytes()
+    odd = {"header": content.replace(b"'shape': (4, 8)", b"'shape': (4**8)"), "cut": content[:-1]}
+    path.write_bytes(odd.get(name, content))
+    if name == "text":
+        np.save(path, np.array([["a"]]))
+    elif name == "objects":
+        np.save(path, np.array([{}], object), allow_pickle=True)
+    elif name == "pipe":
+        path.unlink()
+        os.mkfifo(path)
+    config = TextConfig(bank=str(path), bank_names=str(names))
+    with pytest.raises(ArgumentError, match=r"(text\.bank|names\.txt): expected"):
+        class_embeddings(["a"], config)
+
+
+def test_text_tower_embeds_as_the_bundle_does(zegclip_model, tmp_path):
+    from zsseg_rt.export.options import ExportOptions
+    from zsseg_rt.export.text_side import TextSide
+
+    templates = ("a photo of a {}.", "the {}")
+    found = class_embeddings(["car", "tree"], TextConfig(templates=templates), zegclip_model)
+    options, tower = ExportOptions(templates=templates), zegclip_model.text_encoder
+    side = TextSide(options, embed_dim=32, tower=tower)
+    side.write_tokenizer(tmp_path)
+    expected, _ = side.embed(["car", "tree"])
+    np.testing.assert_allclose(found.phrase_embeds, expected, atol=1e-6)
+
+
+def test_neither_a_source_of_embeddings_nor_a_run_is_an_error(tmp_path):
+    with refused(ArgumentError, "text", "text.bank", "text.clip"):
+        class_embeddings(["car"], TextConfig())
+    with refused(CheckpointError, None, tmp_path.name):
+        load_trained(tmp_path)
