@@ -39,9 +39,8 @@ from zsseg_rt.evaluation.datasets import create_dataset
 from zsseg_rt.evaluation.engine_segmenter import EngineSegmenter
 from zsseg_rt.evaluation.evaluate import evaluate
 from zsseg_rt.export import export_bundle
-from zsseg_rt.export.quantized.bundle import quantize_bundle
+from zsseg_rt.export.quantized.bundle import QuantizeSettings, quantize_bundle
 from zsseg_rt.export.quantized.measure import CLEAR
-from zsseg_rt.export.quantized.report import QuantizeSettings
 from zsseg_rt.models import from_official
 from zsseg_rt.profiling.turns import take_turns_locally
 from zsseg_rt.profiling.worker import Stopwatch

@@ -1,12 +1,28 @@
 """Small ONNX graphs for tests of backends, written with the onnx package."""
 
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from zsseg_rt.onnx.flow import with_floats
+from zsseg_rt.onnx.half import to_half
+from zsseg_rt.onnx.reader import read_network
+from zsseg_rt.onnx.writer import write_onnx
+
 OPSETS = [helper.make_opsetid("", 20), helper.make_opsetid("org.example", 1)]
+
+
+def to_float16(model, half=()):
+    """The float16 version of a float32 graph, checked; inputs and outputs in ``half`` too."""
+    stream = BytesIO()
+    network = with_floats(read_network(model.SerializeToString()))
+    write_onnx(to_half(network, half=half), "test", stream)
+    made = onnx.load_model_from_string(stream.getvalue())
+    onnx.checker.check_model(made)
+    return made
 
 
 def write_graph(path: Path, nodes, inputs, outputs, weights=None) -> Path:

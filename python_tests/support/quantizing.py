@@ -8,7 +8,7 @@ import numpy as np
 
 from tools.scenes import SceneDataset
 from zsseg_rt.evaluation.datasets.base import Sample
-from zsseg_rt.export.quantized.report import QuantizeSettings
+from zsseg_rt.export.quantized.bundle import QuantizeSettings
 
 FAST = QuantizeSettings()
 

@@ -13,7 +13,7 @@ from support.fakes import write_fake_bundle
 from zsseg_rt import Bundle
 from zsseg_rt.common.files import read_npy
 from zsseg_rt.errors import BundleError, ConfigError, SourceError, VocabularyError
-from zsseg_rt.export.tokenizer_json import tokenizer_json
+from zsseg_rt.export.words import tokenizer_json
 from zsseg_rt.integrations.batch import Journal
 from zsseg_rt.photos import read_photo
 from zsseg_rt.results.visualize import encode_label_png, read_label_png

@@ -13,8 +13,8 @@ from zsseg_rt.backends._openvino import _OpenVinoSession
 from zsseg_rt.errors import ArgumentError, BackendError, ShapeError, VocabularyError
 from zsseg_rt.export import export_bundle
 from zsseg_rt.export.architectures.zegformer import export_zegformer
+from zsseg_rt.export.golden import verify_bundle
 from zsseg_rt.export.options import ExportOptions
-from zsseg_rt.export.verify import verify_bundle
 from zsseg_rt.runtime.families.proposals import class_probabilities, distinct_crops, fuse
 from zsseg_rt.torch_files.zegformer_prompts import REGION_TEMPLATES
 

@@ -7,12 +7,11 @@ import torch
 from onnx import TensorProto, helper
 
 from support.errors import refused
-from support.graphs import write_graph
+from support.graphs import to_float16, write_graph
 from zsseg_rt.backends.base import BackendOptions
 from zsseg_rt.backends.registry import get_backend, is_installed
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.errors import CheckpointError
-from zsseg_rt.export.float16 import to_float16
 from zsseg_rt.models.functional import patch_text_similarity
 
 OPTIONS = BackendOptions(num_threads=1)

@@ -17,7 +17,7 @@ from onnx import TensorProto, helper  # noqa: E402
 from conftest import require_cuda  # noqa: E402
 from support.errors import refused  # noqa: E402
 from support.fakes import edit_manifest  # noqa: E402
-from support.graphs import write_graph  # noqa: E402
+from support.graphs import to_float16, write_graph  # noqa: E402
 from support.half_bundles import FAMILIES, NAMES, half_and_wide  # noqa: E402
 from support.host_backend import host_backend  # noqa: E402
 from zsseg_rt import Bundle, Engine, EngineConfig  # noqa: E402
@@ -27,7 +27,6 @@ from zsseg_rt.backends.registry import get_backend  # noqa: E402
 from zsseg_rt.bundles import specs as bundle_specs  # noqa: E402
 from zsseg_rt.common.arrays import TensorSpec  # noqa: E402
 from zsseg_rt.errors import BundleError  # noqa: E402
-from zsseg_rt.export.float16 import to_float16  # noqa: E402
 from zsseg_rt.ops.reference import upsample_bilinear  # noqa: E402
 from zsseg_rt.runtime.families.registry import create_family  # noqa: E402
 from zsseg_rt.runtime.self_check import TOLERANCES  # noqa: E402

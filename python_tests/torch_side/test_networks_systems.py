@@ -15,7 +15,7 @@ from zsseg_rt.export.architectures import zegformer as zegformer_export
 from zsseg_rt.export.architectures.descriptor import export_descriptor, parts_of
 from zsseg_rt.export.architectures.zeroseg import export_zeroseg, student_of
 from zsseg_rt.export.options import ExportOptions
-from zsseg_rt.export.word_subset import written_text
+from zsseg_rt.export.words import written_text
 from zsseg_rt.networks import cat_seg, zegformer, zeroseg
 from zsseg_rt.networks.layers import group_norm
 from zsseg_rt.onnx.arrays import Arrays

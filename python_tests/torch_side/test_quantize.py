@@ -30,10 +30,8 @@ from zsseg_rt.demo import demo_classes
 from zsseg_rt.export.graph_files import describe_graph
 from zsseg_rt.export.quantized import bundle as quantizing
 from zsseg_rt.export.quantized import measure
-from zsseg_rt.export.quantized.bundle import quantize_bundle
-from zsseg_rt.export.quantized.calibration import Seen
-from zsseg_rt.export.quantized.number_formats import FORMATS
-from zsseg_rt.export.quantized.report import QuantizeSettings
+from zsseg_rt.export.quantized.bundle import QuantizeSettings, quantize_bundle
+from zsseg_rt.export.quantized.layers import FORMATS, Seen
 from zsseg_rt.onnx.reader import map_file, quantised_layers
 
 
@@ -369,8 +367,13 @@ def test_an_interrupted_run_leaves_nothing(photos, tmp_path):
 def test_e4m3_rounds_as_onnx_does():
     kind, values = FORMATS["fp8"], np.random.default_rng(0).normal(0, 60, 500).astype(np.float32)
     values[:20] /= 4000
-    stored = onnx.numpy_helper.to_array(kind.tensor("x", values, np.float32(1)))
-    np.testing.assert_array_equal(kind.rounded(values, 1.0), stored.astype(np.float32))
+    values[20:23] = (448, -15.9, 0)  # the largest, one that reaches the next power, none
+    bits = kind.weight(values, 1.0).array
+    stored = onnx.helper.make_tensor("x", 17, bits.shape, bits.tobytes(), raw=True)
+    held = onnx.numpy_helper.to_array(stored).astype(np.float32)
+    np.testing.assert_array_equal(kind.rounded(values, 1.0), held)
+    with_onnx = onnx.helper.make_tensor("x", 17, values.shape, values.tolist())
+    np.testing.assert_array_equal(onnx.numpy_helper.to_array(with_onnx).astype(np.float32), held)
 
 
 def layers_with_weights(path):

@@ -15,9 +15,8 @@ from zsseg_rt.cli import main
 from zsseg_rt.evaluation.engine_segmenter import EngineSegmenter
 from zsseg_rt.evaluation.metrics import ConfusionMatrix, score
 from zsseg_rt.export.quantized import bundle as quantizing
-from zsseg_rt.export.quantized.bundle import quantize_bundle
-from zsseg_rt.export.quantized.pictures import choose_pictures
-from zsseg_rt.export.quantized.report import QuantizeSettings
+from zsseg_rt.export.quantized.bundle import QuantizeSettings, quantize_bundle
+from zsseg_rt.export.quantized.measure import choose_pictures
 from zsseg_rt.text.class_names import split_synonyms
 
 

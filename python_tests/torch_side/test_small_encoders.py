@@ -255,7 +255,7 @@ def records(shared_dir):
 
 
 def test_clips_tokens_are_cut_to_77_and_32(records):
-    from zsseg_rt.export.tokenizer_json import tokenizer_json
+    from zsseg_rt.export.words import tokenizer_json
 
     for length in (77, 32):
         rows = Tokenizer(tokenizer_json(), length).encode([record["text"] for record in records])

@@ -15,7 +15,7 @@ from zsseg_rt.text.tokenizer import Tokenizer
 open_clip_tokenizer = pytest.importorskip("open_clip.tokenizer")
 
 from support.errors import refused  # noqa: E402
-from zsseg_rt.export.tokenizer_json import tokenizer_json  # noqa: E402
+from zsseg_rt.export.words import tokenizer_json  # noqa: E402
 
 UNUSUAL = [
     "",

@@ -12,8 +12,7 @@ from zsseg_rt import Bundle, Engine, EngineConfig
 from zsseg_rt.cli import main
 from zsseg_rt.errors import BundleError, CheckpointError, VocabularyError
 from zsseg_rt.export import export_bundle
-from zsseg_rt.export.tokenizer_json import tokenizer_json
-from zsseg_rt.export.word_subset import keep_words
+from zsseg_rt.export.words import keep_words, tokenizer_json
 from zsseg_rt.models.clip.towers import TextEncoder, TextEncoderConfig
 from zsseg_rt.text.tokenizer import Tokenizer
 

@@ -14,7 +14,7 @@ from tools.scenes.captions import describe_scene
 from tools.scenes.words import NEVER_CAPTIONED
 from tools.scenes.world import visible
 from tools.studies.crops import Captioned, captioned_views
-from zsseg_rt.export.tokenizer_json import tokenizer_json
+from zsseg_rt.export.words import tokenizer_json
 from zsseg_rt.text.tokenizer import Tokenizer
 
 __all__ = ["NEVER_CAPTIONED", "CaptionBatch", "CaptionBatches"]

@@ -33,7 +33,7 @@ from zsseg_rt.errors import ArgumentError, CheckpointError
 from zsseg_rt.evaluation.evaluate import Evaluation, evaluate
 from zsseg_rt.export.bundle_writer import write_manifest
 from zsseg_rt.export.exporters import export_bundle
-from zsseg_rt.export.word_subset import keep_words
+from zsseg_rt.export.words import keep_words
 from zsseg_rt.models import create_model
 from zsseg_rt.models.clip.towers import TextEncoder
 from zsseg_rt.models.descriptor.model import DecoderConfig

@@ -13,7 +13,7 @@ from safetensors.torch import save
 from tools.scenes import words_of_world
 from tools.scenes.captions import FUNCTION_WORDS
 from zsseg_rt.common.files import write_whole
-from zsseg_rt.export.tokenizer_json import tokenizer_json
+from zsseg_rt.export.words import tokenizer_json
 from zsseg_rt.models.clip.weights import text_config
 from zsseg_rt.text.tokenizer import Tokenizer
 from zsseg_rt.torch_files.clip_weights import load_clip

@@ -28,7 +28,7 @@ from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.bundles.specs import ConceptSpec
 from zsseg_rt.export import export_dense_bundle
 from zsseg_rt.export.bundle_writer import write_golden, write_manifest
-from zsseg_rt.export.verify import verify_bundle
+from zsseg_rt.export.golden import verify_bundle
 
 Rows = npt.NDArray[np.float32]
 

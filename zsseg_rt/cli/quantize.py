@@ -23,14 +23,13 @@ from zsseg_rt.cli.output import (
     write_json,
 )
 from zsseg_rt.cli.service import stopped_by_signals
-from zsseg_rt.common.extras import needs_extra
 from zsseg_rt.config import PRECISIONS
 from zsseg_rt.text.class_names import split_synonyms
 
 if TYPE_CHECKING:
     from zsseg_rt.bundles.bundle import Bundle
     from zsseg_rt.evaluation.datasets.base import SegmentationDataset
-    from zsseg_rt.export.quantized.report import QuantizeReport
+    from zsseg_rt.export.quantized.bundle import QuantizeReport
     from zsseg_rt.runtime.plan_builds import BuiltPlan
 
 _MOST_CLASSES = 256
@@ -69,13 +68,11 @@ def quantize(
 ) -> None:
     """Write a bundle in INT8 or FP8; below the gate only the report is written (exit code 3)."""
     from zsseg_rt.bundles.bundle import Bundle
+    from zsseg_rt.export.quantized.bundle import QuantizeSettings, quantize_bundle
 
     check_file_place("--json", json_file)
     loaded, data = Bundle.load(bundle), None if masks == DataOptions(dataset="") else masks.open()
     classes = named.read_if_given() or _own_classes(loaded, data)
-    with needs_extra("quantize", f"to quantise {bundle}"):
-        from zsseg_rt.export.quantized.bundle import quantize_bundle
-        from zsseg_rt.export.quantized.report import QuantizeSettings
     settings = QuantizeSettings(overwrite=overwrite, **vars(gate))
     with _interruptible(), ProgressBar() as bar:
         report = quantize_bundle(

@@ -9,7 +9,7 @@ from zsseg_rt.common.extras import needs_extra
 if TYPE_CHECKING:
     from zsseg_rt.export.dense_onnx import export_dense_bundle
     from zsseg_rt.export.exporters import export_bundle, export_graphs
-    from zsseg_rt.export.verify import verify_bundle
+    from zsseg_rt.export.golden import verify_bundle
 
 __all__ = ["export_bundle", "export_dense_bundle", "export_graphs", "verify_bundle"]
 
@@ -18,7 +18,7 @@ _HOMES = {
     "export_bundle": "zsseg_rt.export.exporters",
     "export_dense_bundle": "zsseg_rt.export.dense_onnx",
     "export_graphs": "zsseg_rt.export.exporters",
-    "verify_bundle": "zsseg_rt.export.verify",
+    "verify_bundle": "zsseg_rt.export.golden",
 }
 
 

@@ -22,10 +22,10 @@ from zsseg_rt.bundles.specs import (
 )
 from zsseg_rt.common.files import remove_leftovers, whole_folder, why_unwritable
 from zsseg_rt.errors import BundleError, VocabularyError
+from zsseg_rt.export.golden import verify_bundle
 from zsseg_rt.export.graph_files import WrittenGraph, save_graphs
 from zsseg_rt.export.options import ExportOptions, TextBank
 from zsseg_rt.export.text_side import TextSide
-from zsseg_rt.export.verify import verify_bundle
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 SUFFIX = ".zsseg"

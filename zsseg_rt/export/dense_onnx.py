@@ -20,14 +20,13 @@ import zsseg_rt
 from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
 from zsseg_rt.errors import ArgumentError, BackendError, BundleError
 from zsseg_rt.export.bundle_writer import ExportedModel, write_model_bundle
-from zsseg_rt.export.float16 import network_of
 from zsseg_rt.export.golden import NUMBERED_NAMES, dense_golden, preprocess_frame, unit_rows
 from zsseg_rt.export.graph_files import MAX_CLASSES, WrittenGraph
 from zsseg_rt.export.options import ENCODER_OPTIONS, TextBank, read_options
 from zsseg_rt.export.text_side import TextSide
 from zsseg_rt.onnx.arrays import compute
 from zsseg_rt.onnx.check import check_model
-from zsseg_rt.onnx.flow import Flow
+from zsseg_rt.onnx.flow import Flow, with_floats
 from zsseg_rt.onnx.network import Network, Node, weight_of
 from zsseg_rt.onnx.reader import read_network
 from zsseg_rt.onnx.table import newest
@@ -185,7 +184,7 @@ class _Encoder:
         )
         with _onnx_errors(self.path, "keeps to onnx's rules"):
             onnx.checker.check_model(model)
-        return network_of(model)
+        return with_floats(read_network(model.SerializeToString()))
 
 
 def _read_encoder(

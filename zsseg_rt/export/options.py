@@ -19,7 +19,7 @@ from zsseg_rt.export.graph_files import DEFAULT_PRECISIONS, check_precisions
 if TYPE_CHECKING:
     from torch import nn
 
-    from zsseg_rt.export.word_subset import WordSubset
+    from zsseg_rt.export.words import WordSubset
 
 TextBank = tuple[Sequence[str], npt.NDArray[np.floating[Any]]]
 
@@ -88,7 +88,7 @@ class ExportOptions:
     word_subset: WordSubset | None = setting(
         None,
         "For ZegCLIP and CLIP-RC: a text tower that knows only some words, written instead of "
-        "``text_encoder``; see :func:`zsseg_rt.export.word_subset.keep_words`.",
+        "``text_encoder``; see :func:`zsseg_rt.export.words.keep_words`.",
         of="some",
     )
     tokenizer: str | Path | bytes | None = setting(

@@ -15,8 +15,7 @@ from zsseg_rt.errors import CheckpointError, VocabularyError
 from zsseg_rt.export.golden import unit_rows
 from zsseg_rt.export.graph_files import GraphFiles, WrittenGraph, save_graphs
 from zsseg_rt.export.options import ExportOptions
-from zsseg_rt.export.tokenizer_json import tokenizer_json
-from zsseg_rt.export.word_subset import WordSubset, keep_words, written_text
+from zsseg_rt.export.words import WordSubset, keep_words, tokenizer_json, written_text
 from zsseg_rt.networks.text import WrittenText
 from zsseg_rt.text.embeddings import TOKENIZERS, AnyTokenizer
 from zsseg_rt.text.tokenizer import Tokenizer

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt.onnx.arrays import compute
-from zsseg_rt.onnx.network import Network, Node, Stated, Weight
+from zsseg_rt.onnx.network import Network, Node, Stated, Weight, weight_of
 from zsseg_rt.onnx.operations import ONNX_TYPES
 from zsseg_rt.onnx.reader import check_shape
 from zsseg_rt.onnx.table import OPERATORS, check_node
 from zsseg_rt.onnx.values import Call, Value
 
+_FLOAT = 1  # TensorProto's float32
 _OPEN = 16  # what an axis that is open until a run counts as; few are longer
 _MOVES = ("Cast", "Concat", "Gather", "Reshape", "Slice", "Squeeze", "Unsqueeze")
 _KEEPS_BOUNDS = ("Cast", "Concat", "Reshape", "Slice")
@@ -134,6 +136,40 @@ class Flow:
         """Refuse a second value of one name."""
         if not name or name in self.values:
             raise ValueError(f"{where}: expected a new name for each value, got {name!r}")
+
+
+def with_floats(network: Network) -> Network:
+    """The network with the names of its float32 values, as far as types are followed."""
+    values = Flow(network).run().values
+    floats = frozenset(name for name, value in values.items() if value.dtype == _FLOAT)
+    return replace(network, floats=floats)
+
+
+def in_opset(flow: Flow, opset: int) -> Network:
+    """A network of an operator set before 18 in one of 18 to 20, with the same results.
+
+    Raises:
+        ValueError: A softmax is over several axes, as before set 13.
+    """
+    network = flow.network
+    nodes, weights = [], dict(network.weights)
+    for node in network.nodes:
+        attributes, inputs = dict(node.attributes), node.inputs
+        if node.kind == "Split" and "split" not in attributes and len(inputs) == 1:
+            attributes["num_outputs"] = len(node.outputs)
+        elif node.kind == "Dropout":
+            attributes.pop("ratio", None)
+        elif node.kind in ("Softmax", "LogSoftmax") and network.opset < 13:
+            last = len(flow.values[inputs[0]].shape) - 1
+            if attributes.setdefault("axis", 1) not in (-1, last):
+                raise ValueError(f"{node.kind} {node.name!r} is over several axes.")
+        for name in ("axes", "split"):
+            if name in attributes and node.kind != "Resize":
+                weight = f"{node.outputs[0]}.{name}"
+                weights[weight] = weight_of(np.array(attributes.pop(name), np.int64))
+                inputs = (*inputs, weight)
+        nodes.append(node._replace(inputs=inputs, attributes=attributes))
+    return replace(network, nodes=tuple(nodes), weights=weights, opset=opset)
 
 
 def _stated_by(spec: Any) -> Stated:

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from zsseg_rt.common.checks import arguments_called
 from zsseg_rt.common.files import read_limited, read_npy
 from zsseg_rt.errors import ArgumentError, VocabularyError
-from zsseg_rt.export.tokenizer_json import tokenizer_json
-from zsseg_rt.export.word_subset import keep_words
+from zsseg_rt.export.words import keep_words, tokenizer_json
 from zsseg_rt.models.base import SegmentationModel
 from zsseg_rt.models.clip.towers import average_templates
 from zsseg_rt.models.clip.weights import build_text_encoder

@@ -5,39 +5,50 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 
 from zsseg_rt.backends.base import BackendOptions
 from zsseg_rt.backends.registry import get_backend
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.bundles.quantization import MaskLoss, QuantizationSpec
 from zsseg_rt.bundles.specs import FAMILIES
+from zsseg_rt.common.arrays import TensorSpec
+from zsseg_rt.common.checks import check_choice
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.engine import Engine
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.evaluation.datasets.base import SegmentationDataset
 from zsseg_rt.export.bundle_writer import check_bundle_place, new_bundle_folder, write_manifest
-from zsseg_rt.export.quantized.calibration import Range, Seen, choose_range
-from zsseg_rt.export.quantized.graph import emulated_graph, quantised_graph
-from zsseg_rt.export.quantized.layers import Group, find_groups, read_plain
+from zsseg_rt.export.quantized.layers import (
+    FORMATS,
+    Group,
+    Range,
+    Seen,
+    choose_range,
+    emulated_graph,
+    find_groups,
+    quantised_graph,
+    read_plain,
+)
 from zsseg_rt.export.quantized.measure import (
     Advance,
     Agreement,
+    Pictures,
     Reference,
     candidate,
+    choose_pictures,
     engine_config,
     measure,
     take_reference,
     write_graph,
 )
-from zsseg_rt.export.quantized.number_formats import FORMATS
-from zsseg_rt.export.quantized.pictures import Pictures, choose_pictures
-from zsseg_rt.export.quantized.report import LayerReport, QuantizeReport, QuantizeSettings
+from zsseg_rt.onnx.flow import Flow
+from zsseg_rt.onnx.network import Network
+from zsseg_rt.onnx.writer import save_onnx
 from zsseg_rt.runtime.families.registry import create_family
 from zsseg_rt.text.class_names import ClassNames
 
@@ -45,6 +56,79 @@ _CHOSEN = {"proposals": ("region_encoder",)}  # 97 % of ZegFormer's work; masks 
 
 Layer = tuple[str, Group]
 """A graph's name and a group of its layers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeSettings:
+    """How a bundle is quantised.
+
+    Attributes:
+        precision: ``"int8"`` or ``"fp8"``.
+        min_agreement: Share of clear cells that must keep float32's label.
+        max_miou_loss: Points of mIoU that may be lost where masks are given, and by which unseen
+            classes may lose more than seen ones.
+        seed: Chooses pictures and samples.
+        overwrite: Whether to replace an existing bundle.
+    """
+
+    precision: str = "int8"
+    min_agreement: float = 0.98
+    max_miou_loss: float = 0.5
+    seed: int = 0
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice("precision", self.precision, FORMATS)
+        if not 0.0 < self.min_agreement <= 1.0:
+            raise ArgumentError(
+                f"min_agreement: expected above 0 and at most 1, got {self.min_agreement}"
+            )
+        if not 0.0 <= self.max_miou_loss <= 100.0:
+            raise ArgumentError(
+                f"max_miou_loss: expected points from 0 to 100, got {self.max_miou_loss}"
+            )
+        if not 0 <= self.seed < 2**63:
+            raise ArgumentError(f"seed: expected from 0 to 2^63 - 1, got {self.seed}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerReport:
+    """One group of layers that read the same tensor.
+
+    Attributes:
+        graph: The graph.
+        name: The first layer of the group.
+        count: Layers of the group.
+        precision: What it is written in.
+        method: How its range was found; a layer that read zeros alone has none, and stays as it is.
+        error: Squared error of its results relative to their squares, on the samples.
+    """
+
+    graph: str
+    name: str
+    count: int
+    precision: str
+    method: str
+    error: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeReport:
+    """What was measured, and whether a bundle was written.
+
+    Attributes:
+        precision: ``"int8"`` or ``"fp8"``.
+        spec: What ``bundle.json`` says of it.
+        everything: Agreement with every layer quantised.
+        layers: One row per group.
+        path: The bundle, or None if the gate did not hold.
+    """
+
+    precision: str
+    spec: QuantizationSpec
+    everything: float
+    layers: tuple[LayerReport, ...]
+    path: str | None = None
 
 
 def quantize_bundle(
@@ -196,7 +280,7 @@ class _Job:
                 f"classes use, got none in {self._bundle.name}. It cannot be quantised."
             )
 
-    def _graphs(self, chosen: Sequence[Layer]) -> dict[str, onnx.ModelProto]:
+    def _graphs(self, chosen: Sequence[Layer]) -> dict[str, Network]:
         """The graphs that have chosen layers; others run beside them in another precision."""
         named = {name for name, _ in chosen}
         others = [self._bundle.graphs[name] for name in self._models if name not in named]
@@ -233,15 +317,21 @@ class _Job:
 
     def _tapped(self, name: str) -> Any:
         """A session that also gives what every layer reads."""
-        inferred = onnx.shape_inference.infer_shapes(self._models[name], strict_mode=True)
+        network = self._models[name]
+        values = Flow(network).run().values
         wanted = {group.tensor for graph, group in self._layers if graph == name}
-        wanted -= {value.name for value in (*inferred.graph.output, *inferred.graph.input)}
-        for value in inferred.graph.value_info:
-            if value.name in wanted:
-                inferred.graph.output.append(value)
-        del inferred.graph.value_info[:]
+        wanted -= {spec.name for spec in (*network.outputs, *network.inputs)}
+        more = [
+            TensorSpec(
+                name=tensor,
+                dtype="float32",
+                shape=tuple("?" if size is None else size for size in values[tensor].shape),
+            )
+            for tensor in values
+            if tensor in wanted
+        ]
         path = self.folder / f"{name}.taps.onnx"
-        onnx.save(inferred, path)
+        save_onnx(replace(network, outputs=(*network.outputs, *more)), name, path)
         backend = get_backend("openvino")
         return backend.load(
             path, device="cpu", precision="float32", options=BackendOptions()

@@ -1,21 +1,91 @@
-"""Which layers of a float32 graph can be quantised, grouped by the tensor that they read."""
+"""The layers of a float32 graph that can be quantised, their ranges, and the graphs they become."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
-from onnx import TensorProto, numpy_helper, version_converter
 
 from zsseg_rt.errors import ArgumentError
+from zsseg_rt.onnx.check import checked_flow, map_graph
+from zsseg_rt.onnx.flow import in_opset, with_floats
+from zsseg_rt.onnx.half import to_half
+from zsseg_rt.onnx.network import Network, Node, Weight
 
 FloatArray = npt.NDArray[np.float32]
+
 _COLOURS = 3
 _OLDEST, _OPSET = 19, 20  # before 19, QuantizeLinear takes neither float16 nor gives E4M3
+_SMALLEST_SCALE = float(np.finfo(np.float16).tiny)  # scales are stored in float16
+_MOST_ROWS, _ROWS_PER_RUN = 384, 24
+_PERCENTILES = (99.99, 99.9, 99.5)
+
+# --- what is stored in 8 bits: whole numbers with a scale, or E4M3 floats with a scale ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class NumberFormat:
+    """A format of 8 bits without an offset.
+
+    Attributes:
+        name: Public name of the precision.
+        dtype: The network's.
+        largest: The largest number before the scale.
+    """
+
+    name: str
+    dtype: str
+    largest: float
+
+    def scale(self, largest: npt.ArrayLike) -> FloatArray:
+        """The scale for values up to ``largest``, as float16 holds it; never zero."""
+        wanted = np.asarray(largest, np.float32) / self.largest
+        least = np.maximum(wanted, _SMALLEST_SCALE)
+        return np.asarray(least.astype(np.float16), np.float32)
+
+    def rounded(self, values: FloatArray, scale: npt.ArrayLike) -> FloatArray:
+        """What remains of values: the same shape, in float32."""
+        steps, step = self._steps(values, scale)
+        return np.asarray(steps * step * np.asarray(scale, np.float32), np.float32)
+
+    def weight(self, values: FloatArray, scale: npt.ArrayLike) -> Weight:
+        """Values in this format; ``scale`` broadcasts to them."""
+        steps, step = self._steps(values, scale)
+        if self.name == "int8":
+            return Weight(steps.astype(np.int8), self.dtype)
+        whole, exact = np.abs(steps), _e4m3_step(steps * step)  # may have reached the next power
+        bits = np.log2(exact * 2.0**9) * 8 + whole * (step / exact)
+        return Weight(bits.astype(np.uint8) | np.signbit(steps) * np.uint8(0x80), self.dtype)
+
+    def zeros(self, *shape: int) -> Weight:
+        """Zero points, which state the format and nothing else."""
+        return Weight(np.zeros(shape, np.int8 if self.name == "int8" else np.uint8), self.dtype)
+
+    def _steps(self, values: FloatArray, scale: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
+        """Values as whole numbers of steps, and the steps before the scale."""
+        factor = np.asarray(scale, np.float32)
+        scaled = np.clip(values / factor, -self.largest, self.largest)
+        step = np.ones_like(scaled) if self.name == "int8" else _e4m3_step(scaled)
+        return np.rint(scaled / step), step
+
+
+def _e4m3_step(values: FloatArray) -> FloatArray:
+    """An eighth of each value's power of two; below 2^-6 lie E4M3's subnormal numbers."""
+    power = np.floor(np.log2(np.maximum(np.abs(values), 2.0**-6)))
+    return np.asarray(np.exp2(power - 3), np.float32)
+
+
+FORMATS = {
+    "int8": NumberFormat(name="int8", dtype="int8", largest=127.0),
+    "fp8": NumberFormat(name="fp8", dtype="float8_e4m3fn", largest=448.0),
+}
+
+# --- layers ---
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,115 +105,286 @@ class Group:
     convolves: bool
 
 
-def read_plain(path: Any) -> onnx.ModelProto:
+def read_plain(path: Path) -> Network:
     """Read a graph; weights that are stored in float16 and cast become float32 weights.
 
     Raises:
         ArgumentError: The graph is quantised already, or of an operator set that is too old and
             cannot be converted.
+        BackendError: It is no graph that a bundle may hold.
     """
-    model = _converted(onnx.load(path), path.name)
-    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node):
+    flow = checked_flow(map_graph(path), str(path))
+    network = flow.network
+    if any(node.kind in ("QuantizeLinear", "DequantizeLinear") for node in network.nodes):
         raise ArgumentError(
             f"bundle: expected a graph in float32, got {path.name}, which is quantised already. "
             "Export the bundle again with --precision float32."
         )
-    stored = {tensor.name: tensor for tensor in model.graph.initializer}
-    kept = []
-    for node in model.graph.node:
-        source = stored.get(node.input[0]) if node.op_type == "Cast" else None
-        if source is None or source.data_type != TensorProto.FLOAT16:
+    if network.opset < _OLDEST:
+        try:
+            network = in_opset(flow, _OPSET)
+        except ValueError as exc:
+            raise ArgumentError(
+                f"bundle: expected graphs of operator set {_OLDEST} or newer, got {network.opset} "
+                f"in {path.name}, which cannot be converted: {exc} Export it at opset {_OPSET}."
+            ) from exc
+    weights, kept = dict(network.weights), []
+    for node in network.nodes:
+        stored = weights.get(node.inputs[0]) if node.kind == "Cast" else None
+        if stored is None or stored.dtype != "float16":
             kept.append(node)
-            continue
-        wide = numpy_helper.to_array(source).astype(np.float32)
-        model.graph.initializer.append(numpy_helper.from_array(wide, node.output[0]))
-    del model.graph.node[:]
-    model.graph.node.extend(kept)
-    drop_unused(model)
-    return model
+        else:
+            weights[node.outputs[0]] = Weight(stored.array, "float32")
+    return with_floats(_with_nodes(network, kept, weights))
 
 
-def _converted(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
-    """The same graph in an operator set whose Q/DQ nodes take float16 and E4M3."""
-    found = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
-    if found >= _OLDEST:
-        return model
-    try:
-        return version_converter.convert_version(model, _OPSET)
-    except (RuntimeError, version_converter.ConvertError) as exc:
-        raise ArgumentError(
-            f"bundle: expected graphs of operator set {_OLDEST} or newer, got {found} in {name}, "
-            f"which cannot be converted: {str(exc).splitlines()[0]} Export it at opset {_OPSET}."
-        ) from exc
-
-
-def drop_unused(model: onnx.ModelProto) -> None:
-    """Remove weights that no node reads."""
-    read = {name for node in model.graph.node for name in node.input}
-    kept = [tensor for tensor in model.graph.initializer if tensor.name in read]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
-
-
-def weights_of(model: onnx.ModelProto) -> dict[str, TensorProto]:
-    """The graph's weights by name."""
-    return {tensor.name: tensor for tensor in model.graph.initializer}
-
-
-def find_groups(model: onnx.ModelProto) -> tuple[Group, ...]:
+def find_groups(network: Network) -> tuple[Group, ...]:
     """Find the linear layers and convolutions with constant weights.
 
     Left out are convolutions of an image with three channels (the patches), products of two
     computed tensors (attention, similarity), and Gemm with factors.
     """
-    weights, readers = weights_of(model), defaultdict[str, list[int]](list)
-    for place, node in enumerate(model.graph.node):
-        if _can_quantise(node, weights):
-            readers[node.input[0]].append(place)
-    names = Counter(node.name for node in model.graph.node)
+    readers = defaultdict[str, list[int]](list)
+    for place, node in enumerate(network.nodes):
+        if _can_quantise(node, network.weights):
+            readers[node.inputs[0]].append(place)
+    names = Counter(node.name for node in network.nodes)
     groups = []
     for tensor, places in readers.items():
-        nodes = [model.graph.node[place] for place in places]
+        nodes = [network.nodes[place] for place in places]
+        first = nodes[0]
+        is_named = first.name and names[first.name] == 1
         groups.append(
             Group(
-                name=nodes[0].name.removesuffix("/MatMul")
-                if nodes[0].name and names[nodes[0].name] == 1
-                else nodes[0].output[0],
+                name=first.name.removesuffix("/MatMul") if is_named else first.outputs[0],
                 tensor=tensor,
                 nodes=tuple(places),
-                convolves=any(node.op_type == "Conv" for node in nodes),
+                convolves=any(node.kind == "Conv" for node in nodes),
             )
         )
     return tuple(groups)
 
 
-def weight_axis(node: onnx.NodeProto) -> int:
+def _can_quantise(node: Node, weights: Mapping[str, Weight]) -> bool:
+    if node.kind not in ("MatMul", "Gemm", "Conv") or node.inputs[0] in weights:
+        return False
+    weight, told = weights.get(node.inputs[1]), node.attributes
+    if weight is None or weight.dtype != "float32":
+        return False
+    shape = weight.array.shape
+    if node.kind == "Conv":
+        return len(shape) == 4 and shape[1] * told.get("group", 1) != _COLOURS
+    plain = told.get("alpha", 1.0) == told.get("beta", 1.0) == 1.0
+    return len(shape) == 2 and plain and not told.get("transA", 0)
+
+
+def _weight_axis(node: Node) -> int:
     """The axis of a layer's weight that counts its outputs."""
-    if node.op_type == "MatMul":
-        return 1
-    return 0 if node.op_type == "Conv" or _attribute(node, "transB", 0) else 1
+    return 0 if node.kind == "Conv" or node.attributes.get("transB", 0) else 1
 
 
-def weight_matrix(node: onnx.NodeProto, weights: dict[str, TensorProto]) -> FloatArray:
+# --- ranges: of several candidates per layer the one with the smallest error is taken ---
+
+
+@dataclass
+class Seen:
+    """What calibration saw of one tensor.
+
+    Attributes:
+        largest: float32 [K], the largest magnitude of each channel.
+        rows: Seeded samples, float32 [R, K]; of convolutions [R, 1].
+    """
+
+    largest: FloatArray = field(default_factory=lambda: np.zeros(0, np.float32))
+    rows: list[FloatArray] = field(default_factory=list)
+
+    def add(self, values: npt.NDArray[Any], *, convolves: bool, rng: np.random.Generator) -> None:
+        """Take in one run's values: [..., K], or [B, C, H, W] of a convolution."""
+        flat = values.reshape(-1, 1 if convolves else values.shape[-1]).astype(np.float32)
+        most = np.abs(flat).max(axis=0)
+        self.largest = most if not self.largest.size else np.maximum(self.largest, most)
+        if sum(len(rows) for rows in self.rows) < _MOST_ROWS * (64 if convolves else 1):
+            count = min(len(flat), _ROWS_PER_RUN * (64 if convolves else 1))
+            self.rows.append(flat[rng.choice(len(flat), count, replace=False)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """How one tensor is quantised.
+
+    Attributes:
+        scale: Of the values.
+        method: How it was found.
+        error: Squared error of the layers' results relative to their squares.
+    """
+
+    scale: float
+    method: str
+    error: float
+
+
+def choose_range(network: Network, group: Group, seen: Seen, kind: NumberFormat) -> Range:
+    """Try every clipping on the samples; take the one with the smallest error.
+
+    Raises:
+        ArgumentError: The images gave numbers that float16, in which the rest is, cannot hold.
+    """
+    sample, most = np.concatenate(seen.rows), float(np.finfo(np.float16).max)
+    if not (seen.largest <= most).all():  # NaN too
+        raise ArgumentError(
+            f"photos: expected numbers up to {most:g} before {group.name}, got "
+            f"{seen.largest.max():g}: all but the layers is in float16. Use float32 or bfloat16."
+        )
+    exact, rounded = sample, None
+    if not group.convolves:  # of these the values' own error counts
+        layers = [network.nodes[place] for place in group.nodes]
+        matrix = np.concatenate([_matrix(node, network.weights) for node in layers], 1)
+        exact = sample @ matrix
+        rounded = kind.rounded(matrix, kind.scale(np.abs(matrix).max(axis=0)))
+    power = float(np.square(exact, dtype=np.float64).sum()) or 1.0
+    results = []
+    for method, clip in _clips(sample, float(seen.largest.max())).items():
+        scale = float(kind.scale(clip))
+        kept = kind.rounded(sample, scale)
+        off = (kept if rounded is None else kept @ rounded) - exact
+        results.append((float(np.square(off, dtype=np.float64).sum()) / power, method, scale))
+    error, method, scale = min(results)
+    return Range(scale=scale, method=method, error=error)
+
+
+def _matrix(node: Node, weights: Mapping[str, Weight]) -> FloatArray:
     """A linear layer's weight as float32 [inputs, outputs]."""
-    weight = np.asarray(numpy_helper.to_array(weights[node.input[1]]), np.float32)
-    return weight if weight_axis(node) == 1 else weight.T
+    weight = np.asarray(weights[node.inputs[1]].array, np.float32)
+    return weight if _weight_axis(node) == 1 else weight.T
 
 
-def _can_quantise(node: onnx.NodeProto, weights: dict[str, TensorProto]) -> bool:
-    if node.op_type not in ("MatMul", "Gemm", "Conv") or node.input[0] in weights:
-        return False
-    weight = weights.get(node.input[1])
-    if weight is None or weight.data_type != TensorProto.FLOAT:
-        return False
-    if node.op_type == "Conv":
-        return len(weight.dims) == 4 and weight.dims[1] * _attribute(node, "group", 1) != _COLOURS
-    plain = _attribute(node, "alpha", 1.0) == _attribute(node, "beta", 1.0) == 1.0
-    return len(weight.dims) == 2 and plain and not _attribute(node, "transA", 0)
+def _clips(values: FloatArray, most: float) -> Mapping[str, float]:
+    """Candidates for the largest magnitude that is kept, by how they were found."""
+    levels = np.percentile(np.abs(values), _PERCENTILES)
+    clips = {"max": most}
+    return clips | {f"{p} %": float(v) for p, v in zip(_PERCENTILES, levels, strict=True) if v > 0}
 
 
-def _attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:
-    for attribute in node.attribute:
-        if attribute.name == name:
-            return onnx.helper.get_attribute_value(attribute)
-    return default
+# --- graphs ---
+
+_Added = tuple[list[Node], dict[str, Weight]]  # nodes, and the weights that they read
+
+
+def quantised_graph(
+    network: Network,
+    chosen: Mapping[Group, Range],
+    kind: NumberFormat,
+    half: Collection[str] = (),
+) -> Network:
+    """The network whose chosen layers multiply 8-bit numbers; all else is float16.
+
+    Args:
+        network: A float32 network of :func:`read_plain`.
+        chosen: The groups to quantise, and how.
+        kind: The format.
+        half: Inputs and outputs that become float16; see :func:`zsseg_rt.onnx.half.to_half`.
+    """
+
+    def values(group: Group, found: Range) -> _Added:
+        name = group.tensor
+        constants = (f"{name}.scale", f"{name}.zero")
+        narrow, made = (name, *constants), (f"{name}.narrow", *constants)
+        nodes = [
+            Node(f"{group.name}/Q", "QuantizeLinear", narrow, (made[0],), {}),
+            Node(f"{group.name}/DQ", "DequantizeLinear", made, (f"{name}.rounded",), {}),
+        ]
+        return nodes, {constants[0]: _scalar(found.scale), constants[1]: kind.zeros()}
+
+    def weight(name: str, array: FloatArray, axis: int) -> _Added:
+        scale = _scale_of(array, axis, kind)
+        inputs = (name, f"{name}.scale", f"{name}.zero")
+        node = Node(f"{name}/DQ", "DequantizeLinear", inputs, (f"{name}.rounded",), {"axis": axis})
+        stored = (kind.weight(array, scale), Weight(scale.reshape(-1), "float32"))
+        zeros = kind.zeros(scale.size)
+        return [node], dict(zip(inputs, (*stored, zeros), strict=True))
+
+    return to_half(with_floats(_rounded(network, chosen, values, weight)), half=half)
+
+
+def emulated_graph(network: Network, chosen: Mapping[Group, Range], kind: NumberFormat) -> Network:
+    """The float32 network that computes with the numbers that E4M3 holds.
+
+    Runtimes on CPUs store FP8 and do not compute with it as GPUs do (OpenVINO 2026.4 reads such
+    graphs, and gives other numbers), so what FP8 loses is measured with this one.
+    """
+
+    def values(group: Group, found: Range) -> _Added:
+        return _rounding(group, found, kind)
+
+    def weight(name: str, array: FloatArray, axis: int) -> _Added:
+        rounded = kind.rounded(array, _scale_of(array, axis, kind))
+        return [], {f"{name}.rounded": Weight(rounded, "float32")}
+
+    return _rounded(network, chosen, values, weight)
+
+
+def _rounded(
+    network: Network,
+    chosen: Mapping[Group, Range],
+    values: Callable[[Group, Range], _Added],
+    weight: Callable[[str, FloatArray, int], _Added],
+) -> Network:
+    """The network whose chosen layers read rounded tensors; a shared weight becomes several."""
+    before: dict[int, list[Node]] = defaultdict(list)
+    layers, weights = list(network.nodes), dict(network.weights)
+    for group, found in chosen.items():
+        for place in group.nodes:
+            node = layers[place]
+            name = f"{node.outputs[0]}.weight"
+            array = np.asarray(weights[node.inputs[1]].array, np.float32)
+            added = [weight(name, array, _weight_axis(node))]
+            if place == group.nodes[0]:
+                added.insert(0, values(group, found))
+            for nodes, constants in added:
+                before[place] += nodes
+                weights |= constants
+            inputs = (f"{group.tensor}.rounded", f"{name}.rounded", *node.inputs[2:])
+            layers[place] = node._replace(inputs=inputs)
+    nodes = [one for place, node in enumerate(layers) for one in (*before[place], node)]
+    return _with_nodes(network, nodes, weights)
+
+
+def _with_nodes(network: Network, nodes: Iterable[Node], weights: Mapping[str, Weight]) -> Network:
+    """The network with other nodes, and those weights that they read."""
+    nodes = tuple(nodes)
+    read = {name for node in nodes for name in node.inputs}
+    kept = {name: weight for name, weight in weights.items() if name in read}
+    return replace(network, nodes=nodes, weights=kept)
+
+
+def _scale_of(weight: FloatArray, axis: int, kind: NumberFormat) -> FloatArray:
+    """One scale for each output, broadcast to the weight."""
+    others = tuple(other for other in range(weight.ndim) if other != axis)
+    return kind.scale(np.abs(weight).max(axis=others, keepdims=True))
+
+
+def _scalar(number: float) -> Weight:
+    return Weight(np.array(number, np.float32), "float32")
+
+
+def _rounding(group: Group, found: Range, kind: NumberFormat) -> _Added:
+    """Nodes that round a tensor to E4M3: to a step of an eighth of its power of two."""
+    name = group.tensor
+    numbers = {
+        "scale": found.scale, "low": -kind.largest, "high": kind.largest, "least": 2.0**-6,
+        "per_bit": 1.0 / np.log(2.0), "bits": 3.0, "two": 2.0,
+    }  # fmt: skip
+    steps = (
+        ("Div", "scaled", (name, "scale")), ("Clip", "kept", ("scaled", "low", "high")),
+        ("Abs", "magnitude", ("kept",)), ("Max", "normal", ("magnitude", "least")),
+        ("Log", "log", ("normal",)), ("Mul", "log2", ("log", "per_bit")),
+        ("Floor", "power", ("log2",)), ("Sub", "last", ("power", "bits")),
+        ("Pow", "step", ("two", "last")), ("Div", "steps", ("kept", "step")),
+        ("Round", "whole", ("steps",)), ("Mul", "narrow", ("whole", "step")),
+        ("Mul", "rounded", ("narrow", "scale")),
+    )  # fmt: skip
+    nodes = []
+    for kind_, output, inputs in steps:
+        named = tuple(one if one == name else f"{name}.{one}" for one in inputs)
+        nodes.append(Node(f"{group.name}/{output}", kind_, named, (f"{name}.{output}",), {}))
+    return nodes, {f"{name}.{key}": _scalar(number) for key, number in numbers.items()}
