@@ -1,19 +1,18 @@
 """How often a frame calls CUDA, counted by the emulated GPU: the figures may only fall."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from conftest import require_cuda
 from support.cuda_counts import FIELDS, counts_reader
 from support.device_backend import device_backend
+from support.frame_kinds import half_bundle, on_device, open_engine
 from support.host_backend import HostSession, host_backend
-from zsseg_rt import Bundle, Engine, EngineConfig, FrameMemory, ops
+from zsseg_rt import FrameMemory, ops
 
 pytestmark = pytest.mark.needs_cuda
 
-STORED = Path(__file__).parents[1] / "bundles" / "v1"
+NAMES = [f"name {index}" for index in range(7)]
 # What a frame of family descriptor takes after the first, the graphs apart.
 BUDGET = {
     "launches": 4,
@@ -30,11 +29,17 @@ BUDGET = {
 }
 
 
-# What a replayed frame takes where classes are decided on the host. ZegFormer's has two batches of
-# regions here, each a graph, the indices of its regions and their embeddings; the host waits before
-# it chooses regions, before it weighs opinions, and for the labels.
-LOOKED_AT = {
-    "segment_tokens": {"launches": 4, "copies_to_host": 3, "host_waits": 1, "graph_launches": 1},
+# What a replayed frame takes. Where classes are decided on the host, it looks at results before the
+# labels: ZegFormer's frame has two batches of regions here, each a graph, the indices of its
+# regions and their embeddings; the host waits before it chooses regions, before it weighs opinions,
+# and for the labels.
+REPLAYED = {
+    "descriptor": {"graph_launches": 1},
+    "descriptor in half": {"graph_launches": 1},
+    "clip_rc in half": {"graph_launches": 1},
+    "dense": {"graph_launches": 1, "launches": 3},
+    "aggregation": {"graph_launches": 2},
+    "segment_tokens": {"copies_to_host": 3, "graph_launches": 1},
     "proposals": {
         "launches": 10,
         "copies_to_device": 4,
@@ -43,16 +48,9 @@ LOOKED_AT = {
         "graph_launches": 4,
     },
 }
-
-
-# Families whose frame the host waits for at its end alone.
-REPLAYED = {
-    "descriptor": {"graph_launches": 1},
-    "dense": {"graph_launches": 1, "launches": 3},
-    "aggregation": {"graph_launches": 2},
-}
 # A moved past is one launch more, and takes a field of motion and one of weights.
 WITH_MEMORY = {"launches": 5, "copies_to_device": 3, "graph_launches": 1}
+FRAME = np.random.default_rng(5).integers(0, 256, (81, 77, 3), np.uint8)
 
 
 @pytest.fixture
@@ -92,8 +90,6 @@ def test_memory_comes_from_a_pool_that_keeps_some(counts):
 def frame_counts(counts, monkeypatch):
     """What one frame costs, once the engine has seen one of its size; the graphs are left out."""
     placed = host_backend(monkeypatch, "own arrays")
-    rng = np.random.default_rng(5)
-    frame = rng.integers(0, 256, (81, 77, 3), np.uint8)
     graphs, kept = dict.fromkeys(FIELDS, 0), []
     run = HostSession.run
 
@@ -108,16 +104,13 @@ def frame_counts(counts, monkeypatch):
     monkeypatch.setattr(HostSession, "run", apart)
 
     def count(bundle, **settings):
-        path = STORED / f"{bundle}.zsseg"
-        config = EngineConfig(precision="float32", use_cache=False, **placed, **settings)
-        with Engine(path, config) as engine:
-            engine.set_classes(list(Bundle.load(path).text_bank.names))
-            engine.segment(frame)
-            engine.segment(frame)
-            for name in graphs:
-                graphs[name] = 0
+        with open_engine(bundle, placed, **{"with_scores": False} | settings) as engine:
+            engine.set_classes(list(engine.bundle.text_bank.names))
+            engine.segment(FRAME)
+            engine.segment(FRAME)
+            graphs.update(dict.fromkeys(FIELDS, 0))
             before = counts()
-            engine.segment(frame)
+            engine.segment(FRAME)
             after = counts()
         return {name: after[name] - before[name] - graphs[name] for name in FIELDS}
 
@@ -127,100 +120,63 @@ def frame_counts(counts, monkeypatch):
 @pytest.mark.parametrize("with_times", [False, True])
 def test_a_descriptor_frame_keeps_to_its_budget(frame_counts, with_times):
     found = frame_counts("descriptor", with_times=with_times)
-    assert {name: found[name] for name in BUDGET if found[name] > BUDGET[name]} == {}
+    assert over(BUDGET, found) == {}
 
 
+@pytest.fixture
+def replayed(counts, monkeypatch, tmp_path):
+    """What a frame costs that is replayed, after others and other classes; the graphs apart."""
+    placed, sessions = device_backend(monkeypatch)
+
+    def count(bundle, memory=None, **settings):
+        if bundle.endswith("in half"):
+            bundle = half_bundle(bundle.partition(" ")[0], tmp_path)
+            settings["precision"] = "auto"
+        with open_engine(bundle, placed, **{"with_scores": False} | settings) as engine:
+            bank = engine.bundle.text_bank
+            names = list(bank.names) if isinstance(bundle, str) else NAMES
+            engine.set_classes(names)
+            for _ in range(3):
+                engine.segment(FRAME, memory=memory)
+            is_half = not isinstance(bundle, str)
+            engine.set_classes(names[::-1] if is_half else names[:-1])  # of the same bucket
+            for _ in range(1 if memory is None else 3):
+                engine.segment(FRAME, memory=memory)
+            before, runs = counts(), [session.runs for session in sessions]
+            times = engine.segment(FRAME, memory=memory).times
+            found = {name: count - before[name] for name, count in counts().items()}
+            assert [session.runs for session in sessions] == runs
+        batches = found["graph_launches"] - 2
+        found["launches"] -= sum(
+            len(session.outputs) * (batches if session.outputs[0].name == "region_embeds" else 1)
+            for session in sessions
+        )
+        return found, times
+
+    return count
+
+
+def over(budget, found):
+    """What was called more often than it may be."""
+    return {name: found[name] for name in budget if found[name] > budget[name]}
+
+
+@pytest.mark.parametrize("with_times", [None, True])
 @pytest.mark.parametrize("bundle", REPLAYED)
-@pytest.mark.parametrize("with_times", [False, True])
-def test_a_replayed_frame_keeps_to_the_same_budget(counts, monkeypatch, bundle, with_times):
-    placed, sessions = device_backend(monkeypatch)
-    path = STORED / f"{bundle}.zsseg"
-    config = EngineConfig(precision="float32", use_cache=False, with_times=with_times, **placed)
-    frame = np.random.default_rng(5).integers(0, 256, (81, 77, 3), np.uint8)
-    with Engine(path, config) as engine:
-        names = list(Bundle.load(path).text_bank.names)
-        engine.set_classes(names)
-        for _ in range(3):
-            engine.segment(frame)
-        engine.set_classes(names[:-1])  # of the same bucket
-        engine.segment(frame)
-        before, runs = counts(), [session.runs for session in sessions]
-        engine.segment(frame)
-        found = {name: count - before[name] for name, count in counts().items()}
-        assert [session.runs for session in sessions] == runs
-        in_graphs = sum(len(session.outputs) for session in sessions)
-    found["launches"] -= in_graphs
-    budget = BUDGET | REPLAYED[bundle]
-    assert {name: found[name] for name in budget if found[name] > budget[name]} == {}
-
-
-def test_a_frame_with_a_memory_keeps_to_its_budget(counts, monkeypatch):
-    """All up to its logits is one graph."""
-    pytest.importorskip("cv2")
-    placed, sessions = device_backend(monkeypatch)
-    path = STORED / "descriptor.zsseg"
-    config = EngineConfig(precision="float32", use_cache=False, **placed)
-    frame, memory = np.random.default_rng(5).integers(0, 256, (81, 77, 3), np.uint8), FrameMemory()
-    with Engine(path, config) as engine:
-        engine.set_classes(list(Bundle.load(path).text_bank.names))
-        for _ in range(4):
-            engine.segment(frame, memory=memory)
-        before, runs = counts(), [session.runs for session in sessions]
-        engine.segment(frame, memory=memory)
-        found = {name: count - before[name] for name, count in counts().items()}
-        assert [session.runs for session in sessions] == runs
-        found["launches"] -= sum(len(session.outputs) for session in sessions)
-    budget = BUDGET | WITH_MEMORY
-    assert {name: found[name] for name in budget if found[name] > budget[name]} == {}
-
-
-@pytest.mark.parametrize("bundle", ["dense", "descriptor", "proposals", "segment_tokens"])
-@pytest.mark.parametrize(("settings", "has_stages"), [({}, False), ({"with_times": True}, True)])
-def test_recorded_frames_have_events_only_where_stages_are_timed(
-    counts, monkeypatch, bundle, settings, has_stages
-):
-    placed, _ = device_backend(monkeypatch)
-    path = STORED / f"{bundle}.zsseg"
-    settings = settings | {"wait": "spin"}  # a wait that sleeps is an event, behind the graph
-    config = EngineConfig(precision="float32", use_cache=False, **placed, **settings)
-    frame = np.random.default_rng(5).integers(0, 256, (81, 77, 3), np.uint8)
-    with Engine(path, config) as engine:
-        engine.set_classes(list(Bundle.load(path).text_bank.names))
-        for _ in range(3):
-            engine.segment(frame)
-        before = counts()
-        times = engine.segment(frame).times
-        found = {name: count - before[name] for name, count in counts().items()}
+def test_a_replayed_frame_keeps_to_its_budget(replayed, bundle, with_times):
+    """Its stages have events only where they are timed."""
+    found, times = replayed(bundle, with_times=with_times, wait="spin")  # sleeping takes an event
+    assert over(BUDGET | REPLAYED[bundle], found) == {}
     assert found["graph_launches"] >= 1
-    assert (found["events_recorded"] > 0) == has_stages
-    assert ("image_encoder" in times) == has_stages
+    assert (found["events_recorded"] > 0) == bool(with_times) == ("image_encoder" in times)
     assert times["total"] > 0
 
 
-@pytest.mark.parametrize("bundle", LOOKED_AT)
-def test_a_replayed_frame_that_the_host_looks_at_keeps_to_its_budget(counts, monkeypatch, bundle):
-    placed, sessions = device_backend(monkeypatch)
-    path = STORED / f"{bundle}.zsseg"
-    config = EngineConfig(precision="float32", use_cache=False, **placed)
-    frame = np.random.default_rng(5).integers(0, 256, (81, 77, 3), np.uint8)
-    with Engine(path, config) as engine:
-        names = list(Bundle.load(path).text_bank.names)
-        engine.set_classes(names)
-        for _ in range(3):
-            engine.segment(frame)
-        engine.set_classes(names[:3])  # of the same bucket
-        engine.segment(frame)
-        before, runs = counts(), [session.runs for session in sessions]
-        engine.segment(frame)
-        found = {name: count - before[name] for name, count in counts().items()}
-        assert [session.runs for session in sessions] == runs
-    batches = found["graph_launches"] - 2
-    found["launches"] -= sum(
-        len(session.outputs) * (batches if session.outputs[0].name == "region_embeds" else 1)
-        for session in sessions
-    )
-    budget = BUDGET | LOOKED_AT[bundle]
-    assert {name: found[name] for name in budget if found[name] > budget[name]} == {}
+def test_a_frame_with_a_memory_keeps_to_its_budget(replayed):
+    """All up to its logits is one graph."""
+    pytest.importorskip("cv2")
+    found, _ = replayed("descriptor", FrameMemory(), with_times=False)
+    assert over(BUDGET | WITH_MEMORY, found) == {}
 
 
 @pytest.mark.parametrize(("bundle", "waits"), [("segment_tokens", 1), ("proposals", 3)])
@@ -236,15 +192,12 @@ def test_an_overlay_takes_no_launch_of_its_own_but_on_planes(
 ):
     placed, sessions = device_backend(monkeypatch)
     monkeypatch.setenv("ZSSEG_CUDA_GRAPHS", "0")
-    path = STORED / "descriptor.zsseg"
-    config = EngineConfig(precision="float32", use_cache=False, **placed)
     rng = np.random.default_rng(5)
     shapes = [(80, 76), (40, 38, 2)] if planes else [(81, 77, 3)]
-    with Engine(path, config) as engine:
-        engine.set_classes(list(Bundle.load(path).text_bank.names))
+    with open_engine("descriptor", placed) as engine:
+        engine.set_classes(NAMES)
         arrays = [rng.integers(0, 256, shape, np.uint8) for shape in shapes]
-        placed_arrays = tuple(ops.DeviceArray.from_numpy(array, 0) for array in arrays)
-        on_gpu = placed_arrays if planes else placed_arrays[0]
+        on_gpu = on_device(tuple(arrays) if planes else arrays[0])
         for _ in range(2):
             engine.segment_device(on_gpu, with_overlay=with_overlay)
         before = counts()

@@ -1,6 +1,7 @@
 """Recorded CUDA graphs, and the pinned memory that goes with them."""
 
 import gc
+import itertools
 import threading
 
 import numpy as np
@@ -86,14 +87,19 @@ def assert_equal(found, expected):
 
 
 @pytest.mark.needs_cuda
-def test_a_capture_runs_on_what_its_inputs_hold_now(stream):
-    small = SmallFrame(stream)
-    small.fill(0)
-    small.eager()
-    capture = small.recorded()
-    assert not capture.is_recording
-    assert capture.nodes >= 8  # 4 copies, 4 kernels or more, 2 events
-    for seed in (1, 2, 3):
+def test_captures_run_on_what_their_inputs_hold_now(stream):
+    """Two on one stream; recording runs nothing, and each launch takes its own times."""
+    both, captures = (SmallFrame(stream), SmallFrame(stream)), []
+    for small in both:
+        small.fill(0)
+        small.eager()
+        small.labels.host[...] = 255
+        captures.append(small.recorded())
+        stream.synchronize()
+        assert (small.labels.host == 255).all()
+        assert not captures[-1].is_recording
+        assert captures[-1].nodes >= 8  # 4 copies, 4 kernels or more, 2 events
+    for seed, (small, capture) in itertools.product((1, 2, 3), zip(both, captures, strict=True)):
         small.fill(seed)
         expected = small.eager()
         small.labels.host[...] = 255
@@ -101,50 +107,11 @@ def test_a_capture_runs_on_what_its_inputs_hold_now(stream):
         small.pixels.host[...] = np.nan
         capture.launch(stream.handle)
         assert_equal(small.results(), expected)
-    assert expected[1] == 1
+        assert small.began.elapsed_ms(small.ended) >= 0.0
+        assert expected[1] == 1
     small.logits.host[0, 0, 1, 2] = np.nan
     capture.launch(stream.handle)
     assert small.results()[1] == 0
-
-
-@pytest.mark.needs_cuda
-def test_recording_runs_nothing(stream):
-    small = SmallFrame(stream)
-    small.fill(0)
-    small.eager()
-    small.labels.host[...] = 255
-    small.recorded()
-    stream.synchronize()
-    assert (small.labels.host == 255).all()
-
-
-@pytest.mark.needs_cuda
-def test_two_captures_share_one_stream(stream):
-    first, second = SmallFrame(stream), SmallFrame(stream)
-    captures = []
-    for seed, small in enumerate((first, second)):
-        small.fill(seed)
-        small.eager()
-        captures.append(small.recorded())
-    for seed in range(10, 13):
-        for small, capture in zip((first, second), captures, strict=True):
-            small.fill(seed)
-            expected = small.eager()
-            small.labels.host[...] = 255
-            capture.launch(stream.handle)
-            assert_equal(small.results(), expected)
-
-
-@pytest.mark.needs_cuda
-def test_each_launch_takes_its_own_times(stream):
-    small = SmallFrame(stream)
-    small.fill(0)
-    small.eager()
-    capture = small.recorded()
-    for _ in range(2):
-        capture.launch(stream.handle)
-        small.results()
-        assert small.began.elapsed_ms(small.ended) >= 0.0
 
 
 @pytest.mark.needs_cuda

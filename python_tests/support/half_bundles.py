@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +18,14 @@ from zsseg_rt.bundles import specs as bundle_specs
 from zsseg_rt.export import bundle_writer
 from zsseg_rt.export.bundle_writer import write_manifest, write_model_bundle
 from zsseg_rt.export.exporters import EXPORTERS
-from zsseg_rt.export.graph_files import WrittenGraph, save_variants
+from zsseg_rt.export.float16 import network_of
+from zsseg_rt.export.graph_files import save_variants
 from zsseg_rt.export.options import read_options
 from zsseg_rt.models import create_model
 
 STORED = Path(__file__).parents[1] / "bundles" / "v1"
 NAMES = [f"name {index}" for index in range(7)]
 FAMILIES = ("dense", "zegclip", "clip_rc", "zeroseg")
-
-
-@dataclass(frozen=True)
-class Traced:
-    """A graph that was traced already."""
-
-    model: Any
-
-    def to_onnx(self, name: str) -> Any:
-        """The float32 graph."""
-        return self.model
 
 
 def make_model(family: str, folder: Path) -> Any:
@@ -74,11 +64,6 @@ def half_and_wide(family: str, folder: Path, **settings: Any) -> tuple[Path, Pat
     exporter = EXPORTERS[model.architecture]
     chosen = read_options(options | settings, exporter.reads, model.architecture)
     exported = exporter.export(model.eval(), chosen)
-    traced = {
-        name: graph if isinstance(graph, WrittenGraph) else Traced(graph.to_onnx(name))
-        for name, graph in exported.graphs.items()
-    }
-    exported = replace(exported, graphs=traced)
     half = write_model_bundle(folder / f"{family}-half.zsseg", lambda: exported, chosen)
     with pytest.MonkeyPatch.context() as patch:
         none = {n: replace(f, half_tensors=()) for n, f in bundle_specs.FAMILIES.items()}
@@ -93,7 +78,7 @@ def stored_in_half(name: str, folder: Path) -> Path:
     bundle = Bundle.load(path)
     graphs = dict(bundle.graphs)
     for graph in set(graphs) - {"text_encoder"}:
-        wide = onnx.load(path / bundle.graph(graph, "float32").file)
+        wide = network_of(onnx.load(path / bundle.graph(graph, "float32").file))
         half = bundle_specs.FAMILIES[bundle.family].half_tensors
         graphs[graph] = save_variants(wide, graph, path, ("float16",), half)
     write_manifest(path, replace(bundle, graphs=graphs))

@@ -1,20 +1,20 @@
-"""Frames in pinned memory and on the GPU, and labels that stay there or come back.
+"""Frames in pinned memory and on the GPU: whose memory is whose, who waits, and what is refused.
 
-Runs on any CUDA device, the emulated one included.
+What labels they get is in ``test_frame_contract.py``. Runs on any CUDA device, the emulated one
+included.
 """
 
 import gc
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from conftest import require_cuda
-from support.cuda_counts import count_captures
 from support.device_backend import device_backend
 from support.errors import refused
-from support.host_backend import ForeignArray, host_backend
-from zsseg_rt import Engine, EngineConfig, ops
+from support.frame_kinds import frame, on_device, open_engine, pitched, planes
+from support.host_backend import ForeignArray, HostSession, host_backend
+from zsseg_rt import FrameMemory, Nv12Frame, ops
 from zsseg_rt.errors import (
     ArgumentError,
     BackendError,
@@ -24,10 +24,11 @@ from zsseg_rt.errors import (
     ShapeError,
     VocabularyError,
 )
+from zsseg_rt.ops import reference
 from zsseg_rt.runtime import workspace
 
-STORED = Path(__file__).parents[1] / "bundles" / "v1"
 NAMES = [f"name {index}" for index in range(7)]
+CPU = {"device": "cpu", "with_scores": False}
 
 
 @pytest.fixture
@@ -36,21 +37,20 @@ def on_gpu(monkeypatch):
     require_cuda()
     placed, _ = device_backend(monkeypatch)
 
-    def open_engine(bundle="descriptor", classes=NAMES, **settings):
-        config = EngineConfig(precision="float32", use_cache=False, **placed, **settings)
-        engine = Engine(STORED / f"{bundle}.zsseg", config)
+    def named(bundle="descriptor", classes=NAMES, **settings):
+        engine = open_engine(bundle, placed, **{"with_scores": False} | settings)
         engine.set_classes(classes)
         return engine
 
-    return open_engine
+    return named
 
 
-def frame(seed=1, height=31, width=47):
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-
-
-def on_device(array, stream=0):
-    return ops.DeviceArray.from_numpy(array, 0, stream)
+@pytest.fixture
+def on_host(monkeypatch):
+    """Opens engines on the GPU whose graphs the host computes."""
+    require_cuda()
+    placed = host_backend(monkeypatch, "own arrays")
+    return lambda bundle="descriptor", **settings: open_engine(bundle, placed, **settings)
 
 
 @pytest.mark.needs_cuda
@@ -138,8 +138,7 @@ class TestFrameBuffers:
 
 
 def test_on_the_cpu_a_frame_buffer_is_an_ordinary_array():
-    config = EngineConfig(device="cpu", precision="float32", use_cache=False)
-    with Engine(STORED / "dense.zsseg", config) as engine:
+    with open_engine("dense", CPU) as engine:
         engine.set_classes(["red", "blue"])
         buffer = engine.frame_buffer(20, 30)
         buffer[:] = frame(1, 20, 30)
@@ -174,105 +173,78 @@ class Unlendable(WrongDevice):
         raise BufferError("it requires grad")
 
 
+class WrongChroma(WrongDevice):
+    shape = (15, 23, 2)
+
+
+LUMA, CHROMA = planes()
+
+
 @pytest.mark.needs_cuda
 class TestFramesOnTheDevice:
-    @pytest.mark.parametrize("bundle", ["descriptor", "dense"])
-    def test_labels_are_those_of_segment(self, on_gpu, bundle):
-        with on_gpu(bundle, ["red", ["green", "blue"], "black"] if bundle == "dense" else NAMES,
-                    with_scores=True) as engine:  # fmt: skip
-            for seed in range(4):
-                expected = engine.segment(frame(seed))
-                found = engine.segment_device(on_device(frame(seed)))
-                assert isinstance(found.labels, ops.DeviceArray)
-                assert found.device == "cuda:0"
-                assert found.unknown == expected.unknown
-                assert set(found.times) == set(expected.times)
-                host = found.to_host()
-                np.testing.assert_array_equal(host.labels, expected.labels)
-                np.testing.assert_array_equal(host.scores, expected.scores)
-                assert (host.names, host.vocabulary_version) == (expected.names, 1)
-        assert "47x31 uint8 on cuda:0" in repr(found)
-
-    @pytest.mark.parametrize("order", ["rgb", "bgr"])
-    @pytest.mark.parametrize("bundle", ["descriptor", "dense"])
-    def test_the_overlay_is_that_of_the_host(self, on_gpu, bundle, order):
-        names = ["red", ["green", "blue"], "black"] if bundle == "dense" else NAMES
-        with on_gpu(bundle, names, channel_order=order) as engine:
-            pictures = []
-            for seed in range(4):
-                expected = engine.segment(frame(seed))
-                found = engine.segment_device(on_device(frame(seed)), with_overlay=True, alpha=0.3)
-                np.testing.assert_array_equal(found.labels.numpy(), expected.labels)
-                pictures.append((found.picture, expected.overlay(frame(seed), alpha=0.3)))
-                assert engine.segment_device(on_device(frame(seed))).picture is None
-            for picture, drawn in pictures:  # a result keeps its own
-                np.testing.assert_array_equal(picture.numpy(), drawn)
-
-    def test_overlays_are_recorded_and_the_caller_s_own(self, on_gpu, monkeypatch):
-        launched = count_captures(monkeypatch)
-        with on_gpu() as engine:
+    def test_labels_and_overlays_are_the_result_s_own(self, on_gpu):
+        with on_gpu(with_scores=True) as engine:
             given = [on_device(frame(seed)) for seed in range(5)]
-            alphas = [0.3, 0.3, 0.3, 0.8, 0.3]
-            found = [
-                engine.segment_device(one, with_overlay=True, alpha=alpha)
-                for one, alpha in zip(given, alphas, strict=True)
-            ]
-            host = [engine.segment(frame(seed)) for seed in range(5)]
-        assert launched["recorded"] >= 1
-        assert launched["launched"] >= 3
-        for seed, (one, alpha, seg) in enumerate(zip(found, alphas, host, strict=True)):
-            expected = seg.overlay(frame(seed), alpha=alpha)
-            np.testing.assert_array_equal(one.picture.numpy(), expected)
-
-    def test_the_overlay_of_a_foreign_frame_and_what_is_refused(self, on_gpu):
-        with on_gpu() as engine:
-            given = ForeignArray(on_device(frame(2)))
-            found = engine.segment_device(given, with_overlay=True).picture.numpy()
-            expected = engine.segment(frame(2)).overlay(frame(2))
-            np.testing.assert_array_equal(found, expected)
-            for alpha in (1.5, -0.1, float("nan"), None):
-                with refused(ArgumentError, "alpha", "0", "1"):
-                    engine.segment_device(given, with_overlay=True, alpha=alpha)
-
-    def test_labels_are_the_result_s_own(self, on_gpu):
-        with on_gpu() as engine:
-            results = [engine.segment_device(on_device(frame(seed))) for seed in range(5)]
-            expected = [engine.segment(frame(seed)).labels for seed in range(5)]
-        for found, labels in zip(results, expected, strict=True):
-            np.testing.assert_array_equal(found.labels.numpy(), labels)
+            results = [engine.segment_device(one, with_overlay=True) for one in given]
+            expected = [engine.segment(frame(seed)) for seed in range(5)]
+            assert isinstance(results[0].labels, ops.DeviceArray)
+            assert (results[0].device, results[0].to_host().vocabulary_version) == ("cuda:0", 1)
+            assert "47x31 uint8 on cuda:0" in repr(results[0])
+        for seed, (found, seg) in enumerate(zip(results, expected, strict=True)):
+            np.testing.assert_array_equal(found.labels.numpy(), seg.labels)
+            np.testing.assert_array_equal(found.scores.numpy(), seg.scores)
+            np.testing.assert_array_equal(found.picture.numpy(), seg.overlay(frame(seed)))
 
     @pytest.mark.parametrize("wrap", [lambda array: array, ForeignArray])
-    def test_the_producer_s_stream_is_waited_for(self, on_gpu, wrap):
-        """The frame is written on a stream of its own, which nothing else waits for."""
+    @pytest.mark.parametrize("is_planes", [False, True])
+    def test_the_producer_s_stream_is_waited_for(self, on_gpu, is_planes, wrap):
+        """The frame, or its brightness, is written on a stream that nothing else waits for."""
         producer = ops.Stream(0)
-        labels = on_device(np.zeros((31, 47), np.uint8), producer.handle)
-        colours = on_device(np.array([[9, 200, 80]], np.uint8), producer.handle)
-        written = ops.DeviceArray.empty((31, 47, 3), np.uint8, 0, producer.handle)
-        background = on_device(frame(3), producer.handle)
-        with on_gpu() as engine:
-            engine.segment_device(on_device(frame()))
-            ops.overlay(background, labels, colours, alpha=0.5, out=written, stream=producer.handle)
-            found = engine.segment_device(wrap(written)).labels.numpy()
-            blended = written.numpy(producer.handle)
-            np.testing.assert_array_equal(found, engine.segment(blended).labels)
-
-    @pytest.mark.parametrize("session_kind", ["own arrays", "foreign arrays"])
-    def test_families_that_decide_on_the_host(self, monkeypatch, session_kind):
-        require_cuda()
-        config = EngineConfig(
-            precision="float32", use_cache=False, **host_backend(monkeypatch, session_kind)
+        shape = (30 * 46 // 3, 1, 3) if is_planes else (31, 47, 3)
+        pixels = np.random.default_rng(4).integers(0, 256, shape, np.uint8)
+        background, labels, colours, chroma = (
+            on_device(array, producer.handle)
+            for array in (pixels, np.zeros(shape[:2], np.uint8), np.uint8([[9, 200, 80]]), CHROMA)
         )
-        with Engine(STORED / "segment_tokens.zsseg", config) as engine:
-            engine.set_classes(engine.bundle.text_bank.names[:4])
-            expected = engine.segment(frame(), with_scores=True)
-            found = engine.segment_device(on_device(frame()), with_scores=True)
-            np.testing.assert_array_equal(found.labels.numpy(), expected.labels)
-            np.testing.assert_array_equal(found.scores.numpy(), expected.scores)
-            drawn = engine.segment_device(on_device(frame()), with_overlay=True).picture
-            np.testing.assert_array_equal(drawn.numpy(), expected.overlay(frame()))
+        written = ops.DeviceArray.empty(shape, np.uint8, 0, producer.handle)
+        with on_gpu() as engine:
+            engine.segment_device(on_device(planes() if is_planes else frame()))
+            ops.overlay(background, labels, colours, alpha=0.5, out=written, stream=producer.handle)
+            given = wrap(written.view((30, 46)) if is_planes else written)
+            found = engine.segment_device((given, chroma) if is_planes else given).labels.numpy()
+            host = written.numpy(producer.handle)
+            host = (host.reshape(30, 46), CHROMA) if is_planes else host
+            np.testing.assert_array_equal(found, engine.segment(host).labels)
+
+    @pytest.mark.parametrize("size", [(48, 64), (47, 63)])
+    def test_a_stream_s_frames_are_on_the_gpu_when_they_are_labelled(self, on_gpu, tmp_path, size):
+        """Nothing is staged in the lane; decoded planes, or RGB of an odd size, are as before."""
+        av = pytest.importorskip("av")
+        pytest.importorskip("cv2")
+        from support.streams import write_video
+
+        rng = np.random.default_rng(0)
+        frames = [rng.integers(0, 256, (*size, 3), np.uint8) for _ in range(3)]
+        path = write_video(tmp_path / "a.mkv", frames, codec="ffv1", pix_fmt="bgr0")
+        if size[0] % 2 == 0:
+            path = write_video(tmp_path / "a.mp4", frames)
+        with on_gpu(with_scores=True) as engine, av.open(str(path)) as container:
+            decoded = list(container.decode(video=0))
+            if size[0] % 2 == 0:
+                given = [frame.reformat(format="nv12").to_ndarray() for frame in decoded]
+                given = [(a[:48].copy(), a[48:].reshape(24, 32, 2).copy()) for a in given]
+            else:
+                given = [np.array(frame.to_ndarray(format="rgb24")) for frame in decoded]
+            expected = [engine.segment(frame).scores for frame in given]
+            engine._lane.workspace.upload_frame = None
+            with engine.stream(path) as stream:
+                found = list(stream)
+        for seg, scores in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(seg.scores, scores)
+            assert seg.frame.image.shape == (*size, 3)
 
     @pytest.mark.parametrize(
-        ("made", "error", "message"),
+        ("make", "error", "message"),
         [
             (lambda: frame(), DeviceError, "numpy.ndarray in host memory. Use segment"),
             (lambda: [1, 2], DeviceError, "a list of 2 in host memory"),
@@ -281,13 +253,21 @@ class TestFramesOnTheDevice:
             (lambda: on_device(frame().astype(np.float32)), DTypeError, "uint8, got float32"),
             (lambda: on_device(frame()[..., 0].copy()), ShapeError, r"\[H, W, 3\], got \(31, 47\)"),
             (lambda: on_device(np.zeros((0, 4, 3), np.uint8)), ShapeError, "from 1 to 32767"),
+            (planes, DeviceError, "luma: .* numpy.ndarray in host memory. Use segment"),
+            (lambda: (on_device(LUMA), CHROMA), DeviceError, "chroma: .* in host memory"),
+            (lambda: (on_device(LUMA), WrongChroma()), DeviceError, "chroma: .* one on cuda:1"),
+            (lambda: on_device((LUMA[:29], CHROMA)), ShapeError, "luma: expected even sides"),
+            (lambda: on_device((LUMA, CHROMA[:3])), ShapeError, "chroma: expected shape"),
         ],
     )
-    def test_frames_that_are_refused(self, on_gpu, made, error, message):
+    def test_frames_that_are_refused(self, on_gpu, make, error, message):
         with on_gpu() as engine:
             expected = engine.segment(frame()).labels
             with pytest.raises(error, match=message):
-                engine.segment_device(made())
+                engine.segment_device(make())
+            for alpha in (1.5, -0.1, float("nan"), None):
+                with refused(ArgumentError, "alpha", "0", "1"):
+                    engine.segment_device(on_device(frame()), with_overlay=True, alpha=alpha)
             np.testing.assert_array_equal(engine.segment(frame()).labels, expected)
 
     def test_without_classes(self, on_gpu, monkeypatch):
@@ -317,3 +297,117 @@ class _Huge:
 
     def __getattr__(self, name):
         return getattr(self._head, name)
+
+
+BAD = [
+    ((LUMA, CHROMA, LUMA), ArgumentError, "frame"),
+    (Nv12Frame(LUMA, CHROMA, "bt2020"), ArgumentError, "colour_matrix"),
+    ((LUMA[:29], CHROMA), ShapeError, "luma"),
+    ((LUMA[:, :45].copy(), CHROMA), ShapeError, "luma"),
+    ((LUMA[:0], CHROMA[:0]), ShapeError, "luma"),
+    ((LUMA[0], CHROMA), ShapeError, "luma"),
+    ((LUMA, CHROMA[:14]), ShapeError, "chroma"),
+    ((LUMA, CHROMA.reshape(15, 46)), ShapeError, "chroma"),
+    ((LUMA.astype("u2"), CHROMA), DTypeError, "luma"),
+    ((LUMA, CHROMA.astype("i1")), DTypeError, "chroma"),
+    ((LUMA.tolist(), CHROMA), DeviceError, "luma"),
+    ((LUMA.repeat(2, axis=1)[:, ::2], CHROMA), ShapeError, "frame[0]"),
+    ((LUMA, CHROMA[::-1]), ShapeError, "frame[1]"),
+]
+
+
+@pytest.mark.parametrize(("given", "error", "argument"), BAD)
+def test_planes_that_are_refused_on_the_host(given, error, argument):
+    with open_engine("descriptor", CPU) as engine:
+        engine.set_classes(NAMES)
+        with refused(error, argument):
+            engine.segment(given)
+        with refused(ArgumentError, "memory"):
+            engine.segment(planes(), memory=FrameMemory(steady=False, skip_still=True))
+
+
+def test_the_reference_takes_the_same_rows():
+    settings = {"size_hw": (9, 7), "mean": (0, 0, 0), "std": (1, 1, 1)}
+    apart = pitched(LUMA, 48), pitched(CHROMA, 47)
+    expected = reference.preprocess((LUMA, CHROMA), **settings)
+    np.testing.assert_array_equal(reference.preprocess(apart, **settings), expected)
+    np.testing.assert_allclose(ops.preprocess(apart, **settings), expected, atol=4e-6)
+    bad = (LUMA.repeat(2, axis=1)[:, ::2], CHROMA)
+    with pytest.raises(ShapeError):
+        ops.preprocess(bad, **settings)
+
+
+# --- graphs that the host computes ---
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_graphs_give_that_is_not_finite_is_an_error(on_host, monkeypatch, value):
+    run = HostSession.run
+
+    def broken(self, feeds, *, stream=0):
+        results = run(self, feeds, stream=stream)
+        for name, array in results.items():
+            host = array.numpy(stream=stream)
+            host.flat[5] = value
+            results[name] = on_device(host, stream)
+        return results
+
+    monkeypatch.setattr(HostSession, "run", broken)
+    with on_host("dense") as engine:
+        engine.set_classes(["red", "blue"])
+        with refused(BackendError, "mask_logits", "NaN"):
+            engine.segment(frame())
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.parametrize("bundle", ["descriptor", "dense"])
+def test_a_memory_stays_on_the_device(on_host, monkeypatch, bundle):
+    """A pan with a cut in it, labelled with a memory on both devices."""
+    cv2 = pytest.importorskip("cv2")
+    names = NAMES if bundle == "descriptor" else ["red", "blue", "green"]
+    rng, blended, warp_blend = np.random.default_rng(3), [], ops.warp_blend
+    scenes = [cv2.resize(rng.integers(0, 256, (20, 40, 3), np.uint8), (400, 200)) for _ in "ab"]
+    frames = [
+        np.ascontiguousarray(scene[:, 9 * n : 9 * n + 256]) for scene in scenes for n in (0, 1, 2)
+    ]
+
+    def watched(*arrays, **settings):
+        blended.append([type(array) for array in arrays])
+        return warp_blend(*arrays, **settings)
+
+    monkeypatch.setattr(ops, "warp_blend", watched)
+    results = []
+    for opened in (open_engine(bundle, {"device": "cpu"}), on_host(bundle)):
+        memory = FrameMemory(skip_still=True)
+        with opened as engine:
+            engine.set_classes(names)
+            results.append([engine.segment(f, memory=memory) for f in (*frames, frames[-1])])
+            assert all("steady" in seg.times for seg in results[-1][:-1])
+            assert [seg.reused for seg in results[-1]] == [False] * len(frames) + [True]
+    assert blended[len(frames) :] == [[ops.DeviceArray] * 4] * len(frames)
+    for cpu, gpu in zip(*results, strict=True):
+        assert (gpu.labels == cpu.labels).mean() > 0.999
+        np.testing.assert_allclose(gpu.scores, cpu.scores, rtol=0, atol=2e-3)
+
+
+@pytest.mark.needs_cuda
+def test_class_buffers_keep_their_addresses(on_host):
+    """A vocabulary of equal or smaller size is copied to where the last one lay; lanes apart."""
+    with on_host(num_lanes=2) as engine, engine.lane() as lane:
+        addresses, labels = [], []
+        for names in (NAMES, NAMES[::-1], NAMES[:2], NAMES):
+            engine.set_classes(names)
+            labels.append(engine.segment(frame()).labels)
+            adopted = engine._lane._adopted
+            addresses.append(
+                [
+                    array.__cuda_array_interface__["data"][0]
+                    for array in (adopted.text_embeds, adopted.text_queries)
+                ]
+            )
+        assert addresses == [addresses[0]] * 4
+        np.testing.assert_array_equal(labels[0], labels[3])
+        assert (labels[0] != labels[1]).any()
+        assert lane.workspace.stream != engine._lane.workspace.stream
+        np.testing.assert_array_equal(lane.segment(frame()).labels, labels[3])

@@ -1,7 +1,5 @@
 """The engine end to end: right labels, swaps between frames, and clear refusals."""
 
-import threading
-
 import numpy as np
 import pytest
 
@@ -251,47 +249,3 @@ class TestBadInput:
             engine.segment(np.zeros((4, 4, 3), np.uint8))
         with refused(EngineStateError, "engine"):
             engine.set_classes(["red"])
-
-
-def test_second_thread_is_refused_while_busy(colours, monkeypatch):
-    colours.set_classes(["red", "blue"])
-    entered, leave = threading.Event(), threading.Event()
-    original = colours._lane._pipeline.masks
-
-    def wait(*args):
-        entered.set()
-        assert leave.wait(20)
-        return original(*args)
-
-    monkeypatch.setattr(colours._lane._pipeline, "masks", wait)
-    worker = threading.Thread(target=colours.segment, args=(stripes("red"),))
-    worker.start()
-    assert entered.wait(20)
-    try:
-        with refused(EngineStateError, "engine"):
-            colours.segment(stripes("red"))
-    finally:
-        leave.set()
-        worker.join()
-
-
-def test_swaps_from_another_thread_never_mix_labels_and_names(colours):
-    frame = stripes("red", "blue")
-    lists = [["red", "blue"], ["blue", "white", "red"], ["green", "red", "black", "blue"]]
-    stop = threading.Event()
-
-    def swap():
-        while not stop.is_set():
-            for names in lists:
-                colours.set_classes(names)
-
-    colours.set_classes(lists[0])
-    worker = threading.Thread(target=swap)
-    worker.start()
-    try:
-        for _ in range(60):
-            seg = colours.segment(frame)
-            assert [seg.names[i] for i in seg.labels[20, [15, 45]]] == ["red", "blue"]
-    finally:
-        stop.set()
-        worker.join()

@@ -136,26 +136,6 @@ def test_decoder_takes_any_number_of_classes(model, bundle_path, precision, num_
     assert error < (1e-5 if precision == "float32" else 1e-2)
 
 
-@pytest.mark.parametrize("precision", ["float32", "float16"])
-@pytest.mark.parametrize("graph", ["image_encoder", "decoder"])
-def test_backends_agree(bundle_path, graph, precision):
-    entry = Bundle.load(bundle_path).graphs[graph][precision]
-    golden = golden_of(bundle_path)
-    feeds = {spec.name: np.ascontiguousarray(golden[spec.name]) for spec in entry.inputs}
-    results = {}
-    for backend, asked in (("openvino", "float32"), ("torch", precision)):
-        session = (
-            get_backend(backend)
-            .load(bundle_path / entry.file, device="cpu", precision=asked, options=BackendOptions())
-            .session()
-        )
-        results[backend] = {key: np.array(value) for key, value in session.run(feeds).items()}
-    tolerance = 1e-5 if precision == "float32" else 1e-2
-    for name, value in results["openvino"].items():
-        error = np.abs(value - results["torch"][name]).max() / np.abs(value).max()
-        assert error < tolerance, name
-
-
 def test_a_wide_picture_keeps_its_shape(model, tmp_path):
     path = export_bundle(
         model, tmp_path / "wide.zsseg", size_hw=(48, 96), text_encoder=None, precisions=["float32"]

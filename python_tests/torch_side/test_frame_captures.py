@@ -1,12 +1,12 @@
-"""Frames recorded as CUDA graphs: the same labels as without, whatever comes in between.
+"""How frames are recorded as CUDA graphs: when, how often, in which thread, and what is told.
 
-Runs on any CUDA device, the emulated one included.
+That recorded frames equal plain ones is in ``test_frame_contract.py``. Runs on any CUDA device, the
+emulated one included.
 """
 
 import itertools
 import logging
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +15,9 @@ from conftest import require_cuda
 from support.cuda_counts import count_captures
 from support.device_backend import DeviceSession, device_backend
 from support.errors import refused
-from zsseg_rt import Engine, EngineConfig, FrameMemory
+from support.frame_kinds import assert_same, frame, half_bundle, open_engine, told, vocabulary
+from zsseg_rt import ops
+from zsseg_rt.bundles.specs import FAMILIES
 from zsseg_rt.errors import CaptureError, ConfigError
 from zsseg_rt.ops import core
 from zsseg_rt.runtime import captures
@@ -24,15 +26,8 @@ from zsseg_rt.runtime.workspace import Workspace
 
 pytestmark = pytest.mark.needs_cuda
 
-STORED = Path(__file__).parents[1] / "bundles" / "v1"
-# In how many parts a frame is recorded: the host looks at something before each but the first.
-PARTS = {"descriptor": 1, "dense": 1, "segment_tokens": 1, "proposals": 3}
-each_family = pytest.mark.parametrize("bundle", PARTS)
 # On an emulated GPU a frame of proposals takes ten times as long as one of another family.
 slow_proposals = pytest.param("proposals", marks=pytest.mark.nightly)
-each_quick_family = pytest.mark.parametrize("bundle", [*list(PARTS)[:3], slow_proposals])
-SIZES = [*itertools.product([1, 5, 8, 23, 300], PARTS)]
-SIZES[-1] = pytest.param(*SIZES[-1], marks=pytest.mark.nightly)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,225 +48,19 @@ def placed(monkeypatch):
     return device_backend(monkeypatch)[0]
 
 
-def frame(seed, height=31, width=47):
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
-
-
-def open_engine(placed, bundle="descriptor", **settings):
-    usual = {"precision": "float32", "with_scores": True, "with_times": True, "use_cache": False}
-    config = usual | placed | settings
-    return Engine(STORED / f"{bundle}.zsseg", EngineConfig(**config))
-
-
-def vocabulary(engine, count, *, seed=0, synonyms=False, background=0):
-    """Arguments of set_classes: so many phrases with embeddings of their own."""
-    names = [f"name {index}" for index in range(count)]
-    rng = np.random.default_rng(100 + seed)
-    rows = rng.normal(size=(count + background, engine.bundle.text.embed_dim)).astype(np.float32)
-    classes = [names[:2], *names[2:]] if synonyms else names
-    return {
-        "class_names": classes,
-        "embeddings": rows / np.linalg.norm(rows, axis=1, keepdims=True),
-        "background": [f"thing {index}" for index in range(background)],
-    }
-
-
-def assert_same(found, expected):
-    assert found.labels.dtype == expected.labels.dtype
-    assert found.names == expected.names
-    np.testing.assert_array_equal(found.labels, expected.labels)
-    np.testing.assert_array_equal(found.scores, expected.scores)
-
-
 def run_plainly(monkeypatch, placed, bundle, words, frames, **settings):
     """What a fresh engine makes of frames without any capture."""
     with monkeypatch.context() as patch:
         patch.setenv("ZSSEG_CUDA_GRAPHS", "0")
-        with open_engine(placed, bundle) as engine:
+        with open_engine(bundle, placed) as engine:
             engine.set_classes(**words)
-            return [engine.segment(f, **settings) for f in frames]
+            return [told(engine.segment(f, **settings)) for f in frames]
 
 
-@pytest.mark.parametrize(("count", "bundle"), SIZES)
-def test_a_replayed_frame_equals_a_plain_one(monkeypatch, placed, launched, bundle, count):
-    frames = [frame(seed) for seed in range(5)]
-    with open_engine(placed, bundle) as engine:
-        words = vocabulary(engine, count)
-        engine.set_classes(**words)
-        found = [engine.segment(f) for f in frames]
-    assert launched["recorded"] == PARTS[bundle]
-    assert launched["launched"] >= 4 * PARTS[bundle]
-    before = dict(launched)
-    expected = run_plainly(monkeypatch, placed, bundle, words, frames)
-    assert launched == before
-    for one, other in zip(found, expected, strict=True):
-        assert_same(one, other)
-        assert set(one.times) == set(other.times)
-        assert all(time >= 0 for time in one.times.values())
-    told = {seg.labels.tobytes() + seg.scores.tobytes() for seg in found}
-    assert count == 1 or len(told) > 1
-
-
-@pytest.mark.parametrize("bundle", ["descriptor", "dense"])
-@pytest.mark.parametrize("steady", [True, False])
-def test_frames_with_a_memory_are_recorded(monkeypatch, placed, launched, bundle, steady):
-    """All of a frame where the memory only skips, else all up to its logits."""
-    pytest.importorskip("cv2")
-    scene = np.kron(frame(1, 8, 12), np.ones((6, 6, 1), np.uint8))  # 48x72 pixels
-    frames = [np.ascontiguousarray(scene[:31, x : x + 47]) for x in range(0, 20, 4)]
-
-    def run(engine):
-        memories = [FrameMemory(steady=steady, skip_still=not steady) for _ in range(2)]
-        at = itertools.count()
-        return [
-            engine.segment(f, memory=memory, captured_at=float(next(at)))
-            for f in frames
-            for memory in memories  # of two sources, in turns
-        ]
-
-    with open_engine(placed, bundle) as engine:
-        words = vocabulary(engine, 5)
-        engine.set_classes(**words)
-        found = run(engine)
-        engine.set_classes(**vocabulary(engine, 5, seed=1))  # the past is of other names
-        other = run(engine)
-    assert launched["recorded"] == 1
-    assert launched["launched"] >= len(found) + len(other) - 3
-    monkeypatch.setenv("ZSSEG_CUDA_GRAPHS", "0")
-    with open_engine(placed, bundle) as engine:
-        engine.set_classes(**words)
-        expected = run(engine)
-    for one, plain in zip(found, expected, strict=True):
-        assert_same(one, plain)
-        assert one.reused == plain.reused
-        assert set(one.times) == set(plain.times)
-    alone = run_plainly(monkeypatch, placed, bundle, words, frames[-1:])[0]
-    assert np.array_equal(found[-1].scores, alone.scores) != steady
-
-
-@pytest.mark.parametrize("bundle", ["descriptor", "dense"])
-@pytest.mark.parametrize("count", [5, 23])
-def test_scores_of_all_classes_come_from_recorded_frames(
-    monkeypatch, placed, launched, bundle, count
-):
-    frames, maps = [frame(seed) for seed in range(4)], []
-    for recorded in ("1", "0"):
-        monkeypatch.setenv("ZSSEG_CUDA_GRAPHS", recorded)
-        with open_engine(placed, bundle, with_class_scores="low") as engine:
-            engine.set_classes(**vocabulary(engine, count))
-            maps.append([engine.segment(f).class_scores for f in frames])
-    assert launched["recorded"] == 1
-    assert launched["launched"] >= 3
-    assert maps[0][0].shape[0] == count
-    np.testing.assert_array_equal(*maps)
-
-
-@each_family
-def test_swaps_equal_fresh_engines(monkeypatch, placed, launched, bundle):
-    """Other names, synonyms, background, other sizes of the same bucket and of others, and back."""
-    with open_engine(placed, bundle) as engine:
-        swaps = [
-            vocabulary(engine, 7),
-            vocabulary(engine, 5, seed=1),
-            vocabulary(engine, 6, seed=2, synonyms=True),
-            vocabulary(engine, 4, seed=3, background=3),
-            vocabulary(engine, 12, seed=4),
-            vocabulary(engine, 300, seed=5, synonyms=True),
-            vocabulary(engine, 7),
-        ]
-        frames, found = [frame(1), frame(2)], []
-        for words in swaps:
-            engine.set_classes(**words)
-            found.append([engine.segment(f) for f in frames])
-    assert launched["launched"] >= 7
-    if bundle == "segment_tokens":  # nothing on the GPU depends on the classes
-        assert launched == {"recorded": 1, "launched": 2 * len(swaps) - 1}
-    for words, results in zip(swaps, found, strict=True):
-        expected = run_plainly(monkeypatch, placed, bundle, words, frames)
-        for one, other in zip(results, expected, strict=True):
-            assert_same(one, other)
-
-
-@each_family
-def test_shapes_and_rules_take_turns(monkeypatch, placed, launched, bundle):
-    sizes, rules = [(31, 47), (20, 90)], [{}, {"unknown_below": 0.6}]
-    kinds = [(frame(3, *size), rule) for size in sizes for rule in rules]
-    with open_engine(placed, bundle) as engine:
-        words = vocabulary(engine, 9)
-        engine.set_classes(**words)
-        found = [[engine.segment(f, **rule) for f, rule in kinds] for _ in range(4)]
-    assert launched["recorded"] >= len(kinds)
-    assert launched["launched"] >= 2 * len(kinds)
-    for index, (image, rule) in enumerate(kinds):
-        (expected,) = run_plainly(monkeypatch, placed, bundle, words, [image], **rule)
-        for results in found:
-            assert_same(results[index], expected)
-
-
-def test_more_kinds_than_are_kept(monkeypatch, placed, launched):
-    monkeypatch.setattr(captures, "_MOST_CAPTURES", 2)
-    image, limits = frame(4), [0.5, 0.52, 0.54]
-    with open_engine(placed) as engine:
-        words = vocabulary(engine, 9)
-        engine.set_classes(**words)
-        found = [[engine.segment(image, unknown_below=limit) for _ in "abc"] for limit in limits]
-        assert launched["recorded"] == len(limits)
-        engine.segment(image, unknown_below=limits[0])  # was dropped: runs plainly
-        assert launched["launched"] == 2 * len(limits)
-    for limit, results in zip(limits, found, strict=True):
-        (expected,) = run_plainly(
-            monkeypatch, placed, "descriptor", words, [image], unknown_below=limit
-        )
-        for one in results:
-            assert_same(one, expected)
-
-
-def test_parts_of_which_some_are_dropped(monkeypatch, placed, launched):
-    """A frame of more parts than are kept."""
-    monkeypatch.setattr(captures, "_MOST_CAPTURES", 2)
-    frames = [frame(seed) for seed in range(4)]
-    with open_engine(placed, "proposals") as engine:
-        words = vocabulary(engine, 9)
-        engine.set_classes(**words)
-        found = [engine.segment(f) for f in frames]
-    assert launched["launched"] < 4 * len(frames)
-    expected = run_plainly(monkeypatch, placed, "proposals", words, frames)
-    for one, other in zip(found, expected, strict=True):
-        assert_same(one, other)
-
-
-@pytest.mark.parametrize("bundle", ["segment_tokens", "proposals"])
-def test_arrays_of_another_library_are_recorded_too(monkeypatch, launched, bundle):
-    foreign, _ = device_backend(monkeypatch, foreign=True)
-    frames = [frame(seed) for seed in range(4)]
-    with open_engine(foreign, bundle) as engine:
-        words = vocabulary(engine, 9)
-        engine.set_classes(**words)
-        found = [engine.segment(f) for f in frames]
-    assert launched["recorded"] == PARTS[bundle]
-    expected = run_plainly(monkeypatch, foreign, bundle, words, frames)
-    for one, other in zip(found, expected, strict=True):
-        assert_same(one, other)
-
-
-@pytest.mark.parametrize("settings", [{"min_region_score": 0.9}, {"min_region_score": 1.0}])
-def test_frames_of_which_few_regions_are_shown(monkeypatch, placed, launched, settings):
-    frames = [frame(seed) for seed in range(6)]
-    results = []
-    for wanted in ("1", "0"):
-        monkeypatch.setenv("ZSSEG_CUDA_GRAPHS", wanted)
-        with open_engine(placed, "proposals", **settings) as engine:
-            engine.set_classes(**vocabulary(engine, 9))
-            results.append([engine.segment(f) for f in frames])
-    assert launched["launched"] >= 2 * (len(frames) - 2)
-    for one, other in zip(*results, strict=True):
-        assert_same(one, other)
-
-
-@each_quick_family
+@pytest.mark.parametrize("bundle", ["descriptor", "dense", "segment_tokens", slow_proposals])
 def test_another_thread_names_classes_throughout(monkeypatch, placed, launched, bundle):
     """Every result has the labels of the vocabulary whose version it carries."""
-    with open_engine(placed, bundle) as engine:
+    with open_engine(bundle, placed) as engine:
         choices = [vocabulary(engine, count, seed=count) for count in (3, 8, 5, 20)]
         versions, done = {}, threading.Event()
         versions[engine.set_classes(**choices[0]).version] = 0
@@ -298,7 +87,7 @@ def test_another_thread_names_classes_throughout(monkeypatch, placed, launched, 
         assert launched["launched"] >= before + 2
     plain = [run_plainly(monkeypatch, placed, bundle, words, images) for words in choices]
     for image, seg in found:
-        assert_same(seg, plain[versions[seg.vocabulary_version]][image])
+        assert_same(told(seg), plain[versions[seg.vocabulary_version]][image])
 
 
 @pytest.mark.parametrize(
@@ -314,18 +103,18 @@ def test_a_refused_capture_is_told_once_and_labels_are_right(
 ):
     refusing, _ = device_backend(monkeypatch, fault=fault)
     frames = [frame(seed) for seed in range(5)]
-    with caplog.at_level(logging.INFO), open_engine(refusing, bundle) as engine:
+    with caplog.at_level(logging.INFO), open_engine(bundle, refusing) as engine:
         words = vocabulary(engine, 5)
         engine.set_classes(**words)
         found = [engine.segment(f) for f in frames]
         found += [engine.segment(f, unknown_below=0.0) for f in frames[:3]]
-    told = [r for r in caplog.records if r.name == "zsseg_rt.runtime.captures"]
-    assert [record.levelname for record in told] == [level]
-    assert reason in told[0].getMessage()
+    records = [r for r in caplog.records if r.name == "zsseg_rt.runtime.captures"]
+    assert [record.levelname for record in records] == [level]
+    assert reason in records[0].getMessage()
     expected = run_plainly(monkeypatch, refusing, bundle, words, frames)
     expected += run_plainly(monkeypatch, refusing, bundle, words, frames[:3], unknown_below=0.0)
     for one, other in zip(found, expected, strict=True):
-        assert_same(one, other)
+        assert_same(told(one), other)
 
 
 def test_a_refused_capture_is_tried_again(monkeypatch, placed, launched):
@@ -340,7 +129,7 @@ def test_a_refused_capture_is_tried_again(monkeypatch, placed, launched):
         begin(capture, stream)
 
     monkeypatch.setattr(core.Capture, "begin", refusing_twice)
-    with open_engine(placed) as engine:
+    with open_engine("descriptor", placed) as engine:
         engine.set_classes(**vocabulary(engine, 5))
         tries = []
         for seed in range(11):  # refused at the 2nd, two plain, refused, four plain
@@ -352,7 +141,7 @@ def test_a_refused_capture_is_tried_again(monkeypatch, placed, launched):
 
 def test_a_thread_records_only_after_it_has_run_plainly(placed, launched):
     """In a thread's first call torch's libraries make handles, which no capture allows."""
-    with open_engine(placed) as engine:
+    with open_engine("descriptor", placed) as engine:
         engine.set_classes(**vocabulary(engine, 5))
         engine.segment(frame(0))
         counts = []
@@ -369,10 +158,10 @@ def test_a_thread_records_only_after_it_has_run_plainly(placed, launched):
     assert counts[-1]["launched"] == 2
 
 
-@each_family
+@pytest.mark.parametrize("bundle", ["descriptor", "segment_tokens", "proposals"])
 def test_captures_can_be_left_out(monkeypatch, placed, launched, caplog, bundle):
     monkeypatch.setenv("ZSSEG_CUDA_GRAPHS", "0")
-    with caplog.at_level(logging.WARNING), open_engine(placed, bundle) as engine:
+    with caplog.at_level(logging.WARNING), open_engine(bundle, placed) as engine:
         engine.set_classes(**vocabulary(engine, 5))
         for _ in range(3):
             engine.segment(frame(1))
@@ -383,26 +172,13 @@ def test_captures_can_be_left_out(monkeypatch, placed, launched, caplog, bundle)
 def test_an_unknown_setting_is_refused(monkeypatch, placed):
     monkeypatch.setenv("ZSSEG_CUDA_GRAPHS", "off")
     with refused(ConfigError, "ZSSEG_CUDA_GRAPHS", "off"):
-        open_engine(placed)
-
-
-def test_lanes_have_captures_of_their_own(monkeypatch, placed, launched):
-    images = [frame(seed) for seed in range(4)]
-    with open_engine(placed, num_lanes=2) as engine, engine.lane() as lane:
-        words = vocabulary(engine, 9)
-        engine.set_classes(**words)
-        found = [[each.segment(image) for each in (engine, lane)] for image in images]
-    assert launched == {"recorded": 2, "launched": 6}
-    expected = run_plainly(monkeypatch, placed, "descriptor", words, images)
-    for pair, one in zip(found, expected, strict=True):
-        for seg in pair:
-            assert_same(seg, one)
+        open_engine("descriptor", placed)
 
 
 def test_the_first_frame_is_run_before_it_is_timed(monkeypatch):
     monkeypatch.setenv("ZSSEG_CUDA_GRAPHS", "0")
     settings, sessions = device_backend(monkeypatch)
-    with open_engine(settings) as engine:
+    with open_engine("descriptor", settings) as engine:
         engine.set_classes(**vocabulary(engine, 5))
         runs = []
         for seed in range(3):
@@ -411,57 +187,10 @@ def test_the_first_frame_is_run_before_it_is_timed(monkeypatch):
     assert runs == [[2, 2], [3, 3], [4, 4]]
 
 
-@each_family
-def test_self_check_and_frames_take_turns(monkeypatch, placed, launched, bundle):
-    """The golden sample has classes of its own, in the same buffers."""
-    with open_engine(placed, bundle) as engine:
-        words = vocabulary(engine, 5)
-        engine.set_classes(**words)
-        found = []
-        for seed in range(4):
-            found.append(engine.segment(frame(seed)))
-            engine.self_check()
-    expected = run_plainly(monkeypatch, placed, bundle, words, map(frame, range(4)))
-    for one, other in zip(found, expected, strict=True):
-        assert_same(one, other)
-
-
-@pytest.mark.parametrize("bundle", ["descriptor", "dense"])
-def test_windows_replay_one_capture(placed, launched, monkeypatch, bundle):
-    """Whichever window of the frame it is."""
-    wide = frame(3, 31, 75)
-    with monkeypatch.context() as plain:
-        plain.setenv("ZSSEG_CUDA_GRAPHS", "0")
-        with open_engine(placed, bundle, windows="auto") as engine:
-            given = vocabulary(engine, 6)
-            engine.set_classes(**given)
-            expected = engine.segment(wide)
-    with open_engine(placed, bundle, windows="auto") as engine:
-        engine.set_classes(**given)
-        for _ in range(3):
-            assert_same(engine.segment(wide), expected)
-    assert launched["recorded"] == 2  # of a window, and of the labels
-
-
-@pytest.mark.parametrize(("count", "parts"), [(8, 2), (9, 1)])
-def test_classes_that_attend_to_each_other(monkeypatch, placed, launched, count, parts):
-    """Of more phrases than the head's 8, the host chooses, and only the labels are recorded."""
-    frames = [frame(seed) for seed in range(4)]
-    with open_engine(placed, "aggregation") as engine:
-        words = vocabulary(engine, count)
-        engine.set_classes(**words)
-        found = [engine.segment(f) for f in frames]
-    assert launched["recorded"] == parts
-    assert launched["launched"] >= 3 * parts
-    expected = run_plainly(monkeypatch, placed, "aggregation", words, frames)
-    for one, other in zip(found, expected, strict=True):
-        assert_same(one, other)
-
-
 @pytest.mark.parametrize("count", [1, 5])
 def test_rows_that_fill_a_capture_have_no_keys(placed, launched, count):
     """What they change in the head is in test_export_cat_seg.py."""
-    with open_engine(placed, "aggregation", num_lanes=2) as engine, engine.lane() as lane:
+    with open_engine("aggregation", placed, num_lanes=2) as engine, engine.lane() as lane:
         engine.set_classes(**vocabulary(engine, count))
         for seed in range(3):
             lane.segment(frame(seed))
@@ -496,7 +225,7 @@ def test_classes_in_parts_are_recorded_too(monkeypatch, placed, launched, tmp_pa
     results = []
     for recorded in ("1", "0"):
         monkeypatch.setenv("ZSSEG_CUDA_GRAPHS", recorded)
-        with open_engine(placed, path.with_suffix("")) as engine:
+        with open_engine(path, placed) as engine:
             engine.set_classes(**vocabulary(engine, count))
             results.append([engine.segment(f) for f in frames])
     assert len(sizes) == 1
@@ -504,7 +233,7 @@ def test_classes_in_parts_are_recorded_too(monkeypatch, placed, launched, tmp_pa
     assert launched["launched"] >= 3 * 2
     if count == 8:  # else other rows stand beside those that fill the size
         for one, other in zip(*results, strict=True):
-            assert_same(one, other)
+            assert_same(told(one), told(other))
 
 
 def test_a_vocabulary_is_whole_on_the_device_before_its_first_frame(monkeypatch, placed):
@@ -517,7 +246,7 @@ def test_a_vocabulary_is_whole_on_the_device_before_its_first_frame(monkeypatch,
         seen.append("adopted")
         return adopted
 
-    with open_engine(placed) as engine:
+    with open_engine("descriptor", placed) as engine:
         engine.set_classes(**vocabulary(engine, 5))
         engine.segment(frame(0))
         monkeypatch.setattr(Workspace, "upload", lambda *a: (seen.append("copy"), upload(*a))[1])
@@ -530,3 +259,36 @@ def test_a_vocabulary_is_whole_on_the_device_before_its_first_frame(monkeypatch,
     before = seen[: seen.index("adopted")]
     assert "copy" in before
     assert before[-1] == "wait"
+
+
+@pytest.mark.parametrize("family", ["descriptor", "clip_rc"])
+def test_kernels_are_given_what_graphs_state(monkeypatch, tmp_path, family):
+    """Dtypes of what a frame's kernels read and write, and of what its graphs of float16 do."""
+    placed, sessions = device_backend(monkeypatch)
+    seen, kernels = {}, ("preprocess", "relationship_descriptor", "patch_text_similarity")
+
+    def watch(name):
+        kernel = getattr(ops, name)
+
+        def watched(*arrays, **settings):
+            seen[name] = [str(settings["out"].dtype), *(str(array.dtype) for array in arrays)]
+            return kernel(*arrays, **settings)
+
+        monkeypatch.setattr(ops, name, watched)
+
+    with open_engine(half_bundle(family, tmp_path), placed, precision="auto") as engine:
+        engine.set_classes(**vocabulary(engine, 5))
+        engine.segment(frame(0))
+        for name in kernels:
+            watch(name)
+        for seed in (1, 2):
+            engine.segment(frame(seed))
+        halves = FAMILIES[engine.bundle.family].half_tensors
+        for session in sessions:
+            for spec in (*session.inputs, *session.outputs):
+                assert spec.dtype == ("float16" if spec.name in halves else "float32"), spec
+    assert [seen[name] for name in kernels] == [
+        ["float16", "uint8"],
+        ["float16", *["float16"] * 3, "float32"],  # queries, what they are made of, and a bias
+        ["float32", "float16", "float16"],
+    ]

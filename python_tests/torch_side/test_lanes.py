@@ -109,40 +109,47 @@ def test_a_lane_whose_engine_closed_says_so():
         engine.lane()
 
 
-def test_a_lane_serves_one_thread_at_a_time(engine, monkeypatch):
+@pytest.fixture
+def hold(monkeypatch):
+    """Lets a lane's frame wait until the test says so; returns what says that it began."""
+    leave = threading.Event()
+
+    def hold_frames(lane):
+        entered, original = threading.Event(), lane._pipeline.masks
+
+        def wait(*args):
+            entered.set()
+            assert leave.wait(20)
+            return original(*args)
+
+        monkeypatch.setattr(lane._pipeline, "masks", wait)
+        return entered
+
+    yield hold_frames, leave
+    leave.set()
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_lane_serves_one_thread_at_a_time(engine, hold, own):
+    """The engine's own lane too; the other one is free meanwhile."""
     engine.set_classes(COLOURS)
-    lane, entered, leave = engine.lane(), threading.Event(), threading.Event()
-    original = lane._pipeline.masks
-
-    def wait(*args):
-        entered.set()
-        assert leave.wait(20)
-        return original(*args)
-
-    monkeypatch.setattr(lane._pipeline, "masks", wait)
-    worker = threading.Thread(target=lane.segment, args=(frame(),))
-    worker.start()
-    assert entered.wait(20)
-    try:
+    lane, (hold_frames, leave) = engine.lane(), hold
+    busy, free = (engine, lane) if own else (lane, engine)
+    entered = hold_frames(engine._lane if own else lane)
+    with ThreadPoolExecutor(1) as pool:
+        labelled = pool.submit(busy.segment, frame())
+        assert entered.wait(20)
         with refused(EngineStateError, "engine"):
-            lane.segment(frame())
-        assert engine.segment(frame()).labels.shape == (40, 56)  # another lane is free
-    finally:
+            busy.segment(frame())
+        assert free.segment(frame()).labels.shape == (40, 56)
         leave.set()
-        worker.join()
+        assert labelled.result(20).labels.shape == (40, 56)
 
 
-def test_closing_waits_for_the_frame_under_way(engine, monkeypatch):
+def test_closing_waits_for_the_frame_under_way(engine, hold):
     engine.set_classes(COLOURS)
-    lane, entered, leave = engine.lane(), threading.Event(), threading.Event()
-    original = lane._pipeline.masks
-
-    def wait(*args):
-        entered.set()
-        assert leave.wait(20)
-        return original(*args)
-
-    monkeypatch.setattr(lane._pipeline, "masks", wait)
+    lane, (hold_frames, leave) = engine.lane(), hold
+    entered = hold_frames(lane)
     with ThreadPoolExecutor(2) as pool:
         labelled = pool.submit(lane.segment, frame())
         assert entered.wait(20)
@@ -168,11 +175,6 @@ class TestPerCall:
             for _ in range(2):
                 assert (engine.segment(frame()).labels == 255).mean() > 0.5
                 assert (engine.segment(frame(), unknown_below=0.0).labels != 255).all()
-
-    def test_with_scores(self, engine):
-        engine.set_classes(COLOURS)
-        assert engine.segment(frame()).scores is None
-        assert engine.segment(frame(), with_scores=True).scores.shape == (40, 56)
 
     @pytest.mark.parametrize("value", [-0.1, 1.1, float("nan"), "much"])
     def test_outside_the_range(self, engine, value):

@@ -1,0 +1,308 @@
+"""Every kind of frame, by every family, on every place: one table of what must hold.
+
+A frame has the labels, scores and overlay of the RGB pixels that it stands for; recorded as CUDA
+graphs it has those of a fresh engine that records nothing, whatever came in between. On the CPU,
+and on any CUDA device, the emulated one included.
+"""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+
+from conftest import require_cuda
+from support.cuda_counts import count_captures
+from support.device_backend import device_backend
+from support.frame_kinds import (
+    KINDS,
+    ON_THE_HOST,
+    STORED,
+    assert_same,
+    frame,
+    half_bundle,
+    label,
+    open_engine,
+    told,
+    vocabulary,
+)
+from support.host_backend import host_backend
+from zsseg_rt import Bundle, FrameMemory
+from zsseg_rt.runtime import captures
+
+# In how many parts a frame is recorded: the host looks at something before each but the first.
+PARTS = {"descriptor": 1, "dense": 1, "segment_tokens": 1, "aggregation": 2, "proposals": 3}
+HALVES = {"descriptor in half": 1, "clip_rc in half": 1}
+
+
+# --- what a case does -----------------------------------------------------------------------------
+
+
+def words(count, **settings):
+    return lambda engine: vocabulary(engine, count, **settings)
+
+
+def frames(count=4, kind="RGB", **settings):
+    def run(engine, as_pixels):
+        return [label(engine, kind, n, as_pixels=as_pixels, **settings) for n in range(count)]
+
+    return run
+
+
+def overlays(kind):
+    """Drawn with two opacities, and between them a frame that is not drawn on."""
+
+    def run(engine, as_pixels):
+        alphas = enumerate([0.3, 0.3, None, 0.8, 0.3])
+        return [label(engine, kind, n, as_pixels=as_pixels, alpha=alpha) for n, alpha in alphas]
+
+    return run
+
+
+def kinds_in_turns(engine, as_pixels):
+    kinds = ("planes", "planes on the GPU", "planes fetched from the GPU")
+    return [label(engine, kind, n, as_pixels=as_pixels) for n in range(3) for kind in kinds]
+
+
+def shapes_and_rules(engine, as_pixels):
+    kinds = itertools.product([(31, 47), (20, 90)], [{}, {"unknown_below": 0.6}])
+    return [label(engine, "RGB", 3, size=size, **rule) for size, rule in [*kinds] * 4]
+
+
+def three_rules(engine, as_pixels):
+    limits = [limit for limit in (0.5, 0.52, 0.54) for _ in "abc"]
+    return [label(engine, "RGB", 4, unknown_below=limit) for limit in [*limits, 0.5]]
+
+
+def checks_in_turns(engine, as_pixels):
+    """The golden sample has classes of its own, in the same buffers."""
+    results = []
+    for seed in range(4):
+        results.append(label(engine, "RGB", seed))
+        if not as_pixels:
+            engine.self_check()
+    return results
+
+
+def in_lanes(engine, as_pixels):
+    with engine.lane() as lane:
+        return [told(each.segment(frame(n))) for n in range(4) for each in (engine, lane)]
+
+
+def with_memories(**settings):
+    """A pan that two sources see, in turns."""
+
+    def run(engine, as_pixels):
+        pytest.importorskip("cv2")
+        scene = np.kron(frame(1, 8, 12), np.ones((6, 6, 1), np.uint8))  # 48x72 pixels
+        memories, at = [FrameMemory(**settings) for _ in range(2)], itertools.count()
+        return [
+            told(engine.segment(np.ascontiguousarray(scene[:31, x : x + 47]), memory=memory,
+                                captured_at=float(next(at))))
+            for x in range(0, 20, 4) for memory in memories
+        ]  # fmt: skip
+
+    return run
+
+
+# --- the table ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """Steps of one engine, and how often it records and at least launches captures."""
+
+    bundle: str
+    steps: list[tuple[Callable[..., Any], Callable[..., Any]]]
+    recorded: int | None = None
+    launched: int = 1
+    settings: dict[str, Any] = field(default_factory=dict)
+    backend: dict[str, Any] = field(default_factory=dict)
+    most_captures: int | None = None
+    is_varied: bool = True
+
+
+SWAPS = [
+    words(7), words(5, seed=1), words(6, seed=2, synonyms=True), words(4, seed=3, background=3),
+    words(12, seed=4), words(300, seed=5, synonyms=True), words(7),
+]  # fmt: skip
+STEADY, STILL = {"steady": True}, {"steady": False, "skip_still": True}
+EARLY = ("descriptor", "dense")
+
+
+def cases():
+    for bundle, parts in PARTS.items():
+        # Of more names than 8 the host chooses; of fewer, a stand-in's numbers change with the rows
+        # that fill a capture.
+        alone = bundle == "aggregation"
+        for count in (8,) if alone else (1, 5, 8, 23, 300):
+            steps = [(words(count), frames())]
+            yield f"{count} names", Case(bundle, steps, parts, 3 * parts, is_varied=count > 1)
+        swaps = [words(8), words(8, seed=1), words(8)] if alone else SWAPS
+        yield "swaps", Case(bundle, [(swap, frames(2)) for swap in swaps], None, 3)
+        for name, run in {
+            "shapes and rules": shapes_and_rules,
+            "self-check in turns": checks_in_turns,
+            "overlays": overlays("RGB on the GPU"),
+            "overlays on planes": overlays("planes on the GPU"),
+        }.items():
+            # a stand-in's weights are of the sizes it has seen, here also of the golden's names
+            if not (alone and run == checks_in_turns):
+                yield name, Case(bundle, [(words(8), run)], None, 2)
+    for kind in KINDS:
+        yield kind, Case("descriptor", [(words(5), frames(3, kind)), (words(5), frames(2, kind))])
+        if KINDS[kind].is_labelled_on_device:
+            bgr = {"channel_order": "bgr"}
+            case = Case("descriptor", [(words(5), overlays(kind))], None, 2, bgr)
+            yield f"BGR overlays on {kind}", case
+    for bundle in EARLY:
+        for name, rule in (("steady", STEADY), ("still", STILL)):
+            run = with_memories(**rule)  # all of a frame, or all up to its logits
+            yield f"{name} memory", Case(bundle, [(words(5), run), (words(5, seed=1), run)], 1, 15)
+        yield "windows", Case(bundle, [(words(6), frames(3, size=(31, 75)))], 2, 4,
+                              {"windows": "auto"})  # fmt: skip
+    for count, bundle in itertools.product((5, 23), EARLY):
+        scored = {"with_class_scores": "low"}
+        yield f"scores of {count}", Case(bundle, [(words(count), frames())], 1, 3, scored)
+    for bundle in (*EARLY, "aggregation"):
+        few = {"max_candidates": 2}
+        yield "few candidates", Case(bundle, [(words(8), frames())], None, 0, few)
+    for bundle in HALVES:
+        auto = {"precision": "auto"}
+        yield "5 names", Case(bundle, [(words(5), frames())], 1, 3, auto)
+        swaps = [(words(n, seed=n), frames(3)) for n in (23, 7, 6, 23)]
+        yield "swaps", Case(bundle, swaps, None, 4, auto)
+    for bundle in ("segment_tokens", "proposals"):
+        case = Case(bundle, [(words(9), frames())], PARTS[bundle], backend={"foreign": True})
+        yield "arrays of another library", case
+    yield "9 names", Case("aggregation", [(words(9), frames())], 1, 3)
+    yield "kinds in turns", Case("descriptor", [(words(5), kinds_in_turns)], 1, 7)
+    rules = Case("descriptor", [(words(9), three_rules)], 3, 6, most_captures=2, is_varied=False)
+    yield "more rules than are kept", rules
+    yield "more parts than are kept", Case("proposals", [(words(9), frames())], most_captures=2)
+    yield "lanes", Case("descriptor", [(words(9), in_lanes)], 2, 6, {"num_lanes": 2})
+    for score in (0.9, 1.0):  # few regions are shown, and none
+        shown = {"min_region_score": score}
+        yield f"regions from {score}", Case("proposals", [(words(9), frames(6))], None, 8, shown)
+
+
+# On an emulated GPU a frame of proposals takes ten times as long as one of another family.
+SLOW = ("300 names", "23 names", "8 names", "overlays on planes", "regions from 1.0")
+
+
+def parameters():
+    for name, case in cases():
+        slow = case.bundle == "proposals" and name in SLOW
+        marks = [pytest.mark.nightly] if slow else []
+        yield pytest.param(case, id=f"{case.bundle}: {name}", marks=marks)
+
+
+@pytest.fixture(scope="module")
+def bundle_of(tmp_path_factory):
+    """The name of a stored bundle, or the path of one of float16 graphs."""
+    kept = {}
+
+    def find(name):
+        if name not in HALVES:
+            return name
+        if name not in kept:
+            kept[name] = half_bundle(name.partition(" ")[0], tmp_path_factory.mktemp("half"))
+        return kept[name]
+
+    return find
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.parametrize("case", [*parameters()])
+def test_recorded_frames_equal_plain_ones_of_their_pixels(monkeypatch, bundle_of, case):
+    require_cuda()
+    if case.most_captures:
+        monkeypatch.setattr(captures, "_MOST_CAPTURES", case.most_captures)
+    bundle, counts = bundle_of(case.bundle), count_captures(monkeypatch)
+    placed, _ = device_backend(monkeypatch, **case.backend)
+    with open_engine(bundle, placed, **case.settings) as engine:
+        found = []
+        for choose, run in case.steps:
+            engine.set_classes(**choose(engine))
+            found.append(run(engine, False))
+    assert case.recorded in (None, counts["recorded"])
+    assert counts["launched"] >= case.launched
+    monkeypatch.setenv("ZSSEG_CUDA_GRAPHS", "0")
+    before = dict(counts)
+    for (choose, run), results in zip(case.steps, found, strict=True):
+        with open_engine(bundle, placed, **case.settings) as fresh:
+            fresh.set_classes(**choose(fresh))
+            for one, other in zip(results, run(fresh, True), strict=True):
+                assert_same(one, other)
+    assert counts == before
+    told_apart = {result["scores"].tobytes() for step in found for result in step}
+    assert len(told_apart) > 1 or not case.is_varied
+
+
+# --- graphs that the host computes ----------------------------------------------------------------
+
+SESSIONS = ("own arrays", "foreign arrays", "TensorRT's")
+GIVEN = ("RGB", "planes", "RGB on the GPU", "planes on the GPU")
+COMPUTED = [
+    *itertools.product(("descriptor", "proposals"), SESSIONS, [{}]),
+    *itertools.product(("dense", "segment_tokens", "aggregation"), SESSIONS[:1], [{}]),
+    ("segment_tokens", "foreign arrays", {}),
+    ("descriptor", "own arrays", {"unknown_below": 0.5, "channel_order": "bgr"}),
+    ("proposals", "own arrays", {"min_region_score": 0.3}),
+]
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.parametrize(("bundle", "session_kind", "settings"), COMPUTED)
+def test_labels_on_a_gpu_are_the_cpu_s(monkeypatch, bundle, session_kind, settings):
+    """Frames of every place and of two sizes, and two sets of classes, interleaved."""
+    require_cuda()
+    names = list(Bundle.load(STORED / f"{bundle}.zsseg").text_bank.names)[:5]
+    gpu, results = host_backend(monkeypatch, session_kind), []
+    for device, placed in (("cpu", {"device": "cpu"}), ("cuda:0", gpu)):
+        with open_engine(bundle, placed, **settings) as engine:
+            assert engine.device == device
+            for chosen, kind in itertools.product((names, names[:2]), GIVEN):
+                engine.set_classes(chosen)
+                results += [
+                    label(engine, kind, 5, as_pixels=device == "cpu", size=size)
+                    for size in ((80, 76), (60, 14))
+                ]
+            assert engine.self_check().passed
+    half = len(results) // 2
+    for cpu, found in zip(results[:half], results[half:], strict=True):
+        same = found["labels"] == cpu["labels"]
+        assert found["labels"].dtype == cpu["labels"].dtype
+        assert same.mean() > 0.995
+        np.testing.assert_allclose(found["scores"][same], cpu["scores"][same], atol=2e-4)
+        last = {"check"}  # on a GPU a part of another kernel
+        assert found["stages"] | last == cpu["stages"] | last
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.parametrize("session_kind", SESSIONS[:2])
+def test_labels_that_become_classes_on_the_host_are_drawn_there(monkeypatch, session_kind):
+    require_cuda()
+    with open_engine("segment_tokens", host_backend(monkeypatch, session_kind)) as engine:
+        engine.set_classes([["name 0", "name 3"], "name 1"])
+        for kind in ("RGB on the GPU", "planes on the GPU"):
+            found = label(engine, kind, 1, alpha=0.5)
+            assert_same(found, label(engine, kind, 1, alpha=0.5, as_pixels=True))
+
+
+# --- without a GPU --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", ["rgb", "bgr"])
+@pytest.mark.parametrize("kind", ON_THE_HOST)
+@pytest.mark.parametrize("bundle", ["descriptor", "dense", "segment_tokens"])
+def test_frames_on_the_cpu_have_the_labels_of_their_pixels(bundle, kind, order):
+    with open_engine(bundle, {"device": "cpu"}, channel_order=order) as engine:
+        engine.set_classes(**vocabulary(engine, 5))
+        found = label(engine, kind, 1)
+        assert_same(found, label(engine, kind, 1, as_pixels=True))
+        if kind == "planes":
+            other = label(engine, "planes of HD", 1)["scores"]
+            assert not np.array_equal(other, found["scores"])
