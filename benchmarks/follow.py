@@ -33,14 +33,12 @@ import numpy.typing as npt
 
 from zsseg_rt import Bundle, Engine, EngineConfig
 from zsseg_rt.demo import demo_classes
-from zsseg_rt.errors import EndOfSource
 from zsseg_rt.evaluation.provenance import describe_commit, describe_machine
 from zsseg_rt.photos import find_photos, read_photo
 from zsseg_rt.profiling.worker import Stopwatch
 from zsseg_rt.results.segmentation import Frame, Segmentation
 from zsseg_rt.runtime.frame_memory import GAIN, LOST, Glance, LabelMover, Way, follow_size
 from zsseg_rt.stream.follow import Following, KeyFrames
-from zsseg_rt.stream.hand_off import HandOff
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -214,20 +212,12 @@ def moved_from_nearer(clip: Clip, every: int, *, holds: bool) -> list[Labels]:
         lambda frame: segmentation(frame, clip.own[frame.index]),
         ["clip"],
         Following(every=every, holds=holds),
-        HandOff([]),
     )
     frames = iter([
         Frame(source="clip", index=i, image=image, captured_at=i / 30, clock="arrival")
         for i, image in enumerate(clip.images)
     ])  # fmt: skip
-
-    def next_item() -> Any:
-        frame = next(frames, None)
-        if frame is None:
-            raise EndOfSource("clip: no more frames")
-        return keys.work(keys.turn(frame))
-
-    return [keys.next(next_item).labels for _ in clip.images]
+    return [keys.next(frames.__next__).labels for _ in clip.images]
 
 
 def segmentation(frame: Frame, labels: Labels) -> Segmentation:

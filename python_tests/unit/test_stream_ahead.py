@@ -9,8 +9,7 @@ import pytest
 from support.errors import refused
 from zsseg_rt.errors import BackendError, EngineStateError
 from zsseg_rt.results.segmentation import Segmentation
-from zsseg_rt.stream.ahead import Ahead
-from zsseg_rt.stream.hand_off import HandOff
+from zsseg_rt.runtime.lane_pool import InOrder
 from zsseg_rt.stream.opening import StreamOptions, StreamParts
 from zsseg_rt.stream.runner import Past, Stream, waits_for_labels
 from zsseg_rt.stream.source import Picture
@@ -153,11 +152,9 @@ def test_a_forgotten_stream_frees_its_lanes():
 
 
 def test_lanes_may_be_closed_by_one_of_their_own_threads():
-    lanes = FakeLanes(2)
     closed = threading.Event()
-    lanes.close = closed.set
-    ahead = Ahead(lambda frame: ahead.close(), lanes, HandOff([]))
-    ahead._threads.submit(ahead._work, None)
+    frames = InOrder(lambda frame: frames.close(), 1, on_close=closed.set)
+    assert frames.next(iter([None]).__next__) is None
     assert closed.wait(LONG)
 
 

@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 
 from support.errors import refused
-from zsseg_rt.errors import ArgumentError, EndOfSource, ShapeError
+from zsseg_rt.errors import ArgumentError, ShapeError
 from zsseg_rt.results.segmentation import Frame, Segmentation
 from zsseg_rt.runtime.frame_memory import Glance, LabelMover, Way, follow_size
 from zsseg_rt.stream.follow import Following, KeyFrames, NewestFrames, following_of
-from zsseg_rt.stream.hand_off import HandOff
 from zsseg_rt.stream.photo_folder import PhotoSource
 from zsseg_rt.stream.runner import Past, Stream
 from zsseg_rt.stream.source import Picture
@@ -130,10 +129,7 @@ class SlowNetwork:
         """The result of a frame, before which so many others have got their labels."""
         for _ in range(labels):
             self.free.release()
-            if (
-                self.frames._under_way is not None
-                and self.frames._tracks["cam"].carried is not None
-            ):
+            if self.frames._under_way is not None and self.frames._tracks["cam"].seg is not None:
                 self.frames._under_way[0].exception(LONG)
         return self.frames.next(lambda: frame)
 
@@ -239,19 +235,12 @@ def key_frames(frames, every=4, **settings):
         labelled.append(frame.index)
         return label(frame)
 
-    keys = KeyFrames(work, ["cam"], Following(every=every, **settings), HandOff([]))
-
-    def next_item():
-        frame = next(waiting, None)
-        if frame is None:
-            raise EndOfSource("cam: no more frames")
-        return keys.work(keys.turn(frame))
-
+    keys = KeyFrames(work, ["cam"], Following(every=every, **settings))
     found = []
     while True:
         try:
-            found.append(keys.next(next_item))
-        except EndOfSource:
+            found.append(keys.next(waiting.__next__))
+        except StopIteration:
             return found, labelled
 
 

@@ -204,17 +204,9 @@ class Way:
         return cls(start=start, flow=np.zeros((*start.grey.shape, 2), np.float32))
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Step:
-    """The motion between neighbouring frames.
-
-    Attributes:
-        flow: As of a :class:`Way`.
-        places: Where each pixel was, as OpenCV's fixed-point maps, which take half the time.
-    """
-
-    flow: Floats
-    places: Any
+# The motion between neighbouring frames: as Way.flow, and where each pixel was, as OpenCV's
+# fixed-point maps, which take half the time.
+Step = tuple[Floats, tuple[Any, Any]]
 
 
 class LabelMover:
@@ -233,13 +225,13 @@ class LabelMover:
         came = cv2.remap(before.grey, *places, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         if _is_cut(cv2, now.grey, cv2.mean(cv2.absdiff(now.grey, came))[0]):
             return None
-        return Step(flow=flow, places=places)
+        return flow, places
 
     def extend(self, way: Way, step: Step) -> Way:
         """The way from one frame further on."""
-        cv2, edge = self._cv2, self._cv2.BORDER_REPLICATE
-        before = cv2.remap(way.flow, *step.places, cv2.INTER_LINEAR, borderMode=edge)
-        return Way(start=way.start, flow=cv2.add(step.flow, before))
+        cv2, (flow, places) = self._cv2, step
+        before = cv2.remap(way.flow, *places, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        return Way(start=way.start, flow=cv2.add(flow, before))
 
     def move(
         self, labels: npt.NDArray[Any], way: Way, now: Glance, *, holds: bool

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import queue
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
-from typing import TypeVar
+from contextlib import ExitStack, closing
+from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -56,6 +57,65 @@ class LanePool:
         self.close()
 
 
+class InOrder(Generic[_Job, _Result]):
+    """Work on several jobs at once, whose results keep the jobs' order; for one thread at a time.
+
+    Args:
+        work: What becomes of a job.
+        num_threads: Jobs that run at the same time; 0 does each when its result is asked for.
+        every: One of so many jobs takes long; so many more are begun.
+        on_close: Called when nothing is being worked on any more.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[_Job], _Result],
+        num_threads: int,
+        *,
+        every: int = 1,
+        on_close: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._work, self._on_close = work, on_close
+        self._most = num_threads * every
+        self._own_threads: set[int] = set()
+        self._threads = num_threads and ThreadPoolExecutor(
+            num_threads, "label", lambda: self._own_threads.add(threading.get_ident())
+        )
+        self._begun: deque[Future[_Result]] = deque()
+
+    def next(self, next_job: Callable[[], _Job]) -> _Result:
+        """The oldest job's result; so many jobs are begun as there are threads, and one waits.
+
+        Args:
+            next_job: Waits for a job; StopIteration where there are no more.
+
+        Raises:
+            StopIteration: Every result was given.
+        """
+        if not self._threads:
+            return self._work(next_job())
+        try:
+            while len(self._begun) <= self._most:
+                self._begun.append(self._threads.submit(self._work, next_job()))
+        except StopIteration:
+            if not self._begun:
+                raise
+        return self._begun.popleft().result()
+
+    def close(self) -> None:
+        """Discard what waits, and finish what is being worked on."""
+        if threading.get_ident() in self._own_threads:  # a forgotten stream ends in any thread
+            threading.Thread(target=self._finish, daemon=True).start()
+        else:
+            self._finish()
+
+    def _finish(self) -> None:
+        if self._threads:
+            self._threads.shutdown(cancel_futures=True)
+        self._begun.clear()
+        self._on_close()
+
+
 def in_order(
     work: Callable[[_Job], _Result], jobs: Iterable[_Job], *, num_threads: int
 ) -> Generator[_Result, None, None]:
@@ -64,15 +124,11 @@ def in_order(
     At most ``num_threads`` jobs run, and as many results wait, at any time. When the iterator is
     closed or fails, jobs that have not begun are not begun; those under way are waited for.
     """
-    waiting: deque[Future[_Result]] = deque()
-    with ThreadPoolExecutor(num_threads) as pool:
-        try:
-            for job in jobs:
-                waiting.append(pool.submit(work, job))
-                if len(waiting) > num_threads:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+    results, next_job = InOrder(work, num_threads), iter(jobs).__next__
+    with closing(results):
+        while True:
+            try:
+                result = results.next(next_job)
+            except StopIteration:
+                return
+            yield result

@@ -47,8 +47,7 @@ class Hub:
         self._ages: defaultdict[str, AgeHistogram] = defaultdict(AgeHistogram)
         self._labelled_ages: defaultdict[str, AgeHistogram] = defaultdict(AgeHistogram)
         self._number = 0
-        self._given_out_at: deque[float] = deque()
-        self._labelled_at: deque[float] = deque()
+        self._given_out: deque[tuple[float, bool]] = deque()  # when, and whether labelled itself
         self._labelled: dict[str, int] = {}  # the newest frame that was, per source
         self._last_at: dict[str, float] = {}  # per source
         self._began_at = 0.0
@@ -93,11 +92,8 @@ class Hub:
         with self._lock:
             now = time.monotonic()
             over = min(_RATE_OVER, max(now - self._began_at, 1.0))
-            labelled, given_out = (
-                sum(at >= now - over for at in times) / over
-                for times in (self._labelled_at, self._given_out_at)
-            )
-            return labelled, given_out
+            news = [is_labelled for at, is_labelled in self._given_out if at >= now - over]
+            return sum(news) / over, len(news) / over
 
     def ages(self) -> tuple[dict[str, AgeHistogram], dict[str, AgeHistogram]]:
         """How old each source's frames were when their labels came, and those once labelled."""
@@ -106,8 +102,7 @@ class Hub:
 
     def seconds_since_frame(self) -> float | None:
         """Since the last frame was labelled; None before the first."""
-        with self._lock:
-            return time.monotonic() - self._labelled_at[-1] if self._labelled_at else None
+        return min((one for one in self.silences().values() if one is not None), default=None)
 
     def silences(self) -> dict[str, float | None]:
         """As :meth:`seconds_since_frame`, for each source."""
@@ -154,19 +149,16 @@ class Hub:
 
     def _note(self, seg: Segmentation) -> None:
         frame, now = frame_of(seg), time.monotonic()
-        if not self._given_out_at:
-            self._began_at = now
+        self._began_at = self._began_at or now
         self._ages[frame.source].add(now - frame.captured_at)
         self._labelled_ages[frame.source].add(seg.labelled_age or 0.0)
-        self._given_out_at.append(now)
         labelled = frame.index if seg.moved_from is None else seg.moved_from
-        if self._labelled.get(frame.source) != labelled:  # else its labels were moved
-            self._labelled[frame.source] = labelled
-            self._labelled_at.append(now)
-            self._last_at[frame.source] = now
-        for times in (self._given_out_at, self._labelled_at):
-            while len(times) > 1 and times[0] < now - _RATE_OVER:
-                times.popleft()
+        is_labelled = self._labelled.get(frame.source) != labelled  # else its labels were moved
+        self._given_out.append((now, is_labelled))
+        if is_labelled:
+            self._labelled[frame.source], self._last_at[frame.source] = labelled, now
+        while self._given_out[0][0] < now - _RATE_OVER:
+            self._given_out.popleft()
 
     def _describe(self, stats: dict[str, Any]) -> dict[str, Any]:
         labelled, given_out = self.rates()

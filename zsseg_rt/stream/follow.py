@@ -7,19 +7,20 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt import ops
 from zsseg_rt.common.extras import import_opencv
-from zsseg_rt.errors import ArgumentError, EndOfSource
+from zsseg_rt.errors import ArgumentError
 from zsseg_rt.ops import core
 from zsseg_rt.results.segmentation import Frame, Segmentation
 from zsseg_rt.runtime.frame_memory import Glance, LabelMover, Way, follow_size
 from zsseg_rt.runtime.frames import Nv12Frame
-from zsseg_rt.stream.hand_off import HandOff
+from zsseg_rt.runtime.lane_pool import InOrder
 from zsseg_rt.stream.photo_folder import PhotoSource
 from zsseg_rt.stream.source import Source
 
@@ -28,9 +29,11 @@ Follow = bool | Literal["hold"]
 MOST_EVERY = 64
 """Frames from one that is labelled to the next, at most: half of them wait in memory."""
 _LONGEST_STEP = 1.0  # seconds; neighbours further apart do not follow each other
+ONE_BY_ONE = partial(InOrder, num_threads=0)
 _KEEPS_UP = 0.9  # of the time between frames: a network that takes less labels each of them
 
 _Label = Callable[[Frame], Segmentation]
+_Labelled = tuple["_Turn", Segmentation | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,74 +154,65 @@ class Looker:
 
 
 @dataclass(kw_only=True)
-class _Carried:
-    """Labels of a frame, and the way back to it; None after a scene cut."""
-
-    seg: Segmentation
-    labels: npt.NDArray[Any]  # the caller may write into those of seg
-    way: Way | None
-
-    @classmethod
-    def begin(cls, seg: Segmentation, way: Way) -> _Carried:
-        return cls(seg=seg, labels=seg.labels.copy(), way=way)
-
-    def to(
-        self, frame: Frame, glance: Glance, mover: LabelMover, settings: Following
-    ) -> Segmentation:
-        """The result of another frame."""
-        start, origin = time.perf_counter(), self.seg.frame
-        assert origin is not None
-        if self.way is not None:
-            labels = mover.move(self.labels, self.way, glance, holds=settings.holds)
-        else:
-            held = self.labels.copy()
-            labels = held if settings.holds else np.full_like(held, self.seg.unknown)
-        took = 1e3 * (time.perf_counter() - start)
-        return replace(
-            self.seg,
-            labels=labels,
-            scores=None,
-            class_scores=None,
-            frame=frame,
-            moved_from=origin.index,
-            labelled_age=time.monotonic() - origin.captured_at,
-            times={"move": took, "total": took},
-        )
-
-
-@dataclass(kw_only=True)
 class _Track:
-    """One source: its newest frame, and what is carried to it."""
+    """One source: its newest frame, and the labels that are carried to it."""
 
+    holds: bool
     mover: LabelMover = field(default_factory=LabelMover)
     frame: Frame | None = None
     glance: Glance | None = None
-    carried: _Carried | None = None
+    seg: Segmentation | None = None  # what is carried
+    labels: npt.NDArray[Any] | None = None  # of it; the caller may write into its own
+    way: Way | None = None  # back to it; None after a scene cut
     awaited: Way | None = None  # back to the frame that the network has
     period: float = 0.0  # seconds between the source's frames
     count: int = 0  # frames since the one that was labelled
     waiting: list[tuple[Frame, Glance]] = field(default_factory=list)
 
-    def see(self, frame: Frame, glance: Glance) -> None:
-        """Go on to the next frame; whatever does not follow begins anew."""
-        before, self.frame = self.frame, frame
-        if before is None or self.glance is None or not follows(before, frame):
-            self.carried = self.awaited = None
+    def begin(self, seg: Segmentation, way: Way) -> None:
+        """Carry other labels."""
+        self.seg, self.labels, self.way = seg, seg.labels.copy(), way
+
+    def go_on(self, glance: Glance) -> None:
+        """Lengthen the ways by the step to the next frame; a scene cut ends them."""
+        assert self.glance is not None
+        step, self.glance = self.mover.step(self.glance, glance), glance
+        self.way, self.awaited = (
+            way and step and self.mover.extend(way, step) for way in (self.way, self.awaited)
+        )
+
+    def result(self, frame: Frame) -> Segmentation:
+        """The result of the frame that the ways lead to."""
+        start, seg, labels = time.perf_counter(), self.seg, self.labels
+        assert seg is not None and seg.frame is not None  # noqa: PT018
+        assert labels is not None and self.glance is not None  # noqa: PT018
+        if self.way is not None:
+            labels = self.mover.move(labels, self.way, self.glance, holds=self.holds)
         else:
-            frames = max(frame.index - before.index, 1)
-            self.period = (source_time(frame) - source_time(before)) / frames or self.period
-            step = self.mover.step(self.glance, glance)
-            if self.carried is not None:
-                self.carried.way = self.further(self.carried.way, step)
-            self.awaited = self.further(self.awaited, step)
-        self.glance = glance
+            labels = labels.copy() if self.holds else np.full_like(labels, seg.unknown)
+        took = 1e3 * (time.perf_counter() - start)
+        return replace(
+            seg,
+            labels=labels,
+            scores=None,
+            class_scores=None,
+            frame=frame,
+            moved_from=seg.frame.index,
+            labelled_age=time.monotonic() - seg.frame.captured_at,
+            times={"move": took, "total": took},
+        )
 
-    def further(self, way: Way | None, step: Any) -> Way | None:
-        """The way from the next frame; None beyond a scene cut."""
-        return None if way is None or step is None else self.mover.extend(way, step)
+
+class _Follower:
+    """What both ways of following share: each source's track, and small pictures of frames."""
+
+    def __init__(self, label: _Label, names: Iterable[str], settings: Following) -> None:
+        self._label, self._settings = label, settings
+        self._look = Looker(settings.channel_order).look
+        self._tracks = {name: _Track(holds=settings.holds) for name in names}
 
 
-class NewestFrames:
+class NewestFrames(_Follower):
     """Gives every frame labels, while the network labels the newest one whenever it is free.
 
     A network that is quicker than the sources' frames come labels each; nothing is moved then.
@@ -233,32 +227,34 @@ class NewestFrames:
         *,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._label, self._settings, self._now = label, settings, now
-        self._looker = Looker(settings.channel_order)
-        self._tracks = {name: _Track() for name in names}
+        super().__init__(label, names, settings)
+        self._now = now
         self._thread = ThreadPoolExecutor(1, "label")
         self._under_way: tuple[Future[tuple[Segmentation, float]], _Track] | None = None
         self._took = 0.0
 
-    def next(self, next_frame: Callable[[], Frame]) -> Segmentation:
+    def next(self, next_frame: Callable[[], Any]) -> Segmentation:
         """The next frame's result; the first of a source, and of new classes, is waited for."""
         frame = next_frame()
-        track = self._tracks[frame.source]
-        track.see(frame, self._looker.look(frame))
+        track, glance = self._tracks[frame.source], self._look(frame)
+        before, track.frame = track.frame, frame
+        if before is not None and follows(before, frame):
+            frames = max(frame.index - before.index, 1)
+            track.period = (source_time(frame) - source_time(before)) / frames or track.period
+            track.go_on(glance)
+        else:
+            track.glance, track.seg, track.awaited = glance, None, None
         if self._under_way is not None and self._under_way[0].done():
             self._finish()
         if self._under_way is None:
             self._begin(frame, track)
             if self._keeps_up():
                 self._finish()
-        while (carried := self._in_force(track)) is None:
+        while (seg := track.seg) is None or not self._is_in_force(seg):
             if self._under_way is None:
                 self._begin(frame, track)
             self._finish()
-        assert track.glance is not None
-        if carried.seg.frame is frame:
-            return carried.seg
-        return carried.to(frame, track.glance, track.mover, self._settings)
+        return seg if seg.frame is frame else track.result(frame)
 
     def close(self) -> None:
         """Finish what is being labelled."""
@@ -276,14 +272,11 @@ class NewestFrames:
         way, track.awaited = track.awaited, None
         seg, self._took = future.result()
         if way is not None:  # else other frames began since
-            track.carried = _Carried.begin(seg, way)
+            track.begin(seg, way)
 
-    def _in_force(self, track: _Track) -> _Carried | None:
-        """What is carried, unless other classes were named since."""
-        version, carried = self._settings.version(), track.carried
-        if carried is not None and version not in (None, carried.seg.vocabulary_version):
-            track.carried = None
-        return track.carried
+    def _is_in_force(self, seg: Segmentation) -> bool:
+        """Whether no other classes were named since."""
+        return self._settings.version() in (None, seg.vocabulary_version)
 
     def _timed(self, frame: Frame) -> tuple[Segmentation, float]:
         start = self._now()
@@ -294,102 +287,104 @@ class NewestFrames:
         return rate > 0.0 and 0.0 < self._took * rate < _KEEPS_UP
 
 
-@dataclass(frozen=True, kw_only=True)
-class Turn:
+class _Turn(NamedTuple):
     """A frame, and how many lie between it and the labelled one before: 0 is labelled itself."""
 
-    frame: Frame
-    position: int
-    follows: bool  # the frame before it
+    source: str
+    frame: Frame | None = None  # None: the source sends none for now
+    position: int = 0
+    follows: bool = False  # the frame before it
 
 
-Item = tuple[Turn, Segmentation | None] | str
-
-
-class KeyFrames:
+class KeyFrames(_Follower):
     """Labels one of ``every`` frames; the others take those of the nearer one, moved.
 
-    :meth:`work` may run in any thread, all other methods in one.
+    ``ordered`` makes what labels frames. All methods belong to one thread.
     """
 
     def __init__(
-        self, label: _Label, names: Iterable[str], settings: Following, hand_off: HandOff
+        self,
+        label: _Label,
+        names: Iterable[str],
+        settings: Following,
+        ordered: Callable[..., InOrder[_Turn, _Labelled]] = ONE_BY_ONE,
     ) -> None:
-        self._label, self._settings, self._hand_off = label, settings, hand_off
-        self._looker = Looker(settings.channel_order)
-        self._tracks = {name: _Track() for name in names}
+        super().__init__(label, names, settings)
+        self._every = settings.every or 1
+        self._jobs = ordered(self._work, every=self._every)
         self._ready: deque[Segmentation] = deque()
 
-    def next(self, next_item: Callable[[], Item]) -> Segmentation:
-        """The next frame's result; ``next_item`` gives what :meth:`work` made, in order."""
+    def next(self, next_frame: Callable[[], Frame | str]) -> Segmentation:
+        """The next frame's result; StopIteration where every one was given.
+
+        Frames that wait for the next labelled one do so until ``next_frame`` gives their source's
+        name, or there are no more.
+        """
         while not self._ready:
             try:
-                self._take(next_item())
-            except EndOfSource:
-                if not self._hand_off.is_closed:
-                    for track in self._tracks.values():
-                        self._release(track)
+                self._take(*self._jobs.next(lambda: self._turn(next_frame())))
+            except StopIteration:
+                for track in self._tracks.values():
+                    self._release(track)
                 if not self._ready:
                     raise
         return self._ready.popleft()
+
+    def close(self) -> None:
+        """Finish what is being labelled."""
+        self._jobs.close()
 
     def has_waiting(self, source: str) -> bool:
         """Whether frames of a source wait for the next one that is labelled."""
         return bool(self._tracks[source].waiting)
 
-    def turn(self, frame: Frame | str) -> Turn | str:
-        """What is to be done with the next frame; a source's name: it sends none for now."""
+    def _turn(self, frame: Frame | str) -> _Turn:
         if isinstance(frame, str):
-            return frame
+            return _Turn(frame)
         track = self._tracks[frame.source]
-        before, track.frame = track.frame, frame
-        goes_on = follows(before, frame)
-        track.count = (track.count + 1) % (self._settings.every or 1) if goes_on else 0
-        return Turn(frame=frame, position=track.count, follows=goes_on)
+        goes_on = follows(track.frame, frame)
+        track.count = (track.count + 1) % self._every if goes_on else 0
+        track.frame = frame
+        return _Turn(frame.source, frame, track.count, goes_on)
 
-    def work(self, turn: Turn | str) -> Item:
-        """Label the frame if it is to be."""
-        if isinstance(turn, str):
-            return turn
-        return turn, None if turn.position else self._label(turn.frame)
+    def _work(self, turn: _Turn) -> _Labelled:
+        is_key = turn.frame is not None and not turn.position
+        return turn, self._label(turn.frame) if turn.frame is not None and is_key else None
 
-    def _take(self, item: Item) -> None:
-        if isinstance(item, str):
-            self._release(self._tracks[item])
+    def _take(self, turn: _Turn, seg: Segmentation | None) -> None:
+        track = self._tracks[turn.source]
+        if turn.frame is None:
+            self._release(track)
             return
-        turn, seg = item
-        glance, track = self._looker.look(turn.frame), self._tracks[turn.frame.source]
+        glance = self._look(turn.frame)
         if seg is not None:
-            after = _Carried.begin(seg, Way.begin(glance))
-            led_back = self._lead_back(track, after, glance) if turn.follows else []
+            after = _Track(holds=track.holds, mover=track.mover, glance=glance)
+            after.begin(seg, Way.begin(glance))
+            led_back = self._lead_back(track, after) if turn.follows else []
             self._release(track)
             self._ready += [*led_back, seg]
-            track.carried, track.glance = replace(after, way=Way.begin(glance)), glance
-        elif track.carried is not None:  # else the engine refused the frame that it had
+            track.begin(seg, Way.begin(glance))
+            track.glance = glance
+        elif track.seg is not None:  # else the engine refused the frame that it had
             track.waiting.append((turn.frame, glance))
-            if 2 * turn.position <= (self._settings.every or 1):
+            if 2 * turn.position <= self._every:
                 self._release(track)
 
     def _release(self, track: _Track) -> None:
         """Carry the last labels on to the frames that wait."""
         for frame, glance in track.waiting:
-            assert track.carried is not None
-            assert track.glance is not None
-            step = track.mover.step(track.glance, glance)
-            track.carried.way = track.further(track.carried.way, step)
-            track.glance = glance
-            self._ready.append(track.carried.to(frame, glance, track.mover, self._settings))
+            track.go_on(glance)
+            self._ready.append(track.result(frame))
         track.waiting.clear()
 
-    def _lead_back(self, track: _Track, carried: _Carried, glance: Glance) -> deque[Segmentation]:
+    def _lead_back(self, track: _Track, after: _Track) -> deque[Segmentation]:
         """Carry the next labels back to the frames that wait, up to a scene cut."""
         results: deque[Segmentation] = deque()
         while track.waiting:
-            frame, small = track.waiting[-1]
-            carried.way = track.further(carried.way, track.mover.step(glance, small))
-            if carried.way is None:
+            frame, glance = track.waiting[-1]
+            after.go_on(glance)
+            if after.way is None:
                 break
-            results.appendleft(carried.to(frame, small, track.mover, self._settings))
+            results.appendleft(after.result(frame))
             track.waiting.pop()
-            glance = small
         return results

@@ -8,7 +8,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,9 +26,14 @@ from zsseg_rt.errors import (
     ZssegError,
 )
 from zsseg_rt.results.segmentation import Frame, Segmentation
-from zsseg_rt.runtime.lane_pool import LanePool
-from zsseg_rt.stream.ahead import Ahead
-from zsseg_rt.stream.follow import Following, Item, KeyFrames, NewestFrames, source_time
+from zsseg_rt.runtime.lane_pool import InOrder, LanePool
+from zsseg_rt.stream.follow import (
+    ONE_BY_ONE,
+    Following,
+    KeyFrames,
+    NewestFrames,
+    source_time,
+)
 from zsseg_rt.stream.hand_off import HandOff, SlotSettings
 from zsseg_rt.stream.sinks import Sink, SinkStats, Writer
 from zsseg_rt.stream.source import FramePathName, Picture, Source
@@ -41,6 +46,7 @@ if TYPE_CHECKING:
 Policy = Literal["latest", "all"]
 POLICIES = ("latest", "all")
 
+_Labels = InOrder[Frame | str, Segmentation] | NewestFrames | KeyFrames
 _AGES = 1000  # frames that the statistics look back
 # Seconds until a waiting stream looks around: a signal handler's stop() may come just before it
 # waits, in the same thread, and wake nobody.
@@ -186,8 +192,8 @@ class Stream:
         lanes: LanePool | None = None,
     ) -> None:
         check_settings(policy, max_staleness)
-        self._segment = segment if lanes is None else lanes.segment
-        keeps_all = [policy == "all" or (policy is None and not s.live) for s in sources]
+        patience, past = patience or Patience(), past or Past()
+        keeps_all = [policy == "all" or (policy is None and not one.live) for one in sources]
         self._hand_off = HandOff(
             [
                 SlotSettings(source=source.name, keeps_all=keeps)
@@ -196,40 +202,18 @@ class Stream:
             max_staleness=max_staleness,
         )
         self._captures = [
-            Capture(
-                source,
-                slot,
-                self._hand_off,
-                SourceWatch(source.name, live=source.live, patience=patience or Patience()),
-                paced=not (keeps_all[slot] or source.live),
-            )
-            for slot, source in enumerate(sources)
+            Capture(source, slot, self._hand_off, patience, paced=not (keeps or source.live))
+            for slot, (source, keeps) in enumerate(zip(sources, keeps_all, strict=True))
         ]
         self._tallies = {source.name: _Tally() for source in sources}
         self._keeps_all = dict(zip(self._tallies, keeps_all, strict=True))
         resumes = any(source.live for source in sources)
         self._sinks = [Sink(one, resumes=resumes, num_sources=len(sources)) for one in writers]
         self._patience, self._process = _EndPatience(), OwnProcess(self)
-        # A bound method would keep a stream that is forgotten.
-        past = past or Past()
-        label = functools.partial(_label, self._segment, past.memories)
-        self._label = label
-        self._newest: NewestFrames | None = None
-        self._keys: KeyFrames | None = None
-        work: Callable[[Any], Any] = label
-        every = 1
-        if past.following is not None and past.following.every is None:
-            self._newest = NewestFrames(label, self._tallies, past.following)
-        elif past.following is not None:
-            self._keys = KeyFrames(label, self._tallies, past.following, self._hand_off)
-            work, every = self._keys.work, past.following.every or 1
-        self._ahead: Ahead[Any, Any] | None = None
-        if lanes is not None:
-            self._ahead = Ahead(work, lanes, self._hand_off, every=every)
-        workers = [one for one in (self._ahead, self._newest) if one is not None]
+        self._labels = _labels_of(segment, past, self._tallies, lanes)
         self._close = weakref.finalize(
-            self, _close, self._hand_off, self._captures, self._sinks, self._patience, workers,
-            self._process,
+            self, _close, self._hand_off, self._captures, self._sinks, self._patience,
+            self._labels, self._process,
         )  # fmt: skip
 
     def __iter__(self) -> Stream:
@@ -247,7 +231,7 @@ class Stream:
         try:
             while (seg := self._next_labelled()) is None:
                 pass
-        except EndOfSource:
+        except (StopIteration, EndOfSource):
             self.close()
             raise StopIteration from None
         except ZssegError:
@@ -301,56 +285,39 @@ class Stream:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _next_frame(self) -> Frame:
-        """See to the sources until one has a frame."""
-        frame = self._next_turn()
-        assert isinstance(frame, Frame), "nothing waits but for a labelled frame"
-        return frame
+    def _next_frame(self) -> Frame | str:
+        """See to the sources until one has a frame, or sends none for which others still wait.
 
-    def _next_turn(self) -> Frame | str:
-        """As above; or the name of a source that sends no frame for which others still wait."""
+        Raises:
+            StopIteration: They have no more.
+            EndOfSource: The stream was stopped.
+        """
         while not self._hand_off.is_closed:
             waits = [capture.tick() for capture in self._captures]
             self._refuse_if_none_works()
             for capture in self._captures:
                 capture.watch.log_news()
             if self._is_exhausted():
-                break
+                raise StopIteration
             frame = self._hand_off.take(min([_LOOK, *(w for w in waits if w is not None)]))
             if frame is not None:
                 for capture in self._captures:
                     capture.look()
                 return frame
             for slot, capture in enumerate(self._captures):
-                if self._keys is None or capture.watch.state == "running":
+                if capture.watch.state == "running" or self._hand_off.has_frame(slot):
                     continue
-                if self._keys.has_waiting(capture.name) and not self._hand_off.has_frame(slot):
+                if isinstance(self._labels, KeyFrames) and self._labels.has_waiting(capture.name):
                     return capture.name
         raise EndOfSource("source: no more frames")
 
     def _next_labelled(self) -> Segmentation | None:
         """The next result; None if a frame was refused, which loses its source."""
         try:
-            if self._newest is not None:
-                return self._newest.next(self._next_frame)
-            if self._keys is not None:
-                return self._keys.next(self._next_item)
-            if self._ahead is not None:
-                labelled: Segmentation = self._ahead.next(self._next_frame)
-                return labelled
-            return self._label(self._next_frame())
+            return self._labels.next(self._next_frame)
         except _Refused as refused:
             self._lose(refused)
             return None
-
-    def _next_item(self) -> Item:
-        """What became of the next frame, which may take its labels from another one."""
-        assert self._keys is not None
-        keys = self._keys
-        if self._ahead is not None:
-            item: Item = self._ahead.next(lambda: keys.turn(self._next_turn()))
-            return item
-        return keys.work(keys.turn(self._next_turn()))
 
     def _lose(self, refused: _Refused) -> None:
         """Lose a source for one of its frames; the others go on."""
@@ -431,12 +398,30 @@ def _label(
     return replace(seg, frame=frame, labelled_age=time.monotonic() - frame.captured_at)
 
 
+def _labels_of(
+    segment: Callable[..., Segmentation],
+    past: Past,
+    names: Iterable[str],
+    lanes: LanePool | None,
+) -> _Labels:
+    """What labels frames; a bound method of the stream would keep one that is forgotten."""
+    label = functools.partial(_label, segment if lanes is None else lanes.segment, past.memories)
+    following, ordered = past.following, ONE_BY_ONE
+    if following is not None and following.every is None:
+        return NewestFrames(label, names, following)
+    if lanes is not None:
+        ordered = functools.partial(InOrder, num_threads=lanes.num_lanes, on_close=lanes.close)
+    if following is not None:
+        return KeyFrames(label, names, following, ordered)
+    return ordered(label)
+
+
 def _close(
     hand_off: HandOff,
     captures: Sequence[Capture],
     sinks: Sequence[Sink],
     patience: _EndPatience,
-    workers: Sequence[Ahead[Any, Any] | NewestFrames],
+    labels: _Labels,
     process: OwnProcess,
 ) -> None:
     if not process.is_here:
@@ -444,8 +429,7 @@ def _close(
     hand_off.close()
     for capture in captures:
         capture.stop()
-    for worker in workers:
-        worker.close()
+    labels.close()
     for sink in sinks:
         sink.finish()
     _share(patience.source, [capture.join for capture in captures])
@@ -551,11 +535,11 @@ class Capture:
         source: Source,
         slot: int,
         hand_off: HandOff,
-        watch: SourceWatch,
+        patience: Patience,
         *,
         paced: bool,
     ) -> None:
-        self.watch = watch
+        self.watch = SourceWatch(source.name, live=source.live, patience=patience)
         self.name = source.name
         self.path: FramePathName = "host"  # of its newest frame
         self.fell_behind = 0  # times that it was opened anew since its frames came late
