@@ -21,7 +21,7 @@ def demo_engine(config: Any = None) -> Any:
 
 def demo_frames(count: int) -> Iterator[Any]:
     """The demo camera's first frames, without waiting."""
-    from zsseg_rt.stream.demo_camera import DemoCamera
+    from zsseg_rt.stream.photo_folder import DemoCamera
 
     class Hurry:
         def wait(self, seconds: float) -> bool:

@@ -23,7 +23,7 @@ from support.rtsp_camera import shown_time
 from support.streams import ReaderNow
 from zsseg_rt.errors import ZssegError
 from zsseg_rt.stream import source as stream_source
-from zsseg_rt.stream.gstreamer import rtsp_camera
+from zsseg_rt.stream.gstreamer import pipelines
 from zsseg_rt.stream.gstreamer import source as gstreamer_source
 from zsseg_rt.stream.opening import on_device
 from zsseg_rt.stream.uris import open_sources
@@ -113,7 +113,7 @@ def main():
         jetson_elements.register(*options.jetson)
     if options.nvidia is not None:
         nvidia_stand_in.use(options.nvidia, options.fails, options.colour, options.blocks)
-    rtsp_camera.ANSWERS_WITHIN = PATIENCE
+    pipelines.ANSWERS_WITHIN = PATIENCE
     stream_source.MOST_PIXELS = options.most_pixels
     gstreamer_source.OPENS_WITHIN = options.opens_within
     gstreamer_source.SILENT_FOR = options.silent_for

@@ -88,13 +88,13 @@ def host_core(*, integrated=False):
 def use(library: Path, fails: int, colour: int, in_blocks: bool) -> None:
     """Let frames go through the stand-ins; the call of this number fails."""
     from zsseg_rt import ops
-    from zsseg_rt.stream.gstreamer import nvidia
+    from zsseg_rt.stream.gstreamer import gpu_frames
 
     ops.core = host_core()
     names = ("cuda", "gstcuda", "nvbufsurface")
-    nvidia.LIBRARIES = {**nvidia.LIBRARIES, **dict.fromkeys(names, (str(library),))}
+    gpu_frames.LIBRARIES = {**gpu_frames.LIBRARIES, **dict.fromkeys(names, (str(library),))}
     if fails == ABSENT:
-        nvidia.LIBRARIES["nvbufsurface"] = nvidia.LIBRARIES["gstcuda"] = ("libabsent.so",)
+        gpu_frames.LIBRARIES["nvbufsurface"] = gpu_frames.LIBRARIES["gstcuda"] = ("libabsent.so",)
     _used.library, _used.in_blocks, _used.colour = ctypes.CDLL(str(library)), in_blocks, colour
     ctypes.c_int.in_dll(_used.library, "stand_in_in_blocks").value = in_blocks
     ctypes.c_int.in_dll(_used.library, "stand_in_fails").value = fails

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from zsseg_rt.errors import ZssegError
 from zsseg_rt.results.segmentation import Frame, Segmentation
-from zsseg_rt.stream.gstreamer import encoders, rtsp_server
+from zsseg_rt.stream.gstreamer import rtsp_sink
 from zsseg_rt.stream.painting import Painter
 from zsseg_rt.stream.sinks import open_writers
 from zsseg_rt.stream.source import GivenName
@@ -113,23 +113,23 @@ def main():
     parser.add_argument("--rate", type=float, default=20)
     parser.add_argument("--jetson", nargs="*")
     parser.add_argument("--nvenc", type=Path)
-    parser.add_argument("--bits-per-pixel", type=float, default=encoders._BITS_PER_PIXEL)
+    parser.add_argument("--bits-per-pixel", type=float, default=rtsp_sink._BITS_PER_PIXEL)
     parser.add_argument("--sources", nargs="*", default=(), help="=NAME is a given name")
     parser.add_argument("--until-setup", type=float)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO)
-    encoders._BITS_PER_PIXEL = options.bits_per_pixel
+    rtsp_sink._BITS_PER_PIXEL = options.bits_per_pixel
     if options.until_setup is not None:
-        rtsp_server._UNTIL_SETUP = options.until_setup
+        rtsp_sink._UNTIL_SETUP = options.until_setup
     if options.jetson is not None:
         from support import jetson_elements
 
         jetson_elements.register(*options.jetson)
     if options.nvenc is not None:
-        encoders.NVENC = options.nvenc
+        rtsp_sink.NVENC = options.nvenc
     counts = {"paint": 0, "configure": 0}
     counted(Painter, "paint", counts)
-    counted(rtsp_server.Channel, "configure", counts)
+    counted(rtsp_sink.Channel, "configure", counts)
     try:
         (writer,) = open_writers(
             [options.address],

@@ -466,7 +466,7 @@ def test_metrics_are_what_prometheus_reads(server):
 
 
 def test_names_in_metrics_are_escaped():
-    from zsseg_rt.server.metrics import _family
+    from zsseg_rt.server.hub import _family
 
     text = _family("x", "gauge", "help", [("", {"source": 'a"b\\c\nd'}, 1.5)])
     assert text.splitlines()[2] == 'x{source="a\\"b\\\\c\\nd"} 1.5'

@@ -14,7 +14,7 @@ from support.errors import refused
 from support.gstreamer import OverlayServer, read, require_gstreamer, watch
 from zsseg_rt.errors import ArgumentError, BackendUnavailableError
 from zsseg_rt.results.visualize import palette
-from zsseg_rt.stream.gstreamer.address import Address
+from zsseg_rt.stream.gstreamer.rtsp_sink import Address
 from zsseg_rt.stream.sinks import open_writers
 
 av = pytest.importorskip("av")

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from support.gstreamer import WITHIN, OverlayServer, require_gstreamer, watch
-from zsseg_rt.stream.gstreamer.address import network_of
+from zsseg_rt.stream.gstreamer.rtsp_sink import network_of
 
 pytest.importorskip("av")
 

@@ -16,8 +16,7 @@ from support.streams import MjpegServer, ReaderNow, number_of, numbered, write_v
 from zsseg_rt.errors import BackendUnavailableError, SourceError
 from zsseg_rt.stream import source, video
 from zsseg_rt.stream.uris import open_sources
-from zsseg_rt.stream.video import capture_time
-from zsseg_rt.stream.video_errors import explain
+from zsseg_rt.stream.video import capture_time, explain
 
 av = pytest.importorskip("av")
 

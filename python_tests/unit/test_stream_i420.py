@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from zsseg_rt.stream.i420 import I420
+from zsseg_rt.stream.conversion import I420
 
 # ITU-R BT.601, limited range: rows Y, U, V from R, G, B in [0, 255].
 MATRIX = np.array([[65.481, 128.553, 24.966], [-37.797, -74.203, 112.0], [112.0, -93.786, -18.214]])

@@ -9,8 +9,7 @@ from support.streams import ReaderNow
 from zsseg_rt.demo import demo_photos
 from zsseg_rt.errors import SourceError
 from zsseg_rt.photos import read_photo
-from zsseg_rt.stream.demo_camera import DemoCamera
-from zsseg_rt.stream.photo_folder import PhotoSource
+from zsseg_rt.stream.photo_folder import DemoCamera, PhotoSource
 from zsseg_rt.stream.source import RecordingTimes, redact, shown
 
 

@@ -7,11 +7,10 @@ import pytest
 from support.errors import refused
 from zsseg_rt.errors import BackendUnavailableError, ConfigError
 from zsseg_rt.stream import rtsp
-from zsseg_rt.stream.gstreamer.messages import redact_pipeline
+from zsseg_rt.stream.gstreamer.library import redact_pipeline
 from zsseg_rt.stream.rtsp import RtspSettings
 from zsseg_rt.stream.uris import open_sources
-from zsseg_rt.stream.video import VideoSource
-from zsseg_rt.stream.video_errors import split_login
+from zsseg_rt.stream.video import VideoSource, split_login
 
 
 def chosen(monkeypatch, uri="rtsp://cam/1", **variables):

@@ -9,10 +9,9 @@ from support.errors import refused
 from support.recordings import open_writer, result, write
 from zsseg_rt.errors import ArgumentError, SourceError
 from zsseg_rt.results.visualize import write_label_png
-from zsseg_rt.stream.demo_camera import DemoCamera
 from zsseg_rt.stream.gstreamer.pipelines import CsiCamera
 from zsseg_rt.stream.gstreamer.source import GstSource
-from zsseg_rt.stream.photo_folder import PhotoSource
+from zsseg_rt.stream.photo_folder import DemoCamera, PhotoSource
 from zsseg_rt.stream.rtsp import RtspSource
 from zsseg_rt.stream.source import GivenName
 from zsseg_rt.stream.uris import is_source, open_sources, source_names

@@ -17,7 +17,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from zsseg_rt.server.settings import ServerSettings
-from zsseg_rt.stream.gstreamer.address import network_of
+from zsseg_rt.stream.gstreamer.rtsp_sink import network_of
 
 _LOOK_EVERY = 0.5  # seconds
 _RESERVE = 8  # connections beyond the limits that may ask for the health

@@ -24,12 +24,12 @@ from zsseg_rt.server.api import create_app, load_page
 from zsseg_rt.server.connections import ConnectionGuard, guarded_protocol
 from zsseg_rt.server.hub import Hub
 from zsseg_rt.server.labeller import Labeller
-from zsseg_rt.server.preview import frame_of
 from zsseg_rt.server.settings import ServerSettings, is_local, listen
 from zsseg_rt.stream.follow import Follow
 from zsseg_rt.stream.opening import StreamOptions
 from zsseg_rt.stream.runner import Policy, SourceStats, Stream
 from zsseg_rt.stream.watch import Patience
+from zsseg_rt.stream.writers import frame_of
 
 _GOODBYE = 0.1  # seconds that clients get to hear that the server stops
 _LOOK = 0.1

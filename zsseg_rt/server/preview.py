@@ -16,10 +16,11 @@ import numpy.typing as npt
 
 from zsseg_rt import ops
 from zsseg_rt.errors import SourceError
-from zsseg_rt.results.segmentation import Frame, Segmentation
+from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.results.visualize import palette
 from zsseg_rt.server.worker import Worker
 from zsseg_rt.stream.painting import GpuPainter
+from zsseg_rt.stream.writers import frame_of
 
 LONGEST_SIDE = 1280
 """Pixels of a preview's longer side; larger frames are made smaller."""
@@ -92,12 +93,6 @@ class Result:
             )
             self._overlay = asyncio.ensure_future(job)
         return await asyncio.shield(self._overlay)
-
-
-def frame_of(seg: Segmentation) -> Frame:
-    """The frame of a stream's result."""
-    assert seg.frame is not None
-    return seg.frame
 
 
 def encode_jpeg(image: npt.NDArray[np.uint8], channel_order: str) -> bytes:

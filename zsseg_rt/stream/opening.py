@@ -14,11 +14,12 @@ from zsseg_rt.stream.follow import Follow, following_of
 from zsseg_rt.stream.gstreamer.source import GstSource, keeps_to_host
 from zsseg_rt.stream.rtsp import RtspSource
 from zsseg_rt.stream.runner import Past, Policy, Stream, check_settings, waits_for_labels
-from zsseg_rt.stream.sinks import SinkTarget, Writer, open_writers
+from zsseg_rt.stream.sinks import SinkTarget, open_writers
 from zsseg_rt.stream.source import Source
 from zsseg_rt.stream.uris import open_sources
 from zsseg_rt.stream.video import VideoSource
 from zsseg_rt.stream.watch import Patience
+from zsseg_rt.stream.writers import Writer
 
 _ON_GPUS = (GstSource, RtspSource, VideoSource)
 

@@ -1,14 +1,20 @@
-"""Photos as a stream: a file, a folder or a pattern, one picture after the other."""
+"""Photos as a stream: one after the other, or as a camera that moves over them."""
 
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
+from zsseg_rt.demo import DEFAULT, demo_clip, demo_photos
 from zsseg_rt.errors import SourceError
-from zsseg_rt.photos import find_photos, read_photo
+from zsseg_rt.photos import decode_photo, find_photos, read_photo
 from zsseg_rt.stream.source import Picture, Reader
 
 _log = logging.getLogger(__name__)
@@ -50,3 +56,108 @@ class PhotoSource:
             found += 1
         if not found:
             raise SourceError(f"{self.name}: expected photos, {len(photos)} cannot be read")
+
+
+DEFAULT_SIZES = {"photos": (360, 640), "scenes": (720, 720)}
+"""Heights and widths: the clip's own, and the shape of what the drawn world's network sees."""
+
+_CLIP_RATE = 10.0  # frames of the clip per second
+_PER_PICTURE = 150  # frames
+_ROOM = 1.1  # sides of the picture that is wandered over, in sides of the window
+
+_Pixels = npt.NDArray[np.uint8]
+_Show = Callable[[int], _Pixels]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoCamera:
+    """Source ``test://``: the same frames for the same seed, in real time.
+
+    With a demo that has a clip, the clip plays at its own speed and begins anew at its end; a
+    frame shows its middle if it has another shape. With another demo, a window wanders over its
+    pictures.
+
+    Attributes:
+        name: The URI.
+        demo: Whose clip or pictures it shows.
+        size_hw: Height and width of the frames.
+        rate: Frames per second.
+        seed: Decides the window's way, or the clip's first frame.
+        num_frames: Frames until it ends; None never ends.
+        channel_order: Of the frames.
+        now: The clock.
+    """
+
+    name: str
+    demo: str = DEFAULT
+    size_hw: tuple[int, int] = DEFAULT_SIZES[DEFAULT]
+    rate: float = 30.0
+    seed: int = 0
+    num_frames: int | None = None
+    channel_order: str = "rgb"
+    now: Callable[[], float] = time.monotonic
+
+    @property
+    def live(self) -> bool:
+        """It is a camera, unless its frames are counted."""
+        return self.num_frames is None
+
+    def pictures(self, reader: Reader) -> Generator[Picture, None, None]:
+        """Give the frames, each at its time; a frame that comes late delays none after it."""
+        clip = demo_clip(self.demo)
+        show = self._player(clip) if clip else self._wanderer()
+        start, index = self.now(), 0
+        while self.num_frames is None or index < self.num_frames:
+            if reader.wait(start + index / self.rate - self.now()):
+                return
+            yield Picture(
+                image=show(index),
+                captured_at=self.now(),
+                clock="arrival",
+                pts_seconds=index / self.rate,
+            )
+            index += 1
+
+    def _player(self, clip: list[bytes]) -> _Show:
+        """What shows the frame of an index; frames are decoded when their time comes."""
+        shown: tuple[int, _Pixels] | None = None
+
+        def show(index: int) -> _Pixels:
+            nonlocal shown
+            place = (self.seed + int(index / self.rate * _CLIP_RATE + 1e-6)) % len(clip)
+            if shown is None or shown[0] != place:
+                picture = decode_photo(clip[place], Path(f"{self.demo} {place}"))
+                shown = place, self._cut(self._enlarged(picture, 1.0), 0.5, 0.5)
+            return shown[1].copy()
+
+        return show
+
+    def _wanderer(self) -> _Show:
+        """What cuts the window of an index out of the pictures."""
+        scenes = [self._enlarged(read_photo(photo), _ROOM) for photo in demo_photos(self.demo)]
+        phases = np.random.default_rng(self.seed).uniform(0.0, 2.0 * math.pi, 2)
+
+        def show(index: int) -> _Pixels:
+            angles = phases + 2.0 * math.pi * index / np.array([211.0, 307.0])
+            down, right = (np.sin(angles) + 1.0) / 2.0
+            return self._cut(scenes[index // _PER_PICTURE % len(scenes)], down, right)
+
+        return show
+
+    def _enlarged(self, picture: _Pixels, room: float) -> _Pixels:
+        """The picture, so large that frames fit into it with some room."""
+        import cv2
+
+        if self.channel_order == "bgr":
+            picture = picture[..., ::-1]
+        height, width = self.size_hw
+        scale = room * max(height / picture.shape[0], width / picture.shape[1])
+        sides = [max(math.ceil(side * scale - 1e-6), 1) for side in picture.shape[1::-1]]
+        return np.asarray(cv2.resize(np.ascontiguousarray(picture), sides), np.uint8)
+
+    def _cut(self, picture: _Pixels, down: float, right: float) -> _Pixels:
+        """A frame, at shares of the room above and left of it."""
+        height, width = self.size_hw
+        room = np.array([picture.shape[0] - height, picture.shape[1] - width])
+        top, left = np.rint(np.array([down, right]) * room).astype(int)
+        return np.ascontiguousarray(picture[top : top + height, left : left + width])

@@ -99,7 +99,7 @@ class RtspSource:
 
     def _through_gstreamer(self) -> Source:
         from zsseg_rt.stream.gstreamer.library import load, require_elements
-        from zsseg_rt.stream.gstreamer.rtsp_camera import (
+        from zsseg_rt.stream.gstreamer.pipelines import (
             RtspCamera,
             decoder_of,
             path_of_decoder,

@@ -35,10 +35,10 @@ from zsseg_rt.stream.follow import (
     source_time,
 )
 from zsseg_rt.stream.hand_off import HandOff, SlotSettings
-from zsseg_rt.stream.sinks import Sink, SinkStats, Writer
+from zsseg_rt.stream.sinks import Sink, SinkStats
 from zsseg_rt.stream.source import FramePathName, Picture, Source
 from zsseg_rt.stream.watch import Patience, SourceState, SourceWatch
-from zsseg_rt.stream.writers import frame_of
+from zsseg_rt.stream.writers import Writer, frame_of
 
 if TYPE_CHECKING:
     from zsseg_rt.runtime.frame_memory import FrameMemory
@@ -286,12 +286,7 @@ class Stream:
         self.close()
 
     def _next_frame(self) -> Frame | str:
-        """See to the sources until one has a frame, or sends none for which others still wait.
-
-        Raises:
-            StopIteration: They have no more.
-            EndOfSource: The stream was stopped.
-        """
+        """The next frame; a source that sends none though its frames wait; StopIteration."""
         while not self._hand_off.is_closed:
             waits = [capture.tick() for capture in self._captures]
             self._refuse_if_none_works()

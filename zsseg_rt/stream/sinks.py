@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from glob import iglob
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,17 +23,18 @@ from zsseg_rt.common.process import usable_cpus
 from zsseg_rt.common.recordings import Rotation, Series, is_empty
 from zsseg_rt.errors import ArgumentError, SourceError, ZssegError
 from zsseg_rt.results.segmentation import Frame, Segmentation
+from zsseg_rt.stream.conversion import I420, encodable
 from zsseg_rt.stream.gstreamer.rtsp_sink import RtspSink
-from zsseg_rt.stream.i420 import I420, encodable
 from zsseg_rt.stream.painting import Painter
 from zsseg_rt.stream.source import shown
-from zsseg_rt.stream.video_errors import import_av
+from zsseg_rt.stream.video import import_av
 from zsseg_rt.stream.writers import (
     OVERLAY_MARK,
     Callback,
     JsonLines,
     MaskFolder,
     Tags,
+    Writer,
     frame_of,
     require_folder,
     unwritable,
@@ -50,47 +51,6 @@ SinkTarget = str | Path | Callable[[Segmentation], object]
 _ROOM = 1 << 22  # bytes that are free again before a sink goes on
 _LOOK = 0.3  # seconds; see runner: a signal handler may ask to hurry just before a wait begins
 _log = logging.getLogger(__name__)
-
-
-class Writer(Protocol):
-    """What a sink writes with; used by one thread at a time."""
-
-    @property
-    def name(self) -> str:
-        """What messages call it."""
-
-    @property
-    def files(self) -> list[str]:
-        """The files that were begun."""
-
-    @property
-    def whose(self) -> dict[str, str]:
-        """Files, patterns and addresses that hold one source's frames, with its name."""
-
-    @property
-    def folder(self) -> Path | None:
-        """The folder that it writes into; None if it cannot be tried again after an error."""
-
-    @property
-    def painted(self) -> str | None:
-        """Where overlays are painted, ``"cpu"`` or ``"gpu"``; None if there are none."""
-
-    def write(self, seg: Segmentation) -> None:
-        """Write one labelled frame.
-
-        Raises:
-            ZssegError: It cannot be written.
-        """
-
-    def close(self) -> None:
-        """Finish what was written.
-
-        Raises:
-            ZssegError: It cannot be finished.
-        """
-
-    def remove_old(self) -> None:
-        """Remove what is not kept any more, where there is no space."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -414,7 +374,7 @@ _WHOLE_FRAMES = {"x264-params": "sliced-threads=0"}
 _MOST_THREADS = 8
 
 
-class OverlayVideo:
+class OverlayVideo(Writer):
     """Writes ``NAME.mp4``, H.264: each frame with its labels' colours laid over it.
 
     A source with a tag has ``NAME-TAG.mp4``. Where that exists, where the frames change their size,
@@ -427,13 +387,9 @@ class OverlayVideo:
     ) -> None:
         require_folder(path, may_exist=False)
         self._av = import_av()
-        self.name = str(path)
-        self.files: list[str] = []
-        self.whose: dict[str, str] = {}
+        super().__init__(str(path), folder=path.parent)
         self._path, self._order, self._tags, self._rotation = path, channel_order, tags, rotation
         self._at = path  # the file that is written now
-        self.folder: Path | None = path.parent
-        self._series: dict[str, Series] = {}
         self._recordings: dict[str, _Recording] = {}
         self._painter = painter
 
@@ -457,15 +413,9 @@ class OverlayVideo:
     def close(self) -> None:
         """Finish all files, as far as that is possible."""
         errors = [error for source in list(self._recordings) if (error := self._finish(source))]
-        for series in self._series.values():
-            series.close()
+        super().close()
         if errors:
             raise errors[0]
-
-    def remove_old(self) -> None:
-        """Remove what is not kept any more."""
-        for series in self._series.values():
-            series.remove_old()
 
     def _forget_empty(self) -> None:
         """Remove the file that is written if nothing came of it."""

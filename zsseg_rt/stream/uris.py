@@ -18,11 +18,10 @@ from zsseg_rt.common.schema import printable
 from zsseg_rt.demo import DEFAULT, DEMOS
 from zsseg_rt.errors import ArgumentError, SourceError
 from zsseg_rt.photos import HEIF_SUFFIXES, SUFFIXES
-from zsseg_rt.stream.demo_camera import DEFAULT_SIZES, DemoCamera
-from zsseg_rt.stream.gstreamer.messages import redact_pipeline
+from zsseg_rt.stream.gstreamer.library import redact_pipeline
 from zsseg_rt.stream.gstreamer.pipelines import CsiCamera, UserPipeline
 from zsseg_rt.stream.gstreamer.source import GstSource
-from zsseg_rt.stream.photo_folder import PhotoSource
+from zsseg_rt.stream.photo_folder import DEFAULT_SIZES, DemoCamera, PhotoSource
 from zsseg_rt.stream.rtsp import RtspSettings, RtspSource
 from zsseg_rt.stream.source import GivenName, Source, shown
 from zsseg_rt.stream.video import VideoSource

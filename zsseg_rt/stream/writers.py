@@ -60,7 +60,51 @@ class Tags:
         return [path.with_name(self.join(path.stem, s) + path.suffix) for s in self._tags] or [path]
 
 
-class MaskFolder:
+class Writer:
+    """What a sink writes with; used by one thread at a time.
+
+    Attributes:
+        name: What messages call it.
+        files: The files that were begun.
+        whose: Files, patterns and addresses that hold one source's frames, with its name.
+        folder: The folder that it writes into; None if it cannot be tried again after an error.
+    """
+
+    def __init__(self, name: str, *, folder: Path | None = None) -> None:
+        self.name, self.folder = name, folder
+        self.files: list[str] = []
+        self.whose: dict[str, str] = {}
+        self._series: dict[str, Series] = {}  # per source
+
+    @property
+    def painted(self) -> str | None:
+        """Where overlays are painted, ``"cpu"`` or ``"gpu"``; None if there are none."""
+        return None
+
+    def write(self, seg: Segmentation) -> None:
+        """Write one labelled frame.
+
+        Raises:
+            ZssegError: It cannot be written.
+        """
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Finish what was written.
+
+        Raises:
+            ZssegError: It cannot be finished.
+        """
+        for series in self._series.values():
+            series.close()
+
+    def remove_old(self) -> None:
+        """Remove what is not kept any more, where there is no space."""
+        for series in self._series.values():
+            series.remove_old()
+
+
+class MaskFolder(Writer):
     """Writes ``FOLDER/INDEX.png``: palette pictures whose pixel values are the labels.
 
     Those of a source with a tag are ``FOLDER/TAG-INDEX.png``. Where a source has pictures already,
@@ -73,17 +117,13 @@ class MaskFolder:
         except OSError as exc:
             raise SourceError(f"{folder}: cannot be made: {exc.strerror}") from exc
         require_folder(folder / "INDEX.png", may_exist=False)
-        self.name = str(folder)
-        self.files = [str(folder)]
-        self.whose: dict[str, str] = {}
-        self.painted: str | None = None
-        self.folder: Path | None = folder
+        super().__init__(str(folder), folder=folder)
+        self.files.append(str(folder))
         self._folder, self._tags, self._rotation = folder, tags, rotation
         claimed = os.open(folder, os.O_RDONLY)
         self._release = weakref.finalize(self, os.close, claimed)
         claim(folder, claimed)
         self._begun: dict[str, _Pictures] = {}
-        self._series: dict[str, Series] = {}
 
     def write(self, seg: Segmentation) -> None:
         """Write one picture."""
@@ -101,14 +141,8 @@ class MaskFolder:
         """Leave the folder to others; with rotation, a next frame begins a new one."""
         if self._rotation.is_on:
             self._begun.clear()
-        for series in self._series.values():
-            series.close()
+        super().close()
         self._release()
-
-    def remove_old(self) -> None:
-        """Remove what is not kept any more."""
-        for series in self._series.values():
-            series.remove_old()
 
     def _begin(self, source: str) -> _Pictures:
         tag = self._tags.of(source)
@@ -137,7 +171,7 @@ class _Pictures:
     num_bytes: int = 0
 
 
-class JsonLines:
+class JsonLines(Writer):
     """Writes one line of JSON per frame: its source, times, and the classes in it.
 
     An existing file is continued, with rotation the newest one unless it is full or old.
@@ -145,13 +179,9 @@ class JsonLines:
 
     def __init__(self, path: Path, *, rotation: Rotation) -> None:
         require_folder(path, may_exist=not rotation.is_on)
-        self.name = str(path)
-        self.files: list[str] = []
-        self.whose: dict[str, str] = {}
-        self.painted: str | None = None
-        self.folder: Path | None = path.parent
+        super().__init__(str(path), folder=path.parent)
         self._path = path
-        self._series = Series(path.parent, path.stem, path.suffix, rotation)
+        self._files = self._series[""] = Series(path.parent, path.stem, path.suffix, rotation)
         self._stream: FileIO | None = None
         self._begun = 0.0
         self._num_bytes = 0
@@ -161,7 +191,7 @@ class JsonLines:
         line = (json_text(describe(seg)) + "\n").encode()
         try:
             age = time.monotonic() - self._begun
-            if self._stream is None or self._series.rotation.is_due(age, self._num_bytes):
+            if self._stream is None or self._files.rotation.is_due(age, self._num_bytes):
                 self._open(is_due=self._stream is not None)
             self._append(line)
         except OSError as exc:
@@ -175,13 +205,9 @@ class JsonLines:
         except OSError as exc:
             raise unwritable(self._path, exc) from exc
 
-    def remove_old(self) -> None:
-        """Remove what is not kept any more."""
-        self._series.remove_old()
-
     def _drop(self) -> None:
         stream, self._stream = self._stream, None
-        self._series.close()
+        super().close()
         if stream is not None:
             stream.close()
 
@@ -189,9 +215,9 @@ class JsonLines:
         self._drop()
         path, age = self._path, 0.0
         if is_due:
-            path = self._series.begin()
-        elif self._series.rotation.is_on:
-            path, age = self._series.resume()
+            path = self._files.begin()
+        elif self._files.rotation.is_on:
+            path, age = self._files.resume()
         self._begun = time.monotonic() - age
         self._stream = FileIO(path, "ab")
         if not is_device(path):
@@ -215,26 +241,16 @@ def _ends_a_line(path: Path) -> bool:
         return stream.read(1) == b"\n"
 
 
-class Callback:
+class Callback(Writer):
     """Calls a function with each result, in the sink's thread."""
 
     def __init__(self, function: Callable[[Segmentation], object]) -> None:
-        self.name = getattr(function, "__qualname__", type(function).__name__)
-        self.files: list[str] = []
-        self.whose: dict[str, str] = {}
-        self.painted: str | None = None
-        self.folder: Path | None = None
+        super().__init__(getattr(function, "__qualname__", type(function).__name__))
         self._function = function
 
     def write(self, seg: Segmentation) -> None:
         """Call it."""
         self._function(seg)
-
-    def close(self) -> None:
-        """Nothing is left to finish."""
-
-    def remove_old(self) -> None:
-        """Nothing is kept."""
 
 
 def describe(seg: Segmentation) -> dict[str, Any]:

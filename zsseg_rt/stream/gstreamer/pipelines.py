@@ -1,27 +1,33 @@
-"""Pipelines that end in raw frames: of CSI cameras, and of the user's own making."""
+"""Pipelines that end in raw frames: of CSI and network cameras, and of the user's own making."""
 
 from __future__ import annotations
 
 import os
+import re
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from zsseg_rt.errors import BackendUnavailableError, SourceError, ZssegError
-from zsseg_rt.stream.gstreamer.frames import Arrivals
 from zsseg_rt.stream.gstreamer.library import (
+    Arrivals,
+    NotMappedError,
+    explain,
     known_settings,
     missing_elements,
     packages_of,
+    redact_pipeline,
     require_elements,
 )
-from zsseg_rt.stream.gstreamer.messages import explain, redact_pipeline
+from zsseg_rt.stream.source import check_size
+from zsseg_rt.stream.video import ANSWERS_WITHIN, login_remedy, split_login, why_unreachable
 
 CSI_ELEMENTS = ("nvarguscamerasrc", "nvvidconv", "videoconvert", "appsink")
 
@@ -233,3 +239,223 @@ def _appsink_of(gst: Any, made: Any) -> Any:
     found = made.iterate_all_by_element_factory_name("appsink")
     result, sink = found.next()
     return sink if result == gst.IteratorResult.OK else None
+
+
+# What arrives -> what unpacks it, and what decodes it without NVIDIA's decoder.
+_UNPACK: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "H264": ("rtph264depay", "h264parse"),
+        "H265": ("rtph265depay", "h265parse"),
+        "JPEG": ("rtpjpegdepay",),
+    }
+)
+_SOFTWARE = MappingProxyType({"H264": "avdec_h264", "H265": "avdec_h265", "JPEG": "jpegdec"})
+NVMM_DECODER = ("nvv4l2decoder", "nvvidconv")
+CUDA_DECODERS = MappingProxyType({"H264": "nvh264dec", "H265": "nvh265dec"})
+_ANSWERS = MappingProxyType(
+    {
+        "403": "Check user, password and the user's rights.",
+        "404": "Check the path behind the address.",
+        "503": "It has no room for another viewer: end one.",
+    }
+)
+_TO_BGRX = " ! capsfilter caps=video/x-raw,format=BGRx"
+
+
+def path_of_decoder(gst: Any) -> str:
+    """Where decoded frames may lie: ``"nvmm"`` on a Jetson, ``"cuda"`` with NVDEC, or host."""
+    if not missing_elements(gst, NVMM_DECODER):
+        return "nvmm"
+    return "host" if missing_elements(gst, CUDA_DECODERS.values()) else "cuda"
+
+
+def decoder_of(gst: Any, encoding: str, path: str = "host") -> tuple[str, ...]:
+    """The elements that decode a stream: those of a Jetson's decoder where it is present."""
+    if encoding != "JPEG" and not missing_elements(gst, NVMM_DECODER):
+        return NVMM_DECODER
+    if encoding in CUDA_DECODERS and path == "cuda":
+        return (CUDA_DECODERS[encoding],)
+    return (_SOFTWARE[encoding],)
+
+
+def rtsp_elements(gst: Any) -> list[str]:
+    """All elements that H.264 and H.265 cameras need here."""
+    names = ["rtspsrc", "videoconvert", "appsink"]
+    for encoding in ("H264", "H265"):
+        names += [*_UNPACK[encoding], *decoder_of(gst, encoding)]
+    return list(dict.fromkeys(names))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RtspCamera:
+    """A camera that speaks RTSP.
+
+    Attributes:
+        url: Where it is; may hold a login.
+        protocols: What may carry its packets, as rtspsrc names them: ``"tcp"``, ``"udp"``,
+            ``"udp-mcast"``, ``"http"``.
+        latency_ms: How long a missing packet is waited for; what arrives in order does not wait.
+    """
+
+    url: str = field(repr=False)
+    protocols: tuple[str, ...] = ("tcp",)
+    latency_ms: int = 50
+    hint = "Check the camera, and that it is on."
+
+    def path(self, gst: Any) -> str:
+        """See :class:`~zsseg_rt.stream.gstreamer.pipelines.Recipe`."""
+        return path_of_decoder(gst)
+
+    def build(self, gst: Any, name: str, path: str = "host") -> Pipeline:
+        """See :class:`~zsseg_rt.stream.gstreamer.pipelines.Recipe`."""
+        require_elements(gst, ("rtspsrc", "videoconvert", "appsink"), name)
+        convert = "videoconvert" if path == "host" else "identity"
+        built = parse(gst, f"rtspsrc name=camera {convert} name=convert ! appsink", name)
+        camera = built.element.get_by_name("camera")
+        location, login = split_login(self.url)
+        settings: dict[str, Any] = {
+            "location": location,
+            "latency": self.latency_ms,
+            "tcp-timeout": round(ANSWERS_WITHIN * 1e6),
+            "timeout": round(ANSWERS_WITHIN * 1e6),
+        }
+        if login is not None:
+            settings |= {"user-id": login[0], "user-pw": login[1]}
+        for key, value in settings.items():
+            camera.set_property(key, value)
+        gst.util_set_object_arg(camera, "protocols", "+".join(self.protocols))
+        if set(self.protocols) <= {"tcp", "http"}:
+            # The camera's own times, which are not fitted to arrivals: lateness shows by them.
+            gst.util_set_object_arg(camera, "buffer-mode", "none")
+        wired = self._wired(built, camera, _Wiring(gst, built.element, name, path))
+        wired.connections = Connections(location)
+        return wired
+
+    def explain(self, gst: Any, message: Any, name: str) -> ZssegError:
+        """See :class:`~zsseg_rt.stream.gstreamer.pipelines.Recipe`; rtspsrc hides system errors."""
+        error, debug = message.parse_error()
+        last = (debug or "").strip().rpartition("\n")[2]
+        answer = re.fullmatch(r"(.+) \(([3-5]\d\d)\)", last)
+        if answer is not None:
+            remedy = _ANSWERS.get(answer[2], "Check the camera's settings.")
+            if answer[2] == "401":
+                remedy = login_remedy(self.url)
+            return SourceError(f"{name}: cannot be read: {answer[2]} {answer[1]}. {remedy}")
+        if "Failed to connect" in last and (reason := why_unreachable(self.url)):
+            return SourceError(
+                f"{name}: cannot be read: {reason}. Check address and port, and that the camera is "
+                "on."
+            )
+        if error.matches(gst.ResourceError.quark(), gst.ResourceError.READ):
+            return explain(gst, message, name, hint="Check the address, and that the camera is on.")
+        return explain(gst, message, name)
+
+    def _wired(self, built: Pipeline, camera: Any, wiring: _Wiring) -> Pipeline:
+        handlers = [
+            camera.connect("select-stream", wiring.select),
+            camera.connect("pad-added", wiring.link),
+        ]
+
+        def forget() -> None:
+            for handler in handlers:
+                camera.disconnect(handler)
+            wiring.forget()
+
+        return Pipeline(
+            element=built.element,
+            sink=built.sink,
+            arrivals=wiring.arrivals,
+            problem=lambda: wiring.problem,
+            forget=forget,
+        )
+
+
+class _Wiring:
+    """Builds the decoder once it is known what the camera sends; called in rtspsrc's threads."""
+
+    def __init__(self, gst: Any, pipeline: Any, name: str, path: str) -> None:
+        self.arrivals = Arrivals()
+        self.problem: ZssegError | None = None
+        self._gst, self._pipeline, self._name, self._path = gst, pipeline, name, path
+        self._number: int | None = None
+        self._chain: Any = None
+        self._probe: tuple[Any, int] | None = None
+
+    def select(self, _camera: Any, number: int, caps: Any) -> bool:
+        """Take the first stream of pictures, and no other; asked again if UDP gives way to TCP."""
+        is_video = caps.get_structure(0).get_string("media") == "video"
+        if is_video and self._number is None:
+            self._number = number
+        return is_video and number == self._number
+
+    def link(self, _camera: Any, pad: Any) -> None:
+        """Decode what comes out of a pad."""
+        from gi.repository import GLib
+
+        caps = pad.get_current_caps() or pad.query_caps(None)
+        encoding = caps.get_structure(0).get_string("encoding-name") or "unknown"
+        try:
+            self._decode(pad, encoding.upper())
+        except ZssegError as exc:
+            self.problem = exc.with_traceback(None)  # which would hold the pipeline
+        except GLib.Error as exc:
+            self.problem = SourceError(f"{self._name}: cannot be decoded: {exc.message}")
+
+    def _decode(self, pad: Any, encoding: str) -> None:
+        gst = self._gst
+        if encoding not in _UNPACK:
+            raise SourceError(
+                f"{self._name}: expected H.264, H.265 or JPEG, the camera sends {encoding}. Change "
+                "its settings, or set ZSSEG_RTSP_LIBRARY=pyav."
+            )
+        unpack, decoder = _UNPACK[encoding], decoder_of(gst, encoding, self._path)
+        if self._path != "host" and decoder[0] == _SOFTWARE[encoding]:
+            raise NotMappedError(f"{decoder[0]} decodes {encoding} on the CPU")
+        require_elements(gst, (*unpack, *decoder), self._name)
+        named = (f"{decoder[0]} name=decoder", *decoder[1:])
+        text = " ! ".join((*unpack, *named))
+        if decoder == NVMM_DECODER:
+            text += f" {within_nvmm(gst)}" if self._path == "nvmm" else _TO_BGRX
+        self._remove_chain()
+        self._chain = chain = gst.parse_bin_from_description(text, True)
+        self._prepare(chain.get_by_name("decoder"))
+        self._pipeline.add(chain)
+        chain.link(self._pipeline.get_by_name("convert"))
+        chain.sync_state_with_parent()
+        pad.link(chain.get_static_pad("sink"))
+
+    def _remove_chain(self) -> None:
+        self.forget()
+        if self._chain is not None:
+            self._chain.set_state(self._gst.State.NULL)
+            self._pipeline.remove(self._chain)
+            self._chain = None
+
+    def _prepare(self, decoder: Any) -> None:
+        pad = decoder.get_static_pad("sink")
+        kinds = self._gst.PadProbeType.BUFFER | self._gst.PadProbeType.EVENT_DOWNSTREAM
+        self._probe = pad, pad.add_probe(kinds, self._note)
+        for key, value in {"thread-type": "slice", "output-corrupt": "true"}.items():
+            # One frame per thread would delay frames; what is corrupt is counted, then dropped.
+            if decoder.find_property(key) is not None:
+                self._gst.util_set_object_arg(decoder, key, value)
+
+    def _note(self, _pad: Any, info: Any) -> Any:
+        """Note when a frame arrives, and keep sizes from the decoder that are too large."""
+        if info.type & self._gst.PadProbeType.BUFFER:
+            self.arrivals.note(info.get_buffer().pts)
+        elif (event := info.get_event()).type == self._gst.EventType.CAPS:
+            caps = event.parse_caps().get_structure(0)
+            try:
+                check_size(self._name, *(caps.get_int(side)[1] for side in ("width", "height")))
+            except SourceError as exc:
+                self.problem = exc.with_traceback(None)
+        # A decoder reads the size in the frames too: none must come through.
+        returns = self._gst.PadProbeReturn
+        return returns.OK if self.problem is None else returns.DROP
+
+    def forget(self) -> None:
+        if self._probe is not None:
+            pad, number = self._probe
+            pad.remove_probe(number)
+            self._probe = None

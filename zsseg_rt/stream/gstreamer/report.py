@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from zsseg_rt.errors import BackendUnavailableError
-from zsseg_rt.stream.gstreamer.encoders import NVENC, OUTPUT_ELEMENTS, encoder_of
 from zsseg_rt.stream.gstreamer.gpu_frames import how_frames_reach_gpus
 from zsseg_rt.stream.gstreamer.library import load, load_server, missing_elements, packages_of
-from zsseg_rt.stream.gstreamer.pipelines import CSI_ELEMENTS
-from zsseg_rt.stream.gstreamer.rtsp_camera import decoder_of, rtsp_elements
+from zsseg_rt.stream.gstreamer.pipelines import CSI_ELEMENTS, decoder_of, rtsp_elements
+from zsseg_rt.stream.gstreamer.rtsp_sink import NVENC, OUTPUT_ELEMENTS, encoder_of
 
 _JETSON_CODECS = ("nvv4l2decoder", "nvv4l2h264enc")
 

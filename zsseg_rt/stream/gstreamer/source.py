@@ -13,10 +13,8 @@ from functools import partial
 from typing import Any, Literal
 
 from zsseg_rt.errors import ConfigError, SourceError, ZssegError
-from zsseg_rt.stream.gstreamer.frames import stamp_of
 from zsseg_rt.stream.gstreamer.gpu_frames import GpuFrames, HostFrames
-from zsseg_rt.stream.gstreamer.library import Library, load
-from zsseg_rt.stream.gstreamer.messages import NotMappedError, is_damage
+from zsseg_rt.stream.gstreamer.library import Library, NotMappedError, is_damage, load, stamp_of
 from zsseg_rt.stream.gstreamer.pipelines import Connections, Pipeline, Recipe
 from zsseg_rt.stream.source import Lateness, Picture, Reader, RecordingTimes
 
