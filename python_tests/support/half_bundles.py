@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import onnx
 import pytest
 import torch
 
@@ -18,10 +17,11 @@ from zsseg_rt.bundles import specs as bundle_specs
 from zsseg_rt.export import bundle_writer
 from zsseg_rt.export.bundle_writer import write_manifest, write_model_bundle
 from zsseg_rt.export.exporters import EXPORTERS
-from zsseg_rt.export.float16 import network_of
 from zsseg_rt.export.graph_files import save_variants
 from zsseg_rt.export.options import read_options
 from zsseg_rt.models import create_model
+from zsseg_rt.onnx.flow import with_floats
+from zsseg_rt.onnx.reader import map_file, read_network
 
 STORED = Path(__file__).parents[1] / "bundles" / "v1"
 NAMES = [f"name {index}" for index in range(7)]
@@ -78,7 +78,7 @@ def stored_in_half(name: str, folder: Path) -> Path:
     bundle = Bundle.load(path)
     graphs = dict(bundle.graphs)
     for graph in set(graphs) - {"text_encoder"}:
-        wide = network_of(onnx.load(path / bundle.graph(graph, "float32").file))
+        wide = with_floats(read_network(map_file(path / bundle.graph(graph, "float32").file)))
         half = bundle_specs.FAMILIES[bundle.family].half_tensors
         graphs[graph] = save_variants(wide, graph, path, ("float16",), half)
     write_manifest(path, replace(bundle, graphs=graphs))
