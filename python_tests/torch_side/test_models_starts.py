@@ -12,8 +12,8 @@ from tools.studies.starts import HeadStart, scale_for  # noqa: E402
 from zsseg_rt.errors import ArgumentError  # noqa: E402
 from zsseg_rt.models import create_model  # noqa: E402
 from zsseg_rt.models.descriptor.model import CrossAttention  # noqa: E402
+from zsseg_rt.training.assembly import build_model  # noqa: E402
 from zsseg_rt.training.config import ModelConfig  # noqa: E402
-from zsseg_rt.training.parts import build_model  # noqa: E402
 
 SIZES = tiny.TinySizes(num_layers=2, text_layers=1, grid_side=3)
 ALIGNED = HeadStart(aligned=True)

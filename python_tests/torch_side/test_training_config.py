@@ -26,7 +26,7 @@ from zsseg_rt.evaluation.datasets import create_dataset  # noqa: E402
 from zsseg_rt.evaluation.datasets.published import class_table  # noqa: E402
 from zsseg_rt.models.descriptor.builders import ZegCLIPStart  # noqa: E402
 from zsseg_rt.models.registry import find_builder  # noqa: E402
-from zsseg_rt.training.assembly import assemble, train  # noqa: E402
+from zsseg_rt.training.assembly import assemble, build_augmentation, build_model, train  # noqa: E402  # noqa: E402
 from zsseg_rt.training.config import (  # noqa: E402
     DataConfig,
     ModelConfig,
@@ -35,12 +35,15 @@ from zsseg_rt.training.config import (  # noqa: E402
     list_recipes,
 )
 from zsseg_rt.training.loop.config import cosine, poly  # noqa: E402
-from zsseg_rt.training.parts import build_augmentation, build_model  # noqa: E402
 from zsseg_rt.training.tasks import TASKS  # noqa: E402
 from zsseg_rt.training.tasks.descriptor import DescriptorTask  # noqa: E402
 from zsseg_rt.training.tasks.zegformer import SegmentWeights  # noqa: E402
-from zsseg_rt.training.tasks.zeroseg import ZeroSegTask, scaled_learning_rate  # noqa: E402
-from zsseg_rt.training.tasks.zeroseg_features import TeacherFeatures, TeacherViews  # noqa: E402
+from zsseg_rt.training.tasks.zeroseg import (  # noqa: E402  # noqa: E402
+    TeacherFeatures,
+    TeacherViews,
+    ZeroSegTask,
+    scaled_learning_rate,
+)
 from zsseg_rt.training.trained.card import load_trained  # noqa: E402
 
 # --- recipes ---

@@ -26,11 +26,14 @@ from zsseg_rt.cli import main  # noqa: E402
 from zsseg_rt.errors import ArgumentError, CheckpointError, VocabularyError  # noqa: E402
 from zsseg_rt.models.cat_seg.aggregator import AggregatorConfig, ClassAttention  # noqa: E402
 from zsseg_rt.models.zegformer.backbone import LearnedBatchNorm  # noqa: E402
-from zsseg_rt.training.assembly import assemble, train  # noqa: E402
+from zsseg_rt.training.assembly import (  # noqa: E402
+    assemble,
+    build_model,
+    train,
+)
 from zsseg_rt.training.class_embeddings import class_embeddings, embed_phrases  # noqa: E402
 from zsseg_rt.training.config import ModelConfig, TextConfig, TrainConfig  # noqa: E402
 from zsseg_rt.training.loop.checkpointing import read_checkpoint  # noqa: E402
-from zsseg_rt.training.parts import build_model  # noqa: E402
 from zsseg_rt.training.tasks.cat_seg import ClassPrompts  # noqa: E402
 from zsseg_rt.training.trained.card import (  # noqa: E402
     describe_model,

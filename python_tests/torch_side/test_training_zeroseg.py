@@ -14,16 +14,14 @@ from zsseg_rt.errors import ArgumentError, DTypeError, ShapeError, TrainingError
 from zsseg_rt.models import build_image_encoder, create_model, load_clip  # noqa: E402
 from zsseg_rt.models.zeroseg.encoder import random_patch_mask  # noqa: E402
 from zsseg_rt.training.data.loading import Batch  # noqa: E402
-from zsseg_rt.training.tasks.zeroseg import (  # noqa: E402
+from zsseg_rt.training.tasks.zeroseg import (  # noqa: E402  # noqa: E402
+    ClipTeacher,
+    TeacherFeatures,
+    TeacherViews,
     ZeroSegTask,
     scaled_learning_rate,
     segment_matching_loss,
     view_loss,
-)
-from zsseg_rt.training.tasks.zeroseg_features import (  # noqa: E402
-    ClipTeacher,
-    TeacherFeatures,
-    TeacherViews,
 )
 
 VIEWS = TeacherViews(size=16)

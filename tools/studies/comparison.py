@@ -322,8 +322,8 @@ def _train(config: TrainConfig, start: HeadStart) -> dict[str, float]:
 def _evaluate_untrained(config: TrainConfig) -> dict[str, float]:
     """Figures in percent of a model as built, on the split that its run would be evaluated on."""
     from zsseg_rt.evaluation.evaluate import evaluate
+    from zsseg_rt.training.assembly import build_model
     from zsseg_rt.training.class_embeddings import class_embeddings, region_embeddings
-    from zsseg_rt.training.parts import build_model
     from zsseg_rt.training.trained.segmenter import TorchSegmenter
 
     settings = config.evaluation

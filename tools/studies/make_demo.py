@@ -39,12 +39,12 @@ from zsseg_rt.models.clip.towers import TextEncoder
 from zsseg_rt.models.descriptor.model import DecoderConfig
 from zsseg_rt.models.descriptor.zegclip import ZegCLIP
 from zsseg_rt.torch_files.shipped_clip import FILE, is_shipped
+from zsseg_rt.training.assembly import batch_source
 from zsseg_rt.training.class_embeddings import embed_phrases
 from zsseg_rt.training.data.loading import TrainingSamples
 from zsseg_rt.training.data.transforms import FitInsideAugmentation
 from zsseg_rt.training.loop.config import LoopConfig, poly
 from zsseg_rt.training.loop.loop import run_loop
-from zsseg_rt.training.parts import batch_source
 from zsseg_rt.training.tasks.descriptor import DescriptorTask
 from zsseg_rt.training.trained.segmenter import TorchSegmenter
 

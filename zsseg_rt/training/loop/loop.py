@@ -26,6 +26,7 @@ from zsseg_rt.training.loop.reporting import EvaluationLog, Picture, RunReport, 
 from zsseg_rt.training.loop.run_state import (
     RunState,
     determinism,
+    gather,
     preserved_random_state,
     raise_together,
 )
@@ -374,11 +375,8 @@ class StepLosses:
 
     def _not_finite(self, pending: _Pending) -> TrainingError:
         own = pending.own.tolist()
-        entries = [(own[-2] > 0, pending.names, own[: len(pending.terms)])]
-        if self._accelerator.num_processes > 1:
-            from accelerate.utils import gather_object
-
-            entries = gather_object(entries)
+        entry = (own[-2] > 0, pending.names, own[: len(pending.terms)])
+        entries = gather([entry], self._accelerator)
         _, names, losses = next(entry for entry in entries if entry[0])
         terms = ", ".join(
             f"{term} = {loss:.4g}" for term, loss in zip(pending.terms, losses, strict=True)

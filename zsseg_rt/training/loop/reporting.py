@@ -102,9 +102,12 @@ class RunReport:
     def __enter__(self) -> RunReport:
         if not self.active:
             return self
+        with needs_extra("train", "for training"):
+            from torch.utils.tensorboard import SummaryWriter
         self._folder.mkdir(parents=True, exist_ok=True)
         drop_later_lines(self._folder / HISTORY_FILE, self._first_step)
-        self._writer = _summary_writer(self._folder / "tensorboard", self._first_step + 1)
+        events = str(self._folder / "tensorboard")
+        self._writer = SummaryWriter(events, purge_step=self._first_step + 1)
         self._started = time.monotonic()
         if self._console.is_terminal:
             columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn())
@@ -169,12 +172,6 @@ def drop_later_lines(path: Path, last_step: int) -> None:
         except ValueError:
             break
     write_whole(path, "".join(f"{line}\n" for line in kept).encode())
-
-
-def _summary_writer(folder: Path, purge_step: int) -> Any:
-    with needs_extra("train", "for training"):
-        from torch.utils.tensorboard import SummaryWriter
-    return SummaryWriter(str(folder), purge_step=purge_step)
 
 
 EVALUATIONS_FILE = "evaluations.json"

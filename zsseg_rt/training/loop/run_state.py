@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cached_property
@@ -29,6 +29,8 @@ from zsseg_rt.training.loop.config import LoopConfig, OptimizerConfig
 
 _MIXED = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 _PATIENCE = timedelta(hours=6)  # how long other processes wait for the main one's evaluation
+# What torch, NumPy and Python say of a state that is another's.
+_MISFITS = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, OverflowError)
 _log = logging.getLogger(__name__)
 _PREFIX = "model."
 
@@ -155,6 +157,16 @@ def raise_together(accelerator: Any, error: TrainingError | None) -> None:
         raise error
 
 
+def gather(values: list[Any], accelerator: Any) -> list[Any]:
+    """The values of all processes in their order, complete on every process."""
+    if accelerator.num_processes == 1:
+        return values
+    from accelerate.utils import gather_object
+
+    gathered: list[Any] = gather_object(values)
+    return gathered
+
+
 class RunState:
     """Weights, optimizer, random numbers and the step, on this process's device.
 
@@ -225,7 +237,7 @@ class RunState:
             model={k.removeprefix(_PREFIX): v for k, v in weights.items() if k.startswith(_PREFIX)},
             task={k: v for k, v in weights.items() if not k.startswith(_PREFIX)},
             optimizer=self.optimizer.state_dict(),
-            random=self._random_states(),
+            random=gather([capture_random_state()], self.accelerator),
             constants=constants,
             model_card=model_card,
             scaler={} if scaler is None else scaler.state_dict(),
@@ -241,31 +253,26 @@ class RunState:
                 f"started with, got {self._config.batch_size}. Set it back, or start a new run."
             )
         self._restore_weights(checkpoint)
-        self._restore_optimizer(checkpoint)
-        self._restore_random(checkpoint.random)
-        self.step = checkpoint.step
-
-    def _restore_optimizer(self, checkpoint: Checkpoint) -> None:
-        scaler = self.accelerator.scaler
-        try:
+        scaler, index = self.accelerator.scaler, self.accelerator.process_index
+        with _fitting(
+            "optimizer: expected the parameter groups of this task",
+            "Resume with the run's own configuration, or remove the checkpoint if it is damaged.",
+        ):
             self.optimizer.load_state_dict(checkpoint.optimizer)
             if scaler is not None and checkpoint.scaler:
                 scaler.load_state_dict(checkpoint.scaler)
-        except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
-            raise CheckpointError(
-                "optimizer: expected the parameter groups of this task, got others "
-                f"({type(error).__name__}: {error}). Resume with the run's own configuration, or "
-                "remove the checkpoint if it is damaged."
-            ) from error
-
-    def _random_states(self) -> list[dict[str, Any]]:
-        """The generators' states of all processes in their order, complete on every process."""
-        states = [capture_random_state()]
-        if self.accelerator.num_processes > 1:
-            from accelerate.utils import gather_object
-
-            states = gather_object(states)
-        return states
+        if index < len(checkpoint.random):
+            with _fitting(
+                f"random: expected the states of process {index}'s generators",
+                "Copy the checkpoint again, or remove it to continue from the one before.",
+            ):
+                restore_random_state(checkpoint.random[index])
+        else:
+            _log.warning(
+                "resume: the checkpoint has no random state of process %d; it draws new numbers",
+                index,
+            )
+        self.step = checkpoint.step
 
     @cached_property
     def _left_out_hashes(self) -> dict[str, str]:
@@ -302,22 +309,16 @@ class RunState:
                 "Resume with the run's own configuration."
             ) from error
 
-    def _restore_random(self, random: Sequence[dict[str, Any]]) -> None:
-        index = self.accelerator.process_index
-        if index >= len(random):
-            _log.warning(
-                "resume: the checkpoint has no random state of process %d; it draws new numbers",
-                index,
-            )
-            return
-        try:
-            restore_random_state(random[index])
-        except (ValueError, TypeError, LookupError, RuntimeError, OverflowError) as error:
-            raise CheckpointError(
-                f"random: expected the states of process {index}'s generators, got others "
-                f"({type(error).__name__}: {error}). Copy the checkpoint again, or remove it to "
-                "continue from the one before."
-            ) from error
+
+@contextmanager
+def _fitting(expected: str, advice: str) -> Iterator[None]:
+    """Refuse a state of a checkpoint that does not fit what it is loaded into."""
+    try:
+        yield
+    except _MISFITS as error:
+        raise CheckpointError(
+            f"{expected}, got others ({type(error).__name__}: {error}). {advice}"
+        ) from error
 
 
 def _short(sha256: str | None) -> str:

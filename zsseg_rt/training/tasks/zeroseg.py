@@ -1,26 +1,280 @@
 """Train ZeroSeg from images and a CLIP image encoder, without text and without labels.
 
+What the teacher sees of an image is computed once and kept on disk: grids of 1x1 to 4x4, every cell
+at full input size.
+
 Source:
     Chen et al., "Exploring Open-Vocabulary Semantic Segmentation from CLIP Vision Encoder
-    Distillation Only", ICCV 2023.
+    Distillation Only", ICCV 2023; section 3.2 for the views.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zsseg_rt.errors import ArgumentError, ShapeError
+from zsseg_rt.errors import ArgumentError, DTypeError, ShapeError, TrainingError
 from zsseg_rt.models.zeroseg.encoder import PatchMask, random_patch_mask, reconstruction_loss
 from zsseg_rt.models.zeroseg.model import IMAGENET_MEAN, IMAGENET_STD, ZeroSeg
+from zsseg_rt.torch_files.checkpoints import hash_weights
+from zsseg_rt.torch_files.clip_arrays import CLIP_MEAN, CLIP_STD
 from zsseg_rt.training.data.loading import Batch, normalize_images
 from zsseg_rt.training.tasks.labelled import TrainingTask, check_non_negative, parameter_groups
-from zsseg_rt.training.tasks.zeroseg_features import TeacherFeatures
+
+Box = tuple[int, int, int, int]
+"""Top, bottom, left, right in pixels; bottom and right are exclusive."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherViews:
+    """Which views of an image the teacher sees, and how.
+
+    Attributes:
+        grids: Cells per side of each grid, ascending, the whole image first. The paper's best are
+            1, 2, 3 and 4.
+        size: Side of a view, in pixels: the teacher's input.
+        image_mean: The teacher's mean of R, G, B, in ``[0, 1]``.
+        image_std: The teacher's standard deviation of R, G, B, in ``[0, 1]``.
+    """
+
+    grids: tuple[int, ...] = (1, 2, 3, 4)
+    size: int = 224
+    image_mean: tuple[float, float, float] = CLIP_MEAN
+    image_std: tuple[float, float, float] = CLIP_STD
+
+    def __post_init__(self) -> None:
+        if not self.grids or self.grids[0] != 1 or list(self.grids) != sorted(set(self.grids)):
+            raise ArgumentError(
+                f"grids: expected ascending numbers that begin with 1, got {self.grids}. "
+                "The paper's best are (1, 2, 3, 4)."
+            )
+        if self.size < 1:
+            raise ArgumentError(f"size: expected at least 1 pixel, got {self.size}. Use 224.")
+
+    @property
+    def count(self) -> int:
+        """Number of views per image: 30 for grids of 1 to 4."""
+        return sum(side * side for side in self.grids)
+
+    def boxes(self, size_hw: tuple[int, int]) -> tuple[Box, ...]:
+        """Where the views are: grid by grid, each in raster order.
+
+        Cell ``i`` of ``k`` reaches from ``round(i * length / k)`` to
+        ``round((i + 1) * length / k)``, so the cells of a grid cover every pixel once.
+        """
+        if min(size_hw) < self.grids[-1]:
+            raise ShapeError(
+                f"images: expected at least {self.grids[-1]} pixels per side, got "
+                f"{size_hw[0]}x{size_hw[1]}. Use larger images or coarser grids."
+            )
+        boxes = []
+        for side in self.grids:
+            edges = ([round(i * length / side) for i in range(side + 1)] for length in size_hw)
+            rows, columns = (list(itertools.pairwise(along)) for along in edges)
+            boxes += [(*rows[i], *columns[j]) for i in range(side) for j in range(side)]
+        return tuple(boxes)
+
+    def cut(self, images: Tensor) -> Tensor:
+        """Cut, resize (bicubic, antialiased) and normalise the views.
+
+        Shapes:
+            images: RGB, uint8 ``[B, 3, H, W]``.
+
+        Returns:
+            float32 ``[B, count, 3, size, size]``.
+        """
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ShapeError(
+                f"images: expected [B, 3, H, W], got {list(images.shape)}. Give RGB planes."
+            )
+        if images.dtype != torch.uint8:
+            raise DTypeError(f"images: expected uint8, got {images.dtype}. Give 8-bit pixels.")
+        pixels = images.float() / 255
+        size_hw, views = (self.size, self.size), []
+        for top, bottom, left, right in self.boxes((images.shape[2], images.shape[3])):
+            cell = pixels[:, :, top:bottom, left:right]
+            resized = F.interpolate(cell, size=size_hw, mode="bicubic", antialias=True)
+            views.append(resized.clamp(0, 1))  # bicubic overshoots at edges
+        mean = pixels.new_tensor(self.image_mean).view(3, 1, 1)
+        std = pixels.new_tensor(self.image_std).view(3, 1, 1)
+        return (torch.stack(views, dim=1) - mean) / std
+
+
+class ClipTeacher(nn.Module):
+    """A frozen CLIP image encoder as teacher; it always stays in evaluation mode."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder.requires_grad_(False).eval()
+        if not callable(getattr(encoder, "encode_image", None)):
+            raise ArgumentError(
+                f"encoder: expected a CLIP image tower or a model with encode_image, got "
+                f"{type(encoder).__name__}. Build one with zsseg_rt.models.build_image_encoder."
+            )
+
+    def train(self, mode: bool = True) -> ClipTeacher:
+        """Stay in evaluation mode."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, views: Tensor) -> Tensor:
+        """Embed views float ``[N, 3, size, size]``; float32 ``[N, D]``, not normalised."""
+        encoder: Any = self.encoder
+        dtype = next(encoder.parameters()).dtype
+        with torch.autocast(views.device.type, enabled=False):
+            embeds: Tensor = encoder.encode_image(views.to(dtype)).float()
+        return embeds
+
+
+class FeatureFile:
+    """Features by the index of the image: rows of one sparse file, read by ``numpy.memmap``.
+
+    30 views of ViT-L/14 take 46 kB, ImageNet-1k 59 GB. A row begins with a SHA-256 of identity,
+    pixels and values: one that is damaged or another image's counts as missing. Processes may share
+    the file.
+    """
+
+    def __init__(
+        self, folder: str | Path, identity: str, num_images: int, shape: tuple[int, int]
+    ) -> None:
+        self._identity = f"{identity} {num_images} {shape}".encode()
+        self._row = np.dtype([("sha256", "u1", 32), ("values", "<f2", shape)])
+        self.path = Path(folder) / f"{hashlib.sha256(self._identity).hexdigest()[:16]}.features"
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.touch()
+            os.truncate(self.path, num_images * self._row.itemsize)
+            self._rows = np.memmap(self.path, self._row, mode="r", shape=(num_images,))
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def read(self, index: int, image: Tensor) -> npt.NDArray[np.float16] | None:
+        """Features float16 ``[views, D]`` of an image uint8 ``[3, H, W]``, or None."""
+        row = self._rows[index]
+        sha256, values = row["sha256"].tobytes(), row["values"].astype(np.float16)
+        return values if sha256 == self._checksum(image, values) else None
+
+    def write(self, index: int, image: Tensor, values: npt.NDArray[np.float16]) -> None:
+        """Store features float16 ``[views, D]`` of an image."""
+        row = self._checksum(image, values) + values.astype("<f2").tobytes()
+        try:
+            with self.path.open("r+b") as file:  # on a full disk, writing to a map ends a process
+                file.seek(index * self._row.itemsize)
+                file.write(row)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _checksum(self, image: Tensor, values: npt.NDArray[np.float16]) -> bytes:
+        digest = hashlib.sha256(self._identity + f" {list(image.shape)} ".encode())
+        digest.update(image.cpu().contiguous().numpy().tobytes())
+        digest.update(values.astype("<f2").tobytes())
+        return digest.digest()
+
+    def _unwritable(self, error: OSError) -> TrainingError:
+        return TrainingError(
+            f"{self.path}: expected a feature cache that can be written, got {error}. "
+            "Free space, or choose another folder; what is cached stays valid."
+        )
+
+
+class TeacherFeatures(nn.Module):
+    """The teacher's features of a batch: from the cache, else computed and stored.
+
+    Computed features are rounded to float16 like cached ones, so training is the same in an epoch
+    that computes them and in one that reads them.
+
+    Args:
+        encoder: The teacher, a CLIP image encoder.
+        views: What it sees; the paper's by default.
+        cache_folder: Where features are kept; None computes them in every epoch.
+        num_images: Images of the data set, for the cache.
+        views_at_once: Views that the teacher computes together.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        views: TeacherViews | None = None,
+        *,
+        cache_folder: str | Path | None = None,
+        num_images: int = 0,
+        views_at_once: int = 240,
+    ) -> None:
+        super().__init__()
+        if views_at_once < 1:
+            raise ArgumentError(f"views_at_once: expected at least 1, got {views_at_once}.")
+        if cache_folder is not None and num_images < 1:
+            raise ArgumentError(
+                f"num_images: expected the number of images to cache, got {num_images}. "
+                "Give the length of the data set."
+            )
+        self.teacher = ClipTeacher(encoder)
+        self.views = views or TeacherViews()
+        self.views_at_once = views_at_once
+        self.embed_dim = self._probe()
+        self.cache: FeatureFile | None = None
+        if cache_folder is not None:
+            settings = json.dumps(asdict(self.views), sort_keys=True)
+            identity = f"{hash_weights(self.teacher)} {settings}"
+            shape = (self.views.count, self.embed_dim)
+            self.cache = FeatureFile(cache_folder, identity, num_images, shape)
+
+    def forward(self, images: Tensor, indices: Sequence[int] = ()) -> Tensor:
+        """Features of images.
+
+        Shapes:
+            images: RGB, uint8 ``[B, 3, H, W]``.
+
+        Args:
+            images: The images.
+            indices: Their indices in the data set, for the cache.
+
+        Returns:
+            float32 ``[B, views, D]``, not normalised, on the images' device.
+        """
+        if self.cache is None:
+            return self.compute(images)
+        places = list(zip(indices, images, strict=True))
+        rows = [self.cache.read(*place) for place in places]
+        missing = [number for number, values in enumerate(rows) if values is None]
+        if missing:
+            computed = self.compute(images[missing]).half().cpu().numpy()
+            for number, values in zip(missing, computed, strict=True):
+                self.cache.write(*places[number], values)
+                rows[number] = values
+        stacked = np.stack([values for values in rows if values is not None])
+        return torch.from_numpy(stacked).float().to(images.device)
+
+    def compute(self, images: Tensor) -> Tensor:
+        """Features without the cache, float32 ``[B, views, D]`` of float16 precision."""
+        cut = self.views.cut(images).flatten(0, 1)
+        parts = [self.teacher(part) for part in torch.split(cut, self.views_at_once)]
+        features = torch.unflatten(torch.cat(parts), 0, (len(images), self.views.count))
+        return features.half().float()
+
+    def _probe(self) -> int:
+        """Width D, from one grey view."""
+        device = next(self.teacher.parameters()).device
+        grey = torch.zeros(1, 3, self.views.size, self.views.size, device=device)
+        embeds = self.teacher(grey)
+        if embeds.ndim != 2:
+            raise ShapeError(
+                f"encoder: expected embeddings [N, D], got {list(embeds.shape)}. "
+                "Use a CLIP image encoder."
+            )
+        return int(embeds.shape[1])
 
 
 def scaled_learning_rate(base_learning_rate: float, batch_size: int) -> float:
