@@ -34,14 +34,18 @@ def open_sink(target, **settings) -> Sink:
     return Sink(open_writer(str(target), **settings))
 
 
-def write(target, results, **settings):
-    """Write results; returns the statistics of the sink."""
-    sink = open_sink(target, **settings)
+def finish(sink, *results, waits=True):
+    """Write results, and finish the sink; returns its statistics."""
     for seg in results:
-        sink.put(seg, waits=True)
+        sink.put(seg, waits=waits)
     sink.finish()
     sink.join(LONG)
     return sink.stats()
+
+
+def write(target, results, **settings):
+    """Write results; returns the statistics of the sink."""
+    return finish(open_sink(target, **settings), *results)
 
 
 def frames_of(path):

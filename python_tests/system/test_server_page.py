@@ -1,11 +1,7 @@
 """The page in Chromium with the real server: a demo stream, killed servers, a slow link."""
 
 import json
-import os
 import re
-import select
-import subprocess
-import sys
 import time
 
 import cv2
@@ -20,78 +16,33 @@ from support.live_page import (
     colours_of,
     expect,
     legend_names,
-    open_browser,
     open_page,
     overflow,
     set_slider,
 )
+from support.serve_process import serve_process
 from support.throttle import SlowLink
 
 CAMERA = "test://?demo=scenes&size=640x360&rate=15"
 TOKEN = "a-token-for-tests-only"
 
 
-class ServerProcess:
-    """``zsseg-rt serve --demo`` in a process of its own, which can be killed and started again."""
-
-    def __init__(self, token: str = "") -> None:
-        self.port, self.token, self.process = 0, token, None
-
-    def start(self) -> None:
-        command = [
-            sys.executable,
-            "-m",
-            "zsseg_rt",
-            "serve",
-            "--demo",
-            "scenes",
-            "--source",
-            CAMERA,
-            "--no-follow",  # places that come in would be unknown
-        ]
-        environment = {**os.environ, "ZSSEG_TOKEN": self.token}
-        self.process = subprocess.Popen(
-            [*command, "--port", str(self.port)], stdout=subprocess.PIPE, env=environment
-        )
-        ready, _, _ = select.select([self.process.stdout], [], [], 120)
-        line = self.process.stdout.readline().decode() if ready else ""
-        found = re.match(r"Open http://127\.0\.0\.1:(\d+)/", line)
-        assert found, f"the server did not start: {line!r}"
-        self.port = int(found[1])
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        self.process.stdout.close()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/"
-
-    def __enter__(self) -> "ServerProcess":
-        self.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.kill()
-
-
 @pytest.fixture(scope="module")
-def browser():
-    with open_browser() as running:
+def server(browser, tmp_path_factory):
+    with serve(tmp_path_factory.mktemp("serve")) as running:
         yield running
 
 
-@pytest.fixture(scope="module")
-def server(browser):
-    with ServerProcess() as running:
-        yield running
+def serve(folder, *arguments, token=""):
+    """A server whose labels do not follow: places that come in would be unknown."""
+    environment = {"ZSSEG_TOKEN": token}
+    return serve_process(folder, "--no-follow", *arguments, env=environment, source=CAMERA)
 
 
 @pytest.fixture
 def page(browser, server):
     with open_page(browser) as opened:
-        opened.goto(server.url)
+        opened.goto(server.address)
         wait_for_picture(opened)
         yield opened
 
@@ -209,7 +160,7 @@ def test_the_unknown_threshold_takes_effect(page):
 @pytest.mark.parametrize("size", [(1280, 800), (390, 844)])
 def test_no_access_faults_and_no_scrolling_sideways(browser, server, size):
     with open_page(browser, size=size) as page:
-        page.goto(server.url)
+        page.goto(server.address)
         wait_for_picture(page)
         assert accessibility_faults(page) == ""
         assert overflow(page) <= 0
@@ -233,25 +184,28 @@ def test_a_slow_link_makes_no_growing_delay(browser, server):
         expect(page.locator("#rate")).to_contain_text("shown")  # fewer than were labelled
 
 
-def test_a_killed_server_is_told_and_found_again(page, server):
-    choose(page, "blue sky")
-    expect(page.locator("#classes .name bdi")).to_have_text(["blue sky", "Unknown"])
-    server.kill()
-    expect(page.locator("#notice")).to_contain_text("No connection to the server. Trying again")
-    expect(page.locator("#announcer")).to_contain_text("No connection to the server")
-    server.start()
-    expect(page.locator("#notice")).to_be_hidden()
-    expect(page.locator("#classes li")).to_have_count(29)  # the demo's own classes again
+def test_a_killed_server_is_told_and_found_again(browser, tmp_path):
+    with open_page(browser) as page:
+        with serve(tmp_path) as server:
+            page.goto(server.address)
+            wait_for_picture(page)
+            choose(page, "blue sky")
+            expect(page.locator("#classes .name bdi")).to_have_text(["blue sky", "Unknown"])
+        expect(page.locator("#notice")).to_contain_text("No connection to the server. Trying again")
+        expect(page.locator("#announcer")).to_contain_text("No connection to the server")
+        with serve(tmp_path, "--port", str(server.port)):
+            expect(page.locator("#notice")).to_be_hidden()
+            expect(page.locator("#classes li")).to_have_count(29)  # the demo's own classes again
 
 
-def test_a_server_with_a_token(browser):
-    with ServerProcess(TOKEN) as server, open_page(browser) as page:
-        page.goto(server.url)
+def test_a_server_with_a_token(browser, tmp_path):
+    with serve(tmp_path, token=TOKEN) as server, open_page(browser) as page:
+        page.goto(server.address)
         expect(page.get_by_label("Token", exact=True)).to_be_focused()
         page.keyboard.type("another-token-of-that-length")
         page.keyboard.press("Enter")
         expect(page.get_by_text("The server does not know this token.")).to_be_visible()
-        page.goto(f"{server.url}#token={TOKEN}")
+        page.goto(f"{server.address}#token={TOKEN}")
         page.reload()
         wait_for_picture(page)
         choose(page, "blue sky")

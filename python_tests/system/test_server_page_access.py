@@ -6,7 +6,6 @@ from support.live_page import (
     ScriptedServer,
     accessibility_faults,
     halves,
-    open_browser,
     open_page,
     overflow,
     source,
@@ -26,18 +25,6 @@ CONDITIONS = {
     "crowded": ([f"thing {i}" for i in range(150)], [source("cam", "running")]),
     "absent": (["road", "sky"], []),
 }
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with open_browser() as running:
-        yield running
-
-
-@pytest.fixture
-def page(browser):
-    with open_page(browser) as opened:
-        yield opened
 
 
 class TestAccess:

@@ -11,7 +11,6 @@ from support.live_page import (
     class_colours,
     expect,
     halves,
-    open_browser,
     open_page,
 )
 from support.live_server import demo_server
@@ -44,18 +43,6 @@ navigator.mediaDevices.getUserMedia = async () => {
 
 def give(page, name="cat.jpg", kind="image/jpeg", size=10, what="drop"):
     page.evaluate(_DROP, [name, kind, size, what])
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with open_browser() as running:
-        yield running
-
-
-@pytest.fixture
-def page(browser):
-    with open_page(browser) as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -14,26 +14,12 @@ from support.live_page import (
     expect,
     halves,
     legend_names,
-    open_browser,
-    open_page,
     set_slider,
     source,
 )
 
 ROAD, SKY, TREE = class_colours("road", "sky", "tree")
 GREY = (128, 128, 128)  # the scripted server's picture
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with open_browser() as running:
-        yield running
-
-
-@pytest.fixture
-def page(browser):
-    with open_page(browser) as opened:
-        yield opened
 
 
 def bare(page) -> None:

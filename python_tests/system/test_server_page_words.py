@@ -9,22 +9,8 @@ from support.live_page import (
     expect,
     halves,
     legend_names,
-    open_browser,
-    open_page,
     source,
 )
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with open_browser() as running:
-        yield running
-
-
-@pytest.fixture
-def page(browser):
-    with open_page(browser) as opened:
-        yield opened
 
 
 class TestPrompt:

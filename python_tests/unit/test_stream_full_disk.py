@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from support.recordings import frames_of, result
+from support.recordings import finish, frames_of, result
 from zsseg_rt.common.recordings import Rotation
 from zsseg_rt.errors import SourceError
 from zsseg_rt.stream import sinks
 from zsseg_rt.stream.sinks import Sink, open_writers
+from zsseg_rt.stream.writers import Writer
 
 pytest.importorskip("av")
 
@@ -29,24 +30,17 @@ class Disk:
         monkeypatch.setattr(sinks, "_has_room", lambda folder: not self.is_full)
 
 
-class OnDisk:
+class OnDisk(Writer):
     """A writer of numbers onto a disk that fills up."""
 
     def __init__(self, disk, folder):
-        self.name, self.files, self.whose, self.folder = "on disk", [], {}, folder
-        self.painted = self.path = None
+        super().__init__("on disk", folder=folder)
         self.disk, self.written, self.error = disk, [], OSError(28, "No space left on device")
 
     def write(self, seg):
         if self.disk.is_full:
             raise SourceError("on disk: full.") from self.error
         self.written.append(seg.frame.index)
-
-    def close(self):
-        pass
-
-    def remove_old(self):
-        pass
 
 
 def wait_for(condition):
@@ -73,10 +67,7 @@ def test_a_sink_of_a_camera_goes_on_when_there_is_space_again(disk, tmp_path, ca
     assert not sink.has_failed
     disk.is_full = False
     wait_for(lambda: not sink._is_paused)
-    sink.put(result(40), waits=True)
-    sink.finish()
-    sink.join(30)
-    stats = sink.stats()
+    stats = finish(sink, result(40))
     assert (stats.written, stats.dropped, stats.error) == (2, 39, None)
     assert writer.written == [0, 40]
     assert [r.levelno for r in caplog.records] == [logging.ERROR, logging.WARNING]
@@ -88,13 +79,8 @@ def test_a_sink_whose_disk_stays_full_ends_with_its_error(disk, tmp_path, caplog
     sink = Sink(OnDisk(disk, tmp_path), resumes=True)
     sink.put(result(), waits=True)
     wait_for(lambda: sink.stats().error)
-    sink.finish()
-    sink.join(30)
-    assert (sink.stats().error, sink.stats().dropped, sink.has_failed) == (
-        "on disk: full.",
-        1,
-        True,
-    )
+    stats = finish(sink)
+    assert (stats.error, stats.dropped, sink.has_failed) == ("on disk: full.", 1, True)
     assert len(caplog.records) == 1
 
 
@@ -128,10 +114,8 @@ def test_what_is_not_kept_makes_room_on_a_full_disk(disk, name, tmp_path, monkey
     sink = Sink(writer, resumes=True)
     sink.put(result(1), waits=True)
     wait_for(lambda: not old.exists() and not sink._is_paused)
-    sink.put(result(2), waits=True)
-    sink.finish()
-    sink.join(30)
-    assert (sink.stats().error, sink.stats().written) == (None, 1)
+    stats = finish(sink, result(2))
+    assert (stats.error, stats.written) == (None, 1)
 
 
 @pytest.mark.parametrize("name", ["out.mp4", "out.jsonl"])
@@ -149,14 +133,11 @@ def test_real_files_go_on_when_there_is_space_again(disk, name, tmp_path, monkey
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     disk.is_full = False
     wait_for(lambda: not sink._is_paused)
-    for number in range(100, 110):
-        sink.put(result(number), waits=True)
-    sink.finish()
-    sink.join(30)
-    assert sink.stats().error is None
+    stats = finish(sink, *(result(number) for number in range(100, 110)))
+    assert stats.error is None
     if name == "out.mp4":
-        assert len(frames_of(sink.stats().files[-1])) == 10
-        assert all(Path(file).stat().st_size for file in sink.stats().files)
+        assert len(frames_of(stats.files[-1])) == 10
+        assert all(Path(file).stat().st_size for file in stats.files)
     else:
         lines = (tmp_path / name).read_text().splitlines()
         assert [json.loads(line)["index"] for line in lines[-10:]] == list(range(100, 110))

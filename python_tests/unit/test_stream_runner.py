@@ -17,6 +17,7 @@ from zsseg_rt.stream.runner import Stream
 from zsseg_rt.stream.source import Picture
 from zsseg_rt.stream.uris import open_sources
 from zsseg_rt.stream.watch import Patience
+from zsseg_rt.stream.writers import Writer
 
 AT_ONCE = Patience(first_retry=0.0, longest_retry=0.0)
 LONG = 30  # seconds until a test gives up
@@ -280,7 +281,7 @@ def test_a_stream_may_be_closed_by_its_own_threads(where):
         streams[0].close()
         closed.set()
 
-    writer = Writer("sink")
+    writer = Notes("sink")
     if where == "sink":
         writer.write = lambda seg: close()
     steps = [0, close, forever] if where == "source" else [0, forever]
@@ -349,12 +350,12 @@ def test_a_camera_whose_power_fails_comes_back_when_it_is_there_again():
     assert np.all([f.dropped_before == 0 for f in frames])
 
 
-class Writer:
+class Notes(Writer):
     """Notes what it is given; fails at one frame if told so."""
 
     def __init__(self, name, fails_at=None):
-        self.name, self.files, self.found, self.fails_at, self.closed = name, [], [], fails_at, 0
-        self.whose, self.folder, self.painted, self.path = {}, None, None, None
+        super().__init__(name)
+        self.found, self.fails_at, self.closed = [], fails_at, 0
 
     def write(self, seg):
         if seg.frame.index == self.fails_at:
@@ -366,7 +367,7 @@ class Writer:
 
 
 def test_every_result_goes_to_every_sink_and_one_that_fails_fails_alone():
-    sound, broken = Writer("sound"), Writer("broken", fails_at=3)
+    sound, broken = Notes("sound"), Notes("broken", fails_at=3)
     stream = Stream([file("a", 40)], label, writers=[sound, broken])
     assert len(list(stream)) == 40
     assert sound.found == list(range(40))
@@ -378,7 +379,7 @@ def test_every_result_goes_to_every_sink_and_one_that_fails_fails_alone():
 
 
 def test_files_are_finished_when_a_stream_is_left():
-    writer = Writer("sink")
+    writer = Notes("sink")
     with Stream([file("a", 40)], label, writers=[writer]) as stream:
         next(stream)
     assert (writer.found, writer.closed) == ([0], 1)

@@ -17,13 +17,14 @@ import numpy as np
 import pytest
 
 from support.errors import refused
-from support.recordings import LONG, frames_of, open_sink, open_writer, result, write
+from support.recordings import LONG, finish, frames_of, open_sink, open_writer, result, write
 from support.streams import ReaderNow
 from zsseg_rt.errors import ArgumentError, BackendUnavailableError, SourceError
 from zsseg_rt.results.visualize import palette
 from zsseg_rt.stream.painting import Painter
 from zsseg_rt.stream.sinks import QUEUE, Sink, open_writers
 from zsseg_rt.stream.uris import open_sources
+from zsseg_rt.stream.writers import Writer
 
 pytest.importorskip("av")
 
@@ -196,22 +197,18 @@ def test_lines_say_what_is_in_each_frame(tmp_path):
 def test_functions_are_called_in_order_in_a_thread_of_their_own():
     called = []
     writer = open_writer(lambda seg: called.append((seg.frame.index, threading.current_thread())))
-    sink = Sink(writer)
-    for number in range(20):
-        sink.put(result(number), waits=True)
-    sink.finish()
-    sink.join(LONG)
+    stats = finish(Sink(writer), *(result(number) for number in range(20)))
     assert [index for index, _ in called] == list(range(20))
     assert {thread for _, thread in called} != {threading.current_thread()}
-    assert sink.stats().written == 20
+    assert stats.written == 20
 
 
-class Held:
+class Held(Writer):
     """A writer that writes when the test allows it."""
 
     def __init__(self, error=None):
-        self.name, self.files, self.whose, self.folder, self.error = "held", [], {}, None, error
-        self.painted = self.path = None
+        super().__init__("held")
+        self.error = error
         self.allowed, self.began, self.closed = threading.Event(), threading.Event(), 0
 
     def write(self, seg):
@@ -233,9 +230,7 @@ def test_a_slow_sink_misses_frames_of_cameras_and_delays_nobody():
         sink.put(result(number), waits=False)
     assert sink.stats().dropped == 5
     writer.allowed.set()
-    sink.finish()
-    sink.join(LONG)
-    assert (sink.stats().written, writer.closed) == (QUEUE + 1, 1)
+    assert (finish(sink).written, writer.closed) == (QUEUE + 1, 1)
 
 
 def test_a_stream_that_is_stopped_does_not_wait_for_a_sink(caplog):
@@ -260,10 +255,7 @@ def test_a_sink_that_fails_ends_once_and_takes_nothing_more(caplog, waits):
     writer = Held(SourceError("disk: gone"))
     writer.allowed.set()
     sink = Sink(writer)
-    for number in range(3 * QUEUE):
-        sink.put(result(number), waits=waits)
-    sink.finish()
-    sink.join(LONG)
+    finish(sink, *(result(number) for number in range(3 * QUEUE)), waits=waits)
     sink.put(result(), waits=waits)
     assert (sink.stats().error, sink.stats().written, writer.closed) == ("disk: gone", 0, 1)
     assert [record.getMessage() for record in caplog.records] == ["disk: gone"]
@@ -276,12 +268,8 @@ def test_an_error_of_a_caller_s_function_ends_its_sink_and_is_shown(monkeypatch)
     def function(seg):
         raise ZeroDivisionError
 
-    sink = Sink(open_writer(function))
-    sink.put(result(), waits=True)
-    sink.finish()
-    sink.join(LONG)
+    assert "function: writing failed" in finish(Sink(open_writer(function)), result()).error
     assert shown == [ZeroDivisionError]
-    assert "function: writing failed" in sink.stats().error
 
 
 @pytest.mark.parametrize("target", ["out.avi", "out", "rtsp://u:secret@cam", "a://b/c.mp4"])
@@ -360,31 +348,24 @@ def test_videos_take_sides_that_h264_does_not(tmp_path, legend):
         assert max(image.shape) <= 16_384
 
 
-class Choosy:
+class Choosy(Writer):
     """A writer of which one source's frames fail."""
 
     def __init__(self, cause=None):
-        self.name, self.files, self.whose, self.folder, self.cause = "choosy", [], {}, None, cause
-        self.painted = self.path = None
-        self.wrote = []
+        super().__init__("choosy")
+        self.cause, self.wrote = cause, []
 
     def write(self, seg):
         if seg.frame.source == "bad" and seg.labels.shape == (48, 64):
             raise SourceError("bad.mp4: the encoder refuses.") from self.cause
         self.wrote.append((seg.frame.source, seg.labels.shape[0]))
 
-    def close(self):
-        pass
-
 
 def test_what_is_not_the_disks_fault_loses_one_sources_file(caplog):
     writer = Choosy(ValueError("codec"))
     sink = Sink(writer, num_sources=2)
-    for source, size_hw in [*[("bad", (48, 64)), ("good", (48, 64))] * 3, ("bad", (64, 48))]:
-        sink.put(result(0, size_hw, source=source), waits=True)
-    sink.finish()
-    sink.join(LONG)
-    stats = sink.stats()
+    frames = [*[("bad", (48, 64)), ("good", (48, 64))] * 3, ("bad", (64, 48))]
+    stats = finish(sink, *(result(0, size_hw, source=source) for source, size_hw in frames))
     assert writer.wrote == [*[("good", 48)] * 3, ("bad", 64)]
     assert (stats.written, stats.dropped, sink.has_failed) == (4, 3, False)
     assert stats.error == "bad: bad.mp4: the encoder refuses."
@@ -394,7 +375,5 @@ def test_what_is_not_the_disks_fault_loses_one_sources_file(caplog):
 @pytest.mark.parametrize(("cause", "sources"), [(OSError(28, "full"), 2), (None, 1)])
 def test_the_disks_fault_and_the_only_sources_end_the_sink(cause, sources):
     sink = Sink(Choosy(cause), num_sources=sources)
-    sink.put(result(0, source="bad"), waits=True)
-    sink.finish()
-    sink.join(LONG)
+    finish(sink, result(0, source="bad"))
     assert sink.has_failed
