@@ -200,12 +200,12 @@ def test_a_killed_server_is_told_and_found_again(browser, tmp_path):
 
 def test_a_server_with_a_token(browser, tmp_path):
     with serve(tmp_path, token=TOKEN) as server, open_page(browser) as page:
-        page.goto(server.address)
+        page.goto(f"http://127.0.0.1:{server.port}/")
         expect(page.get_by_label("Token", exact=True)).to_be_focused()
         page.keyboard.type("another-token-of-that-length")
         page.keyboard.press("Enter")
         expect(page.get_by_text("The server does not know this token.")).to_be_visible()
-        page.goto(f"{server.address}#token={TOKEN}")
+        page.goto(f"http://127.0.0.1:{server.port}/#token={TOKEN}")
         page.reload()
         wait_for_picture(page)
         choose(page, "blue sky")

@@ -458,11 +458,7 @@ _LONGEST_GAP = 10.0  # seconds; times further apart were put together, and nobod
 
 
 class _Attempt:
-    """One thread that reads a source until it ends, fails or is told to stop.
-
-    A thread may hang for ever in a camera's driver. It is abandoned then: it is a daemon, nobody
-    waits for it, and whatever it still gives is discarded.
-    """
+    """One thread that reads a source; one that hangs in a driver is abandoned, as a daemon."""
 
     def __init__(self, source: Source, offer: Callable[[_Attempt, Picture], bool]) -> None:
         self.is_over = False

@@ -281,10 +281,7 @@ class VideoSource:
         )
 
     def _open_jpegs(self, av: Any, parts: ExitStack) -> _Opened | None:
-        """Read MJPEG by its images; None for what is none.
-
-        FFmpeg refuses it without a first boundary or the parts' type, and waits for several images.
-        """
+        """Read MJPEG by its images, which FFmpeg is too strict and slow for; None: it is none."""
         with ExitStack() as tried:
             container = tried.enter_context(closing(self._open(av, "data")))
             chunks = _bytes_of(tried.enter_context(closing(container.demux())))
@@ -392,10 +389,7 @@ class VideoSource:
         return sound, arrived_at
 
     def _refuse_after_silence(self, seconds: float) -> None:
-        """Where the next frame's start does not come in time, FFmpeg gives out what it still held.
-
-        That frame is old, and does not mean that the camera is well.
-        """
+        """Refuse a frame that FFmpeg held and gives out as none follows in time: it is old."""
         if self.live and seconds >= SILENT_FOR:
             raise SourceError(
                 f"{self.name}: expected frames, none came for {seconds:.0f} s. Check the camera."

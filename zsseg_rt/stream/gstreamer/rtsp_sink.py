@@ -487,10 +487,7 @@ class _Visitor:
     is_handed_over: bool = False  # to the other half of a tunnel through HTTP
 
     def send_away(self) -> None:
-        """Break the connection off; the server sees it and frees everything in its own thread.
-
-        An end (shutdown) would not do: it comes after all that a client goes on to send.
-        """
+        """Break the connection off at once: an end would come after all that is still sent."""
         if (mine := self.socket()) is not None:
             ctypes.CDLL(None).connect(mine.get_fd(), bytes(16), 16)  # to AF_UNSPEC: to nobody
 
