@@ -11,7 +11,7 @@ from support.errors import refused
 from zsseg_rt import Bundle
 from zsseg_rt.errors import ArgumentError, ShapeError
 from zsseg_rt.export import export_bundle
-from zsseg_rt.export.architectures.dense_clip import tower_of
+from zsseg_rt.export.clip_file import tower_of
 from zsseg_rt.models import create_model, slide_predict
 from zsseg_rt.models.clip.towers import resize_positional_embedding
 from zsseg_rt.networks.heads import dense_embeds

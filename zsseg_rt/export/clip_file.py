@@ -1,4 +1,7 @@
-"""Export CLIP, PE-Core or SigLIP with a dense head from a weights file, without torch and onnx."""
+"""Export CLIP, PE-Core or SigLIP with a dense head: family ``dense``.
+
+From a weights file, without torch and onnx, or from a model in torch.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +27,9 @@ from zsseg_rt.export.golden import (
     golden_names,
     preprocess_frame,
 )
-from zsseg_rt.export.graph_files import MAX_CLASSES, image_network, provenance
+from zsseg_rt.export.graph_files import MAX_CLASSES, image_network, provenance, weights_of
 from zsseg_rt.export.options import COMMON_OPTIONS, ExportOptions, read_options
-from zsseg_rt.export.text_side import TextSide, clip_text_side
+from zsseg_rt.export.text_side import TextSide, clip_text_side, seen_names
 from zsseg_rt.networks import pooled
 from zsseg_rt.networks.aggregating import (
     RULES_OF_OUTLIERS,
@@ -359,3 +362,51 @@ def part_counter(
         hear(done, total)
 
     return mark
+
+
+# --- models in torch ---
+
+
+def export_dense_clip(model: Any, options: ExportOptions) -> ExportedModel:
+    """Cut dense CLIP or the trained cosine head into a bundle's parts."""
+    size_hw = options.size_hw or model.config.size_hw
+    check_size(size_hw, model.config.image_encoder.patch_size)
+    text = clip_text_side(
+        options,
+        embed_dim=model.config.image_encoder.embed_dim,
+        tower=model.text_encoder,
+        templates=model.config.templates,
+    )
+    tower, chosen = tower_of(model), model.config.head
+    settings: dict[str, Any] = getattr(model.image_encoder, "options", {})
+    if aggregation := settings.get("aggregation"):
+        check_grid(aggregation.pm or RULES_OF_OUTLIERS[chosen], tower.grid_hw(size_hw))
+    seen = seen_names(model.seen_classes, options.class_names)
+    head = HeadSpec(
+        logit_scale=float(model.logit_scale),
+        normalize=True,
+        activation=model.score_activation,
+        grid_hw=tower.grid_hw(size_hw),
+        seen=seen,
+        seen_bias=model.seen_bias if seen else 0.0,
+        unknown_below=model.config.unknown_below,
+        max_classes=MAX_CLASSES,
+        window_batch=options.window_batch,
+    )
+    preprocess = PreprocessSpec(size_hw=size_hw, mean=model.image_mean, std=model.image_std)
+    encode = partial(dense_embeds, tower=tower, head=chosen, **settings)
+    names = golden_names(options.class_names, GOLDEN_NAMES)
+    return written_model(encode, head, preprocess, text, names, architecture=model.description)
+
+
+def tower_of(model: Any) -> ImageTower:
+    """The weights of a model's image tower, what it trained after it included."""
+    encoder, config = model.image_encoder, model.config.image_encoder
+    tensors = weights_of(encoder)
+    if trained := getattr(encoder, "patch_proj", None):
+        tensors |= {"proj": trained().detach().cpu().numpy()}
+    return ImageTower(
+        tensors=tensors,
+        num_heads=config.num_heads,
+        activation=config.activation,
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, numpy_helper
 
 import zsseg_rt
 from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
+from zsseg_rt.common.arrays import TensorSpec
 from zsseg_rt.errors import ArgumentError, BackendError, BundleError
 from zsseg_rt.export.bundle_writer import ExportedModel, write_model_bundle
 from zsseg_rt.export.golden import NUMBERED_NAMES, dense_golden, preprocess_frame, unit_rows
@@ -27,7 +28,7 @@ from zsseg_rt.export.text_side import TextSide
 from zsseg_rt.onnx.arrays import compute
 from zsseg_rt.onnx.check import check_model
 from zsseg_rt.onnx.flow import Flow, with_floats
-from zsseg_rt.onnx.network import Network, Node, weight_of
+from zsseg_rt.onnx.network import Network, Node, renamed, weight_of
 from zsseg_rt.onnx.reader import read_network
 from zsseg_rt.onnx.table import newest
 
@@ -168,23 +169,30 @@ class _Encoder:
 
     def network(self) -> Network:
         """The graph from ``image`` to ``patch_embeds`` [1, N, D]."""
-        model = onnx.ModelProto()
-        model.CopyFrom(self.graph)
-        _rename(model, model.graph.input[0].name, "image")
-        given = model.graph.output[0].name
+        given, tokens = self.graph.graph.output[0].name, "patch_embeds"
+        names = {"image": "image.given", tokens: f"{tokens}.given"}
+        names[self.graph.graph.input[0].name] = "image"
+        if not self.channels_first:
+            names[given] = tokens
+        network = read_network(self.graph.SerializeToString())
+        nodes = [renamed(node, names) for node in network.nodes]
+        weights = {names.get(name, name): weight for name, weight in network.weights.items()}
         if self.channels_first:
-            _append_to_tokens(model, given, self.embed_dim)
-        else:
-            _rename(model, given, "patch_embeds")
-        num_patches = self.grid_hw[0] * self.grid_hw[1]
-        del model.graph.output[:]
-        shape = [1, num_patches, self.embed_dim]
-        model.graph.output.append(
-            helper.make_tensor_value_info("patch_embeds", TensorProto.FLOAT, shape)
+            weights["zsseg.flat_shape"] = weight_of(np.array([1, self.embed_dim, -1], np.int64))
+            inputs, flat = (names.get(given, given), "zsseg.flat_shape"), ("zsseg.flat",)
+            nodes.append(Node("flatten", "Reshape", inputs, flat, {}))
+            nodes.append(Node("to_tokens", "Transpose", flat, (tokens,), {"perm": [0, 2, 1]}))
+        shape = (1, self.grid_hw[0] * self.grid_hw[1], self.embed_dim)
+        embeds = TensorSpec(name=tokens, dtype="float32", shape=shape)
+        return with_floats(
+            Network(
+                inputs=(replace(network.inputs[0], name="image"),),
+                outputs=(embeds,),
+                nodes=tuple(nodes),
+                weights=weights,
+                opset=network.opset,
+            )
         )
-        with _onnx_errors(self.path, "keeps to onnx's rules"):
-            onnx.checker.check_model(model)
-        return with_floats(read_network(model.SerializeToString()))
 
 
 def _read_encoder(
@@ -366,37 +374,6 @@ def _fix_input(path: Path, value: onnx.ValueInfoProto, size_hw: tuple[int, int])
 def _shape(value: onnx.ValueInfoProto) -> tuple[int, ...]:
     """Sizes of a tensor; 0 stands for a dynamic axis."""
     return tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
-
-
-def _rename(model: onnx.ModelProto, old: str, new: str) -> None:
-    if old == new:
-        return
-    for node in model.graph.node:
-        for names in (node.input, node.output):
-            for index, name in enumerate(names):
-                if name in (old, new):  # a foreign tensor that has the new name is renamed
-                    names[index] = new if name == old else f"{new}.given"
-    for group in (model.graph.input, model.graph.output, model.graph.value_info):
-        for value in group:
-            if value.name in (old, new):
-                value.name = new if value.name == old else f"{new}.given"
-    for tensor in model.graph.initializer:
-        if tensor.name == new:
-            tensor.name = f"{new}.given"
-
-
-def _append_to_tokens(model: onnx.ModelProto, embeds: str, embed_dim: int) -> None:
-    """Append [1, D, gh, gw] to [1, gh * gw, D]."""
-    shape = np.array([1, embed_dim, -1], np.int64)
-    model.graph.initializer.append(numpy_helper.from_array(shape, "zsseg.flat_shape"))
-    model.graph.node.extend(
-        [
-            helper.make_node("Reshape", [embeds, "zsseg.flat_shape"], ["zsseg.flat"], "flatten"),
-            helper.make_node(
-                "Transpose", ["zsseg.flat"], ["patch_embeds"], "to_tokens", perm=[0, 2, 1]
-            ),
-        ]
-    )
 
 
 def _golden(

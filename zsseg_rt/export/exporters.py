@@ -10,12 +10,12 @@ from typing import Any
 from zsseg_rt.bundles.specs import FAMILIES
 from zsseg_rt.errors import CheckpointError
 from zsseg_rt.export.architectures.cat_seg import export_cat_seg
-from zsseg_rt.export.architectures.dense_clip import export_dense_clip
 from zsseg_rt.export.architectures.descriptor import export_descriptor
 from zsseg_rt.export.architectures.tips import export_tips
 from zsseg_rt.export.architectures.zegformer import export_zegformer
 from zsseg_rt.export.architectures.zeroseg import export_zeroseg
 from zsseg_rt.export.bundle_writer import ExportedModel, write_model_bundle
+from zsseg_rt.export.clip_file import export_dense_clip
 from zsseg_rt.export.graph_files import GraphFiles, save_graphs
 from zsseg_rt.export.options import MODEL_OPTIONS, ExportOptions, read_options
 

@@ -19,6 +19,7 @@ from zsseg_rt.onnx.network import (
     Network,
     Node,
     Weight,
+    renamed,
     weight_of,
 )
 from zsseg_rt.onnx.operations import (
@@ -63,7 +64,7 @@ class Graph(Operations):
 
     def output(self, name: str, x: Value) -> None:
         """Give a computed value to whoever runs the graph, under a name of its own."""
-        self._nodes = [_renamed(node, x.name, name) for node in self._nodes]
+        self._nodes = [renamed(node, {x.name: name}) for node in self._nodes]
         self._dtypes[name] = self._dtypes.pop(x.name)
         self._outputs.append(TensorSpec(name=name, dtype=x.dtype, shape=x.shape))
 
@@ -154,11 +155,3 @@ class Graph(Operations):
             self._weights[new] = weight_of(array)
             self._dtypes[new] = dtype_of(array)
         return self._known[key]
-
-
-def _renamed(node: Node, old: str, new: str) -> Node:
-    inputs, outputs = (
-        tuple(new if name == old else name for name in names)
-        for names in (node.inputs, node.outputs)
-    )
-    return node._replace(inputs=inputs, outputs=outputs)

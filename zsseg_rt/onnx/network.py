@@ -75,3 +75,10 @@ class Network:
 def weight_of(array: npt.NDArray[Any]) -> Weight:
     """A constant that is written as it is."""
     return Weight(array, np.asarray(array).dtype.name)
+
+
+def renamed(node: Node, names: Mapping[str, str]) -> Node:
+    """The node with other names of what it reads and makes."""
+    inputs = tuple(names.get(name, name) for name in node.inputs)
+    outputs = tuple(names.get(name, name) for name in node.outputs)
+    return node._replace(inputs=inputs, outputs=outputs)
