@@ -84,7 +84,7 @@ def small(name: str, case: str, side: int, gmac: float, imagenet: float, licence
 
 
 _ABSENT = "\u2013"
-_IMPORT = "[import](model_zoo.md#commands)"
+_IMPORT = "[import](#import-a-checkpoint)"
 ROWS = (
     Row("photo_demo", 513, 0, "photo demo, 20 things", _ABSENT, "Apache-2.0", "ships: `--demo`"),
     small("tinyclip-8m", "tinyclip_8m", 224, 1.7, 41.1, "MIT"),

@@ -309,7 +309,7 @@ TITLES = {
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """The report's tables for docs/precision.md."""
+    """The report's tables for docs/benchmarks.md."""
     lines = [
         "| network | input | float32 | bfloat16 | float16 | INT8 | same: bfloat16, INT8, FP8 |",
         "|---|---|---|---|---|---|---|",

@@ -3,7 +3,7 @@
     python -m benchmarks.papers BUNDLE.zsseg --paper sclip --dataset voc21 --root DIR
         [--split val] [--limit N] [--precision float32] [--json FILE]
 
-docs/evaluation.md has the papers, the input that a bundle needs for each, and what is left out.
+docs/datasets.md has the papers, the input that a bundle needs for each, and what is left out.
 """
 
 from __future__ import annotations

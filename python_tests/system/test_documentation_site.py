@@ -100,7 +100,7 @@ def test_a_browser_searches_and_fetches_nothing_from_elsewhere(site):
     [
         ("docs/stray.md", "# Stray\n", "the navigation lacks stray.md"),
         ("docs/classes.md", "[x](absent.md)\n", "docs/classes.md: expected links to"),
-        ("docs/classes.md", "[x](results.md#absent)\n", "anchor does not exist"),
+        ("docs/classes.md", "[x](python.md#absent)\n", "anchor does not exist"),
     ],
 )
 def test_a_site_that_is_not_whole_does_not_build(tmp_path, page, added, told):

@@ -47,7 +47,7 @@ def _entry(field: dataclasses.Field[Any]) -> str:
     words = _ROLE.sub(lambda role: f"`{role[1] or role[2]}`", field.metadata["doc"])
     noted = f" ({', '.join(notes)})" if notes else ""
     about = f"- **`{field.name}`**{noted}: {words}"
-    wrap = textwrap.TextWrapper(120, subsequent_indent="  ", break_on_hyphens=False)
+    wrap = textwrap.TextWrapper(139, subsequent_indent="  ", break_on_hyphens=False)
     wrap.break_long_words = False
     return wrap.fill(about)
 

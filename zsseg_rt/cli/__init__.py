@@ -65,7 +65,7 @@ _CALLED = {
 
 _RETIRED = {
     "--against-cosine": "Leave it out: masks alone label.",
-    "--as-published": "Run python -m benchmarks.papers in a checkout: docs/evaluation.md.",
+    "--as-published": "Run python -m benchmarks.papers in a checkout: docs/datasets.md.",
     "--cosine": "Leave it out: masks alone label.",
     "--lanes": "Leave it out: files take as many lanes as fit, cameras one.",
     "--refine": "Leave it out; --windows auto labels frames that are not square in finer cells.",

@@ -73,7 +73,7 @@ def _print_names() -> None:
 
     lines = [
         f"Recommended for the best labels of any names without masks to train on: {RECOMMENDED}.",
-        "This rests on published figures; none was reproduced here (docs/dense_clip.md).",
+        "This rests on published figures; none was reproduced here (docs/models.md).",
     ]
     for one in SETS.values():
         marks = ["recommended"] * (one.name == RECOMMENDED)

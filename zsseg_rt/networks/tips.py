@@ -1,7 +1,6 @@
 """TIPSv2's two towers over any :class:`Operations`, from weights that ``sort_tips`` sorted.
 
-The formulas are in docs/dense_clip.md; in the last block every patch keeps its own value, as with
-the head ``maskclip`` of CLIP.
+In the last block every patch keeps its own value, as with the head ``maskclip`` of CLIP.
 """
 
 from __future__ import annotations

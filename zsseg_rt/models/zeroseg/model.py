@@ -1,8 +1,7 @@
 """ZeroSeg: an MAE student that learns segments from CLIP's image encoder alone.
 
 Nothing official can be loaded: neither code nor weights were published. What the paper leaves open
-is an option of :class:`zsseg_rt.models.zeroseg.model.ZeroSegConfig`, whose defaults
-``docs/zeroseg.md`` explains.
+is an option of :class:`zsseg_rt.models.zeroseg.model.ZeroSegConfig`.
 
 Source:
     Chen et al., "Exploring Open-Vocabulary Semantic Segmentation from CLIP Vision Encoder

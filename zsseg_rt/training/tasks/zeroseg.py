@@ -334,7 +334,7 @@ class ZeroSegSettings:
     """Settings of :class:`ZeroSegTask`.
 
     Source of the defaults: the paper, else MAE; loss weights, target normalisation and the scaling
-    of the learning rate are not in the paper, see ``docs/zeroseg.md``.
+    of the learning rate are not in the paper.
 
     Attributes:
         mask_ratio: Share of patches that the encoder does not see, in ``[0, 1)``.
