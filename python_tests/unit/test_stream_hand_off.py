@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-from zsseg_rt.stream.hand_off import QUEUE, HandOff, SlotSettings
+from zsseg_rt.stream.hand_off import QUEUE, HandOff
 from zsseg_rt.stream.source import Picture
 
 ALWAYS = lambda: True  # noqa: E731
@@ -17,8 +17,7 @@ def picture(number=0, captured_at=0.0):
 
 
 def hand_off(*keeps_all, **settings):
-    slots = [SlotSettings(source=f"s{i}", keeps_all=keeps) for i, keeps in enumerate(keeps_all)]
-    return HandOff(slots, **settings)
+    return HandOff({f"s{i}": keeps for i, keeps in enumerate(keeps_all)}, **settings)
 
 
 def taken(hand_off):

@@ -6,7 +6,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from zsseg_rt.results.segmentation import Frame
@@ -18,23 +18,10 @@ MOST_ON_GPU = 32
 """Frames of a stream that callers may keep in a GPU's memory; older ones leave it."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class SlotSettings:
-    """How one source's pictures wait.
-
-    Attributes:
-        source: The source's name.
-        keeps_all: True lets the source wait for room, so that no picture is lost; false keeps the
-            newest picture alone.
-    """
-
-    source: str
-    keeps_all: bool
-
-
 @dataclass(kw_only=True)
 class _Slot:
-    settings: SlotSettings
+    source: str
+    keeps_all: bool
     waiting: deque[tuple[int, Picture]] = field(default_factory=deque)
     given: int = 0  # pictures that the source has given
     dropped: int = 0
@@ -42,7 +29,7 @@ class _Slot:
 
     @property
     def is_full(self) -> bool:
-        return len(self.waiting) >= (QUEUE if self.settings.keeps_all else 1)
+        return len(self.waiting) >= (QUEUE if self.keeps_all else 1)
 
     def add(self, picture: Picture) -> None:
         self.given += picture.dropped_before
@@ -60,7 +47,7 @@ class _Slot:
         index, picture = self.waiting.popleft()
         before, self.last_taken = index - self.last_taken - 1, index
         return Frame(
-            source=self.settings.source,
+            source=self.source,
             index=index,
             captured_at=picture.captured_at,
             clock=picture.clock,
@@ -72,16 +59,23 @@ class _Slot:
 
 
 class HandOff:
-    """One slot per source; safe to use from any thread, and from a signal handler."""
+    """One slot per source; safe to use from any thread, and from a signal handler.
+
+    Args:
+        keeps_all: By each source's name, whether it waits for room, so that no picture is lost;
+            else its newest picture alone is kept.
+        max_staleness: Seconds after which a picture that still waits is dropped.
+        now: The clock.
+    """
 
     def __init__(
         self,
-        slots: Sequence[SlotSettings],
+        keeps_all: Mapping[str, bool],
         *,
         max_staleness: float | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._slots = [_Slot(settings=settings) for settings in slots]
+        self._slots = [_Slot(source=name, keeps_all=keeps) for name, keeps in keeps_all.items()]
         self._max_staleness, self._now = max_staleness, now
         self._changed = threading.Condition(threading.RLock())
         self._next = 0  # the slot whose turn it is
@@ -97,7 +91,7 @@ class HandOff:
         """
         mine = self._slots[slot]
         with self._changed:
-            if mine.settings.keeps_all:
+            if mine.keeps_all:
                 self._changed.wait_for(lambda: self._closed or not mine.is_full or not is_wanted())
             if self._closed or not is_wanted():
                 return False
@@ -174,11 +168,11 @@ class HandOff:
 
     def keeps_all(self, slot: int) -> bool:
         """Whether no picture of a source may be lost."""
-        return self._slots[slot].settings.keeps_all
+        return self._slots[slot].keeps_all
 
     def lets_wait(self, slot: int) -> bool:
         """Whether a source has to wait for room."""
-        return self._slots[slot].settings.keeps_all and self._slots[slot].is_full
+        return self._slots[slot].keeps_all and self._slots[slot].is_full
 
     def counts(self, slot: int) -> tuple[int, int]:
         """How many pictures a source has given, and how many of them were dropped."""

@@ -34,7 +34,7 @@ from zsseg_rt.stream.follow import (
     NewestFrames,
     source_time,
 )
-from zsseg_rt.stream.hand_off import HandOff, SlotSettings
+from zsseg_rt.stream.hand_off import HandOff
 from zsseg_rt.stream.sinks import Sink, SinkStats
 from zsseg_rt.stream.source import FramePathName, Picture, Source
 from zsseg_rt.stream.watch import Patience, SourceState, SourceWatch
@@ -193,20 +193,14 @@ class Stream:
     ) -> None:
         check_settings(policy, max_staleness)
         patience, past = patience or Patience(), past or Past()
-        keeps_all = [policy == "all" or (policy is None and not one.live) for one in sources]
-        self._hand_off = HandOff(
-            [
-                SlotSettings(source=source.name, keeps_all=keeps)
-                for source, keeps in zip(sources, keeps_all, strict=True)
-            ],
-            max_staleness=max_staleness,
-        )
+        self._keeps_all = {
+            one.name: policy == "all" or (policy is None and not one.live) for one in sources
+        }
+        self._hand_off = HandOff(self._keeps_all, max_staleness=max_staleness)
         self._captures = [
-            Capture(source, slot, self._hand_off, patience, paced=not (keeps or source.live))
-            for slot, (source, keeps) in enumerate(zip(sources, keeps_all, strict=True))
+            Capture(source, slot, self._hand_off, patience) for slot, source in enumerate(sources)
         ]
         self._tallies = {source.name: _Tally() for source in sources}
-        self._keeps_all = dict(zip(self._tallies, keeps_all, strict=True))
         resumes = any(source.live for source in sources)
         self._sinks = [Sink(one, resumes=resumes, num_sources=len(sources)) for one in writers]
         self._patience, self._process = _EndPatience(), OwnProcess(self)
@@ -527,15 +521,13 @@ class Capture:
         slot: int,
         hand_off: HandOff,
         patience: Patience,
-        *,
-        paced: bool,
     ) -> None:
         self.watch = SourceWatch(source.name, live=source.live, patience=patience)
         self.name = source.name
         self.path: FramePathName = "host"  # of its newest frame
         self.fell_behind = 0  # times that it was opened anew since its frames came late
         self._source, self._slot, self._hand_off = source, slot, hand_off
-        self._paced = paced
+        self._paced = not (hand_off.keeps_all(slot) or source.live)
         self._start: float | None = None
         self._last_stamp = 0.0
         self._attempt: _Attempt | None = None
