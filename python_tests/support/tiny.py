@@ -110,7 +110,8 @@ def _tower_shapes(prefix: str, width: int, num_layers: int) -> dict[str, tuple[i
     return shapes
 
 
-def _visual_shapes(prefix: str, sizes: TinySizes) -> dict[str, tuple[int, ...]]:
+def visual_shapes(prefix: str, sizes: TinySizes) -> dict[str, tuple[int, ...]]:
+    """Every key of a CLIP's image tower with its shape."""
     width = sizes.width
     shapes = {
         prefix + "class_embedding": (width,),
@@ -184,7 +185,7 @@ def _cell_decoder_shapes(sizes: TinySizes) -> dict[str, tuple[int, ...]]:
 
 def _prompted_shapes(sizes: TinySizes) -> dict[str, tuple[int, ...]]:
     width, count = sizes.width, sizes.num_prompts
-    return _visual_shapes("backbone.", sizes) | {
+    return visual_shapes("backbone.", sizes) | {
         "backbone.prompt_embeddings": (1, count, width),
         "backbone.deep_prompt_embeddings": (sizes.num_layers - 1, count, width),
         "backbone.prompt_proj.weight": (width, width),
@@ -254,5 +255,5 @@ def clip_rc_model(sizes: TinySizes | None = None, salt: str = "", **config: obje
 def clip_state_dict(sizes: TinySizes | None = None, salt: str = "") -> dict[str, Tensor]:
     """A tiny CLIP ViT in OpenAI's layout."""
     sizes = sizes or TinySizes()
-    shapes = _visual_shapes("visual.", sizes) | _text_shapes("", sizes)
+    shapes = visual_shapes("visual.", sizes) | _text_shapes("", sizes)
     return rule_state_dict(shapes, salt)

@@ -14,8 +14,6 @@ from support import tiny
 from support.command_line import run
 from support.errors import refused
 from zsseg_rt import Bundle, Engine, EngineConfig
-from zsseg_rt.backends.base import BackendOptions
-from zsseg_rt.backends.registry import get_backend
 from zsseg_rt.errors import ArgumentError, BundleError, CheckpointError, ShapeError
 from zsseg_rt.export import export_bundle
 from zsseg_rt.export.clip_file import DenseHead, export_clip_file
@@ -57,21 +55,6 @@ def settings(**changes):
     return DenseHead(**given)
 
 
-def outputs(bundle, name, precision, golden):
-    """What a graph gives for inputs of a golden sample."""
-    entry = bundle.graphs[name][precision]
-    graph = get_backend("openvino").load(
-        bundle.path / entry.file, device="cpu", precision="float32", options=BackendOptions()
-    )
-    session = graph.session()
-    try:
-        feeds = {spec.name: np.ascontiguousarray(golden[spec.name]) for spec in entry.inputs}
-        return {key: np.array(value) for key, value in session.run(feeds).items()}
-    finally:
-        session.close()
-        graph.close()
-
-
 def read_golden(path):
     with np.load(path / "golden.npz") as file:
         return dict(file)
@@ -91,19 +74,7 @@ def assert_same(written, traced):
     for stage in ("image", "text_embeds", "prompt_embeds", "patch_embeds", "mask_logits"):
         largest = max(1, np.abs(expected[stage]).max())
         assert np.abs(found[stage] - expected[stage]).max() <= ROUNDING * largest, stage
-    assert one.graphs.keys() == other.graphs.keys()
-    for name, variants in one.graphs.items():
-        assert variants.keys() == other.graphs[name].keys()
-        for precision, entry in variants.items():
-            assert (entry.inputs, entry.outputs) == (
-                other.graphs[name][precision].inputs,
-                other.graphs[name][precision].outputs,
-            )
-            pair = [outputs(bundle, name, precision, expected) for bundle in (one, other)]
-            bound = ROUNDING if precision == "float32" else 2e-3
-            for key, value in pair[1].items():
-                largest = max(1, np.abs(value).max())
-                assert np.abs(pair[0][key] - value).max() <= bound * largest, (name, precision)
+    assert one.graphs == other.graphs  # to the byte
 
 
 READ = """
@@ -273,17 +244,5 @@ def test_an_interruption_leaves_nothing(place, weights, tmp_path, monkeypatch):
 
     monkeypatch.setattr(f"zsseg_rt.export.{place}", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        export_clip_file(weights, tmp_path / "a.zsseg", settings(), precisions=("float32",))
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_bundle_that_disagrees_is_not_written(weights, tmp_path, monkeypatch):
-    from zsseg_rt.export import clip_file
-
-    def other(spec):
-        return np.random.default_rng(0).standard_normal((1, 3, *spec.size_hw), np.float32)
-
-    monkeypatch.setattr(clip_file, "preprocess_frame", other)
-    with refused(BundleError, "a.zsseg"):
         export_clip_file(weights, tmp_path / "a.zsseg", settings(), precisions=("float32",))
     assert list(tmp_path.iterdir()) == []

@@ -3,7 +3,6 @@
 import numpy as np
 import onnx
 import pytest
-import torch
 from onnx import TensorProto, helper
 
 from support.errors import refused
@@ -12,7 +11,6 @@ from zsseg_rt.backends.base import BackendOptions
 from zsseg_rt.backends.registry import get_backend, is_installed
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.errors import CheckpointError
-from zsseg_rt.models.functional import patch_text_similarity
 
 OPTIONS = BackendOptions(num_threads=1)
 
@@ -40,34 +38,6 @@ def test_image_encoder_keeps_one_attention_a_block(bundle, zegclip_model):
     layers = zegclip_model.config.image_encoder.num_layers
     assert counts.count("Softmax") == layers
     assert counts.count("LayerNormalization") == 2 * layers + 3  # ln_pre, prompt_norm, ln_post
-
-
-@pytest.mark.parametrize("num_classes", [1, 2, 19, 1024])
-@pytest.mark.parametrize("backend", ["openvino", "torch"])
-def test_decoder_takes_any_number_of_classes(bundle, zegclip_model, golden, backend, num_classes):
-    entry = bundle.graphs["decoder"]["float32"]
-    session = (
-        get_backend(backend)
-        .load(bundle.path / entry.file, device="cpu", precision="float32", options=OPTIONS)
-        .session()
-    )
-    rng = np.random.default_rng(num_classes)
-    queries = rng.standard_normal((1, num_classes, bundle.text.embed_dim)).astype(np.float32)
-    decoder = zegclip_model.decode_head.decoder_1
-    with torch.no_grad():
-        first = decoder.decoder_layers()[0].multihead_attn.q(torch.from_numpy(queries)).numpy()
-    both = np.concatenate([queries, first], axis=2)
-    found = session.run({"queries": both, "patch_embeds": golden["patch_embeds"]})
-    logits = patch_text_similarity(
-        torch.tensor(found["patch_keys"]),
-        torch.tensor(found["class_embeds"]),
-        logit_scale=bundle.head.logit_scale,
-        normalize=False,
-    )
-    with torch.no_grad():
-        expected = decoder(torch.from_numpy(queries), torch.from_numpy(golden["patch_embeds"]))
-    # float32 sums in another order; worst seen 3e-6 on values to 5
-    np.testing.assert_allclose(logits.numpy(), expected.numpy(), atol=5e-5)
 
 
 @pytest.mark.skipif(not is_installed("torch"), reason="torch is not installed")

@@ -104,28 +104,50 @@ def test_every_stage_is_the_official_one(shared_dir, case, tmp_path):
 
 
 @pytest.mark.nightly
-def test_b14s_graph_has_the_official_labels(shared_dir, tmp_path):
+def test_b14_has_the_official_labels(shared_dir, tmp_path):
     expected, c = case_of(load(shared_dir, "tips_real_public.npz"), "b14_448")
     image = expected["rgb"].transpose(2, 0, 1)[None].astype(np.float32) / np.float32(255)
-    found = run_graph(tower_of(c), np.ascontiguousarray(image), tmp_path / "a.onnx")
-    cosines = (found[0] @ expected["text"].T).T.reshape(expected["cosines"].shape)
-    close(cosines, expected["cosines"], LOGITS)
-    np.testing.assert_array_equal(cosines.argmax(0), expected["cosines"].argmax(0))
+    image = np.ascontiguousarray(image)
+    written = run_graph(tower_of(c), image, tmp_path / "a.onnx")
+    with torch.no_grad():
+        out = model_of(c)(torch.from_numpy(image), torch.from_numpy(expected["text"]))
+    close(out.cls_embed[0].numpy(), unit(expected["cls"][0]), STAGES)
+    cosines = (written[0] @ expected["text"].T).T.reshape(expected["cosines"].shape)
+    for found in (cosines, out.mask_logits[0].numpy()):
+        close(found, expected["cosines"], LOGITS)
+        np.testing.assert_array_equal(found.argmax(0), expected["cosines"].argmax(0))
 
 
 @pytest.mark.parametrize(("file", "case"), [("small", "text"), ("real", "b14_text")])
-def test_the_text_graph_embeds_as_officially(shared_dir, file, case, tmp_path):
+def test_texts_are_embedded_as_officially(shared_dir, file, case, tmp_path):
+    """By NumPy, OpenVINO and torch."""
     from zsseg_rt.networks.text import WrittenText
 
     expected, c = case_of(load(shared_dir, f"tips_{file}_public.npz"), case)
+    text, ops = golden_tips.text(**c), Arrays()
     length = expected["ids"].shape[1]
-    tower = TipsText(tensors=golden_tips.text(**c), num_heads=c["heads"], context_length=length)
+    tower = TipsText(tensors=text, num_heads=c["heads"], context_length=length)
     tokens = padded(expected["ids"], expected["padding"], c["vocab"]).numpy()
-    written = WrittenText(tower=tower)
-    close(written.embed(tokens), expected["pooled"], STAGES)
-    save_onnx(written.network(), "text_encoder", tmp_path / "t.onnx")
+    pooled = tower.embed(ops, tokens)
+    close(pooled, expected["pooled"], STAGES)
+    save_onnx(WrittenText(tower=tower).network(), "text_encoder", tmp_path / "t.onnx")
     found = run_file(tmp_path / "t.onnx", {"token_ids": tokens})["text_embeds"]
     close(found, expected["pooled"], STAGES)
+    if case != "text":
+        return
+    towers = {"vision": golden_tips.vision(**c | {"depth": 1, "img": 112})}
+    towers["text"] = text | {"temperature": np.float32(0.05)}
+    model = models.from_official("tips", towers, num_heads=c["heads"], text_heads=c["heads"])
+    shorter = tokens[:, : int((expected["padding"] == 0).sum(1).max())]
+    with torch.no_grad():
+        for ids in (tokens, shorter):
+            close(model.text_encoder(torch.from_numpy(ids)).numpy(), expected["pooled"], STAGES)
+    row = unit(unit(pooled[:3]).mean(0))
+    close(row, expected["class_row_of_first_three"], STAGES)
+    kept = expected["padding"][:3, :12] == 0  # padded rows are never read
+    for block, name in (("0", "block0"), (str(c["layers"] - 1), "last_block")):
+        rows = ops.marks[f"blocks.{block}"][:3, :12][kept]
+        close(rows, expected[f"{name}_first_three_12"][kept], STAGES)
 
 
 @pytest.fixture(scope="module")

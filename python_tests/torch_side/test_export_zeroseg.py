@@ -4,6 +4,7 @@ import json
 import shutil
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -86,21 +87,16 @@ def torch_labels(model, frame, embeds):
     return labels[0].numpy(), scores[0].numpy(), top[-1] - top[-2] > 1e-5
 
 
-def test_bundle_is_complete(exported):
-    _, path = exported
-    bundle = Bundle.load(path)
-    bundle.verify()
-    assert (bundle.family, bundle.architecture) == ("segment_tokens", "zeroseg")
-    assert bundle.preprocess.size_hw == SIZE_HW
-    assert bundle.preprocess.mean == (0.485, 0.456, 0.406)
-    assert bundle.head.grid_hw == (4, 6)
-    assert bundle.head.logit_scale == 100.0
+def test_bundle_states_the_class_rule_and_the_teachers_words(exported):
+    bundle = Bundle.load(exported[1])
+    assert (bundle.preprocess.size_hw, bundle.head.grid_hw) == (SIZE_HW, (4, 6))
     assert bundle.head.unknown_below is None
     assert bundle.segments == SegmentSpec(num_segments=4, top_k=5, plain_cosine=False)
     assert bundle.text.embed_dim == 32
     assert bundle.text.templates == ("a photo of a {}.",)
     assert set(bundle.graphs) == {"image_encoder", "text_encoder"}
-    assert set(bundle.graphs["image_encoder"]) == {"float32", "float16"}
+    graph = onnx.load(bundle.path / bundle.graphs["image_encoder"]["float32"].file).graph
+    assert not any("decoder" in tensor.name for tensor in graph.initializer)
 
 
 @pytest.mark.parametrize("size_hw", [(64, 96), (37, 53), (130, 200)])
@@ -285,10 +281,6 @@ def test_damaged_manifests_are_refused(exported, tmp_path, change, message):
     edit_manifest(path, change)
     with pytest.raises(BundleError, match=message):
         Bundle.load(path)
-
-
-def test_other_families_do_not_name_segments(colour_bundle):
-    assert "segments" not in json.loads((colour_bundle / "bundle.json").read_text())
 
 
 def test_text_tower_of_another_teacher_is_refused(checkpoint, tmp_path):

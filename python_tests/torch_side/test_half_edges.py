@@ -47,26 +47,10 @@ def bundles(request, tmp_path_factory):
     return request.param, *half_and_wide(request.param, tmp_path_factory.mktemp(request.param))
 
 
-def tensors(bundle):
-    """Every input and output of a bundle's float16 graphs."""
-    entries = [variants["float16"] for variants in bundle.graphs.values()]
-    return [spec for entry in entries for spec in (*entry.inputs, *entry.outputs)]
-
-
 def frame(height=81, width=77):
     small = np.random.default_rng(5).integers(0, 256, (9, 7, 3)).astype(np.uint8)
     big = small.repeat(-(-height // 9), 0).repeat(-(-width // 7), 1)
     return np.ascontiguousarray(big[:height, :width])
-
-
-def test_the_manifest_states_what_the_graphs_take_and_give(bundles):
-    _, half, wide = bundles
-    bundle = Bundle.load(half)
-    names = bundle_specs.FAMILIES[bundle.family].half_tensors
-    for spec in tensors(bundle):
-        assert spec.dtype == ("float16" if spec.name in names else "float32"), spec
-    assert "image" in {spec.name for spec in tensors(bundle) if spec.dtype == "float16"}
-    assert {spec.dtype for spec in tensors(Bundle.load(wide))} == {"float32"}
 
 
 def test_nothing_is_widened_between_graphs(bundles):

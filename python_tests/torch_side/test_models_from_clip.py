@@ -12,7 +12,7 @@ from zsseg_rt import Bundle
 from zsseg_rt.errors import ArgumentError, ShapeError
 from zsseg_rt.export import export_bundle
 from zsseg_rt.export.clip_file import tower_of
-from zsseg_rt.models import create_model, slide_predict
+from zsseg_rt.models import create_model
 from zsseg_rt.models.clip.towers import resize_positional_embedding
 from zsseg_rt.networks.heads import dense_embeds
 from zsseg_rt.onnx.arrays import Arrays
@@ -150,14 +150,6 @@ def test_seen_classes_are_lowered_in_probability(build):
     torch.testing.assert_close(lowered, plain - shift)
     softmax = trained(build).predict(image, text)
     torch.testing.assert_close(softmax.sum(dim=1), torch.ones(2, 64, 80))
-
-
-def test_whole_pictures_slide_as_with_every_model(build):
-    rgb = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
-    text = tiny.text_embeds(7, SIZES.embed_dim)
-    sizes = {"short_side": 64, "crop_size": 64, "stride": 48}
-    scores = slide_predict(trained(build), rgb, text, **sizes)
-    assert scores.shape == (7, 50, 70)
 
 
 def test_the_cosine_head_exports_and_agrees_with_torch(build, tmp_path):

@@ -129,31 +129,31 @@ def test_the_tiny_rule_is_the_reference_rule(small, small_config, small_state_di
     assert torch.equal(rows, tensor(small, f"sd_rows/{key}"))
 
 
-def test_small_padding(small, small_output):
-    assert_close(small_output[1]["backbone"][0], small["mid/padded_input"])
+STAGES = {
+    **{("backbone", stage): f"feat_res{stage + 2}" for stage in range(4)},
+    ("sem_seg_head.pixel_decoder", ...): "mask_features",
+    ("sem_seg_head.predictor.input_proj", ...): "input_proj",
+    ("sem_seg_head.predictor.transformer.decoder", ...): "hs",
+}
 
 
-@pytest.mark.parametrize("stage", range(4))
-def test_small_backbone(small, small_output, stage):
-    assert_close(small_output[1]["backbone"][1][stage], small[f"mid/feat_res{stage + 2}"])
-
-
-@pytest.mark.parametrize(
-    ("module", "name"),
-    [
-        ("pixel_decoder", "mask_features"),
-        ("predictor.input_proj", "input_proj"),
-        ("predictor.transformer.decoder", "hs"),
-    ],
-)
-def test_small_decoders(small, small_output, module, name):
-    assert_close(small_output[1][f"sem_seg_head.{module}"][1], small[f"mid/{name}"])
-
-
-def test_small_positions(small):
-    expected = small["mid/pos"]
-    positions = torch.from_numpy(sine_positions(expected.shape[2:], expected.shape[1]))
-    assert_close(positions.T.unflatten(1, expected.shape[2:])[None], expected)
+def test_small_stages(small, small_output):
+    output, seen = small_output
+    assert_close(seen["backbone"][0], small["mid/padded_input"])
+    for (module, index), name in STAGES.items():
+        values = seen[module][1]
+        assert_close(values if index is ... else values[index], small[f"mid/{name}"])
+    positions = small["mid/pos"]
+    size_hw, width = positions.shape[2:], positions.shape[1]
+    found = torch.from_numpy(sine_positions(size_hw, width))
+    assert_close(found.T.unflatten(1, size_hw)[None], positions)
+    assert_close(output.pred_logits, small["mid/pred_logits"])
+    assert_close(output.pred_logits, small["mid/seg_logits"])
+    assert_close(output.pred_masks, small["mid/pred_masks"])
+    assert_close(output.clip_logits, small["mid/clip_logits"], CLIP_TOLERANCE)
+    assert_close(output.class_scores, small["mid/fused_cls"])
+    boxes = boxes_of(tensor(small, "mid/pred_masks")[0], (96, 128))
+    assert_close(boxes, small["mid/boxes"], 0)
 
 
 def test_small_heads_of_every_layer(small, small_model):
@@ -161,28 +161,10 @@ def test_small_heads_of_every_layer(small, small_model):
     queries = tensor(small, "mid/hs")
     assert_close(predictor.projection_layer(queries), small["mid/x_cls_raw"])
     assert_close(predictor.mask_embed(queries), small["mid/mask_embed"])
-    text = tensor(small, "text/text_features_test")
-    segments = predictor(queries, tensor(small, "mid/mask_features"), text)
-    assert_close(segments.logits[-1], small["mid/pred_logits"])
-    assert_close(segments.masks[-1], small["mid/pred_masks"])
-
-
-def test_small_output(small, small_output):
-    output, _ = small_output
-    assert_close(output.pred_logits, small["mid/pred_logits"])
-    assert_close(output.pred_logits, small["mid/seg_logits"])
-    assert_close(output.pred_masks, small["mid/pred_masks"])
-    assert_close(output.clip_logits, small["mid/clip_logits"], CLIP_TOLERANCE)
-    assert_close(output.class_scores, small["mid/fused_cls"])
 
 
 def boxes_of(masks, size_hw) -> Tensor:
     return torch.from_numpy(ops.mask_boxes(masks.numpy(), size_hw)[:, :4].astype(np.int64))
-
-
-def test_small_boxes(small):
-    boxes = boxes_of(tensor(small, "mid/pred_masks")[0], (96, 128))
-    assert_close(boxes, small["mid/boxes"], 0)
 
 
 @pytest.mark.parametrize("style", ["cropmask", "mask", "crop"])
@@ -208,13 +190,6 @@ def test_small_score_maps(small, build, small_inputs, variant):
     (scores,) = build(**VARIANTS[variant])(*small_inputs).sem_seg
     step = 1 if variant == "ens_cropmask" else 4
     assert_close(scores[:, ::step, ::step], small[f"sem_seg/{variant}/0"])
-
-
-@pytest.mark.parametrize("region_batch", [1, 3, 100])
-def test_small_region_batches(small, build, small_inputs, region_batch):
-    output = build(region_batch=region_batch)(*small_inputs)
-    assert_close(output.clip_logits, small["mid/clip_logits"], CLIP_TOLERANCE)
-    assert_close(output.sem_seg[0], small["sem_seg/ens_cropmask/0"])
 
 
 def test_small_crafted_masks(small, small_model, small_inputs):

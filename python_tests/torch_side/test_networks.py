@@ -85,18 +85,6 @@ def test_every_stage_equals_torch(head, size_hw, tmp_path):
     assert_near(run_file(path, {"image": image}), expected)
 
 
-def test_several_pictures_in_one_run(tmp_path):
-    model, image = build(tmp_path), picture((48, 64), batch=2)
-    arrays, graph = Arrays(), Graph()
-    dense_embeds(arrays, image_tower(model), image, "naclip")
-    assert_near(arrays.marks, torch_stages(model, image))
-    made = dense_embeds(graph, image_tower(model), graph.input("image", image.shape), "naclip")
-    graph.output("patch_embeds", made)
-    save_onnx(graph.network(), "image_encoder", tmp_path / "a.onnx")
-    found = run_file(tmp_path / "a.onnx", {"image": image})
-    assert_near(found, {"patch_embeds": arrays.marks["patch_embeds"]})
-
-
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
 def test_text_equals_torch(activation, tmp_path):
     model = build(tmp_path, activation=activation)

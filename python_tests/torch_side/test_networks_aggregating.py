@@ -19,7 +19,6 @@ from torch_side.test_models_aggregating import (  # noqa: E402
     SMALL,
     STAGES,
     model_of,
-    normal,
     small,
 )
 from torch_side.test_networks import run_file  # noqa: E402
@@ -107,7 +106,7 @@ def test_vit_b16_has_the_official_labels(shared_dir, case, tmp_path):
     c = json.loads(str(expected["config_json"]))
     mean, std = [122.771, 116.746, 104.094], [68.501, 66.632, 70.323]
     image = ((expected["rgb"] - np.array(mean)) / std).astype(np.float32).transpose(2, 0, 1)
-    text = normal("input.text", c["salt"], (20, 512))
+    text = tiny.random_normal("input.text", (20, 512), c["salt"])
     text = (text / np.linalg.norm(text, axis=1, keepdims=True)).astype(np.float32)
     model, image = model_of(c), np.ascontiguousarray(image[None])
     made = run_graph(model, image, tmp_path / "a.onnx")
@@ -196,8 +195,19 @@ def test_a_trunk_with_too_few_blocks_is_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("pm", "L3"), ("r", -1.0), ("beta", 0.0), ("beta", float("nan")), ("position", "bicubic")],
+    [
+        ("pm", "L3"),
+        ("r", -1.0),
+        ("beta", 0.0),
+        ("beta", float("nan")),
+        ("position", "bicubic"),
+        ("pre", 11),
+        ("end", 12),
+    ],
 )
 def test_settings_out_of_range_are_refused(setting, value):
+    if setting not in ("pre", "end"):  # settings of models alone
+        with refused(ArgumentError, setting):
+            DenseHead(head="sfp", **{setting: value})
     with refused(ArgumentError, setting):
-        DenseHead(head="sfp", **{setting: value})
+        models.create_model("dense_clip", pretrained="demo", head="sfp", **{setting: value})

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
+from support.command_line import run
 from support.cpus import needs_vnni, stand_in
 from support.errors import refused
 from support.quantizing import FAST, write_photos
@@ -25,7 +26,6 @@ from zsseg_rt import (
 )
 from zsseg_rt.backends._openvino import BACKEND
 from zsseg_rt.backends.base import BackendOptions
-from zsseg_rt.cli import main
 from zsseg_rt.demo import demo_classes
 from zsseg_rt.export.graph_files import describe_graph
 from zsseg_rt.export.quantized import bundle as quantizing
@@ -148,8 +148,8 @@ def test_int8_is_refused_on_a_cpu_that_gains_nothing(tmp_path, capsys, monkeypat
         BACKEND.choose(("float32", "int8"), "int8", device="cpu", allowed=allowed)
     usual = BACKEND.choose(("float32", "int8"), "auto", device="cpu", allowed=allowed)
     assert usual.precision == "float32"
-    given = ["--photos", str(tmp_path / "gone"), "--out", str(tmp_path / "x.zsseg")]
-    assert main(["quantize", "demo-scenes", *given]) == 4  # before the pictures are looked for
+    given = ("--photos", tmp_path / "gone", "--out", tmp_path / "x.zsseg")
+    assert run("quantize", "demo-scenes", *given) == 4  # before the pictures are looked for
     error = capsys.readouterr().err
     assert error.startswith("zsseg-rt: --precision: expected a CPU with VNNI, AMX")
     assert error.count("\n") == 1
@@ -161,17 +161,8 @@ def test_below_the_gate_only_the_report_is_written(photos, tmp_path, monkeypatch
         quantizing, "measure", lambda *given: quantizing.Agreement(clear=0.5, everywhere=0.4)
     )
     report, out = tmp_path / "report.json", tmp_path / "new.zsseg"
-    given = [
-        "quantize",
-        "demo-scenes",
-        "--photos",
-        str(photos),
-        "--out",
-        str(out),
-        "--json",
-        str(report),
-    ]
-    assert main(given) == 3
+    given = ("--photos", photos, "--out", out, "--json", report)
+    assert run("quantize", "demo-scenes", *given) == 3
     assert [path.name for path in tmp_path.iterdir()] == [report.name]
     told = json.loads(report.read_text())
     assert told["path"] is None
@@ -220,21 +211,14 @@ def test_a_graph_may_lose_all_its_layers(made, photos, tmp_path, monkeypatch):
 
 def test_the_command_prints_what_info_repeats(photos, tmp_path, capsys):
     out = tmp_path / "new.zsseg"
-    given = [
-        "quantize",
-        "demo-scenes",
-        "--photos",
-        str(photos),
-        "--out",
-        str(out),
-    ]
-    assert main([*given, "--precision", "fp8"]) == 0  # at the usual gate: 98 %
+    given = ("--photos", photos, "--out", out, "--precision", "fp8")
+    assert run("quantize", "demo-scenes", *given) == 0  # at the usual gate: 98 %
     shown = capsys.readouterr().out
     assert "blocks.0.q_proj" in shown
     told = Bundle.load(out).quantization["fp8"]
     assert told.agreement >= told.min_agreement == 0.98
     assert f"{told.agreement:.2%} of clear cells" in shown
-    assert main(["info", str(out)]) == 0
+    assert run("info", out) == 0
     groups = len(told.layers["image_encoder"]) + len(told.layers["decoder"])
     assert f"fp8: {groups} of {groups} groups of layers, agreement with float32 " in (
         printed := capsys.readouterr().out
