@@ -46,7 +46,7 @@ class System:
 def zegclip(prompts: int) -> Any:
     """ZegCLIP, ViT-B/16 at 512x512."""
     from zsseg_rt.models.clip.towers import ImageEncoderConfig
-    from zsseg_rt.models.descriptor.zegclip import ZegCLIP, ZegCLIPConfig
+    from zsseg_rt.models.descriptor.model import ZegCLIP, ZegCLIPConfig
 
     return ZegCLIP(ZegCLIPConfig(image_encoder=ImageEncoderConfig(num_prompts=prompts)))
 
@@ -72,7 +72,7 @@ def dense_clip() -> Any:
 def zegformer(depths: tuple[int, ...]) -> Any:
     """ZegFormer with CLIP ViT-B/16 on 100 regions."""
     from zsseg_rt.models.clip.towers import ImageEncoderConfig, TextEncoderConfig
-    from zsseg_rt.models.zegformer.backbone import ResNetConfig
+    from zsseg_rt.models.zegformer.decoder import ResNetConfig
     from zsseg_rt.models.zegformer.model import ZegFormer, ZegFormerConfig
 
     return ZegFormer(

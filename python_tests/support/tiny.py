@@ -14,7 +14,7 @@ from torch import Tensor
 
 from zsseg_rt.models import from_official
 from zsseg_rt.models.descriptor.clip_rc import ClipRC
-from zsseg_rt.models.descriptor.zegclip import ZegCLIP
+from zsseg_rt.models.descriptor.model import ZegCLIP
 
 Gains = Iterable[tuple[str, float]]
 

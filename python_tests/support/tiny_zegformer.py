@@ -11,8 +11,7 @@ from torch import Tensor
 from support import tiny
 from zsseg_rt.models import from_official
 from zsseg_rt.models.clip.towers import ImageEncoderConfig, TextEncoderConfig
-from zsseg_rt.models.zegformer.backbone import ResNetConfig
-from zsseg_rt.models.zegformer.decoder import QueryDecoderConfig
+from zsseg_rt.models.zegformer.decoder import QueryDecoderConfig, ResNetConfig
 from zsseg_rt.models.zegformer.model import ZegFormer, ZegFormerConfig
 
 CLIP = "sem_seg_head.predictor.clip_model."

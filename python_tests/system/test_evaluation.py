@@ -22,8 +22,7 @@ from zsseg_rt.evaluation.datasets.base import Sample, SegmentationDataset
 from zsseg_rt.evaluation.engine_segmenter import EngineSegmenter
 from zsseg_rt.evaluation.evaluate import compare, evaluate, read_ahead
 from zsseg_rt.evaluation.metrics import confusion_csv
-from zsseg_rt.models.base import input_image
-from zsseg_rt.models.sliding import SlideSettings, resize_picture, slide_predict
+from zsseg_rt.models.base import SlideSettings, input_image, resize_picture, slide_predict
 from zsseg_rt.models.zeroseg.model import segment_predict
 from zsseg_rt.text.class_names import rename_classes, split_synonyms
 from zsseg_rt.training.trained.segmenter import TorchSegmenter

@@ -24,7 +24,7 @@ from zsseg_rt.export import export_bundle
 from zsseg_rt.export.architectures.zeroseg import export_zeroseg
 from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.models import create_model
-from zsseg_rt.models.sliding import SlideSettings
+from zsseg_rt.models.base import SlideSettings
 from zsseg_rt.models.zeroseg.model import ClassRule, class_scores, segment_predict
 from zsseg_rt.ops import reference
 from zsseg_rt.runtime.families.segment_tokens import segment_scores

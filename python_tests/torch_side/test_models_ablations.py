@@ -11,7 +11,7 @@ from zsseg_rt import Bundle
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.export import export_bundle
 from zsseg_rt.models import from_official
-from zsseg_rt.models.descriptor.zegclip import ZegCLIP
+from zsseg_rt.models.descriptor.model import ZegCLIP
 
 SIZES = tiny.TinySizes()
 

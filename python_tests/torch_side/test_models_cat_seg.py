@@ -9,13 +9,13 @@ from support import golden_cat_seg as rule
 from support.errors import refused
 from zsseg_rt.errors import ArgumentError, CheckpointError, DTypeError, ShapeError
 from zsseg_rt.models import create_model, from_official, slide_predict
+from zsseg_rt.models.base import SlideSettings
 from zsseg_rt.models.cat_seg.aggregator import (
     Aggregator,
     AggregatorConfig,
     Guidance,
 )
 from zsseg_rt.models.cat_seg.model import CatSegConfig
-from zsseg_rt.models.sliding import SlideSettings
 from zsseg_rt.networks.cat_seg import shift_mask, window_order
 
 

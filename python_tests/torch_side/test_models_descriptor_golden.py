@@ -13,10 +13,10 @@ from support.golden import MIN_AGREEMENT, REAL_TOLERANCE, assert_close, load
 from support.golden_descriptor import RealCase, SmallCase, official_layouts, unread
 from zsseg_rt.export import export_graphs
 from zsseg_rt.models import from_official, functional, slide_predict
+from zsseg_rt.models.base import prepare_image, slide_scores
 from zsseg_rt.models.clip.towers import average_templates
 from zsseg_rt.models.clip.weights import build_text_encoder
 from zsseg_rt.models.descriptor.clip_rc import attention_allowed
-from zsseg_rt.models.sliding import prepare_image, slide_scores
 from zsseg_rt.torch_files.clip_weights import ClipWeights
 
 pytestmark = [pytest.mark.needs_shared, pytest.mark.usefixtures("without_gradients")]

@@ -16,8 +16,8 @@ torch = pytest.importorskip("torch")
 from support.golden import load  # noqa: E402
 from zsseg_rt import models  # noqa: E402
 from zsseg_rt.errors import ArgumentError, CheckpointError, DTypeError  # noqa: E402
+from zsseg_rt.models.base import slide_scores  # noqa: E402
 from zsseg_rt.models.dense.tips import Tips, TipsConfig, resized_picture  # noqa: E402
-from zsseg_rt.models.sliding import slide_scores  # noqa: E402
 from zsseg_rt.torch_files.tips_weights import sort_tips  # noqa: E402
 
 STAGES = 2e-5  # relative; the vectors' README measured 2e-6 between float32 and float64

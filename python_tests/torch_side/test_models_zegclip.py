@@ -9,7 +9,7 @@ from support.descriptor_models import run_parts
 from support.errors import refused
 from zsseg_rt.errors import DTypeError, ShapeError
 from zsseg_rt.models import create_model, slide_predict
-from zsseg_rt.models.sliding import slide_scores
+from zsseg_rt.models.base import slide_scores
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from zsseg_rt.bundles import specs as bundle_specs
 from zsseg_rt.errors import ArgumentError, CheckpointError, DTypeError, ShapeError
 from zsseg_rt.models import from_official
 from zsseg_rt.models.clip.towers import unit
-from zsseg_rt.models.zegformer.backbone import FrozenBatchNorm
+from zsseg_rt.models.zegformer.decoder import FrozenBatchNorm
 from zsseg_rt.models.zegformer.model import FUSIONS
 from zsseg_rt.networks.zegformer import IMAGE_MEAN, IMAGE_STD
 from zsseg_rt.torch_files.clip_weights import ClipWeights

@@ -14,10 +14,12 @@ from support import tiny  # noqa: E402
 from support.errors import refused  # noqa: E402
 from zsseg_rt.errors import ArgumentError, CheckpointError  # noqa: E402
 from zsseg_rt.models import create_model, load_clip  # noqa: E402
-from zsseg_rt.models.zegformer.backbone import ResNet, ResNetConfig  # noqa: E402
-from zsseg_rt.models.zegformer.builders import load_torchvision_backbone  # noqa: E402
-from zsseg_rt.models.zegformer.decoder import QueryDecoderConfig  # noqa: E402
-from zsseg_rt.models.zegformer.model import ZegFormer  # noqa: E402
+from zsseg_rt.models.zegformer.decoder import (  # noqa: E402
+    QueryDecoderConfig,
+    ResNet,
+    ResNetConfig,
+)
+from zsseg_rt.models.zegformer.model import ZegFormer, load_torchvision_backbone  # noqa: E402
 
 BACKBONE = ResNetConfig(stem_width=8, widths=(4, 6, 8, 10), depths=(1, 2, 1, 1))
 DECODER = QueryDecoderConfig(

@@ -29,7 +29,7 @@ def graphs(tmp_path_factory):
     pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install '.[rtx]'")
     torch = pytest.importorskip("torch", reason="needs pip install '.[train]'")
     from zsseg_rt.export import export_graphs
-    from zsseg_rt.models.descriptor.zegclip import ZegCLIP, ZegCLIPConfig
+    from zsseg_rt.models.descriptor.model import ZegCLIP, ZegCLIPConfig
 
     folder = tmp_path_factory.mktemp("graphs")
     torch.manual_seed(0)

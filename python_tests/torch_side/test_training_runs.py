@@ -25,7 +25,7 @@ from zsseg_rt import Engine, EngineConfig  # noqa: E402
 from zsseg_rt.cli import main  # noqa: E402
 from zsseg_rt.errors import ArgumentError, CheckpointError, VocabularyError  # noqa: E402
 from zsseg_rt.models.cat_seg.aggregator import AggregatorConfig, ClassAttention  # noqa: E402
-from zsseg_rt.models.zegformer.backbone import LearnedBatchNorm  # noqa: E402
+from zsseg_rt.models.zegformer.decoder import LearnedBatchNorm  # noqa: E402
 from zsseg_rt.training.assembly import (  # noqa: E402
     assemble,
     build_model,

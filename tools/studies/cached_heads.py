@@ -28,8 +28,7 @@ from zsseg_rt.evaluation.metrics import ConfusionMatrix, score
 from zsseg_rt.models.base import lower_seen
 from zsseg_rt.models.clip.towers import PromptedImageEncoder
 from zsseg_rt.models.descriptor.builders import ZegCLIPStart
-from zsseg_rt.models.descriptor.model import DecoderConfig
-from zsseg_rt.models.descriptor.zegclip import DecodeHead, Descriptor
+from zsseg_rt.models.descriptor.model import DecodeHead, DecoderConfig, Descriptor
 from zsseg_rt.torch_files.clip_arrays import CLIP_MEAN, CLIP_STD
 from zsseg_rt.training.class_embeddings import embed_phrases
 from zsseg_rt.training.loop.config import poly

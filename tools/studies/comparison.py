@@ -21,8 +21,7 @@ from tools.studies.starts import HeadStart
 from zsseg_rt.common import schema
 from zsseg_rt.common.files import write_whole
 from zsseg_rt.errors import ArgumentError, TrainingError
-from zsseg_rt.models.descriptor.model import DescriptorModel
-from zsseg_rt.models.descriptor.zegclip import DecodeHead
+from zsseg_rt.models.descriptor.model import DecodeHead, DescriptorModel
 from zsseg_rt.training.config import TrainConfig, list_kept, merge, read_toml
 
 __all__ = ["Comparison", "RunFigures", "SmallForm", "Variant"]

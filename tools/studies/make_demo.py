@@ -36,8 +36,7 @@ from zsseg_rt.export.exporters import export_bundle
 from zsseg_rt.export.words import keep_words
 from zsseg_rt.models import create_model
 from zsseg_rt.models.clip.towers import TextEncoder
-from zsseg_rt.models.descriptor.model import DecoderConfig
-from zsseg_rt.models.descriptor.zegclip import ZegCLIP
+from zsseg_rt.models.descriptor.model import DecoderConfig, ZegCLIP
 from zsseg_rt.torch_files.shipped_clip import FILE, is_shipped
 from zsseg_rt.training.assembly import batch_source
 from zsseg_rt.training.class_embeddings import embed_phrases

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.models.descriptor.clip_rc import CellDecodeHead
-from zsseg_rt.models.descriptor.model import DecoderLayer, DecoderStack, MaskDecoder
-from zsseg_rt.models.descriptor.zegclip import DecodeHead
+from zsseg_rt.models.descriptor.model import DecodeHead, DecoderLayer, DecoderStack, MaskDecoder
 
 __all__ = ["COSINE_SCALE", "HeadStart", "scale_for"]
 

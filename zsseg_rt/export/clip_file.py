@@ -381,22 +381,26 @@ def export_dense_clip(model: Any, options: ExportOptions) -> ExportedModel:
     settings: dict[str, Any] = getattr(model.image_encoder, "options", {})
     if aggregation := settings.get("aggregation"):
         check_grid(aggregation.pm or RULES_OF_OUTLIERS[chosen], tower.grid_hw(size_hw))
-    seen = seen_names(model.seen_classes, options.class_names)
+    rule = model.label_rule
+    seen = seen_names(rule.seen_classes, options.class_names)
     head = HeadSpec(
         logit_scale=float(model.logit_scale),
         normalize=True,
-        activation=model.score_activation,
+        activation=rule.activation,
         grid_hw=tower.grid_hw(size_hw),
         seen=seen,
-        seen_bias=model.seen_bias if seen else 0.0,
-        unknown_below=model.config.unknown_below,
+        seen_bias=rule.seen_bias if seen else 0.0,
+        unknown_below=rule.unknown_below,
         max_classes=MAX_CLASSES,
         window_batch=options.window_batch,
     )
     preprocess = PreprocessSpec(size_hw=size_hw, mean=model.image_mean, std=model.image_std)
     encode = partial(dense_embeds, tower=tower, head=chosen, **settings)
     names = golden_names(options.class_names, GOLDEN_NAMES)
-    return written_model(encode, head, preprocess, text, names, architecture=model.description)
+    architecture = str(model.architecture)
+    if architecture == "dense_clip":
+        architecture += f" {chosen}"
+    return written_model(encode, head, preprocess, text, names, architecture=architecture)
 
 
 def tower_of(model: Any) -> ImageTower:

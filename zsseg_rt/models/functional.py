@@ -7,6 +7,7 @@ Names, arguments, shapes and meanings are those of :mod:`zsseg_rt.ops.reference`
 from __future__ import annotations
 
 import operator
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -17,11 +18,7 @@ from zsseg_rt.errors import ArgumentError, DTypeError, ShapeError
 
 
 def describe(cls_embed: Tensor, text_embeds: Tensor) -> Tensor:
-    """Relate an image to every class: ``[cls * text, text]``.
-
-    Returns:
-        ``[B, C, 2 * D]``.
-    """
+    """Relate an image to every class: ``[cls * text, text]``, ``[B, C, 2 * D]``."""
     products = cls_embed[:, None] * text_embeds
     return torch.cat([products, text_embeds.expand_as(products)], dim=-1)
 
@@ -47,11 +44,7 @@ def patch_text_similarity(
     logit_scale: float = 1.0,
     normalize: bool = True,
 ) -> Tensor:
-    """Compare every patch with every class: ``logit_scale * text @ patches.T``.
-
-    Returns:
-        ``[B, C, N]``.
-    """
+    """Compare every patch with every class: ``logit_scale * text @ patches.T``, ``[B, C, N]``."""
     if normalize:
         patch_embeds = F.normalize(patch_embeds, dim=-1)
         text_embeds = F.normalize(text_embeds, dim=-1)
@@ -79,6 +72,17 @@ def check_text_embeds(text_embeds: Tensor, embed_dim: int, name: str = "text_emb
             f"{name}: expected [C, {embed_dim}] with at least one class, "
             f"got {list(text_embeds.shape)}. Use embeddings of this model's text encoder."
         )
+
+
+def shared_fields(settings: Any, config: type[Any]) -> dict[str, Any]:
+    """The settings with the names of a configuration's fields; None leaves a field's default."""
+    names = (field.name for field in fields(config))
+    values: dict[str, Any] = {name: getattr(settings, name, None) for name in names}
+    if hasattr(settings, "seen_classes"):
+        values["seen_classes"] = read_class_indices("seen_classes", settings.seen_classes)
+    if values.get("templates") is not None:
+        values["templates"] = tuple(values["templates"])
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def read_class_indices(name: str, classes: Any) -> tuple[int, ...]:

@@ -11,8 +11,10 @@ from zsseg_rt.common.checks import current_name
 from zsseg_rt.errors import ArgumentError, CheckpointError
 from zsseg_rt.models.base import SegmentationModel
 from zsseg_rt.models.cat_seg.model import CatSeg, CatSegConfig, CatSegStart, OfficialCatSeg
-from zsseg_rt.models.dense.cosine_head import CosineHeadConfig, CosineHeadModel, CosineHeadStart
 from zsseg_rt.models.dense.dense_clip import (
+    CosineHeadConfig,
+    CosineHeadModel,
+    CosineHeadStart,
     DenseCLIP,
     DenseCLIPConfig,
     DenseCLIPStart,
@@ -26,16 +28,20 @@ from zsseg_rt.models.descriptor.builders import (
     ZegCLIPStart,
 )
 from zsseg_rt.models.descriptor.clip_rc import ClipRC, ClipRCConfig
-from zsseg_rt.models.descriptor.zegclip import ZegCLIP, ZegCLIPConfig
-from zsseg_rt.models.zegformer.builders import OfficialZegFormer, ZegFormerStart
-from zsseg_rt.models.zegformer.model import ZegFormer, ZegFormerConfig
+from zsseg_rt.models.descriptor.model import ZegCLIP, ZegCLIPConfig
+from zsseg_rt.models.zegformer.model import (
+    OfficialZegFormer,
+    ZegFormer,
+    ZegFormerConfig,
+    ZegFormerStart,
+)
 from zsseg_rt.models.zeroseg.model import ZeroSeg, ZeroSegConfig
 from zsseg_rt.models.zeroseg.weights import ZeroSegStart
 
 Builder = Callable[..., Any]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Architecture:
     """How models of one architecture are made.
 
@@ -54,40 +60,14 @@ class Architecture:
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "cat_seg": Architecture(
-        model=CatSeg, config=CatSegConfig, create=CatSegStart, from_official=OfficialCatSeg
-    ),
-    "clip_rc": Architecture(
-        model=ClipRC,
-        config=ClipRCConfig,
-        create=ClipRCStart,
-        from_official=OfficialClipRC,
-    ),
-    "cosine_head": Architecture(
-        model=CosineHeadModel, config=CosineHeadConfig, create=CosineHeadStart
-    ),
-    "dense_clip": Architecture(
-        model=DenseCLIP,
-        config=DenseCLIPConfig,
-        create=DenseCLIPStart,
-        from_official=OfficialDenseCLIP,
-    ),
-    "tips": Architecture(
-        model=Tips, config=TipsConfig, create=TipsStart, from_official=OfficialTips
-    ),
-    "zegclip": Architecture(
-        model=ZegCLIP,
-        config=ZegCLIPConfig,
-        create=ZegCLIPStart,
-        from_official=OfficialZegCLIP,
-    ),
-    "zegformer": Architecture(
-        model=ZegFormer,
-        config=ZegFormerConfig,
-        create=ZegFormerStart,
-        from_official=OfficialZegFormer,
-    ),
-    "zeroseg": Architecture(model=ZeroSeg, config=ZeroSegConfig, create=ZeroSegStart),
+    "cat_seg": Architecture(CatSeg, CatSegConfig, CatSegStart, OfficialCatSeg),
+    "clip_rc": Architecture(ClipRC, ClipRCConfig, ClipRCStart, OfficialClipRC),
+    "cosine_head": Architecture(CosineHeadModel, CosineHeadConfig, CosineHeadStart),
+    "dense_clip": Architecture(DenseCLIP, DenseCLIPConfig, DenseCLIPStart, OfficialDenseCLIP),
+    "tips": Architecture(Tips, TipsConfig, TipsStart, OfficialTips),
+    "zegclip": Architecture(ZegCLIP, ZegCLIPConfig, ZegCLIPStart, OfficialZegCLIP),
+    "zegformer": Architecture(ZegFormer, ZegFormerConfig, ZegFormerStart, OfficialZegFormer),
+    "zeroseg": Architecture(ZeroSeg, ZeroSegConfig, ZeroSegStart),
 }
 
 
@@ -101,13 +81,8 @@ def from_official(
             ``"zegformer"``.
         state_dict: Official keys, float32: exactly what the checkpoint's ``state_dict`` holds; for
             TIPS ``{"vision": ..., "text": ...}``, as its two files.
-        **config: What cannot be read from shapes, with official defaults; see
-            :class:`zsseg_rt.models.cat_seg.model.OfficialCatSeg`,
-            :class:`zsseg_rt.models.descriptor.builders.OfficialClipRC`,
-            :class:`zsseg_rt.models.dense.dense_clip.OfficialDenseCLIP`,
-            :class:`zsseg_rt.models.dense.tips.OfficialTips`,
-            :class:`zsseg_rt.models.descriptor.builders.OfficialZegCLIP` and
-            :class:`zsseg_rt.models.zegformer.builders.OfficialZegFormer`.
+        **config: What cannot be read from shapes, with official defaults: the settings of the
+            class that :data:`ARCHITECTURES` has as ``from_official``.
 
     Returns:
         The model, in evaluation mode.
@@ -126,16 +101,9 @@ def create_model(architecture: str, **config: Any) -> SegmentationModel:
     Args:
         architecture: ``"cat_seg"``, ``"clip_rc"``, ``"cosine_head"``, ``"dense_clip"``, ``"tips"``,
             ``"zegclip"``, ``"zegformer"`` or ``"zeroseg"``.
-        **config: Weights and the architecture's settings; see
-            :class:`zsseg_rt.models.cat_seg.model.CatSegStart`,
-            :class:`zsseg_rt.models.descriptor.builders.ClipRCStart`,
-            :class:`zsseg_rt.models.dense.cosine_head.CosineHeadStart`,
-            :class:`zsseg_rt.models.dense.dense_clip.DenseCLIPStart`,
-            :class:`zsseg_rt.models.dense.tips.TipsStart`,
-            :class:`zsseg_rt.models.descriptor.builders.ZegCLIPStart`,
-            :class:`zsseg_rt.models.zegformer.builders.ZegFormerStart` and
-            :class:`zsseg_rt.models.zeroseg.weights.ZeroSegStart`. Names of earlier versions, such
-            as ``num_regions`` of CLIP-RC and ``ensemble`` of ZegFormer, are accepted.
+        **config: Weights and the architecture's settings: those of the class that
+            :data:`ARCHITECTURES` has as ``create``. Names of earlier versions, such as
+            ``num_regions`` of CLIP-RC and ``ensemble`` of ZegFormer, are accepted.
 
     Returns:
         The model, in evaluation mode.

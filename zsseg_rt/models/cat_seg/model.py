@@ -1,5 +1,7 @@
 """CAT-Seg: CLIP's patches compared with every class, and the correlations aggregated.
 
+It is built from official checkpoints, or from CLIP weights to be trained.
+
 Source:
     Cho et al., "CAT-Seg: Cost Aggregation for Open-Vocabulary Semantic Segmentation", CVPR 2024.
 """
@@ -20,7 +22,14 @@ from torch import Tensor, nn
 from zsseg_rt import ops
 from zsseg_rt.common.checks import check_size
 from zsseg_rt.errors import ArgumentError, CheckpointError, ShapeError
-from zsseg_rt.models.base import LabelRule, PixelModel, SegmentationOutput
+from zsseg_rt.models.base import (
+    LabelRule,
+    PixelModel,
+    SegmentationOutput,
+    SlideSettings,
+    check_picture,
+    resize_picture,
+)
 from zsseg_rt.models.cat_seg.aggregator import DROPPED_LOGIT, Aggregator, AggregatorConfig
 from zsseg_rt.models.clip.towers import (
     Attention,
@@ -34,12 +43,13 @@ from zsseg_rt.models.clip.towers import (
 from zsseg_rt.models.clip.weights import (
     image_config,
     image_encoder_config,
+    load_into,
+    start_from_clip,
     text_config,
     text_encoder_config,
 )
 from zsseg_rt.models.functional import check_text_embeds
-from zsseg_rt.models.sliding import SlideSettings, check_picture, resize_picture
-from zsseg_rt.torch_files.checkpoints import Sizes, check_float32, load_weights
+from zsseg_rt.torch_files.checkpoints import Sizes, check_float32
 from zsseg_rt.torch_files.clip_arrays import CLIP_MEAN, CLIP_STD
 from zsseg_rt.torch_files.clip_difference import CLIP_PREFIX as _CLIP
 from zsseg_rt.torch_files.clip_difference import split_weights
@@ -251,15 +261,7 @@ class CatSeg(PixelModel):
         return SegmentationOutput(mask_logits=logits, patch_embeds=features, cls_embed=embeds[:, 0])
 
     def predict(self, image: Tensor, text_embeds: Tensor) -> Tensor:
-        """Score every class at every pixel: logits upsampled to the image, then the sigmoid.
-
-        Shapes:
-            image: Normalised RGB planes, float ``[B, 3, view, view]``.
-            text_embeds: Class embeddings, ``[C, D]``.
-
-        Returns:
-            ``[B, C, view, view]``, in ``[0, 1]``.
-        """
+        """Logits upsampled to the image, then the sigmoid; see :meth:`PixelModel.predict`."""
         return _resized(self(image, text_embeds).mask_logits, self.size_hw).sigmoid()
 
     @torch.no_grad()
@@ -270,13 +272,7 @@ class CatSeg(PixelModel):
 
         The picture is resized to a short side, then stretched to a square of that side for four
         overlapping windows, and to one view's size for the fifth; the mean of the windows and the
-        fifth view count alike.
-
-        Shapes:
-            rgb: uint8 ``[H, W, 3]``, RGB.
-
-        Returns:
-            ``[C, H, W]``, in ``[0, 1]``.
+        fifth view count alike: ``[C, H, W]``, in ``[0, 1]``.
         """
         check_picture(rgb)
         if windows != self.windows:
@@ -373,11 +369,9 @@ class OfficialCatSeg:
             most_classes=self.most_classes,
         )
         _check_masks(state_dict, self.view // encoder.patch_size, self.window)
-        with torch.device("meta"):
-            model = CatSeg(config)
         ignored = (_UNUSED, *(() if text else (r"text_encoder\..*",)))
-        load_weights(model, _renamed(state_dict), architecture="cat_seg", ignored=ignored)
-        return model.eval()
+        renamed = _renamed(state_dict)
+        return load_into(CatSeg, config, renamed, architecture="cat_seg", ignored=ignored)
 
     def _aggregator(self, sizes: Sizes, encoder: ImageEncoderConfig) -> AggregatorConfig:
         hidden = sizes.of(_HEAD + "conv1.weight", 4)[0]
@@ -435,11 +429,8 @@ class CatSegStart(ClipSource):
             taps=self.taps or (third - 1, 2 * third - 1),
             view=self.view,
         )
-        model = CatSeg(config)
-        towers = {"image_encoder": weights.visual, "text_encoder": weights.text}
-        given = {f"{t}.{k}": v for t, w in towers.items() for k, v in split_weights(w).items()}
-        load_weights(model, model.state_dict() | given, architecture="CLIP")
-        return model.eval()
+        visual, text = split_weights(weights.visual), split_weights(weights.text)
+        return start_from_clip(CatSeg(config), replace(weights, visual=visual, text=text))
 
 
 def _renamed(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

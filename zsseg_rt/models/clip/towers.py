@@ -30,13 +30,8 @@ def attend(
 ) -> Tensor:
     """``softmax(q k^T / sqrt(w) + mask) v`` in each of the heads, which are w channels wide.
 
-    Shapes:
-        queries: ``[..., N, W]``.
-        keys: ``[..., M, W]``; so are the values.
-        mask: ``[N, M]`` or more, with an axis for heads.
-
-    Returns:
-        ``[..., N, W]``.
+    Queries are ``[..., N, W]``, keys and values ``[..., M, W]``; a mask is ``[N, M]`` or more, with
+    an axis for heads.
     """
     q, k, v = (split_heads(part, num_heads) for part in (queries, keys, values))
     attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
@@ -344,14 +339,7 @@ class ImageEncoder(nn.Module):
         return self.project(self.transformer(self.embed_patches(image))[:, 0])
 
     def forward(self, image: Tensor) -> ImageEmbeds:
-        """Encode images.
-
-        Shapes:
-            image: Normalised RGB planes, float ``[B, 3, H, W]``.
-
-        Returns:
-            Unit-norm patch and class embeddings.
-        """
+        """Encode images, normalised RGB planes, float ``[B, 3, H, W]``."""
         embeds = self.project(self.transformer(self.embed_patches(image)))
         return ImageEmbeds(unit(embeds[:, 1:]), unit(embeds[:, 0]))
 
@@ -400,12 +388,8 @@ class PromptedImageEncoder(ImageEncoder):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run every block with its prompts between the class token and the others.
 
-        Shapes:
-            tokens: Class token and K others after ``ln_pre``, ``[B, 1 + K, W]``.
-
-        Returns:
-            The last block's output as the class token ``[B, 1, W]``, its prompts and the K
-            others.
+        Of ``[B, 1 + K, W]`` after ``ln_pre``: the last block's class token ``[B, 1, W]``, its
+        prompts and the K others.
         """
         cls_token, others = tokens[:, :1], tokens[:, 1:]
         sizes = [1, 0, others.shape[1]]
@@ -498,12 +482,6 @@ class TextEncoder(nn.Module):
 
         Tokens after the end-of-text token are never attended to, so cutting them off changes
         nothing but the time taken.
-
-        Shapes:
-            tokens: Token ids, int64 ``[T, L]``, ``L`` at most ``context_length``.
-
-        Returns:
-            Text embeddings, ``[T, D]``, **not** normalised.
         """
         x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
         columns = torch.arange(tokens.shape[1], device=tokens.device)
@@ -526,12 +504,5 @@ class TextEncoder(nn.Module):
 
 
 def average_templates(text_embeds: Tensor) -> Tensor:
-    """Merge the embeddings of one class under several templates: normalise, mean, normalise.
-
-    Shapes:
-        text_embeds: Embeddings, ``[..., T, D]``, T templates.
-
-    Returns:
-        One unit vector per class, ``[..., D]``.
-    """
+    """One unit vector per class ``[..., D]`` of those under T templates ``[..., T, D]``."""
     return F.normalize(F.normalize(text_embeds, dim=-1).mean(dim=-2), dim=-1)

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from zsseg_rt.models.clip.towers import (
     ImageEncoder,
     ImageEncoderConfig,
     TextEncoder,
     TextEncoderConfig,
+    resize_positional_embedding,
 )
 from zsseg_rt.torch_files.checkpoints import Sizes, load_weights
 from zsseg_rt.torch_files.clip_weights import Activation, ClipWeights
 
-_M = TypeVar("_M", bound=nn.Module)
+C = TypeVar("C")
+T = TypeVar("T")
+M = TypeVar("M", bound=nn.Module)
 
 
 def image_config(weights: ClipWeights) -> ImageEncoderConfig:
@@ -75,35 +79,53 @@ def text_encoder_config(
     )
 
 
+def load_into(
+    make: Callable[[C], M],
+    config: C,
+    state_dict: Mapping[str, Tensor],
+    *,
+    architecture: str,
+    ignored: Sequence[str] = (),
+) -> M:
+    """A module of these sizes with copies of these weights, in evaluation mode."""
+    with torch.device("meta"):
+        model = make(config)
+    load_weights(model, state_dict, architecture=architecture, ignored=ignored)
+    return model.eval()
+
+
+def start_from_clip(model: M, weights: ClipWeights, image: str = "image_encoder") -> M:
+    """Copy CLIP's towers into a model, its positions resized to the model's grid."""
+    tower, name = getattr(model, image), "positional_embedding"
+    grid_hw = (tower.config.grid_side,) * 2
+    rows = resize_positional_embedding(weights.visual[name], grid_hw, tower.position_mode)
+    towers = {image: {**weights.visual, name: rows}, "text_encoder": weights.text}
+    load_weights(model, model.state_dict() | by_tower(towers), architecture="CLIP")
+    return model.eval()
+
+
+def by_tower(towers: Mapping[str, Mapping[str, T]]) -> dict[str, T]:
+    """The weights of several towers, with the towers' names before their keys."""
+    return {f"{name}.{key}": v for name, tower in towers.items() for key, v in tower.items()}
+
+
 def build_image_encoder(weights: ClipWeights) -> ImageEncoder:
     """Build the plain image tower, in evaluation mode.
 
     Raises:
         CheckpointError: The weights are not a ViT's.
     """
-    with torch.device("meta"):
-        encoder = ImageEncoder(image_config(weights))
-    load_weights(encoder, weights.visual, architecture="CLIP's image tower")
-    return _frozen(encoder)
+    what = "CLIP's image tower"
+    encoder = load_into(ImageEncoder, image_config(weights), weights.visual, architecture=what)
+    return encoder.requires_grad_(False)
 
 
 def build_text_encoder(weights: ClipWeights) -> TextEncoder:
-    """Build the text tower.
-
-    Args:
-        weights: CLIP weights.
-
-    Returns:
-        The tower, in evaluation mode.
+    """Build the text tower, in evaluation mode.
 
     Raises:
         CheckpointError: The weights are not a CLIP text transformer's.
     """
-    with torch.device("meta"):
-        encoder = TextEncoder(text_config(weights))
-    load_weights(encoder, weights.text, architecture="CLIP's text tower")
-    return _frozen(encoder)
-
-
-def _frozen(module: _M) -> _M:
-    return module.eval().requires_grad_(False)
+    what = "CLIP's text tower"
+    encoder = load_into(TextEncoder, text_config(weights), weights.text, architecture=what)
+    return encoder.requires_grad_(False)

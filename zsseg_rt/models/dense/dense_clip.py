@@ -1,6 +1,13 @@
-"""Training-free dense CLIP: CLIP with a dense head, compared with text.
+"""Dense CLIP: CLIP with a dense head, compared with text; training-free, or fine-tuned.
 
-The heads are described in :mod:`zsseg_rt.networks.heads`.
+The dense heads are described in :mod:`zsseg_rt.networks.heads`. Modules hold weights and check
+images; what is computed is written once, in :mod:`zsseg_rt.networks`.
+
+The cosine head is the fine-tuned form: patches are compared with class names likewise, but the
+image tower, a linear head after it and the logit scale are trained on annotated images. The head
+starts as the identity, so that CLIP's match of patches and texts is there from the first step. It
+is *not* the baseline of the ZegCLIP paper: that one has three decoder layers which start at random
+(``zegclip`` with ``descriptor = "text"`` and no prompts, trained with cross entropy).
 """
 
 from __future__ import annotations
@@ -17,7 +24,14 @@ from torch import Tensor, nn
 
 from zsseg_rt.common.checks import check_choice, check_size
 from zsseg_rt.errors import ArgumentError
-from zsseg_rt.models.base import LabelRule, PixelModel, ScoreActivation, SegmentationOutput
+from zsseg_rt.models.base import (
+    LabelRule,
+    PixelModel,
+    ScoreActivation,
+    SegmentationOutput,
+    SlideSettings,
+    lower_seen,
+)
 from zsseg_rt.models.clip.towers import (
     ImageEmbeds,
     ImageEncoder,
@@ -25,10 +39,16 @@ from zsseg_rt.models.clip.towers import (
     Interpolation,
     TextEncoder,
     TextEncoderConfig,
+    unit,
 )
-from zsseg_rt.models.clip.weights import image_config, text_config
-from zsseg_rt.models.functional import check_text_embeds, patch_text_similarity
-from zsseg_rt.models.sliding import SlideSettings
+from zsseg_rt.models.clip.weights import (
+    by_tower,
+    image_config,
+    load_into,
+    start_from_clip,
+    text_config,
+)
+from zsseg_rt.models.functional import check_text_embeds, patch_text_similarity, shared_fields
 from zsseg_rt.networks import heads
 from zsseg_rt.networks.aggregating import (
     RULES_OF_OUTLIERS,
@@ -40,7 +60,7 @@ from zsseg_rt.networks.clip import ImageTower
 from zsseg_rt.networks.heads import LOGIT_SCALES
 from zsseg_rt.onnx.arrays import Arrays
 from zsseg_rt.onnx.on_torch import OnTorch
-from zsseg_rt.torch_files.checkpoints import check_float32, load_weights
+from zsseg_rt.torch_files.checkpoints import check_float32
 from zsseg_rt.torch_files.clip_arrays import CLIP_MEAN, CLIP_STD
 from zsseg_rt.torch_files.clip_weights import (
     Activation,
@@ -103,15 +123,7 @@ class DenseImageEncoder(ImageEncoder):
         return {"tensors": tensors, "num_heads": config.num_heads, "activation": config.activation}
 
     def forward(self, image: Tensor) -> ImageEmbeds:
-        """Encode images.
-
-        Shapes:
-            image: Normalised RGB planes, float ``[B, 3, H, W]``.
-
-        Returns:
-            The head's patch embeddings, and CLIP's own class embedding, which no head changes;
-            unit norm.
-        """
+        """The head's patch embeddings, and CLIP's own class embedding, which no head changes."""
         self.check_image(image)
         ops, tower = TensorOperations(), ImageTower(**self.parts())
         patches = heads.dense_embeds(ops, tower, image, self.head_name, **self.options)
@@ -201,11 +213,6 @@ class DenseCLIP(PixelModel):
         return DenseImageEncoder(config.image_encoder, config.head, **options)
 
     @property
-    def description(self) -> str:
-        """A human-readable name of the model."""
-        return f"dense_clip {self.config.head}"
-
-    @property
     def size_hw(self) -> tuple[int, int]:
         """The configured input size in pixels."""
         return self.config.size_hw
@@ -220,32 +227,12 @@ class DenseCLIP(PixelModel):
     @property
     def label_rule(self) -> LabelRule:
         """See :attr:`PixelModel.label_rule`."""
-        return LabelRule(
-            activation=self.score_activation,
-            seen_classes=self.seen_classes,
-            seen_bias=self.seen_bias,
-            unknown_below=self.config.unknown_below,
-        )
+        return LabelRule(activation="softmax", unknown_below=self.config.unknown_below)
 
     @property
     def logit_scale(self) -> Tensor | float:
         """The factor on cosine similarities."""
         return self.config.logit_scale
-
-    @property
-    def score_activation(self) -> ScoreActivation:
-        """What turns logits into probabilities."""
-        return "softmax"
-
-    @property
-    def seen_classes(self) -> tuple[int, ...]:
-        """Rows of the text embeddings whose probabilities are lowered."""
-        return ()
-
-    @property
-    def seen_bias(self) -> float:
-        """How much these probabilities are lowered."""
-        return 0.0
 
     def forward(self, image: Tensor, text_embeds: Tensor) -> SegmentationOutput:
         """Compare every patch with every class.
@@ -276,13 +263,7 @@ class DenseCLIP(PixelModel):
         :func:`zsseg_rt.models.slide_predict` averages them over windows and ends with the softmax:
         ``slide_predict(model, rgb, text_embeds, short_side=336, crop_size=224, stride=112)`` is
         SCLIP's and NACLIP's protocol; a ``crop_size`` above both sides takes the whole image.
-
-        Shapes:
-            image: Normalised RGB planes, float ``[B, 3, H, W]``.
-            text_embeds: Class embeddings, ``[C, D]``.
-
-        Returns:
-            ``[B, C, H, W]``, before the softmax.
+        See :meth:`PixelModel.predict`; ``[B, C, H, W]`` is before the softmax.
         """
         logits = self(image, text_embeds).mask_logits
         size_hw = (image.shape[2], image.shape[3])
@@ -346,18 +327,9 @@ class HeadSettings:
         """The fields of :class:`DenseCLIPConfig` that follow, checked; ``layers`` are defaults."""
         given = {name: getattr(self, name) for name in ("pre", "post", "first", "end")}
         given = dict(layers) | {name: value for name, value in given.items() if value is not None}
-        scale = self.logit_scale
-        if scale is None:
-            scale = LOGIT_SCALES.get(self.head, 1.0)
-        settings: dict[str, Any] = {
-            "head": self.head,
-            "prior_std": self.prior_std,
-            "logit_scale": scale,
-            "unknown_below": self.unknown_below,
-            "templates": None if self.templates is None else tuple(self.templates),
-            "aggregation": AggregationConfig(pm=self.pm, r=self.r, beta=self.beta, **given),
-            "position": self.position,
-        }
+        settings: dict[str, Any] = {"logit_scale": LOGIT_SCALES.get(self.head, 1.0)}
+        settings |= shared_fields(self, DenseCLIPConfig)
+        settings["aggregation"] = AggregationConfig(pm=self.pm, r=self.r, beta=self.beta, **given)
         DenseCLIPConfig(**settings)  # refuse bad settings before weights are read
         return settings
 
@@ -366,23 +338,18 @@ class HeadSettings:
     ) -> DenseCLIP:
         """Make the model, in evaluation mode, with no trainable parameters."""
         encoder = image_config(weights)
-        text, state_dict = None, {f"image_encoder.{key}": v for key, v in weights.visual.items()}
-        if weights.text:
-            text = text_config(weights)
-            state_dict |= {f"text_encoder.{key}": value for key, value in weights.text.items()}
         side = encoder.side if self.image_size is None else self.image_size
-        config = DenseCLIPConfig(
-            image_encoder=encoder,
-            text_encoder=text,
-            size_hw=side if isinstance(side, tuple) else (side, side),
-            image_mean=self.image_mean or colours[0],
-            image_std=self.image_std or colours[1],
-            **settings,
-        )
-        with torch.device("meta"):
-            model = DenseCLIP(config)
-        load_weights(model, state_dict, architecture="CLIP")
-        return model.eval().requires_grad_(False)
+        fields: dict[str, Any] = {
+            "image_encoder": encoder,
+            "text_encoder": text_config(weights) if weights.text else None,
+            "size_hw": side if isinstance(side, tuple) else (side, side),
+            "image_mean": colours[0],
+            "image_std": colours[1],
+        }
+        config = DenseCLIPConfig(**fields | dict(settings))
+        tensors = by_tower({"image_encoder": weights.visual, "text_encoder": weights.text})
+        model = load_into(DenseCLIP, config, tensors, architecture="CLIP")
+        return model.requires_grad_(False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -450,3 +417,151 @@ class OfficialDenseCLIP(HeadSettings):
             weights = ClipWeights(visual=dict(state_dict), text={}, activation=self.activation)
         weights = replace(weights, num_heads=self.num_heads, text_heads=self.text_heads)
         return self.assemble(weights, (CLIP_MEAN, CLIP_STD), settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CosineHeadConfig(DenseCLIPConfig):
+    """Everything that defines the cosine head besides its weights.
+
+    Attributes:
+        head: ``"vanilla"``: the last block is unchanged.
+        logit_scale: Initial value of the trained scale; the default is CLIP's own start.
+        score_activation: What turns logits into probabilities: ``"softmax"`` over classes for
+            training with cross entropy, ``"sigmoid"`` for focal and dice loss.
+        seen_classes: Rows of the text embeddings whose classes were trained on; their scores are
+            lowered by ``seen_bias``.
+        seen_bias: How much they are lowered, as a probability; 0 lowers none.
+    """
+
+    head: Head = "vanilla"
+    logit_scale: float = 1 / 0.07
+    score_activation: ScoreActivation = "softmax"
+    seen_classes: tuple[int, ...] = ()
+    seen_bias: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        super().__post_init__()
+        if self.head != "vanilla":
+            raise ArgumentError(
+                f"head: expected 'vanilla', got {self.head!r}. Only the plain last block is "
+                "trained; for another head use dense_clip."
+            )
+        check_choice("score_activation", self.score_activation, get_args(ScoreActivation))
+        if not 0 <= self.seen_bias <= 1:
+            raise ArgumentError(
+                f"seen_bias: expected a probability in [0, 1], got {self.seen_bias}. "
+                "Use 0 to lower no score."
+            )
+
+
+class CosineHeadEncoder(ImageEncoder):
+    """CLIP's image tower and a linear head on its patches, which starts as the identity."""
+
+    position_mode: ClassVar[Interpolation] = "bicubic"
+
+    def __init__(self, config: ImageEncoderConfig) -> None:
+        super().__init__(config)
+        self.head = nn.Linear(config.embed_dim, config.embed_dim, bias=False)
+        nn.init.eye_(self.head.weight)
+
+    def patch_proj(self) -> Tensor:
+        """Projection of patches into the joint space, head included, ``[W, D]``."""
+        return self.proj @ self.head.weight.T
+
+    def forward(self, image: Tensor) -> ImageEmbeds:
+        """Encode images; see :meth:`ImageEncoder.forward`."""
+        tokens = self.transformer(self.embed_patches(image))
+        patches = self.ln_post(tokens[:, 1:]) @ self.patch_proj()
+        return ImageEmbeds(unit(patches), unit(self.project(tokens[:, 0])))
+
+
+class CosineHeadModel(DenseCLIP):
+    """Dense CLIP whose image tower, head and logit scale are trained."""
+
+    architecture = "cosine_head"
+    predicts_logits: ClassVar[bool] = False
+    config: CosineHeadConfig
+    image_encoder: CosineHeadEncoder
+
+    def __init__(self, config: CosineHeadConfig) -> None:
+        super().__init__(config)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(config.logit_scale)))
+        if self.text_encoder is not None:
+            self.text_encoder.requires_grad_(False)
+
+    def _make_encoder(self) -> CosineHeadEncoder:
+        return CosineHeadEncoder(self.config.image_encoder)
+
+    @property
+    def crop_hw(self) -> tuple[int, int]:
+        """See :attr:`SegmentationModel.crop_hw`."""
+        return self.config.size_hw
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """The trained factor on cosine similarities."""
+        return self.log_scale.exp()
+
+    @property
+    def label_rule(self) -> LabelRule:
+        """See :attr:`PixelModel.label_rule`."""
+        config = self.config
+        return LabelRule(
+            activation=config.score_activation,
+            seen_classes=config.seen_classes if config.seen_bias else (),
+            seen_bias=config.seen_bias,
+            unknown_below=config.unknown_below,
+        )
+
+    def predict(self, image: Tensor, text_embeds: Tensor) -> Tensor:
+        """Score every class at every pixel; see :meth:`PixelModel.predict`.
+
+        Logits are upsampled bilinearly, squashed by the activation, and lowered by ``seen_bias``
+        for seen classes: in ``[-seen_bias, 1]``.
+        """
+        logits = super().predict(image, text_embeds)
+        softmax = self.config.score_activation == "softmax"
+        scores = logits.softmax(dim=1) if softmax else logits.sigmoid()
+        return lower_seen(scores, self.label_rule.seen_classes, self.config.seen_bias)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CosineHeadStart(ClipSource):
+    """Starts the cosine head from CLIP weights; before training it is dense CLIP's vanilla head.
+
+    The positional embedding is resized to ``image_size`` (bicubic).
+
+    Attributes:
+        image_size: Side of training crops and of a bundle's input, in pixels.
+        logit_scale: Initial value of the trained scale.
+        score_activation: See :class:`CosineHeadConfig`.
+        seen_classes: Rows of the text embeddings that are trained on.
+        seen_bias: See :class:`CosineHeadConfig`.
+        templates: Prompts with one ``{}`` each; None is the 80 ImageNet prompts of CLIP.
+    """
+
+    image_size: int = 512
+    logit_scale: float = 1 / 0.07
+    score_activation: ScoreActivation = "softmax"
+    seen_classes: Sequence[int] = ()
+    seen_bias: float = 0.0
+    templates: Sequence[str] | None = None
+
+    def build(self) -> CosineHeadModel:
+        """Make the model, in evaluation mode, with its text tower, which is frozen."""
+        weights = self.load()
+        assert self.pretrained is not None, "it was loaded"
+        encoder = image_config(weights)
+        size_hw = (self.image_size, self.image_size)
+        check_size(size_hw, encoder.patch_size)
+        mean, std = normalisation_of(self.pretrained, self.clip)
+        config = CosineHeadConfig(
+            image_encoder=replace(encoder, grid_side=self.image_size // encoder.patch_size),
+            text_encoder=text_config(weights),
+            size_hw=size_hw,
+            image_mean=mean,
+            image_std=std,
+            **shared_fields(self, CosineHeadConfig),
+        )
+        return start_from_clip(CosineHeadModel(config), weights)

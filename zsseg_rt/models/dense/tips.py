@@ -21,12 +21,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from zsseg_rt.errors import ArgumentError, CheckpointError, DTypeError, ShapeError
+from zsseg_rt.models.base import SlideSettings, check_picture, slide_scores
 from zsseg_rt.models.clip.towers import (
     ImageEmbeds,
     ImageEncoderConfig,
     TextEncoderConfig,
     Transformer,
 )
+from zsseg_rt.models.clip.weights import by_tower, load_into
 from zsseg_rt.models.dense.dense_clip import (
     DenseCLIP,
     DenseCLIPConfig,
@@ -34,9 +36,8 @@ from zsseg_rt.models.dense.dense_clip import (
     Head,
     TensorOperations,
 )
-from zsseg_rt.models.sliding import SlideSettings, check_picture, slide_scores
+from zsseg_rt.models.functional import shared_fields
 from zsseg_rt.networks import tips
-from zsseg_rt.torch_files.checkpoints import load_weights
 from zsseg_rt.torch_files.tips_weights import (
     PATCH,
     TEMPLATES,
@@ -161,26 +162,13 @@ class Tips(DenseCLIP):
         return None if config is None else TipsTextEncoder(config)
 
     @property
-    def description(self) -> str:
-        """A human-readable name of the model."""
-        return "tips"
-
-    @property
     def windows(self) -> SlideSettings:
         """The authors': windows of the input's size, three quarters of it apart."""
         side = min(self.config.size_hw)
         return SlideSettings(short_side=side, crop_size=side, stride=side * 3 // 4)
 
     def predict(self, image: Tensor, text_embeds: Tensor) -> Tensor:
-        """Probabilities of every class at every pixel, as the authors average over windows.
-
-        Shapes:
-            image: RGB in ``[0, 1]``, float ``[B, 3, H, W]``.
-            text_embeds: Class embeddings, ``[C, D]``.
-
-        Returns:
-            ``[B, C, H, W]``.
-        """
+        """Probabilities at every pixel of images in [0, 1], as the authors average over windows."""
         return super().predict(image, text_embeds).softmax(dim=1)
 
     def slide_views(
@@ -256,24 +244,16 @@ class OfficialTips:
         if scale is None:
             scale = 1.0 if weights.temperature is None else 1 / weights.temperature
         side = weights.grid_side * PATCH if self.image_size is None else self.image_size
-        config = TipsConfig(
-            image_encoder=self._image_config(weights),
-            text_encoder=self._text_config(weights) if weights.text else None,
-            size_hw=side if isinstance(side, tuple) else (side, side),
-            logit_scale=scale,
-            unknown_below=self.unknown_below,
-            templates=TEMPLATES if self.templates is None else tuple(self.templates),
-        )
-        with torch.device("meta"):
-            model = Tips(config)
-        towers = {"image_encoder": weights.visual, "text_encoder": weights.text}
-        tensors = {
-            f"{tower}.{key}": torch.from_numpy(np.ascontiguousarray(value))
-            for tower, held in towers.items()
-            for key, value in held.items()
+        fields: dict[str, Any] = {
+            "image_encoder": self._image_config(weights),
+            "text_encoder": self._text_config(weights) if weights.text else None,
+            "size_hw": side if isinstance(side, tuple) else (side, side),
+            "logit_scale": scale,
         }
-        load_weights(model, tensors, architecture="TIPS")
-        return model.eval().requires_grad_(False)
+        config = TipsConfig(**shared_fields(self, TipsConfig) | fields)
+        arrays = by_tower({"image_encoder": weights.visual, "text_encoder": weights.text})
+        tensors = {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in arrays.items()}
+        return load_into(Tips, config, tensors, architecture="TIPS").requires_grad_(False)
 
     def _image_config(self, weights: TipsTensors) -> ImageEncoderConfig:
         return replace(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -19,18 +19,26 @@ from torch import Tensor
 from zsseg_rt.common.checks import check_choice, check_size
 from zsseg_rt.errors import ArgumentError, CheckpointError
 from zsseg_rt.models.base import ScoreActivation
-from zsseg_rt.models.clip.towers import ImageEncoderConfig, resize_positional_embedding
+from zsseg_rt.models.clip.towers import ImageEncoderConfig
 from zsseg_rt.models.clip.weights import (
     image_config,
     image_encoder_config,
+    load_into,
+    start_from_clip,
     text_config,
     text_encoder_config,
 )
 from zsseg_rt.models.descriptor.clip_rc import ClipRC, ClipRCConfig
-from zsseg_rt.models.descriptor.model import DecoderConfig, DecoderStack, DescriptorModel
-from zsseg_rt.models.descriptor.zegclip import Descriptor, ZegCLIP, ZegCLIPConfig
-from zsseg_rt.models.functional import read_class_indices
-from zsseg_rt.torch_files.checkpoints import Sizes, check_float32, load_weights
+from zsseg_rt.models.descriptor.model import (
+    DecoderConfig,
+    DecoderStack,
+    Descriptor,
+    DescriptorModel,
+    ZegCLIP,
+    ZegCLIPConfig,
+)
+from zsseg_rt.models.functional import shared_fields
+from zsseg_rt.torch_files.checkpoints import Sizes, check_float32
 from zsseg_rt.torch_files.clip_weights import ClipSource, ClipWeights
 
 _TEXT, _RECOVERY = "text_encoder.", "decode_head.recovery_decoder."
@@ -58,6 +66,9 @@ class DescriptorStart(ClipSource):
             layer, as officially.
     """
 
+    made: ClassVar[Any]
+    made_config: ClassVar[Any]
+
     num_prompts: int = 10
     image_size: int = 512
     patch_stride: int | None = None
@@ -72,8 +83,17 @@ class DescriptorStart(ClipSource):
         """Make the model, in evaluation mode, with its text tower."""
         self._check()
         weights = self.load()
-        model = self._untrained(weights)
-        _load_clip_towers(model, weights)
+        encoder = self._encoder(weights)
+        check_size((self.image_size, self.image_size), encoder.patch_size)
+        sizes = DecoderConfig(query_dim=encoder.embed_dim, ffn_dim=4 * encoder.embed_dim)
+        fields = {"decoder": sizes, **shared_fields(self, self.made_config), **self._more()}
+        grid, deep = self.image_size // encoder.stride, encoder.num_layers - 1
+        encoder = replace(
+            encoder, grid_side=grid, num_prompts=self.num_prompts, num_deep_prompts=deep
+        )
+        text = text_config(weights)
+        config = self.made_config(image_encoder=encoder, text_encoder=text, **fields)
+        model: DescriptorModel = start_from_clip(self.made(config), weights, "backbone")
         head: Any = model.decode_head
         if self.unit_inputs:
             head.scale_for_unit_inputs()
@@ -81,38 +101,21 @@ class DescriptorStart(ClipSource):
         for stack in stacks if self.start == "copies" else ():
             stack.copy_first_layer()
         self._finish(model, weights)
-        return model.eval()
+        return model
 
     def _check(self) -> None:
         """Refuse bad settings before weights are read."""
         check_choice("start", self.start, ("random", "copies"))
 
-    @abstractmethod
-    def _untrained(self, weights: ClipWeights) -> DescriptorModel:
-        """A model with these sizes."""
+    def _encoder(self, weights: ClipWeights) -> ImageEncoderConfig:
+        return replace(image_config(weights), patch_stride=self.patch_stride)
+
+    def _more(self) -> dict[str, Any]:
+        """Fields of the configuration that have other names here."""
+        return {}
 
     def _finish(self, model: DescriptorModel, weights: ClipWeights) -> None:
         """What comes after the head's start."""
-
-    def _fields(self, weights: ClipWeights, **encoder_fields: Any) -> dict[str, Any]:
-        """The configuration's fields that both have."""
-        encoder = replace(image_config(weights), patch_stride=self.patch_stride, **encoder_fields)
-        check_size((self.image_size, self.image_size), encoder.patch_size)
-        sizes = DecoderConfig(query_dim=encoder.embed_dim, ffn_dim=4 * encoder.embed_dim)
-        return {
-            "image_encoder": replace(
-                encoder,
-                grid_side=self.image_size // encoder.stride,
-                num_prompts=self.num_prompts,
-                num_deep_prompts=encoder.num_layers - 1,
-            ),
-            "text_encoder": text_config(weights),
-            "decoder": self.decoder or sizes,
-            "image_size": self.image_size,
-            "seen_classes": read_class_indices("seen_classes", self.seen_classes),
-            "self_trained": self.self_trained,
-            "score_activation": self.score_activation,
-        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,11 +126,9 @@ class ZegCLIPStart(DescriptorStart):
         descriptor: What class queries are made of; see :class:`ZegCLIPConfig`.
     """
 
-    descriptor: Descriptor = "relationship"
+    made, made_config = ZegCLIP, ZegCLIPConfig
 
-    def _untrained(self, weights: ClipWeights) -> ZegCLIP:
-        fields = self._fields(weights)
-        return ZegCLIP(ZegCLIPConfig(**fields, descriptor=self.descriptor))
+    descriptor: Descriptor = "relationship"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +140,8 @@ class ClipRCStart(DescriptorStart):
         exact: Whether to refuse other input sizes; see :class:`ClipRCConfig`.
         with_recovery_decoder: Whether to build the recovery decoder, which runs in training only.
     """
+
+    made, made_config = ClipRC, ClipRCConfig
 
     num_cells: int = 16
     exact: bool = False
@@ -152,10 +155,11 @@ class ClipRCStart(DescriptorStart):
                 "Officially it is 16."
             )
 
-    def _untrained(self, weights: ClipWeights) -> ClipRC:
-        fields = self._fields(weights, num_cells=self.num_cells)
-        recovery = self.with_recovery_decoder
-        return ClipRC(ClipRCConfig(**fields, exact=self.exact, with_recovery=recovery))
+    def _encoder(self, weights: ClipWeights) -> ImageEncoderConfig:
+        return replace(super()._encoder(weights), num_cells=self.num_cells)
+
+    def _more(self) -> dict[str, Any]:
+        return {"with_recovery": self.with_recovery_decoder}
 
     @torch.no_grad()
     def _finish(self, model: DescriptorModel, weights: ClipWeights) -> None:
@@ -185,7 +189,8 @@ class OfficialDescriptor(ABC):
         decoder_dropout: Dropout in the decoder's layers, in training.
     """
 
-    architecture: ClassVar[str]
+    made: ClassVar[Any]
+    made_config: ClassVar[Any]
     layers: ClassVar[str]
 
     num_heads: int | None = None
@@ -208,35 +213,50 @@ class OfficialDescriptor(ABC):
         Raises:
             CheckpointError: Keys are missing, unknown or of another shape or dtype.
         """
-        check_float32(state_dict, self.architecture)
-        sizes = Sizes(state_dict, self.architecture)
+        name: str = self.made.architecture
+        check_float32(state_dict, name)
+        sizes = Sizes(state_dict, name)
         encoder = self._encoder(sizes)
         has_text = self.with_text_encoder and sizes.has(_TEXT)
-        fields: dict[str, Any] = {
-            "image_encoder": encoder,
-            "decoder": _official_decoder_config(
-                sizes, self.layers, self.decoder_heads, self.decoder_dropout
-            ),
-            "image_size": encoder.side if self.image_size is None else self.image_size,
-            "seen_classes": read_class_indices("seen_classes", self.seen_classes),
-            "self_trained": self.self_trained,
-        }
-        if has_text:
-            fields["text_encoder"] = text_encoder_config(sizes, _TEXT, self.text_heads)
-        with torch.device("meta"):
-            model, ignored = self._untrained(sizes, fields)
-        ignored += () if has_text else (r"text_encoder\..*",)
-        load_weights(model, state_dict, architecture=self.architecture, ignored=ignored)
-        return model.eval()
+        text = text_encoder_config(sizes, _TEXT, self.text_heads) if has_text else None
+        fields = {"image_size": encoder.side, **shared_fields(self, self.made_config)}
+        config = self.made_config(
+            image_encoder=encoder,
+            decoder=self._decoder(sizes),
+            text_encoder=text,
+            **fields,
+            **self._more(sizes, encoder),
+        )
+        ignored = (*self.unused(config), *(() if has_text else (r"text_encoder\..*",)))
+        make: Callable[[Any], DescriptorModel] = self.made
+        return load_into(make, config, state_dict, architecture=name, ignored=ignored)
 
     def _encoder(self, sizes: Sizes) -> ImageEncoderConfig:
-        return _prompted_image_encoder_config(sizes, self.num_heads, self.prompt_dropout)
+        num_deep_prompts, num_prompts, _ = sizes.of("backbone.deep_prompt_embeddings", 3)
+        return replace(
+            image_encoder_config(sizes, "backbone.", self.num_heads),
+            num_prompts=num_prompts,
+            num_deep_prompts=num_deep_prompts,
+            prompt_dropout=self.prompt_dropout,
+        )
+
+    def _decoder(self, sizes: Sizes) -> DecoderConfig:
+        query_dim = sizes.of("decode_head.q_proj.weight", 2)[0]
+        return DecoderConfig(
+            query_dim=query_dim,
+            num_layers=sizes.count(self.layers),
+            num_heads=sizes.heads("decoder_heads", self.decoder_heads, query_dim),
+            ffn_dim=sizes.of(f"{self.layers}0.linear1.weight", 2)[0],
+            dropout=self.decoder_dropout,
+        )
 
     @abstractmethod
-    def _untrained(
-        self, sizes: Sizes, fields: dict[str, Any]
-    ) -> tuple[DescriptorModel, tuple[str, ...]]:
-        """A model with these sizes, and the keys that it has no use for."""
+    def _more(self, sizes: Sizes, encoder: ImageEncoderConfig) -> dict[str, Any]:
+        """Fields of the configuration that only one system has."""
+
+    @abstractmethod
+    def unused(self, config: Any) -> tuple[str, ...]:
+        """Keys that the model has no use for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,23 +267,21 @@ class OfficialZegCLIP(OfficialDescriptor):
         score_activation: What turns mask logits into probabilities; see :class:`ZegCLIPConfig`.
     """
 
-    architecture = "zegclip"
+    made, made_config = ZegCLIP, ZegCLIPConfig
     layers = "decode_head.decoder_1.layers."
 
     score_activation: ScoreActivation = "sigmoid"
 
-    def _untrained(self, sizes: Sizes, fields: dict[str, Any]) -> tuple[ZegCLIP, tuple[str, ...]]:
+    def _more(self, sizes: Sizes, encoder: ImageEncoderConfig) -> dict[str, Any]:
         inputs = sizes.of("decode_head.q_proj.weight", 2)[1]
-        config = ZegCLIPConfig(
-            score_activation=self.score_activation,
-            descriptor="text" if inputs == fields["image_encoder"].embed_dim else "relationship",
-            **fields,
-        )
-        unused = (
+        return {"descriptor": "text" if inputs == encoder.embed_dim else "relationship"}
+
+    def unused(self, config: ZegCLIPConfig) -> tuple[str, ...]:
+        """Keys that the model has no use for."""
+        return (
             r"decode_head\.decoder_1\.layers\.\d+\.(self_attn|norm1)\..*",
             r"decode_head\.loss_decode\..*",
         )
-        return ZegCLIP(config), unused
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,72 +294,27 @@ class OfficialClipRC(OfficialDescriptor):
             when the checkpoint holds one.
     """
 
-    architecture = "clip_rc"
+    made, made_config = ClipRC, ClipRCConfig
     layers = "decode_head.decoder_q.layers."
 
     exact: bool = False
     with_recovery_decoder: bool = True
 
     def _encoder(self, sizes: Sizes) -> ImageEncoderConfig:
-        return replace(super()._encoder(sizes), num_cells=_num_cells(sizes))
+        num_cells = sizes.of("backbone.region_level_bridge", 2)[0]
+        if not num_cells or math.isqrt(num_cells) ** 2 != num_cells:
+            raise CheckpointError(
+                "backbone.region_level_bridge: expected one row per cell of a square grid, got "
+                f"{num_cells} rows. Check that the checkpoint is complete and from this "
+                "architecture."
+            )
+        return replace(super()._encoder(sizes), num_cells=num_cells)
 
-    def _untrained(self, sizes: Sizes, fields: dict[str, Any]) -> tuple[ClipRC, tuple[str, ...]]:
-        has_recovery = self.with_recovery_decoder and sizes.has(_RECOVERY)
-        config = ClipRCConfig(exact=self.exact, with_recovery=has_recovery, **fields)
-        unused: tuple[str, ...] = (
-            r"decode_head\.(decoder_[qv]\.layers|recovery_decoder\.decouple_[qv])"
-            r"\.\d+\.(self_attn|norm1)\..*",
-        )
-        unused += () if has_recovery else (r"decode_head\.recovery_decoder\..*",)
-        return ClipRC(config), unused
+    def _more(self, sizes: Sizes, encoder: ImageEncoderConfig) -> dict[str, Any]:
+        return {"with_recovery": self.with_recovery_decoder and sizes.has(_RECOVERY)}
 
-
-def _num_cells(sizes: Sizes) -> int:
-    num_cells = sizes.of("backbone.region_level_bridge", 2)[0]
-    if not num_cells or math.isqrt(num_cells) ** 2 != num_cells:
-        raise CheckpointError(
-            "backbone.region_level_bridge: expected one row per cell of a square grid, got "
-            f"{num_cells} rows. Check that the checkpoint is complete and from this architecture."
-        )
-    return num_cells
-
-
-def _prompted_image_encoder_config(
-    sizes: Sizes, num_heads: int | None, prompt_dropout: float
-) -> ImageEncoderConfig:
-    """Read the sizes of an official ``backbone.*`` with deep prompts from shapes."""
-    num_deep_prompts, num_prompts, _ = sizes.of("backbone.deep_prompt_embeddings", 3)
-    return replace(
-        image_encoder_config(sizes, "backbone.", num_heads),
-        num_prompts=num_prompts,
-        num_deep_prompts=num_deep_prompts,
-        prompt_dropout=prompt_dropout,
-    )
-
-
-def _official_decoder_config(
-    sizes: Sizes, layers: str, num_heads: int, dropout: float
-) -> DecoderConfig:
-    """Read a decoder's sizes from the shapes of its layers, whose keys begin with ``layers``."""
-    query_dim = sizes.of("decode_head.q_proj.weight", 2)[0]
-    return DecoderConfig(
-        query_dim=query_dim,
-        num_layers=sizes.count(layers),
-        num_heads=sizes.heads("decoder_heads", num_heads, query_dim),
-        ffn_dim=sizes.of(f"{layers}0.linear1.weight", 2)[0],
-        dropout=dropout,
-    )
-
-
-def _load_clip_towers(model: DescriptorModel, weights: ClipWeights) -> None:
-    """Copy CLIP's towers into a model; the positional embedding is resized (bilinear)."""
-    name, side = "positional_embedding", model.config.image_encoder.grid_side
-    visual = weights.visual | {
-        name: resize_positional_embedding(weights.visual[name], (side, side))
-    }
-    state_dict = (
-        model.state_dict()
-        | {f"backbone.{key}": value for key, value in visual.items()}
-        | {f"text_encoder.{key}": value for key, value in weights.text.items()}
-    )
-    load_weights(model, state_dict, architecture="CLIP")
+    def unused(self, config: ClipRCConfig) -> tuple[str, ...]:
+        """Keys that the model has no use for."""
+        layers = r"(decoder_[qv]\.layers|recovery_decoder\.decouple_[qv])\.\d+\.(self_attn|norm1)"
+        recovery = () if config.with_recovery else (r"decode_head\.recovery_decoder\..*",)
+        return rf"decode_head\.{layers}\..*", *recovery

@@ -80,14 +80,7 @@ def attention_allowed(
 
 
 def upsample_cells(cell_embeds: Tensor, grid_hw: tuple[int, int]) -> Tensor:
-    """Spread cells over the patch grid, bilinearly with ``align_corners=False``.
-
-    Shapes:
-        cell_embeds: ``[B, R, D]``, R a square number.
-
-    Returns:
-        ``[B, N, D]``.
-    """
+    """Spread cells ``[B, R, D]``, over the patch grid, bilinearly, ``[B, N, D]``."""
     side = math.isqrt(cell_embeds.shape[1])
     cells = torch.unflatten(cell_embeds.transpose(1, 2), 2, (side, side))
     spread = F.interpolate(cells, size=grid_hw, mode="bilinear", align_corners=False)
@@ -129,14 +122,7 @@ class CellImageEncoder(PromptedImageEncoder):
         return self.ln_pre(torch.cat([self.input_tokens(image), cells], dim=1))  # type: ignore[no-any-return]
 
     def forward(self, image: Tensor) -> CellEmbeds:  # type: ignore[override]
-        """Encode images.
-
-        Shapes:
-            image: Normalised RGB planes, float ``[B, 3, H, W]``.
-
-        Returns:
-            Unit-norm patch, class and cell embeddings.
-        """
+        """Encode images; see :meth:`ImageEncoder.forward`."""
         tokens, num_cells = self.embed_patches(image), self.config.num_cells
         grid_hw = self.grid_hw((image.shape[2], image.shape[3]))
 
@@ -266,14 +252,7 @@ class CellDecodeHead(nn.Module):
     def forward(
         self, embeds: CellEmbeds, grid_hw: tuple[int, int], text_embeds: Tensor
     ) -> tuple[Tensor, Recovery | None]:
-        """Mask logits, and in training the output of the recovery decoder.
-
-        Shapes:
-            text_embeds: ``[C, D]``, unit norm.
-
-        Returns:
-            ``[B, C, N]``, and None without a recovery decoder and outside training.
-        """
+        """Mask logits ``[B, C, N]``, and in training the output of a recovery decoder."""
         described = self.describe_cells(embeds, text_embeds)
         queries, patches = self.q_proj(described), self.lateral(embeds, grid_hw)
         layers = zip(self.decoder_q.layers, self.decoder_v.layers, strict=True)

@@ -171,11 +171,7 @@ class StudentEncoder(nn.Module):
         return resize_positional_embedding(self.pos_embed[0], grid_hw, mode="bicubic")[None]
 
     def forward(self, image: Tensor, mask: PatchMask | None = None) -> MaskedTokens:
-        """Encode images.
-
-        Shapes:
-            image: Normalised RGB planes, float ``[B, 3, H, W]``.
-        """
+        """Encode images, normalised RGB planes, float ``[B, 3, H, W]``."""
         _check_image(image, self.patch_size)
         positions = self.positions(self.grid_hw((image.shape[2], image.shape[3])))
         patches = self.patch_embed(image) + positions[:, 1:]
@@ -229,11 +225,7 @@ class ReconstructionHead(nn.Module):
         self.decoder_pred = nn.Linear(width, 3 * patch_size**2)
 
     def forward(self, tokens: MaskedTokens, mask: PatchMask) -> Tensor:
-        """Reconstruct every patch.
-
-        Returns:
-            Pixels ``[B, N, 3 * patch_size ** 2]``, laid out as :func:`patchify` does.
-        """
+        """Pixels of every patch, ``[B, N, 3 * patch_size ** 2]``, as :func:`patchify` does."""
         cls_token = self.decoder_embed(tokens.cls_token)[:, None]
         visible = self.decoder_embed(tokens.patch_tokens)
         batch, num_patches = mask.restore.shape
@@ -257,15 +249,7 @@ def patchify(image: Tensor, patch_size: int) -> Tensor:
 def reconstruction_loss(
     pixels: Tensor, image: Tensor, mask: PatchMask, *, patch_size: int, norm_pix_loss: bool = False
 ) -> Tensor:
-    """Mean squared error of the hidden patches; 0 if no patch is hidden.
-
-    Shapes:
-        pixels: The head's reconstruction, ``[B, N, 3 * patch_size ** 2]``.
-        image: Normalised images, ``[B, 3, H, W]``.
-
-    Returns:
-        A scalar.
-    """
+    """Mean squared error of the hidden patches, laid out as :func:`patchify` does; 0 if none is."""
     target = patchify(image, patch_size)
     if norm_pix_loss:
         variance, mean = torch.var_mean(target, dim=-1, keepdim=True)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -25,9 +25,15 @@ from torch import Tensor, nn
 from zsseg_rt import ops
 from zsseg_rt.common.checks import check_choice, check_size
 from zsseg_rt.errors import ArgumentError, ShapeError
-from zsseg_rt.models.base import SegmentationModel, input_image
+from zsseg_rt.models.base import (
+    LONGEST_SIDE,
+    SegmentationModel,
+    SlideSettings,
+    check_picture,
+    input_image,
+    score_windows,
+)
 from zsseg_rt.models.clip.towers import TextEncoder, attend
-from zsseg_rt.models.sliding import Prepared, SlideSettings, check_picture, score_windows
 from zsseg_rt.models.zeroseg.encoder import NORM_EPS, Block, Mlp, ReconstructionHead, StudentEncoder
 
 
@@ -95,11 +101,7 @@ def class_scores(
 
 
 def pixel_segments(group_map: Tensor, out_hw: tuple[int, int]) -> Tensor:
-    """The segment of every pixel: shares ``[B, G, gh, gw]`` are upsampled; the largest wins.
-
-    Returns:
-        int64 ``[B, *out_hw]``.
-    """
+    """Each pixel's segment, int64 ``[B, *out_hw]``: the largest of upsampled shares."""
     upsampled = F.interpolate(group_map, size=out_hw, mode="bilinear", align_corners=False)
     return upsampled.argmax(dim=1)
 
@@ -257,14 +259,7 @@ class Assignment(NamedTuple):
 
 
 def hard_assignment(logits: Tensor, *, tau: float, noisy: bool) -> Tensor:
-    """Assign every input to one group, with the gradient of a softmax (straight-through).
-
-    Shapes:
-        logits: Float32 ``[B, S, L]``; groups are axis 1.
-
-    Returns:
-        ``[B, S, L]``, one 1 per column, zeros elsewhere.
-    """
+    """One 1 per column of ``[B, S, L]``, its group; with the gradient of a softmax."""
     if noisy:
         return F.gumbel_softmax(logits, tau=tau, hard=True, dim=1)
     groups = torch.arange(logits.shape[1], device=logits.device)[:, None]
@@ -502,18 +497,9 @@ def _between(projection: Projection, width: int) -> tuple[nn.Module, ...]:
     return (nn.GELU(),) if projection == "gelu" else (nn.BatchNorm1d(width), nn.ReLU())
 
 
-LONGEST_SIDE = 2048  # GroupViT's limit for images of extreme proportions
-
-
-class _Predictor(Prepared, Protocol):
-    def predict(
-        self, image: Tensor, text_embeds: Tensor, *, background_threshold: float | None
-    ) -> Tensor: ...
-
-
 @torch.no_grad()
 def segment_predict(
-    model: _Predictor,
+    model: ZeroSeg,
     rgb: NDArray[np.uint8],
     text_embeds: Tensor,
     *,
@@ -639,12 +625,8 @@ class ZeroSeg(SegmentationModel):
     ) -> Tensor:
         """Scores of every class at every pixel: those of the pixel's segment.
 
-        Shapes:
-            image: Normalised RGB planes, float ``[B, 3, H, W]``.
-            text_embeds: Class embeddings of the teacher's text encoder, ``[C, D]``.
-
-        Returns:
-            ``[B, C, H, W]`` in [0, 1], or ``[B, 1 + C, H, W]`` with the background first.
+        Of ``[B, 3, H, W]`` and ``[C, D]``: ``[B, C, H, W]`` in [0, 1], or ``[B, 1 + C, H, W]`` with
+        the background first.
         """
         tokens = self(image)
         scores = self.class_scores(tokens, text_embeds)

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from zsseg_rt.errors import ArgumentError, CheckpointError
 from zsseg_rt.models.clip.towers import TextEncoder
-from zsseg_rt.models.clip.weights import build_text_encoder
+from zsseg_rt.models.clip.weights import build_text_encoder, load_into
+from zsseg_rt.models.functional import shared_fields
 from zsseg_rt.models.zeroseg.model import ClassRule, Projection, SegmentTap, ZeroSeg, ZeroSegConfig
 from zsseg_rt.torch_files.checkpoints import Sizes, check_float32, load_checkpoint, load_weights
 from zsseg_rt.torch_files.clip_weights import ClipSource
@@ -99,16 +99,12 @@ class ZeroSegStart(ClipSource):
     def _fields(self) -> dict[str, Any]:
         """Fields of the configuration that are given."""
         side = self.image_size
-        given = {name: getattr(self, name, None) for name in ZeroSegConfig.__dataclass_fields__}
-        given |= {
-            "rule": ClassRule(
-                logit_scale=self.logit_scale, top_k=self.top_k, plain_cosine=self.plain_cosine
-            ),
-            "size_hw": side if isinstance(side, tuple) else (side, side),
-        }
-        if not self.with_decoder:
-            given["decoder_layers"] = 0
-        return {name: value for name, value in given.items() if value is not None}
+        rule = ClassRule(
+            logit_scale=self.logit_scale, top_k=self.top_k, plain_cosine=self.plain_cosine
+        )
+        size_hw = side if isinstance(side, tuple) else (side, side)
+        fields = shared_fields(self, ZeroSegConfig) | {"rule": rule, "size_hw": size_hw}
+        return fields if self.with_decoder else fields | {"decoder_layers": 0}
 
 
 def load_mae_encoder(model: ZeroSeg, state_dict: Mapping[str, Tensor]) -> None:
@@ -132,11 +128,8 @@ def _trained(state_dict: Mapping[str, Tensor], fields: dict[str, Any]) -> ZeroSe
             "Leave it out."
         )
     config = ZeroSegConfig(**(read | fields))
-    with torch.device("meta"):
-        model = ZeroSeg(config)
     unused = _NOT_OURS if config.decoder_layers else (*_NOT_OURS, r"decoder\..*")
-    load_weights(model, state_dict, architecture="zeroseg", ignored=unused)
-    return model
+    return load_into(ZeroSeg, config, state_dict, architecture="zeroseg", ignored=unused)
 
 
 def _read_sizes(state_dict: Mapping[str, Tensor], fields: Mapping[str, Any]) -> dict[str, Any]:

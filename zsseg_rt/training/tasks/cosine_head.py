@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from zsseg_rt.models.dense.cosine_head import CosineHeadModel
+from zsseg_rt.models.dense.dense_clip import CosineHeadModel
 from zsseg_rt.training.tasks.labelled import (
     PixelLoss,
     PixelLossSettings,

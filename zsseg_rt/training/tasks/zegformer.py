@@ -16,8 +16,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from zsseg_rt.errors import ArgumentError
-from zsseg_rt.models.zegformer.backbone import LearnedBatchNorm
-from zsseg_rt.models.zegformer.decoder import Segments
+from zsseg_rt.models.zegformer.decoder import LearnedBatchNorm, Segments
 from zsseg_rt.models.zegformer.model import ZegFormer
 from zsseg_rt.networks.zegformer import IMAGE_MEAN, IMAGE_STD
 from zsseg_rt.training.data.loading import Batch, valid_pixels

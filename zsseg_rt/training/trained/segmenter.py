@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from zsseg_rt.common.arrays import label_dtype
 from zsseg_rt.common.checks import check_choice
 from zsseg_rt.errors import ArgumentError, DeviceError, ShapeError, VocabularyError
-from zsseg_rt.models.base import SegmentationModel
+from zsseg_rt.models.base import SegmentationModel, SlideSettings
 from zsseg_rt.models.registry import ARCHITECTURES
-from zsseg_rt.models.sliding import SlideSettings
 from zsseg_rt.text.class_names import ClassList, join_synonyms, split_synonyms
 from zsseg_rt.torch_files.checkpoints import hash_weights
 from zsseg_rt.training.class_embeddings import embed_phrases, region_embeddings
