@@ -7,11 +7,7 @@ import sys
 
 
 def run() -> int:
-    """Run the command line; Ctrl-C ends it with one line, even while it is being imported.
-
-    Returns:
-        The exit code.
-    """
+    """Run the command line; Ctrl-C ends it with one line, even while it is being imported."""
     try:
         from zsseg_rt.cli import main
 

@@ -31,19 +31,12 @@ _TEGRA_RELEASE = Path("/etc/nv_tegra_release")  # of every Jetson, and of nothin
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report.
+    """One line of the report."""
 
-    Attributes:
-        topic: What was looked at.
-        status: ``"ok"``, ``"absent"`` (optional and missing) or ``"bad"`` (must be fixed).
-        detail: What was found.
-        remedy: What to do; empty when nothing is needed.
-    """
-
-    topic: str
-    status: str
-    detail: str
-    remedy: str = ""
+    topic: str  # What was looked at
+    status: str  # "ok", "absent" (optional and missing) or "bad" (must be fixed)
+    detail: str  # What was found
+    remedy: str = ""  # What to do; empty when nothing is needed
 
 
 def examine() -> list[Finding]:

@@ -100,15 +100,10 @@ _NUMPY_NAMES = {
 
 @dataclass
 class PastRuns:
-    """The runs of a compiled model so far.
+    """The runs of a compiled model so far."""
 
-    Attributes:
-        count: How many there were.
-        ms: Their milliseconds, from call to return.
-    """
-
-    count: int = 0
-    ms: float = 0.0
+    count: int = 0  # How many there were
+    ms: float = 0.0  # Their milliseconds, from call to return
 
 
 def describe_layer(operation: Any) -> LayerInfo:
@@ -122,11 +117,7 @@ def describe_layer(operation: Any) -> LayerInfo:
 
 
 def require_int8(compiled: Any, graph_path: Path) -> str:
-    """``"int8"`` if every layer that a graph holds in INT8 really runs in it.
-
-    Raises:
-        PrecisionNotApplied: Fewer do; the message counts them.
-    """
+    """``"int8"`` if every layer that a graph holds in INT8 really runs in it."""
     promised = quantised_layers(map_file(graph_path))
     layers = map(describe_layer, compiled.get_runtime_model().get_ordered_ops())
     multiply = [layer for layer in layers if layer.type in _MULTIPLY]

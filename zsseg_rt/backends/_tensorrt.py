@@ -77,9 +77,6 @@ class TensorRTBackend:
         With RTX this needs no GPU. ``options.compute_capability`` names the target; None builds
         for every GPU that RTX supports by default (8.0, 8.6, 8.9, 12.0 and newer). Full TensorRT
         builds for the GPU ``cuda:0``. Engines look for a plan of their own GPU.
-
-        Returns:
-            The plan's bytes, its report, and its path if it is cached.
         """
         api = load_tensorrt()
         options = options or BackendOptions()

@@ -47,17 +47,11 @@ _loggers_lock = threading.Lock()
 
 @dataclass(frozen=True, kw_only=True)
 class TensorRT:
-    """One imported flavour.
+    """One imported flavour."""
 
-    Attributes:
-        module: The Python module.
-        flavour: ``"tensorrt"`` or ``"tensorrt_rtx"``.
-        version: Its full version.
-    """
-
-    module: Any
-    flavour: str
-    version: str
+    module: Any  # The Python module
+    flavour: str  # "tensorrt" or "tensorrt_rtx"
+    version: str  # Its full version
 
     @property
     def is_rtx(self) -> bool:

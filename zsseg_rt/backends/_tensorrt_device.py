@@ -20,25 +20,15 @@ ADDRESS_ALIGNMENT = 256  # bytes, of every address given to TensorRT
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """One visible GPU.
+    """One visible GPU."""
 
-    Attributes:
-        index: N of ``"cuda:N"``.
-        name: The driver's name for it.
-        compute_capability: Such as ``"8.9"``.
-        multiprocessors: How many it has; GPUs of one name may differ in it.
-        total_memory: Bytes.
-        driver: Newest CUDA that the driver serves, such as 13000.
-        runtime: CUDA runtime of this package's build, such as ``"13.0"``.
-    """
-
-    index: int
-    name: str
-    compute_capability: str
-    multiprocessors: int
-    total_memory: int
-    driver: int
-    runtime: str
+    index: int  # N of "cuda:N"
+    name: str  # The driver's name for it
+    compute_capability: str  # Such as "8.9"
+    multiprocessors: int  # How many it has; GPUs of one name may differ in it
+    total_memory: int  # Bytes
+    driver: int  # Newest CUDA that the driver serves, such as 13000
+    runtime: str  # CUDA runtime of this package's build, such as "13.0"
 
 
 @dataclass(frozen=True, kw_only=True)

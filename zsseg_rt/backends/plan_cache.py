@@ -30,24 +30,16 @@ _UNCACHED = (
 
 @dataclass(frozen=True, kw_only=True)
 class PlanKey:
-    """Everything a plan depends on; two equal keys mean interchangeable plans.
+    """Everything a plan depends on; two equal keys mean interchangeable plans."""
 
-    Attributes:
-        graph_name: Stem of the graph's file; only for a readable file name.
-        graph_sha256: Hash of the graph's bytes.
-        runtime: Flavour and full version of what builds the plan, such as ``"tensorrt-10.3.0"``.
-        target: GPU the plan is for: compute capability; where a plan is tied to the very GPU, also
-            its name, multiprocessors and memory, the driver and the CUDA runtime.
-        precision: The precision that was asked for.
-        shapes: ``{axis name: (min, opt, max)}`` of the dynamic axes.
-    """
-
-    graph_name: str
-    graph_sha256: str
-    runtime: str
+    graph_name: str  # Stem of the graph's file; only for a readable file name
+    graph_sha256: str  # Hash of the graph's bytes
+    runtime: str  # Flavour and full version of what builds the plan, such as "tensorrt-10.3.0"
+    # GPU the plan is for: compute capability; where a plan is tied to the very GPU, also its name,
+    # multiprocessors and memory, the driver and the CUDA runtime
     target: str
-    precision: str
-    shapes: Mapping[str, tuple[int, int, int]]
+    precision: str  # The precision that was asked for
+    shapes: Mapping[str, tuple[int, int, int]]  # {axis name: (min, opt, max)} of the dynamic axes
 
     def fields(self) -> dict[str, Any]:
         """The key in JSON's types, with this file's format version."""
@@ -65,20 +57,13 @@ class PlanKey:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A compiled graph.
+    """A compiled graph."""
 
-    Attributes:
-        data: The runtime's own bytes.
-        report: What was built, in JSON's types.
-        path: Where it is on disk; None if it is not cached.
-        sha256: Checksum of its cache entry; empty if it is not cached.
-        golden: Stored verdict of the golden sample; see :func:`keep_golden`.
-    """
-
-    data: bytes
-    report: Mapping[str, Any]
-    path: Path | None = None
-    sha256: str = ""
+    data: bytes  # The runtime's own bytes
+    report: Mapping[str, Any]  # What was built, in JSON's types
+    path: Path | None = None  # Where it is on disk; None if it is not cached
+    sha256: str = ""  # Checksum of its cache entry; empty if it is not cached
+    # Stored verdict of the golden sample; see keep_golden
     golden: Mapping[str, Any] | None = None
 
 

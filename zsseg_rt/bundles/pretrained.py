@@ -370,9 +370,6 @@ def find_bundle(given: str | Path) -> Path:
     A bundle at the path wins over the name. Anything else at the path does not: a folder of results
     called ``naclip-b16`` does not hide the bundle of this name. With a folder in front, such as
     ``results/naclip-b16``, it is always a path.
-
-    Returns:
-        A folder, which is not read here.
     """
     path = Path(given)
     if not _may_be_name(given) or is_file(path / _MANIFEST):

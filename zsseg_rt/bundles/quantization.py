@@ -10,20 +10,14 @@ NARROW = ("int8", "fp8")
 
 @dataclass(frozen=True, kw_only=True)
 class MaskLoss:
-    """mIoU on pictures with masks, of the classes that the masks hold.
+    """mIoU on pictures with masks, of the classes that the masks hold."""
 
-    Attributes:
-        dataset: Where pictures and masks are from.
-        float32: In percent: ``"mIoU"``, and of seen and unseen classes ``"mIoU(S)"`` and
-            ``"mIoU(U)"``; without those of which the masks hold no class.
-        narrow: The same of the graphs in 8 bits.
-        most: Points that may be lost, and by which unseen classes may lose more than seen ones.
-    """
-
-    dataset: str
+    dataset: str  # Where pictures and masks are from
+    # In percent: "mIoU", and of seen and unseen classes "mIoU(S)" and "mIoU(U)"; without those of
+    # which the masks hold no class
     float32: dict[str, float]
-    narrow: dict[str, float]
-    most: float
+    narrow: dict[str, float]  # The same of the graphs in 8 bits
+    most: float  # Points that may be lost, and by which unseen classes may lose more than seen ones
 
     def __post_init__(self) -> None:
         if "mIoU" not in self.float32 or self.float32.keys() != self.narrow.keys():
@@ -53,31 +47,21 @@ class MaskLoss:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizationSpec:
-    """How a bundle's graphs in INT8 or FP8 were made, and what they lose on pictures.
+    """How a bundle's graphs in INT8 or FP8 were made, and what they lose on pictures."""
 
-    Attributes:
-        agreement: Share of cells with float32's label, among those where it is clear.
-        agreement_of_all: The same among all cells.
-        min_agreement: What was asked for.
-        photos: SHA-256 of the pictures, of a data set's their pixels': those that ranges are from,
-            then those measured on.
-        measured_photos: How many of these, the last ones, were measured on.
-        classes: The classes of the measurement.
-        layers: By graph, each layer that could be quantised and its precision.
-        seed: What chose pictures and samples.
-        masks: What is lost where masks say what is right; None without masks.
-        golden: By stage, how far the golden sample was off when the bundle was made.
-    """
-
-    agreement: float
-    agreement_of_all: float
-    min_agreement: float
+    agreement: float  # Share of cells with float32's label, among those where it is clear
+    agreement_of_all: float  # The same among all cells
+    min_agreement: float  # What was asked for
+    # SHA-256 of the pictures, of a data set's their pixels': those that ranges are from, then those
+    # measured on
     photos: tuple[str, ...]
-    measured_photos: int
-    classes: tuple[str, ...]
+    measured_photos: int  # How many of these, the last ones, were measured on
+    classes: tuple[str, ...]  # The classes of the measurement
+    # By graph, each layer that could be quantised and its precision
     layers: dict[str, dict[str, str]]
-    seed: int = 0
-    masks: MaskLoss | None = None
+    seed: int = 0  # What chose pictures and samples
+    masks: MaskLoss | None = None  # What is lost where masks say what is right; None without masks
+    # By stage, how far the golden sample was off when the bundle was made
     golden: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -23,21 +23,16 @@ STYLES = ("cropmask", "mask", "crop")
 
 @dataclass(frozen=True, kw_only=True)
 class FamilySpec:
-    """What the format asks of a family's bundles, and what settings they have.
+    """What the format asks of a family's bundles, and what settings they have."""
 
-    Attributes:
-        graphs: Graphs that a bundle must hold.
-        keys: Further keys of ``bundle.json`` that it must hold.
-        half_tensors: Inputs and outputs of graphs that may be in half precision: read or written
-            by kernels that take it. All others are float32 in graphs of every precision.
-        settings: Optional settings of ``EngineConfig`` that the family reads; others are refused.
-        has_class_logits: Whether masks are logits of classes, which a ``FrameMemory`` can blend.
-    """
-
-    graphs: tuple[str, ...] = ("image_encoder",)
-    keys: tuple[str, ...] = ()
+    graphs: tuple[str, ...] = ("image_encoder",)  # Graphs that a bundle must hold
+    keys: tuple[str, ...] = ()  # Further keys of bundle.json that it must hold
+    # Inputs and outputs of graphs that may be in half precision: read or written by kernels that
+    # take it. All others are float32 in graphs of every precision
     half_tensors: tuple[str, ...] = ("image",)
+    # Optional settings of EngineConfig that the family reads; others are refused
     settings: tuple[str, ...] = ()
+    # Whether masks are logits of classes, which a FrameMemory can blend
     has_class_logits: bool = False
 
 
@@ -106,19 +101,13 @@ class GraphEntry(FileEntry):
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessSpec:
-    """How a frame becomes the encoder's input.
+    """How a frame becomes the encoder's input."""
 
-    Attributes:
-        size_hw: Encoder input size (height, width) in pixels.
-        mean: Per-channel mean of RGB in 0..1.
-        std: Per-channel standard deviation of RGB in 0..1.
-        resize: What an engine does that is told neither ``windows`` nor ``resize``. ``"stretch"``:
-            the whole frame is resized to ``size_hw``. ``"windows"``: as ``windows="auto"``.
-    """
-
-    size_hw: tuple[int, int]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    size_hw: tuple[int, int]  # Encoder input size (height, width) in pixels
+    mean: tuple[float, float, float]  # Per-channel mean of RGB in 0..1
+    std: tuple[float, float, float]  # Per-channel standard deviation of RGB in 0..1
+    # What an engine does that is told neither windows nor resize. "stretch": the whole frame is
+    # resized to size_hw. "windows": as windows="auto"
     resize: str = "stretch"
 
     def __post_init__(self) -> None:
@@ -129,32 +118,25 @@ class PreprocessSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class TextSpec:
-    """The text side: width of the space, prompt templates, tokenizer.
+    """The text side: width of the space, prompt templates, tokenizer."""
 
-    Attributes:
-        embed_dim: Width D of class embeddings.
-        templates: Prompts with one ``{}`` each; a name's embedding is their normalised mean.
-        template_set: A short human-readable name of the templates.
-        context_length: Tokens per prompt.
-        tokenizer: ``tokenizer.json``, ``tokenizer.model`` for SentencePiece, or ``gemma.json``;
-            None if the bundle has no text encoder.
-        token_rows: The token table, float16 in an ``.npy`` file, of a text encoder that takes
-            ``token_embeds`` float32 [prompts, L, W] instead of ``token_ids``; it stays on the disk.
-        encoder_sha256: SHA-256 of the float32 text graph, as information only.
-        space: Which joint space the embeddings live in; a vocabulary of another one is refused
-            where both are stated.
-        words: The words class names may use, if the text encoder was trained on few words; a
-            name without any of them is refused. Empty: any words.
-    """
-
-    embed_dim: int
+    embed_dim: int  # Width D of class embeddings
+    # Prompts with one {} each; a name's embedding is their normalised mean
     templates: tuple[str, ...]
-    template_set: str = "custom"
-    context_length: int = 77
+    template_set: str = "custom"  # A short human-readable name of the templates
+    context_length: int = 77  # Tokens per prompt
+    # tokenizer.json, tokenizer.model for SentencePiece, or gemma.json; None if the bundle has no
+    # text encoder
     tokenizer: FileEntry | None = None
+    # The token table, float16 in an .npy file, of a text encoder that takes token_embeds float32
+    # [prompts, L, W] instead of token_ids; it stays on the disk
     token_rows: FileEntry | None = None
-    encoder_sha256: str | None = None
+    encoder_sha256: str | None = None  # SHA-256 of the float32 text graph, as information only
+    # Which joint space the embeddings live in; a vocabulary of another one is refused where both
+    # are stated
     space: str = ""
+    # The words class names may use, if the text encoder was trained on few words; a name without
+    # any of them is refused. Empty: any words
     words: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -168,36 +150,25 @@ class TextSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadSpec:
-    """How features and class embeddings become labels.
+    """How features and class embeddings become labels."""
 
-    Attributes:
-        logit_scale: Multiplies the similarity.
-        normalize: True for cosine similarity, False for a plain dot product.
-        activation: ``"none"``, ``"sigmoid"`` or ``"softmax"`` over classes, after upsampling.
-        grid_hw: Low-resolution grid (height, width) of the patches.
-        seen: Names of the classes that training saw.
-        seen_bias: Subtracted from the activated value of seen classes.
-        unknown_below: Default score below which a pixel is unknown; None keeps every pixel.
-        max_classes: Largest class axis the graphs accept.
-        independent_queries: Whether the decoder treats every class query by itself, in family
-            ``descriptor``; None: not stated.
-        align: Where the grid's cells lie on the frame. ``"half_pixel"``: each is the centre of its
-            share. ``"corners"``: the first and last lie on the corners, as in networks for
-            16 n + 1 pixels; so do the pixels of the encoder's input.
-        window_batch: How many windows of a frame the graphs take in one run, see
-            :data:`WINDOW_BATCHES`; above 1 their first axis is open, and called ``windows``.
-    """
-
-    logit_scale: float
-    normalize: bool
-    activation: str
-    grid_hw: tuple[int, int]
-    seen: tuple[str, ...] = ()
-    seen_bias: float = 0.0
+    logit_scale: float  # Multiplies the similarity
+    normalize: bool  # True for cosine similarity, False for a plain dot product
+    activation: str  # "none", "sigmoid" or "softmax" over classes, after upsampling
+    grid_hw: tuple[int, int]  # Low-resolution grid (height, width) of the patches
+    seen: tuple[str, ...] = ()  # Names of the classes that training saw
+    seen_bias: float = 0.0  # Subtracted from the activated value of seen classes
+    # Default score below which a pixel is unknown; None keeps every pixel
     unknown_below: float | None = None
-    max_classes: int = 1024
+    max_classes: int = 1024  # Largest class axis the graphs accept
+    # Whether the decoder treats every class query by itself, in family descriptor; None: not stated
     independent_queries: bool | None = None
+    # Where the grid's cells lie on the frame. "half_pixel": each is the centre of its share.
+    # "corners": the first and last lie on the corners, as in networks for 16 n + 1 pixels; so do
+    # the pixels of the encoder's input
     align: str = "half_pixel"
+    # How many windows of a frame the graphs take in one run, see WINDOW_BATCHES; above 1 their
+    # first axis is open, and called windows
     window_batch: int = 1
 
     @staticmethod
@@ -223,16 +194,12 @@ class SegmentSpec:
 
     The scale is :attr:`HeadSpec.logit_scale`; :attr:`HeadSpec.unknown_below` is the background
     threshold, below which a segment is unknown unless it is the frame's best.
-
-    Attributes:
-        num_segments: Number of segments per frame, G.
-        top_k: How many phrases survive, the nearest to the whole frame. None keeps all.
-        plain_cosine: Whether scores are the bare softmax over all phrases.
     """
 
-    num_segments: int
+    num_segments: int  # Number of segments per frame, G
+    # How many phrases survive, the nearest to the whole frame. None keeps all
     top_k: int | None = 5
-    plain_cosine: bool = False
+    plain_cosine: bool = False  # Whether scores are the bare softmax over all phrases
 
     def __post_init__(self) -> None:
         _check_range(self, 1, 254, "num_segments")
@@ -241,15 +208,11 @@ class SegmentSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class AggregationSpec:
-    """How classes attend to each other, in the family ``aggregation``.
+    """How classes attend to each other, in the family ``aggregation``."""
 
-    Attributes:
-        padding: Classes that shorter vocabularies are padded to with copies of a learned token.
-        most: Phrases that the head takes at once; of more, it looks at those with the largest
-            correlation anywhere in the frame. None: as many as ``head.max_classes``.
-    """
-
-    padding: int
+    padding: int  # Classes that shorter vocabularies are padded to with copies of a learned token
+    # Phrases that the head takes at once; of more, it looks at those with the largest correlation
+    # anywhere in the frame. None: as many as head.max_classes
     most: int | None = None
 
     def __post_init__(self) -> None:
@@ -274,28 +237,17 @@ class TextBankEntry(FileEntry):
 
 @dataclass(frozen=True, kw_only=True)
 class RegionEncoderSpec:
-    """What a second network, CLIP, is shown of each segment, and how it is asked.
+    """What a second network, CLIP, is shown of each segment, and how it is asked."""
 
-    Attributes:
-        side: Side of a crop in pixels.
-        batch: Most crops that are cut out and encoded at once.
-        style: What is shown: ``"cropmask"``, ``"mask"`` or ``"crop"``; see
-            :func:`zsseg_rt.ops.crop_regions`.
-        mean: Per-channel mean of RGB in 0..1.
-        std: Per-channel standard deviation of RGB in 0..1.
-        logit_scale: Multiplies the cosine of regions and classes.
-        templates: Prompts with one ``{}`` each, for this network.
-        min_score: Segments whose probability of being any class is lower are not shown, unless
-            they are empty, which costs nothing; 0 shows all.
-    """
-
-    side: int
-    batch: int
-    style: str
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    logit_scale: float
-    templates: tuple[str, ...]
+    side: int  # Side of a crop in pixels
+    batch: int  # Most crops that are cut out and encoded at once
+    style: str  # What is shown: "cropmask", "mask" or "crop"; see :func:`zsseg_rt.ops.crop_regions`
+    mean: tuple[float, float, float]  # Per-channel mean of RGB in 0..1
+    std: tuple[float, float, float]  # Per-channel standard deviation of RGB in 0..1
+    logit_scale: float  # Multiplies the cosine of regions and classes
+    templates: tuple[str, ...]  # Prompts with one {} each, for this network
+    # Segments whose probability of being any class is lower are not shown, unless they are empty,
+    # which costs nothing; 0 shows all
     min_score: float = 0.0
 
     def __post_init__(self) -> None:
@@ -309,19 +261,14 @@ class RegionEncoderSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class RegionSpec:
-    """Segments, and how two opinions about them become one.
+    """Segments, and how two opinions about them become one."""
 
-    Attributes:
-        num_regions: Segments per image.
-        fusion: ``"segments"``: only the segment's own class probabilities p count. ``"regions"``:
-            only those of the second network, p'. ``"all_classes"``: ``p^(1/3) p'^(2/3)``.
-            ``"seen_and_unseen"``: that for unseen classes, ``p^(2/3) m^(1/3)`` for seen ones, m
-            being the mean of p' over seen classes.
-        encoder: The second network; None exactly if ``fusion`` is ``"segments"``.
-    """
-
-    num_regions: int
+    num_regions: int  # Segments per image
+    # "segments": only the segment's own class probabilities p count. "regions": only those of the
+    # second network, p'. "all_classes": p^(1/3) p'^(2/3). "seen_and_unseen": that for unseen
+    # classes, p^(2/3) m^(1/3) for seen ones, m being the mean of p' over seen classes
     fusion: str
+    # The second network; None exactly if fusion is "segments"
     encoder: RegionEncoderSpec | None = None
 
     def __post_init__(self) -> None:
@@ -333,22 +280,15 @@ class RegionSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ConceptSpec:
-    """What a bundle's encoder was trained to see; names far from it are taken, with a remark.
+    """What a bundle's encoder was trained to see; names far from it are taken, with a remark."""
 
-    Attributes:
-        names: What it was trained on.
-        also: Further phrases that are known to be among these.
-        least_cosine: A phrase whose embedding's cosine with every one of ``names`` is below this
-            is remarked upon; None: embeddings tell nothing. Above it needs ``names`` that the
-            bundle can embed.
-        least_words: A phrase of fewer words is remarked upon unless it is among ``names``.
-        background: Phrases for all that it does not see; ``background="auto"`` takes them.
-    """
-
-    names: tuple[str, ...]
-    also: tuple[str, ...] = ()
+    names: tuple[str, ...]  # What it was trained on
+    also: tuple[str, ...] = ()  # Further phrases that are known to be among these
+    # A phrase whose embedding's cosine with every one of names is below this is remarked upon;
+    # None: embeddings tell nothing. Above it needs names that the bundle can embed
     least_cosine: float | None = None
-    least_words: int = 1
+    least_words: int = 1  # A phrase of fewer words is remarked upon unless it is among names
+    # Phrases for all that it does not see; background="auto" takes them
     background: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -145,12 +145,7 @@ class NamedClasses:
         return read_classes(self.classes, self.class_name or [])
 
     def read(self, bundle: Path, *, shows: str | None = None) -> list[str | list[str]]:
-        """The names; none given means all that a bundle states it was trained to see.
-
-        Args:
-            bundle: The bundle.
-            shows: The demo whose own inputs are shown, which have a list of their own.
-        """
+        """The names; none given means all that a bundle states it was trained to see."""
         from zsseg_rt.bundles.bundle import Bundle
         from zsseg_rt.demo import demo_classes
 

@@ -105,11 +105,7 @@ def argument_errors_are_usage() -> Iterator[None]:
 
 
 def read_background(text: str, num_classes: int) -> Background:
-    """Read ``--background``; where it is not given, few classes compete with published phrases.
-
-    Returns:
-        What ``Engine.set_classes`` takes.
-    """
+    """Read ``--background``; where it is not given, few classes compete with published phrases."""
     if not text:
         return AUTO if num_classes <= FEW_CLASSES else None
     if text.startswith("@"):

@@ -37,17 +37,11 @@ def is_half(array: npt.NDArray[Any]) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec:
-    """One named input or output of a graph.
+    """One named input or output of a graph."""
 
-    Attributes:
-        name: The graph's own name for it.
-        dtype: NumPy name, such as ``"float32"``.
-        shape: Sizes; a string names a dynamic axis.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
+    name: str  # The graph's own name for it
+    dtype: str  # NumPy name, such as "float32"
+    shape: tuple[int | str, ...]  # Sizes; a string names a dynamic axis
 
 
 def widened(specs: Iterable[TensorSpec]) -> tuple[TensorSpec, ...]:

@@ -38,15 +38,7 @@ class ChildError(Exception):
 
 
 class ChildProcess:
-    """A child; nothing else may read its replies.
-
-    Args:
-        command: Program and arguments; the reply's file descriptor is added.
-        env: Its environment; None passes on this process's.
-
-    Raises:
-        OSError: The program cannot be run.
-    """
+    """A child; nothing else may read its replies."""
 
     def __init__(self, command: Sequence[str], *, env: Mapping[str, str] | None = None) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - read when the child has ended
@@ -72,11 +64,7 @@ class ChildProcess:
     def request(
         self, action: str, on_note: Callable[[Any], None] = lambda note: None, **values: Any
     ) -> Any:
-        """Ask for something and return the answer.
-
-        Raises:
-            ChildError: It failed, or the process ended.
-        """
+        """Ask for something and return the answer."""
         try:
             assert self._child.stdin is not None
             self._child.stdin.write((json.dumps({"do": action, **values}) + "\n").encode())

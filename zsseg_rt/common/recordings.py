@@ -228,11 +228,7 @@ class Series:
 
 
 def claim(path: Path, stream: FileIO | int) -> None:
-    """Show other processes that an open file or folder is written to, until it is closed.
-
-    Raises:
-        SourceError: One of them writes to it.
-    """
+    """Show other processes that an open file or folder is written to, until it is closed."""
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -54,13 +54,7 @@ def up_to_date(cls: type[Any], raw: Mapping[str, Any]) -> Mapping[str, Any]:
 def without_retired(
     raw: Mapping[str, Any], retired: Mapping[str, str], error: type[Exception] = ArgumentError
 ) -> dict[str, Any]:
-    """Leave out keys of earlier versions that hold nothing; for what a ``from_earlier`` returns.
-
-    Args:
-        raw: What may have been written by an earlier version.
-        retired: The keys, and what to do instead.
-        error: What is raised if one of them is in use.
-    """
+    """Leave out keys of earlier versions that hold nothing; for what a ``from_earlier`` returns."""
     for name, instead in retired.items():
         if value := raw.get(name):
             raise error(f"{name}: expected nothing, it is retired, got {value!r}. {instead}")

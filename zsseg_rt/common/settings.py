@@ -53,16 +53,7 @@ def setting(
     of: str = "all",
     **how: Any,
 ) -> Any:
-    """Declare a field of a dataclass.
-
-    Args:
-        default: Its default; a function without arguments makes it.
-        doc: What it means, for the docstring and the page of settings.
-        option: Its line in ``--help``, or the whole option; None: the command line lacks it.
-        check: Refuses a bad value; see :func:`check_settings`.
-        of: Who reads it, where a class holds the settings of several.
-        **how: What :func:`dataclasses.field` takes besides.
-    """
+    """Declare a field of a dataclass."""
     made = Option(option) if isinstance(option, str) else option
     how["default_factory" if callable(default) else "default"] = default
     return field(metadata={"doc": doc, "option": made, "check": check, "of": of}, **how)

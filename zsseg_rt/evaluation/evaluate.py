@@ -54,19 +54,12 @@ class Segmenter(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationTimes:
-    """Where the time went.
+    """Where the time went."""
 
-    Attributes:
-        total_seconds: From the first image to the last.
-        segment_seconds: Inside the segmenter, for all images together.
-        waiting_seconds: Waiting for images that were not decoded in time.
-        median_segment_ms: Median time of one image inside the segmenter.
-    """
-
-    total_seconds: float
-    segment_seconds: float
-    waiting_seconds: float
-    median_segment_ms: float
+    total_seconds: float  # From the first image to the last
+    segment_seconds: float  # Inside the segmenter, for all images together
+    waiting_seconds: float  # Waiting for images that were not decoded in time
+    median_segment_ms: float  # Median time of one image inside the segmenter
 
     @property
     def share_outside(self) -> float:

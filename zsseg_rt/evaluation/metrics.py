@@ -134,9 +134,6 @@ def confusion_csv(counts: npt.NDArray[np.int64], class_names: Sequence[str]) -> 
     Args:
         counts: ``[C, C + 1]``, as :attr:`ConfusionMatrix.counts`.
         class_names: C names.
-
-    Raises:
-        ShapeError: There is not a name for each class.
     """
     if counts.shape != (len(class_names), len(class_names) + 1):
         raise ShapeError(

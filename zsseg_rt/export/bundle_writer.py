@@ -33,31 +33,21 @@ SUFFIX = ".zsseg"
 
 @dataclass(frozen=True, kw_only=True)
 class ExportedModel:
-    """All that an exporter makes from a model; its bundle is written from this and the options.
+    """All that an exporter makes from a model; its bundle is written from this and the options."""
 
-    Attributes:
-        family: The family that runs it.
-        architecture: Human-readable name of what it is.
-        graphs: What its graphs are made from, by graph name; the text side adds the text tower.
-        preprocess: How a frame becomes the image encoder's input.
-        head: How features become labels.
-        text: Text tower, tokenizer and prompts.
-        golden: Makes the golden sample; called after the text side has written its tokenizer.
-        provenance: How the graphs were made.
-        sections: What only this family has in ``bundle.json``, by key.
-        weights: Arrays that the engine needs beside the graphs.
-    """
-
-    family: str
-    architecture: str
+    family: str  # The family that runs it
+    architecture: str  # Human-readable name of what it is
+    # What its graphs are made from, by graph name; the text side adds the text tower
     graphs: Mapping[str, WrittenGraph]
-    preprocess: PreprocessSpec
-    head: HeadSpec
-    text: TextSide
+    preprocess: PreprocessSpec  # How a frame becomes the image encoder's input
+    head: HeadSpec  # How features become labels
+    text: TextSide  # Text tower, tokenizer and prompts
+    # Makes the golden sample; called after the text side has written its tokenizer
     golden: Callable[[], Arrays]
-    provenance: Mapping[str, Any]
+    provenance: Mapping[str, Any]  # How the graphs were made
+    # What only this family has in bundle.json, by key
     sections: Mapping[str, Any] = field(default_factory=dict)
-    weights: Arrays | None = None
+    weights: Arrays | None = None  # Arrays that the engine needs beside the graphs
 
 
 def write_model_bundle(
@@ -66,9 +56,6 @@ def write_model_bundle(
     """Write graphs, text side, golden sample, manifest; check the bundle, then move it into place.
 
     ``make`` reads the weights, which are let go before the bundle is checked.
-
-    Returns:
-        The bundle folder.
     """
     with new_bundle_folder(path, overwrite=options.overwrite, verify=options.verify) as folder:
         exported = make()

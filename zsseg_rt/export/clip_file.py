@@ -64,38 +64,25 @@ OnMark = Callable[[str], None] | None
 
 @dataclass(frozen=True, kw_only=True)
 class DenseHead:
-    """What is made of the weights.
+    """What is made of the weights."""
 
-    Attributes:
-        head: One of :data:`zsseg_rt.networks.heads.HEADS` for CLIP, of
-            :data:`zsseg_rt.networks.pooled.HEADS` for PE-Core and SigLIP; None is the first of
-            ``"naclip"`` and ``"value_mlp"`` that fits.
-        size_hw: Input size in pixels, multiples of the patch size.
-        activation: The MLPs', ``"quick_gelu"``, ``"gelu"`` or ``"gelu_tanh"``; None takes what is
-            known of the weights.
-        num_heads: Heads of the image tower; None is one per 64 channels.
-        text_heads: Heads of the text tower; None is one per 64 channels.
-        logit_scale: Multiplies the cosine similarity; None is that of the head's authors, for
-            PE-Core and SigLIP that of the weights.
-        unknown_below: Probability below which a pixel is unknown.
-        position: How positions are resized, by ``"size"`` or ``"as_published"``.
-        pm: For SFP and SC-CLIP, like the two that follow: how outliers are found; see
-            :class:`zsseg_rt.networks.aggregating.AggregationConfig`.
-        r: See there.
-        beta: See there.
-    """
-
+    # One of HEADS for CLIP, of HEADS for PE-Core and SigLIP; None is the first of "naclip" and
+    # "value_mlp" that fits
     head: str | None = None
-    size_hw: tuple[int, int] = (448, 448)
+    size_hw: tuple[int, int] = (448, 448)  # Input size in pixels, multiples of the patch size
+    # The MLPs', "quick_gelu", "gelu" or "gelu_tanh"; None takes what is known of the weights
     activation: str | None = None
-    num_heads: int | None = None
-    text_heads: int | None = None
+    num_heads: int | None = None  # Heads of the image tower; None is one per 64 channels
+    text_heads: int | None = None  # Heads of the text tower; None is one per 64 channels
+    # Multiplies the cosine similarity; None is that of the head's authors, for PE-Core and SigLIP
+    # that of the weights
     logit_scale: float | None = None
-    unknown_below: float | None = None
-    position: str = "size"
+    unknown_below: float | None = None  # Probability below which a pixel is unknown
+    position: str = "size"  # How positions are resized, by "size" or "as_published"
+    # For SFP and SC-CLIP, like the two that follow: how outliers are found; see AggregationConfig
     pm: OutlierRule | None = None
-    r: float = 0.3
-    beta: float = 0.4
+    r: float = 0.3  # See there
+    beta: float = 0.4  # See there
 
     def __post_init__(self) -> None:
         if self.head is not None:
@@ -128,12 +115,7 @@ class DenseHead:
         )
 
     def completed(self, weights: ClipTensors) -> DenseHead:
-        """With what the weights, and files beside them, say instead of None.
-
-        Raises:
-            ArgumentError: The head is for other weights.
-            CheckpointError: Nothing says what the activation is.
-        """
+        """With what the weights, and files beside them, say instead of None."""
         known, heads = weights.settings, HEADS if weights.kind == "clip" else pooled.HEADS
         head = self.head or ("naclip" if weights.kind == "clip" else "value_mlp")
         check_choice("head", head, heads)
@@ -170,27 +152,6 @@ def export_clip_file(
 
     Its golden sample is what NumPy computes of the network on one picture; the graphs, then the
     whole engine, are compared with it before the bundle appears under its name.
-
-    Args:
-        file: Weights as :func:`zsseg_rt.torch_files.clip_arrays.read_clip` reads them, or
-            ``"demo"``: the CLIP that ships.
-        path: Folder to write, ``NAME.zsseg``.
-        settings: The head, and what a weights file does not say.
-        check: May refuse the weights.
-        on_progress: Hears how many of how many parts of the network NumPy has computed.
-        **options: The common ones of :class:`zsseg_rt.export.options.ExportOptions`,
-            ``class_names``, ``window_batch`` and, for SigLIP, ``tokenizer``: Gemma's
-            ``tokenizer.json``; without it, that beside the weights.
-
-    Returns:
-        The bundle folder.
-
-    Raises:
-        ArgumentError: An option does not exist, or not for CLIP.
-        BundleError: The folder exists, cannot be written, or the bundle disagrees with NumPy.
-        CheckpointError: The weights are damaged, another model's, or without a text tower.
-        ShapeError: Patches do not fill the size.
-        VocabularyError: Names, templates or the text bank are unusable.
     """
     found = {"space": describe_space(file), "source": Path(file).name}
     chosen = read_options(found | options, _READS, "CLIP")

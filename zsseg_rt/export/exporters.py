@@ -22,15 +22,11 @@ from zsseg_rt.export.options import MODEL_OPTIONS, ExportOptions, read_options
 
 @dataclass(frozen=True, kw_only=True)
 class Exporter:
-    """How models of one architecture are exported.
+    """How models of one architecture are exported."""
 
-    Attributes:
-        export: Takes the model, in evaluation mode; returns what its bundle is written from.
-        reads: Names of the options that ``export`` reads.
-    """
-
+    # Takes the model, in evaluation mode; returns what its bundle is written from
     export: Callable[[Any, ExportOptions], ExportedModel]
-    reads: frozenset[str] = MODEL_OPTIONS
+    reads: frozenset[str] = MODEL_OPTIONS  # Names of the options that export reads
 
 
 _DENSE_CLIP = Exporter(export=export_dense_clip, reads=MODEL_OPTIONS | {"window_batch"})

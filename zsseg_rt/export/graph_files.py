@@ -38,13 +38,9 @@ def weights_of(module: Any) -> dict[str, npt.NDArray[Any]]:
 
 @dataclass(frozen=True)
 class WrittenGraph:
-    """A graph of a bundle.
+    """A graph of a bundle."""
 
-    Attributes:
-        network: Makes it when it is written, as it takes memory.
-    """
-
-    network: Callable[[], Network]
+    network: Callable[[], Network]  # Makes it when it is written, as it takes memory
 
 
 def written_graph(
@@ -110,9 +106,6 @@ def save_graphs(
         precisions: Variants, of ``"float32"``, ``"float16"`` and ``"bfloat16"``.
         half: Names of inputs and outputs that the float16 graphs take and give in float16; those of
             bfloat16 graphs stay float32.
-
-    Returns:
-        ``{graph name: {precision: entry}}``, paths relative to ``folder``.
     """
     entries = {}
     for name, graph in graphs.items():

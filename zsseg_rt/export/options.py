@@ -27,12 +27,7 @@ TextBank = tuple[Sequence[str], npt.NDArray[np.floating[Any]]]
 @documented
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """Options of an export; an exporter refuses those that it does not read.
-
-    Raises:
-        ArgumentError: ``window_batch`` is not one of those.
-        BundleError: A precision is unknown.
-    """
+    """Options of an export; an exporter refuses those that it does not read."""
 
     precisions: Sequence[str] = setting(
         DEFAULT_PRECISIONS,

@@ -39,13 +39,6 @@ def tokenizer_json(merges_path: Path | None = None) -> str:
     The file's own normalizer composes accents, joins whitespace and lowers the case, for readers
     that use only the file; :class:`zsseg_rt.text.tokenizer.Tokenizer` cleans text beforehand.
 
-    Args:
-        merges_path: Merges in the layout of CLIP's ``bpe_simple_vocab_16e6.txt.gz``; None takes
-            those that ship.
-
-    Returns:
-        The content of ``tokenizer.json``.
-
     Source:
         Radford et al., "Learning Transferable Visual Models From Natural Language Supervision",
         ICML 2021.
@@ -97,27 +90,16 @@ def _byte_letters() -> list[str]:
 
 @dataclass(frozen=True)
 class WordSubset:
-    """A text tower with the tokens of some words only.
+    """A text tower with the tokens of some words only."""
 
-    Attributes:
-        encoder: The text tower.
-        tokenizer_json: The tokenizer that goes with it.
-        words: What class names may be made of, in the order given.
-        rows: The whole tower's token for each of this one's.
-    """
-
-    encoder: WrittenText
-    tokenizer_json: str
-    words: tuple[str, ...]
-    rows: tuple[int, ...]
+    encoder: WrittenText  # The text tower
+    tokenizer_json: str  # The tokenizer that goes with it
+    words: tuple[str, ...]  # What class names may be made of, in the order given
+    rows: tuple[int, ...]  # The whole tower's token for each of this one's
 
 
 def keep_words(encoder: Any, words: Sequence[str], other_words: Sequence[str] = ()) -> WordSubset:
-    """Cut a text tower, torch's or a written one, down to some words.
-
-    Returns:
-        The smaller tower, which gives texts of these words the same embeddings.
-    """
+    """Cut a text tower, torch's or a written one, down to some words."""
     if not words:
         raise VocabularyError("words: expected at least one, got none. Name what training saw.")
     tower = written_text(encoder)

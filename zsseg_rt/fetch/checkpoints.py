@@ -28,17 +28,11 @@ _BUNDLE_PER_WEIGHTS = 1.5
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A weights file on this disk.
+    """A weights file on this disk."""
 
-    Attributes:
-        path: The file.
-        origin: Where it comes from, for the bundle's provenance.
-        ours: Whether this package downloaded it, so that it may remove it again.
-    """
-
-    path: Path
-    origin: str
-    ours: bool
+    path: Path  # The file
+    origin: str  # Where it comes from, for the bundle's provenance
+    ours: bool  # Whether this package downloaded it, so that it may remove it again
 
     def remove(self) -> None:
         """Remove the file, and the note of its download."""
@@ -298,22 +292,16 @@ class HubError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteFile:
-    """A file on the hub.
+    """A file on the hub."""
 
-    Attributes:
-        repository: ``owner/name``, or the address of a folder.
-        file: Its name there.
-        commit: The commit that was asked, so that all parts come from the same file; of a plain
-            address, a digest of what its server calls this version.
-        size: Bytes; None of a file that was put there by hand and is compared by its hash alone.
-        sha256: In hex; None if the hub does not say.
-    """
-
-    repository: str
-    file: str
+    repository: str  # owner/name, or the address of a folder
+    file: str  # Its name there
+    # The commit that was asked, so that all parts come from the same file; of a plain address, a
+    # digest of what its server calls this version
     commit: str
+    # Bytes; None of a file that was put there by hand and is compared by its hash alone
     size: int | None
-    sha256: str | None
+    sha256: str | None  # In hex; None if the hub does not say
 
 
 def address_of(repository: str, file: str, revision: str = "main") -> str:
@@ -365,11 +353,7 @@ def download(
 def cached_copies(
     repository: str, files: Sequence[str], revision: str
 ) -> Iterator[tuple[Path, str]]:
-    """Copies in the Hugging Face cache, whose names say their SHA-256.
-
-    Yields:
-        A file and its SHA-256 in hex, not compared yet.
-    """
+    """Copies in the Hugging Face cache, whose names say their SHA-256."""
     from huggingface_hub import try_to_load_from_cache
 
     for file in () if is_address(repository) else files:

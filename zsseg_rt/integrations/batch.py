@@ -50,19 +50,14 @@ _AHEAD = 2  # photos that are read or written while every lane is busy
 
 @dataclass(frozen=True, kw_only=True)
 class PhotoSettings:
-    """How photos are read and their overlays are drawn.
+    """How photos are read and their overlays are drawn."""
 
-    Attributes:
-        alpha: Weight of the colours in the overlay, in [0, 1].
-        overlay_format: ``"png"``, or ``"jpg"`` (quality 90), which takes less time to write.
-        legend: Whether overlays have class names on them and a legend below.
-        max_pixels: Photos with more pixels are not decoded; their result says so. As many are
-            decoded at any one time, however many photos that is.
-    """
-
-    alpha: float = 0.5
+    alpha: float = 0.5  # Weight of the colours in the overlay, in [0, 1]
+    # "png", or "jpg" (quality 90), which takes less time to write
     overlay_format: OverlayFormat = "png"
-    legend: bool = False
+    legend: bool = False  # Whether overlays have class names on them and a legend below
+    # Photos with more pixels are not decoded; their result says so. As many are decoded at any one
+    # time, however many photos that is
     max_pixels: int = MAX_PIXELS
 
     def __post_init__(self) -> None:
@@ -268,30 +263,20 @@ JOURNAL = "zsseg_journal.jsonl"
 
 @dataclass(frozen=True, kw_only=True)
 class PhotoResult:
-    """What became of one photo.
+    """What became of one photo."""
 
-    Attributes:
-        photo: Its path as given.
-        size_hw: Height and width in pixels, None if it could not be read.
-        classes: One ``{name, index, pixels, share, colour}`` per present class, largest first;
-            ``colour`` is the overlay's, as ``#rrggbb``.
-        unknown_share: Part of the photo that belongs to no class, in [0, 1].
-        overlay: Path of the overlay image.
-        mask: Path of the label image.
-        times: Milliseconds per stage.
-        error: One line on what went wrong, or None.
-        resumed: True if an earlier run had done it.
-    """
-
-    photo: str
+    photo: str  # Its path as given
+    # Height and width in pixels, None if it could not be read
     size_hw: tuple[int, int] | None = None
+    # One {name, index, pixels, share, colour} per present class, largest first; colour is the
+    # overlay's, as #rrggbb
     classes: tuple[dict[str, Any], ...] = ()
-    unknown_share: float = 0.0
-    overlay: str | None = None
-    mask: str | None = None
-    times: dict[str, float] | None = None
-    error: str | None = None
-    resumed: bool = False
+    unknown_share: float = 0.0  # Part of the photo that belongs to no class, in [0, 1]
+    overlay: str | None = None  # Path of the overlay image
+    mask: str | None = None  # Path of the label image
+    times: dict[str, float] | None = None  # Milliseconds per stage
+    error: str | None = None  # One line on what went wrong, or None
+    resumed: bool = False  # True if an earlier run had done it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -413,13 +398,7 @@ _TOLERANCE = 1.5  # pixels, of labelme's outlines, which are meant to be correct
 
 
 class AnnotationFiles:
-    """Writes ``STEM.geojson`` or labelme's ``STEM.json`` per photo, or one ``coco.json`` for all.
-
-    Args:
-        kind: One of :data:`KINDS`.
-        out_dir: Where the photos' label images are.
-        names: The classes.
-    """
+    """Writes ``STEM.geojson`` or labelme's ``STEM.json`` per photo, or one ``coco.json``."""
 
     def __init__(self, kind: str, out_dir: Path, names: Sequence[str]) -> None:
         check_choice("kind", kind, KINDS)
@@ -428,11 +407,7 @@ class AnnotationFiles:
         self._annotations: list[dict[str, Any]] = []
 
     def add(self, result: PhotoResult, seg: Segmentation | None) -> Path | None:
-        """Take a photo's labels; those of one that was done earlier are read from its label image.
-
-        Returns:
-            The file that was written for this photo alone, if any.
-        """
+        """Take a photo's labels; those of an earlier one are read from its label image."""
         if result.mask is None:
             return None
         if seg is None:

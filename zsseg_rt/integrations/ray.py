@@ -73,17 +73,7 @@ class PhotoSegmenter:
         self._workers = ThreadPoolExecutor(self._lanes.num_lanes + 2)  # two decode or encode
 
     def __call__(self, batch: Mapping[str, Any]) -> Any:
-        """Label the photos of a batch, several at the same time; usable from several threads.
-
-        Args:
-            batch: The columns as NumPy arrays, Ray's default ``batch_format``.
-
-        Returns:
-            A ``pyarrow.Table`` of the columns but the photos', and the new ones, in order.
-
-        Raises:
-            ArgumentError: It has neither or both columns of photos, or one named like a new one.
-        """
+        """Label the photos of a batch, several at the same time; usable from several threads."""
         found = [name for name in ("bytes", "image") if name in batch]
         if len(found) != 1:
             raise ArgumentError(

@@ -43,19 +43,14 @@ Builder = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Architecture:
-    """How models of one architecture are made.
+    """How models of one architecture are made."""
 
-    Attributes:
-        model: Their class; called with a ``config``, it returns an untrained model.
-        config: The class of their configuration.
-        create: Takes the settings of one to train; ``build()`` of what it returns makes it.
-        from_official: Takes the settings of one from its authors' weights, which ``build`` gets;
-            None where none were published.
-    """
-
+    # Their class; called with a config, it returns an untrained model
     model: Callable[[Any], SegmentationModel]
-    config: type[Any]
-    create: Builder
+    config: type[Any]  # The class of their configuration
+    create: Builder  # Takes the settings of one to train; build() of what it returns makes it
+    # Takes the settings of one from its authors' weights, which build gets; None where none were
+    # published
     from_official: Builder | None = None
 
 

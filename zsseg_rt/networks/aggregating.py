@@ -215,27 +215,18 @@ SHIPPED_LAYERS = {"pre": 3, "post": 1, "first": 1, "end": 4}
 
 @dataclass(frozen=True, kw_only=True)
 class AggregationConfig:
-    """Settings of SFP and SC-CLIP; the defaults are official and made for 12 blocks or more.
+    """Settings of SFP and SC-CLIP; the defaults are official and made for 12 blocks or more."""
 
-    Attributes:
-        pm: How outliers are found: ``"l2"``, the ten longest patches; ``"som"``, at most ten that
-            the class token attends to; ``"lof"``, a twentieth of all, by local density. None is
-            the head's: ``"l2"`` for SFP, ``"lof"`` for SC-CLIP.
-        r: Share of the class token that every patch gets; it also gates ``"som"``.
-        beta: Cosine below which two patches share nothing.
-        pre: Block whose patches tell which are alike, from 0.
-        post: The same for the second sharing.
-        first: First block of the sum Z.
-        end: One beyond its last block.
-    """
-
+    # How outliers are found: "l2", the ten longest patches; "som", at most ten that the class token
+    # attends to; "lof", a twentieth of all, by local density. None is the head's: "l2" for SFP,
+    # "lof" for SC-CLIP
     pm: OutlierRule | None = None
-    r: float = 0.3
-    beta: float = 0.4
-    pre: int = 8
-    post: int = 3
-    first: int = 3
-    end: int = 10
+    r: float = 0.3  # Share of the class token that every patch gets; it also gates "som"
+    beta: float = 0.4  # Cosine below which two patches share nothing
+    pre: int = 8  # Block whose patches tell which are alike, from 0
+    post: int = 3  # The same for the second sharing
+    first: int = 3  # First block of the sum Z
+    end: int = 10  # One beyond its last block
 
     def __post_init__(self) -> None:
         if self.pm is not None:

@@ -65,25 +65,16 @@ def shift_mask(grid: int, window: int, shift: int) -> Array:
 
 @dataclass(frozen=True, kw_only=True)
 class CatSegNetwork:
-    """CAT-Seg's weights, and what shapes do not tell.
+    """CAT-Seg's weights, and what shapes do not tell."""
 
-    Attributes:
-        tensors: With the keys of :class:`zsseg_rt.models.cat_seg.model.CatSeg`, float32.
-        image_heads: Heads of the image tower.
-        num_heads: Heads of the head.
-        window: Side of an attention window, in patches.
-        taps: Blocks of the image tower whose outputs guide the decoder.
-        view: Side of the image in pixels.
-        activation: Of the image tower's MLPs.
-    """
-
+    # With the keys of CatSeg, float32
     tensors: Tensors
-    image_heads: int = 12
-    num_heads: int = 4
-    window: int = 12
-    taps: tuple[int, int] = (3, 7)
-    view: int = 384
-    activation: str = "quick_gelu"
+    image_heads: int = 12  # Heads of the image tower
+    num_heads: int = 4  # Heads of the head
+    window: int = 12  # Side of an attention window, in patches
+    taps: tuple[int, int] = (3, 7)  # Blocks of the image tower whose outputs guide the decoder
+    view: int = 384  # Side of the image in pixels
+    activation: str = "quick_gelu"  # Of the image tower's MLPs
 
     @cached_property
     def tower(self) -> ImageTower:

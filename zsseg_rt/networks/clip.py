@@ -25,20 +25,14 @@ Tensors = Mapping[str, Array]
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTower:
-    """CLIP's ViT with a class token.
+    """CLIP's ViT with a class token."""
 
-    Attributes:
-        tensors: ``conv1.weight``, ``class_embedding``, ``positional_embedding``, ``ln_pre``,
-            ``transformer.resblocks.0...``, ``ln_post``, ``proj``; float32.
-        num_heads: Attention heads.
-        activation: The MLPs', ``"quick_gelu"`` or ``"gelu"``.
-        patch_stride: Pixels from one patch to the next; None is the patch size.
-    """
-
+    # conv1.weight, class_embedding, positional_embedding, ln_pre, transformer.resblocks.0...,
+    # ln_post, proj; float32
     tensors: Tensors
-    num_heads: int
-    activation: str
-    patch_stride: int | None = None
+    num_heads: int  # Attention heads
+    activation: str  # The MLPs', "quick_gelu" or "gelu"
+    patch_stride: int | None = None  # Pixels from one patch to the next; None is the patch size
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
@@ -152,18 +146,13 @@ def projection(ops: Operations, tower: ImageTower) -> Callable[[Value], Value]:
 
 @dataclass(frozen=True, kw_only=True)
 class TextTower:
-    """CLIP's text transformer.
+    """CLIP's text transformer."""
 
-    Attributes:
-        tensors: ``token_embedding.weight``, ``positional_embedding``,
-            ``transformer.resblocks.0...``, ``ln_final``, ``text_projection``; float32.
-        num_heads: Attention heads.
-        activation: The MLPs', ``"quick_gelu"`` or ``"gelu"``.
-    """
-
+    # token_embedding.weight, positional_embedding, transformer.resblocks.0..., ln_final,
+    # text_projection; float32
     tensors: Tensors
-    num_heads: int
-    activation: str
+    num_heads: int  # Attention heads
+    activation: str  # The MLPs', "quick_gelu" or "gelu"
 
     @property
     def context_length(self) -> int:

@@ -47,9 +47,6 @@ def residual_block(
         mask: float32 [N, N + P] or [B, 1, 1, N + P], added to the scores.
         prompts: Constant tokens float32 [1, P, W] that all tokens see, after their own keys.
         turn: What queries and keys [B, heads, N, w] become before their product.
-
-    Returns:
-        All tokens, or the first ``num_queries``.
     """
     norm, (q, k, v) = ops.fold_norm(block.norm_1, (block.query, block.key, block.value))
     normed = ops.layer_norm(x, norm)

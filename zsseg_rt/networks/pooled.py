@@ -184,16 +184,12 @@ def projected(ops: Operations, tower: PooledTower, x: Value) -> Value:
 
 @dataclass(frozen=True, kw_only=True)
 class SiglipText:
-    """SigLIP's text transformer, without a mask: padding is text, and the last token is read.
+    """SigLIP's text transformer, without a mask: padding is text, and the last token is read."""
 
-    Attributes:
-        tensors: CLIP's, with ``text_projection.weight`` and ``.bias``; the rows of
-            ``token_embedding.weight`` may lie in a file.
-        num_heads: Attention heads.
-    """
-
+    # CLIP's, with text_projection.weight and .bias; the rows of token_embedding.weight may lie in a
+    # file
     tensors: Tensors
-    num_heads: int
+    num_heads: int  # Attention heads
     activation: str = "gelu_tanh"
 
     @property

@@ -19,20 +19,14 @@ from zsseg_rt.onnx.operations import Array
 
 @dataclass(frozen=True, kw_only=True)
 class WrittenText:
-    """Stands where an export takes torch's text tower.
+    """Stands where an export takes torch's text tower."""
 
-    Attributes:
-        tower: Weights and sizes.
-        words: What class names may be made of, for a tower that was trained on few words.
-        prompt_words: Further words and punctuation that such a tower knows.
-        on_mark: Hears of every block that was computed.
-        pieces: Name and content of a tokenizer's file, for a tower that has not CLIP's.
-    """
-
-    tower: TextTower | TipsText | SiglipText
+    tower: TextTower | TipsText | SiglipText  # Weights and sizes
+    # What class names may be made of, for a tower that was trained on few words
     words: tuple[str, ...] = ()
-    prompt_words: tuple[str, ...] = ()
-    on_mark: Callable[[str], None] | None = None
+    prompt_words: tuple[str, ...] = ()  # Further words and punctuation that such a tower knows
+    on_mark: Callable[[str], None] | None = None  # Hears of every block that was computed
+    # Name and content of a tokenizer's file, for a tower that has not CLIP's
     pieces: tuple[str, bytes] | None = None
 
     @property

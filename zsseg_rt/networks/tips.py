@@ -79,15 +79,10 @@ def _tokens(ops: Operations, tower: TipsImage, image: Value) -> Value:
 
 @dataclass(frozen=True, kw_only=True)
 class TipsText:
-    """TIPS's text transformer: tokens see each other, their mean is the embedding.
+    """TIPS's text transformer: tokens see each other, their mean is the embedding."""
 
-    Attributes:
-        tensors: ``token_embedding.weight``, ``transformer.resblocks.0...``, ``ln_final``; float32.
-        num_heads: Attention heads.
-    """
-
-    tensors: Tensors
-    num_heads: int
+    tensors: Tensors  # token_embedding.weight, transformer.resblocks.0..., ln_final; float32
+    num_heads: int  # Attention heads
     context_length: int = CONTEXT_LENGTH
 
     @property

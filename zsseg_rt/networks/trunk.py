@@ -12,18 +12,13 @@ from zsseg_rt.onnx.operations import Operations, Value
 
 @dataclass(frozen=True, kw_only=True)
 class Trunk:
-    """What a head may read.
+    """What a head may read."""
 
-    Attributes:
-        tower: Weights and sizes.
-        grid_hw: The grid of patches.
-        outputs: Tokens [B, 1 + N, W] before the first block and after each but the last.
-        options: What the head was told, such as ``prior_std``.
-    """
-
-    tower: ImageTower
-    grid_hw: tuple[int, int]
+    tower: ImageTower  # Weights and sizes
+    grid_hw: tuple[int, int]  # The grid of patches
+    # Tokens [B, 1 + N, W] before the first block and after each but the last
     outputs: Sequence[Value]
+    # What the head was told, such as prior_std
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def after(self, block: int) -> Value:

@@ -51,19 +51,12 @@ CLIP = f"{_HEAD}clip_model."
 
 @dataclass(frozen=True, kw_only=True)
 class ZegFormerNetwork:
-    """ZegFormer's weights, and what shapes do not tell.
+    """ZegFormer's weights, and what shapes do not tell."""
 
-    Attributes:
-        tensors: With the official keys, float32.
-        num_heads: Heads of the query decoder.
-        clip_heads: Heads of CLIP's image tower.
-        activation: Of its MLPs.
-    """
-
-    tensors: Tensors
-    num_heads: int = 8
-    clip_heads: int = 12
-    activation: str = "quick_gelu"
+    tensors: Tensors  # With the official keys, float32
+    num_heads: int = 8  # Heads of the query decoder
+    clip_heads: int = 12  # Heads of CLIP's image tower
+    activation: str = "quick_gelu"  # Of its MLPs
 
     @cached_property
     def clip(self) -> ImageTower:

@@ -37,19 +37,12 @@ _BATCH_NORM_EPS = 1e-5
 
 @dataclass(frozen=True, kw_only=True)
 class Student:
-    """A ZeroSeg student.
+    """A ZeroSeg student."""
 
-    Attributes:
-        tensors: Float32, with the keys of the torch model.
-        num_heads: Attention heads of the encoder.
-        head_heads: Attention heads of the segmentation head.
-        assign_eps: Added to group sizes before dividing by them.
-    """
-
-    tensors: Tensors
-    num_heads: int
-    head_heads: int
-    assign_eps: float
+    tensors: Tensors  # Float32, with the keys of the torch model
+    num_heads: int  # Attention heads of the encoder
+    head_heads: int  # Attention heads of the segmentation head
+    assign_eps: float  # Added to group sizes before dividing by them
 
     @property
     def patch_size(self) -> int:

@@ -172,13 +172,7 @@ NUMPY = Numpy()
 
 
 class Arrays(Operations):
-    """Every operation is done at once.
-
-    Args:
-        on_mark: Called with the name of each stage that is marked.
-        xp: What computes; ``OnTorch(torch)`` of :mod:`zsseg_rt.onnx.on_torch` for torch. Arrays of
-            NumPy, such as weights, may then stand beside tensors.
-    """
+    """Every operation is done at once."""
 
     def __init__(self, on_mark: Callable[[str], None] | None = None, *, xp: Any = NUMPY) -> None:
         super().__init__(on_mark)

@@ -21,17 +21,12 @@ from zsseg_rt.onnx.reader import DamagedError, map_file, read_network
 
 @dataclass(frozen=True, kw_only=True)
 class GraphHeader:
-    """The interface of an ONNX graph.
+    """The interface of an ONNX graph."""
 
-    Attributes:
-        inputs: In graph order; dynamic axes are names.
-        outputs: In graph order.
-        token_rows: Inputs whose integers choose rows of a table, and how many rows there are.
-            Whoever runs the graph checks these integers first.
-    """
-
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
+    inputs: tuple[TensorSpec, ...]  # In graph order; dynamic axes are names
+    outputs: tuple[TensorSpec, ...]  # In graph order
+    # Inputs whose integers choose rows of a table, and how many rows there are. Whoever runs the
+    # graph checks these integers first
     token_rows: Mapping[str, int] = field(default_factory=dict)
 
 

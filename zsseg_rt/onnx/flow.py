@@ -53,12 +53,7 @@ class Flow:
             self.values[name] = self.constant(weight)
 
     def run(self) -> Flow:
-        """Follow all nodes.
-
-        Raises:
-            ValueError: A node is none of the table's, takes what it may not, or contradicts what is
-                stated.
-        """
+        """Follow all nodes."""
         for index in range(len(self.network.nodes)):
             self.follow(index)
         lost = [spec.name for spec in self.network.outputs if spec.name not in self.values]
@@ -146,11 +141,7 @@ def with_floats(network: Network) -> Network:
 
 
 def in_opset(flow: Flow, opset: int) -> Network:
-    """A network of an operator set before 18 in one of 18 to 20, with the same results.
-
-    Raises:
-        ValueError: A softmax is over several axes, as before set 13.
-    """
+    """A network of an operator set before 18 in one of 18 to 20, with the same results."""
     network = flow.network
     nodes, weights = [], dict(network.weights)
     for node in network.nodes:

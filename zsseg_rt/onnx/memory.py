@@ -19,15 +19,11 @@ _VIEWS = ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity")
 
 @dataclass(frozen=True, kw_only=True)
 class GraphMemory:
-    """Bytes that a graph takes.
+    """Bytes that a graph takes."""
 
-    Attributes:
-        weights: All that is stored in it, once for all its sessions.
-        activations: Inputs, results and what lies between them, where that is most, per session.
-            Runtimes that fuse nodes need less.
-    """
-
-    weights: int
+    weights: int  # All that is stored in it, once for all its sessions
+    # Inputs, results and what lies between them, where that is most, per session. Runtimes that
+    # fuse nodes need less
     activations: int
 
 
@@ -38,9 +34,6 @@ def graph_memory(path: Path, *, float_bytes: int, axes: Mapping[str, int]) -> Gr
         path: An ONNX file.
         float_bytes: Bytes of a floating-point number in the precision that it is computed in.
         axes: Sizes of its named axes; one that is absent counts as 1.
-
-    Raises:
-        BackendError: It is no graph whose sizes can be followed.
     """
     try:
         network = read_network(map_file(path))

@@ -51,24 +51,15 @@ class Stated(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """A graph.
+    """A graph."""
 
-    Attributes:
-        inputs: In order; open axes are words.
-        outputs: In order.
-        nodes: Each after those that make its inputs.
-        weights: Constants by name.
-        floats: Names of all values and weights that are float32.
-        opset: Version of the operators.
-        stated: What the file says of its values; nothing where none was read.
-    """
-
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    nodes: tuple[Node, ...]
-    weights: Mapping[str, Weight]
-    floats: frozenset[str] = frozenset()
-    opset: int = OPSET
+    inputs: tuple[TensorSpec, ...]  # In order; open axes are words
+    outputs: tuple[TensorSpec, ...]  # In order
+    nodes: tuple[Node, ...]  # Each after those that make its inputs
+    weights: Mapping[str, Weight]  # Constants by name
+    floats: frozenset[str] = frozenset()  # Names of all values and weights that are float32
+    opset: int = OPSET  # Version of the operators
+    # What the file says of its values; nothing where none was read
     stated: Mapping[str, Stated] = field(default_factory=dict)
 
 

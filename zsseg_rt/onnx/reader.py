@@ -132,13 +132,7 @@ def map_file(path: Path) -> memoryview:
 
 
 def read_network(content: memoryview | bytes) -> Network:
-    """Decode an ONNX file.
-
-    Raises:
-        DamagedError: It is none, or can be read in more than one way.
-        ValueError: It holds more than operators of tensors, sizes beyond ``MAX_ELEMENTS``, or
-            weights that are elsewhere, or whose size is not that of their data.
-    """
+    """Decode an ONNX file."""
     model = decode(content, _MODEL)
     if "graph" not in model:
         raise DamagedError("a file without a graph")
@@ -381,11 +375,7 @@ def _dim(message: bytes) -> int | str:
 
 
 def decode(message: Any, schema: _Schema) -> dict[str, Any]:
-    """Decode one message; nested messages are left as bytes.
-
-    Returns:
-        Values by field name: a list for each repeated field present, signed 64-bit integers.
-    """
+    """Decode one message; nested messages are left as bytes."""
     try:
         return _decode(message, schema)
     except IndexError:

@@ -23,24 +23,18 @@ _ALL = 99  # inputs: all may be tensors of a device
 
 @dataclass(frozen=True, kw_only=True)
 class Operator:
-    """A row of the table.
+    """A row of the table."""
 
-    Attributes:
-        arity: (since this operator set, fewest inputs, most inputs), the oldest first.
-        rule: Judges a call, and says the types and shapes of its results.
-        run: Computes it, by :data:`zsseg_rt.onnx.runs.RUNS`; None where only other runtimes do.
-        attributes: Those that it may have.
-        outputs: Fewest and most outputs. The places that MaxPool took and the statistics of norms
-            serve training.
-        host: Inputs from this place on are sizes and axes, which stay on the host.
-    """
-
+    # (since this operator set, fewest inputs, most inputs), the oldest first
     arity: tuple[tuple[int, int, int], ...]
-    rule: Callable[[Any], Any]
+    rule: Callable[[Any], Any]  # Judges a call, and says the types and shapes of its results
+    # Computes it, by RUNS; None where only other runtimes do
     run: Callable[..., Any] | None
-    attributes: frozenset[str]
+    attributes: frozenset[str]  # Those that it may have
+    # Fewest and most outputs. The places that MaxPool took and the statistics of norms serve
+    # training
     outputs: tuple[int, int] = (1, 1)
-    host: int = _ALL
+    host: int = _ALL  # Inputs from this place on are sizes and axes, which stay on the host
 
     def inputs(self, opset: int) -> tuple[int, int] | None:
         """Fewest and most inputs in an operator set; None where graphs may not use it."""
@@ -186,11 +180,7 @@ _BY_AXIS = 13  # the operator set since which a softmax takes one axis, and not 
 
 
 def check_node(where: str, node: Node, opset: int) -> None:
-    """Check a node by itself: its operator, the counts of its inputs and outputs, its attributes.
-
-    Raises:
-        ValueError: It is not as its row says.
-    """
+    """Check a node by itself: operator, counts of inputs and outputs, attributes."""
     operator = OPERATORS.get(node.kind)
     inputs = None if operator is None else operator.inputs(opset)
     if operator is None or inputs is None:

@@ -44,22 +44,15 @@ _EXIF, _LONGEST_EXIF = b"Exif\0\0", 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class PictureHeader:
-    """What an image's header says, and where its file must end.
+    """What an image's header says, and where its file must end."""
 
-    Attributes:
-        format: Name of the file format.
-        size_hw: Height and width in pixels, before EXIF orientation.
-        least_bytes: No complete file of this format and size is shorter; longer than the file, if
-            that lacks its end.
-        orientation: EXIF's, 1 (upright) to 8.
-        bits: How many bits of a sample count, as far as the file states it; else 0.
-    """
-
-    format: str
-    size_hw: tuple[int, int]
+    format: str  # Name of the file format
+    size_hw: tuple[int, int]  # Height and width in pixels, before EXIF orientation
+    # No complete file of this format and size is shorter; longer than the file, if that lacks its
+    # end
     least_bytes: int
-    orientation: int = 1
-    bits: int = 0
+    orientation: int = 1  # EXIF's, 1 (upright) to 8
+    bits: int = 0  # How many bits of a sample count, as far as the file states it; else 0
 
 
 def check_picture(data: bytes, *, max_pixels: int = MAX_PIXELS) -> PictureHeader:
@@ -81,11 +74,7 @@ def check_picture(data: bytes, *, max_pixels: int = MAX_PIXELS) -> PictureHeader
 
 
 def read_header(data: bytes) -> PictureHeader:
-    """Read the header of an AVIF, BMP, HEIC, JPEG, PNG, TIFF or WebP file.
-
-    Raises:
-        ValueError: It is none of these, or damaged; or no package reads AVIF or HEIC here.
-    """
+    """Read the header of an AVIF, BMP, HEIC, JPEG, PNG, TIFF or WebP file."""
     if is_heif(data):  # as in WebP, an image of one colour takes next to nothing
         size = open_heif(data).size
         return PictureHeader(format="HEIF", size_hw=(size[1], size[0]), least_bytes=0)
@@ -236,11 +225,7 @@ def can_decode(suffix: str) -> bool:
 
 
 def open_heif(data: bytes) -> Image:
-    """A photo whose header has been read.
-
-    Raises:
-        ValueError: It is damaged, or no package reads it here.
-    """
+    """A photo whose header has been read."""
     suffix = ".avif" if data[8:12] in (b"avif", b"avis") else ".heic"
     if not can_decode(suffix):
         raise ValueError(
@@ -293,11 +278,7 @@ _MOST_VALUES = 1 << 20
 
 
 class TiffTags:
-    """The tags of the first image of a TIFF; EXIF data have the same form.
-
-    Raises:
-        ValueError, struct.error: The file is cut off or damaged.
-    """
+    """The tags of the first image of a TIFF; EXIF data have the same form."""
 
     def __init__(self, data: bytes) -> None:
         order, self._is_big = ("<" if data[:2] == b"II" else ">"), data[2:4] in (b"+\0", b"\0+")
@@ -354,9 +335,6 @@ class TiffTags:
         OpenCV knows less than a file may state, and in part ignores it: orientation is applied or
         not by its version, colours that no tag names become the first channel alone, alpha darkens,
         and of 16 bits a channel in planes of their own it reads the first plane as all three.
-
-        Raises:
-            ValueError: OpenCV cannot read such samples.
         """
         bits, channels = self.value(_BITS, 1), self.value(_CHANNELS, 1)
         colours, numbers = self.value(_COLOURS, _GREY), set(self.values(_NUMBERS, 1))

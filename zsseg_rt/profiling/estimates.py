@@ -52,12 +52,7 @@ class Difference:
 
 
 def percentile(samples: Sequence[float], share: float) -> float | None:
-    """The smallest sample that at least a share of all samples do not exceed.
-
-    Returns:
-        The sample, or None if fewer than three samples are above it: then it would be an accident
-        of the tail.
-    """
+    """The smallest sample that at least a share of all samples do not exceed."""
     rank = math.ceil(share * len(samples) - 1e-9)
     if len(samples) - rank < _SAMPLES_ABOVE:
         return None
@@ -67,11 +62,7 @@ def percentile(samples: Sequence[float], share: float) -> float | None:
 def percentile_interval(
     samples: Sequence[float], share: float, confidence: float = 0.95
 ) -> tuple[float, float] | None:
-    """The interval for a percentile between two order statistics; assumes nothing of the shape.
-
-    Returns:
-        Its ends, or None where there are too few samples for one.
-    """
+    """The interval for a percentile between two order statistics; assumes nothing of the shape."""
     count, tail = len(samples), (1.0 - confidence) / 2.0
     at_most = np.cumsum(_binomial(count, share))  # [k]: P(samples up to the percentile <= k)
     low = int(np.searchsorted(at_most, tail, side="right"))  # the largest with P(B < low) <= tail
@@ -131,12 +122,7 @@ def _signed_rank(count: int) -> Floats:
 
 
 def choose_basis(waiting_share: float | None, *, on_gpu: bool = False) -> Basis:
-    """Which time is compared: a rule that is fixed before anything is measured.
-
-    Returns:
-        ``"wall"``, unless threads waited for over 20 % of their time: then ``"cpu"``, or
-        ``"device"`` on a GPU.
-    """
+    """Which time is compared: a rule that is fixed before anything is measured."""
     if waiting_share is None or waiting_share <= WAITING_LIMIT:
         return "wall"
     return "device" if on_gpu else "cpu"

@@ -94,9 +94,6 @@ class ChildCandidate(LocalCandidate):
         started: Seconds of the parts of its cold start.
         described: What runs in it, as plain data.
         memory: Resident MB after the first call and at the peak until then, or None.
-
-    Raises:
-        CandidateError: It failed, or its process ended; so does every request.
     """
 
     process: int

@@ -27,17 +27,11 @@ _STAYS = 0.6  # of a part's greatest depth: a name moves where it has less aroun
 
 @dataclass(frozen=True, kw_only=True)
 class LegendEntry:
-    """A line of the legend.
+    """A line of the legend."""
 
-    Attributes:
-        name: The class.
-        share: Its part of the picture, in [0, 1].
-        colour: In the picture's channel order.
-    """
-
-    name: str
-    share: float
-    colour: tuple[int, int, int]
+    name: str  # The class
+    share: float  # Its part of the picture, in [0, 1]
+    colour: tuple[int, int, int]  # In the picture's channel order
 
 
 def enlarged(picture: Picture) -> tuple[Picture, int]:
@@ -62,9 +56,6 @@ def draw_names(
         parts: Name, mask and the mask's left upper corner of each; larger ones come first.
         step: Masks and corners are of every so many-th row and column.
         before: What the call for the last frame returned; a name that still fits there stays.
-
-    Returns:
-        The names and where they are.
     """
     cv2 = import_opencv("to draw names")
     height, width = picture.shape[:2]
@@ -118,11 +109,6 @@ def legend_strip(
     width: int, entries: Sequence[LegendEntry], *, lines: int | None = None
 ) -> Picture:
     """A white strip with colour, name and share of each class.
-
-    Args:
-        width: The strip's, in pixels.
-        entries: Of these, the first are drawn for which there is room.
-        lines: The strip's height in lines; None takes as many as are needed.
 
     Returns:
         uint8 [H, width, 3].

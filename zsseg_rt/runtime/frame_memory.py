@@ -55,37 +55,25 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class BlendSettings:
-    """How much the past counts; chosen by benchmarks/steady.py.
+    """How much the past counts; chosen by benchmarks/steady.py."""
 
-    Attributes:
-        most: Weight of the past where nothing moves.
-        per_blur: What is taken off per unit of blur. Sampling between cells blurs: by ``t (1 - t)``
-            per axis, in cells squared, at fraction ``t`` of a cell. What moves by fractions of a
-            cell would be blurred anew with every frame.
-        least: What remains at least of the above.
-        sure_levels: Mean difference, in levels of 255, that noise alone explains. From there on the
-            weight falls.
-        lost_levels: Mean difference from which on the past does not count at all.
-    """
-
-    most: float = 0.86
+    most: float = 0.86  # Weight of the past where nothing moves
+    # What is taken off per unit of blur. Sampling between cells blurs: by t (1 - t) per axis, in
+    # cells squared, at fraction t of a cell. What moves by fractions of a cell would be blurred
+    # anew with every frame
     per_blur: float = 0.5
-    least: float = 0.72
+    least: float = 0.72  # What remains at least of the above
+    # Mean difference, in levels of 255, that noise alone explains. From there on the weight falls
     sure_levels: float = 10.0
-    lost_levels: float = 80.0
+    lost_levels: float = 80.0  # Mean difference from which on the past does not count at all
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Glance:
-    """A frame, much reduced.
+    """A frame, much reduced."""
 
-    Attributes:
-        colours: uint8 [h, w, 3], in the frame's channel order; 128x128 unless labels are moved.
-        grey: uint8 [h, w].
-    """
-
-    colours: Bytes
-    grey: Bytes
+    colours: Bytes  # uint8 [h, w, 3], in the frame's channel order; 128x128 unless labels are moved
+    grey: Bytes  # uint8 [h, w]
 
     @classmethod
     def at(cls, frame: Bytes, channel_order: str) -> Glance:
@@ -111,15 +99,10 @@ class Glance:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Motion:
-    """Where the cells of a grid were one frame before; the arguments of ``ops.warp_blend``.
+    """Where the cells of a grid were one frame before; the arguments of ``ops.warp_blend``."""
 
-    Attributes:
-        flow: float32 [1, h, w, 2]: x, then y, in cells.
-        past_weight: float32 [1, h, w], in [0, 1].
-    """
-
-    flow: Floats
-    past_weight: Floats
+    flow: Floats  # float32 [1, h, w, 2]: x, then y, in cells
+    past_weight: Floats  # float32 [1, h, w], in [0, 1]
 
     @classmethod
     def none(cls, grid_hw: tuple[int, int]) -> Motion:
@@ -144,12 +127,7 @@ class MotionEstimator:
         self._pixels = _places_of((SIDE, SIDE))
 
     def between(self, past: Glance, now: Glance, grid_hw: tuple[int, int]) -> Motion | None:
-        """Find where each cell of a grid over a frame was in the one before.
-
-        Returns:
-            The motion; None where the frames have nothing to do with each other: a scene cut, or
-            motion too fast to be found.
-        """
+        """Find where each cell of a grid over a frame was in the one before."""
         cv2 = self._cv2
         flow = self._search.calc(now.grey, past.grey, None)
         origin = self._pixels + flow
@@ -187,15 +165,11 @@ def follow_size(size_hw: tuple[int, int]) -> tuple[int, int]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Way:
-    """The way back from a frame to one that was labelled.
+    """The way back from a frame to one that was labelled."""
 
-    Attributes:
-        start: The labelled frame, reduced to :func:`follow_size`.
-        flow: float32 [h, w, 2]: where each pixel of the other frame was in it, relative to where it
-            is: x, then y.
-    """
-
-    start: Glance
+    start: Glance  # The labelled frame, reduced to :func:`follow_size`
+    # float32 [h, w, 2]: where each pixel of the other frame was in it, relative to where it is: x,
+    # then y
     flow: Floats
 
     @classmethod

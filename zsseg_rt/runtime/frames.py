@@ -251,18 +251,12 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class WindowPlan:
-    """Where windows lie on frames of one size.
+    """Where windows lie on frames of one size."""
 
-    Attributes:
-        whole_hw: Pixels that the frame is resized to.
-        places: Row and column of each window's first cell.
-        origins: Row and column of each window's first pixel of the resized frame.
-        shares: float32 [H, W] on the frame's grid: one over the windows that cover a cell.
-    """
-
-    whole_hw: Pair
-    places: tuple[Pair, ...]
-    origins: tuple[Pair, ...]
+    whole_hw: Pair  # Pixels that the frame is resized to
+    places: tuple[Pair, ...]  # Row and column of each window's first cell
+    origins: tuple[Pair, ...]  # Row and column of each window's first pixel of the resized frame
+    # float32 [H, W] on the frame's grid: one over the windows that cover a cell
     shares: npt.NDArray[np.float32]
 
     def in_equal_batches(self, at_once: int) -> tuple[WindowPlan, int]:
@@ -281,25 +275,16 @@ class WindowPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Windows:
-    """How an engine lays windows of its bundle's size on frames.
+    """How an engine lays windows of its bundle's size on frames."""
 
-    Attributes:
-        size_hw: Pixels of a window.
-        grid_hw: Cells of a window.
-        step_hw: Pixels from a cell to the next.
-        corners: Whether the outermost cells lie on the outermost pixels.
-        stride_hw: Cells from a window to the next at the frame's own size; None resizes the frame.
-        letterbox: Whether one window takes the whole frame, with room beside it.
-        most: How many windows a frame may take; one that would take more is a letterbox.
-    """
-
-    size_hw: Pair
-    grid_hw: Pair
-    step_hw: Pair
-    corners: bool
+    size_hw: Pair  # Pixels of a window
+    grid_hw: Pair  # Cells of a window
+    step_hw: Pair  # Pixels from a cell to the next
+    corners: bool  # Whether the outermost cells lie on the outermost pixels
+    # Cells from a window to the next at the frame's own size; None resizes the frame
     stride_hw: Pair | None = None
-    letterbox: bool = False
-    most: int = 1
+    letterbox: bool = False  # Whether one window takes the whole frame, with room beside it
+    most: int = 1  # How many windows a frame may take; one that would take more is a letterbox
     _plans: dict[Pair, WindowPlan] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
@@ -321,11 +306,7 @@ class Windows:
         )
 
     def plan(self, frame_hw: Pair) -> WindowPlan:
-        """Where windows lie on frames of a size; remembered for the sizes seen last.
-
-        Raises:
-            FrameError: A window is larger than the frame.
-        """
+        """Where windows lie on frames of a size; remembered for the sizes seen last."""
         plan = self._plans.pop(frame_hw, None) or self._make(frame_hw)
         self._plans[frame_hw] = plan
         for oldest in list(self._plans)[: max(0, len(self._plans) - _MOST_PLANS)]:

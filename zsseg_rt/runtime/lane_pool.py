@@ -58,14 +58,7 @@ class LanePool:
 
 
 class InOrder(Generic[_Job, _Result]):
-    """Work on several jobs at once, whose results keep the jobs' order; for one thread at a time.
-
-    Args:
-        work: What becomes of a job.
-        num_threads: Jobs that run at the same time; 0 does each when its result is asked for.
-        every: One of so many jobs takes long; so many more are begun.
-        on_close: Called when nothing is being worked on any more.
-    """
+    """Work on several jobs at once, whose results keep the jobs' order; for one thread."""
 
     def __init__(
         self,
@@ -84,14 +77,7 @@ class InOrder(Generic[_Job, _Result]):
         self._begun: deque[Future[_Result]] = deque()
 
     def next(self, next_job: Callable[[], _Job]) -> _Result:
-        """The oldest job's result; so many jobs are begun as there are threads, and one waits.
-
-        Args:
-            next_job: Waits for a job; StopIteration where there are no more.
-
-        Raises:
-            StopIteration: Every result was given.
-        """
+        """The oldest job's result; so many jobs are begun as there are threads, and one waits."""
         if not self._threads:
             return self._work(next_job())
         try:

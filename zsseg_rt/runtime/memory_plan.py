@@ -18,22 +18,14 @@ _SIDE_STEP, _SMALLEST_SIDE = 32, 64
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryPlan:
-    """Bytes that an engine's networks take, without what libraries and plan builders take.
+    """Bytes that an engine's networks take, without what libraries and plan builders take."""
 
-    Attributes:
-        weights: Of the graphs, in the precision that they are computed in.
-        activations: Of one lane: the largest sum of tensors that a graph holds at a time.
-        text: The text encoder's weights and tensors while names are embedded, if the bundle has
-            one.
-        num_lanes: Lanes.
-        precision: The image encoder's.
-    """
-
-    weights: int
-    activations: int
+    weights: int  # Of the graphs, in the precision that they are computed in
+    activations: int  # Of one lane: the largest sum of tensors that a graph holds at a time
+    # The text encoder's weights and tensors while names are embedded, if the bundle has one
     text: int
-    num_lanes: int
-    precision: str
+    num_lanes: int  # Lanes
+    precision: str  # The image encoder's
 
     @property
     def total(self) -> int:
@@ -48,10 +40,6 @@ def plan_memory(
 
     TensorRT sets memory aside for the most classes that a bundle takes; other backends allocate
     for those in force, of which the usual number is counted.
-
-    Raises:
-        PrecisionNotApplied: The precision cannot be given.
-        BundleError: A graph is missing or altered.
     """
     allowed = bundle.auto_precisions(family.auto_precisions)
     place = 2 if placement.backend == "tensorrt" else 1
@@ -88,11 +76,7 @@ def float_bytes(precision: str, placement: Placement) -> int:
 def require_memory(
     bundle: Bundle, family: Family, placement: Placement, config: EngineConfig
 ) -> None:
-    """Refuse an engine that will not fit into ``max_memory``, and say what would.
-
-    Raises:
-        ConfigError: It will not fit.
-    """
+    """Refuse an engine that will not fit into ``max_memory``, and say what would."""
     if config.max_memory is None:
         return
     plan, most = plan_memory(bundle, family, placement, config), config.max_memory * MB

@@ -37,24 +37,17 @@ _OWN_BYTES, _WEIGHTS_AT_ONCE = 350 * _MB, 3.5
 
 @dataclass(frozen=True, kw_only=True)
 class BuildSettings:
-    """What to build for.
+    """What to build for."""
 
-    Attributes:
-        compute_capability: Target such as ``"8.9"``; None takes this machine's first GPU. Full
-            TensorRT builds for the GPU it runs on, and takes None alone.
-        precision: As in :class:`~zsseg_rt.EngineConfig`.
-        workspace: Most MB that the layers of a plan may take to work in; None: a quarter of the
-            GPU's memory, or TensorRT's own limit where no GPU is.
-        cache_dir: As in :class:`~zsseg_rt.EngineConfig`; plans are kept in ``engines`` below it.
-
-    Raises:
-        ArgumentError: ``workspace`` is below 16.
-        ConfigError: The precision is not one of the public names.
-    """
-
+    # Target such as "8.9"; None takes this machine's first GPU. Full TensorRT builds for the GPU it
+    # runs on, and takes None alone
     compute_capability: str | None = None
+    # As in EngineConfig
     precision: str = "auto"
+    # Most MB that the layers of a plan may take to work in; None: a quarter of the GPU's memory, or
+    # TensorRT's own limit where no GPU is
     workspace: int | None = None
+    # As in EngineConfig; plans are kept in engines below it
     cache_dir: Path | None = None
 
     def __post_init__(self) -> None:
@@ -68,59 +61,34 @@ class BuildSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedBuild:
-    """One plan to build, and the memory that it is expected to take.
+    """One plan to build, and the memory that it is expected to take."""
 
-    Attributes:
-        graph: The graph's name in the bundle.
-        path: Its ONNX file.
-        precision: What it is built in.
-        weights: Bytes of the file, and so of the weights on the GPU.
-        tensors: Bytes of inputs and outputs with the most classes.
-        activations: Bytes of the tensors that are alive at one time, at most, with the most
-            classes: what a lane takes beside the weights. Fused layers need less.
-        peak: Bytes that the building process is expected to take at most.
-    """
-
-    graph: str
-    path: Path
-    precision: str
-    weights: int
-    tensors: int
+    graph: str  # The graph's name in the bundle
+    path: Path  # Its ONNX file
+    precision: str  # What it is built in
+    weights: int  # Bytes of the file, and so of the weights on the GPU
+    tensors: int  # Bytes of inputs and outputs with the most classes
+    # Bytes of the tensors that are alive at one time, at most, with the most classes: what a lane
+    # takes beside the weights. Fused layers need less
     activations: int
-    peak: int
+    peak: int  # Bytes that the building process is expected to take at most
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuiltPlan:
-    """A plan in the cache.
+    """A plan in the cache."""
 
-    Attributes:
-        graph: The graph's name in the bundle.
-        path: The plan's file.
-        size: Its bytes.
-        precision: What its layers multiply in.
-        was_there: Whether the cache held it already.
-        seconds: What the build took, its process included.
-        peak: Most bytes that its process held.
-    """
-
-    graph: str
-    path: Path
-    size: int
-    precision: str
-    was_there: bool
-    seconds: float
-    peak: int
+    graph: str  # The graph's name in the bundle
+    path: Path  # The plan's file
+    size: int  # Its bytes
+    precision: str  # What its layers multiply in
+    was_there: bool  # Whether the cache held it already
+    seconds: float  # What the build took, its process included
+    peak: int  # Most bytes that its process held
 
 
 def plan_builds(bundle: Bundle, settings: BuildSettings) -> tuple[PlannedBuild, ...]:
-    """List what :func:`build_plans` will build; nothing is opened but the bundle.
-
-    Raises:
-        BackendUnavailableError: TensorRT is not installed.
-        PrecisionNotApplied: The bundle holds no graph in this precision.
-        BundleError: A graph is missing or was altered.
-    """
+    """List what :func:`build_plans` will build; nothing is opened but the bundle."""
     from zsseg_rt.backends.registry import get_backend
 
     family = create_family(bundle, EngineConfig())
@@ -160,18 +128,7 @@ def build_plans(
     settings: BuildSettings,
     on_progress: Callable[[str, float], None] = lambda graph, fraction: None,
 ) -> Iterator[BuiltPlan]:
-    """Build every plan that is not in the cache, and give each as it is finished.
-
-    Args:
-        bundle: What to build.
-        settings: For which GPU, and how.
-        on_progress: Called with a graph's name and the finished fraction of its build.
-
-    Raises:
-        BackendError: A build failed or its process was killed; what was finished before is kept.
-        ArgumentError: There is no cache folder that can be written.
-        DeviceError: No GPU is here, and no compute capability was named.
-    """
+    """Build every plan that is not in the cache, and give each as it is finished."""
     planned = plan_builds(bundle, settings)
     cache = usable_cache(settings.cache_dir or EngineConfig().cache_folder)
     if cache is None:

@@ -29,16 +29,7 @@ class Checked(Protocol):
 
 
 def prove_plans(engine: Checked, graphs: Mapping[str, CompiledGraph]) -> None:
-    """Compare graphs that a builder made with the bundle's golden sample, once per build.
-
-    Args:
-        engine: Runs the sample. Without one in its bundle, nothing is compared, and a warning says
-            so. It is closed where this raises.
-        graphs: The bundle's graphs by name; those that are no builds are trusted.
-
-    Raises:
-        BackendError: A build fails the sample, or did so when it was new; the message names it.
-    """
+    """Compare graphs that a builder made with the bundle's golden sample, once per build."""
     built = [graph for graph in graphs.values() if isinstance(graph, BuiltGraph)]
     if not built:
         return

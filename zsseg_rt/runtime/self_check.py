@@ -27,18 +27,13 @@ from zsseg_rt.text.class_names import ClassList
 
 @dataclass(frozen=True, kw_only=True)
 class Tolerance:
-    """Largest accepted errors at one precision.
+    """Largest accepted errors at one precision."""
 
-    Attributes:
-        graph: Of what one graph makes of the golden sample's inputs, relative to the array's
-            largest value; 0 where graphs are compared otherwise.
-        stage: Of what the whole engine makes of the golden frame, likewise.
-        labels: Share of different labels among pixels whose top-two margin exceeds ``stage``.
-    """
-
+    # Of what one graph makes of the golden sample's inputs, relative to the array's largest value;
+    # 0 where graphs are compared otherwise
     graph: float = 0.0
-    stage: float
-    labels: float
+    stage: float  # Of what the whole engine makes of the golden frame, likewise
+    labels: float  # Share of different labels among pixels whose top-two margin exceeds stage
 
 
 # float32: the same sums in another order, worst seen 6e-6 for a graph of twelve blocks at 512x512;
@@ -81,20 +76,14 @@ RunGolden = Callable[
 
 @dataclass(frozen=True, kw_only=True)
 class StageCheck:
-    """One stage's verdict.
+    """One stage's verdict."""
 
-    Attributes:
-        where: What computed it: ``"runtime"``, or a graph and its precision.
-        stage: Name in the golden sample.
-        error: Largest absolute difference over the largest golden value; for ``labels`` the
-            share of pixels with a clear winner that differ.
-        tolerance: Largest accepted error.
-    """
-
-    where: str = "runtime"
-    stage: str
+    where: str = "runtime"  # What computed it: "runtime", or a graph and its precision
+    stage: str  # Name in the golden sample
+    # Largest absolute difference over the largest golden value; for labels the share of pixels with
+    # a clear winner that differ
     error: float
-    tolerance: float
+    tolerance: float  # Largest accepted error
 
     @property
     def passed(self) -> bool:

@@ -42,31 +42,19 @@ Frame = Array | Nv12Frame
 
 @dataclass(kw_only=True, eq=False)
 class FrameState:
-    """One frame on its way; what stages add lies on the device and may still be under way.
+    """One frame on its way; what stages add lies on the device and may still be under way."""
 
-    Attributes:
-        frame: As it came, checked.
-        classes: The classes in the lane's buffers.
-        rule: How scores become labels.
-        run: Records and replays what is enqueued, or runs it plainly.
-        turn: The frame's turn with its source's memory, if it has one.
-        trace: Receives every intermediate, for self-checks.
-        image: The encoder's input [1, 3, h, w], of the dtype that the encoder takes.
-        masks: The pipeline's, steadied where a memory is.
-        labelled: Masks and classes without those that are left out; None if all are kept.
-        pixels: Labels and scores of all pixels.
-    """
-
-    frame: Frame
-    classes: BoundClasses
-    rule: LabelRule
-    run: PartRunner = run_plainly
-    turn: Turn | None = None
-    trace: Trace | None = None
-    image: Any = None
-    masks: Any = None
+    frame: Frame  # As it came, checked
+    classes: BoundClasses  # The classes in the lane's buffers
+    rule: LabelRule  # How scores become labels
+    run: PartRunner = run_plainly  # Records and replays what is enqueued, or runs it plainly
+    turn: Turn | None = None  # The frame's turn with its source's memory, if it has one
+    trace: Trace | None = None  # Receives every intermediate, for self-checks
+    image: Any = None  # The encoder's input [1, 3, h, w], of the dtype that the encoder takes
+    masks: Any = None  # The pipeline's, steadied where a memory is
+    # Masks and classes without those that are left out; None if all are kept
     labelled: tuple[Masks, BoundClasses] | None = None
-    pixels: Any = None
+    pixels: Any = None  # Labels and scores of all pixels
 
     @property
     def out_hw(self) -> tuple[int, int]:

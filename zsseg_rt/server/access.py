@@ -43,20 +43,15 @@ class Refused(Exception):  # noqa: N818 - what happened to a request, not an err
 
 @dataclass(frozen=True, kw_only=True)
 class AccessRules:
-    """What is asked of every request.
+    """What is asked of every request."""
 
-    Attributes:
-        hosts: Names that clients may call the server by, in lower case, without brackets.
-        any_address: Whether every numeric address will do as a name. A page of somebody else's,
-            whose name was pointed at this machine (DNS rebinding), has a name and not a number.
-        origins: Hosts whose pages may ask even if a proxy changed the request's Host.
-        token: What clients must show, or None.
-    """
-
+    # Names that clients may call the server by, in lower case, without brackets
     hosts: frozenset[str]
+    # Whether every numeric address will do as a name. A page of somebody else's, whose name was
+    # pointed at this machine (DNS rebinding), has a name and not a number
     any_address: bool
-    origins: frozenset[str]
-    token: bytes | None = field(repr=False)
+    origins: frozenset[str]  # Hosts whose pages may ask even if a proxy changed the request's Host
+    token: bytes | None = field(repr=False)  # What clients must show, or None
 
     @staticmethod
     def of(settings: ServerSettings) -> AccessRules:

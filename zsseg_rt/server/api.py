@@ -48,11 +48,7 @@ FRAME = "application/x-zsseg-frame"
 
 
 def picture_in(body: bytes, content_type: str) -> bytes:
-    """The picture of a request: its body, or the first file of a form (RFC 7578).
-
-    Raises:
-        SourceError: The form has no file.
-    """
+    """The picture of a request: its body, or the first file of a form (RFC 7578)."""
     described = Message()
     described["content-type"] = content_type
     if described.get_content_type() != "multipart/form-data":
@@ -424,15 +420,11 @@ async def _parts(hub: Hub, source: str | None) -> AsyncIterator[bytes]:
 
 @dataclass(frozen=True, kw_only=True)
 class Page:
-    """The page.
+    """The page."""
 
-    Attributes:
-        html: All of it.
-        policy: Its Content-Security-Policy: nothing runs but its own script and style, and nothing
-            is loaded from elsewhere.
-    """
-
-    html: str
+    html: str  # All of it
+    # Its Content-Security-Policy: nothing runs but its own script and style, and nothing is loaded
+    # from elsewhere
     policy: str
 
 

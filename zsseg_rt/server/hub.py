@@ -185,14 +185,10 @@ _BOUNDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # seconds
 
 @dataclass
 class AgeHistogram:
-    """Ages of one source's frames, counted by how long they are.
+    """Ages of one source's frames, counted by how long they are."""
 
-    Attributes:
-        total: Sum of all ages in seconds.
-        counts: Frames per bucket; the last holds what is older than every bound.
-    """
-
-    total: float = 0.0
+    total: float = 0.0  # Sum of all ages in seconds
+    # Frames per bucket; the last holds what is older than every bound
     counts: list[int] = field(default_factory=lambda: [0] * (len(_BOUNDS) + 1))
 
     @property

@@ -79,9 +79,6 @@ class Labeller:
 
         However many changes come, each gets a frame, unless none comes at all: else viewers would
         see hardly any.
-
-        Returns:
-            The classes of this very change.
         """
         _refuse_long_names(classes, background, self._limits.name_length)
         self._is_seen.wait(_SETTLE)

@@ -36,17 +36,11 @@ _Value = TypeVar("_Value")
 
 @dataclass(frozen=True, kw_only=True)
 class FrameMessage:
-    """A frame as it is sent to viewers.
+    """A frame as it is sent to viewers."""
 
-    Attributes:
-        header: What it says about itself, but for the time at which it is sent.
-        image: A JPEG.
-        labels: Row-major labels as a zlib stream.
-    """
-
-    header: dict[str, Any]
-    image: bytes
-    labels: bytes
+    header: dict[str, Any]  # What it says about itself, but for the time at which it is sent
+    image: bytes  # A JPEG
+    labels: bytes  # Row-major labels as a zlib stream
 
     def pack(self, sent_ms: float) -> bytes:
         """The message as bytes: the header's length, the header, the JPEG, the labels."""

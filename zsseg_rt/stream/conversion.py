@@ -21,10 +21,6 @@ class Uploads:
     """Takes frames to a GPU, in one thread: the CPU goes over the pixels once.
 
     They are there when a method returns, so that a frame uploads while another is labelled.
-
-    Args:
-        device: ``"cuda:N"``.
-        channel_order: Of pictures.
     """
 
     def __init__(self, device: str, channel_order: str) -> None:

@@ -31,27 +31,16 @@ _PROBLEMS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """A video device.
+    """A video device."""
 
-    Attributes:
-        path: Its file, ``/dev/videoN``.
-        name: What its driver calls it; empty if that is unknown.
-        problem: What is wrong with it; empty if pictures can be had.
-        remedy: What to do about that; empty if nothing can be done.
-    """
-
-    path: Path
-    name: str
-    problem: str = ""
-    remedy: str = ""
+    path: Path  # Its file, /dev/videoN
+    name: str  # What its driver calls it; empty if that is unknown
+    problem: str = ""  # What is wrong with it; empty if pictures can be had
+    remedy: str = ""  # What to do about that; empty if nothing can be done
 
 
 def find_devices(dev: Path = DEV, sysfs: Path = SYSFS) -> list[Device]:
-    """Look for video devices, and open each for a moment.
-
-    Returns:
-        Those that the system knows or that have a file, in the order of their numbers.
-    """
+    """Look for video devices, and open each for a moment."""
     found = {path.name for folder in (dev, sysfs) for path in folder.glob("video*")}
     names = sorted((n for n in found if re.fullmatch(r"video[0-9]+", n)), key=lambda n: int(n[5:]))
     return [_examine(dev / name, _name(sysfs / name)) for name in names]

@@ -38,19 +38,14 @@ _Labelled = tuple["_Turn", Segmentation | None]
 
 @dataclass(frozen=True, kw_only=True)
 class Following:
-    """How labels are carried on.
+    """How labels are carried on."""
 
-    Attributes:
-        holds: Whether places where motion fails keep their last label, in place of unknown.
-        every: Every so many frames one is labelled; None labels the newest whenever the network
-            is free.
-        channel_order: Of the frames.
-        version: The vocabulary's in force; labels of another one are not carried on.
-    """
-
+    # Whether places where motion fails keep their last label, in place of unknown
     holds: bool = False
+    # Every so many frames one is labelled; None labels the newest whenever the network is free
     every: int | None = None
-    channel_order: str = "rgb"
+    channel_order: str = "rgb"  # Of the frames
+    # The vocabulary's in force; labels of another one are not carried on
     version: Callable[[], int | None] = lambda: None
 
 
@@ -60,9 +55,6 @@ def following_of(
     """How labels are carried; None if they are not.
 
     ``follow`` None carries them where all sources are cameras and the newest frame counts.
-
-    Raises:
-        ArgumentError: A setting is outside its range, or nothing would be left to carry.
     """
     is_live = all(one.live for one in sources)
     takes_all = policy == "all" or (policy is None and not is_live)

@@ -59,14 +59,7 @@ class _Slot:
 
 
 class HandOff:
-    """One slot per source; safe to use from any thread, and from a signal handler.
-
-    Args:
-        keeps_all: By each source's name, whether it waits for room, so that no picture is lost;
-            else its newest picture alone is kept.
-        max_staleness: Seconds after which a picture that still waits is dropped.
-        now: The clock.
-    """
+    """One slot per source; safe to use from any thread, and from a signal handler."""
 
     def __init__(
         self,
@@ -84,11 +77,7 @@ class HandOff:
         self._on_gpu: deque[weakref.ref[Frame]] = deque()
 
     def put(self, slot: int, picture: Picture, is_wanted: Callable[[], bool]) -> bool:
-        """Leave a picture; with policy ``all`` this waits for room.
-
-        Returns:
-            False if the picture was discarded, and no more are wanted.
-        """
+        """Leave a picture; with policy ``all`` this waits for room."""
         mine = self._slots[slot]
         with self._changed:
             if mine.keeps_all:
@@ -100,11 +89,7 @@ class HandOff:
         return True
 
     def take(self, timeout: float | None) -> Frame | None:
-        """Wait for a frame; of several sources each gets its turn.
-
-        Returns:
-            A frame; None after the time, after :meth:`nudge` and when closed.
-        """
+        """Wait for a frame; of several sources each gets its turn."""
         with self._changed:
             self._changed.wait_for(self._has_news, timeout)
             self._nudged = False

@@ -114,11 +114,7 @@ class StreamParts:
 
 
 def on_device(sources: Sequence[Source], device: str) -> list[Source]:
-    """The sources, of which those that can hand over frames in a GPU's memory do so.
-
-    Raises:
-        ConfigError: ``ZSSEG_CAMERA_FRAMES`` has a value that is none of its own.
-    """
+    """The sources, of which those that can hand over frames in a GPU's memory do so."""
     keeps_to_host()
     return [replace(one, device=device) if isinstance(one, _ON_GPUS) else one for one in sources]
 

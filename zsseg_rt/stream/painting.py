@@ -40,9 +40,6 @@ class Painter:
         alpha: Weight of the colours, in [0, 1].
         legend: Whether two lines below the frame say what the colours are; the smallest classes
             are left out if there is no room.
-
-    Raises:
-        BackendUnavailableError: OpenCV is not installed.
     """
 
     def __init__(self, *, channel_order: str, alpha: float, legend: bool = False) -> None:
@@ -119,11 +116,7 @@ class GpuPainter:
         colours: npt.NDArray[np.uint8],
         out: npt.NDArray[np.uint8],
     ) -> bool:
-        """Lay colours over a frame; labels go up, the picture comes down, each in one copy.
-
-        Returns:
-            Whether ``out`` was painted: not if the frame is None, as on the CPU.
-        """
+        """Lay colours over a frame; labels go up, the picture comes down, each in one copy."""
 
         def work(stream: int) -> bool:
             placed = [

@@ -22,17 +22,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class PhotoSource:
-    """Shows photos in order, one per second of the stream's own time.
+    """Shows photos in order, one per second of the stream's own time."""
 
-    Attributes:
-        name: What it is called.
-        path: A file, folder or glob pattern; see :func:`zsseg_rt.photos.find_photos`.
-        channel_order: Of the frames.
-    """
-
-    name: str
-    path: str
-    channel_order: str = "rgb"
+    name: str  # What it is called
+    path: str  # A file, folder or glob pattern; see :func:`zsseg_rt.photos.find_photos`
+    channel_order: str = "rgb"  # Of the frames
     live = False
 
     def pictures(self, reader: Reader) -> Generator[Picture, None, None]:
@@ -76,26 +70,16 @@ class DemoCamera:
     With a demo that has a clip, the clip plays at its own speed and begins anew at its end; a
     frame shows its middle if it has another shape. With another demo, a window wanders over its
     pictures.
-
-    Attributes:
-        name: The URI.
-        demo: Whose clip or pictures it shows.
-        size_hw: Height and width of the frames.
-        rate: Frames per second.
-        seed: Decides the window's way, or the clip's first frame.
-        num_frames: Frames until it ends; None never ends.
-        channel_order: Of the frames.
-        now: The clock.
     """
 
-    name: str
-    demo: str = DEFAULT
-    size_hw: tuple[int, int] = DEFAULT_SIZES[DEFAULT]
-    rate: float = 30.0
-    seed: int = 0
-    num_frames: int | None = None
-    channel_order: str = "rgb"
-    now: Callable[[], float] = time.monotonic
+    name: str  # The URI
+    demo: str = DEFAULT  # Whose clip or pictures it shows
+    size_hw: tuple[int, int] = DEFAULT_SIZES[DEFAULT]  # Height and width of the frames
+    rate: float = 30.0  # Frames per second
+    seed: int = 0  # Decides the window's way, or the clip's first frame
+    num_frames: int | None = None  # Frames until it ends; None never ends
+    channel_order: str = "rgb"  # Of the frames
+    now: Callable[[], float] = time.monotonic  # The clock
 
     @property
     def live(self) -> bool:

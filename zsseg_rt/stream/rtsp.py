@@ -22,16 +22,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class RtspSettings:
-    """How network cameras are read; the environment's to say.
+    """How network cameras are read; the environment's to say."""
 
-    Attributes:
-        library: What reads them; ``"auto"`` takes GStreamer where its elements are present.
-        protocols: What may carry the packets: ``"tcp"``, ``"udp"``, ``"udp-mcast"``, ``"http"``.
-        latency_ms: How long a missing packet is waited for; None is the library's default.
-    """
-
+    # What reads them; "auto" takes GStreamer where its elements are present
     library: Library = "auto"
+    # What may carry the packets: "tcp", "udp", "udp-mcast", "http"
     protocols: tuple[str, ...] = ("tcp",)
+    # How long a missing packet is waited for; None is the library's default
     latency_ms: int | None = None
 
     @staticmethod
@@ -58,20 +55,13 @@ class RtspSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class RtspSource:
-    """A network camera.
+    """A network camera."""
 
-    Attributes:
-        name: The URI without a password.
-        url: The URI.
-        channel_order: Of the frames.
-        settings: How it is read.
-        device: As of :class:`~zsseg_rt.stream.gstreamer.source.GstSource`, like ``refusals``.
-    """
-
-    name: str
-    url: str = field(repr=False)
-    channel_order: str = "rgb"
-    settings: RtspSettings = field(default_factory=RtspSettings)
+    name: str  # The URI without a password
+    url: str = field(repr=False)  # The URI
+    channel_order: str = "rgb"  # Of the frames
+    settings: RtspSettings = field(default_factory=RtspSettings)  # How it is read
+    # As of GstSource, like refusals
     device: str = "cpu"
     refusals: list[str] = field(default_factory=list, repr=False)
     live = True

@@ -55,43 +55,28 @@ _LOOK = 0.3
 
 @dataclass(frozen=True, kw_only=True)
 class SourceStats:
-    """How one source is doing.
+    """How one source is doing."""
 
-    Attributes:
-        state: ``"starting"``, ``"running"``, ``"stalled"``, ``"lost"`` or ``"ended"``.
-        captured: Frames that it has given.
-        labelled: Frames of it that the network labelled, and whose labels were given out.
-        dropped: Frames that were dropped before.
-        damaged: Packets and frames that could not be decoded.
-        reconnects: How often it came back after it was lost.
-        age_ms: Milliseconds from a frame's capture to its labels, ``{"p50", "p95", "p99"}`` over
-            the last 1000 frames; empty before the first.
-        error: What is wrong with it, or None.
-        reused: Labelled frames that got the labels of an earlier one.
-        fell_behind: How often it was opened anew since its frames came too late.
-        live: Whether it is a camera; the frames of a file have no age that matters.
-        fps: Labelled frames per second from its first result to its last; 0 before the second.
-        path: How its newest frame came: ``"host"``, or without the CPU, ``"nvmm"`` or ``"cuda"``.
-        given_out: Frames of it that were given out with labels, moved ones included.
-        given_out_fps: As ``fps``, of those.
-        labelled_age_ms: As ``age_ms``, from the capture of the frame that the network labelled.
-    """
-
-    state: SourceState
-    captured: int
-    labelled: int
-    dropped: int
-    damaged: int
-    reconnects: int
+    state: SourceState  # "starting", "running", "stalled", "lost" or "ended"
+    captured: int  # Frames that it has given
+    labelled: int  # Frames of it that the network labelled, and whose labels were given out
+    dropped: int  # Frames that were dropped before
+    damaged: int  # Packets and frames that could not be decoded
+    reconnects: int  # How often it came back after it was lost
+    # Milliseconds from a frame's capture to its labels, {"p50", "p95", "p99"} over the last 1000
+    # frames; empty before the first
     age_ms: Mapping[str, float]
-    error: str | None = None
-    reused: int = 0
-    fell_behind: int = 0
-    live: bool = True
+    error: str | None = None  # What is wrong with it, or None
+    reused: int = 0  # Labelled frames that got the labels of an earlier one
+    fell_behind: int = 0  # How often it was opened anew since its frames came too late
+    live: bool = True  # Whether it is a camera; the frames of a file have no age that matters
+    # Labelled frames per second from its first result to its last; 0 before the second
     fps: float = 0.0
+    # How its newest frame came: "host", or without the CPU, "nvmm" or "cuda"
     path: FramePathName = "host"
-    given_out: int = 0
-    given_out_fps: float = 0.0
+    given_out: int = 0  # Frames of it that were given out with labels, moved ones included
+    given_out_fps: float = 0.0  # As fps, of those
+    # As age_ms, from the capture of the frame that the network labelled
     labelled_age_ms: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -142,15 +127,11 @@ class _Tally:
 
 @dataclass(frozen=True, kw_only=True)
 class Past:
-    """What past frames are for.
+    """What past frames are for."""
 
-    Attributes:
-        memories: What each source's left behind, by the source's name; None: no labels are steadied
-            or reused.
-        following: How labels are carried to frames between labelled ones; None: all are labelled.
-    """
-
+    # What each source's left behind, by the source's name; None: no labels are steadied or reused
     memories: Mapping[str, FrameMemory] | None = None
+    # How labels are carried to frames between labelled ones; None: all are labelled
     following: Following | None = None
 
 
@@ -214,13 +195,7 @@ class Stream:
         return self
 
     def __next__(self) -> Segmentation:
-        """Label the next frame.
-
-        Raises:
-            SourceError: No source has ever given a frame, and each has failed.
-            BackendUnavailableError: A package that a source needs is not installed.
-            EngineStateError: The stream was made before this process was forked.
-        """
+        """Label the next frame."""
         self._process.require()
         try:
             while (seg := self._next_labelled()) is None:

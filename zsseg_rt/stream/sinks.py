@@ -55,25 +55,19 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class SinkStats:
-    """How one sink is doing.
+    """How one sink is doing."""
 
-    Attributes:
-        name: Its file, folder or function.
-        written: Frames that were written.
-        dropped: Frames of cameras that it was too slow for, or that came while it failed or after
-            it lost their source.
-        files: The files that were begun; a folder for masks.
-        error: Why it ended early, was not finished, cannot write now or lost a source; or None.
-        whose: The source of each file, of each folder's pictures, or of each address.
-        painted: Where its newest overlay was painted, ``"cpu"`` or ``"gpu"``; None without one.
-    """
-
-    name: str
-    written: int
+    name: str  # Its file, folder or function
+    written: int  # Frames that were written
+    # Frames of cameras that it was too slow for, or that came while it failed or after it lost
+    # their source
     dropped: int
-    files: tuple[str, ...]
+    files: tuple[str, ...]  # The files that were begun; a folder for masks
+    # Why it ended early, was not finished, cannot write now or lost a source; or None
     error: str | None = None
+    # The source of each file, of each folder's pictures, or of each address
     whose: Mapping[str, str] = field(default_factory=dict)
+    # Where its newest overlay was painted, "cpu" or "gpu"; None without one
     painted: str | None = None
 
 

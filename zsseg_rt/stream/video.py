@@ -212,24 +212,15 @@ class _Opened:
 
 @dataclass(frozen=True, kw_only=True)
 class VideoSource:
-    """A video file or a camera.
+    """A video file or a camera."""
 
-    Attributes:
-        name: The URI without a password.
-        url: What FFmpeg opens.
-        kind: How it is opened.
-        channel_order: Of the frames.
-        options: Further options of FFmpeg's.
-        device: Where the engine wants its frames, ``"cpu"`` or ``"cuda:N"``.
-        loops: Whether a video of several frames begins again at its end; its times go on.
-    """
-
-    name: str
-    url: str = field(repr=False)
-    kind: VideoKind
-    channel_order: str = "rgb"
-    options: Mapping[str, str] = field(default_factory=dict)
-    device: str = "cpu"
+    name: str  # The URI without a password
+    url: str = field(repr=False)  # What FFmpeg opens
+    kind: VideoKind  # How it is opened
+    channel_order: str = "rgb"  # Of the frames
+    options: Mapping[str, str] = field(default_factory=dict)  # Further options of FFmpeg's
+    device: str = "cpu"  # Where the engine wants its frames, "cpu" or "cuda:N"
+    # Whether a video of several frames begins again at its end; its times go on
     loops: bool = False
 
     @property
@@ -454,9 +445,6 @@ def cut_jpegs(name: str, chunks: Iterable[bytes]) -> Generator[bytes, None, None
     """The images in a camera's bytes, by their own structure: no boundary is needed.
 
     One without an end mark ends where the next one begins.
-
-    Raises:
-        SourceError: An image has no end.
     """
     data, at = bytearray(), 0  # where the next marker may be; 0 before an image has begun
     for chunk in chunks:

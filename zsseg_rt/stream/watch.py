@@ -18,25 +18,17 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Patience:
-    """How long a camera is waited for, in seconds.
+    """How long a camera is waited for, in seconds."""
 
-    Attributes:
-        stalled_after: Without a frame, it counts as stalled.
-        lost_after: Without a frame, it counts as lost and is opened anew.
-        first_retry: From the loss to the first attempt to open it again.
-        longest_retry: The wait doubles with every attempt, up to this.
-        late_by: Where only the newest frame counts, a camera whose frames come so late by its own
-            clock is opened anew.
-        late_for: Once they have been late for this long.
-        at_start: Whether cameras that fail before any has given a frame are waited for too.
-    """
-
-    stalled_after: float = 2.0
-    lost_after: float = 10.0
-    first_retry: float = 0.5
-    longest_retry: float = 5.0
+    stalled_after: float = 2.0  # Without a frame, it counts as stalled
+    lost_after: float = 10.0  # Without a frame, it counts as lost and is opened anew
+    first_retry: float = 0.5  # From the loss to the first attempt to open it again
+    longest_retry: float = 5.0  # The wait doubles with every attempt, up to this
+    # Where only the newest frame counts, a camera whose frames come so late by its own clock is
+    # opened anew
     late_by: float = 3.0
-    late_for: float = 1.0
+    late_for: float = 1.0  # Once they have been late for this long
+    # Whether cameras that fail before any has given a frame are waited for too
     at_start: bool = False
 
 

@@ -82,19 +82,11 @@ class Writer:
         return None
 
     def write(self, seg: Segmentation) -> None:
-        """Write one labelled frame.
-
-        Raises:
-            ZssegError: It cannot be written.
-        """
+        """Write one labelled frame."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Finish what was written.
-
-        Raises:
-            ZssegError: It cannot be finished.
-        """
+        """Finish what was written."""
         for series in self._series.values():
             series.close()
 

@@ -28,18 +28,14 @@ a class per entry, from its name to its further synonyms: one, or a list, which 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassList:
-    """Classes and the phrases that stand for them; immutable.
+    """Classes and the phrases that stand for them; immutable."""
 
-    Attributes:
-        names: Class names in the caller's order, length C.
-        phrases: Every text that is embedded, length P >= C: classes' synonyms, then background.
-        phrase_classes: int32 [P]: the class of each phrase, :data:`BACKGROUND` for background.
-        auto_background: Whether ``background="auto"``, given or by default, chose its phrases.
-    """
-
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # Class names in the caller's order, length C
+    # Every text that is embedded, length P >= C: classes' synonyms, then background
     phrases: tuple[str, ...]
+    # int32 [P]: the class of each phrase, BACKGROUND for background
     phrase_classes: npt.NDArray[np.int32]
+    # Whether background="auto", given or by default, chose its phrases
     auto_background: bool = False
 
     @classmethod
@@ -169,9 +165,6 @@ def join_synonyms(classes: Sequence[Sequence[str]]) -> tuple[str, ...]:
 
 def rename_classes(class_names: Sequence[str], new_names: Mapping[str, str]) -> tuple[str, ...]:
     """Replace names, to ask a model for the same classes in different words.
-
-    Returns:
-        As many names in the same order.
 
     Example:
         >>> rename_classes(["car", "tree, bush"], {"car": "automobile", "tree": "oak, elm"})

@@ -317,12 +317,7 @@ _ENDINGS = (("s", ""), ("es", ""), ("ies", "y"), ("ves", "f"), ("ves", "fe"))
 
 
 class BankNames:
-    """Finds the name of a bank that a phrase stands for.
-
-    Args:
-        names: The bank's; of two that differ in capitals and gaps only, the first counts.
-        folds: Whether plurals and synonyms count, too; else capitals and spaces alone.
-    """
+    """Finds the name of a bank that a phrase stands for."""
 
     def __init__(self, names: Collection[str], *, folds: bool) -> None:
         self.names = tuple(names)

@@ -63,9 +63,6 @@ class GemmaTokenizer:
 
         Returns:
             int64 ``[T, context_length]``; what is longer is cut and still ends in the end token.
-
-        Raises:
-            VocabularyError: Nothing is left of a text without punctuation.
         """
         rows = np.zeros((len(texts), self.context_length), np.int64)
         for row, text in zip(rows, texts, strict=True):
@@ -86,11 +83,7 @@ class GemmaTokenizer:
 
 
 def gemma_json(vocab: dict[str, int], merges: Sequence[str | Sequence[str]]) -> bytes:
-    """The content of ``gemma.json`` for the model of a ``tokenizer.json``.
-
-    Raises:
-        ValueError: The pieces are not numbered from 0 up.
-    """
+    """The content of ``gemma.json`` for the model of a ``tokenizer.json``."""
     pieces = sorted(vocab, key=vocab.__getitem__)
     if [vocab[piece] for piece in pieces] != list(range(len(pieces))):
         raise ValueError("pieces that are not numbered from 0 up")

@@ -32,22 +32,15 @@ _CVAT = re.compile(r"(.+?):(\d{1,3}),(\d{1,3}),(\d{1,3}):[^:]*:[^:]*")
 
 @dataclass(frozen=True, kw_only=True)
 class NameList:
-    """The classes that a file names.
+    """The classes that a file names."""
 
-    Attributes:
-        names: One text per class; commas separate synonyms.
-        ids: What masks call each class, or the row of a table: its line from 0, or its number.
-        ignored: Ids of lines that name no class, such as ``void``.
-        unseen: Which names end with ``[unseen]``, indices.
-        is_numbered: Whether ids stand in the file.
-        colours: Name and RGB of every line of CVAT's labelmap.txt; else empty.
-    """
-
-    names: tuple[str, ...]
+    names: tuple[str, ...]  # One text per class; commas separate synonyms
+    # What masks call each class, or the row of a table: its line from 0, or its number
     ids: tuple[int, ...]
-    ignored: tuple[int, ...] = ()
-    unseen: tuple[int, ...] = ()
-    is_numbered: bool = False
+    ignored: tuple[int, ...] = ()  # Ids of lines that name no class, such as void
+    unseen: tuple[int, ...] = ()  # Which names end with [unseen], indices
+    is_numbered: bool = False  # Whether ids stand in the file
+    # Name and RGB of every line of CVAT's labelmap.txt; else empty
     colours: tuple[tuple[str, tuple[int, int, int]], ...] = ()
 
     @property
@@ -56,11 +49,7 @@ class NameList:
         return [group if len(group) > 1 else group[0] for group in split_synonyms(self.names)]
 
     def pick(self, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """The classes' rows of a table [N, D] with a row for every line of the list.
-
-        Raises:
-            ValueError: There is another number of rows.
-        """
+        """The classes' rows of a table [N, D] with a row for every line of the list."""
         known = sorted((*self.ids, *self.ignored))
         if known != list(range(known[0], known[0] + len(rows))):
             raise ValueError(f"expected a row for each of {len(known)} names, got {len(rows)} rows")
@@ -73,12 +62,6 @@ def read_name_list(path: Path, error: type[ZssegError], *, with_ids: bool) -> Na
     Numbers in front of all names, rising, are their ids. A line that means *nothing is annotated*
     (:data:`NO_CLASS`) is no class but has an id; after labelme's ``__ignore__`` in the first line,
     ids begin at 0. docs/classes.md has the rules.
-
-    Args:
-        path: The file.
-        error: What is raised.
-        with_ids: Whether something else counts the lines, such as masks or rows. Empty lines and
-            comments, which are skipped otherwise, are then refused unless names have numbers.
     """
     lines = [re.split(r"\s#", line)[0].rstrip() for line in read_lines(path, error)]
     if lines and lines[0].startswith("["):

@@ -35,9 +35,6 @@ class PieceTokenizer:
 
         Returns:
             int64 ``[T, context_length]``, padded with :attr:`vocab_size`; what is longer is cut.
-
-        Raises:
-            VocabularyError: A text has no pieces.
         """
         rows = np.full((len(texts), self.context_length), self.vocab_size, np.int64)
         for row, text in zip(rows, texts, strict=True):

@@ -120,20 +120,13 @@ def refuse_beside_vocabulary(
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSet:
-    """Templates for one text input of a bundle.
+    """Templates for one text input of a bundle."""
 
-    Attributes:
-        name: What its embeddings are called in :attr:`Vocabulary.prompt_embeds`; ``""`` for the
-            first set, which are :attr:`Vocabulary.embeds`.
-        templates: Prompts with one ``{}`` each.
-        bank: The tensor of the bundle's text bank that holds names embedded with them.
-        golden: The array of the golden sample that holds its classes' embeddings.
-    """
-
+    # What its embeddings are called in prompt_embeds; "" for the first set, which are embeds
     name: str = ""
-    templates: tuple[str, ...]
-    bank: str = "embeds"
-    golden: str = "text_embeds"
+    templates: tuple[str, ...]  # Prompts with one {} each
+    bank: str = "embeds"  # The tensor of the bundle's text bank that holds names embedded with them
+    golden: str = "text_embeds"  # The array of the golden sample that holds its classes' embeddings
 
 
 def check_templates(templates: Sequence[str]) -> tuple[str, ...]:

@@ -38,23 +38,16 @@ _ANOTHER = "It is another model's file, or damaged: get a CLIP ViT's file from o
 
 @dataclass(frozen=True, kw_only=True)
 class ClipTensors:
-    """Weights of both towers, float32, whose names and shapes fit together.
+    """Weights of both towers, float32, whose names and shapes fit together."""
 
-    Attributes:
-        visual: Image tower: ``conv1.weight``, ``transformer.resblocks.0...``.
-        text: Text tower: ``token_embedding.weight``, ``transformer.resblocks.0...``.
-        words: What class names may be made of; empty: anything.
-        prompt_words: Further words that the text tower knows, if ``words`` are listed.
-        logit_scale: The logarithm of the factor on cosines; None if it is not stored.
-        settings: What files beside the weights say.
-    """
-
-    visual: Mapping[str, Array]
-    text: Mapping[str, Array]
-    words: tuple[str, ...] = ()
+    visual: Mapping[str, Array]  # Image tower: conv1.weight, transformer.resblocks.0...
+    text: Mapping[str, Array]  # Text tower: token_embedding.weight, transformer.resblocks.0...
+    words: tuple[str, ...] = ()  # What class names may be made of; empty: anything
+    # Further words that the text tower knows, if words are listed
     prompt_words: tuple[str, ...] = ()
+    # The logarithm of the factor on cosines; None if it is not stored
     logit_scale: float | None = None
-    settings: Settings = field(default_factory=Settings)
+    settings: Settings = field(default_factory=Settings)  # What files beside the weights say
 
     @property
     def kind(self) -> Literal["clip", "pe", "siglip"]:
@@ -94,17 +87,7 @@ class ClipTensors:
 
 
 def read_clip(source: str | Path) -> ClipTensors:
-    """Read the weights of an image-text model with a ViT: CLIP, PE-Core or SigLIP.
-
-    Args:
-        source: A file with the names of open_clip, transformers or TinyCLIP's authors, of any kind
-            that :func:`zsseg_rt.torch_files.weights.read_weights` reads or ``.safetensors``, or
-            ``"demo"``. Settings are read from the files beside it, such as ``config.json``. A
-            token table of many rows stays in a ``.safetensors`` file.
-
-    Raises:
-        CheckpointError: It cannot be read, holds another model, or lacks a tower.
-    """
+    """Read the weights of an image-text model with a ViT: CLIP, PE-Core or SigLIP."""
     path = Path(source)
     if is_shipped(source):
         found = read_arrays()
@@ -135,11 +118,7 @@ def check_heads(name: str, given: int | None, width: int) -> int:
 
 
 def read_floats(path: Path, is_used: Callable[[str], bool]) -> dict[str, Array]:
-    """The weights that a file holds, as float32; those that are not used may be of any type.
-
-    Raises:
-        CheckpointError: It cannot be read, or holds other numbers.
-    """
+    """The weights that a file holds, as float32; those that are not used may be of any type."""
     if path.name.endswith(".index.json") or re.search(r"-\d{5}-of-\d{5}\.", path.name):
         raise CheckpointError(
             f"{path.name}: expected the whole weights, got a part of them or their list. Save them "

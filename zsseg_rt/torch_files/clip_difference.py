@@ -88,15 +88,7 @@ def write_difference(
 
 
 def read_difference(path: Path, clip: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """The whole checkpoint that a difference stands for; None if the file is not a difference.
-
-    Args:
-        path: A checkpoint of any kind.
-        clip: What :func:`official_tensors` returned.
-
-    Raises:
-        CheckpointError: It differs from another CLIP, or cannot be read.
-    """
+    """The whole checkpoint that a difference stands for; None if the file is not a difference."""
     if path.suffix != ".safetensors" or not is_file(path):
         return None
     own, metadata = read_safetensors(path)

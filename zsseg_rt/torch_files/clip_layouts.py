@@ -77,9 +77,6 @@ def as_clip(tensors: MutableMapping[str, Array], name: str) -> dict[str, Array]:
     """The same weights under CLIP's names, ``visual.`` before those of the image tower.
 
     Tensors that are joined are taken out of ``tensors``, so that memory holds them once.
-
-    Raises:
-        CheckpointError: They are another model's, which is named.
     """
     for pattern, what, remedy in _REFUSED:
         if any(re.search(pattern, key) for key in tensors):
@@ -168,13 +165,6 @@ def settings_beside(path: Path, sizes: Mapping[str, tuple[int, int]]) -> Setting
     """What ``config.json`` and ``preprocessor_config.json``, or open_clip's file, say.
 
     A file called ``open_clip_...`` is open_clip's: some repositories hold both.
-
-    Args:
-        path: The weights file.
-        sizes: Width and blocks of ``"vision"`` and ``"text"``, by the weights.
-
-    Raises:
-        CheckpointError: A file is damaged, or another model's.
     """
     config, own = (path.with_name(name) for name in ("config.json", "open_clip_config.json"))
     if own.is_file() and (path.name.startswith("open_clip") or not config.is_file()):

@@ -21,10 +21,6 @@ _SHOWN_DIGITS = 12
 def describe_space(source: str | Path, architecture: str = "ViT-B-16") -> str:
     """Give the space of CLIP weights a human-readable name, to tell two spaces apart.
 
-    Returns:
-        ``"OpenAI CLIP ViT-B/16"`` for OpenAI's own, otherwise the tag, or the file's name and the
-        beginning of its SHA-256.
-
     Example:
         >>> describe_space("openai", "ViT-L-14-336"), describe_space("laion2b_s34b_b88k")
         ('OpenAI CLIP ViT-L/14@336px', 'CLIP ViT-B-16 laion2b_s34b_b88k')

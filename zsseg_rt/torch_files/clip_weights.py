@@ -28,27 +28,18 @@ Colour = tuple[float, float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class ClipWeights:
-    """Weights of a CLIP ViT, float32.
+    """Weights of a CLIP ViT, float32."""
 
-    Attributes:
-        visual: Image tower: ``conv1.weight``, ``transformer.resblocks.0...``.
-        text: Text tower: ``token_embedding.weight``, ``transformer.resblocks.0...``.
-        activation: The MLPs' activation.
-        num_heads: Heads of the image tower; None is one per 64 channels.
-        text_heads: Heads of the text tower; None is one per 64 channels.
-        logit_scale: Logarithm of the factor on cosines; None if the weights do not hold it.
-        words: See :class:`zsseg_rt.models.clip.towers.TextEncoderConfig`.
-        prompt_words: See there.
-    """
-
-    visual: dict[str, Tensor]
-    text: dict[str, Tensor]
-    activation: Activation
-    num_heads: int | None = None
-    text_heads: int | None = None
+    visual: dict[str, Tensor]  # Image tower: conv1.weight, transformer.resblocks.0...
+    text: dict[str, Tensor]  # Text tower: token_embedding.weight, transformer.resblocks.0...
+    activation: Activation  # The MLPs' activation
+    num_heads: int | None = None  # Heads of the image tower; None is one per 64 channels
+    text_heads: int | None = None  # Heads of the text tower; None is one per 64 channels
+    # Logarithm of the factor on cosines; None if the weights do not hold it
     logit_scale: float | None = None
+    # See TextEncoderConfig
     words: tuple[str, ...] = ()
-    prompt_words: tuple[str, ...] = ()
+    prompt_words: tuple[str, ...] = ()  # See there
 
 
 def load_clip(
@@ -171,11 +162,7 @@ def _not_downloaded(tag: str, architecture: str, problem: str) -> CheckpointErro
 
 
 def random_clip(architecture: str = "ViT-B-16") -> ClipWeights:
-    """Untrained weights by open_clip's own initialisation, from torch's global generator.
-
-    Returns:
-        The weights of both towers.
-    """
+    """Untrained weights by open_clip's own initialisation, from torch's global generator."""
     open_clip = _import_open_clip()
     known = architecture in open_clip.list_models()
     config = open_clip.get_model_config(architecture) if known else {}
@@ -249,20 +236,14 @@ def split_towers(
 
 @dataclass(frozen=True, kw_only=True)
 class ClipSource(ABC):
-    """CLIP weights by tag or file; what builds a model from them has its settings beside these.
+    """CLIP weights by tag or file; what builds a model from them has its settings beside these."""
 
-    Attributes:
-        pretrained: A file or an open_clip tag; see :func:`load_clip`.
-        clip: open_clip's name of the model, for a tag.
-        activation: For a ``state_dict`` file, which does not store it.
-        num_heads: Heads of the image tower, for a file; None is one per 64 channels.
-        text_heads: Heads of the text tower, for a file; None is one per 64 channels.
-    """
-
-    pretrained: str | Path | None
-    clip: str = "ViT-B-16"
-    activation: ClipActivation | None = None
+    pretrained: str | Path | None  # A file or an open_clip tag; see :func:`load_clip`
+    clip: str = "ViT-B-16"  # open_clip's name of the model, for a tag
+    activation: ClipActivation | None = None  # For a state_dict file, which does not store it
+    # Heads of the image tower, for a file; None is one per 64 channels
     num_heads: int | None = None
+    # Heads of the text tower, for a file; None is one per 64 channels
     text_heads: int | None = None
 
     @abstractmethod
@@ -270,12 +251,7 @@ class ClipSource(ABC):
         """Make the model, in evaluation mode."""
 
     def load(self) -> ClipWeights:
-        """Read the weights.
-
-        Raises:
-            ArgumentError: There is no source.
-            CheckpointError: They cannot be read or are not a CLIP ViT's.
-        """
+        """Read the weights."""
         if self.pretrained is None:
             raise ArgumentError(
                 "pretrained: expected a CLIP file or an open_clip tag, got None. Name one."

@@ -26,25 +26,15 @@ _REMEDY = "Check that the checkpoint is complete and from this architecture."
 
 @dataclass(frozen=True, kw_only=True)
 class DescriptorTensors:
-    """Weights of a ZegCLIP or CLIP-RC, float32, whose names and shapes fit together.
+    """Weights of a ZegCLIP or CLIP-RC, float32, whose names and shapes fit together."""
 
-    Attributes:
-        visual: Image tower with prompts, and CLIP-RC's ``region_level_bridge``.
-        head: Weights below ``decode_head.`` that inference reads.
-        text: Text tower; empty without one.
-    """
-
-    visual: Mapping[str, Array]
-    head: Mapping[str, Array]
-    text: Mapping[str, Array]
+    visual: Mapping[str, Array]  # Image tower with prompts, and CLIP-RC's region_level_bridge
+    head: Mapping[str, Array]  # Weights below decode_head. that inference reads
+    text: Mapping[str, Array]  # Text tower; empty without one
 
 
 def read_descriptor(path: Path, architecture: str) -> DescriptorTensors:
-    """Read an official checkpoint of ``"zegclip"`` or ``"clip_rc"``.
-
-    Raises:
-        CheckpointError: It cannot be read, or holds another model.
-    """
+    """Read an official checkpoint of ``"zegclip"`` or ``"clip_rc"``."""
     parts: dict[str, dict[str, Array]] = {"backbone": {}, "decode_head": {}, "text_encoder": {}}
     unknown = []
     stored = read_floats(path, lambda key: not _UNREAD.fullmatch(key))

@@ -70,21 +70,13 @@ class _Storage:
 
 @dataclass(frozen=True, eq=False)
 class StoredTensor:
-    """Where a tensor's values are stored; ``offset`` and ``strides`` count elements.
+    """Where a tensor's values are stored; ``offset`` and ``strides`` count elements."""
 
-    Attributes:
-        key: Key of the storage.
-        dtype: Name of the element type.
-        offset: Position of the first element in the storage.
-        shape: Shape of the tensor.
-        strides: One per axis.
-    """
-
-    key: str
-    dtype: str
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
+    key: str  # Key of the storage
+    dtype: str  # Name of the element type
+    offset: int  # Position of the first element in the storage
+    shape: tuple[int, ...]  # Shape of the tensor
+    strides: tuple[int, ...]  # One per axis
 
 
 class Instance(dict[Any, Any]):
@@ -117,11 +109,7 @@ class Machine:
         self.storages: dict[str, str] = {}
 
     def run(self, stream: BinaryIO) -> Any:
-        """Read one pickle and leave the stream just after it.
-
-        Returns:
-            Plain values, :class:`StoredTensor` and :class:`Instance`.
-        """
+        """Read one pickle and leave the stream just after it."""
         self._stack: list[Any] = []
         self._outer: list[list[Any]] = []  # the stacks below each mark
         self._memo: dict[int, Any] = {}

@@ -21,21 +21,13 @@ _BLOCKS = "transformer.resblocks."
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """Arrays by key, and what errors say about their file.
+    """Arrays by key, and what errors say about their file."""
 
-    Attributes:
-        tensors: The arrays.
-        where: The file, and the part of it.
-        what: What it should hold.
-        remedy: What to do.
-        prefix: What stands before the keys in the file, for errors.
-    """
-
-    tensors: Mapping[str, Array]
-    where: str
-    what: str
-    remedy: str
-    prefix: str = ""
+    tensors: Mapping[str, Array]  # The arrays
+    where: str  # The file, and the part of it
+    what: str  # What it should hold
+    remedy: str  # What to do
+    prefix: str = ""  # What stands before the keys in the file, for errors
 
     def shape(self, key: str, axes: int) -> tuple[int, ...]:
         """The shape of one array, which must have so many axes."""

@@ -26,16 +26,11 @@ _VOCAB_SIZE = 49408  # CLIP's
 
 @dataclass(frozen=True, kw_only=True)
 class ShippedClip:
-    """A packed CLIP as it was before packing, but for rounding.
+    """A packed CLIP as it was before packing, but for rounding."""
 
-    Attributes:
-        state_dict: open_clip's keys, float32.
-        words: What class names may be made of.
-        prompt_words: Further words and punctuation that training saw, such as those of prompts.
-    """
-
-    state_dict: dict[str, Any]
-    words: tuple[str, ...]
+    state_dict: dict[str, Any]  # open_clip's keys, float32
+    words: tuple[str, ...]  # What class names may be made of
+    # Further words and punctuation that training saw, such as those of prompts
     prompt_words: tuple[str, ...]
 
 

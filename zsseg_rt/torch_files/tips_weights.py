@@ -61,16 +61,11 @@ _REMEDY = "Get the authors' tips_v2_oss_b14 or l14 files again."
 
 @dataclass(frozen=True, kw_only=True)
 class TipsTensors:
-    """Weights of both towers, float32, whose names and shapes fit together.
+    """Weights of both towers, float32, whose names and shapes fit together."""
 
-    Attributes:
-        visual: Image tower, under CLIP's keys.
-        text: Text tower, likewise; empty without one.
-        temperature: What the authors' demonstration divides cosines by; None if it is not stored.
-    """
-
-    visual: Mapping[str, Array]
-    text: Mapping[str, Array]
+    visual: Mapping[str, Array]  # Image tower, under CLIP's keys
+    text: Mapping[str, Array]  # Text tower, likewise; empty without one
+    # What the authors' demonstration divides cosines by; None if it is not stored
     temperature: float | None = None
 
     @property
@@ -92,15 +87,7 @@ class TipsTensors:
 
 
 def read_tips(vision: str | Path, text: str | Path | None = None) -> TipsTensors:
-    """Read the authors' files.
-
-    Args:
-        vision: ``tips_v2_oss_b14_vision.npz`` or its like.
-        text: The text tower of the same size; None: no class names, only embeddings.
-
-    Raises:
-        CheckpointError: A file cannot be read, holds pickles, or another model.
-    """
+    """Read the authors' files."""
     vision, text = Path(vision), None if text is None else Path(text)
     loaded = {} if text is None else _read(text)
     names = (vision.name, "text" if text is None else text.name)

@@ -252,11 +252,7 @@ def _is_module(value: Any, classes: Mapping[str, _Names]) -> bool:
 
 
 def read_weights(path: Path) -> dict[str, Stored]:
-    """Read the weights of a TorchScript archive or a file of ``torch.save``, by key.
-
-    Raises:
-        CheckpointError: The file is neither, is damaged, or claims more memory than it holds.
-    """
+    """Read the weights of a TorchScript archive or a file of ``torch.save``, by key."""
     try:
         size = path.stat().st_size
         if not zipfile.is_zipfile(path):

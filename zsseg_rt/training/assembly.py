@@ -279,25 +279,17 @@ _ROWS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Assembly:
-    """Everything that a run needs, built and checked.
+    """Everything that a run needs, built and checked."""
 
-    Attributes:
-        config: What it was built from.
-        dataset: The training data.
-        evaluation_dataset: The data checkpoints are evaluated on; None does not evaluate.
-        task: Model and objective.
-        embeddings: Class embeddings; None for a ZeroSeg without text, which learns without any.
-        classes: What is saved about the classes with the model.
-        batches: Training batches.
-    """
-
-    config: TrainConfig
-    dataset: SegmentationDataset
+    config: TrainConfig  # What it was built from
+    dataset: SegmentationDataset  # The training data
+    # The data checkpoints are evaluated on; None does not evaluate
     evaluation_dataset: SegmentationDataset | None
-    task: TrainingTask
+    task: TrainingTask  # Model and objective
+    # Class embeddings; None for a ZeroSeg without text, which learns without any
     embeddings: ClassEmbeddings | None
-    classes: TrainedClasses | None
-    batches: BatchSource
+    classes: TrainedClasses | None  # What is saved about the classes with the model
+    batches: BatchSource  # Training batches
 
     @cached_property
     def region_embeds(self) -> Tensor | None:
@@ -522,11 +514,7 @@ def side_by_side(
 
 
 def text_space(text: TextConfig, model: ModelConfig) -> str:
-    """Name the joint space: as configured, or after where the class embeddings come from.
-
-    Returns:
-        A human-readable name; empty if unknown.
-    """
+    """Name the joint space: as configured, or after where the class embeddings come from."""
     if text.space:
         return text.space
     if text.bank:
@@ -545,12 +533,7 @@ def text_space(text: TextConfig, model: ModelConfig) -> str:
 def train_and_show(
     config: TrainConfig, *, resume: bool = False
 ) -> tuple[TrainingResult, Path, Path]:
-    """Train as a configuration says, export the best checkpoint and draw what it labels.
-
-    Returns:
-        The result, and where in the run's folder the bundle and the picture are: scenes, truth and
-        the bundle's labels side by side. A run that was stopped has neither.
-    """
+    """Train as a configuration says, export the best checkpoint and draw what it labels."""
     result, folder = train(config, resume=resume), Path(config.output.folder)
     if result.finished:
         export_trained(folder, folder / BUNDLE, precisions=("float32",), overwrite=True)

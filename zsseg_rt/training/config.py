@@ -57,23 +57,17 @@ _MAX_DEPTH = 20  # of lists and tables inside each other
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Which model is trained, and what it starts from.
+    """Which model is trained, and what it starts from."""
 
-    Attributes:
-        architecture: ``"zegclip"``, ``"clip_rc"``, ``"cosine_head"``, ``"zegformer"`` or
-            ``"zeroseg"``; not needed with a run to start from.
-        start_from: A run's folder, one of its checkpoints, or an official checkpoint file, whose
-            weights are taken (optimizer, schedule and step start again); empty starts from
-            ``options.pretrained``.
-        options: Keyword arguments of :func:`zsseg_rt.models.create_model`, or, with an official
-            file, of :func:`zsseg_rt.models.from_official`; ZegFormer's CLIP, which its official
-            files do not hold, is named by ``pretrained``, ``clip`` and ``activation`` as for
-            :func:`zsseg_rt.models.create_model`. Seen classes and self-training follow from data
-            and task and are not given here.
-    """
-
+    # "zegclip", "clip_rc", "cosine_head", "zegformer" or "zeroseg"; not needed with a run to start
+    # from
     architecture: str = "zegclip"
+    # A run's folder, one of its checkpoints, or an official checkpoint file, whose weights are
+    # taken (optimizer, schedule and step start again); empty starts from options.pretrained
     start_from: str = ""
+    # Keyword arguments of create_model, or, with an official file, of from_official; ZegFormer's
+    # CLIP, which its official files do not hold, is named by pretrained, clip and activation as for
+    # create_model. Seen classes and self-training follow from data and task and are not given here
     options: dict[str, Any] = field(default_factory=dict)
 
     @staticmethod
@@ -85,83 +79,59 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig:
-    """Where class embeddings come from: a bank, or CLIP weights, or the model's text tower.
+    """Where class embeddings come from: a bank, or CLIP weights, or the model's text tower."""
 
-    Attributes:
-        bank: ``.npy`` (float ``[C, D]``) or ``.safetensors`` (tensor ``embeds``) of embeddings.
-        bank_names: Names of the bank's rows: a text file, one per line, or a JSON list. Empty:
-            rows are the data set's classes in order.
-        clip: CLIP weights, a file or an open_clip tag, whose text tower embeds the classes.
-        clip_architecture: open_clip's name of the model, for a tag.
-        clip_activation: ``"quick_gelu"`` or ``"gelu"`` for a file that does not say; or empty.
-        templates: Prompts with one ``{}`` each; embeddings are averaged over them.
-        region_templates: Prompts of ZegFormer's second look, by CLIP at regions; empty takes its
-            official 32.
-        space: Human-readable name of the joint space; empty names it after where embeddings come
-            from: the CLIP's tag, or a file and the beginning of its SHA-256.
-    """
-
-    bank: str = ""
+    bank: str = ""  # .npy (float [C, D]) or .safetensors (tensor embeds) of embeddings
+    # Names of the bank's rows: a text file, one per line, or a JSON list. Empty: rows are the data
+    # set's classes in order
     bank_names: str = ""
-    clip: str = ""
-    clip_architecture: str = "ViT-B-16"
+    clip: str = ""  # CLIP weights, a file or an open_clip tag, whose text tower embeds the classes
+    clip_architecture: str = "ViT-B-16"  # open_clip's name of the model, for a tag
+    # "quick_gelu" or "gelu" for a file that does not say; or empty
     clip_activation: Literal["", "quick_gelu", "gelu"] = ""
+    # Prompts with one {} each; embeddings are averaged over them
     templates: tuple[str, ...] = ("a photo of a {}.",)
+    # Prompts of ZegFormer's second look, by CLIP at regions; empty takes its official 32
     region_templates: tuple[str, ...] = ()
+    # Human-readable name of the joint space; empty names it after where embeddings come from: the
+    # CLIP's tag, or a file and the beginning of its SHA-256
     space: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """The data to train on.
+    """The data to train on."""
 
-    Attributes:
-        name: Name of the data set; see :mod:`zsseg_rt.evaluation.datasets`.
-        root: Its folder.
-        split: Split of the data set.
-        options: Further keyword arguments of the data set.
-        augmentation: ``kind`` (``"fit_inside"``, ``"short_edge"`` or ``"center_crop"``) and the
-            fields of that augmentation; see :mod:`zsseg_rt.training.data.transforms`.
-    """
-
-    name: str
-    root: str = ""
-    split: str = "train"
+    name: str  # Name of the data set; see :mod:`zsseg_rt.evaluation.datasets`
+    root: str = ""  # Its folder
+    split: str = "train"  # Split of the data set
+    # Further keyword arguments of the data set
     options: dict[str, Any] = field(default_factory=dict)
+    # kind ("fit_inside", "short_edge" or "center_crop") and the fields of that augmentation; see
+    # transforms
     augmentation: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig:
-    """What is learned.
+    """What is learned."""
 
-    Attributes:
-        protocol: What training may know of unseen classes: nothing (``"inductive"``), where they
-            are (``"transductive"``, self-training), everything (``"supervised"``).
-        options: Further keyword arguments of the family's task, loss weights and learning rates;
-            see :mod:`zsseg_rt.training.tasks`.
-    """
-
+    # What training may know of unseen classes: nothing ("inductive"), where they are
+    # ("transductive", self-training), everything ("supervised")
     protocol: Literal["inductive", "transductive", "supervised"] = "inductive"
+    # Further keyword arguments of the family's task, loss weights and learning rates; see tasks
     options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """The learning rate over the run; see :mod:`zsseg_rt.training.loop.config`.
+    """The learning rate over the run; see :mod:`zsseg_rt.training.loop.config`."""
 
-    Attributes:
-        name: ``"poly"``, ``"cosine"`` or ``"constant"``.
-        power: Exponent of ``"poly"``; None means 0.9.
-        min_factor: Fraction of the peak rate at which the decay ends.
-        warmup_steps: Length of the linear warm-up.
-        warmup_start: Fraction of the rate at the first step; None takes the schedule's own.
-    """
-
-    name: Literal["poly", "cosine", "constant"] = "poly"
-    power: float | None = None
-    min_factor: float = 0.0
-    warmup_steps: int = 0
+    name: Literal["poly", "cosine", "constant"] = "poly"  # "poly", "cosine" or "constant"
+    power: float | None = None  # Exponent of "poly"; None means 0.9
+    min_factor: float = 0.0  # Fraction of the peak rate at which the decay ends
+    warmup_steps: int = 0  # Length of the linear warm-up
+    # Fraction of the rate at the first step; None takes the schedule's own
     warmup_start: float | None = None
 
     def factor(self, step: int, iterations: int) -> float:
@@ -182,58 +152,38 @@ class ScheduleConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """How checkpoints are evaluated during training, which decides which one is best.
+    """How checkpoints are evaluated during training, which decides which one is best."""
 
-    Attributes:
-        split: Split of the training data set; empty does not evaluate.
-        options: Replaces the training data's options for this split; None takes those.
-        protocol: ``"whole"`` as in the runtime, or ``"slide"`` as for official figures.
-        limit: At most this many images, spread evenly over the split; 0 takes all.
-    """
-
-    split: str = "val"
+    split: str = "val"  # Split of the training data set; empty does not evaluate
+    # Replaces the training data's options for this split; None takes those
     options: dict[str, Any] | None = None
+    # "whole" as in the runtime, or "slide" as for official figures
     protocol: Literal["whole", "slide"] = "whole"
-    limit: int = 0
+    limit: int = 0  # At most this many images, spread evenly over the split; 0 takes all
 
 
 @dataclass(frozen=True, kw_only=True)
 class OutputConfig:
-    """Where the run is saved.
+    """Where the run is saved."""
 
-    Attributes:
-        folder: Gets ``config.toml``, ``checkpoints/``, ``history.jsonl``, ``evaluations.json``,
-            ``tensorboard/`` and ``summary.json``.
-    """
-
+    # Gets config.toml, checkpoints/, history.jsonl, evaluations.json, tensorboard/ and summary.json
     folder: str = "runs/run"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One training run: a TOML file with a table for each attribute; only ``data`` is required.
+    """One training run: a TOML file with a table for each attribute; only ``data`` is required."""
 
-    Attributes:
-        data: The data to train on.
-        model: Which model.
-        text: Class embeddings.
-        task: What is learned.
-        optimizer: AdamW.
-        schedule: Learning rate over the run.
-        loop: How long, how and where.
-        evaluation: How checkpoints are evaluated.
-        output: Where the run is saved.
-    """
-
-    data: DataConfig
-    model: ModelConfig = field(default_factory=ModelConfig)
-    text: TextConfig = field(default_factory=TextConfig)
-    task: TaskConfig = field(default_factory=TaskConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    loop: LoopConfig = field(default_factory=LoopConfig)
+    data: DataConfig  # The data to train on
+    model: ModelConfig = field(default_factory=ModelConfig)  # Which model
+    text: TextConfig = field(default_factory=TextConfig)  # Class embeddings
+    task: TaskConfig = field(default_factory=TaskConfig)  # What is learned
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)  # AdamW
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)  # Learning rate over the run
+    loop: LoopConfig = field(default_factory=LoopConfig)  # How long, how and where
+    # How checkpoints are evaluated
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    output: OutputConfig = field(default_factory=OutputConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)  # Where the run is saved
 
     def __post_init__(self) -> None:
         self.schedule.factor(0, self.loop.iterations)  # refuse bad settings before anything runs
@@ -313,11 +263,7 @@ def _toml_value(value: Any) -> str:
 
 
 def read_toml(source: str | Path, kept_in: Traversable) -> tuple[dict[str, Any], str]:
-    """Read a TOML file, or one that comes with the package, laid over the kept one it names.
-
-    Returns:
-        Its tables, over those of its ``base`` if it has one, and what to call it in messages.
-    """
+    """Read a TOML file, or one that comes with the package, laid over the kept one it names."""
     text, where = _read_source(source, kept_in)
     try:
         tables = _parse(text, where)

@@ -24,22 +24,14 @@ _ENOUGH_PICTURES = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class SplitCheck:
-    """What was found in one split of a run's data.
+    """What was found in one split of a run's data."""
 
-    Attributes:
-        use: ``"training"`` or ``"evaluation"``.
-        dataset: Its name.
-        class_names: One phrase per class.
-        seen: Indices of the seen classes.
-        found: The scan of all images.
-        lacking: Names of the classes that training learns from masks but no mask holds.
-    """
-
-    use: str
-    dataset: str
-    class_names: tuple[str, ...]
-    seen: tuple[int, ...]
-    found: Verification
+    use: str  # "training" or "evaluation"
+    dataset: str  # Its name
+    class_names: tuple[str, ...]  # One phrase per class
+    seen: tuple[int, ...]  # Indices of the seen classes
+    found: Verification  # The scan of all images
+    # Names of the classes that training learns from masks but no mask holds
     lacking: tuple[str, ...]
 
     @property
@@ -71,11 +63,7 @@ class SplitCheck:
 def check_data(
     config: TrainConfig, progress: Callable[[int, int], None] | None = None
 ) -> tuple[SplitCheck, ...]:
-    """Read every image and mask that a run trains on or is evaluated on.
-
-    Returns:
-        What was found, the training split first.
-    """
+    """Read every image and mask that a run trains on or is evaluated on."""
     judged = bool(config.evaluation.split)
     uses: tuple[DataUse, ...] = ("training", "evaluation") if judged else ("training",)
     opened = [(use, config.open_data(use)) for use in uses]
@@ -106,9 +94,6 @@ def require_labels(
     Checking stops once a batch has some. Without any, the run ends after :data:`LEAST_BATCHES`
     batches, or after more if those are less than three epochs and less than
     1000 images.
-
-    Returns:
-        A source of the same batches, which raises DatasetError.
     """
     table = protocol.table.cpu()
 

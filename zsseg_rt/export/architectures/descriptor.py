@@ -52,17 +52,11 @@ _DECODER_HEADS = 8  # of both systems
 
 @dataclass(frozen=True, kw_only=True)
 class DescriptorParts:
-    """A ZegCLIP or CLIP-RC split where the runtime's kernels take over.
+    """A ZegCLIP or CLIP-RC split where the runtime's kernels take over."""
 
-    Attributes:
-        tower: The image tower.
-        head: Weights below ``decode_head.``.
-        num_heads: Heads of the decoder.
-    """
-
-    tower: PromptedTower
-    head: Tensors
-    num_heads: int
+    tower: PromptedTower  # The image tower
+    head: Tensors  # Weights below decode_head.
+    num_heads: int  # Heads of the decoder
 
     def projection(self) -> tuple[Linear, float]:
         """The descriptor's weights [Q, 2 D], and the factor of the last product."""
@@ -85,21 +79,14 @@ class DescriptorParts:
 
 @dataclass(frozen=True, kw_only=True)
 class DescriptorSettings:
-    """What an official checkpoint of ZegCLIP or CLIP-RC does not say.
+    """What an official checkpoint of ZegCLIP or CLIP-RC does not say."""
 
-    Attributes:
-        size_hw: Input size in pixels; None is the one that positions are stored for.
-        seen_classes: Rows of ``class_names`` whose scores are lowered.
-        self_trained: Whether the weights come from self-training; then none is lowered.
-        seen_bias: How much they are lowered, as a probability.
-        activation: What turns mask logits into probabilities.
-    """
-
+    # Input size in pixels; None is the one that positions are stored for
     size_hw: tuple[int, int] | None = None
-    seen_classes: Sequence[int] = ()
-    self_trained: bool = False
-    seen_bias: float = 0.1
-    activation: str = "sigmoid"
+    seen_classes: Sequence[int] = ()  # Rows of class_names whose scores are lowered
+    self_trained: bool = False  # Whether the weights come from self-training; then none is lowered
+    seen_bias: float = 0.1  # How much they are lowered, as a probability
+    activation: str = "sigmoid"  # What turns mask logits into probabilities
 
 
 def export_descriptor_file(
@@ -109,26 +96,7 @@ def export_descriptor_file(
     settings: DescriptorSettings | None = None,
     **options: Any,
 ) -> Path:
-    """Write a bundle of an official checkpoint, without torch.
-
-    Args:
-        file: The checkpoint, as its authors' code writes it, or ``.safetensors``.
-        path: Folder to write, ``NAME.zsseg``.
-        architecture: ``"zegclip"`` or ``"clip_rc"``.
-        settings: What the file does not say; None is the defaults.
-        **options: The common ones of :class:`zsseg_rt.export.options.ExportOptions`,
-            ``class_names`` and ``window_batch``.
-
-    Returns:
-        The bundle folder.
-
-    Raises:
-        ArgumentError: An option does not exist.
-        BundleError: The folder exists, cannot be written, or the bundle disagrees with NumPy.
-        CheckpointError: The file is damaged, or another model's.
-        ShapeError: Patches do not fill the size.
-        VocabularyError: Names, templates or the text bank are unusable.
-    """
+    """Write a bundle of an official checkpoint, without torch."""
     chosen = read_options(options, _FILE_OPTIONS, architecture)
 
     def cut() -> ExportedModel:

@@ -39,22 +39,14 @@ _MAX_TOKENIZER_BYTES = 16 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class TipsSettings:
-    """What the files do not say.
+    """What the files do not say."""
 
-    Attributes:
-        size_hw: Input size in pixels, multiples of 14.
-        num_heads: Heads of the image tower; None is the published number.
-        text_heads: Heads of the text tower; None is the published number.
-        logit_scale: Multiplies the cosine similarity; None is one over the stored temperature, or 1
-            without one.
-        unknown_below: Probability below which a pixel is unknown.
-    """
-
-    size_hw: tuple[int, int] = (448, 448)
-    num_heads: int | None = None
-    text_heads: int | None = None
+    size_hw: tuple[int, int] = (448, 448)  # Input size in pixels, multiples of 14
+    num_heads: int | None = None  # Heads of the image tower; None is the published number
+    text_heads: int | None = None  # Heads of the text tower; None is the published number
+    # Multiplies the cosine similarity; None is one over the stored temperature, or 1 without one
     logit_scale: float | None = None
-    unknown_below: float | None = None
+    unknown_below: float | None = None  # Probability below which a pixel is unknown
 
     def head(self, temperature: float | None, window_batch: int) -> HeadSpec:
         """How labels are made."""
@@ -85,30 +77,7 @@ def export_tips_files(
     on_progress: OnProgress | None = None,
     **options: Any,
 ) -> Path:
-    """Write a bundle of TIPSv2's files; what NumPy computes of the network is its golden sample.
-
-    Args:
-        vision: The image tower's ``.npz`` file.
-        text: The text tower's, of the same size; None: classes then need embeddings or a bank.
-        path: Folder to write, ``NAME.zsseg``.
-        settings: What the files do not say; None is the defaults.
-        check: May refuse the weights.
-        on_progress: Hears how many of how many parts of the network NumPy has computed.
-        **options: The common ones of :class:`zsseg_rt.export.options.ExportOptions`,
-            ``class_names``, ``window_batch``, and ``tokenizer``, which a text tower needs.
-
-    Returns:
-        The bundle folder.
-
-    Raises:
-        ArgumentError: An option does not exist, or the tokenizer is missing.
-        BackendUnavailableError: The package sentencepiece is not installed.
-        BundleError: The bundle cannot be written, or disagrees with NumPy; or the tokenizer is no
-            SentencePiece model.
-        CheckpointError: A file is damaged or another model's; or the tokenizer is.
-        ShapeError: Patches do not fill the size.
-        VocabularyError: Names, templates or the text bank are unusable.
-    """
+    """Write a bundle of TIPSv2's files; what NumPy computes of the network is its golden sample."""
     towers = [Path(file) for file in (vision, text) if file is not None]
     space = f"TIPSv2 {towers[-1].name} (SHA-256 {sha256_of(towers[-1])[:12]})" if text else ""
     found = {"space": space, "source": ", ".join(file.name for file in towers)}

@@ -60,22 +60,15 @@ Layer = tuple[str, Group]
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeSettings:
-    """How a bundle is quantised.
+    """How a bundle is quantised."""
 
-    Attributes:
-        precision: ``"int8"`` or ``"fp8"``.
-        min_agreement: Share of clear cells that must keep float32's label.
-        max_miou_loss: Points of mIoU that may be lost where masks are given, and by which unseen
-            classes may lose more than seen ones.
-        seed: Chooses pictures and samples.
-        overwrite: Whether to replace an existing bundle.
-    """
-
-    precision: str = "int8"
-    min_agreement: float = 0.98
+    precision: str = "int8"  # "int8" or "fp8"
+    min_agreement: float = 0.98  # Share of clear cells that must keep float32's label
+    # Points of mIoU that may be lost where masks are given, and by which unseen classes may lose
+    # more than seen ones
     max_miou_loss: float = 0.5
-    seed: int = 0
-    overwrite: bool = False
+    seed: int = 0  # Chooses pictures and samples
+    overwrite: bool = False  # Whether to replace an existing bundle
 
     def __post_init__(self) -> None:
         check_choice("precision", self.precision, FORMATS)
@@ -93,42 +86,26 @@ class QuantizeSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerReport:
-    """One group of layers that read the same tensor.
+    """One group of layers that read the same tensor."""
 
-    Attributes:
-        graph: The graph.
-        name: The first layer of the group.
-        count: Layers of the group.
-        precision: What it is written in.
-        method: How its range was found; a layer that read zeros alone has none, and stays as it is.
-        error: Squared error of its results relative to their squares, on the samples.
-    """
-
-    graph: str
-    name: str
-    count: int
-    precision: str
+    graph: str  # The graph
+    name: str  # The first layer of the group
+    count: int  # Layers of the group
+    precision: str  # What it is written in
+    # How its range was found; a layer that read zeros alone has none, and stays as it is
     method: str
-    error: float
+    error: float  # Squared error of its results relative to their squares, on the samples
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeReport:
-    """What was measured, and whether a bundle was written.
+    """What was measured, and whether a bundle was written."""
 
-    Attributes:
-        precision: ``"int8"`` or ``"fp8"``.
-        spec: What ``bundle.json`` says of it.
-        everything: Agreement with every layer quantised.
-        layers: One row per group.
-        path: The bundle, or None if the gate did not hold.
-    """
-
-    precision: str
-    spec: QuantizationSpec
-    everything: float
-    layers: tuple[LayerReport, ...]
-    path: str | None = None
+    precision: str  # "int8" or "fp8"
+    spec: QuantizationSpec  # What bundle.json says of it
+    everything: float  # Agreement with every layer quantised
+    layers: tuple[LayerReport, ...]  # One row per group
+    path: str | None = None  # The bundle, or None if the gate did not hold
 
 
 def quantize_bundle(
@@ -153,13 +130,6 @@ def quantize_bundle(
         advance: Called with progress.
         dataset: Pictures with masks, on which mIoU is measured; ``class_names`` has its classes in
             its order.
-
-    Raises:
-        ArgumentError: Too few pictures or names, pictures of one colour, a family without class
-            scores, a graph without layers to quantise, or one that is quantised already.
-        SourceError: Pictures cannot be read; the first ones are named.
-        PrecisionNotApplied: INT8 on a CPU that does not multiply 8-bit numbers.
-        BundleError: The bundle holds no float32 graphs, or ``out`` exists.
     """
     settings = settings or QuantizeSettings()
     _check(bundle, out, class_names, settings, dataset)

@@ -30,17 +30,11 @@ _PERCENTILES = (99.99, 99.9, 99.5)
 
 @dataclass(frozen=True, kw_only=True)
 class NumberFormat:
-    """A format of 8 bits without an offset.
+    """A format of 8 bits without an offset."""
 
-    Attributes:
-        name: Public name of the precision.
-        dtype: The network's.
-        largest: The largest number before the scale.
-    """
-
-    name: str
-    dtype: str
-    largest: float
+    name: str  # Public name of the precision
+    dtype: str  # The network's
+    largest: float  # The largest number before the scale
 
     def scale(self, largest: npt.ArrayLike) -> FloatArray:
         """The scale for values up to ``largest``, as float16 holds it; never zero."""
@@ -90,29 +84,16 @@ FORMATS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Layers that read one tensor and so share its range; they are quantised together.
+    """Layers that read one tensor and so share its range; they are quantised together."""
 
-    Attributes:
-        name: The name of the first layer; it stands for all of them.
-        tensor: What they read.
-        nodes: The layers' places among the graph's nodes.
-        convolves: Whether they are convolutions.
-    """
-
-    name: str
-    tensor: str
-    nodes: tuple[int, ...]
-    convolves: bool
+    name: str  # The name of the first layer; it stands for all of them
+    tensor: str  # What they read
+    nodes: tuple[int, ...]  # The layers' places among the graph's nodes
+    convolves: bool  # Whether they are convolutions
 
 
 def read_plain(path: Path) -> Network:
-    """Read a graph; weights that are stored in float16 and cast become float32 weights.
-
-    Raises:
-        ArgumentError: The graph is quantised already, or of an operator set that is too old and
-            cannot be converted.
-        BackendError: It is no graph that a bundle may hold.
-    """
+    """Read a graph; weights that are stored in float16 and cast become float32 weights."""
     flow = checked_flow(map_graph(path), str(path))
     network = flow.network
     if any(node.kind in ("QuantizeLinear", "DequantizeLinear") for node in network.nodes):
@@ -188,14 +169,11 @@ def _weight_axis(node: Node) -> int:
 
 @dataclass
 class Seen:
-    """What calibration saw of one tensor.
+    """What calibration saw of one tensor."""
 
-    Attributes:
-        largest: float32 [K], the largest magnitude of each channel.
-        rows: Seeded samples, float32 [R, K]; of convolutions [R, 1].
-    """
-
+    # float32 [K], the largest magnitude of each channel
     largest: FloatArray = field(default_factory=lambda: np.zeros(0, np.float32))
+    # Seeded samples, float32 [R, K]; of convolutions [R, 1]
     rows: list[FloatArray] = field(default_factory=list)
 
     def add(self, values: npt.NDArray[Any], *, convolves: bool, rng: np.random.Generator) -> None:
@@ -210,25 +188,15 @@ class Seen:
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """How one tensor is quantised.
+    """How one tensor is quantised."""
 
-    Attributes:
-        scale: Of the values.
-        method: How it was found.
-        error: Squared error of the layers' results relative to their squares.
-    """
-
-    scale: float
-    method: str
-    error: float
+    scale: float  # Of the values
+    method: str  # How it was found
+    error: float  # Squared error of the layers' results relative to their squares
 
 
 def choose_range(network: Network, group: Group, seen: Seen, kind: NumberFormat) -> Range:
-    """Try every clipping on the samples; take the one with the smallest error.
-
-    Raises:
-        ArgumentError: The images gave numbers that float16, in which the rest is, cannot hold.
-    """
+    """Try every clipping on the samples; take the one with the smallest error."""
     sample, most = np.concatenate(seen.rows), float(np.finfo(np.float16).max)
     if not (seen.largest <= most).all():  # NaN too
         raise ArgumentError(

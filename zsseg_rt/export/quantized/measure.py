@@ -47,18 +47,12 @@ Picture = Callable[[], Sample]
 
 @dataclass(frozen=True, kw_only=True)
 class Pictures:
-    """What ranges are from, and what is measured on; no picture is in both.
+    """What ranges are from, and what is measured on; no picture is in both."""
 
-    Attributes:
-        ranged: Give ranges.
-        measured: Are measured on.
-        hashes: Their SHA-256, those of files, or of a data set's pixels.
-        dataset: What the measured ones and their masks are from; None without masks.
-    """
-
-    ranged: tuple[Picture, ...]
-    measured: tuple[Picture, ...]
-    hashes: tuple[str, ...]
+    ranged: tuple[Picture, ...]  # Give ranges
+    measured: tuple[Picture, ...]  # Are measured on
+    hashes: tuple[str, ...]  # Their SHA-256, those of files, or of a data set's pixels
+    # What the measured ones and their masks are from; None without masks
     dataset: SegmentationDataset | None
 
 
@@ -72,10 +66,6 @@ def choose_pictures(
 
     Ranges are from the photos and figures from the data set; of one of them alone, a quarter is
     held back to measure on.
-
-    Raises:
-        ArgumentError: Neither is given, there are too few, or all are of one colour.
-        SourceError: Pictures cannot be read; the first ones are named.
     """
     rng = np.random.default_rng(seed)
     ranged: Sequence[Picture] = ()
@@ -158,25 +148,15 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """What float32 makes of pictures.
+    """What float32 makes of pictures."""
 
-    Attributes:
-        pictures: The pictures.
-        vocabulary: The classes.
-        labels: Per picture, the best class of each cell, [gh, gw].
-        clear: Per picture, where it is clear, bool [gh, gw].
-        dataset: What pictures and masks are from; None without masks.
-        miou: What it reaches on the masks; empty without.
-        golden: Whether candidates are compared with the golden sample too.
-    """
-
-    pictures: tuple[Picture, ...]
-    vocabulary: Vocabulary
-    labels: tuple[npt.NDArray[np.intp], ...]
-    clear: tuple[npt.NDArray[np.bool_], ...]
-    dataset: SegmentationDataset | None
-    miou: Figures
-    golden: bool
+    pictures: tuple[Picture, ...]  # The pictures
+    vocabulary: Vocabulary  # The classes
+    labels: tuple[npt.NDArray[np.intp], ...]  # Per picture, the best class of each cell, [gh, gw]
+    clear: tuple[npt.NDArray[np.bool_], ...]  # Per picture, where it is clear, bool [gh, gw]
+    dataset: SegmentationDataset | None  # What pictures and masks are from; None without masks
+    miou: Figures  # What it reaches on the masks; empty without
+    golden: bool  # Whether candidates are compared with the golden sample too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,11 +181,7 @@ def engine_config(precision: str, *, num_lanes: int = 1) -> EngineConfig:
 
 
 def take_reference(engine: Engine, pictures: Pictures, advance: Advance) -> Reference:
-    """Label pictures with a float32 engine whose classes are named.
-
-    Raises:
-        ArgumentError: No label is clear, or a data set is given and its masks hold no class.
-    """
+    """Label pictures with a float32 engine whose classes are named."""
     assert engine.vocabulary is not None
     labels, clear, masks = [], [], _Masks(pictures.dataset)
     for place, picture in enumerate(pictures.measured):

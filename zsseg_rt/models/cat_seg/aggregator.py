@@ -23,33 +23,19 @@ DROPPED_LOGIT = -100.0
 
 @dataclass(frozen=True, kw_only=True)
 class AggregatorConfig:
-    """Sizes of the head; the defaults are CAT-Seg B's.
+    """Sizes of the head; the defaults are CAT-Seg B's."""
 
-    Attributes:
-        embed_dim: Width D of the joint space.
-        width: Trunk width W.
-        hidden: Channels of a class's map.
-        num_heads: Heads, in space and between classes.
-        window: Side of an attention window, in patches.
-        text_guidance: Width of the classes' guidance.
-        guidance: Width of the image's guidance.
-        decoder: Channels of the two decoder stages.
-        up: Channels of the two upsampled taps.
-        decoder_guidance: Channels of these beside the decoder's.
-        padding: Classes that shorter vocabularies are padded to.
-    """
-
-    embed_dim: int = 512
-    width: int = 768
-    hidden: int = 128
-    num_heads: int = 4
-    window: int = 12
-    text_guidance: int = 128
-    guidance: int = 128
-    decoder: tuple[int, int] = (64, 32)
-    up: tuple[int, int] = (256, 128)
-    decoder_guidance: tuple[int, int] = (32, 16)
-    padding: int = 256
+    embed_dim: int = 512  # Width D of the joint space
+    width: int = 768  # Trunk width W
+    hidden: int = 128  # Channels of a class's map
+    num_heads: int = 4  # Heads, in space and between classes
+    window: int = 12  # Side of an attention window, in patches
+    text_guidance: int = 128  # Width of the classes' guidance
+    guidance: int = 128  # Width of the image's guidance
+    decoder: tuple[int, int] = (64, 32)  # Channels of the two decoder stages
+    up: tuple[int, int] = (256, 128)  # Channels of the two upsampled taps
+    decoder_guidance: tuple[int, int] = (32, 16)  # Channels of these beside the decoder's
+    padding: int = 256  # Classes that shorter vocabularies are padded to
 
     def __post_init__(self) -> None:
         """Check the sizes, by themselves and against each other."""

@@ -82,15 +82,10 @@ def split_attention(transformer: Transformer) -> None:
 
 
 class DenseFeatures(NamedTuple):
-    """What :class:`DenseFeatureEncoder` returns, class token first.
+    """What :class:`DenseFeatureEncoder` returns, class token first."""
 
-    Attributes:
-        embeds: In the joint space, ``[B, 1 + N, D]``, not normalised.
-        taps: Outputs of two earlier blocks, patches only, ``[B, W, g, g]`` each.
-    """
-
-    embeds: Tensor
-    taps: tuple[Tensor, Tensor]
+    embeds: Tensor  # In the joint space, [B, 1 + N, D], not normalised
+    taps: tuple[Tensor, Tensor]  # Outputs of two earlier blocks, patches only, [B, W, g, g] each
 
 
 class DenseFeatureEncoder(ImageEncoder):
@@ -129,26 +124,19 @@ def dense_block(block: ResidualBlock, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class CatSegConfig:
-    """Everything that defines a model besides its weights.
+    """Everything that defines a model besides its weights."""
 
-    Attributes:
-        image_encoder: Image tower; it has no prompts.
-        aggregator: The head.
-        text_encoder: Text tower, which was tuned with the rest; None for a model that is given
-            text embeddings only.
-        taps: Blocks of the image tower whose outputs guide the decoder at two and at four times
-            the grid.
-        view: Side of the image in pixels.
-        most_classes: Classes that the head looks at: those with the largest correlation anywhere
-            in the image, 256 officially; all others get the logit -100. None: all, which is not
-            what the model was trained with.
-    """
-
+    # Image tower; it has no prompts
     image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
-    aggregator: AggregatorConfig = field(default_factory=AggregatorConfig)
+    aggregator: AggregatorConfig = field(default_factory=AggregatorConfig)  # The head
+    # Text tower, which was tuned with the rest; None for a model that is given text embeddings only
     text_encoder: TextEncoderConfig | None = None
+    # Blocks of the image tower whose outputs guide the decoder at two and at four times the grid
     taps: tuple[int, int] = (3, 7)
-    view: int = 384
+    view: int = 384  # Side of the image in pixels
+    # Classes that the head looks at: those with the largest correlation anywhere in the image, 256
+    # officially; all others get the logit -100. None: all, which is not what the model was trained
+    # with
     most_classes: int | None = 256
 
     def __post_init__(self) -> None:
@@ -314,31 +302,20 @@ _UNUSED = r"text_encoder\.logit_scale|aggregator\.layers\.\d\.swin_block\.block_
 
 @dataclass(frozen=True, kw_only=True)
 class OfficialCatSeg:
-    """Builds CAT-Seg B from an official checkpoint; sizes are read from shapes.
+    """Builds CAT-Seg B from an official checkpoint; sizes are read from shapes."""
 
-    Attributes:
-        num_heads: Heads of the head.
-        window: Side of its attention windows, in patches.
-        taps: Blocks of the image tower that guide the decoder.
-        view: Side of the image in pixels.
-        pooling: Pooling before the attention between classes; at test it is 1x1.
-        padding: Classes that shorter vocabularies are padded to.
-        most_classes: Classes that the head looks at; None is all. See :class:`CatSegConfig`.
-        clip_heads: Heads of the image tower; None is one per 64 channels.
-        text_heads: Heads of the text tower; None is one per 64 channels.
-        with_text_encoder: Whether to build the text tower when the checkpoint holds one.
-    """
-
-    num_heads: int = 4
-    window: int = 12
-    taps: tuple[int, int] = (3, 7)
-    view: int = 384
+    num_heads: int = 4  # Heads of the head
+    window: int = 12  # Side of its attention windows, in patches
+    taps: tuple[int, int] = (3, 7)  # Blocks of the image tower that guide the decoder
+    view: int = 384  # Side of the image in pixels
+    # Pooling before the attention between classes; at test it is 1x1
     pooling: tuple[int, int] = (1, 1)
-    padding: int = 256
+    padding: int = 256  # Classes that shorter vocabularies are padded to
+    # Classes that the head looks at; None is all. See CatSegConfig
     most_classes: int | None = 256
-    clip_heads: int | None = None
-    text_heads: int | None = None
-    with_text_encoder: bool = True
+    clip_heads: int | None = None  # Heads of the image tower; None is one per 64 channels
+    text_heads: int | None = None  # Heads of the text tower; None is one per 64 channels
+    with_text_encoder: bool = True  # Whether to build the text tower when the checkpoint holds one
 
     def build(self, state_dict: Mapping[str, Tensor]) -> CatSeg:
         """Make the model, in evaluation mode; the weights are copies.
@@ -398,17 +375,13 @@ class OfficialCatSeg:
 
 @dataclass(frozen=True, kw_only=True)
 class CatSegStart(ClipSource):
-    """Starts CAT-Seg from CLIP weights, with a head that is not trained yet.
+    """Starts CAT-Seg from CLIP weights, with a head that is not trained yet."""
 
-    Attributes:
-        view: Side of the image in pixels.
-        aggregator: Sizes of the head, whose ``embed_dim`` and ``width`` become CLIP's; None is the
-            official ones, with windows of half the grid.
-        taps: Blocks of the image tower that guide the decoder; None is as early as officially.
-    """
-
-    view: int = 384
+    view: int = 384  # Side of the image in pixels
+    # Sizes of the head, whose embed_dim and width become CLIP's; None is the official ones, with
+    # windows of half the grid
     aggregator: AggregatorConfig | None = None
+    # Blocks of the image tower that guide the decoder; None is as early as officially
     taps: tuple[int, int] | None = None
 
     def build(self) -> CatSeg:

@@ -188,40 +188,24 @@ def with_cells(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageEncoderConfig:
-    """Sizes of an image tower; the defaults are ZegCLIP's ViT-B/16.
+    """Sizes of an image tower; the defaults are ZegCLIP's ViT-B/16."""
 
-    Attributes:
-        width: Token width W.
-        num_layers: Residual blocks.
-        num_heads: Attention heads.
-        mlp_width: Hidden width of the MLPs.
-        embed_dim: Width D of the joint image-text space.
-        patch_size: Side of a patch, in pixels.
-        patch_stride: Pixels from one patch to the next; None is ``patch_size``. Half of it makes
-            patches overlap, twice as many along each side: a finer grid of patches that look as
-            they did when CLIP was trained (Amir et al., "Deep ViT Features as Dense Visual
-            Descriptors", 2021).
-        grid_side: Side of the square grid the positional embedding is stored for.
-        activation: ``"quick_gelu"`` for OpenAI weights, ``"gelu"`` for most others.
-        num_prompts: Visual prompts P per layer.
-        num_deep_prompts: Layers after the first that replace the prompts with their own.
-        prompt_dropout: Dropout on the projected prompts, in training.
-        num_cells: Cell tokens R of CLIP-RC's tower, a square number; 0 in other towers.
-    """
-
-    width: int = 768
-    num_layers: int = 12
-    num_heads: int = 12
-    mlp_width: int = 3072
-    embed_dim: int = 512
-    patch_size: int = 16
+    width: int = 768  # Token width W
+    num_layers: int = 12  # Residual blocks
+    num_heads: int = 12  # Attention heads
+    mlp_width: int = 3072  # Hidden width of the MLPs
+    embed_dim: int = 512  # Width D of the joint image-text space
+    patch_size: int = 16  # Side of a patch, in pixels
+    # Pixels from one patch to the next; None is patch_size. Half of it makes patches overlap, twice
+    # as many along each side: a finer grid of patches that look as they did when CLIP was trained
+    # (Amir et al., "Deep ViT Features as Dense Visual Descriptors", 2021)
     patch_stride: int | None = None
-    grid_side: int = 32
-    activation: Activation = "quick_gelu"
-    num_prompts: int = 10
-    num_deep_prompts: int = 11
-    prompt_dropout: float = 0.1
-    num_cells: int = 0
+    grid_side: int = 32  # Side of the square grid the positional embedding is stored for
+    activation: Activation = "quick_gelu"  # "quick_gelu" for OpenAI weights, "gelu" for most others
+    num_prompts: int = 10  # Visual prompts P per layer
+    num_deep_prompts: int = 11  # Layers after the first that replace the prompts with their own
+    prompt_dropout: float = 0.1  # Dropout on the projected prompts, in training
+    num_cells: int = 0  # Cell tokens R of CLIP-RC's tower, a square number; 0 in other towers
 
     from_earlier = staticmethod(with_cells)
 
@@ -246,15 +230,10 @@ class ImageEncoderConfig:
 
 
 class ImageEmbeds(NamedTuple):
-    """What an image tower returns.
+    """What an image tower returns."""
 
-    Attributes:
-        patch_embeds: ``[B, N, D]``, row-major over the grid, unit norm.
-        cls_embed: ``[B, D]``, unit norm.
-    """
-
-    patch_embeds: Tensor
-    cls_embed: Tensor
+    patch_embeds: Tensor  # [B, N, D], row-major over the grid, unit norm
+    cls_embed: Tensor  # [B, D], unit norm
 
 
 class ImageEncoder(nn.Module):
@@ -413,32 +392,19 @@ class PromptedImageEncoder(ImageEncoder):
 
 @dataclass(frozen=True, kw_only=True)
 class TextEncoderConfig:
-    """Sizes of a text tower; the defaults are CLIP ViT-B/16's.
+    """Sizes of a text tower; the defaults are CLIP ViT-B/16's."""
 
-    Attributes:
-        vocab_size: Token ids run from 0 to ``vocab_size - 1``.
-        context_length: Tokens per prompt.
-        width: Token width W.
-        num_layers: Residual blocks.
-        num_heads: Attention heads.
-        mlp_width: Hidden width of the MLPs.
-        embed_dim: Width D of the joint image-text space.
-        activation: ``"quick_gelu"`` for OpenAI weights, ``"gelu"`` for most others.
-        words: What class names may be made of, for a tower that was trained on few words; empty:
-            anything.
-        prompt_words: Further words and punctuation that such a tower knows.
-    """
-
-    vocab_size: int = 49408
-    context_length: int = 77
-    width: int = 512
-    num_layers: int = 12
-    num_heads: int = 8
-    mlp_width: int = 2048
-    embed_dim: int = 512
-    activation: Activation = "quick_gelu"
+    vocab_size: int = 49408  # Token ids run from 0 to vocab_size - 1
+    context_length: int = 77  # Tokens per prompt
+    width: int = 512  # Token width W
+    num_layers: int = 12  # Residual blocks
+    num_heads: int = 8  # Attention heads
+    mlp_width: int = 2048  # Hidden width of the MLPs
+    embed_dim: int = 512  # Width D of the joint image-text space
+    activation: Activation = "quick_gelu"  # "quick_gelu" for OpenAI weights, "gelu" for most others
+    # What class names may be made of, for a tower that was trained on few words; empty: anything
     words: tuple[str, ...] = ()
-    prompt_words: tuple[str, ...] = ()
+    prompt_words: tuple[str, ...] = ()  # Further words and punctuation that such a tower knows
 
 
 class TextEncoder(nn.Module):

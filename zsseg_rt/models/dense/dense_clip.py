@@ -100,13 +100,7 @@ class _Tensors(OnTorch):
 
 
 class DenseImageEncoder(ImageEncoder):
-    """CLIP's image tower with a dense head; the positional embedding is resized bicubically.
-
-    Args:
-        config: Sizes.
-        head: One of :data:`zsseg_rt.networks.heads.HEADS`.
-        **options: Those of :func:`zsseg_rt.networks.heads.dense_embeds`.
-    """
+    """CLIP's image tower with a dense head; the positional embedding is resized bicubically."""
 
     position_mode: ClassVar[Interpolation] = "bicubic"
 
@@ -132,36 +126,27 @@ class DenseImageEncoder(ImageEncoder):
 
 @dataclass(frozen=True, kw_only=True)
 class DenseCLIPConfig:
-    """Everything that defines a dense CLIP model besides its weights.
+    """Everything that defines a dense CLIP model besides its weights."""
 
-    Attributes:
-        image_encoder: Image tower.
-        text_encoder: Text tower, or None for a model that is given text embeddings only.
-        head: What the last block becomes.
-        size_hw: Input size in pixels that a bundle is built for; the model itself takes any size.
-        logit_scale: Multiplies the cosine similarity.
-        unknown_below: Probability below which a pixel is unknown in a bundle; None keeps all.
-        prior_std: Standard deviation of NACLIP's prior, in patches.
-        aggregation: Settings of SFP and SC-CLIP.
-        position: How the positional embedding is resized: by ``"size"``, or ``"as_published"``;
-            see :func:`zsseg_rt.models.clip.towers.resize_positional_embedding`.
-        templates: Prompts with one ``{}`` each; None is the 80 ImageNet prompts of CLIP.
-        image_mean: Mean of R, G, B, in ``[0, 1]``.
-        image_std: Standard deviation of R, G, B, in ``[0, 1]``.
-    """
-
-    image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
+    image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)  # Image tower
+    # Text tower, or None for a model that is given text embeddings only
     text_encoder: TextEncoderConfig | None = None
-    head: Head = "naclip"
+    head: Head = "naclip"  # What the last block becomes
+    # Input size in pixels that a bundle is built for; the model itself takes any size
     size_hw: tuple[int, int] = (448, 448)
-    logit_scale: float = 40.0
+    logit_scale: float = 40.0  # Multiplies the cosine similarity
+    # Probability below which a pixel is unknown in a bundle; None keeps all
     unknown_below: float | None = None
-    prior_std: float = 5.0
+    prior_std: float = 5.0  # Standard deviation of NACLIP's prior, in patches
+    # Settings of SFP and SC-CLIP
     aggregation: AggregationConfig = field(default_factory=AggregationConfig)
+    # How the positional embedding is resized: by "size", or "as_published"; see
+    # resize_positional_embedding
     position: Position = "size"
+    # Prompts with one {} each; None is the 80 ImageNet prompts of CLIP
     templates: tuple[str, ...] | None = None
-    image_mean: tuple[float, float, float] = CLIP_MEAN
-    image_std: tuple[float, float, float] = CLIP_STD
+    image_mean: tuple[float, float, float] = CLIP_MEAN  # Mean of R, G, B, in [0, 1]
+    image_std: tuple[float, float, float] = CLIP_STD  # Standard deviation of R, G, B, in [0, 1]
 
     def __post_init__(self) -> None:
         check_choice("head", self.head, HEADS)
@@ -241,10 +226,6 @@ class DenseCLIP(PixelModel):
             image: Normalised RGB planes, float ``[B, 3, H, W]``; any size of at least one patch.
                 A remainder below one patch at the right and the bottom is ignored.
             text_embeds: Class embeddings, ``[C, D]``; brought to the image's dtype and unit norm.
-
-        Returns:
-            Cosine similarities times ``logit_scale``, the head's patch embeddings, and CLIP's own
-            image embedding.
         """
         check_text_embeds(text_embeds, self.config.image_encoder.embed_dim)
         patch_embeds, cls_embed = self.image_encoder(image)
@@ -281,47 +262,35 @@ _WINDOWS: Mapping[Head, SlideSettings] = {
 
 @dataclass(frozen=True, kw_only=True)
 class HeadSettings:
-    """What can be chosen about a dense head, whatever its weights come from.
+    """What can be chosen about a dense head, whatever its weights come from."""
 
-    Attributes:
-        head: ``"naclip"``, ``"clearclip"``, ``"sclip"``, ``"maskclip"``, ``"vanilla"``, ``"sfp"``
-            or ``"sc_clip"``.
-        image_size: Input size in pixels that a bundle is built for, a side or (height, width);
-            None is the size the weights were trained at.
-        logit_scale: Multiplies the cosine similarity; None is the authors': 50 for ClearCLIP, 100
-            for MaskCLIP and vanilla, 40 for the others.
-        unknown_below: Probability below which a pixel is unknown in a bundle.
-        templates: Prompts with one ``{}`` each; None is the 80 ImageNet prompts of CLIP.
-        prior_std: Standard deviation of NACLIP's prior, in patches.
-        image_mean: Mean of R, G, B, in ``[0, 1]``; None is the weights'.
-        image_std: Standard deviation of R, G, B, in ``[0, 1]``; None is the weights'.
-        position: How the positional embedding is resized; see :class:`DenseCLIPConfig`.
-        pm: For SFP and SC-CLIP, like all that follow: how outliers are found; see
-            :class:`zsseg_rt.networks.aggregating.AggregationConfig`.
-        r: See there.
-        beta: See there.
-        pre: See there; None is the official number, or one that fits the CLIP that ships.
-        post: See ``pre``.
-        first: See ``pre``.
-        end: See ``pre``.
-    """
-
+    # "naclip", "clearclip", "sclip", "maskclip", "vanilla", "sfp" or "sc_clip"
     head: Head = "naclip"
+    # Input size in pixels that a bundle is built for, a side or (height, width); None is the size
+    # the weights were trained at
     image_size: int | tuple[int, int] | None = None
+    # Multiplies the cosine similarity; None is the authors': 50 for ClearCLIP, 100 for MaskCLIP and
+    # vanilla, 40 for the others
     logit_scale: float | None = None
-    unknown_below: float | None = None
+    unknown_below: float | None = None  # Probability below which a pixel is unknown in a bundle
+    # Prompts with one {} each; None is the 80 ImageNet prompts of CLIP
     templates: Sequence[str] | None = None
-    prior_std: float = 5.0
+    prior_std: float = 5.0  # Standard deviation of NACLIP's prior, in patches
+    # Mean of R, G, B, in [0, 1]; None is the weights'
     image_mean: tuple[float, float, float] | None = None
+    # Standard deviation of R, G, B, in [0, 1]; None is the weights'
     image_std: tuple[float, float, float] | None = None
+    # How the positional embedding is resized; see DenseCLIPConfig
     position: Position = "size"
+    # For SFP and SC-CLIP, like all that follow: how outliers are found; see AggregationConfig
     pm: OutlierRule | None = None
-    r: float = 0.3
-    beta: float = 0.4
+    r: float = 0.3  # See there
+    beta: float = 0.4  # See there
+    # See there; None is the official number, or one that fits the CLIP that ships
     pre: int | None = None
-    post: int | None = None
-    first: int | None = None
-    end: int | None = None
+    post: int | None = None  # See pre
+    first: int | None = None  # See pre
+    end: int | None = None  # See pre
 
     def config(self, layers: Mapping[str, int]) -> dict[str, Any]:
         """The fields of :class:`DenseCLIPConfig` that follow, checked; ``layers`` are defaults."""
@@ -354,15 +323,11 @@ class HeadSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class DenseCLIPStart(HeadSettings, ClipSource):
-    """Builds dense CLIP from CLIP weights; nothing is trained.
+    """Builds dense CLIP from CLIP weights; nothing is trained."""
 
-    Attributes:
-        pretrained: As of :class:`ClipSource`; None is open_clip's random initialisation.
-        with_text_encoder: Whether to build the text tower.
-    """
-
+    # As of ClipSource; None is open_clip's random initialisation
     pretrained: str | Path | None = None
-    with_text_encoder: bool = True
+    with_text_encoder: bool = True  # Whether to build the text tower
 
     def build(self) -> DenseCLIP:
         """Make the model, in evaluation mode, with no trainable parameters."""
@@ -381,32 +346,18 @@ class DenseCLIPStart(HeadSettings, ClipSource):
 
 @dataclass(frozen=True, kw_only=True)
 class OfficialDenseCLIP(HeadSettings):
-    """Builds dense CLIP from the weights of CLIP's image tower, or of both towers.
+    """Builds dense CLIP from the weights of CLIP's image tower, or of both towers."""
 
-    Attributes:
-        logit_scale: Multiplies the cosine similarity; 1 gives cosines.
-        position: How the positional embedding is resized; see :class:`DenseCLIPConfig`.
-        num_heads: Heads of the image tower; None is one per 64 channels.
-        text_heads: Heads of the text tower; None is one per 64 channels.
-        activation: ``"quick_gelu"`` for OpenAI's weights, ``"gelu"`` for most others.
-    """
-
-    logit_scale: float | None = 1.0
+    logit_scale: float | None = 1.0  # Multiplies the cosine similarity; 1 gives cosines
+    # How the positional embedding is resized; see DenseCLIPConfig
     position: Position = "as_published"
-    num_heads: int | None = None
-    text_heads: int | None = None
+    num_heads: int | None = None  # Heads of the image tower; None is one per 64 channels
+    text_heads: int | None = None  # Heads of the text tower; None is one per 64 channels
+    # "quick_gelu" for OpenAI's weights, "gelu" for most others
     activation: Activation = "quick_gelu"
 
     def build(self, state_dict: Mapping[str, Tensor]) -> DenseCLIP:
-        """Make the model, in evaluation mode.
-
-        Args:
-            state_dict: Float32: the image tower's own keys, ``conv1.weight`` and so on, or the keys
-                of a whole CLIP, by open_clip or transformers, with what wrappers put in front.
-
-        Raises:
-            CheckpointError: Keys are missing, unknown or of another shape or dtype.
-        """
+        """Make the model, in evaluation mode."""
         settings = self.config({})
         kept = {k: v for k, v in state_dict.items() if not k.endswith("position_ids")}
         state_dict = unwrap(kept)
@@ -421,23 +372,18 @@ class OfficialDenseCLIP(HeadSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class CosineHeadConfig(DenseCLIPConfig):
-    """Everything that defines the cosine head besides its weights.
+    """Everything that defines the cosine head besides its weights."""
 
-    Attributes:
-        head: ``"vanilla"``: the last block is unchanged.
-        logit_scale: Initial value of the trained scale; the default is CLIP's own start.
-        score_activation: What turns logits into probabilities: ``"softmax"`` over classes for
-            training with cross entropy, ``"sigmoid"`` for focal and dice loss.
-        seen_classes: Rows of the text embeddings whose classes were trained on; their scores are
-            lowered by ``seen_bias``.
-        seen_bias: How much they are lowered, as a probability; 0 lowers none.
-    """
-
-    head: Head = "vanilla"
+    head: Head = "vanilla"  # "vanilla": the last block is unchanged
+    # Initial value of the trained scale; the default is CLIP's own start
     logit_scale: float = 1 / 0.07
+    # What turns logits into probabilities: "softmax" over classes for training with cross entropy,
+    # "sigmoid" for focal and dice loss
     score_activation: ScoreActivation = "softmax"
+    # Rows of the text embeddings whose classes were trained on; their scores are lowered by
+    # seen_bias
     seen_classes: tuple[int, ...] = ()
-    seen_bias: float = 0.0
+    seen_bias: float = 0.0  # How much they are lowered, as a probability; 0 lowers none
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -531,21 +477,16 @@ class CosineHeadStart(ClipSource):
     """Starts the cosine head from CLIP weights; before training it is dense CLIP's vanilla head.
 
     The positional embedding is resized to ``image_size`` (bicubic).
-
-    Attributes:
-        image_size: Side of training crops and of a bundle's input, in pixels.
-        logit_scale: Initial value of the trained scale.
-        score_activation: See :class:`CosineHeadConfig`.
-        seen_classes: Rows of the text embeddings that are trained on.
-        seen_bias: See :class:`CosineHeadConfig`.
-        templates: Prompts with one ``{}`` each; None is the 80 ImageNet prompts of CLIP.
     """
 
-    image_size: int = 512
-    logit_scale: float = 1 / 0.07
+    image_size: int = 512  # Side of training crops and of a bundle's input, in pixels
+    logit_scale: float = 1 / 0.07  # Initial value of the trained scale
+    # See CosineHeadConfig
     score_activation: ScoreActivation = "softmax"
-    seen_classes: Sequence[int] = ()
+    seen_classes: Sequence[int] = ()  # Rows of the text embeddings that are trained on
+    # See CosineHeadConfig
     seen_bias: float = 0.0
+    # Prompts with one {} each; None is the 80 ImageNet prompts of CLIP
     templates: Sequence[str] | None = None
 
     def build(self) -> CosineHeadModel:

@@ -56,21 +56,15 @@ def _image_config() -> ImageEncoderConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TipsConfig(DenseCLIPConfig):
-    """Everything that defines a TIPS model besides its weights; the defaults are B/14's.
-
-    Attributes:
-        head: ``"maskclip"``, the authors' head.
-        logit_scale: Multiplies the cosine similarity; 1 gives cosines, as the authors evaluate.
-        image_mean: 0: images are in ``[0, 1]``.
-        image_std: 1, likewise.
-    """
+    """Everything that defines a TIPS model besides its weights; the defaults are B/14's."""
 
     image_encoder: ImageEncoderConfig = field(default_factory=_image_config)
-    head: Head = "maskclip"
+    head: Head = "maskclip"  # "maskclip", the authors' head
+    # Multiplies the cosine similarity; 1 gives cosines, as the authors evaluate
     logit_scale: float = 1.0
     templates: tuple[str, ...] | None = TEMPLATES
-    image_mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    image_std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    image_mean: tuple[float, float, float] = (0.0, 0.0, 0.0)  # 0: images are in [0, 1]
+    image_std: tuple[float, float, float] = (1.0, 1.0, 1.0)  # 1, likewise
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -200,24 +194,17 @@ def resized_picture(rgb: NDArray[np.uint8], short_side: int) -> NDArray[np.uint8
 
 @dataclass(frozen=True, kw_only=True)
 class OfficialTips:
-    """Builds TIPSv2 B/14 or L/14 from the authors' weights; sizes are read from shapes.
+    """Builds TIPSv2 B/14 or L/14 from the authors' weights; sizes are read from shapes."""
 
-    Attributes:
-        num_heads: Heads of the image tower; None is the published number.
-        text_heads: Heads of the text tower; None is the published number.
-        image_size: Input size in pixels that a bundle is built for, a side or (height, width);
-            None is the size the positions are stored for (448).
-        logit_scale: Multiplies the cosine similarity; None is one over the stored temperature.
-        unknown_below: Probability below which a pixel is unknown in a bundle.
-        templates: Prompts with one ``{}`` each; None is the authors' nine.
-    """
-
-    num_heads: int | None = None
-    text_heads: int | None = None
+    num_heads: int | None = None  # Heads of the image tower; None is the published number
+    text_heads: int | None = None  # Heads of the text tower; None is the published number
+    # Input size in pixels that a bundle is built for, a side or (height, width); None is the size
+    # the positions are stored for (448)
     image_size: int | tuple[int, int] | None = None
+    # Multiplies the cosine similarity; None is one over the stored temperature
     logit_scale: float | None = 1.0
-    unknown_below: float | None = None
-    templates: Sequence[str] | None = None
+    unknown_below: float | None = None  # Probability below which a pixel is unknown in a bundle
+    templates: Sequence[str] | None = None  # Prompts with one {} each; None is the authors' nine
 
     def build(self, state_dict: Mapping[str, Mapping[str, Any]]) -> Tips:
         """Make the model, in evaluation mode, with no trainable parameters.
@@ -225,9 +212,6 @@ class OfficialTips:
         Args:
             state_dict: ``"vision"`` and, for a text tower, ``"text"``: official keys with float32
                 tensors or arrays, as the two ``.npz`` files hold them.
-
-        Raises:
-            CheckpointError: Keys are missing, unknown, of another shape or dtype, or not finite.
         """
         unknown = [key for key in state_dict if key not in ("vision", "text")]
         if unknown or "vision" not in state_dict:
@@ -285,15 +269,10 @@ def _sizes(tensors: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class TipsStart(OfficialTips):
-    """Builds TIPSv2 from the authors' files; nothing is trained.
+    """Builds TIPSv2 from the authors' files; nothing is trained."""
 
-    Attributes:
-        vision: ``tips_v2_oss_b14_vision.npz`` or its like.
-        text: The text tower's file of the same size; None builds none.
-    """
-
-    vision: str | Path
-    text: str | Path | None = None
+    vision: str | Path  # tips_v2_oss_b14_vision.npz or its like
+    text: str | Path | None = None  # The text tower's file of the same size; None builds none
 
     def build(self) -> Tips:  # type: ignore[override]
         """Make the model, in evaluation mode, with no trainable parameters."""

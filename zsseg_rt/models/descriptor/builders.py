@@ -49,34 +49,30 @@ class DescriptorStart(ClipSource):
     """Starts a model from CLIP weights, prompts and decode head initialised for training.
 
     The positional embedding is resized to ``image_size`` (bilinear).
-
-    Attributes:
-        num_prompts: Visual prompts per layer; officially 10 for VOC, 100 for COCO-Stuff. 0 is for a
-            backbone that is fine-tuned instead.
-        image_size: Side of training crops, in pixels; a multiple of the patch size.
-        patch_stride: Pixels from one patch to the next, such as half the patch size for four times
-            as many patches; None is the patch size, as officially.
-        decoder: Sizes of the decoders; None is the official ones at CLIP's embedding width.
-        seen_classes: Rows of the text embeddings that are trained on.
-        self_trained: Whether training is self-training; see :class:`DescriptorConfig`.
-        score_activation: What turns mask logits into probabilities; see :class:`DescriptorConfig`.
-        unit_inputs: Whether initial weights are scaled for the unit vectors that they read, for
-            short trainings; see :meth:`DecodeHead.scale_for_unit_inputs`. Not official.
-        start: Initial weights of the decoder's layers: ``"random"``, or ``"copies"`` of the first
-            layer, as officially.
     """
 
     made: ClassVar[Any]
     made_config: ClassVar[Any]
 
+    # Visual prompts per layer; officially 10 for VOC, 100 for COCO-Stuff. 0 is for a backbone that
+    # is fine-tuned instead
     num_prompts: int = 10
-    image_size: int = 512
+    image_size: int = 512  # Side of training crops, in pixels; a multiple of the patch size
+    # Pixels from one patch to the next, such as half the patch size for four times as many patches;
+    # None is the patch size, as officially
     patch_stride: int | None = None
+    # Sizes of the decoders; None is the official ones at CLIP's embedding width
     decoder: DecoderConfig | None = None
-    seen_classes: Sequence[int] = ()
+    seen_classes: Sequence[int] = ()  # Rows of the text embeddings that are trained on
+    # Whether training is self-training; see DescriptorConfig
     self_trained: bool = False
+    # What turns mask logits into probabilities; see DescriptorConfig
     score_activation: ScoreActivation = "sigmoid"
+    # Whether initial weights are scaled for the unit vectors that they read, for short trainings;
+    # see scale_for_unit_inputs. Not official
     unit_inputs: bool = False
+    # Initial weights of the decoder's layers: "random", or "copies" of the first layer, as
+    # officially
     start: Literal["random", "copies"] = "random"
 
     def build(self) -> DescriptorModel:
@@ -120,14 +116,11 @@ class DescriptorStart(ClipSource):
 
 @dataclass(frozen=True, kw_only=True)
 class ZegCLIPStart(DescriptorStart):
-    """Starts ZegCLIP.
-
-    Attributes:
-        descriptor: What class queries are made of; see :class:`ZegCLIPConfig`.
-    """
+    """Starts ZegCLIP."""
 
     made, made_config = ZegCLIP, ZegCLIPConfig
 
+    # What class queries are made of; see ZegCLIPConfig
     descriptor: Descriptor = "relationship"
 
 
@@ -174,34 +167,26 @@ class OfficialDescriptor(ABC):
 
     The decoder's ``self_attn.*`` and ``norm1.*``, which never run, are ignored; checkpoints of
     CLIP-RC's Jittor port lack them.
-
-    Attributes:
-        num_heads: Heads of the image tower; None is one per 64 channels.
-        decoder_heads: Heads of the decoder.
-        text_heads: Heads of the text tower; None is one per 64 channels.
-        image_size: Side in pixels that masks are upsampled to before the sigmoid; None is the
-            size the positional embedding is stored for (512 officially).
-        seen_classes: Rows of the text embeddings whose classes were trained on. Official: 0 to 14
-            for VOC, the 156 seen classes for COCO-Stuff. Empty: ``predict`` lowers no score.
-        self_trained: Whether the weights come from self-training; then no score is lowered.
-        with_text_encoder: Whether to build the text tower when the checkpoint holds one.
-        prompt_dropout: Dropout on the projected prompts, in training.
-        decoder_dropout: Dropout in the decoder's layers, in training.
     """
 
     made: ClassVar[Any]
     made_config: ClassVar[Any]
     layers: ClassVar[str]
 
-    num_heads: int | None = None
-    decoder_heads: int = 8
-    text_heads: int | None = None
+    num_heads: int | None = None  # Heads of the image tower; None is one per 64 channels
+    decoder_heads: int = 8  # Heads of the decoder
+    text_heads: int | None = None  # Heads of the text tower; None is one per 64 channels
+    # Side in pixels that masks are upsampled to before the sigmoid; None is the size the positional
+    # embedding is stored for (512 officially)
     image_size: int | None = None
+    # Rows of the text embeddings whose classes were trained on. Official: 0 to 14 for VOC, the 156
+    # seen classes for COCO-Stuff. Empty: predict lowers no score
     seen_classes: Sequence[int] = ()
+    # Whether the weights come from self-training; then no score is lowered
     self_trained: bool = False
-    with_text_encoder: bool = True
-    prompt_dropout: float = 0.1
-    decoder_dropout: float = 0.1
+    with_text_encoder: bool = True  # Whether to build the text tower when the checkpoint holds one
+    prompt_dropout: float = 0.1  # Dropout on the projected prompts, in training
+    decoder_dropout: float = 0.1  # Dropout in the decoder's layers, in training
 
     def build(self, state_dict: Mapping[str, Tensor]) -> DescriptorModel:
         """Make the model, in evaluation mode; the weights are copies.
@@ -209,9 +194,6 @@ class OfficialDescriptor(ABC):
         Args:
             state_dict: Official keys, float32; see
                 :func:`zsseg_rt.torch_files.checkpoints.load_checkpoint`.
-
-        Raises:
-            CheckpointError: Keys are missing, unknown or of another shape or dtype.
         """
         name: str = self.made.architecture
         check_float32(state_dict, name)
@@ -261,15 +243,12 @@ class OfficialDescriptor(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class OfficialZegCLIP(OfficialDescriptor):
-    """Builds ZegCLIP. ``decode_head.loss_decode.*`` is ignored, too.
-
-    Attributes:
-        score_activation: What turns mask logits into probabilities; see :class:`ZegCLIPConfig`.
-    """
+    """Builds ZegCLIP. ``decode_head.loss_decode.*`` is ignored, too."""
 
     made, made_config = ZegCLIP, ZegCLIPConfig
     layers = "decode_head.decoder_1.layers."
 
+    # What turns mask logits into probabilities; see ZegCLIPConfig
     score_activation: ScoreActivation = "sigmoid"
 
     def _more(self, sizes: Sizes, encoder: ImageEncoderConfig) -> dict[str, Any]:
@@ -286,18 +265,14 @@ class OfficialZegCLIP(OfficialDescriptor):
 
 @dataclass(frozen=True, kw_only=True)
 class OfficialClipRC(OfficialDescriptor):
-    """Builds CLIP-RC.
-
-    Attributes:
-        exact: Whether to refuse input sizes other than the official one.
-        with_recovery_decoder: Whether to build the recovery decoder, which runs in training only,
-            when the checkpoint holds one.
-    """
+    """Builds CLIP-RC."""
 
     made, made_config = ClipRC, ClipRCConfig
     layers = "decode_head.decoder_q.layers."
 
-    exact: bool = False
+    exact: bool = False  # Whether to refuse input sizes other than the official one
+    # Whether to build the recovery decoder, which runs in training only, when the checkpoint holds
+    # one
     with_recovery_decoder: bool = True
 
     def _encoder(self, sizes: Sizes) -> ImageEncoderConfig:

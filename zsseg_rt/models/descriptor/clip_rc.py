@@ -42,17 +42,11 @@ from zsseg_rt.networks.descriptor import cells_of_patches
 
 
 class CellEmbeds(NamedTuple):
-    """What the cell image tower returns.
+    """What the cell image tower returns."""
 
-    Attributes:
-        patch_embeds: ``[B, N, D]``, row-major over the grid, unit norm.
-        cls_embed: ``[B, D]``, unit norm.
-        cell_embeds: ``[B, R, D]``, row-major over the square grid of cells, unit norm.
-    """
-
-    patch_embeds: Tensor
-    cls_embed: Tensor
-    cell_embeds: Tensor
+    patch_embeds: Tensor  # [B, N, D], row-major over the grid, unit norm
+    cls_embed: Tensor  # [B, D], unit norm
+    cell_embeds: Tensor  # [B, R, D], row-major over the square grid of cells, unit norm
 
 
 def attention_allowed(
@@ -139,18 +133,15 @@ class CellImageEncoder(PromptedImageEncoder):
 
 @dataclass(frozen=True, kw_only=True)
 class ClipRCConfig(DescriptorConfig):
-    """Everything that defines a CLIP-RC model besides its weights.
-
-    Attributes:
-        exact: Whether images with a grid other than the official one are refused, as the official
-            code does; otherwise the cell mask is built for the image's own grid.
-        with_recovery: Whether the model has the recovery decoder, which runs in training only.
-    """
+    """Everything that defines a CLIP-RC model besides its weights."""
 
     image_encoder: ImageEncoderConfig = field(
         default_factory=lambda: ImageEncoderConfig(num_cells=16)
     )
+    # Whether images with a grid other than the official one are refused, as the official code does;
+    # otherwise the cell mask is built for the image's own grid
     exact: bool = False
+    # Whether the model has the recovery decoder, which runs in training only
     with_recovery: bool = True
 
     @staticmethod
@@ -165,31 +156,20 @@ class Recovery:
 
     The recovery loss is ``|queries - query_targets|.mean() + |patches - patch_targets|.mean()``
     times its weight. No gradient flows into the targets.
-
-    Attributes:
-        queries: ``[B, R * C, 2D]``, cell-major.
-        patches: ``[B, N, D]``.
-        query_targets: The queries before their projection, ``[B, R * C, 2D]``.
-        patch_targets: The patch embeddings, ``[B, N, D]``.
     """
 
-    queries: Tensor
-    patches: Tensor
-    query_targets: Tensor
-    patch_targets: Tensor
+    queries: Tensor  # [B, R * C, 2D], cell-major
+    patches: Tensor  # [B, N, D]
+    query_targets: Tensor  # The queries before their projection, [B, R * C, 2D]
+    patch_targets: Tensor  # The patch embeddings, [B, N, D]
 
 
 @dataclass(frozen=True)
 class CellOutput(SegmentationOutput):
-    """What a forward pass of CLIP-RC returns.
+    """What a forward pass of CLIP-RC returns."""
 
-    Attributes:
-        cell_embeds: Unit-norm cell embeddings, ``[B, D, r, r]``.
-        recovery: Set in training with a recovery decoder, otherwise None.
-    """
-
-    cell_embeds: Tensor
-    recovery: Recovery | None = None
+    cell_embeds: Tensor  # Unit-norm cell embeddings, [B, D, r, r]
+    recovery: Recovery | None = None  # Set in training with a recovery decoder, otherwise None
 
 
 class RecoveryDecoder(nn.Module):

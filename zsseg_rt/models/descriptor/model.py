@@ -51,21 +51,14 @@ from zsseg_rt.torch_files.descriptor_arrays import IMAGE_MEAN, IMAGE_STD
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderConfig:
-    """Sizes of the mask decoder; the defaults are official.
+    """Sizes of the mask decoder; the defaults are official."""
 
-    Attributes:
-        query_dim: Width E of class queries.
-        num_layers: Decoder layers.
-        num_heads: Heads of the cross attention.
-        ffn_dim: Hidden width of the feed-forward networks.
-        dropout: Dropout on the attention's weights, after the attention, and inside and after the
-            feed-forward network, in training.
-    """
-
-    query_dim: int = 512
-    num_layers: int = 3
-    num_heads: int = 8
-    ffn_dim: int = 2048
+    query_dim: int = 512  # Width E of class queries
+    num_layers: int = 3  # Decoder layers
+    num_heads: int = 8  # Heads of the cross attention
+    ffn_dim: int = 2048  # Hidden width of the feed-forward networks
+    # Dropout on the attention's weights, after the attention, and inside and after the feed-forward
+    # network, in training
     dropout: float = 0.1
 
 
@@ -174,29 +167,23 @@ def without_retired(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class DescriptorConfig:
-    """Everything that defines a model besides its weights; the defaults are VOC's.
+    """Everything that defines a model besides its weights; the defaults are VOC's."""
 
-    Attributes:
-        image_encoder: Image tower.
-        decoder: Mask decoder.
-        text_encoder: Text tower, or None for a model that is given text embeddings only.
-        image_size: Side in pixels that mask logits are upsampled to before the sigmoid, whatever
-            the input's size (official ``img_size``).
-        seen_classes: Rows of the text embeddings whose classes were trained on; their scores are
-            lowered by ``seen_bias``. Empty: no score is lowered.
-        self_trained: Whether the weights come from self-training; then no score is lowered.
-        seen_bias: How much they are lowered, as a probability.
-        score_activation: What turns mask logits into probabilities. Officially a sigmoid;
-            ``"softmax"`` over classes is for models trained with cross entropy.
-    """
-
-    image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
-    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)  # Image tower
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)  # Mask decoder
+    # Text tower, or None for a model that is given text embeddings only
     text_encoder: TextEncoderConfig | None = None
+    # Side in pixels that mask logits are upsampled to before the sigmoid, whatever the input's size
+    # (official img_size)
     image_size: int = 512
+    # Rows of the text embeddings whose classes were trained on; their scores are lowered by
+    # seen_bias. Empty: no score is lowered
     seen_classes: tuple[int, ...] = ()
+    # Whether the weights come from self-training; then no score is lowered
     self_trained: bool = False
-    seen_bias: float = 0.1
+    seen_bias: float = 0.1  # How much they are lowered, as a probability
+    # What turns mask logits into probabilities. Officially a sigmoid; "softmax" over classes is for
+    # models trained with cross entropy
     score_activation: ScoreActivation = "sigmoid"
 
     from_earlier = staticmethod(without_retired)
@@ -253,9 +240,6 @@ class DescriptorModel(PixelModel):
             image: Normalised RGB planes, float ``[B, 3, H, W]``; any size of at least one patch
                 (officially square).
             text_embeds: Class embeddings, ``[C, D]``, unit norm; brought to the image's dtype.
-
-        Returns:
-            Mask logits, patch embeddings and class embeddings.
         """
 
     @abstractmethod
@@ -321,14 +305,10 @@ Descriptor = Literal["relationship", "text"]
 
 @dataclass(frozen=True, kw_only=True)
 class ZegCLIPConfig(DescriptorConfig):
-    """Everything that defines a ZegCLIP model besides its weights.
+    """Everything that defines a ZegCLIP model besides its weights."""
 
-    Attributes:
-        descriptor: What class queries are made of. ``"relationship"`` is official: the image's
-            embedding times the text's, and the text's. ``"text"`` leaves the image out, to
-            measure what it contributes.
-    """
-
+    # What class queries are made of. "relationship" is official: the image's embedding times the
+    # text's, and the text's. "text" leaves the image out, to measure what it contributes
     descriptor: Descriptor = "relationship"
 
     def __post_init__(self) -> None:

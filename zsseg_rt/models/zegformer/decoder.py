@@ -34,20 +34,14 @@ _EXPANSION = 4  # a bottleneck outputs four times its inner width
 
 @dataclass(frozen=True, kw_only=True)
 class ResNetConfig:
-    """Sizes of a ResNet; the defaults are ResNet-50's.
+    """Sizes of a ResNet; the defaults are ResNet-50's."""
 
-    Attributes:
-        stem_width: Channels of the stem.
-        widths: Inner width of the bottlenecks of each stage; a stage outputs four times as many
-            channels.
-        depths: Bottlenecks per stage.
-        norm: Batch norms are constants (``"frozen"``, official) or learn (``"learned"``, to train
-            without pretrained weights). In evaluation both are the same, and so are their names.
-    """
-
-    stem_width: int = 64
+    stem_width: int = 64  # Channels of the stem
+    # Inner width of the bottlenecks of each stage; a stage outputs four times as many channels
     widths: tuple[int, ...] = (64, 128, 256, 512)
-    depths: tuple[int, ...] = (3, 4, 6, 3)
+    depths: tuple[int, ...] = (3, 4, 6, 3)  # Bottlenecks per stage
+    # Batch norms are constants ("frozen", official) or learn ("learned", to train without
+    # pretrained weights). In evaluation both are the same, and so are their names
     norm: BackboneNorm = "frozen"
 
     def __post_init__(self) -> None:
@@ -265,31 +259,18 @@ NUM_GROUPS = 32  # of every GroupNorm in the pixel decoder
 
 @dataclass(frozen=True, kw_only=True)
 class QueryDecoderConfig:
-    """Sizes of the two decoders; the defaults are official.
+    """Sizes of the two decoders; the defaults are official."""
 
-    Attributes:
-        conv_dim: Channels of the pixel decoder.
-        mask_dim: Channels of the mask features.
-        hidden_dim: Query width.
-        num_queries: Queries Q, each of which proposes one segment.
-        num_layers: Layers of the query decoder.
-        num_heads: Attention heads.
-        ffn_dim: Hidden width of the feed-forward networks.
-        mask_layers: Layers of the network that makes mask embeddings.
-        embed_dim: Width D of the joint image-text space.
-        dropout: Dropout after attentions and in feed-forward networks, in training.
-    """
-
-    conv_dim: int = 256
-    mask_dim: int = 256
-    hidden_dim: int = 256
-    num_queries: int = 100
-    num_layers: int = 6
-    num_heads: int = 8
-    ffn_dim: int = 2048
-    mask_layers: int = 3
-    embed_dim: int = 512
-    dropout: float = 0.1
+    conv_dim: int = 256  # Channels of the pixel decoder
+    mask_dim: int = 256  # Channels of the mask features
+    hidden_dim: int = 256  # Query width
+    num_queries: int = 100  # Queries Q, each of which proposes one segment
+    num_layers: int = 6  # Layers of the query decoder
+    num_heads: int = 8  # Attention heads
+    ffn_dim: int = 2048  # Hidden width of the feed-forward networks
+    mask_layers: int = 3  # Layers of the network that makes mask embeddings
+    embed_dim: int = 512  # Width D of the joint image-text space
+    dropout: float = 0.1  # Dropout after attentions and in feed-forward networks, in training
 
 
 class PixelDecoder(nn.Module):
@@ -417,15 +398,10 @@ class _MaskEmbed(nn.Module):
 
 
 class Segments(NamedTuple):
-    """What the queries propose; leading axes are those of the queries.
+    """What the queries propose; leading axes are those of the queries."""
 
-    Attributes:
-        logits: ``[..., B, Q, C + 1]``; the last column is "no object".
-        masks: Mask logits at stride 4, ``[..., B, Q, h, w]``.
-    """
-
-    logits: Tensor
-    masks: Tensor
+    logits: Tensor  # [..., B, Q, C + 1]; the last column is "no object"
+    masks: Tensor  # Mask logits at stride 4, [..., B, Q, h, w]
 
 
 class SegmentPredictor(nn.Module):

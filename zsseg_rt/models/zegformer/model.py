@@ -97,38 +97,31 @@ def with_fusion(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class ZegFormerConfig:
-    """Everything that defines a ZegFormer model besides its weights.
+    """Everything that defines a ZegFormer model besides its weights."""
 
-    Attributes:
-        backbone: Backbone.
-        decoder: Pixel decoder and query decoder.
-        clip_image: CLIP's image tower, or None for a model without CLIP.
-        clip_text: CLIP's text tower; set if and only if ``clip_image`` is.
-        seen_classes: Rows of the class embeddings whose classes were trained on. Empty: no class.
-        calibration: What is subtracted from the score maps of seen classes (official
-            ``GZERO_CALIBRATE``); nothing if zero or less.
-        fusion: Who decides. ``"seen_and_unseen"``: the text branch and CLIP together, weighted
-            differently for seen and unseen classes. ``"all_classes"``: together, with the weights
-            of unseen classes for every class. ``"regions"``: CLIP alone, at regions.
-            ``"segments"``: the text branch alone; CLIP classifies no regions.
-        region_style: What CLIP is shown of each segment (official ``CLIP_CLS_STYLE``); see
-            :func:`zsseg_rt.models.zegformer.decoder.crop_regions`.
-        region_batch: Regions that are cut out and encoded at once; limits memory use.
-        size_divisor: Images are padded to multiples of this many pixels.
-        image_size: Short side that images are resized to, in pixels (official
-            ``MIN_SIZE_TEST``: 512, for COCO-Stuff 640).
-    """
-
-    backbone: ResNetConfig = field(default_factory=ResNetConfig)
+    backbone: ResNetConfig = field(default_factory=ResNetConfig)  # Backbone
+    # Pixel decoder and query decoder
     decoder: QueryDecoderConfig = field(default_factory=QueryDecoderConfig)
+    # CLIP's image tower, or None for a model without CLIP
     clip_image: ImageEncoderConfig | None = None
+    # CLIP's text tower; set if and only if clip_image is
     clip_text: TextEncoderConfig | None = None
+    # Rows of the class embeddings whose classes were trained on. Empty: no class
     seen_classes: tuple[int, ...] = ()
+    # What is subtracted from the score maps of seen classes (official GZERO_CALIBRATE); nothing if
+    # zero or less
     calibration: float = 0.1
+    # Who decides. "seen_and_unseen": the text branch and CLIP together, weighted differently for
+    # seen and unseen classes. "all_classes": together, with the weights of unseen classes for every
+    # class. "regions": CLIP alone, at regions. "segments": the text branch alone; CLIP classifies
+    # no regions
     fusion: Fusion = "seen_and_unseen"
+    # What CLIP is shown of each segment (official CLIP_CLS_STYLE); see crop_regions
     region_style: RegionStyle = "cropmask"
-    region_batch: int = 10
-    size_divisor: int = 32
+    region_batch: int = 10  # Regions that are cut out and encoded at once; limits memory use
+    size_divisor: int = 32  # Images are padded to multiples of this many pixels
+    # Short side that images are resized to, in pixels (official MIN_SIZE_TEST: 512, for COCO-Stuff
+    # 640)
     image_size: int = 512
 
     from_earlier = staticmethod(with_fusion)
@@ -153,22 +146,15 @@ _TRUSTED = 2 / 3  # exponent of the branch that is trusted more; the other gets 
 
 @dataclass(frozen=True)
 class ZegFormerOutput:
-    """What a forward pass returns.
+    """What a forward pass returns."""
 
-    Attributes:
-        pred_logits: The text branch's class logits, ``[B, Q, C + 1]``; the last is "no object".
-        pred_masks: Mask logits at a quarter of the padded size, ``[B, Q, h / 4, w / 4]``.
-        clip_logits: CLIP's class logits followed by the text branch's "no object",
-            ``[B, Q, C + 1]``; None without CLIP.
-        class_scores: Each segment's class weights after fusion, ``[B, Q, C]``.
-        sem_seg: Score maps of each image, ``[C, H, W]``.
-    """
-
-    pred_logits: Tensor
-    pred_masks: Tensor
+    pred_logits: Tensor  # The text branch's class logits, [B, Q, C + 1]; the last is "no object"
+    pred_masks: Tensor  # Mask logits at a quarter of the padded size, [B, Q, h / 4, w / 4]
+    # CLIP's class logits followed by the text branch's "no object", [B, Q, C + 1]; None without
+    # CLIP
     clip_logits: Tensor | None
-    class_scores: Tensor
-    sem_seg: list[Tensor]
+    class_scores: Tensor  # Each segment's class weights after fusion, [B, Q, C]
+    sem_seg: list[Tensor]  # Score maps of each image, [C, H, W]
 
 
 class SegmentationHead(nn.Module):
@@ -261,9 +247,6 @@ class ZegFormer(SegmentationModel):
             text_features: Class embeddings of the text branch, ``[C, D]``, unit norm.
             text_features_clip: Class embeddings of the CLIP branch, ``[C, D]``, unit norm;
                 officially made with other prompts. May be None if CLIP classifies no regions.
-
-        Returns:
-            Segments, their class weights, and score maps.
         """
         self._check_inputs(images, text_features, text_features_clip, out_hw)
         out_hw = [(int(height), int(width)) for height, width in out_hw]
@@ -432,40 +415,30 @@ class OfficialZegFormer:
     Training checkpoints hold no CLIP: its weights are OpenAI's ViT-B/16, given as ``clip``.
     ``criterion.empty_weight`` is ignored. CLIP's tensors may be float16, as the official code
     runs them; they are converted to float32.
-
-    Attributes:
-        seen_classes: Rows of the class embeddings whose classes were trained on. Official: 0 to
-            14 for VOC, 0 to 155 for COCO-Stuff in ZegFormer's order. Empty: no class was.
-        num_heads: Heads of the query decoder.
-        calibration: What is subtracted from seen classes' score maps; 0 or less for nothing.
-        fusion: Who decides; see :class:`zsseg_rt.models.zegformer.model.ZegFormerConfig`. None is
-            what the three official flags below say; with a value, leave the flags out.
-        ensemble: Whether the text branch and CLIP decide together.
-        ensemble_all_classes: Whether they do so with the same weights for all classes.
-        clip_classification: Whether CLIP classifies regions; if not, the text branch decides
-            alone. None means yes, except for a checkpoint without CLIP whose branches should not
-            decide together.
-        region_style: What CLIP is shown of each segment: ``"cropmask"``, ``"mask"`` or ``"crop"``.
-        region_batch: Regions that are cut out and encoded at once; limits memory use.
-        clip: CLIP's weights; replaces those of the checkpoint.
-        clip_heads: Heads of CLIP's image tower; None is as ``clip`` says, or one per 64 channels.
-        text_heads: Heads of CLIP's text tower; likewise.
-        dropout: Dropout in the query decoder, in training.
     """
 
+    # Rows of the class embeddings whose classes were trained on. Official: 0 to 14 for VOC, 0 to
+    # 155 for COCO-Stuff in ZegFormer's order. Empty: no class was
     seen_classes: Sequence[int] = ()
-    num_heads: int = 8
+    num_heads: int = 8  # Heads of the query decoder
+    # What is subtracted from seen classes' score maps; 0 or less for nothing
     calibration: float = 0.1
+    # Who decides; see ZegFormerConfig. None is what the three official flags below say; with a
+    # value, leave the flags out
     fusion: Fusion | None = None
-    ensemble: bool = True
-    ensemble_all_classes: bool = False
+    ensemble: bool = True  # Whether the text branch and CLIP decide together
+    ensemble_all_classes: bool = False  # Whether they do so with the same weights for all classes
+    # Whether CLIP classifies regions; if not, the text branch decides alone. None means yes, except
+    # for a checkpoint without CLIP whose branches should not decide together
     clip_classification: bool | None = None
+    # What CLIP is shown of each segment: "cropmask", "mask" or "crop"
     region_style: RegionStyle = "cropmask"
-    region_batch: int = 10
-    clip: ClipWeights | None = None
+    region_batch: int = 10  # Regions that are cut out and encoded at once; limits memory use
+    clip: ClipWeights | None = None  # CLIP's weights; replaces those of the checkpoint
+    # Heads of CLIP's image tower; None is as clip says, or one per 64 channels
     clip_heads: int | None = None
-    text_heads: int | None = None
-    dropout: float = 0.1
+    text_heads: int | None = None  # Heads of CLIP's text tower; likewise
+    dropout: float = 0.1  # Dropout in the query decoder, in training
 
     def build(self, state_dict: Mapping[str, Tensor]) -> ZegFormer:
         """Make the model, in evaluation mode; the weights are copies.
@@ -590,35 +563,29 @@ class ZegFormerStart(ClipSource):
     detectron2, "no object" is uniform within ``1 / sqrt(D)``.
 
     Regions are shown to CLIP at its native size, and its embedding width is also the segments'.
-
-    Attributes:
-        backbone: ``"resnet50"``, ``"resnet101"``, or the sizes of another ResNet.
-        backbone_weights: A ``state_dict`` file of torchvision's ResNet of these sizes, such as
-            ``resnet50-0676ba61.pth``; its classifier is not used. None starts untrained.
-        backbone_norm: Whether batch norms are ``"frozen"`` or ``"learned"``. None freezes
-            pretrained ones, as the official code does, and lets untrained ones learn.
-        queries: Number Q of proposed segments.
-        decoder: Sizes of the decoders; None is the official ones. Its ``num_queries`` is
-            ``queries``, its ``embed_dim`` CLIP's.
-        image_size: Short side of images in evaluation, in pixels.
-        seen_classes: Rows of the class embeddings that are trained on.
-        calibration: What is subtracted from seen classes' score maps; 0 or less for nothing.
-        fusion: Who decides; see :class:`zsseg_rt.models.zegformer.model.ZegFormerConfig`.
-        region_style: What CLIP is shown of each segment: ``"cropmask"``, ``"mask"`` or ``"crop"``.
-        region_batch: Regions that are cut out and encoded at once; limits memory use.
     """
 
+    # "resnet50", "resnet101", or the sizes of another ResNet
     backbone: str | ResNetConfig = "resnet50"
+    # A state_dict file of torchvision's ResNet of these sizes, such as resnet50-0676ba61.pth; its
+    # classifier is not used. None starts untrained
     backbone_weights: str | Path | None = None
+    # Whether batch norms are "frozen" or "learned". None freezes pretrained ones, as the official
+    # code does, and lets untrained ones learn
     backbone_norm: BackboneNorm | None = None
-    queries: int = 100
+    queries: int = 100  # Number Q of proposed segments
+    # Sizes of the decoders; None is the official ones. Its num_queries is queries, its embed_dim
+    # CLIP's
     decoder: QueryDecoderConfig | None = None
-    image_size: int = 512
-    seen_classes: Sequence[int] = ()
+    image_size: int = 512  # Short side of images in evaluation, in pixels
+    seen_classes: Sequence[int] = ()  # Rows of the class embeddings that are trained on
+    # What is subtracted from seen classes' score maps; 0 or less for nothing
     calibration: float = 0.1
+    # Who decides; see ZegFormerConfig
     fusion: Fusion = "seen_and_unseen"
+    # What CLIP is shown of each segment: "cropmask", "mask" or "crop"
     region_style: RegionStyle = "cropmask"
-    region_batch: int = 10
+    region_batch: int = 10  # Regions that are cut out and encoded at once; limits memory use
 
     def build(self) -> ZegFormer:
         """Make the model, in evaluation mode, with both towers of CLIP."""

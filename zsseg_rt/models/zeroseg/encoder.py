@@ -37,17 +37,11 @@ def sincos_positions(width: int, grid_side: int) -> Tensor:
 
 
 class PatchMask(NamedTuple):
-    """Which patches of each image the encoder sees.
+    """Which patches of each image the encoder sees."""
 
-    Attributes:
-        kept: Indices of the visible patches in the order they are encoded, int64 ``[B, K]``.
-        removed: 1 where a patch is hidden, 0 where it is visible, float32 ``[B, N]``.
-        restore: Place of every patch among visible then hidden ones, int64 ``[B, N]``.
-    """
-
-    kept: Tensor
-    removed: Tensor
-    restore: Tensor
+    kept: Tensor  # Indices of the visible patches in the order they are encoded, int64 [B, K]
+    removed: Tensor  # 1 where a patch is hidden, 0 where it is visible, float32 [B, N]
+    restore: Tensor  # Place of every patch among visible then hidden ones, int64 [B, N]
 
 
 def random_patch_mask(
@@ -135,15 +129,10 @@ class _PatchEmbed(nn.Module):
 
 
 class MaskedTokens(NamedTuple):
-    """What the student encoder returns.
+    """What the student encoder returns."""
 
-    Attributes:
-        cls_token: ``[B, W]``.
-        patch_tokens: Visible patches, ``[B, K, W]``; in raster order without a mask.
-    """
-
-    cls_token: Tensor
-    patch_tokens: Tensor
+    cls_token: Tensor  # [B, W]
+    patch_tokens: Tensor  # Visible patches, [B, K, W]; in raster order without a mask
 
 
 class StudentEncoder(nn.Module):

@@ -39,17 +39,12 @@ from zsseg_rt.models.zeroseg.encoder import NORM_EPS, Block, Mlp, Reconstruction
 
 @dataclass(frozen=True, kw_only=True)
 class ClassRule:
-    """How segments are compared with classes.
+    """How segments are compared with classes."""
 
-    Attributes:
-        logit_scale: Multiplies cosines before the softmax.
-        top_k: Number of classes kept: those nearest to the whole image. None keeps all.
-        plain_cosine: Whether scores are the bare softmax over all classes.
-    """
-
-    logit_scale: float = 100.0
+    logit_scale: float = 100.0  # Multiplies cosines before the softmax
+    # Number of classes kept: those nearest to the whole image. None keeps all
     top_k: int | None = 5
-    plain_cosine: bool = False
+    plain_cosine: bool = False  # Whether scores are the bare softmax over all classes
 
     def __post_init__(self) -> None:
         if not 0 < self.logit_scale < float("inf"):
@@ -246,16 +241,12 @@ class ZeroSegConfig:
 
 
 class Assignment(NamedTuple):
-    """How inputs are assigned to groups.
+    """How inputs are assigned to groups."""
 
-    Attributes:
-        hard: One 1 per column, ``[B, S, L]``: the group of each input; gradients are those of the
-            softmax it was made from.
-        soft: Softmax over the groups, without noise, ``[B, S, L]``.
-    """
-
+    # One 1 per column, [B, S, L]: the group of each input; gradients are those of the softmax it
+    # was made from
     hard: Tensor
-    soft: Tensor
+    soft: Tensor  # Softmax over the groups, without noise, [B, S, L]
 
 
 def hard_assignment(logits: Tensor, *, tau: float, noisy: bool) -> Tensor:
@@ -412,19 +403,12 @@ class _GroupingStage(_Stage):
 
 
 class SegmentOutput(NamedTuple):
-    """What the segmentation head returns, not normalised.
+    """What the segmentation head returns, not normalised."""
 
-    Attributes:
-        segment_embeds: Segments in the teacher's space, ``[B, S2, D]``.
-        image_embed: The image in the same space, ``[B, D]``.
-        first: Assignment of patches to the first groups, ``[B, S1, L]``.
-        second: Assignment of the first groups to segments, ``[B, S2, S1]``.
-    """
-
-    segment_embeds: Tensor
-    image_embed: Tensor
-    first: Assignment
-    second: Assignment
+    segment_embeds: Tensor  # Segments in the teacher's space, [B, S2, D]
+    image_embed: Tensor  # The image in the same space, [B, D]
+    first: Assignment  # Assignment of patches to the first groups, [B, S1, L]
+    second: Assignment  # Assignment of the first groups to segments, [B, S2, S1]
 
     def group_map(self) -> Tensor:
         """Soft share of every segment in every patch, ``[B, S2, L]``; a patch's shares sum to 1."""
@@ -539,17 +523,11 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class SegmentTokens(NamedTuple):
-    """What a forward pass returns: the segments of an image.
+    """What a forward pass returns: the segments of an image."""
 
-    Attributes:
-        segment_embeds: ``[B, G, D]``, not normalised.
-        image_embed: ``[B, D]``, not normalised.
-        group_map: Share of every segment in every patch, ``[B, G, gh, gw]``; sums to 1 over G.
-    """
-
-    segment_embeds: Tensor
-    image_embed: Tensor
-    group_map: Tensor
+    segment_embeds: Tensor  # [B, G, D], not normalised
+    image_embed: Tensor  # [B, D], not normalised
+    group_map: Tensor  # Share of every segment in every patch, [B, G, gh, gw]; sums to 1 over G
 
 
 class ZeroSeg(SegmentationModel):

@@ -21,9 +21,6 @@ class CandidateGate:
     A class ranks by its best phrase at its best cell. A class that the frame before kept stays
     while it ranks among the best ``most + most // 2``. Background phrases always stay.
 
-    Args:
-        most: Classes that are kept of a frame without a past; all of them if there are no more.
-
     Attributes:
         most: As given.
         classes: Indices of the classes kept of the present frame, ascending; None before they are

@@ -21,13 +21,9 @@ from zsseg_rt.runtime.workspace import Workspace
 
 @dataclass(frozen=True, kw_only=True)
 class ClassLogits:
-    """A logit for every phrase at every point of a grid.
+    """A logit for every phrase at every point of a grid."""
 
-    Attributes:
-        mask_logits: float32 [1, P, gh, gw] on the device; [B, P, gh, gw] of several windows.
-    """
-
-    mask_logits: Array
+    mask_logits: Array  # float32 [1, P, gh, gw] on the device; [B, P, gh, gw] of several windows
 
     def label(
         self,
@@ -87,17 +83,11 @@ class ClassLogits:
 
 @dataclass(frozen=True, kw_only=True)
 class RegionVotes:
-    """Soft masks that vote for classes.
+    """Soft masks that vote for classes."""
 
-    Attributes:
-        mask_logits: float32 [Q, h, w] on the device.
-        class_scores: float32 [P, Q] on the device.
-        canvas_hw: Height and width at which masks become soft.
-    """
-
-    mask_logits: Array
-    class_scores: Array
-    canvas_hw: tuple[int, int]
+    mask_logits: Array  # float32 [Q, h, w] on the device
+    class_scores: Array  # float32 [P, Q] on the device
+    canvas_hw: tuple[int, int]  # Height and width at which masks become soft
 
     def label(
         self,
@@ -136,16 +126,13 @@ class RegionVotes:
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentMasks:
-    """An image cut into segments, each with one phrase.
+    """An image cut into segments, each with one phrase."""
 
-    Attributes:
-        mask_logits: float32 [1, G, gh, gw] on the device: a pixel belongs to the segment whose
-            upsampled value is largest.
-        judge: Returns the best phrase of each segment, int64 [G], and its score in [0, 1],
-            float32 [G], given the classes; called once the GPU's work has been waited for.
-    """
-
+    # float32 [1, G, gh, gw] on the device: a pixel belongs to the segment whose upsampled value is
+    # largest
     mask_logits: Array
+    # Returns the best phrase of each segment, int64 [G], and its score in [0, 1], float32 [G],
+    # given the classes; called once the GPU's work has been waited for
     judge: Callable[[BoundClasses], tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]
 
     def label(

@@ -132,11 +132,7 @@ EGL_CALLS = (
 
 
 class Calls:
-    """Functions of these libraries, with their signatures.
-
-    Raises:
-        NotMappedError: A library or one of its functions is missing.
-    """
+    """Functions of these libraries, with their signatures."""
 
     def __init__(self, names: Iterable[str]) -> None:
         self._found: dict[str, Any] = {}
@@ -149,11 +145,7 @@ class Calls:
                 function.restype = None
 
     def __call__(self, name: str, *arguments: Any) -> Any:
-        """Call a function.
-
-        Raises:
-            NotMappedError: It did not succeed.
-        """
+        """Call a function."""
         result, success = self._found[name](*arguments), _CALLS[name][1]
         if (result is None) if success == NOT_NULL else (result != success):
             raise NotMappedError(f"{name}: expected {success}, got {result}")
@@ -244,17 +236,7 @@ class HostFrames:
 
 
 class GpuFrames:
-    """Takes frames out of NVIDIA's memory, in one thread.
-
-    Args:
-        library: GStreamer.
-        path: ``"nvmm"`` or ``"cuda"``.
-        device: The engine's GPU, ``"cuda:N"``.
-        channel_order: Of the picture that is made if the CPU wants one after all.
-
-    Raises:
-        NotMappedError: A library or one of its functions is missing.
-    """
+    """Takes frames out of NVIDIA's memory, in one thread."""
 
     def __init__(self, library: Library, path: str, device: str, channel_order: str) -> None:
         from zsseg_rt.ops import core
@@ -279,11 +261,7 @@ class GpuFrames:
             self._calls("gst_mini_object_unref", shared)
 
     def take(self, sample: Any) -> dict[str, Any]:
-        """What a picture has of a sample; the sample's memory is free again afterwards.
-
-        Raises:
-            NotMappedError: CUDA cannot have it.
-        """
+        """What a picture has of a sample; the sample's memory is free again afterwards."""
         with ExitStack() as held:
             flags = MAP_CUDA if self.path == "cuda" else 0
             info = held.enter_context(mapped(sample.get_buffer(), flags))

@@ -318,10 +318,6 @@ def stamp_of(library: Library, sample: Any, base_time: int) -> float | None:
 
     Pipelines here run on the system's clock, CLOCK_MONOTONIC, and live sources stamp their frames
     with the time that has run on it since ``base_time``.
-
-    Returns:
-        None if there is no stamp, or it cannot be one of that clock. A stamp that lies ahead, as
-        smoothed stamps of network streams may, counts as now.
     """
     gst, stamp = library.Gst, sample.get_buffer().pts
     if stamp == gst.CLOCK_TIME_NONE:

@@ -36,9 +36,6 @@ class Connections:
     """The TCP connections that are opened to a camera from now on, which rtspsrc keeps to itself.
 
     rtspsrc takes whatever a camera sends before its pictures, and never ends while more comes.
-
-    Args:
-        url: Where the camera is, without a login.
     """
 
     def __init__(self, url: str) -> None:
@@ -79,23 +76,16 @@ def _sockets() -> dict[str, int]:
 
 @dataclass(kw_only=True, eq=False)
 class Pipeline:
-    """A pipeline that was built, not started.
+    """A pipeline that was built, not started."""
 
-    Attributes:
-        element: The ``Gst.Pipeline``.
-        sink: The appsink that its frames end in.
-        arrivals: When its encoded frames arrived, if somebody notes that.
-        problem: Tells what went wrong outside the pipeline's own messages, or None.
-        forget: Disconnects what was connected to it, so that it can be freed.
-        connections: Those to its camera, where they are watched.
-    """
-
-    element: Any
-    sink: Any
-    arrivals: Arrivals | None = None
+    element: Any  # The Gst.Pipeline
+    sink: Any  # The appsink that its frames end in
+    arrivals: Arrivals | None = None  # When its encoded frames arrived, if somebody notes that
+    # Tells what went wrong outside the pipeline's own messages, or None
     problem: Callable[[], ZssegError | None] = lambda: None
+    # Disconnects what was connected to it, so that it can be freed
     forget: Callable[[], None] = lambda: None
-    connections: Connections | None = None
+    connections: Connections | None = None  # Those to its camera, where they are watched
 
 
 class Recipe(Protocol):
@@ -109,17 +99,7 @@ class Recipe(Protocol):
         """Where its frames may lie on their way to a GPU: ``"nvmm"``, ``"cuda"`` or ``"host"``."""
 
     def build(self, gst: Any, name: str, path: str = "host") -> Pipeline:
-        """Make the pipeline.
-
-        Args:
-            gst: The namespace ``Gst``.
-            name: The source's name, for messages.
-            path: ``"host"``, or what :meth:`path` says.
-
-        Raises:
-            SourceError: The pipeline cannot be made.
-            BackendUnavailableError: Elements are missing.
-        """
+        """Make the pipeline."""
 
     def explain(self, gst: Any, message: Any, name: str) -> ZssegError:
         """A message of type ``ERROR`` in our words, without passwords."""
@@ -127,19 +107,12 @@ class Recipe(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class CsiCamera:
-    """A camera on a Jetson's CSI connector, through NVIDIA's image signal processor.
+    """A camera on a Jetson's CSI connector, through NVIDIA's image signal processor."""
 
-    Attributes:
-        sensor: The camera's number.
-        size_hw: Height and width that the camera is asked for.
-        rate: Frames per second.
-        flip: ``flip-method`` of nvvidconv, 0 to 7.
-    """
-
-    sensor: int
-    size_hw: tuple[int, int] = (720, 1280)
-    rate: float = 30.0
-    flip: int = 0
+    sensor: int  # The camera's number
+    size_hw: tuple[int, int] = (720, 1280)  # Height and width that the camera is asked for
+    rate: float = 30.0  # Frames per second
+    flip: int = 0  # flip-method of nvvidconv, 0 to 7
     hint = (
         "Check the camera's cable and that its driver is set up (jetson-io.py), and that no other "
         "program uses it; then: sudo systemctl restart nvargus-daemon."
@@ -176,13 +149,10 @@ class CsiCamera:
 
 @dataclass(frozen=True, kw_only=True)
 class UserPipeline:
-    """The user's own pipeline.
+    """The user's own pipeline."""
 
-    Attributes:
-        text: As for gst-launch-1.0. Unless its last element is an appsink, it is continued with
-            ``! videoconvert ! appsink``.
-    """
-
+    # As for gst-launch-1.0. Unless its last element is an appsink, it is continued with !
+    # videoconvert ! appsink
     text: str = field(repr=False)
     hint = "Check its source. If it plays a file, write gst-file: for gst:."
 
@@ -288,17 +258,12 @@ def rtsp_elements(gst: Any) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class RtspCamera:
-    """A camera that speaks RTSP.
+    """A camera that speaks RTSP."""
 
-    Attributes:
-        url: Where it is; may hold a login.
-        protocols: What may carry its packets, as rtspsrc names them: ``"tcp"``, ``"udp"``,
-            ``"udp-mcast"``, ``"http"``.
-        latency_ms: How long a missing packet is waited for; what arrives in order does not wait.
-    """
-
-    url: str = field(repr=False)
+    url: str = field(repr=False)  # Where it is; may hold a login
+    # What may carry its packets, as rtspsrc names them: "tcp", "udp", "udp-mcast", "http"
     protocols: tuple[str, ...] = ("tcp",)
+    # How long a missing packet is waited for; what arrives in order does not wait
     latency_ms: int = 50
     hint = "Check the camera, and that it is on."
 

@@ -15,17 +15,11 @@ _JETSON_CODECS = ("nvv4l2decoder", "nvv4l2h264enc")
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What was found.
+    """What was found."""
 
-    Attributes:
-        is_complete: Whether nothing is missing.
-        detail: What is there and what is not.
-        remedy: What installs the rest; empty if nothing does.
-    """
-
-    is_complete: bool
-    detail: str
-    remedy: str
+    is_complete: bool  # Whether nothing is missing
+    detail: str  # What is there and what is not
+    remedy: str  # What installs the rest; empty if nothing does
 
 
 def report(*, is_jetson: bool) -> Report:

@@ -47,19 +47,12 @@ _PORT = 8554
 
 @dataclass(frozen=True, kw_only=True)
 class Address:
-    """Where a stream is served.
+    """Where a stream is served."""
 
-    Attributes:
-        host: The address to listen at; ``"0.0.0.0"`` is every one of this machine.
-        port: The port; 0 takes any that is free.
-        path: As in ``"/seg"``.
-        login: User and password, or None.
-    """
-
-    host: str
-    port: int
-    path: str
-    login: tuple[str, str] | None = field(default=None, repr=False)
+    host: str  # The address to listen at; "0.0.0.0" is every one of this machine
+    port: int  # The port; 0 takes any that is free
+    path: str  # As in "/seg"
+    login: tuple[str, str] | None = field(default=None, repr=False)  # User and password, or None
 
     @staticmethod
     def parse(text: str) -> Address:
@@ -135,15 +128,10 @@ def encoder_of(gst: Any) -> str:
 
 
 class Encoding(NamedTuple):
-    """The part of a pipeline that encodes raw video of the CPU's memory with little delay.
+    """The part of a pipeline that encodes raw video of the CPU's memory with little delay."""
 
-    Attributes:
-        element: What encodes.
-        text: Its conversion, the encoder and what follows it.
-    """
-
-    element: str
-    text: str
+    element: str  # What encodes
+    text: str  # Its conversion, the encoder and what follows it
 
 
 def working_encoding(gst: Any, size_hw: tuple[int, int], name: str) -> Encoding:

@@ -30,24 +30,17 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class GstSource:
-    """Gives the frames that arrive at the end of a pipeline.
+    """Gives the frames that arrive at the end of a pipeline."""
 
-    Attributes:
-        name: What messages and frames call it, without a password.
-        recipe: How its pipeline is made.
-        channel_order: Of the frames.
-        live: Whether it is a camera. Its frames are dropped where nobody takes them, and its end is
-            a loss; the pipeline of a file waits until its frames are taken.
-        device: The GPU that its frames are for, ``"cuda:N"``; ``"cpu"`` keeps them in host memory.
-        refusals: Why frames did not stay on the GPU, once that was tried in vain; then it is not
-            tried again.
-    """
-
-    name: str
-    recipe: Recipe = field(repr=False)
-    channel_order: str = "rgb"
+    name: str  # What messages and frames call it, without a password
+    recipe: Recipe = field(repr=False)  # How its pipeline is made
+    channel_order: str = "rgb"  # Of the frames
+    # Whether it is a camera. Its frames are dropped where nobody takes them, and its end is a loss;
+    # the pipeline of a file waits until its frames are taken
     live: bool = True
+    # The GPU that its frames are for, "cuda:N"; "cpu" keeps them in host memory
     device: str = "cpu"
+    # Why frames did not stay on the GPU, once that was tried in vain; then it is not tried again
     refusals: list[str] = field(default_factory=list, repr=False)
 
     def pictures(self, reader: Reader) -> Generator[Picture, None, None]:

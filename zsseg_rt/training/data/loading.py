@@ -26,22 +26,15 @@ from zsseg_rt.training.data.transforms import Augmentation
 
 @dataclass(frozen=True)
 class Batch:
-    """Augmented images of one size with their labels.
+    """Augmented images of one size with their labels."""
 
-    Attributes:
-        images: RGB, uint8 ``[B, 3, H, W]``; everything beyond ``valid_hw`` is padding.
-        valid_hw: Rows and columns of each image that are not padding, int64 ``[B, 2]``.
-        labels: Class indices of the data set, all classes, int64 ``[B, H, W]``; the data set's
-            ``ignore_label`` where nothing is annotated and in the padding.
-        names: Names of the images, for messages.
-        indices: Indices of the images in the data set.
-    """
-
-    images: Tensor
-    valid_hw: Tensor
+    images: Tensor  # RGB, uint8 [B, 3, H, W]; everything beyond valid_hw is padding
+    valid_hw: Tensor  # Rows and columns of each image that are not padding, int64 [B, 2]
+    # Class indices of the data set, all classes, int64 [B, H, W]; the data set's ignore_label where
+    # nothing is annotated and in the padding
     labels: Tensor
-    names: tuple[str, ...]
-    indices: tuple[int, ...] = ()
+    names: tuple[str, ...]  # Names of the images, for messages
+    indices: tuple[int, ...] = ()  # Indices of the images in the data set
 
     def to(self, device: torch.device) -> Batch:
         """The batch on another device; copies do not wait for pinned memory."""

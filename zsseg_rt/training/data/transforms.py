@@ -33,24 +33,17 @@ class PhotometricDistortion:
     Brightness first; then contrast, saturation, hue or, with even odds, saturation, hue, contrast.
     Values are clipped to 0..255 and truncated after every step.
 
-    Attributes:
-        brightness: Largest shift of the values, 0..255.
-        contrast: Range of the factor of every value.
-        saturation: Range of the factor; 0 leaves the grey image.
-        hue: Largest shift of the hue, in steps of two degrees.
-        probability: Probability that each property changes, 0..1.
-
     Source:
         Liu et al., "SSD: Single Shot MultiBox Detector", ECCV 2016; the order and the defaults are
         those of mmsegmentation, with which ZegCLIP, CLIP-RC and ZegFormer were trained. There,
         saturation is that of HSV; here it is v2's, which keeps the grey value.
     """
 
-    brightness: float = 32.0
-    contrast: tuple[float, float] = (0.5, 1.5)
-    saturation: tuple[float, float] = (0.5, 1.5)
-    hue: int = 18
-    probability: float = 0.5
+    brightness: float = 32.0  # Largest shift of the values, 0..255
+    contrast: tuple[float, float] = (0.5, 1.5)  # Range of the factor of every value
+    saturation: tuple[float, float] = (0.5, 1.5)  # Range of the factor; 0 leaves the grey image
+    hue: int = 18  # Largest shift of the hue, in steps of two degrees
+    probability: float = 0.5  # Probability that each property changes, 0..1
 
     def __post_init__(self) -> None:
         _check_limits(self, brightness=255, hue=90, probability=1)
@@ -242,17 +235,13 @@ class ShortEdgeAugmentation(_RandomCrop):
 class CenterCropAugmentation:
     """The augmentation of ZeroSeg: shortest edge resized (bicubic), centre crop; no randomness.
 
-    Attributes:
-        crop_hw: Size of the result.
-        short_edge: Length of the resized image's shortest edge, at least the crop's sides.
-
     Source:
         Chen et al., "Exploring Open-Vocabulary Semantic Segmentation from CLIP Vision Encoder
         Distillation Only", ICCV 2023, section 4.1.
     """
 
-    crop_hw: tuple[int, int] = (224, 224)
-    short_edge: int = 256
+    crop_hw: tuple[int, int] = (224, 224)  # Size of the result
+    short_edge: int = 256  # Length of the resized image's shortest edge, at least the crop's sides
 
     def __post_init__(self) -> None:
         _check_crop(self.crop_hw)
@@ -279,11 +268,7 @@ def seeded(rng: np.random.Generator) -> Iterator[None]:
 
 
 def fit_inside_hw(image_hw: tuple[int, int], box: tuple[int, int]) -> tuple[int, int]:
-    """Size that keeps the aspect ratio, with no side longer than the box's of the same rank.
-
-    Returns:
-        Height and width, at least 1, rounded to nearest.
-    """
+    """Size that keeps the aspect ratio, with no side longer than the box's of the same rank."""
     factor = min(max(box) / max(image_hw), min(box) / min(image_hw))
     return max(int(image_hw[0] * factor + 0.5), 1), max(int(image_hw[1] * factor + 0.5), 1)
 

@@ -31,34 +31,26 @@ _WHAT_TO_DO = "Copy the checkpoint again, or remove it to continue from the one 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """Everything that is saved.
+    """Everything that is saved."""
 
-    Attributes:
-        step: Optimizer steps done.
-        num_processes: Processes that were training.
-        batch_size: Images per optimizer step.
-        model: ``state_dict`` of the model.
-        task: ``state_dict`` of the objective, without its model and what is left out.
-        optimizer: ``state_dict`` of the optimizer.
-        random: States of the generators of each process.
-        constants: Tensors that go with the model but are not trained, such as class embeddings.
-        model_card: What the model is; see :mod:`zsseg_rt.training.trained.card`.
-        scaler: State of float16's loss scaling; empty for other precisions.
-        losses: Means of the loss terms at the end, as information only.
-        left_out: SHA-256 of the weights of each part of the task that is not saved, by its name.
-    """
-
-    step: int
-    num_processes: int
-    batch_size: int
-    model: Mapping[str, Tensor]
+    step: int  # Optimizer steps done
+    num_processes: int  # Processes that were training
+    batch_size: int  # Images per optimizer step
+    model: Mapping[str, Tensor]  # state_dict of the model
+    # state_dict of the objective, without its model and what is left out
     task: Mapping[str, Tensor] = field(default_factory=dict)
-    optimizer: Mapping[str, Any] = field(default_factory=dict)
+    optimizer: Mapping[str, Any] = field(default_factory=dict)  # state_dict of the optimizer
+    # States of the generators of each process
     random: list[dict[str, Any]] = field(default_factory=list)
+    # Tensors that go with the model but are not trained, such as class embeddings
     constants: Mapping[str, Tensor] = field(default_factory=dict)
+    # What the model is; see card
     model_card: Mapping[str, Any] = field(default_factory=dict)
+    # State of float16's loss scaling; empty for other precisions
     scaler: Mapping[str, Any] = field(default_factory=dict)
+    # Means of the loss terms at the end, as information only
     losses: Mapping[str, float] = field(default_factory=dict)
+    # SHA-256 of the weights of each part of the task that is not saved, by its name
     left_out: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -120,12 +112,7 @@ class CheckpointFolder:
 
 
 def read_checkpoint(path: Path, *, mmap: bool = False) -> Checkpoint:
-    """Read a checkpoint file, or say that it is damaged.
-
-    Args:
-        path: The file.
-        mmap: Whether tensors stay in the file until they are used, for callers that need few.
-    """
+    """Read a checkpoint file, or say that it is damaged."""
     refuse_old(path)
     try:
         with zipfile.ZipFile(path) as archive:  # nothing may take more memory than its file

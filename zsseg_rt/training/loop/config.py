@@ -15,17 +15,11 @@ Device = Literal["auto", "cpu", "cuda"]
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
-    """How weights are updated. The task sets rates and decays of parameter groups.
+    """How weights are updated. The task sets rates and decays of parameter groups."""
 
-    Attributes:
-        betas: AdamW's betas.
-        eps: AdamW's epsilon.
-        max_grad_norm: L2 norm to which gradients are clipped; None does not clip.
-    """
-
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    max_grad_norm: float | None = None
+    betas: tuple[float, float] = (0.9, 0.999)  # AdamW's betas
+    eps: float = 1e-8  # AdamW's epsilon
+    max_grad_norm: float | None = None  # L2 norm to which gradients are clipped; None does not clip
 
     def __post_init__(self) -> None:
         if not all(0.0 <= beta < 1.0 for beta in self.betas):
@@ -44,46 +38,33 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
-    """How long, how and where a run trains.
+    """How long, how and where a run trains."""
 
-    Attributes:
-        iterations: Optimizer steps of the whole run.
-        batch_size: Images per optimizer step, over all processes and accumulated parts. A run
-            with more GPUs or more accumulation is the same run.
-        accumulation_steps: Parts in which a process computes its share of the batch, to save
-            memory.
-        precision: ``"float32"``, ``"bfloat16"`` or ``"float16"`` (GPU only, with loss scaling) of
-            the model's computation; weights and optimizer stay float32.
-        device: ``"auto"`` (a GPU if there is one), ``"cpu"`` or ``"cuda"``.
-        seed: Seed of everything random.
-        deterministic: Whether to use slower algorithms that give the same bits every time.
-        checkpoint_interval: Optimizer steps between checkpoints: the most that a crash can cost.
-        keep_checkpoints: How many of the last checkpoints are kept, besides the best one.
-        kept_steps: Steps whose checkpoints are also kept, to start other runs from.
-        evaluation_interval: Optimizer steps between evaluations; 0 evaluates only at the end.
-        best_metric: Which of the evaluation's figures decides which checkpoint is best.
-        best_is: Whether the ``"highest"`` or the ``"lowest"`` figure is best.
-        log_interval: Optimizer steps between lines of the history.
-        num_pictures: Prediction images per evaluation in TensorBoard.
-        num_workers: Processes that read images, per training process; 0 reads in place.
-    """
-
-    iterations: int = 20_000
+    iterations: int = 20_000  # Optimizer steps of the whole run
+    # Images per optimizer step, over all processes and accumulated parts. A run with more GPUs or
+    # more accumulation is the same run
     batch_size: int = 16
+    # Parts in which a process computes its share of the batch, to save memory
     accumulation_steps: int = 1
+    # "float32", "bfloat16" or "float16" (GPU only, with loss scaling) of the model's computation;
+    # weights and optimizer stay float32
     precision: Precision = "float32"
-    device: Device = "auto"
-    seed: int = 0
+    device: Device = "auto"  # "auto" (a GPU if there is one), "cpu" or "cuda"
+    seed: int = 0  # Seed of everything random
+    # Whether to use slower algorithms that give the same bits every time
     deterministic: bool = False
+    # Optimizer steps between checkpoints: the most that a crash can cost
     checkpoint_interval: int = 1000
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = 2  # How many of the last checkpoints are kept, besides the best one
+    # Steps whose checkpoints are also kept, to start other runs from
     kept_steps: tuple[int, ...] = ()
-    evaluation_interval: int = 0
-    best_metric: str = "hIoU"
+    evaluation_interval: int = 0  # Optimizer steps between evaluations; 0 evaluates only at the end
+    best_metric: str = "hIoU"  # Which of the evaluation's figures decides which checkpoint is best
+    # Whether the "highest" or the "lowest" figure is best
     best_is: Literal["highest", "lowest"] = "highest"
-    log_interval: int = 50
-    num_pictures: int = 4
-    num_workers: int = 2
+    log_interval: int = 50  # Optimizer steps between lines of the history
+    num_pictures: int = 4  # Prediction images per evaluation in TensorBoard
+    num_workers: int = 2  # Processes that read images, per training process; 0 reads in place
 
     def __post_init__(self) -> None:
         least_one = ("iterations", "batch_size", "accumulation_steps", "checkpoint_interval")

@@ -55,46 +55,30 @@ class BatchSource(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingResult:
-    """The result of a run.
+    """The result of a run."""
 
-    Attributes:
-        run_folder: Where everything is.
-        step: Optimizer steps done.
-        finished: Whether all iterations are done; False after Ctrl-C or SIGTERM.
-        losses: Means of the loss terms since the last line of the history.
-        metrics: Figures of the best evaluation; empty without one.
-        best_step: Step of the best checkpoint; None without an evaluation.
-        best_checkpoint: Its file; the last one without an evaluation.
-        last_checkpoint: File of the last checkpoint.
-        timing: Where the time of this process went.
-    """
-
-    run_folder: Path
-    step: int
-    finished: bool
-    losses: Mapping[str, float]
-    metrics: Mapping[str, float]
-    best_step: int | None
-    best_checkpoint: Path
-    last_checkpoint: Path
-    timing: Timing
+    run_folder: Path  # Where everything is
+    step: int  # Optimizer steps done
+    finished: bool  # Whether all iterations are done; False after Ctrl-C or SIGTERM
+    losses: Mapping[str, float]  # Means of the loss terms since the last line of the history
+    metrics: Mapping[str, float]  # Figures of the best evaluation; empty without one
+    best_step: int | None  # Step of the best checkpoint; None without an evaluation
+    best_checkpoint: Path  # Its file; the last one without an evaluation
+    last_checkpoint: Path  # File of the last checkpoint
+    timing: Timing  # Where the time of this process went
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunExtras:
-    """What a run may have besides a task and its batches.
+    """What a run may have besides a task and its batches."""
 
-    Attributes:
-        evaluate: Figures of the model, by name; called on the main process in evaluation mode
-            without gradients.
-        preview: Up to so many pictures of what the model predicts, for TensorBoard.
-        model_card: What is saved beside the weights so that the model can be built again.
-        constants: Gives tensors that are saved beside them, such as class embeddings.
-    """
-
+    # Figures of the model, by name; called on the main process in evaluation mode without gradients
     evaluate: Evaluate | None = None
+    # Up to so many pictures of what the model predicts, for TensorBoard
     preview: Preview | None = None
+    # What is saved beside the weights so that the model can be built again
     model_card: Mapping[str, Any] = field(default_factory=dict)
+    # Gives tensors that are saved beside them, such as class embeddings
     constants: Callable[[], Mapping[str, Tensor]] = dict
 
 
@@ -109,11 +93,7 @@ def run_loop(
     extras: RunExtras | None = None,
     resume: bool = False,
 ) -> TrainingResult:
-    """Train, or continue to train, and write checkpoints, a history and a summary.
-
-    Returns:
-        The result. ``task`` holds the weights of the last step.
-    """
+    """Train, or continue to train, and write checkpoints, a history and a summary."""
     with ExitStack() as stack:
         stack.enter_context(determinism(config.deterministic))
         stop = stack.enter_context(stop_on_signals())
@@ -390,23 +370,14 @@ class StepLosses:
 
 @dataclass(frozen=True)
 class _Pending:
-    """A step that was started.
+    """A step that was started."""
 
-    Attributes:
-        step: Its number, from 1.
-        terms: Names of the loss terms.
-        names: Names of this process's images.
-        own: This process's terms, whether one is not finite, whether to stop.
-        shared: Their means over processes, on their way to the CPU.
-        copied: When they are there; None for at once.
-    """
-
-    step: int
-    terms: tuple[str, ...]
-    names: tuple[str, ...]
-    own: Tensor
-    shared: Tensor
-    copied: torch.cuda.Event | None
+    step: int  # Its number, from 1
+    terms: tuple[str, ...]  # Names of the loss terms
+    names: tuple[str, ...]  # Names of this process's images
+    own: Tensor  # This process's terms, whether one is not finite, whether to stop
+    shared: Tensor  # Their means over processes, on their way to the CPU
+    copied: torch.cuda.Event | None  # When they are there; None for at once
 
     def read(self) -> list[float]:
         """Wait for the means."""

@@ -33,27 +33,17 @@ Picture = tuple[str, npt.NDArray[np.uint8]]
 
 @dataclass(kw_only=True)
 class Timing:
-    """Where a run's time went, in seconds of the main process; the parts do not overlap.
+    """Where a run's time went, in seconds of the main process; the parts do not overlap."""
 
-    Attributes:
-        start_seconds: Waiting for the first batch: starting the processes that read images.
-        data_seconds: Waiting for images and copying them to the device.
-        step_seconds: Forward, backward, optimizer; waiting for the device to finish them.
-        report_seconds: Checks, history, TensorBoard, progress.
-        checkpoint_seconds: Saving.
-        evaluation_seconds: Evaluation and prediction images.
-        steps: Optimizer steps measured.
-        pictures: Images trained on, over all processes.
-    """
-
+    # Waiting for the first batch: starting the processes that read images
     start_seconds: float = 0.0
-    data_seconds: float = 0.0
-    step_seconds: float = 0.0
-    report_seconds: float = 0.0
-    checkpoint_seconds: float = 0.0
-    evaluation_seconds: float = 0.0
-    steps: int = 0
-    pictures: int = 0
+    data_seconds: float = 0.0  # Waiting for images and copying them to the device
+    step_seconds: float = 0.0  # Forward, backward, optimizer; waiting for the device to finish them
+    report_seconds: float = 0.0  # Checks, history, TensorBoard, progress
+    checkpoint_seconds: float = 0.0  # Saving
+    evaluation_seconds: float = 0.0  # Evaluation and prediction images
+    steps: int = 0  # Optimizer steps measured
+    pictures: int = 0  # Images trained on, over all processes
 
     @contextmanager
     def measure(self, part: str) -> Iterator[None]:

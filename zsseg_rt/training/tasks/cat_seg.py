@@ -40,14 +40,10 @@ class ClassPrompts:
 
     Shapes:
         tokens: int64 ``[P, T, L]`` of P phrases under T templates.
-
-    Attributes:
-        tokens: Class by class.
-        counts: Synonyms of each class.
     """
 
-    tokens: Tensor
-    counts: tuple[int, ...]
+    tokens: Tensor  # Class by class
+    counts: tuple[int, ...]  # Synonyms of each class
 
     def of(self, classes: Sequence[int]) -> ClassPrompts:
         """Those of some classes, in their order."""
@@ -73,26 +69,18 @@ def class_prompts(
 
 @dataclass(frozen=True, kw_only=True)
 class CatSegSettings(PixelLossSettings):
-    """Settings of :class:`CatSegTask`; the defaults are official.
+    """Settings of :class:`CatSegTask`; the defaults are official."""
 
-    Attributes:
-        loss: ``"binary"`` is official; the others measure what it contributes.
-        weight_decay: For every trained tensor.
-        backbone_learning_rate: Peak rate of q and v of CLIP, a hundredth of the head's.
-        trained: ``"towers"`` tunes q and v of both towers of CLIP besides the head; ``"image"``
-            leaves the text tower as it is, which class embeddings from a file need; ``"head"``
-            leaves both.
-        pooling: Side of the cells whose means the attention between classes sees in training. The
-            trained model looks at every cell.
-        prompts: The classes' tokens, which ``"towers"`` needs.
-    """
-
-    loss: PixelLoss = "binary"
-    weight_decay: float = 1e-4
-    backbone_learning_rate: float = 2e-6
+    loss: PixelLoss = "binary"  # "binary" is official; the others measure what it contributes
+    weight_decay: float = 1e-4  # For every trained tensor
+    backbone_learning_rate: float = 2e-6  # Peak rate of q and v of CLIP, a hundredth of the head's
+    # "towers" tunes q and v of both towers of CLIP besides the head; "image" leaves the text tower
+    # as it is, which class embeddings from a file need; "head" leaves both
     trained: Trained = "towers"
+    # Side of the cells whose means the attention between classes sees in training. The trained
+    # model looks at every cell
     pooling: int = 2
-    prompts: ClassPrompts | None = None
+    prompts: ClassPrompts | None = None  # The classes' tokens, which "towers" needs
 
     def __post_init__(self) -> None:
         super().__post_init__()

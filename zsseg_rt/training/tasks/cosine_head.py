@@ -22,15 +22,12 @@ class CosineHeadSettings(PixelLossSettings):
 
     The defaults are this package's, with the tower's rate taken from ZegCLIP's configuration,
     before its multipliers.
-
-    Attributes:
-        loss: With ``"masks"``, ZegCLIP's focal and dice loss, the model's ``score_activation``
-            should be ``"sigmoid"``.
-        train_backbone: Whether the image tower is trained; if not, only head and scale are.
     """
 
+    # With "masks", ZegCLIP's focal and dice loss, the model's score_activation should be "sigmoid"
     loss: PixelLoss = "cross_entropy"
     backbone_learning_rate: float = 2e-5
+    # Whether the image tower is trained; if not, only head and scale are
     train_backbone: bool = True
 
 

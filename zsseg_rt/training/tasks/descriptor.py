@@ -35,16 +35,14 @@ class DescriptorSettings(PixelLossSettings):
     COCO-Stuff 200, fully supervised 100), ``dice_weight`` 1 (CLIP-RC on COCO-Stuff 3, fully
     supervised 1.5) and ``weight_decay`` for every tensor, norms and biases too. A fine-tuned
     backbone is not official.
-
-    Attributes:
-        recovery_weight: Weight of CLIP-RC's two recovery losses. Officially 2; on COCO-Stuff 50;
-            fully supervised 0 and 1.
-        trained: ``"prompts"`` is official. ``"backbone"`` fine-tunes the whole image tower, to
-            measure what prompts contribute; the model should then have none. ``"head"`` trains the
-            decode head alone, as the paper's Baseline-Fix.
     """
 
+    # Weight of CLIP-RC's two recovery losses. Officially 2; on COCO-Stuff 50; fully supervised 0
+    # and 1
     recovery_weight: float = 2.0
+    # "prompts" is official. "backbone" fine-tunes the whole image tower, to measure what prompts
+    # contribute; the model should then have none. "head" trains the decode head alone, as the
+    # paper's Baseline-Fix
     trained: Trained = "prompts"
 
     def __post_init__(self) -> None:

@@ -29,9 +29,6 @@ class TrainingTask(nn.Module, ABC):
     ``forward`` is what is wrapped for several processes, so everything with gradients happens in
     it. ``model`` is what a checkpoint stores and what evaluation and export use.
 
-    Args:
-        model: The model to train.
-
     Attributes:
         needs_labels: Whether it learns from class labels.
         tunes_text: Whether it trains the model's text tower, so that embeddings of class names
@@ -176,18 +173,12 @@ def check_non_negative(**settings: float) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledSettings:
-    """What every task with class labels is given by keyword.
+    """What every task with class labels is given by keyword."""
 
-    Attributes:
-        seen: Indices of the seen classes.
-        protocol: What training may know; see
-            :class:`zsseg_rt.training.tasks.labelled.LabelProtocol`.
-        ignore_label: The data set's label of unannotated pixels.
-    """
-
-    seen: Sequence[int]
+    seen: Sequence[int]  # Indices of the seen classes
+    # What training may know; see LabelProtocol
     protocol: Protocol = "inductive"
-    ignore_label: int = 255
+    ignore_label: int = 255  # The data set's label of unannotated pixels
 
 
 class LabelledTask(TrainingTask):

@@ -56,19 +56,12 @@ class SegmentLosses(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentWeights:
-    """Weights of the three losses and of the matching costs; the defaults are official.
+    """Weights of the three losses and of the matching costs; the defaults are official."""
 
-    Attributes:
-        classification: Weight of the classification.
-        focal: Weight of the masks' focal loss.
-        dice: Weight of the masks' dice loss.
-        no_object: Weight of a segment without a class in the classification.
-    """
-
-    classification: float = 1.0
-    focal: float = 20.0
-    dice: float = 1.0
-    no_object: float = 0.1
+    classification: float = 1.0  # Weight of the classification
+    focal: float = 20.0  # Weight of the masks' focal loss
+    dice: float = 1.0  # Weight of the masks' dice loss
+    no_object: float = 0.1  # Weight of a segment without a class in the classification
 
 
 def class_masks(labels: Tensor, num_classes: int) -> list[ClassMasks]:
@@ -210,10 +203,6 @@ class ZegFormerTask(LabelledTask):
             images: Normalised RGB planes, float ``[B, 3, H, W]``, padded below and at the right to
                 multiples of the model's divisor.
             labels: Class indices of the data set, int64 ``[B, h, w]``, ``h <= H`` and ``w <= W``.
-
-        Returns:
-            ``classification``, ``focal`` and ``dice`` of the last layer, and the same with
-            ``_0``, ``_1``, ... for the others.
         """
         padding = (0, images.shape[3] - labels.shape[2], 0, images.shape[2] - labels.shape[1])
         labels = F.pad(self.label_protocol.prepare(labels), padding, value=-1)

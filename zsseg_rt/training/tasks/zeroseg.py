@@ -39,19 +39,14 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherViews:
-    """Which views of an image the teacher sees, and how.
+    """Which views of an image the teacher sees, and how."""
 
-    Attributes:
-        grids: Cells per side of each grid, ascending, the whole image first. The paper's best are
-            1, 2, 3 and 4.
-        size: Side of a view, in pixels: the teacher's input.
-        image_mean: The teacher's mean of R, G, B, in ``[0, 1]``.
-        image_std: The teacher's standard deviation of R, G, B, in ``[0, 1]``.
-    """
-
+    # Cells per side of each grid, ascending, the whole image first. The paper's best are 1, 2, 3
+    # and 4
     grids: tuple[int, ...] = (1, 2, 3, 4)
-    size: int = 224
-    image_mean: tuple[float, float, float] = CLIP_MEAN
+    size: int = 224  # Side of a view, in pixels: the teacher's input
+    image_mean: tuple[float, float, float] = CLIP_MEAN  # The teacher's mean of R, G, B, in [0, 1]
+    # The teacher's standard deviation of R, G, B, in [0, 1]
     image_std: tuple[float, float, float] = CLIP_STD
 
     def __post_init__(self) -> None:
@@ -194,13 +189,6 @@ class TeacherFeatures(nn.Module):
 
     Computed features are rounded to float16 like cached ones, so training is the same in an epoch
     that computes them and in one that reads them.
-
-    Args:
-        encoder: The teacher, a CLIP image encoder.
-        views: What it sees; the paper's by default.
-        cache_folder: Where features are kept; None computes them in every epoch.
-        num_images: Images of the data set, for the cache.
-        views_at_once: Views that the teacher computes together.
     """
 
     def __init__(
@@ -236,10 +224,6 @@ class TeacherFeatures(nn.Module):
 
         Shapes:
             images: RGB, uint8 ``[B, 3, H, W]``.
-
-        Args:
-            images: The images.
-            indices: Their indices in the data set, for the cache.
 
         Returns:
             float32 ``[B, views, D]``, not normalised, on the images' device.
@@ -335,28 +319,19 @@ class ZeroSegSettings:
 
     Source of the defaults: the paper, else MAE; loss weights, target normalisation and the scaling
     of the learning rate are not in the paper.
-
-    Attributes:
-        mask_ratio: Share of patches that the encoder does not see, in ``[0, 1)``.
-        reconstruction_weight: Weight of pixel reconstruction; 0 drops it and freezes its head.
-        view_weight: Weight of the distance between the image and all views.
-        matching_weight: Weight of the distance between segments and the views nearest to them.
-        normalize_targets: Whether the teacher's features are divided by their norms.
-        norm_pix_loss: Whether target patches are normalised, MAE's option.
-        base_learning_rate: For 256 images; see :func:`scaled_learning_rate`.
-        batch_size: Images per optimizer step, over all processes.
-        weight_decay: For matrices and tokens; biases and norms have none.
     """
 
-    mask_ratio: float = 0.6
+    mask_ratio: float = 0.6  # Share of patches that the encoder does not see, in [0, 1)
+    # Weight of pixel reconstruction; 0 drops it and freezes its head
     reconstruction_weight: float = 1.0
-    view_weight: float = 1.0
+    view_weight: float = 1.0  # Weight of the distance between the image and all views
+    # Weight of the distance between segments and the views nearest to them
     matching_weight: float = 1.0
-    normalize_targets: bool = True
-    norm_pix_loss: bool = False
-    base_learning_rate: float = 1.5e-4
-    batch_size: int = 4096
-    weight_decay: float = 0.05
+    normalize_targets: bool = True  # Whether the teacher's features are divided by their norms
+    norm_pix_loss: bool = False  # Whether target patches are normalised, MAE's option
+    base_learning_rate: float = 1.5e-4  # For 256 images; see :func:`scaled_learning_rate`
+    batch_size: int = 4096  # Images per optimizer step, over all processes
+    weight_decay: float = 0.05  # For matrices and tokens; biases and norms have none
 
     def __post_init__(self) -> None:
         numbers = asdict(self)
@@ -391,11 +366,7 @@ class ZeroSegTask(TrainingTask):
             model.text_encoder.requires_grad_(False)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Compute the weighted loss terms; new masks are drawn in every call.
-
-        Returns:
-            ``reconstruction`` (unless switched off), ``views`` and ``segments``.
-        """
+        """Compute the weighted loss terms; new masks are drawn in every call."""
         images = normalize_images(batch, IMAGENET_MEAN, IMAGENET_STD)
         self._check_images(images)
         patches, ratio = self.model.config.grid_side**2, self.settings.mask_ratio

@@ -38,27 +38,17 @@ _NEARLY_ALL = 98.0  # percent of the evaluation's pixels
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedClasses:
-    """The vocabulary a model was trained for.
+    """The vocabulary a model was trained for."""
 
-    Attributes:
-        names: The data set's classes in order; commas separate synonyms.
-        seen: Indices of the seen ones.
-        templates: Prompts around names.
-        space: Name of the joint space.
-        region_templates: Prompts around the names that ZegFormer's regions are compared with; if
-            empty, the official ones.
-        phrases: Phrases that have embeddings, in the order of the checkpoint's rows.
-        dataset: The data set that it was trained on.
-        protocol: What training knew about unseen classes.
-    """
-
-    names: tuple[str, ...]
-    seen: tuple[int, ...]
-    templates: tuple[str, ...]
-    space: str
-    phrases: tuple[str, ...]
-    dataset: str = ""
-    protocol: str = ""
+    names: tuple[str, ...]  # The data set's classes in order; commas separate synonyms
+    seen: tuple[int, ...]  # Indices of the seen ones
+    templates: tuple[str, ...]  # Prompts around names
+    space: str  # Name of the joint space
+    phrases: tuple[str, ...]  # Phrases that have embeddings, in the order of the checkpoint's rows
+    dataset: str = ""  # The data set that it was trained on
+    protocol: str = ""  # What training knew about unseen classes
+    # Prompts around the names that ZegFormer's regions are compared with; if empty, the official
+    # ones
     region_templates: tuple[str, ...] = ()
 
     @property
@@ -169,9 +159,6 @@ def export_trained(run: str | Path, path: str | Path, **options: Any) -> Path:
     The bundle knows the classes of the training data by their embeddings (its text bank), so that
     it needs no text encoder for them, and lowers the scores of the seen ones as training specified.
     A warning tells if the checkpoint gave nearly all pixels of its evaluation to one class.
-
-    Returns:
-        The bundle folder.
     """
     model, known = load_trained(run), load_classes(run)
     file = find_checkpoint(run)
