@@ -97,8 +97,6 @@ def measure(bundles: dict[str, Path], precision: str, seconds: float) -> dict[st
             calls[head] = encoder_call(engine)
             taken = engine.precision
         candidates = [LocalCandidate(head, call) for head, call in calls.items()]
-        for candidate in candidates:
-            stack.callback(candidate.close)
         settle_threads()
         stop = StopRule(max_seconds=seconds, min_rounds=12, half_width=0.01)
         rounds = take_turns(candidates, TurnPlan(measuring_ms=0.0), stop)

@@ -8,6 +8,13 @@ test fails. The same seed, count and paths draw the same mutants, so that two se
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+# Beside this file is profile.py, which must not be taken for Python's own module of that name.
+if sys.path and Path(sys.path[0] or ".").resolve() == Path(__file__).resolve().parent:
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import argparse
 import ast
 import copy
@@ -15,11 +22,9 @@ import os
 import random
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 _OPERATORS = {

@@ -22,7 +22,6 @@ from zsseg_rt.common.process import usable_cpus
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import ArgumentError, BackendUnavailableError, ConfigError, CudaError
 from zsseg_rt.stream.devices import find_devices
-from zsseg_rt.stream.gstreamer.report import report
 from zsseg_rt.stream.gstreamer.source import keeps_to_host
 from zsseg_rt.stream.rtsp import RtspSettings
 
@@ -229,6 +228,10 @@ def _pyav() -> Finding:
 
 
 def _gstreamer() -> Finding:
+    try:
+        from zsseg_rt.stream.gstreamer.report import report
+    except ImportError as exc:  # of the compiled core, which has a line of its own
+        return Finding("GStreamer", "absent", f"was not looked at: {exc}")
     found = report(is_jetson=_TEGRA_RELEASE.is_file())
     return Finding("GStreamer", "ok" if found.is_complete else "absent", found.detail, found.remedy)
 

@@ -41,7 +41,7 @@ class RuntimeSettings:
         self._engine, self._logger, self.captures = engine, logger, captures
         self._trt = api.module
         self._path = None if plan_path is None else kernels_path(plan_path)
-        self._cache = Cache(Path() if plan_path is None else plan_path.parent, "kernels")
+        self._entries = Cache(Path() if plan_path is None else plan_path.parent, "kernels")
         runtime_config = self._new_config()
         made = runtime_config.create_runtime_cache()
         self._kernels = require(made, "create_runtime_cache", logger)
@@ -64,7 +64,7 @@ class RuntimeSettings:
             return
         data = bytes(serialized)
         if data != self._saved:
-            self._cache.keep(self._path.name, data, else_="Starts stay slow until that is fixed.")
+            self._entries.keep(self._path.name, data, else_="Starts stay slow until that is fixed.")
             self._saved = data
 
     def _new_config(self) -> Any:
@@ -75,7 +75,7 @@ class RuntimeSettings:
         """Take over what an earlier process compiled, and return it."""
         if self._path is None:
             return b""
-        entry = self._cache.read(self._path.name, max_bytes=_MAX_BYTES)
+        entry = self._entries.read(self._path.name, max_bytes=_MAX_BYTES)
         if entry is not None and self._kernels.deserialize(entry.data):
             return entry.data
         if entry is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import inspect
 import logging
@@ -127,8 +128,10 @@ def _pin() -> Callable[[], None]:
     order = [*(members[kind] for kind in wanted()), SDPBackend.MATH]
     pinned = ExitStack()
     settings = {"set_priority": True} if _takes_an_order() else {}
-    pinned.enter_context(sdpa_kernel(order, **settings))
-    return pinned.close
+    # Newer versions of torch keep a token that only the same context may give back, in any thread.
+    context = contextvars.copy_context()
+    context.run(pinned.enter_context, sdpa_kernel(order, **settings))
+    return functools.partial(context.run, pinned.close)
 
 
 pinned_attention = SharedSetting(_pin)

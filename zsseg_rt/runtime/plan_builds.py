@@ -236,7 +236,7 @@ def _build(job: Mapping[str, Any], on_note: Callable[[Any], None]) -> dict[str, 
     plan = BACKEND.build_plan(Path(job["path"]), precision=job["precision"], options=options)
     return {
         "path": None if plan.path is None else str(plan.path),
-        "size": len(plan.data),
+        "size": len(plan.data) if plan.path is None else plan.path.stat().st_size,
         "precision": plan.report["precision"],
         "was_there": not steps,
         "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
