@@ -192,13 +192,11 @@ def describe_plans(engine: Engine) -> dict[str, Any]:
     reports = {name: getattr(graph, "report", {}) for name, graph in engine._graphs.items()}
     fused = {name: report.get("fused_layers", report.get("fused_attention"))
              for name, report in reports.items()}  # fmt: skip
-    plans = [graph for graph in engine._graphs.values() if hasattr(graph, "plan_name")]
+    plans = [graph.plan_name for graph in engine._graphs.values() if hasattr(graph, "plan_name")]
     for plan in plans:
-        verdict = plan.golden_verdict(engine.bundle.golden.sha256)
-        if verdict is None or not verdict.passed:
-            raise WrongError(
-                f"{plan.plan_name}: expected the golden sample's verdict beside it, got none"
-            )
+        head, _, _ = Path(plan).with_suffix(".golden").read_bytes().partition(b"\n")
+        if json.loads(head)["about"]["passed"] is not True:
+            raise WrongError(f"{plan}: expected the golden sample's verdict beside it, got none")
     return {"fused_attention": fused, "proved_plans": len(plans)}
 
 
