@@ -50,7 +50,7 @@ torch.onnx.export(
     "encoder.onnx",
     input_names=["image"],
     output_names=["embeds"],
-    verbose=False,
+    dynamo=False,  # the exporter that needs nothing besides torch
 )
 bundle = export_dense_bundle(
     "encoder.onnx",
