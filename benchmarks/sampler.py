@@ -336,7 +336,7 @@ class SimulatedCandidate(LocalCandidate):
 
     def thread_times(self) -> ThreadTimes:
         """As drawn."""
-        return ThreadTimes({"1": int(self._ran * 1e6)}, {"1": int(self._waited * 1e6)})
+        return {"1": (int(self._ran * 1e6), int(self._waited * 1e6))}
 
 
 def simulated(form: Form) -> dict[str, Any]:

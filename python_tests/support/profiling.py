@@ -44,7 +44,7 @@ class GivenTimes:
 
     def thread_times(self) -> ThreadTimes:
         waited = self.ran * self._waiting / (1.0 - self._waiting)
-        return ThreadTimes({"1": self.ran}, {"1": round(waited)})
+        return {"1": (self.ran, round(waited))}
 
 
 def make_counter(start=0):

@@ -152,7 +152,7 @@ import sys
 for name in ("PIL", "matplotlib", "torch", "onnx"):
     sys.modules[name] = None
 import zsseg_rt.evaluation
-from zsseg_rt.profiling.assemble import assemble_report
+from zsseg_rt.profiling.profiler import Profiler
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -1,17 +1,26 @@
 """``zsseg-rt profile`` as people type it: tables, JSON, HTML, gates, and everything refused."""
 
+import hashlib
 import json
+import os
 import re
+import shutil
+import signal
 import sys
+from dataclasses import replace
 
 import pytest
 
 from support import command_line
 from support.profiling import QUICK
-from zsseg_rt.cli.output import EXIT_FAILURE, EXIT_GATE
+from zsseg_rt.cli.output import EXIT_FAILURE, EXIT_GATE, EXIT_USAGE
 from zsseg_rt.common import schema
+from zsseg_rt.demo import demo_bundle
 from zsseg_rt.errors import ConfigError
+from zsseg_rt.profiling.page import render_html
+from zsseg_rt.profiling.profiler import Profiler
 from zsseg_rt.profiling.report import read_report
+from zsseg_rt.profiling.turns import ChildCandidate
 
 
 @pytest.fixture(autouse=True)
@@ -44,140 +53,6 @@ def written(tmp_path_factory):
     patch.undo()
     assert code == 0
     return files
-
-
-def test_a_report_is_read_back_as_it_was_written(written):
-    report = json.loads(written[0].read_text())
-    assert schema.encode(read_report(written[0])) == report
-    report["variants"][0]["unheard"] = 1
-    written[0].with_name("other.json").write_text(json.dumps(report))
-    with pytest.raises(ConfigError, match="unheard"):
-        read_report(written[0].with_name("other.json"))
-
-
-def test_the_first_lines_say_what_ran_and_whether_to_quote_it(written, tmp_path, capsys):
-    """As trtexec's heading: device, backend, precision, threads, sizes, versions."""
-    report = json.loads(written[0].read_text())
-    ran = report["variants"][1]["described"]
-    assert (ran["device"], ran["backend"], ran["threads"]) == ("cpu", "openvino", "2")
-    assert ran["library"].startswith("openvino 20")
-    assert ran["input"] == "128x128"
-    busy = tmp_path / "busy.json"
-    report["notes"] = ["do not quote these times: the neighbours"]
-    busy.write_text(json.dumps(report))
-    assert run("show", busy) == 0
-    first = capsys.readouterr().out.partition("frames/s")[0]
-    for text in (ran["library"], "do not quote", "what ran", ran["precision"], "128x128"):
-        assert text in first
-
-
-def test_a_report_holds_what_was_measured(written):
-    report = json.loads(written[0].read_text())
-    base, other, one, forty = report["variants"]
-    assert [v["name"] for v in report["variants"]] == [
-        "scenes.zsseg", "threads=2", "classes=1", "classes=40"
-    ]  # fmt: skip
-    assert (one["classes"], forty["classes"]) == (1, 40)
-    assert (base["settings"]["num_threads"], other["settings"]["num_threads"]) == ("1", "2")
-    for variant in report["variants"]:
-        samples = variant["samples"]
-        assert len(samples["wall_ms"]) == len(samples["rounds"]) == variant["wall"]["count"] > 0
-        assert variant["wall"]["max"] == pytest.approx(max(samples["wall_ms"]), abs=1e-6)
-        assert variant["paced"]["frames"] > 0
-        assert variant["peak_mb"] > 10
-        assert variant["failure"] == ""
-    assert base["cpu"]["mean"] > 0.0
-    assert base["device"] is None
-    assert [start["cached"] for start in base["cold_starts"]] == [False, True]
-    assert [start["cached"] for start in one["cold_starts"]] == [True]
-    assert other["agreement"] > 0.95
-    assert one["agreement"] is None  # its labels are of other classes
-    assert [c["other"] for c in report["comparisons"]] == ["threads=2"]
-    assert [g["key"] for g in report["growths"]] == ["classes"]
-    assert [p[0] for p in report["growths"][0]["points"]] == [1.0, 40.0]
-
-
-def test_stages_sum_to_the_frame(written):
-    for variant in json.loads(written[0].read_text())["variants"]:
-        stages = variant["samples"]["stages"]
-        assert {"image_encoder", "upsample_argmax", "(around)"} <= set(stages)
-        for index, wall in enumerate(variant["samples"]["wall_ms"]):
-            total = sum(times[index] for times in stages.values())
-            assert total == pytest.approx(wall, rel=0.01)
-
-
-def test_the_command_repeats_it_without_passwords(written):
-    command = json.loads(written[0].read_text())["command"]
-    assert command.startswith(
-        "zsseg-rt profile --demo scenes --against threads=2 --sweep classes=1,40"
-    )
-    assert "--rate 50" in command
-    assert "--device cpu" in command
-
-
-def test_the_page_needs_nothing_from_outside(written):
-    page = written[1].read_text(encoding="utf-8")
-    assert not re.findall(r"https?://|<script|<link|<img|@import|src=", page)
-    assert page.count('<div class="box"') > 8
-    shares = [float(share) for share in re.findall(r'class="bar" style="--share: ([0-9.]+)"', page)]
-    assert len(shares) > 10
-    assert all(0.0 <= share <= 1.0 for share in shares)
-    for text in ("threads=2", "image_encoder", "A fresh process", "CPU pressure", "Repeat"):
-        assert text in page
-
-
-def test_a_page_escapes_names(written, tmp_path):
-    from dataclasses import replace
-
-    from zsseg_rt.profiling.page import render_html
-
-    report = read_report(written[0])
-    hostile = replace(report.variants[0], name="<script>alert(1)</script>")
-    page = render_html(replace(report, variants=(hostile,), source="<b>x</b>"))
-    assert "<script" not in page
-    assert "<b>x" not in page
-
-
-def test_a_report_is_shown_again(written, capsys):
-    assert run("show", written[0]) == 0
-    printed = capsys.readouterr().out
-    for text in ("p50 ms", "threads=2", "stages of classes=40", "a class", "CPU pressure"):
-        assert text in printed
-
-
-def test_two_reports_are_shown_side_by_side_and_not_judged(written, tmp_path, capsys):
-    changed = json.loads(written[0].read_text())
-    changed["variants"][0]["frame"] = "1x1"
-    other = tmp_path / "other.json"
-    other.write_text(json.dumps(changed))
-    assert run("show", written[0], other) == 0
-    printed = capsys.readouterr().out
-    assert "took no turns, so nothing is judged" in printed
-    assert "frame differs: 256x256 in A, 1x1 in B" in printed
-    assert not re.search("slower|faster|equal:", printed)
-
-
-def test_what_is_not_ten_times_slower_passes_that_gate(capsys):
-    assert quick("--demo", "scenes", "--against", "with_scores=true", "--fail-above", "900%") == 0
-    assert "with_scores=true" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("verdicts", "strict", "code"),
-    [
-        (["equal"], False, 0), (["faster"], True, 0), (["undecided"], False, 0),
-        (["undecided"], True, EXIT_GATE), (["equal", "slower"], False, EXIT_GATE),
-    ],
-)  # fmt: skip
-def test_the_gate_looks_at_verdicts(written, verdicts, strict, code):
-    from dataclasses import replace
-
-    from zsseg_rt.cli.profile import _exit_code
-
-    report = read_report(written[0])
-    (one,) = report.comparisons
-    judged = tuple(replace(one, difference=replace(one.difference, verdict=v)) for v in verdicts)
-    assert _exit_code(replace(report, comparisons=judged), 0.05, strict=strict) == code
 
 
 def test_a_bundle_against_itself_in_another_interpreter(capsys):
@@ -256,27 +131,260 @@ def test_energy_stands_beside_time(tmp_path, monkeypatch, capsys):
     assert "mJ a frame" in capsys.readouterr().out
 
 
-def test_energy_that_nothing_tells_is_absent_with_its_reason(written):
+def test_a_report_is_read_back_as_it_was_written_and_shown(written, tmp_path, capsys):
     report = json.loads(written[0].read_text())
-    if report["variants"][0]["energy"] is not None:
-        pytest.skip("this machine tells its energy")
-    absent = [r for r in report["conditions"]["readings"] if "energy" in r["name"]]
-    assert absent
-    assert all(r["value"] is None and r["reason"] and r["command"] for r in absent)
+    assert schema.encode(read_report(written[0])) == report
+    report["notes"] = ["do not quote these times: the neighbours"]
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(report))
+    assert run("show", written[0], other) == 0
+    printed = capsys.readouterr().out
+    for text in ("p50 ms", "threads=2", "stages of classes=40", "a class", "CPU pressure"):
+        assert printed.count(text) >= 2
+    ran = report["variants"][1]["described"]  # first, as trtexec's heading has it
+    head = printed.rpartition("zsseg_rt ")[2].partition("frames/s")[0]
+    for text in (ran["library"], "do not quote", "what ran", ran["precision"], "128x128"):
+        assert text in head
+    report["variants"][0]["unheard"] = 1
+    other.write_text(json.dumps(report))
+    with pytest.raises(ConfigError, match="unheard"):
+        read_report(other)
 
 
-def test_nodes_are_counted_by_kind(written):
-    (base, *others) = json.loads(written[0].read_text())["variants"]
-    assert {node["graph"] for node in base["nodes"]} == {"image_encoder", "decoder"}
-    assert {"linear", "attention"} <= {node["kind"] for node in base["nodes"]}
-    assert not any(other["nodes"] for other in others)
+def test_a_report_holds_what_was_measured(written):
+    report = json.loads(written[0].read_text())
+    assert report["command"].startswith(
+        "zsseg-rt profile --demo scenes --against threads=2 --sweep classes=1,40 --rate 50"
+    )
+    base, other, one, forty = report["variants"]
+    assert [v["name"] for v in report["variants"]] == [
+        "scenes.zsseg", "threads=2", "classes=1", "classes=40"
+    ]  # fmt: skip
+    assert (one["classes"], forty["classes"]) == (1, 40)
+    assert (base["settings"]["num_threads"], other["settings"]["num_threads"]) == ("1", "2")
+    ran = other["described"]
+    assert (ran["device"], ran["backend"], ran["threads"]) == ("cpu", "openvino", "2")
+    assert ran["library"].startswith("openvino 20")
+    assert ran["input"] == "128x128"
+    for variant in report["variants"]:
+        samples, stages = variant["samples"], variant["samples"]["stages"]
+        assert len(samples["wall_ms"]) == len(samples["rounds"]) == variant["wall"]["count"] > 0
+        assert variant["wall"]["max"] == pytest.approx(max(samples["wall_ms"]), abs=1e-6)
+        assert {"image_encoder", "upsample_argmax", "(around)"} <= set(stages)
+        for wall, *times in zip(samples["wall_ms"], *stages.values(), strict=True):
+            assert sum(times) == pytest.approx(wall, rel=0.01)
+        assert variant["paced"]["frames"] > 0
+        assert variant["peak_mb"] > 10
+        assert variant["failure"] == ""
+    assert base["cpu"]["mean"] > 0.0
+    assert base["device"] is None
+    assert [start["cached"] for start in base["cold_starts"]] == [False, True]
+    assert [start["cached"] for start in one["cold_starts"]] == [True]
+    assert other["agreement"] > 0.95
+    assert one["agreement"] is None  # its labels are of other classes
+    assert [c["other"] for c in report["comparisons"]] == ["threads=2"]
+    assert [g["key"] for g in report["growths"]] == ["classes"]
+    assert [p[0] for p in report["growths"][0]["points"]] == [1.0, 40.0]
+    readings = {r["name"]: r for r in report["conditions"]["readings"]}
+    energy = [reading for name, reading in readings.items() if "energy" in name]
+    assert bool(energy) == (base["energy"] is None)
+    assert all(r["value"] is None and r["reason"] and r["command"] for r in energy)
 
 
 def test_nodes_sum_to_their_stage_or_a_note_says_why_not(written):
     report = json.loads(written[0].read_text())
-    base = report["variants"][0]
+    base, *others = report["variants"]
+    assert not any(other["nodes"] for other in others)
+    assert {"linear", "attention"} <= {node["kind"] for node in base["nodes"]}
+    assert {node["graph"] for node in base["nodes"]} == {"image_encoder", "decoder"}
     for graph in ("image_encoder", "decoder"):
         total = sum(node["ms"] for node in base["nodes"] if node["graph"] == graph)
         near = abs(total / base["stages"][graph]["mean"] - 1.0) <= 0.05
         noted = [note for note in report["notes"] if f": {graph} took" in note]
         assert len(noted) == (0 if near else 1)
+
+
+def test_the_page_needs_nothing_from_outside_and_escapes_names(written):
+    page = written[1].read_text(encoding="utf-8")
+    assert not re.findall(r"https?://|<script|<link|<img|@import|src=", page)
+    assert page.count('<div class="box"') > 8
+    shares = [float(share) for share in re.findall(r'class="bar" style="--share: ([0-9.]+)"', page)]
+    assert len(shares) > 10
+    assert all(0.0 <= share <= 1.0 for share in shares)
+    for text in ("threads=2", "image_encoder", "A fresh process", "CPU pressure", "Repeat"):
+        assert text in page
+    report = read_report(written[0])
+    hostile = replace(report.variants[0], name="<script>alert(1)</script>")
+    page = render_html(replace(report, variants=(hostile,), source="<b>x</b>"))
+    assert "<script" not in page
+    assert "<b>x" not in page
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "strict", "code"),
+    [
+        (["equal"], False, 0), (["faster"], True, 0), (["undecided"], False, 0),
+        (["undecided"], True, EXIT_GATE), (["equal", "slower"], False, EXIT_GATE),
+    ],
+)  # fmt: skip
+def test_the_gate_looks_at_verdicts(written, monkeypatch, verdicts, strict, code):
+    report = read_report(written[0])
+    (one,) = report.comparisons
+    judged = tuple(replace(one, difference=replace(one.difference, verdict=v)) for v in verdicts)
+    monkeypatch.setattr(Profiler, "run", lambda self: replace(report, comparisons=judged))
+    more = ["--strict"] if strict else []
+    assert run("--demo", "scenes", "--against", "threads=2", "--fail-above", "5%", *more) == code
+
+
+def broken_bundle(folder):
+    """The demo with another golden sample: it loads, and its results differ."""
+    import numpy as np
+
+    path = folder / "broken.zsseg"
+    shutil.copytree(demo_bundle("scenes"), path)
+    manifest = json.loads((path / "bundle.json").read_text())
+    file = path / manifest["golden"]["file"]
+    with np.load(file) as archive:
+        arrays = dict(archive)
+    arrays["mask_logits"] = -arrays["mask_logits"]
+    np.savez(file, **arrays)
+    data = file.read_bytes()
+    manifest["golden"] |= {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+    (path / "bundle.json").write_text(json.dumps(manifest))
+    return path
+
+
+def test_a_bundle_that_fails_its_self_check_is_not_timed(tmp_path, capsys):
+    bundle, file = broken_bundle(tmp_path), tmp_path / "report.json"
+    assert quick(bundle, "--json", file) == EXIT_GATE
+    output = capsys.readouterr()
+    assert "mask_logits: error" in output.err
+    assert "not timed" in output.err
+    assert "p50" not in output.out
+    assert not file.exists()
+
+
+DEMO = "--demo=scenes"
+BAD = [
+    # arguments, exit code, part of the message
+    ([], EXIT_USAGE, "name a bundle"),
+    ([DEMO, "--rate", "0"], EXIT_USAGE, "--rate: expected a number above 0, got 0"),
+    ([DEMO, "--rate", "-3"], EXIT_USAGE, "--rate: expected a number above 0"),
+    ([DEMO, "--rate", "nan"], EXIT_USAGE, "--rate: expected a number above 0"),
+    ([DEMO, "--max-duration", "0"], EXIT_USAGE, "--max-duration: expected a number above 0"),
+    ([DEMO, "--fail-above", "5"], EXIT_USAGE, "expected --against"),
+    ([DEMO, "--against", "threads=2", "--fail-above", "much"], EXIT_USAGE, "such as 5%"),
+    ([DEMO, "--threshold", "-1%"], EXIT_USAGE, "--threshold: expected a share"),
+    ([DEMO, "--strict"], EXIT_USAGE, "expected --fail-above"),
+    ([DEMO, "--against", "frame=64x64"], EXIT_USAGE, "another frame size (frame=64x64)"),
+    ([DEMO, "--against", "classes=5"], EXIT_USAGE, "another class count (classes=5)"),
+    ([DEMO, "--against", "streams=2"], EXIT_USAGE, "another number of streams"),
+    ([DEMO, "--against", "thread=2"], EXIT_USAGE, "unknown key 'thread'. Did you mean"),
+    ([DEMO, "--against", "threads=many"], EXIT_USAGE, "num_threads"),
+    ([DEMO, "--against", "precision=float128"], EXIT_USAGE, "expected one of auto, float32"),
+    ([DEMO, "--against", "no-such-bundle"], EXIT_USAGE, "expected a bundle or KEY=VALUE"),
+    ([DEMO, "--against", "threads="], EXIT_USAGE, "expected KEY=VALUE"),
+    ([DEMO, "--against-python", "/no/python"], EXIT_USAGE, "expected an interpreter"),
+    ([DEMO, "--sweep", "colour=red"], EXIT_USAGE, "unknown key 'colour'"),
+    ([DEMO, "--sweep", "classes=0,5"], EXIT_USAGE, "expected classes from 1 to"),
+    ([DEMO, "--sweep", "classes=5,5"], EXIT_USAGE, "expected distinct values"),
+    ([DEMO, "--sweep", "frame=64"], EXIT_USAGE, "expected frame=WIDTHxHEIGHT"),
+    ([DEMO, "--sweep", "classes"], EXIT_USAGE, "expected KEY=VALUE"),
+    ([DEMO, "--source", "{empty}"], EXIT_USAGE, "--source"),
+    ([DEMO, "--source", "{missing}"], EXIT_USAGE, "--source"),
+    ([DEMO, "--json", "{missing}/a.json"], EXIT_USAGE, "can be written to"),
+    ([DEMO, "--html", "{missing}/a.html"], EXIT_USAGE, "can be written to"),
+    ([DEMO, "--trace", "{missing}/a.trace"], EXIT_USAGE, "can be written to"),
+    ([DEMO, "--json", "{empty}"], EXIT_USAGE, "--json: expected a file to write"),
+    ([DEMO, "--html", "/proc/a.html"], EXIT_USAGE, "--html: expected a folder that can be"),
+    ([DEMO, "--json", "{text}", "--trace", "{text}"], EXIT_USAGE, "another file than --json's"),
+    ([DEMO, "--classes", ""], EXIT_USAGE, "--classes"),
+    ([DEMO, "another.zsseg", "third.zsseg"], EXIT_USAGE, "expected one bundle"),
+    (["{missing}"], EXIT_FAILURE, "expected a bundle folder"),
+    ([DEMO, "--dataset", "unheard-of"], EXIT_FAILURE, "unheard-of"),
+    (["show"], EXIT_USAGE, "expected reports, got none"),
+    (["show", "{missing}"], EXIT_USAGE, "cannot be read"),
+    (["show", "{foreign}"], EXIT_USAGE, "expected kind 'zsseg_rt profile', got 'trtexec'"),
+    (["show", "{newer}"], EXIT_USAGE, "expected format 1, got 99"),
+    (["show", "{text}"], EXIT_USAGE, "expected a profile's JSON, got other text"),
+    (["show", "{nameless}"], EXIT_USAGE, "expected kind 'zsseg_rt profile', got none"),
+]
+
+
+@pytest.fixture
+def never_opened(monkeypatch):
+    """Fails a test in which a candidate's process is started."""
+
+    def refuse(*_, **__):
+        raise AssertionError("something was measured")
+
+    monkeypatch.setattr("zsseg_rt.profiling.profiler.ChildCandidate", refuse)
+
+
+@pytest.mark.parametrize(("arguments", "code", "message"), BAD, ids=lambda value: str(value)[:60])
+def test_bad_input_is_refused_before_anything_is_measured(
+    arguments, code, message, tmp_path, capsys, never_opened
+):
+    places = {name: tmp_path / name for name in ("empty", "missing", "foreign", "newer", "text")}
+    places["nameless"] = tmp_path / "nameless"
+    places["nameless"].write_text('{"traceEvents": []}')
+    places["empty"].mkdir()
+    places["foreign"].write_text('{"kind": "trtexec"}')
+    places["newer"].write_text('{"kind": "zsseg_rt profile", "format": 99}')
+    places["text"].write_text("p50 2 ms")
+    assert run(*(argument.format(**places) for argument in arguments)) == code
+    output = capsys.readouterr()
+    assert message in output.err
+    assert len(output.err.strip().splitlines()) == 1
+
+
+def test_bundles_with_other_class_counts_are_not_compared(colour_bundle, capsys, never_opened):
+    code = run(DEMO, "--against", colour_bundle)
+    assert code == EXIT_USAGE
+    message = capsys.readouterr().err
+    assert re.search(r"expected \d+ classes as in scenes.zsseg, got \d+", message)
+    assert "--classes" in message
+
+
+def after_turns(monkeypatch, number, then):
+    """Calls a function with the candidate in its turn of that number."""
+    turn, counts = ChildCandidate.turn, {}
+
+    def counted(self, plan):
+        counts[self.name] = counts.get(self.name, 0) + 1
+        if counts[self.name] == number:
+            then(self)
+        return turn(self, plan)
+
+    monkeypatch.setattr(ChildCandidate, "turn", counted)
+
+
+def test_a_variant_whose_process_dies_is_named_and_the_rest_is_reported(
+    tmp_path, monkeypatch, capsys
+):
+    def kill(child):
+        if child.name == "threads=2":
+            os.kill(child.process, signal.SIGKILL)
+
+    after_turns(monkeypatch, 2, kill)
+    file = tmp_path / "report.json"
+    assert quick(DEMO, "--against", "threads=2", "--json", file) == EXIT_FAILURE
+    base, other = json.loads(file.read_text())["variants"]
+    assert "killed by SIGKILL" in other["failure"]
+    assert other["wall"]["count"] > 0
+    assert base["failure"] == ""
+    assert base["wall"]["count"] > 0
+    assert "killed by SIGKILL" in capsys.readouterr().out
+
+
+def test_ctrl_c_reports_what_was_measured(tmp_path, monkeypatch, capsys):
+    def interrupt(child):
+        raise KeyboardInterrupt
+
+    after_turns(monkeypatch, 3, interrupt)
+    file = tmp_path / "report.json"
+    assert run(DEMO, "--no-cold-start", "--no-nodes", "--json", file) == EXIT_FAILURE
+    report = json.loads(file.read_text())
+    assert report["interrupted"]
+    assert set(report["variants"][0]["samples"]["rounds"]) == {0, 1}
+    assert "interrupted: this is what was measured" in capsys.readouterr().out

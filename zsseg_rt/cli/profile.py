@@ -6,7 +6,7 @@ import math
 import os
 import shlex
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -128,7 +128,7 @@ def profile(
     context: typer.Context,
     targets: Annotated[
         list[str] | None,
-        typer.Argument(metavar="BUNDLE", help="Bundle NAME.zsseg; or: show A.json [B.json]."),
+        typer.Argument(metavar="BUNDLE", help="Bundle NAME.zsseg; or: show A.json..."),
     ] = None,
     asked: _Workload,
     compared: _Compared,
@@ -151,19 +151,24 @@ def profile(
     bundle = _choose_bundle(targets or [], demo=asked.demo)
     config = changed(run) | ({"with_nvtx": True} if measured.nvtx else {})
     variants = _variants(Variant(name=bundle.name, bundle=bundle, config=config), compared)
-    settings: dict[str, Any] = {
-        "threshold": _share("--threshold", compared.threshold) if gate is None else gate,
-        "max_seconds": measured.max_duration,
-        "rate": measured.rate,
-        "cold_starts": measured.cold_start,
-        "nodes": measured.nodes,
-        "agreement": len(variants) > 1,
-        "evaluate": _evaluator(judged, measured.limit, asked.template),
-        "command": _repeat(context),
-    }
-    report = _run(variants, asked, settings)
+    report = _run(
+        asked,
+        variants=variants,
+        threshold=_share("--threshold", compared.threshold) if gate is None else gate,
+        max_seconds=measured.max_duration,
+        rate=measured.rate,
+        cold_starts=measured.cold_start,
+        nodes=measured.nodes,
+        agreement=len(variants) > 1,
+        evaluate=_evaluator(judged, measured.limit, asked.template),
+        command=_repeat(context),
+    )
     _write(report, reports)
-    return _exit_code(report, gate, strict=compared.strict)
+    verdicts = [] if gate is None else [one.difference.verdict for one in report.comparisons]
+    if "slower" in verdicts or (compared.strict and "undecided" in verdicts):
+        return EXIT_GATE
+    failed = report.interrupted or any(variant.failure for variant in report.variants)
+    return EXIT_FAILURE if failed else EXIT_OK
 
 
 def _choose_bundle(targets: list[str], *, demo: str | None) -> Path:
@@ -193,29 +198,24 @@ def _variants(base: Variant, compared: _Compared) -> tuple[Variant, ...]:
     return tuple(variants)
 
 
-def _run(
-    variants: tuple[Variant, ...],
-    asked: _Workload,
-    settings: dict[str, Any],
-) -> Report:
+def _run(asked: _Workload, **settings: Any) -> Report:
     from zsseg_rt.demo import DEFAULT, demo_photos
-    from zsseg_rt.profiling.assemble import Request
-    from zsseg_rt.profiling.profiler import SelfCheckError
-    from zsseg_rt.profiling.profiler import profile as run
+    from zsseg_rt.profiling.profiler import Profiler, SelfCheckError
     from zsseg_rt.profiling.workload import Workload, read_frames
     from zsseg_rt.stream.uris import source_names
 
     names: Any = asked.read_if_given()
     frames = read_frames(asked.source or demo_photos(asked.demo or DEFAULT))
-    shown = ", ".join(source_names(asked.source)) if asked.source else "the demo's images"
+    source = ", ".join(source_names(asked.source)) if asked.source else "the demo's images"
     with (
         tempfile.TemporaryDirectory(prefix="zsseg-profile-") as folder,
         terminal().status("starting") as status,
     ):
         work = Workload(Path(folder), frames, names, asked.template)
-        told = {"source": shown, "on_progress": status.update, **settings}
         try:
-            return run(Request(variants=variants, workload=work, **told))
+            return Profiler(
+                workload=work, source=source, on_progress=status.update, **settings
+            ).run()
         except SelfCheckError as exc:
             typer.echo(f"zsseg-rt: {exc}", err=True)
             raise typer.Exit(EXIT_GATE) from exc
@@ -230,9 +230,10 @@ def _write(report: Report, reports: _Reports) -> None:
 
         write_json(reports.trace, make_trace(report))
     if reports.html is not None:
-        from zsseg_rt.profiling.page import write_html
+        from zsseg_rt.profiling.page import render_html
+        from zsseg_rt.results.visualize import save_file
 
-        write_html(reports.html, report)
+        save_file(reports.html, render_html(report).encode())
     _print(report)
 
 
@@ -248,66 +249,33 @@ def _print(report: Report) -> None:
         if variant.failure:
             console.print(f"failed: {variant.failure}", style="red", soft_wrap=True, markup=False)
     say("")
-    _print_tables(report_tables(report))
+    for shown in report_tables(report):
+        _print_table(shown)
     say(f"repeat: {report.command}")
-
-
-def _exit_code(report: Report, gate: float | None, *, strict: bool) -> int:
-    if gate is not None:
-        verdicts = [comparison.difference.verdict for comparison in report.comparisons]
-        if "slower" in verdicts or (strict and "undecided" in verdicts):
-            return EXIT_GATE
-    failed = report.interrupted or any(variant.failure for variant in report.variants)
-    return EXIT_FAILURE if failed else EXIT_OK
 
 
 def _show(files: list[str]) -> int:
     from zsseg_rt.profiling.report import read_report
-    from zsseg_rt.profiling.tables import side_by_side
 
-    if not 1 <= len(files) <= 2:
-        raise UsageError(f"profile show: expected one or two reports, got {len(files)}")
-    reports = [read_report(Path(file)) for file in files]
-    if len(reports) == 1:
-        _print(reports[0])
-        return EXIT_OK
-    first, second = reports
-    _print_tables(side_by_side(first, second))
-    for text in _differences(first, second):
-        say(f"note: {text}")
-    say("A and B took no turns, so nothing is judged; use --against.")
+    if not files:
+        raise UsageError("profile show: expected reports, got none")
+    for report in [read_report(Path(file)) for file in files]:
+        _print(report)
     return EXIT_OK
 
 
-def _differences(first: Report, second: Report) -> Iterator[str]:
-    """In what two reports did not do the same work."""
-    for one in first.variants:
-        for other in second.variants:
-            if one.name != other.name:
-                continue
-            for key in ("bundle", "frame", "classes", "streams", "described"):
-                here, there = getattr(one, key), getattr(other, key)
-                if here != there:
-                    yield f"{one.name}: {key} differs: {here} in A, {there} in B"
-    if first.source != second.source:
-        yield f"sources differ: {first.source} in A, {second.source} in B"
-
-
-def _print_tables(tables: Sequence[TextTable]) -> None:
+def _print_table(shown: TextTable) -> None:
     from rich.table import Table
 
-    console = terminal()
-    for shown in tables:
-        table = Table(box=None, pad_edge=False, title=shown.title, title_justify="left")
-        table.title_style = "bold"
-        numeric = shown.headings[-1] not in ("verdict", "note") and shown.title != "what ran"
-        for index, heading in enumerate(shown.headings):
-            right = index > 0 and numeric
-            table.add_column(heading, justify="right" if right else "left", overflow="fold")
-        for row in shown.rows:
-            table.add_row(*row)
-        console.print(table)
-        console.print()
+    table = Table(box=None, pad_edge=False, title=shown.title, title_justify="left")
+    table.title_style = "bold"
+    numeric = shown.headings[-1] not in ("verdict", "note") and shown.title != "what ran"
+    for index, heading in enumerate(shown.headings):
+        right = index > 0 and numeric
+        table.add_column(heading, justify="right" if right else "left", overflow="fold")
+    for row in shown.rows:
+        table.add_row(*row)
+    terminal().print(table, "")
 
 
 def _share(option: str, text: str) -> float:

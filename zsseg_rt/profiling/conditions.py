@@ -7,13 +7,15 @@ and the command that shows it, and never as zero.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
+import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from zsseg_rt.profiling.worker import Stopwatch
@@ -58,33 +60,42 @@ class Conditions:
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """Counters and sensors at one moment; empty or None where the system does not tell."""
+    """Counters and sensors at one moment; None or empty where the system does not tell."""
 
     cpu_ticks: tuple[int, ...]  # of the first line of /proc/stat
     pressure_us: int | None  # microseconds in which some task waited for a CPU
-    clocks_mhz: tuple[float, ...]  # of each CPU
-    governors: tuple[str, ...]  # distinct ones
-    throttle_events: int | None  # sum of the CPUs' counters
+    clock_mhz: float | None  # mean of the CPUs
+    governor: str | None  # all that CPUs have
+    throttle_events: int  # sum of the CPUs' counters
     temperatures: Mapping[str, float]  # degrees Celsius by sensor
-    uptime_s: float | None
+    uptime_s: float
 
 
 def take_snapshot(root: Path = _ROOT) -> Snapshot:
     """Read counters and sensors."""
-    stat = (_text(root / "proc/stat") or "").splitlines()
-    cpu = root / "sys/devices/system/cpu"
-    throttled = [_number(f) for f in cpu.glob("cpu*/thermal_throttle/*_throttle_count")]
-    events = [int(count) for count in throttled if count is not None]
-    uptime = (_text(root / "proc/uptime") or "").split()
-    governors = {_text(file) for file in cpu.glob("cpu[0-9]*/cpufreq/scaling_governor")}
+    cpu, zones = root / "sys/devices/system/cpu", root / "sys/class/thermal"
+    kilohertz = _numbers(cpu.glob("cpu[0-9]*/cpufreq/scaling_cur_freq"))
+    clocks = [value / 1e3 for value in kilohertz.values()]
+    clocks = clocks or [float(mhz) for mhz in _find(root / "proc/cpuinfo", r"cpu MHz\s*:\s*(\S+)")]
+    governors = {read_text(file) for file in cpu.glob("cpu[0-9]*/cpufreq/scaling_governor")}
+    pressure = _find(root / "proc/pressure/cpu", r"some .*total=([0-9]+)")
+    throttled = _numbers(cpu.glob("cpu*/thermal_throttle/*_throttle_count"))
+    # Sensors of parts that are switched off give an error, or the lowest number they have.
+    temperatures = {
+        read_text(file.with_name("type")) or file.parent.name: value / 1e3
+        for file, value in _numbers(sorted(zones.glob("thermal_zone*/temp"))).items()
+        if value > -40e3
+    }
     return Snapshot(
-        cpu_ticks=tuple(int(field) for field in stat[0].split()[1:]) if stat else (),
-        pressure_us=_pressure(root / "proc/pressure/cpu"),
-        clocks_mhz=tuple(_clocks(root)),
-        governors=tuple(sorted(governor for governor in governors if governor)),
-        throttle_events=sum(events) if events else None,
-        temperatures=dict(_temperatures(root)),
-        uptime_s=float(uptime[0]) if uptime else None,
+        cpu_ticks=tuple(
+            int(n) for line in _find(root / "proc/stat", "cpu (.*)") for n in line.split()
+        ),
+        pressure_us=int(pressure[0]) if pressure else None,
+        clock_mhz=fmean(clocks) if clocks else None,
+        governor=", ".join(sorted(governors - {""})) or None,
+        throttle_events=int(sum(throttled.values())),
+        temperatures=temperatures,
+        uptime_s=float((read_text(root / "proc/uptime") or "0").split()[0]),
     )
 
 
@@ -92,8 +103,9 @@ def compare_snapshots(
     before: Snapshot, after: Snapshot, *, waiting: float | None = None
 ) -> Conditions:
     """Describe what happened between two snapshots."""
-    in_use, stolen, why = _ticks(before, after)
-    clock = _mean(after.clocks_mhz)
+    in_use, stolen = _ticks(before, after)
+    why = "too little time between readings" if after.cpu_ticks else "no /proc/stat"
+    command = "cat /sys/class/thermal/thermal_zone*/temp"
     readings = [
         _reading("waiting for a CPU", waiting, "the kernel keeps no schedstat",
                  "cat /proc/self/schedstat"),
@@ -101,106 +113,79 @@ def compare_snapshots(
                  "the kernel keeps no pressure figures", "cat /proc/pressure/cpu"),
         _reading("CPUs in use", in_use, why, "head -1 /proc/stat"),
         _reading("steal", stolen, why, "head -1 /proc/stat"),
-        _reading("CPU clock", clock, "the system does not tell", "grep MHz /proc/cpuinfo",
-                 unit="MHz", before=_mean(before.clocks_mhz)),
-        _reading("governor", ", ".join(after.governors) or None,
-                 "no cpufreq driver, as in virtual machines",
+        _reading("CPU clock", after.clock_mhz, "the system does not tell",
+                 "grep MHz /proc/cpuinfo", unit="MHz", before=before.clock_mhz),
+        _reading("governor", after.governor, "no cpufreq driver, as in virtual machines",
                  "cat /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor"),
+        *(_reading(name, after.temperatures.get(name), "no sensor, as in virtual machines",
+                   command, unit="°C", before=before.temperatures.get(name))
+          for name in sorted(after.temperatures) or ["temperature"]),
     ]  # fmt: skip
-    sensors: dict[str, float | None] = {**after.temperatures} or {"temperature": None}
-    for name, value in sorted(sensors.items()):
-        earlier = before.temperatures.get(name)
-        told = "no sensor, as in virtual machines"
-        command = "cat /sys/class/thermal/thermal_zone*/temp"
-        readings.append(_reading(name, value, told, command, unit="°C", before=earlier))
-    notes = tuple(_notes(before, after, stolen))
-    return Conditions(readings=tuple(readings), notes=notes)
+    return Conditions(readings=tuple(readings), notes=tuple(_notes(before, after, stolen)))
 
 
 def _reading(
-    name: str, value: float | str | None, reason: str, command: str, **more: Any
+    name: str,
+    value: float | str | None,
+    reason: str,
+    command: str,
+    *,
+    unit: str = "",
+    before: float | None = None,
 ) -> Reading:
     if value is None:
-        more.pop("before", None)
-    told = "" if value is not None else reason
-    return Reading(name=name, value=value, reason=told, command=command, **more)
+        return Reading(name=name, unit=unit, reason=reason, command=command)
+    return Reading(name=name, unit=unit, value=value, before=before, command=command)
 
 
 def _pressure_share(before: Snapshot, after: Snapshot) -> float | None:
-    first, last = before.pressure_us, after.pressure_us
-    seconds = (after.uptime_s or 0.0) - (before.uptime_s or 0.0)
-    if first is None or last is None or seconds <= 0.0:
+    seconds = after.uptime_s - before.uptime_s
+    if before.pressure_us is None or after.pressure_us is None or seconds <= 0.0:
         return None
-    return (last - first) / 1e6 / seconds
+    return (after.pressure_us - before.pressure_us) / 1e6 / seconds
 
 
-def _ticks(before: Snapshot, after: Snapshot) -> tuple[float | None, float | None, str]:
-    """Shares of the CPUs' time in use and stolen, or why there are none."""
+def _ticks(before: Snapshot, after: Snapshot) -> tuple[float | None, float | None]:
+    """Shares of the CPUs' time in use and stolen."""
     ticks = [b - a for a, b in zip(before.cpu_ticks, after.cpu_ticks, strict=False)]
     total = sum(ticks[:8])
     if len(ticks) < 8 or total <= 0:
-        return None, None, "too little time between readings" if ticks else "no /proc/stat"
-    return 1.0 - (ticks[3] + ticks[4]) / total, ticks[7] / total, ""
+        return None, None
+    return 1.0 - (ticks[3] + ticks[4]) / total, ticks[7] / total
 
 
 def _notes(before: Snapshot, after: Snapshot, stolen: float | None) -> Iterator[str]:
-    first, last = _mean(before.clocks_mhz), _mean(after.clocks_mhz)
+    first, last = before.clock_mhz, after.clock_mhz
     if first and last is not None and abs(last / first - 1.0) > _CLOCK_CHANGE:
         yield f"the CPUs' clock changed from {first:.0f} to {last:.0f} MHz"
-    if (events := (after.throttle_events or 0) - (before.throttle_events or 0)) > 0:
+    if (events := after.throttle_events - before.throttle_events) > 0:
         yield f"the CPUs were throttled {events} times: too hot"
-    if before.governors != after.governors:
-        first_words, last_words = (", ".join(one.governors) or "none" for one in (before, after))
-        yield f"the governor changed from {first_words} to {last_words}"
+    if before.governor != after.governor:
+        yield f"the governor changed from {before.governor or 'none'} to {after.governor or 'none'}"
     if stolen is not None and stolen > _STEAL_LIMIT:
         yield f"{stolen:.0%} of the CPUs' time went to other virtual machines"
 
 
-def _clocks(root: Path) -> Iterator[float]:
-    files = sorted(root.glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq"))
-    kilohertz = [_number(file) for file in files]
-    if any(value is not None for value in kilohertz):
-        yield from (value / 1e3 for value in kilohertz if value is not None)
-        return
-    for line in (_text(root / "proc/cpuinfo") or "").splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() == "cpu MHz":
-            yield float(value)
-
-
-def _temperatures(root: Path) -> Iterator[tuple[str, float]]:
-    for zone in sorted(root.glob("sys/class/thermal/thermal_zone*")):
-        value = _number(zone / "temp")
-        # Sensors of parts that are switched off give an error, or the lowest number they have.
-        if value is not None and value > -40e3:
-            yield _text(zone / "type") or zone.name, value / 1e3
-
-
-def _pressure(file: Path) -> int | None:
-    for line in (_text(file) or "").splitlines():
-        kind, *fields = line.split()
-        found = [field.partition("=")[2] for field in fields if field.startswith("total=")]
-        if kind == "some" and found:
-            return int(found[0])
-    return None
-
-
-def _number(file: Path) -> float | None:
-    try:
-        return float(_text(file) or "")
-    except ValueError:
-        return None
-
-
-def _text(file: Path) -> str | None:
+def read_text(file: Path) -> str:
+    """The text of a file; empty if it cannot be read."""
     try:
         return file.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
-        return None
+        return ""
 
 
-def _mean(values: tuple[float, ...]) -> float | None:
-    return sum(values) / len(values) if values else None
+def _numbers(files: Iterable[Path]) -> dict[Path, float]:
+    """The numbers in files, without those that hold none."""
+    numbers = {}
+    for file in files:
+        with contextlib.suppress(ValueError):
+            numbers[file] = float(read_text(file))
+    return numbers
+
+
+def _find(file: Path, line: str) -> list[str]:
+    """What a file's lines of that form hold."""
+    return re.findall(f"^{line}", read_text(file), re.MULTILINE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,27 +197,25 @@ class NvmlGpu:
     name: str  # index and name
 
 
-def open_gpu(index: int = 0, nvml: Any | None = None) -> NvmlGpu | str:
-    """Find a GPU, or say why it cannot be found."""
-    if nvml is None:
-        try:
-            nvml = importlib.import_module("pynvml")
-        except ImportError:
-            return _NOT_INSTALLED
-    visible = [part.strip() for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
-    chosen = visible[index] if visible[0] and index < len(visible) else str(index)
-    module: Any = nvml
+def open_gpu(index: int = 0, nvml: Any = None) -> NvmlGpu | str:
+    """Find a GPU, as CUDA counts them, or say why it cannot be found."""
     try:
-        module.nvmlInit()
-        if chosen.isdecimal():
-            handle = module.nvmlDeviceGetHandleByIndex(int(chosen))
+        nvml = nvml or importlib.import_module("pynvml")
+    except ImportError:
+        return _NOT_INSTALLED
+    visible = [part.strip() for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+    number = visible[index] if visible[0] and index < len(visible) else str(index)
+    try:
+        nvml.nvmlInit()
+        if number.isdecimal():
+            handle = nvml.nvmlDeviceGetHandleByIndex(int(number))
         else:
-            handle = module.nvmlDeviceGetHandleByUUID(chosen)
-        told = module.nvmlDeviceGetName(handle)
-    except module.NVMLError as exc:
+            handle = nvml.nvmlDeviceGetHandleByUUID(number)
+        name = nvml.nvmlDeviceGetName(handle)
+    except nvml.NVMLError as exc:
         return f"NVML: {exc}"
-    name = told.decode() if isinstance(told, bytes) else str(told)
-    return NvmlGpu(nvml=module, handle=handle, name=f"{chosen}: {name}")
+    name = name.decode() if isinstance(name, bytes) else name
+    return NvmlGpu(nvml=nvml, handle=handle, name=f"{number}: {name}")
 
 
 class GpuWatch:
@@ -253,29 +236,31 @@ class GpuWatch:
             return
         self._watch = Stopwatch()
         nvml, handle = gpu.nvml, gpu.handle
-        clock = self._note("clock", lambda: nvml.nvmlDeviceGetClockInfo(handle, 1), nvml)
-        self._note("memory clock", lambda: nvml.nvmlDeviceGetClockInfo(handle, 2), nvml)
-        self._note("temperature", lambda: nvml.nvmlDeviceGetTemperature(handle, 0), nvml)
-        mask = int(self._note("throttling", lambda: _event_reasons(nvml, handle), nvml) or 0)
+        self._note("memory clock", nvml, lambda: nvml.nvmlDeviceGetClockInfo(handle, 2))
+        self._note("temperature", nvml, lambda: nvml.nvmlDeviceGetTemperature(handle, 0))
+        clock = self._note("clock", nvml, lambda: nvml.nvmlDeviceGetClockInfo(handle, 1))
+        mask = int(self._note("throttling", nvml, lambda: _event_reasons(nvml, handle)) or 0)
         self._lowered.update(word for bit, word in _LOWERED.items() if mask & bit)
         if clock is not None and not mask & _IDLE:
             self._clocks_at_work.append(clock)
 
-    def readings(self) -> Iterator[Reading]:
-        """Every figure, also those that could not be read."""
+    def conditions(self) -> Conditions:
+        """Every figure, also those that could not be read, and what may have disturbed."""
         if isinstance(self._gpu, str):
-            yield Reading(name="GPU", reason=self._gpu, command=_NVML_COMMAND)
-            return
-        yield Reading(name="GPU", value=self._gpu.name, command=_NVML_COMMAND)
-        yield self._reading("GPU clock, lowest", "clock", min, "MHz")
-        yield self._reading("GPU clock, highest", "clock", max, "MHz")
-        yield self._reading("GPU memory clock", "memory clock", median, "MHz")
-        yield self._reading("GPU temperature, highest", "temperature", max, "°C")
+            absent = Reading(name="GPU", reason=self._gpu, command=_NVML_COMMAND)
+            return Conditions(readings=(absent,))
         lowered = ", ".join(self._lowered) or "nothing"
-        yield self._reading("GPU throttled by", "throttling", lambda _: lowered)
+        readings = (
+            Reading(name="GPU", value=self._gpu.name, command=_NVML_COMMAND),
+            self._reading("GPU clock, lowest", "clock", min, "MHz"),
+            self._reading("GPU clock, highest", "clock", max, "MHz"),
+            self._reading("GPU memory clock", "memory clock", median, "MHz"),
+            self._reading("GPU temperature, highest", "temperature", max, "°C"),
+            self._reading("GPU throttled by", "throttling", lambda _: lowered, ""),
+        )
+        return Conditions(readings=readings, notes=tuple(self._notes()))
 
-    def notes(self) -> Iterator[str]:
-        """What may have disturbed the measurement."""
+    def _notes(self) -> Iterator[str]:
         count = len(self._values["throttling"])
         for word, times in self._lowered.items():
             yield f"the GPU's clock was lowered by {word}, in {times} of {count} readings"
@@ -283,7 +268,7 @@ class GpuWatch:
         if high > low * (1.0 + _CLOCK_CHANGE):
             yield f"the GPU's clock changed between {low:.0f} and {high:.0f} MHz"
 
-    def _note(self, name: str, read: Callable[[], Any], nvml: Any) -> float | None:
+    def _note(self, name: str, nvml: Any, read: Callable[[], Any]) -> float | None:
         """Keep a value, or why there is none; a sensor that gives 0 gives nothing."""
         try:
             value = float(read())
@@ -297,12 +282,11 @@ class GpuWatch:
         return value
 
     def _reading(
-        self, title: str, name: str, choose: Callable[[list[float]], float | str], unit: str = ""
+        self, title: str, name: str, choose: Callable[[list[float]], float | str], unit: str
     ) -> Reading:
         values = self._values[name]
-        reason = "" if values else self._reasons.get(name, "no reading was taken")
-        value = choose(values) if values else None
-        return Reading(name=title, unit=unit, value=value, reason=reason, command=_NVML_COMMAND)
+        reason = self._reasons.get(name, "no reading was taken")
+        return _reading(title, choose(values) if values else None, reason, _NVML_COMMAND, unit=unit)
 
 
 def _event_reasons(nvml: Any, handle: Any) -> int:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from zsseg_rt.profiling.conditions import Reading, open_gpu
+import numpy as np
+
+from zsseg_rt.profiling.conditions import Reading, open_gpu, read_text
 
 INTERVAL = 0.05  # seconds
 _ROOT = Path("/")
@@ -52,9 +53,7 @@ class Stretch:
     watts: tuple[tuple[float, float], ...]  # seconds since the start, and watts
 
 
-def find_energy_sources(
-    root: Path = _ROOT, nvml: Any | None = None, *, gpu: int = 0
-) -> EnergySources:
+def find_energy_sources(root: Path = _ROOT, nvml: Any = None, *, gpu: int = 0) -> EnergySources:
     """Find what tells energy here: a board's rails, else a GPU's counter."""
     rails = tuple(_hwmon_rails(root))
     if rails:
@@ -63,14 +62,14 @@ def find_energy_sources(
             return EnergySources(total=totals, note=f"rail {totals[0].name}")
         names = ", ".join(rail.name for rail in rails)
         return EnergySources(total=rails, note=f"sum of the module's rails ({names})")
-    absent = [Reading(name="board rails", unit="W", reason="no ina3221 or ina238 sensor",
-                      command="cat /sys/class/hwmon/hwmon*/name")]  # fmt: skip
-    counter, reason = _nvml_rails(gpu, nvml)
-    if counter:
-        return EnergySources(total=counter, note="GPU alone, by NVML", absent=tuple(absent))
-    absent.append(Reading(name="GPU energy", unit="J", reason=reason,
-                          command="nvidia-smi --query-gpu=power.draw --format=csv"))  # fmt: skip
-    return EnergySources(total=(), absent=tuple(absent))
+    board = Reading(name="board rails", unit="W", reason="no ina3221 or ina238 sensor",
+                    command="cat /sys/class/hwmon/hwmon*/name")  # fmt: skip
+    counter = _nvml_counter(gpu, nvml)
+    if isinstance(counter, Rail):
+        return EnergySources(total=(counter,), note="GPU alone, by NVML", absent=(board,))
+    gpu_energy = Reading(name="GPU energy", unit="J", reason=counter,
+                         command="nvidia-smi --query-gpu=power.draw --format=csv")  # fmt: skip
+    return EnergySources(absent=(board, gpu_energy))
 
 
 class EnergyMeter:
@@ -78,14 +77,14 @@ class EnergyMeter:
 
     def __init__(
         self,
-        sources: EnergySources,
+        rails: Sequence[Rail],
         *,
         interval: float = INTERVAL,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._rails, self._interval, self._clock = sources.total, interval, clock
+        self._rails, self._interval, self._clock = rails, interval, clock
         self._times: list[float] = []
-        self._values: list[list[float | None]] = []
+        self._values: list[list[float]] = []
         self._stop = threading.Event()
         self._thread = threading.Thread()
 
@@ -103,27 +102,27 @@ class EnergyMeter:
         return self.stretch()
 
     def read(self) -> None:
-        """Take one reading of every rail; what cannot be read is None."""
+        """Take one reading of every rail; what cannot be read is NaN."""
         self._times.append(self._clock())
         self._values.append([_read(rail) for rail in self._rails])
 
     def stretch(self) -> Stretch:
-        """Add up readings: counters by their differences, power by trapezoids."""
-        times = self._times
-        seconds = times[-1] - times[0]
-        steps = [b - a for a, b in pairwise(times)]
-        used = [
-            _joules(rail, list(values), steps)
-            for rail, values in zip(self._rails, zip(*self._values, strict=True), strict=True)
-        ]
-        if not used or not steps or any(rail is None for rail in used):
+        """Add up readings: counters by their differences, power by trapezoids.
+
+        A sensor that failed, counted backwards or never changed gives no energy at all.
+        """
+        times, values = np.array(self._times), np.array(self._values)
+        seconds, steps = float(times[-1] - times[0]), np.diff(times)
+        counts = np.array([rail.counts for rail in self._rails], bool)
+        changes, means = np.diff(values, axis=0), (values[1:] + values[:-1]) / 2.0
+        used = np.where(counts, changes, means * steps[:, None])
+        stuck = len(values) >= _STUCK and not changes.any(axis=0).all()
+        if stuck or not used.size or np.isnan(used).any() or (changes[:, counts] < 0.0).any():
             return Stretch(seconds=seconds, joules=None, watts=())
-        each = [sum(rail) for rail in zip(*(rail for rail in used if rail), strict=True)]
-        watts = tuple(
-            (end - times[0], joules / step if step > 0.0 else 0.0)
-            for end, joules, step in zip(times[1:], each, steps, strict=True)
-        )
-        return Stretch(seconds=seconds, joules=sum(each), watts=watts)
+        joules = used.sum(axis=1)
+        watts = joules / np.maximum(steps, 1e-9)
+        samples = zip((times[1:] - times[0]).tolist(), watts.tolist(), strict=True)
+        return Stretch(seconds=seconds, joules=float(joules.sum()), watts=tuple(samples))
 
     def _run(self) -> None:
         self.read()
@@ -132,41 +131,24 @@ class EnergyMeter:
         self.read()
 
 
-def _joules(rail: Rail, values: list[float | None], steps: list[float]) -> list[float] | None:
-    """Joules of a rail in each step; None if it failed, was stuck, or counted backwards."""
-    known = [value for value in values if value is not None]
-    stuck = len(known) >= _STUCK and len(set(known)) == 1
-    if len(known) < len(values) or stuck:
-        return None
-    if not rail.counts:
-        return [(a + b) / 2.0 * step for (a, b), step in zip(pairwise(known), steps, strict=True)]
-    used = [b - a for a, b in pairwise(known)]
-    return None if any(joules < 0.0 for joules in used) else used
-
-
-def _read(rail: Rail) -> float | None:
+def _read(rail: Rail) -> float:
     try:
         return rail.read()
     except (OSError, ValueError):
-        return None
+        return math.nan
 
 
 def _hwmon_rails(root: Path) -> Iterator[Rail]:
     for folder in sorted(root.glob("sys/class/hwmon/hwmon*")):
-        chip = _text(folder / "name")
-        if chip == "ina3221":
-            yield from _ina3221_rails(folder)
-        elif chip == "ina238" and (folder / "power1_input").exists():
-            name = _text(folder / "label") or _text(folder / "in1_label") or folder.name
+        chip = read_text(folder / "name")
+        if chip == "ina238" and (folder / "power1_input").exists():
+            name = read_text(folder / "label") or read_text(folder / "in1_label") or folder.name
             yield Rail(name=name, read=partial(_product, folder / "power1_input"))
-
-
-def _ina3221_rails(folder: Path) -> Iterator[Rail]:
-    for channel in (1, 2, 3):
-        label = _text(folder / f"in{channel}_label")
-        volts, current = folder / f"in{channel}_input", folder / f"curr{channel}_input"
-        if label and label.lower() not in _SKIPPED and current.exists():
-            yield Rail(name=label, read=partial(_product, volts, current))
+        for channel in (1, 2, 3) if chip == "ina3221" else ():
+            label = read_text(folder / f"in{channel}_label")
+            volts, current = folder / f"in{channel}_input", folder / f"curr{channel}_input"
+            if label and label.lower() not in _SKIPPED and current.exists():
+                yield Rail(name=label, read=partial(_product, volts, current))
 
 
 def _product(*files: Path) -> float:
@@ -174,27 +156,20 @@ def _product(*files: Path) -> float:
     return math.prod(float(file.read_text()) for file in files) / 1e6
 
 
-def _nvml_rails(index: int, nvml: Any | None) -> tuple[tuple[Rail, ...], str]:
+def _nvml_counter(index: int, nvml: Any) -> Rail | str:
+    """A GPU's energy counter, or why there is none."""
     gpu = open_gpu(index, nvml)
     if isinstance(gpu, str):
-        return (), gpu
-    module, handle = gpu.nvml, gpu.handle
+        return gpu
 
     def read() -> float:
         try:
-            return float(module.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1e3
-        except module.NVMLError as exc:
+            return float(gpu.nvml.nvmlDeviceGetTotalEnergyConsumption(gpu.handle)) / 1e3
+        except gpu.nvml.NVMLError as exc:
             raise OSError(str(exc)) from exc
 
     try:
         read()
     except OSError as exc:  # on Jetson boards it starts, then answers NotSupported
-        return (), f"NVML: {exc}"
-    return (Rail(name="GPU", read=read, counts=True),), ""
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""
+        return f"NVML: {exc}"
+    return Rail(name="GPU", read=read, counts=True)

@@ -7,37 +7,20 @@ frame.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from html import escape
 from importlib.resources import files
-from pathlib import Path
 from string import Template
 from typing import Any
 
 import numpy as np
 
-from zsseg_rt.profiling.report import NodeRow, Report, VariantReport
-from zsseg_rt.profiling.tables import (
-    ABSENT,
-    TextTable,
-    difference_words,
-    report_tables,
-    versions,
-)
-from zsseg_rt.results.visualize import save_file
+from zsseg_rt.profiling.report import Report, VariantReport
+from zsseg_rt.profiling.tables import ABSENT, TextTable, difference_words, report_tables, versions
 
 _FIGURE = re.compile(rf"[-+{ABSENT}0-9.,% to]*( (ms|s|MB|MHz|°C))?")
 _BAR = ' class="bar"'
-_FRAMES = ("median frame", "slowest frame")
 _GRAPH_STAGES = {"region_encoder": "regions"}  # graphs whose stage has another name
-_POWER = "energy"
-
-Event = dict[str, Any]
-
-
-def write_html(path: Path, report: Report) -> None:
-    """Write a report as a page."""
-    save_file(path, render_html(report).encode())
 
 
 def render_html(report: Report) -> str:
@@ -66,11 +49,11 @@ def _body(report: Report, title: str) -> Iterator[str]:
 
 def _verdicts(report: Report) -> Iterator[str]:
     lines: list[tuple[str, str]] = [
-        (one.difference.verdict, f"{one.other}: {difference_words(one.difference)}")
-        for one in report.comparisons
-    ]
-    lines += [("failed", f"failed: {v.failure}") for v in report.variants if v.failure]
-    lines += [("note", note) for note in report.notes]
+        *((one.difference.verdict, f"{one.other}: {difference_words(one.difference)}")
+          for one in report.comparisons),
+        *(("failed", f"failed: {one.failure}") for one in report.variants if one.failure),
+        *(("note", note) for note in report.notes),
+    ]  # fmt: skip
     if lines:
         items = "".join(f'<li class="{kind}">{escape(text)}</li>' for kind, text in lines)
         yield f'<ul class="verdicts">{items}</ul>'
@@ -112,54 +95,43 @@ def make_trace(report: Report) -> dict[str, Any]:
     Nodes are means of runs of their own. They are stretched or shrunk to their stage, and keep
     their milliseconds as ``mean_ms``.
     """
-    events: list[Event] = []
-    for number, variant in enumerate(report.variants, start=1):
-        if variant.samples.wall_ms:
-            events += _events_of(variant, number)
+    events = [
+        {**event, "pid": number}
+        for number, variant in enumerate(report.variants, start=1)
+        if variant.samples.wall_ms
+        for event in _events_of(variant)
+    ]
     return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": report.machine}
 
 
-def _events_of(variant: VariantReport, process: int) -> Iterator[Event]:
-    yield _named("process_name", variant.name, process, 0)
+def _events_of(variant: VariantReport) -> Iterator[dict[str, Any]]:
+    """Events without their process."""
+    yield {"name": "process_name", "ph": "M", "tid": 0, "args": {"name": variant.name}}
     walls = variant.samples.wall_ms
-    slowest = int(np.argmax(walls))
-    median = int(np.argsort(walls)[(len(walls) - 1) // 2])
-    for thread, (title, index) in enumerate(zip(_FRAMES, (median, slowest), strict=True), start=1):
-        yield _named("thread_name", title, process, thread)
-        yield _span("frame", 0.0, walls[index], process, thread)
-        yield from _stage_spans(variant, index, process, thread)
-    if variant.energy is not None:
-        for seconds, watts in variant.energy.samples:
-            yield {"name": _POWER, "ph": "C", "ts": seconds * 1e6, "pid": process,
-                   "args": {"W": watts}}  # fmt: skip
+    median, slowest = int(np.argsort(walls)[(len(walls) - 1) // 2]), int(np.argmax(walls))
+    frames = {"median frame": median, "slowest frame": slowest}
+    for thread, (title, index) in enumerate(frames.items(), start=1):
+        yield {"name": "thread_name", "ph": "M", "tid": thread, "args": {"name": title}}
+        for name, begin_ms, ms, more in _spans(variant, index):
+            span = {"name": name, "ph": "X", "ts": begin_ms * 1e3, "dur": ms * 1e3, "tid": thread}
+            yield {**span, **more}
+    for seconds, watts in () if variant.energy is None else variant.energy.samples:
+        yield {"name": "energy", "ph": "C", "ts": seconds * 1e6, "args": {"W": watts}}
 
 
-def _stage_spans(variant: VariantReport, index: int, process: int, thread: int) -> Iterator[Event]:
+def _spans(
+    variant: VariantReport, index: int
+) -> Iterator[tuple[str, float, float, dict[str, Any]]]:
+    """Name, begin and duration in ms of a frame, of its stages and of their nodes."""
+    yield "frame", 0.0, variant.samples.wall_ms[index], {}
     begin = 0.0
     for stage, times in variant.samples.stages.items():
-        yield _span(stage, begin, times[index], process, thread)
+        yield stage, begin, times[index], {}
         nodes = [n for n in variant.nodes if _GRAPH_STAGES.get(n.graph, n.graph) == stage]
-        yield from _node_spans(nodes, begin, times[index], process, thread)
+        total, at = sum(node.ms for node in nodes), begin
+        for node in (node for node in nodes if node.ms > 0.0):
+            ms = times[index] * node.ms / total
+            parts = {"type": node.type, "block": node.block, "kind": node.kind}
+            yield node.name or node.type, at, ms, {"args": {"mean_ms": node.ms, **parts}}
+            at += ms
         begin += times[index]
-
-
-def _node_spans(
-    nodes: Sequence[NodeRow], begin: float, duration: float, process: int, thread: int
-) -> Iterator[Event]:
-    total = sum(node.ms for node in nodes)
-    for node in nodes:
-        if node.ms <= 0.0:
-            continue
-        share = duration * node.ms / total
-        told = {"mean_ms": node.ms, "type": node.type, "block": node.block, "kind": node.kind}
-        yield _span(node.name or node.type, begin, share, process, thread) | {"args": told}
-        begin += share
-
-
-def _span(name: str, begin_ms: float, ms: float, process: int, thread: int) -> Event:
-    return {"name": name, "ph": "X", "ts": begin_ms * 1e3, "dur": ms * 1e3, "pid": process,
-            "tid": thread}  # fmt: skip
-
-
-def _named(kind: str, name: str, process: int, thread: int) -> Event:
-    return {"name": kind, "ph": "M", "pid": process, "tid": thread, "args": {"name": name}}

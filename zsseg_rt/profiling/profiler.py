@@ -4,25 +4,42 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 
 import numpy as np
 
+from zsseg_rt import __version__
+from zsseg_rt.bundles.bundle import Bundle
+from zsseg_rt.common.process import usable_cpus
 from zsseg_rt.errors import ConfigError, ZssegError
-from zsseg_rt.profiling.assemble import (
-    Measured,
-    Request,
-    assemble_report,
-    describe,
-    paced_times,
+from zsseg_rt.evaluation.provenance import describe_machine
+from zsseg_rt.profiling.conditions import (
+    Conditions,
+    GpuWatch,
+    Reading,
+    Snapshot,
+    compare_snapshots,
+    open_gpu,
+    take_snapshot,
 )
-from zsseg_rt.profiling.conditions import GpuWatch, Reading, open_gpu, take_snapshot
 from zsseg_rt.profiling.energy import EnergyMeter, EnergySources, find_energy_sources
-from zsseg_rt.profiling.nodes import assign_nodes
-from zsseg_rt.profiling.report import ColdStart, EnergyUse, Report
+from zsseg_rt.profiling.estimates import WAITING_LIMIT, Basis
+from zsseg_rt.profiling.nodes import assign_nodes, sum_by
+from zsseg_rt.profiling.report import (
+    ColdStart,
+    Comparison,
+    EnergyUse,
+    Growth,
+    PacedTimes,
+    Report,
+    Samples,
+    VariantReport,
+    summarise,
+)
 from zsseg_rt.profiling.turns import (
     CandidateError,
     ChildCandidate,
@@ -31,13 +48,16 @@ from zsseg_rt.profiling.turns import (
     pace_in_turns,
     take_turns,
 )
-from zsseg_rt.profiling.worker import Sample, TurnPlan
-from zsseg_rt.profiling.workload import Variant
+from zsseg_rt.profiling.worker import TurnPlan
+from zsseg_rt.profiling.workload import SWEEP_UNITS, Variant, Workload
 
+AROUND = "(around)"
+"""What a call takes outside the engine's clock; with it, stages sum to the wall time."""
 LONG_FRAME_MS = 100.0
 _ENOUGH_FRAMES = 1000
 _NODE_RUNS = (20, 200)
 _NODE_MS = 1000.0  # frames for so long between these numbers of runs
+_NODES_AS_STAGE = 0.05
 _ENERGY_SECONDS = 2.0
 _MOST_COMPARED = 4  # frames whose labels are compared with float32's
 
@@ -46,239 +66,405 @@ class SelfCheckError(ZssegError):
     """A bundle does not reproduce its golden sample, so timing it would say nothing."""
 
 
-def profile(request: Request) -> Report:
-    """Profile variants; after Ctrl-C, or where some fail, the report has what was measured."""
-    names = [variant.name for variant in request.variants]
-    if len(set(names)) < len(names):
-        raise ConfigError(f"variants: expected distinct ones, got {', '.join(names)}")
-    measured = Measured(request=request)
-    try:
-        _open_all(measured)
-        _measure(measured)
-    finally:
-        for child in measured.children.values():
-            if measured.interrupted:
-                child.kill()
-            else:
-                child.close()
-    return assemble_report(measured)
+@dataclass(kw_only=True)
+class Profiler:
+    """Measures variants, one thing after another; what is known so far can always be reported."""
 
+    variants: tuple[Variant, ...]  # the first is what the others are compared with
+    workload: Workload
+    source: str  # of the frames, without passwords
+    command: str  # repeats the profile
+    threshold: float = 0.02  # changes up to this share count as equal
+    max_seconds: float = 30.0  # no round begins later
+    rate: float | None = None  # frames per second that fall due by a clock
+    cold_starts: bool = True
+    agreement: bool = False  # whether to compare labels with float32's
+    nodes: bool = False  # whether to time the nodes of the first variant's graphs
+    evaluate: Callable[[Variant], float | None] | None = None  # mean IoU in per cent
+    on_progress: Callable[[str], None] = lambda _: None
 
-def _open_all(measured: Measured) -> None:
-    request = measured.request
-    request.workload.check_class_counts(request.variants)
-    for variant in request.variants:
+    rounds: Rounds = field(default_factory=lambda: Rounds(turns={}))
+    gpu: GpuWatch | None = None  # the first variant's; None on a CPU
+    snapshots: list[Snapshot] = field(default_factory=list)  # before and after the turns
+    absent: tuple[Reading, ...] = ()  # energy sensors that cannot be read
+    notes: list[str] = field(default_factory=list)
+    interrupted: bool = False
+
+    def __post_init__(self) -> None:
+        names = [variant.name for variant in self.variants]
+        if len(set(names)) < len(names):
+            raise ConfigError(f"variants: expected distinct ones, got {', '.join(names)}")
+        self.children: dict[str, ChildCandidate] = {}
+        self.reports = {one.name: self._empty_report(one) for one in self.variants}
+
+    def run(self) -> Report:
+        """Profile; after Ctrl-C, or where variants fail, the report has what was measured."""
         try:
-            if request.cold_starts and variant.swept is None:
-                request.on_progress(f"{variant.name}: a fresh process without the cache")
-                _note_cold_start(measured, variant, cached=False)
-            request.on_progress(f"{variant.name}: opening and checking")
-            child = _open(request, variant)
-        except CandidateError as exc:
-            if variant is request.variants[0]:
-                raise
-            measured.reports[variant.name].failure = str(exc)
-            continue
-        measured.children[variant.name] = child
-        measured.reports[variant.name].described = describe(child.described, variant)
-        if difference := child.self_check():
-            raise SelfCheckError(
-                f"{variant.name}: expected the golden sample's results, got {difference}. It is "
-                f"not timed. Run: zsseg-rt info {variant.bundle} --check"
+            self._open_all()
+            self.snapshots.append(take_snapshot())
+            try:
+                self._time_frames()
+                self.snapshots.append(take_snapshot())
+                if not self.interrupted:
+                    self._after_timing()
+            except KeyboardInterrupt:
+                self.interrupted = True
+        finally:
+            for child in self.children.values():
+                child.close(at_once=self.interrupted)
+        return self.report()
+
+    def _empty_report(self, variant: Variant) -> VariantReport:
+        bundle = Bundle.load(variant.bundle)
+        return VariantReport(
+            name=variant.name,
+            bundle=bundle.name,
+            size_mb=sum(entry.bytes for entry in bundle.files()) / 1e6,
+            settings={key: str(value) for key, value in variant.config.items()},
+            described={},
+            classes=self.workload.num_classes(variant),
+            frame=self.workload.frame_sizes(variant),
+            streams=variant.streams,
+        )
+
+    def _open_all(self) -> None:
+        self.workload.check_class_counts(self.variants)
+        for variant in self.variants:
+            try:
+                if self.cold_starts and variant.swept is None:
+                    self.on_progress(f"{variant.name}: a fresh process without the cache")
+                    self._note_cold_start(variant, cached=False)
+                self.on_progress(f"{variant.name}: opening and checking")
+                child = self._open(variant)
+            except CandidateError as exc:
+                if variant is self.variants[0]:
+                    raise
+                self.reports[variant.name].failure = str(exc)
+                continue
+            self.children[variant.name] = child
+            self.reports[variant.name].described = _describe(child, variant)
+            if difference := child.request("check"):
+                raise SelfCheckError(
+                    f"{variant.name}: expected the golden sample's results, got {difference}. It "
+                    f"is not timed. Run: zsseg-rt info {variant.bundle} --check"
+                )
+
+    def _open(self, variant: Variant, **config: object) -> ChildCandidate:
+        spec = self.workload.spec(variant)
+        spec["config"] = {**spec["config"], **config}
+        return ChildCandidate(variant.name, spec, python=variant.python)
+
+    def _note_cold_start(self, variant: Variant, *, cached: bool) -> None:
+        """Time a fresh process; building a TensorRT plan takes minutes, so that is left out."""
+        if not cached and variant.config.get("backend") == "tensorrt":
+            self.notes.append(f"{variant.name}: no start without cache, which builds the plans")
+            return
+        child = self._open(variant, **({} if cached else {"use_cache": False}))
+        child.close()
+        peak_mb = None if child.memory is None else child.memory[1]
+        start = ColdStart(cached=cached, peak_mb=peak_mb, **child.started)
+        self.reports[variant.name].cold_starts += (start,)
+
+    def _time_frames(self) -> None:
+        children = list(self.children.values())
+        self.on_progress("warming up")
+        fastest = [child.warm_up() for child in children]
+        # One plan for all: whoever is timed right after a pause must not meet one who is not.
+        plan = TurnPlan(cold=min(fastest) < LONG_FRAME_MS)
+        number = _gpu_number(children[0])
+        self.gpu = None if number is None else GpuWatch(open_gpu(number))
+
+        def between_rounds(rounds: Rounds) -> None:
+            self.on_progress(f"round {rounds.count}")
+            if self.gpu is not None:
+                self.gpu.read()
+
+        rule = StopRule(max_seconds=self.max_seconds, half_width=self.threshold / 2)
+        if len(children) == 1:
+            frames_a_turn = min(16.0, max(1.0, 10.0 / fastest[0]))
+            enough = max(10, round(_ENOUGH_FRAMES / frames_a_turn))
+            rule = replace(rule, max_rounds=enough, half_width=None)
+        self.rounds = take_turns(children, plan, rule, on_round=between_rounds)
+        self.interrupted = self.rounds.interrupted
+        for child in children:
+            report = self.reports[child.name]
+            report.failure = self.rounds.failures.get(child.name, "")
+            report.peak_mb = child.peak_memory_mb()
+
+    def _after_timing(self) -> None:
+        alive = [c for name, c in self.children.items() if not self.reports[name].failure]
+        if self.rate is not None:
+            self.on_progress(f"frames that fall due {self.rate:g} times a second")
+            seconds = max(self.max_seconds / 3, 3.0 / self.rate)
+            for name, frames in pace_in_turns(alive, rate=self.rate, seconds=seconds).items():
+                latency = summarise([frame.latency_ms for frame in frames])
+                service = summarise([frame.service_ms for frame in frames])
+                if latency is not None and service is not None:
+                    late = sum(frame.late for frame in frames)
+                    self.reports[name].paced = PacedTimes(
+                        rate=self.rate, frames=len(frames), late=late, latency=latency,
+                        service=service,
+                    )  # fmt: skip
+        self._measure_energy(alive)
+        if self.agreement:
+            self.on_progress("comparing labels with float32's")
+            self._compare_labels(alive)
+        if self.nodes:
+            self._time_nodes(self.variants[0])
+        for variant in self.variants:
+            report = self.reports[variant.name]
+            if self.cold_starts and not report.failure:
+                self.on_progress(f"{variant.name}: a fresh process with the cache")
+                try:
+                    self._note_cold_start(variant, cached=True)
+                except CandidateError as exc:
+                    report.failure = str(exc)
+            if self.evaluate is not None and variant.python is None and not report.failure:
+                self.on_progress(f"{variant.name}: labelling the data set")
+                report.miou = self.evaluate(variant)
+
+    def _measure_energy(self, alive: Sequence[ChildCandidate]) -> None:
+        """Idle first, then each variant for a while: sensors are too slow to tell turns apart."""
+        sources = EnergySources()
+        if alive:
+            sources = find_energy_sources(gpu=_gpu_number(alive[0]) or 0)
+        self.absent = sources.absent
+        if not sources.total:
+            return
+        self.on_progress("energy")
+        meter = EnergyMeter(sources.total)
+        meter.start()
+        time.sleep(_ENERGY_SECONDS)
+        rest = meter.stop()
+        idle = None if rest.joules is None else rest.joules / rest.seconds
+        for child in alive:
+            meter.start()
+            try:
+                frames = int(child.request("stretch", seconds=_ENERGY_SECONDS))
+            finally:
+                stretch = meter.stop()
+            if stretch.joules is None:
+                reason = "a sensor failed, or did not change for a second"
+                command = "nvidia-smi --query-gpu=power.draw --format=csv"
+                if "NVML" not in sources.note:
+                    command = "cat /sys/class/hwmon/hwmon*/*_input"
+                failed = Reading(name=sources.note, unit="J", reason=reason, command=command)
+                self.absent += (failed,)
+                return
+            above = None if idle is None else stretch.joules - idle * stretch.seconds
+            self.reports[child.name].energy = EnergyUse(
+                source=sources.note,
+                frames=frames,
+                seconds=stretch.seconds,
+                mj=1e3 * stretch.joules / frames,
+                mj_above_idle=None if above is None else 1e3 * above / frames,
+                watts=stretch.joules / stretch.seconds,
+                idle_watts=idle,
+                samples=stretch.watts,
             )
+            child.settle()
+
+    @contextmanager
+    def _noting_failure(self, what: str) -> Iterator[None]:
+        """Note it where a process of its own fails."""
+        try:
+            yield
+        except CandidateError as exc:
+            self.notes.append(f"{what}: {exc}")
+
+    def _time_nodes(self, variant: Variant) -> None:
+        """In a process of its own, because counting times costs time."""
+        self.on_progress(f"{variant.name}: timing the nodes of its graphs")
+        # Many runs of short frames, which a single wait for a CPU would distort.
+        walls = [frame.wall_ms for frame in self.rounds.warm(variant.name)] or [_NODE_MS]
+        runs = min(max(_NODE_RUNS[0], round(_NODE_MS / fmean(walls))), _NODE_RUNS[1])
+        with self._noting_failure("nodes were not timed"):
+            child = self._open(variant, with_node_times=True)
+            try:
+                graphs = child.request("nodes", runs=runs)
+            finally:
+                child.close()
+            rows = (row for graph, some in graphs.items() for row in assign_nodes(graph, some))
+            self.reports[variant.name].nodes = tuple(rows)
+
+    def _compare_labels(self, alive: Sequence[ChildCandidate]) -> None:
+        base, variants = self.variants[0], {one.name: one for one in self.variants}
+        exact = replace(base, name="float32", config={**base.config, "precision": "float32"})
+        with self._noting_failure("labels were not compared with float32's"):
+            reference = self._open(exact)
+            try:
+                count = min(_MOST_COMPARED, self.workload.num_frames)
+                expected = _labels(reference, count)
+                for child in alive:
+                    variant = variants[child.name]
+                    if (variant.classes, variant.frame_hw) == (base.classes, base.frame_hw):
+                        same = expected == _labels(child, count)
+                        self.reports[child.name].agreement = float(same.mean())
+            finally:
+                reference.close()
+
+    def report(self) -> Report:
+        """The report of what was measured, finished or not."""
+        variants = tuple(_with_times(report, self.rounds) for report in self.reports.values())
+        conditions, comparisons = self._conditions(), tuple(self._comparisons())
+        notes = [*_not_to_be_quoted(variants), *self.notes, *conditions.notes]
+        notes += [note for variant in variants for note in _other_node_runs(variant)]
+        notes += self._threads_by_cpu_time(comparisons)
+        if self.interrupted:
+            notes.append("interrupted: this is what was measured until then")
+        return Report(
+            version=__version__,
+            command=self.command,
+            machine=describe_machine(),
+            source=self.source,
+            threshold=self.threshold,
+            rounds=self.rounds.count,
+            seconds=self.rounds.seconds,
+            interrupted=self.interrupted,
+            variants=variants,
+            comparisons=comparisons,
+            growths=tuple(self._growths(variants)),
+            conditions=conditions,
+            notes=tuple(notes),
+        )
+
+    def _conditions(self) -> Conditions:
+        parts = [] if self.gpu is None else [self.gpu.conditions()]
+        if self.snapshots:
+            after = self.snapshots[1] if len(self.snapshots) > 1 else take_snapshot()
+            shares = [share for share in self.rounds.waiting.values() if share is not None]
+            waiting = max(shares, default=None)
+            parts.insert(0, compare_snapshots(self.snapshots[0], after, waiting=waiting))
+        parts.append(Conditions(readings=self.absent))
+        return Conditions(
+            readings=tuple(reading for part in parts for reading in part.readings),
+            notes=tuple(note for part in parts for note in part.notes),
+        )
+
+    def _comparisons(self) -> Iterator[Comparison]:
+        base, *others = self.variants
+        for other in others:
+            if other.name in self.rounds.turns and base.work == other.work:
+                difference = self.rounds.difference(base.name, other.name, self.threshold)
+                if difference is not None:
+                    yield Comparison(base=base.name, other=other.name, difference=difference)
+
+    def _threads_by_cpu_time(self, comparisons: Sequence[Comparison]) -> Iterator[str]:
+        """Warn where CPU time was compared of other numbers of threads: it adds up over them."""
+        threads = {one.name: one.config.get("num_threads", 0) for one in self.variants}
+        for one in comparisons:
+            if one.difference.basis == "cpu" and threads[one.other] != threads[one.base]:
+                yield (
+                    f"{one.other}: the machine was busy, so CPU time was compared, which adds up "
+                    "over threads. What other numbers of threads gain shows on a quiet machine"
+                )
+
+    def _growths(self, reports: Sequence[VariantReport]) -> Iterator[Growth]:
+        """Lines through the medians of sweeps over numbers."""
+        for key, unit in SWEEP_UNITS.items():
+            pairs = zip(self.variants, reports, strict=True)
+            swept = [(v, r) for v, r in pairs if v.swept == key and r.wall is not None]
+            base = self.variants[0].name
+            bases = {self.rounds.basis(base, variant.name) for variant, _ in swept}
+            # Streams share the CPUs, so their CPU time says nothing of what they gain.
+            on_clock = not bases or key == "streams"
+            basis: Basis = "wall" if on_clock else max(bases - {"wall"} or bases)
+            points = []
+            for variant, report in swept:
+                times = {"wall": report.wall, "cpu": report.cpu, "device": report.device}[basis]
+                if times is not None and variant.value is not None:
+                    median = times.mean if times.p50 is None else times.p50
+                    points.append((variant.value, median))
+            if len(points) >= 2:
+                counts, medians = np.array(points).T
+                slope, start = np.polyfit(counts, medians, 1)
+                errors = np.abs(start + slope * counts - medians) / medians
+                yield Growth(
+                    key=key, unit=unit, basis=basis, points=tuple(points), fixed_ms=float(start),
+                    per_unit_ms=float(slope), worst_error=float(errors.max()),
+                )  # fmt: skip
 
 
-def _open(request: Request, variant: Variant, **config: object) -> ChildCandidate:
-    spec = request.workload.spec(variant)
-    spec["config"] = {**spec["config"], **config}
-    return ChildCandidate(variant.name, spec, python=variant.python)
-
-
-def _note_cold_start(measured: Measured, variant: Variant, *, cached: bool) -> None:
-    """Time a fresh process; building a TensorRT plan takes minutes, so that is left out."""
-    if not cached and variant.config.get("backend") == "tensorrt":
-        measured.notes.append(f"{variant.name}: no start without cache, which builds the plans")
-        return
-    child = _open(measured.request, variant, **({} if cached else {"use_cache": False}))
-    child.close()
-    peak_mb = None if child.memory is None else child.memory[1]
-    start = ColdStart(cached=cached, peak_mb=peak_mb, **child.started)
-    measured.reports[variant.name].cold_starts += (start,)
-
-
-def _measure(measured: Measured) -> None:
-    """Everything after the children are open; Ctrl-C ends it and keeps what there is."""
-    measured.before = take_snapshot()
-    try:
-        _time_frames(measured)
-        measured.after = take_snapshot()
-        if not measured.interrupted:
-            _after_timing(measured)
-    except KeyboardInterrupt:
-        measured.interrupted = True
-    measured.after = measured.after or take_snapshot()
-
-
-def _time_frames(measured: Measured) -> None:
-    request, children = measured.request, list(measured.children.values())
-    request.on_progress("warming up")
-    fastest = {child.name: child.warm_up() for child in children}
-    # One plan for all: whoever is timed right after a pause must not meet one who is not.
-    plan = TurnPlan(cold=min(fastest.values()) < LONG_FRAME_MS)
-
-    index = _gpu_index(children[0])
-    measured.gpu = None if index is None else GpuWatch(open_gpu(index))
-
-    def between_rounds(rounds: Rounds) -> None:
-        request.on_progress(f"round {rounds.count}")
-        if measured.gpu is not None:
-            measured.gpu.read()
-
-    rule = StopRule(max_seconds=request.max_seconds, half_width=request.threshold / 2)
-    if len(children) == 1:
-        frames_a_turn = min(16.0, max(1.0, 10.0 / fastest[children[0].name]))
-        enough = max(10, round(_ENOUGH_FRAMES / frames_a_turn))
-        rule = replace(rule, max_rounds=enough, half_width=None)
-    measured.rounds = take_turns(children, plan, rule, on_round=between_rounds)
-    for name, failure in measured.rounds.failures.items():
-        measured.reports[name].failure = failure
-    measured.interrupted = measured.rounds.interrupted
-    for child in children:
-        measured.reports[child.name].peak_mb = child.peak_memory_mb()
-
-
-def _gpu_index(child: ChildCandidate) -> int | None:
+def _gpu_number(child: ChildCandidate) -> int | None:
     """Which GPU a candidate runs on, as CUDA counts them."""
     number = str(child.described.get("device", "")).partition(":")[2]
     return int(number) if child.on_gpu and number.isdecimal() else None
 
 
-def _after_timing(measured: Measured) -> None:
-    request = measured.request
-    alive = [c for name, c in measured.children.items() if name not in measured.failed]
-    if request.rate is not None:
-        request.on_progress(f"frames that fall due {request.rate:g} times a second")
-        seconds = max(request.max_seconds / 3, 3.0 / request.rate)
-        paced = pace_in_turns(alive, rate=request.rate, seconds=seconds)
-        for name, frames in paced.items():
-            measured.reports[name].paced = paced_times(frames, request.rate)
-    _measure_energy(measured, alive)
-    if request.agreement:
-        request.on_progress("comparing labels with float32's")
-        _compare_labels(measured, alive)
-    if request.nodes:
-        _time_nodes(measured, request.variants[0])
-    for variant in request.variants:
-        report = measured.reports[variant.name]
-        if report.failure:
-            continue
-        if request.cold_starts:
-            request.on_progress(f"{variant.name}: a fresh process with the cache")
-            try:
-                _note_cold_start(measured, variant, cached=True)
-            except CandidateError as exc:
-                report.failure = str(exc)
-        if request.evaluate is not None and variant.python is None:
-            request.on_progress(f"{variant.name}: labelling the data set")
-            report.miou = request.evaluate(variant)
+def _describe(child: ChildCandidate, variant: Variant) -> dict[str, str]:
+    """What a process says of itself, with threads and the size that graphs take."""
+    threads = variant.config.get("num_threads") or usable_cpus()
+    height, width = Bundle.load(variant.bundle).preprocess.size_hw
+    described = {key: str(value) for key, value in child.described.items()}
+    return {**described, "threads": str(threads), "input": f"{width}x{height}"}
 
 
-def _measure_energy(measured: Measured, alive: Sequence[ChildCandidate]) -> None:
-    """Idle first, then each variant for a while: sensors are too slow to tell turns apart."""
-    sources = find_energy_sources(gpu=_gpu_index(alive[0]) or 0) if alive else EnergySources()
-    measured.absent = sources.absent
-    if not sources.total:
-        return
-    measured.request.on_progress("energy")
-    meter = EnergyMeter(sources)
-    meter.start()
-    time.sleep(_ENERGY_SECONDS)
-    rest = meter.stop()
-    idle = None if rest.joules is None else rest.joules / rest.seconds
-    for child in alive:
-        meter.start()
-        try:
-            frames = int(child.request("stretch", seconds=_ENERGY_SECONDS))
-        finally:
-            stretch = meter.stop()
-        if stretch.joules is None:
-            measured.absent += (_failed_sensor(sources.note),)
-            return
-        above = None if idle is None else stretch.joules - idle * stretch.seconds
-        measured.reports[child.name].energy = EnergyUse(
-            source=sources.note,
-            frames=frames,
-            seconds=stretch.seconds,
-            mj=1e3 * stretch.joules / frames,
-            mj_above_idle=None if above is None else 1e3 * above / frames,
-            watts=stretch.joules / stretch.seconds,
-            idle_watts=idle,
-            samples=stretch.watts,
-        )
-        child.settle()
-
-
-def _failed_sensor(name: str) -> Reading:
-    reason = "a sensor failed, or did not change for a second"
-    command = "cat /sys/class/hwmon/hwmon*/*_input"
-    if "NVML" in name:
-        command = "nvidia-smi --query-gpu=power.draw --format=csv"
-    return Reading(name=name, unit="J", reason=reason, command=command)
-
-
-def _time_nodes(measured: Measured, variant: Variant) -> None:
-    """In a process of its own, because counting times costs time."""
-    measured.request.on_progress(f"{variant.name}: timing the nodes of its graphs")
-    try:
-        child = _open(measured.request, variant, with_node_times=True)
-        try:
-            runs = _node_runs(measured.rounds.warm(variant.name))
-            nodes = child.request("nodes", runs=runs)
-        finally:
-            child.close()
-    except CandidateError as exc:
-        measured.notes.append(f"nodes were not timed: {exc}")
-        return
-    rows = (row for graph, some in nodes.items() for row in assign_nodes(graph, some))
-    measured.reports[variant.name].nodes = tuple(rows)
-
-
-def _node_runs(frames: Sequence[Sample]) -> int:
-    """Many runs of short frames, which a single wait for a CPU would distort."""
-    least, most = _NODE_RUNS
-    mean = fmean(frame.wall_ms for frame in frames) if frames else _NODE_MS
-    return max(least, min(most, round(_NODE_MS / mean)))
-
-
-def _compare_labels(measured: Measured, alive: Sequence[ChildCandidate]) -> None:
-    base = measured.request.variants[0]
-    variants = {variant.name: variant for variant in measured.request.variants}
-    exact = replace(base, name="float32", config={**base.config, "precision": "float32"})
-    try:
-        reference = _open(measured.request, exact)
-    except CandidateError as exc:
-        measured.notes.append(f"no agreement with float32: {exc}")
-        return
-    count = min(_MOST_COMPARED, measured.request.workload.num_frames)
-    try:
-        expected = _labels(reference, count)
-        for child in alive:
-            variant = variants[child.name]
-            if (variant.classes, variant.frame_hw) == (base.classes, base.frame_hw):
-                same = np.concatenate([
-                    (one == other).ravel()
-                    for one, other in zip(expected, _labels(child, count), strict=True)
-                ])  # fmt: skip
-                measured.reports[child.name].agreement = float(same.mean())
-    except CandidateError as exc:
-        measured.notes.append(f"labels were not compared: {exc}")
-    finally:
-        reference.close()
-
-
-def _labels(child: ChildCandidate, count: int) -> list[np.ndarray]:
+def _labels(child: ChildCandidate, count: int) -> np.ndarray:
+    """Labels of the first frames, one after the other."""
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / f"{index}.npy" for index in range(count)]
         for index, file in enumerate(files):
             child.save_labels(file, index)
-        return [np.load(file) for file in files]
+        return np.concatenate([np.load(file).ravel() for file in files])
+
+
+def _with_times(report: VariantReport, rounds: Rounds) -> VariantReport:
+    """The report with everything that follows from the calls that were timed."""
+    samples = _samples(rounds, report.name)
+    walls = samples.wall_ms
+    stages = {stage: summarise(times) for stage, times in samples.stages.items()}
+    return replace(
+        report,
+        samples=samples,
+        wall=summarise(walls),
+        cpu=summarise(samples.cpu_ms),
+        device=summarise(samples.device_ms),
+        cold=summarise(samples.cold_ms),
+        stages={stage: times for stage, times in stages.items() if times is not None},
+        frames_per_second=1e3 * report.streams * len(walls) / sum(walls) if walls else None,
+        waiting=rounds.waiting.get(report.name),
+    )
+
+
+def _samples(rounds: Rounds, name: str) -> Samples:
+    """Every call; what lies around the engine's clock is a stage too. Nanoseconds are enough."""
+    turns = [(index, turn) for index, turn in enumerate(rounds.turns.get(name, ())) if turn]
+    warm = [sample for _, turn in turns for sample in turn.warm]
+    names = dict.fromkeys(stage for sample in warm for stage in sample.stages if stage != "total")
+    stages = {stage: [sample.stages.get(stage, 0.0) for sample in warm] for stage in names}
+    if names:
+        stages[AROUND] = [max(0.0, s.wall_ms - s.stages.get("total", 0.0)) for s in warm]
+    return Samples(
+        rounds=tuple(index for index, turn in turns for _ in turn.warm),
+        wall_ms=_short(sample.wall_ms for sample in warm),
+        cpu_ms=_short(sample.cpu_ms for sample in warm),
+        device_ms=_short(sample.device_ms for sample in warm),
+        cold_ms=_short(turn.cold.wall_ms for _, turn in turns if turn.cold),
+        stages={stage: _short(times) for stage, times in stages.items()},
+    )
+
+
+def _short(times: Iterable[float | None]) -> tuple[float, ...]:
+    return tuple(round(ms, 6) for ms in times if ms is not None)
+
+
+def _not_to_be_quoted(variants: Sequence[VariantReport]) -> Iterator[str]:
+    """Warn of times that say more of the neighbours than of the engine."""
+    most = max((one.waiting or 0.0 for one in variants), default=0.0)
+    if most > WAITING_LIMIT:
+        yield (
+            f"do not quote these times: the engine's threads waited for a CPU for {most:.0%} of "
+            f"the time in which they could have run (above {WAITING_LIMIT:.0%}). Other processes "
+            "took the CPUs; measure again on a quiet machine"
+        )
+
+
+def _other_node_runs(variant: VariantReport) -> Iterator[str]:
+    """Say where the runs that counted nodes took another time than the frames did."""
+    for graph, ms in sum_by(variant.nodes, lambda node: node.graph).items():
+        stage = variant.stages.get(graph)
+        if stage is not None and abs(ms / stage.mean - 1.0) > _NODES_AS_STAGE:
+            yield (
+                f"{variant.name}: {graph} took {ms:.3g} ms in the runs that counted nodes, "
+                f"{stage.mean:.3g} ms in the timed frames (means)"
+            )

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from zsseg_rt.profiling.conditions import Reading
 from zsseg_rt.profiling.estimates import Difference
 from zsseg_rt.profiling.nodes import OUTSIDE, has_blocks, sum_by
-from zsseg_rt.profiling.report import NodeRow, Report, VariantReport
+from zsseg_rt.profiling.report import Report, VariantReport
 
 ABSENT = "\N{EN DASH}"
 BASIS_WORDS = {"wall": "wall time", "cpu": "CPU time", "device": "GPU time"}
 _PERCENTILES = ("p50", "p90", "p95", "p99", "max")
-Cell = Callable[[Any], str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +25,30 @@ class TextTable:
     rows: tuple[tuple[str, ...], ...]
 
 
-def table(title: str, items: Iterable[Any], columns: dict[str, Cell]) -> TextTable:
-    """A row for each item, a cell for each column."""
-    rows = tuple(tuple(cell(item) for cell in columns.values()) for item in items)
+def table(title: str, items: Iterable[Any], columns: Mapping[str, str]) -> TextTable:
+    """A row for each item, a cell for each column: a path of attributes or keys into the item.
+
+    ``:4`` after a path gives a number so many decimals, ``:%`` shows a share in per cent.
+    """
+    rows = tuple(tuple(_cell(item, path) for path in columns.values()) for item in items)
     return TextTable(title=title, headings=tuple(columns), rows=rows)
+
+
+def _cell(value: Any, path: str) -> str:
+    path, _, form = path.partition(":")
+    for name in path.split("."):
+        if value is not None:
+            value = value.get(name) if isinstance(value, Mapping) else getattr(value, name)
+    if value is None:
+        return ABSENT
+    if form == "%":
+        return f"{value:.1%}"
+    return number(value, int(form or 2)) if isinstance(value, float) else str(value)
+
+
+def number(value: float, digits: int = 2) -> str:
+    """A figure with that many decimals below ten, one or none above."""
+    return f"{value:.{digits if abs(value) < 10 else int(abs(value) < 100)}f}"
 
 
 def report_tables(report: Report) -> list[TextTable]:
@@ -38,14 +56,16 @@ def report_tables(report: Report) -> list[TextTable]:
     variants = report.variants
     several = len(variants) > 1 or any(one.miou is not None for one in variants)
     base = variants[0].name if variants else ""
-    growths, readings = report.growths, report.conditions.readings
-    starts = [(one.name, start) for one in variants for start in one.cold_starts]
+    compared = [
+        {"variant": one.other, "verdict": difference_words(one.difference)}
+        for one in report.comparisons
+    ]
     tables = [
         table("what ran", variants, _WHAT_RAN),
         table("frames", variants, _FRAMES),
-        table("more about them", variants, _PROCESSORS),
-        table("which to ship", variants if several else (), _SHIP),
-        table(f"against {base}", report.comparisons, _COMPARED),
+        table("more about them", map(_processors, variants), _PROCESSORS),
+        table("which to ship", map(_ship, variants) if several else (), _SHIP),
+        table(f"against {base}", compared, {"variant": "variant", "verdict": "verdict"}),
         table(
             "latency in ms of frames that fall due by a clock",
             (one for one in variants if one.paced is not None),
@@ -54,10 +74,10 @@ def report_tables(report: Report) -> list[TextTable]:
         *map(_stages, variants),
         *(_nodes(one, "block") for one in variants if has_blocks(one.nodes)),
         *(_nodes(one, "kind") for one in variants),
-        table("growth", growths, _GROWTH),
+        _growths(report),
         table("energy", (one for one in variants if one.energy is not None), _ENERGY),
-        table("a fresh process", starts, _STARTS),
-        table("conditions", readings, {"": _text("name"), "value": _reading, "note": _note}),
+        table("a fresh process", (row for one in variants for row in _starts(one)), _STARTS),
+        table("conditions", map(_reading, report.conditions.readings), _CONDITIONS),
     ]
     return [shown for shown in tables if shown.rows]
 
@@ -72,221 +92,158 @@ def versions(report: Report) -> str:
     return f"{processor}; {', '.join(shown)}"
 
 
-def difference_words(found: Difference) -> str:
+def difference_words(difference: Difference) -> str:
     """A verdict as a sentence."""
-    interval = "no interval yet"
-    if found.low is not None and found.high is not None:
-        interval = f"{found.low:+.1%} to {found.high:+.1%}"
-    text = f"{found.verdict}: {found.change:+.1%} ({interval}) by {BASIS_WORDS[found.basis]}"
-    if found.verdict != "undecided":
-        return f"{text}, {found.rounds} rounds"
-    if found.rounds_needed is None:
-        return f"{text}; too near {found.threshold:.1%} to be decided by more rounds"
+    d, interval = difference, "no interval yet"
+    if d.low is not None and d.high is not None:
+        interval = f"{d.low:+.1%} to {d.high:+.1%}"
+    text = f"{d.verdict}: {d.change:+.1%} ({interval}) by {BASIS_WORDS[d.basis]}"
+    if d.verdict != "undecided":
+        return f"{text}, {d.rounds} rounds"
+    if d.rounds_needed is None:
+        return f"{text}; too near {d.threshold:.1%} to be decided by more rounds"
     return (
-        f"{text}; about {found.rounds_needed} rounds would decide, {found.rounds} were taken "
+        f"{text}; about {d.rounds_needed} rounds would decide, {d.rounds} were taken "
         "(--max-duration)"
     )
 
 
-def side_by_side(first: Report, second: Report) -> list[TextTable]:
-    """Two reports beside each other. They took no turns, so nothing is judged."""
-    sides = {"A": first, "B": second}
-    variants = {side: {one.name: one for one in report.variants} for side, report in sides.items()}
-    figures = {"p50 ms": _ms("wall.p50"), "p95 ms": _ms("wall.p95"), "max ms": _ms("wall.max"),
-               "frames/s": _ms("frames_per_second")}  # fmt: skip
-
-    def of(side: str, cell: Cell) -> Cell:
-        return lambda name: cell(variants[side].get(name))
-
-    columns = {f"{side} {what}": of(side, cell) for side in sides for what, cell in figures.items()}
-    readings = {
-        side: {one.name: one for one in report.conditions.readings}
-        for side, report in sides.items()
-    }
-    conditions: dict[str, Cell] = {
-        "": str,
-        "A": lambda name: _reading(readings["A"].get(name)),
-        "B": lambda name: _reading(readings["B"].get(name)),
-    }
-    machines: dict[str, Cell] = {
-        "": str,
-        "A": lambda key: first.machine.get(key, ABSENT),
-        "B": lambda key: second.machine.get(key, ABSENT),
-    }
-    return [
-        table("frames", variants["A"] | variants["B"], {"variant": str, **columns}),
-        table("conditions", readings["A"], conditions),
-        table("machines", first.machine | second.machine, machines),
-    ]
+def _percentiles(path: str = "", unit: str = "") -> dict[str, str]:
+    return {f"{name}{unit}": f"{path}{name}" for name in _PERCENTILES}
 
 
-def number(value: float | None, digits: int = 2) -> str:
-    """A figure with that many decimals below ten, one or none above; a dash for None."""
-    if value is None:
-        return ABSENT
-    if abs(value) < 10:
-        return f"{value:.{digits}f}"
-    return f"{value:.1f}" if abs(value) < 100 else f"{value:.0f}"
-
-
-def share(value: float | None) -> str:
-    """A share in per cent; a dash for None."""
-    return ABSENT if value is None else f"{value:.1%}"
-
-
-def _at(path: str, show: Cell, item: Any) -> str:
-    """What a path of attributes leads to; a dash where a part of it is None."""
-    for name in path.split("."):
-        item = None if item is None else getattr(item, name)
-    return ABSENT if item is None else show(item)
-
-
-def _text(path: str) -> Cell:
-    return partial(_at, path, str)
-
-
-def _ms(path: str, digits: int = 2) -> Cell:
-    return partial(_at, path, partial(number, digits=digits))
-
-
-def _percentiles(path: str = "", unit: str = "") -> dict[str, Cell]:
-    return {f"{name}{unit}": _ms(f"{path}{name}") for name in _PERCENTILES}
-
-
-def _described(name: str) -> Cell:
-    return lambda one: str(one.described.get(name, ABSENT))
-
-
-def _interval(one: VariantReport) -> str:
-    low = _ms("wall.p50_low")(one)
-    return ABSENT if low == ABSENT else f"{low} to {_ms('wall.p50_high')(one)}"
-
-
-def _cached_load(one: VariantReport) -> str:
-    return number(next((start.load_s for start in one.cold_starts if start.cached), None))
-
-
-def _second(cell: Cell) -> Cell:
-    return lambda pair: cell(pair[1])
-
-
-_NAME: dict[str, Cell] = {"variant": _text("name")}
-_WHAT_RAN: dict[
-    str, Cell
-] = {  # everything that a figure must be quoted with, as trtexec's heading has it
-    **_NAME,
-    **{name: _described(name) for name in ("device", "backend", "precision", "threads", "input")},
-    "frames": _text("frame"),
-    "classes": _text("classes"),
+# Everything that a figure must be quoted with, as trtexec's heading has it.
+_WHAT_RAN = {
+    "variant": "name",
+    **{key: f"described.{key}" for key in ("device", "backend", "precision", "threads", "input")},
+    "frames": "frame",
+    "classes": "classes",
 }
-_FRAMES: dict[str, Cell] = {
-    **_NAME,
-    "frames": lambda one: str(one.wall.count if one.wall else 0),
+_FRAMES = {
+    "variant": "name",
+    "frames": "wall.count",
     **_percentiles("wall.", " ms"),
-    "frames/s": _ms("frames_per_second"),
+    "frames/s": "frames_per_second",
 }
-_PROCESSORS: dict[str, Cell] = {
-    **_NAME,
-    "p50 95 %": _interval,
-    "CPU ms": _ms("cpu.mean"),
-    "waiting": partial(_at, "waiting", share),
-    "GPU ms": _ms("device.p50"),
-    "cold p50": _ms("cold.p50"),
-    "cold max": _ms("cold.max"),
+_PROCESSORS = {
+    "variant": "of.name",
+    "p50 95 %": "interval",
+    "CPU ms": "of.cpu.mean",
+    "waiting": "of.waiting:%",
+    "GPU ms": "of.device.p50",
+    "cold p50": "of.cold.p50",
+    "cold max": "of.cold.max",
 }
-_SHIP: dict[str, Cell] = {  # one row a variant, where there are several or labels were judged
-    **_NAME,
-    "size MB": _ms("size_mb"),
-    "load s": _cached_load,
-    "peak MB": _ms("peak_mb"),
-    "p50 ms": _ms("wall.p50"),
-    "p95 ms": _ms("wall.p95"),
-    "frames/s": _ms("frames_per_second"),
-    "mJ": _ms("energy.mj"),
-    "as float32": partial(_at, "agreement", share),
-    "mIoU %": _ms("miou"),
+_SHIP = {  # one row a variant, where there are several or labels were judged
+    "variant": "of.name",
+    "size MB": "of.size_mb",
+    "load s": "load_s",
+    "peak MB": "of.peak_mb",
+    "p50 ms": "of.wall.p50",
+    "p95 ms": "of.wall.p95",
+    "frames/s": "of.frames_per_second",
+    "mJ": "of.energy.mj",
+    "as float32": "of.agreement:%",
+    "mIoU %": "of.miou",
 }
-_COMPARED: dict[str, Cell] = {
-    "variant": _text("other"),
-    "verdict": lambda one: difference_words(one.difference),
-}
-_PACED: dict[str, Cell] = {
-    **_NAME,
-    "frames/s": _ms("paced.rate"),
-    "frames": _text("paced.frames"),
-    "late": _text("paced.late"),
+_PACED = {
+    "variant": "name",
+    "frames/s": "paced.rate",
+    "frames": "paced.frames",
+    "late": "paced.late",
     **_percentiles("paced.latency."),
-    "service p50": _ms("paced.service.p50"),
-    "service p99": _ms("paced.service.p99"),
+    "service p50": "paced.service.p50",
+    "service p99": "paced.service.p99",
 }
-_GROWTH: dict[str, Cell] = {
-    "sweep": _text("key"),
-    "fitted to the medians": lambda one: (
-        f"{number(one.fixed_ms)} ms + {number(one.per_unit_ms, 4)} ms a {one.unit}"
-    ),
-    "of": lambda one: BASIS_WORDS[one.basis],
-    "largest distance": partial(_at, "worst_error", share),
+_GROWTH = {
+    "sweep": "of.key",
+    "fitted to the medians": "line",
+    "of": "basis",
+    "largest distance": "of.worst_error:%",
 }
-_ENERGY: dict[str, Cell] = {
-    **_NAME,
-    "mJ a frame": _ms("energy.mj"),
-    "above idle": _ms("energy.mj_above_idle"),
-    "W": _ms("energy.watts"),
-    "idle W": _ms("energy.idle_watts"),
-    "frames": _text("energy.frames"),
-    "source": _text("energy.source"),
+_ENERGY = {
+    "variant": "name",
+    "mJ a frame": "energy.mj",
+    "above idle": "energy.mj_above_idle",
+    "W": "energy.watts",
+    "idle W": "energy.idle_watts",
+    "frames": "energy.frames",
+    "source": "energy.source",
 }
-_STARTS: dict[str, Cell] = {
-    "variant": lambda pair: str(pair[0]),
-    "cache": lambda pair: "with" if pair[1].cached else "without",
-    "import s": _second(_ms("import_s", 4)),
-    "load s": _second(_ms("load_s")),
-    "classes s": _second(_ms("classes_s", 4)),
-    "first frame s": _second(_ms("first_frame_s", 4)),
-    "peak MB": _second(_ms("peak_mb")),
+_STARTS = {
+    "variant": "variant",
+    "cache": "cache",
+    "import s": "of.import_s:4",
+    "load s": "of.load_s",
+    "classes s": "of.classes_s:4",
+    "first frame s": "of.first_frame_s:4",
+    "peak MB": "of.peak_mb",
 }
+_CONDITIONS = {"": "name", "value": "value", "note": "note"}
+
+
+def _processors(variant: VariantReport) -> dict[str, Any]:
+    ends = None if variant.wall is None else (variant.wall.p50_low, variant.wall.p50_high)
+    if ends is None or ends[0] is None or ends[1] is None:
+        return {"of": variant, "interval": None}
+    return {"of": variant, "interval": f"{number(ends[0])} to {number(ends[1])}"}
+
+
+def _ship(variant: VariantReport) -> dict[str, Any]:
+    loads = (start.load_s for start in variant.cold_starts if start.cached)
+    return {"of": variant, "load_s": next(loads, None)}
+
+
+def _starts(variant: VariantReport) -> Iterator[dict[str, Any]]:
+    for start in variant.cold_starts:
+        cache = "with" if start.cached else "without"
+        yield {"variant": variant.name, "cache": cache, "of": start}
+
+
+def _growths(report: Report) -> TextTable:
+    rows = []
+    for one in report.growths:
+        line = f"{number(one.fixed_ms)} ms + {number(one.per_unit_ms, 4)} ms a {one.unit}"
+        rows.append({"of": one, "line": line, "basis": BASIS_WORDS[one.basis]})
+    return table("growth", rows, _GROWTH)
 
 
 def _stages(variant: VariantReport) -> TextTable:
     total = sum(times.mean for times in variant.stages.values())
-    columns: dict[str, Cell] = {
-        "stage": lambda pair: str(pair[0]),
-        **{name: _second(cell) for name, cell in _percentiles(unit=" ms").items()},
-        "mean ms": _second(_ms("mean")),
-        "of the frame": lambda pair: share(pair[1].mean / total if total else None),
+    rows = [
+        {"stage": stage, "times": times, "share": times.mean / total if total else None}
+        for stage, times in variant.stages.items()
+    ]
+    columns = {
+        "stage": "stage",
+        **_percentiles("times.", " ms"),
+        "mean ms": "times.mean",
+        "of the frame": "share:%",
     }
-    return table(f"stages of {variant.name}", variant.stages.items(), columns)
+    return table(f"stages of {variant.name}", rows, columns)
 
 
 def _nodes(variant: VariantReport, key: str) -> TextTable:
     """Milliseconds by block, in the network's order, or by kind, the longest first."""
-
-    def group(node: NodeRow) -> tuple[str, str]:
-        return node.graph, str(getattr(node, key))
-
-    totals = sum_by(variant.nodes, group)
+    totals = sum_by(variant.nodes, lambda node: (node.graph, str(getattr(node, key))))
     graphs = sum_by(variant.nodes, lambda node: node.graph)
     order, places = list(totals), list(graphs)
     if key == "kind":
         order.sort(key=lambda one: (places.index(one[0]), one[1] == OUTSIDE, -totals[one]))
-    columns: dict[str, Cell] = {
-        "graph": lambda one: one[0],
-        key: lambda one: one[1],
-        "ms": lambda one: number(totals[one], 3),
-        "of the graph": lambda one: share(totals[one] / graphs[one[0]]),
-    }
-    return table(f"nodes of {variant.name} by {key}", order, columns)
+    rows = [
+        {"graph": one[0], key: one[1], "ms": totals[one], "share": totals[one] / graphs[one[0]]}
+        for one in order
+    ]
+    columns = {"graph": "graph", key: key, "ms": "ms:3", "of the graph": "share:%"}
+    return table(f"nodes of {variant.name} by {key}", rows, columns)
 
 
-def _note(reading: Reading) -> str:
-    if reading.value is None:
-        return f"{reading.reason}; see: {reading.command}"
-    return "" if reading.before is None else f"{number(reading.before, 1)} before"
-
-
-def _reading(reading: Reading | None) -> str:
-    if reading is None or reading.value is None:
-        return ABSENT
-    if isinstance(reading.value, str):
-        return reading.value
-    return f"{number(reading.value)} {reading.unit}" if reading.unit else share(reading.value)
+def _reading(reading: Reading) -> dict[str, Any]:
+    value, note = reading.value, ""
+    if value is None:
+        note = f"{reading.reason}; see: {reading.command}"
+    elif reading.before is not None:
+        note = f"{number(reading.before, 1)} before"
+    if isinstance(value, float):
+        value = f"{number(value)} {reading.unit}" if reading.unit else f"{value:.1%}"
+    return {"name": reading.name, "value": value, "note": note}

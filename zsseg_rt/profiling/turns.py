@@ -17,15 +17,8 @@ from typing import Any
 
 from zsseg_rt.common.child_process import ChildError, ChildProcess
 from zsseg_rt.errors import ArgumentError, ZssegError
-from zsseg_rt.profiling.estimates import (
-    MOST_PAIRS,
-    Basis,
-    Difference,
-    choose_basis,
-    judge,
-)
+from zsseg_rt.profiling.estimates import MOST_PAIRS, Basis, Difference, choose_basis, judge
 from zsseg_rt.profiling.worker import (
-    DeviceTimer,
     Meter,
     Paced,
     Sample,
@@ -63,7 +56,7 @@ class LocalCandidate:
         name: str,
         call: Callable[[], Any],
         *,
-        device_timer: DeviceTimer | None = None,
+        device_timer: Any = None,
         stages_of: Callable[[Any], Mapping[str, float]] | None = None,
     ) -> None:
         self.name, self.on_gpu = name, device_timer is not None
@@ -149,22 +142,17 @@ class ChildCandidate(LocalCandidate):
         """Save labels of a frame as ``.npy``; nothing is written for candidates without any."""
         self.request("labels", out=str(file), index=index)
 
-    def self_check(self) -> str:
-        """The first stage that left the golden sample, with its error; empty if none did."""
-        return str(self.request("check"))
-
     def peak_memory_mb(self) -> float | None:
         """The largest resident memory of the child so far."""
         memory = read_memory_mb(self.process)
         return None if memory is None else memory[1]
 
-    def close(self) -> None:
+    def close(self, *, at_once: bool = False) -> None:
         """End the child: by itself if it answers, else by force."""
-        self._child.close()
-
-    def kill(self) -> None:
-        """End the child at once, in the middle of whatever it does."""
-        self._child.kill()
+        if at_once:
+            self._child.kill()
+        else:
+            self._child.close()
 
 
 def _environment(python: str | None) -> dict[str, str]:
@@ -209,20 +197,17 @@ class Rounds:
 
     def cold(self, name: str) -> list[Sample]:
         """All first calls after a pause."""
-        found = (turn.cold for turn in self.turns[name] if turn is not None)
-        return [sample for sample in found if sample is not None]
+        return [turn.cold for turn in self.turns[name] if turn is not None and turn.cold]
 
     def median_ms(self, name: str, *, cold: bool = False) -> float:
         """Median of a candidate's warm or cold calls, on a GPU of their time there."""
         samples = self.cold(name) if cold else self.warm(name)
-        times = (s.wall_ms if s.device_ms is None else s.device_ms for s in samples)
-        return statistics.median(times)
+        return statistics.median(map(_device_ms, samples))
 
     def basis(self, first: str, second: str) -> Basis:
         """Which time two candidates are compared by; see :func:`choose_basis`."""
-        shares = [self.waiting[name] for name in (first, second)]
-        known = [share for share in shares if share is not None]
-        return choose_basis(max(known) if known else None, on_gpu=self.on_gpu)
+        shares = [self.waiting[name] or 0.0 for name in (first, second)]
+        return choose_basis(max(shares), on_gpu=self.on_gpu)
 
     def difference(self, first: str, second: str, threshold: float) -> Difference | None:
         """Compare two candidates over the rounds that both took part in; None if there are none."""
@@ -247,9 +232,12 @@ def turn_ms(turn: Turn, basis: Basis) -> float:
     if basis == "cpu":
         return statistics.fmean(sample.cpu_ms for sample in turn.warm)
     if basis == "device":
-        times = (s.wall_ms if s.device_ms is None else s.device_ms for s in turn.warm)
-        return statistics.median(times)
+        return statistics.median(map(_device_ms, turn.warm))
     return statistics.median(sample.wall_ms for sample in turn.warm)
+
+
+def _device_ms(sample: Sample) -> float:
+    return sample.wall_ms if sample.device_ms is None else sample.device_ms
 
 
 def take_turns(
@@ -266,17 +254,20 @@ def take_turns(
         raise ArgumentError(f"candidates: expected distinct names, got {', '.join(names)}")
     rounds = Rounds(turns={name: [] for name in names}, on_gpu=candidates[0].on_gpu)
     before = {candidate.name: candidate.thread_times() for candidate in candidates}
+    rounds.waiting = dict.fromkeys(names)
     order, watch, look_at = random.Random(seed), Stopwatch(), stop.min_rounds
     try:
         while rounds.count < stop.max_rounds and watch.seconds < stop.max_seconds:
-            if not _one_round(candidates, plan, rounds, order):
+            alive = [one for one in candidates if one.name not in rounds.failures]
+            if not alive:
                 break
+            _one_round(order.sample(alive, len(alive)), plan, rounds)
             _note_waiting(candidates, before, rounds)
             if on_round is not None:
                 on_round(rounds)
             if rounds.count >= look_at:
                 look_at = max(look_at + 1, int(look_at * _GROWTH))
-                if _is_narrow(rounds, names, stop.half_width):
+                if stop.half_width is not None and _is_narrow(rounds, names, stop.half_width):
                     break
     except KeyboardInterrupt:
         rounds.interrupted = True
@@ -285,49 +276,38 @@ def take_turns(
     return rounds
 
 
-def _one_round(
-    candidates: Sequence[LocalCandidate],
-    plan: TurnPlan,
-    rounds: Rounds,
-    order: random.Random,
-) -> bool:
-    """Let each candidate that still works take its turn; False if none does."""
-    taken: dict[str, Turn] = {}
-    alive = [one for one in candidates if one.name not in rounds.failures]
-    for candidate in order.sample(alive, len(alive)):
+def _one_round(alive: Sequence[LocalCandidate], plan: TurnPlan, rounds: Rounds) -> None:
+    turns: dict[str, Turn] = {}
+    for candidate in alive:
         try:
-            taken[candidate.name] = candidate.turn(plan)
+            turns[candidate.name] = candidate.turn(plan)
         except CandidateError as exc:
             rounds.failures[candidate.name] = str(exc)
             continue
         candidate.settle()
-    for name, turns in rounds.turns.items():
-        turns.append(taken.get(name))
-    return bool(taken)
+    for name, earlier in rounds.turns.items():
+        earlier.append(turns.get(name))
 
 
 def _note_waiting(
-    candidates: Sequence[LocalCandidate], before: Mapping[str, Any], to: Rounds
+    candidates: Sequence[LocalCandidate], before: Mapping[str, ThreadTimes], rounds: Rounds
 ) -> None:
-    for candidate in candidates:
-        if candidate.name not in to.failures:
-            after = candidate.thread_times()
-            to.waiting[candidate.name] = waiting_share(before[candidate.name], after)
-        to.waiting.setdefault(candidate.name, None)
+    for one in candidates:
+        if one.name not in rounds.failures:
+            rounds.waiting[one.name] = waiting_share(before[one.name], one.thread_times())
 
 
-def _is_narrow(rounds: Rounds, names: Sequence[str], half_width: float | None) -> bool:
-    if half_width is None or len(names) < 2:
-        return False
-    for name in names[1:]:
-        if name in rounds.failures:
-            continue
-        found = rounds.difference(names[0], name, half_width)
-        if found is None or found.low is None or found.high is None:
-            return False
-        if max(found.high - found.change, found.change - found.low) > half_width:
-            return False
-    return True
+def _is_narrow(rounds: Rounds, names: Sequence[str], half_width: float) -> bool:
+    """Whether every interval against the first candidate is that narrow."""
+    others = [name for name in names[1:] if name not in rounds.failures]
+    differences = [rounds.difference(names[0], name, half_width) for name in others]
+    return len(names) > 1 and all(
+        one is not None
+        and one.low is not None
+        and one.high is not None
+        and max(one.high - one.change, one.change - one.low) <= half_width
+        for one in differences
+    )
 
 
 def pace_in_turns(
@@ -355,7 +335,7 @@ def take_turns_locally(
     rounds: int,
     plan: TurnPlan | None = None,
     stages: bool = False,
-    device_timer: DeviceTimer | None = None,
+    device_timer: Any = None,
     max_seconds: float = math.inf,
 ) -> Rounds:
     """Let functions of this process take turns: what benchmark scripts use."""

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 _HERE = Path(__file__).resolve().parent
 _WARM_UP_SECONDS = 0.3
@@ -36,7 +36,7 @@ class Sample:
     wall_ms: float  # from call to return
     cpu_ms: float  # of all threads of the process meanwhile
     device_ms: float | None = None  # between CUDA events around the work; None on the CPU
-    stages: Mapping[str, float] = field(default_factory=dict)  # as the result told them
+    stages: Mapping[str, float] = field(default_factory=dict)  # of the result's own clock
 
 
 @dataclass(frozen=True)
@@ -67,31 +67,21 @@ class Paced:
     late: bool  # whether it was done only after the next one had fallen due
 
 
-@dataclass(frozen=True)
-class ThreadTimes:
-    """How long threads ran, and waited for a CPU, since they began: nanoseconds by thread."""
-
-    ran: Mapping[str, int]
-    waited: Mapping[str, int]
-
-
-class DeviceTimer(Protocol):
-    """Marks the begin and end of work on a device."""
-
-    def begin(self) -> None:
-        """Mark the begin."""
-
-    def end_ms(self) -> float:
-        """Mark the end, wait for it, and return the milliseconds between the marks."""
+ThreadTimes = Mapping[str, tuple[int, int]]
+"""How long each thread ran, and waited for a CPU, since it began: nanoseconds."""
 
 
 class Meter:
-    """Times calls in the thread that made it."""
+    """Times calls in the thread that made it.
+
+    A ``device_timer`` has ``begin()``, which marks the begin of work on a device, and ``end_ms()``,
+    which marks its end, waits for it, and returns the milliseconds between.
+    """
 
     def __init__(
         self,
         *,
-        device_timer: DeviceTimer | None = None,
+        device_timer: Any = None,
         stages_of: Callable[[Any], Mapping[str, float]] | None = None,
         device_stage: str | None = None,
     ) -> None:
@@ -166,11 +156,8 @@ def read_thread_times(process: int | str = "self") -> ThreadTimes:
 
     It takes about 0.3 ms, so it is for the two ends of a measurement.
     """
-    ran, waited = {}, {}
-    for name, content in _of_threads(process, "schedstat"):
-        fields = content.split()
-        ran[name], waited[name] = int(fields[0]), int(fields[1])
-    return ThreadTimes(ran, waited)
+    threads = ((name, content.split()) for name, content in _of_threads(process, "schedstat"))
+    return {name: (int(fields[0]), int(fields[1])) for name, fields in threads}
 
 
 def waiting_share(before: ThreadTimes, after: ThreadTimes) -> float | None:
@@ -178,8 +165,11 @@ def waiting_share(before: ThreadTimes, after: ThreadTimes) -> float | None:
 
     Threads that ended meanwhile are not known. None if no thread ran.
     """
-    ran = sum(value - before.ran.get(name, 0) for name, value in after.ran.items())
-    waited = sum(value - before.waited.get(name, 0) for name, value in after.waited.items())
+    earlier = [before.get(name, (0, 0)) for name in after]
+    ran, waited = (
+        sum(times[i] for times in after.values()) - sum(times[i] for times in earlier)
+        for i in (0, 1)
+    )
     return waited / (ran + waited) if ran + waited > 0 else None
 
 
@@ -206,10 +196,10 @@ def read_memory_mb(process: int | str = "self") -> tuple[float, float] | None:
         lines = (_PROC / str(process) / "status").read_text().splitlines()
     except OSError:
         return None
-    found = {line.split(":")[0]: line.split()[1] for line in lines if line.startswith("Vm")}
-    if "VmRSS" not in found or "VmHWM" not in found:
+    kilobytes = {line.split(":")[0]: line.split()[1] for line in lines if line.startswith("Vm")}
+    if "VmRSS" not in kilobytes or "VmHWM" not in kilobytes:
         return None
-    return int(found["VmRSS"]) * 1024 / 1e6, int(found["VmHWM"]) * 1024 / 1e6
+    return int(kilobytes["VmRSS"]) * 1024 / 1e6, int(kilobytes["VmHWM"]) * 1024 / 1e6
 
 
 def _cpu_seconds() -> float:
@@ -240,71 +230,116 @@ def load_file(name: str, path: Path) -> Any:
     return module
 
 
-class _Function:
-    """What a function in a file returns, and the parts of it that it has."""
+class _Candidate:
+    """Something that is called again and again; ``do_NAME`` answers the request NAME.
 
-    on_gpu, stages_of = False, None
+    ``select`` and ``labels`` are functions where a candidate has a choice of work, and labels.
+    """
 
-    def __init__(self, spec: Mapping[str, Any]) -> None:
-        begin = time.perf_counter()
-        module = load_file("candidate", Path(spec["file"]))
-        self.call = getattr(module, spec["function"])(**spec.get("arguments", {}))
-        opened = time.perf_counter()
-        self.call()
-        self.started = {"load_s": opened - begin, "first_frame_s": time.perf_counter() - opened}
-        self.described = getattr(self.call, "described", {})
-        self.labels = getattr(self.call, "labels", None)
-        self.select = getattr(self.call, "select", None)
+    on_gpu = False
+    described: Mapping[str, Any] = {}
+    started: Mapping[str, float] = {}
+    call: Any
+    select: Any = None
+    labels: Any = None
 
-    def check(self) -> str:
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+
+    def do_opened(self) -> dict[str, Any]:
+        parts = {name: getattr(self, name) for name in ("started", "described", "on_gpu")}
+        return {**parts, "memory": read_memory_mb()}
+
+    def do_check(self) -> str:
         return ""
 
-    def nodes(self, runs: int) -> dict[str, Any]:
+    def do_nodes(self, runs: int) -> dict[str, Any]:
         return {}
+
+    def do_warm(self) -> float:
+        """The milliseconds of the fastest call."""
+        watch = Stopwatch()
+        times: list[float] = []
+        while watch.seconds < _WARM_UP_SECONDS or len(times) < _WARM_UP_CALLS:
+            times.append(self._meter.measure(self.call).wall_ms)
+        return min(times)
+
+    def do_turn(self, plan: Mapping[str, Any]) -> dict[str, Any]:
+        return asdict(self._meter.turn(self.call, TurnPlan(**plan)))
+
+    def do_pace(self, rate: float, seconds: float) -> list[dict[str, Any]]:
+        return [asdict(paced) for paced in self._meter.pace(self.call, rate=rate, seconds=seconds)]
+
+    def do_stretch(self, seconds: float) -> int:
+        return self._meter.stretch(self.call, seconds)
+
+    def do_labels(self, out: str, index: int) -> None:
+        import numpy as np
+
+        if self.labels is not None:
+            np.save(out, np.asarray(self.labels(index)))
+
+    def do_select(self, values: Mapping[str, Any]) -> float:
+        """The seconds until the first result of what was selected."""
+        if self.select is None:
+            raise RuntimeError("select: expected a candidate that has a choice, got another one")
+        watch = Stopwatch()
+        self.select(**values)
+        self.call()
+        return watch.seconds
 
     def close(self) -> None:
         pass
 
 
-class _Engine:
-    """An engine that labels the next frame; with streams, one frame on each lane at once."""
-
-    select = None
+class _Function(_Candidate):
+    """The result of a function in a file, and the parts of it that it has."""
 
     def __init__(self, spec: Mapping[str, Any]) -> None:
-        begin = time.perf_counter()
+        super().__init__(Meter())
+        watch = Stopwatch()
+        module = load_file("candidate", Path(spec["file"]))
+        self.call = getattr(module, spec["function"])(**spec.get("arguments", {}))
+        loaded = watch.seconds
+        self.call()
+        self.started = {"load_s": loaded, "first_frame_s": watch.seconds - loaded}
+        for part in ("described", "labels", "select"):
+            setattr(self, part, getattr(self.call, part, getattr(self, part)))
+
+
+class _Engine(_Candidate):
+    """An engine that labels the next frame; with streams, one frame on each lane at once."""
+
+    def __init__(self, spec: Mapping[str, Any]) -> None:
+        watch = Stopwatch()
         import zsseg_rt
 
-        imported = time.perf_counter()
+        imported = watch.seconds
         import numpy as np
 
         self._frames, self._next = [np.load(path) for path in spec["frames"]], 0
         embeddings = None if spec.get("embeddings") is None else np.load(spec["embeddings"])
-        before, others = time.perf_counter(), int(spec.get("streams", 1)) - 1
+        before, others = watch.seconds, int(spec.get("streams", 1)) - 1
         lanes = {"num_lanes": others + 1} if others else {}
         config = zsseg_rt.EngineConfig(**{"with_times": True, **spec["config"], **lanes})
         self._engine = engine = zsseg_rt.Engine(spec["bundle"], config)
-        loaded = time.perf_counter()
-        vocabulary = engine.set_classes(
-            spec["classes"],
-            embeddings=embeddings,
-            background=spec.get("background"),
-            templates=spec.get("templates"),
-        )
-        named = time.perf_counter()
+        loaded = watch.seconds
+        words = {key: spec.get(key) for key in ("background", "templates")}
+        vocabulary = engine.set_classes(spec["classes"], embeddings=embeddings, **words)
+        named = watch.seconds
         engine.segment(self._frames[0])
         self.started = {
-            "import_s": imported - begin,
-            "load_s": loaded - before,
-            "classes_s": named - loaded,
-            "first_frame_s": time.perf_counter() - named,
-        }
+            "import_s": imported, "load_s": loaded - before, "classes_s": named - loaded,
+            "first_frame_s": watch.seconds - named,
+        }  # fmt: skip
         self.described = {
             "backend": engine.backend, "device": engine.device, "precision": engine.precision,
             "classes": len(vocabulary.names), "version": zsseg_rt.__version__,
             "python": ".".join(map(str, sys.version_info[:3])), "library": _library(engine.backend),
         }  # fmt: skip
         self.on_gpu = engine.device != "cpu"
+        stage = "total" if self.on_gpu else None
+        super().__init__(Meter(stages_of=lambda result: result.times, device_stage=stage))
         self._lanes = [engine.lane() for _ in range(others)]
         self._pool = ThreadPoolExecutor(others) if others else None
 
@@ -321,24 +356,20 @@ class _Engine:
         self._next += 1
         return self._frames[(self._next - 1) % len(self._frames)]
 
-    def stages_of(self, result: Any) -> Mapping[str, float]:
-        times: Mapping[str, float] = result.times
-        return times
-
     def labels(self, index: int) -> Any:
         return self._engine.segment(self._frames[index]).labels
 
-    def check(self) -> str:
+    def do_check(self) -> str:
         """The first stage that left the golden sample, with its error; empty if none did."""
         failure = self._engine.self_check().first_failure
         if failure is None:
             return ""
         return f"{failure.stage}: error {failure.error:.3g}, tolerance {failure.tolerance:.3g}"
 
-    def nodes(self, runs: int) -> dict[str, list[list[Any]]]:
+    def do_nodes(self, runs: int) -> dict[str, Any]:
         """Name, type and milliseconds of the nodes of every graph."""
-        found = self._engine.node_times(self._frames[0], runs=runs)
-        return {graph: [[n.name, n.type, n.ms] for n in nodes] for graph, nodes in found.items()}
+        graphs = self._engine.node_times(self._frames[0], runs=runs)
+        return {graph: [[n.name, n.type, n.ms] for n in nodes] for graph, nodes in graphs.items()}
 
     def close(self) -> None:
         if self._pool is not None:
@@ -355,84 +386,24 @@ def _library(backend: str) -> str:
     return ""
 
 
-class _Worker:
-    """Answers requests ``{"do": NAME, ...}`` about one candidate."""
-
-    def __init__(self) -> None:
-        self._one: Any = None
-        self._meter: Any = None
-
-    def answer(self, request: Mapping[str, Any], _: Callable[[Any], None]) -> Any:
-        given = {key: value for key, value in request.items() if key != "do"}
-        if self._one is None and request["do"] != "open":
-            raise RuntimeError("worker: expected the request 'open' first")
-        return getattr(self, f"do_{request['do']}")(**given)
-
-    def do_open(self, spec: Mapping[str, Any]) -> dict[str, Any]:
-        self._one = one = _Function(spec) if "function" in spec else _Engine(spec)
-        stage = "total" if one.on_gpu else None
-        self._meter = Meter(stages_of=one.stages_of, device_stage=stage)
-        told = {name: getattr(one, name) for name in ("started", "described", "on_gpu")}
-        return {**told, "memory": self.do_memory()}
-
-    def do_check(self) -> str:
-        return str(self._one.check())
-
-    def do_warm(self) -> float:
-        """The milliseconds of the fastest call."""
-        watch = Stopwatch()
-        times: list[float] = []
-        while watch.seconds < _WARM_UP_SECONDS or len(times) < _WARM_UP_CALLS:
-            times.append(self._meter.measure(self._one.call).wall_ms)
-        return float(min(times))
-
-    def do_turn(self, plan: Mapping[str, Any]) -> dict[str, Any]:
-        turn = self._meter.turn(self._one.call, TurnPlan(**plan))
-        return asdict(turn)
-
-    def do_pace(self, rate: float, seconds: float) -> list[dict[str, Any]]:
-        frames = self._meter.pace(self._one.call, rate=rate, seconds=seconds)
-        return [asdict(frame) for frame in frames]
-
-    def do_stretch(self, seconds: float) -> int:
-        return int(self._meter.stretch(self._one.call, seconds))
-
-    def do_labels(self, out: str, index: int) -> None:
-        import numpy as np
-
-        if self._one.labels is not None:
-            np.save(out, np.asarray(self._one.labels(index)))
-
-    def do_select(self, values: Mapping[str, Any]) -> float:
-        """The seconds until the first result of what was selected."""
-        watch = Stopwatch()
-        if self._one.select is None:
-            raise RuntimeError("select: expected a candidate that has a choice, got another one")
-        self._one.select(**values)
-        self._one.call()
-        return float(watch.seconds)
-
-    def do_nodes(self, runs: int) -> dict[str, list[list[Any]]]:
-        nodes: dict[str, list[list[Any]]] = self._one.nodes(runs)
-        return nodes
-
-    def do_memory(self) -> list[float] | None:
-        found = read_memory_mb()
-        return None if found is None else list(found)
-
-    def close(self) -> None:
-        if self._one is not None:
-            self._one.close()
-
-
 def main() -> None:
-    """Answer requests until standard input ends."""
+    """Answer requests ``{"do": NAME, ...}`` until standard input ends; the first is ``open``."""
     if sys.path and Path(sys.path[0] or ".").resolve() == _HERE:
         del sys.path[0]  # its neighbours must not shadow Python's own modules
-    children = load_file("zsseg_rt_child", _HERE.parent / "common" / "child_process.py")
-    worker = _Worker()
-    children.answer_requests(worker.answer)
-    worker.close()
+    candidates: list[_Candidate] = []
+
+    def answer(request: dict[str, Any], _: Callable[[Any], None]) -> Any:
+        action = request.pop("do")
+        if action == "open":
+            spec = request["spec"]
+            candidates.append(_Function(spec) if "function" in spec else _Engine(spec))
+            return candidates[0].do_opened()
+        return getattr(candidates[0], f"do_{action}")(**request)
+
+    child_process = load_file("zsseg_rt_child", _HERE.parent / "common" / "child_process.py")
+    child_process.answer_requests(answer)
+    for candidate in candidates:
+        candidate.close()
 
 
 if __name__ == "__main__":

@@ -27,7 +27,9 @@ _SEED = 0
 Frames = list[npt.NDArray[np.uint8]]
 _SETTINGS = {one.name: one.metadata["option"] for one in fields(EngineConfig)}
 del _SETTINGS["num_lanes"]
-_NAMES = {o.name(name)[2:]: name for name, o in _SETTINGS.items() if o is not None and o.names}
+_KEYS = {
+    (name if o is None or not o.names else o.names[0][2:]): name for name, o in _SETTINGS.items()
+}
 _WORK = {"classes": "class count", "frame": "frame size", "streams": "number of streams"}
 _SWEPT = ("classes", "threads", "precision", "backend", "streams", "frame")
 SWEEP_UNITS = {"classes": "class", "streams": "stream", "frame": "megapixel"}
@@ -59,28 +61,26 @@ class Variant:
 def read_against(text: str, base: Variant) -> Variant:
     """A bundle's folder, or settings as ``KEY=VALUE,KEY=VALUE``."""
     if "=" not in text or os.path.isdir(text):  # noqa: PTH112 - before it is a path at all
-        if not _names_a_bundle(text):
+        try:
+            bundle = find_bundle(text)
+        except BundleError:
+            bundle = Path(text)
+        if not (bundle / "bundle.json").is_file():
             raise ConfigError(
                 f"--against: expected a bundle or KEY=VALUE, got {text!r}. "
-                f"Known keys: {', '.join(_known())}"
+                f"Known keys: {', '.join(sorted(_KEYS))}"
             )
-        return replace(base, name=_bundle_name(text, base), bundle=find_bundle(text))
-    given = dict(_pair(part, "--against") for part in text.split(","))
-    for key, value in given.items():
+        name = Path(text).name
+        name = name if name != base.name else f"{Path(text).parent.name}/{name}"
+        return replace(base, name=name, bundle=bundle)
+    settings = dict(_pair(part, "--against") for part in text.split(","))
+    for key, value in settings.items():
         if key in _WORK:
             raise ConfigError(
                 f"--against: expected the same work as the first variant, got another {_WORK[key]} "
                 f"({key}={value}). Use --sweep {key}=... to see how times grow."
             )
-    config = _with_settings(base.config, given, "--against")
-    return replace(base, name=text, config=config)
-
-
-def _names_a_bundle(text: str) -> bool:
-    try:
-        return (find_bundle(text) / "bundle.json").is_file()
-    except BundleError:
-        return False
+    return replace(base, name=text, config=_with_settings(base.config, settings, "--against"))
 
 
 def read_sweep(text: str, base: Variant) -> list[Variant]:
@@ -88,10 +88,10 @@ def read_sweep(text: str, base: Variant) -> list[Variant]:
     key, values = _pair(text, "--sweep")
     if key not in _SWEPT:
         raise ConfigError(f"--sweep: unknown key {key!r}. {schema.nearest(key, list(_SWEPT))}")
-    found = [value.strip() for value in values.split(",") if value.strip()]
-    if not found or len(set(found)) < len(found):
+    listed = [value.strip() for value in values.split(",") if value.strip()]
+    if not listed or len(set(listed)) < len(listed):
         raise ConfigError(f"--sweep: expected distinct values after {key}=, got {values!r}")
-    return [_swept(base, key, value) for value in found]
+    return [_swept(base, key, value) for value in listed]
 
 
 def _swept(base: Variant, key: str, value: str) -> Variant:
@@ -103,27 +103,29 @@ def _swept(base: Variant, key: str, value: str) -> Variant:
         width, height = int(match[1]), int(match[2])
         return replace(named, frame_hw=(height, width), value=width * height / 1e6)
     if key in _LARGEST:
-        count = _count(key, value)
-        changed = {"classes": count} if key == "classes" else {"streams": count}
-        return replace(named, value=float(count), **changed)  # type: ignore[arg-type]
+        if not value.isdecimal() or not 1 <= int(value) <= _LARGEST[key]:
+            raise ConfigError(f"--sweep: expected {key} from 1 to {_LARGEST[key]}, got {value!r}")
+        named = replace(named, value=float(value))
+        if key == "classes":
+            return replace(named, classes=int(value))
+        return replace(named, streams=int(value))
     return replace(named, config=_with_settings(base.config, {key: value}, "--sweep"))
 
 
-def _count(key: str, value: str) -> int:
-    if not value.isdecimal() or not 1 <= int(value) <= _LARGEST[key]:
-        raise ConfigError(f"--sweep: expected {key} from 1 to {_LARGEST[key]}, got {value!r}")
-    return int(value)
-
-
 def _with_settings(
-    config: Mapping[str, Any], given: Mapping[str, str], option: str
+    config: Mapping[str, Any], settings: Mapping[str, str], option: str
 ) -> dict[str, Any]:
     changed = dict(config)
-    for key, text in given.items():
-        name = _NAMES.get(key, key)
+    for key, text in settings.items():
+        name = _KEYS.get(key, key)
         if name not in _SETTINGS:
-            raise ConfigError(f"{option}: unknown key {key!r}. {schema.nearest(key, _known())}")
-        changed[name] = _value(text)
+            raise ConfigError(
+                f"{option}: unknown key {key!r}. {schema.nearest(key, sorted(_KEYS))}"
+            )
+        try:
+            changed[name] = json.loads(text.lower())  # a number, true or false
+        except ValueError:
+            changed[name] = text
     try:
         EngineConfig.from_dict(changed)
     except ConfigError as exc:
@@ -131,29 +133,11 @@ def _with_settings(
     return changed
 
 
-def _value(text: str) -> Any:
-    """A number, true or false; or a word."""
-    try:
-        return json.loads(text.lower())
-    except ValueError:
-        return text
-
-
 def _pair(text: str, option: str) -> tuple[str, str]:
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip() or not value.strip():
+    key, _, value = (part.strip() for part in text.partition("="))
+    if not key or not value:
         raise ConfigError(f"{option}: expected KEY=VALUE, got {text!r}")
-    return key.strip(), value.strip()
-
-
-def _known() -> list[str]:
-    shown = {name: short for short, name in _NAMES.items()}
-    return sorted(shown.get(name, name) for name in _SETTINGS)
-
-
-def _bundle_name(text: str, base: Variant) -> str:
-    name = Path(text).name
-    return name if name != base.name else f"{Path(text).parent.name}/{name}"
+    return key, value
 
 
 class _Impatient:
@@ -186,11 +170,7 @@ def read_frames(sources: Sequence[str]) -> Frames:
 
 
 class Workload:
-    """Frames and classes in files.
-
-    Shapes:
-        frames: uint8 RGB [H, W, 3] each.
-    """
+    """Frames (uint8 RGB [H, W, 3]) and classes, in files of a folder for children to open."""
 
     def __init__(
         self,
@@ -202,17 +182,23 @@ class Workload:
         self._folder, self._frames = folder, frames
         self._classes, self._templates = classes, templates
         self._files: dict[tuple[Any, ...], str] = {}
+        self.num_frames = len(frames)
 
     def spec(self, variant: Variant) -> dict[str, Any]:
         """What a child opens."""
         names, embeddings = self._classes_of(variant)
+        size = None if variant.frame_hw is None else variant.frame_hw[::-1]
+        config = variant.config.items()
         return {
             "bundle": str(variant.bundle.resolve()),
-            "config": {key: _plain(value) for key, value in variant.config.items()},
+            "config": {key: str(v) if isinstance(v, Path) else v for key, v in config},
             "classes": names,
             "embeddings": embeddings,
             "templates": None if self._templates is None else list(self._templates),
-            "frames": self._frame_files(variant.frame_hw),
+            "frames": [
+                self._save(("frame", index, size), _resized(frame, size))
+                for index, frame in enumerate(self._frames)
+            ],
             "streams": variant.streams,
         }
 
@@ -222,16 +208,9 @@ class Workload:
 
     def frame_sizes(self, variant: Variant) -> str:
         """Sizes of its frames, as ``WIDTHxHEIGHT``."""
-        if variant.frame_hw is not None:
-            sizes = [variant.frame_hw]
-        else:
-            sizes = [(frame.shape[0], frame.shape[1]) for frame in self._frames]
+        own = [(frame.shape[0], frame.shape[1]) for frame in self._frames]
+        sizes = own if variant.frame_hw is None else [variant.frame_hw]
         return ", ".join(dict.fromkeys(f"{width}x{height}" for height, width in sizes))
-
-    @property
-    def num_frames(self) -> int:
-        """How many frames there are."""
-        return len(self._frames)
 
     def check_class_counts(self, variants: Sequence[Variant]) -> None:
         """Refuse to compare bundles whose golden samples have different numbers of classes."""
@@ -246,52 +225,36 @@ class Workload:
                 )
 
     def _classes_of(self, variant: Variant) -> tuple[list[Any], str | None]:
-        if variant.classes is not None:
-            width = Bundle.load(variant.bundle).text.embed_dim
-            names = [f"class {index}" for index in range(variant.classes)]
-            return names, self._embeddings(variant.classes, width)
-        if self._classes is not None:
+        """Names, and the file of their embeddings unless the engine makes them."""
+        if variant.classes is None and self._classes is not None:
             return list(self._classes), None
-        return self._golden_classes(variant)
-
-    def _golden_classes(self, variant: Variant) -> tuple[list[Any], str]:
         bundle = Bundle.load(variant.bundle)
+        if variant.classes is not None:
+            shape = (variant.classes, bundle.text.embed_dim)
+            rows = np.random.default_rng(_SEED).standard_normal(shape)
+            unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+            names = [f"class {index}" for index in range(variant.classes)]
+            return names, self._save(("random", *shape), unit)
         family = create_family(bundle, EngineConfig())
         golden = read_golden(bundle, family)
         sets = [golden.get(text.golden, golden["text_embeds"]) for text in family.prompt_sets]
         embeds = np.stack(sets) if len(sets) > 1 else sets[0]
         names = [str(name) for name in golden["class_names"]]
-        return names, self._save(("golden", str(variant.bundle)), embeds.astype(np.float32))
-
-    def _embeddings(self, count: int, width: int) -> str:
-        rows = np.random.default_rng(_SEED).standard_normal((count, width))
-        unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-        return self._save(("random", count, width), unit.astype(np.float32))
-
-    def _frame_files(self, frame_hw: tuple[int, int] | None) -> list[str]:
-        return [
-            self._save(("frame", index, frame_hw), _resized(frame, frame_hw))
-            for index, frame in enumerate(self._frames)
-        ]
+        return names, self._save(("golden", str(variant.bundle)), embeds)
 
     def _save(self, key: tuple[Any, ...], array: npt.NDArray[Any]) -> str:
+        """The file of an array, which is written once; embeddings are float32."""
         if key not in self._files:
             path = self._folder / f"{len(self._files)}.npy"
-            np.save(path, array)
+            np.save(path, array if array.dtype == np.uint8 else array.astype(np.float32))
             self._files[key] = str(path)
         return self._files[key]
 
 
-def _resized(
-    frame: npt.NDArray[np.uint8], frame_hw: tuple[int, int] | None
-) -> npt.NDArray[np.uint8]:
-    if frame_hw is None:
+def _resized(frame: npt.NDArray[np.uint8], size: tuple[int, int] | None) -> npt.NDArray[np.uint8]:
+    """The frame at a size (width, height); None leaves it as it is."""
+    if size is None:
         return frame
     import cv2
 
-    resized: npt.NDArray[np.uint8] = cv2.resize(frame, frame_hw[::-1])
-    return np.ascontiguousarray(resized)
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
+    return np.asarray(cv2.resize(frame, size), np.uint8)

@@ -1,0 +1,364 @@
+"""Conditions and energy come from files of the system and from NVML; what is absent is no zero."""
+
+import itertools
+import math
+import sys
+
+import pytest
+
+from zsseg_rt.profiling.conditions import GpuWatch, compare_snapshots, open_gpu, take_snapshot
+from zsseg_rt.profiling.energy import EnergyMeter, Rail, find_energy_sources
+
+
+def write(root, files):
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{content}\n")
+
+
+STAT = "cpu  {user} 0 100 {idle} 0 0 0 {steal} 0 0\ncpu0 1 2 3"
+CPUS, ZONES = "sys/devices/system/cpu", "sys/class/thermal"
+BEFORE = {
+    "proc/stat": STAT.format(user=1000, idle=5000, steal=10),
+    "proc/uptime": "100.00 180.00",
+    "proc/pressure/cpu": "some avg10=1.10 avg60=0.0 avg300=0.0 total=1000000\nfull total=0",
+    f"{CPUS}/cpu0/cpufreq/scaling_cur_freq": 2000000,
+    f"{CPUS}/cpu1/cpufreq/scaling_cur_freq": 3000000,
+    f"{CPUS}/cpu0/cpufreq/scaling_governor": "schedutil",
+    f"{CPUS}/cpu1/cpufreq/scaling_governor": "schedutil",
+    f"{CPUS}/cpu0/thermal_throttle/package_throttle_count": 4,
+    f"{ZONES}/thermal_zone0/type": "cpu-thermal",
+    f"{ZONES}/thermal_zone0/temp": 45500,
+    f"{ZONES}/thermal_zone1/type": "gpu-thermal",  # it is switched off
+    f"{ZONES}/thermal_zone1/temp": -256000,
+}
+AFTER = {
+    "proc/stat": STAT.format(user=1700, idle=5200, steal=110),
+    "proc/uptime": "110.00 190.00",
+    "proc/pressure/cpu": "some avg10=1.10 avg60=0.0 avg300=0.0 total=6000000",
+    f"{CPUS}/cpu0/cpufreq/scaling_cur_freq": 1000000,
+    f"{CPUS}/cpu1/cpufreq/scaling_cur_freq": 1000000,
+    f"{CPUS}/cpu1/cpufreq/scaling_governor": "performance",
+    f"{CPUS}/cpu0/thermal_throttle/package_throttle_count": 7,
+    f"{ZONES}/thermal_zone0/temp": 81000,
+}
+
+
+def test_conditions_are_those_between_two_moments(tmp_path):
+    write(tmp_path, BEFORE)
+    before = take_snapshot(tmp_path)
+    write(tmp_path, AFTER)
+    between = compare_snapshots(before, take_snapshot(tmp_path), waiting=0.74)
+    assert {reading.name: (reading.value, reading.before) for reading in between.readings} == {
+        "waiting for a CPU": (0.74, None),
+        "CPU pressure": (pytest.approx(0.5), None),
+        "CPUs in use": (pytest.approx(0.8), None),
+        "steal": (pytest.approx(0.1), None),
+        "CPU clock": (1000.0, 2500.0),
+        "governor": ("performance, schedutil", None),
+        "cpu-thermal": (81.0, 45.5),
+    }
+    assert between.notes == (
+        "the CPUs' clock changed from 2500 to 1000 MHz",
+        "the CPUs were throttled 3 times: too hot",
+        "the governor changed from schedutil to performance, schedutil",
+        "10% of the CPUs' time went to other virtual machines",
+    )
+
+
+@pytest.mark.parametrize("content", [None, "", "garbage", "-1 what", "a folder"])
+def test_what_gives_no_number_is_absent_with_reason_and_command(tmp_path, content):
+    if content is not None:
+        write(tmp_path, BEFORE)
+        for name in BEFORE:
+            if name.endswith(("temp", "cur_freq", "count", "pressure/cpu", "stat", "governor")):
+                (tmp_path / name).unlink()
+                if content == "a folder":  # any read of it fails, also root's
+                    (tmp_path / name).mkdir()
+                else:
+                    write(tmp_path, {name: "" if name.endswith(("stat", "governor")) else content})
+    broken = take_snapshot(tmp_path)
+    nothing = compare_snapshots(broken, broken)
+    assert len(nothing.readings) == 7
+    assert all(r.value is None and r.reason and r.command for r in nothing.readings)
+    assert nothing.notes == ()
+
+
+def test_clocks_stand_in_cpuinfo_where_there_is_no_cpufreq(tmp_path):
+    write(tmp_path, {"proc/cpuinfo": "cpu MHz\t\t: 2000.0\nflags : x\ncpu MHz\t\t: 3000.5"})
+    assert take_snapshot(tmp_path).clock_mhz == pytest.approx(2500.25)
+
+
+def test_this_machine_has_conditions():
+    before = take_snapshot()
+    assert before.cpu_ticks
+    assert "steal" in {r.name for r in compare_snapshots(before, take_snapshot()).readings}
+
+
+def ina3221(number, *channels):
+    """A sensor with channels of (label, millivolts, milliamperes)."""
+    files = {"name": "ina3221", "in7_label": "sum of shunt voltages", "in7_input": 1234}
+    for i, (label, millivolts, milliamperes) in enumerate(channels, start=1):
+        files |= {f"in{i}_label": label, f"in{i}_input": millivolts, f"curr{i}_input": milliamperes}
+    return {f"sys/class/hwmon/hwmon{number}/{name}": content for name, content in files.items()}
+
+
+THOR = {"name": "ina238", "label": "VIN", "power1_input": 31500000}
+BOARDS = [
+    (  # Orin Nano; hwmon0 is no sensor of a rail
+        {"sys/class/hwmon/hwmon0/name": "ucsi_source_psy_1"}
+        | ina3221(1, ("VDD_IN", 5000, 1200), ("VDD_CPU_GPU_CV", 5000, 400), ("VDD_SOC", 5000, -8)),
+        ["VDD_IN"], 6.0, "rail VDD_IN",
+    ),
+    (  # AGX Orin
+        ina3221(2, ("VDD_GPU_SOC", 20000, 160), ("VDD_CPU_CV", 20000, 20),
+                ("VIN_SYS_5V0", 5000, 600))
+        | ina3221(3, ("NC", 0, 0), ("VDDQ_VDD2_1V8AO", 5000, 100)),
+        ["VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0", "VDDQ_VDD2_1V8AO"], 7.1, "sum",
+    ),
+    (
+        {f"sys/class/hwmon/hwmon4/{name}": content for name, content in THOR.items()}
+        | ina3221(5, ("VDD_GPU", 12000, 500), ("VDD_CPU_SOC_MSS", 12000, 700)),
+        ["VIN"], 31.5, "rail VIN",
+    ),
+    (ina3221(1, ("VDD_SOC", 5000, -8)), ["VDD_SOC"], -0.04, "sum"),  # an idle rail
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("files", "total", "watts", "note"), BOARDS)
+def test_a_board_s_total_is_its_input_rail_or_the_sum(tmp_path, files, total, watts, note):
+    write(tmp_path, files)
+    sources = find_energy_sources(tmp_path)
+    assert [rail.name for rail in sources.total] == total
+    assert sum(rail.read() for rail in sources.total) == pytest.approx(watts)
+    assert note in sources.note
+
+
+def measure(moments, values, *, counts=False):
+    """Energy of one rail over readings at given moments; exceptions are raised."""
+    clock, rows = iter(moments), iter(values)
+
+    def read():
+        if isinstance(value := next(rows), Exception):
+            raise value
+        return value
+
+    meter = EnergyMeter([Rail(name="p", read=read, counts=counts)], clock=lambda: next(clock))
+    for _ in moments:
+        meter.read()
+    return meter.stretch()
+
+
+def test_power_is_added_up_by_trapezoids_over_uneven_moments():
+    stretch = measure([0.0, 1.0, 3.0, 3.5], [2.0, 4.0, 4.0, 8.0])
+    assert stretch.joules == pytest.approx(3.0 + 8.0 + 3.0)
+    assert stretch.seconds == 3.5
+    assert [moment for moment, _ in stretch.watts] == [1.0, 3.0, 3.5]
+    assert [power for _, power in stretch.watts] == pytest.approx([3.0, 4.0, 6.0])
+
+
+def test_a_rail_that_swings_as_a_frame_rate_does_is_within_a_percent():
+    moments = [0.05 * index for index in range(201)]
+    watts = [8.0 + 3.0 * math.sin(2 * math.pi * 0.7 * moment) for moment in moments]
+    exact = 80.0 + 3.0 / (2 * math.pi * 0.7) * (1 - math.cos(2 * math.pi * 7))
+    assert measure(moments, watts).joules == pytest.approx(exact, rel=0.01)
+
+
+def test_a_counter_gives_its_differences():
+    assert measure([0.0, 1.0, 2.0], [98.0, 99.5, 103.0], counts=True).joules == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize(
+    ("values", "counts"),
+    [
+        ([98.0, 99.5, 1.0, 2.0], True),  # it goes back
+        ([5.0] * 40, True),  # it is stuck
+        ([5.0] * 40, False),
+        ([1.0, OSError(5, "Input/output error"), 2.0], False),
+    ],
+)
+def test_a_sensor_that_fails_gives_nothing_rather_than_zero(values, counts):
+    stretch = measure([0.05 * index for index in range(len(values))], values, counts=counts)
+    assert stretch.joules is None
+    assert stretch.watts == ()
+
+
+def test_the_thread_reads_from_start_to_stop():
+    values = itertools.count(1.0)
+    meter = EnergyMeter([Rail(name="a", read=lambda: next(values))], interval=0.001)
+    for _ in range(2):  # a second stretch starts afresh
+        meter.start()
+        while next(values) % 50:
+            pass
+        stretch = meter.stop()
+        assert stretch.seconds > 0.0
+        assert stretch.joules > 0.0
+    meter = EnergyMeter([], interval=0.001)
+    meter.start()
+    assert meter.stop().joules is None
+
+
+class Nvml:
+    """Stands for the module pynvml; a figure that is a text is refused with it."""
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(
+        self, *, clocks=(1800,), memory=5000, temperature=61, reasons=(0,), energy=(), start=""
+    ):
+        self._clocks, self._memory, self._temperature = list(clocks), memory, temperature
+        self._reasons, self._energy, self._start = list(reasons), iter(energy), start
+        self.opened = []
+
+    def _give(self, value):
+        if isinstance(value, list):
+            value = value.pop(0) if len(value) > 1 else value[0]
+        if isinstance(value, str):
+            raise self.NVMLError(value)
+        return value
+
+    def nvmlInit(self):  # noqa: N802 - NVML's names
+        self._give(self._start or 0)
+
+    def nvmlDeviceGetHandleByIndex(self, index):  # noqa: N802
+        self.opened.append(index)
+        return index
+
+    nvmlDeviceGetHandleByUUID = nvmlDeviceGetHandleByIndex  # noqa: N815
+
+    def nvmlDeviceGetName(self, handle):  # noqa: N802
+        return b"RTX 9999"
+
+    def nvmlDeviceGetClockInfo(self, handle, kind):  # noqa: N802
+        return self._give({1: self._clocks, 2: self._memory}[kind])
+
+    def nvmlDeviceGetTemperature(self, handle, sensor):  # noqa: N802
+        return self._give({0: self._temperature}[sensor])
+
+    def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle):  # noqa: N802
+        return self._give(self._reasons)
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle):  # noqa: N802
+        return self._give(next(self._energy, "Not Supported"))
+
+
+class NewerNvml(Nvml):
+    """A package of today; its driver may be an older one."""
+
+    def __init__(self, *, driver_knows=True, **figures):
+        super().__init__(**figures)
+        self._driver_knows = driver_knows
+
+    def nvmlDeviceGetCurrentClocksEventReasons(self, handle):  # noqa: N802
+        if not self._driver_knows:
+            raise self.NVMLError("Function Not Found")
+        return self.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
+
+
+@pytest.fixture(autouse=True)
+def visible(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+def watch(nvml, readings=3, interval=0.0):
+    gpu = GpuWatch(open_gpu(0, nvml), interval=interval)
+    for _ in range(readings):
+        gpu.read()
+    conditions = gpu.conditions()
+    return {reading.name: reading for reading in conditions.readings}, " ".join(conditions.notes)
+
+
+def test_clocks_and_temperature_are_those_between_turns():
+    readings, notes = watch(Nvml(clocks=(1800, 1790, 1795)))
+    assert {name: (reading.value, reading.unit) for name, reading in readings.items()} == {
+        "GPU": ("0: RTX 9999", ""),
+        "GPU clock, lowest": (1790.0, "MHz"),
+        "GPU clock, highest": (1800.0, "MHz"),
+        "GPU memory clock": (5000.0, "MHz"),
+        "GPU temperature, highest": (61.0, "°C"),
+        "GPU throttled by": ("nothing", ""),
+    }
+    assert notes == ""
+    assert watch(Nvml(clocks=(1800, 1)), interval=3600.0)[0]["GPU clock, lowest"].value == 1800.0
+
+
+@pytest.mark.parametrize(
+    "make", [Nvml, NewerNvml, lambda **kw: NewerNvml(driver_knows=False, **kw)]
+)
+def test_throttling_is_noted_with_its_reason(make):
+    readings, notes = watch(make(clocks=(1800, 1700, 1200), reasons=(0, 0x4, 0x4 | 0x40)))
+    assert readings["GPU throttled by"].value == "its power limit, its temperature, by hardware"
+    assert "lowered by its power limit, in 2 of 3 readings" in notes
+    assert "lowered by its temperature, by hardware, in 1 of 3" in notes
+    assert "changed between 1200 and 1800 MHz" in notes
+
+
+def test_clocks_of_an_idle_gpu_and_clocks_that_someone_set_are_no_throttling():
+    assert watch(Nvml(clocks=(1800, 300, 1800), reasons=(0x2, 0x1, 0x100)))[1] == ""
+
+
+REFUSED = "Insufficient Permissions"
+
+
+@pytest.mark.parametrize(
+    ("figures", "names", "reason"),
+    [
+        ({"clocks": [REFUSED]}, ["GPU clock, lowest", "GPU clock, highest"], f"NVML: {REFUSED}"),
+        ({"memory": REFUSED}, ["GPU memory clock"], f"NVML: {REFUSED}"),
+        ({"temperature": REFUSED}, ["GPU temperature, highest"], f"NVML: {REFUSED}"),
+        ({"reasons": [REFUSED]}, ["GPU throttled by"], f"NVML: {REFUSED}"),
+        ({"clocks": [0], "memory": 0}, ["GPU clock, lowest", "GPU clock, highest",
+                                        "GPU memory clock"], "the sensor gives 0"),
+        ({"start": "Driver Not Loaded"}, ["GPU"], "NVML: Driver Not Loaded"),
+    ],
+)  # fmt: skip
+def test_a_figure_that_is_refused_is_absent_with_the_reason(figures, names, reason):
+    readings, notes = watch(Nvml(**figures))
+    absent = {name: one for name, one in readings.items() if one.value is None}
+    assert list(absent) == names
+    assert all(one.reason == reason and "nvidia-smi" in one.command for one in absent.values())
+    assert notes == ""
+
+
+def test_nothing_read_is_nothing_reported():
+    readings, notes = watch(Nvml(), readings=0)
+    assert [reading.value for reading in readings.values()] == ["0: RTX 9999", *[None] * 5]
+    assert all(reading.reason for name, reading in readings.items() if name != "GPU")
+    assert notes == ""
+
+
+@pytest.mark.parametrize(
+    ("visible", "index", "opened"),
+    [(None, 1, 1), ("", 1, 1), ("3,2", 1, 2), ("GPU-aa,GPU-bb", 0, "GPU-aa"), ("0", 4, 4)],
+)
+def test_the_gpu_is_the_one_that_cuda_counts(monkeypatch, visible, index, opened):
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    nvml = Nvml()
+    assert not isinstance(open_gpu(index, nvml), str)
+    assert nvml.opened == [opened]
+
+
+def test_a_gpu_s_energy_is_read_by_nvml(tmp_path):
+    sources = find_energy_sources(tmp_path, Nvml(energy=itertools.count(5000, 250)))
+    (gpu,) = sources.total
+    assert gpu.counts
+    assert gpu.read() == pytest.approx(5.25)
+    assert "GPU alone" in sources.note
+
+
+@pytest.mark.parametrize(
+    ("nvml", "reason"), [(Nvml(), "Not Supported"), (None, "pip install nvidia-ml-py")]
+)
+def test_energy_that_nothing_gives_is_absent(tmp_path, monkeypatch, nvml, reason):
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    sources = find_energy_sources(tmp_path, nvml)
+    absent = {reading.name: reading for reading in sources.absent}
+    assert sources.total == ()
+    assert reason in absent["GPU energy"].reason
+    assert "ina3221" in absent["board rails"].reason
+    assert all(reading.command and reading.value is None for reading in sources.absent)
+    if nvml is None:
+        assert reason in watch(None)[0]["GPU"].reason
