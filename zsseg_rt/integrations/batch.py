@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,7 +41,7 @@ OverlayFormat = Literal["png", "jpg"]
 _MOST_LANES = 4  # each holds a frame's activations
 _JPEG_QUALITY = 90
 # Settings that leave output images as they are; any other is part of the journal's key.
-_HOW = (
+NOT_IN_KEY = (
     "device", "backend", "precision", "num_threads", "num_lanes", "wait", "with_times",
     "with_node_times", "with_nvtx", "cache_dir", "use_cache", "keep_text_encoder", "max_memory",
     "max_pixels",
@@ -82,21 +83,14 @@ def segment_photos(
     classes and settings are skipped, if they and their output images are still the same files, byte
     for byte.
     """
-    made = PhotoSettings(**settings)
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(out_dir)
-    except OSError as exc:
-        raise SourceError(f"{out_dir}: cannot be created: {exc.strerror}") from exc
-    journal = Journal(out_dir / JOURNAL, _settings_key(engine, made))
+    work = _Work(engine, PhotoSettings(**settings), out_dir)
     if resume:
-        journal.read()
+        work.journal.read()
     targets = [out_dir / stem for stem in _stems(photos)]
     results = []
     with engine.open_lanes() as lanes:
-        work = _Work(lanes, journal, made, engine.config.channel_order)
         done = in_order(
-            work.segment, zip(photos, targets, strict=True),
+            partial(work.segment, lanes), zip(photos, targets, strict=True),
             num_threads=min(lanes.num_lanes + _AHEAD, len(photos)) or 1,
         )  # fmt: skip
         with closing(done):
@@ -122,21 +116,24 @@ def lanes_for(num_photos: int, config: EngineConfig) -> int:
 class _Work:
     """What is done to each photo; several at the same time."""
 
-    def __init__(
-        self, lanes: LanePool, journal: Journal, settings: PhotoSettings, order: str
-    ) -> None:
-        self._lanes, self._journal, self._settings = lanes, journal, settings
-        self._order, self._pixels = order, Budget(settings.max_pixels)
+    def __init__(self, engine: Engine, settings: PhotoSettings, out_dir: Path) -> None:
+        try:
+            out_dir.mkdir(parents=True, exist_ok=True)
+            remove_abandoned(out_dir)
+        except OSError as exc:
+            raise SourceError(f"{out_dir}: cannot be created: {exc.strerror}") from exc
+        self.journal = Journal(out_dir / JOURNAL, settings_key(engine, settings))
+        self._settings, self._is_bgr = settings, engine.config.channel_order == "bgr"
+        self._pixels = Budget(settings.max_pixels)
 
-    def segment(self, job: tuple[Path, Path]) -> tuple[PhotoResult, Segmentation | None]:
-        """Label a photo unless that is done, write its images and journal it.
-
-        The result says what went wrong.
-        """
+    def segment(
+        self, lanes: LanePool, job: tuple[Path, Path]
+    ) -> tuple[PhotoResult, Segmentation | None]:
+        """Label a photo unless that is done; the result says what went wrong."""
         photo, target = job
         try:
-            done_earlier = self._journal.finished(photo)
-            return (done_earlier, None) if done_earlier else self._segment(photo, target)
+            done_earlier = self.journal.finished(photo)
+            return (done_earlier, None) if done_earlier else self._segment(lanes, photo, target)
         except BackendUnavailableError:
             raise
         except ZssegError as exc:
@@ -146,20 +143,23 @@ class _Work:
             _log.debug("%s", photo, exc_info=True)
         return PhotoResult(photo=str(photo), error=message), None
 
-    def _segment(self, photo: Path, target: Path) -> tuple[PhotoResult, Segmentation]:
+    def _segment(
+        self, lanes: LanePool, photo: Path, target: Path
+    ) -> tuple[PhotoResult, Segmentation]:
+        """Label a photo, write its images and journal it."""
         settings = self._settings
         data = load_photo(photo, max_pixels=settings.max_pixels)
         with self._pixels.taken(pixels_of(data, photo)):
             frame = decode_photo(data, photo, max_pixels=settings.max_pixels)
-            if self._order == "bgr":
+            if self._is_bgr:
                 frame = _swapped(frame)
-            seg = self._lanes.segment(frame)
+            seg = lanes.segment(frame)
             suffix = OVERLAY_SUFFIXES[settings.overlay_format]
             overlay = target.with_name(f"{target.name}{suffix}")
             mask = target.with_name(f"{target.name}{MASK_SUFFIX}")
             draw = seg.plot if settings.legend else seg.overlay
-            picture = draw(frame, alpha=settings.alpha)
-            _write_bgr(overlay, _swapped(picture) if self._order == "rgb" else picture)
+            image = draw(frame, alpha=settings.alpha)
+            _write_bgr(overlay, image if self._is_bgr else _swapped(image))
             seg.save(mask)
         result = PhotoResult(
             photo=str(photo),
@@ -170,7 +170,7 @@ class _Work:
             mask=str(mask),
             times={stage: round(ms, 3) for stage, ms in seg.times.items()},
         )
-        self._journal.append(result, data)
+        self.journal.append(result, data)
         return result, seg
 
 
@@ -189,20 +189,19 @@ def describe_classes(seg: Segmentation) -> tuple[dict[str, Any], ...]:
     )
 
 
-def _swapped(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """The picture with its first and last channel swapped in place."""
+def _swapped(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """The image with its first and last channel swapped in place."""
     import cv2
 
-    swapped: npt.NDArray[np.uint8] = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR, dst=picture)
-    return swapped
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2BGR, dst=image), np.uint8)
 
 
-def _write_bgr(path: Path, picture: npt.NDArray[np.uint8]) -> None:
+def _write_bgr(path: Path, image: npt.NDArray[np.uint8]) -> None:
     import cv2
 
     settings = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY] if path.suffix == ".jpg" else []
     try:
-        _, encoded = cv2.imencode(path.suffix, picture, settings)
+        _, encoded = cv2.imencode(path.suffix, image, settings)
     except cv2.error as exc:
         raise SourceError(f"{path}: cannot be encoded: {exc.err}") from exc
     save_file(path, encoded.tobytes())
@@ -221,13 +220,13 @@ def _stems(photos: Sequence[Path]) -> Iterator[str]:
         yield stem
 
 
-def _settings_key(engine: Engine, made: PhotoSettings) -> str:
+def settings_key(engine: Engine, made: PhotoSettings) -> str:
     """A key of everything but the photo that decides its output images."""
     vocabulary, config = engine.vocabulary, vars(engine.config)
     settings: list[Any] = [
         engine.bundle.to_manifest(),  # the hash of every file, the calibration
-        [engine.backend, engine.precision, {k: v for k, v in vars(made).items() if k not in _HOW}],
-        {name: value for name, value in config.items() if name not in _HOW},
+        [engine.backend, engine.precision, {k: v for k, v in vars(made).items() if k not in NOT_IN_KEY}],
+        {name: value for name, value in config.items() if name not in NOT_IN_KEY},
     ]
     if vocabulary is not None:
         settings += [vocabulary.names, vocabulary.phrases, vocabulary.phrase_classes.tolist()]
@@ -280,30 +279,9 @@ class PhotoResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _File:
-    """Size in bytes and SHA-256 (hex) of a file's content."""
-
-    size: int
-    sha256: str
-
-    @classmethod
-    def at(cls, path: Path) -> _File:
-        return cls(size=path.stat().st_size, sha256=sha256_of(path))
-
-    def is_at(self, path: Path) -> bool:
-        """Whether the file there is the one that was described."""
-        try:
-            return path.stat().st_size == self.size and _File.at(path) == self
-        except OSError:
-            return False
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Record:
-    key: str
-    photo: _File
-    overlay: _File
-    mask: _File
+    key: str  # of the settings
+    sha256: dict[str, str]  # of the files by their paths: the photo, its overlay and its mask
     result: PhotoResult
 
 
@@ -341,30 +319,27 @@ class Journal:
         record = self._records.get(str(photo))
         if record is None:
             return None
-        result = record.result
-        same = (
-            record.photo.is_at(photo)
-            and record.mask.is_at(Path(result.mask or ""))
-            and record.overlay.is_at(Path(result.overlay or ""))
-        )
-        return replace(result, resumed=True) if same else None
+        try:
+            same = all(sha256_of(Path(path)) == sha256 for path, sha256 in record.sha256.items())
+        except OSError:
+            return None
+        return replace(record.result, resumed=True) if same else None
 
     def append(self, result: PhotoResult, photo: bytes) -> None:
         """Note that a photo is finished."""
         try:
-            record = _Record(
-                key=self._key,
-                photo=_File(size=len(photo), sha256=hashlib.sha256(photo).hexdigest()),
-                overlay=_File.at(Path(result.overlay or "")),
-                mask=_File.at(Path(result.mask or "")),
-                result=result,
-            )
+            images = filter(None, (result.overlay, result.mask))
+            sha256 = {path: sha256_of(Path(path)) for path in images}
+            sha256[result.photo] = hashlib.sha256(photo).hexdigest()
+            raw = schema.encode(_Record(key=self._key, sha256=sha256, result=result))
+            # Names that are not valid Unicode are escaped, so the line always is.
+            line = json.dumps({"record": raw, "sha256": _digest(raw)}).encode("ascii")
             with self._writing, self._path.open("a+b") as stream:
                 # A line that an interrupted run left unfinished must not swallow this one.
                 end = stream.seek(0, os.SEEK_END)
                 stream.seek(max(end - 1, 0))
                 begin = b"" if stream.read(1) in (b"", b"\n") else b"\n"
-                stream.write(begin + _format(record))
+                stream.write(begin + line + b"\n")
         except OSError as exc:
             raise SourceError(
                 f"{self._path}: cannot be written: {exc.strerror}. The images of {result.photo} "
@@ -372,19 +347,11 @@ class Journal:
             ) from exc
 
 
-def _format(record: _Record) -> bytes:
-    """Format a line; names that are not valid Unicode are escaped, so the line always is."""
-    raw = schema.encode(record)
-    return json.dumps({"record": raw, "sha256": _digest(raw)}).encode("ascii") + b"\n"
-
-
 def _parse(line: bytes) -> _Record:
-    """Return the record of a line."""
+    """The record of a line; a ValueError if it is not whole."""
     content = json.loads(line.decode("utf-8"))
-    if not isinstance(content, Mapping) or content.keys() != {"record", "sha256"}:
+    if not isinstance(content, Mapping) or content.get("sha256") != _digest(content.get("record")):
         raise ValueError("expected a record and its SHA-256")
-    if content["sha256"] != _digest(content["record"]):
-        raise ValueError("expected the SHA-256 of the record")
     return schema.decode(_Record, content["record"], "record")
 
 
@@ -415,38 +382,33 @@ class AnnotationFiles:
             seg = Segmentation(labels=labels, names=self._names, vocabulary_version=0)
         stem = Path(result.mask.removesuffix(MASK_SUFFIX))
         if self._kind == "coco":
-            self._add_to_coco(result.photo, seg)
+            number, (height, width) = len(self._images) + 1, seg.labels.shape
+            image = {"id": number, "file_name": result.photo, "width": width, "height": height}
+            self._images.append(image)
+            for annotation in seg.to_coco_rle(image_id=number):
+                self._annotations.append({**annotation, "id": len(self._annotations) + 1})
             return None
         if self._kind == "geojson":
-            path, content = stem.with_name(f"{stem.name}.geojson"), seg.to_geojson()
-        else:
-            path = stem.with_name(f"{stem.name}.json")
-            photo = os.path.relpath(result.photo, path.parent)
-            content = seg.to_labelme(photo, tolerance=_TOLERANCE)
-        _write(path, content)
-        return path
+            return _write(stem.with_name(f"{stem.name}.geojson"), seg.to_geojson())
+        photo = os.path.relpath(result.photo, stem.parent)
+        return _write(
+            stem.with_name(f"{stem.name}.json"), seg.to_labelme(photo, tolerance=_TOLERANCE)
+        )
 
     def finish(self) -> Path | None:
         """Write what belongs to all photos together; returns its path, if any."""
         if self._kind != "coco":
             return None
-        path = self._out_dir / COCO_FILE
         categories = [{"id": number, "name": name} for number, name in enumerate(self._names, 1)]
         photos = [Path(image["file_name"]).absolute() for image in self._images]
         folder = os.path.commonpath([photo.parent for photo in photos]) if photos else ""
         for image, photo in zip(self._images, photos, strict=True):
             image["file_name"] = photo.relative_to(folder).as_posix()
-        content = {"info": {}, "licenses": [], "categories": categories}
-        _write(path, content | {"images": self._images, "annotations": self._annotations})
-        return path
-
-    def _add_to_coco(self, photo: str, seg: Segmentation) -> None:
-        number, (height, width) = len(self._images) + 1, seg.labels.shape
-        image = {"id": number, "file_name": photo, "width": width, "height": height}
-        self._images.append(image)
-        for annotation in seg.to_coco_rle(image_id=number):
-            self._annotations.append({**annotation, "id": len(self._annotations) + 1})
+        content: dict[str, Any] = {"info": {}, "licenses": [], "categories": categories}
+        content |= {"images": self._images, "annotations": self._annotations}
+        return _write(self._out_dir / COCO_FILE, content)
 
 
-def _write(path: Path, content: Any) -> None:
+def _write(path: Path, content: Any) -> Path:
     save_file(path, (json_text(content) + "\n").encode())
+    return path
