@@ -1,7 +1,7 @@
 """A process that reads sources through GStreamer and tells what it saw, one line of JSON each.
 
     python gstreamer_child.py URI... [--count N] [--order rgb] [--jetson [ELEMENT...]] [--times N]
-                              [--opens-within S] [--silent-for S] [--slow S] [--most-pixels N]
+                              [--slow S] [--most-pixels N] [--patience S]
                               [--nvidia LIBRARY] [--opened N] [--blocks] [--fails N] [--colour N]
 
 A crash of GStreamer, or a thread that it leaves behind, harms no test but its own.
@@ -24,7 +24,6 @@ from support.streams import ReaderNow
 from zsseg_rt.errors import ZssegError
 from zsseg_rt.stream import source as stream_source
 from zsseg_rt.stream.gstreamer import pipelines
-from zsseg_rt.stream.gstreamer import source as gstreamer_source
 from zsseg_rt.stream.opening import on_device
 from zsseg_rt.stream.uris import open_sources
 
@@ -35,9 +34,20 @@ def tell(**facts):
     print(json.dumps(facts), flush=True)
 
 
-def read(source, count, slow):
+class Patient(ReaderNow):
+    """Has enough after so many seconds."""
+
+    def __init__(self, seconds):
+        super().__init__()
+        self.ends_at = time.monotonic() + seconds
+
+    def wait(self, seconds):
+        return time.monotonic() > self.ends_at
+
+
+def read(source, count, slow, patience):
     """Tell of so many pictures; returns whether the source ended by itself."""
-    reader, pictures = ReaderNow(), None
+    reader, pictures = Patient(patience), None
     try:
         pictures = source.pictures(reader)
         for _ in range(count):
@@ -95,11 +105,10 @@ def main():
     parser.add_argument("--count", type=int, default=1)
     parser.add_argument("--order", default="rgb")
     parser.add_argument("--jetson", nargs="*")
-    parser.add_argument("--opens-within", type=float, default=PATIENCE)
-    parser.add_argument("--silent-for", type=float, default=PATIENCE)
     parser.add_argument("--times", type=int, default=1)
     parser.add_argument("--most-pixels", type=int, default=stream_source.MOST_PIXELS)
     parser.add_argument("--slow", type=float, default=0.0)
+    parser.add_argument("--patience", type=float, default=PATIENCE)
     parser.add_argument("--nvidia", type=Path)
     parser.add_argument("--opened", type=int, default=1)
     parser.add_argument("--blocks", action="store_true")
@@ -115,14 +124,12 @@ def main():
         nvidia_stand_in.use(options.nvidia, options.fails, options.colour, options.blocks)
     pipelines.ANSWERS_WITHIN = PATIENCE
     stream_source.MOST_PIXELS = options.most_pixels
-    gstreamer_source.OPENS_WITHIN = options.opens_within
-    gstreamer_source.SILENT_FOR = options.silent_for
     for uri in options.uris * options.times:
         sources = open_sources(uri, options.order)
         if options.nvidia is not None:
             sources = on_device(sources, "cuda:0")
         for _ in range(options.opened):
-            read(*sources, options.count, options.slow)
+            read(*sources, options.count, options.slow, options.patience)
         if options.times > 1:
             tell_resources()
     if options.nvidia is not None:

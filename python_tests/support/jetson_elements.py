@@ -24,7 +24,6 @@ Gst.init(None)
 
 SIDES = "width=[1,8192],height=[1,8192],framerate=[0/1,1000/1]"
 NVMM = f"video/x-raw(memory:NVMM),format=NV12,{SIDES}"
-CUDA = f"video/x-raw(memory:CUDAMemory),format=NV12,{SIDES}"
 PLAIN = f"video/x-raw,format=NV12,{SIDES}"
 ANY = f"video/x-raw(ANY),format={{NV12,I420}},{SIDES}"
 BGRX = f"video/x-raw,format=BGRx,{SIDES}"
@@ -143,36 +142,14 @@ class IntoNvmm(Filter, Gst.Element):
     gives = "video/x-raw(memory:NVMM),format=NV12"
 
 
-@element("Filter/Video", template(SINK, PLAIN), template(SRC, CUDA))
-class IntoCuda(Filter, Gst.Element):
-    gives = "video/x-raw(memory:CUDAMemory),format=NV12"
-
-    def do_set_context(self, context):
-        if context.get_context_type() == "gst.cuda.context":
-            logging.warning("stand-in: works in a context that was lent")
-
-
 @element("Filter/Video", template(SINK, ANY), template(SRC, ANY))
 class Unwrap(Filter, Gst.Element):
-    """What an encoder reads. From CUDA memory, GStreamer's own library fetches it."""
-
-    lent = False
-
-    def do_set_context(self, context):
-        self.lent |= context.get_context_type() == "gst.cuda.context"
+    """What an encoder reads."""
 
     def caps_for(self, caps):
         self.height, self.width, _ = numbers_of(caps)
-        self.path = caps.get_features(0).to_string()
         self.planar = caps.get_structure(0).get_string("format") == "I420"
-        if self.path == "memory:CUDAMemory" and not self.lent:
-            logging.warning("stand-in: this memory is of a context that is not mine")
-        return caps.to_string().replace(f"({self.path})", "")
-
-    def chain(self, pad, parent, buffer):
-        if self.path == "memory:NVMM":
-            return super().chain(pad, parent, buffer)
-        return self.get_static_pad("src").push(buffer)
+        return caps.to_string().replace("(memory:NVMM)", "")
 
     def pixels_for(self, data):
         if len(data) > self.height * self.width:
@@ -228,16 +205,6 @@ class Decoder(Chain, Gst.Bin):
         self.hold("avdec_h264 ! videoconvert ! video/x-raw,format=NV12 ! standininto")
 
 
-@element("Codec/Decoder/Video", template(SINK, "video/x-h264"), template(SRC, CUDA))
-class Nvdec(Chain, Gst.Bin):
-    """No Jetson's: the decoder of other machines, in GStreamer's CUDA memory."""
-
-    def __init__(self):
-        super().__init__()
-        fails = "identity name=decoder error-after=1 ! " if os.environ.get("NVDEC_FAILS") else ""
-        self.hold(f"{fails}avdec_h264 ! videoconvert ! video/x-raw,format=NV12 ! standinintocuda")
-
-
 @element("Codec/Encoder/Video", template(SINK, NVMM), template(SRC, "video/x-h264"))
 class Encoder(Chain, Gst.Bin):
     bitrate = GObject.Property(type=int, default=4_000_000)
@@ -250,7 +217,7 @@ class Encoder(Chain, Gst.Bin):
         self.hold(f"standinunwrap ! videoconvert ! video/x-raw,format=I420 ! {x264}")
 
 
-@element("Codec/Encoder/Video", template(SINK, f"{CUDA};{PLAIN}"), template(SRC, "video/x-h264"))
+@element("Codec/Encoder/Video", template(SINK, PLAIN), template(SRC, "video/x-h264"))
 class Nvenc(Chain, Gst.Bin):
     """No Jetson's: the encoder of other machines."""
 
@@ -273,19 +240,12 @@ TYPES = {
     "nvv4l2decoder": Decoder,
     "nvv4l2h264enc": Encoder,
 }
-OTHERS = {
-    "nvh264dec": Nvdec, "nvh265dec": Nvdec, "nvh264enc": Nvenc,
-}  # fmt: skip
+OTHERS = {"nvh264enc": Nvenc}
 
 
 def register(*names):
     """Make the stand-ins of these names known, or all; what is not named stays absent."""
-    inner = {
-        "standininto": IntoNvmm,
-        "standinunwrap": Unwrap,
-        "standinintocuda": IntoCuda,
-    }
-    for name, made in inner.items():
+    for name, made in {"standininto": IntoNvmm, "standinunwrap": Unwrap}.items():
         Gst.Element.register(None, name, 0, made)
     for name in names or TYPES:
         Gst.Element.register(None, name.split(":")[-1], 0, {**TYPES, **OTHERS}[name])

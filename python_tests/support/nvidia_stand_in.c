@@ -3,7 +3,6 @@
    The structures are written down from nvbufsurface.h (JetPack 6), cudaEGL.h and cuda.h, apart from
    the package's own, so that a C compiler's layout is compared with them. An array is a plane
    with its rows in reverse: who takes it for rows one after the other sees a wrong picture. */
-#include <dlfcn.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -72,7 +71,7 @@ typedef struct {
 } Plane;
 
 /* What is held, and how often a call was made; the call that shall fail, 0 for none. */
-_Atomic int stand_in_images, stand_in_resources, stand_in_copies, stand_in_syncs, stand_in_fails;
+_Atomic int stand_in_images, stand_in_resources, stand_in_copies, stand_in_fails;
 /* Whether surfaces that are made here lie in blocks. */
 int stand_in_in_blocks;
 
@@ -146,7 +145,7 @@ int NvBufSurfaceUnMapEglImage(NvBufSurface* surface, int index) {
 int cuGraphicsEGLRegisterImage(void** resource, void* image, unsigned int flags) {
   if (stand_in_fails == 2 || image == 0)
     return 999;
-  if (flags != (((NvBufSurfaceParams*)image)->paramex ? 0 : 1))
+  if (flags != 1)
     return 999;
   ++stand_in_resources;
   *resource = image;
@@ -208,30 +207,4 @@ int cuMemcpy2DAsync_v2(const CUDA_MEMCPY2D* copy, void* stream) {
     return 1;
   stand_in_copies += stream != 0;
   return copy_planes(copy);
-}
-
-void gst_cuda_memory_sync(void* memory) {
-  stand_in_syncs += memory != 0;
-}
-
-int gst_cuda_load_library(void) {
-  return 1;
-}
-
-void gst_cuda_memory_init_once(void) {}
-
-void* gst_cuda_context_new_wrapped(void* context, int device) {
-  return device == 0 ? context : 0;
-}
-
-void* gst_context_new_cuda_context(void* context) {
-  void* library = dlopen("libgstreamer-1.0.so.0", RTLD_NOW | RTLD_NOLOAD);
-  void* (*make)(const char*, int) = (void* (*)(const char*, int))dlsym(library, "gst_context_new");
-  return context == 0 ? 0 : make("gst.cuda.context", 1);
-}
-
-int cuDevicePrimaryCtxRetain(void** context, int device) {
-  static int primary;
-  *context = &primary;
-  return device != 0;
 }

@@ -91,10 +91,8 @@ def use(library: Path, fails: int, colour: int, in_blocks: bool) -> None:
     from zsseg_rt.stream.gstreamer import gpu_frames
 
     ops.core = host_core()
-    names = ("cuda", "gstcuda", "nvbufsurface")
-    gpu_frames.LIBRARIES = {**gpu_frames.LIBRARIES, **dict.fromkeys(names, (str(library),))}
-    if fails == ABSENT:
-        gpu_frames.LIBRARIES["nvbufsurface"] = gpu_frames.LIBRARIES["gstcuda"] = ("libabsent.so",)
+    surfaces = "libabsent.so" if fails == ABSENT else str(library)
+    gpu_frames.LIBRARIES = {"cuda": (str(library),), "nvbufsurface": (surfaces,)}
     _used.library, _used.in_blocks, _used.colour = ctypes.CDLL(str(library)), in_blocks, colour
     ctypes.c_int.in_dll(_used.library, "stand_in_in_blocks").value = in_blocks
     ctypes.c_int.in_dll(_used.library, "stand_in_fails").value = fails
@@ -102,7 +100,7 @@ def use(library: Path, fails: int, colour: int, in_blocks: bool) -> None:
 
 def facts(*names: str) -> dict[str, int]:
     """What is held, and how often calls were made."""
-    names = names or ("images", "resources", "copies", "syncs")
+    names = names or ("images", "resources", "copies")
     return {n: ctypes.c_int.in_dll(_used.library, f"stand_in_{n}").value for n in names}
 
 

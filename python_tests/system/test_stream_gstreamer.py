@@ -103,12 +103,6 @@ def test_what_fails_is_told_with_its_remedy(uri, failures):
     assert "hush" not in end["message"] + end["name"]
 
 
-def test_a_camera_that_falls_silent_is_an_error():
-    end = read(f"{LIVE} ! valve drop=true", 1, "--opens-within", "0.5").end
-    assert end["error"] == "SourceError"
-    assert "expected frames, none came for" in end["message"]
-
-
 def test_a_csi_camera_s_own_pipeline_runs():
     uris = ["csi://0?size=320x240&rate=29.97", "csi://0?size=320x240&flip=2", "csi://1"]
     told = read(uris, 3, "--jetson", *CSI)
@@ -174,12 +168,11 @@ def test_a_login_is_needed_and_never_shown(rtsp_cameras):
         assert secret not in told.log + str(told.ends)
 
 
-@pytest.mark.parametrize("how", ["kill", "freeze"])
-def test_a_camera_that_is_lost_is_an_error(rtsp_cameras, how):
+def test_a_camera_that_is_lost_is_an_error(rtsp_cameras):
     camera = rtsp_cameras()
-    with reading(camera.url, "--silent-for", "2") as lines:
+    with reading(camera.url) as lines:
         assert "shape" in next(lines)
-        getattr(camera, how)()
+        camera.kill()
         end = next(line for line in lines if "shape" not in line)
     assert end["error"] == "SourceError"
 
@@ -256,8 +249,8 @@ FLOODS = {
 @pytest.mark.parametrize("kind", FLOODS)
 def test_a_camera_that_floods_is_cut_off_and_leaves_nothing_behind(kind):
     with Flood(*FLOODS[kind]) as camera:
-        told = read(camera.url, 1, "--times", "5", "--opens-within", "0.7")
-    assert [end["error"] for end in told.ends] == ["SourceError"] * 5
+        told = read(camera.url, 1, "--times", "5", "--patience", "0.7")
+    assert (len(told.ends), told.pictures) == (5, [])
     first, *_, last = told.resources
     assert last["megabytes"] < 400  # of 1000 that it would send
     assert last["threads"] <= first["threads"] + 4  # GLib's pool

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from zsseg_rt.stream.uris import open_sources, source_names
 
 MOST_FRAMES = 16
 _SEED = 0
+_PATIENCE = 30.0  # seconds for the frames of a source
 Frames = list[npt.NDArray[np.uint8]]
 _SETTINGS = {one.name: one.metadata["option"] for one in fields(EngineConfig)}
 del _SETTINGS["num_lanes"]
@@ -141,10 +143,13 @@ def _pair(text: str, option: str) -> tuple[str, str]:
 
 
 class _Impatient:
-    """Reads a source without waiting for its clock."""
+    """Reads a source without waiting for its clock; one that stays silent is given up."""
+
+    def __init__(self) -> None:
+        self._ends_at = time.monotonic() + _PATIENCE
 
     def wait(self, seconds: float) -> bool:
-        return False
+        return time.monotonic() > self._ends_at
 
     def count_damaged(self) -> None:
         pass

@@ -17,6 +17,11 @@ _COLOURS = MappingProxyType({1: "bt709", 2: "bt601", 5: "bt601", 6: "bt601"})
 _FULL_RANGE = 2  # AVCOL_RANGE_JPEG
 
 
+def gpu_index(device: str) -> int:
+    """The number of ``"cuda:N"``."""
+    return int(device.partition(":")[2])
+
+
 class Uploads:
     """Takes frames to a GPU, in one thread: the CPU goes over the pixels once.
 
@@ -26,7 +31,7 @@ class Uploads:
     def __init__(self, device: str, channel_order: str) -> None:
         from zsseg_rt.ops import core
 
-        self._core, self._index, self._order = core, int(device.partition(":")[2]), channel_order
+        self._core, self._index, self._order = core, gpu_index(device), channel_order
         core.cuda_set_device(self._index)
         self._stream = core.Stream(self._index)
         self._reads_in_place = core.cuda_device_properties(self._index)["integrated"]

@@ -18,6 +18,7 @@ from zsseg_rt.results.plot import NamePlace, draw_names, legend_strip
 from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.results.visualize import palette
 from zsseg_rt.runtime.frames import Nv12Frame
+from zsseg_rt.stream.conversion import gpu_index
 from zsseg_rt.stream.writers import frame_of
 
 _NARROWEST = 320  # columns: names would cover a narrower frame
@@ -142,7 +143,7 @@ class GpuPainter:
         try:
             if self._stream is None:
                 array = frame.luma if isinstance(frame, Nv12Frame) else frame
-                self._index = int(array.device.partition(":")[2])
+                self._index = gpu_index(array.device)
                 self._stream = core.Stream(self._index)
             return core.outside_captures(lambda: work(self._stream.handle))
         except CaptureError:

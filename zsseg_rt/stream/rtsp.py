@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -16,7 +17,6 @@ from zsseg_rt.stream.video import VideoSource
 Library = Literal["auto", "gstreamer", "pyav"]
 
 _PROTOCOLS = {"tcp": "tcp", "udp": "udp", "udp-mcast": "udp_multicast", "http": "http"}  # FFmpeg's
-_LONGEST_LATENCY = 60_000  # ms
 _log = logging.getLogger(__name__)
 
 
@@ -35,21 +35,26 @@ class RtspSettings:
     def from_environment() -> RtspSettings:
         """As ``ZSSEG_RTSP_LIBRARY``, ``ZSSEG_RTSP_PROTOCOLS``, ``ZSSEG_RTSP_LATENCY_MS`` say."""
         library = os.environ.get("ZSSEG_RTSP_LIBRARY") or "auto"
-        known = get_args(Library)
-        if library not in known:
+        if library not in get_args(Library):
             raise ConfigError(
-                f"ZSSEG_RTSP_LIBRARY: expected one of {', '.join(known)}, got {library!r}"
+                f"ZSSEG_RTSP_LIBRARY: expected one of {', '.join(get_args(Library))}, got "
+                f"{library!r}"
             )
-        given = os.environ.get("ZSSEG_RTSP_PROTOCOLS") or "tcp"
-        protocols = tuple(dict.fromkeys(part.strip() for part in given.split(",")))
+        names = os.environ.get("ZSSEG_RTSP_PROTOCOLS") or "tcp"
+        protocols = tuple(dict.fromkeys(part.strip() for part in names.split(",")))
         if not set(protocols) <= set(_PROTOCOLS):
             raise ConfigError(
-                f"ZSSEG_RTSP_PROTOCOLS: expected some of {', '.join(_PROTOCOLS)}, got {given!r}"
+                f"ZSSEG_RTSP_PROTOCOLS: expected some of {', '.join(_PROTOCOLS)}, got {names!r}"
+            )
+        latency = os.environ.get("ZSSEG_RTSP_LATENCY_MS") or None
+        if latency and not (re.fullmatch("[0-9]{1,5}", latency) and int(latency) <= 60_000):
+            raise ConfigError(
+                f"ZSSEG_RTSP_LATENCY_MS: expected milliseconds from 0 to 60000, got {latency!r}"
             )
         return RtspSettings(
             library=library,  # type: ignore[arg-type]  # checked above
             protocols=protocols,
-            latency_ms=_latency(os.environ.get("ZSSEG_RTSP_LATENCY_MS") or ""),
+            latency_ms=int(latency) if latency else None,
         )
 
 
@@ -72,38 +77,29 @@ class RtspSource:
 
     def choose(self) -> Source:
         """The source that reads it."""
+        library = self.settings.library
+        if library == "auto" and self.url.lower().startswith("rtsps:"):
+            library = "pyav"  # GStreamer refuses the certificates that cameras sign themselves
         try:
-            if self.settings.library != "pyav" and not self._keeps_to_pyav():
+            if library != "pyav":
                 return self._through_gstreamer()
         except BackendUnavailableError as exc:
-            if self.settings.library == "gstreamer":
+            if library == "gstreamer":
                 raise
             _tell_once(f"rtsp: read with PyAV, since GStreamer is not complete: {exc}")
         else:
             _tell_once("rtsp: read with PyAV")
         return self._through_pyav()
 
-    def _keeps_to_pyav(self) -> bool:
-        """GStreamer refuses the certificates that cameras sign themselves; FFmpeg takes them."""
-        return self.settings.library == "auto" and self.url.lower().startswith("rtsps:")
-
     def _through_gstreamer(self) -> Source:
         from zsseg_rt.stream.gstreamer.library import load, require_elements
-        from zsseg_rt.stream.gstreamer.pipelines import (
-            RtspCamera,
-            decoder_of,
-            path_of_decoder,
-            rtsp_elements,
-        )
-        from zsseg_rt.stream.gstreamer.source import GstSource, keeps_to_host
+        from zsseg_rt.stream.gstreamer.pipelines import RtspCamera, decoder_of, rtsp_elements
+        from zsseg_rt.stream.gstreamer.source import GstSource
 
-        library = load()
+        library, latency = load(), self.settings.latency_ms
         require_elements(library.Gst, rtsp_elements(library.Gst), "rtsp")
-        is_on_host = self.device == "cpu" or self.refusals or keeps_to_host()
-        path = "host" if is_on_host else path_of_decoder(library.Gst)
-        decoder = decoder_of(library.Gst, "H264", path)[0]
+        decoder = decoder_of(library.Gst, "H264")[0]
         _tell_once(f"rtsp: read with GStreamer {library.version}, H.264 decoded by {decoder}")
-        latency = self.settings.latency_ms
         recipe = RtspCamera(
             url=self.url,
             protocols=self.settings.protocols,
@@ -129,17 +125,6 @@ class RtspSource:
             options=options,
             device=self.device,
         )
-
-
-def _latency(text: str) -> int | None:
-    if not text:
-        return None
-    if not (text.isascii() and text.isdecimal() and int(text) <= _LONGEST_LATENCY):
-        raise ConfigError(
-            f"ZSSEG_RTSP_LATENCY_MS: expected milliseconds from 0 to {_LONGEST_LATENCY}, got "
-            f"{text!r}"
-        )
-    return int(text)
 
 
 @functools.cache

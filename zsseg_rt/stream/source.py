@@ -16,7 +16,7 @@ from zsseg_rt.common.arrays import Array
 from zsseg_rt.errors import SourceError
 from zsseg_rt.runtime.frames import Nv12Frame
 
-FramePathName = Literal["host", "nvmm", "cuda"]
+FramePathName = Literal["host", "nvmm"]
 
 _USUAL_STEP = 1 / 25  # seconds between frames of recordings that state no rate
 # As FFmpeg: seconds by which times may be out of order, or leap ahead, until they begin anew.
@@ -48,7 +48,7 @@ class Picture:
         image: uint8 [H, W, 3], the source's to give away: nobody writes to it any more; or what
             makes it of ``on_gpu``.
         on_gpu: The same on the engine's GPU, as an engine takes it, or None.
-        path: How it came: ``"host"``, ``"nvmm"`` (a Jetson's memory) or ``"cuda"`` (NVDEC's).
+        path: How it came: ``"host"``, or ``"nvmm"`` (a Jetson's memory).
         captured_at: Seconds of ``time.monotonic()``.
         clock: Whose time that is.
         pts_seconds: The stream's own time stamp in seconds, or None.

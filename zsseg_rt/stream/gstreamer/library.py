@@ -9,7 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,30 +19,15 @@ from zsseg_rt.common.extras import install_command, unavailable
 from zsseg_rt.errors import BackendUnavailableError, SourceError, ZssegError
 from zsseg_rt.stream.source import redact, shown
 
-_BASE = "gstreamer1.0-plugins-base"
-_GOOD = "gstreamer1.0-plugins-good"
-_BAD = "gstreamer1.0-plugins-bad"
-_JETSON = "nvidia-l4t-gstreamer"
-_PACKAGES = {
-    "appsink": _BASE,
-    "appsrc": _BASE,
-    "videoconvert": _BASE,
-    "videoscale": _BASE,
-    "videotestsrc": _BASE,
-    "decodebin": _BASE,
-    "jpegdec": _GOOD,
-    "rtph264depay": _GOOD,
-    "rtph264pay": _GOOD,
-    "rtph265depay": _GOOD,
-    "rtpjpegdepay": _GOOD,
-    "rtspsrc": _GOOD,
-    "v4l2src": _GOOD,
-    "h264parse": _BAD,
-    "h265parse": _BAD,
-    "avdec_h264": "gstreamer1.0-libav",
-    "avdec_h265": "gstreamer1.0-libav",
-    "x264enc": "gstreamer1.0-plugins-ugly",
+_ELEMENTS = {
+    "gstreamer1.0-plugins-base": "appsink appsrc videoconvert videoscale videotestsrc decodebin",
+    "gstreamer1.0-plugins-good": "jpegdec rtph264depay rtph264pay rtph265depay rtpjpegdepay "
+    "rtspsrc v4l2src",
+    "gstreamer1.0-plugins-bad": "h264parse h265parse",
+    "gstreamer1.0-libav": "avdec_h264 avdec_h265",
+    "gstreamer1.0-plugins-ugly": "x264enc",
 }
+_PACKAGES = {name: package for package, names in _ELEMENTS.items() for name in names.split()}
 _TYPELIBS = "gir1.2-gst-plugins-base-1.0"
 _SERVER_TYPELIB = "gir1.2-gst-rtsp-server-1.0"
 _lock = threading.Lock()
@@ -109,20 +94,19 @@ def known_settings(gst: Any, element: str, settings: Mapping[str, object]) -> st
 def packages_of(elements: Iterable[str]) -> str:
     """What to do about missing elements."""
     elements = list(elements)
-    known = sorted({_PACKAGES[name] for name in elements if name in _PACKAGES})
-    jetson = [name for name in elements if name.startswith("nv") and name not in _PACKAGES]
-    others = [name for name in elements if name not in _PACKAGES and name not in jetson]
-    told = []
-    if known:
-        told.append(f"Run: sudo apt install {' '.join(known)}")
+    packages = sorted({_PACKAGES[name] for name in elements if name in _PACKAGES})
+    others = [name for name in elements if name not in _PACKAGES]
+    jetson = [name for name in others if name.startswith("nv")]
+    unknown = [name for name in others if not name.startswith("nv")]
+    advice = [f"Run: sudo apt install {' '.join(packages)}"] if packages else []
     if jetson:
-        told.append(
-            f"{', '.join(jetson)}: sudo apt install {_JETSON}, on a Jetson; other machines have "
-            "none of it."
+        advice.append(
+            f"{', '.join(jetson)}: sudo apt install nvidia-l4t-gstreamer, on a Jetson; other "
+            "machines have none of it."
         )
-    if others:
-        told.append(f"Is {others[0]!r} spelled as gst-inspect-1.0 lists it?")
-    return " ".join(told)
+    if unknown:
+        advice.append(f"Is {unknown[0]!r} spelled as gst-inspect-1.0 lists it?")
+    return " ".join(advice)
 
 
 def _import(*namespaces: str, package: str) -> list[Any]:
@@ -282,17 +266,12 @@ def host_planes(library: Library, sample: Any) -> Iterator[tuple[list[Any], str 
         yield planes, matrix_of(library.GstVideo, info)
 
 
-def mapped(buffer: Any, flags: int = 0) -> AbstractContextManager[MapInfo]:
-    """A buffer's memory, to be read inside the block; PyGObject would copy it."""
-    address = c.c_void_p(hash(buffer))  # PyGObject's hash is the C address
-    return mapped_at(address, _MAP_READ | flags)
-
-
 @contextmanager
-def mapped_at(address: c.c_void_p, flags: int) -> Iterator[MapInfo]:
-    """The memory of the buffer at an address, inside the block."""
+def mapped(buffer: Any) -> Iterator[MapInfo]:
+    """A buffer's memory, to be read inside the block; PyGObject would copy it."""
     library, info = _gstreamer(), MapInfo()
-    if library.gst_buffer_map(address, c.byref(info), flags) != 1:
+    address = c.c_void_p(hash(buffer))  # PyGObject's hash is the C address
+    if library.gst_buffer_map(address, c.byref(info), _MAP_READ) != 1:
         raise NotMappedError("gst_buffer_map: refused")
     try:
         yield info

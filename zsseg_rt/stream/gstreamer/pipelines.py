@@ -12,17 +12,16 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlsplit
 
-from zsseg_rt.errors import BackendUnavailableError, SourceError, ZssegError
+from zsseg_rt.errors import SourceError, ZssegError
 from zsseg_rt.stream.gstreamer.library import (
     Arrivals,
     NotMappedError,
     explain,
     known_settings,
     missing_elements,
-    packages_of,
     redact_pipeline,
     require_elements,
 )
@@ -88,25 +87,27 @@ class Pipeline:
     connections: Connections | None = None  # Those to its camera, where they are watched
 
 
-class Recipe(Protocol):
+class Recipe:
     """How the pipeline of a source is made; anew for each attempt to open it."""
 
-    @property
-    def hint(self) -> str:
-        """What to check when a camera's pipeline ends or falls silent."""
+    hint = ""
+    """What to check when a camera's pipeline ends."""
 
     def path(self, gst: Any) -> str:
-        """Where its frames may lie on their way to a GPU: ``"nvmm"``, ``"cuda"`` or ``"host"``."""
+        """Where its frames may lie on their way to a GPU: ``"nvmm"`` or ``"host"``."""
+        return "host"
 
     def build(self, gst: Any, name: str, path: str = "host") -> Pipeline:
         """Make the pipeline."""
+        raise NotImplementedError
 
     def explain(self, gst: Any, message: Any, name: str) -> ZssegError:
         """A message of type ``ERROR`` in our words, without passwords."""
+        return explain(gst, message, name)
 
 
 @dataclass(frozen=True, kw_only=True)
-class CsiCamera:
+class CsiCamera(Recipe):
     """A camera on a Jetson's CSI connector, through NVIDIA's image signal processor."""
 
     sensor: int  # The camera's number
@@ -148,7 +149,7 @@ class CsiCamera:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UserPipeline:
+class UserPipeline(Recipe):
     """The user's own pipeline."""
 
     # As for gst-launch-1.0. Unless its last element is an appsink, it is continued with !
@@ -156,19 +157,11 @@ class UserPipeline:
     text: str = field(repr=False)
     hint = "Check its source. If it plays a file, write gst-file: for gst:."
 
-    def path(self, gst: Any) -> str:
-        """See :class:`Recipe`."""
-        return "host"
-
     def build(self, gst: Any, name: str, path: str = "host") -> Pipeline:
         """See :class:`Recipe`."""
         last = self.text.rpartition("!")[2].split()
         ends = bool(last) and last[0] == "appsink"
         return parse(gst, self.text if ends else f"{self.text} ! videoconvert ! appsink", name)
-
-    def explain(self, gst: Any, message: Any, name: str) -> ZssegError:
-        """See :class:`Recipe`."""
-        return explain(gst, message, name)
 
 
 def within_nvmm(gst: Any) -> str:
@@ -185,30 +178,19 @@ def parse(gst: Any, text: str, name: str) -> Pipeline:
 
     context = gst.ParseContext.new()
     try:
-        made = gst.parse_launch_full(text, context, gst.ParseFlags.FATAL_ERRORS)
+        element = gst.parse_launch_full(text, context, gst.ParseFlags.FATAL_ERRORS)
     except GLib.Error as exc:
-        missing = missing_elements(gst, dict.fromkeys(context.get_missing_elements() or ()))
-        if missing:
-            raise BackendUnavailableError(
-                f"{name}: expected the GStreamer elements {', '.join(missing)}, found none. "
-                f"{packages_of(missing)}"
-            ) from None
+        require_elements(gst, dict.fromkeys(context.get_missing_elements() or ()), name)
         raise SourceError(
             f"{name}: expected a pipeline as gst-launch-1.0 takes it, got one that GStreamer "
             f"refuses: {redact_pipeline(exc.message)}. Try it there."
         ) from None
-    sink = _appsink_of(gst, made)
+    sink = None
+    if isinstance(element, gst.Bin):
+        _, sink = element.iterate_all_by_element_factory_name("appsink").next()
     if sink is None:
         raise SourceError(f"{name}: expected a pipeline that ends in raw video, got a whole one")
-    return Pipeline(element=made, sink=sink)
-
-
-def _appsink_of(gst: Any, made: Any) -> Any:
-    if not isinstance(made, gst.Bin):
-        return None
-    found = made.iterate_all_by_element_factory_name("appsink")
-    result, sink = found.next()
-    return sink if result == gst.IteratorResult.OK else None
+    return Pipeline(element=element, sink=sink)
 
 
 # What arrives -> what unpacks it, and what decodes it without NVIDIA's decoder.
@@ -221,7 +203,6 @@ _UNPACK: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 _SOFTWARE = MappingProxyType({"H264": "avdec_h264", "H265": "avdec_h265", "JPEG": "jpegdec"})
 NVMM_DECODER = ("nvv4l2decoder", "nvvidconv")
-CUDA_DECODERS = MappingProxyType({"H264": "nvh264dec", "H265": "nvh265dec"})
 _ANSWERS = MappingProxyType(
     {
         "403": "Check user, password and the user's rights.",
@@ -232,19 +213,10 @@ _ANSWERS = MappingProxyType(
 _TO_BGRX = " ! capsfilter caps=video/x-raw,format=BGRx"
 
 
-def path_of_decoder(gst: Any) -> str:
-    """Where decoded frames may lie: ``"nvmm"`` on a Jetson, ``"cuda"`` with NVDEC, or host."""
-    if not missing_elements(gst, NVMM_DECODER):
-        return "nvmm"
-    return "host" if missing_elements(gst, CUDA_DECODERS.values()) else "cuda"
-
-
-def decoder_of(gst: Any, encoding: str, path: str = "host") -> tuple[str, ...]:
+def decoder_of(gst: Any, encoding: str) -> tuple[str, ...]:
     """The elements that decode a stream: those of a Jetson's decoder where it is present."""
     if encoding != "JPEG" and not missing_elements(gst, NVMM_DECODER):
         return NVMM_DECODER
-    if encoding in CUDA_DECODERS and path == "cuda":
-        return (CUDA_DECODERS[encoding],)
     return (_SOFTWARE[encoding],)
 
 
@@ -257,7 +229,7 @@ def rtsp_elements(gst: Any) -> list[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RtspCamera:
+class RtspCamera(Recipe):
     """A camera that speaks RTSP."""
 
     url: str = field(repr=False)  # Where it is; may hold a login
@@ -268,11 +240,11 @@ class RtspCamera:
     hint = "Check the camera, and that it is on."
 
     def path(self, gst: Any) -> str:
-        """See :class:`~zsseg_rt.stream.gstreamer.pipelines.Recipe`."""
-        return path_of_decoder(gst)
+        """See :class:`Recipe`."""
+        return "host" if missing_elements(gst, NVMM_DECODER) else "nvmm"
 
     def build(self, gst: Any, name: str, path: str = "host") -> Pipeline:
-        """See :class:`~zsseg_rt.stream.gstreamer.pipelines.Recipe`."""
+        """See :class:`Recipe`."""
         require_elements(gst, ("rtspsrc", "videoconvert", "appsink"), name)
         convert = "videoconvert" if path == "host" else "identity"
         built = parse(gst, f"rtspsrc name=camera {convert} name=convert ! appsink", name)
@@ -292,30 +264,7 @@ class RtspCamera:
         if set(self.protocols) <= {"tcp", "http"}:
             # The camera's own times, which are not fitted to arrivals: lateness shows by them.
             gst.util_set_object_arg(camera, "buffer-mode", "none")
-        wired = self._wired(built, camera, _Wiring(gst, built.element, name, path))
-        wired.connections = Connections(location)
-        return wired
-
-    def explain(self, gst: Any, message: Any, name: str) -> ZssegError:
-        """See :class:`~zsseg_rt.stream.gstreamer.pipelines.Recipe`; rtspsrc hides system errors."""
-        error, debug = message.parse_error()
-        last = (debug or "").strip().rpartition("\n")[2]
-        answer = re.fullmatch(r"(.+) \(([3-5]\d\d)\)", last)
-        if answer is not None:
-            remedy = _ANSWERS.get(answer[2], "Check the camera's settings.")
-            if answer[2] == "401":
-                remedy = login_remedy(self.url)
-            return SourceError(f"{name}: cannot be read: {answer[2]} {answer[1]}. {remedy}")
-        if "Failed to connect" in last and (reason := why_unreachable(self.url)):
-            return SourceError(
-                f"{name}: cannot be read: {reason}. Check address and port, and that the camera is "
-                "on."
-            )
-        if error.matches(gst.ResourceError.quark(), gst.ResourceError.READ):
-            return explain(gst, message, name, hint="Check the address, and that the camera is on.")
-        return explain(gst, message, name)
-
-    def _wired(self, built: Pipeline, camera: Any, wiring: _Wiring) -> Pipeline:
+        wiring = _Wiring(gst, built.element, name, path)
         handlers = [
             camera.connect("select-stream", wiring.select),
             camera.connect("pad-added", wiring.link),
@@ -332,7 +281,27 @@ class RtspCamera:
             arrivals=wiring.arrivals,
             problem=lambda: wiring.problem,
             forget=forget,
+            connections=Connections(location),
         )
+
+    def explain(self, gst: Any, message: Any, name: str) -> ZssegError:
+        """As of a recipe; rtspsrc hides system errors."""
+        error, debug = message.parse_error()
+        last = (debug or "").strip().rpartition("\n")[2]
+        answer = re.fullmatch(r"(.+) \(([3-5]\d\d)\)", last)
+        if answer is not None:
+            remedy = _ANSWERS.get(answer[2], "Check the camera's settings.")
+            if answer[2] == "401":
+                remedy = login_remedy(self.url)
+            return SourceError(f"{name}: cannot be read: {answer[2]} {answer[1]}. {remedy}")
+        if "Failed to connect" in last and (reason := why_unreachable(self.url)):
+            return SourceError(
+                f"{name}: cannot be read: {reason}. Check address and port, and that the camera is "
+                "on."
+            )
+        if error.matches(gst.ResourceError.quark(), gst.ResourceError.READ):
+            return explain(gst, message, name, hint="Check the address, and that the camera is on.")
+        return explain(gst, message, name)
 
 
 class _Wiring:
@@ -373,7 +342,7 @@ class _Wiring:
                 f"{self._name}: expected H.264, H.265 or JPEG, the camera sends {encoding}. Change "
                 "its settings, or set ZSSEG_RTSP_LIBRARY=pyav."
             )
-        unpack, decoder = _UNPACK[encoding], decoder_of(gst, encoding, self._path)
+        unpack, decoder = _UNPACK[encoding], decoder_of(gst, encoding)
         if self._path != "host" and decoder[0] == _SOFTWARE[encoding]:
             raise NotMappedError(f"{decoder[0]} decodes {encoding} on the CPU")
         require_elements(gst, (*unpack, *decoder), self._name)

@@ -18,7 +18,6 @@ from zsseg_rt.stream.gstreamer.library import Library, NotMappedError, is_damage
 from zsseg_rt.stream.gstreamer.pipelines import Connections, Pipeline, Recipe
 from zsseg_rt.stream.source import Lateness, Picture, Reader, RecordingTimes
 
-OPENS_WITHIN, SILENT_FOR = 9.0, 10.0  # seconds to a camera's first frame, and to each further one
 MOST_BYTES = 1 << 26
 """Bytes that a network camera may send without a frame; a key frame in 4K has some 2 MB."""
 
@@ -48,14 +47,14 @@ class GstSource:
         library = load()
         *others, last = self._ways(library)
         for open_frames in others:
-            found = False
+            num_frames = 0
             try:
-                frames = open_frames()
-                for picture in self._play(library, frames, reader):
-                    found = True
+                for picture in self._play(library, open_frames(), reader):
+                    num_frames += 1
                     yield picture
             except SourceError as exc:
-                if found or not (isinstance(exc, NotMappedError) or _blames(frames.path, str(exc))):
+                may_be_mapped = isinstance(exc, NotMappedError) or "not-negotiated" in str(exc)
+                if num_frames or not may_be_mapped:
                     raise
                 self.refusals.append(str(exc))
                 _log.warning("%s: frames pass through the CPU's memory: %s", self.name, exc)
@@ -71,15 +70,14 @@ class GstSource:
         ]
         if device != "cpu":
             ways.insert(0, partial(HostFrames, library, order, device, rgb=False))
-            if not keeps_to_host() and (path := self.recipe.path(library.Gst)) != "host":
-                ways.insert(0, partial(GpuFrames, library, path, device, order))
+            if not keeps_to_host() and self.recipe.path(library.Gst) == GpuFrames.path:
+                ways.insert(0, partial(GpuFrames, order, device))
         return ways[len(self.refusals) :]
 
     def _play(
         self, library: Library, frames: GpuFrames | HostFrames, reader: Reader
     ) -> Generator[Picture, None, None]:
         built = self.recipe.build(library.Gst, self.name, frames.path)
-        frames.lend_context(built.element)
         queue = _Queue(library.Gst, built, drops=self.live)
         with closing(queue), self._playing(library.Gst, built, frames.caps) as is_live:
             start: float | None = None
@@ -182,12 +180,6 @@ def _cut_if_it_hangs(connections: Connections | None) -> Iterator[None]:
         is_over.set()
 
 
-def _blames(path: str, error: str) -> bool:
-    """Whether a pipeline's error may be gone on another path; NVDEC takes fewer streams."""
-    words = {"nvmm": ("not-negotiated",), "cuda": ("not-negotiated", "cannot be read: decoder: ")}
-    return any(word in error for word in words.get(path, ()))
-
-
 def keeps_to_host() -> bool:
     """Whether frames pass through the CPU's memory in any case, by ``ZSSEG_CAMERA_FRAMES``."""
     given = os.environ.get("ZSSEG_CAMERA_FRAMES") or "auto"
@@ -231,14 +223,13 @@ class _Queue:
 
 
 class _Watch:
-    """Hears what a playing pipeline says, and knows for how long it has been silent."""
+    """Hears what a playing pipeline says, and how many bytes it takes for a frame."""
 
     def __init__(self, source: GstSource, gst: Any, built: Pipeline, reader: Reader) -> None:
         self._source, self._gst, self._built, self._reader = source, gst, built, reader
         self._bus = built.element.get_bus()
         self._error: ZssegError | None = None
-        self._found = False
-        self._patience, self._seen_at = OPENS_WITHIN, time.monotonic()
+        self._has_frames = False
         self._received = 0  # bytes when a silence began
 
     def read_bus(self) -> None:
@@ -254,32 +245,29 @@ class _Watch:
 
     def gave_frame(self) -> None:
         """It gave a frame, which has been taken."""
-        self._found = True
-        self._patience, self._seen_at = SILENT_FOR, time.monotonic()
-        self._received = -1
+        self._has_frames, self._received = True, -1
 
     def is_over(self) -> bool:
         """Whether the pipeline has come to its end; asked when it has no frame."""
-        name, hint = self._source.name, self._source.recipe.hint
-        has_ended = self._built.sink.is_eos()
+        name, live = self._source.name, self._source.live
+        has_ended = bool(self._built.sink.is_eos())
         self.read_bus()  # an error comes before the end that it causes
-        self._error = self._built.problem() or self._error  # what follows from a problem
-        if self._error is not None:
-            if self._source.live or not self._found:
-                raise self._give_error()
+        error, self._error = self._built.problem() or self._error, None  # what follows from it
+        if error is not None:
+            if live or not self._has_frames:
+                try:
+                    raise error
+                finally:
+                    del error  # its traceback holds this frame, and with it the pipeline
             self._reader.count_damaged()  # a file ends where it cannot be read any more
             return True
-        if has_ended:
-            if self._source.live:
-                raise SourceError(f"{name}: the camera's stream ended. {hint}")
-            if not self._found:
-                raise SourceError(f"{name}: expected a video, got no frame. Is it whole?")
-            return True
-        self._refuse_flood(name)
-        silent = time.monotonic() - self._seen_at
-        if self._source.live and silent > self._patience:
-            raise SourceError(f"{name}: expected frames, none came for {silent:.0f} s. {hint}")
-        return False
+        if has_ended and live:
+            raise SourceError(f"{name}: the camera's stream ended. {self._source.recipe.hint}")
+        if has_ended and not self._has_frames:
+            raise SourceError(f"{name}: expected a video, got no frame. Is it whole?")
+        if not has_ended:
+            self._refuse_flood(name)
+        return has_ended
 
     def _refuse_flood(self, name: str) -> None:
         connections = self._built.connections
@@ -293,9 +281,3 @@ class _Watch:
                 f"{name}: expected a frame, got {received - self._received} bytes without one. "
                 "This is no camera, or a broken one."
             )
-
-    def _give_error(self) -> ZssegError:
-        """Part with the error: one that is held by what its traceback holds keeps the pipeline."""
-        given, self._error = self._error, None
-        assert given is not None
-        return given
