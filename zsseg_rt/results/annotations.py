@@ -60,28 +60,55 @@ def find_components(
     if min_area < 1:
         raise ArgumentError(f"min_area: expected at least 1 pixel, got {min_area}")
     cv2 = import_opencv("to find connected parts")
-    found = []
+    components = []
     for index, name in classes:
         inside = (labels == index).view(np.uint8)
-        count, parts, stats, centroids = cv2.connectedComponentsWithStats(inside, connectivity=4)
+        count, parts, stats, _ = cv2.connectedComponentsWithStats(inside, connectivity=4)
         for part in range(1, count):
             left, top, width, height, area = map(int, stats[part])
-            if area < min_area:
-                continue
-            window = slice(top, top + height), slice(left, left + width)
-            mask = parts[window] == part
-            found.append(
-                Component(
-                    name=name,
-                    index=index,
-                    area=area,
-                    box=(left, top, left + width, top + height),
-                    centroid=(float(centroids[part][0]), float(centroids[part][1])),
-                    confidence=None if scores is None else float(scores[window][mask].mean()),
-                    mask=mask,
-                )
-            )
-    return sorted(found, key=lambda one: -one.area)
+            if area >= min_area:
+                box = left, top, left + width, top + height
+                mask = parts[top : box[3], left : box[2]] == part
+                components.append(_component(index, name, box, mask, scores))
+    return sorted(components, key=lambda one: -one.area)
+
+
+def whole_classes(
+    labels: npt.NDArray[Any],
+    classes: Sequence[tuple[int, str]],
+    scores: npt.NDArray[np.float32] | None,
+) -> list[Component]:
+    """All pixels of each class as one part; classes must be there."""
+    components = []
+    for index, name in classes:
+        inside = labels == index
+        columns, rows = np.flatnonzero(inside.any(axis=0)), np.flatnonzero(inside.any(axis=1))
+        left, top, right, bottom = (int(n) for n in (columns[0], rows[0], columns[-1], rows[-1]))
+        box = left, top, right + 1, bottom + 1
+        mask = inside[top : bottom + 1, left : right + 1]
+        components.append(_component(index, name, box, mask, scores))
+    return components
+
+
+def _component(
+    index: int,
+    name: str,
+    box: tuple[int, int, int, int],
+    mask: npt.NDArray[np.bool_],
+    scores: npt.NDArray[np.float32] | None,
+) -> Component:
+    left, top, right, bottom = box
+    area = int(np.count_nonzero(mask))
+    middle = [np.arange(len(sums)) @ sums / area for sums in (mask.sum(axis=0), mask.sum(axis=1))]
+    return Component(
+        name=name,
+        index=index,
+        area=area,
+        box=box,
+        centroid=(left + float(middle[0]), top + float(middle[1])),
+        confidence=None if scores is None else float(scores[top:bottom, left:right][mask].mean()),
+        mask=mask,
+    )
 
 
 Ring = npt.NDArray[np.int32]
@@ -185,108 +212,57 @@ def _simplified(ring: Ring, tolerance: float) -> Ring:
     return fewer if ring_area(fewer) * ring_area(ring) > 0 else ring
 
 
-def annotate_classes(
-    labels: npt.NDArray[Any], classes: Sequence[tuple[int, str, int]], image_id: int | str
-) -> list[dict[str, Any]]:
-    """One annotation per class.
-
-    Shapes:
-        labels: Integers [H, W].
-    """
-    flat = labels.T.reshape(-1)
-    edges = np.flatnonzero(np.diff(flat)) + 1
-    starts = np.concatenate([[0], edges]) if flat.size else np.zeros(0, np.int64)
-    lengths = np.diff(np.concatenate([starts, [flat.size]]))
-    owners = flat[starts]
-    found = []
-    for number, (index, name, pixels) in enumerate(classes, 1):
-        counts = _alternate(owners == index, lengths)
-        box = _box_of(labels == index)
-        found.append(_annotation(number, image_id, (index, name, pixels), box, labels, counts))
-    return found
-
-
-def annotate_components(
-    labels: npt.NDArray[Any], components: Sequence[Component], image_id: int | str
-) -> list[dict[str, Any]]:
-    """One annotation per connected part, with its score where there is one."""
-    found = []
-    for number, part in enumerate(components, 1):
-        left, top, right, bottom = part.box
-        flat = part.full_mask(labels.shape[:2]).T.reshape(-1)
-        edges = np.concatenate([[0], np.flatnonzero(np.diff(flat)) + 1])
-        counts = _alternate(flat[edges], np.diff(np.concatenate([edges, [flat.size]])))
-        box = [left, top, right - left, bottom - top]
-        whose = part.index, part.name, part.area
-        entry = _annotation(number, image_id, whose, box, labels, counts)
-        found.append(entry if part.confidence is None else {**entry, "score": part.confidence})
-    return found
-
-
-def _annotation(
-    number: int,
+def to_coco(
+    parts: Sequence[Component],
+    *,
+    size_hw: tuple[int, int],
     image_id: int | str,
-    whose: tuple[int, str, int],
-    box: list[int],
-    labels: npt.NDArray[Any],
-    counts: list[int],
-) -> dict[str, Any]:
-    index, name, pixels = whose
-    return {
-        "id": number,
-        "image_id": image_id,
-        "category_id": index + 1,  # as COCO counts: importers take 0 for no class
-        "category_name": name,
-        "area": pixels,
-        "bbox": box,
-        "iscrowd": 0,
-        "segmentation": {"size": list(labels.shape), "counts": counts},
-    }
+    with_scores: bool,
+) -> list[dict[str, Any]]:
+    """Return an annotation per part."""
+    annotations = []
+    for number, part in enumerate(parts, 1):
+        left, top, right, bottom = part.box
+        counts = _run_lengths(part.full_mask(size_hw))
+        annotation = {
+            "id": number,
+            "image_id": image_id,
+            "category_id": part.index + 1,  # as COCO counts: importers take 0 for no class
+            "category_name": part.name,
+            "area": part.area,
+            "bbox": [left, top, right - left, bottom - top],
+            "iscrowd": 0,
+            "segmentation": {"size": list(size_hw), "counts": counts},
+        }
+        if with_scores and part.confidence is not None:
+            annotation["score"] = part.confidence
+        annotations.append(annotation)
+    return annotations
 
 
-def _box_of(mask: npt.NDArray[np.bool_]) -> list[int]:
-    """Left, top, width and height of what is inside, which is not nothing."""
-    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
-    left, top = int(columns[0]), int(rows[0])
-    return [left, top, int(columns[-1]) + 1 - left, int(rows[-1]) + 1 - top]
-
-
-def _alternate(inside: npt.NDArray[np.bool_], lengths: npt.NDArray[np.int64]) -> list[int]:
-    """Run lengths of alternating outside and inside, starting outside (perhaps with 0)."""
-    counts = [0]
-    state = False
-    for is_inside, length in zip(inside.tolist(), lengths.tolist(), strict=True):
-        if is_inside != state:
-            counts.append(0)
-            state = is_inside
-        counts[-1] += length
-    return counts
+def _run_lengths(mask: npt.NDArray[np.bool_]) -> list[int]:
+    """Lengths of alternating runs outside and inside, column by column; the first may be 0."""
+    flat = mask.T.reshape(-1)
+    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    lengths: list[int] = np.diff(np.concatenate([[0], edges, [flat.size]])).tolist()
+    return [0, *lengths] if flat[0] else lengths
 
 
 def to_features(
     parts: Sequence[Component], *, transform: Sequence[float] | None, tolerance: float
 ) -> dict[str, Any]:
-    """Return a feature per connected part."""
+    """Return a GeoJSON feature per connected part."""
     matrix = None if transform is None else _matrix_of(transform)
-    return {
-        "type": "FeatureCollection",
-        "features": [_feature(part, matrix, tolerance) for part in parts],
-    }
-
-
-def _feature(
-    part: Component, matrix: npt.NDArray[np.float64] | None, tolerance: float
-) -> dict[str, Any]:
-    polygon = outline(part, tolerance=tolerance)
-    rings = [_positions(ring, matrix) for ring in (polygon.exterior, *polygon.holes)]
-    properties = {"name": part.name, "index": part.index, "area": part.area}
-    if part.confidence is not None:
-        properties["confidence"] = part.confidence
-    return {
-        "type": "Feature",
-        "geometry": {"type": "Polygon", "coordinates": rings},
-        "properties": properties,
-    }
+    features = []
+    for part in parts:
+        polygon = outline(part, tolerance=tolerance)
+        rings = [_positions(ring, matrix) for ring in (polygon.exterior, *polygon.holes)]
+        properties: dict[str, Any] = {"name": part.name, "index": part.index, "area": part.area}
+        if part.confidence is not None:
+            properties["confidence"] = part.confidence
+        geometry = {"type": "Polygon", "coordinates": rings}
+        features.append({"type": "Feature", "geometry": geometry, "properties": properties})
+    return {"type": "FeatureCollection", "features": features}
 
 
 def _positions(
@@ -322,9 +298,6 @@ def _matrix_of(transform: Sequence[float]) -> npt.NDArray[np.float64]:
     return numbers.reshape(2, 3)
 
 
-_VERSION = "5.4.1"  # of labelme, whose format this is
-
-
 def to_shapes(
     parts: Sequence[Component],
     *,
@@ -337,12 +310,23 @@ def to_shapes(
     Its polygons have no holes, so the larger outline comes first: drawn in order, what lies in a
     hole covers it.
     """
-    found = [(part, outline(part, tolerance=tolerance).exterior) for part in parts]
-    found.sort(key=lambda pair: -ring_area(pair[1]))
+    outlines = [(part.name, outline(part, tolerance=tolerance).exterior) for part in parts]
+    outlines.sort(key=lambda pair: -ring_area(pair[1]))
     return {
-        "version": _VERSION,
+        "version": "5.4.1",  # of labelme, whose format this is
         "flags": {},
-        "shapes": [_shape(part, ring) for part, ring in found],
+        "shapes": [
+            {
+                "label": name,
+                "points": ring.astype(float).tolist(),
+                "group_id": None,
+                "description": "",
+                "shape_type": "polygon",
+                "flags": {},
+                "mask": None,
+            }
+            for name, ring in outlines
+        ],
         "imagePath": str(image_path),
         "imageData": None,
         "imageHeight": size_hw[0],
@@ -350,51 +334,20 @@ def to_shapes(
     }
 
 
-def enclosed_parts(
-    labels: npt.NDArray[Any], whose: tuple[int, str], *, min_area: int
-) -> list[Component]:
-    """The connected parts of a label that could lie in a hole: those away from every edge.
-
-    Shapes:
-        labels: Integers [H, W].
-    """
-    height, width = labels.shape
-    edges = (0, 0, width, height)
-    found = find_components(labels, [whose], min_area=min_area)
-    return [p for p in found if all(s != e for s, e in zip(p.box, edges, strict=True))]
-
-
-def _shape(part: Component, ring: npt.NDArray[np.int32]) -> dict[str, Any]:
-    return {
-        "label": part.name,
-        "points": ring.astype(float).tolist(),
-        "group_id": None,
-        "description": "",
-        "shape_type": "polygon",
-        "flags": {},
-        "mask": None,
-    }
-
-
-def detections(
-    masks: Sequence[npt.NDArray[np.bool_]],
-    classes: Sequence[tuple[int, str]],
-    confidences: Sequence[float] | None,
+def to_detections(
+    parts: Sequence[Component], *, size_hw: tuple[int, int], with_scores: bool
 ) -> Any:
-    """Return ``supervision.Detections`` with a box around each mask.
-
-    Shapes:
-        masks: bool [H, W] each.
-    """
+    """Return ``supervision.Detections`` with a mask and a box per part."""
     with needs_extra("supervision", "for its detections"):
         import supervision
-    if not masks:
+    if not parts:
         return supervision.Detections.empty()
-    stacked = np.stack(masks)
+    masks = np.stack([part.full_mask(size_hw) for part in parts])
+    confidences = np.array([part.confidence for part in parts], np.float32) if with_scores else None
     return supervision.Detections(
-        xyxy=supervision.mask_to_xyxy(stacked),
-        mask=stacked,
-        class_id=np.array([index for index, _ in classes]),
-        confidence=None if confidences is None else np.array(confidences, np.float32),
-        data={"class_name": np.array([name for _, name in classes])},
+        xyxy=supervision.mask_to_xyxy(masks),
+        mask=masks,
+        class_id=np.array([part.index for part in parts]),
+        confidence=confidences,
+        data={"class_name": np.array([part.name for part in parts])},
     )

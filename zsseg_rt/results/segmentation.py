@@ -14,14 +14,13 @@ from zsseg_rt.errors import ArgumentError, ShapeError
 from zsseg_rt.results.annotations import (
     Component,
     Polygon,
-    annotate_classes,
-    annotate_components,
-    detections,
-    enclosed_parts,
     find_components,
     outline,
+    to_coco,
+    to_detections,
     to_features,
     to_shapes,
+    whole_classes,
 )
 from zsseg_rt.results.plot import LegendEntry, draw_legend, draw_names, enlarged
 from zsseg_rt.results.visualize import palette, write_label_png
@@ -115,16 +114,10 @@ class Segmentation:
 
         counts = np.asarray(ops.count_labels(np.ascontiguousarray(self.labels), len(self.names)))
         total = max(self.labels.size, 1)
-        order = np.argsort(-counts[:-1], kind="stable")
+        order = [int(i) for i in np.argsort(-counts[:-1], kind="stable") if counts[i]]
         return [
-            ClassShare(
-                name=self.names[i],
-                index=int(i),
-                pixels=int(counts[i]),
-                share=float(counts[i] / total),
-            )
-            for i in order
-            if counts[i]
+            ClassShare(name=self.names[i], index=i, pixels=int(n), share=float(n / total))
+            for i, n in zip(order, counts[order], strict=True)
         ]
 
     def top_k(self, k: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
@@ -173,12 +166,12 @@ class Segmentation:
         """
         from zsseg_rt import ops
 
-        chosen = self._colours() if colours is None else colours
-        if len(chosen) < len(self.names):
+        colours = self._colours() if colours is None else colours
+        if len(colours) < len(self.names):
             raise ShapeError(
-                f"colours: expected at least {len(self.names)} rows, got {len(chosen)}"
+                f"colours: expected at least {len(self.names)} rows, got {len(colours)}"
             )
-        blended: npt.NDArray[np.uint8] = ops.overlay(frame, self.labels, chosen, alpha=alpha)
+        blended: npt.NDArray[np.uint8] = ops.overlay(frame, self.labels, colours, alpha=alpha)
         return blended
 
     def plot(
@@ -297,11 +290,23 @@ class Segmentation:
             ArgumentError: ``min_area`` is below 1.
             BackendUnavailableError: OpenCV, which finds connected parts, is not installed.
         """
+        return to_coco(
+            self._parts(per_component=per_component, min_area=min_area),
+            size_hw=self._size_hw,
+            image_id=image_id,
+            with_scores=per_component,
+        )
+
+    def _parts(self, *, per_component: bool, min_area: int) -> list[Component]:
         if per_component:
-            parts = self.components(min_area=min_area)
-            return annotate_components(self.labels, parts, image_id)
-        classes = [(share.index, share.name, share.pixels) for share in self.present()]
-        return annotate_classes(self.labels, classes, image_id)
+            return self.components(min_area=min_area)
+        classes = [(share.index, share.name) for share in self.present()]
+        return whole_classes(self.labels, classes, self.scores)
+
+    @property
+    def _size_hw(self) -> tuple[int, int]:
+        height, width = self.labels.shape
+        return height, width
 
     def to_supervision(self, *, per_component: bool = False, min_area: int = 1) -> Any:
         """Return ``supervision.Detections``: a mask and box per class, confidence if scored.
@@ -315,17 +320,8 @@ class Segmentation:
             BackendUnavailableError: The package ``supervision``, or OpenCV for connected parts, is
                 not installed.
         """
-        if per_component:
-            parts = self.components(min_area=min_area)
-            masks = [part.full_mask(self.labels.shape) for part in parts]
-            found = [part.confidence for part in parts if part.confidence is not None]
-            classes = [(part.index, part.name) for part in parts]
-        else:
-            classes = [(share.index, share.name) for share in self.present()]
-            masks = [self.labels == index for index, _ in classes]
-            scores = self.scores
-            found = [] if scores is None else [float(scores[mask].mean()) for mask in masks]
-        return detections(masks, classes, None if self.scores is None else found)
+        parts = self._parts(per_component=per_component, min_area=min_area)
+        return to_detections(parts, size_hw=self._size_hw, with_scores=self.scores is not None)
 
     def to_geojson(
         self,
@@ -375,9 +371,11 @@ class Segmentation:
         """
         parts = self.components(min_area=min_area)
         if unknown is not None:
-            parts += enclosed_parts(self.labels, (self.unknown, unknown), min_area=min_area)
-        size_hw = self.labels.shape
-        return to_shapes(parts, size_hw=size_hw, image_path=image_path, tolerance=tolerance)
+            height, width = self._size_hw
+            for part in find_components(self.labels, [(self.unknown, unknown)], min_area=min_area):
+                if all(a != b for a, b in zip(part.box, (0, 0, width, height), strict=True)):
+                    parts.append(part)
+        return to_shapes(parts, size_hw=self._size_hw, image_path=image_path, tolerance=tolerance)
 
 
 def _grown(mask: npt.NDArray[np.bool_], factor: int) -> npt.NDArray[np.bool_]:
