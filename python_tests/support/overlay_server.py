@@ -113,14 +113,14 @@ def main():
     parser.add_argument("--rate", type=float, default=20)
     parser.add_argument("--jetson", nargs="*")
     parser.add_argument("--nvenc", type=Path)
-    parser.add_argument("--bits-per-pixel", type=float, default=rtsp_sink._BITS_PER_PIXEL)
+    parser.add_argument("--bits-per-pixel", type=float, default=rtsp_sink.BITS_PER_PIXEL)
     parser.add_argument("--sources", nargs="*", default=(), help="=NAME is a given name")
     parser.add_argument("--until-setup", type=float)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO)
-    rtsp_sink._BITS_PER_PIXEL = options.bits_per_pixel
+    rtsp_sink.BITS_PER_PIXEL = options.bits_per_pixel
     if options.until_setup is not None:
-        rtsp_sink._UNTIL_SETUP = options.until_setup
+        rtsp_sink.UNTIL_SETUP = options.until_setup
     if options.jetson is not None:
         from support import jetson_elements
 

@@ -224,7 +224,7 @@ def to_coco(
     for number, part in enumerate(parts, 1):
         left, top, right, bottom = part.box
         counts = _run_lengths(part.full_mask(size_hw))
-        annotation = {
+        annotation: dict[str, Any] = {
             "id": number,
             "image_id": image_id,
             "category_id": part.index + 1,  # as COCO counts: importers take 0 for no class

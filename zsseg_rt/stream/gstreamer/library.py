@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes as c
 import functools
 import re
+import socket
+import sys
 import threading
 import time
 from collections import deque
@@ -155,6 +157,12 @@ _NOT_NEGOTIATED = (
     "One element does not take what another gives. End the pipeline in raw video: in videoconvert, "
     "on a Jetson in nvvidconv ! video/x-raw,format=BGRx."
 )
+
+
+def received_bytes(connection: socket.socket) -> int:
+    """Bytes that came over a TCP connection; 0 before Linux 4.1, which does not count them."""
+    facts = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 136)
+    return int.from_bytes(facts[128:136], sys.byteorder)
 
 
 class NotMappedError(SourceError):

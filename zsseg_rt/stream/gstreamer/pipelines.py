@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import socket
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from zsseg_rt.stream.gstreamer.library import (
     explain,
     known_settings,
     missing_elements,
+    received_bytes,
     redact_pipeline,
     require_elements,
 )
@@ -46,8 +46,7 @@ class Connections:
 
     def received(self) -> int:
         """Bytes that came over those that are open."""
-        infos = [one.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 136) for one in self._open()]
-        return sum(int.from_bytes(info[128:136], sys.byteorder) for info in infos)
+        return sum(received_bytes(one) for one in self._open())
 
     def cut(self) -> None:
         """End them all."""

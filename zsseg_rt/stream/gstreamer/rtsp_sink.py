@@ -8,12 +8,11 @@ import logging
 import os
 import re
 import socket
-import struct
 import threading
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +31,7 @@ from zsseg_rt.stream.gstreamer.library import (
     load,
     load_server,
     missing_elements,
+    received_bytes,
     require_elements,
 )
 from zsseg_rt.stream.painting import Painter
@@ -99,68 +99,99 @@ def network_of(peer: str) -> str:
 
 NVENC = Path("/dev/v4l2-nvenc")
 """The device of a Jetson's encoder; an Orin Nano has none."""
-
+BITS_PER_PIXEL = 0.15
+"""Overlays have hard edges, which take more than a plain picture."""
 OUTPUT_ELEMENTS = ("appsrc", "videoconvert", "x264enc", "rtph264pay")
-_TRIAL_ELEMENTS = ("h264parse", "videotestsrc")
-_HARDWARE = ("nvv4l2h264enc", "nvvidconv", *_TRIAL_ELEMENTS)
-_NVENC, _NVENC_SIDES = ("nvh264enc", *_TRIAL_ELEMENTS), (160, 4096)
-NVIDIA = (_HARDWARE[0], _NVENC[0])
-"""Encoders that may be there and not work."""
-_BITS_PER_PIXEL, _RATE = 0.15, 30  # overlays have hard edges, which take more than a plain picture
-_log = logging.getLogger(__name__)
-_told = threading.Event()
-_failed: set[str] = set()  # elements that are there and do not encode
-_END = "fakesink name=end sync=false"
+_RATE = 30
 _TRIAL = 10 * 10**9  # nanoseconds; the first picture makes a CUDA context
+_log = logging.getLogger(__name__)
 
 
-def has_nvenc(gst: Any) -> bool:
-    """Whether a Jetson's encoder can be used."""
-    return _HARDWARE[0] not in _failed and NVENC.exists() and not missing_elements(gst, _HARDWARE)
+class _Encoder(NamedTuple):
+    """An encoder of NVIDIA's, which may be there and not work."""
+
+    element: str
+    needs: tuple[str, ...]  # other elements
+    takes: str  # what converts raw video of the CPU's memory for it
+    settings: Mapping[str, object]  # "bits" is the rate in bits per second, "kilobits" its 1000th
+    sides: tuple[int, int] = (1, 1 << 30)  # the shortest and the longest that it takes
+
+
+_ENCODERS = (
+    _Encoder(
+        "nvv4l2h264enc",
+        ("nvvidconv", "h264parse", "videotestsrc"),
+        "videoconvert ! video/x-raw,format=BGRx ! nvvidconv ! video/x-raw(memory:NVMM),format=NV12",
+        {
+            "bitrate": "bits",
+            "insert-sps-pps": "true",
+            "idrinterval": _RATE,
+            "iframeinterval": _RATE,
+        },
+    ),
+    _Encoder(
+        "nvh264enc",
+        ("h264parse", "videotestsrc"),
+        "videoconvert ! video/x-raw,format=NV12",
+        {"bitrate": "kilobits", "gop-size": _RATE, "bframes": 0, "zerolatency": "true"},
+        (160, 4096),
+    ),
+)
+_failed: set[str] = set()  # elements that are there and do not encode
+
+
+def _encoders(gst: Any, size_hw: tuple[int, int]) -> list[_Encoder]:
+    """Those that may encode pictures of a size here, the best first."""
+    return [
+        one
+        for one in _ENCODERS
+        if one.element not in _failed
+        and (one.element != "nvv4l2h264enc" or NVENC.exists())
+        and not missing_elements(gst, (one.element, *one.needs))
+        and one.sides[0] <= min(size_hw) <= max(size_hw) <= one.sides[1]
+    ]
 
 
 def encoder_of(gst: Any) -> str:
     """The element that encodes pictures of usual sizes."""
-    if has_nvenc(gst):
-        return _HARDWARE[0]
-    is_absent = _NVENC[0] in _failed or missing_elements(gst, _NVENC)
-    return "x264enc" if is_absent else _NVENC[0]
+    return next((one.element for one in _encoders(gst, (720, 1280))), "x264enc")
 
 
-class Encoding(NamedTuple):
-    """The part of a pipeline that encodes raw video of the CPU's memory with little delay."""
+def _encoding(gst: Any, size_hw: tuple[int, int], name: str) -> str:
+    """The part of a pipeline that encodes raw video of the CPU's memory with little delay.
 
-    element: str  # What encodes
-    text: str  # Its conversion, the encoder and what follows it
-
-
-def working_encoding(gst: Any, size_hw: tuple[int, int], name: str) -> Encoding:
-    """As :func:`encoding_for`, of an encoder that has encoded a picture of this size.
-
-    NVIDIA's that cannot is not asked again in this process; one warning says why.
+    An encoder of NVIDIA's encodes a picture of this size first. One that cannot is not asked again
+    in this process; one warning says why.
     """
-    while True:
-        found = encoding_for(gst, size_hw, name)
-        if found.element not in NVIDIA:
-            return found
-        height, width = size_hw
-        caps = f"video/x-raw,format=RGB,width={width},height={height},framerate={_RATE}/1"
-        trial = gst.parse_launch(f"videotestsrc num-buffers=1 ! {caps} ! {found.text} ! {_END}")
-        trial.set_state(gst.State.PLAYING)
-        problem = _what_fails(gst, trial)
+    bits = max(int(size_hw[0] * size_hw[1] * _RATE * BITS_PER_PIXEL), 500_000)
+    rates = {"bits": bits, "kilobits": bits // 1000}
+    for one in _encoders(gst, size_hw):
+        chosen = {key: rates.get(str(value), value) for key, value in one.settings.items()}
+        settings = known_settings(gst, one.element, chosen)
+        text = f"{one.takes} ! {one.element} name=encoder {settings} ! h264parse"
+        problem = _what_fails(gst, text, size_hw)
         if problem is None:
-            return found
-        leave(found.element, problem)
+            return text
+        _failed.add(one.element)
+        _log.warning("%s cannot be used: %s. Another encoder is taken", one.element, problem)
+    require_elements(gst, OUTPUT_ELEMENTS, name)
+    if not (_failed or missing_elements(gst, ("nvvidconv",))):
+        _failed.add("nvv4l2h264enc")
+        _log.warning("this Jetson has no encoder (%s): x264enc encodes on the CPU", NVENC)
+    # Of more threads each encodes a slice, and FFmpeg shows some of those as green pictures.
+    return (
+        "videoconvert ! video/x-raw,format=I420 ! x264enc name=encoder tune=zerolatency "
+        f"speed-preset=superfast threads=1 key-int-max={_RATE} bitrate={bits // 1000}"
+    )
 
 
-def leave(element: str, problem: str) -> None:
-    """Do not ask an encoder again in this process; one warning says why."""
-    _failed.add(element)
-    _log.warning("%s cannot be used: %s. Another encoder is taken", element, problem)
-
-
-def _what_fails(gst: Any, trial: Any) -> str | None:
-    """Wait for a running pipeline's end; returns what kept it from that."""
+def _what_fails(gst: Any, encoding: str, size_hw: tuple[int, int]) -> str | None:
+    """Encode a picture; returns what kept it from that."""
+    height, width = size_hw
+    caps = f"video/x-raw,format=RGB,width={width},height={height},framerate={_RATE}/1"
+    end = "fakesink name=end sync=false"
+    trial = gst.parse_launch(f"videotestsrc num-buffers=1 ! {caps} ! {encoding} ! {end}")
+    trial.set_state(gst.State.PLAYING)
     wanted = gst.MessageType.ERROR | gst.MessageType.EOS
     message = trial.get_bus().timed_pop_filtered(_TRIAL, wanted)
     encoded = trial.get_by_name("end").get_property("last-sample")
@@ -168,43 +199,6 @@ def _what_fails(gst: Any, trial: Any) -> str | None:
     if message is not None and message.type == gst.MessageType.ERROR:
         return str(message.parse_error()[0].message)
     return "it encoded nothing" if message is None or encoded is None else None
-
-
-def encoding_for(gst: Any, size_hw: tuple[int, int], name: str) -> Encoding:
-    """What encodes pictures of a size here."""
-    bits = max(int(size_hw[0] * size_hw[1] * _RATE * _BITS_PER_PIXEL), 500_000)
-    if has_nvenc(gst):
-        settings = known_settings(gst, "nvv4l2h264enc", {
-            "bitrate": bits, "insert-sps-pps": "true", "idrinterval": _RATE,
-            "iframeinterval": _RATE,
-        })  # fmt: skip
-        return Encoding(
-            "nvv4l2h264enc",
-            "videoconvert ! video/x-raw,format=BGRx ! nvvidconv "
-            "! video/x-raw(memory:NVMM),format=NV12 "
-            f"! nvv4l2h264enc name=encoder {settings} ! h264parse",
-        )
-    smallest, largest = _NVENC_SIDES
-    if encoder_of(gst) == "nvh264enc" and smallest <= min(size_hw) <= max(size_hw) <= largest:
-        settings = known_settings(gst, "nvh264enc", {
-            "bitrate": bits // 1000, "gop-size": _RATE, "bframes": 0, "zerolatency": "true",
-        })  # fmt: skip
-        return Encoding(
-            "nvh264enc",
-            "videoconvert ! video/x-raw,format=NV12 "
-            f"! nvh264enc name=encoder {settings} ! h264parse",
-        )
-    require_elements(gst, OUTPUT_ELEMENTS, name)
-    is_jetson = not (_failed or missing_elements(gst, ("nvvidconv",)))
-    if is_jetson and not _told.is_set():
-        _told.set()
-        _log.warning("this Jetson has no encoder (%s): x264enc encodes on the CPU", NVENC)
-    # Of more threads each encodes a slice, and FFmpeg shows some of those as green pictures.
-    return Encoding(
-        "x264enc",
-        "videoconvert ! video/x-raw,format=I420 ! x264enc name=encoder tune=zerolatency "
-        f"speed-preset=superfast threads=1 key-int-max={_RATE} bitrate={bits // 1000}",
-    )
 
 
 _MOST_VIEWERS = 32
@@ -223,8 +217,6 @@ class Channel:
 
     def __init__(self, gst: Any, channel_order: str) -> None:
         self._gst, self._format = gst, channel_order.upper()
-        self.replace: Callable[[str], None] | None = None
-        """Takes another encoder, as the one at work failed for a reason; None if it need not."""
         self._lock = threading.Lock()
         self._source: Any = None  # the appsrc, while somebody watches
         self._caps = ""
@@ -248,9 +240,6 @@ class Channel:
             source = self._source = pipeline.get_by_name_recurse_up("frames")
             self._encoder = pipeline.get_by_name_recurse_up("encoder")
             self._last_key, self._caps = 0, ""
-        bus = pipeline.get_parent().get_bus()
-        bus.enable_sync_message_emission()
-        bus.connect("sync-message::error", self._look_at, self._encoder)
         media.connect("unprepared", self._forget, source)
 
     def send(self, image: npt.NDArray[np.uint8]) -> None:
@@ -288,13 +277,6 @@ class Channel:
             event = self._gst.Event.new_custom(self._gst.EventType.CUSTOM_UPSTREAM, structure)
             self._encoder.get_static_pad("src").send_event(event)
 
-    def _look_at(self, _bus: Any, message: Any, encoder: Any) -> None:
-        """An element failed; called in a thread of its own."""
-        replace, source = self.replace, message.src
-        if replace is not None and (source == encoder or source.has_as_ancestor(encoder)):
-            self.replace = None
-            replace(message.parse_error()[0].message)
-
     def _forget(self, _media: Any, element: Any) -> None:
         with self._lock:
             if self._source is element:
@@ -320,25 +302,21 @@ class RtspServer:
         visitors = Visitors()
         self._server.connect("client-connected", _greet, self._channels, visitors)
         loop = _Loop(self._library, self._server, name, self._channels, visitors)
-        self._part, self.port = loop.part, int(self._server.get_bound_port())
+        self.port = int(self._server.get_bound_port())
         self.close = weakref.finalize(self, loop.stop)
 
     def add(self, path: str, size_hw: tuple[int, int], channel_order: str) -> Channel:
         """Serve another path."""
-        encoding = working_encoding(self._gst, size_hw, self._name)
+        encoding = _encoding(self._gst, size_hw, self._name)
         channel = Channel(self._gst, channel_order)
         factory = self._library.GstRtspServer.RTSPMediaFactory()
-        factory.set_launch(_launch(encoding))
+        factory.set_launch(
+            "( appsrc name=frames is-live=true format=time block=false max-buffers=2 max-bytes=0 "
+            f"leaky-type=downstream ! {encoding} ! "
+            "rtph264pay name=pay0 pt=96 config-interval=-1 )"
+        )
         factory.set_shared(True)
         factory.connect("media-configure", channel.configure)
-        gst, name, part = self._gst, self._name, self._part
-
-        def replace(problem: str) -> None:
-            leave(encoding.element, problem)
-            factory.set_launch(_launch(encoding_for(gst, size_hw, name)))
-            part()
-
-        channel.replace = replace if encoding.element in NVIDIA else None
         if self._address.login is not None:
             permissions = self._library.GstRtspServer.RTSPPermissions()
             for right in _RIGHTS:
@@ -347,15 +325,6 @@ class RtspServer:
         self._channels.append(channel)
         self._server.get_mount_points().add_factory(path, factory)
         return channel
-
-
-def _launch(encoding: Encoding) -> str:
-    """The text of a pipeline."""
-    return (
-        "( appsrc name=frames is-live=true format=time block=false max-buffers=2 max-bytes=0 "
-        f"leaky-type=downstream ! {encoding.text} ! "
-        "rtph264pay name=pay0 pt=96 config-interval=-1 )"
-    )
 
 
 class _Loop:
@@ -374,15 +343,12 @@ class _Loop:
         self._looks = 0
         self._context = library.GLib.MainContext.new()
         self._stopped = threading.Event()
-        self._sources = [self._listen(name), self._cleaning()]
+        cleaning = library.GLib.timeout_source_new(1000 // _LOOKS_PER_SECOND)
+        cleaning.set_callback(self._clean)
+        cleaning.attach(self._context)
+        self._sources = [self._listen(name), cleaning]
         self._thread = threading.Thread(target=self._run, name=f"serve {name}", daemon=True)
         self._thread.start()
-
-    def part(self) -> None:
-        """Part with all viewers soon, in this loop's thread; they may come again."""
-        source = self._library.GLib.idle_source_new()
-        source.set_callback(self._remove_clients)
-        source.attach(self._context)
 
     def stop(self) -> None:
         """Part with all viewers and free the port."""
@@ -404,12 +370,6 @@ class _Loop:
         source.attach(self._context)
         return source
 
-    def _cleaning(self) -> Any:
-        source = self._library.GLib.timeout_source_new(1000 // _LOOKS_PER_SECOND)
-        source.set_callback(self._clean)
-        source.attach(self._context)
-        return source
-
     def _clean(self, *_: object) -> bool:
         self._visitors.look()
         self._looks += 1
@@ -423,17 +383,13 @@ class _Loop:
             self._context.iteration(True)
         for source in self._sources:
             source.destroy()
-        self._remove_clients()
+        remove = self._library.GstRtspServer.RTSPFilterResult.REMOVE
+        self._server.client_filter(lambda _server, _client: remove)
         last = time.monotonic() + _ENDS_WITHIN  # pipelines end in threads of their own
         while any(channel.is_watched for channel in self._channels) and time.monotonic() < last:
             self._context.iteration(False)
             time.sleep(0.005)
         self._context.pop_thread_default()
-
-    def _remove_clients(self, *_: object) -> bool:
-        remove = self._library.GstRtspServer.RTSPFilterResult.REMOVE
-        self._server.client_filter(lambda _server, _client: remove)
-        return False
 
 
 def _greet(_server: Any, client: Any, channels: Sequence[Channel], visitors: Visitors) -> None:
@@ -459,11 +415,11 @@ def _auth(library: Server, login: tuple[str, str]) -> Any:
 
 _MOST = 64  # connections
 _MOST_PER_ADDRESS = 32
-_UNTIL_SETUP = 10.0  # seconds
+UNTIL_SETUP = 10.0
+"""Seconds that a visitor may take to begin a session."""
 # What viewers send: a few requests, and some hundred bytes of reports every few seconds.
 _BURST, _BYTE_RATE = 1 << 16, 1 << 11  # bytes, bytes per second
 _UNREAD = 1 << 14  # bytes that the kernel keeps for a connection; it doubles them
-_RECEIVED_AT = 128  # where tcp_info, of Linux 4.1 and later, counts received bytes
 
 
 @dataclass(eq=False)
@@ -510,7 +466,7 @@ class Visitors:
             age = now - visitor.came_at
             is_half = visitor.is_handed_over and sessions[visitor.address] > 0
             is_viewer = visitor.has_session or is_half
-            is_silent = not is_viewer and age > _UNTIL_SETUP
+            is_silent = not is_viewer and age > UNTIL_SETUP
             if is_silent or _received(visitor.socket()) > _BURST + _BYTE_RATE * age:
                 visitor.send_away()
 
@@ -522,19 +478,14 @@ def _note(*arguments: Any) -> None:
 
 
 def _received(gio_socket: Any) -> int:
-    """Bytes that have come in over a connection; 0 where the system does not count them."""
-    if gio_socket is None or not hasattr(socket, "TCP_INFO"):
+    """Bytes that have come in over a connection; 0 if it is closed."""
+    if gio_socket is None:
         return 0
     try:
         with socket.socket(fileno=os.dup(gio_socket.get_fd())) as same:
-            facts = same.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RECEIVED_AT + 8)
-    except OSError:  # it is closed
+            return received_bytes(same)
+    except OSError:
         return 0
-    is_counted = len(facts) == _RECEIVED_AT + 8
-    return int(struct.unpack_from("=Q", facts, _RECEIVED_AT)[0]) if is_counted else 0
-
-
-_log = logging.getLogger(__name__)
 
 
 class RtspSink(Writer):
@@ -552,7 +503,8 @@ class RtspSink(Writer):
         self._address = Address.parse(text)
         self._order, self._tags = channel_order, tags
         name = self._address.shown()
-        encoding_for(load().Gst, (16, 16), name)  # refuses where there is none
+        gst = load().Gst
+        require_elements(gst, () if encoder_of(gst) != "x264enc" else OUTPUT_ELEMENTS, name)
         self._server = RtspServer(name, self._address)
         self.port = self._server.port
         super().__init__(self._address.shown(self.port))
