@@ -230,17 +230,8 @@ def test_names_cannot_write_on_the_terminal(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("ZSSEG_HOME", str(tmp_path / "home"))
     odd.write(tmp_path, b"a\x1b[2J\nb.png", PNG)
     odd.write(tmp_path, b"c\x1b[2J\nd.png", b"none")
-    call = (
-        "segment",
-        tmp_path,
-        "-b",
-        demo_bundle("scenes"),
-        "--class",
-        "ball",
-        "-o",
-        tmp_path / "out",
-    )
-    assert run(*call) == 1
+    options = ("-b", demo_bundle("scenes"), "--class", "ball", "-o", tmp_path / "out")
+    assert run("segment", tmp_path, *options) == 1
     printed = capsys.readouterr().out
     assert "\x1b" not in printed
     assert r"a\x1b[2J\nb.png  40x24" in printed
@@ -249,16 +240,8 @@ def test_names_cannot_write_on_the_terminal(tmp_path, monkeypatch, capsys):
 
 def test_libraries_add_nothing_to_the_one_line(tmp_path):
     photo = odd.write(tmp_path, b"cut.png", PHOTOS["cut png"].data)
-    call = [
-        sys.executable,
-        "-m",
-        "zsseg_rt",
-        "segment",
-        str(photo),
-        "-b",
-        str(demo_bundle("scenes")),
-    ]
-    call += ["--class", "red metal ball", "-o", str(tmp_path / "out")]
+    call = [sys.executable, "-m", "zsseg_rt", "segment", photo, "-b", demo_bundle("scenes")]
+    call += ["--class", "red metal ball", "-o", tmp_path / "out"]
     home = os.environ | {"ZSSEG_HOME": str(tmp_path / "home")}
     done = subprocess.run(call, capture_output=True, text=True, check=False, env=home)
     assert done.returncode == 1

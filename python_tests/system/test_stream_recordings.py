@@ -98,14 +98,6 @@ def test_files_are_numbered_in_the_order_of_the_list_and_carry_names(tmp_path):
     assert len(names_in(tmp_path / "m")) == 6
 
 
-def test_twenty_sources_have_files_of_their_own(tmp_path):
-    sources = [f"test://?seed={n}" for n in range(20)]
-    frames = [result(0, source=source, label=n % 3) for n, source in enumerate(sources)]
-    stats = write(tmp_path / "out.mp4", frames[::-1], sources=sources)
-    assert stats.whose[f"{tmp_path}/out-20.mp4"] == sources[19]
-    assert len(names_in(tmp_path)) == 20
-
-
 @pytest.mark.parametrize(
     "targets", [["out.mp4", "out-3.mp4"], ["out-Yard.mp4", "out.mp4"], ["a.jsonl", "./a.jsonl"]]
 )
@@ -273,15 +265,6 @@ def test_a_clock_that_was_ahead_costs_no_new_recording(tmp_path, keep, suffix):
     there = [path.exists() for path in made]
     assert there[-2:] == [True, True]
     assert not any(there[:2])
-
-
-def test_where_age_alone_counts_no_image_is_looked_at(tmp_path, monkeypatch):
-    series = Series(tmp_path, "", "", Rotation.parse("1h", "7d"))
-    folder, scanned, scandir = series.begin(), [], os.scandir
-    (folder / "00000000.png").write_bytes(b"x")
-    monkeypatch.setattr(os, "scandir", lambda path: scanned.append(path) or scandir(path))
-    series.begin()
-    assert scanned == [tmp_path]
 
 
 WRITE = """

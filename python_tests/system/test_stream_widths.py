@@ -6,14 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 
-from support.gstreamer import read as read_through_gstreamer
-from support.gstreamer import require_gstreamer
-from support.streams import MjpegServer, ReaderNow, number_of, numbered, write_video
-from support.v4l2_camera import run_with_camera
+from support.streams import ReaderNow, number_of, numbered, write_video
 from zsseg_rt.runtime.frames import check_frame
 from zsseg_rt.stream.uris import open_sources
 
@@ -32,10 +28,6 @@ def read(uri, count):
         check_frame(picture.image)
         assert picture.image.flags.writeable
     return [picture.image for picture in found]
-
-
-def read_shapes(uris, count):
-    return [[image.shape for image in read(uri, count)] for uri in uris]
 
 
 def graded(width, height=24):
@@ -65,37 +57,6 @@ def test_a_file(width, tmp_path):
 def test_frames_stay_what_they_were(tmp_path):
     path = write_video(tmp_path / "a.mp4", (numbered(n, (48, 162)) for n in range(8)))
     assert [number_of(image) for image in read(path, 8)] == list(range(8))
-
-
-@pytest.mark.parametrize("width", WIDTHS)
-def test_a_camera_over_http(width):
-    class Camera(MjpegServer):
-        def encode(self, number):
-            return cv2.imencode(".jpg", graded(width))[1]
-
-    with Camera() as camera:
-        camera.pictures.release(40)
-        for image in read(camera.url, 2):
-            np.testing.assert_allclose(image.astype(int), graded(width), atol=12)  # JPEG
-
-
-@pytest.mark.parametrize("size", ["600x240", "1080x240"])
-def test_a_network_camera(rtsp_cameras, size):
-    shapes = {image.shape for image in read(rtsp_cameras(sizes=(size,)).url, 3)}
-    assert shapes == {(240, int(size.split("x")[0]), 3)}
-
-
-def test_a_camera_of_this_machine(v4l2_driver):
-    uris = [f"v4l2:///dev/video7?size={width}x24" for width in (50, 38, 2)]
-    found = run_with_camera(v4l2_driver, read_shapes, uris, 3)
-    assert found == [[[24, width, 3]] * 3 for width in (50, 38, 2)]
-
-
-def test_a_pipeline():
-    require_gstreamer()
-    for width in (161, 854):
-        told = read_through_gstreamer(f"gst:videotestsrc ! video/x-raw,width={width},height=25", 2)
-        assert [p["shape"] for p in told.pictures] == [[25, width, 3]] * 2
 
 
 def test_all_of_this_with_the_oldest_pyav():

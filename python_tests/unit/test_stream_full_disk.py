@@ -5,7 +5,6 @@ import logging
 import os
 import re
 import resource
-import threading
 import time
 from pathlib import Path
 
@@ -141,20 +140,3 @@ def test_real_files_go_on_when_there_is_space_again(disk, name, tmp_path, monkey
     else:
         lines = (tmp_path / name).read_text().splitlines()
         assert [json.loads(line)["index"] for line in lines[-10:]] == list(range(100, 110))
-
-
-def test_a_sink_that_is_not_finished_in_time_has_failed(tmp_path, disk):
-    held = threading.Event()
-
-    class Slow(OnDisk):
-        def write(self, seg):
-            held.wait(30)
-
-    sink = Sink(Slow(disk, tmp_path))
-    sink.put(result(), waits=True)
-    sink.finish()
-    sink.join(0.01)
-    assert "not finished in time" in sink.stats().error
-    held.set()
-    sink._thread.join(30)
-    assert "not finished in time" in sink.stats().error
