@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,44 @@ from support.gpu_machine import EMULATED, Machine, copy_checkout, write_program
 
 ROOT = Path(__file__).resolve().parents[2]
 NO_TORCH = ("torch", "pytest", "cv2", "tensorrt_rtx")
+BEFORE = {"driver": "580.1", "power_w": 70.0}
+FRAME = "512x512, 20 classes, engine on torch float16, host to host: p50_ms"
+RESULTS = {
+    "frame times torch": {
+        "cases": [
+            {
+                "frame_hw": [512, 512],
+                "classes": 20,
+                "candidates": {
+                    "engine float16, host to host": {"p50_ms": 2.0, "launches": "missing: CUPTI"},
+                    "engine float16, device to device": {"p50_ms": 1.1, "launches": 119},
+                    "torch float16, host to host": {"p50_ms": 5.0},
+                },
+            }
+        ]
+    },
+    "sweeps torch": {"rows": [{"name": "wait=sleep", "cpu_ms": 0.2}]},
+    "frames torch": {
+        "rows": [
+            {"bundle": "zegclip", "precision": "float16", "state": "passed",
+             "fused_attention": {"image_encoder": 12, "decoder": None}}
+        ]
+    },
+    "kernel times": {
+        "results": [
+            {"op": "overlay", "sizes": "1080x1920",
+             "captured": {"median_ms": {"zsseg_rt": 0.0045}}},
+            {"op": "mask_boxes", "sizes": "3 of 8x8", "failed": "differs"},
+        ]
+    },
+    "one frame in torch's profiler, torch": {
+        "kernels": [
+            {"name": "gemm", "count": 100, "us": 90.0},
+            {"name": "Memcpy HtoD", "count": 99, "us": 2.0},
+        ]
+    },
+    "one frame in nsys, torch": {"cuda_gpu_kern_sum": [{"Instances": "350"}, {"Instances": "40"}]},
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -170,34 +209,6 @@ def test_what_was_found_outlives_an_ended_check(checkout, tmp_path):
     assert why["every kernel"] == "no time was left"
 
 
-def test_a_step_that_took_too_long_runs_again(tmp_path):
-    import gpu_record
-
-    steps = [
-        {"name": "right", "state": "passed"},
-        {"name": "wrong", "state": "failed", "reason": "exit status 1"},
-        {"name": "slow", "state": "failed", "reason": "took longer than 3 s", "timed_out": True},
-    ]
-    record = gpu_record.Record(
-        "a GPU", {"driver": "1"}, tmp_path / "out", tmp_path, {"steps": steps}
-    )
-    again = [step["name"] for step in steps if record.earlier_outcome(step["name"]) is None]
-    assert again == ["slow"]
-
-
-@pytest.mark.parametrize("is_tegra", [False, True])
-def test_a_board_has_three_times_as_long(tmp_path, monkeypatch, is_tegra):
-    import gpu_processes
-    import gpu_steps
-
-    release = tmp_path / "nv_tegra_release"
-    monkeypatch.setattr(gpu_steps, "TEGRA_RELEASE", release)
-    if is_tegra:
-        release.touch()
-    step = gpu_steps.patient(gpu_processes.Step(name="a", limit=100.0))
-    assert step.limit == (300.0 if is_tegra else 100.0)
-
-
 def test_without_a_gpu_nothing_is_checked(checkout, tmp_path):
     if Path("/etc/nv_tegra_release").exists():
         pytest.skip("this is a Jetson, where nvidia-smi is not asked")
@@ -207,15 +218,6 @@ def test_without_a_gpu_nothing_is_checked(checkout, tmp_path):
     assert done.returncode == 4
     assert "expected an NVIDIA GPU and its driver, got none" in done.stderr
     assert not machine.out.exists()
-
-
-def test_an_extension_that_sees_no_gpu_is_said(checkout, tmp_path):
-    """The stand-in says that there is a GPU; the checkout's extension is none."""
-    broken = copy_checkout(tmp_path / "checkout")
-    next((broken / "zsseg_rt").glob("_C*.so")).write_bytes(b"not a library")
-    done = Machine(broken, tmp_path).check("--no-build")
-    assert done.returncode == 4
-    assert "expected an extension that sees this GPU, got:" in done.stderr
 
 
 def test_a_step_that_hangs_ends_with_its_children(tmp_path):
@@ -245,26 +247,6 @@ def test_a_step_that_hangs_ends_with_its_children(tmp_path):
     assert (told["state"], told["reason"]) == ("missing", "not here")
 
 
-def test_a_profiler_that_is_not_let_in_found_nothing(tmp_path):
-    ncu = write_program(
-        tmp_path, "ncu", "echo '==ERROR== ERR_NVGPUCTRPERM - no permission'; exit 1"
-    )
-    script = ROOT / "tools" / "gpu_check" / "gpu_profile.py"
-    options = ["--ncu", ncu, "--scratch", tmp_path, "--json", tmp_path / "found.json"]
-    done = subprocess.run(
-        [sys.executable, script, *options], capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stdout) == (3, "==ERROR== ERR_NVGPUCTRPERM - no permission\n")
-
-
-def test_only_files_with_gpu_tests_are_collected():
-    from gpu_steps import gpu_test_files
-
-    names = {path.name for path in gpu_test_files()}
-    assert {"test_gpu_engine.py", "test_ops_contract.py", "test_array_boundary.py"} <= names
-    assert not any("training" in name or "stream" in name or "server" in name for name in names)
-
-
 ABSENT = "hypothesis open_clip typer rich cv2 onnx openvino torchvision PIL"
 
 
@@ -282,3 +264,73 @@ def test_gpu_tests_need_no_more_than_numpy_torch_and_pytest():
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     assert "test_gpu_engine.py" in done.stdout
+
+
+def test_measured_figures_stand_beside_expected_ones():
+    from gpu_record import compare
+
+    rows = {row["name"]: row for row in compare(RESULTS, "NVIDIA H100 80GB HBM3")}
+    states = {name: row["state"] for name, row in rows.items()}
+    assert states[FRAME] == "off"
+    assert (rows[FRAME]["measured"], rows[FRAME]["at_most"]) == (2.0, 1.4)
+    device = "512x512, 20 classes, engine on torch float16, device to device: "
+    assert states[device + "p50_ms"] == "as expected"
+    assert states[device + "launches"] == "as expected"
+    assert states["sweeps torch, wait=sleep: cpu_ms"] == "as expected"
+    assert states["overlay 1080x1920: us"] == "as expected"
+    assert states["one frame in nsys, torch: kernels"] == "off"  # 390
+    assert rows["one frame in torch's profiler, torch: kernels"]["measured"] == 100
+    fused = "frames torch, zegclip float16: fused attention of "
+    assert states[fused + "image_encoder"] == "as expected"
+    assert states[fused + "decoder"] == "not measured"
+    assert not {name for name in states if "AGX" in name}
+    assert FRAME not in {row["name"] for row in compare(RESULTS, "Orin (nvgpu)")}
+
+
+def test_expected_kernels_are_cases_of_the_benchmark():
+    """A name that no case has would never be off."""
+    sys.path.insert(0, str(ROOT))
+    try:
+        from tools.benchmark_kernels import CASES
+        from tools.kernels.benches import CpuBench
+    finally:
+        sys.path.remove(str(ROOT))
+    rows = json.loads((ROOT / "tools" / "gpu_check" / "expected.json").read_text())["figures"]
+    named = {row["name"].removesuffix(": us") for row in rows if row["name"].endswith(": us")}
+    wanted = {name.split()[0] for name in named}
+    bench = CpuBench(1)
+    found = {
+        f"{case.op} {case.sizes}"
+        for op, cases in CASES.items()
+        if op in wanted
+        for case in cases(bench, quick=False)
+    }
+    assert named <= found
+    for row in rows:
+        assert row.keys() <= {"name", "gpu", "at_least", "at_most", "source"}
+        assert row["source"].startswith(("counted, ", "estimated, ", "measured, "))
+
+
+def test_a_record_is_on_disk_after_every_step_and_continued(tmp_path):
+    from gpu_record import COPY, Record
+
+    work = tmp_path / "work"
+    (work / "results").mkdir(parents=True)
+    record = Record("NVIDIA H100", BEFORE, tmp_path / "out", work)
+    record.add({"name": "build", "state": "passed"})
+    (work / "results" / "sweeps torch.json").write_text(json.dumps(RESULTS["sweeps torch"]))
+    (work / "results" / "kernel times.json").write_text('{"half a')
+    record.add({"name": "kernel tests", "state": "missing", "reason": "no time was left"})
+    kept = json.loads(record.file.read_text())
+    assert (kept["passed"], kept["missing"]) == (False, ["kernel tests"])
+    assert kept["results"] == {"sweeps torch": RESULTS["sweeps torch"]}
+    assert kept == json.loads((work / COPY).read_text())
+    shutil.rmtree(work / "results")
+    later = Record("NVIDIA H100", BEFORE, tmp_path / "out", work, kept)
+    assert later.file != record.file
+    assert later.earlier_outcome("build") == {"name": "build", "state": "passed"}
+    assert later.earlier_outcome("kernel tests") is None
+    later.add({"name": "kernel tests", "state": "passed"})
+    whole = json.loads(later.file.read_text())
+    assert whole["passed"]
+    assert whole["results"] == kept["results"]

@@ -86,14 +86,6 @@ def test_the_installed_core_serves_the_checkout_and_is_named(python, checkout, s
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_script_in_the_checkout_works(python, checkout, site):
-    (checkout / "script.py").write_text(
-        "import zsseg_rt.runtime.workspace, zsseg_rt.runtime.clock\n" + USE_CORE
-    )
-    done = python(site, "script.py")
-    assert done.returncode == 0, done.stderr
-
-
 def test_the_module_labels_a_photo_from_the_checkout(python, checkout, site):
     call = ["-m", "zsseg_rt", "segment", demo_photos()[0], "--demo", "--out", "pictures"]
     done = python(site, *call)
@@ -130,8 +122,3 @@ def test_the_doctor_says_what_helps_in_a_checkout(python, tmp_path):
     done = python(tmp_path / "nowhere", "-m", "zsseg_rt", "doctor", "--json", report)
     assert done.returncode == 4
     assert "pip install -e" in report.read_text()
-
-
-def test_the_doctor_finds_the_installed_core(python, site):
-    done = python(site, "-m", "zsseg_rt", "doctor")
-    assert "cannot be imported" not in done.stdout + done.stderr

@@ -1,19 +1,40 @@
-"""The command line as people type it: outputs, tables, exit codes, one-line errors."""
+"""The command line as people type it: outputs, tables, exit codes, one-line errors, settings."""
 
+import csv
+import io
 import json
+import logging
 import os
 import subprocess
 import sys
+import unicodedata
+from dataclasses import fields
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+import typer
 
 import zsseg_rt
 from support.colour_words import COLOUR_WORDS
 from support.command_line import run
 from zsseg_rt import cli
+from zsseg_rt.bundles.pretrained import find_bundle
+from zsseg_rt.cli.options import flat_names, read_classes
+from zsseg_rt.cli.output import LinesAboveStatus, say
+from zsseg_rt.cli.segment import print_table
+from zsseg_rt.common.schema import json_text, printable
+from zsseg_rt.common.settings import changed
+from zsseg_rt.config import EngineConfig
+from zsseg_rt.demo import demo_bundle, demo_classes, demo_photos
+from zsseg_rt.evaluation.datasets.published import class_table
+from zsseg_rt.export.options import ExportOptions
+from zsseg_rt.integrations.batch import PhotoResult
+from zsseg_rt.results.visualize import palette, read_label_png
+from zsseg_rt.server.settings import ServerSettings
+
+SCENES = demo_photos("scenes")
 
 
 @pytest.fixture(autouse=True)
@@ -49,8 +70,6 @@ def test_segment_writes_pictures_table_and_json(photo, colour_bundle, tmp_path, 
     assert {c["name"] for c in entry["classes"]} == {"red", "white", "blue"}
     assert sum(c["pixels"] for c in entry["classes"]) == 30 * 60
     assert written["engine"]["names"] == ["blue", "red", "white"]
-    from zsseg_rt.results.visualize import palette
-
     mask = cv2.imread(str(out / "flag.mask.png"), cv2.IMREAD_COLOR_RGB)
     np.testing.assert_array_equal(mask[15, [10, 30, 50]], palette(["red", "white", "blue"]))
 
@@ -71,19 +90,6 @@ def test_folder_glob_and_broken_photo(photo, colour_bundle, tmp_path, capsys):
     assert run("segment", pattern, "-b", colour_bundle, "--classes", "red", "-o", out) == 0
 
 
-def test_resume_skips_what_is_done_with_the_same_settings(photo, colour_bundle, tmp_path):
-    out, report = tmp_path / "out", tmp_path / "r.json"
-    arguments = ("segment", photo, "-b", colour_bundle, "-o", out, "--resume", "--json", report)
-    resumed = []
-    for classes in ("red,blue", "red,blue", "red,green"):
-        assert run(*arguments, "--classes", classes) == 0
-        resumed.append(json.loads(report.read_text())["photos"][0]["resumed"])
-    assert resumed == [False, True, False]
-    (out / "flag.mask.png").unlink()
-    assert run(*arguments, "--classes", "red,green") == 0
-    assert (out / "flag.mask.png").is_file()
-
-
 def test_class_file_synonyms_and_unknown(photo, colour_bundle, tmp_path):
     names = tmp_path / "names.txt"
     names.write_text("# colours\nblue, dark blue\n\nred\n")
@@ -96,34 +102,10 @@ def test_class_file_synonyms_and_unknown(photo, colour_bundle, tmp_path):
     assert written["photos"][0]["unknown_share"] == pytest.approx(1 / 3, abs=0.05)
 
 
-@pytest.mark.parametrize(
-    ("options", "argument"),
-    [
-        (["--classes", "@names"], "names: line 2"),
-        (["--classes", "red,gr\udcffn"], "--classes[1]"),
-        (["--class", "a\x1b[1m"], "--classes[0]"),
-        (["--classes", "red", "--background", "sk\udcff"], "--background[0]"),
-        (["--classes", "red", "--template", "{} \x07"], "--template[0]"),
-    ],
-)
-def test_names_that_are_no_plain_text_are_named(
-    photo, colour_bundle, tmp_path, capsys, monkeypatch, options, argument
-):
-    (tmp_path / "names").write_bytes(b"red\nblue\0\n")
-    monkeypatch.chdir(tmp_path)
-    assert run("segment", photo, "-b", colour_bundle, *options, "-o", tmp_path / "out") == 1
-    assert f"zsseg-rt: {argument}: expected plain text, got" in capsys.readouterr().err
-
-
-def test_names_with_brackets_are_shown_as_typed(photo, colour_bundle, tmp_path, capsys):
-    import dataclasses
-
-    from zsseg_rt.cli.segment import print_table
-    from zsseg_rt.integrations.batch import PhotoResult
-
+def test_names_with_brackets_are_shown_as_typed(capsys):
     entry = {"name": "[red]car[/]", "index": 0, "pixels": 1, "share": 1.0, "colour": "#102030"}
-    result = PhotoResult(photo="a[1].jpg", size_hw=(1, 1), classes=(entry,))
-    print_table(dataclasses.replace(result, times={"total": 1.0}))
+    times = {"total": 1.0}
+    print_table(PhotoResult(photo="a[1].jpg", size_hw=(1, 1), classes=(entry,), times=times))
     printed = capsys.readouterr().out
     assert "[red]car[/]" in printed
     assert "a[1].jpg" in printed
@@ -137,30 +119,43 @@ def test_photos_with_one_stem_get_two_names(colour_bundle, tmp_path):
     assert len(list(out.glob("*.mask.png"))) == 2
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        (("segment", "{photo}", "-b", "{bundle}"), 2, "name at least one class"),
-        (("segment", "{photo}", "-b", "{bundle}", "--classes", "red", "--device", "gpu"), 2,
-         "device: expected"),
-        (("segment", "{photo}", "-b", "{bundle}", "--classes", "red", "--wat"), 2,
-         "No such option"),
-        (("segment", "{photo}", "-b", "{bundle}", "--classes", "red", "--device", "cuda:9"), 4,
-         "cuda:9"),
-        (("segment", "{photo}", "-b", "{bundle}", "--classes", "red", "--precision", "fp8"), 4,
-         "precision"),
-        (("segment", "{photo}", "-b", "gone.zsseg", "--classes", "red"), 1, "found nothing"),
-        (("segment", "gone.jpg", "-b", "{bundle}", "--classes", "red"), 1, "gone.jpg"),
-        (("segment", "{photo}", "-b", "{bundle}", "--classes", "gren"), 1, "'green'"),
-        (("segment", "{photo}", "-b", "{bundle}", "--classes", "@gone.txt"), 1, "gone.txt"),
-        (("info", "gone.zsseg"), 1, "found nothing"),
-        (("frobnicate",), 2, "frobnicate"),
-    ],
-)  # fmt: skip
-def test_errors_are_one_line(arguments, code, message, photo, colour_bundle, capsys):
-    filled = [a.format(photo=photo, bundle=colour_bundle) for a in arguments]
-    assert run(*filled) == code
+RED = ("segment", "{photo}", "-b", "{bundle}", "--classes", "red")
+SHOW = ("segment", "--demo", "scenes")
+REFUSED = [
+    (("segment", "{photo}", "-b", "{bundle}"), 2, "name at least one class"),
+    ((*RED, "--wat"), 2, "No such option"),
+    ((*RED, "--device", "cuda:9"), 4, "cuda:9"),
+    ((*RED, "--precision", "fp8"), 4, "precision"),
+    ((*RED[:-1], "gren"), 1, "'green'"),
+    ((*RED[:-1], "@gone.txt"), 1, "gone.txt"),
+    ((*RED[:-1], "@names"), 1, "names: line 2: expected plain text, got"),
+    ((*RED[:-1], "red,gr\udcffn"), 1, "--classes[1]: expected plain text, got"),
+    ((*RED[:-2], "--class", "a\x1b[1m"), 1, "--classes[0]: expected plain text, got"),
+    ((*RED, "--background", "sk\udcff"), 1, "--background[0]: expected plain text, got"),
+    ((*RED, "--template", "{{}} \x07"), 1, "--template[0]: expected plain text, got"),
+    (("segment", "{photo}", "-b", "gone.zsseg", "--classes", "red"), 1, "found nothing"),
+    (("segment", "gone.jpg", *RED[2:]), 1, "gone.jpg"),
+    (("info", "gone.zsseg"), 1, "found nothing"),
+    (("frobnicate",), 2, "frobnicate"),
+    ((*SHOW, "--classes", "zebra"), 1, "--classes: expected words"),
+    ((*SHOW, "--classes", "ball,ball"), 1, "--classes: expected every name once"),
+    ((*SHOW, "--classes", ""), 2, "name at least one class"),
+    ((*SHOW, "--template", "none"), 1, "--template"),
+    ((*SHOW, "--format", "xml"), 2, "--format: expected one of table, json, csv, png, coco"),
+    ((*SHOW, "--overlay-format", "gif"), 2, "--overlay-format: expected png or jpg"),
+    ((*SHOW, "--min-region-score", "0.5"), 1, "--min-region-score: expected"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "message"), REFUSED)
+def test_errors_are_one_line(
+    arguments, code, message, photo, colour_bundle, capsys, tmp_path, monkeypatch
+):
+    (tmp_path / "names").write_bytes(b"red\nblue\0\n")
+    monkeypatch.chdir(tmp_path)
+    assert run(*(a.format(photo=photo, bundle=colour_bundle) for a in arguments)) == code
     error = capsys.readouterr().err
+    assert error.startswith("zsseg-rt: ")
     assert message in error
     assert error.count("\n") == 1
     assert "Traceback" not in error
@@ -176,10 +171,38 @@ def test_debug_shows_the_traceback_wherever_it_stands(place, capsys):
     assert error.splitlines()[-1].startswith("zsseg-rt: missing.zsseg: expected a bundle")
 
 
-def test_version_as_a_module():
+@pytest.mark.parametrize("spelt", ["--quiet", "-q"])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_quiet_prints_nothing_wherever_it_stands(place, spelt, tmp_path, capfd):
+    words = ["segment", "--demo", "scenes", "-o", str(tmp_path)]
+    words.insert(place, spelt)
+    assert run(*words) == 0
+    assert capfd.readouterr() == ("", "")
+    assert len(list(tmp_path.glob("*.mask.png"))) == len(demo_photos("scenes"))
+    assert run("segment", "--demo", "scenes", "-o", tmp_path) == 0  # and lasts for one call
+    assert "playroom.png" in capfd.readouterr().out
+
+
+def test_quiet_still_tells_errors(tmp_path, capfd):
+    assert run("segment", tmp_path / "gone.png", "--demo", "scenes", "-q") == 1
+    assert run("segment", "--demo", "scenes", "--", "-q") == 1  # a photo of this name
+    assert run("-q", "segment", tmp_path / "gone.png", "--demo", "scenes") == 1
+    assert "gone.png" in capfd.readouterr().err
+
+
+def test_verbose_after_the_command(tmp_path, capfd):
+    assert run("segment", "--demo", "scenes", "-o", tmp_path, "-v") == 0
+    assert "image_encoder: openvino on cpu" in capfd.readouterr().err
+
+
+def test_the_program_as_a_module_and_its_help(capsys):
     command = [sys.executable, "-m", "zsseg_rt", "--version"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout == f"zsseg-rt {zsseg_rt.__version__}\n"
+    assert run("--help") == 0
+    printed = capsys.readouterr().out.replace("\n", "")
+    for word in ("segment", "export", "import-checkpoint", "doctor", "--install-completion"):
+        assert word in printed
 
 
 def test_info_shows_and_checks(colour_bundle, capsys, tmp_path):
@@ -202,13 +225,6 @@ def test_doctor_reports_every_topic(capsys, tmp_path):
     assert {"python", "native core", "CUDA", "TensorRT", "OpenVINO", "OpenCV", "cache"} <= topics
     for finding in findings:
         assert finding["status"] != "absent" or finding["remedy"] or finding["topic"] == "Jetson"
-
-
-def test_help_names_the_commands(capsys):
-    assert run("--help") == 0
-    printed = capsys.readouterr().out
-    for command in ("segment", "export", "import-checkpoint", "info", "doctor"):
-        assert command in printed
 
 
 @pytest.mark.parametrize(
@@ -237,3 +253,207 @@ def test_commands_of_training_name_the_extra_they_need(arguments, purpose, tmp_p
     assert done.returncode == 4
     expected = f"torch: expected to be installed {purpose}, got nothing. Run: pip install"
     assert done.stderr.strip() == f"zsseg-rt: {expected} '.[train]' in a checkout of zsseg_rt"
+
+
+def test_format_json_is_a_line_per_photo(tmp_path, capfd):
+    gone = tmp_path / "broken.png"
+    gone.write_bytes(b"none")
+    call = (*SHOW, *SCENES, gone, "--classes", "ball,wall", "-o", tmp_path)
+    assert run(*call, "--format", "json") == 1
+    out, err = capfd.readouterr()
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [bool(line["error"]) for line in lines] == [False] * len(SCENES) + [True]
+    assert lines[0]["photo"] == SCENES[0]
+    assert {entry["name"] for entry in lines[0]["classes"]} <= {"ball", "wall"}
+    assert "background (added" in err
+
+
+def test_format_csv_is_a_row_per_class(tmp_path, capfd):
+    call = (*SHOW, "--format", "csv", "-o", tmp_path)
+    assert run(*call) == 0
+    rows = list(csv.DictReader(io.StringIO(capfd.readouterr().out)))
+    assert list(rows[0]) == ["photo", "class", "share", "pixels", "mask", "error"]
+    for photo in SCENES:
+        shares = [float(row["share"]) for row in rows if row["photo"] == photo]
+        assert sum(shares) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_formats_of_other_programs_are_written_beside_the_images(tmp_path, capfd):
+    photo, stem = SCENES[0], Path(SCENES[0]).stem
+    call = (*SHOW, photo, "--class", "ball", "--class", "wall", "-o", tmp_path)
+    assert run(*call, "--format", "geojson") == 0
+    assert f"{stem}.geojson" in capfd.readouterr().out
+    again = tmp_path / f"{stem}.geojson"
+    first = again.read_bytes()
+    again.unlink()
+    assert run(*call, "--format", "geojson", "--resume") == 0  # of the label image
+    assert again.read_bytes() == first
+    features = json.loads(first)["features"]
+    assert {one["properties"]["name"] for one in features} <= {"ball", "wall"}
+    assert run(*call, "--format", "labelme") == 0
+    shapes = json.loads((tmp_path / f"{stem}.json").read_text())
+    assert (tmp_path / shapes["imagePath"]).samefile(photo)
+    assert run(*call, "--format", "coco") == 0
+    coco = json.loads((tmp_path / "coco.json").read_text())
+    assert [one["name"] for one in coco["categories"]] == ["ball", "wall"]
+    labels = read_label_png(tmp_path / f"{stem}.mask.png")
+    for annotation in coco["annotations"]:
+        assert annotation["area"] == (labels + 1 == annotation["category_id"]).sum()
+
+
+def test_the_bundle_that_ships_has_a_name(tmp_path, capfd):
+    for name, bundle in {
+        "demo": "photos",
+        "demo-photos": "photos",
+        "demo-scenes": "scenes",
+    }.items():
+        assert find_bundle(name) == demo_bundle(bundle)
+        assert run("info", name) == 0
+    call = ("segment", demo_photos()[0], "--bundle", "demo", "-o", tmp_path, "--format", "png")
+    assert run(*call, "--classes", "") == 2
+    assert run(*call, "--classes", demo_classes()[0], "--precision", "fp32") == 0
+
+
+def test_a_log_line_on_a_terminal_stands_above_the_status(monkeypatch):
+    terminal, other = io.StringIO(), io.StringIO()
+    for stream in (terminal, other):
+        monkeypatch.setattr(stream, "isatty", lambda stream=stream: stream is terminal)
+    record = logging.LogRecord("zsseg_rt", logging.WARNING, "", 0, "gone", None, None)
+    drawing = io.StringIO()  # what rich puts in the place of standard error while it draws
+    monkeypatch.setattr(sys, "stderr", drawing)
+    for stream in (terminal, other):
+        LinesAboveStatus(stream).emit(record)
+    assert (drawing.getvalue(), terminal.getvalue(), other.getvalue()) == ("gone\n", "", "gone\n")
+
+
+ODD = [
+    "\x1b[2J\r\n",
+    "a\u2028b\u2029",
+    "\u202e\u2066",
+    "\x7f\x85\x9b",
+    "\udce9",
+    "\U000e0001",
+    "\ufeff",
+]
+
+
+PLAIN = [
+    "caf\u00e9",
+    "\u0645\u06cc\u200c\u062e",
+    "\U0001f468\u200d\U0001f466",
+    "9\u202fAM",
+    "\u30b0\u3000a",
+]
+
+
+@pytest.mark.parametrize("text", ODD + PLAIN)
+def test_names_stay_on_their_line_and_json_means_what_it_meant(text):
+    shown, document = printable(text), json_text({text: [text]}, indent=1)
+    assert json.loads(document) == {text: [text]}
+    assert (shown == text) == (text in PLAIN)
+    for told in (shown, *document.split("\n")):
+        assert told.splitlines() == [told]
+        assert not {"Cc", "Zl", "Zp", "Cs"} & {unicodedata.category(c) for c in told}
+        assert not set("\u202e\u2066\ufeff") & set(told)
+
+
+def test_tables_and_lines_of_the_log_escape_alike(capsys, monkeypatch):
+    from rich.table import Table
+
+    table = Table("name", box=None)
+    table.add_row("a\x1b[31m\n\u202eb")
+    say(table)
+    say("a\x1b[31m\n\u202eb")
+    record = logging.LogRecord("x", 30, "", 0, "%s", ("a\x1b[31m\n\u202eb",), None)
+    assert LinesAboveStatus(sys.stderr).format(record) == r"a\x1b[31m\n\u202eb"
+    printed = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert printed == ["name", *[r"a\x1b[31m\n\u202eb"] * 2]
+
+
+@pytest.mark.parametrize(
+    ("classes", "single", "names"),
+    [
+        ("road, car", [], ["road", "car"]),
+        ("road; sofa, couch", [], ["road", ["sofa", "couch"]]),
+        ("sofa, couch;", [], [["sofa", "couch"]]),
+        (None, ["sofa, couch", "road"], [["sofa", "couch"], "road"]),
+        ("road", ["sofa,couch"], ["road", ["sofa", "couch"]]),
+    ],
+)
+def test_commas_and_semicolons(classes, single, names):
+    assert read_classes(classes, single) == names
+
+
+def test_a_file_and_the_option_class_read_a_class_alike(tmp_path):
+    lines = ["sofa, couch", "road"]
+    (tmp_path / "names.txt").write_text("\n".join(lines))
+    assert read_classes(f"@{tmp_path / 'names.txt'}", []) == read_classes(None, lines)
+
+
+def test_synonyms_in_an_option_are_remarked_upon(tmp_path, capsys):
+    report = tmp_path / "r.json"
+    call = (*SHOW, SCENES[0], "--class", "ball, blue ball", "-o", tmp_path)
+    assert run(*call, "--json", report) == 0
+    assert "--class 'ball, blue ball': one class, 'ball', also called blue ball" in (
+        capsys.readouterr().err
+    )
+    assert json.loads(report.read_text())["engine"]["names"] == ["ball"]
+
+
+@pytest.mark.parametrize("given", ["pavement, sidewalk", "pavement, sidewalk;", "sidewalk"])
+def test_a_data_set_s_class_with_a_comma_can_be_named(given):
+    table = class_table("camvid").with_unseen(flat_names(given))
+    assert [table.names[index] for index in table.unseen] == ["pavement, sidewalk"]
+
+
+CLASSES = (EngineConfig, ServerSettings, ExportOptions)
+OF_ENGINES = [
+    f.metadata["option"].name(f.name) for f in fields(EngineConfig) if f.metadata["option"]
+]
+# What each option is refused with.
+BAD_VALUES = {
+    "--device": "gpu", "--backend": "onnx", "--precision": "fp64", "--unknown-below": "2",
+    "--min-region-score": "-1", "--head-classes": "few", "--max-candidates": "0",
+    "--windows": "wide", "--max-windows": "0", "--resize": "crop", "--threads": "-1",
+}  # fmt: skip
+
+
+def options_of(*words):
+    command = typer.main.get_command(cli.app)
+    for word in words:
+        command = command.commands[word]
+    return {option for param in command.params for option in param.opts}
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_a_field_s_meaning_is_in_the_docstring(cls):
+    listed = cls.__doc__.partition("Attributes:")[2].partition("Raises:")[0]
+    assert all(f"\n        {field.name}: " in listed for field in fields(cls))
+
+
+@pytest.mark.parametrize(
+    ("command", "lacks"),
+    [("segment", ()), ("stream", ()), ("serve", ()), ("evaluate", ("--unknown-below",)),
+     ("profile", OF_ENGINES[3:-1])],
+)  # fmt: skip
+def test_commands_take_the_options_of_an_engine(command, lacks):
+    assert set(OF_ENGINES) - options_of(command) == set(lacks)
+
+
+def test_the_server_s_and_an_export_s_options_are_their_fields():
+    for cls, command in ((ServerSettings, ("serve",)), (ExportOptions, ("export", "dense"))):
+        own = [field for field in fields(cls) if field.metadata["option"]]
+        names = {field.metadata["option"].name(field.name) for field in own}
+        assert names - options_of(*command) <= {"--precision", "--window-batch"}
+
+
+@pytest.mark.parametrize("option", OF_ENGINES)
+def test_a_bad_value_is_misuse_and_named_by_its_option(option, capsys):
+    assert run("segment", "--demo", option, BAD_VALUES[option]) == 2
+    assert capsys.readouterr().err.startswith(f"zsseg-rt: {option}: expected")
+
+
+def test_what_differs_from_the_defaults_is_told():
+    config = EngineConfig(device="cpu", num_threads=2)
+    assert changed(config) == {"device": "cpu", "num_threads": 2}
+    assert changed(config, ("num_threads",)) == {"num_threads": 2}

@@ -1,10 +1,11 @@
-"""Places for results are checked before any work, and Ctrl-C keeps what is done."""
+"""Places for results are checked before any work, Ctrl-C keeps what is done, systemd is told."""
 
 import json
 import logging
 import os
 import shutil
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 
 from support.command_line import run
 from zsseg_rt import Engine, EngineConfig
+from zsseg_rt.cli.service import Notifier
 from zsseg_rt.common.extras import import_opencv
 from zsseg_rt.common.process import held_interrupts
 from zsseg_rt.demo import demo_photos
@@ -44,11 +46,9 @@ def no_engine(monkeypatch):
     [
         ("--json", "gone/r.json", "gone: it does not exist"),
         ("--json", "in", "got a folder, "),
-        ("--json", "in/a.png/r.json", "a.png is not a folder"),
         ("--out", "in/a.png", "a.png is not a folder"),
         ("--out", "in/a.png/out", "Not a directory"),
         ("--out", "/proc/out", "/proc is not writable"),  # also for root, whom permissions let
-        ("--out", "/proc", "/proc is not writable"),
         ("--json", "/proc/r.json", "/proc is not writable"),
     ],
 )
@@ -74,11 +74,6 @@ def test_a_useless_cache_is_told_once(tmp_path, caplog):
     assert "Set ZSSEG_HOME" in record.getMessage()
 
 
-def heed_ctrl_c():
-    """What a shell starts in the background ignores it."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 @pytest.fixture
 def long_run(tmp_path, photo):
     """``segment`` at work on more photos than it will ever do."""
@@ -93,9 +88,7 @@ def long_run(tmp_path, photo):
         stderr=subprocess.PIPE,
         text=True,
         env=place,
-        preexec_fn=lambda: signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        ),  # background jobs ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # else some ignore it
     ) as process:
         try:
             yield process
@@ -182,3 +175,44 @@ def test_a_device_is_written_into_and_stays_one(tmp_path, photo, capsys):
     assert run(*call, full) == 1
     assert "No space left on device" in capsys.readouterr().err
     assert full.is_symlink()
+
+
+@pytest.fixture
+def systemd(tmp_path):
+    """A socket as systemd's, and its name."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        path = str(tmp_path / "notify")
+        receiver.bind(path)
+        receiver.settimeout(60)
+        yield receiver, path
+
+
+def test_a_stream_is_ready_with_its_first_frame_and_alive_with_later_ones(systemd):
+    receiver, path = systemd
+    call = [sys.executable, "-m", "zsseg_rt", "stream", "--demo", "scenes", "--seconds", "20"]
+    with subprocess.Popen(
+        call,
+        env={**os.environ, "NOTIFY_SOCKET": path},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as child:
+        try:
+            assert receiver.recv(100) == b"READY=1"
+            assert receiver.recv(100) == b"WATCHDOG=1"
+        finally:
+            child.kill()
+
+
+def test_abstract_names_are_understood_and_lost_sockets_reported_once(tmp_path, caplog):
+    name = f"\0zsseg-test-{id(object())}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(name)
+        receiver.settimeout(60)
+        Notifier({"NOTIFY_SOCKET": "@" + name[1:]}).frame()
+        assert receiver.recv(100) == b"READY=1"
+    Notifier({}).frame()
+    assert not caplog.text
+    notifier = Notifier({"NOTIFY_SOCKET": str(tmp_path / "gone")})
+    for _ in range(3):
+        notifier.frame()
+    assert caplog.text.count("NOTIFY_SOCKET: cannot report frames") == 1

@@ -143,18 +143,3 @@ def test_export_remarks_on_a_model_of_one_class(tmp_path, caplog):
     path.write_text(json.dumps(found))
     export_trained(tmp_path / "run", tmp_path / "a.zsseg", precisions=("float32",))
     assert "gives one class 99.5 % of the pixels of its evaluation" in caplog.text
-
-
-SMALL_CLIP = ("--batch-size", 4, "--view-size", 32, "--width", 64, "--num-layers", 1)
-SMALL_CLIP += ("--text-width", 64, "--text-layers", 1, "--embed-dim", 32, "--threads", 1)
-
-
-def test_a_very_short_pretraining_works(tmp_path):
-    module = "tools.studies.clip_pretraining"
-    done = run_module(module, "--out", "clip", "--steps", 2, *SMALL_CLIP, folder=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert load_clip(tmp_path / "clip" / "clip.safetensors", activation="quick_gelu")
-    done = run_module(module, "--out", "b", "--steps", 2, "--warmup-steps", 9, folder=tmp_path)
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    assert "warmup_steps: expected 0 to 1" in done.stderr

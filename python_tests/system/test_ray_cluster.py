@@ -1,10 +1,7 @@
 """Photos labelled by Ray Data itself; needs the extra ``ray``."""
 
 import os
-import shutil
 import sys
-import time
-from collections import Counter
 from pathlib import Path
 
 import cv2
@@ -19,7 +16,7 @@ except ImportError:
     pytest.skip("needs Ray: pip install '.[ray]'", allow_module_level=True)
 
 import pyarrow.parquet as pq
-from ray.data import ActorPoolStrategy, DataContext
+from ray.data import ActorPoolStrategy
 
 from zsseg_rt import EngineConfig
 from zsseg_rt.integrations.ray import PhotoSegmenter
@@ -64,52 +61,23 @@ def settings(colour_bundle):
     return {"bundle": str(colour_bundle), "classes": NAMES}
 
 
-class Watched(PhotoSegmenter):
-    """Notes each photo that it labels as a file in a folder.
-
-    A photo whose name is in the folder ``fail`` there ends the run, once Ray has saved that some
-    other is done.
-    """
-
-    def __init__(self, *, notes, **settings):
-        super().__init__(**settings)
-        self.notes = Path(notes)
-
-    def __call__(self, batch):
-        for path in batch["path"]:
-            if (self.notes / "fail" / Path(path).name).exists():
-                wait_for(lambda: saved(self.notes.parent / "done"))
-                raise RuntimeError("the machine went away")
-            (self.notes / Path(path).name).touch()
-        return super().__call__(batch)
+class Configured(PhotoSegmenter):
+    """Shows the settings of its engine."""
 
     def settings(self):
         return self.engine.config
-
-
-def saved(checkpoint):
-    """Names of the photos that Ray has saved as done."""
-    files = [path for path in checkpoint.glob("*.parquet") if ".pending" not in path.name]
-    return {Path(row["path"]).name for path in files for row in written(path)}
-
-
-def wait_for(condition):
-    end = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.2)
 
 
 def written(folder):
     return pq.read_table(folder).to_pylist()
 
 
-def label(folder, out, kind, settings):
+def label(folder, out, settings):
     photos = ray.data.read_binary_files(
         str(folder), include_paths=True, override_num_blocks=6, **READ
     )
     photos.map_batches(
-        kind,
+        PhotoSegmenter,
         fn_constructor_kwargs=settings,
         batch_size=2,
         num_cpus=0.8,
@@ -121,15 +89,14 @@ def label(folder, out, kind, settings):
 
 def config_in_actor(num_cpus, **settings):
     """The settings that an engine has in an actor with so many CPUs."""
-    actor = ray.remote(Watched).options(num_cpus=num_cpus).remote(**settings)
+    actor = ray.remote(Configured).options(num_cpus=num_cpus).remote(**settings)
     try:
         return ray.get(actor.settings.remote(), timeout=LIMIT)
     finally:
         ray.kill(actor)
 
 
-def test_an_actor_s_engine_takes_what_ray_gave(settings, tmp_path):
-    settings = settings | {"notes": str(tmp_path)}
+def test_an_actor_s_engine_takes_what_ray_gave(settings):
     config = config_in_actor(1.5, **settings)
     assert (config.device, config.num_threads, config.num_lanes) == ("cpu", 2, 2)
     config = config_in_actor(0.4, **settings)
@@ -147,7 +114,7 @@ def test_part_of_a_gpu_means_that_gpu(settings):
 
 
 def test_rows_are_what_the_class_gives(folder, settings, tmp_path):
-    label(folder, tmp_path / "out", PhotoSegmenter, settings)
+    label(folder, tmp_path / "out", settings)
     rows = {Path(row.pop("path")).name: row for row in written(tmp_path / "out")}
     assert sorted(rows) == [f"{index:02}.png" for index in range(6)]
     plain = PhotoSegmenter(**settings, config=EngineConfig(device="cpu", use_cache=False))
@@ -157,31 +124,3 @@ def test_rows_are_what_the_class_gives(folder, settings, tmp_path):
     assert "04.png" in rows["04.png"]["error"]
     assert list(rows["00.png"]) == ["height", "width", "mask", "classes", "unknown_share", "error"]
     plain.engine.close()
-
-
-def test_ray_resumes_what_was_interrupted(folder, settings, tmp_path):
-    checkpoint = pytest.importorskip("ray.data.checkpoint", reason="this Ray cannot resume")
-    notes, out = tmp_path / "notes", tmp_path / "out"
-    (notes / "fail").mkdir(parents=True)
-    (notes / "fail" / "05.png").touch()
-    settings = settings | {"notes": str(notes)}
-    context = DataContext.get_current()
-    context.checkpoint_config = checkpoint.CheckpointConfig(
-        id_column="path", checkpoint_path=str(tmp_path / "done")
-    )
-    try:
-        with pytest.raises(Exception, match="the machine went away"):
-            label(folder, out, Watched, settings)
-        finished = saved(tmp_path / "done")
-        assert finished
-        shutil.rmtree(notes / "fail")
-        for note in notes.iterdir():
-            note.unlink()
-        label(folder, out, Watched, settings)
-    finally:
-        context.checkpoint_config = None
-    again = {path.name for path in notes.iterdir()}
-    assert "05.png" in again
-    assert not again & finished
-    counts = Counter(Path(row["path"]).name for row in written(out))
-    assert counts == Counter(path.name for path in folder.iterdir())

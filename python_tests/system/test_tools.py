@@ -42,23 +42,10 @@ def run(tmp_path):
     return run_python
 
 
-def test_the_scripts_are_found():
-    assert {"profile", "benchmark_kernels"} <= set(SCRIPTS)
-
-
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_script_runs_as_a_file(run, name):
-    run(str(ROOT / "tools" / f"{name}.py"), cwd=ROOT)
-
-
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_a_script_runs_as_a_module(run, name):
+def test_a_script_runs_as_a_file_and_as_a_module(run, name):
+    run(f"{name}.py", cwd=ROOT / "tools")
     run("-m", f"tools.{name}", cwd=ROOT)
-
-
-def test_a_script_runs_from_its_own_folder(run):
-    run("profile.py", cwd=ROOT / "tools")
-    run("benchmark_kernels.py", cwd=ROOT / "tools")
 
 
 SHELL = sorted(path for path in (ROOT / "tools").rglob("*.sh") if path.name != "wheel_parts.sh")
@@ -81,14 +68,10 @@ def shell(script, *arguments, folder):
 
 
 @pytest.mark.parametrize("script", SHELL, ids=lambda path: path.name)
-def test_shell_scripts_help_instead_of_starting_to_work(script, tmp_path):
+def test_shell_scripts_help_and_refuse_instead_of_starting_to_work(script, tmp_path):
     code, out, err = shell(script, "--help", folder=tmp_path)
     assert code == 0, err
     assert script.name in out or "usage" in out
-
-
-@pytest.mark.parametrize("script", SHELL, ids=lambda path: path.name)
-def test_shell_scripts_refuse_unknown_options(script, tmp_path):
     code, out, err = shell(script, "--bogus", folder=tmp_path)
     assert code == 2, out + err
     assert err

@@ -14,46 +14,29 @@ from zsseg_rt.evaluation.provenance import describe_machine
 from zsseg_rt.integrations.batch import lanes_for
 
 GROUPS = "sys/fs/cgroup"
+
+
+def version_1(group, quota):
+    return {f"{group}/cpu.cfs_quota_us": str(quota), f"{group}/cpu.cfs_period_us": "100000"}
+
+
 CASES = {
     "container": ("0::/", {"cpu.max": "150000 100000"}, 1.5),
     "no limit": ("0::/", {"cpu.max": "max 100000"}, math.inf),
     "service": ("0::/a.slice/b.service", {"a.slice/b.service/cpu.max": "50000 100000"}, 0.5),
-    "group above": (
-        "0::/a/b",
-        {"a/b/cpu.max": "max 100000", "a/cpu.max": "200000 100000"},
-        2.0,
-    ),
+    "group above": ("0::/a/b", {"a/b/cpu.max": "max 1000", "a/cpu.max": "2000 1000"}, 2.0),
     "the least": ("0::/a/b", {"a/b/cpu.max": "3000 1000", "a/cpu.max": "2000 1000"}, 2.0),
     "path of the host": ("0::/docker/12ab", {"cpu.max": "250000 100000"}, 2.5),
     "path outside": ("0::/../other", {"cpu.max": "100000 100000"}, 1.0),
     "version 1": (
         "5:memory:/x\n4:cpu,cpuacct:/docker/12ab",
-        {
-            "cpu,cpuacct/docker/12ab/cpu.cfs_quota_us": "400000",
-            "cpu,cpuacct/docker/12ab/cpu.cfs_period_us": "100000",
-        },
+        version_1("cpu,cpuacct/docker/12ab", 400000),
         4.0,
     ),
-    "version 1 in a container": (
-        "4:cpu,cpuacct:/docker/12ab",
-        {"cpu/cpu.cfs_quota_us": "30000", "cpu/cpu.cfs_period_us": "20000"},
-        1.5,
-    ),
-    "version 1 without a limit": (
-        "4:cpu:/",
-        {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"},
-        math.inf,
-    ),
-    "other controllers": (
-        "2:cpuset:/",
-        {"cpuset/cpu.cfs_quota_us": "100000", "cpuset/cpu.cfs_period_us": "100000"},
-        math.inf,
-    ),
-    "both versions": (
-        "4:cpu:/\n0::/",
-        {"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"},
-        1.0,
-    ),
+    "version 1 in a container": ("4:cpu,cpuacct:/docker/12ab", version_1("cpu", 150000), 1.5),
+    "version 1 without a limit": ("4:cpu:/", version_1("cpu", -1), math.inf),
+    "other controllers": ("2:cpuset:/", version_1("cpuset", 100000), math.inf),
+    "both versions": ("4:cpu:/\n0::/", version_1("cpu", 100000), 1.0),
     "empty": ("", {}, math.inf),
     "garbage": ("0::/\nnonsense", {"cpu.max": "\n"}, math.inf),
     "zero": ("0::/", {"cpu.max": "0 100000"}, math.inf),

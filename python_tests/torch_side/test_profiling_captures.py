@@ -95,21 +95,6 @@ def test_what_cannot_be_captured_is_said_in_one_line(refusal):
     assert gc.isenabled()
 
 
-def test_nothing_is_collected_meanwhile():
-    torch, seen = FakeTorch(), []
-    capture_launches(torch, [lambda: seen.append(gc.isenabled())], stream=0, launches=3)
-    assert seen == [True, False, False, False]
-    assert gc.isenabled()
-
-
-def test_an_error_outside_the_capture_is_not_taken_for_a_refusal():
-    def fails():
-        raise ValueError("wrong")
-
-    with pytest.raises(ValueError, match="wrong"):
-        capture_launches(FakeTorch(), [fails], stream=0)
-
-
 @pytest.fixture
 def tool(monkeypatch):
     """The script, imported as a file: its folder would hide Python's own module profile."""

@@ -1,7 +1,6 @@
 """The class for Ray's ``map_batches`` by itself, without Ray: photos in, descriptions out."""
 
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -10,13 +9,11 @@ import pytest
 from support.errors import refused
 from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.errors import ArgumentError, BackendUnavailableError, ConfigError, VocabularyError
-from zsseg_rt.integrations import ray as integration
 from zsseg_rt.integrations.batch import segment_photos
 from zsseg_rt.integrations.ray import PhotoSegmenter
 from zsseg_rt.photos import find_photos, read_photo
 
 NAMES = ["red", "blue", "green", "white"]
-LIMIT = 60.0  # seconds
 
 
 @pytest.fixture
@@ -62,28 +59,6 @@ def test_photos_become_what_segment_writes(segmenter, colour_bundle, photos, tmp
             assert (row["height"], row["width"]) == result.size_hw
             assert row["unknown_share"] == pytest.approx(result.unknown_share, abs=1e-6)
     assert [row.keys() == {"error"} for row in rows] == [False] * 4 + [True, False]
-
-
-def test_batches_at_the_same_time_share_lanes(segmenter, photos):
-    contents, paths = [path.read_bytes() for path in photos], [path.name for path in photos]
-    one = segmenter(2)
-    expected = one.label(contents, paths)
-    with ThreadPoolExecutor(6) as pool:
-        turned = [pool.submit(one.label, contents[i:], paths[i:]) for i in range(6)]
-        for index, rows in enumerate(turned):
-            assert rows.result(LIMIT) == expected[index:]
-
-
-def test_what_ends_a_batch_leaves_later_ones_alone(segmenter, photos, monkeypatch):
-    def absent(*_, **__):
-        raise BackendUnavailableError("opencv: not installed")
-
-    one, contents = segmenter(), [path.read_bytes() for path in photos]
-    with monkeypatch.context() as patch:
-        patch.setattr(integration, "decode_photo", absent)
-        with refused(BackendUnavailableError, "opencv"):
-            one.label(contents)
-    assert "mask" in one.label(contents)[0]
 
 
 def test_pictures_are_labelled_as_their_files(segmenter, photos):

@@ -224,9 +224,10 @@ def settings_key(engine: Engine, made: PhotoSettings) -> str:
     """A key of everything but the photo that decides its output images."""
     vocabulary, config = engine.vocabulary, vars(engine.config)
     settings: list[Any] = [
-        engine.bundle.to_manifest(),  # the hash of every file, the calibration
-        [engine.backend, engine.precision, {k: v for k, v in vars(made).items() if k not in NOT_IN_KEY}],
-        {name: value for name, value in config.items() if name not in NOT_IN_KEY},
+        engine.bundle.to_manifest(),  # with the hash of every file
+        engine.backend,
+        engine.precision,
+        {name: v for name, v in {**vars(made), **config}.items() if name not in NOT_IN_KEY},
     ]
     if vocabulary is not None:
         settings += [vocabulary.names, vocabulary.phrases, vocabulary.phrase_classes.tolist()]
