@@ -19,10 +19,10 @@ from zsseg_rt.onnx.arrays import compute
 from zsseg_rt.onnx.network import Network, Node, Stated, Weight, weight_of
 from zsseg_rt.onnx.operations import ONNX_TYPES
 from zsseg_rt.onnx.reader import check_shape
+from zsseg_rt.onnx.rules import PLACES, Call, Value
 from zsseg_rt.onnx.table import OPERATORS, check_node
-from zsseg_rt.onnx.values import Call, Value
 
-_FLOAT = 1  # TensorProto's float32
+_DTYPES = {number: name for name, number in ONNX_TYPES.items()}
 _OPEN = 16  # what an axis that is open until a run counts as; few are longer
 _MOVES = ("Cast", "Concat", "Gather", "Reshape", "Slice", "Squeeze", "Unsqueeze")
 _KEEPS_BOUNDS = ("Cast", "Concat", "Reshape", "Slice")
@@ -95,14 +95,16 @@ class Flow:
             raise ValueError(f"{where}: expected inputs with elements, got one of none")
         if node.kind == "Constant":
             return [self.constant(_content(where, node.attributes))]
-        call = Call(node.kind, opset, inputs, node.attributes, len(node.outputs), self.token_rows)
+        call = Call(node.kind, opset, node.attributes, len(node.outputs), self.token_rows)
         try:
-            made = OPERATORS[node.kind].rule(call)
-            results: list[Value] = made if isinstance(made, list) else [made]
-            if node.kind in ("Shape", "Size", *_MOVES):
-                _move(node, inputs, results[0])
+            made = OPERATORS[node.kind].rule(call, *inputs)
         except ValueError as exc:
-            raise ValueError(f"{where}: {exc}") from exc
+            raise ValueError(f"{where}: {exc}, got {_told(inputs, node.attributes)}") from exc
+        if isinstance(made, tuple):
+            made = Value(inputs[0].dtype, made)  # type: ignore[union-attr]
+        results: list[Value] = made if isinstance(made, list) else [made]
+        if node.kind in ("Shape", "Size", *_MOVES):
+            _move(node, inputs, results[0])
         for value in results:
             shape = value.shape
             known = [size for size in shape if size is not None]
@@ -136,7 +138,7 @@ class Flow:
 def with_floats(network: Network) -> Network:
     """The network with the names of its float32 values, as far as types are followed."""
     values = Flow(network).run().values
-    floats = frozenset(name for name, value in values.items() if value.dtype == _FLOAT)
+    floats = frozenset(name for name, value in values.items() if _DTYPES[value.dtype] == "float32")
     return replace(network, floats=floats)
 
 
@@ -170,6 +172,16 @@ def _stated_by(spec: Any) -> Stated:
 
 def _where(node: Node, index: int) -> str:
     return f"node {node.name or index!r} ({node.kind})"
+
+
+def _told(inputs: Sequence[Value | None], attributes: Mapping[str, Any]) -> str:
+    """What a node got, for an error: types, shapes or few integers, and attributes."""
+    told = []
+    for value in inputs:
+        few = value is not None and value.known is not None and value.known.size <= _FEW
+        sizes = [] if value is None else value.known.tolist() if few else list(value.shape)  # type: ignore[union-attr]
+        told.append("nothing" if value is None else f"{_DTYPES[value.dtype]} {sizes}")
+    return ", ".join([*told, *(f"{name}={value}" for name, value in attributes.items())])
 
 
 def _is_empty(value: Value) -> bool:
@@ -211,7 +223,7 @@ def _move(node: Node, inputs: Sequence[Value | None], result: Value) -> None:
         return
     data = [value for value in inputs if value is not None]
     data = data if node.kind == "Concat" else data[: 1 + (node.kind == "Gather")]
-    if result.dtype not in (6, 7) or any(value.dtype not in (6, 7) for value in data):
+    if any(value.dtype not in PLACES for value in (result, *data)):
         return
     if node.kind in _KEEPS_BOUNDS:
         bounds = [value.bounds() for value in data]

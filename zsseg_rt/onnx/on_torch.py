@@ -15,7 +15,7 @@ from zsseg_rt.onnx.runs import Windows
 
 
 class OnTorch:
-    """torch's functions by the names that :class:`zsseg_rt.onnx.arrays.Numpy` has."""
+    """torch's functions by the names that :class:`zsseg_rt.onnx.arrays.Numpy` has and explains."""
 
     def __init__(self, torch: Any) -> None:
         self._torch, self._functional = torch, torch.nn.functional
@@ -29,7 +29,6 @@ class OnTorch:
         return getattr(self._torch, name)
 
     def holds(self, value: Any) -> bool:
-        """Whether a value is one of torch's."""
         return isinstance(value, self._torch.Tensor)
 
     def asarray(self, value: Any, like: Any) -> Any:
@@ -54,23 +53,18 @@ class OnTorch:
         return self._placed[key][1]
 
     def is_float(self, x: Any) -> bool:
-        """Whether numbers are not whole."""
         return bool(x.is_floating_point())
 
     def dtype_name(self, x: Any) -> str:
-        """NumPy's name of the dtype."""
         return str(x.dtype).removeprefix("torch.")
 
     def cast(self, x: Any, dtype: str) -> Any:
-        """The same numbers as another dtype."""
         return x.to(self.dtypes[dtype])
 
     def concat(self, parts: Sequence[Any], axis: int) -> Any:
-        """One after another."""
         return self._torch.cat(list(parts), dim=axis)
 
     def take(self, x: Any, places: Any, axis: int) -> Any:
-        """Rows by places of any shape; below zero they count from the end."""
         if not self.holds(places):
             places = self.asarray(places, x)
         wrapped = self._torch.remainder(places.reshape(-1), x.shape[axis]).long()
@@ -78,44 +72,35 @@ class OnTorch:
         return picked.reshape(*x.shape[:axis], *places.shape, *x.shape[axis + 1 :])
 
     def take_along(self, x: Any, places: Any, axis: int) -> Any:
-        """One element per place along an axis."""
         return x.gather(axis, self._torch.remainder(places, x.shape[axis]).long())
 
     def order(self, x: Any, axis: int, *, descending: bool) -> Any:
-        """Places in sorted order; of equal values the first comes first."""
         return self._torch.argsort(x, dim=axis, descending=descending, stable=True)
 
     def pad(self, x: Any, each: Sequence[tuple[int, int]], value: Any) -> Any:
-        """One value around axes; below 0, rows are cut off."""
         flat = [number for pair in reversed(each) for number in pair]
         return self._functional.pad(x, flat, value=float(value)) if any(flat) else x
 
     def clip(self, x: Any, low: Any, high: Any) -> Any:
-        """Between two numbers, or None."""
         return x.clamp(low, high)
 
     def gelu(self, x: Any, approximate: str) -> Any:
-        """``x * (1 + erf(x / sqrt(2))) / 2``, or its approximation by tanh."""
         return self._functional.gelu(x, approximate=approximate)
 
     def softmax(self, x: Any, axis: int) -> Any:
-        """Over one axis; in float32 inside, also for half precisions."""
         return x.softmax(axis)
 
     def norm(self, x: Any, axis: Any, keepdims: bool) -> Any:
-        """L2 norm over axes."""
         wide = self._torch.linalg.vector_norm(x.float(), dim=axis, keepdim=keepdims)
         return wide.to(x.dtype)
 
     def layer_norm(self, x: Any, axis: int, scale: Any, bias: Any, eps: float) -> Any:
-        """Over an axis and those behind it."""
         shape = x.shape[axis:]
         if scale.shape != shape or (bias is not None and bias.shape != shape):
             scale, bias = scale.expand(shape), None if bias is None else bias.expand(shape)
         return self._normed(self._functional.layer_norm, x, shape, scale, bias, eps)
 
     def group_norm(self, x: Any, groups: int, scale: Any, bias: Any, eps: float) -> Any:
-        """Over groups of channels and all places of an image."""
         return self._normed(self._functional.group_norm, x, groups, scale, bias, eps)
 
     @staticmethod
@@ -127,7 +112,6 @@ class OnTorch:
         return norm(x.float(), over, scale.float(), bias, eps).to(x.dtype)
 
     def conv(self, x: Any, weight: Any, bias: Any, lie: Windows, groups: int) -> Any:
-        """Images of one to three axes; zeros lie around them."""
         pads = [before for before, _ in lie.around]
         if any(before != after for before, after in lie.around):
             x, pads = self.pad(x, [(0, 0), (0, 0), *lie.around], 0), [0] * len(pads)
@@ -137,7 +121,6 @@ class OnTorch:
     def conv_transpose(
         self, x: Any, weight: Any, bias: Any, lie: Windows, more: Sequence[int], groups: int
     ) -> Any:
-        """The reverse of a convolution."""
         pads = [before for before, _ in lie.around]
         if any(before != after for before, after in lie.around):
             raise ValueError(f"pads: expected the same at both ends, got {lie.around}")
@@ -145,12 +128,10 @@ class OnTorch:
         return function(x, weight, bias, lie.strides, pads, more, groups, lie.dilations)
 
     def max_pool(self, x: Any, lie: Windows) -> Any:
-        """The largest in each window."""
         function = getattr(self._functional, f"max_pool{len(lie.kernel)}d")
         return function(x, tuple(lie.kernel), tuple(lie.strides), 0, tuple(lie.dilations))
 
     def mean_pool(self, x: Any, lie: Windows) -> Any:
-        """The mean of each window."""
         if any(step != 1 for step in lie.dilations):
             raise ValueError(f"dilations: expected 1, got {list(lie.dilations)}")
         function = getattr(self._functional, f"avg_pool{len(lie.kernel)}d")

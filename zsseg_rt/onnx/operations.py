@@ -37,6 +37,22 @@ class Linear(NamedTuple):
     bias: Array | None = None
 
 
+def _elementwise(kind: str, dtype: str | None = None, **attributes: Any) -> Callable[..., Value]:
+    def method(self: Operations, *inputs: Value) -> Value:
+        return self.apply(kind, inputs, broadcast(*inputs), dtype, **attributes)
+
+    return method
+
+
+def _reduce(kind: str) -> Callable[..., Value]:
+    def method(self: Operations, x: Value, *axes: int) -> Value:
+        places = [axis % len(x.shape) for axis in axes]
+        shape = tuple(1 if axis in places else size for axis, size in enumerate(x.shape))
+        return self.apply(kind, (x, integers(*axes)), shape, keepdims=1)
+
+    return method
+
+
 class Operations(ABC):
     """What a network may do. Axes may count from the end.
 
@@ -75,72 +91,25 @@ class Operations(ABC):
         """A norm and the projections behind it, as they are; a graph may join them."""
         return norm, list(linears)
 
-    # Number by number; shapes are broadcast.
+    # Number by number; shapes are broadcast, and comparisons are booleans.
 
-    def add(self, a: Value, b: Value) -> Value:
-        """``a + b``."""
-        return self.apply("Add", (a, b), broadcast(a, b))
-
-    def sub(self, a: Value, b: Value) -> Value:
-        """``a - b``."""
-        return self.apply("Sub", (a, b), broadcast(a, b))
-
-    def mul(self, a: Value, b: Value) -> Value:
-        """``a * b``."""
-        return self.apply("Mul", (a, b), broadcast(a, b))
-
-    def div(self, a: Value, b: Value) -> Value:
-        """``a / b``."""
-        return self.apply("Div", (a, b), broadcast(a, b))
-
-    def maximum(self, a: Value, b: Value) -> Value:
-        """The larger one."""
-        return self.apply("Max", (a, b), broadcast(a, b))
-
-    def greater(self, a: Value, b: Value) -> Value:
-        """``a > b``, booleans."""
-        return self.apply("Greater", (a, b), broadcast(a, b), "bool")
-
-    def greater_or_equal(self, a: Value, b: Value) -> Value:
-        """``a >= b``, booleans."""
-        return self.apply("GreaterOrEqual", (a, b), broadcast(a, b), "bool")
-
-    def equal(self, a: Value, b: Value) -> Value:
-        """``a == b``, booleans."""
-        return self.apply("Equal", (a, b), broadcast(a, b), "bool")
-
-    def both(self, a: Value, b: Value) -> Value:
-        """``a and b`` of booleans."""
-        return self.apply("And", (a, b), broadcast(a, b), "bool")
+    add, sub, mul, div = map(_elementwise, ("Add", "Sub", "Mul", "Div"))
+    maximum, relu, sigmoid = map(_elementwise, ("Max", "Relu", "Sigmoid"))
+    exp, sqrt = map(_elementwise, ("Exp", "Sqrt"))
+    elu = _elementwise("Elu", alpha=1.0)
+    equal = _elementwise("Equal", "bool")
+    greater = _elementwise("Greater", "bool")
+    greater_or_equal = _elementwise("GreaterOrEqual", "bool")
+    both = _elementwise("And", "bool")
 
     def where(self, condition: Value, a: Value, b: Value) -> Value:
         """``a`` where the condition holds, else ``b``."""
         return self.apply("Where", (condition, a, b), broadcast(condition, a, b), dtype_of(a))
 
-    def sigmoid(self, x: Value) -> Value:
-        """``1 / (1 + exp(-x))``."""
-        return self.apply("Sigmoid", (x,), x.shape)
-
     def gelu(self, x: Value, *, tanh: bool = False) -> Value:
         """``x * (1 + erf(x / sqrt(2))) / 2``; ``tanh`` is its approximation by this function."""
         settings: dict[str, Any] = {"approximate": b"tanh"} if tanh else {}
         return self.apply("Gelu", (x,), x.shape, **settings)
-
-    def relu(self, x: Value) -> Value:
-        """``max(x, 0)``."""
-        return self.apply("Relu", (x,), x.shape)
-
-    def elu(self, x: Value) -> Value:
-        """``x`` above 0, else ``exp(x) - 1``."""
-        return self.apply("Elu", (x,), x.shape, alpha=1.0)
-
-    def exp(self, x: Value) -> Value:
-        """``e ** x``."""
-        return self.apply("Exp", (x,), x.shape)
-
-    def sqrt(self, x: Value) -> Value:
-        """The square root."""
-        return self.apply("Sqrt", (x,), x.shape)
 
     def cast(self, x: Value, dtype: str) -> Value:
         """The same numbers as another dtype, by NumPy's name."""
@@ -159,26 +128,9 @@ class Operations(ABC):
         settings: dict[str, Any] = {"axis": -1, "epsilon": float(norm.eps), "stash_type": 1}
         return self.apply("LayerNormalization", parts, x.shape, **settings)
 
-    def sum(self, x: Value, *axes: int) -> Value:
-        """Sum over axes, which stay with size 1; so they do for the next three."""
-        return self._reduce("ReduceSum", x, axes)
-
-    def mean(self, x: Value, *axes: int) -> Value:
-        """Mean over axes."""
-        return self._reduce("ReduceMean", x, axes)
-
-    def max(self, x: Value, *axes: int) -> Value:
-        """Largest value along axes."""
-        return self._reduce("ReduceMax", x, axes)
-
-    def norm(self, x: Value, *axes: int) -> Value:
-        """L2 norm over axes."""
-        return self._reduce("ReduceL2", x, axes)
-
-    def _reduce(self, kind: str, x: Value, axes: Sequence[int]) -> Value:
-        places = [axis % len(x.shape) for axis in axes]
-        shape = tuple(1 if axis in places else size for axis, size in enumerate(x.shape))
-        return self.apply(kind, (x, integers(*axes)), shape, keepdims=1)
+    # Over axes, which stay with size 1; norm is the L2 norm.
+    sum, mean = _reduce("ReduceSum"), _reduce("ReduceMean")
+    max, norm = _reduce("ReduceMax"), _reduce("ReduceL2")
 
     def top_k(self, x: Value, count: int) -> tuple[Value, Value]:
         """The largest along the last axis, in falling order: values, and their places as int64."""
