@@ -71,6 +71,18 @@ _RETIRED = {
     "--refine": "Leave it out; --windows auto labels frames that are not square in finer cells.",
     "calibrate": "Leave it out: zsseg-rt export trained RUN takes a run as it is.",
 }  # options and commands of earlier versions, and what to do instead
+_EXIT_CODES: dict[type[BaseException], int] = {
+    UsageError: EXIT_USAGE,
+    ConfigError: EXIT_USAGE,
+    DeviceError: EXIT_ENVIRONMENT,
+    BackendUnavailableError: EXIT_ENVIRONMENT,
+    PrecisionNotApplied: EXIT_ENVIRONMENT,
+    ZssegError: EXIT_FAILURE,
+    ValueError: EXIT_USAGE,
+    UserInterrupt: EXIT_FAILURE,
+    typer.Abort: EXIT_FAILURE,
+    KeyboardInterrupt: EXIT_FAILURE,
+}  # fmt: skip - by the first that an error is an instance of
 
 app = typer.Typer(
     name="zsseg-rt",
@@ -132,56 +144,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     escape_unprintable()
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
     # Also after a command's name, where people add them to a call that failed.
-    options = given[: given.index("--")] if "--" in given else given
+    options = words[: words.index("--")] if "--" in words else words
     first = [word for word in options if word in _ANYWHERE]
     debug = "--debug" in first
     if not debug:
         os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # our errors say what it would add
-    given = [*first, *(word for word in options if word not in first), *given[len(options) :]]
+    words = [*first, *(word for word in options if word not in first), *words[len(options) :]]
     try:
-        _refuse_retired_command(given)
-        _expect_classes_once(given)
-        code = app(args=given, prog_name="zsseg-rt", standalone_mode=False)
-    except UsageError as exc:
-        return _fail(EXIT_USAGE, _usage_message(exc))
-    except ConfigError as exc:
-        return _fail(EXIT_USAGE, _in_options(exc, given), debug)
-    except UserInterrupt as exc:
-        return _fail(EXIT_FAILURE, str(exc))
-    except typer.Abort:
-        return _fail(EXIT_FAILURE, "interrupted")
-    except (DeviceError, BackendUnavailableError, PrecisionNotApplied) as exc:
-        return _fail(EXIT_ENVIRONMENT, _in_options(exc, given), debug)
-    except ZssegError as exc:
-        return _fail(EXIT_FAILURE, _in_options(exc, given), debug)
-    except ValueError as exc:
-        return _fail(EXIT_USAGE, _in_options(exc, given), debug)
+        _refuse_early(words[: words.index("--")] if "--" in words else words)
+        return int(app(args=words, prog_name="zsseg-rt", standalone_mode=False) or EXIT_OK)
+    except tuple(_EXIT_CODES) as exc:
+        code = next(code for kinds, code in _EXIT_CODES.items() if isinstance(exc, kinds))
+        return _fail(code, _message(exc, words), debug)
     except ImportError as exc:
         package = package_of(exc)
         if package == "zsseg_rt":
             raise
         expected, command = f"{package}: expected to be installed", f"pip install {package}"
         return _fail(EXIT_ENVIRONMENT, str(unavailable(exc, package, expected, command)), debug)
-    except KeyboardInterrupt:
-        return _fail(EXIT_FAILURE, "interrupted")
-    return int(code or EXIT_OK)
 
 
-def _refuse_retired_command(given: Sequence[str]) -> None:
-    command = next((word for word in given if not word.startswith("-")), None)
+def _refuse_early(options: Sequence[str]) -> None:
+    """Refuse a retired command, and a second ``--classes``: the parser would drop the first."""
+    command = next((word for word in options if not word.startswith("-")), None)
     if command in _RETIRED:
         raise UsageError(_retired(command))
-
-
-def _retired(name: str) -> str:
-    return f"{name}: is retired here. {_RETIRED[name]}"
-
-
-def _expect_classes_once(given: Sequence[str]) -> None:
-    """Refuse a second ``--classes``, of which the parser would drop the first."""
-    options = given[: given.index("--")] if "--" in given else given
     times = sum(word.partition("=")[0] == "--classes" for word in options)
     if times > 1:
         raise UsageError(
@@ -190,12 +179,27 @@ def _expect_classes_once(given: Sequence[str]) -> None:
         )
 
 
-def _in_options(error: Exception, given: Sequence[str]) -> str:
-    """The message, with the option that its argument stands for, where the command has it."""
+def _retired(name: str) -> str:
+    return f"{name}: is retired here. {_RETIRED[name]}"
+
+
+def _message(error: BaseException, words: Sequence[str]) -> str:
+    """What is printed of an error: of one about an argument, the option that stands for it."""
+    if isinstance(error, (typer.Abort, KeyboardInterrupt)):
+        return "interrupted"
+    if isinstance(error, UsageError):
+        option = getattr(error, "option_name", None)
+        text = str(error.format_message()) if hasattr(error, "format_message") else str(error)
+        # An error that only showed the help has no text of its own.
+        return (
+            _retired(option)
+            if option in _RETIRED
+            else text or "expected a command or arguments; see --help"
+        )
     if not isinstance(error, ZssegError) or error.argument is None:
         return str(error)
     option = _CALLED.get(error.argument, "--" + error.argument.replace("_", "-"))
-    known = option in _options_of(given) or not option.startswith("--")
+    known = option in _options_of(words) or not option.startswith("--")
     return str(error.renamed(option) if known else error)
 
 
@@ -209,15 +213,6 @@ def _options_of(words: Sequence[str]) -> set[str]:
             command = inner
             options = {name for param in command.params for name in param.opts}
     return options
-
-
-def _usage_message(error: Exception) -> str:
-    """What a usage error says; one that only showed the help has no text of its own."""
-    option = getattr(error, "option_name", None)
-    if option in _RETIRED:
-        return _retired(option)
-    text = str(error.format_message()) if hasattr(error, "format_message") else str(error)
-    return text or "expected a command or arguments; see --help"
 
 
 def _fail(code: int, message: str, debug: bool = False) -> int:

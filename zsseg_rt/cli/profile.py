@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zsseg_rt.cli.evaluate import DataOptions
-from zsseg_rt.cli.groups import ComputeOptions, NamedClasses, Takes, opt, takes_groups
+from zsseg_rt.cli.groups import (
+    ComputeOptions,
+    NamedClasses,
+    Takes,
+    choose_bundle,
+    opt,
+    takes_groups,
+)
 from zsseg_rt.cli.options import DemoOption, JsonOption, TemplateOption, UsageError
 from zsseg_rt.cli.output import (
     EXIT_FAILURE,
@@ -69,7 +76,7 @@ class _Compared:
 
 @dataclass(frozen=True, kw_only=True)
 class _Measured:
-    """What is timed, and for how long."""
+    """What is timed, and for how long; numbers that are none and NVTX without a package refused."""
 
     rate: float | None = opt("Also label frames that fall due at this rate per second.")
     max_duration: float = opt("Seconds after which no further round begins.", 30.0)
@@ -78,8 +85,7 @@ class _Measured:
     limit: int | None = opt("Use at most this many images of the data set.", min=1)
     nvtx: bool = opt("Mark frames and stages for Nsight Systems.", False, "--nvtx")
 
-    def check(self) -> None:
-        """Refuse numbers that are none, and NVTX without its package."""
+    def __post_init__(self) -> None:
         for name, value in (("--rate", self.rate), ("--max-duration", self.max_duration)):
             if value is not None and not (math.isfinite(value) and value > 0.0):
                 raise UsageError(f"{name}: expected a number above 0, got {value:g}")
@@ -143,12 +149,16 @@ def profile(
     """
     if targets and targets[0] == SHOW:
         return _show(targets[1:])
+    from zsseg_rt.bundles.pretrained import find_bundle
     from zsseg_rt.profiling.workload import Variant
 
     gate = compared.gate()
     reports.check()
-    measured.check()
-    bundle = _choose_bundle(targets or [], demo=asked.demo)
+    if targets and len(targets) > 1:
+        raise UsageError(f"expected one bundle, got {', '.join(targets)}; use --against for others")
+    lacking = "name a bundle: zsseg-rt profile NAME.zsseg"
+    named = Path(targets[0]) if targets else None
+    bundle = find_bundle(choose_bundle(named, targets, demo=asked.demo, missing=lacking))
     config = changed(run) | ({"with_nvtx": True} if measured.nvtx else {})
     variants = _variants(Variant(name=bundle.name, bundle=bundle, config=config), compared)
     report = _run(
@@ -169,20 +179,6 @@ def profile(
         return EXIT_GATE
     failed = report.interrupted or any(variant.failure for variant in report.variants)
     return EXIT_FAILURE if failed else EXIT_OK
-
-
-def _choose_bundle(targets: list[str], *, demo: str | None) -> Path:
-    if len(targets) > 1:
-        raise UsageError(f"expected one bundle, got {', '.join(targets)}; use --against for others")
-    if targets:
-        from zsseg_rt.bundles.pretrained import find_bundle
-
-        return find_bundle(targets[0])
-    if not demo:
-        raise UsageError("name a bundle: zsseg-rt profile NAME.zsseg; or try --demo")
-    from zsseg_rt.demo import demo_bundle
-
-    return demo_bundle(demo)
 
 
 def _variants(base: Variant, compared: _Compared) -> tuple[Variant, ...]:

@@ -32,7 +32,7 @@ from zsseg_rt.photos.header import MAX_PIXELS
 
 if TYPE_CHECKING:
     from zsseg_rt.engine import Engine
-    from zsseg_rt.integrations.batch import AnnotationFiles, PhotoResult
+    from zsseg_rt.integrations.batch import PhotoResult
     from zsseg_rt.results.segmentation import Segmentation
 
 
@@ -66,10 +66,9 @@ class _Output:
         "--format",
     )
 
-    def check(self) -> None:
-        """Refuse places that cannot be written to."""
-        check_file_place("--json", self.json_file)
-        check_folder_place("--out", self.out)
+    def __post_init__(self) -> None:
+        if self.output not in PRINTERS:
+            raise UsageError(f"--format: expected one of {', '.join(PRINTERS)}, got {self.output}")
 
 
 @takes_groups
@@ -101,8 +100,6 @@ def segment(
 
     if each.overlay_format not in OVERLAY_SUFFIXES:
         raise UsageError(f"--overlay-format: expected png or jpg, got {each.overlay_format!r}")
-    if place.output not in PRINTERS:
-        raise UsageError(f"--format: expected one of {', '.join(PRINTERS)}, got {place.output!r}")
     print_less(to_stderr=place.output in ("json", "csv"))
     lacking = "name at least one photo, folder or pattern"
     chosen = choose_bundle(bundle, photos, demo=demo, missing=lacking)
@@ -111,7 +108,8 @@ def segment(
             raise UsageError(f"photos: expected files, got {word}. Read it with: zsseg-rt stream")
     names = words.read(chosen, shows=None if photos else demo)
     found = find_photos(photos or demo_photos(demo or DEFAULT))
-    place.check()
+    check_file_place("--json", place.json_file)
+    check_folder_place("--out", place.out)
     config = replace(run, num_lanes=lanes or lanes_for(len(found), run))
     with Engine(chosen, config) as engine:
         words.give(engine, names)
@@ -132,16 +130,18 @@ def _segment(
     from zsseg_rt.integrations import batch
 
     results: list[PhotoResult] = []
-    files = _annotation_files(engine, place)
+    files = None
+    if place.output in batch.KINDS and engine.vocabulary is not None:
+        files = batch.AnnotationFiles(place.output, place.out, engine.vocabulary.names)
     if place.output == "csv":
-        _print_csv_header()
+        csv.writer(sys.stdout, lineterminator="\n").writerow(_COLUMNS)
     bar = ProgressBar("photos", hidden=len(photos) < 2)
 
     def show(result: PhotoResult, seg: Segmentation | None) -> None:
         results.append(result)
         PRINTERS[place.output](result)
-        if files is not None:
-            _print_path(files.add(result, seg))
+        if files is not None and (path := files.add(result, seg)) is not None:
+            say(f"  {path!s}")
         bar.show(len(results), len(photos))
 
     try:
@@ -155,22 +155,9 @@ def _segment(
             "there."
         ) from None
     finally:
-        if files is not None:
-            _print_path(files.finish())
+        if files is not None and (path := files.finish()) is not None:
+            say(f"  {path!s}")
     return results
-
-
-def _annotation_files(engine: Engine, place: _Output) -> AnnotationFiles | None:
-    from zsseg_rt.integrations.batch import KINDS, AnnotationFiles
-
-    if place.output not in KINDS or engine.vocabulary is None:
-        return None
-    return AnnotationFiles(place.output, place.out, engine.vocabulary.names)
-
-
-def _print_path(path: Path | None) -> None:
-    if path is not None:
-        say(f"  {path!s}")
 
 
 def _write_report(
@@ -208,14 +195,8 @@ def print_table(result: PhotoResult) -> None:
     say(f"{result.photo}  {width}x{height}, {state}")
     table = Table("", "class", "share", "pixels", "colour", box=None, pad_edge=False)
     for entry in result.classes:
-        colour = entry["colour"]
-        table.add_row(
-            Text("██", style=colour),
-            entry["name"],
-            f"{entry['share']:.1%}",
-            str(entry["pixels"]),
-            colour,
-        )
+        name, colour, share = entry["name"], entry["colour"], f"{entry['share']:.1%}"
+        table.add_row(Text("██", style=colour), name, share, str(entry["pixels"]), colour)
     if result.unknown_share:
         table.add_row("", "(unknown)", f"{result.unknown_share:.1%}", "", "")
     console.print(table)
@@ -228,11 +209,6 @@ def print_table(result: PhotoResult) -> None:
 def _print_json(result: PhotoResult) -> None:
     sys.stdout.write(json.dumps(encode(result)) + "\n")
     sys.stdout.flush()
-
-
-def _print_csv_header() -> None:
-    """The names of the columns of ``--format csv``."""
-    csv.writer(sys.stdout, lineterminator="\n").writerow(_COLUMNS)
 
 
 def _print_csv(result: PhotoResult) -> None:
