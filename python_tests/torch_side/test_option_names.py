@@ -40,18 +40,29 @@ def zeroseg(**options):
     return {"architecture": "zeroseg", "options": sizes | options}
 
 
-def test_absent_weights_name_the_option_that_asked_for_them(clip_file):
-    with refused(CheckpointError, "model.options.pretrained"):
-        build(model=clip_options("absent.pt"))
-    with refused(CheckpointError, "model.options.pretrained"):
-        build(model=clip_options("opnai"))
-    with refused(CheckpointError, "model.options.activation"):
-        build(model=clip_options(clip_file))
-    sound = clip_options(clip_file, activation="quick_gelu")
-    with refused(CheckpointError, "text.clip"):
-        build(model=sound, text={"clip": "absent.pt"})
-    with refused(CheckpointError, "text.clip_activation"):
-        build(model=sound, text={"clip": clip_file})
+SOUND = {"activation": "quick_gelu"}
+REFUSED = [  # the model's source and options, other tables, and the argument that is named
+    (("absent.pt", {}), {}, "model.options.pretrained"),
+    (("opnai", {}), {}, "model.options.pretrained"),
+    ((None, {}), {}, "model.options.activation"),
+    ((None, SOUND), {"text": {"clip": "absent.pt"}}, "text.clip"),
+    ((None, SOUND), {"text": {"clip": None}}, "text.clip_activation"),
+    ((None, SOUND | {"descriptor": "picture"}), {}, "model.options.descriptor"),
+    (
+        (None, SOUND | {"num_prompts": 2}),
+        {"task": {"options": {"focal_weight": -1.0}}},
+        "task.options.focal_weight",
+    ),
+]
+
+
+@pytest.mark.parametrize(("model", "tables", "argument"), REFUSED)
+def test_errors_of_training_name_the_setting(clip_file, model, tables, argument):
+    source, options = model
+    if tables.get("text", {"clip": ""})["clip"] is None:
+        tables = {"text": {"clip": clip_file}}
+    with refused((ArgumentError, CheckpointError), argument):
+        build(model=clip_options(source or clip_file, **options), **tables)
 
 
 def test_a_failed_download_names_the_option(monkeypatch):
@@ -70,15 +81,6 @@ def test_a_teacher_is_called_what_it_was_given_as(clip_file):
         build(model=zeroseg(), task={"options": {"teacher": "absent.pt"}})
     with refused(CheckpointError, "task.options.teacher_activation"):
         build(model=zeroseg(), task={"options": {"teacher": clip_file}})
-
-
-def test_settings_of_model_and_task_are_named_with_their_table(clip_file):
-    sound = clip_options(clip_file, activation="quick_gelu", num_prompts=2)
-    with refused(ArgumentError, "task.options.focal_weight"):
-        build(model=sound, task={"options": {"focal_weight": -1.0}})
-    wrong = clip_options(clip_file, activation="quick_gelu", descriptor="picture")
-    with refused(ArgumentError, "model.options.descriptor"):
-        build(model=wrong)
 
 
 def test_commands_name_their_options(tmp_path, capsys):
@@ -102,9 +104,6 @@ def test_other_messages_stay_as_they_are():
             arguments_called({"source": "--clip"}, "model.options", ["activation"]),
         ):
             raise CheckpointError(message)
-
-
-# --- what to install ---
 
 
 def test_extras_are_installed_from_a_checkout():

@@ -65,29 +65,37 @@ def answer(model, frame, class_names=None):
     return found["labels"], [name.decode() for name in found["names"]]
 
 
-def error_of(model, frame, class_names=None):
-    (response,) = model.execute([triton.request(frame, class_names)])
-    assert response.has_error()
-    return response.error()
-
-
-def labels_of(bundle, frame, classes):
-    with Engine(bundle, EngineConfig(device="cpu", **CPU)) as engine:
-        engine.set_classes(classes)
-        return engine.segment(frame).labels
-
-
-# --- what is written ---
-
-
 def test_the_folder_is_whole(colour_bundle, tmp_path):
     folder = write_triton_model(colour_bundle, tmp_path / "new" / "repository", name="colours-1.b")
     assert folder == tmp_path / "new" / "repository" / "colours-1.b"
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     bundle = Bundle.load(colour_bundle)
-    held = {f"1/bundle.zsseg/{entry.file}" for entry in bundle.files()}
-    assert files == held | {"config.pbtxt", "1/model.py", "1/bundle.zsseg/bundle.json"}
-    Bundle.load(folder / "1" / "bundle.zsseg").verify()
+    own = {f"1/bundle.zsseg/{entry.file}" for entry in bundle.files()}
+    assert files == own | {"config.pbtxt", "1/model.py", "1/bundle.zsseg/bundle.json"}
+    copy = folder / "1" / "bundle.zsseg"
+    Bundle.load(copy).verify()
+    (graph,) = copy.glob("image_encoder*.onnx")
+    content = graph.read_bytes()
+    graph.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with refused(BundleError, None, "sha256"):
+        write_triton_model(copy, tmp_path / "again")
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "argument"),
+    [
+        *(({"name": name}, ArgumentError, "name") for name in ("", "a b", "a/b", "..", "é", "-a")),
+        ({"engine": {"precisoin": "float32"}}, ConfigError, "EngineConfig"),
+        ({"classes": ["red", "red"]}, VocabularyError, "class_names"),
+        ({"repository": "file"}, SourceError, None),
+    ],
+)
+def test_nothing_wrong_is_written(colour_bundle, tmp_path, settings, error, argument):
+    (tmp_path / "file").touch()
+    settings = settings | {"repository": tmp_path / settings.get("repository", "")}
+    with refused(error, argument, *([] if argument else ["colours"])):
+        write_triton_model(colour_bundle, **settings)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_model_is_replaced_only_on_request(colour_bundle, tmp_path):
@@ -103,43 +111,13 @@ def test_a_model_is_replaced_only_on_request(colour_bundle, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
 
 
-@pytest.mark.parametrize("name", ["", "a b", "a/b", "..", "é", "-a"])
-def test_other_names_are_refused(colour_bundle, tmp_path, name):
-    with refused(ArgumentError, "name"):
-        write_triton_model(colour_bundle, tmp_path, name=name)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_nothing_wrong_is_written(colour_bundle, tmp_path):
-    with refused(ConfigError, "EngineConfig"):
-        write_triton_model(colour_bundle, tmp_path, engine={"precisoin": "float32"})
-    with refused(VocabularyError, "class_names"):
-        write_triton_model(colour_bundle, tmp_path, classes=["red", "red"])
-    with pytest.raises(BundleError):
-        write_triton_model(tmp_path / "absent.zsseg", tmp_path)
-    (tmp_path / "file").touch()
-    with refused(SourceError, None, "colours"):
-        write_triton_model(colour_bundle, tmp_path / "file")
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-def test_an_altered_bundle_is_not_exported(colour_bundle, tmp_path):
-    folder = write_triton_model(colour_bundle, tmp_path)
-    copy = folder / "1" / "bundle.zsseg"
-    (graph,) = copy.glob("image_encoder*.onnx")
-    content = graph.read_bytes()
-    graph.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with refused(BundleError, None, "sha256"):
-        write_triton_model(copy, tmp_path / "again")
-
-
-# --- what Triton's calls get ---
-
-
 def test_each_request_has_its_own_classes(started, colour_bundle, frame):
     model = started(classes=["red", "blue"])
-    default = labels_of(colour_bundle, frame, ["red", "blue"])
-    other = labels_of(colour_bundle, frame, [["green", "white"], "red"])
+    with Engine(colour_bundle, EngineConfig(device="cpu", **CPU)) as engine:
+        engine.set_classes(["red", "blue"])
+        default = engine.segment(frame).labels
+        engine.set_classes([["green", "white"], "red"])
+        other = engine.segment(frame).labels
     assert (default != other).any()
     for _ in range(2):
         labels, names = answer(model, frame)
@@ -148,19 +126,6 @@ def test_each_request_has_its_own_classes(started, colour_bundle, frame):
         labels, names = answer(model, frame, ["green, white", "red"])
         assert names == ["green", "red"]
         np.testing.assert_array_equal(labels, other)
-
-
-def test_several_requests_are_answered_in_order(started, frame):
-    model = started(classes=["red", "blue"])
-    requests = [
-        triton.request(frame),
-        triton.request(frame, ["red", "red"]),
-        triton.request(frame[::2].copy(), ["white", "red"]),
-    ]
-    good, bad, other = model.execute(requests)
-    assert [bool(r.has_error()) for r in (good, bad, other)] == [False, True, False]
-    shapes = [r.output_tensors()[0].as_numpy().shape for r in (good, other)]
-    assert shapes == [frame.shape[:2], frame[::2].shape[:2]]
 
 
 def test_labels_of_sixteen_bits(started, colour_bundle, frame):
@@ -190,12 +155,11 @@ def test_labels_of_sixteen_bits(started, colour_bundle, frame):
     ],
 )
 def test_wrong_names_are_the_client_s_fault(started, frame, class_names, message):
-    error = error_of(started(), frame, class_names)
-    assert error.message().startswith(message)
-    assert error.code() == triton.TritonError.INVALID_ARG
-
-
-# --- when Triton loads it ---
+    questions = [triton.request(frame, class_names), triton.request(frame[::2].copy(), ["red"])]
+    wrong, sound = started().execute(questions)
+    assert wrong.error().message().startswith(message)
+    assert wrong.error().code() == triton.TritonError.INVALID_ARG
+    assert sound.output_tensors()[0].as_numpy().shape == frame[::2].shape[:2]
 
 
 @pytest.mark.parametrize(
@@ -237,9 +201,6 @@ def test_an_old_triton_with_a_new_numpy_is_refused(started, backend_utils, monke
         started()
     monkeypatch.setattr(np, "__version__", "1.26.4")
     started(overwrite=True)
-
-
-# --- the command ---
 
 
 def test_export_writes_a_model(colour_bundle, tmp_path, capsys):
