@@ -143,8 +143,7 @@ def _openvino() -> Finding:
     problem = _import_problem("OpenVINO", "openvino", "it is the CPU backend", "bad", command)
     if problem:
         return problem
-    from zsseg_rt.backends._openvino import BACKEND
-    from zsseg_rt.backends._openvino_core import process_core
+    from zsseg_rt.backends._openvino import BACKEND, process_core
 
     core = process_core()
     devices = ", ".join(

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from zsseg_rt.backends import _openvino, _openvino_core
+from zsseg_rt.backends import _openvino
 
 # Name -> what OpenVINO reports, the precision its plugin takes by itself, whether INT8 is faster.
 CPUS = {
@@ -44,10 +44,10 @@ class Core:
 def stand_in(monkeypatch: pytest.MonkeyPatch, cpu: str, *, computes: bool = False) -> None:
     """Make the backend believe in another CPU, one that need not compute anything."""
     capabilities, hint, is_fast = CPUS[cpu]
-    core = Core(capabilities, hint, _openvino_core.process_core() if computes else None)
+    core = Core(capabilities, hint, _openvino.process_core() if computes else None)
     monkeypatch.setattr(_openvino, "process_core", lambda: core)
-    monkeypatch.setattr(_openvino_core, "process_core", lambda: core)
-    monkeypatch.setattr(_openvino_core, "has_vnni", lambda: is_fast)
+    monkeypatch.setattr(_openvino, "process_core", lambda: core)
+    monkeypatch.setattr(_openvino, "has_vnni", lambda: is_fast)
 
 
 def stand_in_for_all_tests() -> None:
@@ -58,5 +58,5 @@ def stand_in_for_all_tests() -> None:
 
 stand_in_for_all_tests()  # before a test's module asks
 needs_vnni = pytest.mark.skipif(
-    not _openvino_core.has_vnni(), reason="needs a CPU with VNNI, AMX or ARM's dot product"
+    not _openvino.has_vnni(), reason="needs a CPU with VNNI, AMX or ARM's dot product"
 )

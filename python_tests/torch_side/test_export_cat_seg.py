@@ -15,7 +15,7 @@ from support import golden_cat_seg as rule
 from support.descriptor_models import assert_labels_are_the_models, make_inputs
 from support.errors import refused
 from zsseg_rt import Engine, EngineConfig
-from zsseg_rt.backends._openvino_core import process_core
+from zsseg_rt.backends._openvino import process_core
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.errors import ArgumentError, BundleError, ConfigError, VocabularyError
 from zsseg_rt.export import export_bundle, export_graphs

@@ -8,7 +8,7 @@ import pytest
 from support.cpus import CPUS, stand_in
 from support.errors import refused
 from zsseg_rt.backends import _openvino, _tensorrt, _torch
-from zsseg_rt.backends._openvino_core import multiplies_bytes
+from zsseg_rt.backends._openvino import multiplies_bytes
 from zsseg_rt.backends.base import Choice
 from zsseg_rt.config import PRECISIONS
 from zsseg_rt.errors import DeviceError, PrecisionNotApplied

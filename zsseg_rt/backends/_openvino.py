@@ -7,12 +7,14 @@ cache file but computes with one whose weights were damaged.
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import json
 import logging
 import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,56 +23,49 @@ from typing import Any
 
 import numpy as np
 
-from zsseg_rt.backends._openvino_core import (
-    RAISED,
-    offers,
-    plugin_settings,
-    problem,
-    process_core,
-    require_vnni,
-    widened_model,
-)
-from zsseg_rt.backends._openvino_core import applied_precision as _applied_precision
 from zsseg_rt.backends.base import (
     OUTSIDE_NODES,
     BackendOptions,
     Bounds,
     Choice,
     CompiledGraph,
+    GraphSession,
     LayerInfo,
     NodeTime,
     Session,
-    check_feed,
+    check_host_feed,
     check_names,
     check_tokens,
+    opened,
     pick_choice,
 )
-from zsseg_rt.common.arrays import Array, TensorSpec, widened
-from zsseg_rt.common.files import locked, read_limited, remove_entry, sha256_of, write_whole
-from zsseg_rt.errors import (
-    BackendError,
-    DeviceError,
-    DTypeError,
-    PrecisionNotApplied,
-    ShapeError,
+from zsseg_rt.common.arrays import HALF_PRECISIONS, Array, widened
+from zsseg_rt.common.extras import unavailable
+from zsseg_rt.common.files import (
+    ensure_home,
+    locked,
+    read_limited,
+    remove_entry,
+    sha256_of,
+    write_whole,
 )
+from zsseg_rt.errors import BackendError, DeviceError, PrecisionNotApplied
 from zsseg_rt.onnx.check import GraphHeader, check_graph
-from zsseg_rt.onnx.reader import map_file, quantised_layers
+from zsseg_rt.onnx.reader import map_file, quantised_layers, read_interface
 
 _log = logging.getLogger(__name__)
 _MADV_PAGEOUT = 21  # Linux 5.4 and later, madvise(2)
 
 
 def page_out(folder: Path) -> None:
-    """Drop from memory what this process holds of mapped files under ``folder``.
+    """Drop from memory what this process holds of mapped files under ``folder``, where Linux can.
 
-    Nothing is lost: a page that is touched again is read again. If the system cannot do it, the
-    pages stay until memory runs short, as they would without this call.
+    Nothing is lost: a page that is touched again is read again.
     """
     if sys.platform != "linux":
         return
     prefix = str(folder.resolve()) + os.sep
-    libc = ctypes.CDLL(None, use_errno=True)
+    libc = ctypes.CDLL(None)
     libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     for line in Path("/proc/self/maps").read_text().splitlines():
         # address range, permissions, offset, device, inode, path
@@ -78,10 +73,7 @@ def page_out(folder: Path) -> None:
         if len(fields) < 6 or not fields[5].startswith(prefix):
             continue
         start, end = (int(address, 16) for address in fields[0].split("-"))
-        if libc.madvise(start, end - start, _MADV_PAGEOUT):
-            problem = os.strerror(ctypes.get_errno())
-            _log.debug("%s: pages stay in memory: %s", fields[5], problem)
-            return
+        libc.madvise(start, end - start, _MADV_PAGEOUT)
 
 
 _MULTIPLY = ("FullyConnected", "MatMul", "Convolution", "GroupConvolution")
@@ -108,12 +100,22 @@ class PastRuns:
 
 def describe_layer(operation: Any) -> LayerInfo:
     """Name, type and precision of a node of the runtime model."""
-    told = operation.get_rt_info()
-    names = str(told["originalLayersNames"].value) if "originalLayersNames" in told else ""
-    kind = str(told["layerType"].value) if "layerType" in told else operation.get_type_name()
-    computed = str(told["runtimePrecision"].value) if "runtimePrecision" in told else ""
-    name = names.split(",")[0] or operation.get_friendly_name()
-    return LayerInfo(name=name, type=kind, precision=_NUMPY_NAMES.get(computed, computed))
+    computed = _rt_info(operation, "runtimePrecision")
+    return LayerInfo(
+        name=_originals(operation)[0] or operation.get_friendly_name(),
+        type=_rt_info(operation, "layerType") or operation.get_type_name(),
+        precision=_NUMPY_NAMES.get(computed, computed),
+    )
+
+
+def _rt_info(operation: Any, key: str) -> str:
+    rt_info = operation.get_rt_info()
+    return str(rt_info[key].value) if key in rt_info else ""
+
+
+def _originals(operation: Any) -> list[str]:
+    """The ONNX nodes that an operation computes."""
+    return _rt_info(operation, "originalLayersNames").split(",")
 
 
 def require_int8(compiled: Any, graph_path: Path) -> str:
@@ -171,16 +173,182 @@ def _names(compiled: Any) -> dict[str, str]:
     """The ONNX name of each node that has one; what OpenVINO invents is called by its own type."""
     names = {}
     for operation in compiled.get_runtime_model().get_ordered_ops():
-        told = operation.get_rt_info()
-        originals = str(told["originalLayersNames"].value) if "originalLayersNames" in told else ""
-        known = [name for name in originals.split(",") if "/" in name or name.startswith("node_")]
+        known = [each for each in _originals(operation) if "/" in each or each[:5] == "node_"]
         attention = [name for name in known if "attention/" in name]
         if known:
             names[operation.get_friendly_name()] = (attention or known)[-1]
     return names
 
 
-_log = logging.getLogger(__name__)
+# --- the process's core, and the precisions of this CPU ---
+
+# What its binding turns C++ exceptions into. A message that quotes bytes of a damaged graph becomes
+# UnicodeDecodeError, a ValueError.
+RAISED = (RuntimeError, ValueError, IndexError, OverflowError, MemoryError)
+# Lines of OpenVINO's messages that name its own source code, not the problem.
+_BOILERPLATE = ("Exception from", "Check '", "FrontEnd API failed", "Model wasn't", "Summary:")
+
+# Dot products of 8-bit numbers; ARM's is called asimddp.
+_INT8_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"})
+_FLAG_LINES = ("flags", "features")
+_CPU_INFO = Path("/proc/cpuinfo")
+# Public name -> (the capability that the CPU must have, OpenVINO's name).
+_PRECISIONS = {
+    "float32": ("FP32", "f32"),
+    "bfloat16": ("BF16", "bf16"),
+    "float16": ("FP16", "f16"),
+}
+
+_lock = threading.Lock()
+_core: Any = None
+
+
+def process_core() -> Any:
+    """The ``openvino.Core`` that every session shares; it lives as long as the process.
+
+    The CPU plugin gives the thread that makes a core an alternate signal stack (``sigaltstack(2)``)
+    and unmaps it together with the core.  Two cores that do not end in reverse order leave the
+    thread with an unmapped one, and the next signal that has a handler, such as Python's for
+    SIGCHLD or SIGINT, ends the process with SIGSEGV (seen with OpenVINO 2026.4).
+    """
+    global _core
+    ensure_home()
+    try:
+        import openvino
+    except ImportError as exc:
+        expected = "backend: expected the package openvino"
+        raise unavailable(exc, "openvino", expected, "pip install openvino") from exc
+    with _lock:
+        if _core is None:
+            _core = openvino.Core()
+        return _core
+
+
+def widened_model(core: Any, path: Path) -> Any:
+    """What is compiled for a graph: its path, or a model, if it has to be changed first.
+
+    Inputs and outputs of half precision become float32. The conversions are part of the model, and
+    compiled for float32 they vanish.
+    """
+    inputs, outputs = read_interface(map_file(path))
+    if all(spec.dtype not in HALF_PRECISIONS for spec in (*inputs, *outputs)):
+        return str(path)
+    from openvino import Type
+    from openvino.preprocess import PrePostProcessor
+
+    model = core.read_model(str(path))
+    halves, edges = (Type.f16, Type.bf16), PrePostProcessor(model)
+    for index, value in enumerate(model.inputs):
+        if value.get_element_type() in halves:
+            edges.input(index).tensor().set_element_type(Type.f32)
+    for index, value in enumerate(model.outputs):
+        if value.get_element_type() in halves:
+            edges.output(index).tensor().set_element_type(Type.f32)
+    return edges.build()
+
+
+def problem(exc: Exception) -> str:
+    """The line of OpenVINO's message that names the problem."""
+    text = str(exc)
+    if isinstance(exc, UnicodeDecodeError):
+        text = exc.object.decode("utf-8", "backslashreplace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    informative = [line for line in lines if not line.startswith(_BOILERPLATE)]
+    return (informative or lines or [type(exc).__name__])[0]
+
+
+def plugin_settings(
+    precision: str, capabilities: list[str], options: BackendOptions
+) -> dict[str, Any]:
+    """OpenVINO's settings; what is not INT8 in an INT8 graph is the plugin's own choice."""
+    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": options.num_sessions}
+    if options.node_times:
+        settings["PERF_COUNT"] = True
+    if options.num_threads:
+        settings["INFERENCE_NUM_THREADS"] = options.num_threads
+    if precision in ("auto", "int8"):
+        # With BF16 the plugin's own choice stands: it knows whether the CPU only emulates it.
+        if "BF16" not in capabilities:
+            settings["INFERENCE_PRECISION_HINT"] = "f32"
+        return settings
+    needed, hint = _PRECISIONS.get(precision, ("", ""))
+    if needed not in capabilities:
+        offered = [name for name, (flag, _) in _PRECISIONS.items() if flag in capabilities]
+        raise PrecisionNotApplied(
+            f"precision: expected one this CPU computes in ({', '.join(offered)}; OpenVINO reports "
+            f"{', '.join(capabilities)}), got {precision!r}. Use precision='auto'."
+        )
+    settings["INFERENCE_PRECISION_HINT"] = hint
+    return settings
+
+
+def offers(held: Collection[str], core: Any) -> list[Choice]:
+    """What this CPU can do with the graphs that the bundle holds, its own choice first."""
+    capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    computed = [name for name, (flag, _) in _PRECISIONS.items() if flag in capabilities]
+    own = _own_precision(core)
+    computed.sort(key=lambda name: name != own)
+    narrow = [Choice(variant="int8", precision="int8")] if "int8" in held and has_vnni() else []
+    # A bfloat16 graph is slower than the float32 one lowered, and never wholly in float32.
+    if "float32" in held:
+        halves = {"float16"} & set(held)
+        return narrow + [
+            Choice(variant=name if name in halves else "float32", precision=name)
+            for name in computed
+        ]
+    return narrow + [
+        Choice(variant=variant, precision=name)
+        for variant, names in (("float16", ("float32", "float16")), ("bfloat16", ("bfloat16",)))
+        if variant in held
+        for name in names
+        if name in computed
+    ]
+
+
+def _own_precision(core: Any) -> str:
+    """What the plugin chooses by itself: it knows whether the CPU only emulates bfloat16."""
+    if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        return "float32"
+    return _public_name(core.get_property("CPU", "INFERENCE_PRECISION_HINT"))
+
+
+def applied_precision(compiled: Any) -> str:
+    """The precision the compiled model reports, by its public name."""
+    return _public_name(compiled.get_property("INFERENCE_PRECISION_HINT"))
+
+
+def _public_name(kind: Any) -> str:
+    hints = {hint: name for name, (_, hint) in _PRECISIONS.items()}
+    applied = str(kind.get_type_name())
+    return hints.get(applied, applied)
+
+
+@functools.cache
+def has_vnni() -> bool:
+    """Whether the CPU multiplies 8-bit numbers faster than floats; OpenVINO says so of each."""
+    try:
+        return multiplies_bytes(_CPU_INFO.read_text(encoding="utf-8", errors="replace"))
+    except OSError:
+        return False
+
+
+def multiplies_bytes(cpu_info: str) -> bool:
+    """Whether a ``/proc/cpuinfo`` lists instructions for dot products of 8-bit numbers."""
+    lines = (line for line in cpu_info.splitlines() if line.lower().startswith(_FLAG_LINES))
+    return any(_INT8_FLAGS & set(line.split()) for line in lines)
+
+
+def require_vnni() -> None:
+    """Refuse INT8 on a CPU that gains nothing from it."""
+    if not has_vnni():
+        raise PrecisionNotApplied(
+            "precision: expected a CPU with VNNI, AMX or ARM's dot product for 'int8', got one "
+            "without, where INT8 is not faster. Use precision='auto'."
+        )
+
+
+# --- the backend ---
+
 _CHECKSUMS = "checksums.json"
 _MAX_CHECKSUMS_BYTES = 1 << 20
 # A compiled model is about as large as its graph; leaves room for it and one more.
@@ -190,10 +358,7 @@ _CACHE_HEADROOM = 1.2
 class OpenVinoBackend:
     """Compiles graphs with OpenVINO's CPU plugin."""
 
-    @property
-    def name(self) -> str:
-        """``"openvino"``."""
-        return "openvino"
+    name = "openvino"
 
     def choose(
         self, held: Collection[str], asked: str, *, device: str, allowed: Sequence[str]
@@ -219,7 +384,7 @@ class OpenVinoBackend:
         capabilities = list(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
         settings = plugin_settings(precision, capabilities, options)
         compiled = _compile(core, graph_path, settings, options)
-        applied = _applied_precision(compiled)
+        applied = applied_precision(compiled)
         if precision == "int8":
             applied = require_int8(compiled, graph_path)
         if precision not in ("auto", applied):
@@ -263,39 +428,21 @@ class _OpenVinoGraph:
         self._compiled = None
 
     def open_model(self) -> Any:
-        if self._compiled is None:
-            raise BackendError("graph: expected an open one, got a closed one. Load it again.")
-        return self._compiled
+        return opened("graph", self._compiled)
 
 
-class _OpenVinoSession:
+class _OpenVinoSession(GraphSession):
     """One infer request."""
 
     def __init__(self, graph: _OpenVinoGraph, request: Any) -> None:
         from openvino import Tensor
 
+        super().__init__(graph)
         self._tensor = Tensor
         self._graph, self._request = graph, request
 
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        return self._graph.inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        return self._graph.outputs
-
-    @property
-    def device(self) -> str:
-        return "cpu"
-
-    @property
-    def precision(self) -> str:
-        return self._graph.precision
-
     def run(self, feeds: Mapping[str, Array], *, stream: int = 0) -> dict[str, Array]:
-        if self._request is None:
-            raise BackendError("session: expected an open one, got a closed one. Load it again.")
+        opened("session", self._request)
         if self._graph.failed:
             raise BackendError(
                 "session: expected a graph that never failed, got one that still computes with the "
@@ -304,7 +451,7 @@ class _OpenVinoSession:
         begin = time.perf_counter()
         check_names(feeds, self.inputs)
         for spec in self.inputs:
-            self._check_array(spec, feeds[spec.name])
+            check_host_feed(spec, feeds[spec.name], self._graph.ranges)
         check_tokens(feeds, self._graph.token_rows)
         try:
             for spec in self.inputs:
@@ -336,19 +483,6 @@ class _OpenVinoSession:
 
     def close(self) -> None:
         self._request = None
-
-    def _check_array(self, spec: TensorSpec, array: Array) -> None:
-        if not isinstance(array, np.ndarray):
-            raise DTypeError(
-                f"{spec.name}: expected a NumPy array, got {type(array).__name__}. "
-                "Backend 'openvino' takes arrays on the CPU."
-            )
-        check_feed(spec, array.dtype.name, array.shape, self._graph.ranges)
-        if not array.flags.c_contiguous:
-            raise ShapeError(
-                f"{spec.name}: expected a C-contiguous array, got strides {array.strides}. "
-                "Call numpy.ascontiguousarray first."
-            )
 
     def _share(self, array: np.ndarray[Any, Any]) -> Any:
         # OpenVINO refuses to borrow read-only memory; only such a feed is copied.
@@ -421,8 +555,6 @@ def _cache_folder(
             _log.warning("%s: expected a folder, got something else; it is replaced", folder)
             remove_entry(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK) or not os.access(folder.parent, os.W_OK):
-            raise PermissionError(f"no permission to write in {folder.parent}")
         free = shutil.disk_usage(folder).free
         if not any(folder.glob("*.blob")) and free < status.st_size * _CACHE_HEADROOM:
             raise OSError(f"{free / 1e6:.0f} MB free, too little for a compiled model")

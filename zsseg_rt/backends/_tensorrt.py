@@ -33,10 +33,7 @@ _log = logging.getLogger(__name__)
 class TensorRTBackend:
     """Runs graphs with TensorRT on an NVIDIA GPU."""
 
-    @property
-    def name(self) -> str:
-        """The public name."""
-        return "tensorrt"
+    name = "tensorrt"
 
     def choose(
         self, held: Collection[str], asked: str, *, device: str, allowed: Sequence[str]

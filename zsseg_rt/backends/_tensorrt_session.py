@@ -17,16 +17,19 @@ from zsseg_rt.backends._tensorrt_api import DTYPES, TensorRT, require, start_log
 from zsseg_rt.backends._tensorrt_device import DeviceFeed, Gpu, on_device, order_after, read_feed
 from zsseg_rt.backends.base import (
     GoldenVerdict,
+    GraphSession,
     LayerInfo,
     NodeTime,
     Recorder,
     Session,
+    check_feed,
     check_names,
+    opened,
 )
 from zsseg_rt.backends.plan_cache import Plan, keep_golden, kernels_path
 from zsseg_rt.common.arrays import Array, TensorSpec
 from zsseg_rt.common.files import Cache
-from zsseg_rt.errors import BackendError, DTypeError, ShapeError
+from zsseg_rt.errors import BackendError, ShapeError
 
 _MAX_BYTES = 1 << 30
 _log = logging.getLogger(__name__)
@@ -201,7 +204,7 @@ class TensorRTGraph:
         return self._open_session(captures=False)
 
     def _open_session(self, *, captures: bool) -> TensorRTSession:
-        self._require_open()
+        opened("graph", self._engine)
         settings = self._settings
         with on_device(self.gpu.index):
             given = () if settings is None else (settings.config(captures=captures),)
@@ -217,7 +220,7 @@ class TensorRTGraph:
 
     def layers(self) -> list[LayerInfo]:
         """Describe the built engine's layers as TensorRT reports them."""
-        self._require_open()
+        opened("graph", self._engine)
         return [layer_info(entry) for entry in self._inspected()]
 
     @property
@@ -288,10 +291,6 @@ class TensorRTGraph:
         captures = os.environ.get("ZSSEG_CUDA_GRAPHS") != "0"
         return RuntimeSettings(api, self._engine, plan.path, captures=captures, logger=self.logger)
 
-    def _require_open(self) -> None:
-        if self._engine is None:
-            raise BackendError("graph: expected an open one, got a closed one. Load it again.")
-
     def _check_tensors(self, api: TensorRT) -> None:
         """Compare the engine's named tensors with the report that came with the plan."""
         trt, engine = api.module, self._engine
@@ -306,48 +305,28 @@ class TensorRTGraph:
             raise PlanRefused(f"plan: expected the tensors {wanted}, got {found}")
 
 
-class TensorRTSession:
+class TensorRTSession(GraphSession):
     """One execution context. Not thread-safe; the next :meth:`run` may overwrite results."""
 
     def __init__(self, graph: TensorRTGraph, context: Any) -> None:
+        super().__init__(graph)
         self._graph, self._context = graph, context
         self._gpu, self._logger = graph.gpu, graph.logger
-        self._inputs, self._outputs = graph.inputs, graph.outputs
         self._buffers: dict[str, Any] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}  # of inputs and outputs, as they are set
         self._addresses: dict[str, int] = {}
         self._stream = 0
 
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        """The graph's inputs, in graph order."""
-        return self._inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        """The graph's outputs, in graph order."""
-        return self._outputs
-
-    @property
-    def device(self) -> str:
-        """The GPU, as ``"cuda:N"``."""
-        return f"cuda:{self._gpu.index}"
-
-    @property
-    def precision(self) -> str:
-        """The graph's; see :attr:`TensorRTGraph.precision`."""
-        return self._graph.precision
-
     def run(self, feeds: Mapping[str, Array], *, stream: int = 0) -> dict[str, Array]:
         """Enqueue the graph on a stream; see :meth:`zsseg_rt.backends.base.Session.run`."""
-        self._require_open()
-        check_names(feeds, self._inputs)
+        opened("session", self._context)
+        check_names(feeds, self.inputs)
         with on_device(self._gpu.index):
-            found = self._read_feeds(feeds, stream)
-            self._set_shapes({name: feed.shape for name, feed in found.items()})
-            for name, feed in found.items():
+            read = self._read_feeds(feeds, stream)
+            self._set_shapes({name: feed.shape for name, feed in read.items()})
+            for name, feed in read.items():
                 self._set_address(name, feed.address)
-            results = {spec.name: self._place_output(spec, stream) for spec in self._outputs}
+            results = {spec.name: self._place_output(spec, stream) for spec in self.outputs}
             enqueued = self._context.execute_async_v3(stream)
             require(enqueued, "execute_async_v3", self._logger)
         self._stream = stream
@@ -375,7 +354,7 @@ class TensorRTSession:
 
         See :meth:`zsseg_rt.backends.base.Session.profile`.
         """
-        self._require_open()
+        opened("session", self._context)
         other = self._graph.profiled_session()
         try:
             other.run(feeds, stream=stream)
@@ -402,20 +381,13 @@ class TensorRTSession:
         self._context = None
         self._buffers.clear()
 
-    def _require_open(self) -> None:
-        if self._context is None:
-            raise BackendError("session: expected an open session, got a closed one. Load again.")
-
     def _read_feeds(self, feeds: Mapping[str, Array], stream: int) -> dict[str, DeviceFeed]:
-        found = {}
-        for spec in self._inputs:
-            feed = read_feed(spec.name, feeds[spec.name])
-            if feed.dtype != spec.dtype:
-                raise DTypeError(f"{spec.name}: expected {spec.dtype}, got {feed.dtype}")
-            self._check_shape(spec, feed.shape)
+        read = {}
+        for spec in self.inputs:
+            feed = read[spec.name] = read_feed(spec.name, feeds[spec.name])
+            check_feed(spec, feed.dtype, feed.shape, self._graph.report["axes"])
             order_after(feed.stream, stream, self._gpu.index)
-            found[spec.name] = feed
-        return found
+        return read
 
     def _set_shapes(self, shapes: dict[str, tuple[int, ...]]) -> None:
         """Tell TensorRT the shapes of the inputs, if one is new, and ask for those of outputs."""
@@ -431,18 +403,8 @@ class TensorRTSession:
         unknown = self._context.infer_shapes()
         if unknown:
             raise BackendError(f"tensorrt: expected all shapes to be known, missing {unknown}")
-        outputs = {spec.name: self._output_shape(spec.name) for spec in self._outputs}
+        outputs = {spec.name: self._output_shape(spec.name) for spec in self.outputs}
         self._shapes.update(shapes | outputs)
-
-    def _check_shape(self, spec: TensorSpec, shape: tuple[int, ...]) -> None:
-        axes = self._graph.report["axes"]
-        fits = len(shape) == len(spec.shape) and all(
-            axes[size][0] <= got <= axes[size][2] if isinstance(size, str) else got == size
-            for size, got in zip(spec.shape, shape, strict=True)
-        )
-        if not fits:
-            ranges = {name: f"{low}..{high}" for name, (low, _, high) in axes.items()}
-            raise ShapeError(f"{spec.name}: expected shape {spec.shape} {ranges}, got {shape}")
 
     def _output_shape(self, name: str) -> tuple[int, ...]:
         shape = tuple(int(size) for size in self._context.get_tensor_shape(name))

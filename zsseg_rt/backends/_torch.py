@@ -18,21 +18,22 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from zsseg_rt.backends import _torch_settings as settings
 from zsseg_rt.backends.base import (
     BackendOptions,
     Bounds,
     Choice,
     CompiledGraph,
+    GraphSession,
     LayerInfo,
     NodeTime,
     Recorder,
     Session,
     check_feed,
+    check_host_feed,
     check_names,
     check_tokens,
+    opened,
     pick_choice,
 )
 from zsseg_rt.common.arrays import Array, TensorSpec, typestr_of, widened
@@ -59,10 +60,7 @@ _LOWERED = ("float16", "bfloat16")
 class TorchBackend:
     """Runs graphs in eager torch, on the CPU or on CUDA."""
 
-    @property
-    def name(self) -> str:
-        """``"torch"``."""
-        return "torch"
+    name = "torch"
 
     def choose(
         self, held: Collection[str], asked: str, *, device: str, allowed: Sequence[str]
@@ -122,55 +120,34 @@ class _TorchGraph:
     @property
     def report(self) -> Mapping[str, int]:
         """What was fused, by kind; after a run on a GPU also its attentions, by kernel."""
-        kinds = Counter(f"attention_{kind}" for kind in self._open().taken())
+        kinds = Counter(f"attention_{kind}" for kind in opened("graph", self._program).taken())
         return MappingProxyType(self._fused | kinds)
 
     def session(self) -> Session:
-        return _TorchSession(self, self._open())
+        return _TorchSession(self, opened("graph", self._program))
 
     def layers(self) -> list[LayerInfo]:
         return [
             LayerInfo(name=node.name or node.outputs[0], type=node.kind, precision=self.precision)
-            for node in self._open().nodes
+            for node in opened("graph", self._program).nodes
         ]
 
     def close(self) -> None:
         self._program = None
 
-    def _open(self) -> Program:
-        if self._program is None:
-            raise BackendError("graph: expected an open one, got a closed one. Load it again.")
-        return self._program
 
-
-class _TorchSession:
+class _TorchSession(GraphSession):
     """One request; torch allocates and frees its activations itself."""
 
     def __init__(self, graph: _TorchGraph, program: Program) -> None:
+        super().__init__(graph)
         self._graph = graph
         self._program: Program | None = program
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        return self._graph.inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        return self._graph.outputs
-
-    @property
-    def device(self) -> str:
-        return self._graph.device
-
-    @property
-    def precision(self) -> str:
-        return self._graph.precision
 
     def run(self, feeds: Mapping[str, Array], *, stream: int = 0) -> dict[str, Array]:
         import torch
 
-        if self._program is None:
-            raise BackendError("session: expected an open one, got a closed one. Load it again.")
+        program = opened("session", self._program)
         check_names(feeds, self.inputs)
         if self.device == "cpu":  # on a GPU, Gather takes a number modulo the rows
             check_tokens(feeds, self._graph.token_rows)
@@ -178,7 +155,7 @@ class _TorchSession:
             tensors = {
                 spec.name: self._read(spec, feeds[spec.name], stream) for spec in self.inputs
             }
-            results = self._program.run(tensors)
+            results = program.run(tensors)
             ready = {name: tensor.contiguous() for name, tensor in results.items()}
             if self.device == "cpu":
                 return {name: wide(tensor).numpy() for name, tensor in ready.items()}
@@ -190,8 +167,8 @@ class _TorchSession:
         import torch
 
         self.run(feeds, stream=stream)
-        assert self._program is not None
-        nodes, program = self._program.nodes, self._program
+        program = opened("session", self._program)
+        nodes = program.nodes
         totals = [0.0] * len(nodes)
         with torch.inference_mode(), self._on_stream(stream):
             tensors = {s.name: self._read(s, feeds[s.name], stream) for s in self.inputs}
@@ -362,17 +339,7 @@ def read_host(spec: TensorSpec, array: Array, ranges: Any) -> Tensor:
     """Borrow a feed on the CPU."""
     import torch
 
-    if not isinstance(array, np.ndarray):
-        raise DTypeError(
-            f"{spec.name}: expected a NumPy array on device 'cpu', got {type(array).__name__}. "
-            "Feed arrays of the session's device."
-        )
-    check_feed(spec, array.dtype.name, array.shape, ranges)
-    if not array.flags.c_contiguous:
-        raise ShapeError(
-            f"{spec.name}: expected a C-contiguous array, got strides {array.strides}. "
-            "Call numpy.ascontiguousarray first."
-        )
+    check_host_feed(spec, array, ranges)
     # torch refuses to borrow read-only memory without a warning; only such a feed is copied.
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 

@@ -12,12 +12,18 @@ from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from zsseg_rt.common.arrays import Array, TensorSpec
-from zsseg_rt.errors import ArgumentError, DTypeError, PrecisionNotApplied, ShapeError
+from zsseg_rt.errors import (
+    ArgumentError,
+    BackendError,
+    DTypeError,
+    PrecisionNotApplied,
+    ShapeError,
+)
 
 AxisRanges = Mapping[str, tuple[int, int, int]]
 
@@ -74,6 +80,28 @@ def _describe(spec: TensorSpec, ranges: AxisRanges | None) -> str:
     return ", ".join(parts)
 
 
+def check_host_feed(spec: TensorSpec, array: Array, ranges: AxisRanges | None) -> None:
+    """Refuse a feed of the wrong kind, dtype, shape or layout on the CPU."""
+    if not isinstance(array, np.ndarray):
+        raise DTypeError(
+            f"{spec.name}: expected a NumPy array on device 'cpu', got {type(array).__name__}. "
+            "Feed arrays of the session's device."
+        )
+    check_feed(spec, array.dtype.name, array.shape, ranges)
+    if not array.flags.c_contiguous:
+        raise ShapeError(
+            f"{spec.name}: expected a C-contiguous array, got strides {array.strides}. "
+            "Call numpy.ascontiguousarray first."
+        )
+
+
+def opened(what: str, content: Any) -> Any:
+    """Return what an open graph or session holds."""
+    if content is None:
+        raise BackendError(f"{what}: expected an open one, got a closed one. Load it again.")
+    return content
+
+
 ANY_PRECISION = ("float16", "bfloat16", "float32")
 """What ``precision="auto"`` may take where rounding changes labels only at their borders."""
 
@@ -83,56 +111,38 @@ Bounds = tuple[int, int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class BackendOptions:
-    """Settings that a caller may give to any backend, which uses those that apply to it.
+    """Settings that a caller may give to any backend, which uses those that apply to it."""
 
-    Attributes:
-        num_threads: CPU threads; 0 lets the backend choose.
-        num_sessions: Sessions that will run at the same time.
-        cache_dir: Folder for compiled models and plans; None disables caching.
-        dynamic_axes: ``{axis name: (min, opt, max)}`` for every named dynamic axis.
-        compute_capability: Target GPU such as ``"8.9"`` if a backend builds for another machine.
-        workspace: Most bytes that the layers of a built plan take to work in; None lets the backend
-            choose.
-        progress: Called with (step name, fraction in [0, 1]) during long builds.
-        node_times: Let sessions report the times of their nodes, which costs a little time.
-    """
-
-    num_threads: int = 0
-    num_sessions: int = 1
-    cache_dir: Path | None = None
+    num_threads: int = 0  # CPU threads; 0 lets the backend choose
+    num_sessions: int = 1  # Sessions that will run at the same time
+    cache_dir: Path | None = None  # Folder for compiled models and plans; None disables caching
+    # ``{axis name: (min, opt, max)}`` for every named dynamic axis
     dynamic_axes: Mapping[str, Bounds] | None = None
+    # Target GPU such as ``"8.9"`` if a backend builds for another machine
     compute_capability: str | None = None
+    # Most bytes that the layers of a built plan take to work in; None lets the backend choose
     workspace: int | None = None
+    # Called with (step name, fraction in [0, 1]) during long builds
     progress: Callable[[str, float], None] | None = None
+    # Let sessions report the times of their nodes, which costs a little time
     node_times: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """Which file is used, and how it is computed.
+    """Which file is used, and how it is computed."""
 
-    Attributes:
-        variant: The precision that the bundle's graph is written in.
-        precision: The precision that the backend computes it in.
-    """
-
-    variant: str
-    precision: str
+    variant: str  # The precision that the bundle's graph is written in
+    precision: str  # The precision that the backend computes it in
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerInfo:
-    """One layer of a compiled graph.
+    """One layer of a compiled graph."""
 
-    Attributes:
-        name: The layer's name, as near to the graph's own as the backend keeps it.
-        type: The backend's name for what it computes.
-        precision: NumPy name of what it computes in, ``""`` if the backend does not tell.
-    """
-
-    name: str
-    type: str
-    precision: str
+    name: str  # The layer's name, as near to the graph's own as the backend keeps it
+    type: str  # The backend's name for what it computes
+    precision: str  # NumPy name of what it computes in, ``""`` if the backend does not tell
 
 
 OUTSIDE_NODES = "(outside nodes)"
@@ -144,18 +154,13 @@ Only backends that count nodes one by one have it; those that mark the end of ea
 
 @dataclass(frozen=True, kw_only=True)
 class NodeTime:
-    """What one node of a graph took.
+    """What one node of a graph took."""
 
-    Attributes:
-        name: The node's name in the ONNX file; ``""`` for one that the backend invented;
-            :data:`OUTSIDE_NODES` for the rest of a run.
-        type: The backend's name for what it computes.
-        ms: Milliseconds a run, the mean of several.
-    """
-
+    # The node's name in the ONNX file; ``""`` for one that the backend invented;
+    # :data:`OUTSIDE_NODES` for the rest of a run
     name: str
-    type: str
-    ms: float
+    type: str  # The backend's name for what it computes
+    ms: float  # Milliseconds a run, the mean of several
 
 
 class Recorder(Protocol):
@@ -253,6 +258,14 @@ class Session(Protocol):
         """Free the activations. Calling it twice is harmless; ``run`` then raises BackendError."""
 
 
+class GraphSession:
+    """What a session says of itself, as its graph says it."""
+
+    def __init__(self, graph: CompiledGraph | Session) -> None:
+        self.inputs, self.outputs = graph.inputs, graph.outputs
+        self.device, self.precision = graph.device, graph.precision
+
+
 class CompiledGraph(Protocol):
     """A graph's weights on a device, shared by all its sessions. Any thread may use it."""
 
@@ -333,21 +346,13 @@ class Backend(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class GoldenVerdict:
-    """What a bundle's golden sample showed of a built graph.
+    """What a bundle's golden sample showed of a built graph."""
 
-    Attributes:
-        sample: SHA-256 of the golden sample's file.
-        passed: Whether the graph's results were within the tolerance.
-        stage: Where they first were not; ``""`` if they were.
-        error: How far they were off there, relative to the stage's largest value.
-        tolerance: How far they may be off there.
-    """
-
-    sample: str
-    passed: bool
-    stage: str = ""
-    error: float = 0.0
-    tolerance: float = 0.0
+    sample: str  # SHA-256 of the golden sample's file
+    passed: bool  # Whether the graph's results were within the tolerance
+    stage: str = ""  # Where they first were not; ``""`` if they were
+    error: float = 0.0  # How far they were off there, relative to the stage's largest value
+    tolerance: float = 0.0  # How far they may be off there
 
 
 @runtime_checkable

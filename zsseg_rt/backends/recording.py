@@ -8,36 +8,17 @@ from collections.abc import Hashable, Mapping
 
 import numpy as np
 
-from zsseg_rt.backends.base import OUTSIDE_NODES, NodeTime, Recorder, Session
-from zsseg_rt.common.arrays import Array, TensorSpec
+from zsseg_rt.backends.base import OUTSIDE_NODES, GraphSession, NodeTime, Recorder, Session
+from zsseg_rt.common.arrays import Array
 
 
-class RecordingSession:
+class RecordingSession(GraphSession):
     """Runs another session and keeps its feeds, on the CPU as copies, on a GPU the arrays."""
 
     def __init__(self, session: Session) -> None:
+        super().__init__(session)
         self._session = session
         self._feeds: list[dict[str, Array]] = []
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        """The graph's inputs, in graph order."""
-        return self._session.inputs
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        """The graph's outputs, in graph order."""
-        return self._session.outputs
-
-    @property
-    def device(self) -> str:
-        """Where it runs."""
-        return self._session.device
-
-    @property
-    def precision(self) -> str:
-        """The precision the graph actually runs at."""
-        return self._session.precision
 
     @property
     def feeds(self) -> tuple[Mapping[str, Array], ...]:
