@@ -23,8 +23,8 @@ import numpy as np
 from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.evaluation.provenance import describe_commit, describe_machine
 from zsseg_rt.profiling.conditions import compare_snapshots, take_snapshot
-from zsseg_rt.profiling.turns import LocalCandidate, StopRule, take_turns
-from zsseg_rt.profiling.worker import TurnPlan, settle_threads
+from zsseg_rt.profiling.turns import StopRule, take_turns
+from zsseg_rt.profiling.worker import LocalCandidate, TurnPlan, settle_threads
 
 ROOT = Path(__file__).resolve().parents[1]
 GOAL, FIRST, THREADS = 1.08, "naclip", 2

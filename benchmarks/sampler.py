@@ -44,8 +44,16 @@ from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.demo import demo_bundle, demo_classes, demo_photos
 from zsseg_rt.evaluation.provenance import describe_commit, describe_machine
 from zsseg_rt.profiling.estimates import Difference
-from zsseg_rt.profiling.turns import ChildCandidate, LocalCandidate, StopRule, take_turns
-from zsseg_rt.profiling.worker import Meter, Paced, Sample, Stopwatch, ThreadTimes, Turn, TurnPlan
+from zsseg_rt.profiling.turns import ChildCandidate, StopRule, take_turns
+from zsseg_rt.profiling.worker import (
+    LocalCandidate,
+    Paced,
+    Sample,
+    Stopwatch,
+    ThreadTimes,
+    Turn,
+    TurnPlan,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 GOALS = {"false verdicts of 40": 2, "found of 20": 19, "cost of measuring": 0.01}
@@ -256,14 +264,14 @@ class SharedWork:
 
     def calibrate(self, call: Any, share: float) -> None:
         """Make it take a share of the CPU time of a call."""
-        meter = Meter()
-        long = min(meter.measure(call).wall_ms for _ in range(3)) > LONG_FRAME_MS
+        theirs, ours = LocalCandidate("theirs", call), LocalCandidate("ours", self.do)
+        long = min(theirs.measure().wall_ms for _ in range(3)) > LONG_FRAME_MS
         calls, own = [], []
         for _ in range(0 if long else 30):
             call()
         for _ in range(12 if long else 150):  # side by side: a busy machine slows both
-            calls.append(meter.measure(call).cpu_ms)
-            own.append(meter.measure(self.do).cpu_ms)
+            calls.append(theirs.measure().cpu_ms)
+            own.append(ours.measure().cpu_ms)
         ratio = statistics.median(calls) / statistics.median(own)
         self.steps = max(1, round(share * self.steps * ratio))
 
@@ -274,11 +282,12 @@ class SharedWork:
 
 def cost_of_measuring(bundle: Path, threads: int) -> dict[str, Any]:
     """Eight frames in a loop, each measured against none measured."""
-    call, meter = open_engine(str(bundle), threads, 0.0), Meter()
+    call = open_engine(str(bundle), threads, 0.0)
+    frame = LocalCandidate("frame", call)
 
     def measured() -> None:
         for _ in range(8):
-            meter.measure(call)
+            frame.measure()
 
     def bare() -> None:
         for _ in range(8):

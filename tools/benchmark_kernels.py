@@ -33,8 +33,15 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from tools.kernels import frame_cases, product_cases, region_cases
-from tools.kernels.benches import Case, CpuBench, CudaBench, MismatchError
-from tools.kernels.captures import LAUNCHES, CaptureRefusedError, capture_launches
+from tools.kernels.benches import (
+    LAUNCHES,
+    CaptureRefusedError,
+    Case,
+    CpuBench,
+    CudaBench,
+    MismatchError,
+    capture_launches,
+)
 from zsseg_rt import ops
 from zsseg_rt.common.files import write_whole
 from zsseg_rt.evaluation.provenance import describe_commit, describe_machine

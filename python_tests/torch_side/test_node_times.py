@@ -22,8 +22,8 @@ from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.demo import demo_bundle
 from zsseg_rt.errors import BackendError, ConfigError
 from zsseg_rt.onnx.check import GraphHeader
-from zsseg_rt.profiling.nodes import OUTSIDE, assign_nodes
-from zsseg_rt.profiling.worker import Meter
+from zsseg_rt.profiling.report import OUTSIDE, assign_nodes
+from zsseg_rt.profiling.worker import LocalCandidate
 
 COUNTING = BackendOptions(num_threads=1, node_times=True)
 
@@ -90,10 +90,10 @@ def test_nodes_and_the_rest_sum_to_the_runs_that_were_timed(path):
     (spec,) = session.inputs
     shape = [int(size) if str(size).isdecimal() else 1 for size in spec.shape]
     feeds = {spec.name: np.random.default_rng(0).random(shape, np.float32)}
-    meter, run, walls = Meter(), session.run, []
+    run, walls = session.run, []
 
     def timed(feeds):
-        walls.append(meter.measure(lambda: run(feeds)).wall_ms)
+        walls.append(LocalCandidate("run", lambda: run(feeds)).measure().wall_ms)
 
     session.run = timed
     ratios = []

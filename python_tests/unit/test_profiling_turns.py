@@ -18,7 +18,7 @@ from zsseg_rt.profiling.turns import (
     turn_ms,
 )
 from zsseg_rt.profiling.worker import (
-    Meter,
+    LocalCandidate,
     Sample,
     Turn,
     TurnPlan,
@@ -124,9 +124,10 @@ def test_a_turn_counts_by_its_median_or_its_mean_cpu_time():
 
 def test_a_turn_has_a_cold_call_warming_and_as_many_calls_as_were_allowed():
     calls = []
-    meter = Meter(stages_of=lambda result: {"all": result})
-    plan = TurnPlan(pause_ms=0.0, warming_ms=5.0, measuring_ms=1e6, most_calls=4)
-    turn = meter.turn(lambda: calls.append(1) or float(len(calls)), plan)
+    one = LocalCandidate(
+        "a", lambda: calls.append(1) or float(len(calls)), stages_of=lambda result: {"all": result}
+    )
+    turn = one.turn(TurnPlan(pause_ms=0.0, warming_ms=5.0, measuring_ms=1e6, most_calls=4))
     assert turn.cold.stages == {"all": 1.0}
     assert len(turn.warm) == 4
     assert turn.warm[-1].stages == {"all": float(len(calls))}
@@ -144,31 +145,31 @@ def test_what_warms_up_a_gpu_is_waited_for():
             waiting.clear()
             return 1.0
 
-    meter = Meter(device_timer=Timer())
     queued = []
-    meter.turn(lambda: (queued.append(len(waiting)), waiting.append(1)), TurnPlan(warming_ms=1.0))
+    call = lambda: (queued.append(len(waiting)), waiting.append(1))  # noqa: E731
+    LocalCandidate("a", call, device_timer=Timer()).turn(TurnPlan(warming_ms=1.0))
     assert len(queued) > 2
     assert set(queued) == {0}
 
 
 def test_a_result_timed_on_a_gpu_gives_the_device_s_time():
-    meter = Meter(stages_of=lambda result: result, device_stage="total")
-    sample = meter.measure(lambda: sum(range(1_000_000)) and {"total": 4.5, "a": 4.5})
+    call = lambda: sum(range(1_000_000)) and {"total": 4.5, "a": 4.5}  # noqa: E731
+    sample = LocalCandidate("a", call, stages_of=dict, device_stage="total").measure()
     assert sample.device_ms == 4.5
     assert min(sample.wall_ms, sample.cpu_ms) > 1.0  # of the call itself
 
 
 def test_frames_that_fall_due_wait_for_the_one_before():
     """The first frame holds up the next ones; a clock that waited for it would not see that."""
-    meter, gate = Meter(), threading.Event()
+    gate = threading.Event()
 
     def slow_first():
         if not gate.is_set():
             gate.set()
             threading.Event().wait(0.5)
 
-    assert not meter.pace(lambda: None, rate=0.1, seconds=1.0)[0].late
-    frames = meter.pace(slow_first, rate=100.0, seconds=0.2)
+    assert not LocalCandidate("quick", int).pace(rate=0.1, seconds=1.0)[0].late
+    frames = LocalCandidate("slow", slow_first).pace(rate=100.0, seconds=0.2)
     assert len(frames) == 20
     assert frames[0].late
     assert frames[0].service_ms >= 499.0

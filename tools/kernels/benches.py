@@ -1,18 +1,26 @@
-"""Where kernels are timed: their arrays and rivals on the CPU or on a GPU."""
+"""Where kernels are timed: their arrays and rivals on the CPU or a GPU, and captures of launches.
+
+Between two events around one call on a GPU lie its launch and the Python before it, which take
+longer than most kernels do. So many launches are captured, and their replay is timed. This file
+imports no torch where none is installed.
+"""
 
 from __future__ import annotations
 
 import functools
+import gc
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from tools.kernels.device_timer import EventTimer
 from zsseg_rt import ops
+from zsseg_rt.errors import ZssegError
 from zsseg_rt.ops import reference
+
+LAUNCHES = 100
 
 
 class MismatchError(Exception):
@@ -29,6 +37,24 @@ class Case:
     check: Callable[[], None]
     candidates: dict[str, Callable[[], Any]] = field(default_factory=dict)
     flops: int = 0  # of its products
+
+
+class EventTimer:
+    """Marks the begin and end of work on a stream, by CUDA events; times a sampler's calls."""
+
+    def __init__(self, stream: int, device: int = 0) -> None:
+        self._stream = stream
+        self._begin, self._end = ops.Event(device), ops.Event(device)
+
+    def begin(self) -> None:
+        """Mark the begin of the work that is enqueued next."""
+        self._begin.record(self._stream)
+
+    def end_ms(self) -> float:
+        """Wait for the work and return its milliseconds."""
+        self._end.record(self._stream)
+        self._end.synchronize()
+        return self._begin.elapsed_ms(self._end)
 
 
 class CpuBench:
@@ -127,3 +153,48 @@ def smooth_logits(classes: int, grid: int) -> np.ndarray:
     slow = generator.standard_normal((1, classes, 8, 8), np.float32)
     noise = generator.standard_normal((1, classes, grid, grid), np.float32)
     return 3 * reference.upsample_bilinear(slow, (grid, grid)) + np.float32(0.1) * noise
+
+
+class CaptureRefusedError(ZssegError):
+    """CUDA does not capture these launches, because they wait, or copy from the host."""
+
+
+def capture_launches(
+    torch: Any, calls: Sequence[Callable[[], Any]], *, stream: int, launches: int = LAUNCHES
+) -> Callable[[], Any]:
+    """Capture calls that take turns, and return what replays them all.
+
+    Args:
+        torch: The module, with CUDA.
+        calls: The same work on buffers of their own, so that a replay does not find all its data
+            in the GPU's cache. They enqueue on ``stream``.
+        stream: Handle of the CUDA stream; the replay goes to torch's current one.
+        launches: Calls in one replay.
+
+    Raises:
+        CaptureRefusedError: CUDA or a call refused; the calls work as before.
+    """
+    for call in calls:
+        call()  # modules and handles that the first call loads
+    torch.cuda.synchronize()
+    captured = torch.cuda.CUDAGraph()
+    collecting = gc.isenabled()
+    gc.disable()  # memory freed meanwhile would be freed in every replay
+    try:
+        with torch.cuda.graph(
+            captured,
+            stream=torch.cuda.ExternalStream(stream),
+            capture_error_mode="thread_local",
+        ):
+            for index in range(launches):
+                calls[index % len(calls)]()
+    except (RuntimeError, ZssegError) as exc:
+        first = (str(exc).strip() or type(exc).__name__).splitlines()[0]
+        raise CaptureRefusedError(first) from exc
+    finally:
+        if collecting:
+            gc.enable()
+    captured.replay()
+    torch.cuda.synchronize()
+    replay: Callable[[], Any] = captured.replay
+    return replay

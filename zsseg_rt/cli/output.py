@@ -6,7 +6,6 @@ import errno
 import io
 import logging
 import os
-import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -112,23 +111,16 @@ def check_file_place(option: str, file: Path | None) -> None:
     problem = why_unwritable(file.parent)
     if not problem and not is_folder(file.parent):
         problem = "it does not exist"
+    _refuse_folder(option, file.parent, problem)
+    if is_folder(file):
+        raise UsageError(f"{option}: expected a file to write, got a folder, {file}")
+
+
+def _refuse_folder(option: str, folder: Path, problem: str) -> None:
     if problem:
         raise UsageError(
-            f"{option}: expected a folder that can be written to, got {file.parent}: {problem}"
+            f"{option}: expected a folder that can be written to, got {folder}: {problem}"
         )
-    if reason := _why_no_file(file):
-        raise UsageError(f"{option}: expected a file to write, got {reason}, {file}")
-
-
-def _why_no_file(file: Path) -> str:
-    """Why a file of this name cannot be in its folder; empty if it can."""
-    try:
-        mode = file.stat().st_mode
-    except FileNotFoundError:
-        return ""
-    except (OSError, ValueError) as exc:
-        return getattr(exc, "strerror", None) or str(exc)
-    return "a folder" if stat.S_ISDIR(mode) else ""
 
 
 def check_folder_place(option: str, folder: Path) -> None:
@@ -139,10 +131,7 @@ def check_folder_place(option: str, folder: Path) -> None:
             folder.mkdir(parents=True, exist_ok=True)
     except OSError as exc:
         problem = exc.strerror or str(exc)
-    if problem:
-        raise UsageError(
-            f"{option}: expected a folder that can be written to, got {folder}: {problem}"
-        )
+    _refuse_folder(option, folder, problem)
 
 
 def describe_engine(engine: Engine) -> dict[str, Any]:

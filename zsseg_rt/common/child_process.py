@@ -126,7 +126,7 @@ def answer_requests(answer: Answer) -> None:
     with os.fdopen(int(sys.argv[-1]), "w", encoding="utf-8") as replies:
 
         def reply(**content: Any) -> None:
-            replies.write(json.dumps(content) + "\n")
+            replies.write(json.dumps(content, default=vars) + "\n")  # also dataclasses
             replies.flush()
 
         for line in sys.stdin:

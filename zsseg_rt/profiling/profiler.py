@@ -28,7 +28,6 @@ from zsseg_rt.profiling.conditions import (
 )
 from zsseg_rt.profiling.energy import EnergyMeter, EnergySources, find_energy_sources
 from zsseg_rt.profiling.estimates import WAITING_LIMIT, Basis
-from zsseg_rt.profiling.nodes import assign_nodes, sum_by
 from zsseg_rt.profiling.report import (
     ColdStart,
     Comparison,
@@ -38,6 +37,8 @@ from zsseg_rt.profiling.report import (
     Report,
     Samples,
     VariantReport,
+    assign_nodes,
+    sum_by,
     summarise,
 )
 from zsseg_rt.profiling.turns import (

@@ -8,8 +8,7 @@ from typing import Any
 
 from zsseg_rt.profiling.conditions import Reading
 from zsseg_rt.profiling.estimates import Difference
-from zsseg_rt.profiling.nodes import OUTSIDE, has_blocks, sum_by
-from zsseg_rt.profiling.report import Report, VariantReport
+from zsseg_rt.profiling.report import OUTSIDE, Report, VariantReport, has_blocks, sum_by
 
 ABSENT = "\N{EN DASH}"
 BASIS_WORDS = {"wall": "wall time", "cpu": "CPU time", "device": "GPU time"}

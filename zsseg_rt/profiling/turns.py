@@ -19,7 +19,7 @@ from zsseg_rt.common.child_process import ChildError, ChildProcess
 from zsseg_rt.errors import ArgumentError, ZssegError
 from zsseg_rt.profiling.estimates import MOST_PAIRS, Basis, Difference, choose_basis, judge
 from zsseg_rt.profiling.worker import (
-    Meter,
+    LocalCandidate,
     Paced,
     Sample,
     Stopwatch,
@@ -27,7 +27,6 @@ from zsseg_rt.profiling.worker import (
     Turn,
     TurnPlan,
     read_memory_mb,
-    read_thread_times,
     settle_threads,
     waiting_share,
 )
@@ -42,54 +41,12 @@ class CandidateError(ZssegError):
     """A candidate failed while it was opened or timed; the others go on."""
 
 
-class LocalCandidate:
-    """A function of this process; what it raises passes through.
-
-    Attributes:
-        process: Whose threads are looked at.
-    """
-
-    process: int | str = "self"
-
-    def __init__(
-        self,
-        name: str,
-        call: Callable[[], Any],
-        *,
-        device_timer: Any = None,
-        stages_of: Callable[[Any], Mapping[str, float]] | None = None,
-    ) -> None:
-        self.name, self.on_gpu = name, device_timer is not None
-        self._call, self._meter = call, Meter(device_timer=device_timer, stages_of=stages_of)
-
-    def turn(self, plan: TurnPlan) -> Turn:
-        """Take one turn."""
-        return self._meter.turn(self._call, plan)
-
-    def pace(self, rate: float, seconds: float) -> list[Paced]:
-        """Label frames that fall due by a clock; see :meth:`Meter.pace`."""
-        return self._meter.pace(self._call, rate=rate, seconds=seconds)
-
-    def settle(self) -> None:
-        """Wait until its threads sleep, so that they do not disturb the next candidate."""
-        settle_threads(self.process)
-
-    def thread_times(self) -> ThreadTimes:
-        """Run and waiting time of its process's threads."""
-        return read_thread_times(self.process)
-
-
 class ChildCandidate(LocalCandidate):
     """A process of its own: own threads, own peak memory, any interpreter.
 
     Attributes:
-        process: The child's number.
-        started: Seconds of the parts of its cold start.
-        described: What runs in it, as plain data.
         memory: Resident MB after the first call and at the peak until then, or None.
     """
-
-    process: int
 
     def __init__(self, name: str, spec: Mapping[str, Any], *, python: str | None = None) -> None:
         self.name = name
@@ -107,8 +64,7 @@ class ChildCandidate(LocalCandidate):
         except BaseException:
             self.close()
             raise
-        self.started: dict[str, float] = answer["started"]
-        self.described: dict[str, Any] = answer["described"]
+        self.started, self.described = answer["started"], answer["described"]
         self.on_gpu = bool(answer["on_gpu"])
         self.memory: list[float] | None = answer["memory"]
 
@@ -132,15 +88,15 @@ class ChildCandidate(LocalCandidate):
 
     def warm_up(self) -> float:
         """Make calls until caches and threads are warm; return the fastest one's milliseconds."""
-        return float(self.request("warm"))
+        return float(self.request("warm_up"))
 
     def select(self, **values: Any) -> float:
         """Change what the calls of a function's candidate work on; seconds until a first result."""
-        return float(self.request("select", values=values))
+        return float(self.request("select", **values))
 
     def save_labels(self, file: Path, index: int = 0) -> None:
         """Save labels of a frame as ``.npy``; nothing is written for candidates without any."""
-        self.request("labels", out=str(file), index=index)
+        self.request("save_labels", file=str(file), index=index)
 
     def peak_memory_mb(self) -> float | None:
         """The largest resident memory of the child so far."""

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -71,31 +71,44 @@ ThreadTimes = Mapping[str, tuple[int, int]]
 """How long each thread ran, and waited for a CPU, since it began: nanoseconds."""
 
 
-class Meter:
-    """Times calls in the thread that made it.
+class LocalCandidate:
+    """A function that is called again and again; what it raises passes through.
 
     A ``device_timer`` has ``begin()``, which marks the begin of work on a device, and ``end_ms()``,
-    which marks its end, waits for it, and returns the milliseconds between.
+    which marks its end, waits for it, and returns the milliseconds between. With ``device_stage``
+    that stage of the result's own clock is the device's time.
+
+    Attributes:
+        process: Whose threads are looked at.
+        started: Seconds of the parts of its cold start.
+        described: What runs in it, as plain data.
     """
+
+    process: int | str = "self"
+    started: Mapping[str, float] = {}
+    described: Mapping[str, Any] = {}
 
     def __init__(
         self,
+        name: str,
+        call: Callable[[], Any],
         *,
         device_timer: Any = None,
         stages_of: Callable[[Any], Mapping[str, float]] | None = None,
         device_stage: str | None = None,
     ) -> None:
-        self._device_timer, self._stages_of = device_timer, stages_of
-        self._device_stage = device_stage
+        self.name, self._call, self._device_timer = name, call, device_timer
+        self._stages_of, self._device_stage = stages_of, device_stage
+        self.on_gpu = device_timer is not None or device_stage is not None
 
-    def measure(self, call: Callable[[], Any]) -> Sample:
+    def measure(self) -> Sample:
         """Make one call."""
         timer = self._device_timer
         used = _cpu_seconds()
         begin = time.perf_counter()
         if timer is not None:
             timer.begin()
-        result = call()
+        result = self._call()
         device_ms = None if timer is None else timer.end_ms()
         wall = time.perf_counter() - begin
         used = _cpu_seconds() - used
@@ -104,39 +117,55 @@ class Meter:
             device_ms = stages.get(self._device_stage)
         return Sample(wall * 1e3, max(used, 0.0) * 1e3, device_ms, stages)
 
-    def turn(self, call: Callable[[], Any], plan: TurnPlan) -> Turn:
+    def turn(self, plan: TurnPlan) -> Turn:
         """Take one turn; see :class:`TurnPlan`."""
         time.sleep(plan.pause_ms / 1e3)
-        cold = self.measure(call) if plan.cold else None
-        begin = time.perf_counter()
-        while (time.perf_counter() - begin) * 1e3 < plan.warming_ms:
-            self.measure(call)  # a call that only enqueues would leave its work to the next one
-        warm, begin = [self.measure(call)], time.perf_counter()
+        cold = self.measure() if plan.cold else None
+        watch = Stopwatch()
+        while watch.seconds * 1e3 < plan.warming_ms:
+            self.measure()  # a call that only enqueues would leave its work to the next one
+        warm, watch = [self.measure()], Stopwatch()
         left = plan.measuring_ms - warm[0].wall_ms
-        while len(warm) < plan.most_calls and (time.perf_counter() - begin) * 1e3 < left:
-            warm.append(self.measure(call))
+        while len(warm) < plan.most_calls and watch.seconds * 1e3 < left:
+            warm.append(self.measure())
         return Turn(cold, tuple(warm))
 
-    def pace(self, call: Callable[[], Any], *, rate: float, seconds: float) -> list[Paced]:
+    def pace(self, rate: float, seconds: float) -> list[Paced]:
         """Make calls that fall due by a clock; one that waits for another is not dropped."""
         frames, start = [], time.perf_counter()
         for index in range(max(1, round(rate * seconds))):
             due = start + index / rate
             time.sleep(max(0.0, due - time.perf_counter()))
             begin = time.perf_counter()
-            call()
+            self._call()
             done = time.perf_counter()
             late = (done - due) * rate > _LATE
             frames.append(Paced((done - due) * 1e3, (done - begin) * 1e3, late))
         return frames
 
-    def stretch(self, call: Callable[[], Any], seconds: float) -> int:
+    def stretch(self, seconds: float) -> int:
         """Make calls one after the other for so long; return how many."""
-        end, count = time.perf_counter() + seconds, 0
-        while time.perf_counter() < end:
-            call()
+        watch, count = Stopwatch(), 0
+        while watch.seconds < seconds:
+            self._call()
             count += 1
         return count
+
+    def warm_up(self) -> float:
+        """Make calls until caches and threads are warm; return the fastest one's milliseconds."""
+        watch = Stopwatch()
+        times: list[float] = []
+        while watch.seconds < _WARM_UP_SECONDS or len(times) < _WARM_UP_CALLS:
+            times.append(self.measure().wall_ms)
+        return min(times)
+
+    def settle(self) -> None:
+        """Wait until its threads sleep, so that they do not disturb the next candidate."""
+        settle_threads(self.process)
+
+    def thread_times(self) -> ThreadTimes:
+        """Run and waiting time of its process's threads."""
+        return read_thread_times(self.process)
 
 
 class Stopwatch:
@@ -230,84 +259,38 @@ def load_file(name: str, path: Path) -> Any:
     return module
 
 
-class _Candidate:
-    """Something that is called again and again; ``do_NAME`` answers the request NAME.
+class _Function(LocalCandidate):
+    """The result of a function in a file; it may have ``described``, ``labels`` and ``select``."""
 
-    ``select`` and ``labels`` are functions where a candidate has a choice of work, and labels.
-    """
-
-    on_gpu = False
-    described: Mapping[str, Any] = {}
-    started: Mapping[str, float] = {}
-    call: Any
-    select: Any = None
-    labels: Any = None
-
-    def __init__(self, meter: Meter) -> None:
-        self._meter = meter
-
-    def do_opened(self) -> dict[str, Any]:
-        parts = {name: getattr(self, name) for name in ("started", "described", "on_gpu")}
-        return {**parts, "memory": read_memory_mb()}
-
-    def do_check(self) -> str:
-        return ""
-
-    def do_nodes(self, runs: int) -> dict[str, Any]:
-        return {}
-
-    def do_warm(self) -> float:
-        """The milliseconds of the fastest call."""
+    def __init__(self, spec: Mapping[str, Any]) -> None:
         watch = Stopwatch()
-        times: list[float] = []
-        while watch.seconds < _WARM_UP_SECONDS or len(times) < _WARM_UP_CALLS:
-            times.append(self._meter.measure(self.call).wall_ms)
-        return min(times)
+        module = load_file("candidate", Path(spec["file"]))
+        call = getattr(module, spec["function"])(**spec.get("arguments", {}))
+        super().__init__("", call)
+        loaded = watch.seconds
+        call()
+        self.started = {"load_s": loaded, "first_frame_s": watch.seconds - loaded}
+        self.described = getattr(call, "described", {})
 
-    def do_turn(self, plan: Mapping[str, Any]) -> dict[str, Any]:
-        return asdict(self._meter.turn(self.call, TurnPlan(**plan)))
-
-    def do_pace(self, rate: float, seconds: float) -> list[dict[str, Any]]:
-        return [asdict(paced) for paced in self._meter.pace(self.call, rate=rate, seconds=seconds)]
-
-    def do_stretch(self, seconds: float) -> int:
-        return self._meter.stretch(self.call, seconds)
-
-    def do_labels(self, out: str, index: int) -> None:
+    def save_labels(self, file: str, index: int) -> None:
         import numpy as np
 
-        if self.labels is not None:
-            np.save(out, np.asarray(self.labels(index)))
+        if (labels := getattr(self._call, "labels", None)) is not None:
+            np.save(file, np.asarray(labels(index)))
 
-    def do_select(self, values: Mapping[str, Any]) -> float:
-        """The seconds until the first result of what was selected."""
-        if self.select is None:
-            raise RuntimeError("select: expected a candidate that has a choice, got another one")
+    def select(self, **values: Any) -> float:
         watch = Stopwatch()
-        self.select(**values)
-        self.call()
+        if (select := getattr(self._call, "select", None)) is None:
+            raise RuntimeError("select: expected a candidate that has a choice, got another one")
+        select(**values)
+        self._call()
         return watch.seconds
 
     def close(self) -> None:
         pass
 
 
-class _Function(_Candidate):
-    """The result of a function in a file, and the parts of it that it has."""
-
-    def __init__(self, spec: Mapping[str, Any]) -> None:
-        super().__init__(Meter())
-        watch = Stopwatch()
-        module = load_file("candidate", Path(spec["file"]))
-        self.call = getattr(module, spec["function"])(**spec.get("arguments", {}))
-        loaded = watch.seconds
-        self.call()
-        self.started = {"load_s": loaded, "first_frame_s": watch.seconds - loaded}
-        for part in ("described", "labels", "select"):
-            setattr(self, part, getattr(self.call, part, getattr(self, part)))
-
-
-class _Engine(_Candidate):
+class _Engine(LocalCandidate):
     """An engine that labels the next frame; with streams, one frame on each lane at once."""
 
     def __init__(self, spec: Mapping[str, Any]) -> None:
@@ -337,13 +320,12 @@ class _Engine(_Candidate):
             "classes": len(vocabulary.names), "version": zsseg_rt.__version__,
             "python": ".".join(map(str, sys.version_info[:3])), "library": _library(engine.backend),
         }  # fmt: skip
-        self.on_gpu = engine.device != "cpu"
-        stage = "total" if self.on_gpu else None
-        super().__init__(Meter(stages_of=lambda result: result.times, device_stage=stage))
+        stage = None if engine.device == "cpu" else "total"
+        super().__init__("", self._label, stages_of=lambda seg: seg.times, device_stage=stage)
         self._lanes = [engine.lane() for _ in range(others)]
         self._pool = ThreadPoolExecutor(others) if others else None
 
-    def call(self) -> Any:
+    def _label(self) -> Any:
         pending = [
             self._pool.submit(one.segment, self._frame()) for one in self._lanes if self._pool
         ]
@@ -356,17 +338,19 @@ class _Engine(_Candidate):
         self._next += 1
         return self._frames[(self._next - 1) % len(self._frames)]
 
-    def labels(self, index: int) -> Any:
-        return self._engine.segment(self._frames[index]).labels
+    def save_labels(self, file: str, index: int) -> None:
+        import numpy as np
 
-    def do_check(self) -> str:
+        np.save(file, self._engine.segment(self._frames[index]).labels)
+
+    def check(self) -> str:
         """The first stage that left the golden sample, with its error; empty if none did."""
         failure = self._engine.self_check().first_failure
         if failure is None:
             return ""
         return f"{failure.stage}: error {failure.error:.3g}, tolerance {failure.tolerance:.3g}"
 
-    def do_nodes(self, runs: int) -> dict[str, Any]:
+    def nodes(self, runs: int) -> dict[str, Any]:
         """Name, type and milliseconds of the nodes of every graph."""
         graphs = self._engine.node_times(self._frames[0], runs=runs)
         return {graph: [[n.name, n.type, n.ms] for n in nodes] for graph, nodes in graphs.items()}
@@ -387,18 +371,21 @@ def _library(backend: str) -> str:
 
 
 def main() -> None:
-    """Answer requests ``{"do": NAME, ...}`` until standard input ends; the first is ``open``."""
+    """Answer requests until standard input ends: ``open`` first, then a candidate's methods."""
     if sys.path and Path(sys.path[0] or ".").resolve() == _HERE:
         del sys.path[0]  # its neighbours must not shadow Python's own modules
-    candidates: list[_Candidate] = []
+    candidates: list[Any] = []
 
     def answer(request: dict[str, Any], _: Callable[[Any], None]) -> Any:
         action = request.pop("do")
         if action == "open":
             spec = request["spec"]
-            candidates.append(_Function(spec) if "function" in spec else _Engine(spec))
-            return candidates[0].do_opened()
-        return getattr(candidates[0], f"do_{action}")(**request)
+            candidates.append(one := _Function(spec) if "function" in spec else _Engine(spec))
+            parts = {name: getattr(one, name) for name in ("started", "described", "on_gpu")}
+            return {**parts, "memory": read_memory_mb()}
+        if action == "turn":
+            request = {"plan": TurnPlan(**request["plan"])}
+        return getattr(candidates[0], action)(**request)
 
     child_process = load_file("zsseg_rt_child", _HERE.parent / "common" / "child_process.py")
     child_process.answer_requests(answer)
