@@ -103,16 +103,16 @@ def test_words_that_the_clip_never_saw_are_refused(caplog):
 def test_packing_keeps_what_training_saw(tmp_path):
     clip = save_clip(tmp_path / "clip.safetensors")
     whole = load_clip(clip, activation="quick_gelu")
-    packed = read_arrays(pack_clip(clip, tmp_path / "packed.safetensors"))
+    packed, words = read_arrays(pack_clip(clip, tmp_path / "packed.safetensors"))
     for key, value in whole.visual.items():
-        kept = torch.from_numpy(packed.state_dict[f"visual.{key}"])
+        kept = torch.from_numpy(packed[f"visual.{key}"])
         assert torch.equal(kept, value.half().float())
-    table = torch.from_numpy(packed.state_dict["token_embedding.weight"])
+    table = torch.from_numpy(packed["token_embedding.weight"])
     assert table.shape == whole.text["token_embedding.weight"].shape
     kept = table.abs().sum(dim=1) > 0
     assert 50 < int(kept.sum()) < 100
     assert torch.equal(table[kept], whole.text["token_embedding.weight"].half().float()[kept])
-    assert "striped" in packed.words
+    assert "striped" in words["words"]
 
 
 def test_a_damaged_packed_clip_is_refused(tmp_path):

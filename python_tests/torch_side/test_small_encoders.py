@@ -22,7 +22,7 @@ from zsseg_rt.networks.text import WrittenText
 from zsseg_rt.onnx.arrays import Arrays
 from zsseg_rt.onnx.graph import Graph
 from zsseg_rt.onnx.writer import save_onnx
-from zsseg_rt.text.gemma_tokenizer import GemmaTokenizer, canonical_text, gemma_json
+from zsseg_rt.text.piece_tokenizer import GemmaTokenizer, canonical_text, gemma_json
 from zsseg_rt.text.tokenizer import Tokenizer
 from zsseg_rt.torch_files.clip_arrays import read_clip
 from zsseg_rt.torch_files.clip_layouts import as_clip
@@ -282,7 +282,7 @@ def gemma_rows(ids):
 
 def test_texts_of_ten_languages_are_cut_as_gemma_cuts_them(records):
     texts, model = gemma_model()
-    tokenizer = GemmaTokenizer(gemma_json(model["vocab"], model["merges"]))
+    tokenizer = GemmaTokenizer(gemma_json(model))
     assert (len(texts), tokenizer.vocab_size) == (14, 256_000)
     for text, ids in texts.items():
         assert list(tokenizer.encode([text])[0]) == gemma_rows(ids), text

@@ -49,6 +49,7 @@ from zsseg_rt.common.files import (
     sha256_of,
     write_whole,
 )
+from zsseg_rt.common.process import free_memory
 from zsseg_rt.errors import BackendError, DeviceError, PrecisionNotApplied
 from zsseg_rt.onnx.check import GraphHeader, check_graph
 from zsseg_rt.onnx.reader import map_file, quantised_layers, read_interface
@@ -531,8 +532,14 @@ def _compile_cached(core: Any, graph_path: Path, settings: dict[str, Any], folde
 
 
 def _compile_once(core: Any, graph_path: Path, settings: dict[str, Any]) -> Any:
+    free_memory()
     try:
-        return core.compile_model(widened_model(core, graph_path), "CPU", settings)
+        model = widened_model(core, graph_path)
+        if isinstance(model, str) and "CACHE_DIR" not in settings:
+            model = core.read_model(model)
+        if not isinstance(model, str):
+            free_memory()  # the parsed file, before the weights are packed
+        return core.compile_model(model, "CPU", settings)
     except RAISED as exc:
         raise BackendError(
             f"{graph_path}: OpenVINO cannot compile the graph: {problem(exc)}"

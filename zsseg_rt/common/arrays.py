@@ -35,6 +35,11 @@ def is_half(array: npt.NDArray[Any]) -> bool:
         )
 
 
+def widened_bits(bits: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
+    """Return bfloat16 numbers, given by their bits, as float32: these are its upper halves."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec:
     """One named input or output of a graph."""

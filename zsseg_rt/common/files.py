@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import logging
 import math
@@ -13,7 +14,6 @@ import os
 import re
 import shutil
 import stat
-import struct
 import tempfile
 import time
 from collections.abc import Iterator
@@ -30,14 +30,12 @@ _ABANDONED_SECONDS = 3600.0  # a temporary file so old has no writer
 _LONGEST_HEAD = 64 << 20  # bytes
 _TEMPORARY = re.compile(r"\..*\.[0-9a-f]{16}\.tmp")
 _NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
-_NPY_MAGIC = b"\x93NUMPY"
-_LONGEST_NPY_HEADER = 1024  # bytes; NumPy writes 118, and fewer than 800 for 32 dimensions
-# Booleans, integers, real floats of 2 to 8 bytes, and text: no objects, records, dates or complex.
-_NPY_HEADER = re.compile(
-    rb"\{'descr': '(?P<descr>[<>|=]?(?:b1|[iu][1248]|f[248]|U[1-9][0-9]{0,6}))', "
-    rb"'fortran_order': (?P<fortran>True|False), "
-    rb"'shape': \((?P<shape>(?:[0-9]{1,18},|[0-9]{1,18}(?:, ?[0-9]{1,18}){1,31},?)?)\),? ?\} *\n"
-)
+_LONGEST_NPY_HEADER = 1024  # characters; NumPy writes 118, and fewer than 800 for 32 dimensions
+_NPY_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+_NPY_TYPES = ["b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"]
 
 
 def ensure_home() -> None:
@@ -154,8 +152,8 @@ def write_whole(path: Path, data: bytes) -> None:
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """Yield a file to write that becomes ``path`` if nothing fails, and else is removed.
 
-    It lies beside its place under a hidden name, ``.NAME.XXXXXXXX.tmp``, locked until it is on the
-    disk. Only that is left by a process that is killed, and :func:`remove_abandoned` takes it away.
+    It lies beside its place under a hidden name, ``.NAME.XXXXXXXX.tmp``, until it is on the disk.
+    Only that is left by a process that is killed, and :func:`remove_abandoned` takes it away.
     Of several that write one file at the same time, the last to finish wins. A pipe or device is
     written into.
     """
@@ -166,7 +164,6 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     temporary = path.with_name(f".{path.name[:40]}.{os.urandom(8).hex()}.tmp")
     try:
         with temporary.open("xb") as stream:
-            _lock(stream.fileno())
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
@@ -177,27 +174,12 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove what killed writers of files left in a folder; without locks, after an hour."""
+    """Remove what killed writers of files left in a folder more than an hour ago."""
     for path in folder.glob(".*.tmp"):
         with contextlib.suppress(OSError):
             age = time.time() - path.lstat().st_mtime
-            if not _TEMPORARY.fullmatch(path.name) or age < 1:  # before that it may lack its lock
-                continue
-            number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-            try:
-                if _lock(number) or age > _ABANDONED_SECONDS:
-                    path.unlink()
-            finally:
-                os.close(number)
-
-
-def _lock(number: int) -> bool:
-    """Lock an open file or folder until it is closed; False if another has it, or without locks."""
-    try:
-        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+            if _TEMPORARY.fullmatch(path.name) and age > _ABANDONED_SECONDS:
+                path.unlink()
 
 
 @contextmanager
@@ -245,9 +227,15 @@ def _hidden_prefix(path: Path) -> str:
 
 @contextmanager
 def _locked_folder(folder: Path) -> Iterator[bool]:
+    """Whether it could be locked: nobody writes there."""
     number = os.open(folder, os.O_RDONLY)
     try:
-        yield _lock(number)
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
     finally:
         os.close(number)
 
@@ -378,43 +366,39 @@ class Cache:
 
 
 def read_npy(data: bytes, *, what: str, max_bytes: int) -> npt.NDArray[Any]:
-    """Return the array in a ``.npy`` file's content, whose header is parsed and never evaluated.
+    """Return the array in a ``.npy`` file's content, whose header is a literal and never code.
 
     Returns:
         A new, writable array: booleans, integers, floats of 2 to 8 bytes, or text (``<U``).
     """
-    header, start = _npy_header(data, what)
-    dtype = np.dtype(header["descr"].decode("ascii"))
-    shape = tuple(int(size) for size in header["shape"].replace(b" ", b"").split(b",") if size)
-    num_bytes = math.prod(shape) * dtype.itemsize
-    # A zero among huge sizes makes the array empty, yet overflows NumPy's strides.
+    stream = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(stream)
+        if version not in _NPY_HEADERS:
+            raise ValueError(f"format {version[0]}.{version[1]} instead of 1.0 or 2.0")
+        read = _NPY_HEADERS[version]
+        shape, is_fortran, dtype = read(stream, max_header_size=_LONGEST_NPY_HEADER)
+        if not ((dtype.kind == "U" and dtype.itemsize) or dtype.str[1:] in _NPY_TYPES):
+            raise ValueError(f"elements of {dtype}")
+        if min(shape, default=0) < 0:
+            raise ValueError(f"sizes {shape}")
+    except Exception as exc:  # a literal can be damaged in any way
+        raise ValueError(
+            f"{what}: expected a .npy file of plain numbers, got {exc!s:.200}"
+        ) from exc
+    # a zero among huge sizes makes the array empty, yet overflows NumPy's strides
     if math.prod(size or 1 for size in shape) * dtype.itemsize > max_bytes:
         raise ValueError(
             f"{what}: expected an array of at most {max_bytes} bytes, got {dtype} {list(shape)}"
         )
-    if num_bytes != len(data) - start:
+    values, num_bytes = data[stream.tell() :], math.prod(shape) * dtype.itemsize
+    if len(values) != num_bytes:
         raise ValueError(
-            f"{what}: expected {num_bytes} bytes of {dtype} {list(shape)}, got {len(data) - start}"
+            f"{what}: expected {num_bytes} bytes of {dtype} {list(shape)}, got {len(values)}"
         )
-    values = np.frombuffer(data, dtype, offset=start)
+    array = np.frombuffer(values, dtype)
     if dtype.kind == "U":
-        codes = values.view(np.dtype(np.uint32).newbyteorder(dtype.byteorder))
+        codes = array.view(np.dtype(np.uint32).newbyteorder(dtype.byteorder))
         if ((codes > 0x10FFFF) | ((codes >= 0xD800) & (codes <= 0xDFFF))).any():
             raise ValueError(f"{what}: expected text, got a character that Unicode does not have")
-    return values.reshape(shape, order="F" if header["fortran"] == b"True" else "C").copy(order="K")
-
-
-def _npy_header(data: bytes, what: str) -> tuple[dict[str, bytes], int]:
-    """Return the parts of the header, and where the values start."""
-    if data[:6] != _NPY_MAGIC or len(data) < 12:
-        raise ValueError(f"{what}: expected a .npy file, got {len(data)} bytes of something else")
-    version, length = (data[6], data[7]), "<H" if data[6] == 1 else "<I"
-    if version not in ((1, 0), (2, 0), (3, 0)):
-        raise ValueError(f"{what}: expected .npy format 1.0 to 3.0, got {data[6]}.{data[7]}")
-    first = 8 + struct.calcsize(length)
-    (size,) = struct.unpack(length, data[8:first])
-    header = data[first : first + min(size, _LONGEST_NPY_HEADER)]
-    parts = _NPY_HEADER.fullmatch(header) if len(header) == size else None
-    if parts is None:
-        raise ValueError(f"{what}: expected a .npy header of a plain array, got {header[:80]!r}")
-    return parts.groupdict(), first + size
+    return array.reshape(shape, order="F" if is_fortran else "C").copy(order="K")

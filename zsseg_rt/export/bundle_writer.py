@@ -21,6 +21,7 @@ from zsseg_rt.bundles.specs import (
     TextBankEntry,
 )
 from zsseg_rt.common.files import remove_leftovers, whole_folder, why_unwritable
+from zsseg_rt.common.process import free_memory
 from zsseg_rt.errors import BundleError, VocabularyError
 from zsseg_rt.export.golden import verify_bundle
 from zsseg_rt.export.graph_files import WrittenGraph, save_graphs
@@ -87,6 +88,7 @@ def write_model_bundle(
         )
         write_manifest(folder, bundle)
         del exported, text
+        free_memory()
     return path
 
 

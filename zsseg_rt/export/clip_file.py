@@ -42,14 +42,14 @@ from zsseg_rt.networks.clip import ImageTower, TextTower
 from zsseg_rt.networks.heads import HEADS, LOGIT_SCALES, dense_embeds
 from zsseg_rt.networks.text import WrittenText
 from zsseg_rt.onnx.arrays import Arrays
-from zsseg_rt.text import gemma_tokenizer
-from zsseg_rt.text.gemma_tokenizer import gemma_json
+from zsseg_rt.text.piece_tokenizer import GEMMA_FILE, gemma_json
 from zsseg_rt.torch_files.clip_arrays import (
     CLIP_MEAN,
     CLIP_STD,
     ClipTensors,
     check_heads,
     read_clip,
+    tower_sizes,
 )
 from zsseg_rt.torch_files.clip_space import describe_space
 
@@ -176,14 +176,19 @@ def _cut(
     image, text = _towers(weights, settings)
     check_size(settings.size_hw, image.patch_size)
     aggregation = settings.aggregation(SHIPPED_LAYERS if weights.words else {})
-    _check_room(settings, aggregation, image)
-    mark = part_counter(text.tensors, len(image.blocks), on_progress)
+    depth = tower_sizes(weights.visual)[1]
+    if settings.head in RULES_OF_OUTLIERS:
+        aggregation.check_depth(depth)
+        rule = aggregation.pm or RULES_OF_OUTLIERS[settings.head]
+        check_grid(rule, image.grid_hw(settings.size_hw))
+    mark = part_counter(text.tensors, depth, on_progress)
+    has_pieces = isinstance(text, pooled.SiglipText)
     tower = WrittenText(
         tower=text,
         words=weights.words,
         prompt_words=weights.prompt_words,
         on_mark=mark,
-        pieces=_gemma(options.tokenizer, text) if isinstance(text, pooled.SiglipText) else None,
+        pieces=_gemma(options.tokenizer, text.vocab_size) if has_pieces else None,
     )
     side = clip_text_side(options, embed_dim=weights.embed_dim, tower=tower)
     head = HeadSpec(
@@ -199,8 +204,8 @@ def _cut(
     encode = _encoder(image, settings, aggregation)
     kind = {"clip": "dense_clip", "pe": "pe_core", "siglip": "siglip"}[weights.kind]
     name, preprocess = f"{kind} {settings.head}", _preprocess(weights, settings)
-    made = written_model(encode, head, preprocess, side, names, mark, architecture=name)
-    return replace(made, provenance={**made.provenance, "activation": settings.activation})
+    model = written_model(encode, head, preprocess, side, names, mark, architecture=name)
+    return replace(model, provenance={**model.provenance, "activation": settings.activation})
 
 
 def _encoder(
@@ -209,13 +214,8 @@ def _encoder(
     assert settings.head is not None
     if isinstance(image, pooled.PooledTower):
         return partial(pooled.dense_embeds, tower=image, head=settings.head)
-    return partial(
-        dense_embeds,
-        tower=image,
-        head=settings.head,
-        position=settings.position,
-        aggregation=aggregation,
-    )
+    own: dict[str, Any] = {"position": settings.position, "aggregation": aggregation}
+    return partial(dense_embeds, tower=image, head=settings.head, **own)
 
 
 def _preprocess(weights: ClipTensors, settings: DenseHead) -> PreprocessSpec:
@@ -228,27 +228,23 @@ def _preprocess(weights: ClipTensors, settings: DenseHead) -> PreprocessSpec:
     )
 
 
-def _gemma(source: str | Path | bytes | None, text: pooled.SiglipText) -> tuple[str, bytes]:
+def _gemma(source: str | Path | bytes | None, num_rows: int) -> tuple[str, bytes]:
     """Name and content of the tokenizer's file in the bundle."""
-    assert source is not None
-    where = "tokenizer.json" if isinstance(source, bytes) else str(source)
+    content = source if isinstance(source, bytes) else b""
+    where = "tokenizer.json" if content else str(source)
     try:
-        given = source if isinstance(source, bytes) else None
-        content = given or read_limited(Path(str(source)), max_bytes=_MAX_TOKENIZER_BYTES)
-        model = json.loads(content)["model"]
+        raw = json.loads(content or read_limited(Path(where), max_bytes=_MAX_TOKENIZER_BYTES))
+        model = raw["model"] if isinstance(raw, dict) and "model" in raw else {}
         if (model.get("type"), model.get("byte_fallback")) != ("BPE", True):
             raise ValueError("another kind of tokenizer than byte pairs with single bytes")
-        made = gemma_json(model["vocab"], model["merges"])
-        if len(model["vocab"]) != text.vocab_size:
-            raise ValueError(
-                f"{len(model['vocab'])} pieces where the text tower has {text.vocab_size} rows"
-            )
+        if (count := len(model["vocab"])) != num_rows:
+            raise ValueError(f"{count} pieces where the text tower has {num_rows} rows")
+        return GEMMA_FILE, gemma_json(model)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as exc:
         raise CheckpointError(
             f"tokenizer: expected Gemma's tokenizer.json, got {where}: {str(exc)[:200]}. Put the "
             "model's own tokenizer.json beside the weights."
         ) from exc
-    return gemma_tokenizer.FILE, made
 
 
 def written_model(
@@ -281,14 +277,6 @@ def written_model(
         golden=golden,
         provenance=provenance(),
     )
-
-
-def _check_room(settings: DenseHead, aggregation: AggregationConfig, image: ImageTower) -> None:
-    """Refuse too few blocks or cells for a head that repairs outliers."""
-    if settings.head in RULES_OF_OUTLIERS:
-        aggregation.check_depth(len(image.blocks))
-        rule = aggregation.pm or RULES_OF_OUTLIERS[settings.head]
-        check_grid(rule, image.grid_hw(settings.size_hw))
 
 
 def _towers(

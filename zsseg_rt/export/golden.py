@@ -14,8 +14,11 @@ from zsseg_rt.backends.base import BackendOptions
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.bundles.quantization import NARROW
 from zsseg_rt.bundles.specs import GraphEntry, HeadSpec, PreprocessSpec
+from zsseg_rt.common.arrays import HALF_PRECISIONS
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import BundleError
+from zsseg_rt.onnx.arrays import run_network
+from zsseg_rt.onnx.reader import map_file, read_network
 from zsseg_rt.ops import reference
 from zsseg_rt.runtime.families.registry import create_family
 from zsseg_rt.runtime.self_check import (
@@ -142,8 +145,9 @@ def verify_bundle(path: Path, *, runtime: bool = True) -> VerifyReport:
     """Run every graph of a bundle, then the engine, on the golden sample.
 
     Each graph is fed the golden sample's own inputs, so an error is reported where it arises.
-    Graphs run on OpenVINO in float32: a float16 graph then shows the error of its weights and its
-    structure; errors from a GPU's arithmetic are left to ``Engine.self_check`` on that GPU.
+    Graphs run in float32, on OpenVINO or in NumPy: a float16 graph then shows the error of its
+    weights and its structure; errors from a GPU's arithmetic are left to ``Engine.self_check`` on
+    that GPU.
 
     Args:
         path: Bundle folder.
@@ -172,26 +176,33 @@ def _graph_stages(bundle: Bundle, golden: Arrays) -> Iterator[StageCheck]:
 def _one_graph(
     bundle: Bundle, where: str, precision: str, entry: GraphEntry, golden: Arrays
 ) -> Iterator[StageCheck]:
+    feeds = {spec.name: np.ascontiguousarray(golden[spec.name]) for spec in entry.inputs}
+    results = _results(bundle.path / entry.file, precision, feeds)
+    for spec in entry.outputs:
+        stage = "prompt_embeds" if spec.name == "text_embeds" else spec.name
+        yield StageCheck(
+            where=where,
+            stage=stage,
+            error=scaled_error(results[spec.name], golden[stage]),
+            tolerance=stage_tolerance(bundle, precision, stage)
+            if precision in NARROW
+            else TOLERANCES[precision].graph,
+        )
+
+
+def _results(path: Path, precision: str, feeds: Arrays) -> dict[str, npt.NDArray[Any]]:
+    """Outputs by name; of halves by NumPy, since OpenVINO would hold them three times."""
     from zsseg_rt.backends.registry import get_backend
 
+    if precision in HALF_PRECISIONS:
+        return run_network(read_network(map_file(path)), feeds)
     computed = "int8" if precision == "int8" else "float32"
     graph = get_backend("openvino").load(
-        bundle.path / entry.file, device="cpu", precision=computed, options=BackendOptions()
+        path, device="cpu", precision=computed, options=BackendOptions()
     )
     session = graph.session()
     try:
-        feeds = {spec.name: np.ascontiguousarray(golden[spec.name]) for spec in entry.inputs}
-        found = session.run(feeds)
-        for spec in entry.outputs:
-            stage = "prompt_embeds" if spec.name == "text_embeds" else spec.name
-            yield StageCheck(
-                where=where,
-                stage=stage,
-                error=scaled_error(found[spec.name], golden[stage]),
-                tolerance=stage_tolerance(bundle, precision, stage)
-                if precision in NARROW
-                else TOLERANCES[precision].graph,
-            )
+        return {name: np.array(array) for name, array in session.run(feeds).items()}
     finally:
         session.close()
         graph.close()

@@ -21,9 +21,12 @@ from zsseg_rt.backends.base import Session
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.common.arrays import TensorSpec
 from zsseg_rt.errors import BundleError, VocabularyError
-from zsseg_rt.text import gemma_tokenizer, piece_tokenizer
-from zsseg_rt.text.gemma_tokenizer import GemmaTokenizer
-from zsseg_rt.text.piece_tokenizer import PieceTokenizer
+from zsseg_rt.text.piece_tokenizer import (
+    GEMMA_FILE,
+    PIECES_FILE,
+    GemmaTokenizer,
+    PieceTokenizer,
+)
 from zsseg_rt.text.row_cache import RowCache
 from zsseg_rt.text.tokenizer import Tokenizer, clean_text
 from zsseg_rt.text.vocabulary import PromptSet, check_embeddings, fill, template_key
@@ -32,8 +35,8 @@ _log = logging.getLogger(__name__)
 _Row = npt.NDArray[np.float32]
 AnyTokenizer = Tokenizer | PieceTokenizer | GemmaTokenizer
 TOKENIZERS: Mapping[str, type[PieceTokenizer] | type[GemmaTokenizer]] = {
-    piece_tokenizer.FILE: PieceTokenizer,
-    gemma_tokenizer.FILE: GemmaTokenizer,
+    PIECES_FILE: PieceTokenizer,
+    GEMMA_FILE: GemmaTokenizer,
 }
 """By the name of their file in a bundle; other names are CLIP's."""
 

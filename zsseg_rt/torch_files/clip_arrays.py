@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from zsseg_rt.common.arrays import is_half
+from zsseg_rt.common.arrays import is_half, widened_bits
 from zsseg_rt.errors import CheckpointError
-from zsseg_rt.torch_files.clip_layouts import Settings, as_clip, settings_beside
-from zsseg_rt.torch_files.shapes import Array, Checked, Shapes, divisor, linear, norm, some
+from zsseg_rt.torch_files.clip_layouts import ONE_WIDTH, PRUNED, Settings, as_clip, settings_beside
+from zsseg_rt.torch_files.shapes import (
+    Array,
+    Checked,
+    Later,
+    Shapes,
+    divisor,
+    has_many_rows,
+    linear,
+    norm,
+    some,
+    whole,
+)
 from zsseg_rt.torch_files.shipped_clip import is_shipped, read_arrays
-from zsseg_rt.torch_files.weights import FileRows, read_safetensors_arrays, read_weights, unwrap
+from zsseg_rt.torch_files.weights import read_safetensors_arrays, read_weights, unwrap
 
 T = TypeVar("T")
 
@@ -30,18 +41,35 @@ _UNUSED = {"attn_mask", "context_length", "input_resolution", "logit_bias", "log
 _UNUSED |= {"vocab_size"}
 _FLOATS = {"float16", "float32", "float64", "bfloat16"}
 _WHAT = "a CLIP ViT"
-_TABLE = "token_embedding.weight"
+_BLOCK = r"transformer\.resblocks\.\d+\."
 _TINYCLIP = {(256, 10), (512, 12), (640, 12)}  # width and blocks of the image tower
 _OPENAI = {(768, 12), (1024, 24)}
 _ANOTHER = "It is another model's file, or damaged: get a CLIP ViT's file from open_clip."
+
+
+class Tower(Mapping[str, Array]):
+    """Tensors by key; those of a file are read from it whenever they are asked for."""
+
+    def __init__(self, kept: Mapping[str, Any]) -> None:
+        self.kept = kept
+
+    def __getitem__(self, key: str) -> Array:
+        value = self.kept[key]
+        return value if has_many_rows(value) else whole(value)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.kept)
+
+    def __len__(self) -> int:
+        return len(self.kept)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClipTensors:
     """Weights of both towers, float32, whose names and shapes fit together."""
 
-    visual: Mapping[str, Array]  # Image tower: conv1.weight, transformer.resblocks.0...
-    text: Mapping[str, Array]  # Text tower: token_embedding.weight, transformer.resblocks.0...
+    visual: Tower  # Image tower: conv1.weight, transformer.resblocks.0...
+    text: Tower  # Text tower: token_embedding.weight, transformer.resblocks.0...
     words: tuple[str, ...] = ()  # What class names may be made of; empty: anything
     # Further words that the text tower knows, if words are listed
     prompt_words: tuple[str, ...] = ()
@@ -66,7 +94,7 @@ class ClipTensors:
     @property
     def num_parameters(self) -> int:
         """Numbers in both towers."""
-        return sum(part.size for tower in (self.visual, self.text) for part in tower.values())
+        return sum(part.size for tower in (self.visual, self.text) for part in tower.kept.values())
 
     def known_activation(self) -> str | None:
         """What the MLPs use; None if nothing says so.
@@ -74,39 +102,37 @@ class ClipTensors:
         Files beside the weights say it, or the sizes: TinyCLIP's have ``"gelu"``. OpenAI's sizes
         with weights that float16 holds exactly, as OpenAI published them, have ``"quick_gelu"``.
         """
-        if self.settings.activation is not None or self.kind == "clip":
-            found = self.settings.activation
-        else:
-            found = "gelu" if self.kind == "pe" else "gelu_tanh"
-        width, depth = tower_sizes(self.visual)
-        if found is None and (width, depth) in _TINYCLIP and self.embed_dim == 512:
-            found = "gelu"
-        if found is None and (self.words or (width, depth) in _OPENAI):
-            found = "quick_gelu" if is_half(self.visual["conv1.weight"]) else None
-        return found
+        if self.settings.activation is not None:
+            return self.settings.activation
+        if self.kind != "clip":
+            return "gelu" if self.kind == "pe" else "gelu_tanh"
+        size = tower_sizes(self.visual)
+        if size in _TINYCLIP and self.embed_dim == 512:
+            return "gelu"
+        is_openai = (self.words or size in _OPENAI) and is_half(self.visual["conv1.weight"])
+        return "quick_gelu" if is_openai else None
 
 
 def read_clip(source: str | Path) -> ClipTensors:
     """Read the weights of an image-text model with a ViT: CLIP, PE-Core or SigLIP."""
     path = Path(source)
     if is_shipped(source):
-        found = read_arrays()
-        visual, text = _towers(found.state_dict, "demo")
-        words, prompts = found.words, found.prompt_words
-        return ClipTensors(visual=visual, text=text, words=words, prompt_words=prompts)
-    tensors = as_clip(read_floats(path, _is_used), path.name)
+        arrays, words = read_arrays()
+        visual, text = _towers(arrays, "demo")
+        return ClipTensors(visual=visual, text=text, **words)
+    tensors = as_clip(read_floats(path, _is_used, later=True), path.name)
     visual, text = _towers(tensors, path.name)
     sizes = {"vision": tower_sizes(visual), "text": tower_sizes(text)}
     scale = tensors.get("logit_scale")
     return ClipTensors(
         visual=visual,
         text=text,
-        logit_scale=None if scale is None else float(np.ravel(scale)[0]),
+        logit_scale=None if scale is None else float(np.ravel(whole(scale))[0]),
         settings=settings_beside(path, sizes),
     )
 
 
-def tower_sizes(tensors: Mapping[str, Array]) -> tuple[int, int]:
+def tower_sizes(tensors: Mapping[str, Any]) -> tuple[int, int]:
     """Width and blocks of a tower under CLIP's names."""
     depth = len({key.split(".")[2] for key in tensors if key.startswith("transformer.")})
     return int(tensors["positional_embedding"].shape[-1]), depth
@@ -117,8 +143,13 @@ def check_heads(name: str, given: int | None, width: int) -> int:
     return divisor(name, max(1, width // 64) if given is None else given, width)
 
 
-def read_floats(path: Path, is_used: Callable[[str], bool]) -> dict[str, Array]:
-    """The weights that a file holds, as float32; those that are not used may be of any type."""
+def read_floats(
+    path: Path, is_used: Callable[[str], bool], *, later: bool = False
+) -> dict[str, Array]:
+    """The weights that a file holds, as float32; those that are not used may be of any type.
+
+    With ``later``, those of ``.safetensors`` stay there, as :class:`Later`.
+    """
     if path.name.endswith(".index.json") or re.search(r"-\d{5}-of-\d{5}\.", path.name):
         raise CheckpointError(
             f"{path.name}: expected the whole weights, got a part of them or their list. Save them "
@@ -127,7 +158,7 @@ def read_floats(path: Path, is_used: Callable[[str], bool]) -> dict[str, Array]:
     if not path.is_file():
         raise CheckpointError(f"{path}: expected a checkpoint file, found nothing. Check the path.")
     is_plain = path.suffix == ".safetensors"
-    read = read_safetensors_arrays(path, _TABLE) if is_plain else read_weights(path)
+    read = read_safetensors_arrays(path, later=later) if is_plain else read_weights(path)
     stored = unwrap(read, path.name)
     wrong = [
         f"{k} ({kind})" for k, (_, kind) in stored.items() if is_used(k) and kind not in _FLOATS
@@ -145,11 +176,9 @@ def _is_used(key: str) -> bool:
 
 
 def _float32(array: Array, kind: str) -> Array:
-    if isinstance(array, FileRows):
+    if isinstance(array, Later):
         return array
-    if kind == "bfloat16":  # the upper half of a float32's bits
-        array = (array.astype(np.uint32) << 16).view(np.float32)
-    return np.ascontiguousarray(array, np.float32)
+    return np.ascontiguousarray(widened_bits(array) if kind == "bfloat16" else array, np.float32)
 
 
 def sort_by_tower(tensors: Mapping[str, T]) -> tuple[dict[str, T], dict[str, T], list[str]]:
@@ -166,7 +195,7 @@ def sort_by_tower(tensors: Mapping[str, T]) -> tuple[dict[str, T], dict[str, T],
     return visual, text, unknown
 
 
-def _towers(tensors: Mapping[str, Array], name: str) -> tuple[dict[str, Array], dict[str, Array]]:
+def _towers(tensors: Mapping[str, Any], name: str) -> tuple[Tower, Tower]:
     """Sort tensors by tower, and check both."""
     visual, text, unknown = sort_by_tower(tensors)
     if unknown or not (visual or text):
@@ -175,29 +204,31 @@ def _towers(tensors: Mapping[str, Array], name: str) -> tuple[dict[str, Array], 
             f"{some(unknown or list(tensors))}. {_ANOTHER}"
         )
     if not visual or not text:
-        one, other = ("text", "image") if text else ("image", "text")
+        one, other = ("the text tower", "image") if text else ("the image tower", "text")
         raise CheckpointError(
-            f"{name}: expected a text tower beside the image tower, got the {one} tower alone, "
-            f"without an {other} tower. Get the file with both towers."
+            f"{name}: expected both towers of a CLIP, got {one} alone, without the {other} tower. "
+            "Get the file with both towers."
         )
-    pruned = [k for t in (visual, text) for k, v in t.items() if _is_pruned(k, v)]
-    if pruned:
-        raise CheckpointError(
-            f"{name}: expected attention as wide as its tower, got {some(pruned)}, as in "
-            "auto-pruned TinyCLIPs. Take one of one width: ViT-8M-16, 39M-16, 40M-32 or 61M-32."
-        )
+    if _is_pruned(visual) or _is_pruned(text):
+        raise CheckpointError(f"{name}: expected both towers of a CLIP, got {PRUNED}. {ONE_WIDTH}")
     image = Checked(tensors=visual, where=f"{name}: visual", what=_WHAT, remedy=_ANOTHER)
     image.check(image_shapes(image))
     words = Checked(tensors=text, where=f"{name}: text", what=_WHAT, remedy=_ANOTHER)
     has_proj = "proj" in visual
     joint = visual["proj"].shape[1] if has_proj else visual["conv1.weight"].shape[0]
     words.check(_text_shapes(words, joint, is_siglip=not has_proj))
-    return visual, text
+    return Tower(visual), Tower(text)
 
 
-def _is_pruned(key: str, value: Array) -> bool:
-    return key.endswith("in_proj_weight") and (
-        value.ndim == 2 and value.shape[0] != 3 * value.shape[1]
+def _is_pruned(tower: Mapping[str, Any]) -> bool:
+    """Whether blocks lack their attention, or differ in the shapes of their layers."""
+    queries, hidden = (
+        [value.shape for key, value in tower.items() if re.fullmatch(_BLOCK + part, key)]
+        for part in (r"attn\.in_proj_weight", r"mlp\.c_fc\.weight")
+    )
+    widths = {shape[0] / 3 / shape[1] for shape in queries if len(shape) == 2 and shape[1]}
+    return bool(hidden) and (
+        len({*hidden}) > 1 or widths != {1.0} or not 0 < len(hidden) == len(queries)
     )
 
 
@@ -245,10 +276,6 @@ def _text_shapes(tower: Checked, embed_dim: int, *, is_siglip: bool) -> Shapes:
             "first one."
         )
     proj: Shapes = {"text_projection": (width, embed_dim)}
-    return {
-        "token_embedding.weight": (rows, width),
-        "positional_embedding": (length, width),
-        **(linear("text_projection.", embed_dim, width) if is_siglip else proj),
-        **norm("ln_final", width),
-        **tower.blocks(width),
-    }
+    proj = linear("text_projection.", embed_dim, width) if is_siglip else proj
+    tokens = {"token_embedding.weight": (rows, width), "positional_embedding": (length, width)}
+    return {**tokens, **proj, **norm("ln_final", width), **tower.blocks(width)}

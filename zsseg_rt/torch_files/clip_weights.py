@@ -16,7 +16,7 @@ from zsseg_rt.common.extras import needs_extra
 from zsseg_rt.errors import ArgumentError, CheckpointError
 from zsseg_rt.torch_files.checkpoints import load_checkpoint
 from zsseg_rt.torch_files.clip_arrays import CLIP_MEAN, CLIP_STD, sort_by_tower, tower_sizes
-from zsseg_rt.torch_files.clip_layouts import Settings, as_clip, settings_beside
+from zsseg_rt.torch_files.clip_layouts import as_clip, settings_beside
 from zsseg_rt.torch_files.shipped_clip import is_shipped, read_arrays
 from zsseg_rt.torch_files.weights import is_torchscript
 
@@ -82,7 +82,8 @@ def load_clip(
             raise CheckpointError(f"source: expected a CLIP file, got {path}. Check the path.")
         return _load_tag(str(source), architecture)
     weights = split_towers(load_checkpoint(path), "gelu", path.name)
-    known = _settings_of(path, weights)
+    sizes = {"vision": tower_sizes(weights.visual), "text": tower_sizes(weights.text)}
+    known = settings_beside(path, sizes)
     if activation is None and is_torchscript(path):
         activation = "quick_gelu"
     activation = activation or cast(Any, known.activation)
@@ -99,18 +100,10 @@ def load_clip(
     )
 
 
-def _settings_of(path: Path, weights: ClipWeights) -> Settings:
-    """What files beside a weights file say."""
-    towers: Any = {"vision": weights.visual, "text": weights.text}
-    sizes = {name: tower_sizes(tensors) for name, tensors in towers.items()}
-    return settings_beside(path, sizes)
-
-
 def _load_shipped() -> ClipWeights:
-    found = read_arrays()
-    tensors = {key: torch.from_numpy(array) for key, array in found.state_dict.items()}
-    weights = split_towers(tensors, "quick_gelu", "demo")
-    return replace(weights, words=found.words, prompt_words=found.prompt_words)
+    arrays, words = read_arrays()
+    tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
+    return replace(split_towers(tensors, "quick_gelu", "demo"), **words)
 
 
 def _load_tag(tag: str, architecture: str) -> ClipWeights:
@@ -194,15 +187,10 @@ def _weights_of(model: Any, name: str) -> ClipWeights:
             f"{name}: expected a text tower that is read at its largest token id, as CLIP's, got "
             f"pooling '{pooling}'. Use weights with CLIP's own tokenizer."
         )
-    return replace(
-        weights,
-        num_heads=_heads_of(model.visual.transformer),
-        text_heads=_heads_of(text.transformer),
+    heads, text_heads = (
+        int(tower.transformer.resblocks[0].attn.num_heads) for tower in (model.visual, text)
     )
-
-
-def _heads_of(transformer: Any) -> int:
-    return int(transformer.resblocks[0].attn.num_heads)
+    return replace(weights, num_heads=heads, text_heads=text_heads)
 
 
 def _import_open_clip() -> Any:
@@ -215,15 +203,15 @@ def split_towers(
     state_dict: Mapping[str, Tensor], activation: Activation, name: str
 ) -> ClipWeights:
     """Sort the keys of a whole CLIP by tower."""
-    if "visual.conv1.weight" not in state_dict:
-        arrays = {key: value.detach().float().numpy() for key, value in state_dict.items()}
-        state_dict = {key: torch.from_numpy(v) for key, v in as_clip(arrays, name).items()}
+    arrays = {key: value.detach().float().numpy() for key, value in state_dict.items()}
+    state_dict = {key: torch.from_numpy(v) for key, v in as_clip(arrays, name).items()}
     visual, text, unknown = sort_by_tower(state_dict)
-    if unknown or "class_embedding" not in visual or not text:
+    if unknown or "class_embedding" not in visual or "attn_pool.probe" in visual or not text:
         raise CheckpointError(
             f"{name}: expected CLIP ViT keys such as 'visual.class_embedding' and "
             f"'token_embedding.weight', got {', '.join((unknown or list(state_dict))[:5])}. "
-            "Use a CLIP with a ViT, of OpenAI, open_clip or transformers."
+            "Use a CLIP with a ViT, of OpenAI, open_clip or transformers; PE-Core and SigLIP are "
+            "exported from a file, not trained."
         )
     scale = state_dict.get("logit_scale")
     return ClipWeights(

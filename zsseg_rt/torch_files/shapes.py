@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,31 @@ Array = npt.NDArray[Any]
 Shapes = dict[str, tuple[int, ...]]
 
 _LISTED = 4
+_MANY_ROWS = 100_000
 _BLOCKS = "transformer.resblocks."
+
+
+class Later:
+    """A float32 array that is made, or read from its file, whenever it is asked for."""
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, shape: tuple[int, ...], make: Callable[[], Array]) -> None:
+        self.shape, self.ndim, self.size, self._make = shape, len(shape), math.prod(shape), make
+
+    def whole(self) -> Array:
+        """The array."""
+        return self._make().reshape(self.shape)
+
+
+def whole(array: Any) -> Array:
+    """An array that may be a later one."""
+    return array.whole() if isinstance(array, Later) else array
+
+
+def has_many_rows(array: Any) -> bool:
+    """Whether a later array is so large a table that its rows are read one by one."""
+    return isinstance(array, Later) and array.shape[:1] > (_MANY_ROWS,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +65,8 @@ class Checked:
 
     def depth(self, prefix: str = _BLOCKS) -> int:
         """How many blocks ``{prefix}0.``, ``{prefix}1.`` there are."""
-        pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
-        return len({found[1] for key in self.tensors if (found := pattern.match(key))})
+        keys = [key.removeprefix(prefix) for key in self.tensors if key.startswith(prefix)]
+        return len({key.partition(".")[0] for key in keys})
 
     def blocks(self, width: int) -> Shapes:
         """Shapes of all residual blocks with CLIP's keys."""
@@ -60,7 +84,7 @@ class Checked:
     def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Refuse other keys and shapes, what is not float32, NaN and infinity.
 
-        Rows that stay in their file are checked when they are written.
+        Tables of many rows are checked when they are written.
         """
         tensors = self.tensors
         wrong = [f"{self.prefix}{key} missing" for key in shapes if key not in tensors]
@@ -73,7 +97,7 @@ class Checked:
                 wrong.append(f"{named} {list(tensors[key].shape)} instead of {list(shape)}")
             elif tensors[key].dtype != np.float32:
                 wrong.append(f"{named} {tensors[key].dtype} instead of float32")
-            elif isinstance(tensors[key], np.ndarray) and not np.isfinite(tensors[key]).all():
+            elif not has_many_rows(tensors[key]) and not np.isfinite(whole(tensors[key])).all():
                 wrong.append(f"NaN or infinity in {named}")
         if wrong:
             raise CheckpointError(

@@ -7,7 +7,6 @@ of CLIP's table become zeros. :mod:`tools.studies.packed_clip` writes it.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +23,18 @@ FILE = Path(__file__).parents[1] / "models/clip/demo.safetensors"
 _VOCAB_SIZE = 49408  # CLIP's
 
 
-@dataclass(frozen=True, kw_only=True)
-class ShippedClip:
-    """A packed CLIP as it was before packing, but for rounding."""
-
-    state_dict: dict[str, Any]  # open_clip's keys, float32
-    words: tuple[str, ...]  # What class names may be made of
-    # Further words and punctuation that training saw, such as those of prompts
-    prompt_words: tuple[str, ...]
-
-
 def is_shipped(source: str | Path) -> bool:
     """Whether a source of CLIP weights is the name of the shipped one, and no file is called so."""
     return str(source) == NAME and not Path(source).is_file()
 
 
-def read_arrays(path: Path = FILE) -> ShippedClip:
-    """Read a packed CLIP, by default the one that ships with the package."""
+def read_arrays(path: Path = FILE) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read a packed CLIP, by default the one that ships with the package.
+
+    Returns:
+        Tensors float32 by open_clip's keys; ``words``, of which class names may be made, and
+        ``prompt_words``, further ones that training saw.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -55,9 +49,8 @@ def read_arrays(path: Path = FILE) -> ShippedClip:
             f"{path}: expected the small CLIP that ships with the package, got {error!r}. Install "
             "the package again, or make it with tools/make_demo.py."
         ) from error
-    return ShippedClip(
-        state_dict={key: t.astype(np.float32) for key, t in tensors.items()}
-        | {"token_embedding.weight": table},
-        words=tuple(words["names"]),
-        prompt_words=tuple(words["prompts"]),
-    )
+    arrays = {key: t.astype(np.float32) for key, t in tensors.items()}
+    return arrays | {"token_embedding.weight": table}, {
+        "words": tuple(words["names"]),
+        "prompt_words": tuple(words["prompts"]),
+    }

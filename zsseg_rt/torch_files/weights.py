@@ -22,9 +22,10 @@ from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
+from zsseg_rt.common.arrays import widened_bits
 from zsseg_rt.errors import CheckpointError
 from zsseg_rt.torch_files.inert_pickle import Instance, Machine, StoredTensor
-from zsseg_rt.torch_files.shapes import Array, some
+from zsseg_rt.torch_files.shapes import Array, Later, some
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -67,7 +68,6 @@ _READING_ERRORS = (
 # What trainers call the weights, the likeliest first.
 _HOLDERS = ("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network",
             "weights", "params", "ema", "model_ema", "state_dict_ema")  # fmt: skip
-_MANY_ROWS = 100_000
 _MAX_DEPTH = 4  # of holders within holders
 _IN_FRONT = ("module.", "model.", "_forward_module.")  # of all keys, by wrappers and Lightning
 _ANYWHERE = re.compile(
@@ -169,13 +169,6 @@ def _check_byte_order(order: str) -> None:
         raise ValueError(f"{order[:20]}-endian numbers on a {sys.byteorder}-endian machine")
 
 
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
 def _read_torchscript(archive: Archive) -> dict[str, StoredTensor]:
     """What ``torch.jit.load(path).state_dict()`` holds, which would run code of the archive."""
     classes, root = _module_classes(archive), archive.unpickle()
@@ -260,7 +253,7 @@ def read_weights(path: Path) -> dict[str, Stored]:
                 return _made(path, *_read_old(stream, size))
         with zipfile.ZipFile(path) as file:
             archive = Archive(file, size)
-            if not _is_torchscript(path):
+            if not is_torchscript(path):
                 return _made(path, archive.unpickle(), archive.tensors)
             return _arrays(_read_torchscript(archive), archive.tensors)
     except CheckpointError:
@@ -289,93 +282,70 @@ def read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         raise unreadable(path, error) from error
 
 
-def read_safetensors_arrays(path: Path, in_file: str = "") -> dict[str, tuple[Any, str]]:
+def read_safetensors_arrays(path: Path, *, later: bool = False) -> dict[str, tuple[Any, str]]:
     """What :func:`read_weights` returns, of a ``.safetensors`` file; halves are widened to float32.
 
-    Tables of more than 100,000 rows whose key ends with ``in_file`` stay in the file, as
-    :class:`FileRows`.
+    With ``later``, floats stay in the file as :class:`FileRows`.
     """
     from safetensors import SafetensorError, safe_open
 
-    made: dict[str, tuple[Any, str]] = {}
-    try:
-        with safe_open(path, framework="np") as file:  # checks the header and the file's length
-            entries = _header(path)
-            for key in file.keys():  # noqa: SIM118
-                entry = entries[key]
-                if entry["dtype"] not in _KINDS:
+    stored: dict[str, tuple[Any, str]] = {}
+    try:  # to open it checks the header and the file's length
+        with safe_open(path, framework="np") as file, path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            entries = json.loads(stream.read(length))
+            entries.pop("__metadata__", None)
+            for key, entry in entries.items():
+                if (kind := _KINDS.get(entry["dtype"])) is None:
                     array = file.get_tensor(key)
-                    made[key] = (array, str(array.dtype))
+                    stored[key] = (array, str(array.dtype))
                     continue
-                rows = FileRows(path, entry["offset"], entry["shape"], _KINDS[entry["dtype"]])
-                left = in_file and key.endswith(in_file) and rows.shape[0] > _MANY_ROWS
-                made[key] = (rows if left else rows.whole(), "float32")
+                start = 8 + length + entry["data_offsets"][0]
+                rows = FileRows(path, start, tuple(entry["shape"]), kind)
+                stored[key] = (rows if later else rows.whole(), "float32")
     except (SafetensorError, *_READING_ERRORS) as error:
         raise unreadable(path, error) from error
-    return made
+    return stored
 
 
 _KINDS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
-def _header(path: Path) -> dict[str, Any]:
-    """Entries of a ``.safetensors`` file, with their places in it."""
-    with path.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        entries: dict[str, Any] = json.loads(stream.read(length))
-    for key in entries.keys() - {"__metadata__"}:
-        entries[key]["offset"] = 8 + length + entries[key]["data_offsets"][0]
-        entries[key]["shape"] = tuple(entries[key]["shape"])
-    return entries
-
-
-class FileRows:
-    """A table that stays in its file: rows are read when they are asked for, as float32.
-
-    Attributes:
-        shape: Of the table.
-        size: Numbers in it.
-        kind: What the file holds: ``"float32"``, ``"float16"`` or ``"bfloat16"``.
-    """
-
-    dtype = np.dtype(np.float32)
+class FileRows(Later):
+    """A table that stays in its file, from where also single rows are read, as float32."""
 
     def __init__(self, path: Path, offset: int, shape: tuple[int, ...], kind: str) -> None:
-        self.shape, self.kind, self.size = shape, kind, math.prod(shape)
-        self.ndim = len(shape)
-        self._path, self._offset = path, offset
+        super().__init__(shape, lambda: self[:])
+        self._path, self._offset, self._kind = path, offset, kind
 
     def __getitem__(self, rows: Any) -> Array:
         """Rows by an array of numbers of any shape, or a slice without a step; float32."""
-        width = self.size // self.shape[0]
-        if isinstance(rows, slice):
-            start, stop, _ = rows.indices(self.shape[0])
-            return self._read(start * width, (stop - start) * width).reshape(-1, *self.shape[1:])
+        if isinstance(rows, slice) or not self.shape:
+            start, stop, _ = rows.indices(self.shape[0] if self.shape else 1)
+            return self._read(start, stop - start).reshape(-1, *self.shape[1:])
         wanted = np.asarray(rows)
-        numbers, places = np.unique(wanted, return_inverse=True)
-        read = np.stack([self._read(int(number) * width, width) for number in numbers])
-        return np.asarray(read[places.reshape(-1)].reshape(*wanted.shape, *self.shape[1:]))
+        read = np.concatenate([self._read(int(number), 1) for number in wanted.reshape(-1)])
+        return read.reshape(*wanted.shape, *self.shape[1:])
 
-    def whole(self) -> Array:
-        """All rows, float32."""
-        return self._read(0, self.size).reshape(self.shape)
-
-    def _read(self, start: int, count: int) -> Array:
-        held = np.dtype("uint16" if self.kind == "bfloat16" else self.kind)
-        with self._path.open("rb") as stream:
-            stream.seek(self._offset + start * held.itemsize)
-            numbers = np.fromfile(stream, held, count)
-        if len(numbers) != count:
+    def _read(self, first: int, count: int) -> Array:
+        width = math.prod(self.shape[1:])
+        stored = np.dtype("uint16" if self._kind == "bfloat16" else self._kind)
+        start = self._offset + first * width * stored.itemsize
+        numbers = np.fromfile(self._path, stored, count * width, offset=start)
+        if len(numbers) != count * width:
             raise CheckpointError(f"{self._path.name}: expected whole rows, got the file's end.")
-        if self.kind == "bfloat16":  # the upper half of a float32's bits
-            return (numbers.astype(np.uint32) << 16).view(np.float32)
+        if self._kind == "bfloat16":
+            return widened_bits(numbers)
         return numbers.astype(np.float32, copy=False)
 
 
 def is_torchscript(path: Path) -> bool:
     """Whether a file is a TorchScript archive, such as OpenAI's ``ViT-B-16.pt``."""
     try:
-        return _is_torchscript(path)
+        if not zipfile.is_zipfile(path):
+            return False
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
     except _READING_ERRORS as error:
         raise unreadable(path, error) from error
 

@@ -23,8 +23,7 @@ from zsseg_rt.export.options import COMMON_OPTIONS, ExportOptions, read_options
 from zsseg_rt.export.text_side import TextSide
 from zsseg_rt.networks.text import WrittenText
 from zsseg_rt.networks.tips import TipsImage, TipsText, dense_embeds
-from zsseg_rt.text.piece_tokenizer import FILE as PIECES_FILE
-from zsseg_rt.text.piece_tokenizer import PieceTokenizer
+from zsseg_rt.text.piece_tokenizer import PIECES_FILE, PieceTokenizer
 from zsseg_rt.torch_files.tips_weights import (
     PATCH,
     TEMPLATES,
