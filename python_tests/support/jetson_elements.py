@@ -18,14 +18,13 @@ gi.require_version("Gst", "1.0")
 gi.require_version("GstBase", "1.0")
 from gi.repository import GLib, GObject, Gst, GstBase  # noqa: E402
 
-from support.nvidia_stand_in import pixels_of, surface_of  # noqa: E402
+from support.nvidia_stand_in import surface_of  # noqa: E402
 
 Gst.init(None)
 
 SIDES = "width=[1,8192],height=[1,8192],framerate=[0/1,1000/1]"
 NVMM = f"video/x-raw(memory:NVMM),format=NV12,{SIDES}"
 PLAIN = f"video/x-raw,format=NV12,{SIDES}"
-ANY = f"video/x-raw(ANY),format={{NV12,I420}},{SIDES}"
 BGRX = f"video/x-raw,format=BGRx,{SIDES}"
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 SINK, SRC = Gst.PadDirection.SINK, Gst.PadDirection.SRC
@@ -142,23 +141,9 @@ class IntoNvmm(Filter, Gst.Element):
     gives = "video/x-raw(memory:NVMM),format=NV12"
 
 
-@element("Filter/Video", template(SINK, ANY), template(SRC, ANY))
+@element("Filter/Video", template(SINK, NVMM), template(SRC, PLAIN))
 class Unwrap(Filter, Gst.Element):
-    """What an encoder reads."""
-
-    def caps_for(self, caps):
-        self.height, self.width, _ = numbers_of(caps)
-        self.planar = caps.get_structure(0).get_string("format") == "I420"
-        return caps.to_string().replace("(memory:NVMM)", "")
-
-    def pixels_for(self, data):
-        if len(data) > self.height * self.width:
-            return data.tobytes()
-        packed = np.frombuffer(pixels_of(data.tobytes(), self.height, self.width), np.uint8)
-        luma, chroma = np.split(packed, [self.height * self.width])
-        rows = (luma.reshape(-1, self.width), chroma.reshape(-1, self.width // (1 + self.planar)))
-        # GStreamer's rows begin at multiples of 4 bytes.
-        return b"".join(np.pad(p, ((0, 0), (0, -p.shape[1] % 4))).tobytes() for p in rows)
+    gives = "video/x-raw,format=NV12"
 
 
 @element("Filter/Video", template(SINK, f"{NVMM};{BGRX}"), template(SRC, f"{BGRX};{NVMM}"))
@@ -231,7 +216,7 @@ class Nvenc(Chain, Gst.Bin):
         x264 = "x264enc tune=zerolatency speed-preset=ultrafast threads=1"
         fails = os.environ.get("NVENC_FAILS")
         fails = f"identity {fails} ! " if fails else ""
-        self.hold(f"{fails}standinunwrap ! videoconvert ! video/x-raw,format=I420 ! {x264}")
+        self.hold(f"{fails}videoconvert ! video/x-raw,format=I420 ! {x264}")
 
 
 TYPES = {

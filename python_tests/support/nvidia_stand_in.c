@@ -75,35 +75,21 @@ _Atomic int stand_in_images, stand_in_resources, stand_in_copies, stand_in_fails
 /* Whether surfaces that are made here lie in blocks. */
 int stand_in_in_blocks;
 
-/* Planes of a colour format, each with rows of so many bytes. */
+/* Two planes, whose rows have some bytes between them. */
 static void lay_out(NvBufSurfaceParams* params, int width, int height, int color, int in_blocks) {
-  const int planar = color >= 2 && color <= 5;
   params->width = width;
   params->height = height;
   params->colorFormat = color;
   params->layout = in_blocks;
-  params->planeParams.num_planes = planar ? 3 : 2;
+  params->planeParams.num_planes = 2;
   params->pitch = (width + 255) / 256 * 256;
-  Plane* planes = calloc(3, sizeof *planes);
+  Plane* planes = calloc(2, sizeof *planes);
   params->dataPtr = planes;
-  for (int p = 0; p < (planar ? 3 : 2); ++p) {
-    params->planeParams.width[p] = planar && p ? width / 2 : width;
+  for (int p = 0; p < 2; ++p) {
+    params->planeParams.width[p] = width;
     planes[p].pitch = params->planeParams.pitch[p] = params->pitch + 256 * p;
     planes[p].rows = params->planeParams.height[p] = p ? height / 2 : height;
     planes[p].data = malloc(planes[p].pitch * planes[p].rows);
-  }
-}
-
-/* Put packed planes into a surface, or take them out of it. */
-static void pass(NvBufSurfaceParams* params, uint8_t* packed, int out) {
-  Plane* planes = params->dataPtr;
-  for (uint32_t p = 0; p < params->planeParams.num_planes; ++p) {
-    const uint32_t width = params->planeParams.width[p];
-    for (size_t row = 0; row < planes[p].rows; ++row, packed += width) {
-      uint8_t* at =
-          planes[p].data + (params->layout ? planes[p].rows - 1 - row : row) * planes[p].pitch;
-      memcpy(out ? packed : at, out ? at : packed, width);
-    }
   }
 }
 
@@ -115,17 +101,14 @@ size_t stand_in_surface(uint8_t* nv12, int height, int width, int color, int in_
   surface->memType = 4;
   surface->surfaceList = params;
   lay_out(params, width, height, color, in_blocks);
-  pass(params, nv12, 0);
+  Plane* planes = params->dataPtr;
+  for (int p = 0; p < 2; ++p) {
+    for (size_t row = 0; row < planes[p].rows; ++row, nv12 += width) {
+      const size_t at = in_blocks ? planes[p].rows - 1 - row : row;
+      memcpy(planes[p].data + at * planes[p].pitch, nv12, width);
+    }
+  }
   return sizeof *surface;
-}
-
-/* What an encoder reads of a surface; how many bytes, or 0 if it is none. */
-size_t stand_in_pixels(const NvBufSurface* surface, size_t size, uint8_t* out) {
-  if (size != sizeof *surface || surface->numFilled != 1 || surface->memType != 4)
-    return 0;
-  NvBufSurfaceParams* params = surface->surfaceList;
-  pass(params, out, 1);
-  return (size_t)params->width * params->height * 3 / 2;
 }
 
 int NvBufSurfaceMapEglImage(NvBufSurface* surface, int index) {
@@ -163,7 +146,7 @@ int cuGraphicsResourceGetMappedEglFrame(CUeglFrame* frame, void* resource, unsig
   frame->pitch = params->pitch;
   frame->planeCount = params->planeParams.num_planes;
   frame->frameType = params->layout ? 0 : 1;
-  for (int p = 0; p < 3; ++p) {
+  for (int p = 0; p < 2; ++p) {
     frame->frame.pPitch[p] = params->layout ? (void*)&planes[p] : planes[p].data;
   }
   return 0;
@@ -174,32 +157,16 @@ int cuGraphicsUnregisterResource(void* resource) {
   return resource == 0;
 }
 
-/* The first row of one end of a copy, and how far the next is: 1 is the host's memory, 2 a GPU's, 3
-   an array, 4 either of the first two. */
-static uint8_t* first_row(int type, const void* host, unsigned long long device, const Plane* array,
-                          ptrdiff_t* pitch) {
-  if (type == 3) {
-    *pitch = -(ptrdiff_t)array->pitch;
-    return array->data + (array->rows - 1) * array->pitch;
-  }
-  return (uint8_t*)(type == 1 ? (uintptr_t)host : (uintptr_t)device);
-}
-
-static void copy_rows(uint8_t* to, ptrdiff_t to_pitch, const uint8_t* from, ptrdiff_t from_pitch,
-                      size_t width, ptrdiff_t rows) {
-  for (ptrdiff_t row = 0; row < rows; ++row) {
-    memcpy(to + row * to_pitch, from + row * from_pitch, width);
-  }
-}
-
+/* From an array (3), whose rows are in reverse, or a GPU's memory (2) to a GPU's memory. */
 static int copy_planes(const CUDA_MEMCPY2D* copy) {
-  ptrdiff_t to_pitch = copy->dstPitch, from_pitch = copy->srcPitch;
-  uint8_t* to =
-      first_row(copy->dstMemoryType, copy->dstHost, copy->dstDevice, copy->dstArray, &to_pitch);
-  const uint8_t* from =
-      first_row(copy->srcMemoryType, copy->srcHost, copy->srcDevice, copy->srcArray, &from_pitch);
-  copy_rows(to, to_pitch, from, from_pitch, copy->WidthInBytes, copy->Height);
-  return 0;
+  const Plane* array = copy->srcArray;
+  const int is_array = copy->srcMemoryType == 3;
+  for (size_t row = 0; row < copy->Height; ++row) {
+    const uint8_t* from = is_array ? array->data + (array->rows - 1 - row) * array->pitch
+                                   : (uint8_t*)(uintptr_t)copy->srcDevice + row * copy->srcPitch;
+    memcpy((uint8_t*)(uintptr_t)copy->dstDevice + row * copy->dstPitch, from, copy->WidthInBytes);
+  }
+  return copy->dstMemoryType != 2;
 }
 
 int cuMemcpy2DAsync_v2(const CUDA_MEMCPY2D* copy, void* stream) {

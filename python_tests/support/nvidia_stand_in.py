@@ -104,14 +104,6 @@ def facts(*names: str) -> dict[str, int]:
     return {n: ctypes.c_int.in_dll(_used.library, f"stand_in_{n}").value for n in names}
 
 
-def pixels_of(surface: bytes, height: int, width: int) -> bytes:
-    """The packed planes that the bytes of an NvBufSurface stand for."""
-    room, read = ctypes.create_string_buffer(height * width * 3 // 2), _used.library.stand_in_pixels
-    read.restype = ctypes.c_size_t
-    assert read(surface, ctypes.c_size_t(len(surface)), room) == len(room)
-    return room.raw
-
-
 def surface_of(nv12, height, width, *, in_blocks):
     """The bytes of an NvBufSurface that holds a frame; its planes are never freed."""
     room = ctypes.create_string_buffer(512)

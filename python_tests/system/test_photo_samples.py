@@ -17,7 +17,6 @@ from support.picture_files import exif, tiff_of, with_exif
 from zsseg_rt.errors import DatasetError, SourceError
 from zsseg_rt.evaluation.datasets.files import read_picture
 from zsseg_rt.photos import decode_photo, find_photos, read_photo
-from zsseg_rt.photos.files import from_pillow
 from zsseg_rt.stream.photo_folder import PhotoSource
 
 PHOTO = Path("in/photo")
@@ -117,18 +116,6 @@ def test_every_door_shows_the_same_colours(row, tmp_path):
     np.testing.assert_array_equal(read_picture(path), image)
     frames = PhotoSource(name="a", path=str(path)).pictures(None)
     np.testing.assert_array_equal(next(iter(frames)).image, image)
-
-
-def test_pillows_images_are_read_alike(tmp_path):
-    Image = pytest.importorskip("PIL.Image")  # noqa: N806 - a class
-    path = tmp_path / "a.png"
-    twelve = GREY[..., 0].astype(np.uint16) << 4
-    for samples in (twelve, GREY[..., 0], RGB[..., ::-1]):
-        cv2.imwrite(str(path), samples)
-        with Image.open(path) as image:
-            np.testing.assert_array_equal(from_pillow(image, path), read_photo(path))
-    with refused(SourceError, None, str(path)):
-        from_pillow(Image.fromarray(twelve.astype(np.float32)), path)
 
 
 TURNS = {

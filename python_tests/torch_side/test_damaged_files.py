@@ -76,7 +76,7 @@ KINDS = {
         lambda path: read_npy(path.read_bytes(), what="rows.npy", max_bytes=24), ValueError, 2000,
     ),
     "labels": Kind(
-        "a.mask.png", lambda: encode_label_png(NOISE[..., 0]), read_label_png, SourceError
+        "a.mask.png", lambda: encode_label_png(NOISE[..., 0], NOISE[0]), read_label_png, SourceError
     ),
     "bmp": photo(".bmp"),
     "jpeg": photo(".jpg"),

@@ -1,9 +1,5 @@
 """Engine.stream: the frames of real sources, labelled by a real engine."""
 
-import itertools
-import re
-import threading
-
 import cv2
 import numpy as np
 import pytest
@@ -17,10 +13,8 @@ from zsseg_rt import (
     EngineConfig,
     EngineStateError,
     FrameMemory,
-    Rotation,
     SourceError,
 )
-from zsseg_rt.demo import demo_bundle, demo_classes
 from zsseg_rt.errors import VocabularyError
 
 NAMES = ["red", "green", "blue"]
@@ -123,12 +117,6 @@ def test_cameras_leave_the_further_lanes_alone(colour_bundle, tmp_path):
             np.testing.assert_array_equal(lane.segment(seg.frame.image).labels, seg.labels)
 
 
-def test_several_sources_take_turns(engine, photos):
-    names = [f"{photos}/{number}.png" for number in range(3)]
-    found = {seg.frame.source: winner(seg) for seg in engine.stream(names)}
-    assert found == dict(zip(names, NAMES, strict=True))
-
-
 def test_classes_may_change_while_a_stream_runs(engine):
     with engine.stream("test://?size=64x48&rate=200") as stream:
         first = next(stream)
@@ -139,37 +127,6 @@ def test_classes_may_change_while_a_stream_runs(engine):
     assert second.names == ("white", "black")
     assert second.vocabulary_version > first.vocabulary_version
     assert second.frame.index > first.frame.index
-
-
-def test_a_camera_s_newest_frame_is_labelled(engine):
-    with engine.stream("test://?size=64x48&rate=500", policy="latest") as stream:
-        frames = [next(stream).frame for _ in range(20)]
-        stats = stream.stats()["test://?size=64x48&rate=500"]
-    for before, after in itertools.pairwise(frames):
-        assert after.index - before.index - 1 == after.dropped_before
-        assert after.captured_at > before.captured_at
-    assert stats.labelled == 20
-    assert stats.state == "running"
-
-
-def test_sinks_are_called_beside_the_loop(engine, photos):
-    called, main = [], threading.current_thread()
-    stream = engine.stream(photos, sinks=[lambda seg: called.append(threading.current_thread())])
-    assert len(list(stream)) == 3
-    assert len(called) == 3
-    assert main not in called
-
-
-def test_recordings_are_rotated_and_say_whose_they_are(engine, photos, tmp_path):
-    listed = tmp_path / "sources.txt"
-    listed.write_text(f"one = {photos}/0.png\n{photos}/[12].png\n")
-    rotation = Rotation.parse("1h", keep="7d")
-    with engine.stream(f"@{listed}", sinks=[tmp_path / "out.mp4"], rotation=rotation) as stream:
-        assert sum(1 for _ in stream) == 3
-    (sink,) = stream.sink_stats()
-    named, second = sorted(sink.whose, key=sink.whose.get, reverse=True)
-    assert re.fullmatch(rf"{tmp_path}/out-one-\d+T\d+Z\.mp4", named)
-    assert re.fullmatch(rf"{tmp_path}/out-2-\d+T\d+Z\.mp4", second)
 
 
 def test_still_frames_are_counted_and_each_source_has_a_memory_of_its_own(engine, tmp_path):
@@ -226,14 +183,6 @@ def test_an_engine_without_classes_or_closed_says_so(colour_bundle, tmp_path):
     engine.close()
     with pytest.raises(EngineStateError):
         engine.stream("test://")
-
-
-def test_the_demo_streams_its_scenes(tmp_path):
-    with Engine(demo_bundle("scenes"), EngineConfig(device="cpu", cache_dir=tmp_path)) as engine:
-        engine.set_classes(demo_classes("scenes"))
-        found = list(engine.stream("test://?size=320x240&rate=100&frames=4"))
-    assert len(found) == 4
-    assert all(len(seg.present()) >= 3 for seg in found)
 
 
 @pytest.mark.needs_shared

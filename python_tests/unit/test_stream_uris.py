@@ -8,7 +8,7 @@ import pytest
 from support.errors import refused
 from support.recordings import open_writer, result, write
 from zsseg_rt.errors import ArgumentError, SourceError
-from zsseg_rt.results.visualize import write_label_png
+from zsseg_rt.results.visualize import encode_label_png, palette
 from zsseg_rt.stream.gstreamer.pipelines import CsiCamera
 from zsseg_rt.stream.gstreamer.source import GstSource
 from zsseg_rt.stream.photo_folder import DemoCamera, PhotoSource
@@ -281,7 +281,8 @@ def place(tmp_path, monkeypatch):
     (tmp_path / "ours.jsonl").write_text('{"source": "a", "index": 0, "pts_seconds": 0.0}\n')
     (tmp_path / "other.jsonl").write_text('{"source": "a", "text": "b"}\n')
     (tmp_path / "labels").mkdir()
-    write_label_png(tmp_path / "labels/00000000.png", np.zeros((4, 4), np.uint8))
+    labels = encode_label_png(np.zeros((4, 4), np.uint8), palette("a"))
+    (tmp_path / "labels/00000000.png").write_bytes(labels)
     return tmp_path
 
 

@@ -153,7 +153,7 @@ def decode_photo(data: bytes, path: Path, *, max_pixels: int = MAX_PIXELS) -> np
     try:
         header = check_picture(data, max_pixels=max_pixels)
         if is_heif(data):
-            return from_pillow(open_heif(data), path)
+            return _from_pillow(open_heif(data), path)
         image = _decode(cv2, data)
     except ValueError as exc:
         raise SourceError(f"{path}: {exc}") from exc
@@ -182,20 +182,13 @@ def _decode(cv2: Any, data: bytes) -> Any:
     return np.dstack([plane[..., 0] for plane in images[::-1]])
 
 
-def from_pillow(image: Image, path: Path) -> npt.NDArray[np.uint8]:
-    """What :func:`read_photo` gives, of an image that Pillow has opened."""
+def _from_pillow(image: Image, path: Path) -> npt.NDArray[np.uint8]:
     from PIL import ImageOps
 
     try:
-        upright = ImageOps.exif_transpose(image)
-        values = np.array(upright if upright.mode[0] in "IF" else upright.convert("RGB"))
+        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
     except (OSError, ValueError, SyntaxError, RuntimeError, EOFError) as exc:
         raise SourceError(f"{path}: cannot be decoded: {exc}") from exc
-    if values.ndim == 3:
-        return values
-    if values.dtype.kind == "f" or not 0 <= values.min(initial=0) <= values.max(initial=0) < 65536:
-        raise SourceError(f"{path}: expected samples of 8 or 16 bits, got larger ones")
-    return np.repeat(_eight_bits(values.astype(np.uint16), 0, path)[..., None], 3, axis=2)
 
 
 def _eight_bits(values: npt.NDArray[np.uint16], stated: int, path: Path) -> npt.NDArray[np.uint8]:

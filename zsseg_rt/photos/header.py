@@ -218,10 +218,8 @@ def is_heif(data: bytes) -> bool:
 
 
 def can_decode(suffix: str) -> bool:
-    """Whether files with this suffix can be decoded here, as far as packages tell."""
-    if suffix.lower() == ".avif":
-        return _pillow_has_avif() or _has("pillow_heif")
-    return suffix.lower() in HEIF_SUFFIXES and _has("pillow_heif")
+    """Whether files with one of these suffixes can be decoded here, as far as packages tell."""
+    return _has("pillow_heif") or (suffix.lower() == ".avif" and _pillow_has_avif())
 
 
 def open_heif(data: bytes) -> Image:

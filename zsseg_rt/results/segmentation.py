@@ -23,7 +23,7 @@ from zsseg_rt.results.annotations import (
     whole_classes,
 )
 from zsseg_rt.results.plot import LegendEntry, draw_legend, draw_names, enlarged
-from zsseg_rt.results.visualize import palette, write_label_png
+from zsseg_rt.results.visualize import encode_label_png, palette, save_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -245,7 +245,7 @@ class Segmentation:
                 f"path: expected a name that ends in .png, got {str(path)!r}. "
                 "Labels are written as PNG, which leaves them unchanged."
             )
-        write_label_png(path, self.labels, palette(self.names))
+        save_file(path, encode_label_png(self.labels, palette(self.names)))
 
     def components(self, *, min_area: int = 1) -> list[Component]:
         """Return the connected parts of every class, largest first.

@@ -62,23 +62,19 @@ _SHADES = (  # added to the hue, factors of saturation and value
 )  # fmt: skip
 
 
-def palette(classes: int | Sequence[str], channel_order: str = "rgb") -> npt.NDArray[np.uint8]:
+def palette(names: Sequence[str], channel_order: str = "rgb") -> npt.NDArray[np.uint8]:
     """Return a colour per class.
 
     A name that contains a colour word gets a shade of that colour, any other a colour that can be
     told apart with the common kinds of colour blindness: that of a common thing is fixed, others
     are picked by a hash of the name. It depends neither on the name's place in the list nor on the
-    other names. Two names may get colours that look alike. Given a number instead of names, an
-    index always has the same colour.
+    other names. Two names may get colours that look alike.
 
     Returns:
         uint8 [C, 3], in the channel order. Where two names would get exactly the same colour, one
         moves by a level.
     """
-    if isinstance(classes, int):
-        colours = _by_index(classes)
-    else:
-        colours = np.array(_by_name(tuple(classes)), np.uint8).reshape(-1, 3)
+    colours = np.array(_by_name(tuple(names)), np.uint8).reshape(-1, 3)
     return colours if channel_order == "rgb" else np.ascontiguousarray(colours[:, ::-1])
 
 
@@ -144,43 +140,18 @@ def _plain(name: str) -> str:
     return " ".join(name.casefold().split())
 
 
-def _by_index(num_classes: int) -> npt.NDArray[np.uint8]:
-    """Hues advance by the golden ratio, so that neighbours in the list are far apart in colour.
-
-    Value and saturation cycle so that long lists stay distinguishable.
-    """
-    index = np.arange(max(num_classes, 0))
-    hue = (index * 0.61803398875 + 0.02) % 1.0
-    saturation = np.array([0.80, 0.55, 0.95])[index % 3]
-    value = np.array([0.95, 0.75, 0.60])[(index // 3) % 3]
-    sector = hue[:, None] * 6.0 + np.array([5.0, 3.0, 1.0])
-    ramp = np.clip(np.minimum(sector % 6.0, 4.0 - sector % 6.0), 0.0, 1.0)
-    rgb = value[:, None] * (1.0 - saturation[:, None] * ramp)
-    colours: npt.NDArray[np.uint8] = np.rint(rgb * 255.0).astype(np.uint8)
-    return colours
-
-
 _MOST_PIXELS = 1 << 30
 
 
-def write_label_png(
-    path: str | Path,
-    labels: npt.NDArray[np.uint8 | np.uint16],
-    colours: npt.NDArray[np.uint8] | None = None,
-) -> None:
-    """Write labels as a PNG: palette colours with the label as index, 16-bit grey for uint16.
+def encode_label_png(
+    labels: npt.NDArray[np.uint8 | np.uint16], colours: npt.NDArray[np.uint8]
+) -> bytes:
+    """Labels as a PNG: palette colours with the label as index, 16-bit grey for uint16.
 
     Shapes:
         labels: uint8 or uint16 [H, W]. 255 (65535) is unknown and drawn black.
-        colours: uint8 RGB [C, 3], used for uint8 labels; None takes those of the indices.
+        colours: uint8 RGB [C, 3], used for uint8 labels.
     """
-    save_file(path, encode_label_png(labels, colours))
-
-
-def encode_label_png(
-    labels: npt.NDArray[np.uint8 | np.uint16], colours: npt.NDArray[np.uint8] | None = None
-) -> bytes:
-    """Labels as a PNG; see :func:`write_label_png`."""
     if labels.ndim != 2 or labels.size == 0:
         raise ShapeError(f"labels: expected a non-empty shape [H, W], got {labels.shape}")
     if labels.dtype not in (np.uint8, np.uint16):
@@ -189,21 +160,18 @@ def encode_label_png(
     wide = labels.dtype == np.uint16
     header = struct.pack(">IIBBBBB", width, height, 16 if wide else 8, 0 if wide else 3, 0, 0, 0)
     rows = labels.astype(">u2" if wide else np.uint8).view(np.uint8).reshape(height, -1)
-    filtered = np.zeros((height, rows.shape[1] + 1), np.uint8)
-    filtered[:, 1:] = rows
+    filtered = np.pad(rows, ((0, 0), (1, 0)))
     parts = [b"\x89PNG\r\n\x1a\n", _chunk(b"IHDR", header)]
     if not wide:
         table = np.zeros((256, 3), np.uint8)
-        table[:255] = palette(255)
-        if colours is not None:
-            table[: min(len(colours), 255)] = colours[:255]
+        table[: min(len(colours), 255)] = colours[:255]
         parts.append(_chunk(b"PLTE", table.tobytes()))
     parts += [_chunk(b"IDAT", zlib.compress(filtered.tobytes(), 6)), _chunk(b"IEND", b"")]
     return b"".join(parts)
 
 
 def read_label_png(path: str | Path) -> npt.NDArray[np.uint8 | np.uint16]:
-    """Read labels that :func:`write_label_png` wrote; PNGs of others are refused.
+    """Read labels that :func:`encode_label_png` made; PNGs of others are refused.
 
     Shapes:
         returns: uint8 or uint16 [H, W].

@@ -335,7 +335,7 @@ class Assembly:
         """Images of what a model predicts: photo, truth and prediction side by side."""
         assert self.evaluation_dataset is not None
         dataset, segmenter = self.evaluation_dataset, self.segmenter(model)
-        colours = palette(255).copy()
+        colours = palette(dataset.class_names)
         own = getattr(dataset, "palette", None)
         if own is not None:
             colours[: len(own)] = own[: len(colours)]
@@ -544,7 +544,7 @@ def train_and_show(
 
 def draw(bundle: Path, dataset: SegmentationDataset, path: Path) -> None:
     """Draw the first images of a data set: image, truth and a bundle's labels, row by row."""
-    colours = palette(255)
+    colours = palette(dataset.class_names)
     rows = []
     with Engine(bundle) as engine:
         engine.set_classes(list(dataset.class_names))
