@@ -231,8 +231,8 @@ def _gstreamer() -> Finding:
         from zsseg_rt.stream.gstreamer.report import report
     except ImportError as exc:  # of the compiled core, which has a line of its own
         return Finding("GStreamer", "absent", f"was not looked at: {exc}")
-    found = report(is_jetson=_TEGRA_RELEASE.is_file())
-    return Finding("GStreamer", "ok" if found.is_complete else "absent", found.detail, found.remedy)
+    detail, remedy = report(is_jetson=_TEGRA_RELEASE.is_file())
+    return Finding("GStreamer", "absent" if remedy else "ok", detail, remedy)
 
 
 def _cameras() -> Finding:

@@ -83,7 +83,7 @@ def tell(**facts):
 
 
 def facts_of(feed, counts):
-    return {"written": feed.written, "painted": feed.writer.painted} | counts
+    return {"written": feed.written, "painted": feed.writer.painter.painted} | counts
 
 
 def obey(feed, counts):

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import cv2
 import numpy as np
+
+from zsseg_rt.results.segmentation import Frame, Segmentation
+from zsseg_rt.stream.runner import Stream
+
+LONG = 60  # seconds until a test gives up
 
 
 class ReaderNow:
@@ -22,6 +29,30 @@ class ReaderNow:
 
     def count_damaged(self) -> None:
         self.damaged += 1
+
+
+def label(image: np.ndarray) -> Segmentation:
+    """A result whose labels are the image's first channel."""
+    return Segmentation(labels=image[..., 0].copy(), names=("a",), vocabulary_version=1)
+
+
+def wait_until(is_true: Callable[[], bool]) -> None:
+    """Wait until something is true."""
+    ends_at = time.monotonic() + LONG
+    while not is_true():
+        assert time.monotonic() < ends_at
+        time.sleep(0.01)
+
+
+def follow(stream: Stream, is_enough: Callable[[], bool]) -> list[Frame]:
+    """The frames of a stream until something has happened."""
+    frames, ends_at = [], time.monotonic() + LONG
+    for seg in stream:
+        frames.append(seg.frame)
+        if is_enough():
+            return frames
+        assert time.monotonic() < ends_at, f"{stream.stats()}"
+    raise AssertionError(f"the stream ended: {stream.stats()}")
 
 
 def level(number: int) -> int:

@@ -6,20 +6,13 @@ import time
 import pytest
 
 from support.rtsp_camera import shown_time
-from support.streams import numbered
+from support.streams import LONG, label, numbered
 from support.throttle import SlowLink
-from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.stream import video
 from zsseg_rt.stream.runner import Stream
 from zsseg_rt.stream.source import Lateness, Picture
 from zsseg_rt.stream.uris import open_sources
 from zsseg_rt.stream.watch import Patience
-
-LONG = 60  # seconds until a test gives up
-
-
-def label(image):
-    return Segmentation(labels=image[..., 0].copy(), names=("a",), vocabulary_version=1)
 
 
 def of(frames):

@@ -10,9 +10,8 @@ import time
 import pytest
 
 from support.rtsp_camera import shown_time
-from support.streams import ReaderNow
+from support.streams import ReaderNow, follow, label
 from zsseg_rt.errors import SourceError
-from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.stream import video
 from zsseg_rt.stream.runner import Stream
 from zsseg_rt.stream.uris import open_sources
@@ -20,20 +19,8 @@ from zsseg_rt.stream.watch import Patience
 
 pytest.importorskip("av")
 
-LONG = 60  # seconds until a test gives up
 OTHER = "test://?size=64x48&rate=50"
 SOON = Patience(first_retry=0.1, longest_retry=0.4)
-
-
-def label(image):
-    return Segmentation(labels=image[..., 0].copy(), names=("a",), vocabulary_version=1)
-
-
-def wait_until(is_true):
-    ends_at = time.monotonic() + LONG
-    while not is_true():
-        assert time.monotonic() < ends_at
-        time.sleep(0.01)
 
 
 def read(url, count):
@@ -52,17 +39,6 @@ def times_of(pictures):
 def sound(times):
     """Whether no picture was damaged, repeated or shown after a newer one."""
     return None not in times and times == sorted(set(times))
-
-
-def follow(stream, is_enough):
-    """The frames of a stream until something has happened."""
-    frames, ends_at = [], time.monotonic() + LONG
-    for seg in stream:
-        frames.append(seg.frame)
-        if is_enough():
-            return frames
-        assert time.monotonic() < ends_at, f"{stream.stats()}"
-    raise AssertionError(f"the stream ended: {stream.stats()}")
 
 
 @pytest.mark.parametrize("codec", ["h264", "h265"])

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from support.gstreamer import WITHIN, OverlayServer, require_gstreamer, watch
+from support.streams import wait_until
 from zsseg_rt.stream.gstreamer.rtsp_sink import network_of
 
 pytest.importorskip("av")
@@ -31,13 +32,6 @@ def is_served(server, address="127.0.0.1"):
         client.sendall(OPTIONS + b"\r\n")
         return client.recv(15) == b"RTSP/1.0 200 OK"
     return False
-
-
-def wait_until(holds):
-    last = time.monotonic() + WITHIN
-    while not holds():
-        assert time.monotonic() < last
-        time.sleep(0.05)
 
 
 def megabytes(server):

@@ -7,17 +7,15 @@ import time
 
 import pytest
 
-from support.streams import ReaderNow, number_of
+from support.streams import ReaderNow, follow, label, number_of
 from support.v4l2_camera import lent, run_with_camera, stamp, steer
 from zsseg_rt.errors import SourceError
-from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.stream.runner import Stream
 from zsseg_rt.stream.uris import open_sources
 from zsseg_rt.stream.watch import Patience
 
 pytest.importorskip("av")
 
-LONG = 60  # seconds until a test gives up
 OTHER = "test://?size=64x48&rate=50"
 NAME = "/dev/video7"
 
@@ -101,21 +99,6 @@ def lose_and_find(trouble, cure):
         "dropped_before": [frame.dropped_before for frame in mine],
         "lines": [line.removeprefix(f"{NAME}: ") for line in lines.found if NAME in line],
     }
-
-
-def label(image):
-    return Segmentation(labels=image[..., 0].copy(), names=("a",), vocabulary_version=1)
-
-
-def follow(stream, is_enough):
-    """The frames of a stream until something has happened."""
-    frames, ends_at = [], time.monotonic() + LONG
-    for seg in stream:
-        frames.append(seg.frame)
-        if is_enough():
-            return frames
-        assert time.monotonic() < ends_at, f"{stream.stats()}"
-    raise AssertionError(f"the stream ended: {stream.stats()}")
 
 
 # ---- the tests

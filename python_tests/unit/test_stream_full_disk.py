@@ -5,12 +5,12 @@ import logging
 import os
 import re
 import resource
-import time
 from pathlib import Path
 
 import pytest
 
 from support.recordings import finish, frames_of, result
+from support.streams import wait_until
 from zsseg_rt.common.recordings import Rotation
 from zsseg_rt.errors import SourceError
 from zsseg_rt.stream import sinks
@@ -42,13 +42,6 @@ class OnDisk(Writer):
         self.written.append(seg.frame.index)
 
 
-def wait_for(condition):
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
 @pytest.fixture
 def disk(monkeypatch):
     return Disk(monkeypatch)
@@ -58,14 +51,14 @@ def test_a_sink_of_a_camera_goes_on_when_there_is_space_again(disk, tmp_path, ca
     writer = OnDisk(disk, tmp_path)
     sink = Sink(writer, resumes=True)
     sink.put(result(0), waits=True)
-    wait_for(lambda: sink.stats().written == 1)
+    wait_until(lambda: sink.stats().written == 1)
     disk.is_full = True
     for number in range(1, 40):  # more than wait: nobody is held up
         sink.put(result(number), waits=True)
-    wait_for(lambda: sink.stats().error == "on disk: full.")
+    wait_until(lambda: sink.stats().error == "on disk: full.")
     assert not sink.has_failed
     disk.is_full = False
-    wait_for(lambda: not sink._is_paused)
+    wait_until(lambda: not sink._is_paused)
     stats = finish(sink, result(40))
     assert (stats.written, stats.dropped, stats.error) == (2, 39, None)
     assert writer.written == [0, 40]
@@ -77,7 +70,7 @@ def test_a_sink_whose_disk_stays_full_ends_with_its_error(disk, tmp_path, caplog
     disk.is_full = True
     sink = Sink(OnDisk(disk, tmp_path), resumes=True)
     sink.put(result(), waits=True)
-    wait_for(lambda: sink.stats().error)
+    wait_until(lambda: sink.stats().error)
     stats = finish(sink)
     assert (stats.error, stats.dropped, sink.has_failed) == ("on disk: full.", 1, True)
     assert len(caplog.records) == 1
@@ -88,7 +81,7 @@ def test_errors_that_no_space_mends_end_a_sink(disk, tmp_path):
     disk.is_full, writer.error = True, ValueError("no such codec")
     sink = Sink(writer, resumes=True)
     sink.put(result(), waits=True)
-    wait_for(lambda: sink.has_failed)
+    wait_until(lambda: sink.has_failed)
 
 
 @pytest.mark.parametrize("name", ["out.mp4", "out.jsonl", "masks/"])
@@ -112,7 +105,7 @@ def test_what_is_not_kept_makes_room_on_a_full_disk(disk, name, tmp_path, monkey
     monkeypatch.setattr(type(writer), "write", write_if_there_is_room)
     sink = Sink(writer, resumes=True)
     sink.put(result(1), waits=True)
-    wait_for(lambda: not old.exists() and not sink._is_paused)
+    wait_until(lambda: not old.exists() and not sink._is_paused)
     stats = finish(sink, result(2))
     assert (stats.error, stats.written) == (None, 1)
 
@@ -127,11 +120,11 @@ def test_real_files_go_on_when_there_is_space_again(disk, name, tmp_path, monkey
     try:
         for number in range(60):
             sink.put(result(number), waits=True)
-        wait_for(lambda: sink.stats().error)
+        wait_until(lambda: sink.stats().error)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     disk.is_full = False
-    wait_for(lambda: not sink._is_paused)
+    wait_until(lambda: not sink._is_paused)
     stats = finish(sink, *(result(number) for number in range(100, 110)))
     assert stats.error is None
     if name == "out.mp4":

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from support.errors import refused
-from support.streams import number_of, numbered, write_video
+from support.streams import LONG, label, number_of, numbered, write_video
 from zsseg_rt.errors import ArgumentError, BackendUnavailableError, ShapeError, SourceError
-from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.stream.hand_off import MOST_ON_GPU
 from zsseg_rt.stream.runner import Stream
 from zsseg_rt.stream.source import Picture
@@ -20,11 +19,6 @@ from zsseg_rt.stream.watch import Patience
 from zsseg_rt.stream.writers import Writer
 
 AT_ONCE = Patience(first_retry=0.0, longest_retry=0.0)
-LONG = 30  # seconds until a test gives up
-
-
-def label(image):
-    return Segmentation(labels=image[..., 0].copy(), names=("a",), vocabulary_version=1)
 
 
 class Script:

@@ -34,12 +34,14 @@ class LegendEntry:
     colour: tuple[int, int, int]  # In the picture's channel order
 
 
-def enlarged(picture: Picture) -> tuple[Picture, int]:
-    """A picture that is at least a phone's width, and by what whole factor it was enlarged."""
-    factor = -(-_PHONE // picture.shape[1]) if picture.shape[1] < _PHONE else 1
-    if factor == 1:
-        return picture.copy(), 1
-    return picture.repeat(factor, axis=0).repeat(factor, axis=1), factor
+def enlarged(picture: npt.NDArray[Any], factor: int) -> npt.NDArray[Any]:
+    """A copy whose pixels are that many times as high and wide."""
+    return picture.repeat(factor, axis=0).repeat(factor, axis=1)
+
+
+def enlargement(width: int) -> int:
+    """The whole factor that makes a picture at least as wide as a phone."""
+    return max(-(-_PHONE // width), 1)
 
 
 def draw_names(
@@ -114,7 +116,9 @@ def legend_strip(
         uint8 [H, width, 3].
     """
     cv2 = import_opencv("to draw a legend")
-    texts = [_Text(cv2, f"{entry.name} {_percent(entry.share)}", width) for entry in entries]
+    shares = ["<1%" if entry.share < 0.01 else f"{entry.share:.0%}" for entry in entries]
+    pairs = zip(entries, shares, strict=True)
+    texts = [_Text(cv2, f"{entry.name} {share}", width) for entry, share in pairs]
     gap = _capitals(width)
     row = round(gap * 1.9)
     places, x, line = [], gap // 2, 0
@@ -191,11 +195,5 @@ def _capitals(picture_width: int) -> int:
     return max(_LEAST_HEIGHT, round(picture_width * _LEAST_HEIGHT / _PHONE))
 
 
-def _percent(share: float) -> str:
-    return f"{share:.0%}" if share >= 0.01 else "<1%"
-
-
-def _overlap(one: tuple[int, int, int, int], other: tuple[int, int, int, int]) -> bool:
-    return (
-        one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
-    )  # fmt: skip
+def _overlap(one: Sequence[int], other: Sequence[int]) -> bool:
+    return all(one[i] < other[i + 2] and other[i] < one[i + 2] for i in (0, 1))

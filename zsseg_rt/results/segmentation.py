@@ -22,7 +22,7 @@ from zsseg_rt.results.annotations import (
     to_shapes,
     whole_classes,
 )
-from zsseg_rt.results.plot import LegendEntry, draw_legend, draw_names, enlarged
+from zsseg_rt.results.plot import LegendEntry, draw_legend, draw_names, enlarged, enlargement
 from zsseg_rt.results.visualize import encode_label_png, palette, save_file
 
 if TYPE_CHECKING:
@@ -207,10 +207,11 @@ class Segmentation:
                 "frame: expected the frame that was labelled, got None. Only results of a stream "
                 "carry theirs."
             )
-        picture, factor = enlarged(self.overlay(image, alpha=alpha))
+        factor = enlargement(self.labels.shape[1])
+        picture = enlarged(self.overlay(image, alpha=alpha), factor)
         if names:
             parts = [
-                (part.name, _grown(part.mask, factor), (part.box[0] * factor, part.box[1] * factor))
+                (part.name, enlarged(part.mask, factor), [factor * n for n in part.box[:2]])
                 for part in self.components(min_area=max(1, self.labels.size // 200))
             ]
             draw_names(picture, parts)
@@ -376,10 +377,6 @@ class Segmentation:
                 if all(a != b for a, b in zip(part.box, (0, 0, width, height), strict=True)):
                     parts.append(part)
         return to_shapes(parts, size_hw=self._size_hw, image_path=image_path, tolerance=tolerance)
-
-
-def _grown(mask: npt.NDArray[np.bool_], factor: int) -> npt.NDArray[np.bool_]:
-    return mask if factor == 1 else mask.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

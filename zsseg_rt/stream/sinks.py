@@ -227,7 +227,7 @@ class Sink:
                 files=tuple(self._writer.files),
                 error=self._why_incomplete(),
                 whose=dict(self._writer.whose),
-                painted=self._writer.painted,
+                painted=getattr(self._writer.painter, "painted", None),
             )
 
     @property
@@ -385,19 +385,14 @@ class OverlayVideo(Writer):
         self._path, self._order, self._tags, self._rotation = path, channel_order, tags, rotation
         self._at = path  # the file that is written now
         self._recordings: dict[str, _Recording] = {}
-        self._painter = painter
-
-    @property
-    def painted(self) -> str | None:
-        """Where overlays are painted."""
-        return self._painter.painted
+        self.painter = painter
 
     def write(self, seg: Segmentation) -> None:
         """Encode one frame."""
         frame = frame_of(seg)
         try:
             recording = self._recording(seg, frame)
-            self._painter.paint(seg, recording.canvas)
+            self.painter.paint(seg, recording.canvas)
             recording.add(frame)
         except (OSError, ValueError, self._av.FFmpegError) as exc:
             self._finish(frame.source)
@@ -447,7 +442,7 @@ class OverlayVideo(Writer):
         self._at = self._series[frame.source].begin()
         self.files.append(str(self._at))
         self.whose[str(self._at)] = frame.source
-        canvas, size_hw = self._painter.canvas(seg), seg.labels.shape
+        canvas, size_hw = self.painter.canvas(seg), seg.labels.shape
         begun = _Recording(self._av, self._at, frame, size_hw, canvas, self._order)
         self._recordings[frame.source] = begun
         return begun

@@ -76,10 +76,7 @@ class Writer:
         self.whose: dict[str, str] = {}
         self._series: dict[str, Series] = {}  # per source
 
-    @property
-    def painted(self) -> str | None:
-        """Where overlays are painted, ``"cpu"`` or ``"gpu"``; None if there are none."""
-        return None
+    painter: Any = None  # the Painter of overlays, where there are any
 
     def write(self, seg: Segmentation) -> None:
         """Write one labelled frame."""

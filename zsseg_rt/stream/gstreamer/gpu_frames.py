@@ -19,7 +19,6 @@ from zsseg_rt.stream.conversion import Uploads, gpu_index, host_picture
 from zsseg_rt.stream.gstreamer.library import (
     Library,
     NotMappedError,
-    copy_image,
     host_planes,
     mapped,
     missing_elements,
@@ -171,9 +170,9 @@ class HostFrames:
 
     def take(self, sample: Any) -> dict[str, Any]:
         """What a picture has of a sample: ``image``, for an engine on a GPU also ``on_gpu``."""
-        if self._uploads is None:
-            return {"image": copy_image(self._library, sample)}
         with host_planes(self._library, sample) as (planes, matrix):
+            if self._uploads is None:
+                return {"image": planes[0].copy()}
             if len(planes) == 1:
                 return self._uploads.image(planes[0])
             if matrix is None:

@@ -228,17 +228,6 @@ class MapInfo(c.Structure):
     )  # fmt: skip
 
 
-def copy_image(library: Library, sample: Any) -> npt.NDArray[np.uint8]:
-    """The pixels of a sample in RGB or BGR, as an array of our own.
-
-    Returns:
-        uint8 [H, W, 3].
-    """
-    with host_planes(library, sample) as (planes, _):
-        image: npt.NDArray[np.uint8] = planes[0].copy()
-        return image
-
-
 def buffer_of(gst: Any, image: npt.NDArray[np.uint8]) -> Any:
     """A buffer that holds a copy of an image, uint8 [H, W, 3]."""
     from gi.repository import GLib

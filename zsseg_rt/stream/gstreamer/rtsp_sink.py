@@ -508,7 +508,7 @@ class RtspSink(Writer):
         self._server = RtspServer(name, self._address)
         self.port = self._server.port
         super().__init__(self._address.shown(self.port))
-        self._painter = painter
+        self.painter = painter
         self._size_hw: tuple[int, ...] = ()
         self._channels: dict[str, Channel] = {}
         self._canvas = np.empty((0, 0, 3), np.uint8)
@@ -519,23 +519,18 @@ class RtspSink(Writer):
                 self.name,
             )
 
-    @property
-    def painted(self) -> str | None:
-        """Where overlays are painted."""
-        return self._painter.painted
-
     def write(self, seg: Segmentation) -> None:
         """Send one frame to those who watch."""
         frame = frame_of(seg)
         if self._size_hw != seg.labels.shape:
-            self._canvas, self._size_hw = self._painter.canvas(seg), seg.labels.shape
+            self._canvas, self._size_hw = self.painter.canvas(seg), seg.labels.shape
         height, width = encodable(self._canvas).shape[:2]
         padding = ((0, height % 2), (0, width % 2), (0, 0))
         channel = self._channels.get(frame.source)
         if channel is None:
             channel = self._add(frame, (height + height % 2, width + width % 2))
         if channel.is_watched:
-            self._painter.paint(seg, self._canvas)
+            self.painter.paint(seg, self._canvas)
             channel.send(np.pad(encodable(self._canvas), padding, mode="edge"))
 
     def close(self) -> None:
