@@ -8,7 +8,7 @@ import pytest
 from support.rtsp_camera import shown_time
 from support.streams import LONG, label, numbered
 from support.throttle import SlowLink
-from zsseg_rt.stream import video
+from zsseg_rt.stream.conversion import Converter
 from zsseg_rt.stream.runner import Stream
 from zsseg_rt.stream.source import Lateness, Picture
 from zsseg_rt.stream.uris import open_sources
@@ -125,13 +125,13 @@ def test_a_link_slower_than_the_camera_shows_and_is_shed(rtsp_cameras):
 
 def test_a_starved_decoder_shows_and_is_shed(rtsp_cameras, monkeypatch):
     pytest.importorskip("av")
-    read = video.VideoSource._next_frames
+    take = Converter.take
 
-    def slowly(self, *given):
+    def slowly(self, frame):
         time.sleep(0.06)  # at 30 per second there are 0.033 s for each
-        return read(self, *given)
+        return take(self, frame)
 
-    monkeypatch.setattr(video.VideoSource, "_next_frames", slowly)
+    monkeypatch.setattr(Converter, "take", slowly)
     check(*follow(rtsp_cameras().url, LONG))
 
 

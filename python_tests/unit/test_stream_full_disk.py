@@ -26,7 +26,7 @@ class Disk:
     def __init__(self, monkeypatch):
         self.is_full = False
         monkeypatch.setattr(sinks, "RETRY", 0.01)
-        monkeypatch.setattr(sinks, "_has_room", lambda folder: not self.is_full)
+        monkeypatch.setattr(sinks, "has_room", lambda folder: not self.is_full)
 
 
 class OnDisk(Writer):
@@ -94,7 +94,7 @@ def test_what_is_not_kept_makes_room_on_a_full_disk(disk, name, tmp_path, monkey
     writer.close()
     (old,) = [p for p in tmp_path.rglob("*") if re.search(r"\dT\d{6}Z", p.name)]
     os.utime(old, (1e9, 1e9))
-    monkeypatch.setattr(sinks, "_has_room", lambda folder: not old.exists())
+    monkeypatch.setattr(sinks, "has_room", lambda folder: not old.exists())
     write_of_the_class, full = type(writer).write, OSError(28, "No space left on device")
 
     def write_if_there_is_room(self, seg):

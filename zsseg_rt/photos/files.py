@@ -52,13 +52,13 @@ def find_photos(arguments: Sequence[str]) -> list[Path]:
     photo only if named directly: in folders and patterns it is skipped, and the log says how many
     were.
     """
-    found: dict[Path, None] = {}
+    photos: dict[Path, None] = {}
     for argument in arguments:
         try:
-            found.update(dict.fromkeys(_expand(argument)))
+            photos.update(dict.fromkeys(_expand(argument)))
         except OSError as exc:
             raise SourceError(f"{argument}: cannot be read: {exc.strerror}") from exc
-    return list(found)
+    return list(photos)
 
 
 def _expand(argument: str) -> list[Path]:

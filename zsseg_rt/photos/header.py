@@ -44,7 +44,7 @@ _EXIF, _LONGEST_EXIF = b"Exif\0\0", 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class PictureHeader:
-    """What an image's header says, and where its file must end."""
+    """The header of an image, and where its file must end."""
 
     format: str  # Name of the file format
     size_hw: tuple[int, int]  # Height and width in pixels, before EXIF orientation
@@ -295,7 +295,7 @@ class TiffTags:
         self._repeated = {tag for tag, times in Counter(tags).items() if times > 1}
 
     def values(self, tag: int, *default: int) -> tuple[int, ...]:
-        """What a tag of whole numbers says."""
+        """The values of a tag of whole numbers."""
         if tag not in self._rows:
             return default
         source, at = self._rows[tag], struct.calcsize(self._order + self._head)
@@ -310,7 +310,7 @@ class TiffTags:
         return struct.unpack_from(f"{self._order}{count}{letter}", source, at)
 
     def value(self, tag: int, *default: int) -> int:
-        """What a tag of one number says, or of several equal ones."""
+        """The value of a tag of one number, or of several equal ones."""
         values = set(self.values(tag, *default))
         if len(values) != 1:
             raise ValueError(f"expected one number in TIFF tag {tag}, got {sorted(values)[:9]}.")
@@ -338,9 +338,9 @@ class TiffTags:
         colours, numbers = self.value(_COLOURS, _GREY), set(self.values(_NUMBERS, 1))
         if (colours, channels) == (_GREY, 3):  # as GDAL writes three bands
             colours = _RGB
-        known = _SAMPLES.get((colours, channels), ())
+        depths = _SAMPLES.get((colours, channels), ())
         has_alpha = bool({1, 2} & set(self.values(_EXTRA)))
-        if bits not in known or numbers - {1, 4} or (channels == 2 and not has_alpha):
+        if bits not in depths or numbers - {1, 4} or (channels == 2 and not has_alpha):
             raise ValueError(
                 "expected a TIFF of RGB or grey in whole numbers of 8 or 16 bits, got "
                 f"{channels} channels of {bits} bits ({sorted(numbers)[-1]} in SampleFormat, "

@@ -1,1 +1,1 @@
-"""What a labelled frame is: labels with names, their parts and outlines, pictures of them."""
+"""Labelled frames: labels with names, their parts and outlines, pictures of them."""

@@ -1,4 +1,4 @@
-"""What an engine returns for a frame on a GPU whose labels stay there."""
+"""Labels of a frame that stay on the GPU."""
 
 from __future__ import annotations
 

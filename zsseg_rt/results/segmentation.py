@@ -1,4 +1,4 @@
-"""What an engine returns for a frame."""
+"""Labels of a frame, and the frame of a stream."""
 
 from __future__ import annotations
 

@@ -197,7 +197,7 @@ def read_label_png(path: str | Path) -> npt.NDArray[np.uint8 | np.uint16]:
 
 
 def _pixel_data(content: bytes) -> bytes:
-    """What the IDAT chunks hold."""
+    """The content of the IDAT chunks."""
     parts, at = [], 8
     while at + 8 <= len(content):
         (size,) = struct.unpack_from(">I", content, at)

@@ -38,7 +38,7 @@ class Uploads:
         self._pinned: dict[tuple[int, ...], Any] = {}
 
     def planes(self, luma: Any, colours: Sequence[Any], matrix: str) -> dict[str, Any]:
-        """What a picture has of a frame in planes.
+        """The fields of a picture from a frame in planes.
 
         Shapes:
             luma: uint8 [H, W] with even sides; rows may lie apart, here and below.
@@ -58,7 +58,7 @@ class Uploads:
         return {"image": partial(host_picture, frame, self._order), "on_gpu": frame}
 
     def image(self, image: npt.NDArray[np.uint8]) -> dict[str, Any]:
-        """What a picture has of an image, uint8 [H, W, 3], whose rows may lie apart."""
+        """The fields of a picture from an image, uint8 [H, W, 3], whose rows may lie apart."""
         pinned = self._memory(image.shape)
         np.copyto(pinned.host, image)
         frame = self._placed(pinned)
@@ -100,7 +100,7 @@ class Converter:
         self._uploads = None if device == "cpu" else Uploads(device, channel_order)
 
     def take(self, frame: Any) -> dict[str, Any]:
-        """What a picture has of a frame: ``image``, for an engine on a GPU also ``on_gpu``."""
+        """A picture's fields from a frame: ``image``, for an engine on a GPU also ``on_gpu``."""
         if self._uploads is None:
             return {"image": self.image(frame)}
         self._look_up(frame)
@@ -134,14 +134,14 @@ def _planes_of(frame: Any) -> tuple[Any, list[Any], str] | None:
     is_full = kind == "yuvj420p" or int(frame.color_range) == _FULL_RANGE
     half = (height // 2, width // 2)
     shapes = [(height, width), (*half, 2)] if kind == "nv12" else [(height, width), half, half]
-    found = []
+    planes = []
     for plane, shape in zip(frame.planes, shapes, strict=True):
         row = shape[1] * (shape[2] if len(shape) == 3 else 1)
         if plane.line_size < row:
             return None  # upside down
         rows = np.frombuffer(plane, np.uint8)[: plane.line_size * shape[0]]
-        found.append(rows.reshape(shape[0], plane.line_size)[:, :row].reshape(shape))
-    return found[0], found[1:], matrix + ("-full" if is_full else "")
+        planes.append(rows.reshape(shape[0], plane.line_size)[:, :row].reshape(shape))
+    return planes[0], planes[1:], matrix + ("-full" if is_full else "")
 
 
 def _display_matrix(frame: Any) -> tuple[int, ...] | None:

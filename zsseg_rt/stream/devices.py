@@ -41,8 +41,8 @@ class Device:
 
 def find_devices(dev: Path = DEV, sysfs: Path = SYSFS) -> list[Device]:
     """Look for video devices, and open each for a moment."""
-    found = {path.name for folder in (dev, sysfs) for path in folder.glob("video*")}
-    names = sorted((n for n in found if re.fullmatch(r"video[0-9]+", n)), key=lambda n: int(n[5:]))
+    files = {path.name for folder in (dev, sysfs) for path in folder.glob("video*")}
+    names = sorted((n for n in files if re.fullmatch(r"video[0-9]+", n)), key=lambda n: int(n[5:]))
     return [_examine(dev / name, _name(sysfs / name)) for name in names]
 
 

@@ -26,7 +26,7 @@ _ON_GPUS = (GstSource, RtspSource, VideoSource)
 
 @dataclass(frozen=True, kw_only=True)
 class StreamOptions:
-    """What is asked of a stream; :meth:`zsseg_rt.Engine.stream` says what each means.
+    """The settings of a stream; :meth:`zsseg_rt.Engine.stream` says what each means.
 
     ``follow`` None is on for cameras of which the newest frame counts; with ``loop``, video files
     begin again at their end.
@@ -69,7 +69,7 @@ class StreamOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class StreamParts:
-    """What a stream is made of."""
+    """The parts of a stream."""
 
     options: StreamOptions
     sources: Sequence[Source]

@@ -137,7 +137,7 @@ class GpuPainter:
         return self._tried(frame, work) is not None
 
     def _tried(self, frame: Any, work: Callable[[int], Any]) -> Any:
-        """What work on the frame's GPU gives; None without one."""
+        """The result of work on the frame's GPU; None without one."""
         if frame is None or self.has_failed:
             return None
         try:
@@ -161,5 +161,5 @@ def _draw_names(
     labels = np.ascontiguousarray(seg.labels[::step, ::step])
     coarse = replace(seg, labels=labels, scores=None, class_scores=None, frame=None)
     parts = coarse.components(min_area=max(1, round(labels.size * _SMALLEST_PART)))
-    found = [(part.name, part.mask, (part.box[0], part.box[1])) for part in parts]
-    return draw_names(picture, found, step=step, before=before)
+    named = [(part.name, part.mask, part.box) for part in parts]
+    return draw_names(picture, named, step=step, before=before)

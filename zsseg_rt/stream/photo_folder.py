@@ -32,7 +32,7 @@ class PhotoSource:
     def pictures(self, reader: Reader) -> Generator[Picture, None, None]:
         """Read the photos; those that cannot be read are left out."""
         photos = find_photos([self.path])
-        found = 0
+        count = 0
         for path in photos:
             try:
                 image = read_photo(path)
@@ -45,10 +45,10 @@ class PhotoSource:
             if self.channel_order == "bgr":
                 image = image[..., ::-1].copy()
             yield Picture(
-                image=image, captured_at=time.monotonic(), clock="file", pts_seconds=float(found)
+                image=image, captured_at=time.monotonic(), clock="file", pts_seconds=float(count)
             )
-            found += 1
-        if not found:
+            count += 1
+        if not count:
             raise SourceError(f"{self.name}: expected photos, {len(photos)} cannot be read")
 
 
@@ -103,7 +103,7 @@ class DemoCamera:
             index += 1
 
     def _player(self, clip: list[bytes]) -> _Show:
-        """What shows the frame of an index; frames are decoded when their time comes."""
+        """Return a function that decodes the frame of an index when its time comes."""
         shown: tuple[int, _Pixels] | None = None
 
         def show(index: int) -> _Pixels:
@@ -117,7 +117,7 @@ class DemoCamera:
         return show
 
     def _wanderer(self) -> _Show:
-        """What cuts the window of an index out of the pictures."""
+        """Return a function that cuts the window of an index out of the pictures."""
         scenes = [self._enlarged(read_photo(photo), _ROOM) for photo in demo_photos(self.demo)]
         phases = np.random.default_rng(self.seed).uniform(0.0, 2.0 * math.pi, 2)
 

@@ -127,7 +127,7 @@ class _Tally:
 
 @dataclass(frozen=True, kw_only=True)
 class Past:
-    """What past frames are for."""
+    """The uses of past frames."""
 
     # What each source's left behind, by the source's name; None: no labels are steadied or reused
     memories: Mapping[str, FrameMemory] | None = None
@@ -368,7 +368,7 @@ def _labels_of(
     names: Iterable[str],
     lanes: LanePool | None,
 ) -> _Labels:
-    """What labels frames; a bound method of the stream would keep one that is forgotten."""
+    """Return the labels' source; a bound method of the stream would keep one that is forgotten."""
     label = functools.partial(_label, segment if lanes is None else lanes.segment, past.memories)
     following, ordered = past.following, ONE_BY_ONE
     if following is not None and following.every is None:

@@ -108,7 +108,7 @@ def open_writers(
 
 
 def _places(text: str, sources: Sequence[str]) -> list[str]:
-    """What a sink is going to write, before any stamp."""
+    """The files of a sink, before any stamp."""
     path = Path(text)
     if "://" in text or path.suffix.lower() != ".mp4":
         return [text if "://" in text else str(path)]
@@ -314,7 +314,7 @@ class Sink:
         while not self._is_closed_within(RETRY):
             if _device_of(folder) == self._device:
                 self._writer.remove_old()
-                if _has_room(folder):
+                if has_room(folder):
                     self._is_paused = False
                     return True
         return False
@@ -345,7 +345,8 @@ def _device_of(folder: Path) -> int | None:
         return None
 
 
-def _has_room(folder: Path) -> bool:
+def has_room(folder: Path) -> bool:
+    """Whether a folder takes 4 MB."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             os.posix_fallocate(file.fileno(), 0, _ROOM)

@@ -1,4 +1,4 @@
-"""What a source of frames is, and how it is named without its password."""
+"""Sources of frames, their times, and their names without a password."""
 
 from __future__ import annotations
 
@@ -203,8 +203,8 @@ def shown(address: str) -> str:
         if "@" in host or _PLAIN_HOST.fullmatch(host):
             return f"{scheme}://***"
         host, path = _split(rest.rpartition("@")[2])  # a password with / or ? in it
-    found = _OPEN_PATH.match(path)
-    return f"{scheme}://{host.rpartition('@')[2]}{found[0] if found else ''}"
+    open_path = _OPEN_PATH.match(path)
+    return f"{scheme}://{host.rpartition('@')[2]}{open_path[0] if open_path else ''}"
 
 
 def _split(rest: str) -> tuple[str, str]:
@@ -220,4 +220,4 @@ def redact(text: str) -> str:
         >>> redact("rtsp://admin:pa@ss@camera/1 is refused")
         'rtsp://camera/1 is refused'
     """
-    return _ADDRESS.sub(lambda found: shown(found[0]), text)
+    return _ADDRESS.sub(lambda match: shown(match[0]), text)

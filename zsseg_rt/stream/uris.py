@@ -43,10 +43,10 @@ _Value = TypeVar("_Value")
 
 
 def open_sources(
-    given: str | Path | Sequence[str | Path], channel_order: str = "rgb"
+    uris: str | Path | Sequence[str | Path], channel_order: str = "rgb"
 ) -> list[Source]:
     """Read which sources are meant; none is opened yet."""
-    texts = [given] if isinstance(given, (str, Path)) else list(given)
+    texts = [uris] if isinstance(uris, (str, Path)) else list(uris)
     asked = [asked for text in texts for asked in _expand(str(text))]
     if not asked:
         raise ArgumentError(f"source: expected {_KNOWN}; got none")
@@ -78,9 +78,9 @@ def is_source(text: str) -> bool:
     return path.suffix.lower() != ".jsonl" and bool(what_is_not_ours(path))
 
 
-def source_names(given: Sequence[str]) -> list[str]:
-    """What sources are called where everybody may read it; a list stays ``@FILE``."""
-    return [text if text.startswith("@") else open_sources(text)[0].name for text in given]
+def source_names(uris: Sequence[str]) -> list[str]:
+    """Names of sources that everybody may read; a list stays ``@FILE``."""
+    return [text if text.startswith("@") else open_sources(text)[0].name for text in uris]
 
 
 def _named(source: Source, name: str) -> Source:
@@ -90,9 +90,9 @@ def _named(source: Source, name: str) -> Source:
 def _check_names(names: Sequence[str]) -> None:
     """Refuse names that files could not tell apart."""
     numbers = [str(n) for n, name in enumerate(names, 1) if not isinstance(name, GivenName)]
-    given = [name for name in names if isinstance(name, GivenName)]
-    counts = Counter(tag.casefold() for tag in (*numbers, *given))
-    for name in given:
+    own = [name for name in names if isinstance(name, GivenName)]
+    counts = Counter(tag.casefold() for tag in (*numbers, *own))
+    for name in own:
         if counts[name.casefold()] > 1 or re.fullmatch(r"\d{8}T\d{6}Z", name, re.IGNORECASE):
             raise ArgumentError(
                 "source: expected names that also differ without their case, from other sources' "
@@ -114,12 +114,12 @@ def _expand(text: str) -> list[tuple[GivenName | None, str]]:
             f"{path}: expected a file with one source per line, cannot read it: {reason}"
         ) from None
     stripped = (line.strip() for line in lines)
-    found = [_name(line) for line in stripped if line and not line.startswith("#")]
-    if not found:
+    entries = [_name(line) for line in stripped if line and not line.startswith("#")]
+    if not entries:
         raise SourceError(f"{path}: expected one source per line, found none")
     return [
         (name and GivenName(f"{name}-{number}"), video) if videos else (name, uri)
-        for name, uri in found
+        for name, uri in entries
         for videos in [_videos(uri)]
         for number, video in enumerate(videos or [uri], 1)
     ]
@@ -130,9 +130,9 @@ def _videos(text: str) -> list[str]:
     path, is_pattern = Path(text), any(mark in text for mark in "*?[") and "://" not in text
     if "\0" in text or is_file(path) or not (is_pattern or is_folder(path)):
         return []
-    found = sorted(path.glob("[!.]*") if is_folder(path) else map(Path, glob.glob(text)))  # noqa: PTH207
-    videos = [str(p) for p in found if p.suffix.lower() in VIDEO_SUFFIXES and what_is_not_ours(p)]
-    if videos and any(p.suffix.lower() in SUFFIXES for p in found):
+    files = sorted(path.glob("[!.]*") if is_folder(path) else map(Path, glob.glob(text)))  # noqa: PTH207
+    videos = [str(p) for p in files if p.suffix.lower() in VIDEO_SUFFIXES and what_is_not_ours(p)]
+    if videos and any(p.suffix.lower() in SUFFIXES for p in files):
         _log.warning("%s: photos are read, %d videos are not: name these alone", text, len(videos))
         return []
     if len(videos) > _MOST_VIDEOS:
@@ -265,18 +265,18 @@ def _device(uri: str, order: str) -> Source:
     return VideoSource(name=uri, url=path, kind="v4l2", channel_order=order, options=options)
 
 
-def _query(uri: str, known: Sequence[str]) -> dict[str, str]:
+def _query(uri: str, keys: Sequence[str]) -> dict[str, str]:
     try:
         parts = urlsplit(uri)
     except ValueError as exc:
         raise ArgumentError(f"source: expected {_KNOWN}; got {uri}: {exc}") from None
     if parts.scheme == "test" and (parts.netloc or parts.path):
-        raise ArgumentError(f"source: expected test://?{'&'.join(f'{k}=..' for k in known)}, "
+        raise ArgumentError(f"source: expected test://?{'&'.join(f'{k}=..' for k in keys)}, "
                             f"got {uri}")  # fmt: skip
     asked = dict(parse_qsl(parts.query, keep_blank_values=True))
     for key in asked:
-        if key not in known:
-            raise ArgumentError(f"source: expected {', '.join(known)} in {uri}, got {key!r}")
+        if key not in keys:
+            raise ArgumentError(f"source: expected {', '.join(keys)} in {uri}, got {key!r}")
     return asked
 
 

@@ -87,22 +87,6 @@ def import_av() -> Any:
     return av
 
 
-def explain(error: OSError | ValueError, name: str, kind: VideoKind, url: str = "") -> SourceError:
-    """An error of FFmpeg's in our words; FFmpeg's own hold the address with its password."""
-    remedies = dict(_REMEDIES)
-    if kind in ("http", "rtsp"):
-        remedies.update(_NETWORK_REMEDIES)
-    remedy = remedies.get(type(error).__name__, "Check it with ffprobe or another player.")
-    if kind == "http" and type(error).__name__ == "InvalidDataError":
-        remedy = NO_STREAM
-    if kind in ("http", "rtsp") and type(error).__name__ == "HTTPUnauthorizedError":
-        remedy = login_remedy(url)
-    if kind == "v4l2":
-        remedy = _DEVICE_REMEDIES.get(getattr(error, "errno", None) or 0, remedy)
-    reason = getattr(error, "strerror", None) or type(error).__name__
-    return SourceError(f"{name}: cannot be read: {reason}. {remedy}")
-
-
 def split_login(url: str) -> tuple[str, tuple[str, str] | None]:
     """Take the login out of a URL.
 
@@ -120,8 +104,8 @@ def split_login(url: str) -> tuple[str, tuple[str, str] | None]:
 
 def _split(url: str) -> tuple[str, str, str]:
     """Scheme, authority and the rest; a password may hold what urlsplit stumbles over."""
-    found = re.fullmatch(r"(\w+://)([^/?#]*)(.*)", url, re.DOTALL)
-    return (found[1], found[2], found[3]) if found else ("", "", url)
+    match = re.fullmatch(r"(\w+://)([^/?#]*)(.*)", url, re.DOTALL)
+    return (match[1], match[2], match[3]) if match else ("", "", url)
 
 
 def _host_and_port(url: str) -> tuple[str, int]:
@@ -132,7 +116,7 @@ def _host_and_port(url: str) -> tuple[str, int]:
 
 
 def login_remedy(url: str) -> str:
-    """What to do where a login was refused; asks the camera which kinds of login it takes."""
+    """Return advice where a login was refused; asks the camera which kinds of login it takes."""
     bare, login = split_login(url)
     if login is None:
         return "It asks for a login: put USER:PASSWORD@ before its name."
@@ -156,7 +140,7 @@ def login_remedy(url: str) -> str:
 
 
 def why_unreachable(url: str) -> str:
-    """What the system says of connecting; empty if it works."""
+    """Return the system's error of connecting; empty if it works."""
     try:
         socket.create_connection(_host_and_port(url), ANSWERS_WITHIN).close()
     except TimeoutError:
@@ -202,7 +186,7 @@ _CLOCK_SLACK = 10.0  # seconds; a driver whose times are further off does not us
 
 @dataclass(frozen=True, kw_only=True)
 class _Opened:
-    """What a source reads: its packets, times of a recording, and what its own times mean."""
+    """An open source: its packets, times of a recording, and what its own times mean."""
 
     packets: Iterator[Any]
     decode: Callable[[Any], Sequence[Any]] = lambda packet: packet.decode()
@@ -233,7 +217,7 @@ class VideoSource:
         """Decode packet by packet: one that is damaged costs itself alone."""
         av, times, goes_on = import_av(), None, True
         while goes_on:
-            found = 0
+            num_frames = 0
             with ExitStack() as parts:
                 try:
                     opened = self._opened(av, parts)
@@ -242,21 +226,21 @@ class VideoSource:
                 times = times or opened.times
                 with closing(self._read(av, opened, reader, times)) as pictures:
                     for picture in pictures:
-                        found += 1
+                        num_frames += 1
                         yield picture
-            if not (self.live or found):
+            if not (self.live or num_frames):
                 raise SourceError(f"{self.name}: expected a video, decoded no frame. Is it whole?")
             if times is not None:
                 times.begin_again()
-            is_still = self.live and opened.is_image and found == 1
-            goes_on = is_still or (self.loops and found > 1)
+            is_still = self.live and opened.is_image and num_frames == 1
+            goes_on = is_still or (self.loops and num_frames > 1)
             if goes_on and reader.wait(STILL_EVERY if is_still else 0.0):
                 return
         if self.live:
             raise SourceError(f"{self.name}: the camera's stream ended. Check that it is on.")
 
     def _opened(self, av: Any, parts: ExitStack) -> _Opened:
-        """What is read; ``parts`` close it, and containers last: they hold packets and frames."""
+        """Open it; ``parts`` close it, and containers last: they hold packets and frames."""
         if self.kind == "http" and (opened := self._open_jpegs(av, parts)) is not None:
             return opened
         container = parts.enter_context(closing(self._open(av, _FORMATS.get(self.kind))))
@@ -379,10 +363,21 @@ class VideoSource:
         return sound, arrived_at
 
     def _error(self, error: Any) -> SourceError:
-        is_network = self.kind in ("http", "rtsp") and error.errno == errno.EIO
-        if is_network and (reason := why_unreachable(self.url)):  # such as of an unknown host
-            return SourceError(f"{self.name}: cannot be read: {reason}. Check the address.")
-        return explain(error, self.name, self.kind, self.url)
+        """An error of FFmpeg's in our words; FFmpeg's own hold the address with its password."""
+        what, remedies = type(error).__name__, dict(_REMEDIES)
+        if self.kind in ("http", "rtsp"):
+            if error.errno == errno.EIO and (reason := why_unreachable(self.url)):  # unknown host
+                return SourceError(f"{self.name}: cannot be read: {reason}. Check the address.")
+            remedies |= _NETWORK_REMEDIES
+        remedy = remedies.get(what, "Check it with ffprobe or another player.")
+        if self.kind == "http" and what == "InvalidDataError":
+            remedy = NO_STREAM
+        if self.kind in ("http", "rtsp") and what == "HTTPUnauthorizedError":
+            remedy = login_remedy(self.url)
+        if self.kind == "v4l2":
+            remedy = _DEVICE_REMEDIES.get(error.errno or 0, remedy)
+        reason = error.strerror or what
+        return SourceError(f"{self.name}: cannot be read: {reason}. {remedy}")
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""What a source is doing, and when to try it again; decided by times alone, without threads."""
+"""The state of a source, and when to try it again; decided by times alone, without threads."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class SourceWatch:
         self.over(at, error)
 
     def tick(self, now: float) -> Action:
-        """What to do with it now: open it, abandon the thread that reads it, or nothing."""
+        """Return the next action: open it, abandon the thread that reads it, or nothing."""
         if self.state == "ended":
             return "none"
         if not self._is_open:

@@ -33,7 +33,7 @@ _LABELS = (b"\x08\x03", b"\x10\x00")  # bits and kind of a PNG: palette, 16-bit 
 
 
 class Tags:
-    """What each source's files carry in their names: the name it was given, or its number.
+    """The tag of each source in the names of its files: the name it was given, or its number.
 
     The first source's carry nothing if it has no name.
     """
@@ -61,7 +61,7 @@ class Tags:
 
 
 class Writer:
-    """What a sink writes with; used by one thread at a time.
+    """Writes for a sink; used by one thread at a time.
 
     Attributes:
         name: What messages call it.
@@ -243,7 +243,7 @@ class Callback(Writer):
 
 
 def describe(seg: Segmentation) -> dict[str, Any]:
-    """What a line says of a frame; ``time`` is the capture in seconds since 1970."""
+    """The line of a frame; ``time`` is the capture in seconds since 1970."""
     frame, shares = frame_of(seg), seg.present()
     return {
         "source": frame.source,
@@ -292,7 +292,7 @@ def unwritable(path: Path, error: OSError | ValueError) -> SourceError:
 
 
 def what_is_not_ours(path: Path) -> str:
-    """What a place holds that no sink wrote, such as a second recording; empty if nothing."""
+    """Name what a place holds that no sink wrote, such as a second recording; empty if nothing."""
     try:
         return _not_ours(path)
     except OSError:  # whoever reads or writes it says so

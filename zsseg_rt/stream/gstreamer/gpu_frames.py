@@ -169,7 +169,7 @@ class HostFrames:
             self.caps = f"video/x-raw,format={{NV12,I420}},{_EVEN};{self.caps}"
 
     def take(self, sample: Any) -> dict[str, Any]:
-        """What a picture has of a sample: ``image``, for an engine on a GPU also ``on_gpu``."""
+        """A picture's fields from a sample: ``image``, for an engine on a GPU also ``on_gpu``."""
         with host_planes(self._library, sample) as (planes, matrix):
             if self._uploads is None:
                 return {"image": planes[0].copy()}
@@ -195,7 +195,7 @@ class GpuFrames:
         self._stream = core.Stream(self._index)
 
     def take(self, sample: Any) -> dict[str, Any]:
-        """What a picture has of a sample; the sample's memory is free again afterwards."""
+        """The fields of a picture from a sample; the sample's memory is free again afterwards."""
         with ExitStack() as block:
             info = block.enter_context(mapped(sample.get_buffer()))
             surface = c.cast(info.data, c.POINTER(_Surface))

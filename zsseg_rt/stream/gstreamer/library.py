@@ -89,12 +89,12 @@ def require_elements(gst: Any, names: Iterable[str], purpose: str) -> None:
 
 def known_settings(gst: Any, element: str, settings: Mapping[str, object]) -> str:
     """Those settings that this version of an element has."""
-    made = gst.ElementFactory.make(element)
-    return " ".join(f"{key}={value}" for key, value in settings.items() if made.find_property(key))
+    find = gst.ElementFactory.make(element).find_property
+    return " ".join(f"{key}={value}" for key, value in settings.items() if find(key))
 
 
 def packages_of(elements: Iterable[str]) -> str:
-    """What to do about missing elements."""
+    """Advice that installs missing elements."""
     elements = list(elements)
     packages = sorted({_PACKAGES[name] for name in elements if name in _PACKAGES})
     others = [name for name in elements if name not in _PACKAGES]
@@ -200,7 +200,7 @@ def redact_pipeline(text: str) -> str:
         >>> redact_pipeline('rtspsrc location=rtsp://me:pw@cam user-pw="a b" ! decodebin')
         'rtspsrc location=rtsp://cam user-pw=*** ! decodebin'
     """
-    text = redact(_QUOTED.sub(lambda found: found[1] + shown(found[2]) + found[1], text))
+    text = redact(_QUOTED.sub(lambda match: match[1] + shown(match[2]) + match[1], text))
     return _SET.sub(r'\1"***"', _PROPERTY.sub(r"\1***", text))
 
 
@@ -284,9 +284,9 @@ def _gstreamer() -> c.CDLL:
 def matrix_of(video: Any, info: Any) -> str | None:
     """The colour matrix of a video, as ``Nv12Frame`` calls it; None for those that it lacks."""
     matrices = {video.VideoColorMatrix.BT601: "bt601", video.VideoColorMatrix.BT709: "bt709"}
-    found = matrices.get(info.colorimetry.matrix)
+    matrix = matrices.get(info.colorimetry.matrix)
     is_full = info.colorimetry.range.value_nick == "0-255"
-    return f"{found}-full" if found and is_full else found
+    return f"{matrix}-full" if matrix and is_full else matrix
 
 
 def stamp_of(library: Library, sample: Any, base_time: int) -> float | None:
@@ -309,13 +309,13 @@ class Arrivals:
     """When encoded frames arrived, found again by their time stamps when they are decoded."""
 
     def __init__(self) -> None:
-        self._known: deque[tuple[int, float]] = deque(maxlen=64)
+        self._noted: deque[tuple[int, float]] = deque(maxlen=64)
         self._lock = threading.Lock()
 
     def note(self, stamp: int) -> None:
         """A frame with this time stamp arrived now."""
         with self._lock:
-            self._known.append((stamp, time.monotonic()))
+            self._noted.append((stamp, time.monotonic()))
 
     def take(self, stamp: int) -> float | None:
         """When the frame arrived, seconds of ``time.monotonic()``; None if that is not known.
@@ -323,8 +323,8 @@ class Arrivals:
         Several frames may have one stamp, where the network's jitter is smoothed out.
         """
         with self._lock:
-            for place, (known, at) in enumerate(self._known):
-                if known == stamp:
-                    del self._known[place]
+            for place, (noted, at) in enumerate(self._noted):
+                if noted == stamp:
+                    del self._noted[place]
                     return at
         return None

@@ -41,8 +41,8 @@ class Connections:
         self._before, self._peers = set(_sockets()), set[tuple[Any, ...]]()
         with suppress(OSError, ValueError):  # rtspsrc says what is wrong
             place = urlsplit(url)
-            found = socket.getaddrinfo(place.hostname, place.port or 554, type=socket.SOCK_STREAM)
-            self._peers = {address[:2] for *_, address in found}
+            hosts = socket.getaddrinfo(place.hostname, place.port or 554, type=socket.SOCK_STREAM)
+            self._peers = {address[:2] for *_, address in hosts}
 
     def received(self) -> int:
         """Bytes that came over those that are open."""
@@ -65,11 +65,11 @@ class Connections:
 
 def _sockets() -> dict[str, int]:
     """The descriptors of this process's sockets, by what tells sockets apart."""
-    found = {}
+    links = {}
     for path in Path("/proc/self/fd").iterdir():
         with suppress(OSError):  # closed meanwhile
-            found[str(path.readlink())] = int(path.name)
-    return {link: number for link, number in found.items() if link.startswith("socket:")}
+            links[str(path.readlink())] = int(path.name)
+    return {link: number for link, number in links.items() if link.startswith("socket:")}
 
 
 @dataclass(kw_only=True, eq=False)
@@ -90,7 +90,7 @@ class Recipe:
     """How the pipeline of a source is made; anew for each attempt to open it."""
 
     hint = ""
-    """What to check when a camera's pipeline ends."""
+    """Advice for when a camera's pipeline ends."""
 
     def path(self, gst: Any) -> str:
         """Where its frames may lie on their way to a GPU: ``"nvmm"`` or ``"host"``."""

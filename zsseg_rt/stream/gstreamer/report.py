@@ -1,4 +1,4 @@
-"""What GStreamer can do on this machine, and what it lacks."""
+"""Report which elements of GStreamer this machine has, and which it lacks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _JETSON_CODECS = ("nvv4l2decoder", "nvv4l2h264enc")
 
 
 def report(*, is_jetson: bool) -> tuple[str, str]:
-    """What is there and what is not, and what installs the rest; opens no camera and no port."""
+    """The elements that are there or not, and how to install those; opens no camera or port."""
     try:
         library = load()
     except BackendUnavailableError as exc:

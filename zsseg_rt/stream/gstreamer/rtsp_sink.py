@@ -57,19 +57,19 @@ class Address:
     @staticmethod
     def parse(text: str) -> Address:
         """Read ``rtsp://[USER:PASSWORD]@[HOST]:PORT/PATH``."""
-        found = _FORM.fullmatch(text)
-        login = found["login"] if found else ""
+        match = _FORM.fullmatch(text)
+        login = match["login"] if match else ""
         user, password = (unquote(part) for part in login.partition(":")[::2])
-        port = int(found["port"] or _PORT) if found else 0
-        if found is None or port > 65535 or (login and not (user and password)):
+        port = int(match["port"] or _PORT) if match else 0
+        if match is None or port > 65535 or (login and not (user and password)):
             raise ArgumentError(
                 "sink: expected rtsp://@:PORT/NAME, rtsp://@127.0.0.1:PORT/NAME for this machine "
                 f"alone, or rtsp://USER:PASSWORD@:PORT/NAME; got {shown(text)}"
             )
         return Address(
-            host=found["host"].strip("[]") or "0.0.0.0",
+            host=match["host"].strip("[]") or "0.0.0.0",
             port=port,
-            path=found["path"],
+            path=match["path"],
             login=(user, password) if user else None,
         )
 
@@ -87,7 +87,7 @@ class Address:
 
 
 def network_of(peer: str) -> str:
-    """What counts as one client's address: of IPv6 a network of 64 bits, all of which it has."""
+    """The address that counts as one client: of IPv6 a network of 64 bits, all of which it has."""
     try:
         address = ipaddress.ip_address(peer.partition("%")[0])
     except ValueError:
@@ -166,8 +166,8 @@ def _encoding(gst: Any, size_hw: tuple[int, int], name: str) -> str:
     bits = max(int(size_hw[0] * size_hw[1] * _RATE * BITS_PER_PIXEL), 500_000)
     rates = {"bits": bits, "kilobits": bits // 1000}
     for one in _encoders(gst, size_hw):
-        chosen = {key: rates.get(str(value), value) for key, value in one.settings.items()}
-        settings = known_settings(gst, one.element, chosen)
+        values = {key: rates.get(str(value), value) for key, value in one.settings.items()}
+        settings = known_settings(gst, one.element, values)
         text = f"{one.takes} ! {one.element} name=encoder {settings} ! h264parse"
         problem = _what_fails(gst, text, size_hw)
         if problem is None:
@@ -213,7 +213,7 @@ _RIGHTS = ("media.factory.access", "media.factory.construct")
 
 
 class Channel:
-    """What viewers of one path see. Frames are sent by one thread, viewers come in others."""
+    """The stream of one path. Frames are sent by one thread, viewers come in others."""
 
     def __init__(self, gst: Any, channel_order: str) -> None:
         self._gst, self._format = gst, channel_order.upper()

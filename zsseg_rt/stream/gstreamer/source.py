@@ -182,10 +182,10 @@ def _cut_if_it_hangs(connections: Connections | None) -> Iterator[None]:
 
 def keeps_to_host() -> bool:
     """Whether frames pass through the CPU's memory in any case, by ``ZSSEG_CAMERA_FRAMES``."""
-    given = os.environ.get("ZSSEG_CAMERA_FRAMES") or "auto"
-    if given not in ("auto", "host"):
-        raise ConfigError(f"ZSSEG_CAMERA_FRAMES: expected auto or host, got {given!r}")
-    return given == "host"
+    value = os.environ.get("ZSSEG_CAMERA_FRAMES") or "auto"
+    if value not in ("auto", "host"):
+        raise ConfigError(f"ZSSEG_CAMERA_FRAMES: expected auto or host, got {value!r}")
+    return value == "host"
 
 
 class _Queue:
