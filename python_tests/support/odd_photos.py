@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from support.colour_words import COLOUR_WORDS
-from support.picture_files import png
 
 HEIGHT, WIDTH = 24, 40
 
@@ -40,22 +39,6 @@ def saved(
     return content.getvalue()
 
 
-def raw(kind: str, values: np.ndarray, **options: Any) -> bytes:
-    """An array of another type as a picture."""
-    from PIL import Image
-
-    content = io.BytesIO()
-    Image.fromarray(values).save(content, kind, **options)
-    return content.getvalue()
-
-
-def grey(dtype: type, white: float) -> np.ndarray:
-    """White on the left, black on the right, in a type and range of its own."""
-    values = np.zeros((HEIGHT, WIDTH), dtype)
-    values[:, : WIDTH // 2] = white
-    return values
-
-
 def frames(kind: str) -> bytes:
     """Two pictures in one file, of which the second is green."""
     from PIL import Image
@@ -67,40 +50,10 @@ def frames(kind: str) -> bytes:
     return content.getvalue()
 
 
-def sixteen_bits(suffix: str) -> bytes:
-    """Red and blue in 16 bits a channel, as OpenCV writes them."""
-    import cv2
-
-    picture = halves("red", "blue")[..., ::-1].astype(np.uint16) * 257
-    return cv2.imencode(suffix, picture)[1].tobytes()
-
-
-def float_tiff() -> bytes:
-    """Red and blue in float32, from 0 to 1."""
-    import cv2
-
-    picture = halves("red", "blue")[..., ::-1].astype(np.float32) / 255
-    return cv2.imencode(".tif", picture)[1].tobytes()
-
-
-def turned() -> bytes:
-    """A JPEG whose EXIF says that the camera was turned: red is at the top when it is shown."""
-    from PIL import Image
-
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    return saved("JPEG", quality=95, exif=exif)
-
-
 def thumbnailed(data: bytes) -> bytes:
     """A JPEG that holds another, whole one in its EXIF segment, as cameras' files do."""
     inner = b"Exif\0\0" + saved("JPEG", picture=halves("red", "blue", 8, 8))
     return data[:2] + b"\xff\xe1" + struct.pack(">H", len(inner) + 2) + inner + data[2:]
-
-
-def bomb() -> bytes:
-    """A few bytes that claim 900 million pixels."""
-    return png(30000, 30000, colour=2)
 
 
 def write(folder: Path, name: bytes, data: bytes | Callable[[Path], None]) -> Path:

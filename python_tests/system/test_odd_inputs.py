@@ -22,7 +22,6 @@ PNG = odd.saved("PNG")
 JPEG = odd.saved("JPEG", quality=95)
 LARGE = odd.halves("red", "blue", 300, 300)
 WHITE_BLACK = odd.halves("white", "black")
-GREY16 = odd.grey("uint16", 65535)
 
 CLASSES = ("red", "blue", "white", "black", "green")
 COLOURED, GREY = ("red", "blue"), ("white", "black")
@@ -57,24 +56,16 @@ def strip(colours: tuple[str, str], height: int, width: int) -> bytes:
 
 PHOTOS = {
     "png of 1 bit": Photo("1.png", odd.saved("PNG", "1", picture=WHITE_BLACK), GREY),
-    "png of 16 bits": Photo("16.png", odd.sixteen_bits(".png")),
-    "grey png of 16 bits": Photo("g16.png", odd.raw("PNG", GREY16), GREY),
     "png with a palette": Photo("p.png", odd.saved("PNG", "P")),
-    "png with alpha": Photo("rgba.png", odd.saved("PNG", "RGBA")),
     "grey png with alpha": Photo("la.png", odd.saved("PNG", "LA", picture=WHITE_BLACK), GREY),
     "animated png": Photo("moving.png", odd.frames("PNG")),
     "progressive jpeg": Photo("p.jpg", odd.saved("JPEG", progressive=True, quality=95)),
     "cmyk jpeg": Photo("cmyk.jpg", odd.saved("JPEG", "CMYK", quality=95)),
-    "turned jpeg": Photo("turned.jpg", odd.turned(), size_hw=(odd.WIDTH, odd.HEIGHT)),
     "jpeg with a thumbnail": Photo("thumb.jpg", odd.thumbnailed(JPEG)),
-    "jpeg with a tail": Photo("tail.jpg", JPEG + bytes(99)),
     "lossy webp": Photo("lossy.webp", odd.saved("WEBP", quality=95)),
     "webp with alpha": Photo("alpha.webp", odd.saved("WEBP", "RGBA", lossless=True)),
     "animated webp": Photo("moving.webp", odd.frames("WEBP")),
     "tiff of several pages": Photo("pages.tif", odd.frames("TIFF")),
-    "tiff of 16 bits": Photo("16.tif", odd.sixteen_bits(".tif")),
-    "cmyk tiff": Photo("cmyk.tif", odd.saved("TIFF", "CMYK")),
-    "float tiff": refused("float.tif", odd.float_tiff(), "convert it to JPEG or PNG"),
     "bmp": Photo("a.bmp", odd.saved("BMP")),
     "bmp with a palette": Photo("p.bmp", odd.saved("BMP", "P")),
     "1x1": Photo("dot.png", strip(("blue", "blue"), 1, 1), ("blue",), (1, 1)),
@@ -82,12 +73,7 @@ PHOTOS = {
     "20000x2": Photo("pole.png", strip(COLOURED, 20000, 2), COLOURED, (20000, 2)),
     "cut jpeg": refused("cut.jpg", odd.saved("JPEG", picture=LARGE)[:900], "image file"),
     "cut png": refused("cut.png", odd.saved("PNG", picture=LARGE)[:-300], "image file"),
-    "cut tiff": refused("cut.tif", odd.saved("TIFF", picture=LARGE)[:60000], "image file"),
-    "cut bmp": refused("cut.bmp", odd.saved("BMP", picture=LARGE)[:60000], "cut off"),
-    "empty": refused("empty.jpg", b"", "expected an image file, got 0 bytes"),
     "text": refused("text.jpg", b"no picture, " * 30, "in no known image format"),
-    "gif called jpg": refused("gif.jpg", odd.frames("GIF"), "in no known image format"),
-    "bomb": refused("bomb.png", odd.bomb(), "expected at most 200000000 pixels"),
     "reading fails": refused("mem.png", link_to("/proc/self/mem"), "cannot be read: Input/output"),
     "link": Photo("link.png", link_to("a.bmp")),
     "jpeg called png": Photo("jpeg.png", JPEG),

@@ -89,19 +89,6 @@ def test_frames_and_seconds_end_a_camera(colour_bundle, tmp_path):
     assert stream(SMALL, "-b", colour_bundle, "--seconds", 0.2) == 0
 
 
-def test_a_list_of_sources_is_streamed_together(clip, colour_bundle, tmp_path):
-    listed, lines = tmp_path / "cameras.txt", tmp_path / "a.jsonl"
-    listed.write_text(f"{clip}\ntest://?size=64x48&rate=500&frames=6\n")
-    assert stream(f"@{listed}", lines, "-b", colour_bundle) == 0
-    sources = [json.loads(line)["source"] for line in lines.read_text().splitlines()]
-    assert (sources.count(str(clip)), len(sources)) == (10, 16)
-
-
-def test_the_demo_needs_no_arguments(tmp_path, capsys):
-    assert run("stream", "--demo", "scenes", "--frames", 3, "--policy", "all") == 0
-    assert "test://?demo=scenes  3 of" in capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
     ("arguments", "code", "told"),
     [
@@ -125,16 +112,6 @@ def test_what_cannot_be_is_told_before_anything_is_loaded(arguments, code, told,
     message = capsys.readouterr().err
     assert told in message
     assert "secret" not in message
-
-
-def test_still_frames_are_reported(colour_bundle, tmp_path, capsys):
-    pytest.importorskip("av")
-    red = np.full((48, 64, 3), COLOUR_WORDS["red"], np.uint8)
-    path, lines = write_video(tmp_path / "in.mp4", [red] * 8, gop=1), tmp_path / "out.jsonl"
-    assert stream(path, lines, "-b", colour_bundle, "--steady", "--skip-still") == 0
-    assert "8 of 8 frames labelled, 7 reused" in capsys.readouterr().out
-    reused = [json.loads(line)["reused"] for line in lines.read_text().splitlines()]
-    assert reused == [False] + [True] * 7
 
 
 def test_frames_between_say_whose_labels_they_have(colour_bundle, tmp_path, capsys):

@@ -231,12 +231,6 @@ def test_cameras_that_come_and_go_leave_nothing_behind(rtsp_cameras):
     assert max(threads[5:]) <= max(threads[:5]) + 4  # GLib's pool
 
 
-def test_failed_attempts_leave_nothing_behind():
-    told = read("rtsp://127.0.0.1:1/x", 1, "--times", "12")
-    descriptors = [r["descriptors"] for r in told.resources]
-    assert max(descriptors[3:]) <= max(descriptors[:3])
-
-
 OK = b"RTSP/1.0 200 OK\r\nCSeq: 1\r\n"
 FLOODS = {
     "a body without end": (OK + b"Content-Length: 2000000000\r\n\r\n", b"b"),

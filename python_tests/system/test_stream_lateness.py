@@ -7,7 +7,6 @@ import pytest
 
 from support.rtsp_camera import shown_time
 from support.streams import LONG, label, numbered
-from support.throttle import SlowLink
 from zsseg_rt.stream.conversion import Converter
 from zsseg_rt.stream.runner import Stream
 from zsseg_rt.stream.source import Lateness, Picture
@@ -114,13 +113,6 @@ def check(ages, stats):
     assert max(true - told for true, told in ages) < 1.0  # and was said to
     assert ages[-1][0] < 1.5  # the first one after it was opened anew
     assert stats.age_ms["p99"] > 900
-
-
-def test_a_link_slower_than_the_camera_shows_and_is_shed(rtsp_cameras):
-    pytest.importorskip("av")
-    camera = rtsp_cameras()
-    with SlowLink(camera.port, bytes_per_second=5000, buffer_bytes=1 << 24) as link:
-        check(*follow(camera.url.replace(str(camera.port), str(link.port)), LONG))
 
 
 def test_a_starved_decoder_shows_and_is_shed(rtsp_cameras, monkeypatch):

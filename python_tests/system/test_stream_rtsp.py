@@ -62,18 +62,6 @@ def test_the_first_picture_is_the_first_that_the_camera_made(rtsp_cameras):
     assert first == camera.first_made()
 
 
-def test_whoever_comes_later_begins_with_a_whole_picture(rtsp_cameras):
-    camera = rtsp_cameras()
-    (source,) = open_sources(camera.url)
-    pictures = source.pictures(ReaderNow())  # keeps the camera's pictures coming
-    first = shown_time(next(pictures).image)
-    for _ in range(3):
-        times = times_of(read(camera.url, 4))
-        assert sound(times)
-        assert times[0] > first
-    pictures.close()
-
-
 def test_a_camera_may_change_its_size(rtsp_cameras):
     camera = rtsp_cameras(sizes=("320x240", "480x384"))
     (source,) = open_sources(camera.url)

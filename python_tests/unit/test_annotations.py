@@ -278,20 +278,3 @@ def test_coco_counts_from_one_and_names_photos_from_their_folder(coco_file):
     assert [(c["id"], c["name"]) for c in content["categories"]] == [*enumerate(NAMES, 1)]
     assert {a["category_id"] for a in content["annotations"]} == {1, 2}
     assert AnnotationFiles("coco", coco_file.parent, NAMES).finish() == coco_file  # no photo
-
-
-def test_pycocotools_and_datumaro_import_the_file(coco_file, tmp_path):
-    coco = pytest.importorskip("pycocotools.coco", reason="needs pip install pycocotools")
-    read = coco.COCO(str(coco_file))
-    for image in read.loadImgs(read.getImgIds()):
-        assert (tmp_path / "images" / image["file_name"]).is_file()
-    assert [c["name"] for c in read.loadCats(read.getCatIds())] == list(NAMES)
-    datumaro = pytest.importorskip("datumaro", reason="needs pip install datumaro")
-    (tmp_path / "annotations").mkdir()
-    coco_file.rename(tmp_path / "annotations" / "instances_images.json")
-    found = datumaro.Dataset.import_from(str(tmp_path), "coco_instances")
-    names = [label.name for label in found.categories()[datumaro.AnnotationType.label]]
-    assert [name for name in names if name in NAMES] == list(NAMES)
-    for item in found:
-        named = {names[one.label] for one in item.annotations}
-        assert named == {"sky", "road"}

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import glob
 import logging
-import math
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -39,7 +38,7 @@ _KNOWN = (
 _SCHEMES = ["csi", "gst", "gst-file", "http", "https", "rtsp", "rtsps", "test", "v4l2"]
 _MOST_SENSORS = 16
 
-_Value = TypeVar("_Value")
+_Number = TypeVar("_Number", int, float)
 
 
 def open_sources(
@@ -210,12 +209,12 @@ def _csi(uri: str, order: str) -> Source:
     number = re.fullmatch(r"csi://([0-9]{1,2})(?:\?.*)?", uri, re.IGNORECASE | re.DOTALL)
     if number is None or int(number[1]) >= _MOST_SENSORS:
         raise ArgumentError(f"source: expected csi://0 to csi://{_MOST_SENSORS - 1}, got {uri}")
-    asked = _query(uri, ("size", "rate", "flip")) if "?" in uri else {}
+    query = _Query(uri, "size", "rate", "flip")
     recipe = CsiCamera(
         sensor=int(number[1]),
-        size_hw=_size(uri, asked.get("size", "1280x720")),
-        rate=_number(uri, asked, "rate", "30", float, 1, 1000),
-        flip=_number(uri, asked, "flip", "0", int, 0, 7),
+        size_hw=query.size_hw((720, 1280)),
+        rate=query.number("rate", 30.0, 1, 1000),
+        flip=query.number("flip", 0, 0, 7),
     )
     return GstSource(name=uri, recipe=recipe, channel_order=order)
 
@@ -232,76 +231,72 @@ def _rtsp(uri: str, order: str) -> Source:
 
 
 def _demo_camera(uri: str, order: str) -> Source:
-    asked = _query(uri, ("demo", "size", "rate", "seed", "frames"))
-    demo = asked.get("demo", DEFAULT)
+    query = _Query(uri, "demo", "size", "rate", "seed", "frames")
+    demo = query.texts.get("demo", DEFAULT)
     if demo not in DEMOS:
         raise ArgumentError(f"source: expected demo={'|'.join(DEMOS)} in {uri}, got {demo!r}")
-    height, width = DEFAULT_SIZES[demo]
-    frames = _number(uri, asked, "frames", "0", int, 0, 10**9)
     return DemoCamera(
         name=uri,
         demo=demo,
-        size_hw=_size(uri, asked.get("size", f"{width}x{height}")),
-        rate=_number(uri, asked, "rate", "30", float, 0.01, 1000),
-        seed=_number(uri, asked, "seed", "0", int, 0, 2**63),
-        num_frames=frames or None,
+        size_hw=query.size_hw(DEFAULT_SIZES[demo]),
+        rate=query.number("rate", 30.0, 0.01, 1000),
+        seed=query.number("seed", 0, 0, 2**63),
+        num_frames=query.number("frames", 0, 0, 10**9) or None,
         channel_order=order,
     )
 
 
 def _device(uri: str, order: str) -> Source:
-    asked = _query(uri, ("size", "rate", "format")) if "?" in uri else {}
+    query = _Query(uri if "?" in uri else "", "size", "rate", "format")
     path = f"/dev/video{uri}" if uri.isdecimal() else uri.split("?")[0].removeprefix("v4l2://")
     if not path.startswith("/dev/"):
         raise ArgumentError(f"source: expected v4l2:///dev/videoN, got {uri}")
     options = {}
-    if "size" in asked:
-        height, width = _size(uri, asked["size"])
-        options["video_size"] = f"{width}x{height}"
-    if "rate" in asked:
-        options["framerate"] = str(_number(uri, asked, "rate", "30", float, 0.01, 1000))
-    if "format" in asked:
-        options["input_format"] = asked["format"]
+    if "size" in query.texts:
+        options["video_size"] = "{1}x{0}".format(*query.size_hw((0, 0)))
+    if "rate" in query.texts:
+        options["framerate"] = str(query.number("rate", 30.0, 0.01, 1000))
+    if "format" in query.texts:
+        options["input_format"] = query.texts["format"]
     return VideoSource(name=uri, url=path, kind="v4l2", channel_order=order, options=options)
 
 
-def _query(uri: str, keys: Sequence[str]) -> dict[str, str]:
-    try:
-        parts = urlsplit(uri)
-    except ValueError as exc:
-        raise ArgumentError(f"source: expected {_KNOWN}; got {uri}: {exc}") from None
-    if parts.scheme == "test" and (parts.netloc or parts.path):
-        raise ArgumentError(f"source: expected test://?{'&'.join(f'{k}=..' for k in keys)}, "
-                            f"got {uri}")  # fmt: skip
-    asked = dict(parse_qsl(parts.query, keep_blank_values=True))
-    for key in asked:
-        if key not in keys:
-            raise ArgumentError(f"source: expected {', '.join(keys)} in {uri}, got {key!r}")
-    return asked
+class _Query:
+    """The settings of a URI, behind its question mark."""
 
+    def __init__(self, uri: str, *keys: str) -> None:
+        try:
+            parts = urlsplit(uri)
+        except ValueError as exc:
+            raise ArgumentError(f"source: expected {_KNOWN}; got {uri}: {exc}") from None
+        if parts.scheme == "test" and (parts.netloc or parts.path):
+            form = "&".join(f"{key}=.." for key in keys)
+            raise ArgumentError(f"source: expected test://?{form}, got {uri}")
+        self._uri, self.texts = uri, dict(parse_qsl(parts.query, keep_blank_values=True))
+        for key in self.texts:
+            if key not in keys:
+                raise ArgumentError(f"source: expected {', '.join(keys)} in {uri}, got {key!r}")
 
-def _size(uri: str, text: str) -> tuple[int, int]:
-    sides = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", text)
-    if sides is None or int(sides[1]) * int(sides[2]) > _MOST_PIXELS:
-        raise ArgumentError(f"source: expected size=WIDTHxHEIGHT in {uri}, got {text!r}")
-    return int(sides[2]), int(sides[1])
+    def size_hw(self, default: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of ``size``."""
+        if "size" not in self.texts:
+            return default
+        text = self.texts["size"]
+        sides = re.fullmatch(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", text)
+        if sides is None or int(sides[1]) * int(sides[2]) > _MOST_PIXELS:
+            raise ArgumentError(f"source: expected size=WIDTHxHEIGHT in {self._uri}, got {text!r}")
+        return int(sides[2]), int(sides[1])
 
-
-def _number(
-    uri: str,
-    asked: dict[str, str],
-    key: str,
-    default: str,
-    read: Callable[[str], _Value],
-    low: float,
-    high: float,
-) -> _Value:
-    text = asked.get(key, default)
-    try:
-        value = read(text)
-        fits = math.isfinite(float(text)) and low <= float(text) <= high
-    except ValueError:
-        fits = False
-    if not fits:
-        raise ArgumentError(f"source: expected {key} from {low} to {high} in {uri}, got {text!r}")
-    return value
+    def number(self, key: str, default: _Number, low: float, high: float) -> _Number:
+        """A number in a range, of the default's type."""
+        text = self.texts.get(key, str(default))
+        try:
+            value = type(default)(text)
+            fits = low <= value <= high
+        except ValueError:
+            fits = False
+        if not fits:
+            raise ArgumentError(
+                f"source: expected {key} from {low} to {high} in {self._uri}, got {text!r}"
+            )
+        return value

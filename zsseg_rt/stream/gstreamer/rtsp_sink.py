@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import ipaddress
+import itertools
 import logging
 import os
 import re
@@ -301,9 +302,9 @@ class RtspServer:
         self._channels: list[Channel] = []
         visitors = Visitors()
         self._server.connect("client-connected", _greet, self._channels, visitors)
-        loop = _Loop(self._library, self._server, name, self._channels, visitors)
+        stop = _serve(self._library, self._server, name, self._channels, visitors)
         self.port = int(self._server.get_bound_port())
-        self.close = weakref.finalize(self, loop.stop)
+        self.close = weakref.finalize(self, stop)
 
     def add(self, path: str, size_hw: tuple[int, int], channel_order: str) -> Channel:
         """Serve another path."""
@@ -327,69 +328,59 @@ class RtspServer:
         return channel
 
 
-class _Loop:
-    """The thread in which a server hears of its viewers; holds no reference to its owner."""
+def _serve(
+    library: Server, server: Any, name: str, channels: Sequence[Channel], visitors: Visitors
+) -> Callable[[], None]:
+    """Serve in a thread that holds no reference to the owner; returns how to end that.
 
-    def __init__(
-        self,
-        library: Server,
-        server: Any,
-        name: str,
-        channels: Sequence[Channel],
-        visitors: Visitors,
-    ) -> None:
-        self._library, self._server, self._visitors = library, server, visitors
-        self._channels = channels
-        self._looks = 0
-        self._context = library.GLib.MainContext.new()
-        self._stopped = threading.Event()
-        cleaning = library.GLib.timeout_source_new(1000 // _LOOKS_PER_SECOND)
-        cleaning.set_callback(self._clean)
-        cleaning.attach(self._context)
-        self._sources = [self._listen(name), cleaning]
-        self._thread = threading.Thread(target=self._run, name=f"serve {name}", daemon=True)
-        self._thread.start()
+    The end parts with all viewers and frees the port.
+    """
+    glib, looks, stopped = library.GLib, itertools.count(1), threading.Event()
+    context = glib.MainContext.new()
+    try:
+        listening = server.create_source(None)
+    except glib.Error as exc:
+        raise SourceError(
+            f"{name}: cannot listen there: {exc.message}. Choose another port, or end the "
+            "program that uses it; ss -ltnp names it."
+        ) from None
 
-    def stop(self) -> None:
-        """Part with all viewers and free the port."""
-        self._stopped.set()
-        self._context.wakeup()
-        if threading.current_thread() is not self._thread:
-            self._thread.join(_CLEAN_EVERY)
-
-    def _listen(self, name: str) -> Any:
-        from gi.repository import GLib
-
-        try:
-            source = self._server.create_source(None)
-        except GLib.Error as exc:
-            raise SourceError(
-                f"{name}: cannot listen there: {exc.message}. Choose another port, or end the "
-                "program that uses it; ss -ltnp names it."
-            ) from None
-        source.attach(self._context)
-        return source
-
-    def _clean(self, *_: object) -> bool:
-        self._visitors.look()
-        self._looks += 1
-        if self._looks % (_CLEAN_EVERY * _LOOKS_PER_SECOND) == 0:
-            self._server.get_session_pool().cleanup()
+    def clean(*_: object) -> bool:
+        visitors.look()
+        if next(looks) % (_CLEAN_EVERY * _LOOKS_PER_SECOND) == 0:
+            server.get_session_pool().cleanup()
         return True
 
-    def _run(self) -> None:
-        self._context.push_thread_default()
-        while not self._stopped.is_set():
-            self._context.iteration(True)
-        for source in self._sources:
+    cleaning = glib.timeout_source_new(1000 // _LOOKS_PER_SECOND)
+    cleaning.set_callback(clean)
+    sources = (listening, cleaning)
+    for source in sources:
+        source.attach(context)
+
+    def run() -> None:
+        context.push_thread_default()
+        while not stopped.is_set():
+            context.iteration(True)
+        for source in sources:
             source.destroy()
-        remove = self._library.GstRtspServer.RTSPFilterResult.REMOVE
-        self._server.client_filter(lambda _server, _client: remove)
+        remove = library.GstRtspServer.RTSPFilterResult.REMOVE
+        server.client_filter(lambda _server, _client: remove)
         last = time.monotonic() + _ENDS_WITHIN  # pipelines end in threads of their own
-        while any(channel.is_watched for channel in self._channels) and time.monotonic() < last:
-            self._context.iteration(False)
+        while any(channel.is_watched for channel in channels) and time.monotonic() < last:
+            context.iteration(False)
             time.sleep(0.005)
-        self._context.pop_thread_default()
+        context.pop_thread_default()
+
+    thread = threading.Thread(target=run, name=f"serve {name}", daemon=True)
+
+    def stop() -> None:
+        stopped.set()
+        context.wakeup()
+        if threading.current_thread() is not thread:
+            thread.join(_CLEAN_EVERY)
+
+    thread.start()
+    return stop
 
 
 def _greet(_server: Any, client: Any, channels: Sequence[Channel], visitors: Visitors) -> None:
