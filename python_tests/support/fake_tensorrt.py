@@ -4,11 +4,16 @@ A graph is a JSON file; a plan is its bytes after ``PLAN``. Nothing is computed:
 in order, in ``journal``.
 """
 
+import importlib.util
 import json
+import sys
 from enum import Enum, IntEnum
 from types import SimpleNamespace
 
 import numpy as np
+
+from zsseg_rt.backends import _tensorrt, _tensorrt_build, _tensorrt_device
+from zsseg_rt.onnx.check import GraphHeader
 
 DataType = Enum("DataType", ["FLOAT", "HALF", "INT8", "INT64"])
 LayerType = Enum("LayerType", ["MATRIX_MULTIPLY", "DEQUANTIZE", "SOFTMAX"])
@@ -362,3 +367,32 @@ class GpuArray:
     def view(self, shape):
         size = int(np.prod(shape))
         return GpuArray(self.host.reshape(-1)[:size].reshape(shape), self.address)
+
+
+def install(monkeypatch, fake, native, flavour="tensorrt"):
+    """Let a stand-in be the one TensorRT; the check of ONNX is left out, as graphs are JSON."""
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(_tensorrt, "check_graph", lambda path: GraphHeader(inputs=(), outputs=()))
+    monkeypatch.setattr(_tensorrt_build, "map_file", lambda path: None)
+    monkeypatch.setattr(_tensorrt_build, "quantised_layers", lambda content: 0)
+    monkeypatch.setattr(_tensorrt_device, "native", lambda: native)
+    monkeypatch.setitem(sys.modules, flavour, fake)
+    monkeypatch.delenv("ZSSEG_TENSORRT", raising=False)
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: fake if name == flavour else find_spec(name)
+    )
+    return fake
+
+
+def write_graph(folder, **changes):
+    """The graph of a decoder, ``x`` to ``y``."""
+    path = folder / "decoder.onnx"
+    path.write_text(json.dumps(GRAPH | changes))
+    return path
+
+
+GRAPH = {
+    "inputs": [{"name": "x", "dtype": "FLOAT", "shape": [1, -1, 8], "axes": {"1": "classes"}}],
+    "outputs": [{"name": "y", "dtype": "FLOAT", "shape": [1, -1, 4]}],
+    "layers": [["MATRIX_MULTIPLY", "HALF"], ["MATRIX_MULTIPLY", "HALF"], ["SOFTMAX", "FLOAT"]],
+}

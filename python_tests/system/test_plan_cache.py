@@ -4,7 +4,6 @@ import json
 import logging
 import multiprocessing
 import os
-from dataclasses import replace
 
 import pytest
 
@@ -43,16 +42,6 @@ def stored(folder):
     return cache, cache.path(KEY)
 
 
-def test_second_request_reads_the_stored_plan(tmp_path):
-    builder = Builder()
-    first = PlanCache(tmp_path).get_or_build(KEY, builder)
-    second = PlanCache(tmp_path).get_or_build(KEY, builder)
-    assert builder.calls == 1
-    assert second.data == first.data == b"plan bytes"
-    assert second.report == REPORT
-    assert second.path == PlanCache(tmp_path).path(KEY)
-
-
 def test_file_name_and_record_say_what_the_plan_is(tmp_path):
     _, path = stored(tmp_path)
     assert path.name.startswith("decoder-tensorrt-10.3.0-sm87-orin-float16-")
@@ -62,36 +51,10 @@ def test_file_name_and_record_say_what_the_plan_is(tmp_path):
     assert head["about"] == REPORT
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"graph_sha256": "cd" * 32},
-        {"runtime": "tensorrt-10.3.1"},
-        {"target": "sm86-Orin"},
-        {"precision": "float32"},
-        {"shapes": {"classes": (1, 32, 512)}},
-    ],
-)
-def test_every_field_makes_another_plan(tmp_path, change):
-    stored(tmp_path)
-    builder = Builder()
-    PlanCache(tmp_path).get_or_build(replace(KEY, **change), builder)
-    assert builder.calls == 1
-    assert len(files(tmp_path)) == 2
-
-
 def test_a_new_file_format_is_another_key(monkeypatch):
     before = KEY.file_stem
     monkeypatch.setattr(plan_cache, "FORMAT_VERSION", plan_cache.FORMAT_VERSION + 1)
     assert KEY.file_stem != before
-
-
-def test_a_verdict_belongs_to_one_plan(tmp_path, caplog):
-    plan = PlanCache(tmp_path).get_or_build(KEY, Builder())
-    plan_cache.keep_golden(plan, {"passed": True})
-    assert PlanCache(tmp_path).get_or_build(KEY, Builder()).golden == {"passed": True}
-    PlanCache(tmp_path).discard(KEY, "refused")
-    assert PlanCache(tmp_path).get_or_build(KEY, Builder(b"another")).golden is None
 
 
 def test_discard_makes_the_next_request_build(tmp_path, caplog):

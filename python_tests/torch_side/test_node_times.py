@@ -1,7 +1,5 @@
 """Nodes of exported graphs are named after modules, and timed by every backend."""
 
-import json
-import sys
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,9 +9,8 @@ import onnx
 import pytest
 
 from support.errors import refused
-from support.fake_tensorrt import FakeNative, FakeTensorRT, GpuArray
+from support.fake_tensorrt import FakeNative, FakeTensorRT, GpuArray, install, write_graph
 from zsseg_rt import Engine, EngineConfig
-from zsseg_rt.backends import _tensorrt, _tensorrt_device
 from zsseg_rt.backends._openvino import PastRuns, node_times
 from zsseg_rt.backends.base import OUTSIDE_NODES, BackendOptions, NodeTime
 from zsseg_rt.backends.recording import RecordingSession
@@ -21,7 +18,6 @@ from zsseg_rt.backends.registry import get_backend
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.demo import demo_bundle
 from zsseg_rt.errors import BackendError, ConfigError
-from zsseg_rt.onnx.check import GraphHeader
 from zsseg_rt.profiling.report import OUTSIDE, assign_nodes
 from zsseg_rt.profiling.worker import LocalCandidate
 
@@ -177,27 +173,13 @@ def test_openvino_times_no_nodes_unless_it_was_asked_to(encoder, image):
 
 
 def test_tensorrt_times_layers_in_a_context_of_their_own(tmp_path, monkeypatch):
-    fake, native = FakeTensorRT(), FakeNative()
-    monkeypatch.delenv("ZSSEG_TENSORRT", raising=False)
-    monkeypatch.setattr(_tensorrt, "check_graph", lambda path: GraphHeader(inputs=(), outputs=()))
-    monkeypatch.setitem(sys.modules, "tensorrt", fake)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: fake)
-    monkeypatch.setattr(_tensorrt_device, "native", lambda: native)
-    path = tmp_path / "decoder.onnx"
-    path.write_text(
-        json.dumps(
-            {
-                "inputs": [{"name": "x", "dtype": "FLOAT", "shape": [1, 4], "axes": {}}],
-                "outputs": [{"name": "y", "dtype": "FLOAT", "shape": [1, 4]}],
-                "layers": [["MATRIX_MULTIPLY", "HALF"]],
-            }
-        )
-    )
+    fake = install(monkeypatch, FakeTensorRT(), FakeNative())
+    path = write_graph(tmp_path)
     graph = get_backend("tensorrt").load(
         path, device="cuda:0", precision="auto", options=BackendOptions()
     )
     session = graph.session()
-    feeds = {"x": GpuArray(np.zeros((1, 4), np.float32), 0x1000)}
+    feeds = {"x": GpuArray(np.zeros((1, 4, 8), np.float32), 0x1000)}
     nodes = session.profile(feeds, stream=7, runs=4)
     assert nodes == (
         NodeTime(name="blocks.0/MatMul + blocks.0/Add", type="", ms=0.25),

@@ -52,7 +52,7 @@ def as_before() -> Iterator[None]:
     assert _settings() == before
 
 
-def _set(setting: str) -> None:
+def _set(setting):
     """``place = value``, as a program would write it."""
     name, _, value = setting.partition(" = ")
     if name == "matmul precision":
@@ -80,7 +80,7 @@ def _set(setting: str) -> None:
         ("cudnn.conv.fp32_precision = none",),
     ],
 )
-def test_settings_come_back_and_nothing_contradicts_inside(settings: tuple[str, ...]) -> None:
+def test_settings_come_back_and_nothing_contradicts_inside(settings):
     if not _has_newer and any("fp32_precision" in setting for setting in settings):
         pytest.skip("needs torch 2.9's settings")
     for setting in settings:
@@ -95,12 +95,12 @@ def test_settings_come_back_and_nothing_contradicts_inside(settings: tuple[str, 
     assert _settings() == before
 
 
-def test_the_last_of_several_threads_gives_them_back() -> None:
+def test_the_last_of_several_threads_gives_them_back():
     torch.backends.cuda.matmul.allow_tf32 = True
     second_is_in, first_is_out = threading.Event(), threading.Event()
-    seen: list[bool] = []
+    seen = []
 
-    def second() -> None:
+    def second():
         with exact_float32():
             second_is_in.set()
             first_is_out.wait(10)

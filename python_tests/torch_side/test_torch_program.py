@@ -6,9 +6,15 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
+pytest.importorskip("onnx")
 
+from onnx import TensorProto, helper  # noqa: E402
+
+from conftest import require_cuda  # noqa: E402
 from support.errors import refused  # noqa: E402
 from support.fake_gpu import FakeRun  # noqa: E402
+from support.graphs import write_graph  # noqa: E402
+from zsseg_rt import ops  # noqa: E402
 from zsseg_rt.backends import _torch  # noqa: E402
 from zsseg_rt.backends._torch_program import Program  # noqa: E402
 from zsseg_rt.backends.base import BackendOptions  # noqa: E402
@@ -152,3 +158,118 @@ def test_on_a_gpu_the_graphs_report_counts_what_was_fused(tmp_path, monkeypatch)
     assert graph.report["fused_attention"] == BLOCKS
     assert [layer.type for layer in graph.layers()].count("FusedAttention") == BLOCKS
     assert graph.precision == "float16"
+
+
+# --- single operators, on a GPU that is not there -------------------------------------------------
+
+
+def write_one(path, node, constants, kind=TensorProto.FLOAT, rank=2):
+    """A graph of one node: x [6, 8] and constants to y."""
+    axes = [f"axis{axis}" for axis in range(rank)]
+    return write_graph(path, [node], {"x": (kind, [6, 8])}, {"y": (kind, axes)}, constants)
+
+
+def computed(path, x):
+    """What a graph makes of x, on the host."""
+    program = Program(read_network(map_file(path)))
+    program.place(torch.device("cpu"), None)
+    (result,) = program.run({"x": torch.from_numpy(x)}).values()
+    return result.numpy()
+
+
+PLACES = np.arange(48, dtype=np.float32).reshape(6, 8)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "step", "expected"),
+    [
+        (1, 4, 1, PLACES[:, 1:4]),
+        (-3, 2**63 - 1, 1, PLACES[:, -3:]),
+        (0, 8, 3, PLACES[:, ::3]),
+        (6, 1, -2, PLACES[:, 6:1:-2]),
+        (5, 5, 1, PLACES[:, 5:5]),
+    ],
+)
+def test_slices_are_views_where_they_ascend(tmp_path, start, end, step, expected):
+    node = helper.make_node("Slice", ["x", "starts", "ends", "axes", "steps"], ["y"])
+    held = {"starts": start, "ends": end, "axes": -1, "steps": step}
+    held = {name: np.array([number]) for name, number in held.items()}
+    path = write_one(tmp_path / "slice.onnx", node, held)
+    np.testing.assert_array_equal(computed(path, PLACES), expected)
+    run = FakeRun(path)
+    assert (run.crossed, run.launched) == ([], [] if step > 0 else ["aten.flip.default"])
+
+
+@pytest.mark.parametrize("indices", [0, -1, [2], [3, 4, 5], [-2, -1], [-1, 0], [4, 1, 1], [[0, 2]]])
+def test_gather_takes_any_indices(tmp_path, indices):
+    node, held = helper.make_node("Gather", ["x", "i"], ["y"], axis=0), {"i": np.array(indices)}
+    path = write_one(tmp_path / "gather.onnx", node, held, rank=1 + np.ndim(indices))
+    np.testing.assert_array_equal(computed(path, PLACES), PLACES[indices])
+    run = FakeRun(path)
+    is_view = np.ndim(indices) == 0 or indices in ([2], [3, 4, 5], [-2, -1])
+    assert run.crossed == []
+    assert ("aten.index_select.default" in run.launched) == (not is_view)
+
+
+@pytest.mark.parametrize("bounds", [(-1.0, 20.0), (None, 20.0), (3.5, None)])
+def test_clip_reads_no_bounds_back(tmp_path, bounds):
+    names = [name if held is not None else "" for name, held in zip("ab", bounds, strict=True)]
+    held = {n: np.array(b, np.float32) for n, b in zip(names, bounds, strict=True) if n}
+    path = write_one(tmp_path / "clip.onnx", helper.make_node("Clip", ["x", *names], ["y"]), held)
+    np.testing.assert_array_equal(computed(path, PLACES), np.clip(PLACES, *bounds))
+    assert FakeRun(path).launched == ["aten.clamp.default"]
+
+
+@pytest.mark.parametrize("op_type", ["LayerNormalization", "Softmax"])
+def test_norms_of_half_precision_are_one_kernel(tmp_path, op_type):
+    """It computes in float32 inside: the sums here are beyond float16."""
+    constants = {"scale": np.ones(8, np.float16), "bias": np.zeros(8, np.float16)}
+    names = list(constants) if op_type == "LayerNormalization" else []
+    node = helper.make_node(op_type, ["x", *names], ["y"])
+    held = {name: constants[name] for name in names}
+    path = write_one(tmp_path / "norm.onnx", node, held, TensorProto.FLOAT16)
+    launched = FakeRun(path).launched
+    assert [name for name in launched if "_to_copy" not in name] == launched[:1]
+    assert len(launched) <= 2  # and the widening of the graph's output
+    x = (60000 * np.sin(PLACES)).astype(np.float16)
+    wide = x.astype(np.float64)
+    if op_type == "Softmax":
+        expected = np.exp(wide - wide.max(1, keepdims=True))
+        expected /= expected.sum(1, keepdims=True)
+    else:
+        expected = (wide - wide.mean(1, keepdims=True)) / wide.std(1, keepdims=True)
+    np.testing.assert_allclose(computed(path, x), expected, atol=2e-3)  # float16 rounds the result
+
+
+class Lent:
+    """As much of a tensor as a result needs, in this package's memory on the device."""
+
+    dtype = "torch.float32"
+
+    def __init__(self, array):
+        self.array, self.shape = array, array.shape
+
+    def data_ptr(self):
+        return self.array.__cuda_array_interface__["data"][0]
+
+
+def test_results_name_the_stream_that_wrote_them():
+    tensor = torch.arange(6, dtype=torch.float32).reshape(2, 3)
+    result = _torch.DeviceResult(tensor, 77)
+    assert result.__cuda_array_interface__["stream"] == 77
+    assert _torch.DeviceResult(tensor, 0).__cuda_array_interface__["stream"] == 1
+    view = result.view((1, 4))
+    assert view.shape == view.__cuda_array_interface__["shape"] == (1, 4)
+    assert view.__cuda_array_interface__["data"] == result.__cuda_array_interface__["data"]
+    assert not hasattr(result, "__dlpack__")
+
+
+@pytest.mark.needs_cuda
+def test_results_are_used_on_their_own_stream_at_once():
+    require_cuda()
+    stream = ops.Stream(0)
+    values = np.ones((1, 3, 4), np.float32)
+    array = ops.DeviceArray.from_numpy(values, 0, stream.handle)
+    result = _torch.DeviceResult(Lent(array), stream.handle)
+    flag = ops.all_finite(result, stream=stream.handle)
+    assert flag.numpy(stream.handle)[0] == 1
