@@ -55,7 +55,7 @@ def test_background_none_leaves_it_out_and_the_class_that_takes_all_is_remarked_
     assert written["engine"]["background"] == []
     assert written["photos"][0]["classes"][0]["share"] == 1.0
     printed = capsys.readouterr().out
-    assert "remark: 'ball' takes 100.0% of the picture" in printed
+    assert "remark: 'ball' takes 100.0% of the photo" in printed
     assert "added to" not in printed
 
 

@@ -184,19 +184,15 @@ def test_a_sensor_that_fails_gives_nothing_rather_than_zero(values, counts):
     assert stretch.watts == ()
 
 
-def test_the_thread_reads_from_start_to_stop():
+def test_a_thread_reads_while_work_is_done():
     values = itertools.count(1.0)
     meter = EnergyMeter([Rail(name="a", read=lambda: next(values))], interval=0.001)
     for _ in range(2):  # a second stretch starts afresh
-        meter.start()
-        while next(values) % 50:
-            pass
-        stretch = meter.stop()
+        result, stretch = meter.during(lambda: any(next(values) % 50 == 0 for _ in range(999)))
+        assert result
         assert stretch.seconds > 0.0
         assert stretch.joules > 0.0
-    meter = EnergyMeter([], interval=0.001)
-    meter.start()
-    assert meter.stop().joules is None
+    assert EnergyMeter([], interval=0.001).during(list)[1].joules is None
 
 
 class Nvml:

@@ -184,7 +184,7 @@ def _retired(name: str) -> str:
 
 
 def _message(error: BaseException, words: Sequence[str]) -> str:
-    """What is printed of an error: of one about an argument, the option that stands for it."""
+    """The text of an error, with the option that its argument stands for."""
     if isinstance(error, (typer.Abort, KeyboardInterrupt)):
         return "interrupted"
     if isinstance(error, UsageError):
@@ -199,8 +199,8 @@ def _message(error: BaseException, words: Sequence[str]) -> str:
     if not isinstance(error, ZssegError) or error.argument is None:
         return str(error)
     option = _CALLED.get(error.argument, "--" + error.argument.replace("_", "-"))
-    known = option in _options_of(words) or not option.startswith("--")
-    return str(error.renamed(option) if known else error)
+    has_option = option in _options_of(words) or not option.startswith("--")
+    return str(error.renamed(option) if has_option else error)
 
 
 def _options_of(words: Sequence[str]) -> set[str]:

@@ -54,17 +54,17 @@ def fetch(
     say(f"Try: zsseg-rt segment PHOTOS --bundle {name} --classes 'sky,road,person'")
 
 
-def fetched_weights(chosen: PretrainedSet) -> Path:
+def fetched_weights(weights: PretrainedSet) -> Path:
     """The weights file of a set: one that is here, or downloaded now and kept."""
     from zsseg_rt.errors import FetchError
     from zsseg_rt.fetch.checkpoints import find_checkpoint
 
     try:
         with closing(_Shown()) as shown:
-            return find_checkpoint(chosen, shown).path
+            return find_checkpoint(weights, shown).path
     except FetchError as exc:
-        again = str(exc).replace(f"run: zsseg-rt fetch {chosen.name}", "run this again")
-        raise FetchError(again.replace(f"{chosen.name}:", f"{chosen.tag}:", 1)) from exc
+        again = str(exc).replace(f"run: zsseg-rt fetch {weights.name}", "run this again")
+        raise FetchError(again.replace(f"{weights.name}:", f"{weights.tag}:", 1)) from exc
 
 
 def _print_names() -> None:

@@ -52,25 +52,26 @@ class Takes:
     def parameters(self, group: Any) -> Iterator[inspect.Parameter]:
         """The options as parameters for Typer."""
         for name, part in self._fields(group).items():
-            module = vars(sys.modules[_home(group, name).__module__])
+            # One field's: types of others may be known to the type checker only.
+            home = next(
+                cls for cls in group.__mro__ if name in vars(cls).get("__annotations__", {})
+            )
             one = SimpleNamespace(__annotations__={name: part.type})
-            hint, default = get_type_hints(one, module, include_extras=True)[name], part.default
+            hints = get_type_hints(one, vars(sys.modules[home.__module__]), include_extras=True)
+            hint, default = hints[name], part.default
             if option := part.metadata.get("option"):
-                told = typer.Option(*option.names, help=option.help, **(option.extra or {}))
-                hint = Annotated[option.kind or hint, told]
+                shown = typer.Option(*option.names, help=option.help, **(option.extra or {}))
+                hint = Annotated[option.kind or hint, shown]
                 default = default if option.kind is None else None
             default = self._defaults.get(name, default)
-            yield inspect.Parameter(
-                name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=inspect.Parameter.empty if default is MISSING else default,
-                annotation=hint,
-            )
+            default = inspect.Parameter.empty if default is MISSING else default
+            kind = inspect.Parameter.KEYWORD_ONLY
+            yield inspect.Parameter(name, kind, default=default, annotation=hint)
 
-    def build(self, group: Any, given: dict[str, Any]) -> Any:
-        """The group, of values that are taken out of what was given; a bad one is misuse."""
+    def build(self, group: Any, arguments: dict[str, Any]) -> Any:
+        """The group, of values that are taken out of the arguments; a bad one is misuse."""
         options = self._fields(group)
-        values = {name: given.pop(name) for name in options}
+        values = {name: arguments.pop(name) for name in options}
         for name, part in options.items():
             if "doc" in part.metadata:  # a setting, which has its default where nothing is given
                 option, value = part.metadata["option"], values.pop(name)
@@ -96,12 +97,6 @@ class Takes:
         }
 
 
-def _home(group: Any, name: str) -> type:
-    """The class of a group's that declares a field."""
-    homes: tuple[type, ...] = group.__mro__
-    return next(cls for cls in homes if name in vars(cls).get("__annotations__", {}))
-
-
 def takes_groups(command: Callable[..., R]) -> Callable[..., R]:
     """Put the fields of a command's groups, which are dataclasses, into its signature for Typer."""
     hints = get_type_hints(command, include_extras=True)
@@ -118,9 +113,9 @@ def takes_groups(command: Callable[..., R]) -> Callable[..., R]:
             flat.append(one.replace(annotation=hints[one.name], kind=one.KEYWORD_ONLY))
 
     @functools.wraps(command)
-    def run(**given: Any) -> R:
-        made = {name: takes.build(kind, given) for name, (kind, takes) in groups.items()}
-        return command(**given, **made)
+    def run(**arguments: Any) -> R:
+        built = {name: takes.build(kind, arguments) for name, (kind, takes) in groups.items()}
+        return command(**arguments, **built)
 
     vars(run)["__signature__"] = inspect.Signature(flat)
     run.__annotations__ = {one.name: one.annotation for one in flat}
@@ -176,25 +171,25 @@ class WordOptions(NamedClasses):
         _print_background(engine, self.background)
 
 
-def _print_background(engine: Engine, given: str) -> None:
+def _print_background(engine: Engine, text: str) -> None:
     """Tell which background phrases were added, unless the caller wrote them out."""
     vocabulary = engine.vocabulary
     if vocabulary is None or not vocabulary.auto_background:
         return
-    why = "asked for by --background auto" if given else f"added to {len(vocabulary.names)} class"
-    why += "es" if not given and len(vocabulary.names) > 1 else ""
+    why = "asked for by --background auto" if text else f"added to {len(vocabulary.names)} class"
+    why += "es" if not text and len(vocabulary.names) > 1 else ""
     if vocabulary.background:
         say(
             f"background ({why}): {', '.join(vocabulary.background)}. Pixels that they win are "
             "unknown; --background none leaves them out, --background 'a,b' takes others."
         )
-    elif given:
+    elif text:
         say("background: none of the published phrases fits this bundle and these classes")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryOptions:
-    """What past frames are for."""
+    """Uses of past frames."""
 
     steady: bool = opt(
         "Reduce flicker: blend scores with past ones along the motion.", False, "--steady"
@@ -234,7 +229,7 @@ def choose_bundle(
 
 
 def demo_source(demo: str | None, *, rate: int | None = None) -> str:
-    """The camera that shows a demo's clip or pictures; None means the default one's."""
+    """The camera that shows a demo's clip or photos; None means the default one's."""
     from zsseg_rt.demo import DEFAULT
 
     other = [] if demo in (None, DEFAULT) else [f"demo={demo}"]
@@ -247,10 +242,10 @@ ModelOptions = Annotated[ExportOptions, Takes("precisions", "licence", "overwrit
 
 
 def write_bundle(
-    export: Callable[..., Path], *given: Any, options: ExportOptions, **others: Any
+    export: Callable[..., Path], *arguments: Any, options: ExportOptions, **others: Any
 ) -> Path:
     """Call the function that writes a bundle, and print where it is."""
-    written = export(*given, **changed(options), **others)
+    written = export(*arguments, **changed(options), **others)
     say(f"wrote {written}")
     return written
 

@@ -39,17 +39,17 @@ def info(
     bank = loaded.text_bank.names if loaded.text_bank is not None else ()
     say(f"text bank: {len(bank)} names; licence: {loaded.licence or 'not stated'}")
     if loaded.concepts is not None:
-        seen = loaded.concepts.names
-        say(f"trained to see {len(seen)} things: {', '.join(seen)}")
-    for precision_made, made in loaded.quantization.items():
-        narrow = [kind for held in made.layers.values() for kind in held.values()]
+        concepts = loaded.concepts.names
+        say(f"trained to see {len(concepts)} things: {', '.join(concepts)}")
+    for narrow, quantized in loaded.quantization.items():
+        groups = [kind for layers in quantized.layers.values() for kind in layers.values()]
         say(
-            f"{precision_made}: {narrow.count(precision_made)} of {len(narrow)} groups of layers, "
-            f"agreement with float32 {made.agreement:.2%} (gate {made.min_agreement:.2%}) on "
-            f"{made.measured_photos} of {len(made.photos)} pictures"
+            f"{narrow}: {groups.count(narrow)} of {len(groups)} groups of layers, agreement with "
+            f"float32 {quantized.agreement:.2%} (gate {quantized.min_agreement:.2%}) on "
+            f"{quantized.measured_photos} of {len(quantized.photos)} images"
         )
-        if made.masks is not None:
-            say(f"  {made.masks.describe()}")
+        if quantized.masks is not None:
+            say(f"  {quantized.masks.describe()}")
     if loaded.text.words:
         say(f"words: {', '.join(loaded.text.words)}")
     if names:

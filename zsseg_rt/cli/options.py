@@ -121,9 +121,9 @@ def flat_names(text: str | None) -> list[str]:
     return [n if isinstance(n, str) else n[0] for n in read_classes(text, [])]
 
 
-def indices_of(names: Sequence[str], known: Sequence[str]) -> tuple[int, ...]:
+def indices_of(names: Sequence[str], classes: Sequence[str]) -> tuple[int, ...]:
     """Where the names given to ``--seen`` stand among those given to ``--classes``."""
-    places = {name: place for place, name in reversed(list(enumerate(known)))}
+    places = {name: place for place, name in reversed(list(enumerate(classes)))}
     for name in names:
         if name not in places:
             raise UsageError(f"--seen: expected names from --classes, got {name!r}")

@@ -135,7 +135,7 @@ def check_folder_place(option: str, folder: Path) -> None:
 
 
 def describe_engine(engine: Engine) -> dict[str, Any]:
-    """What ran, for a JSON report."""
+    """The engine that ran, for a JSON report."""
     return {
         "bundle": engine.bundle.name,
         "backend": engine.backend,

@@ -47,7 +47,7 @@ SHOW = "show"
 
 @dataclass(frozen=True, kw_only=True)
 class _Compared:
-    """What takes turns with the bundle, and what counts as slower."""
+    """Variants that take turns with the bundle, and from where one counts as slower."""
 
     against: list[str] | None = opt(
         "Another bundle, or changed settings KEY=VALUE,...; may repeat."
@@ -63,7 +63,7 @@ class _Compared:
     strict: bool = opt("With --fail-above: also exit with 3 if undecided.", False, "--strict")
 
     def gate(self) -> float | None:
-        """What ``--fail-above`` says."""
+        """The share of ``--fail-above``; None without it."""
         gate = None if self.fail_above is None else _share("--fail-above", self.fail_above)
         if self.strict and gate is None:
             raise UsageError("--strict: expected --fail-above with it, got none")
@@ -76,7 +76,7 @@ class _Compared:
 
 @dataclass(frozen=True, kw_only=True)
 class _Measured:
-    """What is timed, and for how long; numbers that are none and NVTX without a package refused."""
+    """Times to take, and for how long; refuses numbers that are none, NVTX without a package."""
 
     rate: float | None = opt("Also label frames that fall due at this rate per second.")
     max_duration: float = opt("Seconds after which no further round begins.", 30.0)
@@ -98,7 +98,7 @@ class _Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class _Workload(NamedClasses):
-    """What is labelled."""
+    """Frames and classes to label."""
 
     demo: DemoOption = None
     source: list[str] | None = opt(
@@ -117,13 +117,13 @@ class _Reports:
 
     def check(self) -> None:
         """Refuse files that cannot all be written, before anything is measured."""
-        taken: dict[Path, str] = {}
+        options: dict[Path, str] = {}
         files = {"--json": self.json_file, "--html": self.html, "--trace": self.trace}
         for option, file in files.items():
             check_file_place(option, file)
             if file is None:
                 continue
-            other = taken.setdefault(file.resolve(), option)
+            other = options.setdefault(file.resolve(), option)
             if other != option:
                 raise UsageError(f"{option}: expected another file than {other}'s, got {file}")
 
@@ -136,9 +136,9 @@ def profile(
         list[str] | None,
         typer.Argument(metavar="BUNDLE", help="Bundle NAME.zsseg; or: show A.json..."),
     ] = None,
-    asked: _Workload,
+    labelled: _Workload,
     compared: _Compared,
-    judged: Annotated[DataOptions, Takes("dataset", "root", "split", dataset="")],
+    data: Annotated[DataOptions, Takes("dataset", "root", "split", dataset="")],
     measured: _Measured,
     run: ComputeOptions,
     reports: _Reports,
@@ -158,11 +158,11 @@ def profile(
         raise UsageError(f"expected one bundle, got {', '.join(targets)}; use --against for others")
     lacking = "name a bundle: zsseg-rt profile NAME.zsseg"
     named = Path(targets[0]) if targets else None
-    bundle = find_bundle(choose_bundle(named, targets, demo=asked.demo, missing=lacking))
+    bundle = find_bundle(choose_bundle(named, targets, demo=labelled.demo, missing=lacking))
     config = changed(run) | ({"with_nvtx": True} if measured.nvtx else {})
     variants = _variants(Variant(name=bundle.name, bundle=bundle, config=config), compared)
     report = _run(
-        asked,
+        labelled,
         variants=variants,
         threshold=_share("--threshold", compared.threshold) if gate is None else gate,
         max_seconds=measured.max_duration,
@@ -170,7 +170,7 @@ def profile(
         cold_starts=measured.cold_start,
         nodes=measured.nodes,
         agreement=len(variants) > 1,
-        evaluate=_evaluator(judged, measured.limit, asked.template),
+        evaluate=_evaluator(data, measured.limit, labelled.template),
         command=_repeat(context),
     )
     _write(report, reports)
@@ -194,20 +194,20 @@ def _variants(base: Variant, compared: _Compared) -> tuple[Variant, ...]:
     return tuple(variants)
 
 
-def _run(asked: _Workload, **settings: Any) -> Report:
+def _run(labelled: _Workload, **settings: Any) -> Report:
     from zsseg_rt.demo import DEFAULT, demo_photos
     from zsseg_rt.profiling.profiler import Profiler, SelfCheckError
     from zsseg_rt.profiling.workload import Workload, read_frames
     from zsseg_rt.stream.uris import source_names
 
-    names: Any = asked.read_if_given()
-    frames = read_frames(asked.source or demo_photos(asked.demo or DEFAULT))
-    source = ", ".join(source_names(asked.source)) if asked.source else "the demo's images"
+    names: Any = labelled.read_if_given()
+    frames = read_frames(labelled.source or demo_photos(labelled.demo or DEFAULT))
+    source = ", ".join(source_names(labelled.source)) if labelled.source else "the demo's images"
     with (
         tempfile.TemporaryDirectory(prefix="zsseg-profile-") as folder,
         terminal().status("starting") as status,
     ):
-        work = Workload(Path(folder), frames, names, asked.template)
+        work = Workload(Path(folder), frames, names, labelled.template)
         try:
             return Profiler(
                 workload=work, source=source, on_progress=status.update, **settings
@@ -234,7 +234,7 @@ def _write(report: Report, reports: _Reports) -> None:
 
 
 def _print(report: Report) -> None:
-    """What a figure must be quoted with first, and what speaks against quoting it."""
+    """Print what a figure must be quoted with, then what speaks against that, then tables."""
     from zsseg_rt.profiling.tables import report_tables, versions
 
     console = terminal()
@@ -307,11 +307,11 @@ def _repeat(context: typer.Context) -> str:
 
 
 def _evaluator(
-    judged: DataOptions, limit: int | None, templates: list[str] | None
+    data: DataOptions, limit: int | None, templates: list[str] | None
 ) -> Callable[[Variant], float | None] | None:
-    if not judged.dataset:
+    if not data.dataset:
         return None
-    data = judged.open()
+    dataset = data.open()
 
     def evaluate_variant(variant: Variant) -> float | None:
         from zsseg_rt.config import EngineConfig
@@ -319,7 +319,7 @@ def _evaluator(
         from zsseg_rt.evaluation import EngineSegmenter, evaluate
 
         with Engine(variant.bundle, EngineConfig.from_dict(variant.config)) as engine:
-            segmenter = EngineSegmenter(engine, data.class_names, templates=templates)
-            return 100.0 * evaluate(segmenter, data, limit=limit).scores.miou
+            segmenter = EngineSegmenter(engine, dataset.class_names, templates=templates)
+            return 100.0 * evaluate(segmenter, dataset, limit=limit).scores.miou
 
     return evaluate_variant

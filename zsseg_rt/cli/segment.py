@@ -102,19 +102,19 @@ def segment(
         raise UsageError(f"--overlay-format: expected png or jpg, got {each.overlay_format!r}")
     print_less(to_stderr=place.output in ("json", "csv"))
     lacking = "name at least one photo, folder or pattern"
-    chosen = choose_bundle(bundle, photos, demo=demo, missing=lacking)
+    path = choose_bundle(bundle, photos, demo=demo, missing=lacking)
     for word in photos or []:
         if "://" in word or Path(word).suffix.lower() in VIDEO_SUFFIXES:
             raise UsageError(f"photos: expected files, got {word}. Read it with: zsseg-rt stream")
-    names = words.read(chosen, shows=None if photos else demo)
-    found = find_photos(photos or demo_photos(demo or DEFAULT))
+    names = words.read(path, shows=None if photos else demo)
+    files = find_photos(photos or demo_photos(demo or DEFAULT))
     check_file_place("--json", place.json_file)
     check_folder_place("--out", place.out)
-    config = replace(run, num_lanes=lanes or lanes_for(len(found), run))
-    with Engine(chosen, config) as engine:
+    config = replace(run, num_lanes=lanes or lanes_for(len(files), run))
+    with Engine(path, config) as engine:
         words.give(engine, names)
         _print_if_photographs(engine, photos)
-        results = _segment(engine, found, place, each)
+        results = _segment(engine, files, place, each)
         if demo and words.read_if_given() is None:
             _print_words(engine, demo)
         _write_report(place.json_file, engine, results)
@@ -232,7 +232,7 @@ PRINTERS: Mapping[str, Callable[[PhotoResult], None]] = {
 
 
 def _print_if_photographs(engine: Engine, photos: list[str] | None) -> None:
-    """Warn that the scenes model knows only drawings, if the pictures are others."""
+    """Warn that the scenes model knows only drawings, if the photos are others."""
     from zsseg_rt.demo import demo_bundle, demo_photos
 
     if engine.bundle.path != demo_bundle("scenes") or not photos:
@@ -246,17 +246,17 @@ def _print_if_photographs(engine: Engine, photos: list[str] | None) -> None:
 
 
 def _remark_on(result: PhotoResult) -> str:
-    """One line about a picture that one class, or none, has nearly all of; otherwise empty."""
+    """One line about a photo that one class, or none, has nearly all of; otherwise empty."""
     if result.unknown_share >= _NEARLY_ALL:
         return (
-            "remark: nearly every pixel is unknown. Name what is in the picture, or leave out "
+            "remark: nearly every pixel is unknown. Name what is in the photo, or leave out "
             "background phrases (--background none) and --unknown-below."
         )
     if result.classes and result.classes[0]["share"] >= _NEARLY_ALL:
         top = result.classes[0]
         return (
-            f"remark: {top['name']!r} takes {top['share']:.1%} of the picture. Every pixel takes "
+            f"remark: {top['name']!r} takes {top['share']:.1%} of the photo. Every pixel takes "
             "the best of the phrases it is given: name more classes, or what else is in the "
-            "picture with --background 'a,b'."
+            "photo with --background 'a,b'."
         )
     return ""

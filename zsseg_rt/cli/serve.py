@@ -33,7 +33,7 @@ _DEMO_RATE = 10  # frames per second; the clip has no more
 
 @dataclass(frozen=True, kw_only=True)
 class _Sources:
-    """What is labelled."""
+    """Sources to label."""
 
     source: list[str] | None = opt(
         "A camera, video or photos, or @FILE with one per line; may repeat."
@@ -77,10 +77,10 @@ def serve(
     from zsseg_rt.stream.opening import StreamOptions
 
     lacking = "name a source: a camera, video, folder or @FILE"
-    given = [*(words_of_sources or []), *(watched.source or [])]
-    chosen = choose_bundle(bundle, given, demo=demo, missing=lacking)
-    sources = given or [demo_source(demo, rate=_DEMO_RATE)]
-    names = words.read(chosen, shows=None if given else demo)
+    named = [*(words_of_sources or []), *(watched.source or [])]
+    path = choose_bundle(bundle, named, demo=demo, missing=lacking)
+    sources = named or [demo_source(demo, rate=_DEMO_RATE)]
+    names = words.read(path, shows=None if named else demo)
     with argument_errors_are_usage():
         options: dict[str, Any] = {
             "policy": watched.policy,
@@ -90,8 +90,7 @@ def serve(
         # Sources are read only, before the engine takes its time.
         StreamOptions(**options).open(sources, run.channel_order)
         listener = listen(access.host, access.port)
-    checked = memory.checked(chosen)
-    with listener, Engine(checked, run) as engine:
+    with listener, Engine(memory.checked(path), run) as engine:
         words.give(engine, names)
         settings = replace(access, loop=not watched.once)
         options.update(listener=listener, wait=watched.wait)

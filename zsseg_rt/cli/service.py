@@ -1,4 +1,4 @@
-"""What commands that run until they are told to stop need: signals, and news for systemd."""
+"""Signals, and news for systemd: for commands that run until they are stopped."""
 
 from __future__ import annotations
 

@@ -36,14 +36,19 @@ def cpu_quota(root: Path = Path("/")) -> float:
     Every group above the process's own limits it too. In a container without a namespace for groups
     the process's own path is the host's and absent; the container's group is then the root.
     """
-    groups = root / "sys/fs/cgroup"
-    limits = [math.inf]
-    for controllers, path in _groups_of_process(root):
-        if controllers == "":
-            limits += [_limit_v2(group) for group in _with_parents(groups, path)]
+    groups, limits = root / "sys/fs/cgroup", [math.inf]
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = [*line.split(":", 2), "?", ""][:3]
+        if controllers == "":  # version 2
+            mounts, files = {groups}, ["cpu.max"]
         elif "cpu" in controllers.split(","):
-            for mount in {groups / controllers, groups / "cpu"}:
-                limits += [_limit_v1(group) for group in _with_parents(mount, path)]
+            mounts = {groups / controllers, groups / "cpu"}
+            files = ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
+        else:
+            continue
+        parts = [part for part in path.split("/") if part not in ("", "..")]
+        above = [m.joinpath(*parts[:n]) for m in mounts for n in range(len(parts) + 1)]
+        limits += [_ratio(" ".join(_read(group / file) for file in files)) for group in above]
     return min(limits)
 
 
@@ -53,37 +58,13 @@ def free_memory() -> None:
         trim(0)
 
 
-def _groups_of_process(root: Path) -> Iterator[tuple[str, str]]:
-    """Controllers and path of each group; version 2 names no controllers."""
-    for line in _read(root / "proc/self/cgroup").splitlines():
-        _, _, group = line.partition(":")
-        controllers, colon, path = group.partition(":")
-        if colon:
-            yield controllers, path
-
-
-def _with_parents(mount: Path, path: str) -> Iterator[Path]:
-    parts = [part for part in path.split("/") if part not in ("", "..")]
-    for count in range(len(parts) + 1):
-        yield mount.joinpath(*parts[:count])
-
-
-def _limit_v2(group: Path) -> float:
-    quota, _, period = _read(group / "cpu.max").partition(" ")
-    return _ratio(quota, period)
-
-
-def _limit_v1(group: Path) -> float:
-    return _ratio(_read(group / "cpu.cfs_quota_us"), _read(group / "cpu.cfs_period_us"))
-
-
-def _ratio(quota: str, period: str) -> float:
+def _ratio(text: str) -> float:
     """Quota by period; infinite where there is none: ``max`` or -1."""
     try:
-        allowed, of = int(quota), int(period)
+        quota, period = map(int, text.split())
     except ValueError:
         return math.inf
-    return allowed / of if allowed > 0 and of > 0 else math.inf
+    return quota / period if quota > 0 and period > 0 else math.inf
 
 
 def _read(path: Path) -> str:

@@ -54,9 +54,9 @@ def setting(
     **how: Any,
 ) -> Any:
     """Declare a field of a dataclass."""
-    made = Option(option) if isinstance(option, str) else option
+    option = Option(option) if isinstance(option, str) else option
     how["default_factory" if callable(default) else "default"] = default
-    return field(metadata={"doc": doc, "option": made, "check": check, "of": of}, **how)
+    return field(metadata={"doc": doc, "option": option, "check": check, "of": of}, **how)
 
 
 def documented(cls: type[T]) -> type[T]:

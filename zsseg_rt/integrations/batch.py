@@ -114,7 +114,7 @@ def lanes_for(num_photos: int, config: EngineConfig) -> int:
 
 
 class _Work:
-    """What is done to each photo; several at the same time."""
+    """Labels photos, several at the same time, and journals them."""
 
     def __init__(self, engine: Engine, settings: PhotoSettings, out_dir: Path) -> None:
         try:
@@ -175,7 +175,7 @@ class _Work:
 
 
 def describe_classes(seg: Segmentation) -> tuple[dict[str, Any], ...]:
-    """What a report says of each class that is present, largest first."""
+    """The classes that are present as a report lists them, largest first."""
     colours = palette(seg.names)
     return tuple(
         {
@@ -210,24 +210,24 @@ def _write_bgr(path: Path, image: npt.NDArray[np.uint8]) -> None:
 def _stems(photos: Sequence[Path]) -> Iterator[str]:
     """File stems; for photos that share one, folder and suffix are added to the name."""
     counts = Counter(photo.stem for photo in photos)
-    taken: set[str] = set()
+    names: set[str] = set()
     for photo in photos:
         stem = photo.stem if counts[photo.stem] == 1 else f"{photo.parent.name}_{photo.name}"
-        if stem in taken:
+        if stem in names:
             digest = hashlib.sha256(os.fsencode(photo.resolve())).hexdigest()[:8]
             stem = f"{stem}_{digest}"
-        taken.add(stem)
+        names.add(stem)
         yield stem
 
 
-def settings_key(engine: Engine, made: PhotoSettings) -> str:
+def settings_key(engine: Engine, photos: PhotoSettings) -> str:
     """A key of everything but the photo that decides its output images."""
     vocabulary, config = engine.vocabulary, vars(engine.config)
     settings: list[Any] = [
         engine.bundle.to_manifest(),  # with the hash of every file
         engine.backend,
         engine.precision,
-        {name: v for name, v in {**vars(made), **config}.items() if name not in NOT_IN_KEY},
+        {name: v for name, v in {**vars(photos), **config}.items() if name not in NOT_IN_KEY},
     ]
     if vocabulary is not None:
         settings += [vocabulary.names, vocabulary.phrases, vocabulary.phrase_classes.tolist()]
@@ -263,7 +263,7 @@ JOURNAL = "zsseg_journal.jsonl"
 
 @dataclass(frozen=True, kw_only=True)
 class PhotoResult:
-    """What became of one photo."""
+    """The outcome of one photo."""
 
     photo: str  # Its path as given
     # Height and width in pixels, None if it could not be read

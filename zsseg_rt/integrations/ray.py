@@ -74,14 +74,14 @@ class PhotoSegmenter:
 
     def __call__(self, batch: Mapping[str, Any]) -> Any:
         """Label the photos of a batch, several at the same time; usable from several threads."""
-        found = [name for name in ("bytes", "image") if name in batch]
-        if len(found) != 1:
+        columns = [name for name in ("bytes", "image") if name in batch]
+        if len(columns) != 1:
             raise ArgumentError(
                 "batch: expected one column of photos, bytes (read_binary_files) or image "
-                f"(read_images), of NumPy arrays, got {found}. Name one of them."
+                f"(read_images), of NumPy arrays, got {columns}. Name one of them."
             )
-        others = {name: rows for name, rows in batch.items() if name != found[0]}
-        return _table(others, self.label(batch[found[0]], batch.get("path")))
+        others = {name: rows for name, rows in batch.items() if name != columns[0]}
+        return _table(others, self.label(batch[columns[0]], batch.get("path")))
 
     def label(self, photos: Sequence[Any], paths: Sequence[str] | None = None) -> list[Any]:
         """Label photos, each described in a dict of its new columns; ``paths`` are for messages."""
@@ -111,15 +111,15 @@ class PhotoSegmenter:
 
 def _placed(config: EngineConfig | None) -> EngineConfig:
     """The settings with device and threads that Ray gave this actor; unchanged outside of Ray."""
-    chosen = config or EngineConfig()
+    settings = config or EngineConfig()
     ray = sys.modules.get("ray")  # an actor has it loaded
     if ray and ray.is_initialized() and ray.get_runtime_context().get_actor_id() is not None:
-        given = ray.get_runtime_context().get_assigned_resources()
-        if chosen.device == "auto":  # an actor sees its own GPU only, so it is the first
-            chosen = replace(chosen, device="cuda:0" if given.get("GPU") else "cpu")
-        if chosen.num_threads == 0:
-            chosen = replace(chosen, num_threads=max(math.ceil(given.get("CPU", 0.0)), 1))
-    return chosen if config else replace(chosen, num_lanes=lanes_for(MAX_LANES, chosen))
+        resources = ray.get_runtime_context().get_assigned_resources()
+        if settings.device == "auto":  # an actor sees its own GPU only, so it is the first
+            settings = replace(settings, device="cuda:0" if resources.get("GPU") else "cpu")
+        if settings.num_threads == 0:
+            settings = replace(settings, num_threads=max(math.ceil(resources.get("CPU", 0.0)), 1))
+    return settings if config else replace(settings, num_lanes=lanes_for(MAX_LANES, settings))
 
 
 def _table(others: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Any:
@@ -131,12 +131,12 @@ def _table(others: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Any:
     types = {"height": whole, "width": whole, "mask": pa.binary()}
     types |= {"classes": pa.list_(pa.struct(list(share.items())))}
     types |= {"unknown_share": real, "error": text}
-    if taken := sorted(types.keys() & others.keys()):
-        raise ArgumentError(f"batch: has a column {taken[0]!r} already. Rename it: rename_columns.")
+    if twice := sorted(types.keys() & others.keys()):
+        raise ArgumentError(f"batch: has a column {twice[0]!r} already. Rename it: rename_columns.")
     new = {name: pa.array([row.get(name) for row in rows], kind) for name, kind in types.items()}
     if others:
         from ray.data.block import BlockAccessor
 
-        kept = BlockAccessor.batch_to_arrow_block(dict(others))
-        new = dict(zip(kept.column_names, kept.columns, strict=True)) | new
+        block = BlockAccessor.batch_to_arrow_block(dict(others))
+        new = dict(zip(block.column_names, block.columns, strict=True)) | new
     return pa.table(new)

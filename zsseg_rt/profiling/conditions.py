@@ -1,4 +1,4 @@
-"""What the machine did meanwhile: waiting for CPUs, pressure, steal, clocks, temperatures.
+"""Conditions of the machine meanwhile: waiting for CPUs, pressure, steal, clocks, temperatures.
 
 It is read from files of the system, and of a GPU from NVML: between turns, because a GPU lowers its
 clocks within moments of its work's end. What cannot be read is reported as absent, with the reason
@@ -184,7 +184,7 @@ def _numbers(files: Iterable[Path]) -> dict[Path, float]:
 
 
 def _find(file: Path, line: str) -> list[str]:
-    """What a file's lines of that form hold."""
+    """The matches in a file's lines of that form."""
     return re.findall(f"^{line}", read_text(file), re.MULTILINE)
 
 

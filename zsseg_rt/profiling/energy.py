@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from zsseg_rt.profiling.conditions import Reading, open_gpu, read_text
 
+T = TypeVar("T")
 INTERVAL = 0.05  # seconds
 _ROOT = Path("/")
 _TOTALS = ("VDD_IN", "VIN", "POM_5V_IN")  # what feeds the whole module; VIN_SYS_5V0 is not one
@@ -37,7 +38,7 @@ class Rail:
 
 @dataclass(frozen=True, kw_only=True)
 class EnergySources:
-    """What can be read on this machine: rails whose sum is reported, and what it stands for."""
+    """Sensors of this machine: rails whose sum is reported, and what it stands for."""
 
     total: tuple[Rail, ...] = ()
     note: str = ""
@@ -46,7 +47,7 @@ class EnergySources:
 
 @dataclass(frozen=True, kw_only=True)
 class Stretch:
-    """What was measured from a meter's start to its stop."""
+    """The energy of some work."""
 
     seconds: float
     joules: float | None  # None where a sensor was stuck or failed
@@ -73,7 +74,7 @@ def find_energy_sources(root: Path = _ROOT, nvml: Any = None, *, gpu: int = 0) -
 
 
 class EnergyMeter:
-    """Reads rails in a thread, between :meth:`start` and :meth:`stop`."""
+    """Reads rails in a thread while some work is done."""
 
     def __init__(
         self,
@@ -85,21 +86,26 @@ class EnergyMeter:
         self._rails, self._interval, self._clock = rails, interval, clock
         self._times: list[float] = []
         self._values: list[list[float]] = []
-        self._stop = threading.Event()
-        self._thread = threading.Thread()
 
-    def start(self) -> None:
-        """Begin a stretch."""
-        self._times, self._values = [], []
-        self._stop.clear()
-        self._thread = threading.Thread(target=self._run, name="zsseg-energy", daemon=True)
-        self._thread.start()
+    def during(self, work: Callable[[], T]) -> tuple[T, Stretch]:
+        """Do the work; return its result and the energy that was measured meanwhile."""
+        self._times, self._values, stop = [], [], threading.Event()
+        self.read()
+        thread = threading.Thread(
+            target=self._read_until, args=(stop,), name="zsseg-energy", daemon=True
+        )
+        thread.start()
+        try:
+            result = work()
+        finally:
+            stop.set()
+            thread.join()
+        return result, self.stretch()
 
-    def stop(self) -> Stretch:
-        """End the stretch and return what was measured."""
-        self._stop.set()
-        self._thread.join()
-        return self.stretch()
+    def _read_until(self, stop: threading.Event) -> None:
+        while not stop.wait(self._interval):
+            self.read()
+        self.read()
 
     def read(self) -> None:
         """Take one reading of every rail; what cannot be read is NaN."""
@@ -123,12 +129,6 @@ class EnergyMeter:
         watts = joules / np.maximum(steps, 1e-9)
         samples = zip((times[1:] - times[0]).tolist(), watts.tolist(), strict=True)
         return Stretch(seconds=seconds, joules=float(joules.sum()), watts=tuple(samples))
-
-    def _run(self) -> None:
-        self.read()
-        while not self._stop.wait(self._interval):
-            self.read()
-        self.read()
 
 
 def _read(rail: Rail) -> float:

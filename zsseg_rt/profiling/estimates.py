@@ -87,15 +87,15 @@ def shift_estimate(values: Sequence[float], confidence: float = 0.95) -> Interva
     The estimate is the median of the means of all pairs, each value with itself included. It is
     nearly as precise as the mean on clean data and ignores single outliers like the median.
     """
-    given = np.asarray(values, np.float64)
-    if not given.size:
+    ordered = np.asarray(values, np.float64)
+    if not ordered.size:
         raise ArgumentError("values: expected at least one, got none")
-    if given.size > MOST_PAIRS:
-        given = given[np.linspace(0, given.size - 1, MOST_PAIRS).astype(int)]
-    given = np.sort(given)
-    pairs = np.concatenate([(given[i] + given[i:]) / 2.0 for i in range(given.size)])
+    if ordered.size > MOST_PAIRS:
+        ordered = ordered[np.linspace(0, ordered.size - 1, MOST_PAIRS).astype(int)]
+    ordered = np.sort(ordered)
+    pairs = np.concatenate([(ordered[i] + ordered[i:]) / 2.0 for i in range(ordered.size)])
     pairs.sort()
-    rank = _lower_rank(given.size, (1.0 - confidence) / 2.0)
+    rank = _lower_rank(ordered.size, (1.0 - confidence) / 2.0)
     ends = (None, None) if rank < 1 else (float(pairs[rank - 1]), float(pairs[-rank]))
     return Interval(value=float(np.median(pairs)), low=ends[0], high=ends[1])
 
@@ -115,9 +115,9 @@ def _signed_rank(count: int) -> Floats:
     probabilities = np.zeros(count * (count + 1) // 2 + 1)
     probabilities[0] = 1.0
     for rank in range(1, count + 1):
-        taken = np.zeros_like(probabilities)
-        taken[rank:] = probabilities[:-rank]
-        probabilities = (probabilities + taken) / 2.0
+        with_rank = np.zeros_like(probabilities)
+        with_rank[rank:] = probabilities[:-rank]
+        probabilities = (probabilities + with_rank) / 2.0
     return probabilities
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 
@@ -234,16 +235,11 @@ class Profiler:
             return
         self.on_progress("energy")
         meter = EnergyMeter(sources.total)
-        meter.start()
-        time.sleep(_ENERGY_SECONDS)
-        rest = meter.stop()
+        _, rest = meter.during(lambda: time.sleep(_ENERGY_SECONDS))
         idle = None if rest.joules is None else rest.joules / rest.seconds
         for child in alive:
-            meter.start()
-            try:
-                frames = int(child.request("stretch", seconds=_ENERGY_SECONDS))
-            finally:
-                stretch = meter.stop()
+            work = partial(child.request, "stretch", seconds=_ENERGY_SECONDS)
+            frames, stretch = meter.during(work)
             if stretch.joules is None:
                 reason = "a sensor failed, or did not change for a second"
                 command = "nvidia-smi --query-gpu=power.draw --format=csv"
@@ -393,7 +389,7 @@ def _gpu_number(child: ChildCandidate) -> int | None:
 
 
 def _describe(child: ChildCandidate, variant: Variant) -> dict[str, str]:
-    """What a process says of itself, with threads and the size that graphs take."""
+    """The process in its own words, with threads and the size that graphs take."""
     threads = variant.config.get("num_threads") or usable_cpus()
     height, width = Bundle.load(variant.bundle).preprocess.size_hw
     described = {key: str(value) for key, value in child.described.items()}

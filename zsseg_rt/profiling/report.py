@@ -1,4 +1,4 @@
-"""What a profile holds, as plain data that is written and read as JSON; where nodes belong."""
+"""A profile as plain data, which is written and read as JSON; the blocks of nodes."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class PacedTimes:
 
 @dataclass(frozen=True, kw_only=True)
 class EnergyUse:
-    """What frames took of a board or a chip, not of a process."""
+    """The energy that frames took of a board or a chip, not of a process."""
 
     source: str
     frames: int  # labelled one right after another

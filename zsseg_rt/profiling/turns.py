@@ -132,7 +132,7 @@ class StopRule:
 
 @dataclass(kw_only=True)
 class Rounds:
-    """What candidates did, round by round."""
+    """The turns of candidates, round by round."""
 
     turns: dict[str, list[Turn | None]]  # by candidate, one entry a round; None after it failed
     failures: dict[str, str] = field(default_factory=dict)
@@ -181,7 +181,7 @@ class Rounds:
 
 
 def turn_ms(turn: Turn, basis: Basis) -> float:
-    """What a turn counts for: the median of its warm calls; of CPU time, which is coarse, the mean.
+    """Return the median of a turn's warm calls; of CPU time, which is coarse, the mean.
 
     Device times are wall times where a candidate has none.
     """

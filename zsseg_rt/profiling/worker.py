@@ -41,7 +41,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Turn:
-    """What one candidate did in one round: a call after a pause, and those that followed."""
+    """The calls of one candidate in one round: one after a pause, and those that followed."""
 
     cold: Sample | None
     warm: tuple[Sample, ...]
@@ -49,7 +49,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class TurnPlan:
-    """What a turn consists of."""
+    """The parts of a turn."""
 
     pause_ms: float = 5.0  # sleep before the first call
     cold: bool = True  # whether that call is reported on its own

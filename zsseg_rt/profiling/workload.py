@@ -56,7 +56,7 @@ class Variant:
 
     @property
     def work(self) -> tuple[Any, ...]:
-        """What must be equal for times to be compared."""
+        """All that must be equal for times to be compared."""
         return self.classes, self.frame_hw, self.streams
 
 
@@ -160,12 +160,12 @@ def read_frames(sources: Sequence[str]) -> Frames:
     frames: Frames = []
     try:
         for source in open_sources(sources):
-            pictures = source.pictures(_Impatient())
-            for picture in pictures:
-                frames.append(np.ascontiguousarray(picture.image))
+            images = source.pictures(_Impatient())
+            for one in images:
+                frames.append(np.ascontiguousarray(one.image))
                 if len(frames) >= MOST_FRAMES:
                     break
-            pictures.close()
+            images.close()
     except (ArgumentError, SourceError) as exc:
         raise ConfigError(f"--source: {exc}") from exc
     if not frames:
@@ -190,7 +190,7 @@ class Workload:
         self.num_frames = len(frames)
 
     def spec(self, variant: Variant) -> dict[str, Any]:
-        """What a child opens."""
+        """The specification that a child opens."""
         names, embeddings = self._classes_of(variant)
         size = None if variant.frame_hw is None else variant.frame_hw[::-1]
         config = variant.config.items()
