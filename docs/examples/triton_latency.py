@@ -8,14 +8,12 @@ Needs ``pip install tritonclient[grpc,http]``. The engine here, the server over 
 label one frame in turns; what Triton adds is the median of the differences within the rounds.
 """
 
-import sys
+import argparse
 import time
 from collections.abc import Callable
 
 import cv2
 import numpy as np
-import tritonclient.grpc
-import tritonclient.http
 
 from zsseg_rt import Bundle, Engine, EngineConfig, read_photo
 from zsseg_rt.demo import demo_photos
@@ -38,6 +36,9 @@ def server(client: object, address: str, frame: np.ndarray) -> Callable[[], np.n
 
 def main(rounds: int) -> None:
     """Take turns, and print medians in milliseconds."""
+    import tritonclient.grpc
+    import tritonclient.http
+
     frame = cv2.resize(read_photo(demo_photos("scenes")[0]), (640, 480))
     with Engine(Bundle.demo("scenes"), EngineConfig(device="cpu", num_threads=1)) as engine:
         engine.set_classes(["red ball"])
@@ -59,4 +60,6 @@ def main(rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 200)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("rounds", type=int, nargs="?", default=200)
+    main(parser.parse_args().rounds)

@@ -61,7 +61,7 @@ def test_example_runs(name, tmp_path):
     assert [words for words in SAYS[name] if words not in said] == []
 
 
-@pytest.mark.parametrize("name", [*SAYS, *sorted(ELSEWHERE)])
+@pytest.mark.parametrize("name", sorted({*SAYS, *ELSEWHERE, *NEEDS_A_SERVER}))
 def test_example_helps_instead_of_starting_to_work(name, tmp_path):
     said = run(name, tmp_path, "--help")
     assert f"usage: {name}.py" in said
