@@ -1,7 +1,6 @@
 """The bundle's tokenizer gives the ids of open_clip's, without open_clip."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zsseg_rt.errors import BundleError, CheckpointError, ShapeError
-from zsseg_rt.text import tokenizer as tokenizer_module
 from zsseg_rt.text.tokenizer import Tokenizer
 
 open_clip_tokenizer = pytest.importorskip("open_clip.tokenizer")
@@ -207,27 +205,6 @@ def test_markers_in_the_wrong_order_are_refused():
     vocab["<start_of_text>"], vocab["<end_of_text>"] = 49407, 49406
     with refused(BundleError, "tokenizer.json", "'<start_of_text>'", "'<end_of_text>'"):
         Tokenizer(json.dumps(document))
-
-
-@pytest.mark.parametrize("when", ["loading", "encoding"])
-def test_a_panic_of_the_package_is_a_bundle_error(monkeypatch, when):
-    document = json.loads(tokenizer_json())
-    if when == "loading":
-        document["model"]["continuing_subword_prefix"] = "\u00e9"
-    else:
-        document["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = "(a+)+$"
-    monkeypatch.setattr(tokenizer_module, "read_tokenizer", lambda content: document)
-    with refused(BundleError, "tokenizer.json"):
-        Tokenizer("{}").encode(["a" * 40 + "!"])
-
-
-def test_an_interrupt_stays_an_interrupt(monkeypatch):
-    def interrupt(content):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("tokenizers.Tokenizer", SimpleNamespace(from_str=interrupt))
-    with pytest.raises(KeyboardInterrupt):
-        Tokenizer(tokenizer_json())
 
 
 def test_missing_file_is_named(tmp_path):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +48,6 @@ class Tokenizer:
                 f"context_length: expected >= 2 (start and end token), got {context_length}"
             )
         self.context_length = context_length
-        self._where = _describe(source)
         self._tokenizer, vocab = _load(source)
         self._start, self._end = vocab[START_OF_TEXT], vocab[END_OF_TEXT]
         self._is_partial = len(vocab) > self._end + 1
@@ -62,9 +60,7 @@ class Tokenizer:
         """
         rows = np.zeros((len(texts), self.context_length), np.int64)
         for row, text in zip(rows, texts, strict=True):
-            with _without_panic(self._where):
-                words = self._word_ids(clean_text(text))
-            ids = [self._start, *words, self._end]
+            ids = [self._start, *self._word_ids(clean_text(text)), self._end]
             if len(ids) > self.context_length:
                 ids = [*ids[: self.context_length - 1], self._end]
             row[: len(ids)] = ids
@@ -78,9 +74,8 @@ class Tokenizer:
         """
         if not self._is_partial:
             return []
-        with _without_panic(self._where):
-            words = self._tokenizer.pre_tokenizer.pre_tokenize_str(clean_text(text))
-            return [word for word, _ in words if not self._ids_of_word(word)]
+        words = self._tokenizer.pre_tokenizer.pre_tokenize_str(clean_text(text))
+        return [word for word, _ in words if not self._ids_of_word(word)]
 
     def _ids_of_word(self, word: str) -> list[int]:
         ids = [token.id for token in self._tokenizer.model.tokenize(word)]
@@ -108,49 +103,26 @@ def _load(source: str | Path) -> tuple[tokenizers.Tokenizer, dict[str, int]]:
     """Return the tokenizer and the number of each token."""
     from tokenizers import Tokenizer as JsonTokenizer
 
-    where, content = _describe(source), _content(source)
+    where, content = _content(source)
     try:
         document = read_tokenizer(content)
     except ValueError as exc:
         raise BundleError(
             f"{where}: expected a CLIP tokenizer, got {exc}. Copy the bundle again."
         ) from exc
-    with _without_panic(where):
-        tokenizer = JsonTokenizer.from_str(json.dumps(document, ensure_ascii=False))
+    tokenizer = JsonTokenizer.from_str(json.dumps(document, ensure_ascii=False))
     tokenizer.normalizer = None  # clean_text does more than the file's normalizer can say
     return tokenizer, document["model"]["vocab"]
 
 
-def _content(source: str | Path) -> bytes:
+def _content(source: str | Path) -> tuple[str, bytes]:
+    """What to call a tokenizer's file, and its content."""
     if isinstance(source, str) and source.lstrip().startswith("{"):
-        return source.encode(errors="surrogatepass")
+        return "tokenizer.json", source.encode(errors="surrogatepass")
     try:
-        return read_limited(Path(source), max_bytes=_MAX_FILE_BYTES)
+        return str(source), read_limited(Path(source), max_bytes=_MAX_FILE_BYTES)
     except OSError as exc:
         raise BundleError(f"{source}: cannot be read: {exc}") from exc
-
-
-@contextmanager
-def _without_panic(where: str) -> Iterator[None]:
-    """Turn errors of the package ``tokenizers`` into ours.
-
-    It raises bare Exceptions and, when its native code panics, a PanicException, which derives from
-    BaseException alone and cannot be imported: only its name tells it from an interrupt.
-    """
-    try:
-        yield
-    except BaseException as exc:
-        if type(exc) is not Exception and type(exc).__name__ != "PanicException":
-            raise
-        raise BundleError(
-            f"{where}: expected a tokenizer that works, but the package tokenizers failed: {exc}. "
-            "Copy the bundle again, or try another version of the package."
-        ) from exc
-
-
-def _describe(source: str | Path) -> str:
-    is_json = isinstance(source, str) and source.lstrip().startswith("{")
-    return "tokenizer.json" if is_json else str(source)
 
 
 START_OF_TEXT = "<start_of_text>"
