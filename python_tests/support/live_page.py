@@ -256,9 +256,9 @@ class ScriptedServer:
         if request.method == "GET":
             from zsseg_rt.server.api import load_page
 
-            page = load_page()
-            policy = {"Content-Security-Policy": page.policy}
-            route.fulfill(body=page.html, content_type="text/html", headers=policy)
+            html, policy = load_page()
+            headers = {"Content-Security-Policy": policy}
+            route.fulfill(body=html, content_type="text/html", headers=headers)
             return
         if request.url.endswith("/v1/segment"):
             self._label(route)

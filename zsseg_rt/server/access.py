@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
 import ipaddress
 import re
@@ -73,8 +74,12 @@ class AccessRules:
         """Refuse a request that calls the server by a name that is not its own."""
         found = _NETLOC.fullmatch((host or "").lower())
         name = found[1].strip("[]") if found else ""
-        if name in self.hosts or (self.any_address and _is_address(name)):
+        if name in self.hosts:
             return
+        if self.any_address:
+            with contextlib.suppress(ValueError):
+                ipaddress.ip_address(name)
+                return
         raise Refused(
             400, 4403, "HostError",
             "Host: expected a name that this server goes by. Add yours with --allow-host.",
@@ -115,14 +120,6 @@ class AccessRules:
         )  # fmt: skip
 
 
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
-
-
 PROTOCOL = "zsseg.v1"
 """Subprotocol of the WebSocket."""
 
@@ -161,24 +158,24 @@ class Gate:
         if scope["type"] == "websocket":
             await self._websocket(scope, receive, send)
         else:
-            await self._http(scope, receive, _protected(send))
+            await self._http(scope, receive, send)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = Headers(scope=scope)
+        headers, is_picture = Headers(scope=scope), scope["path"] == "/v1/segment"
+        most = self._limits.picture_bytes if is_picture else self._limits.json_bytes
+        body = _Body(receive, headers, most, self._limits.request_seconds)
+        send = _protected(send, body)
         try:
             self._rules.check_host(headers.get("host"))
             if scope["method"] not in _SAFE:
                 self._rules.check_origin(headers.get("origin"), headers.get("host"))
             scope["state"]["shows_token"] = self._shows_token(scope, headers)
         except Refused as exc:
-            body = {"error": exc.kind, "message": str(exc)}
+            content = {"error": exc.kind, "message": str(exc)}
             challenge = {"www-authenticate": "Bearer"} if exc.status == 401 else None
-            await Json(body, exc.status, challenge)(scope, receive, send)
+            await Json(content, exc.status, challenge)(scope, receive, send)
             return
-        is_picture = scope["path"] == "/v1/segment"
-        most = self._limits.picture_bytes if is_picture else self._limits.json_bytes
-        limited = _limited(receive, headers, most, self._limits.request_seconds)
-        await self._app(scope, limited, send)
+        await self._app(scope, body.receive, send)
 
     def _shows_token(self, scope: Scope, headers: Headers) -> bool:
         """Whether the request shows the token, or none is asked for."""
@@ -220,9 +217,11 @@ def _with_origin_form(scope: Scope) -> Scope:
     }  # fmt: skip
 
 
-def _protected(send: Send) -> Callable[[Message], Awaitable[None]]:
+def _protected(send: Send, body: _Body) -> Callable[[Message], Awaitable[None]]:
     async def send_protected(message: Message) -> None:
         if message["type"] == "http.response.start":
+            if message["status"] >= 400:
+                await body.drain()
             headers = MutableHeaders(scope=message)
             for name, value in _PROTECTION.items():
                 headers.setdefault(name, value)
@@ -231,28 +230,37 @@ def _protected(send: Send) -> Callable[[Message], Awaitable[None]]:
     return send_protected
 
 
-def _limited(receive: Receive, headers: Headers, most: int, seconds: float) -> Receive:
-    """Receive a body of limited length in limited time."""
-    too_large = HTTPException(413, f"body: expected at most {most} bytes, got more")
-    last, so_far, is_whole = time.monotonic() + seconds, 0, False
-    length = headers.get("content-length", "")
-    announced = int(length) if length.isdecimal() and len(length) < 19 else 0
+class _Body:
+    """A request's body, of limited length in limited time."""
 
-    async def receive_limited() -> Message:
-        nonlocal so_far, is_whole
-        if is_whole:  # what follows is that the client goes
-            return await receive()
-        if announced > most:
-            raise too_large
+    def __init__(self, receive: Receive, headers: Headers, most: int, seconds: float) -> None:
+        self._receive, self._most, self._seconds = receive, most, seconds
+        self._last, self._so_far, self._is_whole = time.monotonic() + seconds, 0, False
+        length = headers.get("content-length", "")
+        self._announced = int(length) if length.isdecimal() and len(length) < 19 else 0
+        self._asks_first = "expect" in headers
+
+    async def receive(self) -> Message:
+        if self._is_whole:  # what follows is that the client goes
+            return await self._receive()
         try:
-            message = await asyncio.wait_for(receive(), max(last - time.monotonic(), 0.0))
+            message = None if self._announced > self._most else await self._next()
         except asyncio.TimeoutError:
-            text = f"body: expected all of it within {seconds:g} s, got {so_far} bytes"
+            text = f"body: expected all of it within {self._seconds:g} s, got {self._so_far} bytes"
             raise HTTPException(408, text) from None
-        is_whole = not message.get("more_body", False)
-        so_far += len(message.get("body", b""))
-        if so_far > most:
-            raise too_large
+        if message is None or self._so_far > self._most:
+            raise HTTPException(413, f"body: expected at most {self._most} bytes, got more")
         return message
 
-    return receive_limited
+    async def drain(self) -> None:
+        """Throw away what the client still sends: closed on, it would see a reset, no answer."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            while not (self._is_whole or (self._asks_first and not self._so_far)):
+                await self._next()
+
+    async def _next(self) -> Message:
+        left = max(self._last - time.monotonic(), 0.0)
+        message = await asyncio.wait_for(self._receive(), left)
+        self._is_whole = not message.get("more_body", False)
+        self._so_far += len(message.get("body", b""))
+        return message

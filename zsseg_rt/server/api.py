@@ -12,15 +12,13 @@ import math
 import re
 import time
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from email import message_from_bytes
 from email.message import Message
 from http import HTTPStatus
 from importlib import resources
 from typing import Annotated, Any
 
-import numpy as np
-import numpy.typing as npt
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
@@ -45,6 +43,7 @@ VERSION_HEADER = "X-Vocabulary-Version"
 """Says of which classes a picture's labels are."""
 FRAME = "application/x-zsseg-frame"
 """What asks for a picture as the WebSocket sends frames."""
+_FORMS = ("application/json", "image/png", "image/jpeg", FRAME)
 
 
 def picture_in(body: bytes, content_type: str) -> bytes:
@@ -70,12 +69,16 @@ def picture_in(body: bytes, content_type: str) -> bytes:
 
 def answer_picture(labeller: Labeller, content: bytes, accept: str) -> Response:
     """Label a picture."""
-    _refuse_large(content, labeller.most_pixels)
+    _refuse_large(content, labeller.limits.picture_pixels)
     image, seg = labeller.segment_picture(content)
-    wanted, headers = _wanted(accept), {VERSION_HEADER: str(seg.vocabulary_version)}
+    kinds = [part.partition(";")[0].strip().lower() for part in accept.split(",")]
+    wanted = next((kind for kind in kinds if kind in _FORMS), _FORMS[0])
+    headers = {VERSION_HEADER: str(seg.vocabulary_version)}
     if wanted == FRAME:
-        packed = _pack(image, seg, labeller.channel_order)
-        return Response(packed, media_type=wanted, headers=headers)
+        now = time.monotonic()
+        frame = Frame(source="", index=0, image=image, captured_at=now, clock="arrival")
+        message = encode_message(0, replace(seg, frame=frame), labeller.channel_order, now)
+        return Response(message.pack(round(1e3 * now, 3)), media_type=wanted, headers=headers)
     if wanted == "application/json":
         return Json(_describe(seg), headers=headers)
     if wanted == "image/png":
@@ -83,20 +86,6 @@ def answer_picture(labeller: Labeller, content: bytes, accept: str) -> Response:
     else:
         content = encode_overlay(image, seg.labels, seg.names, labeller.channel_order)
     return Response(content, media_type=wanted, headers=headers)
-
-
-def _pack(image: npt.NDArray[np.uint8], seg: Segmentation, channel_order: str) -> bytes:
-    """The picture as viewers get frames."""
-    now = time.monotonic()
-    frame = Frame(source="", index=0, image=image, captured_at=now, clock="arrival")
-    message = encode_message(0, replace(seg, frame=frame), channel_order, now)
-    return message.pack(round(1e3 * now, 3))
-
-
-def _wanted(accept: str) -> str:
-    kinds = [part.partition(";")[0].strip().lower() for part in accept.split(",")]
-    known = ("application/json", "image/png", "image/jpeg", FRAME)
-    return next((kind for kind in kinds if kind in known), known[0])
 
 
 def _refuse_large(content: bytes, most: int) -> None:
@@ -113,7 +102,6 @@ def _refuse_large(content: bytes, most: int) -> None:
 def _describe(seg: Segmentation) -> dict[str, Any]:
     height, width = seg.labels.shape
     shares = seg.present()
-    known = sum(entry.pixels for entry in shares)
     return {
         "width": width,
         "height": height,
@@ -121,7 +109,7 @@ def _describe(seg: Segmentation) -> dict[str, Any]:
             {"name": one.name, "label": one.index, "pixels": one.pixels, "share": one.share}
             for one in shares
         ],
-        "unknown_share": 1.0 - known / seg.labels.size,
+        "unknown_share": 1.0 - sum(one.pixels for one in shares) / seg.labels.size,
         "vocabulary_version": seg.vocabulary_version,
         "times_ms": dict(seg.times),
     }
@@ -171,7 +159,7 @@ class Problem(BaseModel):
     unknown: list[str] | None = None  # names, where a name is what is wrong
 
 
-def create_app(hub: Hub, page: Page, *, stale_seconds: float) -> FastAPI:
+def create_app(hub: Hub, *, stale_seconds: float) -> FastAPI:
     """The application that answers requests."""
     app = FastAPI(
         title="zsseg_rt",
@@ -182,17 +170,19 @@ def create_app(hub: Hub, page: Page, *, stale_seconds: float) -> FastAPI:
         responses={"4XX": {"model": Problem}, 503: {"model": Problem}},
     )
     _answer_problems(app)
-    _serve_page(app, hub, page)
+    _serve_page(app, hub)
     _serve_status(app, hub, stale_seconds)
     _serve_vocabulary(app, hub)
     _serve_pictures(app, hub)
     return app
 
 
-def _serve_page(app: FastAPI, hub: Hub, page: Page) -> None:
+def _serve_page(app: FastAPI, hub: Hub) -> None:
+    html, policy = load_page()
+
     @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def show_page() -> Response:
-        return HTMLResponse(page.html, headers={"content-security-policy": page.policy})
+        return HTMLResponse(html, headers={"content-security-policy": policy})
 
     @app.websocket("/v1/live")
     async def live(socket: WebSocket) -> None:
@@ -346,8 +336,12 @@ def describe_health(
             "seconds_since_frame": since and round(since, 3),
             "dead": (since is None or since > stale_seconds) and not has_ended,
         })  # fmt: skip
-    newest = hub.seconds_since_frame()
-    reason = _why_failing(newest, stale_seconds)
+    newest = min((one for one in silences.values() if one is not None), default=None)
+    reason = None
+    if newest is None:
+        reason = "no frame has been labelled yet"
+    elif newest > stale_seconds:
+        reason = f"no frame was labelled for {newest:.0f} s"
     dead = sum(source["dead"] for source in sources)
     is_well = reason is None and not (strict and dead)
     if reason is None and dead:
@@ -358,14 +352,6 @@ def describe_health(
         "seconds_since_frame": newest and round(newest, 3),
         "sources": sources,
     }
-
-
-def _why_failing(since: float | None, stale_seconds: float) -> str | None:
-    if since is None:
-        return "no frame has been labelled yet"
-    if since > stale_seconds:
-        return f"no frame was labelled for {since:.0f} s"
-    return None
 
 
 _BOUNDARY = "frame"
@@ -418,37 +404,23 @@ async def _parts(hub: Hub, source: str | None) -> AsyncIterator[bytes]:
         hub.leave(news)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Page:
-    """The page."""
+def load_page() -> tuple[str, str]:
+    """The page that ships with the package, and its Content-Security-Policy.
 
-    html: str  # All of it
-    # Its Content-Security-Policy: nothing runs but its own script and style, and nothing is loaded
-    # from elsewhere
-    policy: str
-
-
-def load_page() -> Page:
-    """Read the page that ships with the package."""
+    Nothing runs but the page's own script and style, and nothing is loaded from elsewhere.
+    """
     try:
         html = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as exc:
         raise SourceError(
             f"page.html: expected it to ship with the package: {exc}. Install again."
         ) from exc
-    return Page(html=html, policy=policy_for(html))
-
-
-def policy_for(html: str) -> str:
-    """The Content-Security-Policy of a page."""
     hashes = {}
     for tag in ("style", "script"):
-        found = re.findall(rf"<{tag}\b[^>]*>(.*?)</{tag}>", html, re.DOTALL)
-        if len(found) != 1:
-            raise SourceError(f"page.html: expected one <{tag}>, got {len(found)}")
-        digest = hashlib.sha256(found[0].encode()).digest()
+        (content,) = re.findall(rf"<{tag}\b[^>]*>(.*?)</{tag}>", html, re.DOTALL)
+        digest = hashlib.sha256(content.encode()).digest()
         hashes[tag] = f"'sha256-{base64.b64encode(digest).decode()}'"
-    return (
+    return html, (
         f"default-src 'none'; script-src {hashes['script']}; style-src {hashes['style']}; "
         "connect-src 'self'; img-src 'self' blob: data:; base-uri 'none'; form-action 'none'; "
         "frame-ancestors 'none'"

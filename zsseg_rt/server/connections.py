@@ -11,9 +11,8 @@ import ipaddress
 import time
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Literal
 
-import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from zsseg_rt.server.settings import ServerSettings
@@ -22,7 +21,7 @@ from zsseg_rt.stream.gstreamer.rtsp_sink import network_of
 _LOOK_EVERY = 0.5  # seconds
 _RESERVE = 8  # connections beyond the limits that may ask for the health
 _HEALTH = (b"GET /healthz", b"HEAD /healthz")
-_GOODBYE = 1.0  # seconds that a refused or closing connection gets to take its last bytes
+_GOODBYE = 1.0  # seconds that a refused connection gets to take its last bytes
 _BUSY = b'{"error":"BusyError","message":"connections: expected fewer at a time. Try again."}'
 _REFUSAL = (
     b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\n"
@@ -34,7 +33,7 @@ _REFUSAL = (
 class _Watch:
     transport: asyncio.Transport
     address: str
-    state: Literal["admitted", "waiting", "health", "refused", "lingering"]
+    state: Literal["admitted", "waiting", "health", "refused"]
     until: float = 0.0  # for all states but the first
     cycle: RequestResponseCycle | None = None
     idle_since: float
@@ -53,7 +52,7 @@ class ConnectionGuard:
     def take(self, protocol: H11Protocol, transport: asyncio.Transport) -> None:
         """Take in a connection; beyond the limits it may only ask for the health."""
         limits, now, address = self._limits, time.monotonic(), self._who(transport)
-        admitted = self._of_state("admitted", "lingering")
+        admitted = self._of_state("admitted")
         mine = sum(one.address == address for one in admitted) if address else 0
         is_full = len(admitted) >= limits.connections or mine >= limits.connections_per_address
         self._watched[protocol] = _Watch(
@@ -72,28 +71,13 @@ class ConnectionGuard:
     def lets(self, protocol: H11Protocol, data: bytes) -> bool:
         """Whether what a connection sends is heard."""
         watch = self._watched.get(protocol)
-        if watch is None or watch.state in ("refused", "lingering"):
+        if watch is None or watch.state == "refused":
             return False
         if watch.state == "waiting":
             if not data.startswith(_HEALTH):
                 self._refuse(watch)
                 return False
             watch.state = "health"
-        return True
-
-    def linger(self, protocol: H11Protocol) -> bool:
-        """Whether a connection that has its answer stays open for what its client still sends.
-
-        Else the client gets a reset in place of the answer.
-        """
-        watch = self._watched.get(protocol)
-        if watch is None or protocol.conn.their_state is not h11.SEND_BODY:
-            return False
-        if watch.state != "lingering":
-            watch.state, watch.until = "lingering", time.monotonic() + self._limits.request_seconds
-            with contextlib.suppress(OSError):  # it has gone already
-                watch.transport.write_eof()
-            watch.transport.resume_reading()
         return True
 
     def is_of_the_reserve(self, protocol: H11Protocol) -> bool:
@@ -144,7 +128,7 @@ class ConnectionGuard:
                 del self._watched[protocol]
             elif watch.state in ("waiting", "health") and now > watch.until:
                 self._refuse(watch)
-            elif watch.state in ("refused", "lingering"):
+            elif watch.state == "refused":
                 if now > watch.until:
                     transport.abort()
             elif self._is_stuck(watch, now):
@@ -185,26 +169,9 @@ class ConnectionGuard:
 def guarded_protocol(guard: ConnectionGuard) -> type[H11Protocol]:
     """The protocol of a server whose connections a guard looks after."""
 
-    class Lingering:
-        """A transport that closes once its client has stopped sending."""
-
-        def __init__(self, transport: asyncio.Transport, protocol: H11Protocol) -> None:
-            self._transport, self._protocol, self._lingers = transport, protocol, False
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._transport, name)
-
-        def is_closing(self) -> bool:
-            return self._lingers or self._transport.is_closing()
-
-        def close(self) -> None:
-            self._lingers = guard.linger(self._protocol)
-            if not self._lingers:
-                self._transport.close()
-
     class GuardedProtocol(H11Protocol):
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(cast(asyncio.Transport, Lingering(transport, self)))
+            super().connection_made(transport)
             guard.take(self, transport)
 
         def connection_lost(self, exc: Exception | None) -> None:

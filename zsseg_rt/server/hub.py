@@ -22,7 +22,7 @@ from zsseg_rt.server.preview import ALPHA, Result
 from zsseg_rt.server.settings import Limits
 from zsseg_rt.server.worker import Worker
 from zsseg_rt.stream.painting import GpuPainter
-from zsseg_rt.stream.runner import SourceStats, Stream
+from zsseg_rt.stream.runner import Stream
 from zsseg_rt.stream.watch import SourceState
 from zsseg_rt.stream.writers import frame_of
 
@@ -103,12 +103,8 @@ class Hub:
         with self._lock:
             return copy.deepcopy((dict(self._ages), dict(self._labelled_ages)))
 
-    def seconds_since_frame(self) -> float | None:
-        """Since the last frame was labelled; None before the first."""
-        return min((one for one in self.silences().values() if one is not None), default=None)
-
     def silences(self) -> dict[str, float | None]:
-        """As :meth:`seconds_since_frame`, for each source."""
+        """Seconds since each source's last frame was labelled; None before the first."""
         with self._lock:
             now, last = time.monotonic(), self._last_at
             return {name: now - last[name] if name in last else None for name in self._sources}
@@ -191,20 +187,10 @@ class AgeHistogram:
     # Frames per bucket; the last holds what is older than every bound
     counts: list[int] = field(default_factory=lambda: [0] * (len(_BOUNDS) + 1))
 
-    @property
-    def count(self) -> int:
-        """Number of frames."""
-        return sum(self.counts)
-
     def add(self, seconds: float) -> None:
         """Count a frame."""
         self.total += seconds
         self.counts[bisect.bisect_left(_BOUNDS, seconds)] += 1
-
-    def cumulative(self) -> list[tuple[str, int]]:
-        """Upper bounds of the buckets, as Prometheus writes them, and the frames up to there."""
-        bounds = [*map(str, _BOUNDS), "+Inf"]
-        return list(zip(bounds, accumulate(self.counts), strict=True))
 
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -238,64 +224,51 @@ _OF_SERVER = {
 
 def write_metrics(hub: Hub) -> str:
     """All metrics of a server."""
-    stats = hub.stream.stats()
-    ages, labelled_ages = hub.ages()
+    stats, (ages, labelled_ages) = hub.stream.stats(), hub.ages()
     families = [
-        *_of_sources(stats),
-        _of_ages("zsseg_frame_age_seconds", "Seconds from capture to labels.", ages),
-        _of_ages(
-            "zsseg_labelled_age_seconds",
-            "Seconds from the capture of the frame that was labelled to the result.",
-            labelled_ages,
-        ),
-        *_of_server(hub),
-    ]
-    return "".join(families)
-
-
-def _of_sources(stats: Mapping[str, SourceStats]) -> Iterable[str]:
-    for attribute, (name, text) in _OF_SOURCES.items():
-        samples = [("", {"source": key}, getattr(one, attribute)) for key, one in stats.items()]
-        yield _family(name, "counter", text, samples)
+        (name, "counter", text,
+         [("", {"source": key}, getattr(one, attribute)) for key, one in stats.items()])
+        for attribute, (name, text) in _OF_SOURCES.items()
+    ]  # fmt: skip
     states = [
         ("", {"source": key, "state": state}, float(one.state == state))
         for key, one in stats.items()
         for state in get_args(SourceState)
     ]
-    yield _family("zsseg_source_state", "gauge", "1 for the state that the source is in.", states)
+    silences: list[_Sample] = [
+        ("", {"source": name}, math.inf if since is None else since)
+        for name, since in hub.silences().items()
+    ]
+    families += [
+        ("zsseg_source_state", "gauge", "1 for the state that the source is in.", states),
+        ("zsseg_frame_age_seconds", "histogram", "Seconds from capture to labels.", _buckets(ages)),
+        ("zsseg_labelled_age_seconds", "histogram",
+         "Seconds from the capture of the frame that was labelled to the result.",
+         _buckets(labelled_ages)),
+        ("zsseg_seconds_since_frame", "gauge",
+         "Since the last frame of the source was labelled; infinite before the first.", silences),
+    ]  # fmt: skip
+    watchers, version = hub.watchers, hub.labeller.vocabulary.version
+    single = [
+        *((name, "counter", text, hub.counts[key]) for key, (name, text) in _OF_SERVER.items()),
+        ("zsseg_viewers", "gauge", "Viewers.", watchers["viewers"]),
+        ("zsseg_motion_jpeg_clients", "gauge", "Clients of /stream.mjpg.",
+         watchers["motion_jpegs"]),
+        ("zsseg_vocabulary_version", "gauge", "Version of the classes.", version),
+    ]  # fmt: skip
+    families += [(name, kind, text, [("", {}, value)]) for name, kind, text, value in single]
+    return "".join(_family(*family) for family in families)
 
 
-def _of_ages(name: str, text: str, ages: Mapping[str, AgeHistogram]) -> str:
+def _buckets(ages: Mapping[str, AgeHistogram]) -> list[_Sample]:
     samples: list[_Sample] = []
     for source, histogram in ages.items():
         labels = {"source": source}
-        for bound, count in histogram.cumulative():
-            samples.append(("_bucket", {**labels, "le": bound}, count))
+        bounds = zip([*map(str, _BOUNDS), "+Inf"], accumulate(histogram.counts), strict=True)
+        samples += [("_bucket", {**labels, "le": bound}, count) for bound, count in bounds]
         samples.append(("_sum", labels, histogram.total))
-        samples.append(("_count", labels, histogram.count))
-    return _family(name, "histogram", text, samples)
-
-
-def _of_server(hub: Hub) -> Iterable[str]:
-    for key, (name, text) in _OF_SERVER.items():
-        yield _single(name, "counter", text, hub.counts[key])
-    yield _single("zsseg_viewers", "gauge", "Viewers.", hub.watchers["viewers"])
-    yield _single(
-        "zsseg_motion_jpeg_clients", "gauge", "Clients of /stream.mjpg.",
-        hub.watchers["motion_jpegs"],
-    )  # fmt: skip
-    version = hub.labeller.vocabulary.version
-    yield _single("zsseg_vocabulary_version", "gauge", "Version of the classes.", version)
-    yield _family(
-        "zsseg_seconds_since_frame", "gauge",
-        "Since the last frame of the source was labelled; infinite before the first.",
-        [("", {"source": name}, math.inf if since is None else since)
-         for name, since in hub.silences().items()],
-    )  # fmt: skip
-
-
-def _single(name: str, kind: str, text: str, value: float) -> str:
-    return _family(name, kind, text, [("", {}, value)])
+        samples.append(("_count", labels, sum(histogram.counts)))
+    return samples
 
 
 def _family(name: str, kind: str, text: str, samples: Iterable[_Sample]) -> str:

@@ -30,7 +30,7 @@ class Labeller:
     def __init__(self, engine: Engine, limits: Limits) -> None:
         if engine.vocabulary is None:
             raise EngineStateError("engine: expected classes, got none. Call set_classes first.")
-        self._engine, self._limits = engine, limits
+        self._engine, self.limits = engine, limits
         self._unknown_below = engine.config.unknown_below or 0.0
         self._spare: Lane | None = None  # for pictures, once there is one
         self._spare_lock = threading.Lock()
@@ -42,11 +42,6 @@ class Labeller:
     def channel_order(self) -> str:
         """Of frames, ``"rgb"`` or ``"bgr"``."""
         return self._engine.config.channel_order
-
-    @property
-    def most_pixels(self) -> int:
-        """The most pixels of a client's picture."""
-        return self._limits.picture_pixels
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -80,7 +75,7 @@ class Labeller:
         However many changes come, each gets a frame, unless none comes at all: else viewers would
         see hardly any.
         """
-        _refuse_long_names(classes, background, self._limits.name_length)
+        _refuse_long_names(classes, background, self.limits.name_length)
         self._is_seen.wait(_SETTLE)
         vocabulary = self._engine.set_classes(classes, background=background)
         self._is_seen.clear()
@@ -111,7 +106,7 @@ class Labeller:
         Returns:
             The picture, uint8 [H, W, 3] in the engine's channel order, and its labels.
         """
-        image = decode_photo(content, Path("image"), max_pixels=self._limits.picture_pixels)
+        image = decode_photo(content, Path("image"), max_pixels=self.limits.picture_pixels)
         if self.channel_order == "bgr":
             image = np.ascontiguousarray(image[..., ::-1])
         return image, self.segment_beside(image)

@@ -20,7 +20,7 @@ from zsseg_rt.engine import Engine
 from zsseg_rt.errors import EngineStateError, SourceError, ZssegError
 from zsseg_rt.runtime.frame_memory import check_family
 from zsseg_rt.server.access import AccessRules, Gate
-from zsseg_rt.server.api import create_app, load_page
+from zsseg_rt.server.api import create_app
 from zsseg_rt.server.connections import ConnectionGuard, guarded_protocol
 from zsseg_rt.server.hub import Hub
 from zsseg_rt.server.labeller import Labeller
@@ -83,7 +83,6 @@ class LiveServer:
     ) -> None:
         self.settings = settings or ServerSettings()
         labeller = Labeller(engine, self.settings.limits)
-        page = load_page()
         if steady or skip_still:
             check_family(engine.bundle.family)
         options = StreamOptions(
@@ -100,7 +99,7 @@ class LiveServer:
         )
         self._hub = Hub(self._stream, labeller, self.settings.limits)
         self._guard = ConnectionGuard(self.settings, self._hub.counts)
-        app = create_app(self._hub, page, stale_seconds=self.settings.stale_seconds)
+        app = create_app(self._hub, stale_seconds=self.settings.stale_seconds)
         self._uvicorn = uvicorn.Server(_configure(app, self.settings, self._guard))
         self._listener = listener or listen(self.settings.host, self.settings.port)
         self._host, self._port = self._listener.getsockname()[:2]

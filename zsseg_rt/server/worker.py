@@ -34,7 +34,10 @@ class Worker:
         while True:
             future, job = self._jobs.get()
             if future.set_running_or_notify_cancel():
-                _do(future, job)
+                try:
+                    future.set_result(job())
+                except Exception as exc:  # noqa: BLE001 - it is raised where the job was ordered
+                    future.set_exception(exc)
             del future, job  # or the last frame lives on until the next job
 
 
@@ -55,12 +58,3 @@ class Desk(Worker):
             yield
         finally:
             self._free += 1
-
-
-def _do(future: Future[_Value], job: Callable[[], _Value]) -> None:
-    try:
-        result = job()
-    except Exception as exc:  # noqa: BLE001 - it is raised where the job was ordered
-        future.set_exception(exc)
-    else:
-        future.set_result(result)
