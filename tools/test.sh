@@ -318,7 +318,7 @@ if [ $# = 0 ]; then
   mapfile -t asking < <(grep -rlE --include='test_*.py' 'support.cpus|"vnni"' python_tests | sort)
   ZSSEG_TEST_CPU=avx2 ZSSEG_CPU_ISA=v3 ATEN_CPU_CAPABILITY=avx2 OPENBLAS_CORETYPE=Haswell \
     python -m pytest -q "${at_once[@]}" -p no:cacheprovider "${asking[@]}" \
-    python_tests/system/test_demo.py python_tests/system/test_photo_demo.py
+    python_tests/system/test_demo.py
 
   say "CUDA tests on an emulated GPU"
   code=0

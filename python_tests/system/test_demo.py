@@ -1,19 +1,261 @@
-"""What ships for the first minute works without torch, labels scenes right, knows its words."""
+"""The demos work without torch, label right, know what they see, and say what they cannot see."""
 
 import json
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from support.errors import refused
 from tools.scenes import CLASS_NAMES, SEEN, SceneDataset, words_of_world
+from tools.studies.photo_bundle import THINGS, centred, clean_names
 from zsseg_rt import Bundle, Engine, EngineConfig
+from zsseg_rt.bundles.specs import ConceptSpec
 from zsseg_rt.cli import main
-from zsseg_rt.demo import demo_bundle, demo_classes, demo_photos
-from zsseg_rt.errors import BundleError
+from zsseg_rt.demo import demo_bundle, demo_classes, demo_clip, demo_photos
+from zsseg_rt.errors import BundleError, ShapeError, VocabularyError
 from zsseg_rt.evaluation.metrics import ConfusionMatrix, score
-from zsseg_rt.photos import read_photo
+from zsseg_rt.photos import decode_photo, read_photo
+from zsseg_rt.text.class_names import split_synonyms
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory):
+    config = EngineConfig(device="cpu", cache_dir=tmp_path_factory.mktemp("cache"))
+    with Engine(Bundle.demo("photos"), config) as engine:
+        yield engine
+
+
+def shares(seg):
+    """The share of the picture that each class takes."""
+    return {name: float((seg.labels == i).mean()) for i, name in enumerate(seg.names)}
+
+
+def test_the_photos_show_what_is_in_them(engine):
+    named = engine.set_classes(demo_classes("photos"), background="auto")
+    assert named.background == ("background", "airplane", "cow", "motorcycle", "sheep", "train")
+    expected = {
+        "dining_room": {"chair", "dining table"},
+        "pickup": {"car"},
+        "bird": {"bird"},
+        "dog_walk": {"person", "dog"},
+    }
+    for photo in demo_photos("photos"):
+        found = shares(engine.segment(read_photo(photo)))
+        stem = photo.rsplit("/", 1)[-1].split(".")[0]
+        assert {name for name, share in found.items() if share > 0.02} == expected[stem]
+
+
+def test_the_background_is_chosen_by_one_rule_at_every_door(engine, tmp_path):
+    from zsseg_rt.integrations.ray import PhotoSegmenter
+    from zsseg_rt.server.api import NewVocabulary
+    from zsseg_rt.server.labeller import Labeller
+    from zsseg_rt.server.settings import Limits
+
+    names = ["cat", "sheep", "motorcycle", "airplane"]
+    expected = engine.set_classes(names, background="auto")
+    assert expected.background == ("background", *(t for t in THINGS if t not in names))
+    assert engine.set_classes(names).phrases == expected.phrases
+    labeller = Labeller(engine, Limits())
+    for given in ({}, {"background": "auto"}):
+        new = NewVocabulary.model_validate({"classes": names, **given})
+        told = labeller.describe(labeller.set_classes(new.classes, new.background))
+        assert (tuple(told["background"]), told["auto_background"]) == (expected.background, True)
+    report = tmp_path / "r.json"
+    call = ["segment", demo_photos()[2], "--demo", "--classes", ",".join(names)]
+    assert main([*call, "-o", str(tmp_path), "--json", str(report)]) == 0
+    written = json.loads(report.read_text())["engine"]["background"]
+    assert tuple(written) == expected.background
+    ray = PhotoSegmenter(Bundle.demo("photos").path, names, config=EngineConfig(device="cpu"))
+    with ray.engine as opened:
+        assert opened.vocabulary.phrases == expected.phrases
+    for left_out in ([], (), "none"):
+        assert engine.set_classes(names, background=left_out).background == ()
+    rows = np.ones((4, 512), np.float32)
+    assert engine.set_classes(names, embeddings=rows).background == ()
+
+
+def test_a_class_takes_over_what_it_means(engine):
+    given = engine.set_classes(["motorbikes", "sheep"], background=["Sheep", "motorcycle", "cat"])
+    assert given.background == ("cat",)
+    assert not given.auto_background
+    road = engine.set_classes(["road", "car"])
+    assert road.background == tuple(thing for thing in THINGS if thing != "car")
+    assert "'road' (as background, all else)" in road.remarks[0]
+
+
+@pytest.mark.parametrize(
+    "table", ["voc2012", "pascal_context", "cocostuff164k", "cityscapes", "camvid"]
+)
+def test_the_class_names_of_published_sets_are_known(engine, table):
+    from zsseg_rt.evaluation.datasets.published import class_table
+
+    names = split_synonyms(class_table(table).names)
+    assert engine.set_classes(names, background=()).names == tuple(name[0] for name in names)
+
+
+@pytest.mark.parametrize(
+    ("word", "name"),
+    [
+        ("people", "person"), ("Pedestrians", "person"), ("baby", "person"), ("babies", "person"),
+        ("rider", "person"), ("motorbike", "motorcycle"), ("MotorBikes", "motorcycle"),
+        ("aeroplane", "airplane"), ("diningtable", "dining table"), ("tv-monitors", "tv"),
+        ("tvmonitor", "tv"), ("buses", "bus"), ("puppies", "puppy"), ("sheeps", "sheep"),
+        ("knives", "knife"), ("traffic_lights", "traffic light"), ("wall-brick", "background"),
+        ("building-other", "building"), ("trouser", "trousers"), ("sofa", "sofa"), ("bus", "bus"),
+    ],
+)  # fmt: skip
+def test_other_words_for_a_name_find_its_row(engine, word, name):
+    rows = [engine.set_classes([asked], background=()).embeds for asked in (word, name)]
+    np.testing.assert_array_equal(*rows)
+
+
+@pytest.mark.parametrize(
+    ("word", "first"),
+    [
+        ("racing bike", "bicycle"),
+        ("old woman", "woman"),
+        ("pedestrain", "person"),
+        ("doggo", "dog"),
+    ],
+)
+def test_suggestions_are_near_in_meaning_first(engine, word, first):
+    with refused(VocabularyError, "class_names") as caught:
+        engine.set_classes([word])
+    assert f"Did you mean '{first}'" in str(caught.value)
+
+
+def test_two_classes_of_one_meaning_draw_a_remark(engine):
+    (remark,) = engine.set_classes([["person", "people"], "pedestrian"]).remarks
+    assert "'person', 'pedestrian'" in remark
+    assert engine.set_classes([["person", "people"]]).remarks == ()
+
+
+@pytest.mark.parametrize("call", [["--demo"], ["--bundle", "demo"]])
+def test_own_photos_are_asked_for_all_that_the_model_sees(call, tmp_path):
+    report = tmp_path / "r.json"
+    photo = demo_photos("photos")[2]
+    assert main(["segment", photo, *call, "-o", str(tmp_path), "--json", str(report)]) == 0
+    assert json.loads(report.read_text())["engine"]["names"] == list(THINGS)
+
+
+def test_a_bundle_is_shown_in_three_lines(engine):
+    shown = repr(engine.bundle).splitlines()
+    assert len(shown) == 3
+    assert "513x513" in shown[1]
+    assert "1597 names" in shown[2]
+
+
+def test_what_is_no_frame_is_refused_with_the_call_that_takes_it(engine):
+    frame = np.zeros((4, 6, 3), np.uint8)
+    for several in ([frame, frame], (frame, frame), (frame,), np.stack([frame, frame])):
+        with refused(ShapeError, "frame") as caught:
+            engine.segment(several)
+        assert "engine.segment_batch(frames)" in str(caught.value)
+    with refused(ShapeError, "frames"):
+        engine.segment_batch(frame)
+
+
+def test_what_nobody_named_takes_no_name_of_another(engine):
+    street = read_photo(demo_photos("photos")[3])
+    named = engine.set_classes(["cat", "sofa"], background="auto")
+    assert {"dog", "person", "potted plant"} < set(named.background)
+    assert not {"cat", "couch", "chair"} & set(named.background)
+    assert max(shares(engine.segment(street)).values()) < 0.01
+    named = engine.set_classes(["vehicle"], background="auto")
+    assert not {"car", "bus", "boat", "bicycle"} & set(named.background)
+    assert shares(engine.segment(street))["vehicle"] < 0.01
+    assert shares(engine.segment(read_photo(demo_photos("photos")[1])))["vehicle"] > 0.1
+    named = engine.set_classes(["woman", "cat"], background="auto")  # a dog is nearest to the cat
+    assert "dog" in named.background
+    assert "person" not in named.background
+    assert engine.set_classes(["background", "dog"], background="auto").background == ()
+
+
+def test_names_of_what_it_never_saw_draw_one_remark(engine):
+    (remark,) = engine.set_classes(["dog", "tree", "window", "taxi"]).remarks
+    assert "'tree' (nearest: potted plant)" in remark
+    assert "'window'" in remark
+    assert "taxi" not in remark
+    assert all(thing in remark for thing in THINGS)
+    assert engine.set_classes(["dog"], background=["tree"]).remarks == ()
+    (*_, remark) = engine.set_classes(engine.bundle.text_bank.names[:200]).remarks
+    assert remark.count("(nearest: ") == 20
+    assert " more: this model" in remark
+
+
+def test_a_bundle_of_phrases_remarks_on_single_words():
+    with Engine(Bundle.demo("scenes"), EngineConfig(device="cpu", use_cache=False)) as engine:
+        (remark,) = engine.set_classes(["ball", "red striped ball"]).remarks
+        assert "'ball'" in remark
+        assert all(name in remark for name in demo_classes("scenes"))
+        assert engine.set_classes(demo_classes("scenes")).remarks == ()
+
+
+def test_the_bundle_is_small_checked_and_says_where_it_comes_from(engine, capsys):
+    bundle = Bundle.demo("photos")
+    bundle.verify()
+    assert engine.self_check().passed
+    assert sum(entry.bytes for entry in bundle.files()) < 10e6
+    assert "Apache-2.0" in bundle.licence
+    assert "google-coral" in bundle.provenance["source"]
+    notice = (demo_bundle("photos").parent / "NOTICE").read_text()
+    for photo in [*demo_photos("photos"), "dog_walk.zip"]:
+        assert photo.rsplit("/", 1)[-1] in notice
+    assert main(["info", str(bundle.path)]) == 0
+    shown = capsys.readouterr().out
+    assert "potted plant" in shown
+    assert "windows that keep a frame's shape" in shown
+
+
+def test_the_clip_is_small_and_no_frame_of_it_is_labelled_wrongly(engine):
+    clip = demo_clip("photos")
+    assert sum(map(len, clip)) < 1.5e6
+    engine.set_classes(demo_classes("photos"), background="auto")
+    for index, frame in enumerate(clip):
+        seg = engine.segment(decode_photo(frame, Path("clip")))
+        rows = {part.name: np.nonzero(seg.labels == part.index)[0] for part in seg.present()}
+        assert set(rows) == {"person", "dog"}, index
+        assert min(len(rows["person"]), len(rows["dog"])) > 0.01 * seg.labels.size, index
+        assert rows["dog"].min() > 0.4 * len(seg.labels), f"{index}: the woman is called a dog"
+    assert demo_clip("scenes") == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"names": ()}, {"least_cosine": 2.0}, {"least_words": 0}, {"also": ("a\nb",)}],
+)
+def test_concepts_that_cannot_be_are_refused(changes, tmp_path):
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        ConceptSpec(**{"names": ("dog",), **changes})
+    place = tmp_path / "photos.zsseg"
+    place.mkdir()
+    manifest = json.loads((demo_bundle("photos") / "bundle.json").read_text())
+    manifest["concepts"].update(changes)
+    for path in demo_bundle("photos").iterdir():
+        (place / path.name).symlink_to(path)
+    (place / "bundle.json").unlink()
+    (place / "bundle.json").write_text(json.dumps(manifest))
+    with refused(BundleError, None, "bundle.json.concepts"):
+        Bundle.load(place)
+
+
+def test_names_of_the_lists_become_what_people_type():
+    lines = ["sofa_bed", "Handbag/Satchel", "Other Shoes", "Washing Machine/Drying Machine"]
+    found = list(clean_names(lines))
+    assert found == [(0, "sofa bed"), (1, "handbag"), (1, "satchel")]
+
+
+def test_background_is_opposite_to_things():
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((30, 512)).astype(np.float32)
+    bank = dict(zip([*THINGS, *map(str, range(10))], rows, strict=True))
+    found = centred(bank)
+    assert (found["background"] @ np.stack([found[name] for name in THINGS]).T < 0).all()
+    assert all(np.array_equal(row, row.astype(np.float16)) for row in found.values())
+
 
 BLOCKED = """
 import sys
@@ -33,7 +275,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory):
+def scenes(tmp_path_factory):
     config = EngineConfig(device="cpu", cache_dir=tmp_path_factory.mktemp("cache"))
     with Engine(demo_bundle("scenes"), config) as engine:
         yield engine
@@ -67,20 +309,6 @@ def test_the_command_takes_the_demo_that_is_named(demo, shown, tmp_path, capsys)
     assert len(list(tmp_path.glob("*.overlay.png"))) == len(names)
 
 
-def test_the_bundle_that_ships_has_a_name_in_python():
-    bundle = Bundle.demo("scenes")
-    assert bundle.path == demo_bundle("scenes")
-    with Engine(bundle, EngineConfig(device="cpu", use_cache=False)) as engine:
-        engine.set_classes(["red thing"])
-        assert engine.segment(read_photo(demo_photos("scenes")[0])).names == ("red thing",)
-
-
-def test_classes_can_be_others(tmp_path, capsys):
-    names = "red thing,grey wall,grey tiled floor"
-    assert main(["segment", "--demo", "scenes", "--classes", names, "--out", str(tmp_path)]) == 0
-    assert "grey tiled floor" in capsys.readouterr().out
-
-
 def test_a_name_of_unknown_words_is_refused(tmp_path, capsys):
     code = main(
         ["segment", "--demo", "scenes", "--classes", "red ball,zebra", "--out", str(tmp_path)]
@@ -91,23 +319,23 @@ def test_a_name_of_unknown_words_is_refused(tmp_path, capsys):
     assert all(word in message for word in words_of_world())
 
 
-def test_scenes_never_seen_are_labelled_right(engine):
+def test_scenes_never_seen_are_labelled_right(scenes):
     dataset = SceneDataset("val", length=40)
-    engine.set_classes(list(CLASS_NAMES))
+    scenes.set_classes(list(CLASS_NAMES))
     confusion = ConfusionMatrix(len(CLASS_NAMES), ignore_label=dataset.ignore_label)
     for index in range(len(dataset)):
         sample = dataset[index]
-        confusion.update(sample.labels, engine.segment(sample.image).labels)
+        confusion.update(sample.labels, scenes.segment(sample.image).labels)
     scores = score(confusion.counts, SEEN)
     assert scores.pixel_accuracy > 0.65, scores
     assert scores.miou_seen > 0.58, scores
     assert scores.miou_unseen > 0.3, scores  # chance is about 0.01
 
 
-def test_bundle_is_small_and_says_where_it_comes_from(engine):
+def test_the_scenes_bundle_is_small_and_says_where_it_comes_from(scenes):
     bundle = Bundle.load(demo_bundle("scenes"))
     bundle.verify()
-    assert engine.self_check().passed
+    assert scenes.self_check().passed
     files = [path for path in demo_bundle("scenes").parent.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files if path.suffix != ".pyc") <= 18_000_000
     assert set(bundle.graphs) == {"image_encoder", "decoder", "text_encoder"}
@@ -119,12 +347,6 @@ def test_bundle_is_small_and_says_where_it_comes_from(engine):
     assert source["clip"]["config"]["seed"] == 0
     assert source["commit"]
     assert bundle.head.seen == tuple(CLASS_NAMES[index] for index in SEEN)
-
-
-def test_demo_files_fit_each_other():
-    assert demo_classes("scenes") == list(CLASS_NAMES)
-    photos = [read_photo(photo) for photo in demo_photos("scenes")]
-    assert len({photo.tobytes() for photo in photos}) == 4
 
 
 def test_photos_and_bundle_are_asked_for_without_demo(tmp_path, capsys):

@@ -1,7 +1,6 @@
 """The documentation builds as a site that is whole and needs nothing from elsewhere."""
 
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -91,30 +90,6 @@ def test_a_browser_searches_and_fetches_nothing_from_elsewhere(site):
         expect(page.get_by_text("Environment variables").first).to_be_visible()
         assert any(url.endswith("search.json") for url in asked)
         assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []
-
-
-@pytest.mark.nightly
-@needs_generator
-@pytest.mark.parametrize(
-    ("page", "added", "told"),
-    [
-        ("docs/stray.md", "# Stray\n", "the navigation lacks stray.md"),
-        ("docs/classes.md", "[x](absent.md)\n", "docs/classes.md: expected links to"),
-        ("docs/classes.md", "[x](python.md#absent)\n", "anchor does not exist"),
-    ],
-)
-def test_a_site_that_is_not_whole_does_not_build(tmp_path, page, added, told):
-    checkout = tmp_path / "checkout"
-    for name in ("docs", "tools", "benchmarks", "cpp_tests"):
-        shutil.copytree(ROOT / name, checkout / name)
-    for path in ROOT.glob("*.md"):
-        shutil.copy(path, checkout)
-    (checkout / "zsseg_rt").symlink_to(ROOT / "zsseg_rt")
-    with (checkout / page).open("a", encoding="utf-8") as file:
-        file.write("\n" + added)
-    done = build(checkout, tmp_path / "site")
-    assert done.returncode == 1
-    assert told in done.stderr
 
 
 def write(folder, **pages):

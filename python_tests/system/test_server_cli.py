@@ -148,12 +148,3 @@ def test_a_package_that_is_missing_is_named_with_its_remedy(package):
         r"Run: pip install '\.\[serve\]' in a checkout of zsseg_rt\n",
         done.stderr,
     )
-
-
-def test_a_list_of_sources_is_shown(tmp_path):
-    (tmp_path / "sources.txt").write_text("# two\ntest://?size=64x48&seed=1\n")
-    sources = f"@{tmp_path}/sources.txt"
-    with serve_process(tmp_path, "--source", sources) as server, viewer(server) as page:
-        names = [one["name"] for one in page.text("state")["sources"]]
-        assert names == ["test://?demo=scenes&size=160x120&rate=30", "test://?size=64x48&seed=1"]
-        wait_until(lambda: ask(server, "GET", "/healthz")[0] == 200, "frames")

@@ -83,21 +83,6 @@ class TestPicture:
         page.get_by_label("Patterns").check()
         assert len(colours_of(canvas_pixels(page))) == 2  # strong and weak, in the same colour
 
-    def test_names_stand_on_the_picture(self, page):
-        live = ScriptedServer(page).open()
-        live.send_frame(np.zeros((240, 320), np.uint8))
-        set_slider(page, "Opacity", 0)
-        assert (canvas_pixels(page) > 200).any()  # white letters
-        page.get_by_label("Names", exact=True).uncheck()
-        assert colours_of(canvas_pixels(page)) == {GREY}
-
-    def test_a_portrait_picture_keeps_its_shape(self, page):
-        live = ScriptedServer(page).open()
-        live.send_frame(np.zeros((64, 36), np.uint8))
-        box = page.locator("#picture").bounding_box()
-        assert box["width"] / box["height"] == pytest.approx(36 / 64, rel=0.02)
-        assert box["height"] < 800
-
     def test_a_damaged_frame_is_reported_and_the_next_one_is_drawn(self, page):
         live = ScriptedServer(page).open()
         live.send_frame(halves(0, 0), label_width=7)
@@ -222,12 +207,3 @@ class TestPointing:
         expect(page.locator("#announcer")).to_contain_text("road 50 %, sky 50 %")
         page.keyboard.press("Escape")
         expect(page.locator("#crosshair")).to_be_hidden()
-
-    def test_a_class_that_changes_under_the_cross_hair_is_announced(self, page):
-        live = ScriptedServer(page).open()
-        live.send_frame(halves(0, 0))
-        page.get_by_role("application", name="Camera picture").focus()
-        page.keyboard.press("ArrowUp")
-        expect(page.locator("#announcer")).to_have_text(re.compile("road"))
-        live.send_frame(halves(1, 1))
-        expect(page.locator("#announcer")).to_have_text(re.compile("sky"))

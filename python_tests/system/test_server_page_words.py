@@ -35,16 +35,6 @@ class TestPrompt:
         names = [group if isinstance(group, str) else group[0] for group in classes]
         expect(page.locator("#classes .name bdi")).to_have_text([*names, "Unknown"])
 
-    def test_what_the_server_knows_can_be_applied_again_unchanged(self, page):
-        live = ScriptedServer(page, [["dog", "puppy"]])
-        live.background = ["wall"]
-        live.open()
-        box = page.get_by_role("textbox", name="Look for")
-        expect(box).to_have_value("dog, puppy")
-        box.press("Control+Enter")
-        live.wait_for(lambda: live.bodies)
-        assert live.bodies[0][1] == {"classes": [["dog", "puppy"]], "background": ["wall"]}
-
     @pytest.mark.parametrize("text", ["auto", " none ", "wall,"])
     def test_the_background_is_chosen_until_somebody_writes_one(self, page, text):
         live = ScriptedServer(page)
@@ -213,20 +203,6 @@ class TestState:
         live.say_state(source("cam", "running") | {"live": True})
         expect(page.locator("#age-box")).to_be_visible()
 
-    def test_the_source_card_greys_when_the_server_is_gone(self, page):
-        live = ScriptedServer(page).open()
-        card = page.locator("#sources")
-        expect(card).not_to_have_class("stale")
-        live.close_with = 1001
-        live.socket.close(code=1001)
-        expect(card).to_have_class("stale")
-
-    def test_no_source(self, page):
-        live = ScriptedServer(page)
-        live.sources = []
-        live.open()
-        expect(page.locator("#notice")).to_contain_text("This server has no source.")
-
     def test_of_several_sources_one_is_watched(self, page):
         live = ScriptedServer(page)
         live.sources = [source("cam/1", "running"), source("cam/2", "lost")]
@@ -288,14 +264,6 @@ class TestState:
         live.send_frame(halves(0, 0))
         expect(page.locator("#notice")).to_be_hidden()
         assert legend_names(page) == ["boat", "Unknown"]
-
-    def test_a_full_server_is_asked_again(self, page):
-        live = ScriptedServer(page)
-        live.close_with = 4429
-        page.goto(live.URL)
-        expect(page.locator("#notice")).to_contain_text("as many viewers as it takes. Trying again")
-        live.close_with = None
-        live.wait_for(lambda: live.socket)
 
     def test_a_server_that_falls_silent_is_left_and_asked_again(self, page):
         page.clock.install()

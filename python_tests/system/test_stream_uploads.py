@@ -79,12 +79,6 @@ def test_what_the_kernels_cannot_read_is_converted_first(passes, kind, size):
     np.testing.assert_array_equal(found["image"](), expected)
 
 
-def test_an_engine_on_the_cpu_gets_what_it_always_got(passes):
-    found = Converter("rgb", turns=False).take(video_frame("yuv420p"))
-    assert list(found) == ["image"]
-    assert passes == ["conversion"]
-
-
 @pytest.mark.usefixtures("core")
 def test_pinned_memory_is_used_again_and_frames_stay_what_they_were():
     uploads = Uploads("cuda:0", "rgb")

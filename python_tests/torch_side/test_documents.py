@@ -92,21 +92,6 @@ def test_blocks_that_are_not_run_say_what_they_need():
         assert block.not_run.startswith("needs "), f"{block.page}:{block.line}"
 
 
-def test_marks_are_read(tmp_path, monkeypatch):
-    page = tmp_path / "page.md"
-    page.write_text(
-        "<!-- not run: needs a camera -->\n```python\nx\n```\n\n"
-        "- item\n  <!-- given: engine, frame -->\n  ```python\n  if y:\n      z\n  ```\n"
-        "<!-- given: a -->\n\ntext\n```bash\nw\n```\n"
-    )
-    monkeypatch.setattr(documents, "ROOT", tmp_path)
-    first, second, third = documents.blocks_of(page)
-    assert (first.not_run, first.code, first.line) == ("needs a camera", "x\n", 3)
-    assert second.given == ("engine", "frame")
-    assert second.code == "if y:\n    z\n"
-    assert (third.language, third.not_run, third.given) == ("bash", None, ())
-
-
 # --- commands ---
 
 
@@ -131,11 +116,6 @@ def parse(parser, words, monkeypatch):
         return cli.main(words)
 
 
-def test_there_are_commands():
-    assert len(COMMANDS) > 60
-    assert {where.partition(":")[0] for where, _ in COMMANDS} >= {"README.md", "docs/streams.md"}
-
-
 @pytest.mark.parametrize(("where", "words"), COMMANDS)
 def test_command_parses(where, words, parser, monkeypatch, capsys):
     assert parse(parser, words, monkeypatch) == 0, f"{where}: {capsys.readouterr().err}"
@@ -144,27 +124,6 @@ def test_command_parses(where, words, parser, monkeypatch, capsys):
 @pytest.mark.parametrize("words", [["segment", "--absent", "x"], ["absent"], ["train", "--seed"]])
 def test_wrong_commands_do_not_parse(words, parser, monkeypatch):
     assert parse(parser, words, monkeypatch) == 2
-
-
-def test_commands_are_found(tmp_path, monkeypatch):
-    page = tmp_path / "page.md"
-    page.write_text(
-        "```bash\nZSSEG_HOME=x zsseg-rt a \\\n  --b 'c; d, e' > f # g\n"
-        'pip install h && zsseg-rt i --j "k & l" &\n$ zsseg-rt m [--n N]\necho o\n```\n'
-        "and `zsseg-rt p\n--q`, `zsseg-rt ... r` or `t zsseg-rt u`\n"
-        "```ini\nExecStart=/opt/bin/zsseg-rt s\n```\n```json\nno zsseg-rt-like `zsseg-rt`\n```\n"
-    )
-    monkeypatch.setattr(documents, "ROOT", tmp_path)
-    words = [words for _, words in documents.commands_of(page, "zsseg-rt")]
-    assert words == [
-        ["a", "--b", "c; d, e"],
-        ["i", "--j", "k & l"],
-        ["m", "--n", "1"],
-        ["s"],
-        ["p", "--q"],
-        ["u"],
-    ]
-    assert documents.unread_lines_of(page, "zsseg-rt") == ["page.md: zsseg-rt ... r"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
