@@ -137,40 +137,34 @@ def test_a_launch_is_one_call_and_makes_nothing(stream):
         assert found[name] == 0
 
 
-def synchronize(stream, array):
-    stream.synchronize()
-
-
 def wait_for_an_event(stream, array):
     event = ops.Event(0, timing=False)
     event.record(stream.handle)
     event.synchronize()
 
 
-def copy_pageable_in(stream, array):
-    array.copy_from(np.zeros(array.shape, array.dtype), stream.handle)
-
-
-def copy_pageable_out(stream, array):
-    array.numpy(stream.handle)
-
-
-def allocate(stream, array):
-    ops.DeviceArray.empty((3,), "float32", 0, stream.handle)
-
-
-def use_another_stream(stream, array):
-    other = ops.Stream(0)
-    ops.all_finite(array, stream=other.handle)
-
-
 REFUSED = [
-    (synchronize, "cudaErrorStreamCaptureUnsupported.*Wait, allocate"),
+    (
+        lambda stream, array: stream.synchronize(),
+        "cudaErrorStreamCaptureUnsupported.*Wait, allocate",
+    ),
     (wait_for_an_event, "cudaErrorCapturedEvent.*before the capture begins"),
-    (copy_pageable_in, "expected pinned host memory in a capture, got pageable"),
-    (copy_pageable_out, "expected pinned host memory in a capture, got pageable"),
-    (allocate, "expected all of it before the capture begins, got an allocation"),
-    (use_another_stream, "got a capture of one of the two"),
+    (
+        lambda stream, array: array.copy_from(np.zeros(4, np.float32), stream.handle),
+        "expected pinned host memory in a capture, got pageable",
+    ),
+    (
+        lambda stream, array: array.numpy(stream.handle),
+        "expected pinned host memory in a capture, got pageable",
+    ),
+    (
+        lambda stream, array: ops.DeviceArray.empty((3,), "float32", 0, stream.handle),
+        "expected all of it before the capture begins, got an allocation",
+    ),
+    (
+        lambda stream, array: ops.all_finite(array, stream=ops.Stream(0).handle),
+        "got a capture of one of the two",
+    ),
 ]
 
 

@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from support.host_backend import ForeignArray
+from support.host_backend import ForeignArray, place
 from zsseg_rt import ops
-from zsseg_rt.backends import registry
-from zsseg_rt.onnx.check import GraphHeader, check_graph
+from zsseg_rt.onnx.check import GraphHeader
 
 
 @dataclass
@@ -87,26 +86,6 @@ class DeviceSession:
         self.inner.close()
 
 
-@dataclass
-class DeviceGraph:
-    """A graph of the host's, of which only the shapes and dtypes count."""
-
-    inner: Any
-    header: GraphHeader
-    fault: str | None
-    foreign: bool
-    sessions: list[DeviceSession]
-    device: str = "cuda:0"
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.header if name in ("inputs", "outputs") else self.inner, name)
-
-    def session(self) -> Any:
-        inner = self.inner.session()
-        self.sessions.append(DeviceSession(inner, self.header, self.fault, self.foreign))
-        return self.sessions[-1]
-
-
 def device_backend(
     monkeypatch: pytest.MonkeyPatch, *, fault: str | None = None, foreign: bool = False
 ) -> tuple[dict[str, Any], list[DeviceSession]]:
@@ -122,25 +101,10 @@ def device_backend(
     Returns:
         The settings of an engine that uses it, and a list to which its sessions are added.
     """
-    if not registry.is_installed("openvino"):
-        pytest.importorskip("onnx", reason="without OpenVINO torch reads graphs by onnx")
-    host = registry.get_backend("openvino" if registry.is_installed("openvino") else "torch")
     sessions: list[DeviceSession] = []
 
-    class DeviceBackend:
-        name = "torch"
+    def open_session(session, header):
+        sessions.append(DeviceSession(session, header, fault, foreign))
+        return sessions[-1]
 
-        def choose(self, held, asked, *, device, allowed):
-            return host.choose(held, asked, device="cpu", allowed=allowed)
-
-        def load(self, graph_path, *, device, precision, options):
-            graph = host.load(graph_path, device="cpu", precision=precision, options=options)
-            if device == "cpu":
-                return graph
-            return DeviceGraph(graph, check_graph(graph_path), fault, foreign, sessions)
-
-    real = registry.get_backend
-    monkeypatch.setattr(
-        registry, "get_backend", lambda name: DeviceBackend() if name == "torch" else real(name)
-    )
-    return {"device": "cuda:0", "backend": "torch"}, sessions
+    return place(monkeypatch, open_session), sessions

@@ -1,6 +1,6 @@
 """A backend for a CUDA device whose graphs the host computes; arrays lie on the device."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,39 +60,36 @@ class HostSession:
 
 
 @dataclass
-class HostGraph:
-    """A graph of the host's whose sessions stand before it as the device's."""
+class PlacedGraph:
+    """A graph of the host's whose sessions stand before it as a device's."""
 
     inner: Any
-    kind: str
     header: GraphHeader
+    open_session: Callable[[Any, GraphHeader], Any]
     device: str = "cuda:0"
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.header if name in ("inputs", "outputs") else self.inner, name)
 
     def session(self) -> Any:
-        if self.kind == "TensorRT's":
-            return tensorrt_session(self.inner.session(), self.header)
-        return HostSession(self.inner.session(), self.kind == "foreign arrays", self.header)
+        return self.open_session(self.inner.session(), self.header)
 
 
-def host_backend(
-    monkeypatch: pytest.MonkeyPatch, session_kind: str, *, host_name: str | None = None
+def place(
+    monkeypatch: pytest.MonkeyPatch,
+    open_session: Callable[[Any, GraphHeader], Any],
+    host_name: str | None = None,
 ) -> dict[str, Any]:
-    """Put it in the place of backend torch; returns the settings of an engine that uses it.
+    """Let backend torch be one that opens such sessions on a device; an engine's settings for it.
 
-    Args:
-        monkeypatch: Takes it away again.
-        session_kind: ``"own arrays"``, ``"foreign arrays"`` or ``"TensorRT's"``.
-        host_name: The backend that computes; None: OpenVINO where it is installed, else torch.
+    ``host_name``: the backend that loads graphs; None: OpenVINO where it is installed, else torch.
     """
     if not registry.is_installed("openvino"):
         pytest.importorskip("onnx", reason="without OpenVINO torch reads graphs by onnx")
     usual = "openvino" if registry.is_installed("openvino") else "torch"
-    host = registry.get_backend(host_name or usual)
+    host, real = registry.get_backend(host_name or usual), registry.get_backend
 
-    class HostBackend:
+    class PlacedBackend:
         name = "torch"
 
         def choose(self, held, asked, *, device, allowed):
@@ -100,11 +97,24 @@ def host_backend(
 
         def load(self, graph_path, *, device, precision, options):
             graph = host.load(graph_path, device="cpu", precision=precision, options=options)
-            header = check_graph(graph_path)
-            return graph if device == "cpu" else HostGraph(graph, session_kind, header)
+            if device == "cpu":
+                return graph
+            return PlacedGraph(graph, check_graph(graph_path), open_session)
 
-    real = registry.get_backend
     monkeypatch.setattr(
-        registry, "get_backend", lambda name: HostBackend() if name == "torch" else real(name)
+        registry, "get_backend", lambda name: PlacedBackend() if name == "torch" else real(name)
     )
     return {"device": "cuda:0", "backend": "torch"}
+
+
+def host_backend(
+    monkeypatch: pytest.MonkeyPatch, session_kind: str, *, host_name: str | None = None
+) -> dict[str, Any]:
+    """As :func:`place`; ``session_kind`` is own arrays, foreign arrays or TensorRT's."""
+
+    def open_session(session, header):
+        if session_kind == "TensorRT's":
+            return tensorrt_session(session, header)
+        return HostSession(session, session_kind == "foreign arrays", header)
+
+    return place(monkeypatch, open_session, host_name)

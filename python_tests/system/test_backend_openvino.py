@@ -16,7 +16,7 @@ from zsseg_rt import doctor
 from zsseg_rt.backends import _openvino
 from zsseg_rt.backends._openvino import BACKEND, RAISED, problem, process_core
 from zsseg_rt.backends.base import BackendOptions, Choice
-from zsseg_rt.errors import BackendError, PrecisionNotApplied
+from zsseg_rt.errors import PrecisionNotApplied
 
 pytest.importorskip("openvino")
 
@@ -145,14 +145,6 @@ def test_low_precision_or_an_error(graph, precision, flag):
             load(graph, precision=precision)
 
 
-def test_auto_says_what_it_took(graph, caplog):
-    with caplog.at_level(logging.INFO, logger="zsseg_rt"):
-        session = load(graph, precision="auto")
-    if "BF16" not in capabilities():
-        assert session.precision == "float32"
-    assert f"precision auto is {session.precision}" in caplog.text
-
-
 @pytest.mark.parametrize(
     ("cpu", "auto"),
     [
@@ -234,15 +226,6 @@ def test_edited_graph_is_compiled_again(tmp_path):
     check(load(write_scale(path, 5.0), cache_dir=cache_dir), 5.0)
 
 
-def test_cache_place_is_a_file(graph, tmp_path, caplog):
-    blocked = tmp_path / "cache"
-    blocked.write_text("in the way")
-    with caplog.at_level(logging.WARNING, logger="zsseg_rt"):
-        check(load(graph, cache_dir=blocked))
-    assert "compiled models are not cached" in caplog.text
-    assert blocked.read_text() == "in the way"
-
-
 def test_full_disk_is_not_filled_further(graph, tmp_path, caplog, monkeypatch):
     usage = _openvino.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(_openvino.shutil, "disk_usage", lambda path: usage._replace(free=1000))
@@ -250,17 +233,3 @@ def test_full_disk_is_not_filled_further(graph, tmp_path, caplog, monkeypatch):
         check(load(graph, cache_dir=tmp_path / "cache"))
     assert "too little for a compiled model" in caplog.text
     assert not cache_files(tmp_path / "cache")
-
-
-def test_failure_of_the_cache_is_not_a_failure_of_the_graph(graph, tmp_path, caplog, monkeypatch):
-    compile_once = _openvino._compile_once
-
-    def fail_with_cache(core, path, settings):
-        if "CACHE_DIR" in settings:
-            raise BackendError("cannot write the cache")
-        return compile_once(core, path, settings)
-
-    monkeypatch.setattr(_openvino, "_compile_once", fail_with_cache)
-    with caplog.at_level(logging.WARNING, logger="zsseg_rt"):
-        check(load(graph, cache_dir=tmp_path / "cache"))
-    assert "compiling again without the cache" in caplog.text

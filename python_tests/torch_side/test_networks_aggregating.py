@@ -13,24 +13,13 @@ torch = pytest.importorskip("torch")
 from support import tiny  # noqa: E402
 from support.command_line import run  # noqa: E402
 from support.golden import load  # noqa: E402
-from torch_side.test_models_aggregating import (  # noqa: E402
-    LOGITS,
-    REAL,
-    SMALL,
-    STAGES,
-    model_of,
-    small,
-)
+from torch_side.test_models_aggregating import LOGITS, REAL, SMALL, STAGES, model_of, small  # noqa: E402
 from torch_side.test_networks import run_file  # noqa: E402
 from zsseg_rt import Bundle, Engine, EngineConfig, models  # noqa: E402
 from zsseg_rt.errors import ArgumentError, ShapeError  # noqa: E402
 from zsseg_rt.export import export_bundle, verify_bundle  # noqa: E402
 from zsseg_rt.export.clip_file import DenseHead, export_clip_file  # noqa: E402
-from zsseg_rt.networks.aggregating import (  # noqa: E402
-    local_outlier_factor,
-    num_local_outliers,
-    repair,
-)
+from zsseg_rt.networks.aggregating import local_outlier_factor, num_local_outliers, repair  # noqa: E402
 from zsseg_rt.networks.clip import ImageTower  # noqa: E402
 from zsseg_rt.networks.heads import dense_embeds  # noqa: E402
 from zsseg_rt.onnx.arrays import Arrays  # noqa: E402

@@ -199,10 +199,7 @@ OPERATIONS = {
         lambda x: F.max_pool2d(x, 3, 2, 1),
     ),
     "double": (lambda ops, x: ops.double(x), lambda x: F.interpolate(x, scale_factor=2)),
-    "gather": (
-        lambda ops, x: ops.gather(x, np.array([2, 0, 2]), 1),
-        lambda x: x[:, [2, 0, 2]],
-    ),
+    "gather": (lambda ops, x: ops.gather(x, np.array([2, 0, 2]), 1), lambda x: x[:, [2, 0, 2]]),
     "norm": (lambda ops, x: ops.norm(x, 2, 3), lambda x: x.norm(dim=(2, 3), keepdim=True)),
     "group_norm": (
         lambda ops, x: group_norm(ops, x, Norm(np.arange(8.0, dtype="f4"), BIAS.repeat(2)), 2),

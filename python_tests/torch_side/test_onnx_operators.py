@@ -127,10 +127,7 @@ def _drawn(draw, name):
             [ints(*draw(st.lists(st.integers(-size, size - 1), min_size=1, max_size=5)))],
             {"axis": axis},
         ),
-        "Slice": lambda: (
-            [ints(draw(place)), ints(draw(place)), ints(axis), ints(draw(step))],
-            {},
-        ),
+        "Slice": lambda: ([ints(draw(place)), ints(draw(place)), ints(axis), ints(draw(step))], {}),
         "Tile": lambda: ([ints(*[draw(st.integers(1, 3)) for _ in shape])], {}),
         "Pad": lambda: (
             [ints(*[draw(st.integers(0, size - 1)) for size in shape * 2])],

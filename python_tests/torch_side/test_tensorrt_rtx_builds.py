@@ -202,8 +202,7 @@ def test_the_class_axis_is_dynamic(graphs):
 
 
 @pytest.mark.parametrize(
-    ("held", "asked"),
-    [("float32", "float16"), ("float16", "int8"), ("float32", "bfloat16")],
+    ("held", "asked"), [("float32", "float16"), ("float16", "int8"), ("float32", "bfloat16")]
 )
 def test_a_precision_the_graph_does_not_hold_is_refused(graphs, held, asked):
     with pytest.raises(PrecisionNotApplied, match=f"in {asked}, got decoder.{held}.onnx with"):

@@ -12,10 +12,7 @@ from support.errors import refused
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnx")
 
-from zsseg_rt.backends._torch import (  # noqa: E402
-    BACKEND,
-    TorchRecorder,
-)
+from zsseg_rt.backends._torch import BACKEND, TorchRecorder  # noqa: E402
 from zsseg_rt.backends.base import BackendOptions  # noqa: E402
 from zsseg_rt.backends.recording import RecordingSession  # noqa: E402
 from zsseg_rt.errors import BackendError, CaptureError  # noqa: E402

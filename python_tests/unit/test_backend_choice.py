@@ -14,11 +14,7 @@ from zsseg_rt.config import PRECISIONS
 from zsseg_rt.errors import DeviceError, PrecisionNotApplied
 
 ANY = ("float16", "bfloat16", "float32")
-BACKENDS = {
-    "openvino": _openvino.BACKEND,
-    "torch": _torch.BACKEND,
-    "tensorrt": _tensorrt.BACKEND,
-}
+BACKENDS = {"openvino": _openvino.BACKEND, "torch": _torch.BACKEND, "tensorrt": _tensorrt.BACKEND}
 BOTH, FULL, HALF = ("float32", "float16"), ("float32",), ("float16",)
 
 # (backend, machine, what the bundle holds, what is asked) -> (graph, precision), None if refused

@@ -352,12 +352,7 @@ def test_shapes_come_before_addresses_and_running_comes_last(trt, native, graph_
     session = load(graph_path)
     trt.journal.clear()
     session.run({"x": queries(5)}, stream=99)
-    assert trt.journal == [
-        "shape x (1, 5, 8)",
-        "address x",
-        "address y",
-        "execute on 99",
-    ]
+    assert trt.journal == ["shape x (1, 5, 8)", "address x", "address y", "execute on 99"]
 
 
 def test_what_has_not_changed_is_not_set_again(trt, native, graph_path):

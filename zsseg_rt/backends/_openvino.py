@@ -194,11 +194,7 @@ _INT8_FLAGS = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"})
 _FLAG_LINES = ("flags", "features")
 _CPU_INFO = Path("/proc/cpuinfo")
 # Public name -> (the capability that the CPU must have, OpenVINO's name).
-_PRECISIONS = {
-    "float32": ("FP32", "f32"),
-    "bfloat16": ("BF16", "bf16"),
-    "float16": ("FP16", "f16"),
-}
+_PRECISIONS = {"float32": ("FP32", "f32"), "bfloat16": ("BF16", "bf16"), "float16": ("FP16", "f16")}
 
 _lock = threading.Lock()
 _core: Any = None

@@ -38,13 +38,7 @@ from zsseg_rt.backends.base import (
 )
 from zsseg_rt.common.arrays import Array, TensorSpec, typestr_of, widened
 from zsseg_rt.common.extras import install_command, package_of, unavailable
-from zsseg_rt.errors import (
-    BackendError,
-    DeviceError,
-    DTypeError,
-    PrecisionNotApplied,
-    ShapeError,
-)
+from zsseg_rt.errors import BackendError, DeviceError, DTypeError, PrecisionNotApplied, ShapeError
 from zsseg_rt.onnx.check import GraphHeader, checked_flow, header_of, map_graph
 from zsseg_rt.onnx.network import Node
 from zsseg_rt.ops import core

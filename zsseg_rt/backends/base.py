@@ -17,13 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from zsseg_rt.common.arrays import Array, TensorSpec
-from zsseg_rt.errors import (
-    ArgumentError,
-    BackendError,
-    DTypeError,
-    PrecisionNotApplied,
-    ShapeError,
-)
+from zsseg_rt.errors import ArgumentError, BackendError, DTypeError, PrecisionNotApplied, ShapeError
 
 AxisRanges = Mapping[str, tuple[int, int, int]]
 

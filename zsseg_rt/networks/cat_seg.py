@@ -27,14 +27,7 @@ from zsseg_rt.networks.clip import (
     run_blocks,
 )
 from zsseg_rt.networks.heads import own_values
-from zsseg_rt.networks.layers import (
-    activate,
-    attend,
-    group_norm,
-    read_linear,
-    read_norm,
-    unit,
-)
+from zsseg_rt.networks.layers import activate, attend, group_norm, read_linear, read_norm, unit
 from zsseg_rt.networks.trunk import patches_of
 from zsseg_rt.onnx.arrays import Arrays
 from zsseg_rt.onnx.operations import Array, Linear, Norm, Operations, Shape, Value

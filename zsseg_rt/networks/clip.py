@@ -9,14 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
-from zsseg_rt.networks.layers import (
-    Block,
-    Turn,
-    read_block,
-    read_norm,
-    residual_block,
-    unit,
-)
+from zsseg_rt.networks.layers import Block, Turn, read_block, read_norm, residual_block, unit
 from zsseg_rt.networks.positions import resize_grid
 from zsseg_rt.onnx.operations import Array, Linear, Norm, Operations, Value
 

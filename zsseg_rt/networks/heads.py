@@ -37,14 +37,7 @@ import numpy as np
 
 from zsseg_rt.networks.aggregating import sc_clip, sfp
 from zsseg_rt.networks.clip import ImageTower, embed_patches, project, run_blocks
-from zsseg_rt.networks.layers import (
-    Block,
-    attend,
-    merge_heads,
-    mlp,
-    projections,
-    residual_block,
-)
+from zsseg_rt.networks.layers import Block, attend, merge_heads, mlp, projections, residual_block
 from zsseg_rt.networks.trunk import Head, Trunk, patches_of
 from zsseg_rt.onnx.operations import Array, Linear, Operations, Value
 

@@ -20,15 +20,7 @@ import numpy as np
 
 from zsseg_rt.networks.clip import ImageTower, Tensors, embed_patches, read_blocks, run_blocks
 from zsseg_rt.networks.heads import own_values
-from zsseg_rt.networks.layers import (
-    Block,
-    Turn,
-    mlp,
-    read_linear,
-    read_norm,
-    thirds,
-    unit,
-)
+from zsseg_rt.networks.layers import Block, Turn, mlp, read_linear, read_norm, thirds, unit
 from zsseg_rt.networks.positions import resize_grid
 from zsseg_rt.onnx.operations import Array, Linear, Norm, Operations, Value
 

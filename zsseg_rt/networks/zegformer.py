@@ -15,14 +15,7 @@ from functools import cached_property
 
 import numpy as np
 
-from zsseg_rt.networks.clip import (
-    ImageTower,
-    Tensors,
-    embed_patches,
-    part_of,
-    project,
-    run_blocks,
-)
+from zsseg_rt.networks.clip import ImageTower, Tensors, embed_patches, part_of, project, run_blocks
 from zsseg_rt.networks.layers import (
     attend,
     group_norm,

@@ -167,10 +167,7 @@ class Numpy:
         return np.asarray(_views(x, lie).mean(tuple(range(2 - x.ndim, 0))))
 
     def resize(
-        self,
-        x: Array,
-        changed: Mapping[int, tuple[int, float | None]],
-        settings: Mapping[str, Any],
+        self, x: Array, changed: Mapping[int, tuple[int, float | None]], settings: Mapping[str, Any]
     ) -> Array:
         """Axes to their new sizes; the places follow the factors, where there are some."""
         return np.asarray(resized(self, x, changed, settings))
@@ -282,10 +279,7 @@ def _views(x: Array, lie: Windows) -> Array:
 
 
 def resized(
-    xp: Any,
-    x: Any,
-    changed: Mapping[int, tuple[int, float | None]],
-    settings: Mapping[str, Any],
+    xp: Any, x: Any, changed: Mapping[int, tuple[int, float | None]], settings: Mapping[str, Any]
 ) -> Any:
     """One axis after another: rows are picked, or mixed by a matrix."""
     rule = tuple(sorted(settings.items()))

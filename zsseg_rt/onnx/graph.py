@@ -15,21 +15,8 @@ import numpy as np
 
 from zsseg_rt.common.arrays import TensorSpec, is_half
 from zsseg_rt.onnx.arrays import compute
-from zsseg_rt.onnx.network import (
-    Network,
-    Node,
-    Weight,
-    renamed,
-    weight_of,
-)
-from zsseg_rt.onnx.operations import (
-    Linear,
-    Norm,
-    Operations,
-    Shape,
-    Value,
-    dtype_of,
-)
+from zsseg_rt.onnx.network import Network, Node, Weight, renamed, weight_of
+from zsseg_rt.onnx.operations import Linear, Norm, Operations, Shape, Value, dtype_of
 
 _SMALL = 4096  # bytes up to which equal constants are written once
 

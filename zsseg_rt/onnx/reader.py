@@ -163,9 +163,7 @@ def read_network(content: memoryview | bytes) -> Network:
     )
 
 
-def read_interface(
-    content: memoryview,
-) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+def read_interface(content: memoryview) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """Inputs and outputs of an ONNX file that was checked; nodes and weights are not decoded."""
     graph = decode(decode(content, _MODEL)["graph"], _GRAPH)
     inputs, outputs = (
