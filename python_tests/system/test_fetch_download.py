@@ -95,11 +95,18 @@ def test_the_file_comes_whole_and_is_told_beforehand(hub):
     assert heard.bytes == sorted(heard.bytes)
 
 
+def is_whole():
+    """Another try gets the published file."""
+    return find().path.read_bytes() == weights_file()
+
+
 def test_a_file_that_is_here_is_not_downloaded_again(hub):
-    find()
+    path = find().path
     hub.requests.clear()
     assert find().ours
     assert hub.requests == []
+    path.write_bytes(weights_file("other"))
+    assert "then run: zsseg-rt fetch tiny-set" in refused("expected the published file")
 
 
 def test_the_older_name_is_taken_where_the_newer_is_absent(hub):
@@ -107,30 +114,33 @@ def test_the_older_name_is_taken_where_the_newer_is_absent(hub):
     assert find().path.name == "open_clip_pytorch_model.bin"
 
 
-def test_a_broken_connection_goes_on_by_itself(hub):
-    hub.cut_after = [1 << 20]
-    assert find().path.read_bytes() == weights_file()
+@pytest.mark.parametrize("again", [False, True])
+def test_a_broken_connection_goes_on_by_itself(hub, again):
+    """Also where the server sends everything again; what is of other content is removed."""
+    folder().mkdir(parents=True)
+    (folder() / f"{FILE}.aaaaaaaaaaaa.partial").write_bytes(b"old")
+    hub.cut_after, hub.ignores_ranges = [1 << 20], again
+    assert is_whole()
     assert hub.ranges() == [None, f"bytes={1 << 20}-"]
+    assert left_behind() == [FILE, f"{FILE}.json"]
+
+
+class Stopped(Heard):
+    def downloaded(self, done, total):
+        if done >= 1 << 20:
+            raise KeyboardInterrupt
 
 
 def test_another_run_goes_on_where_the_last_one_stopped(hub):
     hub.cut_after = [1 << 20]
-
-    class Stopped(Heard):
-        def downloaded(self, done, total):
-            if done >= 1 << 20:
-                raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
         find(Stopped())
-    kept = partial_file().stat().st_size
-    assert kept == 1 << 20
+    assert partial_file().stat().st_size == 1 << 20
     assert not (folder() / FILE).exists()
     hub.cut_after, heard = [], Heard()
     assert find(heard).path.read_bytes() == weights_file()
-    assert hub.ranges()[-1] == f"bytes={kept}-"
+    assert hub.ranges()[-1] == f"bytes={1 << 20}-"
     assert "from an earlier try" in heard.lines[0]
-    assert left_behind() == [FILE, f"{FILE}.json"]
 
 
 def test_a_refused_transfer_says_what_is_kept(hub):
@@ -147,29 +157,19 @@ def test_a_refused_transfer_says_what_is_kept(hub):
     assert partial_file().stat().st_size > 0
 
 
-def test_a_server_that_sends_everything_again_does_no_harm(hub):
-    hub.cut_after, hub.ignores_ranges = [1 << 20], True
-    assert find().path.read_bytes() == weights_file()
-    assert hub.ranges() == [None, f"bytes={1 << 20}-"]
-
-
-def test_other_content_than_announced_is_not_kept(hub):
-    damaged = bytearray(weights_file())
-    damaged[len(damaged) // 2] ^= 1
-    hub.served[KEY] = bytes(damaged)
-    message = refused("expected the published file, whose sha256 is")
-    assert "It was removed. Run again: zsseg-rt fetch tiny-set" in message
-    assert left_behind() == []
-    hub.served.clear()
-    assert find().path.read_bytes() == weights_file()
-
-
-def test_a_file_that_is_shorter_than_announced_is_not_taken(hub):
-    hub.served[KEY] = weights_file()[:-100]
-    refused("expected to download")
+@pytest.mark.parametrize(
+    ("served", "says"),
+    [
+        (weights_file("other"), "expected the published file, .* It was removed. Run again"),
+        (weights_file()[:-100], "expected to download"),
+    ],
+)
+def test_other_content_than_announced_is_not_taken(hub, served, says):
+    hub.served[KEY] = served
+    refused(says)
     assert not (folder() / FILE).exists()
     hub.served.clear()
-    assert find().path.read_bytes() == weights_file()
+    assert is_whole()
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -187,39 +187,25 @@ def test_no_more_is_written_than_was_announced(hub, packed, resumed):
     assert left_behind() == []
     hub.served.clear()
     hub.encoding = ""
-    assert find().path.read_bytes() == weights_file()
-
-
-def test_partial_files_of_other_content_are_removed(hub):
-    folder().mkdir(parents=True)
-    (folder() / f"{FILE}.aaaaaaaaaaaa.partial").write_bytes(b"old")
-    assert find().path.read_bytes() == weights_file()
-    assert hub.ranges() == [None]
-    assert left_behind() == [FILE, f"{FILE}.json"]
+    assert is_whole()
 
 
 @pytest.mark.parametrize(
-    ("status", "says"),
+    ("how", "says"),
     [
-        (401, "set HF_TOKEN"),
-        (403, "set HF_TOKEN"),
-        (404, "HTTP 404, there is no such file"),
-        (500, "the hub is in trouble; try again later"),
-        (503, "the hub is in trouble; try again later"),
+        ({"status": 401}, "set HF_TOKEN"),
+        ({"status": 404}, "HTTP 404, there is no such file"),
+        ({"status": 503}, "the hub is in trouble; try again later"),
+        ({"is_no_hub": True}, "does not come from a Hugging Face Hub"),
     ],
 )
-def test_a_refusal_says_what_to_do_by_hand(hub, status, says):
-    hub.status = status
+def test_a_refusal_says_what_to_do_by_hand(hub, how, says):
+    vars(hub).update(how)
     message = refused("tiny-set: expected to download")
     for part in (says, FILE, f"{hub.endpoint}/{REPOSITORY}/resolve/main/", str(folder())):
         assert part in message
     assert len(hub.requests) <= 2
     assert folder().is_dir()  # where the file belongs
-
-
-def test_a_login_page_is_no_hub(hub):
-    hub.is_no_hub = True
-    refused("does not come from a Hugging Face Hub")
 
 
 def test_without_a_server_the_way_by_hand_is_told(home, monkeypatch):
@@ -232,9 +218,13 @@ def test_without_a_server_the_way_by_hand_is_told(home, monkeypatch):
     assert "secret" not in message
 
 
-def test_offline_the_hub_is_not_asked(hub, monkeypatch, caplog):
+def go_offline(monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     getattr(huggingface_hub, "close_session", lambda: None)()
+
+
+def test_offline_the_hub_is_not_asked(hub, monkeypatch, caplog):
+    go_offline(monkeypatch)
     message = refused("HF_HUB_OFFLINE=1")
     assert f"put the file into {folder()}, then run: zsseg-rt fetch tiny-set" in message
     assert hub.requests == []
@@ -246,14 +236,21 @@ def put_by_hand(content):
     (folder() / FILE).write_bytes(content)
 
 
+def digest():
+    return hashlib.sha256(weights_file()).hexdigest()
+
+
 def test_a_file_that_was_put_there_by_hand_is_used(hub, monkeypatch):
+    """Compared with the hub, or with content that is known here, or told to be neither."""
     put_by_hand(weights_file())
-    assert not find().ours  # compared with the hub
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    getattr(huggingface_hub, "close_session", lambda: None)()
+    assert not find().ours
+    go_offline(monkeypatch)
     heard = Heard()
     assert find(heard).path == folder() / FILE
     assert "cannot be compared" in heard.lines[0]
+    assert not find(sha256={FILE: digest()}).ours
+    put_by_hand(weights_file("other"))
+    refused("expected the published file", sha256={FILE: digest()})
     assert hub.ranges() == []
 
 
@@ -264,39 +261,21 @@ def test_a_file_by_hand_that_is_another_is_refused(hub, content):
     assert (folder() / FILE).exists()  # it is the user's
 
 
-def test_a_download_that_was_altered_later_is_refused(hub):
-    path = find().path
-    path.write_bytes(weights_file("other"))
-    assert "then run: zsseg-rt fetch tiny-set" in refused("expected the published file")
-
-
-def cache_copy(tmp_path, content, name):
+@pytest.mark.parametrize("sound", [True, False])
+def test_the_hugging_face_cache_is_used_where_it_is_sound(hub, tmp_path, sound):
     repository = tmp_path / "hub" / f"models--{REPOSITORY.replace('/', '--')}"
     for part in ("blobs", "refs", f"snapshots/{COMMIT}"):
         (repository / part).mkdir(parents=True)
     (repository / "refs" / "main").write_text(COMMIT)
-    (repository / "blobs" / name).write_bytes(content)
-    (repository / "snapshots" / COMMIT / FILE).symlink_to(f"../../blobs/{name}")
-    return repository / "snapshots" / COMMIT / FILE
-
-
-def digest():
-    return hashlib.sha256(weights_file()).hexdigest()
-
-
-def test_the_hugging_face_cache_is_used(hub, tmp_path):
-    copy = cache_copy(tmp_path, weights_file(), digest())
-    found = find()
-    assert found.path.resolve() == copy.resolve()
-    assert not found.ours
-    assert hub.requests == []
-
-
-def test_a_damaged_copy_in_the_cache_is_not_used(hub, tmp_path):
-    cache_copy(tmp_path, weights_file()[:-1], digest())
+    blob = repository / "blobs" / digest()
+    blob.write_bytes(weights_file() if sound else weights_file()[:-1])
+    (repository / "snapshots" / COMMIT / FILE).symlink_to(f"../../blobs/{blob.name}")
     heard = Heard()
-    assert find(heard).path == folder() / FILE
-    assert "is damaged and not used" in heard.lines[0]
+    found = find(heard)
+    assert found.path.resolve() == (blob.resolve() if sound else folder() / FILE)
+    assert found.ours != sound
+    assert bool(hub.requests) != sound
+    assert sound or "is damaged and not used" in heard.lines[0]
 
 
 def test_too_little_space_is_told_before_the_download(hub, monkeypatch):
@@ -314,7 +293,7 @@ def test_a_full_disk_keeps_what_came(hub):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert 0 < partial_file().stat().st_size <= 1 << 20
-    assert find().path.read_bytes() == weights_file()
+    assert is_whole()
 
 
 def plain_set(hub):
@@ -348,13 +327,12 @@ def test_a_broken_plain_download_goes_on(hub):
     assert any(wanted for _, _, wanted in hub.requests)
 
 
-@pytest.mark.parametrize("status", [404, 403, 503])
-def test_a_refusal_of_a_plain_server_says_what_to_do_by_hand(hub, status):
+def test_a_refusal_of_a_plain_server_says_what_to_do_by_hand(hub):
     chosen = plain_set(hub)
-    hub.status = status
+    hub.status = 403
     with pytest.raises(FetchError) as caught:
         checkpoints.find_checkpoints(chosen, Heard())
-    for part in (f"HTTP {status}", f"{hub.endpoint}/data/v2/vision.npz", "put the file into"):
+    for part in ("HTTP 403", f"{hub.endpoint}/data/v2/vision.npz", "put the file into"):
         assert part in str(caught.value)
 
 
@@ -366,24 +344,10 @@ def test_the_pinned_commit_is_asked_for(hub):
     assert all(f"/resolve/{COMMIT}/" in path for path in asked)
 
 
-def test_another_commit_than_the_pinned_one_is_refused(hub):
-    assert f"for the pinned {'1' * 12}" in refused("expected to download", revision="1" * 40)
-    assert hub.ranges() == []
-
-
-def test_a_hub_that_states_another_content_than_the_pinned_one_is_refused(hub):
+def test_another_commit_or_content_than_the_pinned_one_is_refused(hub):
     """Whoever replaces a file at the hub also replaces the hash that the hub states."""
-    pins = {"revision": COMMIT, "sha256": {FILE: digest()}}
+    assert f"for the pinned {'1' * 12}" in refused("expected to download", revision="1" * 40)
     hub.files[KEY] = weights_file("other")
+    pins = {"revision": COMMIT, "sha256": {FILE: digest()}}
     refused(f"expected {FILE} with the sha256 {digest()[:12]}.* Nothing was downloaded", **pins)
     assert hub.ranges() == []
-
-
-def test_a_file_by_hand_is_compared_with_the_pinned_content_without_a_network(hub, monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    getattr(huggingface_hub, "close_session", lambda: None)()
-    put_by_hand(weights_file("other"))
-    refused("expected the published file", sha256={FILE: digest()})
-    put_by_hand(weights_file())
-    assert not find(sha256={FILE: digest()}).ours
-    assert hub.requests == []

@@ -2,13 +2,11 @@
 
 import errno
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -18,7 +16,6 @@ from zsseg_rt.bundles.bundle import MANIFEST
 from zsseg_rt.common import files
 from zsseg_rt.common.files import read_limited, remove_entry, whole_file, write_whole
 from zsseg_rt.errors import BundleError
-from zsseg_rt.export import bundle_writer
 from zsseg_rt.export.bundle_writer import new_bundle_folder
 
 CONTENTS = [bytes([65 + number]) * 50_000 for number in range(8)]
@@ -74,62 +71,6 @@ def path(request, tmp_path):
     return tmp_path / request.param
 
 
-def interrupt_at(line, interrupted):
-    """Trace functions that raise KeyboardInterrupt at the given line, counted as they run."""
-    counted = 0
-
-    def local(frame, event, argument):
-        nonlocal counted
-        if event == "line":
-            counted += 1
-            if counted == line:
-                interrupted.append(f"{frame.f_code.co_name}:{frame.f_lineno}")
-                raise KeyboardInterrupt
-        return local
-
-    ours = {files.__file__, bundle_writer.__file__, shutil.__file__}
-    return lambda frame, event, argument: local if frame.f_code.co_filename in ours else None
-
-
-def write_interrupted(path, line):
-    """Write anew, interrupted at a line; where that was, None if it was done before."""
-    interrupted = []
-    before = sys.gettrace()
-    sys.settrace(interrupt_at(line, interrupted))
-    try:
-        with suppress(KeyboardInterrupt, BundleError):  # shutil turns some into an OSError
-            write(path, "new")
-    finally:
-        sys.settrace(before)
-    return interrupted[0] if interrupted else None
-
-
-@pytest.mark.parametrize(("name", "exists"), [("f.png", True), ("f.png", False), ("c.zsseg", True)])
-def test_ctrl_c_at_any_line_loses_nothing(tmp_path, name, exists):
-    path = tmp_path / name
-    line, seen_new = 0, False
-    while True:
-        line += 1
-        remove_entry(path)
-        if exists:
-            write(path, "old")
-        where = write_interrupted(path, line)
-        if where is None:
-            break
-        files.remove_leftovers(path)  # as the next call for a bundle does
-        if path.exists():
-            assert word_of(path) in (("new",) if seen_new else ("old", "new")), where
-            seen_new |= word_of(path) == "new"
-        else:
-            assert not exists, where
-        write(path, "end")
-        assert word_of(path) == "end", where
-        left = [name for name in entries(path.parent) if name != path.name]
-        assert left == [] or path.suffix == ".png", (where, left)
-    assert seen_new or path.suffix == ".png"  # whose rename is the last line
-    assert line > 8
-
-
 @pytest.mark.parametrize("failing", ["fsync", "replace", "rename"])
 def test_failed_steps_keep_what_was_there(path, monkeypatch, failing):
     write(path, "old")
@@ -143,6 +84,19 @@ def test_failed_steps_keep_what_was_there(path, monkeypatch, failing):
         with pytest.raises((OSError, BundleError), match="No space left on device"):
             write(path, "new")
     monkeypatch.undo()
+    assert word_of(path) == "old"
+    assert entries(path.parent) == [path.name]
+
+
+def test_ctrl_c_keeps_what_was_there(path):
+    write(path, "old")
+    whole = (
+        whole_file(path)
+        if path.suffix == ".png"
+        else new_bundle_folder(path, overwrite=True, verify=False)
+    )
+    with pytest.raises(KeyboardInterrupt), whole:
+        raise KeyboardInterrupt
     assert word_of(path) == "old"
     assert entries(path.parent) == [path.name]
 
@@ -182,35 +136,6 @@ def test_writers_at_the_same_time_leave_something_whole(path):
     assert [writer.wait() for writer in writers] in ([0, 0], [0, 1], [1, 0])
     assert word_of(path) in ("abc", "def")
     assert entries(path.parent) == [path.name]
-
-
-def test_readers_see_whole_files_while_threads_write(tmp_path):
-    path, failures, done = tmp_path / "file", [], threading.Event()
-    write_whole(path, CONTENTS[0])
-
-    def repeat(content):
-        try:
-            for _ in range(40):
-                write_whole(path, content)
-        except OSError as exc:
-            failures.append(exc)
-
-    def read():
-        while not done.is_set():
-            content = path.read_bytes()
-            if content not in CONTENTS:
-                failures.append(f"torn: {len(content)} bytes of {sorted(set(content))}")
-
-    reader = threading.Thread(target=read)
-    writers = [threading.Thread(target=repeat, args=(content,)) for content in CONTENTS]
-    for thread in (reader, *writers):
-        thread.start()
-    for thread in writers:
-        thread.join()
-    done.set()
-    reader.join()
-    assert failures == []
-    assert entries(tmp_path) == ["file"]
 
 
 def test_a_file_is_like_any_other(tmp_path):

@@ -1,7 +1,6 @@
 """A bundle that was cut, edited, made by a newer format or by a stranger is refused by name."""
 
 import json
-import os
 
 import pytest
 
@@ -32,24 +31,11 @@ def test_named_axes_survive(root):
     assert Bundle.load(root).graph("image_encoder", "float32").inputs[0].shape == (1, "classes", 4)
 
 
-def test_missing_folder(tmp_path):
-    with refused(BundleError, None, "gone.zsseg"):
-        Bundle.load(tmp_path / "gone.zsseg")
-
-
-def test_foreign_folder(tmp_path):
-    with refused(BundleError, None, "bundle.json"):
-        Bundle.load(tmp_path)
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "\x00\xff", '{"format_version": "1"}', "{}"])
-def test_damaged_manifest(root, text):
-    (root / "bundle.json").write_text(text)
-    with refused(BundleError, None, "bundle.json"):
-        Bundle.load(root)
-
-
 WILD = {
+    "empty": b"",
+    "a list": b"[]",
+    "a version of text": b'{"format_version": "1"}',
+    "no version": b"{}",
     "nested lists": b"[" * 100_000,
     "nested objects": b'{"a":' * 100_000 + b"1" + b"}" * 100_000,
     "nested below the limit of Python": b'{"provenance":' + b"[" * 200 + b"]" * 200 + b"}",
@@ -72,18 +58,6 @@ def test_wild_json_is_refused_by_name(root, content):
         Bundle.load(root)
 
 
-@pytest.mark.parametrize("name", ["a\0b", "\x1b]0;x\x07"])
-def test_names_with_control_characters_are_refused(root, name):
-    edit_manifest(root, ("head", "seen"), ["road", name])
-    with refused(BundleError, None, "bundle.json.head", "seen[1]"):
-        Bundle.load(root)
-    bank = {"file": "weights.bin", "sha256": "", "bytes": 0, "names": ["road", name]}
-    edit_manifest(root, ("head", "seen"), [])
-    edit_manifest(root, ("text_bank",), bank)
-    with refused(BundleError, None, "bundle.json.text_bank", "names[1]"):
-        Bundle.load(root)
-
-
 def test_a_manifest_is_not_read_without_limit(root):
     with (root / "bundle.json").open("r+b") as stream:
         stream.truncate(1 << 40)
@@ -91,8 +65,8 @@ def test_a_manifest_is_not_read_without_limit(root):
         Bundle.load(root)
 
 
-@pytest.mark.parametrize("name", ["x" * 300, "a\0b"])
-def test_impossible_paths_are_no_bundles(tmp_path, name):
+@pytest.mark.parametrize("name", ["gone.zsseg", "", "x" * 300, "a\0b"])
+def test_what_is_no_bundle_is_refused(tmp_path, name):
     with pytest.raises(BundleError):
         Bundle.load(tmp_path / name)
 
@@ -103,84 +77,67 @@ def test_newer_format(root):
         Bundle.load(root)
 
 
-@pytest.mark.parametrize(
-    ("keys", "value", "message"),
-    [
-        (("colour",), 1, "unknown key 'colour'"),
-        (("head", "logit_skale"), 1.0, "head: unknown key 'logit_skale'"),
-        (("head", "logit_scale"), ..., "head: missing key 'logit_scale'"),
-        (("head", "logit_scale"), "big", r"head\.logit_scale: expected a number, got 'big'"),
-        (("head", "activation"), "tanh", "activation: expected one of"),
-        (("preprocess", "std"), [1.0, 0.0, 1.0], "std: expected values > 0"),
-        (("preprocess", "std"), [1.0, 1.0], "std: expected 3 items, got 2"),
-        (("preprocess", "size_hw"), [0, 8], "size_hw: expected from 1"),
-        (("text", "templates"), ["no braces"], "expected one '{}' in each"),
-        (("family",), "mystery", "family: expected one of .*, got 'mystery'"),
-        (("family",), "descriptor", "graphs: missing key 'decoder'"),
-        (("graphs",), {}, "graphs: missing key 'image_encoder'"),
-        ((*GRAPH, "bytes"), True, "expected an integer, got True"),
-        ((*GRAPH, "bytes"), 2**63, "expected a 64-bit integer, got 9223372036854775808"),
-        (
-            ("head", "logit_scale"),
-            10**400,
-            r"head\.logit_scale: expected a finite number, got 1000",
-        ),
-        (("head", "max_classes"), 10**9, "max_classes: expected from 1 to 65534"),
-        (("head", "grid_hw"), [1, 2**40], "grid_hw: expected from 1 to 65536"),
-        (("preprocess", "size_hw"), [2**40, 1], "size_hw: expected from 1 to 65536"),
-        (("text", "context_length"), 2**62, "context_length: expected from 2 to 65536"),
-        (("text", "embed_dim"), 0, "embed_dim: expected from 1 to 65536, got 0"),
-        ((*GRAPH, "file"), "x" * 5000, "cannot be read: .*File name too long"),
-        ((*GRAPH, "file"), "a\0b", "is missing|embedded null byte"),
-        (("provenance",), {"x": "\ud800"}, "surrogates not allowed"),
-        (("name",), float("nan"), "expected JSON, got the number nan for 'name'"),
-    ],
-)
+BANK = {"file": "weights.bin", "sha256": "", "bytes": 0, "names": ["road", "\x1b]0;x\x07"]}
+FILE = (*GRAPH, "file")
+EDITED = [
+    (("colour",), 1, "unknown key 'colour'"),
+    (("head", "logit_skale"), 1.0, "head: unknown key 'logit_skale'"),
+    (("head", "logit_scale"), ..., "head: missing key 'logit_scale'"),
+    (("head", "logit_scale"), "big", r"head\.logit_scale: expected a number, got 'big'"),
+    (("head", "logit_scale"), 10**400, r"head\.logit_scale: expected a finite number, got 1000"),
+    (("head", "activation"), "tanh", "activation: expected one of"),
+    (("head", "max_classes"), 10**9, "max_classes: expected from 1 to 65534"),
+    (("head", "grid_hw"), [1, 2**40], "grid_hw: expected from 1 to 65536"),
+    (("head", "seen"), ["road", "a\0b"], r"bundle\.json\.head: seen\[1\]"),
+    (("text_bank",), BANK, r"bundle\.json\.text_bank.* names\[1\]"),
+    (("preprocess", "std"), [1.0, 0.0, 1.0], "std: expected values > 0"),
+    (("preprocess", "std"), [1.0, 1.0], "std: expected 3 items, got 2"),
+    (("preprocess", "size_hw"), [0, 8], "size_hw: expected from 1"),
+    (("preprocess", "size_hw"), [2**40, 1], "size_hw: expected from 1 to 65536"),
+    (("text", "templates"), ["no braces"], "expected one '{}' in each"),
+    (("text", "context_length"), 2**62, "context_length: expected from 2 to 65536"),
+    (("text", "embed_dim"), 0, "embed_dim: expected from 1 to 65536, got 0"),
+    (("family",), "mystery", "family: expected one of .*, got 'mystery'"),
+    (("family",), "descriptor", "graphs: missing key 'decoder'"),
+    (("graphs",), {}, "graphs: missing key 'image_encoder'"),
+    ((*GRAPH, "bytes"), True, "expected an integer, got True"),
+    ((*GRAPH, "bytes"), 2**63, "expected a 64-bit integer, got 9223372036854775808"),
+    (FILE, "x" * 5000, "cannot be read: .*File name too long"),
+    (FILE, "a\0b", "is missing|embedded null byte"),
+    (FILE, "../outside.onnx", "bundle.json: file: expected a path inside"),
+    (FILE, "/etc/passwd", "bundle.json: file: expected a path inside"),
+    (FILE, "a/../../outside.onnx", "bundle.json: file: expected a path inside"),
+    (FILE, "..\\outside.onnx", "bundle.json: file: expected a path inside"),
+    (("provenance",), {"x": "\ud800"}, "surrogates not allowed"),
+    (("name",), float("nan"), "expected JSON, got the number nan for 'name'"),
+]
+
+
+@pytest.mark.parametrize(("keys", "value", "message"), EDITED)
 def test_edited_manifest(root, keys, value, message):
+    (root.parent / "outside.onnx").write_bytes(b"not a graph")
     edit_manifest(root, keys, value)
     with pytest.raises(BundleError, match=message):
         Bundle.load(root)
 
 
-@pytest.mark.parametrize(
-    "name", ["../outside.onnx", "/etc/passwd", "a/../../outside.onnx", "..\\outside.onnx"]
-)
-def test_path_that_leaves_the_bundle(root, name):
-    (root.parent / "outside.onnx").write_bytes(b"not a graph")
-    edit_manifest(root, (*GRAPH, "file"), name)
-    with refused(BundleError, None, "bundle.json"):
-        Bundle.load(root)
-
-
-def test_link_that_leaves_the_bundle(root):
-    outside = root.parent / "outside.onnx"
-    outside.write_bytes(b"not a graph")
-    graph = root / "image_encoder.float32.onnx"
-    graph.unlink()
-    os.symlink(outside, graph)
-    with refused(BundleError, None, "image_encoder.float32.onnx"):
-        Bundle.load(root)
-
-
-def test_missing_file(root):
-    (root / "image_encoder.float32.onnx").unlink()
-    with refused(BundleError, None, "image_encoder.float32.onnx"):
-        Bundle.load(root)
-
-
-def test_truncated_file(root):
-    (root / "image_encoder.float32.onnx").write_bytes(b"not a")
-    with refused(BundleError, None, "image_encoder.float32.onnx", "11", "5"):
-        Bundle.load(root)
-
-
-def test_altered_file_is_found_when_opened(root):
-    (root / "image_encoder.float32.onnx").write_bytes(b"not a grapH")
+def test_files_that_are_not_what_the_manifest_says(root):
+    graph, outside = root / "image_encoder.float32.onnx", root.parent / "outside.onnx"
+    graph.write_bytes(b"not a grapH")
     bundle = Bundle.load(root)
-    with refused(BundleError, None, "image_encoder.float32.onnx", "sha256"):
-        bundle.open_path(bundle.graph("image_encoder", "float32"))
-    with refused(BundleError, None, "image_encoder.float32.onnx", "sha256"):
-        bundle.verify()
+    for look in (lambda: bundle.open_path(bundle.graph("image_encoder", "float32")), bundle.verify):
+        with refused(BundleError, None, graph.name, "sha256"):
+            look()
+    graph.write_bytes(b"not a")
+    with refused(BundleError, None, graph.name, "11", "5"):
+        Bundle.load(root)
+    graph.unlink()
+    with refused(BundleError, None, graph.name):
+        Bundle.load(root)
+    outside.write_bytes(b"not a graph")
+    graph.symlink_to(outside)
+    with refused(BundleError, None, graph.name):
+        Bundle.load(root)
 
 
 def test_absent_precision_names_what_is_there(root):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -71,253 +72,18 @@ class PretrainedSet:
         return self.number_bytes * self.num_parameters
 
 
-_B16, _L14 = 149_620_736, 427_616_512
-_OPENAI_LICENCE = "Apache-2.0 as its repository states; OpenAI published it under MIT"
+def _read_table() -> dict[str, PretrainedSet]:
+    """The rows of ``pretrained.json``; those of the same weights share what is said of these."""
+    table = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+    rows = {
+        name: table["weights"].get(row.pop("weights", ""), {}) | row
+        for name, row in table["sets"].items()
+    }
+    return {
+        name: schema.decode(PretrainedSet, {"name": name, **row}, name)
+        for name, row in rows.items()
+    }
 
-
-def _openai_b16(
-    name: str, head: str, good_for: str, published: str = "", cost: str = ""
-) -> PretrainedSet:
-    return PretrainedSet(
-        name=name,
-        repository="timm/vit_base_patch16_clip_224.openai",
-        clip="ViT-B-16",
-        tag="openai",
-        head=head,
-        activation="quick_gelu",
-        num_parameters=_B16,
-        licence=_OPENAI_LICENCE,
-        good_for=good_for,
-        published=published,
-        cost=cost,
-        revision="977e3dd0ec55ab8da155f2fbeb6b5f54948b6e3d",
-        sha256={_FILE: "4b8699299b1e8997753c64b052ba32031449d5d853f55a039148560ee02b820f"},
-    )
-
-
-def _tips(
-    size: str, num_parameters: int, good_for: str, published: str, cost: str
-) -> PretrainedSet:
-    weights = f"v2_0/checkpoints/pytorch/tips_v2_oss_{size}14"
-    return PretrainedSet(
-        name=f"tipsv2-{size}14",
-        repository="https://storage.googleapis.com/tips_data",
-        clip=f"TIPSv2 {size.upper()}/14",
-        tag="tips_v2_oss",
-        head="maskclip",
-        activation="gelu",
-        num_parameters=num_parameters,
-        licence="CC-BY 4.0, as the authors' repository states of all but its code",
-        good_for=good_for,
-        published=published,
-        cost=cost,
-        files=(f"{weights}_vision.npz", f"{weights}_text.npz", "v1_0/checkpoints/tokenizer.model"),
-        all_files=True,
-        architecture="tips",
-    )
-
-
-def _tinyclip_39m(name: str, head: str, good_for: str, cost: str) -> PretrainedSet:
-    return PretrainedSet(
-        name=name,
-        repository="timm/vit_medium_patch16_clip_224.tinyclip_yfcc15m",
-        clip="TinyCLIP-ViT-39M-16-Text-19M",
-        tag="yfcc15m",
-        head=head,
-        activation="gelu",
-        num_parameters=83_101_184,
-        number_bytes=2,
-        licence="MIT",
-        good_for=good_for,
-        published="ImageNet 63.5 (its authors); nobody published labels of patches",
-        cost=cost,
-        files=(_FILE,),
-    )
-
-
-def _pe_core(
-    size: str, num_parameters: int, imagenet: str, cost: str, commit: str
-) -> PretrainedSet:
-    return PretrainedSet(
-        name=f"pe-core-{size}16",
-        repository=f"timm/PE-Core-{size.upper()}-16-384",
-        clip=f"PE-Core {size.upper()}/16",
-        tag="pe_core",
-        head="value_mlp",
-        activation="gelu",
-        num_parameters=num_parameters,
-        licence="Apache-2.0",
-        good_for=f"Perception Encoder {size.upper()}/16: good names for its cost; not tried here",
-        published=f"ImageNet {imagenet} (its authors); nobody published labels of patches",
-        cost=cost,
-        size=384,
-        files=(_FILE,),
-        revision=commit,
-    )
-
-
-_ALL = (
-    _openai_b16(
-        "sfp-b16",
-        "sfp",
-        "OpenAI's CLIP ViT-B/16 with SFP's head: any names, nothing trained; not tried here",
-        "mean mIoU of eight sets 44.0, VOC21 63.9, ADE20K 20.8 (as ActiveSAM quotes it)",
-        "74 GMAC",
-    ),
-    _openai_b16(
-        "naclip-b16",
-        "naclip",
-        "the same weights with NACLIP's head: simpler and older",
-        "mean mIoU of eight sets 39.4, VOC21 58.9, ADE20K 17.4 (arXiv 2404.08181)",
-        "69 GMAC; docs/models.md has times",
-    ),
-    PretrainedSet(
-        name="tinyclip-8m",
-        repository="wkcn/TinyCLIP-ViT-8M-16-Text-3M-YFCC15M",
-        clip="TinyCLIP-ViT-8M-16-Text-3M",
-        tag="yfcc15m",
-        head="naclip",
-        activation="gelu",
-        num_parameters=23_446_016,
-        licence="MIT",
-        good_for="any words in real time on a plain CPU: few and clear names; not tried here",
-        published="ImageNet 41.1 (its authors); nobody published labels of patches",
-        cost="4.4 GMAC, 9.1 at 448, 1.7 at 224; docs/models.md has times",
-        size=336,
-        files=("model.safetensors",),
-        revision="a2a8c6eaa2549ad66eb7c31b85022bf58273a26c",
-        sha256={
-            "model.safetensors": "9339ee3d736344d0ddcaa6c03edc9f89688f08caaea5401220885233da726fcc"
-        },
-    ),
-    _tinyclip_39m(
-        "tinyclip-39m",
-        "sfp",
-        "half of ViT-B/16's cost, with SFP's head; not tried here",
-        "39 GMAC, 19 at 336, 7.7 at 224; docs/models.md has times",
-    ),
-    _tinyclip_39m(
-        "tinyclip-39m-naclip",
-        "naclip",
-        "the same weights with NACLIP's head: simpler and older",
-        "36 GMAC, 18 at 336, 7.6 at 224",
-    ),
-    _pe_core("s", 87_187_712, "72.7", "16 GMAC", "3249a38eb1c432ec19231c6fe1774acb6a4e4efe"),
-    _pe_core("t", 69_545_600, "62.1", "4.9 GMAC", "7fe539ed578ac49a1c2b4f946e4b0747704c825a"),
-    PretrainedSet(
-        name="siglip2-b16",
-        repository="timm/ViT-B-16-SigLIP2-256",
-        clip="SigLIP 2 B/16-256",
-        tag="siglip2",
-        head="value_mlp",
-        activation="gelu_tanh",
-        num_parameters=375_234_048,
-        licence="Apache-2.0",
-        good_for="SigLIP 2 B/16: names in many languages; 393 MB of token rows; not tried here",
-        published="ImageNet 79.1 (its authors); nobody published labels of patches",
-        cost="24 GMAC",
-        size=256,
-        files=(_FILE, "tokenizer.json"),
-        all_files=True,
-    ),
-    PretrainedSet(
-        name="naclip-l14",
-        repository="timm/vit_large_patch14_clip_224.openai",
-        clip="ViT-L-14",
-        tag="openai",
-        head="naclip",
-        activation="quick_gelu",
-        num_parameters=_L14,
-        licence=_OPENAI_LICENCE,
-        good_for="OpenAI's CLIP ViT-L/14, 2.9 times the weights, patches of 14 pixels: slower",
-        cost="314 GMAC",
-        revision="18d0535469bb561bf468d76c1d73aa35156c922b",
-        sha256={_FILE: "9ce2e8a8ebfff3793d7d375ad6d3c35cb9aebf3de7ace0fc7308accab7cd207e"},
-    ),
-    PretrainedSet(
-        name="naclip-b16-laion2b",
-        repository="laion/CLIP-ViT-B-16-laion2B-s34B-b88K",
-        clip="ViT-B-16",
-        tag="laion2b_s34b_b88k",
-        head="naclip",
-        activation="gelu",
-        num_parameters=_B16,
-        licence="MIT",
-        good_for="ViT-B/16 trained on LAION-2B, where OpenAI's data or licence does not suit",
-        cost="69 GMAC",
-        revision="7288da5a0d6f0b51c4a2b27c624837a9236d0112",
-    ),
-    PretrainedSet(
-        name="naclip-b16-datacomp",
-        repository="laion/CLIP-ViT-B-16-DataComp.XL-s13B-b90K",
-        clip="ViT-B-16",
-        tag="datacomp_xl_s13b_b90k",
-        head="naclip",
-        activation="gelu",
-        num_parameters=_B16,
-        licence="MIT",
-        good_for="ViT-B/16 trained on DataComp-1B, whose data are published as addresses",
-        cost="69 GMAC",
-        revision="d110532e8d4ff91c574ee60a342323f28468b287",
-    ),
-    _openai_b16(
-        "sc-clip-b16",
-        "sc_clip",
-        "naclip-b16's weights with SC-CLIP's head, akin to SFP's; not tried here",
-        cost="75 GMAC",
-    ),
-    _openai_b16(
-        "clearclip-b16",
-        "clearclip",
-        "naclip-b16's weights with ClearCLIP's head",
-        "mean mIoU of eight sets 38.1, VOC20 80.9, ADE20K 16.7 (repository; ResCLIP, ActiveSAM)",
-        "69 GMAC",
-    ),
-    _openai_b16(
-        "sclip-b16",
-        "sclip",
-        "naclip-b16's weights with SCLIP's head",
-        "mean mIoU of eight sets 39.1, VOC21 59.6, ADE20K 16.5 (its README)",
-        "73 GMAC",
-    ),
-    _openai_b16(
-        "maskclip-b16",
-        "maskclip",
-        "naclip-b16's weights with MaskCLIP's head",
-        "mIoU VOC20 74.9, ADE20K 9.8 (ClearCLIP's repository)",
-        "72 GMAC",
-    ),
-    PretrainedSet(
-        name="cat-seg-b16",
-        repository="spaces/hamacojr/CAT-Seg-weights",
-        clip="ViT-B-16",
-        tag="cat_seg",
-        head="",
-        activation="quick_gelu",
-        num_parameters=154_289_377,
-        licence="MIT, as the authors' repository cvlab-kaist/CAT-Seg states",
-        good_for="CAT-Seg B by its authors, trained on COCO-Stuff's masks: slower; not tried here",
-        published="mIoU VOC20 94.6, Context59 57.5, ADE20K 31.8, with five views (its paper)",
-        cost="57 GMAC, and 1.1 for each name",
-        size=384,
-        files=("model_base.pth",),
-        architecture="cat_seg",
-    ),
-    _tips(
-        "b",
-        195_948_288,
-        "TIPSv2 B/14: an open backbone of its own, any names, nothing trained; not tried here",
-        "mIoU ADE20K 17.4 (its README)",
-        "104 GMAC",
-    ),
-    _tips(
-        "l",
-        487_941_120,
-        "TIPSv2 L/14, 2.5 times the weights: slower; not tried here",
-        "mIoU ADE20K 24.7 (its README)",
-        "357 GMAC",
-    ),
-)
 
 RECOMMENDED = "sfp-b16"
 """The best labels of any names without training on masks, by published figures alone."""
@@ -325,7 +91,7 @@ RECOMMENDED = "sfp-b16"
 SIDES = ("224", "336", "448")
 """Inputs that can be asked for: whole patches of 14 and of 16 pixels."""
 
-SETS: dict[str, PretrainedSet] = {one.name: one for one in _ALL}
+SETS = _read_table()
 """All sets by name, in the order in which they are listed."""
 
 

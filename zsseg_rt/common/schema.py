@@ -148,15 +148,13 @@ def nearest(name: str, known: list[str]) -> str:
 def _decode_tuple(kind: Any, raw: Any, where: str, error: type[Exception]) -> tuple[Any, ...]:
     if not isinstance(raw, (list, tuple)):
         raise error(f"{where}: expected a list, got {_describe(raw)}")
-    args = typing.get_args(kind)
-    if typing.get_origin(kind) is Sequence or args[1:] == (Ellipsis,):
-        return tuple(_decode(args[0], v, f"{where}[{i}]", error) for i, v in enumerate(raw))
-    if len(args) != len(raw):
-        raise error(f"{where}: expected {len(args)} items, got {len(raw)}")
-    return tuple(
-        _decode(a, v, f"{where}[{i}]", error)
-        for i, (a, v) in enumerate(zip(args, raw, strict=True))
-    )
+    kinds = typing.get_args(kind)
+    if typing.get_origin(kind) is Sequence or kinds[1:] == (Ellipsis,):
+        kinds = kinds[:1] * len(raw)
+    if len(kinds) != len(raw):
+        raise error(f"{where}: expected {len(kinds)} items, got {len(raw)}")
+    items = enumerate(zip(kinds, raw, strict=True))
+    return tuple(_decode(one, item, f"{where}[{at}]", error) for at, (one, item) in items)
 
 
 def _decode_union(kind: Any, raw: Any, where: str, error: type[Exception]) -> Any:
@@ -231,9 +229,11 @@ def checked_settings(
     for name in given:
         if known is not None and name not in known:
             raise ArgumentError(f"{where}: unknown key {name!r}. {nearest(name, known)}")
-    missing = [name for name in _required(target) if name not in given and name not in hidden]
-    if missing:
-        raise ArgumentError(f"{where}.{missing[0]}: expected a value, got none. Add it.")
+    parameters = inspect.signature(_taker(target)).parameters.values()
+    required = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+    for name in required:
+        if name not in given and name not in hidden:
+            raise ArgumentError(f"{where}.{name}: expected a value, got none. Add it.")
     return typed_settings(target, given, where)
 
 
@@ -241,7 +241,10 @@ def typed_settings(
     target: Callable[..., Any], given: Mapping[str, Any], where: str
 ) -> dict[str, Any]:
     """The same, without checking which keys are known."""
-    hints = _hints(target)
+    taker: Any = _taker(target)
+    if isinstance(taker, type) and not dataclasses.is_dataclass(taker):
+        taker = vars(taker)["__init__"]
+    hints = typing.get_type_hints(taker)
     return {
         name: decode(hints[name], value, f"{where}.{name}", ArgumentError)
         if isinstance(value, _PLAIN) and name in hints
@@ -259,18 +262,6 @@ def setting_names(target: Callable[..., Any]) -> list[str] | None:
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return None
     return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-
-
-def _required(target: Callable[..., Any]) -> list[str]:
-    parameters = inspect.signature(_taker(target)).parameters.values()
-    return [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
-
-
-def _hints(target: Callable[..., Any]) -> dict[str, Any]:
-    taker: Any = _taker(target)
-    if isinstance(taker, type) and not dataclasses.is_dataclass(taker):
-        taker = vars(taker)["__init__"]
-    return typing.get_type_hints(taker)
 
 
 def _taker(target: Callable[..., Any]) -> Callable[..., Any]:
