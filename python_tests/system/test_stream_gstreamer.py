@@ -1,11 +1,14 @@
 """GStreamer's sources against a real GStreamer: own pipelines, CSI cameras, RTSP cameras."""
 
 import itertools
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from support.gstreamer import read, reading, require_gstreamer
+from support.gstreamer import environment, read, reading, require_gstreamer
 from support.rtsp_camera import Flood
 from support.streams import level, numbered, write_video
 from support.throttle import SlowLink
@@ -175,6 +178,40 @@ def test_a_camera_that_is_lost_is_an_error(rtsp_cameras):
         camera.kill()
         end = next(line for line in lines if "shape" not in line)
     assert end["error"] == "SourceError"
+
+
+FOLLOW = """
+import sys, threading
+from support.streams import label, wait_until
+from zsseg_rt.stream.runner import Stream
+from zsseg_rt.stream.uris import open_sources
+from zsseg_rt.stream.watch import Patience
+
+patience = Patience(stalled_after=0.5, lost_after=2.0, first_retry=60.0)
+(source,) = sources = open_sources(sys.argv[1])
+with Stream(sources, label, patience=patience) as stream:
+    next(stream)
+    reader = next(t for t in threading.enumerate() if t.name == f"read {source.name}")
+    print("running", flush=True)
+    threading.Thread(target=lambda: list(stream), daemon=True).start()
+    wait_until(lambda: stream.stats()[source.name].state == "lost")
+    print(stream.stats()[source.name].error, flush=True)
+    reader.join(30)
+    print("left" if reader.is_alive() else "ended", flush=True)
+"""
+
+
+def test_a_camera_that_freezes_is_lost_by_the_stream_s_patience(rtsp_cameras):
+    camera = rtsp_cameras()
+    folder = Path(__file__).parents[1]
+    call = [sys.executable, "-c", FOLLOW, camera.url]
+    with subprocess.Popen(
+        call, stdout=subprocess.PIPE, text=True, cwd=folder, env=environment()
+    ) as child:
+        assert child.stdout.readline() == "running\n"
+        camera.freeze()
+        assert "expected frames, none came for 2 s" in child.stdout.readline()
+        assert child.stdout.readline() == "ended\n"
 
 
 def test_a_camera_may_change_its_size(rtsp_cameras):

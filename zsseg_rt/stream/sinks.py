@@ -156,7 +156,6 @@ class Sink:
     def __init__(self, writer: Writer, *, resumes: bool = False, num_sources: int = 1) -> None:
         self.name = writer.name
         self._writer, self._resumes = writer, resumes
-        self._device = None if writer.folder is None else _device_of(writer.folder)
         self._waiting: deque[Segmentation] = deque()
         self._changed = threading.Condition(threading.RLock())
         self._closed = self._hurried = self._is_paused = self._is_over = self._is_left = False
@@ -312,11 +311,10 @@ class Sink:
         if is_news:
             _log.error("%s It is tried again every %.0f s.", error, RETRY)
         while not self._is_closed_within(RETRY):
-            if _device_of(folder) == self._device:
-                self._writer.remove_old()
-                if has_room(folder):
-                    self._is_paused = False
-                    return True
+            self._writer.remove_old()
+            if has_room(folder):
+                self._is_paused = False
+                return True
         return False
 
     def _is_closed_within(self, seconds: float) -> bool:
@@ -335,14 +333,6 @@ class Sink:
                 return None
             self._changed.notify_all()
             return self._waiting.popleft()
-
-
-def _device_of(folder: Path) -> int | None:
-    """The number of the file system; a folder whose disk was taken out has another one."""
-    try:
-        return folder.stat().st_dev
-    except OSError:
-        return None
 
 
 def has_room(folder: Path) -> bool:
