@@ -284,65 +284,30 @@ class Channel:
                 self._source = self._encoder = None
 
 
-class RtspServer:
-    """Listens at an address, in a thread of its own, until it is closed or forgotten."""
-
-    def __init__(self, name: str, address: Address) -> None:
-        self._media, self._library = load(), load_server()
-        self._gst = self._media.Gst
-        self._name, self._address = name, address
-        self._server = self._library.GstRtspServer.RTSPServer()
-        self._server.set_address(address.host)
-        self._server.set_service(str(address.port))
-        self._server.get_session_pool().set_max_sessions(_MOST_VIEWERS)
-        self._server.set_content_length_limit(_LONGEST_BODY)
-        self._server.set_backlog(_BACKLOG)
-        if address.login is not None:
-            self._server.set_auth(_auth(self._library, address.login))
-        self._channels: list[Channel] = []
-        visitors = Visitors()
-        self._server.connect("client-connected", _greet, self._channels, visitors)
-        stop = _serve(self._library, self._server, name, self._channels, visitors)
-        self.port = int(self._server.get_bound_port())
-        self.close = weakref.finalize(self, stop)
-
-    def add(self, path: str, size_hw: tuple[int, int], channel_order: str) -> Channel:
-        """Serve another path."""
-        encoding = _encoding(self._gst, size_hw, self._name)
-        channel = Channel(self._gst, channel_order)
-        factory = self._library.GstRtspServer.RTSPMediaFactory()
-        factory.set_launch(
-            "( appsrc name=frames is-live=true format=time block=false max-buffers=2 max-bytes=0 "
-            f"leaky-type=downstream ! {encoding} ! "
-            "rtph264pay name=pay0 pt=96 config-interval=-1 )"
-        )
-        factory.set_shared(True)
-        factory.connect("media-configure", channel.configure)
-        if self._address.login is not None:
-            permissions = self._library.GstRtspServer.RTSPPermissions()
-            for right in _RIGHTS:
-                permissions.add_permission_for_role(_ROLE, right, True)
-            factory.set_permissions(permissions)
-        self._channels.append(channel)
-        self._server.get_mount_points().add_factory(path, factory)
-        return channel
-
-
 def _serve(
-    library: Server, server: Any, name: str, channels: Sequence[Channel], visitors: Visitors
-) -> Callable[[], None]:
-    """Serve in a thread that holds no reference to the owner; returns how to end that.
+    library: Server, address: Address, channels: Sequence[Channel]
+) -> tuple[Any, Callable[[], None]]:
+    """Serve in a thread that holds no reference to the owner; returns the server, and its end.
 
     The end parts with all viewers and frees the port.
     """
+    server, visitors = library.GstRtspServer.RTSPServer(), Visitors()
+    server.set_address(address.host)
+    server.set_service(str(address.port))
+    server.get_session_pool().set_max_sessions(_MOST_VIEWERS)
+    server.set_content_length_limit(_LONGEST_BODY)
+    server.set_backlog(_BACKLOG)
+    if address.login is not None:
+        server.set_auth(_auth(library, address.login))
+    server.connect("client-connected", _greet, channels, visitors)
     glib, looks, stopped = library.GLib, itertools.count(1), threading.Event()
     context = glib.MainContext.new()
     try:
         listening = server.create_source(None)
     except glib.Error as exc:
         raise SourceError(
-            f"{name}: cannot listen there: {exc.message}. Choose another port, or end the "
-            "program that uses it; ss -ltnp names it."
+            f"{address.shown()}: cannot listen there: {exc.message}. Choose another port, or end "
+            "the program that uses it; ss -ltnp names it."
         ) from None
 
     def clean(*_: object) -> bool:
@@ -371,7 +336,7 @@ def _serve(
             time.sleep(0.005)
         context.pop_thread_default()
 
-    thread = threading.Thread(target=run, name=f"serve {name}", daemon=True)
+    thread = threading.Thread(target=run, name=f"serve {address.shown()}", daemon=True)
 
     def stop() -> None:
         stopped.set()
@@ -380,7 +345,7 @@ def _serve(
             thread.join(_CLEAN_EVERY)
 
     thread.start()
-    return stop
+    return server, stop
 
 
 def _greet(_server: Any, client: Any, channels: Sequence[Channel], visitors: Visitors) -> None:
@@ -491,13 +456,14 @@ class RtspSink(Writer):
     """
 
     def __init__(self, text: str, *, channel_order: str, painter: Painter, tags: Tags) -> None:
-        self._address = Address.parse(text)
-        self._order, self._tags = channel_order, tags
-        name = self._address.shown()
-        gst = load().Gst
-        require_elements(gst, () if encoder_of(gst) != "x264enc" else OUTPUT_ELEMENTS, name)
-        self._server = RtspServer(name, self._address)
-        self.port = self._server.port
+        self._address, self._order, self._tags = Address.parse(text), channel_order, tags
+        self._gst, self._library = load().Gst, load_server()
+        if encoder_of(self._gst) == "x264enc":
+            require_elements(self._gst, OUTPUT_ELEMENTS, self._address.shown())
+        self._served: list[Channel] = []
+        self._server, stop = _serve(self._library, self._address, self._served)
+        self._stop = weakref.finalize(self, stop)
+        self.port = int(self._server.get_bound_port())
         super().__init__(self._address.shown(self.port))
         self.painter = painter
         self._size_hw: tuple[int, ...] = ()
@@ -526,11 +492,27 @@ class RtspSink(Writer):
 
     def close(self) -> None:
         """Part with the viewers, free the port."""
-        self._server.close()
+        self._stop()
 
     def _add(self, frame: Frame, size_hw: tuple[int, int]) -> Channel:
+        """Serve the path of another source."""
+        encoding = _encoding(self._gst, size_hw, self._address.shown())
+        channel = self._channels[frame.source] = Channel(self._gst, self._order)
+        factory = self._library.GstRtspServer.RTSPMediaFactory()
+        factory.set_launch(
+            "( appsrc name=frames is-live=true format=time block=false max-buffers=2 max-bytes=0 "
+            f"leaky-type=downstream ! {encoding} ! "
+            "rtph264pay name=pay0 pt=96 config-interval=-1 )"
+        )
+        factory.set_shared(True)
+        factory.connect("media-configure", channel.configure)
+        if self._address.login is not None:
+            permissions = self._library.GstRtspServer.RTSPPermissions()
+            for right in _RIGHTS:
+                permissions.add_permission_for_role(_ROLE, right, True)
+            factory.set_permissions(permissions)
+        self._served.append(channel)
         path = self._tags.join(self._address.path, frame.source)
+        self._server.get_mount_points().add_factory(path, factory)
         self.whose[self._tags.join(self.name, frame.source)] = frame.source
-        channel = self._server.add(path, size_hw, self._order)
-        self._channels[frame.source] = channel
         return channel
