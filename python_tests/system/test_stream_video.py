@@ -13,7 +13,7 @@ import pytest
 
 from support.errors import refused
 from support.streams import MjpegServer, ReaderNow, number_of, numbered, write_video
-from zsseg_rt.errors import BackendUnavailableError, SourceError
+from zsseg_rt.errors import SourceError
 from zsseg_rt.stream import source, video
 from zsseg_rt.stream.uris import open_sources
 from zsseg_rt.stream.video import capture_time
@@ -396,18 +396,3 @@ def test_ffmpeg_prints_no_password():
     done = subprocess.run(call, cwd=folder, capture_output=True, text=True, check=False)
     assert "SourceError" in done.stderr
     assert "secret" not in (done.stdout + done.stderr).replace(code, "")
-
-
-def test_without_pyav_the_command_that_installs_it_is_told(monkeypatch, clip):
-    monkeypatch.setitem(sys.modules, "av", None)
-    with refused(BackendUnavailableError, "av", "'.[stream]'"):
-        read(clip)
-
-
-@pytest.mark.needs_shared
-@pytest.mark.parametrize(
-    ("name", "frames"), [("highway_960x540.mp4", 221), ("outdoor_dog_1280x720.mp4", 289)]
-)
-def test_real_recordings_give_all_their_frames(shared_dir, name, frames):
-    (source,) = open_sources(shared_dir / "data" / "video" / name)
-    assert sum(1 for _ in source.pictures(ReaderNow())) == frames

@@ -4,8 +4,6 @@ import json
 import logging
 import os
 import resource
-import shutil
-import sys
 import tempfile
 import threading
 import time
@@ -19,7 +17,7 @@ import pytest
 from support.errors import refused
 from support.recordings import LONG, finish, frames_of, open_sink, open_writer, result, write
 from support.streams import ReaderNow
-from zsseg_rt.errors import ArgumentError, BackendUnavailableError, SourceError
+from zsseg_rt.errors import ArgumentError, SourceError
 from zsseg_rt.results.visualize import palette
 from zsseg_rt.stream.painting import Painter
 from zsseg_rt.stream.sinks import QUEUE, Sink, open_writers
@@ -114,17 +112,6 @@ def test_times_that_stand_still_or_go_back_are_moved_on(tmp_path):
     assert found == sorted(set(found))
 
 
-def test_a_power_cut_leaves_a_playable_video(tmp_path):
-    path = tmp_path / "out.mp4"
-    writer = open_writer(path)
-    for number in range(40):  # 4 s
-        writer.write(result(number))
-    shutil.copy(path, tmp_path / "cut.mp4")  # what a disk would hold
-    assert 30 <= len(frames_of(tmp_path / "cut.mp4")) <= 40
-    writer.close()
-    assert len(frames_of(path)) == 40
-
-
 def noise(count):
     draw = np.random.default_rng(0)
     for number in range(count):
@@ -153,13 +140,6 @@ def test_a_full_disk_ends_the_video_with_one_error_and_leaves_it_playable(tmp_pa
     (video,) = open_sources(tmp_path / "out.mp4")
     pictures = list(video.pictures(ReaderNow()))  # the last fragment may be torn
     assert len(pictures) >= 10
-
-
-@pytest.mark.parametrize("name", ["out.mp4", "out.jsonl"])
-def test_a_device_without_room_is_told(tmp_path, name):
-    (tmp_path / name).symlink_to("/dev/full")
-    stats = write(tmp_path / name, [result(n) for n in range(3)])
-    assert "cannot be written: No space left on device" in stats.error
 
 
 def test_label_pictures_are_named_by_their_frames(tmp_path):
@@ -317,12 +297,6 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with refused(SourceError, None, "file/masks"):
         open_sink(f"{tmp_path}/file/masks/")
-
-
-def test_video_without_pyav_is_told_before_the_first_frame(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "av", None)
-    with refused(BackendUnavailableError, "av", "'.[stream]'"):
-        open_sink(tmp_path / "out.mp4")
 
 
 @pytest.mark.parametrize("legend", [False, True])

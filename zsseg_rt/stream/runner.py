@@ -72,7 +72,7 @@ class SourceStats:
     live: bool = True  # Whether it is a camera; the frames of a file have no age that matters
     # Labelled frames per second from its first result to its last; 0 before the second
     fps: float = 0.0
-    # How its newest frame came: "host", or without the CPU, "nvmm" or "cuda"
+    # How its newest frame came: "host", or "nvmm", without the CPU
     path: FramePathName = "host"
     given_out: int = 0  # Frames of it that were given out with labels, moved ones included
     given_out_fps: float = 0.0  # As fps, of those
