@@ -9,7 +9,7 @@ import onnx
 import pytest
 import torch
 
-from support import golden_cat_seg, tiny
+from support import golden_cat_seg, tiny, tiny_zegformer
 from support.command_line import run
 from zsseg_rt import Bundle, Engine, EngineConfig
 
@@ -67,12 +67,20 @@ def test_imported_bundle_agrees_with_the_model(checkpoint, state_dict, tmp_path)
     assert (labels == scores.argmax(0))[real].mean() >= 0.999
 
 
-@pytest.mark.parametrize("architecture", ["zegclip", "clip_rc"])
-def test_descriptors_are_imported_without_torch_and_onnx(architecture, tmp_path):
+WITHOUT_TORCH = {
+    "zegclip": (lambda: tiny.zegclip_state_dict(SIZES), ["--self-trained"]),
+    "clip_rc": (lambda: tiny.clip_rc_state_dict(SIZES), ["--self-trained"]),
+    "cat_seg": (lambda: cat_seg_weights(), []),
+    "zegformer": (tiny_zegformer.state_dict, ["--size", "64"]),
+}
+
+
+@pytest.mark.parametrize("architecture", WITHOUT_TORCH)
+def test_systems_are_imported_without_torch_and_onnx(architecture, tmp_path):
     source, out = tmp_path / "official.pth", tmp_path / "a.zsseg"
-    states = {"zegclip": tiny.zegclip_state_dict, "clip_rc": tiny.clip_rc_state_dict}
-    torch.save({"state_dict": states[architecture](SIZES)}, source)
-    call = ["import-checkpoint", architecture, str(source), "--out", str(out), "--self-trained"]
+    weights, options = WITHOUT_TORCH[architecture]
+    torch.save({"state_dict": weights()}, source)
+    call = ["import-checkpoint", architecture, str(source), "--out", str(out), *options]
     program = (
         "import sys; sys.modules.update(torch=None, onnx=None)\n"
         f"from zsseg_rt.cli import main; sys.exit(main({call!r}))"
@@ -235,17 +243,6 @@ def cat_seg_weights():
             if ".visual." in key or golden_cat_seg.CLIP not in key
         }
     )
-
-
-@pytest.mark.nightly  # test_cli_import_difference.py imports such a checkpoint beside its CLIP
-def test_cat_seg_of_the_official_grid_is_imported(tmp_path):
-    path, out = tmp_path / "model_final.pth", tmp_path / "cat_seg.zsseg"
-    torch.save({"model": cat_seg_weights(), "iteration": 80000}, path)
-    command = ("import-checkpoint", "cat_seg", path, "--out", out, "--precision", "float32")
-    assert run(*command) == 0
-    bundle = Bundle.load(out)
-    assert (bundle.family, bundle.aggregation.most) == ("aggregation", 256)
-    assert bundle.preprocess.size_hw == (384, 384)
 
 
 def test_other_generations_of_cat_seg_are_refused(tmp_path, capsys):

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from support import tiny_zegformer
+from support import tiny, tiny_zegformer
 from support.command_line import run
 from zsseg_rt import Bundle, Engine, EngineConfig
 from zsseg_rt.models import from_official, load_clip
-from zsseg_rt.torch_files.zegformer_prompts import SEGMENT_TEMPLATES
+from zsseg_rt.torch_files.zegformer_arrays import SEGMENT_TEMPLATES
 
 CLIP = tiny_zegformer.CLIP
 NAMES = ["road", "person", "car", "sky", "tree", "dog", "cat"]
@@ -28,8 +28,10 @@ def files(tmp_path_factory):
     }
     content = {"model": trained, "optimizer": {"state": {}}, "iteration": 9999}
     torch.save(content, folder / "model_final.pth")
-    torch.save(clip, folder / "ViT-B-16.pt")
     torch.save({"model": state_dict}, folder / "model_eval.pth")
+    words = torch.from_numpy(tiny.random_normal("words", (49408, 64))).float()
+    clip |= {"token_embedding.weight": words, "positional_embedding": torch.zeros(77, 64)}
+    torch.save(clip, folder / "ViT-B-16.pt")
     return folder
 
 
@@ -87,13 +89,11 @@ def test_a_missing_clip_file_is_named(files, tmp_path, capsys):
 
 
 def test_a_checkpoint_of_another_architecture_is_refused(tmp_path, capsys):
-    from support import tiny
-
     path = tmp_path / "zegclip.pth"
     torch.save({"state_dict": tiny.zegclip_state_dict()}, path)
     code, error = refused(capsys, path, "--out", tmp_path / "x.zsseg")
     assert code == 1
-    assert "expected the key 'backbone." in error
+    assert "backbone.res2.0.conv1.weight: expected a tensor of 4 axes, as in zegformer" in error
 
 
 @pytest.mark.parametrize(
@@ -102,11 +102,15 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path, capsys):
         (
             "--fusion",
             "max",
-            "--fusion: expected one of seen_and_unseen, all_classes, regions, segments, got max",
+            "--fusion: expected one of seen_and_unseen, all_classes, regions, segments, got 'max'",
         ),
         ("--prompts", "long", "--prompts: expected one of single, imagenet_select, got long"),
         ("--size", "100", "--size: expected multiples of 32"),
-        ("--region-style", "box", "--region-style: expected one of cropmask, mask, crop"),
+        (
+            "--region-style",
+            "box",
+            "--region-style: expected one of cropmask, mask, crop",
+        ),
     ],
 )
 def test_settings_outside_their_range(files, tmp_path, capsys, option, value, message):

@@ -15,7 +15,7 @@ from zsseg_rt.models.zegformer.decoder import FrozenBatchNorm
 from zsseg_rt.models.zegformer.model import FUSIONS
 from zsseg_rt.networks.zegformer import IMAGE_MEAN, IMAGE_STD
 from zsseg_rt.torch_files.clip_weights import ClipWeights
-from zsseg_rt.torch_files.zegformer_prompts import REGION_TEMPLATES, SEGMENT_TEMPLATES
+from zsseg_rt.torch_files.zegformer_arrays import REGION_TEMPLATES, SEGMENT_TEMPLATES
 
 CLIP = tiny_zegformer.CLIP
 PREDICTOR = "sem_seg_head.predictor."

@@ -149,11 +149,11 @@ def test_mae_weights_load_through_create_model(model, tmp_path, image):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d.pop("norm.bias"), r"1 missing \(norm.bias\) and 0 unknown"),
-        (lambda d: d.update({"fc_norm.weight": torch.ones(64)}), r"1 unknown \(fc_norm.weight\)"),
+        (lambda d: d.pop("norm.bias"), "got norm.bias missing"),
+        (lambda d: d.update({"fc_norm.weight": torch.ones(64)}), "got fc_norm.weight unknown"),
         (
             lambda d: d.update({"pos_embed": torch.zeros(1, 10, 64)}),
-            r"pos_embed expected \[1, 17, 64\], got \[1, 10, 64\]",
+            r"pos_embed \[1, 10, 64\] instead of \[1, 17, 64\]",
         ),
         (lambda d: d.update({"cls_token": d["cls_token"].half()}), r"cls_token \(float16\)"),
         (
@@ -175,7 +175,7 @@ def test_wrong_mae_weights_are_refused(change, message):
 def test_larger_mae_is_refused_by_name(tmp_path):
     path = tmp_path / "mae.pth"
     torch.save({"model": mae_state_dict(zeroseg_model(num_layers=3))}, path)
-    with refused(CheckpointError, "state_dict", "12", "blocks.2"):
+    with refused(CheckpointError, "state_dict", "blocks.2"):
         create_model("zeroseg", mae_weights=path, **SIZES_OF_MODEL)
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zsseg_rt.errors import BundleError, CheckpointError, ShapeError
+from zsseg_rt.errors import BundleError, ShapeError
 from zsseg_rt.text.tokenizer import Tokenizer
 
 open_clip_tokenizer = pytest.importorskip("open_clip.tokenizer")
@@ -215,10 +215,3 @@ def test_missing_file_is_named(tmp_path):
 def test_context_length_too_short():
     with refused(ShapeError, "context_length"):
         Tokenizer(tokenizer_json(), context_length=1)
-
-
-def test_merges_of_another_kind_are_refused(tmp_path):
-    path = tmp_path / "merges.gz"
-    path.write_bytes(b"not gzip")
-    with refused(CheckpointError, None, "merges.gz"):
-        tokenizer_json(path)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import typer
 
 from zsseg_rt.bundles.pretrained import SETS
 from zsseg_rt.cli.fetch import fetched_weights
-from zsseg_rt.cli.groups import ModelOptions, opt, takes_groups, write_bundle, write_model
+from zsseg_rt.cli.groups import ModelOptions, opt, takes_groups, write_bundle
 from zsseg_rt.cli.options import (
     OutOption,
     SizeOption,
@@ -25,42 +25,23 @@ from zsseg_rt.cli.options import (
 from zsseg_rt.cli.output import ProgressBar, say, working
 from zsseg_rt.common.checks import arguments_called
 from zsseg_rt.common.files import is_file
+from zsseg_rt.errors import CheckpointError
 from zsseg_rt.export.options import ExportOptions
+
+if TYPE_CHECKING:
+    from zsseg_rt.torch_files.clip_arrays import ClipTensors
 
 import_app = typer.Typer(help="Turn an official checkpoint into a bundle.", no_args_is_help=True)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Checkpoint:
-    """A checkpoint in its authors' layout."""
-
-    checkpoint: Annotated[Path, typer.Argument(help="Official checkpoint (.pth, .safetensors).")]
-
-    def settings(self) -> dict[str, Any]:
-        """What the checkpoint does not say."""
-        return {}
-
-    def read(self) -> dict[str, Any]:
-        """Its tensors, float32."""
-        from zsseg_rt.models import load_checkpoint, normalize_state_dict
-
-        return normalize_state_dict(load_checkpoint(self.checkpoint))
-
-    def load(self, architecture: str, **settings: Any) -> Any:
-        """Build the model."""
-        if not is_file(self.checkpoint):
-            self.read()  # says so before anything is downloaded
-        chosen = self.settings() | settings
-        with working(f"reading {self.checkpoint}"):
-            from zsseg_rt.models import from_official
-
-            return from_official(architecture, self.read(), **chosen)
+_Checkpoint = Annotated[Path, typer.Argument(help="Official checkpoint (.pth, .safetensors).")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Official(_Checkpoint):
+class _Official:
     """A checkpoint of a system whose seen classes are lowered."""
 
+    checkpoint: _Checkpoint
     dataset: str | None = opt(
         "Data set that it was trained on, such as voc2012 or cocostuff164k: its classes and its "
         "split, instead of --classes and --seen."
@@ -117,8 +98,7 @@ class _ZegFormer(_Official):
     """A checkpoint of ZegFormer, and how its two branches decide."""
 
     clip: str | None = opt(
-        "CLIP's weights, which checkpoints lack: OpenAI's ViT-B-16.pt, or a tag of "
-        "open_clip such as openai."
+        "CLIP's weights, which checkpoints lack: OpenAI's ViT-B-16.pt, or openai, which is fetched."
     )
     fusion: str = opt(
         "Which scores count: segments, CLIP on their regions, or both, weighted by "
@@ -132,67 +112,66 @@ class _ZegFormer(_Official):
 
     def settings(self, *, lowers_seen: bool = True) -> dict[str, Any]:
         """And those of its own."""
-        from zsseg_rt.bundles.specs import FUSIONS
-
-        if self.fusion not in FUSIONS:
-            raise UsageError(f"--fusion: expected one of {', '.join(FUSIONS)}, got {self.fusion}")
-        own = ("fusion", "calibration", "region_style")
-        chosen = super().settings(lowers_seen=lowers_seen) | {
-            name: getattr(self, name) for name in own
-        }
-        return chosen | {"clip": _load_clip(self.clip)}
+        own = {name: getattr(self, name) for name in ("fusion", "calibration", "region_style")}
+        return super().settings(lowers_seen=lowers_seen) | own
 
 
 @dataclass(frozen=True, kw_only=True)
-class _CatSeg(_Checkpoint):
+class _CatSeg:
     """A checkpoint of CAT-Seg, and the CLIP that it was tuned from."""
 
+    checkpoint: _Checkpoint
     clip: str | None = opt(
-        "CLIP that it was tuned from, OpenAI's ViT-B-16.pt or a tag such as openai: prints what is "
-        "equal; needed if the checkpoint is a difference."
+        "CLIP that it was tuned from, OpenAI's ViT-B-16.pt or openai: prints what is equal; needed "
+        "if the checkpoint is a difference."
     )
     difference: Path | None = opt(
         "Also write what differs from --clip, FILE.safetensors, a sixth of the size: a checkpoint "
         "that is imported with the same --clip."
     )
 
-    def load(self, architecture: str, **settings: Any) -> Any:
-        """Build the model, and say what of it is CLIP's."""
-        if self.difference is not None:
-            self._check_difference(self.difference)
-        if self.clip is None:
-            return super().load(architecture, **settings)
-        from zsseg_rt.models import from_official
-        from zsseg_rt.torch_files import clip_difference as files
-
-        clip = files.official_tensors(_load_clip(self.clip))
-        with arguments_called({"clip": "--clip"}):
-            state_dict = files.read_difference(self.checkpoint, clip) or self.read()
-            equal = files.equal_keys(state_dict, clip)
-        model = from_official(architecture, state_dict, **settings)
-        name, own = _describe_space(self.clip), files.difference(state_dict, equal)
-        mine, all_of_it = (sum(v.numel() for v in part.values()) for part in (own, state_dict))
-        say(
-            f"{len(equal)} of {len(clip)} tensors of {name} are equal; what differs is "
-            f"{mine / 1e6:.1f} M of {all_of_it / 1e6:.1f} M numbers"
-        )
-        if self.difference is not None:
-            files.write_difference(self.difference, state_dict, equal, name)
-            say(f"wrote {self.difference}")
-        return model
-
-    def _check_difference(self, path: Path) -> None:
+    def check(self) -> None:
+        """Refuse a difference that cannot be written."""
+        if self.difference is None:
+            return
         if self.clip is None:
             raise UsageError("--difference: expected --clip beside it, got none")
-        if path.suffix != ".safetensors" or path.exists():
-            raise UsageError(f"--difference: expected a new file NAME.safetensors, got {path}")
+        if self.difference.suffix != ".safetensors" or self.difference.exists():
+            raise UsageError(
+                f"--difference: expected a new file NAME.safetensors, got {self.difference}"
+            )
 
 
 @import_app.command("cat_seg")
 @takes_groups
 def import_cat_seg(source: _CatSeg, out: OutOption, bundle: ModelOptions) -> None:
-    """Turn an official checkpoint of CAT-Seg B into a bundle."""
-    write_model(source.load("cat_seg"), out, bundle, source=source.checkpoint.name)
+    """Turn an official checkpoint of CAT-Seg B into a bundle; needs no torch."""
+    from zsseg_rt.export.architectures.cat_seg import export_cat_seg_file
+    from zsseg_rt.torch_files import cat_seg_arrays as files
+
+    source.check()
+    if source.clip is None:
+        with working(_reading(source.checkpoint)):
+            write_bundle(export_cat_seg_file, source.checkpoint, out, options=bundle)
+        return
+    clip = files.official_arrays(_read_clip(source.clip, source.checkpoint)[0])
+    name = _describe_space(source.clip)
+
+    def compare(official: Mapping[str, Any]) -> None:
+        equal = files.equal_keys(official, clip)
+        all_of_it = sum(value.size for value in official.values())
+        own = all_of_it - sum(official[key].size for key in equal)
+        say(
+            f"{len(equal)} of {len(clip)} tensors of {name} are equal; what differs is "
+            f"{own / 1e6:.1f} M of {all_of_it / 1e6:.1f} M numbers"
+        )
+        if source.difference is not None:
+            files.write_difference(source.difference, official, equal, name)
+            say(f"wrote {source.difference}")
+
+    export = partial(export_cat_seg_file, clip=clip, check=compare)
+    with working(_reading(source.checkpoint)), arguments_called({"clip": "--clip"}):
+        write_bundle(export, source.checkpoint, out, options=bundle)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,7 +236,7 @@ def _import_descriptor(
 
     size_hw = read_size(size) if size else None
     settings = DescriptorSettings(size_hw=size_hw, **source.settings())
-    with working(f"reading {source.checkpoint}, writing the graphs, then comparing with NumPy"):
+    with working(_reading(source.checkpoint)):
         write_bundle(
             export_descriptor_file,
             source.checkpoint,
@@ -297,24 +276,29 @@ def import_zegformer(
     out: OutOption,
     bundle: ModelOptions,
 ) -> None:
-    """Turn an official ZegFormer checkpoint into a bundle."""
-    templates = _zegformer_prompts(prompts)
-    space = {} if source.clip is None else {"space": _describe_space(source.clip)}
-    write_model(
-        source.load("zegformer"),
-        out,
-        bundle,
-        class_names=source.names,
-        templates=templates,
-        template_set=prompts,
-        size_hw=read_size(size),
-        source=source.checkpoint.name,
-        **space,
-    )
+    """Turn an official ZegFormer checkpoint into a bundle; needs no torch."""
+    from zsseg_rt.export.architectures.zegformer import ZegFormerSettings, export_zegformer_file
+
+    others: dict[str, Any] = {"templates": _zegformer_prompts(prompts), "template_set": prompts}
+    settings = ZegFormerSettings(**source.settings())
+    if source.clip is not None:
+        others["clip"], others["activation"] = _read_clip(source.clip, source.checkpoint)
+        others["space"] = _describe_space(source.clip)
+    with working(_reading(source.checkpoint)):
+        write_bundle(
+            export_zegformer_file,
+            source.checkpoint,
+            out,
+            settings,
+            options=bundle,
+            class_names=source.names,
+            size_hw=read_size(size),
+            **others,
+        )
 
 
 def _zegformer_prompts(name: str) -> Sequence[str]:
-    from zsseg_rt.torch_files.zegformer_prompts import SEGMENT_TEMPLATES, SINGLE_TEMPLATE
+    from zsseg_rt.torch_files.zegformer_arrays import SEGMENT_TEMPLATES, SINGLE_TEMPLATE
 
     known = {"single": SINGLE_TEMPLATE, "imagenet_select": SEGMENT_TEMPLATES}
     if name not in known:
@@ -322,18 +306,25 @@ def _zegformer_prompts(name: str) -> Sequence[str]:
     return known[name]
 
 
-def _load_clip(source: str | None) -> Any:
-    """CLIP's weights from a file or a tag; files without an activation are OpenAI's."""
-    if source is None:
-        return None
-    activation: Any = "quick_gelu" if is_file(Path(source)) else None
-    known = next((s for s in SETS.values() if (s.clip, s.tag) == ("ViT-B-16", source)), None)
-    if activation is None and known is not None:
-        source, activation = str(fetched_weights(known)), known.activation
-    from zsseg_rt.models import load_clip
+def _reading(checkpoint: Path) -> str:
+    return f"reading {checkpoint}, writing the graphs, then comparing with NumPy"
 
-    with arguments_called({"source": "--clip"}):
-        return load_clip(source, activation=activation)
+
+def _read_clip(source: str, checkpoint: Path) -> tuple[ClipTensors, str]:
+    """CLIP's weights, from a file or fetched, and the activation; files are taken for OpenAI's."""
+    from zsseg_rt.torch_files.clip_arrays import read_clip
+    from zsseg_rt.torch_files.weights import require_file
+
+    require_file(checkpoint)  # before anything is downloaded
+    if is_file(Path(source)):
+        return read_clip(source), "quick_gelu"
+    tags = {one.tag: one for one in SETS.values() if one.clip == "ViT-B-16"}
+    known = tags.get(source)
+    if known is None or known.architecture != "dense_clip":
+        raise CheckpointError(
+            f"--clip: expected a weights file or 'openai', got {source}. Check the path."
+        )
+    return read_clip(fetched_weights(known)), known.activation
 
 
 def _describe_space(source: str) -> str:

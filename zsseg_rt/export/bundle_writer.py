@@ -69,6 +69,9 @@ def write_model_bundle(
         half = FAMILIES[exported.family].half_tensors
         graphs = save_graphs(exported.graphs, folder, options.precisions, half)
         graphs |= text_graphs
+        weights = None
+        if exported.weights is not None:
+            weights = _write_arrays(folder, "weights.safetensors", exported.weights)
         bundle = Bundle(
             path=folder,
             format_version=FORMAT_VERSION,
@@ -76,7 +79,7 @@ def write_model_bundle(
             family=exported.family,
             architecture=exported.architecture,
             graphs=graphs,
-            weights=_write_weights(folder, exported.weights),
+            weights=weights,
             preprocess=exported.preprocess,
             text=text.spec(graphs, tokenizer),
             text_bank=text_bank,
@@ -130,10 +133,6 @@ def write_golden(folder: Path, arrays: Arrays) -> FileEntry:
     path = folder / "golden.npz"
     np.savez_compressed(path, **dict(arrays))  # type: ignore[arg-type]
     return FileEntry.describe(path, folder)
-
-
-def _write_weights(folder: Path, arrays: Arrays | None) -> FileEntry | None:
-    return None if arrays is None else _write_arrays(folder, "weights.safetensors", arrays)
 
 
 def _write_arrays(folder: Path, file: str, arrays: Arrays) -> FileEntry:

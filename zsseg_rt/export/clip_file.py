@@ -47,11 +47,11 @@ from zsseg_rt.torch_files.clip_arrays import (
     CLIP_MEAN,
     CLIP_STD,
     ClipTensors,
-    check_heads,
     read_clip,
     tower_sizes,
 )
 from zsseg_rt.torch_files.clip_space import describe_space
+from zsseg_rt.torch_files.shapes import divisor
 
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh")
 _HALF = (0.5, 0.5, 0.5)  # mean and deviation of PE-Core and SigLIP
@@ -283,7 +283,7 @@ def _towers(
     weights: ClipTensors, settings: DenseHead
 ) -> tuple[ImageTower, TextTower | pooled.SiglipText]:
     def parts(name: str, given: int | None, tensors: Mapping[str, Any]) -> dict[str, Any]:
-        heads = check_heads(name, given, int(tensors["positional_embedding"].shape[1]))
+        heads = divisor(name, given, int(tensors["positional_embedding"].shape[1]))
         return {"tensors": tensors, "num_heads": heads, "activation": settings.activation}
 
     is_clip = weights.kind == "clip"

@@ -50,28 +50,23 @@ EXPORTERS: Mapping[str, Exporter] = {
 def export_bundle(model: Any, path: str | Path, **options: Any) -> Path:
     """Write a model as a bundle that the engine runs without torch.
 
-    The engine stretches a whole frame to one size; windows, and ZegFormer's official evaluation,
-    which keeps the shape and pads, are for evaluation in torch. Class rules, calibration and
-    thresholds come from the model.
-
-    The graphs, then the whole engine, are compared with torch before the bundle appears under its
-    name; a bundle that disagrees is not written.
+    The engine stretches a whole frame to one size. Class rules, calibration and thresholds come
+    from the model. The graphs, then the whole engine, are compared with what NumPy computes of its
+    network before the bundle appears under its name; a bundle that disagrees is not written.
 
     Args:
         model: A model that :func:`zsseg_rt.models.from_official` or
             :func:`zsseg_rt.models.create_model` made.
         path: Folder to write, ``NAME.zsseg``.
-        **options: Those of :class:`zsseg_rt.export.options.ExportOptions` in ``MODEL_OPTIONS``; for
-            ZegCLIP and CLIP-RC also ``word_subset``, for ZegFormer
-            ``region_templates``, for TIPS ``tokenizer``; for dense CLIP, TIPS and ZegCLIP
-            ``window_batch``.
+        **options: Those of :class:`zsseg_rt.export.options.ExportOptions` that the model's exporter
+            reads; see :data:`EXPORTERS`.
 
     Returns:
         The bundle folder.
 
     Raises:
         ArgumentError: An option does not exist, or not for this architecture.
-        BundleError: The folder exists, cannot be written, or the bundle disagrees with torch.
+        BundleError: The folder exists, cannot be written, or the bundle disagrees with the model.
         CheckpointError: The model cannot be exported, or does not fit float16.
         ShapeError: The model does not take images of ``size_hw``.
         VocabularyError: Names, templates or the text bank are unusable.
@@ -81,20 +76,12 @@ def export_bundle(model: Any, path: str | Path, **options: Any) -> Path:
 
 
 def export_graphs(model: Any, folder: Path, **options: Any) -> GraphFiles:
-    """Write only a model's graphs, ``NAME.PRECISION.onnx``.
+    """Write only a model's graphs, ``NAME.PRECISION.onnx``, into an existing folder.
 
-    Args:
-        model: The model; its weights are not changed.
-        folder: Existing folder to write into.
-        **options: As for :func:`export_bundle`; ``text_encoder`` is None by default.
+    Options and errors are those of :func:`export_bundle`; ``text_encoder`` is None by default.
 
     Returns:
         ``{graph name: {precision: entry}}``, paths relative to ``folder``.
-
-    Raises:
-        ArgumentError: An option does not exist, or not for this architecture.
-        CheckpointError: The model cannot be exported, or does not fit float16.
-        ShapeError: The model does not take images of ``size_hw``.
     """
     exported, chosen = _cut(model, {"text_encoder": None, **options})
     graphs = save_graphs(
@@ -114,12 +101,6 @@ def _cut(model: Any, options: Mapping[str, Any]) -> tuple[ExportedModel, ExportO
             "Build it with zsseg_rt.models.from_official('zegclip', state_dict)."
         )
     chosen = read_options(options, exporter.reads, f"architecture {architecture!r}")
-    check_float32_on_cpu(model)
-    return exporter.export(model.eval(), chosen), chosen
-
-
-def check_float32_on_cpu(model: Any) -> None:
-    """Refuse a model that cannot be exported as it is."""
     devices = {parameter.device.type for parameter in model.parameters()}
     dtypes = {str(parameter.dtype) for parameter in model.parameters()}
     if devices != {"cpu"} or dtypes != {"torch.float32"}:
@@ -128,3 +109,4 @@ def check_float32_on_cpu(model: Any) -> None:
             f"{', '.join(sorted(dtypes))} on {', '.join(sorted(devices))}. "
             "Call model.float().cpu() first."
         )
+    return exporter.export(model.eval(), chosen), chosen

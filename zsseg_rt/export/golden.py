@@ -73,12 +73,7 @@ def dense_golden(
     head: HeadSpec,
     classes: tuple[Sequence[str], npt.NDArray[np.float32]],
 ) -> dict[str, npt.NDArray[Any]]:
-    """Every intermediate of a dense bundle, by the NumPy definitions of the kernels.
-
-    Shapes:
-        patch_embeds: The original encoder's output for it, float32 [1, N, D].
-        classes: Names and their embeddings float32 [C, D].
-    """
+    """Every intermediate of a dense bundle, by the NumPy definitions of the kernels."""
     names, embeds = classes
     stages = {"text_embeds": embeds, "image": image, "patch_embeds": patch_embeds}
     return stages | labels_golden(patch_embeds, embeds, head, names)

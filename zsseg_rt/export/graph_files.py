@@ -13,7 +13,6 @@ import numpy.typing as npt
 import zsseg_rt
 from zsseg_rt.bundles.specs import GraphEntry
 from zsseg_rt.common.files import sha256_of
-from zsseg_rt.errors import BundleError
 from zsseg_rt.onnx.check import check_graph
 from zsseg_rt.onnx.graph import Graph
 from zsseg_rt.onnx.half import to_half
@@ -84,29 +83,13 @@ def provenance() -> dict[str, Any]:
     return {"package": f"zsseg_rt {zsseg_rt.__version__}", "opset": OPSET}
 
 
-def check_precisions(precisions: Sequence[str]) -> None:
-    """Refuse an empty list and precisions in which no graph is written."""
-    is_list = isinstance(precisions, Sequence) and not isinstance(precisions, str)
-    if not is_list or not precisions or any(p not in GRAPH_PRECISIONS for p in precisions):
-        raise BundleError(
-            f"precisions: expected some of {', '.join(GRAPH_PRECISIONS)}, got {precisions!r}. The "
-            "command quantize adds int8 and fp8."
-        )
-
-
 def save_graphs(
     graphs: Mapping[str, WrittenGraph],
     folder: Path,
     precisions: Sequence[str],
     half: Collection[str] = (),
 ) -> GraphFiles:
-    """Write ``NAME.PRECISION.onnx`` for every graph and precision.
-
-    Shapes:
-        precisions: Variants, of ``"float32"``, ``"float16"`` and ``"bfloat16"``.
-        half: Names of inputs and outputs that the float16 graphs take and give in float16; those of
-            bfloat16 graphs stay float32.
-    """
+    """Write ``NAME.PRECISION.onnx`` for every graph and precision."""
     entries = {}
     for name, graph in graphs.items():
         entries[name] = save_variants(graph.network(), name, folder, precisions, half)

@@ -13,8 +13,8 @@ import numpy.typing as npt
 from zsseg_rt.bundles.specs import WINDOW_BATCHES
 from zsseg_rt.common.schema import check_plain_text, decode, nearest
 from zsseg_rt.common.settings import Option, documented, setting
-from zsseg_rt.errors import ArgumentError
-from zsseg_rt.export.graph_files import DEFAULT_PRECISIONS, check_precisions
+from zsseg_rt.errors import ArgumentError, BundleError
+from zsseg_rt.export.graph_files import DEFAULT_PRECISIONS, GRAPH_PRECISIONS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -148,7 +148,13 @@ class ExportOptions:
     )
 
     def __post_init__(self) -> None:
-        check_precisions(self.precisions)
+        given = self.precisions
+        is_list = isinstance(given, Sequence) and not isinstance(given, str)
+        if not is_list or not given or any(p not in GRAPH_PRECISIONS for p in given):
+            raise BundleError(
+                f"precisions: expected some of {', '.join(GRAPH_PRECISIONS)}, got {given!r}. The "
+                "command quantize adds int8 and fp8."
+            )
         if self.window_batch not in WINDOW_BATCHES:
             raise ArgumentError(
                 f"window_batch: expected one of {', '.join(map(str, WINDOW_BATCHES))}, got "

@@ -16,10 +16,12 @@ from zsseg_rt.export.golden import unit_rows
 from zsseg_rt.export.graph_files import GraphFiles, WrittenGraph, save_graphs
 from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.export.words import WordSubset, keep_words, tokenizer_json, written_text
+from zsseg_rt.networks.clip import TextTower
 from zsseg_rt.networks.text import WrittenText
 from zsseg_rt.text.embeddings import TOKENIZERS, AnyTokenizer
 from zsseg_rt.text.tokenizer import Tokenizer
 from zsseg_rt.text.vocabulary import check_templates, fill
+from zsseg_rt.torch_files.shapes import divisor
 
 _log = logging.getLogger(__name__)
 
@@ -31,13 +33,7 @@ _KEPT_PROMPTS = 16  # in the golden sample: enough to compare the exported graph
 
 
 class TextSide:
-    """Text tower, tokenizer and templates of one export.
-
-    Attributes:
-        encoder: The text tower that is written, or None.
-        templates: The prompts.
-        embed_dim: Width D of the joint space.
-    """
+    """Text tower, tokenizer and templates of one export."""
 
     def __init__(
         self,
@@ -117,12 +113,7 @@ class TextSide:
     def embed(
         self, names: Sequence[str], templates: Sequence[str] | None = None
     ) -> tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[Any]]] | None:
-        """Embed class names, after :meth:`write_tokenizer`.
-
-        Returns:
-            Unit embeddings float32 [C, D] and, for the golden sample, ``token_ids`` with their
-            ``prompt_embeds``; None without a text tower.
-        """
+        """Embed class names, after :meth:`write_tokenizer`."""
         if self._tokenizer is None:
             return None
         assert self.encoder is not None
@@ -199,6 +190,14 @@ def clip_text_side(
         template_set="imagenet-80" if given is None else "custom",
         tower=tower,
     )
+
+
+def clip_text(tensors: Mapping[str, Any], activation: str = "quick_gelu") -> WrittenText | None:
+    """The text tower of a checkpoint's arrays under CLIP's names; None of none."""
+    if not tensors:
+        return None
+    heads = divisor("text_heads", None, tensors["positional_embedding"].shape[1])
+    return WrittenText(tower=TextTower(tensors=tensors, num_heads=heads, activation=activation))
 
 
 def seen_names(seen_classes: Sequence[int], class_names: Sequence[str] | None) -> tuple[str, ...]:

@@ -33,7 +33,8 @@ _NUM_MERGES = 49152 - 256 - 2
 _MERGES = Path(__file__).parent / "clip_words/merges.txt.gz"
 
 
-def tokenizer_json(merges_path: Path | None = None) -> str:
+@cache
+def tokenizer_json() -> str:
     """Describe CLIP's tokenizer.
 
     The file's own normalizer composes accents, joins whitespace and lowers the case, for readers
@@ -43,39 +44,14 @@ def tokenizer_json(merges_path: Path | None = None) -> str:
         Radford et al., "Learning Transferable Visual Models From Natural Language Supervision",
         ICML 2021.
     """
-    return _shipped() if merges_path is None else _document(merges_path)
-
-
-@cache
-def _shipped() -> str:
-    return _document(_MERGES)
-
-
-def _document(path: Path) -> str:
-    merges = _read_merges(path)
+    lines = gzip.decompress(_MERGES.read_bytes()).decode("utf-8").split("\n")
+    merges = lines[1 : _NUM_MERGES + 1]
     letters = _byte_letters()
     tokens = [*letters, *(letter + WORD_END for letter in letters)]
-    tokens += [first + second for first, second in merges]
+    tokens += [merge.replace(" ", "") for merge in merges]
     tokens += [START_OF_TEXT, END_OF_TEXT]
     vocab = {token: number for number, token in enumerate(tokens)}
-    return json.dumps(
-        tokenizer_document(vocab, [f"{first} {second}" for first, second in merges]),
-        ensure_ascii=False,
-    )
-
-
-def _read_merges(path: Path) -> list[tuple[str, str]]:
-    try:
-        lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
-    except (OSError, EOFError, UnicodeDecodeError) as exc:
-        raise CheckpointError(f"{path}: expected gzipped merges, got {exc}") from exc
-    merges = [tuple(line.split()) for line in lines[1 : _NUM_MERGES + 1]]
-    if len(merges) != _NUM_MERGES or any(len(merge) != 2 for merge in merges):
-        raise CheckpointError(
-            f"{path}: expected {_NUM_MERGES} merges of two symbols after a header line. "
-            "Give CLIP's bpe_simple_vocab_16e6.txt.gz."
-        )
-    return [(merge[0], merge[1]) for merge in merges]
+    return json.dumps(tokenizer_document(vocab, merges), ensure_ascii=False)
 
 
 def _byte_letters() -> list[str]:
@@ -120,7 +96,8 @@ def keep_words(encoder: Any, words: Sequence[str], other_words: Sequence[str] = 
     full["model"]["merges"] = [
         " ".join(merge) for merge in sorted(used.merges, key=ranks.__getitem__)
     ]
-    _renumber_markers(full["post_processor"]["special_tokens"], numbering)
+    for token, entry in full["post_processor"]["special_tokens"].items():
+        entry["ids"] = [numbering[token]]
     content = json.dumps(full, ensure_ascii=False)
     return WordSubset(tower.with_rows(rows), content, tuple(words), tuple(rows))
 
@@ -177,16 +154,7 @@ def _number(vocab: Mapping[str, int], used: _Merging) -> dict[str, int]:
     """New numbers: the padding's token, known tokens in CLIP's order, markers, then the rest."""
     padding = next(token for token, number in vocab.items() if number == 0)
     known = sorted(used.tokens - {padding}, key=vocab.__getitem__)
-    rest = sorted(_bytes_of(vocab) | used.symbols, key=vocab.__getitem__)
+    letters = {token for token, number in vocab.items() if number < 512}  # merging starts from them
+    rest = sorted(letters | used.symbols, key=vocab.__getitem__)
     order = dict.fromkeys([padding, *known, START_OF_TEXT, END_OF_TEXT, *rest])
     return {token: number for number, token in enumerate(order)}
-
-
-def _bytes_of(vocab: Mapping[str, int]) -> set[str]:
-    """The symbols that merging starts from: a letter for each byte, within and at ends of words."""
-    return {token for token, number in vocab.items() if number < 512}
-
-
-def _renumber_markers(special_tokens: Mapping[str, Any], numbering: Mapping[str, int]) -> None:
-    for token, entry in special_tokens.items():
-        entry["ids"] = [numbering[token]]

@@ -21,8 +21,6 @@ from zsseg_rt.fetch.checkpoints import (
     megabytes,
 )
 
-_NEEDED_BY_TORCH = ("torch", "open_clip")
-
 
 def fetch_bundle(
     name: str,
@@ -34,8 +32,8 @@ def fetch_bundle(
     """Make the bundle of a name available to ``Engine(name)`` and ``--bundle NAME``.
 
     Downloads the weights unless they are here, exports the bundle in float32 and float16, and
-    compares it with what it was made from before it gets its name. For dense CLIP and
-    TIPS this takes no torch. A download that was interrupted goes on where it stopped. A weights
+    compares it with what it was made from before it gets its name; this takes no
+    torch. A download that was interrupted goes on where it stopped. A weights
     file that this call or an earlier one downloaded is removed afterwards; one that was put there
     by hand, or lies in the Hugging Face cache, stays.
 
@@ -50,8 +48,7 @@ def fetch_bundle(
 
     Raises:
         ArgumentError: The name is unknown; the message lists the names.
-        BackendUnavailableError: A package of the extra ``tips`` for TIPS, or of ``train`` for other
-            models than CLIP and for pickles, is not installed.
+        BackendUnavailableError: A package of the extra ``tips`` for TIPS is not installed.
         FetchError: The file cannot be had, or is not the published one.
         BundleError: The bundle disagrees with what it was made from.
     """
@@ -64,8 +61,6 @@ def fetch_bundle(
             return place
         if chosen.architecture == "tips":
             _check_packages(("sentencepiece",), "tips")
-        elif chosen.architecture != "dense_clip":
-            _check_packages(_NEEDED_BY_TORCH, "train")
         check_free_space(chosen, place.parent, 0)
         found = find_checkpoints(chosen, told)
         told.say("exporting the bundle in float32 and float16, then checking it")
@@ -118,7 +113,7 @@ def _export(
         elif chosen.architecture == "tips":
             _export_tips(chosen, paths, place, told, options)
         else:
-            _export_traced(chosen, paths[0], place, options)
+            _export_cat_seg(chosen, paths[0], place, options)
     except CheckpointError as exc:
         raise FetchError(
             f"{paths[0]}: expected the weights of {chosen.clip} {chosen.tag}, got a file "
@@ -175,17 +170,17 @@ def _export_tips(
     )
 
 
-def _export_traced(
+def _export_cat_seg(
     chosen: PretrainedSet, path: Path, place: Path, options: Mapping[str, Any]
 ) -> None:
-    """Export from torch."""
-    _check_packages(_NEEDED_BY_TORCH, "train")
-    from zsseg_rt.export import export_bundle
-    from zsseg_rt.models import from_official, load_checkpoint, normalize_state_dict
+    from zsseg_rt.export.architectures.cat_seg import export_cat_seg_file
 
-    model = from_official(chosen.architecture, normalize_state_dict(load_checkpoint(path)))
-    _check_count(chosen, path, sum(weight.numel() for weight in model.parameters()))
-    export_bundle(model, place, **options)
+    def check(tensors: Mapping[str, Any]) -> None:
+        unread = ("logit_scale", "attn_mask")
+        parts = [value.size for key, value in tensors.items() if not key.endswith(unread)]
+        _check_count(chosen, path, sum(parts))
+
+    export_cat_seg_file(path, place, check=check, **options)
 
 
 def _check_count(chosen: PretrainedSet, path: Path, count: int, *, within: float = 0.0) -> None:

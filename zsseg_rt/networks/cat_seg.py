@@ -32,9 +32,10 @@ from zsseg_rt.networks.trunk import patches_of
 from zsseg_rt.onnx.arrays import Arrays
 from zsseg_rt.onnx.operations import Array, Linear, Norm, Operations, Shape, Value
 
+TEXT_SPACE = "CAT-Seg ViT-B/16 (its own text tower)"
 TEMPLATES = ("A photo of a {} in the scene",)
 NUM_LAYERS = 2
-_GROUP = 16  # channels that the decoder normalises together
+GROUP = 16  # channels that the decoder normalises together
 _VALUE_SCALE = 1 / 256  # keeps sums over classes within float16; a power of two
 
 Values = Mapping[str, Value]
@@ -427,7 +428,7 @@ class _Head:
         maps = ops.add(ops.conv_transpose(maps, Linear(kernel), stride=2, pad=1), added)
         for place in (1, 4):
             norm = self._norm(f"{conv}{place}")
-            groups = len(first) // _GROUP
+            groups = len(first) // GROUP
             maps = ops.relu(group_norm(ops, maps, norm, groups))
             if place == 1:
                 maps = ops.conv(maps, Linear(tensors[f"{conv}3.weight"]), pad=1)

@@ -36,7 +36,7 @@ REGION_STD = (68.5005327, 66.6321579, 70.3231630)
 
 STRIDE = 4  # of the masks
 _COARSEST = 32  # the backbone's last stride
-_GROUPS = 32  # of every norm in the pixel decoder
+GROUPS = 32  # of every norm in the pixel decoder
 _EPS = 1e-5
 _HEAD = "sem_seg_head.predictor."
 CLIP = f"{_HEAD}clip_model."
@@ -163,7 +163,7 @@ def _pixel_decoder(ops: Operations, network: ZegFormerNetwork, maps: list[Value]
     def normed(name: str, x: Value, pad: int) -> Value:
         with ops.at(f"pixel_decoder.{name}"):
             x = ops.conv(x, Linear(tensors[f"{name}.weight"]), pad=pad)
-            return group_norm(ops, x, read_norm(tensors, f"{name}.norm"), _GROUPS)
+            return group_norm(ops, x, read_norm(tensors, f"{name}.norm"), GROUPS)
 
     for level in range(len(maps), 0, -1):
         if level < len(maps):

@@ -5,20 +5,15 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from zsseg_rt.common.files import is_file
 from zsseg_rt.errors import CheckpointError
-from zsseg_rt.torch_files.weights import Stored, read_safetensors, read_weights, unwrap
-
-_LISTED, _SHOWN = 5, 160  # offending keys that an error lists, and characters of each
-
-DIFFERS_FROM = "zsseg_rt.differs_from"
-"""Names, in a file's metadata, the weights without which it is not a whole checkpoint."""
+from zsseg_rt.torch_files.shapes import Checked, divisor, some
+from zsseg_rt.torch_files.weights import read_stored, unwrap
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
@@ -37,23 +32,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
         CheckpointError: The file is missing, is none of these, is damaged, or claims more memory
             than it holds.
     """
-    path = Path(path)
-    if not is_file(path):
-        raise CheckpointError(f"path: expected a checkpoint file, got {path}. Check the path.")
-    if path.suffix != ".safetensors":
-        return as_tensors(read_weights(path))
-    tensors, metadata = read_safetensors(path)
-    if DIFFERS_FROM in metadata:
-        raise CheckpointError(
-            f"{path.name}: expected a whole checkpoint, got one that holds only what differs "
-            f"from {metadata[DIFFERS_FROM][:80]}. Name that CLIP beside it: zsseg-rt "
-            "import-checkpoint cat_seg FILE --clip CLIP."
-        )
-    return unwrap(tensors, path.name)
-
-
-def as_tensors(stored: Mapping[str, Stored]) -> dict[str, Tensor]:
-    """Arrays that were read as torch's tensors, which share their memory."""
+    stored = read_stored(Path(path))
     tensors = {key: torch.from_numpy(array) for key, (array, _) in stored.items()}
     short = [key for key, (_, dtype) in stored.items() if dtype == "bfloat16"]
     return tensors | {key: tensors[key].view(torch.bfloat16) for key in short}
@@ -101,29 +80,22 @@ def check_float32(state_dict: Mapping[str, Tensor], architecture: str) -> None:
     ]
     if foreign:
         raise CheckpointError(
-            f"state_dict: expected tensors of {architecture} by key, got {_some(foreign)}. Pass "
+            f"state_dict: expected tensors of {architecture} by key, got {some(foreign)}. Pass "
             "the result of zsseg_rt.models.load_checkpoint, or the checkpoint's own 'state_dict'."
         )
     remedy = "Pass the state_dict through zsseg_rt.models.normalize_state_dict first."
-    wrapped = [key for key in state_dict if key.startswith("module.")]
-    if wrapped:
+    if wrapped := [key for key in state_dict if key.startswith("module.")]:
         raise CheckpointError(
             f"state_dict: expected {architecture} keys without a prefix, got 'module.' before "
-            f"{len(wrapped)} of {len(state_dict)} keys: {_some(wrapped)}. {remedy}"
+            f"{len(wrapped)} of {len(state_dict)} keys: {some(wrapped)}. {remedy}"
         )
     others = [
         f"{key} ({str(value.dtype).removeprefix('torch.')})"
         for key, value in state_dict.items()
-        if value.is_floating_point() and value.dtype != torch.float32
+        if value.dtype != torch.float32 and (value.is_floating_point() or value.ndim)
     ]
     if others:
-        raise CheckpointError(f"state_dict: expected float32, got {_some(others)}. {remedy}")
-    whole = [k for k, v in state_dict.items() if v.ndim > 0 and not v.is_floating_point()]
-    if whole:
-        raise CheckpointError(
-            f"state_dict: expected floating-point weights, got integers or others under "
-            f"{_some(whole)}. Get the checkpoint again."
-        )
+        raise CheckpointError(f"state_dict: expected float32, got {some(others)}. {remedy}")
 
 
 class Sizes:
@@ -138,7 +110,7 @@ class Sizes:
         if key not in self._state_dict:
             raise CheckpointError(
                 f"state_dict: expected the key '{key}' of a {self._architecture} checkpoint, got "
-                f"{len(self._state_dict)} keys: {_some(list(self._state_dict))}. "
+                f"{len(self._state_dict)} keys: {some(list(self._state_dict))}. "
                 "Check that the checkpoint is from this architecture."
             )
         shape = tuple(self._state_dict[key].shape)
@@ -172,20 +144,14 @@ class Sizes:
             self.of(prefix + "0", 0)
         if gaps := numbers - {str(number) for number in range(len(numbers))}:
             raise CheckpointError(
-                f"{prefix}: expected layers 0 to {len(numbers) - 1}, got {_some(gaps)}. "
+                f"{prefix}: expected layers 0 to {len(numbers) - 1}, got {some(sorted(gaps))}. "
                 "Check that the checkpoint is complete."
             )
         return len(numbers)
 
     def heads(self, name: str, given: int | None, width: int) -> int:
         """The number of heads: as given, or one per 64 channels."""
-        heads = max(1, width // 64) if given is None else given
-        if heads < 1 or width % heads:
-            raise CheckpointError(
-                f"{name}: expected a divisor of the width {width}, got {heads}. "
-                "Pass the number of heads the checkpoint was trained with."
-            )
-        return heads
+        return divisor(name, given, width)
 
 
 def load_weights(
@@ -196,31 +162,9 @@ def load_weights(
     ignored: Sequence[str] = (),
 ) -> None:
     """Copy tensors into a model with the same keys; the model may be on the meta device."""
-    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     unused = re.compile("|".join(ignored) if ignored else r"(?!)")
-    unknown = [key for key in state_dict if key not in expected and not unused.fullmatch(key)]
-    missing = [key for key in expected if key not in state_dict]
-    if missing or unknown:
-        raise CheckpointError(
-            f"state_dict: expected the {len(expected)} keys of {architecture}, got "
-            f"{len(missing)} missing ({_some(missing)}) and {len(unknown)} unknown "
-            f"({_some(unknown)}). Check that the checkpoint is from this architecture."
-        )
-    wrong = [
-        f"{key} expected {list(shape)}, got {list(state_dict[key].shape)}"
-        for key, shape in expected.items()
-        if tuple(state_dict[key].shape) != shape
-    ]
-    if wrong:
-        raise CheckpointError(
-            f"state_dict: expected the shapes of {architecture}: {_some(wrong)}. "
-            "Check that the checkpoint is complete and from this architecture."
-        )
-    copies = {key: state_dict[key].detach().clone() for key in expected}
+    read = {k: v for k, v in state_dict.items() if k in shapes or not unused.fullmatch(k)}
+    Checked(tensors=read, where="state_dict", what=architecture).compare(shapes)
+    copies = {key: state_dict[key].detach().clone() for key in shapes}
     model.load_state_dict(copies, assign=True)
-
-
-def _some(items: Iterable[str]) -> str:
-    items = list(items)
-    listed = ", ".join(item[:_SHOWN] for item in items[:_LISTED]) or "none"
-    return listed + (f", and {len(items) - _LISTED} more" if len(items) > _LISTED else "")

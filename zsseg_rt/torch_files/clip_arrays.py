@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -11,23 +10,23 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from zsseg_rt.common.arrays import is_half, widened_bits
+from zsseg_rt.common.arrays import is_half
 from zsseg_rt.errors import CheckpointError
 from zsseg_rt.torch_files.clip_layouts import ONE_WIDTH, PRUNED, Settings, as_clip, settings_beside
 from zsseg_rt.torch_files.shapes import (
+    BLOCKS,
+    IMAGE_TOWER,
+    TEXT_TOWER,
     Array,
     Checked,
     Later,
-    Shapes,
-    divisor,
     has_many_rows,
-    linear,
-    norm,
     some,
+    under,
     whole,
 )
 from zsseg_rt.torch_files.shipped_clip import is_shipped, read_arrays
-from zsseg_rt.torch_files.weights import read_safetensors_arrays, read_weights, unwrap
+from zsseg_rt.torch_files.weights import as_float32, read_stored
 
 T = TypeVar("T")
 
@@ -40,11 +39,25 @@ _TEXT = ("transformer.", "token_embedding.", "positional_embedding", "ln_final."
 _UNUSED = {"attn_mask", "context_length", "input_resolution", "logit_bias", "logit_scale"}
 _UNUSED |= {"vocab_size"}
 _FLOATS = {"float16", "float32", "float64", "bfloat16"}
-_WHAT = "a CLIP ViT"
 _BLOCK = r"transformer\.resblocks\.\d+\."
 _TINYCLIP = {(256, 10), (512, 12), (640, 12)}  # width and blocks of the image tower
 _OPENAI = {(768, 12), (1024, 24)}
 _ANOTHER = "It is another model's file, or damaged: get a CLIP ViT's file from open_clip."
+
+_POOL = """
+probe 1 1 W
+layernorm. W
+attn.in_proj_ 3W W
+attn.out_proj. W W
+mlp.c_fc. N W
+mlp.c_proj. W N
+"""
+_PE_IMAGE = IMAGE_TOWER + under("attn_pool.", _POOL)
+_SIGLIP_IMAGE = f"""
+conv1. W 3 P P
+positional_embedding R W
+ln_post. W
+{BLOCKS}{under("attn_pool.", _POOL)}"""
 
 
 class Tower(Mapping[str, Array]):
@@ -120,7 +133,7 @@ def read_clip(source: str | Path) -> ClipTensors:
         arrays, words = read_arrays()
         visual, text = _towers(arrays, "demo")
         return ClipTensors(visual=visual, text=text, **words)
-    tensors = as_clip(read_floats(path, _is_used, later=True), path.name)
+    tensors = read_clip_arrays(path, later=True)
     visual, text = _towers(tensors, path.name)
     sizes = {"vision": tower_sizes(visual), "text": tower_sizes(text)}
     scale = tensors.get("logit_scale")
@@ -132,34 +145,25 @@ def read_clip(source: str | Path) -> ClipTensors:
     )
 
 
+def read_clip_arrays(path: Path, *, later: bool = False) -> dict[str, Array]:
+    """A file's weights under CLIP's names, float32, whatever they are."""
+    return as_clip(read_floats(path, _is_used, later=later), path.name)
+
+
 def tower_sizes(tensors: Mapping[str, Any]) -> tuple[int, int]:
     """Width and blocks of a tower under CLIP's names."""
     depth = len({key.split(".")[2] for key in tensors if key.startswith("transformer.")})
     return int(tensors["positional_embedding"].shape[-1]), depth
 
 
-def check_heads(name: str, given: int | None, width: int) -> int:
-    """Attention heads of a tower: as given, or one per 64 channels."""
-    return divisor(name, max(1, width // 64) if given is None else given, width)
-
-
 def read_floats(
-    path: Path, is_used: Callable[[str], bool], *, later: bool = False
+    path: Path, is_used: Callable[[str], bool], *, later: bool = False, part: bool = False
 ) -> dict[str, Array]:
     """The weights that a file holds, as float32; those that are not used may be of any type.
 
-    With ``later``, those of ``.safetensors`` stay there, as :class:`Later`.
+    ``later`` and ``part`` as for :func:`zsseg_rt.torch_files.weights.read_stored`.
     """
-    if path.name.endswith(".index.json") or re.search(r"-\d{5}-of-\d{5}\.", path.name):
-        raise CheckpointError(
-            f"{path.name}: expected the whole weights, got a part of them or their list. Save them "
-            "as one file: model.save_pretrained(FOLDER, max_shard_size='20GB')."
-        )
-    if not path.is_file():
-        raise CheckpointError(f"{path}: expected a checkpoint file, found nothing. Check the path.")
-    is_plain = path.suffix == ".safetensors"
-    read = read_safetensors_arrays(path, later=later) if is_plain else read_weights(path)
-    stored = unwrap(read, path.name)
+    stored: dict[str, Any] = read_stored(path, later=later, part=part)
     wrong = [
         f"{k} ({kind})" for k, (_, kind) in stored.items() if is_used(k) and kind not in _FLOATS
     ]
@@ -168,17 +172,18 @@ def read_floats(
             f"{path.name}: expected weights of floating point, got {some(wrong)}. "
             "Save them as float32."
         )
-    return {k: _float32(*v) for k, v in stored.items() if v[1] in _FLOATS}
+    floats: dict[str, Any] = {}
+    for key in list(stored):
+        array, kind = stored.pop(key)  # memory holds each once
+        if isinstance(array, Later):
+            floats[key] = array
+        elif kind in _FLOATS:
+            floats[key] = as_float32(array, kind)
+    return floats
 
 
 def _is_used(key: str) -> bool:
     return key.removeprefix("text.") not in _UNUSED and not key.endswith("position_ids")
-
-
-def _float32(array: Array, kind: str) -> Array:
-    if isinstance(array, Later):
-        return array
-    return np.ascontiguousarray(widened_bits(array) if kind == "bfloat16" else array, np.float32)
 
 
 def sort_by_tower(tensors: Mapping[str, T]) -> tuple[dict[str, T], dict[str, T], list[str]]:
@@ -211,12 +216,22 @@ def _towers(tensors: Mapping[str, Any], name: str) -> tuple[Tower, Tower]:
         )
     if _is_pruned(visual) or _is_pruned(text):
         raise CheckpointError(f"{name}: expected both towers of a CLIP, got {PRUNED}. {ONE_WIDTH}")
-    image = Checked(tensors=visual, where=f"{name}: visual", what=_WHAT, remedy=_ANOTHER)
-    image.check(image_shapes(image))
-    words = Checked(tensors=text, where=f"{name}: text", what=_WHAT, remedy=_ANOTHER)
-    has_proj = "proj" in visual
-    joint = visual["proj"].shape[1] if has_proj else visual["conv1.weight"].shape[0]
-    words.check(_text_shapes(words, joint, is_siglip=not has_proj))
+    towers = {f"visual.{key}": value for key, value in visual.items()} | text
+    pooled, classed = "attn_pool.probe" in visual, "class_embedding" in visual
+    is_siglip = pooled and not classed
+    image = _SIGLIP_IMAGE if is_siglip else _PE_IMAGE if pooled else IMAGE_TOWER
+    words = TEXT_TOWER
+    if is_siglip:  # which projects with a bias, to the image tower's width
+        words = words.replace("text_projection T D", "text_projection. W T")
+    file = Checked(tensors=towers, where=name, what="a CLIP ViT", remedy=_ANOTHER)
+    sizes = file.check(under("visual.", image) + words)
+    file.check_square("visual.positional_embedding", sizes["R"], others=not is_siglip)
+    if sizes["V"] != _VOCAB_SIZE and not is_siglip:
+        raise CheckpointError(
+            f"{name}: token_embedding.weight: expected {_VOCAB_SIZE} rows, one for each token of "
+            f"CLIP's tokenizer, got {sizes['V']}, another tokenizer's. Take a CLIP with the first "
+            "one."
+        )
     return Tower(visual), Tower(text)
 
 
@@ -230,52 +245,3 @@ def _is_pruned(tower: Mapping[str, Any]) -> bool:
     return bool(hidden) and (
         len({*hidden}) > 1 or widths != {1.0} or not 0 < len(hidden) == len(queries)
     )
-
-
-def image_shapes(tower: Checked) -> Shapes:
-    """Shapes of CLIP and PE-Core; of SigLIP, without a class token and a projection."""
-    pooled = "attn_pool.probe" in tower.tensors
-    classed = "class_embedding" in tower.tensors or not pooled
-    width, _, patch, _ = tower.shape("conv1.weight", 4)
-    rows = tower.shape("positional_embedding", 2)[0]
-    side = math.isqrt(max(rows - classed, 0))
-    if side < 1 or classed + side**2 != rows:
-        raise CheckpointError(
-            f"{tower.where}: positional_embedding: expected {'one row and ' * classed}those of a "
-            f"square grid, got {rows} rows. {_ANOTHER}"
-        )
-    shapes = {
-        "conv1.weight": (width, 3, patch, patch),
-        "positional_embedding": (rows, width),
-        **norm("ln_post", width),
-        **tower.blocks(width),
-    }
-    if classed:
-        proj = {"proj": (width, tower.shape("proj", 2)[1])}
-        shapes |= {"class_embedding": (width,), **proj, **norm("ln_pre", width)}
-    else:
-        shapes["conv1.bias"] = (width,)
-    if pooled:
-        hidden = tower.shape("attn_pool.mlp.c_fc.weight", 2)[0]
-        shapes |= {"attn_pool.probe": (1, 1, width), **norm("attn_pool.layernorm", width)}
-        shapes |= linear("attn_pool.attn.in_proj_", 3 * width, width)
-        shapes |= linear("attn_pool.attn.out_proj.", width, width)
-        shapes |= linear("attn_pool.mlp.c_fc.", hidden, width)
-        shapes |= linear("attn_pool.mlp.c_proj.", width, hidden)
-    return shapes
-
-
-def _text_shapes(tower: Checked, embed_dim: int, *, is_siglip: bool) -> Shapes:
-    """``embed_dim`` is the image tower's; SigLIP's projection has a bias."""
-    length, width = tower.shape("positional_embedding", 2)
-    rows = tower.shape("token_embedding.weight", 2)[0]
-    if rows != _VOCAB_SIZE and not is_siglip:
-        raise CheckpointError(
-            f"{tower.where}: token_embedding.weight: expected {_VOCAB_SIZE} rows, one for each "
-            f"token of CLIP's tokenizer, got {rows}, another tokenizer's. Take a CLIP with the "
-            "first one."
-        )
-    proj: Shapes = {"text_projection": (width, embed_dim)}
-    proj = linear("text_projection.", embed_dim, width) if is_siglip else proj
-    tokens = {"token_embedding.weight": (rows, width), "positional_embedding": (length, width)}
-    return {**tokens, **proj, **norm("ln_final", width), **tower.blocks(width)}

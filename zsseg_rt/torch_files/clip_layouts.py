@@ -108,7 +108,7 @@ def as_clip(tensors: MutableMapping[str, Array], name: str) -> dict[str, Array]:
             start, _, rest = new.partition("/")
             target, part = start.rpartition("_")[0] + f"_{rest}", start.rpartition("_")[2]
             parts.setdefault(target, {})[part] = tensors.pop(key)
-        elif not new.endswith("position_ids"):
+        elif not new.endswith(("position_ids", ".attn_mask")):
             while rules and value.ndim > _RANKS.get(new, value.ndim) and value.shape[0] == 1:
                 value = whole(value)[0]
             clip[new] = value

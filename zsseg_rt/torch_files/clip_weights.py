@@ -9,14 +9,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from zsseg_rt.common.extras import needs_extra
 from zsseg_rt.errors import ArgumentError, CheckpointError
-from zsseg_rt.torch_files.checkpoints import load_checkpoint
-from zsseg_rt.torch_files.clip_arrays import CLIP_MEAN, CLIP_STD, sort_by_tower, tower_sizes
+from zsseg_rt.torch_files.clip_arrays import (
+    CLIP_MEAN,
+    CLIP_STD,
+    read_clip_arrays,
+    sort_by_tower,
+    tower_sizes,
+)
 from zsseg_rt.torch_files.clip_layouts import as_clip, settings_beside
+from zsseg_rt.torch_files.shapes import Array
 from zsseg_rt.torch_files.shipped_clip import is_shipped, read_arrays
 from zsseg_rt.torch_files.weights import is_torchscript
 
@@ -37,9 +44,8 @@ class ClipWeights:
     text_heads: int | None = None  # Heads of the text tower; None is one per 64 channels
     # Logarithm of the factor on cosines; None if the weights do not hold it
     logit_scale: float | None = None
-    # See TextEncoderConfig
-    words: tuple[str, ...] = ()
-    prompt_words: tuple[str, ...] = ()  # See there
+    words: tuple[str, ...] = ()  # Of the text tower; see TextEncoderConfig
+    prompt_words: tuple[str, ...] = ()
 
 
 def load_clip(
@@ -55,19 +61,12 @@ def load_clip(
     Args:
         source: A file (OpenAI's TorchScript archive, or a ``state_dict`` with the keys of open_clip
             or of transformers' ``CLIPModel`` in whatever a training run saved), a pretrained tag of
-            open_clip such as ``"openai"``, which downloads unless open_clip has it cached, or
-            ``"demo"``: the small CLIP that ships with the package and knows drawings of a synthetic
-            world only.
+            open_clip such as ``"openai"``, or ``"demo"``: the small CLIP that ships.
         architecture: open_clip's name of the model, for a tag.
-        activation: The MLPs' activation, for a ``state_dict`` file, which lacks it. OpenAI's
-            archives are ``"quick_gelu"``; a tag brings its own, and a ``config.json`` beside the
-            file, or open_clip's, says it.
+        activation: The MLPs', for a file that neither says it nor has a ``config.json`` beside it.
         num_heads: Heads of the image tower, for a file; None is one per 64 channels, which is right
             for ViT-B and ViT-L but not for ViT-H and larger.
         text_heads: Heads of the text tower, for a file; None is one per 64 channels.
-
-    Returns:
-        The weights of both towers.
 
     Raises:
         CheckpointError: The source cannot be read, is not a CLIP ViT, or does not state its
@@ -76,14 +75,15 @@ def load_clip(
     """
     path = Path(source)
     if is_shipped(source):
-        return _load_shipped()
+        arrays, words = read_arrays()
+        return replace(_sorted(arrays, "quick_gelu", "demo"), **words)
     if not path.is_file():
         if path.suffix in {".pt", ".pth", ".bin", ".safetensors", ".ckpt"}:
             raise CheckpointError(f"source: expected a CLIP file, got {path}. Check the path.")
         return _load_tag(str(source), architecture)
-    weights = split_towers(load_checkpoint(path), "gelu", path.name)
-    sizes = {"vision": tower_sizes(weights.visual), "text": tower_sizes(weights.text)}
-    known = settings_beside(path, sizes)
+    weights = _sorted(read_clip_arrays(path), "gelu", path.name)
+    towers: dict[str, Any] = {"vision": weights.visual, "text": weights.text}
+    known = settings_beside(path, {name: tower_sizes(tower) for name, tower in towers.items()})
     if activation is None and is_torchscript(path):
         activation = "quick_gelu"
     activation = activation or cast(Any, known.activation)
@@ -100,14 +100,8 @@ def load_clip(
     )
 
 
-def _load_shipped() -> ClipWeights:
-    arrays, words = read_arrays()
-    tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
-    return replace(split_towers(tensors, "quick_gelu", "demo"), **words)
-
-
 def _load_tag(tag: str, architecture: str) -> ClipWeights:
-    with _without_retries(tag, architecture):
+    with _without_retries():
         open_clip = _import_open_clip()
         known = open_clip.list_pretrained_tags_by_model(architecture)
         if tag not in known:
@@ -119,12 +113,15 @@ def _load_tag(tag: str, architecture: str) -> ClipWeights:
         try:
             model = open_clip.create_model(architecture, pretrained=tag)
         except (OSError, RuntimeError) as error:
-            raise _not_downloaded(tag, architecture, type(error).__name__) from error
+            raise CheckpointError(
+                f"source: expected to download '{tag}' of {architecture}, got "
+                f"{type(error).__name__}. Connect to the network, or pass a local file."
+            ) from error
     return _weights_of(model, tag)
 
 
 @contextmanager
-def _without_retries(tag: str, architecture: str) -> Iterator[None]:
+def _without_retries() -> Iterator[None]:
     """Let the hub's library use its cache alone if the hub cannot be reached: it retries long."""
     with needs_extra("train", "for a pretrained tag (or pass a local file)"):
         from huggingface_hub import constants, get_hf_file_metadata
@@ -135,23 +132,12 @@ def _without_retries(tag: str, architecture: str) -> Iterator[None]:
         get_hf_file_metadata(f"{constants.ENDPOINT}/gpt2/resolve/main/config.json", timeout=5)
     except HfHubHTTPError:
         pass  # it answers
-    except Exception as error:
-        # What the library raises depends on its version. open_clip alone takes seconds to import.
-        cached = Path(constants.HF_HUB_CACHE).glob("models--*")
-        if not any((*cached, *Path("~/.cache/clip").expanduser().glob("*"))):
-            raise _not_downloaded(tag, architecture, "no connection") from error
+    except Exception:  # noqa: BLE001 - what the library raises depends on its version
         constants.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
         constants.HF_HUB_OFFLINE = was_offline
-
-
-def _not_downloaded(tag: str, architecture: str, problem: str) -> CheckpointError:
-    return CheckpointError(
-        f"source: expected to download '{tag}' of {architecture}, got {problem}. Connect to the "
-        "network, or pass a local file."
-    )
 
 
 def random_clip(architecture: str = "ViT-B-16") -> ClipWeights:
@@ -187,10 +173,11 @@ def _weights_of(model: Any, name: str) -> ClipWeights:
             f"{name}: expected a text tower that is read at its largest token id, as CLIP's, got "
             f"pooling '{pooling}'. Use weights with CLIP's own tokenizer."
         )
-    heads, text_heads = (
-        int(tower.transformer.resblocks[0].attn.num_heads) for tower in (model.visual, text)
+    return replace(
+        weights,
+        num_heads=model.visual.transformer.resblocks[0].attn.num_heads,
+        text_heads=text.transformer.resblocks[0].attn.num_heads,
     )
-    return replace(weights, num_heads=heads, text_heads=text_heads)
 
 
 def _import_open_clip() -> Any:
@@ -204,21 +191,24 @@ def split_towers(
 ) -> ClipWeights:
     """Sort the keys of a whole CLIP by tower."""
     arrays = {key: value.detach().float().numpy() for key, value in state_dict.items()}
-    state_dict = {key: torch.from_numpy(v) for key, v in as_clip(arrays, name).items()}
-    visual, text, unknown = sort_by_tower(state_dict)
+    return _sorted(as_clip(arrays, name), activation, name)
+
+
+def _sorted(arrays: Mapping[str, Array], activation: Activation, name: str) -> ClipWeights:
+    visual, text, unknown = sort_by_tower(arrays)
     if unknown or "class_embedding" not in visual or "attn_pool.probe" in visual or not text:
         raise CheckpointError(
             f"{name}: expected CLIP ViT keys such as 'visual.class_embedding' and "
-            f"'token_embedding.weight', got {', '.join((unknown or list(state_dict))[:5])}. "
+            f"'token_embedding.weight', got {', '.join((unknown or list(arrays))[:5])}. "
             "Use a CLIP with a ViT, of OpenAI, open_clip or transformers; PE-Core and SigLIP are "
             "exported from a file, not trained."
         )
-    scale = state_dict.get("logit_scale")
+    scale = arrays.get("logit_scale")
     return ClipWeights(
-        visual={key: value.detach().float() for key, value in visual.items()},
-        text={key: value.detach().float() for key, value in text.items()},
+        visual={key: torch.from_numpy(array) for key, array in visual.items()},
+        text={key: torch.from_numpy(array) for key, array in text.items()},
         activation=activation,
-        logit_scale=None if scale is None else float(scale.reshape(-1)[0]),
+        logit_scale=None if scale is None else float(np.ravel(scale)[0]),
     )
 
 

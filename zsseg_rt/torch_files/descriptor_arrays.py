@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from zsseg_rt.errors import CheckpointError
-from zsseg_rt.torch_files.clip_arrays import image_shapes, read_floats
-from zsseg_rt.torch_files.shapes import Array, Checked, Shapes, linear, norm, some
+from zsseg_rt.torch_files.clip_arrays import read_floats
+from zsseg_rt.torch_files.shapes import IMAGE_TOWER, TEXT_TOWER, Array, Checked, some, under
 
 IMAGE_MEAN = (123.675 / 255, 116.28 / 255, 103.53 / 255)
 IMAGE_STD = (58.395 / 255, 57.12 / 255, 57.375 / 255)
@@ -20,108 +17,57 @@ IMAGE_STD = (58.395 / 255, 57.12 / 255, 57.375 / 255)
 _UNREAD = re.compile(
     r"decode_head\.(.*\.(self_attn|norm1)\..*|loss_decode\..*|recovery_decoder\..*)"
 )
-_STACKS = {"zegclip": ("decoder_1",), "clip_rc": ("decoder_q", "decoder_v")}
-_REMEDY = "Check that the checkpoint is complete and from this architecture."
+_PARTS = ("backbone.", "decode_head.", "text_encoder.")
+_PROMPTS = """
+deep_prompt_embeddings Y X W
+prompt_embeddings 1 X W
+prompt_proj. W W
+prompt_norm. W
+"""
+_LAYERS = """
+layers.#.multihead_attn.q. Q Q
+layers.#.multihead_attn.k. Q K
+layers.#.multihead_attn.v. Q K
+layers.#.multihead_attn.proj. Q Q
+layers.#.linear1. H Q
+layers.#.linear2. Q H
+layers.#.norm2. Q
+layers.#.norm3. Q
+"""
+_CELLS = "region_level_bridge C W\n"
 
 
-@dataclass(frozen=True, kw_only=True)
-class DescriptorTensors:
-    """Weights of a ZegCLIP or CLIP-RC, float32, whose names and shapes fit together."""
-
-    visual: Mapping[str, Array]  # Image tower with prompts, and CLIP-RC's region_level_bridge
-    head: Mapping[str, Array]  # Weights below decode_head. that inference reads
-    text: Mapping[str, Array]  # Text tower; empty without one
-
-
-def read_descriptor(path: Path, architecture: str) -> DescriptorTensors:
+def read_descriptor(
+    path: Path, architecture: str
+) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array]]:
     """Read an official checkpoint of ``"zegclip"`` or ``"clip_rc"``."""
-    parts: dict[str, dict[str, Array]] = {"backbone": {}, "decode_head": {}, "text_encoder": {}}
-    unknown = []
     stored = read_floats(path, lambda key: not _UNREAD.fullmatch(key))
-    for key, value in stored.items():
-        if _UNREAD.fullmatch(key):
-            continue
-        part, _, rest = key.partition(".")
-        if part in parts:
-            parts[part][rest] = value
-        else:
-            unknown.append(key)
-    visual, head, text = parts.values()
-    if unknown or not visual or not head:
+    tensors = {key: value for key, value in stored.items() if not _UNREAD.fullmatch(key)}
+    visual, head, text = (
+        {k.removeprefix(part): v for k, v in tensors.items() if k.startswith(part)}
+        for part in _PARTS
+    )
+    file = Checked(tensors=tensors, where=path.name, what=architecture)
+    if not visual or not head:
         raise CheckpointError(
             f"{path.name}: expected the keys of {architecture}, 'backbone.conv1.weight' and so "
-            f"on, got {some(unknown or [*visual, *head, *text])}. {_REMEDY}"
+            f"on, got {some(list(tensors))}. {file.remedy}"
         )
-
-    def checked(part: str) -> Checked:
-        return Checked(
-            tensors=parts[part],
-            where=path.name,
-            what=architecture,
-            remedy=_REMEDY,
-            prefix=f"{part}.",
-        )
-
-    tower = checked("backbone")
-    shapes = image_shapes(tower)
-    width, embed_dim = shapes["proj"]
-    tower.check(shapes | _prompts(tower, width, cells=architecture == "clip_rc"))
-    decode_head = checked("decode_head")
-    decode_head.check(_head(decode_head, embed_dim, architecture))
-    if text:
-        words = checked("text_encoder")
-        words.check(_text(words, embed_dim))
-    return DescriptorTensors(visual=visual, head=head, text=text)
-
-
-def _text(tower: Checked, embed_dim: int) -> Shapes:
-    """CLIP's text tower, with any number of tokens."""
-    rows, width = tower.shape("token_embedding.weight", 2)
-    return {
-        "token_embedding.weight": (rows, width),
-        "positional_embedding": (tower.shape("positional_embedding", 2)[0], width),
-        "text_projection": (width, embed_dim),
-        **norm("ln_final", width),
-        **tower.blocks(width),
-    }
-
-
-def _prompts(tower: Checked, width: int, *, cells: bool) -> Shapes:
-    layers, count, _ = tower.shape("deep_prompt_embeddings", 3)
-    shapes = {
-        "prompt_embeddings": (1, count, width),
-        "deep_prompt_embeddings": (layers, count, width),
-        **linear("prompt_proj.", width, width),
-        **norm("prompt_norm", width),
-    }
+    cells = architecture == "clip_rc"
     if cells:
-        number = tower.shape("region_level_bridge", 2)[0]
-        if not number or math.isqrt(number) ** 2 != number:
-            raise CheckpointError(
-                f"{tower.where}: backbone.region_level_bridge: expected one row per cell of a "
-                f"square grid, got {number} rows. {_REMEDY}"
-            )
-        shapes["region_level_bridge"] = (number, width)
-    return shapes
-
-
-def _head(head: Checked, embed_dim: int, architecture: str) -> Shapes:
-    width, inputs = head.shape("q_proj.weight", 2)
-    text_only = architecture == "zegclip" and inputs == embed_dim
-    shapes = linear("q_proj.", width, embed_dim if text_only else 2 * embed_dim)
-    memory = embed_dim
-    if architecture == "clip_rc":
-        shapes |= linear("lateral_proj.", width, 3 * embed_dim)
-        memory = width
-    for stack in _STACKS[architecture]:
-        hidden = head.shape(f"{stack}.layers.0.linear1.weight", 2)[0]
-        for number in range(head.depth(f"{stack}.layers.")):
-            layer = f"{stack}.layers.{number}."
-            shapes |= linear(f"{layer}multihead_attn.q.", width, width)
-            shapes |= linear(f"{layer}multihead_attn.k.", width, memory)
-            shapes |= linear(f"{layer}multihead_attn.v.", width, memory)
-            shapes |= linear(f"{layer}multihead_attn.proj.", width, width)
-            shapes |= linear(f"{layer}linear1.", hidden, width)
-            shapes |= linear(f"{layer}linear2.", width, hidden)
-            shapes |= norm(f"{layer}norm2", width) | norm(f"{layer}norm3", width)
-    return shapes
+        decoder = "q_proj. Q 2D\nlateral_proj. Q 3D\n" + "".join(
+            under(f"{stack}.", _LAYERS.replace("Q K", "Q Q").replace("H", letter))
+            for stack, letter in (("decoder_q", "H"), ("decoder_v", "G"))
+        )
+    else:
+        inputs = file.shape("decode_head.q_proj.weight", 2)[1]
+        width = file.shape("backbone.proj", 2)[1]
+        decoder = f"q_proj. Q {'D' if inputs == width else '2D'}\n"
+        decoder += under("decoder_1.", _LAYERS.replace("Q K", "Q D"))
+    table = under("backbone.", IMAGE_TOWER + _PROMPTS + _CELLS * cells)
+    table += under("decode_head.", decoder) + under("text_encoder.", TEXT_TOWER) * bool(text)
+    sizes = file.check(table)
+    file.check_square("backbone.positional_embedding", sizes["R"])
+    if cells:
+        file.check_square("backbone.region_level_bridge", sizes["C"], others=0)
+    return visual, head, text

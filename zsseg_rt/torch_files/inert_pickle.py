@@ -27,7 +27,6 @@ _PUSH_NEW: Mapping[str, Callable[[], Any]] = {
     "NEWTRUE": lambda: True,
     "NONE": lambda: None,
 }
-_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 _DTYPES = {
     "torch.BFloat16Storage": "bfloat16",
@@ -80,12 +79,7 @@ class StoredTensor:
 
 
 class Instance(dict[Any, Any]):
-    """A stand-in for an object; its items are those of the object, if that is a kind of dict.
-
-    Attributes:
-        class_name: Name of its class, with the module.
-        attributes: Values by name; None if the class would restore its state with its own code.
-    """
+    """A stand-in for an object; its items are those of the object, if that is a kind of dict."""
 
     __slots__ = ("attributes", "class_name")
 
@@ -99,11 +93,7 @@ class Instance(dict[Any, Any]):
 
 
 class Machine:
-    """Interprets pickles.
-
-    Attributes:
-        storages: Element type of every named storage, by key.
-    """
+    """Interprets pickles."""
 
     def __init__(self) -> None:
         self.storages: dict[str, str] = {}
@@ -126,12 +116,11 @@ class Machine:
             self._stack.append(argument)
         elif name in _PUSH_NEW:
             self._stack.append(_PUSH_NEW[name]())
-        elif name in _TUPLES:
-            count = _TUPLES[name]
-            items = tuple(self._stack.pop() for _ in range(count))
+        elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
+            items = tuple(self._stack.pop() for _ in range(int(name[-1])))
             self._stack.append(items[::-1])
-        elif name in _ACTIONS:
-            _ACTIONS[name](self, argument)
+        elif action := getattr(self, f"_op_{name.lower()}", None):
+            action(argument)
         else:
             raise pickle.UnpicklingError(f"instruction {name}, which torch does not write")
 
@@ -140,17 +129,17 @@ class Machine:
         if self._steps_left < 0:
             raise pickle.UnpicklingError("a pickle longer than any checkpoint's")
 
-    def _protocol(self, version: int) -> None:
+    def _op_proto(self, version: int) -> None:
         if not 2 <= version <= 5:
             raise pickle.UnpicklingError(f"pickle protocol {version} instead of 2 to 5")
 
-    def _skip(self, _: Any) -> None:
+    def _op_frame(self, _: Any) -> None:
         """A frame's length says nothing that is needed."""
 
-    def _pop(self, _: Any) -> None:
+    def _op_pop(self, _: Any) -> None:
         self._stack.pop()
 
-    def _mark(self, _: Any) -> None:
+    def _op_mark(self, _: Any) -> None:
         self._outer.append(self._stack)
         self._stack = []
 
@@ -158,15 +147,19 @@ class Machine:
         items, self._stack = self._stack, self._outer.pop()
         return items
 
-    def _tuple(self, _: Any) -> None:
+    def _op_frozenset(self, _: Any) -> None:
         items = self._pop_to_mark()
         self._stack.append(tuple(items))
 
-    def _append(self, _: Any) -> None:
+    _op_tuple = _op_frozenset
+
+    def _op_append(self, _: Any) -> None:
         self._extend([self._stack.pop()])
 
-    def _appends(self, _: Any) -> None:
+    def _op_additems(self, _: Any) -> None:
         self._extend(self._pop_to_mark())
+
+    _op_appends = _op_additems
 
     def _extend(self, items: list[Any]) -> None:
         target = self._stack[-1]
@@ -175,19 +168,23 @@ class Machine:
         elif not isinstance(target, Instance):  # whose list nobody reads
             raise pickle.UnpicklingError(f"items for a {type(target).__name__}")
 
-    def _set_item(self, _: Any) -> None:
+    def _op_setitem(self, _: Any) -> None:
         value, key = self._stack.pop(), self._stack.pop()
         self._put(self._stack[-1], [key, value])
 
-    def _set_items(self, _: Any) -> None:
+    def _op_setitems(self, _: Any) -> None:
         items = self._pop_to_mark()
         self._put(self._stack[-1], items)
 
-    def _remember(self, index: int | None) -> None:
+    def _op_binput(self, index: int | None) -> None:
         self._memo[len(self._memo) if index is None else index] = self._stack[-1]
 
-    def _recall(self, index: int) -> None:
+    _op_long_binput = _op_memoize = _op_binput
+
+    def _op_binget(self, index: int) -> None:
         self._stack.append(self._memo[index])
+
+    _op_long_binget = _op_binget
 
     def _put(self, target: dict[Any, Any], items: list[Any]) -> None:
         """Add alternating keys and values."""
@@ -204,14 +201,14 @@ class Machine:
                 raise pickle.UnpicklingError("a key that is a huge number")
             target[key] = value
 
-    def _name(self, text: str) -> None:
+    def _op_global(self, text: str) -> None:
         self._stack.append(_Name(text.replace(" ", ".")))
 
-    def _name_of_stack(self, _: Any) -> None:
+    def _op_stack_global(self, _: Any) -> None:
         name, module = self._stack.pop(), self._stack.pop()
-        self._name(f"{module} {name}")
+        self._op_global(f"{module} {name}")
 
-    def _name_storage(self, _: Any) -> None:
+    def _op_binpersid(self, _: Any) -> None:
         what, kind, key, *_, view = [*_parts(self._stack.pop(), most=6), None][:6]
         if what == "module":  # a class with its source text, in files of torch.save before 1.6
             self._stack.append(kind)
@@ -226,7 +223,7 @@ class Machine:
             raise pickle.UnpicklingError(f"storage {key[:40]!r} with two element types")
         self._stack.append(_Storage(key, dtype))
 
-    def _call(self, _: Any) -> None:
+    def _op_reduce(self, _: Any) -> None:
         arguments, name = self._stack.pop(), self._stack.pop()
         self._stack.append(self._result(name.text if isinstance(name, _Name) else "", arguments))
 
@@ -247,45 +244,18 @@ class Machine:
             return made
         return Instance(name)
 
-    def _make(self, _: Any) -> None:
+    def _op_newobj(self, _: Any) -> None:
         _, name = self._stack.pop(), self._stack.pop()
         self._stack.append(Instance(name.text))
 
-    def _make_by_names(self, _: Any) -> None:
+    def _op_newobj_ex(self, _: Any) -> None:
         self._stack.pop()
-        self._make(None)
+        self._op_newobj(None)
 
-    def _build(self, _: Any) -> None:
+    def _op_build(self, _: Any) -> None:
         state, target = self._stack.pop(), self._stack[-1]
         if isinstance(target, Instance):  # others carry torch's own notes
             target.attributes = state if isinstance(state, dict) else None
-
-
-_ACTIONS: Mapping[str, Callable[[Machine, Any], None]] = {
-    "ADDITEMS": Machine._appends,
-    "APPEND": Machine._append,
-    "APPENDS": Machine._appends,
-    "BINGET": Machine._recall,
-    "BINPERSID": Machine._name_storage,
-    "BINPUT": Machine._remember,
-    "BUILD": Machine._build,
-    "FRAME": Machine._skip,
-    "FROZENSET": Machine._tuple,
-    "GLOBAL": Machine._name,
-    "LONG_BINGET": Machine._recall,
-    "LONG_BINPUT": Machine._remember,
-    "MARK": Machine._mark,
-    "MEMOIZE": Machine._remember,
-    "NEWOBJ": Machine._make,
-    "NEWOBJ_EX": Machine._make_by_names,
-    "POP": Machine._pop,
-    "PROTO": Machine._protocol,
-    "REDUCE": Machine._call,
-    "SETITEM": Machine._set_item,
-    "SETITEMS": Machine._set_items,
-    "STACK_GLOBAL": Machine._name_of_stack,
-    "TUPLE": Machine._tuple,
-}
 
 
 def _parts(given: Any, *, most: int) -> tuple[Any, ...] | list[Any]:

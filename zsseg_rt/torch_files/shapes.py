@@ -1,9 +1,16 @@
-"""Compare a checkpoint's arrays with the shapes that they must have; without torch."""
+"""Compare a checkpoint's arrays with the shapes that they must have; without torch.
+
+The shapes of a system are a table: a key and its sizes per line. A size is a number, or terms of
+capital letters such as ``3W`` and ``H+G``; the first row with a letter alone says its value. ``#``
+in a key stands for all numbers of layers. A key that ends with ``.`` or ``_`` has a ``weight``, and
+a ``bias`` of the first size.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +20,42 @@ import numpy.typing as npt
 from zsseg_rt.errors import CheckpointError
 
 Array = npt.NDArray[Any]
-Shapes = dict[str, tuple[int, ...]]
 
 _LISTED = 4
 _MANY_ROWS = 100_000
-_BLOCKS = "transformer.resblocks."
+
+BLOCKS = """
+transformer.resblocks.#.ln_1. W
+transformer.resblocks.#.ln_2. W
+transformer.resblocks.#.attn.in_proj_ 3W W
+transformer.resblocks.#.attn.out_proj. W W
+transformer.resblocks.#.mlp.c_fc. M W
+transformer.resblocks.#.mlp.c_proj. W M
+"""
+"""Residual blocks with CLIP's keys."""
+
+IMAGE_TOWER = f"""
+conv1.weight W 3 P P
+class_embedding W
+positional_embedding R W
+proj W D
+ln_pre. W
+ln_post. W
+{BLOCKS}"""
+"""CLIP's image tower."""
+
+TEXT_TOWER = f"""
+token_embedding.weight V W
+positional_embedding L W
+text_projection W D
+ln_final. W
+{BLOCKS}""".replace("W", "T").replace("M", "F")
+"""CLIP's text tower, whose letters may stand beside the image tower's."""
+
+
+def under(prefix: str, table: str) -> str:
+    """A table whose keys begin with a prefix."""
+    return "".join(f"{prefix}{line}\n" for line in table.splitlines() if line)
 
 
 class Later:
@@ -47,77 +85,94 @@ def has_many_rows(array: Any) -> bool:
 class Checked:
     """Arrays by key, and what errors say about their file."""
 
-    tensors: Mapping[str, Array]  # The arrays
+    tensors: Mapping[str, Any]  # Arrays, or torch's tensors
     where: str  # The file, and the part of it
     what: str  # What it should hold
-    remedy: str  # What to do
-    prefix: str = ""  # What stands before the keys in the file, for errors
+    remedy: str = "Check that the checkpoint is complete and from this architecture."
 
     def shape(self, key: str, axes: int) -> tuple[int, ...]:
         """The shape of one array, which must have so many axes."""
         shape = self.tensors[key].shape if key in self.tensors else None
         if shape is None or len(shape) != axes:
             raise CheckpointError(
-                f"{self.where}: {self.prefix}{key}: expected a tensor of {axes} axes, as in "
-                f"{self.what}, got {'none' if shape is None else list(shape)}. {self.remedy}"
+                f"{self.where}: {key}: expected a tensor of {axes} axes, as in {self.what}, got "
+                f"{'none' if shape is None else list(shape)}. {self.remedy}"
             )
         return tuple(shape)
 
-    def depth(self, prefix: str = _BLOCKS) -> int:
-        """How many blocks ``{prefix}0.``, ``{prefix}1.`` there are."""
-        keys = [key.removeprefix(prefix) for key in self.tensors if key.startswith(prefix)]
-        return len({key.partition(".")[0] for key in keys})
+    def depth(self, prefix: str) -> int:
+        """How many layers ``{prefix}0.``, ``{prefix}1.`` there are."""
+        pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
+        return len({match[1] for key in self.tensors if (match := pattern.match(key))})
 
-    def blocks(self, width: int) -> Shapes:
-        """Shapes of all residual blocks with CLIP's keys."""
-        hidden = self.shape(f"{_BLOCKS}0.mlp.c_fc.weight", 2)[0]
-        shapes: Shapes = {}
-        for number in range(self.depth()):
-            at = f"{_BLOCKS}{number}."
-            shapes |= norm(f"{at}ln_1", width) | norm(f"{at}ln_2", width)
-            shapes |= linear(f"{at}attn.in_proj_", 3 * width, width)
-            shapes |= linear(f"{at}attn.out_proj.", width, width)
-            shapes |= linear(f"{at}mlp.c_fc.", hidden, width)
-            shapes |= linear(f"{at}mlp.c_proj.", width, hidden)
-        return shapes
+    def check(self, table: str, **known: int) -> dict[str, int]:
+        """Refuse other keys and shapes than a table's, what is not float32, NaN and infinity.
 
-    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Refuse other keys and shapes, what is not float32, NaN and infinity.
-
-        Tables of many rows are checked when they are written.
+        Rows that stay in their file are checked when they are written. ``known`` are letters'
+        sizes that no row says.
         """
+        sizes = dict(known)
+        shapes: dict[str, tuple[int, ...]] = {}
+        for key, row in self._rows(table):
+            if letters := [one for one in row if one.isalpha() and one not in sizes]:
+                shape = self.shape(key, len(row))
+                sizes |= {one: shape[row.index(one)] for one in letters}
+            shapes.setdefault(key, tuple(_size(one, sizes) for one in row))
+        self.compare(shapes)
+        return sizes
+
+    def compare(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Refuse other keys and shapes; of NumPy's arrays other types, NaN and infinity."""
         tensors = self.tensors
-        wrong = [f"{self.prefix}{key} missing" for key in shapes if key not in tensors]
-        wrong += [f"{self.prefix}{key} unknown" for key in tensors if key not in shapes]
-        for key, shape in shapes.items():
-            named = f"{self.prefix}{key}"
-            if key not in tensors:
-                continue
-            if tensors[key].shape != shape:
-                wrong.append(f"{named} {list(tensors[key].shape)} instead of {list(shape)}")
-            elif tensors[key].dtype != np.float32:
-                wrong.append(f"{named} {tensors[key].dtype} instead of float32")
-            elif not has_many_rows(tensors[key]) and not np.isfinite(whole(tensors[key])).all():
-                wrong.append(f"NaN or infinity in {named}")
+        wrong = [f"{key} missing" for key in shapes if key not in tensors]
+        wrong += [f"{key} unknown" for key in tensors if key not in shapes]
+        for key in shapes.keys() & tensors.keys():
+            tensor, is_array = tensors[key], isinstance(tensors[key], (np.ndarray, Later))
+            if tuple(tensor.shape) != shapes[key]:
+                wrong.append(f"{key} {list(tensor.shape)} instead of {list(shapes[key])}")
+            elif is_array and tensor.dtype != np.float32:
+                wrong.append(f"{key} {tensor.dtype} instead of float32")
+            elif is_array and not has_many_rows(tensor) and not np.isfinite(whole(tensor)).all():
+                wrong.append(f"NaN or infinity in {key}")
         if wrong:
             raise CheckpointError(
-                f"{self.where}: expected the {len(shapes)} finite tensors of {self.what}, got "
-                f"{some(wrong)}. {self.remedy}"
+                f"{self.where}: expected the {len(shapes)} tensors of {self.what}, got "
+                f"{some(sorted(wrong))}. {self.remedy}"
+            )
+
+    def _rows(self, table: str) -> Iterator[tuple[str, list[str]]]:
+        for line in filter(None, table.splitlines()):
+            name, *row = line.split()
+            start, numbered, rest = name.partition("#")
+            for number in range(max(1, self.depth(start))) if numbered else [""]:
+                key = f"{start}{number}{rest}"
+                if key.endswith((".", "_")):
+                    yield f"{key}weight", row
+                    yield f"{key}bias", row[:1]
+                else:
+                    yield key, row
+
+    def check_square(self, key: str, rows: int, others: int = 1) -> None:
+        """Refuse positions that are not so many of other tokens and those of a square grid."""
+        side = math.isqrt(max(rows - others, 0))
+        if side < 1 or others + side**2 != rows:
+            raise CheckpointError(
+                f"{self.where}: {key}: expected {'one row and ' * others}those of a square grid, "
+                f"got {rows} rows. {self.remedy}"
             )
 
 
-def norm(name: str, width: int) -> Shapes:
-    """Shapes of a layer norm."""
-    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+def _size(terms: str, sizes: Mapping[str, int]) -> int:
+    total = 0
+    for term in terms.split("+"):
+        letter = term[-1:] if term[-1:].isalpha() else ""
+        total += int(term.removesuffix(letter) or 1) * (sizes.get(letter, 0) if letter else 1)
+    return total
 
 
-def linear(name: str, outs: int, ins: int) -> Shapes:
-    """Shapes of a projection; the name ends as its keys go on."""
-    return {f"{name}weight": (outs, ins), f"{name}bias": (outs,)}
-
-
-def divisor(name: str, heads: int, width: int) -> int:
-    """A number of attention heads that a width can have."""
+def divisor(name: str, heads: int | None, width: int) -> int:
+    """Attention heads of a width: as given, or one per 64 channels."""
+    heads = max(1, width // 64) if heads is None else heads
     if heads < 1 or width % heads:
         raise CheckpointError(
             f"{name}: expected a divisor of the width {width}, got {heads}. "

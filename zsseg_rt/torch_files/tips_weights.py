@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import math
 import re
-import struct
 import tokenize
 import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +22,8 @@ from typing import Any
 import numpy as np
 
 from zsseg_rt.errors import CheckpointError
-from zsseg_rt.torch_files.shapes import Array, Checked, Shapes, divisor, linear, norm
+from zsseg_rt.torch_files.shapes import TEXT_TOWER, Array, Checked, divisor
+from zsseg_rt.torch_files.weights import READING_ERRORS
 
 PATCH = 14
 TEMPLATES = (
@@ -40,22 +39,25 @@ TEMPLATES = (
 )
 """The nine prompts that the authors evaluate with, TCL's."""
 
+_VISION = f"""
+patch_embed.proj. W 3 {PATCH} {PATCH}
+cls_token 1 1 W
+pos_embed 1 R W
+register_tokens 1 1 W
+mask_token 1 W
+norm. W
+blocks.#.norm1. W
+blocks.#.norm2. W
+blocks.#.ls1.gamma W
+blocks.#.ls2.gamma W
+blocks.#.attn.qkv. 3W W
+blocks.#.attn.proj. W W
+blocks.#.mlp.fc1. M W
+blocks.#.mlp.fc2. W M
+"""
 _HEADS = {1152: 16}  # of SO/14; other towers have one per 64 channels
 _WHAT = "a TIPSv2 tower"
 _MOST_EXPANSION = 16  # weights hardly shrink in a zip file
-# What zipfile and NumPy raise on damaged files.
-_READING_ERRORS = (
-    OSError,
-    ValueError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    RuntimeError,
-    struct.error,
-    tokenize.TokenError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 _REMEDY = "Get the authors' tips_v2_oss_b14 or l14 files again."
 
 
@@ -99,19 +101,23 @@ def sort_tips(
     text: Mapping[str, Any],
     names: tuple[str, str] = ("vision", "text"),
 ) -> TipsTensors:
-    """Check official keys and shapes, and sort them under CLIP's names.
-
-    Shapes:
-        vision: Official keys, float32 arrays or tensors: ``cls_token``, ``blocks.0...``.
-        text: Official keys, likewise, and ``temperature``; may be empty.
-    """
+    """Check official keys and shapes, and sort them under CLIP's names."""
     vision, text = _arrays(vision), _arrays(text)
     given = {key: value for key, value in text.items() if key != "temperature"}
     image = Checked(tensors=vision, where=names[0], what=_WHAT, remedy=_REMEDY)
-    image.check(_image_shapes(image))
+    if any(".mlp.w12." in key for key in vision):
+        raise CheckpointError(
+            f"{names[0]}: expected MLPs of two layers (blocks.0.mlp.fc1), got SwiGLU "
+            "(blocks.0.mlp.w12), as in TIPSv2 g/14, which is not supported. Use B/14 or L/14, "
+            "which the authors found to label no worse."
+        )
+    sizes = image.check(_VISION)
+    image.check_square("pos_embed", sizes["R"])
     if given:
         words = Checked(tensors=given, where=names[1], what=_WHAT, remedy=_REMEDY)
-        words.check(_text_shapes(words, image.shape("norm.weight", 1)[0]))
+        rows = TEXT_TOWER.splitlines()
+        missing = ("positional_embedding", "text_projection")
+        words.check("\n".join(row for row in rows if not row.startswith(missing)), T=sizes["W"])
     return TipsTensors(
         visual=_renamed(vision),
         text=given,
@@ -121,7 +127,7 @@ def sort_tips(
 
 def heads_of(name: str, given: int | None, width: int) -> int:
     """Attention heads of a tower: as given, or the published number."""
-    return divisor(name, _HEADS.get(width, max(1, width // 64)) if given is None else given, width)
+    return divisor(name, _HEADS.get(width) if given is None else given, width)
 
 
 def _arrays(tensors: Mapping[str, Any]) -> dict[str, Array]:
@@ -140,55 +146,11 @@ def _read(path: Path) -> dict[str, Array]:
             raise ValueError(f"{claimed} bytes in a file of {size}")
         with np.load(path, allow_pickle=False) as file:
             return {key: file[key] for key in file.files}
-    except _READING_ERRORS as exc:
+    except (tokenize.TokenError, *READING_ERRORS) as exc:
         raise CheckpointError(
             f"{path.name}: expected a TIPSv2 .npz file of plain arrays, got one that cannot be "
             f"read ({type(exc).__name__}: {str(exc)[:120]}). {_REMEDY}"
         ) from exc
-
-
-def _image_shapes(tower: Checked) -> Shapes:
-    if any(".mlp.w12." in key for key in tower.tensors):
-        raise CheckpointError(
-            f"{tower.where}: expected MLPs of two layers (blocks.0.mlp.fc1), got SwiGLU "
-            "(blocks.0.mlp.w12), as in TIPSv2 g/14, which is not supported. Use B/14 or L/14, "
-            "which the authors found to label no worse."
-        )
-    width = tower.shape("patch_embed.proj.weight", 4)[0]
-    hidden = tower.shape("blocks.0.mlp.fc1.weight", 2)[0]
-    rows = tower.shape("pos_embed", 3)[1]
-    if rows < 2 or math.isqrt(rows - 1) ** 2 + 1 != rows:
-        raise CheckpointError(
-            f"{tower.where}: pos_embed: expected one row and those of a square grid, got {rows}. "
-            f"{_REMEDY}"
-        )
-    shapes = {
-        "cls_token": (1, 1, width),
-        "pos_embed": (1, rows, width),
-        "register_tokens": (1, 1, width),
-        "mask_token": (1, width),
-        "patch_embed.proj.weight": (width, 3, PATCH, PATCH),
-        "patch_embed.proj.bias": (width,),
-        **norm("norm", width),
-    }
-    for block in range(tower.depth("blocks.")):
-        at = f"blocks.{block}."
-        shapes |= norm(f"{at}norm1", width) | norm(f"{at}norm2", width)
-        shapes |= {f"{at}ls1.gamma": (width,), f"{at}ls2.gamma": (width,)}
-        shapes |= linear(f"{at}attn.qkv.", 3 * width, width)
-        shapes |= linear(f"{at}attn.proj.", width, width)
-        shapes |= linear(f"{at}mlp.fc1.", hidden, width)
-        shapes |= linear(f"{at}mlp.fc2.", width, hidden)
-    return shapes
-
-
-def _text_shapes(tower: Checked, width: int) -> Shapes:
-    rows = tower.shape("token_embedding.weight", 2)[0]
-    return {
-        "token_embedding.weight": (rows, width),
-        **norm("ln_final", width),
-        **tower.blocks(width),
-    }
 
 
 def _temperature(value: Any, name: str) -> float:

@@ -16,13 +16,14 @@ import struct
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
 from zsseg_rt.common.arrays import widened_bits
+from zsseg_rt.common.files import is_file
 from zsseg_rt.errors import CheckpointError
 from zsseg_rt.torch_files.inert_pickle import Instance, Machine, StoredTensor
 from zsseg_rt.torch_files.shapes import Array, Later, some
@@ -37,32 +38,14 @@ _FORMAT_VERSION = 1001
 # Views can share bytes: all tensors together take at most this many times the file's size.
 _MAX_EXPANSION, _ALWAYS_ALLOWED = 4, 1 << 24
 
-_MAX_CODE, _MAX_NAMES = 1 << 25, 1 << 16  # characters of source text, of a module's names
-_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+_PART_BYTES = 1 << 22  # read at once
+_PLAIN = ("torch.jit._pickle.", "torch.device")  # makers of lists and the like in archives
 _MAX_ATTRIBUTES, _MAX_KEY = 100_000, 500  # of nested modules
-# A module's class in an archive's source text. Before torch 1.6 it does not list buffers.
-_MODULE = re.compile(
-    r"^class (\w+)\(Module\):\n"
-    r"  __parameters__ = \[(.*)\]\n"
-    r"(?:  __buffers__ = \[(.*)\]\n)?",
-    re.MULTILINE,
-)
-_Names = Collection[str] | None  # None: every tensor
 
 # What reading may raise on bytes that are not a checkpoint.
-_READING_ERRORS = (
-    pickle.UnpicklingError,
-    struct.error,
-    zipfile.BadZipFile,
-    zlib.error,
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RuntimeError,
-    TypeError,
+READING_ERRORS = (
+    *(pickle.UnpicklingError, struct.error, zipfile.BadZipFile, zlib.error, ArithmeticError),
+    *(AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError, TypeError),
     ValueError,
 )
 # What trainers call the weights, the likeliest first.
@@ -108,19 +91,14 @@ def element_type(name: str) -> np.dtype[Any]:
 
 
 class Archive:
-    """A ZIP file of torch; its entries are in one folder, and tensors are uncompressed.
-
-    Attributes:
-        folder: Name of the folder.
-        tensors: Makes the file's tensors.
-    """
+    """A ZIP file of torch; its entries are in one folder, and tensors are uncompressed."""
 
     def __init__(self, file: zipfile.ZipFile, size: int) -> None:
-        self.file = file
-        self.folder = file.namelist()[0].split("/")[0]
-        self._left = size
+        names = file.namelist()
+        self._file, self._folder, self._left = file, names[0].split("/")[0], size
+        self.is_torchscript = any(name.endswith("/constants.pkl") for name in names)
         self.tensors = TensorReader(lambda key: self._read(f"data/{key}"), size)
-        if f"{self.folder}/byteorder" in file.namelist():
+        if f"{self._folder}/byteorder" in names:
             _check_byte_order(self._read("byteorder").decode())
 
     def unpickle(self) -> Any:
@@ -128,14 +106,17 @@ class Archive:
         return Machine().run(io.BytesIO(self._read("data.pkl")))
 
     def _read(self, name: str) -> bytearray:
-        entry = self.file.getinfo(f"{self.folder}/{name}")
+        entry = self._file.getinfo(f"{self._folder}/{name}")
         self._left -= entry.file_size
         if entry.compress_type != zipfile.ZIP_STORED or self._left < 0:
             raise zipfile.BadZipFile(
                 f"{entry.filename[:80]}, {entry.file_size} bytes, is compressed or larger than the "
                 "file"
             )
-        content = bytearray(self.file.read(entry))
+        content = bytearray()
+        with self._file.open(entry) as stream:
+            while part := stream.read(_PART_BYTES):
+                content += part
         if len(content) != entry.file_size:
             raise zipfile.BadZipFile(f"{entry.filename[:80]} is cut short")
         return content
@@ -169,42 +150,11 @@ def _check_byte_order(order: str) -> None:
         raise ValueError(f"{order[:20]}-endian numbers on a {sys.byteorder}-endian machine")
 
 
-def _read_torchscript(archive: Archive) -> dict[str, StoredTensor]:
-    """What ``torch.jit.load(path).state_dict()`` holds, which would run code of the archive."""
-    classes, root = _module_classes(archive), archive.unpickle()
-    if not _is_module(root, classes):
-        raise ValueError(f"a {type(root).__name__} instead of a module")
-    return named_tensors(root, lambda module: _parts_of(module, classes))
-
-
-def _module_classes(archive: Archive) -> dict[str, _Names]:
-    """Names of the parameters and buffers of every module class, read from the source text."""
-    folder = f"{archive.folder}/code/"
-    entries = [entry for entry in archive.file.infolist() if entry.filename.startswith(folder)]
-    sources = [entry for entry in entries if entry.filename.endswith(".py")]
-    if sum(entry.file_size for entry in sources) > _MAX_CODE:
-        raise ValueError("more source text than a model has")
-    if any(entry.compress_type not in _COMPRESSIONS for entry in sources):
-        raise ValueError("source text that is compressed as torch never does")
-    classes: dict[str, _Names] = {}
-    for entry in sources:
-        module = entry.filename.removeprefix(folder).removesuffix(".py").replace("/", ".")
-        with archive.file.open(entry) as stream:
-            text = stream.read(entry.file_size).decode()  # also limits the unpacked size
-        for found in _MODULE.finditer(text):
-            name, parameters, buffers = found.groups()
-            if len(parameters) + len(buffers or "") > _MAX_NAMES:
-                raise ValueError("a module of more names than a model has")
-            listed = None if buffers is None else re.findall(r'"([^"]*)"', parameters + buffers)
-            classes[f"{module}.{name}"] = listed
-    return classes
-
-
-def named_tensors(
+def _named_tensors(
     root: Instance, parts_of: Callable[[Instance], Mapping[Any, Any]]
 ) -> dict[str, StoredTensor]:
     """The tensors of a module and of its submodules, which ``parts_of`` gives by name."""
-    found: dict[str, StoredTensor] = {}
+    tensors: dict[str, StoredTensor] = {}
     waiting, left = [("", root)], _MAX_ATTRIBUTES
     while waiting:
         prefix, module = waiting.pop()
@@ -215,33 +165,29 @@ def named_tensors(
             if left < 0 or not 0 < len(key) <= _MAX_KEY:
                 raise ValueError("modules that contain each other without end")
             if isinstance(value, StoredTensor):
-                found[key] = value
+                tensors[key] = value
             elif isinstance(value, Instance):
                 waiting.append((f"{key}.", value))
-    if not found:
+    if not tensors:
         raise ValueError("modules without a tensor")
-    return found
+    return tensors
 
 
-def _parts_of(module: Instance, classes: Mapping[str, _Names]) -> Mapping[Any, Any]:
-    """A module's parameters, buffers and submodules, among other attributes."""
+def _attributes(module: Instance) -> Mapping[Any, Any]:
+    """A scripted module's tensors, whether parameters or not, and submodules."""
     if module.attributes is None:
         raise ValueError(
             f"{module.class_name[:80]}, which restores its state by code of its own, which is "
             "never run"
         )
-    names, parts = classes[module.class_name], {}
+    parts = {}
     for name, value in module.attributes.items():
-        is_listed = names is None or name in names
-        if _is_module(value, classes) or (isinstance(value, StoredTensor) and is_listed):
+        kind = value.class_name if isinstance(value, Instance) else "__torch__."
+        if kind.startswith("__torch__."):
             parts[name] = value
-        elif isinstance(value, Instance) and names is not None and is_listed:
-            raise ValueError(f"{name}, a tensor made by {value.class_name[:80]}, which is not read")
+        elif not kind.startswith(_PLAIN):
+            raise ValueError(f"{name}, a tensor made by {kind[:80]}, which is not read")
     return parts
-
-
-def _is_module(value: Any, classes: Mapping[str, _Names]) -> bool:
-    return isinstance(value, Instance) and value.class_name in classes
 
 
 def read_weights(path: Path) -> dict[str, Stored]:
@@ -250,40 +196,78 @@ def read_weights(path: Path) -> dict[str, Stored]:
         size = path.stat().st_size
         if not zipfile.is_zipfile(path):
             with path.open("rb") as stream:
-                return _made(path, *_read_old(stream, size))
+                content, tensors = _read_old(stream, size)
+                return _arrays(unwrap(_find(content, path.name), path.name), tensors)
         with zipfile.ZipFile(path) as file:
             archive = Archive(file, size)
-            if not is_torchscript(path):
-                return _made(path, archive.unpickle(), archive.tensors)
-            return _arrays(_read_torchscript(archive), archive.tensors)
+            content = archive.unpickle()
+            if not archive.is_torchscript:
+                named = unwrap(_find(content, path.name), path.name)
+                return _arrays(named, archive.tensors)
+            if not isinstance(content, Instance):
+                raise ValueError(f"a {type(content).__name__} instead of a module")
+            return _arrays(_named_tensors(content, _attributes), archive.tensors)
     except CheckpointError:
         raise
-    except _READING_ERRORS as error:
-        raise unreadable(path, error) from error
-
-
-def _made(path: Path, content: Any, reader: TensorReader) -> dict[str, Stored]:
-    return _arrays(unwrap(_find(content, path.name), path.name), reader)
+    except READING_ERRORS as error:
+        raise _unreadable(path, error) from error
 
 
 def _arrays(tensors: Mapping[str, StoredTensor], reader: TensorReader) -> dict[str, Stored]:
     return {key: (reader.make(tensor), tensor.dtype) for key, tensor in tensors.items()}
 
 
-def read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """Torch's tensors of a ``.safetensors`` file, and its metadata."""
+DIFFERS_FROM = "zsseg_rt.differs_from"
+"""Names, in a file's metadata, the weights without which it is not a whole checkpoint."""
+_PART = re.compile(r"\.index\.json$|-\d{5}-of-\d{5}\.")
+
+
+def read_stored(path: Path, *, later: bool = False, part: bool = False) -> dict[str, Stored]:
+    """Read the weights of a checkpoint file of any kind, by key; prefixes of wrappers are left out.
+
+    ``later`` as for :func:`read_safetensors`. With ``part``, it may be what differs from a CLIP.
+    """
+    if _PART.search(path.name):
+        raise CheckpointError(
+            f"{path.name}: expected the whole weights, got a part of them or their list. Save them "
+            "as one file: model.save_pretrained(FOLDER, max_shard_size='20GB')."
+        )
+    require_file(path)
+    if path.suffix != ".safetensors":
+        return unwrap(read_weights(path), path.name)
+    if not part and (other := read_notes(path).get(DIFFERS_FROM)):
+        raise CheckpointError(
+            f"{path.name}: expected a whole checkpoint, got one that holds only what differs "
+            f"from {other[:80]}. Name that CLIP beside it: zsseg-rt import-checkpoint cat_seg FILE "
+            "--clip CLIP."
+        )
+    return unwrap(read_safetensors(path, later=later), path.name)
+
+
+def require_file(path: Path) -> None:
+    """Refuse a path that leads to no file."""
+    if not is_file(path):
+        raise CheckpointError(f"path: expected a checkpoint file, got {path}. Check the path.")
+
+
+def read_notes(path: Path) -> dict[str, str]:
+    """The metadata of a ``.safetensors`` file; of other files none."""
     from safetensors import SafetensorError, safe_open
 
+    if path.suffix != ".safetensors" or not is_file(path):
+        return {}
     try:
-        with safe_open(path, framework="pt") as file:
-            notes = file.metadata() or {}
-            return {key: file.get_tensor(key) for key in file.keys()}, notes  # noqa: SIM118
-    except (SafetensorError, *_READING_ERRORS) as error:
-        raise unreadable(path, error) from error
+        with safe_open(path, framework="np") as file:
+            return file.metadata() or {}
+    except (SafetensorError, *READING_ERRORS) as error:
+        raise _unreadable(path, error) from error
 
 
-def read_safetensors_arrays(path: Path, *, later: bool = False) -> dict[str, tuple[Any, str]]:
-    """What :func:`read_weights` returns, of a ``.safetensors`` file; halves are widened to float32.
+_KINDS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def read_safetensors(path: Path, *, later: bool = False) -> dict[str, tuple[Any, str]]:
+    """What :func:`read_weights` returns, of a ``.safetensors`` file.
 
     With ``later``, floats stay in the file as :class:`FileRows`.
     """
@@ -297,18 +281,21 @@ def read_safetensors_arrays(path: Path, *, later: bool = False) -> dict[str, tup
             entries.pop("__metadata__", None)
             for key, entry in entries.items():
                 if (kind := _KINDS.get(entry["dtype"])) is None:
-                    array = file.get_tensor(key)
+                    array = file.get_tensor(key).copy()
                     stored[key] = (array, str(array.dtype))
                     continue
-                start = 8 + length + entry["data_offsets"][0]
-                rows = FileRows(path, start, tuple(entry["shape"]), kind)
-                stored[key] = (rows if later else rows.whole(), "float32")
-    except (SafetensorError, *_READING_ERRORS) as error:
-        raise unreadable(path, error) from error
-    return stored
+                start, shape = 8 + length + entry["data_offsets"][0], tuple(entry["shape"])
+                rows = FileRows(path, start, shape, kind)
+                whole = (rows.stored(0, shape[0] if shape else 1).reshape(shape), kind)
+                stored[key] = (rows, "float32") if later else whole
+            return stored
+    except (SafetensorError, *READING_ERRORS) as error:
+        raise _unreadable(path, error) from error
 
 
-_KINDS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+def as_float32(array: Array, kind: str) -> Array:
+    """A stored array as float32."""
+    return np.asarray(widened_bits(array) if kind == "bfloat16" else array, np.float32, order="C")
 
 
 class FileRows(Later):
@@ -322,35 +309,32 @@ class FileRows(Later):
         """Rows by an array of numbers of any shape, or a slice without a step; float32."""
         if isinstance(rows, slice) or not self.shape:
             start, stop, _ = rows.indices(self.shape[0] if self.shape else 1)
-            return self._read(start, stop - start).reshape(-1, *self.shape[1:])
+            numbers = self.stored(start, stop - start)
+            return as_float32(numbers, self._kind).reshape(-1, *self.shape[1:])
         wanted = np.asarray(rows)
-        read = np.concatenate([self._read(int(number), 1) for number in wanted.reshape(-1)])
-        return read.reshape(*wanted.shape, *self.shape[1:])
+        read = np.concatenate([self.stored(int(number), 1) for number in wanted.reshape(-1)])
+        return as_float32(read, self._kind).reshape(*wanted.shape, *self.shape[1:])
 
-    def _read(self, first: int, count: int) -> Array:
-        width = math.prod(self.shape[1:])
-        stored = np.dtype("uint16" if self._kind == "bfloat16" else self._kind)
-        start = self._offset + first * width * stored.itemsize
-        numbers = np.fromfile(self._path, stored, count * width, offset=start)
+    def stored(self, first: int, count: int) -> Array:
+        """The numbers of some rows, as the file has them."""
+        width, kind = math.prod(self.shape[1:]), element_type(self._kind)
+        start = self._offset + first * width * kind.itemsize
+        numbers = np.fromfile(self._path, kind, count * width, offset=start)
         if len(numbers) != count * width:
             raise CheckpointError(f"{self._path.name}: expected whole rows, got the file's end.")
-        if self._kind == "bfloat16":
-            return widened_bits(numbers)
-        return numbers.astype(np.float32, copy=False)
+        return numbers
 
 
 def is_torchscript(path: Path) -> bool:
     """Whether a file is a TorchScript archive, such as OpenAI's ``ViT-B-16.pt``."""
     try:
-        if not zipfile.is_zipfile(path):
-            return False
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except _READING_ERRORS as error:
-        raise unreadable(path, error) from error
+        with zipfile.ZipFile(path) as file:
+            return Archive(file, path.stat().st_size).is_torchscript
+    except READING_ERRORS:
+        return False
 
 
-def unreadable(path: Path, error: BaseException) -> CheckpointError:
+def _unreadable(path: Path, error: BaseException) -> CheckpointError:
     """The error for a file that cannot be read."""
     reason = str(error).strip().split("\n")[0][:200]
     return CheckpointError(
@@ -389,17 +373,15 @@ def _find(content: Any, name: str) -> dict[str, StoredTensor]:
             f"{_listed(content)}. Save the model's state_dict()."
         )
     tensors = {key: value for key, value in found.items() if isinstance(value, StoredTensor)}
-    others = {k: v for k, v in found.items() if k not in tensors and not _is_no_weight(k)}
+    others = {
+        k: v for k, v in found.items() if k not in tensors and not _NO_WEIGHT.fullmatch(str(k))
+    }
     if others or not all(isinstance(key, str) for key in tensors):
         raise CheckpointError(
             f"{name}: expected only tensors by name in the state_dict, got other values"
             f"{_listed(others or tensors)}. Save the model's state_dict()."
         )
     return tensors
-
-
-def _is_no_weight(key: Any) -> bool:
-    return isinstance(key, str) and _NO_WEIGHT.fullmatch(key) is not None
 
 
 def _listed(content: Any) -> str:
@@ -412,7 +394,7 @@ def _state_dict_in(content: Any, depth: int) -> Mapping[Any, Any] | None:
     """The mapping that holds the weights: at the top, under a known key, or the only one."""
     attributes = content.attributes if isinstance(content, Instance) else None
     if attributes and "_parameters" in attributes and "_modules" in attributes:
-        return named_tensors(content, _parts_of_module)
+        return _named_tensors(content, _parts_of_module)
     if not isinstance(content, Mapping) or not depth:
         return None
     for holder in _HOLDERS:

@@ -1,22 +1,19 @@
-"""Export CAT-Seg: family ``aggregation``. Neither torch nor onnx is imported here."""
+"""Export CAT-Seg, from its authors' file or from a model in torch: family ``aggregation``."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt.bundles.specs import AggregationSpec, HeadSpec, PreprocessSpec
-from zsseg_rt.errors import ArgumentError
-from zsseg_rt.export.bundle_writer import ExportedModel
-from zsseg_rt.export.golden import (
-    NUMBERED_NAMES,
-    golden_frame,
-    preprocess_frame,
-)
+from zsseg_rt.errors import ArgumentError, CheckpointError
+from zsseg_rt.export.bundle_writer import ExportedModel, write_model_bundle
+from zsseg_rt.export.golden import NUMBERED_NAMES, golden_frame, preprocess_frame
 from zsseg_rt.export.graph_files import (
     MAX_CLASSES,
     WrittenGraph,
@@ -24,22 +21,85 @@ from zsseg_rt.export.graph_files import (
     weights_of,
     written_graph,
 )
-from zsseg_rt.export.options import ExportOptions
-from zsseg_rt.export.text_side import TextSide
+from zsseg_rt.export.options import COMMON_OPTIONS, ExportOptions, read_options
+from zsseg_rt.export.text_side import TextSide, clip_text
 from zsseg_rt.networks.cat_seg import (
     GRAPHS,
     TEMPLATES,
+    TEXT_SPACE,
     CatSegNetwork,
     class_halves,
     encode_view,
     head,
 )
+from zsseg_rt.networks.clip import part_of
+from zsseg_rt.networks.text import WrittenText
 from zsseg_rt.onnx.arrays import Arrays
 from zsseg_rt.ops import reference
+from zsseg_rt.torch_files.cat_seg_arrays import check_cat_seg, check_masks, read_cat_seg
+from zsseg_rt.torch_files.clip_arrays import CLIP_MEAN, CLIP_STD
+from zsseg_rt.torch_files.shapes import divisor
+
+PADDING = 256  # classes that shorter vocabularies are padded to, officially
+MOST_CLASSES = 256  # that the official head looks at
+
+Tensors = Mapping[str, npt.NDArray[Any]]
+
+
+def export_cat_seg_file(
+    file: str | Path,
+    path: str | Path,
+    *,
+    clip: Tensors | None = None,
+    check: Callable[[Tensors], None] = lambda _: None,
+    **options: Any,
+) -> Path:
+    """Write a bundle of an official checkpoint of CAT-Seg B, without torch."""
+    file = Path(file)
+    chosen = read_options({"source": file.name} | options, COMMON_OPTIONS, "cat_seg")
+
+    def make() -> ExportedModel:
+        official = read_cat_seg(file, clip)
+        network, text = _read_network(official, file.name)
+        check(official)
+        return _cut(network, text, chosen, PADDING, MOST_CLASSES)
+
+    return write_model_bundle(Path(path), make, chosen)
+
+
+def _read_network(official: Tensors, name: str) -> tuple[CatSegNetwork, WrittenText | None]:
+    tensors, hidden = check_cat_seg(official, name)
+    network = CatSegNetwork(
+        tensors=tensors,
+        image_heads=divisor("num_heads", None, len(tensors["image_encoder.ln_pre.weight"])),
+        num_heads=divisor("num_heads", CatSegNetwork.num_heads, hidden),
+    )
+    check_masks(official, network.grid, network.window)
+    last, side = len(network.tower.blocks) - 1, network.tower.patch_size
+    if network.taps[1] >= last or network.view % side or network.grid % network.window:
+        raise CheckpointError(
+            f"{name}: expected a CLIP of more than {network.taps[1] + 1} blocks whose patches make "
+            f"windows of {network.window} in {network.view} pixels, got {last + 1} blocks and "
+            f"patches of {side}. Use the B weights."
+        )
+    return network, clip_text(part_of(tensors, "text_encoder."), network.activation)
 
 
 def export_cat_seg(model: Any, options: ExportOptions) -> ExportedModel:
-    """Cut a CAT-Seg into a bundle's parts; the engine looks at the whole frame once.
+    """Cut a CAT-Seg in torch into a bundle's parts."""
+    if options.size_hw not in (None, model.size_hw):
+        raise ArgumentError(
+            f"size_hw: expected None or {model.size_hw} for cat_seg, whose windows fit one size, "
+            f"got {options.size_hw}. Leave it out."
+        )
+    padding, most = model.config.aggregator.padding, model.config.most_classes
+    return _cut(network_of(model), model.text_encoder, options, padding, most)
+
+
+def _cut(
+    network: CatSegNetwork, tower: Any, options: ExportOptions, padding: int, most: int | None
+) -> ExportedModel:
+    """A bundle's parts; the engine looks at the whole frame once.
 
     Graphs and tensors: ``image_encoder``: ``image`` [1, 3, v, v] to ``patch_embeds`` [1, N, D],
     ``spatial`` [8, N, h], ``near_map`` and ``far_map``; ``head``: these, ``text_embeds``
@@ -47,27 +107,20 @@ def export_cat_seg(model: Any, options: ExportOptions) -> ExportedModel:
     [1, classes, 4 g, 4 g]; ``head_1`` to ``head_3``: the same for vocabularies in several parts,
     cut where classes meet. See :mod:`zsseg_rt.networks.cat_seg`.
     """
-    if options.size_hw not in (None, model.size_hw):
-        raise ArgumentError(
-            f"size_hw: expected None or {model.size_hw} for cat_seg, whose windows fit one size, "
-            f"got {options.size_hw}. Leave it out."
-        )
-    _refuse_other_towers(model, options)
-    network, config = network_of(model), model.config
+    _refuse_other_towers(tower, options)
     text = TextSide(
         options,
-        embed_dim=config.image_encoder.embed_dim,
+        embed_dim=network.tower.tensors["proj"].shape[1],
         templates=TEMPLATES,
         template_set="CAT-Seg",
-        space=model.text_space,
-        tower=model.text_encoder,
+        space=TEXT_SPACE,
+        tower=tower,
     )
-    padding, most = config.aggregator.padding, config.most_classes
     names = list(options.class_names or NUMBERED_NAMES)[: min(most or MAX_CLASSES, MAX_CLASSES)]
-    preprocess = PreprocessSpec(size_hw=model.size_hw, mean=model.image_mean, std=model.image_std)
+    preprocess = PreprocessSpec(size_hw=(network.view,) * 2, mean=CLIP_MEAN, std=CLIP_STD)
     return ExportedModel(
         family="aggregation",
-        architecture=model.architecture,
+        architecture="cat_seg",
         graphs=graphs_of(network),
         weights=network.vocabulary_weights(),
         preprocess=preprocess,
@@ -113,15 +166,14 @@ def network_of(model: Any) -> CatSegNetwork:
     )
 
 
-def _refuse_other_towers(model: Any, options: ExportOptions) -> None:
+def _refuse_other_towers(tower: Any, options: ExportOptions) -> None:
     """CLIP's own text tower has the same width, but the fine-tuned image tower left its space."""
-    for name, other in (
-        (
-            "text_encoder",
-            model.text_encoder is not None and options.text_encoder not in ("auto", None),
-        ),
-        ("space", options.space not in (None, model.text_space)),
-    ):
+    given = options.text_encoder not in ("auto", None)
+    others = {
+        "text_encoder": tower is not None and given,
+        "space": options.space not in (None, TEXT_SPACE),
+    }
+    for name, other in others.items():
         if other:
             raise ArgumentError(
                 f"{name}: expected none for cat_seg, whose text tower was trained with it, got "

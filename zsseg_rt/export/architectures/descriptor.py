@@ -25,8 +25,7 @@ from zsseg_rt.export.graph_files import (
     written_graph,
 )
 from zsseg_rt.export.options import COMMON_OPTIONS, ExportOptions, read_options
-from zsseg_rt.export.text_side import TextSide, seen_names
-from zsseg_rt.networks.clip import TextTower
+from zsseg_rt.export.text_side import TextSide, clip_text, seen_names
 from zsseg_rt.networks.descriptor import (
     PromptedTower,
     cell_encoder,
@@ -40,7 +39,6 @@ from zsseg_rt.networks.text import WrittenText
 from zsseg_rt.onnx.arrays import Arrays
 from zsseg_rt.onnx.operations import Linear, Value
 from zsseg_rt.ops import reference
-from zsseg_rt.torch_files.clip_arrays import check_heads
 from zsseg_rt.torch_files.descriptor_arrays import IMAGE_MEAN, IMAGE_STD, read_descriptor
 from zsseg_rt.torch_files.shapes import divisor
 
@@ -107,23 +105,15 @@ def export_descriptor_file(
 
 
 def _read_parts(file: Path, architecture: str) -> tuple[DescriptorParts, WrittenText | None]:
-    weights = read_descriptor(file, architecture)
+    visual, weights, text = read_descriptor(file, architecture)
     tower = PromptedTower(
-        tensors=weights.visual,
-        num_heads=check_heads("num_heads", None, weights.visual["proj"].shape[0]),
+        tensors=visual,
+        num_heads=divisor("num_heads", None, visual["proj"].shape[0]),
         activation="quick_gelu",
     )
-    heads = divisor("decoder_heads", _DECODER_HEADS, len(weights.head["q_proj.weight"]))
-    parts = DescriptorParts(tower=tower, head=weights.head, num_heads=heads)
-    if not weights.text:
-        return parts, None
-    width = weights.text["positional_embedding"].shape[1]
-    text = TextTower(
-        tensors=weights.text,
-        num_heads=check_heads("text_heads", None, width),
-        activation="quick_gelu",
-    )
-    return parts, WrittenText(tower=text)
+    heads = divisor("decoder_heads", _DECODER_HEADS, len(weights["q_proj.weight"]))
+    parts = DescriptorParts(tower=tower, head=weights, num_heads=heads)
+    return parts, clip_text(text)
 
 
 def export_descriptor(model: Any, options: ExportOptions) -> ExportedModel:

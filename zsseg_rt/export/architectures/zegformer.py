@@ -1,19 +1,29 @@
-"""Export ZegFormer: family ``proposals``. Neither torch nor onnx is imported here."""
+"""Export ZegFormer, from its authors' file or a model in torch: family ``proposals``."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec, RegionEncoderSpec, RegionSpec
+from zsseg_rt.bundles.specs import (
+    FUSIONS,
+    STYLES,
+    HeadSpec,
+    PreprocessSpec,
+    RegionEncoderSpec,
+    RegionSpec,
+)
 from zsseg_rt.common.arrays import label_dtype
-from zsseg_rt.errors import ShapeError
-from zsseg_rt.export.bundle_writer import ExportedModel
+from zsseg_rt.common.checks import check_choice
+from zsseg_rt.errors import CheckpointError, ShapeError
+from zsseg_rt.export.bundle_writer import ExportedModel, write_model_bundle
 from zsseg_rt.export.golden import (
     GOLDEN_TEMPLATES,
     NUMBERED_NAMES,
@@ -29,8 +39,9 @@ from zsseg_rt.export.graph_files import (
     weights_of,
     written_graph,
 )
-from zsseg_rt.export.options import ExportOptions
-from zsseg_rt.export.text_side import TextSide, seen_names
+from zsseg_rt.export.options import MODEL_OPTIONS, ExportOptions, read_options
+from zsseg_rt.export.text_side import TextSide, clip_text, seen_names
+from zsseg_rt.networks.clip import part_of
 from zsseg_rt.networks.zegformer import (
     CLIP,
     IMAGE_MEAN,
@@ -45,12 +56,12 @@ from zsseg_rt.networks.zegformer import (
 from zsseg_rt.onnx.arrays import Arrays
 from zsseg_rt.ops import reference
 from zsseg_rt.runtime.families.proposals import class_probabilities, fuse
-from zsseg_rt.torch_files.zegformer_prompts import REGION_TEMPLATES, SINGLE_TEMPLATE
-
-if TYPE_CHECKING:
-    from zsseg_rt.models.zegformer.model import ZegFormerConfig
+from zsseg_rt.torch_files.clip_arrays import ClipTensors
+from zsseg_rt.torch_files.shapes import divisor
+from zsseg_rt.torch_files.zegformer_arrays import REGION_TEMPLATES, SINGLE_TEMPLATE, read_zegformer
 
 NATIVE_SIZE_HW = (512, 512)
+_FILE_OPTIONS = MODEL_OPTIONS - {"text_encoder"} | {"region_templates"}
 _MOST_REGIONS = 64  # the region encoder takes at most this many at once
 _KEPT_CROPS = 2  # in the golden sample: enough to compare the region encoder's graph
 
@@ -58,27 +69,92 @@ _KEPT_CROPS = 2  # in the golden sample: enough to compare the region encoder's 
 _Classes = tuple[Sequence[str], npt.NDArray[np.float32], npt.NDArray[np.float32]]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ZegFormerSettings:
+    """What an official checkpoint of ZegFormer does not say; the model in torch has the same."""
+
+    seen_classes: Sequence[int] = ()  # Rows of class_names whose score maps are lowered
+    calibration: float = 0.1  # By how much; 0 or less for nothing
+    fusion: str = "seen_and_unseen"  # Who decides; one of FUSIONS
+    region_style: str = "cropmask"  # What CLIP is shown of a segment; one of STYLES
+    region_batch: int = 10  # Regions that are encoded at once
+    size_divisor: int = 32  # Sides of images are multiples of it
+
+    def __post_init__(self) -> None:
+        check_choice("fusion", self.fusion, FUSIONS)
+        check_choice("region_style", self.region_style, STYLES)
+
+
+def export_zegformer_file(
+    file: str | Path,
+    path: str | Path,
+    settings: ZegFormerSettings | None = None,
+    *,
+    clip: ClipTensors | None = None,
+    activation: str = "quick_gelu",
+    **options: Any,
+) -> Path:
+    """Write a bundle of an official checkpoint, without torch."""
+    file, settings = Path(file), settings or ZegFormerSettings()
+    chosen = read_options({"source": file.name} | options, _FILE_OPTIONS, "zegformer")
+
+    def make() -> ExportedModel:
+        tensors = read_zegformer(file, clip)
+        queries = tensors["sem_seg_head.predictor.query_embed.weight"]
+        network = ZegFormerNetwork(
+            tensors=tensors,
+            num_heads=divisor("num_heads", ZegFormerNetwork.num_heads, queries.shape[1]),
+            activation=activation,
+        )
+        if not network.clip.tensors:
+            if settings.fusion != "segments":
+                raise CheckpointError(
+                    f"{file.name}: expected CLIP's weights under '{CLIP}', got none, as in every "
+                    "checkpoint of training. Give OpenAI's ViT-B-16.pt (--clip FILE), or let the "
+                    "text branch decide alone (--fusion segments)."
+                )
+            return _cut(network, None, settings, chosen)
+        width = len(network.clip.tensors["class_embedding"])
+        network = replace(network, clip_heads=divisor("clip_heads", None, width))
+        words = {
+            key: value
+            for key, value in part_of(tensors, CLIP).items()
+            if not key.startswith(("visual.", "logit_scale"))
+        }
+        return _cut(network, clip_text(words, activation), settings, chosen)
+
+    return write_model_bundle(Path(path), make, chosen)
+
+
 def export_zegformer(model: Any, options: ExportOptions) -> ExportedModel:
-    """Cut a ZegFormer into a bundle's parts; keep its fusion, calibration and region style.
+    """Cut a ZegFormer in torch into a bundle's parts."""
+    names = [one.name for one in fields(ZegFormerSettings)]
+    settings = ZegFormerSettings(**{name: getattr(model.config, name) for name in names})
+    return _cut(network_of(model), model.text_encoder, settings, options)
+
+
+def _cut(
+    network: ZegFormerNetwork, tower: Any, settings: ZegFormerSettings, options: ExportOptions
+) -> ExportedModel:
+    """A bundle's parts, with the model's fusion, calibration and region style.
 
     Graphs and tensors: ``image_encoder``: ``image`` [1, 3, H, W] to ``region_masks``
     [1, Q, H / 4, W / 4], ``segment_embeds`` [1, Q, D] and ``no_object`` [1, Q];
     ``region_encoder``: ``crops`` [regions, 3, s, s] to ``region_embeds`` [regions, D].
     """
-    config, network = model.config, network_of(model)
-    size_hw = _checked_size(options.size_hw or NATIVE_SIZE_HW, config.size_divisor)
+    size_hw = _checked_size(options.size_hw or NATIVE_SIZE_HW, settings.size_divisor)
     preprocess = PreprocessSpec(
         size_hw=size_hw, mean=_unit_range(IMAGE_MEAN), std=_unit_range(IMAGE_STD)
     )
-    regions = _region_spec(network, config, options)
-    seen = seen_names(config.seen_classes, options.class_names)
+    regions = _region_spec(network, settings, options)
+    seen = seen_names(settings.seen_classes, options.class_names)
     head = HeadSpec(
         logit_scale=float(math.exp(network.predictor["logit_scale"].item())),
         normalize=False,
         activation="none",
         grid_hw=(size_hw[0] // STRIDE, size_hw[1] // STRIDE),
         seen=seen,
-        seen_bias=max(config.calibration, 0.0) if seen else 0.0,
+        seen_bias=max(settings.calibration, 0.0) if seen else 0.0,
         max_classes=MAX_CLASSES,
     )
     text = TextSide(
@@ -86,7 +162,7 @@ def export_zegformer(model: Any, options: ExportOptions) -> ExportedModel:
         embed_dim=network.embed_dim,
         templates=SINGLE_TEMPLATE,
         space="OpenAI CLIP ViT-B/16",
-        tower=model.text_encoder,
+        tower=tower,
     )
     graphs = graphs_of(network, size_hw)
     if regions.encoder is None:
@@ -94,7 +170,7 @@ def export_zegformer(model: Any, options: ExportOptions) -> ExportedModel:
     names = list(options.class_names or NUMBERED_NAMES)[:MAX_CLASSES]
     return ExportedModel(
         family="proposals",
-        architecture=model.architecture,
+        architecture="zegformer",
         graphs=graphs,
         preprocess=preprocess,
         head=head,
@@ -138,18 +214,18 @@ def _checked_size(size_hw: tuple[int, int], size_divisor: int) -> tuple[int, int
 
 
 def _region_spec(
-    network: ZegFormerNetwork, config: ZegFormerConfig, options: ExportOptions
+    network: ZegFormerNetwork, settings: ZegFormerSettings, options: ExportOptions
 ) -> RegionSpec:
-    if config.fusion == "segments" or config.clip_image is None:
-        return RegionSpec(num_regions=network.num_queries, fusion=config.fusion)
+    if settings.fusion == "segments" or not network.clip.tensors:
+        return RegionSpec(num_regions=network.num_queries, fusion=settings.fusion)
     templates = options.region_templates
     return RegionSpec(
         num_regions=network.num_queries,
-        fusion=config.fusion,
+        fusion=settings.fusion,
         encoder=RegionEncoderSpec(
             side=network.region_side,
-            batch=min(config.region_batch, _MOST_REGIONS),
-            style=config.region_style,
+            batch=min(settings.region_batch, _MOST_REGIONS),
+            style=settings.region_style,
             mean=_unit_range(REGION_MEAN),
             std=_unit_range(REGION_STD),
             logit_scale=float(math.exp(network.tensors[f"{CLIP}logit_scale"].item())),
@@ -186,9 +262,21 @@ def _golden(
     by_text = class_probabilities(scaled @ arrays["segment_embeds"][0].T, nothing)[0]
     by_region = None
     if regions.encoder is not None:
-        crops = _crops(regions.encoder, size_hw, masks)
-        found = _embed_all(network, crops, regions.encoder.batch)
-        scaled = np.asarray(regions.encoder.logit_scale * region_embeds, np.float32)
+        encoder = regions.encoder
+        planes = PreprocessSpec(size_hw=size_hw, mean=encoder.mean, std=encoder.std)
+        crops = reference.crop_regions(  # float32 [Q, 3, s, s], each region as CLIP sees it
+            preprocess_frame(planes)[0],
+            masks,
+            np.arange(len(masks), dtype=np.int32),
+            reference.mask_boxes(masks, size_hw),
+            side=encoder.side,
+            style=encoder.style,
+        )
+        parts = range(0, len(crops), encoder.batch)
+        found = np.concatenate(
+            [embed_regions(Arrays(), network, crops[at : at + encoder.batch]) for at in parts]
+        )
+        scaled = np.asarray(encoder.logit_scale * region_embeds, np.float32)
         by_region = class_probabilities(scaled @ found.T, nothing)[0]
         arrays |= {"crops": crops[:_KEPT_CROPS], "region_embeds": found[:_KEPT_CROPS]}
         arrays["region_text_embeds"] = region_embeds
@@ -217,21 +305,3 @@ def _golden_classes(
     templates = text.templates if regions.encoder is None else regions.encoder.templates
     region_embeds, _ = text.embed_golden(names, templates[:GOLDEN_TEMPLATES])
     return (names, embeds, region_embeds), extra
-
-
-def _crops(
-    spec: RegionEncoderSpec, size_hw: tuple[int, int], masks: npt.NDArray[np.float32]
-) -> npt.NDArray[np.float32]:
-    """Every region as CLIP sees it, float32 [Q, 3, s, s]."""
-    planes = preprocess_frame(PreprocessSpec(size_hw=size_hw, mean=spec.mean, std=spec.std))[0]
-    boxes = reference.mask_boxes(masks, size_hw)
-    regions = np.arange(len(masks), dtype=np.int32)
-    return reference.crop_regions(planes, masks, regions, boxes, side=spec.side, style=spec.style)
-
-
-def _embed_all(
-    network: ZegFormerNetwork, crops: npt.NDArray[np.float32], batch: int
-) -> npt.NDArray[np.float32]:
-    starts = range(0, len(crops), batch)
-    parts = [embed_regions(Arrays(), network, crops[start : start + batch]) for start in starts]
-    return np.concatenate(parts)

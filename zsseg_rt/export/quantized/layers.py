@@ -244,14 +244,7 @@ def quantised_graph(
     kind: NumberFormat,
     half: Collection[str] = (),
 ) -> Network:
-    """The network whose chosen layers multiply 8-bit numbers; all else is float16.
-
-    Args:
-        network: A float32 network of :func:`read_plain`.
-        chosen: The groups to quantise, and how.
-        kind: The format.
-        half: Inputs and outputs that become float16; see :func:`zsseg_rt.onnx.half.to_half`.
-    """
+    """The network whose chosen layers multiply 8-bit numbers; all else is float16."""
 
     def values(group: Group, found: Range) -> _Added:
         name = group.tensor

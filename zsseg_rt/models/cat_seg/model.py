@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from zsseg_rt import ops
 from zsseg_rt.common.checks import check_size
-from zsseg_rt.errors import ArgumentError, CheckpointError, ShapeError
+from zsseg_rt.errors import ArgumentError, ShapeError
 from zsseg_rt.models.base import (
     LabelRule,
     PixelModel,
@@ -49,10 +49,16 @@ from zsseg_rt.models.clip.weights import (
     text_encoder_config,
 )
 from zsseg_rt.models.functional import check_text_embeds
+from zsseg_rt.networks.cat_seg import TEXT_SPACE
+from zsseg_rt.torch_files.cat_seg_arrays import CLIP_PREFIX as _CLIP
+from zsseg_rt.torch_files.cat_seg_arrays import (
+    check_masks,
+    own_names,
+    refuse_others,
+    split_weights,
+)
 from zsseg_rt.torch_files.checkpoints import Sizes, check_float32
 from zsseg_rt.torch_files.clip_arrays import CLIP_MEAN, CLIP_STD
-from zsseg_rt.torch_files.clip_difference import CLIP_PREFIX as _CLIP
-from zsseg_rt.torch_files.clip_difference import split_weights
 from zsseg_rt.torch_files.clip_weights import ClipSource
 
 
@@ -170,7 +176,7 @@ class CatSeg(PixelModel):
 
     architecture = "cat_seg"
     image_mean, image_std = CLIP_MEAN, CLIP_STD
-    text_space = "CAT-Seg ViT-B/16 (its own text tower)"
+    text_space = TEXT_SPACE
     config: CatSegConfig
 
     def __init__(self, config: CatSegConfig) -> None:
@@ -330,7 +336,7 @@ class OfficialCatSeg:
                 "Leave it out: their configuration file states the value for training."
             )
         check_float32(state_dict, "cat_seg")
-        _refuse_others(state_dict)
+        refuse_others(state_dict)
         sizes = Sizes(state_dict, "cat_seg")
         encoder = image_encoder_config(sizes, _CLIP + "visual.", self.clip_heads)
         text = None
@@ -345,9 +351,9 @@ class OfficialCatSeg:
             view=self.view,
             most_classes=self.most_classes,
         )
-        _check_masks(state_dict, self.view // encoder.patch_size, self.window)
+        check_masks(state_dict, self.view // encoder.patch_size, self.window)
         ignored = (_UNUSED, *(() if text else (r"text_encoder\..*",)))
-        renamed = _renamed(state_dict)
+        renamed = own_names(state_dict)
         return load_into(CatSeg, config, renamed, architecture="cat_seg", ignored=ignored)
 
     def _aggregator(self, sizes: Sizes, encoder: ImageEncoderConfig) -> AggregatorConfig:
@@ -404,44 +410,3 @@ class CatSegStart(ClipSource):
         )
         visual, text = split_weights(weights.visual), split_weights(weights.text)
         return start_from_clip(CatSeg(config), replace(weights, visual=visual, text=text))
-
-
-def _renamed(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    names = {_CLIP + "visual.": "image_encoder.", _CLIP: "text_encoder.", _HEAD: "aggregator."}
-    found = {}
-    for key, value in state_dict.items():
-        prefix = next((prefix for prefix in names if key.startswith(prefix)), "")
-        found[names.get(prefix, "") + key.removeprefix(prefix)] = value
-    return found
-
-
-def _refuse_others(state_dict: Mapping[str, Tensor]) -> None:
-    """Refuse the first generation, which had two backbones, and the large variant."""
-    needed = ("upsample1.weight", _HEAD + "layers.0.attention.padding_tokens")
-    earlier = any(key.startswith("backbone.") for key in state_dict)
-    if earlier or (
-        any(key.startswith(_HEAD) for key in state_dict)
-        and any(key not in state_dict for key in needed)
-    ):
-        raise CheckpointError(
-            "state_dict: expected CAT-Seg as published with its paper in 2024, got an earlier "
-            f"generation, without '{needed[0]}' or with a second backbone. Get the authors' newer "
-            "weights (zsseg-rt fetch cat-seg-b16)."
-        )
-    patches = state_dict.get(_CLIP + "visual.conv1.weight")
-    if patches is not None and patches.ndim == 4 and patches.shape[3] == 14:
-        raise CheckpointError(
-            f"{_CLIP}visual.conv1.weight: expected CAT-Seg B, whose patches are 16 pixels wide, "
-            "got 14, as in CAT-Seg L. Use the B weights."
-        )
-
-
-def _check_masks(state_dict: Mapping[str, Tensor], grid: int, window: int) -> None:
-    """Stored masks follow from the windows; refuse those of others."""
-    expected = ((grid // window) ** 2, window**2, window**2)
-    for key, value in state_dict.items():
-        if key.endswith("attn_mask") and tuple(value.shape) != expected:
-            raise CheckpointError(
-                f"{key}: expected {list(expected)} for windows of {window} in a grid of {grid}, "
-                f"got {list(value.shape)}. Pass the checkpoint's window and view."
-            )

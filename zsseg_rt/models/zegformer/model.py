@@ -59,7 +59,7 @@ from zsseg_rt.models.zegformer.decoder import (
 from zsseg_rt.networks.zegformer import IMAGE_MEAN, IMAGE_STD, REGION_MEAN, REGION_STD
 from zsseg_rt.torch_files.checkpoints import Sizes, check_float32, load_checkpoint, load_weights
 from zsseg_rt.torch_files.clip_weights import ClipSource, ClipWeights
-from zsseg_rt.torch_files.zegformer_prompts import REGION_TEMPLATES
+from zsseg_rt.torch_files.zegformer_arrays import REGION_TEMPLATES, UNUSED_KEYS
 
 Fusion = Literal["seen_and_unseen", "all_classes", "regions", "segments"]
 FUSIONS: tuple[str, ...] = get_args(Fusion)
@@ -400,12 +400,6 @@ class ZegFormer(SegmentationModel):
 
 _CLIP = "sem_seg_head.predictor.clip_model."
 _STAGES = ("res2", "res3", "res4", "res5")
-# The loss's class weights fit the training vocabulary; the means are constants in this package.
-_UNUSED_KEYS = (
-    r"criterion\..*",
-    r"(clip_)?pixel_(mean|std)",
-    r".*\.num_batches_tracked",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -465,7 +459,7 @@ class OfficialZegFormer:
         if has_clip:
             fields |= self._towers(sizes, decoder.embed_dim)
         config, name = ZegFormerConfig(**fields), "zegformer"
-        return load_into(ZegFormer, config, state_dict, architecture=name, ignored=_UNUSED_KEYS)
+        return load_into(ZegFormer, config, state_dict, architecture=name, ignored=UNUSED_KEYS)
 
     def _towers(self, sizes: Sizes, embed_dim: int) -> dict[str, Any]:
         clip = self.clip or ClipWeights(visual={}, text={}, activation="quick_gelu")
