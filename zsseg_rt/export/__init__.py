@@ -1,10 +1,8 @@
-"""Turn models into bundles; for models in torch it needs the packages of the extra ``train``."""
+"""Turn models and weights into bundles."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
-
-from zsseg_rt.common.extras import needs_extra
 
 if TYPE_CHECKING:
     from zsseg_rt.export.dense_onnx import export_dense_bundle
@@ -13,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["export_bundle", "export_dense_bundle", "export_graphs", "verify_bundle"]
 
-# Loaded at first use: wrapping a foreign encoder needs only onnx, not torch.
+# Loaded at first use: the command line reads the options alone.
 _HOMES = {
     "export_bundle": "zsseg_rt.export.exporters",
     "export_dense_bundle": "zsseg_rt.export.dense_onnx",
@@ -27,6 +25,4 @@ def __getattr__(name: str) -> Any:
 
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    with needs_extra("train", "for export"):
-        module = importlib.import_module(_HOMES[name])
-    return getattr(module, name)
+    return getattr(importlib.import_module(_HOMES[name]), name)

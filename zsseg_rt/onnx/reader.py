@@ -109,6 +109,7 @@ _VALUE_INFO = _schema(texts="1 name 3 doc_string", messages="2 type 4 metadata_p
 _TYPE = _schema(texts="6 denotation", messages="1 tensor_type")
 _TENSOR_TYPE = _schema(ints="1 elem_type", messages="2 shape")
 _SHAPE = _schema(messages="1 dim*")
+_ENTRY = _schema(texts="1 key 2 value")
 _DIM = _schema(ints="1 dim_value", texts="2 dim_param 3 denotation")
 
 _DTYPES = {number: name for name, number in ONNX_TYPES.items()}
@@ -131,8 +132,8 @@ def map_file(path: Path) -> memoryview:
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
-def read_network(content: memoryview | bytes) -> Network:
-    """Decode an ONNX file."""
+def read_network(content: memoryview | bytes, *, beside: Path | None = None) -> Network:
+    """Decode an ONNX file; weights may be in files of the folder ``beside``, if one is given."""
     model = decode(content, _MODEL)
     if "graph" not in model:
         raise DamagedError("a file without a graph")
@@ -149,7 +150,7 @@ def read_network(content: memoryview | bytes) -> Network:
     opset = _check_model(model, graph, specs)
     weights: dict[str, Weight] = {}
     for message in graph.get("initializer", ()):
-        name, weight = _weight(message, "weight")
+        name, weight = _weight(message, "weight", beside)
         if not name or name in weights:
             raise ValueError(f"weights: expected a new name for each value, got {name!r}")
         weights[name] = weight
@@ -262,12 +263,15 @@ def _attributes(where: str, messages: Sequence[Any]) -> Mapping[str, Any]:
 # --- tensors ---
 
 
-def _weight(message: memoryview, what: str) -> tuple[str, Weight]:
+def _weight(message: memoryview, what: str, beside: Path | None = None) -> tuple[str, Weight]:
     """Decode one tensor; its values stay a view of the message. ``what`` begins its errors."""
     fields = decode(_small(message), _TENSOR)
     name, number = fields.get("name", ""), fields.get("data_type", 0)
     where = f"{what} {name!r}" if what == "weight" else what
-    if fields.get("data_location", 0) or "external_data" in fields:
+    entries = fields.pop("external_data", ())
+    if beside is not None and entries and fields.pop("data_location", 0) == 1:
+        fields["raw_data"] = _part_of_file(where, entries, beside)
+    elif entries or fields.get("data_location", 0):
         raise ValueError(f"{where}: expected its values in the file, got external data")
     if number not in _DTYPES or "string_data" in fields:
         raise ValueError(f"{where}: expected numbers, got data type {number}")
@@ -287,6 +291,21 @@ def _weight(message: memoryview, what: str) -> tuple[str, Weight]:
     if not expected:
         check_shape(where, [size or 1 for size in dims])
     return name, Weight(array.reshape(dims), dtype)
+
+
+def _part_of_file(where: str, entries: Sequence[Any], folder: Path) -> memoryview:
+    """The bytes that a tensor names, of a file in a folder."""
+    pairs = [decode(entry, _ENTRY) for entry in entries]
+    facts = {pair.get("key", ""): pair.get("value", "") for pair in pairs}
+    place = Path(facts.get("location", ""))
+    if place.is_absolute() or ".." in place.parts or not (folder / place).is_file():
+        raise ValueError(f"{where}: expected its values in a file beside the graph, got {place}")
+    content = map_file(folder / place)
+    start = int(facts.get("offset", 0))
+    stop = start + int(facts.get("length", len(content) - start))
+    if not 0 <= start <= stop <= len(content):
+        raise ValueError(f"{where}: expected bytes {start} to {stop}, got the end of {place}")
+    return content[start:stop]
 
 
 def _numbers(dtype: str, kind: str, content: Any, expected: int) -> npt.NDArray[Any] | None:

@@ -218,6 +218,14 @@ def gather_nd(xp, x, indices, batch_dims=0):
     return x[tuple(indices[..., place] for place in range(indices.shape[-1]))]
 
 
+def scatter_nd(xp, x, indices, updates, reduction=b"none"):
+    if text(reduction) != "none":
+        raise ValueError(f"reduction: expected none, got {text(reduction)}")
+    made = xp.concat((x,), 0)  # a copy
+    made[tuple(indices[..., place] for place in range(indices.shape[-1]))] = updates
+    return made
+
+
 def expand(xp, x, shape):
     return xp.broadcast_to(x, np.broadcast_shapes(tuple(x.shape), tuple(numbers(shape))))
 
