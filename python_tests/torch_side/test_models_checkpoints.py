@@ -340,32 +340,7 @@ def test_failed_download_says_what_to_do(monkeypatch):
         load_clip("openai")
 
 
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """The hub's library without a network, with some model in its cache."""
-    hub = pytest.importorskip("huggingface_hub")
-    (tmp_path / "models--some--model").mkdir()
-    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    return hub
-
-
-def test_the_hub_s_library_does_not_retry_without_a_network(monkeypatch, hub):
-    open_clip = pytest.importorskip("open_clip")
-    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-    offline = []
-
-    def create_model(*args, **kwargs):
-        offline.append(hub.constants.HF_HUB_OFFLINE)
-        raise OSError("not in the cache")
-
-    monkeypatch.setattr(open_clip, "create_model", create_model)
-    with refused(CheckpointError, "source"):
-        load_clip("openai")
-    assert (offline, hub.constants.HF_HUB_OFFLINE) == ([True], False)
-
-
-def test_tag_brings_weights_heads_and_activation(monkeypatch, hub, open_clip_model):
+def test_tag_brings_weights_heads_and_activation(monkeypatch, open_clip_model):
     open_clip = pytest.importorskip("open_clip")
     monkeypatch.setattr(open_clip, "create_model", lambda *args, **kwargs: open_clip_model)
     weights = load_clip("openai")

@@ -44,7 +44,7 @@ SYSTEMS = {
         (
             (FIRST + "ln_1.weight", (65,), r"ln_1\.weight \[65\] instead of \[64\]"),
             ("backbone.prompt_proj.weight", (64, 63), r"\[64, 63\] instead of \[64, 64\]"),
-            ("backbone.conv1.weight", (64, 3, 16), "expected 4 axes"),
+            ("backbone.conv1.weight", (64, 3, 16), "of 4 axes"),
             ("backbone.positional_embedding", (18, 64), "square grid, got 18 rows"),
             ("decode_head.decoder_1.layers.1.norm3.bias", (31,), r"\[31\] instead of \[32\]"),
             ("backbone.region_level_bridge", (4, 64), r"got backbone\.region_level_bridge unknown"),
@@ -93,7 +93,7 @@ SYSTEMS = {
                 (8, 8, 1, 1),
                 r"\[8, 8, 1, 1\] instead of \[8, 8, 3, 3\]",
             ),
-            ("backbone.stem.conv1.weight", (8, 3, 7), "expected 4 axes"),
+            ("backbone.stem.conv1.weight", (8, 3, 7), "of 4 axes"),
             ("sem_seg_head.pixel_decoder.mask_features.weight", (32, 65, 3, 3), "multiple of 32"),
             (PREDICTOR + "input_proj.bias", (63,), r"\[63\] instead of \[64\]"),
             (VISUAL + "positional_embedding", (18, 64), "square grid, got 18 rows"),

@@ -38,7 +38,7 @@ torch = pytest.importorskip("torch")
 
 LIBRARIES = {"numpy": NUMPY, "torch": OnTorch(torch)}
 LEFT_TO_RUNTIMES = {
-    "DequantizeLinear", "LRN", "OneHot", "QuantizeLinear", "ScatterElements", "ScatterND"
+    "DequantizeLinear", "LRN", "OneHot", "QuantizeLinear", "ScatterElements"
 }  # fmt: skip
 POSITIVE = ("Log", "Sqrt", "Pow", "ReduceLogSum")
 

@@ -102,52 +102,25 @@ class Sizes:
     """The sizes of a model, read from the shapes of its ``state_dict``."""
 
     def __init__(self, state_dict: Mapping[str, Tensor], architecture: str) -> None:
-        self._state_dict = state_dict
-        self._architecture = architecture
+        self._file = Checked(tensors=state_dict, where="state_dict", what=architecture)
 
     def of(self, key: str, ndim: int) -> tuple[int, ...]:
         """The shape of one tensor."""
-        if key not in self._state_dict:
-            raise CheckpointError(
-                f"state_dict: expected the key '{key}' of a {self._architecture} checkpoint, got "
-                f"{len(self._state_dict)} keys: {some(list(self._state_dict))}. "
-                "Check that the checkpoint is from this architecture."
-            )
-        shape = tuple(self._state_dict[key].shape)
-        if len(shape) != ndim:
-            raise CheckpointError(
-                f"{key}: expected {ndim} axes, got shape {list(shape)}. "
-                "Check that the checkpoint is from this architecture."
-            )
-        return shape
+        return self._file.shape(key, ndim)
 
     def grid_side(self, key: str, ndim: int) -> int:
         """The side of the square grid that positions are stored for, behind the class token's."""
         rows = self.of(key, ndim)[-2]
-        side = math.isqrt(max(rows - 1, 0))
-        if 1 + side**2 != rows:
-            raise CheckpointError(
-                f"{key}: expected one row and those of a square grid, got {rows} rows. "
-                "Check that the checkpoint is from this architecture."
-            )
-        return side
+        self._file.check_square(key, rows)
+        return math.isqrt(rows - 1)
 
     def has(self, prefix: str) -> bool:
         """Whether some key begins so."""
-        return any(key.startswith(prefix) for key in self._state_dict)
+        return any(key.startswith(prefix) for key in self._file.tensors)
 
     def count(self, prefix: str) -> int:
-        """The number of layers ``{prefix}0.``, ``{prefix}1.``, and so on."""
-        pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
-        numbers = {match[1] for key in self._state_dict if (match := pattern.match(key))}
-        if not numbers:
-            self.of(prefix + "0", 0)
-        if gaps := numbers - {str(number) for number in range(len(numbers))}:
-            raise CheckpointError(
-                f"{prefix}: expected layers 0 to {len(numbers) - 1}, got {some(sorted(gaps))}. "
-                "Check that the checkpoint is complete."
-            )
-        return len(numbers)
+        """The number of layers ``{prefix}0.``, ``{prefix}1.``, and so on; at least one."""
+        return max(1, self._file.depth(prefix))
 
     def heads(self, name: str, given: int | None, width: int) -> int:
         """The number of heads: as given, or one per 64 channels."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -101,43 +100,21 @@ def load_clip(
 
 
 def _load_tag(tag: str, architecture: str) -> ClipWeights:
-    with _without_retries():
-        open_clip = _import_open_clip()
-        known = open_clip.list_pretrained_tags_by_model(architecture)
-        if tag not in known:
-            raise CheckpointError(
-                f"source: expected a file or a pretrained tag of {architecture} "
-                f"({', '.join(known) or 'which open_clip does not know'}), got '{tag}'. "
-                "Check the spelling."
-            )
-        try:
-            model = open_clip.create_model(architecture, pretrained=tag)
-        except (OSError, RuntimeError) as error:
-            raise CheckpointError(
-                f"source: expected to download '{tag}' of {architecture}, got "
-                f"{type(error).__name__}. Connect to the network, or pass a local file."
-            ) from error
-    return _weights_of(model, tag)
-
-
-@contextmanager
-def _without_retries() -> Iterator[None]:
-    """Let the hub's library use its cache alone if the hub cannot be reached: it retries long."""
-    with needs_extra("train", "for a pretrained tag (or pass a local file)"):
-        from huggingface_hub import constants, get_hf_file_metadata
-        from huggingface_hub.errors import HfHubHTTPError
-
-    was_offline = constants.HF_HUB_OFFLINE
+    open_clip = _import_open_clip()
+    known = open_clip.list_pretrained_tags_by_model(architecture)
+    if tag not in known:
+        raise CheckpointError(
+            f"source: expected a file or a pretrained tag of {architecture} "
+            f"({', '.join(known) or 'which open_clip does not know'}), got '{tag}'. "
+            "Check the spelling."
+        )
     try:
-        get_hf_file_metadata(f"{constants.ENDPOINT}/gpt2/resolve/main/config.json", timeout=5)
-    except HfHubHTTPError:
-        pass  # it answers
-    except Exception:  # noqa: BLE001 - what the library raises depends on its version
-        constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = was_offline
+        return _weights_of(open_clip.create_model(architecture, pretrained=tag), tag)
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(
+            f"source: expected to download '{tag}' of {architecture}, got {type(error).__name__}. "
+            "Connect to the network, or pass a local file."
+        ) from error
 
 
 def random_clip(architecture: str = "ViT-B-16") -> ClipWeights:

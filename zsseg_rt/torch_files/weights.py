@@ -173,6 +173,13 @@ def _named_tensors(
     return tensors
 
 
+def _module(root: Any) -> dict[str, StoredTensor]:
+    """The tensors of a scripted module, whether parameters or not."""
+    if not isinstance(root, Instance):
+        raise ValueError(f"a {type(root).__name__} instead of a module")
+    return _named_tensors(root, _attributes)
+
+
 def _attributes(module: Instance) -> Mapping[Any, Any]:
     """A scripted module's tensors, whether parameters or not, and submodules."""
     if module.attributes is None:
@@ -194,19 +201,15 @@ def read_weights(path: Path) -> dict[str, Stored]:
     """Read the weights of a TorchScript archive or a file of ``torch.save``, by key."""
     try:
         size = path.stat().st_size
-        if not zipfile.is_zipfile(path):
-            with path.open("rb") as stream:
-                content, tensors = _read_old(stream, size)
-                return _arrays(unwrap(_find(content, path.name), path.name), tensors)
-        with zipfile.ZipFile(path) as file:
-            archive = Archive(file, size)
-            content = archive.unpickle()
-            if not archive.is_torchscript:
-                named = unwrap(_find(content, path.name), path.name)
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as file:
+                archive = Archive(file, size)
+                content, scripted = archive.unpickle(), archive.is_torchscript
+                named = _module(content) if scripted else _find(content, path.name)
                 return _arrays(named, archive.tensors)
-            if not isinstance(content, Instance):
-                raise ValueError(f"a {type(content).__name__} instead of a module")
-            return _arrays(_named_tensors(content, _attributes), archive.tensors)
+        with path.open("rb") as stream:
+            content, reader = _read_old(stream, size)
+            return _arrays(_find(content, path.name), reader)
     except CheckpointError:
         raise
     except READING_ERRORS as error:
