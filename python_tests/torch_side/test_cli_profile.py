@@ -111,7 +111,7 @@ def test_energy_stands_beside_time(tmp_path, monkeypatch, capsys):
     """A board that takes 4 W, half a watt of it swinging, whatever happens."""
     import itertools
 
-    from zsseg_rt.profiling.energy import EnergySources, Rail
+    from zsseg_rt.profiling.conditions import EnergySources, Rail
 
     swing = itertools.cycle([3.75, 4.25])
     rail = Rail(name="VDD_IN", read=lambda: next(swing))

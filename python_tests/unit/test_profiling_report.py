@@ -7,9 +7,9 @@ import pytest
 from support.profiling import GivenTimes
 from zsseg_rt.demo import demo_bundle
 from zsseg_rt.profiling.conditions import Conditions, Reading
+from zsseg_rt.profiling.page import report_tables
 from zsseg_rt.profiling.profiler import Profiler
 from zsseg_rt.profiling.report import OUTSIDE, assign_nodes, has_blocks
-from zsseg_rt.profiling.tables import report_tables
 from zsseg_rt.profiling.turns import StopRule, take_turns
 from zsseg_rt.profiling.worker import TurnPlan
 from zsseg_rt.profiling.workload import Variant

@@ -6,8 +6,15 @@ import sys
 
 import pytest
 
-from zsseg_rt.profiling.conditions import GpuWatch, compare_snapshots, open_gpu, take_snapshot
-from zsseg_rt.profiling.energy import EnergyMeter, Rail, find_energy_sources
+from zsseg_rt.profiling.conditions import (
+    EnergyMeter,
+    GpuWatch,
+    Rail,
+    compare_snapshots,
+    find_energy_sources,
+    open_gpu,
+    take_snapshot,
+)
 
 
 def write(root, files):

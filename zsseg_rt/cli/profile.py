@@ -38,8 +38,8 @@ from zsseg_rt.common.settings import changed
 from zsseg_rt.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
+    from zsseg_rt.profiling.page import TextTable
     from zsseg_rt.profiling.report import Report
-    from zsseg_rt.profiling.tables import TextTable
     from zsseg_rt.profiling.workload import Variant
 
 SHOW = "show"
@@ -235,7 +235,7 @@ def _write(report: Report, reports: _Reports) -> None:
 
 def _print(report: Report) -> None:
     """Print what a figure must be quoted with, then what speaks against that, then tables."""
-    from zsseg_rt.profiling.tables import report_tables, versions
+    from zsseg_rt.profiling.page import report_tables, versions
 
     console = terminal()
     say(versions(report))

@@ -1,13 +1,14 @@
-"""A report as files: an HTML page that needs nothing from outside, and a Chrome trace.
+"""A report as tables of text for the terminal, as an HTML page, and as a Chrome trace.
 
-Bars are drawn by the page's style. Perfetto and Chrome show the trace: the median and the slowest
-frame.
+The page has the same tables, needs nothing from outside and draws bars by its style. Perfetto and
+Chrome show the trace: the median and the slowest frame.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
 from string import Template
@@ -15,12 +16,249 @@ from typing import Any
 
 import numpy as np
 
-from zsseg_rt.profiling.report import Report, VariantReport
-from zsseg_rt.profiling.tables import ABSENT, TextTable, difference_words, report_tables, versions
+from zsseg_rt.profiling.conditions import Reading
+from zsseg_rt.profiling.estimates import Difference
+from zsseg_rt.profiling.report import OUTSIDE, Report, VariantReport, has_blocks, sum_by
 
+ABSENT = "\N{EN DASH}"
+BASIS_WORDS = {"wall": "wall time", "cpu": "CPU time", "device": "GPU time"}
 _FIGURE = re.compile(rf"[-+{ABSENT}0-9.,% to]*( (ms|s|MB|MHz|°C))?")
 _BAR = ' class="bar"'
 _GRAPH_STAGES = {"region_encoder": "regions"}  # graphs whose stage has another name
+_PERCENTILES = ("p50", "p90", "p95", "p99", "max")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTable:
+    """Rows of text under headings; all columns but the first are numbers."""
+
+    title: str
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def table(title: str, items: Iterable[Any], columns: Mapping[str, str]) -> TextTable:
+    """A row for each item, a cell for each column: a path of attributes or keys into the item.
+
+    ``:4`` after a path gives a number so many decimals, ``:%`` shows a share in per cent.
+    """
+    rows = tuple(tuple(_cell(item, path) for path in columns.values()) for item in items)
+    return TextTable(title=title, headings=tuple(columns), rows=rows)
+
+
+def _cell(value: Any, path: str) -> str:
+    path, _, form = path.partition(":")
+    for name in path.split("."):
+        if value is not None:
+            value = value.get(name) if isinstance(value, Mapping) else getattr(value, name)
+    if value is None:
+        return ABSENT
+    if form == "%":
+        return f"{value:.1%}"
+    return number(value, int(form or 2)) if isinstance(value, float) else str(value)
+
+
+def number(value: float, digits: int = 2) -> str:
+    """A figure with that many decimals below ten, one or none above."""
+    return f"{value:.{digits if abs(value) < 10 else int(abs(value) < 100)}f}"
+
+
+def report_tables(report: Report) -> list[TextTable]:
+    """Every table of a report that has rows, in the order in which they are read."""
+    variants = report.variants
+    several = len(variants) > 1 or any(one.miou is not None for one in variants)
+    base = variants[0].name if variants else ""
+    compared = [
+        {"variant": one.other, "verdict": difference_words(one.difference)}
+        for one in report.comparisons
+    ]
+    tables = [
+        table("what ran", variants, _WHAT_RAN),
+        table("frames", variants, _FRAMES),
+        table("more about them", map(_processors, variants), _PROCESSORS),
+        table("which to ship", map(_ship, variants) if several else (), _SHIP),
+        table(f"against {base}", compared, {"variant": "variant", "verdict": "verdict"}),
+        table(
+            "latency in ms of frames that fall due by a clock",
+            (one for one in variants if one.paced is not None),
+            _PACED,
+        ),
+        *map(_stages, variants),
+        *(_nodes(one, "block") for one in variants if has_blocks(one.nodes)),
+        *(_nodes(one, "kind") for one in variants),
+        _growths(report),
+        table("energy", (one for one in variants if one.energy is not None), _ENERGY),
+        table("a fresh process", (row for one in variants for row in _starts(one)), _STARTS),
+        table("conditions", map(_reading, report.conditions.readings), _CONDITIONS),
+    ]
+    return [shown for shown in tables if shown.rows]
+
+
+def versions(report: Report) -> str:
+    """Processor and versions, as they stand in a report's first line."""
+    machine = report.machine
+    shown = [f"zsseg_rt {report.version}", f"Python {machine.get('python', ABSENT)}"]
+    libraries = (one.described.get("library", "") for one in report.variants)
+    shown += [library for library in dict.fromkeys(libraries) if library]
+    processor = f"{machine.get('cpu', ABSENT)}, {machine.get('usable_cpus', ABSENT)} CPUs"
+    return f"{processor}; {', '.join(shown)}"
+
+
+def difference_words(difference: Difference) -> str:
+    """A verdict as a sentence."""
+    d, interval = difference, "no interval yet"
+    if d.low is not None and d.high is not None:
+        interval = f"{d.low:+.1%} to {d.high:+.1%}"
+    text = f"{d.verdict}: {d.change:+.1%} ({interval}) by {BASIS_WORDS[d.basis]}"
+    if d.verdict != "undecided":
+        return f"{text}, {d.rounds} rounds"
+    if d.rounds_needed is None:
+        return f"{text}; too near {d.threshold:.1%} to be decided by more rounds"
+    return (
+        f"{text}; about {d.rounds_needed} rounds would decide, {d.rounds} were taken "
+        "(--max-duration)"
+    )
+
+
+def _percentiles(path: str = "", unit: str = "") -> dict[str, str]:
+    return {f"{name}{unit}": f"{path}{name}" for name in _PERCENTILES}
+
+
+# Everything that a figure must be quoted with, as trtexec's heading has it.
+_WHAT_RAN = {
+    "variant": "name",
+    **{key: f"described.{key}" for key in ("device", "backend", "precision", "threads", "input")},
+    "frames": "frame",
+    "classes": "classes",
+}
+_FRAMES = {
+    "variant": "name",
+    "frames": "wall.count",
+    **_percentiles("wall.", " ms"),
+    "frames/s": "frames_per_second",
+}
+_PROCESSORS = {
+    "variant": "of.name",
+    "p50 95 %": "interval",
+    "CPU ms": "of.cpu.mean",
+    "waiting": "of.waiting:%",
+    "GPU ms": "of.device.p50",
+    "cold p50": "of.cold.p50",
+    "cold max": "of.cold.max",
+}
+_SHIP = {  # one row a variant, where there are several or labels were judged
+    "variant": "of.name",
+    "size MB": "of.size_mb",
+    "load s": "load_s",
+    "peak MB": "of.peak_mb",
+    "p50 ms": "of.wall.p50",
+    "p95 ms": "of.wall.p95",
+    "frames/s": "of.frames_per_second",
+    "mJ": "of.energy.mj",
+    "as float32": "of.agreement:%",
+    "mIoU %": "of.miou",
+}
+_PACED = {
+    "variant": "name",
+    "frames/s": "paced.rate",
+    "frames": "paced.frames",
+    "late": "paced.late",
+    **_percentiles("paced.latency."),
+    "service p50": "paced.service.p50",
+    "service p99": "paced.service.p99",
+}
+_GROWTH = {
+    "sweep": "of.key",
+    "fitted to the medians": "line",
+    "of": "basis",
+    "largest distance": "of.worst_error:%",
+}
+_ENERGY = {
+    "variant": "name",
+    "mJ a frame": "energy.mj",
+    "above idle": "energy.mj_above_idle",
+    "W": "energy.watts",
+    "idle W": "energy.idle_watts",
+    "frames": "energy.frames",
+    "source": "energy.source",
+}
+_STARTS = {
+    "variant": "variant",
+    "cache": "cache",
+    "import s": "of.import_s:4",
+    "load s": "of.load_s",
+    "classes s": "of.classes_s:4",
+    "first frame s": "of.first_frame_s:4",
+    "peak MB": "of.peak_mb",
+}
+_CONDITIONS = {"": "name", "value": "value", "note": "note"}
+
+
+def _processors(variant: VariantReport) -> dict[str, Any]:
+    ends = None if variant.wall is None else (variant.wall.p50_low, variant.wall.p50_high)
+    if ends is None or ends[0] is None or ends[1] is None:
+        return {"of": variant, "interval": None}
+    return {"of": variant, "interval": f"{number(ends[0])} to {number(ends[1])}"}
+
+
+def _ship(variant: VariantReport) -> dict[str, Any]:
+    loads = (start.load_s for start in variant.cold_starts if start.cached)
+    return {"of": variant, "load_s": next(loads, None)}
+
+
+def _starts(variant: VariantReport) -> Iterator[dict[str, Any]]:
+    for start in variant.cold_starts:
+        cache = "with" if start.cached else "without"
+        yield {"variant": variant.name, "cache": cache, "of": start}
+
+
+def _growths(report: Report) -> TextTable:
+    rows = []
+    for one in report.growths:
+        line = f"{number(one.fixed_ms)} ms + {number(one.per_unit_ms, 4)} ms a {one.unit}"
+        rows.append({"of": one, "line": line, "basis": BASIS_WORDS[one.basis]})
+    return table("growth", rows, _GROWTH)
+
+
+def _stages(variant: VariantReport) -> TextTable:
+    total = sum(times.mean for times in variant.stages.values())
+    rows = [
+        {"stage": stage, "times": times, "share": times.mean / total if total else None}
+        for stage, times in variant.stages.items()
+    ]
+    columns = {
+        "stage": "stage",
+        **_percentiles("times.", " ms"),
+        "mean ms": "times.mean",
+        "of the frame": "share:%",
+    }
+    return table(f"stages of {variant.name}", rows, columns)
+
+
+def _nodes(variant: VariantReport, key: str) -> TextTable:
+    """Milliseconds by block, in the network's order, or by kind, the longest first."""
+    totals = sum_by(variant.nodes, lambda node: (node.graph, str(getattr(node, key))))
+    graphs = sum_by(variant.nodes, lambda node: node.graph)
+    order, places = list(totals), list(graphs)
+    if key == "kind":
+        order.sort(key=lambda one: (places.index(one[0]), one[1] == OUTSIDE, -totals[one]))
+    rows = [
+        {"graph": one[0], key: one[1], "ms": totals[one], "share": totals[one] / graphs[one[0]]}
+        for one in order
+    ]
+    columns = {"graph": "graph", key: key, "ms": "ms:3", "of the graph": "share:%"}
+    return table(f"nodes of {variant.name} by {key}", rows, columns)
+
+
+def _reading(reading: Reading) -> dict[str, Any]:
+    value, note = reading.value, ""
+    if value is None:
+        note = f"{reading.reason}; see: {reading.command}"
+    elif reading.before is not None:
+        note = f"{number(reading.before, 1)} before"
+    if isinstance(value, float):
+        value = f"{number(value)} {reading.unit}" if reading.unit else f"{value:.1%}"
+    return {"name": reading.name, "value": value, "note": note}
 
 
 def render_html(report: Report) -> str:
@@ -37,11 +275,11 @@ def _body(report: Report, title: str) -> Iterator[str]:
         f"{report.rounds} rounds in {report.seconds:.1f} s</p>"
     )
     yield from _verdicts(report)
-    for table in report_tables(report):
-        if not table.title.startswith("against "):
-            yield from _table(table)
+    for shown in report_tables(report):
+        if not shown.title.startswith("against "):
+            yield from _html_table(shown)
     rows = tuple((key, value) for key, value in report.machine.items())
-    yield from _table(TextTable(title="machine", headings=("", "value"), rows=rows))
+    yield from _html_table(TextTable(title="machine", headings=("", "value"), rows=rows))
     yield f"<h2>Repeat</h2>\n<code>{escape(report.command)}</code>"
     yield f'<p class="dim">Changes up to {report.threshold:.1%} count as equal. ' \
           "docs/profiling.md explains columns and verdicts.</p>"  # fmt: skip
@@ -59,29 +297,29 @@ def _verdicts(report: Report) -> Iterator[str]:
         yield f'<ul class="verdicts">{items}</ul>'
 
 
-def _table(table: TextTable) -> Iterator[str]:
-    columns = range(len(table.headings))
-    kinds = [_column(table, index) for index in columns]
+def _html_table(shown: TextTable) -> Iterator[str]:
+    columns = range(len(shown.headings))
+    kinds = [_column(shown, index) for index in columns]
     heads = "".join(
-        f"<th{kind}>{escape(text)}</th>" for text, kind in zip(table.headings, kinds, strict=True)
+        f"<th{kind}>{escape(text)}</th>" for text, kind in zip(shown.headings, kinds, strict=True)
     )
-    rows = "".join(f"<tr>{''.join(map(_cell, row, kinds))}</tr>" for row in table.rows)
-    yield f"<h2>{escape(table.title[:1].upper() + table.title[1:])}</h2>"
+    rows = "".join(f"<tr>{''.join(map(_html_cell, row, kinds))}</tr>" for row in shown.rows)
+    yield f"<h2>{escape(shown.title[:1].upper() + shown.title[1:])}</h2>"
     yield (
         f'<div class="box" tabindex="0"><table><thead><tr>{heads}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
     )
 
 
-def _column(table: TextTable, index: int) -> str:
+def _column(shown: TextTable, index: int) -> str:
     """The class of a column's cells: shares of a whole are bars, other figures stand right."""
-    if table.headings[index].startswith("of the "):
+    if shown.headings[index].startswith("of the "):
         return _BAR
-    numeric = all(_FIGURE.fullmatch(row[index]) for row in table.rows)
+    numeric = all(_FIGURE.fullmatch(row[index]) for row in shown.rows)
     return ' class="n"' if numeric and index > 0 else ""
 
 
-def _cell(text: str, kind: str) -> str:
+def _html_cell(text: str, kind: str) -> str:
     if kind == _BAR and text != ABSENT:
         kind += f' style="--share: {float(text.rstrip("%")) / 100:.3f}"'
     elif len(text) > 60:

@@ -20,14 +20,16 @@ from zsseg_rt.errors import ConfigError, ZssegError
 from zsseg_rt.evaluation.provenance import describe_machine
 from zsseg_rt.profiling.conditions import (
     Conditions,
+    EnergyMeter,
+    EnergySources,
     GpuWatch,
     Reading,
     Snapshot,
     compare_snapshots,
+    find_energy_sources,
     open_gpu,
     take_snapshot,
 )
-from zsseg_rt.profiling.energy import EnergyMeter, EnergySources, find_energy_sources
 from zsseg_rt.profiling.estimates import WAITING_LIMIT, Basis
 from zsseg_rt.profiling.report import (
     ColdStart,

@@ -225,12 +225,12 @@ _OF_SERVER = {
 def write_metrics(hub: Hub) -> str:
     """All metrics of a server."""
     stats, (ages, labelled_ages) = hub.stream.stats(), hub.ages()
-    families = [
+    families: list[tuple[str, str, str, list[_Sample]]] = [
         (name, "counter", text,
          [("", {"source": key}, getattr(one, attribute)) for key, one in stats.items()])
         for attribute, (name, text) in _OF_SOURCES.items()
     ]  # fmt: skip
-    states = [
+    states: list[_Sample] = [
         ("", {"source": key, "state": state}, float(one.state == state))
         for key, one in stats.items()
         for state in get_args(SourceState)
