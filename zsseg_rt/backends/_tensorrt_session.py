@@ -159,7 +159,8 @@ class TensorRTGraph:
         self._profiler_base: Any = getattr(api.module, "IProfiler", None)
         # The bytes are TensorRT's from here on.
         self._plan = replace(plan, data=b"")
-        self._report = plan.report
+        self.report: Mapping[str, Any] = plan.report
+        self.device, self.precision = f"cuda:{gpu.index}", str(plan.report["precision"])
         self.inputs = tuple(_spec(row) for row in plan.report["inputs"])
         self.outputs = tuple(_spec(row) for row in plan.report["outputs"])
         self._json = api.module.LayerInformationFormat.JSON
@@ -173,27 +174,12 @@ class TensorRTGraph:
                 )
             self._check_tensors(api)
             self._settings = self._open_settings(api, plan)
-        self._report = {**plan.report, "fused_layers": self._count_fused_layers()}
+        self.report = {**plan.report, "fused_layers": self._count_fused_layers()}
 
     @property
     def captures_itself(self) -> bool:
         """Whether TensorRT records its launches as CUDA graphs, so that nobody else may."""
         return self._settings is not None and self._settings.captures
-
-    @property
-    def device(self) -> str:
-        """The GPU, as ``"cuda:N"``."""
-        return f"cuda:{self.gpu.index}"
-
-    @property
-    def precision(self) -> str:
-        """The precision of the layers that multiply, read from the graph when it was built."""
-        return str(self._report["precision"])
-
-    @property
-    def report(self) -> Mapping[str, Any]:
-        """What was built: layers by type and dtype, axes, runtime, fused attention."""
-        return self._report
 
     def session(self) -> Session:
         """Open an execution context."""
@@ -225,16 +211,13 @@ class TensorRTGraph:
 
     @property
     def plan_name(self) -> str:
-        """See :class:`zsseg_rt.backends.base.BuiltGraph`."""
         named = self._plan.path
-        return str(named) if named is not None else str(self._report.get("graph", "a plan"))
+        return str(named) if named is not None else str(self.report.get("graph", "a plan"))
 
     def golden_verdict(self, sample: str) -> GoldenVerdict | None:
-        """See :class:`zsseg_rt.backends.base.BuiltGraph`."""
         return read_verdict(self._plan.golden, sample)
 
     def keep_golden_verdict(self, verdict: GoldenVerdict) -> None:
-        """See :class:`zsseg_rt.backends.base.BuiltGraph`."""
         keep_golden(self._plan, asdict(verdict))
 
     def _inspected(self) -> list[Any]:
@@ -251,7 +234,7 @@ class TensorRTGraph:
         except BackendError as exc:
             _log.warning("%s: fused attention was not counted: %s", self.plan_name, exc)
             return None
-        rows = self._report.get("layers", ())
+        rows = self.report.get("layers", ())
         attends = any(row["type"] in ("SOFTMAX", "ATTENTION_INPUT") for row in rows)
         if attends and not fused and self.precision in ("float16", "bfloat16"):
             _log.warning(

@@ -180,15 +180,12 @@ class Recorder(Protocol):
         """Free what replays need, after the capture is destroyed. Calling it twice is harmless."""
 
 
-class Session(Protocol):
-    """One request: a graph's activations. One thread at a time may use it.
-
-    The next :meth:`run` may overwrite the results of the last one.
-    """
+class Described(Protocol):
+    """What graphs and their sessions say of themselves."""
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """What :meth:`run` takes, in graph order.
+        """What a run takes, in graph order.
 
         On CUDA of the dtypes that the graph's file states. On the CPU half precision is float32:
         NumPy has no bfloat16, and the backends widen within the graph, which rounds nothing.
@@ -196,7 +193,7 @@ class Session(Protocol):
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """What :meth:`run` gives, in graph order; of the dtypes that :attr:`inputs` explains."""
+        """What a run gives, in graph order; of the dtypes that :attr:`inputs` explains."""
 
     @property
     def device(self) -> str:
@@ -205,6 +202,13 @@ class Session(Protocol):
     @property
     def precision(self) -> str:
         """The precision the graph actually runs at, as one of the public precision names."""
+
+
+class Session(Described, Protocol):
+    """One request: a graph's activations. One thread at a time may use it.
+
+    The next :meth:`run` may overwrite the results of the last one.
+    """
 
     def run(self, feeds: Mapping[str, Array], *, stream: int = 0) -> dict[str, Array]:
         """Run the graph once.
@@ -253,31 +257,15 @@ class Session(Protocol):
 
 
 class GraphSession:
-    """What a session says of itself, as its graph says it."""
+    """A session as its graph describes it."""
 
-    def __init__(self, graph: CompiledGraph | Session) -> None:
+    def __init__(self, graph: Described) -> None:
         self.inputs, self.outputs = graph.inputs, graph.outputs
         self.device, self.precision = graph.device, graph.precision
 
 
-class CompiledGraph(Protocol):
+class CompiledGraph(Described, Protocol):
     """A graph's weights on a device, shared by all its sessions. Any thread may use it."""
-
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        """What its sessions take; see :attr:`Session.inputs`."""
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        """What its sessions give; see :attr:`Session.inputs`."""
-
-    @property
-    def device(self) -> str:
-        """Where it runs: ``"cpu"`` or ``"cuda:N"``."""
-
-    @property
-    def precision(self) -> str:
-        """The precision the graph actually runs at, as one of the public precision names."""
 
     def session(self) -> Session:
         """Open one more request; it shares the weights.

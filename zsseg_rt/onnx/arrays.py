@@ -11,7 +11,7 @@ import numpy as np
 
 from zsseg_rt.common.arrays import HALF_PRECISIONS, widened_bits
 from zsseg_rt.onnx.network import Network, Weight
-from zsseg_rt.onnx.operations import ONNX_TYPES, Array, Operations, Shape, Value
+from zsseg_rt.onnx.operations import ONNX_TYPES, Array, Inputs, Operations, Shape, Value
 from zsseg_rt.onnx.runs import Windows
 from zsseg_rt.onnx.table import OPERATORS, newest
 
@@ -43,21 +43,8 @@ class Numpy:
         with np.errstate(invalid="ignore"):
             return np.asarray(x.astype(dtype))
 
-    def concat(self, parts: Sequence[Array], axis: int) -> Array:
-        """One after another."""
-        return np.concatenate(parts, axis)
-
-    def permute(self, x: Array, axes: Sequence[int]) -> Array:
-        """Axes in another order."""
-        return np.transpose(x, axes)
-
-    def unsqueeze(self, x: Array, axis: int) -> Array:
-        """One more axis."""
-        return np.expand_dims(x, axis)
-
-    def take_along(self, x: Array, places: Array, axis: int) -> Array:
-        """One element per place along an axis."""
-        return np.asarray(np.take_along_axis(x, places, axis))
+    concat, take_along = staticmethod(np.concatenate), staticmethod(np.take_along_axis)
+    permute, unsqueeze = staticmethod(np.transpose), staticmethod(np.expand_dims)
 
     def order(self, x: Array, axis: int, *, descending: bool) -> Array:
         """Places in sorted order; of equal values the first comes first."""
@@ -184,12 +171,7 @@ class Arrays(Operations):
         self.xp = xp
 
     def apply(
-        self,
-        kind: str,
-        inputs: Sequence[Value],
-        shape: Shape,
-        dtype: str | None = None,
-        **attributes: Any,
+        self, kind: str, inputs: Inputs, shape: Shape, dtype: str | None = None, **attributes: Any
     ) -> Value:
         """One ONNX operator; shape and dtype follow by themselves."""
         return compute(kind, inputs, attributes, self.xp)

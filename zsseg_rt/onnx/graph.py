@@ -16,7 +16,7 @@ import numpy as np
 from zsseg_rt.common.arrays import TensorSpec, is_half
 from zsseg_rt.onnx.arrays import compute
 from zsseg_rt.onnx.network import Network, Node, Weight, renamed, weight_of
-from zsseg_rt.onnx.operations import Linear, Norm, Operations, Shape, Value, dtype_of
+from zsseg_rt.onnx.operations import Inputs, Linear, Norm, Operations, Shape, Value, dtype_of
 
 _SMALL = 4096  # bytes up to which equal constants are written once
 
@@ -95,12 +95,7 @@ class Graph(Operations):
         return super().linear(x, linear)
 
     def apply(
-        self,
-        kind: str,
-        inputs: Sequence[Value],
-        shape: Shape,
-        dtype: str | None = None,
-        **attributes: Any,
+        self, kind: str, inputs: Inputs, shape: Shape, dtype: str | None = None, **attributes: Any
     ) -> Value:
         """Write one operator; without a computed input its result is a constant."""
         if not any(isinstance(value, Made) for value in inputs):

@@ -18,6 +18,7 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 Value = Any
 """An array, or a value that a graph will compute; both have ``shape`` and ``dtype``."""
+Inputs = Sequence[Value]
 Shape = tuple[Any, ...]
 """Sizes; a word is an axis that stays open until the graph runs."""
 
@@ -66,12 +67,7 @@ class Operations(ABC):
 
     @abstractmethod
     def apply(
-        self,
-        kind: str,
-        inputs: Sequence[Value],
-        shape: Shape,
-        dtype: str | None = None,
-        **attributes: Any,
+        self, kind: str, inputs: Inputs, shape: Shape, dtype: str | None = None, **attributes: Any
     ) -> Value:
         """One ONNX operator with one result of this shape; its dtype is the first input's."""
 

@@ -169,10 +169,6 @@ def same(call: Call, x: Value, *others: Given) -> Shape:
     return x.shape
 
 
-def identity(call: Call, x: Value) -> Value:
-    return x
-
-
 def along(call: Call, x: Value) -> Shape:
     call.axis(len(x.shape), 1 if call.kind == "Softmax" and call.opset < 13 else -1)
     return x.shape
@@ -181,14 +177,6 @@ def along(call: Call, x: Value) -> Shape:
 def cast(call: Call, x: Value) -> Value:
     need(call.number("to") in (*_INTEGERS, *_FLOATS, BOOL), "to: expected a type of numbers")
     return Value(call.number("to"), x.shape)
-
-
-def cast_like(call: Call, x: Value, like: Value) -> Value:
-    return Value(like.dtype, x.shape)
-
-
-def power(call: Call, x: Value, exponent: Value) -> Shape:
-    return broadcast(x.shape, exponent.shape)
 
 
 def combine(call: Call, *values: Value) -> Shape:
@@ -374,10 +362,6 @@ def _sizes(value: Value, least: int) -> Shape:
 def shape(call: Call, x: Value) -> Value:
     sizes = x.shape[slice(call.number("start"), call.attributes.get("end"))]
     return Value(INT64, (len(sizes),))
-
-
-def size(call: Call, x: Value) -> Value:
-    return Value(INT64, ())
 
 
 def reshape(call: Call, x: Value, sizes: Value) -> Shape:

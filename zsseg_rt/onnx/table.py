@@ -119,7 +119,8 @@ _add("Mod", "2", rules.divide,
 _add("Mul", "2", rules.combine, lambda xp, a, b: a * b)
 _add("Or", "2", rules.combine, runs.named("logical_or"))
 _add("PRelu", "2", rules.prelu, lambda xp, x, slope: xp.where(x < 0, slope * x, x))
-_add("Pow", "2", rules.power, lambda xp, a, b: xp.cast(a**b, xp.dtype_name(a)))
+_add("Pow", "2", lambda call, a, b: rules.broadcast(a.shape, b.shape),
+     lambda xp, a, b: xp.cast(a**b, xp.dtype_name(a)))
 _add("Sub", "2", rules.combine, lambda xp, a, b: a - b)
 _add("Sum", "1-*", rules.combine, lambda xp, *inputs: reduce(xp.add, inputs))
 _add("Where", "3", rules.where, runs.named("where"))
@@ -132,7 +133,7 @@ _add("AveragePool", "1", rules.pool, runs.average_pool, f"{_WINDOWS} ceil_mode c
 _add("BatchNormalization", "5", rules.channel_norm, runs.batch_norm, _BATCH)
 _add("Cast", "1", rules.cast,
      lambda xp, x, to, saturate=1: xp.cast(x, _DTYPES[to]), "saturate to")
-_add("CastLike", "15:2", rules.cast_like,
+_add("CastLike", "15:2", lambda call, x, like: rules.Value(like.dtype, x.shape),
      lambda xp, x, like, saturate=1: xp.cast(x, xp.dtype_name(like)), "saturate")
 _add("Clip", "1-3", rules.clip, runs.clip, host=1)
 _add("Concat", "1-*", rules.concat, lambda xp, *parts, axis: xp.concat(parts, axis), "axis")
@@ -160,7 +161,7 @@ _add("GlobalAveragePool", "1", rules.global_pool,
 _add("GlobalMaxPool", "1", rules.global_pool,
      lambda xp, x: xp.amax(x, axis=tuple(range(2, x.ndim)), keepdims=True))
 _add("GroupNormalization", "21:3", rules.channel_norm, runs.group_norm, f"{_NORM} num_groups")
-_add("Identity", "1", rules.identity, lambda xp, x: x)
+_add("Identity", "1", lambda call, x: x, lambda xp, x: x)
 _add("InstanceNormalization", "3", rules.channel_norm, runs.group_norm, "epsilon")
 _add("LRN", "1", rules.lrn, None, "alpha beta bias size")
 _add("LayerNormalization", "17:2-3", rules.layer_norm, runs.layer_norm, f"axis {_NORM}")
@@ -178,7 +179,8 @@ _add("Resize", "1-4", rules.resize, runs.resize, _RESIZE, host=1)
 _add("ScatterElements", "3", rules.scatter_elements, None, "axis reduction")
 _add("ScatterND", "3", rules.scatter_nd, runs.scatter_nd, "reduction")
 _add("Shape", "1", rules.shape, runs.shape, "end start")
-_add("Size", "1", rules.size, lambda xp, x: np.array(math.prod(x.shape), np.int64))
+_add("Size", "1", lambda call, x: rules.Value(rules.INT64, ()),
+     lambda xp, x: np.array(math.prod(x.shape), np.int64))
 _add("Slice", "3-5", rules.slice_, runs.slice_, host=1)
 _add("Softmax", "1", rules.along, runs.softmax, "axis")
 _add("SpaceToDepth", "1", rules.space_to_depth, runs.space_to_depth, "blocksize")
