@@ -84,7 +84,7 @@ def photo(tmp_path):
     return place
 
 
-def test_the_bundle_says_where_it_comes_from(with_bundle):
+def test_the_bundle_is_found_by_name_and_says_where_it_comes_from(with_bundle, monkeypatch, capsys):
     bundle = Bundle.load("tiny-set")
     assert bundle.path == bundle_place("tiny-set")
     assert bundle.name == "tiny-set"
@@ -92,14 +92,16 @@ def test_the_bundle_says_where_it_comes_from(with_bundle):
     assert bundle.licence == "none"
     assert bundle.provenance["source"] == f"{REPOSITORY} {FILE}"
     assert set(bundle.graphs["image_encoder"]) == {"float32", "float16"}
-    bundle.verify()
-
-
-def test_the_engine_finds_it_by_name(with_bundle):
-    config = EngineConfig(device="cpu", precision="float32", use_cache=False)
-    with Engine("tiny-set", config) as engine:
+    with Engine("tiny-set", EngineConfig(device="cpu", use_cache=False)) as engine:
         engine.set_classes(["road", "sky"], templates=["a {}."])
         assert engine.segment(np.zeros((32, 48, 3), np.uint8)).labels.shape == (32, 48)
+    monkeypatch.setattr(bundles, "find_checkpoints", None)  # another fetch downloads nothing
+    assert run("fetch", "tiny-set") == EXIT_OK
+    assert "tiny-set is here already" in capsys.readouterr().out
+    (graph, *_) = bundle_place("tiny-set").glob("image_encoder*")
+    graph.write_bytes(graph.read_bytes()[:-1])
+    with refused(FetchError, None, "--overwrite"):
+        fetch_bundle("tiny-set")
 
 
 def test_commands_find_it_by_name(with_bundle, tmp_path, capsys):
@@ -114,19 +116,6 @@ def test_commands_find_it_by_name(with_bundle, tmp_path, capsys):
     assert streamed == EXIT_OK
     assert len(sink.read_text().splitlines()) == 2
     capsys.readouterr()
-
-
-def test_another_fetch_only_checks_it(with_bundle, monkeypatch, capsys):
-    monkeypatch.setattr(bundles, "find_checkpoints", None)  # and downloads nothing
-    assert run("fetch", "tiny-set") == EXIT_OK
-    assert "tiny-set is here already" in capsys.readouterr().out
-
-
-def test_a_damaged_bundle_is_noticed(with_bundle):
-    (graph, *_) = bundle_place("tiny-set").glob("image_encoder*")
-    graph.write_bytes(graph.read_bytes()[:-1])
-    with refused(FetchError, None, "--overwrite"):
-        fetch_bundle("tiny-set")
 
 
 def test_names_are_listed_with_what_they_are(home, capsys):
@@ -153,35 +142,51 @@ def test_another_input_size_is_a_bundle_with_a_name_of_its_own(home, monkeypatch
         Bundle.load("tiny-set")
 
 
-@pytest.mark.parametrize("asked", ["sfp-b16 --size 300", "cat-seg-b16 --size 224"])
-def test_an_input_size_that_no_set_has_is_refused(home, capsys, asked):
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ("sfp-b16 --size 300", "Inputs: --size 224, 336, 448"),
+        ("cat-seg-b16 --size 224", "Inputs: --size 224, 336, 448"),
+        ("naclip-b61", "Did you mean 'naclip-b16'? Known names: sfp-b16,"),
+    ],
+)
+def test_what_cannot_be_fetched_is_refused_before_anything_is_done(home, capsys, asked, told):
     assert run("fetch", *asked.split()) == EXIT_USAGE
-    assert "Inputs: --size 224, 336, 448" in capsys.readouterr().err
-
-
-def test_an_unknown_name_is_refused_before_anything_is_done(home, capsys):
-    assert run("fetch", "naclip-b61") == EXIT_USAGE
-    assert "Did you mean 'naclip-b16'? Known names: sfp-b16," in capsys.readouterr().err
+    assert told in capsys.readouterr().err
     assert not home.exists()
     with refused(ArgumentError, "name"):
         fetch_bundle("nothing")
 
 
-def test_missing_packages_are_told_before_the_download(home, monkeypatch):
-    monkeypatch.setattr(bundles, "find_checkpoints", None)
-    monkeypatch.setitem(sys.modules, "sentencepiece", None)
-    with refused(BackendUnavailableError, "sentencepiece"):
-        fetch_bundle("tipsv2-b14")
-
-
 @pytest.mark.parametrize("in_the_way", ["home", "home/bundles"])
-def test_a_folder_that_cannot_be_written_is_told_before_the_download(home, in_the_way, monkeypatch):
+def test_what_is_lacking_here_is_told_before_the_download(home, in_the_way, monkeypatch):
+    monkeypatch.setattr(bundles, "find_checkpoints", None)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "sentencepiece", None)
+        with refused(BackendUnavailableError, "sentencepiece"):
+            fetch_bundle("tipsv2-b14")
+    shutil.rmtree(home, ignore_errors=True)
     place = home.parent / in_the_way
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_text("a file")
-    monkeypatch.setattr(bundles, "find_checkpoints", None)
     with refused(FetchError, None, "ZSSEG_HOME"):
         fetch_bundle("tiny-set")
+
+
+TIPS = (
+    "https://storage.googleapis.com/tips_data/v2_0/checkpoints/pytorch/tips_v2_oss_b14_vision.npz"
+)
+CAT_SEG = "huggingface.co/spaces/hamacojr/CAT-Seg-weights/resolve/main/model_base.pth"
+
+
+@pytest.mark.parametrize(("name", "address"), [("tipsv2-b14", TIPS), ("cat-seg-b16", CAT_SEG)])
+def test_other_weights_come_from_their_authors(home, monkeypatch, name, address):
+    pytest.importorskip("sentencepiece", reason="needs pip install '.[tips]'")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(FetchError) as caught:
+        fetch_bundle(name)
+    assert address in str(caught.value)
+    assert checkpoint_folder(SETS[name].repository).is_dir()
 
 
 def test_weights_of_another_model_are_refused(home, monkeypatch):
@@ -221,15 +226,6 @@ def test_an_interrupted_export_leaves_no_bundle(home, monkeypatch, capsys):
     assert list((home / "bundles").iterdir()) == []
 
 
-def test_cat_seg_comes_from_its_authors_space(home, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(FetchError) as caught:
-        fetch_bundle("cat-seg-b16")
-    address = "huggingface.co/spaces/hamacojr/CAT-Seg-weights/resolve/main/model_base.pth"
-    assert address in str(caught.value)
-    assert checkpoint_folder(SETS["cat-seg-b16"].repository).is_dir()
-
-
 @pytest.mark.nightly
 def test_cat_seg_is_made_of_its_file_and_profiled(home, tmp_path, monkeypatch):
     """A file as the authors' in small."""
@@ -254,16 +250,6 @@ def test_cat_seg_is_made_of_its_file_and_profiled(home, tmp_path, monkeypatch):
     asked = ("--classes", names, "--max-duration", "1", "--json", report)
     assert run("profile", chosen.name, *asked, "--device", "cpu") == EXIT_OK
     assert {"head_1", "head_2", "head_3"} <= set(report.read_text().split('"'))
-
-
-def test_tips_comes_from_its_authors_server(home, monkeypatch):
-    pytest.importorskip("sentencepiece", reason="needs pip install '.[tips]'")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(FetchError) as caught:
-        fetch_bundle("tipsv2-b14")
-    address = "https://storage.googleapis.com/tips_data/v2_0/checkpoints/pytorch/tips_v2_oss_b14"
-    assert f"{address}_vision.npz" in str(caught.value)
-    assert checkpoint_folder(SETS["tipsv2-b14"].repository).is_dir()
 
 
 def test_tips_is_made_of_its_three_files(home, monkeypatch):

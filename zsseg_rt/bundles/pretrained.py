@@ -18,48 +18,30 @@ _FILE = "open_clip_model.safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainedSet:
-    """Published weights, and what makes a bundle of them.
+    """Published weights, and what makes a bundle of them."""
 
-    Attributes:
-        name: What users type.
-        repository: Repository on the Hugging Face Hub, ``owner/name``, or ``spaces/owner/name``; or
-            the address of a folder on another server.
-        clip: open_clip's name of the architecture.
-        tag: open_clip's name of the weights; what others' are called here.
-        head: Dense head, see :class:`zsseg_rt.export.clip_file.DenseHead`; empty for other systems.
-        activation: The MLPs' activation, which the file does not say.
-        num_parameters: Numbers in the model.
-        number_bytes: Bytes of each in the file: float32, or float16.
-        licence: Licence of the weights, as their repository states it.
-        good_for: One line for those who choose.
-        published: Accuracy that its authors, or who is named, report; empty: none was read.
-        cost: What a frame costs at ``size``, and where times were measured; empty: not counted.
-        size: Side of the bundle's input in pixels.
-        files: Names that the file may have, the preferred one first.
-        all_files: Whether all of ``files`` are needed.
-        revision: Commit of the repository; its files never change.
-        sha256: Of files whose SHA-256 is known beside what the hub says, in hex by name.
-        architecture: The torch model that the file is read into.
-    """
-
-    name: str
+    name: str  # What users type
+    # Repository on the Hugging Face Hub, owner/name, or spaces/owner/name; or the address of a
+    # folder on another server
     repository: str
-    clip: str
-    tag: str
-    head: str
-    activation: str
-    num_parameters: int
-    licence: str
-    good_for: str
-    published: str = ""
-    cost: str = ""
-    size: int = 448
+    clip: str  # open_clip's name of the architecture
+    tag: str  # open_clip's name of the weights; what others' are called here
+    head: str  # Dense head, see zsseg_rt.export.clip_file.DenseHead; empty for other systems
+    activation: str  # The MLPs', which the file does not say
+    num_parameters: int  # Numbers in the model
+    licence: str  # Of the weights, as their repository states it
+    good_for: str  # One line for those who choose
+    published: str = ""  # Accuracy that its authors, or who is named, report; empty: none was read
+    cost: str = ""  # What a frame costs at size, and where times were measured; empty: not counted
+    size: int = 448  # Side of the bundle's input in pixels
+    # Names that the file may have, the preferred one first; whether all of them are needed
     files: tuple[str, ...] = (_FILE, "open_clip_pytorch_model.bin")
     all_files: bool = False
-    revision: str = "main"
+    revision: str = "main"  # Commit of the repository; its files never change
+    # Of files whose SHA-256 is known beside what the hub says, in hex by name
     sha256: Mapping[str, str] = field(default_factory=dict)
-    architecture: str = "dense_clip"
-    number_bytes: int = 4
+    architecture: str = "dense_clip"  # The torch model that the file is read into
+    number_bytes: int = 4  # Of each number in the file: float32, or float16
 
     @property
     def page(self) -> str:

@@ -118,11 +118,7 @@ def _ask_about(
 ) -> RemoteFile | None:
     if sha256 := chosen.sha256.get(path.name):
         return RemoteFile(
-            repository=chosen.repository,
-            file=path.name,
-            commit=chosen.revision,
-            size=None,
-            sha256=sha256,
+            repository=chosen.repository, file=path.name, commit=chosen.revision, sha256=sha256
         )
     try:
         return look_up(chosen.repository, [file], chosen.revision)
@@ -143,31 +139,28 @@ def _download(
         f"downloading {address_of(remote.repository, remote.file, chosen.revision)} "
         f"({size} bytes{rest}; licence: {chosen.licence})"
     )
-    try:
-        _download_rest(remote, partial, progress)
-    except HubError as exc:
-        came = _length(partial)
-        problem = f"{exc} after {came} bytes, which are kept; run again to continue"
-        raise _by_hand(chosen, remote.file, f"{size} bytes", problem if came else str(exc)) from exc
+    while True:  # after broken connections, as long as more comes
+        before = _length(partial)
+        try:
+            _append(remote, partial, progress.downloaded)
+            break
+        except HubError as exc:
+            if (came := _length(partial)) > before:
+                continue
+            kept = f" after {came} bytes, which are kept; run again to continue" if came else ""
+            raise _by_hand(chosen, remote.file, f"{size} bytes", f"{exc}{kept}") from exc
     try:
         _compare(partial, remote, f"It was removed. Run again: zsseg-rt fetch {chosen.name}")
     except FetchError:
         partial.unlink(missing_ok=True)
         raise
-    _put_in_place(partial, path, remote)
+    with _writing(path.parent):
+        with partial.open("rb") as stream:
+            os.fsync(stream.fileno())
+        partial.replace(path)
+        write_whole(_record_of(path), json.dumps(asdict(remote), indent=2).encode())
     origin = f"{chosen.repository} {path.name} ({remote.commit[:12]})"
     return Checkpoint(path=path, origin=origin, ours=True)
-
-
-def _download_rest(remote: RemoteFile, partial: Path, progress: Progress) -> None:
-    """Go on after broken connections as long as more comes."""
-    while True:
-        before = _length(partial)
-        try:
-            return download(remote, partial, progress.downloaded)
-        except HubError:
-            if _length(partial) <= before:
-                raise
 
 
 def _partial_of(path: Path, remote: RemoteFile) -> Path:
@@ -177,14 +170,6 @@ def _partial_of(path: Path, remote: RemoteFile) -> Path:
         if other != partial or _length(other) > (remote.size or 0):
             other.unlink()
     return partial
-
-
-def _put_in_place(partial: Path, path: Path, remote: RemoteFile) -> None:
-    with _writing(path.parent):
-        with partial.open("rb") as stream:
-            os.fsync(stream.fileno())
-        partial.replace(path)
-        write_whole(_record_of(path), json.dumps(asdict(remote), indent=2).encode())
 
 
 @contextmanager
@@ -274,20 +259,15 @@ class Progress:
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_AS_IT_IS = {"Accept-Encoding": "identity"}
 _LOUD = ("huggingface_hub", "httpx", "httpx2", "urllib3")
 
 
 class HubError(Exception):
-    """The hub did not give what it was asked for; the message is a phrase, without addresses.
+    """The hub did not give what it was asked for; the message is a phrase, without addresses."""
 
-    Attributes:
-        absent: Whether the hub answered that it has no such file.
-    """
 
-    def __init__(self, problem: str, *, absent: bool = False) -> None:
-        super().__init__(problem)
-        self.absent = absent
+class _AbsentError(HubError):
+    """The hub answered that it has no such file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -300,8 +280,8 @@ class RemoteFile:
     # digest of what its server calls this version
     commit: str
     # Bytes; None of a file that was put there by hand and is compared by its hash alone
-    size: int | None
-    sha256: str | None  # In hex; None if the hub does not say
+    size: int | None = None
+    sha256: str | None = None  # In hex; None if the hub does not say
 
 
 def address_of(repository: str, file: str, revision: str = "main") -> str:
@@ -313,17 +293,12 @@ def address_of(repository: str, file: str, revision: str = "main") -> str:
 def look_up(repository: str, files: Sequence[str], revision: str) -> RemoteFile:
     """Ask for size and hash of the first file that the repository has at a revision."""
     for file in files[:-1]:
-        try:
+        with suppress(_AbsentError):
             return _look_up_one(repository, file, revision)
-        except HubError as exc:
-            if not exc.absent:
-                raise
     return _look_up_one(repository, files[-1], revision)
 
 
-def download(
-    remote: RemoteFile, partial: Path, on_bytes: Callable[[int, int | None], None]
-) -> None:
+def _append(remote: RemoteFile, partial: Path, on_bytes: Callable[[int, int | None], None]) -> None:
     """Append what is missing of a file; never more than its size is written in all."""
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
@@ -338,14 +313,13 @@ def download(
         if done == remote.size:
             return
         target = _Counted(stream, partial, remote.size, lambda count: on_bytes(count, remote.size))
-        login = not is_address(remote.repository)
-        headers = build_hf_headers(library_name="zsseg_rt") if login else {}
+        login = {} if is_address(remote.repository) else build_hf_headers(library_name="zsseg_rt")
         with _errors_as_phrases():
             http_get(
                 _url(remote.repository, remote.file, remote.commit),
                 target,
                 resume_size=done,
-                headers={**headers, **_AS_IT_IS},
+                headers={**login, "Accept-Encoding": "identity"},
                 expected_size=remote.size,
             )
 
@@ -461,17 +435,21 @@ def _errors_as_phrases() -> Iterator[None]:
             raise HubError(broken if plain else f"no connection ({type(exc).__name__})") from exc
 
 
+_REFUSALS = {
+    404: "there is no such file",
+    401: "the hub does not let you have it; if it needs a login, set HF_TOKEN",
+    403: "the hub does not let you have it; if it needs a login, set HF_TOKEN",
+}
+
+
 def _refusal(error: Any) -> HubError:
     status = getattr(getattr(error, "response", None), "status_code", None)
-    if status == 404:
-        return HubError("HTTP 404, there is no such file", absent=True)
-    if status in (401, 403):
-        return HubError(
-            f"HTTP {status}, the hub does not let you have it; if it needs a login, set HF_TOKEN"
-        )
-    if status is not None and status >= 500:
-        return HubError(f"HTTP {status}, the hub is in trouble; try again later")
-    return HubError(f"HTTP {status}" if status else f"no connection ({type(error).__name__})")
+    if not status:
+        return HubError(f"no connection ({type(error).__name__})")
+    trouble = "the hub is in trouble; try again later" if status >= 500 else ""
+    reason = _REFUSALS.get(status, trouble)
+    kind = _AbsentError if status == 404 else HubError
+    return kind(f"HTTP {status}{', ' * bool(reason)}{reason}")
 
 
 @contextmanager
