@@ -2,41 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
+import pkgutil
 from collections.abc import Sequence
 
 from tools.torture.target import BUILDS, TARGETS
-from tools.torture.targets import (
-    bundles,
-    cameras,
-    clients,
-    conditions,
-    files,
-    itself,
-    operators,
-    overlaps,
-    pickles,
-    pictures,
-    services,
-    values,
-)
 
-__all__ = [
-    "available",
-    "bundles",
-    "cameras",
-    "clients",
-    "conditions",
-    "files",
-    "itself",
-    "operators",
-    "overlaps",
-    "pickles",
-    "pictures",
-    "services",
-    "values",
-]
+for _module in pkgutil.iter_modules(__path__, f"{__name__}."):
+    importlib.import_module(_module.name)
+
+from tools.torture.targets import clients, conditions  # noqa: E402
 
 _NEEDS = {"torch": ("torch", "accelerate"), "stream": ("av",), "server": ("fastapi", "av")}
 

@@ -88,17 +88,8 @@ def _free(disk: Path) -> int:
 
 
 def _segment_words(folder: Path, disk: Path) -> list[str]:
-    words = [
-        "segment",
-        str(folder / "in"),
-        "--demo",
-        "scenes",
-        "--threads",
-        "1",
-        "--out",
-        str(disk / "out"),
-    ]
-    return [*words, "--json", str(disk / "report.json")]
+    words = ["segment", str(folder / "in"), "--demo", "scenes", "--threads", "1", "--out"]
+    return [*words, str(disk / "out"), "--json", str(disk / "report.json")]
 
 
 def _export_words(folder: Path, disk: Path) -> list[str]:

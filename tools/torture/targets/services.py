@@ -40,37 +40,19 @@ def _uris(folder: Path) -> Attempt:
     return attempt
 
 
-_COMMANDS = (
-    ("segment", "in", "--demo", "scenes", "--out", "out", "--classes", "red ball, blue sky"),
-    (
-        "segment",
-        "in/a.png",
-        "--demo",
-        "scenes",
-        "--out",
-        "out",
-        "--class",
-        "red ball",
-        "--json",
-        "r.json",
-    ),
-    (
-        "segment",
-        "--demo",
-        "scenes",
-        "--out",
-        "out",
-        "--resume",
-        "--overlay-format",
-        "jpg",
-        "--legend",
-    ),
-    ("info", "demo.zsseg", "--check"),
-    ("doctor", "--json"),
-    ("profile", "show", "profile.json"),
-    ("export", "dense", "e.onnx", "--size", "64", "--mean", "clip", "--out", "x.zsseg"),
-    ("evaluate", "demo.zsseg", "--dataset", "folder", "--root", "in", "--json", "e.json"),
-    ("stream", "test://?size=64x48", "--demo", "scenes", "--frames", "2", "l.jsonl"),
+_COMMANDS = tuple(
+    tuple(line.split("|"))
+    for line in """\
+segment|in|--demo|scenes|--out|out|--classes|red ball, blue sky
+segment|in/a.png|--demo|scenes|--out|out|--class|red ball|--json|r.json
+segment|--demo|scenes|--out|out|--resume|--overlay-format|jpg|--legend
+info|demo.zsseg|--check
+doctor|--json
+profile|show|profile.json
+export|dense|e.onnx|--size|64|--mean|clip|--out|x.zsseg
+evaluate|demo.zsseg|--dataset|folder|--root|in|--json|e.json
+stream|test://?size=64x48|--demo|scenes|--frames|2|l.jsonl
+""".splitlines()
 )
 _INERT = ("--help", "--version", "--install-completion", "--show-completion")
 
