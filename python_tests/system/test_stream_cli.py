@@ -103,7 +103,7 @@ def test_frames_and_seconds_end_a_camera(colour_bundle, tmp_path):
         (("0", "-b", "x", "--follow", "--policy", "all"), 2, "policy all labels every frame"),
         (("0", "-b", "x", "--follow", "--every", "1"), 2, "every: expected a whole number from 2"),
         (("0", "-b", "x", "--lanes", "2"), 2, "--lanes: is retired here. Leave it out"),
-        (("@absent.txt", "-b", "x"), 1, "absent.txt: expected a file with one source per line"),
+        (("@absent.txt", "-b", "x"), 1, "absent.txt: expected a text file"),
         (("0", "absent/out.jsonl", "-b", "x"), 1, "the folder absent does not exist"),
     ],
 )

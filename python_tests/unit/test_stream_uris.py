@@ -249,7 +249,7 @@ def test_pipelines_show_no_secrets():
 
 @pytest.mark.parametrize(
     ("content", "told"),
-    [(None, "cannot read it: No such file"), (b"\xff\xfe", "UTF-8"), (b"#\n", "found none")],
+    [(None, "cannot read it: No such file"), (b"\xff\xff", "UTF-8"), (b"#\n", "found none")],
 )
 def test_a_list_that_cannot_be_used_is_an_error(tmp_path, content, told):
     listed = tmp_path / "cameras.txt"

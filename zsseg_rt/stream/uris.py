@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
-from zsseg_rt.common.files import is_file, is_folder, read_limited
+from zsseg_rt.common.files import is_file, is_folder
 from zsseg_rt.common.schema import printable
 from zsseg_rt.demo import DEFAULT, DEMOS
 from zsseg_rt.errors import ArgumentError, SourceError
@@ -25,9 +25,9 @@ from zsseg_rt.stream.rtsp import RtspSettings, RtspSource
 from zsseg_rt.stream.source import GivenName, Source, shown
 from zsseg_rt.stream.video import VideoSource
 from zsseg_rt.stream.writers import VIDEO_SUFFIXES, what_is_not_ours
+from zsseg_rt.text.name_lists import read_lines
 
 _log = logging.getLogger(__name__)
-_LONGEST_LIST = 1 << 20  # bytes
 _MOST_VIDEOS = 64
 _LISTENS = re.compile(r"rtsp://(@|[^/@]+@(|localhost|127[.\d]*|0\.0\.0\.0|\[::1?\])[:/])", re.I)
 _MOST_PIXELS = 1 << 26
@@ -104,16 +104,8 @@ def _expand(text: str) -> list[tuple[GivenName | None, str]]:
     if not text.startswith("@"):
         return [(None, video) for video in _videos(text)] or [(None, text)]
     path = Path(text[1:])
-    try:
-        lines = read_limited(path, max_bytes=_LONGEST_LIST).decode("utf-8-sig").splitlines()
-    except (OSError, ValueError) as exc:  # also a name that no file can have
-        decoding = isinstance(exc, UnicodeDecodeError)
-        reason = getattr(exc, "strerror", None) or ("not in UTF-8" if decoding else str(exc))
-        raise SourceError(
-            f"{path}: expected a file with one source per line, cannot read it: {reason}"
-        ) from None
-    stripped = (line.strip() for line in lines)
-    entries = [_name(line) for line in stripped if line and not line.startswith("#")]
+    lines = read_lines(path, SourceError)
+    entries = [_name(line) for line in lines if line and not line.startswith("#")]
     if not entries:
         raise SourceError(f"{path}: expected one source per line, found none")
     return [

@@ -284,14 +284,8 @@ class Channel:
                 self._source = self._encoder = None
 
 
-def _serve(
-    library: Server, address: Address, channels: Sequence[Channel]
-) -> tuple[Any, Callable[[], None]]:
-    """Serve in a thread that holds no reference to the owner; returns the server, and its end.
-
-    The end parts with all viewers and frees the port.
-    """
-    server, visitors = library.GstRtspServer.RTSPServer(), Visitors()
+def _configured(library: Server, address: Address) -> Any:
+    server = library.GstRtspServer.RTSPServer()
     server.set_address(address.host)
     server.set_service(str(address.port))
     server.get_session_pool().set_max_sessions(_MOST_VIEWERS)
@@ -299,6 +293,17 @@ def _serve(
     server.set_backlog(_BACKLOG)
     if address.login is not None:
         server.set_auth(_auth(library, address.login))
+    return server
+
+
+def _serve(
+    library: Server, address: Address, channels: Sequence[Channel]
+) -> tuple[Any, Callable[[], None]]:
+    """Serve in a thread that holds no reference to the owner; returns the server, and its end.
+
+    The end parts with all viewers and frees the port.
+    """
+    server, visitors = _configured(library, address), Visitors()
     server.connect("client-connected", _greet, channels, visitors)
     glib, looks, stopped = library.GLib, itertools.count(1), threading.Event()
     context = glib.MainContext.new()
@@ -328,12 +333,7 @@ def _serve(
             context.iteration(True)
         for source in sources:
             source.destroy()
-        remove = library.GstRtspServer.RTSPFilterResult.REMOVE
-        server.client_filter(lambda _server, _client: remove)
-        last = time.monotonic() + _ENDS_WITHIN  # pipelines end in threads of their own
-        while any(channel.is_watched for channel in channels) and time.monotonic() < last:
-            context.iteration(False)
-            time.sleep(0.005)
+        _part(library, server, channels, context)
         context.pop_thread_default()
 
     thread = threading.Thread(target=run, name=f"serve {address.shown()}", daemon=True)
@@ -346,6 +346,16 @@ def _serve(
 
     thread.start()
     return server, stop
+
+
+def _part(library: Server, server: Any, channels: Sequence[Channel], context: Any) -> None:
+    """Part with all viewers."""
+    remove = library.GstRtspServer.RTSPFilterResult.REMOVE
+    server.client_filter(lambda _server, _client: remove)
+    last = time.monotonic() + _ENDS_WITHIN  # pipelines end in threads of their own
+    while any(channel.is_watched for channel in channels) and time.monotonic() < last:
+        context.iteration(False)
+        time.sleep(0.005)
 
 
 def _greet(_server: Any, client: Any, channels: Sequence[Channel], visitors: Visitors) -> None:
