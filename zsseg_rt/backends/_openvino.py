@@ -124,11 +124,11 @@ def require_int8(compiled: Any, graph_path: Path) -> str:
     promised = quantised_layers(map_file(graph_path))
     layers = map(describe_layer, compiled.get_runtime_model().get_ordered_ops())
     multiply = [layer for layer in layers if layer.type in _MULTIPLY]
-    found = sum(layer.precision in ("int8", "uint8") for layer in multiply)
-    if found < promised:
+    num_narrow = sum(layer.precision in ("int8", "uint8") for layer in multiply)
+    if num_narrow < promised:
         raise PrecisionNotApplied(
             f"precision: expected {promised} layers of {graph_path.name} in 'int8', but OpenVINO "
-            f"compiled {found} of them for it on this CPU. Use precision='auto'."
+            f"compiled {num_narrow} of them for it on this CPU. Use precision='auto'."
         )
     return "int8"
 
@@ -147,20 +147,20 @@ def node_times(
             "session: expected a graph that counts times, got one that does not. Load it with "
             "BackendOptions(node_times=True)."
         )
-    told, done, done_ms = dict(_counters(request)), past.count, past.ms
+    earlier, done, done_ms = dict(_counters(request)), past.count, past.ms
     if done > runs:  # cutting would cost more than the first runs' share
-        told, done, done_ms = {}, 0, 0.0
+        earlier, done, done_ms = {}, 0, 0.0
     for _ in range(runs):
         run()
     counted = past.count - done
-    named, found = _names(compiled), []
+    named, nodes = _names(compiled), []
     for name, (kind, mean_ms) in _counters(request):
         ms = mean_ms
-        if name in told:
-            ms = max(0.0, (mean_ms * past.count - told[name][1] * done) / counted)
-        found.append(NodeTime(name=named.get(name, ""), type=kind, ms=ms))
-    rest = (past.ms - done_ms) / counted - sum(node.ms for node in found)
-    return (*found, NodeTime(name=OUTSIDE_NODES, type="", ms=max(0.0, rest)))
+        if name in earlier:
+            ms = max(0.0, (mean_ms * past.count - earlier[name][1] * done) / counted)
+        nodes.append(NodeTime(name=named.get(name, ""), type=kind, ms=ms))
+    rest = (past.ms - done_ms) / counted - sum(node.ms for node in nodes)
+    return (*nodes, NodeTime(name=OUTSIDE_NODES, type="", ms=max(0.0, rest)))
 
 
 def _counters(request: Any) -> Iterator[tuple[str, tuple[str, float]]]:

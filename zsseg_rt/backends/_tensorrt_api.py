@@ -86,11 +86,11 @@ def start_logging(api: TensorRT) -> Any:
     last, as one line.
     """
     with _loggers_lock:
-        held = _loggers.get(api.flavour)
-        if held is None or held[0] is not api.module:
-            held = _loggers[api.flavour] = (api.module, _make_logger(api))
-    held[1].kept.clear()
-    return held[1]
+        entry = _loggers.get(api.flavour)
+        if entry is None or entry[0] is not api.module:
+            entry = _loggers[api.flavour] = (api.module, _make_logger(api))
+    entry[1].kept.clear()
+    return entry[1]
 
 
 def _make_logger(api: TensorRT) -> Any:
@@ -129,10 +129,10 @@ def require(result: Any, what: str, logger: Any) -> Any:
 
 def wanted_flavours() -> tuple[str, ...]:
     """The packages to look for, in order: both, or the one that ``$ZSSEG_TENSORRT`` names."""
-    chosen = os.environ.get("ZSSEG_TENSORRT")
-    if chosen and chosen not in FLAVOURS:
-        raise ConfigError(f"ZSSEG_TENSORRT: expected one of {', '.join(FLAVOURS)}, got {chosen!r}")
-    return (chosen,) if chosen else FLAVOURS
+    flavour = os.environ.get("ZSSEG_TENSORRT")
+    if flavour and flavour not in FLAVOURS:
+        raise ConfigError(f"ZSSEG_TENSORRT: expected one of {', '.join(FLAVOURS)}, got {flavour!r}")
+    return (flavour,) if flavour else FLAVOURS
 
 
 def _choose_flavour() -> str:

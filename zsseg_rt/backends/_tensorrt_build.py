@@ -249,16 +249,16 @@ def _describe(network: Any) -> dict[str, Any]:
 
 def _narrow_layers(network: Any) -> int:
     """How many layers multiply two tensors that were stored in 8 bits."""
-    made = {}
+    makers = {}
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     for layer in layers:
         for index in range(layer.num_outputs):
-            made[layer.get_output(index).name] = layer
+            makers[layer.get_output(index).name] = layer
 
     def is_narrow(layer: Any, index: int) -> bool:
-        maker = made.get(layer.get_input(index).name)
+        maker = makers.get(layer.get_input(index).name)
         while maker is not None and maker.type.name == "SHUFFLE":  # a new shape of the same numbers
-            maker = made.get(maker.get_input(0).name)
+            maker = makers.get(maker.get_input(0).name)
         return maker is not None and maker.type.name == "DEQUANTIZE"
 
     computing = [layer for layer in layers if layer.type.name in COMPUTE_LAYERS]
@@ -321,11 +321,11 @@ def _check_precision(graph_path: Path, precision: str, report: Mapping[str, Any]
     if precision == "auto":
         return
     judged = set(COMPUTE_LAYERS) - ({"DECONVOLUTION"} if precision == "bfloat16" else set())
-    held = {row["dtype"] for row in report["layers"] if row["type"] in judged}
+    dtypes = {row["dtype"] for row in report["layers"] if row["type"] in judged}
     quantized = precision in ("int8", "fp8")
-    if report["precision"] == precision and (quantized or held <= {precision}):
+    if report["precision"] == precision and (quantized or dtypes <= {precision}):
         return
-    found = ", ".join(
+    layers = ", ".join(
         f"{row['count']} {row['type']} in {row['dtype']}"
         for row in report["layers"]
         if row["type"] in (*COMPUTE_LAYERS, "QUANTIZE", "DEQUANTIZE")
@@ -337,7 +337,7 @@ def _check_precision(graph_path: Path, precision: str, report: Mapping[str, Any]
     )
     raise PrecisionNotApplied(
         f"precision: expected a graph in {precision}, got {graph_path.name} with "
-        f"{found or 'no layer that has a precision'}. {remedy}, or use precision='auto'."
+        f"{layers or 'no layer that has a precision'}. {remedy}, or use precision='auto'."
     )
 
 
@@ -429,5 +429,5 @@ class _TimingCache:
         """Write the times; a folder that cannot be written to causes a warning."""
         cache = None if self._stored is None else self._config.get_timing_cache()
         if cache is not None and self._stored is not None:
-            told = "Builds stay slow until that is fixed."
-            self._stored.keep(self._name, bytes(cache.serialize()), else_=told)
+            remedy = "Builds stay slow until that is fixed."
+            self._stored.keep(self._name, bytes(cache.serialize()), else_=remedy)

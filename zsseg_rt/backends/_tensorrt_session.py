@@ -46,8 +46,8 @@ class RuntimeSettings:
         self._path = None if plan_path is None else kernels_path(plan_path)
         self._entries = Cache(Path() if plan_path is None else plan_path.parent, "kernels")
         runtime_config = self._new_config()
-        made = runtime_config.create_runtime_cache()
-        self._kernels = require(made, "create_runtime_cache", logger)
+        cache = runtime_config.create_runtime_cache()
+        self._kernels = require(cache, "create_runtime_cache", logger)
         self._saved = self._load()
 
     def config(self, *, captures: bool) -> Any:
@@ -71,8 +71,8 @@ class RuntimeSettings:
             self._saved = data
 
     def _new_config(self) -> Any:
-        made = self._engine.create_runtime_config()
-        return require(made, "create_runtime_config", self._logger)
+        config = self._engine.create_runtime_config()
+        return require(config, "create_runtime_config", self._logger)
 
     def _load(self) -> bytes:
         """Take over what an earlier process compiled, and return it."""
@@ -277,15 +277,15 @@ class TensorRTGraph:
     def _check_tensors(self, api: TensorRT) -> None:
         """Compare the engine's named tensors with the report that came with the plan."""
         trt, engine = api.module, self._engine
-        found = {}
+        tensors = {}
         for index in range(engine.num_io_tensors):
             name = engine.get_tensor_name(index)
             is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
-            found[name] = (is_input, DTYPES.get(engine.get_tensor_dtype(name).name))
+            tensors[name] = (is_input, DTYPES.get(engine.get_tensor_dtype(name).name))
         wanted = {spec.name: (True, spec.dtype) for spec in self.inputs}
         wanted |= {spec.name: (False, spec.dtype) for spec in self.outputs}
-        if found != wanted:
-            raise PlanRefused(f"plan: expected the tensors {wanted}, got {found}")
+        if tensors != wanted:
+            raise PlanRefused(f"plan: expected the tensors {wanted}, got {tensors}")
 
 
 class TensorRTSession(GraphSession):

@@ -50,12 +50,14 @@ class Program:
                     f"supports, got {node.kind!r}. Use backend 'openvino' or 'tensorrt'."
                 )
             for name in node.inputs[OPERATORS[node.kind].host :]:
-                held = self.constants.get(name)
-                if isinstance(held, Tensor):  # bounds and factors stay on the host as well
-                    self.constants[name] = held.float().numpy()
+                constant = self.constants.get(name)
+                if isinstance(constant, Tensor):  # bounds and factors stay on the host as well
+                    self.constants[name] = constant.float().numpy()
         used = {name for node in self.nodes for name in node.inputs} | set(self._outputs)
-        self.constants = {name: held for name, held in self.constants.items() if name in used}
-        kinds = {str(getattr(held, "dtype", "")) for held in self.constants.values()}
+        self.constants = {
+            name: constant for name, constant in self.constants.items() if name in used
+        }
+        kinds = {str(getattr(constant, "dtype", "")) for constant in self.constants.values()}
         halves = [name for name in ("float16", "bfloat16") if f"torch.{name}" in kinds]
         self.precision = (halves or ["float32"])[0]
         self._prepare()
@@ -85,9 +87,9 @@ class Program:
         fused: dict[str, Node] = {}
         dropped: set[str] = set()
         for node in self.nodes:
-            found = _find_attention(node, makers, users) if node.kind == "Softmax" else None
-            if found is not None:
-                last, inner, inputs = found
+            attention = _find_attention(node, makers, users) if node.kind == "Softmax" else None
+            if attention is not None:
+                last, inner, inputs = attention
                 fused[last.outputs[0]] = Node(last.name, _FUSED, inputs, last.outputs, {})
                 dropped |= {each.outputs[0] for each in inner}
         self.nodes = [
@@ -101,17 +103,17 @@ class Program:
     def place(self, device: torch.device, lowered: torch.dtype | None) -> None:
         """Move the weights to a device and cast them; integers stay on the host."""
         self.lowered = lowered
-        for name, held in self.constants.items():
-            if isinstance(held, Tensor):
-                self.constants[name] = held.to(device=device, dtype=lowered or held.dtype)
+        for name, constant in self.constants.items():
+            if isinstance(constant, Tensor):
+                self.constants[name] = constant.to(device=device, dtype=lowered or constant.dtype)
         masks = {name for node in self.nodes if node.kind == _FUSED for name in node.inputs[3:]}
         for name in masks & self.constants.keys():
             self.constants[name] = _aligned(self.constants[name])
         for node in self.nodes if device.type != "cpu" else ():
             for name in node.inputs:
-                held = self.constants.get(name)
-                if isinstance(held, np.ndarray) and held.ndim > 0:
-                    self._xp.keep(held, device)
+                constant = self.constants.get(name)
+                if isinstance(constant, np.ndarray) and constant.ndim > 0:
+                    self._xp.keep(constant, device)
 
     def run(
         self, feeds: Mapping[str, Tensor], on_node: Callable[[], None] | None = None
@@ -149,10 +151,10 @@ class Program:
         try:
             if node.kind == _FUSED:
                 return (_attention(node, *inputs),)
-            made = compute(node.kind, inputs, node.attributes, self._xp)
+            result = compute(node.kind, inputs, node.attributes, self._xp)
         except _FAILS as exc:
             raise BackendError(f"{node.kind} {node.name!r} failed: {exc}") from exc
-        return made if isinstance(made, tuple) else (made,)
+        return result if isinstance(result, tuple) else (result,)
 
     def _prepare(self) -> None:
         """Note, for each node, the values that no later one reads; they are freed after it."""

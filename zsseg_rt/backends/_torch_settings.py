@@ -187,8 +187,8 @@ def _own_value(place: Any, cudnn: Any) -> str:
     import torch
 
     above = torch.backends if place is torch.backends.cuda.matmul else cudnn
-    found = str(place.fp32_precision)
-    return "none" if found == str(above.fp32_precision) else found
+    own = str(place.fp32_precision)
+    return "none" if own == str(above.fp32_precision) else own
 
 
 exact_float32 = SharedSetting(_switch_off)

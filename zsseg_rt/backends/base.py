@@ -386,8 +386,8 @@ def pick_choice(
     else:
         remedy = "Use precision='auto'."
     if asked in narrow:
-        made = f"zsseg-rt quantize BUNDLE --photos FOLDER --precision {asked} --out NEW.zsseg"
-        remedy += f" Or make a bundle with such graphs: {made}"
+        command = f"zsseg-rt quantize BUNDLE --photos FOLDER --precision {asked} --out NEW.zsseg"
+        remedy += f" Or make a bundle with such graphs: {command}"
     raise PrecisionNotApplied(
         f"precision: expected one that {where} can give for this bundle ({', '.join(names)}), got "
         f"{asked!r}. {remedy}"

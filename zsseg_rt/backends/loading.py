@@ -109,10 +109,10 @@ def check_connections(bundle: Bundle, graphs: Mapping[str, CompiledGraph]) -> No
 def _check_stated(where: str, entry: GraphEntry, path: Path) -> None:
     for side, specs in zip(("inputs", "outputs"), read_interface(map_file(path)), strict=True):
         stated = {spec.name: spec.dtype for spec in getattr(entry, side)}
-        found = {spec.name: spec.dtype for spec in specs}
-        if stated != found:
+        dtypes = {spec.name: spec.dtype for spec in specs}
+        if stated != dtypes:
             raise BundleError(
-                f"{where}.{side}: expected the graph's {found}, got {stated}. Export the bundle "
+                f"{where}.{side}: expected the graph's {dtypes}, got {stated}. Export the bundle "
                 "again."
             )
 

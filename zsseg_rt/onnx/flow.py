@@ -80,11 +80,11 @@ class Flow:
             if name and name in values:
                 self._name(_where(node, index), name)
             if name in stated and not _agree(stated[name], value):
-                told = stated[name].shape
+                shape = stated[name].shape
                 raise ValueError(
                     f"{_where(node, index)}: {name}: expected the type that it computes, "
                     f"{list(value.shape)} of data type {value.dtype}, got "
-                    f"{told if told is None else list(told)} of {stated[name].dtype} stated"
+                    f"{shape if shape is None else list(shape)} of {stated[name].dtype} stated"
                 )
             values[name] = value
 
@@ -97,12 +97,12 @@ class Flow:
             return [self.constant(_content(where, node.attributes))]
         call = Call(node.kind, opset, node.attributes, len(node.outputs), self.token_rows)
         try:
-            made = OPERATORS[node.kind].rule(call, *inputs)
+            result = OPERATORS[node.kind].rule(call, *inputs)
         except ValueError as exc:
             raise ValueError(f"{where}: {exc}, got {_told(inputs, node.attributes)}") from exc
-        if isinstance(made, tuple):
-            made = Value(inputs[0].dtype, made)  # type: ignore[union-attr]
-        results: list[Value] = made if isinstance(made, list) else [made]
+        if isinstance(result, tuple):
+            result = Value(inputs[0].dtype, result)  # type: ignore[union-attr]
+        results: list[Value] = result if isinstance(result, list) else [result]
         if node.kind in ("Shape", "Size", *_MOVES):
             _move(node, inputs, results[0])
         for value in results:
@@ -176,12 +176,12 @@ def _where(node: Node, index: int) -> str:
 
 def _told(inputs: Sequence[Value | None], attributes: Mapping[str, Any]) -> str:
     """What a node got, for an error: types, shapes or few integers, and attributes."""
-    told = []
+    parts = []
     for value in inputs:
         few = value is not None and value.known is not None and value.known.size <= _FEW
         sizes = [] if value is None else value.known.tolist() if few else list(value.shape)  # type: ignore[union-attr]
-        told.append("nothing" if value is None else f"{_DTYPES[value.dtype]} {sizes}")
-    return ", ".join([*told, *(f"{name}={value}" for name, value in attributes.items())])
+        parts.append("nothing" if value is None else f"{_DTYPES[value.dtype]} {sizes}")
+    return ", ".join([*parts, *(f"{name}={value}" for name, value in attributes.items())])
 
 
 def _is_empty(value: Value) -> bool:

@@ -69,26 +69,26 @@ class _Converter:
         wide = self._stays_float32(node)
         kind = "float32" if wide else self._kind
         inputs = tuple(self._take(name, kind) for name in node.inputs)
-        made, casts = list(node.outputs), []
+        names, casts = list(node.outputs), []
         for index, name in enumerate(node.outputs):
             if name not in self._floats:
                 continue
             if name in outputs and wide == (name in self._half):
-                made[index], cast = self._cast_output(name)
+                names[index], cast = self._cast_output(name)
                 casts.append(cast)
             elif wide:
                 self._in_float32.add(name)
         attributes = _retyped(node, kind)
-        self._nodes += [Node(node.name, node.kind, inputs, tuple(made), attributes), *casts]
+        self._nodes += [Node(node.name, node.kind, inputs, tuple(names), attributes), *casts]
 
     def _cast_output(self, name: str) -> tuple[str, Node]:
         """Give an output of the graph the type it is stated with; both stay available inside."""
         narrow = name in self._half
-        inside, made = ("float32", self._kind) if narrow else (self._kind, "float32")
+        inside, outside = ("float32", self._kind) if narrow else (self._kind, "float32")
         self._casts[name, inside] = f"{name}.{inside}"
         if not narrow:
             self._in_float32.add(name)
-        return f"{name}.{inside}", _cast(f"{name}.{inside}", name, made)
+        return f"{name}.{inside}", _cast(f"{name}.{inside}", name, outside)
 
     def _stays_float32(self, node: Node) -> bool:
         if node.kind in _WIDE_IN[self._kind] or "float32" in node.name.partition("/")[0].split("."):
@@ -117,9 +117,9 @@ class _Converter:
         if name not in self._floats or (name in self._in_float32) == (kind == "float32"):
             return name
         if (name, kind) not in self._casts:
-            made = f"{name}.{'float32' if kind == 'float32' else 'half'}"
-            self._casts[name, kind] = made
-            self._nodes.append(_cast(name, made, kind))
+            cast = f"{name}.{'float32' if kind == 'float32' else 'half'}"
+            self._casts[name, kind] = cast
+            self._nodes.append(_cast(name, cast, kind))
         return self._casts[name, kind]
 
     def _take_weight(self, name: str, kind: str) -> str:
@@ -147,13 +147,13 @@ def _narrowed(name: str, values: Any, kind: str) -> Weight:
 
 def _retyped(node: Node, kind: str) -> Mapping[str, Any]:
     """Attributes that name float32 or hold such values, for another kind."""
-    made = dict(node.attributes)
-    if made.get("to") == ONNX_TYPES["float32"]:
-        made["to"] = ONNX_TYPES[kind]
-    value = made.get("value")
+    attributes = dict(node.attributes)
+    if attributes.get("to") == ONNX_TYPES["float32"]:
+        attributes["to"] = ONNX_TYPES[kind]
+    value = attributes.get("value")
     if kind != "float32" and isinstance(value, Weight) and value.dtype == "float32":
-        made["value"] = _narrowed(node.name, value.array, kind)
-    return made
+        attributes["value"] = _narrowed(node.name, value.array, kind)
+    return attributes
 
 
 def _cast(source: str, target: str, kind: str) -> Node:

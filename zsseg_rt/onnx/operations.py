@@ -132,8 +132,8 @@ class Operations(ABC):
         """The largest along the last axis, in falling order: values, and their places as int64."""
         shape = (*x.shape[:-1], count)
         settings: dict[str, Any] = {"axis": -1, "largest": 1, "sorted": 1}
-        made = self.apply("TopK", (x, integers(count)), shape, **settings)
-        return made[0], made[1]
+        results = self.apply("TopK", (x, integers(count)), shape, **settings)
+        return results[0], results[1]
 
     def arg_max(self, x: Value) -> Value:
         """The first place of the largest along the last axis, which stays with size 1; int64."""
@@ -152,9 +152,9 @@ class Operations(ABC):
 
     def linear(self, x: Value, linear: Linear, scale: float = 1.0) -> Value:
         """``(x @ weight.T + bias) * scale``."""
-        made = self.matmul(x, linear.weight.T)
-        made = made if linear.bias is None else self.add(made, linear.bias)
-        return made if scale == 1 else self.mul(made, np.float32(scale))
+        projected = self.matmul(x, linear.weight.T)
+        projected = projected if linear.bias is None else self.add(projected, linear.bias)
+        return projected if scale == 1 else self.mul(projected, np.float32(scale))
 
     def conv(
         self, x: Value, linear: Linear, *, stride: int = 1, pad: int = 0, groups: int = 1

@@ -39,17 +39,17 @@ _Schema = dict[int, tuple[str, bool, Any]]
 
 def _schema(ints: str = "", texts: str = "", messages: str = "", floats: str = "") -> _Schema:
     """Fields by key, from ``"NUMBER NAME"`` pairs; a name that ends in ``*`` is repeated."""
-    found: _Schema = {}
+    schema: _Schema = {}
     groups = ((ints, _VARINT, None), (texts, _SIZED, str), (messages, _SIZED, None))
     for names, wire, read in (*groups, (floats, _FLOAT, _float)):
         words = names.split()
         for number, name in zip(words[::2], words[1::2], strict=True):
             many = name.endswith("*")
-            found[int(number) << 3 | wire] = (name.rstrip("*"), many, read)
+            schema[int(number) << 3 | wire] = (name.rstrip("*"), many, read)
             if many and wire != _SIZED:
                 packed = packed_ints if wire == _VARINT else _packed_floats
-                found[int(number) << 3 | _SIZED] = (name.rstrip("*"), many, packed)
-    return found
+                schema[int(number) << 3 | _SIZED] = (name.rstrip("*"), many, packed)
+    return schema
 
 
 def _float(content: Any) -> float:
@@ -203,9 +203,9 @@ def _check_model(
     if any(not 0 <= version <= _NEWEST_OPSET for _, version in opsets):
         raise ValueError(f"opset_import: expected at most {_NEWEST_OPSET}, got {opsets}")
     extras = ("training_info", "functions", "sparse_initializer")
-    found = [name for name in extras if name in model or name in graph]
-    if found:
-        raise ValueError(f"graph: expected only nodes and weights, got {', '.join(found)}")
+    unfit = [name for name in extras if name in model or name in graph]
+    if unfit:
+        raise ValueError(f"graph: expected only nodes and weights, got {', '.join(unfit)}")
     count = len(graph.get("node", ()))
     if not specs[0] or not specs[1] or count > _MAX_NODES:
         raise ValueError(
@@ -222,7 +222,7 @@ def _small(message: memoryview | bytes) -> memoryview | bytes:
     return bytes(message) if len(message) < _SMALL else message
 
 
-def _node(message: memoryview, seen: dict[Any, Mapping[str, Any]]) -> Node:
+def _node(message: memoryview, decoded: dict[Any, Mapping[str, Any]]) -> Node:
     fields = decode(_small(message), _NODE)
     kind, name = fields.get("op_type", ""), fields.get("name", "")
     domain = fields.get("domain", "")
@@ -230,21 +230,21 @@ def _node(message: memoryview, seen: dict[Any, Mapping[str, Any]]) -> Node:
         kind = f"{kind!r} of domain {domain!r}"  # no operator is called so
     given = fields.get("attribute", ())
     key = tuple(given) if all(type(each) is bytes for each in given) else None
-    attributes = seen.get(key)
+    attributes = decoded.get(key)
     if attributes is None or key is None:
         attributes = _attributes(f"node {name!r} ({kind})", given)
         if key is not None:  # most nodes have the attributes of another one
-            seen[key] = attributes
+            decoded[key] = attributes
     outputs = tuple(fields.get("output", ()))
     return Node(name, kind, tuple(fields.get("input", ())), outputs, attributes)
 
 
 def _attributes(where: str, messages: Sequence[Any]) -> Mapping[str, Any]:
-    found: dict[str, Any] = {}
+    attributes: dict[str, Any] = {}
     for message in messages:
         fields = decode(message, _ATTRIBUTE)
         name, holder = fields.get("name", ""), _ATTRIBUTE_VALUES.get(fields.get("type", 0), "")
-        if name in found:
+        if name in attributes:
             names = [decode(each, _ATTRIBUTE).get("name", "") for each in messages]
             raise ValueError(f"{where}: expected each attribute once, got {', '.join(names)}")
         value = fields.get(holder, [] if holder in ("floats", "ints", "strings") else None)
@@ -256,8 +256,8 @@ def _attributes(where: str, messages: Sequence[Any]) -> Mapping[str, Any]:
             value = bytes(value)
         elif holder == "strings":
             value = [bytes(each) for each in fields.get(holder, ())]
-        found[name] = value
-    return found
+        attributes[name] = value
+    return attributes
 
 
 # --- tensors ---
@@ -310,24 +310,24 @@ def _part_of_file(where: str, entries: Sequence[Any], folder: Path) -> memoryvie
 
 def _numbers(dtype: str, kind: str, content: Any, expected: int) -> npt.NDArray[Any] | None:
     """The values of a tensor; None if they are not as many."""
-    held = np.dtype(_BITS.get(dtype, "uint8" if dtype in _FOUR_BITS else dtype))
+    bits = np.dtype(_BITS.get(dtype, "uint8" if dtype in _FOUR_BITS else dtype))
     if kind == "raw_data":
         if dtype in _FOUR_BITS:
             pairs = np.frombuffer(content, np.uint8)
             values = np.stack([pairs & 15, pairs >> 4], 1).reshape(-1)[:expected]
             return values if len(pairs) == (expected + 1) // 2 else None
-        fits = len(content) == expected * held.itemsize
-        return np.frombuffer(content, held) if fits else None
+        fits = len(content) == expected * bits.itemsize
+        return np.frombuffer(content, bits) if fits else None
     if kind != _TYPED.get(dtype, "int32_data") or dtype in _FOUR_BITS:
         return None
     if kind in ("float_data", "double_data"):
-        fits = len(content) == expected * held.itemsize
-        return np.frombuffer(content, held) if fits else None
+        fits = len(content) == expected * bits.itemsize
+        return np.frombuffer(content, bits) if fits else None
     ends = bytes(content).translate(None, bytes(range(0x80, 0x100)))  # an integer's last byte
     if len(ends) != expected:
         return None
     values = np.array(packed_ints(content), np.int64)  # as readers cut them
-    return values.astype(np.uint16).view(held) if dtype == "float16" else values.astype(held)
+    return values.astype(np.uint16).view(bits) if dtype == "float16" else values.astype(bits)
 
 
 def check_shape(where: str, sizes: Sequence[float]) -> None:
@@ -361,13 +361,13 @@ def _stated(kind: _Type) -> Stated:
     return Stated(dtype, tuple(size if isinstance(size, int) else None for size in dims))
 
 
-def _value_info(message: memoryview, seen: dict[bytes, _Type]) -> tuple[str, _Type]:
+def _value_info(message: memoryview, types: dict[bytes, _Type]) -> tuple[str, _Type]:
     """A value's name, and its type; few values have one of their own, so each is decoded once."""
     fields = decode(_small(message), _VALUE_INFO)
     content = bytes(fields.get("type", b""))
-    if content not in seen:
-        seen[content] = _type(content)
-    return fields.get("name", ""), seen[content]
+    if content not in types:
+        types[content] = _type(content)
+    return fields.get("name", ""), types[content]
 
 
 def _type(message: bytes) -> _Type:
@@ -402,7 +402,7 @@ def decode(message: Any, schema: _Schema) -> dict[str, Any]:
 
 
 def _decode(message: Any, schema: _Schema) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     position, end = 0, len(message)
     while position < end:
         key = message[position]
@@ -432,16 +432,16 @@ def _decode(message: Any, schema: _Schema) -> dict[str, Any]:
             elif read is not None:
                 value = read(value)
         if not many:
-            if name in found:
+            if name in fields:
                 raise DamagedError(f"{name} given twice")
-            found[name] = value
-        elif name not in found:
-            found[name] = value if read in _PACKED else [value]
+            fields[name] = value
+        elif name not in fields:
+            fields[name] = value if read in _PACKED else [value]
         elif read in _PACKED:
-            found[name] += value
+            fields[name] += value
         else:
-            found[name].append(value)
-    return found
+            fields[name].append(value)
+    return fields
 
 
 def _varint(message: Any, position: int) -> tuple[int, int]:

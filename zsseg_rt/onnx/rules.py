@@ -539,9 +539,9 @@ def gemm(call: Call, a: Value, b: Value, c: Given = None) -> Shape:
     left = a.shape[::-1] if call.number("transA") else a.shape
     right = b.shape[::-1] if call.number("transB") else b.shape
     _check_equal("inner sizes", left[1], right[0])
-    made = (left[0], right[1])
-    need(c is None or len(broadcast(made, c.shape)) == 2, f"bias: expected one for {made}")
-    return made
+    product = (left[0], right[1])
+    need(c is None or len(broadcast(product, c.shape)) == 2, f"bias: expected one for {product}")
+    return product
 
 
 def einsum(call: Call, *values: Value) -> Shape:
@@ -567,13 +567,13 @@ def conv(call: Call, x: Value, weight: Value, bias: Given = None) -> Shape:
     fits = len(weight.shape) == rank + 2 and None not in weight.shape
     need(fits, "expected weights for the image's axes")
     transposed, (first, second, *kernel) = call.kind == "ConvTranspose", weight.shape
-    inside, made = (first, second * groups) if transposed else (second * groups, first)
-    fits = x.shape[1] == inside and made % groups == inside % groups == 0
+    inside, outside = (first, second * groups) if transposed else (second * groups, first)
+    fits = x.shape[1] == inside and outside % groups == inside % groups == 0
     need(fits and x.dtype == weight.dtype, "expected channels that fit")
-    need(bias is None or bias.shape == (made,), f"bias: expected {made} numbers")
+    need(bias is None or bias.shape == (outside,), f"bias: expected {outside} numbers")
     need(call.attributes.get("kernel_shape", kernel) == kernel, f"kernel_shape: expected {kernel}")
     windows = _windows_transposed if transposed else _windows
-    return (x.shape[0], made, *windows(call, x.shape[2:], kernel))
+    return (x.shape[0], outside, *windows(call, x.shape[2:], kernel))
 
 
 def _steps(call: Call, name: str, count: int, default: int, fewest: int = 1) -> list[int]:
@@ -666,16 +666,16 @@ def resize(
     used = [each for each in (scales, sizes) if each is not None and each.shape != (0,)]
     need(len(used) == 1, "expected either scales or sizes")
     if used[0] is sizes:
-        found = _sizes(used[0], 1)
+        new = _sizes(used[0], 1)
     else:
         factors = [float(number) for number in used[0].numbers().reshape(-1)]
         fits = len(factors) == len(axes) and all(0 < f <= _MOST_SCALE for f in factors)
         need(fits, f"scales: expected {len(axes)} numbers up to {_MOST_SCALE}")
         pairs = zip([shape[axis] for axis in axes], factors, strict=True)
-        found = tuple(None if size is None else math.floor(size * f) for size, f in pairs)
-    fits = len(found) == len(axes) and all(size is None or size >= 1 for size in found)
+        new = tuple(None if size is None else math.floor(size * f) for size, f in pairs)
+    fits = len(new) == len(axes) and all(size is None or size >= 1 for size in new)
     need(fits, f"expected {len(axes)} sizes of 1 or more")
-    for axis, size in zip(axes, found, strict=True):
+    for axis, size in zip(axes, new, strict=True):
         shape[axis] = size
     return tuple(shape)
 

@@ -94,20 +94,20 @@ def _attribute(name: str, value: Any) -> bytes:
     """``AttributeProto``: its name, the value in the field of its kind, and the kind."""
     if isinstance(value, (np.ndarray, Weight)):
         weight = value if isinstance(value, Weight) else weight_of(value)
-        held, kind = _sized(5, _tensor_head("", weight) + _content(weight)), 4
+        content, kind = _sized(5, _tensor_head("", weight) + _content(weight)), 4
     elif isinstance(value, bytes):
-        held, kind = _sized(4, value), 3
+        content, kind = _sized(4, value), 3
     elif isinstance(value, float):
-        held, kind = _float(2, value), 1
+        content, kind = _float(2, value), 1
     elif isinstance(value, int):
-        held, kind = _int(3, value), 2
+        content, kind = _int(3, value), 2
     elif value and isinstance(value[0], bytes):
-        held, kind = b"".join(_sized(9, one) for one in value), 8
+        content, kind = b"".join(_sized(9, one) for one in value), 8
     elif value and isinstance(value[0], float):
-        held, kind = b"".join(_float(7, one) for one in value), 6
+        content, kind = b"".join(_float(7, one) for one in value), 6
     else:
-        held, kind = b"".join(_int(8, one) for one in value), 7
-    return _sized(1, name.encode()) + held + _int(20, kind)
+        content, kind = b"".join(_int(8, one) for one in value), 7
+    return _sized(1, name.encode()) + content + _int(20, kind)
 
 
 def _value(spec: TensorSpec) -> bytes:
@@ -184,9 +184,9 @@ def _head(field: int, size: int) -> bytes:
 
 
 def _varint(value: int) -> bytes:
-    made = bytearray()
+    encoded = bytearray()
     while value >= 0x80:
-        made.append(value & 0x7F | 0x80)
+        encoded.append(value & 0x7F | 0x80)
         value >>= 7
-    made.append(value)
-    return bytes(made)
+    encoded.append(value)
+    return bytes(encoded)
