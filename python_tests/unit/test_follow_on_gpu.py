@@ -7,7 +7,7 @@ from conftest import require_cuda
 from zsseg_rt.ops import core
 from zsseg_rt.results.segmentation import Frame
 from zsseg_rt.runtime.frames import Nv12Frame
-from zsseg_rt.stream.follow import Looker
+from zsseg_rt.stream.follow import look
 
 pytestmark = pytest.mark.needs_cuda
 
@@ -27,11 +27,11 @@ def test_the_small_copy_of_a_frame_on_a_gpu_is_that_of_its_image(order):
     def never():
         raise AssertionError("the frame stays where it is")
 
-    host = Looker(order).look(Frame(image=image, **settings))
-    device = Looker(order).look(Frame(image=never, on_gpu=on_device(image), **settings))
-    assert device.grey.shape == host.grey.shape == (180, 320)
+    host = look(Frame(image=image, **settings), order)
+    device = look(Frame(image=never, on_gpu=on_device(image), **settings), order)
+    assert device.grey.shape == host.grey.shape == (90, 160)
     assert np.abs(device.grey.astype(int) - host.grey).max() <= 1  # rounded at another place
     luma = on_device(np.full((720, 1280), 126, np.uint8))
     chroma = on_device(np.full((360, 640, 2), 128, np.uint8))
     planes = Frame(image=never, on_gpu=Nv12Frame(luma, chroma), **settings)
-    assert np.abs(Looker(order).look(planes).grey.astype(int) - 128).max() <= 1
+    assert np.abs(look(planes, order).grey.astype(int) - 128).max() <= 1

@@ -27,9 +27,8 @@ from zsseg_rt.runtime.families.masks import ClassLogits
 from zsseg_rt.runtime.workspace import Workspace
 
 SIDE = 128  # of the small pictures, whatever the frame's shape
-FOLLOW_SIDE = 320  # the longer one of those that labels are moved by; they keep the frame's shape
+FOLLOW_SIDE = 160  # the longer one of those that labels are moved by; they keep the frame's shape
 _SHORTEST = 32  # what is left of the other one; the flow's patches need it
-_SAMPLED = 256  # sides that a larger frame is sampled at before its pixels are averaged
 _STILL_SIDE = 32
 # Few cells that change much matter more than many that change a little: 2 levels in one cell of 30
 # spare as much of a still scene, but also 5 % of a moving one instead of 1 %.
@@ -40,13 +39,15 @@ _STILL_SHARE = 0.01
 _CUT_SHARE = 0.5  # of the grey picture's standard deviation
 _CUT_LEVELS = (10.0, 25.0)  # the least and the largest threshold
 # Chosen by benchmarks/follow.py --tune, on other clips than it reports: moving must explain a place
-# better than rest does by so many levels of 255, or noise would move still things; where the better
-# of both is off by more than the second number, every other label is wrong.
+# better than rest does by so many levels of 255, one fewer with every other step, or noise would
+# move still things; where the better of both is off by more than the second number, every other
+# label is wrong; what comes in from outside counts as new where rest is off by more than the third.
 GAIN = 3
-LOST = 45
-_NOISE = 10  # what noise alone explains: nothing has come in where rest differs by less
+LOST = 60
+ENTERED = 20
 _OUTSIDE = 2.0  # pixels of the small picture by which the flow at its edge may be wrong
-_AROUND = (9, 9)  # pixels of the small picture over which differences are averaged
+_LARGE = 640  # pixels: labels of a larger frame are moved in squares
+_AROUND = (5, 5)  # pixels of the small picture over which differences are averaged
 _GREY = np.full((1, 3), 1 / 3, np.float32)
 
 Bytes = npt.NDArray[np.uint8]
@@ -76,23 +77,16 @@ class Glance:
     grey: Bytes  # uint8 [h, w]
 
     @classmethod
-    def at(cls, frame: Bytes, channel_order: str) -> Glance:
-        """Reduce a frame, whatever its shape.
-
-        Shapes:
-            frame: uint8 [H, W, 3], checked.
-        """
-        cv2 = load_opencv()
-        height, width = frame.shape[:2]
-        if max(height, width) > _SAMPLED:  # 0.2 ms for 720p; the mean of all pixels takes 8 ms
-            frame = cv2.resize(frame, (min(width, _SAMPLED), min(height, _SAMPLED)))
-        colours = cv2.resize(frame, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
-        return cls.of(colours, channel_order)
-
-    @classmethod
-    def of(cls, colours: Bytes, channel_order: str) -> Glance:
-        """A picture that is small already."""
-        cv2 = load_opencv()
+    def at(
+        cls, frame: Bytes, channel_order: str, size_hw: tuple[int, int] = (SIDE, SIDE)
+    ) -> Glance:
+        """Reduce a frame, uint8 [H, W, 3], whatever its shape."""
+        cv2, (height, width) = load_opencv(), size_hw
+        # Sampled before its pixels are averaged: 0.1 ms for 720p; the mean of all takes 8 ms
+        sampled = min(frame.shape[1], 2 * width), min(frame.shape[0], 2 * height)
+        colours = cv2.resize(
+            cv2.resize(frame, sampled), (width, height), interpolation=cv2.INTER_AREA
+        )
         code = cv2.COLOR_BGR2GRAY if channel_order == "bgr" else cv2.COLOR_RGB2GRAY
         return cls(colours=colours, grey=cv2.cvtColor(colours, code))
 
@@ -171,6 +165,7 @@ class Way:
     # float32 [h, w, 2]: where each pixel of the other frame was in it, relative to where it is: x,
     # then y
     flow: Floats
+    steps: int = 0
 
     @classmethod
     def begin(cls, start: Glance) -> Way:
@@ -178,86 +173,106 @@ class Way:
         return cls(start=start, flow=np.zeros((*start.grey.shape, 2), np.float32))
 
 
-# The motion between neighbouring frames: as Way.flow, and where each pixel was, as OpenCV's
-# fixed-point maps, which take half the time.
-Step = tuple[Floats, tuple[Any, Any]]
-
-
 class LabelMover:
     """Moves labels along the optical flow of frames of one size; for one thread at a time."""
 
-    def __init__(self, *, gain: int = GAIN, lost: int = LOST) -> None:
+    def __init__(self, *, gain: int = GAIN, lost: int = LOST, entered: int = ENTERED) -> None:
         self._cv2 = load_opencv()
-        self._search = _flow_search(self._cv2)
-        self._gain, self._lost = gain, lost
+        self._neighbours = _flow_search(self._cv2, level=1, stride=6)
+        self._apart = _flow_search(self._cv2, level=1, patch=4, stride=3, iterations=8)
+        self._gain, self._lost, self._entered = gain, lost, entered
 
-    def step(self, before: Glance, now: Glance) -> Step | None:
-        """The motion from a neighbouring frame; None at a scene cut."""
-        cv2, (height, width) = self._cv2, now.grey.shape
-        flow = self._search.calc(now.grey, before.grey, None)
-        places = cv2.convertMaps(cv2.add(_places_of((height, width)), flow), None, cv2.CV_16SC2)
-        came = cv2.remap(before.grey, *places, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        if _is_cut(cv2, now.grey, cv2.mean(cv2.absdiff(now.grey, came))[0]):
-            return None
-        return flow, places
+    def step(self, before: Glance, now: Glance) -> Floats | None:
+        """The motion from a neighbouring frame, as :attr:`Way.flow`; None at a scene cut."""
+        cv2 = self._cv2
+        flow: Floats = self._neighbours.calc(now.grey, before.grey, None)
+        if _is_cut(cv2, now.grey, cv2.mean(cv2.absdiff(now.grey, before.grey))[0]):
+            came = _sampled(cv2, before.grey, flow)
+            if _is_cut(cv2, now.grey, cv2.mean(cv2.absdiff(now.grey, came))[0]):
+                return None
+        return flow
 
-    def extend(self, way: Way, step: Step) -> Way:
+    def extend(self, way: Way, step: Floats) -> Way:
         """The way from one frame further on."""
-        cv2, (flow, places) = self._cv2, step
-        before = cv2.remap(way.flow, *places, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        return Way(start=way.start, flow=cv2.add(flow, before))
+        flow = self._cv2.add(step, _sampled(self._cv2, way.flow, step))
+        return Way(start=way.start, flow=flow, steps=way.steps + 1)
 
     def move(
         self, labels: npt.NDArray[Any], way: Way, now: Glance, *, holds: bool
-    ) -> npt.NDArray[Any]:
-        """The labels of the way's start, where they are now.
+    ) -> tuple[npt.NDArray[Any], Way]:
+        """The labels of the way's start, where they are now, and the way set right.
 
-        A place takes the label from where it came; from where it is, if that explains the frame as
-        well. Where neither does, and where it came from outside, it becomes unknown unless
-        ``holds``.
+        A place takes the label from where the way leads, from where a search from there leads (at
+        every other step), or from where it is: whichever explains the frame best. Where none does,
+        or only what has come in from outside, it becomes unknown unless ``holds``.
 
         Shapes:
             labels: uint8 or uint16 [H, W]; so is the result.
         """
-        cv2, (rows, columns) = self._cv2, now.grey.shape
-        at_rest = _places_of((rows, columns))
-        places = cv2.add(at_rest, way.flow)
-        fixed = cv2.convertMaps(places, None, cv2.CV_16SC2)
-        edge = cv2.BORDER_REPLICATE
-        came = cv2.remap(way.start.colours, *fixed, cv2.INTER_LINEAR, borderMode=edge)
-        moved, rested = (
-            cv2.blur(cv2.transform(cv2.absdiff(now.colours, past), _GREY), _AROUND)
-            for past in (came, way.start.colours)
+        cv2, start, flow = self._cv2, way.start, way.flow
+        rest = self._difference(now, start.colours)
+        difference = self._difference(now, _sampled(cv2, start.colours, flow))
+        if way.steps % 2:
+            refined = self._apart.calc(now.grey, start.grey, flow.copy())
+            after = self._difference(now, _sampled(cv2, start.colours, refined))
+            flow = cv2.copyTo(refined, cv2.compare(after, difference, cv2.CMP_LE), flow.copy())
+            difference = cv2.min(after, difference)
+        rests = cv2.compare(
+            rest, cv2.add(difference, max(self._gain - way.steps // 2, 1)), cv2.CMP_LT
         )
-        moves = cv2.compare(rested, cv2.add(moved, self._gain), cv2.CMP_GE)
-        result = self._sampled(labels, cv2.copyTo(places, moves, at_rest.copy()))
-        if holds:
-            return result
-        low, high = (-_OUTSIDE,) * 2, (columns - 1 + _OUTSIDE, rows - 1 + _OUTSIDE)
-        inside = cv2.inRange(places, low, high)
-        entered = cv2.bitwise_and(cv2.compare(rested, _NOISE, cv2.CMP_GT), cv2.bitwise_not(inside))
-        lost = cv2.compare(cv2.min(moved, rested), self._lost, cv2.CMP_GT)
-        fails = cv2.bitwise_or(lost, entered)
-        if not fails.any():
-            return result
-        unknown = cv2.resize(fails, labels.shape[::-1], interpolation=cv2.INTER_NEAREST)
-        if labels.dtype == np.uint16:
-            unknown = unknown.astype(np.uint16) * 257
-        return np.asarray(cv2.bitwise_or(result, unknown))
+        flow = cv2.copyTo(flow, cv2.bitwise_not(rests), np.zeros_like(flow))
+        places = cv2.add(_places_of(rests.shape), flow)
+        lost = None
+        if not holds:
+            far = tuple(side - 1 + _OUTSIDE for side in rests.shape[::-1])
+            entered = cv2.bitwise_not(cv2.inRange(places, (-_OUTSIDE,) * 2, far))
+            entered = cv2.bitwise_and(entered, cv2.compare(rest, self._entered, cv2.CMP_GT))
+            lost = cv2.compare(cv2.min(difference, rest), self._lost, cv2.CMP_GT)
+            lost = cv2.bitwise_or(lost, entered)
+        return self._moved(labels, places, rests, lost), replace(way, flow=flow)
 
-    def _sampled(self, labels: npt.NDArray[Any], places: Floats) -> npt.NDArray[Any]:
-        """Labels at places of the small picture, which are the centres of its pixels."""
-        cv2, (rows, columns) = self._cv2, places.shape[:2]
-        across, down = labels.shape[1] / columns, labels.shape[0] / rows
+    def _difference(self, now: Glance, past: Bytes) -> Bytes:
+        """Levels of 255 by which a frame differs around each pixel."""
+        change = self._cv2.transform(self._cv2.absdiff(now.colours, past), _GREY)
+        return np.asarray(self._cv2.blur(change, _AROUND))
+
+    def _moved(
+        self, labels: npt.NDArray[Any], places: Floats, rests: Bytes, lost: Bytes | None
+    ) -> npt.NDArray[Any]:
+        """Labels at places, of large frames in squares of 2x2; those at rest stay as they are."""
+        cv2, (height, width), (rows, columns) = self._cv2, labels.shape, rests.shape
+        side, nearest = (2 if max(labels.shape) > _LARGE else 1), cv2.INTER_NEAREST
+        size = -(-width // side), -(-height // side)
+        across, down = width / columns, height / rows
         scale = np.array(
             [[across, 0.0, 0.5 * across - 0.5], [0.0, down, 0.5 * down - 0.5]], np.float32
         )
-        scaled = cv2.transform(places, scale)
-        whole, _ = cv2.convertMaps(scaled, None, cv2.CV_16SC2, nninterpolation=True)
-        size = labels.shape[::-1]
-        where = cv2.resize(whole, size, interpolation=cv2.INTER_LINEAR)  # no float of frame's size
-        edge = cv2.BORDER_REPLICATE
-        return np.asarray(cv2.remap(labels, where, None, cv2.INTER_NEAREST, borderMode=edge))
+        places = cv2.transform(places, scale)
+        whole, _ = cv2.convertMaps(places, None, cv2.CV_16SC2, nninterpolation=True)
+        where = cv2.resize(whole, size, interpolation=cv2.INTER_LINEAR)  # no float of that size
+        moved = cv2.remap(labels, where, None, nearest, borderMode=cv2.BORDER_REPLICATE)
+        if lost is not None and lost.any():
+            unknown = cv2.resize(lost, size, interpolation=nearest)
+            moved[unknown > 0] = np.iinfo(labels.dtype).max
+            rests = cv2.bitwise_and(rests, cv2.bitwise_not(lost))
+        stays = cv2.resize(rests, size, interpolation=nearest)
+        # Thrice as fast as cv2.resize, which would also touch more memory for the first time
+        moved, stays = (
+            cv2.merge((one,) * side).reshape(size[1], -1)[:, :width] for one in (moved, stays)
+        )
+        result = np.empty_like(labels)
+        for row in range(min(side, height)):
+            rows_of = result[row::side]
+            rows_of[:] = moved[: len(rows_of)]
+            cv2.copyTo(labels[row::side], stays[: len(rows_of)], rows_of)
+        return result
+
+
+def _sampled(cv2: Any, picture: npt.NDArray[Any], flow: Floats) -> npt.NDArray[Any]:
+    """A small picture at the places that a flow leads to; by fixed point, in half the time."""
+    places = cv2.convertMaps(cv2.add(_places_of(flow.shape[:2]), flow), None, cv2.CV_16SC2)
+    edge = cv2.BORDER_REPLICATE
+    return np.asarray(cv2.remap(picture, *places, cv2.INTER_LINEAR, borderMode=edge))
 
 
 def is_still(past: Glance, now: Glance) -> bool:
@@ -281,8 +296,15 @@ def _is_cut(cv2: Any, grey: Bytes, mean_difference: float) -> bool:
     return mean_difference > threshold
 
 
-def _flow_search(cv2: Any) -> Any:
-    return cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+def _flow_search(
+    cv2: Any, *, level: int = 2, patch: int = 8, stride: int = 4, iterations: int = 12
+) -> Any:
+    search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+    search.setFinestScale(level)
+    search.setPatchSize(patch)
+    search.setPatchStride(stride)
+    search.setGradientDescentIterations(iterations)
+    return search
 
 
 @functools.lru_cache(maxsize=8)

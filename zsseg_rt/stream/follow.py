@@ -7,14 +7,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any, Literal, NamedTuple
+from functools import cache, partial
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt import ops
-from zsseg_rt.common.extras import import_opencv
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.ops import core
 from zsseg_rt.results.segmentation import Frame, Segmentation
@@ -33,7 +32,9 @@ ONE_BY_ONE = partial(InOrder, num_threads=0)
 _KEEPS_UP = 0.9  # of the time between frames: a network that takes less labels each of them
 
 _Label = Callable[[Frame], Segmentation]
-_Labelled = tuple["_Turn", Segmentation | None]
+# A frame, or the source that sends none for now; how many lie between the frame and the labelled
+# one before, 0 for one that is labelled itself; and whether it follows the frame before
+_Turn = tuple[Frame | str, int, bool]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,34 +60,25 @@ def following_of(
     is_live = all(one.live for one in sources)
     takes_all = policy == "all" or (policy is None and not is_live)
     follow = follow if follow is not None else is_live and not takes_all
-    if follow not in (True, False, "hold"):
-        raise ArgumentError(f"follow: expected True, False or 'hold', got {follow!r}")
-    if every is not None and (type(every) is not int or not 2 <= every <= MOST_EVERY):
-        raise ArgumentError(
-            f"every: expected a whole number from 2 to {MOST_EVERY}, got {every!r}. To label every "
-            "frame, leave it and follow out."
-        )
-    if not follow:
-        if every is not None:
-            raise ArgumentError("every: expected none without follow, got one. Add follow.")
-        return None
     photos = [one.name for one in sources if isinstance(one, PhotoSource)]
-    if photos:
-        raise ArgumentError(
-            f"follow: expected a camera or video, got the photos {photos[0]}, which do not follow "
-            "each other. Leave it out."
-        )
-    if takes_all and every is None:
-        raise ArgumentError(
-            "follow: policy all labels every frame, so none is left to carry labels to. Add "
-            "every=K (--every K), or take policy latest."
-        )
-    if every is not None and not takes_all:
-        raise ArgumentError(
-            "every: policy latest labels as many frames as the network can. Take policy all, or "
-            "leave every out."
-        )
-    return Following(holds=follow == "hold", every=every)
+    words = (True, False, "hold")
+    is_count = type(every) is int and 2 <= every <= MOST_EVERY
+    refusals = {
+        f"follow: expected True, False or 'hold', got {follow!r}": follow not in words,
+        f"every: expected a whole number from 2 to {MOST_EVERY}, got {every!r}. To label every "
+        "frame, leave it and follow out.": not (every is None or is_count),
+        "every: expected none without follow, got one. Add follow.": every and not follow,
+        f"follow: expected a camera or video, got the photos {', '.join(photos[:1])}, which do not "
+        "follow each other. Leave it out.": follow and photos,
+        "follow: policy all labels every frame, so none is left to carry labels to. Add every=K "
+        "(--every K), or take policy latest.": follow and takes_all and every is None,
+        "every: policy latest labels as many frames as the network can. Take policy all, or leave "
+        "every out.": every and not takes_all,
+    }  # fmt: skip
+    for text, applies in refusals.items():
+        if applies:
+            raise ArgumentError(text)
+    return Following(holds=follow == "hold", every=every) if follow else None
 
 
 def source_time(frame: Frame) -> float:
@@ -109,57 +101,54 @@ def _size_of(frame: Frame) -> tuple[int, int]:
     return int(height), int(width)
 
 
-class Looker:
-    """Makes small pictures of frames, where they lie."""
-
-    def __init__(self, channel_order: str) -> None:
-        self._cv2 = import_opencv("with its optical flow", needs="DISOpticalFlow_create")
-        self._order = channel_order
-        self._stream: Any = None
-
-    def look(self, frame: Frame) -> Glance:
-        """The small picture of a frame."""
-        on_gpu, size_hw = frame.on_gpu, follow_size(_size_of(frame))
-        if on_gpu is not None:
-            return Glance.of(core.outside_captures(lambda: self._fetched(on_gpu, size_hw)), "rgb")
-        return Glance.of(self._cv2.resize(frame.image, size_hw[::-1]), self._order)
-
-    def _fetched(self, frame: Any, size_hw: tuple[int, int]) -> npt.NDArray[np.uint8]:
-        """A frame on a GPU, made small there."""
-        is_nv12 = isinstance(frame, Nv12Frame)
-        if self._stream is None:
-            array = frame.luma if is_nv12 else frame
-            self._stream = core.Stream(int(array.device.partition(":")[2]))
-        planes = ops.preprocess(
-            (frame.luma, frame.chroma) if is_nv12 else frame,
-            size_hw=size_hw,
-            mean=(0.0, 0.0, 0.0),
-            std=(1 / 255,) * 3,
-            channel_order="rgb" if is_nv12 else self._order,
-            colour_matrix=frame.colour_matrix if is_nv12 else "bt601",
-            stream=self._stream.handle,
-        )
-        host = np.empty((3, *size_hw), np.float32)
-        planes.copy_to(host, self._stream.handle)
-        self._stream.synchronize()
-        return np.ascontiguousarray(np.rint(host).astype(np.uint8).transpose(1, 2, 0))
+def look(frame: Frame, channel_order: str) -> Glance:
+    """The small picture of a frame, made where it lies."""
+    on_gpu, size_hw = frame.on_gpu, follow_size(_size_of(frame))
+    if on_gpu is None:
+        return Glance.at(frame.image, channel_order, size_hw)
+    small = core.outside_captures(lambda: _fetched(on_gpu, channel_order, size_hw))
+    return Glance.at(small, "rgb", size_hw)
 
 
-@dataclass(kw_only=True)
+def _fetched(frame: Any, channel_order: str, size_hw: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """A frame on a GPU in RGB, made small there."""
+    is_nv12, size_hw = isinstance(frame, Nv12Frame), (2 * size_hw[0], 2 * size_hw[1])
+    stream = _stream_of((frame.luma if is_nv12 else frame).device)
+    planes = ops.preprocess(
+        (frame.luma, frame.chroma) if is_nv12 else frame,
+        size_hw=size_hw,
+        mean=(0.0, 0.0, 0.0),
+        std=(1 / 255,) * 3,
+        channel_order="rgb" if is_nv12 else channel_order,
+        colour_matrix=frame.colour_matrix if is_nv12 else "bt601",
+        stream=stream.handle,
+    )
+    host = np.empty((3, *size_hw), np.float32)
+    planes.copy_to(host, stream.handle)
+    stream.synchronize()
+    return np.ascontiguousarray(np.rint(host).astype(np.uint8).transpose(1, 2, 0))
+
+
+@cache
+def _stream_of(device: str) -> core.Stream:
+    return core.Stream(int(device.partition(":")[2]))
+
+
+@dataclass
 class _Track:
     """One source: its newest frame, and the labels that are carried to it."""
 
     holds: bool
     mover: LabelMover = field(default_factory=LabelMover)
     frame: Frame | None = None
-    glance: Glance | None = None
+    glance: Any = None  # of the newest frame that the ways lead to
     seg: Segmentation | None = None  # what is carried
-    labels: npt.NDArray[Any] | None = None  # of it; the caller may write into its own
+    labels: Any = None  # of it; the caller may write into its own
     way: Way | None = None  # back to it; None after a scene cut
     awaited: Way | None = None  # back to the frame that the network has
     period: float = 0.0  # seconds between the source's frames
-    count: int = 0  # frames since the one that was labelled
     waiting: list[tuple[Frame, Glance]] = field(default_factory=list)
+    count: int = 0  # frames since the one that was labelled
 
     def begin(self, seg: Segmentation, way: Way) -> None:
         """Carry other labels."""
@@ -167,19 +156,18 @@ class _Track:
 
     def go_on(self, glance: Glance) -> None:
         """Lengthen the ways by the step to the next frame; a scene cut ends them."""
-        assert self.glance is not None
         step, self.glance = self.mover.step(self.glance, glance), glance
         self.way, self.awaited = (
-            way and step and self.mover.extend(way, step) for way in (self.way, self.awaited)
+            None if way is None or step is None else self.mover.extend(way, step)
+            for way in (self.way, self.awaited)
         )
 
     def result(self, frame: Frame) -> Segmentation:
         """The result of the frame that the ways lead to."""
         start, seg, labels = time.perf_counter(), self.seg, self.labels
         assert seg is not None and seg.frame is not None  # noqa: PT018
-        assert labels is not None and self.glance is not None  # noqa: PT018
         if self.way is not None:
-            labels = self.mover.move(labels, self.way, self.glance, holds=self.holds)
+            labels, self.way = self.mover.move(labels, self.way, self.glance, holds=self.holds)
         else:
             labels = labels.copy() if self.holds else np.full_like(labels, seg.unknown)
         took = 1e3 * (time.perf_counter() - start)
@@ -195,16 +183,7 @@ class _Track:
         )
 
 
-class _Follower:
-    """What both ways of following share: each source's track, and small pictures of frames."""
-
-    def __init__(self, label: _Label, names: Iterable[str], settings: Following) -> None:
-        self._label, self._settings = label, settings
-        self._look = Looker(settings.channel_order).look
-        self._tracks = {name: _Track(holds=settings.holds) for name in names}
-
-
-class NewestFrames(_Follower):
+class NewestFrames:
     """Gives every frame labels, while the network labels the newest one whenever it is free.
 
     A network that is quicker than the sources' frames come labels each; nothing is moved then.
@@ -219,8 +198,9 @@ class NewestFrames(_Follower):
         *,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(label, names, settings)
         self._now = now
+        self._label, self._order, self._version = label, settings.channel_order, settings.version
+        self._tracks = {name: _Track(settings.holds) for name in names}
         self._thread = ThreadPoolExecutor(1, "label")
         self._under_way: tuple[Future[tuple[Segmentation, float]], _Track] | None = None
         self._took = 0.0
@@ -228,7 +208,7 @@ class NewestFrames(_Follower):
     def next(self, next_frame: Callable[[], Any]) -> Segmentation:
         """The next frame's result; the first of a source, and of new classes, is waited for."""
         frame = next_frame()
-        track, glance = self._tracks[frame.source], self._look(frame)
+        track, glance = self._tracks[frame.source], look(frame, self._order)
         before, track.frame = track.frame, frame
         if before is not None and follows(before, frame):
             frames = max(frame.index - before.index, 1)
@@ -240,9 +220,10 @@ class NewestFrames(_Follower):
             self._finish()
         if self._under_way is None:
             self._begin(frame, track)
-            if self._keeps_up():
+            rate = sum(1.0 / one.period for one in self._tracks.values() if one.period)
+            if 0.0 < self._took * rate < _KEEPS_UP:
                 self._finish()
-        while (seg := track.seg) is None or not self._is_in_force(seg):
+        while (seg := track.seg) is None or self._version() not in (None, seg.vocabulary_version):
             if self._under_way is None:
                 self._begin(frame, track)
             self._finish()
@@ -253,7 +234,6 @@ class NewestFrames(_Follower):
         self._thread.shutdown(cancel_futures=True)
 
     def _begin(self, frame: Frame, track: _Track) -> None:
-        assert track.glance is not None
         track.awaited = Way.begin(track.glance)
         self._under_way = self._thread.submit(self._timed, frame), track
 
@@ -266,29 +246,12 @@ class NewestFrames(_Follower):
         if way is not None:  # else other frames began since
             track.begin(seg, way)
 
-    def _is_in_force(self, seg: Segmentation) -> bool:
-        """Whether no other classes were named since."""
-        return self._settings.version() in (None, seg.vocabulary_version)
-
     def _timed(self, frame: Frame) -> tuple[Segmentation, float]:
         start = self._now()
         return self._label(frame), self._now() - start
 
-    def _keeps_up(self) -> bool:
-        rate = sum(1.0 / track.period for track in self._tracks.values() if track.period)
-        return rate > 0.0 and 0.0 < self._took * rate < _KEEPS_UP
 
-
-class _Turn(NamedTuple):
-    """A frame, and how many lie between it and the labelled one before: 0 is labelled itself."""
-
-    source: str
-    frame: Frame | None = None  # None: the source sends none for now
-    position: int = 0
-    follows: bool = False  # the frame before it
-
-
-class KeyFrames(_Follower):
+class KeyFrames:
     """Labels one of ``every`` frames; the others take those of the nearer one, moved.
 
     ``ordered`` makes what labels frames. All methods belong to one thread.
@@ -299,12 +262,13 @@ class KeyFrames(_Follower):
         label: _Label,
         names: Iterable[str],
         settings: Following,
-        ordered: Callable[..., InOrder[_Turn, _Labelled]] = ONE_BY_ONE,
+        ordered: Callable[..., InOrder[_Turn, tuple[_Turn, Segmentation | None]]] = ONE_BY_ONE,
     ) -> None:
-        super().__init__(label, names, settings)
-        self._every = settings.every or 1
+        self._label, self._order, self._every = label, settings.channel_order, settings.every or 1
+        self._tracks = {name: _Track(settings.holds) for name in names}
         self._jobs = ordered(self._work, every=self._every)
         self._ready: deque[Segmentation] = deque()
+        self.close = self._jobs.close
 
     def next(self, next_frame: Callable[[], Frame | str]) -> Segmentation:
         """The next frame's result; StopIteration where every one was given.
@@ -322,44 +286,45 @@ class KeyFrames(_Follower):
                     raise
         return self._ready.popleft()
 
-    def close(self) -> None:
-        """Finish what is being labelled."""
-        self._jobs.close()
-
     def has_waiting(self, source: str) -> bool:
         """Whether frames of a source wait for the next one that is labelled."""
         return bool(self._tracks[source].waiting)
 
     def _turn(self, frame: Frame | str) -> _Turn:
         if isinstance(frame, str):
-            return _Turn(frame)
+            return frame, 1, False
         track = self._tracks[frame.source]
         goes_on = follows(track.frame, frame)
         track.count = (track.count + 1) % self._every if goes_on else 0
         track.frame = frame
-        return _Turn(frame.source, frame, track.count, goes_on)
+        return frame, track.count, goes_on
 
-    def _work(self, turn: _Turn) -> _Labelled:
-        is_key = turn.frame is not None and not turn.position
-        return turn, self._label(turn.frame) if turn.frame is not None and is_key else None
+    def _work(self, turn: _Turn) -> tuple[_Turn, Segmentation | None]:
+        frame, position, _ = turn
+        return turn, None if isinstance(frame, str) or position else self._label(frame)
 
     def _take(self, turn: _Turn, seg: Segmentation | None) -> None:
-        track = self._tracks[turn.source]
-        if turn.frame is None:
-            self._release(track)
+        frame, position, goes_on = turn
+        if isinstance(frame, str):
+            self._release(self._tracks[frame])
             return
-        glance = self._look(turn.frame)
+        track, glance = self._tracks[frame.source], look(frame, self._order)
         if seg is not None:
-            after = _Track(holds=track.holds, mover=track.mover, glance=glance)
-            after.begin(seg, Way.begin(glance))
-            led_back = self._lead_back(track, after) if turn.follows else []
+            led_back: deque[Segmentation] = deque()
+            back = replace(track, glance=glance)
+            back.begin(seg, Way.begin(glance))
+            while goes_on and track.waiting:  # up to a scene cut
+                back.go_on(track.waiting[-1][1])
+                if back.way is None:
+                    break
+                led_back.appendleft(back.result(track.waiting.pop()[0]))
             self._release(track)
             self._ready += [*led_back, seg]
             track.begin(seg, Way.begin(glance))
             track.glance = glance
         elif track.seg is not None:  # else the engine refused the frame that it had
-            track.waiting.append((turn.frame, glance))
-            if 2 * turn.position <= self._every:
+            track.waiting.append((frame, glance))
+            if 2 * position <= self._every:
                 self._release(track)
 
     def _release(self, track: _Track) -> None:
@@ -368,15 +333,3 @@ class KeyFrames(_Follower):
             track.go_on(glance)
             self._ready.append(track.result(frame))
         track.waiting.clear()
-
-    def _lead_back(self, track: _Track, after: _Track) -> deque[Segmentation]:
-        """Carry the next labels back to the frames that wait, up to a scene cut."""
-        results: deque[Segmentation] = deque()
-        while track.waiting:
-            frame, glance = track.waiting[-1]
-            after.go_on(glance)
-            if after.way is None:
-                break
-            results.appendleft(after.result(frame))
-            track.waiting.pop()
-        return results
