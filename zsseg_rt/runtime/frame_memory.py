@@ -8,10 +8,10 @@ from __future__ import annotations
 import functools
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -97,14 +97,6 @@ class Motion:
 
     flow: Floats  # float32 [1, h, w, 2]: x, then y, in cells
     past_weight: Floats  # float32 [1, h, w], in [0, 1]
-
-    @classmethod
-    def none(cls, grid_hw: tuple[int, int]) -> Motion:
-        """No past."""
-        return cls(
-            flow=np.zeros((1, *grid_hw, 2), np.float32),
-            past_weight=np.zeros((1, *grid_hw), np.float32),
-        )
 
 
 class MotionEstimator:
@@ -401,11 +393,12 @@ class FrameMemory:
         """
         with self._exclusive():
             try:
-                scene = _Scene(classes=classes, size_hw=frame.shape[:2])
-                if self._past is not None and not self._past.scene.is_like(scene):
+                size_hw, past = frame.shape[:2], self._past
+                if past and (past.classes is not classes or past.size_hw != size_hw):
                     self._forget()
                 at = time.monotonic() if captured_at is None else captured_at
-                yield Turn(self, lambda: Glance.at(frame, channel_order), scene, rule, at)
+                glance = Glance.at(frame, channel_order)
+                yield Turn(self, glance, classes, size_hw, rule, at)
             except BaseException:
                 self._forget()
                 raise
@@ -437,13 +430,14 @@ class Turn:
     def __init__(
         self,
         memory: FrameMemory,
-        look: Callable[[], Glance],
-        scene: _Scene,
+        glance: Glance,
+        classes: BoundClasses,
+        size_hw: tuple[int, ...],
         rule: LabelRule,
         at: float,
     ) -> None:
-        self._memory, self._look = memory, look
-        self._scene, self._rule, self._at = scene, rule, at
+        self._memory, self._glance, self._classes = memory, glance, classes
+        self._size_hw, self._rule, self._at = size_hw, rule, at
         self._logits: Array | None = None
         past = memory._past
         self.candidates: tuple[int, ...] = () if past is None else past.candidates
@@ -455,7 +449,6 @@ class Turn:
 
     def reused(self) -> Segmentation | None:
         """The last result again, freshly owned, if the picture stood still; else None."""
-        self._glance = self._look()
         past = self._memory._past
         if past is None or past.result is None or past.rule != self._rule:
             return None
@@ -489,7 +482,8 @@ class Turn:
         memory = self._memory
         memory._spare = None if memory._past is None else memory._past.logits
         memory._past = _Past(
-            scene=self._scene,
+            classes=self._classes,
+            size_hw=self._size_hw,
             glance=self._glance,
             at=self._at,
             rule=self._rule,
@@ -500,28 +494,21 @@ class Turn:
 
     def _motion(self, grid_hw: tuple[int, int]) -> Motion:
         past, estimator = self._memory._past, self._memory._estimator
-        found = None
+        motion = None
         if past is not None and estimator is not None:
-            found = estimator.between(past.glance, self._glance, grid_hw)
-        return Motion.none(grid_hw) if found is None else found
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Scene:
-    """What frames must have in common to follow each other."""
-
-    classes: BoundClasses
-    size_hw: tuple[int, int]
-
-    def is_like(self, other: _Scene) -> bool:
-        return self.classes is other.classes and self.size_hw == other.size_hw
+            motion = estimator.between(past.glance, self._glance, grid_hw)
+        if motion is None:  # no past
+            flow = np.zeros((1, *grid_hw, 2), np.float32)
+            return Motion(flow=flow, past_weight=flow[..., 0].copy())
+        return motion
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Past:
     """The last frame that ran."""
 
-    scene: _Scene
+    classes: BoundClasses
+    size_hw: tuple[int, ...]
     glance: Glance
     at: float
     rule: LabelRule
@@ -536,11 +523,6 @@ def _rows_of(array: Array | None, shape: tuple[int, ...]) -> Array | None:
     return reshaped(array, shape) if fits else None
 
 
-class _Named(Protocol):
-    @property
-    def name(self) -> str: ...
-
-
 def check_family(name: str) -> None:
     """Refuse families whose masks are not logits of classes."""
     if not FAMILIES[name].has_class_logits:
@@ -550,15 +532,6 @@ def check_family(name: str) -> None:
             f"memory: expected a bundle of family {able}, got {name}. Its frames "
             "can only be labelled one by one: leave out memory, steady and skip_still."
         )
-
-
-def source_memories(
-    sources: Iterable[_Named], *, steady: bool, skip_still: bool
-) -> dict[str, FrameMemory] | None:
-    """Make a memory for each source of a stream, by its name, or None if none is wanted."""
-    if not (steady or skip_still):
-        return None
-    return {source.name: FrameMemory(steady=steady, skip_still=skip_still) for source in sources}
 
 
 def _owned(seg: Segmentation, *, reused: bool = False) -> Segmentation:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from zsseg_rt.common.recordings import Rotation
 from zsseg_rt.results.segmentation import Segmentation
-from zsseg_rt.runtime.frame_memory import source_memories
+from zsseg_rt.runtime.frame_memory import FrameMemory
 from zsseg_rt.runtime.lane_pool import LanePool
 from zsseg_rt.stream.follow import Follow, following_of
 from zsseg_rt.stream.gstreamer.source import GstSource, keeps_to_host
@@ -52,8 +52,11 @@ class StreamOptions:
         if self.loop:
             sources = loop_videos(sources)
         following = following_of(self.follow, self.every, self.policy, sources)
+        wants = {"steady": self.steady, "skip_still": self.skip_still}
         past = Past(
-            memories=source_memories(sources, steady=self.steady, skip_still=self.skip_still),
+            memories={one.name: FrameMemory(**wants) for one in sources}
+            if any(wants.values())
+            else None,
             following=following and replace(following, channel_order=channel_order),
         )
         writers = open_writers(
