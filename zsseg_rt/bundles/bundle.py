@@ -37,6 +37,7 @@ FORMAT_VERSION = 1
 MANIFEST = "bundle.json"
 MAX_MANIFEST_BYTES = 16 << 20
 _WRITTEN = ("weights", "text_bank", "golden")  # though null; readers may not know other keys
+_LEFT_OUT = {"independent_queries": None, "align": "half_pixel", "window_batch": 1}  # of the head
 _DTYPES = ("float32", "int64")  # of graphs' inputs and outputs, beside half precision
 
 
@@ -223,15 +224,12 @@ class Bundle(_Manifest):
             del data[key]
         if not self.quantization:
             del data["quantization"]
-        for made in data.get("quantization", {}).values():
-            if made["masks"] is None:
-                del made["masks"]
-        if self.head.independent_queries is None:
-            del data["head"]["independent_queries"]
-        if self.head.align == "half_pixel":
-            del data["head"]["align"]
-        if self.head.window_batch == 1:
-            del data["head"]["window_batch"]
+        for narrow in data.get("quantization", {}).values():
+            if narrow["masks"] is None:
+                del narrow["masks"]
+        for key, usual in _LEFT_OUT.items():
+            if data["head"][key] == usual:
+                del data["head"][key]
         return data
 
     def _locate(self, entry: FileEntry) -> Path:
@@ -315,22 +313,16 @@ class Bundle(_Manifest):
                         )
 
 
-def _manifest_bytes(root: Path, where: Path) -> bytes:
+def _read_manifest(root: Path) -> _Manifest:
+    where = root / MANIFEST
     try:
         if not root.exists():
             raise BundleError(f"{root}: expected a bundle folder, found nothing. Check the path.")
         if not where.is_file():
             raise BundleError(f"{root}: expected a bundle folder with {MANIFEST}, found none.")
-        return read_limited(where, max_bytes=MAX_MANIFEST_BYTES)
+        raw = schema.parse_json(read_limited(where, max_bytes=MAX_MANIFEST_BYTES))
     except OSError as exc:
         raise BundleError(f"{where}: cannot be read: {exc}. Check the path.") from exc
-
-
-def _read_manifest(root: Path) -> _Manifest:
-    where = root / MANIFEST
-    data = _manifest_bytes(root, where)
-    try:
-        raw = schema.parse_json(data)
     except ValueError as exc:
         raise BundleError(f"{where}: expected JSON, got {exc}. Copy the bundle again.") from exc
     version = raw.get("format_version") if isinstance(raw, Mapping) else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from zsseg_rt.fetch.checkpoints import (
     check_free_space,
     find_checkpoints,
     megabytes,
+    writing,
 )
 
 
@@ -59,8 +60,11 @@ def fetch_bundle(
             _check_fetched(place, name)
             told.say(f"{name} is here already: {place}")
             return place
-        if chosen.architecture == "tips":
-            _check_packages(("sentencepiece",), "tips")
+        if chosen.architecture == "tips" and importlib.util.find_spec("sentencepiece") is None:
+            raise BackendUnavailableError(
+                "sentencepiece: expected to be installed to fetch and export, got nothing. "
+                f"Run: {install_command('tips')}"
+            )
         check_free_space(chosen, place.parent, 0)
         found = find_checkpoints(chosen, told)
         told.say("exporting the bundle in float32 and float16, then checking it")
@@ -75,13 +79,8 @@ def _alone() -> Iterator[None]:
     """Let one process at a time fetch: two names may need the same file."""
     home = default_cache_dir()
     with ExitStack() as stack:
-        try:
+        with writing(home):
             stack.enter_context(locked(home / "fetch.lock"))
-        except OSError as exc:
-            raise FetchError(
-                f"{home}: expected a folder that can be written to, got: {exc.strerror or exc}. "
-                "Set ZSSEG_HOME to another one."
-            ) from exc
         yield
 
 
@@ -92,28 +91,54 @@ def _check_fetched(place: Path, name: str) -> None:
         raise FetchError(f"{exc} Or make it again: zsseg-rt fetch {name} --overwrite") from exc
 
 
-def _check_packages(needed: Sequence[str], extra: str) -> None:
-    missing = [name for name in needed if importlib.util.find_spec(name) is None]
-    if missing:
-        raise BackendUnavailableError(
-            f"{', '.join(missing)}: expected to be installed to fetch and export, got nothing. "
-            f"Run: {install_command(extra)}"
-        )
-
-
 def _export(
     chosen: PretrainedSet, found: Sequence[Checkpoint], place: Path, told: Progress
 ) -> None:
-    origin = ", ".join(checkpoint.origin for checkpoint in found)
-    options = {"source": origin, "licence": chosen.licence, "overwrite": True}
-    paths = [checkpoint.path for checkpoint in found]
+    paths, size_hw = [checkpoint.path for checkpoint in found], (chosen.size, chosen.size)
+    options: dict[str, Any] = {
+        "source": ", ".join(checkpoint.origin for checkpoint in found),
+        "licence": chosen.licence,
+        "overwrite": True,
+    }
+
+    def check(count: int, within: float = 0.0) -> None:
+        if abs(count - chosen.num_parameters) > within * chosen.num_parameters:
+            raise CheckpointError(
+                f"{paths[0].name}: expected {chosen.num_parameters} numbers in the model, got "
+                f"{count}."
+            )
+
     try:
-        if chosen.architecture == "dense_clip":
-            _export_clip(chosen, paths, place, told, options)
+        if chosen.architecture == "cat_seg":
+            from zsseg_rt.export.architectures.cat_seg import export_cat_seg_file
+
+            unread = ("logit_scale", "attn_mask")
+            export_cat_seg_file(
+                paths[0],
+                place,
+                check=lambda tensors: check(
+                    sum(v.size for key, v in tensors.items() if not key.endswith(unread))
+                ),
+                **options,
+            )
         elif chosen.architecture == "tips":
-            _export_tips(chosen, paths, place, told, options)
+            from zsseg_rt.export.architectures.tips import TipsSettings, export_tips_files
+
+            vision, text, tokenizer = paths
+            export_tips_files(
+                vision,
+                text,
+                place,
+                TipsSettings(size_hw=size_hw),
+                # positions may be stored for another grid: less than 1 % of the numbers
+                check=lambda weights: check(weights.num_parameters, within=0.01),
+                on_progress=told.computed,
+                tokenizer=tokenizer,
+                space=chosen.clip,
+                **options,
+            )
         else:
-            _export_cat_seg(chosen, paths[0], place, options)
+            _export_clip(chosen, paths, place, told, check, options)
     except CheckpointError as exc:
         raise FetchError(
             f"{paths[0]}: expected the weights of {chosen.clip} {chosen.tag}, got a file "
@@ -126,68 +151,24 @@ def _export_clip(
     paths: Sequence[Path],
     place: Path,
     told: Progress,
-    options: Mapping[str, Any],
+    check: Callable[[int], None],
+    options: dict[str, Any],
 ) -> None:
     from zsseg_rt.export.clip_file import DenseHead, export_clip_file
     from zsseg_rt.torch_files.clip_space import describe_space
 
     own = chosen.head.startswith("value")  # a space that is no CLIP's
-    options = {**options, "space": chosen.clip if own else describe_space(chosen.tag, chosen.clip)}
-    if len(paths) > 1:
-        options["tokenizer"] = paths[1]
     size_hw = (chosen.size, chosen.size)
     export_clip_file(
         paths[0],
         place,
         DenseHead(head=chosen.head, size_hw=size_hw, activation=chosen.activation),
-        check=lambda weights: _check_count(chosen, paths[0], weights.num_parameters),
+        check=lambda weights: check(weights.num_parameters),
         on_progress=told.computed,
+        space=chosen.clip if own else describe_space(chosen.tag, chosen.clip),
         **options,
+        **({"tokenizer": paths[1]} if len(paths) > 1 else {}),
     )
-
-
-def _export_tips(
-    chosen: PretrainedSet,
-    paths: Sequence[Path],
-    place: Path,
-    told: Progress,
-    options: Mapping[str, Any],
-) -> None:
-    from zsseg_rt.export.architectures.tips import TipsSettings, export_tips_files
-
-    vision, text, tokenizer = paths
-    export_tips_files(
-        vision,
-        text,
-        place,
-        TipsSettings(size_hw=(chosen.size, chosen.size)),
-        # positions may be stored for another grid: less than 1 % of the numbers
-        check=lambda weights: _check_count(chosen, vision, weights.num_parameters, within=0.01),
-        on_progress=told.computed,
-        tokenizer=tokenizer,
-        space=chosen.clip,
-        **options,
-    )
-
-
-def _export_cat_seg(
-    chosen: PretrainedSet, path: Path, place: Path, options: Mapping[str, Any]
-) -> None:
-    from zsseg_rt.export.architectures.cat_seg import export_cat_seg_file
-
-    def check(tensors: Mapping[str, Any]) -> None:
-        unread = ("logit_scale", "attn_mask")
-        parts = [value.size for key, value in tensors.items() if not key.endswith(unread)]
-        _check_count(chosen, path, sum(parts))
-
-    export_cat_seg_file(path, place, check=check, **options)
-
-
-def _check_count(chosen: PretrainedSet, path: Path, count: int, *, within: float = 0.0) -> None:
-    if abs(count - chosen.num_parameters) > within * chosen.num_parameters:
-        raise CheckpointError(
-            f"{path.name}: expected {chosen.num_parameters} numbers in the model, got {count}."
-        )
 
 
 def _settle(found: Sequence[Checkpoint], keep: bool) -> str:

@@ -154,7 +154,7 @@ def _download(
     except FetchError:
         partial.unlink(missing_ok=True)
         raise
-    with _writing(path.parent):
+    with writing(path.parent):
         with partial.open("rb") as stream:
             os.fsync(stream.fileno())
         partial.replace(path)
@@ -173,7 +173,8 @@ def _partial_of(path: Path, remote: RemoteFile) -> Path:
 
 
 @contextmanager
-def _writing(folder: Path) -> Iterator[None]:
+def writing(folder: Path) -> Iterator[None]:
+    """Say of what cannot be written in the block where it belongs."""
     try:
         yield
     except OSError as exc:
@@ -304,7 +305,7 @@ def _append(remote: RemoteFile, partial: Path, on_bytes: Callable[[int, int | No
     from huggingface_hub.utils import build_hf_headers
 
     assert remote.size is not None
-    with _writing(partial.parent):
+    with writing(partial.parent):
         partial.parent.mkdir(parents=True, exist_ok=True)
         stream = partial.open("ab")
     with stream:
@@ -408,7 +409,7 @@ class _Counted:
                 "more, or content that is packed. It was removed. If HF_ENDPOINT or a proxy names "
                 "a mirror, try without it; else report it."
             )
-        with _writing(self._path.parent):
+        with writing(self._path.parent):
             count = self._stream.write(data)
             self._stream.flush()
         self._on_bytes(self._stream.tell())
