@@ -28,21 +28,14 @@ def copy_demo(place):
     return place
 
 
-def test_a_name_stands_for_the_fetched_bundle(home):
+def test_a_name_stands_for_the_fetched_bundle_unless_a_bundle_is_at_the_path(home, tmp_path):
     place = copy_demo(bundle_place("naclip-b16"))
     assert Bundle.load("naclip-b16").path == place
-
-
-def test_a_bundle_at_the_path_wins(home, tmp_path):
-    copy_demo(bundle_place("naclip-b16"))
+    (tmp_path / "naclip-b16").mkdir()  # other things do not hide it
+    assert find_bundle("naclip-b16") == place
+    (tmp_path / "naclip-b16").rmdir()
     here = copy_demo(tmp_path / "naclip-b16")
     assert find_bundle("naclip-b16").resolve() == here
-
-
-def test_other_things_at_the_path_do_not_hide_the_bundle(home, tmp_path):
-    place = copy_demo(bundle_place("naclip-b16"))
-    (tmp_path / "naclip-b16").mkdir()
-    assert find_bundle("naclip-b16") == place
 
 
 @pytest.mark.parametrize("path", ["./naclip-b16", "runs/naclip-b16", "naclip-b16.zsseg"])
@@ -52,36 +45,26 @@ def test_a_path_is_no_name(home, path):
         Bundle.load(path)
 
 
-@pytest.mark.parametrize("name", ["naclip-b16", "naclip-b16-336"])
-def test_a_name_that_was_not_fetched_says_how(home, name):
-    with refused(BundleError, name, "fetch"):
-        Bundle.load(name)
-
-
-def test_an_unknown_name_lists_the_known_ones(home):
+def test_a_name_that_stands_for_nothing_says_what_to_do(home, tmp_path):
+    for name in ("naclip-b16", "naclip-b16-336"):
+        with refused(BundleError, name, "fetch"):
+            Bundle.load(name)
     with pytest.raises(BundleError) as caught:
         Bundle.load("naclip-l41")
     assert "Did you mean 'naclip-l14'? " in str(caught.value)
     assert all(name in str(caught.value) for name in SETS)
-
-
-def test_a_folder_that_is_no_bundle_is_told_as_before(home, tmp_path):
     (tmp_path / "photos").mkdir()
     with refused(BundleError, "photos"):
         Bundle.load("photos")
 
 
-def test_the_profiler_compares_with_a_name(home):
+def test_the_profiler_takes_and_compares_names(home, tmp_path, capsys):
     base = Variant(name="scenes.zsseg", bundle=Bundle.demo("scenes").path)
     with refused(ConfigError, "--against"):
         read_against("naclip-b16", base)
     copy_demo(bundle_place("naclip-b16"))
-    found = read_against("naclip-b16", base)
-    assert (found.name, found.bundle) == ("naclip-b16", bundle_place("naclip-b16"))
-
-
-def test_the_profiler_takes_a_name(home, tmp_path, capsys):
-    copy_demo(bundle_place("naclip-b16"))
+    other = read_against("naclip-b16", base)
+    assert (other.name, other.bundle) == ("naclip-b16", bundle_place("naclip-b16"))
     report = tmp_path / "report.json"
     assert run("profile", "naclip-b16", "--max-duration", "1", "--json", report) == EXIT_OK
     assert report.is_file()
