@@ -38,9 +38,9 @@ from zsseg_rt import Engine, EngineConfig, ops
 from zsseg_rt.backends import registry
 from zsseg_rt.backends.base import BackendOptions, Session
 from zsseg_rt.evaluation.datasets import create_dataset
-from zsseg_rt.evaluation.datasets.base import SegmentationDataset
+from zsseg_rt.evaluation.datasets.base import Sample, SegmentationDataset
 from zsseg_rt.evaluation.engine_segmenter import EngineSegmenter
-from zsseg_rt.evaluation.evaluate import Comparison, Evaluation, compare, evaluate, read_ahead
+from zsseg_rt.evaluation.evaluate import Comparison, Evaluation, compare, evaluate
 from zsseg_rt.evaluation.metrics import confusion_csv
 from zsseg_rt.export import export_dense_bundle
 from zsseg_rt.models.functional import patch_text_similarity
@@ -49,6 +49,7 @@ from zsseg_rt.onnx.network import OPSET
 from zsseg_rt.onnx.operations import Linear, Value
 from zsseg_rt.onnx.writer import write_onnx
 from zsseg_rt.profiling.worker import Stopwatch
+from zsseg_rt.runtime.lane_pool import in_order
 from zsseg_rt.text.class_names import rename_classes, split_synonyms
 from zsseg_rt.torch_files.checkpoints import hash_weights
 
@@ -202,7 +203,7 @@ class Features:
     def compute(cls, session: Session, data: SegmentationDataset, limit: int | None) -> Features:
         """Run the encoder once over the images."""
         found: dict[str, list[Tensor]] = {name: [] for name in TAPS}
-        for sample in read_ahead(data, range(min(len(data), limit or len(data)))):
+        for sample in read_all(data, limit):
             for name, tensor in encode(session, sample.image).items():
                 found[name].append(tensor.half())
         tensors = {name: torch.cat(parts) for name, parts in found.items()}
@@ -218,12 +219,17 @@ class Features:
                 yield tensors, self.labels[chosen].long().flip(mirror)
 
 
+def read_all(data: SegmentationDataset, limit: int | None) -> Iterator[Sample]:
+    """The first images, read ahead in a thread."""
+    return in_order(data.__getitem__, range(min(len(data), limit or len(data))), num_threads=1)
+
+
 def shrunk_labels(data: SegmentationDataset, limit: int | None) -> Tensor:
     """Labels of the images as :class:`Features` has them, uint8 ``[N, LABEL_GRID, LABEL_GRID]``."""
     table = torch.full((256,), 255)
     table[list(data.seen)] = torch.arange(len(data.seen))
     found = []
-    for sample in read_ahead(data, range(min(len(data), limit or len(data)))):
+    for sample in read_all(data, limit):
         seen = table[torch.from_numpy(sample.labels).long()][None, None].float()
         small = F.interpolate(seen, size=(LABEL_GRID, LABEL_GRID), mode="nearest-exact")
         found.append(small[0].to(torch.uint8))

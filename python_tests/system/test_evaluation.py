@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import replace
 
@@ -20,7 +19,7 @@ from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.errors import ArgumentError, DatasetError, ShapeError, VocabularyError
 from zsseg_rt.evaluation.datasets.base import Sample, SegmentationDataset
 from zsseg_rt.evaluation.engine_segmenter import EngineSegmenter
-from zsseg_rt.evaluation.evaluate import compare, evaluate, read_ahead
+from zsseg_rt.evaluation.evaluate import compare, evaluate
 from zsseg_rt.evaluation.metrics import confusion_csv
 from zsseg_rt.models.base import SlideSettings, input_image, resize_picture, slide_predict
 from zsseg_rt.models.zeroseg.model import segment_predict
@@ -324,40 +323,6 @@ with Engine({str(colour_bundle)!r}, EngineConfig(device="cpu", use_cache=False))
     )
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) == 1.0
-
-
-def test_pictures_are_read_ahead_in_order():
-    third_read, release = threading.Event(), threading.Event()
-
-    class Slow(Flags):
-        def __getitem__(self, index):
-            if index == 2:
-                third_read.set()
-            elif index > 2:
-                release.wait(timeout=20)
-            return super().__getitem__(index)
-
-    samples = read_ahead(Slow(), range(5), depth=3)
-    assert next(samples).name == "flag 0"
-    assert third_read.wait(timeout=20)  # read while the first one is in use
-    release.set()
-    assert [s.name for s in samples] == [f"flag {i}" for i in range(1, 5)]
-
-
-def test_stopping_early_ends_the_reader():
-    read = []
-
-    class Counted(Flags):
-        def __getitem__(self, index):
-            read.append(index)
-            return super().__getitem__(index)
-
-    before = threading.active_count()
-    samples = read_ahead(Counted(100), range(100))
-    next(samples)
-    samples.close()
-    assert threading.active_count() == before
-    assert len(read) < 10
 
 
 def test_the_loop_costs_little_beside_the_model():

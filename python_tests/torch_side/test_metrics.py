@@ -115,16 +115,6 @@ def test_harmonic_mean(pair, mean):
     assert harmonic_mean(*pair) == pytest.approx(mean)
 
 
-def test_merging_parts_equals_counting_all():
-    rng = np.random.default_rng(0)
-    truth, predicted = rng.integers(0, 5, (2, 6, 50), dtype=np.uint8)
-    whole, part = confusion_of(truth, predicted, 5), confusion_of(truth[:2], predicted[:2], 5)
-    part.merge(confusion_of(truth[2:], predicted[2:], 5))
-    np.testing.assert_array_equal(part.counts, whole.counts)
-    with refused(ShapeError, "other"):
-        part.merge(ConfusionMatrix(4, ignore_label=255))
-
-
 @pytest.mark.parametrize("ignore", [False, True])
 def test_agrees_with_torchmetrics(ignore):
     torch = pytest.importorskip("torch")

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,9 +18,7 @@ from zsseg_rt.errors import ArgumentError, DatasetError
 from zsseg_rt.evaluation.datasets.base import Sample, SegmentationDataset
 from zsseg_rt.evaluation.metrics import ConfusionMatrix, SegmentationScores, class_indices, score
 from zsseg_rt.evaluation.provenance import describe_machine
-
-READ_AHEAD = 3
-"""Images that are decoded while another one is being labelled."""
+from zsseg_rt.runtime.lane_pool import in_order
 
 Progress = Callable[[int, int], None]
 """Called after each image with how many are done and how many there are."""
@@ -211,42 +207,24 @@ def compare(
     """
     same, pixels, lowest = 0, 0, (math.inf, "")
 
-    def note(sample: Sample, found: Sequence[npt.NDArray[Any]]) -> None:
+    def note(sample: Sample, both: Sequence[npt.NDArray[Any]]) -> None:
         nonlocal same, pixels, lowest
-        labels, others = (class_indices(one, len(dataset.class_names)) for one in found)
+        labels, others = (class_indices(one, len(dataset.class_names)) for one in both)
         equal = int(np.count_nonzero(labels == others))
         same, pixels = same + equal, pixels + labels.size
         lowest = min(lowest, (equal / labels.size, sample.name))
 
-    both, seconds = _label_all([first, second], dataset, limit, on_picture, note)
+    totals, seconds = _label_all([first, second], dataset, limit, on_picture, note)
     return Comparison(
-        first=both[0].finish(seconds - both[1].seconds),
-        second=both[1].finish(seconds - both[0].seconds),
+        first=totals[0].finish(seconds - totals[1].seconds),
+        second=totals[1].finish(seconds - totals[0].seconds),
         agreement=same / pixels,
         lowest_agreement=lowest,
     )
 
 
-def read_ahead(
-    dataset: SegmentationDataset, indices: Sequence[int], depth: int = READ_AHEAD
-) -> Iterator[Sample]:
-    """Yield images in order, while a thread reads the next ``depth``."""
-    pending: deque[Future[Sample]] = deque()
-    waiting = iter(indices)
-    pool = ThreadPoolExecutor(1, thread_name_prefix="zsseg-read")
-    try:
-        while True:
-            while len(pending) < depth and (index := next(waiting, None)) is not None:
-                pending.append(pool.submit(dataset.__getitem__, index))
-            if not pending:
-                return
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
 class _Totals:
-    """What one segmenter has done so far."""
+    """The labels of one segmenter so far, counted."""
 
     def __init__(self, segmenter: Segmenter, dataset: SegmentationDataset) -> None:
         if len(segmenter.class_names) != len(dataset.class_names):
@@ -263,7 +241,6 @@ class _Totals:
 
     @property
     def seconds(self) -> float:
-        """Time inside the segmenter."""
         return sum(self.each)
 
     def label(self, sample: Sample) -> npt.NDArray[Any]:
@@ -305,18 +282,19 @@ def _label_all(
     on_picture: Progress | None,
     on_labels: Callable[[Sample, Sequence[npt.NDArray[Any]]], None] = lambda *_: None,
 ) -> tuple[list[_Totals], float]:
-    """What each did, and the seconds from the first image to the last."""
+    """The totals of each, and the seconds from the first image to the last."""
     totals = [_Totals(segmenter, dataset) for segmenter in segmenters]
     indices = _choose(len(dataset), limit, dataset.name)
-    start = asked = time.perf_counter()
-    for done, sample in enumerate(read_ahead(dataset, indices), start=1):
+    start = ready = time.perf_counter()
+    samples = in_order(dataset.__getitem__, indices, num_threads=1)
+    for done, sample in enumerate(samples, start=1):
         for total in totals:
-            total.waiting += time.perf_counter() - asked
+            total.waiting += time.perf_counter() - ready
         on_labels(sample, [total.label(sample) for total in totals])
         if on_picture is not None:
             on_picture(done, len(indices))
-        asked = time.perf_counter()
-    return totals, asked - start
+        ready = time.perf_counter()
+    return totals, ready - start
 
 
 def _choose(size: int, limit: int | None, dataset: str) -> list[int]:

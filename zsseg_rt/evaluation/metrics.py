@@ -80,19 +80,6 @@ class ConfusionMatrix:
             raise DatasetError(self._describe_bad_label(truth))
         self.counts += pairs[: self.num_classes]
 
-    def merge(self, other: ConfusionMatrix) -> None:
-        """Add the counts of another matrix, such as another process's.
-
-        Raises:
-            ShapeError: The other matrix has another number of classes.
-        """
-        if other.num_classes != self.num_classes:
-            raise ShapeError(
-                f"other: expected {self.num_classes} classes, got {other.num_classes}. "
-                "Merge matrices of one data set."
-            )
-        self.counts += other.counts
-
     def _count_pairs(self, truth: Labels, predicted: Labels) -> npt.NDArray[np.int64]:
         """Counts ``[C + 1, C + 1]``; the last row is truth that is neither a class nor ignored."""
         if truth.dtype == predicted.dtype == np.uint8:
@@ -120,8 +107,8 @@ class ConfusionMatrix:
 
     def _describe_bad_label(self, truth: Labels) -> str:
         values = np.unique(truth)
-        known = (values >= 0) & (values < self.num_classes) | (values == self.ignore_label)
-        bad = ", ".join(map(str, values[~known][:5].tolist()))
+        sound = (values >= 0) & (values < self.num_classes) | (values == self.ignore_label)
+        bad = ", ".join(map(str, values[~sound][:5].tolist()))
         return (
             f"truth: expected labels from 0 to {self.num_classes - 1} or {self.ignore_label} "
             f"(ignored), got {bad}. Check that the masks belong to this class list."
@@ -269,8 +256,8 @@ def _ratio(part: npt.NDArray[Any], whole: npt.NDArray[Any]) -> npt.NDArray[np.fl
 
 
 def _mean(values: npt.NDArray[np.float64]) -> float:
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if known.size else math.nan
+    counted = values[~np.isnan(values)]
+    return float(counted.mean()) if counted.size else math.nan
 
 
 def _percent(share: float) -> float:

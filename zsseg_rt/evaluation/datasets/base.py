@@ -87,11 +87,6 @@ class ClassTable:
         seen = set(self.seen)
         return tuple(index for index in range(len(self.names)) if index not in seen)
 
-    @property
-    def palette(self) -> NDArray[np.uint8] | None:
-        """The colours, uint8 ``[C, 3]``."""
-        return None if self.colours is None else np.asarray(self.colours, np.uint8)
-
     def pick(self, indices: Sequence[int]) -> ClassTable:
         """The same classes in another order, or some of them."""
         seen = set(self.seen)

@@ -146,14 +146,14 @@ class Layout:
 
     def find(self, root: str | Path, first: str | None = None) -> Path:
         """The data set's root: the given folder, or one of ``folders`` below it."""
-        given = Path(root).expanduser()
+        place = Path(root).expanduser()
         first = first or self.tree[0].split("/")[0]
-        for candidate in (given, *(given / folder for folder in self.folders)):
+        for candidate in (place, *(place / folder for folder in self.folders)):
             if is_folder(candidate / first):
                 return candidate
-        state = f"no folder {first}/ in it" if is_folder(given) else "no such folder"
+        state = f"no folder {first}/ in it" if is_folder(place) else "no such folder"
         raise DatasetError(
-            f"root: expected {self.title} in {given}, got {state}. {self.instructions}"
+            f"root: expected {self.title} in {place}, got {state}. {self.instructions}"
         )
 
     def require(self, path: Path) -> Path:
@@ -202,8 +202,8 @@ def pairs_of_list(layout: Layout, list_file: Path, images: Path, masks: Path) ->
     lines = layout.require(list_file).read_text(encoding="utf-8").split("\n")
     names = [line.split()[0] for line in lines if line.strip()]
     for kind, folder, suffix in (("images", images, ".jpg"), ("masks", masks, ".png")):
-        found = set(os.listdir(layout.require(folder)))  # noqa: PTH208 - names suffice
-        missing = [name + suffix for name in names if name + suffix not in found]
+        there = set(os.listdir(layout.require(folder)))  # noqa: PTH208 - names suffice
+        missing = [name + suffix for name in names if name + suffix not in there]
         if missing:
             raise DatasetError(
                 f"{folder}: expected the {len(names)} {kind} that {list_file.name} lists, got all "
@@ -217,20 +217,19 @@ def pairs_of_folders(
 ) -> list[FilePair]:
     """All images of a folder, by composed name (NFC), and the masks of the same names."""
     suffixes = (layout.image_suffix.lower(),) if layout.image_suffix else SUFFIXES
-    found_images = _by_stem(layout.require(images), suffixes, layout.recursive)
+    photos = _by_stem(layout.require(images), suffixes, layout.recursive)
     endings = tuple(map(str.lower, mask_suffixes))
-    found_masks = _by_stem(layout.require(masks), endings, layout.recursive)
-    for kind, folder, other, there, here in (
-        ("image", images, f"mask (*{', *'.join(mask_suffixes)})", found_masks, found_images),
-        ("mask", masks, "image", found_images, found_masks),
+    labels = _by_stem(layout.require(masks), endings, layout.recursive)
+    for kind, folder, other, alone in (
+        ("image", images, f"mask (*{', *'.join(mask_suffixes)})", photos.keys() - labels.keys()),
+        ("mask", masks, "image", labels.keys() - photos.keys()),
     ):
-        alone = sorted(here.keys() - there.keys())
         if alone:
             raise DatasetError(
-                f"{folder}: expected one {other} for every {kind}, got none for {_some(alone)}. "
-                f"{layout.instructions}"
+                f"{folder}: expected one {other} for every {kind}, got none for "
+                f"{_some(sorted(alone))}. {layout.instructions}"
             )
-    return [FilePair(stem, found_images[stem], found_masks[stem]) for stem in sorted(found_images)]
+    return [FilePair(stem, photos[stem], labels[stem]) for stem in sorted(photos)]
 
 
 def pictures_below(folder: Path) -> list[str]:
@@ -351,11 +350,6 @@ class FileDataset:
                 "a photo with an EXIF rotation counts as rotated."
             )
         return Sample(image=image, labels=self._labels_of(mask, pair.mask), name=pair.name)
-
-    @property
-    def palette(self) -> NDArray[np.uint8] | None:
-        """The customary colours, uint8 ``[C, 3]``, if the data set has any."""
-        return self.table.palette
 
     def verify(self, progress: Callable[[int, int], None] | None = None) -> Verification:
         """Read every image and count every class."""
