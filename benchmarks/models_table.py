@@ -1,6 +1,6 @@
 """The table of docs/models.md: measured here, estimated for a Jetson, published, licensed.
 
-    python benchmarks/models_table.py --json FILE [--only NAME ...] [--rounds 5]   # 20 minutes
+    python benchmarks/models_table.py --json FILE [--only NAME ...] [--rounds 5]   # 10 minutes
     python benchmarks/models_table.py --tables FILE [FILE ...]  # write reports into the page
     python benchmarks/models_table.py --quick                   # small networks: it runs
 
@@ -172,11 +172,15 @@ def main(arguments: list[str] | None = None) -> int:
 def with_table(page: str, reports: Iterable[Path]) -> str:
     """The page with the table of these reports, whose names stand before it."""
     named = list(reports)
-    rows = [row for path in named for row in json.loads(path.read_text())["rows"]]
+    read = [json.loads(path.read_text()) for path in named]
+    rows = [row for report in read for row in report["rows"]]
+    machines = [f"{report['threads']} threads of {report['machine']['cpu']}, commit "
+                f"`{report['machine'].get('commit', 'not noted')}`" for report in read]  # fmt: skip
     before, _, rest = page.partition(START)
     after = rest.partition(END)[2]
     names = " ".join(path.name for path in named)
-    return f"{before}{START}: {names} -->\n{table(rows)}\n{END}{after}"
+    measured = f"CPU times were measured on {'; '.join(dict.fromkeys(machines))}."
+    return f"{before}{START}: {names} -->\n{table(rows)}\n\n{measured}\n{END}{after}"
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> str:
