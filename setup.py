@@ -70,7 +70,7 @@ class CMakeBuild(build_ext):
         cache = BuildCache.of_user()
         key = source_key(bool(self.debug)) if cache else ""
         if cache and (data := cache.read(key)):
-            self.announce(f"zsseg: compiled before from this source, taken from {cache.folder}", 2)
+            print(f"zsseg: compiled before from this source, taken from {cache.folder}")
             _write(data, target)
             return
         shutil.rmtree(tree, ignore_errors=True)  # it may hold paths of a vanished build venv
