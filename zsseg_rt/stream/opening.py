@@ -52,11 +52,14 @@ class StreamOptions:
         if self.loop:
             sources = loop_videos(sources)
         following = following_of(self.follow, self.every, self.policy, sources)
-        wants = {"steady": self.steady, "skip_still": self.skip_still}
+        memories = None
+        if self.steady or self.skip_still:
+            memories = {
+                one.name: FrameMemory(steady=self.steady, skip_still=self.skip_still)
+                for one in sources
+            }
         past = Past(
-            memories={one.name: FrameMemory(**wants) for one in sources}
-            if any(wants.values())
-            else None,
+            memories=memories,
             following=following and replace(following, channel_order=channel_order),
         )
         writers = open_writers(
