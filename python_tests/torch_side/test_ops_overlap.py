@@ -9,11 +9,10 @@ import pytest
 
 from conftest import require_cuda
 from support.errors import refused
-from support.operations import OPERATIONS
+from support.operations import OPERATIONS, PAIRED
 from zsseg_rt import ops
 from zsseg_rt.errors import ArgumentError, DTypeError
 
-PAIRED = ("upsample_argmax", "upsample_argmax_overlay", "label_regions")
 IN_PLACE = {
     ("warp_blend", "out", "logits"),
     ("overlay", "out", "frame"),
@@ -31,7 +30,7 @@ def results_of(operation):
         if name not in ("out", "picture")
     }
     if operation == "ink":
-        return arrays, settings, {"picture": np.zeros((4, 4, 3), np.uint8)}
+        return arrays, settings, {"picture": np.zeros((31, 67, 3), np.uint8)}
     if operation not in PAIRED:
         written = {"out": getattr(ops, operation)(**arrays, **settings)}
         if operation == "patch_text_similarity":
