@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cat_seg import random_model
 from engine import FRAME_HW, machine_and_commit, random_inputs
 
 from zsseg_rt.profiling.turns import take_turns_locally
@@ -120,6 +119,26 @@ def run_zegformer(model: Any, classes: int) -> object:
     rng = np.random.default_rng(0)
     image = torch.from_numpy(rng.integers(0, 256, (3, 512, 512), np.uint8))
     return model([image], features, features, [(512, 512)])
+
+
+def random_model() -> Any:
+    """CAT-Seg B without its text tower, with random weights that keep values lively."""
+    import torch
+
+    from zsseg_rt.models.cat_seg.model import CatSeg, CatSegConfig
+    from zsseg_rt.models.clip.towers import ImageEncoderConfig
+
+    encoder = ImageEncoderConfig(grid_side=14, num_prompts=0, num_deep_prompts=0)
+    model = CatSeg(CatSegConfig(image_encoder=encoder)).eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    for name, weight in model.named_parameters():
+        if weight.ndim > 1:
+            weight.normal_(0.0, weight[0].numel() ** -0.5, generator=generator)
+        elif name.endswith("weight"):
+            weight.fill_(1.0)
+        else:
+            weight.normal_(0.0, 0.1, generator=generator)
+    return model
 
 
 SYSTEMS = {

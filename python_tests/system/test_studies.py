@@ -1,8 +1,6 @@
 """Studies and tools that make what ships: a run of the least size of each."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,7 @@ from safetensors.torch import load_file  # noqa: E402
 
 from support.errors import refused  # noqa: E402
 from tools.scenes import CLASS_NAMES, SEEN, words_of_world  # noqa: E402
-from tools.studies import clip_pretraining, comparison, long_lists  # noqa: E402
+from tools.studies import clip_pretraining, comparison  # noqa: E402
 from tools.studies.caption_batches import CaptionBatches  # noqa: E402
 from tools.studies.make_demo import DemoConfig, train_demo, write_demo  # noqa: E402
 from tools.studies.name_draws import measure_bundle  # noqa: E402
@@ -94,33 +92,6 @@ def test_a_comparison_keeps_figures_of_its_settings_alone(tmp_path):
     assert "| untrained | 1 |" in comparison.markdown_table(chosen, [run])
     with refused(ArgumentError, None, "evaluation.options"):
         comparison.run(chosen, tmp_path, changes={"evaluation": {"options": {"length": 1}}})
-
-
-@pytest.mark.nightly
-def test_heads_on_cached_features_are_written_once(tmp_path):
-    out = tmp_path / "heads.json"
-    options = (
-        "--steps 2 --warmup-steps 1 --num-scenes 4 --num-judged 2 --batch-size 2 --threads 1 "
-        "--rows cosine aligned --worlds as_published --seeds 0"
-    )
-    tool = [sys.executable, "-m", "tools.studies.compare_heads", "--out", str(out)]
-    tool += options.split(" ")
-    for number in range(2):
-        done = subprocess.run(tool, capture_output=True, text=True, cwd=ROOT, timeout=600)
-        assert done.returncode == 0, done.stderr
-        assert bool(done.stdout) == (number == 0)
-    runs = [(run["row"], run["seed"]) for run in json.loads(out.read_text())["runs"]]
-    assert runs == [("cosine", 0), ("aligned", 0)]
-
-
-@pytest.mark.nightly
-def test_long_lists_are_measured(tmp_path):
-    report = tmp_path / "rows.json"
-    arguments = ["--scenes", "1", "--seeds", "0", "--quick", "--json", str(report)]
-    assert long_lists.main(arguments) == 0
-    by_key = {(r["names"], r["candidates"]): r["pAcc"] for r in json.loads(report.read_text())}
-    assert by_key[28, None] == by_key[28, 32]
-    assert by_key[60, None] <= by_key[28, None]
 
 
 @pytest.mark.parametrize(

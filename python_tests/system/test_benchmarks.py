@@ -1,0 +1,161 @@
+"""Benchmarks and studies have a help and a least run; documents hold what their reports say."""
+
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import require_cuda
+from support.host_backend import host_backend
+from zsseg_rt import ops
+
+ROOT = Path(__file__).resolve().parents[2]
+BENCHMARKS = ROOT / "benchmarks"
+
+
+def has_main(path):
+    return '__name__ == "__main__"' in path.read_text(encoding="utf-8")
+
+
+SCRIPTS = [
+    path.relative_to(ROOT)
+    for folder in (BENCHMARKS, ROOT / "tools" / "studies")
+    for path in sorted(folder.rglob("*.py"))
+    if has_main(path) and path.parent.name != "rivals"
+]
+
+
+def run(script, *arguments, home, code=0):
+    """The report, and what was printed, of a script run as a module of the checkout."""
+    parts = Path(script).with_suffix("").parts
+    module = ".".join(part for part in parts if part != "__main__")
+    paths = os.pathsep.join([str(ROOT), str(BENCHMARKS)])
+    report = home / "report.json"
+    written = () if "--help" in arguments else ("--json", report)
+    command = [sys.executable, "-m", module, *map(str, (*arguments, *written))]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False,
+        env=os.environ | {"PYTHONPATH": paths, "ZSSEG_HOME": str(home / "home")},
+    )  # fmt: skip
+    assert done.returncode in (code, 0), done.stderr
+    return json.loads(report.read_text()) if report.exists() else {}, done.stdout
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("script", SCRIPTS, ids=str)
+def test_a_script_has_a_help(script, tmp_path):
+    assert "usage" in run(script, "--help", home=tmp_path)[1]
+
+
+LEAST = {  # arguments, and a key of the report
+    "follow.py": ("--quick", "drawn, 2"),
+    "photo_folder.py": ("--photos 4 --size 160x120 --rounds 1", "photos per second"),
+    "precision.py": ("--quick --only clip_rc scenes --threads 1", "rows"),
+    "run.py": ("--quick", "cases"),
+    "small_encoders.py": ("--quick", "rows"),
+    "steady.py": ("--quick", "steady"),
+}
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("script", LEAST)
+def test_a_least_run_reports(script, tmp_path):
+    arguments, key = LEAST[script]
+    report, printed = run(f"benchmarks/{script}", *arguments.split(), home=tmp_path, code=1)
+    assert report[key]
+    assert printed
+
+
+def test_kernels_are_timed_with_machine_sizes_and_commit(tmp_path):
+    arguments = ("--quick", "--device", "cpu", "--threads", "2")
+    report, printed = run("tools/benchmark_kernels.py", *arguments, home=tmp_path)
+    assert len({result["op"] for result in report["results"]}) == 12
+    assert all(result["median_ms"]["zsseg_rt"] > 0 for result in report["results"])
+    assert all(f"{result['op']}  {result['sizes']}" in printed for result in report["results"])
+    assert report["machine"]["cpu"]
+    assert (bool(report["commit"]), report["threads"]) == (True, 2)
+
+
+def test_a_wrong_result_is_not_timed(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    tool, threads = importlib.import_module("benchmark_kernels"), ops.get_num_threads()
+    right = tool.ops.upsample_argmax
+
+    def wrong(*args, **kwargs):
+        labels, scores = right(*args, **kwargs)
+        labels[...] ^= 1
+        return labels, scores
+
+    monkeypatch.setattr(tool.ops, "upsample_argmax", wrong)
+    assert tool.main(["--quick", "--device", "cpu", "--op", "upsample_argmax"]) == 1
+    ops.set_num_threads(threads)
+    output = capsys.readouterr()
+    assert "differ from the reference" in output.err
+    assert output.out == ""
+
+
+@pytest.mark.parametrize("script", ["tools/benchmark_kernels.py", "benchmarks/engine.py"])
+def test_a_missing_gpu_is_said(script):
+    if ops.cuda_device_count() > 0:
+        pytest.skip("there is a GPU")
+    done = subprocess.run(
+        [sys.executable, script, "--device", "cuda"],
+        capture_output=True, text=True, timeout=120, check=False, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 4
+    assert "expected a CUDA device, got none" in done.stderr
+
+
+@pytest.mark.nightly
+@pytest.mark.needs_cuda
+def test_the_engine_on_a_gpu_is_measured(monkeypatch, tmp_path, capsys):
+    """Its graphs run on the host, torch on the CPU: any CUDA device will do."""
+    require_cuda()
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    engine, engine_cuda = (importlib.import_module(name) for name in ("engine", "engine_cuda"))
+    placed = host_backend(monkeypatch, "own arrays") | {"use_cache": False}
+    monkeypatch.setattr(engine_cuda, "SWAPS", 2)
+    setting = engine_cuda.Setting(
+        torch_device="cpu",
+        engine=placed,
+        precisions=("float32", "int8"),
+        sizes_hw=((30, 40),),
+        class_counts=(5, 300),
+        rounds=1,
+    )
+    model, bundle = engine.build_model("tiny"), tmp_path / "tiny.zsseg"
+    engine.export(model, bundle)
+    report = engine_cuda.run(bundle, setting, lambda: model, lambda report: json.dumps(report))
+    assert (list(report["opened"]), list(report["missing"])) == (["float32"], ["int8"])
+    assert (report["failed"], [case["classes"] for case in report["cases"]]) == ({}, [5, 300])
+    for case in report["cases"]:
+        assert case["candidates"]["engine float32, device to device"]["p50_ms"] > 0
+        assert case["agreement"]["float32"] > 0.99  # the same weights, the same rule
+    engine.print_report(report)
+    assert "40x30, 300 classes" in capsys.readouterr().out
+
+
+def test_the_page_of_benchmarks_holds_what_its_reports_say(monkeypatch):
+    """If this fails, run ``python benchmarks/run.py --tables`` with the reports that it names."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from rivals.report import read_reports
+    from rivals.tables import DOCUMENTS, filled, sources_of
+
+    (file,) = DOCUMENTS
+    text = file.read_text(encoding="utf-8")
+    sources = sources_of(text)
+    assert filled(text, read_reports(sources), sources) == text
+
+
+def test_the_page_of_models_has_the_table_of_the_reports_that_it_names():
+    import models_table
+
+    page = models_table.PAGE.read_text(encoding="utf-8")
+    names = re.search(r"^<!-- models table: (.*) -->$", page, re.MULTILINE)[1].split()
+    results = [ROOT / "benchmarks" / "results" / name for name in names]
+    assert models_table.with_table(page, results) == page
