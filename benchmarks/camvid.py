@@ -39,8 +39,13 @@ from zsseg_rt.backends import registry
 from zsseg_rt.backends.base import BackendOptions, Session
 from zsseg_rt.evaluation.datasets import create_dataset
 from zsseg_rt.evaluation.datasets.base import Sample, SegmentationDataset
-from zsseg_rt.evaluation.engine_segmenter import EngineSegmenter
-from zsseg_rt.evaluation.evaluate import Comparison, Evaluation, compare, evaluate
+from zsseg_rt.evaluation.evaluate import (
+    Comparison,
+    EngineSegmenter,
+    Evaluation,
+    compare,
+    evaluate,
+)
 from zsseg_rt.evaluation.metrics import confusion_csv
 from zsseg_rt.export import export_dense_bundle
 from zsseg_rt.models.functional import patch_text_similarity

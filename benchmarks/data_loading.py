@@ -55,7 +55,7 @@ def run_all(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     import torchvision
 
     from zsseg_rt.evaluation.provenance import describe_commit, describe_machine
-    from zsseg_rt.training.data.transforms import FitInsideAugmentation, ShortEdgeAugmentation
+    from zsseg_rt.training.data import FitInsideAugmentation, ShortEdgeAugmentation
 
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
@@ -110,7 +110,7 @@ def measure(dataset: Any, augmentation: Any, seconds: float, workers: int) -> di
     """Return images per second: reading alone, augmentation alone, both, and with workers."""
     import numpy as np
 
-    from zsseg_rt.training.data.loading import EpochSampler, TrainingSamples, make_loader
+    from zsseg_rt.training.data import EpochSampler, TrainingSamples, make_loader
 
     held = [dataset[index] for index in range(len(dataset))]
     samples = TrainingSamples(dataset, augmentation, seed=0)

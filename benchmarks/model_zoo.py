@@ -53,7 +53,7 @@ def zegclip(prompts: int) -> Any:
 def clip_rc(prompts: int) -> Any:
     """CLIP-RC, ViT-B/16 at 512x512, without the recovery decoder of training."""
     from zsseg_rt.models.clip.towers import ImageEncoderConfig
-    from zsseg_rt.models.descriptor.clip_rc import ClipRC, ClipRCConfig
+    from zsseg_rt.models.descriptor.model import ClipRC, ClipRCConfig
 
     encoder = ImageEncoderConfig(num_prompts=prompts, num_cells=16)
     return ClipRC(ClipRCConfig(image_encoder=encoder, with_recovery=False))

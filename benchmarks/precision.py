@@ -36,8 +36,7 @@ from engine import class_names, machine_and_commit, random_inputs
 
 from zsseg_rt import Bundle, Engine, EngineConfig, PrecisionNotApplied
 from zsseg_rt.evaluation.datasets import create_dataset
-from zsseg_rt.evaluation.engine_segmenter import EngineSegmenter
-from zsseg_rt.evaluation.evaluate import evaluate
+from zsseg_rt.evaluation.evaluate import EngineSegmenter, evaluate
 from zsseg_rt.export import export_bundle
 from zsseg_rt.export.quantized.bundle import QuantizeSettings, quantize_bundle
 from zsseg_rt.export.quantized.measure import CLEAR

@@ -15,7 +15,7 @@ from zsseg_rt.common.arrays import label_dtype
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.engine import Engine
 from zsseg_rt.errors import ArgumentError
-from zsseg_rt.evaluation.engine_segmenter import EngineSegmenter
+from zsseg_rt.evaluation.evaluate import EngineSegmenter
 from zsseg_rt.text.class_names import join_synonyms, split_synonyms
 
 Maps = npt.NDArray[np.float32]

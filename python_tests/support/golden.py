@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 SMALL_TOLERANCE = 1e-5  # relative to max(1, |x|max); the README of the vectors recommends it
 REAL_TOLERANCE = 5e-5
@@ -49,18 +48,3 @@ def assert_close(actual: Tensor, expected: np.ndarray, tolerance: float = SMALL_
     assert tuple(actual.shape) == expected.shape
     error = np.abs(actual.numpy() - expected).max() / max(1.0, np.abs(expected).max())
     assert error <= tolerance
-
-
-def record(watched: nn.Module, run: Callable[[], Any]) -> tuple[Any, dict[str, tuple[Any, Any]]]:
-    """Run, and return the result with what every submodule was given first and gave."""
-    seen: dict[str, tuple[Any, Any]] = {}
-    handles = [
-        module.register_forward_hook(
-            lambda _, inputs, output, name=name: seen.update({name: (inputs[0], output)})
-        )
-        for name, module in watched.named_modules()
-    ]
-    output = run()
-    for handle in handles:
-        handle.remove()
-    return output, seen

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from support import tiny
 from support.golden import config_of, load
@@ -190,18 +190,3 @@ def _layer_shapes(stem: str, hidden: int, ga: int, gt: int) -> dict[str, tuple[i
             **_linear(swin + "mlp.fc2", 4 * hidden, hidden),
         }
     return found
-
-
-def stages(model: nn.Module, run: Any) -> dict[str, Tensor]:
-    """Outputs of every submodule by name, each list of calls joined."""
-    seen: dict[str, list[Any]] = {}
-    handles = [
-        module.register_forward_hook(
-            lambda _, __, output, name=name: seen.setdefault(name, []).append(output)
-        )
-        for name, module in model.named_modules()
-    ]
-    output = run()
-    for handle in handles:
-        handle.remove()
-    return {"output": output} | {name: values[-1] for name, values in seen.items()}

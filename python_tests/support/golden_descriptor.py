@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from support import tiny
-from support.golden import arguments_of, config_of, load, record, state_dict_of
+from support.golden import arguments_of, config_of, load, state_dict_of
 from zsseg_rt.models import from_official
 
 # What the two systems' files are called, and what the vectors' models are built without.
@@ -39,11 +38,6 @@ class SmallCase:
         """The model with some settings changed."""
         arguments = arguments_of(self.config) | settings
         return from_official(self.architecture, self.state_dict, **arguments)
-
-    @cached_property
-    def output(self) -> tuple[Any, dict[str, tuple[Any, Any]]]:
-        """The output, with what every submodule was given and gave."""
-        return record(self.model, lambda: self.model(self.image, self.text))
 
 
 class RealCase:

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from zsseg_rt.models import from_official
-from zsseg_rt.models.descriptor.clip_rc import ClipRC
-from zsseg_rt.models.descriptor.model import ZegCLIP
+from zsseg_rt.models.descriptor.model import ClipRC, ZegCLIP
 
 Gains = Iterable[tuple[str, float]]
 

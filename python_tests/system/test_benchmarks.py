@@ -19,7 +19,8 @@ BENCHMARKS = ROOT / "benchmarks"
 
 
 def has_main(path):
-    return '__name__ == "__main__"' in path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8")
+    return "ArgumentParser" in text and "__main__" in text
 
 
 SCRIPTS = [

@@ -135,26 +135,10 @@ def test_a_place_for_results_is_needed_first(colour_bundle, flags, tmp_path, cap
     assert "mIoU" not in out  # nothing was evaluated in vain
 
 
-def test_a_missing_model_is_named(flags, tmp_path, capsys):
-    assert evaluate(tmp_path / "nothing", flags) == 1
-    assert "nothing" in capsys.readouterr().err
-
-
 def test_a_package_for_reading_data_is_named(colour_bundle, flags, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "PIL", None)
     assert evaluate(colour_bundle, flags) == 4
     assert "PIL: expected to be installed to read masks" in capsys.readouterr().err
-
-
-def test_reports_need_no_package_for_reading_data():
-    code = """
-import sys
-for name in ("PIL", "matplotlib", "torch", "onnx"):
-    sys.modules[name] = None
-import zsseg_rt.evaluation
-from zsseg_rt.profiling.profiler import Profiler
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_bundles_are_evaluated_without_torch(colour_bundle, flags):

@@ -1,9 +1,6 @@
 """One way to evaluate torch models and bundles: figures, agreement, errors, no torch needed."""
 
 import json
-import subprocess
-import sys
-import time
 from dataclasses import replace
 
 import cv2
@@ -16,15 +13,14 @@ from support import tiny, tiny_zegformer, tiny_zeroseg
 from support.colour_words import COLOUR_WORDS
 from support.errors import refused
 from zsseg_rt import Engine, EngineConfig
-from zsseg_rt.errors import ArgumentError, DatasetError, ShapeError, VocabularyError
-from zsseg_rt.evaluation.datasets.base import Sample, SegmentationDataset
-from zsseg_rt.evaluation.engine_segmenter import EngineSegmenter
-from zsseg_rt.evaluation.evaluate import compare, evaluate
+from zsseg_rt.errors import ArgumentError, DatasetError, ShapeError
+from zsseg_rt.evaluation.datasets.base import Sample
+from zsseg_rt.evaluation.evaluate import EngineSegmenter, compare, evaluate
 from zsseg_rt.evaluation.metrics import confusion_csv
-from zsseg_rt.models.base import SlideSettings, input_image, resize_picture, slide_predict
+from zsseg_rt.models.base import SlideSettings, input_image, slide_predict
 from zsseg_rt.models.zeroseg.model import segment_predict
-from zsseg_rt.text.class_names import rename_classes, split_synonyms
-from zsseg_rt.training.trained.segmenter import TorchSegmenter
+from zsseg_rt.text.class_names import rename_classes
+from zsseg_rt.training.trained import TorchSegmenter
 
 COLOURS = ("red", "green", "blue")
 
@@ -79,24 +75,11 @@ def flags():
     return Flags()
 
 
-def test_flags_are_a_data_set(flags):
-    assert isinstance(flags, SegmentationDataset)
-
-
 def test_a_perfect_segmenter_scores_one_hundred(flags):
     result = evaluate(Oracle(flags), flags)
     assert set(result.scores.as_reported().values()) == {100.0}
     assert result.counts.sum() == 5 * 23 * 48  # the first row is not annotated
     assert result.pictures == result.dataset_size == 5
-
-
-def test_wrong_and_unknown_pixels_are_counted_where_they_belong(flags):
-    truth = flags[2].labels[5, 7]
-    oracle = Oracle(flags, wrong={2: {(5, 7): (truth + 1) % 3, (6, 7): 255, (0, 0): 1}})
-    result = evaluate(oracle, flags)
-    assert result.counts[truth, (truth + 1) % 3] == 1
-    assert result.counts[:, -1].tolist() == [int(i == truth) for i in range(3)]
-    assert result.counts.sum() - np.trace(result.counts) == 2
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(1, [0]), (2, [0, 2]), (3, [0, 1, 3]), (9, None)])
@@ -127,26 +110,6 @@ def test_agreement_counts_every_pixel_and_unknowns_agree(flags):
     assert result.lowest_agreement == (pytest.approx(1 - 2 / pixels), "flag 1")
     assert result.differences["pAcc"] == pytest.approx(-0.02)  # one of 5520 pixels, in percent
     assert result.to_json()["differences_points"]["pAcc"] == pytest.approx(-0.02)
-
-
-def test_bundle_and_torch_model_go_through_the_same_code(zegclip_model, zegclip_bundle):
-    names = tuple(f"name {index}" for index in range(7))
-    with Engine(zegclip_bundle, EngineConfig(device="cpu", precision="float32",
-                                             use_cache=False)) as engine:  # fmt: skip
-        embeds = engine.set_classes(names).embeds
-        bundle = EngineSegmenter(engine, names)
-        model = TorchSegmenter(
-            zegclip_model,
-            names,
-            torch.from_numpy(embeds.copy()),
-            seen_names=engine.bundle.head.seen,
-        )
-        result = compare(bundle, model, NoisePictures(7))
-    assert engine.bundle.head.seen
-    assert result.agreement > 0.999  # float32 against float32
-    assert max(map(abs, result.differences.values())) < 0.2
-    kinds = [side.segmenter["kind"] for side in (result.first, result.second)]
-    assert kinds == ["bundle", "torch"]
 
 
 class NoisePictures(Flags):
@@ -190,20 +153,6 @@ def test_default_windows_scale_the_official_ones(small_zegclip):
     assert segmenter.describe()["windows"] == {"short_side": 64, "crop_size": 64, "stride": 53}
 
 
-@pytest.mark.parametrize("protocol", ["whole", "slide"])
-def test_seen_classes_are_lowered_by_name(small_zegclip, protocol):
-    model, embeds = small_zegclip
-    names = NoisePictures(7).class_names
-    image = NoisePictures(7)[1].image
-    shares = []
-    for seen in ((), names, names[:1]):
-        segmenter = TorchSegmenter(model, names, embeds, seen_names=seen, protocol=protocol)
-        shares.append((segmenter.segment(image) == 0).mean())
-    assert shares[0] == shares[1]  # the same amount off every class changes nothing
-    assert shares[2] <= shares[0]
-    assert model.config.seen_classes == tiny.TinySizes().seen  # the caller's model is untouched
-
-
 def test_the_best_synonym_counts(small_zegclip):
     model, embeds = small_zegclip
     image = NoisePictures(7)[0].image
@@ -227,28 +176,6 @@ def test_zegformer_is_resized_and_labelled_as_officially():
     np.testing.assert_array_equal(segmenter.segment(image), expected.numpy())
     with refused(ArgumentError, "protocol"):
         TorchSegmenter(model, names, embeds, region_embeds=region, protocol="slide")
-
-
-def test_zegformer_s_synonyms_make_one_class_as_officially():
-    model = tiny_zegformer.model()
-    embeds, region = (tiny_zegformer.text_features(salt) for salt in "ab")
-    names, image = ["a, b, c", "d", "e, f", "g"], NoisePictures(7)[0].image
-    merged = [
-        torch.nn.functional.normalize(
-            torch.stack([rows[:3].mean(0), rows[3], rows[4:6].mean(0), rows[6]]), dim=-1
-        )
-        for rows in (embeds, region)
-    ]
-    one_per_class = TorchSegmenter(
-        model, ["a", "d", "e", "g"], merged[0], region_embeds=merged[1], seen_names="ae"
-    )
-    synonyms = TorchSegmenter(model, names, embeds, region_embeds=region, seen_names="bef")
-    np.testing.assert_array_equal(synonyms.segment(image), one_per_class.segment(image))
-
-
-def test_zegformer_limits_the_long_side():
-    resized = resize_picture(np.zeros((40, 90, 3), np.uint8), 64, long_side=100)
-    assert resized.shape == (44, 100, 3)
 
 
 @pytest.mark.parametrize("threshold", [None, 1.0])
@@ -297,44 +224,6 @@ def test_json_holds_everything_and_no_nan(colour_bundle, flags):
     )
     assert written["times"]["total_seconds"] >= written["times"]["segment_seconds"] > 0
     assert written["machine"]["zsseg_rt"]
-
-
-def test_bundles_are_evaluated_without_torch(colour_bundle):
-    code = f"""
-import sys
-for name in ("torch", "torchvision", "onnx", "open_clip"):
-    sys.modules[name] = None
-import numpy as np
-from zsseg_rt import Engine, EngineConfig
-from zsseg_rt.evaluation.datasets.base import Sample
-from zsseg_rt.evaluation.evaluate import evaluate
-from zsseg_rt.evaluation.engine_segmenter import EngineSegmenter
-class Data:
-    name, class_names, seen, ignore_label = "red", ("red", "blue"), (0,), 255
-    def __len__(self): return 2
-    def __getitem__(self, index):
-        image = np.zeros((8, 8, 3), np.uint8); image[..., 0] = 255
-        return Sample(image, np.zeros((8, 8), np.uint8), str(index))
-with Engine({str(colour_bundle)!r}, EngineConfig(device="cpu", use_cache=False)) as engine:
-    print(evaluate(EngineSegmenter(engine, Data.class_names), Data()).scores.pixel_accuracy)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert float(done.stdout) == 1.0
-
-
-def test_the_loop_costs_little_beside_the_model():
-    class Sleeper(Oracle):
-        def segment(self, image):
-            time.sleep(0.02)
-            return super().segment(image)
-
-    flags = Flags(20)
-    times = evaluate(Sleeper(flags), flags).times
-    assert times.share_outside < 0.25
-    assert times.median_segment_ms >= 20
 
 
 def test_a_broken_picture_stops_with_its_name(flags):
@@ -392,14 +281,6 @@ def test_bad_requests_to_an_engine_are_refused(colour_bundle):
     of_engine = refused(ArgumentError, "engine")
     with Engine(colour_bundle, bgr) as engine, of_engine:
         EngineSegmenter(engine, COLOURS)
-
-
-def test_names_with_synonyms():
-    assert split_synonyms(["sky", " sofa ,couch"]) == [["sky"], ["sofa", "couch"]]
-    with refused(VocabularyError, "class_names"):
-        split_synonyms(["sky", " , "])
-    with refused(VocabularyError, "new_names"):
-        rename_classes(["sky"], {"x": "y"})
 
 
 def test_a_confusion_matrix_as_csv():

@@ -29,8 +29,7 @@ from zsseg_rt.torch_files.shipped_clip import read_arrays  # noqa: E402
 from zsseg_rt.training.assembly import train  # noqa: E402
 from zsseg_rt.training.class_embeddings import embed_phrases  # noqa: E402
 from zsseg_rt.training.config import TrainConfig  # noqa: E402
-from zsseg_rt.training.trained.card import export_trained  # noqa: E402
-from zsseg_rt.training.trained.segmenter import TorchSegmenter  # noqa: E402
+from zsseg_rt.training.trained import TorchSegmenter, export_trained  # noqa: E402
 
 TEMPLATES = ("a photo of a {}.",)
 SHORT = ("loop.iterations=2", "loop.batch_size=2", "loop.num_workers=0", "schedule.warmup_steps=1")

@@ -102,6 +102,6 @@ def test_reports_name_the_quota():
 @pytest.mark.usefixtures("quota_of_three")
 def test_loaders_keep_to_the_quota():
     pytest.importorskip("torch", reason="needs pip install '.[train]'")
-    from zsseg_rt.training.data.loading import default_num_workers
+    from zsseg_rt.training.data import default_num_workers
 
     assert default_num_workers() == 2

@@ -16,12 +16,12 @@ from zsseg_rt.common import schema  # noqa: E402
 from zsseg_rt.errors import CheckpointError, DeviceError, VocabularyError  # noqa: E402
 from zsseg_rt.training.class_embeddings import embed_phrases  # noqa: E402
 from zsseg_rt.training.loop.checkpointing import Checkpoint, CheckpointFolder  # noqa: E402
-from zsseg_rt.training.trained.card import (  # noqa: E402
+from zsseg_rt.training.trained import (  # noqa: E402
     TrainedClasses,
     describe_model,
     load_trained,
+    trained_segmenter,
 )
-from zsseg_rt.training.trained.segmenter import trained_segmenter  # noqa: E402
 
 NAMES = ("sky", "grass, lawn", "road", "water")
 PHRASES = ("sky", "grass", "lawn", "road", "water")

@@ -225,7 +225,7 @@ def test_words_go_through_the_teachers_text_tower(exported):
 
 @pytest.mark.parametrize("threshold", [None, 1.0])
 def test_evaluation_labels_as_the_engine_and_as_the_paper(exported, checkpoint, threshold):
-    from zsseg_rt.training.trained.segmenter import TorchSegmenter
+    from zsseg_rt.training.trained import TorchSegmenter
 
     model = build(checkpoint, background_threshold=threshold)
     frame, embeds = frame_of(64, 96), tiny.text_embeds(7, 32)

@@ -67,17 +67,6 @@ def test_counts_every_pixel_once(num_classes, dtypes):
     np.testing.assert_array_equal(counts, expected)
 
 
-def test_bytes_and_wide_integers_agree():
-    rng = np.random.default_rng(3)
-    truth, predicted = rng.integers(0, 19, (2, 41, 53), dtype=np.uint8)
-    truth[rng.random(truth.shape) < 0.3] = 255
-    predicted[rng.random(truth.shape) < 0.3] = 255
-    narrow = confusion_of(truth, predicted, 19)
-    wide = confusion_of(truth.astype(np.uint16), predicted.astype(np.uint16), 19)
-    np.testing.assert_array_equal(narrow.counts, wide.counts)
-    assert narrow.counts[:, -1].sum() > 0
-
-
 def test_unknown_pixels_are_wrong_pixels():
     truth = np.zeros((2, 4), np.uint8)
     predicted = np.array([[0, 0, 0, 255], [0, 0, 0, 9]], np.uint8)
@@ -113,29 +102,6 @@ def test_nothing_counted_is_nan_everywhere():
                                             ((0.9, 0.3), 0.45)])  # fmt: skip
 def test_harmonic_mean(pair, mean):
     assert harmonic_mean(*pair) == pytest.approx(mean)
-
-
-@pytest.mark.parametrize("ignore", [False, True])
-def test_agrees_with_torchmetrics(ignore):
-    torch = pytest.importorskip("torch")
-    classification = pytest.importorskip("torchmetrics.functional.classification")
-    rng = np.random.default_rng(7)
-    truth = rng.integers(0, 8, (3, 40, 50), dtype=np.uint8)
-    predicted = np.where(rng.random(truth.shape) < 0.6, truth, rng.integers(0, 8, truth.shape))
-    if ignore:
-        truth[rng.random(truth.shape) < 0.25] = 255
-    counts = confusion_of(truth, predicted.astype(np.uint8), 8).counts
-    scores = score(counts, seen=range(8))
-    tensors = torch.from_numpy(predicted).long(), torch.from_numpy(truth).long()
-    options = {"num_classes": 8, "ignore_index": 255 if ignore else None}
-    theirs = classification.multiclass_confusion_matrix(*tensors, **options)
-    np.testing.assert_array_equal(counts[:, :-1], theirs.numpy())
-    iou = classification.multiclass_jaccard_index(*tensors, average=None, **options)
-    np.testing.assert_allclose(scores.iou, iou.numpy(), rtol=1e-6)  # theirs is float32
-    found = classification.multiclass_accuracy(*tensors, average=None, **options)
-    np.testing.assert_allclose(scores.accuracy, found.numpy(), rtol=1e-6)
-    overall = classification.multiclass_accuracy(*tensors, average="micro", **options)
-    assert scores.pixel_accuracy == pytest.approx(float(overall), rel=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int64"])

@@ -7,9 +7,7 @@ import torch
 
 from support import tiny
 from support.errors import refused
-from zsseg_rt import Bundle
 from zsseg_rt.errors import ArgumentError
-from zsseg_rt.export import export_bundle
 from zsseg_rt.models import from_official
 from zsseg_rt.models.descriptor.model import ZegCLIP
 
@@ -46,24 +44,6 @@ def test_without_prompts_the_tower_is_clip_with_its_quirks():
         patches, cls_embed = backbone(image)
     expected = embeds / embeds.norm(dim=-1, keepdim=True)
     torch.testing.assert_close(torch.cat([cls_embed[:, None], patches], dim=1), expected)
-
-
-def test_softmax_scores():
-    model = tiny.zegclip_model(score_activation="softmax", seen_classes=())
-    image, text = tiny.image(2, 3, 64, 64), tiny.text_embeds(7, SIZES.embed_dim)
-    with torch.no_grad():
-        scores = model.predict(image, text)
-        logits = model.upsample(model(image, text).mask_logits)
-    torch.testing.assert_close(scores, logits.softmax(dim=1))
-
-
-def test_everything_off_exports_and_agrees_with_torch(tmp_path):
-    model = text_only(replace(SIZES, num_prompts=0), score_activation="softmax")
-    names = [f"name {index}" for index in range(7)]
-    folder = export_bundle(
-        model, tmp_path / "ablated.zsseg", class_names=names, precisions=("float32",)
-    )
-    assert Bundle.load(folder).head.activation == "softmax"
 
 
 @pytest.mark.parametrize("setting", ["descriptor", "score_activation"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -11,27 +10,9 @@ from support.errors import refused
 
 torch = pytest.importorskip("torch")
 
-from support.golden import load  # noqa: E402
 from support.tiny import TinySizes, rule_state_dict, visual_shapes  # noqa: E402
 from zsseg_rt import models  # noqa: E402
 from zsseg_rt.errors import ArgumentError, CheckpointError  # noqa: E402
-
-STAGES = 2e-5  # relative; the vectors' README measured 7.1e-6 between float32 and float64
-LOGITS = 1e-5
-SMALL = [
-    *(f"sfp_{pm}" for pm in ("som", "l2", "lof")),
-    *("sfp_som_tight", "sfp_som_wide", "sfp_som_wide_size_pos", "sfp_l2_tall"),
-    *("sfp_som_few", "sfp_som_none", "sfp_isolated_l2", "sfp_isolated_som"),
-    *("sc", "sc_tight", "sc_wide", "sc_wide_size_pos", "sc_6_layers"),
-]
-REAL = [
-    "sfp_l2_224",
-    *(
-        pytest.param(case, marks=pytest.mark.nightly)
-        for case in ("sfp_som_224", "sc_224", "sfp_som_288x416", "sc_288x416")
-    ),
-]
-REPAIRS = ["inside", "corners", "edges", "touching", "corner_block", "block"]
 
 
 def weights_of(c: dict[str, Any]) -> dict[str, Any]:
@@ -56,13 +37,6 @@ def model_of(c: dict[str, Any], **changed: Any) -> Any:
         **{name: c[name] for name in ("pre", "post", "first", "end") if name in c},
     }
     return models.from_official("dense_clip", weights_of(c), **settings | changed)
-
-
-def small(shared_dir: Any, case: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Arrays and settings of a case."""
-    vectors = load(shared_dir, f"{'sfp' if case.startswith('sfp') else 'scclip'}_small_public.npz")
-    arrays = {k.partition("/")[2]: vectors[k] for k in vectors.files if k.startswith(f"{case}/")}
-    return arrays, json.loads(str(arrays.pop("config_json")))
 
 
 def tiny(**changed: Any) -> dict[str, Any]:

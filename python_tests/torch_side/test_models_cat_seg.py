@@ -10,13 +10,11 @@ from support.errors import refused
 from zsseg_rt.errors import ArgumentError, CheckpointError, DTypeError, ShapeError
 from zsseg_rt.models import create_model, from_official, slide_predict
 from zsseg_rt.models.base import SlideSettings
-from zsseg_rt.models.cat_seg.aggregator import (
-    Aggregator,
+from zsseg_rt.models.cat_seg.model import (
     AggregatorConfig,
-    Guidance,
+    CatSegConfig,
 )
-from zsseg_rt.models.cat_seg.model import CatSegConfig
-from zsseg_rt.networks.cat_seg import shift_mask, window_order
+from zsseg_rt.networks.cat_seg import shift_mask
 
 
 @pytest.fixture(scope="module")
@@ -43,25 +41,6 @@ def test_the_order_of_classes_changes_nothing(weights):
     torch.testing.assert_close(model(image, text[order]).mask_logits, logits[:, order])
     alone = torch.cat([model(one[None], text).mask_logits for one in image])
     torch.testing.assert_close(alone, logits)
-
-
-@torch.no_grad()
-def test_a_repeated_padding_token_is_the_constant_times_its_number(weights):
-    model = build(weights)
-    head = model.aggregator.layers[1].attention
-    x, named = torch.randn(1, 5, 9, 16), torch.rand(5, 12)
-    padded = torch.cat([x, head.padding_tokens.expand(1, 3, 9, -1)], dim=1)
-    guided = torch.cat([named, head.padding_guidance[0].expand(3, -1)])
-    torch.testing.assert_close(head(padded, guided)[:, :5], head(x, named), rtol=1e-5, atol=1e-5)
-
-
-def test_shifted_windows_see_only_their_own_region():
-    mask, order = shift_mask(24, 12, 6), window_order(24, 12, 6)
-    assert mask.shape == (4, 144, 144)
-    assert sorted(order.tolist()) == list(range(576))
-    assert order[0] == 6 * 24 + 6
-    seen = (mask == 0).mean(axis=(1, 2)).tolist()
-    assert seen == [1.0, 0.5, 0.5, 0.25]
 
 
 def test_only_q_and_v_of_clip_are_tuned(weights):
@@ -126,17 +105,6 @@ def test_bad_settings_are_refused(weights, argument, value):
 def test_odd_sizes_of_the_head_are_refused(argument, value):
     with refused(ArgumentError, "hidden" if value == 3 else argument):
         AggregatorConfig(**{argument: value})
-
-
-def test_the_smallest_head_runs():
-    sizes = {"decoder": (16, 16), "up": (1, 1), "decoder_guidance": (1, 1), "padding": 0}
-    small = {"hidden": 2, "num_heads": 2, "text_guidance": 1, "guidance": 1, "window": 2}
-    head = AggregatorConfig(embed_dim=4, width=4, **small, **sizes)
-    near, two, four = (torch.randn(1, *size) for size in ((1, 4, 4), (1, 8, 8), (1, 16, 16)))
-    logits = Aggregator(head)(
-        torch.randn(1, 1, 4, 4), Guidance(near, (two, four)), torch.randn(1, 4)
-    )
-    assert logits.shape == (1, 1, 16, 16)
 
 
 @pytest.mark.needs_shared

@@ -17,7 +17,6 @@ pytestmark = [pytest.mark.needs_shared, pytest.mark.usefixtures("without_gradien
 
 STAGE = 2e-5  # relative to max(1, |x|max); worst seen 8e-7
 LOGITS, SCORES = 1e-4, 1e-5
-HEAD = "aggregator."
 
 
 @pytest.fixture(scope="module")
@@ -41,33 +40,15 @@ def test_weights_are_the_rules(shared_dir, small):
         np.testing.assert_allclose([values.sum(), values.abs().sum()], sums, atol=1e-6)
 
 
-def test_small_encoder_text_and_guidance(small):
+def test_small_encoder_and_text(small):
     model, vectors, config = small
     image = rule.normalised(rule.image_u8((2, 96, 96, 3)), config)
     assert_close(image, vectors["image"], STAGE)
     text = torch.from_numpy(vectors["text_norm"])
-    found = rule.stages(model, lambda: model(image, text))
-    for index in range(8):
-        block = found[f"image_encoder.transformer.resblocks.{index}"]
-        assert_close(block, vectors[f"clip_block{index}"], STAGE)
-    expected = {
-        "image_encoder.conv1": "clip_patch",
-        "image_encoder.ln_pre": "clip_ln_pre",
-        "image_encoder.ln_post": "clip_ln_post",
-        "upsample1": "guid1",
-        "upsample2": "guid2",
-        HEAD + "guidance_projection": "app_guid",
-        HEAD + "layers.0.swin_block.guidance_norm": "agg0_guidnorm",
-        HEAD + "layers.1.swin_block.guidance_norm": "agg1_guidnorm",
-        HEAD + "decoder_guidance_projection.0": "dec_guid0",
-        HEAD + "decoder_guidance_projection.1": "dec_guid1",
-    }
-    for name, key in expected.items():
-        assert_close(found[name], vectors[key], STAGE)
-    assert_close(found["image_encoder"].embeds, vectors["clip_dense"], STAGE)
-    assert np.abs(found["output"].mask_logits.numpy() - vectors["logits_names"]).max() <= LOGITS
+    output = model(image, text)
+    assert np.abs(output.mask_logits.numpy() - vectors["logits_names"]).max() <= LOGITS
     dense = torch.from_numpy(vectors["clip_dense"])[:, 1:].transpose(1, 2).unflatten(2, (6, 6))
-    assert_close(found["output"].patch_embeds, dense.numpy(), STAGE)
+    assert_close(output.patch_embeds, dense.numpy(), STAGE)
     embeds = model.text_encoder(torch.from_numpy(vectors["tokens"]))
     assert_close(embeds, vectors["text_raw"], STAGE)
 
@@ -82,24 +63,11 @@ def test_small_head(shared_dir, small, count):
     text = rule.text_bank(count, config)
     np.testing.assert_allclose(text.numpy(), vectors["text"], atol=1e-7)
     image = torch.from_numpy(encoder["image"][:1])
-    found = rule.stages(model, lambda: model(image, text))
-    logits = found["output"].mask_logits[0]
+    logits = model(image, text).mask_logits[0]
     assert np.abs(logits.numpy() - vectors["logits"]).max() <= LOGITS
-    kept = np.arange(count)
     if count > 256:
         kept = np.flatnonzero((logits.flatten(1).amax(1) > -100).numpy())
         np.testing.assert_array_equal(kept, np.sort(vectors["kept"]))
-    rows = np.searchsorted(kept, vectors["stage_classes"])
-    assert_close(found[HEAD + "conv1"][rows], vectors["conv1"], STAGE)
-    for layer in (0, 1):
-        stem = f"{HEAD}layers.{layer}"
-        for block in (1, 2):
-            tokens = found[f"{stem}.swin_block.block_{block}"][0, rows]
-            assert_close(tokens, vectors[f"agg{layer}_swin{block}"], STAGE)
-        maps = found[stem][0, rows].transpose(1, 2).unflatten(2, (6, 6))
-        assert_close(maps, vectors[f"agg{layer}_out"], STAGE)
-    for stage in (1, 2):
-        assert_close(found[f"{HEAD}decoder{stage}"][rows], vectors[f"dec{stage}"], STAGE)
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,8 @@ from zsseg_rt.errors import ShapeError
 from zsseg_rt.export.architectures.descriptor import export_descriptor
 from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.models import from_official
-from zsseg_rt.models.descriptor.clip_rc import (
+from zsseg_rt.models.descriptor.model import (
     attention_allowed,
-    upsample_cells,
 )
 from zsseg_rt.networks.descriptor import cells_of_patches
 
@@ -37,13 +36,6 @@ def test_cells_cut_the_grid_evenly(grid_hw, num_cells):
         assert sizes.sum() == size
 
 
-def test_official_cells_are_squares_of_eight_patches():
-    cells = cell_of_patches((32, 32), 16).reshape(32, 32)
-    for index in range(16):
-        row, column = divmod(index, 4)
-        assert (cells[8 * row : 8 * row + 8, 8 * column : 8 * column + 8] == index).all()
-
-
 @pytest.mark.parametrize(
     ("grid_hw", "num_cells", "stride"), [((6, 6), 16, 1), ((5, 5), 4, 2), ((4, 4), 4, 2)]
 )
@@ -58,22 +50,6 @@ def test_official_cells_are_of_one_size(grid_hw, num_cells, stride):
     assert torch.equal(cells, expected)
 
 
-def test_a_grid_too_small_for_official_cells_has_none():
-    assert (cell_of_patches((3, 3), 16, official=True) == 16).all()
-
-
-@torch.no_grad()
-def test_rest_of_the_official_grid_is_in_no_cell():
-    """A 5x5 grid and 2x2 cells: what no cell sees is the last row and column."""
-    model = tiny.clip_rc_model(tiny.TinySizes(num_layers=1, num_cells=4, grid_side=5))
-    picture = torch.randn(1, 3, 80, 80)
-    changed = picture.clone()
-    changed[..., 64:, :] += 1.0
-    changed[..., :, 64:] += 1.0
-    before, after = (model.backbone(x).cell_embeds for x in (picture, changed))
-    torch.testing.assert_close(after, before, rtol=0, atol=1e-6)
-
-
 @pytest.mark.parametrize(
     ("grid_hw", "num_cells", "num_prompts"), [((6, 4), 4, 3), ((5, 7), 9, 0), ((2, 9), 16, 1)]
 )
@@ -86,25 +62,6 @@ def test_who_sees_whom(grid_hw, num_cells, num_prompts):
     assert not allowed[:first, cells].any()
     assert (allowed[first : first + patches, cells].sum(dim=1) == 1).all()
     assert torch.equal(allowed[cells, cells], torch.eye(num_cells, dtype=torch.bool))
-
-
-@torch.no_grad()
-def test_cell_sees_its_own_patches_only():
-    """Other patches reach a cell through its own patches alone: not within one block."""
-    model = tiny.clip_rc_model(tiny.TinySizes(num_layers=1, num_cells=4))
-    picture = tiny.image(1, 3, 64, 64)
-    changed = picture.clone()
-    changed[..., 32:, 32:] += 1.0  # the last cell's patches
-    before, after = (model.backbone(x).cell_embeds[0] for x in (picture, changed))
-    assert torch.equal(before[:3], after[:3])
-    assert (before[3] - after[3]).abs().max() > 1e-3
-
-
-def test_cells_are_spread_bilinearly():
-    corners = torch.tensor([0.0, 1.0, 2.0, 3.0]).reshape(1, 4, 1)
-    spread = upsample_cells(corners, (2, 4)).reshape(2, 4)
-    line = torch.tensor([0.0, 0.25, 0.75, 1.0])
-    torch.testing.assert_close(spread, torch.stack([line, line + 2]))
 
 
 # ---------------------------------------------------------------- the model and its parts
@@ -136,12 +93,6 @@ def test_recovery_is_for_training_only_and_changes_no_mask():
     without = lean.train()(image, text)
     assert without.recovery is None
     assert torch.equal(without.mask_logits, trained.mask_logits)
-
-
-def test_cell_tokens_are_frozen():
-    names = {name for name, _ in tiny.clip_rc_model().trainable_parameters()}
-    assert "backbone.region_level_bridge" not in names
-    assert {"backbone.prompt_embeddings", "decode_head.lateral_proj.weight"} <= names
 
 
 # ---------------------------------------------------------------- checkpoints

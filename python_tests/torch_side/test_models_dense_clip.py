@@ -155,23 +155,6 @@ def test_vanilla_is_open_clips_own_tower(clip, build):
     assert_same(output.cls_embed, F.normalize(pooled, dim=-1))
 
 
-@pytest.mark.parametrize("std", [5.0, 1.5])
-@pytest.mark.parametrize("grid_hw", [(4, 4), (2, 7), (1, 1)])
-def test_prior_is_a_gaussian_of_the_distance(grid_hw, std):
-    prior = torch.from_numpy(heads.neighbour_prior(grid_hw, std))
-    torch.testing.assert_close(prior, literal_prior(grid_hw, std), rtol=0, atol=1e-6)
-    assert (prior[0] == 0).all()
-    assert (prior[:, 0] == 0).all()
-    assert (prior.diagonal()[1:] == 1).all()
-
-
-@torch.no_grad()
-def test_prior_width_matters(clip, build):
-    image = tiny.image(1, 3, 64, 64)
-    found = build(prior_std=0.7).image_encoder(image).patch_embeds
-    assert_same(found, literal_embeds(clip.visual, image, "naclip", std=0.7))
-
-
 @torch.no_grad()
 def test_predict_upsamples_and_slides(build):
     """Whole picture: plain bilinear; windows: their average, then the softmax."""
@@ -205,16 +188,6 @@ def test_defaults_are_the_authors(build):
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_random_weights_of_a_named_vit():
-    model = create_model("dense_clip", clip="ViT-S-32", head="clearclip")
-    encoder = model.config.image_encoder
-    assert (encoder.width, encoder.patch_size, encoder.grid_side) == (384, 32, 7)
-    with torch.no_grad():
-        output = model(tiny.image(1, 3, 96, 64), tiny.text_embeds(3, encoder.embed_dim))
-    assert output.mask_logits.shape == (1, 3, 3, 2)
-    assert output.mask_logits.isfinite().all()
-
-
 @pytest.mark.parametrize(
     ("config", "error", "argument"),
     [
@@ -240,19 +213,6 @@ def test_random_weights_of_a_named_vit():
 def test_refusals(build, config, error, argument):
     with refused(error, argument):
         build(**config)
-
-
-def test_text_towers_that_pool_otherwise_are_refused(monkeypatch):
-    """Such towers come with tokenizers of their own; their embeddings would be wrong."""
-    text = {"context_length": 8, "vocab_size": 64, "width": 16, "heads": 2, "layers": 1}
-    tiny_eos = open_clip.model.CLIP(
-        8,
-        {"layers": 1, "width": 64, "patch_size": 16, "image_size": 32},
-        {**text, "pool_type": "eos", "eos_id": 2},
-    )
-    monkeypatch.setattr(open_clip, "create_model", lambda name: tiny_eos)
-    with refused(CheckpointError, "ViT-B-16", "'eos'"):
-        create_model("dense_clip", clip="ViT-B-16")
 
 
 @pytest.mark.parametrize(

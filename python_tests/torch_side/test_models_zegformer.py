@@ -1,6 +1,5 @@
 """Laws of the ZegFormer model that hold for any weights and sizes, and what it refuses."""
 
-import numpy as np
 import pytest
 import torch
 
@@ -10,10 +9,8 @@ from support.tiny_zegformer import class_prompts
 from zsseg_rt.bundles import specs as bundle_specs
 from zsseg_rt.errors import ArgumentError, CheckpointError, DTypeError, ShapeError
 from zsseg_rt.models import from_official
-from zsseg_rt.models.clip.towers import unit
 from zsseg_rt.models.zegformer.decoder import FrozenBatchNorm
 from zsseg_rt.models.zegformer.model import FUSIONS
-from zsseg_rt.networks.zegformer import IMAGE_MEAN, IMAGE_STD
 from zsseg_rt.torch_files.clip_weights import ClipWeights
 from zsseg_rt.torch_files.zegformer_arrays import REGION_TEMPLATES, SEGMENT_TEMPLATES
 
@@ -53,17 +50,6 @@ def clip_weights():
 
 
 # ---------------------------------------------------------------- the whole model
-
-
-@pytest.mark.parametrize("as_rows", [np.array, torch.tensor])
-def test_pictures_and_sizes_may_be_arrays(as_rows):
-    model, pictures = tiny_zegformer.model(), [tiny_zegformer.picture(32, 40, s) for s in "ab"]
-    sizes = [(20, 30), (10, 50)]
-    expected = run(model, pictures, sizes)
-    texts = tiny_zegformer.text_features("a"), tiny_zegformer.text_features("b")
-    with torch.no_grad():
-        found = model(torch.stack(pictures), *texts, as_rows(sizes))
-    assert all(torch.equal(*pair) for pair in zip(found.sem_seg, expected.sem_seg, strict=True))
 
 
 def test_pictures_of_one_padded_size_do_not_see_each_other():
@@ -108,54 +94,6 @@ def test_without_clip_the_text_branch_decides():
     assert torch.equal(run(both, [picture]).sem_seg[0], output.sem_seg[0])
 
 
-def test_calibration_lowers_seen_classes_only():
-    pictures = [tiny_zegformer.picture(40, 40)]
-    plain = run(tiny_zegformer.model(calibration=0.0), pictures).sem_seg[0]
-    assert torch.equal(run(tiny_zegformer.model(calibration=-1), pictures).sem_seg[0], plain)
-    lowered = run(tiny_zegformer.model(calibration=0.25), pictures).sem_seg[0]
-    shift = torch.tensor([0.25] * 5 + [0.0] * 2).view(-1, 1, 1).expand_as(plain)
-    torch.testing.assert_close(plain - lowered, shift)
-
-
-def test_padding_is_zero_after_normalisation():
-    pictures = [tiny_zegformer.picture(33, 20), tiny_zegformer.picture(10, 65)]
-    planes = tiny_zegformer.model().prepare(pictures, IMAGE_MEAN, IMAGE_STD)
-    assert planes.shape == (2, 3, 64, 96)
-    for plane, picture in zip(planes, pictures, strict=True):
-        height, width = picture.shape[1:]
-        inside = (picture - torch.tensor(IMAGE_MEAN).view(3, 1, 1)) / torch.tensor(IMAGE_STD).view(
-            3, 1, 1
-        )
-        assert torch.equal(plane[:, :height, :width], inside)
-        assert plane[:, height:].abs().sum() == plane[:, :, width:].abs().sum() == 0
-
-
-def fuse_by_hand(by_text, by_clip, seen):
-    fused = np.empty_like(by_text)
-    for query, (p, q) in enumerate(zip(by_text, by_clip, strict=True)):
-        mean = np.mean([q[index] for index in seen]) if seen else 0.0
-        for index in range(len(p)):
-            own = index in seen
-            fused[query, index] = (
-                p[index] ** (2 / 3) * mean ** (1 / 3)
-                if own
-                else p[index] ** (1 / 3) * q[index] ** (2 / 3)
-            )
-    return fused
-
-
-@pytest.mark.parametrize("seen", [(), (1,), (0, 3, 6), tuple(range(7))])
-def test_fusion(seen):
-    logits = [torch.from_numpy(tiny.random_normal(name, (5, 8))) for name in ("p", "q")]
-    by_text, by_clip = (values.softmax(dim=-1)[:, :-1].numpy() for values in logits)
-    fused = tiny_zegformer.model(seen_classes=seen).fuse(*logits)
-    np.testing.assert_allclose(fused, fuse_by_hand(by_text, by_clip, seen), rtol=1e-12)
-    equal = tiny_zegformer.model(seen_classes=seen, ensemble_all_classes=True).fuse(*logits)
-    np.testing.assert_allclose(equal, fuse_by_hand(by_text, by_clip, ()), rtol=1e-12)
-    alone = tiny_zegformer.model(seen_classes=seen, ensemble=False).fuse(*logits)
-    np.testing.assert_array_equal(alone, by_clip)
-
-
 def test_fusion_has_the_words_of_bundles():
     assert FUSIONS == bundle_specs.FUSIONS
     with refused(ArgumentError, "fusion", "'x'"):
@@ -192,16 +130,6 @@ def test_frozen_parts_stay_frozen_in_training():
 
 
 # ---------------------------------------------------------------- regions
-
-
-@pytest.mark.parametrize("salt", ["a", "b"])
-@torch.no_grad()
-def test_region_embeddings_are_those_of_the_image_tower(salt):
-    clip = tiny_zegformer.model(salt).clip_model
-    images = tiny.image(3, 3, clip.image_side, clip.image_side, salt=salt)
-    embeds = clip.embed_images(images)
-    torch.testing.assert_close(unit(embeds), clip.visual(images).cls_embed, rtol=0, atol=1e-6)
-    assert embeds.std() > 0.1
 
 
 # ---------------------------------------------------------------- prompts
@@ -303,12 +231,3 @@ def test_wrong_inputs(changes, error, argument):
     }
     with refused(error, argument):
         tiny_zegformer.model()(**inputs | changes)
-
-
-@torch.no_grad()
-def test_region_classification_needs_clip():
-    model = build(training_state_dict(), ensemble=False)
-    planes = tiny.image(1, 3, 32, 32)
-    segments = model.propose(planes, TEXT)
-    with refused(ArgumentError, "clip"):
-        model.classify_regions(planes, segments, TEXT)

@@ -21,7 +21,6 @@ from zsseg_rt.networks.zegformer import (
     IMAGE_STD,
     REGION_MEAN,
     REGION_STD,
-    sine_positions,
 )
 from zsseg_rt.torch_files.zegformer_arrays import REGION_TEMPLATES, SINGLE_TEMPLATE
 
@@ -102,23 +101,6 @@ def small_inputs(small, small_config):
     )
 
 
-@pytest.fixture(scope="module")
-def small_output(small_model, small_inputs):
-    """The output, with what every submodule of the text branch was given and gave."""
-    seen: dict[str, tuple[Tensor, Tensor]] = {}
-    handles = [
-        module.register_forward_hook(
-            lambda _, inputs, output, name=name: seen.update({name: (inputs[0], output)})
-        )
-        for name, module in small_model.named_modules()
-        if "clip_model" not in name
-    ]
-    output = small_model(*small_inputs)
-    for handle in handles:
-        handle.remove()
-    return output, seen
-
-
 def test_the_tiny_rule_is_the_reference_rule(small, small_config, small_state_dict):
     shapes = {key: value.shape for key, value in small_state_dict.items()}
     assert len(shapes) == small_config["num_keys"]
@@ -127,40 +109,6 @@ def test_the_tiny_rule_is_the_reference_rule(small, small_config, small_state_di
     key = tiny_zegformer.CLIP + "token_embedding.weight"
     rows = small_state_dict[key][tensor(small, "sd_rows/token_ids")]
     assert torch.equal(rows, tensor(small, f"sd_rows/{key}"))
-
-
-STAGES = {
-    **{("backbone", stage): f"feat_res{stage + 2}" for stage in range(4)},
-    ("sem_seg_head.pixel_decoder", ...): "mask_features",
-    ("sem_seg_head.predictor.input_proj", ...): "input_proj",
-    ("sem_seg_head.predictor.transformer.decoder", ...): "hs",
-}
-
-
-def test_small_stages(small, small_output):
-    output, seen = small_output
-    assert_close(seen["backbone"][0], small["mid/padded_input"])
-    for (module, index), name in STAGES.items():
-        values = seen[module][1]
-        assert_close(values if index is ... else values[index], small[f"mid/{name}"])
-    positions = small["mid/pos"]
-    size_hw, width = positions.shape[2:], positions.shape[1]
-    found = torch.from_numpy(sine_positions(size_hw, width))
-    assert_close(found.T.unflatten(1, size_hw)[None], positions)
-    assert_close(output.pred_logits, small["mid/pred_logits"])
-    assert_close(output.pred_logits, small["mid/seg_logits"])
-    assert_close(output.pred_masks, small["mid/pred_masks"])
-    assert_close(output.clip_logits, small["mid/clip_logits"], CLIP_TOLERANCE)
-    assert_close(output.class_scores, small["mid/fused_cls"])
-    boxes = boxes_of(tensor(small, "mid/pred_masks")[0], (96, 128))
-    assert_close(boxes, small["mid/boxes"], 0)
-
-
-def test_small_heads_of_every_layer(small, small_model):
-    predictor = small_model.sem_seg_head.predictor
-    queries = tensor(small, "mid/hs")
-    assert_close(predictor.projection_layer(queries), small["mid/x_cls_raw"])
-    assert_close(predictor.mask_embed(queries), small["mid/mask_embed"])
 
 
 def boxes_of(masks, size_hw) -> Tensor:
@@ -178,11 +126,14 @@ def test_small_regions(small, small_model, small_inputs, style):
     assert_close(embeds[None], small[f"mid/clip_feat_{style}"], CLIP_TOLERANCE)
 
 
-def test_small_sum_of_masks(small, small_model):
-    scores, masks = tensor(small, "mid/fused_cls")[0], tensor(small, "mid/pred_masks")[0]
-    maps = small_model.score_maps(scores, masks, (96, 128), (96, 128), (96, 128))
-    maps[: len(small_model.config.seen_classes)] += 0.1  # the reference is taken before
-    assert_close(maps[None, :, ::4, ::4], small["mid/semseg_padded_sub4"])
+def test_small_outputs(small, small_model, small_inputs):
+    output = small_model(*small_inputs)
+    assert_close(output.pred_logits, small["mid/pred_logits"])
+    assert_close(output.pred_masks, small["mid/pred_masks"])
+    assert_close(output.clip_logits, small["mid/clip_logits"], CLIP_TOLERANCE)
+    assert_close(output.class_scores, small["mid/fused_cls"])
+    boxes = boxes_of(tensor(small, "mid/pred_masks")[0], (96, 128))
+    assert_close(boxes, small["mid/boxes"], 0)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -12,7 +12,7 @@ from support.quantizing import FAST, FewScenes, write_photos
 from zsseg_rt import ArgumentError, Bundle, BundleError, Engine, EngineConfig
 from zsseg_rt.bundles.quantization import MaskLoss
 from zsseg_rt.cli import main
-from zsseg_rt.evaluation.engine_segmenter import EngineSegmenter
+from zsseg_rt.evaluation.evaluate import EngineSegmenter
 from zsseg_rt.evaluation.metrics import ConfusionMatrix, score
 from zsseg_rt.export.quantized import bundle as quantizing
 from zsseg_rt.export.quantized.bundle import QuantizeSettings, quantize_bundle

@@ -8,14 +8,10 @@ import pytest
 from scene_clips import SceneClip, flicker
 
 from support.errors import refused
-from tools.scenes import CLASS_NAMES, IGNORE, SEEN, SceneDataset, World, write_folder
+from tools.scenes import CLASS_NAMES, IGNORE, SceneDataset, World, write_folder
 from tools.scenes.__main__ import main as scenes_command
-from tools.scenes.words import NEVER_CAPTIONED
-from tools.studies.name_draws import other_unseen
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.evaluation.datasets import create_dataset
-
-UNSEEN = [name for index, name in enumerate(CLASS_NAMES) if index not in SEEN]
 
 
 def digest(scene):
@@ -41,35 +37,6 @@ def test_labels_are_what_was_drawn():
             labels == (CLASS_NAMES.index(kind.name) if kind.name in CLASS_NAMES else IGNORE)
         ).all()
     assert (scene.labels[scene.identities == 255] == IGNORE).all()
-
-
-@pytest.mark.parametrize("names", [CLASS_NAMES, other_unseen(0), other_unseen(3)])
-def test_unseen_names_recombine_words_of_seen_names(names):
-    seen = [set(names[index].split()) for index in SEEN]
-    unseen = [name for index, name in enumerate(names) if index not in SEEN]
-    assert (len(unseen), len(set(names))) == (9, 28)
-    assert not set(unseen) & set(NEVER_CAPTIONED)
-    for name in unseen:
-        assert set(name.split()) <= set().union(*seen)
-        assert set(name.split()) not in seen
-
-
-def test_a_split_shows_unseen_names_as_rarely_as_any_others():
-    shown = {}
-    for split in ("train", "train_seen"):
-        world = SceneDataset(split, length=100).world
-        kinds = [kind.name for index in range(100) for kind in world.scene(index).kinds]
-        shown[split] = sum(name in UNSEEN for name in kinds) / len(kinds)
-    assert shown["train_seen"] < 0.03 < 0.2 < shown["train"]
-
-
-def test_more_names_change_annotation_alone():
-    usual, every = (SceneDataset("val", length=3, annotated=n) for n in (19, "all"))
-    assert (usual.class_names, len(every.seen), every.ignore_label) == (CLASS_NAMES, 353, 65535)
-    for index in range(3):
-        np.testing.assert_array_equal(usual[index].image, every[index].image)
-        known = usual[index].labels != usual.ignore_label
-        np.testing.assert_array_equal(usual[index].labels[known], every[index].labels[known])
 
 
 @pytest.mark.parametrize("options", [{}, {"annotated": "all"}, {"things": 1, "zoom": 2}])

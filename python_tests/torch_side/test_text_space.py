@@ -21,7 +21,7 @@ from zsseg_rt.training.assembly import (  # noqa: E402
     train,
 )
 from zsseg_rt.training.config import ModelConfig, TextConfig, TrainConfig  # noqa: E402
-from zsseg_rt.training.trained.card import export_trained  # noqa: E402
+from zsseg_rt.training.trained import export_trained  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -6,45 +6,36 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 
-from support.command_line import run  # noqa: E402
-from support.dataset_trees import photo  # noqa: E402
-from support.errors import refused  # noqa: E402
-from support.small_runs import STUDENT, save_clip  # noqa: E402
-from tools.studies.comparison import Comparison  # noqa: E402
-from zsseg_rt.common import schema  # noqa: E402
-from zsseg_rt.common.schema import checked_settings, encode, setting_names  # noqa: E402
-from zsseg_rt.errors import ArgumentError, DatasetError  # noqa: E402
-from zsseg_rt.evaluation.datasets import create_dataset  # noqa: E402
-from zsseg_rt.evaluation.datasets.published import class_table  # noqa: E402
-from zsseg_rt.models.descriptor.builders import ZegCLIPStart  # noqa: E402
-from zsseg_rt.models.registry import find_builder  # noqa: E402
-from zsseg_rt.training.assembly import assemble, build_augmentation, build_model, train  # noqa: E402  # noqa: E402
-from zsseg_rt.training.config import (  # noqa: E402
+from support.command_line import run
+from support.errors import refused
+from tools.studies.comparison import Comparison
+from zsseg_rt.common import schema
+from zsseg_rt.common.schema import encode, setting_names
+from zsseg_rt.errors import ArgumentError, DatasetError
+from zsseg_rt.evaluation.datasets import create_dataset
+from zsseg_rt.models.registry import find_builder
+from zsseg_rt.training.assembly import build_augmentation, build_model
+from zsseg_rt.training.config import (
     DataConfig,
     ModelConfig,
     ScheduleConfig,
     TrainConfig,
     list_recipes,
 )
-from zsseg_rt.training.loop.config import cosine, poly  # noqa: E402
-from zsseg_rt.training.tasks import TASKS  # noqa: E402
-from zsseg_rt.training.tasks.descriptor import DescriptorTask  # noqa: E402
-from zsseg_rt.training.tasks.zegformer import SegmentWeights  # noqa: E402
-from zsseg_rt.training.tasks.zeroseg import (  # noqa: E402  # noqa: E402
+from zsseg_rt.training.loop.config import cosine, poly
+from zsseg_rt.training.tasks import TASKS
+from zsseg_rt.training.tasks.zegformer import SegmentWeights
+from zsseg_rt.training.tasks.zeroseg import (
     TeacherFeatures,
     TeacherViews,
     ZeroSegTask,
-    scaled_learning_rate,
 )
-from zsseg_rt.training.trained.card import load_trained  # noqa: E402
 
 # --- recipes ---
 
@@ -113,75 +104,6 @@ def test_recipes_are_complete_and_name_what_exists(recipe):
     assert config.task.options.keys() <= {*setting_names(kind), *features}
 
 
-def _toml(options):
-    return "{" + ", ".join(f"{key} = {value}" for key, value in options.items()) + "}"
-
-
-@pytest.mark.parametrize(
-    ("recipe", "classes", "settings"),
-    [
-        ("zegformer_voc_inductive", (20, 15), (10_000, 512, 0.1)),
-        ("zegformer_coco_inductive", (171, 156), (60_000, 640, 0.1)),
-        ("zegformer_ade20kfull_inductive", (847, 572), (60_000, 512, 0.0)),
-    ],
-)
-def test_zegformer_recipes_are_the_official_settings(recipe, classes, settings):
-    config = TrainConfig.load(recipe)
-    table = class_table(config.data.name)
-    assert (len(table.names), len(table.seen)) == classes
-    options = config.model.options
-    assert (config.loop.iterations, options["image_size"], options["calibration"]) == settings
-    augmentation = build_augmentation(config.data.augmentation)
-    assert augmentation.crop_hw == (settings[1], settings[1])
-    steps = range(5, 16 if settings[1] == 640 else 21)
-    assert augmentation.short_edges == tuple(int(0.1 * k * settings[1]) for k in steps)
-    assert (config.optimizer.max_grad_norm, config.loop.batch_size) == (0.01, 32)
-    assert config.schedule.factor(0, config.loop.iterations) == 1  # no warm-up
-
-
-def test_zeroseg_recipe_is_the_papers_schedule():
-    config = TrainConfig.load("zeroseg_imagenet_inductive")
-    epoch = 1_281_167 // config.loop.batch_size
-    assert config.loop.iterations == 80 * epoch
-    assert config.schedule.warmup_steps == 20 * epoch
-    peak = scaled_learning_rate(config.task.options["base_learning_rate"], config.loop.batch_size)
-    assert peak == pytest.approx(2.4e-3)
-    assert config.optimizer.betas == (0.9, 0.95)
-
-
-def test_zeroseg_recipe_trains_on_photos_without_masks(tmp_path):
-    """The recipe's own settings with a small student, teacher and batch."""
-    for name in ("train/n01/a.jpg", "train/n02/b.JPEG", "val/c.jpg"):
-        photo(tmp_path / "imagenet" / name, (80, 100))
-    save_clip(tmp_path / "clip.safetensors")
-    changes = {
-        "data.root": tmp_path / "imagenet",
-        "data.augmentation": "{ kind = 'center_crop', crop_hw = [64, 64], short_edge = 64 }",
-        "model.options": _toml(STUDENT | {"image_size": 64, "embed_dim": 32}),
-        "task.options.teacher": tmp_path / "clip.safetensors",
-        "task.options.teacher_activation": "quick_gelu",
-        "task.options.views": "{ grids = [1, 2], size = 64 }",
-        "schedule.warmup_steps": 1,
-        "loop.iterations": 2,
-        "loop.batch_size": 2,
-        "loop.device": "cpu",
-        "loop.num_workers": 0,
-        "output.folder": tmp_path / "run",
-    }
-    recipe = "zeroseg_imagenet_inductive"
-    config = TrainConfig.load(recipe, [f"{key}={value}" for key, value in changes.items()])
-    result = train(config)
-    assert result.finished
-    assert result.losses.keys() == {"reconstruction", "views", "segments"}
-    assert load_trained(tmp_path / "run").config.grid_side == 4
-    labelled = TrainConfig.load(recipe, [f"data.root={tmp_path}/imagenet", "model.options={}"])
-    labelled = replace(labelled, model=replace(labelled.model, architecture="cosine_head"))
-    options = {"pretrained": str(tmp_path / "clip.safetensors"), "activation": "quick_gelu"}
-    labelled = replace(labelled, model=replace(labelled.model, options=options))
-    with refused(ArgumentError, "data.name"):
-        assemble(labelled)
-
-
 # --- TOML ---
 
 DATA = '[data]\nname = "folder"\n'
@@ -192,11 +114,11 @@ STRANGE = {
     "a few lists": ("[" * 150 + "]" * 150, DEEP),
     "tables": ("{a = " * 400 + "1" + "}" * 400, DEEP),
     "dots": (f"{{ {DOTS} = 1 }}", DEEP),
-    "day": ("2024-02-03", "got the date 2024-02-03. Put it in quotes"),
+    "day": ("2024-02-03", "got the date 2024-02-03. Put text in quotes"),
     "moment": ("2024-02-03T04:05:06Z", "got the datetime 2024-02-03"),
     "hour": ("[[04:05:06]]", "got the time 04:05:06"),
-    "digits": ("9" * 5000, "64-bit integers, got a larger one"),
-    "bits": (str(2**63), "64-bit integers, got a larger one"),
+    "digits": ("9" * 5000, "64-bit integers, .*got a larger one"),
+    "bits": (str(2**63), "64-bit integers, .*got 9223372036854775808"),
 }
 
 
@@ -255,11 +177,6 @@ def test_settings_survive_being_written(given, tmp_path, change):
     assert not config.differences(again)
 
 
-def test_what_is_not_toml_is_a_word(given):
-    config = TrainConfig.load(given, ["data.root=2024-02-30"])  # no such day
-    assert config.data.root == "2024-02-30"
-
-
 # --- options ---
 
 
@@ -283,13 +200,6 @@ def test_model_options_are_refused_before_anything_is_read(options, argument):
         build_model(config, seen=(0,), protocol="inductive")
 
 
-def test_inherited_settings_are_checked_too():
-    taken = checked_settings(DescriptorTask, {"focal_weight": 3}, "task.options", ("seen",))
-    assert taken == {"focal_weight": 3.0}
-    with refused(ArgumentError, "task.options.focal_weight"):
-        checked_settings(DescriptorTask, {"focal_weight": "a"}, "task.options", ("seen",))
-
-
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
@@ -301,12 +211,6 @@ def test_inherited_settings_are_checked_too():
 def test_data_options_of_a_wrong_type_are_refused(tmp_path, name, value, message):
     with pytest.raises(ArgumentError, match=message):
         create_dataset("folder", tmp_path, **{name: value})
-
-
-def test_values_that_only_code_can_give_pass():
-    decoder = object()
-    given = {"pretrained": Path("a"), "decoder": decoder}
-    assert checked_settings(ZegCLIPStart, given, "options")["decoder"] is decoder
 
 
 @pytest.mark.parametrize(
@@ -321,14 +225,6 @@ def test_values_that_only_code_can_give_pass():
 def test_a_choice_of_types_names_all(kind, raw, message):
     with pytest.raises(ArgumentError, match=message):
         schema.decode(kind, raw, "x", ArgumentError)
-
-
-@pytest.mark.parametrize(
-    ("kind", "raw"),
-    [(int | str, "a"), (int | tuple[int, int], 3), (Sequence[str] | None, None), (int | None, 3)],
-)
-def test_a_choice_of_types_takes_each(kind, raw):
-    assert schema.decode(kind, raw, "x", ArgumentError) == raw
 
 
 def rows_of_the_page():
@@ -406,14 +302,6 @@ def test_cosine():
     assert factors[13] == factors[12] == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize("name", ["poly", "cosine", "constant"])
-def test_every_schedule_has_a_name_and_stays_within_one(name):
-    factors = [ScheduleConfig(name=name).factor(step, 7) for step in range(9)]
-    assert factors == sorted(factors, reverse=True)
-    assert factors[0] == 1
-    assert factors[-1] == (1 if name == "constant" else pytest.approx(0))
-
-
 @pytest.mark.parametrize(
     ("settings", "argument"),
     [
@@ -426,12 +314,6 @@ def test_refuses_settings_out_of_range(settings, argument):
     for schedule in (poly, cosine):
         with refused(ArgumentError, argument):
             schedule(0, **settings)
-
-
-@pytest.mark.parametrize(("name", "setting"), [("cosine", "power"), ("constant", "warmup_steps")])
-def test_refuses_a_setting_that_is_not_the_schedules(name, setting):
-    with pytest.raises(ArgumentError, match=f"settings of {name}, got others: {setting}"):
-        ScheduleConfig(name=name, **{setting: 2}).factor(0, 9)
 
 
 def test_zeros_of_a_configuration_count():

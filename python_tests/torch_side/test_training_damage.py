@@ -9,15 +9,12 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 
-from support.command_line import run as zsseg  # noqa: E402
 from support.errors import refused  # noqa: E402
-from support.small_runs import SCENES, TABLES, save_clip  # noqa: E402
 from support.toy_training import alike, config, train  # noqa: E402
 from zsseg_rt.errors import CheckpointError  # noqa: E402
-from zsseg_rt.training.config import TrainConfig  # noqa: E402
 from zsseg_rt.training.loop import is_run  # noqa: E402
 from zsseg_rt.training.loop.checkpointing import read_checkpoint  # noqa: E402
-from zsseg_rt.training.trained.card import find_checkpoint, load_classes, load_trained  # noqa: E402
+from zsseg_rt.training.trained import find_checkpoint, load_classes, load_trained  # noqa: E402
 
 LAST = "checkpoints/step-00000003.pt"
 
@@ -129,35 +126,6 @@ def test_a_checkpoint_is_known_by_what_it_says_of_itself(toy_run, tmp_path):
     assert find_checkpoint(tmp_path / "best") == tmp_path / "best.pt"
     assert not is_run(tmp_path / "official.pt")
     assert not is_run(tmp_path / "absent")
-
-
-def test_no_command_takes_a_damaged_model(tmp_path, capsys):
-    clip = str(save_clip(tmp_path / "clip.safetensors"))
-    options = {"pretrained": clip, "activation": "quick_gelu", "image_size": 64}
-    tables = TABLES | {
-        "model": {"architecture": "zegclip", "options": options},
-        "evaluation": {"split": ""},
-        "output": {"folder": str(tmp_path / "run")},
-    }
-    config_file, out = tmp_path / "run.toml", tmp_path / "x.zsseg"
-    config_file.write_text(TrainConfig.from_dict(tables).to_toml())
-    assert zsseg("train", "--config", config_file) == 0
-    checkpoint = tmp_path / "run/checkpoints/step-00000002.pt"
-    content = bytearray(checkpoint.read_bytes())
-    for place in range(len(content) // 3, len(content) // 3 + 100):
-        content[place] ^= 1
-    checkpoint.write_bytes(content)
-    data = ["--dataset", "folder", "--root", SCENES, "--split", "val", "--limit", "2"]
-    for command in (
-        ["train", "--config", config_file, "--resume"],
-        ["export", "trained", tmp_path / "run", "--out", out],
-        ["evaluate", checkpoint, *data],
-        ["evaluate", checkpoint.with_suffix(""), *data],
-    ):
-        assert zsseg(*command) == 1
-        assert "step-00000002.pt: expected a whole checkpoint" in capsys.readouterr().err
-    assert not out.exists()
-    assert [path.name for path in checkpoint.parent.iterdir()] == ["step-00000002.pt"]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from support.errors import refused
 from support.picture_files import BOMBS
 from zsseg_rt.errors import DatasetError
 from zsseg_rt.evaluation.datasets import SegmentationDataset, create_dataset
-from zsseg_rt.evaluation.datasets.files import ValueTable, read_colour_mask, read_mask, read_picture
+from zsseg_rt.evaluation.datasets.files import read_colour_mask, read_mask, read_picture
 
 
 @pytest.fixture
@@ -48,15 +48,6 @@ def test_photos_need_neither_masks_nor_classes(street):
         create_dataset("photos", street, "empty")
     with refused(DatasetError, None, "train"):
         create_dataset("photos", street, "train")
-
-
-def test_arguments_come_before_the_file(street):
-    options = {"class_names": ["x", "y", "z"], "unseen": ["z"]}
-    dataset = create_dataset("folder", street, "all", **options)
-    assert dataset.class_names == ("x", "y", "z")
-    assert dataset.seen == (0, 1)
-    one = create_dataset("folder", street, "all", class_names=["x", "y"], zero_is_unlabelled=True)
-    assert rows_of(one)[:4] == [255, 0, 1, 255]
 
 
 def test_splits_are_folders_or_lists(street):
@@ -97,15 +88,6 @@ def test_colour_masks(street):
         create_dataset("folder", street, "all")
 
 
-def test_more_classes_than_eight_bits(tmp_path):
-    photo(tmp_path / "images" / "a.png")
-    mask(tmp_path / "masks" / "a.png", [0, 255, 299, 65535])
-    listing(tmp_path / "classes.txt", [f"class {index}" for index in range(300)])
-    dataset = create_dataset("folder", tmp_path, "all")
-    assert rows_of(dataset)[:4] == [0, 255, 299, 65535]
-    assert dataset[0].labels.dtype == np.uint16
-
-
 def without(*parts):
     """Remove what a folder consists of."""
 
@@ -142,57 +124,7 @@ def test_folders_that_are_not_whole_are_refused(street, spoil, message):
         create_dataset("folder", street, "all")
 
 
-def test_different_sizes_are_named(street):
-    mask(street / "masks" / "b.png", [0], size_hw=(12, 15))
-    dataset = create_dataset("folder", street, "all")
-    with refused(DatasetError, None, "b.png", "16x12", "b.jpg", "15x12"):
-        dataset[1]
-
-
-def test_verify_counts_and_collects(street):
-    mask(street / "masks" / "b.png", [7])
-    seen = []
-    report = create_dataset("folder", street, "all").verify(lambda *step: seen.append(step))
-    assert seen == [(1, 2), (2, 2)]
-    assert report.num_pictures == 1
-    assert report.pixels.tolist() == [48, 48, 48]
-    assert report.ignored_pixels == 48
-    assert report.absent == ()
-    (problem,) = report.problems
-    assert "b.png: expected values 0..2 for the 3 classes and 255, 65535" in problem
-    assert "got 7." in problem
-
-
-def test_verify_names_absent_classes(street):
-    names = ["a", "b", "c", "d"]
-    assert create_dataset("folder", street, "all", class_names=names).verify().absent == ("d",)
-
-
 # --- files ---
-
-
-@pytest.mark.parametrize("suffix", ["jpg", "png"])
-def test_a_cut_off_picture_is_refused(tmp_path, suffix):
-    path = tmp_path / f"a.{suffix}"
-    pixels = photo(path, (64, 64))
-    if suffix == "png":
-        np.testing.assert_array_equal(read_picture(path), pixels)
-    data = path.read_bytes()
-    path.write_bytes(data[: len(data) * 2 // 3])
-    with pytest.raises(DatasetError, match=rf"a\.{suffix}: expected at least"):
-        read_picture(path)
-
-
-def test_a_cut_off_mask_is_refused(tmp_path):
-    path = tmp_path / "a.png"
-    pixels = np.random.default_rng(0).integers(0, 9, (64, 64)).astype(np.uint8)
-    Image.fromarray(pixels).save(path)
-    np.testing.assert_array_equal(read_mask(path), pixels)
-    data = path.read_bytes()
-    for share in (0.3, 0.7, 0.95):
-        path.write_bytes(data[: int(len(data) * share)])
-        with refused(DatasetError, None, "a.png"):
-            read_mask(path)
 
 
 @pytest.mark.parametrize("read", [read_picture, read_mask])
@@ -227,18 +159,6 @@ def test_pictures_are_rgb_and_turned_as_exif_says(tmp_path):
     grey = cv2.imencode(".png", pixels[..., 0])[1]
     (tmp_path / "c.png").write_bytes(grey.tobytes())
     assert read_picture(tmp_path / "c.png").shape == (4, 6, 3)
-
-
-def test_value_table_maps_every_value():
-    table = ValueTable([7, 3, 254], ignored=(0, 255))
-    mask = np.array([[7, 3, 254], [0, 255, 3]], np.uint8)
-    expected = [[0, 1, 2], [255, 255, 1]]
-    for dtype in (np.uint8, np.uint16):
-        labels = table(mask.astype(dtype), "a.png")
-        assert labels.dtype == np.uint8
-        assert labels.tolist() == expected
-    with refused(DatasetError, "a.png", "254", "300"):
-        table(np.array([[9, 300, 7]], np.uint16), "a.png")
 
 
 def test_ids_of_a_list_are_the_values_of_masks(tmp_path):

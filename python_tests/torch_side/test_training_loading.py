@@ -9,16 +9,15 @@ import torch
 from support.errors import refused
 from zsseg_rt.errors import ArgumentError, DatasetError
 from zsseg_rt.evaluation.datasets import Sample
-from zsseg_rt.evaluation.datasets.base import ignore_label
-from zsseg_rt.training.data.loading import (
+from zsseg_rt.training.data import (
     Batch,
     EpochSampler,
+    FitInsideAugmentation,
     TrainingSamples,
     collate,
     make_loader,
     normalize_images,
 )
-from zsseg_rt.training.data.transforms import FitInsideAugmentation
 
 AUGMENTATION = FitInsideAugmentation(crop_hw=(16, 24), scale=(128, 32))
 
@@ -108,14 +107,6 @@ def test_processes_share_the_same_steps():
         assert first.names + second.names == whole.names
 
 
-def test_seed_and_position_matter():
-    first, other_seed = batches_of(loader_of(0), 1)[0], batches_of(loader_of(1), 1)[0]
-    assert not same(first, other_seed)
-    samples = TrainingSamples(Noise(), AUGMENTATION, 0)
-    assert torch.equal(samples[5, 2].image, samples[5, 2].image)
-    assert not torch.equal(samples[5, 2].image, samples[6, 2].image)
-
-
 @pytest.mark.parametrize("drop_last", [True, False])
 def test_an_epoch_holds_every_picture_once(drop_last):
     sampler = EpochSampler(11, 0, batch_size=4, drop_last=drop_last)
@@ -167,13 +158,6 @@ def test_bad_settings_are_named(options, argument):
         TrainingSamples(Noise(), AUGMENTATION, -1)
 
 
-def test_small_sets_go_on_within_a_batch():
-    sampler = EpochSampler(3, 0, batch_size=7, drop_last=False)
-    first = next(iter(sampler))
-    assert [index for _, index in first[:3]] == sampler.order(0).tolist()
-    assert [index for _, index in first[3:6]] == sampler.order(1).tolist()
-
-
 def test_normalizes_as_numpy_does_and_pads_afterwards():
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (2, 3, 5, 7), np.uint8)
@@ -185,7 +169,3 @@ def test_normalizes_as_numpy_does_and_pads_afterwards():
     expected[1, :, 2:] = 0
     expected[1, :, :, 3:] = 0
     np.testing.assert_allclose(out.numpy(), expected, atol=1e-6)  # float32 against float64
-
-
-def test_ignore_label_is_no_class():
-    assert [ignore_label(count) for count in (1, 254, 255, 847)] == [255, 255, 65535, 65535]

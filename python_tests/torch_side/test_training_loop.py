@@ -24,7 +24,6 @@ from zsseg_rt.errors import (  # noqa: E402
 )
 from zsseg_rt.training.loop import checkpointing  # noqa: E402
 from zsseg_rt.training.loop.config import OptimizerConfig  # noqa: E402
-from zsseg_rt.training.loop.reporting import Timing  # noqa: E402
 
 HERE = Path(__file__).parents[1]
 
@@ -227,18 +226,6 @@ def test_a_checkpoint_that_cannot_be_written_keeps_the_last_and_says_so(tmp_path
     assert train(tmp_path, resume=True).finished
 
 
-def test_full_disk_while_logging_names_the_checkpoint(tmp_path, monkeypatch):
-    from zsseg_rt.training.loop.reporting import RunReport
-
-    def fail(self, step, values):
-        if step == 5:
-            raise OSError(28, "No space left on device", "history.jsonl")
-
-    monkeypatch.setattr(RunReport, "scalars", fail)
-    with refused(TrainingError, "history.jsonl"):
-        train(tmp_path)
-
-
 def test_keeps_the_best_checkpoint_besides_the_last(tmp_path):
     scores = iter([0.2, 0.9, float("nan"), 0.5, 0.9, 0.1])
     result = train(
@@ -334,16 +321,3 @@ def test_another_run_is_neither_overwritten_nor_resumed(tmp_path):
 def test_settings_out_of_range_are_refused(change, argument):
     with refused(ArgumentError, argument):
         config(**change).part_size(2)
-
-
-def test_batches_are_divided():
-    assert config(batch_size=12, accumulation_steps=3).part_size(2) == 2
-
-
-def test_overhead_is_what_is_not_the_step():
-    timing = Timing(
-        data_seconds=3, step_seconds=96, report_seconds=1, checkpoint_seconds=50, pictures=200
-    )
-    assert timing.overhead_share == pytest.approx(0.04)
-    assert timing.pictures_per_second == pytest.approx(2.0)
-    assert Timing().overhead_share == 0.0

@@ -29,15 +29,6 @@ def test_tables_are_consistent(name):
         assert len(set(table.map_values)) == len(table.names)
 
 
-def test_pick_keeps_columns_together():
-    table = class_table("cocostuff164k")
-    picked = table.pick([19, 0])
-    assert picked.names == ("cow", "person")
-    assert picked.seen == (1,)
-    assert picked.map_values == (table.map_values[19], table.map_values[0])
-    assert picked.colours == (table.colours[19], table.colours[0])
-
-
 @pytest.fixture(scope="module")
 def splits(shared_dir):
     return json.loads((shared_dir / "specs" / "splits.json").read_text())

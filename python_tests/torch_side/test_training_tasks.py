@@ -9,9 +9,9 @@ import torch
 from support import tiny, tiny_zegformer
 from support.errors import refused
 from zsseg_rt.common.schema import setting_names
-from zsseg_rt.errors import ArgumentError, ShapeError
+from zsseg_rt.errors import ArgumentError
 from zsseg_rt.models import create_model
-from zsseg_rt.training.data.loading import Batch
+from zsseg_rt.training.data import Batch
 from zsseg_rt.training.tasks.cosine_head import CosineHeadTask
 from zsseg_rt.training.tasks.descriptor import DescriptorTask
 from zsseg_rt.training.tasks.labelled import PixelLossSettings
@@ -219,16 +219,6 @@ def test_rates_and_decay_of_the_groups(task):
 def test_settings_out_of_range_are_refused(task, system, settings, argument, named):
     with refused(ArgumentError, argument, *named):
         task(system, **settings)
-
-
-def test_what_does_not_fit_is_refused(task):
-    given = batch()
-    with refused(ShapeError, "labels"):
-        task()(replace(given, labels=given.labels[:1]))
-    with refused(ArgumentError, "seen"):
-        ZegFormerTask(tiny_zegformer.model(), tiny.text_embeds(3, 48), seen=tiny_zegformer.SEEN)
-    with pytest.raises(TypeError, match="focal_wait"):
-        task(focal_wait=1.0)
 
 
 def test_settings_are_a_tasks_own_and_those_it_shares(task):

@@ -55,14 +55,6 @@ def test_shapes_become_masks(tmp_path):
     assert abs((mask(tmp_path, "c") == 0).sum() - np.pi * 36) < 5
 
 
-def test_the_rest_is_a_class_if_it_has_a_name(tmp_path):
-    for name in "ab":
-        write(tmp_path, name, [shape("dog", [[10, 10], [30, 10], [30, 30]])])
-    make(tmp_path, rest="ground", classes="dog")
-    assert (tmp_path / "out" / "classes.txt").read_text().split() == ["dog", "ground"]
-    assert set(np.unique(mask(tmp_path, "a"))) == {0, 1}
-
-
 def test_our_own_polygons_come_back(tmp_path):
     labels = np.full((40, 60), 255, np.uint8)
     labels[4:36, 3:40] = 0
@@ -112,34 +104,6 @@ def test_nothing_is_overwritten_or_guessed(tmp_path):
 
 def png(values):
     return base64.b64encode(cv2.imencode(".png", np.asarray(values, np.uint8))[1]).decode()
-
-
-def test_masks_and_turned_rectangles_are_painted_and_the_rest_counted(tmp_path):
-    pixels = np.ones((11, 21), np.uint8)
-    pixels[0, 0] = 0
-    drawn = shape("dog", [[50, 10], [70, 20]], "mask") | {"mask": png(pixels)}  # beyond the edge
-    turned = shape("cat", [[10, 10], [20, 20], [10, 30], [0, 20]], "oriented_rectangle")
-    corners = shape("box", [[30, 2], [40, 2], [40, 8], [30, 8]], "rectangle")  # X-AnyLabeling's
-    odd = [shape("dog", [[1, 1]], "point"), shape("dog", [[1, 1], [2, 2]], "line")]
-    write(tmp_path, "a", [drawn, turned, corners, *odd, shape("dog", [[1, 1], [2, 2]])])
-    write(tmp_path, "b", [shape("cat", [[5, 5], [20, 20]], "rectangle"), *odd])
-    said = make(tmp_path)
-    for counted in ("2 of kind line", "2 of kind point", "1 of kind polygon"):
-        assert counted in said
-    found = mask(tmp_path, "a")
-    assert (found == 2).sum() == 11 * 10 - 1
-    assert abs((found == 1).sum() - 200) < 12
-    assert (found == 0).sum() == 60
-
-
-def test_labels_that_differ_in_case_or_spaces_are_one_and_said(tmp_path):
-    square = [[10, 10], [30, 10], [30, 30], [10, 30]]
-    write(tmp_path, "a", [shape("white dog", square), shape("White  dog", square)])
-    write(tmp_path, "b", [shape("white dog", square), shape("white dog ", square)])
-    said = make(tmp_path)
-    assert (tmp_path / "out" / "classes.txt").read_text() == "white dog\n"
-    assert "'White  dog'" in said
-    assert "'white dog '" in said
 
 
 @pytest.mark.parametrize("place", ["inside", "beside", "other case", "decomposed"])

@@ -29,7 +29,7 @@ from zsseg_rt.evaluation.metrics import SegmentationScores
 from zsseg_rt.models import create_model, load_checkpoint
 from zsseg_rt.models.dense.dense_clip import HEADS, Head
 from zsseg_rt.training.class_embeddings import embed_phrases
-from zsseg_rt.training.trained.segmenter import TorchSegmenter
+from zsseg_rt.training.trained import TorchSegmenter
 
 __all__ = ["ZeroShotScores", "classify_views", "load_run", "score_dense_heads"]
 

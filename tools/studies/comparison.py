@@ -323,7 +323,7 @@ def _evaluate_untrained(config: TrainConfig) -> dict[str, float]:
     from zsseg_rt.evaluation.evaluate import evaluate
     from zsseg_rt.training.assembly import build_model
     from zsseg_rt.training.class_embeddings import class_embeddings, region_embeddings
-    from zsseg_rt.training.trained.segmenter import TorchSegmenter
+    from zsseg_rt.training.trained import TorchSegmenter
 
     settings = config.evaluation
     dataset = config.open_data("evaluation")

@@ -40,12 +40,11 @@ from zsseg_rt.models.descriptor.model import DecoderConfig, ZegCLIP
 from zsseg_rt.torch_files.shipped_clip import FILE, is_shipped
 from zsseg_rt.training.assembly import batch_source
 from zsseg_rt.training.class_embeddings import embed_phrases
-from zsseg_rt.training.data.loading import TrainingSamples
-from zsseg_rt.training.data.transforms import FitInsideAugmentation
+from zsseg_rt.training.data import FitInsideAugmentation, TrainingSamples
 from zsseg_rt.training.loop.config import LoopConfig, poly
 from zsseg_rt.training.loop.loop import run_loop
 from zsseg_rt.training.tasks.descriptor import DescriptorTask
-from zsseg_rt.training.trained.segmenter import TorchSegmenter
+from zsseg_rt.training.trained import TorchSegmenter
 
 __all__ = ["TEMPLATES", "DemoConfig", "evaluate_demo", "small_zegclip"]
 __all__ += ["train_demo", "write_demo"]

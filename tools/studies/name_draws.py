@@ -28,8 +28,7 @@ from zsseg_rt.common.files import sha256_of
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.engine import Engine
 from zsseg_rt.errors import ArgumentError
-from zsseg_rt.evaluation.engine_segmenter import EngineSegmenter
-from zsseg_rt.evaluation.evaluate import Evaluation, Segmenter, evaluate
+from zsseg_rt.evaluation.evaluate import EngineSegmenter, Evaluation, Segmenter, evaluate
 from zsseg_rt.evaluation.provenance import describe_commit, describe_machine
 
 _log = logging.getLogger(__name__)

@@ -14,8 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from zsseg_rt.errors import ArgumentError
-from zsseg_rt.models.descriptor.clip_rc import CellDecodeHead
-from zsseg_rt.models.descriptor.model import DecodeHead, DecoderLayer, DecoderStack, MaskDecoder
+from zsseg_rt.models.descriptor.model import (
+    CellDecodeHead,
+    DecodeHead,
+    DecoderLayer,
+    DecoderStack,
+    MaskDecoder,
+)
 
 __all__ = ["COSINE_SCALE", "HeadStart", "scale_for"]
 

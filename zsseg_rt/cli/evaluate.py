@@ -185,7 +185,7 @@ def _open_segmenter(
     if is_run(path) and not (path / "bundle.json").exists():
         return _open_trained(path, names, task, config)
     from zsseg_rt.engine import Engine
-    from zsseg_rt.evaluation.engine_segmenter import EngineSegmenter
+    from zsseg_rt.evaluation.evaluate import EngineSegmenter
 
     engine = stack.enter_context(Engine(path, config))
     return EngineSegmenter(engine, names, templates=task.template, protocol=task.protocol)
@@ -203,7 +203,7 @@ def _open_trained(path: Path, names: Sequence[str], task: _Task, config: EngineC
             f"{config.min_region_score:g}; this option needs a bundle"
         )
     with needs_extra("train", f"to evaluate {path}"):
-        from zsseg_rt.training.trained.segmenter import trained_segmenter
+        from zsseg_rt.training.trained import trained_segmenter
     return trained_segmenter(
         path, names, templates=task.template, protocol=task.protocol, device=config.device
     )

@@ -236,7 +236,7 @@ def export_trained(
     """Turn the best checkpoint of a training run into a bundle."""
     size_hw = {} if size is None else {"size_hw": read_size(size)}
     with needs_extra("train", f"to export {run}"):
-        from zsseg_rt.training.trained.card import export_trained as export
+        from zsseg_rt.training.trained import export_trained as export
 
         write_bundle(export, run, out, options=bundle, **size_hw)
 

@@ -1,8 +1,14 @@
 """Evaluate labels: data sets, figures, the engine as a segmenter; no torch."""
 
 from zsseg_rt.evaluation.datasets import Sample, SegmentationDataset, create_dataset
-from zsseg_rt.evaluation.engine_segmenter import EngineSegmenter
-from zsseg_rt.evaluation.evaluate import Comparison, Evaluation, Segmenter, compare, evaluate
+from zsseg_rt.evaluation.evaluate import (
+    Comparison,
+    EngineSegmenter,
+    Evaluation,
+    Segmenter,
+    compare,
+    evaluate,
+)
 from zsseg_rt.evaluation.metrics import ConfusionMatrix, SegmentationScores, score
 
 __all__ = [

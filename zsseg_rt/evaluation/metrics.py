@@ -136,7 +136,7 @@ def confusion_csv(counts: npt.NDArray[np.int64], class_names: Sequence[str]) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationScores:
-    """What a confusion matrix says; all ratios in ``[0, 1]``, NaN where nothing was counted.
+    """Figures of a confusion matrix; all ratios in ``[0, 1]``, NaN where nothing was counted.
 
     Attributes:
         iou: Intersection over union of each class, float64 ``[C]``; NaN for a class that neither

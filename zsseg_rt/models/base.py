@@ -25,17 +25,11 @@ from zsseg_rt.errors import ArgumentError, DTypeError, ShapeError
 
 @dataclass(frozen=True, kw_only=True)
 class SlideSettings:
-    """A sliding-window protocol, in pixels.
+    """A sliding-window protocol, in pixels."""
 
-    Attributes:
-        short_side: Short side of the resized image.
-        crop_size: Side of a window.
-        stride: Step between windows.
-    """
-
-    short_side: int
-    crop_size: int
-    stride: int
+    short_side: int  # Short side of the resized image
+    crop_size: int  # Side of a window
+    stride: int  # Step between windows
 
 
 def prepare_image(
@@ -304,34 +298,22 @@ class SegmentationModel(nn.Module, ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class LabelRule:
-    """How upsampled mask logits become labels.
+    """How upsampled mask logits become labels."""
 
-    Attributes:
-        activation: What turns logits into scores.
-        seen_classes: Rows of the text embeddings whose scores are lowered.
-        seen_bias: How much they are lowered, as a probability.
-        unknown_below: Score below which a pixel is unknown; None keeps every pixel.
-    """
-
-    activation: ScoreActivation
-    seen_classes: tuple[int, ...] = ()
-    seen_bias: float = 0.0
+    activation: ScoreActivation  # What turns logits into scores
+    seen_classes: tuple[int, ...] = ()  # Rows of the text embeddings whose scores are lowered
+    seen_bias: float = 0.0  # How much they are lowered, as a probability
+    # Score below which a pixel is unknown; None keeps every pixel
     unknown_below: float | None = None
 
 
 @dataclass(frozen=True)
 class SegmentationOutput:
-    """What a forward pass returns.
+    """The result of a forward pass."""
 
-    Attributes:
-        mask_logits: Mask logits at the grid's resolution, ``[B, C, gh, gw]``.
-        patch_embeds: Unit-norm patch embeddings, ``[B, D, gh, gw]``.
-        cls_embed: Unit-norm image embeddings, ``[B, D]``.
-    """
-
-    mask_logits: Tensor
-    patch_embeds: Tensor
-    cls_embed: Tensor
+    mask_logits: Tensor  # Mask logits at the grid's resolution, [B, C, gh, gw]
+    patch_embeds: Tensor  # Unit-norm patch embeddings, [B, D, gh, gw]
+    cls_embed: Tensor  # Unit-norm image embeddings, [B, D]
 
 
 class PixelModel(SegmentationModel):

@@ -27,8 +27,7 @@ from zsseg_rt.models.descriptor.builders import (
     OfficialZegCLIP,
     ZegCLIPStart,
 )
-from zsseg_rt.models.descriptor.clip_rc import ClipRC, ClipRCConfig
-from zsseg_rt.models.descriptor.model import ZegCLIP, ZegCLIPConfig
+from zsseg_rt.models.descriptor.model import ClipRC, ClipRCConfig, ZegCLIP, ZegCLIPConfig
 from zsseg_rt.models.zegformer.model import (
     OfficialZegFormer,
     ZegFormer,
@@ -122,7 +121,7 @@ def create_model(architecture: str, **config: Any) -> SegmentationModel:
 
 
 def find_builder(architecture: str, *, official: bool) -> Builder:
-    """What is behind :func:`create_model`; with ``official``, behind :func:`from_official`.
+    """The builder behind :func:`create_model`; with ``official``, behind :func:`from_official`.
 
     Its signature lists the architecture's settings.
     """

@@ -37,12 +37,15 @@ from zsseg_rt.torch_files.clip_space import describe_rows, describe_space
 from zsseg_rt.torch_files.clip_weights import ClipWeights, load_clip
 from zsseg_rt.training.class_embeddings import ClassEmbeddings, class_embeddings, region_embeddings
 from zsseg_rt.training.config import CONFIG_FILE, ModelConfig, TaskConfig, TextConfig, TrainConfig
-from zsseg_rt.training.data.loading import Batch, EpochSampler, TrainingSamples, make_loader
-from zsseg_rt.training.data.transforms import (
+from zsseg_rt.training.data import (
     Augmentation,
+    Batch,
     CenterCropAugmentation,
+    EpochSampler,
     FitInsideAugmentation,
     ShortEdgeAugmentation,
+    TrainingSamples,
+    make_loader,
 )
 from zsseg_rt.training.data_checks import require_labels
 from zsseg_rt.training.loop import is_run
@@ -55,15 +58,15 @@ from zsseg_rt.training.tasks import TASKS
 from zsseg_rt.training.tasks.cat_seg import class_prompts
 from zsseg_rt.training.tasks.labelled import LabelledTask, TrainingTask
 from zsseg_rt.training.tasks.zeroseg import TeacherFeatures, ZeroSegTask
-from zsseg_rt.training.trained.card import (
+from zsseg_rt.training.trained import (
     TOP_CLASS,
+    TorchSegmenter,
     TrainedClasses,
     describe_model,
     export_trained,
     load_classes,
     load_trained,
 )
-from zsseg_rt.training.trained.segmenter import TorchSegmenter
 
 _AUGMENTATIONS: Mapping[str, type[Any]] = {
     "fit_inside": FitInsideAugmentation,
@@ -307,7 +310,7 @@ class Assembly:
         return class_embeddings(self.dataset.class_names, self.config.text, model).phrase_embeds
 
     def constants(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps besides weights: embeddings of every synonym, if there are."""
+        """Tensors of a checkpoint besides weights: embeddings of every synonym, if there are."""
         has_text = self.embeddings is not None
         return {"text_embeds": self.phrase_embeds(self.task.model)} if has_text else {}
 
@@ -350,7 +353,7 @@ def train(config: TrainConfig, *, resume: bool = False) -> TrainingResult:
     Started by torchrun or ``accelerate launch``, all processes train together.
 
     Returns:
-        The result; :func:`zsseg_rt.training.trained.card.load_trained` loads the model.
+        The result; :func:`zsseg_rt.training.trained.load_trained` loads the model.
     """
     return train_assembled(assemble(config), resume=resume)
 

@@ -72,7 +72,7 @@ class ModelConfig:
 
     @staticmethod
     def from_earlier(raw: Mapping[str, Any]) -> dict[str, Any]:
-        """What earlier versions wrote, in today's words."""
+        """Settings as earlier versions wrote them, in today's words."""
         named = raw.get("architecture")
         return dict(raw) | ({"architecture": current_name(named)} if isinstance(named, str) else {})
 
@@ -114,7 +114,7 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig:
-    """What is learned."""
+    """The objective."""
 
     # What training may know of unseen classes: nothing ("inductive"), where they are
     # ("transductive", self-training), everything ("supervised")
@@ -324,7 +324,7 @@ def apply_change(raw: dict[str, Any], change: str) -> None:
     if not equals or not all(keys):
         raise ArgumentError(f"--set: expected table.key=value, got {_short(repr(change))}")
     if len(keys) > _MAX_DEPTH:
-        raise _too_deep("--set")
+        raise _odd("--set", "more")
     try:
         value = _parse(f"value = {text}", f"--set {_short(path)}")["value"]
     except tomllib.TOMLDecodeError:
@@ -343,44 +343,36 @@ def _parse(text: str, where: str) -> dict[str, Any]:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError:
         raise
-    except RecursionError as error:
-        raise _too_deep(where) from error
-    except ValueError as error:  # Python refuses integers of thousands of digits
-        raise _too_large(where) from error
+    except (RecursionError, ValueError) as error:  # Python refuses integers of thousands of digits
+        deep = isinstance(error, RecursionError)
+        raise _odd(where, "more" if deep else "a larger one") from error
 
 
 def _check(value: Any, where: str, depth: int = 0) -> None:
-    """Refuse valid TOML that is never a setting: dates, deep nesting, text that is not Unicode."""
+    """Refuse valid TOML that is never a setting: dates, nan, deep nesting, text not of Unicode."""
     if depth >= _MAX_DEPTH:
-        raise _too_deep(where)
-    if not isinstance(value, (str, int, float, list, dict)):
-        raise ArgumentError(
-            f"{where}: expected text, numbers, true or false, lists and tables, got the "
-            f"{type(value).__name__} {value}. Put it in quotes."
-        )
-    if isinstance(value, float) and math.isnan(value):  # differs from itself when a run goes on
-        raise ArgumentError(f"{where}: expected numbers, got nan. Write a number.")
-    if isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise _too_large(where)
-    if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise ArgumentError(
-            f"{where}: expected UTF-8 text, got {_short(ascii(value))}. Rename the file it names."
-        )
+        raise _odd(where, "more")
     if isinstance(value, (list, dict)):
         for item in (*value, *(value.values() if isinstance(value, dict) else ())):
             _check(item, where, depth + 1)
+        return
+    if isinstance(value, str):
+        is_odd = any("\ud800" <= letter <= "\udfff" for letter in value)
+    elif isinstance(value, int):
+        is_odd = not -(2**63) <= value < 2**63
+    else:
+        is_odd = not isinstance(value, float) or math.isnan(value)  # which differs from itself
+    if is_odd:
+        kind = "" if isinstance(value, (str, int, float)) else f"the {type(value).__name__} "
+        raise _odd(where, f"{kind}{_short(ascii(str(value))[1:-1])}")
 
 
-def _too_large(where: str) -> ArgumentError:
-    return ArgumentError(f"{where}: expected 64-bit integers, got a larger one. Fix the number.")
-
-
-def _too_deep(where: str) -> ArgumentError:
+def _odd(where: str, value: str) -> ArgumentError:
     return ArgumentError(
-        f"{where}: expected at most {_MAX_DEPTH} lists and tables inside each other, got more. "
-        "Check the brackets, and the dots in keys."
+        f"{where}: expected text, numbers, 64-bit integers, true or false, and at most "
+        f"{_MAX_DEPTH} lists and tables inside each other, got {value}. Put text in quotes."
     )
 
 
 def _short(text: object) -> str:
-    return str(text) if len(str(text)) <= 100 else f"{str(text)[:97]}..."
+    return str(text) if len(str(text)) <= 80 else f"{str(text)[:77]}..."

@@ -1,4 +1,4 @@
-"""What is wrong with a run's data: a check of all of it before, and of the first batches."""
+"""Checks of a run's data: of all of it before, and of the first batches."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from zsseg_rt.evaluation.datasets.base import Verification, verify_dataset
 from zsseg_rt.training.config import DataUse, TrainConfig
 
 if TYPE_CHECKING:
-    from zsseg_rt.training.data.loading import Batch
+    from zsseg_rt.training.data import Batch
     from zsseg_rt.training.loop.loop import BatchSource
     from zsseg_rt.training.tasks.labelled import LabelProtocol
 
@@ -24,7 +24,7 @@ _ENOUGH_PICTURES = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class SplitCheck:
-    """What was found in one split of a run's data."""
+    """The check of one split of a run's data."""
 
     use: str  # "training" or "evaluation"
     dataset: str  # Its name
@@ -36,7 +36,7 @@ class SplitCheck:
 
     @property
     def faults(self) -> tuple[str, ...]:
-        """What must be fixed before training, counted."""
+        """Faults to fix before training, counted."""
         faults = []
         if self.found.problems:
             faults.append(f"unusable images in {self.dataset}: {len(self.found.problems)}")

@@ -176,7 +176,7 @@ def _settings(folder: Path) -> Attempt:
 @target("runs", "the folder of a training run: checkpoints, logs", group="torch")
 def _runs(folder: Path) -> Attempt:
     from tools.torture.small_run import train_small
-    from zsseg_rt.training.trained.card import find_checkpoint, load_classes, load_trained
+    from zsseg_rt.training.trained import find_checkpoint, load_classes, load_trained
 
     run = train_small(folder / "run")
     files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}

@@ -59,7 +59,7 @@ def create_dataset(
 
 
 def _factory(name: str) -> tuple[Callable[..., Any], Sequence[str]]:
-    """What opens a data set, and the options that it takes."""
+    """The function that opens a data set, and the options that it takes."""
     if name in PUBLISHED:
         return open_published, PUBLISHED[name].options
     factory = _OTHERS[name]

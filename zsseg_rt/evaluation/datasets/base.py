@@ -1,4 +1,4 @@
-"""What every data set provides: images with labels by index, classes, and a look at all of it."""
+"""Data sets: images with labels by index, classes, and a look at all of it."""
 
 from __future__ import annotations
 
@@ -18,18 +18,13 @@ LabelMap = NDArray[np.uint8] | NDArray[np.uint16]
 
 @dataclass(frozen=True)
 class Sample:
-    """One image and its annotation.
+    """One image and its annotation."""
 
-    Attributes:
-        image: RGB, uint8 ``[H, W, 3]``.
-        labels: Class indices, uint8 ``[H, W]`` (uint16 above 254 classes); the data set's
-            ``ignore_label`` where nothing is annotated.
-        name: What the image is called in messages and result files.
-    """
-
-    image: NDArray[np.uint8]
+    image: NDArray[np.uint8]  # RGB, uint8 [H, W, 3]
+    # Class indices, uint8 [H, W] (uint16 above 254 classes); the data set's ignore_label where
+    # nothing is annotated
     labels: LabelMap
-    name: str
+    name: str  # What the image is called in messages and result files
 
 
 @runtime_checkable
@@ -127,7 +122,7 @@ def _listed(names: Sequence[str], limit: int = 5) -> str:
 
 @dataclass(frozen=True)
 class Verification:
-    """What a full scan of a data set found."""
+    """The result of a full scan of a data set."""
 
     num_pictures: int  # that were read
     pixels: NDArray[np.int64]  # annotated ones of each class, [C]

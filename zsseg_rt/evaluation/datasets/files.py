@@ -193,7 +193,7 @@ class Layout:
 
     @property
     def instructions(self) -> str:
-        """What to do if files are missing."""
+        """Advice if files are missing."""
         return f"{self.verb} {self.download}; the root holds {', '.join(self.tree)}."
 
 

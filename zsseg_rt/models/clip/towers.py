@@ -230,7 +230,7 @@ class ImageEncoderConfig:
 
 
 class ImageEmbeds(NamedTuple):
-    """What an image tower returns."""
+    """The result of an image tower."""
 
     patch_embeds: Tensor  # [B, N, D], row-major over the grid, unit norm
     cls_embed: Tensor  # [B, D], unit norm

@@ -111,7 +111,7 @@ class DenseImageEncoder(ImageEncoder):
             options["aggregation"].check_depth(config.num_layers)
 
     def parts(self) -> dict[str, Any]:
-        """What a tower of networks is made of; weights stay where they are."""
+        """Parts of a tower of networks; weights stay where they are."""
         config = self.config
         tensors = dict(self.named_parameters())
         return {"tensors": tensors, "num_heads": config.num_heads, "activation": config.activation}
@@ -262,7 +262,7 @@ _WINDOWS: Mapping[Head, SlideSettings] = {
 
 @dataclass(frozen=True, kw_only=True)
 class HeadSettings:
-    """What can be chosen about a dense head, whatever its weights come from."""
+    """Settings of a dense head, whatever its weights come from."""
 
     # "naclip", "clearclip", "sclip", "maskclip", "vanilla", "sfp" or "sc_clip"
     head: Head = "naclip"
@@ -284,9 +284,9 @@ class HeadSettings:
     position: Position = "size"
     # For SFP and SC-CLIP, like all that follow: how outliers are found; see AggregationConfig
     pm: OutlierRule | None = None
-    r: float = 0.3  # See there
-    beta: float = 0.4  # See there
-    # See there; None is the official number, or one that fits the CLIP that ships
+    r: float = 0.3  # See AggregationConfig
+    beta: float = 0.4  # See AggregationConfig
+    # See AggregationConfig; None is the official number, or one that fits the CLIP that ships
     pre: int | None = None
     post: int | None = None  # See pre
     first: int | None = None  # See pre

@@ -260,7 +260,7 @@ class OfficialTips:
 
 
 def _sizes(tensors: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
-    """What both towers' configurations have."""
+    """Fields of both towers' configurations."""
     last = "mlp.c_proj.weight"
     shapes = [value.shape for key, value in tensors.items() if key.endswith(last)]
     width, mlp_width = shapes[0]

@@ -28,8 +28,9 @@ from zsseg_rt.models.clip.weights import (
     text_config,
     text_encoder_config,
 )
-from zsseg_rt.models.descriptor.clip_rc import ClipRC, ClipRCConfig
 from zsseg_rt.models.descriptor.model import (
+    ClipRC,
+    ClipRCConfig,
     DecoderConfig,
     DecoderStack,
     Descriptor,
@@ -111,7 +112,7 @@ class DescriptorStart(ClipSource):
         return {}
 
     def _finish(self, model: DescriptorModel, weights: ClipWeights) -> None:
-        """What comes after the head's start."""
+        """Steps after the head's start."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,18 +127,13 @@ class ZegCLIPStart(DescriptorStart):
 
 @dataclass(frozen=True, kw_only=True)
 class ClipRCStart(DescriptorStart):
-    """Starts CLIP-RC. Every cell token starts, and stays, as the class embedding with its position.
-
-    Attributes:
-        num_cells: Cell tokens, a square number.
-        exact: Whether to refuse other input sizes; see :class:`ClipRCConfig`.
-        with_recovery_decoder: Whether to build the recovery decoder, which runs in training only.
-    """
+    """Starts CLIP-RC. Every cell token starts, and stays, as class embedding with its position."""
 
     made, made_config = ClipRC, ClipRCConfig
 
-    num_cells: int = 16
-    exact: bool = False
+    num_cells: int = 16  # Cell tokens, a square number
+    exact: bool = False  # Whether to refuse other input sizes; see :class:`ClipRCConfig`
+    # Whether to build the recovery decoder, which runs in training only
     with_recovery_decoder: bool = True
 
     def _check(self) -> None:

@@ -398,7 +398,7 @@ class _MaskEmbed(nn.Module):
 
 
 class Segments(NamedTuple):
-    """What the queries propose; leading axes are those of the queries."""
+    """Proposals of the queries; leading axes are those of the queries."""
 
     logits: Tensor  # [..., B, Q, C + 1]; the last column is "no object"
     masks: Tensor  # Mask logits at stride 4, [..., B, Q, h, w]

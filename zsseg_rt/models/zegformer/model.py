@@ -146,7 +146,7 @@ _TRUSTED = 2 / 3  # exponent of the branch that is trusted more; the other gets 
 
 @dataclass(frozen=True)
 class ZegFormerOutput:
-    """What a forward pass returns."""
+    """The result of a forward pass."""
 
     pred_logits: Tensor  # The text branch's class logits, [B, Q, C + 1]; the last is "no object"
     pred_masks: Tensor  # Mask logits at a quarter of the padded size, [B, Q, h / 4, w / 4]
@@ -650,7 +650,7 @@ def _decoder(
 
 @torch.no_grad()
 def _initialise(model: ZegFormer) -> None:
-    """What the official code initialises differently from torch; norms start as identity."""
+    """Initialise as the official code where torch differs; norms start as identity."""
     for module in model.backbone.modules():
         if isinstance(module, NormedConv):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

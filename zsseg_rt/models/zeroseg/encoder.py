@@ -129,7 +129,7 @@ class _PatchEmbed(nn.Module):
 
 
 class MaskedTokens(NamedTuple):
-    """What the student encoder returns."""
+    """The result of the student encoder."""
 
     cls_token: Tensor  # [B, W]
     patch_tokens: Tensor  # Visible patches, [B, K, W]; in raster order without a mask

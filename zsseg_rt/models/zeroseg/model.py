@@ -95,12 +95,6 @@ def class_scores(
     return logits.softmax(dim=-1) * scores
 
 
-def pixel_segments(group_map: Tensor, out_hw: tuple[int, int]) -> Tensor:
-    """Each pixel's segment, int64 ``[B, *out_hw]``: the largest of upsampled shares."""
-    upsampled = F.interpolate(group_map, size=out_hw, mode="bilinear", align_corners=False)
-    return upsampled.argmax(dim=1)
-
-
 def spread_scores(
     scores: Tensor, segments: Tensor, background_threshold: float | None = None
 ) -> Tensor:
@@ -145,61 +139,41 @@ ZEROSEG_TEMPLATES = ("a photo of a {}.",)
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroSegConfig:
-    """Everything that defines a ZeroSeg model besides its weights; the paper's student by default.
+    """Everything that defines a ZeroSeg model besides its weights; by default the paper's."""
 
-    Attributes:
-        width: Token width of the encoder.
-        num_layers: Blocks of the encoder.
-        num_heads: Attention heads of the encoder.
-        patch_size: Side of a patch, in pixels.
-        grid_side: Side of the patch grid in training: 14 for 224 pixels.
-        decoder_width: Token width of the reconstruction head.
-        decoder_layers: Blocks of the reconstruction head; 0 for a model without one.
-        decoder_heads: Attention heads of the reconstruction head.
-        head_width: Token width of the segmentation head; unless it is the encoder's, a linear layer
-            precedes the head. Not in the paper.
-        head_heads: Attention heads of the segmentation head. Not in the paper.
-        head_layers: Blocks before the first grouping, before the second, and after it. The paper
-            says five and where the groupings are; that the fifth is the block that "encodes all
-            segment tokens" is inferred.
-        group_tokens: Numbers of groups in the two groupings.
-        embed_dim: Width D of the teacher's joint space.
-        projection: ``"gelu"`` or GroupViT's ``"batch_norm"``. Not in the paper.
-        projection_width: Width inside the projection. Not in the paper.
-        segment_tap: Where segment embeddings leave the head: ``"last_block"`` through the shared
-            projection or ``"second_grouping"`` through a linear layer. Not in the paper.
-        drop_path: Stochastic depth of the head, in training. Not in the paper.
-        gumbel_tau: Temperature of the assignment, in training; GroupViT's.
-        assign_eps: Added to group sizes before dividing by them; GroupViT's.
-        rule: How segments are compared with classes; GroupViT's.
-        background_threshold: Score below which a bundle's pixels are unknown. None keeps all.
-        size_hw: Input size in pixels that a bundle is built for; the model itself takes any size.
-        templates: Prompts with one ``{}`` each.
-    """
-
-    width: int = 768
-    num_layers: int = 12
-    num_heads: int = 12
-    patch_size: int = 16
-    grid_side: int = 14
-    decoder_width: int = 512
-    decoder_layers: int = 8
-    decoder_heads: int = 16
+    width: int = 768  # Token width of the encoder
+    num_layers: int = 12  # Blocks of the encoder
+    num_heads: int = 12  # Attention heads of the encoder
+    patch_size: int = 16  # Side of a patch, in pixels
+    grid_side: int = 14  # Side of the patch grid in training: 14 for 224 pixels
+    decoder_width: int = 512  # Token width of the reconstruction head
+    decoder_layers: int = 8  # Blocks of the reconstruction head; 0 for a model without one
+    decoder_heads: int = 16  # Attention heads of the reconstruction head
+    # Token width of the segmentation head; unless it is the encoder's, a linear layer precedes the
+    # head. Not in the paper
     head_width: int = 768
-    head_heads: int = 12
+    head_heads: int = 12  # Attention heads of the segmentation head. Not in the paper
+    # Blocks before the first grouping, before the second, and after it. The paper says five and
+    # where the groupings are; that the fifth is the block that "encodes all segment tokens" is
+    # inferred
     head_layers: tuple[int, int, int] = (2, 2, 1)
-    group_tokens: tuple[int, int] = (32, 8)
-    embed_dim: int = 768
-    projection: Projection = "gelu"
-    projection_width: int = 3072
+    group_tokens: tuple[int, int] = (32, 8)  # Numbers of groups in the two groupings
+    embed_dim: int = 768  # Width D of the teacher's joint space
+    projection: Projection = "gelu"  # "gelu" or GroupViT's "batch_norm". Not in the paper
+    projection_width: int = 3072  # Width inside the projection. Not in the paper
+    # Where segment embeddings leave the head: "last_block" through the shared projection or
+    # "second_grouping" through a linear layer. Not in the paper
     segment_tap: SegmentTap = "last_block"
-    drop_path: float = 0.0
-    gumbel_tau: float = 1.0
-    assign_eps: float = 1.0
+    drop_path: float = 0.0  # Stochastic depth of the head, in training. Not in the paper
+    gumbel_tau: float = 1.0  # Temperature of the assignment, in training; GroupViT's
+    assign_eps: float = 1.0  # Added to group sizes before dividing by them; GroupViT's
+    # How segments are compared with classes; GroupViT's
     rule: ClassRule = field(default_factory=ClassRule)
+    # Score below which a bundle's pixels are unknown. None keeps all
     background_threshold: float | None = None
+    # Input size in pixels that a bundle is built for; the model itself takes any size
     size_hw: tuple[int, int] = (448, 448)
-    templates: tuple[str, ...] = ZEROSEG_TEMPLATES
+    templates: tuple[str, ...] = ZEROSEG_TEMPLATES  # Prompts with one {} each
 
     def __post_init__(self) -> None:
         self._check_sizes()
@@ -294,9 +268,10 @@ class _CrossBlock(nn.Module):
 class _Assign(nn.Module):
     """Assign the inputs to groups and average each group's values."""
 
-    def __init__(self, width: int, *, tau: float, eps: float) -> None:
+    def __init__(self, config: ZeroSegConfig) -> None:
         super().__init__()
-        self.tau, self.eps, self.scale = tau, eps, width**-0.5
+        width = config.head_width
+        self.tau, self.eps, self.scale = config.gumbel_tau, config.assign_eps, width**-0.5
         self.q_proj = nn.Linear(width, width)
         self.k_proj = nn.Linear(width, width)
         self.v_proj = nn.Linear(width, width)
@@ -321,16 +296,15 @@ class _TokenMlp(Mlp):
 class GroupingBlock(nn.Module):
     """GroupViT's grouping block: inputs ``[B, L, C]`` become segments ``[B, S, C]``."""
 
-    def __init__(
-        self, width: int, num_heads: int, num_groups: int, *, tau: float = 1.0, eps: float = 1.0
-    ) -> None:
+    def __init__(self, config: ZeroSegConfig, num_groups: int) -> None:
         super().__init__()
+        width = config.head_width
         self.norm_tokens = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp_inter = _TokenMlp(num_groups, width // 2)
         self.norm_post_tokens = nn.LayerNorm(width, eps=NORM_EPS)
         self.norm_x = nn.LayerNorm(width, eps=NORM_EPS)
-        self.pre_assign_attn = _CrossBlock(width, num_heads)
-        self.assign = _Assign(width, tau=tau, eps=eps)
+        self.pre_assign_attn = _CrossBlock(width, config.head_heads)
+        self.assign = _Assign(config)
         self.norm_new_x = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp_channels = Mlp(width, 4 * width)
 
@@ -344,30 +318,15 @@ class GroupingBlock(nn.Module):
         return segments + self.mlp_channels(self.norm_new_x(segments)), assignment
 
 
-class _GroupProjector(nn.Sequential):
-    """From the previous stage's group tokens to this one's: a norm and an MLP over tokens."""
-
-    def __init__(self, width: int, num_before: int, num_groups: int) -> None:
-        super().__init__(
-            nn.LayerNorm(width, eps=NORM_EPS), _TokenMlp(num_before, width // 2, num_groups)
-        )
-
-
 class _Stage(nn.Module):
-    """Blocks over tokens and group tokens, then a grouping; the last stage has no groups."""
+    """Blocks over tokens and group tokens; all stages but the last end with a grouping."""
 
-    def __init__(
-        self,
-        width: int,
-        num_heads: int,
-        num_layers: int,
-        drop_path: float,
-        groups: nn.Module | None,
-    ) -> None:
+    def __init__(self, config: ZeroSegConfig, index: int) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(width, num_heads, drop_path) for _ in range(num_layers))
-        if groups is not None:
-            self.grouping = groups
+        layers = range(config.head_layers[index])
+        self.blocks = nn.ModuleList(
+            Block(config.head_width, config.head_heads, config.drop_path) for _ in layers
+        )
 
     def run_blocks(self, x: Tensor) -> Tensor:
         for block in self.blocks:
@@ -376,21 +335,15 @@ class _Stage(nn.Module):
 
 
 class _GroupingStage(_Stage):
-    def __init__(
-        self,
-        width: int,
-        num_heads: int,
-        num_layers: int,
-        drop_path: float,
-        grouping: GroupingBlock,
-        counts: tuple[int, int],
-    ) -> None:
-        super().__init__(width, num_heads, num_layers, drop_path, grouping)
-        num_before, num_groups = counts
-        self.group_token = nn.Parameter(torch.zeros(1, num_groups, width))
-        self.group_projector = (
-            _GroupProjector(width, num_before, num_groups) if num_before else None
-        )
+    def __init__(self, config: ZeroSegConfig, index: int) -> None:
+        super().__init__(config, index)
+        width, count = config.head_width, config.group_tokens[index]
+        self.grouping = GroupingBlock(config, count)
+        self.group_token = nn.Parameter(torch.zeros(1, count, width))
+        self.group_projector: nn.Module | None = None
+        if index:  # from the previous stage's group tokens to this one's
+            tokens = _TokenMlp(config.group_tokens[index - 1], width // 2, count)
+            self.group_projector = nn.Sequential(nn.LayerNorm(width, eps=NORM_EPS), tokens)
 
     def forward(self, x: Tensor, before: Tensor | None = None) -> tuple[Tensor, Tensor, Assignment]:
         tokens = self.group_token.expand(len(x), -1, -1)
@@ -403,7 +356,7 @@ class _GroupingStage(_Stage):
 
 
 class SegmentOutput(NamedTuple):
-    """What the segmentation head returns, not normalised."""
+    """The result of the segmentation head, not normalised."""
 
     segment_embeds: Tensor  # Segments in the teacher's space, [B, S2, D]
     image_embed: Tensor  # The image in the same space, [B, D]
@@ -420,43 +373,25 @@ class SegmentationHead(nn.Module):
 
     def __init__(self, config: ZeroSegConfig) -> None:
         super().__init__()
-        width, drop_path = config.head_width, config.drop_path
+        width = config.head_width
         self.input_proj: nn.Module = nn.Identity()
         if width != config.width:
             self.input_proj = nn.Linear(config.width, width)
-        before = (0, config.group_tokens[0])
-        stages: list[nn.Module] = [
-            _GroupingStage(
-                width,
-                config.head_heads,
-                config.head_layers[index],
-                drop_path,
-                self._grouping(config, count),
-                (before[index], count),
-            )
-            for index, count in enumerate(config.group_tokens)
-        ]
-        stages.append(_Stage(width, config.head_heads, config.head_layers[2], drop_path, None))
-        self.stages = nn.ModuleList(stages)
+        groupings = [_GroupingStage(config, index) for index in range(2)]
+        self.stages = nn.ModuleList([*groupings, _Stage(config, 2)])
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.projection = config.projection
         self.proj = nn.Sequential(
             nn.Linear(width, config.projection_width),
-            *_between(config.projection, config.projection_width),
+            *(
+                (nn.GELU(),)
+                if config.projection == "gelu"
+                else (nn.BatchNorm1d(config.projection_width), nn.ReLU())
+            ),
             nn.Linear(config.projection_width, config.embed_dim),
         )
         taps = config.segment_tap == "second_grouping"
         self.tap = nn.Linear(width, config.embed_dim) if taps else None
-
-    @staticmethod
-    def _grouping(config: ZeroSegConfig, count: int) -> GroupingBlock:
-        return GroupingBlock(
-            config.head_width,
-            config.head_heads,
-            count,
-            tau=config.gumbel_tau,
-            eps=config.assign_eps,
-        )
 
     def forward(self, patch_tokens: Tensor) -> SegmentOutput:
         """Group the encoder's visible patches ``[B, L, encoder_width]``."""
@@ -475,10 +410,6 @@ class SegmentationHead(nn.Module):
             return self.proj(tokens)  # type: ignore[no-any-return]
         batch, count, _ = tokens.shape  # batch norm counts every token as a sample
         return self.proj(tokens.flatten(0, 1)).reshape(batch, count, -1)  # type: ignore[no-any-return]
-
-
-def _between(projection: Projection, width: int) -> tuple[nn.Module, ...]:
-    return (nn.GELU(),) if projection == "gelu" else (nn.BatchNorm1d(width), nn.ReLU())
 
 
 @torch.no_grad()
@@ -523,7 +454,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class SegmentTokens(NamedTuple):
-    """What a forward pass returns: the segments of an image."""
+    """The segments of an image, the result of a forward pass."""
 
     segment_embeds: Tensor  # [B, G, D], not normalised
     image_embed: Tensor  # [B, D], not normalised
@@ -549,14 +480,19 @@ class ZeroSeg(SegmentationModel):
         super().__init__()
         self.config = config
         self.image_mean, self.image_std = IMAGENET_MEAN, IMAGENET_STD
+        patches = {"patch_size": config.patch_size, "grid_side": config.grid_side}
         self.encoder = StudentEncoder(
-            width=config.width,
-            num_layers=config.num_layers,
-            num_heads=config.num_heads,
-            patch_size=config.patch_size,
-            grid_side=config.grid_side,
+            width=config.width, num_layers=config.num_layers, num_heads=config.num_heads, **patches
         )
-        self.decoder = _reconstruction_head(config) if config.decoder_layers else None
+        self.decoder: ReconstructionHead | None = None
+        if config.decoder_layers:
+            self.decoder = ReconstructionHead(
+                encoder_width=config.width,
+                width=config.decoder_width,
+                num_layers=config.decoder_layers,
+                num_heads=config.decoder_heads,
+                **patches,
+            )
         self.seg = SegmentationHead(config)
         self.text_encoder: TextEncoder | None = None
         _initialise(self)
@@ -596,7 +532,8 @@ class ZeroSeg(SegmentationModel):
         """
         output = self.seg(self.encoder(image).patch_tokens)
         grid_hw = self.encoder.grid_hw((image.shape[2], image.shape[3]))
-        return segment_tokens(output, grid_hw)
+        group_map = torch.unflatten(output.group_map(), 2, grid_hw)
+        return SegmentTokens(output.segment_embeds, output.image_embed, group_map)
 
     def predict(
         self, image: Tensor, text_embeds: Tensor, *, background_threshold: float | None = None
@@ -608,7 +545,8 @@ class ZeroSeg(SegmentationModel):
         """
         tokens = self(image)
         scores = self.class_scores(tokens, text_embeds)
-        segments = pixel_segments(tokens.group_map, (image.shape[2], image.shape[3]))
+        shares = F.interpolate(tokens.group_map, size=image.shape[2:], mode="bilinear")
+        segments = shares.argmax(dim=1)
         return spread_scores(scores, segments, background_threshold)
 
     @torch.no_grad()
@@ -644,23 +582,6 @@ class ZeroSeg(SegmentationModel):
         return class_scores(
             tokens.segment_embeds, tokens.image_embed, text_embeds, self.config.rule
         )
-
-
-def segment_tokens(output: SegmentOutput, grid_hw: tuple[int, int]) -> SegmentTokens:
-    """What the segmentation head gives, with groups as maps."""
-    group_map = torch.unflatten(output.group_map(), 2, grid_hw)
-    return SegmentTokens(output.segment_embeds, output.image_embed, group_map)
-
-
-def _reconstruction_head(config: ZeroSegConfig) -> ReconstructionHead:
-    return ReconstructionHead(
-        encoder_width=config.width,
-        width=config.decoder_width,
-        num_layers=config.decoder_layers,
-        num_heads=config.decoder_heads,
-        patch_size=config.patch_size,
-        grid_side=config.grid_side,
-    )
 
 
 def _initialise(model: ZeroSeg) -> None:

@@ -29,30 +29,27 @@ class ZeroSegStart(ClipSource):
     with ``weights`` what shapes say; then only what they do not say may be given.
 
     Attributes:
-        weights: A checkpoint of our own training, with the names ``encoder.*``, ``seg.*`` and
-            optionally ``decoder.*``. Its sizes are read from shapes.
-        mae_weights: A public MAE checkpoint whose encoder the student starts from, such as
-            ``mae_pretrain_vit_base.pth``; the reconstruction head and the segmentation head start
-            untrained. The paper does not say whether it did so.
-        pretrained: The teacher's CLIP weights, whose text tower embeds class names. Without
-            ``weights``, ``embed_dim`` is theirs unless it is given. None builds no text tower.
         num_heads: Attention heads of the student's encoder.
-        image_size: Input size in pixels that a bundle is built for, a side or (height, width).
-        logit_scale: Multiplies cosines before the softmax.
-        top_k: Number of classes kept, those nearest to the whole image; None keeps all.
-        plain_cosine: Whether scores are the bare softmax.
-        with_decoder: Whether to keep the reconstruction head, which only training needs.
     """
 
+    # The teacher's CLIP weights, whose text tower embeds class names. Without weights, embed_dim is
+    # theirs unless it is given. None builds no text tower
     pretrained: str | Path | None = None
     clip: str = "ViT-L-14"
+    # A checkpoint of our own training, with the names encoder.*, seg.* and optionally decoder.*.
+    # Its sizes are read from shapes
     weights: str | Path | None = None
+    # A public MAE checkpoint whose encoder the student starts from, such as
+    # mae_pretrain_vit_base.pth; the reconstruction head and the segmentation head start untrained.
+    # The paper does not say whether it did so
     mae_weights: str | Path | None = None
+    # Input size in pixels that a bundle is built for, a side or (height, width)
     image_size: int | tuple[int, int] = 448
-    logit_scale: float = 100.0
+    logit_scale: float = 100.0  # Multiplies cosines before the softmax
+    # Number of classes kept, those nearest to the whole image; None keeps all
     top_k: int | None = 5
-    plain_cosine: bool = False
-    with_decoder: bool = True
+    plain_cosine: bool = False  # Whether scores are the bare softmax
+    with_decoder: bool = True  # Whether to keep the reconstruction head, which only training needs
     width: int | None = None
     num_layers: int | None = None
     patch_size: int | None = None
@@ -133,7 +130,7 @@ def _trained(state_dict: Mapping[str, Tensor], fields: dict[str, Any]) -> ZeroSe
 
 
 def _read_sizes(state_dict: Mapping[str, Tensor], fields: Mapping[str, Any]) -> dict[str, Any]:
-    """What shapes say; one head per 64 channels (32 in the decoder) unless given."""
+    """Sizes from shapes; one head per 64 channels (32 in the decoder) by default."""
     sizes = Sizes(state_dict, "zeroseg")
     width, _, patch_size, _ = sizes.of("encoder.patch_embed.proj.weight", 4)
     head_width = sizes.of("seg.norm.weight", 1)[0]

@@ -7,7 +7,7 @@ from pathlib import Path
 from zsseg_rt.common.files import is_file, is_folder
 
 CHECKPOINT_MARK = "zsseg_rt.training.checkpoint"
-"""What a checkpoint file says about itself in its first bytes."""
+"""Name of the format, in the first bytes of a checkpoint file."""
 
 
 def is_run(path: str | Path) -> bool:

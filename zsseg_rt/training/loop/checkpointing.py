@@ -74,7 +74,7 @@ class CheckpointFolder:
         return self.path / f"step-{step:08d}.pt"
 
     def describe_last(self) -> str:
-        """What to tell a user about the last checkpoint."""
+        """One sentence about the last checkpoint, for users."""
         steps = self.steps()
         if not steps:
             return "No checkpoint was saved before."

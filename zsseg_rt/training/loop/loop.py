@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,18 +39,14 @@ Evaluate = Callable[[nn.Module], Mapping[str, float]]
 Preview = Callable[[nn.Module, int], list[Picture]]
 
 
-class BatchSource(Protocol):
-    """Gives an endless stream of batches from any position on."""
+BatchSource = Callable[..., Iterator[Any]]
+"""Starts an endless stream of batches at a position, in batches of one process.
 
-    def __call__(
-        self, *, start_position: int, process_index: int, num_processes: int, batch_size: int
-    ) -> Iterator[Any]:
-        """Start reading.
+It is called with ``start_position``, ``process_index``, ``num_processes`` and ``batch_size``.
 
-        The images of a run form one sequence that depends only on the data's seed. Batches are cut
-        from it in order: of each ``num_processes * batch_size`` images, process 0 takes the first
-        ``batch_size``.
-        """
+The images of a run form one sequence that depends only on the data's seed. Batches are cut from it
+in order: of each ``num_processes * batch_size`` images, process 0 takes the first ``batch_size``.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +66,7 @@ class TrainingResult:
 
 @dataclass(frozen=True, kw_only=True)
 class RunExtras:
-    """What a run may have besides a task and its batches."""
+    """Optional parts of a run besides a task and its batches."""
 
     # Figures of the model, by name; called on the main process in evaluation mode without gradients
     evaluate: Evaluate | None = None

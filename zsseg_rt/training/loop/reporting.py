@@ -1,4 +1,4 @@
-"""What a run reports: TensorBoard, a history in JSON lines, terminal progress, timings."""
+"""Reports of a run: TensorBoard, a history in JSON lines, terminal progress, timings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What changes while a run trains, and how it is saved to a checkpoint and restored."""
+"""The state of a run, and how it is saved to a checkpoint and restored."""
 
 from __future__ import annotations
 

@@ -18,8 +18,7 @@ from torch import Tensor
 from zsseg_rt.common.checks import check_choice
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.export.words import tokenizer_json
-from zsseg_rt.models.cat_seg.aggregator import AggregatorLayer
-from zsseg_rt.models.cat_seg.model import CatSeg
+from zsseg_rt.models.cat_seg.model import AggregatorLayer, CatSeg
 from zsseg_rt.models.clip.towers import ResidualBlock, TextEncoder, average_templates
 from zsseg_rt.text.class_names import split_synonyms
 from zsseg_rt.text.tokenizer import Tokenizer

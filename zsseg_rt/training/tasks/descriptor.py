@@ -13,8 +13,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from zsseg_rt.common.checks import check_choice
-from zsseg_rt.models.descriptor.clip_rc import CellOutput
-from zsseg_rt.models.descriptor.model import DescriptorModel
+from zsseg_rt.models.descriptor.model import CellOutput, DescriptorModel
 from zsseg_rt.training.tasks.labelled import (
     PixelLossSettings,
     PixelLossTask,

@@ -1,4 +1,4 @@
-"""What all tasks with class labels share: classes, labels, and the choice of a pixel loss."""
+"""Tasks with class labels: classes, labels, and the choice of a pixel loss."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zsseg_rt.common.checks import check_choice
-from zsseg_rt.errors import ArgumentError, ShapeError
-from zsseg_rt.training.data.loading import Batch, normalize_images
+from zsseg_rt.errors import ArgumentError
+from zsseg_rt.training.data import Batch, normalize_images
 from zsseg_rt.training.tasks.losses import (
     Unannotated,
     binary_cross_entropy,
@@ -66,7 +66,6 @@ def parameter_groups(*groups: tuple[Sequence[Tensor], float, float]) -> list[dic
 
 
 Protocol = Literal["inductive", "transductive", "supervised"]
-PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 
 UNSEEN = -1
 """Marks a pixel of an unseen class until it gets a pseudo label."""
@@ -116,11 +115,6 @@ class LabelProtocol(nn.Module):
 
     def select(self, text_embeds: Tensor) -> Tensor:
         """The rows of class embeddings ``[C, D]`` used as queries, ``[Q, D]``."""
-        if len(text_embeds) != self.num_classes:
-            raise ShapeError(
-                f"text_embeds: expected a row for each of {self.num_classes} classes, got "
-                f"{len(text_embeds)}. Embed every class of the data set, seen and unseen."
-            )
         return text_embeds[self.query_rows]
 
     def prepare(self, labels: Tensor) -> Tensor:
@@ -141,12 +135,6 @@ class LabelProtocol(nn.Module):
 
 
 def _check(protocol: str, num_classes: int, seen: list[int], unseen: list[int]) -> None:
-    check_choice("protocol", protocol, PROTOCOLS)
-    if len(set(seen)) != len(seen) or len(seen) + len(unseen) != num_classes:
-        raise ArgumentError(
-            f"seen: expected different class indices from 0 to {num_classes - 1}, got {seen}. "
-            "Give the data set's own list."
-        )
     if protocol != "supervised" and not seen:
         raise ArgumentError(
             f"seen: expected at least one class for {protocol} training, got none. "
@@ -173,7 +161,7 @@ def check_non_negative(**settings: float) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledSettings:
-    """What every task with class labels is given by keyword."""
+    """Keywords of every task with class labels."""
 
     seen: Sequence[int]  # Indices of the seen classes
     # What training may know; see LabelProtocol
@@ -210,35 +198,29 @@ class LabelledTask(TrainingTask):
 
 @dataclass(frozen=True, kw_only=True)
 class PixelLossSettings(LabelledSettings):
-    """What every task with a loss of upsampled class logits is given by keyword.
+    """Keywords of every task with a loss of upsampled class logits.
 
     Attributes:
-        ignore_label: The data set's label of unannotated pixels. They are negatives of every class
-            for ``loss="masks"`` unless ``unannotated`` says otherwise, and do not count for
-            ``"cross_entropy"``.
-        loss: ``"masks"`` is focal and dice loss of one mask per class, ``"cross_entropy"`` a
-            softmax over classes, ``"binary"`` a sigmoid of each.
-        unannotated: What pixels without a label to learn are for ``loss="masks"`` and
-            ``"binary"``: ``"negative"``, of every class, is official; ``"ignore"`` leaves them
-            out. Inductive training gives pixels of unseen classes no label, so they are left out
-            too.
-        focal_weight: Weight of the focal loss.
-        dice_weight: Weight of the dice loss.
-        label_stride: The loss looks at every ``label_stride``-th row and column of the labels.
-            Officially 1; more costs less, and masks are learned on a grid that is coarser still.
-        learning_rate: Peak rate of everything trained except a fine-tuned image tower.
-        backbone_learning_rate: Peak rate of a fine-tuned image tower.
-        weight_decay: For the tensors that have weight decay.
+        ignore_label: The data set's label of unannotated pixels. They are negatives of
+            every class for ``loss="masks"`` unless ``unannotated`` says otherwise, and do
+            not count for ``"cross_entropy"``.
     """
 
+    # "masks" is focal and dice loss of one mask per class, "cross_entropy" a softmax over classes,
+    # "binary" a sigmoid of each
     loss: PixelLoss = "masks"
+    # What pixels without a label to learn are for loss="masks" and "binary": "negative", of every
+    # class, is official; "ignore" leaves them out. Inductive training gives pixels of unseen
+    # classes no label, so they are left out too
     unannotated: Unannotated = "negative"
-    focal_weight: float = 100.0
-    dice_weight: float = 1.0
+    focal_weight: float = 100.0  # Weight of the focal loss
+    dice_weight: float = 1.0  # Weight of the dice loss
+    # The loss looks at every label_stride-th row and column of the labels. Officially 1; more costs
+    # less, and masks are learned on a grid that is coarser still
     label_stride: int = 1
-    learning_rate: float = 2e-4
-    backbone_learning_rate: float = 1e-5
-    weight_decay: float = 0.01
+    learning_rate: float = 2e-4  # Peak rate of everything trained except a fine-tuned image tower
+    backbone_learning_rate: float = 1e-5  # Peak rate of a fine-tuned image tower
+    weight_decay: float = 0.01  # For the tensors that have weight decay
 
     def __post_init__(self) -> None:
         check_choice("loss", self.loss, get_args(PixelLoss))

@@ -1,4 +1,4 @@
-"""What training minimises, pixel by pixel.
+"""The losses of pixels.
 
 Labels index the text rows used as queries. A label outside ``[0, C)`` names none of them: for the
 mask losses such a pixel is a negative of every class, as in the official code, unless it is to be
@@ -18,8 +18,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-
-from zsseg_rt.errors import ShapeError
 
 Unannotated = Literal["negative", "ignore"]
 
@@ -65,7 +63,6 @@ def mask_losses(
         mask_logits: At the labels' resolution, float ``[B, C, H, W]``; computed with in float32.
         labels: int64 ``[B, H, W]``.
     """
-    _check(mask_logits, labels)
     logits, labels = mask_logits.float().flatten(2), labels.flatten(1)
     num_classes = logits.shape[1]
     classes, positive = _classes_of(labels, num_classes)
@@ -118,7 +115,6 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         logits: At the labels' resolution, float ``[B, C, H, W]``; computed with in float32.
         labels: int64 ``[B, H, W]``; a pixel outside ``[0, C)`` does not count.
     """
-    _check(logits, labels)
     classes, labelled = _classes_of(labels, logits.shape[1])
     classes = classes.masked_fill(~labelled, _NO_CLASS)
     total = F.cross_entropy(logits.float(), classes, ignore_index=_NO_CLASS, reduction="sum")
@@ -135,7 +131,6 @@ def binary_cross_entropy(
         labels: int64 ``[B, H, W]``; a pixel outside ``[0, C)`` is a negative of every class, as
             officially, unless ``unannotated`` is ``"ignore"``.
     """
-    _check(logits, labels)
     logits = logits.float()
     classes, labelled = _classes_of(labels, logits.shape[1])
     counted = labelled if unannotated == "ignore" else torch.ones_like(labelled)
@@ -147,14 +142,3 @@ def binary_cross_entropy(
 def recovery_loss(recovered: Tensor, target: Tensor) -> Tensor:
     """CLIP-RC's recovery loss: the mean absolute error; no gradient flows into the target."""
     return F.l1_loss(recovered.float(), target.detach().float())
-
-
-def _check(logits: Tensor, labels: Tensor) -> None:
-    fits = logits.ndim == 4 and logits.shape[:1] + logits.shape[2:] == labels.shape
-    if not fits or not logits.shape[1]:
-        raise ShapeError(
-            f"labels: expected [B, H, W] of logits [B, C, H, W] with at least one class, got "
-            f"{list(labels.shape)} and logits {list(logits.shape)}. Upsample the logits first."
-        )
-    if labels.dtype != torch.int64:
-        raise ShapeError(f"labels: expected int64, got {labels.dtype}. Convert them.")

@@ -19,7 +19,7 @@ from zsseg_rt.errors import ArgumentError
 from zsseg_rt.models.zegformer.decoder import LearnedBatchNorm, Segments
 from zsseg_rt.models.zegformer.model import ZegFormer
 from zsseg_rt.networks.zegformer import IMAGE_MEAN, IMAGE_STD
-from zsseg_rt.training.data.loading import Batch, valid_pixels
+from zsseg_rt.training.data import Batch, valid_pixels
 from zsseg_rt.training.tasks.labelled import (
     LabelledSettings,
     LabelledTask,
@@ -155,16 +155,13 @@ class ZegFormerSettings(LabelledSettings):
 
     Attributes:
         protocol: ``"inductive"`` or ``"supervised"``; the paper has no self-training.
-        weights: Weights of the losses and the matching costs.
-        learning_rate: Peak rate of everything but the backbone.
-        backbone_factor: Factor of that rate for the backbone.
-        weight_decay: For everything but norms and queries.
     """
 
+    # Weights of the losses and the matching costs
     weights: SegmentWeights = field(default_factory=SegmentWeights)
-    learning_rate: float = 1e-4
-    backbone_factor: float = 0.1
-    weight_decay: float = 1e-4
+    learning_rate: float = 1e-4  # Peak rate of everything but the backbone
+    backbone_factor: float = 0.1  # Factor of that rate for the backbone
+    weight_decay: float = 1e-4  # For everything but norms and queries
 
     def __post_init__(self) -> None:
         if self.protocol == "transductive":

@@ -25,12 +25,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zsseg_rt.errors import ArgumentError, DTypeError, ShapeError, TrainingError
+from zsseg_rt.errors import ArgumentError, ShapeError, TrainingError
 from zsseg_rt.models.zeroseg.encoder import PatchMask, random_patch_mask, reconstruction_loss
 from zsseg_rt.models.zeroseg.model import IMAGENET_MEAN, IMAGENET_STD, ZeroSeg
 from zsseg_rt.torch_files.checkpoints import hash_weights
 from zsseg_rt.torch_files.clip_arrays import CLIP_MEAN, CLIP_STD
-from zsseg_rt.training.data.loading import Batch, normalize_images
+from zsseg_rt.training.data import Batch, normalize_images
 from zsseg_rt.training.tasks.labelled import TrainingTask, check_non_negative, parameter_groups
 
 Box = tuple[int, int, int, int]
@@ -90,12 +90,6 @@ class TeacherViews:
         Returns:
             float32 ``[B, count, 3, size, size]``.
         """
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ShapeError(
-                f"images: expected [B, 3, H, W], got {list(images.shape)}. Give RGB planes."
-            )
-        if images.dtype != torch.uint8:
-            raise DTypeError(f"images: expected uint8, got {images.dtype}. Give 8-bit pixels.")
         pixels = images.float() / 255
         size_hw, views = (self.size, self.size), []
         for top, bottom, left, right in self.boxes((images.shape[2], images.shape[3])):
@@ -105,32 +99,6 @@ class TeacherViews:
         mean = pixels.new_tensor(self.image_mean).view(3, 1, 1)
         std = pixels.new_tensor(self.image_std).view(3, 1, 1)
         return (torch.stack(views, dim=1) - mean) / std
-
-
-class ClipTeacher(nn.Module):
-    """A frozen CLIP image encoder as teacher; it always stays in evaluation mode."""
-
-    def __init__(self, encoder: nn.Module) -> None:
-        super().__init__()
-        self.encoder = encoder.requires_grad_(False).eval()
-        if not callable(getattr(encoder, "encode_image", None)):
-            raise ArgumentError(
-                f"encoder: expected a CLIP image tower or a model with encode_image, got "
-                f"{type(encoder).__name__}. Build one with zsseg_rt.models.build_image_encoder."
-            )
-
-    def train(self, mode: bool = True) -> ClipTeacher:
-        """Stay in evaluation mode."""
-        return super().train(False)
-
-    @torch.no_grad()
-    def forward(self, views: Tensor) -> Tensor:
-        """Embed views float ``[N, 3, size, size]``; float32 ``[N, D]``, not normalised."""
-        encoder: Any = self.encoder
-        dtype = next(encoder.parameters()).dtype
-        with torch.autocast(views.device.type, enabled=False):
-            embeds: Tensor = encoder.encode_image(views.to(dtype)).float()
-        return embeds
 
 
 class FeatureFile:
@@ -185,10 +153,10 @@ class FeatureFile:
 
 
 class TeacherFeatures(nn.Module):
-    """The teacher's features of a batch: from the cache, else computed and stored.
+    """A frozen CLIP image tower's features of a batch: from the cache, else computed and stored.
 
-    Computed features are rounded to float16 like cached ones, so training is the same in an epoch
-    that computes them and in one that reads them.
+    It always stays in evaluation mode. Computed features are rounded to float16 like cached ones,
+    so training is the same in an epoch that computes them and in one that reads them.
     """
 
     def __init__(
@@ -208,16 +176,21 @@ class TeacherFeatures(nn.Module):
                 f"num_images: expected the number of images to cache, got {num_images}. "
                 "Give the length of the data set."
             )
-        self.teacher = ClipTeacher(encoder)
+        self.teacher = encoder.requires_grad_(False)
+        self.train()
         self.views = views or TeacherViews()
         self.views_at_once = views_at_once
-        self.embed_dim = self._probe()
+        self.embed_dim = self._embed(torch.zeros(1, 3, self.views.size, self.views.size)).shape[1]
         self.cache: FeatureFile | None = None
         if cache_folder is not None:
             settings = json.dumps(asdict(self.views), sort_keys=True)
             identity = f"{hash_weights(self.teacher)} {settings}"
             shape = (self.views.count, self.embed_dim)
             self.cache = FeatureFile(cache_folder, identity, num_images, shape)
+
+    def train(self, mode: bool = True) -> TeacherFeatures:
+        """Stay in evaluation mode."""
+        return super().train(False)
 
     def forward(self, images: Tensor, indices: Sequence[int] = ()) -> Tensor:
         """Features of images.
@@ -244,21 +217,18 @@ class TeacherFeatures(nn.Module):
     def compute(self, images: Tensor) -> Tensor:
         """Features without the cache, float32 ``[B, views, D]`` of float16 precision."""
         cut = self.views.cut(images).flatten(0, 1)
-        parts = [self.teacher(part) for part in torch.split(cut, self.views_at_once)]
+        parts = [self._embed(part) for part in torch.split(cut, self.views_at_once)]
         features = torch.unflatten(torch.cat(parts), 0, (len(images), self.views.count))
         return features.half().float()
 
-    def _probe(self) -> int:
-        """Width D, from one grey view."""
-        device = next(self.teacher.parameters()).device
-        grey = torch.zeros(1, 3, self.views.size, self.views.size, device=device)
-        embeds = self.teacher(grey)
-        if embeds.ndim != 2:
-            raise ShapeError(
-                f"encoder: expected embeddings [N, D], got {list(embeds.shape)}. "
-                "Use a CLIP image encoder."
-            )
-        return int(embeds.shape[1])
+    @torch.no_grad()
+    def _embed(self, views: Tensor) -> Tensor:
+        """Embed views float ``[N, 3, size, size]``; float32 ``[N, D]``, not normalised."""
+        teacher: Any = self.teacher
+        like = next(teacher.parameters())
+        with torch.autocast(like.device.type, enabled=False):
+            embeds: Tensor = teacher.encode_image(views.to(like)).float()
+        return embeds
 
 
 def scaled_learning_rate(base_learning_rate: float, batch_size: int) -> float:
@@ -294,11 +264,6 @@ def segment_matching_loss(
         segment_embeds: ``[B, G, D]``.
         views: The teacher's features of all views, ``[B, n, D]``, the whole image first.
     """
-    if views.shape[1] < 2:
-        raise ShapeError(
-            f"views: expected the whole image and at least one cell, got {views.shape[1]} "
-            "views. Use finer grids, or a matching weight of 0."
-        )
     distances = _distances(segment_embeds, views[:, 1:], normalize_targets)
     return distances.amin(dim=2).mean()
 

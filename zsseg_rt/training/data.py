@@ -1,26 +1,33 @@
-"""Joint random changes of a photo and its label map, as the papers use them in training.
+"""Training batches by position, and the joint random changes of a photo and its label map.
 
-The steps are those of ``torchvision.transforms.v2``. They draw from torch's generator, which is
-seeded by the generator that a call is given, and afterwards continues as if nothing was drawn.
+What a run sees next depends only on the seed and its position. There is no worker state: a resumed
+run, or one with other numbers of processes and workers, sees exactly the same images. The changes
+are those of the papers, made of ``torchvision.transforms.v2``. They draw from torch's generator,
+which is seeded by the generator that a call is given, and afterwards continues as if nothing was
+drawn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from zsseg_rt.errors import ArgumentError
-from zsseg_rt.evaluation.datasets.base import LabelMap, Sample
+from zsseg_rt.common.process import usable_cpus
+from zsseg_rt.errors import ArgumentError, ZssegError
+from zsseg_rt.evaluation.datasets.base import LabelMap, Sample, SegmentationDataset
 
 Pair = tuple[Tensor, Tensor]
 """An image uint8 ``[3, h, w]`` and its labels ``[h, w]``, which v2 tells apart by their types."""
@@ -76,8 +83,9 @@ class PhotometricDistortion:
         return shifted
 
 
-class Augmented(NamedTuple):
-    """One training image: as of :class:`zsseg_rt.training.data.loading.Batch`, without the batch.
+@dataclass(frozen=True)
+class Augmented:
+    """One training image, with the fields of :class:`Batch`.
 
     Padding is at the bottom and right; labels there are the ignore label of the sample's dtype.
     """
@@ -85,32 +93,23 @@ class Augmented(NamedTuple):
     image: Tensor
     valid_hw: tuple[int, int]
     labels: Tensor
-
-
-class Augmentation(Protocol):
-    """Turns a sample into a training image of size ``crop_hw``.
-
-    Augmentations compare by value, so a run can be resumed only with the one it started with.
-    """
-
-    @property
-    def crop_hw(self) -> tuple[int, int]:
-        """Size of every result."""
-
-    def __call__(self, sample: Sample, rng: np.random.Generator) -> Augmented:
-        """Augment; equal generators give equal results."""
+    name: str = ""
+    index: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class _RandomCrop:
-    """Settings that both augmentations with random crops share; documented there."""
+    """Settings of both augmentations with random crops."""
 
-    crop_hw: tuple[int, int] = (512, 512)
+    crop_hw: tuple[int, int] = (512, 512)  # Size of the result
+    # A crop in which one class has this share of the annotated pixels or more, or that has only one
+    # class, is drawn again. 1 switches that off
     max_class_share: float = 1.0
-    crop_attempts: int = 10
-    flip_probability: float = 0.5
+    crop_attempts: int = 10  # Crops that are tried; after the last, one more is drawn and used
+    flip_probability: float = 0.5  # Of mirroring left and right
+    # Colour change; None for none
     distortion: PhotometricDistortion | None = field(default_factory=PhotometricDistortion)
-    pad_value: int = 0
+    pad_value: int = 0  # Of the padding, in all channels
 
     def __post_init__(self) -> None:
         _check_crop(self.crop_hw)
@@ -140,23 +139,12 @@ class FitInsideAugmentation(_RandomCrop):
     Resize (fit inside a box of random scale, bilinear), crop (several attempts to find one in
     which no class dominates), flip, change colours, pad.
 
-    Attributes:
-        crop_hw: Size of the result.
-        scale: Longest and shortest side of the box at ratio 1.
-        ratio_range: Range of the box's random ratio.
-        max_class_share: A crop in which one class has this share of the annotated pixels or more,
-            or that has only one class, is drawn again. 1 switches that off.
-        crop_attempts: Crops that are tried; after the last, one more is drawn and used.
-        flip_probability: Probability of mirroring left and right.
-        distortion: Colour change; None for none.
-        pad_value: Value of the padding in all channels.
-
     Source:
         Zhou et al., "ZegCLIP", CVPR 2023; the training pipeline of the official configurations.
     """
 
-    scale: tuple[int, int] = (2048, 512)
-    ratio_range: tuple[float, float] = (0.5, 2.0)
+    scale: tuple[int, int] = (2048, 512)  # Longest and shortest side of the box at ratio 1
+    ratio_range: tuple[float, float] = (0.5, 2.0)  # Range of the box's random ratio
     max_class_share: float = 0.75
 
     def __post_init__(self) -> None:
@@ -189,24 +177,15 @@ class ShortEdgeAugmentation(_RandomCrop):
     Resize (shortest edge to a random choice, antialiased bilinear), crop, change colours, flip,
     pad. Officially, images are padded before normalisation, so ``pad_value`` applies there.
 
-    Attributes:
-        crop_hw: Size of the result.
-        short_edges: Lengths to choose from; the defaults are those of VOC and ADE20K. For
-            COCO-Stuff they are ``int(0.1 * k * 640)``, k = 5..15, with crops of 640x640.
-        max_long_edge: A resized image's longest edge is at most this.
-        max_class_share: As in :class:`FitInsideAugmentation`; officially off.
-        crop_attempts: As in :class:`FitInsideAugmentation`.
-        flip_probability: Probability of mirroring left and right.
-        distortion: Colour change; None for none.
-        pad_value: Value of the padding in all channels.
-
     Source:
         Ding et al., "Decoupling Zero-Shot Semantic Segmentation", CVPR 2022; the mapper of the
         official configurations.
     """
 
+    # Lengths to choose from; the defaults are those of VOC and ADE20K. For COCO-Stuff they are
+    # int(0.1 * k * 640), k = 5..15, with crops of 640x640
     short_edges: tuple[int, ...] = tuple(int(0.1 * k * 512) for k in range(5, 21))
-    max_long_edge: int = 2048
+    max_long_edge: int = 2048  # A resized image's longest edge is at most this
     pad_value: int = 128
 
     def __post_init__(self) -> None:
@@ -257,6 +236,13 @@ class CenterCropAugmentation:
         pair = resize(sample, size_hw, bicubic=True)
         image, labels = (F.center_crop(part, list(self.crop_hw)) for part in pair)
         return finish((image, labels), self.crop_hw, 0, int(np.iinfo(sample.labels.dtype).max))
+
+
+Augmentation = FitInsideAugmentation | ShortEdgeAugmentation | CenterCropAugmentation
+"""Turns a sample into a training image of size ``crop_hw``; equal generators give equal results.
+
+Augmentations compare by value, so a run can be resumed only with the one it started with.
+"""
 
 
 @contextmanager
@@ -362,3 +348,230 @@ def _check_limits(settings: object, **limits: int) -> None:
 def _check_crop(crop_hw: tuple[int, int]) -> None:
     if min(crop_hw) < 1:
         raise ArgumentError(f"crop_hw: expected sides of at least one pixel, got {crop_hw}.")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Augmented images of one size with their labels."""
+
+    images: Tensor  # RGB, uint8 [B, 3, H, W]; everything beyond valid_hw is padding
+    valid_hw: Tensor  # Rows and columns of each image that are not padding, int64 [B, 2]
+    # Class indices of the data set, all classes, int64 [B, H, W]; the data set's ignore_label where
+    # nothing is annotated and in the padding
+    labels: Tensor
+    names: tuple[str, ...]  # Names of the images, for messages
+    indices: tuple[int, ...] = ()  # Indices of the images in the data set
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on another device; copies do not wait for pinned memory."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory; a torch ``DataLoader`` calls this by name."""
+        return self._each(lambda tensor: tensor.pin_memory())
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        tensors = (change(self.images), change(self.valid_hw), change(self.labels))
+        return Batch(*tensors, self.names, self.indices)
+
+
+def normalize_images(batch: Batch, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Divide by 255, normalise, and set padded pixels to 0 (after normalisation).
+
+    Returns:
+        float32 ``[B, 3, H, W]``.
+    """
+    images = batch.images
+    shift = images.new_tensor(mean, dtype=torch.float32).view(1, 3, 1, 1)
+    scale = images.new_tensor(std, dtype=torch.float32).view(1, 3, 1, 1)
+    normalized = (images.float() / 255 - shift) / scale
+    return normalized.masked_fill(~valid_pixels(batch).unsqueeze(1), 0.0)
+
+
+def valid_pixels(batch: Batch) -> Tensor:
+    """Which pixels are not padding, bool ``[B, H, W]``."""
+    rows, columns = (
+        torch.arange(size, device=batch.images.device) for size in batch.images.shape[2:]
+    )
+    valid_rows = rows < batch.valid_hw[:, :1]
+    valid_columns = columns < batch.valid_hw[:, 1:]
+    return valid_rows.unsqueeze(2) & valid_columns.unsqueeze(1)
+
+
+@contextmanager
+def one_opencv_thread() -> Iterator[None]:
+    """Fork workers without OpenCV's threads: a child that stops them waits forever."""
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
+
+
+def prepare_worker(worker: int) -> None:
+    """Use one thread, and leave Ctrl-C to the main process, which can always end its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if cv2.getNumThreads() != 1:  # a fresh process; a forked one has inherited this
+        cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+
+
+Key = tuple[int, int]
+"""Running number of a sample in the whole training, and the image's index in the data set."""
+
+# Streams of random numbers derived from one seed; never reuse a number.
+_AUGMENTATION_STREAM = 1
+_ORDER_STREAM = 2
+
+
+class TrainingSamples(Dataset[Augmented]):
+    """Augmented images by ``(position, index)``; equal keys give equal samples."""
+
+    def __init__(self, dataset: SegmentationDataset, augmentation: Augmentation, seed: int) -> None:
+        _check_seed(seed)
+        self.dataset = dataset
+        self.augmentation = augmentation
+        self.seed = seed
+
+    def __getitem__(self, key: Key) -> Augmented:
+        """Read and augment one image."""
+        position, index = key
+        rng = np.random.default_rng((self.seed, _AUGMENTATION_STREAM, position))
+        sample = self.dataset[index]
+        return replace(self.augmentation(sample, rng), name=sample.name, index=index)
+
+
+def collate(samples: Sequence[Augmented]) -> Batch:
+    """Stack samples of one size."""
+    return Batch(
+        images=torch.stack([sample.image for sample in samples]),
+        valid_hw=torch.tensor([sample.valid_hw for sample in samples], dtype=torch.int64),
+        labels=torch.stack([sample.labels for sample in samples]),
+        names=tuple(sample.name for sample in samples),
+        indices=tuple(sample.index for sample in samples),
+    )
+
+
+class EpochSampler(Sampler[list[Key]]):
+    """The keys of this process's batches, epoch after epoch, each epoch in its own random order.
+
+    All processes together see, step by step, the same ``batch_size`` samples for any number of
+    processes; process ``p`` of ``P`` takes the ``p``-th of ``P`` equal parts. Iterating again
+    starts again at ``start_position``.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        seed: int,
+        *,
+        batch_size: int,
+        start_position: int = 0,
+        process_index: int = 0,
+        num_processes: int = 1,
+        drop_last: bool = True,
+    ) -> None:
+        _check_seed(seed)
+        if length < 1:
+            raise ArgumentError(f"length: expected at least one image, got {length}.")
+        if batch_size < 1 or batch_size % num_processes:
+            raise ArgumentError(
+                f"batch_size: expected a multiple of num_processes={num_processes}, got "
+                f"{batch_size}. It counts the samples of all processes."
+            )
+        if drop_last and length < batch_size:
+            raise ArgumentError(
+                f"batch_size: expected at most the {length} images of the data set, got "
+                f"{batch_size}. Use smaller batches, or drop_last=False."
+            )
+        self.length = length
+        self.seed = seed
+        self.batch_size = batch_size
+        self.start_position = start_position
+        self.process_index = process_index
+        self.num_processes = num_processes
+        self.epoch_length = length - length % batch_size if drop_last else length
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        """Yield one list of ``batch_size / num_processes`` keys per step."""
+        part = self.batch_size // self.num_processes
+        position = self.start_position
+        epoch, order = -1, np.empty(0, np.int64)
+        while True:
+            keys: list[Key] = []
+            first = position + self.process_index * part
+            for current in range(first, first + part):
+                if current // self.epoch_length != epoch:
+                    epoch = current // self.epoch_length
+                    order = self.order(epoch)
+                keys.append((current, int(order[current % self.epoch_length])))
+            yield keys
+            position += self.batch_size
+
+    def order(self, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """The images' indices in the order of one epoch, int64 ``[length]``."""
+        rng = np.random.default_rng((self.seed, _ORDER_STREAM, epoch))
+        return rng.permutation(self.length)
+
+
+def make_loader(
+    samples: TrainingSamples,
+    sampler: EpochSampler,
+    *,
+    num_workers: int | None = None,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """Load batches in worker processes that live as long as the iterator.
+
+    An error of the data set is raised as itself, not as a worker's traceback.
+    """
+    workers = default_num_workers() if num_workers is None else num_workers
+    loader: DataLoader[Any] = DataLoader(
+        _ErrorsAsItems(samples),
+        batch_sampler=sampler,
+        collate_fn=_collate_or_error,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        prefetch_factor=4 if workers > 0 else None,
+        worker_init_fn=prepare_worker,
+        generator=torch.Generator(),  # otherwise it draws from the one that a checkpoint saves
+    )
+    with one_opencv_thread():
+        items = iter(loader)
+    for item in items:
+        if isinstance(item, ZssegError):
+            try:
+                raise item
+            finally:  # no cycle through the traceback: workers end at once, not when collected
+                del item, items
+        yield item
+
+
+def default_num_workers() -> int:
+    """One worker fewer than the CPUs this process may use, at least 1 and at most 8."""
+    return min(max(usable_cpus() - 1, 1), 8)
+
+
+class _ErrorsAsItems(Dataset[Any]):
+    """Passes deliberate errors on as values: raised in a worker, they would arrive as text."""
+
+    def __init__(self, samples: TrainingSamples) -> None:
+        self.samples = samples
+
+    def __getitem__(self, key: Key) -> Augmented | ZssegError:
+        try:
+            return self.samples[key]
+        except ZssegError as error:
+            return error
+
+
+def _collate_or_error(items: Sequence[Augmented | ZssegError]) -> Batch | ZssegError:
+    errors = [item for item in items if isinstance(item, ZssegError)]
+    return errors[0] if errors else collate([i for i in items if isinstance(i, Augmented)])
+
+
+def _check_seed(seed: int) -> None:
+    if seed < 0:
+        raise ArgumentError(f"seed: expected 0 or more, got {seed}.")
