@@ -202,44 +202,31 @@ def check_nv12(frame: Nv12Frame, device: str) -> None:
         raise FrameError(
             f"colour_matrix: expected one of {', '.join(_MATRICES)}, got {frame.colour_matrix!r}"
         )
+    shapes = []
     for name, plane in (("luma", frame.luma), ("chroma", frame.chroma)):
-        if device == "cpu":
-            _check_host(name, plane)
-        else:
+        if device != "cpu":
             check_place(name, plane, device)
+        elif not isinstance(plane, np.ndarray) or isinstance(plane, np.ma.MaskedArray):
+            raise FrameError(
+                f"{name}: expected a plain NumPy array, got {described(plane)}. For planes on a "
+                "GPU use segment_device."
+            )
         dtype = str(getattr(plane, "dtype", "uint8")).removeprefix("torch.")
         if dtype != "uint8":
             raise FrameError(f"{name}: expected uint8, got {dtype}. Convert it first.")
-    _check_sizes(_shape_of("luma", frame.luma), _shape_of("chroma", frame.chroma))
-
-
-def _check_host(name: str, plane: Any) -> None:
-    if not isinstance(plane, np.ndarray) or isinstance(plane, np.ma.MaskedArray):
-        raise FrameError(
-            f"{name}: expected a plain NumPy array, got {described(plane)}. For planes on a GPU "
-            "use segment_device."
-        )
-
-
-def _shape_of(name: str, plane: Any) -> tuple[int, ...]:
-    shape = getattr(plane, "shape", None)
-    if shape is None:
-        raise FrameError(f"{name}: expected an array with a shape, got {type(plane).__name__}.")
-    return tuple(shape)
-
-
-def _check_sizes(luma: tuple[int, ...], chroma: tuple[int, ...]) -> None:
+        shapes.append(tuple(getattr(plane, "shape", ())))
+    luma, chroma = shapes
     if len(luma) != 2 or not all(1 <= side <= MOST_SIDE for side in luma):
         raise FrameError(f"luma: expected shape [H, W] with sides from 1 to 32767, got {luma}.")
     if luma[0] % 2 or luma[1] % 2:
         raise FrameError(
             f"luma: expected even sides, got {luma}. NV12 has one colour for two by two pixels."
         )
-    wanted = (luma[0] // 2, luma[1] // 2, 2)
-    if chroma != wanted:
+    expected = (luma[0] // 2, luma[1] // 2, 2)
+    if chroma != expected:
         raise FrameError(
-            f"chroma: expected shape {wanted}, got {chroma}. Give U and V in the last axis, as in "
-            "plane.reshape(H // 2, W // 2, 2)."
+            f"chroma: expected shape {expected}, got {chroma}. Give U and V in the last axis, as "
+            "in plane.reshape(H // 2, W // 2, 2)."
         )
 
 

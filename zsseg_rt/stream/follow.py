@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -113,7 +113,8 @@ def look(frame: Frame, channel_order: str) -> Glance:
 def _fetched(frame: Any, channel_order: str, size_hw: tuple[int, int]) -> npt.NDArray[np.uint8]:
     """A frame on a GPU in RGB, made small there."""
     is_nv12, size_hw = isinstance(frame, Nv12Frame), (2 * size_hw[0], 2 * size_hw[1])
-    stream = _stream_of((frame.luma if is_nv12 else frame).device)
+    device = (frame.luma if is_nv12 else frame).device
+    stream = core.Stream(int(device.partition(":")[2]))
     planes = ops.preprocess(
         (frame.luma, frame.chroma) if is_nv12 else frame,
         size_hw=size_hw,
@@ -127,11 +128,6 @@ def _fetched(frame: Any, channel_order: str, size_hw: tuple[int, int]) -> npt.ND
     planes.copy_to(host, stream.handle)
     stream.synchronize()
     return np.ascontiguousarray(np.rint(host).astype(np.uint8).transpose(1, 2, 0))
-
-
-@cache
-def _stream_of(device: str) -> core.Stream:
-    return core.Stream(int(device.partition(":")[2]))
 
 
 @dataclass
