@@ -16,14 +16,15 @@ import os
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from support.recordings import result
 from zsseg_rt.errors import ZssegError
-from zsseg_rt.results.segmentation import Frame, Segmentation
 from zsseg_rt.stream.gstreamer import rtsp_sink
 from zsseg_rt.stream.painting import Painter
 from zsseg_rt.stream.sinks import open_writers
@@ -68,14 +69,10 @@ class Feed(threading.Thread):
         image[..., self.options.order.index("r")] = 250
         if self.options.noise:
             image = noise.integers(0, 256, image.shape, np.uint8)
-        labels = np.full((height, width), 255, np.uint8)
-        labels[:, width // 2 :] = 0
-        frame = Frame(
-            source=source, index=self.written, captured_at=now, clock="arrival", image=image
-        )
-        return Segmentation(
-            labels=labels, names=("thing",), vocabulary_version=1, times={}, frame=frame
-        )
+        seg = result(self.written, (height, width), source, label=255, captured_at=now)
+        seg.labels[:, width // 2 :] = 0
+        seg.frame.image[...] = image
+        return replace(seg, names=("thing",))
 
 
 def tell(**facts):

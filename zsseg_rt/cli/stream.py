@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -148,11 +146,14 @@ def stream(
 
 def _run(labelled: Stream, frames: int | None, seconds: float | None) -> None:
     """Label until it ends, by itself or otherwise; then finish the files."""
+    timer = threading.Timer(seconds or 0.0, labelled.stop)
+    timer.daemon = True
     with (
         stopped_by_signals(labelled.stop),
-        _stopped_after(seconds, labelled.stop),
         terminal().status("waiting for the first frame") as status,
     ):
+        if seconds is not None:
+            timer.start()
         last_drawn, systemd = 0.0, Notifier()
         for seg in itertools.islice(labelled, frames):
             systemd.frame()
@@ -161,21 +162,9 @@ def _run(labelled: Stream, frames: int | None, seconds: float | None) -> None:
             if time.monotonic() - last_drawn >= _REDRAW:
                 last_drawn = time.monotonic()
                 status.update(_status_line(seg, labelled))
+        timer.cancel()
         status.update("finishing the files")
         labelled.close()
-
-
-@contextmanager
-def _stopped_after(seconds: float | None, stop: Callable[[], None]) -> Iterator[None]:
-    timer = None if seconds is None else threading.Timer(seconds, stop)
-    if timer is not None:
-        timer.daemon = True
-        timer.start()
-    try:
-        yield
-    finally:
-        if timer is not None:
-            timer.cancel()
 
 
 def _status_line(seg: Segmentation, labelled: Stream) -> str:
