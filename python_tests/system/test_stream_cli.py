@@ -330,7 +330,7 @@ def test_a_signal_ends_the_stream_and_leaves_its_files_playable(kind, recording,
     # A busy machine may not write within half a second what waits in two queues of eight frames.
     assert all(line.endswith("not finished in time, left as it is") for line in err.splitlines())
     if not err:
-        assert abs(recorded - count) <= 8  # either may have been too slow
+        assert f"out.mp4  {recorded} frames" in out
         assert f"out.jsonl  {count} frames" in out
 
 
