@@ -28,7 +28,7 @@ from zsseg_rt.backends.base import BackendOptions
 from zsseg_rt.backends.registry import get_backend
 from zsseg_rt.errors import ArgumentError, BackendError
 from zsseg_rt.onnx.arrays import NUMPY, compute
-from zsseg_rt.onnx.check import check_graph, check_model
+from zsseg_rt.onnx.check import check_graph, checked_flow, header_of
 from zsseg_rt.onnx.flow import Flow
 from zsseg_rt.onnx.on_torch import OnTorch
 from zsseg_rt.onnx.reader import read_network
@@ -44,7 +44,7 @@ POSITIVE = ("Log", "Sqrt", "Pow", "ReduceLogSum")
 
 
 def check(model):
-    return check_model(memoryview(model.SerializeToString()), "g.onnx")
+    return header_of(checked_flow(memoryview(model.SerializeToString()), "g.onnx"))
 
 
 def load(path, backend="openvino"):

@@ -113,7 +113,9 @@ def build(
     """Build one plan, whose layers take at most so many bytes to work in; None: no limit."""
     trt, logger = api.module, start_logging(api)
     builder = _make_builder(api, logger)
-    network = require(builder.create_network(_network_flags(trt)), "create_network", logger)
+    # The bit's position differs between versions
+    flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = require(builder.create_network(flags), "create_network", logger)
     _parse(trt, network, graph_path, logger)
     report = _describe(network) | {"runtime": api.label, "capability": capability or "default"}
     report["graph"] = graph_path.name
@@ -199,25 +201,19 @@ def _make_builder(api: TensorRT, logger: Any) -> Any:
         ) from exc
 
 
-def _network_flags(trt: Any) -> int:
-    # the bit's position differs between versions, so it is never written as a literal
-    return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-
-
 def _parse(trt: Any, network: Any, graph_path: Path, logger: Any) -> None:
     parser = trt.OnnxParser(network, logger)
     if parser.parse_from_file(str(graph_path)) and network.num_outputs > 0:
         return
-    problems = [_parser_error(parser.get_error(index)) for index in range(parser.num_errors)]
+    errors = [parser.get_error(index) for index in range(parser.num_errors)]
+    problems = [
+        f"node {error.node_name()!r} ({error.node_operator()}) {' '.join(error.desc().split())}"
+        for error in errors
+    ]
     raise BackendError(
         f"graph: expected {graph_path} to be an ONNX graph TensorRT reads, got: "
         f"{'; '.join(problems) or 'a graph without outputs'}. Export it again at opset 20."
     )
-
-
-def _parser_error(error: Any) -> str:
-    reason = " ".join(error.desc().split())
-    return f"node {error.node_name()!r} ({error.node_operator()}) {reason}"
 
 
 def _describe(network: Any) -> dict[str, Any]:

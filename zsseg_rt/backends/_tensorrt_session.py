@@ -173,7 +173,12 @@ class TensorRTGraph:
                     f"{self.logger.last_messages()}"
                 )
             self._check_tensors(api)
-            self._settings = self._open_settings(api, plan)
+            self._settings: RuntimeSettings | None = None
+            if api.is_rtx:
+                captures = os.environ.get("ZSSEG_CUDA_GRAPHS") != "0"
+                self._settings = RuntimeSettings(
+                    api, self._engine, plan.path, captures=captures, logger=self.logger
+                )
         self.report = {**plan.report, "fused_layers": self._count_fused_layers()}
 
     @property
@@ -267,12 +272,6 @@ class TensorRTGraph:
                 self.totals[layer_name] = self.totals.get(layer_name, 0.0) + ms
 
         return Collector()
-
-    def _open_settings(self, api: TensorRT, plan: Plan) -> RuntimeSettings | None:
-        if not api.is_rtx:
-            return None
-        captures = os.environ.get("ZSSEG_CUDA_GRAPHS") != "0"
-        return RuntimeSettings(api, self._engine, plan.path, captures=captures, logger=self.logger)
 
     def _check_tensors(self, api: TensorRT) -> None:
         """Compare the engine's named tensors with the report that came with the plan."""

@@ -212,7 +212,11 @@ class _TorchSession(GraphSession):
 
     def _read(self, spec: TensorSpec, array: Array, stream: int) -> Tensor:
         if self.device == "cpu":
-            return read_host(spec, array, self._graph.ranges)
+            import torch
+
+            check_host_feed(spec, array, self._graph.ranges)
+            # torch refuses to borrow read-only memory without a warning; such a feed is copied
+            return torch.from_numpy(array if array.flags.writeable else array.copy())
         return read_device(spec, array, self.device, self._graph.ranges)
 
 
@@ -327,15 +331,6 @@ class DeviceResult:
 def wide(tensor: Tensor) -> Tensor:
     """Half precision as float32, anything else as it is."""
     return tensor.float() if tensor.is_floating_point() else tensor
-
-
-def read_host(spec: TensorSpec, array: Array, ranges: Any) -> Tensor:
-    """Borrow a feed on the CPU."""
-    import torch
-
-    check_host_feed(spec, array, ranges)
-    # torch refuses to borrow read-only memory without a warning; only such a feed is copied.
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
 def read_device(spec: TensorSpec, array: Array, device: str, ranges: Any) -> Tensor:

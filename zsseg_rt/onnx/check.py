@@ -52,11 +52,6 @@ def map_graph(path: Path) -> memoryview:
         ) from exc
 
 
-def check_model(content: memoryview, what: str) -> GraphHeader:
-    """Check the content of an ONNX file as :func:`check_graph` does; errors call it ``what``."""
-    return header_of(checked_flow(content, what))
-
-
 def checked_flow(content: memoryview, what: str) -> Flow:
     """The network of an ONNX file, and what is known of its values, once all is checked."""
     try:
