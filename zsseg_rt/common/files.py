@@ -16,7 +16,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,27 +60,24 @@ def default_cache_dir() -> Path:
 
 def is_folder(path: Path) -> bool:
     """Whether there is a folder; False also where the system cannot look, as for names too long."""
-    try:
-        return path.is_dir()
-    except OSError:
-        return False
+    return _mode(path, stat.S_ISDIR)
 
 
 def is_file(path: Path) -> bool:
     """Whether there is a file; False also where the system cannot look, as for names too long."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False
+    return _mode(path, stat.S_ISREG)
 
 
 def is_device(path: Path) -> bool:
     """Whether it is a pipe or device, which is written into as it is."""
+    return _mode(path, lambda mode: not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)))
+
+
+def _mode(path: Path, is_kind: Callable[[int], bool]) -> bool:
     try:
-        mode = path.stat().st_mode
-    except OSError:
+        return is_kind(path.stat().st_mode)
+    except (OSError, ValueError):  # a name with a NUL is none
         return False
-    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def why_unwritable(folder: Path) -> str:

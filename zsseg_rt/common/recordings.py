@@ -27,46 +27,26 @@ _PICTURE = re.compile(r"[0-9]{8,}\.png")
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Rotation:
-    """When a sink begins a new file, and which of its old ones it keeps.
+    """When a sink begins a new file, and which of its old ones it keeps."""
 
-    Attributes:
-        seconds: A file that is this old is followed by a new one.
-        num_bytes: So is one of this size.
-        keep_seconds: Files last written longer ago are removed, and those begun before them.
-        keep_bytes: The first that were begun are removed while all together are larger.
-    """
-
-    seconds: float = math.inf
-    num_bytes: float = math.inf
+    seconds: float = math.inf  # A file that is this old is followed by a new one
+    num_bytes: float = math.inf  # So is one of this size
+    # Files last written longer ago are removed, and those begun before them
     keep_seconds: float = math.inf
+    # The first that were begun are removed while all together are larger
     keep_bytes: float = math.inf
 
     @staticmethod
     def parse(rotate: str | None, keep: str | None = None) -> Rotation:
-        """Read ``"10min"``, ``"500MB"`` or both with a comma.
-
-        Args:
-            rotate: When a new file begins; None never begins one.
-            keep: What is kept of the old ones; None keeps all.
-
-        Raises:
-            ArgumentError: One is neither a time nor a size, or ``keep`` stands alone.
-        """
+        """Read ``"10min"``, ``"500MB"`` or both with a comma; None never begins, removes none."""
         if keep is not None and rotate is None:
             raise ArgumentError(
                 f"keep: expected rotate beside it, got keep={keep!r} alone. Only files that "
                 "rotation made are removed: add rotate, for example 1h."
             )
-        seconds, num_bytes = _amounts("rotate", rotate)
-        keep_seconds, keep_bytes = _amounts("keep", keep)
-        return Rotation(
-            seconds=seconds,
-            num_bytes=num_bytes,
-            keep_seconds=keep_seconds,
-            keep_bytes=keep_bytes,
-        )
+        return Rotation(*_amounts("rotate", rotate), *_amounts("keep", keep))
 
     @property
     def is_on(self) -> bool:

@@ -23,20 +23,13 @@ _WIDTH = 96
 
 @dataclass(frozen=True)
 class Option:
-    """How the command line takes a setting.
+    """How the command line takes a setting."""
 
-    Attributes:
-        help: Its line in ``--help``.
-        names: With dashes, such as ``("--out", "-o")``; none: the field's own.
-        read: Turns what was typed into the value; None takes it as it is.
-        kind: Type of what is typed; None: the field's.
-        extra: What else the parser is told: ``min``, ``max``, ``envvar``, ``metavar``.
-    """
-
-    help: str
-    names: tuple[str, ...] = ()
-    read: Callable[[Any], Any] | None = None
-    kind: Any = None
+    help: str  # Its line in --help
+    names: tuple[str, ...] = ()  # With dashes, such as ("--out", "-o"); none: the field's own
+    read: Callable[[Any], Any] | None = None  # Turns what was typed into the value; None: as it is
+    kind: Any = None  # Type of what is typed; None: the field's
+    # What else the parser is told: min, max, envvar, metavar
     extra: Mapping[str, Any] | None = None
 
     def name(self, field_name: str) -> str:
