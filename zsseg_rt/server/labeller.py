@@ -31,7 +31,7 @@ class Labeller:
         if engine.vocabulary is None:
             raise EngineStateError("engine: expected classes, got none. Call set_classes first.")
         self._engine, self.limits = engine, limits
-        self._unknown_below = engine.config.unknown_below or 0.0
+        self.unknown_below = engine.config.unknown_below or 0.0
         self._spare: Lane | None = None  # for pictures, once there is one
         self._spare_lock = threading.Lock()
         self._is_seen = threading.Event()  # whether a frame has been labelled with these classes
@@ -64,11 +64,6 @@ class Labeller:
         """The words of which the bundle's text encoder knows any phrase; none: not only these."""
         return tuple(self._engine.bundle.text.words)
 
-    @property
-    def unknown_below(self) -> float:
-        """The score below which a pixel is unknown."""
-        return self._unknown_below
-
     def set_classes(self, classes: ClassNames, background: Background = None) -> Vocabulary:
         """Name other classes, from the next frame on; for one thread.
 
@@ -87,7 +82,7 @@ class Labeller:
         """Set the score below which a pixel is unknown, from the next frame on."""
         if not is_share(value):
             raise ArgumentError(f"unknown_below: expected a score in [0, 1], got {value}")
-        self._unknown_below = value
+        self.unknown_below = value
 
     def segment_frame(self, image: Any, **options: Any) -> Segmentation:
         """Label a frame of the stream.
@@ -95,7 +90,7 @@ class Labeller:
         Shapes:
             image: uint8 [H, W, 3], or a frame on the engine's GPU.
         """
-        seg = self._engine.segment(image, unknown_below=self._unknown_below, **options)
+        seg = self._engine.segment(image, unknown_below=self.unknown_below, **options)
         if seg.vocabulary_version == self.vocabulary.version:
             self._is_seen.set()
         return seg
@@ -116,7 +111,7 @@ class Labeller:
         with self._spare_lock:
             if self._spare is None:
                 self._spare = self._engine.lane(spare=True)
-            return self._spare.segment(image, unknown_below=self._unknown_below)
+            return self._spare.segment(image, unknown_below=self.unknown_below)
 
     def close(self) -> None:
         """Give the spare lane back, after the image under way."""
@@ -125,8 +120,25 @@ class Labeller:
                 self._spare.close()
 
     def describe(self, vocabulary: Vocabulary) -> dict[str, Any]:
-        """Classes as clients see them, with the threshold that is set now."""
-        return {**_describe(vocabulary), "unknown_below": self._unknown_below}
+        """Classes as clients see them: a class's label is its position."""
+        colours = palette(vocabulary.names).tolist()
+        synonyms: list[list[str]] = [[] for _ in vocabulary.names]
+        owners = vocabulary.phrase_classes.tolist()
+        for phrase, owner in zip(vocabulary.phrases, owners, strict=True):
+            if owner != BACKGROUND:
+                synonyms[owner].append(phrase)
+        return {
+            "version": vocabulary.version,
+            "classes": [
+                {"name": name, "synonyms": phrases[1:], "colour": colour}
+                for name, phrases, colour in zip(vocabulary.names, synonyms, colours, strict=True)
+            ],
+            "background": list(vocabulary.background),
+            "auto_background": vocabulary.auto_background,
+            "remarks": list(vocabulary.remarks),
+            "unknown_label": int(np.iinfo(vocabulary.label_table.dtype).max),
+            "unknown_below": self.unknown_below,
+        }
 
     def describe_version(self, version: int) -> dict[str, Any] | None:
         """The classes that had this version; None if that was many changes ago."""
@@ -134,27 +146,7 @@ class Labeller:
         if in_force.version == version:
             return self.describe(in_force)
         found = self._described.get(version)
-        return None if found is None else {**found, "unknown_below": self._unknown_below}
-
-
-def _describe(vocabulary: Vocabulary) -> dict[str, Any]:
-    """Classes as clients see them: a class's label is its position."""
-    colours = palette(vocabulary.names).tolist()
-    synonyms: list[list[str]] = [[] for _ in vocabulary.names]
-    background: list[str] = []
-    for phrase, owner in zip(vocabulary.phrases, vocabulary.phrase_classes.tolist(), strict=True):
-        (background if owner == BACKGROUND else synonyms[owner]).append(phrase)
-    return {
-        "version": vocabulary.version,
-        "classes": [
-            {"name": name, "synonyms": phrases[1:], "colour": colour}
-            for name, phrases, colour in zip(vocabulary.names, synonyms, colours, strict=True)
-        ],
-        "background": background,
-        "auto_background": vocabulary.auto_background,
-        "remarks": list(vocabulary.remarks),
-        "unknown_label": int(np.iinfo(vocabulary.label_table.dtype).max),
-    }
+        return None if found is None else {**found, "unknown_below": self.unknown_below}
 
 
 def _refuse_long_names(classes: ClassNames, background: Background, longest: int) -> None:

@@ -27,7 +27,7 @@ from zsseg_rt.server.labeller import Labeller
 from zsseg_rt.server.settings import ServerSettings, is_local, listen
 from zsseg_rt.stream.follow import Follow
 from zsseg_rt.stream.opening import StreamOptions
-from zsseg_rt.stream.runner import Policy, SourceStats, Stream
+from zsseg_rt.stream.runner import Policy
 from zsseg_rt.stream.watch import Patience
 from zsseg_rt.stream.writers import frame_of
 
@@ -185,10 +185,29 @@ class LiveServer:
 
     def _label_anew(self) -> None:
         """Give the last picture of a source that has ended the classes of now."""
+        thresholds: dict[str, float] = {}  # with which each source's last picture was labelled
         with self._ends_the_server_if_it_fails("labelling"):
-            last_pictures = LastPictures(self._stream, self._hub)
             while not self._closing.wait(_LOOK):
-                last_pictures.look()
+                for name, stats in self._stream.stats().items():
+                    is_given_out = stats.captured == stats.given_out + stats.dropped
+                    if stats.state == "ended" and is_given_out:
+                        self._bring_up_to_date(name, thresholds)
+                    else:
+                        thresholds[name] = self._hub.labeller.unknown_below
+
+    def _bring_up_to_date(self, name: str, thresholds: dict[str, float]) -> None:
+        labeller, result = self._hub.labeller, self._hub.newest(name, {})
+        if result is None:
+            return
+        threshold = labeller.unknown_below
+        told = result.seg.vocabulary_version, thresholds.setdefault(name, threshold)
+        if told == (labeller.vocabulary.version, threshold):
+            return
+        frame = frame_of(result.seg)
+        with contextlib.suppress(EngineStateError):  # the engine was closed meanwhile
+            seg = labeller.segment_beside(frame.image)
+            thresholds[name] = threshold
+            self._hub.publish(replace(seg, frame=frame), is_new=False)
 
     def _answer(self) -> None:
         with self._ends_the_server_if_it_fails("answering"):
@@ -243,41 +262,3 @@ def _configure(app: FastAPI, settings: ServerSettings, guard: ConnectionGuard) -
         ws_per_message_deflate=False,
         timeout_graceful_shutdown=1,
     )
-
-
-class LastPictures:
-    """Labels the last pictures of sources that have ended anew, after each change."""
-
-    def __init__(self, stream: Stream, hub: Hub) -> None:
-        self._stream, self._hub = stream, hub
-        self._thresholds: dict[str, float] = {}  # with which each source's picture was labelled
-
-    def look(self) -> None:
-        """Label what is out of date."""
-        for name, stats in self._stream.stats().items():
-            if _is_over(stats):
-                self._bring_up_to_date(name)
-            else:
-                self._thresholds[name] = self._hub.labeller.unknown_below
-
-    def _bring_up_to_date(self, name: str) -> None:
-        labeller, result = self._hub.labeller, self._hub.newest(name, {})
-        if result is None:
-            return
-        threshold = labeller.unknown_below
-        version = labeller.vocabulary.version
-        told = result.seg.vocabulary_version, self._thresholds.setdefault(name, threshold)
-        if told == (version, threshold):
-            return
-        frame = frame_of(result.seg)
-        try:
-            seg = labeller.segment_beside(frame.image)
-        except EngineStateError:  # the engine was closed meanwhile
-            return
-        self._thresholds[name] = threshold
-        self._hub.publish(replace(seg, frame=frame), is_new=False)
-
-
-def _is_over(stats: SourceStats) -> bool:
-    """Whether all frames of a source that has ended were given out."""
-    return stats.state == "ended" and stats.captured == stats.given_out + stats.dropped
