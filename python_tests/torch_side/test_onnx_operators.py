@@ -281,6 +281,29 @@ ODD = {
     "letters of other sizes": (
         "Einsum", [Fed([2, 3]), Fed([2, 3])], {"equation": "ij,jk->ik"}, "sizes of j: expected"
     ),
+    "no places at all": ("TopK", [Fed([2, 6]), ints(0)], {}, "k: expected 1 to 6"),
+    "parts of several ranks": ("Concat", [Fed([2, 6]), Fed([2])], {"axis": 0}, "one rank and type"),
+    "parts of several types": ("Concat", [Fed([2]), Fed([2], INT64)], {"axis": 0}, "one rank and"),
+    "parts of other sizes": ("Concat", [Fed([2, 6]), Fed([2, 5])], {"axis": 0}, "in axis 0 alone"),
+    "tuples of more axes": ("GatherND", [Fed([2, 6]), np.zeros((1, 3), np.int64)], {}, "tuples"),
+    "tuples of none": ("GatherND", [Fed([2, 6]), np.zeros((1, 0), np.int64)], {}, "with elements"),
+    "batches that differ": (
+        "GatherND", [Fed([2, 6]), np.zeros((3, 1), np.int64)], {"batch_dims": 1}, "batch_dims: exp"
+    ),
+    "output padding of a step": (
+        "ConvTranspose", [PICTURE, floats(4, 2, 3, 3)],
+        {"strides": [2, 2], "output_padding": [2, 0]}, "an image to be left",
+    ),
+    "updates of another size": (
+        "ScatterND", [Fed([2, 6]), np.array([[0], [1]]), floats(2, 5)], {}, "updates: expected"
+    ),
+    "heads of other widths": (
+        "Attention", [Fed([1, 2, 5, 8]), Fed([1, 2, 5, 4]), Fed([1, 2, 5, 8])], {}, "that fit"
+    ),
+    "letters of an open size": (
+        "Einsum", [Fed(["n"]), Fed([3]), Fed([4])], {"equation": "i,i,i->i"}, "sizes of i: expected"
+    ),
+    "16 bits": ("DequantizeLinear", [Fed([2, 6], 4), floats()], {}, "8 or 4 bits"),
     "repeated letter": ("Einsum", [Fed([2, 2])], {"equation": "ii->i"}, "each once, not 'ii'"),
 }  # fmt: skip
 
@@ -288,9 +311,10 @@ ODD = {
 @pytest.mark.parametrize("case", ODD)
 def test_odd_node_is_refused(case):
     name, inputs, attributes, message = ODD[case]
-    results = (FLOAT, INT64) if name == "TopK" else (FLOAT,)
+    results, opset = (FLOAT, INT64)[: 1 + (name == "TopK")], 23 if name == "Attention" else 20
+    model = operator_model(name, Sample(inputs, attributes, results, opset))
     with pytest.raises(BackendError, match=rf"node 'node' \({name}\): (.*){message}"):
-        check(operator_model(name, Sample(inputs, attributes, results)))
+        check(model)
 
 
 def chain(nodes, weights, inputs=None, outputs=None):
