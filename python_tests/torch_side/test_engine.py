@@ -8,8 +8,6 @@ from support.errors import refused
 from zsseg_rt import (
     BackendError,
     BundleError,
-    DeviceError,
-    DTypeError,
     Engine,
     EngineConfig,
     EngineStateError,
@@ -176,23 +174,6 @@ def test_self_check_passes_and_finds_a_wrong_stage(colours, monkeypatch):
 
 
 class TestBadInput:
-    @pytest.mark.parametrize(
-        ("frame", "error", "message"),
-        [
-            (np.zeros((4, 4, 3), np.float32), DTypeError, "frame"),
-            (np.zeros((4, 4), np.uint8), ShapeError, "frame"),
-            (np.zeros((4, 4, 4), np.uint8), ShapeError, "frame"),
-            (np.zeros((0, 4, 3), np.uint8), ShapeError, "frame"),
-            (np.zeros((4, 8, 3), np.uint8)[:, ::2], ShapeError, "frame"),
-            ([[1, 2, 3]], ShapeError, "frame"),
-            (None, ShapeError, "frame"),
-        ],
-    )
-    def test_frames(self, colours, frame, error, message):
-        colours.set_classes(["red"])
-        with refused(error, message):
-            colours.segment(frame)
-
     def test_no_classes_yet(self, colour_bundle):
         with Engine(colour_bundle, CPU) as engine, refused(VocabularyError, "class_names"):
             engine.segment(np.zeros((4, 4, 3), np.uint8))
@@ -228,10 +209,6 @@ class TestBadInput:
         )
         with refused(BackendError, "mask_logits"):
             colours.segment(np.full((4, 4, 3), 255, np.uint8))
-
-    def test_absent_device(self, colour_bundle):
-        with refused(DeviceError, "device"):
-            Engine(colour_bundle, EngineConfig(device="cuda:63"))
 
     def test_absent_precision(self, colour_bundle):
         with refused(PrecisionNotApplied, "precision"):

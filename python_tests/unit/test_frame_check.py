@@ -31,6 +31,7 @@ MENDED = [
     (demo_photos("scenes")[0], "read_photo(path)", read_photo),
     (Path(demo_photos("scenes")[0]), "the path '", read_photo),
     (fake_image(), 'np.array(image.convert("RGB"))', lambda f: np.array(f.convert("RGB"))),
+    (FRAME.tolist(), "np.asarray(...)", lambda f: np.asarray(f, np.uint8)),
     (FRAME.repeat(2, 1)[:, ::2], "np.ascontiguousarray(frame)", np.ascontiguousarray),
     (FRAME / np.float32(255), "(frame * 255)", lambda f: (f * 255).round().astype(np.uint8)),
     (FRAME.astype(np.float64), ".clip(0, 255)",
