@@ -129,15 +129,6 @@ def test_without_a_text_tower_new_names_are_refused(tmp_path):
         trained_segmenter(run, ["meadow"], device="cpu")
 
 
-def test_zegformer_without_clip_needs_no_second_embeddings(tmp_path):
-    model = tiny_zegformer.model(fusion="segments")
-    run = save_run(tmp_path, model, tiny_zegformer.text_features(num_classes=5))
-    image = np.random.default_rng(1).integers(0, 256, (64, 96, 3), np.uint8)
-    labels = trained_segmenter(run, NAMES, device="cpu").segment(image)
-    assert labels.shape == (64, 96)
-    assert labels.max() < len(NAMES)
-
-
 @pytest.mark.parametrize(
     ("fusion", "flags"),
     [

@@ -313,19 +313,6 @@ def test_names_go_through_the_text_tower_at_every_step(tmp_path):
     assert grads == {n for n, p in model.text_encoder.named_parameters() if p.requires_grad}
 
 
-@pytest.mark.parametrize(("trained", "towers"), [("image", {"image_encoder"}), ("head", set())])
-def test_towers_can_be_left_alone(tmp_path, trained, towers):
-    task = assemble(
-        configure("cat_seg", "demo", tmp_path, task={"options": {"trained": trained}})
-    ).task
-    found = {name.split(".")[0] for name, p in task.model.named_parameters() if p.requires_grad}
-    assert {name for name in found if name.endswith("_encoder")} == towers
-    assert torch.equal(task.queries(), task.query_embeds)
-    groups = task.parameter_groups()
-    assert len(groups) == 1 + len(towers)
-    assert [group["lr"] for group in groups] == pytest.approx([2e-4, 2e-6][: len(groups)])
-
-
 def test_what_cannot_be_trained_is_refused(tmp_path):
     bank = tmp_path / "rows.npy"
     np.save(bank, np.eye(28, 128, dtype=np.float32))

@@ -69,32 +69,19 @@ class EvaluationTimes:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """How well a segmenter labelled a data set.
+    """How well a segmenter labelled a data set."""
 
-    Attributes:
-        dataset: Name of the data set.
-        pictures: How many were labelled.
-        dataset_size: How many there are.
-        class_names: The data set's own names.
-        asked_names: What the segmenter was asked for, class by class.
-        seen: Indices of the seen classes.
-        counts: Confusion counts, int64 ``[C, C + 1]``; see
-            :class:`zsseg_rt.evaluation.metrics.ConfusionMatrix`.
-        times: Where the time went.
-        segmenter: What labelled; see :meth:`Segmenter.describe`.
-        machine: Processor, system and versions.
-    """
-
-    dataset: str
-    pictures: int
-    dataset_size: int
-    class_names: tuple[str, ...]
-    asked_names: tuple[str, ...]
-    seen: tuple[int, ...]
+    dataset: str  # Name of the data set
+    pictures: int  # How many were labelled
+    dataset_size: int  # How many there are
+    class_names: tuple[str, ...]  # The data set's own names
+    asked_names: tuple[str, ...]  # What the segmenter was asked for, class by class
+    seen: tuple[int, ...]  # Indices of the seen classes
+    # Confusion counts, int64 [C, C + 1]; see :class:`zsseg_rt.evaluation.metrics.ConfusionMatrix`
     counts: npt.NDArray[np.int64]
-    times: EvaluationTimes
-    segmenter: dict[str, Any]
-    machine: dict[str, str]
+    times: EvaluationTimes  # Where the time went
+    segmenter: dict[str, Any]  # What labelled; see :meth:`Segmenter.describe`
+    machine: dict[str, str]  # Processor, system and versions
 
     @property
     def scores(self) -> SegmentationScores:
@@ -136,18 +123,12 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Two segmenters on the same images.
+    """Two segmenters on the same images."""
 
-    Attributes:
-        first: The one that is evaluated.
-        second: The one it is compared with.
-        agreement: Share of all pixels, annotated or not, that both labelled alike; in ``[0, 1]``.
-        lowest_agreement: The same for the image where they differ most, and its name.
-    """
-
-    first: Evaluation
-    second: Evaluation
-    agreement: float
+    first: Evaluation  # The one that is evaluated
+    second: Evaluation  # The one it is compared with
+    agreement: float  # Share of all pixels, annotated or not, that both labelled alike; in [0, 1]
+    # The same for the image where they differ most, and its name
     lowest_agreement: tuple[float, str]
 
     @property

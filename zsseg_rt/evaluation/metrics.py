@@ -136,31 +136,22 @@ def confusion_csv(counts: npt.NDArray[np.int64], class_names: Sequence[str]) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationScores:
-    """Figures of a confusion matrix; all ratios in ``[0, 1]``, NaN where nothing was counted.
+    """Figures of a confusion matrix; all ratios in ``[0, 1]``, NaN where nothing was counted."""
 
-    Attributes:
-        iou: Intersection over union of each class, float64 ``[C]``; NaN for a class that neither
-            truth nor prediction holds, 0 for one that is only predicted.
-        accuracy: Share of each class's true pixels that were found, float64 ``[C]``; NaN for a
-            class that the truth does not hold.
-        true_pixels: int64 ``[C]``.
-        predicted_pixels: int64 ``[C]``, annotated pixels only.
-        unknown_pixels: Annotated pixels without a predicted class.
-        pixel_accuracy: Share of annotated pixels with the right class, over all classes together.
-        miou: Mean of ``iou`` without NaN.
-        miou_seen: The same over seen classes; NaN if none was counted.
-        miou_unseen: The same over unseen classes; NaN if none was counted.
-    """
-
+    # Intersection over union of each class, float64 [C]; NaN for a class that neither truth nor
+    # prediction holds, 0 for one that is only predicted
     iou: npt.NDArray[np.float64]
+    # Share of each class's true pixels that were found, float64 [C]; NaN for a class that the truth
+    # does not hold
     accuracy: npt.NDArray[np.float64]
-    true_pixels: npt.NDArray[np.int64]
-    predicted_pixels: npt.NDArray[np.int64]
-    unknown_pixels: int
+    true_pixels: npt.NDArray[np.int64]  # int64 [C]
+    predicted_pixels: npt.NDArray[np.int64]  # int64 [C], annotated pixels only
+    unknown_pixels: int  # Annotated pixels without a predicted class
+    # Share of annotated pixels with the right class, over all classes together
     pixel_accuracy: float
-    miou: float
-    miou_seen: float
-    miou_unseen: float
+    miou: float  # Mean of iou without NaN
+    miou_seen: float  # The same over seen classes; NaN if none was counted
+    miou_unseen: float  # The same over unseen classes; NaN if none was counted
 
     @property
     def hiou(self) -> float:

@@ -111,15 +111,10 @@ class AggregatorConfig:
 
 
 class Guidance(NamedTuple):
-    """Inputs of the head besides correlations: ``[B, ., g, g]`` and its multiples.
+    """Inputs of the head besides correlations: ``[B, ., g, g]`` and its multiples."""
 
-    Attributes:
-        near: Of the patches' embeddings.
-        fine: Of the taps, at two and at four times the grid.
-    """
-
-    near: Tensor
-    fine: tuple[Tensor, Tensor]
+    near: Tensor  # Of the patches' embeddings
+    fine: tuple[Tensor, Tensor]  # Of the taps, at two and at four times the grid
 
 
 def sum_linear(linear: nn.Module, own: Tensor, shared: Tensor) -> Tensor:
