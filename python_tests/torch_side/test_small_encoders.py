@@ -386,6 +386,7 @@ def wrong_config(**changes):
     [
         ({}, "activation: expected"),
         ({"config.json": "{"}, "config.json"),
+        ({"config.json": "[]"}, "config.json"),
         ({"config.json": wrong_config(model_type="siglip2")}, "siglip2"),
         ({"config.json": wrong_config(vision_config={})}, "width 768 with 12 blocks"),
         ({"config.json": wrong_config(text_config_dict=[1])}, "config.json"),
@@ -405,33 +406,33 @@ def renamed(pattern, name):
     return lambda tensors: {re.sub(pattern, name, key): value for key, value in tensors.items()}
 
 
+def kept(pattern):
+    return lambda tensors: {k: v for k, v in tensors.items() if re.search(pattern, k)}
+
+
+def changed(pattern, change):
+    return lambda tensors: {
+        k: change(v) if re.search(pattern, k) else v for k, v in tensors.items()
+    }
+
+
+def timms_naflex(tensors):
+    return {"visual.trunk.embeds.proj.weight": np.zeros((64, 768), np.float32), **tensors}
+
+
+PRUNED = "auto-pruned TinyCLIP"
 WRONG = {
-    "pruned": (
-        renamed("^vision_model", "image_encoder_without_ddp.visual"),
-        "auto-pruned TinyCLIP",
-    ),
+    "pruned": (renamed("^vision_model", "image_encoder_without_ddp.visual"), PRUNED),
+    "narrow heads": (changed(r"layers\.1\.self_attn\.[qkv]_proj", lambda v: v[:32]), PRUNED),
+    "narrow MLP": (changed(r"vision.*layers\.1\.mlp\.fc1", lambda v: v[:32]), PRUNED),
+    "no attention": (kept(r"^(?!vision.*layers\.1\.(self_attn|layer_norm1))"), PRUNED),
     "resnet": (renamed("^vision_model.", "visual.layer1.0."), "ResNet tower"),
-    "no image": (lambda t: {k: v for k, v in t.items() if k.startswith("text_m")}, "image tower"),
-    "no text": (lambda t: {k: v for k, v in t.items() if k.startswith("vision")}, "text tower"),
-    "naflex": (
-        lambda t: {
-            k: v.reshape(len(v), -1) if k.endswith("patch_embedding.weight") else v
-            for k, v in t.items()
-        },
-        "NaFlex",
-    ),
+    "no image": (kept("^text_m"), "the text tower alone"),
+    "no text": (kept("^vision"), "the image tower alone"),
+    "naflex": (changed(r"patch_embedding\.weight", lambda v: v.reshape(len(v), -1)), "NaFlex"),
+    "naflex of timm": (timms_naflex, "NaFlex"),
     "timm": (renamed("^vision_model", "blocks.0"), "timm"),
-    "vocabulary": (
-        lambda t: {k: v[:512] if "token_emb" in k else v for k, v in t.items()},
-        "49408 rows",
-    ),
-    "narrow": (
-        lambda t: {
-            k: v[:32] if re.search(r"layers\.1\.self_attn\.[qkv]_proj", k) else v
-            for k, v in t.items()
-        },
-        "auto-pruned",
-    ),
+    "vocabulary": (changed("token_emb", lambda v: v[:512]), "49408 rows"),
 }
 
 
@@ -445,6 +446,14 @@ def test_other_models_are_told_in_one_line(shared_dir, kind, tmp_path, capsys):
     shown = capsys.readouterr().err
     assert (code, shown.count("\n")) == (1, 1), shown
     assert told in shown
+
+
+def test_training_takes_a_clip_alone(shared_dir, tmp_path):
+    pytest.importorskip("torch")
+    from zsseg_rt.models import load_clip
+
+    with refused(CheckpointError, "m.safetensors", "PE-Core"):
+        load_clip(small_file(shared_dir, tmp_path, "pe"))
 
 
 def test_shards_and_heads_of_other_models_are_refused(shared_dir, tmp_path):
