@@ -12,7 +12,7 @@ from support.graphs import write_scale
 from zsseg_rt.backends._openvino import BACKEND
 from zsseg_rt.backends.base import BackendOptions
 from zsseg_rt.backends.plan_cache import Plan, PlanCache, PlanKey
-from zsseg_rt.text.row_cache import RowCache
+from zsseg_rt.text.embeddings import RowCache
 
 KEY = PlanKey(
     graph_name="decoder",

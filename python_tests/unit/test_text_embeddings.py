@@ -15,9 +15,8 @@ from zsseg_rt.bundles.specs import FileEntry, TextBankEntry, TextSpec
 from zsseg_rt.common.arrays import TensorSpec
 from zsseg_rt.text import embeddings
 from zsseg_rt.text.class_names import ClassList
-from zsseg_rt.text.embeddings import PhraseEmbedder
+from zsseg_rt.text.embeddings import PhraseEmbedder, RowCache
 from zsseg_rt.text.making import VocabularyMaker
-from zsseg_rt.text.row_cache import RowCache
 from zsseg_rt.text.vocabulary import PromptSet
 
 

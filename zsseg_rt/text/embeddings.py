@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import difflib
 import functools
+import hashlib
 import logging
+import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ import numpy.typing as npt
 from zsseg_rt.backends.base import Session
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.common.arrays import TensorSpec
+from zsseg_rt.common.files import Cache, remove_abandoned, remove_entry
 from zsseg_rt.errors import BundleError, VocabularyError
 from zsseg_rt.text.piece_tokenizer import (
     GEMMA_FILE,
@@ -27,7 +31,6 @@ from zsseg_rt.text.piece_tokenizer import (
     GemmaTokenizer,
     PieceTokenizer,
 )
-from zsseg_rt.text.row_cache import RowCache
 from zsseg_rt.text.tokenizer import Tokenizer, clean_text
 from zsseg_rt.text.vocabulary import PromptSet, check_embeddings, fill, template_key
 
@@ -297,6 +300,93 @@ def _row_cache(bundle: Bundle, cache_dir: Path | None) -> RowCache | None:
     hashes += [entry.sha256 for entry in (bundle.text.token_rows,) if entry is not None]
     encoder = " ".join([*hashes, str(bundle.text.context_length), str(bundle.text.embed_dim)])
     return RowCache(cache_dir, encoder, bundle.text.embed_dim)
+
+
+KEPT_ROWS = 65_536
+"""Embeddings on disk of all encoders, 256 MB in blocks of 4 KB; the least recently used go.
+
+Each process counts them when it first writes, and again whenever it wrote an eighth of that. If
+there are more, they are cut to seven eighths.
+"""
+
+
+class RowCache:
+    """Embeddings under ``folder/text``; several processes may share it.
+
+    The checksum in each file covers encoder, templates, phrase and row, so neither an altered file
+    nor one made for another phrase is mistaken for the embedding. A file's time of change is that
+    of its last use.
+    """
+
+    def __init__(
+        self, folder: Path, encoder: str, embed_dim: int, *, max_rows: int = KEPT_ROWS
+    ) -> None:
+        self._max_rows = max_rows
+        self._until_check = 0  # files to write before they are counted again
+        self._folder, self._encoder, self._embed_dim = folder / "text", encoder, embed_dim
+
+    def path(self, templates: str, phrase: str) -> Path:
+        """Where the embedding of a phrase with the templates of that key is or would be stored."""
+        return self._rows(templates).folder / f"{_sha256(phrase)}.row"
+
+    def read(self, templates: str, phrase: str) -> npt.NDArray[np.float32] | None:
+        """A stored embedding, float32 [D]; None if it is missing or damaged.
+
+        A damaged file is removed and reported as a warning.
+        """
+        rows, name = self._rows(templates), f"{_sha256(phrase)}.row"
+        entry = rows.read(name, max_bytes=4 * self._embed_dim)
+        if entry is None:
+            return None
+        row = np.frombuffer(entry.data, "<f4").astype(np.float32)
+        if not abs(float(np.linalg.norm(row.astype(np.float64))) - 1.0) < 1e-4:
+            rows.discard(name, "is not of unit length")
+            return None
+        with suppress(OSError):  # a folder that may only be read still serves
+            os.utime(rows.folder / name)
+        return row
+
+    def write(self, templates: str, rows: Mapping[str, npt.NDArray[np.float32]]) -> None:
+        """Store the embeddings of some phrases; if that fails, warn once."""
+        cache, told = self._rows(templates), "Text embeddings are kept in memory only."
+        for phrase, row in rows.items():
+            if not cache.keep(f"{_sha256(phrase)}.row", row.astype("<f4").tobytes(), else_=told):
+                return
+        self._until_check -= len(rows)
+        if self._until_check <= 0:
+            self._until_check = self._max_rows // 8
+            self._drop_oldest()
+
+    def _rows(self, templates: str) -> Cache:
+        space = _sha256(self._encoder, templates)
+        return Cache(self._folder / space, space)
+
+    def _drop_oldest(self) -> None:
+        try:
+            used = sorted(_last_uses(self._folder))
+            if len(used) <= self._max_rows:
+                return
+            for _, path in used[: len(used) - self._max_rows * 7 // 8]:
+                remove_entry(path)
+        except OSError as exc:
+            _log.warning("%s: old text embeddings cannot be removed: %s", self._folder, exc)
+
+
+def _last_uses(folder: Path) -> Iterator[tuple[int, Path]]:
+    """When each file of the cache was last used, in ns; files that others remove are left out."""
+    for space in folder.iterdir():
+        if space.is_symlink() or not space.is_dir():
+            continue
+        remove_abandoned(space)
+        with suppress(FileNotFoundError), os.scandir(space) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):
+                    if entry.name.endswith(".row"):
+                        yield entry.stat(follow_symlinks=False).st_mtime_ns, Path(entry.path)
+
+
+def _sha256(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
 def unit_rows(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
