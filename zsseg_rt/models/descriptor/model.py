@@ -335,13 +335,6 @@ class DecodeHead(nn.Module):
         self.q_proj = nn.Linear(width, config.query_dim)
         self.decoder_1 = MaskDecoder(config, embed_dim)
 
-    def descriptor_weight(self) -> Tensor:
-        """Weight of ``[cls * text, text]`` in the queries, ``[E, 2D]``."""
-        weight = self.q_proj.weight
-        if self.descriptor == "text":
-            weight = torch.cat([torch.zeros_like(weight), weight], dim=1)
-        return weight
-
     @torch.no_grad()
     def scale_for_unit_inputs(self) -> None:
         """Multiply the initial weights of unit-vector inputs by ``sqrt(D)``.
