@@ -122,18 +122,6 @@ def test_masks_need_a_data_set(tmp_path, capsys):
     assert capsys.readouterr().err.startswith("zsseg-rt: --dataset: expected one of ade20k, ")
 
 
-def test_onnx_is_not_needed():
-    """Files are read and written by this package alone."""
-    script = """if True:
-        import sys
-        sys.modules["onnx"] = None
-        from zsseg_rt import Bundle
-        from zsseg_rt.export.quantized.bundle import _Job, QuantizeSettings
-        _Job(Bundle.demo("photos"), QuantizeSettings(precision="fp8"), print)
-    """
-    subprocess.run([sys.executable, "-c", script], check=True)
-
-
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_command_leaves_nothing(kind, photos, tmp_path):
     scratch, place = tmp_path / "scratch", tmp_path / "out"

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from support import tiny
 from support.command_line import run
 from support.errors import refused
-from zsseg_rt import Bundle, Engine, EngineConfig
+from zsseg_rt import Bundle
 from zsseg_rt.errors import ArgumentError, BundleError, CheckpointError, ShapeError
 from zsseg_rt.export import export_bundle
 from zsseg_rt.export.clip_file import DenseHead, export_clip_file
@@ -120,21 +120,6 @@ def test_it_equals_what_torch_writes(head, weights, tmp_path):
     Bundle.load(written).verify()
 
 
-def test_the_shipped_clip_equals_what_torch_writes(tmp_path):
-    pytest.importorskip("torch", reason="needs pip install '.[train]'")
-    options = {"space": "s", "precisions": ("float32",)}
-    head = DenseHead(size_hw=(128, 128))
-    written = export_clip_file("demo", tmp_path / "a.zsseg", head, **options)
-    model = create_model("dense_clip", pretrained="demo", image_size=128)
-    assert_same(written, export_bundle(model, tmp_path / "b.zsseg", **options))
-    bundle = Bundle.load(written)
-    assert bundle.text.template_set == "imagenet-80"
-    config = EngineConfig(device="cpu", precision="float32", use_cache=False)
-    with Engine(bundle, config) as engine:
-        engine.set_classes(["red ball", "grass"], templates=["{}"])
-        assert engine.segment(np.zeros((32, 48, 3), np.uint8)).labels.shape == (32, 48)
-
-
 @pytest.mark.parametrize("source", ["demo", "file"])
 def test_the_command_loads_no_torch(source, weights, tmp_path):
     clip = weights if source == "file" else "demo"
@@ -235,14 +220,3 @@ def test_bad_settings_are_refused(weights, tmp_path):
 def test_options_that_contradict_each_other(arguments, named, tmp_path, capsys):
     assert run("export", "dense-clip", *arguments, "--out", tmp_path / "a.zsseg") == 2
     assert f"{named}: expected" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("place", ["bundle_writer.save_graphs", "bundle_writer.verify_bundle"])
-def test_an_interruption_leaves_nothing(place, weights, tmp_path, monkeypatch):
-    def interrupted(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(f"zsseg_rt.export.{place}", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        export_clip_file(weights, tmp_path / "a.zsseg", settings(), precisions=("float32",))
-    assert list(tmp_path.iterdir()) == []

@@ -25,7 +25,6 @@ HEADS = [name for name in heads.HEADS if name not in RULES_OF_OUTLIERS]
 pytest.importorskip("torch", reason="needs pip install '.[train]'")
 
 SIZES = tiny.TinySizes(text_vocab=49408, text_length=77, num_layers=3)
-NAMES = [f"name {index}" for index in range(7)]
 SIZE_HW = (64, 96)
 CPU = {"device": "cpu", "precision": "float32", "use_cache": False}
 
@@ -89,25 +88,6 @@ def torch_scores(model, frame, embeds):
         logits = model(torch.from_numpy(image[None]), torch.tensor(embeds)).mask_logits
         up = F.interpolate(logits, frame.shape[:2], mode="bilinear", align_corners=False)
     return up[0].softmax(0).numpy()
-
-
-@pytest.mark.parametrize("backend", ["openvino", "torch"])
-def test_engine_equals_torch(exported, backend):
-    model, path = exported
-    rng = np.random.default_rng(3)
-    frame = rng.integers(0, 256, (9, 11, 3)).astype(np.uint8).repeat(9, 0).repeat(7, 1)
-    frame = np.ascontiguousarray(frame)
-    embeds = tiny.text_embeds(7, SIZES.embed_dim).numpy()
-    with Engine(path, EngineConfig(backend=backend, with_scores=True, **CPU)) as engine:
-        engine.set_classes(NAMES, embeddings=embeds)
-        seg = engine.segment(frame)
-    scores = torch_scores(model, frame, embeds)
-    top = np.sort(scores, axis=0)
-    real = top[-1] - top[-2] > 1e-4
-    assert real.mean() > 0.99
-    assert (seg.labels == scores.argmax(0))[real].mean() >= 0.999
-    assert len(np.unique(seg.labels)) > 2
-    np.testing.assert_allclose(seg.scores, top[-1], atol=1e-4)
 
 
 @pytest.mark.parametrize("exported", ["naclip"], indirect=True)

@@ -153,19 +153,6 @@ def test_tensors_are_those_of_torch(tmp_path, form, training):
         assert not found[key].requires_grad
 
 
-def test_shared_storages_stay_shared(tmp_path):
-    save(Outer(), tmp_path / "a.pt", "scripted")
-    found = load_checkpoint(tmp_path / "a.pt")
-    found["base"].fill_(7)
-    assert all((found[key] == 7).all() for key in ("part", "turned"))
-
-
-def test_the_memory_is_the_caller_s(tmp_path):
-    save(Outer(), tmp_path / "a.pt", "scripted")
-    load_checkpoint(tmp_path / "a.pt")["base"].zero_()
-    assert load_checkpoint(tmp_path / "a.pt")["base"].sum() == 276
-
-
 def test_code_of_an_archive_is_never_run(evil):
     path, target = evil
     with refused(CheckpointError, "evil.pt"):

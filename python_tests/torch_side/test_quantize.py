@@ -330,24 +330,6 @@ def test_a_quantised_graph_is_refused(made, photos, tmp_path):
         quantize_bundle(altered, tmp_path / "x.zsseg", photos, ["sky", "ball"], FAST)
 
 
-@needs_vnni
-def test_an_interrupted_run_leaves_nothing(photos, tmp_path):
-    def interrupt(what, done, total):
-        if what == "choose ranges":
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        quantize_bundle(
-            Bundle.demo("scenes"),
-            tmp_path / "x.zsseg",
-            photos,
-            demo_classes("scenes"),
-            FAST,
-            interrupt,
-        )
-    assert not list(tmp_path.iterdir())
-
-
 def test_e4m3_rounds_as_onnx_does():
     kind, values = FORMATS["fp8"], np.random.default_rng(0).normal(0, 60, 500).astype(np.float32)
     values[:20] /= 4000

@@ -22,7 +22,7 @@ from zsseg_rt.export.golden import NUMBERED_NAMES, dense_golden, preprocess_fram
 from zsseg_rt.export.graph_files import MAX_CLASSES, WrittenGraph
 from zsseg_rt.export.options import ENCODER_OPTIONS, TextBank, read_options
 from zsseg_rt.export.text_side import TextSide
-from zsseg_rt.onnx.arrays import compute
+from zsseg_rt.onnx.arrays import compute, run_network
 from zsseg_rt.onnx.flow import Flow, with_floats
 from zsseg_rt.onnx.network import Network, Node, Stated, renamed, weight_of
 from zsseg_rt.onnx.reader import map_file, read_network
@@ -129,18 +129,9 @@ class _Encoder:
     def run_as_given(self, image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Patch embeddings float32 [1, N, D] of the unchanged graph, by NumPy."""
         network = self.given
-        values: dict[str, Any] = {name: weight.array for name, weight in network.weights.items()}
-        values[network.inputs[0].name] = image
         with _bundle_errors(self.path):
-            for name, (array, dtype) in network.weights.items():
-                if array.dtype.name != dtype:
-                    raise ValueError(f"weight {name!r}: expected numbers of NumPy, got {dtype}")
-            for node in network.nodes:
-                inputs = [values[name] if name else None for name in node.inputs]
-                made = compute(node.kind, inputs, newest(node, network.opset).attributes)
-                results = made if isinstance(made, tuple) else (made,)
-                values |= zip(node.outputs, map(np.asarray, results), strict=False)
-        embeds = values[network.outputs[0].name]
+            results = run_network(network, {network.inputs[0].name: image})
+        embeds = results[network.outputs[0].name]
         if self.channels_first:
             embeds = embeds.reshape(1, self.embed_dim, -1).transpose(0, 2, 1)
         return np.ascontiguousarray(embeds, np.float32)

@@ -90,8 +90,10 @@ class Numpy:
 
     def softmax(self, x: Array, axis: int) -> Array:
         """Over one axis."""
-        raised = np.exp(x - x.max(axis, keepdims=True))
-        return np.asarray(raised / raised.sum(axis, keepdims=True))
+        raised = x - x.max(axis, keepdims=True)
+        np.exp(raised, out=raised)  # in place, as attention's scores are large
+        raised /= raised.sum(axis, keepdims=True)
+        return np.asarray(raised)
 
     def norm(self, x: Array, axis: Any, keepdims: bool) -> Array:
         """L2 norm over axes."""
