@@ -59,6 +59,7 @@ def test_every_candidate_takes_one_turn_a_round_in_changing_order():
     assert set(by_round) == set(itertools.permutations(names))
     assert taken.count == 30
     assert len(taken.warm("a")) == len(taken.cold("c")) == 30
+    assert taken.median_ms("a") == taken.median_ms("b", cold=True) == 2.0  # on the device
 
 
 @pytest.mark.parametrize(
