@@ -58,7 +58,7 @@ LEAST = {  # arguments, and a key of the report
     "photo_folder.py": ("--photos 4 --size 160x120 --rounds 1", "photos per second"),
     "precision.py": ("--quick --only clip_rc scenes --threads 1", "rows"),
     "run.py": ("--quick", "cases"),
-    "small_encoders.py": ("--quick", "rows"),
+    "small_encoders.py": ("--quick", "frames"),
     "steady.py": ("--quick", "steady"),
 }
 
