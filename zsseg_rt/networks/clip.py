@@ -30,7 +30,17 @@ class ImageTower:
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
         """All residual blocks."""
-        return read_blocks(self.tensors, self.num_heads, self.activation)
+        return read_blocks(self.tensors, self.num_heads, self.activation, self.eps)
+
+    @property
+    def eps(self) -> float:
+        """Of all norms."""
+        return 1e-5
+
+    @property
+    def extra_tokens(self) -> int:
+        """How many stored positions stand before those of the patches."""
+        return 1
 
     @property
     def patch_size(self) -> int:
@@ -51,12 +61,12 @@ class ImageTower:
     @property
     def grid_side(self) -> int:
         """Side of the square grid that the positions are stored for."""
-        return math.isqrt(len(self.tensors["positional_embedding"]) - 1)
+        return math.isqrt(len(self.tensors["positional_embedding"]) - self.extra_tokens)
 
     @property
     def ln_post(self) -> Norm:
         """The norm after the last block."""
-        return read_norm(self.tensors, "ln_post")
+        return read_norm(self.tensors, "ln_post", self.eps)
 
     def grid_hw(self, size_hw: tuple[int, int]) -> tuple[int, int]:
         """The grid of patches of a picture."""

@@ -11,7 +11,6 @@ Source:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +21,7 @@ from zsseg_rt.networks.clip import ImageTower, Tensors, embed_patches, read_bloc
 from zsseg_rt.networks.heads import own_values
 from zsseg_rt.networks.layers import Block, Turn, mlp, read_linear, read_norm, thirds, unit
 from zsseg_rt.networks.positions import resize_grid
-from zsseg_rt.onnx.operations import Array, Linear, Norm, Operations, Value
+from zsseg_rt.onnx.operations import Array, Linear, Operations, Value
 
 HEADS = ("value_mlp", "value", "value_mlp_own", "value_own")
 _POOL_HEADS = 8  # of PE-Core, whatever its width
@@ -80,16 +79,6 @@ class PooledTower(ImageTower):
             num_heads=_POOL_HEADS if self.extra_tokens else self.num_heads,
             activation=self.activation,
         )
-
-    @property
-    def ln_post(self) -> Norm:
-        """The norm before the pool."""
-        return read_norm(self.tensors, "ln_post", self.eps)
-
-    @property
-    def grid_side(self) -> int:
-        """Side of the square grid that the positions are stored for."""
-        return math.isqrt(len(self.tensors["positional_embedding"]) - self.extra_tokens)
 
     def positions(self, grid_hw: tuple[int, int], *, as_published: bool = True) -> Array:
         """Positions of the patches of a grid, float32 [gh * gw, W].

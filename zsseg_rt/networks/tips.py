@@ -7,18 +7,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
 from zsseg_rt.networks.clip import ImageTower, Tensors, read_blocks, run_blocks
 from zsseg_rt.networks.heads import own_values
-from zsseg_rt.networks.layers import Block, read_norm, residual_block, unit
+from zsseg_rt.networks.layers import read_norm, residual_block, unit
 from zsseg_rt.networks.positions import resize_grid
-from zsseg_rt.onnx.operations import Array, Linear, Norm, Operations, Value
+from zsseg_rt.onnx.operations import Array, Linear, Operations, Value
 
 CONTEXT_LENGTH = 64  # tokens per prompt
-_EPS = 1e-6  # of the image tower's norms
 _FAR = np.float32(-1e9)  # its exponential is 0
 EXTRA_TOKENS = 2
 """Before the patches: the class token and a register token, which has no position."""
@@ -27,15 +25,10 @@ EXTRA_TOKENS = 2
 class TipsImage(ImageTower):
     """DINOv2's ViT: no norm before the first block, no projection after the last."""
 
-    @cached_property
-    def blocks(self) -> tuple[Block, ...]:
-        """All residual blocks."""
-        return read_blocks(self.tensors, self.num_heads, self.activation, _EPS)
-
     @property
-    def ln_post(self) -> Norm:
-        """The norm after the last block."""
-        return read_norm(self.tensors, "ln_post", _EPS)
+    def eps(self) -> float:
+        """Of all norms."""
+        return 1e-6
 
     def positions(self, grid_hw: tuple[int, int], *, as_published: bool = True) -> Array:
         """Positions of the patches of a grid, bilinear with antialiasing, float32 [gh * gw, W]."""
