@@ -273,6 +273,16 @@ def merge_windows(
     out: Array | None,
     stream: int,
 ) -> Array: ...
+def move_labels(
+    labels: Array,
+    flow: Array,
+    refined: Array | None,
+    start: Array,
+    now: Array,
+    limits: tuple[int, int, int],
+    out: Array,
+    out_flow: Array,
+) -> None: ...
 def warp_blend(
     logits: Array,
     past: Array,

@@ -23,4 +23,5 @@ PYBIND11_MODULE(_C, module) {
   register_count_labels(module);
   register_warp_blend(module);
   register_merge_windows(module);
+  register_move_labels(module);
 }

@@ -21,5 +21,6 @@ void register_all_finite(pybind11::module_& module);
 void register_count_labels(pybind11::module_& module);
 void register_warp_blend(pybind11::module_& module);
 void register_merge_windows(pybind11::module_& module);
+void register_move_labels(pybind11::module_& module);
 
 }  // namespace zsseg::bindings

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from support.errors import refused
+from support.streams import wait_until
 from zsseg_rt.errors import ArgumentError, ShapeError
 from zsseg_rt.results.segmentation import Frame, Segmentation
 from zsseg_rt.runtime.frame_memory import Glance, LabelMover, Way, follow_size
@@ -115,13 +116,14 @@ class SlowNetwork:
 
     def __init__(self, names=("cam",), **settings):
         self.time, self.version = 0.0, 1
-        self.labelled, self.free, self.begun = [], threading.Semaphore(0), threading.Semaphore(0)
+        self.labelled, self.begun, self.free = [], [], threading.Semaphore(0)
+        self.newest = None
         settings.setdefault("version", lambda: self.version)
         self.frames = NewestFrames(self.label, names, Following(**settings), now=lambda: self.time)
 
     def label(self, frame):
         version = self.version
-        self.begun.release()
+        self.begun.append(frame)
         assert self.free.acquire(timeout=LONG)
         self.time += 0.27
         self.labelled.append(frame.index)
@@ -132,10 +134,18 @@ class SlowNetwork:
     def next(self, frame, labels=0):
         """The result of a frame, before which so many others have got their labels."""
         for _ in range(labels):
+            done = len(self.labelled)
+            waits = self.newest is not None and self.newest not in self.begun[:done]
             self.free.release()
-            if self.frames._under_way is not None and self.frames._tracks["cam"].seg is not None:
-                self.frames._under_way[0].exception(LONG)
+            if waits:
+                wait_until(lambda done=done: len(self.labelled) > done)
+                self.wait_until_begun()
+        self.newest = frame
         return self.frames.next(lambda: frame)
+
+    def wait_until_begun(self):
+        """The network has the newest frame, or had it."""
+        wait_until(lambda: self.newest in self.begun)
 
 
 def test_every_frame_gets_labels_while_the_network_has_another():
@@ -146,12 +156,16 @@ def test_every_frame_gets_labels_while_the_network_has_another():
         seg = network.next(frame_at(index, 3 * index))
         assert (seg.moved_from, seg.frame.index, seg.scores) == (0, index, None)
         assert wrong(seg.labels, 3 * index) < 0.1
+        if index == 1:
+            network.wait_until_begun()
     assert network.labelled == [0]  # the network has frame 1
     seg = network.next(frame_at(9, 27), labels=1)  # whose labels have come, and are moved on
     assert (seg.moved_from, network.labelled) == (1, [0, 1])
     assert wrong(seg.labels, 27) < 0.1
     assert set(seg.times) == {"move", "total"}
-    assert network.next(frame_at(10, 30), labels=1).moved_from == 9  # it took the newest one
+    seg = network.next(frame_at(10, 30), labels=1)
+    assert seg.moved_from == 8  # it took the newest one at once, before frame 9 came
+    assert wrong(seg.labels, 30) < 0.1
     network.free.release(9)
     network.frames.close()
 
@@ -202,9 +216,7 @@ def test_other_classes_begin_anew():
     network = SlowNetwork()
     network.next(frame_at(0), labels=1)
     assert network.next(frame_at(1, 3)).vocabulary_version == 1
-    assert all(
-        network.begun.acquire(timeout=LONG) for _ in range(2)
-    )  # the second with the old ones
+    network.wait_until_begun()  # with the old ones
     network.version = 2
     seg = network.next(frame_at(2, 6), labels=2)
     assert (seg.moved_from, seg.vocabulary_version) == (None, 2)
@@ -216,6 +228,7 @@ def test_after_a_cut_labels_are_unknown_or_held_until_there_are_new_ones(holds):
     network = SlowNetwork(holds=holds)
     first = network.next(frame_at(0), labels=1)
     seg = network.next(frame_at(1, picture=scene(5)))
+    network.wait_until_begun()
     assert (seg.labels == (first.labels if holds else 255)).all()
     assert network.next(frame_at(2, picture=scene(5)), labels=1).moved_from == 1
     network.free.release(9)

@@ -21,6 +21,7 @@ from zsseg_rt._C import (
     cuda_runtime_version,
     cuda_set_device,
     label_regions_device_bytes,
+    move_labels,
 )
 from zsseg_rt.errors import CaptureError, DTypeError, ZssegError
 
@@ -41,6 +42,7 @@ __all__ = [
     "cuda_runtime_version",
     "cuda_set_device",
     "label_regions_device_bytes",
+    "move_labels",
     "outside_captures",
 ]
 

@@ -21,6 +21,7 @@ from zsseg_rt.bundles.specs import FAMILIES
 from zsseg_rt.common.arrays import Array, reshaped
 from zsseg_rt.common.extras import import_opencv
 from zsseg_rt.errors import ArgumentError, EngineStateError
+from zsseg_rt.ops import core
 from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.runtime.families.base import BoundClasses, LabelRule, Masks
 from zsseg_rt.runtime.families.masks import ClassLogits
@@ -45,10 +46,6 @@ _CUT_LEVELS = (10.0, 25.0)  # the least and the largest threshold
 GAIN = 3
 LOST = 60
 ENTERED = 20
-_OUTSIDE = 2.0  # pixels of the small picture by which the flow at its edge may be wrong
-_LARGE = 640  # pixels: labels of a larger frame are moved in squares
-_AROUND = (5, 5)  # pixels of the small picture over which differences are averaged
-_GREY = np.full((1, 3), 1 / 3, np.float32)
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -196,68 +193,21 @@ class LabelMover:
 
         A place takes the label from where the way leads, from where a search from there leads (at
         every other step), or from where it is: whichever explains the frame best. Where none does,
-        or only what has come in from outside, it becomes unknown unless ``holds``.
+        or only what has come in from outside, it becomes unknown unless ``holds``. The kernel
+        ``move_labels`` does so in one pass, in one thread: the network has the others.
 
         Shapes:
-            labels: uint8 or uint16 [H, W]; so is the result.
+            labels: uint8 or uint16 [H, W], C-contiguous; so is the result.
         """
-        cv2, start, flow = self._cv2, way.start, way.flow
-        rest = self._difference(now, start.colours)
-        difference = self._difference(now, _sampled(cv2, start.colours, flow))
+        start, refined = way.start, None
         if way.steps % 2:
-            refined = self._apart.calc(now.grey, start.grey, flow.copy())
-            after = self._difference(now, _sampled(cv2, start.colours, refined))
-            flow = cv2.copyTo(refined, cv2.compare(after, difference, cv2.CMP_LE), flow.copy())
-            difference = cv2.min(after, difference)
-        rests = cv2.compare(
-            rest, cv2.add(difference, max(self._gain - way.steps // 2, 1)), cv2.CMP_LT
-        )
-        flow = cv2.copyTo(flow, cv2.bitwise_not(rests), np.zeros_like(flow))
-        places = cv2.add(_places_of(rests.shape), flow)
-        lost = None
-        if not holds:
-            far = tuple(side - 1 + _OUTSIDE for side in rests.shape[::-1])
-            entered = cv2.bitwise_not(cv2.inRange(places, (-_OUTSIDE,) * 2, far))
-            entered = cv2.bitwise_and(entered, cv2.compare(rest, self._entered, cv2.CMP_GT))
-            lost = cv2.compare(cv2.min(difference, rest), self._lost, cv2.CMP_GT)
-            lost = cv2.bitwise_or(lost, entered)
-        return self._moved(labels, places, rests, lost), replace(way, flow=flow)
-
-    def _difference(self, now: Glance, past: Bytes) -> Bytes:
-        """Levels of 255 by which a frame differs around each pixel."""
-        change = self._cv2.transform(self._cv2.absdiff(now.colours, past), _GREY)
-        return np.asarray(self._cv2.blur(change, _AROUND))
-
-    def _moved(
-        self, labels: npt.NDArray[Any], places: Floats, rests: Bytes, lost: Bytes | None
-    ) -> npt.NDArray[Any]:
-        """Labels at places, of large frames in squares of 2x2; those at rest stay as they are."""
-        cv2, (height, width), (rows, columns) = self._cv2, labels.shape, rests.shape
-        side, nearest = (2 if max(labels.shape) > _LARGE else 1), cv2.INTER_NEAREST
-        size = -(-width // side), -(-height // side)
-        across, down = width / columns, height / rows
-        scale = np.array(
-            [[across, 0.0, 0.5 * across - 0.5], [0.0, down, 0.5 * down - 0.5]], np.float32
-        )
-        places = cv2.transform(places, scale)
-        whole, _ = cv2.convertMaps(places, None, cv2.CV_16SC2, nninterpolation=True)
-        where = cv2.resize(whole, size, interpolation=cv2.INTER_LINEAR)  # no float of that size
-        moved = cv2.remap(labels, where, None, nearest, borderMode=cv2.BORDER_REPLICATE)
-        if lost is not None and lost.any():
-            unknown = cv2.resize(lost, size, interpolation=nearest)
-            moved[unknown > 0] = np.iinfo(labels.dtype).max
-            rests = cv2.bitwise_and(rests, cv2.bitwise_not(lost))
-        stays = cv2.resize(rests, size, interpolation=nearest)
-        # Thrice as fast as cv2.resize, which would also touch more memory for the first time
-        moved, stays = (
-            cv2.merge((one,) * side).reshape(size[1], -1)[:, :width] for one in (moved, stays)
-        )
-        result = np.empty_like(labels)
-        for row in range(min(side, height)):
-            rows_of = result[row::side]
-            rows_of[:] = moved[: len(rows_of)]
-            cv2.copyTo(labels[row::side], stays[: len(rows_of)], rows_of)
-        return result
+            refined = self._apart.calc(now.grey, start.grey, way.flow.copy())
+        gain = max(self._gain - way.steps // 2, 1)
+        limits = (gain, 255, 255) if holds else (gain, self._lost, self._entered)
+        moved, flow = np.empty_like(labels), np.empty_like(way.flow)
+        arrays = (labels, way.flow, refined, start.colours, now.colours)
+        core.move_labels(*arrays, limits, moved, flow)
+        return moved, replace(way, flow=flow)
 
 
 def _sampled(cv2: Any, picture: npt.NDArray[Any], flow: Floats) -> npt.NDArray[Any]:

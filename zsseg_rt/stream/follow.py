@@ -179,6 +179,9 @@ class _Track:
         )
 
 
+_Job = tuple[Future[tuple[Segmentation, float]], _Track]
+
+
 class NewestFrames:
     """Gives every frame labels, while the network labels the newest one whenever it is free.
 
@@ -198,13 +201,15 @@ class NewestFrames:
         self._label, self._order, self._version = label, settings.channel_order, settings.version
         self._tracks = {name: _Track(settings.holds) for name in names}
         self._thread = ThreadPoolExecutor(1, "label")
-        self._under_way: tuple[Future[tuple[Segmentation, float]], _Track] | None = None
+        self._offered: _Job | None = None  # the newest frame, until the network is free
+        self._under_way: _Job | None = None
         self._took = 0.0
 
     def next(self, next_frame: Callable[[], Any]) -> Segmentation:
         """The next frame's result; the first of a source, and of new classes, is waited for."""
         frame = next_frame()
         track, glance = self._tracks[frame.source], look(frame, self._order)
+        self._catch_up()
         before, track.frame = track.frame, frame
         if before is not None and follows(before, frame):
             frames = max(frame.index - before.index, 1)
@@ -212,16 +217,13 @@ class NewestFrames:
             track.go_on(glance)
         else:
             track.glance, track.seg, track.awaited = glance, None, None
-        if self._under_way is not None and self._under_way[0].done():
+        self._offer(frame, track)
+        rate = sum(1.0 / one.period for one in self._tracks.values() if one.period)
+        if self._under_way is None and 0.0 < self._took * rate < _KEEPS_UP:
             self._finish()
-        if self._under_way is None:
-            self._begin(frame, track)
-            rate = sum(1.0 / one.period for one in self._tracks.values() if one.period)
-            if 0.0 < self._took * rate < _KEEPS_UP:
-                self._finish()
         while (seg := track.seg) is None or self._version() not in (None, seg.vocabulary_version):
-            if self._under_way is None:
-                self._begin(frame, track)
+            if self._under_way is None and self._offered is None:
+                self._offer(frame, track)
             self._finish()
         return seg if seg.frame is frame else track.result(frame)
 
@@ -229,12 +231,29 @@ class NewestFrames:
         """Finish what is being labelled."""
         self._thread.shutdown(cancel_futures=True)
 
-    def _begin(self, frame: Frame, track: _Track) -> None:
-        track.awaited = Way.begin(track.glance)
-        self._under_way = self._thread.submit(self._timed, frame), track
+    def _offer(self, frame: Frame, track: _Track) -> None:
+        self._offered = self._thread.submit(self._timed, frame), track
+
+    def _catch_up(self) -> None:
+        """Take back the frame that waits, unless the network has it by now."""
+        if self._offered is not None and not self._offered[0].cancel():
+            self._begin()
+        self._offered = None
+        if self._under_way is not None and self._under_way[0].done():
+            self._finish()
+
+    def _begin(self) -> None:
+        """The network has the frame that waited, so it is done with the one before."""
+        assert self._offered is not None
+        if self._under_way is not None:
+            self._finish()
+        self._under_way, self._offered = self._offered, None
+        self._under_way[1].awaited = Way.begin(self._under_way[1].glance)
 
     def _finish(self) -> None:
-        """Wait for the frame under way; its labels are those to carry on."""
+        """Wait for the frame under way, or for the one that waits; its labels are carried on."""
+        if self._under_way is None:
+            self._begin()
         assert self._under_way is not None
         (future, track), self._under_way = self._under_way, None
         way, track.awaited = track.awaited, None
