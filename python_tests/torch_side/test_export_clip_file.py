@@ -120,18 +120,18 @@ def test_it_equals_what_torch_writes(head, weights, tmp_path):
     Bundle.load(written).verify()
 
 
-@pytest.mark.parametrize("source", ["demo", "file"])
-def test_the_command_loads_no_torch(source, weights, tmp_path):
+@pytest.mark.parametrize(("source", "head"), [("demo", "sc_clip"), ("file", "maskclip")])
+def test_the_command_loads_no_torch(source, head, weights, tmp_path):
     clip = weights if source == "file" else "demo"
     heads = ["--num-heads", str(SIZES.num_heads), "--text-heads", str(SIZES.text_heads)]
     call = [sys.executable, "-c", CHILD, "export", "dense-clip", "--clip", str(clip)]
-    call += ["--head", "maskclip", "--size", "64", "--out", str(tmp_path / "a.zsseg")]
-    call += [] if source == "demo" else [*heads, "--activation", "gelu"]
+    call += ["--head", head, "--out", str(tmp_path / "a.zsseg")]
+    call += [] if source == "demo" else [*heads, "--activation", "gelu", "--size", "64"]
     environment = {**os.environ, "ZSSEG_HOME": str(tmp_path / "home")}
     done = subprocess.run(call, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     bundle = Bundle.load(tmp_path / "a.zsseg")
-    assert bundle.architecture == "dense_clip maskclip"
+    assert bundle.architecture == f"dense_clip {head}"
     assert set(bundle.graphs["image_encoder"]) == {"float32", "float16"}
     assert bundle.provenance["source"] == (weights.name if source == "file" else "demo")
     assert json.loads((bundle.path / "tokenizer.json").read_text())

@@ -26,7 +26,7 @@ from zsseg_rt.onnx.writer import save_onnx
 ROUNDING = 5e-6  # the same sums in another order
 
 
-def assert_graph_is(path, network, expected, feeds):
+def assert_graph_is(path, network, expected, feeds, rounding=ROUNDING):
     """Within rounding of every value, relative to the largest; and a graph that ONNX accepts."""
     save_onnx(network, "graph", path)
     onnx.checker.check_model(onnx.load(path), full_check=True)
@@ -34,7 +34,7 @@ def assert_graph_is(path, network, expected, feeds):
     assert set(found) == set(expected)
     for name, value in expected.items():
         assert found[name].shape == value.shape
-        assert np.abs(found[name] - value).max() <= ROUNDING * np.abs(value).max(), name
+        assert np.abs(found[name] - value).max() <= rounding * np.abs(value).max(), name
 
 
 def random(*shape):
@@ -50,7 +50,7 @@ def network(request):
 @pytest.mark.parametrize("name", list(cat_seg.GRAPHS))
 def test_cat_seg(network, name, tmp_path):
     compute, inputs = cat_seg.GRAPHS[name]
-    graph = cat_seg_export.graphs_of(network)[name].network()
+    graph = cat_seg_export.graphs_of(network)[name]()
     for count in (1, 33) if name != "image_encoder" else (1,):
         shapes = {one: network.shapes()[one] for one in inputs.split()}
         sized = {
@@ -113,7 +113,7 @@ def test_descriptors(case, tmp_path):
     image = random(windows, 3, *exported.preprocess.size_hw)
     encoded = parts.encode(Arrays(), image)
     expected = dict(zip(("patch_embeds", "cls_embed"), encoded, strict=True))
-    graphs = {name: graph.network() for name, graph in exported.graphs.items()}
+    graphs = {name: graph() for name, graph in exported.graphs.items()}
     assert_graph_is(tmp_path / "e.onnx", graphs["image_encoder"], expected, {"image": image})
     for classes in (1, 33):
         queries = random(len(encoded[1]), classes, len(parts.projection()[0].weight))
@@ -150,7 +150,8 @@ def test_zeroseg(size_hw, tmp_path):
     found = zeroseg.segments(Arrays(), student_of(model), image)
     names = ("segment_embeds", "image_embed", "group_map")
     expected = dict(zip(names, found, strict=True))
-    assert_graph_is(tmp_path / "a.onnx", graph.network(), expected, {"image": image})
+    # Shares are a steep softmax of similarities, twice; worst seen 8.7e-6 (Xeon with AMX)
+    assert_graph_is(tmp_path / "a.onnx", graph(), expected, {"image": image}, rounding=2e-5)
     with torch.no_grad():
         in_torch = model(torch.from_numpy(image))
     for value, other in zip(found, in_torch, strict=True):
@@ -170,7 +171,7 @@ def test_text_tower(count, tmp_path):
 @pytest.mark.parametrize("size_hw", [(64, 96), (160, 32)])
 def test_zegformer_segments(size_hw, tmp_path):
     network = zegformer_export.network_of(tiny_zegformer.model())
-    graph = zegformer_export.graphs_of(network, size_hw)["image_encoder"].network()
+    graph = zegformer_export.graphs_of(network, size_hw)["image_encoder"]()
     image = random(1, 3, *size_hw)
     expected = zegformer.propose(Arrays(), network, image)
     assert_graph_is(tmp_path / "a.onnx", graph, expected, {"image": image})
@@ -181,7 +182,7 @@ def test_zegformer_regions(count, tmp_path):
     network = zegformer_export.network_of(tiny_zegformer.model())
     crops = random(count, 3, network.region_side, network.region_side)
     expected = {"region_embeds": zegformer.embed_regions(Arrays(), network, crops)}
-    graph = zegformer_export.graphs_of(network, (32, 32))["region_encoder"].network()
+    graph = zegformer_export.graphs_of(network, (32, 32))["region_encoder"]()
     assert_graph_is(tmp_path / "a.onnx", graph, expected, {"crops": crops})
 
 

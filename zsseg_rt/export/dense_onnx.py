@@ -19,7 +19,7 @@ from zsseg_rt.common.arrays import TensorSpec
 from zsseg_rt.errors import ArgumentError, BundleError
 from zsseg_rt.export.bundle_writer import ExportedModel, write_model_bundle
 from zsseg_rt.export.golden import NUMBERED_NAMES, dense_golden, preprocess_frame, unit_rows
-from zsseg_rt.export.graph_files import MAX_CLASSES, WrittenGraph
+from zsseg_rt.export.graph_files import MAX_CLASSES
 from zsseg_rt.export.options import ENCODER_OPTIONS, TextBank, read_options
 from zsseg_rt.export.text_side import TextSide
 from zsseg_rt.onnx.arrays import compute, run_network
@@ -87,7 +87,7 @@ def export_dense_bundle(
     exported = ExportedModel(
         family="dense",
         architecture=chosen.architecture,
-        graphs={"image_encoder": WrittenGraph(encoder.network)},
+        graphs={"image_encoder": encoder.network},
         preprocess=preprocess,
         head=head,
         text=TextSide(chosen, embed_dim=encoder.embed_dim),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +34,7 @@ def weights_of(module: Any) -> dict[str, npt.NDArray[Any]]:
     }
 
 
-@dataclass(frozen=True)
-class WrittenGraph:
-    """A graph of a bundle."""
-
-    network: Callable[[], Network]  # Makes it when it is written, as it takes memory
+WrittenGraph = Callable[[], Network]  # Makes a bundle's graph when it is written: it takes memory
 
 
 def written_graph(
@@ -61,7 +56,7 @@ def written_graph(
             graph.output(name, value)
         return graph.network()
 
-    return WrittenGraph(network)
+    return network
 
 
 def image_network(
@@ -92,7 +87,7 @@ def save_graphs(
     """Write ``NAME.PRECISION.onnx`` for every graph and precision."""
     entries = {}
     for name, graph in graphs.items():
-        entries[name] = save_variants(graph.network(), name, folder, precisions, half)
+        entries[name] = save_variants(graph(), name, folder, precisions, half)
     return entries
 
 

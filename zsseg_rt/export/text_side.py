@@ -13,7 +13,7 @@ import numpy.typing as npt
 from zsseg_rt.bundles.specs import FileEntry, GraphEntry, TextSpec
 from zsseg_rt.errors import CheckpointError, VocabularyError
 from zsseg_rt.export.golden import unit_rows
-from zsseg_rt.export.graph_files import GraphFiles, WrittenGraph, save_graphs
+from zsseg_rt.export.graph_files import GraphFiles, save_graphs
 from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.export.words import WordSubset, keep_words, tokenizer_json, written_text
 from zsseg_rt.networks.clip import TextTower
@@ -69,7 +69,7 @@ class TextSide:
         """Write the text tower if there is one, in float32 only: it runs once per phrase."""
         if self.encoder is None:
             return {}
-        written, table = WrittenGraph(self.encoder.network), self.encoder.rows
+        written, table = self.encoder.network, self.encoder.rows
         self._rows = None if table is None else _write_rows(table, folder)
         return save_graphs({"text_encoder": written}, folder, ("float32",))
 
