@@ -31,7 +31,7 @@ from zsseg_rt.export.graph_files import describe_graph
 from zsseg_rt.export.quantized import bundle as quantizing
 from zsseg_rt.export.quantized import measure
 from zsseg_rt.export.quantized.bundle import QuantizeSettings, quantize_bundle
-from zsseg_rt.export.quantized.layers import FORMATS, Seen
+from zsseg_rt.export.quantized.layers import FORMATS, TensorStats
 from zsseg_rt.onnx.reader import map_file, quantised_layers
 
 
@@ -286,9 +286,9 @@ def test_a_layer_that_reads_zeros_alone_stays_as_it_is(photos, tmp_path):
 
 @pytest.mark.parametrize(("factor", "words"), [(0.0, ("zeros",)), (1e6, ("65504", "float16"))])
 def test_unfit_activations_are_refused(photos, tmp_path, monkeypatch, factor, words):
-    take_in = Seen.add
+    take_in = TensorStats.add
     monkeypatch.setattr(
-        Seen, "add", lambda one, values, **how: take_in(one, factor * values, **how)
+        TensorStats, "add", lambda one, values, **how: take_in(one, factor * values, **how)
     )
     with refused(ArgumentError, "photos", *words):
         quantize_bundle(

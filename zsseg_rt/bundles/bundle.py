@@ -111,7 +111,7 @@ class Bundle(_Manifest):
         return cls.load(demo_bundle(name))
 
     def __repr__(self) -> str:
-        graphs = ", ".join(f"{name} ({', '.join(held)})" for name, held in self.graphs.items())
+        graphs = ", ".join(f"{name} ({', '.join(kinds)})" for name, kinds in self.graphs.items())
         height, width = self.preprocess.size_hw
         names = () if self.text_bank is None else self.text_bank.names
         words = f"{len(names)} names" if "text_encoder" not in self.graphs else "any words"
@@ -148,10 +148,10 @@ class Bundle(_Manifest):
             BundleError: The file is missing or its content was altered.
         """
         location = self._locate(entry)
-        found = sha256_of(location)
-        if found != entry.sha256:
+        sha256 = sha256_of(location)
+        if sha256 != entry.sha256:
             raise BundleError(
-                f"{location}: expected sha256 {entry.sha256[:12]}..., got {found[:12]}.... "
+                f"{location}: expected sha256 {entry.sha256[:12]}..., got {sha256[:12]}.... "
                 "The file was altered or damaged; copy the bundle again."
             )
         return location
@@ -183,15 +183,15 @@ class Bundle(_Manifest):
         return self.graphs[name][variant]
 
     def asked_of(self, name: str, precision: str) -> str:
-        """What one graph is asked for; ``"auto"`` where only other graphs have layers in 8 bits."""
-        narrow = any(precision in held for held in self.graphs.values())
+        """The precision to ask of a graph; ``"auto"`` where only others have layers in 8 bits."""
+        narrow = any(precision in variants for variants in self.graphs.values())
         left = precision in NARROW and narrow and precision not in self.variants(name)
         return "auto" if left else precision
 
     def auto_precisions(self, usual: tuple[str, ...]) -> tuple[str, ...]:
-        """What ``precision="auto"`` may take: ``usual``, and INT8 if its own gate passed."""
-        made = self.quantization.get("int8")
-        return ("int8", *usual) if made is not None and made.passed else usual
+        """Precisions that ``"auto"`` may take: ``usual``, and INT8 if its own gate passed."""
+        int8 = self.quantization.get("int8")
+        return ("int8", *usual) if int8 is not None and int8.passed else usual
 
     def check_sizes(self, tensors: Iterable[TensorSpec]) -> None:
         """Refuse a manifest whose sizes differ from its graph's.
@@ -209,8 +209,8 @@ class Bundle(_Manifest):
             "head.grid_hw": ("patch_embeds", 1, (grid_h * grid_w,)),
         }
         for key, (name, axis, sizes) in stated.items():
-            found = gives.get(name, ())[axis : axis + len(sizes)]
-            if any(isinstance(a, int) and a != b for a, b in zip(found, sizes, strict=False)):
+            shape = gives.get(name, ())[axis : axis + len(sizes)]
+            if any(isinstance(a, int) and a != b for a, b in zip(shape, sizes, strict=False)):
                 raise BundleError(
                     f"{self.path / 'bundle.json'}: {key}: expected the sizes of the graph's "
                     f"{name}, {list(gives[name])}, got {sizes}. Export the bundle again."
@@ -278,14 +278,14 @@ class Bundle(_Manifest):
                 f"{where}: head.align: expected 'half_pixel' in family {self.family!r}, got "
                 f"{self.head.align!r}. Export the bundle again."
             )
-        for key, usual, given in (
+        for key, usual, value in (
             ("head.window_batch", 1, self.head.window_batch),
             ("preprocess.resize", "stretch", self.preprocess.resize),
         ):
-            if given != usual and "windows" not in family.settings:
+            if value != usual and "windows" not in family.settings:
                 raise BundleError(
                     f"{where}: {key}: expected {usual!r} in family {self.family!r}, got "
-                    f"{given!r}. Export the bundle again."
+                    f"{value!r}. Export the bundle again."
                 )
         for key in family.keys:
             if getattr(self, key) is None:
@@ -293,7 +293,7 @@ class Bundle(_Manifest):
 
     def _check_tensors(self) -> None:
         """Refuse element types that the family does not take, and graphs that do not fit."""
-        where, held = self.path / MANIFEST, dict[tuple[str, str], str]()
+        where, dtypes = self.path / MANIFEST, dict[tuple[str, str], str]()
         halves = FAMILIES[self.family].half_tensors
         for name, variants in self.graphs.items():
             for variant, entry in variants.items():
@@ -305,7 +305,7 @@ class Bundle(_Manifest):
                             f"{key}: expected {' or '.join(allowed)} in family {self.family!r}, "
                             f"got {spec.dtype!r}. Export the bundle again."
                         )
-                    other = held.setdefault((variant, spec.name), spec.dtype)
+                    other = dtypes.setdefault((variant, spec.name), spec.dtype)
                     if spec.dtype != other:
                         raise BundleError(
                             f"{key}: expected {other}, as in another graph, got {spec.dtype}. "

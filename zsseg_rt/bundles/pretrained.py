@@ -112,15 +112,15 @@ def checkpoint_folder(repository: str) -> Path:
     return default_cache_dir() / "checkpoints" / repository.rpartition("://")[2].replace("/", "--")
 
 
-def find_bundle(given: str | Path) -> Path:
+def find_bundle(name_or_path: str | Path) -> Path:
     """The folder that a path or a fetched bundle's name stands for; ``demo``, ``demo-scenes`` ship.
 
     A bundle at the path wins over the name. Anything else at the path does not: a folder of results
     called ``naclip-b16`` does not hide the bundle of this name. With a folder in front, such as
     ``results/naclip-b16``, it is always a path.
     """
-    path = Path(given)
-    if not _may_be_name(given) or is_file(path / _MANIFEST):
+    path = Path(name_or_path)
+    if not _may_be_name(name_or_path) or is_file(path / _MANIFEST):
         return path
     fetched = bundle_place(path.name)
     if is_folder(fetched):
@@ -142,7 +142,7 @@ def find_bundle(given: str | Path) -> Path:
     return path
 
 
-def _may_be_name(given: str | Path) -> bool:
+def _may_be_name(name_or_path: str | Path) -> bool:
     """Whether it is one plain word, such as names are, without a path's marks."""
-    word = os.fspath(given)
+    word = os.fspath(name_or_path)
     return bool(word) and Path(word).name == word and Path(word).suffix != _SUFFIX

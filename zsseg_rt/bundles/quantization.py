@@ -1,4 +1,4 @@
-"""What ``bundle.json`` says of graphs in INT8 and FP8: how they were made, what they lose."""
+"""The part of ``bundle.json`` on graphs in INT8 and FP8: how they were made, what they lose."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ STYLES = ("cropmask", "mask", "crop")
 
 @dataclass(frozen=True, kw_only=True)
 class FamilySpec:
-    """What the format asks of a family's bundles, and what settings they have."""
+    """Requirements of the format on a family's bundles, and the settings that they have."""
 
     graphs: tuple[str, ...] = ("image_encoder",)  # Graphs that a bundle must hold
     keys: tuple[str, ...] = ()  # Further keys of bundle.json that it must hold
@@ -237,7 +237,7 @@ class TextBankEntry(FileEntry):
 
 @dataclass(frozen=True, kw_only=True)
 class RegionEncoderSpec:
-    """What a second network, CLIP, is shown of each segment, and how it is asked."""
+    """The crops of segments that a second network, CLIP, is shown, and how it is asked."""
 
     side: int  # Side of a crop in pixels
     batch: int  # Most crops that are cut out and encoded at once
@@ -280,7 +280,7 @@ class RegionSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ConceptSpec:
-    """What a bundle's encoder was trained to see; names far from it are taken, with a remark."""
+    """Concepts that a bundle's encoder was trained on; names far from them get a remark."""
 
     names: tuple[str, ...]  # What it was trained on
     also: tuple[str, ...] = ()  # Further phrases that are known to be among these

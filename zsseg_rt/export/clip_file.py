@@ -64,7 +64,7 @@ OnMark = Callable[[str], None] | None
 
 @dataclass(frozen=True, kw_only=True)
 class DenseHead:
-    """What is made of the weights."""
+    """The dense head on the weights, and its settings."""
 
     # One of HEADS for CLIP, of HEADS for PE-Core and SigLIP; None is the first of "naclip" and
     # "value_mlp" that fits
@@ -81,8 +81,8 @@ class DenseHead:
     position: str = "size"  # How positions are resized, by "size" or "as_published"
     # For SFP and SC-CLIP, like the two that follow: how outliers are found; see AggregationConfig
     pm: OutlierRule | None = None
-    r: float = 0.3  # See there
-    beta: float = 0.4  # See there
+    r: float = 0.3  # See AggregationConfig
+    beta: float = 0.4  # See AggregationConfig
 
     def __post_init__(self) -> None:
         if self.head is not None:
@@ -116,7 +116,7 @@ class DenseHead:
 
     def completed(self, weights: ClipTensors) -> DenseHead:
         """With what the weights, and files beside them, say instead of None."""
-        known, heads = weights.settings, HEADS if weights.kind == "clip" else pooled.HEADS
+        settings, heads = weights.settings, HEADS if weights.kind == "clip" else pooled.HEADS
         head = self.head or ("naclip" if weights.kind == "clip" else "value_mlp")
         check_choice("head", head, heads)
         scale = self.logit_scale
@@ -134,8 +134,8 @@ class DenseHead:
             head=head,
             logit_scale=scale,
             activation=activation,
-            num_heads=known.num_heads if self.num_heads is None else self.num_heads,
-            text_heads=known.text_heads if self.text_heads is None else self.text_heads,
+            num_heads=settings.num_heads if self.num_heads is None else self.num_heads,
+            text_heads=settings.text_heads if self.text_heads is None else self.text_heads,
         )
 
 
@@ -150,21 +150,21 @@ def export_clip_file(
 ) -> Path:
     """Write a bundle of a CLIP, PE-Core or SigLIP; memory stays below three times the weights.
 
-    Its golden sample is what NumPy computes of the network on one picture; the graphs, then the
+    Its golden sample is what NumPy computes of the network on one image; the graphs, then the
     whole engine, are compared with it before the bundle appears under its name.
     """
-    found = {"space": describe_space(file), "source": Path(file).name}
-    chosen = read_options(found | options, _READS, "CLIP")
+    defaults = {"space": describe_space(file), "source": Path(file).name}
+    export_options = read_options(defaults | options, _READS, "CLIP")
 
     def make() -> ExportedModel:
-        weights, known = read_clip(file), chosen
+        weights, own_options = read_clip(file), export_options
         if check is not None:
             check(weights)
-        if weights.kind == "siglip" and known.tokenizer is None:
-            known = replace(known, tokenizer=Path(file).with_name("tokenizer.json"))
-        return _cut(weights, settings.completed(weights), known, on_progress)
+        if weights.kind == "siglip" and own_options.tokenizer is None:
+            own_options = replace(own_options, tokenizer=Path(file).with_name("tokenizer.json"))
+        return _cut(weights, settings.completed(weights), own_options, on_progress)
 
-    return write_model_bundle(Path(path), make, chosen)
+    return write_model_bundle(Path(path), make, export_options)
 
 
 def _cut(
@@ -219,12 +219,11 @@ def _encoder(
 
 
 def _preprocess(weights: ClipTensors, settings: DenseHead) -> PreprocessSpec:
-    known = weights.settings
     mean, std = (CLIP_MEAN, CLIP_STD) if weights.kind == "clip" else (_HALF, _HALF)
     return PreprocessSpec(
         size_hw=settings.size_hw,
-        mean=cast(Any, known.mean) or mean,
-        std=cast(Any, known.std) or std,
+        mean=cast(Any, weights.settings.mean) or mean,
+        std=cast(Any, weights.settings.std) or std,
     )
 
 
@@ -282,8 +281,8 @@ def written_model(
 def _towers(
     weights: ClipTensors, settings: DenseHead
 ) -> tuple[ImageTower, TextTower | pooled.SiglipText]:
-    def parts(name: str, given: int | None, tensors: Mapping[str, Any]) -> dict[str, Any]:
-        heads = divisor(name, given, int(tensors["positional_embedding"].shape[1]))
+    def parts(name: str, num_heads: int | None, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        heads = divisor(name, num_heads, int(tensors["positional_embedding"].shape[1]))
         return {"tensors": tensors, "num_heads": heads, "activation": settings.activation}
 
     is_clip = weights.kind == "clip"
@@ -326,10 +325,10 @@ def export_dense_clip(model: Any, options: ExportOptions) -> ExportedModel:
         tower=model.text_encoder,
         templates=model.config.templates,
     )
-    tower, chosen = tower_of(model), model.config.head
+    tower, head_name = tower_of(model), model.config.head
     settings: dict[str, Any] = getattr(model.image_encoder, "options", {})
     if aggregation := settings.get("aggregation"):
-        check_grid(aggregation.pm or RULES_OF_OUTLIERS[chosen], tower.grid_hw(size_hw))
+        check_grid(aggregation.pm or RULES_OF_OUTLIERS[head_name], tower.grid_hw(size_hw))
     rule = model.label_rule
     seen = seen_names(rule.seen_classes, options.class_names)
     head = HeadSpec(
@@ -344,11 +343,11 @@ def export_dense_clip(model: Any, options: ExportOptions) -> ExportedModel:
         window_batch=options.window_batch,
     )
     preprocess = PreprocessSpec(size_hw=size_hw, mean=model.image_mean, std=model.image_std)
-    encode = partial(dense_embeds, tower=tower, head=chosen, **settings)
+    encode = partial(dense_embeds, tower=tower, head=head_name, **settings)
     names = golden_names(options.class_names, GOLDEN_NAMES)
     architecture = str(model.architecture)
     if architecture == "dense_clip":
-        architecture += f" {chosen}"
+        architecture += f" {head_name}"
     return written_model(encode, head, preprocess, text, names, architecture=architecture)
 
 

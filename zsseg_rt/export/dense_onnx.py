@@ -65,36 +65,36 @@ def export_dense_bundle(
         BundleError: The graph is not such an encoder, or the bundle cannot be written.
         VocabularyError: The text bank or the templates are unusable.
     """
-    chosen = read_options(
+    export_options = read_options(
         {"precisions": ("float32",), **options}, ENCODER_OPTIONS, "a foreign encoder"
     )
     size_hw = _sides("image_size", image_size)
-    grid_hw = None if chosen.grid_hw is None else _sides("grid_hw", chosen.grid_hw)
+    grid_hw = None if export_options.grid_hw is None else _sides("grid_hw", export_options.grid_hw)
     mean_rgb, std_rgb = _triple("mean", mean), _triple("std", std)
     with _bundle_errors():
         preprocess = PreprocessSpec(size_hw=size_hw, mean=mean_rgb, std=std_rgb)
-    encoder = _read_encoder(Path(onnx_path), size_hw, chosen.embed_output, grid_hw)
+    encoder = _read_encoder(Path(onnx_path), size_hw, export_options.embed_output, grid_hw)
     with _bundle_errors():
         head = HeadSpec(
-            logit_scale=chosen.logit_scale,
-            normalize=chosen.normalize,
-            activation=chosen.activation,
+            logit_scale=export_options.logit_scale,
+            normalize=export_options.normalize,
+            activation=export_options.activation,
             grid_hw=encoder.grid_hw,
-            unknown_below=chosen.unknown_below,
+            unknown_below=export_options.unknown_below,
             max_classes=MAX_CLASSES,
-            align=chosen.align or guess_align(size_hw, encoder.grid_hw),
+            align=export_options.align or guess_align(size_hw, encoder.grid_hw),
         )
     exported = ExportedModel(
         family="dense",
-        architecture=chosen.architecture,
+        architecture=export_options.architecture,
         graphs={"image_encoder": encoder.network},
         preprocess=preprocess,
         head=head,
-        text=TextSide(chosen, embed_dim=encoder.embed_dim),
-        golden=partial(_golden, encoder, preprocess, head, chosen.text_bank),
-        provenance={"package": f"zsseg_rt {zsseg_rt.__version__}", "opset": encoder.given.opset},
+        text=TextSide(export_options, embed_dim=encoder.embed_dim),
+        golden=partial(_golden, encoder, preprocess, head, export_options.text_bank),
+        provenance={"package": f"zsseg_rt {zsseg_rt.__version__}", "opset": encoder.original.opset},
     )
-    return write_model_bundle(Path(path), lambda: exported, chosen)
+    return write_model_bundle(Path(path), lambda: exported, export_options)
 
 
 def guess_align(size_hw: tuple[int, int], grid_hw: tuple[int, int]) -> str:
@@ -120,15 +120,15 @@ class _Encoder:
     """A foreign graph, cut down to one input and one output."""
 
     path: Path
-    given: Network  # As it was read
+    original: Network  # As it was read
     folded: Network  # With constants for what follows from sizes
     channels_first: bool
     grid_hw: tuple[int, int]
     embed_dim: int
 
-    def run_as_given(self, image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def run_original(self, image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Patch embeddings float32 [1, N, D] of the unchanged graph, by NumPy."""
-        network = self.given
+        network = self.original
         with _bundle_errors(self.path):
             results = run_network(network, {network.inputs[0].name: image})
         embeds = results[network.outputs[0].name]
@@ -184,16 +184,16 @@ def _read_encoder(
             "Name the embeddings with embed_output."
         )
     image = _fixed(path, inputs[0], size_hw)
-    given = _cut(network, image, outputs[wanted])
+    original = _cut(network, image, outputs[wanted])
     with _bundle_errors(path):
-        folded = _fold_sizes(given)
+        folded = _fold_sizes(original)
         shape = Flow(folded).run().values[wanted].shape
     sizes = tuple(0 if size is None else size for size in shape)
-    found = _grid(path, wanted, sizes, size_hw, grid_hw)
+    grid = _grid(path, wanted, sizes, size_hw, grid_hw)
     first = len(sizes) == 4
     embed_dim = sizes[1 if first else 2]
     return _Encoder(
-        path=path, given=given, folded=folded, channels_first=first, grid_hw=found,
+        path=path, original=original, folded=folded, channels_first=first, grid_hw=grid,
         embed_dim=embed_dim,
     )  # fmt: skip
 
@@ -230,12 +230,8 @@ def _cut(network: Network, image: TensorSpec, output: TensorSpec) -> Network:
 
 
 def _fold_sizes(network: Network) -> Network:
-    """Replace what follows from fixed sizes and small constants alone by its value.
-
-    Exporters write ``x.shape[2] // 14`` as nodes; the check at load knows sizes that are moved, and
-    computes nothing.
-    """
-    flow, kept, weights = Flow(network), list[Node](), dict(network.weights)
+    """Replace nodes that follow from fixed sizes, such as ``x.shape[2] // 14``, by constants."""
+    flow, nodes, weights = Flow(network), list[Node](), dict(network.weights)
     computed = {
         name: weight.array
         for name, weight in weights.items()
@@ -249,8 +245,8 @@ def _fold_sizes(network: Network) -> Network:
             weights[name] = weight_of(array)
             flow.values[name] = flow.constant(weights[name])
         if not results:
-            kept.append(node)
-    return replace(network, nodes=tuple(kept), weights=weights)
+            nodes.append(node)
+    return replace(network, nodes=tuple(nodes), weights=weights)
 
 
 def _compute(
@@ -267,8 +263,8 @@ def _compute(
         return ()
     inputs = [computed[name] if name else None for name in node.inputs]
     with suppress(ValueError, LookupError):  # what NumPy cannot compute stays a node
-        made = compute(node.kind, inputs, newest(node, opset).attributes)
-        return tuple(map(np.asarray, made if isinstance(made, tuple) else (made,)))
+        results = compute(node.kind, inputs, newest(node, opset).attributes)
+        return tuple(map(np.asarray, results if isinstance(results, tuple) else (results,)))
     return ()
 
 
@@ -323,15 +319,15 @@ def _golden(
         names = list(bank[0])[:_GOLDEN_ROWS]
         embeds = np.ascontiguousarray(bank[1][:_GOLDEN_ROWS], np.float32)
     image = preprocess_frame(preprocess, head.align)
-    return dense_golden(image, encoder.run_as_given(image), head, (names, embeds))
+    return dense_golden(image, encoder.run_original(image), head, (names, embeds))
 
 
-def _sides(name: str, given: int | tuple[int, int]) -> tuple[int, int]:
-    sides = (given, given) if isinstance(given, int) else given
+def _sides(name: str, size: int | tuple[int, int]) -> tuple[int, int]:
+    sides = (size, size) if isinstance(size, int) else size
     try:
         height, width = (operator.index(side) for side in sides)
     except (TypeError, ValueError):
-        raise ArgumentError(f"{name}: expected (height, width), got {given!r}") from None
+        raise ArgumentError(f"{name}: expected (height, width), got {size!r}") from None
     return height, width
 
 

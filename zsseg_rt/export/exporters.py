@@ -71,8 +71,8 @@ def export_bundle(model: Any, path: str | Path, **options: Any) -> Path:
         ShapeError: The model does not take images of ``size_hw``.
         VocabularyError: Names, templates or the text bank are unusable.
     """
-    exported, chosen = _cut(model, options)
-    return write_model_bundle(Path(path), lambda: exported, chosen)
+    exported, export_options = _cut(model, options)
+    return write_model_bundle(Path(path), lambda: exported, export_options)
 
 
 def export_graphs(model: Any, folder: Path, **options: Any) -> GraphFiles:
@@ -83,9 +83,9 @@ def export_graphs(model: Any, folder: Path, **options: Any) -> GraphFiles:
     Returns:
         ``{graph name: {precision: entry}}``, paths relative to ``folder``.
     """
-    exported, chosen = _cut(model, {"text_encoder": None, **options})
+    exported, export_options = _cut(model, {"text_encoder": None, **options})
     graphs = save_graphs(
-        exported.graphs, folder, chosen.precisions, FAMILIES[exported.family].half_tensors
+        exported.graphs, folder, export_options.precisions, FAMILIES[exported.family].half_tensors
     )
     return graphs | exported.text.write_graph(folder)
 
@@ -100,7 +100,7 @@ def _cut(model: Any, options: Mapping[str, Any]) -> tuple[ExportedModel, ExportO
             f"{type(model).__name__}. "
             "Build it with zsseg_rt.models.from_official('zegclip', state_dict)."
         )
-    chosen = read_options(options, exporter.reads, f"architecture {architecture!r}")
+    export_options = read_options(options, exporter.reads, f"architecture {architecture!r}")
     devices = {parameter.device.type for parameter in model.parameters()}
     dtypes = {str(parameter.dtype) for parameter in model.parameters()}
     if devices != {"cpu"} or dtypes != {"torch.float32"}:
@@ -109,4 +109,4 @@ def _cut(model: Any, options: Mapping[str, Any]) -> tuple[ExportedModel, ExportO
             f"{', '.join(sorted(dtypes))} on {', '.join(sorted(devices))}. "
             "Call model.float().cpu() first."
         )
-    return exporter.export(model.eval(), chosen), chosen
+    return exporter.export(model.eval(), export_options), export_options

@@ -74,7 +74,7 @@ def image_network(
 
 
 def provenance() -> dict[str, Any]:
-    """What a manifest says about how its graphs were made."""
+    """The package and the operator set, for a manifest."""
     return {"package": f"zsseg_rt {zsseg_rt.__version__}", "opset": OPSET}
 
 

@@ -148,12 +148,12 @@ class ExportOptions:
     )
 
     def __post_init__(self) -> None:
-        given = self.precisions
-        is_list = isinstance(given, Sequence) and not isinstance(given, str)
-        if not is_list or not given or any(p not in GRAPH_PRECISIONS for p in given):
+        precisions = self.precisions
+        is_list = isinstance(precisions, Sequence) and not isinstance(precisions, str)
+        if not is_list or not precisions or any(p not in GRAPH_PRECISIONS for p in precisions):
             raise BundleError(
-                f"precisions: expected some of {', '.join(GRAPH_PRECISIONS)}, got {given!r}. The "
-                "command quantize adds int8 and fp8."
+                f"precisions: expected some of {', '.join(GRAPH_PRECISIONS)}, got {precisions!r}. "
+                "The command quantize adds int8 and fp8."
             )
         if self.window_batch not in WINDOW_BATCHES:
             raise ArgumentError(
@@ -188,10 +188,10 @@ ENCODER_OPTIONS = _read_by("all", "encoders")
 """Options that the exporter of foreign encoders reads."""
 
 
-def read_options(given: Mapping[str, Any], reads: Collection[str], exported: str) -> ExportOptions:
+def read_options(raw: Mapping[str, Any], reads: Collection[str], exported: str) -> ExportOptions:
     """Take options by name."""
     kinds: dict[str, Any] = {one.name: _KINDS.get(one.type) for one in fields(ExportOptions)}
-    for name in given:
+    for name in raw:
         if name not in kinds:
             hint = nearest(name, [option for option in kinds if option in reads])
             raise ArgumentError(f"{name}: expected an option of export, got an unknown one. {hint}")
@@ -200,8 +200,8 @@ def read_options(given: Mapping[str, Any], reads: Collection[str], exported: str
                 f"{name}: expected nothing for {exported}, whose exporter does not read it, got a "
                 "value. Leave it out."
             )
-        if kinds[name] is not None and isinstance(given[name], _PLAIN):
-            value = decode(kinds[name], given[name], name, ArgumentError)
+        if kinds[name] is not None and isinstance(raw[name], _PLAIN):
+            value = decode(kinds[name], raw[name], name, ArgumentError)
             for line in value.splitlines() if isinstance(value, str) else ():
                 check_plain_text(line, name)
-    return ExportOptions(**given)
+    return ExportOptions(**raw)

@@ -78,10 +78,10 @@ class TextSide:
         if self.encoder is None:
             return None
         if self.encoder.pieces is not None:
-            name, held = self.encoder.pieces
+            name, data = self.encoder.pieces
             path = folder / name
-            path.write_bytes(held)
-            self._tokenizer = TOKENIZERS[name](held, context_length=self.context_length)
+            path.write_bytes(data)
+            self._tokenizer = TOKENIZERS[name](data, context_length=self.context_length)
             return FileEntry.describe(path, folder)
         content = self._subset.tokenizer_json if self._subset else tokenizer_json()
         path = folder / "tokenizer.json"
@@ -128,13 +128,13 @@ class TextSide:
         embeds: npt.NDArray[np.float32] = _unit(
             _unit(features).reshape(len(names), len(templates), -1).mean(1)
         )
-        kept = min(len(tokens), _KEPT_PROMPTS)
+        count = min(len(tokens), _KEPT_PROMPTS)
         extra: dict[str, npt.NDArray[Any]] = {
-            "token_ids": tokens[:kept],
-            "prompt_embeds": features[:kept],
+            "token_ids": tokens[:count],
+            "prompt_embeds": features[:count],
         }
         if (table := self.encoder.rows) is not None:
-            extra["token_embeds"] = table[tokens[:kept]].astype(np.float16).astype(np.float32)
+            extra["token_embeds"] = table[tokens[:count]].astype(np.float16).astype(np.float32)
         return embeds, extra
 
     def embed_golden(
@@ -182,12 +182,12 @@ def clip_text_side(
     templates: Sequence[str] | None = None,
 ) -> TextSide:
     """The text side of a CLIP; without prompts of its own or given ones, CLIP's 80 for ImageNet."""
-    given = options.templates if templates is None else templates
+    prompts = options.templates if templates is None else templates
     return TextSide(
         options,
         embed_dim=embed_dim,
-        templates=imagenet_templates() if given is None else given,
-        template_set="imagenet-80" if given is None else "custom",
+        templates=imagenet_templates() if prompts is None else prompts,
+        template_set="imagenet-80" if prompts is None else "custom",
         tower=tower,
     )
 

@@ -153,8 +153,8 @@ class _Merging:
 def _number(vocab: Mapping[str, int], used: _Merging) -> dict[str, int]:
     """New numbers: the padding's token, known tokens in CLIP's order, markers, then the rest."""
     padding = next(token for token, number in vocab.items() if number == 0)
-    known = sorted(used.tokens - {padding}, key=vocab.__getitem__)
+    tokens = sorted(used.tokens - {padding}, key=vocab.__getitem__)
     letters = {token for token, number in vocab.items() if number < 512}  # merging starts from them
     rest = sorted(letters | used.symbols, key=vocab.__getitem__)
-    order = dict.fromkeys([padding, *known, START_OF_TEXT, END_OF_TEXT, *rest])
+    order = dict.fromkeys([padding, *tokens, START_OF_TEXT, END_OF_TEXT, *rest])
     return {token: number for number, token in enumerate(order)}

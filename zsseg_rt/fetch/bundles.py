@@ -53,24 +53,24 @@ def fetch_bundle(
         FetchError: The file cannot be had, or is not the published one.
         BundleError: The bundle disagrees with what it was made from.
     """
-    chosen, told = known_set(name), progress or Progress()
+    weights, progress = known_set(name), progress or Progress()
     place = bundle_place(name)
     with _alone():
         if place.exists() and not overwrite:
             _check_fetched(place, name)
-            told.say(f"{name} is here already: {place}")
+            progress.say(f"{name} is here already: {place}")
             return place
-        if chosen.architecture == "tips" and importlib.util.find_spec("sentencepiece") is None:
+        if weights.architecture == "tips" and importlib.util.find_spec("sentencepiece") is None:
             raise BackendUnavailableError(
                 "sentencepiece: expected to be installed to fetch and export, got nothing. "
                 f"Run: {install_command('tips')}"
             )
-        check_free_space(chosen, place.parent, 0)
-        found = find_checkpoints(chosen, told)
-        told.say("exporting the bundle in float32 and float16, then checking it")
-        _export(chosen, found, place, told)
+        check_free_space(weights, place.parent, 0)
+        checkpoints = find_checkpoints(weights, progress)
+        progress.say("exporting the bundle in float32 and float16, then checking it")
+        _export(weights, checkpoints, place, progress)
         size = sum(file.stat().st_size for file in place.iterdir())
-        told.say(f"wrote {place} ({megabytes(size)}). {_settle(found, keep_checkpoint)}")
+        progress.say(f"wrote {place} ({megabytes(size)}). {_settle(checkpoints, keep_checkpoint)}")
     return place
 
 
@@ -92,24 +92,24 @@ def _check_fetched(place: Path, name: str) -> None:
 
 
 def _export(
-    chosen: PretrainedSet, found: Sequence[Checkpoint], place: Path, told: Progress
+    weights: PretrainedSet, checkpoints: Sequence[Checkpoint], place: Path, progress: Progress
 ) -> None:
-    paths, size_hw = [checkpoint.path for checkpoint in found], (chosen.size, chosen.size)
+    paths, size_hw = [file.path for file in checkpoints], (weights.size, weights.size)
     options: dict[str, Any] = {
-        "source": ", ".join(checkpoint.origin for checkpoint in found),
-        "licence": chosen.licence,
+        "source": ", ".join(checkpoint.origin for checkpoint in checkpoints),
+        "licence": weights.licence,
         "overwrite": True,
     }
 
     def check(count: int, within: float = 0.0) -> None:
-        if abs(count - chosen.num_parameters) > within * chosen.num_parameters:
+        if abs(count - weights.num_parameters) > within * weights.num_parameters:
             raise CheckpointError(
-                f"{paths[0].name}: expected {chosen.num_parameters} numbers in the model, got "
+                f"{paths[0].name}: expected {weights.num_parameters} numbers in the model, got "
                 f"{count}."
             )
 
     try:
-        if chosen.architecture == "cat_seg":
+        if weights.architecture == "cat_seg":
             from zsseg_rt.export.architectures.cat_seg import export_cat_seg_file
 
             unread = ("logit_scale", "attn_mask")
@@ -121,7 +121,7 @@ def _export(
                 ),
                 **options,
             )
-        elif chosen.architecture == "tips":
+        elif weights.architecture == "tips":
             from zsseg_rt.export.architectures.tips import TipsSettings, export_tips_files
 
             vision, text, tokenizer = paths
@@ -131,51 +131,51 @@ def _export(
                 place,
                 TipsSettings(size_hw=size_hw),
                 # positions may be stored for another grid: less than 1 % of the numbers
-                check=lambda weights: check(weights.num_parameters, within=0.01),
-                on_progress=told.computed,
+                check=lambda tensors: check(tensors.num_parameters, within=0.01),
+                on_progress=progress.computed,
                 tokenizer=tokenizer,
-                space=chosen.clip,
+                space=weights.clip,
                 **options,
             )
         else:
-            _export_clip(chosen, paths, place, told, check, options)
+            _export_clip(weights, paths, place, progress, check, options)
     except CheckpointError as exc:
         raise FetchError(
-            f"{paths[0]}: expected the weights of {chosen.clip} {chosen.tag}, got a file "
-            f"that does not hold them: {exc} Remove it, then run: zsseg-rt fetch {chosen.name}"
+            f"{paths[0]}: expected the weights of {weights.clip} {weights.tag}, got a file "
+            f"that does not hold them: {exc} Remove it, then run: zsseg-rt fetch {weights.name}"
         ) from exc
 
 
 def _export_clip(
-    chosen: PretrainedSet,
+    weights: PretrainedSet,
     paths: Sequence[Path],
     place: Path,
-    told: Progress,
+    progress: Progress,
     check: Callable[[int], None],
     options: dict[str, Any],
 ) -> None:
     from zsseg_rt.export.clip_file import DenseHead, export_clip_file
     from zsseg_rt.torch_files.clip_space import describe_space
 
-    own = chosen.head.startswith("value")  # a space that is no CLIP's
-    size_hw = (chosen.size, chosen.size)
+    own = weights.head.startswith("value")  # a space that is no CLIP's
+    size_hw = (weights.size, weights.size)
     export_clip_file(
         paths[0],
         place,
-        DenseHead(head=chosen.head, size_hw=size_hw, activation=chosen.activation),
-        check=lambda weights: check(weights.num_parameters),
-        on_progress=told.computed,
-        space=chosen.clip if own else describe_space(chosen.tag, chosen.clip),
+        DenseHead(head=weights.head, size_hw=size_hw, activation=weights.activation),
+        check=lambda tensors: check(tensors.num_parameters),
+        on_progress=progress.computed,
+        space=weights.clip if own else describe_space(weights.tag, weights.clip),
         **options,
         **({"tokenizer": paths[1]} if len(paths) > 1 else {}),
     )
 
 
-def _settle(found: Sequence[Checkpoint], keep: bool) -> str:
-    size = megabytes(sum(checkpoint.path.stat().st_size for checkpoint in found))
-    if keep or not all(checkpoint.ours for checkpoint in found):
-        place = found[0].path
-        return f"The weights ({size}) stay in {place if len(found) == 1 else place.parent}."
-    for checkpoint in found:
+def _settle(checkpoints: Sequence[Checkpoint], keep: bool) -> str:
+    size = megabytes(sum(checkpoint.path.stat().st_size for checkpoint in checkpoints))
+    if keep or not all(checkpoint.ours for checkpoint in checkpoints):
+        place = checkpoints[0].path
+        return f"The weights ({size}) stay in {place if len(checkpoints) == 1 else place.parent}."
+    for checkpoint in checkpoints:
         checkpoint.remove()
     return f"The downloaded weights ({size}) were removed; --keep-checkpoint keeps them."

@@ -40,39 +40,39 @@ class Checkpoint:
         _record_of(self.path).unlink(missing_ok=True)
 
 
-def find_checkpoints(chosen: PretrainedSet, progress: Progress) -> list[Checkpoint]:
+def find_checkpoints(weights: PretrainedSet, progress: Progress) -> list[Checkpoint]:
     """All files of a set that needs all of them, else the one that there is."""
-    wanted = [(file,) for file in chosen.files] if chosen.all_files else [chosen.files]
-    return [find_checkpoint(replace(chosen, files=files), progress) for files in wanted]
+    wanted = [(file,) for file in weights.files] if weights.all_files else [weights.files]
+    return [find_checkpoint(replace(weights, files=files), progress) for files in wanted]
 
 
-def find_checkpoint(chosen: PretrainedSet, progress: Progress) -> Checkpoint:
+def find_checkpoint(weights: PretrainedSet, progress: Progress) -> Checkpoint:
     """The weights file: put there by hand, in the Hugging Face cache, or downloaded now."""
-    folder = checkpoint_folder(chosen.repository)
-    for file in chosen.files:
+    folder = checkpoint_folder(weights.repository)
+    for file in weights.files:
         if (folder / Path(file).name).is_file():
-            return _local(chosen, file, folder / Path(file).name, progress)
-    for copy, sha256 in cached_copies(chosen.repository, chosen.files, chosen.revision):
-        if sha256_of(copy) == chosen.sha256.get(copy.name, sha256):
+            return _local(weights, file, folder / Path(file).name, progress)
+    for copy, sha256 in cached_copies(weights.repository, weights.files, weights.revision):
+        if sha256_of(copy) == weights.sha256.get(copy.name, sha256):
             progress.say(f"using {copy}, which the Hugging Face cache has")
-            return Checkpoint(path=copy, origin=f"{chosen.repository} {copy.name}", ours=False)
+            return Checkpoint(path=copy, origin=f"{weights.repository} {copy.name}", ours=False)
         progress.say(f"{copy} in the Hugging Face cache is damaged and not used")
     try:
-        remote = look_up(chosen.repository, chosen.files, chosen.revision)
+        remote = look_up(weights.repository, weights.files, weights.revision)
     except HubError as exc:
-        size = f"about {megabytes(chosen.weight_bytes)}"
-        raise _by_hand(chosen, chosen.files[0], size, str(exc)) from exc
-    pinned = _pinned(chosen, remote)
+        size = f"about {megabytes(weights.weight_bytes)}"
+        raise _by_hand(weights, weights.files[0], size, str(exc)) from exc
+    pinned = _pinned(weights, remote)
     if remote.sha256 not in (None, pinned.sha256):
         raise FetchError(
-            f"{chosen.name}: expected {remote.file} with the sha256 {str(pinned.sha256)[:12]}..., "
+            f"{weights.name}: expected {remote.file} with the sha256 {str(pinned.sha256)[:12]}..., "
             f"which is known, got {str(remote.sha256)[:12]}... from the hub. "
             "Nothing was downloaded. If HF_ENDPOINT names a mirror, try without it; else report it."
         )
-    return _download(chosen, pinned, folder / Path(remote.file).name, progress)
+    return _download(weights, pinned, folder / Path(remote.file).name, progress)
 
 
-def check_free_space(chosen: PretrainedSet, folder: Path, download_bytes: int) -> None:
+def check_free_space(weights: PretrainedSet, folder: Path, download_bytes: int) -> None:
     """Refuse to begin what the disk cannot hold."""
     problem = why_unwritable(folder)
     if problem:
@@ -81,7 +81,7 @@ def check_free_space(chosen: PretrainedSet, folder: Path, download_bytes: int) -
             "Set ZSSEG_HOME to another one."
         )
     existing = next(one for one in (folder, *folder.parents) if one.is_dir())
-    needed = download_bytes + int(_BUNDLE_PER_WEIGHTS * chosen.weight_bytes)
+    needed = download_bytes + int(_BUNDLE_PER_WEIGHTS * weights.weight_bytes)
     free = shutil.disk_usage(existing).free
     if free < needed:
         raise FetchError(
@@ -95,49 +95,49 @@ def megabytes(count: int) -> str:
     return f"{count / 1e6:.0f} MB" if count >= 1e7 else f"{count / 1e6:.2f} MB"
 
 
-def _local(chosen: PretrainedSet, file: str, path: Path, progress: Progress) -> Checkpoint:
+def _local(weights: PretrainedSet, file: str, path: Path, progress: Progress) -> Checkpoint:
     """A file that lies where downloads go: compared with its note, or else with the hub."""
     record = _read_record(path)
-    known = record or _ask_about(chosen, file, path, progress)
-    known = known and _pinned(chosen, known)
-    if known is not None:
-        _compare(path, known, f"Remove {path}, then run: zsseg-rt fetch {chosen.name}")
+    published = record or _ask_about(weights, file, path, progress)
+    published = published and _pinned(weights, published)
+    if published is not None:
+        _compare(path, published, f"Remove {path}, then run: zsseg-rt fetch {weights.name}")
     progress.say(f"using {path}")
-    where = known.commit[:12] if known else "put there by hand"
-    origin = f"{chosen.repository} {path.name} ({where})"
+    where = published.commit[:12] if published else "put there by hand"
+    origin = f"{weights.repository} {path.name} ({where})"
     return Checkpoint(path=path, origin=origin, ours=record is not None)
 
 
-def _pinned(chosen: PretrainedSet, remote: RemoteFile) -> RemoteFile:
+def _pinned(weights: PretrainedSet, remote: RemoteFile) -> RemoteFile:
     """The file with the SHA-256 that is known here, if it is."""
-    return replace(remote, sha256=chosen.sha256.get(remote.file, remote.sha256))
+    return replace(remote, sha256=weights.sha256.get(remote.file, remote.sha256))
 
 
 def _ask_about(
-    chosen: PretrainedSet, file: str, path: Path, progress: Progress
+    weights: PretrainedSet, file: str, path: Path, progress: Progress
 ) -> RemoteFile | None:
-    if sha256 := chosen.sha256.get(path.name):
+    if sha256 := weights.sha256.get(path.name):
         return RemoteFile(
-            repository=chosen.repository, file=path.name, commit=chosen.revision, sha256=sha256
+            repository=weights.repository, file=path.name, commit=weights.revision, sha256=sha256
         )
     try:
-        return look_up(chosen.repository, [file], chosen.revision)
+        return look_up(weights.repository, [file], weights.revision)
     except HubError as exc:
         progress.say(f"{path} cannot be compared with the published file: {exc}")
         return None
 
 
 def _download(
-    chosen: PretrainedSet, remote: RemoteFile, path: Path, progress: Progress
+    weights: PretrainedSet, remote: RemoteFile, path: Path, progress: Progress
 ) -> Checkpoint:
     partial = _partial_of(path, remote)
     done = _length(partial)
     size = remote.size or 0
-    check_free_space(chosen, path.parent, max(0, size - done))
+    check_free_space(weights, path.parent, max(0, size - done))
     rest = f", {megabytes(done)} of which are here from an earlier try" if done else ""
     progress.say(
-        f"downloading {address_of(remote.repository, remote.file, chosen.revision)} "
-        f"({size} bytes{rest}; licence: {chosen.licence})"
+        f"downloading {address_of(remote.repository, remote.file, weights.revision)} "
+        f"({size} bytes{rest}; licence: {weights.licence})"
     )
     while True:  # after broken connections, as long as more comes
         before = _length(partial)
@@ -147,10 +147,10 @@ def _download(
         except HubError as exc:
             if (came := _length(partial)) > before:
                 continue
-            kept = f" after {came} bytes, which are kept; run again to continue" if came else ""
-            raise _by_hand(chosen, remote.file, f"{size} bytes", f"{exc}{kept}") from exc
+            so_far = f" after {came} bytes, which are kept; run again to continue" if came else ""
+            raise _by_hand(weights, remote.file, f"{size} bytes", f"{exc}{so_far}") from exc
     try:
-        _compare(partial, remote, f"It was removed. Run again: zsseg-rt fetch {chosen.name}")
+        _compare(partial, remote, f"It was removed. Run again: zsseg-rt fetch {weights.name}")
     except FetchError:
         partial.unlink(missing_ok=True)
         raise
@@ -159,7 +159,7 @@ def _download(
             os.fsync(stream.fileno())
         partial.replace(path)
         write_whole(_record_of(path), json.dumps(asdict(remote), indent=2).encode())
-    origin = f"{chosen.repository} {path.name} ({remote.commit[:12]})"
+    origin = f"{weights.repository} {path.name} ({remote.commit[:12]})"
     return Checkpoint(path=path, origin=origin, ours=True)
 
 
@@ -191,23 +191,23 @@ def _compare(path: Path, expected: RemoteFile, remedy: str) -> None:
         raise FetchError(f"{path}: expected {expected.size} bytes, got {size}. {remedy}")
     if expected.sha256 is None:
         return
-    found = sha256_of(path)
-    if found != expected.sha256:
+    sha256 = sha256_of(path)
+    if sha256 != expected.sha256:
         raise FetchError(
             f"{path}: expected the published file, whose sha256 is {expected.sha256[:12]}..., got "
-            f"{found[:12]}.... {remedy}"
+            f"{sha256[:12]}.... {remedy}"
         )
 
 
-def _by_hand(chosen: PretrainedSet, file: str, size: str, problem: str) -> FetchError:
+def _by_hand(weights: PretrainedSet, file: str, size: str, problem: str) -> FetchError:
     """How to go on without the network, in one line."""
-    folder = checkpoint_folder(chosen.repository)
+    folder = checkpoint_folder(weights.repository)
     with suppress(OSError):  # so that the file can be put there
         folder.mkdir(parents=True, exist_ok=True)
     return FetchError(
-        f"{chosen.name}: expected to download {file} ({size}) from "
-        f"{address_of(chosen.repository, file, chosen.revision)}, got {problem}. To do it by "
-        f"hand, put the file into {folder}, then run: zsseg-rt fetch {chosen.name}"
+        f"{weights.name}: expected to download {file} ({size}) from "
+        f"{address_of(weights.repository, file, weights.revision)}, got {problem}. To do it by "
+        f"hand, put the file into {folder}, then run: zsseg-rt fetch {weights.name}"
     )
 
 
@@ -333,10 +333,10 @@ def cached_copies(
 
     for file in () if is_address(repository) else files:
         name, kind = _place(repository)
-        found = try_to_load_from_cache(name, file, revision=revision, repo_type=kind)
-        blob = Path(found).resolve() if isinstance(found, str) else None
+        copy = try_to_load_from_cache(name, file, revision=revision, repo_type=kind)
+        blob = Path(copy).resolve() if isinstance(copy, str) else None
         if blob is not None and blob.is_file() and _SHA256.fullmatch(blob.name):
-            yield Path(str(found)), blob.name
+            yield Path(str(copy)), blob.name
 
 
 def _place(repository: str) -> tuple[str, str | None]:
@@ -366,32 +366,29 @@ def _look_up_one(repository: str, file: str, revision: str) -> RemoteFile:
     plain = is_address(repository)
     with _errors_as_phrases():
         # a login is for the hub alone
-        told = get_hf_file_metadata(
+        metadata = get_hf_file_metadata(
             _url(repository, file, revision), token=False if plain else None
         )
-    commit, etag = told.commit_hash or "", told.etag or ""
+    commit, etag = metadata.commit_hash or "", metadata.etag or ""
     if plain:
-        commit = hashlib.sha256(f"{etag} {told.size}".encode()).hexdigest()[:40]
+        commit = hashlib.sha256(f"{etag} {metadata.size}".encode()).hexdigest()[:40]
     if not _COMMIT.fullmatch(commit):
         raise HubError("an answer that does not come from a Hugging Face Hub")
     if _COMMIT.fullmatch(revision) and commit != revision and not plain:
         raise HubError(f"commit {commit[:12]} for the pinned {revision[:12]}")
-    if told.size is None:
+    if metadata.size is None:
         raise HubError("an answer without a size, not a file")
     return RemoteFile(
         repository=repository,
         file=file,
         commit=commit,
-        size=told.size,
+        size=metadata.size,
         sha256=etag if _SHA256.fullmatch(etag) and not plain else None,
     )
 
 
 class _Counted:
-    """A file that tells how long it is, and takes no more than it may hold.
-
-    Errors of the disk keep apart from those of the network.
-    """
+    """A file of bounded length that tells it, and keeps errors of the disk apart."""
 
     def __init__(
         self, stream: IO[bytes], path: Path, most: int, on_bytes: Callable[[int], None]

@@ -149,8 +149,8 @@ def slide_predict(
     """
     own: Any = model if hasattr(model, "slide_views") else None
     usual = own.windows if own else SlideSettings(short_side=512, crop_size=512, stride=426)
-    given = {"short_side": short_side, "crop_size": crop_size, "stride": stride}
-    windows = replace(usual, **{k: v for k, v in given.items() if v is not None})
+    sizes = {"short_side": short_side, "crop_size": crop_size, "stride": stride}
+    windows = replace(usual, **{k: v for k, v in sizes.items() if v is not None})
     if own:
         scores: Tensor = own.slide_views(rgb, text_embeds, windows)
         return scores
@@ -290,9 +290,9 @@ class SegmentationModel(nn.Module, ABC):
         changes: dict[str, Any] = {"seen_classes": tuple(rows)}
         if self_trained is not None:
             changes["self_trained"] = self_trained
-        known = {field.name for field in fields(self.config)}
+        names = {field.name for field in fields(self.config)}
         twin = copy.copy(self)
-        twin.config = replace(self.config, **{k: v for k, v in changes.items() if k in known})
+        twin.config = replace(self.config, **{k: v for k, v in changes.items() if k in names})
         return twin
 
 

@@ -109,12 +109,12 @@ def create_model(architecture: str, **config: Any) -> SegmentationModel:
     architecture = current_name(architecture)
     builder = find_builder(architecture, official=False)
     config = dict(schema.up_to_date(ARCHITECTURES[architecture].config, config))
-    known = schema.setting_names(builder) or []
+    settings = schema.setting_names(builder) or []
     for name in config:
-        if name not in known:
+        if name not in settings:
             raise ArgumentError(
                 f"{name}: expected a setting of {architecture}, got an unknown one. "
-                f"{schema.nearest(name, known)}"
+                f"{schema.nearest(name, settings)}"
             )
     model: SegmentationModel = builder(**config).build()
     return model
@@ -126,13 +126,13 @@ def find_builder(architecture: str, *, official: bool) -> Builder:
     Its signature lists the architecture's settings.
     """
     builders = {
-        name: known.from_official if official else known.create
-        for name, known in ARCHITECTURES.items()
+        name: entry.from_official if official else entry.create
+        for name, entry in ARCHITECTURES.items()
     }
     builder = builders.get(architecture)
     if builder is None:
-        known = ", ".join(name for name, builder in builders.items() if builder is not None)
+        names = ", ".join(name for name, builder in builders.items() if builder is not None)
         raise CheckpointError(
-            f"architecture: expected one of {known}, got '{architecture}'. Check the spelling."
+            f"architecture: expected one of {names}, got '{architecture}'. Check the spelling."
         )
     return builder

@@ -102,15 +102,15 @@ def read_cat_seg(path: Path, clip: Mapping[str, Array] | None = None) -> dict[st
     if clip is None or DIFFERS_FROM not in notes:
         return own
     keys = notes.get(_KEYS, "").split()
-    taken = {key: clip[key] for key in keys if key in clip}
+    shared = {key: clip[key] for key in keys if key in clip}
     expected = notes.get(_HASH, "")
-    if len(taken) < len(keys) or _sha256(taken) != expected:
+    if len(shared) < len(keys) or _sha256(shared) != expected:
         raise CheckpointError(
             f"clip: expected {notes[DIFFERS_FROM][:80]}, of which {path.name} lacks {len(keys)} "
             f"tensors with SHA-256 {expected[:12]}, got other weights. Pass that CLIP, as a file "
             "of any kind."
         )
-    return taken | own
+    return shared | own
 
 
 def check_cat_seg(tensors: Mapping[str, Array], name: str) -> tuple[dict[str, Array], int]:

@@ -122,9 +122,9 @@ class Sizes:
         """The number of layers ``{prefix}0.``, ``{prefix}1.``, and so on; at least one."""
         return max(1, self._file.depth(prefix))
 
-    def heads(self, name: str, given: int | None, width: int) -> int:
+    def heads(self, name: str, num_heads: int | None, width: int) -> int:
         """The number of heads: as given, or one per 64 channels."""
-        return divisor(name, given, width)
+        return divisor(name, num_heads, width)
 
 
 def load_weights(

@@ -63,18 +63,18 @@ ln_post. W
 class Tower(Mapping[str, Array]):
     """Tensors by key; those of a file are read from it whenever they are asked for."""
 
-    def __init__(self, kept: Mapping[str, Any]) -> None:
-        self.kept = kept
+    def __init__(self, tensors: Mapping[str, Any]) -> None:
+        self.tensors = tensors
 
     def __getitem__(self, key: str) -> Array:
-        value = self.kept[key]
+        value = self.tensors[key]
         return value if has_many_rows(value) else whole(value)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.kept)
+        return iter(self.tensors)
 
     def __len__(self) -> int:
-        return len(self.kept)
+        return len(self.tensors)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,10 +107,10 @@ class ClipTensors:
     @property
     def num_parameters(self) -> int:
         """Numbers in both towers."""
-        return sum(part.size for tower in (self.visual, self.text) for part in tower.kept.values())
+        return sum(part.size for one in (self.visual, self.text) for part in one.tensors.values())
 
     def known_activation(self) -> str | None:
-        """What the MLPs use; None if nothing says so.
+        """The MLPs' activation; None if nothing says so.
 
         Files beside the weights say it, or the sizes: TinyCLIP's have ``"gelu"``. OpenAI's sizes
         with weights that float16 holds exactly, as OpenAI published them, have ``"quick_gelu"``.

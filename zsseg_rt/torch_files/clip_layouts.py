@@ -127,7 +127,7 @@ def as_clip(tensors: MutableMapping[str, Array], name: str) -> dict[str, Array]:
 
 
 def _later(shape: tuple[int, ...], make: Callable[..., Array], parts: Sequence[Any]) -> Any:
-    """What is made of arrays: at once, or later if one of them is a later one."""
+    """Make an array of others: at once, or later if one of them is a later one."""
 
     def array() -> Array:
         return np.ascontiguousarray(make(*map(whole, parts)))
@@ -136,7 +136,7 @@ def _later(shape: tuple[int, ...], make: Callable[..., Array], parts: Sequence[A
 
 
 class Settings(NamedTuple):
-    """What files beside a weights file say; None and empty: nothing."""
+    """Settings from files beside a weights file; None and empty: not said."""
 
     activation: str | None = None
     num_heads: int | None = None
@@ -156,7 +156,7 @@ _MOST_BYTES = 1 << 20
 
 
 def settings_beside(path: Path, sizes: Mapping[str, tuple[int, int]]) -> Settings:
-    """What ``config.json`` and ``preprocessor_config.json``, or open_clip's file, say.
+    """Read ``config.json`` and ``preprocessor_config.json``, or open_clip's file.
 
     ``sizes`` are width and blocks of the towers ``vision`` and ``text``. A file called
     ``open_clip_...`` is open_clip's: some repositories hold both.

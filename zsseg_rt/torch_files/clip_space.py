@@ -30,8 +30,8 @@ def describe_space(source: str | Path, architecture: str = "ViT-B-16") -> str:
         return SPACE
     if path.is_file():
         digest = sha256_of(path)
-        known = _OPENAI_FILES.get(digest)
-        return _openai_name(known) if known else f"CLIP {_file_name(path, digest)}"
+        name = _OPENAI_FILES.get(digest)
+        return _openai_name(name) if name else f"CLIP {_file_name(path, digest)}"
     if str(source) == "openai":
         return _openai_name(architecture.removesuffix("-quickgelu"))
     return f"CLIP {architecture} {source}"
@@ -48,8 +48,8 @@ def _file_name(path: Path, digest: str) -> str:
 
 def _openai_name(architecture: str) -> str:
     """OpenAI's spelling of open_clip's name."""
-    found = re.fullmatch(r"(ViT-\w)-(\d+)(?:-(\d+))?", architecture)
-    if found is None:
+    match = re.fullmatch(r"(ViT-\w)-(\d+)(?:-(\d+))?", architecture)
+    if match is None:
         return f"OpenAI CLIP {architecture}"
-    size, patch, side = found.groups()
+    size, patch, side = match.groups()
     return f"OpenAI CLIP {size}/{patch}" + (f"@{side}px" if side else "")

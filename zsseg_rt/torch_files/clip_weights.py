@@ -82,10 +82,10 @@ def load_clip(
         return _load_tag(str(source), architecture)
     weights = _sorted(read_clip_arrays(path), "gelu", path.name)
     towers: dict[str, Any] = {"vision": weights.visual, "text": weights.text}
-    known = settings_beside(path, {name: tower_sizes(tower) for name, tower in towers.items()})
+    settings = settings_beside(path, {name: tower_sizes(tower) for name, tower in towers.items()})
     if activation is None and is_torchscript(path):
         activation = "quick_gelu"
-    activation = activation or cast(Any, known.activation)
+    activation = activation or cast(Any, settings.activation)
     if activation is None:
         raise CheckpointError(
             "activation: expected 'quick_gelu' or 'gelu', got None. A state_dict does not say; "
@@ -94,18 +94,18 @@ def load_clip(
     return replace(
         weights,
         activation=activation,
-        num_heads=known.num_heads if num_heads is None else num_heads,
-        text_heads=known.text_heads if text_heads is None else text_heads,
+        num_heads=settings.num_heads if num_heads is None else num_heads,
+        text_heads=settings.text_heads if text_heads is None else text_heads,
     )
 
 
 def _load_tag(tag: str, architecture: str) -> ClipWeights:
     open_clip = _import_open_clip()
-    known = open_clip.list_pretrained_tags_by_model(architecture)
-    if tag not in known:
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    if tag not in tags:
         raise CheckpointError(
             f"source: expected a file or a pretrained tag of {architecture} "
-            f"({', '.join(known) or 'which open_clip does not know'}), got '{tag}'. "
+            f"({', '.join(tags) or 'which open_clip does not know'}), got '{tag}'. "
             "Check the spelling."
         )
     try:
@@ -120,8 +120,8 @@ def _load_tag(tag: str, architecture: str) -> ClipWeights:
 def random_clip(architecture: str = "ViT-B-16") -> ClipWeights:
     """Untrained weights by open_clip's own initialisation, from torch's global generator."""
     open_clip = _import_open_clip()
-    known = architecture in open_clip.list_models()
-    config = open_clip.get_model_config(architecture) if known else {}
+    exists = architecture in open_clip.list_models()
+    config = open_clip.get_model_config(architecture) if exists else {}
     layers = config.get("vision_cfg", {}).get("layers")
     if not isinstance(layers, int) or "hf_model_name" in config["text_cfg"]:
         raise CheckpointError(

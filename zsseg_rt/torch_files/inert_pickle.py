@@ -238,10 +238,10 @@ class Machine:
             return arguments[0]
         if name == "collections.OrderedDict":
             pairs = arguments[0] if arguments else []
-            made: dict[Any, Any] = {}
+            mapping: dict[Any, Any] = {}
             self._spend(len(pairs))
-            self._put(made, [part for pair in pairs for part in _parts(pair, most=2)])
-            return made
+            self._put(mapping, [part for pair in pairs for part in _parts(pair, most=2)])
+            return mapping
         return Instance(name)
 
     def _op_newobj(self, _: Any) -> None:
@@ -258,10 +258,10 @@ class Machine:
             target.attributes = state if isinstance(state, dict) else None
 
 
-def _parts(given: Any, *, most: int) -> tuple[Any, ...] | list[Any]:
-    if not isinstance(given, (tuple, list)) or len(given) > most:
+def _parts(values: Any, *, most: int) -> tuple[Any, ...] | list[Any]:
+    if not isinstance(values, (tuple, list)) or len(values) > most:
         raise pickle.UnpicklingError("a description that makes no sense")
-    return given
+    return values
 
 
 def _stored_tensor(

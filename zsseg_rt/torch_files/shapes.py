@@ -105,13 +105,12 @@ class Checked:
         pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
         return len({match[1] for key in self.tensors if (match := pattern.match(key))})
 
-    def check(self, table: str, **known: int) -> dict[str, int]:
+    def check(self, table: str, **sizes: int) -> dict[str, int]:
         """Refuse other keys and shapes than a table's, what is not float32, NaN and infinity.
 
-        Rows that stay in their file are checked when they are written. ``known`` are letters'
-        sizes that no row says.
+        Rows that stay in their file are checked when they are written. ``sizes`` are those
+        of letters that no row says.
         """
-        sizes = dict(known)
         shapes: dict[str, tuple[int, ...]] = {}
         for key, row in self._rows(table):
             if letters := [one for one in row if one.isalpha() and one not in sizes]:

@@ -78,9 +78,9 @@ class TipsTensors:
     @property
     def num_parameters(self) -> int:
         """Numbers in the authors' files, LayerScale and the unused mask token included."""
-        held = sum(part.size for tower in (self.visual, self.text) for part in tower.values())
+        count = sum(part.size for tower in (self.visual, self.text) for part in tower.values())
         scaled = sum(key.endswith("_proj.bias") for key in self.visual)  # two in each block
-        return held + self.width * (scaled + 1)
+        return count + self.width * (scaled + 1)
 
     @property
     def grid_side(self) -> int:
@@ -103,7 +103,7 @@ def sort_tips(
 ) -> TipsTensors:
     """Check official keys and shapes, and sort them under CLIP's names."""
     vision, text = _arrays(vision), _arrays(text)
-    given = {key: value for key, value in text.items() if key != "temperature"}
+    tower = {key: value for key, value in text.items() if key != "temperature"}
     image = Checked(tensors=vision, where=names[0], what=_WHAT, remedy=_REMEDY)
     if any(".mlp.w12." in key for key in vision):
         raise CheckpointError(
@@ -113,21 +113,21 @@ def sort_tips(
         )
     sizes = image.check(_VISION)
     image.check_square("pos_embed", sizes["R"])
-    if given:
-        words = Checked(tensors=given, where=names[1], what=_WHAT, remedy=_REMEDY)
+    if tower:
+        words = Checked(tensors=tower, where=names[1], what=_WHAT, remedy=_REMEDY)
         rows = TEXT_TOWER.splitlines()
         missing = ("positional_embedding", "text_projection")
         words.check("\n".join(row for row in rows if not row.startswith(missing)), T=sizes["W"])
     return TipsTensors(
         visual=_renamed(vision),
-        text=given,
+        text=tower,
         temperature=_temperature(text["temperature"], names[1]) if "temperature" in text else None,
     )
 
 
-def heads_of(name: str, given: int | None, width: int) -> int:
+def heads_of(name: str, num_heads: int | None, width: int) -> int:
     """Attention heads of a tower: as given, or the published number."""
-    return divisor(name, _HEADS.get(width) if given is None else given, width)
+    return divisor(name, _HEADS.get(width) if num_heads is None else num_heads, width)
 
 
 def _arrays(tensors: Mapping[str, Any]) -> dict[str, Array]:
@@ -154,12 +154,12 @@ def _read(path: Path) -> dict[str, Array]:
 
 
 def _temperature(value: Any, name: str) -> float:
-    found = np.asarray(value)
-    if found.size != 1 or found.dtype.kind != "f" or not 0 < float(found.reshape(())) < math.inf:
+    number = np.asarray(value)
+    if number.size != 1 or number.dtype.kind != "f" or not 0 < float(number.reshape(())) < math.inf:
         raise CheckpointError(
             f"{name}: temperature: expected one number above 0, got {str(value)[:60]}. {_REMEDY}"
         )
-    return float(found.reshape(()))
+    return float(number.reshape(()))
 
 
 _NAMES = (
@@ -176,18 +176,18 @@ _NAMES = (
 
 def _renamed(vision: Mapping[str, Array]) -> dict[str, Array]:
     """CLIP's names; LayerScale multiplies the rows of the projections before it."""
-    made = {
+    tensors = {
         "class_embedding": vision["cls_token"][0, 0],
         "positional_embedding": vision["pos_embed"][0],
         "register_embedding": vision["register_tokens"][0, 0],
     }
     for key, value in vision.items():
-        found = re.match(r"(blocks\.\d+)\.(attn\.proj|mlp\.fc2)\.", key)
-        if found:
-            scale = vision[f"{found[1]}.ls{1 if found[2] == 'attn.proj' else 2}.gamma"]
+        match = re.match(r"(blocks\.\d+)\.(attn\.proj|mlp\.fc2)\.", key)
+        if match:
+            scale = vision[f"{match[1]}.ls{1 if match[2] == 'attn.proj' else 2}.gamma"]
             value = value * (scale if value.ndim == 1 else scale[:, None])
         if re.match(r"(patch_embed|norm|blocks)\.", key) and not key.endswith(".gamma"):
             for pattern, name in _NAMES:
                 key = re.sub(pattern, name, key)
-            made[key] = value
-    return made
+            tensors[key] = value
+    return tensors

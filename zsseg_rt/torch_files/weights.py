@@ -270,7 +270,7 @@ _KINDS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def read_safetensors(path: Path, *, later: bool = False) -> dict[str, tuple[Any, str]]:
-    """What :func:`read_weights` returns, of a ``.safetensors`` file.
+    """Read a ``.safetensors`` file as :func:`read_weights` does.
 
     With ``later``, floats stay in the file as :class:`FileRows`.
     """
@@ -351,33 +351,33 @@ def unwrap(weights: Mapping[str, _T], name: str = "state_dict") -> dict[str, _T]
 
     What lies beside wrapped weights, such as a loss's, is left out; the log names it.
     """
-    found = {_ANYWHERE.sub("", key): value for key, value in weights.items()}
+    tensors = {_ANYWHERE.sub("", key): value for key, value in weights.items()}
     while True:
-        counts = {p: sum(key.startswith(p) for key in found) for p in _IN_FRONT}
+        counts = {p: sum(key.startswith(p) for key in tensors) for p in _IN_FRONT}
         prefix = max(counts, key=lambda p: counts[p])
-        if 2 * counts[prefix] < len(found) or not counts[prefix]:
-            return found
-        beside = [key for key in found if not key.startswith(prefix)]
+        if 2 * counts[prefix] < len(tensors) or not counts[prefix]:
+            return tensors
+        beside = [key for key in tensors if not key.startswith(prefix)]
         beside = [key for key in beside if not _NO_WEIGHT.fullmatch(key)]
         if beside:
             _log.warning(
                 "%s: the weights are those under %r; %d others are left out: %s",
                 name, prefix, len(beside), some(beside),
             )  # fmt: skip
-        found = {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
+        tensors = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def _find(content: Any, name: str) -> dict[str, StoredTensor]:
-    found = _state_dict_in(content, _MAX_DEPTH)
-    if found is None:
+    state_dict = _state_dict_in(content, _MAX_DEPTH)
+    if state_dict is None:
         kind = {StoredTensor: "a tensor", Instance: "another object"}.get(type(content))
         raise CheckpointError(
             f"{name}: expected a state_dict, got {kind or type(content).__name__}"
             f"{_listed(content)}. Save the model's state_dict()."
         )
-    tensors = {key: value for key, value in found.items() if isinstance(value, StoredTensor)}
+    tensors = {key: value for key, value in state_dict.items() if isinstance(value, StoredTensor)}
     others = {
-        k: v for k, v in found.items() if k not in tensors and not _NO_WEIGHT.fullmatch(str(k))
+        k: v for k, v in state_dict.items() if k not in tensors and not _NO_WEIGHT.fullmatch(str(k))
     }
     if others or not all(isinstance(key, str) for key in tensors):
         raise CheckpointError(
@@ -402,13 +402,13 @@ def _state_dict_in(content: Any, depth: int) -> Mapping[Any, Any] | None:
         return None
     for holder in _HOLDERS:
         if isinstance(inner := content.get(holder), Mapping):
-            found = _state_dict_in(inner, depth - 1)
-            if found is not None:
-                return found
+            state_dict = _state_dict_in(inner, depth - 1)
+            if state_dict is not None:
+                return state_dict
     if any(isinstance(value, StoredTensor) for value in content.values()):
         return content
     inside = [_state_dict_in(value, 1) for value in content.values()]
-    there = [found for found in inside if found is not None]
+    there = [state_dict for state_dict in inside if state_dict is not None]
     return there[0] if len(there) == 1 else None
 
 

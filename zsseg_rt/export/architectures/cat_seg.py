@@ -56,15 +56,15 @@ def export_cat_seg_file(
 ) -> Path:
     """Write a bundle of an official checkpoint of CAT-Seg B, without torch."""
     file = Path(file)
-    chosen = read_options({"source": file.name} | options, COMMON_OPTIONS, "cat_seg")
+    export_options = read_options({"source": file.name} | options, COMMON_OPTIONS, "cat_seg")
 
     def make() -> ExportedModel:
         official = read_cat_seg(file, clip)
         network, text = _read_network(official, file.name)
         check(official)
-        return _cut(network, text, chosen, PADDING, MOST_CLASSES)
+        return _cut(network, text, export_options, PADDING, MOST_CLASSES)
 
-    return write_model_bundle(Path(path), make, chosen)
+    return write_model_bundle(Path(path), make, export_options)
 
 
 def _read_network(official: Tensors, name: str) -> tuple[CatSegNetwork, WrittenText | None]:
@@ -86,7 +86,14 @@ def _read_network(official: Tensors, name: str) -> tuple[CatSegNetwork, WrittenT
 
 
 def export_cat_seg(model: Any, options: ExportOptions) -> ExportedModel:
-    """Cut a CAT-Seg in torch into a bundle's parts."""
+    """Cut a CAT-Seg in torch into a bundle's parts.
+
+    Graphs and tensors: ``image_encoder``: ``image`` [1, 3, v, v] to ``patch_embeds`` [1, N, D],
+    ``spatial`` [8, N, h], ``near_map`` and ``far_map``; ``head``: these, ``text_embeds``
+    [classes, D], ``class_halves`` [classes, 4 h] and ``padding`` [1] to ``mask_logits``
+    [1, classes, 4 g, 4 g]; ``head_1`` to ``head_3``: the same for vocabularies in several parts,
+    cut where classes meet. See :mod:`zsseg_rt.networks.cat_seg`.
+    """
     if options.size_hw not in (None, model.size_hw):
         raise ArgumentError(
             f"size_hw: expected None or {model.size_hw} for cat_seg, whose windows fit one size, "
@@ -99,14 +106,7 @@ def export_cat_seg(model: Any, options: ExportOptions) -> ExportedModel:
 def _cut(
     network: CatSegNetwork, tower: Any, options: ExportOptions, padding: int, most: int | None
 ) -> ExportedModel:
-    """A bundle's parts; the engine looks at the whole frame once.
-
-    Graphs and tensors: ``image_encoder``: ``image`` [1, 3, v, v] to ``patch_embeds`` [1, N, D],
-    ``spatial`` [8, N, h], ``near_map`` and ``far_map``; ``head``: these, ``text_embeds``
-    [classes, D], ``class_halves`` [classes, 4 h] and ``padding`` [1] to ``mask_logits``
-    [1, classes, 4 g, 4 g]; ``head_1`` to ``head_3``: the same for vocabularies in several parts,
-    cut where classes meet. See :mod:`zsseg_rt.networks.cat_seg`.
-    """
+    """A bundle's parts; the engine looks at the whole frame once."""
     _refuse_other_towers(tower, options)
     text = TextSide(
         options,
@@ -168,9 +168,8 @@ def network_of(model: Any) -> CatSegNetwork:
 
 def _refuse_other_towers(tower: Any, options: ExportOptions) -> None:
     """CLIP's own text tower has the same width, but the fine-tuned image tower left its space."""
-    given = options.text_encoder not in ("auto", None)
     others = {
-        "text_encoder": tower is not None and given,
+        "text_encoder": tower is not None and options.text_encoder not in ("auto", None),
         "space": options.space not in (None, TEXT_SPACE),
     }
     for name, other in others.items():
@@ -188,7 +187,7 @@ def _golden(
     text: TextSide,
     names: Sequence[str],
 ) -> dict[str, npt.NDArray[Any]]:
-    """What NumPy computes of the network on one image."""
+    """The golden sample: one image and every tensor that NumPy computes of it."""
     frame, (embeds, extra) = golden_frame(), text.embed_golden(names)
     image = preprocess_frame(preprocess)
     arrays = {

@@ -77,7 +77,7 @@ class DescriptorParts:
 
 @dataclass(frozen=True, kw_only=True)
 class DescriptorSettings:
-    """What an official checkpoint of ZegCLIP or CLIP-RC does not say."""
+    """Settings that an official checkpoint of ZegCLIP or CLIP-RC does not hold."""
 
     # Input size in pixels; None is the one that positions are stored for
     size_hw: tuple[int, int] | None = None
@@ -95,13 +95,13 @@ def export_descriptor_file(
     **options: Any,
 ) -> Path:
     """Write a bundle of an official checkpoint, without torch."""
-    chosen = read_options(options, _FILE_OPTIONS, architecture)
+    export_options = read_options(options, _FILE_OPTIONS, architecture)
 
     def cut() -> ExportedModel:
         parts, text = _read_parts(Path(file), architecture)
-        return _cut(parts, text, settings or DescriptorSettings(), chosen)
+        return _cut(parts, text, settings or DescriptorSettings(), export_options)
 
-    return write_model_bundle(Path(path), cut, chosen)
+    return write_model_bundle(Path(path), cut, export_options)
 
 
 def _read_parts(file: Path, architecture: str) -> tuple[DescriptorParts, WrittenText | None]:
@@ -117,7 +117,14 @@ def _read_parts(file: Path, architecture: str) -> tuple[DescriptorParts, Written
 
 
 def export_descriptor(model: Any, options: ExportOptions) -> ExportedModel:
-    """Split a ZegCLIP or CLIP-RC in torch into a bundle's parts; see :func:`_cut`."""
+    """Split a ZegCLIP or CLIP-RC in torch into a bundle's parts.
+
+    Graphs and tensors: ``image_encoder``: ``image`` [1, 3, H, W] to ``patch_embeds`` [1, N, M]
+    and ``cls_embed`` [R, D], one row per cell (ZegCLIP: one); ``decoder``: ``queries``
+    [R, classes, E] and ``patch_embeds`` to ``class_embeds`` [1, classes, E] and ``patch_keys``
+    [1, N, E]. Float16 graphs have those of
+    :attr:`zsseg_rt.bundles.specs.FamilySpec.half_tensors` in float16; all others are float32.
+    """
     size_hw = options.size_hw or model.size_hw
     model.backbone.grid_hw(size_hw)  # an exact CLIP-RC takes one size
     rule = model.label_rule
@@ -133,14 +140,6 @@ def export_descriptor(model: Any, options: ExportOptions) -> ExportedModel:
 def _cut(
     parts: DescriptorParts, tower: Any, settings: DescriptorSettings, options: ExportOptions
 ) -> ExportedModel:
-    """A bundle's parts.
-
-    Graphs and tensors: ``image_encoder``: ``image`` [1, 3, H, W] to ``patch_embeds`` [1, N, M]
-    and ``cls_embed`` [R, D], one row per cell (ZegCLIP: one); ``decoder``: ``queries``
-    [R, classes, E] and ``patch_embeds`` to ``class_embeds`` [1, classes, E] and ``patch_keys``
-    [1, N, E]. Float16 graphs have those of
-    :attr:`zsseg_rt.bundles.specs.FamilySpec.half_tensors` in float16; all others are float32.
-    """
     size_hw = _checked_size(parts.tower, settings.size_hw, options)
     text = TextSide(
         options,

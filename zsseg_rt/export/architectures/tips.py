@@ -38,7 +38,7 @@ _MAX_TOKENIZER_BYTES = 16 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class TipsSettings:
-    """What the files do not say."""
+    """Settings that the files do not hold."""
 
     size_hw: tuple[int, int] = (448, 448)  # Input size in pixels, multiples of 14
     num_heads: int | None = None  # Heads of the image tower; None is the published number
@@ -79,16 +79,16 @@ def export_tips_files(
     """Write a bundle of TIPSv2's files; what NumPy computes of the network is its golden sample."""
     towers = [Path(file) for file in (vision, text) if file is not None]
     space = f"TIPSv2 {towers[-1].name} (SHA-256 {sha256_of(towers[-1])[:12]})" if text else ""
-    found = {"space": space, "source": ", ".join(file.name for file in towers)}
-    chosen = read_options(found | options, _READS, "TIPS")
+    defaults = {"space": space, "source": ", ".join(file.name for file in towers)}
+    export_options = read_options(defaults | options, _READS, "TIPS")
 
     def make() -> ExportedModel:
         weights = read_tips(vision, text)
         if check is not None:
             check(weights)
-        return _cut(weights, settings or TipsSettings(), chosen, on_progress)
+        return _cut(weights, settings or TipsSettings(), export_options, on_progress)
 
-    return write_model_bundle(Path(path), make, chosen)
+    return write_model_bundle(Path(path), make, export_options)
 
 
 def export_tips(model: Any, options: ExportOptions) -> ExportedModel:
@@ -150,11 +150,11 @@ def _text_tower(
     heads = heads_of("text_heads", settings.text_heads, weights.width)
     tower = TipsText(tensors=weights.text, num_heads=heads)
     pieces = _read_tokenizer(options.tokenizer)
-    found = PieceTokenizer(pieces).vocab_size
-    if found != tower.vocab_size:
+    num_pieces = PieceTokenizer(pieces).vocab_size
+    if num_pieces != tower.vocab_size:
         raise CheckpointError(
             f"tokenizer: expected {tower.vocab_size} pieces, as many as the text tower has rows, "
-            f"got {found}. It is another model's: get TIPS's own tokenizer.model."
+            f"got {num_pieces}. It is another model's: get TIPS's own tokenizer.model."
         )
     return WrittenText(tower=tower, on_mark=mark, pieces=(PIECES_FILE, pieces))
 

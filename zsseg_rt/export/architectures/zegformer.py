@@ -71,7 +71,7 @@ _Classes = tuple[Sequence[str], npt.NDArray[np.float32], npt.NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class ZegFormerSettings:
-    """What an official checkpoint of ZegFormer does not say; the model in torch has the same."""
+    """Settings that an official checkpoint of ZegFormer does not hold; the torch model has them."""
 
     seen_classes: Sequence[int] = ()  # Rows of class_names whose score maps are lowered
     calibration: float = 0.1  # By how much; 0 or less for nothing
@@ -96,7 +96,7 @@ def export_zegformer_file(
 ) -> Path:
     """Write a bundle of an official checkpoint, without torch."""
     file, settings = Path(file), settings or ZegFormerSettings()
-    chosen = read_options({"source": file.name} | options, _FILE_OPTIONS, "zegformer")
+    export_options = read_options({"source": file.name} | options, _FILE_OPTIONS, "zegformer")
 
     def make() -> ExportedModel:
         tensors = read_zegformer(file, clip)
@@ -113,7 +113,7 @@ def export_zegformer_file(
                     "checkpoint of training. Give OpenAI's ViT-B-16.pt (--clip FILE), or let the "
                     "text branch decide alone (--fusion segments)."
                 )
-            return _cut(network, None, settings, chosen)
+            return _cut(network, None, settings, export_options)
         width = len(network.clip.tensors["class_embedding"])
         network = replace(network, clip_heads=divisor("clip_heads", None, width))
         words = {
@@ -121,13 +121,18 @@ def export_zegformer_file(
             for key, value in part_of(tensors, CLIP).items()
             if not key.startswith(("visual.", "logit_scale"))
         }
-        return _cut(network, clip_text(words, activation), settings, chosen)
+        return _cut(network, clip_text(words, activation), settings, export_options)
 
-    return write_model_bundle(Path(path), make, chosen)
+    return write_model_bundle(Path(path), make, export_options)
 
 
 def export_zegformer(model: Any, options: ExportOptions) -> ExportedModel:
-    """Cut a ZegFormer in torch into a bundle's parts."""
+    """Cut a ZegFormer in torch into a bundle's parts, with its fusion and calibration.
+
+    Graphs and tensors: ``image_encoder``: ``image`` [1, 3, H, W] to ``region_masks``
+    [1, Q, H / 4, W / 4], ``segment_embeds`` [1, Q, D] and ``no_object`` [1, Q];
+    ``region_encoder``: ``crops`` [regions, 3, s, s] to ``region_embeds`` [regions, D].
+    """
     names = [one.name for one in fields(ZegFormerSettings)]
     settings = ZegFormerSettings(**{name: getattr(model.config, name) for name in names})
     return _cut(network_of(model), model.text_encoder, settings, options)
@@ -136,12 +141,6 @@ def export_zegformer(model: Any, options: ExportOptions) -> ExportedModel:
 def _cut(
     network: ZegFormerNetwork, tower: Any, settings: ZegFormerSettings, options: ExportOptions
 ) -> ExportedModel:
-    """A bundle's parts, with the model's fusion, calibration and region style.
-
-    Graphs and tensors: ``image_encoder``: ``image`` [1, 3, H, W] to ``region_masks``
-    [1, Q, H / 4, W / 4], ``segment_embeds`` [1, Q, D] and ``no_object`` [1, Q];
-    ``region_encoder``: ``crops`` [regions, 3, s, s] to ``region_embeds`` [regions, D].
-    """
     size_hw = _checked_size(options.size_hw or NATIVE_SIZE_HW, settings.size_divisor)
     preprocess = PreprocessSpec(
         size_hw=size_hw, mean=_unit_range(IMAGE_MEAN), std=_unit_range(IMAGE_STD)
@@ -248,11 +247,7 @@ def _golden(
     text: TextSide,
     names: Sequence[str],
 ) -> dict[str, npt.NDArray[Any]]:
-    """What NumPy computes of the network on one image.
-
-    ``mask_logits`` are the final score maps of the frame, which the engine never makes; they show
-    by how much each label won.
-    """
+    """The golden sample of one image; ``mask_logits`` show by how much each label won."""
     (names, embeds, region_embeds), arrays = _golden_classes(text, regions, names)
     frame, size_hw = golden_frame(), preprocess.size_hw
     image = preprocess_frame(preprocess)
@@ -273,12 +268,12 @@ def _golden(
             style=encoder.style,
         )
         parts = range(0, len(crops), encoder.batch)
-        found = np.concatenate(
+        crop_embeds = np.concatenate(
             [embed_regions(Arrays(), network, crops[at : at + encoder.batch]) for at in parts]
         )
         scaled = np.asarray(encoder.logit_scale * region_embeds, np.float32)
-        by_region = class_probabilities(scaled @ found.T, nothing)[0]
-        arrays |= {"crops": crops[:_KEPT_CROPS], "region_embeds": found[:_KEPT_CROPS]}
+        by_region = class_probabilities(scaled @ crop_embeds.T, nothing)[0]
+        arrays |= {"crops": crops[:_KEPT_CROPS], "region_embeds": crop_embeds[:_KEPT_CROPS]}
         arrays["region_text_embeds"] = region_embeds
     seen = np.isin(list(names), head.seen)
     scores = np.asarray(fuse(by_text, by_region, regions.fusion, seen), np.float32)

@@ -27,7 +27,7 @@ from zsseg_rt.export.quantized.layers import (
     FORMATS,
     Group,
     Range,
-    Seen,
+    TensorStats,
     choose_range,
     emulated_graph,
     find_groups,
@@ -99,7 +99,7 @@ class LayerReport:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeReport:
-    """What was measured, and whether a bundle was written."""
+    """The measured losses, and whether a bundle was written."""
 
     precision: str  # "int8" or "fp8"
     spec: QuantizationSpec  # What bundle.json says of it
@@ -157,11 +157,11 @@ class _Job:
             name: read_plain(bundle.open_path(bundle.graph(name, "float32")))
             for name in create_family(bundle, EngineConfig()).graphs
         }
-        chosen = set(self._models) & set(_CHOSEN.get(bundle.family, self._models))
+        graphs = set(self._models) & set(_CHOSEN.get(bundle.family, self._models))
         self._layers = [
             (name, group)
             for name, model in self._models.items()
-            for group in (find_groups(model) if name in chosen or not chosen else ())
+            for group in (find_groups(model) if name in graphs or not graphs else ())
         ]
         self._require_layers()
         self._ranges: dict[Layer, Range] = {}
@@ -169,25 +169,25 @@ class _Job:
 
     def calibrate(self, pictures: Pictures, class_names: ClassNames) -> Reference:
         """Find every range, and what float32 makes of the pictures that are held back."""
-        seen: dict[Layer, Seen] = {layer: Seen() for layer in self._layers}
+        stats: dict[Layer, TensorStats] = {layer: TensorStats() for layer in self._layers}
         rng = np.random.default_rng(self._settings.seed)
         taps = {name: self._tapped(name) for name in self._models}
         with Engine(self._bundle, engine_config("float32", num_lanes=2)) as engine:
             engine.set_classes(class_names, background=())
             with engine.lane() as lane:
-                for place, picture in enumerate(pictures.ranged):
-                    fed = lane.graph_inputs(picture().image)
+                for place, read in enumerate(pictures.ranged):
+                    fed = lane.graph_inputs(read().image)
                     for name, feeds in fed.items():
                         for feed in feeds if name in taps else ():
                             values = {**feed, **taps[name].run(feed)}
-                            self._take_in(name, values, seen, rng)
+                            self._take_in(name, values, stats, rng)
                     self._advance("calibrate", place + 1, len(pictures.ranged))
             reference = take_reference(engine, pictures, self._advance)
         for session in taps.values():
             session.close()
-        self._layers = [layer for layer in self._layers if seen[layer].rows]
+        self._layers = [layer for layer in self._layers if stats[layer].rows]
         self._require_layers()
-        reached = [layer for layer in self._layers if seen[layer].largest.any()]
+        reached = [layer for layer in self._layers if stats[layer].largest.any()]
         if not reached:
             raise ArgumentError(
                 f"photos: expected pictures that reach layers of {self._bundle.name}, got zeros "
@@ -195,31 +195,31 @@ class _Job:
             )
         for place, layer in enumerate(reached):
             model = self._models[layer[0]]
-            self._ranges[layer] = choose_range(model, layer[1], seen[layer], self._kind)
+            self._ranges[layer] = choose_range(model, layer[1], stats[layer], self._kind)
             self._advance("choose ranges", place + 1, len(reached))
         return reference
 
     def search(self, reference: Reference) -> QuantizeReport:
         """Quantise everything, then less and less, until the gate holds or nothing is left."""
-        chosen = list(self._ranges)
-        found = self._measure(chosen, reference)
-        spec = self._spec(chosen, found, reference)
-        ranked = sorted(chosen, key=lambda layer: -self._ranges[layer].error)
+        layers = list(self._ranges)
+        everything = self._measure(layers, reference)
+        spec = self._spec(layers, everything, reference)
+        ranked = sorted(layers, key=lambda layer: -self._ranges[layer].error)
         dropped = 1
         while not spec.passed and dropped < len(ranked):
-            chosen = [layer for layer in self._ranges if layer not in ranked[:dropped]]
-            spec = self._spec(chosen, self._measure(chosen, reference), reference)
+            layers = [layer for layer in self._ranges if layer not in ranked[:dropped]]
+            spec = self._spec(layers, self._measure(layers, reference), reference)
             dropped *= 2
         return QuantizeReport(
             precision=self._kind.name,
             spec=spec,
-            everything=found.clear,
-            layers=tuple(self._reports(chosen)),
+            everything=everything.clear,
+            layers=tuple(self._reports(layers)),
         )
 
     def write(self, out: Path, report: QuantizeReport) -> None:
         """Write the bundle whole or not at all."""
-        chosen = [
+        layers = [
             (graph, group)
             for graph, group in self._layers
             if report.spec.layers[graph][group.name] == self._kind.name
@@ -227,19 +227,19 @@ class _Job:
         overwrite = self._settings.overwrite
         with new_bundle_folder(out, overwrite=overwrite, verify=True) as folder:
             graphs = {
-                name: {kind: entry for kind, entry in held.items() if kind != self._kind.name}
-                for name, held in self._bundle.graphs.items()
+                name: {kind: entry for kind, entry in variants.items() if kind != self._kind.name}
+                for name, variants in self._bundle.graphs.items()
             }
             for entry in replace(self._bundle, graphs=graphs).files():
                 target = folder / entry.file
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(self._bundle.open_path(entry), target)
-            for name, model in self._graphs(chosen).items():
+            for name, model in self._graphs(layers).items():
                 entry = write_graph(model, name, folder, self._kind.name)
                 graphs[name][self._kind.name] = entry
-            made = {**self._bundle.quantization, self._kind.name: report.spec}
+            quantization = {**self._bundle.quantization, self._kind.name: report.spec}
             new = replace(
-                self._bundle, path=folder, name=out.stem, graphs=graphs, quantization=made
+                self._bundle, path=folder, name=out.stem, graphs=graphs, quantization=quantization
             )
             write_manifest(folder, new)
 
@@ -250,38 +250,38 @@ class _Job:
                 f"classes use, got none in {self._bundle.name}. It cannot be quantised."
             )
 
-    def _graphs(self, chosen: Sequence[Layer]) -> dict[str, Network]:
+    def _graphs(self, layers: Sequence[Layer]) -> dict[str, Network]:
         """The graphs that have chosen layers; others run beside them in another precision."""
-        named = {name for name, _ in chosen}
+        named = {name for name, _ in layers}
         others = [self._bundle.graphs[name] for name in self._models if name not in named]
         # TensorRT takes the others in float16 if it can, and their edges must fit
-        fits = all("float16" in held for held in others)
+        fits = all("float16" in variants for variants in others)
         half = FAMILIES[self._bundle.family].half_tensors if fits else ()
         return {
-            name: quantised_graph(model, self._of(name, chosen), self._kind, half)
+            name: quantised_graph(model, self._of(name, layers), self._kind, half)
             for name, model in self._models.items()
             if name in named
         }
 
-    def _of(self, name: str, chosen: Sequence[Layer]) -> dict[Group, Range]:
+    def _of(self, name: str, layers: Sequence[Layer]) -> dict[Group, Range]:
         """The chosen layers of one graph, and their ranges."""
-        return {layer[1]: self._ranges[layer] for layer in chosen if layer[0] == name}
+        return {layer[1]: self._ranges[layer] for layer in layers if layer[0] == name}
 
-    def _measure(self, chosen: Sequence[Layer], reference: Reference) -> Agreement:
+    def _measure(self, layers: Sequence[Layer], reference: Reference) -> Agreement:
         self._tried += 1
         folder = self.folder / str(self._tried)
         if self._kind.name == "fp8":
             graphs = {
-                name: emulated_graph(model, self._of(name, chosen), self._kind)
+                name: emulated_graph(model, self._of(name, layers), self._kind)
                 for name, model in self._models.items()
-                if self._of(name, chosen)
+                if self._of(name, layers)
             }
         else:
-            graphs = self._graphs(chosen)
-        made = candidate(self._bundle, folder, graphs, self._kind.name)
+            graphs = self._graphs(layers)
+        bundle = candidate(self._bundle, folder, graphs, self._kind.name)
         try:
             usual = "auto" if self._kind.name == "int8" else "float32"
-            return measure(made, "int8" if usual == "auto" and graphs else usual, reference)
+            return measure(bundle, "int8" if usual == "auto" and graphs else usual, reference)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -308,49 +308,49 @@ class _Job:
         ).session()
 
     def _take_in(
-        self, name: str, values: Mapping[str, Any], seen: dict[Layer, Seen], rng: Any
+        self, name: str, values: Mapping[str, Any], stats: dict[Layer, TensorStats], rng: Any
     ) -> None:
-        for layer, one in seen.items():
+        for layer, one in stats.items():
             if layer[0] == name:
                 one.add(np.asarray(values[layer[1].tensor]), convolves=layer[1].convolves, rng=rng)
 
     def _spec(
-        self, chosen: Sequence[Layer], found: Agreement, reference: Reference
+        self, layers: Sequence[Layer], agreement: Agreement, reference: Reference
     ) -> QuantizationSpec:
-        layers: dict[str, dict[str, str]] = {name: {} for name in self._models}
+        precisions: dict[str, dict[str, str]] = {name: {} for name in self._models}
         for layer in self._layers:
-            layers[layer[0]][layer[1].name] = self._kind.name if layer in chosen else "float16"
+            precisions[layer[0]][layer[1].name] = self._kind.name if layer in layers else "float16"
         masks = None
         if reference.dataset is not None:
             masks = MaskLoss(
                 dataset=reference.dataset.name,
                 float32=reference.miou,
-                narrow=found.miou,
+                narrow=agreement.miou,
                 most=self._settings.max_miou_loss,
             )
         return QuantizationSpec(
-            agreement=found.clear,
-            agreement_of_all=found.everywhere,
+            agreement=agreement.clear,
+            agreement_of_all=agreement.everywhere,
             min_agreement=self._settings.min_agreement,
             photos=(),
             measured_photos=len(reference.pictures),
             classes=tuple(reference.vocabulary.names),
-            layers=layers,
+            layers=precisions,
             seed=self._settings.seed,
             masks=masks,
-            golden=found.golden,
+            golden=agreement.golden,
         )
 
-    def _reports(self, chosen: Sequence[Layer]) -> Iterable[LayerReport]:
+    def _reports(self, layers: Sequence[Layer]) -> Iterable[LayerReport]:
         for layer in self._layers:
-            found = self._ranges.get(layer)
+            value_range = self._ranges.get(layer)
             yield LayerReport(
                 graph=layer[0],
                 name=layer[1].name,
                 count=len(layer[1].nodes),
-                precision=self._kind.name if layer in chosen else "float16",
-                method="none: it read zeros alone" if found is None else found.method,
-                error=0.0 if found is None else found.error,
+                precision=self._kind.name if layer in layers else "float16",
+                method="none: it read zeros alone" if value_range is None else value_range.method,
+                error=0.0 if value_range is None else value_range.error,
             )
 
 
@@ -380,6 +380,6 @@ def _check(
             "always agree. Name what they show."
         )
     if settings.precision == "int8":
-        held = ("int8", "float32")  # asks what this CPU does
-        get_backend("openvino").choose(held, "int8", device="cpu", allowed=held)
+        precisions = ("int8", "float32")  # asks what this CPU does
+        get_backend("openvino").choose(precisions, "int8", device="cpu", allowed=precisions)
     check_bundle_place(out, overwrite=settings.overwrite)

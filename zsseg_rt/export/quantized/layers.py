@@ -43,7 +43,7 @@ class NumberFormat:
         return np.asarray(least.astype(np.float16), np.float32)
 
     def rounded(self, values: FloatArray, scale: npt.ArrayLike) -> FloatArray:
-        """What remains of values: the same shape, in float32."""
+        """Round values to this format: the same shape, in float32."""
         steps, step = self._steps(values, scale)
         return np.asarray(steps * step * np.asarray(scale, np.float32), np.float32)
 
@@ -109,14 +109,14 @@ def read_plain(path: Path) -> Network:
                 f"bundle: expected graphs of operator set {_OLDEST} or newer, got {network.opset} "
                 f"in {path.name}, which cannot be converted: {exc} Export it at opset {_OPSET}."
             ) from exc
-    weights, kept = dict(network.weights), []
+    weights, nodes = dict(network.weights), []
     for node in network.nodes:
         stored = weights.get(node.inputs[0]) if node.kind == "Cast" else None
         if stored is None or stored.dtype != "float16":
-            kept.append(node)
+            nodes.append(node)
         else:
             weights[node.outputs[0]] = Weight(stored.array, "float32")
-    return with_floats(_with_nodes(network, kept, weights))
+    return with_floats(_with_nodes(network, nodes, weights))
 
 
 def find_groups(network: Network) -> tuple[Group, ...]:
@@ -149,14 +149,14 @@ def find_groups(network: Network) -> tuple[Group, ...]:
 def _can_quantise(node: Node, weights: Mapping[str, Weight]) -> bool:
     if node.kind not in ("MatMul", "Gemm", "Conv") or node.inputs[0] in weights:
         return False
-    weight, told = weights.get(node.inputs[1]), node.attributes
+    weight, attributes = weights.get(node.inputs[1]), node.attributes
     if weight is None or weight.dtype != "float32":
         return False
     shape = weight.array.shape
     if node.kind == "Conv":
-        return len(shape) == 4 and shape[1] * told.get("group", 1) != _COLOURS
-    plain = told.get("alpha", 1.0) == told.get("beta", 1.0) == 1.0
-    return len(shape) == 2 and plain and not told.get("transA", 0)
+        return len(shape) == 4 and shape[1] * attributes.get("group", 1) != _COLOURS
+    plain = attributes.get("alpha", 1.0) == attributes.get("beta", 1.0) == 1.0
+    return len(shape) == 2 and plain and not attributes.get("transA", 0)
 
 
 def _weight_axis(node: Node) -> int:
@@ -168,8 +168,8 @@ def _weight_axis(node: Node) -> int:
 
 
 @dataclass
-class Seen:
-    """What calibration saw of one tensor."""
+class TensorStats:
+    """Magnitudes and samples of one tensor, from calibration."""
 
     # float32 [K], the largest magnitude of each channel
     largest: FloatArray = field(default_factory=lambda: np.zeros(0, np.float32))
@@ -195,13 +195,13 @@ class Range:
     error: float  # Squared error of the layers' results relative to their squares
 
 
-def choose_range(network: Network, group: Group, seen: Seen, kind: NumberFormat) -> Range:
+def choose_range(network: Network, group: Group, stats: TensorStats, kind: NumberFormat) -> Range:
     """Try every clipping on the samples; take the one with the smallest error."""
-    sample, most = np.concatenate(seen.rows), float(np.finfo(np.float16).max)
-    if not (seen.largest <= most).all():  # NaN too
+    sample, most = np.concatenate(stats.rows), float(np.finfo(np.float16).max)
+    if not (stats.largest <= most).all():  # NaN too
         raise ArgumentError(
             f"photos: expected numbers up to {most:g} before {group.name}, got "
-            f"{seen.largest.max():g}: all but the layers is in float16. Use float32 or bfloat16."
+            f"{stats.largest.max():g}: all but the layers is in float16. Use float32 or bfloat16."
         )
     exact, rounded = sample, None
     if not group.convolves:  # of these the values' own error counts
@@ -211,10 +211,10 @@ def choose_range(network: Network, group: Group, seen: Seen, kind: NumberFormat)
         rounded = kind.rounded(matrix, kind.scale(np.abs(matrix).max(axis=0)))
     power = float(np.square(exact, dtype=np.float64).sum()) or 1.0
     results = []
-    for method, clip in _clips(sample, float(seen.largest.max())).items():
+    for method, clip in _clips(sample, float(stats.largest.max())).items():
         scale = float(kind.scale(clip))
-        kept = kind.rounded(sample, scale)
-        off = (kept if rounded is None else kept @ rounded) - exact
+        narrow = kind.rounded(sample, scale)
+        off = (narrow if rounded is None else narrow @ rounded) - exact
         results.append((float(np.square(off, dtype=np.float64).sum()) / power, method, scale))
     error, method, scale = min(results)
     return Range(scale=scale, method=method, error=error)
@@ -240,21 +240,21 @@ _Added = tuple[list[Node], dict[str, Weight]]  # nodes, and the weights that the
 
 def quantised_graph(
     network: Network,
-    chosen: Mapping[Group, Range],
+    ranges: Mapping[Group, Range],
     kind: NumberFormat,
     half: Collection[str] = (),
 ) -> Network:
     """The network whose chosen layers multiply 8-bit numbers; all else is float16."""
 
-    def values(group: Group, found: Range) -> _Added:
+    def values(group: Group, value_range: Range) -> _Added:
         name = group.tensor
         constants = (f"{name}.scale", f"{name}.zero")
-        narrow, made = (name, *constants), (f"{name}.narrow", *constants)
+        q_inputs, dq_inputs = (name, *constants), (f"{name}.narrow", *constants)
         nodes = [
-            Node(f"{group.name}/Q", "QuantizeLinear", narrow, (made[0],), {}),
-            Node(f"{group.name}/DQ", "DequantizeLinear", made, (f"{name}.rounded",), {}),
+            Node(f"{group.name}/Q", "QuantizeLinear", q_inputs, (dq_inputs[0],), {}),
+            Node(f"{group.name}/DQ", "DequantizeLinear", dq_inputs, (f"{name}.rounded",), {}),
         ]
-        return nodes, {constants[0]: _scalar(found.scale), constants[1]: kind.zeros()}
+        return nodes, {constants[0]: _scalar(value_range.scale), constants[1]: kind.zeros()}
 
     def weight(name: str, array: FloatArray, axis: int) -> _Added:
         scale = _scale_of(array, axis, kind)
@@ -264,43 +264,43 @@ def quantised_graph(
         zeros = kind.zeros(scale.size)
         return [node], dict(zip(inputs, (*stored, zeros), strict=True))
 
-    return to_half(with_floats(_rounded(network, chosen, values, weight)), half=half)
+    return to_half(with_floats(_rounded(network, ranges, values, weight)), half=half)
 
 
-def emulated_graph(network: Network, chosen: Mapping[Group, Range], kind: NumberFormat) -> Network:
+def emulated_graph(network: Network, ranges: Mapping[Group, Range], kind: NumberFormat) -> Network:
     """The float32 network that computes with the numbers that E4M3 holds.
 
     Runtimes on CPUs store FP8 and do not compute with it as GPUs do (OpenVINO 2026.4 reads such
     graphs, and gives other numbers), so what FP8 loses is measured with this one.
     """
 
-    def values(group: Group, found: Range) -> _Added:
-        return _rounding(group, found, kind)
+    def values(group: Group, value_range: Range) -> _Added:
+        return _rounding(group, value_range, kind)
 
     def weight(name: str, array: FloatArray, axis: int) -> _Added:
         rounded = kind.rounded(array, _scale_of(array, axis, kind))
         return [], {f"{name}.rounded": Weight(rounded, "float32")}
 
-    return _rounded(network, chosen, values, weight)
+    return _rounded(network, ranges, values, weight)
 
 
 def _rounded(
     network: Network,
-    chosen: Mapping[Group, Range],
+    ranges: Mapping[Group, Range],
     values: Callable[[Group, Range], _Added],
     weight: Callable[[str, FloatArray, int], _Added],
 ) -> Network:
     """The network whose chosen layers read rounded tensors; a shared weight becomes several."""
     before: dict[int, list[Node]] = defaultdict(list)
     layers, weights = list(network.nodes), dict(network.weights)
-    for group, found in chosen.items():
+    for group, value_range in ranges.items():
         for place in group.nodes:
             node = layers[place]
             name = f"{node.outputs[0]}.weight"
             array = np.asarray(weights[node.inputs[1]].array, np.float32)
             added = [weight(name, array, _weight_axis(node))]
             if place == group.nodes[0]:
-                added.insert(0, values(group, found))
+                added.insert(0, values(group, value_range))
             for nodes, constants in added:
                 before[place] += nodes
                 weights |= constants
@@ -314,8 +314,8 @@ def _with_nodes(network: Network, nodes: Iterable[Node], weights: Mapping[str, W
     """The network with other nodes, and those weights that they read."""
     nodes = tuple(nodes)
     read = {name for node in nodes for name in node.inputs}
-    kept = {name: weight for name, weight in weights.items() if name in read}
-    return replace(network, nodes=nodes, weights=kept)
+    weights = {name: weight for name, weight in weights.items() if name in read}
+    return replace(network, nodes=nodes, weights=weights)
 
 
 def _scale_of(weight: FloatArray, axis: int, kind: NumberFormat) -> FloatArray:
@@ -328,11 +328,11 @@ def _scalar(number: float) -> Weight:
     return Weight(np.array(number, np.float32), "float32")
 
 
-def _rounding(group: Group, found: Range, kind: NumberFormat) -> _Added:
+def _rounding(group: Group, value_range: Range, kind: NumberFormat) -> _Added:
     """Nodes that round a tensor to E4M3: to a step of an eighth of its power of two."""
     name = group.tensor
     numbers = {
-        "scale": found.scale, "low": -kind.largest, "high": kind.largest, "least": 2.0**-6,
+        "scale": value_range.scale, "low": -kind.largest, "high": kind.largest, "least": 2.0**-6,
         "per_bit": 1.0 / np.log(2.0), "bits": 3.0, "two": 2.0,
     }  # fmt: skip
     steps = (

@@ -47,7 +47,7 @@ Picture = Callable[[], Sample]
 
 @dataclass(frozen=True, kw_only=True)
 class Pictures:
-    """What ranges are from, and what is measured on; no picture is in both."""
+    """Images that give ranges, and others that are measured on; none is in both."""
 
     ranged: tuple[Picture, ...]  # Give ranges
     measured: tuple[Picture, ...]  # Are measured on
@@ -70,9 +70,9 @@ def choose_pictures(
     rng = np.random.default_rng(seed)
     ranged: Sequence[Picture] = ()
     if photos is not None:
-        found = find_photos([str(photos)])
-        ranged = [partial(_read, found[place]) for place in rng.permutation(len(found))[:MOST]]
-        _require(len(found), FEWEST, "photos", str(photos))
+        files = find_photos([str(photos)])
+        ranged = [partial(_read, files[place]) for place in rng.permutation(len(files))[:MOST]]
+        _require(len(files), FEWEST, "photos", str(photos))
     measured: Sequence[Picture] = ()
     if dataset is not None:
         order = rng.permutation(len(dataset))[:MOST]
@@ -105,9 +105,9 @@ def _checked(
 ) -> tuple[str, ...]:
     """The pictures' hashes."""
     hashes, plain, bad = list[str](), 0, list[str]()
-    for place, picture in enumerate(pictures):
+    for place, read in enumerate(pictures):
         try:
-            sample = picture()
+            sample = read()
         except (SourceError, DatasetError) as exc:
             bad.append(str(exc))
             continue
@@ -127,10 +127,10 @@ def _checked(
     return tuple(hashes)
 
 
-def _require(found: int, fewest: int, argument: str, where: str) -> None:
-    if found < fewest:
+def _require(count: int, fewest: int, argument: str, where: str) -> None:
+    if count < fewest:
         raise ArgumentError(
-            f"{argument}: expected at least {fewest} pictures (64 are better), found {found} in "
+            f"{argument}: expected at least {fewest} pictures (64 are better), found {count} in "
             f"{where}. Add more."
         )
 
@@ -148,7 +148,7 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """What float32 makes of pictures."""
+    """Float32's labels of the measured images, and its mIoU."""
 
     pictures: tuple[Picture, ...]  # The pictures
     vocabulary: Vocabulary  # The classes
@@ -184,8 +184,8 @@ def take_reference(engine: Engine, pictures: Pictures, advance: Advance) -> Refe
     """Label pictures with a float32 engine whose classes are named."""
     assert engine.vocabulary is not None
     labels, clear, masks = [], [], _Masks(pictures.dataset)
-    for place, picture in enumerate(pictures.measured):
-        scores = _scores(engine, picture(), masks)
+    for place, read in enumerate(pictures.measured):
+        scores = _scores(engine, read(), masks)
         ranked = np.sort(scores, axis=0)
         second = ranked[-2] if len(ranked) > 1 else np.full_like(ranked[-1], -np.inf)
         labels.append(scores.argmax(axis=0))
@@ -212,17 +212,17 @@ def _check_clear(
     labels: Sequence[npt.NDArray[Any]], clear: Sequence[npt.NDArray[Any]], names: Sequence[str]
 ) -> None:
     """Refuse pictures without a clear label; warn of one label everywhere, which is easily kept."""
-    found = {int(label) for rows, cells in zip(labels, clear, strict=True) for label in rows[cells]}
-    if not found:
+    best = {int(label) for rows, cells in zip(labels, clear, strict=True) for label in rows[cells]}
+    if not best:
         raise ArgumentError(
             f"class_names: expected some that float32 is sure of in {len(clear)} pictures, got "
             "none. Name what the pictures show."
         )
-    if len(found) == 1:
+    if len(best) == 1:
         _log.warning(
             "class_names: float32 gives every clear cell of %d pictures the label %r, so agreement "
             "proves little. Name what the pictures show.",
-            *(len(clear), names[found.pop()]),
+            *(len(clear), names[best.pop()]),
         )
 
 
@@ -232,10 +232,10 @@ def measure(bundle: Bundle, precision: str, reference: Reference) -> Agreement:
     masks = _Masks(reference.dataset)
     with Engine(bundle, engine_config(precision)) as engine:
         engine.set_classes(reference.vocabulary)
-        for picture, labels, clear in zip(
+        for read, labels, clear in zip(
             reference.pictures, reference.labels, reference.clear, strict=True
         ):
-            equal = _scores(engine, picture(), masks).argmax(axis=0) == labels
+            equal = _scores(engine, read(), masks).argmax(axis=0) == labels
             same += int(equal[clear].sum())
             counted += int(clear.sum())
             same_anywhere += int(equal.sum())
@@ -269,9 +269,9 @@ class _Masks:
         if self._counts is None:
             return {}
         scores = score(self._counts.counts, self._seen)
-        held = scores.true_pixels > 0
-        seen = np.isin(np.arange(len(held)), self._seen)
-        groups = {"mIoU": held, "mIoU(S)": held & seen, "mIoU(U)": held & ~seen}
+        present = scores.true_pixels > 0
+        seen = np.isin(np.arange(len(present)), self._seen)
+        groups = {"mIoU": present, "mIoU(S)": present & seen, "mIoU(U)": present & ~seen}
         return {
             name: round(100 * float(scores.iou[of].mean()), 3)
             for name, of in groups.items()
@@ -287,17 +287,17 @@ def candidate(
     INT8 graphs are run as they are. For FP8 they are float32 graphs that round as FP8 does.
     """
     folder.mkdir()
-    kept = {
-        name: {"float32": held["float32"]}
-        for name, held in bundle.graphs.items()
-        if "float32" in held
+    entries = {
+        name: {"float32": variants["float32"]}
+        for name, variants in bundle.graphs.items()
+        if "float32" in variants
     }
-    for entry in replace(bundle, graphs=kept).files():
+    for entry in replace(bundle, graphs=entries).files():
         link_or_copy(bundle.open_path(entry), folder / entry.file)
     entered = "int8" if precision == "int8" else "float32"
     for name, model in graphs.items():
-        kept[name][entered] = write_graph(model, name, folder, precision)
-    return replace(bundle, path=folder, graphs=kept, quantization={})
+        entries[name][entered] = write_graph(model, name, folder, precision)
+    return replace(bundle, path=folder, graphs=entries, quantization={})
 
 
 def write_graph(model: Network, name: str, folder: Path, precision: str) -> GraphEntry:
@@ -317,13 +317,13 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def _scores(engine: Engine, sample: Sample, masks: _Masks) -> npt.NDArray[np.float32]:
-    """What labels are chosen by, float32 [C, gh, gw]: seen classes have lost their bias."""
-    found, vocabulary, head = engine.segment(sample.image), engine.vocabulary, engine.bundle.head
-    masks.add(sample, found.labels)
-    assert found.class_scores is not None
+    """The scores behind the labels, float32 [C, gh, gw]: seen classes have lost their bias."""
+    result, vocabulary, head = engine.segment(sample.image), engine.vocabulary, engine.bundle.head
+    masks.add(sample, result.labels)
+    assert result.class_scores is not None
     assert vocabulary is not None
     seen = vocabulary.seen(head.seen)
     if seen is None or not head.seen_bias:
-        return found.class_scores
+        return result.class_scores
     lowered = vocabulary.best_of_synonyms(np.float32(-head.seen_bias) * seen)
-    return np.asarray(found.class_scores + lowered[:, None, None], np.float32)
+    return np.asarray(result.class_scores + lowered[:, None, None], np.float32)

@@ -361,12 +361,12 @@ class DenseFeatureEncoder(ImageEncoder):
         """Encode images, ``[B, 3, H, W]``."""
         x, grid_hw = self.embed_patches(image), self.grid_hw((image.shape[2], image.shape[3]))
         *blocks, last = cast("list[ResidualBlock]", self.transformer.resblocks)
-        kept = []
+        features = []
         for index, block in enumerate(blocks):
             x = block(x)
             if index in self.taps:
-                kept.append(x[:, 1:].transpose(1, 2).unflatten(2, grid_hw))
-        return DenseFeatures(self.project(dense_block(last, x)), (kept[0], kept[1]))
+                features.append(x[:, 1:].transpose(1, 2).unflatten(2, grid_hw))
+        return DenseFeatures(self.project(dense_block(last, x)), (features[0], features[1]))
 
 
 def dense_block(block: ResidualBlock, x: Tensor) -> Tensor:
@@ -497,10 +497,10 @@ class CatSeg(PixelModel):
             size = (len(image), len(text), 4 * side, 4 * side)
             logits = correlation.new_full(size, DROPPED_LOGIT)
             for row, best in enumerate(correlation.flatten(2).amax(2).topk(most).indices):
-                kept, one = best.sort().values, slice(row, row + 1)
+                top, one = best.sort().values, slice(row, row + 1)
                 near, (two, four) = guidance
                 own = guidance._replace(near=near[one], fine=(two[one], four[one]))
-                logits[row, kept] = self.aggregator(correlation[one, kept], own, text[kept])[0]
+                logits[row, top] = self.aggregator(correlation[one, top], own, text[top])[0]
         return SegmentationOutput(mask_logits=logits, patch_embeds=features, cls_embed=embeds[:, 0])
 
     def predict(self, image: Tensor, text_embeds: Tensor) -> Tensor:
@@ -513,7 +513,7 @@ class CatSeg(PixelModel):
     ) -> Tensor:
         """Score every class at every pixel from five views, as the official evaluation does.
 
-        The picture is resized to a short side, then stretched to a square of that side for four
+        The image is resized to a short side, then stretched to a square of that side for four
         overlapping windows, and to one view's size for the fifth; the mean of the windows and the
         fifth view count alike: ``[C, H, W]``, in ``[0, 1]``.
         """
@@ -524,9 +524,9 @@ class CatSeg(PixelModel):
                 "them out."
             )
         side, view = windows.short_side, windows.crop_size
-        picture = resize_picture(rgb, side, 4 * side)
+        image = resize_picture(rgb, side, 4 * side)
         square, whole = (
-            self._stretched(picture, size).to(text_embeds.device) for size in (side, view)
+            self._stretched(image, size).to(text_embeds.device) for size in (side, view)
         )
         four = slide_scores(
             lambda window: self.predict(window, text_embeds),

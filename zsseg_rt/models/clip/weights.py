@@ -33,8 +33,8 @@ def image_config(weights: ClipWeights) -> ImageEncoderConfig:
 def text_config(weights: ClipWeights) -> TextEncoderConfig:
     """Sizes of the text tower."""
     sizes = Sizes(weights.text, "CLIP")
-    found = text_encoder_config(sizes, "", weights.text_heads, weights.activation)
-    return replace(found, words=weights.words, prompt_words=weights.prompt_words)
+    config = text_encoder_config(sizes, "", weights.text_heads, weights.activation)
+    return replace(config, words=weights.words, prompt_words=weights.prompt_words)
 
 
 def image_encoder_config(

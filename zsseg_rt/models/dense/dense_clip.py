@@ -89,9 +89,9 @@ class TensorOperations(Arrays):
 class _Tensors(OnTorch):
     def asarray(self, value: Any, like: Any) -> Any:
         """See :meth:`OnTorch.asarray`."""
-        made = super().asarray(value, like)
-        both = made.is_floating_point() and like.is_floating_point()
-        return made.to(like.dtype) if both else made
+        tensor = super().asarray(value, like)
+        both = tensor.is_floating_point() and like.is_floating_point()
+        return tensor.to(like.dtype) if both else tensor
 
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
         """Products in the wider dtype."""
@@ -294,11 +294,11 @@ class HeadSettings:
 
     def config(self, layers: Mapping[str, int]) -> dict[str, Any]:
         """The fields of :class:`DenseCLIPConfig` that follow, checked; ``layers`` are defaults."""
-        given = {name: getattr(self, name) for name in ("pre", "post", "first", "end")}
-        given = dict(layers) | {name: value for name, value in given.items() if value is not None}
+        own = {name: getattr(self, name) for name in ("pre", "post", "first", "end")}
+        layers = dict(layers) | {name: value for name, value in own.items() if value is not None}
         settings: dict[str, Any] = {"logit_scale": LOGIT_SCALES.get(self.head, 1.0)}
         settings |= shared_fields(self, DenseCLIPConfig)
-        settings["aggregation"] = AggregationConfig(pm=self.pm, r=self.r, beta=self.beta, **given)
+        settings["aggregation"] = AggregationConfig(pm=self.pm, r=self.r, beta=self.beta, **layers)
         DenseCLIPConfig(**settings)  # refuse bad settings before weights are read
         return settings
 
@@ -359,8 +359,8 @@ class OfficialDenseCLIP(HeadSettings):
     def build(self, state_dict: Mapping[str, Tensor]) -> DenseCLIP:
         """Make the model, in evaluation mode."""
         settings = self.config({})
-        kept = {k: v for k, v in state_dict.items() if not k.endswith("position_ids")}
-        state_dict = unwrap(kept)
+        tensors = {k: v for k, v in state_dict.items() if not k.endswith("position_ids")}
+        state_dict = unwrap(tensors)
         check_float32(state_dict, "CLIP")
         if "conv1.weight" not in state_dict:
             weights = split_towers(state_dict, self.activation, "state_dict")

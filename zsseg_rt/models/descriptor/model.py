@@ -581,8 +581,8 @@ class CellDecodeHead(nn.Module):
     def lateral(self, embeds: CellEmbeds, grid_hw: tuple[int, int]) -> Tensor:
         """Cell-aware patches, ``[B, N, E]``."""
         cells = upsample_cells(embeds.cell_embeds, grid_hw)
-        picture = embeds.cls_embed[:, None].expand(-1, cells.shape[1], -1)
-        joined = torch.cat([cells, picture, embeds.patch_embeds], dim=-1)
+        image_embed = embeds.cls_embed[:, None].expand(-1, cells.shape[1], -1)
+        joined = torch.cat([cells, image_embed, embeds.patch_embeds], dim=-1)
         return self.lateral_proj(joined)  # type: ignore[no-any-return]
 
     def forward(

@@ -596,8 +596,8 @@ class ZegFormerStart(ClipSource):
         _initialise(model)
         _load_clip_model(model, weights)
         if self.backbone_weights is not None:
-            found = load_checkpoint(self.backbone_weights)
-            load_torchvision_backbone(model.backbone, found)
+            resnet = load_checkpoint(self.backbone_weights)
+            load_torchvision_backbone(model.backbone, resnet)
         return model.eval()
 
 
@@ -613,7 +613,7 @@ def load_torchvision_backbone(backbone: ResNet, state_dict: Mapping[str, Tensor]
 
 
 def _official_key(key: str) -> str:
-    key = re.sub(r"^layer(\d+)\.", lambda found: f"res{int(found[1]) + 1}.", key)
+    key = re.sub(r"^layer(\d+)\.", lambda match: f"res{int(match[1]) + 1}.", key)
     for pattern, replacement in _RENAMED:
         key = re.sub(pattern, replacement, key)
     return key

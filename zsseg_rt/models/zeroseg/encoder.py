@@ -115,8 +115,8 @@ class Block(nn.Module):
     def _drop(self, branch: Tensor) -> Tensor:
         if not self.training or self.drop_path == 0.0:
             return branch
-        kept = torch.rand(branch.shape[0], 1, 1, device=branch.device) >= self.drop_path
-        return branch * kept / (1.0 - self.drop_path)
+        mask = torch.rand(branch.shape[0], 1, 1, device=branch.device) >= self.drop_path
+        return branch * mask / (1.0 - self.drop_path)
 
 
 class _PatchEmbed(nn.Module):

@@ -117,9 +117,9 @@ def load_mae_encoder(model: ZeroSeg, state_dict: Mapping[str, Tensor]) -> None:
 def _trained(state_dict: Mapping[str, Tensor], fields: dict[str, Any]) -> ZeroSeg:
     check_float32(state_dict, "zeroseg")
     read = _read_sizes(state_dict, fields)
-    told = [name for name in read if name in fields and fields[name] != read[name]]
-    if told and told != ["decoder_layers"]:
-        name = next(name for name in told if name != "decoder_layers")
+    conflicts = [name for name in read if name in fields and fields[name] != read[name]]
+    if conflicts and conflicts != ["decoder_layers"]:
+        name = next(name for name in conflicts if name != "decoder_layers")
         raise ArgumentError(
             f"{name}: expected {read[name]}, as in the checkpoint, got {fields[name]}. "
             "Leave it out."
@@ -158,19 +158,19 @@ def _read_decoder_sizes(sizes: Sizes, fields: Mapping[str, Any]) -> dict[str, An
     if not sizes.has("decoder."):
         return {"decoder_layers": 0}
     width = sizes.of("decoder.decoder_embed.weight", 2)[0]
-    given = fields.get("decoder_heads")
+    num_heads = fields.get("decoder_heads")
     return {
         "decoder_layers": sizes.count("decoder.decoder_blocks."),
         "decoder_width": width,
-        "decoder_heads": sizes.heads("decoder_heads", given or max(1, width // 32), width),
+        "decoder_heads": sizes.heads("decoder_heads", num_heads or max(1, width // 32), width),
     }
 
 
 def _matching(text_encoder: TextEncoder, embed_dim: int) -> TextEncoder:
-    found = text_encoder.config.embed_dim
-    if found != embed_dim:
+    width = text_encoder.config.embed_dim
+    if width != embed_dim:
         raise CheckpointError(
             f"pretrained: expected the teacher's text tower with embeddings of {embed_dim}, got "
-            f"{found}. Use the CLIP model that the student was distilled from."
+            f"{width}. Use the CLIP model that the student was distilled from."
         )
     return text_encoder
