@@ -237,8 +237,8 @@ class EngineConfig(_WithoutRetired):
     def _take_other_spellings(self) -> None:
         """Write what is meant beyond doubt as it is written everywhere else."""
         for name in ("backend", "precision", "channel_order"):
-            if isinstance(given := getattr(self, name), str):
-                object.__setattr__(self, name, given.lower())
+            if isinstance(text := getattr(self, name), str):
+                object.__setattr__(self, name, text.lower())
         object.__setattr__(self, "device", canonical_device(self.device))
         precision = _PRECISION_WORDS.get(str(self.precision), self.precision)
         object.__setattr__(self, "precision", precision)

@@ -92,8 +92,8 @@ def place(
     class PlacedBackend:
         name = "torch"
 
-        def choose(self, held, asked, *, device, allowed):
-            return host.choose(held, asked, device="cpu", allowed=allowed)
+        def choose(self, variants, asked, *, device, allowed):
+            return host.choose(variants, asked, device="cpu", allowed=allowed)
 
         def load(self, graph_path, *, device, precision, options):
             graph = host.load(graph_path, device="cpu", precision=precision, options=options)

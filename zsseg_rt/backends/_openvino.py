@@ -174,10 +174,10 @@ def _names(compiled: Any) -> dict[str, str]:
     """The ONNX name of each node that has one; what OpenVINO invents is called by its own type."""
     names = {}
     for operation in compiled.get_runtime_model().get_ordered_ops():
-        known = [each for each in _originals(operation) if "/" in each or each[:5] == "node_"]
-        attention = [name for name in known if "attention/" in name]
-        if known:
-            names[operation.get_friendly_name()] = (attention or known)[-1]
+        named = [each for each in _originals(operation) if "/" in each or each[:5] == "node_"]
+        attention = [name for name in named if "attention/" in name]
+        if named:
+            names[operation.get_friendly_name()] = (attention or named)[-1]
     return names
 
 
@@ -222,7 +222,7 @@ def process_core() -> Any:
 
 
 def widened_model(core: Any, path: Path) -> Any:
-    """What is compiled for a graph: its path, or a model, if it has to be changed first.
+    """A graph as OpenVINO compiles it: its path, or a model, if it has to be changed first.
 
     Inputs and outputs of half precision become float32. The conversions are part of the model, and
     compiled for float32 they vanish.
@@ -279,16 +279,16 @@ def plugin_settings(
     return settings
 
 
-def offers(held: Collection[str], core: Any) -> list[Choice]:
-    """What this CPU can do with the graphs that the bundle holds, its own choice first."""
+def offers(variants: Collection[str], core: Any) -> list[Choice]:
+    """This CPU's choices among a bundle's variants of a graph, its own first."""
     capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     computed = [name for name, (flag, _) in _PRECISIONS.items() if flag in capabilities]
     own = _own_precision(core)
     computed.sort(key=lambda name: name != own)
-    narrow = [Choice(variant="int8", precision="int8")] if "int8" in held and has_vnni() else []
+    narrow = [Choice(variant="int8", precision="int8")] if "int8" in variants and has_vnni() else []
     # A bfloat16 graph is slower than the float32 one lowered, and never wholly in float32.
-    if "float32" in held:
-        halves = {"float16"} & set(held)
+    if "float32" in variants:
+        halves = {"float16"} & set(variants)
         return narrow + [
             Choice(variant=name if name in halves else "float32", precision=name)
             for name in computed
@@ -296,14 +296,14 @@ def offers(held: Collection[str], core: Any) -> list[Choice]:
     return narrow + [
         Choice(variant=variant, precision=name)
         for variant, names in (("float16", ("float32", "float16")), ("bfloat16", ("bfloat16",)))
-        if variant in held
+        if variant in variants
         for name in names
         if name in computed
     ]
 
 
 def _own_precision(core: Any) -> str:
-    """What the plugin chooses by itself: it knows whether the CPU only emulates bfloat16."""
+    """The plugin's own choice: it knows whether the CPU only emulates bfloat16."""
     if "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         return "float32"
     return _public_name(core.get_property("CPU", "INFERENCE_PRECISION_HINT"))
@@ -358,13 +358,13 @@ class OpenVinoBackend:
     name = "openvino"
 
     def choose(
-        self, held: Collection[str], asked: str, *, device: str, allowed: Sequence[str]
+        self, variants: Collection[str], asked: str, *, device: str, allowed: Sequence[str]
     ) -> Choice:
         """See :class:`zsseg_rt.backends.base.Backend`; ``"auto"`` is what the CPU does natively."""
         _require_cpu(device)
-        if asked == "int8" and asked in held:
+        if asked == "int8" and asked in variants:
             require_vnni()
-        possible = offers(held, process_core())
+        possible = offers(variants, process_core())
         return pick_choice(possible, asked, allowed, where="this CPU", narrow=("int8",))
 
     def load(
@@ -512,14 +512,12 @@ def _compile(core: Any, graph_path: Path, settings: dict[str, Any], options: Bac
 
 
 def _compile_cached(core: Any, graph_path: Path, settings: dict[str, Any], folder: Path) -> Any:
-    """Return a model from the cache, put there first if necessary.
-
-    A freshly compiled model keeps the graph's weights beside its own; one from the cache keeps the
-    mapped file instead, whose pages are given back once they have been read.
-    """
+    """Return a model from the cache, put there first if necessary."""
     settings = {**settings, "CACHE_DIR": str(folder)}
     compiled = _compile_once(core, graph_path, settings)
     _write_checksums(folder)
+    # A freshly compiled model keeps the graph's weights beside its own; one from the cache the
+    # mapped file instead, whose pages are given back once they have been read.
     if not compiled.get_property("LOADED_FROM_CACHE"):
         del compiled
         compiled = _compile_once(core, graph_path, settings)

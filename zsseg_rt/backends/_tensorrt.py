@@ -36,10 +36,10 @@ class TensorRTBackend:
     name = "tensorrt"
 
     def choose(
-        self, held: Collection[str], asked: str, *, device: str, allowed: Sequence[str]
+        self, variants: Collection[str], asked: str, *, device: str, allowed: Sequence[str]
     ) -> Choice:
         """See :class:`zsseg_rt.backends.base.Backend`: the precision is the graph's own."""
-        offers = [Choice(variant=name, precision=name) for name in _PREFERRED if name in held]
+        offers = [Choice(variant=name, precision=name) for name in _PREFERRED if name in variants]
         return pick_choice(offers, asked, allowed, where="TensorRT", narrow=NARROW)
 
     def load(
@@ -148,12 +148,12 @@ class _PlanJob:
 
 
 def _target(api: TensorRT, capability: str | None, gpu: Gpu | None) -> str:
-    """What a plan is tied to: RTX to a compute capability, full TensorRT to the exact GPU."""
+    """A plan's target: of RTX a compute capability, of full TensorRT the exact GPU."""
     if api.is_rtx or gpu is None:
         return f"sm{capability.replace('.', '')}" if capability else "default"
     size = f"{gpu.multiprocessors}sm-{round(gpu.total_memory / 2**30)}gb"
-    made_by = f"driver{gpu.driver}-cuda{gpu.runtime}"
-    return f"sm{gpu.compute_capability.replace('.', '')}-{gpu.name}-{size}-{made_by}"
+    versions = f"driver{gpu.driver}-cuda{gpu.runtime}"
+    return f"sm{gpu.compute_capability.replace('.', '')}-{gpu.name}-{size}-{versions}"
 
 
 def _hash_graph(graph_path: Path) -> str:

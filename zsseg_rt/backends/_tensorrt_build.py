@@ -144,8 +144,8 @@ def capability_member(api: TensorRT, capability: str) -> Any:
             f"compute_capability: expected None for {api.label}, which builds only for the GPU it "
             f"runs on, got {capability!r}. Build on the target, or use ZSSEG_TENSORRT=tensorrt_rtx."
         )
-    known = api.module.ComputeCapability.__members__
-    targets = {f"{name[2:-1]}.{name[-1]}": member for name, member in known.items() if name[2:]}
+    members = api.module.ComputeCapability.__members__
+    targets = {f"{name[2:-1]}.{name[-1]}": member for name, member in members.items() if name[2:]}
     targets = {name: member for name, member in targets.items() if name[0].isdigit()}
     if capability not in targets:
         raise BackendError(
@@ -167,25 +167,25 @@ def count_fused_attention(plan: bytes, api: TensorRT) -> dict[str, int] | None:
 
 
 def profile_axes(
-    inputs: list[dict[str, Any]], given: Mapping[str, tuple[int, int, int]] | None
+    inputs: list[dict[str, Any]], dynamic_axes: Mapping[str, tuple[int, int, int]] | None
 ) -> dict[str, tuple[int, int, int]]:
     """Find (min, opt, max) of every dynamic axis."""
-    known = {**DEFAULT_AXES, **(given or {})}
+    spans = {**DEFAULT_AXES, **(dynamic_axes or {})}
     axes: dict[str, tuple[int, int, int]] = {}
     for spec in inputs:
         for axis, size in enumerate(spec["shape"]):
             if isinstance(size, int) and size >= 0:
                 continue
-            if size not in known:
+            if size not in spans:
                 raise BackendError(
                     f"dynamic_axes: expected a range for axis {axis} ({size!r}) of input "
-                    f"{spec['name']!r}, got {sorted(known)}. Pass dynamic_axes={{name: (min, opt, "
+                    f"{spec['name']!r}, got {sorted(spans)}. Pass dynamic_axes={{name: (min, opt, "
                     "max)}, and name the axis when exporting."
                 )
-            low, middle, high = known[size]
+            low, middle, high = spans[size]
             if not 1 <= low <= middle <= high:
                 raise BackendError(
-                    f"dynamic_axes: expected 1 <= min <= opt <= max for {size!r}, got {known[size]}"
+                    f"dynamic_axes: expected 1 <= min <= opt <= max for {size!r}, got {spans[size]}"
                 )
             axes[size] = (low, middle, high)
     return axes
@@ -245,17 +245,17 @@ def _describe(network: Any) -> dict[str, Any]:
 
 def _narrow_layers(network: Any) -> int:
     """How many layers multiply two tensors that were stored in 8 bits."""
-    makers = {}
+    producers = {}
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     for layer in layers:
         for index in range(layer.num_outputs):
-            makers[layer.get_output(index).name] = layer
+            producers[layer.get_output(index).name] = layer
 
     def is_narrow(layer: Any, index: int) -> bool:
-        maker = makers.get(layer.get_input(index).name)
-        while maker is not None and maker.type.name == "SHUFFLE":  # a new shape of the same numbers
-            maker = makers.get(maker.get_input(0).name)
-        return maker is not None and maker.type.name == "DEQUANTIZE"
+        above = producers.get(layer.get_input(index).name)
+        while above is not None and above.type.name == "SHUFFLE":  # a new shape of the same numbers
+            above = producers.get(above.get_input(0).name)
+        return above is not None and above.type.name == "DEQUANTIZE"
 
     computing = [layer for layer in layers if layer.type.name in COMPUTE_LAYERS]
     # a convolution whose weight is a constant in full precision has one input
@@ -307,15 +307,13 @@ def _precision(layers: Mapping[tuple[str, str], int], quantized: set[str]) -> st
 
 
 def _check_precision(graph_path: Path, precision: str, report: Mapping[str, Any]) -> None:
-    """Raise unless every compute layer of the graph has the precision asked for.
-
-    TensorRT has no transposed convolution in bfloat16: it stays float32.
-    """
+    """Raise unless every compute layer of the graph has the precision asked for."""
     require_capability(report["precision"], str(report["capability"]))
     if report["precision"] in ("int8", "fp8"):
         _check_narrow(graph_path, report)
     if precision == "auto":
         return
+    # TensorRT has no transposed convolution in bfloat16: it stays float32.
     judged = set(COMPUTE_LAYERS) - ({"DECONVOLUTION"} if precision == "bfloat16" else set())
     dtypes = {row["dtype"] for row in report["layers"] if row["type"] in judged}
     quantized = precision in ("int8", "fp8")

@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 
 class RuntimeSettings:
-    """What all execution contexts of one RTX plan share."""
+    """The settings that all execution contexts of one RTX plan share."""
 
     def __init__(
         self, api: TensorRT, engine: Any, plan_path: Path | None, *, captures: bool, logger: Any
@@ -198,9 +198,9 @@ class TensorRTGraph:
         opened("graph", self._engine)
         settings = self._settings
         with on_device(self.gpu.index):
-            given = () if settings is None else (settings.config(captures=captures),)
-            made = self._engine.create_execution_context(*given)
-            context = require(made, "create_execution_context", self.logger)
+            arguments = () if settings is None else (settings.config(captures=captures),)
+            context = self._engine.create_execution_context(*arguments)
+            context = require(context, "create_execution_context", self.logger)
             self.keep_kernels()
         return TensorRTSession(self, context)
 

@@ -57,13 +57,13 @@ class TorchBackend:
     name = "torch"
 
     def choose(
-        self, held: Collection[str], asked: str, *, device: str, allowed: Sequence[str]
+        self, variants: Collection[str], asked: str, *, device: str, allowed: Sequence[str]
     ) -> Choice:
         """See :class:`zsseg_rt.backends.base.Backend`.
 
         On CUDA ``"auto"`` takes a float16 graph, or bfloat16 if the GPU computes in it.
         """
-        return pick_choice(_offers(held, device), asked, allowed, where=f"torch on {device}")
+        return pick_choice(_offers(variants, device), asked, allowed, where=f"torch on {device}")
 
     def load(
         self, graph_path: Path, *, device: str, precision: str, options: BackendOptions
@@ -113,8 +113,8 @@ class _TorchGraph:
 
     @property
     def report(self) -> Mapping[str, int]:
-        """What was fused, by kind; after a run on a GPU also its attentions, by kernel."""
-        kinds = Counter(f"attention_{kind}" for kind in opened("graph", self._program).taken())
+        """The fused operators by kind; after a run on a GPU also its attentions, by kernel."""
+        kinds = Counter(f"attention_{kind}" for kind in opened("graph", self._program).kernels())
         return MappingProxyType(self._fused | kinds)
 
     def session(self) -> Session:
@@ -179,7 +179,7 @@ class _TorchSession(GraphSession):
         return None if self.device == "cpu" else TorchRecorder(self.device)
 
     def capture_state(self) -> Hashable | None:
-        """What a capture of a run depends on besides its feeds: nothing, as its memory is its own.
+        """The state that a capture depends on besides its feeds: none, as its memory is its own.
 
         None on the CPU, where there are no captures.
         """
@@ -298,8 +298,8 @@ class _NodeMarks:
 
 def _type_of(node: Node) -> str:
     """The operator; of an attention that has run on a GPU, also torch's kernel."""
-    taken = node.attributes.get("taken")
-    return node.kind if taken is None else f"{node.kind} ({taken})"
+    kernel = node.attributes.get("kernel")
+    return node.kind if kernel is None else f"{node.kind} ({kernel})"
 
 
 class DeviceResult:
@@ -382,12 +382,12 @@ def _check_device(torch: Any, device: str) -> Any:
     return torch.device(device)
 
 
-def _offers(held: Collection[str], device: str) -> list[Choice]:
-    """What can be done with the graphs that the bundle holds, the best first."""
-    own = [Choice(variant=name, precision=name) for name in _LOWERED if name in held]
-    if "float32" not in held:
+def _offers(variants: Collection[str], device: str) -> list[Choice]:
+    """The choices among a bundle's variants of a graph, the best first."""
+    own = [Choice(variant=name, precision=name) for name in _LOWERED if name in variants]
+    if "float32" not in variants:
         return own
-    lowered = [Choice(variant="float32", precision=name) for name in _LOWERED if name not in held]
+    lowered = [Choice(variant="float32", precision=p) for p in _LOWERED if p not in variants]
     plain = [Choice(variant="float32", precision="float32")]
     if device == "cpu":
         return plain + own + lowered

@@ -66,8 +66,8 @@ class Program:
         """The nodes that are left once what follows from constants alone is computed."""
         left = []
         for node in nodes:
-            known = all(name in self.constants for name in node.inputs if name)
-            if not known or OPERATORS[node.kind].run is None:
+            is_constant = all(name in self.constants for name in node.inputs if name)
+            if not is_constant or OPERATORS[node.kind].run is None:
                 left.append(node)
                 continue
             for name, result in zip(
@@ -78,16 +78,16 @@ class Program:
 
     def fuse_attention(self) -> int:
         """Let one kernel compute each attention that a scope names; returns how many there are."""
-        makers = {name: node for node in self.nodes for name in node.outputs}
+        producers = {name: node for node in self.nodes for name in node.outputs}
         outside = Node("", "", (), (), {})  # who runs the graph reads its outputs
-        users: dict[str, list[Node]] = {name: [outside] for name in self._outputs}
+        consumers: dict[str, list[Node]] = {name: [outside] for name in self._outputs}
         for node in self.nodes:
             for name in node.inputs:
-                users.setdefault(name, []).append(node)
+                consumers.setdefault(name, []).append(node)
         fused: dict[str, Node] = {}
         dropped: set[str] = set()
-        for node in self.nodes:
-            attention = _find_attention(node, makers, users) if node.kind == "Softmax" else None
+        for node in (node for node in self.nodes if node.kind == "Softmax"):
+            attention = _find_attention(node, producers, consumers)
             if attention is not None:
                 last, inner, inputs = attention
                 fused[last.outputs[0]] = Node(last.name, _FUSED, inputs, last.outputs, {})
@@ -136,9 +136,9 @@ class Program:
             for name, dtype in self._outputs.items()
         }
 
-    def taken(self) -> list[str]:
-        """The kernels that attentions took on a GPU, after a run."""
-        return [node.attributes["taken"] for node in self.nodes if "taken" in node.attributes]
+    def kernels(self) -> list[str]:
+        """The kernels of attentions on a GPU, after a run."""
+        return [node.attributes["kernel"] for node in self.nodes if "kernel" in node.attributes]
 
     def _compute(
         self, node: Node, names: Sequence[str], values: Mapping[str, Any]
@@ -158,23 +158,23 @@ class Program:
 
     def _prepare(self) -> None:
         """Note, for each node, the values that no later one reads; they are freed after it."""
-        kept = set(self._outputs) | {""}
+        lasting = set(self._outputs) | {""}
         final = {name: place for place, node in enumerate(self.nodes) for name in node.inputs}
         self._last_uses: list[list[str]] = [[] for _ in self.nodes]
         for name, place in final.items():
-            if name not in kept and name not in self.constants:
+            if name not in lasting and name not in self.constants:
                 self._last_uses[place].append(name)
 
     def _take(self, name: str, feed: Tensor) -> Tensor:
         stated = self._xp.dtypes[self._inputs[name]]
-        taken: Tensor = self._lower(feed.to(stated) if feed.is_floating_point() else feed)
-        return taken
+        tensor: Tensor = self._lower(feed.to(stated) if feed.is_floating_point() else feed)
+        return tensor
 
     def _give(self, dtype: str, result: Any, device: torch.device) -> Tensor:
-        given: Tensor = result
+        tensor: Tensor = result
         if not isinstance(result, Tensor):
-            given = torch.from_numpy(np.array(result)).to(device)
-        return given.to(self._xp.dtypes[dtype]) if given.is_floating_point() else given
+            tensor = torch.from_numpy(np.array(result)).to(device)
+        return tensor.to(self._xp.dtypes[dtype]) if tensor.is_floating_point() else tensor
 
     def _lower(self, result: Any) -> Any:
         lower = self.lowered is not None and isinstance(result, Tensor)
@@ -200,42 +200,40 @@ def _settled(value: Any) -> Any:
 
 
 def _find_attention(
-    softmax: Node, makers: Mapping[str, Node], users: Mapping[str, Sequence[Node]]
+    softmax: Node, producers: Mapping[str, Node], consumers: Mapping[str, Sequence[Node]]
 ) -> tuple[Node, list[Node], tuple[str, ...]] | None:
-    """``MatMul, [Add,] Softmax, MatMul`` of a scope ``attention``, with casts between.
-
-    Returns the last node, those that are part of it, and queries, turned keys, values and mask.
-    """
+    """The last node, those inside and the inputs of a scope ``attention``, with casts or none."""
     if softmax.name.replace("/", ".").split(".")[-2:-1] != ["attention"]:
         return None
     inner = [softmax]
 
     def above(name: str) -> Node | None:
-        """What makes a value that nothing else reads, before it was cast."""
-        node = makers.get(name)
-        while node is not None and len(users[node.outputs[0]]) == 1:
+        """The node before any cast whose result nothing else reads."""
+        node = producers.get(name)
+        while node is not None and len(consumers[node.outputs[0]]) == 1:
             inner.append(node)
             if node.kind != "Cast":
                 return node
-            node = makers.get(node.inputs[0])
+            node = producers.get(node.inputs[0])
         return None
 
     scores, mask = above(softmax.inputs[0]), tuple[str, ...]()
     if scores is not None and scores.kind == "Add":
         names = scores.inputs
-        sides = [name for name in names if name in makers and makers[name].kind in _PRODUCTS]
+        sides = [name for name in names if name in producers and producers[name].kind in _PRODUCTS]
         if len(sides) != 1:
             return None
         mask = tuple(name for name in names if name != sides[0])
         scores = above(sides[0])
     weights = softmax.outputs[0]
-    while len(users[weights]) == 1 and users[weights][0].kind == "Cast":
-        inner.append(users[weights][0])
+    while len(consumers[weights]) == 1 and consumers[weights][0].kind == "Cast":
+        inner.append(consumers[weights][0])
         weights = inner[-1].outputs[0]
-    last = users[weights][0]
-    whole = len(users[weights]) == 1 and last.kind == "MatMul" and last.inputs[0] == weights
+    last = consumers[weights][0]
+    whole = len(consumers[weights]) == 1 and last.kind == "MatMul" and last.inputs[0] == weights
     if scores is None or scores.kind != "MatMul" or not whole:
         return None
+    # queries, turned keys, values and mask
     return last, inner, (*scores.inputs, last.inputs[1], *mask)
 
 
@@ -250,8 +248,8 @@ def _attention(
     if is_one:  # torch has fused kernels for [B, H, N, D] alone
         q, k, v = (x.unsqueeze(0) for x in (q, k, v))
     mask = mask if mask is None else mask.to(q.dtype)
-    if q.is_cuda and "taken" not in attributes:  # the same in every run
-        attributes["taken"] = settings.kind_taken(q, k, v, mask)  # type: ignore[index]
+    if q.is_cuda and "kernel" not in attributes:  # the same in every run
+        attributes["kernel"] = settings.kind_taken(q, k, v, mask)  # type: ignore[index]
     attended = F.scaled_dot_product_attention(q, k, v, mask, scale=1.0)
     return attended.squeeze(0) if is_one else attended
 

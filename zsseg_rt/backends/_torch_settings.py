@@ -1,4 +1,4 @@
-"""What torch has once per process: the attention kernels it takes, and whether TF32 is allowed."""
+"""Settings of torch for a process: the attention kernels it takes, and whether TF32 is allowed."""
 
 from __future__ import annotations
 
@@ -76,16 +76,16 @@ def kind_taken(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> str:
     """The kind that torch takes inside :data:`pinned_attention`; ``"unfused"`` if none can run."""
     from torch.backends import cuda
 
-    given = cuda.SDPAParams(q, k, v, mask, 0.0, False, False)
+    params = cuda.SDPAParams(q, k, v, mask, 0.0, False, False)
     can_use: dict[str, Callable[[cuda.SDPAParams], bool]] = {
         "flash": cuda.can_use_flash_attention,
         "efficient": cuda.can_use_efficient_attention,
         "cudnn": cuda.can_use_cudnn_attention,
     }
-    found = next((kind for kind in wanted() if can_use[kind](given)), "unfused")
-    if found == "unfused":
+    kind = next((kind for kind in wanted() if can_use[kind](params)), "unfused")
+    if kind == "unfused":
         _warn(str(q.dtype).removeprefix("torch."), q.shape[-1])
-    return found
+    return kind
 
 
 @functools.cache
@@ -139,13 +139,11 @@ pinned_attention = SharedSetting(_pin)
 
 
 def _switch_off() -> Callable[[], None]:
-    """Return what restores the settings.
-
-    torch 2.9 and newer keep an older and a newer setting of one thing, and refuse to compute where
-    the two contradict each other: both are set.
-    """
+    """Switch TF32 off; return a function that restores the settings."""
     import torch
 
+    # torch 2.9 and newer keep an older and a newer setting of one thing, and refuse to compute
+    # where the two contradict each other: both are set.
     older: list[tuple[Any, str, Any]] = [
         (torch.backends.cuda.matmul, "allow_tf32", False),
         (torch.backends.cudnn, "allow_tf32", False),

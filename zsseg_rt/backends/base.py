@@ -1,4 +1,4 @@
-"""What a backend is: something that compiles an ONNX graph for a device and runs it there.
+"""Backends: each compiles an ONNX graph for a device and runs it there.
 
 There are three parts: a :class:`Backend` chooses and compiles, a :class:`CompiledGraph` holds the
 weights once for all its sessions, a :class:`Session` is one request with
@@ -24,12 +24,12 @@ AxisRanges = Mapping[str, tuple[int, int, int]]
 
 def check_names(feeds: Mapping[str, Array], specs: Sequence[TensorSpec]) -> None:
     """Refuse missing and unknown inputs."""
-    known = [spec.name for spec in specs]
-    missing = [name for name in known if name not in feeds]
-    unknown = [name for name in feeds if name not in known]
+    names = [spec.name for spec in specs]
+    missing = [name for name in names if name not in feeds]
+    unknown = [name for name in feeds if name not in names]
     if missing or unknown:
         problem = f"missing {', '.join(missing)}" if missing else f"unknown {', '.join(unknown)}"
-        raise ShapeError(f"feeds: expected {', '.join(known)}, got {problem}. Feed every input.")
+        raise ShapeError(f"feeds: expected {', '.join(names)}, got {problem}. Feed every input.")
 
 
 def check_feed(
@@ -97,7 +97,7 @@ def opened(what: str, content: Any) -> Any:
 
 
 ANY_PRECISION = ("float16", "bfloat16", "float32")
-"""What ``precision="auto"`` may take where rounding changes labels only at their borders."""
+"""The choices of ``precision="auto"`` where rounding changes labels only at their borders."""
 
 Bounds = tuple[int, int, int]
 """Smallest, usual and largest size of a dynamic axis."""
@@ -140,7 +140,7 @@ class LayerInfo:
 
 
 OUTSIDE_NODES = "(outside nodes)"
-"""What a run takes beyond its nodes, as the last :class:`NodeTime`; with it, they sum to the run.
+"""The time of a run beyond its nodes, as the last :class:`NodeTime`; with it, they sum to the run.
 
 Only backends that count nodes one by one have it; those that mark the end of each leave no gaps.
 """
@@ -148,7 +148,7 @@ Only backends that count nodes one by one have it; those that mark the end of ea
 
 @dataclass(frozen=True, kw_only=True)
 class NodeTime:
-    """What one node of a graph took."""
+    """The time of one node of a graph."""
 
     # The node's name in the ONNX file; ``""`` for one that the backend invented;
     # :data:`OUTSIDE_NODES` for the rest of a run
@@ -158,7 +158,7 @@ class NodeTime:
 
 
 class Recorder(Protocol):
-    """What must be held while a session's launches are captured, and as long as they are replayed.
+    """A holder of what a session's launches need while they are captured and replayed.
 
     One recorder serves one capture. The caller captures the stream; several sessions may run in
     it, each within its own recorder. Run a session once on the same stream before: what it loads
@@ -181,11 +181,11 @@ class Recorder(Protocol):
 
 
 class Described(Protocol):
-    """What graphs and their sessions say of themselves."""
+    """The description that graphs and their sessions give of themselves."""
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """What a run takes, in graph order.
+        """The inputs of a run, in graph order.
 
         On CUDA of the dtypes that the graph's file states. On the CPU half precision is float32:
         NumPy has no bfloat16, and the backends widen within the graph, which rounds nothing.
@@ -193,7 +193,7 @@ class Described(Protocol):
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """What a run gives, in graph order; of the dtypes that :attr:`inputs` explains."""
+        """The results of a run, in graph order; of the dtypes that :attr:`inputs` explains."""
 
     @property
     def device(self) -> str:
@@ -242,7 +242,7 @@ class Session(Described, Protocol):
         """
 
     def capture_state(self) -> Hashable | None:
-        """What a capture of :meth:`run` depends on besides the feeds' addresses.
+        """The state that a capture of :meth:`run` depends on besides the feeds' addresses.
 
         For example the shapes that were set, and the addresses of buffers that may grow. A capture
         is recorded only after a run that left this as it was, and launched only while it is as it
@@ -293,12 +293,12 @@ class Backend(Protocol):
         """The public name: ``"openvino"``, ``"tensorrt"`` or ``"torch"``."""
 
     def choose(
-        self, held: Collection[str], asked: str, *, device: str, allowed: Sequence[str]
+        self, variants: Collection[str], asked: str, *, device: str, allowed: Sequence[str]
     ) -> Choice:
         """Choose the variant of a graph and the precision to compute it in; opens no file.
 
         Args:
-            held: Precisions in which the bundle holds the graph.
+            variants: Precisions in which the bundle holds the graph.
             asked: A public precision name or ``"auto"``.
             device: ``"cpu"`` or ``"cuda:N"``.
             allowed: Precisions that ``"auto"`` may take.
@@ -328,7 +328,7 @@ class Backend(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class GoldenVerdict:
-    """What a bundle's golden sample showed of a built graph."""
+    """The verdict of a bundle's golden sample on a built graph."""
 
     sample: str  # SHA-256 of the golden sample's file
     passed: bool  # Whether the graph's results were within the tolerance
@@ -346,14 +346,14 @@ class BuiltGraph(Protocol):
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """What its sessions give; see :attr:`Session.outputs`."""
+        """The results of its sessions; see :attr:`Session.outputs`."""
 
     @property
     def plan_name(self) -> str:
-        """What a person finds the build by: its file, or the graph's name where it has none."""
+        """The name of the build to a person: its file's, or the graph's name where it has none."""
 
     def golden_verdict(self, sample: str) -> GoldenVerdict | None:
-        """What was found with this golden sample; None if this build has not run it yet."""
+        """The verdict of this golden sample; None if this build has not run it yet."""
 
     def keep_golden_verdict(self, verdict: GoldenVerdict) -> None:
         """Keep a verdict beside the build, for later processes, as far as it is kept itself."""

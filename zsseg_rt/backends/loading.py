@@ -92,17 +92,17 @@ def check_connections(bundle: Bundle, graphs: Mapping[str, CompiledGraph]) -> No
 
     Within one precision the manifest is checked; here the graphs may be of several.
     """
-    given = {
+    sources = {
         spec.name: (name, spec.dtype) for name, graph in graphs.items() for spec in graph.outputs
     }
     for name, graph in graphs.items():
         for spec in graph.inputs:
-            maker, dtype = given.get(spec.name, (name, spec.dtype))
+            producer, dtype = sources.get(spec.name, (name, spec.dtype))
             if dtype != spec.dtype:
                 raise BundleError(
                     f"{bundle.path}: {spec.name}: expected {spec.dtype}, which {name} in "
-                    f"{graph.precision} takes, got {dtype} from {maker} in "
-                    f"{graphs[maker].precision}. Export both graphs in the same precisions."
+                    f"{graph.precision} takes, got {dtype} from {producer} in "
+                    f"{graphs[producer].precision}. Export both graphs in the same precisions."
                 )
 
 

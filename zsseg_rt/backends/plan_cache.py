@@ -134,8 +134,8 @@ def keep_golden(plan: Plan, verdict: Mapping[str, Any]) -> None:
     """
     if plan.path is not None:
         verdicts = Cache(plan.path.parent, plan.sha256)
-        told = "The plan is checked again at the next start."
-        verdicts.keep(_golden(plan.path), b"", dict(verdict), else_=told)
+        remedy = "The plan is checked again at the next start."
+        verdicts.keep(_golden(plan.path), b"", dict(verdict), else_=remedy)
 
 
 def kernels_path(plan_path: Path) -> Path:

@@ -22,13 +22,13 @@ class RecordingSession(GraphSession):
 
     @property
     def feeds(self) -> tuple[Mapping[str, Array], ...]:
-        """What it was fed so far."""
+        """The feeds so far."""
         return tuple(self._feeds)
 
     def run(self, feeds: Mapping[str, Array], *, stream: int = 0) -> dict[str, Array]:
         """Run the graph once; see :class:`zsseg_rt.backends.base.Session`."""
-        kept = {n: np.array(a) if isinstance(a, np.ndarray) else a for n, a in feeds.items()}
-        self._feeds.append(kept)
+        copies = {n: np.array(a) if isinstance(a, np.ndarray) else a for n, a in feeds.items()}
+        self._feeds.append(copies)
         return self._session.run(feeds, stream=stream)
 
     def profile(

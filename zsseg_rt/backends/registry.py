@@ -36,8 +36,8 @@ class Placement:
 
 def is_installed(name: str) -> bool:
     """Whether a backend's packages can be found; nothing is imported."""
-    found = [importlib.util.find_spec(package) is not None for package in _PACKAGES[name]]
-    return any(found) if name == "tensorrt" else all(found)
+    installed = [importlib.util.find_spec(package) is not None for package in _PACKAGES[name]]
+    return any(installed) if name == "tensorrt" else all(installed)
 
 
 def get_backend(name: str) -> Backend:
@@ -54,7 +54,7 @@ def get_backend(name: str) -> Backend:
 
 
 def requested(config: EngineConfig) -> Placement:
-    """What the configuration asks for, or the environment; both results may be ``auto``."""
+    """The choice of the configuration, or the environment's; both results may be ``auto``."""
     backend, device = config.backend, config.device
     if backend == "auto":
         backend = os.environ.get("ZSSEG_BACKEND") or "auto"

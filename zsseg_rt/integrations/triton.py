@@ -217,15 +217,12 @@ class TritonPythonModel:
 
 
 def _refuse_numpy_2() -> None:
-    """Refuse NumPy 2 in a Triton whose pybind11 is too old for it: texts would crash the server.
-
-    Such a pybind11 looks for ``numpy.core`` when the first array reaches it.
-    """
+    """Refuse NumPy 2 in a Triton whose pybind11 is too old for it: texts would crash the server."""
     import triton_python_backend_utils as pb_utils
 
     if int(np.__version__.partition(".")[0]) < 2:
         return
-    sys.modules.pop(_OLD_NUMPY, None)
+    sys.modules.pop(_OLD_NUMPY, None)  # such a pybind11 looks for it at the first array
     pb_utils.Tensor("probe", np.zeros(1, np.uint8))
     if _OLD_NUMPY in sys.modules:
         raise BackendUnavailableError(

@@ -102,13 +102,13 @@ def _outliers(ops: Operations, trunk: Trunk, rule: OutlierRule, r: float) -> Val
         scores, count = _attention_scores(ops, trunk, r), NUM_OUTLIERS
     values, places = ops.top_k(ops.reshape(scores, (batch, num)), count)
     valid = ops.greater_or_equal(ops.reshape(values, (batch, count, 1)), np.float32(0))
-    found = ops.equal(ops.reshape(places, (batch, count, 1)), np.arange(num)[None, None])
-    marked = ops.max(ops.cast(ops.both(found, valid), "float32"), 1)
+    one_hot = ops.equal(ops.reshape(places, (batch, count, 1)), np.arange(num)[None, None])
+    marked = ops.max(ops.cast(ops.both(one_hot, valid), "float32"), 1)
     return ops.mark("outliers", ops.reshape(marked, (batch, num, 1)))
 
 
 def _attention_scores(ops: Operations, trunk: Trunk, r: float) -> Value:
-    """What the class token gives to patches in the block before the last, -1 behind the gate."""
+    """The class token's attention to patches in the block before the last, -1 behind the gate."""
     block = trunk.tower.blocks[-2]
     normed = ops.layer_norm(trunk.outputs[-2], block.norm_1)
     queries, keys = (
@@ -121,11 +121,11 @@ def _attention_scores(ops: Operations, trunk: Trunk, r: float) -> Value:
     total, size = ops.sum(raised, -1), scores.shape[-1]
     own = ops.sum(ops.mul(queries, keys), -1)  # the diagonal of the scores
     own = ops.mean(ops.div(ops.exp(ops.sub(own, largest)), total), 1)
-    seen = ops.div(ops.slice(raised, 2, 0, 1), ops.slice(total, 2, 0, 1))
-    seen = ops.mul(ops.slice(ops.mean(seen, 1), 3, 1, size), np.float32(5 * r))
-    seen = ops.transpose(seen, (0, 1, 3, 2))
+    attention = ops.div(ops.slice(raised, 2, 0, 1), ops.slice(total, 2, 0, 1))
+    attention = ops.mul(ops.slice(ops.mean(attention, 1), 3, 1, size), np.float32(5 * r))
+    attention = ops.transpose(attention, (0, 1, 3, 2))
     gate = ops.slice(own, 2, 1, size)
-    return ops.where(ops.greater(seen, gate), seen, np.float32(-1))
+    return ops.where(ops.greater(attention, gate), attention, np.float32(-1))
 
 
 def local_outlier_factor(ops: Operations, patches: Value) -> Value:
@@ -146,9 +146,9 @@ def local_outlier_factor(ops: Operations, patches: Value) -> Value:
 
 def repair(ops: Operations, x: Value, outliers: Value, grid_hw: tuple[int, int]) -> Value:
     """Patches with outliers replaced by the mean of sound neighbours, where there are any."""
-    kept = ops.sub(np.ones(1, np.float32), outliers)
-    total = _ring_sum(ops, ops.mul(x, kept), grid_hw)
-    count = _ring_sum(ops, kept, grid_hw)
+    sound = ops.sub(np.ones(1, np.float32), outliers)
+    total = _ring_sum(ops, ops.mul(x, sound), grid_hw)
+    count = _ring_sum(ops, sound, grid_hw)
     replaced = ops.both(ops.greater(outliers, np.float32(0)), ops.greater(count, np.float32(0)))
     return ops.where(replaced, ops.div(total, ops.maximum(count, np.float32(1))), x)
 
@@ -169,8 +169,8 @@ def _cosines(ops: Operations, x: Value) -> Value:
 
 
 def _cut(ops: Operations, similarity: Value, beta: float) -> Value:
-    kept = ops.greater_or_equal(similarity, np.float32(beta))
-    return ops.where(kept, similarity, np.float32(0))
+    similar = ops.greater_or_equal(similarity, np.float32(beta))
+    return ops.where(similar, similarity, np.float32(0))
 
 
 def _similarity_attention(ops: Operations, similarity: Value) -> Value:

@@ -49,7 +49,7 @@ def window_order(grid: int, window: int, shift: int) -> Array:
 
 
 def shift_mask(grid: int, window: int, shift: int) -> Array:
-    """What is added to attention in shifted windows, float32 [windows, window^2, window^2]."""
+    """The mask added to attention in shifted windows, float32 [windows, window^2, window^2]."""
     sides = np.arange(grid)
     region = (sides >= grid - window).astype(int) + (sides >= grid - shift)
     labels = (3 * region[:, None] + region).reshape(-1)[window_order(grid, window, 0)]
@@ -121,7 +121,7 @@ class CatSegNetwork:
         }
 
     def vocabulary_weights(self) -> dict[str, Array]:
-        """What the vocabulary's own terms are made with, by name."""
+        """The weights of the vocabulary's own terms, by name."""
         names = [
             f"layers.{index}.attention.attention.{x}" for index in range(NUM_LAYERS) for x in "qk"
         ]
@@ -136,7 +136,7 @@ class CatSegNetwork:
 
 
 def class_halves(network: CatSegNetwork, text_embeds: Array) -> Array:
-    """What names add to queries and keys of both layers, [C, 4 h], of unit rows [C, D]."""
+    """The share of names in queries and keys of both layers, [C, 4 h], of unit rows [C, D]."""
     w = network.vocabulary_weights()
     named = text_embeds @ w["text_guidance.weight"].T + w["text_guidance.bias"]
     named = np.maximum(named, np.float32(0))
@@ -167,7 +167,7 @@ def encode_view(ops: Operations, network: CatSegNetwork, image: Value) -> dict[s
 
 
 def _spatial(ops: Operations, network: CatSegNetwork, features: Value) -> Value:
-    """What the image adds to queries and keys of the window blocks, [8, N, h]."""
+    """The image's share in queries and keys of the window blocks, [8, N, h]."""
     head, hidden, cells = network.head, network.hidden, network.grid**2
     with ops.at("guidance_projection"):
         maps = _as_maps(ops, features, network.grid)
@@ -192,7 +192,7 @@ def _spatial(ops: Operations, network: CatSegNetwork, features: Value) -> Value:
 
 
 def _fine(ops: Operations, network: CatSegNetwork, tokens: Value, stage: int) -> Value:
-    """What a tap [1, 1 + N, W] of the image tower and biases add in a decoder stage."""
+    """The share of biases and of a tap [1, 1 + N, W] of the image tower in a decoder stage."""
     head, sides = network.head, stage * 2 * network.grid
     lift = read_linear(network.tensors, f"upsample{stage}")
     with ops.at(f"decoder{stage}.guidance"):
@@ -262,7 +262,7 @@ GRAPHS: Mapping[str, tuple[_Part, str]] = {
     ),
     "head_3": (head_end, "tokens products totals near_map far_map class_halves padding"),
 }
-"""What computes each graph, and its inputs; the head whole, and cut into three where classes meet
+"""The function of each graph, and its inputs; the head whole, and cut into three where classes meet
 for vocabularies in several parts."""
 
 
@@ -309,11 +309,11 @@ class _Head:
             scale = (hidden // num_heads) ** -0.5 if letter == "q" else 1.0
             with ops.at(letter):
                 own = Linear(weight[:, :hidden], bias if letter == "v" else None)
-                made = ops.linear(y, own, scale)
+                part = ops.linear(y, own, scale)
                 if letter != "v":
                     row = 2 * index + place
-                    made = ops.add(made, ops.slice(self._values["spatial"], 0, row, row + 1))
-                parts.append(self._split(made))
+                    part = ops.add(part, ops.slice(self._values["spatial"], 0, row, row + 1))
+                parts.append(self._split(part))
         mask = None
         if shift:
             mask = shift_mask(self._grid, window, shift).repeat(num_heads, 0)[None]
@@ -339,7 +339,7 @@ class _Head:
         return ops.reshape(ops.transpose(x, (0, 1, 3, 2, 4)), shape)
 
     def sums(self, x: Value, layer: int) -> tuple[Value, Value]:
-        """What other classes see: keys times values [N, heads, d, d], and keys [N, heads, d, 1].
+        """Sums for other classes: keys times values [N, heads, d, d], and keys [N, heads, d, 1].
 
         Attention between classes is linear: keys and queries are ``elu(.) + 1``.
         """

@@ -69,7 +69,7 @@ class ImageTower:
         return read_norm(self.tensors, "ln_post", self.eps)
 
     def grid_hw(self, size_hw: tuple[int, int]) -> tuple[int, int]:
-        """The grid of patches of a picture."""
+        """The grid of patches of an image."""
         return size_hw[0] // self.stride, size_hw[1] // self.stride
 
     def positions(self, grid_hw: tuple[int, int], *, as_published: bool = False) -> Array:
@@ -93,7 +93,7 @@ def part_of(tensors: Tensors, prefix: str) -> dict[str, Array]:
 def embed_patches(
     ops: Operations, tower: ImageTower, image: Value, positions: Array | None = None
 ) -> Value:
-    """Class token and patches after ``ln_pre``, [B, 1 + N, W], of a picture [B, 3, H, W].
+    """Class token and patches after ``ln_pre``, [B, 1 + N, W], of an image [B, 3, H, W].
 
     Shapes:
         positions: Of the patches, float32 [N, W]; None: the tower's.
@@ -188,9 +188,9 @@ def embed_text(ops: Operations, tower: TextTower, token_ids: Value) -> Value:
         x = ops.layer_norm(x, read_norm(tensors, "ln_final"))
     # A product with zeros and a one instead of an index: the same row, without a gather.
     ends = ops.equal(np.arange(length), ops.arg_max(token_ids))
-    chosen = ops.reshape(ops.cast(ends, "float32"), (token_ids.shape[0], 1, length))
+    one_hot = ops.reshape(ops.cast(ends, "float32"), (token_ids.shape[0], 1, length))
     width = x.shape[-1]
-    row = ops.reshape(ops.matmul(chosen, x), (token_ids.shape[0], width))
+    row = ops.reshape(ops.matmul(one_hot, x), (token_ids.shape[0], width))
     return ops.matmul(row, tensors["text_projection"])
 
 

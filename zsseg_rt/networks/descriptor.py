@@ -294,17 +294,15 @@ def _refine(
         mixed = ops.linear(merge_heads(ops, mixed), proj)
     tokens = ops.layer_norm(ops.add(tokens, mixed), read_norm(head, f"{layer}norm2"))
     hidden = activate(ops, ops.linear(tokens, read_linear(head, f"{layer}linear1")), "relu")
-    made = ops.linear(hidden, read_linear(head, f"{layer}linear2"))
-    return ops.layer_norm(ops.add(tokens, made), norm)
+    update = ops.linear(hidden, read_linear(head, f"{layer}linear2"))
+    return ops.layer_norm(ops.add(tokens, update), norm)
 
 
 def _fold_query(norm: Norm, query: Linear, key: Linear) -> tuple[Norm, Linear]:
-    """A norm and a key whose product is that of ``query(norm(x))`` and ``key(y)``, for every x, y.
-
-    Normalised rows n add up to 0, so with ``m = n + c`` a row of c stands for the constant 1:
-    ``sum(m) / (c E) = 1``. With ``w = query.weight.T @ key(y)``, ``query(norm(x)) @ key(y)`` is
-    ``n @ (scale * w) + bias @ w + query.bias @ key(y)``, and all three are linear in ``key(y)``.
-    """
+    """A norm and a key whose product equals ``query(norm(x)) @ key(y)``, for every x and y."""
+    # Normalised rows n add up to 0, so with m = n + c a row of c stands for the constant 1:
+    # sum(m) / (c E) = 1. With w = query.weight.T @ key(y), query(norm(x)) @ key(y) is
+    # n @ (scale * w) + bias @ w + query.bias @ key(y), and all three are linear in key(y).
     scale, shift = (np.asarray(part, np.float64) for part in norm[:2])
     weight = query.weight.astype(np.float64).T
     constant = (shift - _OFFSET * scale) @ weight + np.asarray(query.bias)

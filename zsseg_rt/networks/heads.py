@@ -16,7 +16,7 @@ sclip      softmax(q q^T s) + softmax(k k^T s)   M(X + O(A v))
 clearclip  softmax(q q^T s)                      O(A v)
 naclip     softmax(k k^T s + prior)              O(A v)
 sfp        see :mod:`zsseg_rt.networks.aggregating`
-sc_clip    see there
+sc_clip    see :mod:`zsseg_rt.networks.aggregating`
 ========== =========================================================
 
 Patch embeddings are ``ln_post(Z) @ proj`` without row 0, divided by their norms.
@@ -45,7 +45,7 @@ from zsseg_rt.onnx.operations import Array, Linear, Operations, Value
 def dense_embeds(
     ops: Operations, tower: ImageTower, image: Value, head: str, **options: Any
 ) -> Value:
-    """Patch embeddings [B, N, D], unit norm, of a picture [B, 3, H, W] of a fixed size.
+    """Patch embeddings [B, N, D], unit norm, of an image [B, 3, H, W] of a fixed size.
 
     Options are ``position``, ``"size"`` or ``"as_published"``, and those of the heads: NACLIP's
     ``prior_std``, and ``aggregation`` of SFP and SC-CLIP.
@@ -68,7 +68,7 @@ def class_embed(ops: Operations, tower: ImageTower) -> Value:
 
 
 def neighbour_prior(grid_hw: tuple[int, int], std: float = 5.0) -> Array:
-    """What NACLIP adds to attention scores: a Gaussian of the distance between patches.
+    """NACLIP's addition to attention scores: a Gaussian of the distance between patches.
 
     Returns:
         float32 [1 + N, 1 + N], row-major over the grid, 0 for the class token.
@@ -143,14 +143,14 @@ def _mixed(
     """``out((sum of softmax(a b^T s + prior)) v)`` of the patches; a and b are named by letters."""
     block = trunk.tower.blocks[-1]
     parts = projections(ops, block, trunk.outputs[-1], products)
-    made: Value = None
+    mixed: Value = None
     for product in products:
         query, key = tuple(product)
         scaled = ops.mul(parts[query], np.float32(block.scale))
         one = attend(ops, scaled, parts[key], parts["v"], prior)
-        made = one if made is None else ops.add(made, one)
+        mixed = one if mixed is None else ops.add(mixed, one)
     with ops.at("out_proj"):
-        return ops.linear(patches_of(ops, merge_heads(ops, made)), block.out)
+        return ops.linear(patches_of(ops, merge_heads(ops, mixed)), block.out)
 
 
 def _with_residual(ops: Operations, trunk: Trunk, mixed: Value) -> Value:

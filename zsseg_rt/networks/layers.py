@@ -1,4 +1,4 @@
-"""What vision and text transformers are made of, over any :class:`Operations`."""
+"""The parts of vision and text transformers, over any :class:`Operations`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Block(NamedTuple):
 
     @property
     def scale(self) -> float:
-        """What attention multiplies its scores with, one over the root of a head's width."""
+        """Attention's factor on its scores, one over the root of a head's width."""
         return float((len(self.query.weight) // self.num_heads) ** -0.5)
 
 
@@ -97,8 +97,8 @@ def mlp(ops: Operations, x: Value, block: Block) -> Value:
             hidden = ops.linear(normed, fc)
         hidden = activate(ops, hidden, block.activation)
         with ops.at("c_proj"):
-            made = ops.linear(hidden, block.proj)
-    return ops.add(x, made)
+            update = ops.linear(hidden, block.proj)
+    return ops.add(x, update)
 
 
 def activate(ops: Operations, x: Value, activation: str) -> Value:

@@ -135,9 +135,9 @@ def dense_embeds(
     merged = Linear(weight @ value.weight, weight @ value.bias + bias)
     with ops.at("attn_pool"):
         norm, (merged,) = ops.fold_norm(tower.ln_post, (merged,))
-        made = ops.linear(ops.mark("ln_post", ops.layer_norm(patches, norm)), merged)
-        made = mlp(ops, made, pool) if head.startswith("value_mlp") else made
-    return ops.mark("patch_embeds", unit(ops, ops.mark("dense", projected(ops, tower, made))))
+        embeds = ops.linear(ops.mark("ln_post", ops.layer_norm(patches, norm)), merged)
+        embeds = mlp(ops, embeds, pool) if head.startswith("value_mlp") else embeds
+    return ops.mark("patch_embeds", unit(ops, ops.mark("dense", projected(ops, tower, embeds))))
 
 
 def run_tower(
@@ -191,5 +191,5 @@ class SiglipText:
         x = ops.slice(run_blocks(ops, blocks, x)[-1], 1, length - 1, length)
         with ops.at("ln_final"):
             x = ops.layer_norm(x, read_norm(tensors, "ln_final", _SIGLIP_EPS))
-            made = ops.linear(x, read_linear(tensors, "text_projection"))
-        return ops.reshape(made, (prompts, made.shape[2]))
+            embeds = ops.linear(x, read_linear(tensors, "text_projection"))
+        return ops.reshape(embeds, (prompts, embeds.shape[2]))

@@ -29,33 +29,33 @@ def resize_grid(
         float32 [*size_hw, W]; what torch's ``interpolate(..., align_corners=False)`` gives, up to
         rounding, for ``"bilinear"`` and ``"bicubic"``, with and without ``antialias``.
     """
-    held = grid.detach().cpu().float() if hasattr(grid, "detach") else grid  # torch's
-    made = np.asarray(held, np.float64)
+    table = grid.detach().cpu().float() if hasattr(grid, "detach") else grid  # torch's
+    resized = np.asarray(table, np.float64)
     for axis, size in enumerate(size_hw):
         rows = _weights(grid.shape[axis], size, mode, antialias, beyond)
-        made = np.moveaxis(np.tensordot(rows, made, (1, axis)), 0, axis)
-    return made.astype(np.float32)
+        resized = np.moveaxis(np.tensordot(rows, resized, (1, axis)), 0, axis)
+    return resized.astype(np.float32)
 
 
-def _weights(given: int, size: int, mode: str, antialias: bool, beyond: float) -> Array:
-    """How much each old place counts in each new one, [size, given]."""
+def _weights(old_size: int, size: int, mode: str, antialias: bool, beyond: float) -> Array:
+    """How much each old place counts in each new one, [size, old_size]."""
     # torch's cubic has a = -0.75, with antialiasing a = -0.5.
     reach, kernel = (
         (1, _linear) if mode == "bilinear" else (2, _cubic(-0.5 if antialias else -0.75))
     )
-    step = given / (size + beyond)
+    step = old_size / (size + beyond)
     stretch = max(step, 1.0) if antialias else 1.0
-    made = np.zeros((size, given))
+    matrix = np.zeros((size, old_size))
     for row in range(size):
         centre = (row + 0.5) * step - 0.5
         first = math.floor(centre - reach * stretch) + 1
         places = np.arange(first, math.ceil(centre + reach * stretch) + (0 if antialias else 1))
         weights = kernel((places - centre) / stretch)
         if antialias:  # places beyond the edge are left out, the others share their weight
-            inside = (places >= 0) & (places < given)
+            inside = (places >= 0) & (places < old_size)
             places, weights = places[inside], weights[inside] / weights[inside].sum()
-        np.add.at(made[row], np.clip(places, 0, given - 1), weights)
-    return made
+        np.add.at(matrix[row], np.clip(places, 0, old_size - 1), weights)
+    return matrix
 
 
 def _linear(x: Array) -> Array:

@@ -44,9 +44,9 @@ class WrittenText:
         if isinstance(self.tower, TextTower):  # nothing attends to what is behind the end
             token_ids = token_ids[:, : int(token_ids.argmax(1).max()) + 1]
         table = self.rows
-        given = token_ids if table is None else table[token_ids].astype(np.float16)
-        given = given if table is None else given.astype(np.float32)  # as the bundle stores them
-        return np.asarray(self.tower.embed(Arrays(self.on_mark), given))
+        inputs = token_ids if table is None else table[token_ids].astype(np.float16)
+        inputs = inputs if table is None else inputs.astype(np.float32)  # as the bundle stores them
+        return np.asarray(self.tower.embed(Arrays(self.on_mark), inputs))
 
     @property
     def rows(self) -> Any:
@@ -58,10 +58,10 @@ class WrittenText:
         """The graph from ``token_ids`` or ``token_embeds`` to ``text_embeds``, for any prompts."""
         graph, shape = Graph(), ("prompts", self.context_length)
         if self.rows is None:
-            given = graph.input("token_ids", shape, "int64")
+            inputs = graph.input("token_ids", shape, "int64")
         else:
-            given = graph.input("token_embeds", (*shape, self.rows.shape[1]))
-        graph.output("text_embeds", self.tower.embed(graph, given))
+            inputs = graph.input("token_embeds", (*shape, self.rows.shape[1]))
+        graph.output("text_embeds", self.tower.embed(graph, inputs))
         return graph.network()
 
     def with_rows(self, rows: Sequence[int]) -> WrittenText:

@@ -38,14 +38,14 @@ class TipsImage(ImageTower):
 
 
 def dense_embeds(ops: Operations, tower: TipsImage, image: Value) -> Value:
-    """Patch embeddings [B, N, W], unit norm, of a picture [B, 3, H, W] in [0, 1]."""
+    """Patch embeddings [B, N, W], unit norm, of an image [B, 3, H, W] in [0, 1]."""
     x = _tokens(ops, tower, image)
     last = run_blocks(ops, tower.blocks[:-1], x)[-1]
     with ops.at("last_block"):
         patches = ops.slice(last, 1, EXTRA_TOKENS, last.shape[1])
-        made = ops.mark("last_block", own_values(ops, patches, tower.blocks[-1]))
+        patches = ops.mark("last_block", own_values(ops, patches, tower.blocks[-1]))
     with ops.at("ln_post"):
-        normed = ops.mark("ln_post", ops.layer_norm(made, tower.ln_post))
+        normed = ops.mark("ln_post", ops.layer_norm(patches, tower.ln_post))
     return ops.mark("patch_embeds", unit(ops, normed))
 
 
@@ -98,9 +98,9 @@ class TipsText:
         x = run_blocks(ops, blocks, x, mask)[-1]
         with ops.at("ln_final"):
             x = ops.layer_norm(x, read_norm(tensors, "ln_final"))
-        kept = ops.sub(np.ones(1, np.float32), padding)
-        total = ops.matmul(ops.reshape(kept, (prompts, 1, length)), x)
-        count = ops.add(ops.sum(kept, -1), np.float32(1e-8))
+        valid = ops.sub(np.ones(1, np.float32), padding)
+        total = ops.matmul(ops.reshape(valid, (prompts, 1, length)), x)
+        count = ops.add(ops.sum(valid, -1), np.float32(1e-8))
         return ops.div(ops.reshape(total, (prompts, width)), count)
 
 

@@ -1,4 +1,4 @@
-"""What dense heads are given."""
+"""The inputs of dense heads."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from zsseg_rt.onnx.operations import Operations, Value
 
 @dataclass(frozen=True, kw_only=True)
 class Trunk:
-    """What a head may read."""
+    """A network up to its last block, as a head reads it."""
 
     tower: ImageTower  # Weights and sizes
     grid_hw: tuple[int, int]  # The grid of patches
     # Tokens [B, 1 + N, W] before the first block and after each but the last
     outputs: Sequence[Value]
-    # What the head was told, such as prior_std
+    # The head's settings, such as prior_std
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def after(self, block: int) -> Value:

@@ -147,8 +147,8 @@ def _group(
     with ops.at("assign"):
         gathered, shares = _assign(ops, student, f"{name}assign.", groups, x)
     new = ops.add(gathered, groups)
-    made = _mlp(ops, tensors, f"{name}mlp_channels", norm("norm_new_x", new))
-    return ops.add(new, made), shares
+    update = _mlp(ops, tensors, f"{name}mlp_channels", norm("norm_new_x", new))
+    return ops.add(new, update), shares
 
 
 def _attend_to(ops: Operations, student: Student, name: str, query: Value, memory: Value) -> Value:
@@ -177,8 +177,8 @@ def _assign(
     values = ops.linear(x, read_linear(tensors, f"{name}v_proj"))
     scores = ops.matmul(keys, ops.transpose(queries, (0, 2, 1)))
     scores = ops.mul(scores, np.float32(groups.shape[2] ** -0.5))
-    chosen = ops.equal(ops.arg_max(scores), np.arange(count)[None, None])
-    hard = ops.transpose(ops.cast(chosen, "float32"), (0, 2, 1))
+    one_hot = ops.equal(ops.arg_max(scores), np.arange(count)[None, None])
+    hard = ops.transpose(ops.cast(one_hot, "float32"), (0, 2, 1))
     sizes = ops.add(ops.sum(hard, -1), np.float32(student.assign_eps))
     gathered = ops.matmul(ops.div(hard, sizes), values)
     return ops.linear(gathered, read_linear(tensors, f"{name}proj")), ops.softmax(scores)

@@ -30,7 +30,7 @@ _FEW = 16  # numbers: of a longer constant that is no index, only type and shape
 
 
 class Flow:
-    """What is known of a network's values.
+    """Types, shapes and bounds of a network's values, node by node.
 
     Attributes:
         values: By name.
@@ -99,7 +99,7 @@ class Flow:
         try:
             result = OPERATORS[node.kind].rule(call, *inputs)
         except ValueError as exc:
-            raise ValueError(f"{where}: {exc}, got {_told(inputs, node.attributes)}") from exc
+            raise ValueError(f"{where}: {exc}, got {_described(inputs, node.attributes)}") from exc
         if isinstance(result, tuple):
             result = Value(inputs[0].dtype, result)  # type: ignore[union-attr]
         results: list[Value] = result if isinstance(result, list) else [result]
@@ -107,8 +107,8 @@ class Flow:
             _move(node, inputs, results[0])
         for value in results:
             shape = value.shape
-            known = [size for size in shape if size is not None]
-            check_shape(where, [*known, *[_OPEN] * shape.count(None)])
+            fixed = [size for size in shape if size is not None]
+            check_shape(where, [*fixed, *[_OPEN] * shape.count(None)])
             if 0 in shape and len(shape) > 1:
                 raise ValueError(
                     f"{where}: expected a result, got none: its shape is {list(shape)}"
@@ -116,7 +116,7 @@ class Flow:
         return [self._shared(value) for value in results]
 
     def constant(self, weight: Weight) -> Value:
-        """What is known of a constant."""
+        """A weight as a value, with its content."""
         array, dtype = weight.array, ONNX_TYPES[weight.dtype]
         value = self._alike.get((dtype, array.shape, False)) if array.size > _FEW else None
         return value or self._shared(Value(dtype, array.shape, array=array))
@@ -174,8 +174,8 @@ def _where(node: Node, index: int) -> str:
     return f"node {node.name or index!r} ({node.kind})"
 
 
-def _told(inputs: Sequence[Value | None], attributes: Mapping[str, Any]) -> str:
-    """What a node got, for an error: types, shapes or few integers, and attributes."""
+def _described(inputs: Sequence[Value | None], attributes: Mapping[str, Any]) -> str:
+    """A node's inputs for an error: types, shapes or few integers, and attributes."""
     parts = []
     for value in inputs:
         few = value is not None and value.known is not None and value.known.size <= _FEW
@@ -215,8 +215,8 @@ def _move(node: Node, inputs: Sequence[Value | None], result: Value) -> None:
     if node.kind in ("Shape", "Size"):
         sizes = inputs[0].shape if inputs[0] is not None else ()
         if node.kind == "Shape":
-            given = node.attributes
-            part = sizes[slice(given.get("start", 0), given.get("end"))]
+            attributes = node.attributes
+            part = sizes[slice(attributes.get("start", 0), attributes.get("end"))]
             result.known = np.array(part, object)
         elif None not in sizes:
             result.known = np.array(math.prod(size or 0 for size in sizes), object)
@@ -231,11 +231,11 @@ def _move(node: Node, inputs: Sequence[Value | None], result: Value) -> None:
         if len(inside) == len(bounds):
             result.between = (min(low for low, _ in inside), max(high for _, high in inside))
         result.source = data[0].source if len(data) == 1 else ""
-    known = [value.known for value in data]
+    contents = [value.known for value in data]
     rest = [value.known if value is not None else None for value in inputs[len(data) :]]
-    if any(each is None for each in known) or None in result.shape:
+    if any(each is None for each in contents) or None in result.shape:
         return
     if node.kind == "Cast":
-        result.known = np.asarray(known[0])
-    elif node.kind != "Gather" or None not in known[1].reshape(-1):  # type: ignore[union-attr]
-        result.known = np.asarray(compute(node.kind, (*known, *rest), node.attributes), object)
+        result.known = np.asarray(contents[0])
+    elif node.kind != "Gather" or None not in contents[1].reshape(-1):  # type: ignore[union-attr]
+        result.known = np.asarray(compute(node.kind, (*contents, *rest), node.attributes), object)

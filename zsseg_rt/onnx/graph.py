@@ -36,10 +36,10 @@ class Graph(Operations):
     def __init__(self) -> None:
         super().__init__()
         self._scope: list[str] = []
-        self._taken: Counter[str] = Counter()
+        self._name_counts: Counter[str] = Counter()
         self._nodes: list[Node] = []
         self._weights: dict[str, Weight] = {}
-        self._known: dict[Any, str] = {}
+        self._constants: dict[Any, str] = {}
         self._inputs: list[TensorSpec] = []
         self._outputs: list[TensorSpec] = []
         self._dtypes: dict[str, str] = {}
@@ -101,16 +101,16 @@ class Graph(Operations):
         if not any(isinstance(value, Made) for value in inputs):
             return compute(kind, inputs, attributes)
         base = f"{'.'.join(self._scope)}/{kind}"
-        self._taken[base] += 1
-        name = base if self._taken[base] == 1 else f"{base}_{self._taken[base]}"
+        self._name_counts[base] += 1
+        name = base if self._name_counts[base] == 1 else f"{base}_{self._name_counts[base]}"
         names = tuple(self._name(value, f"{name}.{at}") for at, value in enumerate(inputs))
-        made = self._value(name, shape, dtype or dtype_of(inputs[0]))
+        result = self._value(name, shape, dtype or dtype_of(inputs[0]))
         if kind != "TopK":
-            self._nodes.append(Node(name, kind, names, (made.name,), attributes))
-            return made
-        places = self._value(f"{made.name}.places", shape, "int64")
-        self._nodes.append(Node(name, kind, names, (made.name, places.name), attributes))
-        return made, places
+            self._nodes.append(Node(name, kind, names, (result.name,), attributes))
+            return result
+        places = self._value(f"{result.name}.places", shape, "int64")
+        self._nodes.append(Node(name, kind, names, (result.name, places.name), attributes))
+        return result, places
 
     def _value(self, name: str, shape: Shape, dtype: str) -> Made:
         if name in self._dtypes:
@@ -119,10 +119,7 @@ class Graph(Operations):
         return Made(name, shape, dtype)
 
     def _name(self, value: Value, new: str) -> str:
-        """The name under which a node reads a value; a new constant becomes a weight.
-
-        None is an operand that is left out.
-        """
+        """An operand's name, none for one that is left out; a new constant becomes a weight."""
         if value is None:
             return ""
         if isinstance(value, Made):
@@ -132,8 +129,8 @@ class Graph(Operations):
         key: Any = (array.ctypes.data, array.shape, array.strides, array.dtype)
         if array.nbytes <= _SMALL:
             key = (array.dtype, array.shape, array.tobytes())
-        if key not in self._known:
-            self._known[key] = new
+        if key not in self._constants:
+            self._constants[key] = new
             self._weights[new] = weight_of(array)
             self._dtypes[new] = dtype_of(array)
-        return self._known[key]
+        return self._constants[key]

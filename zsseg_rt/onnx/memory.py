@@ -1,4 +1,4 @@
-"""What a graph takes in memory: its weights, and the most that is alive at one time."""
+"""The memory that a graph takes: its weights, and the most that is alive at one time."""
 
 from __future__ import annotations
 

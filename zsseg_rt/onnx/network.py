@@ -43,7 +43,7 @@ class Weight(NamedTuple):
 
 
 class Stated(NamedTuple):
-    """What a file says of a value: data type, 0 if not stated, and sizes, None if not stated."""
+    """A value as a file declares it: data type, 0 if not stated, and sizes, None if not stated."""
 
     dtype: int
     shape: tuple[int | None, ...] | None

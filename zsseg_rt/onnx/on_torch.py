@@ -35,9 +35,9 @@ class OnTorch:
         """The value as a tensor, where the other one is."""
         if self.holds(value):
             return value
-        kept = self._placed.get((id(value), like.device))
-        if kept is not None:
-            return kept[1]
+        entry = self._placed.get((id(value), like.device))
+        if entry is not None:
+            return entry[1]
         array = np.asarray(value)
         if array.ndim == 0:  # beside a device's values, a number of the host costs no copy
             return self._torch.tensor(array.item(), dtype=self.dtypes[array.dtype.name])
@@ -144,8 +144,8 @@ class OnTorch:
         mode = _torchs_mode(settings, [new for new, _ in changed.values()])
         if mode is None or x.ndim != 4 or not changed.keys() <= {2, 3}:
             return resized(_Mixing(self), x, changed, settings)
-        kept = {axis: (x.shape[axis], None) for axis in (2, 3)}
-        sizes, factors = zip(*((kept | dict(changed))[axis] for axis in (2, 3)), strict=True)
+        unchanged = {axis: (x.shape[axis], None) for axis in (2, 3)}
+        sizes, factors = zip(*((unchanged | dict(changed))[axis] for axis in (2, 3)), strict=True)
         by: dict[str, Any] = {"size": sizes}
         if any(factors):
             whole = tuple(factor or 1.0 for factor in factors)
@@ -174,7 +174,7 @@ def _torchs_mode(settings: Mapping[str, Any], sizes: Sequence[int]) -> dict[str,
 
 
 class _Mixing:
-    """What resizing needs of torch, with matrices that stay on the device."""
+    """Torch's operations for resizing, with matrices that stay on the device."""
 
     def __init__(self, xp: OnTorch) -> None:
         self.moveaxis, self._xp = xp.moveaxis, xp

@@ -55,7 +55,7 @@ def _reduce(kind: str) -> Callable[..., Value]:
 
 
 class Operations(ABC):
-    """What a network may do. Axes may count from the end.
+    """The operations of networks. Axes may count from the end.
 
     Attributes:
         marks: Values that :meth:`mark` was given, by name.
@@ -201,12 +201,12 @@ class Operations(ABC):
 
         Sizes may be open axes: any number that stay where they are, and one other.
         """
-        kept = [isinstance(a, str) and a == b for a, b in zip(shape, x.shape, strict=False)]
-        kept += [False] * (len(shape) - len(kept))
+        staying = [isinstance(a, str) and a == b for a, b in zip(shape, x.shape, strict=False)]
+        staying += [False] * (len(shape) - len(staying))
         sizes = integers(
             *(
                 0 if stays else -1 if isinstance(size, str) else size
-                for size, stays in zip(shape, kept, strict=True)
+                for size, stays in zip(shape, staying, strict=True)
             )
         )
         return self.apply("Reshape", (x, sizes), tuple(shape), allowzero=0)

@@ -228,11 +228,11 @@ def _node(message: memoryview, decoded: dict[Any, Mapping[str, Any]]) -> Node:
     domain = fields.get("domain", "")
     if domain not in STANDARD or "overload" in fields:
         kind = f"{kind!r} of domain {domain!r}"  # no operator is called so
-    given = fields.get("attribute", ())
-    key = tuple(given) if all(type(each) is bytes for each in given) else None
+    messages = fields.get("attribute", ())
+    key = tuple(messages) if all(type(each) is bytes for each in messages) else None
     attributes = decoded.get(key)
     if attributes is None or key is None:
-        attributes = _attributes(f"node {name!r} ({kind})", given)
+        attributes = _attributes(f"node {name!r} ({kind})", messages)
         if key is not None:  # most nodes have the attributes of another one
             decoded[key] = attributes
     outputs = tuple(fields.get("output", ()))

@@ -39,7 +39,7 @@ def need(fits: object, expected: str) -> None:
 
 @dataclass(slots=True, eq=False)
 class Value:
-    """What is known of a tensor before a graph runs."""
+    """A tensor before a graph runs: its type, its shape and, of few, numbers."""
 
     dtype: int  # TensorProto.DataType
     shape: Shape
@@ -101,7 +101,7 @@ class Value:
         return None
 
 
-Given = Value | None
+Operand = Value | None
 """An input that may be left out."""
 
 
@@ -127,11 +127,11 @@ class Call:
         """The attribute ``axis``, counted from the front."""
         return _place(self.number("axis", default), rank)
 
-    def axes(self, given: Given, rank: int) -> list[int] | None:
+    def axes(self, operand: Operand, rank: int) -> list[int] | None:
         """Axes in an attribute, as before operator set 13 or 18, or in an input."""
         axes = self.attributes.get("axes")
-        if axes is None and given is not None:
-            axes = given.constants()
+        if axes is None and operand is not None:
+            axes = operand.constants()
         return None if axes is None else _places(axes, rank)
 
 
@@ -165,7 +165,7 @@ def _put(shape: Shape, axis: int, *sizes: Dim) -> Shape:
 # --- number by number ---
 
 
-def same(call: Call, x: Value, *others: Given) -> Shape:
+def same(call: Call, x: Value, *others: Operand) -> Shape:
     return x.shape
 
 
@@ -208,14 +208,14 @@ def where(call: Call, condition: Value, yes: Value, no: Value) -> Value:
     return Value(yes.dtype, broadcast(condition.shape, yes.shape, no.shape))
 
 
-def clip(call: Call, x: Value, *limits: Given) -> Shape:
+def clip(call: Call, x: Value, *limits: Operand) -> Shape:
     for limit in limits:
         fits = limit is None or (limit.dtype == x.dtype and limit.size == 1)
         need(fits, "limit or value: expected one number of the input's type")
     return x.shape
 
 
-def dropout(call: Call, x: Value, ratio: Given = None) -> list[Value]:
+def dropout(call: Call, x: Value, ratio: Operand = None) -> list[Value]:
     return [Value(x.dtype, x.shape), Value(BOOL, x.shape)][: call.num_outputs]
 
 
@@ -224,8 +224,8 @@ def cumsum(call: Call, x: Value, axis: Value) -> Shape:
     return x.shape
 
 
-def reduce(call: Call, x: Value, given: Given = None) -> Shape:
-    axes = call.axes(given, len(x.shape))
+def reduce(call: Call, x: Value, operand: Operand = None) -> Shape:
+    axes = call.axes(operand, len(x.shape))
     if not axes:
         axes = [] if call.number("noop_with_empty_axes") else list(range(len(x.shape)))
     left = (1,) if call.number("keepdims", 1) else ()
@@ -333,10 +333,10 @@ def range_(call: Call, *limits: Value) -> Value:
     dtype, numbers = limits[0].dtype, []
     for value in limits:
         need(value.size == 1 and value.dtype == dtype, "expected three numbers of one type")
-        known = value.known if dtype in PLACES else value.numbers()
-        if known is None or None in known.reshape(-1):
+        content = value.known if dtype in PLACES else value.numbers()
+        if content is None or None in content.reshape(-1):
             raise ValueError("expected constants or sizes, not computed numbers")
-        numbers.append(float(known.reshape(-1)[0]))
+        numbers.append(float(content.reshape(-1)[0]))
     start, limit, step = numbers
     length = (limit - start) / step if step else math.nan
     need(all(map(math.isfinite, (*numbers, length))), "expected finite numbers and a step")
@@ -396,8 +396,8 @@ def transpose(call: Call, x: Value) -> Shape:
     return tuple(x.shape[axis] for axis in axes)
 
 
-def squeeze(call: Call, x: Value, given: Given = None) -> Shape:
-    axes = call.axes(given, len(x.shape))
+def squeeze(call: Call, x: Value, operand: Operand = None) -> Shape:
+    axes = call.axes(operand, len(x.shape))
     if axes is None:
         need(None not in x.shape, "axes: expected them, as sizes are open")
         axes = [axis for axis, size in enumerate(x.shape) if size == 1]
@@ -406,8 +406,8 @@ def squeeze(call: Call, x: Value, given: Given = None) -> Shape:
     return tuple(size for axis, size in enumerate(x.shape) if axis not in axes)
 
 
-def unsqueeze(call: Call, x: Value, given: Given = None) -> Shape:
-    axes = call.attributes.get("axes") or (given.constants() if given else None)
+def unsqueeze(call: Call, x: Value, operand: Operand = None) -> Shape:
+    axes = call.attributes.get("axes") or (operand.constants() if operand else None)
     if axes is None:
         raise ValueError("axes: expected some")
     sizes = list(x.shape)
@@ -429,11 +429,11 @@ def concat(call: Call, *values: Value) -> Shape:
     return _put(tuple(shape), axis, None if None in along else sum(along))
 
 
-def split(call: Call, x: Value, given: Given = None) -> list[Value]:
+def split(call: Call, x: Value, operand: Operand = None) -> list[Value]:
     axis, parts = call.axis(len(x.shape)), call.num_outputs
     size, sizes = x.shape[axis], call.attributes.get("split")
-    if sizes is None and given is not None:
-        sizes = given.constants()
+    if sizes is None and operand is not None:
+        sizes = operand.constants()
     need(call.number("num_outputs", parts) == parts, f"num_outputs: expected {parts}")
     if sizes is None:
         even = size is not None and (size % parts == 0 or "num_outputs" in call.attributes)
@@ -445,8 +445,8 @@ def split(call: Call, x: Value, given: Given = None) -> list[Value]:
     return [Value(x.dtype, _put(x.shape, axis, part)) for part in sizes]
 
 
-def slice_(call: Call, x: Value, *given: Given) -> Shape:
-    first, last, along, by = (*given, None, None)[:4]
+def slice_(call: Call, x: Value, *operands: Operand) -> Shape:
+    first, last, along, by = (*operands, None, None)[:4]
     assert first is not None
     assert last is not None
     starts, ends, sizes = first.integers(), last.integers(), list(x.shape)
@@ -457,8 +457,8 @@ def slice_(call: Call, x: Value, *given: Given) -> Shape:
     fits = all(0 < abs(step) < _LARGEST for step in steps)
     need(fits, f"steps: expected 1 to {_LARGEST - 1}, or less than 0")
     for *span, axis in zip(starts, ends, steps, _places(axes, len(sizes)), strict=True):
-        known = None not in (*span, sizes[axis])
-        sizes[axis] = len(range(*slice(*span).indices(sizes[axis]))) if known else None
+        is_fixed = None not in (*span, sizes[axis])
+        sizes[axis] = len(range(*slice(*span).indices(sizes[axis]))) if is_fixed else None
     return tuple(sizes)
 
 
@@ -473,7 +473,7 @@ def tile(call: Call, x: Value, repeats: Value) -> Shape:
     return tuple(None if None in pair else pair[0] * pair[1] for pair in pairs)
 
 
-def pad(call: Call, x: Value, around: Value, value: Given = None, along: Given = None) -> Shape:
+def pad(call: Call, x: Value, around: Value, value: Operand = None, along: Operand = None) -> Shape:
     sizes, mode, pads = list(x.shape), call.text("mode", "constant"), around.constants()
     axes = call.axes(along, len(sizes)) or list(range(len(sizes)))
     need(len(pads) == 2 * len(axes), f"pads: expected two for each of {len(axes)} axes")
@@ -511,8 +511,8 @@ def _image(x: Value, ranks: Sequence[int] = (3, 4, 5)) -> Shape:
     return x.shape
 
 
-def trilu(call: Call, x: Value, given: Given = None) -> Shape:
-    offset = given.constants() if given else [0]
+def trilu(call: Call, x: Value, diagonal: Operand = None) -> Shape:
+    offset = diagonal.constants() if diagonal else [0]
     fits = len(x.shape) >= 2 and len(offset) == 1 and abs(offset[0]) < _LARGEST
     need(fits, "expected a matrix and one offset")
     return x.shape
@@ -533,7 +533,7 @@ def matmul(call: Call, a: Value, b: Value) -> Shape:
     return (*broadcast(left[:-2], right[:-2]), *left[-2:-1], *columns)
 
 
-def gemm(call: Call, a: Value, b: Value, c: Given = None) -> Shape:
+def gemm(call: Call, a: Value, b: Value, c: Operand = None) -> Shape:
     fits = len(a.shape) == len(b.shape) == 2 and a.dtype == b.dtype
     need(fits, "expected two matrices of one type")
     left = a.shape[::-1] if call.number("transA") else a.shape
@@ -562,7 +562,7 @@ def einsum(call: Call, *values: Value) -> Shape:
     return tuple(sizes[letter] for letter in result)
 
 
-def conv(call: Call, x: Value, weight: Value, bias: Given = None) -> Shape:
+def conv(call: Call, x: Value, weight: Value, bias: Operand = None) -> Shape:
     rank, groups = len(_image(x)) - 2, call.number("group", 1)
     fits = len(weight.shape) == rank + 2 and None not in weight.shape
     need(fits, "expected weights for the image's axes")
@@ -632,18 +632,18 @@ def global_pool(call: Call, x: Value) -> Shape:
     return (*_image(x)[:2], *[1] * (len(x.shape) - 2))
 
 
-def layer_norm(call: Call, x: Value, *given: Given) -> Shape:
+def layer_norm(call: Call, x: Value, *operands: Operand) -> Shape:
     inner = x.shape[call.axis(len(x.shape), -1) :]
-    fits = all(each is None or broadcast(inner, each.shape) == inner for each in given)
+    fits = all(each is None or broadcast(inner, each.shape) == inner for each in operands)
     need(fits, f"expected scale and bias for {list(inner)}")
     return x.shape
 
 
-def channel_norm(call: Call, x: Value, *given: Value) -> Shape:
+def channel_norm(call: Call, x: Value, *operands: Value) -> Shape:
     """BatchNormalization, InstanceNormalization and GroupNormalization."""
     channels: Dim = x.shape[1] if len(x.shape) > 1 else None
     groups = call.number("num_groups", 1)
-    fits = channels is not None and all(each.shape == (channels,) for each in given)
+    fits = channels is not None and all(each.shape == (channels,) for each in operands)
     need(fits, f"expected numbers for each of {channels} channels")
     fits = groups >= 1 and channels % groups == 0
     need(fits, f"num_groups: expected one that divides {channels}")
@@ -659,7 +659,7 @@ def lrn(call: Call, x: Value) -> Shape:
 
 
 def resize(
-    call: Call, x: Value, roi: Given = None, scales: Given = None, sizes: Given = None
+    call: Call, x: Value, roi: Operand = None, scales: Operand = None, sizes: Operand = None
 ) -> Shape:
     shape = list(_image(x))
     axes = call.axes(None, len(shape)) or list(range(len(shape)))
@@ -680,7 +680,7 @@ def resize(
     return tuple(shape)
 
 
-def quantise(call: Call, x: Value, scale: Value, zero: Given = None) -> Value:
+def quantise(call: Call, x: Value, scale: Value, zero: Operand = None) -> Value:
     backwards = call.kind == "DequantizeLinear"
     stored = x.dtype if backwards else zero.dtype if zero else call.number("output_dtype", 2)
     fits = stored in (2, 3, 17, 21, 22) or (backwards and stored == INT32)
@@ -695,7 +695,7 @@ def quantise(call: Call, x: Value, scale: Value, zero: Given = None) -> Value:
     return Value(scale.dtype if backwards else stored, x.shape)
 
 
-def attention(call: Call, q: Value, k: Value, v: Value, mask: Given = None) -> Shape:
+def attention(call: Call, q: Value, k: Value, v: Value, mask: Operand = None) -> Shape:
     fits = all(len(each.shape) == 4 and None not in each.shape for each in (q, k, v))
     need(fits and q.dtype == k.dtype, "expected [B, H, N, D] of known sizes and one type")
     fits = q.shape[:2] == k.shape[:2] == v.shape[:2] and q.shape[3] == k.shape[3]

@@ -1,4 +1,4 @@
-"""What longer ONNX operators compute: ``run(xp, *inputs, **attributes)``; the table has others.
+"""The longer ONNX operators: ``run(xp, *inputs, **attributes)``; the table has others.
 
 ``xp`` computes: :class:`zsseg_rt.onnx.arrays.Numpy`, or the same over torch. Sizes and axes are
 NumPy's or lists, on the host, whatever ``xp`` is. Attributes are called as ONNX calls them, and
@@ -12,14 +12,14 @@ from typing import NamedTuple
 import numpy as np
 
 
-def numbers(given):
+def numbers(operand):
     """Sizes or axes as a list; none of nothing."""
-    return [] if given is None else [int(number) for number in np.asarray(given).reshape(-1)]
+    return [] if operand is None else [int(number) for number in np.asarray(operand).reshape(-1)]
 
 
-def text(given):
+def text(attribute):
     """A text attribute."""
-    return given.decode() if isinstance(given, bytes) else given
+    return attribute.decode() if isinstance(attribute, bytes) else attribute
 
 
 def named(name):
@@ -221,9 +221,9 @@ def gather_nd(xp, x, indices, batch_dims=0):
 def scatter_nd(xp, x, indices, updates, reduction=b"none"):
     if text(reduction) != "none":
         raise ValueError(f"reduction: expected none, got {text(reduction)}")
-    made = xp.concat((x,), 0)  # a copy
-    made[tuple(indices[..., place] for place in range(indices.shape[-1]))] = updates
-    return made
+    result = xp.concat((x,), 0)  # a copy
+    result[tuple(indices[..., place] for place in range(indices.shape[-1]))] = updates
+    return result
 
 
 def expand(xp, x, shape):
@@ -310,7 +310,7 @@ class Windows(NamedTuple):
 
     @property
     def reach(self) -> list[int]:
-        """What a window spans."""
+        """The span of a window, by axis."""
         pairs = zip(self.kernel, self.dilations, strict=True)
         return [(size - 1) * step + 1 for size, step in pairs]
 
@@ -382,9 +382,9 @@ def group_norm(xp, x, scale, bias, *, num_groups=0, epsilon=1e-5, stash_type=1):
     return xp.group_norm(x, num_groups or x.shape[1], scale, bias, epsilon)
 
 
-def batch_norm(xp, x, *given, epsilon=1e-5, momentum=0.9, training_mode=0):
+def batch_norm(xp, x, *operands, epsilon=1e-5, momentum=0.9, training_mode=0):
     shape = [-1] + [1] * (x.ndim - 2)
-    scale, bias, mean, variance = (each.reshape(shape) for each in given)
+    scale, bias, mean, variance = (each.reshape(shape) for each in operands)
     return (x - mean) / xp.sqrt(variance + epsilon) * scale + bias
 
 

@@ -51,11 +51,7 @@ OPERATORS: dict[str, Operator] = {}
 
 
 def _add(name: str, arity: str, rule: Any, run: Any, attributes: str = "", **more: Any) -> None:
-    """Add a row; ``arity`` is ``"SINCE:FEWEST-MOST ..."``, of operator set 11 if unsaid.
-
-    From the schemas of ONNX, except that the ``roi`` of Resize 11 may be left out, as exporters do,
-    and Dropout may not be told to train.
-    """
+    """Add a row; ``arity`` is ``"SINCE:FEWEST-MOST ..."``, of operator set 11 if unsaid."""
     parsed = []
     for each in arity.split():
         since, _, counts = each.rpartition(":")
@@ -72,6 +68,8 @@ _NORM, _BATCH = "epsilon stash_type", "epsilon momentum training_mode"
 _RESIZE = """antialias axes coordinate_transformation_mode cubic_coeff_a exclude_outside
 extrapolation_value keep_aspect_ratio_policy mode nearest_mode"""
 
+# From the schemas of ONNX, except that the ``roi`` of Resize 11 may be left out, as exporters do,
+# and Dropout may not train.
 # fmt: off
 _XPS = "Ceil Cos Erf Exp Floor Log Relu Round Sigmoid Sign Sin Sqrt Tanh"
 for _name in _XPS.split():

@@ -179,7 +179,7 @@ def _sized(field: int, content: bytes) -> bytes:
 
 
 def _head(field: int, size: int) -> bytes:
-    """What precedes content of so many bytes."""
+    """The tag and length before content of so many bytes."""
     return _varint(field << 3 | 2) + _varint(size)
 
 

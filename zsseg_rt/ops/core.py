@@ -1,4 +1,4 @@
-"""What the package takes of the compiled core besides operations; only this room imports it."""
+"""The parts of the compiled core besides operations; only this room imports it."""
 
 from __future__ import annotations
 
@@ -67,10 +67,10 @@ def native(function: Callable[..., Any], *arguments: Any) -> Any:
         if isinstance(exc, ZssegError):
             raise
         names = re.findall(r"(\w+): ", (function.__doc__ or "").partition("\n")[0])
-        given = (f"{name}: {_type_of(a)}" for name, a in zip(names, arguments, strict=False))
+        types = (f"{name}: {_type_of(a)}" for name, a in zip(names, arguments, strict=False))
         raise DTypeError(
             f"{function.__name__}: expected arguments of the documented types, got "
-            f"{', '.join(given)}"
+            f"{', '.join(types)}"
         ) from None
 
 

@@ -104,14 +104,14 @@ def upsample_argmax_overlay(
         palette: uint8 ``[K, 3]``, a colour for each label that is stored.
         alpha: Weight of the colour, in [0, 1].
         activation: As for :func:`upsample_argmax`, like all up to ``out``.
-        seen: See there.
-        seen_bias: See there.
-        unknown_below: See there.
-        with_scores: See there.
-        label_table: See there.
-        num_classes: See there.
-        align: See there.
-        out: See there.
+        seen: bool ``[C]``, the seen classes.
+        seen_bias: Subtracted from the activated value of seen classes.
+        unknown_below: Pixels whose score is lower are unknown.
+        with_scores: Also return the winner's activated value.
+        label_table: uint8 or uint16 ``[C or more]``, what is stored for a pixel of each class.
+        num_classes: int32 ``[1]``: how many of the C classes count, the first ones.
+        align: ``"half_pixel"`` or ``"corners"``.
+        out: Labels to write, or a pair of labels and scores.
         picture: Array to write, uint8 ``[H, W, 3]``; may be ``frame``. A new one if None.
         stream: CUDA stream to enqueue on.
 

@@ -18,7 +18,7 @@ def merge_windows(
     out: Array | None = None,
     stream: int = 0,
 ) -> Array:
-    """Average the logits of overlapping windows on the grid of the whole picture.
+    """Average the logits of overlapping windows on the grid of the whole image.
 
     Every cell of the result is ``out`` (or 0) plus ``shares`` times each window's logit there, in
     the order of the windows. Cells of a window that lie beyond the grid are left out. Reference,

@@ -168,8 +168,8 @@ def count_labels(
 ) -> npt.NDArray[np.int64]:
     """As :func:`zsseg_rt.ops.count_labels`."""
     result = out_or_new(out, (num_classes + 1,), np.int64)
-    known = labels[labels != np.iinfo(labels.dtype).max]
-    result[:-1] = np.bincount(known, minlength=num_classes)[:num_classes]
+    labelled = labels[labels != np.iinfo(labels.dtype).max]
+    result[:-1] = np.bincount(labelled, minlength=num_classes)[:num_classes]
     result[-1] = labels.size - result[:-1].sum()
     return result
 
@@ -498,10 +498,8 @@ def roi_align(image: FloatArray, box: Sequence[int], side: int) -> FloatArray:
 
 
 def _bin_weights(start: int, end: int, size: int, side: int) -> FloatArray:
-    """How much each pixel of one axis counts in each of ``side`` bins of ``[start, end]``.
-
-    float32 in this order of operations: another order moves samples on long boxes by 1e-4 pixels.
-    """
+    """How much each pixel of one axis counts in each of ``side`` bins of ``[start, end]``."""
+    # float32 in this order of operations: another order moves samples on long boxes by 1e-4 pixels.
     num_samples = max(1, -(-(end - start) // side))
     length = np.float32(end - start) / np.float32(side)
     bins = np.arange(side, dtype=np.float32)[:, None]

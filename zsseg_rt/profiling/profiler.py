@@ -56,7 +56,7 @@ from zsseg_rt.profiling.worker import TurnPlan
 from zsseg_rt.profiling.workload import SWEEP_UNITS, Variant, Workload
 
 AROUND = "(around)"
-"""What a call takes outside the engine's clock; with it, stages sum to the wall time."""
+"""The time of a call outside the engine's clock; with it, stages sum to the wall time."""
 LONG_FRAME_MS = 100.0
 _ENOUGH_FRAMES = 1000
 _NODE_RUNS = (20, 200)

@@ -156,9 +156,9 @@ class FrameCaptures:
             self._clock.restore(before)
 
     def _recorders(self) -> list[Recorder]:
-        """What sessions need for one capture; see :class:`zsseg_rt.backends.base.Session`."""
-        made = [session.recorder() for session in self._sessions]
-        recorders = [recorder for recorder in made if recorder is not None]
+        """The sessions' recorders for one capture; see :class:`zsseg_rt.backends.base.Session`."""
+        every = (session.recorder() for session in self._sessions)
+        recorders = [recorder for recorder in every if recorder is not None]
         if self.num_lanes > 1 and any(each.takes_other_threads for each in recorders):
             raise CaptureError(
                 f"num_lanes: expected 1 to record frames with this torch, got {self.num_lanes}; "
@@ -167,7 +167,7 @@ class FrameCaptures:
         return recorders
 
     def _state(self) -> Hashable | None:
-        """What captures depend on; None where one of the sessions cannot be captured."""
+        """The state that captures depend on; None where one of the sessions cannot be captured."""
         states: list[Hashable] = [self._workspace.generation]
         for session in self._sessions:
             state = session.capture_state()

@@ -109,7 +109,7 @@ class StageClock:
 
     @property
     def marks(self) -> tuple[tuple[str, Any], ...]:
-        """What has been marked since :meth:`start`."""
+        """The marks since :meth:`start`."""
         return tuple(self._marks)
 
     def restore(self, marks: tuple[tuple[str, Any], ...]) -> None:

@@ -1,4 +1,4 @@
-"""What past frames tell about the next one: how the image moved, labels that flicker less.
+"""A memory of past frames for the next one: how the image moved, labels that flicker less.
 
 A memory belongs to a source, not to a lane: a lane is handed the memory together with the frame.
 """
@@ -27,7 +27,7 @@ from zsseg_rt.runtime.families.base import BoundClasses, LabelRule, Masks
 from zsseg_rt.runtime.families.masks import ClassLogits
 from zsseg_rt.runtime.workspace import Workspace
 
-SIDE = 128  # of the small pictures, whatever the frame's shape
+SIDE = 128  # of the small images, whatever the frame's shape
 FOLLOW_SIDE = 160  # the longer one of those that labels are moved by; they keep the frame's shape
 _SHORTEST = 32  # what is left of the other one; the flow's patches need it
 _STILL_SIDE = 32
@@ -36,8 +36,8 @@ _STILL_SIDE = 32
 _STILL_LEVELS = 6
 _STILL_SHARE = 0.01
 # A cut leaves a mean difference of 28 to 100 levels after the flow is undone, moving cameras 1 to
-# 12, unless they are so fast that no flow is found. Dark and dull pictures differ less.
-_CUT_SHARE = 0.5  # of the grey picture's standard deviation
+# 12, unless they are so fast that no flow is found. Dark and dull images differ less.
+_CUT_SHARE = 0.5  # of the grey image's standard deviation
 _CUT_LEVELS = (10.0, 25.0)  # the least and the largest threshold
 # Chosen by benchmarks/follow.py --tune, on other clips than it reports: moving must explain a place
 # better than rest does by so many levels of 255, one fewer with every other step, or noise would
@@ -140,7 +140,7 @@ class MotionEstimator:
 
 
 def follow_size(size_hw: tuple[int, int]) -> tuple[int, int]:
-    """Height and width of the small pictures by which labels of such frames are moved."""
+    """Height and width of the small images by which labels of such frames are moved."""
     scale = min(1.0, FOLLOW_SIDE / max(size_hw))
     height, width = (max(round(side * scale), _SHORTEST) for side in size_hw)
     return height, width
@@ -210,11 +210,11 @@ class LabelMover:
         return moved, replace(way, flow=flow)
 
 
-def _sampled(cv2: Any, picture: npt.NDArray[Any], flow: Floats) -> npt.NDArray[Any]:
-    """A small picture at the places that a flow leads to; by fixed point, in half the time."""
+def _sampled(cv2: Any, image: npt.NDArray[Any], flow: Floats) -> npt.NDArray[Any]:
+    """A small image at the places that a flow leads to; by fixed point, in half the time."""
     places = cv2.convertMaps(cv2.add(_places_of(flow.shape[:2]), flow), None, cv2.CV_16SC2)
     edge = cv2.BORDER_REPLICATE
-    return np.asarray(cv2.remap(picture, *places, cv2.INTER_LINEAR, borderMode=edge))
+    return np.asarray(cv2.remap(image, *places, cv2.INTER_LINEAR, borderMode=edge))
 
 
 def is_still(past: Glance, now: Glance) -> bool:
@@ -256,20 +256,20 @@ def _places_of(size_hw: tuple[int, int]) -> Floats:
     return np.dstack(np.meshgrid(columns, rows))
 
 
-def _average(cv2: Any, picture: npt.NDArray[Any], grid_hw: tuple[int, int]) -> Floats:
+def _average(cv2: Any, image: npt.NDArray[Any], grid_hw: tuple[int, int]) -> Floats:
     """Means over cells; channels laid out side by side are averaged, too."""
-    return np.asarray(cv2.resize(picture, grid_hw[::-1], interpolation=cv2.INTER_AREA), np.float32)
+    return np.asarray(cv2.resize(image, grid_hw[::-1], interpolation=cv2.INTER_AREA), np.float32)
 
 
 LONGEST_REUSE = 1.0  # seconds
 
 
 class FrameMemory:
-    """What one source's frames leave behind for the next; give it with each: ``memory=``.
+    """The memory of one source's frames for the next; give it with each: ``memory=``.
 
     With ``steady``, the class logits of past frames are moved along the optical flow and blended
     with the new ones, before pixels are labelled. With ``skip_still``, the labels of the last
-    frame that ran are given again while the picture stands still: while under 1 % of 32x32
+    frame that ran are given again while the image stands still: while under 1 % of 32x32
     grey cells differ from it by more than 6 levels of 255, and for 1 s at most.
 
     Other classes, another size of frames and a scene cut begin anew. A memory serves one source
@@ -398,7 +398,7 @@ class Turn:
         return self._memory.steady
 
     def reused(self) -> Segmentation | None:
-        """The last result again, freshly owned, if the picture stood still; else None."""
+        """The last result again, freshly owned, if the image stood still; else None."""
         past = self._memory._past
         if past is None or past.result is None or past.rule != self._rule:
             return None

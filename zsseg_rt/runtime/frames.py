@@ -1,4 +1,4 @@
-"""What a frame may be: RGB or NV12, on the host or a GPU, of which size; and windows on it.
+"""Frames, RGB or NV12, on the host or a GPU; their size, and windows on them.
 
 Frames that keep their shape are resized to a whole number of cells, so that windows which begin at
 multiples of a cell have cells that coincide. Their logits are averaged on the grid of the whole
@@ -57,8 +57,8 @@ def check_device_frame(frame: Any, device: str) -> None:
     check_place("frame", frame, device)
     shape = getattr(frame, "shape", None)
     if shape is None or len(shape) != 3 or shape[2] != 3:
-        found = "an array without a shape" if shape is None else tuple(shape)
-        raise FrameError(f"frame: expected shape [H, W, 3], got {found}.")
+        description = "an array without a shape" if shape is None else tuple(shape)
+        raise FrameError(f"frame: expected shape [H, W, 3], got {description}.")
     _check_sides(shape)
     dtype = str(getattr(frame, "dtype", "uint8")).removeprefix("torch.")
     if dtype != "uint8":

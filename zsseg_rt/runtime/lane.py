@@ -297,7 +297,7 @@ class Lane:
     def graph_inputs(
         self, frame: npt.NDArray[np.uint8]
     ) -> dict[str, tuple[Mapping[str, Array], ...]]:
-        """What a frame feeds to every graph, by graph: one mapping of arrays for each run.
+        """A frame's inputs of every graph, by graph: one mapping of arrays for each run.
 
         Raises:
             VocabularyError: No classes have been named yet.
@@ -424,16 +424,16 @@ class Lane:
         self.stages.run(state)
         pixels: PixelLabels = state.pixels
         is_final = pixels.look_up is None and (pixels.of_classes or vocabulary.is_plain)
-        picture: Array | None = None
+        drawing: Array | None = None
         if is_final:
             labels: Array = workspace.copy(pixels.labels)
             scores: Array | None = None if pixels.scores is None else workspace.copy(pixels.scores)
         else:
             labels, scores = self._download(pixels)
         if rule.painting is not None and pixels.painted:
-            picture = workspace.copy(rule.painting.picture)
+            drawing = workspace.copy(rule.painting.image)
         elif is_final and alpha is not None:
-            picture = self._draw(frame, labels, vocabulary.names, alpha)
+            drawing = self._draw(frame, labels, vocabulary.names, alpha)
         clock.mark("results")
         workspace.synchronize()
         if is_final:
@@ -442,15 +442,15 @@ class Lane:
             labels, scores = self._finish(pixels, labels, scores, classes)
             labels = workspace.place(np.ascontiguousarray(labels))
             scores = None if scores is None else workspace.place(np.ascontiguousarray(scores))
-        if picture is None and alpha is not None:
-            picture = self._draw(frame, labels, vocabulary.names, alpha)
+        if drawing is None and alpha is not None:
+            drawing = self._draw(frame, labels, vocabulary.names, alpha)
             workspace.synchronize()
         return DeviceSegmentation(
             labels=labels,
             names=vocabulary.names,
             vocabulary_version=vocabulary.version,
             scores=scores,
-            picture=picture,
+            picture=drawing,
             times=MappingProxyType(clock.times()),
             channel_order=self._config.channel_order,
             candidates=None if self._gate is None else self._gate.names(vocabulary),
@@ -476,7 +476,7 @@ class Lane:
         self._clock.start()
 
     def _look_back(self, turn: Turn) -> Segmentation | None:
-        """The last frame's result if the picture stood still."""
+        """The last frame's result if the image stood still."""
         again = turn.reused()
         self._clock.mark("compare")
         if again is None:
@@ -486,8 +486,8 @@ class Lane:
 
     def _adopt(self, classes: BoundClasses, rows: int | None) -> BoundClasses:
         """Return the classes in this lane's buffers; they are copied there when they change."""
-        held = self._buffered
-        if self._adopted is None or held is None or held[0] is not classes or held[1] != rows:
+        last = self._buffered
+        if self._adopted is None or last is None or last[0] is not classes or last[1] != rows:
             self._buffered = None  # a failed copy leaves buffers with neither the old nor the new
             self._adopted = self._pipeline.adopt(classes, num_rows=rows)
             self.workspace.synchronize()  # what is copied from may be freed after this
@@ -533,7 +533,7 @@ class Lane:
         return Painting(
             frame=source,
             palette=self._palette(names),
-            picture=workspace.array("picture", shape, np.uint8),
+            image=workspace.array("picture", shape, np.uint8),
             alpha=alpha,
         )
 

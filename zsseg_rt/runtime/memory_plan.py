@@ -1,4 +1,4 @@
-"""What an engine will take in memory, before anything is loaded; and a limit that it keeps to."""
+"""The memory that an engine will take, before anything is loaded; and a limit that it keeps to."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def plan_memory(
             allowed=allowed,
         )
         path = bundle.open_path(bundle.graph(name, choice.variant))
-        found = graph_memory(path, float_bytes=float_bytes(choice.precision, placement), axes=axes)
-        weights, activations = weights + found.weights, activations + found.activations
+        memory = graph_memory(path, float_bytes=float_bytes(choice.precision, placement), axes=axes)
+        weights, activations = weights + memory.weights, activations + memory.activations
         precision = choice.precision if name == "image_encoder" else precision
     text = 0
     if "text_encoder" in bundle.graphs:

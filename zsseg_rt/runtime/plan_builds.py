@@ -37,7 +37,7 @@ _OWN_BYTES, _WEIGHTS_AT_ONCE = 350 * _MB, 3.5
 
 @dataclass(frozen=True, kw_only=True)
 class BuildSettings:
-    """What to build for."""
+    """The target of a build."""
 
     # Target such as "8.9"; None takes this machine's first GPU. Full TensorRT builds for the GPU it
     # runs on, and takes None alone
@@ -93,7 +93,7 @@ def plan_builds(bundle: Bundle, settings: BuildSettings) -> tuple[PlannedBuild, 
 
     family = create_family(bundle, EngineConfig())
     allowed = bundle.auto_precisions(family.auto_precisions)
-    found = []
+    builds = []
     for name in family.graphs:
         choice = get_backend("tensorrt").choose(
             bundle.variants(name),
@@ -109,7 +109,7 @@ def plan_builds(bundle: Bundle, settings: BuildSettings) -> tuple[PlannedBuild, 
             float_bytes=4 if choice.precision == "float32" else 2,
             axes={axis: bounds[2] for axis, bounds in family.axes.items()},
         )
-        found.append(
+        builds.append(
             PlannedBuild(
                 graph=name,
                 path=path,
@@ -120,7 +120,7 @@ def plan_builds(bundle: Bundle, settings: BuildSettings) -> tuple[PlannedBuild, 
                 peak=_OWN_BYTES + round(_WEIGHTS_AT_ONCE * weights),
             )
         )
-    return tuple(found)
+    return tuple(builds)
 
 
 def build_plans(
@@ -200,7 +200,7 @@ def _in_a_child(
 
 
 def _capability_here() -> str | None:
-    """What an engine on this machine's first GPU looks for."""
+    """The capability that an engine on this machine's first GPU looks for."""
     from zsseg_rt.backends._tensorrt_api import load_tensorrt
     from zsseg_rt.backends._tensorrt_device import open_gpu
 

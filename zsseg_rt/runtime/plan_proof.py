@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 
 
 class Checked(Protocol):
-    """What runs golden samples: an engine."""
+    """An engine, as far as it runs golden samples."""
 
     bundle: Bundle
     config: EngineConfig

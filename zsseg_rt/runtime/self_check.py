@@ -115,13 +115,13 @@ def check_against_golden(
     """Run the golden frame and compare every intermediate."""
     golden, rule = read_golden(bundle, family), family.golden
     names = [str(name) for name in golden["class_names"]]
-    given = [golden.get(text.golden, golden["text_embeds"]) for text in family.prompt_sets]
-    embeds = np.stack(given) if len(given) > 1 else given[0]
+    prompts = [golden.get(text.golden, golden["text_embeds"]) for text in family.prompt_sets]
+    embeds = np.stack(prompts) if len(prompts) > 1 else prompts[0]
     # Most samples were labelled without a threshold; the others show it.
     unknown = np.iinfo(golden["labels"].dtype).max
     threshold = bundle.head.unknown_below if (golden["labels"] == unknown).any() else None
     try:
-        found = run(golden["frame"], names, embeds, replace(bundle.head, unknown_below=threshold))
+        results = run(golden["frame"], names, embeds, replace(bundle.head, unknown_below=threshold))
     except (ShapeError, VocabularyError) as exc:
         raise BundleError(
             f"{bundle.path}: golden: expected classes and a frame that the bundle takes, got: {exc}"
@@ -130,16 +130,16 @@ def check_against_golden(
     stages = [
         StageCheck(
             stage=stage,
-            error=scaled_error(found[stage], golden[stage]),
+            error=scaled_error(results[stage], golden[stage]),
             tolerance=stage_tolerance(bundle, precision, stage, rule.slack.get(stage, 1.0)),
         )
         for stage in rule.stages
-        if stage in golden and stage in found
+        if stage in golden and stage in results
     ]
     stages.append(
         StageCheck(
             stage="labels",
-            error=_label_error(bundle, rule, golden, found["labels"], tolerance.stage),
+            error=_label_error(bundle, rule, golden, results["labels"], tolerance.stage),
             tolerance=tolerance.labels,
         )
     )
@@ -155,17 +155,17 @@ def stage_tolerance(bundle: Bundle, precision: str, stage: str, slack: float = 1
     measured, such as the regions of a golden frame of noise, may be off by its largest value.
     """
     usual = slack * TOLERANCES.get(precision, TOLERANCES["float16"]).stage
-    made = bundle.quantization.get(precision)
-    measured = 0.0 if made is None else made.golden.get(stage, 0.5)
+    quantization = bundle.quantization.get(precision)
+    measured = 0.0 if quantization is None else quantization.golden.get(stage, 0.5)
     return max(usual, min(1.0, 2.0 * measured))
 
 
-def scaled_error(found: npt.NDArray[Any], golden: npt.NDArray[Any]) -> float:
+def scaled_error(result: npt.NDArray[Any], golden: npt.NDArray[Any]) -> float:
     """Largest absolute difference over the largest golden value; infinite if it has none."""
-    if found.shape != golden.shape:
+    if result.shape != golden.shape:
         return float("inf")
     scale = max(float(np.abs(golden).max(initial=0.0)), 1e-6)
-    error = float(np.abs(found.astype(np.float64) - golden).max(initial=0.0)) / scale
+    error = float(np.abs(result.astype(np.float64) - golden).max(initial=0.0)) / scale
     return error if np.isfinite(error) else float("inf")
 
 
@@ -212,7 +212,7 @@ def _clear_winner(
 
 
 def _seen_bias(bundle: Bundle, rule: GoldenRule, golden: Arrays) -> npt.NDArray[np.float32]:
-    """What seen classes lose after the activation [C, 1, 1]; 0 if the maps already include it."""
+    """The bias of seen classes after the activation [C, 1, 1]; 0 if the maps already include it."""
     count = golden["mask_logits"].shape[1]
     classes = ClassList.read([str(name) for name in golden["class_names"]])
     seen = classes.seen(bundle.head.seen)

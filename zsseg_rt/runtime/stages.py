@@ -258,7 +258,7 @@ class Candidates:
             rows = gate.choose((cells - _log_sum(cells)).max(axis=1), vocabulary)
         if len(rows) < phrases:
             seen, table = gate.seen, vocabulary.label_table[rows]
-            kept = np.ascontiguousarray(logits[:, rows], np.float32)
+            logits = np.ascontiguousarray(logits[:, rows], np.float32)
             named = replace(
                 classes,
                 seen=None
@@ -267,7 +267,7 @@ class Candidates:
                 num_phrases=None,
                 label_table=workspace.upload(f"kept label_table {table.dtype}", table),
             )
-            state.labelled = ClassLogits(mask_logits=workspace.upload("kept logits", kept)), named
+            state.labelled = ClassLogits(mask_logits=workspace.upload("kept logits", logits)), named
         self._clock.mark("candidates")
 
 
@@ -320,7 +320,7 @@ def _log_sum(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 def _enqueue(part: tuple[Stage, ...], state: FrameState) -> tuple[Masks, PixelLabels | None]:
-    """What a part adds to a frame: a replayed capture adds the same arrays, written anew."""
+    """A part's masks and labels: a replayed capture adds the same arrays, written anew."""
     for stage in part:
         stage.run(state)
     return state.masks, state.pixels

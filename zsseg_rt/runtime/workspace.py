@@ -140,7 +140,7 @@ class Workspace:
         return pinned.host, pinned.mapped(self.stream)
 
     def products(self) -> Array | None:
-        """What products share between blocks: zeros that kernels leave as zeros; None on the CPU.
+        """Memory of products, shared by blocks: zeros that kernels leave zeros; None on the CPU.
 
         With it a kernel tells in its own launch whether its result is finite, and several blocks
         share a sum's depth where few classes leave a GPU idle.
@@ -163,12 +163,12 @@ class Workspace:
         """Return an uninitialised buffer in host memory, on CUDA pinned, for copies either way."""
         kind = np.dtype(dtype)
         size, key = math.prod(shape), f"{name} on the host"
-        held = self._buffers.get(key)
-        if held is None or held.dtype != kind or math.prod(held.shape) < size:
-            held = self._host_memory(size, kind)
-            self._buffers[key] = held
+        buffer = self._buffers.get(key)
+        if buffer is None or buffer.dtype != kind or math.prod(buffer.shape) < size:
+            buffer = self._host_memory(size, kind)
+            self._buffers[key] = buffer
             self.generation += 1
-        flat: npt.NDArray[Any] = held if self._index is None else held.host
+        flat: npt.NDArray[Any] = buffer if self._index is None else buffer.host
         return flat[:size].reshape(shape)
 
     def copy_out(self, array: Array, out: npt.NDArray[Any]) -> None:

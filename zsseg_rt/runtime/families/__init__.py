@@ -1,1 +1,1 @@
-"""What happens between a preprocessed image and class logits, one file per family."""
+"""The way from a preprocessed image to class logits, one file per family."""

@@ -194,9 +194,9 @@ class AggregationPipeline(Pipeline):
             return logits
         (rows,) = parts
         vocabulary = {"text_embeds": rows[0], "class_halves": rows[1], "padding": self._padding}
-        found = self._head.run({**encoded, **vocabulary}, stream=self._workspace.stream)
+        outputs = self._head.run({**encoded, **vocabulary}, stream=self._workspace.stream)
         clock.mark("decoder")
-        return self._workspace.own("mask_logits", found["mask_logits"])
+        return self._workspace.own("mask_logits", outputs["mask_logits"])
 
     def _masks_of_best(
         self, image: Array, classes: BoundClasses, clock: StageClock, trace: Trace | None
@@ -220,17 +220,17 @@ class AggregationPipeline(Pipeline):
             rows = classes.gate.choose(best, classes.vocabulary)
             missing = max(0, self._most_padding - min(len(rows), self._most))
             self._padding = workspace.upload("padding", np.array([missing], np.float32))
-        kept = np.sort(rows[np.argsort(-best[rows], kind="stable")[: self._most]])
+        shown = np.sort(rows[np.argsort(-best[rows], kind="stable")[: self._most]])
         assert self._on_host is not None, "adopt() comes first"
-        embeds, halves = (rows[kept] for rows in self._on_host)
+        embeds, halves = (values[shown] for values in self._on_host)
         if self._in_parts is not None:
             parts = self._in_parts.split((embeds, halves))
         else:
             upload = workspace.upload
             parts = [(upload("kept embeds", embeds), upload("kept halves", halves))]
-        found = workspace.fetch(self._aggregate(encoded, parts, clock, len(kept)))
-        logits = np.full((1, phrases, *found.shape[2:]), _DROPPED, np.float32)
-        logits[:, kept] = found
+        shown_logits = workspace.fetch(self._aggregate(encoded, parts, clock, len(shown)))
+        logits = np.full((1, phrases, *shown_logits.shape[2:]), _DROPPED, np.float32)
+        logits[:, shown] = shown_logits
         mask_logits = workspace.upload("all logits", logits)
         if trace is not None:
             trace.update(encoded, mask_logits=mask_logits)
@@ -244,8 +244,8 @@ def _most_shown(spec: AggregationSpec, head: HeadSpec, wanted: str | None) -> in
 
 
 def _read_weights(bundle: Bundle) -> _Weights:
-    found = dict(zip(_TENSORS, read_weights(bundle, _TENSORS), strict=True))
-    guidance, guidance_bias, halves, bias = (found[name].shape for name in _TENSORS)
+    weights = dict(zip(_TENSORS, read_weights(bundle, _TENSORS), strict=True))
+    guidance, guidance_bias, halves, bias = (weights[name].shape for name in _TENSORS)
     fits = len(guidance) == len(halves) == 2 and len(guidance_bias) == len(bias) == 1
     fits = fits and guidance == (guidance_bias[0], bundle.text.embed_dim)
     if not (fits and halves == (bias[0], guidance[0]) and bias[0] % 4 == 0):
@@ -253,7 +253,7 @@ def _read_weights(bundle: Bundle) -> _Weights:
             f"{bundle.path}: weights: expected shapes that fit {bundle.text.embed_dim} values per "
             f"name, got {guidance}, {guidance_bias}, {halves} and {bias}. Export the bundle again."
         )
-    return found
+    return weights
 
 
 def filled(rows: HostRows, count: int) -> HostRows:
@@ -277,7 +277,7 @@ def in_parts(graphs: Mapping[str, Collection[str]]) -> bool:
 
 
 def parts_of(sessions: Mapping[str, Session], workspace: Workspace) -> HeadParts | None:
-    """What runs the graphs in a lane; None where they were not loaded."""
+    """The runner of the graphs in a lane; None where they were not loaded."""
     return HeadParts(sessions, workspace) if STAGES[0] in sessions else None
 
 
@@ -322,16 +322,16 @@ class HeadParts:
         tokens: list[Array] = []
         sums = self._nothing
         for index, (embeds, halves) in enumerate(parts):
-            given = {**shared, **_named(sums), "text_embeds": embeds, "class_halves": halves}
-            found = self._one(0, given)
-            tokens.append(self._keep(f"tokens {index}", found["tokens"]))
-            sums = self._keep_sums("first", found)
+            inputs = {**shared, **_named(sums), "text_embeds": embeds, "class_halves": halves}
+            outputs = self._one(0, inputs)
+            tokens.append(self._keep(f"tokens {index}", outputs["tokens"]))
+            sums = self._keep_sums("first", outputs)
         first, sums = sums, self._nothing
         for index, (_, halves) in enumerate(parts):
-            given = {**shared, **_named(sums), **_named(first, "first_"), "class_halves": halves}
-            found = self._one(1, {**given, "tokens": tokens[index]})
-            tokens[index] = self._keep(f"tokens {index}", found["tokens_out"])
-            sums = self._keep_sums("second", found)
+            inputs = {**shared, **_named(sums), **_named(first, "first_"), "class_halves": halves}
+            outputs = self._one(1, {**inputs, "tokens": tokens[index]})
+            tokens[index] = self._keep(f"tokens {index}", outputs["tokens_out"])
+            sums = self._keep_sums("second", outputs)
         return self._logits(parts, tokens, {**shared, **_named(sums)}, num_rows)
 
     def _logits(
@@ -345,37 +345,37 @@ class HeadParts:
         workspace, begin = self._workspace, 0
         all_logits: npt.NDArray[np.float32] | None = None
         for (_, halves), one in zip(parts, tokens, strict=True):
-            found = self._one(2, {**shared, "class_halves": halves, "tokens": one})["mask_logits"]
+            logits = self._one(2, {**shared, "class_halves": halves, "tokens": one})["mask_logits"]
             if all_logits is None:
-                shape = (1, num_rows, *(int(size) for size in found.shape[2:]))
+                shape = (1, num_rows, *(int(size) for size in logits.shape[2:]))
                 all_logits = workspace.on_host("logits of parts", shape, np.float32)
-            end = min(begin + int(found.shape[1]), num_rows)
-            out, one_part = all_logits[:, begin:end], workspace.own("logits of a part", found)
+            end = min(begin + int(logits.shape[1]), num_rows)
+            out, one_part = all_logits[:, begin:end], workspace.own("logits of a part", logits)
             is_filled = tuple(one_part.shape) != out.shape
             workspace.copy_out(reshaped(one_part, out.shape) if is_filled else one_part, out)
             begin = end
         assert all_logits is not None, "a vocabulary has classes"
         return workspace.upload("mask_logits of parts", all_logits)
 
-    def _one(self, stage: int, given: Mapping[str, Array]) -> Mapping[str, Array]:
+    def _one(self, stage: int, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
         session = self._stages[stage]
-        feeds = {spec.name: given[spec.name] for spec in session.inputs}
+        feeds = {spec.name: inputs[spec.name] for spec in session.inputs}
         return session.run(feeds, stream=self._workspace.stream)
 
-    def _keep_sums(self, name: str, found: Mapping[str, Array]) -> tuple[Array, ...]:
+    def _keep_sums(self, name: str, outputs: Mapping[str, Array]) -> tuple[Array, ...]:
         return tuple(
-            self._keep(f"{name} {one}", found[f"{one}_out"]) for one in ("products", "totals")
+            self._keep(f"{name} {one}", outputs[f"{one}_out"]) for one in ("products", "totals")
         )
 
     def _keep(self, name: str, array: Array) -> Array:
         """A copy: a session's results last until its next run."""
         workspace = self._workspace
-        held: Any = workspace.array(name, tuple(array.shape), np.float32)
+        buffer: Any = workspace.array(name, tuple(array.shape), np.float32)
         if workspace.device == "cpu":
-            np.copyto(held, np.asarray(array))
+            np.copyto(buffer, np.asarray(array))
         else:
-            held.copy_from(array, stream=workspace.stream)
-        return held
+            buffer.copy_from(array, stream=workspace.stream)
+        return buffer
 
 
 def _named(sums: Sequence[Array], prefix: str = "") -> dict[str, Array]:

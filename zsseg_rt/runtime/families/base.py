@@ -1,4 +1,4 @@
-"""What a family is: all that the runtime knows of how its features become masks.
+"""Families: all that the runtime knows of how an image's features become masks.
 
 A :class:`Family` is made once per engine and never changes; a :class:`Pipeline` belongs to one
 lane and runs one frame at a time.
@@ -48,7 +48,7 @@ def run_plainly(key: Hashable, enqueue: Callable[[], _Result]) -> _Result:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PixelLabels:
-    """What one kernel call made of masks, on the device; it may still be under way.
+    """Labels that one kernel call makes of masks, on the device; it may still be under way.
 
     Attributes:
         labels: [H, W] on the device.
@@ -100,18 +100,18 @@ class BoundClasses:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Painting:
-    """What is drawn of a frame's labels as they are stored, all on the device.
+    """A drawing of a frame's labels as they are stored, all on the device.
 
     Attributes:
         frame: uint8 [H, W, 3].
         palette: uint8 [C, 3], a colour for each class.
-        picture: uint8 [H, W, 3], which is written.
+        image: uint8 [H, W, 3], which is written.
         alpha: Weight of the colours, in [0, 1].
     """
 
     frame: Array
     palette: Array
-    picture: Array
+    image: Array
     alpha: float
 
 
@@ -153,7 +153,7 @@ class GoldenRule:
 
 
 class Masks(Protocol):
-    """What a pipeline makes of an image: small masks that know how to label pixels."""
+    """Small masks that a pipeline makes of an image, and that know how to label pixels."""
 
     @property
     def mask_logits(self) -> Array:

@@ -63,11 +63,11 @@ class CandidateGate:
         np.maximum.at(scores, owners[is_named], best[is_named])
         rank = np.empty(count, np.int64)
         rank[np.argsort(-scores, kind="stable")] = np.arange(count)
-        kept = rank < self.most
+        candidates = rank < self.most
         before = np.array(() if self._past is None else self._past.candidates, np.int64)
-        kept[before] |= rank[before] < self.most + self.most // 2
-        self.classes = tuple(np.flatnonzero(kept).tolist())
+        candidates[before] |= rank[before] < self.most + self.most // 2
+        self.classes = tuple(np.flatnonzero(candidates).tolist())
         if self._past is not None:
             self._past.candidates = self.classes
-        self.rows = np.flatnonzero(~is_named | kept[owners])
+        self.rows = np.flatnonzero(~is_named | candidates[owners])
         return self.rows

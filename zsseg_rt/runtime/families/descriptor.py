@@ -175,14 +175,14 @@ class DescriptorPipeline(Pipeline):
 
 def _dtype_of_queries(image_encoder: Session, decoder: Session) -> str:
     """The dtype between graphs: of what the encoder gives of an image, and of the queries."""
-    given = dtype_of("cls_embed", image_encoder.outputs)
-    taken = dtype_of("queries", decoder.inputs)
-    if given != taken or given not in _QUERY_DTYPES:
+    dtype = dtype_of("cls_embed", image_encoder.outputs)
+    wanted = dtype_of("queries", decoder.inputs)
+    if dtype != wanted or dtype not in _QUERY_DTYPES:
         raise BundleError(
-            f"cls_embed and queries: expected both {' or both '.join(_QUERY_DTYPES)}, got {given} "
-            f"and {taken}. Export the bundle again."
+            f"cls_embed and queries: expected both {' or both '.join(_QUERY_DTYPES)}, got {dtype} "
+            f"and {wanted}. Export the bundle again."
         )
-    return given
+    return dtype
 
 
 def _read_projection(bundle: Bundle) -> _Projection:

@@ -45,7 +45,7 @@ class ClassLogits:
                 frame=painting.frame,
                 palette=painting.palette,
                 alpha=painting.alpha,
-                picture=painting.picture,
+                picture=painting.image,
             )
         labels, scores, *_ = label(
             self.mask_logits,
@@ -174,16 +174,13 @@ def _tables(
     num_phrases: int,
     unknown_below: float | None,
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
-    """What segment indices stand for: phrase labels [256] and scores float32 [256].
-
-    A segment whose score is below ``min(unknown_below, best score)`` is unknown, so the best
-    one never is; the entries beyond the segments are unknown with score 0.
-    """
+    """The phrase labels [256] and scores float32 [256] of segments; unknown and 0 beyond them."""
     dtype = label_dtype(num_phrases)
     unknown, count = np.iinfo(dtype).max, len(phrases)
     labels, scores = np.full(256, unknown, dtype), np.zeros(256, np.float32)
     labels[:count], scores[:count] = phrases, values
     if unknown_below is not None:
+        # the best one never is unknown
         limit = min(np.float32(unknown_below), np.max(values))
         labels[:count][values < limit] = unknown
     return labels, scores

@@ -71,7 +71,7 @@ def distinct_crops(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Proposal:
-    """What comes before the host's first look; what is on the host is whole after a wait."""
+    """The results before the host's first look; what is on the host is whole after a wait."""
 
     encoded: Mapping[str, Array]
     masks: Array  # float32 [Q, h, w] on the device
@@ -111,13 +111,13 @@ class _RegionJudge:
         image: Array,
         proposal: _Proposal,
         boxes: npt.NDArray[np.int32],
-        chosen: npt.NDArray[np.intp],
+        indices: npt.NDArray[np.intp],
         run: PartRunner,
     ) -> FloatArray:
-        """Embeddings of the chosen regions, float32 [len(chosen), D] in host memory."""
+        """Embeddings of the regions of such indices, float32 [len(indices), D] in host memory."""
         height, width = self._canvas_hw
-        own, places = distinct_crops(boxes[chosen], self._spec.style, height * width)
-        regions = chosen[own].astype(np.int32)
+        own, places = distinct_crops(boxes[indices], self._spec.style, height * width)
+        regions = indices[own].astype(np.int32)
         # The crop of an empty mask is blank in every frame (unless the style ignores masks).
         blank = np.flatnonzero((boxes[regions, 4] == 0) & (self._spec.style != "crop"))
         shown = np.delete(regions, blank)
@@ -129,8 +129,8 @@ class _RegionJudge:
             if self._blank is None:
                 self._blank = rows.pop(0)
             rows = [np.insert(np.concatenate([self._blank[:0], *rows]), blank, self._blank, axis=0)]
-        seen: FloatArray = np.concatenate(rows)[places]
-        return seen
+        embeds: FloatArray = np.concatenate(rows)[places]
+        return embeds
 
     def _look(
         self,
@@ -139,29 +139,27 @@ class _RegionJudge:
         batches: list[npt.NDArray[np.int32]],
         run: PartRunner,
     ) -> list[FloatArray]:
-        """Embeddings of every batch of regions, after one wait.
-
-        On a GPU all batches have one size, so that one capture serves them: the last region of a
-        smaller one is shown again.
-        """
+        """Embeddings of every batch of regions, after one wait."""
         workspace, spec = self._workspace, self._spec
         most = -(-int(proposal.masks.shape[0]) // spec.batch) + 1  # one for the blank
         staged = workspace.on_host("regions", (most, spec.batch), np.int32)
         rows = []
         for place, batch in enumerate(batches):
+            # On a GPU all batches have one size, so that one capture serves them: the last region
+            # of a smaller one is shown again.
             size = len(batch) if workspace.device == "cpu" else spec.batch
             staged[place, :size] = repeated_rows(batch, size)
             regions = workspace.upload("regions", staged[place, :size])
-            found = run("regions", partial(self._encode, image, proposal, regions))
-            if len(found.shape) != 2 or found.shape[0] != size:
+            embeds = run("regions", partial(self._encode, image, proposal, regions))
+            if len(embeds.shape) != 2 or embeds.shape[0] != size:
                 raise BackendError(
-                    f"region_embeds: expected {size} rows, got shape {tuple(found.shape)}. Export "
+                    f"region_embeds: expected {size} rows, got shape {tuple(embeds.shape)}. Export "
                     "the bundle again."
                 )
             host = workspace.on_host(
-                "region_embeds", (most, spec.batch, found.shape[1]), np.float32
+                "region_embeds", (most, spec.batch, embeds.shape[1]), np.float32
             )
-            workspace.copy_out(found, host[place, :size])
+            workspace.copy_out(embeds, host[place, :size])
             rows.append(host[place, : len(batch)])
         workspace.synchronize()
         return [np.array(row) for row in rows]
@@ -360,13 +358,13 @@ class ProposalsPipeline(Pipeline):
             # Empty masks are encoded once, and their soft masks vote: CLIP's opinion of them costs
             # next to nothing, yet matters.
             asked = (objectness >= spec.min_score) | (boxes[:, 4] == 0)
-        chosen = np.flatnonzero(asked)
+        indices = np.flatnonzero(asked)
         by_region = by_text.copy()
-        if len(chosen):
+        if len(indices):
             planes = reshaped(image, image.shape[1:])
-            embeds = judge.embeds(planes, proposal, boxes, chosen, run)
+            embeds = judge.embeds(planes, proposal, boxes, indices, run)
             logits = np.float32(spec.logit_scale) * (text @ embeds.T)
-            by_region[:, chosen] = class_probabilities(logits, no_object[chosen])[0]
+            by_region[:, indices] = class_probabilities(logits, no_object[indices])[0]
         return by_region
 
     def _upload_scores(self, scores: FloatArray, rows: int) -> Array:

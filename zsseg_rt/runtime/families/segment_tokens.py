@@ -152,9 +152,9 @@ def segment_scores(
         return scores
     if segments.top_k is not None and segments.top_k < len(text_embeds):
         overall = text_embeds @ image_embed
-        kept = np.argsort(-overall, kind="stable")[: segments.top_k]
+        nearest = np.argsort(-overall, kind="stable")[: segments.top_k]
         masked = np.full_like(logits, -np.inf)
-        masked[:, kept] = logits[:, kept]
+        masked[:, nearest] = logits[:, nearest]
         logits = masked
     product: _Rows = _softmax(logits) * scores
     return product
