@@ -67,18 +67,18 @@ def _native_core() -> Finding:
     try:
         from zsseg_rt.ops import core
     except ImportError as exc:
-        told = f"zsseg_rt._C cannot be imported: {exc}"
-        return Finding("native core", "bad", told, remedy(Path(zsseg_rt.__file__).parent))
+        detail = f"zsseg_rt._C cannot be imported: {exc}"
+        return Finding("native core", "bad", detail, remedy(Path(zsseg_rt.__file__).parent))
     try:
         instruction_set = core.cpu_isa()
     except ArgumentError as exc:
         advice = "Unset ZSSEG_CPU_ISA, or name an instruction set that this CPU has."
         return Finding("native core", "bad", str(exc), advice)
-    told = f"kernels for {instruction_set}; CUDA kernels"
+    detail = f"kernels for {instruction_set}; CUDA kernels"
     if core.built_with_cuda:
-        return Finding("native core", "ok", f"{told} built in")
+        return Finding("native core", "ok", f"{detail} built in")
     advice = "For GPU kernels: ZSSEG_CUDA=ON pip install . in a checkout, with nvcc on PATH."
-    return Finding("native core", "ok", f"{told} not built in", advice)
+    return Finding("native core", "ok", f"{detail} not built in", advice)
 
 
 def _cuda() -> Finding:
@@ -101,25 +101,25 @@ def _cuda() -> Finding:
 
 
 def _auto_precisions(device: str) -> str:
-    """What precision auto takes on a GPU, with every backend that is installed."""
-    told = []
+    """The precision that auto takes on a GPU, with every backend that is installed."""
+    parts = []
     for name in filter(registry.is_installed, ("tensorrt", "torch")):
         choose = registry.get_backend(name).choose
         try:
             both, plain = (
-                choose(held, "auto", device=device, allowed=ANY_PRECISION).precision
-                for held in (("float32", "float16"), ("float32",))
+                choose(precisions, "auto", device=device, allowed=ANY_PRECISION).precision
+                for precisions in (("float32", "float16"), ("float32",))
             )
         except BackendUnavailableError:
             continue  # a finding of its own
-        told.append(f"{name} {both}, {plain} of bundles in float32 alone")
-    return ("precision auto is " + "; ".join(told)) if told else "no backend for it is installed"
+        parts.append(f"{name} {both}, {plain} of bundles in float32 alone")
+    return ("precision auto is " + "; ".join(parts)) if parts else "no backend for it is installed"
 
 
 def _tensorrt() -> Finding:
     names = ("tensorrt", "tensorrt_rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12")
-    found = [f"{name} {version}" for name in names if (version := _version(name)) is not None]
-    if not found:
+    packages = [f"{name} {version}" for name in names if (version := _version(name)) is not None]
+    if not packages:
         return Finding(
             "TensorRT",
             "absent",
@@ -130,12 +130,12 @@ def _tensorrt() -> Finding:
     try:
         load_tensorrt()
     except BackendUnavailableError as exc:
-        told, _, remedy = str(exc).partition(" Run: ")
-        detail = f"{', '.join(found)}; {told}"
+        reason, _, remedy = str(exc).partition(" Run: ")
+        detail = f"{', '.join(packages)}; {reason}"
         return Finding("TensorRT", "bad", detail, f"Run: {remedy}")
     except ConfigError:
         pass  # a finding of the environment
-    return Finding("TensorRT", "ok", ", ".join(found))
+    return Finding("TensorRT", "ok", ", ".join(packages))
 
 
 def _openvino() -> Finding:
@@ -177,16 +177,16 @@ def _import_problem(
 def _torch() -> Finding:
     version = _version("torch")
     if version is None:
-        told = "not installed; only export, training and backend 'torch' need it"
-        return Finding("torch", "absent", told, install_command("train"))
+        detail = "not installed; only export, training and backend 'torch' need it"
+        return Finding("torch", "absent", detail, install_command("train"))
     try:
-        taken = _attention_kinds()
+        attention = _attention_kinds()
     except ImportError as exc:
         reason, remedy = why_not(exc, "torch", install_command("train"))
         return Finding("torch", "bad", f"{version}; expected torch, got {reason}", remedy)
     except ConfigError as exc:
         return Finding("torch", "bad", str(exc), "Unset ZSSEG_TORCH_ATTENTION.")
-    return Finding("torch", "ok", f"{version}{taken}")
+    return Finding("torch", "ok", f"{version}{attention}")
 
 
 def _attention_kinds() -> str:
@@ -200,9 +200,9 @@ def _attention_kinds() -> str:
         return ""
     from zsseg_rt.backends._torch_settings import kinds_on
 
-    found = kinds_on("cuda:0")
-    told = ", ".join(f"{kind} for {case}" for case, kind in found.items())
-    return f"; attention on cuda:0: {told}" if found else ""
+    kinds = kinds_on("cuda:0")
+    text = ", ".join(f"{kind} for {case}" for case, kind in kinds.items())
+    return f"; attention on cuda:0: {text}" if kinds else ""
 
 
 def _opencv() -> Finding:
@@ -240,13 +240,13 @@ def _cameras() -> Finding:
     if not devices:
         advice = "To use one here, plug it in; in a container, pass it in: --device /dev/video0."
         return Finding("cameras", "absent", "no /dev/videoN found", advice)
-    told = [
+    lines = [
         " ".join(filter(None, [str(d.path), d.name, f"({d.problem})" if d.problem else ""]))
         for d in devices
     ]
     remedies = dict.fromkeys(f"{d.path}: {d.remedy}" for d in devices if d.remedy)
     status = "absent" if all(d.problem for d in devices) else "ok"
-    return Finding("cameras", status, "; ".join(told), " ".join(remedies))
+    return Finding("cameras", status, "; ".join(lines), " ".join(remedies))
 
 
 def _jetson() -> Finding:
@@ -277,11 +277,11 @@ def _environment() -> Finding:
         "ZSSEG_CAMERA_FRAMES",
         *("ZSSEG_RTSP_LIBRARY", "ZSSEG_RTSP_PROTOCOLS", "ZSSEG_RTSP_LATENCY_MS"),
     )
-    given = [f"{name}={os.environ[name]}" for name in names if os.environ.get(name)]
+    settings = [f"{name}={os.environ[name]}" for name in names if os.environ.get(name)]
     if problems:
         advice = "Unset the variable, or use one of these values."
         return Finding("environment", "bad", "; ".join(problems), advice)
-    detail = ", ".join(given) or f"none of {', '.join(names)} is set"
+    detail = ", ".join(settings) or f"none of {', '.join(names)} is set"
     return Finding("environment", "ok", detail)
 
 

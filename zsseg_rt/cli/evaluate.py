@@ -28,7 +28,7 @@ PROTOCOLS = ("whole", "slide")
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """What is evaluated on."""
+    """The data set to evaluate on."""
 
     dataset: str = opt("Data set to evaluate on; an unknown name lists all.", ...)
     root: Path | None = opt("Folder of the data set.")
@@ -54,7 +54,7 @@ class DataOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class _Task:
-    """What every model is asked for."""
+    """The request that every model gets."""
 
     protocol: str = opt("whole: as the engine runs; slide: the papers' windows, in torch.", "whole")
     classes: str | None = opt(
@@ -149,26 +149,26 @@ def _read_options(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def _read_names(
-    known: Sequence[str], classes: str | None, renames: Sequence[str]
+    names: Sequence[str], classes: str | None, renames: Sequence[str]
 ) -> tuple[str, ...]:
     """The data set's names after ``--classes`` and ``--rename``."""
     from zsseg_rt.text.class_names import rename_classes
 
-    names = tuple(known)
+    asked = tuple(names)
     if classes is not None:
-        given = read_classes(classes, [])
-        if len(given) != len(known):
+        groups = read_classes(classes, [])
+        if len(groups) != len(names):
             raise UsageError(
-                f"--classes: expected {len(known)} names, one for each of {', '.join(known)}, "
-                f"got {len(given)}"
+                f"--classes: expected {len(names)} names, one for each of {', '.join(names)}, "
+                f"got {len(groups)}"
             )
-        names = tuple(name if isinstance(name, str) else ", ".join(name) for name in given)
+        asked = tuple(name if isinstance(name, str) else ", ".join(name) for name in groups)
     pairs = [rename.partition("=") for rename in renames]
     for old, equals, new in pairs:
         if not equals or not old.strip() or not new.strip():
             raise UsageError(f"--rename: expected 'OLD=NEW', got {old + equals + new!r}")
     with arguments_called({"new_names": "--rename"}):
-        return rename_classes(names, {old.strip(): new.strip() for old, _, new in pairs})
+        return rename_classes(asked, {old.strip(): new.strip() for old, _, new in pairs})
 
 
 def _open_segmenter(
@@ -216,8 +216,8 @@ def _print_result(result: Evaluation | Comparison) -> None:
         _print_evaluation(result, None)
         return
     _print_evaluation(result.first, result.second)
-    share, picture = result.lowest_agreement
-    say(f"equal labels: {result.agreement:.3%} of all pixels; fewest in {picture}: {share:.3%}")
+    share, image = result.lowest_agreement
+    say(f"equal labels: {result.agreement:.3%} of all pixels; fewest in {image}: {share:.3%}")
 
 
 def _print_evaluation(result: Evaluation, other: Evaluation | None) -> None:

@@ -169,9 +169,9 @@ def export_dense_clip(
     head = model.head or "naclip"
     settings = {**vars(model), "head": head, "image_size": read_size(size), "templates": template}
     with arguments_called({"source": "--pretrained", "activation": "--activation"}):
-        made = create_model("dense_clip", **settings)
+        network = create_model("dense_clip", **settings)
     space = describe_space(model.pretrained, model.clip)
-    write_model(made, out, bundle, space=space, source=Path(model.pretrained).name)
+    write_model(network, out, bundle, space=space, source=Path(model.pretrained).name)
 
 
 def _names_weights(clip: str) -> bool:
@@ -197,11 +197,11 @@ def _export_clip_file(
         export = partial(export_clip_file, on_progress=bar.show)
         written = write_bundle(export, model.clip, out, head, options=bundle, templates=template)
     if model.activation is None and model.clip != "demo":
-        taken = Bundle.load(written).provenance["activation"]
-        other = next(name for name in ACTIVATIONS if name != taken)
+        activation = Bundle.load(written).provenance["activation"]
+        other = next(name for name in ACTIVATIONS if name != activation)
         say(
-            f"activation: taken to be {taken}, by the files beside the weights or by their kind; "
-            f"if it is not, use --activation {other}"
+            f"activation: taken to be {activation}, by the files beside the weights or by their "
+            f"kind; if it is not, use --activation {other}"
         )
 
 
@@ -260,7 +260,7 @@ class _Student:
     head_heads: int | None = opt("Heads of the segmentation head; default as for the encoder.")
 
     def space(self) -> str:
-        """What its text space is called."""
+        """The name of its text space."""
         from zsseg_rt.torch_files.clip_space import describe_rows, describe_space
 
         if self.text:

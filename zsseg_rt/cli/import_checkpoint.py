@@ -300,10 +300,10 @@ def import_zegformer(
 def _zegformer_prompts(name: str) -> Sequence[str]:
     from zsseg_rt.torch_files.zegformer_arrays import SEGMENT_TEMPLATES, SINGLE_TEMPLATE
 
-    known = {"single": SINGLE_TEMPLATE, "imagenet_select": SEGMENT_TEMPLATES}
-    if name not in known:
-        raise UsageError(f"--prompts: expected one of {', '.join(known)}, got {name}")
-    return known[name]
+    prompts = {"single": SINGLE_TEMPLATE, "imagenet_select": SEGMENT_TEMPLATES}
+    if name not in prompts:
+        raise UsageError(f"--prompts: expected one of {', '.join(prompts)}, got {name}")
+    return prompts[name]
 
 
 def _reading(checkpoint: Path) -> str:
@@ -319,12 +319,12 @@ def _read_clip(source: str, checkpoint: Path) -> tuple[ClipTensors, str]:
     if is_file(Path(source)):
         return read_clip(source), "quick_gelu"
     tags = {one.tag: one for one in SETS.values() if one.clip == "ViT-B-16"}
-    known = tags.get(source)
-    if known is None or known.architecture != "dense_clip":
+    weights = tags.get(source)
+    if weights is None or weights.architecture != "dense_clip":
         raise CheckpointError(
             f"--clip: expected a weights file or 'openai', got {source}. Check the path."
         )
-    return read_clip(fetched_weights(known)), known.activation
+    return read_clip(fetched_weights(weights)), weights.activation
 
 
 def _describe_space(source: str) -> str:

@@ -37,7 +37,7 @@ _MOST_CLASSES = 256
 
 @dataclass(frozen=True, kw_only=True)
 class _Gate:
-    """What is made, and what it must reach."""
+    """The precision to make, and the accuracy to keep."""
 
     precision: str = opt("int8 or fp8.", "int8")
     min_agreement: float = opt("Share of clear cells that must keep float32's label.", 0.98)
@@ -138,7 +138,7 @@ def _print(report: QuantizeReport) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Target:
-    """What plans are built for."""
+    """The GPU that plans are built for."""
 
     compute_capability: str | None = opt(
         "Target GPU, such as 8.9 (TensorRT-RTX alone); default: this machine's."

@@ -125,13 +125,13 @@ def stream(
     from zsseg_rt.stream.uris import is_source
 
     lacking = "name a source: a camera, video, folder or @FILE"
-    chosen = choose_bundle(bundle, targets, demo=demo, missing=lacking)
+    folder = choose_bundle(bundle, targets, demo=demo, missing=lacking)
     shows = None if targets and is_source(targets[0]) else demo
     source, *sinks = [*([demo_source(shows)] if shows else []), *(targets or [])]
-    names = words.read(chosen, shows=shows)
+    names = words.read(folder, shows=shows)
     if shows and pace.frames is None and pace.seconds is None:
         pace = replace(pace, frames=DEMO_FRAMES)
-    checked = memory.checked(chosen)
+    checked = memory.checked(folder)
     with argument_errors_are_usage():
         settings = {**pace.settings(), **files.settings(), **vars(memory)}
         parts = StreamOptions(sinks=sinks, **settings).open(source, run.channel_order)

@@ -87,7 +87,7 @@ def _train(settings: TrainConfig, resume: bool) -> tuple[TrainingResult, list[st
 
 
 def _train_demo(settings: TrainConfig, resume: bool) -> tuple[TrainingResult, list[str]]:
-    """The result, where bundle and picture are, and what to do with them."""
+    """The result, where bundle and image are, and what to do with them."""
     from zsseg_rt.training.assembly import train_and_show
 
     root = Path(settings.data.root)
@@ -96,10 +96,10 @@ def _train_demo(settings: TrainConfig, resume: bool) -> tuple[TrainingResult, li
             f"{root}: expected the drawn scenes to train on, got no such folder. Write them by "
             f"python -m tools.scenes {root} in a checkout."
         )
-    result, bundle, picture = train_and_show(settings, resume=resume)
+    result, bundle, image = train_and_show(settings, resume=resume)
     return result, [
         f"bundle: {bundle}",
-        f"picture: {picture} (scene | truth | labels)",
+        f"picture: {image} (scene | truth | labels)",
         f"next: zsseg-rt evaluate {bundle} --dataset folder --root {root} --split val",
     ]
 
@@ -126,19 +126,19 @@ def _check_data(settings: TrainConfig, json_file: Path | None) -> None:
 def _print_check(check: SplitCheck) -> None:
     from rich.table import Table
 
-    found = check.found
+    scan = check.scan
     table = Table("class", "", "pixels %", box=None, pad_edge=False)
-    total = max(int(found.pixels.sum()) + found.ignored_pixels, 1)
-    for row, (name, pixels) in enumerate(zip(check.class_names, found.pixels, strict=True)):
+    total = max(int(scan.pixels.sum()) + scan.ignored_pixels, 1)
+    for row, (name, pixels) in enumerate(zip(check.class_names, scan.pixels, strict=True)):
         table.add_row(name, "seen" if row in check.seen else "unseen", _share(int(pixels), total))
-    table.add_row("(not annotated)", "", _share(found.ignored_pixels, total))
-    head = f"{check.use}: {check.dataset}, usable images: {found.num_pictures}"
+    table.add_row("(not annotated)", "", _share(scan.ignored_pixels, total))
+    head = f"{check.use}: {check.dataset}, usable images: {scan.num_pictures}"
     lines: list[str | Table] = [head, table]
-    if found.absent:
-        lines.append(f"classes in no mask: {', '.join(found.absent)}")
-    lines += found.problems[:_SHOWN_PROBLEMS]
-    if len(found.problems) > _SHOWN_PROBLEMS:
-        lines.append(f"and {len(found.problems) - _SHOWN_PROBLEMS} more; --json writes them all")
+    if scan.absent:
+        lines.append(f"classes in no mask: {', '.join(scan.absent)}")
+    lines += scan.problems[:_SHOWN_PROBLEMS]
+    if len(scan.problems) > _SHOWN_PROBLEMS:
+        lines.append(f"and {len(scan.problems) - _SHOWN_PROBLEMS} more; --json writes them all")
     say(*lines)
 
 

@@ -1,1 +1,1 @@
-"""What every room stands on: strict JSON and TOML, arrays, files written whole, extras, CPUs."""
+"""The ground of every room: strict JSON and TOML, arrays, files written whole, extras, CPUs."""

@@ -83,7 +83,7 @@ def reshaped(array: Array, shape: tuple[int, ...]) -> Array:
 
 
 def row_of(array: Array, number: int) -> Array:
-    """What ``array[number]`` is of a NumPy array, no copy, on either kind of device."""
+    """A row, as ``array[number]`` of a NumPy array, no copy, on either kind of device."""
     if isinstance(array, np.ndarray):
         row: Array = array[number]
         return row

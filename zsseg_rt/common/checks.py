@@ -45,14 +45,14 @@ def arguments_called(
         yield
     except ZssegError as error:
         argument = error.argument or ""
-        known = names.get(argument, f"{table}.{argument}" if argument in fields else "")
-        if not known:
+        name = names.get(argument, f"{table}.{argument}" if argument in fields else "")
+        if not name:
             raise
-        raise error.renamed(known) from error
+        raise error.renamed(name) from error
 
 
 def current_name(architecture: str) -> str:
-    """What an architecture is called today; a warning tells if it was renamed."""
+    """Return an architecture's name of today; a warning tells if it was renamed."""
     name = _RENAMED.get(architecture, architecture)
     if name != architecture:
         _log.warning("architecture: %r is called %r now", architecture, name)

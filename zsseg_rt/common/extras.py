@@ -43,7 +43,7 @@ _first: dict[str, str] = {}  # reasons; a second import of OpenCV speaks of a re
 
 
 def why_not(exc: ImportError, package: str, command: str) -> tuple[str, str]:
-    """What an import that failed got, and what to do; ``command`` is for a package that is absent.
+    """The reason why an import failed, and the remedy; ``command`` is for a package that is absent.
 
     Example:
         >>> why_not(ImportError("libGL.so.1: cannot open shared object file"), "cv2", "pip ...")[1]
@@ -152,7 +152,7 @@ class CoreFinder:
 
 
 def remedy(package: Path) -> str:
-    """What to do about a missing core: in a checkout, build it there or start elsewhere."""
+    """The remedy for a missing core: in a checkout, build it there or start elsewhere."""
     root = package.parent
     if (root / "setup.py").is_file() and (root / "csrc").is_dir():
         return (

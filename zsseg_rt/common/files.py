@@ -81,7 +81,7 @@ def _mode(path: Path, is_kind: Callable[[int], bool]) -> bool:
 
 
 def why_unwritable(folder: Path) -> str:
-    """What keeps a folder from being made or written to; empty if nothing does."""
+    """The reason why a folder cannot be made or written to; empty if it can."""
     for existing in (folder, *folder.parents):
         try:
             mode = existing.stat().st_mode
@@ -292,7 +292,7 @@ def locked(path: Path) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Entry:
-    """What a cache holds: bytes, what was said about them in JSON's types, and their checksum."""
+    """An entry of a cache: bytes, a description of them in JSON's types, and their checksum."""
 
     data: bytes
     about: Any = None
@@ -316,13 +316,13 @@ class Cache:
         try:
             with _regular_file(path, max_bytes + _LONGEST_HEAD) as stream:
                 head, data = stream.readline(_LONGEST_HEAD), stream.read()
-            told = json.loads(head)
-            if told["key"] != self._key:
+            fields = json.loads(head)
+            if fields["key"] != self._key:
                 reason = "was made from something else"
-            elif told["sha256"] != self._sha256(name, told["about"], data):
+            elif fields["sha256"] != self._sha256(name, fields["about"], data):
                 reason = "was damaged (its sha256 differs)"
             else:
-                return Entry(data, told["about"], told["sha256"])
+                return Entry(data, fields["about"], fields["sha256"])
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as exc:
@@ -335,9 +335,9 @@ class Cache:
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         digest = self._sha256(name, about, data)
-        told = {"key": self._key, "about": about, "sha256": digest}
+        head = {"key": self._key, "about": about, "sha256": digest}
         with whole_file(path) as stream:
-            stream.write(json.dumps(told).encode() + b"\n")
+            stream.write(json.dumps(head).encode() + b"\n")
             stream.write(data)
         return digest
 

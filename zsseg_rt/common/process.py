@@ -98,9 +98,9 @@ class OwnProcess:
     def require(self) -> None:
         """Raise EngineStateError in a process that was forked."""
         if not self.is_here:
-            told = "engine: expected the process that made it, got one that was forked from it and "
-            told += f"lacks its threads. Make the engine in this process. {self._advice}"
-            raise EngineStateError(told.rstrip())
+            text = "engine: expected the process that made it, got one that was forked from it and "
+            text += f"lacks its threads. Make the engine in this process. {self._advice}"
+            raise EngineStateError(text.rstrip())
 
 
 def refuse_gpu_after_fork(device: str) -> None:
@@ -131,13 +131,13 @@ def held_interrupts() -> Iterator[None]:
         return
     came: list[int] = []
     before: dict[int, Any] = {k: signal.getsignal(k) for k in _KINDS}
-    held = {kind: handler for kind, handler in before.items() if callable(handler)}
-    for kind in held:
+    handlers = {kind: handler for kind, handler in before.items() if callable(handler)}
+    for kind in handlers:
         signal.signal(kind, lambda number, _: came.append(number))
     try:
         yield
     finally:
-        for kind, handler in held.items():
+        for kind, handler in handlers.items():
             signal.signal(kind, handler)
         for number in came[:1]:
             signal.raise_signal(number)

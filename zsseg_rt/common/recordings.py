@@ -23,7 +23,7 @@ _BYTES = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
 _AMOUNT = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,3})?) ?([a-z]+)")
 _STAMP = "%Y%m%dT%H%M%SZ"
 _STAMP_FORM = r"(?P<stamp>[0-9]{8}T[0-9]{6}Z)(?:_[0-9]+)?"
-_PICTURE = re.compile(r"[0-9]{8,}\.png")
+_IMAGE = re.compile(r"[0-9]{8,}\.png")
 _log = logging.getLogger(__name__)
 
 
@@ -65,17 +65,17 @@ class Rotation:
 
 def _amounts(argument: str, text: str | None) -> tuple[float, float]:
     """Seconds and bytes of a text such as ``10min,500MB``; infinite where it names none."""
-    found = {}
+    amounts = {}
     for part in [] if text is None else text.lower().split(","):
         amount = _AMOUNT.fullmatch(part.strip())
         units = next((u for u in (_SECONDS, _BYTES) if amount and amount[2] in u), None)
-        if amount is None or units is None or not float(amount[1]) or id(units) in found:
+        if amount is None or units is None or not float(amount[1]) or id(units) in amounts:
             raise ArgumentError(
                 f"{argument}: expected a time above 0 (s, min, h, d), a size above 0 (kB, MB, GB, "
                 f"TB) or both, such as 10min,500MB; got {text!r}"
             )
-        found[id(units)] = float(amount[1]) * units[amount[2]]
-    return found.get(id(_SECONDS), math.inf), found.get(id(_BYTES), math.inf)
+        amounts[id(units)] = float(amount[1]) * units[amount[2]]
+    return amounts.get(id(_SECONDS), math.inf), amounts.get(id(_BYTES), math.inf)
 
 
 class Series:
@@ -111,12 +111,12 @@ class Series:
         if takes_base and is_device(self.base):
             return self.base
         self.remove_old()
-        made = next(path for path in self._names(takes_base) if self._make(path))
+        new = next(path for path in self._names(takes_base) if self._make(path))
         self._has_begun = True
         if self._list is not None:
-            self._list.write(f"{made.name}\n".encode(errors="surrogateescape"))
-            self._made.append(made)
-        return made
+            self._list.write(f"{new.name}\n".encode(errors="surrogateescape"))
+            self._made.append(new)
+        return new
 
     def resume(self) -> tuple[Path, float]:
         """The newest one and its age in seconds; a new one if that is full, old or absent."""
@@ -130,8 +130,8 @@ class Series:
 
     def remove_old(self, but: Path | None = None) -> None:
         """Remove what is not kept any more; what cannot be removed is logged once."""
-        kept = self.rotation
-        if kept.keeps_all:
+        rotation = self.rotation
+        if rotation.keeps_all:
             return
         try:
             self._open_list()
@@ -139,9 +139,9 @@ class Series:
             total, is_old, there = 0, False, set(self._found())
             self._made = [path for path in self._made if path in there]
             for path in (path for path in reversed(self._made) if path != but):
-                total += 0 if kept.keep_bytes == math.inf else _size(path)
-                is_old = is_old or self._now() - path.lstat().st_mtime > kept.keep_seconds
-                if is_old or total > kept.keep_bytes:
+                total += 0 if rotation.keep_bytes == math.inf else _size(path)
+                is_old = is_old or self._now() - path.lstat().st_mtime > rotation.keep_seconds
+                if is_old or total > rotation.keep_bytes:
                     _remove(path)
         except OSError as exc:
             if not self._refused:
@@ -189,7 +189,7 @@ class Series:
         return True
 
     def _found(self) -> list[Path]:
-        """What has a name of this series' form."""
+        """The files and folders whose names have this series' form."""
         is_kind = stat.S_ISREG if self._suffix else stat.S_ISDIR
         with os.scandir(self._folder) as entries:
             return [
@@ -200,9 +200,9 @@ class Series:
             ]
 
     def _begun_at(self, path: Path) -> float:
-        found = self._own.fullmatch(path.name)
+        match = self._own.fullmatch(path.name)
         try:
-            return calendar.timegm(time.strptime(found["stamp"], _STAMP)) if found else math.inf
+            return calendar.timegm(time.strptime(match["stamp"], _STAMP)) if match else math.inf
         except ValueError:  # no such day
             return math.inf
 
@@ -236,12 +236,12 @@ def _size(path: Path) -> int:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file, or the label pictures of a folder; one that holds anything else stays."""
+    """Remove a file, or the label images of a folder; one that holds anything else stays."""
     if not path.is_dir():
         path.unlink(missing_ok=True)
         return
-    for picture in list(path.iterdir()):
-        if _PICTURE.fullmatch(picture.name):
-            picture.unlink(missing_ok=True)
+    for image in list(path.iterdir()):
+        if _IMAGE.fullmatch(image.name):
+            image.unlink(missing_ok=True)
     if not any(path.iterdir()):
         path.rmdir()

@@ -46,7 +46,7 @@ def decode(cls: type[T], raw: Any, where: str, error: type[Exception] = ValueErr
 
 
 def up_to_date(cls: type[Any], raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What earlier versions wrote for ``cls``, in today's words."""
+    """Return the fields that earlier versions wrote for ``cls``, in today's words."""
     translate = getattr(cls, "from_earlier", None)
     return raw if translate is None else typing.cast("Mapping[str, Any]", translate(raw))
 
@@ -138,11 +138,11 @@ def _decode_dataclass(kind: Any, raw: Any, where: str, error: type[Exception]) -
         raise error(f"{where}: {exc}") from exc
 
 
-def nearest(name: str, known: list[str]) -> str:
+def nearest(name: str, keys: list[str]) -> str:
     """A hint for an unknown name: the nearest known one, and all of them."""
-    close = difflib.get_close_matches(name, known, n=1)
+    close = difflib.get_close_matches(name, keys, n=1)
     guess = f"Did you mean {close[0]!r}? " if close else ""
-    return f"{guess}Known keys: {', '.join(known)}"
+    return f"{guess}Known keys: {', '.join(keys)}"
 
 
 def _decode_tuple(kind: Any, raw: Any, where: str, error: type[Exception]) -> tuple[Any, ...]:
@@ -197,7 +197,7 @@ def _decode_scalar(kind: Any, raw: Any, where: str, error: type[Exception]) -> A
 
 
 def _expected(kind: Any) -> str:
-    """What messages call the values of a type."""
+    """The values of a type, as messages call them."""
     origin = typing.get_origin(kind)
     if origin is Literal:
         return f"one of {', '.join(map(str, typing.get_args(kind)))}"
@@ -219,26 +219,26 @@ def _describe(raw: Any) -> str:
 
 def checked_settings(
     target: Callable[..., Any],
-    given: Mapping[str, Any],
+    settings: Mapping[str, Any],
     where: str,
     hidden: Collection[str] = (),
 ) -> dict[str, Any]:
     """Keyword arguments for a function or class, as a user gave them."""
     names = setting_names(target)
-    known = None if names is None else [name for name in names if name not in hidden]
-    for name in given:
-        if known is not None and name not in known:
-            raise ArgumentError(f"{where}: unknown key {name!r}. {nearest(name, known)}")
+    keys = None if names is None else [name for name in names if name not in hidden]
+    for name in settings:
+        if keys is not None and name not in keys:
+            raise ArgumentError(f"{where}: unknown key {name!r}. {nearest(name, keys)}")
     parameters = inspect.signature(_taker(target)).parameters.values()
     required = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
     for name in required:
-        if name not in given and name not in hidden:
+        if name not in settings and name not in hidden:
             raise ArgumentError(f"{where}.{name}: expected a value, got none. Add it.")
-    return typed_settings(target, given, where)
+    return typed_settings(target, settings, where)
 
 
 def typed_settings(
-    target: Callable[..., Any], given: Mapping[str, Any], where: str
+    target: Callable[..., Any], settings: Mapping[str, Any], where: str
 ) -> dict[str, Any]:
     """The same, without checking which keys are known."""
     taker: Any = _taker(target)
@@ -249,7 +249,7 @@ def typed_settings(
         name: decode(hints[name], value, f"{where}.{name}", ArgumentError)
         if isinstance(value, _PLAIN) and name in hints
         else value
-        for name, value in given.items()
+        for name, value in settings.items()
     }
 
 
@@ -265,7 +265,7 @@ def setting_names(target: Callable[..., Any]) -> list[str] | None:
 
 
 def _taker(target: Callable[..., Any]) -> Callable[..., Any]:
-    """What receives the keyword arguments of a function or class."""
+    """The function that receives the keyword arguments of a function or class."""
     return typing.cast("Callable[..., Any]", getattr(target, "settings_class", target))
 
 
@@ -282,8 +282,8 @@ def printable(text: str) -> str:
     return text if text.isprintable() else _UNUSUAL.sub(_escaped, text)
 
 
-def _escaped(found: re.Match[str]) -> str:
-    character = found[0]
+def _escaped(match: re.Match[str]) -> str:
+    character = match[0]
     if character.isprintable() or character in _KEPT:
         return character
     # A document in JSON has no bare character of the first kind.

@@ -1,4 +1,4 @@
-"""What ``--demo`` shows: small bundles, pictures, a clip, class names; they ship with the package.
+"""Content of ``--demo``: small bundles, images, a clip, class names; they ship with the package.
 
 ``"scenes"`` was trained on a synthetic world of things and stuff, ``"photos"`` sees the 20 things
 of PASCAL VOC in photographs; see docs/scenes.md. NOTICE says where its files come from.

@@ -354,7 +354,7 @@ class EngineSegmenter:
         The hash of ``bundle.json`` covers all files.
         """
         engine, bundle = self._engine, self._engine.bundle
-        given = {name: getattr(engine.config, name) for name in FAMILIES[bundle.family].settings}
+        settings = {name: getattr(engine.config, name) for name in FAMILIES[bundle.family].settings}
         return {
             "kind": "bundle",
             "name": bundle.name,
@@ -366,5 +366,5 @@ class EngineSegmenter:
             "device": engine.device,
             "precision": engine.precision,
             "seen_bias": bundle.head.seen_bias if bundle.head.seen else 0.0,
-            "settings": {name: value for name, value in given.items() if value is not None},
+            "settings": {name: value for name, value in settings.items() if value is not None},
         }

@@ -85,11 +85,9 @@ def _expand(argument: str) -> list[Path]:
 
 
 def _photos_in(folder: Path) -> list[Path]:
-    """The photos in a folder but hidden ones; the log tells of pictures that cannot be read.
-
-    On cards and drives that a Mac has seen, ``._NAME.jpg`` lies beside every photo and is none.
-    """
+    """The photos in a folder but hidden ones; the log tells of images that cannot be read."""
     readable = (*SUFFIXES, *filter(can_decode, HEIF_SUFFIXES))
+    # On cards and drives that a Mac has seen, ._NAME.jpg lies beside every photo and is none.
     files = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     skipped = [
         path for path in files

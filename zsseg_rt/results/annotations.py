@@ -158,11 +158,7 @@ def outline(component: Component, *, tolerance: float = 0.0) -> Polygon:
 
 
 def _trace(mask: npt.NDArray[np.bool_]) -> list[Ring]:
-    """All outlines of a part; it lies to their right as they are walked.
-
-    Where two of its pixels touch by a corner only, the outline goes on along the other pixel: in a
-    part that is connected by edges, no outline then meets itself.
-    """
+    """All outlines of a part; it lies to their right as they are walked."""
     ways = _edges(mask)
     waiting = {(corner, way): None for corner, leaving in ways.items() for way in leaving}
     rings = []
@@ -175,8 +171,8 @@ def _trace(mask: npt.NDArray[np.bool_]) -> list[Ring]:
             if way != before:
                 ring.append(corner)
             end = corner[0] + _STEPS[way][0], corner[1] + _STEPS[way][1]
-            left = (way - 1) % 4
-            leaving = ways[end]
+            left = (way - 1) % 4  # the other pixel where two touch by a corner only: then
+            leaving = ways[end]  # no outline of a part that is connected by edges meets itself
             edge, before = (end, left if left in leaving else leaving[0]), way
         if before == begin[1]:  # the walk began within a straight line
             ring.pop(0)
@@ -268,12 +264,9 @@ def to_features(
 def _positions(
     ring: npt.NDArray[np.int32], matrix: npt.NDArray[np.float64] | None
 ) -> list[list[float]]:
-    """A closed ring. GeoJSON wants outlines anticlockwise with y upwards, and holes clockwise.
-
-    In pixels, whose y points down, outlines are so already; a transform that mirrors turns them.
-    """
+    """A closed ring as in GeoJSON: with y upwards, outlines anticlockwise and holes clockwise."""
     closed: npt.NDArray[Any] = np.concatenate([ring, ring[:1]])
-    if matrix is not None:
+    if matrix is not None:  # in pixels, whose y points down, outlines are so already
         mirrored = np.linalg.det(matrix[:, :2]) < 0
         closed = closed @ matrix[:, :2].T + matrix[:, 2]
         closed = closed[::-1] if mirrored else closed

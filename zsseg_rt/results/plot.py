@@ -1,4 +1,4 @@
-"""Class names and a legend on a picture, readable when it is shown at a phone's width."""
+"""Class names and a legend on an image, readable when it is shown at a phone's width."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import numpy.typing as npt
 
 from zsseg_rt.common.extras import import_opencv
 
-Picture = npt.NDArray[np.uint8]
+Image = npt.NDArray[np.uint8]
 NamePlace = tuple[str, int, int]
-"""A name, and the column and row of the picture that it is around."""
+"""A name, and the column and row of the image that it is around."""
 
-_PHONE = 400  # pixels across, on which a picture is shown
+_PHONE = 400  # pixels across, on which an image is shown
 _LEAST_HEIGHT = 11  # of capitals there, in pixels
 _CAPITALS = 21.0  # height of the font's capitals at scale 1
-_SMALLEST_SHARE = 0.01  # of the picture; parts below get no name
+_SMALLEST_SHARE = 0.01  # of the image; parts below get no name
 _MOST_NAMES = 40
 _OUTLINED = ((0, 0, 0), (255, 255, 255))  # black around white letters
 _STAYS = 0.6  # of a part's greatest depth: a name moves where it has less around it
@@ -30,22 +30,22 @@ class LegendEntry:
     """A line of the legend."""
 
     name: str  # The class
-    share: float  # Its part of the picture, in [0, 1]
-    colour: tuple[int, int, int]  # In the picture's channel order
+    share: float  # Its part of the image, in [0, 1]
+    colour: tuple[int, int, int]  # In the image's channel order
 
 
-def enlarged(picture: npt.NDArray[Any], factor: int) -> npt.NDArray[Any]:
+def enlarged(image: npt.NDArray[Any], factor: int) -> npt.NDArray[Any]:
     """A copy whose pixels are that many times as high and wide."""
-    return picture.repeat(factor, axis=0).repeat(factor, axis=1)
+    return image.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
 def enlargement(width: int) -> int:
-    """The whole factor that makes a picture at least as wide as a phone."""
+    """The whole factor that makes an image at least as wide as a phone."""
     return max(-(-_PHONE // width), 1)
 
 
 def draw_names(
-    picture: Picture,
+    image: Image,
     parts: Sequence[tuple[str, npt.NDArray[np.bool_], Any]],
     *,
     step: int = 1,
@@ -54,14 +54,14 @@ def draw_names(
     """Write each part's name inside it, where it is widest; a name that does not fit is left out.
 
     Args:
-        picture: uint8 [H, W, 3], drawn on.
+        image: uint8 [H, W, 3], drawn on.
         parts: Name, mask and the mask's left upper corner of each; larger ones come first.
         step: Masks and corners are of every so many-th row and column.
         before: What the call for the last frame returned; a name that still fits there stays.
     """
     cv2 = import_opencv("to draw names")
-    height, width = picture.shape[:2]
-    taken: list[tuple[int, int, int, int]] = []
+    height, width = image.shape[:2]
+    boxes: list[tuple[int, int, int, int]] = []
     drawn: list[NamePlace] = []
     for name, mask, corner in parts[:_MOST_NAMES]:
         if mask.sum() * step * step < _SMALLEST_SHARE * height * width:
@@ -72,11 +72,11 @@ def draw_names(
         right = min(max(x - text.width // 2, 2), width - text.width - 2)
         down = min(max(y + text.height // 2, text.height + 2), height - 2)
         box = right, down - text.height, right + text.width, down
-        if right < 2 or any(_overlap(box, other) for other in taken):
+        if right < 2 or any(_overlap(box, other) for other in boxes):
             continue
-        taken.append(box)
+        boxes.append(box)
         drawn.append((name, x, y))
-        text.draw(picture, right, down, _OUTLINED)
+        text.draw(image, right, down, _OUTLINED)
     return drawn
 
 
@@ -87,7 +87,7 @@ def _inside(
     step: int,
     near: Sequence[NamePlace],
 ) -> tuple[int, int]:
-    """Column and row of the picture where a mask is widest, or those of before if they will do."""
+    """Column and row of the image where a mask is widest, or those of before if they will do."""
     depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 3)
     y, x = np.unravel_index(int(np.argmax(depth)), depth.shape)
     left, top = corner[0] - 1, corner[1] - 1
@@ -100,16 +100,14 @@ def _inside(
     return (int(x) + left) * step, (int(y) + top) * step
 
 
-def draw_legend(picture: Picture, entries: Sequence[LegendEntry]) -> Picture:
-    """Return the picture with a white strip below it: colour, name and share of each class."""
+def draw_legend(image: Image, entries: Sequence[LegendEntry]) -> Image:
+    """Return the image with a white strip below it: colour, name and share of each class."""
     if not entries:
-        return picture
-    return np.concatenate([picture, legend_strip(picture.shape[1], entries)])
+        return image
+    return np.concatenate([image, legend_strip(image.shape[1], entries)])
 
 
-def legend_strip(
-    width: int, entries: Sequence[LegendEntry], *, lines: int | None = None
-) -> Picture:
+def legend_strip(width: int, entries: Sequence[LegendEntry], *, lines: int | None = None) -> Image:
     """A white strip with colour, name and share of each class.
 
     Returns:
@@ -142,18 +140,15 @@ def legend_strip(
 
 
 class _Text:
-    """A line of text at a size that can be read when the picture is a phone wide.
+    """A line of text that can be read when the image is a phone wide; cut to the image's width."""
 
-    A text that is wider than the picture is cut.
-    """
-
-    def __init__(self, cv2: Any, text: str, picture_width: int) -> None:
+    def __init__(self, cv2: Any, text: str, image_width: int) -> None:
         self._cv2 = cv2
-        self.capitals = _capitals(picture_width)
+        self.capitals = _capitals(image_width)
         self._scale = self.capitals / _CAPITALS
         self._weight = max(1, round(self.capitals / 11))
         self.text = _ascii(text)
-        while self._measure() > picture_width - 4 * self.capitals and len(self.text) > 4:
+        while self._measure() > image_width - 4 * self.capitals and len(self.text) > 4:
             self.text = self.text[:-4] + "..."
         self.width, self.height = self._measure(), self.capitals
 
@@ -163,7 +158,7 @@ class _Text:
         return int(width)
 
     def draw(
-        self, picture: Picture, left: int, bottom: int, colours: Sequence[tuple[int, int, int]]
+        self, image: Image, left: int, bottom: int, colours: Sequence[tuple[int, int, int]]
     ) -> None:
         """Write in the last colour; the one before it, if any, is the letters' outline."""
         from zsseg_rt import ops
@@ -180,19 +175,19 @@ class _Text:
         x, y, width, height = cv2.boundingRect(weights[0])
         cut = np.ascontiguousarray(weights[:, y : y + height, x : x + width])
         place = bottom - 2 * margin + y, left - margin + x
-        ops.ink(picture, cut, place, colours)
+        ops.ink(image, cut, place, colours)
 
 
 def _ascii(text: str) -> str:
     """The text in the font's letters: accents are dropped, other letters become "?"."""
     plain = unicodedata.normalize("NFKD", text)
-    kept = (c for c in plain if not unicodedata.combining(c))
-    return "".join(c if " " <= c <= "~" else "?" for c in kept)
+    letters = (c for c in plain if not unicodedata.combining(c))
+    return "".join(c if " " <= c <= "~" else "?" for c in letters)
 
 
-def _capitals(picture_width: int) -> int:
-    """Pixels that a capital is high, in a picture of that width."""
-    return max(_LEAST_HEIGHT, round(picture_width * _LEAST_HEIGHT / _PHONE))
+def _capitals(image_width: int) -> int:
+    """Pixels that a capital is high, in an image of that width."""
+    return max(_LEAST_HEIGHT, round(image_width * _LEAST_HEIGHT / _PHONE))
 
 
 def _overlap(one: Sequence[int], other: Sequence[int]) -> bool:

@@ -208,14 +208,14 @@ class Segmentation:
                 "carry theirs."
             )
         factor = enlargement(self.labels.shape[1])
-        picture = enlarged(self.overlay(image, alpha=alpha), factor)
+        canvas = enlarged(self.overlay(image, alpha=alpha), factor)
         if names:
             parts = [
                 (part.name, enlarged(part.mask, factor), [factor * n for n in part.box[:2]])
                 for part in self.components(min_area=max(1, self.labels.size // 200))
             ]
-            draw_names(picture, parts)
-        return draw_legend(picture, self.legend()) if legend else picture
+            draw_names(canvas, parts)
+        return draw_legend(canvas, self.legend()) if legend else canvas
 
     def legend(self) -> list[LegendEntry]:
         """The classes that are there, largest first, in the colours of :meth:`plot`."""
@@ -420,8 +420,8 @@ class _Image:
         image = vars(frame)["image"]
         if callable(image):
             image = vars(frame)["image"] = image()
-        found: npt.NDArray[np.uint8] = image
-        return found
+        pixels: npt.NDArray[np.uint8] = image
+        return pixels
 
     def __set__(self, frame: Frame, image: object) -> None:
         vars(frame)["image"] = image

@@ -83,10 +83,10 @@ def _by_name(names: tuple[str, ...]) -> tuple[Colour, ...]:
     """Colours of names; which of two equal ones moves is decided by the hash, not by the order."""
     digests = [_digest(name) for name in names]
     colours: list[Colour] = [(0, 0, 0)] * len(names)
-    taken: set[Colour] = set()
+    others: set[Colour] = set()
     for index in sorted(range(len(names)), key=digests.__getitem__):
-        colours[index] = _free(_pick(names[index], digests[index]), taken)
-        taken.add(colours[index])
+        colours[index] = _free(_pick(names[index], digests[index]), others)
+        others.add(colours[index])
     return tuple(colours)
 
 
@@ -109,12 +109,12 @@ def _pick(name: str, digest: int) -> Colour:
     return red, green, blue
 
 
-def _free(colour: Colour, taken: AbstractSet[Colour]) -> Colour:
+def _free(colour: Colour, others: AbstractSet[Colour]) -> Colour:
     """The colour, or the nearest of the same hue that is not taken."""
     for step in range(256):
         for by in (-step, step):
             moved = tuple(min(max(value + by, 0), 255) for value in colour)
-            if moved not in taken:
+            if moved not in others:
                 return moved[0], moved[1], moved[2]
     return colour
 

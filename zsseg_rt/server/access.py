@@ -44,7 +44,7 @@ class Refused(Exception):  # noqa: N818 - what happened to a request, not an err
 
 @dataclass(frozen=True, kw_only=True)
 class AccessRules:
-    """What is asked of every request."""
+    """The checks of every request."""
 
     # Names that clients may call the server by, in lower case, without brackets
     hosts: frozenset[str]
@@ -72,8 +72,8 @@ class AccessRules:
 
     def check_host(self, host: str | None) -> None:
         """Refuse a request that calls the server by a name that is not its own."""
-        found = _NETLOC.fullmatch((host or "").lower())
-        name = found[1].strip("[]") if found else ""
+        match = _NETLOC.fullmatch((host or "").lower())
+        name = match[1].strip("[]") if match else ""
         if name in self.hosts:
             return
         if self.any_address:
@@ -89,9 +89,9 @@ class AccessRules:
         """Refuse a request that another site's page makes."""
         if origin is None:
             return
-        found = _ORIGIN.fullmatch(origin.lower())
-        if found is not None:
-            scheme, netloc, name = found[1], found[2], found[3]
+        match = _ORIGIN.fullmatch(origin.lower())
+        if match is not None:
+            scheme, netloc, name = match[1], match[2], match[3]
             standard = ":" + _STANDARD_PORTS[scheme]
             same = netloc.removesuffix(standard) == (host or "").lower().removesuffix(standard)
             if same or name.strip("[]") in self.origins:
@@ -108,10 +108,10 @@ class AccessRules:
         if self.token is None:
             return
         scheme, _, shown = (authorization or "").partition(" ")
-        given = [shown.strip()] if scheme.lower() == "bearer" else []
-        given += [one.removeprefix("token.") for one in protocols if one.startswith("token.")]
-        given += parse_qs(query.decode("latin-1")).get("token", [])
-        if any([hmac.compare_digest(one.encode(), self.token) for one in given[:4]]):  # noqa: C419
+        tokens = [shown.strip()] if scheme.lower() == "bearer" else []
+        tokens += [one.removeprefix("token.") for one in protocols if one.startswith("token.")]
+        tokens += parse_qs(query.decode("latin-1")).get("token", [])
+        if any([hmac.compare_digest(one.encode(), self.token) for one in tokens[:4]]):  # noqa: C419
             return
         raise Refused(
             401, 4401, "TokenError",
@@ -206,14 +206,14 @@ class Gate:
 
 def _with_origin_form(scope: Scope) -> Scope:
     """Take a target such as ``http://host/path`` apart; its host counts, not that of the header."""
-    found = _ABSOLUTE.fullmatch(scope["raw_path"])
-    if found is None:
+    match = _ABSOLUTE.fullmatch(scope["raw_path"])
+    if match is None:
         return scope
-    raw_path = found[2] or b"/"
+    raw_path = match[2] or b"/"
     headers = [(name, value) for name, value in scope["headers"] if name != b"host"]
     path = unquote(raw_path.decode("ascii"))
     return {
-        **scope, "raw_path": raw_path, "path": path, "headers": [*headers, (b"host", found[1])],
+        **scope, "raw_path": raw_path, "path": path, "headers": [*headers, (b"host", match[1])],
     }  # fmt: skip
 
 

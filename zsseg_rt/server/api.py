@@ -1,4 +1,4 @@
-"""What the server answers to HTTP requests."""
+"""The server's answers to HTTP requests."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ from zsseg_rt.server.preview import Result, encode_message, encode_overlay
 from zsseg_rt.server.worker import Busy, Desk
 
 VERSION_HEADER = "X-Vocabulary-Version"
-"""Says of which classes a picture's labels are."""
+"""Says of which classes an image's labels are."""
 FRAME = "application/x-zsseg-frame"
-"""What asks for a picture as the WebSocket sends frames."""
+"""The media type that asks for a picture as the WebSocket sends frames."""
 _FORMS = ("application/json", "image/png", "image/jpeg", FRAME)
 
 
@@ -144,7 +144,7 @@ class NewVocabulary(BaseModel):
 
 
 class Settings(BaseModel):
-    """What can be set while the stream runs."""
+    """The settings that can change while the stream runs."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -236,7 +236,7 @@ def _serve_vocabulary(app: FastAPI, hub: Hub) -> None:
 
     @app.get("/v1/settings")
     async def get_settings() -> Settings:
-        """What can be set while the stream runs."""
+        """The settings that can change while the stream runs."""
         return Settings(unknown_below=labeller.unknown_below)
 
     @app.put("/v1/settings")
@@ -556,10 +556,10 @@ class _Viewer:
 
     def _is_behind(self) -> bool:
         """Whether the viewer hears of new classes now; others come with their first frame."""
-        told, new = self._vocabulary, self._hub.vocabulary
-        if told and told["version"] == new["version"]:
-            return bool(told["unknown_below"] != new["unknown_below"])
-        return not told or time.monotonic() - self._sent_at > _LOOK
+        old, new = self._vocabulary, self._hub.vocabulary
+        if old and old["version"] == new["version"]:
+            return bool(old["unknown_below"] != new["unknown_below"])
+        return not old or time.monotonic() - self._sent_at > _LOOK
 
     async def _send_vocabulary(self, vocabulary: dict[str, Any]) -> None:
         self._vocabulary = vocabulary

@@ -74,8 +74,8 @@ class Labeller:
         self._is_seen.wait(_SETTLE)
         vocabulary = self._engine.set_classes(classes, background=background)
         self._is_seen.clear()
-        kept = list(self._described.items())[1 - _REMEMBERED :]
-        self._described = {**dict(kept), vocabulary.version: self.describe(vocabulary)}
+        recent = list(self._described.items())[1 - _REMEMBERED :]
+        self._described = {**dict(recent), vocabulary.version: self.describe(vocabulary)}
         return vocabulary
 
     def set_unknown_below(self, value: float) -> None:
@@ -145,8 +145,8 @@ class Labeller:
         in_force = self.vocabulary
         if in_force.version == version:
             return self.describe(in_force)
-        found = self._described.get(version)
-        return None if found is None else {**found, "unknown_below": self.unknown_below}
+        classes = self._described.get(version)
+        return None if classes is None else {**classes, "unknown_below": self.unknown_below}
 
 
 def _refuse_long_names(classes: ClassNames, background: Background, longest: int) -> None:

@@ -184,8 +184,8 @@ class LiveServer:
             _log.warning("all sources have ended; the server keeps running")
 
     def _label_anew(self) -> None:
-        """Give the last picture of a source that has ended the classes of now."""
-        thresholds: dict[str, float] = {}  # with which each source's last picture was labelled
+        """Give the last image of a source that has ended the classes of now."""
+        thresholds: dict[str, float] = {}  # with which each source's last image was labelled
         with self._ends_the_server_if_it_fails("labelling"):
             while not self._closing.wait(_LOOK):
                 for name, stats in self._stream.stats().items():
@@ -200,8 +200,8 @@ class LiveServer:
         if result is None:
             return
         threshold = labeller.unknown_below
-        told = result.seg.vocabulary_version, thresholds.setdefault(name, threshold)
-        if told == (labeller.vocabulary.version, threshold):
+        shown = result.seg.vocabulary_version, thresholds.setdefault(name, threshold)
+        if shown == (labeller.vocabulary.version, threshold):
             return
         frame = frame_of(result.seg)
         with contextlib.suppress(EngineStateError):  # the engine was closed meanwhile

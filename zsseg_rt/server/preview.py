@@ -1,4 +1,4 @@
-"""What clients see of a labelled frame: a small picture, and labels at half its size."""
+"""The view of a labelled frame for clients: a small image, and labels at half its size."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def encode_message(
     label_hw = (-(-height // 2), -(-width // 2))
     labels = zlib.compress(_little_endian(_nearest(seg.labels, label_hw)), _DEFLATE_LEVEL)
     shares = seg.present()
-    known = sum(entry.pixels for entry in shares)
+    labelled = sum(entry.pixels for entry in shares)
     header = {
         "type": "frame",
         "id": number,
@@ -136,7 +136,7 @@ def encode_message(
         "image_bytes": len(image),
         "label_bytes": len(labels),
         "shares": [[entry.index, round(entry.share, 6)] for entry in shares],
-        "unknown_share": round(1.0 - known / seg.labels.size, 6),
+        "unknown_share": round(1.0 - labelled / seg.labels.size, 6),
     }
     return FrameMessage(header=header, image=image, labels=labels)
 
@@ -149,9 +149,9 @@ def encode_preview_overlay(seg: Segmentation, channel_order: str, gpu: GpuPainte
     frame, size_hw = frame_of(seg), _preview_size(seg.labels.shape)
     on_gpu = frame.on_gpu  # another thread may let it leave
     if on_gpu is not None and seg.labels.shape == size_hw:
-        picture = gpu.canvas(on_gpu, (*size_hw, 3))
-        if gpu.paint(on_gpu, seg.labels, palette(seg.names, channel_order), picture):
-            return encode_jpeg(picture, channel_order)
+        canvas = gpu.canvas(on_gpu, (*size_hw, 3))
+        if gpu.paint(on_gpu, seg.labels, palette(seg.names, channel_order), canvas):
+            return encode_jpeg(canvas, channel_order)
     resized, labels = _resized(frame.image, size_hw), _nearest(seg.labels, size_hw)
     return encode_overlay(resized, labels, seg.names, channel_order)
 

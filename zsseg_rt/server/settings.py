@@ -170,9 +170,9 @@ def listen(host: str, port: int) -> socket.socket:
 
 def _addresses(host: str) -> list[tuple[socket.AddressFamily, tuple[str, ...]]]:
     try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        entries = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as exc:
         raise ArgumentError(
             f"host: expected an address or name of this machine, got {host!r}"
         ) from exc
-    return [(entry[0], (str(entry[4][0]),)) for entry in found]
+    return [(entry[0], (str(entry[4][0]),)) for entry in entries]

@@ -55,12 +55,12 @@ class ClassList:
         _check_list("background", background)
         phrases = [phrase for group in groups for phrase in group]
         _refuse_repeats(phrases)
-        taken, backdrop = set(map(meaning, phrases)), []
+        meanings, backdrop = set(map(meaning, phrases)), []
         for index, text in enumerate(background):
             phrase = _clean(text, "background", index)
-            if meaning(phrase) not in taken:
+            if meaning(phrase) not in meanings:
                 backdrop.append(phrase)
-                taken.add(meaning(phrase))
+                meanings.add(meaning(phrase))
         phrases += backdrop
         if len(phrases) > max_phrases:
             raise VocabularyError(
@@ -121,8 +121,8 @@ class ClassList:
         """
         if not seen_names:
             return None
-        known = {clean_text(name) for name in seen_names}
-        return np.array([clean_text(phrase) in known for phrase in self.phrases])
+        trained = {clean_text(name) for name in seen_names}
+        return np.array([clean_text(phrase) in trained for phrase in self.phrases])
 
 
 def read_groups(classes: ClassNames) -> list[list[str]]:
@@ -230,17 +230,17 @@ def _refuse_repeats(phrases: Sequence[str]) -> None:
     places: dict[str, list[int]] = {}
     for index, phrase in enumerate(phrases):
         places.setdefault(phrase.casefold(), []).append(index)
-    found = []
+    repeats = []
     for where in places.values():
         if len(where) > 1:
             spelt = " and ".join(map(repr, dict.fromkeys(phrases[index] for index in where)))
-            found.append(f"{spelt} at positions {' and '.join(map(str, where))}")
-    if found:
-        more = f" and {len(found) - _MOST_LISTED} more" if len(found) > _MOST_LISTED else ""
+            repeats.append(f"{spelt} at positions {' and '.join(map(str, where))}")
+    if repeats:
+        more = f" and {len(repeats) - _MOST_LISTED} more" if len(repeats) > _MOST_LISTED else ""
         raise VocabularyError(
             "class_names: expected every name once, also apart from case, got "
-            f"{'; '.join(found[:_MOST_LISTED])}{more} of the classes and their synonyms. Keep one "
-            "of each."
+            f"{'; '.join(repeats[:_MOST_LISTED])}{more} of the classes and their synonyms. Keep "
+            "one of each."
         )
 
 

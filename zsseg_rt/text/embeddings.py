@@ -79,18 +79,18 @@ class PhraseEmbedder:
         Returns:
             float32 [len(phrases), D], unit rows (text-bank rows are as the bundle holds them).
         """
-        chosen = prompt_set or PromptSet(templates=self._bundle.text.templates)
-        used = tuple(templates or chosen.templates)
-        bank = {} if templates else self._bank(chosen.bank)
+        prompts = prompt_set or PromptSet(templates=self._bundle.text.templates)
+        used = tuple(templates or prompts.templates)
+        bank = {} if templates else self._bank(prompts.bank)
         key = template_key(used)
         banked = {p: bank[name] for p in phrases if (name := self._names.find(p)) in bank}
         asked = dict.fromkeys(p for p in phrases if p not in banked)
-        found = {p: row for p in asked if (row := self._recall(key, p)) is not None}
-        missing = [p for p in asked if p not in found]
+        by_phrase = {p: row for p in asked if (row := self._recall(key, p)) is not None}
+        missing = [p for p in asked if p not in by_phrase]
         if missing:
-            found |= self._embed_missing(missing, used, key)
-        self._keep(key, found)
-        rows = [banked[p] if p in banked else found[p] for p in phrases]
+            by_phrase |= self._embed_missing(missing, used, key)
+        self._keep(key, by_phrase)
+        rows = [banked[p] if p in banked else by_phrase[p] for p in phrases]
         return np.stack(rows).astype(np.float32, copy=False)
 
     def banks(self, phrase: str) -> bool:
@@ -98,7 +98,7 @@ class PhraseEmbedder:
         return self._names.find(phrase) is not None
 
     def meaning(self, phrase: str) -> str:
-        """What decides a phrase's embedding: the bank's name, or the text that is embedded."""
+        """The key of a phrase's embedding: the bank's name, or the text that is embedded."""
         return self._names.find(phrase) or clean_text(phrase)
 
     @property
@@ -196,10 +196,7 @@ class PhraseEmbedder:
         )
 
     def _close_names(self, phrase: str) -> list[str]:
-        """Names near in meaning to the words of a phrase that the bank has; then those spelt alike.
-
-        The nearness is the cosine with the mean of these words' rows.
-        """
+        """Names nearest by cosine to the mean row of a phrase's words; then those spelt alike."""
         names, bank = self._names.names, self._bank(PromptSet.bank)
         spelt = self._names.spelt_like(phrase, _MOST_CLOSE)
         words = [word for word in re.findall(r"\w+", phrase) if len(word) > 2]
@@ -223,7 +220,7 @@ class PhraseEmbedder:
         return self._tokenizer
 
     def _inputs(self, tokens: npt.NDArray[np.int64], spec: TensorSpec) -> npt.NDArray[Any]:
-        """What the text encoder takes for ids of tokens: these, or their rows of a table."""
+        """The text encoder's input for token ids: these, or their rows of a table."""
         entry = self._bundle.text.token_rows
         if entry is None:
             return np.ascontiguousarray(tokens)
@@ -348,9 +345,9 @@ class RowCache:
 
     def write(self, templates: str, rows: Mapping[str, npt.NDArray[np.float32]]) -> None:
         """Store the embeddings of some phrases; if that fails, warn once."""
-        cache, told = self._rows(templates), "Text embeddings are kept in memory only."
+        cache, remark = self._rows(templates), "Text embeddings are kept in memory only."
         for phrase, row in rows.items():
-            if not cache.keep(f"{_sha256(phrase)}.row", row.astype("<f4").tobytes(), else_=told):
+            if not cache.keep(f"{_sha256(phrase)}.row", row.astype("<f4").tobytes(), else_=remark):
                 return
         self._until_check -= len(rows)
         if self._until_check <= 0:
@@ -433,8 +430,8 @@ class BankNames:
         """Names that are spelt like a phrase, or that have a synonym that is; the nearest first."""
         words = [*self._plain, *(_table() if self._keys else ())]
         close = difflib.get_close_matches(plain(phrase), words, n=most, cutoff=_CLOSE)
-        found = (self.find(word) for word in close)
-        return list(dict.fromkeys(name for name in found if name is not None))
+        names = (self.find(word) for word in close)
+        return list(dict.fromkeys(name for name in names if name is not None))
 
 
 def plain(name: str) -> str:
@@ -460,7 +457,7 @@ def _key(name: str) -> str:
 @functools.cache
 def _table() -> dict[str, tuple[str, ...]]:
     """For the key of each word, those of the names that it stands for, the nearest first."""
-    found: dict[str, tuple[str, ...]] = {}
+    table: dict[str, tuple[str, ...]] = {}
     text = Path(__file__).with_name("synonyms.txt").read_text(encoding="utf-8")
     for line in text.splitlines():
         same, _, narrower = line.partition(":")
@@ -468,6 +465,6 @@ def _table() -> dict[str, tuple[str, ...]]:
             continue
         keys = tuple(map(_key, same.split("=")))
         for word in (*keys, *map(_key, narrower.split(","))):
-            found[word] = found.get(word, ()) + keys
-    found.pop("", None)
-    return found
+            table[word] = table.get(word, ()) + keys
+    table.pop("", None)
+    return table

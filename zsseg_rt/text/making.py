@@ -54,13 +54,13 @@ class VocabularyMaker:
         templates: Sequence[str] | None,
     ) -> ClassList:
         """The classes and their phrases, background included."""
-        known = partial(self._embedder.can_embed, with_bank=templates is None)
+        can_embed = partial(self._embedder.can_embed, with_bank=templates is None)
         concepts, meaning = self._bundle.concepts, self._embedder.meaning
         own = () if concepts is None else concepts.background
         if background is None:
             background = AUTO if own else ()
         read = partial(ClassList.read, max_phrases=self._bundle.head.max_classes, meaning=meaning)
-        backdrop = read_background(background, class_names, known, own)
+        backdrop = read_background(background, class_names, can_embed, own)
         classes = read(class_names, backdrop)
         if background != AUTO:
             return classes
@@ -71,9 +71,9 @@ class VocabularyMaker:
 
     def embed(self, classes: ClassList, templates: Sequence[str] | None) -> Vocabulary:
         """A vocabulary whose phrases the bundle embeds."""
-        chosen = None if templates is None else check_templates(templates)
+        templates = None if templates is None else check_templates(templates)
         embeds = [
-            self._embedder.embed(classes.phrases, chosen, prompt_set=prompt_set)
+            self._embedder.embed(classes.phrases, templates, prompt_set=prompt_set)
             for prompt_set in self._prompt_sets
         ]
         further = remarks_on_concepts(
@@ -148,11 +148,11 @@ def remarks_on_concepts(
     """
     if spec is None:
         return []
-    known = {*spec.names, *spec.also}
+    trained = {*spec.names, *spec.also}
     asked = [
         phrase
         for phrase in dict.fromkeys(_asked(classes))
-        if phrase not in spec.background and not {phrase, meaning(phrase)} & known
+        if phrase not in spec.background and not {phrase, meaning(phrase)} & trained
     ]
     remarks = []
     short = [repr(phrase) for phrase in asked if len(phrase.split()) < spec.least_words]

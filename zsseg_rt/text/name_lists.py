@@ -45,15 +45,15 @@ class NameList:
 
     @property
     def groups(self) -> list[str | list[str]]:
-        """What ``Engine.set_classes`` takes."""
+        """The classes as ``Engine.set_classes`` takes them."""
         return [group if len(group) > 1 else group[0] for group in split_synonyms(self.names)]
 
     def pick(self, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """The classes' rows of a table [N, D] with a row for every line of the list."""
-        known = sorted((*self.ids, *self.ignored))
-        if known != list(range(known[0], known[0] + len(rows))):
-            raise ValueError(f"expected a row for each of {len(known)} names, got {len(rows)} rows")
-        return np.take(rows, np.array(self.ids, int) - known[0], axis=0)
+        ids = sorted((*self.ids, *self.ignored))
+        if ids != list(range(ids[0], ids[0] + len(rows))):
+            raise ValueError(f"expected a row for each of {len(ids)} names, got {len(rows)} rows")
+        return np.take(rows, np.array(self.ids, int) - ids[0], axis=0)
 
 
 def read_name_list(path: Path, error: type[ZssegError], *, with_ids: bool) -> NameList:
@@ -66,15 +66,15 @@ def read_name_list(path: Path, error: type[ZssegError], *, with_ids: bool) -> Na
     lines = [re.split(r"\s#", line)[0].rstrip() for line in read_lines(path, error)]
     if lines and lines[0].startswith("["):
         lines = _json_lines("\n".join(lines), path, error)
-    kept = [(number, line) for number, line in enumerate(lines, 1) if line and line[0] != "#"]
-    if not kept:
+    entries = [(number, line) for number, line in enumerate(lines, 1) if line and line[0] != "#"]
+    if not entries:
         raise error(f"{path}: expected one class name per line, got none. Write them there.")
-    for number, line in kept:
+    for number, line in entries:
         check_plain_text(line.replace("\t", " "), f"{path}: line {number}")
-    if all(_CVAT.fullmatch(line) for _, line in kept):
-        return _cvat_list(path, [line for _, line in kept])
-    numbers, texts = _numbers(kept, path, error)
-    if with_ids and not numbers and len(kept) < len(lines):
+    if all(_CVAT.fullmatch(line) for _, line in entries):
+        return _cvat_list(path, [line for _, line in entries])
+    numbers, texts = _numbers(entries, path, error)
+    if with_ids and not numbers and len(entries) < len(lines):
         odd = next(n for n, line in enumerate(lines, 1) if not line or line[0] == "#")
         what = f"the comment {lines[odd - 1]!r}" if lines[odd - 1] else "an empty line"
         raise error(
@@ -116,15 +116,15 @@ def _numbers(
     lines: Sequence[tuple[int, str]], path: Path, error: type[ZssegError]
 ) -> tuple[list[int], list[str]]:
     """The numbers in front of all names, if there are any, and the names."""
-    found = [_NUMBERED.fullmatch(line) for _, line in lines]
-    numbers = [int(match[1]) for match in found if match]
+    matches = [_NUMBERED.fullmatch(line) for _, line in lines]
+    numbers = [int(match[1]) for match in matches if match]
     rising = all(one < other < 1 << 16 for one, other in itertools.pairwise(numbers))
     if not rising or not numbers or (len(numbers) == 1 and numbers[0] > 1):
         return [], [line for _, line in lines]
     if len(numbers) == len(lines):
-        return numbers, [match[2] for match in found if match]
+        return numbers, [match[2] for match in matches if match]
     if 2 * len(numbers) > len(lines) and len(numbers) == numbers[-1] - numbers[0] + 1:
-        number, line = next(at for at, match in zip(lines, found, strict=True) if not match)
+        number, line = next(at for at, match in zip(lines, matches, strict=True) if not match)
         raise error(
             f"{path}: line {number}: expected a number and a name, as most lines have, got "
             f"{line!r}. Number all names or none."
@@ -149,11 +149,11 @@ def _name_list(
     if left_out:
         listed = ", ".join(left_out.values())
         _log.warning("%s: these name no class and are left out: %s", path, listed)
-    kept = [place for place in range(len(bare)) if place not in left_out]
+    places = [place for place in range(len(bare)) if place not in left_out]
     return NameList(
-        names=tuple(bare[place] for place in kept),
-        ids=tuple(ids[place] for place in kept),
+        names=tuple(bare[place] for place in places),
+        ids=tuple(ids[place] for place in places),
         ignored=tuple(ids[place] for place in left_out),
-        unseen=tuple(i for i, place in enumerate(kept) if texts[place].endswith(UNSEEN_MARK)),
+        unseen=tuple(i for i, place in enumerate(places) if texts[place].endswith(UNSEEN_MARK)),
         is_numbered=is_numbered,
     )

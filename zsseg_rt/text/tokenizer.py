@@ -116,7 +116,7 @@ def _load(source: str | Path) -> tuple[tokenizers.Tokenizer, dict[str, int]]:
 
 
 def _content(source: str | Path) -> tuple[str, bytes]:
-    """What to call a tokenizer's file, and its content."""
+    """The name of a tokenizer's file for messages, and its content."""
     if isinstance(source, str) and source.lstrip().startswith("{"):
         return "tokenizer.json", source.encode(errors="surrogatepass")
     try:

@@ -52,9 +52,9 @@ class Vocabulary(ClassList):
 def check_embeddings(embeds: npt.NDArray[Any], count: int, embed_dim: int) -> None:
     """Check given embeddings: float32 [count, embed_dim], finite, of usable norms."""
     if not isinstance(embeds, np.ndarray) or embeds.dtype != np.float32:
-        found = getattr(embeds, "dtype", type(embeds).__name__)
+        kind = getattr(embeds, "dtype", type(embeds).__name__)
         raise DTypeError(
-            f"embeddings: expected a float32 NumPy array, got {found}. Use .astype(np.float32)."
+            f"embeddings: expected a float32 NumPy array, got {kind}. Use .astype(np.float32)."
         )
     if embeds.shape != (count, embed_dim):
         raise ShapeError(
@@ -109,8 +109,8 @@ def refuse_beside_vocabulary(
     embeddings: Any, background: Background, templates: Sequence[str] | None
 ) -> None:
     """Refuse what a vocabulary already has."""
-    given = {"embeddings": embeddings, "background": background or None, "templates": templates}
-    for name, value in given.items():
+    arguments = {"embeddings": embeddings, "background": background or None, "templates": templates}
+    for name, value in arguments.items():
         if value is not None:
             raise ArgumentError(
                 f"{name}: expected None beside a Vocabulary, which has its own. Give the class "
@@ -133,18 +133,18 @@ def check_templates(templates: Sequence[str]) -> tuple[str, ...]:
     """Return the templates as a tuple after checking them."""
     if isinstance(templates, str) or not isinstance(templates, Iterable):
         raise VocabularyError(f"templates: expected a list of strings, got {templates!r}")
-    given = tuple(templates)
-    if not given:
+    texts = tuple(templates)
+    if not texts:
         raise VocabularyError(
             "templates: expected at least one, got none. Use ['{}'] for bare names."
         )
-    for index, template in enumerate(given):
+    for index, template in enumerate(texts):
         if check_plain_text(template, f"templates[{index}]").count("{}") != 1:
             raise VocabularyError(
                 f"templates: expected one '{{}}' in each, got {template!r}. "
                 "Write e.g. 'a photo of a {}.'"
             )
-    return given
+    return texts
 
 
 def fill(templates: Sequence[str], phrase: str) -> list[str]:

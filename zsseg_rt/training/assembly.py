@@ -52,7 +52,7 @@ from zsseg_rt.training.loop import is_run
 from zsseg_rt.training.loop.checkpointing import CheckpointFolder
 from zsseg_rt.training.loop.config import LoopConfig
 from zsseg_rt.training.loop.loop import BatchSource, RunExtras, TrainingResult, run_loop
-from zsseg_rt.training.loop.reporting import Picture
+from zsseg_rt.training.loop.reporting import NamedImage
 from zsseg_rt.training.loop.run_state import seed_everything
 from zsseg_rt.training.tasks import TASKS
 from zsseg_rt.training.tasks.cat_seg import class_prompts
@@ -103,8 +103,8 @@ def with_crop_of(model: SegmentationModel, settings: Mapping[str, Any]) -> dict[
     that images are fitted into scales in proportion.
     """
     fields, size_hw = dict(settings), model.crop_hw
-    known = fields.get("kind", "fit_inside") == "fit_inside" and "crop_hw" not in fields
-    if not known or size_hw in (None, FitInsideAugmentation().crop_hw):
+    lacks_crop = fields.get("kind", "fit_inside") == "fit_inside" and "crop_hw" not in fields
+    if not lacks_crop or size_hw in (None, FitInsideAugmentation().crop_hw):
         return fields
     assert size_hw is not None
     side = min(size_hw)
@@ -215,8 +215,8 @@ def build_zeroseg_task(
     weights = _load_teacher(options, student.options)
     features = {name: options.pop(name) for name in _FEATURE_OPTIONS if name in options}
     options = checked_settings(ZeroSegTask, options, "task.options", ("batch_size",))
-    made = typed_settings(TeacherFeatures, features, "task.options")
-    teacher = TeacherFeatures(build_image_encoder(weights), num_images=num_images, **made)
+    features = typed_settings(TeacherFeatures, features, "task.options")
+    teacher = TeacherFeatures(build_image_encoder(weights), num_images=num_images, **features)
     return ZeroSegTask(cast(ZeroSeg, model), teacher, batch_size=batch_size, **options)
 
 
@@ -334,7 +334,7 @@ class Assembly:
         largest = 100 * float(result.counts.sum(axis=0).max() / max(result.counts.sum(), 1))
         return result.scores.as_reported() | {TOP_CLASS: round(largest, 2)}
 
-    def preview(self, model: nn.Module, count: int) -> list[Picture]:
+    def preview(self, model: nn.Module, count: int) -> list[NamedImage]:
         """Images of what a model predicts: photo, truth and prediction side by side."""
         assert self.evaluation_dataset is not None
         dataset, segmenter = self.evaluation_dataset, self.segmenter(model)
@@ -525,8 +525,8 @@ def text_space(text: TextConfig, model: ModelConfig) -> str:
     if text.clip:
         return describe_space(text.clip, text.clip_architecture)
     if model.start_from and is_run(model.start_from):
-        known = load_classes(model.start_from)
-        return "" if known is None else known[0].space
+        trained = load_classes(model.start_from)
+        return "" if trained is None else trained[0].space
     source = model.options.get("pretrained") or model.start_from
     builder: Any = find_builder(model.architecture, official=False)
     default = inspect.signature(builder).parameters["clip"].default

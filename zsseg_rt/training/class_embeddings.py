@@ -96,8 +96,8 @@ def embed_phrases(encoder: nn.Module, phrases: Sequence[str], templates: Sequenc
     config: Any = encoder.config
     content, rows = tokenizer_json(), None
     if config.words:
-        known = keep_words(encoder, config.words, config.prompt_words)
-        content, rows = known.tokenizer_json, torch.tensor(known.rows)
+        subset = keep_words(encoder, config.words, config.prompt_words)
+        content, rows = subset.tokenizer_json, torch.tensor(subset.rows)
         _check_words(phrases, config.words)
     tokenizer = Tokenizer(content, context_length=int(config.context_length))
     prompts = [prompt for phrase in phrases for prompt in fill(templates, phrase)]
@@ -137,18 +137,18 @@ def _from_bank(class_names: Sequence[str], config: TextConfig) -> Tensor:
             f"{config.bank}. Check text.bank_names."
         )
     by_name = {_plain(name): row for name, row in zip(names, rows, strict=True)}
-    chosen: list[tuple[str, Tensor | None]] = []
+    phrase_rows: list[tuple[str, Tensor | None]] = []
     for name, synonyms in zip(class_names, split_synonyms(class_names), strict=True):
         whole = by_name.get(_plain(name))
-        chosen += [(phrase, by_name.get(_plain(phrase), whole)) for phrase in synonyms]
-    missing = [phrase for phrase, row in chosen if row is None]
+        phrase_rows += [(phrase, by_name.get(_plain(phrase), whole)) for phrase in synonyms]
+    missing = [phrase for phrase, row in phrase_rows if row is None]
     if missing:
         raise VocabularyError(
             f"text.bank: expected a row for every class, got none for {', '.join(missing[:5])}"
             f"{' and more' if len(missing) > 5 else ''} in {config.bank}. "
             "Add rows, or use text.clip."
         )
-    return torch.stack([row for _, row in chosen if row is not None])
+    return torch.stack([row for _, row in phrase_rows if row is not None])
 
 
 def _read_rows(path: Path) -> Tensor:

@@ -308,9 +308,9 @@ def _read_source(source: str | Path, kept_in: Traversable) -> tuple[str, str]:
             return path.read_text(encoding="utf-8"), str(path)
     except (OSError, UnicodeDecodeError) as error:
         raise ArgumentError(f"{_short(path)}: cannot be read: {_short(error)}") from error
-    kept = kept_in / f"{source}.toml"
-    if path.suffix == "" and path.name == str(source) and kept.is_file():
-        return kept.read_text(encoding="utf-8"), f"{kept_in.name.removesuffix('s')} {source}"
+    recipe = kept_in / f"{source}.toml"
+    if path.suffix == "" and path.name == str(source) and recipe.is_file():
+        return recipe.read_text(encoding="utf-8"), f"{kept_in.name.removesuffix('s')} {source}"
     raise ArgumentError(
         f"config: expected a TOML file or one of the {kept_in.name} "
         f"{', '.join(list_kept(kept_in))}, got {str(source)!r}. Check the path."

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 LEAST_BATCHES = 50
 """This many batches without anything to learn from are not an accident of random crops."""
 _LEAST_EPOCHS = 3
-_ENOUGH_PICTURES = 1000
+_ENOUGH_IMAGES = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class SplitCheck:
     dataset: str  # Its name
     class_names: tuple[str, ...]  # One phrase per class
     seen: tuple[int, ...]  # Indices of the seen classes
-    found: Verification  # The scan of all images
+    scan: Verification  # The scan of all images
     # Names of the classes that training learns from masks but no mask holds
     lacking: tuple[str, ...]
 
@@ -38,8 +38,8 @@ class SplitCheck:
     def faults(self) -> tuple[str, ...]:
         """Faults to fix before training, counted."""
         faults = []
-        if self.found.problems:
-            faults.append(f"unusable images in {self.dataset}: {len(self.found.problems)}")
+        if self.scan.problems:
+            faults.append(f"unusable images in {self.dataset}: {len(self.scan.problems)}")
         if self.lacking:
             names = ", ".join(self.lacking[:5]) + (" and more" if len(self.lacking) > 5 else "")
             faults.append(f"no pixel in {self.dataset} of {names}")
@@ -47,16 +47,16 @@ class SplitCheck:
 
     def to_json(self) -> dict[str, Any]:
         """All of it as plain data."""
-        found = self.found
+        scan = self.scan
         return {
             "use": self.use,
             "dataset": self.dataset,
-            "pictures": found.num_pictures,
-            "pixels": dict(zip(self.class_names, found.pixels.tolist(), strict=True)),
-            "ignored_pixels": found.ignored_pixels,
-            "absent": list(found.absent),
+            "pictures": scan.num_pictures,
+            "pixels": dict(zip(self.class_names, scan.pixels.tolist(), strict=True)),
+            "ignored_pixels": scan.ignored_pixels,
+            "absent": list(scan.absent),
             "lacking": list(self.lacking),
-            "problems": list(found.problems),
+            "problems": list(scan.problems),
         }
 
 
@@ -69,7 +69,7 @@ def check_data(
     opened = [(use, config.open_data(use)) for use in uses]
     checks = []
     for use, dataset in opened:
-        found = verify_dataset(dataset, progress)
+        scan = verify_dataset(dataset, progress)
         learns = use == "training" and config.model.architecture != "zeroseg"
         names = dataset.class_names
         learned = range(len(names)) if config.task.protocol == "supervised" else dataset.seen
@@ -79,8 +79,8 @@ def check_data(
                 dataset=dataset.name,
                 class_names=tuple(names),
                 seen=tuple(dataset.seen),
-                found=found,
-                lacking=tuple(names[row] for row in learned if learns and not found.pixels[row]),
+                scan=scan,
+                lacking=tuple(names[row] for row in learned if learns and not scan.pixels[row]),
             )
         )
     return tuple(checks)
@@ -99,7 +99,7 @@ def require_labels(
 
     def source(**position: Any) -> Iterator[Batch]:
         step_size = position["batch_size"] * position["num_processes"]
-        enough = min(_LEAST_EPOCHS * len(dataset), _ENOUGH_PICTURES)
+        enough = min(_LEAST_EPOCHS * len(dataset), _ENOUGH_IMAGES)
         limit = max(LEAST_BATCHES, -(-enough // step_size))
         stream = iter(batches(**position))
         for count, batch in enumerate(stream, start=1):

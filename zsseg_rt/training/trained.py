@@ -122,10 +122,10 @@ def load_trained(path: str | Path) -> SegmentationModel:
             f"{where}: expected one of {', '.join(ARCHITECTURES)}, got "
             f"{architecture!r}. Use the version of zsseg_rt that wrote it."
         )
-    known, tower = ARCHITECTURES[architecture], card.get("text_encoder")
-    config = schema.decode(known.config, card.get("config"), where, CheckpointError)
+    kind, tower = ARCHITECTURES[architecture], card.get("text_encoder")
+    config = schema.decode(kind.config, card.get("config"), where, CheckpointError)
     with torch.device("meta"):
-        model = known.model(config)
+        model = kind.model(config)
         if getattr(model, "text_encoder", None) is None and tower is not None:
             where = f"{where}.text_encoder"
             sizes = schema.decode(TextEncoderConfig, tower, where, CheckpointError)
@@ -163,15 +163,15 @@ def export_trained(run: str | Path, path: str | Path, **options: Any) -> Path:
     it needs no text encoder for them, and lowers the scores of the seen ones as training specified.
     A warning tells if the checkpoint gave nearly all pixels of its evaluation to one class.
     """
-    model, known = load_trained(run), load_classes(run)
+    model, trained = load_trained(run), load_classes(run)
     file = find_checkpoint(run)
     settings: dict[str, Any] = {
         "source": f"trained by zsseg_rt, {file.name}",
         "space": "",
         "size_hw": model.size_hw,
     }
-    if known is not None:
-        classes, embeds = known
+    if trained is not None:
+        classes, embeds = trained
         lowered = set(classes.lowered_phrases)
         rows = [index for index, phrase in enumerate(classes.phrases) if phrase in lowered]
         model = model.with_seen(rows, self_trained=classes.protocol == "transductive")
@@ -345,10 +345,10 @@ def trained_segmenter(
     others are embedded by the model's text tower. Scores of the run's seen classes are lowered as
     the model specifies.
     """
-    model, known = load_trained(path), load_classes(path)
+    model, trained = load_trained(path), load_classes(path)
     phrases = [phrase for synonyms in split_synonyms(class_names) for phrase in synonyms]
-    embeds = _embed(model, phrases, known, templates)
-    classes = None if known is None else known[0]
+    embeds = _embed(model, phrases, trained, templates)
+    classes = None if trained is None else trained[0]
     return TorchSegmenter(
         model.to(_find_device(device)),
         class_names,
@@ -376,12 +376,12 @@ def _find_device(name: str) -> torch.device:
 def _embed(
     model: nn.Module,
     phrases: Sequence[str],
-    known: tuple[TrainedClasses, Tensor] | None,
+    trained: tuple[TrainedClasses, Tensor] | None,
     templates: Sequence[str] | None,
 ) -> Tensor:
     rows: dict[str, Tensor] = {}
-    if known is not None and templates is None:
-        rows = dict(zip(known[0].phrases, known[1], strict=True))
+    if trained is not None and templates is None:
+        rows = dict(zip(trained[0].phrases, trained[1], strict=True))
     missing = [phrase for phrase in phrases if phrase not in rows]
     if missing:
         tower = getattr(model, "text_encoder", None)
@@ -390,6 +390,6 @@ def _embed(
                 f"class_names: expected names that the run was trained with, got {missing[0]!r}; "
                 "its model has no text tower. Rename the class, or train with one."
             )
-        used = templates or (_DEFAULT_TEMPLATES if known is None else known[0].templates)
+        used = templates or (_DEFAULT_TEMPLATES if trained is None else trained[0].templates)
         rows |= dict(zip(missing, embed_phrases(tower, missing, used), strict=True))
     return torch.stack([rows[phrase] for phrase in phrases])

@@ -47,9 +47,9 @@ def create_dataset(
             "folder --root FOLDER (data.name and data.root of a training)."
         )
     check_choice("name", name, DATASETS)
-    factory, known = _factory(name)
+    factory, option_names = _factory(name)
     for option in options:
-        check_choice(f"options of {name}", option, known)
+        check_choice(f"options of {name}", option, option_names)
     options = checked_settings(factory, options, f"options of {name}")
     if root is None:
         raise ArgumentError(f"root: expected the folder of {name}, got None. Say where it is.")

@@ -120,7 +120,7 @@ def _cut_off(path: Path) -> DatasetError:
 
 @dataclass(frozen=True)
 class FilePair:
-    """A picture, its mask, and what both are called."""
+    """An image, its mask, and what both are called."""
 
     name: str
     image: Path
@@ -239,19 +239,19 @@ def pictures_below(folder: Path) -> list[str]:
 
 
 def _by_stem(folder: Path, suffixes: tuple[str, ...], recursive: bool) -> dict[str, Path]:
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for relative in _files_below(str(folder), recursive):
         suffix = next((suffix for suffix in suffixes if relative.lower().endswith(suffix)), None)
         if suffix is None:
             continue
         stem = unicodedata.normalize("NFC", relative[: -len(suffix)])
-        if stem in found:
+        if stem in paths:
             raise DatasetError(
-                f"{folder}: expected one image called {stem}, got {found[stem].name} and "
+                f"{folder}: expected one image called {stem}, got {paths[stem].name} and "
                 f"{relative}. Remove one."
             )
-        found[stem] = folder / relative
-    return found
+        paths[stem] = folder / relative
+    return paths
 
 
 def _files_below(folder: str, recursive: bool, prefix: str = "") -> Iterator[str]:
@@ -314,7 +314,7 @@ class ValueTable:
 
 
 class FileDataset:
-    """Pictures and masks in files; a :class:`~zsseg_rt.evaluation.datasets.SegmentationDataset`."""
+    """Images and masks in files; a :class:`~zsseg_rt.evaluation.datasets.SegmentationDataset`."""
 
     def __init__(
         self,

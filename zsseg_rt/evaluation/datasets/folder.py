@@ -72,8 +72,8 @@ def folder(
     name = f"{place.resolve().name}/{split}"
     colours_file = place / "colours.txt"
     if listed.colours or colours_file.exists():
-        known = {rgb: name for name, rgb in listed.colours} or _read_colours(colours_file)
-        colours = _ColourTable(table.names, known, colours_file)
+        by_colour = {rgb: name for name, rgb in listed.colours} or _read_colours(colours_file)
+        colours = _ColourTable(table.names, by_colour, colours_file)
         return FileDataset(name, table, pairs, colours, read_colour_mask)
     unlisted = {number for number in listed.ignored if number >= 0}
     ignored = ({255, 65535} - set(table.values)) | unlisted | ({0} if zero_is_unlabelled else set())
@@ -133,14 +133,14 @@ def _with_values(listed: NameList, values: Sequence[int] | None, first_value: in
 
 def _remark_on_binary_masks(name: str, table: ClassTable, pairs: Sequence[FilePair]) -> None:
     """Say that 255 is not annotated where masks hold nothing but 0 and 255."""
-    held: set[int] = set()
+    values: set[int] = set()
     for pair in pairs[:: -(-len(pairs) // _SAMPLED)]:
         try:
-            held |= set(np.unique(read_mask(pair.mask)).tolist())
+            values |= set(np.unique(read_mask(pair.mask)).tolist())
         except DatasetError:  # which whoever reads it is told
             continue
-    top = max(held, default=0)
-    if top in (255, 65535) and held <= {0, top} and top not in table.values:
+    top = max(values, default=0)
+    if top in (255, 65535) and values <= {0, top} and top not in table.values:
         _log.warning(
             "%s: masks hold nothing but 0 and %d, and %d is not annotated, so that all pixels are "
             "of %r. If both are classes, give --option (or data.options) values=[0,%d]",
@@ -149,12 +149,12 @@ def _remark_on_binary_masks(name: str, table: ClassTable, pairs: Sequence[FilePa
 
 
 def _table(place: Path, listed: NameList) -> ClassTable:
-    known: set[str] = set()
+    names: set[str] = set()
     for name in listed.names:
-        if not name or name in known:
+        if not name or name in names:
             what = "an empty one" if not name else f"{name!r} twice"
             raise DatasetError(f"class_names: expected different names, got {what}.")
-        known.add(name)
+        names.add(name)
     seen = tuple(sorted(set(range(len(listed.names))) - set(listed.unseen)))
     if not seen:
         raise DatasetError("class_names: expected at least one seen class, got none.")

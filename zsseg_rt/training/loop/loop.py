@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from zsseg_rt.errors import ArgumentError, CheckpointError, TrainingError
 from zsseg_rt.training.loop.checkpointing import CheckpointFolder
 from zsseg_rt.training.loop.config import LoopConfig, OptimizerConfig
-from zsseg_rt.training.loop.reporting import EvaluationLog, Picture, RunReport, Timing
+from zsseg_rt.training.loop.reporting import EvaluationLog, NamedImage, RunReport, Timing
 from zsseg_rt.training.loop.run_state import (
     RunState,
     determinism,
@@ -36,7 +36,7 @@ Schedule = Callable[[int], float]
 :mod:`zsseg_rt.training.loop.config`."""
 
 Evaluate = Callable[[nn.Module], Mapping[str, float]]
-Preview = Callable[[nn.Module, int], list[Picture]]
+Preview = Callable[[nn.Module, int], list[NamedImage]]
 
 
 BatchSource = Callable[..., Iterator[Any]]
@@ -70,7 +70,7 @@ class RunExtras:
 
     # Figures of the model, by name; called on the main process in evaluation mode without gradients
     evaluate: Evaluate | None = None
-    # Up to so many pictures of what the model predicts, for TensorBoard
+    # Up to so many images of what the model predicts, for TensorBoard
     preview: Preview | None = None
     # What is saved beside the weights so that the model can be built again
     model_card: Mapping[str, Any] = field(default_factory=dict)
@@ -267,7 +267,7 @@ class _Loop:
                 self.evaluations.add(step, metrics)
                 self.report.scalars(step, {f"evaluation/{k}": v for k, v in metrics.items()})
                 if self.extras.preview is not None and self.config.num_pictures:
-                    self.report.pictures(step, self.extras.preview(model, self.config.num_pictures))
+                    self.report.images(step, self.extras.preview(model, self.config.num_pictures))
                 self._prune()
             self.state.accelerator.wait_for_everyone()
         self.evaluations.load(last_step=self.state.step)
@@ -286,9 +286,9 @@ class _Loop:
             timing=self.timing,
         )
         accelerator, device = self.state.accelerator, self.state.accelerator.device
-        kept = ("step", "finished", "losses", "best_step", "metrics")
+        fields = ("step", "finished", "losses", "best_step", "metrics")
         self.report.summary(
-            {name: getattr(result, name) for name in kept}
+            {name: getattr(result, name) for name in fields}
             | {
                 "timing": self.timing.to_dict(),
                 "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",

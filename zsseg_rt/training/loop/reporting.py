@@ -28,7 +28,7 @@ from zsseg_rt.common.files import write_whole
 from zsseg_rt.errors import ArgumentError, CheckpointError
 
 HISTORY_FILE = "history.jsonl"
-Picture = tuple[str, npt.NDArray[np.uint8]]
+NamedImage = tuple[str, npt.NDArray[np.uint8]]
 
 
 @dataclass(kw_only=True)
@@ -138,10 +138,10 @@ class RunReport:
         line = f"step {step}/{self._total}  {text}  {hours}:{minutes:02d} h left"
         self._console.print(line, highlight=False, soft_wrap=True)
 
-    def pictures(self, step: int, pictures: Iterable[Picture]) -> None:
+    def images(self, step: int, images: Iterable[NamedImage]) -> None:
         """Show images, uint8 ``[H, W, 3]`` RGB with their names, in TensorBoard."""
-        for name, picture in pictures if self.active else ():
-            self._writer.add_image(f"predictions/{name}", picture, step, dataformats="HWC")
+        for name, image in images if self.active else ():
+            self._writer.add_image(f"predictions/{name}", image, step, dataformats="HWC")
 
     def summary(self, content: Mapping[str, Any]) -> None:
         """Write ``summary.json``, whole or not at all."""
@@ -154,14 +154,14 @@ def drop_later_lines(path: Path, last_step: int) -> None:
     """Drop the lines of a history that are later than a step, and a torn last line."""
     if not path.is_file():
         return
-    kept = []
+    lines = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             if json.loads(line)["step"] <= last_step:
-                kept.append(line)
+                lines.append(line)
         except ValueError:
             break
-    write_whole(path, "".join(f"{line}\n" for line in kept).encode())
+    write_whole(path, "".join(f"{line}\n" for line in lines).encode())
 
 
 EVALUATIONS_FILE = "evaluations.json"

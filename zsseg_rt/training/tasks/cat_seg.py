@@ -47,8 +47,8 @@ class ClassPrompts:
     def of(self, classes: Sequence[int]) -> ClassPrompts:
         """Those of some classes, in their order."""
         groups = torch.split(self.tokens, list(self.counts))
-        chosen = torch.cat([groups[index] for index in classes])
-        return ClassPrompts(chosen, tuple(self.counts[index] for index in classes))
+        tokens = torch.cat([groups[index] for index in classes])
+        return ClassPrompts(tokens, tuple(self.counts[index] for index in classes))
 
 
 def class_prompts(
@@ -126,9 +126,9 @@ class CatSegTask(PixelLossTask):
         self.register_buffer("tokens", None, persistent=False)
         if self.tunes_text:
             assert self.settings.prompts is not None
-            chosen = self.settings.prompts.of(self.label_protocol.query_rows.tolist())
-            self.register_buffer("tokens", chosen.tokens, persistent=False)
-            self._synonyms = list(chosen.counts)
+            prompts = self.settings.prompts.of(self.label_protocol.query_rows.tolist())
+            self.register_buffer("tokens", prompts.tokens, persistent=False)
+            self._synonyms = list(prompts.counts)
 
     def queries(self) -> Tensor:
         """Embeddings of the classes used as queries, unit norm, float32 ``[Q, D]``."""

@@ -219,12 +219,12 @@ class ZegFormerTask(LabelledTask):
         head = self.model.sem_seg_head
         maps = self.model.backbone(images)
         queries = head.predictor.decode(maps[-1])
-        made = head.predictor(queries, head.pixel_decoder(maps), self.query_embeds)
-        return [Segments(*layer) for layer in zip(*made, strict=True)]
+        outputs = head.predictor(queries, head.pixel_decoder(maps), self.query_embeds)
+        return [Segments(*layer) for layer in zip(*outputs, strict=True)]
 
     def parameter_groups(self) -> list[dict[str, object]]:
         """The backbone at its own rate; norms and queries without weight decay."""
-        kept = {
+        undecayed = {
             id(p)
             for module in self.model.modules()
             if isinstance(module, _NORMS)
@@ -235,6 +235,6 @@ class ZegFormerTask(LabelledTask):
         for name, parameter in self.model.named_parameters():
             if parameter.requires_grad:
                 slow = settings.backbone_factor if name.startswith("backbone.") else 1.0
-                decay = 0.0 if id(parameter) in kept else settings.weight_decay
+                decay = 0.0 if id(parameter) in undecayed else settings.weight_decay
                 groups.setdefault((settings.learning_rate * slow, decay), []).append(parameter)
         return parameter_groups(*((tensors, *key) for key, tensors in groups.items()))

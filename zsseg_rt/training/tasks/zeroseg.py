@@ -319,13 +319,13 @@ class ZeroSegTask(TrainingTask):
 
     def __init__(self, model: ZeroSeg, features: TeacherFeatures, **settings: Any) -> None:
         super().__init__(model)
-        self.settings = made = ZeroSegSettings(**settings)
+        self.settings = options = ZeroSegSettings(**settings)
         self.features = features
-        self.learning_rate = scaled_learning_rate(made.base_learning_rate, made.batch_size)
+        self.learning_rate = scaled_learning_rate(options.base_learning_rate, options.batch_size)
         self._check_fit()
-        if model.decoder is not None and made.reconstruction_weight == 0:
+        if model.decoder is not None and options.reconstruction_weight == 0:
             model.decoder.requires_grad_(False)
-        if model.seg.tap is not None and made.matching_weight == 0:
+        if model.seg.tap is not None and options.matching_weight == 0:
             model.seg.tap.requires_grad_(False)
         if model.text_encoder is not None:
             model.text_encoder.requires_grad_(False)
