@@ -195,12 +195,12 @@ void ArrayArg::take_strides(const char* name, const std::int64_t* strides, std::
   std::int64_t expected = item_bytes;
   bool fits = true;
   for (int axis = shape.rank - 1; axis >= 0; --axis) {
-    const std::int64_t found =
+    const std::int64_t stride =
         strides == nullptr || shape[axis] == 1 ? expected : strides[axis] * unit;
     if (axis == 0) {
-      row_bytes_ = found;
+      row_bytes_ = stride;
     }
-    fits = fits && (axis == 0 && may_be_pitched_ ? found >= expected : found == expected);
+    fits = fits && (axis == 0 && may_be_pitched_ ? stride >= expected : stride == expected);
     expected *= shape[axis];
   }
   if (fits || shape.count() == 0) {
@@ -275,9 +275,9 @@ bool ArrayArg::take_dlpack(py::handle object, const char* name, StreamHandle str
   const auto place = object.attr("__dlpack_device__")().cast<std::pair<int, int>>();
   const Device device = device_from_dlpack(name, {place.first, place.second});
   // pybind11's own conversion throws a type_error, which ends processes with other such modules.
-  const py::object given = dlpack_capsule(object, device.is_cuda(), stream);
+  const py::object exported = dlpack_capsule(object, device.is_cuda(), stream);
   const py::capsule capsule =
-      py::isinstance<py::capsule>(given) ? py::capsule(given) : py::capsule();
+      py::isinstance<py::capsule>(exported) ? py::capsule(exported) : py::capsule();
   if (PyCapsule_IsValid(capsule.ptr(), dlpack::kVersionedName) != 0) {
     auto* managed = capsule.get_pointer<dlpack::ManagedTensorVersioned>();
     PyCapsule_SetName(capsule.ptr(), dlpack::kUsedVersionedName);
@@ -335,17 +335,17 @@ bool ArrayArg::take_cuda_array_interface(py::handle object, const char* name, St
   return true;
 }
 
-OutputArg::OutputArg(const py::object& given, const char* name, const Shape& shape, DType dtype,
+OutputArg::OutputArg(const py::object& out, const char* name, const Shape& shape, DType dtype,
                      const Device& device, StreamHandle stream)
     : name_(name) {
-  if (!given.is_none()) {
-    given_ = std::make_shared<ArrayArg>(ArrayArg::output(given, name, stream));
-    view_ = given_->view();
-    result_ = given;
+  if (!out.is_none()) {
+    array_ = std::make_shared<ArrayArg>(ArrayArg::output(out, name, stream));
+    view_ = array_->view();
+    result_ = out;
   } else if (device.is_cuda()) {
     result_ = py::cast(DeviceArray::empty(shape, dtype, device.index, stream));
-    given_ = std::make_shared<ArrayArg>(ArrayArg::output(result_, name, stream));
-    view_ = given_->view();
+    array_ = std::make_shared<ArrayArg>(ArrayArg::output(result_, name, stream));
+    view_ = array_->view();
   } else {
     py::array array = new_numpy_array(shape, dtype);
     view_ = TensorView{array.mutable_data(), dtype, shape, device};

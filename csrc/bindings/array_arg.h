@@ -64,18 +64,18 @@ class ArrayArg {
   std::shared_ptr<void> keeps_alive_;
 };
 
-// How operations take an argument that was not given: as null, or as a view of nothing.
-inline const TensorView* view_or_null(const std::optional<ArrayArg>& given) {
-  return given ? &given->view() : nullptr;
+// How operations take an argument that is absent: as null, or as a view of nothing.
+inline const TensorView* view_or_null(const std::optional<ArrayArg>& argument) {
+  return argument ? &argument->view() : nullptr;
 }
-inline TensorView view_or_none(const std::optional<ArrayArg>& given) {
-  return given ? given->view() : TensorView{};
+inline TensorView view_or_none(const std::optional<ArrayArg>& argument) {
+  return argument ? argument->view() : TensorView{};
 }
 
 // The `out` argument of an operation: the caller's array, or a new one where that is None.
 class OutputArg {
  public:
-  OutputArg(const pybind11::object& given, const char* name, const Shape& shape, DType dtype,
+  OutputArg(const pybind11::object& out, const char* name, const Shape& shape, DType dtype,
             const Device& device, StreamHandle stream);
 
   const char* name() const { return name_; }
@@ -86,10 +86,10 @@ class OutputArg {
   const char* name_;
   pybind11::object result_;
   TensorView view_;
-  std::shared_ptr<ArrayArg> given_;
+  std::shared_ptr<ArrayArg> array_;
 };
 
-// The memory of one argument; none where an optional one is not given.
+// The memory of one argument; none where an optional one is absent.
 class CallArray {
  public:
   CallArray(const ArrayArg& array);   // NOLINT(google-explicit-constructor)

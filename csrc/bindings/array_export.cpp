@@ -53,7 +53,7 @@ StreamHandle handle_of(std::int64_t dlpack_stream) {
   return dlpack_stream == 1 ? 0 : static_cast<StreamHandle>(dlpack_stream);
 }
 
-// What a DLPack consumer holds: the array (its memory) and the sizes the tensor points to.
+// Lent to a DLPack consumer: the array (its memory) and the sizes the tensor points to.
 template <typename Managed>
 struct Exported {
   DeviceArray array;
@@ -146,9 +146,9 @@ py::dict cuda_array_interface(const DeviceArray& array) {
   return fields;
 }
 
-void expect_like(const char* name, const TensorView& given, const TensorView& array) {
-  expect_dtype(name, given, {array.dtype});
-  expect_shape(name, given, array.shape);
+void expect_like(const char* name, const TensorView& view, const TensorView& array) {
+  expect_dtype(name, view, {array.dtype});
+  expect_shape(name, view, array.shape);
 }
 
 void copy_from(const DeviceArray& array, const py::object& source, StreamHandle stream) {
@@ -191,10 +191,10 @@ void copy_to_view(const DeviceArray& array, const TensorView& to, StreamHandle s
 // NumPy has no bfloat16; float32 holds the same values.
 py::array bfloat16_to_numpy(const DeviceArray& array, StreamHandle stream) {
   const TensorView& view = array.view();
-  std::vector<Bfloat16> held(static_cast<std::size_t>(view.count()));
-  copy_to_view(array, TensorView{held.data(), view.dtype, view.shape, {}}, stream);
+  std::vector<Bfloat16> values(static_cast<std::size_t>(view.count()));
+  copy_to_view(array, TensorView{values.data(), view.dtype, view.shape, {}}, stream);
   py::array result = new_numpy_array(view.shape, DType::float32);
-  std::transform(held.begin(), held.end(), static_cast<float*>(result.mutable_data()),
+  std::transform(values.begin(), values.end(), static_cast<float*>(result.mutable_data()),
                  bfloat16_to_float);
   return result;
 }
@@ -252,9 +252,9 @@ DType parse_dtype(const py::object& dtype) {
     return DType::bfloat16;
   }
   const auto name = py::dtype::from_args(dtype).attr("name").cast<std::string>();
-  for (const DType known : kNumpyTypes) {
-    if (name == name_of(known)) {
-      return known;
+  for (const DType type : kNumpyTypes) {
+    if (name == name_of(type)) {
+      return type;
     }
   }
   throw DTypeError("dtype: expected a boolean, integer or floating type of at most 8 bytes, got " +

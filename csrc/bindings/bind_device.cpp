@@ -38,15 +38,14 @@ class Event {
 };
 
 py::dict device_properties(int device) {
-  const cuda::DeviceProperties found = cuda::device_properties(device);
+  const cuda::DeviceProperties gpu = cuda::device_properties(device);
   py::dict properties;
-  properties["name"] = found.name;
-  properties["compute_capability"] =
-      std::to_string(found.major) + "." + std::to_string(found.minor);
-  properties["total_memory"] = found.total_memory;
-  properties["multiprocessors"] = found.multiprocessors;
-  properties["driver"] = found.driver;
-  properties["integrated"] = found.integrated;
+  properties["name"] = gpu.name;
+  properties["compute_capability"] = std::to_string(gpu.major) + "." + std::to_string(gpu.minor);
+  properties["total_memory"] = gpu.total_memory;
+  properties["multiprocessors"] = gpu.multiprocessors;
+  properties["driver"] = gpu.driver;
+  properties["integrated"] = gpu.integrated;
   return properties;
 }
 

@@ -17,13 +17,13 @@ namespace {
 
 using Places = std::vector<std::pair<std::int64_t, std::int64_t>>;
 
-WindowPlaces places_of(const Places& given) {
+WindowPlaces places_of(const Places& corners) {
   constexpr std::int64_t kFarthest = 32766;
-  if (given.size() > kMostWindows) {
-    fail_argument("places", "at most 16 windows", std::to_string(given.size()));
+  if (corners.size() > kMostWindows) {
+    fail_argument("places", "at most 16 windows", std::to_string(corners.size()));
   }
   WindowPlaces places;
-  for (const auto& [top, left] : given) {
+  for (const auto& [top, left] : corners) {
     if (top < 0 || top > kFarthest || left < 0 || left > kFarthest) {
       fail_argument("places", "rows and columns from 0 to 32766",
                     "(" + std::to_string(top) + ", " + std::to_string(left) + ")");

@@ -32,8 +32,8 @@ DType result_dtype(const py::object& out, StreamHandle stream) {
   if (out.is_none()) {
     return DType::float32;
   }
-  const ArrayArg given = ArrayArg::output(out, "out", stream);
-  const DType dtype = given.view().dtype;
+  const ArrayArg result = ArrayArg::output(out, "out", stream);
+  const DType dtype = result.view().dtype;
   return dtype == DType::float16 || dtype == DType::bfloat16 ? dtype : DType::float32;
 }
 

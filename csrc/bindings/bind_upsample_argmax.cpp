@@ -32,7 +32,7 @@ upsample::Activation parse_activation(const std::string& name) {
   return upsample::Activation::kSoftmax;
 }
 
-// What is drawn of the labels, if anything.
+// The drawing of the labels, if any.
 class OverlayArg {
  public:
   OverlayArg(const py::object& frame, const py::object& palette, double alpha,

@@ -39,12 +39,12 @@ inline ColourMatrix parse_matrix(const std::string& name) {
 // One array, or a tuple of two planes.
 class FrameArg {
  public:
-  FrameArg(const pybind11::object& given, StreamHandle stream) {
-    if (!pybind11::isinstance<pybind11::tuple>(given)) {
-      pixels_.emplace(ArrayArg::input(given, "frame", stream));
+  FrameArg(const pybind11::object& frame, StreamHandle stream) {
+    if (!pybind11::isinstance<pybind11::tuple>(frame)) {
+      pixels_.emplace(ArrayArg::input(frame, "frame", stream));
       return;
     }
-    const auto planes = given.cast<pybind11::tuple>();
+    const auto planes = frame.cast<pybind11::tuple>();
     if (planes.size() != 2) {
       fail_argument("frame", "an array or two planes", std::to_string(planes.size()) + " planes");
     }

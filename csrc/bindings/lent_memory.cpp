@@ -27,11 +27,11 @@ std::pair<py::object, py::object> label_results(const py::object& out, bool with
   return results;
 }
 
-ScratchMemory::ScratchMemory(const py::object& given, std::size_t bytes, const Device& device,
+ScratchMemory::ScratchMemory(const py::object& workspace, std::size_t bytes, const Device& device,
                              StreamHandle stream) {
   constexpr std::uintptr_t kAlignment = 64;
-  if (!given.is_none()) {
-    lent_.emplace(ArrayArg::output(given, "workspace", stream));
+  if (!workspace.is_none()) {
+    lent_.emplace(ArrayArg::output(workspace, "workspace", stream));
     view_ = lent_->view();
     if (reinterpret_cast<std::uintptr_t>(view_.data) % kAlignment != 0) {
       throw ShapeError(
@@ -42,8 +42,8 @@ ScratchMemory::ScratchMemory(const py::object& given, std::size_t bytes, const D
     view_ = {nullptr, DType::uint8, {0}, device};
   } else if (device.is_cuda()) {
     const Shape shape{static_cast<std::int64_t>(bytes)};
-    taken_.emplace(DeviceArray::empty(shape, DType::uint8, device.index, stream));
-    view_ = taken_->view();
+    pooled_.emplace(DeviceArray::empty(shape, DType::uint8, device.index, stream));
+    view_ = pooled_->view();
   } else {
     view_ = host_workspace(bytes);
   }

@@ -1,4 +1,4 @@
-// What callers lend to operations that label pixels.
+// Memory that callers lend to operations that label pixels.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -17,12 +17,12 @@ namespace zsseg::bindings {
 std::pair<pybind11::object, pybind11::object> label_results(const pybind11::object& out,
                                                             bool with_scores);
 
-// The scratch memory of one call: what `given` lends, at a multiple of 64 bytes; where that is
+// The scratch memory of one call: what `workspace` lends, at a multiple of 64 bytes; where that is
 // None, this thread's on the CPU and some of the stream's memory pool on CUDA, back to it when
 // done.
 class ScratchMemory {
  public:
-  ScratchMemory(const pybind11::object& given, std::size_t bytes, const Device& device,
+  ScratchMemory(const pybind11::object& workspace, std::size_t bytes, const Device& device,
                 StreamHandle stream);
 
   const TensorView& view() const { return view_; }
@@ -30,7 +30,7 @@ class ScratchMemory {
 
  private:
   std::optional<ArrayArg> lent_;
-  std::optional<DeviceArray> taken_;
+  std::optional<DeviceArray> pooled_;
   TensorView view_;
 };
 

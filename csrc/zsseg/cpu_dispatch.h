@@ -15,7 +15,7 @@ enum class CpuIsa { baseline, v3, v4 };  // the x86-64 levels; elsewhere baselin
 
 const char* name_of(CpuIsa isa);
 
-// What this binary holds and this CPU runs, lowest first; never empty.
+// Those that this binary holds and this CPU runs, lowest first; never empty.
 std::vector<CpuIsa> available_cpu_isas();
 
 // The one in use: the environment variable ZSSEG_CPU_ISA, else the highest available.

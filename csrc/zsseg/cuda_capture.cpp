@@ -58,25 +58,25 @@ cudaError_t end_on(StreamHandle stream, cudaGraph_t* graph) {
 }
 
 Recording instantiate(cudaGraph_t graph) {
-  Recording made;
-  ZSSEG_CUDA_CHECK(cudaGraphGetNodes(graph, nullptr, &made.nodes));
+  Recording recording;
+  ZSSEG_CUDA_CHECK(cudaGraphGetNodes(graph, nullptr, &recording.nodes));
   cudaGraphExec_t ready = nullptr;
   ZSSEG_CUDA_CHECK(cudaGraphInstantiate(&ready, graph, 0));
-  made.handle = reinterpret_cast<std::uintptr_t>(ready);
-  return made;
+  recording.handle = reinterpret_cast<std::uintptr_t>(ready);
+  return recording;
 }
 
 }  // namespace
 
 bool is_captured(StreamHandle stream, int device) {
   const DeviceGuard guard(device);  // the call makes a context on whichever GPU is current
-  cudaStreamCaptureStatus found = cudaStreamCaptureStatusNone;
-  const cudaError_t status = cudaStreamIsCapturing(to_stream(stream), &found);
+  cudaStreamCaptureStatus state = cudaStreamCaptureStatusNone;
+  const cudaError_t status = cudaStreamIsCapturing(to_stream(stream), &state);
   if (status != cudaSuccess) {
     static_cast<void>(cudaGetLastError());
     return status == cudaErrorStreamCaptureImplicit;
   }
-  return found != cudaStreamCaptureStatusNone;
+  return state != cudaStreamCaptureStatusNone;
 }
 
 void begin_capture(StreamHandle stream, int device) {
@@ -91,9 +91,9 @@ Recording end_capture(StreamHandle stream, int device) {
   cudaGraph_t graph = nullptr;
   ZSSEG_CUDA_CHECK(end_on(stream, &graph));
   try {
-    const Recording made = instantiate(graph);
+    const Recording recording = instantiate(graph);
     static_cast<void>(cudaGraphDestroy(graph));
-    return made;
+    return recording;
   } catch (const CudaError&) {
     static_cast<void>(cudaGraphDestroy(graph));
     throw;

@@ -10,7 +10,7 @@
 
 namespace zsseg {
 
-// What to do about an error of a capture; null for other errors.
+// The remedy for an error of a capture; null for other errors.
 inline const char* capture_advice(cudaError_t status) {
   switch (status) {
     case cudaErrorStreamCaptureUnsupported:

@@ -18,20 +18,20 @@ namespace {
 using ContextState = int (*)(int device, unsigned* flags, int* active);
 
 ContextState find_context_state() {
-  void* found = nullptr;
+  void* entry = nullptr;
   cudaDriverEntryPointQueryResult result = cudaDriverEntryPointSymbolNotFound;
 #if CUDART_VERSION >= 12050
-  const cudaError_t status = cudaGetDriverEntryPointByVersion("cuDevicePrimaryCtxGetState", &found,
+  const cudaError_t status = cudaGetDriverEntryPointByVersion("cuDevicePrimaryCtxGetState", &entry,
                                                               7000, cudaEnableDefault, &result);
 #else
   const cudaError_t status =
-      cudaGetDriverEntryPoint("cuDevicePrimaryCtxGetState", &found, cudaEnableDefault, &result);
+      cudaGetDriverEntryPoint("cuDevicePrimaryCtxGetState", &entry, cudaEnableDefault, &result);
 #endif
   if (status != cudaSuccess) {
     static_cast<void>(cudaGetLastError());
     return nullptr;
   }
-  return result == cudaDriverEntryPointSuccess ? reinterpret_cast<ContextState>(found) : nullptr;
+  return result == cudaDriverEntryPointSuccess ? reinterpret_cast<ContextState>(entry) : nullptr;
 }
 
 }  // namespace
@@ -74,8 +74,8 @@ cudaMemPool_t make_pool(int device) {
   properties.location.id = device;
   cudaMemPool_t pool = nullptr;
   ZSSEG_CUDA_CHECK(cudaMemPoolCreate(&pool, &properties));
-  std::uint64_t kept = kKeptBytes;
-  ZSSEG_CUDA_CHECK(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &kept));
+  std::uint64_t threshold = kKeptBytes;
+  ZSSEG_CUDA_CHECK(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &threshold));
   return pool;
 }
 
@@ -130,15 +130,15 @@ int device_count() {
 
 DeviceProperties device_properties(int device) {
   expect_device("device", device);
-  cudaDeviceProp found;
-  ZSSEG_CUDA_CHECK(cudaGetDeviceProperties(&found, device));
+  cudaDeviceProp properties;
+  ZSSEG_CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
   int driver = 0;
   ZSSEG_CUDA_CHECK(cudaDriverGetVersion(&driver));
-  return {found.name,
-          found.major,
-          found.minor,
-          found.totalGlobalMem,
-          found.multiProcessorCount,
+  return {properties.name,
+          properties.major,
+          properties.minor,
+          properties.totalGlobalMem,
+          properties.multiProcessorCount,
           driver,
           has(cudaDevAttrIntegrated, device)};
 }

@@ -1,4 +1,4 @@
-// What cuda_runtime.h and cuda_capture.h promise of a build without CUDA.
+// cuda_runtime.h and cuda_capture.h in a build without CUDA.
 #include "zsseg/cuda_capture.h"
 #include "zsseg/cuda_runtime.h"
 #include "zsseg/error.h"

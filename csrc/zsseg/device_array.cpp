@@ -36,8 +36,8 @@ std::shared_ptr<OwnedStream> OwnedStream::create(int device, std::optional<bool>
 
 std::shared_ptr<OwnedStream> OwnedStream::find(StreamHandle handle) {
   const std::lock_guard<std::mutex> lock(registry().mutex);
-  const auto found = registry().streams.find(handle);
-  return found == registry().streams.end() ? nullptr : found->second.lock();
+  const auto entry = registry().streams.find(handle);
+  return entry == registry().streams.end() ? nullptr : entry->second.lock();
 }
 
 OwnedStream::~OwnedStream() {

@@ -21,14 +21,14 @@ struct Addresses {
 
 using Kind = std::pair<int, std::size_t>;  // device and size
 
-struct Kept {
+struct Pool {
   std::vector<Addresses> blocks;
   std::uint64_t used = 0;  // when a block of this kind was last taken or given back
 };
 
 struct KeptBlocks {
   std::mutex mutex;
-  std::map<Kind, Kept> kinds;
+  std::map<Kind, Pool> kinds;
   std::size_t bytes = 0;
   std::uint64_t now = 0;
 };
@@ -39,16 +39,16 @@ KeptBlocks& kept_blocks() {
   return *only;
 }
 
-bool take(std::size_t bytes, int device, Addresses* found) {
+bool take(std::size_t bytes, int device, Addresses* block) {
   KeptBlocks& own = kept_blocks();
   const std::lock_guard<std::mutex> lock(own.mutex);
-  Kept& kept = own.kinds[{device, bytes}];
-  kept.used = ++own.now;
-  if (kept.blocks.empty()) {
+  Pool& pool = own.kinds[{device, bytes}];
+  pool.used = ++own.now;
+  if (pool.blocks.empty()) {
     return false;
   }
-  *found = kept.blocks.back();
-  kept.blocks.pop_back();
+  *block = pool.blocks.back();
+  pool.blocks.pop_back();
   own.bytes -= bytes;
   return true;
 }
@@ -64,9 +64,9 @@ void keep(const Addresses& block, std::size_t bytes, int device) {
   std::vector<std::pair<Kind, Addresses>> freed;
   {
     const std::lock_guard<std::mutex> lock(own.mutex);
-    Kept& kept = own.kinds[{device, bytes}];
-    kept.used = ++own.now;
-    kept.blocks.push_back(block);
+    Pool& pool = own.kinds[{device, bytes}];
+    pool.used = ++own.now;
+    pool.blocks.push_back(block);
     own.bytes += bytes;
     while (own.bytes > kKeptBytes) {
       const auto oldest = std::min_element(

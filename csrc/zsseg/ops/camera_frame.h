@@ -10,7 +10,7 @@ constexpr std::int64_t kMaxSide = 32767;  // longest side of frames and results
 // ITU-R's two ways from a camera's brightness and colour to RGB, of limited range and of full.
 enum class ColourMatrix { kBt601, kBt709, kBt601Full, kBt709Full };
 
-// What a camera delivers: uint8 [H,W,3], or NV12: brightness uint8 [H,W] with even sides, and
+// A frame of a camera: uint8 [H,W,3], or NV12: brightness uint8 [H,W] with even sides, and
 // colour uint8 [H/2,W/2,2], U then V of every two by two pixels.
 struct CameraFrame {
   TensorView pixels;

@@ -1,4 +1,4 @@
-// What every op on class logits [B, C, h, w] demands of their sizes.
+// Checks of the sizes of class logits [B, C, h, w], for every op on them.
 #pragma once
 
 #include <cstdint>

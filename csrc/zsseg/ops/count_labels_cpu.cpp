@@ -14,7 +14,7 @@ constexpr std::int64_t kGrainLabels = 1 << 17;  // about 50 us of work; far belo
 template <typename Label>
 using Bins = std::uint32_t[kTables][kLabelBins<Label>];
 
-// Eight bytes of labels at a time. Labels of a picture are mostly equal to their neighbours: eight
+// Eight bytes of labels at a time. Labels of an image are mostly equal to their neighbours: eight
 // equal bytes take one addition. Others take turns between tables, because adding to one counter
 // again would wait for the store before.
 template <typename Label>
@@ -45,7 +45,7 @@ void count_window(const Label* labels, int count, std::int64_t first,
                   std::int64_t num_classes) {
   Bins<Label> bins = {};
   fill_bins(labels, count, first, bins);
-  std::int64_t known = 0;
+  std::int64_t counted = 0;
   const int classes = window_classes<Label>(first, num_classes);
   for (int c = 0; c < classes; ++c) {
     std::int64_t sum = 0;
@@ -54,10 +54,10 @@ void count_window(const Label* labels, int count, std::int64_t first,
     }
     if (sum != 0) {
       __atomic_fetch_add(out + first + c, sum, __ATOMIC_RELAXED);
-      known += sum;
+      counted += sum;
     }
   }
-  __atomic_fetch_sub(out + num_classes, known, __ATOMIC_RELAXED);
+  __atomic_fetch_sub(out + num_classes, counted, __ATOMIC_RELAXED);
 }
 
 template <typename Label>

@@ -1,4 +1,4 @@
-// What CLIP is shown of each proposed region: boxes around masks, and their crops.
+// The view of each proposed region for CLIP: boxes around masks, and their crops.
 #pragma once
 
 #include "zsseg/cpu_dispatch.h"

@@ -113,7 +113,7 @@ struct ColumnSamples {
   }
 };
 
-// A row of a crop before it is sampled along the columns: a weighted sum of rows of the picture.
+// A row of a crop before it is sampled along the columns: a weighted sum of rows of the image.
 class RowSum {
  public:
   RowSum(const Problem& problem, int first, int last)

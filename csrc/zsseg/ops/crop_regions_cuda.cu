@@ -1,7 +1,7 @@
-// crop_regions on CUDA: the picture is summed down the rows of each bin, then sampled across.
+// crop_regions on CUDA: the image is summed down the rows of each bin, then sampled across.
 // Positions of rows and columns are found once a block, and many blocks share a crop.
 //
-// R crops of S x S from boxes of b x c, n = ceil(c / S), in a picture of H x W, masks of h x w:
+// R crops of S x S from boxes of b x c, n = ceil(c / S), in an image of H x W, masks of h x w:
 //   bytes       12 R S S written, 12 H W + 4 R h w read    10 MB for 10 crops of 224, 480 x 640
 //   operations  40 R c (b + S / 4) + 12 R S S n            155 M for boxes of 480 x 640
 //   floors      2 us by bytes, 3 us by operations on an H200 (4.8 TB/s, 60 T/s)
@@ -26,13 +26,13 @@ constexpr int kCropRows = 4;  // of a crop, made by one block together
 constexpr int kChunk = 256;   // columns of the canvas summed at once
 constexpr int kSlice = 32;    // rows of the canvas weighed at once
 
-// What differs between the regions of one launch: in its parameters, for which it is small enough,
-// or, where `chosen` is not null, on the device.
+// The regions of one launch: in its parameters, for which they are few enough, or, where `indices`
+// is not null, on the device.
 struct Regions {
   std::int32_t mask[kMaxCropRegions];
   std::int32_t box[kMaxCropRegions][4];
-  const std::int32_t* chosen;  // [R], which masks
-  const std::int32_t* bounds;  // [Q, 5], of every mask
+  const std::int32_t* indices;  // [R], which masks
+  const std::int32_t* bounds;   // [Q, 5], of every mask
   int num_masks;
 };
 
@@ -42,11 +42,11 @@ struct Region {
 
 // Nobody has checked what is on the device: whatever lies outside is moved inside.
 __device__ Region region_at(const Regions& of, int index, const MaskGrid& grid) {
-  if (of.chosen == nullptr) {
+  if (of.indices == nullptr) {
     const std::int32_t* box = of.box[index];
     return {of.mask[index], box[0], box[1], box[2], box[3]};
   }
-  const int mask = min(max(of.chosen[index], 0), of.num_masks - 1);
+  const int mask = min(max(of.indices[index], 0), of.num_masks - 1);
   const std::int32_t* box = of.bounds + 5 * std::int64_t{mask};
   const int x1 = min(max(box[0], 0), grid.canvas_width - 1);
   const int y1 = min(max(box[1], 0), grid.canvas_height - 1);
@@ -79,7 +79,7 @@ struct alignas(16) RowWeights {
   float of_row[kCropRows];
 };
 
-// A block's shared memory: the picture summed down the rows of each bin, for some of its columns.
+// A block's shared memory: the image summed down the rows of each bin, for some of its columns.
 struct CropMemory {
   float sums[kCropRows][3][kChunk + 1];
   RowWeights weights[kSlice];
@@ -116,14 +116,14 @@ __device__ void sum_column(const CropMemory& memory, const CropProblem& problem,
   const CellPosition column = regions::mask_column(problem.grid, x);
   const float* pixel = problem.image + std::int64_t{y} * problem.grid.canvas_width + x;
   float corner[4] = {};
-  int held = -1;  // the grid row of these corners
+  int cell = -1;  // the grid row of these corners
   ZSSEG_UNROLL((kMasked ? 1 : 4))
   for (int i = 0; i < num_rows; ++i, pixel += problem.grid.canvas_width) {
     if (kMasked) {
       const CellPosition row = memory.mask_rows[i];
-      if (row.cell != held) {
+      if (row.cell != cell) {
         regions::load_corners(logits, problem.grid, row.cell, column.cell, corner);
-        held = row.cell;
+        cell = row.cell;
       }
       if (!(regions::blend_corners(corner, row, column) > 0.0f)) {
         continue;
@@ -230,7 +230,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Where a row or column of a resized picture lies: on the canvas, and there on the masks' grid.
+// Where a row or column of a resized image lies: on the canvas, and there on the masks' grid.
 struct ResizedPosition {
   CellPosition at, first, second;
 };
@@ -243,7 +243,7 @@ __device__ ResizedPosition resized_position(int index, int side, int canvas, int
 }
 
 // Style kMask: kCropRows rows a block, one thread a column; positions of rows are shared. Bound by
-// its loads, four corners of the picture's planes and up to sixteen logits a pixel. kOnDevice tells
+// its loads, four corners of the image's planes and up to sixteen logits a pixel. kOnDevice tells
 // where the regions are: looking there takes registers.
 template <bool kOnDevice>
 __global__ void __launch_bounds__(kThreads)
@@ -264,7 +264,7 @@ __global__ void __launch_bounds__(kThreads)
   const float* logits = problem.logits(kOnDevice ? region_at(regions_of, blockIdx.z, grid).mask
                                                  : regions_of.mask[blockIdx.z]);
   const ResizedPosition x = resized_position(column, side, grid.canvas_width, grid.width);
-  const MaskGrid picture{grid.canvas_height, grid.canvas_width, side, side};
+  const MaskGrid image{grid.canvas_height, grid.canvas_width, side, side};
   float* to = problem.out + (std::int64_t{blockIdx.z} * 3 * side + first_row) * side + column;
   ZSSEG_UNROLL(1)
   for (int r = 0; r < kCropRows && first_row + r < side; ++r) {
@@ -276,7 +276,7 @@ __global__ void __launch_bounds__(kThreads)
     const bool inside = regions::blend_corners(corner, y.at, x.at) > 0.0f;
     for (int plane = 0; plane < 3; ++plane) {
       const float* pixels = problem.image + plane * problem.plane_size();
-      const float value = regions::mask_logit(pixels, picture, y.at, x.at);
+      const float value = regions::mask_logit(pixels, image, y.at, x.at);
       to[(plane * side + r) * side] =
           inside ? value * problem.planes.scale[plane] + problem.planes.offset[plane] : 0.0f;
     }
@@ -295,7 +295,7 @@ int num_parts(int whole, int part) {
 Regions regions_of(const TensorView& regions, const TensorView& boxes) {
   Regions of{};
   if (regions.device.is_cuda()) {
-    of.chosen = regions.as<const std::int32_t>();
+    of.indices = regions.as<const std::int32_t>();
     of.bounds = boxes.as<const std::int32_t>();
     of.num_masks = static_cast<int>(boxes.shape[0]);
   } else {
@@ -326,9 +326,9 @@ void crop_regions_cuda(const TensorView& image, const TensorView& mask_logits,
   const dim3 blocks(static_cast<unsigned>(num_parts(problem.side, threads)),
                     static_cast<unsigned>(num_parts(problem.side, kCropRows)),
                     static_cast<unsigned>(regions.shape[0]));
-  const auto mask_picture =
+  const auto mask_image =
       regions.device.is_cuda() ? mask_picture_kernel<true> : mask_picture_kernel<false>;
-  const auto kernel = params.style == Style::kMask       ? mask_picture
+  const auto kernel = params.style == Style::kMask       ? mask_image
                       : params.style == Style::kCropMask ? crop_regions_kernel<true>
                                                          : crop_regions_kernel<false>;
   launch("crop_regions_kernel", kernel, {blocks, static_cast<unsigned>(threads)}, to_stream(stream),

@@ -13,7 +13,7 @@ namespace zsseg::regions {
 enum class Style : int {
   kCropMask = 0,  // the box; pixels outside the mask are zero
   kCrop = 1,      // the box
-  kMask = 2,      // the whole picture; pixels outside the mask are zero
+  kMask = 2,      // the whole image; pixels outside the mask are zero
 };
 
 // Mask logits on their grid, and the canvas that they are upsampled to.
@@ -93,7 +93,7 @@ ZSSEG_HOST_DEVICE BinSample bin_sample(const BinAxis& axis, int bin, int sample)
   return {lower, lower < axis.last ? lower + 1 : axis.last, at - static_cast<float>(lower)};
 }
 
-// Style kMask: is pixel (row, column) of the side x side picture inside the mask? The logits on the
+// Style kMask: is pixel (row, column) of the side x side image inside the mask? The logits on the
 // canvas are resized once more before they are compared with zero.
 ZSSEG_HOST_DEVICE bool inside_resized_mask(const float* logits, const MaskGrid& grid, int side,
                                            int row, int column) {
@@ -107,7 +107,7 @@ ZSSEG_HOST_DEVICE bool inside_resized_mask(const float* logits, const MaskGrid& 
   return upsample::bilinear(corner, 1.0f - y.t, y.t, 1.0f - x.t, x.t) > 0.0f;
 }
 
-// Style kMask: the picture's plane resized to side x side.
+// Style kMask: the image's plane resized to side x side.
 ZSSEG_HOST_DEVICE float resized_pixel(const float* plane,  // [height, width]
                                       int height, int width, int side, int row, int column) {
   const upsample::CellPosition y = upsample::cell_position(row, height, side);

@@ -7,7 +7,7 @@
 
 namespace zsseg {
 
-// What a call may tell beyond its result. An absent array is a default-constructed view.
+// The answer of a call beyond its result. An absent array is a default-constructed view.
 struct FiniteCheck {
   TensorView finite;     // uint8 [1]: 1 if the result holds neither NaN nor infinity, else 0
   TensorView workspace;  // needed with `finite` on CUDA: uint8, at least so many bytes, at a
@@ -17,7 +17,7 @@ struct FiniteCheck {
   static constexpr std::int64_t kWorkspaceBytes = 8;
 };
 
-// Checks both where `finite` is given; `other` is an argument of the call, which has a name.
+// Checks both where `finite` is present; `other` is an argument of the call, which has a name.
 void expect_finite_check(const FiniteCheck& check, const char* other_name, const TensorView& other);
 
 }  // namespace zsseg

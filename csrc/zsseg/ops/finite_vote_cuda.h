@@ -10,20 +10,20 @@ namespace {
 
 // The last block to come here writes the answer of all and leaves zeros behind.
 __device__ inline void vote(std::uint8_t* out, int* votes, int voters, bool finite) {
-  __shared__ int found;
+  __shared__ int bad;
   __syncthreads();
   if (threadIdx.x == 0) {
-    found = 0;
+    bad = 0;
   }
   __syncthreads();
   if (!finite) {
-    atomicMax(&found, 1);
+    atomicMax(&bad, 1);
   }
   __syncthreads();
   if (threadIdx.x != 0) {
     return;
   }
-  if (found != 0) {
+  if (bad != 0) {
     atomicAdd(&votes[1], 1);
     __threadfence();
   }

@@ -1,4 +1,4 @@
-// Labels of a picture from soft masks that vote for classes, without full-size score maps.
+// Labels of an image from soft masks that vote for classes, without full-size score maps.
 #pragma once
 
 #include <cstddef>

@@ -24,7 +24,7 @@ struct Task {
   const LabelRegionsLayout& layout;
   float* shared;
   float* own;
-  std::int64_t held[2];  // the canvas rows in maps; -1 for none
+  std::int64_t rows[2];  // the canvas rows in maps; -1 for none
 
   std::int64_t num_regions() const { return inputs.class_scores.shape[1]; }
   std::int64_t num_classes() const { return inputs.class_scores.shape[0]; }
@@ -100,7 +100,7 @@ void add_up_tile(const Task& task, std::int64_t y, std::int64_t first, std::int6
 }
 
 void hold_row(Task& task, std::int64_t y) {
-  if (task.held[y % 2] == y) {
+  if (task.rows[y % 2] == y) {
     return;
   }
   soften_row(task, y);
@@ -109,7 +109,7 @@ void hold_row(Task& task, std::int64_t y) {
       add_up_tile(task, y, c, x);
     }
   }
-  task.held[y % 2] = y;
+  task.rows[y % 2] = y;
 }
 
 // Lets class c compete for every pixel of a row of the result.

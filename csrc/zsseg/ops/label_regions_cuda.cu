@@ -89,8 +89,8 @@ __device__ void label_in_place(const Problem& problem, const Tile& tile, Registe
       }
     }
   }
-  __syncthreads();                               // every warp has read the soft masks
-  auto* found = reinterpret_cast<Best*>(softs);  // [kClassWarps, kRows, kColumns]
+  __syncthreads();                                 // every warp has read the soft masks
+  auto* partial = reinterpret_cast<Best*>(softs);  // [kClassWarps, kRows, kColumns]
   for (int row = 0; row < kRows / 2; ++row) {
     for (int k = 0; k < 2; ++k) {
       for (int step = 4; step < kLanes; step *= 2) {
@@ -98,7 +98,7 @@ __device__ void label_in_place(const Problem& problem, const Tile& tile, Registe
         join(best[row][k], lowered, __shfl_xor_sync(kFullWarp, best[row][k].index, step));
       }
       if (lane < 4) {
-        found[(class_warp * kRows + first_row + row) * kColumns + 2 * lane + k] = best[row][k];
+        partial[(class_warp * kRows + first_row + row) * kColumns + 2 * lane + k] = best[row][k];
       }
     }
   }
@@ -107,9 +107,9 @@ __device__ void label_in_place(const Problem& problem, const Tile& tile, Registe
   if (row >= tile.out_rows || column >= tile.out_columns) {
     return;
   }
-  Best whole = found[threadIdx.x];
+  Best whole = partial[threadIdx.x];
   for (int other = 1; other < kClassWarps; ++other) {
-    const Best& next = found[other * kRows * kColumns + threadIdx.x];
+    const Best& next = partial[other * kRows * kColumns + threadIdx.x];
     join(whole, next.lowered, next.index);
   }
   write_pixel(problem, whole, tile.out_y + row, tile.out_x + column);

@@ -76,8 +76,8 @@ struct HalfPair {
 __device__ HalfPair split(float first, float second) {
 #if defined(__CUDACC__)
   const __half2 high = __floats2half2_rn(first, second);
-  const float2 held = __half22float2(high);
-  const __half2 low = __floats2half2_rn(first - held.x, second - held.y);
+  const float2 rounded = __half22float2(high);
+  const __half2 low = __floats2half2_rn(first - rounded.x, second - rounded.y);
   HalfPair pair;
   memcpy(&pair.high, &high, sizeof high);
   memcpy(&pair.low, &low, sizeof low);
@@ -204,12 +204,12 @@ __device__ void soften_tile(const Problem& problem, const Tile& tile, const Cell
     const int first = task / 2 * kDepth + lane % 4 * 2;
     const int first_row = task % 2 * (kRows / 2);
     float corner[4][4] = {};
-    int held = -1;
+    int cell = -1;
     for (int row = first_row; row < first_row + kRows / 2; ++row) {
       float value[4];
       for (int k = 0; k < 4; ++k) {
         const int q = first + k % 2 + k / 2 * 8;
-        if (rows[row].cell != held && q < problem.num_regions) {
+        if (rows[row].cell != cell && q < problem.num_regions) {
           regions::load_corners(problem.mask_logits + std::int64_t{q} * grid.height * grid.width,
                                 grid, rows[row].cell, column.cell, corner[k]);
         }
@@ -217,7 +217,7 @@ __device__ void soften_tile(const Problem& problem, const Tile& tile, const Cell
                        ? soft(regions::blend_corners(corner[k], rows[row], column))
                        : 0.0f;
       }
-      held = rows[row].cell;
+      cell = rows[row].cell;
       const HalfPair near = split(value[0], value[1]), far = split(value[2], value[3]);
       softs[(task / 2 * kRows + row) * kLanes + lane] = {near.high, far.high, near.low, far.low};
     }

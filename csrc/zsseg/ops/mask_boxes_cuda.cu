@@ -129,19 +129,19 @@ __device__ Bounds join_lanes(Bounds bounds) {
 }
 
 // Joins one band's bounds to its mask's; the last band to come replaces thin boxes by the canvas.
-__device__ void join_bands(std::int32_t* box, const Bounds& found, const MaskGrid& grid) {
-  atomicMin(&box[0], found.x1);
-  atomicMin(&box[1], found.y1);
-  atomicMax(&box[2], found.x2);
-  atomicMax(&box[3], found.y2);
+__device__ void join_bands(std::int32_t* box, const Bounds& band, const MaskGrid& grid) {
+  atomicMin(&box[0], band.x1);
+  atomicMin(&box[1], band.y1);
+  atomicMax(&box[2], band.x2);
+  atomicMax(&box[3], band.y2);
   __threadfence();
-  const int before = atomicAdd(&box[4], found.count + (1 << kCountBits));
+  const int before = atomicAdd(&box[4], band.count + (1 << kCountBits));
   if (before >> kCountBits != static_cast<int>(gridDim.y) - 1) {
     return;
   }
   __threadfence();
   volatile std::int32_t* joined = box;
-  joined[4] = (before & ((1 << kCountBits) - 1)) + found.count;
+  joined[4] = (before & ((1 << kCountBits) - 1)) + band.count;
   if (joined[2] <= joined[0] || joined[3] <= joined[1]) {
     joined[0] = 0;
     joined[1] = 0;
@@ -160,7 +160,7 @@ __global__ void mask_boxes_kernel(const float* __restrict__ mask_logits,  // [Q,
                                   MaskGrid grid, int band_rows) {
   int* begins = dynamic_shared<int>();  // the first canvas column of every cell
   __shared__ CellPosition rows[kMostBandRows];
-  __shared__ Bounds found;
+  __shared__ Bounds band;
   const int quads = (grid.width + kQuad - 1) / kQuad;
   const int first_y = blockIdx.y * band_rows;
   const int num_rows = min(band_rows, grid.canvas_height - first_y);
@@ -173,7 +173,7 @@ __global__ void mask_boxes_kernel(const float* __restrict__ mask_logits,  // [Q,
     rows[row] = regions::mask_row(grid, first_y + row);
   }
   if (threadIdx.x == 0) {
-    found = no_bounds(grid);
+    band = no_bounds(grid);
   }
   __syncthreads();
   const float* logits = mask_logits + std::int64_t{blockIdx.x} * grid.height * grid.width;
@@ -190,15 +190,15 @@ __global__ void mask_boxes_kernel(const float* __restrict__ mask_logits,  // [Q,
   }
   bounds = join_lanes(bounds);
   if (threadIdx.x % 32 == 0 && bounds.count > 0) {
-    atomicMin(&found.x1, bounds.x1);
-    atomicMin(&found.y1, bounds.y1);
-    atomicMax(&found.x2, bounds.x2);
-    atomicMax(&found.y2, bounds.y2);
-    atomicAdd(&found.count, bounds.count);
+    atomicMin(&band.x1, bounds.x1);
+    atomicMin(&band.y1, bounds.y1);
+    atomicMax(&band.x2, bounds.x2);
+    atomicMax(&band.y2, bounds.y2);
+    atomicAdd(&band.count, bounds.count);
   }
   __syncthreads();
   if (threadIdx.x == 0) {
-    join_bands(boxes + 5 * std::int64_t{blockIdx.x}, found, grid);
+    join_bands(boxes + 5 * std::int64_t{blockIdx.x}, band, grid);
   }
 }
 

@@ -1,4 +1,4 @@
-// Logits of overlapping windows, averaged on the grid of the whole picture.
+// Logits of overlapping windows, averaged on the grid of the whole image.
 #pragma once
 
 #include "zsseg/cpu_dispatch.h"

@@ -107,7 +107,7 @@ std::vector<std::uint8_t> choose(const MoveLabels& arrays, const MoveLimits& lim
              *start = arrays.start.as<const std::uint8_t>();
   const auto* flow = arrays.flow.as<const float>();
   const auto* refined = arrays.refined.data ? arrays.refined.as<const float>() : nullptr;
-  auto* taken = arrays.out_flow.as<float>();
+  auto* out_flow = arrays.out_flow.as<float>();
   const auto explain = [&](const float* by, std::vector<std::uint8_t>& into) {
     differences(now, start, by, size, into.data());
     average(into.data(), size, sums.data());
@@ -125,8 +125,8 @@ std::vector<std::uint8_t> choose(const MoveLabels& arrays, const MoveLimits& lim
     const bool rests = rest[i] < difference + limits.gain;
     const float* from = (is_refined ? refined : flow) + 2 * i;
     const float dx = rests ? 0.0f : from[0], dy = rests ? 0.0f : from[1];
-    taken[2 * i] = dx;
-    taken[2 * i + 1] = dy;
+    out_flow[2 * i] = dx;
+    out_flow[2 * i + 1] = dy;
     const float x = static_cast<float>(i % size.width) + dx,
                 y = static_cast<float>(i / size.width) + dy;
     const bool is_inside =

@@ -10,7 +10,7 @@
 namespace zsseg {
 namespace {
 
-// What text embeddings may be beside patches of a dtype.
+// The dtypes of text embeddings next to patches of a dtype.
 void expect_text_dtype(const TensorView& text_embeds, DType patches) {
   if (patches == DType::float32) {
     expect_dtype("text_embeds", text_embeds, {DType::float32, DType::float16, DType::bfloat16});

@@ -102,7 +102,7 @@ void similarity_block(const Problem<Patch, Text>& problem, std::int64_t first_pa
   }
 }
 
-// What a class's sums are multiplied by.
+// The factor of a class's sums.
 template <typename Patch, typename Text>
 float class_factor(const Problem<Patch, Text>& problem, std::int64_t index) {
   return problem.scale *

@@ -21,8 +21,7 @@ template <typename Patch, typename Text>
 constexpr bool kMeet =
     std::is_same_v<Patch, Text> || std::is_same_v<Patch, float> || std::is_same_v<Text, float>;
 
-// What a row is multiplied by to have unit norm; 0 for a row of zeros, whose cosine is defined as
-// 0.
+// The factor that gives a row unit norm; 0 for a row of zeros, whose cosine is defined as 0.
 ZSSEG_HOST_DEVICE float inverse_norm(float sum_of_squares) {
   return sum_of_squares == 0.0f ? 0.0f : 1.0f / sqrtf(sum_of_squares);
 }

@@ -43,7 +43,7 @@ inline float from_tf32(std::uint32_t bits) {
   return bits_to_float(bits & 0xffffe000u);
 }
 
-// What every lane of the warp holds in its `kRegisters` registers.
+// The `kRegisters` registers of every lane of the warp.
 template <int kRegisters>
 struct Warp {
   std::uint32_t lane[32][kRegisters];
@@ -52,12 +52,12 @@ struct Warp {
     for (int first = 0; first < kRegisters; first += 2) {
       const bool pair = first + 1 < kRegisters;
       const std::uint64_t high = pair ? own[first + 1] : 0;
-      const std::uint64_t* given =
+      const std::uint64_t* words =
           cuda_emulation::exchange_all(high << 32 | own[first], __FILE__, __LINE__);
       for (int other = 0; other < 32; ++other) {
-        lane[other][first] = static_cast<std::uint32_t>(given[other]);
+        lane[other][first] = static_cast<std::uint32_t>(words[other]);
         if (pair) {
-          lane[other][first + 1] = static_cast<std::uint32_t>(given[other] >> 32);
+          lane[other][first + 1] = static_cast<std::uint32_t>(words[other] >> 32);
         }
       }
     }

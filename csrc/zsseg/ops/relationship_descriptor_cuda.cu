@@ -37,7 +37,7 @@ struct Problem {
   DepthParts parts;
 };
 
-// What every element of a class's row is multiplied by: the image's embedding, or 1 for the half
+// The factor of every element of a class's row: the image's embedding, or 1 for the half
 // that holds the text alone.
 template <typename Element>
 __device__ void load_factors(unsigned char* to, const Element* cls, std::int64_t left, int depth,

@@ -166,7 +166,7 @@ CpuLayout upsample_argmax_cpu_layout(const UpsampleArgmaxInputs& inputs,
   layout.vectors = take(held_points * positions);
   layout.top_logit = take(layout.num_groups * held_points);
   layout.top = take(layout.num_groups * held_points);
-  layout.held = take(2);
+  layout.rows = take(2);
   layout.scratch = take(kScratchFloats * positions);
   layout.slot_bytes = end;
   layout.bytes = layout.slots + static_cast<std::size_t>(num_slots) * layout.slot_bytes;

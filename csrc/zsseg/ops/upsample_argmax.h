@@ -19,7 +19,7 @@ struct UpsampleArgmaxParams {
   Align align = Align::kHalfPixel;                                // where grid points lie
 };
 
-// What is drawn of the labels as they are stored: as `overlay` does afterwards, bit for bit.
+// A drawing of the labels as they are stored: as `overlay` does afterwards, bit for bit.
 struct LabelOverlay {
   TensorView frame;    // uint8 [H,W,3]
   TensorView palette;  // uint8 [K,3]
@@ -68,7 +68,7 @@ struct CpuLayout {
   int group_begin[3];  // positions of each group's classes; see upsample_argmax_cells.h
   std::size_t ids, row_s, row_t, column_s, column_t, row_begin, column_begin;
   std::size_t slots;  // the first thread's; the next one's is slot_bytes later
-  std::size_t vectors, top_logit, top, held, scratch;  // from the beginning of a slot
+  std::size_t vectors, top_logit, top, rows, scratch;  // from the beginning of a slot
   int num_slots;
   std::size_t slot_bytes, bytes;
 };

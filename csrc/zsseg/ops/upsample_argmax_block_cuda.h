@@ -48,7 +48,7 @@ struct Candidate {
   int index;
 };
 
-// What a warp works on. In shared memory: registers are scarce.
+// The work of a warp. In shared memory: registers are scarce.
 struct WarpCell {
   int num_classes;  // that count
   int cell_row, cell_column;
@@ -222,17 +222,17 @@ __device__ unsigned make_dominators(const Problem& problem, const WarpCell& cell
                                     const Staged& staged, Candidates& candidates, Corners* scratch,
                                     Dominator* dominators) {
   int mine = cell.num_classes;  // as in a group without classes
-  unsigned found = 0;
+  unsigned unique = 0;
   ZSSEG_UNROLL()
   for (int i = 0; i < kDominators; ++i) {
     candidates.best[i] = warp_best(candidates.best[i]);
     const int index = candidates.best[i].index;
-    bool known = index >= cell.num_classes;
+    bool is_listed = index >= cell.num_classes;
     ZSSEG_UNROLL()
     for (int before = 0; before < i; ++before) {
-      known = known || candidates.best[before].index == index;
+      is_listed = is_listed || candidates.best[before].index == index;
     }
-    found |= known ? 0u : 1u << i;
+    unique |= is_listed ? 0u : 1u << i;
     mine = cell.lane() == i ? index : mine;
   }
   if (mine < cell.num_classes) {
@@ -241,14 +241,14 @@ __device__ unsigned make_dominators(const Problem& problem, const WarpCell& cell
     dominators[cell.lane()] = make_dominator(scratch[cell.lane()].value, mine, slack);
   }
   __syncwarp();
-  return found;
+  return unique;
 }
 
-// Sets a bit for every class in the tile that stays and returns how many do. `found` has
+// Sets a bit for every class in the tile that stays and returns how many do. `unique` has
 // kDominators bits a group.
 template <int kGroups>
 __device__ int prune(const Problem& problem, const WarpCell& cell, const Staged& staged,
-                     unsigned found, const Dominator (*dominators)[kDominators]) {
+                     unsigned unique, const Dominator (*dominators)[kDominators]) {
   int num_survivors = 0;
   std::uint32_t* stay = stay_of_warp(problem);
   const int end = staged.first() + staged.count(cell);
@@ -261,7 +261,7 @@ __device__ int prune(const Problem& problem, const WarpCell& cell, const Staged&
       const Corners corners = staged.corners(cell, c);
       ZSSEG_UNROLL(1)
       for (int i = 0; i < kDominators; ++i) {
-        if ((found >> (kDominators * group + i) & 1u) != 0 && stays) {
+        if ((unique >> (kDominators * group + i) & 1u) != 0 && stays) {
           stays = !is_dominated(corners.value, c, dominators[group][i]);
         }
       }
@@ -282,14 +282,14 @@ __device__ void find_survivors(const Problem& problem, Staged& staged,
                                WarpShared<kGroups>& shared) {
   const WarpCell& cell = shared.cell;
   int num_survivors = 0;
-  unsigned found = 0;
+  unsigned unique = 0;
   ZSSEG_UNROLL(1)
   for (int pass = 0; pass <= kGroups; ++pass) {
     Candidates candidates(cell);
     for (int first = 0; first < cell.num_classes; first += kChunk) {
       staged.hold(problem, cell, first);
       if (pass == kGroups) {
-        num_survivors += prune<kGroups>(problem, cell, staged, found, shared.dominators);
+        num_survivors += prune<kGroups>(problem, cell, staged, unique, shared.dominators);
         continue;
       }
       const int end = first + staged.count(cell);
@@ -301,9 +301,9 @@ __device__ void find_survivors(const Problem& problem, Staged& staged,
       }
     }
     if (pass < kGroups) {
-      found |= make_dominators(problem, cell, staged, candidates, shared.corners,
-                               shared.dominators[pass])
-               << (kDominators * pass);
+      unique |= make_dominators(problem, cell, staged, candidates, shared.corners,
+                                shared.dominators[pass])
+                << (kDominators * pass);
     }
   }
   if (cell.lane() == 0) {

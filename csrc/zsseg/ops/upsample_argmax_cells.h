@@ -28,7 +28,7 @@ struct Image {
   float* top_logit;                  // [num_groups, 2, in_width]
   std::int32_t* top;                 // [num_groups, 2, in_width]: the best position, ~position if
                                      // another class comes near it or it is absent
-  std::int32_t* held;                // [2]: which rows these are; -1 is none
+  std::int32_t* rows;                // [2]: which rows these are; -1 is none
   const float *row_s, *row_t;        // [out_height + kRows]: 1 - t and t of every output row
   const float *column_s, *column_t;  // [out_width + kLanes]
   const std::int32_t *row_begin, *column_begin;  // first output row or column of every cell, + end
@@ -98,11 +98,11 @@ static int find_dominators(const Image& image, const Cell& cell, int group, floa
   int count = 1;
   for (int k = 0; k < 4; ++k) {
     const int candidate = decode(top[cell.point[k]]);
-    bool known = false;
+    bool is_listed = false;
     for (int i = 0; i < count; ++i) {
-      known = known || candidates[i] == candidate;
+      is_listed = is_listed || candidates[i] == candidate;
     }
-    if (!known) {
+    if (!is_listed) {
       candidates[count++] = candidate;
     }
   }
@@ -139,36 +139,37 @@ ZSSEG_SIMD_FN uint32_t dominated_lanes(const Cell& cell, int p, const Dominator*
   return bits(out);
 }
 
-static void add_survivor(const Image& image, const Cell& cell, int position, Survivors& kept) {
-  kept.ids[kept.count] = image.ids[position];
+static void add_survivor(const Image& image, const Cell& cell, int position, Survivors& survivors) {
+  survivors.ids[survivors.count] = image.ids[position];
   for (int k = 0; k < 4; ++k) {
-    kept.corners[4 * kept.count + k] = cell.corner[k][position];
+    survivors.corners[4 * survivors.count + k] = cell.corner[k][position];
   }
-  ++kept.count;
+  ++survivors.count;
 }
 
-static void prune(const Image& image, const Cell& cell, int group, float slack, Survivors& kept) {
+static void prune(const Image& image, const Cell& cell, int group, float slack,
+                  Survivors& survivors) {
   Dominator dominators[kMaxDominators];
   const int count = find_dominators(image, cell, group, slack, dominators);
   constexpr uint32_t kAll = (1u << (kLanes - 1)) * 2u - 1u;
-  kept.count = 0;
+  survivors.count = 0;
   for (int p = image.group_begin[group]; p < image.group_begin[group + 1]; p += kLanes) {
     uint32_t stay = ~dominated_lanes(cell, p, dominators, count) & kAll;
     for (; stay != 0; stay &= stay - 1) {
-      add_survivor(image, cell, p + __builtin_ctz(stay), kept);
+      add_survivor(image, cell, p + __builtin_ctz(stay), survivors);
     }
   }
 }
 
 // Values on the cell's left and right edge for the kRows output rows from `row` on.
-static void set_sides(const Image& image, int row, Survivors& kept) {
+static void set_sides(const Image& image, int row, Survivors& survivors) {
   const Vec4F s = load4(image.row_s + row), t = load4(image.row_t + row);
-  for (int i = 0; i < kept.count; ++i) {
-    const float* corner = kept.corners + 4 * i;
+  for (int i = 0; i < survivors.count; ++i) {
+    const float* corner = survivors.corners + 4 * i;
     const Vec4F left = s * corner[0] + t * corner[2];
     const Vec4F right = s * corner[1] + t * corner[3];
-    store4(kept.sides + 2 * kRows * i, left);
-    store4(kept.sides + 2 * kRows * i + kRows, right);
+    store4(survivors.sides + 2 * kRows * i, left);
+    store4(survivors.sides + 2 * kRows * i + kRows, right);
   }
 }
 
@@ -178,15 +179,15 @@ struct Patch {
   VecI id[kRows];
 };
 
-ZSSEG_SIMD_FN Patch best_of(const Survivors& kept, VecF s, VecF t) {
+ZSSEG_SIMD_FN Patch best_of(const Survivors& survivors, VecF s, VecF t) {
   Patch best;
   for (int r = 0; r < kRows; ++r) {
     best.logit[r] = splat(kAbsentLogit);
     best.id[r] = splat_int(kNoId);
   }
-  for (int i = 0; i < kept.count; ++i) {
-    const float* left = kept.sides + 2 * kRows * i;
-    const VecI id = splat_int(kept.ids[i]);
+  for (int i = 0; i < survivors.count; ++i) {
+    const float* left = survivors.sides + 2 * kRows * i;
+    const VecI id = splat_int(survivors.ids[i]);
     for (int r = 0; r < kRows; ++r) {
       const VecF logit = s * splat(left[r]) + t * splat(left[kRows + r]);
       const VecI better = logit > best.logit[r];
@@ -198,10 +199,10 @@ ZSSEG_SIMD_FN Patch best_of(const Survivors& kept, VecF s, VecF t) {
 }
 
 // Adds exp(logit - peak) of every survivor.
-ZSSEG_SIMD_FN void add_exponentials(const Survivors& kept, VecF s, VecF t, const VecF* peak,
+ZSSEG_SIMD_FN void add_exponentials(const Survivors& survivors, VecF s, VecF t, const VecF* peak,
                                     VecF* sum) {
-  for (int i = 0; i < kept.count; ++i) {
-    const float* left = kept.sides + 2 * kRows * i;
+  for (int i = 0; i < survivors.count; ++i) {
+    const float* left = survivors.sides + 2 * kRows * i;
     for (int r = 0; r < kRows; ++r) {
       sum[r] += exp_vec(s * splat(left[r]) + t * splat(left[kRows + r]) - peak[r]);
     }

@@ -97,9 +97,9 @@ ZSSEG_SIMD_FN void store_ranking(const Image& image, const Ranking& ranking, int
   }
 }
 
-// `count` grid points from `point` on, to be held from place `held` on.
+// `count` grid points from `point` on, stored from place `place` on.
 template <typename T>
-void gather_points(const Image& image, int point, int held, int count) {
+void gather_points(const Image& image, int point, int place, int count) {
   const int positions = image.positions();
   for (int group = 0; group < image.num_groups; ++group) {
     Ranking ranking;
@@ -113,7 +113,7 @@ void gather_points(const Image& image, int point, int held, int count) {
         fetch<T>(image, p + k, point, tile[k]);
         rank(ranking, tile[k], p + k);
       }
-      float* to = image.vectors + static_cast<std::int64_t>(held) * positions + p;
+      float* to = image.vectors + static_cast<std::int64_t>(place) * positions + p;
       for (int i = 0; i < count; i += 4) {
         Vec4F row[4] = {load4(tile[0] + i), load4(tile[1] + i), load4(tile[2] + i),
                         load4(tile[3] + i)};
@@ -123,7 +123,7 @@ void gather_points(const Image& image, int point, int held, int count) {
         }
       }
     }
-    store_ranking(image, ranking, group, held, count);
+    store_ranking(image, ranking, group, place, count);
   }
 }
 
@@ -131,10 +131,10 @@ void gather_points(const Image& image, int point, int held, int count) {
 template <typename T>
 void gather_row(const Image& image, int row) {
   const int place = row % 2, width = image.in_width;
-  if (image.held[place] == row) {
+  if (image.rows[place] == row) {
     return;
   }
-  image.held[place] = row;
+  image.rows[place] = row;
   for (int column = 0; column < width; column += kPoints) {
     gather_points<T>(image, row * width + column, place * width + column,
                      width - column < kPoints ? width - column : kPoints);
@@ -230,12 +230,12 @@ void place_classes(const CpuLayout& layout, const UpsampleArgmaxInputs& inputs, 
 // Work in nanoseconds below which a second thread costs more than it brings.
 constexpr std::int64_t kSmallWork = 50000;
 
-// What a thread needs of its own: the rows it holds. Its scratch lies behind them.
+// The memory of one thread: the rows it holds. Its scratch lies behind them.
 Image with_slot(Image image, const CpuLayout& layout, char* slot) {
   image.vectors = reinterpret_cast<float*>(slot + layout.vectors);
   image.top_logit = reinterpret_cast<float*>(slot + layout.top_logit);
   image.top = reinterpret_cast<std::int32_t*>(slot + layout.top);
-  image.held = reinterpret_cast<std::int32_t*>(slot + layout.held);
+  image.rows = reinterpret_cast<std::int32_t*>(slot + layout.rows);
   return image;
 }
 
@@ -253,8 +253,8 @@ void label_image(const Image& image, const CpuLayout& layout, char* base) {
     return base + layout.slots + static_cast<std::size_t>(slot) * layout.slot_bytes;
   };
   for (int slot = 0; slot < layout.num_slots; ++slot) {
-    std::int32_t* held = reinterpret_cast<std::int32_t*>(slot_of(slot) + layout.held);
-    held[0] = held[1] = -1;
+    std::int32_t* rows = reinterpret_cast<std::int32_t*>(slot_of(slot) + layout.rows);
+    rows[0] = rows[1] = -1;
   }
   parallel_for_slots(
       0, items, grain, layout.num_slots, [&](int slot, std::int64_t begin, std::int64_t end) {

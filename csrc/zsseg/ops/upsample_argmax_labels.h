@@ -36,7 +36,7 @@ struct Pixels {
 // The groups that can win in a cell: one, or unseen and seen.
 struct Contest {
   int num_groups;
-  Survivors kept[2];
+  Survivors survivors[2];
 };
 
 // The vector form of pick_winner in upsample_argmax_math.h, then the unknown threshold.
@@ -72,10 +72,10 @@ ZSSEG_SIMD_FN void label_patch(const Image& image, const Contest& contest, int r
                                int column) {
   const VecF s = load(image.column_s + column), t = load(image.column_t + column);
   Patch best[2];
-  best[0] = best_of(contest.kept[0], s, t);
+  best[0] = best_of(contest.survivors[0], s, t);
   VecF peak[kRows], sum[kRows];
   if (contest.num_groups == 2) {
-    best[1] = best_of(contest.kept[1], s, t);
+    best[1] = best_of(contest.survivors[1], s, t);
   }
   for (int r = 0; r < kRows; ++r) {
     peak[r] = contest.num_groups == 2 ? max(best[0].logit[r], best[1].logit[r]) : best[0].logit[r];
@@ -83,7 +83,7 @@ ZSSEG_SIMD_FN void label_patch(const Image& image, const Contest& contest, int r
   }
   if (image.needs_denominator) {
     for (int group = 0; group < contest.num_groups; ++group) {
-      add_exponentials(contest.kept[group], s, t, peak, sum);
+      add_exponentials(contest.survivors[group], s, t, peak, sum);
     }
   }
   const int count = image.out_width - column;
@@ -103,7 +103,7 @@ void label_mixed_cell(const Image& image, Contest& contest, int row_begin, int r
   for (int row = row_begin; row < row_end; row += kRows) {
     const int num_rows = row_end - row < kRows ? row_end - row : kRows;
     for (int group = 0; group < contest.num_groups; ++group) {
-      set_sides(image, row, contest.kept[group]);
+      set_sides(image, row, contest.survivors[group]);
     }
     for (int column = column_begin; column < column_end; column += kLanes) {
       label_patch<Label>(image, contest, row, num_rows, column);
@@ -190,9 +190,9 @@ Contest prune_groups(const Image& image, const Cell& cell, int group, float* scr
     }
     float* base = scratch + static_cast<std::int64_t>(image.group_begin[g]) * kScratchFloats;
     const int capacity = image.group_begin[g + 1] - image.group_begin[g];
-    Survivors& kept = contest.kept[contest.num_groups++];
-    kept = {0, reinterpret_cast<std::int32_t*>(base), base + capacity, base + 5 * capacity};
-    prune(image, cell, g, slack, kept);
+    Survivors& survivors = contest.survivors[contest.num_groups++];
+    survivors = {0, reinterpret_cast<std::int32_t*>(base), base + capacity, base + 5 * capacity};
+    prune(image, cell, g, slack, survivors);
   }
   return contest;
 }

@@ -1,4 +1,4 @@
-// What upsample_argmax's CUDA kernel does with a run of labels beyond storing them: nothing, or
+// The use of a run of labels in upsample_argmax's CUDA kernel beyond storing them: nothing, or
 // blend their colours onto a frame. Included by upsample_argmax_cuda.cu only.
 #pragma once
 
