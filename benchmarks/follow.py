@@ -212,7 +212,6 @@ def moved_from_nearer(clip: Clip, every: int, *, holds: bool) -> list[Labels]:
     """Labels of every frame, as a stream with policy ``all`` gives them."""
     keys = KeyFrames(
         lambda frame: segmentation(frame, clip.own[frame.index]),
-        ["clip"],
         Following(every=every, holds=holds),
     )
     frames = iter([

@@ -316,11 +316,9 @@ class Engine:
     def start_stream(self, parts: StreamParts) -> Stream:
         """Start a stream of parts that are open."""
         lanes = self.open_lanes if self.config.num_lanes > 1 else None
-        return parts.start(self.segment, lanes, self.device, self._version_in_force)
-
-    def _version_in_force(self) -> int | None:
-        vocabulary = self.vocabulary
-        return None if vocabulary is None else vocabulary.version
+        return parts.start(
+            self.segment, lanes, self.device, lambda: getattr(self.vocabulary, "version", None)
+        )
 
     def open_lanes(self) -> LanePool:
         """All lanes as one."""

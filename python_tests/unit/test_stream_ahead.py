@@ -11,7 +11,7 @@ from zsseg_rt.errors import BackendError, EngineStateError
 from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.runtime.lane_pool import InOrder
 from zsseg_rt.stream.opening import StreamOptions, StreamParts
-from zsseg_rt.stream.runner import Past, Stream, waits_for_labels
+from zsseg_rt.stream.runner import Stream, waits_for_labels
 from zsseg_rt.stream.source import Picture
 
 LONG = 30
@@ -163,10 +163,10 @@ def test_sinks_are_closed_if_the_lanes_cannot_be_opened():
         raise EngineStateError("engine: is busy in another thread. Wait for it.")
 
     sink = Mock()
-    made = {"options": StreamOptions(), "past": Past(), "writers": [sink]}
+    made = {"options": StreamOptions(), "memories": None, "following": None, "writers": [sink]}
     with refused(EngineStateError, "engine"):
         StreamParts(sources=[File(1)], **made).start(Mock(), busy)
     sink.close.assert_called_once_with()
     StreamParts(sources=[Camera(1)], **made).start(Mock(), busy).close()  # it takes no lanes
-    made["past"] = Past(memories={"file": None})
+    made["memories"] = {"file": None}
     StreamParts(sources=[File(1)], **made).start(Mock(), busy).close()

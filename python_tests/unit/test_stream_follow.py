@@ -16,7 +16,7 @@ from zsseg_rt.results.segmentation import Frame, Segmentation
 from zsseg_rt.runtime.frame_memory import Glance, LabelMover, Way, follow_size
 from zsseg_rt.stream.follow import Following, KeyFrames, NewestFrames, following_of
 from zsseg_rt.stream.photo_folder import PhotoSource
-from zsseg_rt.stream.runner import Past, Stream
+from zsseg_rt.stream.runner import Stream
 from zsseg_rt.stream.source import Picture
 from zsseg_rt.stream.watch import Patience
 
@@ -114,12 +114,14 @@ def test_frames_of_any_shape_are_followed(hw):
 class SlowNetwork:
     """Labels when told to; each frame takes 0.27 s of a clock of its own."""
 
-    def __init__(self, names=("cam",), **settings):
+    def __init__(self, **settings):
         self.time, self.version = 0.0, 1
         self.labelled, self.begun, self.free = [], [], threading.Semaphore(0)
         self.newest = None
-        settings.setdefault("version", lambda: self.version)
-        self.frames = NewestFrames(self.label, names, Following(**settings), now=lambda: self.time)
+        following = Following(**settings)
+        self.frames = NewestFrames(
+            self.label, following, lambda: self.version, now=lambda: self.time
+        )
 
     def label(self, frame):
         version = self.version
@@ -179,7 +181,7 @@ def test_what_a_caller_draws_into_a_result_is_carried_nowhere():
 
 def test_a_network_that_keeps_up_labels_each_frame_itself():
     clock = itertools.count(step=0.02)  # each frame takes 0.02 s of 0.033
-    frames = NewestFrames(label, ["cam"], Following(), now=lambda: next(clock))
+    frames = NewestFrames(label, Following(), now=lambda: next(clock))
     found = [frames.next(lambda n=n: frame_at(n, 3 * n)) for n in range(12)]
     assert [seg.moved_from for seg in found] == [None] * 12
     frames.close()
@@ -235,7 +237,7 @@ def test_after_a_cut_labels_are_unknown_or_held_until_there_are_new_ones(holds):
 
 
 def test_sources_share_the_network_and_keep_their_own_labels():
-    network = SlowNetwork(names=("cam", "b"))
+    network = SlowNetwork()
     network.next(frame_at(0), labels=1)
     seg = network.next(frame_at(0, source="b"), labels=1)
     assert (seg.moved_from, seg.frame.source) == (None, "b")
@@ -252,7 +254,7 @@ def key_frames(frames, every=4, **settings):
         labelled.append(frame.index)
         return label(frame)
 
-    keys = KeyFrames(work, ["cam"], Following(every=every, **settings))
+    keys = KeyFrames(work, Following(every=every, **settings))
     found = []
     while True:
         try:
@@ -310,14 +312,14 @@ def unlabelled(image):
 def test_frames_do_not_wait_for_a_camera_that_stopped_between_two_labelled_ones():
     camera = Camera(7)
     patience = Patience(stalled_after=0.1, lost_after=LONG)
-    past = Past(following=Following(every=6))
-    stream = Stream([camera], unlabelled, policy="all", patience=patience, past=past)
+    settings = {"policy": "all", "patience": patience, "following": Following(every=6)}
+    stream = Stream([camera], unlabelled, **settings)
     found = [next(stream) for _ in range(7)]
     assert [seg.moved_from for seg in found] == [None, 0, 0, 0, 6, 6, None]
     camera.then.set()
     stream.close()
     late = Camera(5)
-    stream = Stream([late], unlabelled, policy="all", patience=patience, past=past)
+    stream = Stream([late], unlabelled, **settings)
     assert [next(stream).moved_from for _ in range(5)] == [None, 0, 0, 0, 0]
     stats = stream.stats()["cam"]
     assert (stats.labelled, stats.given_out, stats.captured) == (1, 5, 5)
@@ -340,7 +342,7 @@ def test_a_live_stream_gives_out_more_than_it_labels():
                 reader.wait(0.02)
 
     camera = Paced(40)
-    with Stream([camera], segment, past=Past(following=Following())) as stream:
+    with Stream([camera], segment, following=Following()) as stream:
         found = [next(stream) for _ in range(20)]
         stats = stream.stats()["cam"]
         assert stats.given_out == 20
@@ -370,7 +372,7 @@ LIVE, FILE = Camera(1), PhotoSource(name="p", path="p")
 def test_what_gains_nothing_is_refused(settings, sources, says):
     settings = {"every": None, "policy": None, **settings}
     with refused(ArgumentError, *says):
-        following_of(sources=sources, **settings)
+        following_of(sources=sources, channel_order="rgb", **settings)
 
 
 @pytest.mark.parametrize(
@@ -379,4 +381,4 @@ def test_what_gains_nothing_is_refused(settings, sources, says):
      ("latest", [LIVE, FILE], False)],
 )  # fmt: skip
 def test_by_default_a_server_follows_cameras(policy, sources, expected):
-    assert (following_of(None, None, policy, sources) is not None) is expected
+    assert (following_of(None, None, policy, sources, "rgb") is not None) is expected

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import bisect
-import copy
 import math
 import threading
 import time
-from collections import Counter, defaultdict, deque
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, get_args
 
@@ -22,7 +19,7 @@ from zsseg_rt.server.preview import ALPHA, Result
 from zsseg_rt.server.settings import Limits
 from zsseg_rt.server.worker import Worker
 from zsseg_rt.stream.painting import GpuPainter
-from zsseg_rt.stream.runner import Stream
+from zsseg_rt.stream.runner import AGE_BOUNDS, Ages, Stream
 from zsseg_rt.stream.watch import SourceState
 from zsseg_rt.stream.writers import frame_of
 
@@ -47,26 +44,18 @@ class Hub:
         self._painter = GpuPainter(labeller.channel_order, ALPHA)
         self._lock = threading.Lock()
         self._newest: dict[str, Result] = {}
-        self._ages: defaultdict[str, AgeHistogram] = defaultdict(AgeHistogram)
-        self._labelled_ages: defaultdict[str, AgeHistogram] = defaultdict(AgeHistogram)
         self._number = 0
-        self._given_out: deque[tuple[float, bool]] = deque()  # when, and whether labelled itself
-        self._labelled: dict[str, int] = {}  # the newest frame that was, per source
-        self._last_at: dict[str, float] = {}  # per source
-        self._began_at = 0.0
         self._wakes: set[asyncio.Event] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake_is_due = False
 
-    def publish(self, seg: Segmentation, *, is_new: bool = True) -> None:
-        """Take in a labelled frame, from any thread; one that is labelled anew does not count."""
+    def publish(self, seg: Segmentation) -> None:
+        """Take in a labelled frame, from any thread."""
         with self._lock:
             self._number += 1
             order = self.labeller.channel_order
             result = Result(self._number, seg, order, self._encoder, self._painter)
             self._newest[frame_of(seg).source] = result
-            if is_new:
-                self._note(seg)
             loop, due = self._loop, self._wake_is_due
             self._wake_is_due = True
         if loop is not None and not due:
@@ -90,24 +79,11 @@ class Hub:
             return name
         raise ArgumentError("source: expected the name of a source, or none for all")
 
-    def rates(self) -> tuple[float, float]:
-        """Frames that were labelled, and that were given out, per second over the last five."""
-        with self._lock:
-            now = time.monotonic()
-            over = min(_RATE_OVER, max(now - self._began_at, 1.0))
-            news = [is_labelled for at, is_labelled in self._given_out if at >= now - over]
-            return sum(news) / over, len(news) / over
-
-    def ages(self) -> tuple[dict[str, AgeHistogram], dict[str, AgeHistogram]]:
-        """How old each source's frames were when their labels came, and those once labelled."""
-        with self._lock:
-            return copy.deepcopy((dict(self._ages), dict(self._labelled_ages)))
-
     def silences(self) -> dict[str, float | None]:
         """Seconds since each source's last frame was labelled; None before the first."""
-        with self._lock:
-            now, last = time.monotonic(), self._last_at
-            return {name: now - last[name] if name in last else None for name in self._sources}
+        now = time.monotonic()
+        last = {name: one.labelled.last for name, one in self.stream.tallies.items()}
+        return {name: now - times[-1] if times else None for name, times in last.items()}
 
     def news(self) -> asyncio.Event:
         """An event that is set whenever there is something new; give it back to :meth:`leave`."""
@@ -146,26 +122,13 @@ class Hub:
                 self._wake_all()
             await asyncio.sleep(_LOOK_EVERY)
 
-    def _note(self, seg: Segmentation) -> None:
-        frame, now = frame_of(seg), time.monotonic()
-        self._began_at = self._began_at or now
-        self._ages[frame.source].add(now - frame.captured_at)
-        self._labelled_ages[frame.source].add(seg.labelled_age or 0.0)
-        labelled = frame.index if seg.moved_from is None else seg.moved_from
-        is_labelled = self._labelled.get(frame.source) != labelled  # else its labels were moved
-        self._given_out.append((now, is_labelled))
-        if is_labelled:
-            self._labelled[frame.source], self._last_at[frame.source] = labelled, now
-        while self._given_out[0][0] < now - _RATE_OVER:
-            self._given_out.popleft()
-
     def _describe(self, stats: dict[str, Any]) -> dict[str, Any]:
-        labelled, given_out = self.rates()
+        tallies = self.stream.tallies.values()
         return {
             "type": "state",
             "sources": [{"name": name, **encode(one)} for name, one in stats.items()],
-            "rate": round(labelled, 2),
-            "given_out_rate": round(given_out, 2),
+            "rate": round(sum(one.labelled.of_late(_RATE_OVER) for one in tallies), 2),
+            "given_out_rate": round(sum(one.given_out.of_late(_RATE_OVER) for one in tallies), 2),
             "viewers": self.watchers["viewers"],
         }
 
@@ -174,23 +137,6 @@ class Hub:
             self._wake_is_due = False
         for event in self._wakes:
             event.set()
-
-
-_BOUNDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)  # seconds
-
-
-@dataclass
-class AgeHistogram:
-    """Ages of one source's frames, counted by how long they are."""
-
-    total: float = 0.0  # Sum of all ages in seconds
-    # Frames per bucket; the last holds what is older than every bound
-    counts: list[int] = field(default_factory=lambda: [0] * (len(_BOUNDS) + 1))
-
-    def add(self, seconds: float) -> None:
-        """Count a frame."""
-        self.total += seconds
-        self.counts[bisect.bisect_left(_BOUNDS, seconds)] += 1
 
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -224,7 +170,9 @@ _OF_SERVER = {
 
 def write_metrics(hub: Hub) -> str:
     """All metrics of a server."""
-    stats, (ages, labelled_ages) = hub.stream.stats(), hub.ages()
+    stats, tallies = hub.stream.stats(), hub.stream.tallies
+    ages = {name: one.ages for name, one in tallies.items()}
+    labelled_ages = {name: one.labelled_ages for name, one in tallies.items()}
     families: list[tuple[str, str, str, list[_Sample]]] = [
         (name, "counter", text,
          [("", {"source": key}, getattr(one, attribute)) for key, one in stats.items()])
@@ -260,14 +208,14 @@ def write_metrics(hub: Hub) -> str:
     return "".join(_family(*family) for family in families)
 
 
-def _buckets(ages: Mapping[str, AgeHistogram]) -> list[_Sample]:
+def _buckets(ages: Mapping[str, Ages]) -> list[_Sample]:
     samples: list[_Sample] = []
-    for source, histogram in ages.items():
-        labels = {"source": source}
-        bounds = zip([*map(str, _BOUNDS), "+Inf"], accumulate(histogram.counts), strict=True)
+    for source, one in ages.items():
+        labels, counts = {"source": source}, list(one.counts)  # of one moment
+        bounds = zip([*map(str, AGE_BOUNDS), "+Inf"], accumulate(counts), strict=True)
         samples += [("_bucket", {**labels, "le": bound}, count) for bound, count in bounds]
-        samples.append(("_sum", labels, histogram.total))
-        samples.append(("_count", labels, sum(histogram.counts)))
+        samples.append(("_sum", labels, one.total))
+        samples.append(("_count", labels, sum(counts)))
     return samples
 
 

@@ -207,7 +207,7 @@ class LiveServer:
         with contextlib.suppress(EngineStateError):  # the engine was closed meanwhile
             seg = labeller.segment_beside(frame.image)
             thresholds[name] = threshold
-            self._hub.publish(replace(seg, frame=frame), is_new=False)
+            self._hub.publish(replace(seg, frame=frame))
 
     def _answer(self) -> None:
         with self._ends_the_server_if_it_fails("answering"):

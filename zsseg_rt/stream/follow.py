@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -32,9 +32,9 @@ ONE_BY_ONE = partial(InOrder, num_threads=0)
 _KEEPS_UP = 0.9  # of the time between frames: a network that takes less labels each of them
 
 _Label = Callable[[Frame], Segmentation]
-# A frame, or the source that sends none for now; how many lie between the frame and the labelled
-# one before, 0 for one that is labelled itself; and whether it follows the frame before
-_Turn = tuple[Frame | str, int, bool]
+# A frame; how many lie between it and the labelled one before, 0 for one that is labelled itself;
+# and whether it follows the frame before
+_Turn = tuple[Frame, int, bool]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +46,10 @@ class Following:
     # Every so many frames one is labelled; None labels the newest whenever the network is free
     every: int | None = None
     channel_order: str = "rgb"  # Of the frames
-    # The vocabulary's in force; labels of another one are not carried on
-    version: Callable[[], int | None] = lambda: None
 
 
 def following_of(
-    follow: Any, every: Any, policy: str | None, sources: Sequence[Source]
+    follow: Any, every: Any, policy: str | None, sources: Sequence[Source], channel_order: str
 ) -> Following | None:
     """How labels are carried; None if they are not.
 
@@ -78,7 +76,9 @@ def following_of(
     for text, applies in refusals.items():
         if applies:
             raise ArgumentError(text)
-    return Following(holds=follow == "hold", every=every) if follow else None
+    if not follow:
+        return None
+    return Following(holds=follow == "hold", every=every, channel_order=channel_order)
 
 
 def source_time(frame: Frame) -> float:
@@ -87,12 +87,12 @@ def source_time(frame: Frame) -> float:
     return frame.captured_at if own is None else own
 
 
-def follows(before: Frame | None, now: Frame) -> bool:
-    """Whether labels of one frame can be moved to the next that was not dropped."""
-    if before is None or _size_of(before) != _size_of(now) or max(_size_of(now)) >= 32767:
-        return False
-    steps = max(now.index - before.index, 1)
-    return 0.0 <= source_time(now) - source_time(before) <= _LONGEST_STEP * steps
+def period_of(before: Frame | None, now: Frame) -> float | None:
+    """Seconds per frame since another one; None where labels of that are of no use."""
+    if before is None or _size_of(before) != _size_of(now):
+        return None
+    period = (source_time(now) - source_time(before)) / max(now.index - before.index, 1)
+    return period if 0.0 <= period <= _LONGEST_STEP else None
 
 
 def _size_of(frame: Frame) -> tuple[int, int]:
@@ -124,10 +124,8 @@ def _fetched(frame: Any, channel_order: str, size_hw: tuple[int, int]) -> npt.ND
         colour_matrix=frame.colour_matrix if is_nv12 else "bt601",
         stream=stream.handle,
     )
-    host = np.empty((3, *size_hw), np.float32)
-    planes.copy_to(host, stream.handle)
-    stream.synchronize()
-    return np.ascontiguousarray(np.rint(host).astype(np.uint8).transpose(1, 2, 0))
+    image = np.rint(planes.numpy(stream.handle)).astype(np.uint8)
+    return np.ascontiguousarray(image.transpose(1, 2, 0))
 
 
 @dataclass
@@ -135,37 +133,32 @@ class _Track:
     """One source: its newest frame, and the labels that are carried to it."""
 
     holds: bool
-    mover: LabelMover = field(default_factory=LabelMover)
     frame: Frame | None = None
-    glance: Any = None  # of the newest frame that the ways lead to
-    seg: Segmentation | None = None  # what is carried
-    labels: Any = None  # of it; the caller may write into its own
+    glance: Any = None  # of the newest frame that the way leads to
+    seg: Segmentation | None = None  # what is carried; callers get copies of its labels
     way: Way | None = None  # back to it; None after a scene cut
-    awaited: Way | None = None  # back to the frame that the network has
+    mover: LabelMover = field(default_factory=LabelMover)
     period: float = 0.0  # seconds between the source's frames
     waiting: list[tuple[Frame, Glance]] = field(default_factory=list)
-    count: int = 0  # frames since the one that was labelled
 
-    def begin(self, seg: Segmentation, way: Way) -> None:
-        """Carry other labels."""
-        self.seg, self.labels, self.way = seg, seg.labels.copy(), way
-
-    def go_on(self, glance: Glance) -> None:
-        """Lengthen the ways by the step to the next frame; a scene cut ends them."""
+    def go_on(self, glance: Glance, *jobs: _Job) -> None:
+        """Lengthen the ways, also to jobs' frames, by the step to the next; a cut ends them."""
         step, self.glance = self.mover.step(self.glance, glance), glance
-        self.way, self.awaited = (
-            None if way is None or step is None else self.mover.extend(way, step)
-            for way in (self.way, self.awaited)
-        )
+        for one in (self, *jobs):
+            if one.way is not None:
+                one.way = None if step is None else self.mover.extend(one.way, step)
 
     def result(self, frame: Frame) -> Segmentation:
-        """The result of the frame that the ways lead to."""
-        start, seg, labels = time.perf_counter(), self.seg, self.labels
+        """The result of the frame that the way leads to."""
+        start, seg = time.perf_counter(), self.seg
         assert seg is not None and seg.frame is not None  # noqa: PT018
+        if seg.frame is frame:
+            return replace(seg, labels=seg.labels.copy())
         if self.way is not None:
-            labels, self.way = self.mover.move(labels, self.way, self.glance, holds=self.holds)
+            moved = self.mover.move(seg.labels, self.way, self.glance, holds=self.holds)
+            labels, self.way = moved
         else:
-            labels = labels.copy() if self.holds else np.full_like(labels, seg.unknown)
+            labels = seg.labels.copy() if self.holds else np.full_like(seg.labels, seg.unknown)
         took = 1e3 * (time.perf_counter() - start)
         return replace(
             seg,
@@ -179,87 +172,74 @@ class _Track:
         )
 
 
-_Job = tuple[Future[tuple[Segmentation, float]], _Track]
+@dataclass
+class _Job:
+    """A frame that the network has, or gets next."""
+
+    track: _Track
+    way: Way | None  # back to it from the newest one of its source; None after a scene cut
+    future: Future[tuple[Segmentation, float]]
 
 
 class NewestFrames:
     """Gives every frame labels, while the network labels the newest one whenever it is free.
 
     A network that is quicker than the sources' frames come labels each; nothing is moved then.
-    ``label`` runs in a thread of its own; all methods belong to one other thread.
+    ``label`` runs in a thread of its own; all methods belong to one other thread. ``version`` is
+    that of the vocabulary in force: labels of another one are not carried on.
     """
 
     def __init__(
         self,
         label: _Label,
-        names: Iterable[str],
         settings: Following,
+        version: Callable[[], int | None] = lambda: None,
         *,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._now = now
-        self._label, self._order, self._version = label, settings.channel_order, settings.version
-        self._tracks = {name: _Track(settings.holds) for name in names}
+        self._label, self._settings, self._version, self._now = label, settings, version, now
+        self._tracks: dict[str, _Track] = {}
         self._thread = ThreadPoolExecutor(1, "label")
-        self._offered: _Job | None = None  # the newest frame, until the network is free
-        self._under_way: _Job | None = None
+        self._jobs: deque[_Job] = deque()  # the frame under way; the newest, until it is free
         self._took = 0.0
 
-    def next(self, next_frame: Callable[[], Any]) -> Segmentation:
+    def next(self, next_frame: Callable[[], Frame]) -> Segmentation:
         """The next frame's result; the first of a source, and of new classes, is waited for."""
         frame = next_frame()
-        track, glance = self._tracks[frame.source], look(frame, self._order)
-        self._catch_up()
-        before, track.frame = track.frame, frame
-        if before is not None and follows(before, frame):
-            frames = max(frame.index - before.index, 1)
-            track.period = (source_time(frame) - source_time(before)) / frames or track.period
-            track.go_on(glance)
+        track, glance = self._tracks.get(frame.source), look(frame, self._settings.channel_order)
+        if self._jobs and self._jobs[-1].future.cancel():  # the network has not come to it
+            self._jobs.pop()
+        while self._jobs and self._jobs[0].future.done():
+            self._finish()
+        period = None if track is None else period_of(track.frame, frame)
+        if track is None or period is None:  # labels under way of a track before are of no use
+            track = self._tracks[frame.source] = _Track(self._settings.holds, frame, glance)
         else:
-            track.glance, track.seg, track.awaited = glance, None, None
-        self._offer(frame, track)
+            track.frame, track.period = frame, period or track.period
+            track.go_on(glance, *(job for job in self._jobs if job.track is track))
+        self._offer(track, frame)
         rate = sum(1.0 / one.period for one in self._tracks.values() if one.period)
-        if self._under_way is None and 0.0 < self._took * rate < _KEEPS_UP:
+        if len(self._jobs) == 1 and 0.0 < self._took * rate < _KEEPS_UP:
             self._finish()
         while (seg := track.seg) is None or self._version() not in (None, seg.vocabulary_version):
-            if self._under_way is None and self._offered is None:
-                self._offer(frame, track)
+            if not self._jobs:
+                self._offer(track, frame)
             self._finish()
-        return seg if seg.frame is frame else track.result(frame)
+        return track.result(frame)
 
     def close(self) -> None:
         """Finish what is being labelled."""
         self._thread.shutdown(cancel_futures=True)
 
-    def _offer(self, frame: Frame, track: _Track) -> None:
-        self._offered = self._thread.submit(self._timed, frame), track
-
-    def _catch_up(self) -> None:
-        """Take back the frame that waits, unless the network has it by now."""
-        if self._offered is not None and not self._offered[0].cancel():
-            self._begin()
-        self._offered = None
-        if self._under_way is not None and self._under_way[0].done():
-            self._finish()
-
-    def _begin(self) -> None:
-        """The network has the frame that waited, so it is done with the one before."""
-        assert self._offered is not None
-        if self._under_way is not None:
-            self._finish()
-        self._under_way, self._offered = self._offered, None
-        self._under_way[1].awaited = Way.begin(self._under_way[1].glance)
+    def _offer(self, track: _Track, frame: Frame) -> None:
+        future = self._thread.submit(self._timed, frame)
+        self._jobs.append(_Job(track, Way.begin(track.glance), future))
 
     def _finish(self) -> None:
-        """Wait for the frame under way, or for the one that waits; its labels are carried on."""
-        if self._under_way is None:
-            self._begin()
-        assert self._under_way is not None
-        (future, track), self._under_way = self._under_way, None
-        way, track.awaited = track.awaited, None
-        seg, self._took = future.result()
-        if way is not None:  # else other frames began since
-            track.begin(seg, way)
+        """Wait for the labels of the frame under way, which are carried on from then."""
+        job = self._jobs.popleft()
+        seg, self._took = job.future.result()
+        job.track.seg, job.track.way = seg, job.way
 
     def _timed(self, frame: Frame) -> tuple[Segmentation, float]:
         start = self._now()
@@ -275,28 +255,28 @@ class KeyFrames:
     def __init__(
         self,
         label: _Label,
-        names: Iterable[str],
         settings: Following,
         ordered: Callable[..., InOrder[_Turn, tuple[_Turn, Segmentation | None]]] = ONE_BY_ONE,
     ) -> None:
         self._label, self._order, self._every = label, settings.channel_order, settings.every or 1
-        self._tracks = {name: _Track(settings.holds) for name in names}
         self._jobs = ordered(self._work, every=self._every)
+        self._last: dict[str, tuple[Frame | None, int]] = {}  # frames that were begun
+        self._tracks = defaultdict[str, _Track](partial(_Track, settings.holds))
         self._ready: deque[Segmentation] = deque()
         self.close = self._jobs.close
 
-    def next(self, next_frame: Callable[[], Frame | str]) -> Segmentation:
+    def next(self, next_frame: Callable[[], Frame]) -> Segmentation:
         """The next frame's result; StopIteration where every one was given.
 
-        Frames that wait for the next labelled one do so until ``next_frame`` gives their source's
-        name, or there are no more.
+        Frames that wait for the next labelled one do so until ``next_frame`` raises StopIteration,
+        with the name of their source where others go on.
         """
         while not self._ready:
             try:
                 self._take(*self._jobs.next(lambda: self._turn(next_frame())))
-            except StopIteration:
-                for track in self._tracks.values():
-                    self._release(track)
+            except StopIteration as end:
+                for source in end.args or list(self._tracks):
+                    self._release(self._tracks[source])
                 if not self._ready:
                     raise
         return self._ready.popleft()
@@ -305,38 +285,31 @@ class KeyFrames:
         """Whether frames of a source wait for the next one that is labelled."""
         return bool(self._tracks[source].waiting)
 
-    def _turn(self, frame: Frame | str) -> _Turn:
-        if isinstance(frame, str):
-            return frame, 1, False
-        track = self._tracks[frame.source]
-        goes_on = follows(track.frame, frame)
-        track.count = (track.count + 1) % self._every if goes_on else 0
-        track.frame = frame
-        return frame, track.count, goes_on
+    def _turn(self, frame: Frame) -> _Turn:
+        before, position = self._last.get(frame.source, (None, 0))
+        goes_on = period_of(before, frame) is not None
+        position = (position + 1) % self._every if goes_on else 0
+        self._last[frame.source] = frame, position
+        return frame, position, goes_on
 
     def _work(self, turn: _Turn) -> tuple[_Turn, Segmentation | None]:
         frame, position, _ = turn
-        return turn, None if isinstance(frame, str) or position else self._label(frame)
+        return turn, None if position else self._label(frame)
 
     def _take(self, turn: _Turn, seg: Segmentation | None) -> None:
         frame, position, goes_on = turn
-        if isinstance(frame, str):
-            self._release(self._tracks[frame])
-            return
         track, glance = self._tracks[frame.source], look(frame, self._order)
         if seg is not None:
-            led_back: deque[Segmentation] = deque()
-            back = replace(track, glance=glance)
-            back.begin(seg, Way.begin(glance))
+            way, led_back = Way.begin(glance), deque[Segmentation]()
+            back = replace(track, glance=glance, seg=seg, way=way)
             while goes_on and track.waiting:  # up to a scene cut
                 back.go_on(track.waiting[-1][1])
                 if back.way is None:
                     break
                 led_back.appendleft(back.result(track.waiting.pop()[0]))
             self._release(track)
-            self._ready += [*led_back, seg]
-            track.begin(seg, Way.begin(glance))
-            track.glance = glance
+            track.glance, track.seg, track.way = glance, seg, way
+            self._ready += [*led_back, track.result(frame)]
         elif track.seg is not None:  # else the engine refused the frame that it had
             track.waiting.append((frame, glance))
             if 2 * position <= self._every:

@@ -140,10 +140,6 @@ class HandOff:
             self._drop_stale()
             return not any(slot.waiting for slot in self._slots)
 
-    def has_frame(self, slot: int) -> bool:
-        """Whether a frame of a source waits."""
-        return bool(self._slots[slot].waiting)
-
     def discard(self, slot: int) -> None:
         """Drop what a source has waiting."""
         with self._changed:

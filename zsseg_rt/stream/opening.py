@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,10 +10,10 @@ from zsseg_rt.common.recordings import Rotation
 from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.runtime.frame_memory import FrameMemory
 from zsseg_rt.runtime.lane_pool import LanePool
-from zsseg_rt.stream.follow import Follow, following_of
+from zsseg_rt.stream.follow import Follow, Following, following_of
 from zsseg_rt.stream.gstreamer.source import GstSource, keeps_to_host
 from zsseg_rt.stream.rtsp import RtspSource
-from zsseg_rt.stream.runner import Past, Policy, Stream, check_settings, waits_for_labels
+from zsseg_rt.stream.runner import Policy, Stream, check_settings, waits_for_labels
 from zsseg_rt.stream.sinks import SinkTarget, open_writers
 from zsseg_rt.stream.source import Source
 from zsseg_rt.stream.uris import open_sources
@@ -51,17 +51,13 @@ class StreamOptions:
         sources = open_sources(source, channel_order)
         if self.loop:
             sources = loop_videos(sources)
-        following = following_of(self.follow, self.every, self.policy, sources)
+        following = following_of(self.follow, self.every, self.policy, sources, channel_order)
         memories = None
         if self.steady or self.skip_still:
             memories = {
                 one.name: FrameMemory(steady=self.steady, skip_still=self.skip_still)
                 for one in sources
             }
-        past = Past(
-            memories=memories,
-            following=following and replace(following, channel_order=channel_order),
-        )
         writers = open_writers(
             self.sinks,
             channel_order=channel_order,
@@ -70,7 +66,9 @@ class StreamOptions:
             sources=[one.name for one in sources],
             rotation=self.rotation,
         )
-        return StreamParts(options=self, sources=sources, past=past, writers=writers)
+        return StreamParts(
+            options=self, sources=sources, memories=memories, following=following, writers=writers
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,13 +77,14 @@ class StreamParts:
 
     options: StreamOptions
     sources: Sequence[Source]
-    past: Past
+    memories: Mapping[str, FrameMemory] | None
+    following: Following | None
     writers: Sequence[Writer]
 
     @property
     def takes_lanes(self) -> bool:
         """Whether several frames can be labelled at the same time."""
-        return self.past.memories is None and waits_for_labels(self.sources, self.options.policy)
+        return self.memories is None and waits_for_labels(self.sources, self.options.policy)
 
     def start(
         self,
@@ -99,7 +98,7 @@ class StreamParts:
         ``open_lanes`` is :meth:`zsseg_rt.Engine.open_lanes`, or None for one lane. ``device`` is
         where ``segment`` also takes frames, ``version`` that of the vocabulary in force.
         """
-        lanes, following = None, self.past.following
+        lanes = None
         try:
             if open_lanes is not None and self.takes_lanes:
                 lanes = open_lanes()
@@ -108,13 +107,15 @@ class StreamParts:
                 writer.close()
             raise
         return Stream(
-            self.sources if self.past.memories else on_device(self.sources, device),
+            self.sources if self.memories else on_device(self.sources, device),
             segment,
             policy=self.options.policy,
             max_staleness=self.options.max_staleness,
             patience=self.options.patience,
             writers=self.writers,
-            past=replace(self.past, following=following and replace(following, version=version)),
+            memories=self.memories,
+            following=self.following,
+            version=version,
             lanes=lanes,
         )
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 import math
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 Policy = Literal["latest", "all"]
 POLICIES = ("latest", "all")
 
-_Labels = InOrder[Frame | str, Segmentation] | NewestFrames | KeyFrames
+_Labels = InOrder[Frame, Segmentation] | NewestFrames | KeyFrames
 _AGES = 1000  # frames that the statistics look back
 # Seconds until a waiting stream looks around: a signal handler's stop() may come just before it
 # waits, in the same thread, and wake nobody.
@@ -80,26 +81,27 @@ class SourceStats:
     labelled_age_ms: Mapping[str, float] = field(default_factory=dict)
 
 
+AGE_BOUNDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+"""Seconds up to which ages are counted together."""
+
+
 @dataclass
-class _Ages:
-    count: int = 0
-    began: float = 0.0  # when its first result was there
-    seen: float = 0.0  # and its last
+class Ages:
+    """Ages of one source's results, in seconds."""
+
+    total: float = 0.0  # Sum of all
+    # Results per bound; the last holds those that are older than every bound
+    counts: list[int] = field(default_factory=lambda: [0] * (len(AGE_BOUNDS) + 1))
     last: deque[float] = field(default_factory=lambda: deque(maxlen=_AGES))
 
-    def add(self, seconds: float, *, counts: bool = True) -> None:
+    def add(self, seconds: float) -> None:
+        """Count a result."""
+        self.total += seconds
+        self.counts[bisect.bisect_left(AGE_BOUNDS, seconds)] += 1
         self.last.append(seconds)
-        if counts:
-            self.seen = time.monotonic()
-            self.began = self.began if self.count else self.seen
-            self.count += 1
-
-    @property
-    def fps(self) -> float:
-        took = self.seen - self.began
-        return round((self.count - 1) / took, 3) if took > 0.0 else 0.0
 
     def percentiles(self) -> dict[str, float]:
+        """Of the last ones, in milliseconds."""
         if not self.last:
             return {}
         values = np.percentile(np.array(self.last) * 1000.0, (50, 95, 99))
@@ -107,32 +109,53 @@ class _Ages:
 
 
 @dataclass
-class _Tally:
-    """The results of one source."""
+class Rate:
+    """How many results of one source there were, and when, in seconds of ``time.monotonic()``."""
 
-    given_out: _Ages = field(default_factory=_Ages)
-    labelled: _Ages = field(default_factory=_Ages)
+    count: int = 0
+    began: float = 0.0  # When the first was there
+    last: deque[float] = field(default_factory=lambda: deque(maxlen=_AGES))
+
+    def add(self, at: float) -> None:
+        """Count a result."""
+        self.began = self.began if self.count else at
+        self.last.append(at)
+        self.count += 1
+
+    def fps(self) -> float:
+        """Results per second, from the first to the last."""
+        took = self.last[-1] - self.began if self.last else 0.0
+        return round((self.count - 1) / took, 3) if took > 0.0 else 0.0
+
+    def of_late(self, seconds: float) -> float:
+        """Results per second, over the last ``seconds``."""
+        now, times = time.monotonic(), list(self.last)
+        over = min(seconds, max(now - times[0], 1.0)) if times else 1.0
+        return sum(at >= now - over for at in times) / over
+
+
+@dataclass
+class Tally:
+    """The results of one source; other threads may read it."""
+
+    given_out: Rate = field(default_factory=Rate)
+    labelled: Rate = field(default_factory=Rate)
+    ages: Ages = field(default_factory=Ages)
+    labelled_ages: Ages = field(default_factory=Ages)  # Since the labelled frame was captured
     reused: int = 0
-    newest: int = -1  # frame that was labelled
+    newest: int = -1  # Frame that was labelled
 
     def add(self, seg: Segmentation) -> None:
-        frame, since_labelled = frame_of(seg), seg.labelled_age or 0.0
+        """Count a result."""
+        frame, now, since_labelled = frame_of(seg), time.monotonic(), seg.labelled_age or 0.0
         is_own = seg.moved_from is None
-        self.given_out.add(since_labelled if is_own else time.monotonic() - frame.captured_at)
+        self.given_out.add(now)
+        self.ages.add(since_labelled if is_own else now - frame.captured_at)
+        self.labelled_ages.add(since_labelled)
         labelled = frame.index if seg.moved_from is None else seg.moved_from
-        is_new, self.newest = labelled != self.newest, labelled
-        self.labelled.add(since_labelled, counts=is_new)
-        self.reused += seg.reused and is_new
-
-
-@dataclass(frozen=True, kw_only=True)
-class Past:
-    """The uses of past frames."""
-
-    # What each source's left behind, by the source's name; None: no labels are steadied or reused
-    memories: Mapping[str, FrameMemory] | None = None
-    # How labels are carried to frames between labelled ones; None: all are labelled
-    following: Following | None = None
+        if labelled != self.newest:  # else its labels were moved before
+            self.newest, self.reused = labelled, self.reused + seg.reused
+            self.labelled.add(now)
 
 
 class Stream:
@@ -151,8 +174,11 @@ class Stream:
         writers: What each result is written with, in a thread of its own. A writer that is too slow
             misses frames where the source cannot wait.
         patience: How long cameras are waited for.
-        past: What past frames are for; None if frames are labelled one by one. Where labels are
-            carried on, ``segment`` is called in another thread.
+        memories: What each source's past frames left behind, by the source's name; None if no
+            labels are steadied or reused.
+        following: How labels are carried to frames between labelled ones, with ``segment`` called
+            in another thread where these are the newest; None if all are labelled.
+        version: The version of the vocabulary in force.
         lanes: Label several frames at the same time in place of ``segment``, for sources that wait
             and without memories; closed with the stream.
 
@@ -160,7 +186,7 @@ class Stream:
         ArgumentError: A setting is outside its range.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a stream consists of, by name
         self,
         sources: Sequence[Source],
         segment: Callable[..., Segmentation],
@@ -169,11 +195,13 @@ class Stream:
         max_staleness: float | None = None,
         writers: Sequence[Writer] = (),
         patience: Patience | None = None,
-        past: Past | None = None,
+        memories: Mapping[str, FrameMemory] | None = None,
+        following: Following | None = None,
+        version: Callable[[], int | None] = lambda: None,
         lanes: LanePool | None = None,
     ) -> None:
         check_settings(policy, max_staleness)
-        patience, past = patience or Patience(), past or Past()
+        patience = patience or Patience()
         self._keeps_all = {
             one.name: policy == "all" or (policy is None and not one.live) for one in sources
         }
@@ -181,11 +209,14 @@ class Stream:
         self._captures = [
             Capture(source, slot, self._hand_off, patience) for slot, source in enumerate(sources)
         ]
-        self._tallies = {source.name: _Tally() for source in sources}
+        self.tallies = {source.name: Tally() for source in sources}
+        """The results of each source so far, by its name."""
         resumes = any(source.live for source in sources)
         self._sinks = [Sink(one, resumes=resumes, num_sources=len(sources)) for one in writers]
         self._patience, self._process = _EndPatience(), OwnProcess(self)
-        self._labels = _labels_of(segment, past, self._tallies, lanes)
+        # A bound method of the stream would keep one that is forgotten.
+        label = functools.partial(_label, segment if lanes is None else lanes.segment, memories)
+        self._labels = _labels_of(label, following, version, lanes)
         self._close = weakref.finalize(
             self, _close, self._hand_off, self._captures, self._sinks, self._patience,
             self._labels, self._process,
@@ -207,7 +238,7 @@ class Stream:
             self.close()
             raise
         source = frame_of(seg).source
-        self._tallies[source].add(seg)
+        self.tallies[source].add(seg)
         for sink in self._sinks:
             sink.put(seg, waits=self._keeps_all[source])
         return seg
@@ -254,8 +285,8 @@ class Stream:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _next_frame(self) -> Frame | str:
-        """The next frame; a source that sends none though its frames wait; StopIteration."""
+    def _next_frame(self) -> Frame:
+        """The next frame; StopIteration, of a source's name if that sends none though some wait."""
         while not self._hand_off.is_closed:
             waits = [capture.tick() for capture in self._captures]
             self._refuse_if_none_works()
@@ -268,11 +299,9 @@ class Stream:
                 for capture in self._captures:
                     capture.look()
                 return frame
-            for slot, capture in enumerate(self._captures):
-                if capture.watch.state == "running" or self._hand_off.has_frame(slot):
-                    continue
-                if isinstance(self._labels, KeyFrames) and self._labels.has_waiting(capture.name):
-                    return capture.name
+            for capture in self._captures if isinstance(self._labels, KeyFrames) else ():
+                if capture.watch.state != "running" and self._labels.has_waiting(capture.name):
+                    raise StopIteration(capture.name)
         raise EndOfSource("source: no more frames")
 
     def _next_labelled(self) -> Segmentation | None:
@@ -289,7 +318,7 @@ class Stream:
         (capture,) = (capture for capture in self._captures if capture.name == name)
         error = SourceError(f"{name}: cannot be labelled: {refused.error}")
         capture.refuse(error)
-        if all(not tally.given_out.count for tally in self._tallies.values()):
+        if all(not tally.given_out.count for tally in self.tallies.values()):
             capture.watch.ran = False  # the stream ends with this error if no source is better
 
     def _is_exhausted(self) -> bool:
@@ -309,7 +338,7 @@ class Stream:
 
     def _stats_of(self, slot: int, capture: Capture) -> SourceStats:
         given, dropped = self._hand_off.counts(slot)
-        tally, watch = self._tallies[capture.name], capture.watch
+        tally, watch = self.tallies[capture.name], capture.watch
         return SourceStats(
             state=watch.state,
             captured=given,
@@ -317,16 +346,16 @@ class Stream:
             dropped=dropped,
             damaged=capture.damaged,
             reconnects=watch.reconnects,
-            age_ms=tally.given_out.percentiles(),
+            age_ms=tally.ages.percentiles(),
             error=None if watch.error is None else str(watch.error),
             reused=tally.reused,
             fell_behind=capture.fell_behind,
             live=watch.is_live,
-            fps=tally.labelled.fps,
+            fps=tally.labelled.fps(),
             path=capture.path,
             given_out=tally.given_out.count,
-            given_out_fps=tally.given_out.fps,
-            labelled_age_ms=tally.labelled.percentiles(),
+            given_out_fps=tally.given_out.fps(),
+            labelled_age_ms=tally.labelled_ages.percentiles(),
         )
 
 
@@ -363,21 +392,18 @@ def _label(
 
 
 def _labels_of(
-    segment: Callable[..., Segmentation],
-    past: Past,
-    names: Iterable[str],
+    label: Callable[[Frame], Segmentation],
+    following: Following | None,
+    version: Callable[[], int | None],
     lanes: LanePool | None,
 ) -> _Labels:
-    """Return the labels' source; a bound method of the stream would keep one that is forgotten."""
-    label = functools.partial(_label, segment if lanes is None else lanes.segment, past.memories)
-    following, ordered = past.following, ONE_BY_ONE
+    """Return what gives each next result."""
     if following is not None and following.every is None:
-        return NewestFrames(label, names, following)
+        return NewestFrames(label, following, version)
+    ordered = ONE_BY_ONE
     if lanes is not None:
         ordered = functools.partial(InOrder, num_threads=lanes.num_lanes, on_close=lanes.close)
-    if following is not None:
-        return KeyFrames(label, names, following, ordered)
-    return ordered(label)
+    return ordered(label) if following is None else KeyFrames(label, following, ordered)
 
 
 def _close(
