@@ -7,7 +7,7 @@ Every K-th frame is labelled by the photo demo (videos) or the scenes demo (draw
 against true labels). The frames between take the last labels as they are (hold), moved from the
 last labelled frame (past, as policy ``latest`` does) or from the nearer one (near, as policy
 ``all``); places where motion fails are unknown, or hold their label. Foreground is what either side
-names. ``--tune`` shows the choice of GAIN and LOST, on windows that move over photographs with a
+names. ``--tune`` shows the choice of gain and lost, on windows that move over photographs with a
 cut-out thing before them and on drawn clips of ``train``; none of them is reported. ``--live``: a
 camera of 30 frames per second and a ViT-B/16 of random weights; run it on a quiet machine.
 """
@@ -37,7 +37,7 @@ from zsseg_rt.evaluation.provenance import describe_commit, describe_machine
 from zsseg_rt.photos import find_photos, read_photo
 from zsseg_rt.profiling.worker import Stopwatch
 from zsseg_rt.results.segmentation import Frame, Segmentation
-from zsseg_rt.runtime.frame_memory import GAIN, LOST, Glance, LabelMover, Way, follow_size
+from zsseg_rt.runtime.frame_memory import Glance, LabelMover, Way, follow_size
 from zsseg_rt.stream.follow import Following, KeyFrames
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -172,8 +172,8 @@ def compare(clip: Clip, tallies: Tallies, *, is_drawn: bool) -> None:
     for every in EVERY:
         ways: dict[str, Sequence[Labels]] = {
             "hold": [clip.own[i - i % every] for i in range(len(clip.images))],
-            "past": moved_from_past(clip, glances, every, LabelMover(), holds=False),
-            "past, held": moved_from_past(clip, glances, every, LabelMover(), holds=True),
+            "past": moved_from_past(clip, glances, every, LabelMover()),
+            "past, held": moved_from_past(clip, glances, every, LabelMover(holds=True)),
             "near": moved_from_nearer(clip, every, holds=False),
             "near, held": moved_from_nearer(clip, every, holds=True),
         }
@@ -189,22 +189,17 @@ def look(image: Image) -> Glance:
 
 
 def moved_from_past(
-    clip: Clip, glances: Sequence[Glance], every: int, mover: LabelMover, *, holds: bool
+    clip: Clip, glances: Sequence[Glance], every: int, mover: LabelMover
 ) -> list[Labels]:
     """Labels of every frame, from the last one that was labelled."""
     found: list[Labels] = []
-    way: Way | None = None
     for index, glance in enumerate(glances):
         if index % every == 0:
             way, labels = Way.begin(glance), clip.own[index]
             found.append(labels)
             continue
-        step = mover.step(glances[index - 1], glance)
-        way = None if way is None or step is None else mover.extend(way, step)
-        result = labels if holds else np.full_like(labels, UNKNOWN)
-        if way is not None:
-            result, way = mover.move(labels, way, glance, holds=holds)
-        found.append(result)
+        mover.extend(glances[index - 1], glance, way)
+        found.append(mover.move(labels, way, glance))
     return found
 
 
@@ -248,15 +243,14 @@ def measure_cost(rounds: int) -> dict[str, float]:
     mover, flows, moves = LabelMover(), [], []
     for _ in range(max(rounds // 8, 1)):
         before = look(images[0])
-        ways = [Way.begin(before)] * 2
+        ways = [Way.begin(before), Way.begin(before)]
         for image in images[1:]:
             start = time.thread_time()
             glance = look(image)
-            step = mover.step(before, glance)
-            ways = [mover.extend(way, step) for way in ways]
+            mover.extend(before, glance, *ways)
             flows.append(1e3 * (time.thread_time() - start))
             start = time.thread_time()
-            _, ways[0] = mover.move(labels, ways[0], glance, holds=False)
+            mover.move(labels, ways[0], glance)
             moves.append(1e3 * (time.thread_time() - start))
             before = glance
     both = np.add(flows, moves)
@@ -280,13 +274,16 @@ def demo_images(count: int) -> list[Image]:
 
 
 def tune(args: argparse.Namespace) -> dict[str, Any]:
-    """Disagreement by GAIN, and how many labels are wrong by LOST."""
+    """Disagreement by gain, and how many labels are wrong by lost."""
     groups: dict[str, list[Clip]] = {}
     if args.photos:
         groups["photos"] = list(moved_photos(args.photos, 2 if args.quick else 12))
     for speed in (2.0,) if args.quick else SPEEDS:
         groups[f"drawn, {speed:g}"] = list(drawn_clips("train", speed, 1 if args.quick else 4))
-    report: dict[str, Any] = {"chosen": {"gain": GAIN, "lost": LOST}, "by gain": {}}
+    report: dict[str, Any] = {
+        "chosen": {"gain": LabelMover.gain, "lost": LabelMover.lost},
+        "by gain": {},
+    }
     wrong = np.zeros((len(LOSTS), 2))
     for name, clips in groups.items():
         for every in (2, 8):
@@ -294,8 +291,8 @@ def tune(args: argparse.Namespace) -> dict[str, Any]:
             for clip in clips:
                 glances = [look(image) for image in clip.images]
                 for gain in GAINS:
-                    mover = LabelMover(gain=gain, lost=255)
-                    found = moved_from_past(clip, glances, every, mover, holds=True)
+                    mover = LabelMover(holds=True, gain=gain)
+                    found = moved_from_past(clip, glances, every, mover)
                     for index, labels in enumerate(found):
                         if index % every:
                             tallies[gain].add(labels, clip.own[index], is_drawn=False)
@@ -313,10 +310,8 @@ def tune(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def wrong_by_lost(clip: Clip, glances: Sequence[Glance]) -> npt.NDArray[np.float64]:
-    """Pixels that become unknown between one LOST and the next: wrong ones, and all."""
-    found = [
-        moved_from_past(clip, glances, 8, LabelMover(lost=lost), holds=False) for lost in LOSTS
-    ]
+    """Pixels that become unknown between one lost and the next: wrong ones, and all."""
+    found = [moved_from_past(clip, glances, 8, LabelMover(lost=lost)) for lost in LOSTS]
     counts = np.zeros((len(LOSTS), 2))
     for index, truth in enumerate(clip.own):
         for step in range(len(LOSTS) - 1 if index % 8 else 0):

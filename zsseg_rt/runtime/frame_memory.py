@@ -39,13 +39,6 @@ _STILL_SHARE = 0.01
 # 12, unless they are so fast that no flow is found. Dark and dull images differ less.
 _CUT_SHARE = 0.5  # of the grey image's standard deviation
 _CUT_LEVELS = (10.0, 25.0)  # the least and the largest threshold
-# Chosen by benchmarks/follow.py --tune, on other clips than it reports: moving must explain a place
-# better than rest does by so many levels of 255, one fewer with every other step, or noise would
-# move still things; where the better of both is off by more than the second number, every other
-# label is wrong; what comes in from outside counts as new where rest is off by more than the third.
-GAIN = 3
-LOST = 60
-ENTERED = 20
 
 Bytes = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -146,50 +139,56 @@ def follow_size(size_hw: tuple[int, int]) -> tuple[int, int]:
     return height, width
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(eq=False)
 class Way:
     """The way back from a frame to one that was labelled."""
 
     start: Glance  # The labelled frame, reduced to :func:`follow_size`
     # float32 [h, w, 2]: where each pixel of the other frame was in it, relative to where it is: x,
-    # then y
-    flow: Floats
+    # then y; None after a scene cut
+    flow: Floats | None
     steps: int = 0
 
     @classmethod
     def begin(cls, start: Glance) -> Way:
         """From the labelled frame to itself."""
-        return cls(start=start, flow=np.zeros((*start.grey.shape, 2), np.float32))
+        return cls(start, np.zeros((*start.grey.shape, 2), np.float32))
 
 
+@dataclass(eq=False)
 class LabelMover:
-    """Moves labels along the optical flow of frames of one size; for one thread at a time."""
+    """Moves labels along the optical flow of frames of one size; for one thread at a time.
 
-    def __init__(self, *, gain: int = GAIN, lost: int = LOST, entered: int = ENTERED) -> None:
+    The numbers were chosen by benchmarks/follow.py --tune, on other clips than it reports.
+    """
+
+    holds: bool = False  # Whether places where motion fails keep their last label
+    # Levels of 255 by which moving must explain a place better than rest does, one fewer with every
+    # other step, or noise would move still things
+    gain: int = 3
+    lost: int = 60  # Where the better of both is off by more, every other label is wrong
+    entered: int = 20  # What comes in from outside counts as new where rest is off by more
+
+    def __post_init__(self) -> None:
         self._cv2 = load_opencv()
         self._neighbours = _flow_search(self._cv2, level=1, stride=6)
         self._apart = _flow_search(self._cv2, level=1, patch=4, stride=3, iterations=8)
-        self._gain, self._lost, self._entered = gain, lost, entered
 
-    def step(self, before: Glance, now: Glance) -> Floats | None:
-        """The motion from a neighbouring frame, as :attr:`Way.flow`; None at a scene cut."""
+    def extend(self, before: Glance, now: Glance, *ways: Way) -> None:
+        """Lead ways on from one frame to its neighbour; a scene cut ends them."""
         cv2 = self._cv2
-        flow: Floats = self._neighbours.calc(now.grey, before.grey, None)
-        if _is_cut(cv2, now.grey, cv2.mean(cv2.absdiff(now.grey, before.grey))[0]):
-            came = _sampled(cv2, before.grey, flow)
-            if _is_cut(cv2, now.grey, cv2.mean(cv2.absdiff(now.grey, came))[0]):
-                return None
-        return flow
+        step: Floats = self._neighbours.calc(now.grey, before.grey, None)
+        is_cut = _is_cut(cv2, now.grey, cv2.mean(cv2.absdiff(now.grey, before.grey))[0])
+        if is_cut:
+            came = _sampled(cv2, before.grey, step)
+            is_cut = _is_cut(cv2, now.grey, cv2.mean(cv2.absdiff(now.grey, came))[0])
+        for way in ways:
+            if way.flow is not None:
+                way.flow = None if is_cut else cv2.add(step, _sampled(cv2, way.flow, step))
+            way.steps += 1
 
-    def extend(self, way: Way, step: Floats) -> Way:
-        """The way from one frame further on."""
-        flow = self._cv2.add(step, _sampled(self._cv2, way.flow, step))
-        return Way(start=way.start, flow=flow, steps=way.steps + 1)
-
-    def move(
-        self, labels: npt.NDArray[Any], way: Way, now: Glance, *, holds: bool
-    ) -> tuple[npt.NDArray[Any], Way]:
-        """The labels of the way's start, where they are now, and the way set right.
+    def move(self, labels: npt.NDArray[Any], way: Way, now: Glance) -> npt.NDArray[Any]:
+        """The labels of the way's start, where they are now; the way is set right.
 
         A place takes the label from where the way leads, from where a search from there leads (at
         every other step), or from where it is: whichever explains the frame best. Where none does,
@@ -199,15 +198,19 @@ class LabelMover:
         Shapes:
             labels: uint8 or uint16 [H, W], C-contiguous; so is the result.
         """
+        if way.flow is None:
+            unknown = np.full_like(labels, np.iinfo(labels.dtype).max)
+            return labels.copy() if self.holds else unknown
         start, refined = way.start, None
         if way.steps % 2:
             refined = self._apart.calc(now.grey, start.grey, way.flow.copy())
-        gain = max(self._gain - way.steps // 2, 1)
-        limits = (gain, 255, 255) if holds else (gain, self._lost, self._entered)
+        gain = max(self.gain - way.steps // 2, 1)
+        limits = (gain, 255, 255) if self.holds else (gain, self.lost, self.entered)
         moved, flow = np.empty_like(labels), np.empty_like(way.flow)
         arrays = (labels, way.flow, refined, start.colours, now.colours)
         core.move_labels(*arrays, limits, moved, flow)
-        return moved, replace(way, flow=flow)
+        way.flow = flow
+        return moved
 
 
 def _sampled(cv2: Any, image: npt.NDArray[Any], flow: Floats) -> npt.NDArray[Any]:

@@ -41,8 +41,7 @@ _Turn = tuple[Frame, int, bool]
 class Following:
     """How labels are carried on."""
 
-    # Whether places where motion fails keep their last label, in place of unknown
-    holds: bool = False
+    holds: bool = False  # Whether places where motion fails keep their last label
     # Every so many frames one is labelled; None labels the newest whenever the network is free
     every: int | None = None
     channel_order: str = "rgb"  # Of the frames
@@ -132,21 +131,18 @@ def _fetched(frame: Any, channel_order: str, size_hw: tuple[int, int]) -> npt.ND
 class _Track:
     """One source: its newest frame, and the labels that are carried to it."""
 
-    holds: bool
+    mover: LabelMover
     frame: Frame | None = None
     glance: Any = None  # of the newest frame that the way leads to
     seg: Segmentation | None = None  # what is carried; callers get copies of its labels
-    way: Way | None = None  # back to it; None after a scene cut
-    mover: LabelMover = field(default_factory=LabelMover)
+    way: Any = None  # back to it
     period: float = 0.0  # seconds between the source's frames
     waiting: list[tuple[Frame, Glance]] = field(default_factory=list)
 
-    def go_on(self, glance: Glance, *jobs: _Job) -> None:
-        """Lengthen the ways, also to jobs' frames, by the step to the next; a cut ends them."""
-        step, self.glance = self.mover.step(self.glance, glance), glance
-        for one in (self, *jobs):
-            if one.way is not None:
-                one.way = None if step is None else self.mover.extend(one.way, step)
+    def go_on(self, glance: Glance, *ways: Way) -> None:
+        """Lead the way, and others, on to the next frame."""
+        self.mover.extend(self.glance, glance, *ways, *([self.way] if self.seg else []))
+        self.glance = glance
 
     def result(self, frame: Frame) -> Segmentation:
         """The result of the frame that the way leads to."""
@@ -154,11 +150,7 @@ class _Track:
         assert seg is not None and seg.frame is not None  # noqa: PT018
         if seg.frame is frame:
             return replace(seg, labels=seg.labels.copy())
-        if self.way is not None:
-            moved = self.mover.move(seg.labels, self.way, self.glance, holds=self.holds)
-            labels, self.way = moved
-        else:
-            labels = seg.labels.copy() if self.holds else np.full_like(seg.labels, seg.unknown)
+        labels = self.mover.move(seg.labels, self.way, self.glance)
         took = 1e3 * (time.perf_counter() - start)
         return replace(
             seg,
@@ -172,13 +164,8 @@ class _Track:
         )
 
 
-@dataclass
-class _Job:
-    """A frame that the network has, or gets next."""
-
-    track: _Track
-    way: Way | None  # back to it from the newest one of its source; None after a scene cut
-    future: Future[tuple[Segmentation, float]]
+# What the network has, or gets next: whose frame it is, the way back to it, and its labels
+_Job = tuple[_Track, Way, Future[tuple[Segmentation, float]]]
 
 
 class NewestFrames:
@@ -207,16 +194,17 @@ class NewestFrames:
         """The next frame's result; the first of a source, and of new classes, is waited for."""
         frame = next_frame()
         track, glance = self._tracks.get(frame.source), look(frame, self._settings.channel_order)
-        if self._jobs and self._jobs[-1].future.cancel():  # the network has not come to it
+        if self._jobs and self._jobs[-1][2].cancel():  # the network has not come to it
             self._jobs.pop()
-        while self._jobs and self._jobs[0].future.done():
+        while self._jobs and self._jobs[0][2].done():
             self._finish()
         period = None if track is None else period_of(track.frame, frame)
         if track is None or period is None:  # labels under way of a track before are of no use
-            track = self._tracks[frame.source] = _Track(self._settings.holds, frame, glance)
+            mover = LabelMover(holds=self._settings.holds)
+            track = self._tracks[frame.source] = _Track(mover, frame, glance)
         else:
             track.frame, track.period = frame, period or track.period
-            track.go_on(glance, *(job for job in self._jobs if job.track is track))
+            track.go_on(glance, *(way for whose, way, _ in self._jobs if whose is track))
         self._offer(track, frame)
         rate = sum(1.0 / one.period for one in self._tracks.values() if one.period)
         if len(self._jobs) == 1 and 0.0 < self._took * rate < _KEEPS_UP:
@@ -233,13 +221,13 @@ class NewestFrames:
 
     def _offer(self, track: _Track, frame: Frame) -> None:
         future = self._thread.submit(self._timed, frame)
-        self._jobs.append(_Job(track, Way.begin(track.glance), future))
+        self._jobs.append((track, Way.begin(track.glance), future))
 
     def _finish(self) -> None:
         """Wait for the labels of the frame under way, which are carried on from then."""
-        job = self._jobs.popleft()
-        seg, self._took = job.future.result()
-        job.track.seg, job.track.way = seg, job.way
+        track, way, future = self._jobs.popleft()
+        track.seg, self._took = future.result()
+        track.way = way
 
     def _timed(self, frame: Frame) -> tuple[Segmentation, float]:
         start = self._now()
@@ -261,7 +249,7 @@ class KeyFrames:
         self._label, self._order, self._every = label, settings.channel_order, settings.every or 1
         self._jobs = ordered(self._work, every=self._every)
         self._last: dict[str, tuple[Frame | None, int]] = {}  # frames that were begun
-        self._tracks = defaultdict[str, _Track](partial(_Track, settings.holds))
+        self._tracks = defaultdict[str, _Track](lambda: _Track(LabelMover(holds=settings.holds)))
         self._ready: deque[Segmentation] = deque()
         self.close = self._jobs.close
 
@@ -269,7 +257,7 @@ class KeyFrames:
         """The next frame's result; StopIteration where every one was given.
 
         Frames that wait for the next labelled one do so until ``next_frame`` raises StopIteration,
-        with the name of their source where others go on.
+        with the names of silent sources if it may be called again.
         """
         while not self._ready:
             try:
@@ -277,13 +265,9 @@ class KeyFrames:
             except StopIteration as end:
                 for source in end.args or list(self._tracks):
                     self._release(self._tracks[source])
-                if not self._ready:
+                if not (self._ready or end.args):
                     raise
         return self._ready.popleft()
-
-    def has_waiting(self, source: str) -> bool:
-        """Whether frames of a source wait for the next one that is labelled."""
-        return bool(self._tracks[source].waiting)
 
     def _turn(self, frame: Frame) -> _Turn:
         before, position = self._last.get(frame.source, (None, 0))
@@ -300,15 +284,15 @@ class KeyFrames:
         frame, position, goes_on = turn
         track, glance = self._tracks[frame.source], look(frame, self._order)
         if seg is not None:
-            way, led_back = Way.begin(glance), deque[Segmentation]()
-            back = replace(track, glance=glance, seg=seg, way=way)
+            back = replace(track, glance=glance, seg=seg, way=Way.begin(glance))
+            led_back = deque[Segmentation]()
             while goes_on and track.waiting:  # up to a scene cut
                 back.go_on(track.waiting[-1][1])
-                if back.way is None:
+                if back.way.flow is None:
                     break
                 led_back.appendleft(back.result(track.waiting.pop()[0]))
             self._release(track)
-            track.glance, track.seg, track.way = glance, seg, way
+            track.glance, track.seg, track.way = glance, seg, Way.begin(glance)
             self._ready += [*led_back, track.result(frame)]
         elif track.seg is not None:  # else the engine refused the frame that it had
             track.waiting.append((frame, glance))

@@ -216,7 +216,16 @@ class Stream:
         self._patience, self._process = _EndPatience(), OwnProcess(self)
         # A bound method of the stream would keep one that is forgotten.
         label = functools.partial(_label, segment if lanes is None else lanes.segment, memories)
-        self._labels = _labels_of(label, following, version, lanes)
+        ordered = ONE_BY_ONE
+        if lanes is not None:
+            ordered = functools.partial(InOrder, num_threads=lanes.num_lanes, on_close=lanes.close)
+        self._labels: _Labels
+        if following is None:
+            self._labels = ordered(label)
+        elif following.every is None:
+            self._labels = NewestFrames(label, following, version)
+        else:
+            self._labels = KeyFrames(label, following, ordered)
         self._close = weakref.finalize(
             self, _close, self._hand_off, self._captures, self._sinks, self._patience,
             self._labels, self._process,
@@ -286,7 +295,7 @@ class Stream:
         self.close()
 
     def _next_frame(self) -> Frame:
-        """The next frame; StopIteration, of a source's name if that sends none though some wait."""
+        """The next frame; StopIteration at the end, or for key frames, of silent sources' names."""
         while not self._hand_off.is_closed:
             waits = [capture.tick() for capture in self._captures]
             self._refuse_if_none_works()
@@ -299,9 +308,9 @@ class Stream:
                 for capture in self._captures:
                     capture.look()
                 return frame
-            for capture in self._captures if isinstance(self._labels, KeyFrames) else ():
-                if capture.watch.state != "running" and self._labels.has_waiting(capture.name):
-                    raise StopIteration(capture.name)
+            silent = [one.name for one in self._captures if one.watch.state != "running"]
+            if silent and isinstance(self._labels, KeyFrames):
+                raise StopIteration(*silent)
         raise EndOfSource("source: no more frames")
 
     def _next_labelled(self) -> Segmentation | None:
@@ -389,21 +398,6 @@ def _label(
     except (ShapeError, DTypeError) as exc:
         raise _Refused(frame.source, exc) from exc
     return replace(seg, frame=frame, labelled_age=time.monotonic() - frame.captured_at)
-
-
-def _labels_of(
-    label: Callable[[Frame], Segmentation],
-    following: Following | None,
-    version: Callable[[], int | None],
-    lanes: LanePool | None,
-) -> _Labels:
-    """Return what gives each next result."""
-    if following is not None and following.every is None:
-        return NewestFrames(label, following, version)
-    ordered = ONE_BY_ONE
-    if lanes is not None:
-        ordered = functools.partial(InOrder, num_threads=lanes.num_lanes, on_close=lanes.close)
-    return ordered(label) if following is None else KeyFrames(label, following, ordered)
 
 
 def _close(
