@@ -10,33 +10,9 @@ from support.errors import refused
 
 torch = pytest.importorskip("torch")
 
-from support.tiny import TinySizes, rule_state_dict, visual_shapes  # noqa: E402
+from support.official_heads import model_of, weights_of  # noqa: E402
 from zsseg_rt import models  # noqa: E402
 from zsseg_rt.errors import ArgumentError, CheckpointError  # noqa: E402
-
-
-def weights_of(c: dict[str, Any]) -> dict[str, Any]:
-    """An image tower by the vectors' rule, named as in OpenAI's CLIP."""
-    sizes = TinySizes(
-        width=c["width"],
-        num_layers=c["layers"],
-        patch_size=c["patch"],
-        grid_side=c["grid"],
-        embed_dim=c["out"],
-    )
-    return rule_state_dict(visual_shapes("", sizes), c["salt"], c["gains"])
-
-
-def model_of(c: dict[str, Any], **changed: Any) -> Any:
-    settings = {
-        "head": "sfp" if c["method"] == "sfp" else "sc_clip",
-        "pm": c["pm"].lower(),
-        "r": c["res_cls"],
-        "position": "as_published" if c["position"] == "official" else "size",
-        "num_heads": c["heads"],
-        **{name: c[name] for name in ("pre", "post", "first", "end") if name in c},
-    }
-    return models.from_official("dense_clip", weights_of(c), **settings | changed)
 
 
 def tiny(**changed: Any) -> dict[str, Any]:

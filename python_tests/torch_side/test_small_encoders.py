@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from support import golden_encoders as golden
 from support.command_line import run
 from support.errors import refused
-from torch_side.test_networks import run_file
+from support.graph_runs import run_file
 from zsseg_rt import Bundle, Engine, EngineConfig
 from zsseg_rt.errors import ArgumentError, BundleError, CheckpointError, VocabularyError
 from zsseg_rt.export.clip_file import DenseHead, export_clip_file

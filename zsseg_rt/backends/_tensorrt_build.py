@@ -24,6 +24,16 @@ from zsseg_rt.onnx.reader import map_file, quantised_layers
 SMALLEST_RISE = 0.005  # of the fraction; TensorRT reports every graph node
 
 
+def _share_done(phases: Mapping[str, tuple[str | None, int, int]], above: str | None) -> float:
+    """The part that is done of the phases of a parent."""
+    shares = [
+        min((done + _share_done(phases, name)) / steps, 1.0)
+        for name, (parent, steps, done) in phases.items()
+        if parent == above
+    ]
+    return max(shares, default=0.0)
+
+
 def make_monitor(trt: Any, callback: Callable[[str, float], None] | None) -> Any:
     """Make the object that TensorRT reports to, from any thread.
 
@@ -58,19 +68,8 @@ def make_monitor(trt: Any, callback: Callable[[str, float], None] | None) -> Any
                     self.fraction = 1.0
                     self.report(phase_name)
 
-        def within(self, above: str | None) -> float:
-            """The part that is done of the phases of a parent."""
-            return max(
-                (
-                    min((done + self.within(name)) / steps, 1.0)
-                    for name, (parent, steps, done) in self.phases.items()
-                    if parent == above
-                ),
-                default=0.0,
-            )
-
         def report(self, name: str) -> None:
-            self.fraction = max(self.fraction, self.within(None))
+            self.fraction = max(self.fraction, _share_done(self.phases, None))
             is_news = self.fraction >= min(self.reported + SMALLEST_RISE, 1.0) > self.reported
             if callback is None or self.raised is not None or not is_news:
                 return

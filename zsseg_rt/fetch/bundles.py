@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,14 @@ def _check_fetched(place: Path, name: str) -> None:
         raise FetchError(f"{exc} Or make it again: zsseg-rt fetch {name} --overwrite") from exc
 
 
+def _check_count(weights: PretrainedSet, path: Path, count: int, within: float = 0.0) -> None:
+    expected = weights.num_parameters
+    if abs(count - expected) > within * expected:
+        raise CheckpointError(
+            f"{path.name}: expected {expected} numbers in the model, got {count}."
+        )
+
+
 def _export(
     weights: PretrainedSet, checkpoints: Sequence[Checkpoint], place: Path, progress: Progress
 ) -> None:
@@ -101,13 +110,7 @@ def _export(
         "overwrite": True,
     }
 
-    def check(count: int, within: float = 0.0) -> None:
-        if abs(count - weights.num_parameters) > within * weights.num_parameters:
-            raise CheckpointError(
-                f"{paths[0].name}: expected {weights.num_parameters} numbers in the model, got "
-                f"{count}."
-            )
-
+    check = partial(_check_count, weights, paths[0])
     try:
         if weights.architecture == "cat_seg":
             from zsseg_rt.export.architectures.cat_seg import export_cat_seg_file

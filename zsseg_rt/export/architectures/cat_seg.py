@@ -62,7 +62,7 @@ def export_cat_seg_file(
         official = read_cat_seg(file, clip)
         network, text = _read_network(official, file.name)
         check(official)
-        return _cut(network, text, export_options, PADDING, MOST_CLASSES)
+        return _cut(network, text, export_options, (PADDING, MOST_CLASSES), TEXT_SPACE)
 
     return write_model_bundle(Path(path), make, export_options)
 
@@ -99,21 +99,26 @@ def export_cat_seg(model: Any, options: ExportOptions) -> ExportedModel:
             f"size_hw: expected None or {model.size_hw} for cat_seg, whose windows fit one size, "
             f"got {options.size_hw}. Leave it out."
         )
-    padding, most = model.config.aggregator.padding, model.config.most_classes
-    return _cut(network_of(model), model.text_encoder, options, padding, most)
+    most = model.config.aggregator.padding, model.config.most_classes
+    return _cut(network_of(model), model.text_encoder, options, most, model.text_space)
 
 
 def _cut(
-    network: CatSegNetwork, tower: Any, options: ExportOptions, padding: int, most: int | None
+    network: CatSegNetwork,
+    tower: Any,
+    options: ExportOptions,
+    classes: tuple[int, int | None],  # that shorter lists are padded to, and that are looked at
+    space: str,
 ) -> ExportedModel:
     """A bundle's parts; the engine looks at the whole frame once."""
-    _refuse_other_towers(tower, options)
+    _refuse_other_towers(tower, options, space)
+    padding, most = classes
     text = TextSide(
         options,
         embed_dim=network.tower.tensors["proj"].shape[1],
         templates=TEMPLATES,
         template_set="CAT-Seg",
-        space=TEXT_SPACE,
+        space=space,
         tower=tower,
     )
     names = list(options.class_names or NUMBERED_NAMES)[: min(most or MAX_CLASSES, MAX_CLASSES)]
@@ -166,11 +171,11 @@ def network_of(model: Any) -> CatSegNetwork:
     )
 
 
-def _refuse_other_towers(tower: Any, options: ExportOptions) -> None:
+def _refuse_other_towers(tower: Any, options: ExportOptions, space: str) -> None:
     """CLIP's own text tower has the same width, but the fine-tuned image tower left its space."""
     others = {
         "text_encoder": tower is not None and options.text_encoder not in ("auto", None),
-        "space": options.space not in (None, TEXT_SPACE),
+        "space": options.space not in (None, space),
     }
     for name, other in others.items():
         if other:
