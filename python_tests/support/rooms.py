@@ -28,7 +28,6 @@ _BY_NAME = (
 )
 _TORCH = {"torch", "torchvision", "onnx", "open_clip", "accelerate"}
 _TORCH_SIDE = ("export", "models", "torch_files", "training")
-_TRAINS = ("tools.studies", *(f"zsseg_rt.{room}" for room in _TORCH_SIDE))
 _TORCH_FIXTURES = {"colour_bundle", "zegclip_model", "zegclip_bundle", "without_gradients"}
 _PROCESSES = {"subprocess", "multiprocessing", "playwright", "gi", "socket"}
 _SERVERS = {"fastapi", "httpx", "uvicorn", "websockets", "ray"}

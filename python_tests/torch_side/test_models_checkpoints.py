@@ -24,8 +24,6 @@ from zsseg_rt.models import (
 )
 from zsseg_rt.models.clip.towers import resize_positional_embedding
 
-FIRST_BLOCK = "backbone.transformer.resblocks.0."
-
 
 def build(state_dict):
     return from_official("zegclip", state_dict, **tiny.zegclip_config())
