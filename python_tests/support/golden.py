@@ -48,3 +48,9 @@ def assert_close(actual: Tensor, expected: np.ndarray, tolerance: float = SMALL_
     assert tuple(actual.shape) == expected.shape
     error = np.abs(actual.numpy() - expected).max() / max(1.0, np.abs(expected).max())
     assert error <= tolerance
+
+
+def case_of(vectors: Any, case: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arrays and settings of a case."""
+    arrays = {k.partition("/")[2]: vectors[k] for k in vectors.files if k.startswith(f"{case}/")}
+    return arrays, json.loads(str(arrays.pop("config_json")))

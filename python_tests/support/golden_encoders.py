@@ -12,6 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from zsseg_rt.networks import pooled
+from zsseg_rt.networks.clip import ImageTower, TextTower
+from zsseg_rt.torch_files.clip_layouts import as_clip
+
 FILES = {
     "hfclip_small_public.npz": "clip",
     "tinyclip8m_real_public.npz": "clip",
@@ -124,3 +128,71 @@ def parts(shared: Path, file: str) -> dict[str, tuple[dict[str, Any], dict[str, 
         name: (c, {k.partition("/")[2]: v for k, v in arrays.items() if k.startswith(f"{name}/")})
         for name, c in config.items()
     }
+
+
+@cache
+def towers(shared_dir: Path, file: str, part: str) -> tuple[Any, ...]:
+    """Configuration, vectors, weights in the home layout, and both towers."""
+    kind, (c, vectors) = FILES[file], parts(shared_dir, file)[part]
+    home = weights(shared_dir, kind, c, vectors["text/ids"])
+    tensors = as_clip(dict(home), file)
+    visual, text = {}, {}
+    for key, value in tensors.items():
+        if key.startswith("visual."):
+            visual[key.removeprefix("visual.")] = value
+        elif not key.startswith("logit"):
+            text[key.removeprefix("text.")] = value
+    activation = c.get("activation") or {"pe": "gelu", "siglip": "gelu_tanh"}[kind]
+    image = {"tensors": visual, "num_heads": c["vision"]["heads"], "activation": activation}
+    words = {"tensors": text, "num_heads": c["text"]["heads"], "activation": activation}
+    made = ImageTower(**image) if kind == "clip" else pooled.PooledTower(**image)
+    named = TextTower(**words) if kind != "siglip" else pooled.SiglipText(**words)
+    return c, vectors, home, made, named
+
+
+def open_clips(weights: dict[str, Any], kind: str) -> dict[str, Any]:
+    """The home layout's weights in open_clip's."""
+    made = as_clip(dict(weights), "home")
+    if kind == "clip":
+        return {key.removeprefix("text."): value for key, value in made.items()}
+    timm = {}
+    names = (
+        (r"^visual\.conv1\.", "visual.patch_embed.proj."), (r"\.ln_pre\.", ".norm_pre."),
+        (r"\.ln_post\.", ".norm."), (r"\.transformer\.resblocks\.", ".blocks."),
+        (r"\.ln_(\d)\.", r".norm\1."), (r"\.c_fc\.", ".fc1."), (r"\.c_proj\.", ".fc2."),
+        (r"attn_pool\.attn\.out_proj\.", "attn_pool.proj."), (r"\.layernorm\.", ".norm."),
+        (r"\.attn\.in_proj_", ".attn.qkv."), (r"\.attn\.out_proj\.", ".attn.proj."),
+        (r"^visual\.", "visual.trunk."),
+    )  # fmt: skip
+    for key, value in made.items():
+        if not key.startswith("visual."):
+            timm[key if key.startswith(("text.", "logit")) else f"text.{key}"] = value
+        elif "attn_pool.attn.in_proj_" in key:
+            end = key.rpartition("_")[2]
+            third = len(value) // 3
+            timm[f"visual.trunk.attn_pool.q.{end}"] = value[:third]
+            timm[f"visual.trunk.attn_pool.kv.{end}"] = value[third:]
+        elif key == "visual.proj":
+            timm["visual.trunk.head.weight"] = value.T
+            timm["visual.trunk.head.bias"] = np.zeros(value.shape[1], np.float32)
+        else:
+            value = value[None, None] if key == "visual.class_embedding" else value
+            value = value[None] if key == "visual.positional_embedding" else value
+            key = {"visual.class_embedding": "visual.cls_token",
+                   "visual.positional_embedding": "visual.pos_embed",
+                   "visual.attn_pool.probe": "visual.attn_pool.latent"}.get(key, key)  # fmt: skip
+            for pattern, name in names:
+                key = re.sub(pattern, name, key)
+            timm[key] = value
+    return timm
+
+
+@cache
+def gemma_model() -> tuple[Any, dict[str, Any]]:
+    """A part of Gemma's pieces and merges that cuts the texts below as the whole does."""
+    path = Path(__file__).with_name("gemma_excerpt.json")
+    held = json.loads(path.read_text(encoding="utf-8"))
+    pieces = {number: piece for piece, number in held["pieces"].items()}
+    vocab = {pieces.get(number, f"<absent {number}>"): number for number in range(256_000)}
+    model = {"type": "BPE", "byte_fallback": True, "vocab": vocab, "merges": held["merges"]}
+    return held["texts"], model

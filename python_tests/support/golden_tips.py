@@ -114,3 +114,11 @@ def vocab_size(model: bytes) -> int:
     import sentencepiece
 
     return int(sentencepiece.SentencePieceProcessor(model_proto=model).get_piece_size())
+
+
+def model_of(c: dict[str, Any], **settings: Any) -> Any:
+    """A model in torch with the weights of a case."""
+    from zsseg_rt import models
+
+    towers = {"vision": vision(**c)}
+    return models.from_official("tips", towers, num_heads=c["heads"], **settings)

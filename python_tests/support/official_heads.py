@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from support.golden import load
+from support.golden import case_of, load
 from support.tiny import TinySizes, rule_state_dict, visual_shapes
 from zsseg_rt import models
 
@@ -19,9 +18,8 @@ SMALL = [
 
 def small(shared_dir: Any, case: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Arrays and settings of a case."""
-    vectors = load(shared_dir, f"{'sfp' if case.startswith('sfp') else 'scclip'}_small_public.npz")
-    arrays = {k.partition("/")[2]: vectors[k] for k in vectors.files if k.startswith(f"{case}/")}
-    return arrays, json.loads(str(arrays.pop("config_json")))
+    method = "sfp" if case.startswith("sfp") else "scclip"
+    return case_of(load(shared_dir, f"{method}_small_public.npz"), case)
 
 
 def weights_of(c: dict[str, Any]) -> dict[str, Any]:

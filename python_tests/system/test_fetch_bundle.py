@@ -345,12 +345,12 @@ def test_small_encoders_go_from_the_hub_to_labels_without_torch(
     """Weights of the published layout in small, and SigLIP's tokenizer, by the hub's protocol."""
     from safetensors.numpy import save
 
-    from torch_side.test_small_encoders import CASES, gemma_model, open_clips, towers
+    from support.golden_encoders import gemma_model, open_clips, towers
 
     case, kind = {
-        "tinyclip-8m": (CASES[0], "clip"),
-        "pe-core-s16": (CASES[3], "pe"),
-        "siglip2-b16": (CASES[2], "siglip"),
+        "tinyclip-8m": (("hfclip_small_public.npz", "a"), "clip"),
+        "pe-core-s16": (("pe_small_public.npz", ""), "pe"),
+        "siglip2-b16": (("siglip_small_public.npz", ""), "siglip"),
     }[name]
     weights = towers(shared_dir, *case)[2]
     given = weights if kind == "clip" else open_clips(weights, kind)

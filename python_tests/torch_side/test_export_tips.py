@@ -16,9 +16,9 @@ from support.errors import refused
 
 torch = pytest.importorskip("torch")
 
-from support.golden import load  # noqa: E402
+from support.golden import case_of, load  # noqa: E402
+from support.golden_tips import model_of  # noqa: E402
 from support.graph_runs import run_file  # noqa: E402
-from torch_side.test_models_tips import case_of, model_of  # noqa: E402
 from zsseg_rt import Bundle, Engine, EngineConfig, models  # noqa: E402
 from zsseg_rt.cli.output import EXIT_FAILURE, EXIT_OK  # noqa: E402
 from zsseg_rt.errors import (  # noqa: E402

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import numpy as np
@@ -13,22 +12,12 @@ from support.errors import refused
 
 torch = pytest.importorskip("torch")
 
-from support.golden import load  # noqa: E402
+from support.golden import case_of, load  # noqa: E402
+from support.golden_tips import model_of  # noqa: E402
 from zsseg_rt import models  # noqa: E402
 from zsseg_rt.errors import ArgumentError, CheckpointError, DTypeError  # noqa: E402
 from zsseg_rt.models.base import slide_scores  # noqa: E402
 from zsseg_rt.models.dense.tips import Tips, TipsConfig, resized_picture  # noqa: E402
-
-
-def case_of(vectors: Any, case: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Arrays and settings of a case."""
-    arrays = {k.partition("/")[2]: vectors[k] for k in vectors.files if k.startswith(f"{case}/")}
-    return arrays, json.loads(str(arrays.pop("config_json")))
-
-
-def model_of(c: dict[str, Any], **settings: Any) -> Any:
-    towers = {"vision": golden_tips.vision(**c)}
-    return models.from_official("tips", towers, num_heads=c["heads"], **settings)
 
 
 @torch.no_grad()

@@ -1,7 +1,5 @@
 """SFP and SC-CLIP as written graphs: against the official vectors, then as bundles."""
 
-import json
-
 import numpy as np
 import onnx
 import pytest
@@ -12,7 +10,7 @@ torch = pytest.importorskip("torch")
 
 from support import tiny  # noqa: E402
 from support.command_line import run  # noqa: E402
-from support.golden import load  # noqa: E402
+from support.golden import case_of, load  # noqa: E402
 from support.graph_runs import run_file  # noqa: E402
 from support.official_heads import SMALL, model_of, small  # noqa: E402
 from zsseg_rt import Bundle, Engine, EngineConfig, models  # noqa: E402
@@ -99,9 +97,7 @@ def test_every_stage_is_the_official_one(shared_dir, case, tmp_path):
 
 @pytest.mark.parametrize("case", REAL)
 def test_vit_b16_has_the_official_labels(shared_dir, case, tmp_path):
-    vectors = load(shared_dir, "tf2_real_public.npz")
-    expected = {k.partition("/")[2]: vectors[k] for k in vectors.files if k.startswith(f"{case}/")}
-    c = json.loads(str(expected["config_json"]))
+    expected, c = case_of(load(shared_dir, "tf2_real_public.npz"), case)
     mean, std = [122.771, 116.746, 104.094], [68.501, 66.632, 70.323]
     image = ((expected["rgb"] - np.array(mean)) / std).astype(np.float32).transpose(2, 0, 1)
     text = tiny.random_normal("input.text", (20, 512), c["salt"])

@@ -2,7 +2,6 @@
 
 import json
 import re
-from functools import cache
 
 import numpy as np
 import pytest
@@ -11,13 +10,13 @@ from safetensors.numpy import save_file
 from support import golden_encoders as golden
 from support.command_line import run
 from support.errors import refused
+from support.golden_encoders import gemma_model, open_clips, towers
 from support.graph_runs import run_file
 from zsseg_rt import Bundle, Engine, EngineConfig
 from zsseg_rt.errors import ArgumentError, BundleError, CheckpointError, VocabularyError
 from zsseg_rt.export.clip_file import DenseHead, export_clip_file
 from zsseg_rt.networks import heads, layers, pooled
 from zsseg_rt.networks.aggregating import AggregationConfig
-from zsseg_rt.networks.clip import ImageTower, TextTower
 from zsseg_rt.networks.text import WrittenText
 from zsseg_rt.onnx.arrays import Arrays
 from zsseg_rt.onnx.graph import Graph
@@ -38,26 +37,6 @@ CASES = [
     pytest.param("siglip2_b16_real_public.npz", "", marks=pytest.mark.nightly),
 ]
 NAMES = {"ln_pre": "pre_norm", "embedded": "embedded", "dense": "dense"}
-
-
-@cache
-def towers(shared_dir, file, part):
-    """Configuration, vectors, weights in the home layout, and both towers."""
-    kind, (c, vectors) = golden.FILES[file], golden.parts(shared_dir, file)[part]
-    weights = golden.weights(shared_dir, kind, c, vectors["text/ids"])
-    tensors = as_clip(dict(weights), file)
-    visual, text = {}, {}
-    for key, value in tensors.items():
-        if key.startswith("visual."):
-            visual[key.removeprefix("visual.")] = value
-        elif not key.startswith("logit"):
-            text[key.removeprefix("text.")] = value
-    activation = c.get("activation") or {"pe": "gelu", "siglip": "gelu_tanh"}[kind]
-    image = {"tensors": visual, "num_heads": c["vision"]["heads"], "activation": activation}
-    words = {"tensors": text, "num_heads": c["text"]["heads"], "activation": activation}
-    made = ImageTower(**image) if kind == "clip" else pooled.PooledTower(**image)
-    named = TextTower(**words) if kind != "siglip" else pooled.SiglipText(**words)
-    return c, vectors, weights, made, named
 
 
 def near(found, expected, tolerance=STAGE):
@@ -188,43 +167,6 @@ def test_torch_gives_the_official_vectors_of_clip(shared_dir, case):
         near(model.text_encoder(torch.from_numpy(vectors["text/ids"])).numpy(), text.numpy())
 
 
-def open_clips(weights, kind):
-    """The home layout's weights in open_clip's."""
-    made = as_clip(dict(weights), "home")
-    if kind == "clip":
-        return {key.removeprefix("text."): value for key, value in made.items()}
-    timm = {}
-    names = (
-        (r"^visual\.conv1\.", "visual.patch_embed.proj."), (r"\.ln_pre\.", ".norm_pre."),
-        (r"\.ln_post\.", ".norm."), (r"\.transformer\.resblocks\.", ".blocks."),
-        (r"\.ln_(\d)\.", r".norm\1."), (r"\.c_fc\.", ".fc1."), (r"\.c_proj\.", ".fc2."),
-        (r"attn_pool\.attn\.out_proj\.", "attn_pool.proj."), (r"\.layernorm\.", ".norm."),
-        (r"\.attn\.in_proj_", ".attn.qkv."), (r"\.attn\.out_proj\.", ".attn.proj."),
-        (r"^visual\.", "visual.trunk."),
-    )  # fmt: skip
-    for key, value in made.items():
-        if not key.startswith("visual."):
-            timm[key if key.startswith(("text.", "logit")) else f"text.{key}"] = value
-        elif "attn_pool.attn.in_proj_" in key:
-            end = key.rpartition("_")[2]
-            third = len(value) // 3
-            timm[f"visual.trunk.attn_pool.q.{end}"] = value[:third]
-            timm[f"visual.trunk.attn_pool.kv.{end}"] = value[third:]
-        elif key == "visual.proj":
-            timm["visual.trunk.head.weight"] = value.T
-            timm["visual.trunk.head.bias"] = np.zeros(value.shape[1], np.float32)
-        else:
-            value = value[None, None] if key == "visual.class_embedding" else value
-            value = value[None] if key == "visual.positional_embedding" else value
-            key = {"visual.class_embedding": "visual.cls_token",
-                   "visual.positional_embedding": "visual.pos_embed",
-                   "visual.attn_pool.probe": "visual.attn_pool.latent"}.get(key, key)  # fmt: skip
-            for pattern, name in names:
-                key = re.sub(pattern, name, key)
-            timm[key] = value
-    return timm
-
-
 @pytest.mark.parametrize("case", [CASES[0], CASES[2], CASES[3]])
 def test_all_layouts_are_the_same_weights(shared_dir, case):
     c, _, weights, _, _ = towers(shared_dir, *case)
@@ -262,17 +204,6 @@ def test_clips_tokens_are_cut_to_77_and_32(records):
         for row, record in zip(rows, records, strict=True):
             ids = record[f"clip{length}"]
             assert list(row) == ids + [0] * (length - len(ids))
-
-
-@cache
-def gemma_model():
-    """A part of Gemma's pieces and merges that cuts the texts below as the whole does."""
-    path = golden.Path(golden.__file__).with_name("gemma_excerpt.json")
-    held = json.loads(path.read_text(encoding="utf-8"))
-    pieces = {number: piece for piece, number in held["pieces"].items()}
-    vocab = {pieces.get(number, f"<absent {number}>"): number for number in range(256_000)}
-    model = {"type": "BPE", "byte_fallback": True, "vocab": vocab, "merges": held["merges"]}
-    return held["texts"], model
 
 
 def gemma_rows(ids):

@@ -199,16 +199,14 @@ class LabelMover:
             labels: uint8 or uint16 [H, W], C-contiguous; so is the result.
         """
         if way.flow is None:
-            unknown = np.full_like(labels, np.iinfo(labels.dtype).max)
-            return labels.copy() if self.holds else unknown
+            return labels.copy() if self.holds else np.full_like(labels, np.iinfo(labels.dtype).max)
         start, refined = way.start, None
         if way.steps % 2:
             refined = self._apart.calc(now.grey, start.grey, way.flow.copy())
         gain = max(self.gain - way.steps // 2, 1)
         limits = (gain, 255, 255) if self.holds else (gain, self.lost, self.entered)
         moved, flow = np.empty_like(labels), np.empty_like(way.flow)
-        arrays = (labels, way.flow, refined, start.colours, now.colours)
-        core.move_labels(*arrays, limits, moved, flow)
+        core.move_labels(labels, way.flow, refined, start.colours, now.colours, limits, moved, flow)
         way.flow = flow
         return moved
 

@@ -7,7 +7,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +20,7 @@ from zsseg_rt.results.segmentation import Frame, Segmentation
 from zsseg_rt.runtime.frame_memory import Glance, LabelMover, Way, follow_size
 from zsseg_rt.runtime.frames import Nv12Frame
 from zsseg_rt.runtime.lane_pool import InOrder
+from zsseg_rt.stream.conversion import gpu_index
 from zsseg_rt.stream.photo_folder import PhotoSource
 from zsseg_rt.stream.source import Source
 
@@ -28,6 +29,7 @@ Follow = bool | Literal["hold"]
 MOST_EVERY = 64
 """Frames from one that is labelled to the next, at most: half of them wait in memory."""
 _LONGEST_STEP = 1.0  # seconds; neighbours further apart do not follow each other
+_stream_on = cache(core.Stream)  # a GPU, by its number
 ONE_BY_ONE = partial(InOrder, num_threads=0)
 _KEEPS_UP = 0.9  # of the time between frames: a network that takes less labels each of them
 
@@ -113,7 +115,7 @@ def _fetched(frame: Any, channel_order: str, size_hw: tuple[int, int]) -> npt.ND
     """A frame on a GPU in RGB, made small there."""
     is_nv12, size_hw = isinstance(frame, Nv12Frame), (2 * size_hw[0], 2 * size_hw[1])
     device = (frame.luma if is_nv12 else frame).device
-    stream = core.Stream(int(device.partition(":")[2]))
+    stream = _stream_on(gpu_index(device))
     planes = ops.preprocess(
         (frame.luma, frame.chroma) if is_nv12 else frame,
         size_hw=size_hw,

@@ -148,9 +148,8 @@ class Tally:
     def add(self, seg: Segmentation) -> None:
         """Count a result."""
         frame, now, since_labelled = frame_of(seg), time.monotonic(), seg.labelled_age or 0.0
-        is_own = seg.moved_from is None
         self.given_out.add(now)
-        self.ages.add(since_labelled if is_own else now - frame.captured_at)
+        self.ages.add(since_labelled if seg.moved_from is None else now - frame.captured_at)
         self.labelled_ages.add(since_labelled)
         labelled = frame.index if seg.moved_from is None else seg.moved_from
         if labelled != self.newest:  # else its labels were moved before
