@@ -35,7 +35,6 @@ from zsseg_rt.text.tokenizer import Tokenizer, clean_text
 from zsseg_rt.text.vocabulary import PromptSet, check_embeddings, fill, template_key
 
 _log = logging.getLogger(__name__)
-_Row = npt.NDArray[np.float32]
 AnyTokenizer = Tokenizer | PieceTokenizer | GemmaTokenizer
 TOKENIZERS: Mapping[str, type[PieceTokenizer] | type[GemmaTokenizer]] = {
     PIECES_FILE: PieceTokenizer,
