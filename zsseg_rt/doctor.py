@@ -228,7 +228,7 @@ def _pyav() -> Finding:
 
 def _gstreamer() -> Finding:
     try:
-        from zsseg_rt.stream.gstreamer.report import report
+        from zsseg_rt.stream.gstreamer.rtsp_sink import report
     except ImportError as exc:  # of the compiled core, which has a line of its own
         return Finding("GStreamer", "absent", f"was not looked at: {exc}")
     detail, remedy = report(is_jetson=_TEGRA_RELEASE.is_file())

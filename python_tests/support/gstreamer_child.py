@@ -1,7 +1,7 @@
 """A process that reads sources through GStreamer and tells what it saw, one line of JSON each.
 
     python gstreamer_child.py URI... [--count N] [--order rgb] [--jetson [ELEMENT...]] [--times N]
-                              [--slow S] [--most-pixels N] [--patience S]
+                              [--slow S] [--most-pixels N]
                               [--nvidia LIBRARY] [--opened N] [--blocks] [--fails N] [--colour N]
 
 A crash of GStreamer, or a thread that it leaves behind, harms no test but its own.
@@ -11,7 +11,6 @@ import argparse
 import json
 import logging
 import os
-import re
 import sys
 import time
 from pathlib import Path
@@ -45,9 +44,9 @@ class Patient(ReaderNow):
         return time.monotonic() > self.ends_at
 
 
-def read(source, count, slow, patience):
+def read(source, count, slow):
     """Tell of so many pictures; returns whether the source ended by itself."""
-    reader, pictures = Patient(patience), None
+    reader, pictures = Patient(PATIENCE), None
     try:
         pictures = source.pictures(reader)
         for _ in range(count):
@@ -85,17 +84,10 @@ def nv12_planes(frame):
     return [frame.luma, frame.chroma] if hasattr(frame, "luma") else []
 
 
-def _most_megabytes():
-    """What this program held at most; getrusage would count what its parent held too."""
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1000
-
-
 def tell_resources():
     tell(
         threads=len(os.listdir("/proc/self/task")),
         descriptors=len(os.listdir("/proc/self/fd")),
-        megabytes=_most_megabytes(),
     )
 
 
@@ -108,7 +100,6 @@ def main():
     parser.add_argument("--times", type=int, default=1)
     parser.add_argument("--most-pixels", type=int, default=stream_source.MOST_PIXELS)
     parser.add_argument("--slow", type=float, default=0.0)
-    parser.add_argument("--patience", type=float, default=PATIENCE)
     parser.add_argument("--nvidia", type=Path)
     parser.add_argument("--opened", type=int, default=1)
     parser.add_argument("--blocks", action="store_true")
@@ -129,7 +120,7 @@ def main():
         if options.nvidia is not None:
             sources = on_device(sources, "cuda:0")
         for _ in range(options.opened):
-            read(*sources, options.count, options.slow, options.patience)
+            read(*sources, options.count, options.slow)
         if options.times > 1:
             tell_resources()
     if options.nvidia is not None:

@@ -92,7 +92,7 @@ def use(library: Path, fails: int, colour: int, in_blocks: bool) -> None:
 
     ops.core = host_core()
     surfaces = "libabsent.so" if fails == ABSENT else str(library)
-    gpu_frames.LIBRARIES = {"cuda": (str(library),), "nvbufsurface": (surfaces,)}
+    gpu_frames.LIBRARIES = {"cu": (str(library),), "Nv": (surfaces,)}
     _used.library, _used.in_blocks, _used.colour = ctypes.CDLL(str(library)), in_blocks, colour
     ctypes.c_int.in_dll(_used.library, "stand_in_in_blocks").value = in_blocks
     ctypes.c_int.in_dll(_used.library, "stand_in_fails").value = fails

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import selectors
 import signal
-import socket
 import subprocess
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -162,36 +159,3 @@ def shown_time(image: np.ndarray) -> float | None:
     bits = sum(1 << place for place, level in enumerate(levels) if level > 128)
     stamp, check = bits >> 8, bits & 255
     return stamp / 1000 if sum(stamp.to_bytes(5, "big")) % 256 == check else None
-
-
-class Flood:
-    """Answers the first request with a beginning, then with a unit again and again, to a limit."""
-
-    def __init__(self, begins: bytes, unit: bytes, *, most: int = 1_000_000_000) -> None:
-        self._begins, self._block, self._left = begins, unit * (1 + 65536 // len(unit)), most
-        self._server = socket.create_server(("127.0.0.1", 0))
-        self.url = f"rtsp://127.0.0.1:{self._server.getsockname()[1]}/x"
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._server.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._answer, args=(connection,), daemon=True).start()
-
-    def _answer(self, connection: socket.socket) -> None:
-        with connection, contextlib.suppress(OSError):
-            connection.recv(4096)
-            connection.sendall(self._begins)
-            while self._left > 0:
-                connection.sendall(self._block)
-                self._left -= len(self._block)
-
-    def __enter__(self) -> Flood:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._left = 0
-        self._server.close()

@@ -119,7 +119,7 @@ def test_a_jetson_s_elements_are_looked_for(tmp_path):
     assert (status, remedy) == ("ok", "")
     assert "H.264 is decoded by nvv4l2decoder; encoded by x264enc" in detail
     assert "frames for a GPU come through host (" in detail
-    assert "expected it in lib" in detail
+    assert "expected NVIDIA's library" in detail
     assert "no /dev/v4l2-nvenc: this Jetson has no encoder" in detail
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from support.gstreamer import environment, read, reading, require_gstreamer
-from support.rtsp_camera import Flood
 from support.streams import level, numbered, write_video
 from support.throttle import SlowLink
 
@@ -266,23 +265,3 @@ def test_cameras_that_come_and_go_leave_nothing_behind(rtsp_cameras):
     assert len(told.pictures) == 30
     assert max(descriptors[5:]) <= max(descriptors[:5]) + 2
     assert max(threads[5:]) <= max(threads[:5]) + 4  # GLib's pool
-
-
-OK = b"RTSP/1.0 200 OK\r\nCSeq: 1\r\n"
-FLOODS = {
-    "a body without end": (OK + b"Content-Length: 2000000000\r\n\r\n", b"b"),
-    "packets before a session": (b"", b"$\x09\x10\x00" + b"z" * 4096),
-    "headers without end": (OK, b"X-Header: " + b"h" * 80 + b"\r\n"),
-    "a line without end": (OK + b"X: ", b"l"),
-}
-
-
-@pytest.mark.parametrize("kind", FLOODS)
-def test_a_camera_that_floods_is_cut_off_and_leaves_nothing_behind(kind):
-    with Flood(*FLOODS[kind]) as camera:
-        told = read(camera.url, 1, "--times", "5", "--patience", "0.7")
-    assert (len(told.ends), told.pictures) == (5, [])
-    first, *_, last = told.resources
-    assert last["megabytes"] < 400  # of 1000 that it would send
-    assert last["threads"] <= first["threads"] + 4  # GLib's pool
-    assert last["descriptors"] <= first["descriptors"] + 1

@@ -2,11 +2,8 @@
 
 import resource
 import shutil
-import socketserver
 import subprocess
 import sys
-import threading
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -321,47 +318,6 @@ def test_a_page_instead_of_a_stream_is_told_as_what_it_is():
         camera.pictures.release(9)
         with pytest.raises(SourceError, match="address of the camera.s stream"):
             read(camera.url)
-
-
-@pytest.mark.parametrize(
-    ("offers", "told"),
-    [
-        (['Digest realm="a", nonce="b", algorithm="SHA-256"'], "takes Digest with SHA-256 alone"),
-        (["Bearer", 'Digest algorithm=SHA-512-256, realm="a"'], "Bearer or Digest with SHA-512"),
-        (['Digest algorithm=SHA-256, realm="a"', 'Basic realm="a"'], "Check user and password"),
-        (['Digest realm="a", nonce="b"'], "Check user and password"),
-    ],
-)
-@pytest.mark.parametrize("scheme", ["http", "rtsp"])
-def test_a_camera_s_login_that_is_not_known_is_named(scheme, offers, told, monkeypatch):
-    monkeypatch.setenv("ZSSEG_RTSP_LIBRARY", "pyav")
-    with refusing_server(scheme, offers) as port:
-        with pytest.raises(SourceError, match=told):
-            read(f"{scheme}://user:secret@127.0.0.1:{port}/x")
-        with pytest.raises(SourceError, match="asks for a login"):
-            read(f"{scheme}://127.0.0.1:{port}/x")
-
-
-@contextmanager
-def refusing_server(scheme, offers):
-    """A port where every request is asked for a login."""
-
-    class Handler(socketserver.StreamRequestHandler):
-        def handle(self):
-            while lines := list(iter(lambda: self.rfile.readline().strip(), b"")):
-                number = [line for line in lines if line.lower().startswith(b"cseq")] or [b"A: b"]
-                version = f"{scheme.upper()}/1.0"
-                head = "".join(f"WWW-Authenticate: {offer}\r\n" for offer in offers)
-                reply = f"{version} 401 Unauthorized\r\n{number[0].decode()}\r\n{head}\r\n"
-                self.wfile.write(reply.encode())
-                if scheme == "http":
-                    return
-
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
-        server.daemon_threads = True
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        yield server.server_address[1]
-        server.shutdown()
 
 
 def test_a_network_camera_is_live_and_its_end_is_a_loss():

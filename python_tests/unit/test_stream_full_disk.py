@@ -58,7 +58,7 @@ def test_a_sink_of_a_camera_goes_on_when_there_is_space_again(disk, tmp_path, ca
     wait_until(lambda: sink.stats().error == "on disk: full.")
     assert not sink.has_failed
     disk.is_full = False
-    wait_until(lambda: not sink._is_paused)
+    wait_until(lambda: not sink.is_paused)
     stats = finish(sink, result(40))
     assert (stats.written, stats.dropped, stats.error) == (2, 39, None)
     assert writer.written == [0, 40]
@@ -105,7 +105,7 @@ def test_what_is_not_kept_makes_room_on_a_full_disk(disk, name, tmp_path, monkey
     monkeypatch.setattr(type(writer), "write", write_if_there_is_room)
     sink = Sink(writer, resumes=True)
     sink.put(result(1), waits=True)
-    wait_until(lambda: not old.exists() and not sink._is_paused)
+    wait_until(lambda: not old.exists() and not sink.is_paused)
     stats = finish(sink, result(2))
     assert (stats.error, stats.written) == (None, 1)
 
@@ -124,7 +124,7 @@ def test_real_files_go_on_when_there_is_space_again(disk, name, tmp_path, monkey
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     disk.is_full = False
-    wait_until(lambda: not sink._is_paused)
+    wait_until(lambda: not sink.is_paused)
     stats = finish(sink, *(result(number) for number in range(100, 110)))
     assert stats.error is None
     if name == "out.mp4":

@@ -56,7 +56,6 @@ class AccessRules:
 
     @staticmethod
     def of(settings: ServerSettings) -> AccessRules:
-        """The rules that a server's settings make."""
         allowed = frozenset(name.lower().strip("[]") for name in settings.allowed_hosts)
         hosts = {*_LOCAL_NAMES, *allowed, settings.host.lower()}
         wild = settings.host in ("0.0.0.0", "::")
@@ -104,7 +103,6 @@ class AccessRules:
     def check_token(
         self, authorization: str | None, *, protocols: Sequence[str] = (), query: bytes = b""
     ) -> None:
-        """Refuse a request without the token."""
         if self.token is None:
             return
         scheme, _, shown = (authorization or "").partition(" ")
@@ -142,7 +140,6 @@ class Json(JSONResponse):
     """JSON whose names trip up no reader of lines, log or terminal."""
 
     def render(self, content: Any) -> bytes:
-        """The body."""
         return json_text(content, separators=(",", ":"), allow_nan=False).encode()
 
 
@@ -153,7 +150,6 @@ class Gate:
         self._app, self._rules, self._limits = app, rules, limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request in, or refuse it."""
         scope = _with_origin_form(scope)
         if scope["type"] == "websocket":
             await self._websocket(scope, receive, send)

@@ -115,7 +115,6 @@ class ConnectionGuard:
         self._watched.pop(protocol, None)
 
     async def run(self) -> None:
-        """Look after connections until cancelled."""
         while True:
             await asyncio.sleep(_LOOK_EVERY)
             self.look(time.monotonic())
@@ -138,7 +137,6 @@ class ConnectionGuard:
                 transport.abort()
 
     def abort_all(self) -> None:
-        """Cut every connection."""
         for watch in self._watched.values():
             watch.transport.abort()
 

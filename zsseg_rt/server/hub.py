@@ -74,7 +74,6 @@ class Hub:
             return self._newest[min(fresh, key=lambda name: sent.get(name, 0))]
 
     def check_source(self, name: Any) -> str | None:
-        """The name of a source, or None for all."""
         if name is None or (isinstance(name, str) and name in self._sources):
             return name
         raise ArgumentError("source: expected the name of a source, or none for all")
@@ -92,7 +91,6 @@ class Hub:
         return event
 
     def leave(self, news: asyncio.Event) -> None:
-        """Set that event no more."""
         self._wakes.discard(news)
 
     def tell_vocabulary(self) -> None:
@@ -101,7 +99,6 @@ class Hub:
         self._wake_all()
 
     def close(self) -> None:
-        """Let all viewers go."""
         self.is_closed = True
         with self._lock:
             self._loop = None  # it ends before the frame that is being labelled may

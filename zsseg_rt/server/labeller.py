@@ -40,12 +40,10 @@ class Labeller:
 
     @property
     def channel_order(self) -> str:
-        """Of frames, ``"rgb"`` or ``"bgr"``."""
         return self._engine.config.channel_order
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """The classes in force."""
         vocabulary = self._engine.vocabulary
         if vocabulary is None:
             raise EngineStateError("engine: is closed. Start the server again.")
@@ -79,7 +77,6 @@ class Labeller:
         return vocabulary
 
     def set_unknown_below(self, value: float) -> None:
-        """Set the score below which a pixel is unknown, from the next frame on."""
         if not is_share(value):
             raise ArgumentError(f"unknown_below: expected a score in [0, 1], got {value}")
         self.unknown_below = value

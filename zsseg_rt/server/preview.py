@@ -67,11 +67,9 @@ class Result:
 
     @property
     def source(self) -> str:
-        """Name of the frame's source."""
         return frame_of(self.seg).source
 
     async def message(self) -> FrameMessage:
-        """The frame for viewers."""
         if self._message is None:
             job = self._worker.run(
                 lambda: encode_message(self.number, self.seg, self._order, self._at)

@@ -25,7 +25,6 @@ class Worker:
         threading.Thread(target=self._work, name=name, daemon=True).start()
 
     async def run(self, job: Callable[[], _Value]) -> _Value:
-        """Do a job and wait for its result."""
         future: Future[_Value] = Future()
         self._jobs.put((future, job))
         return await asyncio.wrap_future(future)
@@ -50,7 +49,6 @@ class Desk(Worker):
 
     @contextmanager
     def place(self) -> Iterator[None]:
-        """Take a place for a request."""
         if not self._free:
             raise Busy("engine: expected fewer requests at a time. Try again after a second.")
         self._free -= 1

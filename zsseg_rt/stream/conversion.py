@@ -23,10 +23,7 @@ def gpu_index(device: str) -> int:
 
 
 class Uploads:
-    """Takes frames to a GPU, in one thread: the CPU goes over the pixels once.
-
-    They are there when a method returns, so that a frame uploads while another is labelled.
-    """
+    """Takes frames to a GPU, in one thread; they are there when a method returns."""
 
     def __init__(self, device: str, channel_order: str) -> None:
         from zsseg_rt.ops import core
@@ -38,12 +35,7 @@ class Uploads:
         self._pinned: dict[tuple[int, ...], Any] = {}
 
     def planes(self, luma: Any, colours: Sequence[Any], matrix: str) -> dict[str, Any]:
-        """The fields of a picture from a frame in planes.
-
-        Shapes:
-            luma: uint8 [H, W] with even sides; rows may lie apart, here and below.
-            colours: U and V, each uint8 [H / 2, W / 2], or both in one, uint8 [H / 2, W / 2, 2].
-        """
+        """The fields of a picture from planes, even sides; U and V are two or one [h, w, 2]."""
         import cv2
 
         height, width = luma.shape
@@ -58,7 +50,7 @@ class Uploads:
         return {"image": partial(host_picture, frame, self._order), "on_gpu": frame}
 
     def image(self, image: npt.NDArray[np.uint8]) -> dict[str, Any]:
-        """The fields of a picture from an image, uint8 [H, W, 3], whose rows may lie apart."""
+        """The fields of a picture from uint8 [H, W, 3], whose rows may lie apart."""
         pinned = self._memory(image.shape)
         np.copyto(pinned.host, image)
         frame = self._placed(pinned)
@@ -84,11 +76,7 @@ class Uploads:
 
 
 class Converter:
-    """Makes the images of one video.
-
-    One converter for all frames halves the time of each: PyAV's shortcut makes one per frame, with
-    threads of its own.
-    """
+    """Makes the images of one video; PyAV's shortcut would make a converter per frame."""
 
     def __init__(self, channel_order: str, *, turns: bool, device: str = "cpu") -> None:
         from av.video.reformatter import VideoReformatter
@@ -104,12 +92,9 @@ class Converter:
         if self._uploads is None:
             return {"image": self.image(frame)}
         self._look_up(frame)
-        planes = None if self._matrix is not None else _planes_of(frame)
-        return (
-            self._uploads.image(self.image(frame))
-            if planes is None
-            else (self._uploads.planes(*planes))
-        )
+        if self._matrix is None and (planes := _planes_of(frame)) is not None:
+            return self._uploads.planes(*planes)
+        return self._uploads.image(self.image(frame))
 
     def _look_up(self, frame: Any) -> None:
         if self._turns:
@@ -153,15 +138,9 @@ def _display_matrix(frame: Any) -> tuple[int, ...] | None:
 
 
 def upright(image: npt.NDArray[np.uint8], matrix: Sequence[int] | None) -> npt.NDArray[np.uint8]:
-    """Turn and mirror an image as its display matrix says.
+    """Turn and mirror an image as its display matrix says, if that is by multiples of 90 degrees.
 
     A pixel at x to the right and y down is shown at ``(a x + c y, b x + d y)``, but for a shift.
-
-    Shapes:
-        image: uint8 [H, W, 3].
-
-    Returns:
-        uint8 [H, W, 3] or [W, H, 3], C-contiguous; ``image`` itself where nothing is to be done.
     """
     if matrix is None:
         return image
@@ -187,16 +166,15 @@ def host_picture(frame: Nv12Frame, channel_order: str) -> npt.NDArray[np.uint8]:
     from zsseg_rt import ops
     from zsseg_rt.ops import core
 
-    planes = tuple(core.outside_captures(plane.numpy) for plane in (frame.luma, frame.chroma))
-    no_colours = np.empty((0, 3), np.uint8)
-    picture = ops.overlay(
-        planes,
-        np.zeros(planes[0].shape, np.uint8),
-        no_colours,
-        channel_order=channel_order,
-        colour_matrix=frame.colour_matrix,
-    )
-    return np.asarray(picture)
+    luma, chroma = (core.outside_captures(one.numpy) for one in (frame.luma, frame.chroma))
+    no_labels, no_colours = np.zeros(luma.shape, np.uint8), np.empty((0, 3), np.uint8)
+    matrix = frame.colour_matrix
+    return np.asarray(
+        ops.overlay(
+            (luma, chroma), no_labels, no_colours,
+            channel_order=channel_order, colour_matrix=matrix,
+        )
+    )  # fmt: skip
 
 
 # ITU-R BT.601, limited range, as OpenCV and FFmpeg take it for RGB: rows for U and V. The first row
@@ -213,53 +191,32 @@ _MOST_SIDE = 16_384  # pixels that H.264 takes
 
 
 def encodable(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """The image, or every second, third, ... pixel of it where a side is longer than H.264 takes.
-
-    Shapes:
-        image: uint8 [H, W, 3].
-    """
+    """The image, or every second, third, ... pixel where a side is longer than H.264 takes."""
     step = -(-max(image.shape[:2]) // _MOST_SIDE)
     return np.ascontiguousarray(image[::step, ::step])
 
 
-class I420:
-    """Converts images of one size, in one thread; several times faster than FFmpeg does.
+def i420(
+    image: npt.NDArray[np.uint8], channel_order: str, out: npt.NDArray[np.uint8] | None = None
+) -> npt.NDArray[np.uint8]:
+    """Y of an image, then U and V at half its size; several times faster than FFmpeg does it.
 
-    Attributes:
-        planes: uint8 [H * 3 / 2, W] with the even sides: Y, then U and V at half the height and
-            width, of the image converted last.
+    Returns:
+        uint8 [H * 3 / 2, W]; odd sides are made even by repeating the last row or column.
     """
+    import cv2
 
-    def __init__(self, size_hw: tuple[int, int], *, channel_order: str) -> None:
-        import cv2
-
-        height, width = size_hw
-        self._padding = (0, height % 2, 0, width % 2)  # top, bottom, left, right
-        height, width = height + height % 2, width + width % 2
-        self.planes = np.empty((height * 3 // 2, width), np.uint8)
-        chroma = self.planes[height:].reshape(2, height // 2, width // 2)
-        self._chroma = [chroma[0], chroma[1]]
-        self._half = np.empty((height // 2, width // 2, 3), np.uint8)
-        self._mixed = np.empty_like(self._half)
-        is_rgb = channel_order == "rgb"
-        self._code = cv2.COLOR_RGB2YUV_I420 if is_rgb else cv2.COLOR_BGR2YUV_I420
-        self._matrix = _CHROMA if is_rgb else np.ascontiguousarray(_CHROMA[:, [2, 1, 0, 3]])
-
-    def convert(self, image: npt.NDArray[np.uint8]) -> None:
-        """Write an image into ``planes``.
-
-        Shapes:
-            image: uint8 [H, W, 3].
-        """
-        import cv2
-
-        if any(self._padding):
-            image = np.asarray(
-                cv2.copyMakeBorder(image, *self._padding, cv2.BORDER_REPLICATE), np.uint8
-            )
-        cv2.cvtColor(image, self._code, dst=self.planes)
-        # OpenCV takes one pixel's colour for four, which frays edges; their mean is wanted.
-        height, width = self._half.shape[:2]
-        cv2.resize(image, (width, height), dst=self._half, interpolation=cv2.INTER_AREA)
-        cv2.transform(self._half, self._matrix, dst=self._mixed)
-        cv2.mixChannels([self._mixed], self._chroma, [1, 0, 2, 1])
+    rows, columns = (side % 2 for side in image.shape[:2])
+    if rows or columns:
+        padded = cv2.copyMakeBorder(image, 0, rows, 0, columns, cv2.BORDER_REPLICATE)
+        image = np.asarray(padded, np.uint8)
+    height, width = image.shape[0] // 2, image.shape[1] // 2
+    is_rgb = channel_order == "rgb"
+    code = cv2.COLOR_RGB2YUV_I420 if is_rgb else cv2.COLOR_BGR2YUV_I420
+    planes = np.asarray(cv2.cvtColor(image, code, dst=out), np.uint8)
+    # OpenCV takes one pixel's colour for four, which frays edges; their mean is wanted.
+    half = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+    mixed = cv2.transform(half, _CHROMA if is_rgb else _CHROMA[:, [2, 1, 0, 3]])
+    chroma = planes[2 * height :].reshape(2, height, width)
+    cv2.mixChannels([mixed], list(chroma), [1, 0, 2, 1])
+    return planes

@@ -12,10 +12,8 @@ from dataclasses import dataclass, field
 from zsseg_rt.results.segmentation import Frame
 from zsseg_rt.stream.source import Picture
 
-QUEUE = 4
-"""Pictures that policy ``all`` lets a source read ahead."""
-MOST_ON_GPU = 32
-"""Frames of a stream that callers may keep in a GPU's memory; older ones leave it."""
+QUEUE = 4  # pictures that policy all lets a source read ahead
+MOST_ON_GPU = 32  # frames that callers may keep in a GPU's memory; older ones leave it
 
 
 @dataclass(kw_only=True)
@@ -117,7 +115,6 @@ class HandOff:
             oldest.leave_gpu()
 
     def nudge(self) -> None:
-        """Wake whoever waits, to look around."""
         with self._changed:
             self._nudged = True
             self._changed.notify_all()
@@ -130,7 +127,6 @@ class HandOff:
 
     @property
     def is_closed(self) -> bool:
-        """Whether :meth:`close` was called."""
         return self._closed
 
     @property
@@ -141,7 +137,6 @@ class HandOff:
             return not any(slot.waiting for slot in self._slots)
 
     def discard(self, slot: int) -> None:
-        """Drop what a source has waiting."""
         with self._changed:
             while self._slots[slot].waiting:
                 self._slots[slot].drop_oldest()

@@ -46,7 +46,6 @@ class StreamOptions:
     loop: bool = False
 
     def open(self, source: str | Path | Sequence[str | Path], channel_order: str) -> StreamParts:
-        """Open sources and sinks."""
         check_settings(self.policy, self.max_staleness)
         sources = open_sources(source, channel_order)
         if self.loop:

@@ -29,18 +29,10 @@ _log = logging.getLogger(__name__)
 
 
 class Painter:
-    """Lays each label's colour over its frame, and the names of large parts.
+    """Lays each label's colour over its frame, and the names of large parts; for one thread.
 
-    Frames on a GPU are painted there and fetched once, then names and legend are written. If that
-    fails, they are painted on the CPU from then on, with one warning. A name stays where it was in
-    the last frame while it has room there. Frames narrower than 320 pixels carry no names. Used by
-    one thread.
-
-    Args:
-        channel_order: Of the frames.
-        alpha: Weight of the colours, in [0, 1].
-        legend: Whether two lines below the frame say what the colours are; the smallest classes
-            are left out if there is no room.
+    Frames on a GPU are painted there and fetched once; names and legend, of two lines below the
+    frame, are written on the CPU. A name stays where it was while it has room there.
     """
 
     def __init__(self, *, channel_order: str, alpha: float, legend: bool = False) -> None:
@@ -54,20 +46,13 @@ class Painter:
         """Where the newest frame was painted: ``"cpu"`` or ``"gpu"``; None before the first."""
 
     def canvas(self, seg: Segmentation) -> npt.NDArray[np.uint8]:
-        """A new picture to paint on, uint8 [H', W, 3], for frames of this one's size.
-
-        It is pinned memory if the frame is on a GPU.
-        """
+        """A new image to paint on, uint8 [H', W, 3], for frames of this one's size."""
         height, width = seg.labels.shape
         below = len(legend_strip(width, (), lines=_LEGEND_LINES)) if self._has_legend else 0
         return self._gpu.canvas(frame_of(seg).on_gpu, (height + below, width, 3))
 
     def paint(self, seg: Segmentation, out: npt.NDArray[np.uint8]) -> None:
-        """Paint a result's overlay.
-
-        Shapes:
-            out: uint8 [H', W, 3], as :meth:`canvas` makes it.
-        """
+        """Paint a result's overlay into ``out``, as :meth:`canvas` makes it."""
         frame, picture = frame_of(seg), out[: len(seg.labels)]
         on_gpu, colours = frame.on_gpu, self._palette(seg.names)  # another thread may let it leave
         self.painted = "gpu"
@@ -78,11 +63,9 @@ class Painter:
             before = self._places.get(frame.source, [])
             self._places[frame.source] = _draw_names(seg, picture, before)
         if self._has_legend:
-            out[len(seg.labels) :] = self._strip(seg)
-
-    def _strip(self, seg: Segmentation) -> npt.NDArray[np.uint8]:
-        coloured = replace(seg, channel_order=self._order)
-        return legend_strip(seg.labels.shape[1], coloured.legend(), lines=_LEGEND_LINES)
+            legend = replace(seg, channel_order=self._order).legend()
+            strip = legend_strip(seg.labels.shape[1], legend, lines=_LEGEND_LINES)
+            out[len(seg.labels) :] = strip
 
     def _palette(self, names: tuple[str, ...]) -> npt.NDArray[np.uint8]:
         if self._names != names:
@@ -91,16 +74,11 @@ class Painter:
 
 
 class GpuPainter:
-    """Paints frames on a GPU where they are, in one thread, on a stream of its own.
-
-    Once that has failed, of which one warning tells, it paints nothing more.
-    """
+    """Paints frames on a GPU where they are, in one thread; once that has failed, nothing more."""
 
     def __init__(self, channel_order: str, alpha: float) -> None:
         self._order, self._alpha = channel_order, alpha
-        self._index = 0
-        self.has_failed = False
-        """Whether nothing is painted any more."""
+        self._index, self.has_failed = 0, False
         self._stream: Any = None
 
     def canvas(self, frame: Any, shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:

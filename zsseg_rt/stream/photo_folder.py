@@ -30,9 +30,7 @@ class PhotoSource:
     live = False
 
     def pictures(self, reader: Reader) -> Generator[Picture, None, None]:
-        """Read the photos; those that cannot be read are left out."""
-        photos = find_photos([self.path])
-        count = 0
+        photos, count = find_photos([self.path]), 0
         for path in photos:
             try:
                 image = read_photo(path)
@@ -52,8 +50,7 @@ class PhotoSource:
             raise SourceError(f"{self.name}: expected photos, {len(photos)} cannot be read")
 
 
-DEFAULT_SIZES = {"photos": (360, 640), "scenes": (720, 720)}
-"""Heights and widths: the clip's own, and the shape of what the drawn world's network sees."""
+DEFAULT_SIZES = {"photos": (360, 640), "scenes": (720, 720)}  # the clip's own; the network's
 
 _CLIP_RATE = 10.0  # frames of the clip per second
 _PER_PICTURE = 150  # frames
@@ -65,12 +62,7 @@ _Show = Callable[[int], _Pixels]
 
 @dataclass(frozen=True, kw_only=True)
 class DemoCamera:
-    """Source ``test://``: the same frames for the same seed, in real time.
-
-    With a demo that has a clip, the clip plays at its own speed and begins anew at its end; a
-    frame shows its middle if it has another shape. With another demo, a window wanders over its
-    pictures.
-    """
+    """Source ``test://``: a demo's clip, or a window that wanders over its images, in real time."""
 
     name: str  # The URI
     demo: str = DEFAULT  # Whose clip or pictures it shows
@@ -83,11 +75,9 @@ class DemoCamera:
 
     @property
     def live(self) -> bool:
-        """It is a camera, unless its frames are counted."""
         return self.num_frames is None
 
     def pictures(self, reader: Reader) -> Generator[Picture, None, None]:
-        """Give the frames, each at its time; a frame that comes late delays none after it."""
         clip = demo_clip(self.demo)
         show = self._player(clip) if clip else self._wanderer()
         start, index = self.now(), 0

@@ -35,22 +35,21 @@ class RtspSettings:
     def from_environment() -> RtspSettings:
         """As ``ZSSEG_RTSP_LIBRARY``, ``ZSSEG_RTSP_PROTOCOLS``, ``ZSSEG_RTSP_LATENCY_MS`` say."""
         library = os.environ.get("ZSSEG_RTSP_LIBRARY") or "auto"
-        if library not in get_args(Library):
-            raise ConfigError(
-                f"ZSSEG_RTSP_LIBRARY: expected one of {', '.join(get_args(Library))}, got "
-                f"{library!r}"
-            )
         names = os.environ.get("ZSSEG_RTSP_PROTOCOLS") or "tcp"
+        latency = os.environ.get("ZSSEG_RTSP_LATENCY_MS") or ""
         protocols = tuple(dict.fromkeys(part.strip() for part in names.split(",")))
-        if not set(protocols) <= set(_PROTOCOLS):
-            raise ConfigError(
-                f"ZSSEG_RTSP_PROTOCOLS: expected some of {', '.join(_PROTOCOLS)}, got {names!r}"
-            )
-        latency = os.environ.get("ZSSEG_RTSP_LATENCY_MS") or None
-        if latency and not (re.fullmatch("[0-9]{1,5}", latency) and int(latency) <= 60_000):
-            raise ConfigError(
-                f"ZSSEG_RTSP_LATENCY_MS: expected milliseconds from 0 to 60000, got {latency!r}"
-            )
+        is_wait = re.fullmatch("[0-9]{0,5}", latency) and int(latency or 0) <= 60_000
+        some, one = ", ".join(_PROTOCOLS), ", ".join(get_args(Library))
+        for fits, text in (
+            (library in get_args(Library), f"LIBRARY: expected one of {one}, got {library!r}"),
+            (
+                set(protocols) <= set(_PROTOCOLS),
+                f"PROTOCOLS: expected some of {some}, got {names!r}",
+            ),
+            (is_wait, f"LATENCY_MS: expected milliseconds from 0 to 60000, got {latency!r}"),
+        ):
+            if not fits:
+                raise ConfigError(f"ZSSEG_RTSP_{text}")
         return RtspSettings(
             library=library,  # type: ignore[arg-type]  # checked above
             protocols=protocols,
@@ -72,11 +71,9 @@ class RtspSource:
     live = True
 
     def pictures(self, reader: Reader) -> Generator[Picture, None, None]:
-        """Read it with the library that was chosen; says which, once."""
         yield from self.choose().pictures(reader)
 
     def choose(self) -> Source:
-        """The source that reads it."""
         library = self.settings.library
         if library == "auto" and self.url.lower().startswith("rtsps:"):
             library = "pyav"  # GStreamer refuses the certificates that cameras sign themselves
@@ -96,15 +93,12 @@ class RtspSource:
         from zsseg_rt.stream.gstreamer.pipelines import RtspCamera, decoder_of, rtsp_elements
         from zsseg_rt.stream.gstreamer.source import GstSource
 
-        library, latency = load(), self.settings.latency_ms
+        library, latency_ms = load(), self.settings.latency_ms
         require_elements(library.Gst, rtsp_elements(library.Gst), "rtsp")
         decoder = decoder_of(library.Gst, "H264")[0]
         _tell_once(f"rtsp: read with GStreamer {library.version}, H.264 decoded by {decoder}")
-        recipe = RtspCamera(
-            url=self.url,
-            protocols=self.settings.protocols,
-            **({} if latency is None else {"latency_ms": latency}),
-        )
+        latency = {} if latency_ms is None else {"latency_ms": latency_ms}
+        recipe = RtspCamera(url=self.url, protocols=self.settings.protocols, **latency)
         return GstSource(
             name=self.name,
             recipe=recipe,

@@ -95,7 +95,6 @@ class Ages:
     last: deque[float] = field(default_factory=lambda: deque(maxlen=_AGES))
 
     def add(self, seconds: float) -> None:
-        """Count a result."""
         self.total += seconds
         self.counts[bisect.bisect_left(AGE_BOUNDS, seconds)] += 1
         self.last.append(seconds)
@@ -117,7 +116,6 @@ class Rate:
     last: deque[float] = field(default_factory=lambda: deque(maxlen=_AGES))
 
     def add(self, at: float) -> None:
-        """Count a result."""
         self.began = self.began if self.count else at
         self.last.append(at)
         self.count += 1
@@ -146,7 +144,6 @@ class Tally:
     newest: int = -1  # Frame that was labelled
 
     def add(self, seg: Segmentation) -> None:
-        """Count a result."""
         frame, now, since_labelled = frame_of(seg), time.monotonic(), seg.labelled_age or 0.0
         self.given_out.add(now)
         self.ages.add(since_labelled if seg.moved_from is None else now - frame.captured_at)
@@ -234,7 +231,6 @@ class Stream:
         return self
 
     def __next__(self) -> Segmentation:
-        """Label the next frame."""
         self._process.require()
         try:
             while (seg := self._next_labelled()) is None:
@@ -569,7 +565,6 @@ class Capture:
 
     @property
     def damaged(self) -> int:
-        """Packets and frames that could not be decoded."""
         return self._damaged + (0 if self._attempt is None else self._attempt.damaged)
 
     def stop(self) -> None:

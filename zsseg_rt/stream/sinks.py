@@ -23,7 +23,7 @@ from zsseg_rt.common.process import usable_cpus
 from zsseg_rt.common.recordings import Rotation, Series, is_empty
 from zsseg_rt.errors import ArgumentError, SourceError, ZssegError
 from zsseg_rt.results.segmentation import Frame, Segmentation
-from zsseg_rt.stream.conversion import I420, encodable
+from zsseg_rt.stream.conversion import encodable, i420
 from zsseg_rt.stream.gstreamer.rtsp_sink import RtspSink
 from zsseg_rt.stream.painting import Painter
 from zsseg_rt.stream.source import shown
@@ -158,7 +158,7 @@ class Sink:
         self._writer, self._resumes = writer, resumes
         self._waiting: deque[Segmentation] = deque()
         self._changed = threading.Condition(threading.RLock())
-        self._closed = self._hurried = self._is_paused = self._is_over = self._is_left = False
+        self._closed = self._hurried = self.is_paused = self._is_over = self._is_left = False
         self._written = self._dropped = self._dropped_before = 0
         self._error: ZssegError | None = None
         self._num_sources, self._lost = num_sources, dict[str, tuple[tuple[int, ...], str]]()
@@ -166,13 +166,12 @@ class Sink:
         self._thread.start()
 
     def put(self, seg: Segmentation, *, waits: bool) -> None:
-        """Leave a frame to be written."""
         with self._changed:
             while waits and self._is_full and not (self._hurried or self._is_over):
                 self._changed.wait(_LOOK)
             if self._is_over:
                 return
-            if self._is_full or self._is_paused:
+            if self._is_full or self.is_paused:
                 self._dropped += 1
                 return
             self._waiting.append(seg)
@@ -217,7 +216,6 @@ class Sink:
         return self._is_over and self._error is not None
 
     def stats(self) -> SinkStats:
-        """How it is doing."""
         with self._changed:
             return SinkStats(
                 name=self.name,
@@ -303,7 +301,7 @@ class Sink:
         if not (self._resumes and is_disk) or folder is None or self._closed:
             return False
         with self._changed:
-            is_news, self._is_paused = self._error is None, True
+            is_news, self.is_paused = self._error is None, True
             if is_news:
                 self._error, self._dropped_before = error, self._dropped
             self._dropped += 1
@@ -313,7 +311,7 @@ class Sink:
         while not self._is_closed_within(RETRY):
             self._writer.remove_old()
             if has_room(folder):
-                self._is_paused = False
+                self.is_paused = False
                 return True
         return False
 
@@ -379,7 +377,6 @@ class OverlayVideo(Writer):
         self.painter = painter
 
     def write(self, seg: Segmentation) -> None:
-        """Encode one frame."""
         frame = frame_of(seg)
         try:
             recording = self._recording(seg, frame)
@@ -391,7 +388,6 @@ class OverlayVideo(Writer):
             raise unwritable(self._at, exc) from exc
 
     def close(self) -> None:
-        """Finish all files, as far as that is possible."""
         errors = [error for source in list(self._recordings) if (error := self._finish(source))]
         super().close()
         if errors:
@@ -452,7 +448,8 @@ class _Recording:
         order: str,
     ) -> None:
         self.path, self.canvas, self._size_hw = path, canvas, size_hw
-        self._av, self._i420 = av, I420(encodable(canvas).shape[:2], channel_order=order)
+        self._av, self._order = av, order
+        self._planes: npt.NDArray[np.uint8] | None = None
         self._start = _time_of(frame)
         self._last_tick, self._last_key = -1, float("-inf")
         self._container = av.open(str(path), "w", format="mp4", options=_FRAGMENTS)
@@ -462,8 +459,8 @@ class _Recording:
         self._stream = self._container.add_stream("libx264", rate=30, options=options)
         if is_file:
             self._stream.codec_context.thread_count = min(usable_cpus() + 1, _MOST_THREADS)
-        height, self._stream.width = self._i420.planes.shape
-        self._stream.height = height * 2 // 3
+        height, width = encodable(canvas).shape[:2]
+        self._stream.height, self._stream.width = height + height % 2, width + width % 2
         self._stream.pix_fmt = "yuv420p"
         self._stream.codec_context.time_base = Fraction(1, _TICKS)
 
@@ -480,9 +477,8 @@ class _Recording:
             return True
 
     def add(self, frame: Frame) -> None:
-        """Encode the canvas at the frame's time."""
-        self._i420.convert(encodable(self.canvas))
-        video = self._av.VideoFrame.from_ndarray(self._i420.planes, format="yuv420p")
+        self._planes = i420(encodable(self.canvas), self._order, self._planes)
+        video = self._av.VideoFrame.from_ndarray(self._planes, format="yuv420p")
         seconds = _time_of(frame) - self._start
         self._last_tick = max(round(seconds * _TICKS), self._last_tick + 1)
         video.pts, video.time_base = self._last_tick, Fraction(1, _TICKS)

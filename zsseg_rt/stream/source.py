@@ -23,12 +23,11 @@ _USUAL_STEP = 1 / 25  # seconds between frames of recordings that state no rate
 _BACK, _LEAP = 0.1, {True: 10.0, False: 108_000.0}
 _NONE = float("-inf")
 
-_SKEW = 2e-4
-"""How much slower than ours a source's clock may run: cheap crystals are 100 ppm off."""
+_SKEW = 2e-4  # how much slower than ours a clock may run: cheap crystals are 100 ppm off
 
+# The largest frame that H.264 and H.265 allow up to level 6.2, such as 8192x4352. A few hundred
+# kilobytes can claim more, and a frame takes some 20 bytes per pixel until it is labelled.
 MOST_PIXELS = 139_264 * 256
-"""The largest frame that H.264 and H.265 allow up to level 6.2, such as 8192x4352. A few hundred
-kilobytes can claim more, and a frame takes some 20 bytes per pixel until it is labelled."""
 
 _log = logging.getLogger(__name__)
 
@@ -42,42 +41,27 @@ _OPEN_PATH = re.compile(r"(?:/(?![^/?#;&]*(?:=|%(?:25)*3[dD]))[^/?#;&]*)*/?")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Picture:
-    """A frame as its source gives it; see :class:`zsseg_rt.results.segmentation.Frame`.
+    """A frame as its source gives it; see :class:`zsseg_rt.results.segmentation.Frame`."""
 
-    Attributes:
-        image: uint8 [H, W, 3], the source's to give away: nobody writes to it any more; or what
-            makes it of ``on_gpu``.
-        on_gpu: The same on the engine's GPU, as an engine takes it, or None.
-        path: How it came: ``"host"``, or ``"nvmm"`` (a Jetson's memory).
-        captured_at: Seconds of ``time.monotonic()``.
-        clock: Whose time that is.
-        pts_seconds: The stream's own time stamp in seconds, or None.
-        late: Seconds that it came later than the source's best; ``captured_at`` is before them.
-        dropped_before: Frames that the source itself dropped since the last picture.
-    """
-
+    # uint8 [H, W, 3], the source's to give away, or what makes it of on_gpu
     image: npt.NDArray[np.uint8] | Callable[[], npt.NDArray[np.uint8]] = field(repr=False)
     captured_at: float
     clock: Literal["driver", "pipeline", "arrival", "file"]
     pts_seconds: float | None = None
-    late: float = 0.0
-    dropped_before: int = 0
+    late: float = 0.0  # Seconds that it came later than the source's best, after captured_at
+    dropped_before: int = 0  # Frames that the source itself dropped since the last picture
     on_gpu: Array | Nv12Frame | None = field(default=None, repr=False)
-    path: FramePathName = "host"
+    path: FramePathName = "host"  # How it came; "nvmm" is a Jetson's memory
 
 
 class Lateness:
-    """How much later than the source's best each frame comes, by the source's own clock.
-
-    Frames wait on a slow link, or for a decoder that cannot keep up, before they arrive here.
-    """
+    """How much later than the source's best each frame comes, by the source's own clock."""
 
     def __init__(self) -> None:
         self._newest: tuple[float, float] | None = None  # the last frame's stamp and arrival
         self._best = 0.0  # the least of arrival less stamp
 
     def of(self, stamp: float | None, arrived_at: float) -> float:
-        """Seconds that a frame is late."""
         if stamp is None:
             return 0.0
         offset = arrived_at - stamp
@@ -90,11 +74,10 @@ class Lateness:
 
 
 class RecordingTimes:
-    """The times of a recording's frames: they begin at 0, rise, and keep the frames' distances.
+    """The times of a recording's frames: they begin at 0, rise, and keep the frames' distances."""
 
-    One frame after the last come a frame that tells no time, and one whose time begins anew: where
-    recordings were joined, or a camera's clock was set. ``joined`` formats are made for that.
-    """
+    # One frame after the last come a frame that tells no time, and one whose time begins anew:
+    # where recordings were joined, which some formats are made for, or a camera's clock was set.
 
     def __init__(self, name: str, rate: float | None, *, joined: bool = False) -> None:
         self._name, self._leap = name, _LEAP[joined]
@@ -105,10 +88,7 @@ class RecordingTimes:
         self._stamps, self._faults = [_NONE, _NONE], [0, 0]
 
     def of(self, stamp: float | None, decoding: float | None = None) -> float:
-        """The time in seconds of the next frame that is shown.
-
-        ``decoding`` is when the packet that brought it out was to be decoded.
-        """
+        """The time of the next frame; ``decoding`` is when its packet was to be decoded."""
         if stamp is None and decoding is None:
             _warn_once(f"{self._name}: tells no times; {1 / self._step:g} frames count as a second")
         stamp, due = self._likelier(stamp, decoding), self._last + self._step
@@ -142,7 +122,7 @@ class GivenName(str):
 
 
 class Reader(Protocol):
-    """Who reads a source; what the source may ask and tell while it is read."""
+    """Who reads a source."""
 
     def wait(self, seconds: float) -> bool:
         """Wait for so many seconds; returns true, at once, if the source shall stop."""
@@ -184,16 +164,11 @@ def check_size(name: str, width: int, height: int) -> None:
 
 
 def shown(address: str) -> str:
-    """An address as everybody may see it: scheme, host, port and path.
-
-    The path ends before its first query, parameter or part with ``=``. Where an ``@`` leaves open
-    what is a password and what is not, the scheme alone is shown.
+    """Scheme, host, port and path up to a part with ``=``; the scheme alone where ``@`` is unclear.
 
     Example:
         >>> shown("rtsp://admin:pa@ss@camera:554/live/1?channel=2")
         'rtsp://camera:554/live/1'
-        >>> shown("rtsp://camera/user=admin_password=1234_channel=1")
-        'rtsp://camera/'
     """
     scheme, mark, rest = address.partition("://")
     if "@" in scheme or not mark:
@@ -214,10 +189,5 @@ def _split(rest: str) -> tuple[str, str]:
 
 
 def redact(text: str) -> str:
-    """A text whose addresses are as :func:`shown` gives them; settings of ours stay whole.
-
-    Example:
-        >>> redact("rtsp://admin:pa@ss@camera/1 is refused")
-        'rtsp://camera/1 is refused'
-    """
+    """A text whose addresses are as :func:`shown` gives them; settings of ours stay whole."""
     return _ADDRESS.sub(lambda match: shown(match[0]), text)

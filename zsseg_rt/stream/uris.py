@@ -6,7 +6,7 @@ import glob
 import logging
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -35,7 +35,6 @@ _KNOWN = (
     "test://, rtsp://, http://, https://, csi://N, v4l2:///dev/videoN, a number, gst:PIPELINE, or "
     "a path"
 )
-_SCHEMES = ["csi", "gst", "gst-file", "http", "https", "rtsp", "rtsps", "test", "v4l2"]
 _MOST_SENSORS = 16
 
 _Number = TypeVar("_Number", int, float)
@@ -150,19 +149,10 @@ def _name(line: str) -> tuple[GivenName | None, str]:
 
 def _source(uri: str, order: str) -> Source:
     scheme = uri.split(":", 1)[0].lower() if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", uri) else ""
-    if scheme in _SCHEMES:
+    if scheme in _SOURCES:
         uri = scheme + uri[len(scheme) :]  # libraries know them in small letters alone
-    if scheme in ("gst", "gst-file"):
-        return _pipeline(uri, order, live=scheme == "gst")
-    if scheme == "csi":
-        return _csi(uri, order)
-    if scheme == "test":
-        return _demo_camera(uri, order)
-    if scheme in ("rtsp", "rtsps"):
-        return _rtsp(uri, order)
-    if scheme in ("http", "https"):
-        return VideoSource(name=shown(uri), url=uri, kind="http", channel_order=order)
-    if scheme == "v4l2" or uri.isdecimal() or uri.startswith("/dev/video"):
+        return _SOURCES[scheme](uri, order)
+    if uri.isdecimal() or uri.startswith("/dev/video"):
         return _device(uri, order)
     if "://" in uri:
         raise ArgumentError(f"source: expected {_KNOWN}; got {shown(uri)}")
@@ -173,32 +163,30 @@ def _path(text: str, order: str) -> Source:
     if not text or "\0" in text:
         raise ArgumentError(f"source: expected {_KNOWN}; got {text!r}")
     path = Path(text)
-    if re.search(r":[^/]*@", text) and not (is_file(path) or is_folder(path)):
+    is_there = is_file(path) or is_folder(path)
+    if re.search(r":[^/]*@", text) and not is_there:
         raise ArgumentError(  # a login, and nothing that says so
             "source: expected an address with its scheme, such as rtsp://, got one without. Put "
             "the scheme before it."
         )
-    is_pattern = any(mark in text for mark in "*?[") and not (is_file(path) or is_folder(path))
+    is_pattern = any(mark in text for mark in "*?[") and not is_there
     if is_folder(path) or path.suffix.lower() in (*SUFFIXES, *HEIF_SUFFIXES) or is_pattern:
         return PhotoSource(name=text, path=text, channel_order=order)
     # A path is no address of FFmpeg's, whatever it begins with.
     return VideoSource(name=text, url=f"file:{text}", kind="file", channel_order=order)
 
 
-def _pipeline(uri: str, order: str, *, live: bool) -> Source:
-    text = uri.partition(":")[2].strip()
-    if not text or "\0" in text:
-        raise ArgumentError(f"source: expected {uri.partition(':')[0]}:PIPELINE, got no pipeline")
-    return GstSource(
-        name=redact_pipeline(uri),
-        recipe=UserPipeline(text=text),
-        channel_order=order,
-        live=live,
-    )
+def _pipeline(uri: str, order: str) -> Source:
+    scheme, _, text = uri.partition(":")
+    if not text.strip() or "\0" in text:
+        raise ArgumentError(f"source: expected {scheme}:PIPELINE, got no pipeline")
+    recipe = UserPipeline(text=text.strip())
+    live = scheme == "gst"
+    return GstSource(name=redact_pipeline(uri), recipe=recipe, channel_order=order, live=live)
 
 
 def _csi(uri: str, order: str) -> Source:
-    number = re.fullmatch(r"csi://([0-9]{1,2})(?:\?.*)?", uri, re.IGNORECASE | re.DOTALL)
+    number = re.fullmatch(r"csi://([0-9]{1,2})(?:\?.*)?", uri, re.DOTALL)
     if number is None or int(number[1]) >= _MOST_SENSORS:
         raise ArgumentError(f"source: expected csi://0 to csi://{_MOST_SENSORS - 1}, got {uri}")
     query = _Query(uri, "size", "rate", "flip")
@@ -212,14 +200,14 @@ def _csi(uri: str, order: str) -> Source:
 
 
 def _rtsp(uri: str, order: str) -> Source:
-    if not re.fullmatch(r"rtsps?://[^/?#\s][^\s]*", uri, re.IGNORECASE):
+    if not re.fullmatch(r"rtsps?://[^/?#\s][^\s]*", uri):
         raise ArgumentError(f"source: expected rtsp://HOST/PATH without spaces, got {shown(uri)}")
-    return RtspSource(
-        name=shown(uri),
-        url=uri,
-        channel_order=order,
-        settings=RtspSettings.from_environment(),
-    )
+    settings = RtspSettings.from_environment()
+    return RtspSource(name=shown(uri), url=uri, channel_order=order, settings=settings)
+
+
+def _http(uri: str, order: str) -> Source:
+    return VideoSource(name=shown(uri), url=uri, kind="http", channel_order=order)
 
 
 def _demo_camera(uri: str, order: str) -> Source:
@@ -243,14 +231,19 @@ def _device(uri: str, order: str) -> Source:
     path = f"/dev/video{uri}" if uri.isdecimal() else uri.split("?")[0].removeprefix("v4l2://")
     if not path.startswith("/dev/"):
         raise ArgumentError(f"source: expected v4l2:///dev/videoN, got {uri}")
-    options = {}
-    if "size" in query.texts:
-        options["video_size"] = "{1}x{0}".format(*query.size_hw((0, 0)))
-    if "rate" in query.texts:
-        options["framerate"] = str(query.number("rate", 30.0, 0.01, 1000))
-    if "format" in query.texts:
-        options["input_format"] = query.texts["format"]
+    asked = {
+        "size": ("video_size", "{1}x{0}".format(*query.size_hw((0, 0)))),
+        "rate": ("framerate", str(query.number("rate", 30.0, 0.01, 1000))),
+        "format": ("input_format", query.texts.get("format", "")),
+    }
+    options = dict(asked[key] for key in query.texts)
     return VideoSource(name=uri, url=path, kind="v4l2", channel_order=order, options=options)
+
+
+_SOURCES: dict[str, Callable[[str, str], Source]] = {
+    "csi": _csi, "gst": _pipeline, "gst-file": _pipeline, "http": _http, "https": _http,
+    "rtsp": _rtsp, "rtsps": _rtsp, "test": _demo_camera, "v4l2": _device,
+}  # fmt: skip
 
 
 class _Query:
@@ -270,7 +263,6 @@ class _Query:
                 raise ArgumentError(f"source: expected {', '.join(keys)} in {uri}, got {key!r}")
 
     def size_hw(self, default: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of ``size``."""
         if "size" not in self.texts:
             return default
         text = self.texts["size"]

@@ -9,11 +9,11 @@ import re
 import socket
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Literal
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from zsseg_rt.common.extras import install_command, unavailable
 from zsseg_rt.errors import SourceError
@@ -35,12 +35,6 @@ _NO_PLAYLISTS = (
 )
 ANSWERS_WITHIN = 5.0
 """Seconds that a camera may take to answer, and UDP to bring the first packet."""
-_PORTS = {"http://": 80, "https://": 443}
-_ASKED_FOR, _LONGEST_ANSWER = 2.0, 1 << 14  # seconds, bytes
-_LOGINS = ("basic", "digest", "digest with md5")  # those of FFmpeg and GStreamer
-_OFFER = re.compile(
-    r'(?im)^WWW-Authenticate:[ \t]*([\w-]{1,20})(?:[^\r\n]*\balgorithm="?([\w-]{1,20}))?', re.ASCII
-)
 NO_STREAM = "Give the address of the camera's stream itself, not that of its page."
 _REMEDIES = {
     "HTTPUnauthorizedError": "Check user and password.",
@@ -88,64 +82,30 @@ def import_av() -> Any:
 
 
 def split_login(url: str) -> tuple[str, tuple[str, str] | None]:
-    """Take the login out of a URL.
-
-    Example:
-        >>> split_login("rtsp://me:p%40ss@camera:554/1?x=2")
-        ('rtsp://camera:554/1?x=2', ('me', 'p@ss'))
-    """
-    scheme, authority, path = _split(url)
-    login, at, host = authority.rpartition("@")
-    if not at:
+    """Take user and password out of a URL; a password may hold what urlsplit stumbles over."""
+    match = re.fullmatch(r"(\w+://)([^/?#]*)@([^/?#@]*.*)", url, re.DOTALL)
+    if match is None:
         return url, None
-    user, _, password = login.partition(":")
-    return f"{scheme}{host}{path}", (unquote(user), unquote(password))
-
-
-def _split(url: str) -> tuple[str, str, str]:
-    """Scheme, authority and the rest; a password may hold what urlsplit stumbles over."""
-    match = re.fullmatch(r"(\w+://)([^/?#]*)(.*)", url, re.DOTALL)
-    return (match[1], match[2], match[3]) if match else ("", "", url)
-
-
-def _host_and_port(url: str) -> tuple[str, int]:
-    scheme, authority, _ = _split(url)
-    host = authority.rpartition("@")[2]
-    name, _, port = host.partition(":") if not host.startswith("[") else host[1:].partition("]")
-    return name, int(port.removeprefix(":") or _PORTS.get(scheme.lower(), 554))
+    user, _, password = match[2].partition(":")
+    return f"{match[1]}{match[3]}", (unquote(user), unquote(password))
 
 
 def login_remedy(url: str) -> str:
-    """Return advice where a login was refused; asks the camera which kinds of login it takes."""
-    bare, login = split_login(url)
-    if login is None:
+    """Return advice where a login was refused."""
+    if split_login(url)[1] is None:
         return "It asks for a login: put USER:PASSWORD@ before its name."
-    scheme, _, path = _split(bare)
-    request = f"DESCRIBE {bare} RTSP/1.0\r\nCSeq: 1\r\n\r\n"
-    if scheme.lower() == "http://":
-        request = f"GET {path or '/'} HTTP/1.0\r\n\r\n"
-    answer, until = b"", time.monotonic() + _ASKED_FOR
-    failures = suppress(OSError, ValueError, OverflowError)
-    with failures, socket.create_connection(_host_and_port(url), _ASKED_FOR) as connection:
-        connection.sendall(request.encode())
-        while b"\r\n\r\n" not in answer and time.monotonic() < until:
-            answer += connection.recv(_LONGEST_ANSWER - len(answer)) or b"\r\n\r\n"
-    kinds = {" with ".join(filter(None, o)) for o in _OFFER.findall(answer.decode("latin-1"))}
-    if not kinds or any(kind.casefold() in _LOGINS for kind in kinds):
-        return "Check user and password."
-    return (
-        f"It takes {' or '.join(sorted(kinds))} alone, which neither FFmpeg nor GStreamer knows. "
-        "Let it take Digest with MD5 too, or Basic, in its settings."
-    )
+    return "Check user and password, and that its settings let in by Digest with MD5, or Basic."
 
 
 def why_unreachable(url: str) -> str:
     """Return the system's error of connecting; empty if it works."""
     try:
-        socket.create_connection(_host_and_port(url), ANSWERS_WITHIN).close()
+        place = urlsplit(split_login(url)[0])
+        port = place.port or {"http": 80, "https": 443}.get(place.scheme, 554)
+        socket.create_connection((place.hostname or "", port), ANSWERS_WITHIN).close()
     except TimeoutError:
         return "No answer"
-    except (OSError, ValueError, OverflowError) as exc:
+    except (OSError, ValueError) as exc:
         return str(getattr(exc, "strerror", None) or exc)
     return ""
 
@@ -210,7 +170,6 @@ class VideoSource:
 
     @property
     def live(self) -> bool:
-        """Everything but a file is a camera."""
         return self.kind != "file"
 
     def pictures(self, reader: Reader) -> Generator[Picture, None, None]:

@@ -38,10 +38,7 @@ def jitter() -> float:
 
 
 class SourceWatch:
-    """The state of one source. Tell it what happens; :meth:`tick` says what to do.
-
-    Each change of state is one line in the log, however often the source is tried in vain.
-    """
+    """The state of one source. Tell it what happens; :meth:`tick` says what to do."""
 
     def __init__(
         self,
@@ -55,7 +52,7 @@ class SourceWatch:
         self.error: ZssegError | None = None
         self.reconnects = 0
         self.ran = False
-        self._name, self._live, self.patience, self._spread = name, live, patience, spread
+        self._name, self.is_live, self.patience, self._spread = name, live, patience, spread
         self._news: list[tuple[int, str]] = []
         self._is_open = False
         self._seen_at = 0.0  # when it was opened, or gave its last frame
@@ -63,14 +60,9 @@ class SourceWatch:
         self._retry_after = patience.first_retry
 
     @property
-    def is_live(self) -> bool:
-        """Whether it is a camera."""
-        return self._live
-
-    @property
     def is_awaited(self) -> bool:
         """Whether it is a camera that may be away at the start."""
-        return self._live and self.patience.at_start
+        return self.is_live and self.patience.at_start
 
     def frame(self, at: float) -> None:
         """It gave a frame at that time, or waits for one to be taken."""
@@ -86,7 +78,7 @@ class SourceWatch:
     def over(self, at: float, error: ZssegError | None) -> None:
         """Reading it came to an end at that time, with an error or without."""
         self._is_open = False
-        if self._live:
+        if self.is_live:
             self._lose(at, error or SourceError(f"{self._name}: the camera's stream ended"))
             return
         self.error = error
@@ -107,7 +99,7 @@ class SourceWatch:
             self._is_open, self._seen_at = True, now
             return "open"
         silent = now - self._seen_at
-        if not self._live or silent < self.patience.stalled_after:
+        if not self.is_live or silent < self.patience.stalled_after:
             return "none"
         if silent >= self.patience.lost_after:
             self._is_open = False
@@ -120,7 +112,7 @@ class SourceWatch:
 
     def next_tick(self, now: float) -> float | None:
         """Seconds until :meth:`tick` may have something to do; None if never."""
-        if self.state == "ended" or (self._is_open and not self._live):
+        if self.state == "ended" or (self._is_open and not self.is_live):
             return None
         if not self._is_open:
             return max(self._retry_at - now, 0.0)
@@ -129,7 +121,6 @@ class SourceWatch:
         return max((patience.stalled_after if stalls else patience.lost_after) - silent, 0.0)
 
     def log_news(self) -> None:
-        """Log each change of state since the last call."""
         for level, text in self._news:
             _log.log(level, "%s: %s", self._name, text)
         self._news.clear()

@@ -44,7 +44,6 @@ class Tags:
             self.of(source)
 
     def of(self, source: str) -> str:
-        """The tag of a source."""
         if source not in self._tags:
             number = len(self._tags) + 1
             named = str(source) if isinstance(source, GivenName) else str(number)
@@ -115,7 +114,6 @@ class MaskFolder(Writer):
         self._begun: dict[str, _Pictures] = {}
 
     def write(self, seg: Segmentation) -> None:
-        """Write one picture."""
         frame = frame_of(seg)
         pictures = self._begun.get(frame.source)
         age = 0.0 if pictures is None else time.monotonic() - pictures.begun
@@ -176,7 +174,6 @@ class JsonLines(Writer):
         self._num_bytes = 0
 
     def write(self, seg: Segmentation) -> None:
-        """Write one line, at once."""
         line = (json_text(describe(seg)) + "\n").encode()
         try:
             age = time.monotonic() - self._begun
@@ -188,7 +185,6 @@ class JsonLines(Writer):
             raise unwritable(self._path, exc) from exc
 
     def close(self) -> None:
-        """Close the file."""
         try:
             self._drop()
         except OSError as exc:
@@ -238,7 +234,6 @@ class Callback(Writer):
         self._function = function
 
     def write(self, seg: Segmentation) -> None:
-        """Call it."""
         self._function(seg)
 
 

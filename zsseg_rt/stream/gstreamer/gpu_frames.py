@@ -1,18 +1,13 @@
-"""Frames out of GStreamer's buffers: from the CPU's memory, or copied within a Jetson's.
-
-Buffers of ``memory:NVMM`` hold an ``NvBufSurface``, which CUDA reads as an EGL image:
-nvbufsurface.h of JetPack 6 (jetson_multimedia_api) and cudaEGL.h of CUDA 12 describe the calls and
-structures, NVIDIA's sample code NvCudaProc.cpp their order. The CPU sees no pixel.
-"""
+"""Frames out of GStreamer's buffers: from the CPU's memory, or copied within a Jetson's."""
 
 from __future__ import annotations
 
 import ctypes as c
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 from zsseg_rt.runtime.frames import Nv12Frame
 from zsseg_rt.stream.conversion import Uploads, gpu_index, host_picture
@@ -25,12 +20,13 @@ from zsseg_rt.stream.gstreamer.library import (
 )
 from zsseg_rt.stream.gstreamer.pipelines import NVMM_DECODER
 
-LIBRARIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "cuda": ("libcuda.so.1",),
-        "nvbufsurface": ("libnvbufsurface.so.1.0.0", "libnvbufsurface.so"),
-    }
-)
+# Buffers of memory:NVMM hold an NvBufSurface, which CUDA reads as an EGL image: nvbufsurface.h of
+# JetPack 6 (jetson_multimedia_api) and cudaEGL.h of CUDA 12 describe the calls and structures,
+# NVIDIA's sample code NvCudaProc.cpp their order.
+LIBRARIES: Mapping[str, Sequence[str]] = {
+    "cu": ("libcuda.so.1",), "Nv": ("libnvbufsurface.so.1.0.0", "libnvbufsurface.so"),
+}  # fmt: skip
+"""The files with the functions whose names begin so."""
 _SURFACE_ARRAY = 4  # NVBUF_MEM_SURFACE_ARRAY
 # Of NvBufSurfaceColorFormat: NV12, NV12_ER, NV12_709, NV12_709_ER; ER is the full range.
 _NV12 = MappingProxyType({6: "bt601", 7: "bt601-full", 33: "bt709", 34: "bt709-full"})
@@ -86,74 +82,22 @@ class _Copy(c.Structure):  # CUDA_MEMCPY2D
     )  # fmt: skip
 
 
-# Functions that return 0 where they succeed: their library and arguments.
-_CALLS: Mapping[str, tuple[str, tuple[Any, ...]]] = MappingProxyType(
-    {
-        "cuMemcpy2DAsync_v2": ("cuda", (c.POINTER(_Copy), _pointer)),
-        "cuGraphicsEGLRegisterImage": ("cuda", (c.POINTER(_pointer), _pointer, c.c_uint)),
-        "cuGraphicsResourceGetMappedEglFrame": (
-            "cuda", (c.POINTER(_EglFrame), _pointer, c.c_uint, c.c_uint),
-        ),
-        "cuGraphicsUnregisterResource": ("cuda", (_pointer,)),
-        "NvBufSurfaceMapEglImage": ("nvbufsurface", (c.POINTER(_Surface), c.c_int)),
-        "NvBufSurfaceUnMapEglImage": ("nvbufsurface", (c.POINTER(_Surface), c.c_int)),
-    }
-)  # fmt: skip
-
-
-class _Place(NamedTuple):
-    """Where a plane lies: a ``CUmemorytype``, an address or array, bytes from row to row."""
-
-    memory: int
-    at: int
-    pitch: int
-
-
 class _Calls:
-    """The functions, with their signatures."""
+    """NVIDIA's functions, which return 0 where they succeed."""
 
     def __init__(self) -> None:
-        self._functions = {name: _function(name) for name in _CALLS}
+        self._libraries = {prefix: _load(files) for prefix, files in LIBRARIES.items()}
 
     def __call__(self, name: str, *arguments: Any) -> None:
-        if (result := self._functions[name](*arguments)) != 0:
+        if (result := self._libraries[name[:2]][name](*arguments)) != 0:
             raise NotMappedError(f"{name}: expected 0, got {result}")
 
-    def copy(self, source: _Place, target: _Place, size: tuple[int, int], stream: int) -> None:
-        """Enqueue the copy of a plane of so many rows, each of so many bytes."""
-        copy = _Copy(width=size[1], height=size[0])
-        for end, place in (("src", source), ("dst", target)):
-            setattr(copy, f"{end}_memory", place.memory)
-            setattr(copy, f"{end}_array" if place.memory == _ARRAY else f"{end}_device", place.at)
-            setattr(copy, f"{end}_pitch", place.pitch)
-        self("cuMemcpy2DAsync_v2", c.byref(copy), stream)
 
-    def planes_of(self, surface: Any, block: ExitStack) -> list[_Place]:
-        """Map the planes of a surface for CUDA, until the block ends."""
-        params = surface.contents.surfaces[0]
-        self("NvBufSurfaceMapEglImage", surface, 0)
-        block.callback(self._functions["NvBufSurfaceUnMapEglImage"], surface, 0)
-        resource, frame = _pointer(), _EglFrame()
-        self("cuGraphicsEGLRegisterImage", c.byref(resource), params.egl_image, _READ_ONLY)
-        block.callback(self._functions["cuGraphicsUnregisterResource"], resource)
-        self("cuGraphicsResourceGetMappedEglFrame", c.byref(frame), resource, 0, 0)
-        kind = _DEVICE if frame.kind == _EGL_PITCH else _ARRAY
-        pitches = params.planes.pitch if kind == _DEVICE else [0] * _PLANES
-        return [_Place(kind, frame.planes[i], pitches[i]) for i in range(2)]
-
-
-def _function(name: str) -> Any:
-    library, arguments = _CALLS[name]
-    problem: Exception | None = None
-    for file in LIBRARIES[library]:
-        try:
-            function = c.CDLL(file)[name]  # of its own, whose signature nobody else sets
-        except (OSError, AttributeError) as exc:
-            problem = problem or exc
-        else:
-            function.argtypes = arguments
-            return function
-    raise NotMappedError(f"{name}: expected it in {LIBRARIES[library][0]}, found none: {problem}")
+def _load(files: Sequence[str]) -> c.CDLL:
+    for file in files:
+        with suppress(OSError):
+            return c.CDLL(file)
+    raise NotMappedError(f"{files[0]}: expected NVIDIA's library, found none")
 
 
 class HostFrames:
@@ -169,7 +113,7 @@ class HostFrames:
             self.caps = f"video/x-raw,format={{NV12,I420}},{_EVEN};{self.caps}"
 
     def take(self, sample: Any) -> dict[str, Any]:
-        """A picture's fields from a sample: ``image``, for an engine on a GPU also ``on_gpu``."""
+        """A picture's fields from a sample: ``image``, on a GPU also ``on_gpu``."""
         with host_planes(self._library, sample) as (planes, matrix):
             if self._uploads is None:
                 return {"image": planes[0].copy()}
@@ -206,25 +150,37 @@ class GpuFrames:
                 raise NotMappedError(
                     f"NvBufSurface: expected NV12, got colour format {params.color_format}"
                 )
-            frame = self._copied(params, self._calls.planes_of(surface, block))
+            frame = self._copied(params, self._image_of(surface, block))
             self._stream.synchronize()
         return {"image": partial(host_picture, frame, self._order), "on_gpu": frame,
                 "path": self.path}  # fmt: skip
 
-    def _copied(self, params: Any, places: Sequence[_Place]) -> Nv12Frame:
+    def _image_of(self, surface: Any, block: ExitStack) -> _EglFrame:
+        calls, resource, frame = self._calls, _pointer(), _EglFrame()
+        calls("NvBufSurfaceMapEglImage", surface, 0)
+        block.callback(calls, "NvBufSurfaceUnMapEglImage", surface, 0)
+        image = _pointer(surface.contents.surfaces[0].egl_image)
+        calls("cuGraphicsEGLRegisterImage", c.byref(resource), image, _READ_ONLY)
+        block.callback(calls, "cuGraphicsUnregisterResource", resource)
+        calls("cuGraphicsResourceGetMappedEglFrame", c.byref(frame), resource, 0, 0)
+        return frame
+
+    def _copied(self, params: Any, image: _EglFrame) -> Nv12Frame:
         """Copy the planes; they are there once the stream has been waited for."""
-        height, width = params.height, params.width
+        height, width, stream = params.height, params.width, self._stream.handle
         if height % 2 or width % 2:
             raise NotMappedError(f"frames: expected even sides, got {width}x{height}")
         planes = []
-        for source, shape in zip(
-            places, ((height, width), (height // 2, width // 2, 2)), strict=True
-        ):
-            plane = self._core.DeviceArray.empty(
-                shape, "uint8", device=self._index, stream=self._stream.handle
-            )
-            target = _Place(_DEVICE, plane.__cuda_array_interface__["data"][0], width)
-            self._calls.copy(source, target, (shape[0], width), self._stream.handle)
+        for i, shape in enumerate(((height, width), (height // 2, width // 2, 2))):
+            plane = self._core.DeviceArray.empty(shape, "uint8", device=self._index, stream=stream)
+            copy = _Copy(width=width, height=shape[0], dst_memory=_DEVICE, dst_pitch=width)
+            copy.dst_device = plane.__cuda_array_interface__["data"][0]
+            if image.kind == _EGL_PITCH:
+                copy.src_memory, copy.src_device = _DEVICE, image.planes[i]
+                copy.src_pitch = params.planes.pitch[i]
+            else:
+                copy.src_memory, copy.src_array = _ARRAY, image.planes[i]
+            self._calls("cuMemcpy2DAsync_v2", c.byref(copy), _pointer(stream))
             planes.append(plane)
         return Nv12Frame(planes[0], planes[1], _NV12[params.color_format])
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import ctypes as c
 import functools
 import re
-import socket
-import sys
 import threading
 import time
 from collections import deque
@@ -15,7 +13,6 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from zsseg_rt.common.extras import install_command, unavailable
 from zsseg_rt.errors import BackendUnavailableError, SourceError, ZssegError
@@ -40,11 +37,7 @@ class Library(NamedTuple):
 
     Gst: Any
     GstVideo: Any
-
-    @property
-    def version(self) -> str:
-        """As in ``"1.22.0"``."""
-        return ".".join(str(part) for part in self.Gst.version()[:3])
+    version: str  # As in "1.22.0"
 
 
 class Server(NamedTuple):
@@ -60,7 +53,7 @@ def load() -> Library:
     with _lock:  # sources may be opened at the same moment
         gst, _, video = _import("Gst", "GstApp", "GstVideo", package=_TYPELIBS)
         gst.init(None)
-    return Library(gst, video)
+    return Library(gst, video, ".".join(map(str, gst.version()[:3])))
 
 
 def load_server() -> Server:
@@ -159,12 +152,6 @@ _NOT_NEGOTIATED = (
 )
 
 
-def received_bytes(connection: socket.socket) -> int:
-    """Bytes that came over a TCP connection; 0 before Linux 4.1, which does not count them."""
-    facts = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 136)
-    return int.from_bytes(facts[128:136], sys.byteorder)
-
-
 class NotMappedError(SourceError):
     """Frames cannot be handed over in a GPU's memory; through the CPU's they can."""
 
@@ -228,24 +215,9 @@ class MapInfo(c.Structure):
     )  # fmt: skip
 
 
-def buffer_of(gst: Any, image: npt.NDArray[np.uint8]) -> Any:
-    """A buffer that holds a copy of an image, uint8 [H, W, 3]."""
-    from gi.repository import GLib
-
-    padding = -3 * image.shape[1] % 4  # GStreamer's rows begin at multiples of 4 bytes
-    rows = image.reshape(image.shape[0], -1)
-    if padding:
-        rows = np.pad(rows, ((0, 0), (0, padding)))
-    return gst.Buffer.new_wrapped_bytes(GLib.Bytes.new(rows.tobytes()))
-
-
 @contextmanager
 def host_planes(library: Library, sample: Any) -> Iterator[tuple[list[Any], str | None]]:
-    """The planes of a sample and their colour matrix, to be read inside the block.
-
-    Returns:
-        uint8 [H, W, 3], or [H, W] and one [H / 2, W / 2, 2] of NV12 or two [H / 2, W / 2] of I420.
-    """
+    """The planes of a sample, RGB, NV12 or I420, and their colour matrix, inside the block."""
     info = library.GstVideo.VideoInfo.new_from_caps(sample.get_caps())
     buffer = sample.get_buffer()
     meta = library.GstVideo.buffer_get_video_meta(buffer)
@@ -290,11 +262,9 @@ def matrix_of(video: Any, info: Any) -> str | None:
 
 
 def stamp_of(library: Library, sample: Any, base_time: int) -> float | None:
-    """When a live pipeline says that a sample was captured, seconds of ``time.monotonic()``.
-
-    Pipelines here run on the system's clock, CLOCK_MONOTONIC, and live sources stamp their frames
-    with the time that has run on it since ``base_time``.
-    """
+    """When a live pipeline says that a sample was captured, seconds of ``time.monotonic()``."""
+    # Pipelines here run on the system's clock, CLOCK_MONOTONIC, and live sources stamp their
+    # frames with the time that has run on it since base_time.
     gst, stamp = library.Gst, sample.get_buffer().pts
     if stamp == gst.CLOCK_TIME_NONE:
         return None
@@ -318,11 +288,8 @@ class Arrivals:
             self._noted.append((stamp, time.monotonic()))
 
     def take(self, stamp: int) -> float | None:
-        """When the frame arrived, seconds of ``time.monotonic()``; None if that is not known.
-
-        Several frames may have one stamp, where the network's jitter is smoothed out.
-        """
-        with self._lock:
+        """When the frame arrived, seconds of ``time.monotonic()``; None if that is not known."""
+        with self._lock:  # frames may share a stamp, where the network's jitter is smoothed out
             for place, (noted, at) in enumerate(self._noted):
                 if noted == stamp:
                     del self._noted[place]

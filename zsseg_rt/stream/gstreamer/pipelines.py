@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
-import socket
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
-from urllib.parse import urlsplit
 
 from zsseg_rt.errors import SourceError, ZssegError
 from zsseg_rt.stream.gstreamer.library import (
@@ -21,7 +16,6 @@ from zsseg_rt.stream.gstreamer.library import (
     explain,
     known_settings,
     missing_elements,
-    received_bytes,
     redact_pipeline,
     require_elements,
 )
@@ -29,72 +23,32 @@ from zsseg_rt.stream.source import check_size
 from zsseg_rt.stream.video import ANSWERS_WITHIN, login_remedy, split_login, why_unreachable
 
 CSI_ELEMENTS = ("nvarguscamerasrc", "nvvidconv", "videoconvert", "appsink")
+NVMM_DECODER = ("nvv4l2decoder", "nvvidconv")
 
 
-class Connections:
-    """The TCP connections that are opened to a camera from now on, which rtspsrc keeps to itself.
-
-    rtspsrc takes whatever a camera sends before its pictures, and never ends while more comes.
-    """
-
-    def __init__(self, url: str) -> None:
-        self._before, self._peers = set(_sockets()), set[tuple[Any, ...]]()
-        with suppress(OSError, ValueError):  # rtspsrc says what is wrong
-            place = urlsplit(url)
-            hosts = socket.getaddrinfo(place.hostname, place.port or 554, type=socket.SOCK_STREAM)
-            self._peers = {address[:2] for *_, address in hosts}
-
-    def received(self) -> int:
-        """Bytes that came over those that are open."""
-        return sum(received_bytes(one) for one in self._open())
-
-    def cut(self) -> None:
-        """End them all."""
-        for one in self._open():
-            with suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-
-    def _open(self) -> Iterator[socket.socket]:
-        for link, number in _sockets().items():
-            with suppress(OSError):
-                if link not in self._before:
-                    with socket.socket(fileno=os.dup(number)) as one:
-                        if one.getpeername()[:2] in self._peers:
-                            yield one
-
-
-def _sockets() -> dict[str, int]:
-    """The descriptors of this process's sockets, by what tells sockets apart."""
-    links = {}
-    for path in Path("/proc/self/fd").iterdir():
-        with suppress(OSError):  # closed meanwhile
-            links[str(path.readlink())] = int(path.name)
-    return {link: number for link, number in links.items() if link.startswith("socket:")}
-
-
-@dataclass(kw_only=True, eq=False)
 class Pipeline:
-    """A pipeline that was built, not started."""
+    """A pipeline that was built, not started: a Gst.Pipeline, and the appsink that it ends in."""
 
-    element: Any  # The Gst.Pipeline
-    sink: Any  # The appsink that its frames end in
     arrivals: Arrivals | None = None  # When its encoded frames arrived, if somebody notes that
-    # Tells what went wrong outside the pipeline's own messages, or None
-    problem: Callable[[], ZssegError | None] = lambda: None
-    # Disconnects what was connected to it, so that it can be freed
-    forget: Callable[[], None] = lambda: None
-    connections: Connections | None = None  # Those to its camera, where they are watched
+    problem: ZssegError | None = None  # What went wrong outside the pipeline's own messages
+
+    def __init__(self, element: Any, sink: Any) -> None:
+        self.element, self.sink = element, sink
+
+    def forget(self) -> None:
+        """Disconnect what was connected to it, so that it can be freed."""
 
 
 class Recipe:
     """How the pipeline of a source is made; anew for each attempt to open it."""
 
-    hint = ""
-    """Advice for when a camera's pipeline ends."""
+    hint = ""  # Advice for when a camera's pipeline ends
+    nvmm_elements: tuple[str, ...] = ()  # What leaves its frames in a Jetson's memory
 
     def path(self, gst: Any) -> str:
         """Where its frames may lie on their way to a GPU: ``"nvmm"`` or ``"host"``."""
-        return "host"
+        stays = self.nvmm_elements and not missing_elements(gst, self.nvmm_elements)
+        return "nvmm" if stays else "host"
 
     def build(self, gst: Any, name: str, path: str = "host") -> Pipeline:
         """Make the pipeline."""
@@ -117,33 +71,22 @@ class CsiCamera(Recipe):
         "Check the camera's cable and that its driver is set up (jetson-io.py), and that no other "
         "program uses it; then: sudo systemctl restart nvargus-daemon."
     )
+    nvmm_elements = CSI_ELEMENTS[:2]
 
-    def path(self, gst: Any) -> str:
-        """See :class:`Recipe`."""
-        return "host" if missing_elements(gst, CSI_ELEMENTS[:2]) else "nvmm"
-
-    @property
-    def description(self) -> str:
-        """The pipeline's text up to its converter; it holds nothing but numbers."""
+    def build(self, gst: Any, name: str, path: str = "host") -> Pipeline:
+        require_elements(gst, CSI_ELEMENTS, name)
         height, width = self.size_hw
         rate = Fraction(self.rate).limit_denominator(1001)
-        return (
+        within, host = within_nvmm(gst), "! video/x-raw,format=BGRx ! videoconvert"
+        text = (
             f"nvarguscamerasrc name=camera sensor-id={self.sensor} "
             f"! video/x-raw(memory:NVMM),format=NV12,width={width},height={height},"
             f"framerate={rate.numerator}/{rate.denominator} "
-            f"! nvvidconv flip-method={self.flip}"
+            f"! nvvidconv flip-method={self.flip} {within if path == 'nvmm' else host} ! appsink"
         )
-
-    def build(self, gst: Any, name: str, path: str = "host") -> Pipeline:
-        """See :class:`Recipe`."""
-        require_elements(gst, CSI_ELEMENTS, name)
-        if path == "nvmm":
-            return parse(gst, f"{self.description} {within_nvmm(gst)} ! appsink", name)
-        text = f"{self.description} ! video/x-raw,format=BGRx ! videoconvert ! appsink"
         return parse(gst, text, name)
 
     def explain(self, gst: Any, message: Any, name: str) -> ZssegError:
-        """See :class:`Recipe`."""
         return explain(gst, message, name, hint=self.hint)
 
 
@@ -157,17 +100,12 @@ class UserPipeline(Recipe):
     hint = "Check its source. If it plays a file, write gst-file: for gst:."
 
     def build(self, gst: Any, name: str, path: str = "host") -> Pipeline:
-        """See :class:`Recipe`."""
-        last = self.text.rpartition("!")[2].split()
-        ends = bool(last) and last[0] == "appsink"
+        ends = self.text.rpartition("!")[2].split()[:1] == ["appsink"]
         return parse(gst, self.text if ends else f"{self.text} ! videoconvert ! appsink", name)
 
 
 def within_nvmm(gst: Any) -> str:
-    """Settings of nvvidconv for frames that stay in NVMM.
-
-    Rows lie one after the other, not in blocks, and no buffer is missing while an appsink is full.
-    """
+    """Settings of nvvidconv for frames that stay in NVMM: rows in order, buffers to spare."""
     return known_settings(gst, "nvvidconv", {"bl-output": "false", "output-buffers": 6})
 
 
@@ -189,19 +127,18 @@ def parse(gst: Any, text: str, name: str) -> Pipeline:
         _, sink = element.iterate_all_by_element_factory_name("appsink").next()
     if sink is None:
         raise SourceError(f"{name}: expected a pipeline that ends in raw video, got a whole one")
-    return Pipeline(element=element, sink=sink)
+    return Pipeline(element, sink)
 
 
-# What arrives -> what unpacks it, and what decodes it without NVIDIA's decoder.
-_UNPACK: Mapping[str, tuple[str, ...]] = MappingProxyType(
+# What arrives -> what unpacks it; the last decodes it without NVIDIA's decoder.
+_CODECS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "H264": ("rtph264depay", "h264parse"),
-        "H265": ("rtph265depay", "h265parse"),
-        "JPEG": ("rtpjpegdepay",),
+        "H264": ("rtph264depay", "h264parse", "avdec_h264"),
+        "H265": ("rtph265depay", "h265parse", "avdec_h265"),
+        "JPEG": ("rtpjpegdepay", "jpegdec"),
     }
 )
-_SOFTWARE = MappingProxyType({"H264": "avdec_h264", "H265": "avdec_h265", "JPEG": "jpegdec"})
-NVMM_DECODER = ("nvv4l2decoder", "nvvidconv")
+_RTSP_ELEMENTS = ("rtspsrc", "videoconvert", "appsink")
 _ANSWERS = MappingProxyType(
     {
         "403": "Check user, password and the user's rights.",
@@ -209,22 +146,19 @@ _ANSWERS = MappingProxyType(
         "503": "It has no room for another viewer: end one.",
     }
 )
-_TO_BGRX = " ! capsfilter caps=video/x-raw,format=BGRx"
 
 
 def decoder_of(gst: Any, encoding: str) -> tuple[str, ...]:
     """The elements that decode a stream: those of a Jetson's decoder where it is present."""
     if encoding != "JPEG" and not missing_elements(gst, NVMM_DECODER):
         return NVMM_DECODER
-    return (_SOFTWARE[encoding],)
+    return _CODECS[encoding][-1:]
 
 
 def rtsp_elements(gst: Any) -> list[str]:
     """All elements that H.264 and H.265 cameras need here."""
-    names = ["rtspsrc", "videoconvert", "appsink"]
-    for encoding in ("H264", "H265"):
-        names += [*_UNPACK[encoding], *decoder_of(gst, encoding)]
-    return list(dict.fromkeys(names))
+    decoding = [(*_CODECS[one][:-1], *decoder_of(gst, one)) for one in ("H264", "H265")]
+    return list(dict.fromkeys([*_RTSP_ELEMENTS, *decoding[0], *decoding[1]]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,14 +171,10 @@ class RtspCamera(Recipe):
     # How long a missing packet is waited for; what arrives in order does not wait
     latency_ms: int = 50
     hint = "Check the camera, and that it is on."
-
-    def path(self, gst: Any) -> str:
-        """See :class:`Recipe`."""
-        return "host" if missing_elements(gst, NVMM_DECODER) else "nvmm"
+    nvmm_elements = NVMM_DECODER
 
     def build(self, gst: Any, name: str, path: str = "host") -> Pipeline:
-        """See :class:`Recipe`."""
-        require_elements(gst, ("rtspsrc", "videoconvert", "appsink"), name)
+        require_elements(gst, _RTSP_ELEMENTS, name)
         convert = "videoconvert" if path == "host" else "identity"
         built = parse(gst, f"rtspsrc name=camera {convert} name=convert ! appsink", name)
         camera = built.element.get_by_name("camera")
@@ -263,25 +193,7 @@ class RtspCamera(Recipe):
         if set(self.protocols) <= {"tcp", "http"}:
             # The camera's own times, which are not fitted to arrivals: lateness shows by them.
             gst.util_set_object_arg(camera, "buffer-mode", "none")
-        wiring = _Wiring(gst, built.element, name, path)
-        handlers = [
-            camera.connect("select-stream", wiring.select),
-            camera.connect("pad-added", wiring.link),
-        ]
-
-        def forget() -> None:
-            for handler in handlers:
-                camera.disconnect(handler)
-            wiring.forget()
-
-        return Pipeline(
-            element=built.element,
-            sink=built.sink,
-            arrivals=wiring.arrivals,
-            problem=lambda: wiring.problem,
-            forget=forget,
-            connections=Connections(location),
-        )
+        return _CameraPipeline(gst, built, name, path)
 
     def explain(self, gst: Any, message: Any, name: str) -> ZssegError:
         """As of a recipe; rtspsrc hides system errors."""
@@ -303,26 +215,30 @@ class RtspCamera(Recipe):
         return explain(gst, message, name)
 
 
-class _Wiring:
-    """Builds the decoder once it is known what the camera sends; called in rtspsrc's threads."""
+class _CameraPipeline(Pipeline):
+    """Builds the decoder once it is known what the camera sends, in rtspsrc's threads."""
 
-    def __init__(self, gst: Any, pipeline: Any, name: str, path: str) -> None:
-        self.arrivals = Arrivals()
-        self.problem: ZssegError | None = None
-        self._gst, self._pipeline, self._name, self._path = gst, pipeline, name, path
+    def __init__(self, gst: Any, built: Pipeline, name: str, path: str) -> None:
+        super().__init__(built.element, built.sink)
+        self.arrivals: Arrivals = Arrivals()
+        self._gst, self._name, self._path = gst, name, path
         self._number: int | None = None
         self._chain: Any = None
         self._probe: tuple[Any, int] | None = None
+        self._camera = self.element.get_by_name("camera")
+        self._handlers = [
+            self._camera.connect("select-stream", self._select),
+            self._camera.connect("pad-added", self._link),
+        ]
 
-    def select(self, _camera: Any, number: int, caps: Any) -> bool:
+    def _select(self, _camera: Any, number: int, caps: Any) -> bool:
         """Take the first stream of pictures, and no other; asked again if UDP gives way to TCP."""
         is_video = caps.get_structure(0).get_string("media") == "video"
         if is_video and self._number is None:
             self._number = number
         return is_video and number == self._number
 
-    def link(self, _camera: Any, pad: Any) -> None:
-        """Decode what comes out of a pad."""
+    def _link(self, _camera: Any, pad: Any) -> None:
         from gi.repository import GLib
 
         caps = pad.get_current_caps() or pad.query_caps(None)
@@ -336,33 +252,30 @@ class _Wiring:
 
     def _decode(self, pad: Any, encoding: str) -> None:
         gst = self._gst
-        if encoding not in _UNPACK:
+        if encoding not in _CODECS:
             raise SourceError(
                 f"{self._name}: expected H.264, H.265 or JPEG, the camera sends {encoding}. Change "
                 "its settings, or set ZSSEG_RTSP_LIBRARY=pyav."
             )
-        unpack, decoder = _UNPACK[encoding], decoder_of(gst, encoding)
-        if self._path != "host" and decoder[0] == _SOFTWARE[encoding]:
+        (*unpack, software), decoder = _CODECS[encoding], decoder_of(gst, encoding)
+        if self._path != "host" and decoder[0] == software:
             raise NotMappedError(f"{decoder[0]} decodes {encoding} on the CPU")
         require_elements(gst, (*unpack, *decoder), self._name)
         named = (f"{decoder[0]} name=decoder", *decoder[1:])
         text = " ! ".join((*unpack, *named))
         if decoder == NVMM_DECODER:
-            text += f" {within_nvmm(gst)}" if self._path == "nvmm" else _TO_BGRX
-        self._remove_chain()
+            to_bgrx = "! capsfilter caps=video/x-raw,format=BGRx"
+            text += f" {within_nvmm(gst) if self._path == 'nvmm' else to_bgrx}"
+        self._remove_probe()
+        if self._chain is not None:  # of UDP, before it gave way to TCP
+            self._chain.set_state(gst.State.NULL)
+            self.element.remove(self._chain)
         self._chain = chain = gst.parse_bin_from_description(text, True)
         self._prepare(chain.get_by_name("decoder"))
-        self._pipeline.add(chain)
-        chain.link(self._pipeline.get_by_name("convert"))
+        self.element.add(chain)
+        chain.link(self.element.get_by_name("convert"))
         chain.sync_state_with_parent()
         pad.link(chain.get_static_pad("sink"))
-
-    def _remove_chain(self) -> None:
-        self.forget()
-        if self._chain is not None:
-            self._chain.set_state(self._gst.State.NULL)
-            self._pipeline.remove(self._chain)
-            self._chain = None
 
     def _prepare(self, decoder: Any) -> None:
         pad = decoder.get_static_pad("sink")
@@ -388,6 +301,11 @@ class _Wiring:
         return returns.OK if self.problem is None else returns.DROP
 
     def forget(self) -> None:
+        for handler in self._handlers:
+            self._camera.disconnect(handler)
+        self._remove_probe()
+
+    def _remove_probe(self) -> None:
         if self._probe is not None:
             pad, number = self._probe
             pad.remove_probe(number)

@@ -1,4 +1,4 @@
-"""Overlays as a network camera, ``rtsp://@:8554/seg``: addresses, encoders, server and sink."""
+"""Overlays as a network camera, ``rtsp://@:8554/seg``, and what this machine has for that."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import socket
+import sys
 import threading
 import time
 import weakref
@@ -22,19 +23,20 @@ from urllib.parse import unquote
 import numpy as np
 import numpy.typing as npt
 
-from zsseg_rt.errors import ArgumentError, SourceError
+from zsseg_rt.errors import ArgumentError, BackendUnavailableError, SourceError
 from zsseg_rt.results.segmentation import Frame, Segmentation
 from zsseg_rt.stream.conversion import encodable
+from zsseg_rt.stream.gstreamer.gpu_frames import how_frames_reach_gpus
 from zsseg_rt.stream.gstreamer.library import (
     Server,
-    buffer_of,
     known_settings,
     load,
     load_server,
     missing_elements,
-    received_bytes,
+    packages_of,
     require_elements,
 )
+from zsseg_rt.stream.gstreamer.pipelines import CSI_ELEMENTS, decoder_of, rtsp_elements
 from zsseg_rt.stream.painting import Painter
 from zsseg_rt.stream.source import shown
 from zsseg_rt.stream.writers import Tags, Writer, frame_of
@@ -57,7 +59,6 @@ class Address:
 
     @staticmethod
     def parse(text: str) -> Address:
-        """Read ``rtsp://[USER:PASSWORD]@[HOST]:PORT/PATH``."""
         match = _FORM.fullmatch(text)
         login = match["login"] if match else ""
         user, password = (unquote(part) for part in login.partition(":")[::2])
@@ -187,7 +188,7 @@ def _encoding(gst: Any, size_hw: tuple[int, int], name: str) -> str:
 
 
 def _what_fails(gst: Any, encoding: str, size_hw: tuple[int, int]) -> str | None:
-    """Encode a picture; returns what kept it from that."""
+    """Encode an image; returns what kept it from that."""
     height, width = size_hw
     caps = f"video/x-raw,format=RGB,width={width},height={height},framerate={_RATE}/1"
     end = "fakesink name=end sync=false"
@@ -230,7 +231,6 @@ class Channel:
 
     @property
     def is_watched(self) -> bool:
-        """Whether frames are encoded and sent."""
         return self._source is not None
 
     def configure(self, _factory: Any, media: Any) -> None:
@@ -244,11 +244,9 @@ class Channel:
         media.connect("unprepared", self._forget, source)
 
     def send(self, image: npt.NDArray[np.uint8]) -> None:
-        """Send a frame to all viewers, or nothing if there are none. Never waits for them.
+        """Send a frame, uint8 [H, W, 3] with even sides, to all viewers; waits for none."""
+        from gi.repository import GLib
 
-        Shapes:
-            image: uint8 [H, W, 3]; H and W even.
-        """
         height, width = image.shape[:2]
         # FFmpeg studies a stream that names no rate for a second; frames come when they come.
         caps = f"video/x-raw,format={self._format},width={width},height={height},framerate=30/1"
@@ -259,7 +257,10 @@ class Channel:
             base_time = source.get_base_time()
             if not base_time or source.get_state(0)[1] != self._gst.State.PLAYING:
                 return  # a time stamp of this moment would lie hours ahead, and be waited for
-            buffer = buffer_of(self._gst, image)
+            rows = image.reshape(height, -1)
+            if padding := -3 * width % 4:  # GStreamer's rows begin at multiples of 4 bytes
+                rows = np.pad(rows, ((0, 0), (0, padding)))
+            buffer = self._gst.Buffer.new_wrapped_bytes(GLib.Bytes.new(rows.tobytes()))
             if self._caps != caps:
                 self._caps = caps
                 source.set_property("caps", self._gst.Caps.from_string(caps))
@@ -284,8 +285,11 @@ class Channel:
                 self._source = self._encoder = None
 
 
-def _configured(library: Server, address: Address) -> Any:
-    server = library.GstRtspServer.RTSPServer()
+def _serve(
+    library: Server, address: Address, channels: Sequence[Channel]
+) -> tuple[Any, Callable[[], None]]:
+    """Serve in a thread that holds no reference to the owner; returns the server, and its end."""
+    server, visitors = library.GstRtspServer.RTSPServer(), Visitors()
     server.set_address(address.host)
     server.set_service(str(address.port))
     server.get_session_pool().set_max_sessions(_MOST_VIEWERS)
@@ -293,17 +297,6 @@ def _configured(library: Server, address: Address) -> Any:
     server.set_backlog(_BACKLOG)
     if address.login is not None:
         server.set_auth(_auth(library, address.login))
-    return server
-
-
-def _serve(
-    library: Server, address: Address, channels: Sequence[Channel]
-) -> tuple[Any, Callable[[], None]]:
-    """Serve in a thread that holds no reference to the owner; returns the server, and its end.
-
-    The end parts with all viewers and frees the port.
-    """
-    server, visitors = _configured(library, address), Visitors()
     server.connect("client-connected", _greet, channels, visitors)
     glib, looks, stopped = library.GLib, itertools.count(1), threading.Event()
     context = glib.MainContext.new()
@@ -349,7 +342,6 @@ def _serve(
 
 
 def _part(library: Server, server: Any, channels: Sequence[Channel], context: Any) -> None:
-    """Part with all viewers."""
     remove = library.GstRtspServer.RTSPFilterResult.REMOVE
     server.client_filter(lambda _server, _client: remove)
     last = time.monotonic() + _ENDS_WITHIN  # pipelines end in threads of their own
@@ -444,25 +436,22 @@ def _note(*arguments: Any) -> None:
 
 
 def _received(gio_socket: Any) -> int:
-    """Bytes that have come in over a connection; 0 if it is closed."""
+    """Bytes that have come in over a connection; 0 if it is closed, and before Linux 4.1."""
     if gio_socket is None:
         return 0
     try:
         with socket.socket(fileno=os.dup(gio_socket.get_fd())) as same:
-            return received_bytes(same)
+            facts = same.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 136)
     except OSError:
         return 0
+    return int.from_bytes(facts[128:136], sys.byteorder)
 
 
 class RtspSink(Writer):
     """Serves each frame with its labels' colours laid over it, as H.264 over RTSP.
 
     Nothing is painted or encoded unless somebody watches. A source with a tag has a path of its
-    own, ``/seg-TAG``; each path is there from the source's first frame on. Sides are made even by
-    repeating the last row or column.
-
-    Shapes:
-        text: The address, ``rtsp://[USER:PASSWORD]@[HOST]:PORT/PATH``.
+    own, ``/seg-TAG``; each path is there from the source's first frame on.
     """
 
     def __init__(self, text: str, *, channel_order: str, painter: Painter, tags: Tags) -> None:
@@ -487,7 +476,6 @@ class RtspSink(Writer):
             )
 
     def write(self, seg: Segmentation) -> None:
-        """Send one frame to those who watch."""
         frame = frame_of(seg)
         if self._size_hw != seg.labels.shape:
             self._canvas, self._size_hw = self.painter.canvas(seg), seg.labels.shape
@@ -501,11 +489,9 @@ class RtspSink(Writer):
             channel.send(np.pad(encodable(self._canvas), padding, mode="edge"))
 
     def close(self) -> None:
-        """Part with the viewers, free the port."""
         self._stop()
 
     def _add(self, frame: Frame, size_hw: tuple[int, int]) -> Channel:
-        """Serve the path of another source."""
         encoding = _encoding(self._gst, size_hw, self._address.shown())
         channel = self._channels[frame.source] = Channel(self._gst, self._order)
         factory = self._library.GstRtspServer.RTSPMediaFactory()
@@ -526,3 +512,39 @@ class RtspSink(Writer):
         self._server.get_mount_points().add_factory(path, factory)
         self.whose[self._tags.join(self.name, frame.source)] = frame.source
         return channel
+
+
+_JETSON_CODECS = ("nvv4l2decoder", "nvv4l2h264enc")
+
+
+def report(*, is_jetson: bool) -> tuple[str, str]:
+    """What of GStreamer this machine has, and how to install the rest; opens no camera or port."""
+    try:
+        library = load()
+    except BackendUnavailableError as exc:
+        text, _, remedy = str(exc).partition(" Run: ")
+        need = "Only csi://, gst:, RTSP output and RTSP with less delay need it."
+        return f"{text} {need}", f"Run: {remedy}"
+    import gi
+
+    gst, facts = library.Gst, [f"{library.version}, PyGObject {gi.__version__}"]
+    remedies: list[str] = []
+    wanted = [*rtsp_elements(gst), *OUTPUT_ELEMENTS]
+    if is_jetson:
+        wanted += [*CSI_ELEMENTS, *_JETSON_CODECS]
+    missing = missing_elements(gst, dict.fromkeys(wanted))
+    if missing:
+        facts.append(f"missing: {', '.join(missing)}")
+        remedies.append(packages_of(missing))
+    facts.append(f"H.264 is decoded by {decoder_of(gst, 'H264')[0]}")
+    facts.append(f"encoded by {encoder_of(gst)}")
+    if is_jetson and not NVENC.exists():
+        facts.append(f"no {NVENC}: this Jetson has no encoder, or a container does not pass it on")
+    path, reason = how_frames_reach_gpus(gst)
+    facts.append(f"frames for a GPU come through {path}" + (f" ({reason})" if reason else ""))
+    try:
+        load_server()
+    except BackendUnavailableError as exc:
+        facts.append("RTSP cannot be served")
+        remedies.append(str(exc))
+    return "; ".join(facts), " ".join(dict.fromkeys(remedies))

@@ -15,13 +15,9 @@ from typing import Any, Literal
 from zsseg_rt.errors import ConfigError, SourceError, ZssegError
 from zsseg_rt.stream.gstreamer.gpu_frames import GpuFrames, HostFrames
 from zsseg_rt.stream.gstreamer.library import Library, NotMappedError, is_damage, load, stamp_of
-from zsseg_rt.stream.gstreamer.pipelines import Connections, Pipeline, Recipe
+from zsseg_rt.stream.gstreamer.pipelines import Pipeline, Recipe
 from zsseg_rt.stream.source import Lateness, Picture, Reader, RecordingTimes
 
-MOST_BYTES = 1 << 26
-"""Bytes that a network camera may send without a frame; a key frame in 4K has some 2 MB."""
-
-_CLOSES_WITHIN = 2.0  # seconds until a pipeline that does not close loses its connections
 _LOOK = 0.05  # seconds; how often a source without frames looks whether it shall stop
 _QUEUE = 4  # frames; the reading thread takes them at once, unless it may not
 _log = logging.getLogger(__name__)
@@ -43,7 +39,6 @@ class GstSource:
     refusals: list[str] = field(default_factory=list, repr=False)
 
     def pictures(self, reader: Reader) -> Generator[Picture, None, None]:
-        """Play the pipeline until it ends or is closed."""
         library = load()
         *others, last = self._ways(library)
         for open_frames in others:
@@ -119,8 +114,7 @@ class GstSource:
             yield is_live
         finally:
             built.forget()
-            with _cut_if_it_hangs(built.connections):
-                pipeline.set_state(gst.State.NULL)
+            pipeline.set_state(gst.State.NULL)
 
     def _samples(self, gst: Any, built: Pipeline, reader: Reader, queue: _Queue) -> Iterator[Any]:
         """Sound frames, until the pipeline ends or the reader has enough."""
@@ -136,12 +130,11 @@ class GstSource:
                 reader.count_damaged()
             else:
                 yield sample
-                watch.gave_frame()
+                watch.has_frames = True
 
     def _captured(
         self, library: Library, built: Pipeline, sample: Any, is_live: bool
     ) -> tuple[float, Literal["pipeline", "arrival", "file"]]:
-        """When a frame was captured, and whose clock says so."""
         if built.arrivals is not None:
             captured_at = built.arrivals.take(sample.get_buffer().pts)
         elif self.live and is_live:
@@ -162,22 +155,6 @@ def _stamp_of(gst: Any, sample: Any) -> float | None:
 def _rate_of(sample: Any) -> float | None:
     is_stated, frames, seconds = sample.get_caps().get_structure(0).get_fraction("framerate")
     return frames / seconds if is_stated and seconds else None
-
-
-@contextmanager
-def _cut_if_it_hangs(connections: Connections | None) -> Iterator[None]:
-    """Cut a camera's connections, again and again, while the block does not end."""
-    is_over = threading.Event()
-
-    def watch() -> None:
-        while connections is not None and not is_over.wait(_CLOSES_WITHIN):
-            connections.cut()
-
-    threading.Thread(target=watch, name="close", daemon=True).start()
-    try:
-        yield
-    finally:
-        is_over.set()
 
 
 def keeps_to_host() -> bool:
@@ -212,25 +189,22 @@ class _Queue:
             self._waiting = 0 if sample is None else max(self._waiting - 1, 0)
 
     def dropped(self) -> int:
-        """How many were dropped since the last call."""
         with self._lock:
             dropped, self._dropped = self._dropped, 0
         return dropped
 
     def close(self) -> None:
-        """Count no more."""
         self._pad.remove_probe(self._probe)
 
 
 class _Watch:
-    """Hears what a playing pipeline says, and how many bytes it takes for a frame."""
+    """Hears what a playing pipeline says."""
 
     def __init__(self, source: GstSource, gst: Any, built: Pipeline, reader: Reader) -> None:
         self._source, self._gst, self._built, self._reader = source, gst, built, reader
         self._bus = built.element.get_bus()
         self._error: ZssegError | None = None
-        self._has_frames = False
-        self._received = 0  # bytes when a silence began
+        self.has_frames = False  # whether it gave any
 
     def read_bus(self) -> None:
         """Take the messages; each that is left unread costs memory."""
@@ -243,18 +217,14 @@ class _Watch:
                 source = self._source
                 self._error = source.recipe.explain(self._gst, message, source.name)
 
-    def gave_frame(self) -> None:
-        """It gave a frame, which has been taken."""
-        self._has_frames, self._received = True, -1
-
     def is_over(self) -> bool:
         """Whether the pipeline has come to its end; asked when it has no frame."""
         name, live = self._source.name, self._source.live
         has_ended = bool(self._built.sink.is_eos())
         self.read_bus()  # an error comes before the end that it causes
-        error, self._error = self._built.problem() or self._error, None  # what follows from it
+        error, self._error = self._built.problem or self._error, None  # what follows from it
         if error is not None:
-            if live or not self._has_frames:
+            if live or not self.has_frames:
                 try:
                     raise error
                 finally:
@@ -263,21 +233,6 @@ class _Watch:
             return True
         if has_ended and live:
             raise SourceError(f"{name}: the camera's stream ended. {self._source.recipe.hint}")
-        if has_ended and not self._has_frames:
+        if has_ended and not self.has_frames:
             raise SourceError(f"{name}: expected a video, got no frame. Is it whole?")
-        if not has_ended:
-            self._refuse_flood(name)
         return has_ended
-
-    def _refuse_flood(self, name: str) -> None:
-        connections = self._built.connections
-        if connections is None:
-            return
-        received = connections.received()
-        self._received = received if self._received < 0 else self._received
-        if received - self._received > MOST_BYTES:
-            connections.cut()
-            raise SourceError(
-                f"{name}: expected a frame, got {received - self._received} bytes without one. "
-                "This is no camera, or a broken one."
-            )
