@@ -9,7 +9,6 @@ from support.errors import refused
 from zsseg_rt.errors import ArgumentError, CheckpointError
 from zsseg_rt.export.exporters import EXPORTERS
 from zsseg_rt.models.registry import ARCHITECTURES, create_model, from_official
-from zsseg_rt.training.config import TrainConfig
 from zsseg_rt.training.tasks import TASKS
 from zsseg_rt.training.trained import TorchSegmenter
 
@@ -59,8 +58,6 @@ def test_a_renamed_architecture_is_known_by_its_old_name_and_says_so(tmp_path, c
     clip = {"pretrained": path, "activation": "quick_gelu", "num_heads": 4, "text_heads": 4}
     assert create_model("dense_baseline", image_size=64, **clip).architecture == "cosine_head"
     assert "'dense_baseline' is called 'cosine_head' now" in caplog.text
-    config = {"data": {"name": "folder"}, "model": {"architecture": "dense_baseline"}}
-    assert TrainConfig.from_dict(config).model.architecture == "cosine_head"
 
 
 def test_windows_are_refused_where_a_model_takes_whole_images(models):

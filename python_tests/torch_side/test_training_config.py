@@ -28,7 +28,6 @@ from zsseg_rt.training.config import (
     TrainConfig,
     list_recipes,
 )
-from zsseg_rt.training.loop.config import cosine, poly
 from zsseg_rt.training.tasks import TASKS
 from zsseg_rt.training.tasks.zegformer import SegmentWeights
 from zsseg_rt.training.tasks.zeroseg import (
@@ -44,16 +43,16 @@ DIGESTS = {
     "catseg_coco_supervised": "d3619e3f2997",
     "cliprc_coco_inductive": "337b51943e4a",
     "cliprc_coco_supervised": "5e9502fc4821",
-    "cliprc_coco_transductive": "8621624042fd",
+    "cliprc_coco_transductive": "909e79eb924f",
     "cliprc_voc_inductive": "48deaaf7cc84",
     "cliprc_voc_supervised": "16147ad38702",
-    "cliprc_voc_transductive": "1a4800edfee6",
+    "cliprc_voc_transductive": "79329e843bfd",
     "zegclip_coco_inductive": "ae4cc2897c03",
     "zegclip_coco_supervised": "c41014770914",
-    "zegclip_coco_transductive": "ecb24d6a0077",
+    "zegclip_coco_transductive": "d4fb2c6d0277",
     "zegclip_voc_inductive": "4dac46ff3988",
     "zegclip_voc_supervised": "ee1bb324b46a",
-    "zegclip_voc_transductive": "a6dadcc1d272",
+    "zegclip_voc_transductive": "fa82c9f0ebec",
     "zegformer_ade20kfull_inductive": "5c75332b2683",
     "zegformer_coco_inductive": "bd56a8aa82d7",
     "zegformer_voc_inductive": "82b764c37d8c",
@@ -107,18 +106,17 @@ def test_recipes_are_complete_and_name_what_exists(recipe):
 # --- TOML ---
 
 DATA = '[data]\nname = "folder"\n'
-DEEP = "at most 20 lists and tables inside each other"
 DOTS = ".".join("a" for _ in range(5000))
 STRANGE = {
-    "lists": ("[" * 5000 + "]" * 5000, DEEP),
-    "a few lists": ("[" * 150 + "]" * 150, DEEP),
-    "tables": ("{a = " * 400 + "1" + "}" * 400, DEEP),
-    "dots": (f"{{ {DOTS} = 1 }}", DEEP),
-    "day": ("2024-02-03", "got the date 2024-02-03. Put text in quotes"),
-    "moment": ("2024-02-03T04:05:06Z", "got the datetime 2024-02-03"),
-    "hour": ("[[04:05:06]]", "got the time 04:05:06"),
-    "digits": ("9" * 5000, "64-bit integers, .*got a larger one"),
-    "bits": (str(2**63), "64-bit integers, .*got 9223372036854775808"),
+    "lists": "[" * 5000 + "]" * 5000,
+    "a few lists": "[" * 150 + "]" * 150,
+    "tables": "{a = " * 400 + "1" + "}" * 400,
+    "dots": f"{{ {DOTS} = 1 }}",
+    "day": "2024-02-03",
+    "hour": "[[04:05:06]]",
+    "digits": "9" * 5000,
+    "nan": "nan",
+    "half of a letter": '"\udcff"',
 }
 
 
@@ -131,23 +129,27 @@ def given(tmp_path):
 
 @pytest.mark.parametrize("name", STRANGE)
 def test_strange_values_are_refused(given, name):
-    value, message = STRANGE[name]
-    with pytest.raises(ArgumentError, match=rf"--set.*: expected .*{message}") as caught:
+    value = STRANGE[name]
+    with pytest.raises(ArgumentError, match="--set") as caught:
         TrainConfig.load(given, [f"model.options.pretrained={value}"])
     assert len(str(caught.value)) < 300
-    given.write_text(f"{DATA}[model.options]\npretrained = {value}\n")
+    text = f"{DATA}[model.options]\npretrained = {value}\n"
+    given.write_text(text, encoding="utf-8", errors="surrogatepass")
     for kind in (TrainConfig, Comparison):
-        with pytest.raises(ArgumentError, match=rf"a\.toml: expected .*{message}"):
+        with pytest.raises(ArgumentError, match=r"a\.toml: (expected .*|cannot be read)"):
             kind.load(given)
 
 
 def test_what_no_setting_is_is_refused(given, capsys):
-    for change in ("data.root=2024-02-03", f"{DOTS}=1", "a" * 5000, f"data.root={'[' * 5000}"):
+    for change in (
+        "data.root=2024-02-03",
+        "a" * 5000,
+        f"data.root={'[' * 5000}",
+        "data.root=\udcff",
+    ):
         assert run("train", "-c", given, "--dry-run", "--set", change) == 1
         assert capsys.readouterr().err.startswith("zsseg-rt: --set")
-    for change in ("data.root=photos\udcff", "model.options.pull=nan"):
-        with refused(ArgumentError, "--set"):
-            TrainConfig.load(given, [change])
+    assert run("train", "-c", given, "--dry-run", "--set", f"{DOTS}=1") == 1
 
 
 @pytest.mark.parametrize(
@@ -283,40 +285,37 @@ def test_the_official_learning_rate(shared_dir):
     golden = json.loads((shared_dir / "golden" / "zs_lr_schedule.json").read_text())
     for max_steps, rates in golden.items():
         for step, rate in rates.items():
-            settings = {"max_steps": int(max_steps), "warmup_steps": 1500, "min_factor": 0.005}
+            rates = ScheduleConfig(warmup_steps=1500, min_factor=0.005)
             # float64: the factor is rounded before the multiplication, not after
-            assert 2e-4 * poly(int(step), **settings) == pytest.approx(rate, rel=1e-14, abs=0)
+            factor = rates.factor(int(step), int(max_steps))
+            assert 2e-4 * factor == pytest.approx(rate, rel=1e-14, abs=0)
 
 
-def test_poly_without_warm_up():
-    for step in range(11):
-        assert poly(step, max_steps=10) == pytest.approx((1 - step / 10) ** 0.9)
-    assert poly(11, max_steps=10) == 0
+def test_schedules():
+    def factors(name, count, iterations, **settings):
+        schedule = ScheduleConfig(name=name, **settings)
+        return [schedule.factor(step, iterations) for step in range(count)]
 
-
-def test_cosine():
-    factors = [cosine(step, max_steps=12, warmup_steps=4, min_factor=0.1) for step in range(14)]
-    assert factors[:5] == pytest.approx([0, 0.25, 0.5, 0.75, 1])
+    poly = [(1 - step / 10) ** 0.9 for step in range(11)] + [0]
+    assert factors("poly", 12, 10) == pytest.approx(poly)
+    assert factors("poly", 3, 9, power=0.0, warmup_steps=2, warmup_start=0.0) == [0, 0.5, 1]
+    cosine = factors("cosine", 14, 12, warmup_steps=4, min_factor=0.1)
+    assert cosine[:5] == pytest.approx([0, 0.25, 0.5, 0.75, 1])
     expected = [0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * step / 8)) for step in range(9)]
-    assert factors[4:13] == pytest.approx(expected)
-    assert factors[13] == factors[12] == pytest.approx(0.1)
+    assert cosine[4:13] == pytest.approx(expected)
+    assert cosine[13] == cosine[12] == pytest.approx(0.1)
+    assert factors("constant", 3, 2, warmup_steps=1, warmup_start=0.5) == [0.5, 1, 1]
 
 
 @pytest.mark.parametrize(
     ("settings", "argument"),
     [
-        ({"max_steps": 0}, "max_steps"),
-        ({"max_steps": 5, "warmup_steps": 5}, "max_steps"),
-        ({"max_steps": 5, "min_factor": 1.5}, "min_factor"),
+        ({"warmup_steps": 5}, "warmup_steps"),
+        ({"min_factor": 1.5}, "min_factor"),
+        ({"name": "cosine", "power": 0.5}, "power"),
+        ({"name": "constant", "min_factor": 0.5}, "min_factor"),
     ],
 )
-def test_refuses_settings_out_of_range(settings, argument):
-    for schedule in (poly, cosine):
-        with refused(ArgumentError, argument):
-            schedule(0, **settings)
-
-
-def test_zeros_of_a_configuration_count():
-    warm = ScheduleConfig(name="poly", warmup_steps=4, warmup_start=0.0)
-    assert warm.factor(0, 9) == 0
-    assert ScheduleConfig(name="poly", power=0.0).factor(5, 9) == 1
+def test_schedules_out_of_range_are_refused(settings, argument):
+    with refused(ArgumentError, argument):
+        ScheduleConfig(**settings).factor(0, 5)

@@ -14,7 +14,7 @@ from support.toy_training import alike, config, train  # noqa: E402
 from zsseg_rt.errors import CheckpointError  # noqa: E402
 from zsseg_rt.training.loop import is_run  # noqa: E402
 from zsseg_rt.training.loop.checkpointing import read_checkpoint  # noqa: E402
-from zsseg_rt.training.trained import find_checkpoint, load_classes, load_trained  # noqa: E402
+from zsseg_rt.training.trained import find_checkpoint  # noqa: E402
 
 LAST = "checkpoints/step-00000003.pt"
 
@@ -102,28 +102,11 @@ def test_packed_records_are_refused(run_to_damage):
         read_checkpoint(path)
 
 
-def test_folders_of_earlier_versions_are_named_in_one_line(tmp_path):
-    old = tmp_path / "run/checkpoints/step-00000003"
-    old.mkdir(parents=True)
-    (old / "state.json").write_text("{}")
-    message = r"step-00000003: .* a folder, written by an earlier version. Train again, or export"
-    for door in (
-        lambda: load_trained(old),
-        lambda: load_classes(tmp_path / "run"),
-        lambda: train(tmp_path / "run"),
-        lambda: train(tmp_path / "run", resume=True),
-    ):
-        with pytest.raises(CheckpointError, match=message):
-            door()
-
-
 def test_a_checkpoint_is_known_by_what_it_says_of_itself(toy_run, tmp_path):
     shutil.copy(toy_run / LAST, tmp_path / "best.pt")
     torch.save({"model": {}}, tmp_path / "official.pt")
     assert is_run(toy_run)
     assert is_run(tmp_path / "best.pt")
-    assert is_run(tmp_path / "best")  # as recipes name the run that they start from
-    assert find_checkpoint(tmp_path / "best") == tmp_path / "best.pt"
     assert not is_run(tmp_path / "official.pt")
     assert not is_run(tmp_path / "absent")
 

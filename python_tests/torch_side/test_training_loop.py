@@ -312,9 +312,7 @@ def test_another_run_is_neither_overwritten_nor_resumed(tmp_path):
     ("change", "argument"),
     [
         ({"iterations": 0}, "iterations"),
-        ({"precision": "half"}, "precision"),
-        ({"device": "tpu"}, "device"),
-        ({"best_is": "most"}, "best_is"),
+        ({"seed": -1}, "seed"),
         ({"batch_size": 8, "accumulation_steps": 3}, "batch_size"),
     ],
 )

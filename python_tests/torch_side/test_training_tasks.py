@@ -208,8 +208,6 @@ def test_rates_and_decay_of_the_groups(task):
 @pytest.mark.parametrize(
     ("system", "settings", "argument", "named"),
     [
-        ("zegclip", {"loss": "l2"}, "loss", ()),
-        ("zegclip", {"trained": "all"}, "trained", ()),
         ("zegclip", {"focal_weight": -1.0}, "focal_weight", ()),
         ("zegclip", {"learning_rate": float("nan")}, "learning_rate", ()),
         ("zegclip", {"label_stride": 0}, "label_stride", ()),

@@ -269,7 +269,6 @@ def test_brightness_comes_first_and_saturation_before_hue():
         (FitInsideAugmentation, "flip_probability", 1.5),
         (ShortEdgeAugmentation, "pad_value", 256),
         (ShortEdgeAugmentation, "short_edges", ()),
-        (ShortEdgeAugmentation, "max_long_edge", 100),
         (CenterCropAugmentation, "short_edge", 100),
         (PhotometricDistortion, "hue", 91),
         (PhotometricDistortion, "probability", 1.1),

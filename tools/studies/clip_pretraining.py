@@ -28,7 +28,7 @@ from zsseg_rt.common.files import write_whole
 from zsseg_rt.errors import ArgumentError, CheckpointError, TrainingError, ZssegError
 from zsseg_rt.training.data import one_opencv_thread, prepare_worker
 from zsseg_rt.training.loop.checkpointing import writing
-from zsseg_rt.training.loop.config import LoopConfig, OptimizerConfig, cosine
+from zsseg_rt.training.loop.config import LoopConfig, OptimizerConfig, ScheduleConfig
 from zsseg_rt.training.loop.loop import BatchSource, run_loop
 from zsseg_rt.training.tasks.labelled import TrainingTask, parameter_groups
 
@@ -122,6 +122,8 @@ def pretrain(config: PretrainingConfig, folder: Path, *, num_workers: int = 1) -
     _check_same_run(config, folder)
     torch.manual_seed(config.seed)
     task = ClipTask(SmallClip(config), config)
+    warmup, start = config.warmup, 1 / max(config.warmup, 1)
+    rates = ScheduleConfig(name="cosine", min_factor=0.01, warmup_steps=warmup, warmup_start=start)
     result = run_loop(
         task,
         _batch_source(config, num_workers),
@@ -133,13 +135,7 @@ def pretrain(config: PretrainingConfig, folder: Path, *, num_workers: int = 1) -
             log_interval=20,
         ),
         optimizer=OptimizerConfig(betas=(0.9, 0.98), eps=1e-6, max_grad_norm=1.0),
-        schedule=lambda step: cosine(
-            step,
-            max_steps=config.steps,
-            min_factor=0.01,
-            warmup_steps=config.warmup,
-            warmup_start=1 / max(config.warmup, 1),
-        ),
+        schedule=lambda step: rates.factor(step, config.steps),
         run_folder=folder,
         resume=True,
     )

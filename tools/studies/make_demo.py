@@ -41,7 +41,7 @@ from zsseg_rt.torch_files.shipped_clip import FILE, is_shipped
 from zsseg_rt.training.assembly import batch_source
 from zsseg_rt.training.class_embeddings import embed_phrases
 from zsseg_rt.training.data import FitInsideAugmentation, TrainingSamples
-from zsseg_rt.training.loop.config import LoopConfig, poly
+from zsseg_rt.training.loop.config import LoopConfig, ScheduleConfig
 from zsseg_rt.training.loop.loop import run_loop
 from zsseg_rt.training.tasks.descriptor import DescriptorTask
 from zsseg_rt.training.trained import TorchSegmenter
@@ -170,17 +170,13 @@ def train_demo(
         checkpoint_interval=250,
         num_workers=1,
     )
+    rates = ScheduleConfig(min_factor=0.005, warmup_steps=config.warmup_steps)
     run_loop(
         task,
         batch_source(_scenes(config), loop),
         config=loop,
         run_folder=run_folder,
-        schedule=lambda step: poly(
-            step,
-            max_steps=config.iterations,
-            min_factor=0.005,
-            warmup_steps=config.warmup_steps,
-        ),
+        schedule=lambda step: rates.factor(step, config.iterations),
         resume=resume,
     )
     return model.cpu().eval()

@@ -126,13 +126,13 @@ def _check_data(settings: TrainConfig, json_file: Path | None) -> None:
 def _print_check(check: SplitCheck) -> None:
     from rich.table import Table
 
-    scan = check.scan
+    scan, data = check.scan, check.dataset
     table = Table("class", "", "pixels %", box=None, pad_edge=False)
     total = max(int(scan.pixels.sum()) + scan.ignored_pixels, 1)
-    for row, (name, pixels) in enumerate(zip(check.class_names, scan.pixels, strict=True)):
-        table.add_row(name, "seen" if row in check.seen else "unseen", _share(int(pixels), total))
+    for row, (name, pixels) in enumerate(zip(data.class_names, scan.pixels, strict=True)):
+        table.add_row(name, "seen" if row in data.seen else "unseen", _share(int(pixels), total))
     table.add_row("(not annotated)", "", _share(scan.ignored_pixels, total))
-    head = f"{check.use}: {check.dataset}, usable images: {scan.num_pictures}"
+    head = f"{check.use}: {data.name}, usable images: {scan.num_pictures}"
     lines: list[str | Table] = [head, table]
     if scan.absent:
         lines.append(f"classes in no mask: {', '.join(scan.absent)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +18,17 @@ def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
         raise ArgumentError(
             f"{name}: expected one of {', '.join(choices)}, got {value!r}. Check the spelling."
         )
+
+
+def check_range(settings: object, *names: str, least: float = 0, most: float = math.inf) -> None:
+    """Refuse fields, or any number of their tuples, that are outside a range; None is in any."""
+    limits = f"at least {least:g}" + (f" and at most {most:g}" if most < math.inf else "")
+    for name in names:
+        value = getattr(settings, name)
+        numbers = value if isinstance(value, tuple) else (value,)
+        inside = (least <= number <= most and math.isfinite(number) for number in numbers)
+        if value is not None and not (numbers and all(inside)):
+            raise ArgumentError(f"{name}: expected {limits}, got {value}. Choose another value.")
 
 
 def check_size(size_hw: tuple[int, int], patch_size: int) -> None:
@@ -38,8 +50,7 @@ def arguments_called(
 ) -> Iterator[None]:
     """Raise errors of the block under the name by which the user gave the argument.
 
-    ``names`` maps arguments to options (``"--rename"``) or keys (``"text.clip"``); arguments among
-    ``fields`` are keys of ``table``, such as ``"model.options"``. Other errors pass unchanged.
+    ``names`` maps arguments to options or keys; those among ``fields`` are keys of ``table``.
     """
     try:
         yield

@@ -254,10 +254,7 @@ def typed_settings(
 
 
 def setting_names(target: Callable[..., Any]) -> list[str] | None:
-    """Names of the keyword arguments of a function or class; None if it takes any.
-
-    A class with a ``settings_class`` takes the fields of that dataclass.
-    """
+    """Names of the keyword arguments of a function or class; None if it takes any."""
     parameters = inspect.signature(_taker(target)).parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return None
@@ -270,15 +267,7 @@ def _taker(target: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def printable(text: str) -> str:
-    r"""The text in one line, escaped where a terminal, log or reader of lines would trip over it.
-
-    What is escaped are control characters, separators of lines, marks of direction and what is no
-    text, as names of files may hold any; spaces and joiners stay. JSON stays what it means.
-
-    Example:
-        >>> printable("a\u2028\n")
-        'a\\u2028\\n'
-    """
+    """The text in one line, escaped where a terminal, log or reader of lines would trip over it."""
     return text if text.isprintable() else _UNUSUAL.sub(_escaped, text)
 
 

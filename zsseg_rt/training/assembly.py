@@ -36,7 +36,7 @@ from zsseg_rt.results.visualize import palette, save_file
 from zsseg_rt.torch_files.clip_space import describe_rows, describe_space
 from zsseg_rt.torch_files.clip_weights import ClipWeights, load_clip
 from zsseg_rt.training.class_embeddings import ClassEmbeddings, class_embeddings, region_embeddings
-from zsseg_rt.training.config import CONFIG_FILE, ModelConfig, TaskConfig, TextConfig, TrainConfig
+from zsseg_rt.training.config import ModelConfig, TextConfig, TrainConfig
 from zsseg_rt.training.data import (
     Augmentation,
     Batch,
@@ -83,6 +83,9 @@ _TEACHER_ARGUMENTS = {
     "activation": "task.options.teacher_activation",
 }
 _FEATURE_OPTIONS = ("views", "cache_folder", "views_at_once")
+BUNDLE, PICTURE = "demo.zsseg", "labelled.png"
+_ROWS = 4
+_log = logging.getLogger(__name__)
 
 
 def build_augmentation(settings: Mapping[str, Any]) -> Augmentation:
@@ -96,15 +99,11 @@ def build_augmentation(settings: Mapping[str, Any]) -> Augmentation:
     return augmentation
 
 
-def with_crop_of(model: SegmentationModel, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """An augmentation's settings; if they set no crop size, it is the model's input size.
-
-    Only for ``"fit_inside"``, whose own default is the 512 pixels of the published models. The box
-    that images are fitted into scales in proportion.
-    """
+def _with_crop_of(model: SegmentationModel, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """An augmentation's settings; where "fit_inside" has no crop, it and its box fit the model."""
     fields, size_hw = dict(settings), model.crop_hw
-    lacks_crop = fields.get("kind", "fit_inside") == "fit_inside" and "crop_hw" not in fields
-    if not lacks_crop or size_hw in (None, FitInsideAugmentation().crop_hw):
+    fits_inside = fields.get("kind", "fit_inside") == "fit_inside"
+    if not fits_inside or "crop_hw" in fields or size_hw in (None, FitInsideAugmentation().crop_hw):
         return fields
     assert size_hw is not None
     side = min(size_hw)
@@ -176,48 +175,41 @@ def find_task(architecture: str) -> type[TrainingTask]:
     return TASKS[architecture]
 
 
-def build_task(
-    config: TaskConfig,
+def _build_task(
+    config: TrainConfig,
     model: SegmentationModel,
-    class_embeds: Tensor,
     dataset: SegmentationDataset,
-    text: TextConfig,
+    class_embeds: Tensor,
 ) -> TrainingTask:
     """Make the objective of a model that learns from labels."""
     kind: Any = find_task(model.architecture)
     own: dict[str, Any] = {"seen": tuple(dataset.seen), "ignore_label": dataset.ignore_label}
     if "prompts" in (setting_names(kind) or ()):
         tower: Any = model.text_encoder
-        outside = tower is None or text.bank or text.clip
-        names, templates = dataset.class_names, text.templates
+        outside = tower is None or config.text.bank or config.text.clip
+        names, templates = dataset.class_names, config.text.templates
         own["prompts"] = None if outside else class_prompts(names, templates, tower)
-    options = checked_settings(kind, config.options, "task.options", ("protocol", *own))
+    options = checked_settings(kind, config.task.options, "task.options", ("protocol", *own))
+    own["protocol"] = config.task.protocol
     with arguments_called({"protocol": "task.protocol"}, "task.options", options):
-        task: TrainingTask = kind(model, class_embeds, protocol=config.protocol, **own, **options)
+        task: TrainingTask = kind(model, class_embeds, **own, **options)
     return task
 
 
-def build_zeroseg_task(
-    config: TaskConfig,
-    student: ModelConfig,
-    model: SegmentationModel,
-    batch_size: int,
-    *,
-    num_images: int,
-) -> ZeroSegTask:
+def _build_zeroseg_task(config: TrainConfig, model: ZeroSeg) -> ZeroSegTask:
     """Make ZeroSeg's objective, which needs a teacher and no labels."""
-    if config.protocol != "inductive":
+    if config.task.protocol != "inductive":
         raise ArgumentError(
             f"task.protocol: expected 'inductive', because ZeroSeg uses no labels, got "
-            f"{config.protocol!r}. Leave it out."
+            f"{config.task.protocol!r}. Leave it out."
         )
-    options = dict(config.options)
-    weights = _load_teacher(options, student.options)
+    options = dict(config.task.options)
+    weights = _load_teacher(options, config.model.options)
     features = {name: options.pop(name) for name in _FEATURE_OPTIONS if name in options}
     options = checked_settings(ZeroSegTask, options, "task.options", ("batch_size",))
     features = typed_settings(TeacherFeatures, features, "task.options")
-    teacher = TeacherFeatures(build_image_encoder(weights), num_images=num_images, **features)
-    return ZeroSegTask(cast(ZeroSeg, model), teacher, batch_size=batch_size, **options)
+    teacher = TeacherFeatures(build_image_encoder(weights), **features)
+    return ZeroSegTask(model, teacher, batch_size=config.loop.batch_size, **options)
 
 
 def _load_teacher(options: dict[str, Any], student: Mapping[str, Any]) -> ClipWeights:
@@ -272,12 +264,6 @@ def _checked_options(
         options = schema.up_to_date(ARCHITECTURES[architecture].config, options)
     hidden = ("state_dict", "seen_classes", "self_trained", *(("clip",) if official else ()))
     return checked_settings(function, options, "model.options", hidden)
-
-
-_log = logging.getLogger(__name__)
-
-BUNDLE, PICTURE = "demo.zsseg", "labelled.png"
-_ROWS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -339,9 +325,6 @@ class Assembly:
         assert self.evaluation_dataset is not None
         dataset, segmenter = self.evaluation_dataset, self.segmenter(model)
         colours = palette(dataset.class_names)
-        own = getattr(dataset, "palette", None)
-        if own is not None:
-            colours[: len(own)] = own[: len(colours)]
         count = min(count, len(dataset))
         samples = [dataset[index * len(dataset) // count] for index in range(count)]
         return [(s.name, side_by_side(s, segmenter.segment(s.image), colours)) for s in samples]
@@ -363,21 +346,22 @@ def train_assembled(parts: Assembly, *, resume: bool = False) -> TrainingResult:
     config, folder = parts.config, Path(parts.config.output.folder)
     _keep_config(config, folder, resume)
     judged = parts.evaluation_dataset is not None
-    return run_loop(
-        parts.task,
-        parts.batches,
-        config=config.loop,
-        run_folder=folder,
-        optimizer=config.optimizer,
-        schedule=lambda step: config.schedule.factor(step, config.loop.iterations),
-        extras=RunExtras(
-            evaluate=parts.evaluate if judged else None,
-            preview=parts.preview if judged else None,
-            model_card=describe_model(parts.task.model, parts.classes),
-            constants=parts.constants,
-        ),
-        resume=resume,
-    )
+    with arguments_called({"run_folder": "output.folder"}):
+        return run_loop(
+            parts.task,
+            parts.batches,
+            config=config.loop,
+            run_folder=folder,
+            optimizer=config.optimizer,
+            schedule=lambda step: config.schedule.factor(step, config.loop.iterations),
+            extras=RunExtras(
+                evaluate=parts.evaluate if judged else None,
+                preview=parts.preview if judged else None,
+                model_card=describe_model(parts.task.model, parts.classes),
+                constants=parts.constants,
+            ),
+            resume=resume,
+        )
 
 
 def assemble(config: TrainConfig, *, dataset: SegmentationDataset | None = None) -> Assembly:
@@ -385,7 +369,13 @@ def assemble(config: TrainConfig, *, dataset: SegmentationDataset | None = None)
     seed_everything(config.loop.seed)
     if dataset is None:
         dataset = config.open_data("training")
-    judged = _open_evaluation(config, dataset)
+    judged = config.open_data("evaluation") if config.evaluation.split else None
+    if judged is not None and tuple(judged.class_names) != tuple(dataset.class_names):
+        raise ArgumentError(
+            f"evaluation.split: expected the {len(dataset.class_names)} classes of "
+            f"{dataset.name}, got {len(judged.class_names)} others in {judged.name}. "
+            "Give both splits the same classes."
+        )
     if len(dataset.seen) == len(dataset.class_names) and config.loop.best_metric == "hIoU":
         _log.info("loop.best_metric: mIoU, because no class of %s is unseen", dataset.name)
         config = replace(config, loop=replace(config.loop, best_metric="mIoU"))
@@ -393,14 +383,12 @@ def assemble(config: TrainConfig, *, dataset: SegmentationDataset | None = None)
         check_choice("loop.best_metric", config.loop.best_metric, FIGURES)
     build_augmentation(config.data.augmentation)  # refuse bad settings before weights are read
     model = build_model(config.model, seen=dataset.seen, protocol=config.task.protocol)
-    settings = with_crop_of(model, config.data.augmentation)
+    settings = _with_crop_of(model, config.data.augmentation)
     config = replace(config, data=replace(config.data, augmentation=settings))
     embeddings, task = _build_objective(config, model, dataset)
     samples = TrainingSamples(dataset, build_augmentation(settings), config.loop.seed)
     batches = batch_source(samples, config.loop)
-    classes = None
-    if embeddings is not None:
-        classes = _describe_classes(config, dataset, embeddings, task)
+    classes = None if embeddings is None else _classes_of(config, dataset, embeddings, task)
     if isinstance(task, LabelledTask):
         batches = require_labels(batches, task.label_protocol, dataset)
     return Assembly(
@@ -424,9 +412,7 @@ def _build_objective(
                 f"needs, got {config.data.name!r}. Name another, or train ZeroSeg."
             )
         embeddings = class_embeddings(dataset.class_names, config.text, model)
-        return embeddings, build_task(
-            config.task, model, embeddings.class_embeds, dataset, config.text
-        )
+        return embeddings, _build_task(config, model, dataset, embeddings.class_embeds)
     has_text = bool(config.text.bank or config.text.clip) or model.text_encoder is not None
     has_text = has_text and bool(dataset.class_names)
     if config.evaluation.split and not has_text:
@@ -435,13 +421,12 @@ def _build_objective(
             f"embeds them, got {config.evaluation.split!r}. Set it to '', or give data with "
             "classes and the teacher's text tower as model.options.pretrained."
         )
-    size = config.loop.batch_size
-    task = build_zeroseg_task(config.task, config.model, model, size, num_images=len(dataset))
+    task = _build_zeroseg_task(config, cast(ZeroSeg, model))
     names = dataset.class_names
     return class_embeddings(names, config.text, model) if has_text else None, task
 
 
-def _describe_classes(
+def _classes_of(
     config: TrainConfig,
     dataset: SegmentationDataset,
     embeddings: ClassEmbeddings,
@@ -462,32 +447,14 @@ def _describe_classes(
     )
 
 
-def _open_evaluation(
-    config: TrainConfig, dataset: SegmentationDataset
-) -> SegmentationDataset | None:
-    if not config.evaluation.split:
-        return None
-    judged = config.open_data("evaluation")
-    if tuple(judged.class_names) != tuple(dataset.class_names):
-        raise ArgumentError(
-            f"evaluation.split: expected the {len(dataset.class_names)} classes of "
-            f"{dataset.name}, got {len(judged.class_names)} others in {judged.name}. "
-            "Give both splits the same classes."
-        )
-    return judged
-
-
 def _keep_config(config: TrainConfig, folder: Path, resume: bool) -> None:
     """Save the resolved configuration; a resumed run must have the same one."""
     if int(os.environ.get("RANK", "0")) != 0:  # set by the launcher: the main process does it
         return
-    path = folder / CONFIG_FILE
+    path = folder / "config.toml"
     started = bool(CheckpointFolder(folder / "checkpoints").steps())
     if started and not resume:
-        raise ArgumentError(
-            f"output.folder: expected a folder without a run, got {folder}. Pass --resume to "
-            "continue that run, or choose another folder."
-        )
+        return  # the loop refuses to overwrite it
     if started and path.is_file():
         changed = config.differences(TrainConfig.load(path))
         if changed:

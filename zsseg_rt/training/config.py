@@ -2,57 +2,30 @@
 
 from __future__ import annotations
 
-import inspect
 import json
-import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from zsseg_rt.common import schema
-from zsseg_rt.common.checks import current_name
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.evaluation.datasets import SegmentationDataset, create_dataset
-from zsseg_rt.training.loop.config import (
-    LoopConfig,
-    OptimizerConfig,
-    constant,
-    cosine,
-    poly,
-)
+from zsseg_rt.training.loop.config import LoopConfig, OptimizerConfig, ScheduleConfig
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-if TYPE_CHECKING:
-    from importlib.resources.abc import Traversable
 
-_RECIPES = resources.files("zsseg_rt.training") / "recipes"
-CONFIG_FILE = "config.toml"
-DataUse = Literal["training", "evaluation"]
+_RECIPES = Path(__file__).with_name("recipes")
 # Settings that may change when a run is continued: no result depends on them.
-_FREE = {
-    ("data", "root"),
-    ("loop", "checkpoint_interval"),
-    ("loop", "device"),
-    ("loop", "keep_checkpoints"),
-    ("loop", "kept_steps"),
-    ("loop", "log_interval"),
-    ("loop", "num_pictures"),
-    ("loop", "num_workers"),
-    ("output", "folder"),
-    ("text", "space"),
-}
-_SCHEDULES: Mapping[str, Callable[..., float]] = {
-    "poly": poly,
-    "cosine": cosine,
-    "constant": constant,
-}
-_MAX_DEPTH = 20  # of lists and tables inside each other
+_FREE = (
+    "data.root", "loop.checkpoint_interval", "loop.device", "loop.keep_checkpoints",
+    "loop.kept_steps", "loop.log_interval", "loop.num_pictures", "loop.num_workers",
+    "output.folder", "text.space",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,12 +42,6 @@ class ModelConfig:
     # CLIP, which its official files do not hold, is named by pretrained, clip and activation as for
     # create_model. Seen classes and self-training follow from data and task and are not given here
     options: dict[str, Any] = field(default_factory=dict)
-
-    @staticmethod
-    def from_earlier(raw: Mapping[str, Any]) -> dict[str, Any]:
-        """Settings as earlier versions wrote them, in today's words."""
-        named = raw.get("architecture")
-        return dict(raw) | ({"architecture": current_name(named)} if isinstance(named, str) else {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,33 +88,6 @@ class TaskConfig:
     protocol: Literal["inductive", "transductive", "supervised"] = "inductive"
     # Further keyword arguments of the family's task, loss weights and learning rates; see tasks
     options: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScheduleConfig:
-    """The learning rate over the run; see :mod:`zsseg_rt.training.loop.config`."""
-
-    name: Literal["poly", "cosine", "constant"] = "poly"  # "poly", "cosine" or "constant"
-    power: float | None = None  # Exponent of "poly"; None means 0.9
-    min_factor: float = 0.0  # Fraction of the peak rate at which the decay ends
-    warmup_steps: int = 0  # Length of the linear warm-up
-    # Fraction of the rate at the first step; None takes the schedule's own
-    warmup_start: float | None = None
-
-    def factor(self, step: int, iterations: int) -> float:
-        """Factor of the peak rates at a step."""
-        settings = {key: value for key, value in vars(self).items() if value is not None}
-        for key in ("min_factor", "warmup_steps"):  # 0 is the schedules' default
-            if not settings[key]:
-                del settings[key]
-        schedule = _SCHEDULES[settings.pop("name")]
-        unknown = [key for key in settings if key not in inspect.signature(schedule).parameters]
-        if unknown:
-            raise ArgumentError(
-                f"schedule: expected the settings of {self.name}, got others: "
-                f"{', '.join(unknown)}. Check the spelling."
-            )
-        return schedule(step, max_steps=iterations, **settings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +141,7 @@ class TrainConfig:
             apply_change(raw, change)
         return cls.from_dict(raw, where)
 
-    def open_data(self, use: DataUse) -> SegmentationDataset:
+    def open_data(self, use: Literal["training", "evaluation"]) -> SegmentationDataset:
         """Open the split that is trained on, or the one that checkpoints are evaluated on."""
         data, judged = self.data, self.evaluation
         split, options = data.split, data.options
@@ -220,12 +160,13 @@ class TrainConfig:
 
     def differences(self, other: TrainConfig) -> list[str]:
         """Names of the settings whose values differ and affect results."""
-        return [
+        names = [
             f"{table}.{name}"
             for table, fields in vars(self).items()
             for name, value in vars(fields).items()
-            if value != getattr(getattr(other, table), name) and (table, name) not in _FREE
+            if value != getattr(getattr(other, table), name)
         ]
+        return [name for name in names if name not in _FREE]
 
 
 def list_recipes() -> list[str]:
@@ -262,23 +203,22 @@ def _toml_value(value: Any) -> str:
     return _toml_text(value)
 
 
-def read_toml(source: str | Path, kept_in: Traversable) -> tuple[dict[str, Any], str]:
+def read_toml(source: str | Path, kept_in: Path) -> tuple[dict[str, Any], str]:
     """Read a TOML file, or one that comes with the package, laid over the kept one it names."""
     text, where = _read_source(source, kept_in)
     try:
         tables = _parse(text, where)
     except tomllib.TOMLDecodeError as error:
         raise ArgumentError(f"{where}: expected valid TOML, got an error: {error}") from error
-    _check(tables, where)
     if "base" not in tables:
         return tables, where
     base = tables.pop("base")
-    if not isinstance(base, str) or base not in _kept_names(kept_in):
+    if not isinstance(base, str) or base not in (path.stem for path in kept_in.glob("*.toml")):
         raise ArgumentError(
             f"{where}: base: expected one of the {kept_in.name} {', '.join(list_kept(kept_in))}, "
             f"got {_short(repr(base))}. Check the spelling, or leave it out."
         )
-    return merge(read_toml(str(kept_in / f"{base}.toml"), kept_in)[0], tables), where
+    return merge(read_toml(kept_in / f"{base}.toml", kept_in)[0], tables), where
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -291,26 +231,20 @@ def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
     return merged
 
 
-def list_kept(kept_in: Traversable) -> list[str]:
+def list_kept(kept_in: Path) -> list[str]:
     """Names of the TOML files in a folder of the package, but for those that others build on."""
-    return sorted(name for name in _kept_names(kept_in) if not name.startswith("_"))
+    return sorted(path.stem for path in kept_in.glob("[!_]*.toml"))
 
 
-def _kept_names(kept_in: Traversable) -> list[str]:
-    names = (entry.name for entry in kept_in.iterdir())
-    return [name.removesuffix(".toml") for name in names if name.endswith(".toml")]
-
-
-def _read_source(source: str | Path, kept_in: Traversable) -> tuple[str, str]:
-    path = Path(source)
+def _read_source(source: str | Path, kept_in: Path) -> tuple[str, str]:
+    path, recipe = Path(source), kept_in / f"{source}.toml"
     try:
         if path.is_file():
             return path.read_text(encoding="utf-8"), str(path)
-    except (OSError, UnicodeDecodeError) as error:
+        if path.name == str(source) and recipe.is_file():
+            return recipe.read_text(encoding="utf-8"), f"{kept_in.name.removesuffix('s')} {source}"
+    except (OSError, ValueError) as error:  # also a name that no file can have
         raise ArgumentError(f"{_short(path)}: cannot be read: {_short(error)}") from error
-    recipe = kept_in / f"{source}.toml"
-    if path.suffix == "" and path.name == str(source) and recipe.is_file():
-        return recipe.read_text(encoding="utf-8"), f"{kept_in.name.removesuffix('s')} {source}"
     raise ArgumentError(
         f"config: expected a TOML file or one of the {kept_in.name} "
         f"{', '.join(list_kept(kept_in))}, got {str(source)!r}. Check the path."
@@ -320,58 +254,35 @@ def _read_source(source: str | Path, kept_in: Traversable) -> tuple[str, str]:
 def apply_change(raw: dict[str, Any], change: str) -> None:
     """Set ``table.key=value`` in plain data."""
     path, equals, text = change.partition("=")
-    keys = [key.strip() for key in path.split(".")]
-    if not equals or not all(keys):
+    *tables, name = (key.strip() for key in path.split("."))
+    if not equals or not all((*tables, name)):
         raise ArgumentError(f"--set: expected table.key=value, got {_short(repr(change))}")
-    if len(keys) > _MAX_DEPTH:
-        raise _odd("--set", "more")
+    where = f"--set {_short(path)}"
     try:
-        value = _parse(f"value = {text}", f"--set {_short(path)}")["value"]
+        value = _parse(f"value = {text}", where)["value"]
     except tomllib.TOMLDecodeError:
-        value = text.strip()
-    _check(value, "--set", 1)
+        value = _parse(f"value = {_toml_text(text.strip())}", where)["value"]
     table = raw
-    for key in keys[:-1]:
+    for key in tables:
         table = table.setdefault(key, {})
         if not isinstance(table, dict):
-            raise ArgumentError(f"--set: expected a table at {key!r} of {path!r}, got a value")
-    table[keys[-1]] = value
+            raise ArgumentError(f"{where}: expected a table at {key!r}, got a value")
+    table[name] = value
 
 
 def _parse(text: str, where: str) -> dict[str, Any]:
+    """Read TOML, of which JSON's values are settings: no dates, no nan, no deep nesting."""
     try:
-        return tomllib.loads(text)
+        plain = json.dumps(tomllib.loads(text), allow_nan=False)
+        tables: dict[str, Any] = schema.parse_json(plain.encode())
     except tomllib.TOMLDecodeError:
         raise
-    except (RecursionError, ValueError) as error:  # Python refuses integers of thousands of digits
-        deep = isinstance(error, RecursionError)
-        raise _odd(where, "more" if deep else "a larger one") from error
-
-
-def _check(value: Any, where: str, depth: int = 0) -> None:
-    """Refuse valid TOML that is never a setting: dates, nan, deep nesting, text not of Unicode."""
-    if depth >= _MAX_DEPTH:
-        raise _odd(where, "more")
-    if isinstance(value, (list, dict)):
-        for item in (*value, *(value.values() if isinstance(value, dict) else ())):
-            _check(item, where, depth + 1)
-        return
-    if isinstance(value, str):
-        is_odd = any("\ud800" <= letter <= "\udfff" for letter in value)
-    elif isinstance(value, int):
-        is_odd = not -(2**63) <= value < 2**63
-    else:
-        is_odd = not isinstance(value, float) or math.isnan(value)  # which differs from itself
-    if is_odd:
-        kind = "" if isinstance(value, (str, int, float)) else f"the {type(value).__name__} "
-        raise _odd(where, f"{kind}{_short(ascii(str(value))[1:-1])}")
-
-
-def _odd(where: str, value: str) -> ArgumentError:
-    return ArgumentError(
-        f"{where}: expected text, numbers, 64-bit integers, true or false, and at most "
-        f"{_MAX_DEPTH} lists and tables inside each other, got {value}. Put text in quotes."
-    )
+    except (RecursionError, TypeError, ValueError) as error:
+        raise ArgumentError(
+            f"{where}: expected text, numbers, true or false in a few lists and tables, got "
+            f"another value ({_short(error)}). Put text in quotes."
+        ) from error
+    return tables
 
 
 def _short(text: object) -> str:

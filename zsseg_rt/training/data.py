@@ -1,10 +1,7 @@
 """Training batches by position, and the joint random changes of a photo and its label map.
 
-What a run sees next depends only on the seed and its position. There is no worker state: a resumed
-run, or one with other numbers of processes and workers, sees exactly the same images. The changes
-are those of the papers, made of ``torchvision.transforms.v2``. They draw from torch's generator,
-which is seeded by the generator that a call is given, and afterwards continues as if nothing was
-drawn.
+What a run sees next depends only on the seed and its position: a resumed run, or one with other
+numbers of processes and workers, sees exactly the same images.
 """
 
 from __future__ import annotations
@@ -25,6 +22,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from zsseg_rt.common.checks import check_range
 from zsseg_rt.common.process import usable_cpus
 from zsseg_rt.errors import ArgumentError, ZssegError
 from zsseg_rt.evaluation.datasets.base import LabelMap, Sample, SegmentationDataset
@@ -38,12 +36,8 @@ class PhotometricDistortion:
     """Brightness, contrast, saturation and hue, each with some probability.
 
     Brightness first; then contrast, saturation, hue or, with even odds, saturation, hue, contrast.
-    Values are clipped to 0..255 and truncated after every step.
-
-    Source:
-        Liu et al., "SSD: Single Shot MultiBox Detector", ECCV 2016; the order and the defaults are
-        those of mmsegmentation, with which ZegCLIP, CLIP-RC and ZegFormer were trained. There,
-        saturation is that of HSV; here it is v2's, which keeps the grey value.
+    The order and the defaults are those of mmsegmentation, with which ZegCLIP, CLIP-RC and
+    ZegFormer were trained. There, saturation is that of HSV; here it is v2's.
     """
 
     brightness: float = 32.0  # Largest shift of the values, 0..255
@@ -53,7 +47,9 @@ class PhotometricDistortion:
     probability: float = 0.5  # Probability that each property changes, 0..1
 
     def __post_init__(self) -> None:
-        _check_limits(self, brightness=255, hue=90, probability=1)
+        check_range(self, "brightness", most=255)
+        check_range(self, "hue", most=90)
+        check_range(self, "probability", most=1)
         for name, (low, high) in (("contrast", self.contrast), ("saturation", self.saturation)):
             if not 0 <= low <= high:
                 raise ArgumentError(
@@ -94,7 +90,6 @@ class Augmented:
     valid_hw: tuple[int, int]
     labels: Tensor
     name: str = ""
-    index: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,14 +107,10 @@ class _RandomCrop:
     pad_value: int = 0  # Of the padding, in all channels
 
     def __post_init__(self) -> None:
-        _check_crop(self.crop_hw)
-        if not 0 < self.max_class_share <= 1:
-            raise ArgumentError(
-                f"max_class_share: expected above 0 and at most 1, got {self.max_class_share}."
-            )
-        if self.crop_attempts < 1:
-            raise ArgumentError(f"crop_attempts: expected at least 1, got {self.crop_attempts}.")
-        _check_limits(self, flip_probability=1, pad_value=255)
+        check_range(self, "crop_hw", "crop_attempts", least=1)
+        check_range(self, "max_class_share", least=1e-9, most=1)
+        check_range(self, "flip_probability", most=1)
+        check_range(self, "pad_value", most=255)
 
     def _crop(self, pair: Pair, ignore: int) -> Pair:
         return random_crop(pair, self.crop_hw, self.max_class_share, self.crop_attempts, ignore)
@@ -137,10 +128,7 @@ class FitInsideAugmentation(_RandomCrop):
     """The augmentation of ZegCLIP and CLIP-RC.
 
     Resize (fit inside a box of random scale, bilinear), crop (several attempts to find one in
-    which no class dominates), flip, change colours, pad.
-
-    Source:
-        Zhou et al., "ZegCLIP", CVPR 2023; the training pipeline of the official configurations.
+    which no class dominates), flip, change colours, pad; as in the official configurations.
     """
 
     scale: tuple[int, int] = (2048, 512)  # Longest and shortest side of the box at ratio 1
@@ -176,10 +164,6 @@ class ShortEdgeAugmentation(_RandomCrop):
 
     Resize (shortest edge to a random choice, antialiased bilinear), crop, change colours, flip,
     pad. Officially, images are padded before normalisation, so ``pad_value`` applies there.
-
-    Source:
-        Ding et al., "Decoupling Zero-Shot Semantic Segmentation", CVPR 2022; the mapper of the
-        official configurations.
     """
 
     # Lengths to choose from; the defaults are those of VOC and ADE20K. For COCO-Stuff they are
@@ -190,15 +174,7 @@ class ShortEdgeAugmentation(_RandomCrop):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.short_edges or min(self.short_edges) < 1:
-            raise ArgumentError(
-                f"short_edges: expected lengths of at least one pixel, got {self.short_edges}."
-            )
-        if self.max_long_edge < max(self.short_edges):
-            raise ArgumentError(
-                f"max_long_edge: expected at least the longest of short_edges, "
-                f"{max(self.short_edges)}, got {self.max_long_edge}."
-            )
+        check_range(self, "short_edges", least=1)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Augmented:
         """Augment; equal generators give equal results."""
@@ -212,18 +188,13 @@ class ShortEdgeAugmentation(_RandomCrop):
 
 @dataclass(frozen=True, kw_only=True)
 class CenterCropAugmentation:
-    """The augmentation of ZeroSeg: shortest edge resized (bicubic), centre crop; no randomness.
-
-    Source:
-        Chen et al., "Exploring Open-Vocabulary Semantic Segmentation from CLIP Vision Encoder
-        Distillation Only", ICCV 2023, section 4.1.
-    """
+    """The augmentation of ZeroSeg: shortest edge resized (bicubic), centre crop; no randomness."""
 
     crop_hw: tuple[int, int] = (224, 224)  # Size of the result
     short_edge: int = 256  # Length of the resized image's shortest edge, at least the crop's sides
 
     def __post_init__(self) -> None:
-        _check_crop(self.crop_hw)
+        check_range(self, "crop_hw", least=1)
         if self.short_edge < max(self.crop_hw):
             raise ArgumentError(
                 f"short_edge: expected at least the crop's sides {self.crop_hw}, "
@@ -278,7 +249,7 @@ def short_edge_hw(
 def resize(
     sample: Sample, size_hw: tuple[int, int], *, antialias: bool = True, bicubic: bool = False
 ) -> Pair:
-    """Resize a photo, bilinear or bicubic with half-pixel centres, and its labels, to nearest.
+    """Resize a photo, with half-pixel centres, and its labels, to nearest.
 
     With antialiasing, it is Pillow's definition to within one step of uint8. A label is the one at
     ``floor(target * source_size / target_size)``.
@@ -339,17 +310,6 @@ def _size_hw(sample: Sample) -> tuple[int, int]:
     return sample.image.shape[0], sample.image.shape[1]
 
 
-def _check_limits(settings: object, **limits: int) -> None:
-    for name, limit in limits.items():
-        if not 0 <= getattr(settings, name) <= limit:
-            raise ArgumentError(f"{name}: expected 0..{limit}, got {getattr(settings, name)}.")
-
-
-def _check_crop(crop_hw: tuple[int, int]) -> None:
-    if min(crop_hw) < 1:
-        raise ArgumentError(f"crop_hw: expected sides of at least one pixel, got {crop_hw}.")
-
-
 @dataclass(frozen=True)
 class Batch:
     """Augmented images of one size with their labels."""
@@ -360,7 +320,6 @@ class Batch:
     # nothing is annotated and in the padding
     labels: Tensor
     names: tuple[str, ...]  # Names of the images, for messages
-    indices: tuple[int, ...] = ()  # Indices of the images in the data set
 
     def to(self, device: torch.device) -> Batch:
         """The batch on another device; copies do not wait for pinned memory."""
@@ -372,15 +331,11 @@ class Batch:
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         tensors = (change(self.images), change(self.valid_hw), change(self.labels))
-        return Batch(*tensors, self.names, self.indices)
+        return Batch(*tensors, self.names)
 
 
 def normalize_images(batch: Batch, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Divide by 255, normalise, and set padded pixels to 0 (after normalisation).
-
-    Returns:
-        float32 ``[B, 3, H, W]``.
-    """
+    """Images float32 [B, 3, H, W], divided by 255 and normalised; padded pixels are 0 then."""
     images = batch.images
     shift = images.new_tensor(mean, dtype=torch.float32).view(1, 3, 1, 1)
     scale = images.new_tensor(std, dtype=torch.float32).view(1, 3, 1, 1)
@@ -418,9 +373,7 @@ def prepare_worker(worker: int) -> None:
     torch.set_num_threads(1)
 
 
-Key = tuple[int, int]
-"""Running number of a sample in the whole training, and the image's index in the data set."""
-
+Key = tuple[int, int]  # running number of a sample in the training, the image's index in the set
 # Streams of random numbers derived from one seed; never reuse a number.
 _AUGMENTATION_STREAM = 1
 _ORDER_STREAM = 2
@@ -430,17 +383,15 @@ class TrainingSamples(Dataset[Augmented]):
     """Augmented images by ``(position, index)``; equal keys give equal samples."""
 
     def __init__(self, dataset: SegmentationDataset, augmentation: Augmentation, seed: int) -> None:
-        _check_seed(seed)
-        self.dataset = dataset
-        self.augmentation = augmentation
-        self.seed = seed
+        self.dataset, self.augmentation, self.seed = dataset, augmentation, seed
+        check_range(self, "seed")
 
     def __getitem__(self, key: Key) -> Augmented:
         """Read and augment one image."""
         position, index = key
         rng = np.random.default_rng((self.seed, _AUGMENTATION_STREAM, position))
         sample = self.dataset[index]
-        return replace(self.augmentation(sample, rng), name=sample.name, index=index)
+        return replace(self.augmentation(sample, rng), name=sample.name)
 
 
 def collate(samples: Sequence[Augmented]) -> Batch:
@@ -450,7 +401,6 @@ def collate(samples: Sequence[Augmented]) -> Batch:
         valid_hw=torch.tensor([sample.valid_hw for sample in samples], dtype=torch.int64),
         labels=torch.stack([sample.labels for sample in samples]),
         names=tuple(sample.name for sample in samples),
-        indices=tuple(sample.index for sample in samples),
     )
 
 
@@ -473,25 +423,20 @@ class EpochSampler(Sampler[list[Key]]):
         num_processes: int = 1,
         drop_last: bool = True,
     ) -> None:
-        _check_seed(seed)
-        if length < 1:
-            raise ArgumentError(f"length: expected at least one image, got {length}.")
         if batch_size < 1 or batch_size % num_processes:
             raise ArgumentError(
                 f"batch_size: expected a multiple of num_processes={num_processes}, got "
                 f"{batch_size}. It counts the samples of all processes."
             )
-        if drop_last and length < batch_size:
+        if length < (batch_size if drop_last else 1):
             raise ArgumentError(
                 f"batch_size: expected at most the {length} images of the data set, got "
                 f"{batch_size}. Use smaller batches, or drop_last=False."
             )
-        self.length = length
-        self.seed = seed
-        self.batch_size = batch_size
+        self.length, self.seed, self.batch_size = length, seed, batch_size
         self.start_position = start_position
-        self.process_index = process_index
-        self.num_processes = num_processes
+        self.process_index, self.num_processes = process_index, num_processes
+        check_range(self, "seed")
         self.epoch_length = length - length % batch_size if drop_last else length
 
     def __iter__(self) -> Iterator[list[Key]]:
@@ -570,8 +515,3 @@ class _ErrorsAsItems(Dataset[Any]):
 def _collate_or_error(items: Sequence[Augmented | ZssegError]) -> Batch | ZssegError:
     errors = [item for item in items if isinstance(item, ZssegError)]
     return errors[0] if errors else collate([i for i in items if isinstance(i, Augmented)])
-
-
-def _check_seed(seed: int) -> None:
-    if seed < 0:
-        raise ArgumentError(f"seed: expected 0 or more, got {seed}.")

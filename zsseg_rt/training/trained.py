@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from zsseg_rt.common import schema
 from zsseg_rt.common.arrays import label_dtype
-from zsseg_rt.common.checks import check_choice, current_name
+from zsseg_rt.common.checks import check_choice
 from zsseg_rt.errors import ArgumentError, CheckpointError, DeviceError, ShapeError, VocabularyError
 from zsseg_rt.export.exporters import export_bundle
 from zsseg_rt.models.base import SegmentationModel, SlideSettings
@@ -28,8 +28,7 @@ from zsseg_rt.models.registry import ARCHITECTURES
 from zsseg_rt.text.class_names import ClassList, join_synonyms, split_synonyms
 from zsseg_rt.torch_files.checkpoints import hash_weights, load_weights
 from zsseg_rt.training.class_embeddings import embed_phrases, region_embeddings
-from zsseg_rt.training.loop import checkpoint_file
-from zsseg_rt.training.loop.checkpointing import CheckpointFolder, read_checkpoint, refuse_old
+from zsseg_rt.training.loop.checkpointing import CheckpointFolder, read_checkpoint
 from zsseg_rt.training.loop.reporting import EvaluationLog
 
 _log = logging.getLogger(__name__)
@@ -88,11 +87,9 @@ def describe_model(model: nn.Module, classes: TrainedClasses | None = None) -> d
 
 def find_checkpoint(path: str | Path) -> Path:
     """The checkpoint file that a path refers to: itself, or a run's best, or else its last."""
-    path = checkpoint_file(path)
+    path = Path(path)
     if path.is_file():
         return path
-    if (path / "state.json").is_file():
-        refuse_old(path)
     folder = CheckpointFolder(path / "checkpoints")
     steps = folder.steps()
     if not steps:
@@ -107,16 +104,9 @@ def find_checkpoint(path: str | Path) -> Path:
 def load_trained(path: str | Path) -> SegmentationModel:
     """Load the model of a run, on the CPU, in evaluation mode."""
     file = find_checkpoint(path)
-    folder = file.resolve().parent
-    calibration = folder.parent / "calibration.json"
-    if folder.name == "checkpoints" and calibration.is_file():  # masks blended with cosines
-        raise CheckpointError(
-            f"{calibration}: expected no such file, as calibrate is retired, got one. Remove it: "
-            "the run's masks alone label."
-        )
     checkpoint, where = read_checkpoint(file, mmap=True), f"{file}: model_card"
     card = checkpoint.model_card
-    architecture = current_name(str(card.get("architecture")))
+    architecture = str(card.get("architecture"))
     if architecture not in ARCHITECTURES:
         raise CheckpointError(
             f"{where}: expected one of {', '.join(ARCHITECTURES)}, got "
@@ -212,63 +202,13 @@ def _share_of_top_class(file: Path) -> float | None:
 _DEFAULT_TEMPLATES = ("a photo of a {}.",)
 
 
-class Phrases:
-    """Which phrases stand for which class, and which rows of the embeddings training saw.
-
-    Attributes:
-        class_names: As given, with whitespace cleaned up.
-        seen_rows: Indices of the rows that training saw.
-    """
-
-    def __init__(
-        self, class_names: Sequence[str], seen_names: Collection[str], *, merged: bool = False
-    ) -> None:
-        groups = split_synonyms(class_names)
-        self.class_names = join_synonyms(groups)
-        self._classes = ClassList.of_groups(groups)
-        self._counts = [len(synonyms) for synonyms in groups] if merged else None
-        seen = self._classes.seen(seen_names)
-        rows = np.flatnonzero(np.zeros(0) if seen is None else seen)
-        rows = np.unique(self._classes.phrase_classes[rows]) if merged else rows
-        self.seen_rows = tuple(rows.tolist())
-
-    def rows(self, name: str, embeds: Tensor) -> Tensor:
-        """The rows that a model compares: those of all phrases, or the means of each class's.
-
-        Shapes:
-            embeds: One row per phrase, class by class, ``[P, D]``.
-        """
-        if embeds.ndim != 2 or len(embeds) != len(self._classes.phrases):
-            raise ShapeError(
-                f"{name}: expected one row for each of {len(self._classes.phrases)} phrases, got "
-                f"{list(embeds.shape)}. Embed every synonym, class by class."
-            )
-        if self._counts is None:
-            return embeds
-        means = torch.stack([rows.mean(dim=0) for rows in torch.split(embeds, self._counts)])
-        return torch.nn.functional.normalize(means, dim=-1)
-
-    def to_classes(self, labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Class indices of row indices; -1 and indices beyond the rows become unknown."""
-        if self._counts is not None:
-            return labels.astype(label_dtype(len(self._counts)))
-        classes: npt.NDArray[Any] = self._classes.label_table[labels]
-        return classes
-
-
 class TorchSegmenter:
-    """Labels images with any of our models.
+    """Labels images with any of our models; a segmenter of :mod:`zsseg_rt.evaluation`.
 
-    Protocol ``"whole"`` is :meth:`zsseg_rt.models.base.SegmentationModel.label`: for most models
-    the runtime's method, from which a bundle's engine differs only by export and precision; for
-    ZegFormer the official evaluation. Protocol ``"slide"`` is the official evaluation of the
-    others, :meth:`zsseg_rt.models.base.SegmentationModel.slide`.
-
-    Shapes:
-        text_embeds: Embeddings of all phrases in order, ``[P, D]``, unit norm.
-
-    Attributes:
-        class_names: As given.
+    Protocol ``"whole"`` is the model's ``label``: for most models the runtime's method, from which
+    a bundle's engine differs only by export and precision; for ZegFormer the official evaluation.
+    Protocol ``"slide"`` is the official evaluation of the others. ``text_embeds`` has the unit rows
+    [P, D] of all phrases, class by class.
     """
 
     def __init__(
@@ -292,24 +232,33 @@ class TorchSegmenter:
                 "model: expected evaluation mode, got training mode. Call model.eval() first."
             )
         check_choice("protocol", protocol, ("whole", "slide") if model.windows else ("whole",))
-        self._phrases = Phrases(class_names, seen_names, merged=model.averages_synonyms)
+        groups = split_synonyms(class_names)
+        self.class_names = join_synonyms(groups)
+        self._classes = ClassList.of_groups(groups)
+        self._merged = model.averages_synonyms
+        seen = self._classes.seen(seen_names)
+        rows = np.flatnonzero([] if seen is None else seen)
+        rows = np.unique(self._classes.phrase_classes[rows]) if self._merged else rows
+        self._model = model.with_seen(tuple(rows.tolist()))
         self._device = next(model.parameters()).device
-        self._text_embeds = self._rows("text_embeds", text_embeds)
+        self.text_embeds = self._rows("text_embeds", text_embeds)
         self._region_embeds = None
         if region_embeds is not None:
             self._region_embeds = self._rows("region_embeds", region_embeds)
-        self._model = model.with_seen(self._phrases.seen_rows)
         self._windows = None if protocol == "whole" else windows or model.windows
-        self.class_names = self._phrases.class_names
 
     @torch.inference_mode()
     def segment(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
         """Label every pixel; see :class:`zsseg_rt.evaluation.evaluate.Segmenter`."""
         if self._windows is None:
-            labels = self._model.label(image, self._text_embeds, self._region_embeds)
+            labels = self._model.label(image, self.text_embeds, self._region_embeds)
         else:
-            labels = self._model.slide(image, self._text_embeds, self._windows)
-        return self._phrases.to_classes(labels.cpu().numpy())
+            labels = self._model.slide(image, self.text_embeds, self._windows)
+        rows = labels.cpu().numpy()
+        if self._merged:
+            return rows.astype(label_dtype(len(self._classes.names)))
+        classes: npt.NDArray[Any] = self._classes.label_table[rows]  # those beyond are unknown
+        return classes
 
     def describe(self) -> dict[str, Any]:
         """Architecture, hash of the weights, protocol and device, as plain data."""
@@ -328,7 +277,18 @@ class TorchSegmenter:
         return description | self._model.describe_input()
 
     def _rows(self, name: str, embeds: Tensor) -> Tensor:
-        return self._phrases.rows(name, embeds.to(self._device, torch.float32))
+        """The rows that the model compares: those of all phrases, or the means of each class's."""
+        if embeds.ndim != 2 or len(embeds) != len(self._classes.phrases):
+            raise ShapeError(
+                f"{name}: expected one row for each of {len(self._classes.phrases)} phrases, got "
+                f"{list(embeds.shape)}. Embed every synonym, class by class."
+            )
+        embeds = embeds.to(self._device, torch.float32)
+        if not self._merged:
+            return embeds
+        counts = np.bincount(self._classes.phrase_classes).tolist()
+        means = torch.stack([rows.mean(dim=0) for rows in torch.split(embeds, counts)])
+        return torch.nn.functional.normalize(means, dim=-1)
 
 
 def trained_segmenter(

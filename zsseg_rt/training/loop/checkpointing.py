@@ -1,8 +1,7 @@
 """Checkpoints: one file of ``torch.save`` a step, which appears whole or not at all.
 
-``RUN/checkpoints/step-00001000.pt`` holds the fields of :class:`Checkpoint` by name. It is a zip
-file: its CRCs are checked before ``torch.load`` reads it, which builds tensors and plain values and
-runs nothing.
+It is a zip file: its CRCs are checked before ``torch.load`` reads it, which builds tensors and
+plain values and runs nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from zsseg_rt.errors import CheckpointError, TrainingError
 from zsseg_rt.training.loop import CHECKPOINT_MARK
 
 FORMAT_VERSION = 4  # 1 to 3 were folders of safetensors and JSON
-_NAME = re.compile(r"step-(\d{8,})(\.pt)?")
+_NAME = re.compile(r"step-(\d{8,})\.pt")
 _VALUES: dict[str, type] = dict.fromkeys(("model", "task", "constants"), Tensor)
 _VALUES |= {"losses": float, "left_out": str}
 _WHAT_TO_DO = "Copy the checkpoint again, or remove it to continue from the one before."
@@ -62,12 +61,8 @@ class CheckpointFolder:
 
     def steps(self) -> list[int]:
         """Steps of the checkpoints, ascending, even damaged ones, which :meth:`load` refuses."""
-        if not self.path.is_dir():
-            return []
-        names = [name for entry in self.path.iterdir() if (name := _NAME.fullmatch(entry.name))]
-        for name in names:
-            refuse_old(self.path / name[0])
-        return sorted(int(name[1]) for name in names if name[2])
+        names = (_NAME.fullmatch(path.name) for path in self.path.glob("step-*.pt"))
+        return sorted(int(name[1]) for name in names if name)
 
     def at(self, step: int) -> Path:
         """File of the checkpoint of a step."""
@@ -113,7 +108,6 @@ class CheckpointFolder:
 
 def read_checkpoint(path: Path, *, mmap: bool = False) -> Checkpoint:
     """Read a checkpoint file, or say that it is damaged."""
-    refuse_old(path)
     try:
         with zipfile.ZipFile(path) as archive:  # nothing may take more memory than its file
             if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
@@ -127,15 +121,6 @@ def read_checkpoint(path: Path, *, mmap: bool = False) -> Checkpoint:
             f"{path}: expected a whole checkpoint, got {_reason(error)}. {_WHAT_TO_DO}"
         ) from error
     return _decode(raw, path)
-
-
-def refuse_old(path: Path) -> None:
-    """Refuse a folder, which a checkpoint was in earlier versions."""
-    if path.is_dir():
-        raise CheckpointError(
-            f"{path}: expected a checkpoint file, got a folder, written by an earlier version. "
-            "Train again, or export the run with the version that wrote it."
-        )
 
 
 def _decode(raw: Any, path: Path) -> Checkpoint:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
-from zsseg_rt.common.checks import check_choice
+from zsseg_rt.common.checks import check_range
 from zsseg_rt.errors import ArgumentError
-
-Precision = Literal["float32", "bfloat16", "float16"]
-Device = Literal["auto", "cpu", "cuda"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,18 +19,8 @@ class OptimizerConfig:
     max_grad_norm: float | None = None  # L2 norm to which gradients are clipped; None does not clip
 
     def __post_init__(self) -> None:
-        if not all(0.0 <= beta < 1.0 for beta in self.betas):
-            raise ArgumentError(
-                f"betas: expected two values in [0, 1), got {self.betas}. "
-                "Use values such as (0.9, 0.999)."
-            )
-        if self.eps <= 0:
-            raise ArgumentError(f"eps: expected a value above 0, got {self.eps}. Use 1e-8 or so.")
-        if self.max_grad_norm is not None and self.max_grad_norm <= 0:
-            raise ArgumentError(
-                f"max_grad_norm: expected a value above 0, got {self.max_grad_norm}. "
-                "Leave it out for no limit."
-            )
+        check_range(self, "betas", most=1 - 1e-9)
+        check_range(self, "eps", "max_grad_norm", least=1e-30)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +35,8 @@ class LoopConfig:
     accumulation_steps: int = 1
     # "float32", "bfloat16" or "float16" (GPU only, with loss scaling) of the model's computation;
     # weights and optimizer stay float32
-    precision: Precision = "float32"
-    device: Device = "auto"  # "auto" (a GPU if there is one), "cpu" or "cuda"
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: a GPU if there is one
     seed: int = 0  # Seed of everything random
     # Whether to use slower algorithms that give the same bits every time
     deterministic: bool = False
@@ -67,18 +54,9 @@ class LoopConfig:
     num_workers: int = 2  # Processes that read images, per training process; 0 reads in place
 
     def __post_init__(self) -> None:
-        least_one = ("iterations", "batch_size", "accumulation_steps", "checkpoint_interval")
-        least = dict.fromkeys((*least_one, "keep_checkpoints", "log_interval"), 1)
-        least |= dict.fromkeys(("seed", "evaluation_interval", "num_pictures", "num_workers"), 0)
-        for name, number in least.items():
-            if getattr(self, name) < number:
-                raise ArgumentError(
-                    f"{name}: expected at least {number}, got {getattr(self, name)}. "
-                    "Choose a larger one."
-                )
-        for name, kind in (("precision", Precision), ("device", Device)):
-            check_choice(name, getattr(self, name), get_args(kind))
-        check_choice("best_is", self.best_is, ("highest", "lowest"))
+        check_range(self, "iterations", "batch_size", "accumulation_steps", least=1)
+        check_range(self, "checkpoint_interval", "keep_checkpoints", "log_interval", least=1)
+        check_range(self, "seed", "evaluation_interval", "num_pictures", "num_workers")
 
     def part_size(self, num_processes: int) -> int:
         """Images that one process computes at a time."""
@@ -92,77 +70,45 @@ class LoopConfig:
         return self.batch_size // parts
 
 
-def poly(
-    step: int,
-    *,
-    max_steps: int,
-    power: float = 0.9,
-    min_factor: float = 0.0,
-    warmup_steps: int = 0,
-    warmup_start: float = 1e-6,
-) -> float:
-    """Polynomial decay with a linear warm-up on top, as a factor in ``[0, 1]`` of the peak rate.
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """The learning rate over the run: a linear warm-up and a decay, as a factor in [0, 1].
 
-    ``(1 - min_factor) * (1 - step / max_steps) ** power + min_factor``; during the warm-up
-    multiplied by ``1 - (1 - step / warmup_steps) * (1 - warmup_start)``. Steps count optimizer
-    steps from 0, and those beyond the last keep the last factor.
-
-    ZegCLIP and CLIP-RC: ``min_factor=0.005`` (1e-6 of 2e-4) and ``warmup_steps=1500``. ZegFormer:
-    the defaults, which have no warm-up.
-
-    Source:
-        mmcv's poly policy with linear warm-up, as ZegCLIP configures it.
-
-    Example:
-        >>> poly(5, max_steps=10, power=1.0)
-        0.5
+    ``"poly"`` is mmcv's, as ZegCLIP configures it: its decay begins with the first step, and the
+    warm-up multiplies it. ``"cosine"`` is MAE's and CLIP's: its decay begins after the warm-up.
     """
-    _check(step, max_steps, warmup_steps, min_factor=min_factor, warmup_start=warmup_start)
-    decay: float = (1 - min(step, max_steps) / max_steps) ** power
-    return ((1 - min_factor) * decay + min_factor) * _warmup(step, warmup_steps, warmup_start)
 
+    name: Literal["poly", "cosine", "constant"] = "poly"  # "poly", "cosine" or "constant"
+    power: float | None = None  # Exponent of "poly"; None means 0.9
+    min_factor: float = 0.0  # Fraction of the peak rate at which the decay ends
+    warmup_steps: int = 0  # Length of the linear warm-up
+    # Fraction of the rate at the first step; None means 1e-6 for "poly", else 0
+    warmup_start: float | None = None
 
-def cosine(
-    step: int,
-    *,
-    max_steps: int,
-    min_factor: float = 0.0,
-    warmup_steps: int = 0,
-    warmup_start: float = 0.0,
-) -> float:
-    """Linear warm-up, then half a cosine over the steps that remain; a factor as of :func:`poly`.
+    def __post_init__(self) -> None:
+        check_range(self, "warmup_steps")
+        check_range(self, "min_factor", "warmup_start", most=1)
+        unused = {"cosine": ("power",), "constant": ("power", "min_factor")}.get(self.name, ())
+        for name in unused:
+            if value := getattr(self, name):
+                raise ArgumentError(f"{name}: expected none for {self.name!r}, got {value}.")
 
-    MAE's and CLIP's schedule, and so ZeroSeg's (a quarter of the training is warm-up).
-
-    Source:
-        Loshchilov and Hutter, "SGDR", ICLR 2017; He et al., "Masked Autoencoders", CVPR 2022.
-
-    Example:
-        >>> cosine(6, max_steps=10, warmup_steps=2)
-        0.5
-    """
-    _check(step, max_steps, warmup_steps, min_factor=min_factor, warmup_start=warmup_start)
-    if step < warmup_steps:
-        return _warmup(step, warmup_steps, warmup_start)
-    done = (min(step, max_steps) - warmup_steps) / (max_steps - warmup_steps)
-    return min_factor + (1 - min_factor) * (math.cos(math.pi * done) + 1) / 2
-
-
-def constant(step: int, *, max_steps: int) -> float:
-    """The peak rate at every step."""
-    return 1.0
-
-
-def _warmup(step: int, warmup_steps: int, start: float) -> float:
-    return 1.0 if step >= warmup_steps else 1 - (1 - step / warmup_steps) * (1 - start)
-
-
-def _check(step: int, max_steps: int, warmup_steps: int, **factors: float) -> None:
-    if step < 0 or max_steps < 1 or not 0 <= warmup_steps < max(max_steps, 2):
-        raise ArgumentError(
-            "max_steps: expected step >= 0 and 0 <= warmup_steps < max_steps, got step "
-            f"{step}, warmup_steps {warmup_steps} and max_steps {max_steps}. Shorten the warm-up."
-        )
-    for name, value in factors.items():
-        if not 0 <= value <= 1:
-            raise ArgumentError(f"{name}: expected a factor in [0, 1], got {value}. Use one in it.")
+    def factor(self, step: int, iterations: int) -> float:
+        """Factor of the peak rates at a step, from 0; steps beyond the last keep the last one."""
+        steps, begin = self.warmup_steps, self.warmup_steps if self.name == "cosine" else 0
+        if not 0 <= steps < max(iterations, 2):
+            raise ArgumentError(
+                f"warmup_steps: expected fewer than {iterations} iterations, got {steps}. "
+                "Shorten the warm-up."
+            )
+        done = max(min(step, iterations) - begin, 0) / (iterations - begin)
+        decay = 1.0
+        if self.name == "poly":
+            decay = (1 - done) ** (0.9 if self.power is None else self.power)
+        elif self.name == "cosine":
+            decay = (math.cos(math.pi * done) + 1) / 2
+        factor = (1 - self.min_factor) * decay + self.min_factor
+        start = self.warmup_start
+        if start is None:
+            start = 1e-6 if self.name == "poly" else 0.0
+        return factor if step >= steps else factor * (1 - (1 - step / steps) * (1 - start))

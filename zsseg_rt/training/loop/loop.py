@@ -32,20 +32,13 @@ from zsseg_rt.training.loop.run_state import (
 )
 
 Schedule = Callable[[int], float]
-"""From the number of optimizer steps done to the factor of every group's own rate; see
-:mod:`zsseg_rt.training.loop.config`."""
-
-Evaluate = Callable[[nn.Module], Mapping[str, float]]
-Preview = Callable[[nn.Module, int], list[NamedImage]]
-
+"""From the number of optimizer steps done to the factor of every group's own rate."""
 
 BatchSource = Callable[..., Iterator[Any]]
 """Starts an endless stream of batches at a position, in batches of one process.
 
-It is called with ``start_position``, ``process_index``, ``num_processes`` and ``batch_size``.
-
-The images of a run form one sequence that depends only on the data's seed. Batches are cut from it
-in order: of each ``num_processes * batch_size`` images, process 0 takes the first ``batch_size``.
+It is called with ``start_position``, ``process_index``, ``num_processes`` and ``batch_size``. Of
+each ``num_processes * batch_size`` images of the run's order, process 0 takes the first.
 """
 
 
@@ -69,9 +62,9 @@ class RunExtras:
     """Optional parts of a run besides a task and its batches."""
 
     # Figures of the model, by name; called on the main process in evaluation mode without gradients
-    evaluate: Evaluate | None = None
+    evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None
     # Up to so many images of what the model predicts, for TensorBoard
-    preview: Preview | None = None
+    preview: Callable[[nn.Module, int], list[NamedImage]] | None = None
     # What is saved beside the weights so that the model can be built again
     model_card: Mapping[str, Any] = field(default_factory=dict)
     # Gives tensors that are saved beside them, such as class embeddings
@@ -207,9 +200,7 @@ class _Loop:
         if due:
             with self.timing.measure("step"):
                 self.step_losses.drain()
-        with self.timing.measure("report"):
-            self.report.advance(step)
-            if due:
+            with self.timing.measure("report"):
                 self._write_scalars()
 
     def _write_scalars(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,21 +14,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from zsseg_rt.common.extras import needs_extra
 from zsseg_rt.common.files import write_whole
 from zsseg_rt.errors import ArgumentError, CheckpointError
 
-HISTORY_FILE = "history.jsonl"
 NamedImage = tuple[str, npt.NDArray[np.uint8]]
 
 
@@ -55,20 +46,19 @@ class Timing:
             setattr(self, name, getattr(self, name) + time.perf_counter() - started)
 
     @property
-    def training_seconds(self) -> float:
-        """Time of the steps with everything around them, except checkpoints and evaluation."""
+    def _training_seconds(self) -> float:
         return self.data_seconds + self.step_seconds + self.report_seconds
 
     @property
     def overhead_share(self) -> float:
-        """Share of the training time that is not the model's step, 0..1."""
-        total = self.training_seconds
+        """Share of the time of steps, of 1, that is not the model's; without saving and judging."""
+        total = self._training_seconds
         return (self.data_seconds + self.report_seconds) / total if total else 0.0
 
     @property
     def pictures_per_second(self) -> float:
         """Images trained on per second, without checkpoints and evaluation."""
-        return self.pictures / self.training_seconds if self.training_seconds else 0.0
+        return self.pictures / self._training_seconds if self._training_seconds else 0.0
 
     def to_dict(self) -> dict[str, float]:
         """Everything as plain data, for the run's summary."""
@@ -77,16 +67,11 @@ class Timing:
 
 
 class RunReport:
-    """Writes a run's scalars and images; writes nothing on processes other than the main one.
-
-    A terminal gets a progress bar, anything else an occasional line.
-    """
+    """Writes a run's scalars and images; writes nothing on processes other than the main one."""
 
     def __init__(self, folder: Path, *, first_step: int, total: int, active: bool = True) -> None:
         self.active, self._folder = active, folder
         self._first_step, self._total = first_step, total
-        self._console = Console(stderr=True, markup=False)
-        self._bar: Progress | None = None
         self._writer: Any = None
 
     def __enter__(self) -> RunReport:
@@ -95,48 +80,29 @@ class RunReport:
         with needs_extra("train", "for training"):
             from torch.utils.tensorboard import SummaryWriter
         self._folder.mkdir(parents=True, exist_ok=True)
-        drop_later_lines(self._folder / HISTORY_FILE, self._first_step)
+        _drop_later_lines(self._folder / "history.jsonl", self._first_step)
         events = str(self._folder / "tensorboard")
         self._writer = SummaryWriter(events, purge_step=self._first_step + 1)
         self._started = time.monotonic()
-        if self._console.is_terminal:
-            columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn())
-            times = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[text]}"))
-            self._bar = Progress(*columns, *times, console=self._console)
-            self._bar.add_task("training", total=self._total, completed=self._first_step, text="")
-            self._bar.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
         if self.active:
             self._writer.close()
-
-    def advance(self, step: int) -> None:
-        """Show that a step is done."""
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=step)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Write numbers of a step to the history and to TensorBoard."""
         if not self.active:
             return
-        with (self._folder / HISTORY_FILE).open("a", encoding="utf-8") as stream:
+        with (self._folder / "history.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
         if "loss/total" in values:
-            self._say(step, f"loss {values['loss/total']:.4g}")
-
-    def _say(self, step: int, text: str) -> None:
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], text=text)
-            return
-        per_step = (time.monotonic() - self._started) / max(step - self._first_step, 1)
-        hours, minutes = divmod(round(per_step * (self._total - step) / 60), 60)
-        line = f"step {step}/{self._total}  {text}  {hours}:{minutes:02d} h left"
-        self._console.print(line, highlight=False, soft_wrap=True)
+            per_step = (time.monotonic() - self._started) / max(step - self._first_step, 1)
+            hours, minutes = divmod(round(per_step * (self._total - step) / 60), 60)
+            loss, left = f"loss {values['loss/total']:.4g}", f"{hours}:{minutes:02d} h left"
+            sys.stderr.write(f"step {step}/{self._total}  {loss}  {left}\n")
 
     def images(self, step: int, images: Iterable[NamedImage]) -> None:
         """Show images, uint8 ``[H, W, 3]`` RGB with their names, in TensorBoard."""
@@ -150,7 +116,7 @@ class RunReport:
             write_whole(self._folder / "summary.json", (text + "\n").encode())
 
 
-def drop_later_lines(path: Path, last_step: int) -> None:
+def _drop_later_lines(path: Path, last_step: int) -> None:
     """Drop the lines of a history that are later than a step, and a torn last line."""
     if not path.is_file():
         return
@@ -164,14 +130,11 @@ def drop_later_lines(path: Path, last_step: int) -> None:
     write_whole(path, "".join(f"{line}\n" for line in lines).encode())
 
 
-EVALUATIONS_FILE = "evaluations.json"
-
-
 class EvaluationLog:
     """``RUN/evaluations.json``: figures by step, and which of them decides."""
 
     def __init__(self, folder: Path, best_metric: str, best_is: str) -> None:
-        self._path = folder / EVALUATIONS_FILE
+        self._path = folder / "evaluations.json"
         self._metric, self._best_is = best_metric, best_is
         self._entries: dict[int, dict[str, float]] = {}
 

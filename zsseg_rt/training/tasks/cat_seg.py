@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zsseg_rt.common.checks import check_choice
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.export.words import tokenizer_json
 from zsseg_rt.models.cat_seg.model import AggregatorLayer, CatSeg
@@ -30,16 +29,10 @@ from zsseg_rt.training.tasks.labelled import (
     parameter_groups,
 )
 
-Trained = Literal["towers", "image", "head"]
-
 
 @dataclass(frozen=True)
 class ClassPrompts:
-    """Tokens of every synonym's prompts, cut after the longest.
-
-    Shapes:
-        tokens: int64 ``[P, T, L]`` of P phrases under T templates.
-    """
+    """Tokens of every synonym's prompts, cut after the longest: int64 [phrases, templates, L]."""
 
     tokens: Tensor  # Class by class
     counts: tuple[int, ...]  # Synonyms of each class
@@ -75,7 +68,7 @@ class CatSegSettings(PixelLossSettings):
     backbone_learning_rate: float = 2e-6  # Peak rate of q and v of CLIP, a hundredth of the head's
     # "towers" tunes q and v of both towers of CLIP besides the head; "image" leaves the text tower
     # as it is, which class embeddings from a file need; "head" leaves both
-    trained: Trained = "towers"
+    trained: Literal["towers", "image", "head"] = "towers"
     # Side of the cells whose means the attention between classes sees in training. The trained
     # model looks at every cell
     pooling: int = 2
@@ -83,7 +76,6 @@ class CatSegSettings(PixelLossSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("trained", self.trained, get_args(Trained))
         if self.trained == "towers" and self.prompts is None:
             raise ArgumentError(
                 "trained: expected 'image' or 'head' for class embeddings that do not come from "
@@ -93,11 +85,7 @@ class CatSegSettings(PixelLossSettings):
 
 
 class CatSegTask(PixelLossTask):
-    """CAT-Seg with the official objective: binary cross entropy of every pixel and class.
-
-    The head, and of CLIP's towers the weights of q and v, are trained; class names go through the
-    text tower at every step.
-    """
+    """CAT-Seg with the official objective; names go through the text tower at every step."""
 
     settings_class = CatSegSettings
     settings: CatSegSettings

@@ -18,11 +18,7 @@ from zsseg_rt.training.tasks.labelled import (
 
 @dataclass(frozen=True, kw_only=True)
 class CosineHeadSettings(PixelLossSettings):
-    """Settings of :class:`CosineHeadTask`.
-
-    The defaults are this package's, with the tower's rate taken from ZegCLIP's configuration,
-    before its multipliers.
-    """
+    """Settings of CosineHeadTask, this package's; the tower's rate follows ZegCLIP's."""
 
     # With "masks", ZegCLIP's focal and dice loss, the model's score_activation should be "sigmoid"
     loss: PixelLoss = "cross_entropy"
@@ -32,10 +28,7 @@ class CosineHeadSettings(PixelLossSettings):
 
 
 class CosineHeadTask(PixelLossTask):
-    """The cosine head, CLIP's image tower and the logit scale are trained; no paper's recipe.
-
-    The scale has no weight decay.
-    """
+    """The cosine head, CLIP's image tower and the logit scale are trained; no paper's recipe."""
 
     settings_class = CosineHeadSettings
     settings: CosineHeadSettings

@@ -8,21 +8,18 @@ Source:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from torch import Tensor
 
-from zsseg_rt.common.checks import check_choice
+from zsseg_rt.common.checks import check_range
 from zsseg_rt.models.descriptor.model import CellOutput, DescriptorModel
 from zsseg_rt.training.tasks.labelled import (
     PixelLossSettings,
     PixelLossTask,
-    check_non_negative,
     parameter_groups,
 )
 from zsseg_rt.training.tasks.losses import recovery_loss
-
-Trained = Literal["prompts", "backbone", "head"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,21 +39,15 @@ class DescriptorSettings(PixelLossSettings):
     # "prompts" is official. "backbone" fine-tunes the whole image tower, to measure what prompts
     # contribute; the model should then have none. "head" trains the decode head alone, as the
     # paper's Baseline-Fix
-    trained: Trained = "prompts"
+    trained: Literal["prompts", "backbone", "head"] = "prompts"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("trained", self.trained, get_args(Trained))
-        check_non_negative(recovery_weight=self.recovery_weight)
+        check_range(self, "recovery_weight")
 
 
 class DescriptorTask(PixelLossTask):
-    """ZegCLIP or CLIP-RC with the official objective.
-
-    The text tower is frozen and, officially, everything in the backbone but the prompts and their
-    norm. Parts of ZegCLIP's last decoder layer that no loss depends on are frozen too, so that
-    every trainable tensor receives a gradient.
-    """
+    """ZegCLIP or CLIP-RC with the official objective; every trainable tensor gets a gradient."""
 
     settings_class = DescriptorSettings
     settings: DescriptorSettings

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zsseg_rt.common.checks import check_choice
+from zsseg_rt.common.checks import check_range
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.training.data import Batch, normalize_images
 from zsseg_rt.training.tasks.losses import (
@@ -83,10 +82,8 @@ class LabelProtocol(nn.Module):
     ============ ==================== ========================= =============================
 
     A pseudo label is the best of the unseen classes by the model's own scores: the annotation
-    tells where unseen classes are, but not which of them.
-
-    Attributes:
-        query_rows: Rows of the text embeddings used as queries, int64 ``[Q]``.
+    tells where unseen classes are, but not which of them. ``query_rows``, int64 [Q], are the rows
+    of the text embeddings used as queries.
     """
 
     query_rows: Tensor
@@ -99,7 +96,16 @@ class LabelProtocol(nn.Module):
         super().__init__()
         seen = [int(index) for index in seen]
         unseen = sorted(set(range(num_classes)) - set(seen))
-        _check(protocol, num_classes, seen, unseen)
+        if protocol != "supervised" and not seen:
+            raise ArgumentError(
+                f"seen: expected at least one class for {protocol} training, got none. "
+                "Use the supervised protocol to train on every class."
+            )
+        if protocol == "transductive" and not unseen:
+            raise ArgumentError(
+                f"seen: expected fewer than all {num_classes} classes for transductive training, "
+                "got all. Use the inductive or supervised protocol."
+            )
         self.protocol, self.num_classes, self.ignore_label = protocol, num_classes, ignore_label
         rows = seen if protocol == "inductive" else list(range(num_classes))
         table = torch.full((max(ignore_label, num_classes) + 1,), ignore_label)
@@ -122,11 +128,9 @@ class LabelProtocol(nn.Module):
         return self.table[labels]
 
     def complete(self, labels: Tensor, scores: Tensor) -> Tensor:
-        """Replace :data:`UNSEEN` by pseudo labels: the unseen class with the highest score.
+        """Replace :data:`UNSEEN` in prepared labels by the unseen class of the highest score.
 
-        Shapes:
-            labels: What :meth:`prepare` returned, int64 ``[B, H, W]``.
-            scores: Of the queries at the labels' resolution, float ``[B, Q, H, W]``.
+        Labels are int64 [B, H, W], scores of the queries float [B, Q, H, W].
         """
         if self.protocol != "transductive":
             return labels
@@ -134,29 +138,7 @@ class LabelProtocol(nn.Module):
         return torch.where(labels == UNSEEN, self.unseen_rows[best], labels)
 
 
-def _check(protocol: str, num_classes: int, seen: list[int], unseen: list[int]) -> None:
-    if protocol != "supervised" and not seen:
-        raise ArgumentError(
-            f"seen: expected at least one class for {protocol} training, got none. "
-            "Use the supervised protocol to train on every class."
-        )
-    if protocol == "transductive" and not unseen:
-        raise ArgumentError(
-            f"seen: expected fewer than all {num_classes} classes for transductive training, got "
-            "all. Use the inductive or supervised protocol."
-        )
-
-
 PixelLoss = Literal["masks", "cross_entropy", "binary"]
-
-
-def check_non_negative(**settings: float) -> None:
-    """Refuse settings that are negative or not finite."""
-    for name, value in settings.items():
-        if not (math.isfinite(value) and value >= 0):
-            raise ArgumentError(
-                f"{name}: expected a number of at least 0, got {value}. Use 0 or more."
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,14 +152,7 @@ class LabelledSettings:
 
 
 class LabelledTask(TrainingTask):
-    """A task that is given class embeddings and learns from class labels.
-
-    Shapes:
-        text_embeds: Embeddings of all classes of the data set, ``[C, D]``, unit norm.
-
-    Attributes:
-        query_embeds: Embeddings of the classes used as queries, float32 ``[Q, D]``.
-    """
+    """A task that is given embeddings [C, D] of all classes, unit norm, and learns from labels."""
 
     settings_class: type[LabelledSettings]
     settings: LabelledSettings
@@ -198,20 +173,14 @@ class LabelledTask(TrainingTask):
 
 @dataclass(frozen=True, kw_only=True)
 class PixelLossSettings(LabelledSettings):
-    """Keywords of every task with a loss of upsampled class logits.
-
-    Attributes:
-        ignore_label: The data set's label of unannotated pixels. They are negatives of
-            every class for ``loss="masks"`` unless ``unannotated`` says otherwise, and do
-            not count for ``"cross_entropy"``.
-    """
+    """Keywords of every task with a loss of upsampled class logits."""
 
     # "masks" is focal and dice loss of one mask per class, "cross_entropy" a softmax over classes,
     # "binary" a sigmoid of each
     loss: PixelLoss = "masks"
     # What pixels without a label to learn are for loss="masks" and "binary": "negative", of every
     # class, is official; "ignore" leaves them out. Inductive training gives pixels of unseen
-    # classes no label, so they are left out too
+    # classes no label, so they are left out too. They never count for "cross_entropy"
     unannotated: Unannotated = "negative"
     focal_weight: float = 100.0  # Weight of the focal loss
     dice_weight: float = 1.0  # Weight of the dice loss
@@ -223,19 +192,9 @@ class PixelLossSettings(LabelledSettings):
     weight_decay: float = 0.01  # For the tensors that have weight decay
 
     def __post_init__(self) -> None:
-        check_choice("loss", self.loss, get_args(PixelLoss))
-        check_choice("unannotated", self.unannotated, get_args(Unannotated))
-        check_non_negative(
-            focal_weight=self.focal_weight,
-            dice_weight=self.dice_weight,
-            learning_rate=self.learning_rate,
-            backbone_learning_rate=self.backbone_learning_rate,
-            weight_decay=self.weight_decay,
-        )
-        if self.label_stride < 1:
-            raise ArgumentError(
-                f"label_stride: expected at least 1, got {self.label_stride}. Use 1 or more."
-            )
+        check_range(self, "focal_weight", "dice_weight", "weight_decay")
+        check_range(self, "learning_rate", "backbone_learning_rate")
+        check_range(self, "label_stride", least=1)
 
 
 class PixelLossTask(LabelledTask):
@@ -252,20 +211,10 @@ class PixelLossTask(LabelledTask):
 
     @abstractmethod
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """The weighted loss terms.
-
-        Shapes:
-            images: Normalised RGB planes, float ``[B, 3, H, W]``.
-            labels: Class indices of the data set, int64 ``[B, H, W]``.
-        """
+        """The weighted loss terms of normalised images [B, 3, H, W] and labels int64 [B, H, W]."""
 
     def pixel_losses(self, mask_logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Compare mask logits with labels, after upsampling and pseudo labelling.
-
-        Shapes:
-            mask_logits: Logits of the queries at the grid's resolution, ``[B, Q, gh, gw]``.
-            labels: Class indices of the data set, int64 ``[B, H, W]``.
-        """
+        """Compare mask logits [B, Q, gh, gw] with labels [B, H, W], pseudo labels included."""
         settings, step = self.settings, self.settings.label_stride
         labels = labels[:, step // 2 :: step, step // 2 :: step]
         size_hw = (labels.shape[1], labels.shape[2])

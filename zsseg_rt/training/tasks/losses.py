@@ -55,13 +55,8 @@ def mask_losses(
     - dice: the sum over images and the classes present in each of
       ``1 - (2 sum(p y) + 1) / (sum(p) + sum(y) + 1)``, divided by M.
 
-    No one-hot labels are made: labelled pixels are selected by class.
-
-    A batch without any class still has a focal loss; its dice loss is 0.
-
-    Shapes:
-        mask_logits: At the labels' resolution, float ``[B, C, H, W]``; computed with in float32.
-        labels: int64 ``[B, H, W]``.
+    Labelled pixels are selected by class, without one-hot labels. A batch without any class still
+    has a focal loss; its dice loss is 0. Logits are float [B, C, H, W], labels int64 [B, H, W].
     """
     logits, labels = mask_logits.float().flatten(2), labels.flatten(1)
     num_classes = logits.shape[1]
@@ -109,11 +104,9 @@ def _sum_by_class(values: Tensor, classes: Tensor, num_classes: int) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Softmax cross entropy over classes, averaged over the labelled pixels of all processes; or 0.
+    """Softmax cross entropy of logits [B, C, H, W], the mean over labelled pixels; or 0.
 
-    Shapes:
-        logits: At the labels' resolution, float ``[B, C, H, W]``; computed with in float32.
-        labels: int64 ``[B, H, W]``; a pixel outside ``[0, C)`` does not count.
+    Labels are int64 [B, H, W]; those outside ``[0, C)`` do not count.
     """
     classes, labelled = _classes_of(labels, logits.shape[1])
     classes = classes.masked_fill(~labelled, _NO_CLASS)
@@ -124,12 +117,10 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 def binary_cross_entropy(
     logits: Tensor, labels: Tensor, *, unannotated: Unannotated = "negative"
 ) -> Tensor:
-    """Sigmoid cross entropy, averaged over pixels and classes, as CAT-Seg is trained; or 0.
+    """Sigmoid cross entropy of logits [B, C, H, W], the mean over pixels and classes; or 0.
 
-    Shapes:
-        logits: At the labels' resolution, float ``[B, C, H, W]``; computed with in float32.
-        labels: int64 ``[B, H, W]``; a pixel outside ``[0, C)`` is a negative of every class, as
-            officially, unless ``unannotated`` is ``"ignore"``.
+    CAT-Seg's. A label outside ``[0, C)`` is a negative of every class, as officially, unless
+    ``unannotated`` is ``"ignore"``.
     """
     logits = logits.float()
     classes, labelled = _classes_of(labels, logits.shape[1])

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
+from zsseg_rt.common.checks import check_range
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.models.zegformer.decoder import LearnedBatchNorm, Segments
 from zsseg_rt.models.zegformer.model import ZegFormer
@@ -23,7 +24,6 @@ from zsseg_rt.training.data import Batch, valid_pixels
 from zsseg_rt.training.tasks.labelled import (
     LabelledSettings,
     LabelledTask,
-    check_non_negative,
     parameter_groups,
 )
 from zsseg_rt.training.tasks.losses import negative_focal, positive_focal, process_mean
@@ -85,9 +85,6 @@ def match_segments(
 
     A pair's cost is the weighted sum of minus the class's probability, the focal loss and the dice
     loss of the mask, at the resolution of the segments; targets are resized by nearest neighbour.
-
-    Shapes:
-        segments: Logits ``[B, Q, C + 1]`` and mask logits ``[B, Q, h, w]``.
     """
     matches = []
     for logits, masks, target in zip(*segments, targets, strict=True):
@@ -112,9 +109,6 @@ def segment_losses(
 
     Mask logits are upsampled to the targets' resolution (bilinear). Both mask losses are sums over
     pairs divided by the number of class masks in the batch, averaged over processes and at least 1.
-
-    Shapes:
-        segments: Logits ``[B, Q, C + 1]`` and mask logits ``[B, Q, h, w]`` of one decoder layer.
     """
     logits = segments.logits.float()
     nothing = logits.shape[-1] - 1
@@ -151,11 +145,7 @@ def _pair_losses(
 
 @dataclass(frozen=True, kw_only=True)
 class ZegFormerSettings(LabelledSettings):
-    """Settings of :class:`ZegFormerTask`.
-
-    Attributes:
-        protocol: ``"inductive"`` or ``"supervised"``; the paper has no self-training.
-    """
+    """Settings of ZegFormerTask; the paper has no self-training."""
 
     # Weights of the losses and the matching costs
     weights: SegmentWeights = field(default_factory=SegmentWeights)
@@ -169,19 +159,14 @@ class ZegFormerSettings(LabelledSettings):
                 "protocol: expected 'inductive' or 'supervised', got 'transductive'. ZegFormer "
                 "gives no pixel scores to choose pseudo labels by."
             )
-        check_non_negative(
-            learning_rate=self.learning_rate,
-            backbone_factor=self.backbone_factor,
-            weight_decay=self.weight_decay,
-        )
+        check_range(self, "learning_rate", "backbone_factor", "weight_decay")
 
 
 class ZegFormerTask(LabelledTask):
     """ZegFormer with the official objective; its CLIP, if it has one, is not run.
 
     Every decoder layer is matched and compared on its own. Pixels without a label are negatives of
-    every mask. Officially the norm of all gradients is clipped to 0.01
-    (:attr:`zsseg_rt.training.loop.config.OptimizerConfig.max_grad_norm`).
+    every mask. Officially the norm of all gradients is clipped to 0.01.
     """
 
     settings_class = ZegFormerSettings
@@ -194,12 +179,10 @@ class ZegFormerTask(LabelledTask):
         return self.losses(self.model.prepare(list(images), IMAGE_MEAN, IMAGE_STD), batch.labels)
 
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Compute the weighted loss terms.
+        """The weighted loss terms of each decoder layer.
 
-        Shapes:
-            images: Normalised RGB planes, float ``[B, 3, H, W]``, padded below and at the right to
-                multiples of the model's divisor.
-            labels: Class indices of the data set, int64 ``[B, h, w]``, ``h <= H`` and ``w <= W``.
+        Images are normalised float [B, 3, H, W], padded below and at the right to multiples of the
+        model's divisor; labels int64 [B, h, w] of the data set, not padded.
         """
         padding = (0, images.shape[3] - labels.shape[2], 0, images.shape[2] - labels.shape[1])
         labels = F.pad(self.label_protocol.prepare(labels), padding, value=-1)

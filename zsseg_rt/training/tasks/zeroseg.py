@@ -12,26 +12,25 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from zsseg_rt.common.checks import check_range
+from zsseg_rt.common.files import Cache
 from zsseg_rt.errors import ArgumentError, ShapeError, TrainingError
 from zsseg_rt.models.zeroseg.encoder import PatchMask, random_patch_mask, reconstruction_loss
 from zsseg_rt.models.zeroseg.model import IMAGENET_MEAN, IMAGENET_STD, ZeroSeg
 from zsseg_rt.torch_files.checkpoints import hash_weights
 from zsseg_rt.torch_files.clip_arrays import CLIP_MEAN, CLIP_STD
 from zsseg_rt.training.data import Batch, normalize_images
-from zsseg_rt.training.tasks.labelled import TrainingTask, check_non_negative, parameter_groups
+from zsseg_rt.training.tasks.labelled import TrainingTask, parameter_groups
 
 Box = tuple[int, int, int, int]
 """Top, bottom, left, right in pixels; bottom and right are exclusive."""
@@ -55,8 +54,7 @@ class TeacherViews:
                 f"grids: expected ascending numbers that begin with 1, got {self.grids}. "
                 "The paper's best are (1, 2, 3, 4)."
             )
-        if self.size < 1:
-            raise ArgumentError(f"size: expected at least 1 pixel, got {self.size}. Use 224.")
+        check_range(self, "size", least=1)
 
     @property
     def count(self) -> int:
@@ -64,11 +62,7 @@ class TeacherViews:
         return sum(side * side for side in self.grids)
 
     def boxes(self, size_hw: tuple[int, int]) -> tuple[Box, ...]:
-        """Where the views are: grid by grid, each in raster order.
-
-        Cell ``i`` of ``k`` reaches from ``round(i * length / k)`` to
-        ``round((i + 1) * length / k)``, so the cells of a grid cover every pixel once.
-        """
+        """Where the views are, grid by grid in raster order; a grid covers every pixel once."""
         if min(size_hw) < self.grids[-1]:
             raise ShapeError(
                 f"images: expected at least {self.grids[-1]} pixels per side, got "
@@ -82,14 +76,7 @@ class TeacherViews:
         return tuple(boxes)
 
     def cut(self, images: Tensor) -> Tensor:
-        """Cut, resize (bicubic, antialiased) and normalise the views.
-
-        Shapes:
-            images: RGB, uint8 ``[B, 3, H, W]``.
-
-        Returns:
-            float32 ``[B, count, 3, size, size]``.
-        """
+        """The normalised views of images uint8 [B, 3, H, W], float32 [B, count, 3, size, size]."""
         pixels = images.float() / 255
         size_hw, views = (self.size, self.size), []
         for top, bottom, left, right in self.boxes((images.shape[2], images.shape[3])):
@@ -101,62 +88,12 @@ class TeacherViews:
         return (torch.stack(views, dim=1) - mean) / std
 
 
-class FeatureFile:
-    """Features by the index of the image: rows of one sparse file, read by ``numpy.memmap``.
-
-    30 views of ViT-L/14 take 46 kB, ImageNet-1k 59 GB. A row begins with a SHA-256 of identity,
-    pixels and values: one that is damaged or another image's counts as missing. Processes may share
-    the file.
-    """
-
-    def __init__(
-        self, folder: str | Path, identity: str, num_images: int, shape: tuple[int, int]
-    ) -> None:
-        self._identity = f"{identity} {num_images} {shape}".encode()
-        self._row = np.dtype([("sha256", "u1", 32), ("values", "<f2", shape)])
-        self.path = Path(folder) / f"{hashlib.sha256(self._identity).hexdigest()[:16]}.features"
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.touch()
-            os.truncate(self.path, num_images * self._row.itemsize)
-            self._rows = np.memmap(self.path, self._row, mode="r", shape=(num_images,))
-        except OSError as error:
-            raise self._unwritable(error) from error
-
-    def read(self, index: int, image: Tensor) -> npt.NDArray[np.float16] | None:
-        """Features float16 ``[views, D]`` of an image uint8 ``[3, H, W]``, or None."""
-        row = self._rows[index]
-        sha256, values = row["sha256"].tobytes(), row["values"].astype(np.float16)
-        return values if sha256 == self._checksum(image, values) else None
-
-    def write(self, index: int, image: Tensor, values: npt.NDArray[np.float16]) -> None:
-        """Store features float16 ``[views, D]`` of an image."""
-        row = self._checksum(image, values) + values.astype("<f2").tobytes()
-        try:
-            with self.path.open("r+b") as file:  # on a full disk, writing to a map ends a process
-                file.seek(index * self._row.itemsize)
-                file.write(row)
-        except OSError as error:
-            raise self._unwritable(error) from error
-
-    def _checksum(self, image: Tensor, values: npt.NDArray[np.float16]) -> bytes:
-        digest = hashlib.sha256(self._identity + f" {list(image.shape)} ".encode())
-        digest.update(image.cpu().contiguous().numpy().tobytes())
-        digest.update(values.astype("<f2").tobytes())
-        return digest.digest()
-
-    def _unwritable(self, error: OSError) -> TrainingError:
-        return TrainingError(
-            f"{self.path}: expected a feature cache that can be written, got {error}. "
-            "Free space, or choose another folder; what is cached stays valid."
-        )
-
-
 class TeacherFeatures(nn.Module):
     """A frozen CLIP image tower's features of a batch: from the cache, else computed and stored.
 
-    It always stays in evaluation mode. Computed features are rounded to float16 like cached ones,
-    so training is the same in an epoch that computes them and in one that reads them.
+    Computed features are rounded to float16 like cached ones, so training is the same in an epoch
+    that computes them and in one that reads them. 30 views of ViT-L/14 take 46 kB, ImageNet-1k's
+    59 GB, in a file per image.
     """
 
     def __init__(
@@ -165,61 +102,61 @@ class TeacherFeatures(nn.Module):
         views: TeacherViews | None = None,
         *,
         cache_folder: str | Path | None = None,
-        num_images: int = 0,
         views_at_once: int = 240,
     ) -> None:
         super().__init__()
-        if views_at_once < 1:
-            raise ArgumentError(f"views_at_once: expected at least 1, got {views_at_once}.")
-        if cache_folder is not None and num_images < 1:
-            raise ArgumentError(
-                f"num_images: expected the number of images to cache, got {num_images}. "
-                "Give the length of the data set."
-            )
         self.teacher = encoder.requires_grad_(False)
         self.train()
         self.views = views or TeacherViews()
         self.views_at_once = views_at_once
         self.embed_dim = self._embed(torch.zeros(1, 3, self.views.size, self.views.size)).shape[1]
-        self.cache: FeatureFile | None = None
+        self.cache: Cache | None = None
         if cache_folder is not None:
-            settings = json.dumps(asdict(self.views), sort_keys=True)
-            identity = f"{hash_weights(self.teacher)} {settings}"
-            shape = (self.views.count, self.embed_dim)
-            self.cache = FeatureFile(cache_folder, identity, num_images, shape)
+            identity = [hash_weights(self.teacher), asdict(self.views)]
+            self.cache = Cache(Path(cache_folder), identity)
 
     def train(self, mode: bool = True) -> TeacherFeatures:
         """Stay in evaluation mode."""
         return super().train(False)
 
-    def forward(self, images: Tensor, indices: Sequence[int] = ()) -> Tensor:
-        """Features of images.
-
-        Shapes:
-            images: RGB, uint8 ``[B, 3, H, W]``.
-
-        Returns:
-            float32 ``[B, views, D]``, not normalised, on the images' device.
-        """
+    def forward(self, images: Tensor) -> Tensor:
+        """Features of images uint8 [B, 3, H, W]: float32 [B, views, D], not normalised."""
         if self.cache is None:
             return self.compute(images)
-        places = list(zip(indices, images, strict=True))
-        rows = [self.cache.read(*place) for place in places]
+        names = [_name_of(image) for image in images]
+        rows = [self._read(self.cache, name) for name in names]
         missing = [number for number, values in enumerate(rows) if values is None]
         if missing:
-            computed = self.compute(images[missing]).half().cpu().numpy()
+            computed = self.compute(images[missing]).half().cpu()
             for number, values in zip(missing, computed, strict=True):
-                self.cache.write(*places[number], values)
+                self._write(self.cache, names[number], values)
                 rows[number] = values
-        stacked = np.stack([values for values in rows if values is not None])
-        return torch.from_numpy(stacked).float().to(images.device)
+        stacked = torch.stack([values for values in rows if values is not None])
+        return stacked.float().to(images.device)
 
     def compute(self, images: Tensor) -> Tensor:
-        """Features without the cache, float32 ``[B, views, D]`` of float16 precision."""
+        """Features without the cache, float32 [B, views, D] of float16 precision."""
         cut = self.views.cut(images).flatten(0, 1)
         parts = [self._embed(part) for part in torch.split(cut, self.views_at_once)]
         features = torch.unflatten(torch.cat(parts), 0, (len(images), self.views.count))
         return features.half().float()
+
+    def _read(self, cache: Cache, name: str) -> Tensor | None:
+        size = 2 * self.views.count * self.embed_dim
+        entry = cache.read(name, max_bytes=size)
+        if entry is None or len(entry.data) != size:
+            return None
+        values = np.frombuffer(entry.data, "<f2").astype(np.float16)
+        return torch.from_numpy(values).view(self.views.count, self.embed_dim)
+
+    def _write(self, cache: Cache, name: str, values: Tensor) -> None:
+        try:
+            cache.write(name, values.numpy().astype("<f2").tobytes())
+        except OSError as error:
+            raise TrainingError(
+                f"{cache.folder}: expected a feature cache that can be written, got {error}. "
+                "Free space, or choose another folder; what is cached stays valid."
+            ) from error
 
     @torch.no_grad()
     def _embed(self, views: Tensor) -> Tensor:
@@ -231,24 +168,23 @@ class TeacherFeatures(nn.Module):
         return embeds
 
 
-def scaled_learning_rate(base_learning_rate: float, batch_size: int) -> float:
-    """MAE's rule: the base rate is for 256 images; the peak grows with the batch.
+def _name_of(image: Tensor) -> str:
+    """The name of an image's file of features: its shape and pixels decide it."""
+    digest = hashlib.sha256(f"{list(image.shape)}".encode())
+    digest.update(image.cpu().contiguous().numpy().tobytes())
+    name = digest.hexdigest()[:32]
+    return f"{name[:2]}/{name}.features"
 
-    Example:
-        >>> scaled_learning_rate(1.5e-4, 4096)
-        0.0024
-    """
+
+def scaled_learning_rate(base_learning_rate: float, batch_size: int) -> float:
+    """MAE's rule: the base rate is for 256 images; the peak grows with the batch."""
     return base_learning_rate * batch_size / 256
 
 
 def view_loss(image_embed: Tensor, views: Tensor, *, normalize_targets: bool = True) -> Tensor:
-    """L1 between the student's image embedding and every view: ``mean_j |z - v_j|``.
+    """L1 between the student's image embedding [B, D] and all views [B, n, D]: mean |z - v|.
 
     The L1 is the mean over D; with unit targets times ``sqrt(D)``, which keeps it of order 1.
-
-    Shapes:
-        image_embed: ``[B, D]``.
-        views: The teacher's features of all views, ``[B, n, D]``.
     """
     return _distances(image_embed[:, None], views, normalize_targets).mean()
 
@@ -256,13 +192,9 @@ def view_loss(image_embed: Tensor, views: Tensor, *, normalize_targets: bool = T
 def segment_matching_loss(
     segment_embeds: Tensor, views: Tensor, *, normalize_targets: bool = True
 ) -> Tensor:
-    """L1 between every segment and the view nearest to it: ``mean_i min_j |g_i - v_j|``, j >= 2.
+    """L1 between segments [B, G, D] and the nearest of the views [B, n, D]: mean min |g - v|.
 
     The first view, the whole image, is not a candidate. The choice has no gradient.
-
-    Shapes:
-        segment_embeds: ``[B, G, D]``.
-        views: The teacher's features of all views, ``[B, n, D]``, the whole image first.
     """
     distances = _distances(segment_embeds, views[:, 1:], normalize_targets)
     return distances.amin(dim=2).mean()
@@ -280,11 +212,7 @@ def _distances(embeds: Tensor, views: Tensor, normalize_targets: bool) -> Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroSegSettings:
-    """Settings of :class:`ZeroSegTask`.
-
-    Source of the defaults: the paper, else MAE; loss weights, target normalisation and the scaling
-    of the learning rate are not in the paper.
-    """
+    """Settings of ZeroSegTask: the paper's, else MAE's; weights and target norms are ours."""
 
     mask_ratio: float = 0.6  # Share of patches that the encoder does not see, in [0, 1)
     # Weight of pixel reconstruction; 0 drops it and freezes its head
@@ -299,18 +227,15 @@ class ZeroSegSettings:
     weight_decay: float = 0.05  # For matrices and tokens; biases and norms have none
 
     def __post_init__(self) -> None:
-        numbers = asdict(self)
-        for name in ("mask_ratio", "normalize_targets", "norm_pix_loss"):
-            del numbers[name]
-        check_non_negative(**numbers)
+        check_range(self, "reconstruction_weight", "view_weight", "matching_weight")
+        check_range(self, "base_learning_rate", "batch_size", "weight_decay")
 
 
 class ZeroSegTask(TrainingTask):
     """ZeroSeg with its three losses; labels of a batch are not used.
 
-    Optimizer and schedule of the paper: betas ``(0.9, 0.95)`` and no gradient clipping
-    (:class:`zsseg_rt.training.loop.config.OptimizerConfig`),
-    :func:`zsseg_rt.training.loop.config.cosine` with 20 of 80 epochs of warm-up.
+    Optimizer and schedule of the paper: betas (0.9, 0.95), no gradient clipping, and a cosine with
+    20 of 80 epochs of warm-up.
     """
 
     needs_labels = False
@@ -336,15 +261,10 @@ class ZeroSegTask(TrainingTask):
         self._check_images(images)
         patches, ratio = self.model.config.grid_side**2, self.settings.mask_ratio
         mask = random_patch_mask(len(images), patches, ratio, device=images.device)
-        return self.losses(images, mask, self.features(batch.images, batch.indices))
+        return self.losses(images, mask, self.features(batch.images))
 
     def losses(self, images: Tensor, mask: PatchMask, views: Tensor) -> dict[str, Tensor]:
-        """Compute the weighted loss terms for given masks and features.
-
-        Shapes:
-            images: Normalised RGB planes, float ``[B, 3, H, W]``.
-            views: The teacher's features, ``[B, n, D]``.
-        """
+        """The loss terms of normalised images [B, 3, H, W] and the teacher's views [B, n, D]."""
         model, settings = self.model, self.settings
         tokens, unit = model.encoder(images, mask), settings.normalize_targets
         terms = {}
