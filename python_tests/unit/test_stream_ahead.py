@@ -11,7 +11,7 @@ from zsseg_rt.errors import BackendError, EngineStateError
 from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.runtime.lane_pool import InOrder
 from zsseg_rt.stream.opening import StreamOptions, StreamParts
-from zsseg_rt.stream.runner import Stream, waits_for_labels
+from zsseg_rt.stream.runner import Stream
 from zsseg_rt.stream.source import Picture
 
 LONG = 30
@@ -128,6 +128,13 @@ def test_an_error_of_a_lane_comes_at_its_frame_s_turn_and_ends_the_stream():
     assert list(stream) == []
 
 
+def parts(sources, *writers, memories=None, **options):
+    options = StreamOptions(**options)
+    return StreamParts(
+        options=options, sources=sources, memories=memories, following=None, writers=writers
+    )
+
+
 @pytest.mark.parametrize(
     ("sources", "policy", "expected"),
     [
@@ -140,7 +147,7 @@ def test_an_error_of_a_lane_comes_at_its_frame_s_turn_and_ends_the_stream():
     ],
 )
 def test_only_files_wait_for_their_labels(sources, policy, expected):
-    assert waits_for_labels(sources, policy) is expected
+    assert parts(sources, policy=policy).takes_lanes is expected
 
 
 def test_a_forgotten_stream_frees_its_lanes():
@@ -163,10 +170,8 @@ def test_sinks_are_closed_if_the_lanes_cannot_be_opened():
         raise EngineStateError("engine: is busy in another thread. Wait for it.")
 
     sink = Mock()
-    made = {"options": StreamOptions(), "memories": None, "following": None, "writers": [sink]}
     with refused(EngineStateError, "engine"):
-        StreamParts(sources=[File(1)], **made).start(Mock(), busy)
+        parts([File(1)], sink).start(Mock(), busy)
     sink.close.assert_called_once_with()
-    StreamParts(sources=[Camera(1)], **made).start(Mock(), busy).close()  # it takes no lanes
-    made["memories"] = {"file": None}
-    StreamParts(sources=[File(1)], **made).start(Mock(), busy).close()
+    parts([Camera(1)]).start(Mock(), busy).close()  # it takes no lanes
+    parts([File(1)], memories={"file": None}).start(Mock(), busy).close()

@@ -12,6 +12,7 @@ from support.errors import refused
 from support.streams import LONG, label, number_of, numbered, write_video
 from zsseg_rt.errors import ArgumentError, BackendUnavailableError, ShapeError, SourceError
 from zsseg_rt.stream.hand_off import MOST_ON_GPU
+from zsseg_rt.stream.opening import StreamOptions
 from zsseg_rt.stream.runner import Stream
 from zsseg_rt.stream.source import Picture
 from zsseg_rt.stream.uris import open_sources
@@ -308,7 +309,7 @@ def test_a_jump_in_a_file_s_times_keeps_nobody_waiting(jump):
 )
 def test_settings_outside_their_range_are_refused(settings, argument):
     with refused(ArgumentError, argument):
-        Stream([file("a", 1)], label, **settings)
+        StreamOptions(**settings)
 
 
 class Notes(Writer):

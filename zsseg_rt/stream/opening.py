@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from zsseg_rt.common.recordings import Rotation
+from zsseg_rt.errors import ArgumentError
 from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.runtime.frame_memory import FrameMemory
 from zsseg_rt.runtime.lane_pool import LanePool
 from zsseg_rt.stream.follow import Follow, Following, following_of
 from zsseg_rt.stream.gstreamer.source import GstSource, keeps_to_host
 from zsseg_rt.stream.rtsp import RtspSource
-from zsseg_rt.stream.runner import Policy, Stream, check_settings, waits_for_labels
+from zsseg_rt.stream.runner import POLICIES, Policy, Stream
 from zsseg_rt.stream.sinks import SinkTarget, open_writers
 from zsseg_rt.stream.source import Source
 from zsseg_rt.stream.uris import open_sources
@@ -45,8 +48,17 @@ class StreamOptions:
     every: int | None = None
     loop: bool = False
 
+    def __post_init__(self) -> None:
+        if self.policy is not None and self.policy not in POLICIES:
+            raise ArgumentError(
+                f"policy: expected one of {', '.join(POLICIES)}, got {self.policy!r}"
+            )
+        seconds: Any = self.max_staleness
+        is_number = isinstance(seconds, (int, float))
+        if seconds is not None and not (is_number and 0.0 < seconds < math.inf):
+            raise ArgumentError(f"max_staleness: expected seconds above 0, got {seconds}")
+
     def open(self, source: str | Path | Sequence[str | Path], channel_order: str) -> StreamParts:
-        check_settings(self.policy, self.max_staleness)
         sources = open_sources(source, channel_order)
         if self.loop:
             sources = loop_videos(sources)
@@ -82,8 +94,9 @@ class StreamParts:
 
     @property
     def takes_lanes(self) -> bool:
-        """Whether several frames can be labelled at the same time."""
-        return self.memories is None and waits_for_labels(self.sources, self.options.policy)
+        """Whether several frames can be labelled at the same time: no source is a camera."""
+        waits = self.options.policy != "latest" and not any(one.live for one in self.sources)
+        return self.memories is None and waits
 
     def start(
         self,
@@ -92,15 +105,9 @@ class StreamParts:
         device: str = "cpu",
         version: Callable[[], int | None] = lambda: None,
     ) -> Stream:
-        """The stream; the sinks are closed if the lanes that it takes cannot be opened.
-
-        ``open_lanes`` is :meth:`zsseg_rt.Engine.open_lanes`, or None for one lane. ``device`` is
-        where ``segment`` also takes frames, ``version`` that of the vocabulary in force.
-        """
-        lanes = None
+        """The stream; ``device`` is where ``segment`` also takes frames."""
         try:
-            if open_lanes is not None and self.takes_lanes:
-                lanes = open_lanes()
+            lanes = open_lanes() if open_lanes is not None and self.takes_lanes else None
         except BaseException:
             for writer in self.writers:
                 writer.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import functools
-import math
 import threading
 import time
 import weakref
@@ -18,7 +17,6 @@ import numpy as np
 
 from zsseg_rt.common.process import OwnProcess
 from zsseg_rt.errors import (
-    ArgumentError,
     BackendUnavailableError,
     DTypeError,
     EndOfSource,
@@ -161,25 +159,14 @@ class Stream:
     use it as a context manager; one that is forgotten closes itself.
 
     Args:
-        sources: Where frames come from; several take turns.
-        segment: Labels a frame, uint8 [H, W, 3]. It is called in the iterating thread; with
-            memories, ``memory`` and ``captured_at`` are given by name.
-        policy: ``"latest"`` labels the newest frame and drops older ones; ``"all"`` labels every
-            frame, and the source waits. None takes ``latest`` for cameras, ``all`` for the rest.
-        max_staleness: Seconds after which a frame that still waits is dropped; None keeps it.
-        writers: What each result is written with, in a thread of its own. A writer that is too slow
-            misses frames where the source cannot wait.
-        patience: How long cameras are waited for.
-        memories: What each source's past frames left behind, by the source's name; None if no
-            labels are steadied or reused.
-        following: How labels are carried to frames between labelled ones, with ``segment`` called
-            in another thread where these are the newest; None if all are labelled.
+        segment: Labels a frame in the iterating thread; with memories, ``memory`` and
+            ``captured_at`` are given by name.
+        writers: What each result is written with, in a thread of its own.
+        memories: What each source's past frames left behind, by the source's name.
+        following: How labels are carried on, with ``segment`` in another thread for ``latest``.
         version: The version of the vocabulary in force.
-        lanes: Label several frames at the same time in place of ``segment``, for sources that wait
-            and without memories; closed with the stream.
-
-    Raises:
-        ArgumentError: A setting is outside its range.
+        lanes: Label several frames at the same time, for sources that wait and without memories;
+            closed with the stream.
     """
 
     def __init__(  # noqa: PLR0913 - what a stream consists of, by name
@@ -196,7 +183,6 @@ class Stream:
         version: Callable[[], int | None] = lambda: None,
         lanes: LanePool | None = None,
     ) -> None:
-        check_settings(policy, max_staleness)
         patience = patience or Patience()
         self._keeps_all = {
             one.name: policy == "all" or (policy is None and not one.live) for one in sources
@@ -209,7 +195,8 @@ class Stream:
         """The results of each source so far, by its name."""
         resumes = any(source.live for source in sources)
         self._sinks = [Sink(one, resumes=resumes, num_sources=len(sources)) for one in writers]
-        self._patience, self._process = _EndPatience(), OwnProcess(self)
+        # Seconds that sources, sinks and then files get to end by themselves.
+        self._patience, self._process = [0.3, 10.0, 0.0], OwnProcess(self)
         # A bound method of the stream would keep one that is forgotten.
         label = functools.partial(_label, segment if lanes is None else lanes.segment, memories)
         ordered = ONE_BY_ONE
@@ -233,8 +220,12 @@ class Stream:
     def __next__(self) -> Segmentation:
         self._process.require()
         try:
-            while (seg := self._next_labelled()) is None:
-                pass
+            seg = None
+            while seg is None:
+                try:
+                    seg = self._labels.next(self._next_frame)
+                except _Refused as refused:
+                    self._lose(refused)
         except (StopIteration, EndOfSource):
             self.close()
             raise StopIteration from None
@@ -252,7 +243,7 @@ class Stream:
 
         What waits in a sink longer than 0.5 s after that is not written.
         """
-        self._patience.source, self._patience.sinks, self._patience.files = 0.1, 0.5, 5.0
+        self._patience[:] = 0.1, 0.5, 5.0
         self._hand_off.close()
         for capture in self._captures:
             capture.stop()
@@ -296,7 +287,8 @@ class Stream:
             self._refuse_if_none_works()
             for capture in self._captures:
                 capture.watch.log_news()
-            if self._is_exhausted():
+            ended = all(capture.watch.state == "ended" for capture in self._captures)
+            if ended and self._hand_off.is_empty:
                 raise StopIteration
             frame = self._hand_off.take(min([_LOOK, *(w for w in waits if w is not None)]))
             if frame is not None:
@@ -308,36 +300,21 @@ class Stream:
                 raise StopIteration(*silent)
         raise EndOfSource("source: no more frames")
 
-    def _next_labelled(self) -> Segmentation | None:
-        """The next result; None if a frame was refused, which loses its source."""
-        try:
-            return self._labels.next(self._next_frame)
-        except _Refused as refused:
-            self._lose(refused)
-            return None
-
     def _lose(self, refused: _Refused) -> None:
         """Lose a source for one of its frames; the others go on."""
-        name = refused.source
-        (capture,) = (capture for capture in self._captures if capture.name == name)
-        error = SourceError(f"{name}: cannot be labelled: {refused.error}")
+        (capture,) = (one for one in self._captures if one.name == refused.source)
+        error = SourceError(f"{refused.source}: cannot be labelled: {refused.error}")
         capture.refuse(error)
         if all(not tally.given_out.count for tally in self.tallies.values()):
             capture.watch.ran = False  # the stream ends with this error if no source is better
-
-    def _is_exhausted(self) -> bool:
-        ended = all(capture.watch.state == "ended" for capture in self._captures)
-        return ended and self._hand_off.is_empty
 
     def _refuse_if_none_works(self) -> None:
         watches = [capture.watch for capture in self._captures]
         for watch in watches:
             if isinstance(watch.error, BackendUnavailableError):
                 raise watch.error
-        first = watches[0].error
-        if any(watch.is_awaited for watch in watches):
-            return
-        if first is not None and all(w.error is not None and not w.ran for w in watches):
+        is_hopeless = all(w.error is not None and not (w.ran or w.is_awaited) for w in watches)
+        if is_hopeless and (first := watches[0].error) is not None:
             raise first
 
     def _stats_of(self, slot: int, capture: Capture) -> SourceStats:
@@ -371,15 +348,6 @@ class _Refused(Exception):  # noqa: N818 - it loses its source alone
         self.source, self.error = source, error
 
 
-@dataclass(kw_only=True)
-class _EndPatience:
-    """Seconds that all threads of a kind get to end by themselves."""
-
-    source: float = 0.3
-    sinks: float = 10.0
-    files: float = 0.0  # to be finished, after the frames that waited were dropped
-
-
 def _label(
     segment: Callable[..., Segmentation], memories: Mapping[str, FrameMemory] | None, frame: Frame
 ) -> Segmentation:
@@ -399,7 +367,7 @@ def _close(
     hand_off: HandOff,
     captures: Sequence[Capture],
     sinks: Sequence[Sink],
-    patience: _EndPatience,
+    patience: Sequence[float],
     labels: _Labels,
     process: OwnProcess,
 ) -> None:
@@ -411,31 +379,11 @@ def _close(
     labels.close()
     for sink in sinks:
         sink.finish()
-    _share(patience.source, [capture.join for capture in captures])
-    _share(patience.sinks, [sink.wait for sink in sinks])
-    _share(patience.files, [sink.join for sink in sinks])
-
-
-def _share(seconds: float, waits: Sequence[Callable[[float], None]]) -> None:
-    """Wait for several, so long in all."""
-    last = time.monotonic() + seconds
-    for wait in waits:
-        wait(max(last - time.monotonic(), 0.0))
-
-
-def waits_for_labels(sources: Sequence[Source], policy: Policy | None) -> bool:
-    """Whether no source minds a result that is handed out a little later: none is a camera."""
-    return policy != "latest" and not any(source.live for source in sources)
-
-
-def check_settings(policy: Any, max_staleness: Any) -> None:
-    """Refuse settings of a stream that are outside their range."""
-    if policy is not None and policy not in POLICIES:
-        raise ArgumentError(f"policy: expected one of {', '.join(POLICIES)}, got {policy!r}")
-    if max_staleness is not None and not (
-        isinstance(max_staleness, (int, float)) and 0.0 < max_staleness < math.inf
-    ):
-        raise ArgumentError(f"max_staleness: expected seconds above 0, got {max_staleness}")
+    joins = [one.join for one in captures], [one.wait for one in sinks], [one.join for one in sinks]
+    for seconds, waits in zip(patience, joins, strict=True):
+        last = time.monotonic() + seconds
+        for wait in waits:
+            wait(max(last - time.monotonic(), 0.0))
 
 
 _LONGEST_GAP = 10.0  # seconds; times further apart were put together, and nobody waits for them
@@ -505,13 +453,7 @@ def _without_frames(error: ZssegError) -> ZssegError:
 class Capture:
     """Keeps one source going. All methods belong to the thread that takes frames."""
 
-    def __init__(
-        self,
-        source: Source,
-        slot: int,
-        hand_off: HandOff,
-        patience: Patience,
-    ) -> None:
+    def __init__(self, source: Source, slot: int, hand_off: HandOff, patience: Patience) -> None:
         self.watch = SourceWatch(source.name, live=source.live, patience=patience)
         self.name = source.name
         self.path: FramePathName = "host"  # of its newest frame
@@ -525,11 +467,7 @@ class Capture:
         self._damaged = 0  # in attempts that are over
 
     def tick(self) -> float | None:
-        """Look what became of the source, and open it or give it up where it is time.
-
-        Returns:
-            Seconds until the next look; None if only the source itself can bring news.
-        """
+        """Open the source or give it up where it is time; returns seconds until the next look."""
         self.look()
         now = time.monotonic()
         action = self.watch.tick(now)
