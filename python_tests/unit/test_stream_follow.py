@@ -1,6 +1,5 @@
 """Labels that motion carries: to where things are, said to be moved, and never to other frames."""
 
-import itertools
 import threading
 import time
 from dataclasses import replace
@@ -44,10 +43,11 @@ def frame_at(index, x=0, *, rate=30.0, source="cam", hw=HW, picture=SCENE):
                  captured_at=index / rate, clock="arrival")  # fmt: skip
 
 
-def label(frame, version=1):
-    """The true labels of a window at 3 pixels per frame."""
+def label(frame, version=1, took=20.0):
+    """The true labels of a window at 3 pixels per frame, after so many milliseconds."""
     return Segmentation(labels=window(STRIPES, 3 * frame.index, hw=frame.image.shape[:2]),
                         names=("a",) * 99, vocabulary_version=version, frame=frame,
+                        times={"total": took},
                         labelled_age=0.0, scores=np.ones(HW, np.float32))  # fmt: skip
 
 
@@ -110,26 +110,22 @@ def test_frames_of_any_shape_are_followed(hw):
 
 
 class SlowNetwork:
-    """Labels when told to; each frame takes 0.27 s of a clock of its own."""
+    """Labels when told to, and says that each frame took 0.27 s."""
 
     def __init__(self, **settings):
-        self.time, self.version = 0.0, 1
+        self.version = 1
         self.labelled, self.begun, self.free = [], [], threading.Semaphore(0)
         self.newest = None
-        following = Following(**settings)
-        self.frames = NewestFrames(
-            self.label, following, lambda: self.version, now=lambda: self.time
-        )
+        self.frames = NewestFrames(self.label, Following(**settings), lambda: self.version)
 
     def label(self, frame):
         version = self.version
         self.begun.append(frame)
         assert self.free.acquire(timeout=LONG)
-        self.time += 0.27
         self.labelled.append(frame.index)
         if frame.image.shape[0] == 1:
             raise ShapeError("frame: expected more rows")
-        return label(frame, version)
+        return label(frame, version, 270.0)
 
     def next(self, frame, labels=0):
         """The result of a frame, before which so many others have got their labels."""
@@ -178,8 +174,7 @@ def test_what_a_caller_draws_into_a_result_is_carried_nowhere():
 
 
 def test_a_network_that_keeps_up_labels_each_frame_itself():
-    clock = itertools.count(step=0.02)  # each frame takes 0.02 s of 0.033
-    frames = NewestFrames(label, Following(), now=lambda: next(clock))
+    frames = NewestFrames(label, Following())  # each frame takes 0.02 s of 0.033
     found = [frames.next(lambda n=n: frame_at(n, 3 * n)) for n in range(12)]
     assert [seg.moved_from for seg in found] == [None] * 12
     frames.close()

@@ -157,11 +157,9 @@ class Way:
 
 @dataclass(eq=False)
 class LabelMover:
-    """Moves labels along the optical flow of frames of one size; for one thread at a time.
+    """Moves labels along the optical flow of frames of one size; for one thread at a time."""
 
-    The numbers were chosen by benchmarks/follow.py --tune, on other clips than it reports.
-    """
-
+    # The numbers were chosen by benchmarks/follow.py --tune, on other clips than it reports.
     holds: bool = False  # Whether places where motion fails keep their last label
     # Levels of 255 by which moving must explain a place better than rest does, one fewer with every
     # other step, or noise would move still things
@@ -188,16 +186,7 @@ class LabelMover:
             way.steps += 1
 
     def move(self, labels: npt.NDArray[Any], way: Way, now: Glance) -> npt.NDArray[Any]:
-        """The labels of the way's start, where they are now; the way is set right.
-
-        A place takes the label from where the way leads, from where a search from there leads (at
-        every other step), or from where it is: whichever explains the frame best. Where none does,
-        or only what has come in from outside, it becomes unknown unless ``holds``. The kernel
-        ``move_labels`` does so in one pass, in one thread: the network has the others.
-
-        Shapes:
-            labels: uint8 or uint16 [H, W], C-contiguous; so is the result.
-        """
+        """The labels [H, W] of the way's start, where they are now; the way is set right."""
         if way.flow is None:
             return labels.copy() if self.holds else np.full_like(labels, np.iinfo(labels.dtype).max)
         start, refined = way.start, None
@@ -206,6 +195,7 @@ class LabelMover:
         gain = max(self.gain - way.steps // 2, 1)
         limits = (gain, 255, 255) if self.holds else (gain, self.lost, self.entered)
         moved, flow = np.empty_like(labels), np.empty_like(way.flow)
+        # whichever explains the frame best: where the way leads, the search from there, or rest
         core.move_labels(labels, way.flow, refined, start.colours, now.colours, limits, moved, flow)
         way.flow = flow
         return moved

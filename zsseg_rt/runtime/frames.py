@@ -181,6 +181,18 @@ class Nv12Frame:
         height, width = self.luma.shape
         return int(height), int(width), 3
 
+    @property
+    def device(self) -> str:
+        """Where both planes are, of those on a GPU."""
+        return str(self.luma.device)
+
+
+def planes_of(frame: Any) -> tuple[Any, dict[str, Any]]:
+    """A frame as kernels take it, and the keyword that planes need."""
+    if isinstance(frame, Nv12Frame):
+        return (frame.luma, frame.chroma), {"colour_matrix": frame.colour_matrix}
+    return frame, {}
+
 
 def as_nv12(frame: Any) -> Nv12Frame | None:
     """The frame in planes, of which a plain tuple may be given; None for any other frame."""

@@ -55,6 +55,7 @@ from zsseg_rt.runtime.frames import (
     check_device_frame,
     check_frame,
     check_nv12,
+    planes_of,
 )
 from zsseg_rt.runtime.stages import (
     Candidates,
@@ -540,14 +541,14 @@ class Lane:
     def _draw(self, frame: Frame, labels: Array, names: tuple[str, ...], alpha: float) -> Array:
         """Draw in a launch of its own, on planes or where masks did not: uint8 [H, W, 3]."""
         height, width, _ = frame.shape
-        is_nv12 = isinstance(frame, Nv12Frame)
+        image, matrix = planes_of(frame)
         return ops.overlay(
-            (frame.luma, frame.chroma) if is_nv12 else frame,
+            image,
             labels,
             self._palette(names),
             alpha=alpha,
             channel_order=self._config.channel_order,
-            colour_matrix=frame.colour_matrix if is_nv12 else "bt601",
+            **matrix,
             out=self.workspace.new_array((int(height), int(width), 3), np.uint8),
             stream=self.workspace.stream,
         )

@@ -64,13 +64,11 @@ class InOrder(Generic[_Job, _Result]):
         self,
         work: Callable[[_Job], _Result],
         num_threads: int,
-        *,
-        every: int = 1,
         on_close: Callable[[], None] = lambda: None,
     ) -> None:
         self._work, self._on_close = work, on_close
-        self._most = num_threads * every
         self._own_threads: set[int] = set()
+        self._num_threads = num_threads
         self._threads = num_threads and ThreadPoolExecutor(
             num_threads, "label", lambda: self._own_threads.add(threading.get_ident())
         )
@@ -81,7 +79,7 @@ class InOrder(Generic[_Job, _Result]):
         if not self._threads:
             return self._work(next_job())
         try:
-            while len(self._begun) <= self._most:
+            while len(self._begun) <= self._num_threads:
                 self._begun.append(self._threads.submit(self._work, next_job()))
         except StopIteration:
             if not self._begun:

@@ -7,36 +7,29 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from zsseg_rt import ops
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.ops import core
 from zsseg_rt.results.segmentation import Frame, Segmentation
 from zsseg_rt.runtime.frame_memory import Glance, LabelMover, Way, follow_size
-from zsseg_rt.runtime.frames import Nv12Frame
-from zsseg_rt.runtime.lane_pool import InOrder
+from zsseg_rt.runtime.frames import planes_of
 from zsseg_rt.stream.conversion import gpu_index
 from zsseg_rt.stream.photo_folder import PhotoSource
 from zsseg_rt.stream.source import Source
 
 Follow = bool | Literal["hold"]
 
-MOST_EVERY = 64
-"""Frames from one that is labelled to the next, at most: half of them wait in memory."""
+MOST_EVERY = 64  # frames from one that is labelled to the next: half of them wait in memory
 _LONGEST_STEP = 1.0  # seconds; neighbours further apart do not follow each other
 _stream_on = cache(core.Stream)  # a GPU, by its number
-ONE_BY_ONE = partial(InOrder, num_threads=0)
 _KEEPS_UP = 0.9  # of the time between frames: a network that takes less labels each of them
 
 _Label = Callable[[Frame], Segmentation]
-# A frame; how many lie between it and the labelled one before, 0 for one that is labelled itself;
-# and whether it follows the frame before
-_Turn = tuple[Frame, int, bool]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +45,7 @@ class Following:
 def following_of(
     follow: Any, every: Any, policy: str | None, sources: Sequence[Source], channel_order: str
 ) -> Following | None:
-    """How labels are carried; None if they are not.
-
-    ``follow`` None carries them where all sources are cameras and the newest frame counts.
-    """
+    """How labels are carried; None if they are not. ``follow`` None does so for cameras only."""
     is_live = all(one.live for one in sources)
     takes_all = policy == "all" or (policy is None and not is_live)
     follow = follow if follow is not None else is_live and not takes_all
@@ -107,26 +97,16 @@ def look(frame: Frame, channel_order: str) -> Glance:
     on_gpu, size_hw = frame.on_gpu, follow_size(_size_of(frame))
     if on_gpu is None:
         return Glance.at(frame.image, channel_order, size_hw)
-    small = core.outside_captures(lambda: _fetched(on_gpu, channel_order, size_hw))
-    return Glance.at(small, "rgb", size_hw)
-
-
-def _fetched(frame: Any, channel_order: str, size_hw: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """A frame on a GPU in RGB, made small there."""
-    is_nv12, size_hw = isinstance(frame, Nv12Frame), (2 * size_hw[0], 2 * size_hw[1])
-    device = (frame.luma if is_nv12 else frame).device
-    stream = _stream_on(gpu_index(device))
-    planes = ops.preprocess(
-        (frame.luma, frame.chroma) if is_nv12 else frame,
-        size_hw=size_hw,
-        mean=(0.0, 0.0, 0.0),
-        std=(1 / 255,) * 3,
-        channel_order="rgb" if is_nv12 else channel_order,
-        colour_matrix=frame.colour_matrix if is_nv12 else "bt601",
-        stream=stream.handle,
+    image, matrix = planes_of(on_gpu)
+    stream = _stream_on(gpu_index(on_gpu.device)).handle
+    settings = {"channel_order": "rgb" if matrix else channel_order, "stream": stream, **matrix}
+    twice = (2 * size_hw[0], 2 * size_hw[1])
+    mean, std = (0.0, 0.0, 0.0), (1 / 255,) * 3
+    small = core.outside_captures(
+        lambda: ops.preprocess(image, size_hw=twice, mean=mean, std=std, **settings).numpy(stream)
     )
-    image = np.rint(planes.numpy(stream.handle)).astype(np.uint8)
-    return np.ascontiguousarray(image.transpose(1, 2, 0))
+    rows = np.rint(small.transpose(1, 2, 0)).astype(np.uint8, order="C")
+    return Glance.at(rows, "rgb", size_hw)
 
 
 @dataclass
@@ -139,6 +119,7 @@ class _Track:
     seg: Segmentation | None = None  # what is carried; callers get copies of its labels
     way: Any = None  # back to it
     period: float = 0.0  # seconds between the source's frames
+    position: int = 0  # of the newest frame behind the last that was labelled, for key frames
     waiting: list[tuple[Frame, Glance]] = field(default_factory=list)
 
     def go_on(self, glance: Glance, *ways: Way) -> None:
@@ -166,30 +147,20 @@ class _Track:
         )
 
 
-# What the network has, or gets next: whose frame it is, the way back to it, and its labels
-_Job = tuple[_Track, Way, Future[tuple[Segmentation, float]]]
-
-
 class NewestFrames:
-    """Gives every frame labels, while the network labels the newest one whenever it is free.
-
-    A network that is quicker than the sources' frames come labels each; nothing is moved then.
-    ``label`` runs in a thread of its own; all methods belong to one other thread. ``version`` is
-    that of the vocabulary in force: labels of another one are not carried on.
-    """
+    """Gives every frame labels, while the network labels the newest whenever it is free."""
 
     def __init__(
         self,
         label: _Label,
         settings: Following,
         version: Callable[[], int | None] = lambda: None,
-        *,
-        now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._label, self._settings, self._version, self._now = label, settings, version, now
+        self._label, self._settings, self._version = label, settings, version
         self._tracks: dict[str, _Track] = {}
         self._thread = ThreadPoolExecutor(1, "label")
-        self._jobs: deque[_Job] = deque()  # the frame under way; the newest, until it is free
+        # The frame under way, then the newest: whose it is, the way back to it, and its labels
+        self._jobs = deque[tuple[_Track, Way, Future[Segmentation]]]()
         self._took = 0.0
 
     def next(self, next_frame: Callable[[], Frame]) -> Segmentation:
@@ -222,38 +193,23 @@ class NewestFrames:
         self._thread.shutdown(cancel_futures=True)
 
     def _offer(self, track: _Track, frame: Frame) -> None:
-        future = self._thread.submit(self._timed, frame)
-        self._jobs.append((track, Way.begin(track.glance), future))
+        job = self._thread.submit(self._label, frame)
+        self._jobs.append((track, Way.begin(track.glance), job))
 
     def _finish(self) -> None:
         """Wait for the labels of the frame under way, which are carried on from then."""
-        track, way, future = self._jobs.popleft()
-        track.seg, self._took = future.result()
-        track.way = way
-
-    def _timed(self, frame: Frame) -> tuple[Segmentation, float]:
-        start = self._now()
-        return self._label(frame), self._now() - start
+        track, way, job = self._jobs.popleft()
+        track.seg, track.way = job.result(), way
+        self._took = track.seg.times.get("total", 0.0) / 1e3
 
 
 class KeyFrames:
-    """Labels one of ``every`` frames; the others take those of the nearer one, moved.
+    """Labels one of ``every`` frames; the others take those of the nearer one, moved."""
 
-    ``ordered`` makes what labels frames. All methods belong to one thread.
-    """
-
-    def __init__(
-        self,
-        label: _Label,
-        settings: Following,
-        ordered: Callable[..., InOrder[_Turn, tuple[_Turn, Segmentation | None]]] = ONE_BY_ONE,
-    ) -> None:
-        self._label, self._order, self._every = label, settings.channel_order, settings.every or 1
-        self._jobs = ordered(self._work, every=self._every)
-        self._last: dict[str, tuple[Frame | None, int]] = {}  # frames that were begun
+    def __init__(self, label: _Label, settings: Following) -> None:
+        self._label, self._settings, self._every = label, settings, settings.every or 1
         self._tracks = defaultdict[str, _Track](lambda: _Track(LabelMover(holds=settings.holds)))
         self._ready: deque[Segmentation] = deque()
-        self.close = self._jobs.close
 
     def next(self, next_frame: Callable[[], Frame]) -> Segmentation:
         """The next frame's result; StopIteration where every one was given.
@@ -263,7 +219,7 @@ class KeyFrames:
         """
         while not self._ready:
             try:
-                self._take(*self._jobs.next(lambda: self._turn(next_frame())))
+                self._take(next_frame())
             except StopIteration as end:
                 for source in end.args or list(self._tracks):
                     self._release(self._tracks[source])
@@ -271,35 +227,30 @@ class KeyFrames:
                     raise
         return self._ready.popleft()
 
-    def _turn(self, frame: Frame) -> _Turn:
-        before, position = self._last.get(frame.source, (None, 0))
-        goes_on = period_of(before, frame) is not None
-        position = (position + 1) % self._every if goes_on else 0
-        self._last[frame.source] = frame, position
-        return frame, position, goes_on
+    def close(self) -> None:
+        """Nothing is under way."""
 
-    def _work(self, turn: _Turn) -> tuple[_Turn, Segmentation | None]:
-        frame, position, _ = turn
-        return turn, None if position else self._label(frame)
-
-    def _take(self, turn: _Turn, seg: Segmentation | None) -> None:
-        frame, position, goes_on = turn
-        track, glance = self._tracks[frame.source], look(frame, self._order)
-        if seg is not None:
-            back = replace(track, glance=glance, seg=seg, way=Way.begin(glance))
-            led_back = deque[Segmentation]()
-            while goes_on and track.waiting:  # up to a scene cut
-                back.go_on(track.waiting[-1][1])
-                if back.way.flow is None:
-                    break
-                led_back.appendleft(back.result(track.waiting.pop()[0]))
-            self._release(track)
-            track.glance, track.seg, track.way = glance, seg, Way.begin(glance)
-            self._ready += [*led_back, track.result(frame)]
-        elif track.seg is not None:  # else the engine refused the frame that it had
+    def _take(self, frame: Frame) -> None:
+        track, glance = self._tracks[frame.source], look(frame, self._settings.channel_order)
+        goes_on = period_of(track.frame, frame) is not None
+        position = (track.position + 1) % self._every if goes_on else 0
+        seg = None if position else self._label(frame)  # one that is refused changes nothing
+        track.frame, track.position = frame, position
+        if seg is None:
             track.waiting.append((frame, glance))
             if 2 * position <= self._every:
                 self._release(track)
+            return
+        back = replace(track, glance=glance, seg=seg, way=Way.begin(glance))
+        led_back = deque[Segmentation]()
+        while goes_on and track.waiting:  # up to a scene cut
+            back.go_on(track.waiting[-1][1])
+            if back.way.flow is None:
+                break
+            led_back.appendleft(back.result(track.waiting.pop()[0]))
+        self._release(track)
+        track.glance, track.seg, track.way = glance, seg, Way.begin(glance)
+        self._ready += [*led_back, track.result(frame)]
 
     def _release(self, track: _Track) -> None:
         """Carry the last labels on to the frames that wait."""

@@ -96,7 +96,7 @@ class StreamParts:
     def takes_lanes(self) -> bool:
         """Whether several frames can be labelled at the same time: no source is a camera."""
         waits = self.options.policy != "latest" and not any(one.live for one in self.sources)
-        return self.memories is None and waits
+        return waits and self.memories is None and self.following is None
 
     def start(
         self,

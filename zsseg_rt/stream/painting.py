@@ -17,7 +17,7 @@ from zsseg_rt.ops import core
 from zsseg_rt.results.plot import NamePlace, draw_names, legend_strip
 from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.results.visualize import palette
-from zsseg_rt.runtime.frames import Nv12Frame
+from zsseg_rt.runtime.frames import planes_of
 from zsseg_rt.stream.conversion import gpu_index
 from zsseg_rt.stream.writers import frame_of
 
@@ -101,15 +101,9 @@ class GpuPainter:
             placed = [
                 core.DeviceArray.from_numpy(one, self._index, stream) for one in (labels, colours)
             ]
-            is_nv12 = isinstance(frame, Nv12Frame)
-            ops.overlay(
-                (frame.luma, frame.chroma) if is_nv12 else frame,
-                *placed,
-                alpha=self._alpha,
-                channel_order=self._order,
-                colour_matrix=frame.colour_matrix if is_nv12 else "bt601",
-                stream=stream,
-            ).copy_to(out, stream)
+            image, matrix = planes_of(frame)
+            settings = {"alpha": self._alpha, "channel_order": self._order, **matrix}
+            ops.overlay(image, *placed, **settings, stream=stream).copy_to(out, stream)
             return True
 
         return self._tried(frame, work) is not None
@@ -120,8 +114,7 @@ class GpuPainter:
             return None
         try:
             if self._stream is None:
-                array = frame.luma if isinstance(frame, Nv12Frame) else frame
-                self._index = gpu_index(array.device)
+                self._index = gpu_index(frame.device)
                 self._stream = core.Stream(self._index)
             return core.outside_captures(lambda: work(self._stream.handle))
         except CaptureError:

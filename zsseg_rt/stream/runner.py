@@ -26,13 +26,7 @@ from zsseg_rt.errors import (
 )
 from zsseg_rt.results.segmentation import Frame, Segmentation
 from zsseg_rt.runtime.lane_pool import InOrder, LanePool
-from zsseg_rt.stream.follow import (
-    ONE_BY_ONE,
-    Following,
-    KeyFrames,
-    NewestFrames,
-    source_time,
-)
+from zsseg_rt.stream.follow import Following, KeyFrames, NewestFrames, source_time
 from zsseg_rt.stream.hand_off import HandOff
 from zsseg_rt.stream.sinks import Sink, SinkStats
 from zsseg_rt.stream.source import FramePathName, Picture, Source
@@ -199,16 +193,17 @@ class Stream:
         self._patience, self._process = [0.3, 10.0, 0.0], OwnProcess(self)
         # A bound method of the stream would keep one that is forgotten.
         label = functools.partial(_label, segment if lanes is None else lanes.segment, memories)
-        ordered = ONE_BY_ONE
-        if lanes is not None:
-            ordered = functools.partial(InOrder, num_threads=lanes.num_lanes, on_close=lanes.close)
         self._labels: _Labels
-        if following is None:
-            self._labels = ordered(label)
-        elif following.every is None:
-            self._labels = NewestFrames(label, following, version)
+        if following is not None:
+            self._labels = (
+                KeyFrames(label, following)
+                if following.every
+                else NewestFrames(label, following, version)
+            )
+        elif lanes is None:
+            self._labels = InOrder(label, 0)
         else:
-            self._labels = KeyFrames(label, following, ordered)
+            self._labels = InOrder(label, lanes.num_lanes, lanes.close)
         self._close = weakref.finalize(
             self, _close, self._hand_off, self._captures, self._sinks, self._patience,
             self._labels, self._process,
