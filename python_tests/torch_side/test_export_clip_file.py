@@ -137,19 +137,6 @@ def test_the_command_loads_no_torch(source, head, weights, tmp_path):
     assert json.loads((bundle.path / "tokenizer.json").read_text())
 
 
-def test_progress_reaches_its_end(weights, tmp_path):
-    heard = []
-    export_clip_file(
-        weights,
-        tmp_path / "a.zsseg",
-        settings(),
-        on_progress=lambda *now: heard.append(now),
-        precisions=("float32",),
-    )
-    assert [done for done, _ in heard] == list(range(1, len(heard) + 1))
-    assert heard[-1][0] == heard[-1][1]
-
-
 def broken_file(kind, path):
     """A file that is no whole CLIP."""
     state = tiny.clip_state_dict(SIZES)

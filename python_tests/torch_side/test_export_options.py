@@ -43,7 +43,7 @@ def test_an_unknown_option_of_a_foreign_encoder_names_the_nearest(tmp_path):
     [
         (tiny.zegclip_model, {"region_templates": ("{}",)}),
         (tiny.clip_rc_model, {"logit_scale": 100.0}),
-        (tiny_zegformer.model, {"word_subset": None}),
+        (tiny_zegformer.model, {"tokenizer": None}),
         (zeroseg_model, {"unknown_below": 0.5}),
     ],
     ids=["zegclip", "clip_rc", "zegformer", "zeroseg"],

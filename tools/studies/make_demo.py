@@ -33,10 +33,10 @@ from zsseg_rt.errors import ArgumentError, CheckpointError
 from zsseg_rt.evaluation.evaluate import Evaluation, evaluate
 from zsseg_rt.export.bundle_writer import write_manifest
 from zsseg_rt.export.exporters import export_bundle
-from zsseg_rt.export.words import keep_words
+from zsseg_rt.export.words import written_text
 from zsseg_rt.models import create_model
-from zsseg_rt.models.clip.towers import TextEncoder
 from zsseg_rt.models.descriptor.model import DecoderConfig, ZegCLIP
+from zsseg_rt.networks.text import WrittenText
 from zsseg_rt.torch_files.shipped_clip import FILE, is_shipped
 from zsseg_rt.training.assembly import batch_source
 from zsseg_rt.training.class_embeddings import embed_phrases
@@ -226,7 +226,6 @@ def write_demo(
     Returns:
         The bundle.
     """
-    encoder = _rounded_text_encoder(model)
     source = {
         "recipe": "tools/make_demo.py",
         "commit": commit,
@@ -238,7 +237,7 @@ def write_demo(
         model,
         folder / DEMO.bundle,
         class_names=CLASS_NAMES,
-        word_subset=keep_words(encoder, words_of_world(), FUNCTION_WORDS),
+        text_encoder=_rounded_text_encoder(model),
         templates=TEMPLATES,
         precisions=("float32",),
         space=_SPACE,
@@ -253,11 +252,15 @@ def write_demo(
     return bundle
 
 
-def _rounded_text_encoder(model: ZegCLIP) -> TextEncoder:
-    """The text tower with weights rounded to float16, which are stored in half the bytes."""
+def _rounded_text_encoder(model: ZegCLIP) -> WrittenText:
+    """The text tower of the world's words, rounded to float16: half the bytes."""
     if model.text_encoder is None:
         raise CheckpointError("model: expected a text tower, got none. Build it with one.")
-    return copy.deepcopy(model.text_encoder).half().float()
+    encoder = written_text(copy.deepcopy(model.text_encoder).half().float())
+    assert encoder is not None
+    return dataclasses.replace(
+        encoder, words=tuple(words_of_world()), prompt_words=tuple(FUNCTION_WORDS)
+    )
 
 
 def _write_photos(folder: Path, size: int) -> None:

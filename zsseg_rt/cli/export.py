@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,7 +27,7 @@ from zsseg_rt.cli.options import (
     check_activation,
     read_size,
 )
-from zsseg_rt.cli.output import ProgressBar, say
+from zsseg_rt.cli.output import say, working
 from zsseg_rt.common.checks import arguments_called
 from zsseg_rt.common.extras import needs_extra
 from zsseg_rt.common.settings import changed
@@ -193,9 +192,10 @@ def _export_clip_file(
         raise UsageError(f"--pretrained: expected nothing beside --clip {model.clip}, a file")
     settings = vars(model).keys() & vars(DenseHead()).keys()
     head = DenseHead(size_hw=size_hw, **{name: getattr(model, name) for name in settings})
-    with ProgressBar() as bar:
-        export = partial(export_clip_file, on_progress=bar.show)
-        written = write_bundle(export, model.clip, out, head, options=bundle, templates=template)
+    with working(f"exporting {model.clip}"):
+        written = write_bundle(
+            export_clip_file, model.clip, out, head, options=bundle, templates=template
+        )
     if model.activation is None and model.clip != "demo":
         activation = Bundle.load(written).provenance["activation"]
         other = next(name for name in ACTIVATIONS if name != activation)

@@ -92,7 +92,7 @@ def _print_names() -> None:
 
 
 class _Shown(Progress):
-    """Prints lines, and a bar while bytes come or images are computed."""
+    """Prints lines, and a bar while bytes come."""
 
     def __init__(self) -> None:
         self._bar: ProgressBar | None = None
@@ -104,17 +104,8 @@ class _Shown(Progress):
 
     def downloaded(self, done: int, total: int | None) -> None:
         """Move the bar."""
-        self._move(done, total, in_bytes=True)
-
-    def computed(self, done: int, total: int) -> None:
-        """Move the bar of the forward pass."""
-        self._move(done, total, in_bytes=False)
-        if done == total:
-            self.close()
-
-    def _move(self, done: int, total: int | None, *, in_bytes: bool) -> None:
         if self._bar is None:
-            self._bar = ProgressBar(in_bytes=in_bytes).__enter__()
+            self._bar = ProgressBar(in_bytes=True).__enter__()
         self._bar.show(done, total)
 
     def close(self) -> None:

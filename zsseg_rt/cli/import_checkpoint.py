@@ -22,7 +22,7 @@ from zsseg_rt.cli.options import (
     indices_of,
     read_size,
 )
-from zsseg_rt.cli.output import ProgressBar, say, working
+from zsseg_rt.cli.output import say, working
 from zsseg_rt.common.checks import arguments_called
 from zsseg_rt.common.files import is_file
 from zsseg_rt.errors import CheckpointError
@@ -205,9 +205,9 @@ def import_tips(
         logit_scale=source.logit_scale,
         unknown_below=source.unknown_below,
     )
-    with ProgressBar() as bar:
+    with working(_reading(source.vision)):
         write_bundle(
-            partial(export_tips_files, on_progress=bar.show),
+            export_tips_files,
             source.vision,
             source.text,
             out,

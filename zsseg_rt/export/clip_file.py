@@ -58,9 +58,6 @@ _HALF = (0.5, 0.5, 0.5)  # mean and deviation of PE-Core and SigLIP
 _MAX_TOKENIZER_BYTES = 64 << 20
 _READS = COMMON_OPTIONS | {"class_names", "tokenizer", "window_batch"}
 
-OnProgress = Callable[[int, int], None]
-OnMark = Callable[[str], None] | None
-
 
 @dataclass(frozen=True, kw_only=True)
 class DenseHead:
@@ -144,8 +141,7 @@ def export_clip_file(
     path: str | Path,
     settings: DenseHead,
     *,
-    check: Callable[[ClipTensors], None] | None = None,
-    on_progress: OnProgress | None = None,
+    check: Callable[[ClipTensors], None] = lambda _: None,
     **options: Any,
 ) -> Path:
     """Write a bundle of a CLIP, PE-Core or SigLIP; memory stays below three times the weights.
@@ -158,21 +154,15 @@ def export_clip_file(
 
     def make() -> ExportedModel:
         weights, own_options = read_clip(file), export_options
-        if check is not None:
-            check(weights)
+        check(weights)
         if weights.kind == "siglip" and own_options.tokenizer is None:
             own_options = replace(own_options, tokenizer=Path(file).with_name("tokenizer.json"))
-        return _cut(weights, settings.completed(weights), own_options, on_progress)
+        return _cut(weights, settings.completed(weights), own_options)
 
     return write_model_bundle(Path(path), make, export_options)
 
 
-def _cut(
-    weights: ClipTensors,
-    settings: DenseHead,
-    options: ExportOptions,
-    on_progress: OnProgress | None,
-) -> ExportedModel:
+def _cut(weights: ClipTensors, settings: DenseHead, options: ExportOptions) -> ExportedModel:
     image, text = _towers(weights, settings)
     check_size(settings.size_hw, image.patch_size)
     aggregation = settings.aggregation(SHIPPED_LAYERS if weights.words else {})
@@ -181,13 +171,11 @@ def _cut(
         aggregation.check_depth(depth)
         rule = aggregation.pm or RULES_OF_OUTLIERS[settings.head]
         check_grid(rule, image.grid_hw(settings.size_hw))
-    mark = part_counter(text.tensors, depth, on_progress)
     has_pieces = isinstance(text, pooled.SiglipText)
     tower = WrittenText(
         tower=text,
         words=weights.words,
         prompt_words=weights.prompt_words,
-        on_mark=mark,
         pieces=_gemma(options.tokenizer, text.vocab_size) if has_pieces else None,
     )
     side = clip_text_side(options, embed_dim=weights.embed_dim, tower=tower)
@@ -204,7 +192,7 @@ def _cut(
     encode = _encoder(image, settings, aggregation)
     kind = {"clip": "dense_clip", "pe": "pe_core", "siglip": "siglip"}[weights.kind]
     name, preprocess = f"{kind} {settings.head}", _preprocess(weights, settings)
-    model = written_model(encode, head, preprocess, side, names, mark, architecture=name)
+    model = written_model(encode, head, preprocess, side, names, architecture=name)
     return replace(model, provenance={**model.provenance, "activation": settings.activation})
 
 
@@ -252,7 +240,6 @@ def written_model(
     preprocess: PreprocessSpec,
     side: TextSide,
     names: Sequence[str],
-    mark: OnMark = None,
     *,
     architecture: str,
 ) -> ExportedModel:
@@ -264,7 +251,7 @@ def written_model(
     def golden() -> dict[str, npt.NDArray[Any]]:
         embeds, extra = side.embed_golden(names, side.templates[:GOLDEN_TEMPLATES])
         frame = preprocess_frame(preprocess)
-        return dense_golden(frame, encode(Arrays(mark), image=frame), head, (names, embeds)) | extra
+        return dense_golden(frame, encode(Arrays(), image=frame), head, (names, embeds)) | extra
 
     return ExportedModel(
         family="dense",
@@ -292,24 +279,6 @@ def _towers(
         ImageTower(**image) if is_clip else pooled.PooledTower(**image),
         words(**parts("text_heads", settings.text_heads, weights.text)),
     )
-
-
-def part_counter(
-    text: Mapping[str, npt.NDArray[Any]], num_blocks: int, on_progress: OnProgress | None
-) -> OnMark:
-    """Counts the parts that NumPy has computed of a text tower and an image tower."""
-    if on_progress is None:
-        return None
-    hear, done = on_progress, 0
-    depth = len({key.split(".")[2] for key in text if key.startswith("transformer.")})
-    total = depth + num_blocks + 2
-
-    def mark(_: str) -> None:
-        nonlocal done
-        done = min(done + 1, total)
-        hear(done, total)
-
-    return mark
 
 
 # --- models in torch ---

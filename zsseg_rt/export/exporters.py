@@ -30,9 +30,7 @@ class Exporter:
 
 
 _DENSE_CLIP = Exporter(export=export_dense_clip, reads=MODEL_OPTIONS | {"window_batch"})
-_DESCRIPTOR = Exporter(
-    export=export_descriptor, reads=MODEL_OPTIONS | {"word_subset", "window_batch"}
-)
+_DESCRIPTOR = Exporter(export=export_descriptor, reads=MODEL_OPTIONS | {"window_batch"})
 
 EXPORTERS: Mapping[str, Exporter] = {
     "cat_seg": Exporter(export=export_cat_seg),

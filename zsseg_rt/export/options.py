@@ -19,8 +19,6 @@ from zsseg_rt.export.graph_files import DEFAULT_PRECISIONS, GRAPH_PRECISIONS
 if TYPE_CHECKING:
     from torch import nn
 
-    from zsseg_rt.export.words import WordSubset
-
 TextBank = tuple[Sequence[str], npt.NDArray[np.floating[Any]]]
 
 
@@ -79,12 +77,6 @@ class ExportOptions:
         "Input size in pixels; None is the model's own (ZegFormer: 512x512). Patches must fill it; "
         "for ZegFormer sides are multiples of 32.",
         of="models",
-    )
-    word_subset: WordSubset | None = setting(
-        None,
-        "For ZegCLIP and CLIP-RC: a text tower that knows only some words, written instead of "
-        "``text_encoder``; see :func:`zsseg_rt.export.words.keep_words`.",
-        of="some",
     )
     tokenizer: str | Path | bytes | None = setting(
         None,

@@ -15,7 +15,7 @@ from zsseg_rt.errors import CheckpointError, VocabularyError
 from zsseg_rt.export.golden import unit_rows
 from zsseg_rt.export.graph_files import GraphFiles, save_graphs
 from zsseg_rt.export.options import ExportOptions
-from zsseg_rt.export.words import WordSubset, keep_words, tokenizer_json, written_text
+from zsseg_rt.export.words import keep_words, tokenizer_json, written_text
 from zsseg_rt.networks.clip import TextTower
 from zsseg_rt.networks.text import WrittenText
 from zsseg_rt.text.embeddings import TOKENIZERS, AnyTokenizer
@@ -53,17 +53,18 @@ class TextSide:
         self._space = space if options.space is None else options.space
         own = options.text_encoder == "auto"
         encoder = written_text(tower if own else options.text_encoder)
-        self._subset = options.word_subset or _known_words(encoder, options)
-        self.encoder: WrittenText | None = (
-            self._subset.encoder if self._subset else _choose_encoder(encoder, options)
-        )
+        self._words: tuple[str, ...] = ()
+        self._subset = None
+        if encoder is not None and encoder.words:
+            self._words = encoder.words
+            self._subset = keep_words(encoder, encoder.words, encoder.prompt_words)
+            encoder = self._subset.encoder
+        else:
+            encoder = _choose_encoder(encoder, own=own)
+        self.encoder: WrittenText | None = encoder
+        self._context_length = 77 if encoder is None else encoder.context_length
         self._tokenizer: AnyTokenizer | None = None
         self._rows: FileEntry | None = None
-
-    @property
-    def context_length(self) -> int:
-        """Tokens per prompt."""
-        return 77 if self.encoder is None else self.encoder.context_length
 
     def write_graph(self, folder: Path) -> GraphFiles:
         """Write the text tower if there is one, in float32 only: it runs once per phrase."""
@@ -79,15 +80,13 @@ class TextSide:
             return None
         if self.encoder.pieces is not None:
             name, data = self.encoder.pieces
-            path = folder / name
-            path.write_bytes(data)
-            self._tokenizer = TOKENIZERS[name](data, context_length=self.context_length)
-            return FileEntry.describe(path, folder)
-        content = self._subset.tokenizer_json if self._subset else tokenizer_json()
-        path = folder / "tokenizer.json"
-        path.write_text(content, encoding="utf-8")
-        self._tokenizer = Tokenizer(content, context_length=self.context_length)
-        return FileEntry.describe(path, folder)
+            self._tokenizer = TOKENIZERS[name](data, context_length=self._context_length)
+        else:
+            content = self._subset.tokenizer_json if self._subset else tokenizer_json()
+            name, data = "tokenizer.json", content.encode()
+            self._tokenizer = Tokenizer(content, context_length=self._context_length)
+        (folder / name).write_bytes(data)
+        return FileEntry.describe(folder / name, folder)
 
     def release_tokenizer(self) -> None:
         """Let go of a tokenizer that may take more memory than a tower."""
@@ -102,12 +101,12 @@ class TextSide:
             embed_dim=self.embed_dim,
             templates=self.templates,
             template_set=self._set,
-            context_length=self.context_length,
+            context_length=self._context_length,
             tokenizer=tokenizer,
             token_rows=self._rows,
             encoder_sha256=graph["float32"].sha256 if graph else None,
             space=self._space,
-            words=self._subset.words if self._subset else (),
+            words=self._words,
         )
 
     def embed(
@@ -125,16 +124,11 @@ class TextSide:
             for start in range(0, len(tokens), _PROMPTS_PER_RUN)
         ]
         features = np.concatenate(parts)
-        embeds: npt.NDArray[np.float32] = _unit(
-            _unit(features).reshape(len(names), len(templates), -1).mean(1)
-        )
-        count = min(len(tokens), _KEPT_PROMPTS)
-        extra: dict[str, npt.NDArray[Any]] = {
-            "token_ids": tokens[:count],
-            "prompt_embeds": features[:count],
-        }
+        embeds = _unit(_unit(features).reshape(len(names), len(templates), -1).mean(1))
+        kept = tokens[:_KEPT_PROMPTS]
+        extra = {"token_ids": kept, "prompt_embeds": features[:_KEPT_PROMPTS]}
         if (table := self.encoder.rows) is not None:
-            extra["token_embeds"] = table[tokens[:count]].astype(np.float16).astype(np.float32)
+            extra["token_embeds"] = table[kept].astype(np.float16).astype(np.float32)
         return embeds, extra
 
     def embed_golden(
@@ -149,13 +143,13 @@ _ROWS_AT_ONCE = 1 << 14
 
 def _write_rows(table: Any, folder: Path) -> FileEntry:
     """Write a token table as float16, part by part."""
-    path, count = folder / "token_rows.npy", table.shape[0]
+    path = folder / "token_rows.npy"
     with path.open("wb") as stream:
         header = {"descr": "<f2", "fortran_order": False, "shape": tuple(table.shape)}
         np.lib.format.write_array_header_1_0(stream, header)
-        for start in range(0, count, _ROWS_AT_ONCE):
+        for start in range(0, table.shape[0], _ROWS_AT_ONCE):
             with np.errstate(over="ignore"):
-                part = table[start : min(start + _ROWS_AT_ONCE, count)].astype("<f2")
+                part = table[start : min(start + _ROWS_AT_ONCE, table.shape[0])].astype("<f2")
             if not np.isfinite(part).all():
                 raise CheckpointError(
                     "token_embedding.weight: expected numbers that float16 holds, got NaN, "
@@ -220,18 +214,11 @@ def seen_names(seen_classes: Sequence[int], class_names: Sequence[str] | None) -
     return tuple(class_names[index] for index in seen_classes)
 
 
-def _known_words(encoder: WrittenText | None, options: ExportOptions) -> WordSubset | None:
-    """The words that the model's own text tower was trained on, if it was on few; else None."""
-    if encoder is None or options.text_encoder != "auto" or not encoder.words:
-        return None
-    return keep_words(encoder, encoder.words, encoder.prompt_words)
-
-
-def _choose_encoder(encoder: WrittenText | None, options: ExportOptions) -> WrittenText | None:
+def _choose_encoder(encoder: WrittenText | None, *, own: bool) -> WrittenText | None:
     if encoder is None or encoder.pieces is not None or encoder.vocab_size == _CLIP_VOCAB:
         return encoder
     message = f"text_encoder: expected CLIP's {_CLIP_VOCAB} tokens, got {encoder.vocab_size}"
-    if options.text_encoder != "auto":
+    if not own:
         raise CheckpointError(f"{message}. There is no tokenizer for another vocabulary.")
     _log.warning("%s; the bundle has no text encoder", message)
     return None

@@ -1,10 +1,8 @@
-"""CLIP's byte-pair vocabulary as a ``tokenizer.json``, and text towers that know some words only.
+"""CLIP's vocabulary as ``tokenizer.json``, and text towers that know some words only.
 
-A text tower that was trained on few words carries CLIP's whole table of 49408 tokens, nearly all of
-them as they were initialised. Here the table keeps the rows of the given words, and the tokenizer
-numbers their tokens anew. A symbol that merging passes through, but that no given word ends up
-with, gets a number above the end token's: the text tower has no row for it, and
-:class:`zsseg_rt.text.tokenizer.Tokenizer` leaves out every word that still contains one.
+Such a tower's table keeps the rows of these words, whose tokens are numbered anew. A symbol that
+merging passes through, but that no word ends up with, gets a number above the end token's, and
+:class:`zsseg_rt.text.tokenizer.Tokenizer` leaves out words that still contain one.
 """
 
 from __future__ import annotations
@@ -12,11 +10,10 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from zsseg_rt.errors import CheckpointError, VocabularyError
 from zsseg_rt.export.graph_files import weights_of
@@ -35,15 +32,7 @@ _MERGES = Path(__file__).parent / "clip_words/merges.txt.gz"
 
 @cache
 def tokenizer_json() -> str:
-    """Describe CLIP's tokenizer.
-
-    The file's own normalizer composes accents, joins whitespace and lowers the case, for readers
-    that use only the file; :class:`zsseg_rt.text.tokenizer.Tokenizer` cleans text beforehand.
-
-    Source:
-        Radford et al., "Learning Transferable Visual Models From Natural Language Supervision",
-        ICML 2021.
-    """
+    """CLIP's tokenizer, whose own normalizer serves readers that use only the file."""
     lines = gzip.decompress(_MERGES.read_bytes()).decode("utf-8").split("\n")
     merges = lines[1 : _NUM_MERGES + 1]
     letters = _byte_letters()
@@ -64,13 +53,11 @@ def _byte_letters() -> list[str]:
 # --- some words only ---
 
 
-@dataclass(frozen=True)
-class WordSubset:
+class WordSubset(NamedTuple):
     """A text tower with the tokens of some words only."""
 
-    encoder: WrittenText  # The text tower
+    encoder: WrittenText
     tokenizer_json: str  # The tokenizer that goes with it
-    words: tuple[str, ...]  # What class names may be made of, in the order given
     rows: tuple[int, ...]  # The whole tower's token for each of this one's
 
 
@@ -87,19 +74,15 @@ def keep_words(encoder: Any, words: Sequence[str], other_words: Sequence[str] = 
             "Only a tower with CLIP's own tokenizer can be cut down."
         )
     ranks = {tuple(merge.split()): rank for rank, merge in enumerate(full["model"]["merges"])}
-    used = _Merging(ranks)
-    for word in [*words, *other_words]:
-        used.add(word)
-    numbering = _number(vocab, used)
+    tokens, merges, symbols = _merged([*words, *other_words], ranks)
+    numbering = _number(vocab, tokens, symbols)
     rows = [vocab[token] for token in numbering][: numbering[END_OF_TEXT] + 1]
     full["model"]["vocab"] = numbering
-    full["model"]["merges"] = [
-        " ".join(merge) for merge in sorted(used.merges, key=ranks.__getitem__)
-    ]
+    full["model"]["merges"] = [" ".join(pair) for pair in sorted(merges, key=ranks.__getitem__)]
     for token, entry in full["post_processor"]["special_tokens"].items():
         entry["ids"] = [numbering[token]]
     content = json.dumps(full, ensure_ascii=False)
-    return WordSubset(tower.with_rows(rows), content, tuple(words), tuple(rows))
+    return WordSubset(tower.with_rows(rows), content, tuple(rows))
 
 
 def written_text(tower: Any) -> WrittenText | None:
@@ -113,48 +96,39 @@ def written_text(tower: Any) -> WrittenText | None:
     return WrittenText(tower=arrays, words=config.words, prompt_words=config.prompt_words)
 
 
-class _Merging:
-    """Byte-pair merging of words that remembers what it used."""
-
-    def __init__(self, ranks: Mapping[tuple[str, ...], int]) -> None:
-        self._ranks = ranks
-        self.merges: set[tuple[str, str]] = set()
-        self.symbols: set[str] = set()
-        self.tokens: set[str] = set()
-
-    def add(self, word: str) -> None:
-        """Merge one word."""
+def _merged(
+    words: Sequence[str], ranks: Mapping[tuple[str, ...], int]
+) -> tuple[set[str], set[tuple[str, ...]], set[str]]:
+    """The tokens of words by byte-pair merging, its merges, and all symbols on the way."""
+    tokens, merges, symbols = set[str](), set[tuple[str, ...]](), set[str]()
+    for word in words:
         if not word.isascii() or word != word.lower() or not (word.isalpha() or len(word) == 1):
             raise VocabularyError(
                 f"words: expected single lower-case words of ASCII letters, got {word!r}. "
                 "Split names into their words."
             )
         parts = [*word[:-1], word[-1] + WORD_END]
-        self.symbols.update(parts)
-        while len(parts) > 1:
-            pairs = [pair for pair in pairwise(parts) if pair in self._ranks]
-            if not pairs:
-                break
-            parts = self._merge(parts, min(pairs, key=self._ranks.__getitem__))
-        self.tokens.update(parts)
-
-    def _merge(self, parts: Sequence[str], pair: tuple[str, str]) -> list[str]:
-        merged: list[str] = []
-        for part in parts:
-            if merged and (merged[-1], part) == pair:
-                merged[-1] += part
-            else:
-                merged.append(part)
-        self.merges.add(pair)
-        self.symbols.add(pair[0] + pair[1])
-        return merged
+        symbols.update(parts)
+        while pairs := [pair for pair in pairwise(parts) if pair in ranks]:
+            pair = min(pairs, key=ranks.__getitem__)
+            joined: list[str] = []
+            for part in parts:
+                if joined and (joined[-1], part) == pair:
+                    joined[-1] += part
+                else:
+                    joined.append(part)
+            parts = joined
+            merges.add(pair)
+            symbols.update(parts)
+        tokens.update(parts)
+    return tokens, merges, symbols
 
 
-def _number(vocab: Mapping[str, int], used: _Merging) -> dict[str, int]:
+def _number(vocab: Mapping[str, int], tokens: set[str], symbols: set[str]) -> dict[str, int]:
     """New numbers: the padding's token, known tokens in CLIP's order, markers, then the rest."""
     padding = next(token for token, number in vocab.items() if number == 0)
-    tokens = sorted(used.tokens - {padding}, key=vocab.__getitem__)
+    known = sorted(tokens - {padding}, key=vocab.__getitem__)
     letters = {token for token, number in vocab.items() if number < 512}  # merging starts from them
-    rest = sorted(letters | used.symbols, key=vocab.__getitem__)
-    order = dict.fromkeys([padding, *tokens, START_OF_TEXT, END_OF_TEXT, *rest])
+    rest = sorted(letters | symbols, key=vocab.__getitem__)
+    order = dict.fromkeys([padding, *known, START_OF_TEXT, END_OF_TEXT, *rest])
     return {token: number for number, token in enumerate(order)}

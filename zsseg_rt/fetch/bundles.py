@@ -69,7 +69,7 @@ def fetch_bundle(
         check_free_space(weights, place.parent, 0)
         checkpoints = find_checkpoints(weights, progress)
         progress.say("exporting the bundle in float32 and float16, then checking it")
-        _export(weights, checkpoints, place, progress)
+        _export(weights, checkpoints, place)
         size = sum(file.stat().st_size for file in place.iterdir())
         progress.say(f"wrote {place} ({megabytes(size)}). {_settle(checkpoints, keep_checkpoint)}")
     return place
@@ -100,9 +100,7 @@ def _check_count(weights: PretrainedSet, path: Path, count: int, within: float =
         )
 
 
-def _export(
-    weights: PretrainedSet, checkpoints: Sequence[Checkpoint], place: Path, progress: Progress
-) -> None:
+def _export(weights: PretrainedSet, checkpoints: Sequence[Checkpoint], place: Path) -> None:
     paths, size_hw = [file.path for file in checkpoints], (weights.size, weights.size)
     options: dict[str, Any] = {
         "source": ", ".join(checkpoint.origin for checkpoint in checkpoints),
@@ -135,13 +133,12 @@ def _export(
                 TipsSettings(size_hw=size_hw),
                 # positions may be stored for another grid: less than 1 % of the numbers
                 check=lambda tensors: check(tensors.num_parameters, within=0.01),
-                on_progress=progress.computed,
                 tokenizer=tokenizer,
                 space=weights.clip,
                 **options,
             )
         else:
-            _export_clip(weights, paths, place, progress, check, options)
+            _export_clip(weights, paths, place, check, options)
     except CheckpointError as exc:
         raise FetchError(
             f"{paths[0]}: expected the weights of {weights.clip} {weights.tag}, got a file "
@@ -153,7 +150,6 @@ def _export_clip(
     weights: PretrainedSet,
     paths: Sequence[Path],
     place: Path,
-    progress: Progress,
     check: Callable[[int], None],
     options: dict[str, Any],
 ) -> None:
@@ -167,7 +163,6 @@ def _export_clip(
         place,
         DenseHead(head=weights.head, size_hw=size_hw, activation=weights.activation),
         check=lambda tensors: check(tensors.num_parameters),
-        on_progress=progress.computed,
         space=weights.clip if own else describe_space(weights.tag, weights.clip),
         **options,
         **({"tokenizer": paths[1]} if len(paths) > 1 else {}),

@@ -249,14 +249,6 @@ class Progress:
             total: Bytes of the whole file; None if the hub does not say.
         """
 
-    def computed(self, done: int, total: int) -> None:
-        """More of the network's forward pass in NumPy is done.
-
-        Args:
-            done: Parts of the network.
-            total: All of them.
-        """
-
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,7 +25,6 @@ class WrittenText:
     # What class names may be made of, for a tower that was trained on few words
     words: tuple[str, ...] = ()
     prompt_words: tuple[str, ...] = ()  # Further words and punctuation that such a tower knows
-    on_mark: Callable[[str], None] | None = None  # Hears of every block that was computed
     # Name and content of a tokenizer's file, for a tower that has not CLIP's
     pieces: tuple[str, bytes] | None = None
 
@@ -46,7 +45,7 @@ class WrittenText:
         table = self.rows
         inputs = token_ids if table is None else table[token_ids].astype(np.float16)
         inputs = inputs if table is None else inputs.astype(np.float32)  # as the bundle stores them
-        return np.asarray(self.tower.embed(Arrays(self.on_mark), inputs))
+        return np.asarray(self.tower.embed(Arrays(), inputs))
 
     @property
     def rows(self) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -168,8 +168,8 @@ NUMPY = Numpy()
 class Arrays(Operations):
     """Every operation is done at once."""
 
-    def __init__(self, on_mark: Callable[[str], None] | None = None, *, xp: Any = NUMPY) -> None:
-        super().__init__(on_mark)
+    def __init__(self, xp: Any = NUMPY) -> None:
+        super().__init__()
         self.xp = xp
 
     def apply(
@@ -282,9 +282,12 @@ def resize_weights(
     size: int, new: int, factor: float | None, rule: tuple[tuple[str, Any], ...]
 ) -> Array:
     """Places int64 [new] that mode ``nearest`` picks, or weights float32 [new, size]."""
-    settings = dict(rule)
-    if settings.get("keep_aspect_ratio_policy", "stretch") != "stretch":
-        raise ValueError("expected keep_aspect_ratio_policy='stretch', got another")
+    weights = resize_matrix(size, new, factor, dict(rule))
+    return weights if weights.ndim == 1 else weights.astype(np.float32)
+
+
+def resize_matrix(size: int, new: int, factor: float | None, settings: Mapping[str, Any]) -> Array:
+    """As :func:`resize_weights`, weights in float64."""
     mode = settings.get("mode", "nearest")
     scale = factor or new / size
     places = _resize_places(
@@ -309,7 +312,7 @@ def resize_weights(
     matrix = np.zeros((new, size))
     columns = np.clip(taps, 0, size - 1).astype(np.int64)
     np.add.at(matrix, (np.arange(new)[:, None], columns), weights)
-    return matrix.astype(np.float32)
+    return matrix
 
 
 def _resize_places(coordinates: str, size: int, new: int, scale: float) -> Array:
@@ -329,6 +332,6 @@ def _tap_weights(mode: str, distances: Array, settings: Mapping[str, Any]) -> Ar
     if mode == "linear":
         return np.asarray(np.maximum(0, 1 - far))
     a = settings.get("cubic_coeff_a", -0.75)
-    near = (a + 2) * far**3 - (a + 3) * far**2 + 1
-    tail = a * far**3 - 5 * a * far**2 + 8 * a * far - 4 * a
+    near = ((a + 2) * far - (a + 3)) * far * far + 1
+    tail = ((far - 5) * far + 8) * a * far - 4 * a
     return np.where(far <= 1, near, np.where(far < 2, tail, 0))

@@ -61,9 +61,8 @@ class Operations(ABC):
         marks: Values that :meth:`mark` was given, by name.
     """
 
-    def __init__(self, on_mark: Callable[[str], None] | None = None) -> None:
+    def __init__(self) -> None:
         self.marks: dict[str, Value] = {}
-        self._on_mark = on_mark
 
     @abstractmethod
     def apply(
@@ -79,8 +78,6 @@ class Operations(ABC):
     def mark(self, name: str, x: Value) -> Value:
         """Remember a stage under a name, so that two ways to compute it can be compared."""
         self.marks[name] = x
-        if self._on_mark:
-            self._on_mark(name)
         return x
 
     def fold_norm(self, norm: Norm, linears: Sequence[Linear]) -> tuple[Norm, list[Linear]]:

@@ -16,7 +16,7 @@ from zsseg_rt.common.checks import check_size
 from zsseg_rt.common.files import read_limited, sha256_of
 from zsseg_rt.errors import ArgumentError, CheckpointError
 from zsseg_rt.export.bundle_writer import ExportedModel, write_model_bundle
-from zsseg_rt.export.clip_file import OnMark, OnProgress, part_counter, written_model
+from zsseg_rt.export.clip_file import written_model
 from zsseg_rt.export.golden import GOLDEN_NAMES
 from zsseg_rt.export.graph_files import MAX_CLASSES, weights_of
 from zsseg_rt.export.options import COMMON_OPTIONS, ExportOptions, read_options
@@ -72,8 +72,7 @@ def export_tips_files(
     path: str | Path,
     settings: TipsSettings | None = None,
     *,
-    check: Callable[[TipsTensors], None] | None = None,
-    on_progress: OnProgress | None = None,
+    check: Callable[[TipsTensors], None] = lambda _: None,
     **options: Any,
 ) -> Path:
     """Write a bundle of TIPSv2's files; what NumPy computes of the network is its golden sample."""
@@ -84,9 +83,8 @@ def export_tips_files(
 
     def make() -> ExportedModel:
         weights = read_tips(vision, text)
-        if check is not None:
-            check(weights)
-        return _cut(weights, settings or TipsSettings(), export_options, on_progress)
+        check(weights)
+        return _cut(weights, settings or TipsSettings(), export_options)
 
     return write_model_bundle(Path(path), make, export_options)
 
@@ -106,34 +104,28 @@ def export_tips(model: Any, options: ExportOptions) -> ExportedModel:
     )
     templates = config.templates if options.templates is None else options.templates
     options = replace(options, templates=templates)
-    return _cut(TipsTensors(visual=visual, text=words), settings, options, None)
+    return _cut(TipsTensors(visual=visual, text=words), settings, options)
 
 
-def _cut(
-    weights: TipsTensors,
-    settings: TipsSettings,
-    options: ExportOptions,
-    on_progress: OnProgress | None,
-) -> ExportedModel:
+def _cut(weights: TipsTensors, settings: TipsSettings, options: ExportOptions) -> ExportedModel:
     heads = heads_of("num_heads", settings.num_heads, weights.width)
     image = TipsImage(tensors=weights.visual, num_heads=heads, activation="gelu")
-    mark = part_counter(weights.text, len(image.blocks), on_progress)
     side = TextSide(
         options,
         embed_dim=weights.width,
         templates=TEMPLATES,
         template_set="tips-9" if options.templates in (None, TEMPLATES) else "custom",
-        tower=_text_tower(weights, settings, options, mark),
+        tower=_text_tower(weights, settings, options),
     )
     preprocess = PreprocessSpec(size_hw=settings.size_hw, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     names = (options.class_names or GOLDEN_NAMES)[:MAX_CLASSES]
     head = settings.head(weights.temperature, options.window_batch)
     encode = partial(dense_embeds, tower=image)
-    return written_model(encode, head, preprocess, side, names, mark, architecture="tips")
+    return written_model(encode, head, preprocess, side, names, architecture="tips")
 
 
 def _text_tower(
-    weights: TipsTensors, settings: TipsSettings, options: ExportOptions, mark: OnMark
+    weights: TipsTensors, settings: TipsSettings, options: ExportOptions
 ) -> WrittenText | None:
     if options.text_encoder not in ("auto", None):
         raise ArgumentError(
@@ -156,7 +148,7 @@ def _text_tower(
             f"tokenizer: expected {tower.vocab_size} pieces, as many as the text tower has rows, "
             f"got {num_pieces}. It is another model's: get TIPS's own tokenizer.model."
         )
-    return WrittenText(tower=tower, on_mark=mark, pieces=(PIECES_FILE, pieces))
+    return WrittenText(tower=tower, pieces=(PIECES_FILE, pieces))
 
 
 def _read_tokenizer(source: str | Path | bytes) -> bytes:
