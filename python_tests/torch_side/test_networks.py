@@ -10,9 +10,9 @@ from support import tiny
 from support.graph_runs import run_file
 from zsseg_rt.models import create_model
 from zsseg_rt.networks.aggregating import RULES_OF_OUTLIERS
-from zsseg_rt.networks.clip import ImageTower, TextTower, embed_text
+from zsseg_rt.networks.clip import ImageTower, TextTower
 from zsseg_rt.networks.heads import HEADS, dense_embeds
-from zsseg_rt.networks.positions import resize_grid
+from zsseg_rt.networks.layers import resize_grid
 from zsseg_rt.onnx.arrays import Arrays
 from zsseg_rt.onnx.check import check_graph
 from zsseg_rt.onnx.graph import Graph
@@ -94,10 +94,10 @@ def test_text_equals_torch(activation, tmp_path):
     ids[np.arange(6), [3, 9, 20, 41, 76, 5]] = 49407
     with torch.no_grad():
         expected = {"text_embeds": model.text_encoder(torch.from_numpy(ids)).numpy()}
-    assert_near({"text_embeds": embed_text(Arrays(), tower, ids)}, expected)
+    assert_near({"text_embeds": tower.embed(Arrays(), ids)}, expected)
     graph = Graph()
     token_ids = graph.input("token_ids", ("prompts", 77), "int64")
-    graph.output("text_embeds", embed_text(graph, tower, token_ids))
+    graph.output("text_embeds", tower.embed(graph, token_ids))
     path = tmp_path / "text.onnx"
     save_onnx(with_exact_halves(graph.network()), "text_encoder", path)
     onnx.checker.check_model(onnx.load(path), full_check=True)

@@ -12,11 +12,9 @@ With L blocks, H_i the tokens after block i (from 0), P(.) their patches, c(.) t
 ``att`` is the last block's attention: the mean of S and, in SC-CLIP, softmax(k k^T s); in SFP,
 softmax(q q^T s) and softmax(k k^T s) in branch a, nothing else in branch b.
 
-What compares numbers, which float16
-could tip over, is written in the scope ``float32`` and stays so.
-
-Two things differ from the official code on purpose: an outlier whose neighbours are all outliers
-keeps its value (SFP: 0, then NaN everywhere), and grids need not be square.
+What compares numbers, which float16 could tip over, is in the scope ``float32``. On purpose, an
+outlier whose neighbours are all outliers keeps its value (officially NaN everywhere), and grids
+need not be square.
 
 Source:
     SFP, ICCV 2025 (code at 2804f5b); SC-CLIP, arXiv 2411.15869 (code at 0417ba9).
@@ -33,8 +31,8 @@ import numpy as np
 
 from zsseg_rt.common.checks import check_choice
 from zsseg_rt.errors import ArgumentError, ShapeError
+from zsseg_rt.networks.clip import Trunk, patches_of
 from zsseg_rt.networks.layers import attend, merge_heads, projections, split_heads, unit
-from zsseg_rt.networks.trunk import Trunk, patches_of
 from zsseg_rt.onnx.operations import Linear, Operations, Value
 
 _MASKED = np.float32(-1e4)  # its exponential is 0

@@ -23,12 +23,12 @@ from zsseg_rt.networks.clip import (
     Tensors,
     embed_patches,
     part_of,
+    patches_of,
     projection,
     run_blocks,
 )
 from zsseg_rt.networks.heads import own_values
 from zsseg_rt.networks.layers import activate, attend, group_norm, read_linear, read_norm, unit
-from zsseg_rt.networks.trunk import patches_of
 from zsseg_rt.onnx.arrays import Arrays
 from zsseg_rt.onnx.operations import Array, Linear, Norm, Operations, Shape, Value
 
@@ -339,10 +339,7 @@ class _Head:
         return ops.reshape(ops.transpose(x, (0, 1, 3, 2, 4)), shape)
 
     def sums(self, x: Value, layer: int) -> tuple[Value, Value]:
-        """Sums for other classes: keys times values [N, heads, d, d], and keys [N, heads, d, 1].
-
-        Attention between classes is linear: keys and queries are ``elu(.) + 1``.
-        """
+        """Sums over classes: keys times values [N, heads, d, d], and keys [N, heads, d, 1]."""
         ops, name = self._ops, f"layers.{layer}.attention."
         with ops.at(f"layers.{layer}.sums"):
             y = ops.layer_norm(x, self._norm(f"{name}norm1"))

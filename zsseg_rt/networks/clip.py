@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
-from zsseg_rt.networks.layers import Block, Turn, read_block, read_norm, residual_block, unit
-from zsseg_rt.networks.positions import resize_grid
+from zsseg_rt.networks.layers import (
+    Block,
+    Turn,
+    read_block,
+    read_norm,
+    residual_block,
+    resize_grid,
+    unit,
+)
 from zsseg_rt.onnx.operations import Array, Linear, Norm, Operations, Value
 
 Tensors = Mapping[str, Array]
@@ -18,7 +26,7 @@ Tensors = Mapping[str, Array]
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTower:
-    """CLIP's ViT with a class token."""
+    """CLIP's ViT with a class token, and its relatives."""
 
     # conv1.weight, class_embedding, positional_embedding, ln_pre, transformer.resblocks.0...,
     # ln_post, proj; float32
@@ -34,13 +42,19 @@ class ImageTower:
 
     @property
     def eps(self) -> float:
-        """Of all norms."""
-        return 1e-5
+        """Of all norms: CLIP's, or that of TIPS and SigLIP."""
+        others = "register_embedding" in self.tensors or not self.extra_tokens
+        return 1e-6 if others else 1e-5
 
     @property
     def extra_tokens(self) -> int:
-        """How many stored positions stand before those of the patches."""
-        return 1
+        """How many stored positions stand before those of the patches: SigLIP has none."""
+        return int("class_embedding" in self.tensors)
+
+    @property
+    def resizing(self) -> tuple[str, bool]:
+        """How positions are resized: mode, and whether with antialiasing."""
+        return "bicubic", False
 
     @property
     def patch_size(self) -> int:
@@ -73,15 +87,14 @@ class ImageTower:
         return size_hw[0] // self.stride, size_hw[1] // self.stride
 
     def positions(self, grid_hw: tuple[int, int], *, as_published: bool = False) -> Array:
-        """Positions of the patches of a grid, bicubic, float32 [gh * gw, W].
-
-        ``as_published`` resizes as the code of SCLIP and of its successors does.
-        """
-        side, rows = self.grid_side, self.tensors["positional_embedding"][1:]
+        """Positions of a grid's patches, float32 [gh * gw, W]; ``as_published`` as SCLIP does."""
+        side, rows = self.grid_side, self.tensors["positional_embedding"][self.extra_tokens :]
         if grid_hw == (side, side) or (as_published and math.prod(grid_hw) == side**2):
             return rows
+        mode, antialias = self.resizing
         beyond = 0.1 if as_published else 0.0
-        resized = resize_grid(rows.reshape(side, side, -1), grid_hw, beyond=beyond)
+        cells = rows.reshape(side, side, -1)
+        resized = resize_grid(cells, grid_hw, mode, antialias=antialias, beyond=beyond)
         return np.ascontiguousarray(resized.reshape(-1, rows.shape[1]))
 
 
@@ -93,11 +106,7 @@ def part_of(tensors: Tensors, prefix: str) -> dict[str, Array]:
 def embed_patches(
     ops: Operations, tower: ImageTower, image: Value, positions: Array | None = None
 ) -> Value:
-    """Class token and patches after ``ln_pre``, [B, 1 + N, W], of an image [B, 3, H, W].
-
-    Shapes:
-        positions: Of the patches, float32 [N, W]; None: the tower's.
-    """
+    """Class token and patches after ``ln_pre``, [B, 1 + N, W], of an image [B, 3, H, W]."""
     tensors, norm = tower.tensors, read_norm(tower.tensors, "ln_pre")
     grid = tower.grid_hw(tuple(image.shape[2:]))
     if positions is None:
@@ -168,30 +177,22 @@ class TextTower:
         return len(self.tensors["token_embedding.weight"])
 
     def embed(self, ops: Operations, token_ids: Value) -> Value:
-        """See :func:`embed_text`."""
-        return embed_text(ops, self, token_ids)
-
-
-def embed_text(ops: Operations, tower: TextTower, token_ids: Value) -> Value:
-    """Embeddings [T, D], not normalised, of token ids int64 [T, L].
-
-    Tokens see those before them; the row of the largest id, which ends the text, is projected.
-    """
-    tensors, length = tower.tensors, token_ids.shape[1]
-    with ops.at("token_embedding"):
-        tokens = ops.gather(tensors["token_embedding.weight"], token_ids)
-    x = ops.add(tokens, tensors["positional_embedding"][:length])
-    mask = np.triu(np.full((length, length), -np.inf, np.float32), 1)
-    blocks = read_blocks(tensors, tower.num_heads, tower.activation)
-    x = run_blocks(ops, blocks, x, mask)[-1]
-    with ops.at("ln_final"):
-        x = ops.layer_norm(x, read_norm(tensors, "ln_final"))
-    # A product with zeros and a one instead of an index: the same row, without a gather.
-    ends = ops.equal(np.arange(length), ops.arg_max(token_ids))
-    one_hot = ops.reshape(ops.cast(ends, "float32"), (token_ids.shape[0], 1, length))
-    width = x.shape[-1]
-    row = ops.reshape(ops.matmul(one_hot, x), (token_ids.shape[0], width))
-    return ops.matmul(row, tensors["text_projection"])
+        """Embeddings [T, D], not normalised, of ids int64 [T, L]: of the largest id, the end's."""
+        tensors, length = self.tensors, token_ids.shape[1]
+        with ops.at("token_embedding"):
+            tokens = ops.gather(tensors["token_embedding.weight"], token_ids)
+        x = ops.add(tokens, tensors["positional_embedding"][:length])
+        mask = np.triu(np.full((length, length), -np.inf, np.float32), 1)
+        blocks = read_blocks(tensors, self.num_heads, self.activation)
+        x = run_blocks(ops, blocks, x, mask)[-1]
+        with ops.at("ln_final"):
+            x = ops.layer_norm(x, read_norm(tensors, "ln_final"))
+        # A product with zeros and a one instead of an index: the same row, without a gather.
+        ends = ops.equal(np.arange(length), ops.arg_max(token_ids))
+        one_hot = ops.reshape(ops.cast(ends, "float32"), (token_ids.shape[0], 1, length))
+        width = x.shape[-1]
+        row = ops.reshape(ops.matmul(one_hot, x), (token_ids.shape[0], width))
+        return ops.matmul(row, tensors["text_projection"])
 
 
 def read_blocks(
@@ -206,3 +207,31 @@ def read_blocks(
         read_block(tensors, f"{prefix}{index}", num_heads, activation, eps)
         for index in sorted(names)
     )
+
+
+# --- dense heads ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trunk:
+    """A network up to its last block, as a dense head reads it."""
+
+    tower: ImageTower
+    grid_hw: tuple[int, int]
+    # Tokens [B, 1 + N, W] before the first block and after each but the last
+    outputs: Sequence[Value]
+    # The head's settings, such as prior_std
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def after(self, block: int) -> Value:
+        """Tokens after a block, counted from 0; -1 is the input of the first."""
+        return self.outputs[block + 1]
+
+
+Head = Callable[[Operations, Trunk], Value]
+"""Makes the last block's patches [B, N, W], before ``ln_post``."""
+
+
+def patches_of(ops: Operations, tokens: Value) -> Value:
+    """Tokens without the class token."""
+    return ops.slice(tokens, 1, 1, tokens.shape[1])

@@ -1,7 +1,6 @@
-"""ZegCLIP and CLIP-RC over any :class:`Operations`: from an image to features, and class queries.
+"""ZegCLIP and CLIP-RC over any :class:`Operations`, from weights with the official keys.
 
-Weights have the official checkpoints' keys. What inference does not need is left out, and what is
-constant is folded; all folds are exact up to rounding:
+What inference does not need is left out; what is constant is folded, exactly up to rounding:
 
 - What blocks make of prompts is never used, so prompts are constant keys and values.
 - CLIP-RC's cells start as constants, and a cell is projected before it is spread over the grid.
@@ -24,15 +23,13 @@ import numpy as np
 from zsseg_rt.networks.clip import ImageTower, Tensors, embed_patches, project, projection
 from zsseg_rt.networks.layers import (
     activate,
-    attend,
-    merge_heads,
+    attend_to,
     read_linear,
     read_norm,
     residual_block,
-    split_heads,
+    resize_grid,
     unit,
 )
-from zsseg_rt.networks.positions import resize_grid
 from zsseg_rt.onnx.operations import Array, Linear, Norm, Operations, Value
 
 BLOCKED = np.float32(-1e4)
@@ -55,13 +52,10 @@ class PromptedTower(ImageTower):
         """CLIP-RC's cell tokens R, a square number; 0 in ZegCLIP."""
         return len(self.tensors.get("region_level_bridge", ()))
 
-    def positions(self, grid_hw: tuple[int, int], *, as_published: bool = True) -> Array:
-        """Positions of the patches of a grid, bilinear, float32 [gh * gw, W]."""
-        side, rows = self.grid_side, self.tensors["positional_embedding"][1:]
-        if grid_hw == (side, side):
-            return rows
-        width = rows.shape[1]
-        return resize_grid(rows.reshape(side, side, width), grid_hw, "bilinear").reshape(-1, width)
+    @property
+    def resizing(self) -> tuple[str, bool]:
+        """How positions are resized."""
+        return "bilinear", False
 
     def prompts(self) -> list[Array | None]:
         """The projected prompts of each block, float32 [1, P, W], or None."""
@@ -86,11 +80,10 @@ def image_encoder(ops: Operations, tower: PromptedTower, image: Value) -> tuple[
 def cell_encoder(
     ops: Operations, tower: PromptedTower, image: Value, lateral: Linear
 ) -> tuple[Value, Value]:
-    """CLIP-RC's features of one image [1, 3, H, W].
+    """CLIP-RC's ``patch_embeds`` [1, N, E] and ``cls_embed`` [R, D] of one image.
 
-    Returns:
-        ``patch_embeds`` [1, N, E], ``lateral`` of each patch's cell, class and patch embeddings;
-        ``cls_embed`` [R, D], the sum of each cell's and the image's unit-norm embeddings.
+    They are ``lateral`` of each patch's cell, class and patch embeddings, and the sums of each
+    cell's and the image's; all embeddings are of unit norm.
     """
     tensors, cells = tower.tensors, tower.num_cells
     grid_hw = tower.grid_hw(tuple(image.shape[2:]))
@@ -133,14 +126,7 @@ def _run_blocks(
 
 
 def cells_of_patches(grid_hw: tuple[int, int], num_cells: int, *, official: bool = False) -> Array:
-    """The cell that each patch lies in: the grid cut evenly into a square number of cells.
-
-    If the cells per side do not divide the grid evenly, some cells get one row or column of
-    patches more than others; a grid smaller than that leaves some cells without patches.
-
-    Returns:
-        int64 [N], row-major over the grid, values in [0, R); R for a patch in no cell.
-    """
+    """The cell that each patch lies in, int64 [N], of a square number R; R for one in no cell."""
     side = math.isqrt(num_cells)
 
     def cut(size: int) -> Array:
@@ -155,14 +141,10 @@ def cells_of_patches(grid_hw: tuple[int, int], num_cells: int, *, official: bool
 
 
 def allowed_keys(tower: PromptedTower, grid_hw: tuple[int, int], num_prompts: int) -> Array:
-    """The keys that each token sees: rows are class, patches and cells; columns also prompts.
+    """The keys that each token sees, bool [1 + N + R, 1 + N + R + P].
 
-    Class, patches and prompts see each other. A cell and its own patches see each other, and a
-    cell sees itself; no other token sees a cell, and a cell sees no other token. The grid that
-    positions are stored for is cut as in the official code, others evenly.
-
-    Returns:
-        bool [1 + N + R, 1 + N + R + P].
+    Class, patches and prompts see each other; a cell and its patches do, and a cell sees itself.
+    The grid that positions are stored for is cut as in the official code, others evenly.
     """
     cells, official = tower.num_cells, grid_hw == (tower.grid_side,) * 2
     inside = cells_of_patches(grid_hw, cells, official=official)[:, None] == np.arange(cells)
@@ -184,16 +166,9 @@ def spread_cells(num_cells: int, grid_hw: tuple[int, int]) -> Array:
 
 
 def zegclip_descriptor(head: Tensors, num_heads: int) -> tuple[Linear, float]:
-    """The descriptor of ZegCLIP's class queries, and the factor of the last product.
+    """ZegCLIP's descriptor [Q, 2 D] of ``[cls * text, text]``, and the factor of the last product.
 
-    Below the rows of the queries it has those of the first decoder layer's query of them, where
-    there are several layers.
-
-    Shapes:
-        head: Weights below ``decode_head.``.
-
-    Returns:
-        A projection [Q, 2 D] of ``[cls * text, text]``; Q is E or 2 E.
+    Of several layers it also has the first one's query, below the E rows of the queries: Q is 2 E.
     """
     layers = _layers(head, "decoder_1")
     weight, bias = read_linear(head, "q_proj")
@@ -218,10 +193,7 @@ def decoder(
 ) -> tuple[Value, Value]:
     """ZegCLIP's ``class_embeds`` [B, C, E] and ``patch_keys`` [B, N, E].
 
-    Shapes:
-        head: Weights below ``decode_head.``.
-        queries: Of :func:`zegclip_descriptor`, [B, C, Q].
-        patch_embeds: Unit norm, [B, N, D].
+    ``head`` are weights below ``decode_head.``; ``queries`` [B, C, Q] are the descriptor's.
     """
     *layers, last = _layers(head, "decoder_1")
     query, key = (read_linear(head, f"{last}multihead_attn.{part}") for part in "qk")
@@ -243,10 +215,7 @@ def two_way_decoder(
 ) -> tuple[Value, Value]:
     """CLIP-RC's ``class_embeds`` [1, C, E], means over the cells, and ``patch_keys`` [1, N, E].
 
-    Shapes:
-        head: Weights below ``decode_head.``.
-        queries: Of the descriptor, one row for each cell, [R, C, E].
-        patch_embeds: Of :func:`cell_encoder`, [1, N, E].
+    ``queries`` [R, C, E] are the descriptor's, ``patch_embeds`` those of :func:`cell_encoder`.
     """
     cells, classes, width = queries.shape
     rows = "queries" if isinstance(classes, str) else cells * classes
@@ -279,19 +248,12 @@ def _refine(
 ) -> Value:
     """A decoder layer: tokens attend to a memory, then an MLP; ``inputs`` ends with the query."""
     tokens, memory, query = inputs
-    linears = {part: read_linear(head, f"{layer}multihead_attn.{part}") for part in "qkv"}
-    scale = float((tokens.shape[2] // num_heads) ** -0.5)
+    parts = ("q", "k", "v", "proj")
+    first, *others, proj = (read_linear(head, f"{layer}multihead_attn.{part}") for part in parts)
     with ops.at("multihead_attn"):
-        own = query is None
-        query = ops.linear(tokens, linears["q"], scale) if own else query
-        queries, keys, values = (
-            split_heads(ops, part, num_heads)
-            for part in (query, ops.linear(memory, linears["k"]), ops.linear(memory, linears["v"]))
-        )
-        queries = queries if own else ops.mul(queries, np.float32(scale))
-        mixed = attend(ops, queries, keys, values)
-        proj = read_linear(head, f"{layer}multihead_attn.proj")
-        mixed = ops.linear(merge_heads(ops, mixed), proj)
+        linears = (first if query is None else None, *others)
+        asking = tokens if query is None else query
+        mixed = attend_to(ops, (asking, memory, memory), linears, proj, num_heads)
     tokens = ops.layer_norm(ops.add(tokens, mixed), read_norm(head, f"{layer}norm2"))
     hidden = activate(ops, ops.linear(tokens, read_linear(head, f"{layer}linear1")), "relu")
     update = ops.linear(hidden, read_linear(head, f"{layer}linear2"))

@@ -1,11 +1,7 @@
 """Dense heads over any :class:`Operations`: what CLIP's last block becomes for local patches.
 
-A head is a function of the tokens after each block before the last; to add one, write it and list
-it in :data:`HEADS`.
-
-Every head changes the last block only. With X the tokens after the blocks before it (row 0 is the
-class token), q, k, v its projections of ``ln_1(X)``, s = 1 / sqrt(head width), O its output
-projection and M(Z) = Z + mlp(ln_2(Z)):
+With X the tokens before it (row 0 is the class token), q, k, v its projections of ``ln_1(X)``,
+s = 1 / sqrt(head width), O its output projection and M(Z) = Z + mlp(ln_2(Z)):
 
 ========== ===================================== ==================
 head       attention A                           last block's Z
@@ -36,9 +32,16 @@ from typing import Any
 import numpy as np
 
 from zsseg_rt.networks.aggregating import sc_clip, sfp
-from zsseg_rt.networks.clip import ImageTower, embed_patches, project, run_blocks
+from zsseg_rt.networks.clip import (
+    Head,
+    ImageTower,
+    Trunk,
+    embed_patches,
+    patches_of,
+    project,
+    run_blocks,
+)
 from zsseg_rt.networks.layers import Block, attend, merge_heads, mlp, projections, residual_block
-from zsseg_rt.networks.trunk import Head, Trunk, patches_of
 from zsseg_rt.onnx.operations import Array, Linear, Operations, Value
 
 
@@ -47,8 +50,7 @@ def dense_embeds(
 ) -> Value:
     """Patch embeddings [B, N, D], unit norm, of an image [B, 3, H, W] of a fixed size.
 
-    Options are ``position``, ``"size"`` or ``"as_published"``, and those of the heads: NACLIP's
-    ``prior_std``, and ``aggregation`` of SFP and SC-CLIP.
+    Options: ``position``, NACLIP's ``prior_std``, and ``aggregation`` of SFP and SC-CLIP.
     """
     grid_hw = tower.grid_hw(tuple(image.shape[2:]))
     published = options.get("position") == "as_published"
@@ -68,11 +70,7 @@ def class_embed(ops: Operations, tower: ImageTower) -> Value:
 
 
 def neighbour_prior(grid_hw: tuple[int, int], std: float = 5.0) -> Array:
-    """NACLIP's addition to attention scores: a Gaussian of the distance between patches.
-
-    Returns:
-        float32 [1 + N, 1 + N], row-major over the grid, 0 for the class token.
-    """
+    """NACLIP's Gaussian of the distance between patches, [1 + N, 1 + N]; 0 for the class token."""
     rows, columns = (
         np.exp(-((np.arange(size)[:, None] - np.arange(size)) ** 2) / (2 * std**2))
         for size in grid_hw
@@ -91,10 +89,7 @@ def _maskclip(ops: Operations, trunk: Trunk) -> Value:
 def own_values(
     ops: Operations, patches: Value, block: Block, residual: Value | None = None
 ) -> Value:
-    """A block in which each patch [B, N, W] attends to itself: its two projections are one.
-
-    ``residual`` None is the patches.
-    """
+    """A block in which each patch [B, N, W] attends to itself: its two projections are one."""
     weight, bias = block.out
     merged = Linear(weight @ block.value.weight, weight @ block.value.bias + bias)
     norm, (merged,) = ops.fold_norm(block.norm_1, (merged,))

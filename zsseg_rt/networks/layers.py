@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from zsseg_rt.onnx.arrays import resize_matrix
 from zsseg_rt.onnx.operations import Array, Linear, Norm, Operations, Value
 
 Turn = Callable[[Value], Value]
@@ -43,10 +44,8 @@ def residual_block(
 ) -> Value:
     """``x += out(attend(norm_1(x))); x += mlp(norm_2(x))`` of tokens [B, N, W].
 
-    Shapes:
-        mask: float32 [N, N + P] or [B, 1, 1, N + P], added to the scores.
-        prompts: Constant tokens float32 [1, P, W] that all tokens see, after their own keys.
-        turn: What queries and keys [B, heads, N, w] become before their product.
+    A mask [N, N + P] or [B, 1, 1, N + P] is added to the scores; all tokens see constant prompts
+    [1, P, W], behind their own keys; queries and keys [B, heads, N, w] are turned.
     """
     norm, (q, k, v) = ops.fold_norm(block.norm_1, (block.query, block.key, block.value))
     normed = ops.layer_norm(x, norm)
@@ -111,14 +110,28 @@ def activate(ops: Operations, x: Value, activation: str) -> Value:
 def attend(
     ops: Operations, queries: Value, keys: Value, values: Value, mask: Value | None = None
 ) -> Value:
-    """``softmax(q k^T + mask) v`` of [B, heads, N, w]; a scale is part of the queries.
-
-    As these operators, backends find it and run it as one kernel.
-    """
+    """``softmax(q k^T + mask) v`` of [B, heads, N, w], which backends run as one kernel."""
     with ops.at("attention"):
         scores = ops.matmul(queries, ops.transpose(keys, (0, 1, 3, 2)))
         scores = scores if mask is None else ops.add(scores, mask)
         return ops.matmul(ops.softmax(scores), values)
+
+
+def attend_to(
+    ops: Operations,
+    inputs: Sequence[Value],
+    linears: Sequence[Linear | None],
+    out: Linear,
+    num_heads: int,
+) -> Value:
+    """Attention of three projected inputs [B, N, W]; queries may have been projected before."""
+    scale, parts = (inputs[0].shape[2] // num_heads) ** -0.5, list[Value]()
+    for value, linear in zip(inputs, linears, strict=True):
+        factor = 1.0 if parts else scale
+        part = value if linear is None else ops.linear(value, linear, factor)
+        part = split_heads(ops, part, num_heads)
+        parts.append(ops.mul(part, np.float32(factor)) if linear is None else part)
+    return ops.linear(merge_heads(ops, attend(ops, *parts)), out)
 
 
 def split_heads(ops: Operations, x: Value, num_heads: int) -> Value:
@@ -135,11 +148,9 @@ def merge_heads(ops: Operations, x: Value) -> Value:
 
 
 def group_norm(ops: Operations, x: Value, norm: Norm, num_groups: int) -> Value:
-    """Normalise maps [B, C, h, w] over groups of channels, as PyTorch's GroupNorm.
-
-    Only figures per channel are reshaped, never the maps: OpenVINO would bring the maps of its
-    convolutions into another order around an instance norm, a fifth of CAT-Seg's head.
-    """
+    """Normalise maps [B, C, h, w] over groups of channels, as PyTorch's GroupNorm."""
+    # Only figures per channel are reshaped, never the maps: OpenVINO would bring the maps of its
+    # convolutions into another order around an instance norm, a fifth of CAT-Seg's head.
     batch, channels = x.shape[:2]
     inside = channels // num_groups
     grouped, spread = (batch, num_groups, inside), (batch, channels, 1, 1)
@@ -200,3 +211,30 @@ def read_block(
         num_heads=num_heads,
         activation=activation,
     )
+
+
+def resize_grid(
+    grid: Array,
+    size_hw: tuple[int, int],
+    mode: str = "bicubic",
+    *,
+    antialias: bool = False,
+    beyond: float = 0.0,
+) -> Array:
+    """Resize [g, g, W] as torch's ``interpolate(..., align_corners=False)`` does, to float32.
+
+    ``beyond`` 0.1 is torch's ``scale_factor=(size + 0.1) / g``, as SCLIP's code resizes.
+    """
+    table = grid.detach().cpu().float() if hasattr(grid, "detach") else grid  # torch's
+    rule = {
+        "mode": {"bilinear": "linear", "bicubic": "cubic"}[mode],
+        "antialias": antialias,
+        "cubic_coeff_a": -0.5 if antialias else -0.75,
+        "exclude_outside": antialias,
+    }
+    resized = np.asarray(table, np.float64)
+    for axis, size in enumerate(size_hw):
+        old = grid.shape[axis]
+        rows = resize_matrix(old, size, (size + beyond) / old, rule)
+        resized = np.moveaxis(np.tensordot(rows, resized, (1, axis)), 0, axis)
+    return resized.astype(np.float32)

@@ -17,10 +17,16 @@ from functools import cached_property
 
 import numpy as np
 
-from zsseg_rt.networks.clip import ImageTower, Tensors, embed_patches, read_blocks, run_blocks
+from zsseg_rt.networks.clip import (
+    ImageTower,
+    Tensors,
+    embed_patches,
+    part_of,
+    read_blocks,
+    run_blocks,
+)
 from zsseg_rt.networks.heads import own_values
-from zsseg_rt.networks.layers import Block, Turn, mlp, read_linear, read_norm, thirds, unit
-from zsseg_rt.networks.positions import resize_grid
+from zsseg_rt.networks.layers import Block, Turn, mlp, read_block, read_linear, read_norm, unit
 from zsseg_rt.onnx.operations import Array, Linear, Operations, Value
 
 HEADS = ("value_mlp", "value", "value_mlp_own", "value_own")
@@ -32,20 +38,8 @@ _SIGLIP_EPS = 1e-6
 class PooledTower(ImageTower):
     """PE-Core's ViT, with a class token and rotary positions; or SigLIP's, with neither.
 
-    ``tensors`` are CLIP's, and ``attn_pool.probe``, ``attn_pool.attn...``,
-    ``attn_pool.layernorm``, ``attn_pool.mlp...``; SigLIP has ``conv1.bias``, but no
-    ``class_embedding``, ``ln_pre`` and ``proj``.
+    ``tensors`` also have ``attn_pool.*``; SigLIP's no ``class_embedding``, ``ln_pre`` and ``proj``.
     """
-
-    @property
-    def extra_tokens(self) -> int:
-        """How many tokens stand before the patches: PE-Core's class token, or none."""
-        return int("class_embedding" in self.tensors)
-
-    @property
-    def eps(self) -> float:
-        """Of all norms."""
-        return 1e-5 if self.extra_tokens else _SIGLIP_EPS
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
@@ -63,32 +57,17 @@ class PooledTower(ImageTower):
     @cached_property
     def pool(self) -> Block:
         """The pool as a block: its norms are those before and after attention."""
-        at = "attn_pool."
-        weights = thirds(self.tensors[f"{at}attn.in_proj_weight"])
-        biases = thirds(self.tensors[f"{at}attn.in_proj_bias"])
-        query, key, value = map(Linear, weights, biases)
-        return Block(
-            norm_1=self.ln_post,
-            query=query,
-            key=key,
-            value=value,
-            out=read_linear(self.tensors, f"{at}attn.out_proj"),
-            norm_2=read_norm(self.tensors, f"{at}layernorm", self.eps),
-            fc=read_linear(self.tensors, f"{at}mlp.c_fc"),
-            proj=read_linear(self.tensors, f"{at}mlp.c_proj"),
-            num_heads=_POOL_HEADS if self.extra_tokens else self.num_heads,
-            activation=self.activation,
-        )
+        parts = part_of(self.tensors, "attn_pool.") | {
+            f"ln_1.{key}": value for key, value in part_of(self.tensors, "ln_post.").items()
+        }
+        named = {f"pool.{key.replace('layernorm', 'ln_2')}": parts[key] for key in parts}
+        num_heads = _POOL_HEADS if self.extra_tokens else self.num_heads
+        return read_block(named, "pool", num_heads, self.activation, self.eps)
 
-    def positions(self, grid_hw: tuple[int, int], *, as_published: bool = True) -> Array:
-        """Positions of the patches of a grid, float32 [gh * gw, W].
-
-        Bilinear in PE-Core, bicubic in SigLIP.
-        """
-        side, rows = self.grid_side, self.tensors["positional_embedding"][self.extra_tokens :]
-        mode = "bilinear" if self.extra_tokens else "bicubic"
-        resized = resize_grid(rows.reshape(side, side, -1), grid_hw, mode)
-        return rows if grid_hw == (side, side) else resized.reshape(-1, rows.shape[1])
+    @property
+    def resizing(self) -> tuple[str, bool]:
+        """How positions are resized."""
+        return "bilinear" if self.extra_tokens else "bicubic", False
 
     def turn(self, ops: Operations, grid_hw: tuple[int, int]) -> Turn | None:
         """PE-Core's rotation of queries and keys; None for SigLIP."""
@@ -118,10 +97,7 @@ def _picked(linear: Linear, rows: Array) -> Linear:
 def dense_embeds(
     ops: Operations, tower: PooledTower, image: Value, head: str = "value_mlp"
 ) -> Value:
-    """Patch embeddings [B, N, D], unit norm, of an image [B, 3, H, W] of a fixed size.
-
-    ``head`` is one of :data:`HEADS`.
-    """
+    """Patch embeddings [B, N, D], unit norm, of an image [B, 3, H, W] of a fixed size."""
     own = head.endswith("_own")
     outputs = run_tower(ops, tower, image, tower.blocks[: -1 if own else None])
     first, count = tower.extra_tokens, outputs[-1].shape[1]

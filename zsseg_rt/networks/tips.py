@@ -13,7 +13,6 @@ import numpy as np
 from zsseg_rt.networks.clip import ImageTower, Tensors, read_blocks, run_blocks
 from zsseg_rt.networks.heads import own_values
 from zsseg_rt.networks.layers import read_norm, residual_block, unit
-from zsseg_rt.networks.positions import resize_grid
 from zsseg_rt.onnx.operations import Array, Linear, Operations, Value
 
 CONTEXT_LENGTH = 64  # tokens per prompt
@@ -26,15 +25,9 @@ class TipsImage(ImageTower):
     """DINOv2's ViT: no norm before the first block, no projection after the last."""
 
     @property
-    def eps(self) -> float:
-        """Of all norms."""
-        return 1e-6
-
-    def positions(self, grid_hw: tuple[int, int], *, as_published: bool = True) -> Array:
-        """Positions of the patches of a grid, bilinear with antialiasing, float32 [gh * gw, W]."""
-        side, rows = self.grid_side, self.tensors["positional_embedding"][1:]
-        resized = resize_grid(rows.reshape(side, side, -1), grid_hw, "bilinear", antialias=True)
-        return rows if grid_hw == (side, side) else resized.reshape(-1, rows.shape[1])
+    def resizing(self) -> tuple[str, bool]:
+        """How positions are resized."""
+        return "bilinear", True
 
 
 def dense_embeds(ops: Operations, tower: TipsImage, image: Value) -> Value:

@@ -17,13 +17,12 @@ import numpy as np
 
 from zsseg_rt.networks.clip import ImageTower, Tensors, embed_patches, part_of, project, run_blocks
 from zsseg_rt.networks.layers import (
-    attend,
+    attend_to,
     group_norm,
-    merge_heads,
     read_linear,
     read_norm,
     residual_block,
-    split_heads,
+    thirds,
     unit,
 )
 from zsseg_rt.onnx.operations import Array, Linear, Operations, Value
@@ -185,16 +184,12 @@ def _decode(
         name = f"layers.{index}"
 
         def attended(part: str, *inputs: Value, name: str = name) -> Value:
-            weights = np.split(tensors[f"{name}.{part}.in_proj_weight"], 3)
-            biases = np.split(tensors[f"{name}.{part}.in_proj_bias"], 3)
+            weights = thirds(tensors[f"{name}.{part}.in_proj_weight"])
+            biases = thirds(tensors[f"{name}.{part}.in_proj_bias"])
+            out = read_linear(tensors, f"{name}.{part}.out_proj")
             with ops.at(part):
-                parts: list[Value] = []
-                for value, linear in zip(inputs, map(Linear, weights, biases), strict=True):
-                    scale = 1.0 if parts else (value.shape[2] // network.num_heads) ** -0.5
-                    projected = ops.linear(value, linear, scale)
-                    parts.append(split_heads(ops, projected, network.num_heads))
-                mixed = merge_heads(ops, attend(ops, *parts))
-                return ops.linear(mixed, read_linear(tensors, f"{name}.{part}.out_proj"))
+                linears = list(map(Linear, weights, biases))
+                return attend_to(ops, inputs, linears, out, network.num_heads)
 
         with ops.at(f"decoder.{name}"):
             placed = ops.add(x, positions)
@@ -210,13 +205,7 @@ def _decode(
 
 
 def sine_positions(grid_hw: tuple[int, int], width: int) -> Array:
-    """Sine positional encoding of a grid, float32 [gh * gw, width]; rows in the first channels.
-
-    Coordinate k of n is ``k / (n + 1e-6) * 2 pi`` for k from 1, at wavelengths of powers of 10000.
-
-    Source:
-        Carion et al., "End-to-End Object Detection with Transformers", ECCV 2020.
-    """
+    """DETR's sine positions of a grid, float32 [gh * gw, width]; rows in the first channels."""
     half, axes = width // 2, []
     wavelengths = 10000.0 ** (2 * (np.arange(half) // 2) / half)
     for size in grid_hw:
@@ -230,10 +219,7 @@ def sine_positions(grid_hw: tuple[int, int], width: int) -> Array:
 
 
 def embed_regions(ops: Operations, network: ZegFormerNetwork, crops: Value) -> Value:
-    """CLIP's embeddings [R, D], unit norm, of crops [R, 3, s, s] normalised for CLIP.
-
-    Only the class token leaves the last block.
-    """
+    """CLIP's embeddings [R, D], unit norm, of crops [R, 3, s, s] normalised for CLIP."""
     tower = network.clip
     tokens = run_blocks(ops, tower.blocks[:-1], embed_patches(ops, tower, crops))[-1]
     with ops.at(f"blocks.{len(tower.blocks) - 1}"):

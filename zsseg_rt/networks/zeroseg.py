@@ -17,22 +17,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from zsseg_rt.networks.clip import Tensors
-from zsseg_rt.networks.layers import (
-    Block,
-    activate,
-    attend,
-    merge_heads,
-    read_linear,
-    read_norm,
-    residual_block,
-    split_heads,
-)
-from zsseg_rt.networks.positions import resize_grid
+from zsseg_rt.networks.clip import Tensors, part_of, read_blocks, run_blocks
+from zsseg_rt.networks.layers import activate, attend_to, read_linear, read_norm, resize_grid
 from zsseg_rt.onnx.operations import Array, Linear, Operations, Value
 
 _EPS = 1e-6  # of every layer norm
 _BATCH_NORM_EPS = 1e-5
+_TIMM_KEYS = {
+    "norm1": "ln_1", "norm2": "ln_2", "attn.qkv.": "attn.in_proj_", "attn.proj": "attn.out_proj",
+    "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,15 +147,10 @@ def _group(
 
 def _attend_to(ops: Operations, student: Student, name: str, query: Value, memory: Value) -> Value:
     """Group tokens attend to the inputs; the norm comes at the end, not before."""
-    tensors, heads = student.tensors, student.head_heads
-    scale = float((query.shape[2] // heads) ** -0.5)
-    parts = (
-        ops.linear(query, read_linear(tensors, f"{name}attn.q_proj"), scale),
-        ops.linear(memory, read_linear(tensors, f"{name}attn.k_proj")),
-        ops.linear(memory, read_linear(tensors, f"{name}attn.v_proj")),
-    )
-    mixed = merge_heads(ops, attend(ops, *(split_heads(ops, part, heads) for part in parts)))
-    query = ops.add(query, ops.linear(mixed, read_linear(tensors, f"{name}attn.proj")))
+    tensors, parts = student.tensors, ("q_proj", "k_proj", "v_proj", "proj")
+    *linears, out = (read_linear(tensors, f"{name}attn.{part}") for part in parts)
+    mixed = attend_to(ops, (query, memory, memory), linears, out, student.head_heads)
+    query = ops.add(query, mixed)
     normed = ops.layer_norm(query, read_norm(tensors, f"{name}norm2", _EPS))
     query = ops.add(query, _mlp(ops, tensors, f"{name}mlp", normed))
     return ops.layer_norm(query, read_norm(tensors, f"{name}norm_post", _EPS))
@@ -185,33 +174,13 @@ def _assign(
 
 
 def _run_blocks(ops: Operations, tensors: Tensors, name: str, heads: int, x: Value) -> Value:
-    numbers = {int(key.removeprefix(name).split(".")[0]) for key in tensors if key.startswith(name)}
-    for number in sorted(numbers):
-        with ops.at(f"blocks.{number}"):
-            x = residual_block(ops, x, _read_block(tensors, f"{name}{number}.", heads))
-    return x
-
-
-def _read_block(tensors: Tensors, name: str, heads: int) -> Block:
-    """A block with timm's keys; rows of ``qkv`` are q, k, v."""
-    parts = zip(
-        np.split(tensors[f"{name}attn.qkv.weight"], 3),
-        np.split(tensors[f"{name}attn.qkv.bias"], 3),
-        strict=True,
-    )
-    query, key, value = (Linear(weight, bias) for weight, bias in parts)
-    return Block(
-        norm_1=read_norm(tensors, f"{name}norm1", _EPS),
-        query=query,
-        key=key,
-        value=value,
-        out=read_linear(tensors, f"{name}attn.proj"),
-        norm_2=read_norm(tensors, f"{name}norm2", _EPS),
-        fc=read_linear(tensors, f"{name}mlp.fc1"),
-        proj=read_linear(tensors, f"{name}mlp.fc2"),
-        num_heads=heads,
-        activation="gelu",
-    )
+    """Blocks with timm's keys."""
+    renamed = {}
+    for key, value in part_of(tensors, name).items():
+        for timms, clips in _TIMM_KEYS.items():
+            key = key.replace(timms, clips)
+        renamed[f"transformer.resblocks.{key}"] = value
+    return run_blocks(ops, read_blocks(renamed, heads, "gelu", _EPS), x)[-1]
 
 
 def _mlp(ops: Operations, tensors: Tensors, name: str, x: Value) -> Value:
