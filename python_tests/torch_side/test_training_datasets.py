@@ -167,6 +167,4 @@ def test_wrong_arguments_are_named(tmp_path):
         create_dataset("camvid", tmp_path, background=True)
     with refused(ArgumentError, "root"):
         create_dataset("camvid")
-    with refused(ArgumentError, "name", "tools.scenes"):
-        create_dataset("scenes")
     assert set(DATASETS) == {*BUILDERS, "folder", "photos"}

@@ -24,7 +24,6 @@ def test_tables_are_consistent(name):
     assert len(set(table.names)) == len(table.names) == len(set(table.values))
     assert sorted(table.seen + table.unseen) == list(range(len(table.names)))
     assert all(text == text.strip() and text for text in table.names)
-    assert table.source
     if table.map_values is not None:
         assert len(set(table.map_values)) == len(table.names)
 
@@ -43,7 +42,6 @@ def test_published_splits(splits, key, name):
     assert list(table.names) == expected["classes"]
     assert list(table.seen) == expected["seen"]
     assert list(table.unseen) == expected["unseen"]
-    assert [list(colour) for colour in table.colours] == expected["palette"]
     assert list(table.values) == [
         i + expected["reduce_zero_label"] for i in range(len(table.names))
     ]

@@ -1,7 +1,4 @@
-"""Evaluate anything that labels images on any annotated data: torch models and bundles alike.
-
-This module and those it imports need no torch, so that bundles can be evaluated where they run.
-"""
+"""Evaluate anything that labels images on annotated data: models and bundles, without torch."""
 
 from __future__ import annotations
 
@@ -29,23 +26,17 @@ Progress = Callable[[int, int], None]
 
 
 class Segmenter(Protocol):
-    """Labels images with a fixed list of classes.
+    """Labels images with a fixed list of classes: ``class_names``, one phrase per class.
 
-    Attributes:
-        class_names: What the model was asked for, one phrase per class in the data set's order;
-            commas separate synonyms.
+    They are in the data set's order; commas separate synonyms.
     """
 
     class_names: tuple[str, ...]
 
     def segment(self, image: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
-        """Label every pixel.
+        """Label an image, RGB uint8 [H, W, 3]: integers [H, W], indices into ``class_names``.
 
-        Args:
-            image: RGB, uint8 ``[H, W, 3]``.
-
-        Returns:
-            Integers ``[H, W]``, indices into ``class_names``; any other value means no class.
+        Any other value means no class.
         """
 
     def describe(self) -> dict[str, Any]:
@@ -58,7 +49,6 @@ class EvaluationTimes:
 
     total_seconds: float  # From the first image to the last
     segment_seconds: float  # Inside the segmenter, for all images together
-    waiting_seconds: float  # Waiting for images that were not decoded in time
     median_segment_ms: float  # Median time of one image inside the segmenter
 
     @property
@@ -173,8 +163,7 @@ def evaluate(
         DatasetError: The set is empty, or an image or mask is unusable.
         ShapeError: The segmenter returned labels of another size than the image's.
     """
-    (totals,), seconds = _label_all([segmenter], dataset, limit, on_picture)
-    return totals.finish(seconds)
+    return _label_all([segmenter], dataset, limit, on_picture)[0]
 
 
 def compare(
@@ -199,65 +188,10 @@ def compare(
         same, pixels = same + equal, pixels + labels.size
         lowest = min(lowest, (equal / labels.size, sample.name))
 
-    totals, seconds = _label_all([first, second], dataset, limit, on_picture, note)
+    results = _label_all([first, second], dataset, limit, on_picture, note)
     return Comparison(
-        first=totals[0].finish(seconds - totals[1].seconds),
-        second=totals[1].finish(seconds - totals[0].seconds),
-        agreement=same / pixels,
-        lowest_agreement=lowest,
+        first=results[0], second=results[1], agreement=same / pixels, lowest_agreement=lowest
     )
-
-
-class _Totals:
-    """The labels of one segmenter so far, counted."""
-
-    def __init__(self, segmenter: Segmenter, dataset: SegmentationDataset) -> None:
-        if len(segmenter.class_names) != len(dataset.class_names):
-            raise ArgumentError(
-                f"class_names: expected {len(dataset.class_names)}, one for each class of "
-                f"{dataset.name}, got {len(segmenter.class_names)}. Keep the data set's order."
-            )
-        self.segmenter, self.dataset = segmenter, dataset
-        self.confusion = ConfusionMatrix(
-            len(dataset.class_names), ignore_label=dataset.ignore_label
-        )
-        self.each: list[float] = []
-        self.waiting = 0.0
-
-    @property
-    def seconds(self) -> float:
-        return sum(self.each)
-
-    def label(self, sample: Sample) -> npt.NDArray[Any]:
-        """Label an image and count it."""
-        start = time.perf_counter()
-        labels = self.segmenter.segment(sample.image)
-        self.each.append(time.perf_counter() - start)
-        try:
-            self.confusion.update(sample.labels, labels)
-        except DatasetError as exc:
-            raise DatasetError(f"{sample.name}: {exc}") from exc
-        return labels
-
-    def finish(self, total_seconds: float) -> Evaluation:
-        dataset = self.dataset
-        return Evaluation(
-            dataset=dataset.name,
-            pictures=len(self.each),
-            dataset_size=len(dataset),
-            class_names=tuple(dataset.class_names),
-            asked_names=tuple(self.segmenter.class_names),
-            seen=tuple(dataset.seen),
-            counts=self.confusion.counts,
-            times=EvaluationTimes(
-                total_seconds=total_seconds,
-                segment_seconds=self.seconds,
-                waiting_seconds=self.waiting,
-                median_segment_ms=1e3 * float(np.median(self.each)),
-            ),
-            segmenter=self.segmenter.describe(),
-            machine=describe_machine(),
-        )
 
 
 def _label_all(
@@ -266,20 +200,52 @@ def _label_all(
     limit: int | None,
     on_picture: Progress | None,
     on_labels: Callable[[Sample, Sequence[npt.NDArray[Any]]], None] = lambda *_: None,
-) -> tuple[list[_Totals], float]:
-    """The totals of each, and the seconds from the first image to the last."""
-    totals = [_Totals(segmenter, dataset) for segmenter in segmenters]
+) -> list[Evaluation]:
+    """Evaluate each segmenter; its time is that of all images without the other's work."""
+    names = tuple(dataset.class_names)
+    for segmenter in segmenters:
+        if len(segmenter.class_names) != len(names):
+            raise ArgumentError(
+                f"class_names: expected {len(names)}, one for each class of {dataset.name}, got "
+                f"{len(segmenter.class_names)}. Keep the data set's order."
+            )
     indices = _choose(len(dataset), limit, dataset.name)
-    start = ready = time.perf_counter()
-    samples = in_order(dataset.__getitem__, indices, num_threads=1)
-    for done, sample in enumerate(samples, start=1):
-        for total in totals:
-            total.waiting += time.perf_counter() - ready
-        on_labels(sample, [total.label(sample) for total in totals])
+    matrices = [ConfusionMatrix(len(names), ignore_label=dataset.ignore_label) for _ in segmenters]
+    times: list[list[float]] = [[] for _ in segmenters]
+    start = time.perf_counter()
+    for done, sample in enumerate(in_order(dataset.__getitem__, indices, num_threads=1), start=1):
+        labels = []
+        for segmenter, matrix, each in zip(segmenters, matrices, times, strict=True):
+            begin = time.perf_counter()
+            labels.append(segmenter.segment(sample.image))
+            each.append(time.perf_counter() - begin)
+            try:
+                matrix.update(sample.labels, labels[-1])
+            except DatasetError as exc:
+                raise DatasetError(f"{sample.name}: {exc}") from exc
+        on_labels(sample, labels)
         if on_picture is not None:
             on_picture(done, len(indices))
-        ready = time.perf_counter()
-    return totals, ready - start
+    outside = time.perf_counter() - start - sum(map(sum, times))
+    return [
+        Evaluation(
+            dataset=dataset.name,
+            pictures=len(indices),
+            dataset_size=len(dataset),
+            class_names=names,
+            asked_names=tuple(segmenter.class_names),
+            seen=tuple(dataset.seen),
+            counts=matrix.counts,
+            times=EvaluationTimes(
+                total_seconds=outside + sum(each),
+                segment_seconds=sum(each),
+                median_segment_ms=1e3 * float(np.median(each)),
+            ),
+            segmenter=segmenter.describe(),
+            machine=describe_machine(),
+        )
+        for segmenter, matrix, each in zip(segmenters, matrices, times, strict=True)
+    ]
 
 
 def _choose(size: int, limit: int | None, dataset: str) -> list[int]:
@@ -349,17 +315,14 @@ class EngineSegmenter:
         return self._engine.segment(image).labels
 
     def describe(self) -> dict[str, Any]:
-        """Bundle, backend, device, precision, and the family's settings that were given.
-
-        The hash of ``bundle.json`` covers all files.
-        """
+        """Bundle, backend, device, precision, and the family's settings that were given."""
         engine, bundle = self._engine, self._engine.bundle
         settings = {name: getattr(engine.config, name) for name in FAMILIES[bundle.family].settings}
         return {
             "kind": "bundle",
             "name": bundle.name,
             "architecture": bundle.architecture,
-            "sha256": sha256_of(bundle.path / "bundle.json"),
+            "sha256": sha256_of(bundle.path / "bundle.json"),  # which names all files' hashes
             "protocol": "whole",
             "size_hw": list(bundle.preprocess.size_hw),
             "backend": engine.backend,

@@ -74,10 +74,23 @@ class ConfusionMatrix:
             DTypeError: An array does not hold integers.
             DatasetError: The truth holds a value that is neither a class nor ``ignore_label``.
         """
-        _check_pair(truth, predicted)
+        if truth.shape != predicted.shape:
+            raise ShapeError(
+                f"predicted: expected the truth's shape {truth.shape}, got {predicted.shape}. "
+                "Label images at their own size."
+            )
+        for name, array in (("truth", truth), ("predicted", predicted)):
+            if array.dtype.kind not in "ui":
+                raise DTypeError(f"{name}: expected integers, got {array.dtype}. Pass indices.")
         pairs = self._count_pairs(truth.reshape(-1), predicted.reshape(-1))
         if pairs[self.num_classes].any():
-            raise DatasetError(self._describe_bad_label(truth))
+            values = np.unique(truth)
+            sound = (values >= 0) & (values < self.num_classes) | (values == self.ignore_label)
+            raise DatasetError(
+                f"truth: expected labels from 0 to {self.num_classes - 1} or {self.ignore_label} "
+                f"(ignored), got {', '.join(map(str, values[~sound][:5].tolist()))}. Check that "
+                "the masks belong to this class list."
+            )
         self.counts += pairs[: self.num_classes]
 
     def _count_pairs(self, truth: Labels, predicted: Labels) -> npt.NDArray[np.int64]:
@@ -105,23 +118,9 @@ class ConfusionMatrix:
         counts[-1, -1] = table[classes:].sum()
         return counts
 
-    def _describe_bad_label(self, truth: Labels) -> str:
-        values = np.unique(truth)
-        sound = (values >= 0) & (values < self.num_classes) | (values == self.ignore_label)
-        bad = ", ".join(map(str, values[~sound][:5].tolist()))
-        return (
-            f"truth: expected labels from 0 to {self.num_classes - 1} or {self.ignore_label} "
-            f"(ignored), got {bad}. Check that the masks belong to this class list."
-        )
-
 
 def confusion_csv(counts: npt.NDArray[np.int64], class_names: Sequence[str]) -> str:
-    """A confusion matrix as CSV: a row per true class, a column per predicted one.
-
-    Args:
-        counts: ``[C, C + 1]``, as :attr:`ConfusionMatrix.counts`.
-        class_names: C names.
-    """
+    """A confusion matrix [C, C + 1] as CSV: a row per true class, a column per predicted one."""
     if counts.shape != (len(class_names), len(class_names) + 1):
         raise ShapeError(
             f"counts: expected shape [C, C + 1] for {len(class_names)} names, got "
@@ -221,17 +220,6 @@ def harmonic_mean(first: float, second: float) -> float:
     """``2ab / (a + b)``; 0 if both are 0, NaN if either is NaN."""
     total = first + second
     return 0.0 if total == 0 else 2 * first * second / total
-
-
-def _check_pair(truth: Labels, predicted: Labels) -> None:
-    if truth.shape != predicted.shape:
-        raise ShapeError(
-            f"predicted: expected the truth's shape {truth.shape}, got {predicted.shape}. "
-            "Label images at their own size."
-        )
-    for name, array in (("truth", truth), ("predicted", predicted)):
-        if array.dtype.kind not in "ui":
-            raise DTypeError(f"{name}: expected integers, got {array.dtype}. Pass class indices.")
 
 
 def class_indices(labels: Labels, num_classes: int) -> npt.NDArray[np.intp]:

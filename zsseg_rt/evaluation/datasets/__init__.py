@@ -40,28 +40,18 @@ def create_dataset(
             another type.
         DatasetError: Its files are missing or inconsistent; the message says what to download.
     """
-    if name == "scenes":
-        raise ArgumentError(
-            "name: expected a data set that is read from a folder, got 'scenes', which is drawn. "
-            "Write it by python -m tools.scenes FOLDER in a checkout, and read that: --dataset "
-            "folder --root FOLDER (data.name and data.root of a training)."
-        )
     check_choice("name", name, DATASETS)
-    factory, option_names = _factory(name)
+    factory: Callable[..., Any] = open_published if name in PUBLISHED else _OTHERS[name]
+    names: Sequence[str] = [
+        key for key in inspect.signature(factory).parameters if key not in ("root", "split")
+    ]
+    if name in PUBLISHED:
+        names = PUBLISHED[name].options
     for option in options:
-        check_choice(f"options of {name}", option, option_names)
+        check_choice(f"options of {name}", option, names)
     options = checked_settings(factory, options, f"options of {name}")
     if root is None:
         raise ArgumentError(f"root: expected the folder of {name}, got None. Say where it is.")
     place = (name, root) if name in PUBLISHED else (root,)
     dataset: SegmentationDataset = factory(*place, split, **options)
     return dataset
-
-
-def _factory(name: str) -> tuple[Callable[..., Any], Sequence[str]]:
-    """The function that opens a data set, and the options that it takes."""
-    if name in PUBLISHED:
-        return open_published, PUBLISHED[name].options
-    factory = _OTHERS[name]
-    settings = inspect.signature(factory).parameters
-    return factory, [key for key in settings if key not in ("root", "split")]

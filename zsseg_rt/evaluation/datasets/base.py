@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from zsseg_rt.common.arrays import label_dtype
 from zsseg_rt.errors import DatasetError
 
-Colour = tuple[int, int, int]
 LabelMap = NDArray[np.uint8] | NDArray[np.uint16]
 
 
@@ -29,16 +28,12 @@ class Sample:
 
 @runtime_checkable
 class SegmentationDataset(Protocol):
-    """Annotated images by index.
-
-    Label maps always hold all classes, including unseen ones: what training may look at is up to
-    the protocol, not the data.
+    """Annotated images by index, whose labels always hold all classes, also unseen ones.
 
     Attributes:
         name: For messages and result files.
         class_names: One phrase per class; commas separate synonyms.
-        seen: Indices of the classes whose annotations training may use, ascending. All others are
-            unseen.
+        seen: Indices of the classes whose annotations training may use, ascending.
         ignore_label: 255, or 65535 above 254 classes.
     """
 
@@ -72,9 +67,7 @@ class ClassTable:
     names: tuple[str, ...]  # one phrase per class; commas separate synonyms
     values: tuple[int, ...]  # in the masks that training and evaluation read
     seen: tuple[int, ...]  # indices, ascending
-    source: str = ""  # of the list and the split
     map_values: tuple[int, ...] | None = None  # in the masks as published, where those differ
-    colours: tuple[Colour, ...] | None = None  # customary ones, RGB
 
     @property
     def unseen(self) -> tuple[int, ...]:
@@ -91,33 +84,26 @@ class ClassTable:
             values=tuple(self.values[index] for index in indices),
             seen=tuple(place for place, index in enumerate(indices) if index in seen),
             map_values=self.map_values and tuple(self.map_values[index] for index in indices),
-            colours=self.colours and tuple(self.colours[index] for index in indices),
         )
 
     def with_unseen(self, unseen: Sequence[str] | None) -> ClassTable:
         """The same classes, split differently."""
         if unseen is None:
             return self
-        places = {name: index for index, name in enumerate(self.names)}
+        places: dict[str, int] = {}
         for index, name in enumerate(self.names):
-            for synonym in name.split(","):
-                places.setdefault(synonym.strip(), index)
-        missing = [name for name in unseen if name not in places]
-        if missing:
+            for phrase in (name, *map(str.strip, name.split(","))):
+                places.setdefault(phrase, index)
+        if missing := [repr(name) for name in unseen if name not in places]:
             raise DatasetError(
-                f"unseen: expected classes of this data set, got {_listed(missing)}. "
-                f"It has {_listed(self.names, 20)}."
+                f"unseen: expected classes of this data set, got {', '.join(missing[:5])}. "
+                f"It has {', '.join(self.names[:20])}{' and more' if self.names[20:] else ''}."
             )
         left_out = {places[name] for name in unseen}
         if len(left_out) == len(self.names):
             raise DatasetError("unseen: expected at least one class to stay seen, got all of them.")
         seen = tuple(index for index in range(len(self.names)) if index not in left_out)
-        return replace(self, seen=seen, source=f"{self.source} Split given by the user.")
-
-
-def _listed(names: Sequence[str], limit: int = 5) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(repr(name) for name in names[:limit]) + more
+        return replace(self, seen=seen)
 
 
 @dataclass(frozen=True)

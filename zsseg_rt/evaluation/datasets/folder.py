@@ -67,7 +67,7 @@ def folder(
     """
     place = LAYOUT.find(root)
     listed = _with_values(_listed(place, class_names), values, int(zero_is_unlabelled))
-    table = _table(place, listed).with_unseen(unseen)
+    table = _table(listed).with_unseen(unseen)
     pairs = LAYOUT.check_pairs(_pairs(place, split), split, place, partial=True)
     name = f"{place.resolve().name}/{split}"
     colours_file = place / "colours.txt"
@@ -148,7 +148,7 @@ def _remark_on_binary_masks(name: str, table: ClassTable, pairs: Sequence[FilePa
         )  # fmt: skip
 
 
-def _table(place: Path, listed: NameList) -> ClassTable:
+def _table(listed: NameList) -> ClassTable:
     names: set[str] = set()
     for name in listed.names:
         if not name or name in names:
@@ -158,7 +158,7 @@ def _table(place: Path, listed: NameList) -> ClassTable:
     seen = tuple(sorted(set(range(len(listed.names))) - set(listed.unseen)))
     if not seen:
         raise DatasetError("class_names: expected at least one seen class, got none.")
-    return ClassTable(listed.names, listed.ids, seen, source=str(place))
+    return ClassTable(listed.names, listed.ids, seen)
 
 
 def _read_colours(path: Path) -> dict[tuple[int, int, int], str]:

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,30 +20,20 @@ Remake = Callable[[ClassTable], ClassTable]
 
 @cache
 def _table(name: str) -> dict[str, Any]:
-    folder = files("zsseg_rt.evaluation.datasets").joinpath("tables")
-    raw: dict[str, Any] = json.loads(folder.joinpath(f"{name}.json").read_text(encoding="utf-8"))
-    return raw
+    path = Path(__file__).parent / "tables" / f"{name}.json"
+    return dict(json.loads(path.read_text(encoding="utf-8")))
 
 
 @cache
 def class_table(name: str) -> ClassTable:
     """One of the package's class lists, for example ``"voc2012"``."""
-    raw = _table(name)
-    classes = raw["classes"]
+    classes = _table(name)["classes"]
     return ClassTable(
         names=tuple(entry["name"] for entry in classes),
         values=tuple(entry["value"] for entry in classes),
         seen=tuple(index for index, entry in enumerate(classes) if entry["seen"]),
-        source=raw["source"],
-        map_values=_column(classes, "map_value"),
-        colours=_column(classes, "colour"),
+        map_values=tuple(e["map_value"] for e in classes) if "map_value" in classes[0] else None,
     )
-
-
-def _column(classes: Sequence[dict[str, Any]], key: str) -> tuple[Any, ...] | None:
-    if key not in classes[0]:
-        return None
-    return tuple(tuple(v) if isinstance(v := entry[key], list) else v for entry in classes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +109,7 @@ def _seen_first(table: ClassTable) -> ClassTable:
 
 
 def _potted_plant(table: ClassTable) -> ClassTable:
-    names = ("potted plant" if name == "pottedplant" else name for name in table.names)
+    names = (name.replace("pottedplant", "potted plant") for name in table.names)
     return replace(table, names=tuple(names))
 
 
@@ -133,13 +122,12 @@ def _without_background(table: ClassTable) -> ClassTable:
 
 
 def _with_background(table: ClassTable) -> ClassTable:
-    """One more class, the first; its colour is black, as in VOC."""
+    """One more class, the first."""
     more = replace(
         table,
         names=("background", *table.names),
         values=(0, *table.values),
         map_values=table.map_values and (0, *table.map_values),
-        colours=table.colours and ((0, 0, 0), *table.colours),
     )
     return _all_seen(more)
 
