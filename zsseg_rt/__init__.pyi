@@ -26,7 +26,7 @@ from zsseg_rt.errors import SourceError as SourceError
 from zsseg_rt.errors import TrainingError as TrainingError
 from zsseg_rt.errors import VocabularyError as VocabularyError
 from zsseg_rt.errors import ZssegError as ZssegError
-from zsseg_rt.photos.files import read_photo as read_photo
+from zsseg_rt.photos import read_photo as read_photo
 from zsseg_rt.results.annotations import Component as Component
 from zsseg_rt.results.annotations import Polygon as Polygon
 from zsseg_rt.results.device_result import DeviceSegmentation as DeviceSegmentation

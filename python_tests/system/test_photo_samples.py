@@ -42,20 +42,16 @@ READ = {
     "three bands": (tiff_of(RGB, 1, _338=[0, 0]), RGB),
     "three bands of 16 bits": (tiff_of(WIDE, 1, _338=[0, 0]), RGB),
     "three bands in planes": (tiff_of(RGB, 1, planes=True), RGB),
-    "three bands of 16 bits in planes": (tiff_of(WIDE, 1, planes=True, zipped=True), RGB),
-    "16 bits in planes": (tiff_of(WIDE, 2, planes=True), RGB),
     "16 bits in tiles": (tiff_of(WIDE, 2, tile=32, zipped=True), RGB),
-    "16 bits in planes of tiles": (tiff_of(WIDE, 2, tile=32, planes=True), RGB),
     "bigtiff of 16 bits": (tiff_of(WIDE, 2, big=True), RGB),
-    "bigtiff of 16 bits in planes": (tiff_of(WIDE, 1, big=True, planes=True, order=">"), RGB),
+    "bigtiff in planes": (tiff_of(RGB, 1, big=True, planes=True, order=">"), RGB),
     "other byte order": (tiff_of(WIDE, 2, order=">"), RGB),
     "alpha darkens nothing": (tiff_of(RGBA, 2, _338=[2]), RGB),
     "alpha of 16 bits": (tiff_of(WIDE_RGBA, 2, _338=[2]), RGB),
     "alpha in planes": (tiff_of(RGBA, 2, _338=[2], planes=True), RGB),
-    "alpha of 16 bits in planes": (tiff_of(WIDE_RGBA, 2, _338=[2], planes=True), RGB),
     "a fourth band": (tiff_of(WIDE_RGBA, 2, _338=[0]), RGB),
     "12 bits": (tiff_of(WIDE >> 4, 2), RGB),
-    "14 bits in planes": (tiff_of(WIDE >> 2, 1, planes=True), RGB),
+    "14 bits": (tiff_of(WIDE >> 2, 1), RGB),
     "stated to be 14 bits": (tiff_of((WIDE >> 4), 2, _281=[16383] * 3), RGB >> 2),
     "grey of 12 bits": (tiff_of(GREY.astype(np.uint16) << 4, 1), GREY),
     "white is zero": (tiff_of(255 - GREY, 0), GREY),
@@ -72,6 +68,7 @@ READ = {
     "png with alpha": (cv2.imencode(".png", RGBA[..., [2, 1, 0, 3]])[1].tobytes(), RGB),
 }  # fmt: skip
 REFUSED = {
+    "16 bits in planes": tiff_of(WIDE, 2, planes=True),
     "floats": tiff_of(RGB.astype(np.float32) / 255, 2),
     "grey floats": tiff_of(GREY.astype(np.float32), 1),
     "with a sign": tiff_of(GREY.astype(np.int16), 1),
@@ -108,7 +105,7 @@ def test_fewer_bits_are_told_once_a_folder(tmp_path, caplog):
     assert f"{tmp_path / 'a.png'}: 16-bit samples hold 12 bits" in record.getMessage()
 
 
-@pytest.mark.parametrize("row", ["three bands of 16 bits in planes", "png of 12 bits"])
+@pytest.mark.parametrize("row", ["three bands of 16 bits", "png of 12 bits"])
 def test_every_door_shows_the_same_colours(row, tmp_path):
     path = tmp_path / "a.tif"
     path.write_bytes(READ[row][0])
@@ -135,7 +132,8 @@ def test_orientation_is_applied(kind, orientation):
         else:
             data = with_exif(data, exif(orientation))
     else:
-        data = tiff_of(WIDE, 2, _274=[orientation], planes=kind == "planes")
+        in_planes = kind == "planes"
+        data = tiff_of(RGB if in_planes else WIDE, 2, _274=[orientation], planes=in_planes)
     image = decode_photo(data, PHOTO)
     assert image.shape == TURNS[orientation].shape
     assert np.abs(image.astype(int) - TURNS[orientation]).mean() < 5

@@ -41,7 +41,7 @@ def test_header_tells_the_size(name, size_hw):
         data = encode(np.zeros((*size_hw, *channels), np.uint8), name)
         header = read_header(data)
         assert header.size_hw == size_hw
-        assert header.least_bytes <= len(data)
+        assert header.end <= len(data)
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
@@ -104,7 +104,7 @@ except SourceError:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
-@pytest.mark.parametrize("name", ["67 bytes", "below the limit", "part of 1 GB", "20000x20000"])
+@pytest.mark.parametrize("name", ["67 bytes", "part of 1 GB", "20000x20000"])
 def test_a_refused_photo_takes_no_memory(name, tmp_path):
     path = tmp_path / "photo.png"
     whole = png(20000, 20000, depth=1, rows=bytes(20000 * 2501)) if name not in BOMBS else b""
@@ -127,7 +127,7 @@ def test_a_file_too_long_for_a_photo_is_not_read(tmp_path):
     with path.open("wb") as stream:
         stream.truncate(1 << 40)  # sparse: nothing on the disk
     with pytest.raises(
-        SourceError, match=f"expected at most {8 * MAX_PIXELS} bytes, got {1 << 40}"
+        SourceError, match=f"cannot be read: expected at most {8 * MAX_PIXELS} bytes, got {1 << 40}"
     ):
         read_photo(path)
 

@@ -257,7 +257,7 @@ def read(request):
     return READERS[request.param]
 
 
-@pytest.mark.parametrize("name", ["67 bytes", "below the limit", "bmp", "tiff", "gif"])
+@pytest.mark.parametrize("name", ["67 bytes", "bmp", "no width", "gif"])
 def test_bombs_are_refused_by_their_header(name, read, tmp_path):
     data, message = BOMBS[name]
     path = tmp_path / "a.png"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,15 +35,10 @@ Mask = NDArray[np.uint8] | NDArray[np.uint16]
 
 _UNKNOWN = 65534
 _MASK_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I;16B", "I;16L", "I")
-_PILLOW_ERRORS = (OSError, SyntaxError, ValueError)  # what Pillow raises on damaged files
 
 
 def read_picture(path: Path) -> NDArray[np.uint8]:
-    """Read a photo, rotated as its EXIF data says.
-
-    Returns:
-        RGB, uint8 ``[H, W, 3]``.
-    """
+    """Read a photo, rotated as its EXIF data says: RGB, uint8 [H, W, 3]."""
     try:
         return read_photo(path)
     except SourceError as error:
@@ -51,11 +46,7 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
 
 
 def read_mask(path: Path) -> Mask:
-    """Read the values of a mask with one channel, or of equal ones; a palette is not applied.
-
-    Returns:
-        uint8 or uint16 ``[H, W]``.
-    """
+    """Read a mask of one channel, or of equal ones, without its palette: uint8 or uint16 [H, W]."""
     image = _open(path)
     greys = 1 if image.mode == "LA" else 3  # and no alpha
     values = _load(image, path) if image.mode in _MASK_MODES else None
@@ -78,11 +69,7 @@ def read_mask(path: Path) -> Mask:
 
 
 def read_colour_mask(path: Path) -> NDArray[np.uint8]:
-    """Read a mask of colours.
-
-    Returns:
-        RGB, uint8 ``[H, W, 3]``.
-    """
+    """Read a mask of colours: RGB, uint8 [H, W, 3]."""
     values: NDArray[np.uint8] = _load(_open(path), path, mode="RGB")
     return values
 
@@ -93,22 +80,19 @@ def _open(path: Path) -> Image:
     try:
         data = load_photo(path)
         check_picture(data)
+        return Image.open(io.BytesIO(data))
     except SourceError as error:
         raise DatasetError(str(error)) from error
-    except ValueError as error:
+    except (ValueError, Image.DecompressionBombError) as error:  # Pillow's limit is below ours
         raise DatasetError(f"{path}: {error}") from error
-    try:
-        return Image.open(io.BytesIO(data))
-    except Image.DecompressionBombError as error:  # Pillow's own limit, a little under ours
-        raise DatasetError(f"{path}: {error}. Make the mask smaller.") from error
-    except _PILLOW_ERRORS as error:
+    except (OSError, SyntaxError) as error:
         raise _cut_off(path) from error
 
 
 def _load(image: Image, path: Path, mode: str | None = None) -> NDArray[Any]:
     try:
         return np.array(image if mode in (None, image.mode) else image.convert(mode))
-    except _PILLOW_ERRORS as error:
+    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on damaged files
         raise _cut_off(path) from error
 
 
@@ -234,13 +218,13 @@ def pairs_of_folders(
 
 def pictures_below(folder: Path) -> list[str]:
     """Paths of all images in a folder and its subfolders, relative to it, sorted."""
-    names = _files_below(str(folder), recursive=True)
+    names = _files_below(folder, recursive=True)
     return sorted(name for name in names if name.lower().endswith(SUFFIXES))
 
 
 def _by_stem(folder: Path, suffixes: tuple[str, ...], recursive: bool) -> dict[str, Path]:
     paths: dict[str, Path] = {}
-    for relative in _files_below(str(folder), recursive):
+    for relative in _files_below(folder, recursive):
         suffix = next((suffix for suffix in suffixes if relative.lower().endswith(suffix)), None)
         if suffix is None:
             continue
@@ -254,16 +238,15 @@ def _by_stem(folder: Path, suffixes: tuple[str, ...], recursive: bool) -> dict[s
     return paths
 
 
-def _files_below(folder: str, recursive: bool, prefix: str = "") -> Iterator[str]:
-    """Paths of the files that are not hidden, relative to the first folder."""
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if not entry.is_dir():
-                yield prefix + entry.name
-            elif recursive:
-                yield from _files_below(entry.path, True, f"{prefix}{entry.name}/")
+def _files_below(folder: Path, recursive: bool) -> list[str]:
+    """Paths of the files that are not hidden, nor in hidden folders, relative to the folder."""
+    paths = []
+    for place, folders, names in os.walk(folder, followlinks=True):
+        inner = Path(place).relative_to(folder).as_posix()
+        prefix = "" if inner == "." else f"{inner}/"
+        paths += [prefix + name for name in names if not name.startswith(".")]
+        folders[:] = [name for name in folders if recursive and not name.startswith(".")]
+    return paths
 
 
 def _some(names: Sequence[str]) -> str:
@@ -272,10 +255,9 @@ def _some(names: Sequence[str]) -> str:
 
 
 class ValueTable:
-    """Turns the values of a mask into class indices.
+    """Turns the values of a mask into class indices; ``advice`` ends errors of other values.
 
-    ``background`` has the values that are the first class, if several are; its one in ``values``
-    is then not read. ``advice`` ends the error for a mask with other values.
+    If several values are the first class, ``background`` has them.
     """
 
     def __init__(
@@ -324,8 +306,6 @@ class FileDataset:
         labels_of: Callable[[Mask, Path], LabelMap],
         read: Callable[[Path], Mask] = read_mask,
     ) -> None:
-        with needs_extra("data", "to read masks"):  # before anything is read
-            from PIL import Image as _  # noqa: F401
         self.name = name
         self.table = table
         self.class_names = table.names

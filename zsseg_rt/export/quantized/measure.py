@@ -26,7 +26,7 @@ from zsseg_rt.evaluation.metrics import ConfusionMatrix, score
 from zsseg_rt.export.graph_files import describe_graph
 from zsseg_rt.onnx.network import Network
 from zsseg_rt.onnx.writer import save_onnx
-from zsseg_rt.photos.files import find_photos, read_photo
+from zsseg_rt.photos import find_photos, read_photo
 from zsseg_rt.text.vocabulary import Vocabulary
 
 CLEAR = 0.1
