@@ -127,7 +127,6 @@ def test_energy_stands_beside_time(tmp_path, monkeypatch, capsys):
     assert energy["idle_watts"] == pytest.approx(4.0, rel=0.01)
     assert energy["mj"] == pytest.approx(4e3 * energy["seconds"] / energy["frames"], rel=0.01)
     assert abs(energy["mj_above_idle"]) < 0.02 * energy["mj"]
-    assert len(energy["samples"]) > 10
     assert "mJ a frame" in capsys.readouterr().out
 
 
@@ -139,7 +138,7 @@ def test_a_report_is_read_back_as_it_was_written_and_shown(written, tmp_path, ca
     other.write_text(json.dumps(report))
     assert run("show", written[0], other) == 0
     printed = capsys.readouterr().out
-    for text in ("p50 ms", "threads=2", "stages of classes=40", "a class", "CPU pressure"):
+    for text in ("p50 ms", "threads=2", "stages of classes=40", "CPU pressure"):
         assert printed.count(text) >= 2
     ran = report["variants"][1]["described"]  # first, as trtexec's heading has it
     head = printed.rpartition("zsseg_rt ")[2].partition("frames/s")[0]
@@ -183,8 +182,6 @@ def test_a_report_holds_what_was_measured(written):
     assert other["agreement"] > 0.95
     assert one["agreement"] is None  # its labels are of other classes
     assert [c["other"] for c in report["comparisons"]] == ["threads=2"]
-    assert [g["key"] for g in report["growths"]] == ["classes"]
-    assert [p[0] for p in report["growths"][0]["points"]] == [1.0, 40.0]
     readings = {r["name"]: r for r in report["conditions"]["readings"]}
     energy = [reading for name, reading in readings.items() if "energy" in name]
     assert bool(energy) == (base["energy"] is None)
@@ -305,7 +302,7 @@ BAD = [
     (["show"], EXIT_USAGE, "expected reports, got none"),
     (["show", "{missing}"], EXIT_USAGE, "cannot be read"),
     (["show", "{foreign}"], EXIT_USAGE, "expected kind 'zsseg_rt profile', got 'trtexec'"),
-    (["show", "{newer}"], EXIT_USAGE, "expected format 1, got 99"),
+    (["show", "{newer}"], EXIT_USAGE, "expected format 2, got 99"),
     (["show", "{text}"], EXIT_USAGE, "expected a profile's JSON, got other text"),
     (["show", "{nameless}"], EXIT_USAGE, "expected kind 'zsseg_rt profile', got none"),
 ]

@@ -18,7 +18,6 @@ from zsseg_rt.backends.registry import get_backend
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.demo import demo_bundle
 from zsseg_rt.errors import BackendError, ConfigError
-from zsseg_rt.profiling.report import OUTSIDE, assign_nodes
 from zsseg_rt.profiling.worker import LocalCandidate
 
 COUNTING = BackendOptions(num_threads=1, node_times=True)
@@ -146,20 +145,6 @@ def test_the_rest_is_of_the_runs_that_the_counters_count(before):
         assert node.ms == pytest.approx(3.0 + 47.0 / 411, abs=0.01)
         assert rest.ms == pytest.approx(1.0 + 9.0 / 411, abs=0.01)
     assert rest.name == OUTSIDE_NODES
-
-
-def test_nearly_all_of_an_encoder_s_time_has_a_block(encoder, image):
-    graph = get_backend("openvino").load(
-        encoder, device="cpu", precision="float32", options=COUNTING
-    )
-    session = graph.session()
-    nodes = session.profile(image(session), runs=20)
-    rows = assign_nodes("image_encoder", [(n.name, n.type, n.ms) for n in nodes])
-    within = [row for row in rows if row.block != OUTSIDE]
-    of_blocks = sum(row.ms for row in within if row.block)
-    assert of_blocks >= 0.95 * sum(row.ms for row in within) > 0.0
-    assert {f"blocks.{index}" for index in range(4)} <= {row.block for row in rows}
-    session.close()
 
 
 def test_openvino_times_no_nodes_unless_it_was_asked_to(encoder, image):

@@ -1,4 +1,4 @@
-"""What a report says of measurements that are given, and where the nodes of graphs belong."""
+"""What a report says of measurements that are given, and of which kind nodes of graphs are."""
 
 from types import SimpleNamespace
 
@@ -9,7 +9,7 @@ from zsseg_rt.demo import demo_bundle
 from zsseg_rt.profiling.conditions import Conditions, Reading
 from zsseg_rt.profiling.page import report_tables
 from zsseg_rt.profiling.profiler import Profiler
-from zsseg_rt.profiling.report import OUTSIDE, assign_nodes, has_blocks
+from zsseg_rt.profiling.report import OUTSIDE, kind_of, node_rows
 from zsseg_rt.profiling.turns import StopRule, take_turns
 from zsseg_rt.profiling.worker import TurnPlan
 from zsseg_rt.profiling.workload import Variant
@@ -32,7 +32,7 @@ def measured(*configs, waiting=0.0, nodes=None, **known):
     profiler = Profiler(
         variants=variants, workload=work, source="", command="", rounds=rounds, **known
     )
-    rows = [row for graph, some in (nodes or {}).items() for row in assign_nodes(graph, some)]
+    rows = [row for graph, some in (nodes or {}).items() for row in node_rows(graph, some)]
     profiler.reports["v0"].nodes = tuple(rows)
     return profiler.report()
 
@@ -74,44 +74,22 @@ def test_nodes_are_listed_by_graph_with_the_rest_last():
         ("image_encoder", OUTSIDE, "9.000"),
         ("decoder", "linear", "5.000"), ("decoder", OUTSIDE, "6.000"),
     ]  # fmt: skip
-    assert [row[:2] for row in tables["nodes of v0 by block"].rows] == [
-        ("image_encoder", "blocks.0"), ("image_encoder", OUTSIDE),
-        ("decoder", "layers.0"), ("decoder", OUTSIDE),
-    ]  # fmt: skip
-
-
-def test_older_bundles_have_no_table_of_blocks():
-    nodes = {"image_encoder": [["node_MatMul_3", "MatMul", 1.0], [OUTSIDE, "", 9.0]]}
-    titles = [t.title for t in report_tables(measured({}, nodes=nodes))]
-    assert "nodes of v0 by kind" in titles
-    assert "nodes of v0 by block" not in titles
 
 
 @pytest.mark.parametrize(
-    ("name", "type_", "block", "kind"),
+    ("name", "type_", "kind"),
     [
-        ("blocks.3.mlp.c_fc/Add", "FullyConnected", "blocks.3", "linear"),
-        ("layer1.0.conv1/Conv", "Convolution", "layer1.0", "linear"),
-        ("blocks.11/attention/MatMul", "MatMul", "blocks.11", "attention"),
-        ("", "ScaledDotProductAttention", "", "attention"),
-        ("node_scaled_dot_product_attention", "Subgraph", "", "attention"),
-        ("attention/MatMul", "MatMul", "(top)", "attention"),
-        ("MVN_33", "MVN", "", "norm"), ("ln_pre/LayerNormalization", "Sub", "ln_pre", "norm"),
-        ("decoder.layers.2.norm/Concat", "Concat", "decoder.layers.2", "layout"),
-        ("", "Reorder", "", "layout"), ("/Transpose", "", "(top)", "layout"),
-        ("blocks.0/Add", "Subgraph", "blocks.0", "other"),
-        ("blocks.1/MatMul + blocks.2/Add", "", "blocks.1", "other"),
-        (OUTSIDE, "", OUTSIDE, OUTSIDE),
+        ("blocks.3.mlp.c_fc/Add", "FullyConnected", "linear"),
+        ("layer1.0.conv1/Conv", "Convolution", "linear"),
+        ("blocks.11/attention/MatMul", "MatMul", "attention"),
+        ("", "ScaledDotProductAttention", "attention"),
+        ("node_scaled_dot_product_attention", "Subgraph", "attention"),
+        ("MVN_33", "MVN", "norm"), ("ln_pre/LayerNormalization", "Sub", "norm"),
+        ("decoder.layers.2.norm/Concat", "Concat", "layout"),
+        ("", "Reorder", "layout"), ("/Transpose", "", "layout"),
+        ("blocks.0/Add", "Subgraph", "other"), ("blocks.1/Reshape + blocks.2/Add", "Sub", "other"),
+        (OUTSIDE, "", OUTSIDE),
     ],
 )  # fmt: skip
-def test_a_node_has_a_block_and_a_kind(name, type_, block, kind):
-    (row,) = assign_nodes("g", [(name, type_, 1.0)])
-    assert (row.block, row.kind) == (block, kind)
-    assert has_blocks([row]) == (block not in ("", OUTSIDE))
-
-
-def test_invented_nodes_belong_to_the_named_one_before_them():
-    nodes = [("", "Reorder", 1.0), ("conv1/Conv", "Conv", 2.0), ("", "MVN", 3.0),
-             ("blocks.0.qkv/Add", "FullyConnected", 4.0), ("", "Reorder", 5.0)]  # fmt: skip
-    blocks = [row.block for row in assign_nodes("g", nodes)]
-    assert blocks == ["conv1", "conv1", "conv1", "blocks.0", "blocks.0"]
+def test_a_node_has_a_kind(name, type_, kind):
+    assert kind_of(name, type_) == kind

@@ -1,12 +1,6 @@
 """Conditions of the machine: waiting for CPUs, pressure, steal, clocks, temperatures, energy.
 
-They are read from files of the system, and of a GPU from NVML: between turns, because a GPU lowers
-its clocks within moments of its work's end. What cannot be read is reported as absent, with the
-reason and the command that shows it, and never as zero.
-
-Energy is read 20 times a second. Jetson boards: hwmon files of ``ina3221`` (millivolts and
-milliamperes by channel) and ``ina238`` (microwatts). GPUs in desktops: NVML. Both measure a board
-or a chip, not a process.
+What cannot be read is reported as absent, with a reason and a command that shows it, never as zero.
 """
 
 from __future__ import annotations
@@ -18,12 +12,12 @@ import os
 import re
 import threading
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any, TypeVar
 
 import numpy as np
@@ -34,12 +28,13 @@ T = TypeVar("T")
 _CLOCK_CHANGE = 0.1
 _STEAL_LIMIT = 0.02
 _ROOT = Path("/")
-INTERVAL = 0.05  # seconds
+_ENERGY_INTERVAL = 0.05  # seconds
 _TOTALS = ("VDD_IN", "VIN", "POM_5V_IN")  # what feeds the whole module; VIN_SYS_5V0 is not one
 _SKIPPED = ("nc", "sum of shunt voltages")  # a channel that is not connected; a sum
 _STUCK = 20  # equal readings in a row, a second of them, are no measurement
-_INTERVAL = 0.5  # seconds
-_NVML_COMMAND = "nvidia-smi -q -d CLOCK,TEMPERATURE,PERFORMANCE"
+_GPU_INTERVAL = 0.5  # seconds between two looks at a GPU
+_NVML_COMMAND = "nvidia-smi -q -d CLOCK,PERFORMANCE"
+POWER_COMMAND = "nvidia-smi --query-gpu=power.draw --format=csv"
 _NOT_INSTALLED = "nvidia-ml-py is not installed (pip install nvidia-ml-py)"
 _IDLE = 0x1
 # NVML's bits; the others say that someone set the clocks, or that the GPU waits.
@@ -53,21 +48,21 @@ _LOWERED = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Reading:
     """One figure of the machine."""
 
     name: str
-    unit: str = ""  # of the value; empty for shares and words
     value: float | str | None = None  # None: it could not be read
-    before: float | None = None  # at the begin, where ``value`` is at the end
-    reason: str = ""  # why there is none
+    unit: str = ""  # of the value; empty for shares and words
+    reason: str = ""  # why there is none, where there is none
     command: str = ""  # shows it on a machine that has it
+    before: float | None = None  # at the begin, where ``value`` is at the end
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """The machine between two moments: every figure, and what may have disturbed a measurement."""
+    """Every figure of the machine, and notes on what may have disturbed a measurement."""
 
     readings: tuple[Reading, ...]
     notes: tuple[str, ...] = ()
@@ -121,36 +116,23 @@ def compare_snapshots(
     in_use, stolen = _ticks(before, after)
     why = "too little time between readings" if after.cpu_ticks else "no /proc/stat"
     command = "cat /sys/class/thermal/thermal_zone*/temp"
-    readings = [
-        _reading("waiting for a CPU", waiting, "the kernel keeps no schedstat",
-                 "cat /proc/self/schedstat"),
-        _reading("CPU pressure", _pressure_share(before, after),
-                 "the kernel keeps no pressure figures", "cat /proc/pressure/cpu"),
-        _reading("CPUs in use", in_use, why, "head -1 /proc/stat"),
-        _reading("steal", stolen, why, "head -1 /proc/stat"),
-        _reading("CPU clock", after.clock_mhz, "the system does not tell",
-                 "grep MHz /proc/cpuinfo", unit="MHz", before=before.clock_mhz),
-        _reading("governor", after.governor, "no cpufreq driver, as in virtual machines",
-                 "cat /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor"),
-        *(_reading(name, after.temperatures.get(name), "no sensor, as in virtual machines",
-                   command, unit="°C", before=before.temperatures.get(name))
+    clock = "grep MHz /proc/cpuinfo"
+    governor = "cat /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor"
+    schedstat, pressure = "cat /proc/self/schedstat", "cat /proc/pressure/cpu"
+    rows: list[tuple[Any, ...]] = [
+        ("waiting for a CPU", waiting, "", "the kernel keeps no schedstat", schedstat),
+        ("CPU pressure", _pressure_share(before, after), "",
+         "the kernel keeps no pressure figures", pressure),
+        ("CPUs in use", in_use, "", why, "head -1 /proc/stat"),
+        ("steal", stolen, "", why, "head -1 /proc/stat"),
+        ("CPU clock", after.clock_mhz, "MHz", "the system does not tell", clock, before.clock_mhz),
+        ("governor", after.governor, "", "no cpufreq driver, as in virtual machines", governor),
+        *((name, after.temperatures.get(name), "°C", "no sensor, as in virtual machines", command,
+           before.temperatures.get(name))
           for name in sorted(after.temperatures) or ["temperature"]),
     ]  # fmt: skip
-    return Conditions(readings=tuple(readings), notes=tuple(_notes(before, after, stolen)))
-
-
-def _reading(
-    name: str,
-    value: float | str | None,
-    reason: str,
-    command: str,
-    *,
-    unit: str = "",
-    before: float | None = None,
-) -> Reading:
-    if value is None:
-        return Reading(name=name, unit=unit, reason=reason, command=command)
-    return Reading(name=name, unit=unit, value=value, before=before, command=command)
+    readings = tuple(Reading(*row) for row in rows)
+    return Conditions(readings=readings, notes=tuple(_notes(before, after, stolen)))
 
 
 def _pressure_share(before: Snapshot, after: Snapshot) -> float | None:
@@ -209,7 +191,7 @@ class NvmlGpu:
 
     nvml: Any  # the module ``pynvml``
     handle: Any
-    name: str  # index and name
+    name: str
 
 
 def open_gpu(index: int = 0, nvml: Any = None) -> NvmlGpu | str:
@@ -234,15 +216,14 @@ def open_gpu(index: int = 0, nvml: Any = None) -> NvmlGpu | str:
 
 
 class GpuWatch:
-    """Reads a GPU now and then, and says what it saw."""
+    """Clocks of a GPU and what lowers them, read between turns: it clocks down when it is idle."""
 
-    def __init__(self, gpu: NvmlGpu | str, *, interval: float = _INTERVAL) -> None:
+    def __init__(self, gpu: NvmlGpu | str, *, interval: float = _GPU_INTERVAL) -> None:
         self._gpu, self._interval = gpu, interval
         self._watch: Stopwatch | None = None
-        self._values: dict[str, list[float]] = defaultdict(list)
-        self._reasons: dict[str, str] = {}
+        self._problem, self._count = "no reading was taken", 0
         self._lowered: Counter[str] = Counter()
-        self._clocks_at_work: list[float] = []
+        self._clocks: list[float] = []  # MHz, of moments in which it worked
 
     def read(self) -> None:
         """Take a reading, if the last one is long enough ago."""
@@ -250,58 +231,33 @@ class GpuWatch:
         if isinstance(gpu, str) or (self._watch and self._watch.seconds < self._interval):
             return
         self._watch = Stopwatch()
-        nvml, handle = gpu.nvml, gpu.handle
-        self._note("memory clock", nvml, lambda: nvml.nvmlDeviceGetClockInfo(handle, 2))
-        self._note("temperature", nvml, lambda: nvml.nvmlDeviceGetTemperature(handle, 0))
-        clock = self._note("clock", nvml, lambda: nvml.nvmlDeviceGetClockInfo(handle, 1))
-        mask = int(self._note("throttling", nvml, lambda: _event_reasons(nvml, handle)) or 0)
+        try:
+            mask = _event_reasons(gpu.nvml, gpu.handle)
+            clock = float(gpu.nvml.nvmlDeviceGetClockInfo(gpu.handle, 1))
+        except gpu.nvml.NVMLError as exc:
+            self._problem = f"NVML: {exc}"
+            return
+        self._count += 1
         self._lowered.update(word for bit, word in _LOWERED.items() if mask & bit)
-        if clock is not None and not mask & _IDLE:
-            self._clocks_at_work.append(clock)
+        if clock and not mask & _IDLE:
+            self._clocks.append(clock)
 
     def conditions(self) -> Conditions:
         """Every figure, also those that could not be read, and what may have disturbed."""
         if isinstance(self._gpu, str):
-            absent = Reading(name="GPU", reason=self._gpu, command=_NVML_COMMAND)
-            return Conditions(readings=(absent,))
-        lowered = ", ".join(self._lowered) or "nothing"
-        readings = (
-            Reading(name="GPU", value=self._gpu.name, command=_NVML_COMMAND),
-            self._reading("GPU clock, lowest", "clock", min, "MHz"),
-            self._reading("GPU clock, highest", "clock", max, "MHz"),
-            self._reading("GPU memory clock", "memory clock", median, "MHz"),
-            self._reading("GPU temperature, highest", "temperature", max, "°C"),
-            self._reading("GPU throttled by", "throttling", lambda _: lowered, ""),
-        )
-        return Conditions(readings=readings, notes=tuple(self._notes()))
-
-    def _notes(self) -> Iterator[str]:
-        count = len(self._values["throttling"])
-        for word, times in self._lowered.items():
-            yield f"the GPU's clock was lowered by {word}, in {times} of {count} readings"
-        low, high = min(self._clocks_at_work, default=0), max(self._clocks_at_work, default=0)
-        if high > low * (1.0 + _CLOCK_CHANGE):
-            yield f"the GPU's clock changed between {low:.0f} and {high:.0f} MHz"
-
-    def _note(self, name: str, nvml: Any, read: Callable[[], Any]) -> float | None:
-        """Keep a value, or why there is none; a sensor that gives 0 gives nothing."""
-        try:
-            value = float(read())
-        except nvml.NVMLError as exc:
-            self._reasons[name] = f"NVML: {exc}"
-            return None
-        if value == 0.0 and name != "throttling":
-            self._reasons[name] = "the sensor gives 0"
-            return None
-        self._values[name].append(value)
-        return value
-
-    def _reading(
-        self, title: str, name: str, choose: Callable[[list[float]], float | str], unit: str
-    ) -> Reading:
-        values = self._values[name]
-        reason = self._reasons.get(name, "no reading was taken")
-        return _reading(title, choose(values) if values else None, reason, _NVML_COMMAND, unit=unit)
+            return Conditions(readings=(Reading("GPU", None, "", self._gpu, _NVML_COMMAND),))
+        low, high = min(self._clocks, default=None), max(self._clocks, default=None)
+        lowered = (", ".join(self._lowered) or "nothing") if self._count else None
+        rows = [("GPU", self._gpu.name, ""), ("GPU clock, lowest", low, "MHz"),
+                ("GPU clock, highest", high, "MHz"), ("GPU throttled by", lowered, "")]  # fmt: skip
+        notes = [
+            f"the GPU's clock was lowered by {word}, in {times} of {self._count} readings"
+            for word, times in self._lowered.items()
+        ]
+        if low and high and high > low * (1.0 + _CLOCK_CHANGE):
+            notes.append(f"the GPU's clock changed between {low:.0f} and {high:.0f} MHz")
+        readings = tuple(Reading(*row, self._problem, _NVML_COMMAND) for row in rows)
+        return Conditions(readings=readings, notes=tuple(notes))
 
 
 def _event_reasons(nvml: Any, handle: Any) -> int:
@@ -331,15 +287,6 @@ class EnergySources:
     absent: tuple[Reading, ...] = ()  # sources that cannot be read, with reason and command
 
 
-@dataclass(frozen=True, kw_only=True)
-class Stretch:
-    """The energy of some work."""
-
-    seconds: float
-    joules: float | None  # None where a sensor was stuck or failed
-    watts: tuple[tuple[float, float], ...]  # seconds since the start, and watts
-
-
 def find_energy_sources(root: Path = _ROOT, nvml: Any = None, *, gpu: int = 0) -> EnergySources:
     """Find what tells energy here: a board's rails, else a GPU's counter."""
     rails = tuple(_hwmon_rails(root))
@@ -349,72 +296,54 @@ def find_energy_sources(root: Path = _ROOT, nvml: Any = None, *, gpu: int = 0) -
             return EnergySources(total=totals, note=f"rail {totals[0].name}")
         names = ", ".join(rail.name for rail in rails)
         return EnergySources(total=rails, note=f"sum of the module's rails ({names})")
-    board = Reading(name="board rails", unit="W", reason="no ina3221 or ina238 sensor",
-                    command="cat /sys/class/hwmon/hwmon*/name")  # fmt: skip
+    hwmon = "cat /sys/class/hwmon/hwmon*/name"
+    board = Reading("board rails", None, "W", "no ina3221 or ina238 sensor", hwmon)
     counter = _nvml_counter(gpu, nvml)
     if isinstance(counter, Rail):
         return EnergySources(total=(counter,), note="GPU alone, by NVML", absent=(board,))
-    gpu_energy = Reading(name="GPU energy", unit="J", reason=counter,
-                         command="nvidia-smi --query-gpu=power.draw --format=csv")  # fmt: skip
-    return EnergySources(absent=(board, gpu_energy))
+    return EnergySources(absent=(board, Reading("GPU energy", None, "J", counter, POWER_COMMAND)))
 
 
-class EnergyMeter:
-    """Reads rails in a thread while some work is done."""
+def measure_energy(
+    rails: Sequence[Rail], work: Callable[[], T], *, interval: float = _ENERGY_INTERVAL
+) -> tuple[T, float, float | None]:
+    """Read rails in a thread while work is done; its result, seconds, and joules or None."""
+    times: list[float] = []
+    values: list[list[float]] = []
+    stop = threading.Event()
 
-    def __init__(
-        self,
-        rails: Sequence[Rail],
-        *,
-        interval: float = INTERVAL,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._rails, self._interval, self._clock = rails, interval, clock
-        self._times: list[float] = []
-        self._values: list[list[float]] = []
+    def read() -> None:
+        times.append(time.monotonic())
+        values.append([_read(rail) for rail in rails])
 
-    def during(self, work: Callable[[], T]) -> tuple[T, Stretch]:
-        """Do the work; return its result and the energy that was measured meanwhile."""
-        self._times, self._values, stop = [], [], threading.Event()
-        self.read()
-        thread = threading.Thread(
-            target=self._read_until, args=(stop,), name="zsseg-energy", daemon=True
-        )
-        thread.start()
-        try:
-            result = work()
-        finally:
-            stop.set()
-            thread.join()
-        return result, self.stretch()
+    def read_until_stopped() -> None:
+        while not stop.wait(interval):
+            read()
+        read()
 
-    def _read_until(self, stop: threading.Event) -> None:
-        while not stop.wait(self._interval):
-            self.read()
-        self.read()
+    read()
+    thread = threading.Thread(target=read_until_stopped, name="zsseg-energy", daemon=True)
+    thread.start()
+    try:
+        result = work()
+    finally:
+        stop.set()
+        thread.join()
+    return result, times[-1] - times[0], joules_of(rails, times, values)
 
-    def read(self) -> None:
-        """Take one reading of every rail; what cannot be read is NaN."""
-        self._times.append(self._clock())
-        self._values.append([_read(rail) for rail in self._rails])
 
-    def stretch(self) -> Stretch:
-        """Add up readings: counters by their differences, power by trapezoids.
-
-        A sensor that failed, counted backwards or never changed gives no energy at all.
-        """
-        times, values = np.array(self._times), np.array(self._values)
-        seconds, steps = float(times[-1] - times[0]), np.diff(times)
-        counts = np.array([rail.counts for rail in self._rails], bool)
-        changes, means = np.diff(values, axis=0), (values[1:] + values[:-1]) / 2.0
-        used = np.where(counts, changes, means * steps[:, None])
-        stuck = len(values) >= _STUCK and not changes.any(axis=0).all()
-        if stuck or not used.size or np.isnan(used).any() or (changes[:, counts] < 0.0).any():
-            return Stretch(seconds=seconds, joules=None, watts=())
-        joules = used.sum(axis=1)
-        watts = joules / np.maximum(steps, 1e-9)
-        samples = zip((times[1:] - times[0]).tolist(), watts.tolist(), strict=True)
-        return Stretch(seconds=seconds, joules=float(joules.sum()), watts=tuple(samples))
+def joules_of(
+    rails: Sequence[Rail], times: Sequence[float], values: Sequence[Sequence[float]]
+) -> float | None:
+    """Joules of readings [times, rails]; None where a sensor failed, ran back or is stuck."""
+    readings, steps = np.array(values), np.diff(times)
+    counts = np.array([rail.counts for rail in rails], bool)
+    changes, means = np.diff(readings, axis=0), (readings[1:] + readings[:-1]) / 2.0
+    used = np.where(counts, changes, means * steps[:, None])
+    stuck = len(readings) >= _STUCK and not changes.any(axis=0).all()
+    if stuck or not used.size or np.isnan(used).any() or (changes[:, counts] < 0.0).any():
+        return None
+    return float(used.sum())
 
 
 def _read(rail: Rail) -> float:

@@ -82,11 +82,7 @@ def _binomial(count: int, share: float) -> Floats:
 
 
 def shift_estimate(values: Sequence[float], confidence: float = 0.95) -> Interval:
-    """The Hodges-Lehmann median of values and its interval by Wilcoxon's signed-rank test.
-
-    The estimate is the median of the means of all pairs, each value with itself included. It is
-    nearly as precise as the mean on clean data and ignores single outliers like the median.
-    """
+    """The Hodges-Lehmann median of values; its interval is of Wilcoxon's signed-rank test."""
     ordered = np.asarray(values, np.float64)
     if not ordered.size:
         raise ArgumentError("values: expected at least one, got none")

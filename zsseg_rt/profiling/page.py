@@ -1,8 +1,4 @@
-"""A report as tables of text for the terminal, as an HTML page, and as a Chrome trace.
-
-The page has the same tables, needs nothing from outside and draws bars by its style. Perfetto and
-Chrome show the trace: the median and the slowest frame.
-"""
+"""A report as tables of text, as an HTML page and as a Chrome trace."""
 
 from __future__ import annotations
 
@@ -18,7 +14,7 @@ import numpy as np
 
 from zsseg_rt.profiling.conditions import Reading
 from zsseg_rt.profiling.estimates import Difference
-from zsseg_rt.profiling.report import OUTSIDE, Report, VariantReport, has_blocks, sum_by
+from zsseg_rt.profiling.report import OUTSIDE, Report, VariantReport, sum_by
 
 ABSENT = "\N{EN DASH}"
 BASIS_WORDS = {"wall": "wall time", "cpu": "CPU time", "device": "GPU time"}
@@ -38,10 +34,7 @@ class TextTable:
 
 
 def table(title: str, items: Iterable[Any], columns: Mapping[str, str]) -> TextTable:
-    """A row for each item, a cell for each column: a path of attributes or keys into the item.
-
-    ``:4`` after a path gives a number so many decimals, ``:%`` shows a share in per cent.
-    """
+    """A row per item; columns are paths into it, with ``:4`` (decimals) or ``:%`` (a share)."""
     rows = tuple(tuple(_cell(item, path) for path in columns.values()) for item in items)
     return TextTable(title=title, headings=tuple(columns), rows=rows)
 
@@ -84,9 +77,7 @@ def report_tables(report: Report) -> list[TextTable]:
             _PACED,
         ),
         *map(_stages, variants),
-        *(_nodes(one, "block") for one in variants if has_blocks(one.nodes)),
-        *(_nodes(one, "kind") for one in variants),
-        _growths(report),
+        *map(_nodes, variants),
         table("energy", (one for one in variants if one.energy is not None), _ENERGY),
         table("a fresh process", (row for one in variants for row in _starts(one)), _STARTS),
         table("conditions", map(_reading, report.conditions.readings), _CONDITIONS),
@@ -167,12 +158,6 @@ _PACED = {
     "service p50": "paced.service.p50",
     "service p99": "paced.service.p99",
 }
-_GROWTH = {
-    "sweep": "of.key",
-    "fitted to the medians": "line",
-    "of": "basis",
-    "largest distance": "of.worst_error:%",
-}
 _ENERGY = {
     "variant": "name",
     "mJ a frame": "energy.mj",
@@ -212,14 +197,6 @@ def _starts(variant: VariantReport) -> Iterator[dict[str, Any]]:
         yield {"variant": variant.name, "cache": cache, "of": start}
 
 
-def _growths(report: Report) -> TextTable:
-    rows = []
-    for one in report.growths:
-        line = f"{number(one.fixed_ms)} ms + {number(one.per_unit_ms, 4)} ms a {one.unit}"
-        rows.append({"of": one, "line": line, "basis": BASIS_WORDS[one.basis]})
-    return table("growth", rows, _GROWTH)
-
-
 def _stages(variant: VariantReport) -> TextTable:
     total = sum(times.mean for times in variant.stages.values())
     rows = [
@@ -235,19 +212,19 @@ def _stages(variant: VariantReport) -> TextTable:
     return table(f"stages of {variant.name}", rows, columns)
 
 
-def _nodes(variant: VariantReport, key: str) -> TextTable:
-    """Milliseconds by block, in the network's order, or by kind, the longest first."""
-    totals = sum_by(variant.nodes, lambda node: (node.graph, str(getattr(node, key))))
+def _nodes(variant: VariantReport) -> TextTable:
+    """Milliseconds by kind, the longest of a graph first."""
+    totals = sum_by(variant.nodes, lambda node: (node.graph, node.kind))
     graphs = sum_by(variant.nodes, lambda node: node.graph)
-    order, places = list(totals), list(graphs)
-    if key == "kind":
-        order.sort(key=lambda one: (places.index(one[0]), one[1] == OUTSIDE, -totals[one]))
+    places = list(graphs)
+    order = sorted(totals, key=lambda one: (places.index(one[0]), one[1] == OUTSIDE, -totals[one]))
     rows = [
-        {"graph": one[0], key: one[1], "ms": totals[one], "share": totals[one] / graphs[one[0]]}
-        for one in order
-    ]
-    columns = {"graph": "graph", key: key, "ms": "ms:3", "of the graph": "share:%"}
-    return table(f"nodes of {variant.name} by {key}", rows, columns)
+        {"graph": graph, "kind": kind, "ms": totals[graph, kind],
+         "share": totals[graph, kind] / graphs[graph]}
+        for graph, kind in order
+    ]  # fmt: skip
+    columns = {"graph": "graph", "kind": "kind", "ms": "ms:3", "of the graph": "share:%"}
+    return table(f"nodes of {variant.name} by kind", rows, columns)
 
 
 def _reading(reading: Reading) -> dict[str, Any]:
@@ -328,11 +305,7 @@ def _html_cell(text: str, kind: str) -> str:
 
 
 def make_trace(report: Report) -> dict[str, Any]:
-    """A trace with a process for each variant and a thread for each of its two frames.
-
-    Nodes are means of runs of their own. They are stretched or shrunk to their stage, and keep
-    their milliseconds as ``mean_ms``.
-    """
+    """A Chrome trace: a process per variant, its median and slowest frame as threads."""
     events = [
         {**event, "pid": number}
         for number, variant in enumerate(report.variants, start=1)
@@ -353,8 +326,6 @@ def _events_of(variant: VariantReport) -> Iterator[dict[str, Any]]:
         for name, begin_ms, ms, more in _spans(variant, index):
             span = {"name": name, "ph": "X", "ts": begin_ms * 1e3, "dur": ms * 1e3, "tid": thread}
             yield {**span, **more}
-    for seconds, watts in () if variant.energy is None else variant.energy.samples:
-        yield {"name": "energy", "ph": "C", "ts": seconds * 1e6, "args": {"W": watts}}
 
 
 def _spans(
@@ -369,7 +340,7 @@ def _spans(
         total, at = sum(node.ms for node in nodes), begin
         for node in (node for node in nodes if node.ms > 0.0):
             ms = times[index] * node.ms / total
-            parts = {"type": node.type, "block": node.block, "kind": node.kind}
+            parts = {"type": node.type, "kind": node.kind}
             yield node.name or node.type, at, ms, {"args": {"mean_ms": node.ms, **parts}}
             at += ms
         begin += times[index]

@@ -19,28 +19,28 @@ from zsseg_rt.common.process import usable_cpus
 from zsseg_rt.errors import ConfigError, ZssegError
 from zsseg_rt.evaluation.provenance import describe_machine
 from zsseg_rt.profiling.conditions import (
+    POWER_COMMAND,
     Conditions,
-    EnergyMeter,
     EnergySources,
     GpuWatch,
     Reading,
     Snapshot,
     compare_snapshots,
     find_energy_sources,
+    measure_energy,
     open_gpu,
     take_snapshot,
 )
-from zsseg_rt.profiling.estimates import WAITING_LIMIT, Basis
+from zsseg_rt.profiling.estimates import WAITING_LIMIT
 from zsseg_rt.profiling.report import (
     ColdStart,
     Comparison,
     EnergyUse,
-    Growth,
     PacedTimes,
     Report,
     Samples,
     VariantReport,
-    assign_nodes,
+    node_rows,
     sum_by,
     summarise,
 )
@@ -53,7 +53,7 @@ from zsseg_rt.profiling.turns import (
     take_turns,
 )
 from zsseg_rt.profiling.worker import TurnPlan
-from zsseg_rt.profiling.workload import SWEEP_UNITS, Variant, Workload
+from zsseg_rt.profiling.workload import Variant, Workload
 
 AROUND = "(around)"
 """The time of a call outside the engine's clock; with it, stages sum to the wall time."""
@@ -135,7 +135,7 @@ class Profiler:
         self.workload.check_class_counts(self.variants)
         for variant in self.variants:
             try:
-                if self.cold_starts and variant.swept is None:
+                if self.cold_starts and not variant.swept:
                     self.on_progress(f"{variant.name}: a fresh process without the cache")
                     self._note_cold_start(variant, cached=False)
                 self.on_progress(f"{variant.name}: opening and checking")
@@ -236,30 +236,25 @@ class Profiler:
         if not sources.total:
             return
         self.on_progress("energy")
-        meter = EnergyMeter(sources.total)
-        _, rest = meter.during(lambda: time.sleep(_ENERGY_SECONDS))
-        idle = None if rest.joules is None else rest.joules / rest.seconds
+        _, rest_s, rest_j = measure_energy(sources.total, lambda: time.sleep(_ENERGY_SECONDS))
+        idle = None if rest_j is None else rest_j / rest_s
         for child in alive:
             work = partial(child.request, "stretch", seconds=_ENERGY_SECONDS)
-            frames, stretch = meter.during(work)
-            if stretch.joules is None:
+            frames, seconds, joules = measure_energy(sources.total, work)
+            if joules is None:
                 reason = "a sensor failed, or did not change for a second"
-                command = "nvidia-smi --query-gpu=power.draw --format=csv"
-                if "NVML" not in sources.note:
-                    command = "cat /sys/class/hwmon/hwmon*/*_input"
-                failed = Reading(name=sources.note, unit="J", reason=reason, command=command)
-                self.absent += (failed,)
+                on_gpu = "NVML" in sources.note
+                command = POWER_COMMAND if on_gpu else "cat /sys/class/hwmon/hwmon*/*_input"
+                self.absent += (Reading(sources.note, None, "J", reason, command),)
                 return
-            above = None if idle is None else stretch.joules - idle * stretch.seconds
             self.reports[child.name].energy = EnergyUse(
                 source=sources.note,
                 frames=frames,
-                seconds=stretch.seconds,
-                mj=1e3 * stretch.joules / frames,
-                mj_above_idle=None if above is None else 1e3 * above / frames,
-                watts=stretch.joules / stretch.seconds,
+                seconds=seconds,
+                mj=1e3 * joules / frames,
+                mj_above_idle=None if idle is None else 1e3 * (joules - idle * seconds) / frames,
+                watts=joules / seconds,
                 idle_watts=idle,
-                samples=stretch.watts,
             )
             child.settle()
 
@@ -283,7 +278,7 @@ class Profiler:
                 graphs = child.request("nodes", runs=runs)
             finally:
                 child.close()
-            rows = (row for graph, some in graphs.items() for row in assign_nodes(graph, some))
+            rows = (row for graph, some in graphs.items() for row in node_rows(graph, some))
             self.reports[variant.name].nodes = tuple(rows)
 
     def _compare_labels(self, alive: Sequence[ChildCandidate]) -> None:
@@ -322,7 +317,6 @@ class Profiler:
             interrupted=self.interrupted,
             variants=variants,
             comparisons=comparisons,
-            growths=tuple(self._growths(variants)),
             conditions=conditions,
             notes=tuple(notes),
         )
@@ -357,31 +351,6 @@ class Profiler:
                     f"{one.other}: the machine was busy, so CPU time was compared, which adds up "
                     "over threads. What other numbers of threads gain shows on a quiet machine"
                 )
-
-    def _growths(self, reports: Sequence[VariantReport]) -> Iterator[Growth]:
-        """Lines through the medians of sweeps over numbers."""
-        for key, unit in SWEEP_UNITS.items():
-            pairs = zip(self.variants, reports, strict=True)
-            swept = [(v, r) for v, r in pairs if v.swept == key and r.wall is not None]
-            base = self.variants[0].name
-            bases = {self.rounds.basis(base, variant.name) for variant, _ in swept}
-            # Streams share the CPUs, so their CPU time says nothing of what they gain.
-            on_clock = not bases or key == "streams"
-            basis: Basis = "wall" if on_clock else max(bases - {"wall"} or bases)
-            points = []
-            for variant, report in swept:
-                times = {"wall": report.wall, "cpu": report.cpu, "device": report.device}[basis]
-                if times is not None and variant.value is not None:
-                    median = times.mean if times.p50 is None else times.p50
-                    points.append((variant.value, median))
-            if len(points) >= 2:
-                counts, medians = np.array(points).T
-                slope, start = np.polyfit(counts, medians, 1)
-                errors = np.abs(start + slope * counts - medians) / medians
-                yield Growth(
-                    key=key, unit=unit, basis=basis, points=tuple(points), fixed_ms=float(start),
-                    per_unit_ms=float(slope), worst_error=float(errors.max()),
-                )  # fmt: skip
 
 
 def _gpu_number(child: ChildCandidate) -> int | None:

@@ -1,4 +1,4 @@
-"""A profile as plain data, which is written and read as JSON; the blocks of nodes."""
+"""A profile as plain data, which is written and read as JSON; the kinds of nodes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from zsseg_rt.backends.base import OUTSIDE_NODES
 from zsseg_rt.common import schema
 from zsseg_rt.errors import ConfigError
 from zsseg_rt.profiling.conditions import Conditions
-from zsseg_rt.profiling.estimates import Basis, Difference, percentile, percentile_interval
+from zsseg_rt.profiling.estimates import Difference, percentile, percentile_interval
 
 KIND: Literal["zsseg_rt profile"] = "zsseg_rt profile"
-FORMAT = 1
+FORMAT = 2
 K = TypeVar("K")
 OUTSIDE = OUTSIDE_NODES
-"""Block and kind of what a run takes beyond its nodes."""
+"""Name and kind of what a run takes beyond its nodes."""
 _LINEAR = ("fullyconnected", "matmul", "gemm", "conv", "linear")
 _ATTENTION = ("attention", "sdpa", "mha")
 _NORM = ("norm", "mvn", "rms")
@@ -78,22 +78,16 @@ class EnergyUse:
     mj_above_idle: float | None  # without what the machine takes when it waits
     watts: float
     idle_watts: float | None
-    samples: tuple[tuple[float, float], ...] = ()  # seconds since the begin, and watts
 
 
 @dataclass(frozen=True, kw_only=True)
 class NodeRow:
-    """One node of a graph.
-
-    ``kind`` is ``linear``, ``attention``, ``norm``, ``layout`` or ``other``; or, like the name and
-    the block, ``(outside nodes)``: what the counted runs took beyond their nodes.
-    """
+    """One node of a graph, or, by the name ``OUTSIDE``, the time of its runs beyond its nodes."""
 
     graph: str
     name: str  # empty if the backend invented it
     type: str  # the backend's name for what it computes
-    block: str  # of the network; empty if unknown
-    kind: str
+    kind: str  # linear, attention, norm, layout, other or OUTSIDE
     ms: float  # a frame
 
 
@@ -151,19 +145,6 @@ class Comparison:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Growth:
-    """Milliseconds as a line a + b n, fitted to the medians of a sweep."""
-
-    key: str  # what was swept
-    unit: str  # of n
-    basis: Basis
-    points: tuple[tuple[float, float], ...]  # n and the median of each variant
-    fixed_ms: float  # a
-    per_unit_ms: float  # b
-    worst_error: float  # largest distance of a median from the line, as a share of the median
-
-
-@dataclass(frozen=True, kw_only=True)
 class Report:
     """A profile."""
 
@@ -179,7 +160,6 @@ class Report:
     interrupted: bool
     variants: tuple[VariantReport, ...]  # the first is what the others are compared with
     comparisons: tuple[Comparison, ...]  # of variants that do the same work
-    growths: tuple[Growth, ...]  # of sweeps over numbers
     conditions: Conditions
     notes: tuple[str, ...]  # what the reader must know
 
@@ -225,63 +205,27 @@ def read_report(path: Path) -> Report:
     return schema.decode(Report, raw, str(path), ConfigError)
 
 
-def assign_nodes(graph: str, nodes: Iterable[Sequence[object]]) -> list[NodeRow]:
-    """Give every node of a graph its block and kind."""
-    named = [(str(name), str(kind), float(str(ms))) for name, kind, ms in nodes]
-    modules = [_module_of(name) for name, _, _ in named]
-    first = next((module for module in modules if module is not None), None)
-    rows, current = [], first
-    for (name, kind, ms), module in zip(named, modules, strict=True):
-        current = current if module is None else module
-        block = "" if current is None else block_of(current)
-        work = kind_of(name, kind)
-        if name == OUTSIDE:
-            block = work = OUTSIDE
-        rows.append(NodeRow(graph=graph, name=name, type=kind, block=block, kind=work, ms=ms))
-    return rows
-
-
-def has_blocks(rows: Iterable[NodeRow]) -> bool:
-    """Whether any node's block is known; of older bundles, none is."""
-    return any(row.block not in ("", OUTSIDE) for row in rows)
-
-
-def _module_of(name: str) -> str | None:
-    """The module in a name; of nodes that were fused, as in ``a/MatMul + b/Add``, the first's."""
-    first = name.split(" + ")[0]
-    return first.rpartition("/")[0] if "/" in first else None
-
-
-def block_of(module: str) -> str:
-    """The block that a module is part of: ``blocks.3.mlp.c_fc`` belongs to ``blocks.3``.
-
-    A module outside any numbered block is its own first part; the network itself is ``(top)``.
-
-    Example:
-        >>> block_of("blocks.3.mlp.c_fc"), block_of("layer1.0.conv1"), block_of("ln_pre")
-        ('blocks.3', 'layer1.0', 'ln_pre')
-    """
-    path = module.removesuffix("attention").rstrip("/")
-    parts = path.split(".")
-    for index, part in enumerate(parts):
-        if part.isdecimal():
-            return ".".join(parts[: index + 1])
-    return parts[0] or "(top)"
+def node_rows(graph: str, nodes: Iterable[Sequence[Any]]) -> list[NodeRow]:
+    """The nodes of a graph, given as name, type and milliseconds, with their kinds."""
+    return [
+        NodeRow(graph=graph, name=name, type=kind, kind=kind_of(name, kind), ms=ms)
+        for name, kind, ms in nodes
+    ]
 
 
 def kind_of(name: str, kind: str) -> str:
     """The kind of work (see :class:`NodeRow`), by the names that graph and backend give a node."""
+    if name == OUTSIDE:
+        return OUTSIDE
     module, _, operation = name.lower().rpartition("/")
-    if "attention" in module or _holds(kind, _ATTENTION) or _holds(operation, _ATTENTION):
+    kind = kind.lower()
+    if "attention" in module or _holds(f"{kind} {operation}", _ATTENTION):
         return "attention"
-    words = f"{operation} {kind.lower()}"
-    if _holds(kind, _LINEAR) or _holds(operation, _LINEAR):
+    if _holds(f"{kind} {operation}", _LINEAR):
         return "linear"
-    if _holds(words, _NORM):
+    if _holds(f"{kind} {operation}", _NORM):
         return "norm"
-    if _holds(kind, _LAYOUT) or (kind == "" and _holds(operation, _LAYOUT)):
-        return "layout"
-    return "other"
+    return "layout" if _holds(kind or operation, _LAYOUT) else "other"
 
 
 def sum_by(rows: Iterable[NodeRow], key: Callable[[NodeRow], K]) -> dict[K, float]:
@@ -293,5 +237,4 @@ def sum_by(rows: Iterable[NodeRow], key: Callable[[NodeRow], K]) -> dict[K, floa
 
 
 def _holds(text: str, words: Sequence[str]) -> bool:
-    lowered = text.lower()
-    return any(word in lowered for word in words)
+    return any(word in text for word in words)

@@ -1,7 +1,4 @@
-"""Candidates take turns in random order, so that a busy moment meets all of them alike.
-
-A candidate is a function of this process, or a process of its own (``worker.py``).
-"""
+"""Candidates take turns in random order, so that a busy moment meets all of them alike."""
 
 from __future__ import annotations
 
@@ -181,10 +178,7 @@ class Rounds:
 
 
 def turn_ms(turn: Turn, basis: Basis) -> float:
-    """Return the median of a turn's warm calls; of CPU time, which is coarse, the mean.
-
-    Device times are wall times where a candidate has none.
-    """
+    """Median of the warm calls; of CPU time, which is coarse, the mean."""
     if basis == "cpu":
         return statistics.fmean(sample.cpu_ms for sample in turn.warm)
     if basis == "device":

@@ -1,10 +1,7 @@
 """Time calls; and the program of a candidate's own process, which takes turns when asked.
 
-    EXE worker.py REPLY_FD        # see zsseg_rt/common/child_process.py
-
-It is also run as a file, by any interpreter, beside any version of zsseg_rt: it uses only that
-package's public names, and of its own checkout ``common/child_process.py``. The first request says
-what to open.
+It is also run as a file by any interpreter, beside any version of zsseg_rt, as ``EXE worker.py
+REPLY_FD``: it uses only public names, and ``common/child_process.py`` of its own checkout.
 """
 
 from __future__ import annotations
@@ -74,19 +71,13 @@ ThreadTimes = Mapping[str, tuple[int, int]]
 class LocalCandidate:
     """A function that is called again and again; what it raises passes through.
 
-    A ``device_timer`` has ``begin()``, which marks the begin of work on a device, and ``end_ms()``,
-    which marks its end, waits for it, and returns the milliseconds between. With ``device_stage``
-    that stage of the result's own clock is the device's time.
-
-    Attributes:
-        process: Whose threads are looked at.
-        started: Seconds of the parts of its cold start.
-        described: What runs in it, as plain data.
+    A ``device_timer`` has ``begin()``, and ``end_ms()``, which waits for the work on the device.
+    With ``device_stage``, that stage of the result's own clock is the device's time.
     """
 
-    process: int | str = "self"
-    started: Mapping[str, float] = {}
-    described: Mapping[str, Any] = {}
+    process: int | str = "self"  # whose threads are looked at
+    started: Mapping[str, float] = {}  # seconds of the parts of its cold start
+    described: Mapping[str, Any] = {}  # what runs in it, as plain data
 
     def __init__(
         self,
@@ -181,19 +172,13 @@ class Stopwatch:
 
 
 def read_thread_times(process: int | str = "self") -> ThreadTimes:
-    """Run and waiting time of every thread of a process; empty if the system does not tell.
-
-    It takes about 0.3 ms, so it is for the two ends of a measurement.
-    """
+    """Run and waiting time of a process's threads; empty if unknown. It takes 0.3 ms."""
     threads = ((name, content.split()) for name, content in _of_threads(process, "schedstat"))
     return {name: (int(fields[0]), int(fields[1])) for name, fields in threads}
 
 
 def waiting_share(before: ThreadTimes, after: ThreadTimes) -> float | None:
-    """Share of the time in which threads could have run that they waited for a CPU, in [0, 1].
-
-    Threads that ended meanwhile are not known. None if no thread ran.
-    """
+    """The share of their runnable time that threads waited for a CPU; None if none ran."""
     earlier = [before.get(name, (0, 0)) for name in after]
     ran, waited = (
         sum(times[i] for times in after.values()) - sum(times[i] for times in earlier)
@@ -217,10 +202,7 @@ def settle_threads(process: int | str = "self", seconds: float = _SETTLING_SECON
 
 
 def read_memory_mb(process: int | str = "self") -> tuple[float, float] | None:
-    """Resident memory of a process now and at its peak, in MB; None if the system does not tell.
-
-    The peak is that of this program; ``getrusage`` may tell its parent's.
-    """
+    """A process's resident memory now and at its peak, in MB; None if unknown."""
     try:
         lines = (_PROC / str(process) / "status").read_text().splitlines()
     except OSError:

@@ -34,8 +34,6 @@ _KEYS = {
 }
 _WORK = {"classes": "class count", "frame": "frame size", "streams": "number of streams"}
 _SWEPT = ("classes", "threads", "precision", "backend", "streams", "frame")
-SWEEP_UNITS = {"classes": "class", "streams": "stream", "frame": "megapixel"}
-"""Sweeps whose times are fitted by a line, and what its n counts."""
 _LARGEST = {"classes": 65_534, "streams": 64}
 _FRAME = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 
@@ -51,8 +49,7 @@ class Variant:
     frame_hw: tuple[int, int] | None = None  # size that frames are brought to; None leaves them
     streams: int = 1  # frames labelled at the same time
     python: str | None = None  # another interpreter, whose own zsseg_rt runs
-    swept: str | None = None  # the key of the sweep that made it
-    value: float | None = None  # its n: classes, streams or megapixels
+    swept: bool = False  # whether a sweep made it
 
     @property
     def work(self) -> tuple[Any, ...]:
@@ -97,20 +94,17 @@ def read_sweep(text: str, base: Variant) -> list[Variant]:
 
 
 def _swept(base: Variant, key: str, value: str) -> Variant:
-    named = replace(base, name=f"{key}={value}", swept=key)
+    named = replace(base, name=f"{key}={value}", swept=True)
     if key == "frame":
         match = _FRAME.fullmatch(value)
         if match is None:
             raise ConfigError(f"--sweep: expected frame=WIDTHxHEIGHT, got {value!r}")
         width, height = int(match[1]), int(match[2])
-        return replace(named, frame_hw=(height, width), value=width * height / 1e6)
+        return replace(named, frame_hw=(height, width))
     if key in _LARGEST:
         if not value.isdecimal() or not 1 <= int(value) <= _LARGEST[key]:
             raise ConfigError(f"--sweep: expected {key} from 1 to {_LARGEST[key]}, got {value!r}")
-        named = replace(named, value=float(value))
-        if key == "classes":
-            return replace(named, classes=int(value))
-        return replace(named, streams=int(value))
+        return replace(named, **{key: int(value)})
     return replace(named, config=_with_settings(base.config, {key: value}, "--sweep"))
 
 

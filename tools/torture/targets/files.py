@@ -107,7 +107,7 @@ def _reports(folder: Path) -> Attempt:
     )  # fmt: skip
     report = Report(
         version="0", command="x", machine={"cpu": "x"}, source="x", threshold=0.02, rounds=1,
-        seconds=1.0, interrupted=False, variants=(variant,), comparisons=(), growths=(),
+        seconds=1.0, interrupted=False, variants=(variant,), comparisons=(),
         conditions=Conditions(readings=(Reading(name="x", value=1.0),)), notes=("x",),
     )  # fmt: skip
     document, path = schema.encode(report), folder / "profile.json"
