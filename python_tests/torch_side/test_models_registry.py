@@ -52,14 +52,6 @@ def test_every_architecture_is_segmented_with(models, name, protocol):
     assert model.config is config  # the caller's model is untouched
 
 
-def test_a_renamed_architecture_is_known_by_its_old_name_and_says_so(tmp_path, caplog):
-    path = tmp_path / "clip.pt"
-    torch.save(tiny.clip_state_dict(tiny.TinySizes(num_layers=2, text_layers=1)), path)
-    clip = {"pretrained": path, "activation": "quick_gelu", "num_heads": 4, "text_heads": 4}
-    assert create_model("dense_baseline", image_size=64, **clip).architecture == "cosine_head"
-    assert "'dense_baseline' is called 'cosine_head' now" in caplog.text
-
-
 def test_windows_are_refused_where_a_model_takes_whole_images(models):
     model = models["zegformer"]
     with refused(ArgumentError, "windows"):

@@ -55,10 +55,7 @@ def widened(specs: Iterable[TensorSpec]) -> tuple[TensorSpec, ...]:
 
 
 def dtype_name(dtype: npt.DTypeLike) -> str:
-    """NumPy's name of a dtype; ``"bfloat16"``, which NumPy does not have, is its own.
-
-    Kept: NumPy takes microseconds for it, and a frame asks several times.
-    """
+    """NumPy's name of a dtype, ``"bfloat16"`` of its own; kept, as a frame asks several times."""
     name = _NAMES.get(dtype)
     if name is None:
         name = _NAMES[dtype] = np.dtype(dtype).name

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -40,18 +39,11 @@ def check_size(size_hw: tuple[int, int], patch_size: int) -> None:
         )
 
 
-_log = logging.getLogger(__name__)
-_RENAMED = {"dense_baseline": "cosine_head"}
-
-
 @contextmanager
 def arguments_called(
     names: Mapping[str, str], table: str = "", fields: Collection[str] = ()
 ) -> Iterator[None]:
-    """Raise errors of the block under the name by which the user gave the argument.
-
-    ``names`` maps arguments to options or keys; those among ``fields`` are keys of ``table``.
-    """
+    """Raise errors under the option or key that the user gave; ``fields`` are keys of ``table``."""
     try:
         yield
     except ZssegError as error:
@@ -60,14 +52,6 @@ def arguments_called(
         if not name:
             raise
         raise error.renamed(name) from error
-
-
-def current_name(architecture: str) -> str:
-    """Return an architecture's name of today; a warning tells if it was renamed."""
-    name = _RENAMED.get(architecture, architecture)
-    if name != architecture:
-        _log.warning("architecture: %r is called %r now", architecture, name)
-    return name
 
 
 def canonical_device(device: Any) -> Any:

@@ -1,9 +1,7 @@
 """A process that answers requests: a line of JSON each way, and its death named.
 
-Requests go to its standard input, replies come on a file descriptor of their own, whose number is
-the last word of its command; whatever libraries print goes elsewhere. :func:`answer_requests` is
-the other side. This module needs no other of the package, so that programs of any version can
-load it as a file.
+Replies come on a file descriptor of their own, whose number is the last word of its command. This
+module needs no other of the package, so that programs of any version can load it as a file.
 """
 
 from __future__ import annotations
@@ -25,16 +23,11 @@ Answer = Callable[[Mapping[str, Any], Callable[[Any], None]], Any]
 
 
 class ChildError(Exception):
-    """A request failed in the child.
-
-    Attributes:
-        kind: Name of the error's class there; empty if the process ended.
-        killed: Whether the system killed it.
-    """
+    """A request failed in the child; ``kind`` is its error's class, empty if the process ended."""
 
     def __init__(self, message: str, *, kind: str = "", killed: bool = False) -> None:
         super().__init__(message)
-        self.kind, self.killed = kind, killed
+        self.kind, self.killed = kind, killed  # by the system
 
 
 class ChildProcess:

@@ -18,12 +18,7 @@ from zsseg_rt.errors import BackendUnavailableError
 
 
 def install_command(*extras: str) -> str:
-    """The command that installs optional packages, from a checkout of this package's source.
-
-    Example:
-        >>> install_command("train")
-        "pip install '.[train]' in a checkout of zsseg_rt"
-    """
+    """The command that installs optional packages, from a checkout of this package's source."""
     commands = " or ".join(f"pip install '.[{extra}]'" for extra in extras)
     return f"{commands} in a checkout of zsseg_rt"
 
@@ -43,12 +38,7 @@ _first: dict[str, str] = {}  # reasons; a second import of OpenCV speaks of a re
 
 
 def why_not(exc: ImportError, package: str, command: str) -> tuple[str, str]:
-    """The reason why an import failed, and the remedy; ``command`` is for a package that is absent.
-
-    Example:
-        >>> why_not(ImportError("libGL.so.1: cannot open shared object file"), "cv2", "pip ...")[1]
-        'Run: sudo apt install libgl1'
-    """
+    """Why an import failed, and the remedy; ``command`` is for a package that is absent."""
     if isinstance(exc, ModuleNotFoundError) and package == (exc.name or "").partition(".")[0]:
         return "nothing", f"Run: {command}"
     reason = _first.setdefault(package, " ".join(str(exc).split()))
@@ -82,10 +72,7 @@ def unavailable(
 
 
 def import_opencv(purpose: str, *, argument: str = "cv2", needs: str = "imread") -> Any:
-    """The module ``cv2``.
-
-    An interrupt waits for it: in NumPy's part of the import it would become an ImportError.
-    """
+    """The module ``cv2``; an interrupt waits for it, which NumPy would turn into an ImportError."""
     command = f"{install_command('opencv')} (on a Jetson: apt install python3-opencv)"
     expected = f"{argument}: expected OpenCV {purpose}"
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import io
 import json
@@ -16,7 +15,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,10 +38,8 @@ _NPY_TYPES = ["b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", 
 
 
 def ensure_home() -> None:
-    """Give libraries a home that cannot be written to, where the user has neither HOME nor a name.
-
-    Else ``Path.home()`` fails in them; OpenVINO's telemetry calls it while it is imported.
-    """
+    """Give libraries a home that cannot be written to, where the user has neither HOME nor name."""
+    # else Path.home() fails in them; OpenVINO's telemetry calls it while it is imported
     if os.path.expanduser("~") == "~":  # noqa: PTH111 - Path's own raises
         os.environ["HOME"] = os.devnull
 
@@ -60,24 +57,18 @@ def default_cache_dir() -> Path:
 
 def is_folder(path: Path) -> bool:
     """Whether there is a folder; False also where the system cannot look, as for names too long."""
-    return _mode(path, stat.S_ISDIR)
+    return os.path.isdir(path)  # noqa: PTH112 - Path's own raises
 
 
 def is_file(path: Path) -> bool:
     """Whether there is a file; False also where the system cannot look, as for names too long."""
-    return _mode(path, stat.S_ISREG)
+    return os.path.isfile(path)  # noqa: PTH113 - Path's own raises
 
 
 def is_device(path: Path) -> bool:
     """Whether it is a pipe or device, which is written into as it is."""
-    return _mode(path, lambda mode: not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)))
-
-
-def _mode(path: Path, is_kind: Callable[[int], bool]) -> bool:
-    try:
-        return is_kind(path.stat().st_mode)
-    except (OSError, ValueError):  # a name with a NUL is none
-        return False
+    there = os.path.exists(path)  # noqa: PTH110 - Path's own raises
+    return there and not is_file(path) and not is_folder(path)
 
 
 def why_unwritable(folder: Path) -> str:
@@ -129,10 +120,7 @@ def _regular_file(path: Path, max_bytes: int) -> Iterator[BinaryIO]:
 
 
 def remove_entry(path: Path) -> None:
-    """Remove what lies at a path of a cache: a file, a link, or a folder with its content.
-
-    Links are removed, not followed. A path where nothing lies is not an error.
-    """
+    """Remove a file, a link (not what it leads to) or a folder, if there is one."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -149,10 +137,9 @@ def write_whole(path: Path, data: bytes) -> None:
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """Yield a file to write that becomes ``path`` if nothing fails, and else is removed.
 
-    It lies beside its place under a hidden name, ``.NAME.XXXXXXXX.tmp``, until it is on the disk.
-    Only that is left by a process that is killed, and :func:`remove_abandoned` takes it away.
-    Of several that write one file at the same time, the last to finish wins. A pipe or device is
-    written into.
+    It is ``.NAME.XXXXXXXX.tmp`` beside it until it is on the disk; :func:`remove_abandoned` takes
+    away what a killed process left. The last of several writers wins. A pipe or device is written
+    into.
     """
     if is_device(path):
         with path.open("wb") as stream:
@@ -183,67 +170,44 @@ def remove_abandoned(folder: Path) -> None:
 def whole_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
     """Yield an empty folder to fill that becomes ``path`` if nothing fails.
 
-    It lies in a hidden folder beside its place, ``.NAME.writing-XXXXXXXX``, which its writer keeps
-    locked, until all of it is on the disk; so does an old one for the moment between two renames.
-    What a killed writer left there, :func:`remove_leftovers` clears away.
+    It lies in a hidden folder beside its place, ``.NAME.writing-XXXXXXXX``, until all of it is on
+    the disk; so does an old one for the moment between two renames.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(dir=path.parent, prefix=_hidden_prefix(path)))
-    with _locked_folder(work):
-        in_place = False
-        try:
-            new = work / path.name
-            new.mkdir()
-            yield new
-            _sync(new)
-            if path.exists():
-                if not overwrite:
-                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
-                path.rename(work / "old")
-            new.rename(path)
-            in_place = True
-            _sync(path.parent, inside=False)
-        finally:
-            # One that is in place may be away because another writer is about to replace it.
-            _settle(work, path, restore=not in_place)
+    new, old = work / path.name, work / "old"
+    try:
+        new.mkdir()
+        yield new
+        _sync(new)
+        if path.exists():
+            if not overwrite:
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+            path.rename(old)
+        new.rename(path)
+        _sync(path.parent, inside=False)
+    finally:
+        if old.exists():  # half removed it must never be put back, so it is renamed first
+            old.rename(work / "replaced" if path.exists() else path)
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what killed writers of a folder left behind; put back an old one that it lacks."""
+    """Put back a folder that a killed writer left aside; remove what is over an hour old."""
     pattern = re.compile(re.escape(_hidden_prefix(path)) + "[a-z0-9_]{8}")
     for work in path.parent.iterdir() if path.parent.is_dir() else ():
-        if pattern.fullmatch(work.name) and work.is_dir():
-            with contextlib.suppress(OSError), _locked_folder(work) as is_dead:
-                if is_dead:
-                    _settle(work, path, restore=True)
+        with contextlib.suppress(OSError):
+            if not pattern.fullmatch(work.name):
+                continue
+            age = time.time() - work.stat().st_mtime
+            if (work / "old").exists() and not path.exists():
+                (work / "old").rename(path)
+            if age > _ABANDONED_SECONDS:
+                shutil.rmtree(work)
 
 
 def _hidden_prefix(path: Path) -> str:
     return f".{path.name}.writing-"
-
-
-@contextmanager
-def _locked_folder(folder: Path) -> Iterator[bool]:
-    """Whether it could be locked: nobody writes there."""
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(number)
-
-
-def _settle(work: Path, path: Path, *, restore: bool) -> None:
-    """Remove a hidden folder; first, an old folder may go back to its place, if that is free."""
-    old = work / "old"
-    if old.exists():
-        # One that is half removed must never be put back: it is renamed first.
-        old.rename(path if restore and not path.exists() else work / "replaced")
-    shutil.rmtree(work, ignore_errors=True)
 
 
 def _sync(folder: Path, *, inside: bool = True) -> None:
@@ -266,16 +230,10 @@ def _sync(folder: Path, *, inside: bool = True) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a lock file, which is created with its folder and never removed.
-
-    A folder or link in its place cannot be locked: it is removed with a warning.
-    """
+    """Hold a lock file, which is created with its folder and never removed."""
     from filelock import FileLock, Timeout
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
-        _log.warning("%s: expected a lock file, got something else; it is replaced", path)
-        remove_entry(path)
     lock = FileLock(str(path))
     try:
         lock.acquire(timeout=0)
@@ -302,9 +260,8 @@ class Entry:
 class Cache:
     """Data that can be made again, in files that say what they hold; processes may share a folder.
 
-    A file begins with a line of JSON: the ``key``, all that the data depend on beside the name of
-    their file; what is said about them; and a SHA-256 over both, the name and the data. One that
-    is damaged, or belongs to another key or name, is removed with one warning.
+    A file begins with a line of JSON: the ``key``, what is said about the data, and a SHA-256 over
+    both, its name and the data. One that is damaged or does not fit is removed with one warning.
     """
 
     def __init__(self, folder: Path, key: Any) -> None:
@@ -363,11 +320,7 @@ class Cache:
 
 
 def read_npy(data: bytes, *, what: str, max_bytes: int) -> npt.NDArray[Any]:
-    """Return the array in a ``.npy`` file's content, whose header is a literal and never code.
-
-    Returns:
-        A new, writable array: booleans, integers, floats of 2 to 8 bytes, or text (``<U``).
-    """
+    """The array of a ``.npy`` file, new and writable: booleans, plain numbers, or text (``<U``)."""
     stream = io.BytesIO(data)
     try:
         version = np.lib.format.read_magic(stream)

@@ -17,10 +17,7 @@ from zsseg_rt.errors import DeviceError, EngineStateError
 
 
 def usable_cpus() -> int:
-    """The CPUs that the process may run on, or its quota of CPU time, rounded up, if that is less.
-
-    At least 1.
-    """
+    """The CPUs that the process may run on, or its quota, rounded up, if that is less."""
     return threads_in_quota() or len(os.sched_getaffinity(0))
 
 
@@ -31,11 +28,9 @@ def threads_in_quota() -> int:
 
 
 def cpu_quota(root: Path = Path("/")) -> float:
-    """CPU seconds per second that the process's control groups allow; infinite without a limit.
-
-    Every group above the process's own limits it too. In a container without a namespace for groups
-    the process's own path is the host's and absent; the container's group is then the root.
-    """
+    """CPU seconds per second that the process's control groups allow; infinite without a limit."""
+    # Every group above the process's own limits it too. In a container without a namespace for
+    # groups, its own path is the host's and absent; the container's group is then the root.
     groups, limits = root / "sys/fs/cgroup", [math.inf]
     for line in _read(root / "proc/self/cgroup").splitlines():
         _, controllers, path = [*line.split(":", 2), "?", ""][:3]
@@ -80,10 +75,7 @@ _SPAWN = "CUDA does not outlive a fork: start the process by 'spawn'."
 
 
 class OwnProcess:
-    """The process that ``owner`` was made in, to run on ``device``.
-
-    In a forked one it is never freed: that would wait for threads that do not exist there.
-    """
+    """The process that ``owner`` was made in; a forked one never frees it, lacking its threads."""
 
     def __init__(self, owner: object, device: str = "cpu") -> None:
         self._id, self._advice = os.getpid(), _SPAWN if device != "cpu" else ""
@@ -122,10 +114,7 @@ _KINDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @contextmanager
 def held_interrupts() -> Iterator[None]:
-    """Let SIGINT, SIGTERM and SIGHUP that have handlers in Python wait for the block's end.
-
-    Handlers run in the main thread alone: in others there is nothing to hold.
-    """
+    """Let SIGINT, SIGTERM and SIGHUP wait for the block's end; only the main thread handles any."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -81,10 +81,9 @@ def _amounts(argument: str, text: str | None) -> tuple[float, float]:
 class Series:
     """Files or folders that follow each other; each is made here, so none is ever replaced.
 
-    The first is ``STEM.SUFFIX`` if nothing has that name and there is no rotation. All others are
+    The first is ``STEM.SUFFIX`` if nothing has that name and there is no rotation, all others
     ``STEM-STAMP.SUFFIX``, where STAMP is the time in UTC at which they begin; ``_2``, ``_3`` and so
-    on follow a second that is taken. Where old ones are removed, a hidden file lists those that
-    were made here, in their order, whatever the clock said; nothing else is ever removed.
+    on follow a second that is taken. What is removed has a name of that form.
     """
 
     def __init__(
@@ -101,21 +100,17 @@ class Series:
         self._folder, self._suffix, self._now = folder, suffix, now
         self._prefix = f"{stem}-" if stem else ""
         self._own = re.compile(re.escape(self._prefix) + _STAMP_FORM + re.escape(suffix))
-        self._has_begun = self._refused = False
-        self._list: FileIO | None = None
-        self._made: list[Path] = []  # as the list has them, while it is open
+        self._refused = False
+        self._made: list[Path] = []  # here, in their order, whatever the clock said
 
     def begin(self) -> Path:
         """Remove what is not kept any more, then make the next one, empty."""
-        takes_base = bool(self._suffix) and not self._has_begun and not self.rotation.is_on
+        takes_base = bool(self._suffix) and not self._made and not self.rotation.is_on
         if takes_base and is_device(self.base):
             return self.base
         self.remove_old()
         new = next(path for path in self._names(takes_base) if self._make(path))
-        self._has_begun = True
-        if self._list is not None:
-            self._list.write(f"{new.name}\n".encode(errors="surrogateescape"))
-            self._made.append(new)
+        self._made.append(new)
         return new
 
     def resume(self) -> tuple[Path, float]:
@@ -134,11 +129,11 @@ class Series:
         if rotation.keeps_all:
             return
         try:
-            self._open_list()
             # What was begun before an old one is old, also where a clock that was ahead dated it.
             total, is_old, there = 0, False, set(self._found())
-            self._made = [path for path in self._made if path in there]
-            for path in (path for path in reversed(self._made) if path != but):
+            ours = [path for path in self._made if path in there]
+            begun = sorted(there.difference(ours)) + ours
+            for path in (path for path in reversed(begun) if path != but):
                 total += 0 if rotation.keep_bytes == math.inf else _size(path)
                 is_old = is_old or self._now() - path.lstat().st_mtime > rotation.keep_seconds
                 if is_old or total > rotation.keep_bytes:
@@ -147,26 +142,6 @@ class Series:
             if not self._refused:
                 _log.warning("%s: old files cannot be removed: %s", self.base, exc.strerror)
             self._refused = True
-
-    def close(self) -> None:
-        """Let go of the list, so that another process may go on."""
-        if self._list is not None:
-            self._list.close()
-            self._list = None
-
-    def _open_list(self) -> None:
-        """Read what was made before; nobody else writes the list while it is open."""
-        if self._list is not None:
-            return
-        path = self._folder / f".{self._prefix}{self._suffix or 'folders'}.made"
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
-        stream = FileIO(os.open(path, flags, 0o666), "r+")
-        claim(path, stream)
-        lines = stream.readall().decode(errors="surrogateescape").split("\n")
-        if lines[-1]:  # a power cut tore it
-            stream.write(b"\n")
-        self._made = [self._folder / name for name in dict.fromkeys(lines)]
-        self._list = stream
 
     def _names(self, takes_base: bool) -> Iterator[Path]:
         if takes_base:

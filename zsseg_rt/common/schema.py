@@ -11,6 +11,7 @@ import re
 import types
 import typing
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
@@ -29,7 +30,9 @@ _REFUSED = {"Cc": "a control character", "Cs": "half of a surrogate pair"}
 def parse_json(data: bytes) -> Any:
     """Read JSON that every reader understands in the same way."""
     try:
-        raw = json.loads(data.decode(), object_pairs_hook=_sound_object)
+        raw = json.loads(
+            data.decode(), object_pairs_hook=_object, parse_float=_finite, parse_constant=_finite
+        )
     except RecursionError as exc:
         raise ValueError(f"nesting deeper than {MAX_DEPTH} levels") from exc
     level = [raw]
@@ -72,29 +75,27 @@ def encode(value: Any) -> Any:
     return value
 
 
-def _sound_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in values:
-            raise ValueError(f"the key {_describe(key)} twice")
-        for item in value if isinstance(value, list) else [value]:
-            if isinstance(item, float) and not math.isfinite(item):
-                raise ValueError(f"the number {item} for {_describe(key)}")
-        values[key] = value
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        (key, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"the key {_describe(key)} twice")
     return values
 
 
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"the number {value}")
+    return value
+
+
 def _children(item: Any) -> list[Any]:
-    """Check a JSON value and return its parts."""
+    """The parts of a JSON value; half of a surrogate pair is a ValueError."""
+    if isinstance(item, str):
+        item.encode()
     if isinstance(item, dict):
         return [*item.keys(), *item.values()]
-    if isinstance(item, list):
-        return item
-    if isinstance(item, str):
-        item.encode()  # fails with a ValueError for half of a surrogate pair
-    elif isinstance(item, float) and not math.isfinite(item):
-        raise ValueError(f"the number {item}")
-    return []
+    return item if isinstance(item, list) else []
 
 
 def _decode(kind: Any, raw: Any, where: str, error: type[Exception]) -> Any:

@@ -1,8 +1,4 @@
-"""A setting in one place: its default, what it means, and how the command line takes it.
-
-The fields of :class:`~zsseg_rt.EngineConfig` and its like are declared by :func:`setting`. The
-command line (``cli/groups.py``), ``docs/settings.md`` and the class's docstring are made from them.
-"""
+"""A setting in one place: its default, what it means, and how the command line takes it."""
 
 from __future__ import annotations
 

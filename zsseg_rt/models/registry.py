@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from zsseg_rt.common import schema
-from zsseg_rt.common.checks import current_name
 from zsseg_rt.errors import ArgumentError, CheckpointError
 from zsseg_rt.models.base import SegmentationModel
 from zsseg_rt.models.cat_seg.model import CatSeg, CatSegConfig, CatSegStart, OfficialCatSeg
@@ -106,7 +105,6 @@ def create_model(architecture: str, **config: Any) -> SegmentationModel:
         ArgumentError: A setting is unknown or out of its range.
         CheckpointError: The architecture is unknown, or the weights cannot be read.
     """
-    architecture = current_name(architecture)
     builder = find_builder(architecture, official=False)
     config = dict(schema.up_to_date(ARCHITECTURES[architecture].config, config))
     settings = schema.setting_names(builder) or []

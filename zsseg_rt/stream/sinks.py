@@ -389,7 +389,6 @@ class OverlayVideo(Writer):
 
     def close(self) -> None:
         errors = [error for source in list(self._recordings) if (error := self._finish(source))]
-        super().close()
         if errors:
             raise errors[0]
 

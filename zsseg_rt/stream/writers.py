@@ -83,8 +83,6 @@ class Writer:
 
     def close(self) -> None:
         """Finish what was written."""
-        for series in self._series.values():
-            series.close()
 
     def remove_old(self) -> None:
         """Remove what is not kept any more, where there is no space."""
@@ -128,7 +126,6 @@ class MaskFolder(Writer):
         """Leave the folder to others; with rotation, a next frame begins a new one."""
         if self._rotation.is_on:
             self._begun.clear()
-        super().close()
         self._release()
 
     def _begin(self, source: str) -> _Pictures:
