@@ -63,7 +63,6 @@ def test_table_json_and_confusion(colour_bundle, flags, tmp_path, capsys):
         rows = list(csv.reader(stream))
     assert [rows[0][0], rows[0][-1]] == ["true class", "(unknown)"]
     assert [[*map(int, row[1:])] for row in rows[1:]] == written["confusion"]
-    assert evaluate(colour_bundle, flags, "--confusion", tmp_path / "drawn.png") == 2
 
 
 def test_other_names_change_the_question_not_the_classes(colour_bundle, flags, tmp_path):
@@ -112,19 +111,11 @@ def test_unseen_and_options_reach_the_data_set(colour_bundle, flags, tmp_path):
         (["--limit", "0"], 2, "limit"),
         (["--split", "val"], 1, "split: expected 'all'"),
         (["--dataset", "nonsense"], 1, "camvid"),
-        (["--cosine", "0,0.4"], 2, "--cosine: is retired here. Leave it out"),
-        (["--against-cosine", "0,0.4,5"], 2, "--against-cosine: is retired here. Leave it out"),
     ],
 )
 def test_errors_say_what_to_do(colour_bundle, flags, capsys, arguments, code, message):
     assert evaluate(colour_bundle, flags, *arguments) == code
     assert message in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("words", [["calibrate", "runs/photos"], ["-q", "calibrate", "--help"]])
-def test_a_retired_command_says_what_to_do_instead(capsys, words):
-    assert cli.main(words) == 2
-    assert "calibrate: is retired here. Leave it out: zsseg-rt export" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--json", "--confusion"])

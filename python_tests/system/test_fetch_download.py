@@ -106,7 +106,7 @@ def test_a_file_that_is_here_is_not_downloaded_again(hub):
     assert find().ours
     assert hub.requests == []
     path.write_bytes(weights_file("other"))
-    assert "then run: zsseg-rt fetch tiny-set" in refused("expected the published file")
+    assert "then run this again" in refused("expected the published file")
 
 
 def test_the_older_name_is_taken_where_the_newer_is_absent(hub):
@@ -160,7 +160,7 @@ def test_a_refused_transfer_says_what_is_kept(hub):
 @pytest.mark.parametrize(
     ("served", "says"),
     [
-        (weights_file("other"), "expected the published file, .* It was removed. Run again"),
+        (weights_file("other"), "expected the published file, .* It was removed. Run this again"),
         (weights_file()[:-100], "expected to download"),
     ],
 )
@@ -226,7 +226,7 @@ def go_offline(monkeypatch):
 def test_offline_the_hub_is_not_asked(hub, monkeypatch, caplog):
     go_offline(monkeypatch)
     message = refused("HF_HUB_OFFLINE=1")
-    assert f"put the file into {folder()}, then run: zsseg-rt fetch tiny-set" in message
+    assert f"put the file into {folder()}, then run this again" in message
     assert hub.requests == []
     assert caplog.records == []
 

@@ -11,7 +11,6 @@ from PIL import Image
 from benchmarks.papers.__main__ import main as evaluate_as
 from benchmarks.papers.protocol import papers, read_protocol
 from support.cells import picture
-from support.command_line import run
 from support.dataset_trees import build_voc
 from support.graphs import write_graph
 from zsseg_rt import ArgumentError
@@ -128,12 +127,3 @@ def test_one_command_evaluates_as_a_paper_does(voc_bundle, voc, tmp_path, capsys
     assert written["segmenter"]["as_published"]["followed"]["area_thd"] == 0.1
     assert evaluate_as([*map(str, given), "--paper", "naclip"]) == 1
     assert "export dense-clip --clip FILE --head naclip --size 336x448" in capsys.readouterr().err
-
-
-def test_the_option_of_earlier_versions_says_where_it_went(voc_bundle, voc, capsys):
-    given = ("--dataset", "voc21", "--root", voc, "--as-published", "sclip")
-    assert run("evaluate", voc_bundle, *given) == 2
-    assert (
-        "--as-published: is retired here. Run python -m benchmarks.papers"
-        in capsys.readouterr().err
-    )

@@ -294,7 +294,7 @@ BAD = [
     ([DEMO, "--trace", "{missing}/a.trace"], EXIT_USAGE, "can be written to"),
     ([DEMO, "--json", "{empty}"], EXIT_USAGE, "--json: expected a file to write"),
     ([DEMO, "--html", "/proc/a.html"], EXIT_USAGE, "--html: expected a folder that can be"),
-    ([DEMO, "--json", "{text}", "--trace", "{text}"], EXIT_USAGE, "another file than --json's"),
+    ([DEMO, "--json", "{text}", "--trace", "{text}"], EXIT_USAGE, "a file of its own"),
     ([DEMO, "--classes", ""], EXIT_USAGE, "--classes"),
     ([DEMO, "another.zsseg", "third.zsseg"], EXIT_USAGE, "expected one bundle"),
     (["{missing}"], EXIT_FAILURE, "expected a bundle folder"),

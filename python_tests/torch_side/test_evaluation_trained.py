@@ -89,7 +89,7 @@ def test_a_run_and_its_bundle_label_alike(
     assert cli.main(["evaluate", *map(str, arguments), "--precision", "float16"]) == 2
     assert "float16" in capsys.readouterr().err
     assert cli.main(["evaluate", *map(str, arguments), "--min-region-score", "0.1"]) == 2
-    assert "expected no --min-region-score for the model of a training" in capsys.readouterr().err
+    assert "--min-region-score: expected None for the model" in capsys.readouterr().err
 
 
 def test_seen_classes_are_lowered_only_where_some_were_unseen(run, zegclip_model, tmp_path):

@@ -1,8 +1,7 @@
 """A bundle: a folder ``NAME.zsseg`` with graphs, text side, settings and a golden sample.
 
 ``bundle.json`` describes every other file with its size and SHA-256. A reader accepts every older
-``format_version`` and refuses a newer one; an unknown key, a missing file, a wrong hash or a path
-that leaves the folder is a :class:`BundleError` that names key and file. There are no pickles.
+``format_version`` and refuses a newer one. There are no pickles.
 """
 
 from __future__ import annotations
@@ -133,20 +132,12 @@ class Bundle(_Manifest):
                 yield entry
 
     def verify(self) -> None:
-        """Hash every file.
-
-        Raises:
-            BundleError: A file's content is not what ``bundle.json`` says.
-        """
+        """Hash every file; a BundleError if one is not as ``bundle.json`` says."""
         for entry in self.files():
             self.open_path(entry)
 
     def open_path(self, entry: FileEntry) -> Path:
-        """Return a file's path after checking its hash.
-
-        Raises:
-            BundleError: The file is missing or its content was altered.
-        """
+        """A file's path after checking its hash; a BundleError if it is missing or altered."""
         location = self._locate(entry)
         sha256 = sha256_of(location)
         if sha256 != entry.sha256:
@@ -157,23 +148,14 @@ class Bundle(_Manifest):
         return location
 
     def variants(self, name: str) -> tuple[str, ...]:
-        """The precisions in which the bundle holds a graph.
-
-        Raises:
-            BundleError: The bundle has no such graph.
-        """
+        """The precisions in which the bundle holds a graph; a BundleError if it has none."""
         variants = self.graphs.get(name)
         if not variants:
             raise BundleError(f"{self.path / MANIFEST}: graphs: missing key {name!r}")
         return tuple(variants)
 
     def graph(self, name: str, variant: str) -> GraphEntry:
-        """Return a graph in one of its :meth:`variants`.
-
-        Raises:
-            BundleError: The bundle has no such graph.
-            PrecisionNotApplied: The bundle does not hold the graph in this precision.
-        """
+        """A graph in one of its :meth:`variants`; PrecisionNotApplied if it has another."""
         variants = self.variants(name)
         if variant not in variants:
             raise PrecisionNotApplied(
@@ -194,14 +176,7 @@ class Bundle(_Manifest):
         return ("int8", *usual) if int8 is not None and int8.passed else usual
 
     def check_sizes(self, tensors: Iterable[TensorSpec]) -> None:
-        """Refuse a manifest whose sizes differ from its graph's.
-
-        Args:
-            tensors: Inputs and outputs of the image encoder.
-
-        Raises:
-            BundleError: ``preprocess.size_hw`` or ``head.grid_hw`` is not the graph's.
-        """
+        """Refuse a manifest whose sizes differ from the image encoder's inputs and outputs."""
         gives = {spec.name: spec.shape for spec in tensors}
         grid_h, grid_w = self.head.grid_hw
         stated = {

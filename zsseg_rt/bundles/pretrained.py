@@ -115,9 +115,9 @@ def checkpoint_folder(repository: str) -> Path:
 def find_bundle(name_or_path: str | Path) -> Path:
     """The folder that a path or a fetched bundle's name stands for; ``demo``, ``demo-scenes`` ship.
 
-    A bundle at the path wins over the name. Anything else at the path does not: a folder of results
-    called ``naclip-b16`` does not hide the bundle of this name. With a folder in front, such as
-    ``results/naclip-b16``, it is always a path.
+    A bundle at the path wins over the name; anything else there does not, as a folder of results
+    called ``naclip-b16``. With a folder in front, such as ``results/naclip-b16``, it is always a
+    path.
     """
     path = Path(name_or_path)
     if not _may_be_name(name_or_path) or is_file(path / _MANIFEST):

@@ -192,8 +192,7 @@ class HeadSpec:
 class SegmentSpec:
     """How segments get classes, in the family ``segment_tokens``.
 
-    The scale is :attr:`HeadSpec.logit_scale`; :attr:`HeadSpec.unknown_below` is the background
-    threshold, below which a segment is unknown unless it is the frame's best.
+    :attr:`HeadSpec.unknown_below` is the score below which all but the frame's best are unknown.
     """
 
     num_segments: int  # Number of segments per frame, G
@@ -222,12 +221,7 @@ class AggregationSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class TextBankEntry(FileEntry):
-    """Precomputed embeddings ``embeds`` [C, D] of ``names``, in a safetensors file.
-
-    They are float32, or float16 where that holds every value exactly.
-
-    A bundle that embeds names with two sets of prompts also has ``region_embeds`` [C, D].
-    """
+    """Rows ``embeds`` [C, D] of ``names``, and ``region_embeds`` [C, D] of a second prompt set."""
 
     names: tuple[str, ...]
 

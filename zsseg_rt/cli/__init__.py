@@ -1,8 +1,4 @@
-"""The command line, ``zsseg-rt``: argument parsing and printing; the work is in the package.
-
-One module per command or group of commands; they are put together here. Exit codes: 0 ok,
-1 failure, 2 usage, 3 a check failed, 4 environment.
-"""
+"""The command line, ``zsseg-rt``, put together; the work is in the package."""
 
 from __future__ import annotations
 
@@ -62,15 +58,6 @@ _CALLED = {
     "size_hw": "--size",
     "templates": "--template",
 }  # arguments whose option has another name
-
-_RETIRED = {
-    "--against-cosine": "Leave it out: masks alone label.",
-    "--as-published": "Run python -m benchmarks.papers in a checkout: docs/datasets.md.",
-    "--cosine": "Leave it out: masks alone label.",
-    "--lanes": "Leave it out: files take as many lanes as fit, cameras one.",
-    "--refine": "Leave it out; --windows auto labels frames that are not square in finer cells.",
-    "calibrate": "Leave it out: zsseg-rt export trained RUN takes a run as it is.",
-}  # options and commands of earlier versions, and what to do instead
 _EXIT_CODES: dict[type[BaseException], int] = {
     UsageError: EXIT_USAGE,
     ConfigError: EXIT_USAGE,
@@ -167,10 +154,7 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _refuse_early(options: Sequence[str]) -> None:
-    """Refuse a retired command, and a second ``--classes``: the parser would drop the first."""
-    command = next((word for word in options if not word.startswith("-")), None)
-    if command in _RETIRED:
-        raise UsageError(_retired(command))
+    """Refuse a second ``--classes``: the parser would drop the first."""
     times = sum(word.partition("=")[0] == "--classes" for word in options)
     if times > 1:
         raise UsageError(
@@ -179,23 +163,14 @@ def _refuse_early(options: Sequence[str]) -> None:
         )
 
 
-def _retired(name: str) -> str:
-    return f"{name}: is retired here. {_RETIRED[name]}"
-
-
 def _message(error: BaseException, words: Sequence[str]) -> str:
     """The text of an error, with the option that its argument stands for."""
     if isinstance(error, (typer.Abort, KeyboardInterrupt)):
         return "interrupted"
     if isinstance(error, UsageError):
-        option = getattr(error, "option_name", None)
         text = str(error.format_message()) if hasattr(error, "format_message") else str(error)
         # An error that only showed the help has no text of its own.
-        return (
-            _retired(option)
-            if option in _RETIRED
-            else text or "expected a command or arguments; see --help"
-        )
+        return text or "expected a command or arguments; see --help"
     if not isinstance(error, ZssegError) or error.argument is None:
         return str(error)
     option = _CALLED.get(error.argument, "--" + error.argument.replace("_", "-"))

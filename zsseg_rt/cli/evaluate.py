@@ -54,7 +54,7 @@ class DataOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class _Task:
-    """The request that every model gets."""
+    """The request that every model gets, and files of results."""
 
     protocol: str = opt("whole: as the engine runs; slide: the papers' windows, in torch.", "whole")
     classes: str | None = opt(
@@ -62,6 +62,11 @@ class _Task:
     )
     rename: list[str] | None = opt("New names: 'car=automobile, vehicle'; may repeat.")
     template: TemplateOption = None
+    limit: int | None = opt(
+        "Evaluate at most this many images, spread evenly over the split.", min=1
+    )
+    confusion: Path | None = opt("Write the confusion matrix as CSV.")
+    json_file: JsonOption = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,31 +95,21 @@ def evaluate(
     source: DataOptions,
     task: _Task,
     other: _Against,
-    limit: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Evaluate at most this many images, spread evenly over the split."
-        ),
-    ] = None,
     run: Annotated[EngineConfig, Takes(but=("unknown_below",), max_windows=MAX_WINDOWS)],
-    confusion: Annotated[
-        Path | None, typer.Option(help="Write the confusion matrix as CSV.")
-    ] = None,
-    json_file: JsonOption = None,
 ) -> None:
     """Measure pAcc, mIoU of seen and unseen classes, and hIoU; with --against, the differences."""
     if task.protocol not in PROTOCOLS:
         raise UsageError(
             f"--protocol: expected one of {', '.join(PROTOCOLS)}, got {task.protocol!r}"
         )
-    check_file_place("--json", json_file)
-    check_file_place("--confusion", confusion)
-    if confusion is not None and confusion.suffix.lower() == ".png":
-        raise UsageError(f"--confusion: expected NAME.csv, got {confusion}. It is not drawn.")
+    check_file_place("--json", task.json_file)
+    check_file_place("--confusion", task.confusion)
     data = source.open()
     names = _read_names(data.class_names, task.classes, task.rename or [])
-    from zsseg_rt.evaluation import compare
+    from zsseg_rt.evaluation import Comparison, compare
     from zsseg_rt.evaluation import evaluate as run_one
+    from zsseg_rt.evaluation.metrics import confusion_csv
+    from zsseg_rt.results.visualize import save_file
 
     result: Evaluation | Comparison
     with ExitStack() as stack:
@@ -124,14 +119,15 @@ def evaluate(
             second = opened(other.against, config=other.config(run))
         bar = stack.enter_context(ProgressBar())
         if other.against is None:
-            result = run_one(first, data, limit=limit, on_picture=bar.show)
+            result = run_one(first, data, limit=task.limit, on_picture=bar.show)
         else:
-            result = compare(first, second, data, limit=limit, on_picture=bar.show)
+            result = compare(first, second, data, limit=task.limit, on_picture=bar.show)
     _print_result(result)
-    if json_file is not None:
-        write_json(json_file, result.to_json())
-    if confusion is not None:
-        _write_confusion(confusion, result)
+    if task.json_file is not None:
+        write_json(task.json_file, result.to_json())
+    if task.confusion is not None:
+        shown = result.first if isinstance(result, Comparison) else result
+        save_file(task.confusion, confusion_csv(shown.counts, shown.class_names).encode())
 
 
 def _read_options(pairs: Sequence[str]) -> dict[str, Any]:
@@ -192,16 +188,13 @@ def _open_segmenter(
 
 
 def _open_trained(path: Path, names: Sequence[str], task: _Task, config: EngineConfig) -> Segmenter:
-    if config.precision not in ("auto", "float32") or config.backend not in ("auto", "torch"):
-        raise UsageError(
-            f"{path}: expected --precision float32 and --backend torch for the model of a training "
-            f"run, got {config.precision} and {config.backend}; others need a bundle"
-        )
-    if config.min_region_score is not None:
-        raise UsageError(
-            f"{path}: expected no --min-region-score for the model of a training run, got "
-            f"{config.min_region_score:g}; this option needs a bundle"
-        )
+    usual = {"precision": ("auto", "float32"), "backend": ("auto", "torch")}
+    for name, values in {**usual, "min_region_score": (None,)}.items():
+        if getattr(config, name) not in values:
+            raise UsageError(
+                f"--{name.replace('_', '-')}: expected {values[-1]} for the model of a training "
+                f"run, {path}, got {getattr(config, name)}; others need a bundle"
+            )
     with needs_extra("train", f"to evaluate {path}"):
         from zsseg_rt.training.trained import trained_segmenter
     return trained_segmenter(
@@ -262,12 +255,3 @@ def _name(name: str, asked: str) -> str:
 
 def _figure(percent: float | None) -> str:
     return "-" if percent is None else f"{percent:.2f}"
-
-
-def _write_confusion(path: Path, result: Evaluation | Comparison) -> None:
-    from zsseg_rt.evaluation.evaluate import Comparison
-    from zsseg_rt.evaluation.metrics import confusion_csv
-    from zsseg_rt.results.visualize import save_file
-
-    shown = result.first if isinstance(result, Comparison) else result
-    save_file(path, confusion_csv(shown.counts, shown.class_names).encode())

@@ -71,45 +71,39 @@ _ENCODER = Takes(
 )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Encoder:
+    """An encoder's input and its text."""
+
+    size: int = opt("Side of the square input in pixels.", ..., min=1)
+    bank: tuple[Path, Path] = opt("Names (one per line, or a JSON list) and rows (.npy).", ...)
+    statistics: str = opt("Normalisation: clip, imagenet or none.", "clip", "--mean")
+
+
 @export_app.command("dense")
 @takes_groups
 def export_dense(
     *,
     encoder: Annotated[Path, typer.Argument(help="ONNX graph from image to dense embeddings.")],
-    size: Annotated[int, typer.Option(min=1, help="Side of the square input in pixels.")],
-    bank: Annotated[
-        tuple[Path, Path],
-        typer.Option(help="Names (one per line, or a JSON list) and rows (.npy)."),
-    ],
-    statistics: Annotated[
-        str, typer.Option("--mean", help="Normalisation: clip, imagenet or none.")
-    ] = "clip",
+    source: _Encoder,
     out: OutOption,
     bundle: Annotated[ExportOptions, _ENCODER],
 ) -> None:
     """Wrap an ONNX encoder whose patches live in a text space, with its text embeddings."""
+    from zsseg_rt.bundles.bundle import Bundle
     from zsseg_rt.export import export_dense_bundle
 
-    if statistics not in STATISTICS:
-        raise UsageError(f"--mean: expected one of {', '.join(STATISTICS)}, got {statistics}")
-    mean, std = STATISTICS[statistics]
-    settings = {"image_size": size, "mean": mean, "std": std, "text_bank": read_bank(*bank)}
+    if source.statistics not in STATISTICS:
+        raise UsageError(
+            f"--mean: expected one of {', '.join(STATISTICS)}, got {source.statistics}"
+        )
+    mean, std = STATISTICS[source.statistics]
+    bank = read_bank(*source.bank)
+    settings = {"image_size": source.size, "mean": mean, "std": std, "text_bank": bank}
     written = write_bundle(export_dense_bundle, encoder, out, options=bundle, **settings)
     if bundle.align is None:
-        print_guessed_align(written)
-
-
-def print_guessed_align(bundle: Path) -> None:
-    """Say where cells were taken to lie, and why."""
-    from zsseg_rt.bundles.bundle import Bundle
-
-    written = Bundle.load(bundle)
-    grid, other = written.head.grid_hw, {"corners": "half_pixel", "half_pixel": "corners"}
-    say(
-        f"cells: taken to lie by {written.head.align}, from {grid[0]}x{grid[1]} cells in "
-        f"{written.preprocess.size_hw[0]}x{written.preprocess.size_hw[1]} pixels; if they do not, "
-        f"use --align {other[written.head.align]}"
-    )
+        align = Bundle.load(written).head.align
+        say(f"cells: taken to lie by {align}, as sizes suggest; if not, use --align")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +180,7 @@ def _export_clip_file(
     template: list[str] | None,
 ) -> None:
     from zsseg_rt.bundles.bundle import Bundle
-    from zsseg_rt.export.clip_file import ACTIVATIONS, DenseHead, export_clip_file
+    from zsseg_rt.export.clip_file import DenseHead, export_clip_file
 
     if model.pretrained is not None:
         raise UsageError(f"--pretrained: expected nothing beside --clip {model.clip}, a file")
@@ -198,11 +192,7 @@ def _export_clip_file(
         )
     if model.activation is None and model.clip != "demo":
         activation = Bundle.load(written).provenance["activation"]
-        other = next(name for name in ACTIVATIONS if name != activation)
-        say(
-            f"activation: taken to be {activation}, by the files beside the weights or by their "
-            f"kind; if it is not, use --activation {other}"
-        )
+        say(f"activation: taken to be {activation}; if it is not, use --activation")
 
 
 def read_bank(names_file: Path, rows_file: Path) -> tuple[list[str], Any]:
@@ -335,7 +325,6 @@ def export_triton(
 
     Requests name the classes; --classes are for those that name none.
     """
-    from zsseg_rt.common.checks import arguments_called
     from zsseg_rt.integrations.triton import write_triton_model
 
     names = words.read_if_given() or ()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from zsseg_rt.cli.groups import opt, takes_groups
 from zsseg_rt.cli.options import argument_errors_are_usage
 from zsseg_rt.cli.output import ProgressBar, UserInterrupt, say
 from zsseg_rt.fetch.checkpoints import Progress
@@ -16,37 +18,42 @@ if TYPE_CHECKING:
     from zsseg_rt.bundles.pretrained import PretrainedSet
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    """How a bundle is made."""
+
+    size: int | None = opt("Side of the input: 224, 336 or 448. 336 makes NAME-336, and so on.")
+    list_names: bool = opt("List the names.", False, "--list")
+    keep_checkpoint: bool = opt("Keep the downloaded weights file.", False, "--keep-checkpoint")
+    overwrite: bool = opt("Replace an existing bundle.", False)
+
+
+@takes_groups
 def fetch(
+    *,
     name: Annotated[
         str | None,
         typer.Argument(help="Name to fetch, such as sfp-b16; without it, list the names."),
     ] = None,
-    size: Annotated[
-        int | None,
-        typer.Option(help="Side of the input: 224, 336 or 448. 336 makes NAME-336, and so on."),
-    ] = None,
-    list_names: Annotated[bool, typer.Option("--list", help="List the names.")] = False,
-    keep_checkpoint: Annotated[
-        bool, typer.Option("--keep-checkpoint", help="Keep the downloaded weights file.")
-    ] = False,
-    overwrite: Annotated[bool, typer.Option(help="Replace an existing bundle.")] = False,
+    how: _Options,
 ) -> None:
     """Download published weights and make a bundle of them, for --bundle NAME.
 
     A download that was interrupted goes on where it stopped.
     """
-    if name is None or list_names:
+    if name is None or how.list_names:
         _print_names()
         return
     from zsseg_rt.bundles.pretrained import known_set
     from zsseg_rt.fetch import fetch_bundle
 
     with argument_errors_are_usage():
-        if size not in (None, known_set(name).size):
-            name = known_set(f"{name}-{size}").name
+        if how.size not in (None, known_set(name).size):
+            name = known_set(f"{name}-{how.size}").name
+    settings = {"overwrite": how.overwrite, "keep_checkpoint": how.keep_checkpoint}
     try:
         with closing(_Shown()) as shown:
-            fetch_bundle(name, overwrite=overwrite, keep_checkpoint=keep_checkpoint, progress=shown)
+            fetch_bundle(name, **settings, progress=shown)
     except KeyboardInterrupt:
         raise UserInterrupt(
             f"interrupted; what was downloaded is kept. To go on: zsseg-rt fetch {name}"
@@ -56,15 +63,10 @@ def fetch(
 
 def fetched_weights(weights: PretrainedSet) -> Path:
     """The weights file of a set: one that is here, or downloaded now and kept."""
-    from zsseg_rt.errors import FetchError
     from zsseg_rt.fetch.checkpoints import find_checkpoint
 
-    try:
-        with closing(_Shown()) as shown:
-            return find_checkpoint(weights, shown).path
-    except FetchError as exc:
-        again = str(exc).replace(f"run: zsseg-rt fetch {weights.name}", "run this again")
-        raise FetchError(again.replace(f"{weights.name}:", f"{weights.tag}:", 1)) from exc
+    with closing(_Shown()) as shown:
+        return find_checkpoint(weights, shown).path
 
 
 def _print_names() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -49,36 +49,27 @@ class _Official:
     classes: str | None = opt('Training classes in order, "a,b" or @FILE; for --seen.')
     seen: str = opt('Names of the seen classes, "a,b" or @FILE.', "")
 
-    convention: ClassVar[Literal["zegclip", "zegformer"]] = "zegclip"
-    """Whose split of a data set, where authors differ."""
+    def read(
+        self, convention: Literal["zegclip", "zegformer"] = "zegclip", *, lowers_seen: bool = True
+    ) -> tuple[list[str] | None, tuple[int, ...]]:
+        """The training classes, and which were seen; authors' splits of a data set differ."""
+        if self.dataset is None:
+            names = flat_names(self.classes)
+            seen = indices_of(flat_names(self.seen), names)
+        elif self.classes is not None or self.seen:
+            raise UsageError("--dataset: expected no --classes and no --seen beside it")
+        else:
+            from zsseg_rt.evaluation.datasets.published import published_classes
 
-    @property
-    def names(self) -> list[str] | None:
-        """The training classes, or None if they are not given."""
-        return self._classes()[0]
-
-    def settings(self, *, lowers_seen: bool = True) -> dict[str, Any]:
-        """Those that every such system takes."""
-        seen = self._classes()[1]
+            with argument_errors_are_usage(), arguments_called({"name": "--dataset"}):
+                table = published_classes(self.dataset, convention=convention)
+            names, seen = list(table.names), table.seen
         if lowers_seen and not seen:
             say(
                 "remark: without --dataset or --seen, the published shift of the scores of seen "
                 "classes is left out, and unseen classes get fewer pixels than published."
             )
-        return {"seen_classes": seen}
-
-    def _classes(self) -> tuple[list[str] | None, tuple[int, ...]]:
-        """The training classes, and which of them were seen."""
-        if self.dataset is None:
-            names = flat_names(self.classes)
-            return names or None, indices_of(flat_names(self.seen), names)
-        if self.classes is not None or self.seen:
-            raise UsageError("--dataset: expected no --classes and no --seen beside it")
-        from zsseg_rt.evaluation.datasets.published import published_classes
-
-        with argument_errors_are_usage(), arguments_called({"name": "--dataset"}):
-            table = published_classes(self.dataset, convention=self.convention)
-        return list(table.names), table.seen
+        return names or None, seen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,11 +77,6 @@ class _Descriptor(_Official):
     """A checkpoint of ZegCLIP or CLIP-RC."""
 
     self_trained: bool = opt("Transductive checkpoint: no shift.", False)
-
-    def settings(self, *, lowers_seen: bool = True) -> dict[str, Any]:
-        """And how the classes that were not annotated were trained."""
-        shared = super().settings(lowers_seen=lowers_seen and not self.self_trained)
-        return shared | {"self_trained": self.self_trained}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,13 +93,6 @@ class _ZegFormer(_Official):
     )
     calibration: float = opt("Subtracted from the scores of seen classes.", 0.1)
     region_style: str = opt("Input of CLIP: cropmask, mask or crop.", "cropmask")
-
-    convention = "zegformer"
-
-    def settings(self, *, lowers_seen: bool = True) -> dict[str, Any]:
-        """And those of its own."""
-        own = {name: getattr(self, name) for name in ("fusion", "calibration", "region_style")}
-        return super().settings(lowers_seen=lowers_seen) | own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +127,7 @@ def import_cat_seg(source: _CatSeg, out: OutOption, bundle: ModelOptions) -> Non
     """Turn an official checkpoint of CAT-Seg B into a bundle; needs no torch."""
     from zsseg_rt.export.architectures.cat_seg import export_cat_seg_file
     from zsseg_rt.torch_files import cat_seg_arrays as files
+    from zsseg_rt.torch_files.clip_space import describe_space
 
     source.check()
     if source.clip is None:
@@ -155,7 +135,7 @@ def import_cat_seg(source: _CatSeg, out: OutOption, bundle: ModelOptions) -> Non
             write_bundle(export_cat_seg_file, source.checkpoint, out, options=bundle)
         return
     clip = files.official_arrays(_read_clip(source.clip, source.checkpoint)[0])
-    name = _describe_space(source.clip)
+    name = describe_space(source.clip)
 
     def compare(official: Mapping[str, Any]) -> None:
         equal = files.equal_keys(official, clip)
@@ -235,7 +215,10 @@ def _import_descriptor(
     )
 
     size_hw = read_size(size) if size else None
-    settings = DescriptorSettings(size_hw=size_hw, **source.settings())
+    names, seen = source.read(lowers_seen=not source.self_trained)
+    settings = DescriptorSettings(
+        size_hw=size_hw, seen_classes=seen, self_trained=source.self_trained
+    )
     with working(_reading(source.checkpoint)):
         write_bundle(
             export_descriptor_file,
@@ -244,7 +227,7 @@ def _import_descriptor(
             architecture,
             settings,
             options=bundle,
-            class_names=source.names,
+            class_names=names,
         )
 
 
@@ -278,12 +261,15 @@ def import_zegformer(
 ) -> None:
     """Turn an official ZegFormer checkpoint into a bundle; needs no torch."""
     from zsseg_rt.export.architectures.zegformer import ZegFormerSettings, export_zegformer_file
+    from zsseg_rt.torch_files.clip_space import describe_space
 
     others: dict[str, Any] = {"templates": _zegformer_prompts(prompts), "template_set": prompts}
-    settings = ZegFormerSettings(**source.settings())
+    names, seen = source.read("zegformer")
+    own = {name: getattr(source, name) for name in ("fusion", "calibration", "region_style")}
+    settings = ZegFormerSettings(seen_classes=seen, **own)
     if source.clip is not None:
         others["clip"], others["activation"] = _read_clip(source.clip, source.checkpoint)
-        others["space"] = _describe_space(source.clip)
+        others["space"] = describe_space(source.clip)
     with working(_reading(source.checkpoint)):
         write_bundle(
             export_zegformer_file,
@@ -291,7 +277,7 @@ def import_zegformer(
             out,
             settings,
             options=bundle,
-            class_names=source.names,
+            class_names=names,
             size_hw=read_size(size),
             **others,
         )
@@ -325,9 +311,3 @@ def _read_clip(source: str, checkpoint: Path) -> tuple[ClipTensors, str]:
             f"--clip: expected a weights file or 'openai', got {source}. Check the path."
         )
     return read_clip(fetched_weights(weights)), weights.activation
-
-
-def _describe_space(source: str) -> str:
-    from zsseg_rt.torch_files.clip_space import describe_space
-
-    return describe_space(source)

@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import typer
 
-from zsseg_rt.cli.options import JsonOption
+from zsseg_rt.cli.groups import opt, takes_groups
+from zsseg_rt.cli.options import BundleArgument, JsonOption
 from zsseg_rt.cli.output import EXIT_ENVIRONMENT, EXIT_GATE, say, terminal, write_json
 from zsseg_rt.config import EngineConfig
 
+if TYPE_CHECKING:
+    from zsseg_rt.bundles.bundle import Bundle
 
-def info(
-    bundle: Annotated[Path, typer.Argument(help="Folder NAME.zsseg, a fetched name, or demo.")],
-    names: Annotated[bool, typer.Option(help="List the names of the text bank.")] = False,
-    check: Annotated[
-        bool, typer.Option(help="Check all hashes and run the golden sample.")
-    ] = False,
-    precision: Annotated[str, typer.Option(help="Precision of the check.")] = "auto",
-    json_file: JsonOption = None,
-) -> None:
+
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    """What is shown and checked."""
+
+    names: bool = opt("List the names of the text bank.", False)
+    check: bool = opt("Check all hashes and run the golden sample.", False)
+    precision: str = opt("Precision of the check.", "auto")
+    json_file: JsonOption = None
+
+
+@takes_groups
+def info(*, bundle: BundleArgument, shown: _Options) -> None:
     """Show a bundle's contents; with --check, whether it works here (exit code 3 if not)."""
     from zsseg_rt.bundles.bundle import Bundle
 
     loaded = Bundle.load(bundle)
     manifest = loaded.to_manifest()
-    if json_file is not None:
-        write_json(json_file, manifest)
+    if shown.json_file is not None:
+        write_json(shown.json_file, manifest)
     say(f"{loaded.name}: {loaded.architecture}, family {loaded.family}")
     height, width = loaded.preprocess.size_hw
     shape = ", in windows that keep a frame's shape" * (loaded.preprocess.resize == "windows")
@@ -52,18 +59,15 @@ def info(
             say(f"  {quantized.masks.describe()}")
     if loaded.text.words:
         say(f"words: {', '.join(loaded.text.words)}")
-    if names:
-        for name in bank:
-            say(f"  {name}")
-    if check:
-        _run_self_check(bundle, precision)
+    if shown.names:
+        say(*(f"  {name}" for name in bank))
+    if shown.check:
+        _run_self_check(loaded, shown.precision)
 
 
-def _run_self_check(bundle: Path, precision: str) -> None:
-    from zsseg_rt.bundles.bundle import Bundle
+def _run_self_check(loaded: Bundle, precision: str) -> None:
     from zsseg_rt.engine import Engine
 
-    loaded = Bundle.load(bundle)
     loaded.verify()
     with Engine(loaded, EngineConfig(precision=precision)) as engine:
         report = engine.self_check()

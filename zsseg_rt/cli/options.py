@@ -17,6 +17,7 @@ from zsseg_rt.text.name_lists import read_name_list
 
 _log = logging.getLogger(__name__)
 
+WORDS = "zsseg_rt.words"
 # Typer re-exports only a subclass of this, and which package defines both depends on its version.
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 
@@ -33,6 +34,7 @@ BundleOption = Annotated[
         "--bundle", "-b", help="Folder NAME.zsseg, a name of zsseg-rt fetch, demo or demo-scenes."
     ),
 ]
+BundleArgument = Annotated[Path, typer.Argument(help="Folder NAME.zsseg, a fetched name, or demo.")]
 ClassesOption = Annotated[
     str | None,
     typer.Option(
@@ -60,10 +62,11 @@ class DemoCommand(TyperCommand):
     """A command whose ``--demo`` may be followed by a demo's name: ``--demo out.mp4`` has none."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Give ``--demo`` its value, then parse."""
+        """Give ``--demo`` its value, then parse; the words stay in ``ctx.meta``."""
         from zsseg_rt.demo import DEFAULT, DEMOS
 
         words = list(args)
+        ctx.meta[WORDS] = list(args)
         for place, word in enumerate(args):
             if word == "--":
                 break

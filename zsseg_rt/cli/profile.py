@@ -23,7 +23,7 @@ from zsseg_rt.cli.groups import (
     opt,
     takes_groups,
 )
-from zsseg_rt.cli.options import DemoOption, JsonOption, TemplateOption, UsageError
+from zsseg_rt.cli.options import WORDS, DemoOption, JsonOption, TemplateOption, UsageError
 from zsseg_rt.cli.output import (
     EXIT_FAILURE,
     EXIT_GATE,
@@ -76,7 +76,7 @@ class _Compared:
 
 @dataclass(frozen=True, kw_only=True)
 class _Measured:
-    """Times to take, and for how long; refuses numbers that are none, NVTX without a package."""
+    """Times to take, and for how long."""
 
     rate: float | None = opt("Also label frames that fall due at this rate per second.")
     max_duration: float = opt("Seconds after which no further round begins.", 30.0)
@@ -109,23 +109,19 @@ class _Workload(NamedClasses):
 
 @dataclass(frozen=True, kw_only=True)
 class _Reports:
-    """Files to write."""
+    """Files to write; refuses those that cannot all be written."""
 
     html: Path | None = opt("Write an HTML report.")
     trace: Path | None = opt("Write a Chrome trace of two frames, for Perfetto.")
     json_file: JsonOption = None
 
-    def check(self) -> None:
-        """Refuse files that cannot all be written, before anything is measured."""
-        options: dict[Path, str] = {}
-        files = {"--json": self.json_file, "--html": self.html, "--trace": self.trace}
+    def __post_init__(self) -> None:
+        options = {"--json": self.json_file, "--html": self.html, "--trace": self.trace}
+        files = {option: file for option, file in options.items() if file is not None}
         for option, file in files.items():
             check_file_place(option, file)
-            if file is None:
-                continue
-            other = options.setdefault(file.resolve(), option)
-            if other != option:
-                raise UsageError(f"{option}: expected another file than {other}'s, got {file}")
+            if [other.resolve() for other in files.values()].count(file.resolve()) > 1:
+                raise UsageError(f"{option}: expected a file of its own, got {file}")
 
 
 @takes_groups
@@ -151,9 +147,9 @@ def profile(
         return _show(targets[1:])
     from zsseg_rt.bundles.pretrained import find_bundle
     from zsseg_rt.profiling.workload import Variant
+    from zsseg_rt.stream.source import redact
 
     gate = compared.gate()
-    reports.check()
     if targets and len(targets) > 1:
         raise UsageError(f"expected one bundle, got {', '.join(targets)}; use --against for others")
     lacking = "name a bundle: zsseg-rt profile NAME.zsseg"
@@ -171,7 +167,7 @@ def profile(
         nodes=measured.nodes,
         agreement=len(variants) > 1,
         evaluate=_evaluator(data, measured.limit, labelled.template),
-        command=_repeat(context),
+        command=redact(shlex.join(["zsseg-rt", "profile", *context.meta[WORDS]])),
     )
     _write(report, reports)
     verdicts = [] if gate is None else [one.difference.verdict for one in report.comparisons]
@@ -284,26 +280,6 @@ def _share(option: str, text: str) -> float:
     if not 0.0 < value < 10.0:
         raise UsageError(f"{option}: expected a share such as 5% or 0.05, got {text!r}")
     return value
-
-
-def _repeat(context: typer.Context) -> str:
-    """The command line that does this again; without passwords."""
-    from zsseg_rt.stream.uris import source_names
-
-    words = ["zsseg-rt", "profile"]
-    for parameter in context.command.params:
-        value = context.params.get(parameter.name or "")
-        if value in (None, [], ()) or value == parameter.default:
-            continue
-        if parameter.param_type_name == "argument":
-            words += [str(part) for part in value]
-        elif isinstance(value, bool):
-            words.append((parameter.opts if value else parameter.secondary_opts)[0])
-        else:
-            parts = [str(part) for part in (value if isinstance(value, (list, tuple)) else [value])]
-            for part in source_names(parts) if parameter.name == "source" else parts:
-                words += [parameter.opts[0], part]
-    return shlex.join(words)
 
 
 def _evaluator(

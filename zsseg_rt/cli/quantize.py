@@ -13,7 +13,7 @@ import typer
 
 from zsseg_rt.cli.evaluate import DataOptions
 from zsseg_rt.cli.groups import NamedClasses, Takes, opt, takes_groups
-from zsseg_rt.cli.options import JsonOption, OutOption, OverwriteOption, UsageError
+from zsseg_rt.cli.options import BundleArgument, JsonOption, OutOption, OverwriteOption, UsageError
 from zsseg_rt.cli.output import (
     EXIT_GATE,
     ProgressBar,
@@ -52,7 +52,7 @@ class _Gate:
 @takes_groups
 def quantize(
     *,
-    bundle: Annotated[Path, typer.Argument(help="Folder NAME.zsseg, a fetched name, or demo.")],
+    bundle: BundleArgument,
     photos: Annotated[
         Path | None,
         typer.Option(
@@ -150,7 +150,7 @@ class _Target:
 @takes_groups
 def build(
     *,
-    bundle: Annotated[Path, typer.Argument(help="Folder NAME.zsseg, a fetched name, or demo.")],
+    bundle: BundleArgument,
     target: _Target,
     json_file: JsonOption = None,
 ) -> None:

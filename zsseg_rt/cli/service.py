@@ -17,10 +17,7 @@ _log = logging.getLogger(__name__)
 
 
 class Notifier:
-    """Sends ``READY=1`` with the first frame and ``WATCHDOG=1`` with later ones, once a second.
-
-    Without ``NOTIFY_SOCKET`` in the environment, it does nothing.
-    """
+    """Sends systemd ``READY=1`` with the first frame, then ``WATCHDOG=1`` once a second."""
 
     def __init__(self, environment: Mapping[str, str] | None = None) -> None:
         variables = os.environ if environment is None else environment
@@ -45,10 +42,7 @@ class Notifier:
 
 @contextmanager
 def stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Call a function at SIGINT, SIGTERM or SIGHUP; a second one acts as without this.
-
-    A SIGHUP that is ignored, as under ``nohup``, stays ignored.
-    """
+    """Call a function at SIGINT, SIGTERM or SIGHUP (unless ignored); a second one acts as usual."""
     before: dict[signal.Signals, Any] = {}
 
     def handle(number: int, _: Any) -> None:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
+from zsseg_rt.cli.groups import opt, takes_groups
 from zsseg_rt.cli.options import JsonOption, UsageError
-from zsseg_rt.cli.output import (
-    EXIT_FAILURE,
-    ProgressBar,
-    say,
-    write_json,
-)
+from zsseg_rt.cli.output import EXIT_FAILURE, ProgressBar, say, write_json
 from zsseg_rt.common.extras import needs_extra
 from zsseg_rt.errors import DatasetError
 
@@ -26,54 +23,50 @@ if TYPE_CHECKING:
 _SHOWN_PROBLEMS = 50
 
 
-def train(
-    config: Annotated[
-        str, typer.Option("--config", "-c", help="TOML file, or the name of a recipe.")
-    ] = "",
-    demo: Annotated[
-        bool,
-        typer.Option("--demo", help="First run: recipe demo, export, draw a picture."),
-    ] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run from its last checkpoint.")
-    ] = False,
-    changes: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="table.key=value that overrides the file's; may repeat."),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Build and check everything, train nothing.")
-    ] = False,
-    check_data: Annotated[
-        bool, typer.Option("--check-data", help="Read all images and masks, train nothing.")
-    ] = False,
-    recipes: Annotated[bool, typer.Option("--recipes", help="List the recipes.")] = False,
-    json_file: JsonOption = None,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    """What is trained, and how far."""
+
+    config: str = opt("TOML file, or the name of a recipe.", "", "--config", "-c")
+    demo: bool = opt("First run: recipe demo, export, draw a picture.", False, "--demo")
+    resume: bool = opt("Continue the run from its last checkpoint.", False, "--resume")
+    changes: list[str] | None = opt(
+        "table.key=value that overrides the file's; may repeat.", None, "--set"
+    )
+    dry_run: bool = opt("Build and check everything, train nothing.", False, "--dry-run")
+    check_data: bool = opt("Read all images and masks, train nothing.", False, "--check-data")
+    recipes: bool = opt("List the recipes.", False, "--recipes")
+    json_file: JsonOption = None
+
+
+@takes_groups
+def train(*, run: _Options) -> None:
     """Train a model; Ctrl-C saves a checkpoint that --resume continues from."""
     with needs_extra("train", "to train"):
         from zsseg_rt.training.config import TrainConfig, list_recipes
 
-        if recipes:
+        if run.recipes:
             say(*list_recipes())
             return
-        if bool(config) == demo:
+        if bool(run.config) == run.demo:
             raise UsageError(
                 "--config: expected a TOML file or a recipe's name (see --recipes), or --demo; got "
-                f"{'both' if demo else 'neither'}"
+                f"{'both' if run.demo else 'neither'}"
             )
-        settings = TrainConfig.load(config or "demo", changes or [])
-        if check_data:
-            _check_data(settings, json_file)
-        if dry_run:
+        settings = TrainConfig.load(run.config or "demo", run.changes or [])
+        if run.check_data:
+            _check_data(settings, run.json_file)
+        if run.dry_run:
             _describe(settings)
-        if check_data or dry_run:
+        if run.check_data or run.dry_run:
             return
-        result, lines = _train_demo(settings, resume) if demo else _train(settings, resume)
+        result, lines = (_train_demo if run.demo else _train)(settings, run.resume)
     if int(os.environ.get("RANK", "0")) == 0:
         _print_result(result, lines)
-        if json_file is not None:
-            write_json(json_file, _as_json(result))
+        if run.json_file is not None:
+            fields: dict[str, Any] = dict(vars(result))
+            paths = {name: str(path) for name, path in fields.items() if isinstance(path, Path)}
+            write_json(run.json_file, fields | paths | {"timing": result.timing.to_dict()})
     if not result.finished:
         raise typer.Exit(EXIT_FAILURE)
 
@@ -182,9 +175,3 @@ def _print_result(result: TrainingResult, next_lines: list[str]) -> None:
     if result.finished:
         lines += next_lines
     say(*lines)
-
-
-def _as_json(result: TrainingResult) -> dict[str, Any]:
-    fields: dict[str, Any] = dict(vars(result))
-    paths = {name: str(value) for name, value in fields.items() if isinstance(value, Path)}
-    return fields | paths | {"timing": result.timing.to_dict()}

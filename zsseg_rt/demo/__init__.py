@@ -1,7 +1,6 @@
 """Content of ``--demo``: small bundles, images, a clip, class names; they ship with the package.
 
-``"scenes"`` was trained on a synthetic world of things and stuff, ``"photos"`` sees the 20 things
-of PASCAL VOC in photographs; see docs/scenes.md. NOTICE says where its files come from.
+docs/scenes.md describes them; NOTICE says where their files come from.
 """
 
 from __future__ import annotations

@@ -34,16 +34,15 @@ def fetch_bundle(
     """Make the bundle of a name available to ``Engine(name)`` and ``--bundle NAME``.
 
     Downloads the weights unless they are here, exports the bundle in float32 and float16, and
-    compares it with what it was made from before it gets its name; this takes no
-    torch. A download that was interrupted goes on where it stopped. A weights
-    file that this call or an earlier one downloaded is removed afterwards; one that was put there
-    by hand, or lies in the Hugging Face cache, stays.
+    compares it with what it was made from before it gets its name, all without torch. A download
+    that was interrupted goes on where it stopped. What was downloaded here is removed afterwards;
+    what was put there by hand, or lies in the Hugging Face cache, stays.
 
     Args:
         name: One of :data:`SETS`, or with a smaller input behind it: ``"naclip-b16-336"``.
         overwrite: Whether to make a bundle again that is there.
         keep_checkpoint: Whether to keep the downloaded weights file.
-        progress: Hears what happens; None tells nobody.
+        progress: Hears what happens.
 
     Returns:
         The bundle's folder, in ``$ZSSEG_HOME/bundles``.
@@ -142,7 +141,7 @@ def _export(weights: PretrainedSet, checkpoints: Sequence[Checkpoint], place: Pa
     except CheckpointError as exc:
         raise FetchError(
             f"{paths[0]}: expected the weights of {weights.clip} {weights.tag}, got a file "
-            f"that does not hold them: {exc} Remove it, then run: zsseg-rt fetch {weights.name}"
+            f"that does not hold them: {exc} Remove it, then run this again."
         ) from exc
 
 

@@ -101,7 +101,7 @@ def _local(weights: PretrainedSet, file: str, path: Path, progress: Progress) ->
     published = record or _ask_about(weights, file, path, progress)
     published = published and _pinned(weights, published)
     if published is not None:
-        _compare(path, published, f"Remove {path}, then run: zsseg-rt fetch {weights.name}")
+        _compare(path, published, f"Remove {path}, then run this again.")
     progress.say(f"using {path}")
     where = published.commit[:12] if published else "put there by hand"
     origin = f"{weights.repository} {path.name} ({where})"
@@ -150,7 +150,7 @@ def _download(
             so_far = f" after {came} bytes, which are kept; run again to continue" if came else ""
             raise _by_hand(weights, remote.file, f"{size} bytes", f"{exc}{so_far}") from exc
     try:
-        _compare(partial, remote, f"It was removed. Run again: zsseg-rt fetch {weights.name}")
+        _compare(partial, remote, "It was removed. Run this again.")
     except FetchError:
         partial.unlink(missing_ok=True)
         raise
@@ -207,7 +207,7 @@ def _by_hand(weights: PretrainedSet, file: str, size: str, problem: str) -> Fetc
     return FetchError(
         f"{weights.name}: expected to download {file} ({size}) from "
         f"{address_of(weights.repository, file, weights.revision)}, got {problem}. To do it by "
-        f"hand, put the file into {folder}, then run: zsseg-rt fetch {weights.name}"
+        f"hand, put the file into {folder}, then run this again."
     )
 
 
@@ -235,19 +235,10 @@ class Progress:
     """Hears what happens; this one ignores it, a subclass may show it."""
 
     def say(self, text: str) -> None:
-        """Something worth a line happened.
-
-        Args:
-            text: One sentence or more, without a line break.
-        """
+        """Something worth a line happened; the text has no line break."""
 
     def downloaded(self, done: int, total: int | None) -> None:
-        """More of the file is on the disk; called at least once, from the thread that fetches.
-
-        Args:
-            done: Bytes on the disk, those of an earlier try included.
-            total: Bytes of the whole file; None if the hub does not say.
-        """
+        """So many bytes of ``total`` (None: unknown) are here; told in the thread that fetches."""
 
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")

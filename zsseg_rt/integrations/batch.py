@@ -101,11 +101,7 @@ def segment_photos(
 
 
 def lanes_for(num_photos: int, config: EngineConfig) -> int:
-    """How many lanes label photos fastest: on the CPU with OpenVINO one per thread, at most 4.
-
-    Each thread then has a photo of its own and waits for no other. Elsewhere one lane uses the
-    whole device.
-    """
+    """The number of lanes that labels photos fastest: on a CPU with OpenVINO one per thread."""
     placement = registry.choose(config)
     if placement.backend != "openvino" or placement.device != "cpu":
         return 1

@@ -104,7 +104,8 @@ def _swept(base: Variant, key: str, value: str) -> Variant:
     if key in _LARGEST:
         if not value.isdecimal() or not 1 <= int(value) <= _LARGEST[key]:
             raise ConfigError(f"--sweep: expected {key} from 1 to {_LARGEST[key]}, got {value!r}")
-        return replace(named, **{key: int(value)})
+        count = int(value)
+        return replace(named, classes=count) if key == "classes" else replace(named, streams=count)
     return replace(named, config=_with_settings(base.config, {key: value}, "--sweep"))
 
 
