@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tools.torture.target import ROOT, test_support
+import numpy as np
+
+from tools.torture.target import BUNDLES, ROOT, test_support
 from zsseg_rt import Bundle
 from zsseg_rt.errors import ZssegError
-
-__all__ = ["COMMANDS", "Ended", "kill_many"]
 
 _SHARES = {"segment": 0.4, "export": 0.3, "import-checkpoint": 0.15, "train": 0.15}
 COMMANDS = tuple(_SHARES)
@@ -147,7 +147,6 @@ def _kill(words: list[str], folder: Path, moment: float) -> bool:
 
 
 def _segment(folder: Path) -> _Job:
-    import numpy as np
     from PIL import Image
 
     photos = folder / "in"
@@ -185,26 +184,18 @@ def _segment(folder: Path) -> _Job:
     )  # fmt: skip
 
 
-def _export(folder: Path) -> _Job:
-    import numpy as np
-    import onnx
-    from onnx import TensorProto, helper
+def export_words(folder: Path) -> list[str]:
+    """``export dense`` of what is written into a folder; ``--out`` is left to add."""
+    shutil.copy(BUNDLES / "dense.zsseg" / "image_encoder.float32.onnx", folder / "encoder.onnx")
+    (folder / "names.txt").write_text("red\ngreen\n")
+    width = Bundle.load(BUNDLES / "dense.zsseg").text.embed_dim
+    np.save(folder / "rows.npy", np.eye(2, width, dtype=np.float32))
+    words = ["export", "dense", str(folder / "encoder.onnx"), "--size", "32", "--mean", "clip"]
+    return [*words, "--bank", str(folder / "names.txt"), str(folder / "rows.npy")]
 
-    sides = {"kernel_shape": [4, 4], "strides": [4, 4]}
-    pooled = helper.make_node("AveragePool", ["image"], ["embeds"], **sides)
-    tensors = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3, side, side])
-        for name, side in (("image", 64), ("embeds", 16))
-    ]
-    graph = helper.make_graph([pooled], "encoder", tensors[:1], tensors[1:])
-    onnx.save(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9),
-        folder / "encoder.onnx",
-    )
-    (folder / "names.txt").write_text("red\ngreen\nblue\n")
-    np.save(folder / "rows.npy", np.eye(3, dtype=np.float32))
-    words = ["export", "dense", "encoder.onnx", "--size", "64", "--mean", "clip", "--overwrite"]
-    words += ["--bank", "names.txt", "rows.npy", "--out", "dense.zsseg"]
+
+def _export(folder: Path) -> _Job:
+    words = [*export_words(folder), "--overwrite", "--out", "dense.zsseg"]
     return _bundle_job("export", words, folder)
 
 
@@ -212,15 +203,8 @@ def _import(folder: Path) -> _Job:
     import torch
 
     tiny = test_support("tiny")
-    sizes = tiny.TinySizes(
-        width=64,
-        num_heads=1,
-        embed_dim=64,
-        decoder_heads=8,
-        text_heads=1,
-        num_layers=1,
-        text_layers=1,
-    )
+    sizes = tiny.TinySizes(width=64, num_heads=1, embed_dim=64, decoder_heads=8, text_heads=1,
+                           num_layers=1, text_layers=1)  # fmt: skip
     torch.save({"state_dict": tiny.zegclip_state_dict(sizes)}, folder / "official.pth")
     words = [
         "import-checkpoint",
@@ -230,8 +214,7 @@ def _import(folder: Path) -> _Job:
         "--precision",
         "float32",
     ]
-    words += ["--out", "zegclip.zsseg"]
-    return _bundle_job("import-checkpoint", words, folder)
+    return _bundle_job("import-checkpoint", [*words, "--out", "zegclip.zsseg"], folder)
 
 
 def _bundle_job(name: str, words: list[str], folder: Path) -> _Job:

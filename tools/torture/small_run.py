@@ -6,8 +6,6 @@ from pathlib import Path
 
 from tools.torture.target import test_support
 
-__all__ = ["train_small", "write_settings"]
-
 
 def write_settings(folder: Path, *, iterations: int = 2, interval: int = 2) -> Path:
     """Write a tiny CLIP and the settings of a run that uses it; returns the TOML file."""
@@ -16,12 +14,8 @@ def write_settings(folder: Path, *, iterations: int = 2, interval: int = 2) -> P
     folder.mkdir(parents=True, exist_ok=True)
     small_runs = test_support("small_runs")
     clip = small_runs.save_clip(folder / "clip.safetensors")
-    options = {
-        "pretrained": str(clip),
-        "activation": "quick_gelu",
-        "image_size": 64,
-        "num_prompts": 2,
-    }
+    options = {"pretrained": str(clip), "activation": "quick_gelu", "image_size": 64}
+    options |= {"num_prompts": 2}
     loop = {**small_runs.TABLES["loop"], "iterations": iterations, "checkpoint_interval": interval}
     tables = {
         **small_runs.TABLES,

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto
 
 from tools.torture.damage import odd_text, odd_value, spoil_bytes, spoil_json
 from tools.torture.target import BUNDLES, Attempt, target
@@ -119,17 +119,13 @@ def _rehash(tree: Any, file: Path) -> None:
             _rehash(value, file)
 
 
-def _graphs() -> list[Path]:
-    return sorted(BUNDLES.glob("*/*.onnx"))
-
-
 def _spoilt_graph(draw: random.Random) -> bytes:
     content = draw.choice(_GRAPHS)
     if draw.random() < 0.5:
         return spoil_bytes(content, draw)
     model = onnx.load_from_string(content)
     for _ in range(draw.choice((1, 1, 2, 4))):
-        draw.choice(_FIELDS)(model, draw)
+        _alter(model, draw)
     return bytes(model.SerializeToString())
 
 
@@ -157,108 +153,66 @@ def _graph_runs(folder: Path) -> Attempt:
     return attempt
 
 
-def _number(draw: random.Random) -> int:
-    return draw.choice((-(2**63), -1, 0, 1, 2, 3, 7, 64, 65536, 2**31 - 1, 2**31, 2**40, 2**63 - 1))
+_NUMBERS = (-(2**63), -1, 0, 1, 2, 3, 7, 64, 65536, 2**31 - 1, 2**31, 2**40, 2**63 - 1)
+_FLOATS = (float("nan"), float("inf"), -1e38, 0.0)
+_TEXTS = ("", "gone", "graph.onnx", "/etc/passwd", "../x", "location")
+_OPERATORS = ("Loop", "If", "Scan", "Reshape", "Gather", "Tile", "Expand", "Pad", "Resize")
 
 
-def _alter_attribute(model: onnx.ModelProto, draw: random.Random) -> None:
-    nodes = [node for node in model.graph.node if node.attribute]
-    if not nodes:
-        return
-    attribute = draw.choice(draw.choice(nodes).attribute)
-    kind = draw.randrange(4)
-    if kind == 0:
-        attribute.i = _number(draw)
-    elif kind == 1:
-        attribute.ints[:] = [_number(draw) for _ in range(draw.randrange(6))]
-    elif kind == 2:
-        attribute.f = draw.choice((float("nan"), float("inf"), -1e38, 0.0))
-    else:
-        attribute.type = draw.randrange(15)
+def _alter(model: onnx.ModelProto, draw: random.Random) -> None:
+    """Give a field of a graph an odd value, or that of another; drop, repeat or shuffle entries."""
+    graph = model.graph
+    texts = [*_TEXTS, *_OPERATORS, odd_text(draw).encode("utf-8", "replace").decode()[:100]]
+    for node in graph.node:
+        texts += [*node.input, *node.output, node.op_type]
+    values = [*graph.input, *graph.output]
+    parts = [list(part) for part in (graph.node, graph.node, graph.initializer, values) if part]
+    chosen = draw.choice([*map(draw.choice, parts), graph])
+    message = draw.choice([chosen] if chosen is graph else list(_messages(chosen)))
+    fields = [field for field, _ in message.ListFields()]
+    field = draw.choice(message.DESCRIPTOR.fields if draw.random() < 0.1 else fields)
+    old = getattr(message, field.name)
+    with contextlib.suppress(ValueError):  # not every kind of number fits
+        if isinstance(old, (str, bytes, int, float)):
+            setattr(message, field.name, _odd_field(old, texts, draw))
+        elif not hasattr(old, "extend"):
+            message.ClearField(field.name)
+        elif old:
+            entries, place = list(old), draw.randrange(len(old))
+            kind = draw.randrange(4)
+            if kind == 0:
+                draw.shuffle(entries)
+            elif kind == 1:
+                del entries[place]
+            elif kind == 2 or field.message_type is not None:
+                entries.insert(place, draw.choice(entries))
+            else:
+                entries[place] = _odd_field(entries[place], texts, draw)
+            del old[:]
+            old.extend(entries)
 
 
-def _alter_inputs(model: onnx.ModelProto, draw: random.Random) -> None:
-    node, other = draw.choice(model.graph.node), draw.choice(model.graph.node)
-    names = [*other.input, *other.output, *(w.name for w in model.graph.initializer), "", "gone"]
-    places = draw.choice((node.input, node.input, node.output))
-    if draw.random() < 0.2:
-        places.append(draw.choice(names))
-    elif places:
-        places[draw.randrange(len(places))] = draw.choice(names)
+def _messages(message: Any) -> Iterator[Any]:
+    """A message and all that are in it."""
+    yield message
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for inner in value if hasattr(value, "extend") else [value]:
+                yield from _messages(inner)
 
 
-def _alter_operator(model: onnx.ModelProto, draw: random.Random) -> None:
-    others = [node.op_type for node in model.graph.node]
-    names = [*others, "Loop", "If", "Scan", "Reshape", "Gather", "Tile", "Expand", "Pad", "Resize"]
-    draw.choice(model.graph.node).op_type = draw.choice(names)
-
-
-def _alter_weight(model: onnx.ModelProto, draw: random.Random) -> None:
-    if not model.graph.initializer:
-        return
-    weight = draw.choice(model.graph.initializer)
-    kind = draw.randrange(5)
-    if kind == 0 and weight.dims:
-        weight.dims[draw.randrange(len(weight.dims))] = _number(draw)
-    elif kind == 1:
-        weight.data_type = draw.randrange(24)
-    elif kind == 2:
-        weight.raw_data = spoil_bytes(weight.raw_data, draw)
-    elif kind == 3:
-        weight.dims[:] = [_number(draw) for _ in range(draw.randrange(6))]
-    else:
-        weight.data_location = TensorProto.EXTERNAL
-        entry = weight.external_data.add()
-        entry.key, entry.value = "location", draw.choice(("/etc/passwd", "../x", "graph.onnx"))
-
-
-def _alter_integers(model: onnx.ModelProto, draw: random.Random) -> None:
-    """Shapes and indices that the graph computes with."""
-    found = [
-        w
-        for w in model.graph.initializer
-        if w.data_type == TensorProto.INT64 and len(w.raw_data) % 8 == 0
-    ]
-    if found:
-        weight = draw.choice(found)
-        values = np.frombuffer(weight.raw_data, np.int64).copy()
-        if values.size:
-            values[draw.randrange(values.size)] = _number(draw)
-            weight.raw_data = values.tobytes()
-
-
-def _alter_interface(model: onnx.ModelProto, draw: random.Random) -> None:
-    value = draw.choice([*model.graph.input, *model.graph.output])
-    kind, dims = draw.randrange(4), value.type.tensor_type.shape.dim
-    if kind == 0 and dims:
-        draw.choice(dims).dim_value = _number(draw)
-    elif kind == 1:
-        value.type.tensor_type.elem_type = draw.randrange(24)
-    elif kind == 2:
-        value.name = odd_text(draw).encode("utf-8", "replace").decode()[:100]
-    else:
-        dims.add().dim_value = _number(draw)
-
-
-def _alter_order(model: onnx.ModelProto, draw: random.Random) -> None:
-    nodes = list(model.graph.node)
-    if draw.random() < 0.5:
-        draw.shuffle(nodes)
-    else:
-        nodes.insert(draw.randrange(len(nodes)), draw.choice(nodes))
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
-
-
-_FIELDS: tuple[Callable[[onnx.ModelProto, random.Random], None], ...] = (
-    _alter_attribute,
-    _alter_inputs,
-    _alter_operator,
-    _alter_weight,
-    _alter_integers,
-    _alter_interface,
-    _alter_order,
-)
+def _odd_field(old: Any, texts: list[str], draw: random.Random) -> Any:
+    if isinstance(old, str):
+        return draw.choice(texts)
+    if isinstance(old, float):
+        return draw.choice(_FLOATS)
+    if isinstance(old, int):
+        return draw.choice((*_NUMBERS, *range(24)))
+    if len(old) % 8 or not old or draw.random() < 0.5:
+        return spoil_bytes(old, draw)
+    numbers = np.frombuffer(old, np.int64).copy()  # shapes and indices that the graph computes with
+    numbers[draw.randrange(numbers.size)] = draw.choice(_NUMBERS)
+    return numbers.tobytes()
 
 
 @target("tokenizer", "tokenizer.json with odd content, and odd texts")
@@ -297,7 +251,7 @@ def _export_dense(folder: Path) -> Attempt:
         path.write_bytes(graph.read_bytes())
         if draw.random() < 0.5:
             model = onnx.load(path)
-            draw.choice(_FIELDS)(model, draw)
+            _alter(model, draw)
             path.write_bytes(model.SerializeToString())
         else:
             settings[draw.choice((*sound, *_EXPORT_OPTIONS))] = odd_value(draw)

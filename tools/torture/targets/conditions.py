@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 
 from tools.torture.damage import spoil_bytes
-from tools.torture.target import BUNDLES, Attempt, RefusedError, target
+from tools.torture.kills import export_words
+from tools.torture.target import Attempt, RefusedError, target
 from tools.torture.targets.bundles import CONFIG
-from tools.torture.targets.values import CALLS
+from tools.torture.targets.values import OPERATIONS, sound_call
 from zsseg_rt import Bundle, Engine, ops
 from zsseg_rt.errors import ZssegError
 
@@ -52,12 +53,14 @@ def _full_disk(folder: Path) -> Attempt:
     for number in range(3):
         picture = noise.integers(0, 256, (120, 160, 3), np.uint8)
         Image.fromarray(picture).save(folder / "in" / f"{number}.png")
-    shutil.copy(BUNDLES / "dense.zsseg/image_encoder.float32.onnx", folder / "e.onnx")
+    export = [*export_words(folder), "--out", str(disk / "x.zsseg")]
+    segment = ["segment", str(folder / "in"), "--demo", "scenes", "--threads", "1", "--out"]
+    segment += [str(disk / "out"), "--json", str(disk / "report.json")]
 
     def attempt(draw: random.Random) -> None:
         for entry in disk.iterdir():
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-        words = draw.choice((_segment_words, _segment_words, _export_words))(folder, disk)
+        words = draw.choice((segment, segment, export))
         room = int(2 ** draw.uniform(8, 21))
         (disk / "filler").write_bytes(bytes(max(_free(disk) - room, 0)))
         code, complained = _command(words)
@@ -85,16 +88,6 @@ def _own_disk(folder: Path) -> Path:
 def _free(disk: Path) -> int:
     state = os.statvfs(disk)
     return state.f_bavail * state.f_frsize
-
-
-def _segment_words(folder: Path, disk: Path) -> list[str]:
-    words = ["segment", str(folder / "in"), "--demo", "scenes", "--threads", "1", "--out"]
-    return [*words, str(disk / "out"), "--json", str(disk / "report.json")]
-
-
-def _export_words(folder: Path, disk: Path) -> list[str]:
-    words = ["export", "dense", str(folder / "e.onnx"), "--size", "32", "--mean", "clip"]
-    return [*words, "--out", str(disk / "x.zsseg")]
 
 
 def _command(words: list[str]) -> tuple[int, str]:
@@ -209,9 +202,9 @@ def _exit_code(child: int) -> int:
 
 
 def _sound_call(draw: random.Random) -> partial[Any]:
-    name = draw.choice(list(CALLS))
-    arguments, settings = CALLS[name](draw)
-    return partial(getattr(ops, name), *arguments, **settings)
+    name = draw.choice(OPERATIONS)
+    arrays, settings = sound_call(name, draw)
+    return partial(getattr(ops, name), **arrays, **settings)
 
 
 def _flat(result: Any) -> list[Any]:

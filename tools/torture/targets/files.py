@@ -147,7 +147,7 @@ def _checkpoints(folder: Path) -> Attempt:
 
 @target("settings", "training and comparison settings in TOML, and --set", group="torch")
 def _settings(folder: Path) -> Attempt:
-    from tools.studies.comparison import Comparison
+    from tools.studies.compare_systems import Comparison
     from zsseg_rt.training.config import TrainConfig, list_recipes
 
     recipes = [TrainConfig.load(name).to_toml() for name in list_recipes()]

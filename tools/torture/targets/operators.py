@@ -19,40 +19,9 @@ from zsseg_rt.onnx.check import check_graph
 from zsseg_rt.onnx.reader import OPSETS
 from zsseg_rt.onnx.table import CHOICES, OPERATORS
 
-_INTEGERS = (
-    -(2**63),
-    -(2**31) - 1,
-    -(2**31),
-    -65537,
-    -7,
-    -3,
-    -2,
-    -1,
-    0,
-    1,
-    2,
-    3,
-    4,
-    5,
-    6,
-    7,
-    8,
-    16,
-)
-_INTEGERS += (100, 65535, 65536, 2**24, 2**31 - 1, 2**31, 2**32, 2**40, 2**62, 2**63 - 1)
-_FLOATS = (
-    float("nan"),
-    float("inf"),
-    -float("inf"),
-    -1.0,
-    0.0,
-    1e-40,
-    0.5,
-    1.0,
-    3e38,
-    1e9,
-    2.0**31,
-)
+_INTEGERS = (-(2**63), -(2**31) - 1, -(2**31), -65537, -7, *range(-3, 9), 16, 100, 65535, 65536)
+_INTEGERS += (2**24, 2**31 - 1, 2**31, 2**32, 2**40, 2**62, 2**63 - 1)
+_FLOATS = (math.nan, math.inf, -math.inf, -1.0, 0.0, 1e-40, 0.5, 1.0, 3e38, 1e9, 2.0**31)
 _MOST_FED = 1 << 20  # numbers
 _NEAR = (-2, -1, 0, 1, 2, 3, 4)
 _TEXTS = tuple(choice for choices in CHOICES.values() for choice in choices)
@@ -223,14 +192,4 @@ def _opset(name: str, sample: Any, draw: random.Random) -> None:
     sample.opset = draw.choice(OPSETS)
 
 
-_CHANGES = (
-    _attribute,
-    _attribute,
-    _constant,
-    _constant,
-    _constant,
-    _sizes,
-    _sizes,
-    _inputs,
-    _opset,
-)
+_CHANGES = (*[_attribute, _sizes] * 2, *[_constant] * 3, _inputs, _opset)

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from tools.torture.target import Attempt, target
-from tools.torture.targets.values import CALLS, on_gpu
+from tools.torture.targets.values import OPERATIONS, on_gpu, sound_call
 from zsseg_rt import ops
 
 _PAIRED = ("upsample_argmax", "label_regions")
+_NAMES = [name for name in OPERATIONS if name != "upsample_argmax_overlay"]
 
 
 @target("overlaps", "arrays that share memory with what an operation writes", weight=2)
@@ -32,36 +33,42 @@ def _overlaps_cuda(_: Path) -> Attempt:
 
 
 def _try(draw: random.Random, *, gpu: bool) -> None:
-    name = draw.choice(list(CALLS))
-    arguments, settings = CALLS[name](draw)
+    name = draw.choice(_NAMES)
+    arrays, settings = sound_call(name, draw)
     if name == "ink":
-        _try_ink(arguments, draw)
+        _try_ink(**arrays, **settings, draw=draw)
         return
-    sound = getattr(ops, name)(*arguments, **settings)
+    sound = getattr(ops, name)(**arrays, **settings)
     written = [a for a in (sound if name in _PAIRED else (sound,)) if a is not None]
-    movable = [a for a in arguments if isinstance(a, np.ndarray) and a.nbytes]
-    given = draw.choice([a for a in movable if not gpu or a.dtype != np.int32])
-    result = draw.choice(written)
+    movable = [key for key, a in arrays.items() if isinstance(a, np.ndarray) and a.nbytes]
+    movable = [key for key in movable if not gpu or key not in ("regions", "boxes")]
+    if not movable:
+        return
+    given, result = arrays[draw.choice(movable)], draw.choice(written)
     memory, begin, start = _places(given, result, draw)
     whole, part = (ops.DeviceArray.from_numpy(memory), _Part) if gpu else (memory, _slice)
-    place = on_gpu if gpu else lambda array: array
-    inputs = [part(whole, start, given) if a is given else place(a) for a in arguments]
-    outs = [part(whole, begin, a) if a is result else place(np.zeros_like(a)) for a in written]
+    place = on_gpu if gpu else lambda _, array: array
+    inputs = {key: part(whole, start, a) if a is given else place(key, a)
+              for key, a in arrays.items()}  # fmt: skip
+    outs = [
+        part(whole, begin, a) if a is result else place("out", np.zeros_like(a)) for a in written
+    ]
     out = (*outs, None)[:2] if name in _PAIRED else outs[0]
-    getattr(ops, name)(*inputs, **settings, out=out)
+    getattr(ops, name)(**inputs, **settings, out=out)
     for mine, wanted in zip(outs, written, strict=True):
         if not gpu and not np.array_equal(mine, wanted, equal_nan=mine.dtype.kind == "f"):
             raise AssertionError(f"{name} accepted an overlap and gave another result")
 
 
-def _try_ink(arguments: list[Any], draw: random.Random) -> None:
+def _try_ink(picture: Any, weights: Any, draw: random.Random, **settings: Any) -> None:
     """It writes on its first argument."""
-    picture, weights, *where = arguments
+    if not weights.nbytes:
+        return
     memory, begin, start = _places(weights, picture, draw)
     inputs = _slice(memory, begin, picture), _slice(memory, start, weights)
     inputs[0][...] = picture
-    wanted = ops.ink(inputs[0].copy(), inputs[1].copy(), *where)
-    if not np.array_equal(ops.ink(*inputs, *where), wanted):
+    wanted = ops.ink(inputs[0].copy(), inputs[1].copy(), **settings)
+    if not np.array_equal(ops.ink(*inputs, **settings), wanted):
         raise AssertionError("ink accepted an overlap and gave another result")
 
 
