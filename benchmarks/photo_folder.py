@@ -1,7 +1,7 @@
 """Measure ``segment`` of a folder: photos per second, beside one lane and a plain loop.
 
     python benchmarks/photo_folder.py [--bundle NAME.zsseg | --real] [--photos N] [--size 640x480]
-                                      [--rounds 8] [--against CHECKOUT] [--json FILE]
+                                      [--rounds 8] [--json FILE]
 
 The bundle is the demo's unless one is named; ``--real`` makes ViT-B/16 at 512x512 with random
 weights, and takes fewer photos. A bundle without a text encoder gets random embeddings. Each
@@ -25,34 +25,31 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
+from engine import machine_and_commit
+from engine_model import build_model, export
 
+from zsseg_rt.demo import demo_bundle, demo_photos
 from zsseg_rt.profiling.estimates import judge
 
 ROOT = Path(__file__).resolve().parents[1]
 PHOTOS, REAL_PHOTOS = 60, 24
 THRESHOLD = 0.02
-CHOSEN, SERIAL = "0", "serial"
 CHILD = """
 import json, sys, time
 from pathlib import Path
 import numpy as np
-import zsseg_rt
-from zsseg_rt import Bundle, Engine, EngineConfig
-from zsseg_rt.demo import demo_bundle, demo_classes
+from zsseg_rt import Engine, EngineConfig
+from zsseg_rt.demo import demo_classes
+from zsseg_rt.integrations import batch
 
 bundle, folder, lanes, out = sys.argv[1:]
-photos = sorted(Path(folder).iterdir())
-try:
-    from zsseg_rt.integrations.batch import lanes_for
-    serial = lanes == "serial"
-    count = 1 if serial else int(lanes) or lanes_for(len(photos), EngineConfig(device="cpu"))
-    if serial:
-        from zsseg_rt.integrations import batch
-        batch.in_order = lambda call, items, num_threads: (call(item) for item in items)
-except ImportError:  # an older version labels one after the other
-    count = 1
-from zsseg_rt.integrations.batch import segment_photos
+photos, count = sorted(Path(folder).iterdir()), 1
+if lanes == "serial":
+    batch.in_order = lambda call, items, num_threads: (call(item) for item in items)
+else:
+    count = int(lanes) or batch.lanes_for(len(photos), EngineConfig(device="cpu"))
 engine = Engine(bundle, EngineConfig(device="cpu", num_lanes=count))
 if engine.bundle.graphs.get("text_encoder"):
     engine.set_classes(demo_classes("scenes"))
@@ -62,7 +59,7 @@ else:
     engine.set_classes([f"class {i}" for i in range(20)], embeddings=rows.astype(np.float32))
 for line in sys.stdin:
     begin = time.monotonic()
-    results = segment_photos(engine, photos, Path(out))
+    results = batch.segment_photos(engine, photos, Path(out))
     assert not any(r.error for r in results), results
     print(json.dumps({"seconds": time.monotonic() - begin, "lanes": count}), flush=True)
 """
@@ -77,7 +74,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--photos", type=int, help=f"{PHOTOS}; with --real {REAL_PHOTOS}")
     parser.add_argument("--size", default="640x480")
     parser.add_argument("--rounds", type=int, default=8, help="6 and more give an interval")
-    parser.add_argument("--against", type=Path, help="another checkout, with its extension built")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(arguments)
     args.photos = args.photos or (REAL_PHOTOS if args.real else PHOTOS)
@@ -91,29 +87,20 @@ def main(arguments: list[str] | None = None) -> int:
 
 def bundle_of(args: argparse.Namespace, scratch: Path) -> Path:
     """The bundle that was named, a real one with random weights, or the demo's."""
+    bundle: Path = args.bundle or demo_bundle("scenes")
     if args.real:
-        from engine import build_model, export
-
         bundle = scratch / "real.zsseg"
         export(build_model("real"), bundle)
-        return bundle
-    from zsseg_rt.demo import demo_bundle
-
-    bundle_given: Path = args.bundle or demo_bundle("scenes")
-    return bundle_given
+    return bundle
 
 
 def measure(args: argparse.Namespace, bundle: Path, scratch: Path) -> dict[str, Any]:
     """Photos per second of each candidate, and their ratios within the rounds."""
     photos = make_photos(scratch / "photos", args.photos, args.size)
-    candidates = {
-        "chosen lanes": (ROOT, CHOSEN), "one lane": (ROOT, "1"), "one by one": (ROOT, SERIAL)
-    }  # fmt: skip
-    if args.against:
-        candidates["against"] = (args.against, "1")
+    candidates = {"chosen lanes": "0", "one lane": "1", "one by one": "serial"}
     children = {
-        name: start(checkout, bundle, photos, lanes, scratch / f"out {name}")
-        for name, (checkout, lanes) in candidates.items()
+        name: start(bundle, photos, lanes, scratch / f"out {name}")
+        for name, lanes in candidates.items()
     }
     seconds: dict[str, list[float]] = {name: [] for name in children}
     lanes_used = {}
@@ -151,10 +138,6 @@ def measure(args: argparse.Namespace, bundle: Path, scratch: Path) -> dict[str, 
 
 def make_photos(folder: Path, count: int, size: str) -> Path:
     """JPEG photos cut from the demo's pictures."""
-    import cv2
-
-    from zsseg_rt.demo import demo_photos
-
     folder.mkdir()
     width, height = map(int, size.split("x"))
     scenes = [cv2.imread(photo) for photo in demo_photos("scenes")]
@@ -166,9 +149,9 @@ def make_photos(folder: Path, count: int, size: str) -> Path:
     return folder
 
 
-def start(checkout: Path, bundle: Path, photos: Path, lanes: str, out: Path) -> Any:
+def start(bundle: Path, photos: Path, lanes: str, out: Path) -> Any:
     """A process that labels the folder whenever it is asked."""
-    environment = os.environ | {"PYTHONPATH": str(checkout)}
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     call = [sys.executable, "-c", CHILD, str(bundle.resolve()), str(photos), lanes, str(out)]
     return subprocess.Popen(
         call, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
@@ -193,15 +176,6 @@ def digest(folder: Path) -> str:
     for path in sorted(folder.glob("*.png")):
         found.update(path.name.encode() + path.read_bytes())
     return found.hexdigest()
-
-
-def machine_and_commit() -> dict[str, str]:
-    """CPU, versions and commit."""
-    import openvino
-
-    from zsseg_rt.evaluation.provenance import describe_commit, describe_machine
-
-    return describe_machine(np, openvino) | {"commit": describe_commit(ROOT)}
 
 
 if __name__ == "__main__":

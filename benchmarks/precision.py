@@ -2,7 +2,6 @@
 
     python benchmarks/precision.py --json FILE [--only zegclip clip_rc dense_clip scenes photos
         camvid] [--sizes 512 448 384 336] [--rounds 7] [--camvid-bundle NAME.zsseg]
-    python benchmarks/precision.py --markdown FILE      # the tables of a report
     python benchmarks/precision.py --quick              # small models, to see that everything runs
 
 ViT-B/16 with random weights at several input sizes, a 640x480 frame, 20 classes: engines of all
@@ -68,11 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--camvid-bundle", type=Path, help="what camvid.py --out kept")
     parser.add_argument("--quick", action="store_true", help="small models and few pictures")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--markdown", type=Path, help="print the tables of such a report, and end")
     args = parser.parse_args(arguments)
-    if args.markdown:
-        print(markdown(json.loads(args.markdown.read_text())))
-        return 0
     watch, rows = Stopwatch(), []
     report: dict[str, Any] = {
         "machine": machine_and_commit(),
@@ -85,10 +80,9 @@ def main(arguments: list[str] | None = None) -> int:
             for row in CASES[name](args, Path(folder)):
                 rows.append({"case": name, **row})
                 report |= {"load": os.getloadavg(), "seconds": watch.seconds}
-                print(json.dumps(rows[-1]), file=sys.stderr)
+                print(json.dumps(rows[-1]))
                 if args.json:
                     args.json.write_text(json.dumps(report, indent=2) + "\n")
-    print(markdown(report))
     return 0
 
 
@@ -299,54 +293,5 @@ CASES: Mapping[str, Callable[[argparse.Namespace, Path], Iterator[dict[str, Any]
     "photos": photos_case,
     "camvid": camvid_case,
 }
-TITLES = {
-    "zegclip": "ZegCLIP, random weights", "clip_rc": "CLIP-RC, random weights",
-    "dense_clip": "dense CLIP (NACLIP), random weights", "scenes": "the scenes demo's ZegCLIP",
-    "photos": "DeepLabV3-MobileNetV2 in CLIP's space, 20 photos",
-    "camvid": "CamVid head, 101 frames",
-}  # fmt: skip
-
-
-def markdown(report: Mapping[str, Any]) -> str:
-    """The report's tables for docs/benchmarks.md."""
-    lines = [
-        "| network | input | float32 | bfloat16 | float16 | INT8 | same: bfloat16, INT8, FP8 |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in report["rows"]:
-        times, same = row["ms"], row["same"] | row["gate"]
-        cells = [f"{rounded(times['float32']):g} ms"]
-        for name in PRECISIONS[1:]:
-            share = times.get(name, 0.0) / times["float32"]
-            cells.append(shown(rounded(times.get(name)), f"{{:g}} ({share:.2f}\u00d7)"))
-        shares = (shown(same.get(name), "{:.1%}") for name in ("bfloat16", "int8", "fp8"))
-        lines.append(line(row, row["side"], [*cells, ", ".join(shares)]))
-    lines += [
-        "",
-        "| network | mIoU of | float32 | bfloat16 | float16 | INT8 |",
-        "|---|---|" + "---|" * 4,
-    ]
-    for row in report["rows"]:
-        for key, of in (("miou", "all classes"), ("seen", "seen"), ("unseen", "unseen")):
-            if key in row:
-                lines.append(line(row, of, [shown(row[key].get(name)) for name in PRECISIONS]))
-    return "\n".join(lines)
-
-
-def rounded(value: float | None) -> float | None:
-    """Three digits of a figure."""
-    return None if value is None else float(f"{value:.3g}")
-
-
-def shown(value: float | None, form: str = "{:.1f}") -> str:
-    """A figure, or a dash."""
-    return "\u2013" if value is None else form.format(value)
-
-
-def line(row: Mapping[str, Any], second: object, cells: list[str]) -> str:
-    """A line of a table."""
-    return f"| {TITLES[row['case']]} | {second} | {' | '.join(cells)} |"
-
-
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,20 +1,14 @@
 """Label real photos with real names and compare with their masks; classes change between photos.
 
-    python benchmarks/real_photos.py --encoder ENCODER.onnx --text-rows ROWS.npy
-        --text-names NAMES.json --photos FOLDER [--pictures FOLDER] [--json FILE]
-
-FOLDER holds ``images/``, ``masks/`` and ``index.json`` with ``names`` (mask values in order) and
-``images``. Every photo gets the class list in another order; labels are mapped back by name, so
+Their folder holds ``images/``, ``masks/`` and ``index.json`` with ``names`` (mask values in order)
+and ``images``. Every photo gets the class list in another order; labels are mapped back by name, so
 mixed-up labels and names would show here. Mask classes without a text row count as
 background.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -26,26 +20,6 @@ from zsseg_rt.photos import read_photo
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
-
-def main() -> int:
-    """Parse arguments, evaluate, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--encoder", type=Path, required=True)
-    parser.add_argument("--text-rows", type=Path, required=True)
-    parser.add_argument("--text-names", type=Path, required=True)
-    parser.add_argument("--photos", type=Path, required=True)
-    parser.add_argument("--precision", default="float32")
-    parser.add_argument("--pictures", type=Path, help="write overlays here")
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        bundle = export(args.encoder, args.text_rows, args.text_names, Path(folder) / "b.zsseg")
-        report = evaluate(bundle, args.photos, precision=args.precision, pictures=args.pictures)
-    print(json.dumps(report, indent=2))
-    if args.json:
-        args.json.write_text(json.dumps(report, indent=2) + "\n")
-    return 0
 
 
 def export(encoder: Path, text_rows: Path, text_names: Path, out: Path) -> Path:
@@ -67,9 +41,7 @@ def export(encoder: Path, text_rows: Path, text_names: Path, out: Path) -> Path:
     )
 
 
-def evaluate(
-    bundle: Path, photos: Path, *, precision: str = "float32", pictures: Path | None = None
-) -> dict[str, Any]:
+def evaluate(bundle: Path, photos: Path, *, precision: str = "float32") -> dict[str, Any]:
     """Segment every photo and sum a confusion matrix, rows truth, columns prediction."""
     index = json.loads((photos / "index.json").read_text())
     config = EngineConfig(device="cpu", precision=precision, use_cache=False)
@@ -80,12 +52,9 @@ def evaluate(
         for number, entry in enumerate(index["images"]):
             order = np.random.default_rng(number).permutation(len(names))
             engine.set_classes([names[i] for i in order])
-            frame = read_photo(photos / "images" / entry["file"])
-            seg = engine.segment(frame)
+            seg = engine.segment(read_photo(photos / "images" / entry["file"]))
             truth = read_mask(photos / "masks", entry["file"], index["names"], names)
             confusion.update(truth, order[seg.labels])
-            if pictures is not None:
-                write_picture(pictures, entry["file"], engine, names, frame)
     return summarise(confusion, names, len(index["images"]))
 
 
@@ -101,18 +70,6 @@ def read_mask(folder: Path, file: str, mask_names: list[str], names: list[str]) 
     return mapped
 
 
-def write_picture(
-    folder: Path, file: str, engine: Engine, names: list[str], frame: np.ndarray
-) -> None:
-    """Write the overlay with the classes in a fixed order, so that colours keep their meaning."""
-    import cv2
-
-    folder.mkdir(parents=True, exist_ok=True)
-    engine.set_classes(names[1:], background=names[:1])
-    overlay = engine.segment(frame).overlay(frame)
-    cv2.imwrite(str(folder / f"{Path(file).stem}.png"), overlay[:, :, ::-1])
-
-
 def summarise(confusion: ConfusionMatrix, names: list[str], photos: int) -> dict[str, Any]:
     """Pixel accuracy, mIoU over classes in truth or prediction, and IoU per class."""
     scores = score(confusion.counts, seen=range(len(names)))
@@ -123,7 +80,3 @@ def summarise(confusion: ConfusionMatrix, names: list[str], photos: int) -> dict
         "miou_all_seen_or_predicted": scores.miou,
         "iou": {n: float(x) for n, x in zip(names, scores.iou, strict=True) if not np.isnan(x)},
     }
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,8 +1,8 @@
 """Compare the engine with its rivals: torch, torch.compile, ONNX Runtime, OpenVINO, OpenCV.
 
     python benchmarks/run.py --json FILE        # everything: 13 minutes on 2 quiet cores
-    python benchmarks/run.py classes output --json FILE
-    python benchmarks/run.py --tables FILE...   # reports into docs/benchmarks.md and README.md
+    python benchmarks/run.py classes --json FILE
+    python benchmarks/run.py --tables FILE      # a report into docs/benchmarks.md
 
 Each rival is a process of its own. Its labels are compared with the engine's before it is timed; a
 rival with wrong labels is reported, and the exit status is 1. Then all rivals of a case take turns
@@ -23,8 +23,8 @@ from pathlib import Path
 from rivals.cases import GROUPS, INSTALL, RIVALS, Case, cases_of, is_installed, missing_needs
 from rivals.measure import Settings, measure_cases
 from rivals.models import store_model
-from rivals.report import FORMAT, Absent, Report, read_reports, write_report
-from rivals.tables import TABLES, fill_documents
+from rivals.report import FORMAT, Absent, Report, read_report, write_report
+from rivals.tables import PAGE, TABLES, filled
 
 from zsseg_rt.errors import ZssegError
 from zsseg_rt.evaluation.provenance import describe_commit, describe_machine
@@ -39,12 +39,10 @@ WRONG, FAILED, LACKING = 1, 1, 4
 def main(arguments: list[str] | None = None) -> int:
     """Parse arguments and measure, list or write tables; return the exit status."""
     args = parse_arguments(arguments)
-    if args.list:
-        list_cases(args)
-        return 0
     try:
         if args.tables:
-            fill_documents(read_reports(args.tables), args.tables)
+            page, report = PAGE.read_text(encoding="utf-8"), read_report(args.tables)
+            PAGE.write_text(filled(page, report, args.tables), encoding="utf-8")
             return 0
         if not is_installed("torch") and any(case.model for case in cases_asked(args)):
             print(f"torch: expected it, got nothing. Run: {INSTALL['torch']}", file=sys.stderr)
@@ -69,22 +67,15 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
         description=description, epilog=more, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"of {', '.join(GROUPS)}")
-    parser.add_argument("--list", action="store_true", help="name the cases and measure nothing")
     parser.add_argument("--quick", action="store_true", help="a few small cases, under 20 s")
     parser.add_argument("--seconds", type=float, help="of turns for each case of the large model")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report")
-    parser.add_argument(
-        "--tables", type=Path, metavar="FILE", nargs="+", help="put reports into the documents"
-    )
+    parser.add_argument("--tables", type=Path, metavar="FILE", help="write a report into the page")
     parser.add_argument("--work", type=Path, metavar="DIR", help="keep the models here")
     args = parser.parse_args(arguments)
     unknown = sorted(set(args.groups) - set(GROUPS))
     if unknown:
         parser.error(f"GROUP: expected some of {', '.join(GROUPS)}, got {', '.join(unknown)}")
-    if args.seconds is not None and not args.seconds > 0.0:
-        parser.error(f"--seconds: expected a positive number, got {args.seconds}")
-    if args.json and not args.json.resolve().parent.is_dir():
-        parser.error(f"--json: expected a file in a folder that exists, got {args.json}")
     args.groups = args.groups or list(GROUPS)
     return args
 
@@ -93,16 +84,6 @@ def cases_asked(args: argparse.Namespace) -> list[Case]:
     """Distinct cases of the groups."""
     found = (case for group in args.groups for case in cases_of(group, quick=args.quick))
     return list(dict.fromkeys(found))
-
-
-def list_cases(args: argparse.Namespace) -> None:
-    """Print cases by group, and rivals by task."""
-    for group in args.groups:
-        print(group)
-        for case in cases_of(group, quick=args.quick):
-            print(f"  {case}")
-    for task, rivals in RIVALS.items():
-        print(f"{task}: {', '.join(rival.name for rival in rivals)}")
 
 
 def run(args: argparse.Namespace) -> Report:

@@ -1,22 +1,14 @@
 """Try the sampler on what is known: an engine against itself, and against itself made slower.
 
-    python benchmarks/sampler.py FORM [--json FILE]
+    python benchmarks/sampler.py [--bundle NAME.zsseg] [--threads 1] [--busy 6] [--json FILE]
 
-| form | what | minutes, about |
-|---|---|---|
-| quiet-2ms | the demo, one thread, nothing else running: 40 self-comparisons, 20 of 10 % | 5 to 8 |
-| busy-2ms | the same beside 6 busy processes, which it starts | 8 to 15 |
-| quiet-230ms | ViT-B/16 with random weights, two threads: 20 comparisons of each kind | 10 |
-| busy-230ms | the same beside 6 busy processes | 40 |
-| cost | what measuring a frame of the demo costs | 1 |
-| simulated | no engine: times drawn from a busy machine's | below 1 |
-
-Goals: of 40 self-comparisons at most 2 get a verdict, a candidate 10 % slower is found in 19 of 20,
-within 200 rounds of a short frame or 30 of a long one, and measuring costs at most 1 %. Engines are
-processes of their own. "Slower" is a fixed amount of work after each frame, on as many threads:
-10 % of the CPU time of its median frame. The three take turns in the same rounds. The 230 ms forms
-need torch and onnx, to export their bundle; --bundle keeps it, or takes one that is there. The JSON
-file is written after every comparison, so a form that is ended early keeps what it found.
+Of 40 comparisons of an engine with itself at most 2 may get a verdict, and of 20 with itself made
+10 % slower 19 must find that, within 200 rounds. Engines are processes of their own. "Slower" is a
+fixed amount of work after each frame, on as many threads: 10 % of the CPU time of its median frame.
+The three take turns in the same rounds, beside as many busy processes as ``--busy`` says. With the
+drawn demo's frames of 2 ms it takes 5 to 15 minutes; with ``--bundle`` a network of 200 ms, give
+``--threads 2 --comparisons 20 --max-rounds 30`` and 10 to 40. The JSON file is written after every
+comparison. ``test_profiling_turns.py`` does the same with simulated times.
 """
 
 from __future__ import annotations
@@ -29,12 +21,10 @@ import random
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,133 +35,68 @@ from zsseg_rt.demo import demo_bundle, demo_classes, demo_photos
 from zsseg_rt.evaluation.provenance import describe_commit, describe_machine
 from zsseg_rt.profiling.estimates import Difference
 from zsseg_rt.profiling.turns import ChildCandidate, StopRule, take_turns
-from zsseg_rt.profiling.worker import (
-    LocalCandidate,
-    Paced,
-    Sample,
-    Stopwatch,
-    ThreadTimes,
-    Turn,
-    TurnPlan,
-)
+from zsseg_rt.profiling.worker import LocalCandidate, Stopwatch, TurnPlan
 
 ROOT = Path(__file__).resolve().parents[1]
-GOALS = {"false verdicts of 40": 2, "found of 20": 19, "cost of measuring": 0.01}
 THRESHOLD, SLOWER = 0.02, 0.10
 LONG_FRAME_MS = 100.0
 BUSY_FLAG = "--busy-process"
-Keep = Callable[[dict[str, Any]], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Form:
-    """What to try.
-
-    Attributes:
-        comparisons: Of the engine with itself.
-        found: Of the engine with itself made slower, in the rounds of the first of those.
-        max_rounds: Rounds at most.
-        real_size: Whether the bundle is ViT-B/16 and not the demo.
-        busy: Processes that compute meanwhile.
-        threads: CPU threads of an engine.
-    """
-
-    comparisons: int = 40
-    found: int = 20
-    max_rounds: int = 200
-    real_size: bool = False
-    busy: int = 0
-    threads: int = 1
-
-
-FORMS = {
-    "quiet-2ms": Form(),
-    "busy-2ms": Form(busy=6),
-    "quiet-230ms": Form(real_size=True, threads=2, max_rounds=30, comparisons=20),
-    "busy-230ms": Form(real_size=True, threads=2, max_rounds=30, comparisons=20, busy=6),
-    "cost": Form(comparisons=0, found=0),
-    "simulated": Form(),
-}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse arguments, run all trials, print the figures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("form", choices=sorted(FORMS))
-    parser.add_argument("--bundle", type=Path, help="where the exported bundle is, or will be")
-    parser.add_argument("--comparisons", type=int, help="fewer or more than the form's")
-    parser.add_argument("--found", type=int, help="fewer or more than the form's")
-    parser.add_argument("--max-rounds", type=int, help="fewer or more than the form's")
-    parser.add_argument("--busy", type=int, help="busy processes, where others are there already")
+    parser.add_argument("--bundle", type=Path, default=demo_bundle("scenes"))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--busy", type=int, default=0, help="processes that compute meanwhile")
+    parser.add_argument("--comparisons", type=int, default=40, help="with itself; half with slower")
+    parser.add_argument("--max-rounds", type=int, default=200)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(arguments)
-    given = {key: getattr(args, key) for key in ("comparisons", "found", "max_rounds", "busy")}
-    settings = vars(FORMS[args.form]) | {k: v for k, v in given.items() if v is not None}
-    form, watch = Form(**settings), Stopwatch()
-    report = {"form": args.form, "threshold": THRESHOLD, "slower": SLOWER} | vars(form)
-    report |= {"machine": describe_machine(), "commit": describe_commit(ROOT), "goals": GOALS}
-
-    def keep(figures: dict[str, Any]) -> None:
-        report.update(figures, seconds=watch.seconds)
-        if args.json:
-            args.json.write_text(json.dumps(report, indent=2) + "\n")
-
-    if args.form == "simulated":
-        keep(simulated(form))
-    else:
-        real(form, args, keep)
-    print_report(report)
+    watch = Stopwatch()
+    report: dict[str, Any] = {"machine": describe_machine(), "commit": describe_commit(ROOT)}
+    report |= {"self": [], "slow": [], "threads": args.threads, "busy": args.busy}
+    with busy_processes(args.busy):
+        for other, figures in compare(args):
+            report[other].append(figures)
+            report["seconds"] = watch.seconds
+            if args.json:
+                args.json.write_text(json.dumps(report, indent=2) + "\n")
+    for other, verdicts, goal in (
+        ("self", ("slower", "faster"), "at most 2 of 40"),
+        ("slow", ("slower",), "at least 19 of 20"),
+    ):
+        tried = report[other]
+        count = sum(one["verdict"] in verdicts for one in tried)
+        print(f"{other}: {count} of {len(tried)} got a verdict (goal: {goal});  {summary(tried)}")
     return 0
 
 
-def real(form: Form, args: argparse.Namespace, keep: Keep) -> None:
-    """Compare engines in processes of their own."""
-    with tempfile.TemporaryDirectory() as folder:
-        bundle = args.bundle or demo_bundle("scenes")
-        if form.real_size:
-            bundle = args.bundle or Path(folder) / "real.zsseg"
-            if not bundle.exists():
-                export_real_size(bundle)
-        with busy_processes(form.busy):
-            if args.form == "cost":
-                keep({"cost_of_measuring": cost_of_measuring(bundle, form.threads)})
-            else:
-                compare(form, bundle, keep)
-
-
-def compare(form: Form, bundle: Path, keep: Keep) -> None:
-    """All comparisons of a form, kept after each."""
+def compare(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
+    """All comparisons; half as many with the slower one, in the same rounds."""
 
     def opened(name: str, slower: float) -> ChildCandidate:
-        arguments = {"bundle": str(bundle), "threads": form.threads, "slower": slower}
+        arguments = {"bundle": str(args.bundle), "threads": args.threads, "slower": slower}
         spec = {"file": __file__, "function": "open_engine", "arguments": arguments}
         return ChildCandidate(name, spec)
 
-    same, found = [], []
-    first, twin, slow = opened("first", 0.0), opened("twin", 0.0), opened("slow", SLOWER)
+    first, twin, slow = opened("first", 0.0), opened("self", 0.0), opened("slow", SLOWER)
     try:
         fastest = min(child.warm_up() for child in (first, twin, slow))
         plan = TurnPlan(cold=fastest < LONG_FRAME_MS)
-        for number in range(max(form.comparisons, form.found)):
-            others = [twin] if number < form.comparisons else []
-            others += [slow] if number < form.found else []
-            figures = trials((first, *others), plan, form.max_rounds, number)
-            same += [figures["twin"]] if "twin" in figures else []
-            found += [figures["slow"]] if "slow" in figures else []
-            keep({"fastest_frame_ms": fastest, "self": same, "slow": found})
-            print(f"{number + 1} of {max(form.comparisons, form.found)}", file=sys.stderr)
+        stop = StopRule(max_seconds=1200.0, max_rounds=args.max_rounds, half_width=THRESHOLD / 2)
+        for number in range(args.comparisons):
+            others = [twin, slow] if number % 2 == 0 else [twin]
+            taken = take_turns((first, *others), plan, stop, seed=number)
+            for other in others:
+                found = taken.difference("first", other.name, THRESHOLD)
+                assert isinstance(found, Difference)
+                waiting = max(taken.waiting[name] or 0.0 for name in ("first", other.name))
+                yield other.name, {**vars(found), "waiting": waiting, "seconds": taken.seconds}
+            print(f"{number + 1} of {args.comparisons}", file=sys.stderr)
     finally:
         for child in (first, twin, slow):
             child.close()
-
-
-def export_real_size(bundle: Path) -> None:
-    """Write ViT-B/16 with random weights, as benchmarks/engine.py makes it."""
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    import engine
-
-    print("exporting the bundle", file=sys.stderr)
-    engine.export(engine.build_model("real"), bundle)
 
 
 @contextmanager
@@ -195,29 +120,6 @@ def be_busy(seed: int) -> None:
         for _ in range(order.randrange(200, 10_000)):
             np.multiply(work, 1.0, out=work)
         time.sleep(order.uniform(0.0, 0.02))
-
-
-def trials(
-    candidates: tuple[LocalCandidate, ...], plan: TurnPlan, rounds: int, seed: int
-) -> dict[str, dict[str, Any]]:
-    """Compare candidates with the first one, once, as the profiler does."""
-    stop = StopRule(max_seconds=1200.0, max_rounds=rounds, half_width=THRESHOLD / 2)
-    taken = take_turns(candidates, plan, stop, seed=seed)
-    first, *others = (candidate.name for candidate in candidates)
-    figures = {}
-    for other in others:
-        found = taken.difference(first, other, THRESHOLD)
-        assert isinstance(found, Difference)
-        shares = [taken.waiting[name] or 0.0 for name in (first, other)]
-        figures[other] = {**vars(found), "waiting": max(shares), "seconds": taken.seconds}
-    return figures
-
-
-def trial(
-    pair: tuple[LocalCandidate, LocalCandidate], plan: TurnPlan, rounds: int, seed: int
-) -> dict[str, Any]:
-    """Compare two candidates once."""
-    return trials(pair, plan, rounds, seed)[pair[1].name]
 
 
 def open_engine(bundle: str, threads: int, slower: float) -> Any:
@@ -278,111 +180,6 @@ class SharedWork:
     def _work(self, array: Any) -> None:
         for _ in range(self.steps):
             np.multiply(array, 1.0, out=array)
-
-
-def cost_of_measuring(bundle: Path, threads: int) -> dict[str, Any]:
-    """Eight frames in a loop, each measured against none measured."""
-    call = open_engine(str(bundle), threads, 0.0)
-    frame = LocalCandidate("frame", call)
-
-    def measured() -> None:
-        for _ in range(8):
-            frame.measure()
-
-    def bare() -> None:
-        for _ in range(8):
-            call()
-
-    for _ in range(10):
-        bare()
-    candidates = [LocalCandidate("bare", bare), LocalCandidate("measured", measured)]
-    plan = TurnPlan(cold=False, measuring_ms=0.0)
-    stop = StopRule(max_seconds=60.0, min_rounds=100, half_width=0.002)
-    taken = take_turns(candidates, plan, stop)
-    found = taken.difference("bare", "measured", GOALS["cost of measuring"])
-    assert isinstance(found, Difference)
-    return dict(vars(found))
-
-
-class BusyMachine:
-    """Draws times as a busy machine gives them: slow drifts, and waits of whole time slices."""
-
-    def __init__(self, seed: int) -> None:
-        self._random, self._load = np.random.default_rng(seed), 1.0
-
-    def sample(self, frame_ms: float) -> Sample:
-        """One frame."""
-        random = self._random
-        self._load = float(np.clip(self._load * np.exp(random.normal(0.0, 0.05)), 0.8, 1.4))
-        cpu = frame_ms * self._load * float(np.exp(random.normal(0.0, 0.03)))
-        wait = 3.0 * float(random.poisson(1.5))
-        return Sample(wall_ms=cpu + wait, cpu_ms=cpu)
-
-
-class SimulatedCandidate(LocalCandidate):
-    """Takes turns on a simulated machine."""
-
-    on_gpu = False
-
-    def __init__(self, name: str, machine: BusyMachine, frame_ms: float) -> None:
-        self.name, self._machine, self._frame_ms = name, machine, frame_ms
-        self._ran = self._waited = 0.0
-
-    def turn(self, plan: TurnPlan) -> Turn:
-        """Draw up to as many frames as fit."""
-        count = min(plan.most_calls, max(1, round(plan.measuring_ms / self._frame_ms)))
-        warm = tuple(self._machine.sample(self._frame_ms) for _ in range(count))
-        self._ran += sum(sample.cpu_ms for sample in warm)
-        self._waited += sum(sample.wall_ms - sample.cpu_ms for sample in warm)
-        return Turn(self._machine.sample(self._frame_ms) if plan.cold else None, warm)
-
-    def pace(self, rate: float, seconds: float) -> list[Paced]:
-        """No frames: nothing here has a clock."""
-        return []
-
-    def settle(self) -> None:
-        """Nothing spins."""
-
-    def thread_times(self) -> ThreadTimes:
-        """As drawn."""
-        return {"1": (int(self._ran * 1e6), int(self._waited * 1e6))}
-
-
-def simulated(form: Form) -> dict[str, Any]:
-    """Compare simulated candidates, a machine of its own for each comparison."""
-
-    def run(seed: int, frame_ms: float) -> dict[str, Any]:
-        machine = BusyMachine(seed)
-        pair = (
-            SimulatedCandidate("first", machine, 2.0),
-            SimulatedCandidate("second", machine, frame_ms),
-        )
-        return trial(pair, TurnPlan(), form.max_rounds, seed)
-
-    return {
-        "self": [run(seed, 2.0) for seed in range(form.comparisons)],
-        "slow": [run(1000 + seed, 2.0 * (1.0 + SLOWER)) for seed in range(form.found)],
-    }
-
-
-def print_report(report: dict[str, Any]) -> None:
-    """Print what was found, beside the goals."""
-    same, slow = report.get("self", ()), report.get("slow", ())
-    print(f"{report['form']}: {report['machine']['cpu']}, commit {report['commit']}, "
-          f"{report['seconds'] / 60:.1f} minutes")  # fmt: skip
-    if same:
-        wrong = sum(one["verdict"] in ("slower", "faster") for one in same)
-        print(f"against itself: {wrong} of {len(same)} got a verdict (goal: at most "
-              f"{GOALS['false verdicts of 40']} of 40);  {summary(same)}")  # fmt: skip
-    if slow:
-        found = sum(one["verdict"] == "slower" for one in slow)
-        print(f"against itself {SLOWER:.0%} slower: found in {found} of {len(slow)} (goal: at "
-              f"least {GOALS['found of 20']} of 20);  {summary(slow)}")  # fmt: skip
-    if "cost_of_measuring" in report:
-        cost = report["cost_of_measuring"]
-        print(f"measuring costs {cost['change']:.2%} [{cost['low']:.2%}, {cost['high']:.2%}] of a "
-              f"frame (goal: at most {GOALS['cost of measuring']:.0%}), "
-              f"{cost['rounds']} rounds")  # fmt: skip
 
 
 def summary(tried: list[dict[str, Any]]) -> str:

@@ -2,7 +2,7 @@
 
     python benchmarks/stream.py [SECTION...] [--rounds 5] [--seconds 16] [--json FILE]
 
-Sections: latency, backlog, recording, counting, rtsp, preview; all of them if none is named. What
+Sections: latency, backlog, recording, rtsp, preview; all of them if none is named. What
 is compared takes turns, so that a busy moment affects every candidate. RTSP sections need the
 system packages that tools/test.sh installs; a section that cannot run is reported as missing.
 """
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from engine import machine_and_commit
 from stream_parts import RATE, SIZE, demo_engine, demo_frames, spread
 from stream_recording import measure_recording
 
@@ -90,28 +91,6 @@ def paced_engine_ms(engine: Any, frames: int) -> list[float]:
         engine.segment(image)
         found.append(watch.seconds * 1e3)
     return found
-
-
-def measure_counting(args: argparse.Namespace) -> dict[str, Any]:
-    """``count_labels`` beside NumPy, on one thread as both run."""
-    from zsseg_rt import ops
-    from zsseg_rt.demo import demo_classes
-
-    with demo_engine() as engine:
-        labels = engine.segment(next(demo_frames(1))).labels
-    names = len(demo_classes("scenes"))
-    candidates: dict[str, Callable[[], Any]] = {
-        "numpy.bincount": lambda: np.bincount(labels.reshape(-1), minlength=256),
-        "count_labels": lambda: ops.count_labels(labels, names),
-    }
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(args.rounds * 40):
-        for name, run in candidates.items():
-            watch = Stopwatch()
-            run()
-            times[name].append(watch.seconds * 1e3)
-    ratios = [a / b for a, b in zip(*times.values(), strict=True)]
-    return {"ms": {n: statistics.median(t) for n, t in times.items()}, "ratio": spread(ratios)}
 
 
 def measure_rtsp(args: argparse.Namespace) -> dict[str, Any]:
@@ -318,19 +297,9 @@ def percentiles(values: list[float]) -> dict[str, float]:
     return {f"p{p}": float(np.percentile(values, p)) for p in (50, 95, 99)}
 
 
-def machine_and_commit() -> dict[str, str]:
-    """CPU, versions and commit."""
-    import openvino
-
-    from zsseg_rt.evaluation.provenance import describe_commit, describe_machine
-
-    return describe_machine(np, openvino) | {"commit": describe_commit(ROOT)}
-
-
 SECTIONS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "latency": measure_latency,
     "recording": measure_recording,
-    "counting": measure_counting,
     "rtsp": measure_rtsp,
     "backlog": measure_backlog,
     "preview": measure_preview,

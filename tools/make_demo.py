@@ -54,7 +54,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(format="%(asctime)s %(message)s")
     logging.getLogger("zsseg_rt").setLevel(logging.INFO)  # not the exporter's notes
-    if arguments.evaluate_draws or arguments.evaluate_lists:
+    if arguments.evaluate_draws:
         measure(arguments)
     elif arguments.work is None:
         parser.error("--work: expected a folder, got none")
@@ -68,13 +68,6 @@ def add_measures(parser: argparse.ArgumentParser) -> None:
         "--evaluate-draws", type=int, default=0, metavar="N", help="N draws of other unseen names"
     )
     parser.add_argument("--first-draw", type=int, default=0, help="number of the first draw")
-    parser.add_argument(
-        "--evaluate-lists",
-        nargs="+",
-        default=[],
-        metavar="COUNT",
-        help="scenes as published with COUNT names and the nine unseen ones on offer, or 'all'",
-    )
     parser.add_argument("--length", type=int, default=300, help="scenes of each")
     parser.add_argument("--json", type=Path, help="file for the record")
 
@@ -85,7 +78,6 @@ def measure(arguments: argparse.Namespace) -> None:
     record = measure_bundle(
         arguments.out / DEMOS["scenes"].bundle,
         draws=range(first, first + arguments.evaluate_draws),
-        lists=[count if count == "all" else int(count) for count in arguments.evaluate_lists],
         length=arguments.length,
         root=ROOT,
     )
@@ -95,8 +87,6 @@ def measure(arguments: argparse.Namespace) -> None:
                 f"{kind:9} {name:20} {spread['mean']:5.1f} ± {spread['sd']:.1f}"
                 f"  ({spread['least']:.1f} to {spread['most']:.1f})"
             )
-    for row in record["lists"]:
-        print(f"{row['names']} names: {row['figures']}")
     if arguments.json is not None:
         write_whole(arguments.json, (json.dumps(record, indent=1) + "\n").encode())
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from engine import random_frame
 
-from rivals.models import random_frame, smooth_logits
+from rivals.models import smooth_logits
 
 Picture = npt.NDArray[Any]
 

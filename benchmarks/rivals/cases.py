@@ -14,10 +14,10 @@ Model = Literal["real", "demo", ""]
 Size = tuple[int, int]
 
 VGA: Size = (480, 640)
-SIZES: tuple[Size, ...] = ((256, 256), (512, 512), (720, 1280), (1080, 1920), (2160, 3840))
+SIZES: tuple[Size, ...] = ((256, 256), (512, 512), (1080, 1920), (2160, 3840))
 CLASSES = (1, 20, 171, 1000)
-THREADS = (1, 2)
-GROUPS = ("engine", "classes", "output", "threads", "postprocess")
+THREADS = 2
+GROUPS = ("engine", "classes", "postprocess")
 INSTALL = {
     "torch": "pip install '.[torch]'",
     "onnxruntime": "pip install onnxruntime",
@@ -131,45 +131,25 @@ RIVALS: dict[Task, tuple[Rival, ...]] = {
 OURS = ("engine float32", "engine auto", "zsseg_rt")
 
 
-def cases_of(group: str, *, quick: bool) -> tuple[Case, ...]:
+def cases_of(group: str, *, quick: bool) -> Iterator[Case]:
     """The cases of a group; some belong to several groups and are measured once."""
-    return tuple(_quick_cases(group) if quick else _full_cases(group))
-
-
-def _full_cases(group: str) -> Iterator[Case]:
-    models: tuple[Model, ...] = ("real", "demo")
-    most = THREADS[-1]
+    models: tuple[Model, ...] = ("demo",) if quick else ("real", "demo")
+    threads = 1 if quick else THREADS
     if group == "engine":
-        yield from (Case("frame", model, 20, VGA, most) for model in models)
+        yield from (Case("frame", model, 20, VGA, threads) for model in models)
     elif group == "classes":
-        for model, count in itertools.product(models, CLASSES):
-            yield Case("frame", model, count, VGA, most)
-    elif group == "output":
-        for model, out_hw in itertools.product(models, SIZES):
-            yield Case("frame", model, 20, out_hw, most)
-    elif group == "threads":
-        for model, threads in itertools.product(models, THREADS):
-            yield Case("frame", model, 20, VGA, threads)
-    elif group == "postprocess":
+        for model, count in itertools.product(models, CLASSES[:1] if quick else CLASSES):
+            yield Case("frame", model, count, VGA, threads)
+    elif quick:
+        yield from (Case(task, "", 20, SIZES[0], threads) for task in ("labels", "overlay"))
+    else:
         for out_hw, counts in (
             (SIZES[1], CLASSES[1:]),
-            (SIZES[3], CLASSES[1:3]),
-            (SIZES[4], (20,)),
+            (SIZES[2], CLASSES[1:3]),
+            (SIZES[3], (20,)),
         ):
-            yield from (Case("labels", "", count, out_hw, most) for count in counts)
-        yield from (Case("overlay", "", 20, out_hw, most) for out_hw in (VGA, *SIZES[3:]))
-
-
-def _quick_cases(group: str) -> Iterator[Case]:
-    if group == "postprocess":
-        yield Case("labels", "", 20, SIZES[0], 1)
-        yield Case("overlay", "", 20, SIZES[0], 1)
-        return
-    yield Case("frame", "demo", 20, VGA, 1)
-    if group == "classes":
-        yield from (Case("frame", "demo", count, VGA, 1) for count in CLASSES[:1])
-    elif group == "output":
-        yield Case("frame", "demo", 20, SIZES[0], 1)
+            yield from (Case("labels", "", count, out_hw, threads) for count in counts)
+        yield from (Case("overlay", "", 20, out_hw, threads) for out_hw in (VGA, *SIZES[2:]))
 
 
 def is_installed(need: str) -> bool:

@@ -7,9 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from engine import class_names, embed_dim_of
-
-from rivals.models import random_embeddings, random_frame
+from engine import class_names, random_frame, random_text
 
 Labels = npt.NDArray[Any]
 Feeds = dict[str, npt.NDArray[np.float32]]
@@ -31,12 +29,11 @@ class EngineRival:
             device="cpu", backend="openvino", precision=precision, num_threads=threads
         )
         self._engine = Engine(bundle, config)
-        self._embed_dim = embed_dim_of(Path(bundle))
         self.described = {"precision": self._engine.precision, "labelled by": "upsample_argmax"}
 
     def select(self, classes: int, out_hw: tuple[int, int]) -> None:
         """Name other classes and take a frame of another size."""
-        embeddings = random_embeddings(self._embed_dim, classes)
+        embeddings = random_text(self._engine.bundle.text.embed_dim, classes)
         self._engine.set_classes(class_names(classes), embeddings=embeddings)
         self._frame = random_frame(out_hw)
 
@@ -71,7 +68,7 @@ class PreparedRival:
         head = self._bundle.head
         seen = np.isin(class_names(classes), list(head.seen)).astype(np.float32)
         self._lowered = torch.from_numpy(seen[:, None, None] * np.float32(head.seen_bias))
-        self._text = random_embeddings(self._bundle.text.embed_dim, classes)
+        self._text = random_text(self._bundle.text.embed_dim, classes)
         self._frame, self._out_hw = random_frame(out_hw), out_hw
 
     def image(self) -> npt.NDArray[np.float32]:

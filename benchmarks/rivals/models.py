@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from engine import ROOT, build_model, export
+from engine_model import ROOT, build_model, export
 
 NUM_EXPORTED = 20  # classes of the golden sample; 15 of them were "seen"
 _DEMO: dict[str, Any] = {
@@ -55,21 +55,6 @@ def store_model(size: str, folder: Path) -> Stored:
         if not stored.bundle.exists():
             export(model, stored.bundle)
     return stored
-
-
-def random_frame(out_hw: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """A smooth frame, uint8 [H, W, 3]."""
-    import cv2
-
-    small = np.random.default_rng(0).integers(0, 256, (12, 16, 3)).astype(np.uint8)
-    resized = cv2.resize(small, out_hw[::-1], interpolation=cv2.INTER_CUBIC)
-    return np.ascontiguousarray(resized, np.uint8)
-
-
-def random_embeddings(embed_dim: int, count: int) -> npt.NDArray[np.float32]:
-    """Unit text embeddings, float32 [count, embed_dim]."""
-    rows = np.random.default_rng(1).standard_normal((count, embed_dim))
-    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
 def smooth_logits(classes: int, grid: int = 32) -> npt.NDArray[np.float32]:

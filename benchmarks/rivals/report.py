@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from rivals.cases import Model, Task
@@ -152,32 +151,3 @@ def read_report(file: Path) -> Report:
             f"{file}: expected a report of format {FORMAT}, got {report.format}. Measure again."
         )
     return report
-
-
-def read_reports(files: Sequence[Path]) -> Report:
-    """Read the parts of a run that was split, as one report.
-
-    Raises:
-        ArgumentError: One cannot be read, or they are of different commits or processors.
-    """
-    first, *others = [read_report(file) for file in files]
-    for file, other in zip(files[1:], others, strict=True):
-        for name, one, two in (
-            ("commit", first.commit, other.commit),
-            ("processor", first.machine["cpu"], other.machine["cpu"]),
-        ):
-            if one != two:
-                raise ArgumentError(
-                    f"{file}: expected the {name} {one} of {files[0].name}, got {two}. "
-                    "Measure all parts alike."
-                )
-    reports = (first, *others)
-    notes = dict.fromkeys(note for report in reports for note in report.conditions.notes)
-    return replace(
-        first,
-        groups=tuple(dict.fromkeys(group for report in reports for group in report.groups)),
-        seconds=sum(report.seconds for report in reports),
-        conditions=replace(first.conditions, notes=tuple(notes)),
-        absent=tuple(dict.fromkeys(absent for report in reports for absent in report.absent)),
-        cases=tuple(case for report in reports for case in report.cases),
-    )

@@ -6,14 +6,13 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from textwrap import fill
-from typing import Any
 
-from rivals.cases import CLASSES, SIZES, THREADS, VGA, Case, Model
+from rivals.cases import CLASSES, THREADS, VGA, Case, Model
 from rivals.report import CaseResult, Report, RivalResult
 from zsseg_rt.errors import ArgumentError
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = (ROOT / "docs" / "benchmarks.md",)
+PAGE = ROOT / "docs" / "benchmarks.md"
 _BLOCK = re.compile(r"<!-- benchmark (\S+) -->\n.*?<!-- end of benchmark -->", re.DOTALL)
 _SOURCE = re.compile(r"<!-- benchmark source: (.+?) -->")
 _MODELS: dict[Model, str] = {
@@ -25,26 +24,8 @@ _NONE = "\N{EN DASH}"
 _TIMES = "\N{MULTIPLICATION SIGN}"
 
 
-def fill_documents(
-    report: Report, files: Sequence[Path], documents: Sequence[Path] = DOCUMENTS
-) -> None:
-    """Write a report's tables into documents.
-
-    Args:
-        report: The report.
-        files: Where its parts lie; documents name them by their paths in the checkout.
-        documents: Which ones.
-
-    Raises:
-        ArgumentError: A document has no place for tables, or one for an unknown table.
-    """
-    for document in documents:
-        text = document.read_text(encoding="utf-8")
-        document.write_text(filled(text, report, files), encoding="utf-8")
-
-
-def filled(text: str, report: Report, files: Sequence[Path]) -> str:
-    """A document's text with the tables of a report.
+def filled(text: str, report: Report, file: Path) -> str:
+    """A document's text with the tables of a report, which it names by its path.
 
     Raises:
         ArgumentError: There is no place for tables, or one for an unknown table.
@@ -62,23 +43,16 @@ def filled(text: str, report: Report, files: Sequence[Path]) -> str:
             f"<!-- benchmark {name} -->\n{TABLES[name](report).strip()}\n<!-- end of benchmark -->"
         )
 
-    paths = [file.resolve() for file in files]
-    named = " ".join(
-        str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name for path in paths
-    )
+    path = file.resolve()
+    named = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path.name
     return _BLOCK.sub(block, _SOURCE.sub(f"<!-- benchmark source: {named} -->", text))
 
 
-def sources_of(text: str) -> list[Path]:
-    """The reports that a document was made from.
-
-    Raises:
-        ArgumentError: The document does not say.
-    """
+def source_of(text: str) -> Path:
+    """The report that a document was made from."""
     found = _SOURCE.search(text)
-    if found is None:
-        raise ArgumentError("document: expected a comment that names its report, got none. Add it.")
-    return [ROOT / name for name in found[1].split()]
+    assert found is not None
+    return ROOT / found[1]
 
 
 def conditions_text(report: Report) -> str:
@@ -118,19 +92,23 @@ def engine_tables(report: Report) -> str:
 
 def classes_tables(report: Report) -> str:
     """Ratios by number of classes."""
-    most = _threads(report)
-    return _grids(report, "classes", lambda m, count: Case("frame", m, count, VGA, most), CLASSES)
-
-
-def output_tables(report: Report) -> str:
-    """Ratios by size of the frame and its labels."""
-    most, sizes = _threads(report), sorted((*SIZES, VGA))
-    return _grids(report, "frame", lambda m, size: Case("frame", m, 20, size, most), sizes)
-
-
-def threads_tables(report: Report) -> str:
-    """Ratios by number of threads."""
-    return _grids(report, "threads", lambda m, count: Case("frame", m, 20, VGA, count), THREADS)
+    parts = []
+    for model, title in _MODELS.items():
+        cases = {
+            count: case
+            for count in CLASSES
+            if (case := _find(report, Case("frame", model, count, VGA, _threads(report))))
+        }
+        if len(cases) < 2:
+            continue
+        names = dict.fromkeys(rival.name for case in cases.values() for rival in case.rivals)
+        rows = [[name, *(_only_ratio(case, name) for case in cases.values())] for name in names]
+        if base := cases.get(20):
+            label = f"{base.rivals[0].name}, first table = 1"
+            rows.append([label, *(_growth(case, base) for case in cases.values())])
+        table = _table(["classes", *map(str, cases)], rows)
+        parts.append(f"{title}, times ours by classes:\n\n{table}")
+    return "\n\n".join(parts) or _NOT_MEASURED
 
 
 def postprocess_tables(report: Report) -> str:
@@ -164,16 +142,13 @@ TABLES: dict[str, Callable[[Report], str]] = {
     "conditions": conditions_text,
     "engine": engine_tables,
     "classes": classes_tables,
-    "output": output_tables,
-    "threads": threads_tables,
     "postprocess": postprocess_tables,
     "absent": absent_text,
 }
 
 
 def _threads(report: Report) -> int:
-    """The number of threads of all tables but that of threads."""
-    return max((case.threads for case in report.cases), default=THREADS[-1])
+    return max((case.threads for case in report.cases), default=THREADS)
 
 
 def _count(threads: int) -> str:
@@ -195,29 +170,6 @@ def _rival_table(case: CaseResult) -> str:
         for rival in case.rivals
     ]
     return _table(header, rows) + _footnote(case.rivals)
-
-
-def _grids(
-    report: Report,
-    corner: str,
-    case_of: Callable[[Model, Any], Case],
-    values: Iterable[Any],
-) -> str:
-    parts = []
-    for model, title in _MODELS.items():
-        cases = {value: _find(report, case_of(model, value)) for value in values}
-        held = {value: case for value, case in cases.items() if case is not None}
-        base = _find(report, Case("frame", model, 20, VGA, _threads(report)))
-        if len(held) < 2:
-            continue
-        names = dict.fromkeys(rival.name for case in held.values() for rival in case.rivals)
-        shown = [_size(value) if isinstance(value, tuple) else str(value) for value in held]
-        rows = [[name, *(_only_ratio(case, name) for case in held.values())] for name in names]
-        if base is not None:
-            label = f"{base.rivals[0].name}, first table = 1"
-            rows.append([label, *(_growth(case, base) for case in held.values())])
-        parts.append(f"{title}, times ours by {corner}:\n\n" + _table([corner, *shown], rows))
-    return "\n\n".join(parts) or _NOT_MEASURED
 
 
 def _find(report: Report, wanted: Case) -> CaseResult | None:

@@ -58,6 +58,7 @@ LEAST = {  # arguments, and a key of the report
     "photo_folder.py": ("--photos 4 --size 160x120 --rounds 1", "photos per second"),
     "precision.py": ("--quick --only clip_rc scenes --threads 1", "rows"),
     "run.py": ("--quick", "cases"),
+    "sampler.py": ("--comparisons 1 --max-rounds 10", "slow"),
     "small_encoders.py": ("--quick", "frames"),
     "steady.py": ("--quick", "steady"),
 }
@@ -100,12 +101,14 @@ def test_a_wrong_result_is_not_timed(monkeypatch, capsys):
     assert output.out == ""
 
 
-@pytest.mark.parametrize("script", ["tools/benchmark_kernels.py", "benchmarks/engine.py"])
-def test_a_missing_gpu_is_said(script):
+@pytest.mark.parametrize(
+    "call", ["tools/benchmark_kernels.py --device cuda", "benchmarks/engine.py"]
+)
+def test_a_missing_gpu_is_said(call):
     if ops.cuda_device_count() > 0:
         pytest.skip("there is a GPU")
     done = subprocess.run(
-        [sys.executable, script, "--device", "cuda"],
+        [sys.executable, *call.split()],
         capture_output=True, text=True, timeout=120, check=False, cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 4
@@ -118,10 +121,10 @@ def test_the_engine_on_a_gpu_is_measured(monkeypatch, tmp_path, capsys):
     """Its graphs run on the host, torch on the CPU: any CUDA device will do."""
     require_cuda()
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    engine, engine_cuda = (importlib.import_module(name) for name in ("engine", "engine_cuda"))
+    engine = importlib.import_module("engine")
     placed = host_backend(monkeypatch, "own arrays") | {"use_cache": False}
-    monkeypatch.setattr(engine_cuda, "SWAPS", 2)
-    setting = engine_cuda.Setting(
+    monkeypatch.setattr(engine, "SWAPS", 2)
+    setting = engine.Setting(
         torch_device="cpu",
         engine=placed,
         precisions=("float32", "int8"),
@@ -131,7 +134,7 @@ def test_the_engine_on_a_gpu_is_measured(monkeypatch, tmp_path, capsys):
     )
     model, bundle = engine.build_model("tiny"), tmp_path / "tiny.zsseg"
     engine.export(model, bundle)
-    report = engine_cuda.run(bundle, setting, lambda: model, lambda report: json.dumps(report))
+    report = engine.run(bundle, setting, lambda: model, lambda report: json.dumps(report))
     assert (list(report["opened"]), list(report["missing"])) == (["float32"], ["int8"])
     assert (report["failed"], [case["classes"] for case in report["cases"]]) == ({}, [5, 300])
     for case in report["cases"]:
@@ -142,15 +145,14 @@ def test_the_engine_on_a_gpu_is_measured(monkeypatch, tmp_path, capsys):
 
 
 def test_the_page_of_benchmarks_holds_what_its_reports_say(monkeypatch):
-    """If this fails, run ``python benchmarks/run.py --tables`` with the reports that it names."""
+    """If this fails, run ``python benchmarks/run.py --tables`` with the report that it names."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    from rivals.report import read_reports
-    from rivals.tables import DOCUMENTS, filled, sources_of
+    from rivals.report import read_report
+    from rivals.tables import PAGE, filled, source_of
 
-    (file,) = DOCUMENTS
-    text = file.read_text(encoding="utf-8")
-    sources = sources_of(text)
-    assert filled(text, read_reports(sources), sources) == text
+    text = PAGE.read_text(encoding="utf-8")
+    source = source_of(text)
+    assert filled(text, read_report(source), source) == text
 
 
 def test_the_page_of_models_has_the_table_of_the_reports_that_it_names():

@@ -14,7 +14,7 @@ pytest.importorskip("accelerate")
 
 from support.command_line import run
 from support.errors import refused
-from tools.studies.comparison import Comparison
+from tools.studies.compare_systems import Comparison
 from zsseg_rt.common import schema
 from zsseg_rt.common.schema import encode, setting_names
 from zsseg_rt.errors import ArgumentError, DatasetError

@@ -119,12 +119,12 @@ def time_steps(args: argparse.Namespace) -> Iterator[Step]:
     tiny = ["--size", "tiny", "--rounds", "1"] if args.quick else []
     for backend, chosen, missing in backends():
         against = "eager" if backend == "torch" and not args.quick else "none"
-        command = [ROOT / "benchmarks" / "engine.py", "--device", "cuda", "--against", against]
+        command = [ROOT / "benchmarks" / "engine.py", "--against", against]
         command += ["--bundle", args.model or "", *tiny]
         missing = missing or why_no_benchmarks() or no_model(args)
         yield script_step(f"frame times {backend}", command, args, chosen, missing, 150.0)
     if not args.quick:
-        command = [ROOT / "benchmarks" / "engine.py", "--device", "cuda", "--against", "compiled"]
+        command = [ROOT / "benchmarks" / "engine.py", "--against", "compiled"]
         command += ["--bundle", args.model or ""]
         missing = why_no_torch() or why_no_benchmarks() or no_model(args)
         yield script_step("compiled frame times torch", command, args, "torch", missing, 120.0)

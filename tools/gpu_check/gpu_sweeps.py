@@ -24,7 +24,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
-import engine_cuda
+from engine import PLAN, first_line, random_frame, random_text, set_classes, summarise
 
 from tools import benchmark_kernels
 from tools.kernels.benches import CpuBench, CudaBench
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
             try:
                 row |= measure()
             except Exception as exc:  # noqa: BLE001 - the other rows are still of use
-                row["failed"] = f"{type(exc).__name__}: {engine_cuda.first_line(exc)}"
+                row["failed"] = f"{type(exc).__name__}: {first_line(exc)}"
         rows.append(row)
         print(json.dumps(row), flush=True)
         if args.json:
@@ -106,7 +106,7 @@ def opened(args: argparse.Namespace, settings: Mapping[str, Any]) -> Iterator[En
     try:
         with Engine(args.bundle, config) as engine:
             dim = Bundle.load(args.bundle).text.embed_dim
-            engine_cuda.set_classes(engine, engine_cuda.random_text(dim, CLASSES), CLASSES)
+            set_classes(engine, random_text(dim, CLASSES), CLASSES)
             yield engine
     finally:
         os.environ.pop("ZSSEG_CUDA_GRAPHS", None)
@@ -116,15 +116,15 @@ def opened(args: argparse.Namespace, settings: Mapping[str, Any]) -> Iterator[En
 
 def engine_row(args: argparse.Namespace, settings: Mapping[str, Any]) -> dict[str, Any]:
     """A frame from host to host."""
-    frame = engine_cuda.random_frame((30, 40) if args.quick else (512, 512))
+    frame = random_frame((30, 40) if args.quick else (512, 512))
     with opened(args, settings) as engine:
         taken = take_turns_locally(
             {"frame": lambda: engine.segment(frame)},
             rounds=1 if args.quick else 20,
-            plan=engine_cuda.PLAN,
+            plan=PLAN,
             max_seconds=3.0,
         )
-        row = engine_cuda.summarise(taken.warm("frame")) | {"precision": engine.precision}
+        row = summarise(taken.warm("frame")) | {"precision": engine.precision}
         return row | attentions_taken(engine)
 
 
@@ -152,7 +152,7 @@ def attention_row(args: argparse.Namespace, kind: str) -> dict[str, Any]:
 def lanes_row(args: argparse.Namespace) -> dict[str, Any]:
     """Frames a second of one lane, and of two at once."""
     frame, count = (
-        engine_cuda.random_frame((30, 40) if args.quick else (512, 512)),
+        random_frame((30, 40) if args.quick else (512, 512)),
         2 if args.quick else 200,
     )
     with opened(args, {"num_lanes": 2}) as engine, engine.lane() as lane:

@@ -14,7 +14,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
-import engine_cuda
+from engine import random_frame, random_text, set_classes
 
 from tools.kernels import frame_cases, product_cases
 from tools.kernels.benches import CpuBench, CudaBench
@@ -50,11 +50,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def replay_a_frame(args: argparse.Namespace) -> None:
     """Label frames until they are recorded; profilers see the last one alone."""
-    frame = engine_cuda.random_frame((30, 40) if args.quick else (512, 512))
+    frame = random_frame((30, 40) if args.quick else (512, 512))
     config = EngineConfig(device=args.device, backend=args.backend)
     with Engine(args.bundle, config) as engine:
         dim = Bundle.load(args.bundle).text.embed_dim
-        engine_cuda.set_classes(engine, engine_cuda.random_text(dim, CLASSES), CLASSES)
+        set_classes(engine, random_text(dim, CLASSES), CLASSES)
         for _ in range(WARM_FRAMES):
             engine.segment(frame)
         if args.json:

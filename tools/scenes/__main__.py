@@ -27,15 +27,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--length", type=int, help=f"scenes of each split (default: {LENGTHS})")
     parser.add_argument("--size", type=int, default=128, help="side in pixels")
     parser.add_argument("--seed", type=int, default=0, help="other scenes of the same kind")
-    parser.add_argument("--annotated", default="19", help="names that are seen, or 'all'")
-    parser.add_argument("--things", type=int, help="things in each scene; default: drawn")
     parser.add_argument("--zoom", type=int, default=1, help="1, or how much larger all is drawn")
     args = parser.parse_args(arguments)
-    annotated = args.annotated if not args.annotated.isdecimal() else int(args.annotated)
-    options = {key: getattr(args, key) for key in ("size", "seed", "things", "zoom")}
+    options = {key: getattr(args, key) for key in ("size", "seed", "zoom")}
     try:
-        splits = dict.fromkeys(args.split, args.length)
-        write_folder(args.out, splits, annotated=annotated, **options)
+        write_folder(args.out, dict.fromkeys(args.split, args.length), **options)
     except (ZssegError, OSError) as error:
         print(f"tools.scenes: {error}", file=sys.stderr)
         return 1

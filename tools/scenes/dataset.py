@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from tools.scenes.words import CLASS_NAMES, SEEN, annotated_names
-from tools.scenes.world import World
+from tools.scenes.words import CLASS_NAMES, SEEN
+from tools.scenes.world import IGNORE, World
 from zsseg_rt.common.checks import check_choice
 from zsseg_rt.errors import ArgumentError
-from zsseg_rt.evaluation.datasets.base import Sample, ignore_label
+from zsseg_rt.evaluation.datasets.base import Sample
 
 _SPLITS = {"train": 1, "val": 2, "pretraining": 3, "demo": 4, "train_seen": 5}
 _SEEDS_APART = 8  # room for splits between one data set's seed and the next
@@ -36,26 +36,22 @@ class SceneDataset:
         length: int | None = None,
         seed: int = 0,
         class_share: float = 0.85,
-        things: int | None = None,
-        annotated: int | Literal["all"] = len(SEEN),
         zoom: int = 1,
     ) -> None:
-        self.class_names = annotated_names(annotated)
+        self.class_names = CLASS_NAMES
         self.world = world_of_split(
             split,
             seed,
             size=size,
             class_share=class_share,
-            things=things,
-            class_names=self.class_names,
             zoom=zoom,
             common=_SEEN_NAMES if split == "train_seen" else CLASS_NAMES,
         )
         if length is not None and length < 1:
             raise ArgumentError(f"length: expected at least 1, got {length}. Choose more.")
         self.name = f"scenes/{split}"
-        self.seen = SEEN + tuple(range(len(CLASS_NAMES), len(self.class_names)))
-        self.ignore_label = ignore_label(len(self.class_names))
+        self.seen = SEEN
+        self.ignore_label = IGNORE
         self._length = _LENGTHS[split] if length is None else length
 
     def __len__(self) -> int:

@@ -110,14 +110,13 @@ def plan_scene(
     rng: np.random.Generator,
     size_hw: tuple[int, int],
     class_share: float,
-    num_things: int | None = None,
     common: tuple[str, ...] = CLASS_NAMES,
 ) -> Plan:
     """Decide what a scene shows."""
     horizon = size_hw[0] * rng.uniform(0.36, 0.62)
     kinds = _Kinds(rng, class_share, common)
     stretches = _plan_stretches(rng, size_hw, horizon, kinds)
-    things = _plan_things(rng, size_hw, horizon, kinds, num_things)
+    things = _plan_things(rng, size_hw, horizon, kinds)
     return Plan(size_hw, stretches, things, _plan_light(rng))
 
 
@@ -196,15 +195,10 @@ def _below(
 
 
 def _plan_things(
-    rng: np.random.Generator,
-    size_hw: tuple[int, int],
-    horizon: float,
-    kinds: _Kinds,
-    num_things: int | None,
+    rng: np.random.Generator, size_hw: tuple[int, int], horizon: float, kinds: _Kinds
 ) -> tuple[Thing, ...]:
     expected = max(1.0, size_hw[0] * size_hw[1] / _AREA) * 2.5
     count = int(np.clip(round(rng.normal(expected, 0.4 * expected)), 1, 2 * expected))
-    count = count if num_things is None else num_things
     things = [_plan_thing(rng, size_hw, horizon, kinds) for _ in range(count)]
     return tuple(sorted(things, key=lambda thing: (not thing.floating, _base(thing))))
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
-
-from zsseg_rt.errors import ArgumentError
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "red": (200, 38, 38),
@@ -113,25 +110,6 @@ NEVER_CAPTIONED: tuple[str, ...] = tuple(
     for number, kind in enumerate(all_things())
     if number % 13 == 4 and kind.name not in CLASS_NAMES
 )
-
-
-def annotated_names(count: int | Literal["all"] = len(SEEN)) -> tuple[str, ...]:
-    """Class names when more than the usual seen ones are annotated.
-
-    Returns:
-        :data:`CLASS_NAMES`, then further seen names, evenly spread over the world's.
-    """
-    every = [kind.name for kind in (*all_things(), *all_stuff((*UPRIGHTS, *GROUNDS)))]
-    further = [name for name in every if name not in (*CLASS_NAMES, *NEVER_CAPTIONED)]
-    most = len(SEEN) + len(further)
-    number = most if count == "all" else count
-    if isinstance(number, bool) or not isinstance(number, int) or not len(SEEN) <= number <= most:
-        raise ArgumentError(
-            f"annotated: expected {len(SEEN)} to {most} names or 'all', got {count!r}. "
-            f"Leave it out for {len(SEEN)}."
-        )
-    added = number - len(SEEN)
-    return CLASS_NAMES + tuple(further[index * len(further) // added] for index in range(added))
 
 
 def words_of_world() -> tuple[str, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,13 +12,11 @@ from tools.scenes.captions import Seen, describe_one, describe_scene
 from tools.scenes.drawing import draw
 from tools.scenes.layout import plan_scene
 from tools.scenes.words import CLASS_NAMES, Kind
-from zsseg_rt.common.arrays import label_dtype
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.evaluation.datasets.base import ignore_label
 
 WORLD_VERSION = 1  # changes whenever the same seed and index give another image
 IGNORE = ignore_label(len(CLASS_NAMES))
-_MOST_THINGS = 100
 _VISIBLE = 60  # pixels; captions mention nothing smaller
 
 
@@ -29,15 +26,14 @@ class Scene:
 
     Attributes:
         image: RGB, uint8 ``[H, W, 3]``.
-        labels: Indices into the world's class names, ``[H, W]``, uint8 and 255 where there is no
-            class; with more than 254 names uint16 and 65535.
+        labels: Indices into the world's class names, uint8 ``[H, W]``; 255 where there is no class.
         identities: What each pixel belongs to, uint8 ``[H, W]``: index into ``kinds``, or 255.
         kinds: What the scene is made of: stuff, then things.
         captions: Several phrases about the scene.
     """
 
     image: NDArray[np.uint8]
-    labels: NDArray[Any]
+    labels: NDArray[np.uint8]
     identities: NDArray[np.uint8]
     kinds: tuple[Kind, ...]
     captions: tuple[str, ...]
@@ -58,7 +54,6 @@ class World:
         *,
         size: int | tuple[int, int] = 128,
         class_share: float = 0.85,
-        things: int | None = None,
         class_names: tuple[str, ...] = CLASS_NAMES,
         zoom: int = 1,
         common: tuple[str, ...] = CLASS_NAMES,
@@ -66,11 +61,7 @@ class World:
         self.seed, self.common = seed, common
         self.size_hw = (size, size) if isinstance(size, int) else size
         self.class_share, self.zoom = class_share, zoom
-        self.things, self.class_names = things, class_names
-        if things is not None and not 0 <= things <= _MOST_THINGS:
-            raise ArgumentError(
-                f"things: expected 0 to {_MOST_THINGS}, got {things}. Leave it out to draw it."
-            )
+        self.class_names = class_names
         if seed < 0:
             raise ArgumentError(f"seed: expected >= 0, got {seed}. Choose another.")
         if min(self.size_hw) < 64:
@@ -87,7 +78,7 @@ class World:
     def scene(self, index: int, *, num_captions: int = 4) -> Scene:
         """Draw a scene."""
         rng = np.random.default_rng([WORLD_VERSION, self.seed, index])
-        plan = plan_scene(rng, self.size_hw, self.class_share, self.things, self.common)
+        plan = plan_scene(rng, self.size_hw, self.class_share, self.common)
         plan = plan.magnified(self.zoom)
         drawing = draw(plan, rng)
         kinds = tuple([part.kind for part in plan.stretches] + [part.kind for part in plan.things])
@@ -139,16 +130,11 @@ def _captions(seen: tuple[Seen, ...], rng: np.random.Generator, count: int) -> t
     return tuple(captions)
 
 
-@lru_cache(maxsize=8)
-def _index_of(class_names: tuple[str, ...]) -> dict[str, int]:
-    return {name: index for index, name in enumerate(class_names)}
-
-
 def label_table(
     kinds: tuple[Kind, ...], class_names: tuple[str, ...] = CLASS_NAMES
-) -> NDArray[Any]:
-    """The label of every identity, ``[256]``; :func:`ignore_label` where it is no class."""
-    missing, index_of = ignore_label(len(class_names)), _index_of(class_names)
-    table: NDArray[Any] = np.full(256, missing, label_dtype(len(class_names)))
-    table[: len(kinds)] = [index_of.get(kind.name, missing) for kind in kinds]
+) -> NDArray[np.uint8]:
+    """The label of every identity, ``[256]``; :data:`IGNORE` where it is no class."""
+    index_of = {name: index for index, name in enumerate(class_names)}
+    table = np.full(256, IGNORE, np.uint8)
+    table[: len(kinds)] = [index_of.get(kind.name, IGNORE) for kind in kinds]
     return table

@@ -17,8 +17,6 @@ from tools.studies.crops import Captioned, captioned_views
 from zsseg_rt.export.words import tokenizer_json
 from zsseg_rt.text.tokenizer import Tokenizer
 
-__all__ = ["NEVER_CAPTIONED", "CaptionBatch", "CaptionBatches"]
-
 _SCENES_PER_STEP = 1024  # room in the numbering: no two steps share a scene
 
 

@@ -35,19 +35,13 @@ def captioned_views(scene: Scene, side: int, rng: np.random.Generator) -> Iterat
         yield scene.image[rows, columns], _caption_surroundings(seen, rng)
 
 
-def view_of(scene: Scene, part: Seen, side: int) -> NDArray[np.uint8]:
-    """The closer view of something, centred on it as far as the scene allows."""
-    rows, columns = _window(scene, part.centre_xy, side, None)
-    return scene.image[rows, columns]
-
-
 def _window(
     scene: Scene,
     centre_xy: tuple[float, float],
     side: int,
-    rng: np.random.Generator | None,
+    rng: np.random.Generator,
 ) -> tuple[slice, slice]:
-    jitter = np.zeros(2) if rng is None else rng.uniform(-0.18, 0.18, 2) * side
+    jitter = rng.uniform(-0.18, 0.18, 2) * side
     starts = []
     for centre, shift, limit in zip(
         centre_xy, jitter, (scene.image.shape[1], scene.image.shape[0]), strict=True

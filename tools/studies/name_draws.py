@@ -11,7 +11,7 @@ import logging
 import statistics
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -33,14 +33,11 @@ from zsseg_rt.evaluation.provenance import describe_commit, describe_machine
 
 _log = logging.getLogger(__name__)
 
-__all__ = ["DrawnScenes", "evaluate_draws", "evaluate_lists", "measure_bundle", "summarise"]
+__all__ = ["DrawnScenes", "evaluate_draws", "measure_bundle", "summarise"]
 __all__ += ["unseen_figures"]
 
 KINDS = ("others", "published")
 """Names of a draw, and the published ones on scenes of the same seed."""
-
-Count = int | Literal["all"]
-"""How many names are on offer beside the nine unseen ones."""
 
 Opened = Callable[[tuple[str, ...]], Segmenter]
 """Makes something that labels images with the given names."""
@@ -120,25 +117,6 @@ def evaluate_draws(
     return rows
 
 
-def evaluate_lists(
-    opened: Opened, lists: Iterable[Count], *, length: int = 300
-) -> list[dict[str, Any]]:
-    """Measure the published scenes with ever more names offered.
-
-    Args:
-        opened: The model.
-        lists: How many names are offered beside the nine unseen ones; see
-            :func:`tools.scenes.words.annotated_names`.
-        length: Scenes.
-    """
-    rows = []
-    for count in lists:
-        data = SceneDataset("val", length=length, annotated=count)
-        found = evaluate(opened(data.class_names), data)
-        rows.append({"names": len(data.class_names), "figures": unseen_figures(found)})
-    return rows
-
-
 def unseen_figures(found: Evaluation) -> dict[str, float]:
     """Figures in percent; unseen classes also by things, stuff, and pixels named right.
 
@@ -185,7 +163,6 @@ def measure_bundle(
     bundle: Path,
     *,
     draws: Iterable[int] = (),
-    lists: Iterable[Count] = (),
     length: int = 300,
     root: Path,
 ) -> dict[str, Any]:
@@ -194,7 +171,6 @@ def measure_bundle(
     Args:
         bundle: The bundle.
         draws: Numbers of draws of names; see :func:`evaluate_draws`.
-        lists: Lengths of name lists; see :func:`evaluate_lists`.
         length: Scenes for each.
         root: The checkout whose commit is written down.
     """
@@ -204,12 +180,11 @@ def measure_bundle(
             return EngineSegmenter(engine, names)
 
         by_draw = evaluate_draws(opened, draws, length=length)
-        by_list = evaluate_lists(opened, lists, length=length)
         about: dict[str, Any] = {"commit": describe_commit(root), "machine": describe_machine()}
         about |= {"bundle_sha256": sha256_of(bundle / "bundle.json"), "precision": "float32"}
         about |= {"scenes": length}
     summary = {kind: summarise(by_draw, kind) for kind in KINDS} if by_draw else {}
-    return about | {"summary": summary, "draws": by_draw, "lists": by_list}
+    return about | {"summary": summary, "draws": by_draw}
 
 
 def _spread(values: list[float]) -> float:
