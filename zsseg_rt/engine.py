@@ -41,7 +41,7 @@ from zsseg_rt.stream.opening import StreamOptions, StreamParts
 from zsseg_rt.stream.runner import Policy, Stream
 from zsseg_rt.stream.sinks import SinkTarget
 from zsseg_rt.text.class_names import Background, ClassList, ClassNames
-from zsseg_rt.text.making import VocabularyMaker
+from zsseg_rt.text.embeddings import VocabularyMaker
 from zsseg_rt.text.vocabulary import Vocabulary, refuse_beside_vocabulary
 
 

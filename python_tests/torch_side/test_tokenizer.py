@@ -179,7 +179,7 @@ MODEL = ("model",)
         ((*MODEL, "vocab", "a"), -1, "tokens that are not numbered"),
         ((*MODEL, "vocab", "a"), True, "numbers are not integers"),
         ((*MODEL, "vocab", "a"), 64.0, "numbers are not integers"),
-        ((*MODEL, "vocab", "<end_of_text>"), ..., "one without '<end_of_text>'"),
+        ((*MODEL, "vocab", "<end_of_text>"), ..., "a later '<end_of_text>'"),
         ((*MODEL, "merges", 0), "a", "a merge that is not a pair of known tokens: 'a'"),
         ((*MODEL, "merges", 0), "qqq www", "a merge that is not a pair"),
         ((*MODEL, "merges", 0), ["i", "n"], "a merge that is not a pair"),

@@ -164,12 +164,7 @@ def join_synonyms(classes: Sequence[Sequence[str]]) -> tuple[str, ...]:
 
 
 def rename_classes(class_names: Sequence[str], new_names: Mapping[str, str]) -> tuple[str, ...]:
-    """Replace names, to ask a model for the same classes in different words.
-
-    Example:
-        >>> rename_classes(["car", "tree, bush"], {"car": "automobile", "tree": "oak, elm"})
-        ('automobile', 'oak, elm')
-    """
+    """Replace names, to ask a model for the same classes in different words."""
     renamed = list(class_names)
     for old, new in new_names.items():
         places = [i for i, name in enumerate(class_names) if old == name]

@@ -10,10 +10,11 @@ import difflib
 import functools
 import hashlib
 import logging
-import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ import numpy.typing as npt
 
 from zsseg_rt.backends.base import Session
 from zsseg_rt.bundles.bundle import Bundle
+from zsseg_rt.bundles.specs import ConceptSpec
 from zsseg_rt.common.arrays import TensorSpec
-from zsseg_rt.common.files import Cache, remove_abandoned, remove_entry
+from zsseg_rt.common.files import Cache, is_folder, remove_abandoned
 from zsseg_rt.errors import BundleError, VocabularyError
+from zsseg_rt.text.class_names import AUTO, Background, ClassList, ClassNames, read_background
 from zsseg_rt.text.piece_tokenizer import (
     GEMMA_FILE,
     PIECES_FILE,
@@ -32,7 +35,14 @@ from zsseg_rt.text.piece_tokenizer import (
     PieceTokenizer,
 )
 from zsseg_rt.text.tokenizer import Tokenizer, clean_text
-from zsseg_rt.text.vocabulary import PromptSet, check_embeddings, fill, template_key
+from zsseg_rt.text.vocabulary import (
+    PromptSet,
+    Vocabulary,
+    check_embeddings,
+    check_templates,
+    fill,
+    template_key,
+)
 
 _log = logging.getLogger(__name__)
 AnyTokenizer = Tokenizer | PieceTokenizer | GemmaTokenizer
@@ -73,11 +83,7 @@ class PhraseEmbedder:
         *,
         prompt_set: PromptSet | None = None,
     ) -> npt.NDArray[np.float32]:
-        """Embed phrases.
-
-        Returns:
-            float32 [len(phrases), D], unit rows (text-bank rows are as the bundle holds them).
-        """
+        """Rows float32 [len(phrases), D] of phrases, of norm 1 but where the bank has others."""
         prompts = prompt_set or PromptSet(templates=self._bundle.text.templates)
         used = tuple(templates or prompts.templates)
         bank = {} if templates else self._bank(prompts.bank)
@@ -235,26 +241,22 @@ def _read_rows(
     expected = (getattr(tokenizer, "vocab_size", None), spec.shape[-1])
     try:
         rows: npt.NDArray[np.float16] = np.load(path, mmap_mode="r", allow_pickle=False)
+        if rows.dtype != np.float16 or rows.shape != expected:
+            raise ValueError(f"{rows.dtype} {rows.shape}")
     except (OSError, ValueError, EOFError) as exc:
-        raise BundleError(f"{path}: expected rows of tokens, got {exc}. Copy it again.") from exc
-    if rows.dtype != np.float16 or rows.shape != expected:
         raise BundleError(
-            f"{path}: expected float16 rows {expected}, got {rows.dtype} {rows.shape}. Export the "
+            f"{path}: expected float16 rows {expected}, got {exc}. Copy it again, or export the "
             "bundle again."
-        )
+        ) from exc
     return rows
 
 
 def read_embeddings(
     embeddings: npt.NDArray[np.float32], count: int, embed_dim: int, num_sets: int
 ) -> list[npt.NDArray[np.float32]]:
-    """Copy a caller's embeddings after checking them.
+    """Copies of a caller's embeddings, [count, D] for each prompt set.
 
-    Shapes:
-        embeddings: float32 [count, D], which serves for every prompt set; or [num_sets, count, D].
-
-    Returns:
-        One array [count, D] per prompt set.
+    They are float32 [count, D], which serves for every set, or [num_sets, count, D].
     """
     is_stack = isinstance(embeddings, np.ndarray) and embeddings.ndim == 3
     parts = list(embeddings) if is_stack and len(embeddings) == num_sets > 1 else [embeddings]
@@ -299,19 +301,15 @@ def _row_cache(bundle: Bundle, cache_dir: Path | None) -> RowCache | None:
 
 
 KEPT_ROWS = 65_536
-"""Embeddings on disk of all encoders, 256 MB in blocks of 4 KB; the least recently used go.
-
-Each process counts them when it first writes, and again whenever it wrote an eighth of that. If
-there are more, they are cut to seven eighths.
-"""
+"""Embeddings on disk of all encoders, 256 MB in blocks of 4 KB; of more, the oldest go."""
 
 
 class RowCache:
     """Embeddings under ``folder/text``; several processes may share it.
 
     The checksum in each file covers encoder, templates, phrase and row, so neither an altered file
-    nor one made for another phrase is mistaken for the embedding. A file's time of change is that
-    of its last use.
+    nor one made for another phrase is mistaken for the embedding. Each process counts all files
+    when it first writes, and again whenever it wrote an eighth of the most.
     """
 
     def __init__(
@@ -326,10 +324,7 @@ class RowCache:
         return self._rows(templates).folder / f"{_sha256(phrase)}.row"
 
     def read(self, templates: str, phrase: str) -> npt.NDArray[np.float32] | None:
-        """A stored embedding, float32 [D]; None if it is missing or damaged.
-
-        A damaged file is removed and reported as a warning.
-        """
+        """A stored embedding, float32 [D]; None if it is missing or damaged."""
         rows, name = self._rows(templates), f"{_sha256(phrase)}.row"
         entry = rows.read(name, max_bytes=4 * self._embed_dim)
         if entry is None:
@@ -338,8 +333,6 @@ class RowCache:
         if not abs(float(np.linalg.norm(row.astype(np.float64))) - 1.0) < 1e-4:
             rows.discard(name, "is not of unit length")
             return None
-        with suppress(OSError):  # a folder that may only be read still serves
-            os.utime(rows.folder / name)
         return row
 
     def write(self, templates: str, rows: Mapping[str, npt.NDArray[np.float32]]) -> None:
@@ -358,27 +351,19 @@ class RowCache:
         return Cache(self._folder / space, space)
 
     def _drop_oldest(self) -> None:
-        try:
-            used = sorted(_last_uses(self._folder))
-            if len(used) <= self._max_rows:
-                return
-            for _, path in used[: len(used) - self._max_rows * 7 // 8]:
-                remove_entry(path)
-        except OSError as exc:
-            _log.warning("%s: old text embeddings cannot be removed: %s", self._folder, exc)
+        for space in filter(is_folder, self._folder.glob("*")):
+            remove_abandoned(space)
+        rows = sorted(self._folder.glob("*/*.row"), key=_written)
+        for path in rows[: -(self._max_rows * 7 // 8)] if len(rows) > self._max_rows else ():
+            with suppress(OSError):  # another process may have removed it
+                path.unlink()
 
 
-def _last_uses(folder: Path) -> Iterator[tuple[int, Path]]:
-    """When each file of the cache was last used, in ns; files that others remove are left out."""
-    for space in folder.iterdir():
-        if space.is_symlink() or not space.is_dir():
-            continue
-        remove_abandoned(space)
-        with suppress(FileNotFoundError), os.scandir(space) as entries:
-            for entry in entries:
-                with suppress(FileNotFoundError):
-                    if entry.name.endswith(".row"):
-                        yield entry.stat(follow_symlinks=False).st_mtime_ns, Path(entry.path)
+def _written(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _sha256(*parts: str) -> str:
@@ -467,3 +452,198 @@ def _table() -> dict[str, tuple[str, ...]]:
             table[word] = table.get(word, ()) + keys
     table.pop("", None)
     return table
+
+
+_MOST_LISTED = 20
+# "animal" has 0.22 with sheep, "vehicle" 0.28 with boat; but "animal" also 0.30 with person.
+_STANDS_FOR = 0.2
+
+
+class VocabularyMaker:
+    """Makes vocabularies of version 0; the text encoder is loaded at the first phrase it needs."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        prompt_sets: Sequence[PromptSet],
+        load_encoder: Callable[[], Session],
+        *,
+        cache_dir: Path | None,
+        keep_encoder: bool,
+    ) -> None:
+        self._bundle, self._prompt_sets, self._keep_encoder = bundle, prompt_sets, keep_encoder
+        self._embedder = PhraseEmbedder(bundle, load_encoder, cache_dir)
+        self.release_encoder = self._embedder.release_encoder
+
+    def check(self, vocabulary: Vocabulary) -> None:
+        """Refuse a vocabulary that this bundle has no use for."""
+        text, most = self._bundle.text, self._bundle.head.max_classes
+        check_embeddings(vocabulary.embeds, len(vocabulary.phrases), text.embed_dim)
+        if vocabulary.space and text.space and vocabulary.space != text.space:
+            raise VocabularyError(
+                f"class_names: expected a vocabulary of the text space {text.space!r}, got one of "
+                f"{vocabulary.space!r}, whose rows fit but mean something else. Call set_classes "
+                "with the names."
+            )
+        if len(vocabulary.phrases) > most:
+            raise VocabularyError(
+                f"class_names: expected a vocabulary of at most {most} phrases, got "
+                f"{len(vocabulary.phrases)}. Name fewer, or export for more."
+            )
+        for prompt_set in self._prompt_sets[1:]:
+            if prompt_set.name not in vocabulary.prompt_embeds:
+                raise VocabularyError(
+                    f"class_names: expected a vocabulary with embeddings for {prompt_set.name!r}, "
+                    "got one of a bundle without them. Call set_classes with the names."
+                )
+
+    def read(
+        self,
+        class_names: ClassNames,
+        background: Background,
+        templates: Sequence[str] | None,
+    ) -> ClassList:
+        """The classes and their phrases, background included."""
+        can_embed = partial(self._embedder.can_embed, with_bank=templates is None)
+        concepts, meaning = self._bundle.concepts, self._embedder.meaning
+        own = () if concepts is None else concepts.background
+        if background is None:
+            background = AUTO if own else ()
+        read = partial(ClassList.read, max_phrases=self._bundle.head.max_classes, meaning=meaning)
+        backdrop = read_background(background, class_names, can_embed, own)
+        classes = read(class_names, backdrop)
+        if background != AUTO:
+            return classes
+        if concepts is not None and own and backdrop:
+            classes = read(class_names, [*backdrop, *self._unnamed(concepts, classes)])
+        return replace(classes, auto_background=True)
+
+    def embed(self, classes: ClassList, templates: Sequence[str] | None) -> Vocabulary:
+        """A vocabulary whose phrases the bundle embeds."""
+        templates = None if templates is None else check_templates(templates)
+        embeds = [
+            self._embedder.embed(classes.phrases, templates, prompt_set=prompt_set)
+            for prompt_set in self._prompt_sets
+        ]
+        further = self._remarks_on_concepts(classes)
+        if not self._keep_encoder:
+            self._embedder.release_encoder()
+        return self._made(classes, embeds, further, self._bundle.text.space)
+
+    def with_embeddings(
+        self, classes: ClassList, embeddings: npt.NDArray[np.float32]
+    ) -> Vocabulary:
+        """A vocabulary with embeddings of the caller's own."""
+        sets, embed_dim = len(self._prompt_sets), self._bundle.text.embed_dim
+        return self._made(
+            classes, read_embeddings(embeddings, len(classes.phrases), embed_dim, sets)
+        )
+
+    def _made(
+        self,
+        classes: ClassList,
+        embeds: Sequence[npt.NDArray[np.float32]],
+        remarks: Sequence[str] = (),
+        space: str = "",
+    ) -> Vocabulary:
+        further = zip(self._prompt_sets[1:], embeds[1:], strict=True)
+        commas = (
+            f"class_names: {phrase!r} is one name with a comma in it. Write each class or synonym "
+            f"as its own text: {[part.strip() for part in phrase.split(',') if part.strip()]}."
+            for phrase in classes.phrases
+            if phrase.strip(" ,").count(",") and not self._embedder.banks(phrase)
+        )
+        remarks = (*commas, *self._remarks_on_shared_rows(classes), *remarks)
+        for remark in remarks:
+            _log.warning("%s", remark)
+        return Vocabulary(
+            names=classes.names,
+            phrases=classes.phrases,
+            phrase_classes=classes.phrase_classes,
+            auto_background=classes.auto_background,
+            embeds=embeds[0],
+            version=0,
+            prompt_embeds={prompt_set.name: rows for prompt_set, rows in further},
+            remarks=remarks,
+            space=space,
+        )
+
+    def _remarks_on_concepts(self, classes: ClassList) -> list[str]:
+        """One for all names that are near nothing that was trained on, one for short ones."""
+        spec, embed, meaning = self._bundle.concepts, self._embedder.embed, self._embedder.meaning
+        if spec is None:
+            return []
+        trained = {*spec.names, *spec.also}
+        asked = [
+            phrase
+            for phrase in dict.fromkeys(_asked(classes))
+            if phrase not in spec.background and not {phrase, meaning(phrase)} & trained
+        ]
+        remarks = []
+        short = [repr(phrase) for phrase in asked if len(phrase.split()) < spec.least_words]
+        if short:
+            remarks.append(
+                f"class_names: {_listed(short)}: this model was trained on phrases of at least "
+                f"{spec.least_words} words and takes a shorter one for many things. Its phrases: "
+                f"{', '.join(spec.names)}."
+            )
+        far = []
+        if spec.least_cosine is not None and asked:
+            cosines = unit_rows(embed(asked)) @ unit_rows(embed(spec.names)).T
+            far = [
+                f"{phrase!r} (as background, all else)"
+                if meaning(phrase) in spec.background
+                else f"{phrase!r} (nearest: {spec.names[int(row.argmax())]})"
+                for phrase, row in zip(asked, cosines, strict=True)
+                if row.max() < spec.least_cosine
+            ]
+        if far:
+            remarks.append(
+                f"class_names: {_listed(far)}: this model was trained to see {len(spec.names)} "
+                f"things and none of these. It sees: {', '.join(spec.names)}. For any words, fetch "
+                "a CLIP bundle: zsseg-rt fetch sfp-b16."
+            )
+        return remarks
+
+    def _remarks_on_shared_rows(self, classes: ClassList) -> Iterator[str]:
+        """One for each name of the bank that several classes are looked for as."""
+        asked: dict[str, dict[int, str]] = {}
+        for phrase, owner in zip(classes.phrases, classes.phrase_classes.tolist(), strict=True):
+            if owner >= 0 and self._embedder.banks(phrase):
+                asked.setdefault(self._embedder.meaning(phrase), {}).setdefault(owner, phrase)
+        for name, phrases in asked.items():
+            if len(phrases) > 1:
+                yield (
+                    f"class_names: {_listed(list(map(repr, phrases.values())))}: this model looks "
+                    f"for each of them as {name!r}, and the first takes the pixels of all."
+                )
+
+    def _unnamed(self, spec: ConceptSpec, classes: ClassList) -> list[str]:
+        """The things that no class stands for, so that none is painted with the name of another.
+
+        A class that is called as a thing stands for this thing alone. Any other phrase stands for
+        all things that are nearer to it than to other phrases, by a cosine of at least 0.2.
+        """
+        if spec.least_cosine is None:
+            return []
+        embed, meaning = self._embedder.embed, self._embedder.meaning
+        called = {meaning(phrase): phrase for phrase in _asked(classes)}
+        things = {meaning(name): name for name in spec.names}
+        rest = [name for key, name in things.items() if key not in called]
+        if not rest or not called.keys() - things.keys():
+            return rest
+        cosines = unit_rows(embed(rest)) @ unit_rows(embed(list(called.values()))).T
+        is_thing = np.array([key in things for key in called])
+        alone = is_thing[cosines.argmax(1)] | (cosines.max(1) < _STANDS_FOR)
+        return [name for name, nobodys in zip(rest, alone, strict=True) if nobodys]
+
+
+def _asked(classes: ClassList) -> list[str]:
+    """The phrases without those of the background."""
+    owners = classes.phrase_classes.tolist()
+    return [p for p, owner in zip(classes.phrases, owners, strict=True) if owner >= 0]
+
+
+def _listed(phrases: Sequence[str]) -> str:
+    more = len(phrases) - _MOST_LISTED
+    return ", ".join(phrases[:_MOST_LISTED]) + (f" and {more} more" if more > 0 else "")

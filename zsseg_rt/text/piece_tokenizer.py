@@ -1,8 +1,4 @@
-"""Tokenizers of pieces beside CLIP's: of TIPS, by SentencePiece, and of SigLIP 2, Gemma's.
-
-A bundle holds ``tokenizer.model`` or ``gemma.json``, which has pieces and merges alone: a
-``tokenizer.json`` may hold patterns.
-"""
+"""Tokenizers of pieces beside CLIP's: of TIPS, by SentencePiece, and of SigLIP 2, Gemma's."""
 
 from __future__ import annotations
 
@@ -20,8 +16,9 @@ from zsseg_rt.common.files import read_limited
 from zsseg_rt.errors import BundleError, VocabularyError
 from zsseg_rt.text.tokenizer import clean_text
 
+# Names in a bundle; tokenizer.json is CLIP's. Gemma's has pieces and merges alone: a tokenizer.json
+# may hold patterns.
 PIECES_FILE, GEMMA_FILE = "tokenizer.model", "gemma.json"
-"""Names in a bundle; ``tokenizer.json`` is CLIP's."""
 _MAX_FILE_BYTES = 64 << 20
 _UNKNOWN = "<unk>"
 _NO_PUNCTUATION = str.maketrans("_", " ", string.punctuation.replace("_", ""))
@@ -56,11 +53,7 @@ class _Rows:
 
 
 class PieceTokenizer(_Rows):
-    """TIPS's: the pieces of the lower-case text.
-
-    Padding is :attr:`vocab_size`, an id that no piece has: the model's own ids may all occur in
-    texts. Needs the package sentencepiece.
-    """
+    """TIPS's: the pieces of the lower-case text, padded with an id that no piece has."""
 
     def __init__(self, source: str | Path | bytes, context_length: int = 64) -> None:
         with needs_extra("tips", f"for {PIECES_FILE}"):
@@ -110,12 +103,7 @@ def _read(
 
 
 def canonical_text(text: str) -> str:
-    """Clean a prompt as SigLIP's evaluation does: lower case, no ASCII punctuation, single spaces.
-
-    Example:
-        >>> canonical_text("A photo of a  traffic-light.")
-        'a photo of a trafficlight'
-    """
+    """Clean a prompt as SigLIP's evaluation does: lower case, no punctuation, single spaces."""
     return " ".join(clean_text(text).translate(_NO_PUNCTUATION).split())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,12 +24,7 @@ _MAX_FILE_BYTES = 16 << 20
 
 
 def clean_text(text: str) -> str:
-    """Normalise a prompt as CLIP's training did: ftfy, HTML entities, one space, lower case.
-
-    Example:
-        >>> clean_text("  Caf\u0065\u0301 &amp;  BAR ")
-        'café & bar'
-    """
+    """Normalise a prompt as CLIP's training did: ftfy, HTML entities, one space, lower case."""
     if not (text.isascii() and text.isprintable()) or "&" in text:  # else there is nothing to fix
         import ftfy
 
@@ -53,11 +49,7 @@ class Tokenizer:
         self._is_partial = len(vocab) > self._end + 1
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.int64]:
-        """Tokenize prompts.
-
-        Returns:
-            int64 ``[T, context_length]``, padded with 0.
-        """
+        """Tokenize prompts: int64 [T, context_length], padded with 0."""
         rows = np.zeros((len(texts), self.context_length), np.int64)
         for row, text in zip(rows, texts, strict=True):
             ids = [self._start, *self._word_ids(clean_text(text)), self._end]
@@ -67,10 +59,9 @@ class Tokenizer:
         return rows
 
     def unknown_words(self, text: str) -> list[str]:
-        """Words of a text that :meth:`encode` leaves out; only a partial tokenizer leaves any out.
+        """Words of a text that :meth:`encode` leaves out, because the text encoder has none such.
 
-        A tokenizer is partial if it numbers symbols above the end token: the text encoder has no
-        embedding for those, and a word that ends up as one is unknown.
+        A tokenizer that leaves some out numbers symbols above its end token.
         """
         if not self._is_partial:
             return []
@@ -128,63 +119,19 @@ def _content(source: str | Path) -> tuple[str, bytes]:
 START_OF_TEXT = "<start_of_text>"
 END_OF_TEXT = "<end_of_text>"
 WORD_END = "</w>"
-# One word: a marker written out, an English contraction, a run of letters, one digit, or a run of
+# One word is a marker written out, an English contraction, a run of letters, one digit, or a run of
 # anything else that is not space. CLIP's pattern ignores case: U+017F folds to s there, and U+0345
 # (it folds to a Greek letter) belongs to no word at all.
-_WORD = (
-    f"{START_OF_TEXT}|{END_OF_TEXT}|'[s\u017f]|'t|'re|'ve|'m|'ll|'d"
-    "|\\p{L}+|\\p{N}|[^\\s\\p{L}\\p{N}\u0345]+"
-)
-_SPLIT = {"type": "Split", "pattern": {"Regex": _WORD}, "behavior": "Removed", "invert": True}
+_DOCUMENT = Path(__file__).with_name("clip_tokenizer.json")
 
 
 def tokenizer_document(vocab: dict[str, int], merges: list[str]) -> dict[str, Any]:
     """The content of ``tokenizer.json``."""
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [],
-        "normalizer": {
-            "type": "Sequence",
-            "normalizers": [
-                {"type": "NFC"},
-                {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "},
-                {"type": "Lowercase"},
-            ],
-        },
-        "pre_tokenizer": {
-            "type": "Sequence",
-            "pretokenizers": [
-                _SPLIT,
-                {
-                    "type": "ByteLevel",
-                    "add_prefix_space": False,
-                    "trim_offsets": True,
-                    "use_regex": False,
-                },
-            ],
-        },
-        "post_processor": _markers_around(vocab),
-        "decoder": {
-            "type": "ByteLevel",
-            "add_prefix_space": True,
-            "trim_offsets": True,
-            "use_regex": True,
-        },
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": "",
-            "end_of_word_suffix": WORD_END,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": vocab,
-            "merges": merges,
-        },
-    }
+    document: dict[str, Any] = json.loads(_DOCUMENT.read_text(encoding="utf-8"))
+    document["model"] |= {"vocab": vocab, "merges": merges}
+    for marker, token in document["post_processor"]["special_tokens"].items():
+        token["ids"] = [vocab[marker]]
+    return document
 
 
 def read_tokenizer(data: bytes) -> dict[str, Any]:
@@ -195,52 +142,20 @@ def read_tokenizer(data: bytes) -> dict[str, Any]:
     merges = model.get("merges") if isinstance(model, dict) else None
     if not isinstance(vocab, dict) or not isinstance(merges, list):
         raise ValueError("no model with a vocabulary and merges")
-    _check_vocabulary(vocab)
-    _check_merges(merges, vocab)
+    numbers = list(vocab.values())
+    if any(type(number) is not int for number in numbers):
+        raise ValueError("tokens whose numbers are not integers")
+    if sorted(numbers) != list(range(len(numbers))):
+        raise ValueError("tokens that are not numbered from 0 up, each number once")
+    if not vocab.get(START_OF_TEXT, math.inf) < vocab.get(END_OF_TEXT, -1):
+        raise ValueError(f"one without {START_OF_TEXT!r} and a later {END_OF_TEXT!r}")
+    for merge in merges:
+        parts = merge.split(" ") if isinstance(merge, str) else []
+        if len(parts) != 2 or not {*parts, "".join(parts)} <= vocab.keys():
+            raise ValueError(f"a merge that is not a pair of known tokens: {merge!r:.60}")
     ours = tokenizer_document(vocab, merges)
     if document != ours:
         keys = sorted(document.keys() | ours.keys())
         different = [key for key in keys if document.get(key) != ours.get(key)]
         raise ValueError(f"one whose {', '.join(different)} CLIP's does not have")
     return ours
-
-
-def _check_vocabulary(vocab: dict[str, Any]) -> None:
-    numbers = list(vocab.values())
-    if any(type(number) is not int for number in numbers):
-        raise ValueError("tokens whose numbers are not integers")
-    if sorted(numbers) != list(range(len(numbers))):
-        raise ValueError("tokens that are not numbered from 0 up, each number once")
-    for marker in (START_OF_TEXT, END_OF_TEXT):
-        if marker not in vocab:
-            raise ValueError(f"one without {marker!r}")
-    if vocab[START_OF_TEXT] > vocab[END_OF_TEXT]:
-        raise ValueError(f"one that numbers {START_OF_TEXT!r} after {END_OF_TEXT!r}")
-
-
-def _check_merges(merges: list[Any], vocab: dict[str, Any]) -> None:
-    for merge in merges:
-        parts = merge.split(" ") if isinstance(merge, str) else []
-        if len(parts) != 2 or not {*parts, "".join(parts)} <= vocab.keys():
-            raise ValueError(f"a merge that is not a pair of known tokens: {merge!r:.60}")
-
-
-def _markers_around(vocab: dict[str, int]) -> dict[str, Any]:
-    start = {"SpecialToken": {"id": START_OF_TEXT, "type_id": 0}}
-    end = {"SpecialToken": {"id": END_OF_TEXT, "type_id": 0}}
-    tokens = {
-        token: {"id": token, "ids": [vocab[token]], "tokens": [token]}
-        for token in (START_OF_TEXT, END_OF_TEXT)
-    }
-    return {
-        "type": "TemplateProcessing",
-        "single": [start, {"Sequence": {"id": "A", "type_id": 0}}, end],
-        "pair": [
-            start,
-            {"Sequence": {"id": "A", "type_id": 0}},
-            end,
-            {"Sequence": {"id": "B", "type_id": 1}},
-            end,
-        ],
-        "special_tokens": tokens,
-    }

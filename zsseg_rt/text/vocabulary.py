@@ -76,35 +76,6 @@ def check_embeddings(embeds: npt.NDArray[Any], count: int, embed_dim: int) -> No
         )
 
 
-def check_vocabulary(
-    vocabulary: Vocabulary,
-    *,
-    embed_dim: int,
-    max_phrases: int,
-    prompt_sets: Sequence[str],
-    space: str,
-) -> None:
-    """Refuse a vocabulary that was embedded for another kind of bundle."""
-    check_embeddings(vocabulary.embeds, len(vocabulary.phrases), embed_dim)
-    if vocabulary.space and space and vocabulary.space != space:
-        raise VocabularyError(
-            f"class_names: expected a vocabulary of the text space {space!r}, got one of "
-            f"{vocabulary.space!r}, whose rows fit but mean something else. Call set_classes with "
-            "the names."
-        )
-    if len(vocabulary.phrases) > max_phrases:
-        raise VocabularyError(
-            f"class_names: expected a vocabulary of at most {max_phrases} phrases, got "
-            f"{len(vocabulary.phrases)}. Name fewer, or export for more."
-        )
-    for name in prompt_sets:
-        if name not in vocabulary.prompt_embeds:
-            raise VocabularyError(
-                f"class_names: expected a vocabulary with embeddings for {name!r}, "
-                "got one of a bundle without them. Call set_classes with the names."
-            )
-
-
 def refuse_beside_vocabulary(
     embeddings: Any, background: Background, templates: Sequence[str] | None
 ) -> None:
