@@ -12,8 +12,8 @@ from importlib import import_module
 from pathlib import Path
 
 import zsseg_rt
-from zsseg_rt.backends import registry
 from zsseg_rt.backends._tensorrt_api import load_tensorrt, wanted_flavours
+from zsseg_rt.backends._torch_settings import wanted
 from zsseg_rt.backends.base import ANY_PRECISION
 from zsseg_rt.backends.registry import requested
 from zsseg_rt.common.extras import install_command, remedy, why_not
@@ -97,23 +97,7 @@ def _cuda() -> Finding:
     names = ", ".join(
         f"cuda:{i} {d['name']} sm {d['compute_capability']}" for i, d in enumerate(devices)
     )
-    return Finding("CUDA", "ok", f"{names}; {_auto_precisions('cuda:0')}")
-
-
-def _auto_precisions(device: str) -> str:
-    """The precision that auto takes on a GPU, with every backend that is installed."""
-    parts = []
-    for name in filter(registry.is_installed, ("tensorrt", "torch")):
-        choose = registry.get_backend(name).choose
-        try:
-            both, plain = (
-                choose(precisions, "auto", device=device, allowed=ANY_PRECISION).precision
-                for precisions in (("float32", "float16"), ("float32",))
-            )
-        except BackendUnavailableError:
-            continue  # a finding of its own
-        parts.append(f"{name} {both}, {plain} of bundles in float32 alone")
-    return ("precision auto is " + "; ".join(parts)) if parts else "no backend for it is installed"
+    return Finding("CUDA", "ok", names)
 
 
 def _tensorrt() -> Finding:
@@ -180,29 +164,13 @@ def _torch() -> Finding:
         detail = "not installed; only export, training and backend 'torch' need it"
         return Finding("torch", "absent", detail, install_command("train"))
     try:
-        attention = _attention_kinds()
+        wanted()
     except ImportError as exc:
         reason, remedy = why_not(exc, "torch", install_command("train"))
         return Finding("torch", "bad", f"{version}; expected torch, got {reason}", remedy)
     except ConfigError as exc:
         return Finding("torch", "bad", str(exc), "Unset ZSSEG_TORCH_ATTENTION.")
-    return Finding("torch", "ok", f"{version}{attention}")
-
-
-def _attention_kinds() -> str:
-    """Which attention kernels backend torch takes here; nothing without a GPU that torch sees."""
-    try:
-        from zsseg_rt.ops import core
-
-        if core.cuda_device_count() == 0 or not registry.is_installed("torch"):
-            return ""  # without importing torch
-    except (ImportError, CudaError):
-        return ""
-    from zsseg_rt.backends._torch_settings import kinds_on
-
-    kinds = kinds_on("cuda:0")
-    text = ", ".join(f"{kind} for {case}" for case, kind in kinds.items())
-    return f"; attention on cuda:0: {text}" if kinds else ""
+    return Finding("torch", "ok", version)
 
 
 def _opencv() -> Finding:

@@ -34,8 +34,7 @@ from zsseg_rt.runtime.frames import Nv12Frame
 from zsseg_rt.runtime.lane import Lane, Planes
 from zsseg_rt.runtime.lane_pool import LanePool, in_order
 from zsseg_rt.runtime.memory_plan import require_memory
-from zsseg_rt.runtime.plan_proof import prove_plans
-from zsseg_rt.runtime.self_check import SelfCheck, check_against_golden
+from zsseg_rt.runtime.self_check import SelfCheck, check_against_golden, prove_plans
 from zsseg_rt.stream.follow import Follow
 from zsseg_rt.stream.opening import StreamOptions, StreamParts
 from zsseg_rt.stream.runner import Policy, Stream
@@ -113,7 +112,11 @@ class Engine:
         self._closed = False
         self._placement, self._lanes, self._spare = placement, set[Lane](), set[Lane]()
         self._lane = self.lane()
-        prove_plans(self, self._graphs)
+        try:
+            prove_plans(self.bundle, self.config, self._graphs, self.self_check)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def precision(self) -> str:
@@ -356,8 +359,7 @@ class Engine:
                 family=self._family,
                 sessions={name: graph.session() for name, graph in self._graphs.items()},
                 device=self.device,
-                preprocess=self.bundle.preprocess,
-                head=self.bundle.head,
+                bundle=self.bundle,
                 config=self.config,
                 classes=self._classes_in_force,
                 on_close=lanes.discard,

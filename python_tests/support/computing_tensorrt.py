@@ -12,8 +12,7 @@ import numpy as np
 
 from support.fake_tensorrt import CudaEngine, ExecutionContext, FakeTensorRT
 from zsseg_rt import ops
-from zsseg_rt.backends._tensorrt_device import open_gpu
-from zsseg_rt.backends._tensorrt_session import TensorRTGraph, TensorRTSession
+from zsseg_rt.backends._tensorrt_session import TensorRTGraph, TensorRTSession, open_gpu
 from zsseg_rt.backends.plan_cache import Plan
 
 KINDS = {"float32": "FLOAT", "float16": "HALF", "int64": "INT64"}

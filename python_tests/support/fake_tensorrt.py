@@ -12,12 +12,11 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from zsseg_rt.backends import _tensorrt, _tensorrt_build, _tensorrt_device
+from zsseg_rt.backends import _tensorrt, _tensorrt_build, _tensorrt_session
 from zsseg_rt.onnx.check import GraphHeader
 
 DataType = Enum("DataType", ["FLOAT", "HALF", "INT8", "INT64"])
 LayerType = Enum("LayerType", ["MATRIX_MULTIPLY", "DEQUANTIZE", "SOFTMAX"])
-TensorIOMode = Enum("TensorIOMode", ["NONE", "INPUT", "OUTPUT"])
 LayerInformationFormat = Enum("LayerInformationFormat", ["ONELINE", "JSON"])
 ProfilingVerbosity = Enum("ProfilingVerbosity", ["LAYER_NAMES_ONLY", "DETAILED"])
 MemoryPoolType = Enum("MemoryPoolType", ["WORKSPACE"])
@@ -58,11 +57,11 @@ class FakeTensorRT:
     """Stands for the imported module; each instance has its own journal and faults.
 
     ``faults`` names what must fail: "parse", "build", "deserialize" (once each time it is listed),
-    "context", "set_input_shape", "set_tensor_address", "execute", "timing_cache".
+    "context", "set_input_shape", "set_tensor_address", "execute".
     """
 
     DataType, LayerType = DataType, LayerType
-    TensorIOMode, LayerInformationFormat = TensorIOMode, LayerInformationFormat
+    LayerInformationFormat = LayerInformationFormat
     ProfilingVerbosity, BuilderFlag = ProfilingVerbosity, BuilderFlag
     NetworkDefinitionCreationFlag, MemoryPoolType = NetworkDefinitionCreationFlag, MemoryPoolType
     ILogger, IProgressMonitor, IProfiler = ILogger, IProgressMonitor, IProfiler
@@ -135,7 +134,7 @@ class Builder:
 
 class Config:
     def __init__(self, trt):
-        self.trt, self.profiles, self.timing = trt, [], None
+        self.trt, self.profiles = trt, []
         self.flags = {BuilderFlag.TF32}  # as in every version
 
     def set_compute_capability(self, member, place):
@@ -151,18 +150,6 @@ class Config:
     def add_optimization_profile(self, profile):
         self.profiles.append(profile)
         return len(self.profiles) - 1
-
-    def create_timing_cache(self, data):
-        return SimpleNamespace(data=data, serialize=lambda: data + b"+1")
-
-    def set_timing_cache(self, cache, ignore_mismatch):
-        if self.trt.fails("timing_cache"):
-            return False
-        self.timing = cache
-        return True
-
-    def get_timing_cache(self):
-        return self.timing
 
 
 class Profile:
@@ -246,17 +233,6 @@ class CudaEngine:
     def __init__(self, trt, graph):
         self.trt, self.graph = trt, graph
         self.tensors = graph["inputs"] + graph["outputs"]
-        self.num_io_tensors = len(self.tensors)
-
-    def get_tensor_name(self, index):
-        return self.tensors[index]["name"]
-
-    def get_tensor_mode(self, name):
-        inputs = [spec["name"] for spec in self.graph["inputs"]]
-        return TensorIOMode.INPUT if name in inputs else TensorIOMode.OUTPUT
-
-    def get_tensor_dtype(self, name):
-        return next(DataType[spec["dtype"]] for spec in self.tensors if spec["name"] == name)
 
     def create_execution_context(self):
         return None if self.trt.fails("context") else ExecutionContext(self)
@@ -375,7 +351,7 @@ def install(monkeypatch, fake, native, flavour="tensorrt"):
     monkeypatch.setattr(_tensorrt, "check_graph", lambda path: GraphHeader(inputs=(), outputs=()))
     monkeypatch.setattr(_tensorrt_build, "map_file", lambda path: None)
     monkeypatch.setattr(_tensorrt_build, "quantised_layers", lambda content: 0)
-    monkeypatch.setattr(_tensorrt_device, "native", lambda: native)
+    monkeypatch.setattr(_tensorrt_session, "core", native)
     monkeypatch.setitem(sys.modules, flavour, fake)
     monkeypatch.delenv("ZSSEG_TENSORRT", raising=False)
     monkeypatch.setattr(

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from support import tiny
 from support.command_line import run
 from support.errors import refused
-from support.rtx_plans import build_image_encoder_plan
+from support.rtx_plans import build_image_encoder_plan, fused_kernels
 from support.tiny_zeroseg import zeroseg_model
 from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.backends import registry
@@ -334,6 +334,6 @@ def test_command_line_refusals(checkpoint, tmp_path, capsys, arguments, code, me
 def test_tensorrt_rtx_builds_it(exported, precision, monkeypatch):
     """The graph becomes a plan in the precision asked for, with every attention fused."""
     _, path = exported
-    report = build_image_encoder_plan(path, precision, monkeypatch)
-    if precision == "float16" and report["runtime"].startswith("tensorrt_rtx-1.7."):
-        assert report["fused_attention"]["fmha_v2"] == 2 + 5 + 2  # encoder, head, groupings
+    plan = build_image_encoder_plan(path, precision, monkeypatch)
+    if precision == "float16" and plan.report["runtime"].startswith("tensorrt_rtx-1.7."):
+        assert fused_kernels(plan)[0] == 2 + 5 + 2  # encoder, head, groupings

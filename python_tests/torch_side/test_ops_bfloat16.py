@@ -12,8 +12,9 @@ torch = pytest.importorskip("torch")
 from conftest import require_cuda  # noqa: E402
 from support.errors import refused  # noqa: E402
 from zsseg_rt import ops  # noqa: E402
-from zsseg_rt.backends._tensorrt_device import read_feed  # noqa: E402
+from zsseg_rt.backends._tensorrt_session import read_feed  # noqa: E402
 from zsseg_rt.backends._torch import DeviceResult  # noqa: E402
+from zsseg_rt.common.arrays import TensorSpec  # noqa: E402
 from zsseg_rt.errors import DTypeError  # noqa: E402
 from zsseg_rt.runtime.workspace import Workspace  # noqa: E402
 
@@ -71,7 +72,7 @@ def test_buffers_and_feeds_may_be_bfloat16():
         == (buffer.__cuda_array_interface__["data"])
     )
     np.testing.assert_array_equal(workspace.fetch(buffer), wide)
-    feed = read_feed("image", buffer)
-    assert (feed.dtype, feed.shape) == ("bfloat16", (4,))
+    spec = TensorSpec(name="image", dtype="bfloat16", shape=(4,))
+    assert read_feed(spec, buffer)[1:3] == ("bfloat16", (4,))
     assert DeviceResult(tensor, 7).__cuda_array_interface__["typestr"] == "<V2"
     workspace.close()

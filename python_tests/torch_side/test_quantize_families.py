@@ -10,7 +10,7 @@ from support.cpus import needs_vnni
 from support.errors import refused
 from support.quantizing import FAST, write_photos
 from zsseg_rt import ArgumentError, Bundle, Engine, EngineConfig
-from zsseg_rt.backends._openvino import BACKEND
+from zsseg_rt.backends._openvino import BACKEND, narrow_layers
 from zsseg_rt.backends.base import BackendOptions
 from zsseg_rt.export.quantized.bundle import quantize_bundle
 from zsseg_rt.onnx.reader import map_file, quantised_layers
@@ -33,10 +33,7 @@ def layers_in_int8(bundle):
         path = bundle.open_path(held["int8"])
         options = BackendOptions(dynamic_axes={"classes": (1, 8, 64), "regions": (1, 2, 4)})
         graph = BACKEND.load(path, device="cpu", precision="int8", options=options)
-        kinds = ("FullyConnected", "MatMul", "Convolution", "GroupConvolution")
-        narrow = [layer for layer in graph.layers() if layer.precision in ("int8", "uint8")]
-        compiled = sum(layer.type in kinds for layer in narrow)
-        found[name] = quantised_layers(map_file(path)), compiled
+        found[name] = quantised_layers(map_file(path)), narrow_layers(graph.open_model())
         graph.close()
     return found
 

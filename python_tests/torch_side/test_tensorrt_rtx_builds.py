@@ -6,6 +6,7 @@ import pytest
 
 from support.errors import refused
 from support.golden_encoders import weight
+from support.rtx_plans import fused_kernels
 from zsseg_rt.backends._tensorrt import BACKEND
 from zsseg_rt.backends.base import BackendOptions
 from zsseg_rt.bundles.specs import FAMILIES
@@ -89,18 +90,19 @@ def test_graph_builds_in_its_precision_with_attention_fused(graphs, name, precis
     if not report["runtime"].startswith("tensorrt_rtx-1.7."):
         pytest.skip(f"fused kernels' names are known for RTX 1.7, not for {report['runtime']}")
     blocks = ATTENTION_BLOCKS[name] if precision in FUSED_PRECISIONS else 0
-    assert report["fused_attention"] == {"fmha_v2": blocks, "flash_attention_nl_tiled": blocks}
+    assert fused_kernels(plan) == (blocks, blocks)
     assert softmax_layers(report) == ATTENTION_BLOCKS[name]
 
 
 @pytest.mark.parametrize("precision", GRAPH_PRECISIONS)
 @pytest.mark.parametrize(("name", "blocks"), [("image_encoder", 2), ("decoder", 6)])
 def test_clip_rc_graph_builds_in_its_precision(region_graphs, name, precision, blocks):
-    report = build(region_graphs / f"{name}.{precision}.onnx", precision).report
+    plan = build(region_graphs / f"{name}.{precision}.onnx", precision)
+    report = plan.report
     assert softmax_layers(report) == blocks
     assert report["axes"].get("classes") == (None if name == "image_encoder" else [1, 32, 1024])
     if precision in FUSED_PRECISIONS and report["runtime"].startswith("tensorrt_rtx-1.7."):
-        assert report["fused_attention"]["fmha_v2"] >= blocks  # the mask does not prevent it
+        assert fused_kernels(plan)[0] >= blocks  # the mask does not prevent it
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +186,7 @@ def test_small_encoders_build_with_attention_fused(kind, width, target, tmp_path
     plan = build(tmp_path / "a.onnx", "float16", compute_capability=target)
     assert softmax_layers(plan.report) == 2
     if plan.report["runtime"].startswith("tensorrt_rtx-1.7."):
-        assert sum(plan.report["fused_attention"].values()) == 2 * 2  # two names for each
+        assert sum(fused_kernels(plan)) == 2 * 2  # two names for each
 
 
 def softmax_layers(report):

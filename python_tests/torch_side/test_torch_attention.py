@@ -49,7 +49,8 @@ def test_what_is_pinned_is_what_is_wanted(monkeypatch, setting, order):
 @pytest.mark.parametrize(("setting", "kinds"), [("flash", 2), ("efficient", 1), ("cudnn", 1)])
 def test_a_torch_without_an_order_is_told_what_may_run(monkeypatch, setting, kinds):
     monkeypatch.setenv("ZSSEG_TORCH_ATTENTION", setting)
-    monkeypatch.setattr(attention, "_takes_an_order", lambda: False)
+    full = torch.nn.attention.sdpa_kernel
+    monkeypatch.setattr(torch.nn.attention, "sdpa_kernel", lambda backends: full(backends))
     before = enabled()
     with attention.pinned_attention():
         allowed = [kind for kind, may_run in enabled().items() if may_run]

@@ -144,8 +144,6 @@ def test_on_the_cpu_graphs_stay_as_they_are_written():
     path = STORED / "descriptor.zsseg" / "decoder.float32.onnx"
     graph = _torch.BACKEND.load(path, device="cpu", precision="auto", options=BackendOptions())
     assert graph.report == {}
-    computed = [n for n in read_network(map_file(path)).nodes if n.kind != "Constant"]
-    assert len(graph.layers()) <= len(computed)
 
 
 def test_on_a_gpu_the_graphs_report_counts_what_was_fused(tmp_path, monkeypatch):
@@ -156,7 +154,6 @@ def test_on_a_gpu_the_graphs_report_counts_what_was_fused(tmp_path, monkeypatch)
         tmp_path / "g.onnx", device="cuda:0", precision="auto", options=BackendOptions()
     )
     assert graph.report["fused_attention"] == BLOCKS
-    assert [layer.type for layer in graph.layers()].count("FusedAttention") == BLOCKS
     assert graph.precision == "float16"
 
 

@@ -108,7 +108,7 @@ def test_windows_are_recorded_once_in_batches_of_one_size(build, name, monkeypat
 def test_plans_take_any_number_of_windows(build, name, precision, monkeypatch):
     axes = {"windows": (1, 4, 4)}
     bundle = build(name, 4)
-    report = build_image_encoder_plan(bundle, precision, monkeypatch, dynamic_axes=axes)
+    report = build_image_encoder_plan(bundle, precision, monkeypatch, dynamic_axes=axes).report
     assert report["inputs"][0]["shape"][1:] == [3, 64, 64]
 
 

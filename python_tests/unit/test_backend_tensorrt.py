@@ -21,7 +21,7 @@ from support.fake_tensorrt import (
 )
 from zsseg_rt.backends import _tensorrt, _tensorrt_api
 from zsseg_rt.backends._tensorrt import BACKEND
-from zsseg_rt.backends.base import BackendOptions, BuiltGraph, GoldenVerdict
+from zsseg_rt.backends.base import BackendOptions, BuiltGraph
 from zsseg_rt.common.arrays import TensorSpec
 from zsseg_rt.errors import (
     BackendError,
@@ -135,7 +135,6 @@ def test_specs_keep_the_axis_names(trt, native, graph_path):
     assert session.precision == "float16"
     graph = load_graph(graph_path)
     assert {"type": "MATRIX_MULTIPLY", "dtype": "float16", "count": 2} in graph.report["layers"]
-    assert graph.layers()[0].name == "mlp"
 
 
 def test_a_dynamic_axis_without_a_range_is_refused(trt, native, tmp_path):
@@ -270,22 +269,21 @@ def test_whatever_a_plan_depends_on_builds_again(trt, native, graph_path, tmp_pa
 def test_a_golden_verdict_lies_beside_the_plan_until_it_is_built_anew(
     trt, native, graph_path, tmp_path, caplog
 ):
-    verdict = GoldenVerdict(sample="a", passed=False, stage="labels", error=0.5, tolerance=0.1)
     graph = load_graph(graph_path, cache_dir=tmp_path)
     assert isinstance(graph, BuiltGraph)
     assert graph.plan_name.endswith(".plan")
     assert graph.golden_verdict("a") is None
-    graph.keep_golden_verdict(verdict)
+    graph.keep_golden_verdict("a", "wrong")
     again = load_graph(graph_path, cache_dir=tmp_path)
-    assert again.golden_verdict("a") == verdict
+    assert again.golden_verdict("a") == "wrong"
     assert again.golden_verdict("b") is None
     trt.faults = ["deserialize"]
     rebuilt = load_graph(graph_path, cache_dir=tmp_path)
     assert rebuilt.golden_verdict("a") is None
     Path(rebuilt.plan_name).with_suffix(".golden").mkdir()
-    rebuilt.keep_golden_verdict(verdict)
+    rebuilt.keep_golden_verdict("a", "")
     assert ".golden: cannot be written" in caplog.text  # a warning, no error
-    load_graph(graph_path).keep_golden_verdict(verdict)  # which lies nowhere
+    load_graph(graph_path).keep_golden_verdict("a", "")  # which lies nowhere
 
 
 @pytest.mark.parametrize(
@@ -329,20 +327,6 @@ def test_a_refused_plan_without_a_cache_is_an_error(trt, native, graph_path):
     with refused(BackendError, "plan"):
         load(graph_path)
     assert trt.journal.count("build") == 1
-
-
-def test_the_timing_cache_grows_and_a_bad_one_starts_anew(
-    trt, native, graph_path, tmp_path, caplog
-):
-    timing = tmp_path / "timing" / "tensorrt-10.3.0.cache"
-    load(graph_path, cache_dir=tmp_path)
-    assert timing.read_bytes().partition(b"\n")[2] == b"+1"
-    load(graph_path, cache_dir=tmp_path, precision="float16")
-    assert timing.read_bytes().partition(b"\n")[2] == b"+1+1"
-    trt.faults = ["timing_cache"]
-    load(graph_path, cache_dir=tmp_path, dynamic_axes={"classes": (1, 2, 3)})
-    assert timing.read_bytes().partition(b"\n")[2] == b"+1"
-    assert "starts empty" in caplog.text
 
 
 # --- running

@@ -1,8 +1,4 @@
-"""OpenVINO on the CPU: the default if there is no GPU.
-
-Compiled models are cached on disk with a hash of their own, because OpenVINO notices a truncated
-cache file but computes with one whose weights were damaged.
-"""
+"""OpenVINO on the CPU: the default if there is no GPU."""
 
 from __future__ import annotations
 
@@ -30,7 +26,6 @@ from zsseg_rt.backends.base import (
     Choice,
     CompiledGraph,
     GraphSession,
-    LayerInfo,
     NodeTime,
     Session,
     check_host_feed,
@@ -59,10 +54,7 @@ _MADV_PAGEOUT = 21  # Linux 5.4 and later, madvise(2)
 
 
 def page_out(folder: Path) -> None:
-    """Drop from memory what this process holds of mapped files under ``folder``, where Linux can.
-
-    Nothing is lost: a page that is touched again is read again.
-    """
+    """Drop from memory the mapped files under ``folder``, where Linux can."""
     if sys.platform != "linux":
         return
     prefix = str(folder.resolve()) + os.sep
@@ -78,17 +70,6 @@ def page_out(folder: Path) -> None:
 
 
 _MULTIPLY = ("FullyConnected", "MatMul", "Convolution", "GroupConvolution")
-# OpenVINO's element types -> NumPy's names.
-_NUMPY_NAMES = {
-    "f32": "float32",
-    "bf16": "bfloat16",
-    "f16": "float16",
-    "i64": "int64",
-    "i32": "int32",
-    "i8": "int8",
-    "u8": "uint8",
-    "boolean": "bool",
-}
 
 
 @dataclass
@@ -99,32 +80,23 @@ class PastRuns:
     ms: float = 0.0  # Their milliseconds, from call to return
 
 
-def describe_layer(operation: Any) -> LayerInfo:
-    """Name, type and precision of a node of the runtime model."""
-    computed = _rt_info(operation, "runtimePrecision")
-    return LayerInfo(
-        name=_originals(operation)[0] or operation.get_friendly_name(),
-        type=_rt_info(operation, "layerType") or operation.get_type_name(),
-        precision=_NUMPY_NAMES.get(computed, computed),
-    )
-
-
 def _rt_info(operation: Any, key: str) -> str:
     rt_info = operation.get_rt_info()
     return str(rt_info[key].value) if key in rt_info else ""
 
 
-def _originals(operation: Any) -> list[str]:
-    """The ONNX nodes that an operation computes."""
-    return _rt_info(operation, "originalLayersNames").split(",")
+def narrow_layers(compiled: Any) -> int:
+    """How many layers of a compiled model multiply in 8 bits."""
+    return sum(
+        _rt_info(operation, "runtimePrecision") in ("i8", "u8")
+        for operation in compiled.get_runtime_model().get_ordered_ops()
+        if _rt_info(operation, "layerType") in _MULTIPLY
+    )
 
 
 def require_int8(compiled: Any, graph_path: Path) -> str:
     """``"int8"`` if every layer that a graph holds in INT8 really runs in it."""
-    promised = quantised_layers(map_file(graph_path))
-    layers = map(describe_layer, compiled.get_runtime_model().get_ordered_ops())
-    multiply = [layer for layer in layers if layer.type in _MULTIPLY]
-    num_narrow = sum(layer.precision in ("int8", "uint8") for layer in multiply)
+    promised, num_narrow = quantised_layers(map_file(graph_path)), narrow_layers(compiled)
     if num_narrow < promised:
         raise PrecisionNotApplied(
             f"precision: expected {promised} layers of {graph_path.name} in 'int8', but OpenVINO "
@@ -138,9 +110,8 @@ def node_times(
 ) -> tuple[NodeTime, ...]:
     """Time every node of a compiled model, and what the same runs took beyond them.
 
-    Counters are means since the model was compiled, and both they and every run that they count
-    are cut to whole microseconds: a node's time is too short by up to two. If there were few runs
-    before, such as the slow first one, their share is taken out.
+    Counters are means since the model was compiled, cut to whole microseconds, as is every run. If
+    there were few runs before, such as the slow first one, their share is taken out.
     """
     if str(compiled.get_property("PERF_COUNT")).upper() not in ("YES", "TRUE"):
         raise BackendError(
@@ -174,7 +145,8 @@ def _names(compiled: Any) -> dict[str, str]:
     """The ONNX name of each node that has one; what OpenVINO invents is called by its own type."""
     names = {}
     for operation in compiled.get_runtime_model().get_ordered_ops():
-        named = [each for each in _originals(operation) if "/" in each or each[:5] == "node_"]
+        originals = _rt_info(operation, "originalLayersNames").split(",")
+        named = [each for each in originals if "/" in each or each[:5] == "node_"]
         attention = [name for name in named if "attention/" in name]
         if named:
             names[operation.get_friendly_name()] = (attention or named)[-1]
@@ -201,13 +173,10 @@ _core: Any = None
 
 
 def process_core() -> Any:
-    """The ``openvino.Core`` that every session shares; it lives as long as the process.
-
-    The CPU plugin gives the thread that makes a core an alternate signal stack (``sigaltstack(2)``)
-    and unmaps it together with the core.  Two cores that do not end in reverse order leave the
-    thread with an unmapped one, and the next signal that has a handler, such as Python's for
-    SIGCHLD or SIGINT, ends the process with SIGSEGV (seen with OpenVINO 2026.4).
-    """
+    """The ``openvino.Core`` that every session shares; it lives as long as the process."""
+    # The CPU plugin gives the thread that makes a core an alternate signal stack and unmaps it with
+    # the core. Two cores that do not end in reverse order leave the thread with an unmapped one,
+    # and the next signal that has a handler ends the process (seen with OpenVINO 2026.4).
     global _core
     ensure_home()
     try:
@@ -348,8 +317,7 @@ def require_vnni() -> None:
 
 _CHECKSUMS = "checksums.json"
 _MAX_CHECKSUMS_BYTES = 1 << 20
-# A compiled model is about as large as its graph; leaves room for it and one more.
-_CACHE_HEADROOM = 1.2
+_HEADROOM = 1.2  # a compiled model is about as large as its graph
 
 
 class OpenVinoBackend:
@@ -360,7 +328,7 @@ class OpenVinoBackend:
     def choose(
         self, variants: Collection[str], asked: str, *, device: str, allowed: Sequence[str]
     ) -> Choice:
-        """See :class:`zsseg_rt.backends.base.Backend`; ``"auto"`` is what the CPU does natively."""
+        """Choose; ``"auto"`` is what the CPU does natively."""
         _require_cpu(device)
         if asked == "int8" and asked in variants:
             require_vnni()
@@ -370,11 +338,7 @@ class OpenVinoBackend:
     def load(
         self, graph_path: Path, *, device: str, precision: str, options: BackendOptions
     ) -> CompiledGraph:
-        """Compile one ONNX file; see :class:`zsseg_rt.backends.base.Backend`.
-
-        ``precision="auto"`` takes bfloat16 if the CPU computes in it natively, otherwise float32.
-        With ``"int8"`` every layer that the graph holds in INT8 must be compiled for it.
-        """
+        """Compile one ONNX file; ``"int8"`` must reach every layer that the graph holds in INT8."""
         _require_cpu(device)
         core = process_core()
         header = check_graph(graph_path)
@@ -416,10 +380,6 @@ class _OpenVinoGraph:
 
     def session(self) -> Session:
         return _OpenVinoSession(self, self.open_model().create_infer_request())
-
-    def layers(self) -> list[LayerInfo]:
-        ordered = self.open_model().get_runtime_model().get_ordered_ops()
-        return [layer for layer in map(describe_layer, ordered) if layer.type != "Const"]
 
     def close(self) -> None:
         self._compiled = None
@@ -557,7 +517,7 @@ def _cache_folder(
             remove_entry(folder)
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
-        if not any(folder.glob("*.blob")) and free < status.st_size * _CACHE_HEADROOM:
+        if not any(folder.glob("*.blob")) and free < status.st_size * _HEADROOM:
             raise OSError(f"{free / 1e6:.0f} MB free, too little for a compiled model")
     except OSError as exc:
         _log.warning("%s: compiled models are not cached: %s", cache_dir, exc)
@@ -566,27 +526,23 @@ def _cache_folder(
 
 
 def _drop_damaged(folder: Path) -> None:
-    """Empty the folder unless every cached model has the content that was written."""
+    """Empty the folder unless every cached model has the content that was written.
+
+    OpenVINO notices a truncated file, but computes with one whose weights were damaged.
+    """
     entries = list(folder.iterdir())
-    reason = _damage(folder) if entries else ""
-    if not reason:
+    if not entries:
         return
+    try:
+        recorded = json.loads(read_limited(folder / _CHECKSUMS, max_bytes=_MAX_CHECKSUMS_BYTES))
+        if _checksums(folder) == recorded:
+            return
+        reason: object = "its content changed since it was written"
+    except (OSError, ValueError, RecursionError) as exc:
+        reason = exc
     _log.warning("%s: the cached model is not used, %s; compiling again", folder, reason)
     for entry in entries:
         remove_entry(entry)
-
-
-def _damage(folder: Path) -> str:
-    """Why the cached models cannot be used; empty if they can."""
-    try:
-        recorded = json.loads(read_limited(folder / _CHECKSUMS, max_bytes=_MAX_CHECKSUMS_BYTES))
-    except (OSError, ValueError, RecursionError) as exc:
-        return f"its checksums are unreadable ({exc})"
-    try:
-        matches = _checksums(folder) == recorded
-    except OSError as exc:
-        return f"it is unreadable ({exc})"
-    return "" if matches else "its content changed since it was written"
 
 
 def _checksums(folder: Path) -> dict[str, str]:

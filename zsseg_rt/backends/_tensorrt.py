@@ -13,16 +13,20 @@ from pathlib import Path
 
 from zsseg_rt.backends._tensorrt_api import TensorRT, load_tensorrt
 from zsseg_rt.backends._tensorrt_build import build, capability_member, require_capability
-from zsseg_rt.backends._tensorrt_device import Gpu, on_device, open_gpu
-from zsseg_rt.backends._tensorrt_session import PlanRefused, TensorRTGraph
+from zsseg_rt.backends._tensorrt_session import (
+    Gpu,
+    PlanRefused,
+    TensorRTGraph,
+    on_device,
+    open_gpu,
+)
 from zsseg_rt.backends.base import BackendOptions, Choice, CompiledGraph, pick_choice
 from zsseg_rt.backends.plan_cache import Plan, PlanCache, PlanKey
 from zsseg_rt.bundles.quantization import NARROW
 from zsseg_rt.common.files import sha256_of
-from zsseg_rt.errors import BackendError, PrecisionNotApplied
+from zsseg_rt.errors import BackendError
 from zsseg_rt.onnx.check import check_graph
 
-PRECISIONS = ("auto", "float32", "float16", "bfloat16", "int8", "fp8")
 _PREFERRED = ("float16", "bfloat16", "float32", "int8", "fp8")
 
 _WORKSPACE_PART = 4  # of the GPU's memory
@@ -38,18 +42,14 @@ class TensorRTBackend:
     def choose(
         self, variants: Collection[str], asked: str, *, device: str, allowed: Sequence[str]
     ) -> Choice:
-        """See :class:`zsseg_rt.backends.base.Backend`: the precision is the graph's own."""
+        """Choose; the precision is the graph's own."""
         offers = [Choice(variant=name, precision=name) for name in _PREFERRED if name in variants]
         return pick_choice(offers, asked, allowed, where="TensorRT", narrow=NARROW)
 
     def load(
         self, graph_path: Path, *, device: str, precision: str, options: BackendOptions
     ) -> CompiledGraph:
-        """Load a graph on a GPU, from a cached plan or a fresh build.
-
-        The GPU is checked first, then TensorRT is imported; a plan that TensorRT refuses is built
-        again once. See :meth:`zsseg_rt.backends.base.Backend.load` for arguments and errors.
-        """
+        """Load a graph from a cached plan or a fresh build; a refused plan is built again once."""
         gpu = open_gpu(device)
         require_capability(precision, gpu.compute_capability)
         api = load_tensorrt()
@@ -71,9 +71,8 @@ class TensorRTBackend:
     ) -> Plan:
         """Build a plan, or take it from the cache, without running it.
 
-        With RTX this needs no GPU. ``options.compute_capability`` names the target; None builds
-        for every GPU that RTX supports by default (8.0, 8.6, 8.9, 12.0 and newer). Full TensorRT
-        builds for the GPU ``cuda:0``. Engines look for a plan of their own GPU.
+        With RTX this needs no GPU; without ``options.compute_capability`` it is for every GPU that
+        RTX supports by default. Full TensorRT builds for ``cuda:0``.
         """
         api = load_tensorrt()
         options = options or BackendOptions()
@@ -97,10 +96,6 @@ class _PlanJob:
         options: BackendOptions,
         gpu: Gpu | None,
     ) -> None:
-        if precision not in PRECISIONS:
-            raise PrecisionNotApplied(
-                f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}"
-            )
         self._api, self._graph_path = api, graph_path
         self._precision, self._options = precision, options
         # TensorRT's own limit is all memory, which a board's CPU needs as well.
@@ -117,11 +112,9 @@ class _PlanJob:
         )
 
     def get(self) -> Plan:
-        """Return the plan."""
         return self._plans.get_or_build(self._key, self._build)
 
     def discard(self, reason: str) -> None:
-        """Forget the cached plan."""
         self._plans.discard(self._key, reason)
 
     def _build(self) -> Plan:

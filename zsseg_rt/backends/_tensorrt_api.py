@@ -1,8 +1,4 @@
-"""Find TensorRT, full or RTX, and use the part of its Python API that all versions share.
-
-``tensorrt`` 10.3 to 11.x and ``tensorrt_rtx`` 1.7 both work. ``$ZSSEG_TENSORRT`` set to
-``tensorrt`` or ``tensorrt_rtx`` chooses between them; without it the full ``tensorrt`` comes first.
-"""
+"""Find TensorRT, full or RTX: without ``$ZSSEG_TENSORRT`` the full ``tensorrt`` comes first."""
 
 from __future__ import annotations
 
@@ -21,7 +17,6 @@ from zsseg_rt.errors import BackendError, BackendUnavailableError, ConfigError
 
 FLAVOURS = ("tensorrt", "tensorrt_rtx")
 MINIMUM_VERSION = (10, 3)
-KEPT_MESSAGES = 8
 
 # TensorRT's data type names and NumPy's
 DTYPES = {
@@ -66,7 +61,12 @@ class TensorRT:
 
 def load_tensorrt() -> TensorRT:
     """Import the chosen or the first installed flavour; constructs no TensorRT object."""
-    flavour = _choose_flavour()
+    wanted = wanted_flavours()
+    flavour = next((name for name in wanted if importlib.util.find_spec(name) is not None), None)
+    if flavour is None:
+        raise BackendUnavailableError(
+            f"backend: expected the package {' or '.join(wanted)}, got nothing. Run: {_REMEDY}"
+        )
     try:
         module = importlib.import_module(flavour)
     except ImportError as exc:
@@ -82,8 +82,7 @@ def start_logging(api: TensorRT) -> Any:
     """Return the process's logger of a flavour, its complaints forgotten.
 
     TensorRT keeps the first logger that it is given, for all that follow, and warns at every other.
-    What it says goes to :mod:`logging`; ``last_messages()`` returns the last complaints, newest
-    last, as one line.
+    ``last_messages()`` returns the last complaints, newest last, as one line.
     """
     with _loggers_lock:
         entry = _loggers.get(api.flavour)
@@ -104,7 +103,7 @@ def _make_logger(api: TensorRT) -> Any:
     class Logger(trt.ILogger):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
-            self.kept: deque[str] = deque(maxlen=KEPT_MESSAGES)
+            self.kept: deque[str] = deque(maxlen=8)
 
         def log(self, severity: Any, message: str) -> None:
             level = levels.get(int(severity), logging.DEBUG)
@@ -127,22 +126,23 @@ def require(result: Any, what: str, logger: Any) -> Any:
     return result
 
 
+def start(api: TensorRT, make: Any, logger: Any) -> Any:
+    """A ``Builder`` or a ``Runtime``."""
+    try:
+        return require(make(logger), f"trt.{make.__name__}", logger)
+    except TypeError as exc:  # pybind11's "factory function returned nullptr"
+        raise BackendError(
+            f"tensorrt: expected {api.label} to start, got: {logger.last_messages()}. Check the "
+            "driver with nvidia-smi."
+        ) from exc
+
+
 def wanted_flavours() -> tuple[str, ...]:
     """The packages to look for, in order: both, or the one that ``$ZSSEG_TENSORRT`` names."""
     flavour = os.environ.get("ZSSEG_TENSORRT")
     if flavour and flavour not in FLAVOURS:
         raise ConfigError(f"ZSSEG_TENSORRT: expected one of {', '.join(FLAVOURS)}, got {flavour!r}")
     return (flavour,) if flavour else FLAVOURS
-
-
-def _choose_flavour() -> str:
-    wanted = wanted_flavours()
-    for flavour in wanted:
-        if importlib.util.find_spec(flavour) is not None:
-            return flavour
-    raise BackendUnavailableError(
-        f"backend: expected the package {' or '.join(wanted)}, got nothing. Run: {_REMEDY}"
-    )
 
 
 def _check_version(api: TensorRT) -> None:

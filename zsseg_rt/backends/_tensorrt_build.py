@@ -7,17 +7,15 @@ error rather than a slow engine.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from zsseg_rt.backends._tensorrt_api import DTYPES, TensorRT, require, start_logging
+from zsseg_rt.backends._tensorrt_api import DTYPES, TensorRT, require, start, start_logging
 from zsseg_rt.backends.base import BackendOptions
 from zsseg_rt.backends.plan_cache import Plan
-from zsseg_rt.common.files import Cache
 from zsseg_rt.errors import BackendError, PrecisionNotApplied
 from zsseg_rt.onnx.reader import map_file, quantised_layers
 
@@ -92,13 +90,6 @@ _SINCE = {"fp8": (8, 9), "bfloat16": (8, 0)}  # compute capabilities
 # Layers that carry the arithmetic, and so the precision, of a network.
 COMPUTE_LAYERS = ("MATRIX_MULTIPLY", "CONVOLUTION", "DECONVOLUTION", "EINSUM", "ATTENTION_INPUT")
 
-# Strings that name fused attention kernels inside a plan, by the RTX version they were seen in.
-FUSION_MARKERS = {"1.7": (b"fmha_v2", b"flash_attention_nl_tiled")}
-
-_MAX_TIMING_BYTES = 1 << 30
-
-_log = logging.getLogger(__name__)
-
 
 def build(
     api: TensorRT,
@@ -111,7 +102,7 @@ def build(
 ) -> Plan:
     """Build one plan, whose layers take at most so many bytes to work in; None: no limit."""
     trt, logger = api.module, start_logging(api)
-    builder = _make_builder(api, logger)
+    builder = start(api, trt.Builder, logger)
     # The bit's position differs between versions
     flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = require(builder.create_network(flags), "create_network", logger)
@@ -126,14 +117,10 @@ def build(
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, most_workspace)
     _add_profile(builder, config, report["inputs"], axes, logger)
     config.progress_monitor = monitor = make_monitor(trt, options.progress)
-    timing = None if api.is_rtx else _TimingCache(api, config, options.cache_dir)
     serialized = builder.build_serialized_network(network, config)
     monitor.finish()
     data = bytes(require(serialized, f"the build of {graph_path.name}", logger))
-    if timing is not None:
-        timing.save()
-    fused = count_fused_attention(data, api) or {}
-    return Plan(data=data, report=report | {"axes": _listed(axes), "fused_attention": fused})
+    return Plan(data=data, report=report | {"axes": {n: list(b) for n, b in axes.items()}})
 
 
 def capability_member(api: TensorRT, capability: str) -> Any:
@@ -152,17 +139,6 @@ def capability_member(api: TensorRT, capability: str) -> Any:
             f"{capability!r}. Use the full tensorrt package on the target itself for other GPUs."
         )
     return targets[capability]
-
-
-def count_fused_attention(plan: bytes, api: TensorRT) -> dict[str, int] | None:
-    """Count the names of fused attention kernels in an RTX plan; None for versions not known.
-
-    Twelve attention blocks of a float16 graph give twelve of each name on Ampere and newer.
-    """
-    for version, markers in FUSION_MARKERS.items():
-        if api.is_rtx and f"{api.version}.".startswith(f"{version}."):
-            return {marker.decode(): plan.count(marker) for marker in markers}
-    return None
 
 
 def profile_axes(
@@ -188,16 +164,6 @@ def profile_axes(
                 )
             axes[size] = (low, middle, high)
     return axes
-
-
-def _make_builder(api: TensorRT, logger: Any) -> Any:
-    try:
-        return require(api.module.Builder(logger), "trt.Builder", logger)
-    except TypeError as exc:  # pybind11's "factory function returned nullptr"
-        raise BackendError(
-            f"tensorrt: expected {api.label} to start, got: {logger.last_messages()}. Check the "
-            "driver with nvidia-smi."
-        ) from exc
 
 
 def _parse(trt: Any, network: Any, graph_path: Path, logger: Any) -> None:
@@ -396,31 +362,3 @@ def _add_profile(
             f"dynamic_axes: expected a profile TensorRT accepts, got {dict(axes)}: "
             f"{logger.last_messages()}"
         )
-
-
-def _listed(axes: Mapping[str, tuple[int, int, int]]) -> dict[str, list[int]]:
-    return {name: list(bounds) for name, bounds in axes.items()}
-
-
-class _TimingCache:
-    """Measured kernel times, kept between builds. Full TensorRT only: in RTX it does nothing."""
-
-    def __init__(self, api: TensorRT, config: Any, cache_dir: Path | None) -> None:
-        self._config = config
-        self._stored = None if cache_dir is None else Cache(cache_dir / "timing", api.label)
-        self._name = f"{api.label}.cache"
-        if self._stored is None:
-            return
-        entry = self._stored.read(self._name, max_bytes=_MAX_TIMING_BYTES)
-        cache = config.create_timing_cache(b"" if entry is None else entry.data)
-        # TensorRT itself keeps another GPU's times apart
-        if cache is None or not config.set_timing_cache(cache, False):
-            _log.warning("tensorrt: timing cache %s is not usable and starts empty", self._name)
-            config.set_timing_cache(config.create_timing_cache(b""), False)
-
-    def save(self) -> None:
-        """Write the times; a folder that cannot be written to causes a warning."""
-        cache = None if self._stored is None else self._config.get_timing_cache()
-        if cache is not None and self._stored is not None:
-            remedy = "Builds stay slow until that is fixed."
-            self._stored.keep(self._name, bytes(cache.serialize()), else_=remedy)

@@ -1,4 +1,8 @@
-"""Run a TensorRT plan on one GPU, on the caller's stream, into buffers that are reused."""
+"""Run a TensorRT plan on one GPU, on the caller's stream, into buffers that are reused.
+
+One of TensorRT's runtimes crashes on a computer without a driver, so the device is always checked
+with this package's own CUDA runtime before any TensorRT object is constructed.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +11,17 @@ import logging
 import math
 import os
 import re
-from collections.abc import Hashable, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from zsseg_rt.backends import _tensorrt_device as gpu_device
-from zsseg_rt.backends._tensorrt_api import DTYPES, TensorRT, require, start_logging
-from zsseg_rt.backends._tensorrt_device import DeviceFeed, Gpu, on_device, order_after, read_feed
+import numpy as np
+
+from zsseg_rt.backends._tensorrt_api import TensorRT, require, start, start_logging
 from zsseg_rt.backends.base import (
-    GoldenVerdict,
     GraphSession,
-    LayerInfo,
     NodeTime,
     Recorder,
     Session,
@@ -27,22 +30,100 @@ from zsseg_rt.backends.base import (
     opened,
 )
 from zsseg_rt.backends.plan_cache import Plan, keep_golden, kernels_path
-from zsseg_rt.common.arrays import Array, TensorSpec
+from zsseg_rt.common.arrays import Array, TensorSpec, typestr_of
 from zsseg_rt.common.files import Cache
-from zsseg_rt.errors import BackendError, ShapeError
+from zsseg_rt.errors import BackendError, DeviceError, ShapeError
+from zsseg_rt.ops import core
 
+_ALIGNMENT = 256  # bytes, of every address given to TensorRT
 _MAX_BYTES = 1 << 30
+# Every version's fused attention, such as _gemm_mha_v2 and fmha_v2, but no name of ours: "/".
+_FUSED = re.compile(r"(?<![a-z/])f?mha(?![a-z])", re.IGNORECASE)
+_NAMED = ("Name", "LayerType", "TacticName")
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """One visible GPU."""
+
+    index: int  # N of "cuda:N"
+    name: str  # The driver's name for it
+    compute_capability: str  # Such as "8.9"
+    multiprocessors: int  # How many it has; GPUs of one name may differ in it
+    total_memory: int  # Bytes
+    driver: int  # Newest CUDA that the driver serves, such as 13000
+    runtime: str  # CUDA runtime of this package's build, such as "13.0"
+
+
+def open_gpu(device: str) -> Gpu:
+    """Check that a device name refers to a visible GPU."""
+    kind, _, index = device.partition(":")
+    count = core.cuda_device_count()
+    if kind != "cuda" or not index.isdigit() or int(index) >= count:
+        found = (
+            f"{device!r}. Check CUDA_VISIBLE_DEVICES."
+            if count
+            else f"no NVIDIA GPU for {device!r}: there is none, no driver, a driver too old for "
+            "this build's CUDA, or a build without CUDA. Run nvidia-smi and zsseg-rt doctor, check "
+            "CUDA_VISIBLE_DEVICES, or use device='cpu'."
+        )
+        raise DeviceError(
+            f"device: expected 'cuda:0' to 'cuda:{max(count - 1, 0)}' for backend 'tensorrt', got "
+            f"{found}"
+        )
+    properties = core.cuda_device_properties(int(index))
+    names = ("name", "compute_capability", "multiprocessors", "total_memory", "driver")
+    return Gpu(
+        index=int(index),
+        runtime=str(core.cuda_runtime_version()),
+        **{name: properties[name] for name in names},
+    )
+
+
+@contextmanager
+def on_device(index: int) -> Iterator[None]:
+    """Make a GPU the calling thread's current one, which TensorRT uses.
+
+    It stays so where the caller's was never used: to restore that one would make a context there.
+    """
+    previous = core.cuda_set_device(index)
+    try:
+        yield
+    finally:
+        core.cuda_set_device(previous, only_active=True)
+
+
+def read_feed(spec: TensorSpec, array: Any) -> tuple[int, str, tuple[int, ...], int | None]:
+    """Address, dtype, shape, and the stream that writes it, of an array on the GPU."""
+    name, interface = spec.name, getattr(array, "__cuda_array_interface__", None)
+    if interface is None:
+        raise DeviceError(
+            f"{name}: expected an array on the GPU (DeviceArray or __cuda_array_interface__), got "
+            f"{type(array).__name__}. Copy it with DeviceArray.from_numpy."
+        )
+    kind, shape = interface["typestr"], tuple(interface["shape"])
+    address, strides = int(interface["data"][0]), interface.get("strides")
+    if strides is not None and strides != _packed_strides(shape, np.dtype(kind).itemsize):
+        raise ShapeError(f"{name}: expected a C-contiguous array, got other strides. Copy it.")
+    if address % _ALIGNMENT:
+        raise ShapeError(
+            f"{name}: expected an address aligned to {_ALIGNMENT} bytes, got a slice of a larger "
+            "array. Copy it to an array of its own."
+        )
+    dtype = spec.dtype if kind == typestr_of(spec.dtype) else kind
+    return address, dtype, shape, interface.get("stream")
+
+
+def _packed_strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    return tuple(itemsize * math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
 class RuntimeSettings:
     """The settings that all execution contexts of one RTX plan share."""
 
-    def __init__(
-        self, api: TensorRT, engine: Any, plan_path: Path | None, *, captures: bool, logger: Any
-    ) -> None:
-        self._engine, self._logger, self.captures = engine, logger, captures
-        self._trt = api.module
+    def __init__(self, api: TensorRT, engine: Any, plan_path: Path | None, logger: Any) -> None:
+        self._engine, self._logger, self._trt = engine, logger, api.module
         self._path = None if plan_path is None else kernels_path(plan_path)
         self._entries = Cache(Path() if plan_path is None else plan_path.parent, "kernels")
         runtime_config = self._new_config()
@@ -52,10 +133,9 @@ class RuntimeSettings:
 
     def config(self, *, captures: bool) -> Any:
         """A configuration for one more execution context; it shares the kernels."""
-        runtime_config = self._new_config()
+        runtime_config, trt = self._new_config(), self._trt
         placed = runtime_config.set_runtime_cache(self._kernels)
         require(placed, "set_runtime_cache", self._logger)
-        trt = self._trt
         on, off = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE, trt.CudaGraphStrategy.DISABLED
         runtime_config.cuda_graph_strategy = on if captures else off
         return runtime_config
@@ -76,75 +156,13 @@ class RuntimeSettings:
 
     def _load(self) -> bytes:
         """Take over what an earlier process compiled, and return it."""
-        if self._path is None:
+        entry = self._path and self._entries.read(self._path.name, max_bytes=_MAX_BYTES)
+        if not entry:
             return b""
-        entry = self._entries.read(self._path.name, max_bytes=_MAX_BYTES)
-        if entry is not None and self._kernels.deserialize(entry.data):
+        if self._kernels.deserialize(entry.data):
             return entry.data
-        if entry is not None:
-            _log.info("tensorrt: %s is for another GPU or driver: compiling again", self._path)
+        _log.info("tensorrt: %s is for another GPU or driver: compiling again", self._path)
         return b""
-
-
-# The inspector's names of element types -> NumPy's; longer names first.
-_FORMAT_NAMES = {
-    "bfloat16": "bfloat16",
-    "bf16": "bfloat16",
-    "fp32": "float32",
-    "float32": "float32",
-    "fp16": "float16",
-    "half": "float16",
-    "float16": "float16",
-    "fp8": "fp8",
-    "float": "float32",
-    "int8": "int8",
-    "int32": "int32",
-    "int64": "int64",
-    "bool": "bool",
-}
-# Every version's fused attention, such as _gemm_mha_v2 and fmha_v2, but no name of ours: "/".
-_FUSED = re.compile(r"(?<![a-z/])f?mha(?![a-z])", re.IGNORECASE)
-_NAMED = ("Name", "LayerType", "TacticName")
-
-
-def layer_info(entry: Any) -> LayerInfo:
-    """A layer as the inspector reports it: only its name if the plan keeps no more."""
-    if isinstance(entry, str):
-        return LayerInfo(name=entry, type="", precision="")
-    outputs = entry.get("Outputs") or [{}]
-    format_name = str(outputs[0].get("Format/Datatype", "")).lower()
-    precision = next((name for name in _FORMAT_NAMES if name in format_name), "")
-    return LayerInfo(
-        name=str(entry.get("Name", "")),
-        type=str(entry.get("LayerType", "")),
-        precision=_FORMAT_NAMES.get(precision, ""),
-    )
-
-
-def is_fused_attention(entry: Any) -> bool:
-    """Whether a layer, as the inspector reports it, is one fused attention."""
-    if isinstance(entry, str):
-        return _FUSED.search(entry) is not None
-    return any(_FUSED.search(str(entry.get(key, ""))) for key in _NAMED)
-
-
-def read_verdict(stored: Mapping[str, Any] | None, sample: str) -> GoldenVerdict | None:
-    """A stored verdict, if it is one and of this golden sample."""
-    if stored is None or stored.get("sample") != sample:
-        return None
-    try:
-        return GoldenVerdict(
-            sample=sample,
-            passed=stored["passed"] is True,
-            stage=str(stored["stage"]),
-            error=float(stored["error"]),
-            tolerance=float(stored["tolerance"]),
-        )
-    except (KeyError, TypeError, ValueError):
-        return None
-
-
-_log = logging.getLogger(__name__)
 
 
 class PlanRefused(BackendError):  # noqa: N818 - says what happened to the plan
@@ -165,36 +183,24 @@ class TensorRTGraph:
         self.outputs = tuple(_spec(row) for row in plan.report["outputs"])
         self._json = api.module.LayerInformationFormat.JSON
         with on_device(gpu.index):
-            self._runtime = _make_runtime(api, self.logger)
+            self._runtime = start(api, api.module.Runtime, self.logger)
             self._engine = self._runtime.deserialize_cuda_engine(plan.data)
             if self._engine is None:
                 raise PlanRefused(
                     f"plan: expected {api.label} on {gpu.name} to read it, got: "
                     f"{self.logger.last_messages()}"
                 )
-            self._check_tensors(api)
             self._settings: RuntimeSettings | None = None
             if api.is_rtx:
-                captures = os.environ.get("ZSSEG_CUDA_GRAPHS") != "0"
-                self._settings = RuntimeSettings(
-                    api, self._engine, plan.path, captures=captures, logger=self.logger
-                )
+                self._settings = RuntimeSettings(api, self._engine, plan.path, self.logger)
+        # Whether TensorRT records its launches as CUDA graphs, so that nobody else may
+        self.captures_itself = api.is_rtx and os.environ.get("ZSSEG_CUDA_GRAPHS") != "0"
         self.report = {**plan.report, "fused_layers": self._count_fused_layers()}
 
-    @property
-    def captures_itself(self) -> bool:
-        """Whether TensorRT records its launches as CUDA graphs, so that nobody else may."""
-        return self._settings is not None and self._settings.captures
-
     def session(self) -> Session:
-        """Open an execution context."""
-        return self._open_session(captures=self.captures_itself)
+        return self.open_session(captures=self.captures_itself)
 
-    def profiled_session(self) -> TensorRTSession:
-        """As :meth:`session`, launching layer by layer, so that each has its time."""
-        return self._open_session(captures=False)
-
-    def _open_session(self, *, captures: bool) -> TensorRTSession:
+    def open_session(self, *, captures: bool) -> TensorRTSession:
         opened("graph", self._engine)
         settings = self._settings
         with on_device(self.gpu.index):
@@ -209,34 +215,25 @@ class TensorRTGraph:
         if self._settings is not None:
             self._settings.save()
 
-    def layers(self) -> list[LayerInfo]:
-        """Describe the built engine's layers as TensorRT reports them."""
-        opened("graph", self._engine)
-        return [layer_info(entry) for entry in self._inspected()]
-
     @property
     def plan_name(self) -> str:
         named = self._plan.path
         return str(named) if named is not None else str(self.report.get("graph", "a plan"))
 
-    def golden_verdict(self, sample: str) -> GoldenVerdict | None:
-        return read_verdict(self._plan.golden, sample)
+    def golden_verdict(self, sample: str) -> str | None:
+        stored = self._plan.golden or {}
+        return stored.get("problem") if stored.get("sample") == sample else None
 
-    def keep_golden_verdict(self, verdict: GoldenVerdict) -> None:
-        keep_golden(self._plan, asdict(verdict))
-
-    def _inspected(self) -> list[Any]:
-        inspector = require(self._engine.create_engine_inspector(), "inspection", self.logger)
-        try:
-            return list(json.loads(inspector.get_engine_information(self._json))["Layers"])
-        except (ValueError, KeyError, TypeError) as exc:
-            raise BackendError(f"tensorrt: expected a list of layers as JSON, got {exc}") from exc
+    def keep_golden_verdict(self, sample: str, problem: str) -> None:
+        keep_golden(self._plan, {"sample": sample, "problem": problem})
 
     def _count_fused_layers(self) -> int | None:
         """Layers that are fused attention; None, with a warning, if TensorRT does not say."""
         try:
-            fused = sum(map(is_fused_attention, self._inspected()))
-        except BackendError as exc:
+            inspector = require(self._engine.create_engine_inspector(), "inspection", self.logger)
+            layers = json.loads(inspector.get_engine_information(self._json))["Layers"]
+            fused = sum(map(is_fused_attention, layers))
+        except (BackendError, ValueError, KeyError, TypeError) as exc:
             _log.warning("%s: fused attention was not counted: %s", self.plan_name, exc)
             return None
         rows = self.report.get("layers", ())
@@ -250,7 +247,6 @@ class TensorRTGraph:
         return fused
 
     def close(self) -> None:
-        """Free engine and runtime. Calling it twice is harmless."""
         # in this order: the engine needs the runtime alive
         self._settings = None
         self._engine = None
@@ -273,22 +269,15 @@ class TensorRTGraph:
 
         return Collector()
 
-    def _check_tensors(self, api: TensorRT) -> None:
-        """Compare the engine's named tensors with the report that came with the plan."""
-        trt, engine = api.module, self._engine
-        tensors = {}
-        for index in range(engine.num_io_tensors):
-            name = engine.get_tensor_name(index)
-            is_input = engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
-            tensors[name] = (is_input, DTYPES.get(engine.get_tensor_dtype(name).name))
-        wanted = {spec.name: (True, spec.dtype) for spec in self.inputs}
-        wanted |= {spec.name: (False, spec.dtype) for spec in self.outputs}
-        if tensors != wanted:
-            raise PlanRefused(f"plan: expected the tensors {wanted}, got {tensors}")
+
+def is_fused_attention(entry: Any) -> bool:
+    """Whether a layer, as the inspector reports it, is one fused attention."""
+    names = [entry] if isinstance(entry, str) else [str(entry.get(key, "")) for key in _NAMED]
+    return any(map(_FUSED.search, names))
 
 
 class TensorRTSession(GraphSession):
-    """One execution context. Not thread-safe; the next :meth:`run` may overwrite results."""
+    """One execution context."""
 
     def __init__(self, graph: TensorRTGraph, context: Any) -> None:
         super().__init__(graph)
@@ -300,14 +289,13 @@ class TensorRTSession(GraphSession):
         self._stream = 0
 
     def run(self, feeds: Mapping[str, Array], *, stream: int = 0) -> dict[str, Array]:
-        """Enqueue the graph on a stream; see :meth:`zsseg_rt.backends.base.Session.run`."""
         opened("session", self._context)
         check_names(feeds, self.inputs)
         with on_device(self._gpu.index):
-            read = self._read_feeds(feeds, stream)
-            self._set_shapes({name: feed.shape for name, feed in read.items()})
-            for name, feed in read.items():
-                self._set_address(name, feed.address)
+            addresses, shapes = self._read_feeds(feeds, stream)
+            self._set_shapes(shapes)
+            for name, address in addresses.items():
+                self._set_address(name, address)
             results = {spec.name: self._place_output(spec, stream) for spec in self.outputs}
             enqueued = self._context.execute_async_v3(stream)
             require(enqueued, "execute_async_v3", self._logger)
@@ -315,12 +303,10 @@ class TensorRTSession(GraphSession):
         return results
 
     def capture_state(self) -> Hashable | None:
-        """The shapes and addresses that were set; see :class:`zsseg_rt.backends.base.Session`.
+        """The shapes and addresses that were set; None where TensorRT records by itself.
 
-        None where TensorRT records its launches itself.
-
-        TensorRT keeps data of its own on the GPU for the shapes that were set last, so a capture is
-        of no use once others have been set.
+        It keeps data of its own on the GPU for the shapes that were set last, so a capture is of no
+        use once others have been set.
         """
         if self._graph.captures_itself:
             return None
@@ -334,10 +320,10 @@ class TensorRTSession(GraphSession):
     ) -> tuple[NodeTime, ...]:
         """Time every layer in a context of its own, which it would slow down for good.
 
-        See :meth:`zsseg_rt.backends.base.Session.profile`.
+        That one launches layer by layer, so that each has its time.
         """
         opened("session", self._context)
-        other = self._graph.profiled_session()
+        other = self._graph.open_session(captures=False)
         try:
             other.run(feeds, stream=stream)
             collector = self._graph.collector()
@@ -352,24 +338,29 @@ class TensorRTSession(GraphSession):
             other.close()
 
     def recorder(self) -> Recorder | None:
-        """None: TensorRT allocates nothing while it runs."""
-        return None
+        return None  # TensorRT allocates nothing while it runs
 
     def close(self) -> None:
-        """Free context and buffers. Calling it twice is harmless."""
         if self._context is not None:
             with on_device(self._gpu.index):
                 self._graph.keep_kernels()  # also those of shapes that were new
         self._context = None
         self._buffers.clear()
 
-    def _read_feeds(self, feeds: Mapping[str, Array], stream: int) -> dict[str, DeviceFeed]:
-        read = {}
+    def _read_feeds(
+        self, feeds: Mapping[str, Array], stream: int
+    ) -> tuple[dict[str, int], dict[str, tuple[int, ...]]]:
+        """Addresses and shapes, once the stream waits for what the feeds' own still write."""
+        addresses, shapes = {}, {}
         for spec in self.inputs:
-            feed = read[spec.name] = read_feed(spec.name, feeds[spec.name])
-            check_feed(spec, feed.dtype, feed.shape, self._graph.report["axes"])
-            order_after(feed.stream, stream, self._gpu.index)
-        return read
+            address, dtype, shape, feed_stream = read_feed(spec, feeds[spec.name])
+            check_feed(spec, dtype, shape, self._graph.report["axes"])
+            if feed_stream is not None and feed_stream != (stream or 1):
+                event = core.Event(self._gpu.index, timing=False)  # orders streams within a capture
+                event.record(feed_stream)
+                event.wait(stream)
+            addresses[spec.name], shapes[spec.name] = address, shape
+        return addresses, shapes
 
     def _set_shapes(self, shapes: dict[str, tuple[int, ...]]) -> None:
         """Tell TensorRT the shapes of the inputs, if one is new, and ask for those of outputs."""
@@ -399,7 +390,7 @@ class TensorRTSession(GraphSession):
         size = max(math.prod(shape), 1)
         buffer = self._buffers.get(spec.name)
         if buffer is None or math.prod(buffer.shape) < size:
-            buffer = gpu_device.native().DeviceArray.empty(
+            buffer = core.DeviceArray.empty(
                 (size,), spec.dtype, device=self._gpu.index, stream=stream
             )
             self._buffers[spec.name] = buffer
@@ -413,16 +404,6 @@ class TensorRTSession(GraphSession):
         placed = self._context.set_tensor_address(name, address)
         require(placed, f"set_tensor_address of {name}", self._logger)
         self._addresses[name] = address
-
-
-def _make_runtime(api: TensorRT, logger: Any) -> Any:
-    try:
-        return require(api.module.Runtime(logger), "trt.Runtime", logger)
-    except TypeError as exc:  # pybind11's "factory function returned nullptr"
-        raise BackendError(
-            f"tensorrt: expected {api.label} to start, got: {logger.last_messages()}. Check the "
-            "driver with nvidia-smi."
-        ) from exc
 
 
 def _spec(row: Mapping[str, Any]) -> TensorSpec:

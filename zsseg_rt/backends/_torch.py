@@ -25,7 +25,6 @@ from zsseg_rt.backends.base import (
     Choice,
     CompiledGraph,
     GraphSession,
-    LayerInfo,
     NodeTime,
     Recorder,
     Session,
@@ -59,19 +58,15 @@ class TorchBackend:
     def choose(
         self, variants: Collection[str], asked: str, *, device: str, allowed: Sequence[str]
     ) -> Choice:
-        """See :class:`zsseg_rt.backends.base.Backend`.
-
-        On CUDA ``"auto"`` takes a float16 graph, or bfloat16 if the GPU computes in it.
-        """
+        """Choose; on CUDA ``"auto"`` takes a float16 graph, or bfloat16 if the GPU has it."""
         return pick_choice(_offers(variants, device), asked, allowed, where=f"torch on {device}")
 
     def load(
         self, graph_path: Path, *, device: str, precision: str, options: BackendOptions
     ) -> CompiledGraph:
-        """Load one ONNX file; see :class:`zsseg_rt.backends.base.Backend`.
+        """Load one ONNX file, lowered from float32 to another precision if that is asked for.
 
-        ``precision="auto"`` is the graph's own. A float32 graph can be lowered to bfloat16 or
-        float16: weights and activations are cast, LayerNorm, softmax and norms compute in float32.
+        Then weights and activations are cast; LayerNorm, softmax and norms compute in float32.
         ``num_threads`` is a torch setting for the whole process: the last one given counts.
         """
         torch = _import_torch()
@@ -102,7 +97,6 @@ class _TorchGraph:
         ranges: Mapping[str, Bounds] | None,
         report: Mapping[str, int],
     ) -> None:
-        """``report``: what was fused; ``fused_attention`` counts blocks of it."""
         self._program: Program | None = program
         self._fused = dict(report)
         self.inputs, self.outputs = header.inputs, header.outputs
@@ -119,12 +113,6 @@ class _TorchGraph:
 
     def session(self) -> Session:
         return _TorchSession(self, opened("graph", self._program))
-
-    def layers(self) -> list[LayerInfo]:
-        return [
-            LayerInfo(name=node.name or node.outputs[0], type=node.kind, precision=self.precision)
-            for node in opened("graph", self._program).nodes
-        ]
 
     def close(self) -> None:
         self._program = None
@@ -179,11 +167,7 @@ class _TorchSession(GraphSession):
         return None if self.device == "cpu" else TorchRecorder(self.device)
 
     def capture_state(self) -> Hashable | None:
-        """The state that a capture depends on besides its feeds: none, as its memory is its own.
-
-        None on the CPU, where there are no captures.
-        """
-        return None if self.device == "cpu" else ()
+        return None if self.device == "cpu" else ()  # a capture's memory is its own
 
     def close(self) -> None:
         self._program = None
@@ -224,13 +208,12 @@ _one_at_a_time = threading.RLock()  # torch fails where threads use several pool
 
 
 class TorchRecorder:
-    """A memory pool of torch for one capture; see :class:`zsseg_rt.backends.base.Recorder`.
+    """A memory pool of torch for one capture.
 
-    torch launches on the stream that it is given, so a capture of that stream, begun by whoever
-    calls, holds torch's launches and ours alike: no ``torch.cuda.CUDAGraph`` is needed. What
-    ``CUDAGraph`` does beyond that is done here: what torch allocates meanwhile comes from a pool of
-    its own. From the usual pool, memory would be given to others once the captured tensors are
-    gone, and replays would write over it.
+    torch launches on the stream that it is given, so the caller's capture holds torch's launches
+    and ours alike. What ``torch.cuda.CUDAGraph`` does beyond that is done here: what torch
+    allocates meanwhile comes from a pool of its own. From the usual pool, memory would be given to
+    others once the captured tensors are gone, and replays would write over it.
     """
 
     def __init__(self, device: str) -> None:
@@ -250,7 +233,6 @@ class TorchRecorder:
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
-        """Allocate from the pool what the calling thread asks torch for."""
         import torch
 
         if self._is_closed:
@@ -263,7 +245,6 @@ class TorchRecorder:
                 yield
 
     def close(self) -> None:
-        """Give the memory back, after the capture is destroyed. Calling it twice is harmless."""
         self._is_closed = True
         self._pool = None
 
@@ -305,9 +286,8 @@ def _type_of(node: Node) -> str:
 class DeviceResult:
     """A tensor on a GPU as this package's kernels take it: they use it where it was made, at once.
 
-    torch's own ``__dlpack__`` asks which device and stream are current when it is called. After a
-    run those are no longer the session's: each use would wait for the legacy default stream, and be
-    refused on any GPU but the first.
+    torch's own ``__dlpack__`` asks which device and stream are current when it is called: after a
+    run each use would wait for the legacy default stream, and be refused on GPUs but the first.
     """
 
     def __init__(self, tensor: Tensor, stream: int) -> None:

@@ -23,10 +23,7 @@ _log = logging.getLogger(__name__)
 
 
 class SharedSetting:
-    """A setting that blocks of several threads share: the first one makes it, the last undoes it.
-
-    ``make`` returns what undoes it.
-    """
+    """A setting that several threads share: the first one makes it, the last undoes it."""
 
     def __init__(self, make: Callable[[], Callable[[], None]]) -> None:
         self._make, self._lock = make, threading.Lock()
@@ -35,7 +32,6 @@ class SharedSetting:
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        """In force inside the block."""
         with self._lock:
             if self._inside == 0:
                 self._undo = self._make()
@@ -59,16 +55,17 @@ def wanted() -> tuple[str, ...]:
         raise ConfigError(
             f"{_SETTING}: expected one of {', '.join(KINDS)}, got {first!r}. Unset it for 'flash'."
         )
-    if first != "flash" and not _takes_an_order():
-        return (first,)  # torch's own order begins with flash
+    if first != "flash":
+        from torch.nn.attention import sdpa_kernel
+
+        if not _takes_an_order(sdpa_kernel):
+            return (first,)  # torch's own order begins with flash
     return (first, *(kind for kind in KINDS[:2] if kind != first))
 
 
 @functools.cache
-def _takes_an_order() -> bool:
+def _takes_an_order(sdpa_kernel: Callable[..., Any]) -> bool:
     """Whether this torch takes an order; some versions from 2.6 on only take which may run."""
-    from torch.nn.attention import sdpa_kernel
-
     return "set_priority" in inspect.signature(sdpa_kernel).parameters
 
 
@@ -98,25 +95,6 @@ def _warn(dtype: str, width: int) -> None:
     )
 
 
-def kinds_on(device: str) -> dict[str, str]:
-    """The kind that a CLIP's attention takes on a GPU, by what is asked of it; none without one."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return {}
-
-    def kind(dtype: torch.dtype, *, masked: bool = False) -> str:
-        q = torch.empty(1, 12, 64, 64, dtype=dtype, device=device)
-        return kind_taken(q, q, q, q[0, :1] if masked else None)
-
-    half = torch.float16
-    return {
-        "float16": kind(half),
-        "float16 with a mask": kind(half, masked=True),
-        "float32": kind(torch.float32),
-    }
-
-
 def _pin() -> Callable[[], None]:
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -127,7 +105,7 @@ def _pin() -> Callable[[], None]:
     }
     order = [*(members[kind] for kind in wanted()), SDPBackend.MATH]
     pinned = ExitStack()
-    settings = {"set_priority": True} if _takes_an_order() else {}
+    settings = {"set_priority": True} if _takes_an_order(sdpa_kernel) else {}
     # Newer versions of torch keep a token that only the same context may give back, in any thread.
     context = contextvars.copy_context()
     context.run(pinned.enter_context, sdpa_kernel(order, **settings))

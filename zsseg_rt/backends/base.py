@@ -1,9 +1,8 @@
 """Backends: each compiles an ONNX graph for a device and runs it there.
 
-There are three parts: a :class:`Backend` chooses and compiles, a :class:`CompiledGraph` holds the
-weights once for all its sessions, a :class:`Session` is one request with
-its activations. Feeds and results are arrays on the session's device: NumPy on the CPU,
-:class:`DeviceArray` (or anything with ``__dlpack__`` / ``__cuda_array_interface__``) on CUDA.
+A :class:`Backend` chooses and compiles, a :class:`CompiledGraph` holds the weights once, a
+:class:`Session` is one request with its activations. Feeds and results are arrays on the session's
+device: NumPy on the CPU, ``DeviceArray`` or another library's (DLPack) on CUDA.
 """
 
 from __future__ import annotations
@@ -19,7 +18,10 @@ import numpy as np
 from zsseg_rt.common.arrays import Array, TensorSpec
 from zsseg_rt.errors import ArgumentError, BackendError, DTypeError, PrecisionNotApplied, ShapeError
 
-AxisRanges = Mapping[str, tuple[int, int, int]]
+Bounds = tuple[int, int, int]
+"""Smallest, usual and largest size of a dynamic axis."""
+
+AxisRanges = Mapping[str, Bounds]
 
 
 def check_names(feeds: Mapping[str, Array], specs: Sequence[TensorSpec]) -> None:
@@ -99,9 +101,6 @@ def opened(what: str, content: Any) -> Any:
 ANY_PRECISION = ("float16", "bfloat16", "float32")
 """The choices of ``precision="auto"`` where rounding changes labels only at their borders."""
 
-Bounds = tuple[int, int, int]
-"""Smallest, usual and largest size of a dynamic axis."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class BackendOptions:
@@ -130,15 +129,6 @@ class Choice:
     precision: str  # The precision that the backend computes it in
 
 
-@dataclass(frozen=True, kw_only=True)
-class LayerInfo:
-    """One layer of a compiled graph."""
-
-    name: str  # The layer's name, as near to the graph's own as the backend keeps it
-    type: str  # The backend's name for what it computes
-    precision: str  # NumPy name of what it computes in, ``""`` if the backend does not tell
-
-
 OUTSIDE_NODES = "(outside nodes)"
 """The time of a run beyond its nodes, as the last :class:`NodeTime`; with it, they sum to the run.
 
@@ -158,11 +148,10 @@ class NodeTime:
 
 
 class Recorder(Protocol):
-    """A holder of what a session's launches need while they are captured and replayed.
+    """A holder of what a session's launches in one capture need, while it records and replays.
 
-    One recorder serves one capture. The caller captures the stream; several sessions may run in
-    it, each within its own recorder. Run a session once on the same stream before: what it loads
-    and allocates once does not belong into a capture.
+    The session has run before on the same stream: what it loads and allocates once does not belong
+    into a capture.
     """
 
     @property
@@ -170,11 +159,7 @@ class Recorder(Protocol):
         """Whether memory that other threads ask for while it records belongs to the capture too."""
 
     def recording(self) -> AbstractContextManager[None]:
-        """Enter this before the capture begins, and leave it after the capture has ended.
-
-        Raises:
-            BackendError: The recorder is closed.
-        """
+        """Enter this before the capture begins, and leave it after the capture has ended."""
 
     def close(self) -> None:
         """Free what replays need, after the capture is destroyed. Calling it twice is harmless."""
@@ -185,15 +170,14 @@ class Described(Protocol):
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """The inputs of a run, in graph order.
+        """The inputs of a run, in graph order, of the dtypes that the graph's file states.
 
-        On CUDA of the dtypes that the graph's file states. On the CPU half precision is float32:
-        NumPy has no bfloat16, and the backends widen within the graph, which rounds nothing.
+        On the CPU half precision is float32, widened within the graph: NumPy has no bfloat16.
         """
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """The results of a run, in graph order; of the dtypes that :attr:`inputs` explains."""
+        """The results of a run, likewise."""
 
     @property
     def device(self) -> str:
@@ -201,14 +185,11 @@ class Described(Protocol):
 
     @property
     def precision(self) -> str:
-        """The precision the graph actually runs at, as one of the public precision names."""
+        """The public name of the precision that the graph actually runs at."""
 
 
 class Session(Described, Protocol):
-    """One request: a graph's activations. One thread at a time may use it.
-
-    The next :meth:`run` may overwrite the results of the last one.
-    """
+    """One request: a graph's activations. One thread at a time may use it."""
 
     def run(self, feeds: Mapping[str, Array], *, stream: int = 0) -> dict[str, Array]:
         """Run the graph once.
@@ -229,12 +210,7 @@ class Session(Described, Protocol):
     def profile(
         self, feeds: Mapping[str, Array], *, stream: int = 0, runs: int = 10
     ) -> tuple[NodeTime, ...]:
-        """Time every node, in the order they run, and what the same runs took beyond them.
-
-        Args:
-            feeds: As for :meth:`run`.
-            stream: As for :meth:`run`.
-            runs: How many runs the times are the mean of.
+        """Time every node over several runs, in their order, and what lay beyond the nodes.
 
         Raises:
             BackendError: The graph was loaded without ``BackendOptions(node_times=True)``, or the
@@ -244,9 +220,8 @@ class Session(Described, Protocol):
     def capture_state(self) -> Hashable | None:
         """The state that a capture of :meth:`run` depends on besides the feeds' addresses.
 
-        For example the shapes that were set, and the addresses of buffers that may grow. A capture
-        is recorded only after a run that left this as it was, and launched only while it is as it
-        was then. None: runs cannot be captured, on the CPU for example.
+        Such as shapes, and the addresses of buffers that may grow: a capture is launched only while
+        this is as it was. None: runs cannot be captured, on the CPU for example.
         """
 
     def recorder(self) -> Recorder | None:
@@ -268,18 +243,7 @@ class CompiledGraph(Described, Protocol):
     """A graph's weights on a device, shared by all its sessions. Any thread may use it."""
 
     def session(self) -> Session:
-        """Open one more request; it shares the weights.
-
-        Raises:
-            BackendError: The graph is closed, or the backend has no room for another.
-        """
-
-    def layers(self) -> list[LayerInfo]:
-        """Describe the layers in the order they run.
-
-        Raises:
-            BackendError: The graph is closed, or the backend does not report its layers.
-        """
+        """Open one more request; a BackendError where the graph is closed or there is no room."""
 
     def close(self) -> None:
         """Free the weights, once every session is closed. Calling it twice is harmless."""
@@ -319,43 +283,31 @@ class Backend(Protocol):
             options: Threads, sessions, caches, shapes.
 
         Raises:
-            BackendUnavailableError: The backend's package is missing.
             DeviceError: The device is absent or not one this backend serves.
             PrecisionNotApplied: This backend cannot give the precision on this device.
-            BackendError: The graph cannot be read or compiled.
+            BackendError: The graph cannot be read or compiled, or the package is missing.
         """
-
-
-@dataclass(frozen=True, kw_only=True)
-class GoldenVerdict:
-    """The verdict of a bundle's golden sample on a built graph."""
-
-    sample: str  # SHA-256 of the golden sample's file
-    passed: bool  # Whether the graph's results were within the tolerance
-    stage: str = ""  # Where they first were not; ``""`` if they were
-    error: float = 0.0  # How far they were off there, relative to the stage's largest value
-    tolerance: float = 0.0  # How far they may be off there
 
 
 @runtime_checkable
 class BuiltGraph(Protocol):
-    """A compiled graph that an optimising builder made, and that is compared once with its bundle.
+    """A compiled graph of an optimising builder, which is compared once with its bundle.
 
     Builders choose kernels by the GPU and their version, and have made wrong ones of right graphs.
     """
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """The results of its sessions; see :attr:`Session.outputs`."""
+        """The results of its sessions."""
 
     @property
     def plan_name(self) -> str:
-        """The name of the build to a person: its file's, or the graph's name where it has none."""
+        """The file of the build, or the graph's name where it has none."""
 
-    def golden_verdict(self, sample: str) -> GoldenVerdict | None:
-        """The verdict of this golden sample; None if this build has not run it yet."""
+    def golden_verdict(self, sample: str) -> str | None:
+        """What was wrong on the golden sample of this hash, maybe ""; None if it has not run."""
 
-    def keep_golden_verdict(self, verdict: GoldenVerdict) -> None:
+    def keep_golden_verdict(self, sample: str, problem: str) -> None:
         """Keep a verdict beside the build, for later processes, as far as it is kept itself."""
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zsseg_rt.backends import registry
-from zsseg_rt.backends.base import BackendOptions, CompiledGraph, Session
+from zsseg_rt.backends.base import BackendOptions, Choice, CompiledGraph, Session
 from zsseg_rt.backends.registry import Placement
 from zsseg_rt.bundles.bundle import MANIFEST, Bundle
 from zsseg_rt.bundles.quantization import NARROW
@@ -40,6 +40,19 @@ def usable_cache(folder: Path | None) -> Path | None:
     return None
 
 
+def chosen_graph(
+    bundle: Bundle, name: str, *, placement: Placement, precision: str, allowed: Sequence[str]
+) -> tuple[Choice, Path]:
+    """How a graph of a bundle is computed, and the file of that variant."""
+    choice = registry.get_backend(placement.backend).choose(
+        bundle.variants(name),
+        bundle.asked_of(name, precision),
+        device=placement.device,
+        allowed=allowed,
+    )
+    return choice, bundle.open_path(bundle.graph(name, choice.variant))
+
+
 def load_graph(
     bundle: Bundle,
     name: str,
@@ -51,17 +64,13 @@ def load_graph(
 ) -> CompiledGraph:
     """Compile one graph of a bundle."""
     backend = registry.get_backend(placement.backend)
-    choice = backend.choose(
-        bundle.variants(name),
-        bundle.asked_of(name, precision),
-        device=placement.device,
-        allowed=allowed,
+    choice, path = chosen_graph(
+        bundle, name, placement=placement, precision=precision, allowed=allowed
     )
-    entry = bundle.graph(name, choice.variant)
-    path = bundle.open_path(entry)
     graph = backend.load(path, device=placement.device, precision=choice.precision, options=options)
     try:
-        _check_stated(f"{bundle.path / MANIFEST}: graphs.{name}.{choice.variant}", entry, path)
+        where = f"{bundle.path / MANIFEST}: graphs.{name}.{choice.variant}"
+        _check_stated(where, bundle.graph(name, choice.variant), path)
     except BundleError:
         graph.close()
         raise

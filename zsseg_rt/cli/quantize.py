@@ -163,9 +163,8 @@ def build(
     planned = plan_builds(loaded, settings)
     for one in planned:
         say(
-            f"{one.graph} in {one.precision}: weights {one.weights / 1e6:.0f} MB, inputs and "
-            f"outputs {one.tensors / 1e6:.1f} MB, activations of a lane at most "
-            f"{one.activations / 1e6:.1f} MB; building takes up to about "
+            f"{one.graph} in {one.precision}: weights {one.weights / 1e6:.0f} MB, activations of a "
+            f"lane at most {one.activations / 1e6:.1f} MB; building takes up to about "
             f"{one.peak / 1e6:.0f} MB of memory"
         )
     finished: list[BuiltPlan] = []

@@ -51,9 +51,7 @@ class _Kind(Generic[_Result]):
     capture: core.Capture | None = None
     result: _Result | None = None
     marks: tuple[tuple[str, Any], ...] = ()
-    recorders: list[Recorder] = field(
-        default_factory=list
-    )  # the sessions': what replays need of them
+    recorders: list[Recorder] = field(default_factory=list)  # what replays need of the sessions
 
     @property
     def may_be_recorded(self) -> bool:
@@ -73,12 +71,8 @@ class FrameCaptures:
     """One lane's captures, by kind of part; the least used are dropped beyond eight.
 
     A kind's first run is plain, which allocates what it needs. The second is recorded and launched,
-    later ones are only launched. A capture holds addresses: once a buffer has moved or a
-    session has changed, its kind begins anew. Where CUDA refuses a capture, the kind runs plainly,
-    and two more tries are made later.
-
-    A thread records nothing before it has run something plainly: libraries such as cuBLAS make a
-    handle in a thread's first call, which no capture allows (pytorch/pytorch#99397).
+    later ones are only launched. A capture holds addresses: once a buffer has moved or a session
+    has changed, its kind begins anew. Where CUDA refuses, two more tries are made later.
     """
 
     def __init__(
@@ -93,12 +87,14 @@ class FrameCaptures:
         self._sessions, self._workspace, self._clock = tuple(sessions.values()), workspace, clock
         self._kinds: dict[Hashable, _Kind[Any]] = {}  # least used first
         self._has_warned, self.num_lanes = False, num_lanes
-        self._thread = threading.local()  # .has_run: the calling thread has, plainly
+        # .has_run: the calling thread has, plainly. Libraries such as cuBLAS make a handle in a
+        # thread's first call, which no capture allows (pytorch/pytorch#99397).
+        self._thread = threading.local()
         self._index = int(workspace.device.partition(":")[2] or 0)
         self.is_on = wanted and workspace.device != "cpu"
 
     def run(self, key: Hashable, enqueue: Callable[[], _Result]) -> _Result:
-        """Enqueue a part's work; a :class:`zsseg_rt.runtime.families.base.PartRunner`."""
+        """Enqueue a part's work; a ``PartRunner``."""
         state = self._state()
         if self.is_on and state is None:
             _log.info("Frames are not captured as a whole: the backend's sessions do not allow it.")
@@ -109,7 +105,8 @@ class FrameCaptures:
         if kind is None or kind.state != state:
             if kind is not None:
                 kind.close()
-            result = self._plainly(enqueue)
+            result = enqueue()
+            self._thread.has_run = True
             self._keep(key, _Kind(state=self._state()))
             return result
         self._keep(key, kind)
@@ -117,7 +114,9 @@ class FrameCaptures:
             self._record(kind, enqueue)
         if kind.capture is None:
             kind.plain_runs += 1
-            return self._plainly(enqueue)
+            result = enqueue()
+            self._thread.has_run = True
+            return result
         kind.capture.launch(self._workspace.stream)
         self._clock.restore(self._clock.marks + kind.marks)
         assert kind.result is not None
@@ -128,11 +127,6 @@ class FrameCaptures:
         for kind in self._kinds.values():
             kind.close()
         self._kinds.clear()
-
-    def _plainly(self, enqueue: Callable[[], _Result]) -> _Result:
-        result = enqueue()
-        self._thread.has_run = True
-        return result
 
     def _record(self, kind: _Kind[_Result], enqueue: Callable[[], _Result]) -> None:
         capture, before = core.Capture(self._index), self._clock.marks
@@ -148,7 +142,14 @@ class FrameCaptures:
         except (ZssegError, RuntimeError) as exc:  # RuntimeError: torch's
             kind.close()
             kind.refusals, kind.plain_runs = kind.refusals + 1, 0
-            self._refuse(str(exc))
+            if not self._has_warned:
+                self._has_warned = True
+                _log.warning(
+                    "Frames run without a capture, which takes more CPU time: %s. "
+                    "Set %s=0 to leave captures out.",
+                    str(exc).rstrip("."),
+                    _SETTING,
+                )
         else:
             kind.capture, kind.result = capture, result
             kind.marks = self._clock.marks[len(before) :]
@@ -156,7 +157,7 @@ class FrameCaptures:
             self._clock.restore(before)
 
     def _recorders(self) -> list[Recorder]:
-        """The sessions' recorders for one capture; see :class:`zsseg_rt.backends.base.Session`."""
+        """The sessions' recorders for one capture."""
         every = (session.recorder() for session in self._sessions)
         recorders = [recorder for recorder in every if recorder is not None]
         if self.num_lanes > 1 and any(each.takes_other_threads for each in recorders):
@@ -180,16 +181,6 @@ class FrameCaptures:
         self._kinds[key] = kind
         for oldest in list(self._kinds)[: max(0, len(self._kinds) - _MOST_CAPTURES)]:
             self._kinds.pop(oldest).close()
-
-    def _refuse(self, reason: str) -> None:
-        if self.is_on and not self._has_warned:
-            self._has_warned = True
-            _log.warning(
-                "Frames run without a capture, which takes more CPU time: %s. "
-                "Set %s=0 to leave captures out.",
-                reason.rstrip("."),
-                _SETTING,
-            )
 
 
 def kind_of(

@@ -31,9 +31,8 @@ STAGES = (
 class NvtxRanges:
     """Pushes an NVTX range for each frame and, in it, for each stage; Nsight Systems shows them.
 
-    A range needs its name when it begins, and a clock tells stages when they end. So a stage is
-    called by what followed the one before it in the last frame, and a lane's first frame has no
-    stages.
+    A range needs its name when it begins, and a clock tells stages when they end: a stage is called
+    by what followed the one before it in the last frame. A lane's first frame has no stages.
     """
 
     def __init__(self) -> None:
@@ -89,8 +88,8 @@ class StageClock:
         enabled: bool | None = True,
         ranges: NvtxRanges | None = None,
     ) -> None:
-        """``enabled``: None times on CUDA the whole frame alone, by the host's clock."""
         self._stream, self._ranges = stream, ranges
+        # None times on CUDA the whole frame alone, by the host's clock
         self._whole_only = enabled is None and stream is not None
         self._enabled = enabled is not False and not self._whole_only
         self._began = 0.0

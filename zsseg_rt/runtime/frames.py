@@ -1,9 +1,8 @@
-"""Frames, RGB or NV12, on the host or a GPU; their size, and windows on them.
+"""Frames, RGB or NV12, on the host or a GPU, and windows on them.
 
 Frames that keep their shape are resized to a whole number of cells, so that windows which begin at
-multiples of a cell have cells that coincide. Their logits are averaged on the grid of the whole
-frame, before anything is upsampled. A frame that would take more windows than it may is labelled in
-one, as a letterbox.
+multiples of a cell have cells that coincide. A frame that would take more windows than it may is
+labelled in one, as a letterbox.
 """
 
 from __future__ import annotations
@@ -12,7 +11,8 @@ import functools
 import logging
 import math
 import re
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any
 
@@ -25,8 +25,7 @@ from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import ConfigError, FrameError
 
 _CUDA_KINDS = (2, 13)  # DLPack's numbers of CUDA memory and managed memory
-MOST_SIDE = 32767
-"""Pixels that a side of what kernels take may have."""
+MOST_SIDE = 32767  # pixels, of what kernels take
 _EXPECTED = "a uint8 NumPy array [H, W, 3]"
 
 
@@ -195,17 +194,10 @@ def planes_of(frame: Any) -> tuple[Any, dict[str, Any]]:
 
 
 def as_nv12(frame: Any) -> Nv12Frame | None:
-    """The frame in planes, of which a plain tuple may be given; None for any other frame."""
-    if isinstance(frame, Nv12Frame):
-        return frame
-    if not isinstance(frame, tuple) or (frame and getattr(frame[0], "ndim", 2) == 3):
-        return None  # no frame, or several of them
-    if len(frame) != 2:
-        raise FrameError(
-            f"frame: expected an array or two planes, got {len(frame)} planes. NV12 has brightness "
-            "and colour."
-        )
-    return Nv12Frame(*frame)
+    """The frame in planes, of which a plain pair may be given; None for any other frame."""
+    if isinstance(frame, tuple) and len(frame) == 2 and getattr(frame[0], "ndim", 2) != 3:
+        return Nv12Frame(*frame)
+    return frame if isinstance(frame, Nv12Frame) else None
 
 
 def check_nv12(frame: Nv12Frame, device: str) -> None:
@@ -259,7 +251,7 @@ class WindowPlan:
     shares: npt.NDArray[np.float32]
 
     def in_equal_batches(self, at_once: int) -> tuple[WindowPlan, int]:
-        """The same in as few batches of one size, at most so many windows, and that size.
+        """The same in as few batches of one size as can be, and that size.
 
         The last is filled with windows that lie beyond the grid, which have no share.
         """
@@ -284,7 +276,6 @@ class Windows:
     stride_hw: Pair | None = None
     letterbox: bool = False  # Whether one window takes the whole frame, with room beside it
     most: int = 1  # How many windows a frame may take; one that would take more is a letterbox
-    _plans: dict[Pair, WindowPlan] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(cls, preprocess: PreprocessSpec, head: HeadSpec, config: EngineConfig) -> Windows | None:
@@ -304,13 +295,10 @@ class Windows:
             most=config.max_windows,
         )
 
-    def plan(self, frame_hw: Pair) -> WindowPlan:
+    @functools.cached_property
+    def plan(self) -> Callable[[Pair], WindowPlan]:
         """Where windows lie on frames of a size; remembered for the sizes seen last."""
-        plan = self._plans.pop(frame_hw, None) or self._make(frame_hw)
-        self._plans[frame_hw] = plan
-        for oldest in list(self._plans)[: max(0, len(self._plans) - _MOST_PLANS)]:
-            self._plans.pop(oldest, None)
-        return plan
+        return functools.lru_cache(_MOST_PLANS)(self._make)
 
     def _make(self, frame_hw: Pair) -> WindowPlan:
         if self.stride_hw is not None and any(map(int.__lt__, frame_hw, self.size_hw)):
@@ -384,17 +372,11 @@ def _steps(size_hw: Pair, grid_hw: Pair, corners: bool) -> Pair:
     return steps[0], steps[1]
 
 
-@functools.cache
-def _numbers(windows: str) -> tuple[int, int, int]:
-    height, width, stride = map(int, re.split(r"[x+]", windows))
-    return height, width, stride
-
-
 def _stride(windows: str | None, size_hw: Pair, step_hw: Pair) -> Pair | None:
     """The stride in cells; None where it follows from the frame."""
-    if windows in (None, "auto"):
+    if windows is None or windows == "auto":
         return None
-    height, width, stride = _numbers(str(windows))
+    height, width, stride = map(int, re.split(r"[x+]", windows))
     if (height, width) != size_hw:
         raise ConfigError(
             f"windows: expected those of the bundle's size, {_text(size_hw)}+STRIDE, got "
@@ -409,9 +391,8 @@ def _stride(windows: str | None, size_hw: Pair, step_hw: Pair) -> Pair | None:
     return stride // step_hw[0], stride // step_hw[1]
 
 
-@functools.cache
+@functools.cache  # once, whatever sizes a source goes through
 def _remark_on_letterboxes(most: int) -> None:
-    """Say once that windows are left out, whatever sizes a source goes through."""
     _log.warning(
         "a frame would take more than %d windows: such frames keep their shape in one. "
         "EngineConfig(max_windows=N) and --max-windows N allow more.",

@@ -15,7 +15,8 @@ import numpy.typing as npt
 from zsseg_rt import ops
 from zsseg_rt.backends.base import NodeTime, Session
 from zsseg_rt.backends.recording import RecordingSession
-from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
+from zsseg_rt.bundles.bundle import Bundle
+from zsseg_rt.bundles.specs import HeadSpec
 from zsseg_rt.common.arrays import Array
 from zsseg_rt.common.process import OwnProcess
 from zsseg_rt.common.settings import is_share
@@ -83,16 +84,6 @@ class Lane:
     other lanes, so each lane may label a frame in a thread of its own. A second ``segment`` on the
     same lane at the same moment raises :class:`EngineStateError`.
 
-    Args:
-        family: How the bundle's features become masks.
-        sessions: The lane's own sessions by graph name.
-        device: ``"cpu"`` or ``"cuda:N"``.
-        preprocess: How a frame becomes the encoder's input.
-        head: How scores become labels.
-        config: The engine's settings.
-        classes: Returns the engine's classes, or None before they are named.
-        on_close: Called once, when the lane is closed.
-
     Example:
         >>> with Engine("street.zsseg", EngineConfig(num_lanes=2)) as engine:  # doctest: +SKIP
         ...     engine.set_classes(["road", "person"])
@@ -106,18 +97,17 @@ class Lane:
         family: Family,
         sessions: Mapping[str, Session],
         device: str,
-        preprocess: PreprocessSpec,
-        head: HeadSpec,
+        bundle: Bundle,
         config: EngineConfig,
         classes: Callable[[], BoundClasses | None],
         on_close: Callable[[Lane], None],
     ) -> None:
         self.sessions = MappingProxyType(dict(sessions))
         self.workspace = workspace = Workspace(device, sleeps=config.sleeps)
-        self._family, self._config, self._preprocess, self._head = family, config, preprocess, head
+        self._family, self._config, self._bundle = family, config, bundle
         ranges = NvtxRanges() if config.with_nvtx else None
         self._clock = workspace.clock(enabled=config.with_times, ranges=ranges)
-        self._windows = Windows.of(preprocess, head, config)
+        self._windows = Windows.of(bundle.preprocess, bundle.head, config)
         most = config.max_candidates
         self._gate = None if most is None else CandidateGate(most)
         self._captures = FrameCaptures(
@@ -125,7 +115,7 @@ class Lane:
         )
         self._build_stages(self.sessions)
         self._rule = LabelRule(
-            head=head, unknown_below=config.unknown_below, with_scores=config.with_scores
+            head=bundle.head, unknown_below=config.unknown_below, with_scores=config.with_scores
         )
         self._classes, self._on_close = classes, on_close
         self._buffered: tuple[BoundClasses, int | None] | None = None  # what buffers have
@@ -137,36 +127,29 @@ class Lane:
 
     def _build_stages(self, sessions: Mapping[str, Session]) -> None:
         """The stages of frames: as configured, steadied, and of golden samples."""
-        workspace, clock, config, head = self.workspace, self._clock, self._config, self._head
+        workspace, clock, bundle = self.workspace, self._clock, self._bundle
         self._pipeline = pipeline = self._family.pipeline(sessions, workspace)
         preprocess = Preprocess(
             workspace,
             clock,
-            self._preprocess,
-            head,
-            channel_order=config.channel_order,
+            bundle.preprocess,
+            bundle.head,
+            channel_order=self._config.channel_order,
             image_encoder=sessions["image_encoder"],
         )
-        check = Check(workspace, clock)
-        encode: list[Stage] = [
-            preprocess,
-            Encode(pipeline, clock, recorded=self._family.in_one_part),
-        ]
-        if not pipeline.checks_masks:
-            encode.append(check)
-        windows, whole = self._windows, encode
-        if windows is not None:
-            at_once = head.window_batch
-            whole = [
-                EncodeWindows(pipeline, preprocess, windows, workspace, clock, at_once=at_once),
-                check,
-            ]
+        check, at_once = Check(workspace, clock), bundle.head.window_batch
+        encode = [preprocess, Encode(pipeline, clock, recorded=self._family.in_one_part)]
+        whole: list[Stage] = encode if pipeline.checks_masks else [*encode, check]
+        golden = whole
+        if (windows := self._windows) is not None:
+            parts = EncodeWindows(pipeline, preprocess, windows, workspace, clock, at_once=at_once)
+            whole = [parts, check]
         choose = () if self._gate is None else (Candidates(workspace, clock),)
         label = Label(workspace, clock, recorded=not choose)
         steady = Steady(workspace, clock), *choose, Label(workspace, clock, recorded=False)
         self.stages = StageList([*whole, *choose, label])
         self._steady_stages = StageList([*whole, *steady])
-        self._golden_stages = StageList([*encode, Label(workspace, clock, recorded=True)])
+        self._golden_stages = StageList([*golden, Label(workspace, clock, recorded=True)])
 
     def segment(
         self,
@@ -186,15 +169,15 @@ class Lane:
                 return self._label(FrameState(frame=frame, classes=classes, rule=rule), self.stages)
             return self._label_with(memory, frame, classes, rule, captured_at)
 
-    def _checked(self, frame: Any) -> Frame:
-        """A frame in host memory, or of ours on the lane's GPU, that may be labelled."""
-        planes = as_nv12(frame)
+    def _checked(self, frame: Any, *, on_gpu: bool = False) -> Frame:
+        """A frame that may be labelled: on the lane's GPU, or unless ``on_gpu`` in host memory."""
+        device, planes = self.workspace.device, as_nv12(frame)
         if planes is not None:
-            is_on_host = isinstance(planes.luma, np.ndarray)
-            check_nv12(planes, "cpu" if is_on_host else self.workspace.device)
+            is_on_host = not on_gpu and isinstance(planes.luma, np.ndarray)
+            check_nv12(planes, "cpu" if is_on_host else device)
             return planes
-        if isinstance(frame, ops.DeviceArray) and self.workspace.device != "cpu":
-            check_device_frame(frame, self.workspace.device)
+        if on_gpu or (isinstance(frame, ops.DeviceArray) and device != "cpu"):
+            check_device_frame(frame, device)
         else:
             check_frame(frame)
         return frame
@@ -217,14 +200,12 @@ class Lane:
             )
         with self._exclusive():
             classes = self._classes_in_force()
-            planes = as_nv12(frame)
-            if planes is None:
-                check_device_frame(frame, self.workspace.device)
-            else:
-                check_nv12(planes, self.workspace.device)
-            weight = _overlay_weight(with_overlay, alpha)
+            frame = self._checked(frame, on_gpu=True)
+            if alpha is None or not is_share(alpha):
+                raise ArgumentError(f"alpha: expected a number in [0, 1], got {alpha!r}")
+            weight = float(alpha) if with_overlay else None
             try:
-                return self._label_on_device(planes or frame, classes, rule, weight)
+                return self._label_on_device(frame, classes, rule, weight)
             except BufferError as exc:
                 raise FrameError(
                     f"frame: expected an array that can be lent on {self.workspace.device}, got: "
@@ -242,22 +223,12 @@ class Lane:
     def run_golden(
         self, frame: npt.NDArray[np.uint8], classes: BoundClasses, head: HeadSpec
     ) -> dict[str, npt.NDArray[Any]]:
-        """Label a golden sample and keep every intermediate.
-
-        Args:
-            frame: The sample's frame, uint8 [H, W, 3] RGB.
-            classes: The sample's classes, bound.
-            head: The rule that its labels follow.
-
-        Returns:
-            The intermediates by name and ``labels``, in host memory.
-        """
+        """Label a golden sample's frame in RGB; all intermediates and ``labels``, on the host."""
         if self._config.channel_order == "bgr":
             frame = np.ascontiguousarray(frame[..., ::-1])  # the sample is RGB
         rule = LabelRule(head=head, unknown_below=None, with_scores=False)
         trace: Trace = {}
         with self._exclusive():
-            check_frame(frame)
             state = FrameState(frame=frame, classes=classes, rule=rule, trace=trace)
             labels = self._label(state, self._golden_stages).labels
             fetched = {name: np.array(self.workspace.fetch(a)) for name, a in trace.items()}
@@ -287,9 +258,8 @@ class Lane:
                 "EngineConfig(with_node_times=True)."
             )
         with self._exclusive():
-            recorded = self._recorded(frame)
+            recorded, stream = self._recorded(frame), self.workspace.stream
             with ops.thread_limit(self._config.num_threads):
-                stream = self.workspace.stream
                 return {
                     name: session.profile_recorded(stream=stream, runs=runs)
                     for name, session in recorded.items()
@@ -298,14 +268,9 @@ class Lane:
     def graph_inputs(
         self, frame: npt.NDArray[np.uint8]
     ) -> dict[str, tuple[Mapping[str, Array], ...]]:
-        """A frame's inputs of every graph, by graph: one mapping of arrays for each run.
-
-        Raises:
-            VocabularyError: No classes have been named yet.
-            EngineStateError: The lane or its engine is closed, or busy in another thread.
-        """
+        """A frame's inputs of every graph, by graph: one mapping of arrays for each run."""
         with self._exclusive():
-            return {name: session.feeds for name, session in self._recorded(frame).items()}
+            return {name: tuple(one.feeds) for name, one in self._recorded(frame).items()}
 
     def _recorded(self, frame: npt.NDArray[np.uint8]) -> dict[str, RecordingSession]:
         """Sessions that know what a frame feeds them, by graph."""
@@ -353,7 +318,7 @@ class Lane:
         self.close()
 
     def expect_lanes(self, num_lanes: int) -> None:
-        """Record frames from now on only where so many lanes may work at the same time."""
+        """Record frames only where so many lanes may work at the same time."""
         self._captures.num_lanes = num_lanes
 
     def _label_with(
@@ -464,9 +429,7 @@ class Lane:
         state.classes = self._adopt(on_host, rows)
         if captured:
             state.run = self._captures.run
-        if (
-            not self._is_warm
-        ):  # kernels and libraries are loaded when first used: in no frame's time
+        if not self._is_warm:  # kernels and libraries are loaded at first use: in no frame's time
             self._clock.start()
             self._golden_stages.run(replace(state, run=run_plainly, turn=None, trace=None))
             self.workspace.synchronize()
@@ -577,16 +540,6 @@ class Lane:
         return replace(self._rule, **{k: v for k, v in changes.items() if v is not None})
 
     @contextmanager
-    def _settled(self) -> Iterator[None]:
-        """Wait for what a failed frame leaves behind: its memory is used again."""
-        try:
-            yield
-        except BaseException:
-            with suppress(CudaError):  # the frame's own error says more
-                self.workspace.synchronize()
-            raise
-
-    @contextmanager
     def _exclusive(self) -> Iterator[None]:
         self._process.require()
         if not self._lock.acquire(blocking=False):
@@ -599,15 +552,11 @@ class Lane:
                 raise EngineStateError(
                     "lane: is closed, or its engine is. Open another with engine.lane()."
                 )
-            with self._settled():
-                yield
+            yield
+        except BaseException:  # wait for what a failed frame leaves: its memory is used again
+            with suppress(CudaError):  # the frame's own error says more
+                self.workspace.synchronize()
+            raise
         finally:
             self._clock.stop()
             self._lock.release()
-
-
-def _overlay_weight(wanted: bool, alpha: float) -> float | None:
-    """The colours' weight; None for no overlay."""
-    if alpha is None or not is_share(alpha):
-        raise ArgumentError(f"alpha: expected a number in [0, 1], got {alpha!r}")
-    return float(alpha) if wanted else None

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from zsseg_rt.backends.registry import Placement, get_backend
+from zsseg_rt.backends.loading import chosen_graph
+from zsseg_rt.backends.registry import Placement
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.config import PRECISIONS, EngineConfig
 from zsseg_rt.errors import BackendError, ConfigError
@@ -36,23 +37,17 @@ class MemoryPlan:
 def plan_memory(
     bundle: Bundle, family: Family, placement: Placement, config: EngineConfig
 ) -> MemoryPlan:
-    """Sum up what a bundle's graphs take.
-
-    TensorRT sets memory aside for the most classes that a bundle takes; other backends allocate
-    for those in force, of which the usual number is counted.
-    """
+    """Sum up what a bundle's graphs take."""
     allowed = bundle.auto_precisions(family.auto_precisions)
+    # TensorRT sets memory aside for the most classes that a bundle takes; other backends allocate
+    # for those in force, of which the usual number is counted.
     place = 2 if placement.backend == "tensorrt" else 1
     axes = {name: bounds[place] for name, bounds in family.axes.items()}
     weights, activations, precision = 0, 0, ""
     for name in family.graphs:
-        choice = get_backend(placement.backend).choose(
-            bundle.variants(name),
-            bundle.asked_of(name, config.precision),
-            device=placement.device,
-            allowed=allowed,
+        choice, path = chosen_graph(
+            bundle, name, placement=placement, precision=config.precision, allowed=allowed
         )
-        path = bundle.open_path(bundle.graph(name, choice.variant))
         memory = graph_memory(path, float_bytes=float_bytes(choice.precision, placement), axes=axes)
         weights, activations = weights + memory.weights, activations + memory.activations
         precision = choice.precision if name == "image_encoder" else precision

@@ -1,8 +1,7 @@
 """Build a bundle's TensorRT plans before a camera waits for them, each in a process of its own.
 
 A build takes minutes and several times the weights in memory. In a child process, the kernel's
-out-of-memory killer ends the build alone, and what was finished stays in the cache, where
-:class:`zsseg_rt.Engine` finds it.
+out-of-memory killer ends the build alone, and what was finished stays in the cache.
 """
 
 from __future__ import annotations
@@ -17,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from zsseg_rt import errors
-from zsseg_rt.backends.base import BackendOptions, Bounds
-from zsseg_rt.backends.loading import usable_cache
+from zsseg_rt.backends.base import BackendOptions
+from zsseg_rt.backends.loading import chosen_graph, usable_cache
+from zsseg_rt.backends.registry import Placement
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.common.child_process import ChildError, ChildProcess, answer_requests
 from zsseg_rt.common.process import held_interrupts
@@ -27,7 +27,7 @@ from zsseg_rt.errors import ArgumentError, BackendError, DeviceError
 from zsseg_rt.onnx.memory import graph_memory
 from zsseg_rt.runtime.families.registry import create_family
 
-_DEVICE = "cuda:0"
+_PLACEMENT = Placement(backend="tensorrt", device="cuda:0")
 _COMMAND = (sys.executable, "-m", "zsseg_rt.runtime.plan_builds")
 _MB = 1 << 20
 _LEAST_WORKSPACE = 16  # MB
@@ -39,16 +39,13 @@ _OWN_BYTES, _WEIGHTS_AT_ONCE = 350 * _MB, 3.5
 class BuildSettings:
     """The target of a build."""
 
-    # Target such as "8.9"; None takes this machine's first GPU. Full TensorRT builds for the GPU it
-    # runs on, and takes None alone
+    # Such as "8.9"; None takes this machine's first GPU, and full TensorRT takes None alone
     compute_capability: str | None = None
-    # As in EngineConfig
-    precision: str = "auto"
+    precision: str = "auto"  # As in EngineConfig
     # Most MB that the layers of a plan may take to work in; None: a quarter of the GPU's memory, or
     # TensorRT's own limit where no GPU is
     workspace: int | None = None
-    # As in EngineConfig; plans are kept in engines below it
-    cache_dir: Path | None = None
+    cache_dir: Path | None = None  # As in EngineConfig; plans are kept in engines below it
 
     def __post_init__(self) -> None:
         EngineConfig(precision=self.precision)
@@ -67,7 +64,6 @@ class PlannedBuild:
     path: Path  # Its ONNX file
     precision: str  # What it is built in
     weights: int  # Bytes of the file, and so of the weights on the GPU
-    tensors: int  # Bytes of inputs and outputs with the most classes
     # Bytes of the tensors that are alive at one time, at most, with the most classes: what a lane
     # takes beside the weights. Fused layers need less
     activations: int
@@ -89,20 +85,13 @@ class BuiltPlan:
 
 def plan_builds(bundle: Bundle, settings: BuildSettings) -> tuple[PlannedBuild, ...]:
     """List what :func:`build_plans` will build; nothing is opened but the bundle."""
-    from zsseg_rt.backends.registry import get_backend
-
     family = create_family(bundle, EngineConfig())
     allowed = bundle.auto_precisions(family.auto_precisions)
     builds = []
     for name in family.graphs:
-        choice = get_backend("tensorrt").choose(
-            bundle.variants(name),
-            bundle.asked_of(name, settings.precision),
-            device=_DEVICE,
-            allowed=allowed,
+        choice, path = chosen_graph(
+            bundle, name, placement=_PLACEMENT, precision=settings.precision, allowed=allowed
         )
-        entry = bundle.graph(name, choice.variant)
-        path = bundle.open_path(entry)
         weights = path.stat().st_size
         memory = graph_memory(
             path,
@@ -115,7 +104,6 @@ def plan_builds(bundle: Bundle, settings: BuildSettings) -> tuple[PlannedBuild, 
                 path=path,
                 precision=choice.precision,
                 weights=weights,
-                tensors=_bytes_of((*entry.inputs, *entry.outputs), family.axes),
                 activations=memory.activations,
                 peak=_OWN_BYTES + round(_WEIGHTS_AT_ONCE * weights),
             )
@@ -159,18 +147,6 @@ def build_plans(
         )  # fmt: skip
 
 
-def _bytes_of(specs: Any, axes: Mapping[str, Bounds]) -> int:
-    """Bytes of tensors whose named axes have their largest sizes."""
-    widths = {"float16": 2, "bfloat16": 2, "uint8": 1, "int8": 1, "int64": 8}
-    total = 0
-    for spec in specs:
-        count = widths.get(spec.dtype, 4)
-        for size in spec.shape:
-            count *= axes[size][2] if isinstance(size, str) and size in axes else int(size)
-        total += count
-    return total
-
-
 def _in_a_child(
     one: PlannedBuild, job: Mapping[str, Any], on_progress: Callable[[str, float], None]
 ) -> dict[str, Any]:
@@ -202,12 +178,12 @@ def _in_a_child(
 def _capability_here() -> str | None:
     """The capability that an engine on this machine's first GPU looks for."""
     from zsseg_rt.backends._tensorrt_api import load_tensorrt
-    from zsseg_rt.backends._tensorrt_device import open_gpu
+    from zsseg_rt.backends._tensorrt_session import open_gpu
 
     if not load_tensorrt().is_rtx:
         return None
     try:
-        return open_gpu(_DEVICE).compute_capability
+        return open_gpu(_PLACEMENT.device).compute_capability
     except DeviceError as error:
         raise DeviceError(
             "compute_capability: expected a GPU here or the target's name, such as 8.9, got "

@@ -6,9 +6,10 @@ it, and the arrays must fit each other, so that the self-check may compute with 
 
 from __future__ import annotations
 
+import logging
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from zsseg_rt.backends.base import BuiltGraph, CompiledGraph
 from zsseg_rt.bundles.bundle import MANIFEST, Bundle
 from zsseg_rt.bundles.specs import HeadSpec
 from zsseg_rt.common.files import read_npy
-from zsseg_rt.errors import BundleError, ShapeError, VocabularyError
+from zsseg_rt.config import EngineConfig
+from zsseg_rt.errors import BackendError, BundleError, ShapeError, VocabularyError
 from zsseg_rt.ops.reference import activate, upsample_bilinear
 from zsseg_rt.runtime.families.base import Family, GoldenRule
 from zsseg_rt.text.class_names import ClassList
@@ -50,6 +53,7 @@ TOLERANCES = {
 }
 
 Arrays = dict[str, npt.NDArray[Any]]
+_log = logging.getLogger(__name__)
 
 _MOST_BYTES = 1 << 28  # of all arrays; by its shapes, ZegFormer with 1024 classes takes 94 MB
 _MOST_ARRAYS = 64
@@ -146,14 +150,60 @@ def check_against_golden(
     return SelfCheck(precision=precision, stages=tuple(stages))
 
 
-def stage_tolerance(bundle: Bundle, precision: str, stage: str, slack: float = 1.0) -> float:
-    """Largest accepted error of a stage.
+def prove_plans(
+    bundle: Bundle,
+    config: EngineConfig,
+    graphs: Mapping[str, CompiledGraph],
+    check: Callable[[], SelfCheck],
+) -> None:
+    """Compare graphs that a builder made with the bundle's golden sample, once per build."""
+    built: list[BuiltGraph] = [g for g in graphs.values() if isinstance(g, BuiltGraph)]
+    if built and bundle.golden is None:
+        _log.warning("%s: has no golden sample; its plans are unchecked", bundle.path)
+    if not built or bundle.golden is None:
+        return
+    sample, fresh = bundle.golden.sha256, list[BuiltGraph]()
+    for graph in built:
+        verdict = graph.golden_verdict(sample)
+        if verdict:
+            raise _refusal([graph], verdict)
+        if verdict is None:
+            fresh.append(graph)
+    stages = check().stages if fresh else ()
+    if config.min_region_score is not None:  # which changes all but the graphs' own results
+        stages = tuple(stage for stage in stages if any(_gives(one, stage) for one in built))
+        fresh = [graph for graph in fresh if any(_gives(graph, stage) for stage in stages)]
+    failure = next((stage for stage in stages if not stage.passed), None)
+    if failure is None:
+        for graph in fresh:
+            graph.keep_golden_verdict(sample, "")
+        return
+    # A stage that no graph gives: any of the new ones may be to blame.
+    blamed = [graph for graph in built if _gives(graph, failure)] or fresh
+    problem = f"within {failure.tolerance:.2g} at {failure.stage}, got {failure.error:.2g}"
+    for graph in blamed:
+        graph.keep_golden_verdict(sample, problem)
+    raise _refusal(blamed, problem)
 
-    In 8 bits it depends on the network and on its golden frame, which may be noise: 0.2 % to 45 %
-    was seen. So it is twice what was measured when the bundle was made, for other processors round
-    differently between the layers; a network with one wrong scale is off by more. What was not
-    measured, such as the regions of a golden frame of noise, may be off by its largest value.
-    """
+
+def _gives(graph: BuiltGraph, stage: StageCheck) -> bool:
+    return any(spec.name == stage.stage for spec in graph.outputs)
+
+
+def _refusal(graphs: Sequence[BuiltGraph], problem: str) -> BackendError:
+    names = ", ".join(graph.plan_name for graph in graphs)
+    return BackendError(
+        f"plan: expected the golden sample {problem} from {names}. Use precision='float32' or "
+        "backend='torch'; to build it again, remove the file."
+    )
+
+
+def stage_tolerance(bundle: Bundle, precision: str, stage: str, slack: float = 1.0) -> float:
+    """Largest accepted error of a stage."""
+    # In 8 bits it depends on the network and on its golden frame, which may be noise: 0.2 % to 45 %
+    # was seen. So it is twice what was measured when the bundle was made, for other processors
+    # round differently between the layers; a network with one wrong scale is off by more. What was
+    # not measured, such as the regions of a golden frame of noise, may be off by its largest value.
     usual = slack * TOLERANCES.get(precision, TOLERANCES["float16"]).stage
     quantization = bundle.quantization.get(precision)
     measured = 0.0 if quantization is None else quantization.golden.get(stage, 0.5)
@@ -230,13 +280,7 @@ def _log_odds(maps: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 def read_golden(bundle: Bundle, family: Family) -> Arrays:
-    """The arrays of a bundle's golden sample, by name.
-
-    Returns:
-        At least ``frame`` uint8 [H, W, 3], ``class_names`` [C], ``text_embeds`` [C, D],
-        ``mask_logits`` [1, C or segments, h, w] and ``labels`` unsigned [H, W]; all but the names
-        are numbers.
-    """
+    """The arrays of a bundle's golden sample by name, at least those of ``_NEEDED``."""
     if bundle.golden is None:
         raise BundleError(
             f"{bundle.path / MANIFEST}: missing key 'golden'. Export the bundle again."

@@ -6,11 +6,12 @@ look are recorded as one capture, and replayed.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -62,24 +63,22 @@ class FrameState:
         return int(self.frame.shape[0]), int(self.frame.shape[1])
 
 
-class Stage(Protocol):
-    """A step of every frame.
+class Stage(ABC):
+    """A step of every frame."""
 
-    Attributes:
-        recorded: Whether a capture may hold it: the host looks at nothing in it, and all its
-            memory is the lane's.
-    """
+    # Whether a capture may hold it: the host looks at nothing in it, all its memory is the lane's
+    recorded = False
 
-    recorded: bool
+    def __init__(self, workspace: Workspace, clock: StageClock) -> None:
+        self._workspace, self._clock = workspace, clock
 
+    @abstractmethod
     def run(self, state: FrameState) -> None:
         """Add to a frame, and mark the clock at the end."""
 
 
-class Preprocess:
-    """Puts a frame on the lane's device and makes the encoder's input of it."""
-
-    recorded = False  # frames come from anywhere
+class Preprocess(Stage):
+    """Puts a frame, from anywhere, on the lane's device and makes the encoder's input of it."""
 
     def __init__(
         self,
@@ -91,8 +90,8 @@ class Preprocess:
         channel_order: str,
         image_encoder: Session,
     ) -> None:
-        self._workspace, self._clock, self._order = workspace, clock, channel_order
-        self._spec, self._align = preprocess, head.align
+        super().__init__(workspace, clock)
+        self._spec, self._align, self._order = preprocess, head.align, channel_order
         self._dtype = dtype_of("image", image_encoder.inputs)
 
     def run(self, state: FrameState) -> None:
@@ -132,7 +131,7 @@ class Preprocess:
         return images
 
 
-class Encode:
+class Encode(Stage):
     """Runs the networks and compares what they give with the classes."""
 
     def __init__(self, pipeline: Pipeline, clock: StageClock, *, recorded: bool) -> None:
@@ -145,10 +144,8 @@ class Encode:
         state.masks = masks(state.image, state.classes, self._clock, run, state.trace)
 
 
-class EncodeWindows:
-    """Runs the networks on some windows of the frame at a time, and averages their logits."""
-
-    recorded = False  # windows are prepared one after another
+class EncodeWindows(Stage):
+    """Prepares and encodes some windows of the frame at a time, and averages their logits."""
 
     def __init__(
         self,
@@ -206,13 +203,10 @@ class EncodeWindows:
         return encoded
 
 
-class Check:
-    """Finds NaN and infinity in masks; what it found is in the workspace's flag."""
+class Check(Stage):
+    """Finds NaN and infinity in masks; the workspace's flag says so."""
 
     recorded = True
-
-    def __init__(self, workspace: Workspace, clock: StageClock) -> None:
-        self._workspace, self._clock = workspace, clock
 
     def run(self, state: FrameState) -> None:
         """See :class:`Stage`."""
@@ -221,13 +215,8 @@ class Check:
         self._clock.mark("check")
 
 
-class Steady:
-    """Blends masks with those of past frames, moved along the optical flow."""
-
-    recorded = False  # the host finds the motion
-
-    def __init__(self, workspace: Workspace, clock: StageClock) -> None:
-        self._workspace, self._clock = workspace, clock
+class Steady(Stage):
+    """Blends masks with those of past frames, moved along the flow that the host finds."""
 
     def run(self, state: FrameState) -> None:
         """See :class:`Stage`."""
@@ -236,13 +225,8 @@ class Steady:
         self._clock.mark("steady")
 
 
-class Candidates:
-    """Leaves out the classes that are least like anything in the frame; waits for the masks."""
-
-    recorded = False  # the host chooses
-
-    def __init__(self, workspace: Workspace, clock: StageClock) -> None:
-        self._workspace, self._clock = workspace, clock
+class Candidates(Stage):
+    """Leaves out the classes that are least like anything in the frame; the host chooses."""
 
     def run(self, state: FrameState) -> None:
         """See :class:`Stage`; labels of what is kept are classes, by a table."""
@@ -271,16 +255,18 @@ class Candidates:
         self._clock.mark("candidates")
 
 
-class Label:
+class Label(Stage):
     """Labels every pixel with one kernel call."""
 
     def __init__(self, workspace: Workspace, clock: StageClock, *, recorded: bool) -> None:
-        self._workspace, self._clock, self.recorded = workspace, clock, recorded
+        super().__init__(workspace, clock)
+        self.recorded = recorded
 
     def run(self, state: FrameState) -> None:
         """See :class:`Stage`."""
         masks, classes = state.labelled or (state.masks, state.classes)
-        state.pixels = masks.label(state.out_hw, classes, state.rule, self._workspace, self._clock)
+        state.pixels = masks.label(state.out_hw, classes, state.rule, self._workspace)
+        self._clock.mark("upsample_argmax")
 
 
 class StageList:
@@ -288,13 +274,8 @@ class StageList:
 
     def __init__(self, stages: Iterable[Stage]) -> None:
         self.stages = tuple(stages)
-        self._parts = [
-            (tuple(type(stage) for stage in part) if recorded else None, part)
-            for recorded, part in (
-                (recorded, tuple(part))
-                for recorded, part in groupby(self.stages, lambda stage: stage.recorded)
-            )
-        ]
+        parts = [tuple(part) for _, part in groupby(self.stages, lambda stage: stage.recorded)]
+        self._parts = [(tuple(map(type, p)) if p[0].recorded else (), p) for p in parts]
 
     def run(self, state: FrameState) -> None:
         """Take a frame through all stages."""
@@ -304,12 +285,12 @@ class StageList:
             return
         kind = kind_of(state.out_hw, state.classes, state.rule)
         for name, part in self._parts:
-            if name is None:
-                for stage in part:
-                    stage.run(state)
-            else:
+            if name:
                 enqueue = partial(_enqueue, part, state)
                 state.masks, state.pixels = state.run((name, *kind), enqueue)
+            else:
+                for stage in part:
+                    stage.run(state)
 
 
 def _log_sum(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

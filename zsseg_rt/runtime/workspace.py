@@ -28,7 +28,6 @@ class Workspace:
     """
 
     def __init__(self, device: str, *, sleeps: bool | None = False) -> None:
-        """``sleeps``: whether who waits for the GPU leaves the CPU core to others; see Stream."""
         self.device = device
         self._index = None if device == "cpu" else int(device.split(":")[1])
         self._buffers: dict[str, Any] = {}
@@ -49,10 +48,7 @@ class Workspace:
         return bool(core.cuda_device_properties(self._index or 0)["integrated"])
 
     def array(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
-        """Return an uninitialised buffer of this shape on the device.
-
-        On CUDA ``"bfloat16"`` is a dtype too.
-        """
+        """An uninitialised buffer of this shape on the device; on CUDA also of "bfloat16"."""
         kind, size = dtype_name(dtype), math.prod(shape)
         buffer = self._buffers.get(name)
         if buffer is None or buffer.dtype != kind or math.prod(buffer.shape) < size:
@@ -62,16 +58,8 @@ class Workspace:
         return reshaped(buffer[:size] if self._index is None else buffer, shape)
 
     def new_array(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
-        """Return an uninitialised array on the device that the caller keeps."""
+        """An uninitialised array on the device that the caller keeps."""
         return reshaped(self._allocate(math.prod(shape), dtype_name(dtype)), shape)
-
-    def scratch(self, name: str, size: int) -> Array | None:
-        """A buffer of at least ``size`` bytes, of no certain content; None on the CPU."""
-        return None if self._index is None else self.array(name, (size,), np.uint8)
-
-    def result(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array | None:
-        """Where an operation writes what is fetched at once; None, so a new array, on the CPU."""
-        return None if self._index is None else self.array(name, shape, dtype)
 
     def place(self, host: npt.NDArray[Any]) -> Array:
         """Copy a host array to a device array of its own; on the CPU return it as it is."""
@@ -95,15 +83,11 @@ class Workspace:
         buffer.copy_from(host, stream=self.stream)
         return buffer
 
-    def frame_buffer(self, height: int, width: int) -> npt.NDArray[np.uint8]:
-        """Where frames of this size are copied from: pinned memory, the same at every call.
+    def frame_buffer(self, *shape: int) -> npt.NDArray[np.uint8]:
+        """Where frames of this shape are copied from: pinned memory, the same at every call.
 
-        Of eight sizes at most; the one that was asked for longest ago is dropped. On the CPU, a
-        new array.
+        Of eight shapes at most; the one that was asked for longest ago is dropped.
         """
-        return self._staging((height, width, 3))
-
-    def _staging(self, shape: tuple[int, ...]) -> npt.NDArray[np.uint8]:
         if self._index is None:
             return np.empty(shape, np.uint8)
         pinned = self._frames.pop(shape, None)
@@ -116,14 +100,10 @@ class Workspace:
         return host
 
     def upload_frame(self, frame: npt.NDArray[np.uint8], name: str = "frame") -> Array:
-        """Return the array of a frame, or of a plane, on the device; on the CPU it as it is.
-
-        A frame that is not in its :meth:`frame_buffer` is copied there. An integrated GPU reads it
-        in place.
-        """
+        """A frame, or a plane, on the device, by way of its frame buffer; on the CPU as it is."""
         if self._index is None:
             return frame
-        staged = self._staging(frame.shape)
+        staged = self.frame_buffer(*frame.shape)
         if frame.ctypes.data != staged.ctypes.data:
             np.copyto(staged, frame)
         if self._reads_in_place:
@@ -140,11 +120,7 @@ class Workspace:
         return pinned.host, pinned.mapped(self.stream)
 
     def products(self) -> Array | None:
-        """Memory of products, shared by blocks: zeros that kernels leave zeros; None on the CPU.
-
-        With it a kernel tells in its own launch whether its result is finite, and several blocks
-        share a sum's depth where few classes leave a GPU idle.
-        """
+        """Memory of products, shared by blocks: zeros that kernels leave zeros; None on the CPU."""
         if self._index is None:
             return None
         if "products" not in self._buffers:
@@ -160,22 +136,21 @@ class Workspace:
         return buffer
 
     def on_host(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """Return an uninitialised buffer in host memory, on CUDA pinned, for copies either way."""
+        """An uninitialised buffer in host memory, on CUDA pinned, for copies either way."""
+        if self._index is None:
+            return np.asarray(self.array(f"{name} on the host", shape, dtype))
         kind = np.dtype(dtype)
         size, key = math.prod(shape), f"{name} on the host"
         buffer = self._buffers.get(key)
         if buffer is None or buffer.dtype != kind or math.prod(buffer.shape) < size:
-            buffer = self._host_memory(size, kind)
+            buffer = core.PinnedArray((size,), kind.name, device=self._index)
             self._buffers[key] = buffer
             self.generation += 1
-        flat: npt.NDArray[Any] = buffer if self._index is None else buffer.host
+        flat: npt.NDArray[Any] = buffer.host
         return flat[:size].reshape(shape)
 
     def copy_out(self, array: Array, out: npt.NDArray[Any]) -> None:
-        """Begin to copy to a part of a buffer of :meth:`on_host`, whole after a wait.
-
-        The array is ours, or on the CPU.
-        """
+        """Begin to copy an array of ours to a part of a buffer of :meth:`on_host`."""
         if self._index is None:
             np.copyto(out, array)
         else:
@@ -184,10 +159,7 @@ class Workspace:
     def read_back(self, name: str, array: Array) -> npt.NDArray[Any]:
         """Begin to copy an array of ours to the named buffer on the host, whole after a wait.
 
-        On the CPU, return it as it is.
-
-        Unlike what :meth:`download` returns, it is overwritten when the name is used again, so
-        captures may hold the copy.
+        It is overwritten when the name is used again, so captures may hold the copy.
         """
         if self._index is None:
             return np.asarray(array)
@@ -198,32 +170,31 @@ class Workspace:
     def download(self, array: Array) -> npt.NDArray[Any]:
         """Begin to copy a device array to a fresh host array, which is whole after a wait.
 
-        On the CPU, return it as it is. The host array is pinned memory, unless many of them are
-        still held; then the copy is waited for.
+        It is pinned memory, unless many such arrays are still held; then the copy is waited for.
         """
         if self._index is None:
             return np.asarray(array)
         self._lent = [lent for lent in self._lent if lent() is not None]
         if len(self._lent) >= _MOST_LENT:
             return self.fetch(array)
-        if not isinstance(array, core.DeviceArray):  # freed on the stream, after the copy
-            array = core.DeviceArray.from_numpy(array, device=self._index, stream=self.stream)
+        array = self._ours(array)
         host: npt.NDArray[Any] = core.PinnedArray(array.shape, array.dtype, device=self._index).host
         self._lent.append(weakref.ref(host))
         array.copy_to(host, self.stream, wait=False)
         return host
 
     def fetch(self, array: Array) -> npt.NDArray[Any]:
-        """Copy a device array to a fresh host array and wait for it; on the CPU return it.
-
-        A session may return another library's arrays; those are copied through one of ours.
-        """
+        """Copy a device array to a fresh host array and wait for it; on the CPU return it."""
         if self._index is None:
             return np.asarray(array)
-        if not isinstance(array, core.DeviceArray):
-            array = core.DeviceArray.from_numpy(array, device=self._index, stream=self.stream)
-        host: npt.NDArray[Any] = array.numpy(stream=self.stream)
+        host: npt.NDArray[Any] = self._ours(array).numpy(stream=self.stream)
         return host
+
+    def _ours(self, array: Array) -> Any:
+        """Another library's array as one of ours, which is freed on the stream."""
+        if isinstance(array, core.DeviceArray):
+            return array
+        return core.DeviceArray.from_numpy(array, device=self._index or 0, stream=self.stream)
 
     def synchronize(self) -> None:
         """Wait for everything enqueued on the stream."""
@@ -231,7 +202,7 @@ class Workspace:
             self._stream.synchronize()
 
     def clock(self, *, enabled: bool | None = True, ranges: NvtxRanges | None = None) -> StageClock:
-        """Return a clock for the frames on this stream."""
+        """A clock for the frames on this stream."""
         return StageClock(self._stream, enabled=enabled, ranges=ranges)
 
     def close(self) -> None:
@@ -242,11 +213,6 @@ class Workspace:
             self._buffers.clear()
             self._frames.clear()
             self._stream = None
-
-    def _host_memory(self, size: int, dtype: np.dtype[Any]) -> Any:
-        if self._index is None:
-            return np.empty(size, dtype)
-        return core.PinnedArray((size,), dtype.name, device=self._index)
 
     def _allocate(self, size: int, dtype: str) -> Any:
         if self._index is None:

@@ -1,10 +1,8 @@
 """CAT-Seg: every class's correlations with the patches, refined in space and between classes.
 
-The image encoder runs once per frame, whatever the classes; what a name adds is computed once per
-vocabulary, on the host. Of more phrases than the head takes, it is shown those that correlate most
-with some patch of the frame; all others get the logit -100, as officially. Classes attend to each
-other, so rows that only fill a capture's size are made to count for none: their keys are zero. Many
-classes go through the head in parts (:class:`HeadParts`).
+Of more phrases than the head takes, it is shown those that correlate most with some patch of the
+frame; all others get the logit -100, as officially. Classes attend to each other, so rows that only
+fill a capture's size count for none: their keys are zero. Many classes go through it in parts.
 
 Source: Cho et al., "CAT-Seg: Cost Aggregation for Open-Vocabulary Semantic Segmentation",
 CVPR 2024.
@@ -12,7 +10,7 @@ CVPR 2024.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -74,15 +72,16 @@ class AggregationFamily(Family):
     )  # fmt: skip
 
     def __init__(self, bundle: Bundle, config: EngineConfig) -> None:
-        if bundle.aggregation is None:
-            raise BundleError(f"{bundle.path / 'bundle.json'}: missing key 'aggregation'")
+        assert bundle.aggregation is not None, "the family's bundles have them"
         super().__init__(bundle, config)
         self.padding = bundle.aggregation.padding
         self.most = _most_shown(bundle.aggregation, bundle.head, config.head_classes)
         self._all_up_to = min(self.most, config.max_candidates or self.most)
         at_once = self.most
         self.graphs = ("image_encoder", "head")
-        if in_parts(bundle.graphs):
+        # Older bundles have no graphs of parts, and run all classes at once.
+        precisions = set(bundle.graphs["head"]).difference(NARROW)
+        if all(precisions <= set(bundle.graphs.get(stage, ())) for stage in STAGES):
             at_once = min(self.most, MOST_AT_ONCE)
             self.graphs += STAGES
         self.axes = class_axis(replace(bundle.head, max_classes=at_once))
@@ -121,29 +120,31 @@ class AggregationPipeline(Pipeline):
     ) -> None:
         self._most_padding, self._most, self._workspace = padding, most, workspace
         self._image_encoder, self._head = sessions["image_encoder"], sessions["head"]
-        self._in_parts = parts_of(sessions, workspace)
-        self._padding: Array | None = None
+        self._in_parts = HeadParts(sessions, workspace) if STAGES[0] in sessions else None
+        # Of the classes that were adopted:
+        self._padding: Any = None
         self._parts: list[Rows] = []  # of a vocabulary that the host does not choose from
-        self._on_host: HostRows | None = None  # embeddings and halves
+        self._on_host: Any = None  # HostRows
 
     def adopt(self, classes: BoundClasses, *, num_rows: int | None = None) -> BoundClasses:
         """Copy embeddings and halves, and count the padding tokens."""
         workspace, phrases = self._workspace, len(classes.vocabulary.phrases)
-        missing = max(0, self._most_padding - min(phrases, self._most))
-        self._padding = workspace.upload("padding", np.array([missing], np.float32))
-        assert classes.text_queries is not None
-        on_host = np.asarray(classes.text_embeds), np.asarray(classes.text_queries)
-        self._on_host = on_host
+        self._pad(phrases)
+        self._on_host = np.asarray(classes.text_embeds), np.asarray(classes.text_queries)
         adopted = adopt_rows(classes, num_rows, workspace)
         rows = phrases if num_rows is None or workspace.device == "cpu" else num_rows
-        embeds, halves = filled(on_host, rows)
-        adopted = replace(adopted, text_queries=workspace.upload("class_halves", halves))
-        assert adopted.text_queries is not None
-        self._parts = [(adopted.text_embeds, adopted.text_queries)]
+        embeds, halves = filled(self._on_host, rows)
+        placed = workspace.upload("class_halves", halves)
+        adopted = replace(adopted, text_queries=placed)
+        self._parts = [(adopted.text_embeds, placed)]
         many = rows > MOST_AT_ONCE and phrases <= self._most
         if self._in_parts is not None and many:
             self._parts = self._in_parts.split((embeds, halves))
         return adopted
+
+    def _pad(self, num_shown: int) -> None:
+        missing = max(0, self._most_padding - min(num_shown, self._most))
+        self._padding = self._workspace.upload("padding", np.array([missing], np.float32))
 
     def masks(
         self,
@@ -158,20 +159,17 @@ class AggregationPipeline(Pipeline):
         gate = classes.gate
         if phrases > self._most or (gate is not None and gate.leaves_out(classes.vocabulary)):
             return self._masks_of_best(image, classes, clock, trace)
-        assert classes.text_queries is not None
-        rows = (classes.text_embeds, classes.text_queries)
-        key = ("aggregate", int(rows[0].shape[0]))
+        num_rows = int(classes.text_embeds.shape[0])
 
         def enqueue() -> tuple[Mapping[str, Array], Array]:
             encoded = self._encode(image, clock)
-            return encoded, self._aggregate(encoded, self._parts, clock, key[1])
+            return encoded, self._aggregate(encoded, self._parts, clock, num_rows)
 
-        encoded, mask_logits = run(key, enqueue)
+        encoded, mask_logits = run(("aggregate", num_rows), enqueue)
         if trace is not None:
-            assert self._padding is not None
-            names = {"class_halves": rows[1], "padding": self._padding}
+            names = {"class_halves": classes.text_queries, "padding": self._padding}
             trace.update(encoded, **names, mask_logits=mask_logits)
-            if self._in_parts is not None and self._on_host is not None:
+            if self._in_parts is not None:
                 parts = self._in_parts.split(self._on_host, most=2)
                 trace["logits_in_parts"] = self._in_parts.run(
                     encoded, parts, self._padding, phrases
@@ -186,7 +184,6 @@ class AggregationPipeline(Pipeline):
     def _aggregate(
         self, encoded: Mapping[str, Array], parts: list[Rows], clock: StageClock, num_rows: int
     ) -> Array:
-        assert self._padding is not None, "adopt() comes first"
         if len(parts) > 1:
             assert self._in_parts is not None, "which made the parts"
             logits = self._in_parts.run(encoded, parts, self._padding, num_rows)
@@ -218,10 +215,8 @@ class AggregationPipeline(Pipeline):
         rows = np.arange(phrases)
         if classes.gate is not None:
             rows = classes.gate.choose(best, classes.vocabulary)
-            missing = max(0, self._most_padding - min(len(rows), self._most))
-            self._padding = workspace.upload("padding", np.array([missing], np.float32))
+            self._pad(len(rows))
         shown = np.sort(rows[np.argsort(-best[rows], kind="stable")[: self._most]])
-        assert self._on_host is not None, "adopt() comes first"
         embeds, halves = (values[shown] for values in self._on_host)
         if self._in_parts is not None:
             parts = self._in_parts.split((embeds, halves))
@@ -267,26 +262,11 @@ def filled(rows: HostRows, count: int) -> HostRows:
     return embeds, halves
 
 
-def in_parts(graphs: Mapping[str, Collection[str]]) -> bool:
-    """Whether a bundle holds the graphs in all precisions of its head but those of 8 bits.
-
-    Older bundles do not; they run all classes at once.
-    """
-    wanted = set(graphs["head"]).difference(NARROW)
-    return all(stage in graphs and wanted <= set(graphs[stage]) for stage in STAGES)
-
-
-def parts_of(sessions: Mapping[str, Session], workspace: Workspace) -> HeadParts | None:
-    """The runner of the graphs in a lane; None where they were not loaded."""
-    return HeadParts(sessions, workspace) if STAGES[0] in sessions else None
-
-
 class HeadParts:
     """Runs the head's three graphs for more classes than one run takes; of one lane.
 
-    Classes attend to each other twice, by sums over all of them, so a part of the vocabulary cannot
-    be finished before the others have come as far: every part runs the first graph, then every part
-    the second, then every part the third. That bounds what is in memory at once.
+    Classes attend to each other twice, by sums over all of them: every part of the vocabulary runs
+    the first graph, then every part the second, then every part the third.
     """
 
     def __init__(self, sessions: Mapping[str, Session], workspace: Workspace) -> None:

@@ -1,15 +1,13 @@
 """Families: all that the runtime knows of how an image's features become masks.
 
-A :class:`Family` is made once per engine and never changes; a :class:`Pipeline` belongs to one
-lane and runs one frame at a time.
+A :class:`Family` is made once per engine; a :class:`Pipeline` runs one lane's frames.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, count
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -48,22 +46,14 @@ def run_plainly(key: Hashable, enqueue: Callable[[], _Result]) -> _Result:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PixelLabels:
-    """Labels that one kernel call makes of masks, on the device; it may still be under way.
+    """Labels that one kernel call makes of masks, on the device; it may still be under way."""
 
-    Attributes:
-        labels: [H, W] on the device.
-        scores: float32 [H, W] on the device, or None.
-        of_classes: Whether labels are classes; otherwise they are phrases.
-        look_up: What turns labels into phrases and their scores, given the labels in host memory
-            once they are there, and the classes; None where they need nothing more.
-        painted: Whether the rule's painting is done.
-    """
-
-    labels: Array
-    scores: Array | None = None
-    of_classes: bool = False
+    labels: Array  # [H, W]
+    scores: Array | None = None  # float32 [H, W]
+    of_classes: bool = False  # Whether labels are classes; otherwise they are phrases
+    # Turns labels that have reached the host into phrases and their scores, given the classes
     look_up: Callable[[npt.NDArray[Any], BoundClasses], Labels] | None = None
-    painted: bool = False
+    painted: bool = False  # Whether the rule's painting is done
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,63 +63,39 @@ class BoundClasses:
     :meth:`Family.bind` returns it with host arrays, :meth:`Pipeline.adopt` with the same arrays in
     a lane's buffers. There P may be larger than the number of phrases: rows beyond repeat the last
     phrase, and ``num_phrases`` tells kernels how many count.
-
-    Attributes:
-        vocabulary: The classes.
-        seen: bool [P], phrases that training saw; None if the bundle names no seen class.
-        text_embeds: float32 [P, D]; where adopted beside embeddings in float16, maybe float16.
-        text_queries: float32 [P, E]: the image-independent half of the class queries; None in
-            families without it.
-        bias: float32 [P], subtracted from each phrase's score; None in families whose kernel takes
-            ``seen`` instead.
-        num_phrases: int32 [1] on the device: how many rows count; None where all of them do.
-        label_table: uint8 or uint16 [P] on the device: the label of each phrase's class; None
-            where the lane maps phrases to classes on the host.
-        gate: What leaves classes out of each frame; None leaves out none.
     """
 
     vocabulary: Vocabulary
-    seen: Array | None
-    text_embeds: Array
-    text_queries: Array | None = None
+    seen: Array | None  # bool [P], phrases that training saw; None if the bundle names none
+    text_embeds: Array  # float32 [P, D]; adopted beside embeddings in float16, maybe float16
+    text_queries: Array | None = None  # float32 [P, E], the image-independent half of the queries
+    # float32 [P], subtracted from scores; None in families whose kernel takes ``seen`` instead
     bias: Array | None = None
-    num_phrases: Array | None = None
+    num_phrases: Array | None = None  # int32 [1] on the device; None where all rows count
+    # uint8 or uint16 [P] on the device: the label of each phrase's class; None where the lane maps
+    # phrases to classes on the host
     label_table: Array | None = None
-    gate: CandidateGate | None = None
+    gate: CandidateGate | None = None  # What leaves classes out of each frame
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Painting:
-    """A drawing of a frame's labels as they are stored, all on the device.
+    """A drawing of a frame's labels as they are stored, all on the device."""
 
-    Attributes:
-        frame: uint8 [H, W, 3].
-        palette: uint8 [C, 3], a colour for each class.
-        image: uint8 [H, W, 3], which is written.
-        alpha: Weight of the colours, in [0, 1].
-    """
-
-    frame: Array
-    palette: Array
-    image: Array
-    alpha: float
+    frame: Array  # uint8 [H, W, 3]
+    palette: Array  # uint8 [C, 3]
+    image: Array  # uint8 [H, W, 3], which is written
+    alpha: float  # Weight of the colours
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelRule:
-    """How scores become labels.
-
-    Attributes:
-        head: The bundle's rule.
-        unknown_below: Score below which a pixel is unknown; None takes the bundle's.
-        with_scores: Whether scores are wanted.
-        painting: What is drawn in the same kernel, by masks that can; None draws nothing.
-    """
+    """How scores become labels."""
 
     head: HeadSpec
-    unknown_below: float | None
+    unknown_below: float | None  # None takes the bundle's
     with_scores: bool
-    painting: Painting | None = None
+    painting: Painting | None = None  # Drawn in the same kernel, by masks that can
 
     @property
     def threshold(self) -> float | None:
@@ -139,17 +105,12 @@ class LabelRule:
 
 @dataclass(frozen=True, kw_only=True)
 class GoldenRule:
-    """How a golden sample of a family is compared with a run.
+    """How a golden sample of a family is compared with a run."""
 
-    Attributes:
-        stages: Names of the intermediates in the order data flows.
-        slack: Factor on the tolerance of stages that follow from a threshold within the frame.
-        raw_logits: Whether ``mask_logits`` precede the activation and the seen bias.
-    """
-
-    stages: tuple[str, ...]
+    stages: tuple[str, ...]  # Names of the intermediates in the order data flows
+    # Factor on the tolerance of stages that follow from a threshold within the frame
     slack: Mapping[str, float] = field(default_factory=dict)
-    raw_logits: bool
+    raw_logits: bool  # Whether ``mask_logits`` precede the activation and the seen bias
 
 
 class Masks(Protocol):
@@ -160,42 +121,14 @@ class Masks(Protocol):
         """float32 [..., gh, gw] on the device, valid until the next frame."""
 
     def label(
-        self,
-        out_hw: tuple[int, int],
-        classes: BoundClasses,
-        rule: LabelRule,
-        workspace: Workspace,
-        clock: StageClock,
+        self, out_hw: tuple[int, int], classes: BoundClasses, rule: LabelRule, workspace: Workspace
     ) -> PixelLabels:
-        """Label every pixel in one kernel call, which is enqueued and not waited for.
-
-        Args:
-            out_hw: Height and width of the result.
-            classes: The classes in force.
-            rule: How scores become labels.
-            workspace: Has the buffers and the stream.
-            clock: Marked at the end of the stage ``upsample_argmax``.
-
-        Returns:
-            Arrays that are valid until the next frame.
-        """
+        """Enqueue one kernel call that labels every pixel; valid until the next frame."""
 
     def grid_scores(
         self, rule: LabelRule, workspace: Workspace, num_phrases: int
     ) -> npt.NDArray[np.float32]:
-        """Return every phrase's activated score at the masks' own resolution.
-
-        Args:
-            rule: How scores become labels.
-            workspace: Has the buffers and the stream.
-            num_phrases: P; rows beyond only fill up a capture's size.
-
-        Returns:
-            float32 [P, gh, gw] in host memory, without the bias of seen classes.
-
-        Raises:
-            ArgumentError: The family has no such scores.
-        """
+        """Every phrase's activated score without seen bias, float32 [P, gh, gw] on the host."""
 
 
 class Pipeline(ABC):
@@ -212,9 +145,8 @@ class Pipeline(ABC):
 
         Args:
             classes: What :meth:`Family.bind` returned.
-            num_rows: How many phrases' rows to lay out, at least as many as there are phrases,
-                for vocabularies that share a capture; None: as many as there are, all of which
-                count.
+            num_rows: Rows to lay out, at least one per phrase, for vocabularies that share a
+                capture; None: one per phrase.
         """
 
     @abstractmethod
@@ -229,8 +161,7 @@ class Pipeline(ABC):
         """Run the graphs and compare their output with the classes.
 
         Args:
-            image: [1, 3, h, w], preprocessed, on the device, of the dtype that the encoder
-                takes.
+            image: [1, 3, h, w], preprocessed, on the device, of the dtype that the encoder takes.
             classes: What :meth:`adopt` returned.
             clock: Marked at the end of every stage.
             run: Runs what is enqueued between two looks of the host; families in one part have no
@@ -246,46 +177,30 @@ class Pipeline(ABC):
 
 
 class Family(ABC):
-    """How bundles of one family are run; immutable and usable from any thread.
+    """How bundles of one family are run; immutable and usable from any thread."""
 
-    Attributes:
-        name: What ``bundle.json`` calls the family.
-        graphs: Names of the graphs for which a lane needs a session.
-        auto_precisions: Precisions that ``precision="auto"`` may take.
-        golden: How a golden sample is compared.
-        in_one_part: Whether a frame's work on the GPU is enqueued without the host looking at any
-            of it.
-        head: The bundle's rule for labels.
-        axes: Smallest, usual and largest size of every dynamic axis of the graphs.
-        prompt_sets: The templates of every text input; the first one's embeddings are the
-            vocabulary's.
-    """
-
-    name: str
-    graphs: tuple[str, ...] = ("image_encoder",)
-    auto_precisions: tuple[str, ...] = ANY_PRECISION
+    name: str  # As in ``bundle.json``
+    graphs: tuple[str, ...] = ("image_encoder",)  # For which a lane needs a session
+    auto_precisions: tuple[str, ...] = ANY_PRECISION  # That ``precision="auto"`` may take
     golden: GoldenRule
     in_one_part = True
+    """Whether a frame's work on the GPU is enqueued without the host looking at any of it."""
 
     def __init__(self, bundle: Bundle, config: EngineConfig) -> None:
         self.head = bundle.head
         self.axes = class_axis(bundle.head)
+        """Smallest, usual and largest size of every dynamic axis of the graphs."""
         self.prompt_sets: tuple[PromptSet, ...] = (PromptSet(templates=bundle.text.templates),)
+        """The templates of every text input; the first one's embeddings are the vocabulary's."""
 
     def rows_for(self, num_phrases: int) -> int:
-        """How many phrases' rows a capture is made for; see :meth:`Pipeline.adopt`.
-
-        Where phrases are compared one by one, further rows change nothing.
-        """
+        """How many rows a capture has; where phrases are compared alone, more change nothing."""
         return bucket_of(num_phrases, self.head.max_classes)
 
     def bind(self, vocabulary: Vocabulary, *, device: str = "cpu") -> BoundClasses:
-        """Precompute what depends on the classes alone, on the host.
+        """Precompute on the host what depends on the classes alone.
 
-        Args:
-            vocabulary: The classes.
-            device: Where lanes run; what is better computed there is left to
-                :meth:`Pipeline.adopt`.
+        What is better computed on ``device``, where lanes run, is left to :meth:`Pipeline.adopt`.
         """
         return BoundClasses(
             vocabulary=vocabulary,
@@ -295,12 +210,7 @@ class Family(ABC):
 
     @abstractmethod
     def pipeline(self, sessions: Mapping[str, Session], workspace: Workspace) -> Pipeline:
-        """Make the pipeline of one lane.
-
-        Args:
-            sessions: One session per name in :attr:`graphs`, the lane's own.
-            workspace: The lane's buffers.
-        """
+        """Make the pipeline of one lane, of its own sessions by the names in :attr:`graphs`."""
 
 
 def class_axis(head: HeadSpec) -> dict[str, Bounds]:
@@ -313,11 +223,8 @@ def class_axis(head: HeadSpec) -> dict[str, Bounds]:
 def cell_logits(patches: Array, texts: Array, head: HeadSpec, workspace: Workspace) -> Array:
     """Every phrase's logit for every cell, float32 [B, P, gh, gw] in the lane's buffer.
 
-    On a GPU the kernel also tells the workspace's flag whether all are finite.
-
-    Shapes:
-        patches: [B, N, D].
-        texts: [P, D] or [B, P, D].
+    Of patches [B, N, D] and texts [P, D] or [B, P, D]. On a GPU the kernel also tells the
+    workspace's flag whether all are finite.
     """
     shape = (patches.shape[0], texts.shape[-2], patches.shape[1])
     products = workspace.products()
@@ -334,6 +241,9 @@ def cell_logits(patches: Array, texts: Array, head: HeadSpec, workspace: Workspa
     return reshaped(logits, (*shape[:2], *head.grid_hw))
 
 
+_SIZES = (8, 16, 32, 64, 128, 254, *(1 << power for power in range(9, 17)))
+
+
 def bucket_of(num_phrases: int, most: int) -> int:
     """The number of rows that vocabularies of about this size share.
 
@@ -343,11 +253,7 @@ def bucket_of(num_phrases: int, most: int) -> int:
         >>> [bucket_of(number, 1000) for number in (1, 9, 254, 255, 600)]
         [8, 16, 254, 512, 1000]
     """
-    return min(next(size for size in _sizes() if size >= num_phrases), max(most, num_phrases))
-
-
-def _sizes() -> Iterator[int]:
-    return chain((8, 16, 32, 64, 128, 254), (1 << power for power in count(9)))
+    return min(next(size for size in _SIZES if size >= num_phrases), max(most, num_phrases))
 
 
 def adopt_rows(
@@ -357,12 +263,9 @@ def adopt_rows(
     *,
     text_dtype: str = "float32",
 ) -> BoundClasses:
-    """Copy text embeddings, seen flags and the label table into a lane's buffers.
+    """Copy text embeddings, rounded to a dtype, seen flags and the label table to a lane's buffers.
 
     On the CPU, arrays are used where they are, and the lane maps phrases to classes.
-
-    Shapes:
-        text_dtype: What the copied text embeddings are rounded to, ``"float32"`` or ``"float16"``.
     """
     if workspace.device == "cpu":
         return classes
@@ -388,16 +291,11 @@ def repeated_rows(values: npt.NDArray[Any], rows: int) -> npt.NDArray[Any]:
 
 
 def read_weights(bundle: Bundle, names: Sequence[str]) -> list[npt.NDArray[np.float32]]:
-    """The named tensors of a bundle's ``weights``, C-contiguous.
-
-    Raises:
-        BundleError: The bundle has no such file, or it is damaged or lacks one of the tensors.
-    """
+    """The named tensors of a bundle's ``weights``, C-contiguous."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    if bundle.weights is None:
-        raise BundleError(f"{bundle.path / 'bundle.json'}: missing key 'weights'")
+    assert bundle.weights is not None, "the family's bundles have them"
     path = bundle.open_path(bundle.weights)
     try:
         tensors = load_file(path)

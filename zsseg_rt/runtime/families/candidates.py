@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,36 +11,23 @@ from zsseg_rt.text.class_names import BACKGROUND
 from zsseg_rt.text.vocabulary import Vocabulary
 
 
-class _Past(Protocol):
-    candidates: tuple[int, ...]
-
-
 class CandidateGate:
     """Chooses the classes of a frame that are labelled: one lane's, for one frame at a time.
 
     A class ranks by its best phrase at its best cell. A class that the frame before kept stays
     while it ranks among the best ``most + most // 2``. Background phrases always stay.
-
-    Attributes:
-        most: As given.
-        classes: Indices of the classes kept of the present frame, ascending; None before they are
-            chosen.
-        seen: Which phrases training saw, as the frame began with.
-        rows: Their phrases and those of the background, int64 [R], ascending.
     """
 
     def __init__(self, most: int) -> None:
         self.most = most
+        # Indices of the classes kept of the present frame, ascending; None before they are chosen
         self.classes: tuple[int, ...] | None = None
-        self.rows: npt.NDArray[np.int64] | None = None
-        self.seen: Any | None = None
-        self._past: _Past | None = None
+        self.rows: npt.NDArray[np.int64] | None = None  # their phrases and the background's, [R]
+        self.seen: Any | None = None  # which phrases training saw, bool [P] on the host
+        self._past: Any | None = None  # the frame's turn, whose candidates are those before
 
-    def begin(self, seen: Any | None, past: _Past | None) -> None:
-        """Begin a frame: which phrases training saw, bool [P] on the host, and what came before.
-
-        ``past`` is told of the choice.
-        """
+    def begin(self, seen: Any | None, past: Any | None) -> None:
+        """Begin a frame; ``past``, its turn with a memory, is told of the choice."""
         self.classes, self.rows, self.seen, self._past = None, None, seen, past
 
     def leaves_out(self, vocabulary: Vocabulary) -> bool:

@@ -14,7 +14,6 @@ from zsseg_rt import ops
 from zsseg_rt.common.arrays import Array, label_dtype, reshaped
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.ops import core
-from zsseg_rt.runtime.clock import StageClock
 from zsseg_rt.runtime.families.base import BoundClasses, LabelRule, Labels, PixelLabels
 from zsseg_rt.runtime.workspace import Workspace
 
@@ -26,17 +25,11 @@ class ClassLogits:
     mask_logits: Array  # float32 [1, P, gh, gw] on the device; [B, P, gh, gw] of several windows
 
     def label(
-        self,
-        out_hw: tuple[int, int],
-        classes: BoundClasses,
-        rule: LabelRule,
-        workspace: Workspace,
-        clock: StageClock,
+        self, out_hw: tuple[int, int], classes: BoundClasses, rule: LabelRule, workspace: Workspace
     ) -> PixelLabels:
-        """See :class:`zsseg_rt.runtime.families.base.Masks`."""
+        """Upsample, activate and take the best phrase, or its class by the table."""
         shape, table = self.mask_logits.shape, classes.label_table
         dtype = label_dtype(shape[1]) if table is None else table.dtype
-        out = _label_memory(out_hw, dtype, rule.with_scores, workspace)
         painting = rule.painting if table is not None else None  # colours are those of classes
         label: Callable[..., tuple[Any, ...]] = partial(ops.upsample_argmax, out_hw=out_hw)
         if painting is not None:
@@ -57,10 +50,9 @@ class ClassLogits:
             label_table=table,
             num_classes=classes.num_phrases,
             align=rule.head.align,
-            out=out,
+            out=_label_memory((1, *out_hw), dtype, rule.with_scores, workspace),
             stream=workspace.stream,
         )
-        clock.mark("upsample_argmax")
         return PixelLabels(
             labels=reshaped(labels, out_hw),
             scores=None if scores is None else reshaped(scores, out_hw),
@@ -71,7 +63,7 @@ class ClassLogits:
     def grid_scores(
         self, rule: LabelRule, workspace: Workspace, num_phrases: int
     ) -> npt.NDArray[np.float32]:
-        """See :class:`zsseg_rt.runtime.families.base.Masks`."""
+        """The activated logits."""
         logits = np.array(workspace.fetch(self.mask_logits)[0, :num_phrases], np.float32)
         if rule.head.activation == "sigmoid":
             return _sigmoid(logits)
@@ -90,15 +82,13 @@ class RegionVotes:
     canvas_hw: tuple[int, int]  # Height and width at which masks become soft
 
     def label(
-        self,
-        out_hw: tuple[int, int],
-        classes: BoundClasses,
-        rule: LabelRule,
-        workspace: Workspace,
-        clock: StageClock,
+        self, out_hw: tuple[int, int], classes: BoundClasses, rule: LabelRule, workspace: Workspace
     ) -> PixelLabels:
-        """See :class:`zsseg_rt.runtime.families.base.Masks`."""
-        out, scratch = _vote_memory(self.class_scores.shape, out_hw, rule.with_scores, workspace)
+        """Sum the votes of all masks and take the best phrase."""
+        dtype, scratch = label_dtype(self.class_scores.shape[0]), None
+        if workspace.device != "cpu":
+            size = core.label_regions_device_bytes(*self.class_scores.shape)
+            scratch = workspace.array("label_regions", (size,), np.uint8)
         labels, scores = ops.label_regions(
             self.mask_logits,
             self.class_scores,
@@ -107,17 +97,16 @@ class RegionVotes:
             bias=classes.bias,
             unknown_below=rule.threshold,
             with_scores=rule.with_scores,
-            out=out,
+            out=_label_memory(out_hw, dtype, rule.with_scores, workspace),
             workspace=scratch,
             stream=workspace.stream,
         )
-        clock.mark("upsample_argmax")
         return PixelLabels(labels=labels, scores=scores)
 
     def grid_scores(
         self, rule: LabelRule, workspace: Workspace, num_phrases: int
     ) -> npt.NDArray[np.float32]:
-        """See :class:`zsseg_rt.runtime.families.base.Masks`."""
+        """The sums of votes."""
         votes = np.asarray(workspace.fetch(self.class_scores))[:num_phrases]
         soft = _sigmoid(np.asarray(workspace.fetch(self.mask_logits)))
         scores: npt.NDArray[np.float32] = np.einsum("pq,qhw->phw", votes, soft, optimize=True)
@@ -136,20 +125,14 @@ class SegmentMasks:
     judge: Callable[[BoundClasses], tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]
 
     def label(
-        self,
-        out_hw: tuple[int, int],
-        classes: BoundClasses,
-        rule: LabelRule,
-        workspace: Workspace,
-        clock: StageClock,
+        self, out_hw: tuple[int, int], classes: BoundClasses, rule: LabelRule, workspace: Workspace
     ) -> PixelLabels:
-        """See :class:`zsseg_rt.runtime.families.base.Masks`."""
+        """Find each pixel's segment; what it is called is looked up later, on the host."""
         dtype = label_dtype(self.mask_logits.shape[1])
-        out = _label_memory(out_hw, dtype, False, workspace)
+        out = _label_memory((1, *out_hw), dtype, False, workspace)
         segments, _ = ops.upsample_argmax(
             self.mask_logits, out_hw, out=out, stream=workspace.stream
         )
-        clock.mark("upsample_argmax")
 
         def look_up(host: npt.NDArray[Any], named: BoundClasses) -> Labels:
             phrases, values = self.judge(named)
@@ -161,7 +144,7 @@ class SegmentMasks:
     def grid_scores(
         self, rule: LabelRule, workspace: Workspace, num_phrases: int
     ) -> npt.NDArray[np.float32]:
-        """See :class:`zsseg_rt.runtime.families.base.Masks`: segments have one phrase each."""
+        """Refused: segments have one phrase each."""
         raise ArgumentError(
             "with_class_scores: expected None for a bundle of family segment_tokens, whose "
             "segments have one class each, got 'low'."
@@ -187,24 +170,13 @@ def _tables(
 
 
 def _label_memory(
-    out_hw: tuple[int, int], dtype: np.dtype[Any], with_scores: bool, workspace: Workspace
+    shape: tuple[int, ...], dtype: np.dtype[Any], with_scores: bool, workspace: Workspace
 ) -> tuple[Array, Array | None] | None:
-    """On a GPU, the lane's memory for labels and scores."""
-    labels = workspace.result(f"labels {dtype}", (1, *out_hw), dtype)
-    scores = workspace.result("scores", (1, *out_hw), np.float32) if with_scores else None
-    return None if labels is None else (labels, scores)
-
-
-def _vote_memory(
-    scores_shape: tuple[int, ...], out_hw: tuple[int, int], with_scores: bool, workspace: Workspace
-) -> tuple[Any, Array | None]:
-    """The same for masks that vote, of class scores [P, Q]."""
-    dtype = label_dtype(scores_shape[0])
-    labels = workspace.result(f"region labels {dtype}", out_hw, dtype)
-    scores = workspace.result("region scores", out_hw, np.float32) if with_scores else None
-    size = core.label_regions_device_bytes(scores_shape[0], scores_shape[1])
-    out = None if labels is None else (labels, scores)
-    return out, workspace.scratch("label_regions", size)
+    """The lane's memory for labels and scores; None, so new arrays, on the CPU."""
+    if workspace.device == "cpu":
+        return None
+    scores = workspace.array("scores", shape, np.float32) if with_scores else None
+    return workspace.array(f"labels {dtype}", shape, dtype), scores
 
 
 def _sigmoid(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -1,7 +1,7 @@
 """ZegFormer: segments from one network, judged by their own embeddings and by CLIP's look at them.
 
-CLIP is shown every segment's region, a few at a time. Regions with equal crops are encoded once,
-and what CLIP sees in an empty mask is kept from frame to frame; neither changes any result.
+Regions with equal crops are encoded once, and what CLIP sees in an empty mask is kept from frame to
+frame; neither changes any result.
 
 Source: Ding et al., "Decoupling Zero-Shot Semantic Segmentation", CVPR 2022.
 """
@@ -21,7 +21,7 @@ from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.bundles.specs import PreprocessSpec, RegionEncoderSpec
 from zsseg_rt.common.arrays import Array, reshaped
 from zsseg_rt.config import EngineConfig
-from zsseg_rt.errors import ArgumentError, BackendError, BundleError
+from zsseg_rt.errors import ArgumentError, BackendError
 from zsseg_rt.runtime.clock import StageClock
 from zsseg_rt.runtime.families.base import (
     BoundClasses,
@@ -36,8 +36,7 @@ from zsseg_rt.runtime.families.masks import RegionVotes
 from zsseg_rt.runtime.workspace import Workspace
 from zsseg_rt.text.vocabulary import PromptSet, Vocabulary
 
-REGION_PROMPTS = "regions"
-"""The prompt set of the region encoder."""
+REGION_PROMPTS = "regions"  # the prompt set of the region encoder
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -48,14 +47,9 @@ _OTHER = np.float32(1 / 3)
 def distinct_crops(
     boxes: npt.NDArray[np.int32], style: str, num_pixels: int
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.intp]]:
-    """Which regions have crops of their own.
+    """Regions with distinct crops, int32 [R], and for each region the one of its crop, [Q].
 
-    Shapes:
-        boxes: int32 [Q, 5], of :func:`zsseg_rt.ops.mask_boxes`.
-
-    Returns:
-        Regions with distinct crops, int32 [R], and for every region the index in that list of one
-        whose crop equals its own, [Q].
+    Of boxes int32 [Q, 5], as :func:`zsseg_rt.ops.mask_boxes` gives them.
     """
     first: dict[object, int] = {}
     places = np.empty(len(boxes), np.intp)
@@ -106,7 +100,32 @@ class _RegionJudge:
         out = workspace.array("boxes", (masks.shape[0], 5), np.int32)
         return ops.mask_boxes(masks, self._canvas_hw, out=out, stream=workspace.stream)
 
-    def embeds(
+    def judge(
+        self,
+        image: Array,
+        proposal: _Proposal,
+        text: FloatArray,
+        by_text: FloatArray,
+        objectness: FloatArray,
+        run: PartRunner,
+    ) -> FloatArray:
+        """Class probabilities [P, Q]: the segments' own, ``by_text``, where CLIP is not asked."""
+        boxes, no_object = np.asarray(proposal.boxes_on_host), proposal.no_object[0]
+        asked = np.ones(len(boxes), np.bool_)
+        if self._spec.min_score > 0:
+            # Empty masks are encoded once, and their soft masks vote: CLIP's opinion of them costs
+            # next to nothing, yet matters.
+            asked = (objectness >= self._spec.min_score) | (boxes[:, 4] == 0)
+        indices = np.flatnonzero(asked)
+        by_region = by_text.copy()
+        if len(indices):
+            planes = reshaped(image, image.shape[1:])
+            embeds = self._embeds(planes, proposal, boxes, indices, run)
+            logits = np.float32(self._spec.logit_scale) * (text @ embeds.T)
+            by_region[:, indices] = class_probabilities(logits, no_object[indices])[0]
+        return by_region
+
+    def _embeds(
         self,
         image: Array,
         proposal: _Proposal,
@@ -202,13 +221,18 @@ class ProposalsFamily(Family):
     )
 
     def __init__(self, bundle: Bundle, config: EngineConfig) -> None:
-        if bundle.regions is None:
-            raise BundleError(f"{bundle.path / 'bundle.json'}: missing key 'regions'")
+        assert bundle.regions is not None, "the family's bundles have them"
         super().__init__(bundle, config)
         self.preprocess = bundle.preprocess
         self.fusion = bundle.regions.fusion
-        self.encoder = _encoder_spec(bundle, config.min_region_score)
+        self.encoder, least = bundle.regions.encoder, config.min_region_score
+        if least is not None and self.encoder is None:
+            raise ArgumentError(
+                f"min_region_score: expected None for {bundle.name}, which has no region encoder, "
+                f"got {least:g}. Leave it out."
+            )
         if self.encoder is not None:
+            self.encoder = self.encoder if least is None else replace(self.encoder, min_score=least)
             self.graphs += ("region_encoder",)
             self.axes["regions"] = (1, self.encoder.batch, self.encoder.batch)
             self.prompt_sets += (
@@ -233,18 +257,6 @@ class ProposalsFamily(Family):
     def pipeline(self, sessions: Mapping[str, Session], workspace: Workspace) -> Pipeline:
         """Make the pipeline of one lane."""
         return ProposalsPipeline(self, sessions, workspace)
-
-
-def _encoder_spec(bundle: Bundle, min_score: float | None) -> RegionEncoderSpec | None:
-    encoder = None if bundle.regions is None else bundle.regions.encoder
-    if min_score is None:
-        return encoder
-    if encoder is None:
-        raise ArgumentError(
-            f"min_region_score: expected None for {bundle.name}, which has no region encoder, got "
-            f"{min_score:g}. Leave it out."
-        )
-    return replace(encoder, min_score=min_score)
 
 
 class ProposalsPipeline(Pipeline):
@@ -290,7 +302,8 @@ class ProposalsPipeline(Pipeline):
         by_text, objectness = class_probabilities(proposal.logits[0, :num_phrases], no_object)
         by_region = None
         if self._judge is not None:
-            by_region = self._ask(image, proposal, classes, by_text, objectness, run)
+            text = classes.vocabulary.prompt_embeds[REGION_PROMPTS]
+            by_region = self._judge.judge(image, proposal, text, by_text, objectness, run)
             clock.mark("regions")
         scores = fuse(by_text, by_region, self._family.fusion, classes.seen)
         if not np.isfinite(scores).all():
@@ -312,11 +325,8 @@ class ProposalsPipeline(Pipeline):
         workspace = self._workspace
         encoded = self._image_encoder.run({"image": image}, stream=workspace.stream)
         clock.mark("image_encoder")
-        masks, embeds = (
-            workspace.own("region_masks", encoded["region_masks"]),
-            encoded["segment_embeds"],
-        )
-        masks = reshaped(masks, tuple(masks.shape[1:]))
+        masks, embeds = encoded["region_masks"], encoded["segment_embeds"]
+        masks = reshaped(workspace.own("region_masks", masks), tuple(masks.shape[1:]))
         shape = (1, int(classes.text_embeds.shape[0]), embeds.shape[1])
         logits = ops.patch_text_similarity(
             embeds,
@@ -338,35 +348,6 @@ class ProposalsPipeline(Pipeline):
             boxes_on_host=None if boxes is None else workspace.read_back("boxes", boxes),
         )
 
-    def _ask(
-        self,
-        image: Array,
-        proposal: _Proposal,
-        classes: BoundClasses,
-        by_text: FloatArray,
-        objectness: FloatArray,
-        run: PartRunner,
-    ) -> FloatArray:
-        """The region encoder's class probabilities, or the segments' own where it is not asked."""
-        spec, text = self._family.encoder, classes.vocabulary.prompt_embeds[REGION_PROMPTS]
-        judge, boxes, no_object = self._judge, proposal.boxes_on_host, proposal.no_object[0]
-        assert judge is not None
-        assert spec is not None
-        assert boxes is not None
-        asked = np.ones(len(boxes), np.bool_)
-        if spec.min_score > 0:
-            # Empty masks are encoded once, and their soft masks vote: CLIP's opinion of them costs
-            # next to nothing, yet matters.
-            asked = (objectness >= spec.min_score) | (boxes[:, 4] == 0)
-        indices = np.flatnonzero(asked)
-        by_region = by_text.copy()
-        if len(indices):
-            planes = reshaped(image, image.shape[1:])
-            embeds = judge.embeds(planes, proposal, boxes, indices, run)
-            logits = np.float32(spec.logit_scale) * (text @ embeds.T)
-            by_region[:, indices] = class_probabilities(logits, no_object[indices])[0]
-        return by_region
-
     def _upload_scores(self, scores: FloatArray, rows: int) -> Array:
         """Class scores [P, Q] on the device, [rows, Q]."""
         workspace = self._workspace
@@ -378,15 +359,10 @@ class ProposalsPipeline(Pipeline):
 
 
 def class_probabilities(logits: FloatArray, no_object: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Softmax over classes and "no object".
+    """Softmax over classes, logits [P, Q], and "no object", logits [Q].
 
-    Shapes:
-        logits: float32 [P, Q].
-        no_object: float32 [Q], the logit of "no object".
-
-    Returns:
-        Probabilities of the classes [P, Q], and of being any class [Q]; NaN where a logit is NaN
-        or positive infinity.
+    Returns the probabilities of the classes [P, Q], and of being any class [Q]; NaN where a logit
+    is NaN or positive infinity.
     """
     peak = np.maximum(logits.max(axis=0), no_object)
     with np.errstate(invalid="ignore"):  # infinity minus infinity: the caller checks for NaN
@@ -401,15 +377,9 @@ def fuse(
     fusion: str,
     seen: npt.NDArray[np.bool_] | None,
 ) -> FloatArray:
-    """Weigh the two opinions; see :class:`zsseg_rt.bundles.specs.RegionSpec`.
+    """Weigh the class probabilities [P, Q] of segments and regions, by ``RegionSpec.fusion``.
 
-    Shapes:
-        by_text: Class probabilities of the segments themselves, float32 [P, Q].
-        by_region: Those from the region encoder, float32 [P, Q]; None without one.
-        seen: bool [P], classes that training saw; None if there are none.
-
-    Returns:
-        float32 [P, Q], in [0, 1]; columns do not sum to one.
+    ``seen`` is bool [P]. Returns float32 [P, Q], in [0, 1]; columns do not sum to one.
     """
     if by_region is None or fusion == "segments":
         return by_text

@@ -1,4 +1,4 @@
-"""Find the class of a bundle's family; ``bundle_specs.FAMILIES`` has all else."""
+"""Find the class of a bundle's family; ``bundles.specs.FAMILIES`` has all else."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.bundles.specs import FAMILIES, family_settings
 from zsseg_rt.config import EngineConfig
-from zsseg_rt.errors import ArgumentError, BundleError
+from zsseg_rt.errors import ArgumentError
 from zsseg_rt.runtime.families.aggregation import AggregationFamily
 from zsseg_rt.runtime.families.base import Family
 from zsseg_rt.runtime.families.dense import DenseFamily
@@ -27,12 +27,6 @@ _FACTORIES: dict[str, Callable[[Bundle, EngineConfig], Family]] = {
 
 def create_family(bundle: Bundle, config: EngineConfig) -> Family:
     """Make the family that a bundle names."""
-    factory = _FACTORIES.get(bundle.family)
-    if factory is None:
-        raise BundleError(
-            f"family: expected one that families/registry.py names ({', '.join(_FACTORIES)}), got "
-            f"{bundle.family!r}. Add it there."
-        )
     for name in family_settings():
         value = getattr(config, name)
         if value is not None and name not in FAMILIES[bundle.family].settings:
@@ -41,4 +35,4 @@ def create_family(bundle: Bundle, config: EngineConfig) -> Family:
                 f"such setting, got {value!r}. Leave it out."
             )
     Windows.of(bundle.preprocess, bundle.head, config)  # before graphs are loaded
-    return factory(bundle, config)
+    return _FACTORIES[bundle.family](bundle, config)

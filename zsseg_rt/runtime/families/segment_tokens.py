@@ -18,7 +18,7 @@ from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.bundles.specs import HeadSpec, SegmentSpec
 from zsseg_rt.common.arrays import Array
 from zsseg_rt.config import EngineConfig
-from zsseg_rt.errors import BackendError, BundleError
+from zsseg_rt.errors import BackendError
 from zsseg_rt.runtime.clock import StageClock
 from zsseg_rt.runtime.families.base import (
     BoundClasses,
@@ -49,8 +49,7 @@ class SegmentTokensFamily(Family):
     )
 
     def __init__(self, bundle: Bundle, config: EngineConfig) -> None:
-        if bundle.segments is None:
-            raise BundleError(f"{bundle.path / 'bundle.json'}: missing key 'segments'")
+        assert bundle.segments is not None, "the family's bundles have them"
         super().__init__(bundle, config)
         self.segments = bundle.segments  # they get classes on the host, after the last kernel
 
@@ -132,19 +131,11 @@ def segment_scores(
     head: HeadSpec,
     segments: SegmentSpec,
 ) -> _Rows:
-    """Score every phrase for every segment, by GroupViT's rule.
+    """Score every phrase for every segment, by GroupViT's rule: [G, P] in [0, 1].
 
-    With p the softmax over phrases of ``logit_scale * cosine`` and q the same softmax over the
-    ``top_k`` phrases nearest to the whole image, scores are ``p * q``; with ``plain_cosine`` they
-    are ``p``.
-
-    Shapes:
-        segment_embeds: float32 [G, D].
-        image_embed: float32 [D].
-        text_embeds: float32 [P, D], unit norm.
-
-    Returns:
-        float32 [G, P] in [0, 1].
+    Of segments [G, D], an image [D] and unit rows of texts [P, D]. With p the softmax over phrases
+    of ``logit_scale * cosine`` and q the same softmax over the ``top_k`` phrases nearest to the
+    whole image, scores are ``p * q``; with ``plain_cosine`` they are ``p``.
     """
     logits = np.float32(head.logit_scale) * (_unit_rows(segment_embeds) @ text_embeds.T)
     scores = _softmax(logits)
