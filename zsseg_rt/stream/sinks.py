@@ -9,6 +9,7 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from fractions import Fraction
 from glob import iglob
@@ -41,10 +42,8 @@ from zsseg_rt.stream.writers import (
     what_is_not_ours,
 )
 
-QUEUE = 8
-"""Frames that wait for a sink at most."""
-RETRY = 5.0
-"""Seconds until a folder that took no files is tried again."""
+QUEUE = 8  # frames that wait for a sink at most
+RETRY = 5.0  # seconds until a folder that took no files is tried again
 
 SinkTarget = str | Path | Callable[[Segmentation], object]
 
@@ -80,10 +79,7 @@ def open_writers(
     rotation: Rotation | None = None,
     legend: bool = False,
 ) -> list[Writer]:
-    """Read what sinks shall be; folders are made, files are begun with the first frame.
-
-    ``alpha`` and ``legend`` are as for :class:`Painter`.
-    """
+    """Read what sinks shall be; folders are made, files are begun with the first frame."""
     if not 0.0 <= alpha <= 1.0:
         raise ArgumentError(f"alpha: expected a weight in [0, 1], got {alpha}")
     named = [str(target) for target in targets if not callable(target)]
@@ -147,11 +143,10 @@ def _open_writer(
 
 
 class Sink:
-    """Hands frames to a writer in a thread of its own.
+    """Hands frames to a writer in a thread of its own."""
 
-    An error of the disk's ends it, or is waited out; any other loses the frames' source, until
-    their size changes, and ends it where there is no other source.
-    """
+    # An error of the disk's ends it, or is waited out; any other loses the frames' source, until
+    # their size changes, and ends it where there is no other source.
 
     def __init__(self, writer: Writer, *, resumes: bool = False, num_sources: int = 1) -> None:
         self.name = writer.name
@@ -252,11 +247,9 @@ class Sink:
 
     def _write_all(self) -> ZssegError | None:
         try:
-            try:
+            with closing(self._writer):
                 while (seg := self._next()) is not None:
                     self._write(seg)
-            finally:
-                self._writer.close()
         except ZssegError as exc:
             return exc
         return None
@@ -308,16 +301,14 @@ class Sink:
             self._drop_waiting()
         if is_news:
             _log.error("%s It is tried again every %.0f s.", error, RETRY)
-        while not self._is_closed_within(RETRY):
+        while True:
+            with self._changed:
+                if self._changed.wait_for(lambda: self._closed, RETRY):
+                    return False
             self._writer.remove_old()
             if has_room(folder):
                 self.is_paused = False
                 return True
-        return False
-
-    def _is_closed_within(self, seconds: float) -> bool:
-        with self._changed:
-            return self._changed.wait_for(lambda: self._closed, seconds)
 
     def _drop_waiting(self) -> None:
         self._dropped += len(self._waiting)
@@ -358,12 +349,7 @@ _MOST_THREADS = 8
 
 
 class OverlayVideo(Writer):
-    """Writes ``NAME.mp4``, H.264: each frame with its labels' colours laid over it.
-
-    A source with a tag has ``NAME-TAG.mp4``. Where that exists, where the frames change their size,
-    and with rotation, files are ``NAME-STAMP.mp4``; see ``Series``.
-    Sides are made even by repeating the last row or column; longer ones than H.264 takes, smaller.
-    """
+    """Writes ``NAME[-TAG][-STAMP].mp4``, H.264: frames with their labels' colours over them."""
 
     def __init__(
         self, path: Path, *, channel_order: str, painter: Painter, tags: Tags, rotation: Rotation
@@ -384,20 +370,16 @@ class OverlayVideo(Writer):
             recording.add(frame)
         except (OSError, ValueError, self._av.FFmpegError) as exc:
             self._finish(frame.source)
-            self._forget_empty()
+            if str(self._at) in self.whose and is_empty(self._at):  # nothing came of it
+                self._at.unlink()
+                self.files.remove(str(self._at))
+                del self.whose[str(self._at)]
             raise unwritable(self._at, exc) from exc
 
     def close(self) -> None:
         errors = [error for source in list(self._recordings) if (error := self._finish(source))]
         if errors:
             raise errors[0]
-
-    def _forget_empty(self) -> None:
-        """Remove the file that is written if nothing came of it."""
-        if str(self._at) in self.whose and is_empty(self._at):
-            self._at.unlink()
-            self.files.remove(str(self._at))
-            del self.whose[str(self._at)]
 
     def _finish(self, source: str) -> SourceError | None:
         """Finish a source's file; says what kept it from that."""
@@ -420,12 +402,9 @@ class OverlayVideo(Writer):
                 return recording
             if error := self._finish(frame.source):
                 raise error
-        if frame.source not in self._series:
-            stem = self._tags.join(self._path.stem, frame.source)
-            self._series[frame.source] = Series(
-                self._path.parent, stem, self._path.suffix, self._rotation
-            )
-        self._at = self._series[frame.source].begin()
+        stem = self._tags.join(self._path.stem, frame.source)
+        series = Series(self._path.parent, stem, self._path.suffix, self._rotation)
+        self._at = self._series.setdefault(frame.source, series).begin()
         self.files.append(str(self._at))
         self.whose[str(self._at)] = frame.source
         canvas, size_hw = self.painter.canvas(seg), seg.labels.shape

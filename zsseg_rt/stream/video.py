@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import functools
 import itertools
 import re
 import socket
@@ -33,8 +32,7 @@ _NO_PLAYLISTS = (
     "Is it a video? Playlists and lists of files are not followed; gst:uridecodebin uri=ADDRESS "
     "plays one."
 )
-ANSWERS_WITHIN = 5.0
-"""Seconds that a camera may take to answer, and UDP to bring the first packet."""
+ANSWERS_WITHIN = 5.0  # seconds that a camera may take to answer, and UDP for its first packet
 NO_STREAM = "Give the address of the camera's stream itself, not that of its page."
 _REMEDIES = {
     "HTTPUnauthorizedError": "Check user and password.",
@@ -110,11 +108,10 @@ def why_unreachable(url: str) -> str:
     return ""
 
 
-OPENS_WITHIN = 5.0
-"""Seconds that opening a camera may take."""
+OPENS_WITHIN = 5.0  # seconds that opening a camera may take
+# Seconds that a network camera may take for its next packet: longer than a stream's patience, as
+# FFmpeg gives out what it held back once it has waited in vain.
 SILENT_FOR = 12.0
-"""Seconds that a network camera may take for its next packet: longer than a stream's patience, as
-FFmpeg gives out what it held back once it has waited in vain."""
 
 # Without a limit FFmpeg studies an RTSP stream for 0.9 s before the first frame. Its option
 # nobuffer is not used: it discards the first key frame, which costs as much again.
@@ -139,8 +136,7 @@ _FORMATS: Mapping[VideoKind, str] = MappingProxyType({"rtsp": "rtsp", "v4l2": "v
 _PLAYLISTS = frozenset(
     ("concat", "dash", "hls", "imf", "lavfi", "rtp", "rtsp", "sap", "sdp", "webm_dash_manifest")
 )
-STILL_EVERY = 1.0
-"""Seconds until an address of a single image, such as a camera's snapshot, is read again."""
+STILL_EVERY = 1.0  # seconds until an address of one image, such as a snapshot, is read again
 _CLOCK_SLACK = 10.0  # seconds; a driver whose times are further off does not use our clock
 
 
@@ -240,7 +236,7 @@ class VideoSource:
     def _open(self, av: Any, kind: str | None) -> Any:
         options = {**_OPTIONS[self.kind], "max_pixels": str(MOST_PIXELS), **self.options}
         if kind is None:
-            options["format_whitelist"] = _single_files(av)
+            options["format_whitelist"] = ",".join(sorted(av.formats_available - _PLAYLISTS))
         elif kind == "data":
             options["raw_packet_size"] = str(1 << 16)
         return av.open(
@@ -285,7 +281,8 @@ class VideoSource:
                 late = lateness.of(frame.time, arrived_at) if opened.tells_time else 0.0
                 stamp = None if frame.time is None or start is None else frame.time - start
                 if times is not None:
-                    stamp = times.of(frame.time, _decoding_time(frame))
+                    due = None if frame.dts is None else float(frame.dts * frame.time_base)
+                    stamp = times.of(frame.time, due)
                 picture = Picture(
                     **converter.take(frame),
                     captured_at=captured_at - late,
@@ -339,12 +336,6 @@ class VideoSource:
         return SourceError(f"{self.name}: cannot be read: {reason}. {remedy}")
 
 
-@functools.cache
-def _single_files(av: Any) -> str:
-    """The formats that hold pictures themselves, as FFmpeg takes a list."""
-    return ",".join(sorted(av.formats_available - _PLAYLISTS))
-
-
 def _bytes_of(packets: Iterable[Any]) -> Iterator[bytes]:
     """The bytes of a connection until it ends: an error of FFmpeg where no length is told."""
     try:
@@ -354,19 +345,13 @@ def _bytes_of(packets: Iterable[Any]) -> Iterator[bytes]:
             raise
 
 
-def _decoding_time(frame: Any) -> float | None:
-    return None if frame.dts is None else float(frame.dts * frame.time_base)
-
-
 def capture_time(
     kind: VideoKind, stamp: float | None, arrived_at: float
 ) -> tuple[float, Literal["driver", "arrival", "file"]]:
-    """When a frame was captured, and whose clock says so.
-
-    Drivers of V4L2 stamp frames with CLOCK_MONOTONIC, which is ``time.monotonic()``.
-    """
+    """When a frame was captured, and whose clock says so."""
     if kind == "file":
         return arrived_at, "file"
+    # Drivers of V4L2 stamp frames with CLOCK_MONOTONIC, which is time.monotonic().
     if kind == "v4l2" and stamp is not None and 0.0 <= arrived_at - stamp < _CLOCK_SLACK:
         return stamp, "driver"
     return arrived_at, "arrival"
@@ -388,10 +373,7 @@ def begins_with_jpegs(head: bytes) -> bool | None:
 
 
 def cut_jpegs(name: str, chunks: Iterable[bytes]) -> Generator[bytes, None, None]:
-    """The images in a camera's bytes, by their own structure: no boundary is needed.
-
-    One without an end mark ends where the next one begins.
-    """
+    """The images in a camera's bytes, by their own structure: no boundary is needed."""
     data, at = bytearray(), 0  # where the next marker may be; 0 before an image has begun
     for chunk in chunks:
         data += chunk

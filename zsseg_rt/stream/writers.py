@@ -20,8 +20,7 @@ from zsseg_rt.photos import MASK_SUFFIX, OVERLAY_SUFFIXES, SUFFIXES
 from zsseg_rt.results.segmentation import Frame, Segmentation
 from zsseg_rt.stream.source import GivenName
 
-OVERLAY_MARK = "zsseg-rt overlay"
-"""The comment in videos that a sink writes."""
+OVERLAY_MARK = "zsseg-rt overlay"  # the comment in videos that a sink writes
 VIDEO_SUFFIXES = (
     ".264", ".265", ".3gp", ".avi", ".flv", ".h264", ".h265", ".hevc", ".m2ts", ".m4v", ".mjpeg",
     ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ts", ".webm", ".wmv",
@@ -33,10 +32,7 @@ _LABELS = (b"\x08\x03", b"\x10\x00")  # bits and kind of a PNG: palette, 16-bit 
 
 
 class Tags:
-    """The tag of each source in the names of its files: the name it was given, or its number.
-
-    The first source's carry nothing if it has no name.
-    """
+    """The tag of each source in its files' names: its own name, or its number from 2 on."""
 
     def __init__(self, sources: Sequence[str] = ()) -> None:
         self._tags: dict[str, str] = {}
@@ -60,22 +56,16 @@ class Tags:
 
 
 class Writer:
-    """Writes for a sink; used by one thread at a time.
-
-    Attributes:
-        name: What messages call it.
-        files: The files that were begun.
-        whose: Files, patterns and addresses that hold one source's frames, with its name.
-        folder: The folder that it writes into; None if it cannot be tried again after an error.
-    """
-
-    def __init__(self, name: str, *, folder: Path | None = None) -> None:
-        self.name, self.folder = name, folder
-        self.files: list[str] = []
-        self.whose: dict[str, str] = {}
-        self._series: dict[str, Series] = {}  # per source
+    """Writes for a sink; used by one thread at a time."""
 
     painter: Any = None  # the Painter of overlays, where there are any
+
+    def __init__(self, name: str, *, folder: Path | None = None) -> None:
+        self.name = name  # What messages call it
+        self.folder = folder  # None if it cannot be tried again after an error
+        self.files: list[str] = []  # Those that were begun
+        self.whose: dict[str, str] = {}  # Files, patterns and addresses of one source, its name
+        self._series: dict[str, Series] = {}  # per source
 
     def write(self, seg: Segmentation) -> None:
         """Write one labelled frame."""
@@ -91,11 +81,7 @@ class Writer:
 
 
 class MaskFolder(Writer):
-    """Writes ``FOLDER/INDEX.png``: palette pictures whose pixel values are the labels.
-
-    Those of a source with a tag are ``FOLDER/TAG-INDEX.png``. Where a source has pictures already,
-    and with rotation, they are ``FOLDER/STAMP/INDEX.png`` and ``FOLDER/TAG-STAMP/INDEX.png``.
-    """
+    """Writes ``[TAG-]INDEX.png``; with rotation and beside older ones, into ``[TAG-]STAMP/``."""
 
     def __init__(self, folder: Path, *, tags: Tags, rotation: Rotation) -> None:
         try:
@@ -156,10 +142,7 @@ class _Pictures:
 
 
 class JsonLines(Writer):
-    """Writes one line of JSON per frame: its source, times, and the classes in it.
-
-    An existing file is continued, with rotation the newest one unless it is full or old.
-    """
+    """Writes one line of JSON per frame; continues the file, or the newest one until it is due."""
 
     def __init__(self, path: Path, *, rotation: Rotation) -> None:
         require_folder(path, may_exist=not rotation.is_on)

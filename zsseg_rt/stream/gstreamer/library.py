@@ -168,36 +168,19 @@ def explain(gst: Any, message: Any, name: str, *, hint: str = "") -> ZssegError:
             f"{name}: {reason}. Run: sudo apt install gstreamer1.0-libav gstreamer1.0-plugins-good "
             "gstreamer1.0-plugins-bad"
         )
-    remedy = hint or _remedy(gst, error, reason)
+    remedies = [hint, _NOT_NEGOTIATED if "not-negotiated" in reason else ""]
+    for key, text in _REMEDIES.items():
+        if error.matches(gst.ResourceError.quark(), getattr(gst.ResourceError, key)):
+            remedies.append(text)
+    remedy = next(filter(None, remedies), "Check it with gst-launch-1.0.")
     element = message.src.get_name() if message.src is not None else "GStreamer"
     return SourceError(f"{name}: cannot be read: {element}: {reason}. {remedy}")
 
 
-def is_damage(gst: Any, message: Any) -> bool:
-    """Whether a warning tells of a packet or frame that could not be decoded."""
-    warning, _ = message.parse_warning()
-    codes = (gst.StreamError.DECODE, gst.StreamError.FORMAT)
-    return any(warning.matches(gst.StreamError.quark(), code) for code in codes)
-
-
 def redact_pipeline(text: str) -> str:
-    """Blank out logins and secrets in the text of a pipeline.
-
-    Example:
-        >>> redact_pipeline('rtspsrc location=rtsp://me:pw@cam user-pw="a b" ! decodebin')
-        'rtspsrc location=rtsp://cam user-pw=*** ! decodebin'
-    """
+    """Blank out logins and secrets in the text of a pipeline."""
     text = redact(_QUOTED.sub(lambda match: match[1] + shown(match[2]) + match[1], text))
     return _SET.sub(r'\1"***"', _PROPERTY.sub(r"\1***", text))
-
-
-def _remedy(gst: Any, error: Any, reason: str) -> str:
-    if "not-negotiated" in reason:
-        return _NOT_NEGOTIATED
-    for code, remedy in _REMEDIES.items():
-        if error.matches(gst.ResourceError.quark(), getattr(gst.ResourceError, code)):
-            return remedy
-    return "Check it with gst-launch-1.0."
 
 
 _MAP_READ = 1  # GST_MAP_READ
@@ -232,7 +215,10 @@ def host_planes(library: Library, sample: Any) -> Iterator[tuple[list[Any], str 
         for shape, stride, offset in zip(shapes, layout.stride, layout.offset, strict=False):
             strides = (stride, *shape[2:], 1)
             planes.append(np.lib.stride_tricks.as_strided(data[offset:], shape, strides))
-        yield planes, matrix_of(library.GstVideo, info)
+        kinds = library.GstVideo.VideoColorMatrix
+        matrix = {kinds.BT601: "bt601", kinds.BT709: "bt709"}.get(info.colorimetry.matrix)
+        is_full = info.colorimetry.range.value_nick == "0-255"
+        yield planes, f"{matrix}-full" if matrix and is_full else matrix
 
 
 @contextmanager
@@ -251,14 +237,6 @@ def mapped(buffer: Any) -> Iterator[MapInfo]:
 @functools.cache
 def _gstreamer() -> c.CDLL:
     return c.CDLL("libgstreamer-1.0.so.0")
-
-
-def matrix_of(video: Any, info: Any) -> str | None:
-    """The colour matrix of a video, as ``Nv12Frame`` calls it; None for those that it lacks."""
-    matrices = {video.VideoColorMatrix.BT601: "bt601", video.VideoColorMatrix.BT709: "bt709"}
-    matrix = matrices.get(info.colorimetry.matrix)
-    is_full = info.colorimetry.range.value_nick == "0-255"
-    return f"{matrix}-full" if matrix and is_full else matrix
 
 
 def stamp_of(library: Library, sample: Any, base_time: int) -> float | None:

@@ -99,10 +99,8 @@ def network_of(peer: str) -> str:
     return str(address.ipv4_mapped or ipaddress.ip_network((address, 64), strict=False))
 
 
-NVENC = Path("/dev/v4l2-nvenc")
-"""The device of a Jetson's encoder; an Orin Nano has none."""
-BITS_PER_PIXEL = 0.15
-"""Overlays have hard edges, which take more than a plain picture."""
+NVENC = Path("/dev/v4l2-nvenc")  # a Jetson's encoder; an Orin Nano has none
+BITS_PER_PIXEL = 0.15  # overlays have hard edges, which take more than a plain picture
 OUTPUT_ELEMENTS = ("appsrc", "videoconvert", "x264enc", "rtph264pay")
 _RATE = 30
 _TRIAL = 10 * 10**9  # nanoseconds; the first picture makes a CUDA context
@@ -160,11 +158,7 @@ def encoder_of(gst: Any) -> str:
 
 
 def _encoding(gst: Any, size_hw: tuple[int, int], name: str) -> str:
-    """The part of a pipeline that encodes raw video of the CPU's memory with little delay.
-
-    An encoder of NVIDIA's encodes a picture of this size first. One that cannot is not asked again
-    in this process; one warning says why.
-    """
+    """The part of a pipeline that encodes with little delay; NVIDIA's encoders are tried first."""
     bits = max(int(size_hw[0] * size_hw[1] * _RATE * BITS_PER_PIXEL), 500_000)
     rates = {"bits": bits, "kilobits": bits // 1000}
     for one in _encoders(gst, size_hw):
@@ -285,19 +279,38 @@ class Channel:
                 self._source = self._encoder = None
 
 
-def _serve(
-    library: Server, address: Address, channels: Sequence[Channel]
-) -> tuple[Any, Callable[[], None]]:
-    """Serve in a thread that holds no reference to the owner; returns the server, and its end."""
-    server, visitors = library.GstRtspServer.RTSPServer(), Visitors()
+def _configured(library: Server, address: Address) -> Any:
+    server = library.GstRtspServer.RTSPServer()
     server.set_address(address.host)
     server.set_service(str(address.port))
     server.get_session_pool().set_max_sessions(_MOST_VIEWERS)
     server.set_content_length_limit(_LONGEST_BODY)
     server.set_backlog(_BACKLOG)
-    if address.login is not None:
-        server.set_auth(_auth(library, address.login))
-    server.connect("client-connected", _greet, channels, visitors)
+    if address.login is not None:  # whose password never crosses the wire
+        token = library.GstRtspServer.RTSPToken()
+        token.set_string("media.factory.role", _ROLE)
+        auth = library.GstRtspServer.RTSPAuth()
+        auth.set_supported_methods(library.GstRtsp.RTSPAuthMethod.DIGEST)
+        auth.add_digest(*address.login, token)
+        server.set_auth(auth)
+    return server
+
+
+def _serve(
+    library: Server, address: Address, channels: Sequence[Channel]
+) -> tuple[Any, Callable[[], None]]:
+    """Serve in a thread that holds no reference to the owner; returns the server, and its end."""
+    server, visitors = _configured(library, address), Visitors()
+
+    def welcome(*_: object) -> None:
+        for channel in channels:
+            channel.welcome()
+
+    def greet(_server: Any, client: Any) -> None:
+        visitors.take(client)
+        client.connect("play-request", welcome)
+
+    server.connect("client-connected", greet)
     glib, looks, stopped = library.GLib, itertools.count(1), threading.Event()
     context = glib.MainContext.new()
     try:
@@ -326,7 +339,12 @@ def _serve(
             context.iteration(True)
         for source in sources:
             source.destroy()
-        _part(library, server, channels, context)
+        remove = library.GstRtspServer.RTSPFilterResult.REMOVE
+        server.client_filter(lambda *_: remove)
+        last = time.monotonic() + _ENDS_WITHIN  # pipelines end in threads of their own
+        while any(channel.is_watched for channel in channels) and time.monotonic() < last:
+            context.iteration(False)
+            time.sleep(0.005)
         context.pop_thread_default()
 
     thread = threading.Thread(target=run, name=f"serve {address.shown()}", daemon=True)
@@ -341,40 +359,9 @@ def _serve(
     return server, stop
 
 
-def _part(library: Server, server: Any, channels: Sequence[Channel], context: Any) -> None:
-    remove = library.GstRtspServer.RTSPFilterResult.REMOVE
-    server.client_filter(lambda _server, _client: remove)
-    last = time.monotonic() + _ENDS_WITHIN  # pipelines end in threads of their own
-    while any(channel.is_watched for channel in channels) and time.monotonic() < last:
-        context.iteration(False)
-        time.sleep(0.005)
-
-
-def _greet(_server: Any, client: Any, channels: Sequence[Channel], visitors: Visitors) -> None:
-    """Somebody connected; when he presses play, he shall not have to wait for a key frame."""
-    visitors.take(client)
-
-    def play(*_: object) -> None:
-        for channel in channels:
-            channel.welcome()
-
-    client.connect("play-request", play)
-
-
-def _auth(library: Server, login: tuple[str, str]) -> Any:
-    """Let in whoever knows the password; it never crosses the wire (digest)."""
-    token = library.GstRtspServer.RTSPToken()
-    token.set_string("media.factory.role", _ROLE)
-    auth = library.GstRtspServer.RTSPAuth()
-    auth.set_supported_methods(library.GstRtsp.RTSPAuthMethod.DIGEST)
-    auth.add_digest(*login, token)
-    return auth
-
-
 _MOST = 64  # connections
 _MOST_PER_ADDRESS = 32
-UNTIL_SETUP = 10.0
-"""Seconds that a visitor may take to begin a session."""
+UNTIL_SETUP = 10.0  # seconds that a visitor may take to begin a session
 # What viewers send: a few requests, and some hundred bytes of reports every few seconds.
 _BURST, _BYTE_RATE = 1 << 16, 1 << 11  # bytes, bytes per second
 _UNREAD = 1 << 14  # bytes that the kernel keeps for a connection; it doubles them
@@ -411,8 +398,8 @@ class Visitors:
         if len(self._here) >= _MOST or mine >= _MOST_PER_ADDRESS:
             visitor.send_away()
             return
-        client.connect("new-session", _note, visitor, "has_session")
-        client.connect("closed", _note, visitor, "is_handed_over")
+        client.connect("new-session", lambda *_: setattr(visitor, "has_session", True))
+        client.connect("closed", lambda *_: setattr(visitor, "is_handed_over", True))
         self._here.append(visitor)
 
     def look(self) -> None:
@@ -427,12 +414,6 @@ class Visitors:
             is_silent = not is_viewer and age > UNTIL_SETUP
             if is_silent or _received(visitor.socket()) > _BURST + _BYTE_RATE * age:
                 visitor.send_away()
-
-
-def _note(*arguments: Any) -> None:
-    """Called in threads of the server; sets a flag that :meth:`Visitors.look` reads."""
-    visitor, fact = arguments[-2:]
-    setattr(visitor, fact, True)
 
 
 def _received(gio_socket: Any) -> int:

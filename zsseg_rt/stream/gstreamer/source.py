@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from zsseg_rt.errors import ConfigError, SourceError, ZssegError
 from zsseg_rt.stream.gstreamer.gpu_frames import GpuFrames, HostFrames
-from zsseg_rt.stream.gstreamer.library import Library, NotMappedError, is_damage, load, stamp_of
+from zsseg_rt.stream.gstreamer.library import Library, NotMappedError, load, stamp_of
 from zsseg_rt.stream.gstreamer.pipelines import Pipeline, Recipe
 from zsseg_rt.stream.source import Lateness, Picture, Reader, RecordingTimes
 
@@ -135,16 +135,15 @@ class GstSource:
     def _captured(
         self, library: Library, built: Pipeline, sample: Any, is_live: bool
     ) -> tuple[float, Literal["pipeline", "arrival", "file"]]:
+        captured_at = None
         if built.arrivals is not None:
             captured_at = built.arrivals.take(sample.get_buffer().pts)
         elif self.live and is_live:
             captured_at = stamp_of(library, sample, built.element.get_base_time())
             if captured_at is not None:
                 return captured_at, "pipeline"
-        else:
-            captured_at = None
-        now = time.monotonic()
-        return now if captured_at is None else captured_at, "arrival" if self.live else "file"
+        captured_at = time.monotonic() if captured_at is None else captured_at
+        return captured_at, "arrival" if self.live else "file"
 
 
 def _stamp_of(gst: Any, sample: Any) -> float | None:
@@ -208,11 +207,13 @@ class _Watch:
 
     def read_bus(self) -> None:
         """Take the messages; each that is left unread costs memory."""
-        kinds = self._gst.MessageType
+        kinds, stream_error = self._gst.MessageType, self._gst.StreamError
         while (message := self._bus.pop_filtered(kinds.ERROR | kinds.WARNING)) is not None:
             if message.type == kinds.WARNING:
-                if is_damage(self._gst, message):
-                    self._reader.count_damaged()
+                warning, _ = message.parse_warning()
+                for code in (stream_error.DECODE, stream_error.FORMAT):
+                    if warning.matches(stream_error.quark(), code):
+                        self._reader.count_damaged()
             elif self._error is None:
                 source = self._source
                 self._error = source.recipe.explain(self._gst, message, source.name)
