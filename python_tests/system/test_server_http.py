@@ -293,17 +293,6 @@ def test_whoever_closes_after_one_request_is_told_that_its_body_is_too_long():
         wait_until(lambda: ask(server, "GET", "/healthz")[0] == 200, "the server goes on")
 
 
-def test_targets_in_absolute_form_are_understood(server):
-    """Proxies send them; the host of the target counts, whatever the header says."""
-    own = f"http://127.0.0.1:{server.port}"
-    assert ask(server, "GET", f"{own}/v1/vocabulary")[0] == 200
-    assert ask(server, "GET", f"{own.upper()}/v1/vocabulary?x=1")[0] == 200
-    assert request(server, "GET", own)[0] == 200
-    assert ask(server, "GET", "http://evil.example/healthz")[1]["error"] == "HostError"
-    assert ask(server, "GET", f"http://evil@127.0.0.1:{server.port}/")[1]["error"] == "HostError"
-    assert ask(server, "GET", f"{own}/v1/vocabulary", Host="evil.example")[0] == 200
-
-
 def test_a_body_that_does_not_come_is_not_waited_for():
     with demo_server(request_seconds=0.5) as server:
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qs, unquote
+from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
@@ -29,13 +29,7 @@ _STANDARD_PORTS = {"http": "80", "https": "443"}
 
 
 class Refused(Exception):  # noqa: N818 - what happened to a request, not an error of ours
-    """A request that is not let in.
-
-    Attributes:
-        status: HTTP status.
-        close_code: Close code of a WebSocket.
-        kind: What the error's body calls it.
-    """
+    """A request that is not let in; ``kind`` is what the error's body calls it."""
 
     def __init__(self, status: int, close_code: int, kind: str, message: str) -> None:
         super().__init__(message)
@@ -118,13 +112,11 @@ class AccessRules:
         )  # fmt: skip
 
 
-PROTOCOL = "zsseg.v1"
-"""Subprotocol of the WebSocket."""
+PROTOCOL = "zsseg.v1"  # subprotocol of the WebSocket
 
 _OPEN_PATHS = ("/", "/healthz")
 _TOKEN_IN_QUERY = ("/stream.mjpg",)  # for players, which cannot send headers
 _SAFE = ("GET", "HEAD")
-_ABSOLUTE = re.compile(rb"(?:http|ws)s?://([^/]*)(/.*)?", re.IGNORECASE | re.DOTALL)
 _PROTECTION = {
     "content-security-policy": "default-src 'none'; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
@@ -150,7 +142,6 @@ class Gate:
         self._app, self._rules, self._limits = app, rules, limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        scope = _with_origin_form(scope)
         if scope["type"] == "websocket":
             await self._websocket(scope, receive, send)
         else:
@@ -198,19 +189,6 @@ class Gate:
             await send({"type": "websocket.close", "code": exc.close_code, "reason": exc.kind})
             return
         await self._app(scope, receive, send)
-
-
-def _with_origin_form(scope: Scope) -> Scope:
-    """Take a target such as ``http://host/path`` apart; its host counts, not that of the header."""
-    match = _ABSOLUTE.fullmatch(scope["raw_path"])
-    if match is None:
-        return scope
-    raw_path = match[2] or b"/"
-    headers = [(name, value) for name, value in scope["headers"] if name != b"host"]
-    path = unquote(raw_path.decode("ascii"))
-    return {
-        **scope, "raw_path": raw_path, "path": path, "headers": [*headers, (b"host", match[1])],
-    }  # fmt: skip
 
 
 def _protected(send: Send, body: _Body) -> Callable[[Message], Awaitable[None]]:

@@ -36,13 +36,10 @@ from zsseg_rt.results.visualize import encode_label_png, palette
 from zsseg_rt.server.access import PROTOCOL, Json
 from zsseg_rt.server.hub import CONTENT_TYPE, Hub, write_metrics
 from zsseg_rt.server.labeller import Labeller
-from zsseg_rt.server.preview import Result, encode_message, encode_overlay
-from zsseg_rt.server.worker import Busy, Desk
+from zsseg_rt.server.preview import Result, Worker, encode_message, encode_overlay
 
-VERSION_HEADER = "X-Vocabulary-Version"
-"""Says of which classes an image's labels are."""
-FRAME = "application/x-zsseg-frame"
-"""The media type that asks for a picture as the WebSocket sends frames."""
+VERSION_HEADER = "X-Vocabulary-Version"  # of the classes that an image's labels are of
+FRAME = "application/x-zsseg-frame"  # asks for a picture as the WebSocket sends frames
 _FORMS = ("application/json", "image/png", "image/jpeg", FRAME)
 
 
@@ -170,14 +167,13 @@ def create_app(hub: Hub, *, stale_seconds: float) -> FastAPI:
         responses={"4XX": {"model": Problem}, 503: {"model": Problem}},
     )
     _answer_problems(app)
-    _serve_page(app, hub)
-    _serve_status(app, hub, stale_seconds)
+    _serve_page(app, hub, stale_seconds)
     _serve_vocabulary(app, hub)
     _serve_pictures(app, hub)
     return app
 
 
-def _serve_page(app: FastAPI, hub: Hub) -> None:
+def _serve_page(app: FastAPI, hub: Hub, stale_seconds: float) -> None:
     html, policy = load_page()
 
     @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
@@ -190,8 +186,6 @@ def _serve_page(app: FastAPI, hub: Hub) -> None:
         await socket.accept(PROTOCOL if PROTOCOL in offered else None)
         await watch(socket, hub)
 
-
-def _serve_status(app: FastAPI, hub: Hub, stale_seconds: float) -> None:
     @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz")
     async def healthz(request: Request, strict: bool = False) -> Response:
@@ -199,12 +193,8 @@ def _serve_status(app: FastAPI, hub: Hub, stale_seconds: float) -> None:
 
         With ``strict`` it is 503, too, when any source gives none.
         """
-        is_well, content = describe_health(
-            hub,
-            stale_seconds=stale_seconds,
-            strict=strict,
-            with_names=request.state.shows_token,
-        )
+        names = request.state.shows_token
+        is_well, content = describe_health(hub, stale_seconds, strict=strict, with_names=names)
         return Json(content, 200 if is_well else 503)
 
     @app.get("/metrics", response_class=PlainTextResponse)
@@ -214,7 +204,8 @@ def _serve_status(app: FastAPI, hub: Hub, stale_seconds: float) -> None:
 
 
 def _serve_vocabulary(app: FastAPI, hub: Hub) -> None:
-    desk, labeller = Desk("change", most=hub.limits.changes), hub.labeller
+    worker, places = Worker("change"), asyncio.Semaphore(hub.limits.changes)
+    labeller = hub.labeller
 
     @app.get("/v1/vocabulary")
     async def get_vocabulary() -> dict[str, Any]:
@@ -224,8 +215,8 @@ def _serve_vocabulary(app: FastAPI, hub: Hub) -> None:
     @app.put("/v1/vocabulary")
     async def put_vocabulary(new: NewVocabulary) -> dict[str, Any]:
         """Look for other classes, from the next frame on."""
-        with desk.place():
-            mine = await desk.run(lambda: labeller.set_classes(new.classes, new.background))
+        async with _free(places):
+            mine = await worker.run(lambda: labeller.set_classes(new.classes, new.background))
         hub.tell_vocabulary()
         return labeller.describe(mine)
 
@@ -248,7 +239,7 @@ def _serve_vocabulary(app: FastAPI, hub: Hub) -> None:
 
 
 def _serve_pictures(app: FastAPI, hub: Hub) -> None:
-    desk = Desk("picture", most=hub.limits.pictures)
+    worker, places = Worker("picture"), asyncio.Semaphore(hub.limits.pictures)
 
     @app.post("/v1/segment", openapi_extra=_PICTURE_BODY)
     async def segment(request: Request) -> Response:
@@ -257,11 +248,11 @@ def _serve_pictures(app: FastAPI, hub: Hub) -> None:
         The body is the picture, or a form whose first file it is, in a field of any name.
         ``Accept: image/png`` gets the labels, ``Accept: image/jpeg`` the overlay.
         """
-        with desk.place():
+        async with _free(places):
             kind = request.headers.get("content-type", "")
             content = picture_in(await request.body(), kind)
             accept = request.headers.get("accept", "")
-            answer = await desk.run(lambda: answer_picture(hub.labeller, content, accept))
+            answer = await worker.run(lambda: answer_picture(hub.labeller, content, accept))
         hub.counts["pictures"] += 1
         return answer
 
@@ -271,45 +262,51 @@ def _serve_pictures(app: FastAPI, hub: Hub) -> None:
         return MotionJpeg(hub, hub.check_source(source))
 
 
+def _free(places: asyncio.Semaphore) -> asyncio.Semaphore:
+    if places.locked():
+        raise _Busy("engine: expected fewer requests at a time. Try again after a second.")
+    return places
+
+
+class _Busy(Exception):  # noqa: N818 - what a client is told, not an error of ours
+    """As many requests of a kind are under way as may be."""
+
+
 def _answer_problems(app: FastAPI) -> None:
-    @app.exception_handler(HTTPException)
-    async def of_http(_: Request, exc: HTTPException) -> Response:
-        kind = _KINDS.get(exc.status_code, "RequestError")
-        detail = exc.detail if exc.status_code in (400, 408, 413) else ""
-        text = detail or HTTPStatus(exc.status_code).phrase
-        return problem(exc.status_code, kind, text, exc.headers)
+    async def answer(_: Request, exc: Exception) -> Response:
+        return _answer_to(exc)
 
-    @app.exception_handler(RequestValidationError)
-    async def of_validation(_: Request, exc: RequestValidationError) -> Response:
-        first = exc.errors()[0]
-        if first["loc"] == ("body",):
-            text = "body: expected a JSON object, and the header Content-Type: application/json"
-            return problem(422, "RequestError", text)
-        where = ".".join(str(part) for part in first["loc"])
-        return problem(422, "RequestError", f"{where}: {first['msg']}")
-
-    @app.exception_handler(ZssegError)
-    async def of_ours(_: Request, exc: ZssegError) -> Response:
-        if isinstance(exc, (VocabularyError, ArgumentError, SourceError)):
-            names = list(exc.unknown) if isinstance(exc, VocabularyError) else []
-            unknown = {"unknown": names} if names else {}
-            content = {"error": type(exc).__name__, "message": str(exc), **unknown}
-            return Json(content, 422)
-        _log.error("%s", exc)
-        return problem(500, type(exc).__name__, "The engine failed; see the server's log.")
-
-    @app.exception_handler(Busy)
-    async def of_busy(_: Request, exc: Busy) -> Response:
-        return problem(503, "BusyError", str(exc), {"retry-after": "1"})
-
-    @app.exception_handler(ClientDisconnect)
-    async def of_absence(_: Request, __: Exception) -> Response:
-        return Response(status_code=400)  # nobody reads it
+    for kind in (HTTPException, RequestValidationError, ZssegError, _Busy, ClientDisconnect):
+        app.exception_handler(kind)(answer)
 
     @app.exception_handler(Exception)
     async def of_defect(_: Request, __: Exception) -> Response:
         # It is raised again after this answer, and uvicorn logs it with its traceback.
         return problem(500, "InternalError", "The server failed; see its log.")
+
+
+def _answer_to(exc: Exception) -> Response:
+    if isinstance(exc, HTTPException):
+        kind = _KINDS.get(exc.status_code, "RequestError")
+        detail = exc.detail if exc.status_code in (400, 408, 413) else ""
+        text = detail or HTTPStatus(exc.status_code).phrase
+        return problem(exc.status_code, kind, text, exc.headers)
+    if isinstance(exc, RequestValidationError):
+        first = exc.errors()[0]
+        text = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        if first["loc"] == ("body",):
+            text = "body: expected a JSON object, and the header Content-Type: application/json"
+        return problem(422, "RequestError", text)
+    if isinstance(exc, (VocabularyError, ArgumentError, SourceError)):
+        unknown = list(getattr(exc, "unknown", ()))
+        content = {"error": type(exc).__name__, "message": str(exc)}
+        return Json({**content, "unknown": unknown} if unknown else content, 422)
+    if isinstance(exc, _Busy):
+        return problem(503, "BusyError", str(exc), {"retry-after": "1"})
+    if isinstance(exc, ClientDisconnect):
+        return Response(status_code=400)  # nobody reads it
+    _log.error("%s", exc)
+    return problem(500, type(exc).__name__, "The engine failed; see the server's log.")
 
 
 def problem(status: int, kind: str, message: str, headers: Any = None) -> Json:
@@ -318,13 +315,9 @@ def problem(status: int, kind: str, message: str, headers: Any = None) -> Json:
 
 
 def describe_health(
-    hub: Hub, *, stale_seconds: float, strict: bool, with_names: bool
+    hub: Hub, stale_seconds: float, *, strict: bool, with_names: bool
 ) -> tuple[bool, dict[str, Any]]:
-    """Whether the server does its work, and why not.
-
-    A source is dead if no frame of it was labelled for ``stale_seconds``, unless it is a recording
-    that came to its end.
-    """
+    """Whether the server does its work, and why not; a recording that ended is not dead."""
     sources: list[dict[str, Any]] = []
     silences = hub.silences()
     for number, (name, stats) in enumerate(hub.stream.stats().items(), 1):
@@ -358,11 +351,7 @@ _BOUNDARY = "frame"
 
 
 class MotionJpeg(StreamingResponse):
-    """Sends the newest frame whenever the client has taken the one before.
-
-    What lies in buffers on the way is not ours to throw away, so on a slow link this falls behind;
-    the WebSocket does not.
-    """
+    """Sends the newest frame whenever the client has taken the one before."""
 
     def __init__(self, hub: Hub, source: str | None) -> None:
         kind = f"multipart/x-mixed-replace; boundary={_BOUNDARY}"
@@ -373,7 +362,7 @@ class MotionJpeg(StreamingResponse):
         """Answer, unless as many clients have it as may: checked and counted in one step."""
         watchers = self._hub.watchers
         if watchers["motion_jpegs"] >= self._hub.limits.motion_jpegs:
-            raise Busy("stream.mjpg: expected fewer clients at a time. Close another.")
+            raise _Busy("stream.mjpg: expected fewer clients at a time. Close another.")
         watchers["motion_jpegs"] += 1
         try:
             await super().__call__(scope, receive, send)
@@ -405,16 +394,8 @@ async def _parts(hub: Hub, source: str | None) -> AsyncIterator[bytes]:
 
 
 def load_page() -> tuple[str, str]:
-    """The page that ships with the package, and its Content-Security-Policy.
-
-    Nothing runs but the page's own script and style, and nothing is loaded from elsewhere.
-    """
-    try:
-        html = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as exc:
-        raise SourceError(
-            f"page.html: expected it to ship with the package: {exc}. Install again."
-        ) from exc
+    """The page, and its Content-Security-Policy: its own script and style run, nothing else."""
+    html = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
     hashes = {}
     for tag in ("style", "script"):
         (content,) = re.findall(rf"<{tag}\b[^>]*>(.*?)</{tag}>", html, re.DOTALL)

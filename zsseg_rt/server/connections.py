@@ -1,7 +1,4 @@
-"""Connections that take room and do nothing are dropped, whatever they were opened for.
-
-uvicorn waits for ever for a request that does not come and for a client that does not read.
-"""
+"""Connections that take room and do nothing are dropped; uvicorn would wait for them for ever."""
 
 from __future__ import annotations
 

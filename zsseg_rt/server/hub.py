@@ -15,9 +15,8 @@ from zsseg_rt.common.schema import encode
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.server.labeller import Labeller
-from zsseg_rt.server.preview import ALPHA, Result
+from zsseg_rt.server.preview import ALPHA, Result, Worker
 from zsseg_rt.server.settings import Limits
-from zsseg_rt.server.worker import Worker
 from zsseg_rt.stream.painting import GpuPainter
 from zsseg_rt.stream.runner import AGE_BOUNDS, Ages, Stream
 from zsseg_rt.stream.watch import SourceState
@@ -138,70 +137,63 @@ class Hub:
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-_Sample = tuple[str, Mapping[str, str], float]  # suffix of the name, labels, value
+_Sample = tuple[str, dict[str, str], Any]  # suffix of the name, labels, value
 
+# Counters; those of sources are fields of their statistics, behind the first word.
 _OF_SOURCES = {
-    "captured": ("zsseg_frames_captured_total", "Frames that the source has given."),
-    "labelled": ("zsseg_frames_labelled_total", "Frames that were labelled."),
-    "given_out": ("zsseg_frames_given_out_total", "Frames given out with labels, moved or not."),
-    "dropped": ("zsseg_frames_dropped_total", "Frames that were dropped before labelling."),
-    "damaged": ("zsseg_frames_damaged_total", "Packets and frames that could not be decoded."),
-    "reconnects": ("zsseg_source_reconnects_total", "Times that a lost source came back."),
-    "fell_behind": (
-        "zsseg_source_fell_behind_total", "Times that a source was reopened because it was late.",
-    ),
-}  # fmt: skip
+    "frames_captured": "Frames that the source has given.",
+    "frames_labelled": "Frames that were labelled.",
+    "frames_given_out": "Frames given out with labels, moved or not.",
+    "frames_dropped": "Frames that were dropped before labelling.",
+    "frames_damaged": "Packets and frames that could not be decoded.",
+    "source_reconnects": "Times that a lost source came back.",
+    "source_fell_behind": "Times that a source was reopened because it was late.",
+}
 _OF_SERVER = {
-    "frames_sent": ("zsseg_frames_sent_total", "Frames that were sent to viewers."),
-    "bytes_sent": ("zsseg_bytes_sent_total", "Bytes of frames that were sent to viewers."),
-    "viewers_dropped": ("zsseg_viewers_dropped_total", "Viewers that did not acknowledge in time."),
-    "connections_refused": (
-        "zsseg_connections_refused_total", "Connections beyond the limit.",
-    ),
-    "connections_dropped": (
-        "zsseg_connections_dropped_total", "Connections that were silent or took no bytes.",
-    ),
-    "pictures": ("zsseg_pictures_total", "Pictures of clients that were labelled."),
-}  # fmt: skip
+    "frames_sent": "Frames that were sent to viewers.",
+    "bytes_sent": "Bytes of frames that were sent to viewers.",
+    "viewers_dropped": "Viewers that did not acknowledge in time.",
+    "connections_refused": "Connections beyond the limit.",
+    "connections_dropped": "Connections that were silent or took no bytes.",
+    "pictures": "Pictures of clients that were labelled.",
+}
 
 
 def write_metrics(hub: Hub) -> str:
     """All metrics of a server."""
-    stats, tallies = hub.stream.stats(), hub.stream.tallies
-    ages = {name: one.ages for name, one in tallies.items()}
-    labelled_ages = {name: one.labelled_ages for name, one in tallies.items()}
-    families: list[tuple[str, str, str, list[_Sample]]] = [
-        (name, "counter", text,
-         [("", {"source": key}, getattr(one, attribute)) for key, one in stats.items()])
-        for attribute, (name, text) in _OF_SOURCES.items()
-    ]  # fmt: skip
+    stats, tallies, watchers = hub.stream.stats(), hub.stream.tallies, hub.watchers
+    families: list[tuple[str, str, str, list[_Sample]]] = []
+    for key, text in _OF_SOURCES.items():
+        field = key.partition("_")[2]
+        counts = [("", {"source": name}, getattr(one, field)) for name, one in stats.items()]
+        families.append((f"{key}_total", "counter", text, counts))
     states: list[_Sample] = [
-        ("", {"source": key, "state": state}, float(one.state == state))
-        for key, one in stats.items()
+        ("", {"source": name, "state": state}, float(one.state == state))
+        for name, one in stats.items()
         for state in get_args(SourceState)
     ]
-    silences: list[_Sample] = [
-        ("", {"source": name}, math.inf if since is None else since)
-        for name, since in hub.silences().items()
+    silences = [
+        ("", {"source": n}, math.inf if s is None else s) for n, s in hub.silences().items()
     ]
     families += [
-        ("zsseg_source_state", "gauge", "1 for the state that the source is in.", states),
-        ("zsseg_frame_age_seconds", "histogram", "Seconds from capture to labels.", _buckets(ages)),
-        ("zsseg_labelled_age_seconds", "histogram",
+        (f"{key}_total", "counter", text, [("", {}, hub.counts[key])])
+        for key, text in _OF_SERVER.items()
+    ]
+    families += [
+        ("source_state", "gauge", "1 for the state that the source is in.", states),
+        ("frame_age_seconds", "histogram", "Seconds from capture to labels.",
+         _buckets({name: one.ages for name, one in tallies.items()})),
+        ("labelled_age_seconds", "histogram",
          "Seconds from the capture of the frame that was labelled to the result.",
-         _buckets(labelled_ages)),
-        ("zsseg_seconds_since_frame", "gauge",
+         _buckets({name: one.labelled_ages for name, one in tallies.items()})),
+        ("seconds_since_frame", "gauge",
          "Since the last frame of the source was labelled; infinite before the first.", silences),
+        ("viewers", "gauge", "Viewers.", [("", {}, watchers["viewers"])]),
+        ("motion_jpeg_clients", "gauge", "Clients of /stream.mjpg.",
+         [("", {}, watchers["motion_jpegs"])]),
+        ("vocabulary_version", "gauge", "Version of the classes.",
+         [("", {}, hub.labeller.vocabulary.version)]),
     ]  # fmt: skip
-    watchers, version = hub.watchers, hub.labeller.vocabulary.version
-    single = [
-        *((name, "counter", text, hub.counts[key]) for key, (name, text) in _OF_SERVER.items()),
-        ("zsseg_viewers", "gauge", "Viewers.", watchers["viewers"]),
-        ("zsseg_motion_jpeg_clients", "gauge", "Clients of /stream.mjpg.",
-         watchers["motion_jpegs"]),
-        ("zsseg_vocabulary_version", "gauge", "Version of the classes.", version),
-    ]  # fmt: skip
-    families += [(name, kind, text, [("", {}, value)]) for name, kind, text, value in single]
     return "".join(_family(*family) for family in families)
 
 
@@ -217,13 +209,12 @@ def _buckets(ages: Mapping[str, Ages]) -> list[_Sample]:
 
 
 def _family(name: str, kind: str, text: str, samples: Iterable[_Sample]) -> str:
-    lines = [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
+    lines = [f"# HELP zsseg_{name} {text}", f"# TYPE zsseg_{name} {kind}"]
     for suffix, labels, value in samples:
-        inside = ",".join(f'{key}="{_escaped(text)}"' for key, text in labels.items())
-        where = f"{name}{suffix}{{{inside}}}" if inside else f"{name}{suffix}"
-        lines.append(f"{where} {'+Inf' if value == math.inf else value}")
+        inside = ",".join(f'{key}="{text.translate(_ESCAPED)}"' for key, text in labels.items())
+        where = f"{{{inside}}}" if inside else ""
+        lines.append(f"zsseg_{name}{suffix}{where} {'+Inf' if value == math.inf else value}")
     return "\n".join(lines) + "\n"
 
 
-def _escaped(text: str) -> str:
-    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+_ESCAPED = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})

@@ -63,11 +63,8 @@ class Labeller:
         return tuple(self._engine.bundle.text.words)
 
     def set_classes(self, classes: ClassNames, background: Background = None) -> Vocabulary:
-        """Name other classes, from the next frame on; for one thread.
-
-        However many changes come, each gets a frame, unless none comes at all: else viewers would
-        see hardly any.
-        """
+        """Name other classes, from the next frame on; for one thread."""
+        # Each of many changes gets a frame, unless none comes: else viewers would see hardly any.
         _refuse_long_names(classes, background, self.limits.name_length)
         self._is_seen.wait(_SETTLE)
         vocabulary = self._engine.set_classes(classes, background=background)
@@ -82,22 +79,14 @@ class Labeller:
         self.unknown_below = value
 
     def segment_frame(self, image: Any, **options: Any) -> Segmentation:
-        """Label a frame of the stream.
-
-        Shapes:
-            image: uint8 [H, W, 3], or a frame on the engine's GPU.
-        """
+        """Label a frame of the stream, uint8 [H, W, 3], or one on the engine's GPU."""
         seg = self._engine.segment(image, unknown_below=self.unknown_below, **options)
         if seg.vocabulary_version == self.vocabulary.version:
             self._is_seen.set()
         return seg
 
     def segment_picture(self, content: bytes) -> tuple[npt.NDArray[np.uint8], Segmentation]:
-        """Label a client's picture.
-
-        Returns:
-            The picture, uint8 [H, W, 3] in the engine's channel order, and its labels.
-        """
+        """A client's picture, uint8 [H, W, 3] in the engine's channel order, and its labels."""
         image = decode_photo(content, Path("image"), max_pixels=self.limits.picture_pixels)
         if self.channel_order == "bgr":
             image = np.ascontiguousarray(image[..., ::-1])

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import queue
 import struct
+import threading
 import time
 import zlib
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -18,15 +22,12 @@ from zsseg_rt import ops
 from zsseg_rt.errors import SourceError
 from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.results.visualize import palette
-from zsseg_rt.server.worker import Worker
 from zsseg_rt.stream.painting import GpuPainter
 from zsseg_rt.stream.writers import frame_of
 
-LONGEST_SIDE = 1280
-"""Pixels of a preview's longer side; larger frames are made smaller."""
-ALPHA = 0.5
-"""Weight of the colours of overlays."""
+ALPHA = 0.5  # weight of the colours of overlays
 
+_LONGEST_SIDE = 1280  # pixels of a preview; larger frames are made smaller
 _JPEG_QUALITY = 80
 _LONGEST_JPEG = 65500  # pixels; what libjpeg takes
 _DEFLATE_LEVEL = 1  # labels shrink to 2 % at level 1; higher levels take longer than the JPEG
@@ -34,18 +35,40 @@ _DEFLATE_LEVEL = 1  # labels shrink to 2 % at level 1; higher levels take longer
 _Value = TypeVar("_Value")
 
 
-@dataclass(frozen=True, kw_only=True)
-class FrameMessage:
-    """A frame as it is sent to viewers."""
+class Worker:
+    """Does jobs in a thread of its own, which never keeps the process from ending."""
 
-    header: dict[str, Any]  # What it says about itself, but for the time at which it is sent
-    image: bytes  # A JPEG
-    labels: bytes  # Row-major labels as a zlib stream
+    def __init__(self, name: str) -> None:
+        self._jobs: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
+        threading.Thread(target=self._work, name=name, daemon=True).start()
+
+    async def run(self, job: Callable[[], _Value]) -> _Value:
+        future: Future[_Value] = Future()
+        self._jobs.put((future, job))
+        return await asyncio.wrap_future(future)
+
+    def _work(self) -> None:
+        while True:
+            future, job = self._jobs.get()
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(job())
+                except Exception as exc:  # noqa: BLE001 - it is raised where the job was ordered
+                    future.set_exception(exc)
+            del future, job  # or the last frame lives on until the next job
+
+
+@dataclass(frozen=True)
+class FrameMessage:
+    """A frame as it is sent to viewers, but for the time at which it is sent."""
+
+    header: dict[str, Any]
+    content: bytes  # A JPEG, then row-major labels as a zlib stream
 
     def pack(self, sent_ms: float) -> bytes:
-        """The message as bytes: the header's length, the header, the JPEG, the labels."""
+        """The header's length, the header and the content."""
         header = json.dumps({**self.header, "sent_ms": sent_ms}, separators=(",", ":")).encode()
-        return b"".join((struct.pack("<I", len(header)), header, self.image, self.labels))
+        return struct.pack("<I", len(header)) + header + self.content
 
 
 class Result:
@@ -62,37 +85,32 @@ class Result:
         self.number, self.seg = number, seg
         self._order, self._worker, self._painter = channel_order, worker, painter
         self._at = time.monotonic()
-        self._message: asyncio.Future[FrameMessage] | None = None
-        self._overlay: asyncio.Future[bytes] | None = None
+        self._forms: dict[str, asyncio.Future[Any]] = {}
 
     @property
     def source(self) -> str:
         return frame_of(self.seg).source
 
     async def message(self) -> FrameMessage:
-        if self._message is None:
-            job = self._worker.run(
-                lambda: encode_message(self.number, self.seg, self._order, self._at)
-            )
-            self._message = asyncio.ensure_future(job)
-        return await asyncio.shield(self._message)
+        return await self._once(
+            "message", lambda: encode_message(self.number, self.seg, self._order, self._at)
+        )
 
     async def overlay(self) -> bytes:
         """The frame with its labels' colours on it, a JPEG."""
-        if self._overlay is None:
-            job = self._worker.run(
-                lambda: encode_preview_overlay(self.seg, self._order, self._painter)
-            )
-            self._overlay = asyncio.ensure_future(job)
-        return await asyncio.shield(self._overlay)
+        return await self._once(
+            "overlay", lambda: encode_preview_overlay(self.seg, self._order, self._painter)
+        )
+
+    async def _once(self, form: str, encode: Callable[[], _Value]) -> _Value:
+        if form not in self._forms:
+            self._forms[form] = asyncio.ensure_future(self._worker.run(encode))
+        encoded: _Value = await asyncio.shield(self._forms[form])
+        return encoded
 
 
 def encode_jpeg(image: npt.NDArray[np.uint8], channel_order: str) -> bytes:
-    """A JPEG of an image.
-
-    Shapes:
-        image: uint8 [H, W, 3].
-    """
+    """A JPEG of an image, uint8 [H, W, 3]."""
     if max(image.shape) > _LONGEST_JPEG:
         height, width = image.shape[:2]
         raise SourceError(
@@ -136,14 +154,11 @@ def encode_message(
         "shares": [[entry.index, round(entry.share, 6)] for entry in shares],
         "unknown_share": round(1.0 - labelled / seg.labels.size, 6),
     }
-    return FrameMessage(header=header, image=image, labels=labels)
+    return FrameMessage(header, image + labels)
 
 
 def encode_preview_overlay(seg: Segmentation, channel_order: str, gpu: GpuPainter) -> bytes:
-    """A small JPEG of a stream's frame with its labels' colours on it.
-
-    A frame on a GPU is painted there if it need not be made smaller.
-    """
+    """A small JPEG of a stream's frame with its labels' colours, painted where the frame is."""
     frame, size_hw = frame_of(seg), _preview_size(seg.labels.shape)
     on_gpu = frame.on_gpu  # another thread may let it leave
     if on_gpu is not None and seg.labels.shape == size_hw:
@@ -160,18 +175,13 @@ def encode_overlay(
     names: tuple[str, ...],
     channel_order: str,
 ) -> bytes:
-    """A JPEG of an image with its labels' colours on it.
-
-    Shapes:
-        image: uint8 [H, W, 3].
-        labels: uint8 or uint16 [H, W].
-    """
+    """A JPEG of an image, uint8 [H, W, 3], with its labels' colours on it."""
     colours = palette(names, channel_order)
     return encode_jpeg(ops.overlay(image, labels, colours, alpha=ALPHA), channel_order)
 
 
 def _preview_size(size_hw: tuple[int, ...]) -> tuple[int, int]:
-    scale = min(1.0, LONGEST_SIDE / max(size_hw))
+    scale = min(1.0, _LONGEST_SIDE / max(size_hw))
     height, width = (max(round(side * scale), 1) for side in size_hw)
     return height, width
 

@@ -17,41 +17,27 @@ _HOST = re.compile(r"\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+")
 _UNSENT = 1 << 17  # bytes
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """The most that clients may use. Whoever goes beyond is refused or dropped.
+    """The most that clients may use. Whoever goes beyond is refused or dropped."""
 
-    Attributes:
-        connections: Open connections, of all kinds.
-        connections_per_address: Those of one address; of IPv6, of one network of 64 bits.
-        viewers: WebSockets that watch.
-        motion_jpegs: Clients of ``/stream.mjpg``.
-        ack_seconds: Until a viewer has acknowledged a frame.
-        stuck_seconds: Without a byte taken while bytes wait for the client.
-        request_seconds: Until a request, its body included, has come in whole.
-        json_bytes: A body in JSON.
-        picture_bytes: A picture to label.
-        picture_pixels: Height times width of a picture to label.
-        message_bytes: A message of a viewer.
-        name_length: Characters of a class name.
-        pictures: Pictures that are received, wait or are labelled at the same time.
-        changes: Changes of classes or settings at the same time.
-    """
-
-    connections: int = 128
-    connections_per_address: int = 32
-    viewers: int = 16
-    motion_jpegs: int = 8
-    ack_seconds: float = 15.0
-    stuck_seconds: float = 10.0
-    request_seconds: float = 10.0
-    json_bytes: int = 1 << 16
-    picture_bytes: int = 1 << 25
-    picture_pixels: int = 32_000_000
-    message_bytes: int = 4096
-    name_length: int = 200
-    pictures: int = 4
-    changes: int = 4
+    connections: int = setting(128, "Open connections, of all kinds.")
+    connections_per_address: int = setting(
+        32, "Those of one address; of IPv6, of one network of 64 bits."
+    )
+    viewers: int = setting(16, "WebSockets that watch.")
+    motion_jpegs: int = setting(8, "Clients of ``/stream.mjpg``.")
+    ack_seconds: float = setting(15.0, "Until a viewer has acknowledged a frame.")
+    stuck_seconds: float = setting(10.0, "Without a byte taken while bytes wait for the client.")
+    request_seconds: float = setting(10.0, "Until a request, its body included, has come in whole.")
+    json_bytes: int = setting(1 << 16, "A body in JSON.")
+    picture_bytes: int = setting(1 << 25, "A picture to label.")
+    picture_pixels: int = setting(32_000_000, "Height times width of a picture to label.")
+    message_bytes: int = setting(4096, "A message of a viewer.")
+    name_length: int = setting(200, "Characters of a class name.")
+    pictures: int = setting(4, "Pictures that are received, wait or are labelled at a time.")
+    changes: int = setting(4, "Changes of classes or settings at the same time.")
 
 
 def _read_token(text: str) -> str | None:
