@@ -16,25 +16,15 @@ from zsseg_rt.errors import ArgumentError
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Component:
-    """A connected part of a class: pixels that share edges.
+    """A connected part of a class: pixels that share edges."""
 
-    Attributes:
-        name: The class.
-        index: Its label.
-        area: Pixels.
-        box: Left, top, right and bottom in pixels; right and bottom are beyond the last pixel.
-        centroid: Mean x and y of its pixels' centres.
-        confidence: Mean score of its pixels, None without scores.
-        mask: bool [bottom - top, right - left], true inside.
-    """
-
-    name: str
-    index: int
-    area: int
-    box: tuple[int, int, int, int]
-    centroid: tuple[float, float]
-    confidence: float | None = None
-    mask: npt.NDArray[np.bool_] = field(repr=False)
+    name: str  # The class
+    index: int  # Its label
+    area: int  # Pixels
+    box: tuple[int, int, int, int]  # Left, top, right, bottom in pixels; the last two are beyond it
+    centroid: tuple[float, float]  # Mean x and y of its pixels' centres
+    confidence: float | None = None  # Mean score of its pixels, None without scores
+    mask: npt.NDArray[np.bool_] = field(repr=False)  # [bottom - top, right - left], true inside
 
     def full_mask(self, size_hw: tuple[int, int]) -> npt.NDArray[np.bool_]:
         """The mask in a frame of that size, bool [H, W]."""
@@ -51,12 +41,7 @@ def find_components(
     min_area: int = 1,
     scores: npt.NDArray[np.float32] | None = None,
 ) -> list[Component]:
-    """Find the connected parts of classes, largest first.
-
-    Shapes:
-        labels: Integers [H, W].
-        scores: float32 [H, W], or None.
-    """
+    """Find the connected parts of classes in labels [H, W], largest first."""
     if min_area < 1:
         raise ArgumentError(f"min_area: expected at least 1 pixel, got {min_area}")
     cv2 = import_opencv("to find connected parts")
@@ -98,14 +83,13 @@ def _component(
     scores: npt.NDArray[np.float32] | None,
 ) -> Component:
     left, top, right, bottom = box
-    area = int(np.count_nonzero(mask))
-    middle = [np.arange(len(sums)) @ sums / area for sums in (mask.sum(axis=0), mask.sum(axis=1))]
+    rows, columns = np.nonzero(mask)
     return Component(
         name=name,
         index=index,
-        area=area,
+        area=len(rows),
         box=box,
-        centroid=(left + float(middle[0]), top + float(middle[1])),
+        centroid=(left + float(columns.mean()), top + float(rows.mean())),
         confidence=None if scores is None else float(scores[top:bottom, left:right][mask].mean()),
         mask=mask,
     )
@@ -123,20 +107,13 @@ class Polygon:
     Coordinates are x and y in pixels from the frame's top left corner, so the first pixel covers
     (0, 0) to (1, 1). Without a tolerance the outline runs along pixels' edges and encloses exactly
     the part's area.
-
-    Attributes:
-        name: The class.
-        index: Its label.
-        area: Pixels of the part.
-        exterior: int32 [N, 2], N >= 4; clockwise as seen in the frame, not closed.
-        holes: int32 [M, 2] each, anticlockwise.
     """
 
-    name: str
-    index: int
-    area: int
-    exterior: Ring = field(repr=False)
-    holes: tuple[Ring, ...] = field(default=(), repr=False)
+    name: str  # The class
+    index: int  # Its label
+    area: int  # Pixels of the part
+    exterior: Ring = field(repr=False)  # int32 [N, 2], N >= 4; clockwise in the frame, not closed
+    holes: tuple[Ring, ...] = field(default=(), repr=False)  # int32 [M, 2] each, anticlockwise
 
 
 def outline(component: Component, *, tolerance: float = 0.0) -> Polygon:
@@ -298,11 +275,7 @@ def to_shapes(
     image_path: str | Path,
     tolerance: float,
 ) -> dict[str, Any]:
-    """Return the content of a labelme file.
-
-    Its polygons have no holes, so the larger outline comes first: drawn in order, what lies in a
-    hole covers it.
-    """
+    """Return the content of a labelme file: polygons without holes, the larger outline first."""
     outlines = [(part.name, outline(part, tolerance=tolerance).exterior) for part in parts]
     outlines.sort(key=lambda pair: -ring_area(pair[1]))
     return {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 import numpy as np
 
@@ -25,9 +24,7 @@ class DeviceSegmentation:
         names: Class names in the caller's order.
         vocabulary_version: Version of the vocabulary that made the labels.
         scores: float32 [H, W] on the engine's GPU, the winning class's activated value, or None.
-        picture: uint8 [H, W, 3] on the engine's GPU, the frame with the labels' colours on it, as
-            :meth:`Segmentation.overlay` draws it, also of a frame in two planes; None unless asked
-            for.
+        picture: uint8 [H, W, 3] on the engine's GPU, the frame's overlay, or None.
         times: Milliseconds per stage, ``"total"`` included; see ``EngineConfig(with_times=...)``.
         channel_order: Of the engine's frames and of ``picture``, ``"rgb"`` or ``"bgr"``.
         candidates: As in :class:`Segmentation`.
@@ -38,7 +35,7 @@ class DeviceSegmentation:
     vocabulary_version: int
     scores: DeviceArray | None = None
     picture: DeviceArray | None = None
-    times: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    times: Mapping[str, float] = field(default_factory=dict)
     channel_order: str = "rgb"
     candidates: tuple[str, ...] | None = None
 

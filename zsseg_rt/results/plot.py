@@ -53,11 +53,9 @@ def draw_names(
 ) -> list[NamePlace]:
     """Write each part's name inside it, where it is widest; a name that does not fit is left out.
 
-    Args:
-        image: uint8 [H, W, 3], drawn on.
-        parts: Name, mask and the mask's left upper corner of each; larger ones come first.
-        step: Masks and corners are of every so many-th row and column.
-        before: What the call for the last frame returned; a name that still fits there stays.
+    Parts are name, mask and the mask's left upper corner, larger ones first; masks and corners are
+    of every ``step``-th row and column of the image, uint8 [H, W, 3], which is drawn on. A name
+    that still fits where it was, as the call for the last frame returned, stays there.
     """
     cv2 = import_opencv("to draw names")
     height, width = image.shape[:2]
@@ -108,11 +106,7 @@ def draw_legend(image: Image, entries: Sequence[LegendEntry]) -> Image:
 
 
 def legend_strip(width: int, entries: Sequence[LegendEntry], *, lines: int | None = None) -> Image:
-    """A white strip with colour, name and share of each class.
-
-    Returns:
-        uint8 [H, width, 3].
-    """
+    """A white strip uint8 [H, width, 3] with colour, name and share of each class."""
     cv2 = import_opencv("to draw a legend")
     shares = ["<1%" if entry.share < 0.01 else f"{entry.share:.0%}" for entry in entries]
     pairs = zip(entries, shares, strict=True)

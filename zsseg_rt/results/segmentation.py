@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -31,19 +30,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassShare:
-    """How much of a frame a class covers.
+    """How much of a frame a class covers."""
 
-    Attributes:
-        name: The class.
-        index: Its label.
-        pixels: Number of its pixels.
-        share: Its part of the frame, in [0, 1].
-    """
-
-    name: str
-    index: int
-    pixels: int
-    share: float
+    name: str  # The class
+    index: int  # Its label
+    pixels: int  # Number of its pixels
+    share: float  # Its part of the frame, in [0, 1]
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -76,7 +68,7 @@ class Segmentation:
     names: tuple[str, ...]
     vocabulary_version: int
     scores: npt.NDArray[np.float32] | None = None
-    times: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    times: Mapping[str, float] = field(default_factory=dict)
     frame: Frame | None = None
     reused: bool = False
     moved_from: int | None = None
@@ -84,13 +76,6 @@ class Segmentation:
     channel_order: str = "rgb"
     class_scores: npt.NDArray[np.float32] | None = field(default=None)
     candidates: tuple[str, ...] | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A read-only view cannot be pickled or copied; the dict under it can.
-        return {**self.__dict__, "times": dict(self.times)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, times=MappingProxyType(state["times"]))
 
     def __repr__(self) -> str:
         height, width = self.labels.shape
@@ -280,16 +265,13 @@ class Segmentation:
     ) -> list[dict[str, Any]]:
         """Return COCO annotations in uncompressed (column-major) RLE, with box and area.
 
-        ``category_id`` is the index into ``names`` plus 1: COCO counts from 1.
+        ``category_id`` is the index into ``names`` plus 1: COCO counts from 1. Errors are those of
+        :meth:`components`.
 
         Args:
             image_id: The image's in the data set.
             per_component: An annotation per connected part instead of per class.
             min_area: Smaller connected parts, in pixels, are left out.
-
-        Raises:
-            ArgumentError: ``min_area`` is below 1.
-            BackendUnavailableError: OpenCV, which finds connected parts, is not installed.
         """
         return to_coco(
             self._parts(per_component=per_component, min_area=min_area),
@@ -312,9 +294,7 @@ class Segmentation:
     def to_supervision(self, *, per_component: bool = False, min_area: int = 1) -> Any:
         """Return ``supervision.Detections``: a mask and box per class, confidence if scored.
 
-        Args:
-            per_component: A detection per connected part instead of per class.
-            min_area: Smaller connected parts, in pixels, are left out.
+        Arguments are those of :meth:`to_coco_rle`.
 
         Raises:
             ArgumentError: ``min_area`` is below 1.
@@ -333,16 +313,9 @@ class Segmentation:
     ) -> dict[str, Any]:
         """Return a GeoJSON feature collection: a polygon, with its holes, per connected part.
 
-        Args:
-            transform: From pixels to a map, ``(a, b, c, d, e, f)``: the corner at (x, y) pixels is
-                at ``(a x + b y + c, d x + e y + f)``; rasterio's ``dataset.transform`` is one.
-                None keeps pixels.
-            min_area: Smaller parts, in pixels, are left out.
-            tolerance: How far, in pixels, a simplified outline may be from the exact one.
-
-        Raises:
-            ArgumentError: A setting is outside its range.
-            BackendUnavailableError: OpenCV is not installed.
+        ``transform``, ``(a, b, c, d, e, f)``, leads from pixels to a map: the corner at (x, y)
+        pixels is at ``(a x + b y + c, d x + e y + f)``; rasterio's ``dataset.transform`` is one.
+        None keeps pixels. Other arguments and errors are those of :meth:`polygons`.
         """
         parts = self.components(min_area=min_area)
         return to_features(parts, transform=transform, tolerance=tolerance)
@@ -358,17 +331,9 @@ class Segmentation:
         """Return the content of a labelme file: a polygon per connected part, larger ones first.
 
         labelme's polygons have no holes. Drawn in order, the parts in a hole cover it; unknown
-        pixels that could be in one, those away from the frame's edge, get polygons too.
-
-        Args:
-            image_path: The image's, relative to the folder of the file.
-            min_area: Smaller parts, in pixels, are left out.
-            tolerance: How far, in pixels, a simplified outline may be from the exact one.
-            unknown: What to call unknown pixels; None leaves them out.
-
-        Raises:
-            ArgumentError: A setting is outside its range.
-            BackendUnavailableError: OpenCV is not installed.
+        pixels that could be in one, those away from the frame's edge, get polygons that are called
+        ``unknown``, unless that is None. ``image_path`` is the image's, relative to the file's
+        folder. Other arguments and errors are those of :meth:`polygons`.
         """
         parts = self.components(min_area=min_area)
         if unknown is not None:

@@ -121,13 +121,10 @@ def _free(colour: Colour, others: AbstractSet[Colour]) -> Colour:
 
 def _shade(word: str, turn: float, less_saturated: float, darker: float) -> Colour:
     hue, saturation, value = _WORDS[word]
+    turned = (hue + turn) / 360 % 1.0, saturation * less_saturated, value * darker
     if not saturation:  # greys differ in value only
-        return _rgb(0.0, 0.0, value * (0.55 + 0.45 * (less_saturated * darker)))
-    return _rgb((hue + turn) / 360 % 1.0, saturation * less_saturated, value * darker)
-
-
-def _rgb(hue: float, saturation: float, value: float) -> Colour:
-    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
+        turned = 0.0, 0.0, value * (0.55 + 0.45 * (less_saturated * darker))
+    red, green, blue = colorsys.hsv_to_rgb(*turned)
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
@@ -146,12 +143,7 @@ _MOST_PIXELS = 1 << 30
 def encode_label_png(
     labels: npt.NDArray[np.uint8 | np.uint16], colours: npt.NDArray[np.uint8]
 ) -> bytes:
-    """Labels as a PNG: palette colours with the label as index, 16-bit grey for uint16.
-
-    Shapes:
-        labels: uint8 or uint16 [H, W]. 255 (65535) is unknown and drawn black.
-        colours: uint8 RGB [C, 3], used for uint8 labels.
-    """
+    """Labels [H, W] as a PNG: bytes index RGB colours [C, 3], uint16 is grey; unknown is black."""
     if labels.ndim != 2 or labels.size == 0:
         raise ShapeError(f"labels: expected a non-empty shape [H, W], got {labels.shape}")
     if labels.dtype not in (np.uint8, np.uint16):
@@ -171,11 +163,7 @@ def encode_label_png(
 
 
 def read_label_png(path: str | Path) -> npt.NDArray[np.uint8 | np.uint16]:
-    """Read labels that :func:`encode_label_png` made; PNGs of others are refused.
-
-    Shapes:
-        returns: uint8 or uint16 [H, W].
-    """
+    """Read labels that :func:`encode_label_png` made; PNGs of others are refused."""
     try:
         content = Path(path).read_bytes()
         width, height, depth, kind, *rest = struct.unpack_from(">IIBBBBB", content, 16)

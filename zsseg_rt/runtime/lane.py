@@ -372,7 +372,7 @@ class Lane:
             names=vocabulary.names,
             vocabulary_version=vocabulary.version,
             scores=scores,
-            times=MappingProxyType(clock.times()),
+            times=clock.times(),
             channel_order=self._config.channel_order,
             class_scores=None if maps is None else vocabulary.best_of_synonyms(maps),
             candidates=None if self._gate is None else self._gate.names(vocabulary),
@@ -417,7 +417,7 @@ class Lane:
             vocabulary_version=vocabulary.version,
             scores=scores,
             picture=drawing,
-            times=MappingProxyType(clock.times()),
+            times=clock.times(),
             channel_order=self._config.channel_order,
             candidates=None if self._gate is None else self._gate.names(vocabulary),
         )
@@ -446,7 +446,7 @@ class Lane:
         if again is None:
             return None
         self.workspace.synchronize()
-        return replace(again, times=MappingProxyType(self._clock.times()))
+        return replace(again, times=self._clock.times())
 
     def _adopt(self, classes: BoundClasses, rows: int | None) -> BoundClasses:
         """Return the classes in this lane's buffers; they are copied there when they change."""

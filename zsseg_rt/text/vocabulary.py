@@ -19,25 +19,18 @@ from zsseg_rt.text.class_names import Background, ClassList
 class Vocabulary(ClassList):
     """Names, the phrases that stand for them, and one embedding per phrase; immutable.
 
-    Attributes:
-        names: Class names in the caller's order, length C.
-        phrases: Every text that was embedded, length P >= C: classes' synonyms, then background.
-        phrase_classes: int32 [P]: the class of each phrase, ``BACKGROUND`` for background.
-        auto_background: Whether ``background="auto"``, given or by default, chose its phrases.
-        embeds: float32 [P, D], one row per phrase, read-only.
-        version: Grows with every vocabulary an engine is given; stamped on every result.
-        prompt_embeds: The same phrases embedded with further prompt sets, float32 [P, D] each,
-            read-only, by the set's name; empty where a bundle has one set.
-        remarks: Sentences about names that may not mean what the caller meant; nothing is refused
-            for them.
-        space: The text space of the bundle that embedded the phrases; ``""`` if that is not known,
-            as with embeddings of the caller's own.
+    See :class:`ClassList` for names and phrases.
     """
 
-    embeds: npt.NDArray[np.float32]
-    version: int
+    embeds: npt.NDArray[np.float32]  # float32 [P, D], one row per phrase, read-only
+    version: int  # Grows with every vocabulary an engine is given; stamped on every result
+    # The same phrases embedded with further prompt sets, read-only, by the set's name; empty where
+    # a bundle has one set
     prompt_embeds: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
+    # Sentences about names that may not mean what the caller meant; nothing is refused for them
     remarks: tuple[str, ...] = ()
+    # The text space of the bundle that embedded the phrases; "" if that is not known, as with
+    # embeddings of the caller's own
     space: str = ""
 
     def __post_init__(self) -> None:
