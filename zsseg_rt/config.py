@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from zsseg_rt.common import schema
@@ -33,19 +32,6 @@ MAX_WINDOWS = 1000
 _FEW_CPUS = 8
 _WINDOWS = re.compile(r"auto|[0-9]{1,5}x[0-9]{1,5}\+[0-9]{1,5}")
 _PRECISION_WORDS = {"fp32": "float32", "fp16": "float16", "half": "float16", "bf16": "bfloat16"}
-_RETIRED = MappingProxyType(
-    {
-        "cosine_scale": "Leave it out: masks alone label.",
-        "cosine_weight": "Leave it out: masks alone label.",
-        "refine": "Leave it out; windows='auto' labels frames that are not square in finer cells.",
-    }
-)  # settings of earlier versions, and what to do instead
-
-
-class _WithoutRetired:
-    def __new__(cls, *_: Any, **settings: Any) -> Any:
-        schema.without_retired(settings, _RETIRED, ConfigError)
-        return super().__new__(cls)
 
 
 def _check_path(name: str, value: Any) -> None:
@@ -63,7 +49,7 @@ def _check_windows(name: str, value: Any) -> None:
 
 @documented
 @dataclass(frozen=True, kw_only=True)
-class EngineConfig(_WithoutRetired):
+class EngineConfig:
     """Where and how an engine runs. You get what you ask for, or an error.
 
     Raises:
@@ -242,11 +228,6 @@ class EngineConfig(_WithoutRetired):
         object.__setattr__(self, "device", canonical_device(self.device))
         precision = _PRECISION_WORDS.get(str(self.precision), self.precision)
         object.__setattr__(self, "precision", precision)
-
-    @staticmethod
-    def from_earlier(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Leave out what earlier versions wrote for settings that are retired and were not used."""
-        return schema.without_retired(raw, _RETIRED, ConfigError)
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> EngineConfig:

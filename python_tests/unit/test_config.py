@@ -135,13 +135,3 @@ class TestChoose:
         assert (placement.backend, placement.device) == ("tensorrt", "cuda:1")
         monkeypatch.setattr(registry, "is_installed", lambda name: name != "tensorrt")
         assert registry.choose(EngineConfig(device="cuda:1")).backend == "torch"
-
-
-@pytest.mark.parametrize("make", [lambda raw: EngineConfig(**raw), EngineConfig.from_dict])
-@pytest.mark.parametrize(
-    ("name", "value"), [("refine", "bilateral"), ("cosine_weight", [0, 0.4]), ("cosine_scale", 5)]
-)
-def test_a_retired_setting_is_named_with_what_to_do_instead(make, name, value):
-    with refused(ConfigError, name, "retired", "Leave"):
-        make({name: value})
-    assert EngineConfig.from_dict({name: None, "num_lanes": 2}) == EngineConfig(num_lanes=2)

@@ -1,8 +1,6 @@
 """Build a TensorRT plan from an ONNX graph: strongly typed, no plugins, dynamic axes by name.
 
-The graph states the precision of every layer: TensorRT 11 and RTX have no switches for it. So the
-parsed network is inspected before the build, and a precision that the graph does not hold is an
-error rather than a slow engine.
+The graph states the precision of every layer, so the parsed network is inspected before the build.
 """
 
 from __future__ import annotations
@@ -33,10 +31,9 @@ def _share_done(phases: Mapping[str, tuple[str | None, int, int]], above: str | 
 
 
 def make_monitor(trt: Any, callback: Callable[[str, float], None] | None) -> Any:
-    """Make the object that TensorRT reports to, from any thread.
+    """The object that TensorRT reports to, from any thread; its fraction never falls.
 
-    It calls back with (phase, fraction in [0, 1]), a fraction that never falls. An exception that
-    the callback raises cancels the build, and is raised again by ``finish``.
+    An exception that the callback raises cancels the build, and is raised again by ``finish``.
     """
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
@@ -157,12 +154,7 @@ def profile_axes(
                     f"{spec['name']!r}, got {sorted(spans)}. Pass dynamic_axes={{name: (min, opt, "
                     "max)}, and name the axis when exporting."
                 )
-            low, middle, high = spans[size]
-            if not 1 <= low <= middle <= high:
-                raise BackendError(
-                    f"dynamic_axes: expected 1 <= min <= opt <= max for {size!r}, got {spans[size]}"
-                )
-            axes[size] = (low, middle, high)
+            axes[size] = spans[size]
     return axes
 
 
@@ -275,7 +267,13 @@ def _check_precision(graph_path: Path, precision: str, report: Mapping[str, Any]
     """Raise unless every compute layer of the graph has the precision asked for."""
     require_capability(report["precision"], str(report["capability"]))
     if report["precision"] in ("int8", "fp8"):
-        _check_narrow(graph_path, report)
+        promised = quantised_layers(map_file(graph_path))
+        if report["narrow_layers"] < promised:
+            raise PrecisionNotApplied(
+                f"precision: expected {promised} layers of {graph_path.name} in "
+                f"{report['precision']!r}, but TensorRT read {report['narrow_layers']} of them so. "
+                "Use precision='float16'."
+            )
     if precision == "auto":
         return
     # TensorRT has no transposed convolution in bfloat16: it stays float32.
@@ -298,17 +296,6 @@ def _check_precision(graph_path: Path, precision: str, report: Mapping[str, Any]
         f"precision: expected a graph in {precision}, got {graph_path.name} with "
         f"{layers or 'no layer that has a precision'}. {remedy}, or use precision='auto'."
     )
-
-
-def _check_narrow(graph_path: Path, report: Mapping[str, Any]) -> None:
-    """Refuse networks with fewer 8-bit layers than the graph has."""
-    kind = report["precision"]
-    promised = quantised_layers(map_file(graph_path))
-    if report["narrow_layers"] < promised:
-        raise PrecisionNotApplied(
-            f"precision: expected {promised} layers of {graph_path.name} in {kind!r}, but TensorRT "
-            f"read {report['narrow_layers']} of them so. Use precision='float16'."
-        )
 
 
 def require_capability(kind: str, capability: str) -> None:

@@ -140,7 +140,8 @@ class _TorchSession(GraphSession):
             results = program.run(tensors)
             ready = {name: tensor.contiguous() for name, tensor in results.items()}
             if self.device == "cpu":
-                return {name: wide(tensor).numpy() for name, tensor in ready.items()}
+                wide = {n: t.float() if t.is_floating_point() else t for n, t in ready.items()}
+                return {name: tensor.numpy() for name, tensor in wide.items()}
             return {name: DeviceResult(tensor, stream) for name, tensor in ready.items()}
 
     def profile(
@@ -149,18 +150,31 @@ class _TorchSession(GraphSession):
         import torch
 
         self.run(feeds, stream=stream)
-        program = opened("session", self._program)
-        nodes = program.nodes
-        totals = [0.0] * len(nodes)
+        program, on_gpu = opened("session", self._program), self.device != "cpu"
+        totals, marks = [0.0] * len(program.nodes), list[Any]()
+
+        def mark() -> None:
+            """End a node, and begin the next one."""
+            if on_gpu:
+                event: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+                event.record()
+                marks.append(event)
+            else:
+                marks.append(time.perf_counter())
+
         with torch.inference_mode(), self._on_stream(stream):
             tensors = {s.name: self._read(s, feeds[s.name], stream) for s in self.inputs}
             for _ in range(runs):
-                marks = _NodeMarks(self.device)
-                program.run(tensors, marks.mark)
-                totals = [sum(pair) for pair in zip(totals, marks.between_ms(), strict=True)]
+                marks.clear()
+                mark()
+                program.run(tensors, mark)
+                if on_gpu:
+                    marks[-1].synchronize()
+                for place, (begin, end) in enumerate(itertools.pairwise(marks)):
+                    totals[place] += begin.elapsed_time(end) if on_gpu else (end - begin) * 1e3
         return tuple(
             NodeTime(name=node.name, type=_type_of(node), ms=total / runs)
-            for node, total in zip(nodes, totals, strict=True)
+            for node, total in zip(program.nodes, totals, strict=True)
         )
 
     def recorder(self) -> Recorder | None:
@@ -249,34 +263,6 @@ class TorchRecorder:
         self._pool = None
 
 
-class _NodeMarks:
-    """Times by the host's clock, or by events on the current CUDA stream."""
-
-    def __init__(self, device: str) -> None:
-        self._on_gpu = device != "cpu"
-        self._marks: list[Any] = []
-        self.mark()
-
-    def mark(self) -> None:
-        """End a node, and begin the next one."""
-        if not self._on_gpu:
-            self._marks.append(time.perf_counter())
-            return
-        import torch
-
-        event: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record()
-        self._marks.append(event)
-
-    def between_ms(self) -> list[float]:
-        """Milliseconds between neighbouring marks; waits for the GPU."""
-        pairs = itertools.pairwise(self._marks)
-        if not self._on_gpu:
-            return [(after - before) * 1e3 for before, after in pairs]
-        self._marks[-1].synchronize()
-        return [float(before.elapsed_time(after)) for before, after in pairs]
-
-
 def _type_of(node: Node) -> str:
     """The operator; of an attention that has run on a GPU, also torch's kernel."""
     kernel = node.attributes.get("kernel")
@@ -306,11 +292,6 @@ class DeviceResult:
         """The leading elements with another shape, no copy."""
         leading = self.tensor.reshape(-1)[: math.prod(shape)]
         return DeviceResult(leading.view(shape), self._stream)
-
-
-def wide(tensor: Tensor) -> Tensor:
-    """Half precision as float32, anything else as it is."""
-    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def read_device(spec: TensorSpec, array: Array, device: str, ranges: Any) -> Tensor:

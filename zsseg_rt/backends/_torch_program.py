@@ -27,20 +27,13 @@ class Program:
     """A graph's nodes in order, and its constants: numbers as tensors, integers on the host.
 
     Integers that meet values of the device have a copy there, made once for all runs.
-
-    Attributes:
-        nodes: The operators, in the order they run.
-        constants: By name.
-        precision: ``"float16"`` or ``"bfloat16"`` if any weight is, otherwise ``"float32"``.
-        lowered: What every floating-point result is cast to, if anything.
     """
 
     def __init__(self, network: Network, what: str = "graph") -> None:
-        """``what`` begins errors about operators that torch does not run."""
         self._xp = OnTorch(torch)
         self._inputs = {spec.name: spec.dtype for spec in network.inputs}
         self._outputs = {spec.name: spec.dtype for spec in network.outputs}
-        self.lowered: torch.dtype | None = None
+        self.lowered: torch.dtype | None = None  # what floating-point results are cast to
         self.constants = {name: _constant(weight) for name, weight in network.weights.items()}
         self.nodes = [newest(node, network.opset) for node in self._folded(network.nodes)]
         for node in self.nodes:

@@ -36,14 +36,11 @@ class Placement:
 
 def is_installed(name: str) -> bool:
     """Whether a backend's packages can be found; nothing is imported."""
-    installed = [importlib.util.find_spec(package) is not None for package in _PACKAGES[name]]
-    return any(installed) if name == "tensorrt" else all(installed)
+    return any(importlib.util.find_spec(package) is not None for package in _PACKAGES[name])
 
 
 def get_backend(name: str) -> Backend:
     """Return a backend by its public name."""
-    if name not in _PACKAGES:
-        raise ConfigError(f"backend: expected one of {', '.join(BACKENDS)}, got {name!r}")
     if not is_installed(name):
         raise BackendUnavailableError(
             f"backend: expected the package(s) {' or '.join(_PACKAGES[name])} for {name!r}, "

@@ -39,9 +39,15 @@ from zsseg_rt._C import (
 from zsseg_rt.common.arrays import Array
 from zsseg_rt.common.process import threads_in_quota
 from zsseg_rt.ops.core import native
-from zsseg_rt.ops.labels import upsample_argmax, upsample_argmax_overlay
-from zsseg_rt.ops.over_cells import merge_windows, warp_blend
-from zsseg_rt.ops.regions import crop_regions, label_regions, mask_boxes
+from zsseg_rt.ops.labels import (
+    crop_regions,
+    label_regions,
+    mask_boxes,
+    merge_windows,
+    upsample_argmax,
+    upsample_argmax_overlay,
+    warp_blend,
+)
 from zsseg_rt.ops.similarity import (
     patch_text_similarity,
     relationship_descriptor,

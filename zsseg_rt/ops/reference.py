@@ -219,10 +219,8 @@ def label_outputs(
 
 
 def grid_taps(source: int, target: int, align: str = "half_pixel") -> Taps:
-    """Lower and upper source index and the upper one's weight, for every target index.
-
-    Edges clamped; positions are exact, weights rounded once, to float32.
-    """
+    """Lower and upper source index, clamped, and the upper one's weight, for every target index."""
+    # Positions are exact, weights rounded once.
     if align == "corners":
         numerator, unit = np.arange(target) * (source - 1), max(target - 1, 1)
     else:
@@ -235,14 +233,7 @@ def grid_taps(source: int, target: int, align: str = "half_pixel") -> Taps:
 def resize(
     planes: npt.NDArray[np.float32], size_hw: tuple[int, ...], rows: Any = slice(None)
 ) -> npt.NDArray[np.float32]:
-    """Resize ``[..., h, w]``: ``(1 - t) * a + t * b`` down the rows, then along them.
-
-    Shapes:
-        planes: float32.
-
-    Returns:
-        float32 ``[..., len(rows), W]``.
-    """
+    """Resize ``[..., h, w]``: ``(1 - t) * a + t * b`` down the rows, then along them."""
     top, bottom, down = (taps[rows] for taps in grid_taps(planes.shape[-2], size_hw[0]))
     left, right, across = grid_taps(planes.shape[-1], size_hw[1])
     down = down[:, None]
@@ -258,7 +249,7 @@ def resize(
 UPSAMPLE_ARGMAX_TOLERANCE = {"float32": 1e-5, "float16": 1e-5}
 
 _LOGIT_LIMIT = np.float32(1e30)  # logits are clamped to it; NaN becomes its negative
-_BAND_ROWS = 32  # rows of [C, H, W] held at a time
+_BAND_ROWS = 16  # rows of [C, H, W] held at a time
 
 
 def upsample_bilinear(
@@ -428,8 +419,6 @@ def _bilinear_taps(
     return lower, np.minimum(lower + 1, source - 1), position - lower
 
 
-_BAND_ROWS = 16  # rows of [C, H, W] held at a time
-
 FloatArray = npt.NDArray[np.float32]
 
 
@@ -483,14 +472,7 @@ def crop_regions(
 
 
 def roi_align(image: FloatArray, box: Sequence[int], side: int) -> FloatArray:
-    """Sample a box by RoIAlign, half-pixel aligned, as two products with sampling matrices.
-
-    Shapes:
-        image: float32 ``[3, H, W]``.
-
-    Returns:
-        float32 ``[3, side, side]``.
-    """
+    """Sample a box by RoIAlign, half-pixel aligned, as two products with sampling matrices."""
     rows = _bin_weights(box[1], box[3], image.shape[1], side)
     columns = _bin_weights(box[0], box[2], image.shape[2], side)
     sampled: FloatArray = rows @ (image @ columns.T)
@@ -545,15 +527,7 @@ def score_maps(
     out_hw: tuple[int, int],
     rows: slice = slice(None),
 ) -> FloatArray:
-    """Some rows of the score maps of :func:`label_regions`, before the bias.
-
-    Shapes:
-        mask_logits: float32 ``[Q, h, w]``.
-        class_scores: float32 ``[C, Q]``.
-
-    Returns:
-        float32 ``[C, len(rows), W]``.
-    """
+    """Some rows of the score maps ``[C, H, W]`` of :func:`label_regions`, before the bias."""
     top, bottom, down = (taps[rows] for taps in grid_taps(canvas_hw[0], out_hw[0]))
     used, place = np.unique(np.concatenate([top, bottom]), return_inverse=True)
     logits = resize(mask_logits, canvas_hw, rows=used)

@@ -218,7 +218,7 @@ class Lane:
             if not isinstance(size, (int, np.integer)) or not 1 <= size <= MOST_SIDE:
                 raise ArgumentError(f"{name}: expected from 1 to {MOST_SIDE} pixels, got {size!r}")
         with self._exclusive():
-            return self.workspace.frame_buffer(int(height), int(width))
+            return self.workspace.frame_buffer(int(height), int(width), 3)
 
     def run_golden(
         self, frame: npt.NDArray[np.uint8], classes: BoundClasses, head: HeadSpec
@@ -237,11 +237,7 @@ class Lane:
     def node_times(
         self, frame: npt.NDArray[np.uint8], *, runs: int = 10
     ) -> dict[str, tuple[NodeTime, ...]]:
-        """Time the nodes of every graph on what a frame feeds them.
-
-        Args:
-            frame: As for :meth:`segment`.
-            runs: How many runs the times are the mean of.
+        """Time the nodes of every graph on what a frame feeds them, over several runs.
 
         Returns:
             By graph, its nodes in the order they ran.
