@@ -150,15 +150,15 @@ def quantised(
     """Add graphs in INT8, and see what FP8 would lose.
 
     Returns:
-        Layers in 8 bits and agreement of each; and the bundle, which has no INT8 if its gate fails.
+        Groups of layers in 8 bits, agreement; and the bundle, which has no INT8 if its gate fails.
     """
     row, written = dict[str, Any](gate={}, layers={}), bundle
     for kind in kinds:
         out = bundle.with_name(f"{bundle.stem}-{kind}.zsseg")
         asked = dataclasses.replace(settings, precision=kind)
         made = quantize_bundle(Bundle.load(bundle), out, photos, names, asked, dataset=dataset)
-        kept = sum(layer.count for layer in made.layers if layer.precision == kind)
-        row["layers"][kind] = [kept, sum(layer.count for layer in made.layers)]
+        groups = [one for layers in made.spec.layers.values() for one in layers.values()]
+        row["layers"][kind] = [groups.count(kind), len(groups)]
         row["gate"][kind] = made.spec.agreement
         if kind == "int8" and made.path is not None:
             written = out

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from zsseg_rt.onnx.flow import with_floats
+from zsseg_rt.onnx.check import with_floats
 from zsseg_rt.onnx.half import to_half
 from zsseg_rt.onnx.reader import read_network
 from zsseg_rt.onnx.writer import write_onnx

@@ -20,7 +20,7 @@ from zsseg_rt.export.exporters import EXPORTERS
 from zsseg_rt.export.graph_files import save_variants
 from zsseg_rt.export.options import read_options
 from zsseg_rt.models import create_model
-from zsseg_rt.onnx.flow import with_floats
+from zsseg_rt.onnx.check import with_floats
 from zsseg_rt.onnx.reader import map_file, read_network
 
 STORED = Path(__file__).parents[1] / "bundles" / "v1"

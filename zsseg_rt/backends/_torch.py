@@ -38,7 +38,7 @@ from zsseg_rt.backends.base import (
 from zsseg_rt.common.arrays import Array, TensorSpec, typestr_of, widened
 from zsseg_rt.common.extras import install_command, package_of, unavailable
 from zsseg_rt.errors import BackendError, DeviceError, DTypeError, PrecisionNotApplied, ShapeError
-from zsseg_rt.onnx.check import GraphHeader, checked_flow, header_of, map_graph
+from zsseg_rt.onnx.check import GraphHeader, checked_flow, header_of
 from zsseg_rt.onnx.network import Node
 from zsseg_rt.ops import core
 
@@ -71,7 +71,7 @@ class TorchBackend:
         """
         torch = _import_torch()
         target = _check_device(torch, device)
-        flow = checked_flow(map_graph(graph_path), str(graph_path))
+        flow = checked_flow(graph_path)
         from zsseg_rt.backends._torch_program import Program
 
         program, header = Program(flow.network, str(graph_path)), header_of(flow)

@@ -59,7 +59,7 @@ class QuantizationSpec:
     classes: tuple[str, ...]  # The classes of the measurement
     # By graph, each layer that could be quantised and its precision
     layers: dict[str, dict[str, str]]
-    seed: int = 0  # What chose pictures and samples
+    seed: int = 0  # What chose images and samples
     masks: MaskLoss | None = None  # What is lost where masks say what is right; None without masks
     # By stage, how far the golden sample was off when the bundle was made
     golden: dict[str, float] = field(default_factory=dict)

@@ -46,7 +46,6 @@ class _Gate:
         "seen ones lose.",
         0.5,
     )
-    seed: int = opt("Chooses pictures and samples.", 0)
 
 
 @takes_groups
@@ -56,7 +55,7 @@ def quantize(
     photos: Annotated[
         Path | None,
         typer.Option(
-            help="Folder with pictures like those to label, 8 to 512; default: the data set's."
+            help="Folder with images like those to label, 8 to 512; default: the data set's."
         ),
     ] = None,
     masks: Annotated[DataOptions, Takes(dataset="")],
@@ -119,16 +118,12 @@ def _own_classes(bundle: Bundle, data: SegmentationDataset | None) -> list[str |
 
 def _print(report: QuantizeReport) -> None:
     spec = report.spec
-    for row in report.layers:
-        say(
-            f"{row.graph} {row.name}: {row.count} in {row.precision}, range {row.method}, error "
-            f"{row.error:.1e}"
-        )
+    for graph, layers in spec.layers.items():
+        say(*(f"{graph} {name}: {precision}" for name, precision in layers.items()))
     say(
-        f"agreement with float32 on {spec.measured_photos} pictures that gave no ranges: "
+        f"agreement with float32 on {spec.measured_photos} images that gave no ranges: "
         f"{spec.agreement:.2%} of clear cells (gate {spec.min_agreement:.2%}), "
-        f"{spec.agreement_of_all:.2%} of all; with every layer in {report.precision}: "
-        f"{report.everything:.2%}"
+        f"{spec.agreement_of_all:.2%} of all"
     )
     if spec.masks is not None:
         say(spec.masks.describe())

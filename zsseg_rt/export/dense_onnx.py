@@ -23,7 +23,7 @@ from zsseg_rt.export.graph_files import MAX_CLASSES
 from zsseg_rt.export.options import ENCODER_OPTIONS, TextBank, read_options
 from zsseg_rt.export.text_side import TextSide
 from zsseg_rt.onnx.arrays import compute, run_network
-from zsseg_rt.onnx.flow import Flow, with_floats
+from zsseg_rt.onnx.check import Flow, with_floats
 from zsseg_rt.onnx.network import Network, Node, Stated, renamed, weight_of
 from zsseg_rt.onnx.reader import map_file, read_network
 from zsseg_rt.onnx.table import newest

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from zsseg_rt.onnx.arrays import resize_matrix
 from zsseg_rt.onnx.operations import Array, Linear, Norm, Operations, Value
+from zsseg_rt.onnx.runs import resize_matrix
 
 Turn = Callable[[Value], Value]
 

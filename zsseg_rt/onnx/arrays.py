@@ -23,7 +23,6 @@ class Numpy:
         return getattr(np, name)
 
     def holds(self, value: Any) -> bool:
-        """Whether a value is one of this library's arrays."""
         return isinstance(value, (np.ndarray, np.generic))
 
     def asarray(self, value: Any, like: Any = None) -> Array:
@@ -31,15 +30,12 @@ class Numpy:
         return np.asarray(value)
 
     def is_float(self, x: Array) -> bool:
-        """Whether numbers are not whole."""
         return x.dtype.kind == "f"
 
     def dtype_name(self, x: Array) -> str:
-        """NumPy's name of the dtype."""
         return x.dtype.name
 
     def cast(self, x: Array, dtype: str) -> Array:
-        """The same numbers as another dtype."""
         with np.errstate(invalid="ignore"):
             return np.asarray(x.astype(dtype))
 
@@ -56,11 +52,9 @@ class Numpy:
         return np.pad(x, [(max(a, 0), max(b, 0)) for a, b in each], constant_values=value)
 
     def relu(self, x: Array) -> Array:
-        """``max(x, 0)``."""
         return np.asarray(np.maximum(x, x.dtype.type(0)))
 
     def sigmoid(self, x: Array) -> Array:
-        """``1 / (1 + exp(-x))``."""
         with np.errstate(over="ignore"):
             return np.asarray(1 / (1 + np.exp(-x)))
 
@@ -87,14 +81,12 @@ class Numpy:
         return np.asarray(np.matmul(a, b))
 
     def softmax(self, x: Array, axis: int) -> Array:
-        """Over one axis."""
         raised = x - x.max(axis, keepdims=True)
         np.exp(raised, out=raised)  # in place, as attention's scores are large
         raised /= raised.sum(axis, keepdims=True)
         return np.asarray(raised)
 
     def norm(self, x: Array, axis: Any, keepdims: bool) -> Array:
-        """L2 norm over axes."""
         return np.asarray(np.sqrt(np.square(x).sum(axis, keepdims=keepdims)))
 
     def layer_norm(
@@ -146,18 +138,14 @@ class Numpy:
         return self.conv(spread, turned, bias, lie, groups)
 
     def max_pool(self, x: Array, lie: Windows) -> Array:
-        """The largest in each window."""
         return np.asarray(_views(x, lie).max(tuple(range(2 - x.ndim, 0))))
 
     def mean_pool(self, x: Array, lie: Windows) -> Array:
-        """The mean of each window."""
         return np.asarray(_views(x, lie).mean(tuple(range(2 - x.ndim, 0))))
 
-    def resize(
-        self, x: Array, changed: Mapping[int, tuple[int, float | None]], settings: Mapping[str, Any]
-    ) -> Array:
-        """Axes to their new sizes; the places follow the factors, where there are some."""
-        return np.asarray(resized(self, x, changed, settings))
+    def keep(self, array: Array, device: Any) -> Array:
+        """The array where the device's values are."""
+        return array
 
 
 NUMPY = Numpy()
@@ -180,10 +168,7 @@ class Arrays(Operations):
 def compute(
     kind: str, inputs: Sequence[Any], attributes: Mapping[str, Any], xp: Any = NUMPY
 ) -> Any:
-    """The result of one ONNX operator, or a tuple of several.
-
-    What stands on the host alone is computed there, by NumPy; sizes and axes stay there.
-    """
+    """The result of one ONNX operator, or several; by NumPy where no input is torch's."""
     operator = OPERATORS[kind]
     if operator.run is None:
         raise ValueError(f"expected an operator that NumPy and torch have, got {kind!r}")
@@ -200,10 +185,7 @@ def compute(
 
 
 def run_network(network: Network, feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """Return the outputs of a graph by name; half precision is computed in float32.
-
-    A weight is widened when its node is computed, so memory holds few of them at a time.
-    """
+    """Return the outputs of a graph by name; half precision is computed in float32."""
     values, outputs = dict(feeds), {spec.name for spec in network.outputs}
     nodes = [newest(node, network.opset) for node in network.nodes]
     readers = {name: index for index, node in enumerate(nodes) for name in node.inputs}
@@ -267,81 +249,3 @@ def _views(x: Array, lie: Windows) -> Array:
     windows = np.lib.stride_tricks.sliding_window_view(x, lie.reach, tuple(range(2, x.ndim)))
     steps = [slice(None, None, step) for step in (*lie.strides, *lie.dilations)]
     return np.asarray(windows[(slice(None), slice(None), *steps)])
-
-
-# --- resizing, whatever computes ---
-
-
-def resized(
-    xp: Any, x: Any, changed: Mapping[int, tuple[int, float | None]], settings: Mapping[str, Any]
-) -> Any:
-    """One axis after another: rows are picked, or mixed by a matrix."""
-    rule = tuple(sorted(settings.items()))
-    for axis, (new, factor) in changed.items():
-        weights = resize_weights(x.shape[axis], new, factor, rule)
-        if weights.ndim == 1:
-            x = xp.take(x, weights, axis)
-        else:
-            rows = xp.moveaxis(x, axis, -1) @ xp.asarray(weights.T, x)
-            x = xp.moveaxis(rows, -1, axis)
-    return x
-
-
-@cache
-def resize_weights(
-    size: int, new: int, factor: float | None, rule: tuple[tuple[str, Any], ...]
-) -> Array:
-    """Places int64 [new] that mode ``nearest`` picks, or weights float32 [new, size]."""
-    weights = resize_matrix(size, new, factor, dict(rule))
-    return weights if weights.ndim == 1 else weights.astype(np.float32)
-
-
-def resize_matrix(size: int, new: int, factor: float | None, settings: Mapping[str, Any]) -> Array:
-    """As :func:`resize_weights`, weights in float64."""
-    mode = settings.get("mode", "nearest")
-    scale = factor or new / size
-    places = _resize_places(
-        settings.get("coordinate_transformation_mode", "half_pixel"), size, new, scale
-    )
-    if mode == "nearest":
-        rounding = settings.get("nearest_mode", "round_prefer_floor")
-        rounded = {
-            "round_prefer_floor": np.ceil(places - 0.5),
-            "round_prefer_ceil": np.floor(places + 0.5),
-            "floor": np.floor(places),
-            "ceil": np.ceil(places),
-        }[rounding]
-        return np.clip(rounded, 0, size - 1).astype(np.int64)
-    stretch = max(1.0, 1 / scale) if settings.get("antialias", 0) else 1.0
-    reach = math.ceil((1 if mode == "linear" else 2) * stretch)
-    taps = np.floor(places)[:, None] + np.arange(-reach, reach + 2)
-    weights = _tap_weights(mode, (taps - places[:, None]) / stretch, settings)
-    if settings.get("exclude_outside", 0):
-        weights = np.where((taps < 0) | (taps >= size), 0, weights)
-    weights = weights / weights.sum(1, keepdims=True)
-    matrix = np.zeros((new, size))
-    columns = np.clip(taps, 0, size - 1).astype(np.int64)
-    np.add.at(matrix, (np.arange(new)[:, None], columns), weights)
-    return matrix
-
-
-def _resize_places(coordinates: str, size: int, new: int, scale: float) -> Array:
-    """Where the new places lie among the old ones."""
-    steps = np.arange(new, dtype=np.float64)
-    if coordinates == "align_corners":
-        return steps * ((size - 1) / (new - 1) if new > 1 else 0)
-    if coordinates == "asymmetric":
-        return steps / scale
-    if coordinates == "pytorch_half_pixel" and new == 1:
-        return np.zeros(1)
-    return (steps + 0.5) / scale - 0.5
-
-
-def _tap_weights(mode: str, distances: Array, settings: Mapping[str, Any]) -> Array:
-    far = np.abs(distances)
-    if mode == "linear":
-        return np.asarray(np.maximum(0, 1 - far))
-    a = settings.get("cubic_coeff_a", -0.75)
-    near = ((a + 2) * far - (a + 3)) * far * far + 1
-    tail = ((far - 5) * far + 8) * a * far - 4 * a
-    return np.where(far <= 1, near, np.where(far < 2, tail, 0))

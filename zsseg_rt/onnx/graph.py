@@ -1,7 +1,4 @@
-"""Write a network as an ONNX graph, operation by operation.
-
-What follows from constants alone is computed at once and becomes a weight.
-"""
+"""Write a network as an ONNX graph; what follows from constants alone becomes a weight."""
 
 from __future__ import annotations
 
@@ -75,10 +72,7 @@ class Graph(Operations):
             self._scope.pop()
 
     def fold_norm(self, norm: Norm, linears: Sequence[Linear]) -> tuple[Norm, list[Linear]]:
-        """Put scale and shift into the projections, unless float16 holds their weights exactly.
-
-        CLIP's own weights are such: they are then stored in half the bytes.
-        """
+        """Put scale and shift into projections, unless float16 holds their weights, as CLIP's."""
         if norm.weight is None or all(is_half(linear.weight) for linear in linears):
             return norm, list(linears)
         folded = []

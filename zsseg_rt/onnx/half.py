@@ -1,8 +1,6 @@
 """Turn a float32 network into one in half precision that keeps what overflows in float32.
 
-Norms of layers, softmax, L2 norms and all that is written in a scope ``float32`` stay float32
-between explicit casts; every other floating-point operation and weight becomes float16 or bfloat16.
-So do the inputs and outputs that are named; the others stay float32.
+That is norms, softmax and what is written in a scope ``float32``, between explicit casts.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from zsseg_rt.errors import BackendError
-from zsseg_rt.onnx.flow import Flow
+from zsseg_rt.onnx.check import Flow
 from zsseg_rt.onnx.network import Network
 from zsseg_rt.onnx.reader import map_file, read_network
 
@@ -28,13 +28,7 @@ class GraphMemory:
 
 
 def graph_memory(path: Path, *, float_bytes: int, axes: Mapping[str, int]) -> GraphMemory:
-    """Follow a graph's sizes, and find the place where most of them are needed.
-
-    Args:
-        path: An ONNX file.
-        float_bytes: Bytes of a floating-point number in the precision that it is computed in.
-        axes: Sizes of its named axes; one that is absent counts as 1.
-    """
+    """Follow a graph's sizes, with floats of so many bytes; an axis without a size counts as 1."""
     try:
         network = read_network(map_file(path))
         inputs = tuple(

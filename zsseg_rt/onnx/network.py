@@ -1,7 +1,4 @@
-"""A network as a list of ONNX nodes: what is written, and what is read.
-
-Weights stay arrays until they are written; of a file that was read they are views of it.
-"""
+"""A network as a list of ONNX nodes; weights stay arrays, or views of a file, until written."""
 
 from __future__ import annotations
 
@@ -18,25 +15,17 @@ OPSET = 20  # one node for a layer norm and one for a GELU; attention of 23 is u
 
 
 class Node(NamedTuple):
-    """One operator; an input called ``""`` was left out.
-
-    An attribute is an int, a float, bytes, a list of these, an array, or a :class:`Weight`; None if
-    it is of another type, which no operator takes.
-    """
+    """One operator; an input called ``""`` was left out."""
 
     name: str
     kind: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    attributes: Mapping[str, Any]
+    attributes: Mapping[str, Any]  # Of ints, floats, bytes, lists of these, arrays and weights
 
 
 class Weight(NamedTuple):
-    """A constant, and the dtype that it is written with: it is cast then, not before.
-
-    The bits of dtypes that NumPy lacks, such as bfloat16's, are unsigned integers of their width;
-    those of 4 bits have a byte each.
-    """
+    """A constant, or bits of bfloat16, and the dtype that it is cast to when it is written."""
 
     array: npt.NDArray[Any]
     dtype: str

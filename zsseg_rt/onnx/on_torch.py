@@ -5,12 +5,11 @@ LayerNorm, softmax and norms compute in float32 whatever they are given. Nothing
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from zsseg_rt.onnx.arrays import resized
 from zsseg_rt.onnx.runs import Windows
 
 
@@ -136,52 +135,3 @@ class OnTorch:
             raise ValueError(f"dilations: expected 1, got {list(lie.dilations)}")
         function = getattr(self._functional, f"avg_pool{len(lie.kernel)}d")
         return function(x, tuple(lie.kernel), tuple(lie.strides))
-
-    def resize(
-        self, x: Any, changed: Mapping[int, tuple[int, float | None]], settings: Mapping[str, Any]
-    ) -> Any:
-        """By torch's own kernel where it has the rule."""
-        mode = _torchs_mode(settings, [new for new, _ in changed.values()])
-        if mode is None or x.ndim != 4 or not changed.keys() <= {2, 3}:
-            return resized(_Mixing(self), x, changed, settings)
-        unchanged = {axis: (x.shape[axis], None) for axis in (2, 3)}
-        sizes, factors = zip(*((unchanged | dict(changed))[axis] for axis in (2, 3)), strict=True)
-        by: dict[str, Any] = {"size": sizes}
-        if any(factors):
-            whole = tuple(factor or 1.0 for factor in factors)
-            by = {"scale_factor": whole, "recompute_scale_factor": False}
-        return self._functional.interpolate(x, **mode, **by)
-
-
-def _torchs_mode(settings: Mapping[str, Any], sizes: Sequence[int]) -> dict[str, Any] | None:
-    """Torch's arguments for a rule of ONNX's Resize; None where it has none."""
-    mode = settings.get("mode", "nearest")
-    coordinates = settings.get("coordinate_transformation_mode", "half_pixel")
-    antialias = bool(settings.get("antialias", 0))
-    if mode == "nearest":
-        is_torchs = (coordinates, settings.get("nearest_mode")) == ("asymmetric", "floor")
-        return {"mode": mode} if is_torchs else None
-    if antialias != bool(settings.get("exclude_outside", 0)):
-        return None  # torch leaves out what lies outside where it smooths only
-    if coordinates == "pytorch_half_pixel" and 1 in sizes:
-        return None
-    if coordinates == "asymmetric" or settings.get("cubic_coeff_a", -0.75) != -0.75:
-        return None
-    torchs = {"linear": "bilinear", "cubic": "bicubic"}[mode]
-    return {
-        "mode": torchs, "align_corners": coordinates == "align_corners", "antialias": antialias
-    }  # fmt: skip
-
-
-class _Mixing:
-    """Torch's operations for resizing, with matrices that stay on the device."""
-
-    def __init__(self, xp: OnTorch) -> None:
-        self.moveaxis, self._xp = xp.moveaxis, xp
-
-    def take(self, x: Any, places: Any, axis: int) -> Any:
-        return self._xp.take(x, self._xp.keep(places, x.device), axis)
-
-    def asarray(self, weights: Any, like: Any) -> Any:
-        # A transposed view is new each time; what it is a view of is not.
-        return self._xp.keep(weights.base, like.device).to(like.dtype).T

@@ -1,8 +1,7 @@
 """The operations that networks are made of.
 
-A network is a function of an :class:`Operations` and of arrays. Given
-:class:`zsseg_rt.onnx.arrays.Arrays` it is computed by NumPy or torch; given
-:class:`zsseg_rt.onnx.graph.Graph` it is written as an ONNX graph.
+A network is a function of an :class:`Operations` and of arrays:
+:class:`zsseg_rt.onnx.arrays.Arrays` computes it, :class:`zsseg_rt.onnx.graph.Graph` writes it.
 """
 
 from __future__ import annotations
@@ -55,11 +54,7 @@ def _reduce(kind: str) -> Callable[..., Value]:
 
 
 class Operations(ABC):
-    """The operations of networks. Axes may count from the end.
-
-    Attributes:
-        marks: Values that :meth:`mark` was given, by name.
-    """
+    """The operations of networks. Axes may count from the end."""
 
     def __init__(self) -> None:
         self.marks: dict[str, Value] = {}
@@ -194,10 +189,7 @@ class Operations(ABC):
     # Moves.
 
     def reshape(self, x: Value, shape: Shape) -> Value:
-        """Other axes for the same values in the same order.
-
-        Sizes may be open axes: any number that stay where they are, and one other.
-        """
+        """The same values in other axes; open ones stay where they are, but for one."""
         staying = [isinstance(a, str) and a == b for a, b in zip(shape, x.shape, strict=False)]
         staying += [False] * (len(shape) - len(staying))
         sizes = integers(
@@ -244,7 +236,6 @@ class Operations(ABC):
 ONNX_TYPES = {
     "float32": 1, "uint8": 2, "int8": 3, "uint16": 4, "int16": 5, "int32": 6, "int64": 7, "bool": 9,
     "float16": 10, "float64": 11, "uint32": 12, "uint64": 13, "bfloat16": 16, "float8_e4m3fn": 17,
-    "float8_e4m3fnuz": 18, "float8_e5m2": 19, "float8_e5m2fnuz": 20, "uint4": 21, "int4": 22,
 }  # fmt: skip
 """Numbers of dtypes in ONNX, ``TensorProto.DataType``."""
 

@@ -1,9 +1,7 @@
 """Read ONNX files as networks without the onnx package; weights stay views of the file.
 
-Field numbers are those of ``onnx.proto`` (ONNX IR); :mod:`zsseg_rt.onnx.writer` writes the same
-ones. Refused is what can be read in more than one way: readers of protobuf disagree about odd
-bytes, and a file that one reader checks and another runs must not hold any. So is what lies outside
-the file, or is no graph of tensors.
+Field numbers are those of ``onnx.proto`` (ONNX IR). Refused is what can be read in more than one
+way: a file that one reader checks and another runs must not hold any.
 """
 
 from __future__ import annotations
@@ -113,8 +111,7 @@ _ENTRY = _schema(texts="1 key 2 value")
 _DIM = _schema(ints="1 dim_value", texts="2 dim_param 3 denotation")
 
 _DTYPES = {number: name for name, number in ONNX_TYPES.items()}
-_BITS = {"bfloat16": "uint16"} | {n: "uint8" for n in ONNX_TYPES if n.startswith("float8")}
-_FOUR_BITS = ("uint4", "int4")
+_BITS = {"bfloat16": "uint16", "float8_e4m3fn": "uint8"}
 _STORED = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data")
 # Where values are if not in raw_data: floats, or integers of 1 to 10 bytes.
 _TYPED = {"float32": "float_data", "int64": "int64_data", "float64": "double_data"}
@@ -128,8 +125,10 @@ class DamagedError(ValueError):
 def map_file(path: Path) -> memoryview:
     """Map the content of a file for as long as a view of it is kept."""
     with path.open("rb") as file:
-        # Not closed: a failing read leaves slices of it in the error's traceback.
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        try:  # Not closed: a failing read leaves slices of it in the error's traceback.
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        except ValueError:
+            raise DamagedError("an empty file") from None
 
 
 def read_network(content: memoryview | bytes, *, beside: Path | None = None) -> Network:
@@ -310,17 +309,10 @@ def _part_of_file(where: str, entries: Sequence[Any], folder: Path) -> memoryvie
 
 def _numbers(dtype: str, kind: str, content: Any, expected: int) -> npt.NDArray[Any] | None:
     """The values of a tensor; None if they are not as many."""
-    bits = np.dtype(_BITS.get(dtype, "uint8" if dtype in _FOUR_BITS else dtype))
-    if kind == "raw_data":
-        if dtype in _FOUR_BITS:
-            pairs = np.frombuffer(content, np.uint8)
-            values = np.stack([pairs & 15, pairs >> 4], 1).reshape(-1)[:expected]
-            return values if len(pairs) == (expected + 1) // 2 else None
-        fits = len(content) == expected * bits.itemsize
-        return np.frombuffer(content, bits) if fits else None
-    if kind != _TYPED.get(dtype, "int32_data") or dtype in _FOUR_BITS:
+    bits = np.dtype(_BITS.get(dtype, dtype))
+    if kind not in ("raw_data", _TYPED.get(dtype, "int32_data")):
         return None
-    if kind in ("float_data", "double_data"):
+    if kind in ("raw_data", "float_data", "double_data"):
         fits = len(content) == expected * bits.itemsize
         return np.frombuffer(content, bits) if fits else None
     ends = bytes(content).translate(None, bytes(range(0x80, 0x100)))  # an integer's last byte

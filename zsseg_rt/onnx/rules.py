@@ -1,8 +1,7 @@
 """One rule per operator: what it may be given, and the type and size of what it makes.
 
-A rule takes a call and its inputs, None where one was left out. It returns its results, or, where
-there is one of the first input's type, the shape of that. It raises what it expected; what it got
-is added by :class:`zsseg_rt.onnx.flow.Flow`.
+A rule takes a call and its inputs, None where one was left out. It returns its results, or the
+shape of one of the first input's type. It raises what it expected; ``check.Flow`` adds the rest.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt.onnx.operations import ONNX_TYPES
@@ -26,7 +26,7 @@ PLACES = (INT32, INT64)
 _INTEGERS = (2, 3, 4, 5, INT32, INT64, 12, 13)
 _FLOATS = (1, 10, 11, 16)
 _READABLE = (1, INT32, INT64, 11)
-_MOST_KNOWN = 1024  # no shape, padding or list of axes has more numbers
+MOST_KNOWN = 1024  # no shape, padding or list of axes has more numbers
 _LARGEST = 1 << 31  # OpenVINO computes integers in 32 bits
 _MOST_SCALE = 1 << 16
 
@@ -46,7 +46,7 @@ class Value:
     array: npt.NDArray[Any] | None = None  # Its content, if it is a constant
     between: tuple[int, int] | None = None  # Lowest and highest of places along an axis
     source: str = ""  # The input of the graph whose integers it holds
-    _known: npt.NDArray[Any] | None = None
+    moved: npt.NDArray[Any] | None = None  # Its few integers as objects; None: known at run time
 
     @property
     def size(self) -> int:
@@ -60,17 +60,10 @@ class Value:
 
     @property
     def known(self) -> npt.NDArray[Any] | None:
-        """Its integers as objects, None where one is known only at run time.
-
-        None if they are not known, or too many to be a shape.
-        """
-        if self._known is None and self.holds_indices and self.size <= _MOST_KNOWN:
-            self._known = self.numbers().astype(object)
-        return self._known
-
-    @known.setter
-    def known(self, numbers: npt.NDArray[Any]) -> None:
-        self._known = numbers if numbers.size <= _MOST_KNOWN else None
+        """Its integers as objects; None if they are not known, or too many to be a shape."""
+        if self.moved is None and self.holds_indices and self.size <= MOST_KNOWN:
+            self.moved = self.numbers().astype(object)
+        return self.moved
 
     def numbers(self) -> npt.NDArray[Any]:
         """The content of a constant of float32, float64, int32 or int64."""
@@ -215,10 +208,6 @@ def clip(call: Call, x: Value, *limits: Operand) -> Shape:
     return x.shape
 
 
-def dropout(call: Call, x: Value, ratio: Operand = None) -> list[Value]:
-    return [Value(x.dtype, x.shape), Value(BOOL, x.shape)][: call.num_outputs]
-
-
 def cumsum(call: Call, x: Value, axis: Value) -> Shape:
     need(len(_places(axis.constants(), len(x.shape))) == 1, "axis: expected one")
     return x.shape
@@ -276,16 +265,6 @@ def gather_elements(call: Call, x: Value, index: Value) -> Shape:
     return index.shape
 
 
-def scatter_elements(call: Call, x: Value, index: Value, updates: Value) -> Shape:
-    _check_updates(x, updates, gather_elements(call, x, index))
-    return x.shape
-
-
-def _check_updates(x: Value, updates: Value, shape: Shape) -> None:
-    fits = updates.dtype == x.dtype and updates.shape == shape and None not in shape
-    need(fits, f"updates: expected {list(shape)} of the input's type")
-
-
 def gather_nd(call: Call, x: Value, index: Value) -> Shape:
     batch = call.number("batch_dims")
     fits = 0 <= batch < min(len(x.shape), len(index.shape))
@@ -306,8 +285,11 @@ def gather_nd(call: Call, x: Value, index: Value) -> Shape:
     return (*index.shape[:-1], *x.shape[batch + depth :])
 
 
-def scatter_nd(call: Call, x: Value, index: Value, updates: Value) -> Shape:
-    _check_updates(x, updates, gather_nd(call, x, index))
+def scatter(call: Call, x: Value, index: Value, updates: Value) -> Shape:
+    """ScatterElements and ScatterND."""
+    shape = (gather_nd if call.kind == "ScatterND" else gather_elements)(call, x, index)
+    fits = updates.dtype == x.dtype and updates.shape == shape and None not in shape
+    need(fits, f"updates: expected {list(shape)} of the input's type")
     return x.shape
 
 
@@ -346,10 +328,10 @@ def range_(call: Call, *limits: Value) -> Value:
 def constant_of_shape(call: Call, sizes: Value) -> Value:
     fill = call.attributes.get("value")
     need(fill is None or fill.array.size == 1, "value: expected one number")
-    return Value(1 if fill is None else ONNX_TYPES[fill.dtype], _sizes(sizes, 0))
+    return Value(1 if fill is None else ONNX_TYPES[fill.dtype], sizes_of(sizes, 0))
 
 
-def _sizes(value: Value, least: int) -> Shape:
+def sizes_of(value: Value, least: int) -> Shape:
     sizes = value.integers()
     fits = all(size is None or size >= least for size in sizes)
     need(fits, f"expected sizes of {least} or more, not {sizes}")
@@ -360,8 +342,12 @@ def _sizes(value: Value, least: int) -> Shape:
 
 
 def shape(call: Call, x: Value) -> Value:
+    """Shape and Size, with what is known of their integers."""
+    if call.kind == "Size":
+        count = None if None in x.shape else np.array(math.prod(x.shape), object)
+        return Value(INT64, (), moved=count)
     sizes = x.shape[slice(call.number("start"), call.attributes.get("end"))]
-    return Value(INT64, (len(sizes),))
+    return Value(INT64, (len(sizes),), moved=np.array(sizes, object))
 
 
 def reshape(call: Call, x: Value, sizes: Value) -> Shape:
@@ -462,12 +448,8 @@ def slice_(call: Call, x: Value, *operands: Operand) -> Shape:
     return tuple(sizes)
 
 
-def expand(call: Call, x: Value, sizes: Value) -> Shape:
-    return broadcast(x.shape, _sizes(sizes, 0))
-
-
 def tile(call: Call, x: Value, repeats: Value) -> Shape:
-    times = _sizes(repeats, 1)
+    times = sizes_of(repeats, 1)
     need(len(times) == len(x.shape), "repeats: expected one for each axis")
     pairs = zip(x.shape, times, strict=True)
     return tuple(None if None in pair else pair[0] * pair[1] for pair in pairs)
@@ -624,12 +606,10 @@ def _windows_transposed(call: Call, sizes: Shape, kernel: list[int]) -> list[int
 
 
 def pool(call: Call, x: Value) -> Shape:
-    kernel = _steps(call, "kernel_shape", len(_image(x)) - 2, 0)
-    return (*x.shape[:2], *_windows(call, x.shape[2:], kernel))
-
-
-def global_pool(call: Call, x: Value) -> Shape:
-    return (*_image(x)[:2], *[1] * (len(x.shape) - 2))
+    rank = len(_image(x)) - 2
+    if call.kind.startswith("Global"):
+        return (*x.shape[:2], *[1] * rank)
+    return (*x.shape[:2], *_windows(call, x.shape[2:], _steps(call, "kernel_shape", rank, 0)))
 
 
 def layer_norm(call: Call, x: Value, *operands: Operand) -> Shape:
@@ -652,12 +632,6 @@ def channel_norm(call: Call, x: Value, *operands: Value) -> Shape:
     return x.shape
 
 
-def lrn(call: Call, x: Value) -> Shape:
-    fits = len(x.shape) >= 3 and 1 <= call.number("size") <= _MOST_SCALE
-    need(fits, "size: expected 1 or more, for an image")
-    return x.shape
-
-
 def resize(
     call: Call, x: Value, roi: Operand = None, scales: Operand = None, sizes: Operand = None
 ) -> Shape:
@@ -666,7 +640,7 @@ def resize(
     used = [each for each in (scales, sizes) if each is not None and each.shape != (0,)]
     need(len(used) == 1, "expected either scales or sizes")
     if used[0] is sizes:
-        new = _sizes(used[0], 1)
+        new = sizes_of(used[0], 1)
     else:
         factors = [float(number) for number in used[0].numbers().reshape(-1)]
         fits = len(factors) == len(axes) and all(0 < f <= _MOST_SCALE for f in factors)
@@ -683,8 +657,8 @@ def resize(
 def quantise(call: Call, x: Value, scale: Value, zero: Operand = None) -> Value:
     backwards = call.kind == "DequantizeLinear"
     stored = x.dtype if backwards else zero.dtype if zero else call.number("output_dtype", 2)
-    fits = stored in (2, 3, 17, 21, 22) or (backwards and stored == INT32)
-    need(fits and scale.dtype in (1, 10), "expected 8 or 4 bits and a float scale")
+    fits = stored in (2, 3, 17) or (backwards and stored == INT32)
+    need(fits and scale.dtype in (1, 10), "expected 8 bits and a float scale")
     fits = zero is None or (zero.shape == scale.shape and zero.dtype == stored)
     need(fits, "zero_point: expected the scale's shape and the stored type")
     need(not call.number("block_size"), "block_size: expected 0")

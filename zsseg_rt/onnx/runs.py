@@ -1,12 +1,12 @@
 """The longer ONNX operators: ``run(xp, *inputs, **attributes)``; the table has others.
 
-``xp`` computes: :class:`zsseg_rt.onnx.arrays.Numpy`, or the same over torch. Sizes and axes are
-NumPy's or lists, on the host, whatever ``xp`` is. Attributes are called as ONNX calls them, and
-have its defaults. Arguments have no types, as they would all be ``Any``.
+``xp`` is :class:`zsseg_rt.onnx.arrays.Numpy` or that over torch; sizes and axes are on the host.
+Attributes have ONNX's names and defaults. Arguments have no types, as they would all be ``Any``.
 """
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -100,22 +100,10 @@ REDUCTIONS = {
 }
 
 
-def lp_norm(xp, x, axis=-1, p=2):
-    return x / REDUCTIONS["ReduceL1" if p == 1 else "ReduceL2"](xp, x, [axis])
-
-
-def _place(xp, find, x, axis=0, keepdims=1, select_last_index=0):
+def place(xp, find, x, axis=0, keepdims=1, select_last_index=0):
     places = find(xp.flip(x, (axis,)) if select_last_index else x, axis)
     places = x.shape[axis] - 1 - places if select_last_index else places
     return xp.unsqueeze(places, axis) if keepdims else places
-
-
-def arg_max(xp, x, **rule):
-    return _place(xp, xp.argmax, x, **rule)
-
-
-def arg_min(xp, x, **rule):
-    return _place(xp, xp.argmin, x, **rule)
 
 
 def top_k(xp, x, count, axis=-1, largest=1, sorted=1):
@@ -130,10 +118,6 @@ def cumsum(xp, x, axis, exclusive=0, reverse=0):
     total = xp.cumsum(x, along)
     total = total - x if exclusive else total
     return xp.flip(total, (along,)) if reverse else total
-
-
-def trilu(xp, x, offset=0, upper=1):
-    return (xp.triu if upper else xp.tril)(x, numbers(offset)[0])
 
 
 # --- elements that move ---
@@ -389,17 +373,78 @@ def batch_norm(xp, x, *operands, epsilon=1e-5, momentum=0.9, training_mode=0):
 
 
 def resize(xp, x, roi=None, scales=None, sizes=None, **rule):
-    """Axes that keep their size are left alone."""
+    """One axis after another: rows are picked, or mixed by a matrix."""
     axes = [axis % x.ndim for axis in rule.pop("axes", None) or range(x.ndim)]
-    settings = {key: text(value) for key, value in rule.items()}
+    settings = tuple(sorted((key, text(value)) for key, value in rule.items()))
     new, factors = numbers(sizes), [None] * len(axes)
     if not new:
         factors = [float(factor) for factor in np.asarray(scales).reshape(-1)]
         pairs = zip(axes, factors, strict=True)
         new = [math.floor(x.shape[axis] * factor) for axis, factor in pairs]
-    changed = {
-        axis: (size, factor)
-        for axis, size, factor in zip(axes, new, factors, strict=True)
-        if size != x.shape[axis] or factor not in (None, 1.0)
-    }
-    return xp.resize(x, changed, settings) if changed else x
+    for axis, size, factor in zip(axes, new, factors, strict=True):
+        old, before, behind = x.shape[axis], x.shape[:axis], x.shape[axis + 1 :]
+        if size == old and factor in (None, 1.0):
+            continue
+        weights = resize_weights(old, size, factor, settings)
+        if size % old == 0 and np.array_equal(weights, np.arange(size) // (size // old)):
+            wide = xp.broadcast_to(xp.unsqueeze(x, axis + 1), (*before, old, size // old, *behind))
+            x = wide.reshape((*before, size, *behind))
+            continue
+        weights = xp.keep(weights, getattr(x, "device", None))
+        if weights.ndim == 1:
+            x = xp.take(x, weights, axis)
+        else:
+            rows = xp.moveaxis(x, axis, -1) @ xp.cast(weights, xp.dtype_name(x)).T
+            x = xp.moveaxis(rows, -1, axis)
+    return x
+
+
+@cache
+def resize_weights(size, new, factor, rule):
+    """Places int64 [new] that mode ``nearest`` picks, or weights float32 [new, size]."""
+    weights = resize_matrix(size, new, factor, dict(rule))
+    return weights if weights.ndim == 1 else weights.astype(np.float32)
+
+
+def resize_matrix(size, new, factor, settings):
+    """As :func:`resize_weights`, weights in float64."""
+    mode, scale = settings.get("mode", "nearest"), factor or new / size
+    places = _resize_places(settings, size, new, scale)
+    if mode == "nearest":
+        rounded = {
+            "round_prefer_floor": np.ceil(places - 0.5),
+            "round_prefer_ceil": np.floor(places + 0.5),
+            "floor": np.floor(places),
+            "ceil": np.ceil(places),
+        }[settings.get("nearest_mode", "round_prefer_floor")]
+        return np.clip(rounded, 0, size - 1).astype(np.int64)
+    stretch = max(1.0, 1 / scale) if settings.get("antialias", 0) else 1.0
+    reach = math.ceil((1 if mode == "linear" else 2) * stretch)
+    taps = np.floor(places)[:, None] + np.arange(-reach, reach + 2)
+    far = np.abs((taps - places[:, None]) / stretch)
+    if mode == "linear":
+        weights = np.maximum(0, 1 - far)
+    else:
+        a = settings.get("cubic_coeff_a", -0.75)
+        near = ((a + 2) * far - (a + 3)) * far * far + 1
+        tail = ((far - 5) * far + 8) * a * far - 4 * a
+        weights = np.where(far <= 1, near, np.where(far < 2, tail, 0))
+    if settings.get("exclude_outside", 0):
+        weights = np.where((taps < 0) | (taps >= size), 0, weights)
+    weights = weights / weights.sum(1, keepdims=True)
+    matrix = np.zeros((new, size))
+    columns = np.clip(taps, 0, size - 1).astype(np.int64)
+    np.add.at(matrix, (np.arange(new)[:, None], columns), weights)
+    return matrix
+
+
+def _resize_places(settings, size, new, scale):
+    """Where the new places lie among the old ones."""
+    coordinates, steps = settings.get("coordinate_transformation_mode"), np.arange(float(new))
+    if coordinates == "align_corners":
+        return steps * ((size - 1) / (new - 1) if new > 1 else 0)
+    if coordinates == "asymmetric":
+        return steps / scale
+    if coordinates == "pytorch_half_pixel" and new == 1:
+        return np.zeros(1)
+    return (steps + 0.5) / scale - 0.5

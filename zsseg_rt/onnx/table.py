@@ -1,10 +1,8 @@
 """The table of ONNX operators: counts of inputs, how they are judged and computed, attributes.
 
-One row per operator that a graph may use. These are what the exporters of this package and common
-image encoders are made of. Rows may be added, never taken away: stored bundles keep loading. Left
-out are control flow, random numbers, text, file formats, recurrent nets, training, results whose
-size follows from values (Compress, NonZero, Unique), and operators that read where computed numbers
-point (GridSample, RoiAlign, NonMaxSuppression).
+Rows may be added, never taken away: stored bundles keep loading. Left out are control flow, random
+numbers, text, recurrent nets, training, results whose size follows from values (NonZero, Unique),
+and operators that read where computed numbers point (GridSample, RoiAlign, NonMaxSuppression).
 """
 
 from __future__ import annotations
@@ -124,8 +122,8 @@ _add("Sum", "1-*", rules.combine, lambda xp, *inputs: reduce(xp.add, inputs))
 _add("Where", "3", rules.where, runs.named("where"))
 _add("Xor", "2", rules.combine, runs.named("logical_xor"))
 
-_add("ArgMax", "1", rules.pick, runs.arg_max, _PLACES)
-_add("ArgMin", "1", rules.pick, runs.arg_min, _PLACES)
+_add("ArgMax", "1", rules.pick, lambda xp, x, **rule: runs.place(xp, xp.argmax, x, **rule), _PLACES)
+_add("ArgMin", "1", rules.pick, lambda xp, x, **rule: runs.place(xp, xp.argmin, x, **rule), _PLACES)
 _add("Attention", "23:3-4", rules.attention, runs.attention, "is_causal scale")
 _add("AveragePool", "1", rules.pool, runs.average_pool, f"{_WINDOWS} ceil_mode count_include_pad")
 _add("BatchNormalization", "5", rules.channel_norm, runs.batch_norm, _BATCH)
@@ -142,29 +140,32 @@ _add("ConvTranspose", "2-3", rules.conv, runs.conv_transpose, f"{_WINDOWS} group
 _add("CumSum", "2", rules.cumsum, runs.cumsum, "exclusive reverse", host=1)
 _add("DepthToSpace", "1", rules.depth_to_space, runs.depth_to_space, "blocksize mode")
 _add("DequantizeLinear", "2-3", rules.quantise, None, _SCALED)
-_add("Dropout", "1 12:1-2", rules.dropout, lambda xp, x, *_, **__: (x, x == x), "ratio seed",
-     outputs=(1, 2))
+_add("Dropout", "1 12:1-2",
+     lambda call, x, *_: [x, rules.Value(rules.BOOL, x.shape)][: call.num_outputs],
+     lambda xp, x, *_, **__: (x, x == x), "ratio seed", outputs=(1, 2))
 _add("Einsum", "12:1-*", rules.einsum,
      lambda xp, *inputs, equation: xp.einsum(runs.text(equation).replace(" ", ""), *inputs),
      "equation")
-_add("Expand", "2", rules.expand, runs.expand, host=1)
+_add("Expand", "2", lambda call, x, sizes: rules.broadcast(x.shape, rules.sizes_of(sizes, 0)),
+     runs.expand, host=1)
 _add("Flatten", "1", rules.flatten, runs.flatten, "axis")
 _add("Gather", "2", rules.gather, runs.gather, "axis", host=1)
 _add("GatherElements", "2", rules.gather_elements,
      lambda xp, x, indices, axis=0: xp.take_along(x, indices, axis), "axis")
 _add("GatherND", "2", rules.gather_nd, runs.gather_nd, "batch_dims")
 _add("Gemm", "2-3", rules.gemm, runs.gemm, "alpha beta transA transB")
-_add("GlobalAveragePool", "1", rules.global_pool,
+_add("GlobalAveragePool", "1", rules.pool,
      lambda xp, x: xp.mean(x, axis=tuple(range(2, x.ndim)), keepdims=True))
-_add("GlobalMaxPool", "1", rules.global_pool,
+_add("GlobalMaxPool", "1", rules.pool,
      lambda xp, x: xp.amax(x, axis=tuple(range(2, x.ndim)), keepdims=True))
 _add("GroupNormalization", "21:3", rules.channel_norm, runs.group_norm, f"{_NORM} num_groups")
 _add("Identity", "1", lambda call, x: x, lambda xp, x: x)
 _add("InstanceNormalization", "3", rules.channel_norm, runs.group_norm, "epsilon")
-_add("LRN", "1", rules.lrn, None, "alpha beta bias size")
+_add("LRN", "1", rules.same, None, "alpha beta bias size")
 _add("LayerNormalization", "17:2-3", rules.layer_norm, runs.layer_norm, f"axis {_NORM}")
 _add("LogSoftmax", "1", rules.along, runs.log_softmax, "axis")
-_add("LpNormalization", "1", rules.along, runs.lp_norm, "axis p")
+_add("LpNormalization", "1", rules.along,
+     lambda xp, x, axis=-1, p=2: x / runs.REDUCTIONS[f"ReduceL{p}"](xp, x, [axis]), "axis p")
 _add("MatMul", "2", rules.matmul, runs.named("matmul"))
 _add("MaxPool", "1", rules.pool, runs.max_pool, f"{_WINDOWS} ceil_mode storage_order")
 _add("OneHot", "3", rules.one_hot, None, "axis")
@@ -174,11 +175,10 @@ _add("RMSNormalization", "23:2", rules.layer_norm, runs.rms_norm, f"axis {_NORM}
 _add("Range", "3", rules.range_, runs.range_, host=0)
 _add("Reshape", "2", rules.reshape, runs.reshape, "allowzero", host=1)
 _add("Resize", "1-4", rules.resize, runs.resize, _RESIZE, host=1)
-_add("ScatterElements", "3", rules.scatter_elements, None, "axis reduction")
-_add("ScatterND", "3", rules.scatter_nd, runs.scatter_nd, "reduction")
+_add("ScatterElements", "3", rules.scatter, None, "axis reduction")
+_add("ScatterND", "3", rules.scatter, runs.scatter_nd, "reduction")
 _add("Shape", "1", rules.shape, runs.shape, "end start")
-_add("Size", "1", lambda call, x: rules.Value(rules.INT64, ()),
-     lambda xp, x: np.array(math.prod(x.shape), np.int64))
+_add("Size", "1", rules.shape, lambda xp, x: np.array(math.prod(x.shape), np.int64))
 _add("Slice", "3-5", rules.slice_, runs.slice_, host=1)
 _add("Softmax", "1", rules.along, runs.softmax, "axis")
 _add("SpaceToDepth", "1", rules.space_to_depth, runs.space_to_depth, "blocksize")
@@ -188,7 +188,9 @@ _add("Squeeze", "1 13:1-2", rules.squeeze, runs.squeeze, "axes", host=1)
 _add("Tile", "2", rules.tile, lambda xp, x, times: xp.tile(x, tuple(runs.numbers(times))), host=1)
 _add("TopK", "2", rules.top_k, runs.top_k, "axis largest sorted", outputs=(2, 2), host=1)
 _add("Transpose", "1", rules.transpose, runs.transpose, "perm")
-_add("Trilu", "14:1-2", rules.trilu, runs.trilu, "upper", host=1)
+_add("Trilu", "14:1-2", rules.trilu,
+     lambda xp, x, offset=0, upper=1: (xp.triu if upper else xp.tril)(x, runs.numbers(offset)[0]),
+     "upper", host=1)
 _add("Unsqueeze", "1 13:2", rules.unsqueeze, runs.unsqueeze, "axes", host=1)
 # fmt: on
 
@@ -220,7 +222,7 @@ CHOICES = {
     "mode Pad": ("constant", "reflect", "edge"),
     "mode DepthToSpace": ("DCR", "CRD"),
 }  # fmt: skip
-_STEPS = ("kernel_shape", "strides", "dilations", "blocksize", "group")
+_STEPS = ("kernel_shape", "strides", "dilations", "blocksize", "group", "size")
 _MAX_STEP = 1 << 16
 _BY_AXIS = 13  # the operator set since which a softmax takes one axis, and not all behind it
 

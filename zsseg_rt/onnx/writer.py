@@ -1,7 +1,6 @@
 """Write networks as ONNX files without the onnx package, one weight after another.
 
-Field numbers are those of ``onnx.proto`` (ONNX IR); :mod:`zsseg_rt.onnx.reader` reads the same
-ones. A weight is cast and laid out while it is written, so a file takes the memory of one.
+A weight is cast and laid out while it is written, so a file takes the memory of one.
 """
 
 from __future__ import annotations
@@ -45,10 +44,7 @@ def write_onnx(network: Network, name: str, stream: BinaryIO) -> None:
 
 
 def with_exact_halves(network: Network) -> Network:
-    """Store large weights that float16 holds exactly as float16, with a cast in the graph.
-
-    CLIP was published in float16 (Radford et al., ICML 2021): half the bytes, the same results.
-    """
+    """Store large weights that float16 holds exactly, such as CLIP's, in half the bytes."""
     weights: dict[str, Weight] = {}
     casts = []
     for name, weight in network.weights.items():

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt.errors import ArgumentError
-from zsseg_rt.onnx.check import checked_flow, map_graph
-from zsseg_rt.onnx.flow import in_opset, with_floats
+from zsseg_rt.onnx.check import checked_flow, in_opset, with_floats
 from zsseg_rt.onnx.half import to_half
 from zsseg_rt.onnx.network import Network, Node, Weight
 
@@ -23,7 +22,7 @@ _COLOURS = 3
 _OLDEST, _OPSET = 19, 20  # before 19, QuantizeLinear takes neither float16 nor gives E4M3
 _SMALLEST_SCALE = float(np.finfo(np.float16).tiny)  # scales are stored in float16
 _MOST_ROWS, _ROWS_PER_RUN = 384, 24
-_PERCENTILES = (99.99, 99.9, 99.5)
+_PERCENTILES = (99.5, 99.9, 99.99)
 
 # --- what is stored in 8 bits: whole numbers with a scale, or E4M3 floats with a scale ---
 
@@ -94,7 +93,7 @@ class Group:
 
 def read_plain(path: Path) -> Network:
     """Read a graph; weights that are stored in float16 and cast become float32 weights."""
-    flow = checked_flow(map_graph(path), str(path))
+    flow = checked_flow(path)
     network = flow.network
     if any(node.kind in ("QuantizeLinear", "DequantizeLinear") for node in network.nodes):
         raise ArgumentError(
@@ -120,11 +119,7 @@ def read_plain(path: Path) -> Network:
 
 
 def find_groups(network: Network) -> tuple[Group, ...]:
-    """Find the linear layers and convolutions with constant weights.
-
-    Left out are convolutions of an image with three channels (the patches), products of two
-    computed tensors (attention, similarity), and Gemm with factors.
-    """
+    """Linear layers and convolutions with constant weights, but convolutions of an image."""
     readers = defaultdict[str, list[int]](list)
     for place, node in enumerate(network.nodes):
         if _can_quantise(node, network.weights):
@@ -186,13 +181,11 @@ class TensorStats:
             self.rows.append(flat[rng.choice(len(flat), count, replace=False)])
 
 
-@dataclass(frozen=True, kw_only=True)
-class Range:
+class Range(NamedTuple):
     """How one tensor is quantised."""
 
-    scale: float  # Of the values
-    method: str  # How it was found
-    error: float  # Squared error of the layers' results relative to their squares
+    scale: float
+    error: float  # Squared error of the layers' results relative to their squares, on the samples
 
 
 def choose_range(network: Network, group: Group, stats: TensorStats, kind: NumberFormat) -> Range:
@@ -205,19 +198,18 @@ def choose_range(network: Network, group: Group, stats: TensorStats, kind: Numbe
         )
     exact, rounded = sample, None
     if not group.convolves:  # of these the values' own error counts
-        layers = [network.nodes[place] for place in group.nodes]
-        matrix = np.concatenate([_matrix(node, network.weights) for node in layers], 1)
+        matrices = [_matrix(network.nodes[place], network.weights) for place in group.nodes]
+        matrix = np.concatenate(matrices, 1)
         exact = sample @ matrix
         rounded = kind.rounded(matrix, kind.scale(np.abs(matrix).max(axis=0)))
     power = float(np.square(exact, dtype=np.float64).sum()) or 1.0
     results = []
-    for method, clip in _clips(sample, float(stats.largest.max())).items():
+    for clip in (*np.percentile(np.abs(sample), _PERCENTILES), stats.largest.max()):
         scale = float(kind.scale(clip))
         narrow = kind.rounded(sample, scale)
         off = (narrow if rounded is None else narrow @ rounded) - exact
-        results.append((float(np.square(off, dtype=np.float64).sum()) / power, method, scale))
-    error, method, scale = min(results)
-    return Range(scale=scale, method=method, error=error)
+        results.append(Range(scale, float(np.square(off, dtype=np.float64).sum()) / power))
+    return min(results, key=lambda one: one.error)
 
 
 def _matrix(node: Node, weights: Mapping[str, Weight]) -> FloatArray:
@@ -226,16 +218,7 @@ def _matrix(node: Node, weights: Mapping[str, Weight]) -> FloatArray:
     return weight if _weight_axis(node) == 1 else weight.T
 
 
-def _clips(values: FloatArray, most: float) -> Mapping[str, float]:
-    """Candidates for the largest magnitude that is kept, by how they were found."""
-    levels = np.percentile(np.abs(values), _PERCENTILES)
-    clips = {"max": most}
-    return clips | {f"{p} %": float(v) for p, v in zip(_PERCENTILES, levels, strict=True) if v > 0}
-
-
 # --- graphs ---
-
-_Added = tuple[list[Node], dict[str, Weight]]  # nodes, and the weights that they read
 
 
 def quantised_graph(
@@ -243,92 +226,70 @@ def quantised_graph(
     ranges: Mapping[Group, Range],
     kind: NumberFormat,
     half: Collection[str] = (),
+    *,
+    emulated: bool = False,
 ) -> Network:
-    """The network whose chosen layers multiply 8-bit numbers; all else is float16."""
+    """The network whose chosen layers multiply 8-bit numbers; all else is float16.
 
-    def values(group: Group, value_range: Range) -> _Added:
-        name = group.tensor
-        constants = (f"{name}.scale", f"{name}.zero")
-        q_inputs, dq_inputs = (name, *constants), (f"{name}.narrow", *constants)
-        nodes = [
-            Node(f"{group.name}/Q", "QuantizeLinear", q_inputs, (dq_inputs[0],), {}),
-            Node(f"{group.name}/DQ", "DequantizeLinear", dq_inputs, (f"{name}.rounded",), {}),
-        ]
-        return nodes, {constants[0]: _scalar(value_range.scale), constants[1]: kind.zeros()}
-
-    def weight(name: str, array: FloatArray, axis: int) -> _Added:
-        scale = _scale_of(array, axis, kind)
-        inputs = (name, f"{name}.scale", f"{name}.zero")
-        node = Node(f"{name}/DQ", "DequantizeLinear", inputs, (f"{name}.rounded",), {"axis": axis})
-        stored = (kind.weight(array, scale), Weight(scale.reshape(-1), "float32"))
-        zeros = kind.zeros(scale.size)
-        return [node], dict(zip(inputs, (*stored, zeros), strict=True))
-
-    return to_half(with_floats(_rounded(network, ranges, values, weight)), half=half)
-
-
-def emulated_graph(network: Network, ranges: Mapping[Group, Range], kind: NumberFormat) -> Network:
-    """The float32 network that computes with the numbers that E4M3 holds.
-
-    Runtimes on CPUs store FP8 and do not compute with it as GPUs do (OpenVINO 2026.4 reads such
-    graphs, and gives other numbers), so what FP8 loses is measured with this one.
+    ``emulated`` is one in float32 that computes with the numbers that E4M3 holds: runtimes on CPUs
+    store FP8, and do not compute with it as GPUs do (OpenVINO 2026.4 gives other numbers).
     """
-
-    def values(group: Group, value_range: Range) -> _Added:
-        return _rounding(group, value_range, kind)
-
-    def weight(name: str, array: FloatArray, axis: int) -> _Added:
-        rounded = kind.rounded(array, _scale_of(array, axis, kind))
-        return [], {f"{name}.rounded": Weight(rounded, "float32")}
-
-    return _rounded(network, ranges, values, weight)
-
-
-def _rounded(
-    network: Network,
-    ranges: Mapping[Group, Range],
-    values: Callable[[Group, Range], _Added],
-    weight: Callable[[str, FloatArray, int], _Added],
-) -> Network:
-    """The network whose chosen layers read rounded tensors; a shared weight becomes several."""
     before: dict[int, list[Node]] = defaultdict(list)
     layers, weights = list(network.nodes), dict(network.weights)
     for group, value_range in ranges.items():
         for place in group.nodes:
             node = layers[place]
-            name = f"{node.outputs[0]}.weight"
-            array = np.asarray(weights[node.inputs[1]].array, np.float32)
-            added = [weight(name, array, _weight_axis(node))]
             if place == group.nodes[0]:
-                added.insert(0, values(group, value_range))
-            for nodes, constants in added:
-                before[place] += nodes
+                round_values = _emulated_rounding if emulated else _rounding
+                before[place], constants = round_values(group, value_range, kind)
                 weights |= constants
-            inputs = (f"{group.tensor}.rounded", f"{name}.rounded", *node.inputs[2:])
+            name, axis = f"{node.outputs[0]}.weight", _weight_axis(node)
+            array = np.asarray(weights[node.inputs[1]].array, np.float32)
+            others = tuple(other for other in range(array.ndim) if other != axis)
+            scale = kind.scale(np.abs(array).max(axis=others, keepdims=True))
+            output = f"{name}.rounded"
+            if emulated:
+                weights[output] = Weight(kind.rounded(array, scale), "float32")
+            else:
+                stored = (name, f"{name}.scale", f"{name}.zero")
+                before[place].append(
+                    Node(f"{name}/DQ", "DequantizeLinear", stored, (output,), {"axis": axis})
+                )
+                weights[stored[0]] = kind.weight(array, scale)
+                weights[stored[1]] = Weight(scale.reshape(-1), "float32")
+                weights[stored[2]] = kind.zeros(scale.size)
+            inputs = (f"{group.tensor}.rounded", output, *node.inputs[2:])
             layers[place] = node._replace(inputs=inputs)
     nodes = [one for place, node in enumerate(layers) for one in (*before[place], node)]
-    return _with_nodes(network, nodes, weights)
+    rounded = _with_nodes(network, nodes, weights)
+    return rounded if emulated else to_half(with_floats(rounded), half=half)
 
 
-def _with_nodes(network: Network, nodes: Iterable[Node], weights: Mapping[str, Weight]) -> Network:
+def _with_nodes(network: Network, nodes: Sequence[Node], weights: Mapping[str, Weight]) -> Network:
     """The network with other nodes, and those weights that they read."""
-    nodes = tuple(nodes)
     read = {name for node in nodes for name in node.inputs}
     weights = {name: weight for name, weight in weights.items() if name in read}
-    return replace(network, nodes=nodes, weights=weights)
-
-
-def _scale_of(weight: FloatArray, axis: int, kind: NumberFormat) -> FloatArray:
-    """One scale for each output, broadcast to the weight."""
-    others = tuple(other for other in range(weight.ndim) if other != axis)
-    return kind.scale(np.abs(weight).max(axis=others, keepdims=True))
+    return replace(network, nodes=tuple(nodes), weights=weights)
 
 
 def _scalar(number: float) -> Weight:
     return Weight(np.array(number, np.float32), "float32")
 
 
+_Added = tuple[list[Node], dict[str, Weight]]  # nodes, and the weights that they read
+
+
 def _rounding(group: Group, value_range: Range, kind: NumberFormat) -> _Added:
+    name = group.tensor
+    scale, zero, narrow, rounded = (f"{name}.{k}" for k in ("scale", "zero", "narrow", "rounded"))
+    nodes = [
+        Node(f"{group.name}/Q", "QuantizeLinear", (name, scale, zero), (narrow,), {}),
+        Node(f"{group.name}/DQ", "DequantizeLinear", (narrow, scale, zero), (rounded,), {}),
+    ]
+    return nodes, {scale: _scalar(value_range.scale), zero: kind.zeros()}
+
+
+def _emulated_rounding(group: Group, value_range: Range, kind: NumberFormat) -> _Added:
     """Nodes that round a tensor to E4M3: to a step of an eighth of its power of two."""
     name = group.tensor
     numbers = {

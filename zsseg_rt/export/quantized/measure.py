@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,25 +31,28 @@ from zsseg_rt.text.vocabulary import Vocabulary
 CLEAR = 0.1
 """A label is clear where the winner's score is ahead of the second by this share of itself."""
 
+Advance = Callable[[str, int, int], None]
+"""Called with what is done, how often it was done, and how often it will be."""
+
 _log = logging.getLogger(__name__)
 
 # --- images: some set ranges, others only measure ---
 
 FEWEST, MOST = 8, 512
 _MOST_MEASURED = 128
-_MOST_NAMED = 5  # of pictures that cannot be read
-_HELD_BACK = 4  # one picture in so many is measured on, and gives no ranges
+_MOST_NAMED = 5  # of images that cannot be read
+_HELD_BACK = 4  # one image in so many is measured on, and gives no ranges
 
 Picture = Callable[[], Sample]
-"""Reads a picture; without a data set its labels are empty."""
+"""Reads an image; without a data set its labels are empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pictures:
     """Images that give ranges, and others that are measured on; none is in both."""
 
-    ranged: tuple[Picture, ...]  # Give ranges
-    measured: tuple[Picture, ...]  # Are measured on
+    ranged: tuple[Picture, ...]
+    measured: tuple[Picture, ...]
     hashes: tuple[str, ...]  # Their SHA-256, those of files, or of a data set's pixels
     # What the measured ones and their masks are from; None without masks
     dataset: SegmentationDataset | None
@@ -59,15 +61,14 @@ class Pictures:
 def choose_pictures(
     photos: Path | None,
     dataset: SegmentationDataset | None,
-    seed: int,
-    advance: Callable[[str, int, int], None] = lambda what, done, total: None,
+    advance: Advance = lambda what, done, total: None,
 ) -> Pictures:
-    """Choose pictures, and read each once, so that none stops the work that follows.
+    """Choose images, and read each once, so that none stops the work that follows.
 
     Ranges are from the photos and figures from the data set; of one of them alone, a quarter is
     held back to measure on.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     ranged: Sequence[Picture] = ()
     if photos is not None:
         files = find_photos([str(photos)])
@@ -86,13 +87,11 @@ def choose_pictures(
         ranged, measured = both[:-count], both[-count:]
     if not ranged:
         raise ArgumentError(
-            "photos: expected a folder of pictures or a data set, got neither. Give one of them."
+            "photos: expected a folder of images or a data set, got neither. Give one of them."
         )
+    hashes = _checked([*ranged, *measured], len(ranged), advance)
     return Pictures(
-        ranged=tuple(ranged),
-        measured=tuple(measured),
-        hashes=_checked([*ranged, *measured], len(ranged), advance),
-        dataset=dataset,
+        ranged=tuple(ranged), measured=tuple(measured), hashes=tuple(hashes), dataset=dataset
     )
 
 
@@ -100,10 +99,8 @@ def _read(photo: Path) -> Sample:
     return Sample(image=read_photo(photo), labels=np.zeros((0, 0), np.uint8), name=str(photo))
 
 
-def _checked(
-    pictures: Sequence[Picture], ranged: int, advance: Callable[[str, int, int], None]
-) -> tuple[str, ...]:
-    """The pictures' hashes."""
+def _checked(pictures: Sequence[Picture], ranged: int, advance: Advance) -> list[str]:
+    """The images' hashes."""
     hashes, plain, bad = list[str](), 0, list[str]()
     for place, read in enumerate(pictures):
         try:
@@ -111,9 +108,8 @@ def _checked(
         except (SourceError, DatasetError) as exc:
             bad.append(str(exc))
             continue
-        is_file = sample.labels.size == 0
         own = hashlib.sha256(sample.image.tobytes()).hexdigest
-        hashes.append(sha256_of(Path(sample.name)) if is_file else own())
+        hashes.append(own() if sample.labels.size else sha256_of(Path(sample.name)))
         plain += place < ranged and bool((sample.image == sample.image[0, 0]).all())
         advance("read", place + 1, len(pictures))
     if bad:
@@ -121,25 +117,21 @@ def _checked(
         raise SourceError("; ".join(bad[:_MOST_NAMED]) + more)
     if plain == ranged:
         raise ArgumentError(
-            f"photos: expected pictures with content, got {plain} of one colour each. Give "
-            "pictures of what will be labelled."
+            f"photos: expected images with content, got {plain} of one colour each. Give "
+            "images of what will be labelled."
         )
-    return tuple(hashes)
+    return hashes
 
 
 def _require(count: int, fewest: int, argument: str, where: str) -> None:
     if count < fewest:
         raise ArgumentError(
-            f"{argument}: expected at least {fewest} pictures (64 are better), found {count} in "
+            f"{argument}: expected at least {fewest} images (64 are better), got {count} in "
             f"{where}. Add more."
         )
 
 
 # --- measuring ---
-
-Advance = Callable[[str, int, int], None]
-"""Called with what is done, how often it was done, and how often it will be."""
-
 
 Figures = dict[str, float]
 """mIoU in percent: of all classes, seen and unseen ones; see
@@ -150,26 +142,22 @@ Figures = dict[str, float]
 class Reference:
     """Float32's labels of the measured images, and its mIoU."""
 
-    pictures: tuple[Picture, ...]  # The pictures
-    vocabulary: Vocabulary  # The classes
-    labels: tuple[npt.NDArray[np.intp], ...]  # Per picture, the best class of each cell, [gh, gw]
-    clear: tuple[npt.NDArray[np.bool_], ...]  # Per picture, where it is clear, bool [gh, gw]
-    dataset: SegmentationDataset | None  # What pictures and masks are from; None without masks
-    miou: Figures  # What it reaches on the masks; empty without
+    pictures: Pictures
+    vocabulary: Vocabulary
+    labels: Sequence[npt.NDArray[np.intp]]  # Per image, the best class of each cell, [gh, gw]
+    clear: Sequence[npt.NDArray[np.bool_]]  # Per image, where it is clear, bool [gh, gw]
+    miou: Figures  # Empty without masks
     golden: bool  # Whether candidates are compared with the golden sample too
 
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """Shares of cells with float32's label, where it is clear and everywhere; mIoU with masks.
-
-    ``golden`` is how far the golden sample is off, by stage.
-    """
+    """Shares of cells with float32's label, where it is clear and everywhere."""
 
     clear: float
     everywhere: float
     miou: Figures = field(default_factory=dict)
-    golden: dict[str, float] = field(default_factory=dict)
+    golden: dict[str, float] = field(default_factory=dict)  # How far its sample is off, by stage
 
 
 def engine_config(precision: str, *, num_lanes: int = 1) -> EngineConfig:
@@ -181,9 +169,9 @@ def engine_config(precision: str, *, num_lanes: int = 1) -> EngineConfig:
 
 
 def take_reference(engine: Engine, pictures: Pictures, advance: Advance) -> Reference:
-    """Label pictures with a float32 engine whose classes are named."""
+    """Label images with a float32 engine whose classes are named."""
     assert engine.vocabulary is not None
-    labels, clear, masks = [], [], _Masks(pictures.dataset)
+    labels, clear, masks = [], [], _counts(pictures)
     for place, read in enumerate(pictures.measured):
         scores = _scores(engine, read(), masks)
         ranked = np.sort(scores, axis=0)
@@ -191,92 +179,71 @@ def take_reference(engine: Engine, pictures: Pictures, advance: Advance) -> Refe
         labels.append(scores.argmax(axis=0))
         clear.append(ranked[-1] - second > CLEAR * np.abs(ranked[-1]))
         advance("float32", place + 1, len(pictures.measured))
-    _check_clear(labels, clear, engine.vocabulary.names)
-    if pictures.dataset is not None and not masks.figures():
+    best = {int(label) for rows, cells in zip(labels, clear, strict=True) for label in rows[cells]}
+    if not best:
+        raise ArgumentError(
+            f"class_names: expected some that float32 is sure of in {len(clear)} images, got "
+            "none. Name what the images show."
+        )
+    if len(best) == 1:
+        _log.warning(
+            "class_names: float32 gives every clear cell of %d images the label %r, so agreement "
+            "proves little. Name what the images show.",
+            *(len(clear), engine.vocabulary.names[best.pop()]),
+        )
+    miou = _figures(masks, pictures)
+    if pictures.dataset is not None and not miou:
         raise ArgumentError(
             f"dataset: expected masks that hold a class, got {len(labels)} without in "
-            f"{pictures.dataset.name}. Give pictures with annotations."
+            f"{pictures.dataset.name}. Give images with annotations."
         )
     return Reference(
-        pictures=pictures.measured,
+        pictures=pictures,
         vocabulary=engine.vocabulary,
-        labels=tuple(labels),
-        clear=tuple(clear),
-        dataset=pictures.dataset,
-        miou=masks.figures(),
+        labels=labels,
+        clear=clear,
+        miou=miou,
         golden=engine.bundle.golden is not None,
     )
 
 
-def _check_clear(
-    labels: Sequence[npt.NDArray[Any]], clear: Sequence[npt.NDArray[Any]], names: Sequence[str]
-) -> None:
-    """Refuse pictures without a clear label; warn of one label everywhere, which is easily kept."""
-    best = {int(label) for rows, cells in zip(labels, clear, strict=True) for label in rows[cells]}
-    if not best:
-        raise ArgumentError(
-            f"class_names: expected some that float32 is sure of in {len(clear)} pictures, got "
-            "none. Name what the pictures show."
-        )
-    if len(best) == 1:
-        _log.warning(
-            "class_names: float32 gives every clear cell of %d pictures the label %r, so agreement "
-            "proves little. Name what the pictures show.",
-            *(len(clear), names[best.pop()]),
-        )
-
-
 def measure(bundle: Bundle, precision: str, reference: Reference) -> Agreement:
-    """Run a candidate on the reference's pictures."""
-    same, counted, same_anywhere, cells = 0, 0, 0, 0
-    masks = _Masks(reference.dataset)
+    """Run a candidate on the reference's images."""
+    equal, clear, masks = [], np.concatenate(reference.clear, None), _counts(reference.pictures)
     with Engine(bundle, engine_config(precision)) as engine:
         engine.set_classes(reference.vocabulary)
-        for read, labels, clear in zip(
-            reference.pictures, reference.labels, reference.clear, strict=True
-        ):
-            equal = _scores(engine, read(), masks).argmax(axis=0) == labels
-            same += int(equal[clear].sum())
-            counted += int(clear.sum())
-            same_anywhere += int(equal.sum())
-            cells += equal.size
+        for read, labels in zip(reference.pictures.measured, reference.labels, strict=True):
+            equal.append(_scores(engine, read(), masks).argmax(axis=0) == labels)
         stages = engine.self_check().stages if reference.golden else ()
+    same = np.concatenate(equal, None)
     return Agreement(
-        clear=same / counted if counted else 1.0,
-        everywhere=same_anywhere / cells,
-        miou=masks.figures(),
+        clear=float(same[clear].mean()),
+        everywhere=float(same.mean()),
+        miou=_figures(masks, reference.pictures),
         golden={one.stage: round(one.error, 4) for one in stages if one.stage != "labels"},
     )
 
 
-class _Masks:
-    """Compares labels with a data set's masks; without one it does nothing."""
+def _counts(pictures: Pictures) -> ConfusionMatrix | None:
+    data = pictures.dataset
+    if data is None:
+        return None
+    return ConfusionMatrix(len(data.class_names), ignore_label=data.ignore_label)
 
-    def __init__(self, dataset: SegmentationDataset | None) -> None:
-        self._seen = () if dataset is None else dataset.seen
-        self._counts = None
-        if dataset is not None:
-            count = len(dataset.class_names)
-            self._counts = ConfusionMatrix(count, ignore_label=dataset.ignore_label)
 
-    def add(self, sample: Sample, labels: npt.NDArray[Any]) -> None:
-        """Count one picture."""
-        if self._counts is not None:
-            self._counts.update(sample.labels, labels)
-
-    def figures(self) -> Figures:
-        """The mIoU of classes that the masks hold: one stray pixel of another changes nothing."""
-        if self._counts is None:
-            return {}
-        scores = score(self._counts.counts, self._seen)
-        present = scores.true_pixels > 0
-        seen = np.isin(np.arange(len(present)), self._seen)
-        groups = {"mIoU": present, "mIoU(S)": present & seen, "mIoU(U)": present & ~seen}
-        return {
-            name: round(100 * float(scores.iou[of].mean()), 3)
-            for name, of in groups.items()
-            if of.any()
-        }
+def _figures(counts: ConfusionMatrix | None, pictures: Pictures) -> Figures:
+    """The mIoU of classes that the masks hold: one stray pixel of another changes nothing."""
+    if counts is None or pictures.dataset is None:
+        return {}
+    scores = score(counts.counts, pictures.dataset.seen)
+    present = scores.true_pixels > 0
+    seen = np.isin(np.arange(len(present)), pictures.dataset.seen)
+    groups = {"mIoU": present, "mIoU(S)": present & seen, "mIoU(U)": present & ~seen}
+    return {
+        name: round(100 * float(scores.iou[of].mean()), 3)
+        for name, of in groups.items()
+        if of.any()
+    }
 
 
 def candidate(
@@ -284,7 +251,7 @@ def candidate(
 ) -> Bundle:
     """A bundle with these graphs in place of its own or beside them, in an empty folder.
 
-    INT8 graphs are run as they are. For FP8 they are float32 graphs that round as FP8 does.
+    Those of FP8 are float32 graphs that round as FP8 does.
     """
     folder.mkdir()
     entries = {
@@ -293,7 +260,12 @@ def candidate(
         if "float32" in variants
     }
     for entry in replace(bundle, graphs=entries).files():
-        link_or_copy(bundle.open_path(entry), folder / entry.file)
+        source, target = bundle.open_path(entry), folder / entry.file
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(source.resolve(), target)
+        except OSError:  # a file system without links
+            shutil.copyfile(source, target)
     entered = "int8" if precision == "int8" else "float32"
     for name, model in graphs.items():
         entries[name][entered] = write_graph(model, name, folder, precision)
@@ -307,19 +279,13 @@ def write_graph(model: Network, name: str, folder: Path, precision: str) -> Grap
     return describe_graph(path, folder)
 
 
-def link_or_copy(source: Path, target: Path) -> None:
-    """Put a file into another folder; without a copy where the file system can."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source.resolve(), target)
-    except OSError:
-        shutil.copyfile(source, target)
-
-
-def _scores(engine: Engine, sample: Sample, masks: _Masks) -> npt.NDArray[np.float32]:
+def _scores(
+    engine: Engine, sample: Sample, masks: ConfusionMatrix | None
+) -> npt.NDArray[np.float32]:
     """The scores behind the labels, float32 [C, gh, gw]: seen classes have lost their bias."""
     result, vocabulary, head = engine.segment(sample.image), engine.vocabulary, engine.bundle.head
-    masks.add(sample, result.labels)
+    if masks is not None:
+        masks.update(sample.labels, result.labels)
     assert result.class_scores is not None
     assert vocabulary is not None
     seen = vocabulary.seen(head.seen)
