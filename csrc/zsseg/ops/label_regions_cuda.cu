@@ -67,8 +67,7 @@ __device__ void write_pixel(const Problem& problem, const Best& best, int y, int
   }
 }
 
-// ---- a result of the canvas's size: sums compete where they are made
-// -----------------------------
+// ---- a result of the canvas's size: sums compete where they are made ----------------------------
 template <int kRows>
 __device__ void label_in_place(const Problem& problem, const Tile& tile, Registers* softs) {
   const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
@@ -115,8 +114,7 @@ __device__ void label_in_place(const Problem& problem, const Tile& tile, Registe
   write_pixel(problem, whole, tile.out_y + row, tile.out_x + column);
 }
 
-// ---- a result of another size: scores go to shared memory and are resized there
-// --------------------
+// ---- a result of another size: scores go to shared memory and are resized there -----------------
 template <int kRows>
 constexpr int kMapFloats = kRows * kColumns + 8;  // of a class; the eight keep stores off one bank
 

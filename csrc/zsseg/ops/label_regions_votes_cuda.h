@@ -155,9 +155,9 @@ __global__ void pack_scores_kernel(Problem problem) {
   }
 }
 
-// ---- a tile
-// -------------------------------------------------------------------------------------- The canvas
-// from (y, x) on, and the part of the result that a block makes.
+// ---- a tile -------------------------------------------------------------------------------------
+
+// The canvas from (y, x) on, and the part of the result that a block makes.
 struct Tile {
   int y, x;
   int out_y, out_x, out_rows, out_columns;
