@@ -12,7 +12,8 @@ import pytest
 from support.fakes import write_fake_bundle
 from zsseg_rt import Bundle
 from zsseg_rt.common.files import read_npy
-from zsseg_rt.errors import BundleError, ConfigError, SourceError, VocabularyError
+from zsseg_rt.errors import BundleError, ConfigError, DatasetError, SourceError, VocabularyError
+from zsseg_rt.evaluation.datasets.files import read_colour_mask, read_mask
 from zsseg_rt.export.words import tokenizer_json
 from zsseg_rt.integrations.batch import Journal
 from zsseg_rt.photos import read_photo
@@ -70,6 +71,13 @@ def few_words():
     return json.dumps(tokenizer_document(vocab, model["merges"][:20])).encode()
 
 
+def mask(suffix, read):
+    def content():
+        return cv2.imencode(suffix, NOISE[..., 0])[1].tobytes()
+
+    return Kind(f"mask{suffix}", content, read, DatasetError, 40)
+
+
 KINDS = {
     "npy": Kind(
         "rows.npy", npy,
@@ -86,6 +94,9 @@ KINDS = {
     "tiff, plain": photo(".tif", cv2.IMWRITE_TIFF_COMPRESSION, 1),
     "webp, lossless": photo(".webp"),
     "webp, lossy": photo(".webp", cv2.IMWRITE_WEBP_QUALITY, 50),
+    "mask, png": mask(".png", read_mask),
+    "mask, tiff": mask(".tif", read_mask),
+    "mask, bmp": mask(".bmp", read_colour_mask),
     "manifest": Kind(
         "bundle.json", None, lambda path: Bundle.load(path.parent).verify(), BundleError, 400
     ),

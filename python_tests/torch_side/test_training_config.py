@@ -38,39 +38,19 @@ from zsseg_rt.training.tasks.zeroseg import (
 
 # --- recipes ---
 
-# Of each recipe's settings other than the defaults, as they were when every recipe was one file.
-DIGESTS = {
-    "catseg_coco_supervised": "d3619e3f2997",
-    "cliprc_coco_inductive": "337b51943e4a",
-    "cliprc_coco_supervised": "5e9502fc4821",
-    "cliprc_coco_transductive": "909e79eb924f",
-    "cliprc_voc_inductive": "48deaaf7cc84",
-    "cliprc_voc_supervised": "16147ad38702",
-    "cliprc_voc_transductive": "79329e843bfd",
-    "zegclip_coco_inductive": "ae4cc2897c03",
-    "zegclip_coco_supervised": "c41014770914",
-    "zegclip_coco_transductive": "d4fb2c6d0277",
-    "zegclip_voc_inductive": "4dac46ff3988",
-    "zegclip_voc_supervised": "ee1bb324b46a",
-    "zegclip_voc_transductive": "fa82c9f0ebec",
-    "zegformer_ade20kfull_inductive": "5c75332b2683",
-    "zegformer_coco_inductive": "bd56a8aa82d7",
-    "zegformer_voc_inductive": "82b764c37d8c",
-    "zeroseg_imagenet_inductive": "7ab1b6f07e09",
-}
 
-
-@pytest.mark.parametrize("recipe", DIGESTS)
-def test_a_recipe_over_its_base_is_the_whole_recipe(recipe):
+def test_recipes_are_as_they_were():
+    """A change of a recipe, or of a default that one relies on, is meant: renew the digest."""
     plain = encode(TrainConfig(data=DataConfig(name="")))
-    found = {
-        f"{table}.{key}": value
+    settings = {
+        f"{recipe} {table}.{key}": value
+        for recipe in list_recipes()
         for table, fields in encode(TrainConfig.load(recipe)).items()
         for key, value in fields.items()
         if value != plain[table][key]
     }
-    text = json.dumps(found, sort_keys=True)
-    assert hashlib.sha256(text.encode()).hexdigest()[:12] == DIGESTS[recipe]
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    assert digest[:12] == "2802f96a4cb4"
 
 
 def test_a_file_of_ones_own_is_laid_over_a_recipe(tmp_path):
@@ -188,11 +168,8 @@ def test_settings_survive_being_written(given, tmp_path, change):
         ({}, "model.options.pretrained"),
         ({"pretrained": 3}, "model.options.pretrained"),
         ({"image_size": "512"}, "model.options.image_size"),
-        ({"num_prompts": 1.5}, "model.options.num_prompts"),
-        ({"unit_inputs": "no"}, "model.options.unit_inputs"),
         ({"activation": "relu"}, "model.options.activation"),
         ({"image_sise": 1}, "model.options"),
-        ({"decoder": {"heads": 8}}, "model.options.decoder"),
     ],
 )
 def test_model_options_are_refused_before_anything_is_read(options, argument):
@@ -202,16 +179,9 @@ def test_model_options_are_refused_before_anything_is_read(options, argument):
         build_model(config, seen=(0,), protocol="inductive")
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
-        ("unseen", "car", r"options of folder\.unseen: expected a list, got 'car'"),
-        ("class_names", 3, r"options of folder\.class_names: expected a list, got 3"),
-        ("zero_is_unlabelled", "no", "zero_is_unlabelled: expected true or false, got 'no'"),
-    ],
-)
-def test_data_options_of_a_wrong_type_are_refused(tmp_path, name, value, message):
-    with pytest.raises(ArgumentError, match=message):
+@pytest.mark.parametrize(("name", "value"), [("unseen", "car"), ("zero_is_unlabelled", "no")])
+def test_data_options_of_a_wrong_type_are_refused(tmp_path, name, value):
+    with refused(ArgumentError, None, name, f"'{value}'"):
         create_dataset("folder", tmp_path, **{name: value})
 
 

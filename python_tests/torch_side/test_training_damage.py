@@ -118,6 +118,6 @@ def test_damaged_evaluations_are_named(run_to_damage, content):
     (run_to_damage / "evaluations.json").write_text(content)
     with refused(CheckpointError, None, "evaluations.json"):
         train(run_to_damage, resume=True)
-    content = '{"best_metric": {}, "best_is": [], "evaluations": {"1": {"score": 0.5}}}'
+    content = '{"best_metric": {}, "evaluations": {"1": {"score": 0.5}}}'
     (run_to_damage / "evaluations.json").write_text(content)  # by what is no name
     assert find_checkpoint(run_to_damage) == run_to_damage / LAST

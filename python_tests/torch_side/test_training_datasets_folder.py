@@ -1,8 +1,5 @@
 """A user's own folder, and what is said about damaged or ill-fitting files."""
 
-import io
-import re
-
 import cv2
 import numpy as np
 import pytest
@@ -231,33 +228,11 @@ def test_names_match_composed_or_not_and_tiffs_count(tmp_path):
         assert {data[i].name for i in range(3)} == {"caf\u00e9", "b", "c"}
 
 
-# --- files that claim too much, or are damaged: one kind of error ---
-
-READERS = {reader.__name__: reader for reader in (read_picture, read_mask, read_colour_mask)}
-GREY = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30), dtype=np.uint8))
-KINDS = {
-    "png": (GREY, "PNG", {}),
-    "png, palette": (GREY.convert("P"), "PNG", {}),
-    "tiff": (GREY, "TIFF", {}),
-    "tiff, packed": (GREY, "TIFF", {"compression": "tiff_lzw"}),
-    "bmp": (GREY, "BMP", {}),
-    "webp": (GREY.convert("RGB"), "WEBP", {"lossless": True}),
-    "jpeg": (GREY.convert("RGB"), "JPEG", {}),
-}
+# --- files that claim too much: one kind of error ---
 
 
-def encode(image, format_, options):
-    content = io.BytesIO()
-    image.save(content, format_, **options)
-    return content.getvalue()
-
-
-@pytest.fixture(params=READERS)
-def read(request):
-    return READERS[request.param]
-
-
-@pytest.mark.parametrize("name", ["67 bytes", "bmp", "no width", "gif"])
+@pytest.mark.parametrize("read", [read_picture, read_mask, read_colour_mask])
+@pytest.mark.parametrize("name", ["67 bytes", "no width", "gif"])
 def test_bombs_are_refused_by_their_header(name, read, tmp_path):
     data, message = BOMBS[name]
     path = tmp_path / "a.png"
@@ -268,24 +243,10 @@ def test_bombs_are_refused_by_their_header(name, read, tmp_path):
 
 def test_a_mask_between_the_two_limits_is_refused(tmp_path):
     """Pillow has a limit of its own, below ours."""
-    data, side = bytearray(encode(GREY.convert("RGB"), "WEBP", {"lossless": True})), 13799
+    path, side = tmp_path / "a.webp", 13799
+    Image.new("RGB", (30, 20)).save(path, lossless=True)
+    data = bytearray(path.read_bytes())
     data[21:25] = (side | side << 14).to_bytes(4, "little")
-    path = tmp_path / "a.webp"
     path.write_bytes(data)
-    with pytest.raises(DatasetError, match=re.escape(str(path))):
+    with refused(DatasetError, None, path.name):
         read_colour_mask(path)
-
-
-@pytest.mark.filterwarnings("ignore:Tag data larger than file")
-@pytest.mark.parametrize("kind", KINDS)
-def test_damage_is_a_dataset_error(kind, read, tmp_path):
-    rng, data, path = np.random.default_rng(1), encode(*KINDS[kind]), tmp_path / "a"
-    for _ in range(40):
-        damaged = bytearray(data[: rng.integers(1, len(data)) if rng.random() < 0.3 else None])
-        for place in rng.integers(0, min(len(damaged), 90), 3):
-            damaged[place] = rng.integers(0, 256)
-        path.write_bytes(damaged)
-        try:
-            assert read(path).size
-        except DatasetError as error:
-            assert str(path) in str(error)  # noqa: PT017 - both outcomes are right

@@ -254,7 +254,6 @@ def test_command_line_trains(clip_file, tmp_path, capsys):
         ("loop.iteration=3", r"loop: unknown key 'iteration'. Did you mean 'iterations'\?"),
         ("lop.iterations=3", r"unknown key 'lop'. Did you mean 'loop'\?"),
         ("loop.batch_size=many", "loop.batch_size: expected an integer, got 'many'"),
-        ("task.protocol=open", "task.protocol: expected one of inductive, transductive"),
         ("schedule.name=step", "schedule.name: expected one of poly, cosine, constant"),
         ("schedule.warmup_steps=9", "warmup_steps"),
         ("nonsense", "--set: expected table.key=value"),

@@ -8,13 +8,11 @@ import torch
 
 from support import tiny, tiny_zegformer
 from support.errors import refused
-from zsseg_rt.common.schema import setting_names
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.models import create_model
 from zsseg_rt.training.data import Batch
 from zsseg_rt.training.tasks.cosine_head import CosineHeadTask
 from zsseg_rt.training.tasks.descriptor import DescriptorTask
-from zsseg_rt.training.tasks.labelled import PixelLossSettings
 from zsseg_rt.training.tasks.zegformer import ZegFormerTask
 
 SIZES = tiny.TinySizes(num_layers=2, text_layers=1)
@@ -170,13 +168,6 @@ def test_crops_of_another_size_than_the_models_keep_their_labels_resolution(task
     assert all(value.isfinite() for value in terms.values())
 
 
-def test_every_layer_of_zegformer_has_its_losses(task):
-    layers = tiny_zegformer.config().decoder.num_layers
-    suffixes = [*(f"_{index}" for index in range(layers - 1)), ""]
-    names = [f"{name}{s}" for s in suffixes for name in ("classification", "focal", "dice")]
-    assert list(task("zegformer")(batch("zegformer"))) == names
-
-
 # --- settings ---
 
 
@@ -217,15 +208,3 @@ def test_rates_and_decay_of_the_groups(task):
 def test_settings_out_of_range_are_refused(task, system, settings, argument, named):
     with refused(ArgumentError, argument, *named):
         task(system, **settings)
-
-
-def test_settings_are_a_tasks_own_and_those_it_shares(task):
-    shared = set(setting_names(PixelLossSettings))
-    assert set(setting_names(DescriptorTask)) == {"recovery_weight", "trained"} | shared
-    assert set(setting_names(CosineHeadTask)) == {"train_backbone"} | shared
-    assert setting_names(create_model) is None
-    for system, loss, rate in (("cosine_head", "cross_entropy", 2e-5), ("zegclip", "masks", 1e-5)):
-        own = task(system).settings
-        assert (own.loss, own.backbone_learning_rate) == (loss, rate)
-        assert (own.learning_rate, own.weight_decay, own.label_stride) == (2e-4, 0.01, 1)
-        assert (own.focal_weight, own.dice_weight) == (100.0, 1.0)

@@ -35,15 +35,9 @@ _MOST_BANK = 1 << 30  # bytes of rows: 349,000 names of ViT-L/14
 
 
 class ClassEmbeddings:
-    """Embeddings of a data set's classes and of every synonym.
+    """Embeddings of every synonym, ``phrase_embeds`` float32 [P, D], and of the classes, [C, D].
 
-    Shapes:
-        phrase_embeds: Embeddings of every synonym in order, float32 ``[P, D]``.
-
-    Attributes:
-        phrases: Every synonym in order.
-        phrase_embeds: Unit norm, float32 ``[P, D]``.
-        class_embeds: Means over each class's synonyms, unit norm, float32 ``[C, D]``.
+    A class has the mean over its synonyms; all rows are of unit norm.
     """
 
     def __init__(self, class_names: Sequence[str], phrase_embeds: Tensor) -> None:

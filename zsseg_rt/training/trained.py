@@ -66,21 +66,13 @@ class TrainedClasses:
         return () if all_seen else self.seen_phrases
 
 
-def describe_model(model: nn.Module, classes: TrainedClasses | None = None) -> dict[str, Any]:
-    """Make a model's card."""
-    architecture: Any = getattr(model, "architecture", None)
-    if architecture not in ARCHITECTURES:
-        raise CheckpointError(
-            f"model: expected one of {', '.join(ARCHITECTURES)}, got {type(model).__name__}. "
-            "Save its state_dict yourself."
-        )
-    model_config: Any = model.config
+def describe_model(model: Any, classes: TrainedClasses | None = None) -> dict[str, Any]:
+    """Make the card of one of our models."""
     text_encoder = getattr(model, "text_encoder", None)
-    text_config: Any = None if text_encoder is None else text_encoder.config
     return {
-        "architecture": architecture,
-        "config": schema.encode(model_config),
-        "text_encoder": schema.encode(text_config),
+        "architecture": model.architecture,
+        "config": schema.encode(model.config),
+        "text_encoder": None if text_encoder is None else schema.encode(text_encoder.config),
         "classes": schema.encode(classes),
     }
 
@@ -125,11 +117,7 @@ def load_trained(path: str | Path) -> SegmentationModel:
 
 
 def load_classes(path: str | Path) -> tuple[TrainedClasses, Tensor] | None:
-    """The classes that a run's model was trained for; None if the run did not say.
-
-    Returns:
-        The classes, and the embeddings of their phrases, float32 ``[P, D]``.
-    """
+    """The classes that a run's model was trained for, with embeddings [P, D] of their phrases."""
     file = find_checkpoint(path)
     checkpoint = read_checkpoint(file, mmap=True)
     raw = checkpoint.model_card.get("classes")
@@ -222,11 +210,6 @@ class TorchSegmenter:
         protocol: str = "whole",
         windows: SlideSettings | None = None,
     ) -> None:
-        if getattr(model, "architecture", None) not in ARCHITECTURES:
-            raise ArgumentError(
-                f"model: expected one of {', '.join(ARCHITECTURES)}, got {type(model).__name__}. "
-                "Export it to a bundle and evaluate that."
-            )
         if model.training:
             raise ArgumentError(
                 "model: expected evaluation mode, got training mode. Call model.eval() first."
@@ -302,8 +285,7 @@ def trained_segmenter(
     """Load a run's model and the embeddings of any classes.
 
     Phrases that the run was trained with keep the run's embeddings, unless templates are given;
-    others are embedded by the model's text tower. Scores of the run's seen classes are lowered as
-    the model specifies.
+    others are embedded by the model's text tower.
     """
     model, trained = load_trained(path), load_classes(path)
     phrases = [phrase for synonyms in split_synonyms(class_names) for phrase in synonyms]

@@ -124,7 +124,6 @@ class Layout:
     """Folder of images, folder of masks and, if only some count, list of names; one or several."""
     image_suffix: str = ""  # empty: any image's
     mask_suffixes: tuple[str, ...] = (".png",)  # the first is taken where there is one
-    recursive: bool = False
     ignored: tuple[int, ...] = ()  # values of pixels without annotation, unless a class's
     verb: str = "Download"  # what to do with ``download``
 
@@ -201,9 +200,9 @@ def pairs_of_folders(
 ) -> list[FilePair]:
     """All images of a folder, by composed name (NFC), and the masks of the same names."""
     suffixes = (layout.image_suffix.lower(),) if layout.image_suffix else SUFFIXES
-    photos = _by_stem(layout.require(images), suffixes, layout.recursive)
+    photos = _by_stem(layout.require(images), suffixes)
     endings = tuple(map(str.lower, mask_suffixes))
-    labels = _by_stem(layout.require(masks), endings, layout.recursive)
+    labels = _by_stem(layout.require(masks), endings)
     for kind, folder, other, alone in (
         ("image", images, f"mask (*{', *'.join(mask_suffixes)})", photos.keys() - labels.keys()),
         ("mask", masks, "image", labels.keys() - photos.keys()),
@@ -218,13 +217,13 @@ def pairs_of_folders(
 
 def pictures_below(folder: Path) -> list[str]:
     """Paths of all images in a folder and its subfolders, relative to it, sorted."""
-    names = _files_below(folder, recursive=True)
+    names = _files_below(folder)
     return sorted(name for name in names if name.lower().endswith(SUFFIXES))
 
 
-def _by_stem(folder: Path, suffixes: tuple[str, ...], recursive: bool) -> dict[str, Path]:
+def _by_stem(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     paths: dict[str, Path] = {}
-    for relative in _files_below(folder, recursive):
+    for relative in _files_below(folder):
         suffix = next((suffix for suffix in suffixes if relative.lower().endswith(suffix)), None)
         if suffix is None:
             continue
@@ -238,14 +237,14 @@ def _by_stem(folder: Path, suffixes: tuple[str, ...], recursive: bool) -> dict[s
     return paths
 
 
-def _files_below(folder: Path, recursive: bool) -> list[str]:
+def _files_below(folder: Path) -> list[str]:
     """Paths of the files that are not hidden, nor in hidden folders, relative to the folder."""
     paths = []
     for place, folders, names in os.walk(folder, followlinks=True):
         inner = Path(place).relative_to(folder).as_posix()
         prefix = "" if inner == "." else f"{inner}/"
         paths += [prefix + name for name in names if not name.startswith(".")]
-        folders[:] = [name for name in folders if recursive and not name.startswith(".")]
+        folders[:] = [name for name in folders if not name.startswith(".")]
     return paths
 
 

@@ -36,7 +36,6 @@ LAYOUT = Layout(
     verb="Put",
     download="your own photos and masks there (docs/datasets.md)",
     tree=("images/", "masks/", "classes.txt"),
-    recursive=True,
 )
 
 _MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")  # which lose nothing

@@ -113,7 +113,7 @@ class _Loop:
         self.schedule, self.extras = schedule, extras
         self.is_main = bool(state.accelerator.is_main_process)
         self.checkpoints = CheckpointFolder(folder / "checkpoints")
-        self.evaluations = EvaluationLog(folder, config.best_metric, config.best_is)
+        self.evaluations = EvaluationLog(folder, config.best_metric)
         self.step_losses = StepLosses(state.accelerator)
         self.timing = Timing()
         self.losses: dict[str, float] = {}

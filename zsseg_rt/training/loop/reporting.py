@@ -133,21 +133,20 @@ def _drop_later_lines(path: Path, last_step: int) -> None:
 class EvaluationLog:
     """``RUN/evaluations.json``: figures by step, and which of them decides."""
 
-    def __init__(self, folder: Path, best_metric: str, best_is: str) -> None:
-        self._path = folder / "evaluations.json"
-        self._metric, self._best_is = best_metric, best_is
+    def __init__(self, folder: Path, best_metric: str = "") -> None:
+        self._path, self._metric = folder / "evaluations.json", best_metric
         self._entries: dict[int, dict[str, float]] = {}
 
     @classmethod
     def read(cls, folder: Path) -> EvaluationLog:
         """Read the evaluations of a finished run, with the figure that decided there."""
-        log = cls(folder, "", "highest")
-        log._metric, log._best_is, log._entries = log._read()
+        log = cls(folder)
+        log._metric, log._entries = log._read()
         return log
 
     def load(self, last_step: int) -> None:
         """Read the existing evaluations, without steps after the last one."""
-        entries = self._read()[2]
+        entries = self._read()[1]
         self._entries = {step: figures for step, figures in entries.items() if step <= last_step}
 
     def of(self, step: int) -> dict[str, float]:
@@ -164,7 +163,6 @@ class EvaluationLog:
         self._entries[step] = {k: float(v) for k, v in metrics.items() if math.isfinite(v)}
         content = {
             "best_metric": self._metric,
-            "best_is": self._best_is,
             "evaluations": {str(s): figures for s, figures in sorted(self._entries.items())},
         }
         write_whole(self._path, (json.dumps(content, indent=1) + "\n").encode())
@@ -172,25 +170,20 @@ class EvaluationLog:
     @property
     def best_step(self) -> int | None:
         """The step with the best figure, the first of equals; None if there is none."""
-        sign = 1.0 if self._best_is == "highest" else -1.0
-        ranked = {
-            step: sign * metrics[self._metric]
-            for step, metrics in sorted(self._entries.items())
-            if self._metric in metrics
-        }
-        return max(ranked, key=lambda step: ranked[step]) if ranked else None
+        figures = {step: m[self._metric] for step, m in self._entries.items() if self._metric in m}
+        return max(sorted(figures), key=lambda step: figures[step]) if figures else None
 
-    def _read(self) -> tuple[str, str, dict[int, dict[str, float]]]:
-        """The deciding figure, whether its highest or lowest is best, and the figures by step."""
+    def _read(self) -> tuple[str, dict[int, dict[str, float]]]:
+        """The deciding figure, and the figures by step."""
         if not self._path.is_file():
-            return self._metric, self._best_is, {}
+            return self._metric, {}
         try:
             raw = json.loads(self._path.read_text(encoding="utf-8"))
             entries = {
                 int(step): {name: float(value) for name, value in figures.items()}
                 for step, figures in raw["evaluations"].items()
             }
-            return str(raw["best_metric"]), str(raw["best_is"]), entries
+            return str(raw["best_metric"]), entries
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise CheckpointError(
                 f"{self._path}: expected figures by step, got a damaged file. Remove it."

@@ -57,10 +57,7 @@ def capture_random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Continue from what :func:`capture_random_state` returned.
-
-    A state without a GPU generator leaves the GPU's generator alone.
-    """
+    """Continue from what :func:`capture_random_state` returned."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
@@ -82,8 +79,7 @@ def preserved_random_state() -> Iterator[None]:
 def determinism(enabled: bool) -> Iterator[None]:
     """Use algorithms that give the same bits every time, and undo that afterwards.
 
-    An operation without such an algorithm raises an error that names it. It costs speed: if not
-    enabled, cuDNN picks the fastest convolution for each shape instead.
+    Otherwise cuDNN picks the fastest convolution for each shape.
     """
     before = (
         torch.are_deterministic_algorithms_enabled(),
@@ -103,10 +99,7 @@ def determinism(enabled: bool) -> Iterator[None]:
 
 
 def start_accelerator(config: LoopConfig) -> Any:
-    """Join the processes that torchrun or ``accelerate launch`` started, or be the only one.
-
-    The configuration decides, whatever Accelerate's own settings are.
-    """
+    """Join the processes that torchrun or ``accelerate launch`` started, or be the only one."""
     with needs_extra("train", "for training"):
         import accelerate
         from accelerate.state import AcceleratorState, PartialState
@@ -168,22 +161,13 @@ def gather(values: list[Any], accelerator: Any) -> list[Any]:
 
 
 class RunState:
-    """Weights, optimizer, random numbers and the step, on this process's device.
-
-    Attributes:
-        accelerator: The run's accelerator.
-        part_size: Images this process computes at a time.
-        plain_task: The task, not wrapped.
-        task: The task as called, perhaps wrapped.
-        optimizer: AdamW.
-        step: Optimizer steps done.
-    """
+    """Weights, optimizer, random numbers and the step, on this process's device."""
 
     def __init__(self, task: Any, config: LoopConfig, optimizer: OptimizerConfig) -> None:
         self._config = config
         self._max_grad_norm = optimizer.max_grad_norm
         self.accelerator = start_accelerator(config)
-        self.part_size = config.part_size(self.accelerator.num_processes)
+        self.part_size = config.part_size(self.accelerator.num_processes)  # images at a time
         seed_everything(config.seed, self.accelerator.process_index)
         self.plain_task = task
         groups: list[dict[str, Any]] = self.plain_task.parameter_groups()
@@ -199,11 +183,7 @@ class RunState:
             group["lr"] = rate * factor
 
     def backward(self, batch: Any) -> dict[str, Tensor]:
-        """Compute a part's loss terms and add its gradients; with the last part, update.
-
-        Returns:
-            The terms, float32 scalars without gradients.
-        """
+        """Compute a part's loss terms and add its gradients; with the last part, update."""
         with self.accelerator.accumulate(self.task):
             terms: dict[str, Tensor] = self.task(batch)
             self.accelerator.backward(torch.stack(list(terms.values())).sum())

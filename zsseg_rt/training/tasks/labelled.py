@@ -27,15 +27,10 @@ class TrainingTask(nn.Module, ABC):
 
     ``forward`` is what is wrapped for several processes, so everything with gradients happens in
     it. ``model`` is what a checkpoint stores and what evaluation and export use.
-
-    Attributes:
-        needs_labels: Whether it learns from class labels.
-        tunes_text: Whether it trains the model's text tower, so that embeddings of class names
-            change.
     """
 
-    needs_labels: ClassVar[bool] = True
-    tunes_text: bool = False
+    needs_labels: ClassVar[bool] = True  # whether it learns from class labels
+    tunes_text: bool = False  # whether it trains the text tower: embeddings of names change
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -50,11 +45,7 @@ class TrainingTask(nn.Module, ABC):
         """Groups for the optimizer: trainable ``params`` with ``lr`` and ``weight_decay``."""
 
     def left_out(self) -> Mapping[str, nn.Module]:
-        """Frozen parts, by their names in the task, whose weights no checkpoint stores.
-
-        The code that builds the task reads them from their own files. A run is resumed only with
-        the same weights: a checkpoint records their hash.
-        """
+        """Frozen parts by name, read from files of their own, whose hashes alone are stored."""
         return {}
 
 
