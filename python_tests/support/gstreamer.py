@@ -82,12 +82,11 @@ def read(uris: str | Sequence[str], count: int = 1, *options: str, **variables: 
 
 
 @contextmanager
-def reading(uri: str, *options: str):
+def reading(uri: str, *options: str, **variables: str):
     """A child that reads in the background; gives its facts line by line."""
     call = [sys.executable, str(READER), uri, "--count", "1000000", *options]
-    child = subprocess.Popen(
-        call, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment()
-    )
+    given = {"stderr": subprocess.DEVNULL, "text": True, "env": environment(**variables)}
+    child = subprocess.Popen(call, stdout=subprocess.PIPE, **given)
     try:
         yield (json.loads(line) for line in child.stdout)
     finally:

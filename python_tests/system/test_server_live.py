@@ -357,6 +357,10 @@ def test_still_pictures_get_the_last_labels_again(monkeypatch):
         assert seen.labels.shape == (24, 32)
 
 
+def state_of(server):
+    return ask(server, "GET", "/healthz")[1]["sources"][0]["state"]
+
+
 def test_the_last_picture_of_what_has_ended_gets_new_classes():
     def shown_with(page, fits):
         while not fits(frame := page.frame()):
@@ -366,7 +370,7 @@ def test_the_last_picture_of_what_has_ended_gets_new_classes():
 
     with demo_server(demo_photos("scenes")[0]) as server, viewer(server) as page:
         page.acknowledge(page.frame())
-        wait_until(lambda: stats_of(server).state == "ended", "the photo has ended")
+        wait_until(lambda: state_of(server) == "ended", "the photo has ended")
         labelled = metric(server, "zsseg_frames_labelled_total")
         told = ask(server, "PUT", "/v1/vocabulary", {"classes": ["yellow box"]})[1]
         shown_with(page, lambda seen: seen.header["vocabulary_version"] == told["version"])
@@ -375,19 +379,15 @@ def test_the_last_picture_of_what_has_ended_gets_new_classes():
         assert metric(server, "zsseg_frames_labelled_total") == labelled
 
 
-def stats_of(server):
-    (stats,) = server._stream.stats().values()
-    return stats
-
-
 def test_a_video_begins_again_and_its_time_goes_on(tmp_path):
     path = write_video(tmp_path / "v.mp4", [numbered(n) for n in range(4)], rate=20)
     with (
         demo_server(path, settings={"loop": True}) as server,
         viewer(server) as page,
     ):
-        wait_until(lambda: stats_of(server).captured > 12, "the fourth round")
-        assert stats_of(server).state == "running"
+        captured = "zsseg_frames_captured_total"
+        wait_until(lambda: metric(server, captured) > 12, "the fourth round")
+        assert state_of(server) == "running"
         page.frame()
     (looped,) = loop_videos(open_sources(path))
     stamps = [one.pts_seconds for one in itertools.islice(looped.pictures(ReaderNow()), 10)]

@@ -32,7 +32,7 @@ def test_pyav_reads_rtsp_where_it_is_asked_for(monkeypatch):
 
 def test_pyav_reads_rtsp_where_gstreamer_is_absent_and_says_so(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "gi", None)
-    rtsp._tell_once.cache_clear()
+    rtsp.tell_once.cache_clear()
     with caplog.at_level("INFO"):
         assert isinstance(chosen(monkeypatch), VideoSource)
         assert isinstance(chosen(monkeypatch), VideoSource)

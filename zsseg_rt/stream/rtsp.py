@@ -83,9 +83,9 @@ class RtspSource:
         except BackendUnavailableError as exc:
             if library == "gstreamer":
                 raise
-            _tell_once(f"rtsp: read with PyAV, since GStreamer is not complete: {exc}")
+            tell_once(f"rtsp: read with PyAV, since GStreamer is not complete: {exc}")
         else:
-            _tell_once("rtsp: read with PyAV")
+            tell_once("rtsp: read with PyAV")
         return self._through_pyav()
 
     def _through_gstreamer(self) -> Source:
@@ -96,7 +96,7 @@ class RtspSource:
         library, latency_ms = load(), self.settings.latency_ms
         require_elements(library.Gst, rtsp_elements(library.Gst), "rtsp")
         decoder = decoder_of(library.Gst, "H264")[0]
-        _tell_once(f"rtsp: read with GStreamer {library.version}, H.264 decoded by {decoder}")
+        tell_once(f"rtsp: read with GStreamer {library.version}, H.264 decoded by {decoder}")
         latency = {} if latency_ms is None else {"latency_ms": latency_ms}
         recipe = RtspCamera(url=self.url, protocols=self.settings.protocols, **latency)
         return GstSource(
@@ -122,5 +122,6 @@ class RtspSource:
 
 
 @functools.cache
-def _tell_once(text: str) -> None:
+def tell_once(text: str) -> None:
+    """Log which library was chosen."""
     _log.info("%s. ZSSEG_RTSP_LIBRARY chooses another.", text)
