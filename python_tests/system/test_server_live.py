@@ -34,8 +34,7 @@ from zsseg_rt.photos import read_photo
 from zsseg_rt.server import Limits
 from zsseg_rt.server.hub import Hub
 from zsseg_rt.server.preview import encode_message
-from zsseg_rt.stream.opening import loop_videos
-from zsseg_rt.stream.uris import open_sources
+from zsseg_rt.stream.opening import StreamOptions
 
 TOKEN = "0123456789abcdefghij"
 
@@ -379,6 +378,10 @@ def test_the_last_picture_of_what_has_ended_gets_new_classes():
         assert metric(server, "zsseg_frames_labelled_total") == labelled
 
 
+def opened(path):
+    return StreamOptions(loop=True).open(path, "rgb").sources
+
+
 def test_a_video_begins_again_and_its_time_goes_on(tmp_path):
     path = write_video(tmp_path / "v.mp4", [numbered(n) for n in range(4)], rate=20)
     with (
@@ -389,13 +392,13 @@ def test_a_video_begins_again_and_its_time_goes_on(tmp_path):
         wait_until(lambda: metric(server, captured) > 12, "the fourth round")
         assert state_of(server) == "running"
         page.frame()
-    (looped,) = loop_videos(open_sources(path))
+    (looped,) = opened(path)
     stamps = [one.pts_seconds for one in itertools.islice(looped.pictures(ReaderNow()), 10)]
     assert stamps == pytest.approx([n / 20 for n in range(10)])
-    (photo,) = loop_videos(open_sources(demo_photos("scenes")[0]))
+    (photo,) = opened(demo_photos("scenes")[0])
     assert len(list(photo.pictures(ReaderNow()))) == 1
     still = write_video(tmp_path / "one.mp4", [numbered(0)])
-    (once,) = loop_videos(open_sources(still))
+    (once,) = opened(still)
     assert len(list(once.pictures(ReaderNow()))) == 1
 
 

@@ -50,17 +50,14 @@ def picture_in(body: bytes, content_type: str) -> bytes:
     if described.get_content_type() != "multipart/form-data":
         return body
     boundary = described.get_boundary("").encode("latin-1", "replace")
-    fields = []
     for part in (b"\r\n" + body).split(b"\r\n--" + boundary)[1:] if boundary else ():
         head, _, content = part.partition(b"\r\n\r\n")
         field = message_from_bytes(head.lstrip())
         if field.get_filename() is not None or field.get_content_maintype() == "image":
             return content
-        fields.append(str(field.get_param("name", header="content-disposition")))
-    named = ", ".join(map(repr, fields[:-1])) or "none"  # what follows the last is its end
     raise SourceError(
-        f"body: expected a form with a file, got fields without one: {named}. Send it as "
-        "curl -F image=@PHOTO does, or the photo alone as the body."
+        "body: expected a form with a file, got one without. Send it as curl -F image=@PHOTO does, "
+        "or the photo alone as the body."
     )
 
 
@@ -204,7 +201,7 @@ def _serve_page(app: FastAPI, hub: Hub, stale_seconds: float) -> None:
 
 
 def _serve_vocabulary(app: FastAPI, hub: Hub) -> None:
-    worker, places = Worker("change"), asyncio.Semaphore(hub.limits.changes)
+    worker, places = Worker(), asyncio.Semaphore(hub.limits.changes)
     labeller = hub.labeller
 
     @app.get("/v1/vocabulary")
@@ -239,7 +236,7 @@ def _serve_vocabulary(app: FastAPI, hub: Hub) -> None:
 
 
 def _serve_pictures(app: FastAPI, hub: Hub) -> None:
-    worker, places = Worker("picture"), asyncio.Semaphore(hub.limits.pictures)
+    worker, places = Worker(), asyncio.Semaphore(hub.limits.pictures)
 
     @app.post("/v1/segment", openapi_extra=_PICTURE_BODY)
     async def segment(request: Request) -> Response:

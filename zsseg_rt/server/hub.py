@@ -39,7 +39,7 @@ class Hub:
         self.state_number = 0
         self.vocabulary: dict[str, Any] = labeller.describe(labeller.vocabulary)
         self.is_closed = False
-        self._encoder = Worker("encode")
+        self._encoder = Worker()
         self._painter = GpuPainter(labeller.channel_order, ALPHA)
         self._lock = threading.Lock()
         self._newest: dict[str, Result] = {}

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import queue
 import struct
-import threading
 import time
 import zlib
 from collections.abc import Callable
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -36,26 +33,14 @@ _Value = TypeVar("_Value")
 
 
 class Worker:
-    """Does jobs in a thread of its own, which never keeps the process from ending."""
+    """Does jobs in a thread, one after the other."""
 
-    def __init__(self, name: str) -> None:
-        self._jobs: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
-        threading.Thread(target=self._work, name=name, daemon=True).start()
+    def __init__(self) -> None:
+        self._turn = asyncio.Lock()
 
     async def run(self, job: Callable[[], _Value]) -> _Value:
-        future: Future[_Value] = Future()
-        self._jobs.put((future, job))
-        return await asyncio.wrap_future(future)
-
-    def _work(self) -> None:
-        while True:
-            future, job = self._jobs.get()
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(job())
-                except Exception as exc:  # noqa: BLE001 - it is raised where the job was ordered
-                    future.set_exception(exc)
-            del future, job  # or the last frame lives on until the next job
+        async with self._turn:
+            return await asyncio.to_thread(job)
 
 
 @dataclass(frozen=True)
@@ -130,7 +115,9 @@ def encode_message(
     frame, (height, width) = frame_of(seg), _preview_size(seg.labels.shape)
     image = encode_jpeg(_resized(frame.image, (height, width)), channel_order)
     label_hw = (-(-height // 2), -(-width // 2))
-    labels = zlib.compress(_little_endian(_nearest(seg.labels, label_hw)), _DEFLATE_LEVEL)
+    small = _nearest(seg.labels, label_hw)
+    small = small.astype(small.dtype.newbyteorder("<"), copy=False)
+    labels = zlib.compress(small.tobytes(), _DEFLATE_LEVEL)
     shares = seg.present()
     labelled = sum(entry.pixels for entry in shares)
     header = {
@@ -197,7 +184,3 @@ def _nearest(labels: npt.NDArray[Any], size_hw: tuple[int, int]) -> npt.NDArray[
         return labels
     resized = cv2.resize(labels, size_hw[::-1], interpolation=cv2.INTER_NEAREST)
     return np.asarray(resized, labels.dtype)
-
-
-def _little_endian(labels: npt.NDArray[Any]) -> bytes:
-    return labels.astype(labels.dtype.newbyteorder("<"), copy=False).tobytes()

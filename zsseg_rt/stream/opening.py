@@ -61,7 +61,10 @@ class StreamOptions:
     def open(self, source: str | Path | Sequence[str | Path], channel_order: str) -> StreamParts:
         sources = open_sources(source, channel_order)
         if self.loop:
-            sources = loop_videos(sources)
+            sources = [
+                replace(one, loops=True) if isinstance(one, VideoSource) and not one.live else one
+                for one in sources
+            ]
         following = following_of(self.follow, self.every, self.policy, sources, channel_order)
         memories = None
         if self.steady or self.skip_still:
@@ -130,11 +133,3 @@ def on_device(sources: Sequence[Source], device: str) -> list[Source]:
     """The sources, of which those that can hand over frames in a GPU's memory do so."""
     keeps_to_host()
     return [replace(one, device=device) if isinstance(one, _ON_GPUS) else one for one in sources]
-
-
-def loop_videos(sources: Sequence[Source]) -> list[Source]:
-    """The sources, of which video files begin again at their end."""
-    return [
-        replace(one, loops=True) if isinstance(one, VideoSource) and not one.live else one
-        for one in sources
-    ]

@@ -7,6 +7,7 @@ import re
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
@@ -268,10 +269,9 @@ def unwritable(path: Path, error: OSError | ValueError) -> SourceError:
 
 def what_is_not_ours(path: Path) -> str:
     """Name what a place holds that no sink wrote, such as a second recording; empty if nothing."""
-    try:
+    with suppress(OSError):  # whoever reads or writes it says so
         return _not_ours(path)
-    except OSError:  # whoever reads or writes it says so
-        return ""
+    return ""
 
 
 def _not_ours(path: Path) -> str:
