@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from zsseg_rt.common.arrays import TensorSpec
+from zsseg_rt.common.checks import check_choice, check_range
 from zsseg_rt.common.files import sha256_of
 from zsseg_rt.common.schema import check_plain_text, without_retired
 
@@ -111,9 +112,9 @@ class PreprocessSpec:
     resize: str = "stretch"
 
     def __post_init__(self) -> None:
-        _check_range(self, 1, MAX_WIDTH, "size_hw")
+        check_range(self, "size_hw", least=1, most=MAX_WIDTH)
         _check_std(self.std)
-        _check_choice(self, "resize", ("stretch", "windows"))
+        check_choice("resize", self.resize, ("stretch", "windows"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,8 +141,8 @@ class TextSpec:
     words: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _check_range(self, 1, MAX_WIDTH, "embed_dim")
-        _check_range(self, 2, MAX_WIDTH, "context_length")
+        check_range(self, "embed_dim", least=1, most=MAX_WIDTH)
+        check_range(self, "context_length", least=2, most=MAX_WIDTH)
         for word in self.words:
             if not word or word != word.lower() or word.split() != [word]:
                 raise ValueError(f"words: expected single lower-case words, got {word!r}")
@@ -177,15 +178,14 @@ class HeadSpec:
         return without_retired(raw, {"cosine": "Export the bundle again."})
 
     def __post_init__(self) -> None:
-        _check_choice(self, "activation", ACTIVATIONS)
-        _check_choice(self, "align", ALIGNS)
-        _check_choice(self, "window_batch", WINDOW_BATCHES)
-        _check_range(self, 1, MAX_WIDTH, "grid_hw")
+        check_choice("activation", self.activation, ACTIVATIONS)
+        check_choice("align", self.align, ALIGNS)
+        check_choice("window_batch", self.window_batch, WINDOW_BATCHES)
+        check_range(self, "grid_hw", least=1, most=MAX_WIDTH)
         _check_names("seen", self.seen)
-        _check_range(self, 1, MAX_CLASSES, "max_classes")
-        if not math.isfinite(self.seen_bias):
-            raise ValueError(f"seen_bias: expected a finite number, got {self.seen_bias}")
-        _check_range(self, 0.0, 1.0, "unknown_below")
+        check_range(self, "max_classes", least=1, most=MAX_CLASSES)
+        check_range(self, "seen_bias", least=-math.inf)
+        check_range(self, "unknown_below", most=1.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,8 +201,8 @@ class SegmentSpec:
     plain_cosine: bool = False  # Whether scores are the bare softmax over all phrases
 
     def __post_init__(self) -> None:
-        _check_range(self, 1, 254, "num_segments")
-        _check_range(self, 1, math.inf, "top_k")
+        check_range(self, "num_segments", least=1, most=254)
+        check_range(self, "top_k", least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,8 +215,8 @@ class AggregationSpec:
     most: int | None = None
 
     def __post_init__(self) -> None:
-        _check_range(self, 1, MAX_CLASSES, "most")
-        _check_range(self, 0, MAX_CLASSES, "padding")
+        check_range(self, "most", least=1, most=MAX_CLASSES)
+        check_range(self, "padding", most=MAX_CLASSES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,11 +245,11 @@ class RegionEncoderSpec:
     min_score: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_range(self, 1, 1024, "side")
-        _check_range(self, 1, 64, "batch")
-        _check_choice(self, "style", STYLES)
+        check_range(self, "side", least=1, most=1024)
+        check_range(self, "batch", least=1, most=64)
+        check_choice("style", self.style, STYLES)
         _check_std(self.std)
-        _check_range(self, 0.0, 1.0, "min_score")
+        check_range(self, "min_score", most=1.0)
         _check_templates(self.templates)
 
 
@@ -266,8 +266,8 @@ class RegionSpec:
     encoder: RegionEncoderSpec | None = None
 
     def __post_init__(self) -> None:
-        _check_range(self, 1, 256, "num_regions")
-        _check_choice(self, "fusion", FUSIONS)
+        check_range(self, "num_regions", least=1, most=256)
+        check_choice("fusion", self.fusion, FUSIONS)
         if (self.encoder is None) != (self.fusion == "segments"):
             raise ValueError(f"encoder: expected one unless fusion is 'segments', {self.fusion!r}")
 
@@ -290,22 +290,8 @@ class ConceptSpec:
             raise ValueError("names: expected at least one, got none")
         for key in ("names", "also", "background"):
             _check_names(key, getattr(self, key))
-        _check_range(self, -1.0, 1.0, "least_cosine")
-        _check_range(self, 1, math.inf, "least_words")
-
-
-def _check_range(spec: Any, low: float, high: float, name: str) -> None:
-    """Refuse a number, or sizes, outside a range; None states none."""
-    value = getattr(spec, name)
-    numbers = value if isinstance(value, tuple) else () if value is None else (value,)
-    if not all(low <= number <= high for number in numbers):
-        bounds = f"at least {low}" if high == math.inf else f"from {low} to {high}"
-        raise ValueError(f"{name}: expected {bounds}, got {value}")
-
-
-def _check_choice(spec: Any, name: str, choices: tuple[Any, ...]) -> None:
-    if getattr(spec, name) not in choices:
-        raise ValueError(f"{name}: expected one of {choices}, got {getattr(spec, name)!r}")
+        check_range(self, "least_cosine", least=-1.0, most=1.0)
+        check_range(self, "least_words", least=1)
 
 
 def _check_std(std: tuple[float, ...]) -> None:

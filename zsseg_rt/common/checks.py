@@ -11,17 +11,16 @@ from typing import Any
 from zsseg_rt.errors import ArgumentError, ConfigError, ShapeError, ZssegError
 
 
-def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
+def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
     """Refuse a word that is none of the choices."""
     if value not in choices:
-        raise ArgumentError(
-            f"{name}: expected one of {', '.join(choices)}, got {value!r}. Check the spelling."
-        )
+        known = ", ".join(map(str, choices))
+        raise ArgumentError(f"{name}: expected one of {known}, got {value!r}. Check the spelling.")
 
 
 def check_range(settings: object, *names: str, least: float = 0, most: float = math.inf) -> None:
     """Refuse fields, or any number of their tuples, that are outside a range; None is in any."""
-    limits = f"at least {least:g}" + (f" and at most {most:g}" if most < math.inf else "")
+    limits = f"at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
     for name in names:
         value = getattr(settings, name)
         numbers = value if isinstance(value, tuple) else (value,)
