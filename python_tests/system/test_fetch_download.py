@@ -15,7 +15,7 @@ from support.tiny_set import FILE, KEY, REPOSITORY, tiny_set, weights_file
 from zsseg_rt.bundles.pretrained import checkpoint_folder
 from zsseg_rt.errors import FetchError
 from zsseg_rt.fetch import Progress, checkpoints
-from zsseg_rt.fetch.checkpoints import find_checkpoint
+from zsseg_rt.fetch.checkpoints import find_checkpoints
 
 
 def use_endpoint(monkeypatch, endpoint):
@@ -56,7 +56,8 @@ class Heard(Progress):
 
 
 def find(heard=None, **pins):
-    return find_checkpoint(replace(tiny_set(), **pins), heard or Heard())
+    (checkpoint,) = find_checkpoints(replace(tiny_set(), **pins), heard or Heard())
+    return checkpoint
 
 
 def folder():
@@ -107,11 +108,6 @@ def test_a_file_that_is_here_is_not_downloaded_again(hub):
     assert hub.requests == []
     path.write_bytes(weights_file("other"))
     assert "then run this again" in refused("expected the published file")
-
-
-def test_the_older_name_is_taken_where_the_newer_is_absent(hub):
-    hub.files[f"{REPOSITORY}/open_clip_pytorch_model.bin"] = hub.files.pop(KEY)
-    assert find().path.name == "open_clip_pytorch_model.bin"
 
 
 @pytest.mark.parametrize("again", [False, True])
@@ -300,13 +296,13 @@ def plain_set(hub):
     """A set of two files on a server that is no hub."""
     hub.plain = {"/data/v2/vision.npz": b"v" * 300_000, "/data/v1/pieces.model": b"p" * 1000}
     files = tuple(path.removeprefix("/data/") for path in hub.plain)
-    return replace(tiny_set(), repository=f"{hub.endpoint}/data", files=files, all_files=True)
+    return replace(tiny_set(), repository=f"{hub.endpoint}/data", files=files)
 
 
 def test_all_files_come_from_a_plain_address(hub, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_of_the_hub_alone")
     chosen, heard = plain_set(hub), Heard()
-    found = checkpoints.find_checkpoints(chosen, heard)
+    found = find_checkpoints(chosen, heard)
     assert [one.path.read_bytes() for one in found] == list(hub.plain.values())
     assert [one.path.name for one in found] == ["vision.npz", "pieces.model"]
     assert {one.path.parent for one in found} == {checkpoint_folder(chosen.repository)}
@@ -315,14 +311,14 @@ def test_all_files_come_from_a_plain_address(hub, monkeypatch):
     assert f"{hub.endpoint}/data/v2/vision.npz (300000 bytes" in heard.lines[0]
     assert set(hub.logins) == {None}
     hub.requests.clear()
-    checkpoints.find_checkpoints(chosen, heard)
+    find_checkpoints(chosen, heard)
     assert hub.requests == []
 
 
 def test_a_broken_plain_download_goes_on(hub):
     chosen = plain_set(hub)
     hub.cut_after = [100_000]
-    found = checkpoints.find_checkpoints(chosen, Heard())
+    found = find_checkpoints(chosen, Heard())
     assert found[0].path.read_bytes() == hub.plain["/data/v2/vision.npz"]
     assert any(wanted for _, _, wanted in hub.requests)
 
@@ -331,7 +327,7 @@ def test_a_refusal_of_a_plain_server_says_what_to_do_by_hand(hub):
     chosen = plain_set(hub)
     hub.status = 403
     with pytest.raises(FetchError) as caught:
-        checkpoints.find_checkpoints(chosen, Heard())
+        find_checkpoints(chosen, Heard())
     for part in ("HTTP 403", f"{hub.endpoint}/data/v2/vision.npz", "put the file into"):
         assert part in str(caught.value)
 

@@ -13,8 +13,6 @@ from zsseg_rt.common.files import default_cache_dir, is_file, is_folder
 from zsseg_rt.demo import DEFAULT, DEMOS, demo_bundle
 from zsseg_rt.errors import ArgumentError, BundleError
 
-_FILE = "open_clip_model.safetensors"
-
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainedSet:
@@ -34,9 +32,7 @@ class PretrainedSet:
     published: str = ""  # Accuracy that its authors, or who is named, report; empty: none was read
     cost: str = ""  # What a frame costs at size, and where times were measured; empty: not counted
     size: int = 448  # Side of the bundle's input in pixels
-    # Names that the file may have, the preferred one first; whether all of them are needed
-    files: tuple[str, ...] = (_FILE, "open_clip_pytorch_model.bin")
-    all_files: bool = False
+    files: tuple[str, ...] = ("open_clip_model.safetensors",)
     revision: str = "main"  # Commit of the repository; its files never change
     # Of files whose SHA-256 is known beside what the hub says, in hex by name
     sha256: Mapping[str, str] = field(default_factory=dict)

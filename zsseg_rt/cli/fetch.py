@@ -23,7 +23,6 @@ class _Options:
     """How a bundle is made."""
 
     size: int | None = opt("Side of the input: 224, 336 or 448. 336 makes NAME-336, and so on.")
-    list_names: bool = opt("List the names.", False, "--list")
     keep_checkpoint: bool = opt("Keep the downloaded weights file.", False, "--keep-checkpoint")
     overwrite: bool = opt("Replace an existing bundle.", False)
 
@@ -41,7 +40,7 @@ def fetch(
 
     A download that was interrupted goes on where it stopped.
     """
-    if name is None or how.list_names:
+    if name is None:
         _print_names()
         return
     from zsseg_rt.bundles.pretrained import known_set
@@ -63,10 +62,10 @@ def fetch(
 
 def fetched_weights(weights: PretrainedSet) -> Path:
     """The weights file of a set: one that is here, or downloaded now and kept."""
-    from zsseg_rt.fetch.checkpoints import find_checkpoint
+    from zsseg_rt.fetch.checkpoints import find_checkpoints
 
     with closing(_Shown()) as shown:
-        return find_checkpoint(weights, shown).path
+        return find_checkpoints(weights, shown)[0].path
 
 
 def _print_names() -> None:
@@ -85,9 +84,8 @@ def _print_names() -> None:
             f"  {one.good_for}",
             f"  published: {one.published or 'no figure was read'}",
             f"  cost: {one.cost or 'not counted yet'}",
-            f"  {megabytes(one.weight_bytes)}: {one.page}"
-            + f"/{one.files[0]}" * (not one.all_files),
-            *(f"    {file}" for file in one.files if one.all_files),
+            f"  {megabytes(one.weight_bytes)}: {one.page}",
+            *(f"    {file}" for file in one.files),
             f"  licence: {one.licence}",
         ]
     say(*lines)

@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -41,27 +41,25 @@ class Checkpoint:
 
 
 def find_checkpoints(weights: PretrainedSet, progress: Progress) -> list[Checkpoint]:
-    """All files of a set that needs all of them, else the one that there is."""
-    wanted = [(file,) for file in weights.files] if weights.all_files else [weights.files]
-    return [find_checkpoint(replace(weights, files=files), progress) for files in wanted]
+    """The files of a set: put there by hand, in the Hugging Face cache, or downloaded now."""
+    return [_find(weights, file, progress) for file in weights.files]
 
 
-def find_checkpoint(weights: PretrainedSet, progress: Progress) -> Checkpoint:
-    """The weights file: put there by hand, in the Hugging Face cache, or downloaded now."""
-    folder = checkpoint_folder(weights.repository)
-    for file in weights.files:
-        if (folder / Path(file).name).is_file():
-            return _local(weights, file, folder / Path(file).name, progress)
-    for copy, sha256 in cached_copies(weights.repository, weights.files, weights.revision):
+def _find(weights: PretrainedSet, file: str, progress: Progress) -> Checkpoint:
+    path = checkpoint_folder(weights.repository) / Path(file).name
+    if path.is_file():
+        return _local(weights, file, path, progress)
+    if cached := _cached_copy(weights.repository, file, weights.revision):
+        copy, sha256 = cached
         if sha256_of(copy) == weights.sha256.get(copy.name, sha256):
             progress.say(f"using {copy}, which the Hugging Face cache has")
             return Checkpoint(path=copy, origin=f"{weights.repository} {copy.name}", ours=False)
         progress.say(f"{copy} in the Hugging Face cache is damaged and not used")
     try:
-        remote = look_up(weights.repository, weights.files, weights.revision)
+        remote = look_up(weights.repository, file, weights.revision)
     except HubError as exc:
         size = f"about {megabytes(weights.weight_bytes)}"
-        raise _by_hand(weights, weights.files[0], size, str(exc)) from exc
+        raise _by_hand(weights, file, size, str(exc)) from exc
     pinned = _pinned(weights, remote)
     if remote.sha256 not in (None, pinned.sha256):
         raise FetchError(
@@ -69,7 +67,7 @@ def find_checkpoint(weights: PretrainedSet, progress: Progress) -> Checkpoint:
             f"which is known, got {str(remote.sha256)[:12]}... from the hub. "
             "Nothing was downloaded. If HF_ENDPOINT names a mirror, try without it; else report it."
         )
-    return _download(weights, pinned, folder / Path(remote.file).name, progress)
+    return _download(weights, pinned, path, progress)
 
 
 def check_free_space(weights: PretrainedSet, folder: Path, download_bytes: int) -> None:
@@ -121,7 +119,7 @@ def _ask_about(
             repository=weights.repository, file=path.name, commit=weights.revision, sha256=sha256
         )
     try:
-        return look_up(weights.repository, [file], weights.revision)
+        return look_up(weights.repository, file, weights.revision)
     except HubError as exc:
         progress.say(f"{path} cannot be compared with the published file: {exc}")
         return None
@@ -250,10 +248,6 @@ class HubError(Exception):
     """The hub did not give what it was asked for; the message is a phrase, without addresses."""
 
 
-class _AbsentError(HubError):
-    """The hub answered that it has no such file."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class RemoteFile:
     """A file on the hub."""
@@ -272,14 +266,6 @@ def address_of(repository: str, file: str, revision: str = "main") -> str:
     """The address that a browser can download the file from; shows no password."""
     parts = urlsplit(_url(repository, file, revision))
     return str(urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])))
-
-
-def look_up(repository: str, files: Sequence[str], revision: str) -> RemoteFile:
-    """Ask for size and hash of the first file that the repository has at a revision."""
-    for file in files[:-1]:
-        with suppress(_AbsentError):
-            return _look_up_one(repository, file, revision)
-    return _look_up_one(repository, files[-1], revision)
 
 
 def _append(remote: RemoteFile, partial: Path, on_bytes: Callable[[int, int | None], None]) -> None:
@@ -308,18 +294,18 @@ def _append(remote: RemoteFile, partial: Path, on_bytes: Callable[[int, int | No
             )
 
 
-def cached_copies(
-    repository: str, files: Sequence[str], revision: str
-) -> Iterator[tuple[Path, str]]:
-    """Copies in the Hugging Face cache, whose names say their SHA-256."""
+def _cached_copy(repository: str, file: str, revision: str) -> tuple[Path, str] | None:
+    """The copy in the Hugging Face cache, whose name says its SHA-256."""
     from huggingface_hub import try_to_load_from_cache
 
-    for file in () if is_address(repository) else files:
-        name, kind = _place(repository)
-        copy = try_to_load_from_cache(name, file, revision=revision, repo_type=kind)
-        blob = Path(copy).resolve() if isinstance(copy, str) else None
-        if blob is not None and blob.is_file() and _SHA256.fullmatch(blob.name):
-            yield Path(str(copy)), blob.name
+    if is_address(repository):
+        return None
+    name, kind = _place(repository)
+    copy = try_to_load_from_cache(name, file, revision=revision, repo_type=kind)
+    blob = Path(copy).resolve() if isinstance(copy, str) else None
+    if blob is None or not blob.is_file() or not _SHA256.fullmatch(blob.name):
+        return None
+    return Path(str(copy)), blob.name
 
 
 def _place(repository: str) -> tuple[str, str | None]:
@@ -342,8 +328,8 @@ def _url(repository: str, file: str, revision: str) -> str:
     return str(hf_hub_url(name, file, repo_type=kind, revision=revision))
 
 
-def _look_up_one(repository: str, file: str, revision: str) -> RemoteFile:
-    """Ask for a file; a plain server states a size, and its own name of the version."""
+def look_up(repository: str, file: str, revision: str) -> RemoteFile:
+    """Ask for size and hash; a plain server states a size, and its own name of the version."""
     from huggingface_hub import get_hf_file_metadata
 
     plain = is_address(repository)
@@ -429,8 +415,7 @@ def _refusal(error: Any) -> HubError:
         return HubError(f"no connection ({type(error).__name__})")
     trouble = "the hub is in trouble; try again later" if status >= 500 else ""
     reason = _REFUSALS.get(status, trouble)
-    kind = _AbsentError if status == 404 else HubError
-    return kind(f"HTTP {status}{', ' * bool(reason)}{reason}")
+    return HubError(f"HTTP {status}{', ' * bool(reason)}{reason}")
 
 
 @contextmanager
