@@ -123,6 +123,8 @@ RED = ("segment", "{photo}", "-b", "{bundle}", "--classes", "red")
 SHOW = ("segment", "--demo", "scenes")
 REFUSED = [
     (("segment", "{photo}", "-b", "{bundle}"), 2, "name at least one class"),
+    (("segment", "--classes", "a"), 2, "try --demo"),
+    (("segment", "{photo}", "--classes", "a"), 2, "--bundle NAME.zsseg"),
     ((*RED, "--wat"), 2, "No such option"),
     ((*RED, "--device", "cuda:9"), 4, "cuda:9"),
     ((*RED, "--precision", "fp8"), 4, "precision"),
@@ -137,7 +139,7 @@ REFUSED = [
     (("segment", "gone.jpg", *RED[2:]), 1, "gone.jpg"),
     (("info", "gone.zsseg"), 1, "found nothing"),
     (("frobnicate",), 2, "frobnicate"),
-    ((*SHOW, "--classes", "zebra"), 1, "--classes: expected words"),
+    ((*SHOW, "--classes", "red ball,zebra"), 1, "got 'zebra'"),
     ((*SHOW, "--classes", "ball,ball"), 1, "--classes: expected every name once"),
     ((*SHOW, "--classes", ""), 2, "name at least one class"),
     ((*SHOW, "--template", "none"), 1, "--template"),

@@ -309,16 +309,6 @@ def test_the_command_takes_the_demo_that_is_named(demo, shown, tmp_path, capsys)
     assert len(list(tmp_path.glob("*.overlay.png"))) == len(names)
 
 
-def test_a_name_of_unknown_words_is_refused(tmp_path, capsys):
-    code = main(
-        ["segment", "--demo", "scenes", "--classes", "red ball,zebra", "--out", str(tmp_path)]
-    )
-    message = capsys.readouterr().err
-    assert code == 1
-    assert "got 'zebra'" in message
-    assert all(word in message for word in words_of_world())
-
-
 def test_scenes_never_seen_are_labelled_right(scenes):
     dataset = SceneDataset("val", length=40)
     scenes.set_classes(list(CLASS_NAMES))
@@ -347,13 +337,6 @@ def test_the_scenes_bundle_is_small_and_says_where_it_comes_from(scenes):
     assert source["clip"]["config"]["seed"] == 0
     assert source["commit"]
     assert bundle.head.seen == tuple(CLASS_NAMES[index] for index in SEEN)
-
-
-def test_photos_and_bundle_are_asked_for_without_demo(tmp_path, capsys):
-    assert main(["segment", "--classes", "a"]) == 2
-    assert "try --demo" in capsys.readouterr().err
-    assert main(["segment", demo_photos("scenes")[0], "--classes", "a"]) == 2
-    assert "--bundle NAME.zsseg" in capsys.readouterr().err
 
 
 def test_an_installation_without_the_files_says_so(monkeypatch, tmp_path):
