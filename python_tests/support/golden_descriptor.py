@@ -19,7 +19,6 @@ _SKIPPED = {
     "zegclip": ("text_encoder.",),
     "clip_rc": ("text_encoder.", "decode_head.recovery_decoder."),
 }
-_REAL_SETTINGS: dict[str, dict[str, Any]] = {"zegclip": {}, "clip_rc": {"exact": True}}
 
 
 class SmallCase:
@@ -50,8 +49,7 @@ class RealCase:
         skipped = _SKIPPED[architecture]
         shapes = {key: size for key, size in shapes.items() if not key.startswith(skipped)}
         state_dict = tiny.rule_state_dict(shapes, config["salt"], config["gains"])
-        settings = {"seen_classes": config["seen"]} | _REAL_SETTINGS[architecture]
-        self.model = from_official(architecture, state_dict, **settings)
+        self.model = from_official(architecture, state_dict, seen_classes=config["seen"])
         num_classes = self.golden["low_logits"].shape[1]
         self.text: Tensor = tiny.text_embeds(num_classes, 512, config["salt"])
         self.image: Tensor = tiny.image(1, 3, 512, 512, salt=config["salt"])

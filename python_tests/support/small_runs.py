@@ -33,7 +33,7 @@ TABLES = {
     },
 }
 """Of a configuration; without a model."""
-STUDENT = dict.fromkeys(("width", "head_width", "projection_width"), 32)
+STUDENT = {"width": 32}
 STUDENT |= dict.fromkeys(("num_heads", "decoder_heads", "head_heads"), 2)
 STUDENT |= {"num_layers": 1, "decoder_layers": 1, "decoder_width": 16}
 STUDENT |= {"grid_side": 4, "group_tokens": [4, 2]}

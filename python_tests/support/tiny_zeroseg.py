@@ -15,11 +15,9 @@ SIZES: dict[str, Any] = {
     "decoder_width": 32,
     "decoder_layers": 2,
     "decoder_heads": 4,
-    "head_width": 64,
     "head_heads": 4,
     "group_tokens": (6, 4),
     "embed_dim": 32,
-    "projection_width": 48,
     "size_hw": (64, 64),
 }
 # Patches and groups that stand apart: without the factors all pixels fall into one segment.
@@ -27,7 +25,8 @@ GAINS = (
     ("group_token", 20.0),
     ("assign.q_proj.weight", 4.0),
     ("assign.k_proj.weight", 4.0),
-    ("patch_embed.proj.weight", 5.0),
+    ("assign.v_proj.weight", 4.0),
+    ("patch_embed.proj.weight", 8.0),
     ("grouping.mlp_channels.fc2.weight", 6.0),
 )
 

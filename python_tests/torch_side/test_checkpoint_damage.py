@@ -18,7 +18,7 @@ from support.errors import refused  # noqa: E402
 from zsseg_rt.errors import CheckpointError  # noqa: E402
 from zsseg_rt.models import load_checkpoint, load_clip  # noqa: E402
 from zsseg_rt.torch_files import inert_pickle  # noqa: E402
-from zsseg_rt.torch_files.checkpoints import Sizes  # noqa: E402
+from zsseg_rt.torch_files.shapes import Checked  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated"),
@@ -267,4 +267,4 @@ def test_modules_within_modules_are_bounded(tmp_path):
 def test_layers_are_counted_by_those_there(number):
     """Not by the number in a name, which a model of as many layers would be made for."""
     there = {"layers.0.weight": torch.zeros(1), f"layers.{number}.weight": torch.zeros(1)}
-    assert Sizes(there, "CLIP").count("layers.") == 2
+    assert Checked(tensors=there, what="CLIP").depth("layers.") == 2

@@ -94,7 +94,7 @@ def test_the_text_bank_serves_both_branches(bundle):
     ("settings", "fusion", "style"),
     [
         ({"region_style": "mask"}, "seen_and_unseen", "mask"),
-        ({"region_style": "crop", "ensemble_all_classes": True}, "all_classes", "crop"),
+        ({"region_style": "crop", "fusion": "all_classes"}, "all_classes", "crop"),
         ({"ensemble": False, "calibration": -1.0}, "regions", "cropmask"),
         ({"fusion": "segments"}, "segments", None),
     ],

@@ -18,7 +18,6 @@ from zsseg_rt.evaluation.datasets.base import Sample
 from zsseg_rt.evaluation.evaluate import EngineSegmenter, compare, evaluate
 from zsseg_rt.evaluation.metrics import confusion_csv
 from zsseg_rt.models.base import SlideSettings, input_image, slide_predict
-from zsseg_rt.models.zeroseg.model import segment_predict
 from zsseg_rt.text.class_names import rename_classes
 from zsseg_rt.training.trained import TorchSegmenter
 
@@ -191,9 +190,8 @@ def test_zeroseg_gives_its_own_labels(protocol, threshold):
     if protocol == "whole":
         expected = model.segment(planes, embeds, image.shape[:2])[0][0]
     else:
-        sizes = {"short_side": 64, "crop_size": 64, "stride": 32}
-        scores = segment_predict(model, image, embeds, **sizes, background_threshold=threshold)
-        expected = scores.argmax(0) - int(threshold is not None)
+        windows = SlideSettings(short_side=64, crop_size=64, stride=32)
+        expected = model.slide(image, embeds, windows)
     np.testing.assert_array_equal(labels, np.where(expected < 0, 255, expected))
     assert (255 in labels) == (threshold is not None)
     assert threshold is not None or len(np.unique(labels)) > 1

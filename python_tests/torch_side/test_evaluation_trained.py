@@ -9,17 +9,15 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from support import tiny, tiny_zegformer  # noqa: E402
+from support import tiny  # noqa: E402
 from support.errors import refused  # noqa: E402
 from zsseg_rt import Bundle, cli  # noqa: E402
-from zsseg_rt.common import schema  # noqa: E402
 from zsseg_rt.errors import CheckpointError, DeviceError, VocabularyError  # noqa: E402
 from zsseg_rt.training.class_embeddings import embed_phrases  # noqa: E402
 from zsseg_rt.training.loop.checkpointing import Checkpoint, CheckpointFolder  # noqa: E402
 from zsseg_rt.training.trained import (  # noqa: E402
     TrainedClasses,
     describe_model,
-    load_trained,
     trained_segmenter,
 )
 
@@ -27,14 +25,12 @@ NAMES = ("sky", "grass, lawn", "road", "water")
 PHRASES = ("sky", "grass", "lawn", "road", "water")
 
 
-def save_run(folder, model, embeds, protocol="inductive", outdate=None, **changes):
+def save_run(folder, model, embeds, protocol="inductive", **changes):
     classes = {"names": NAMES, "seen": (0, 1), "phrases": PHRASES} | changes
     classes = TrainedClasses(
         **classes, templates=("a photo of a {}.",), space="tiny", protocol=protocol
     )
     card = describe_model(model, classes)
-    if outdate is not None:
-        outdate(card["config"])
     checkpoint = Checkpoint(
         step=1,
         num_processes=1,
@@ -119,35 +115,6 @@ def test_without_a_text_tower_new_names_are_refused(tmp_path):
     trained_segmenter(run, NAMES, device="cpu")
     with refused(VocabularyError, "class_names"):
         trained_segmenter(run, ["meadow"], device="cpu")
-
-
-@pytest.mark.parametrize(
-    ("fusion", "flags"),
-    [
-        ("seen_and_unseen", {"clip_classification": True, "ensemble": True}),
-        ("regions", {"clip_classification": True, "ensemble": False}),
-        ("segments", {"clip_classification": False, "ensemble": True}),
-    ],
-)
-def test_runs_that_hold_the_official_flags_still_load(fusion, flags, tmp_path):
-    def outdate(config):
-        assert config.pop("fusion") == fusion
-        config.update(flags, ensemble_all_classes=False)
-
-    model = tiny_zegformer.model(fusion=fusion)
-    run = save_run(tmp_path, model, tiny_zegformer.text_features(num_classes=5), outdate=outdate)
-    assert load_trained(run).config == model.config
-
-
-def test_runs_that_call_cells_regions_still_load(tmp_path):
-    def outdate(config):
-        config["image_encoder"]["num_regions"] = config["image_encoder"].pop("num_cells")
-
-    model = tiny.clip_rc_model()
-    run = save_run(tmp_path, model, tiny.text_embeds(5, 32), outdate=outdate)
-    assert load_trained(run).config == model.config
-    options = schema.up_to_date(type(model.config), {"num_regions": 9, "exact": True})
-    assert options == {"num_cells": 9, "exact": True}
 
 
 def test_errors_say_what_is_wrong(run, tmp_path):

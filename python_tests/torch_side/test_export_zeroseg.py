@@ -25,7 +25,7 @@ from zsseg_rt.export.architectures.zeroseg import export_zeroseg
 from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.models import create_model
 from zsseg_rt.models.base import SlideSettings
-from zsseg_rt.models.zeroseg.model import ClassRule, class_scores, segment_predict
+from zsseg_rt.models.zeroseg.model import class_scores
 from zsseg_rt.ops import reference
 from zsseg_rt.runtime.families.segment_tokens import segment_scores
 
@@ -120,7 +120,7 @@ def test_engine_equals_torch(exported, backend, size_hw):
     [
         {"background_threshold": 0.6},
         {"background_threshold": 1.0},
-        {"plain_cosine": True, "background_threshold": 0.7, "logit_scale": 20.0},
+        {"background_threshold": 0.7, "logit_scale": 20.0},
         {"top_k": 1},
         {"top_k": None, "logit_scale": 30.0},
     ],
@@ -238,22 +238,19 @@ def test_evaluation_labels_as_the_engine_and_as_the_paper(exported, checkpoint, 
     assert whole.describe()["architecture"] == "zeroseg"
     windows = SlideSettings(short_side=64, crop_size=64, stride=32)
     slide = TorchSegmenter(model, NAMES, embeds, protocol="slide", windows=windows)
-    scores = segment_predict(model, frame, embeds, **vars(windows), background_threshold=threshold)
-    labels = scores.argmax(0).numpy() - (threshold is not None)
+    labels = model.slide(frame, embeds, windows).numpy()
     np.testing.assert_array_equal(slide.segment(frame), np.where(labels < 0, 255, labels))
 
 
 @pytest.mark.parametrize("top_k", [None, 1, 4, 30])
-@pytest.mark.parametrize("plain", [False, True])
-def test_numpy_rule_equals_torch(top_k, plain):
+def test_numpy_rule_equals_torch(top_k):
     torch.manual_seed(2)
     g, z = torch.randn(8, 24), torch.randn(24)
     text = torch.nn.functional.normalize(torch.randn(11, 24), dim=1)
-    rule = ClassRule(logit_scale=15.0, top_k=top_k, plain_cosine=plain)
     head = HeadSpec(logit_scale=15.0, normalize=True, activation="none", grid_hw=(1, 1))
-    spec = SegmentSpec(num_segments=8, top_k=top_k, plain_cosine=plain)
+    spec = SegmentSpec(num_segments=8, top_k=top_k)
     found = segment_scores(g.numpy(), z.numpy(), text.numpy(), head, spec)
-    expected = class_scores(g[None], z[None], text, rule)[0]
+    expected = class_scores(g[None], z[None], text, logit_scale=15.0, top_k=top_k)[0]
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 

@@ -70,7 +70,6 @@ def test_keys_that_follow_from_others_may_be_missing_or_present(weights):
 @pytest.mark.parametrize(
     ("argument", "value"),
     [
-        ("pooling", (2, 2)),
         ("window", 4),
         ("window", 6),
         ("taps", (2, 1)),

@@ -243,7 +243,7 @@ def open_clip_model():
 @torch.no_grad()
 def test_towers_equal_open_clip(tmp_path, open_clip_model, form):
     state_dict = {key: value.clone() for key, value in open_clip_model.state_dict().items()}
-    path, activation, tolerance = tmp_path / "clip.pt", None, 1e-5
+    path, tolerance = tmp_path / "clip.pt", 1e-5
     if form == "archive":
         extra = {"input_resolution": torch.tensor(64), "vocab_size": torch.tensor(64)}
         save_archive(state_dict | extra, path)
@@ -251,10 +251,9 @@ def test_towers_equal_open_clip(tmp_path, open_clip_model, form):
         save_archive({key: value.half() for key, value in state_dict.items()}, path)
         tolerance = 1e-2
     else:
-        activation = "quick_gelu"
         path = tmp_path / ("clip.safetensors" if form == "safetensors" else "clip.pt")
         (save_file if form == "safetensors" else torch.save)(state_dict, path)
-    weights = load_clip(path, activation=activation)
+    weights = load_clip(path, activation="quick_gelu")
     image, tokens = tiny.image(2, 3, 64, 64), torch.randint(1, 60, (5, 16))
     tokens[torch.arange(5), torch.tensor([3, 15, 7, 9, 0])] = 63
     cls_embed = build_image_encoder(weights)(image).cls_embed
@@ -315,7 +314,7 @@ def test_tag_brings_weights_heads_and_activation(monkeypatch, open_clip_model):
     open_clip = pytest.importorskip("open_clip")
     monkeypatch.setattr(open_clip, "create_model", lambda *args, **kwargs: open_clip_model)
     weights = load_clip("openai")
-    assert (weights.activation, weights.num_heads, weights.text_heads) == ("quick_gelu", 2, 1)
+    assert weights.settings[:3] == ("quick_gelu", 2, 1)
     assert build_image_encoder(weights).config.width == 128
 
 

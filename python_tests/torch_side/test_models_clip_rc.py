@@ -4,9 +4,6 @@ import pytest
 import torch
 
 from support import tiny
-from zsseg_rt.errors import ShapeError
-from zsseg_rt.export.architectures.descriptor import export_descriptor
-from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.models import from_official
 from zsseg_rt.models.descriptor.model import (
     attention_allowed,
@@ -67,25 +64,13 @@ def test_who_sees_whom(grid_hw, num_cells, num_prompts):
 # ---------------------------------------------------------------- the model and its parts
 
 
-@pytest.mark.parametrize("size_hw", [(48, 64), (128, 128)])
-def test_exact_mode_takes_the_official_size_only(size_hw):
-    model = tiny.clip_rc_model(exact=True)
-    image, text = tiny.image(1, 3, *size_hw), tiny.text_embeds(7, 32)
-    message = rf"image: expected 64x64 pixels in exact mode, got {size_hw[0]}x{size_hw[1]}"
-    with pytest.raises(ShapeError, match=message):
-        model(image, text)
-    with pytest.raises(ShapeError, match=message):
-        export_descriptor(model, ExportOptions(size_hw=size_hw))
-    assert model(tiny.image(1, 3, 64, 64), text).mask_logits.shape == (1, 7, 4, 4)
-
-
 @torch.no_grad()
 def test_recovery_is_for_training_only_and_changes_no_mask():
     image, text = tiny.image(1, 3, 64, 64), tiny.text_embeds(7, 32)
     rates = {"prompt_dropout": 0.0, "decoder_dropout": 0.0}
-    model, lean = (
-        tiny.clip_rc_model(**rates, with_recovery_decoder=wanted) for wanted in (True, False)
-    )
+    weights = tiny.clip_rc_state_dict()
+    bare = {k: v for k, v in weights.items() if not k.startswith("decode_head.recovery_decoder.")}
+    model, lean = (build(content, **rates) for content in (weights, bare))
     assert model(image, text).recovery is None
     trained = model.train()(image, text)
     assert trained.recovery.queries.shape == trained.recovery.query_targets.shape == (1, 28, 64)
@@ -119,5 +104,3 @@ def test_recovery_decoder_and_text_encoder_may_be_absent():
     model = build(lean)
     assert model.decode_head.recovery_decoder is None
     assert model.text_encoder is None
-    dropped = build(state_dict, with_recovery_decoder=False, with_text_encoder=False)
-    assert dropped.state_dict().keys() == model.state_dict().keys()

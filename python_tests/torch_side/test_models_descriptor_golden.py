@@ -16,7 +16,7 @@ from zsseg_rt.models import from_official, slide_predict
 from zsseg_rt.models.base import prepare_image, slide_scores
 from zsseg_rt.models.clip.towers import average_templates
 from zsseg_rt.models.clip.weights import build_text_encoder
-from zsseg_rt.torch_files.clip_weights import ClipWeights
+from zsseg_rt.torch_files.clip_arrays import ClipTensors, Tower
 
 pytestmark = [pytest.mark.needs_shared, pytest.mark.usefixtures("without_gradients")]
 
@@ -162,7 +162,7 @@ def test_every_official_layout_loads(shared_dir, architecture):
             for key, size in entry["shapes"].items()
             if key.startswith("decode_head.") and unread(key)
         )
-        trainable = sum(tensor.numel() for _, tensor in model.trainable_parameters())
+        trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         assert trainable == entry["params"]["trainable"] - never_read
 
 
@@ -177,7 +177,7 @@ def test_real_text_encoder_and_tokens(shared_dir):
         for key, size in shapes.items()
         if key.startswith(prefix)
     }
-    encoder = build_text_encoder(ClipWeights(visual={}, text=weights, activation="quick_gelu"))
+    encoder = build_text_encoder(ClipTensors(visual=Tower({}), text=Tower(weights)))
     voc = encoder(torch.from_numpy(tokens["voc_single"].astype(np.int64)))
     assert_close(voc, golden["voc_single_raw"])
     assert_close(average_templates(voc[:, None]), golden["voc_single_normed"])

@@ -75,7 +75,6 @@ def test_the_recovery_decoder_starts_as_officially(build):
     assert not any(linear.bias.any() for linear in linears)
     norms = [m for m in recovery.modules() if isinstance(m, torch.nn.LayerNorm)]
     assert all((n.weight == 1).all() and not n.bias.any() for n in norms)
-    assert build("clip_rc", with_recovery_decoder=False).decode_head.recovery_decoder is None
 
 
 @pytest.mark.parametrize("architecture", BUILDS)
@@ -87,10 +86,6 @@ def test_a_size_that_patches_do_not_fill_is_refused(build, architecture):
 def test_cells_that_make_no_square_are_refused(build):
     with refused(ArgumentError, "num_cells"):
         build("clip_rc", num_cells=5)
-
-
-def test_keywords_of_earlier_versions_are_understood(build):
-    assert len(build("clip_rc", num_regions=4).backbone.region_level_bridge) == 4
 
 
 # ---------------------------------------------------------------- the cosine head

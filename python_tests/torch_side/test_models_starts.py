@@ -9,8 +9,6 @@ from support.errors import refused  # noqa: E402
 from tools.studies.starts import HeadStart  # noqa: E402
 from zsseg_rt.errors import ArgumentError  # noqa: E402
 from zsseg_rt.models import create_model  # noqa: E402
-from zsseg_rt.training.assembly import build_model  # noqa: E402
-from zsseg_rt.training.config import ModelConfig  # noqa: E402
 
 SIZES = tiny.TinySizes(num_layers=2, text_layers=1, grid_side=3)
 FAMILIES = ("zegclip", "clip_rc")
@@ -51,10 +49,6 @@ def test_layers_can_start_as_copies_of_one(build, architecture):
     [
         ("zegclip", {"start": "alined"}, "start"),
         ("clip_rc", {"start": "alined"}, "start"),
-        ("zegclip", {"start": "aligned"}, "start"),
-        ("clip_rc", {"start": "aligned", "start_scale": 5.0}, "start_scale"),
-        ("zegclip", {"start_offset": -3.0}, "start_offset"),
-        ("clip_rc", {"low_initial_logits": True}, "low_initial_logits"),
     ],
 )
 def test_initial_weights_that_are_not_the_package_s_are_refused(
@@ -62,11 +56,3 @@ def test_initial_weights_that_are_not_the_package_s_are_refused(
 ):
     with refused(ArgumentError, argument):
         build(architecture, **settings)
-
-
-@pytest.mark.parametrize("key", ["start_offset", "low_initial_logits"])
-def test_a_recipe_that_names_retired_weights_is_told_what_to_do(key):
-    config = ModelConfig(options={"pretrained": "demo", key: -3.6})
-    with pytest.raises(ArgumentError, match=rf"{key}: .*retired.*tools\.studies\.starts"):
-        build_model(config, seen=(), protocol="inductive")
-    build_model(ModelConfig(options={"pretrained": "demo", key: 0}), seen=(), protocol="inductive")

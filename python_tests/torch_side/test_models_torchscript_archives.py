@@ -15,7 +15,7 @@ from torch import Tensor, nn  # noqa: E402
 from support.errors import refused  # noqa: E402
 from zsseg_rt.errors import CheckpointError  # noqa: E402
 from zsseg_rt.models import load_checkpoint, load_clip  # noqa: E402
-from zsseg_rt.torch_files.clip_weights import random_clip  # noqa: E402
+from zsseg_rt.models.clip.weights import random_clip  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated")
 

@@ -11,7 +11,7 @@ from zsseg_rt.errors import ArgumentError, CheckpointError, DTypeError, ShapeErr
 from zsseg_rt.models import from_official
 from zsseg_rt.models.zegformer.decoder import FrozenBatchNorm
 from zsseg_rt.models.zegformer.model import FUSIONS
-from zsseg_rt.torch_files.clip_weights import ClipWeights
+from zsseg_rt.torch_files.clip_arrays import ClipTensors, Tower
 from zsseg_rt.torch_files.zegformer_arrays import REGION_TEMPLATES, SEGMENT_TEMPLATES
 
 CLIP = tiny_zegformer.CLIP
@@ -46,7 +46,7 @@ def clip_weights():
     }
     visual = {k.removeprefix("visual."): v for k, v in bare.items() if k.startswith("visual.")}
     text = {key: value for key, value in bare.items() if not key.startswith("visual.")}
-    return ClipWeights(visual=visual, text=text, activation="quick_gelu")
+    return ClipTensors(visual=Tower(visual), text=Tower(text))
 
 
 # ---------------------------------------------------------------- the whole model
@@ -101,19 +101,16 @@ def test_fusion_has_the_words_of_bundles():
 
 
 @pytest.mark.parametrize(
-    ("flags", "fusion"),
+    ("settings", "fusion"),
     [
         ({}, "seen_and_unseen"),
-        ({"ensemble_all_classes": True, "ensemble": False}, "all_classes"),
         ({"ensemble": False}, "regions"),
-        ({"ensemble": True, "clip_classification": False}, "segments"),
+        ({"fusion": "all_classes"}, "all_classes"),
+        ({"fusion": "segments"}, "segments"),
     ],
 )
-def test_official_flags_are_translated_at_the_door(flags, fusion):
-    assert tiny_zegformer.model(**flags).config.fusion == fusion
-    if flags:
-        with refused(ArgumentError, "fusion"):
-            tiny_zegformer.model(fusion=fusion, **flags)
+def test_who_decides(settings, fusion):
+    assert tiny_zegformer.model(**settings).config.fusion == fusion
 
 
 def test_frozen_parts_stay_frozen_in_training():
@@ -164,18 +161,16 @@ def test_checkpoints_of_training_take_their_clip_from_elsewhere():
     assert same(build(changed, clip=clip_weights()).state_dict(), complete)
 
 
-@pytest.mark.parametrize("settings", [{}, {"ensemble_all_classes": True, "ensemble": False}])
+@pytest.mark.parametrize("settings", [{}, {"fusion": "all_classes"}, {"fusion": "regions"}])
 def test_checkpoints_of_training_lack_clip(settings):
     with refused(CheckpointError, "state_dict", "load_clip"):
         build(training_state_dict(), **settings)
-    with refused(CheckpointError, "state_dict"):
-        build(training_state_dict(), ensemble=False, clip_classification=True)
 
 
 def test_another_clip_is_refused():
     weights = clip_weights()
-    visual = weights.visual | {"proj": torch.zeros(64, 40)}
-    clip = ClipWeights(visual=visual, text=weights.text, activation="quick_gelu")
+    visual = Tower({**weights.visual, "proj": torch.zeros(64, 40)})
+    clip = ClipTensors(visual=visual, text=weights.text)
     with refused(
         CheckpointError, "sem_seg_head.predictor.clip_model.visual.proj", "visual.proj", "48", "40"
     ):

@@ -67,7 +67,7 @@ def test_sizes_follow_from_clip_and_settings(clip_file):
     patch = weights.visual["conv1.weight"].shape[2]
     positions = weights.visual["positional_embedding"].shape[0]
     assert clip.image_side == patch * math.isqrt(positions - 1)
-    assert torch.equal(clip.visual.state_dict()["proj"], weights.visual["proj"])
+    assert torch.equal(clip.visual.state_dict()["proj"], torch.tensor(weights.visual["proj"]))
     assert clip.logit_scale.exp().item() == pytest.approx(17.0)
     assert not any(p.requires_grad for p in clip.parameters())
     assert not model.training
@@ -190,7 +190,6 @@ def test_weights_of_another_resnet_are_refused():
         ({"queries": 0}, "queries"),
         ({"region_style": "box"}, "region_style"),
         ({"image_size": 0}, "image_size"),
-        ({"backbone_norm": "group"}, "norm"),
     ],
 )
 def test_wrong_settings_are_named(changes, argument, clip_file):

@@ -32,9 +32,9 @@ VARIANTS = {
     "ens_cropmask": {},
     "ens_mask": {"region_style": "mask"},
     "ens_crop": {"region_style": "crop"},
-    "ens_all_cls": {"ensemble_all_classes": True},
+    "ens_all_cls": {"fusion": "all_classes"},
     "clip_only": {"ensemble": False},
-    "seg_only": {"ensemble": False, "clip_classification": False},
+    "seg_only": {"fusion": "segments"},
     "ens_cropmask_nocal": {"calibration": -1.0},
 }
 

@@ -136,10 +136,6 @@ def test_descriptors_equal_the_models(case):
     assert output.mask_logits.std() > 0.05  # lively enough for the comparison to mean something
     logits = run_parts(model, image, text)
     torch.testing.assert_close(logits, output.mask_logits, rtol=0, atol=5e-5)
-    encoded = parts_of(model).encode(Arrays(), image[:1].numpy())
-    for found, expected in zip(encoded, model.encoder_outputs(output), strict=True):
-        expected = expected[: len(found)]
-        torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("size_hw", [(64, 64), (48, 96)])

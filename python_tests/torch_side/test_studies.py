@@ -20,7 +20,7 @@ from tools.studies.small_clip import PretrainingConfig  # noqa: E402
 from zsseg_rt import Bundle  # noqa: E402
 from zsseg_rt.demo import demo_bundle  # noqa: E402
 from zsseg_rt.errors import ArgumentError  # noqa: E402
-from zsseg_rt.torch_files.clip_weights import load_clip  # noqa: E402
+from zsseg_rt.models import load_clip  # noqa: E402
 from zsseg_rt.training.config import TrainConfig  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,8 +13,8 @@ from support.command_line import run  # noqa: E402
 from support.small_runs import SIZES, TABLES, save_clip  # noqa: E402
 from tools.scenes.words import CLASS_NAMES  # noqa: E402
 from zsseg_rt.bundles.bundle import Bundle  # noqa: E402
-from zsseg_rt.torch_files import clip_space  # noqa: E402
-from zsseg_rt.torch_files.clip_space import describe_space  # noqa: E402
+from zsseg_rt.torch_files import clip_arrays  # noqa: E402
+from zsseg_rt.torch_files.clip_arrays import describe_space  # noqa: E402
 from zsseg_rt.training.assembly import (  # noqa: E402
     assemble,
     text_space,
@@ -70,8 +70,8 @@ def test_openais_own_file_is_known(tmp_path, monkeypatch):
     file = tmp_path / "weights.pt"
     file.write_bytes(b"CLIP")
     assert describe_space(file) == f"CLIP weights.pt (SHA-256 {start_of_hash(file)})"
-    known = {hashlib.sha256(b"CLIP").hexdigest(): "ViT-B-16"}
-    monkeypatch.setattr(clip_space, "_OPENAI_FILES", known)
+    digest = hashlib.sha256(b"CLIP").hexdigest()
+    monkeypatch.setitem(clip_arrays.OPENAI_FILES, digest, "ViT-B-16")
     assert describe_space(file) == "OpenAI CLIP ViT-B/16"
 
 

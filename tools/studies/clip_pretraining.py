@@ -1,7 +1,7 @@
 """Train a small CLIP on the captions of the synthetic world.
 
 ``python -m tools.studies.clip_pretraining --out FOLDER`` writes ``clip.safetensors`` in
-open_clip's layout, which :func:`zsseg_rt.torch_files.clip_weights.load_clip` reads with
+open_clip's layout, which :func:`zsseg_rt.models.load_clip` reads with
 ``activation="quick_gelu"``. An interrupted run continues from its last checkpoint.
 """
 

@@ -37,7 +37,7 @@ from zsseg_rt.export.words import written_text
 from zsseg_rt.models import create_model
 from zsseg_rt.models.descriptor.model import DecoderConfig, ZegCLIP
 from zsseg_rt.networks.text import WrittenText
-from zsseg_rt.torch_files.shipped_clip import FILE, is_shipped
+from zsseg_rt.torch_files.clip_arrays import SHIPPED_FILE, is_shipped
 from zsseg_rt.training.assembly import batch_source
 from zsseg_rt.training.class_embeddings import embed_phrases
 from zsseg_rt.training.data import FitInsideAugmentation, TrainingSamples
@@ -272,7 +272,7 @@ def _write_photos(folder: Path, size: int) -> None:
 def _metadata(clip: str | Path) -> dict[str, Any]:
     from safetensors import safe_open
 
-    with safe_open(FILE if is_shipped(clip) else clip, framework="np") as file:
+    with safe_open(SHIPPED_FILE if is_shipped(clip) else clip, framework="np") as file:
         text = (file.metadata() or {}).get("provenance")
     if text is None:
         raise CheckpointError(

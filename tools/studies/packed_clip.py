@@ -6,17 +6,15 @@ import json
 from pathlib import Path
 
 import numpy as np
-import torch
 from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.numpy import save
 
 from tools.scenes import words_of_world
 from tools.scenes.captions import FUNCTION_WORDS
 from zsseg_rt.common.files import write_whole
 from zsseg_rt.export.words import tokenizer_json
-from zsseg_rt.models.clip.weights import text_config
+from zsseg_rt.models.clip.weights import load_clip, text_config
 from zsseg_rt.text.tokenizer import Tokenizer
-from zsseg_rt.torch_files.clip_weights import load_clip
 
 __all__ = ["pack_clip"]
 
@@ -37,10 +35,11 @@ def pack_clip(clip: Path, path: Path) -> Path:
     weights = load_clip(clip, activation="quick_gelu")
     words, prompt_words = words_of_world(), FUNCTION_WORDS
     tokenizer = Tokenizer(tokenizer_json(), context_length=text_config(weights).context_length)
-    ids = torch.from_numpy(np.unique(tokenizer.encode([*words, *prompt_words])))
-    tensors = {f"visual.{key}": value for key, value in weights.visual.items()} | weights.text
+    ids = np.unique(tokenizer.encode([*words, *prompt_words]))
+    tensors = {f"visual.{key}": value for key, value in weights.visual.items()}
+    tensors |= weights.text
     tensors["token_embedding.weight"] = tensors["token_embedding.weight"][ids]
-    packed = {key: value.half().contiguous() for key, value in tensors.items()}
+    packed = {key: np.ascontiguousarray(value, np.float16) for key, value in tensors.items()}
     with safe_open(clip, framework="np") as file:
         provenance = (file.metadata() or {}).get("provenance", "{}")
     about = {

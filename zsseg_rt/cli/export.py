@@ -157,7 +157,7 @@ def export_dense_clip(
             "or give weights: --clip FILE, --clip demo"
         )
     from zsseg_rt.models import create_model
-    from zsseg_rt.torch_files.clip_space import describe_space
+    from zsseg_rt.torch_files.clip_arrays import describe_space
 
     head = model.head or "naclip"
     settings = {**vars(model), "head": head, "image_size": read_size(size), "templates": template}
@@ -244,14 +244,13 @@ class _Student:
     text_heads: TextHeadsOption = None
     logit_scale: float = opt("Factor of the cosine.", 100.0)
     top_k: int = opt("Keep only this many classes nearest to the frame; 0 = all.", 5, min=0)
-    plain_cosine: bool = opt("Score by the plain softmax, without GroupViT's rule.", False)
     unknown_below: float | None = opt("Background threshold in [0, 1]; paper: VOC 0.95, COCO 0.35.")
     num_heads: int | None = opt("Heads of the encoder; default: one per 64 channels.")
     head_heads: int | None = opt("Heads of the segmentation head; default as for the encoder.")
 
     def space(self) -> str:
         """The name of its text space."""
-        from zsseg_rt.torch_files.clip_space import describe_rows, describe_space
+        from zsseg_rt.torch_files.clip_arrays import describe_rows, describe_space
 
         if self.text:
             return describe_space(self.text, self.clip)
@@ -285,7 +284,6 @@ def export_zeroseg(
             image_size=read_size(size),
             logit_scale=student.logit_scale,
             top_k=student.top_k or None,
-            plain_cosine=student.plain_cosine,
             background_threshold=student.unknown_below,
             with_decoder=False,
             activation=student.text_activation,

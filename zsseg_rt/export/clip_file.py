@@ -47,10 +47,10 @@ from zsseg_rt.torch_files.clip_arrays import (
     CLIP_MEAN,
     CLIP_STD,
     ClipTensors,
+    describe_space,
     read_clip,
     tower_sizes,
 )
-from zsseg_rt.torch_files.clip_space import describe_space
 from zsseg_rt.torch_files.shapes import divisor
 
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh")

@@ -153,7 +153,7 @@ def _export_clip(
     options: dict[str, Any],
 ) -> None:
     from zsseg_rt.export.clip_file import DenseHead, export_clip_file
-    from zsseg_rt.torch_files.clip_space import describe_space
+    from zsseg_rt.torch_files.clip_arrays import describe_space
 
     own = weights.head.startswith("value")  # a space that is no CLIP's
     size_hw = (weights.size, weights.size)

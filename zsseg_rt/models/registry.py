@@ -20,21 +20,23 @@ from zsseg_rt.models.dense.dense_clip import (
     OfficialDenseCLIP,
 )
 from zsseg_rt.models.dense.tips import OfficialTips, Tips, TipsConfig, TipsStart
-from zsseg_rt.models.descriptor.builders import (
+from zsseg_rt.models.descriptor.model import (
+    ClipRC,
+    ClipRCConfig,
     ClipRCStart,
     OfficialClipRC,
     OfficialZegCLIP,
+    ZegCLIP,
+    ZegCLIPConfig,
     ZegCLIPStart,
 )
-from zsseg_rt.models.descriptor.model import ClipRC, ClipRCConfig, ZegCLIP, ZegCLIPConfig
 from zsseg_rt.models.zegformer.model import (
     OfficialZegFormer,
     ZegFormer,
     ZegFormerConfig,
     ZegFormerStart,
 )
-from zsseg_rt.models.zeroseg.model import ZeroSeg, ZeroSegConfig
-from zsseg_rt.models.zeroseg.weights import ZeroSegStart
+from zsseg_rt.models.zeroseg.model import ZeroSeg, ZeroSegConfig, ZeroSegStart
 
 Builder = Callable[..., Any]
 
@@ -95,8 +97,7 @@ def create_model(architecture: str, **config: Any) -> SegmentationModel:
         architecture: ``"cat_seg"``, ``"clip_rc"``, ``"cosine_head"``, ``"dense_clip"``, ``"tips"``,
             ``"zegclip"``, ``"zegformer"`` or ``"zeroseg"``.
         **config: Weights and the architecture's settings: those of the class that
-            :data:`ARCHITECTURES` has as ``create``. Names of earlier versions, such as
-            ``num_regions`` of CLIP-RC and ``ensemble`` of ZegFormer, are accepted.
+            :data:`ARCHITECTURES` has as ``create``.
 
     Returns:
         The model, in evaluation mode.
@@ -106,7 +107,6 @@ def create_model(architecture: str, **config: Any) -> SegmentationModel:
         CheckpointError: The architecture is unknown, or the weights cannot be read.
     """
     builder = find_builder(architecture, official=False)
-    config = dict(schema.up_to_date(ARCHITECTURES[architecture].config, config))
     settings = schema.setting_names(builder) or []
     for name in config:
         if name not in settings:

@@ -173,9 +173,7 @@ def zegclip_descriptor(head: Tensors, num_heads: int) -> tuple[Linear, float]:
     layers = _layers(head, "decoder_1")
     weight, bias = read_linear(head, "q_proj")
     query = read_linear(head, f"{layers[0]}multihead_attn.q")
-    width, embed_dim = len(weight), head[f"{layers[0]}multihead_attn.k.weight"].shape[1]
-    if weight.shape[1] == embed_dim:  # queries of the text alone
-        weight = np.concatenate([np.zeros_like(weight), weight], axis=1)
+    width = len(weight)
     logit_scale = 1.0 / (num_heads * math.sqrt(width // num_heads))
     if len(layers) == 1:
         return Linear(weight, bias), logit_scale

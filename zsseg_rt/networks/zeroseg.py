@@ -1,7 +1,7 @@
 """ZeroSeg's student over any :class:`Operations`: MAE's encoder, then GroupViT's two groupings.
 
 Weights have the keys of :class:`zsseg_rt.models.zeroseg.model.ZeroSeg`. For one input size
-positions are constants; a batch norm of the projection is part of the linear layer before it.
+positions are constants.
 
 Source:
     Chen et al., "Exploring Open-Vocabulary Semantic Segmentation from CLIP Vision Encoder
@@ -22,7 +22,6 @@ from zsseg_rt.networks.layers import activate, attend_to, read_linear, read_norm
 from zsseg_rt.onnx.operations import Array, Linear, Operations, Value
 
 _EPS = 1e-6  # of every layer norm
-_BATCH_NORM_EPS = 1e-5
 _TIMM_KEYS = {
     "norm1": "ln_1", "norm2": "ln_2", "attn.qkv.": "attn.in_proj_", "attn.proj": "attn.out_proj",
     "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj",
@@ -36,7 +35,6 @@ class Student:
     tensors: Tensors  # Float32, with the keys of the torch model
     num_heads: int  # Attention heads of the encoder
     head_heads: int  # Attention heads of the segmentation head
-    assign_eps: float  # Added to group sizes before dividing by them
 
     @property
     def patch_size(self) -> int:
@@ -64,18 +62,13 @@ def segments(ops: Operations, student: Student, image: Value) -> tuple[Value, Va
     size = student.patch_size
     grid_hw = (image.shape[2] // size, image.shape[3] // size)
     x = _encode(ops, student, image, grid_hw)
-    if "seg.input_proj.weight" in tensors:
-        x = ops.linear(x, read_linear(tensors, "seg.input_proj"))
     x, tokens, first = _grouping_stage(ops, student, 0, x, None)
     groups, _, second = _grouping_stage(ops, student, 1, x, tokens)
     with ops.at("stages.2"):
         hidden = _run_blocks(ops, tensors, "seg.stages.2.blocks.", student.head_heads, groups)
         hidden = ops.layer_norm(hidden, read_norm(tensors, "seg.norm", _EPS))
     with ops.at("proj"):
-        if "seg.tap.weight" in tensors:
-            embeds = ops.linear(groups, read_linear(tensors, "seg.tap"))
-        else:
-            embeds = _project(ops, tensors, hidden)
+        embeds = _project(ops, tensors, hidden)
         whole = _project(ops, tensors, ops.mean(hidden, 1))
     count, width = groups.shape[1], embeds.shape[2]
     group_map = ops.transpose(ops.matmul(first, second), (0, 2, 1))
@@ -168,7 +161,7 @@ def _assign(
     scores = ops.mul(scores, np.float32(groups.shape[2] ** -0.5))
     one_hot = ops.equal(ops.arg_max(scores), np.arange(count)[None, None])
     hard = ops.transpose(ops.cast(one_hot, "float32"), (0, 2, 1))
-    sizes = ops.add(ops.sum(hard, -1), np.float32(student.assign_eps))
+    sizes = ops.add(ops.sum(hard, -1), np.float32(1.0))
     gathered = ops.matmul(ops.div(hard, sizes), values)
     return ops.linear(gathered, read_linear(tensors, f"{name}proj")), ops.softmax(scores)
 
@@ -195,16 +188,5 @@ def _token_mlp(ops: Operations, tensors: Tensors, name: str, x: Value) -> Value:
 
 def _project(ops: Operations, tensors: Tensors, tokens: Value) -> Value:
     """Tokens [B, N, C] in the teacher's space, [B, N, D]."""
-    first = read_linear(tensors, "seg.proj.0")
-    if "seg.proj.1.running_mean" not in tensors:
-        hidden = activate(ops, ops.linear(tokens, first), "gelu")
-        return ops.linear(hidden, read_linear(tensors, "seg.proj.2"))
-    weight, bias, mean, variance = (
-        tensors[f"seg.proj.1.{part}"] for part in ("weight", "bias", "running_mean", "running_var")
-    )
-    factor = weight / np.sqrt(variance + np.float32(_BATCH_NORM_EPS))
-    shifted = (np.asarray(first.bias) - mean) * factor + bias
-    first = Linear(first.weight * factor[:, None], shifted)
-    return ops.linear(
-        activate(ops, ops.linear(tokens, first), "relu"), read_linear(tensors, "seg.proj.3")
-    )
+    hidden = activate(ops, ops.linear(tokens, read_linear(tensors, "seg.proj.0")), "gelu")
+    return ops.linear(hidden, read_linear(tensors, "seg.proj.2"))

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from zsseg_rt.errors import CheckpointError
-from zsseg_rt.torch_files.shapes import Checked, divisor, some
+from zsseg_rt.torch_files.shapes import Checked, some
 from zsseg_rt.torch_files.weights import read_stored, unwrap
 
 
@@ -98,46 +98,17 @@ def check_float32(state_dict: Mapping[str, Tensor], architecture: str) -> None:
         raise CheckpointError(f"state_dict: expected float32, got {some(others)}. {remedy}")
 
 
-class Sizes:
-    """The sizes of a model, read from the shapes of its ``state_dict``."""
-
-    def __init__(self, state_dict: Mapping[str, Tensor], architecture: str) -> None:
-        self._file = Checked(tensors=state_dict, where="state_dict", what=architecture)
-
-    def of(self, key: str, ndim: int) -> tuple[int, ...]:
-        """The shape of one tensor."""
-        return self._file.shape(key, ndim)
-
-    def grid_side(self, key: str, ndim: int) -> int:
-        """The side of the square grid that positions are stored for, behind the class token's."""
-        rows = self.of(key, ndim)[-2]
-        self._file.check_square(key, rows)
-        return math.isqrt(rows - 1)
-
-    def has(self, prefix: str) -> bool:
-        """Whether some key begins so."""
-        return any(key.startswith(prefix) for key in self._file.tensors)
-
-    def count(self, prefix: str) -> int:
-        """The number of layers ``{prefix}0.``, ``{prefix}1.``, and so on; at least one."""
-        return max(1, self._file.depth(prefix))
-
-    def heads(self, name: str, num_heads: int | None, width: int) -> int:
-        """The number of heads: as given, or one per 64 channels."""
-        return divisor(name, num_heads, width)
-
-
 def load_weights(
     model: nn.Module,
-    state_dict: Mapping[str, Tensor],
+    state_dict: Mapping[str, Any],
     *,
     architecture: str,
     ignored: Sequence[str] = (),
 ) -> None:
-    """Copy tensors into a model with the same keys; the model may be on the meta device."""
+    """Copy tensors or arrays into a model with the same keys, even one on the meta device."""
     shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     unused = re.compile("|".join(ignored) if ignored else r"(?!)")
     read = {k: v for k, v in state_dict.items() if k in shapes or not unused.fullmatch(k)}
-    Checked(tensors=read, where="state_dict", what=architecture).compare(shapes)
-    copies = {key: state_dict[key].detach().clone() for key in shapes}
+    Checked(tensors=read, what=architecture).compare(shapes)
+    copies = {key: torch.as_tensor(state_dict[key]).detach().clone() for key in shapes}
     model.load_state_dict(copies, assign=True)

@@ -1,16 +1,22 @@
-"""Read CLIP's weights from a file without torch, or the small ones that ship, or say why not."""
+"""CLIP's weights without torch: of a file, or of the small one that ships; names of their spaces.
+
+The small CLIP knows drawings of a synthetic world. Its file holds float16 weights and only the
+token embeddings that its training saw; :mod:`tools.studies.packed_clip` writes it.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from zsseg_rt.common.arrays import is_half
+from zsseg_rt.common.files import sha256_of
 from zsseg_rt.errors import CheckpointError
 from zsseg_rt.torch_files.clip_layouts import ONE_WIDTH, PRUNED, Settings, as_clip, settings_beside
 from zsseg_rt.torch_files.shapes import (
@@ -25,10 +31,13 @@ from zsseg_rt.torch_files.shapes import (
     under,
     whole,
 )
-from zsseg_rt.torch_files.shipped_clip import is_shipped, read_arrays
 from zsseg_rt.torch_files.weights import as_float32, read_stored
 
 T = TypeVar("T")
+SHIPPED = "demo"
+"""The name of the small CLIP that ships, as a source of weights."""
+SHIPPED_FILE = Path(__file__).parents[1] / "models/clip/demo.safetensors"
+_SHIPPED_SPACE = "small CLIP of the synthetic world"
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -126,28 +135,46 @@ class ClipTensors:
         return "quick_gelu" if is_openai else None
 
 
-def read_clip(source: str | Path) -> ClipTensors:
-    """Read the weights of an image-text model with a ViT: CLIP, PE-Core or SigLIP."""
+def is_shipped(source: str | Path) -> bool:
+    """Whether a source is the name of the small CLIP that ships, and no file is called so."""
+    return str(source) == SHIPPED and not Path(source).is_file()
+
+
+def read_clip(source: str | Path, *, any_vocabulary: bool = False) -> ClipTensors:
+    """Read the weights of an image-text model with a ViT: CLIP, PE-Core or SigLIP.
+
+    A text tower must have the rows of CLIP's tokenizer, or with ``any_vocabulary`` any number.
+    """
     path = Path(source)
     if is_shipped(source):
-        arrays, words = read_arrays()
-        visual, text = _towers(arrays, "demo")
-        return ClipTensors(visual=visual, text=text, **words)
-    tensors = read_clip_arrays(path, later=True)
-    visual, text = _towers(tensors, path.name)
-    sizes = {"vision": tower_sizes(visual), "text": tower_sizes(text)}
-    scale = tensors.get("logit_scale")
-    return ClipTensors(
-        visual=visual,
-        text=text,
-        logit_scale=None if scale is None else float(np.ravel(whole(scale))[0]),
-        settings=settings_beside(path, sizes),
-    )
+        arrays, words = read_shipped()
+        return replace(sort_by_tower(arrays, SHIPPED), **words)
+    tensors = as_clip(read_floats(path, _is_used, later=True), path.name)
+    weights = sort_by_tower(tensors, path.name, any_vocabulary=any_vocabulary)
+    sizes = {"vision": tower_sizes(weights.visual), "text": tower_sizes(weights.text)}
+    return replace(weights, settings=settings_beside(path, sizes))
 
 
-def read_clip_arrays(path: Path, *, later: bool = False) -> dict[str, Array]:
-    """A file's weights under CLIP's names, float32, whatever they are."""
-    return as_clip(read_floats(path, _is_used, later=later), path.name)
+def read_shipped(path: Path = SHIPPED_FILE) -> tuple[dict[str, Array], dict[str, Any]]:
+    """A packed CLIP's arrays by open_clip's keys, and fields of :class:`ClipTensors`."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            words = json.loads((file.metadata() or {})["words"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        rows, ids = tensors["token_embedding.weight"], tensors.pop("token_ids")
+        table = np.zeros((_VOCAB_SIZE, rows.shape[1]), np.float32)
+        table[ids] = rows
+    except (OSError, SafetensorError, KeyError, ValueError, IndexError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: expected the small CLIP that ships with the package, got {error!r}. Install "
+            "the package again, or make it with tools/make_demo.py."
+        ) from error
+    arrays = {key: t.astype(np.float32) for key, t in tensors.items()}
+    names, prompts = tuple(words["names"]), tuple(words["prompts"])
+    fields = {"words": names, "prompt_words": prompts}
+    return arrays | {"token_embedding.weight": table}, fields
 
 
 def tower_sizes(tensors: Mapping[str, Any]) -> tuple[int, int]:
@@ -186,8 +213,10 @@ def _is_used(key: str) -> bool:
     return key.removeprefix("text.") not in _UNUSED and not key.endswith("position_ids")
 
 
-def sort_by_tower(tensors: Mapping[str, T]) -> tuple[dict[str, T], dict[str, T], list[str]]:
-    """The image tower's tensors, the text tower's, and the keys that no CLIP has."""
+def sort_by_tower(
+    tensors: Mapping[str, Any], name: str, *, any_vocabulary: bool = False
+) -> ClipTensors:
+    """Sort tensors under CLIP's names by tower, and check both towers."""
     visual, text, unknown = {}, {}, []
     for key, value in tensors.items():
         bare = key.removeprefix("text.")
@@ -197,12 +226,6 @@ def sort_by_tower(tensors: Mapping[str, T]) -> tuple[dict[str, T], dict[str, T],
             text[bare] = value
         elif bare not in _UNUSED:
             unknown.append(key)
-    return visual, text, unknown
-
-
-def _towers(tensors: Mapping[str, Any], name: str) -> tuple[Tower, Tower]:
-    """Sort tensors by tower, and check both."""
-    visual, text, unknown = sort_by_tower(tensors)
     if unknown or not (visual or text):
         raise CheckpointError(
             f"{name}: expected names of a CLIP ViT such as 'visual.conv1.weight', got "
@@ -226,13 +249,18 @@ def _towers(tensors: Mapping[str, Any], name: str) -> tuple[Tower, Tower]:
     file = Checked(tensors=towers, where=name, what="a CLIP ViT", remedy=_ANOTHER)
     sizes = file.check(under("visual.", image) + words)
     file.check_square("visual.positional_embedding", sizes["R"], others=not is_siglip)
-    if sizes["V"] != _VOCAB_SIZE and not is_siglip:
+    if sizes["V"] != _VOCAB_SIZE and not (is_siglip or any_vocabulary):
         raise CheckpointError(
             f"{name}: token_embedding.weight: expected {_VOCAB_SIZE} rows, one for each token of "
             f"CLIP's tokenizer, got {sizes['V']}, another tokenizer's. Take a CLIP with the first "
             "one."
         )
-    return Tower(visual), Tower(text)
+    scale = tensors.get("logit_scale")
+    return ClipTensors(
+        visual=Tower(visual),
+        text=Tower(text),
+        logit_scale=None if scale is None else float(np.ravel(whole(scale))[0]),
+    )
 
 
 def _is_pruned(tower: Mapping[str, Any]) -> bool:
@@ -245,3 +273,51 @@ def _is_pruned(tower: Mapping[str, Any]) -> bool:
     return bool(hidden) and (
         len({*hidden}) > 1 or widths != {1.0} or not 0 < len(hidden) == len(queries)
     )
+
+
+# --- names of joint image-text spaces ---
+
+# OpenAI's own archives, by the SHA-256 that their addresses contain.
+OPENAI_FILES = {
+    "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af": "ViT-B-32",
+    "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f": "ViT-B-16",
+    "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836": "ViT-L-14",
+    "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02": "ViT-L-14-336",
+}
+
+
+def describe_space(source: str | Path, architecture: str = "ViT-B-16") -> str:
+    """Give the space of CLIP weights a human-readable name, to tell two spaces apart.
+
+    Example:
+        >>> describe_space("openai", "ViT-L-14-336"), describe_space("laion2b_s34b_b88k")
+        ('OpenAI CLIP ViT-L/14@336px', 'CLIP ViT-B-16 laion2b_s34b_b88k')
+    """
+    path = Path(source)
+    if is_shipped(source):
+        return _SHIPPED_SPACE
+    if path.is_file():
+        digest = sha256_of(path)
+        name = OPENAI_FILES.get(digest)
+        return _openai_name(name) if name else f"CLIP {_file_name(path, digest)}"
+    if str(source) == "openai":
+        return _openai_name(architecture.removesuffix("-quickgelu"))
+    return f"CLIP {architecture} {source}"
+
+
+def describe_rows(path: str | Path) -> str:
+    """Name the space of embeddings in a file about which nothing else is known."""
+    return f"rows of {_file_name(Path(path), sha256_of(Path(path)))}"
+
+
+def _file_name(path: Path, digest: str) -> str:
+    return f"{path.name} (SHA-256 {digest[:12]})"
+
+
+def _openai_name(architecture: str) -> str:
+    """OpenAI's spelling of open_clip's name."""
+    match = re.fullmatch(r"(ViT-\w)-(\d+)(?:-(\d+))?", architecture)
+    if match is None:
+        return f"OpenAI CLIP {architecture}"
+    size, patch, side = match.groups()
+    return f"OpenAI CLIP {size}/{patch}" + (f"@{side}px" if side else "")

@@ -60,9 +60,7 @@ def read_descriptor(
             for stack, letter in (("decoder_q", "H"), ("decoder_v", "G"))
         )
     else:
-        inputs = file.shape("decode_head.q_proj.weight", 2)[1]
-        width = file.shape("backbone.proj", 2)[1]
-        decoder = f"q_proj. Q {'D' if inputs == width else '2D'}\n"
+        decoder = "q_proj. Q 2D\n"
         decoder += under("decoder_1.", _LAYERS.replace("Q K", "Q D"))
     table = under("backbone.", IMAGE_TOWER + _PROMPTS + _CELLS * cells)
     table += under("decode_head.", decoder) + under("text_encoder.", TEXT_TOWER) * bool(text)

@@ -86,8 +86,8 @@ class Checked:
     """Arrays by key, and what errors say about their file."""
 
     tensors: Mapping[str, Any]  # Arrays, or torch's tensors
-    where: str  # The file, and the part of it
-    what: str  # What it should hold
+    what: str  # What they should be
+    where: str = "state_dict"  # The file, and the part of it
     remedy: str = "Check that the checkpoint is complete and from this architecture."
 
     def shape(self, key: str, axes: int) -> tuple[int, ...]:
@@ -100,10 +100,20 @@ class Checked:
             )
         return tuple(shape)
 
+    def has(self, prefix: str) -> bool:
+        """Whether some key begins so."""
+        return any(key.startswith(prefix) for key in self.tensors)
+
     def depth(self, prefix: str) -> int:
-        """How many layers ``{prefix}0.``, ``{prefix}1.`` there are."""
+        """The number of layers ``{prefix}0.``, ``{prefix}1.``, and so on; at least one."""
         pattern = re.compile(re.escape(prefix) + r"(\d+)\.")
-        return len({match[1] for key in self.tensors if (match := pattern.match(key))})
+        return max(1, len({match[1] for key in self.tensors if (match := pattern.match(key))}))
+
+    def grid_side(self, key: str, axes: int) -> int:
+        """The side of the square grid that positions are stored for, behind the class token's."""
+        rows = self.shape(key, axes)[-2]
+        self.check_square(key, rows)
+        return math.isqrt(rows - 1)
 
     def check(self, table: str, **sizes: int) -> dict[str, int]:
         """Refuse other keys and shapes than a table's, what is not float32, NaN and infinity.
@@ -143,7 +153,7 @@ class Checked:
         for line in filter(None, table.splitlines()):
             name, *row = line.split()
             start, numbered, rest = name.partition("#")
-            for number in range(max(1, self.depth(start))) if numbered else [""]:
+            for number in range(self.depth(start)) if numbered else [""]:
                 key = f"{start}{number}{rest}"
                 if key.endswith((".", "_")):
                     yield f"{key}weight", row

@@ -140,7 +140,7 @@ input_proj. N {inputs} 1 1
 bg_feature 1 D
 logit_scale 1
 projection_layer. D N
-mask_embed.layers.{max(0, depth - 1)}. K N
+mask_embed.layers.{depth - 1}. K N
 mask_embed.layers.#. N N
 {under("transformer.decoder.", _LAYERS)}"""
     table = under("backbone.", backbone)

@@ -29,12 +29,11 @@ from zsseg_rt.evaluation.evaluate import evaluate
 from zsseg_rt.evaluation.metrics import FIGURES
 from zsseg_rt.models import create_model, from_official, load_checkpoint, normalize_state_dict
 from zsseg_rt.models.base import SegmentationModel
-from zsseg_rt.models.clip.weights import build_image_encoder
-from zsseg_rt.models.registry import ARCHITECTURES, find_builder
+from zsseg_rt.models.clip.weights import build_image_encoder, load_clip
+from zsseg_rt.models.registry import find_builder
 from zsseg_rt.models.zeroseg.model import ZeroSeg
 from zsseg_rt.results.visualize import palette, save_file
-from zsseg_rt.torch_files.clip_space import describe_rows, describe_space
-from zsseg_rt.torch_files.clip_weights import ClipWeights, load_clip
+from zsseg_rt.torch_files.clip_arrays import ClipTensors, describe_rows, describe_space
 from zsseg_rt.training.class_embeddings import ClassEmbeddings, class_embeddings, region_embeddings
 from zsseg_rt.training.config import ModelConfig, TextConfig, TrainConfig
 from zsseg_rt.training.data import (
@@ -151,7 +150,7 @@ def _start_from_official(
         ) from error
 
 
-def _load_named_clip(named: Mapping[str, Any]) -> ClipWeights:
+def _load_named_clip(named: Mapping[str, Any]) -> ClipTensors:
     if "pretrained" not in named:
         raise ArgumentError(
             f"model.options.pretrained: expected CLIP's weights besides {', '.join(named)}, got "
@@ -212,7 +211,7 @@ def _build_zeroseg_task(config: TrainConfig, model: ZeroSeg) -> ZeroSegTask:
     return ZeroSegTask(model, teacher, batch_size=config.loop.batch_size, **options)
 
 
-def _load_teacher(options: dict[str, Any], student: Mapping[str, Any]) -> ClipWeights:
+def _load_teacher(options: dict[str, Any], student: Mapping[str, Any]) -> ClipTensors:
     """The teacher that options name, which are removed; otherwise the student's CLIP."""
     named = {
         "source": options.pop("teacher", ""),
@@ -260,8 +259,6 @@ def _checked_options(
     architecture: str, options: Mapping[str, Any], *, official: bool
 ) -> dict[str, Any]:
     function = find_builder(architecture, official=official)
-    if not official:
-        options = schema.up_to_date(ARCHITECTURES[architecture].config, options)
     hidden = ("state_dict", "seen_classes", "self_trained", *(("clip",) if official else ()))
     return checked_settings(function, options, "model.options", hidden)
 

@@ -20,12 +20,11 @@ from zsseg_rt.errors import ArgumentError, VocabularyError
 from zsseg_rt.export.words import keep_words, tokenizer_json
 from zsseg_rt.models.base import SegmentationModel
 from zsseg_rt.models.clip.towers import average_templates
-from zsseg_rt.models.clip.weights import build_text_encoder
+from zsseg_rt.models.clip.weights import build_text_encoder, load_clip
 from zsseg_rt.text.class_names import ClassList, split_synonyms
 from zsseg_rt.text.name_lists import read_name_list
 from zsseg_rt.text.tokenizer import Tokenizer, clean_text
 from zsseg_rt.text.vocabulary import check_templates, fill
-from zsseg_rt.torch_files.clip_weights import load_clip
 from zsseg_rt.training.config import TextConfig
 
 _log = logging.getLogger(__name__)

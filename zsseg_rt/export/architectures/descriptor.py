@@ -84,7 +84,6 @@ class DescriptorSettings:
     seen_classes: Sequence[int] = ()  # Rows of class_names whose scores are lowered
     self_trained: bool = False  # Whether the weights come from self-training; then none is lowered
     seen_bias: float = 0.1  # How much they are lowered, as a probability
-    activation: str = "sigmoid"  # What turns mask logits into probabilities
 
 
 def export_descriptor_file(
@@ -125,14 +124,11 @@ def export_descriptor(model: Any, options: ExportOptions) -> ExportedModel:
     [1, N, E]. Float16 graphs have those of
     :attr:`zsseg_rt.bundles.specs.FamilySpec.half_tensors` in float16; all others are float32.
     """
-    size_hw = options.size_hw or model.size_hw
-    model.backbone.grid_hw(size_hw)  # an exact CLIP-RC takes one size
     rule = model.label_rule
     settings = DescriptorSettings(
         size_hw=options.size_hw,
         seen_classes=rule.seen_classes,
         seen_bias=float(rule.seen_bias),
-        activation=rule.activation,
     )
     return _cut(parts_of(model), model.text_encoder, settings, options)
 
@@ -153,7 +149,7 @@ def _cut(
     head = HeadSpec(
         logit_scale=logit_scale,
         normalize=False,
-        activation=settings.activation,
+        activation="sigmoid",
         grid_hw=parts.tower.grid_hw(size_hw),
         seen=seen,
         seen_bias=settings.seen_bias if seen else 0.0,

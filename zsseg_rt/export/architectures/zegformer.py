@@ -78,7 +78,6 @@ class ZegFormerSettings:
     fusion: str = "seen_and_unseen"  # Who decides; one of FUSIONS
     region_style: str = "cropmask"  # What CLIP is shown of a segment; one of STYLES
     region_batch: int = 10  # Regions that are encoded at once
-    size_divisor: int = 32  # Sides of images are multiples of it
 
     def __post_init__(self) -> None:
         check_choice("fusion", self.fusion, FUSIONS)
@@ -141,7 +140,7 @@ def export_zegformer(model: Any, options: ExportOptions) -> ExportedModel:
 def _cut(
     network: ZegFormerNetwork, tower: Any, settings: ZegFormerSettings, options: ExportOptions
 ) -> ExportedModel:
-    size_hw = _checked_size(options.size_hw or NATIVE_SIZE_HW, settings.size_divisor)
+    size_hw = _checked_size(options.size_hw or NATIVE_SIZE_HW)
     preprocess = PreprocessSpec(
         size_hw=size_hw, mean=_unit_range(IMAGE_MEAN), std=_unit_range(IMAGE_STD)
     )
@@ -202,11 +201,10 @@ def network_of(model: Any) -> ZegFormerNetwork:
     return ZegFormerNetwork(tensors=weights_of(model), num_heads=config.decoder.num_heads, **clip)
 
 
-def _checked_size(size_hw: tuple[int, int], size_divisor: int) -> tuple[int, int]:
-    divisor = max(size_divisor, 32)
-    if min(size_hw) < divisor or max(size_hw) > 4096 or any(side % divisor for side in size_hw):
+def _checked_size(size_hw: tuple[int, int]) -> tuple[int, int]:
+    if min(size_hw) < 32 or max(size_hw) > 4096 or any(side % 32 for side in size_hw):
         raise ShapeError(
-            f"size_hw: expected multiples of {divisor} up to 4096, got {size_hw[0]}x{size_hw[1]}. "
+            f"size_hw: expected multiples of 32 up to 4096, got {size_hw[0]}x{size_hw[1]}. "
             "Images are stretched to this size, so nothing is padded."
         )
     return size_hw

@@ -39,18 +39,14 @@ def export_zeroseg(model: Any, options: ExportOptions) -> ExportedModel:
     )
     preprocess = PreprocessSpec(size_hw=size_hw, mean=model.image_mean, std=model.image_std)
     head = HeadSpec(
-        logit_scale=config.rule.logit_scale,
+        logit_scale=config.logit_scale,
         normalize=True,
         activation="none",
         grid_hw=(size_hw[0] // config.patch_size, size_hw[1] // config.patch_size),
         unknown_below=config.background_threshold,
         max_classes=MAX_CLASSES,
     )
-    spec = SegmentSpec(
-        num_segments=config.group_tokens[1],
-        top_k=config.rule.top_k,
-        plain_cosine=config.rule.plain_cosine,
-    )
+    spec = SegmentSpec(num_segments=config.group_tokens[1], top_k=config.top_k)
     names = golden_names(options.class_names, GOLDEN_NAMES)
     encode = partial(segments, student=student)
     return ExportedModel(
@@ -68,13 +64,8 @@ def export_zeroseg(model: Any, options: ExportOptions) -> ExportedModel:
 
 def student_of(model: Any) -> Student:
     """A torch model's network, which shares its weights."""
-    config = model.config
-    return Student(
-        tensors=weights_of(model),
-        num_heads=config.num_heads,
-        head_heads=config.head_heads,
-        assign_eps=config.assign_eps,
-    )
+    heads = {"num_heads": model.config.num_heads, "head_heads": model.config.head_heads}
+    return Student(tensors=weights_of(model), **heads)
 
 
 def _golden(

@@ -45,6 +45,7 @@ from zsseg_rt.models.clip.towers import (
     attend,
 )
 from zsseg_rt.models.clip.weights import (
+    ClipSource,
     image_config,
     image_encoder_config,
     load_into,
@@ -61,9 +62,9 @@ from zsseg_rt.torch_files.cat_seg_arrays import (
     refuse_others,
     split_weights,
 )
-from zsseg_rt.torch_files.checkpoints import Sizes, check_float32
-from zsseg_rt.torch_files.clip_arrays import CLIP_MEAN, CLIP_STD
-from zsseg_rt.torch_files.clip_weights import ClipSource
+from zsseg_rt.torch_files.checkpoints import check_float32
+from zsseg_rt.torch_files.clip_arrays import CLIP_MEAN, CLIP_STD, Tower
+from zsseg_rt.torch_files.shapes import Checked, divisor
 
 DROPPED_LOGIT = -100.0
 """The logit of classes that the head did not look at."""
@@ -559,8 +560,6 @@ class OfficialCatSeg:
     window: int = 12  # Side of its attention windows, in patches
     taps: tuple[int, int] = (3, 7)  # Blocks of the image tower that guide the decoder
     view: int = 384  # Side of the image in pixels
-    # Pooling before the attention between classes; at test it is 1x1
-    pooling: tuple[int, int] = (1, 1)
     padding: int = 256  # Classes that shorter vocabularies are padded to
     # Classes that the head looks at; None is all. See CatSegConfig
     most_classes: int | None = 256
@@ -575,23 +574,18 @@ class OfficialCatSeg:
             state_dict: Official keys, float32; see
                 :func:`zsseg_rt.torch_files.checkpoints.load_checkpoint`.
         """
-        if tuple(self.pooling) != (1, 1):
-            raise ArgumentError(
-                f"pooling: expected (1, 1), which the authors evaluate with, got {self.pooling}. "
-                "Leave it out: their configuration file states the value for training."
-            )
         check_float32(state_dict, "cat_seg")
         refuse_others(state_dict)
-        sizes = Sizes(state_dict, "cat_seg")
-        encoder = image_encoder_config(sizes, _CLIP + "visual.", self.clip_heads)
+        file = Checked(tensors=state_dict, what="cat_seg")
+        encoder = image_encoder_config(file, _CLIP + "visual.", self.clip_heads)
         text = None
         tower = any(re.match(_TEXT, key) for key in state_dict)  # if of it, all of it
         if self.with_text_encoder and tower:
-            text = text_encoder_config(sizes, _CLIP, self.text_heads)
+            text = text_encoder_config(file, _CLIP, self.text_heads)
         config = CatSegConfig(
             image_encoder=encoder,
             text_encoder=text,
-            aggregator=self._aggregator(sizes, encoder),
+            aggregator=self._aggregator(file, encoder),
             taps=self.taps,
             view=self.view,
             most_classes=self.most_classes,
@@ -601,22 +595,22 @@ class OfficialCatSeg:
         renamed = own_names(state_dict)
         return load_into(CatSeg, config, renamed, architecture="cat_seg", ignored=ignored)
 
-    def _aggregator(self, sizes: Sizes, encoder: ImageEncoderConfig) -> AggregatorConfig:
-        hidden = sizes.of(_HEAD + "conv1.weight", 4)[0]
+    def _aggregator(self, file: Checked, encoder: ImageEncoderConfig) -> AggregatorConfig:
+        hidden = file.shape(_HEAD + "conv1.weight", 4)[0]
         first, second = (
-            sizes.of(f"{_HEAD}decoder{n}.conv.double_conv.0.weight", 4)[0] for n in (1, 2)
+            file.shape(f"{_HEAD}decoder{n}.conv.double_conv.0.weight", 4)[0] for n in (1, 2)
         )
         near, far = (
-            sizes.of(f"{_HEAD}decoder_guidance_projection.{n}.0.weight", 4)[:2] for n in (0, 1)
+            file.shape(f"{_HEAD}decoder_guidance_projection.{n}.0.weight", 4)[:2] for n in (0, 1)
         )
         return AggregatorConfig(
             embed_dim=encoder.embed_dim,
             width=encoder.width,
             hidden=hidden,
-            num_heads=sizes.heads("num_heads", self.num_heads, hidden),
+            num_heads=divisor("num_heads", self.num_heads, hidden),
             window=self.window,
-            text_guidance=sizes.of(_HEAD + "text_guidance_projection.0.weight", 2)[0],
-            guidance=sizes.of(_HEAD + "guidance_projection.0.weight", 4)[0],
+            text_guidance=file.shape(_HEAD + "text_guidance_projection.0.weight", 2)[0],
+            guidance=file.shape(_HEAD + "guidance_projection.0.weight", 4)[0],
             decoder=(first, second),
             up=(near[1], far[1]),
             decoder_guidance=(near[0], far[0]),
@@ -653,5 +647,5 @@ class CatSegStart(ClipSource):
             taps=self.taps or (third - 1, 2 * third - 1),
             view=self.view,
         )
-        visual, text = split_weights(weights.visual), split_weights(weights.text)
+        visual, text = (Tower(split_weights(tower)) for tower in (weights.visual, weights.text))
         return start_from_clip(CatSeg(config), replace(weights, visual=visual, text=text))

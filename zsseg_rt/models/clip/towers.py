@@ -6,9 +6,9 @@ Module and parameter names are those of the published checkpoints, so loading is
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, cast
+from typing import ClassVar, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from zsseg_rt.errors import DTypeError, ShapeError
 from zsseg_rt.models.functional import check_tensor
-from zsseg_rt.torch_files.clip_weights import Activation
+
+Activation = Literal["quick_gelu", "gelu", "relu"]
+"""Of MLPs; ``"relu"`` is the text tower's of TIPS."""
 
 
 def attend(
@@ -28,24 +30,13 @@ def attend(
     mask: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """``softmax(q k^T / sqrt(w) + mask) v`` in each of the heads, which are w channels wide.
-
-    Queries are ``[..., N, W]``, keys and values ``[..., M, W]``; a mask is ``[N, M]`` or more, with
-    an axis for heads.
-    """
-    q, k, v = (split_heads(part, num_heads) for part in (queries, keys, values))
+    """Multi-head attention of ``[..., N, W]`` to ``[..., M, W]``; a mask may have heads."""
+    q, k, v = (
+        torch.unflatten(part, -1, (num_heads, -1)).transpose(-2, -3)
+        for part in (queries, keys, values)
+    )
     attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-    return merge_heads(attended)
-
-
-def split_heads(tokens: Tensor, num_heads: int) -> Tensor:
-    """Reshape ``[..., N, W]`` to ``[..., num_heads, N, W / num_heads]``."""
-    return torch.unflatten(tokens, -1, (num_heads, -1)).transpose(-2, -3)
-
-
-def merge_heads(tokens: Tensor) -> Tensor:
-    """Reshape ``[..., num_heads, N, W / num_heads]`` to ``[..., N, W]``."""
-    return tokens.transpose(-2, -3).flatten(-2)
+    return attended.transpose(-2, -3).flatten(-2)
 
 
 class Attention(nn.Module):
@@ -64,21 +55,6 @@ class Attention(nn.Module):
         q, k, v = F.linear(x, self.in_proj_weight, self.in_proj_bias).chunk(3, dim=-1)
         return self.out_proj(attend(q, k, v, self.num_heads, mask=mask))  # type: ignore[no-any-return]
 
-    def project(self, x: Tensor, reads: str = "qkv") -> dict[str, Tensor]:
-        """Queries, keys and values by letter, those that are read, ``[B, heads, N, W / heads]``."""
-        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
-        return {
-            name: split_heads(F.linear(x, weight, bias), self.num_heads)
-            for name, weight, bias in zip("qkv", weights, biases, strict=True)
-            if name in reads
-        }
-
-    def weights(self, x: Tensor) -> Tensor:
-        """The attention weights within ``x`` ``[B, N, W]``, ``[B, heads, N, N]``."""
-        q, k = self.project(x, "qk").values()
-        scores: Tensor = q @ k.mT * q.shape[-1] ** -0.5
-        return scores.softmax(dim=-1)
-
 
 class Mlp(nn.Module):
     """``c_proj(activation(c_fc(x)))``."""
@@ -92,10 +68,8 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[B, N, W]`` to ``[B, N, W]``."""
         hidden = self.c_fc(x)
-        if self.activation == "quick_gelu":
-            hidden = hidden * torch.sigmoid(1.702 * hidden)
-        else:
-            hidden = F.relu(hidden) if self.activation == "relu" else F.gelu(hidden)
+        quick = self.activation == "quick_gelu"
+        hidden = hidden * torch.sigmoid(1.702 * hidden) if quick else F.gelu(hidden)
         return self.c_proj(hidden)  # type: ignore[no-any-return]
 
 
@@ -153,37 +127,18 @@ def resize_positional_embedding(
     positional_embedding: Tensor,
     grid_hw: tuple[int, int],
     mode: Interpolation = "bilinear",
-    *,
-    as_published: bool = False,
-    antialias: bool = False,
 ) -> Tensor:
-    """Resize a positional embedding to another patch grid.
+    """Resize a positional embedding ``[1 + g * g, W]`` to another patch grid.
 
     Row 0 (the class token) is kept; the rest is a square grid that is resized with
-    ``align_corners=False``. The same grid returns the input. ``as_published`` scales by
-    (size + 0.1) / g, as the code of SCLIP and of its successors does; as many rows as are stored
-    then return the input, whatever their grid.
-
-    Shapes:
-        positional_embedding: float ``[1 + g * g, W]``.
-
-    Returns:
-        ``[1 + grid_hw[0] * grid_hw[1], W]``.
+    ``align_corners=False``. The same grid returns the input.
     """
     side = math.isqrt(positional_embedding.shape[0] - 1)
-    if grid_hw == (side, side) or (as_published and math.prod(grid_hw) == side**2):
+    if grid_hw == (side, side):
         return positional_embedding
     grid = torch.unflatten(positional_embedding[1:].T, 1, (side, side)).unsqueeze(0)
-    to: dict[str, Any] = {"size": grid_hw}
-    if as_published:
-        to = {"scale_factor": [(cells + 0.1) / side for cells in grid_hw]}
-    resized = F.interpolate(grid, **to, mode=mode, align_corners=False, antialias=antialias)
+    resized = F.interpolate(grid, size=grid_hw, mode=mode, align_corners=False)
     return torch.cat([positional_embedding[:1], resized.flatten(2).squeeze(0).T])
-
-
-def with_cells(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with CLIP-RC's ``num_regions``, an earlier name, renamed to ``num_cells``."""
-    return {("num_cells" if k == "num_regions" else k): v for k, v in settings.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,8 +161,6 @@ class ImageEncoderConfig:
     num_deep_prompts: int = 11  # Layers after the first that replace the prompts with their own
     prompt_dropout: float = 0.1  # Dropout on the projected prompts, in training
     num_cells: int = 0  # Cell tokens R of CLIP-RC's tower, a square number; 0 in other towers
-
-    from_earlier = staticmethod(with_cells)
 
     def __post_init__(self) -> None:
         patch = self.patch_size
@@ -350,31 +303,21 @@ class PromptedImageEncoder(ImageEncoder):
         """The class token before ``ln_pre``, ``[W]``; the class embedding counts twice."""
         return super().class_token() + self.class_embedding
 
-    def projected_prompts(self) -> Tensor:
-        """The prompts of each layer that has any, ``[1 + num_deep_prompts, P, W]``."""
-        prompts = torch.cat([self.prompt_embeddings, self.deep_prompt_embeddings])
-        return self.prompt_proj(prompts)  # type: ignore[no-any-return]
-
-    def layer_prompts(self) -> Iterator[tuple[ResidualBlock, Tensor]]:
-        """Each block with its prompts ``[P, W]``; blocks beyond the last set get ``[0, W]``."""
-        prompts = self.projected_prompts()
-        for index, block in enumerate(self.transformer.resblocks):
-            assert isinstance(block, ResidualBlock)
-            yield block, prompts[index] if index < len(prompts) else prompts[0, :0]
-
     def run_blocks(
         self, tokens: Tensor, mask_of: Callable[[int], Tensor] | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run every block with its prompts between the class token and the others.
 
         Of ``[B, 1 + K, W]`` after ``ln_pre``: the last block's class token ``[B, 1, W]``, its
-        prompts and the K others.
+        prompts and the K others. Blocks beyond the last set of prompts have none.
         """
+        sets = self.prompt_proj(torch.cat([self.prompt_embeddings, self.deep_prompt_embeddings]))
         cls_token, others = tokens[:, :1], tokens[:, 1:]
         sizes = [1, 0, others.shape[1]]
         prompts = others[:, :0]
-        for block, layer_prompts in self.layer_prompts():
-            prompts = layer_prompts.expand(tokens.shape[0], -1, -1)
+        for index, block in enumerate(self.transformer.resblocks):
+            prompts = sets[index] if index < len(sets) else sets[0, :0]
+            prompts = prompts.expand(tokens.shape[0], -1, -1)
             prompts = F.dropout(prompts, self.config.prompt_dropout, self.training)
             sizes[1] = prompts.shape[1]
             mask = mask_of(sizes[1]) if mask_of else None
@@ -440,25 +383,6 @@ class TextEncoder(nn.Module):
         Returns:
             Text embeddings, ``[T, D]``, **not** normalised.
         """
-        self._check(tokens)
-        return self.embed(tokens)
-
-    def embed(self, tokens: Tensor) -> Tensor:
-        """:meth:`forward` for rows that may be shorter than the context.
-
-        Tokens after the end-of-text token are never attended to, so cutting them off changes
-        nothing but the time taken.
-        """
-        x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
-        columns = torch.arange(tokens.shape[1], device=tokens.device)
-        future = columns > columns.unsqueeze(1)
-        mask = torch.zeros_like(future, dtype=x.dtype).masked_fill(future, float("-inf"))
-        x = cast(Tensor, self.ln_final(self.transformer(x, mask=mask)))
-        # A mask instead of an index: the same row, without a gather in exported graphs.
-        end_of_text = (columns == tokens.argmax(dim=-1, keepdim=True)).to(x.dtype)
-        return (end_of_text.unsqueeze(1) @ x).squeeze(1) @ self.text_projection
-
-    def _check(self, tokens: Tensor) -> None:
         length = self.config.context_length
         if tokens.ndim != 2 or tokens.shape[1] != length:
             raise ShapeError(
@@ -467,6 +391,17 @@ class TextEncoder(nn.Module):
             )
         if tokens.is_floating_point():
             raise DTypeError(f"tokens: expected integer ids, got {tokens.dtype}. Convert to int64.")
+        return self.embed(tokens)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """:meth:`forward` for rows that are cut behind the end-of-text token."""
+        x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]
+        columns = torch.arange(tokens.shape[1], device=tokens.device)
+        future = columns > columns.unsqueeze(1)
+        mask = torch.zeros_like(future, dtype=x.dtype).masked_fill(future, float("-inf"))
+        x = cast(Tensor, self.ln_final(self.transformer(x, mask=mask)))
+        ends = tokens.argmax(dim=-1)
+        return x[torch.arange(len(x), device=x.device), ends] @ self.text_projection
 
 
 def average_templates(text_embeds: Tensor) -> Tensor:

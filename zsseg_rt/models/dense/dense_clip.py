@@ -42,9 +42,13 @@ from zsseg_rt.models.clip.towers import (
     unit,
 )
 from zsseg_rt.models.clip.weights import (
+    ClipActivation,
+    ClipSource,
     by_tower,
+    clip_of_tensors,
     image_config,
     load_into,
+    random_clip,
     start_from_clip,
     text_config,
 )
@@ -61,17 +65,8 @@ from zsseg_rt.networks.heads import LOGIT_SCALES
 from zsseg_rt.onnx.arrays import Arrays
 from zsseg_rt.onnx.on_torch import OnTorch
 from zsseg_rt.torch_files.checkpoints import check_float32
-from zsseg_rt.torch_files.clip_arrays import CLIP_MEAN, CLIP_STD
-from zsseg_rt.torch_files.clip_weights import (
-    Activation,
-    ClipSource,
-    ClipWeights,
-    Colour,
-    normalisation_of,
-    random_clip,
-    split_towers,
-)
-from zsseg_rt.torch_files.shipped_clip import is_shipped
+from zsseg_rt.torch_files.clip_arrays import CLIP_MEAN, CLIP_STD, ClipTensors, Tower, is_shipped
+from zsseg_rt.torch_files.clip_layouts import Settings
 from zsseg_rt.torch_files.weights import unwrap
 
 Head = Literal["vanilla", "maskclip", "sclip", "clearclip", "naclip", "sfp", "sc_clip"]
@@ -260,6 +255,12 @@ _WINDOWS: Mapping[Head, SlideSettings] = {
 }
 
 
+def colours_of(weights: ClipTensors) -> dict[str, Any]:
+    """The mean and standard deviation of images that weights were trained with, as settings."""
+    settings = weights.settings
+    return {"image_mean": settings.mean or CLIP_MEAN, "image_std": settings.std or CLIP_STD}
+
+
 @dataclass(frozen=True, kw_only=True)
 class HeadSettings:
     """Settings of a dense head, whatever its weights come from."""
@@ -302,9 +303,7 @@ class HeadSettings:
         DenseCLIPConfig(**settings)  # refuse bad settings before weights are read
         return settings
 
-    def assemble(
-        self, weights: ClipWeights, colours: tuple[Colour, Colour], settings: Mapping[str, Any]
-    ) -> DenseCLIP:
+    def assemble(self, weights: ClipTensors, settings: Mapping[str, Any]) -> DenseCLIP:
         """Make the model, in evaluation mode, with no trainable parameters."""
         encoder = image_config(weights)
         side = encoder.side if self.image_size is None else self.image_size
@@ -312,11 +311,11 @@ class HeadSettings:
             "image_encoder": encoder,
             "text_encoder": text_config(weights) if weights.text else None,
             "size_hw": side if isinstance(side, tuple) else (side, side),
-            "image_mean": colours[0],
-            "image_std": colours[1],
-        }
+        } | colours_of(weights)
         config = DenseCLIPConfig(**fields | dict(settings))
-        tensors = by_tower({"image_encoder": weights.visual, "text_encoder": weights.text})
+        tensors: dict[str, Any] = by_tower(
+            {"image_encoder": weights.visual, "text_encoder": weights.text}
+        )
         model = load_into(DenseCLIP, config, tensors, architecture="CLIP")
         return model.requires_grad_(False)
 
@@ -333,15 +332,10 @@ class DenseCLIPStart(HeadSettings, ClipSource):
         """Make the model, in evaluation mode, with no trainable parameters."""
         shipped = self.pretrained is not None and is_shipped(self.pretrained)
         settings = self.config(SHIPPED_LAYERS if shipped else {})
-        colours = CLIP_MEAN, CLIP_STD
-        if self.pretrained is None:
-            weights = random_clip(self.clip)
-        else:
-            weights = self.load()
-            colours = normalisation_of(self.pretrained, self.clip)
+        weights = random_clip(self.clip) if self.pretrained is None else self.load()
         if not self.with_text_encoder:
-            weights = replace(weights, text={})
-        return self.assemble(weights, colours, settings)
+            weights = replace(weights, text=Tower({}))
+        return self.assemble(weights, settings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -354,7 +348,7 @@ class OfficialDenseCLIP(HeadSettings):
     num_heads: int | None = None  # Heads of the image tower; None is one per 64 channels
     text_heads: int | None = None  # Heads of the text tower; None is one per 64 channels
     # "quick_gelu" for OpenAI's weights, "gelu" for most others
-    activation: Activation = "quick_gelu"
+    activation: ClipActivation = "quick_gelu"
 
     def build(self, state_dict: Mapping[str, Tensor]) -> DenseCLIP:
         """Make the model, in evaluation mode."""
@@ -362,12 +356,12 @@ class OfficialDenseCLIP(HeadSettings):
         tensors = {k: v for k, v in state_dict.items() if not k.endswith("position_ids")}
         state_dict = unwrap(tensors)
         check_float32(state_dict, "CLIP")
-        if "conv1.weight" not in state_dict:
-            weights = split_towers(state_dict, self.activation, "state_dict")
+        if "conv1.weight" in state_dict:
+            weights = ClipTensors(visual=Tower(state_dict), text=Tower({}))
         else:
-            weights = ClipWeights(visual=dict(state_dict), text={}, activation=self.activation)
-        weights = replace(weights, num_heads=self.num_heads, text_heads=self.text_heads)
-        return self.assemble(weights, (CLIP_MEAN, CLIP_STD), settings)
+            weights = clip_of_tensors(state_dict, "state_dict")
+        own = Settings(self.activation, self.num_heads, self.text_heads)
+        return self.assemble(replace(weights, settings=own), settings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -492,17 +486,14 @@ class CosineHeadStart(ClipSource):
     def build(self) -> CosineHeadModel:
         """Make the model, in evaluation mode, with its text tower, which is frozen."""
         weights = self.load()
-        assert self.pretrained is not None, "it was loaded"
         encoder = image_config(weights)
         size_hw = (self.image_size, self.image_size)
         check_size(size_hw, encoder.patch_size)
-        mean, std = normalisation_of(self.pretrained, self.clip)
         config = CosineHeadConfig(
             image_encoder=replace(encoder, grid_side=self.image_size // encoder.patch_size),
             text_encoder=text_config(weights),
             size_hw=size_hw,
-            image_mean=mean,
-            image_std=std,
+            **colours_of(weights),
             **shared_fields(self, CosineHeadConfig),
         )
         return start_from_clip(CosineHeadModel(config), weights)

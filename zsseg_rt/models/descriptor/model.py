@@ -1,11 +1,9 @@
 """ZegCLIP, and CLIP-RC, which adds cell tokens, queries of each cell, and a decoder of both ways.
 
 In the mask decoder class queries attend to patches, and the attention scores are the masks. A cell,
-which the paper of CLIP-RC calls a region, is one square of a regular grid over the image.
-
-Module and parameter names are the official checkpoints', so ``state_dict()`` and official files
-share one layout. Decoder tensors that no forward pass reads (``self_attn.*``, ``norm1.*``) do not
-exist here; checkpoints of the Jittor port lack them too.
+which the paper of CLIP-RC calls a region, is one square of a regular grid over the image. Module
+and parameter names are the official checkpoints'; decoder tensors that no forward pass reads
+(``self_attn.*``, ``norm1.*``), which checkpoints of CLIP-RC's Jittor port lack, do not exist here.
 
 Source:
     Zhou et al., "ZegCLIP: Towards Adapting CLIP for Zero-shot Semantic Segmentation", CVPR 2023.
@@ -16,22 +14,20 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple, get_args
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zsseg_rt.common import schema
-from zsseg_rt.common.checks import check_choice
-from zsseg_rt.errors import ArgumentError, ShapeError
+from zsseg_rt.common.checks import check_choice, check_size
+from zsseg_rt.errors import ArgumentError
 from zsseg_rt.models.base import (
     LabelRule,
     PixelModel,
-    ScoreActivation,
     SegmentationOutput,
     SlideSettings,
     lower_seen,
@@ -43,16 +39,28 @@ from zsseg_rt.models.clip.towers import (
     TextEncoderConfig,
     attend,
     unit,
-    with_cells,
+)
+from zsseg_rt.models.clip.weights import (
+    ClipSource,
+    image_config,
+    image_encoder_config,
+    load_into,
+    start_from_clip,
+    text_config,
+    text_encoder_config,
 )
 from zsseg_rt.models.functional import (
     check_text_embeds,
     describe,
     patch_text_similarity,
     relationship_descriptor,
+    shared_fields,
 )
 from zsseg_rt.networks.descriptor import cells_of_patches
+from zsseg_rt.torch_files.checkpoints import check_float32
+from zsseg_rt.torch_files.clip_arrays import ClipTensors
 from zsseg_rt.torch_files.descriptor_arrays import IMAGE_MEAN, IMAGE_STD
+from zsseg_rt.torch_files.shapes import Checked, divisor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,11 +154,7 @@ class DecoderStack(nn.Module):
 
 
 class MaskDecoder(DecoderStack):
-    """The layers; the masks are the last layer's attention scores.
-
-    The last layer's value, output projection, norms and feed-forward network belong to official
-    checkpoints but are never run.
-    """
+    """The layers, of the last of which only the attention scores are used: they are the masks."""
 
     def forward(self, queries: Tensor, memory: Tensor) -> Tensor:
         """Mask logits ``[B, C, N]`` of ``queries`` ``[B, C, E]`` over ``memory`` ``[B, N, D]``."""
@@ -161,18 +165,8 @@ class MaskDecoder(DecoderStack):
         return last.mask_logits(queries, memory)
 
 
-_RETIRED = ("start_offset", "start_scale", "low_initial_logits")
-_INSTEAD = "Leave it out; in a checkout, tools.studies.starts.HeadStart gives such initial weights."
-
-
-def without_retired(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out settings of retired initial weights, as :func:`schema.without_retired` does."""
-    starts = ("start",) if settings.get("start") == "aligned" else ()
-    return schema.without_retired(settings, dict.fromkeys((*_RETIRED, *starts), _INSTEAD))
-
-
 @dataclass(frozen=True, kw_only=True)
-class DescriptorConfig:
+class ZegCLIPConfig:
     """Everything that defines a model besides its weights; the defaults are VOC's."""
 
     image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)  # Image tower
@@ -188,20 +182,13 @@ class DescriptorConfig:
     # Whether the weights come from self-training; then no score is lowered
     self_trained: bool = False
     seen_bias: float = 0.1  # How much they are lowered, as a probability
-    # What turns mask logits into probabilities. Officially a sigmoid; "softmax" over classes is for
-    # models trained with cross entropy
-    score_activation: ScoreActivation = "sigmoid"
-
-    from_earlier = staticmethod(without_retired)
 
     def __post_init__(self) -> None:
-        """Check the settings."""
         if not isinstance(self.image_size, (int, np.integer)) or self.image_size < 1:
             raise ArgumentError(
                 f"image_size: expected the side of a square in pixels, got {self.image_size!r}. "
                 "Leave it out for the size of the positional embedding."
             )
-        check_choice("score_activation", self.score_activation, get_args(ScoreActivation))
 
 
 class DescriptorModel(PixelModel):
@@ -209,16 +196,15 @@ class DescriptorModel(PixelModel):
 
     Images are RGB, divided by 255 and normalised with :attr:`image_mean` and :attr:`image_std`
     (ImageNet's, not CLIP's). Only the prompts, ``prompt_norm`` and the decode head require
-    gradients. ``independent_queries``: whether the decoder treats every class query by itself.
+    gradients; as in the official code, some of these never receive one.
     """
 
     image_mean = IMAGE_MEAN
     image_std = IMAGE_STD
-    independent_queries: ClassVar[bool]
-    config: DescriptorConfig
+    config: ZegCLIPConfig
 
     def __init__(
-        self, config: DescriptorConfig, backbone: PromptedImageEncoder, decode_head: nn.Module
+        self, config: ZegCLIPConfig, backbone: PromptedImageEncoder, decode_head: nn.Module
     ) -> None:
         super().__init__()
         self.config = config
@@ -227,13 +213,6 @@ class DescriptorModel(PixelModel):
         self.text_encoder = TextEncoder(config.text_encoder) if config.text_encoder else None
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name.startswith("decode_head.") or "prompt" in name)
-
-    def trainable_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Names and tensors that training updates; everything else is frozen.
-
-        As in the official code, some of them never receive a gradient.
-        """
-        return (pair for pair in self.named_parameters() if pair[1].requires_grad)
 
     def freeze_unread(self) -> None:
         """Freeze the parameters that official checkpoints hold but no forward pass reads."""
@@ -247,10 +226,6 @@ class DescriptorModel(PixelModel):
                 (officially square).
             text_embeds: Class embeddings, ``[C, D]``, unit norm; brought to the image's dtype.
         """
-
-    @abstractmethod
-    def encoder_outputs(self, output: SegmentationOutput) -> tuple[Tensor, Tensor]:
-        """Outputs of the exported image encoder, ``[1, N, M]`` and ``[R, D]``."""
 
     @property
     def size_hw(self) -> tuple[int, int]:
@@ -273,7 +248,7 @@ class DescriptorModel(PixelModel):
         """See :attr:`PixelModel.label_rule`."""
         config = self.config
         return LabelRule(
-            activation=config.score_activation,
+            activation="sigmoid",
             seen_classes=() if config.self_trained else config.seen_classes,
             seen_bias=config.seen_bias,
         )
@@ -281,19 +256,14 @@ class DescriptorModel(PixelModel):
     def predict(self, image: Tensor, text_embeds: Tensor) -> Tensor:
         """Score every class at every pixel; see :meth:`PixelModel.predict`.
 
-        Mask logits are upsampled to ``image_size`` (bilinear), squashed by the activation, lowered
-        by ``seen_bias`` for seen classes unless the model is self-trained, and resized to the
-        input: ``[B, C, H, W]`` in ``[-seen_bias, 1]``.
+        Mask logits are upsampled to ``image_size`` (bilinear), squashed, lowered by ``seen_bias``
+        for seen classes unless the model is self-trained, and resized to the input:
+        ``[B, C, H, W]`` in ``[-seen_bias, 1]``.
         """
         logits = self.upsample(self(image, text_embeds).mask_logits)
         rule = self.label_rule
-        scores = lower_seen(self.activate(logits), rule.seen_classes, rule.seen_bias)
+        scores = lower_seen(logits.sigmoid(), rule.seen_classes, rule.seen_bias)
         return _resize(scores, (image.shape[2], image.shape[3]))
-
-    def activate(self, logits: Tensor) -> Tensor:
-        """Turn logits ``[B, C, H, W]`` into probabilities, as :attr:`label_rule` says."""
-        softmax = self.label_rule.activation == "softmax"
-        return logits.softmax(dim=1) if softmax else logits.sigmoid()
 
     def upsample(self, mask_logits: Tensor) -> Tensor:
         """Upsample mask logits ``[B, C, gh, gw]`` to ``[B, C, image_size, image_size]``."""
@@ -306,33 +276,12 @@ def _resize(x: Tensor, size_hw: tuple[int, int]) -> Tensor:
     return F.interpolate(x, size=size_hw, mode="bilinear", align_corners=False)
 
 
-Descriptor = Literal["relationship", "text"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ZegCLIPConfig(DescriptorConfig):
-    """Everything that defines a ZegCLIP model besides its weights."""
-
-    # What class queries are made of. "relationship" is official: the image's embedding times the
-    # text's, and the text's. "text" leaves the image out, to measure what it contributes
-    descriptor: Descriptor = "relationship"
-
-    def __post_init__(self) -> None:
-        """Check the settings."""
-        super().__post_init__()
-        check_choice("descriptor", self.descriptor, get_args(Descriptor))
-
-
 class DecodeHead(nn.Module):
     """Relationship descriptor and mask decoder."""
 
-    def __init__(
-        self, config: DecoderConfig, embed_dim: int, descriptor: Descriptor = "relationship"
-    ) -> None:
+    def __init__(self, config: DecoderConfig, embed_dim: int) -> None:
         super().__init__()
-        self.descriptor = descriptor
-        width = embed_dim if descriptor == "text" else 2 * embed_dim
-        self.q_proj = nn.Linear(width, config.query_dim)
+        self.q_proj = nn.Linear(2 * embed_dim, config.query_dim)
         self.decoder_1 = MaskDecoder(config, embed_dim)
 
     @torch.no_grad()
@@ -352,12 +301,9 @@ class DecodeHead(nn.Module):
 
     def forward(self, patch_embeds: Tensor, cls_embed: Tensor, text_embeds: Tensor) -> Tensor:
         """Mask logits ``[B, C, N]`` of ``[B, N, D]``, ``[B, D]`` and ``[C, D]``, all unit norm."""
-        if self.descriptor == "text":
-            queries = self.q_proj(text_embeds).expand(len(cls_embed), -1, -1)
-        else:
-            queries = relationship_descriptor(
-                cls_embed, text_embeds, self.q_proj.weight, self.q_proj.bias
-            )
+        queries = relationship_descriptor(
+            cls_embed, text_embeds, self.q_proj.weight, self.q_proj.bias
+        )
         return self.decoder_1(queries, patch_embeds)  # type: ignore[no-any-return]
 
 
@@ -365,11 +311,10 @@ class ZegCLIP(DescriptorModel):
     """The complete model; see :class:`zsseg_rt.models.descriptor.model.DescriptorModel`."""
 
     architecture = "zegclip"
-    independent_queries = True
     decode_head: DecodeHead
 
     def __init__(self, config: ZegCLIPConfig) -> None:
-        head = DecodeHead(config.decoder, config.image_encoder.embed_dim, config.descriptor)
+        head = DecodeHead(config.decoder, config.image_encoder.embed_dim)
         super().__init__(config, PromptedImageEncoder(config.image_encoder), head)
 
     def freeze_unread(self) -> None:
@@ -392,10 +337,6 @@ class ZegCLIP(DescriptorModel):
             cls_embed=cls_embed,
         )
 
-    def encoder_outputs(self, output: SegmentationOutput) -> tuple[Tensor, Tensor]:
-        """Patch and class embeddings, unchanged; see :meth:`DescriptorModel.encoder_outputs`."""
-        return output.patch_embeds.flatten(2).transpose(1, 2), output.cls_embed
-
 
 class CellEmbeds(NamedTuple):
     """The result of the cell image tower."""
@@ -408,13 +349,10 @@ class CellEmbeds(NamedTuple):
 def attention_allowed(
     grid_hw: tuple[int, int], num_cells: int, num_prompts: int, *, official: bool = False
 ) -> Tensor:
-    """Which token may see which: rows see columns, ordered class, prompts, patches, cells.
+    """Which token may see which, bool ``[1 + P + N + R]`` twice: class, prompts, patches, cells.
 
     Class, prompts and patches see each other. A cell and its own patches see each other, and a
     cell sees itself; no other token sees a cell, and a cell sees no other token.
-
-    Returns:
-        bool ``[1 + P + N + R, 1 + P + N + R]``.
     """
     cells = torch.from_numpy(cells_of_patches(grid_hw, num_cells, official=official))
     inside = F.one_hot(cells, num_cells + 1)[:, :num_cells].bool()
@@ -444,27 +382,9 @@ class CellImageEncoder(PromptedImageEncoder):
     apart, because officially they all start as one vector and are frozen.
     """
 
-    def __init__(self, config: ImageEncoderConfig, *, exact: bool = False) -> None:
+    def __init__(self, config: ImageEncoderConfig) -> None:
         super().__init__(config)
-        self.exact = exact
         self.region_level_bridge = nn.Parameter(torch.zeros(config.num_cells, config.width))
-
-    def grid_hw(self, size_hw: tuple[int, int]) -> tuple[int, int]:
-        """The patch grid; see :meth:`ImageEncoder.grid_hw`."""
-        grid_hw = super().grid_hw(size_hw)
-        grid_side, side = self.config.grid_side, self.config.side
-        if self.exact and grid_hw != (grid_side, grid_side):
-            raise ShapeError(
-                f"image: expected {side}x{side} pixels in exact mode, got "
-                f"{size_hw[0]}x{size_hw[1]}. The official cell mask has one size: resize or crop "
-                "the image, or build the model with exact=False."
-            )
-        return grid_hw
-
-    def attention_allowed(self, grid_hw: tuple[int, int], num_prompts: int) -> Tensor:
-        """The mask for a grid: as in the official code on the official grid, else cut evenly."""
-        official = grid_hw == (self.config.grid_side,) * 2
-        return attention_allowed(grid_hw, self.config.num_cells, num_prompts, official=official)
 
     def embed_patches(self, image: Tensor) -> Tensor:
         """Class, patch and cell tokens after ``ln_pre``, ``[B, 1 + N + R, W]``."""
@@ -475,9 +395,11 @@ class CellImageEncoder(PromptedImageEncoder):
         """Encode images; see :meth:`ImageEncoder.forward`."""
         tokens, num_cells = self.embed_patches(image), self.config.num_cells
         grid_hw = self.grid_hw((image.shape[2], image.shape[3]))
+        official = grid_hw == (self.config.grid_side,) * 2  # as in the official code; else even
 
         def mask_of(num_prompts: int) -> Tensor:
-            return self.attention_allowed(grid_hw, num_prompts).to(image.device)
+            allowed = attention_allowed(grid_hw, num_cells, num_prompts, official=official)
+            return allowed.to(image.device)
 
         cls_token, prompts, others = self.run_blocks(tokens, mask_of)
         seeing_all = torch.cat([cls_token, prompts, others[:, :-num_cells]], dim=1)
@@ -488,22 +410,14 @@ class CellImageEncoder(PromptedImageEncoder):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipRCConfig(DescriptorConfig):
+class ClipRCConfig(ZegCLIPConfig):
     """Everything that defines a CLIP-RC model besides its weights."""
 
     image_encoder: ImageEncoderConfig = field(
         default_factory=lambda: ImageEncoderConfig(num_cells=16)
     )
-    # Whether images with a grid other than the official one are refused, as the official code does;
-    # otherwise the cell mask is built for the image's own grid
-    exact: bool = False
     # Whether the model has the recovery decoder, which runs in training only
     with_recovery: bool = True
-
-    @staticmethod
-    def from_earlier(raw: Mapping[str, Any]) -> dict[str, Any]:
-        """Settings as earlier versions wrote them, in today's words."""
-        return with_cells(without_retired(raw))
 
 
 @dataclass(frozen=True)
@@ -612,11 +526,10 @@ class ClipRC(DescriptorModel):
     """The complete model; see :class:`zsseg_rt.models.descriptor.model.DescriptorModel`.
 
     The official code only takes 512x512 pixels. Here any size of at least one patch works, square
-    or not, unless ``config.exact`` is set: the cells then divide the image's own grid.
+    or not: the cells then divide the image's own grid.
     """
 
     architecture = "clip_rc"
-    independent_queries = False
     config: ClipRCConfig
     backbone: CellImageEncoder
     decode_head: CellDecodeHead
@@ -624,7 +537,7 @@ class ClipRC(DescriptorModel):
     def __init__(self, config: ClipRCConfig) -> None:
         encoder = config.image_encoder
         head = CellDecodeHead(config.decoder, encoder.embed_dim, with_recovery=config.with_recovery)
-        super().__init__(config, CellImageEncoder(encoder, exact=config.exact), head)
+        super().__init__(config, CellImageEncoder(encoder), head)
 
     def forward(self, image: Tensor, text_embeds: Tensor) -> CellOutput:
         """See :meth:`DescriptorModel.forward`."""
@@ -642,14 +555,185 @@ class ClipRC(DescriptorModel):
             recovery=recovery,
         )
 
-    def encoder_outputs(self, output: SegmentationOutput) -> tuple[Tensor, Tensor]:
-        """Projected patches, and cells plus image; see :meth:`DescriptorModel.encoder_outputs`."""
-        assert isinstance(output, CellOutput)
-        embeds = CellEmbeds(
-            patch_embeds=output.patch_embeds.flatten(2).transpose(1, 2),
-            cls_embed=output.cls_embed,
-            cell_embeds=output.cell_embeds.flatten(2).transpose(1, 2),
+
+# --- from CLIP weights, to be trained, and from official checkpoints ---
+
+_TEXT = "text_encoder."
+_UNUSED = r"decode_head\.(.*\.(self_attn|norm1)\..*|loss_decode\..*)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZegCLIPStart(ClipSource):
+    """Starts ZegCLIP from CLIP weights, prompts and decode head initialised for training.
+
+    The positional embedding is resized to ``image_size`` (bilinear).
+    """
+
+    made: ClassVar[Any] = ZegCLIP
+    made_config: ClassVar[Any] = ZegCLIPConfig
+
+    num_prompts: int = 10  # Visual prompts per layer; officially 10 for VOC, 100 for COCO-Stuff
+    image_size: int = 512  # Side of training crops, in pixels; a multiple of the patch size
+    # Pixels from one patch to the next, such as half the patch size for four times as many patches;
+    # None is the patch size, as officially
+    patch_stride: int | None = None
+    # Sizes of the decoders; None is the official ones at CLIP's embedding width
+    decoder: DecoderConfig | None = None
+    seen_classes: Sequence[int] = ()  # Rows of the text embeddings that are trained on
+    # Whether training is self-training; see ZegCLIPConfig
+    self_trained: bool = False
+    # Whether initial weights are scaled for the unit vectors that they read, for short trainings;
+    # see scale_for_unit_inputs. Not official
+    unit_inputs: bool = False
+    # Initial weights of the decoder's layers: "random", or "copies" of the first layer, as
+    # officially
+    start: Literal["random", "copies"] = "random"
+
+    def build(self) -> DescriptorModel:
+        """Make the model, in evaluation mode, with its text tower."""
+        self._check()
+        weights = self.load()
+        encoder = self._encoder(weights)
+        check_size((self.image_size, self.image_size), encoder.patch_size)
+        sizes = DecoderConfig(query_dim=encoder.embed_dim, ffn_dim=4 * encoder.embed_dim)
+        fields = {"decoder": sizes, **shared_fields(self, self.made_config)}
+        grid, deep = self.image_size // encoder.stride, encoder.num_layers - 1
+        encoder = replace(
+            encoder, grid_side=grid, num_prompts=self.num_prompts, num_deep_prompts=deep
         )
-        height, width = output.patch_embeds.shape[2:]
-        cells = embeds.cell_embeds + embeds.cls_embed[:, None]
-        return self.decode_head.lateral(embeds, (height, width)), cells[0]
+        text = text_config(weights)
+        config = self.made_config(image_encoder=encoder, text_encoder=text, **fields)
+        model: DescriptorModel = start_from_clip(self.made(config), weights, "backbone")
+        head: Any = model.decode_head
+        if self.unit_inputs:
+            head.scale_for_unit_inputs()
+        stacks = [part for part in head.children() if isinstance(part, DecoderStack)]
+        for stack in stacks if self.start == "copies" else ():
+            stack.copy_first_layer()
+        self._finish(model, weights)
+        return model
+
+    def _check(self) -> None:
+        """Refuse bad settings before weights are read."""
+        check_choice("start", self.start, ("random", "copies"))
+
+    def _encoder(self, weights: ClipTensors) -> ImageEncoderConfig:
+        return replace(image_config(weights), patch_stride=self.patch_stride)
+
+    def _finish(self, model: DescriptorModel, weights: ClipTensors) -> None:
+        """Steps after the head's start."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipRCStart(ZegCLIPStart):
+    """Starts CLIP-RC. Every cell token starts, and stays, as class embedding with its position."""
+
+    made, made_config = ClipRC, ClipRCConfig
+
+    num_cells: int = 16  # Cell tokens, a square number
+
+    def _check(self) -> None:
+        super()._check()
+        if self.num_cells < 1 or math.isqrt(self.num_cells) ** 2 != self.num_cells:
+            raise ArgumentError(
+                f"num_cells: expected a square number of at least 1, got {self.num_cells}. "
+                "Officially it is 16."
+            )
+
+    def _encoder(self, weights: ClipTensors) -> ImageEncoderConfig:
+        return replace(super()._encoder(weights), num_cells=self.num_cells)
+
+    @torch.no_grad()
+    def _finish(self, model: DescriptorModel, weights: ClipTensors) -> None:
+        assert isinstance(model, ClipRC)
+        token = weights.visual["class_embedding"] + weights.visual["positional_embedding"][0]
+        model.backbone.region_level_bridge.copy_(torch.as_tensor(token))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfficialZegCLIP:
+    """Builds ZegCLIP from an official checkpoint; sizes are read from shapes."""
+
+    made: ClassVar[Any] = ZegCLIP
+    made_config: ClassVar[Any] = ZegCLIPConfig
+    layers: ClassVar[str] = "decode_head.decoder_1.layers."
+
+    num_heads: int | None = None  # Heads of the image tower; None is one per 64 channels
+    decoder_heads: int = 8  # Heads of the decoder
+    text_heads: int | None = None  # Heads of the text tower; None is one per 64 channels
+    # Side in pixels that masks are upsampled to before the sigmoid; None is the size the positional
+    # embedding is stored for (512 officially)
+    image_size: int | None = None
+    # Rows of the text embeddings whose classes were trained on. Official: 0 to 14 for VOC, the 156
+    # seen classes for COCO-Stuff. Empty: predict lowers no score
+    seen_classes: Sequence[int] = ()
+    # Whether the weights come from self-training; then no score is lowered
+    self_trained: bool = False
+    with_text_encoder: bool = True  # Whether to build the text tower when the checkpoint holds one
+    prompt_dropout: float = 0.1  # Dropout on the projected prompts, in training
+    decoder_dropout: float = 0.1  # Dropout in the decoder's layers, in training
+
+    def build(self, state_dict: Mapping[str, Tensor]) -> DescriptorModel:
+        """Make the model, in evaluation mode; the weights are copies.
+
+        Args:
+            state_dict: Official keys, float32; see
+                :func:`zsseg_rt.torch_files.checkpoints.load_checkpoint`.
+        """
+        name: str = self.made.architecture
+        check_float32(state_dict, name)
+        file = Checked(tensors=state_dict, what=name)
+        encoder = self._encoder(file)
+        has_text = self.with_text_encoder and file.has(_TEXT)
+        text = text_encoder_config(file, _TEXT, self.text_heads) if has_text else None
+        fields = {"image_size": encoder.side, **shared_fields(self, self.made_config)}
+        config = self.made_config(
+            image_encoder=encoder,
+            decoder=self._decoder(file),
+            text_encoder=text,
+            **fields,
+            **self._more(file),
+        )
+        ignored = (_UNUSED, *(() if has_text else (r"text_encoder\..*",)))
+        make: Callable[[Any], DescriptorModel] = self.made
+        return load_into(make, config, state_dict, architecture=name, ignored=ignored)
+
+    def _encoder(self, file: Checked) -> ImageEncoderConfig:
+        num_deep_prompts, num_prompts, _ = file.shape("backbone.deep_prompt_embeddings", 3)
+        return replace(
+            image_encoder_config(file, "backbone.", self.num_heads),
+            num_prompts=num_prompts,
+            num_deep_prompts=num_deep_prompts,
+            prompt_dropout=self.prompt_dropout,
+        )
+
+    def _decoder(self, file: Checked) -> DecoderConfig:
+        query_dim = file.shape("decode_head.q_proj.weight", 2)[0]
+        return DecoderConfig(
+            query_dim=query_dim,
+            num_layers=file.depth(self.layers),
+            num_heads=divisor("decoder_heads", self.decoder_heads, query_dim),
+            ffn_dim=file.shape(f"{self.layers}0.linear1.weight", 2)[0],
+            dropout=self.decoder_dropout,
+        )
+
+    def _more(self, file: Checked) -> dict[str, Any]:
+        """Fields of the configuration that only one system has."""
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfficialClipRC(OfficialZegCLIP):
+    """Builds CLIP-RC, with a recovery decoder if the checkpoint holds one."""
+
+    made, made_config = ClipRC, ClipRCConfig
+    layers = "decode_head.decoder_q.layers."
+
+    def _encoder(self, file: Checked) -> ImageEncoderConfig:
+        name = "backbone.region_level_bridge"
+        num_cells = file.shape(name, 2)[0]
+        file.check_square(name, num_cells, others=0)
+        return replace(super()._encoder(file), num_cells=num_cells)
+
+    def _more(self, file: Checked) -> dict[str, Any]:
+        return {"with_recovery": file.has("decode_head.recovery_decoder.")}

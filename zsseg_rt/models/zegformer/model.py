@@ -33,6 +33,7 @@ from zsseg_rt.models.base import (
 )
 from zsseg_rt.models.clip.towers import ImageEncoderConfig, TextEncoder, TextEncoderConfig, unit
 from zsseg_rt.models.clip.weights import (
+    ClipSource,
     image_config,
     image_encoder_config,
     load_into,
@@ -57,42 +58,16 @@ from zsseg_rt.models.zegformer.decoder import (
     upsample_masks,
 )
 from zsseg_rt.networks.zegformer import IMAGE_MEAN, IMAGE_STD, REGION_MEAN, REGION_STD
-from zsseg_rt.torch_files.checkpoints import Sizes, check_float32, load_checkpoint, load_weights
-from zsseg_rt.torch_files.clip_weights import ClipSource, ClipWeights
+from zsseg_rt.torch_files.checkpoints import check_float32, load_checkpoint, load_weights
+from zsseg_rt.torch_files.clip_arrays import ClipTensors
+from zsseg_rt.torch_files.clip_layouts import Settings
+from zsseg_rt.torch_files.shapes import Checked, divisor
 from zsseg_rt.torch_files.zegformer_arrays import REGION_TEMPLATES, UNUSED_KEYS
 
 Fusion = Literal["seen_and_unseen", "all_classes", "regions", "segments"]
 FUSIONS: tuple[str, ...] = get_args(Fusion)
 
-_FLAGS = ("ensemble", "ensemble_all_classes", "clip_classification")
-
-
-def fusion_of_flags(
-    ensemble: bool = True, ensemble_all_classes: bool = False, clip_classification: bool = True
-) -> Fusion:
-    """Translate the flags of the official configuration.
-
-    Example:
-        >>> fusion_of_flags(ensemble=False)
-        'regions'
-    """
-    if not clip_classification:
-        return "segments"
-    if ensemble_all_classes:
-        return "all_classes"
-    return "seen_and_unseen" if ensemble else "regions"
-
-
-def with_fusion(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with the flags of earlier versions replaced by one ``fusion``.
-
-    Example:
-        >>> with_fusion({"ensemble": False, "queries": 100})
-        {'queries': 100, 'fusion': 'regions'}
-    """
-    flags = {name: settings[name] for name in _FLAGS if name in settings}
-    rest = {name: value for name, value in settings.items() if name not in flags}
-    return rest | {"fusion": fusion_of_flags(**flags)} if flags else rest
+_DIVISOR = 32  # of the sides that images are padded to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,15 +94,11 @@ class ZegFormerConfig:
     # What CLIP is shown of each segment (official CLIP_CLS_STYLE); see crop_regions
     region_style: RegionStyle = "cropmask"
     region_batch: int = 10  # Regions that are cut out and encoded at once; limits memory use
-    size_divisor: int = 32  # Images are padded to multiples of this many pixels
     # Short side that images are resized to, in pixels (official MIN_SIZE_TEST: 512, for COCO-Stuff
     # 640)
     image_size: int = 512
 
-    from_earlier = staticmethod(with_fusion)
-
     def __post_init__(self) -> None:
-        """Check the settings."""
         check_choice("fusion", self.fusion, FUSIONS)
         check_choice("region_style", self.region_style, REGION_STYLES)
         if self.region_batch < 1:
@@ -271,13 +242,11 @@ class ZegFormer(SegmentationModel):
     ) -> Tensor:
         """Normalise images and pad them with zeros to one size, ``[B, 3, H, W]``.
 
-        H and W are multiples of ``size_divisor``; padding is at the right and the bottom.
+        H and W are multiples of 32; padding is at the right and the bottom.
         """
         like = self.sem_seg_head.predictor.bg_feature
-        divisor = self.config.size_divisor
-        height, width = (
-            -(-max(image.shape[axis] for image in images) // divisor) * divisor for axis in (1, 2)
-        )
+        sides = (max(image.shape[axis] for image in images) for axis in (1, 2))
+        height, width = (-(-side // _DIVISOR) * _DIVISOR for side in sides)
         offset, scale = (
             torch.tensor(values, dtype=like.dtype, device=like.device).view(3, 1, 1)
             for values in (mean, std)
@@ -303,15 +272,11 @@ class ZegFormer(SegmentationModel):
         rows = [
             clip.embed_images(crop_regions(plane, batch, style=style, side=side))
             for plane, masks in zip(planes, segments.masks, strict=True)
-            for batch in self._batches(masks)
+            for batch in torch.split(masks, self.config.region_batch)
         ]
         embeds = torch.unflatten(torch.cat(rows), 0, segments.masks.shape[:2])
         logits = clip.logit_scale.exp() * unit(embeds) @ text_features.to(embeds).T
         return torch.cat([logits, segments.logits[..., -1:]], dim=-1)
-
-    def _batches(self, x: Tensor) -> list[Tensor]:
-        size = self.config.region_batch
-        return [x[start : start + size] for start in range(0, len(x), size)]
 
     def fuse(self, pred_logits: Tensor, clip_logits: Tensor | None) -> Tensor:
         """Combine the two branches' class weights.
@@ -354,9 +319,8 @@ class ZegFormer(SegmentationModel):
         Seen classes are lowered by ``calibration``.
         """
         maps = class_scores.new_zeros(class_scores.shape[1], padded_hw[0] * padded_hw[1])
-        for scores, logits in zip(
-            self._batches(class_scores), self._batches(mask_logits), strict=True
-        ):
+        batches = (torch.split(x, self.config.region_batch) for x in (class_scores, mask_logits))
+        for scores, logits in zip(*batches, strict=True):
             maps = maps.addmm(scores.T, upsample_masks(logits, padded_hw).sigmoid().flatten(1))
         cut = torch.unflatten(maps, 1, padded_hw)[:, : image_hw[0], : image_hw[1]]
         resized = F.interpolate(cut.unsqueeze(0), size=out_hw, mode="bilinear").squeeze(0)
@@ -417,18 +381,15 @@ class OfficialZegFormer:
     num_heads: int = 8  # Heads of the query decoder
     # What is subtracted from seen classes' score maps; 0 or less for nothing
     calibration: float = 0.1
-    # Who decides; see ZegFormerConfig. None is what the three official flags below say; with a
-    # value, leave the flags out
+    # Who decides; see ZegFormerConfig. None is what ensemble says
     fusion: Fusion | None = None
-    ensemble: bool = True  # Whether the text branch and CLIP decide together
-    ensemble_all_classes: bool = False  # Whether they do so with the same weights for all classes
-    # Whether CLIP classifies regions; if not, the text branch decides alone. None means yes, except
-    # for a checkpoint without CLIP whose branches should not decide together
-    clip_classification: bool | None = None
+    # Whether the text branch and CLIP decide together; if not, CLIP alone, or for a checkpoint
+    # without CLIP the text branch
+    ensemble: bool = True
     # What CLIP is shown of each segment: "cropmask", "mask" or "crop"
     region_style: RegionStyle = "cropmask"
     region_batch: int = 10  # Regions that are cut out and encoded at once; limits memory use
-    clip: ClipWeights | None = None  # CLIP's weights; replaces those of the checkpoint
+    clip: ClipTensors | None = None  # CLIP's weights; replaces those of the checkpoint
     # Heads of CLIP's image tower; None is as clip says, or one per 64 channels
     clip_heads: int | None = None
     text_heads: int | None = None  # Heads of CLIP's text tower; likewise
@@ -443,11 +404,12 @@ class OfficialZegFormer:
         """
         state_dict = _with_clip(state_dict, self.clip)
         check_float32(state_dict, "zegformer")
-        sizes = Sizes(state_dict, "zegformer")
-        has_clip = sizes.has(_CLIP)
-        fusion = self._fusion(has_clip)
-        backbone = _backbone_config(sizes)
-        decoder = _decoder_config(sizes, self.num_heads, self.dropout)
+        file = Checked(tensors=state_dict, what="zegformer")
+        has_clip = file.has(_CLIP)
+        alone: Fusion = "regions" if has_clip else "segments"
+        fusion = self.fusion or ("seen_and_unseen" if self.ensemble else alone)
+        backbone = _backbone_config(file)
+        decoder = _decoder_config(file, self.num_heads, self.dropout)
         own = {"backbone": backbone, "decoder": decoder, "fusion": fusion}
         fields = {**shared_fields(self, ZegFormerConfig), **own}
         if fusion != "segments" and not has_clip:
@@ -457,63 +419,52 @@ class OfficialZegFormer:
                 "(--clip FILE), or fusion='segments' for the text branch alone (--fusion segments)."
             )
         if has_clip:
-            fields |= self._towers(sizes, decoder.embed_dim)
+            fields |= self._towers(file, decoder.embed_dim)
         config, name = ZegFormerConfig(**fields), "zegformer"
         return load_into(ZegFormer, config, state_dict, architecture=name, ignored=UNUSED_KEYS)
 
-    def _towers(self, sizes: Sizes, embed_dim: int) -> dict[str, Any]:
-        clip = self.clip or ClipWeights(visual={}, text={}, activation="quick_gelu")
-        heads = clip.num_heads if self.clip_heads is None else self.clip_heads
-        image = image_encoder_config(sizes, _CLIP + "visual.", heads, clip.activation)
+    def _towers(self, file: Checked, embed_dim: int) -> dict[str, Any]:
+        settings = self.clip.settings if self.clip else Settings()
+        heads = settings.num_heads if self.clip_heads is None else self.clip_heads
+        image = image_encoder_config(file, _CLIP + "visual.", heads, settings.activation)
         if image.embed_dim != embed_dim:
             raise CheckpointError(
                 f"{_CLIP}visual.proj: expected the width {embed_dim} of the text branch, got "
                 f"{image.embed_dim}. Use the CLIP that the checkpoint was trained with, ViT-B/16."
             )
-        heads = clip.text_heads if self.text_heads is None else self.text_heads
-        text = text_encoder_config(sizes, _CLIP, heads, clip.activation)
+        heads = settings.text_heads if self.text_heads is None else self.text_heads
+        text = text_encoder_config(file, _CLIP, heads, settings.activation)
         return {"clip_image": image, "clip_text": text}
 
-    def _fusion(self, has_clip: bool) -> Fusion:
-        """Who decides: as given, or as the official flags say."""
-        together = (self.ensemble, self.ensemble_all_classes)
-        if self.fusion is None:
-            looks = self.clip_classification
-            if looks is None:
-                looks = has_clip or any(together)
-            return fusion_of_flags(*together, looks)
-        if (*together, self.clip_classification) != (True, False, None):
-            raise ArgumentError(
-                f"fusion: expected none besides the official flags ensemble, ensemble_all_classes "
-                f"and clip_classification, got {self.fusion!r}. Leave the flags out."
-            )
-        return self.fusion
 
-
-def _with_clip(state_dict: Mapping[str, Tensor], clip: ClipWeights | None) -> dict[str, Tensor]:
+def _with_clip(state_dict: Mapping[str, Tensor], clip: ClipTensors | None) -> dict[str, Tensor]:
     """CLIP's tensors as float32, from ``clip`` if given."""
     if clip is None:
         own = {k: v for k, v in state_dict.items() if k.startswith(_CLIP) and hasattr(v, "float")}
         return {**state_dict, **{key: value.float() for key, value in own.items()}}
     rest = {key: value for key, value in state_dict.items() if not key.startswith(_CLIP)}
-    visual = {f"{_CLIP}visual.{key}": value for key, value in clip.visual.items()}
-    text = {_CLIP + key: value for key, value in clip.text.items()}
-    return rest | visual | text | {_CLIP + "logit_scale": torch.tensor(math.log(100.0))}
+    return rest | {_CLIP + key: torch.as_tensor(value) for key, value in _named(clip).items()}
 
 
-def _backbone_config(sizes: Sizes) -> ResNetConfig:
+def _named(clip: ClipTensors) -> dict[str, Any]:
+    """Both towers under OpenAI's names, with the scale that the official code uses."""
+    towers = {f"visual.{key}": value for key, value in clip.visual.items()}
+    return {**towers, **clip.text, "logit_scale": torch.tensor(math.log(100.0))}
+
+
+def _backbone_config(file: Checked) -> ResNetConfig:
     return ResNetConfig(
-        stem_width=sizes.of("backbone.stem.conv1.weight", 4)[0],
-        widths=tuple(sizes.of(f"backbone.{name}.0.conv1.weight", 4)[0] for name in _STAGES),
-        depths=tuple(sizes.count(f"backbone.{name}.") for name in _STAGES),
+        stem_width=file.shape("backbone.stem.conv1.weight", 4)[0],
+        widths=tuple(file.shape(f"backbone.{name}.0.conv1.weight", 4)[0] for name in _STAGES),
+        depths=tuple(file.depth(f"backbone.{name}.") for name in _STAGES),
     )
 
 
-def _decoder_config(sizes: Sizes, num_heads: int, dropout: float) -> QueryDecoderConfig:
+def _decoder_config(file: Checked, num_heads: int, dropout: float) -> QueryDecoderConfig:
     predictor = "sem_seg_head.predictor."
     layers = predictor + "transformer.decoder.layers."
-    mask_dim, conv_dim, _, _ = sizes.of("sem_seg_head.pixel_decoder.mask_features.weight", 4)
-    num_queries, hidden_dim = sizes.of(predictor + "query_embed.weight", 2)
+    mask_dim, conv_dim, _, _ = file.shape("sem_seg_head.pixel_decoder.mask_features.weight", 4)
+    num_queries, hidden_dim = file.shape(predictor + "query_embed.weight", 2)
     if conv_dim % NUM_GROUPS:
         raise CheckpointError(
             f"sem_seg_head.pixel_decoder.mask_features.weight: expected a multiple of {NUM_GROUPS} "
@@ -524,11 +475,11 @@ def _decoder_config(sizes: Sizes, num_heads: int, dropout: float) -> QueryDecode
         mask_dim=mask_dim,
         hidden_dim=hidden_dim,
         num_queries=num_queries,
-        num_layers=sizes.count(layers),
-        num_heads=sizes.heads("num_heads", num_heads, hidden_dim),
-        ffn_dim=sizes.of(layers + "0.linear1.weight", 2)[0],
-        mask_layers=sizes.count(predictor + "mask_embed.layers."),
-        embed_dim=sizes.of(predictor + "bg_feature", 2)[1],
+        num_layers=file.depth(layers),
+        num_heads=divisor("num_heads", num_heads, hidden_dim),
+        ffn_dim=file.shape(layers + "0.linear1.weight", 2)[0],
+        mask_layers=file.depth(predictor + "mask_embed.layers."),
+        embed_dim=file.shape(predictor + "bg_feature", 2)[1],
         dropout=dropout,
     )
 
@@ -562,11 +513,8 @@ class ZegFormerStart(ClipSource):
     # "resnet50", "resnet101", or the sizes of another ResNet
     backbone: str | ResNetConfig = "resnet50"
     # A state_dict file of torchvision's ResNet of these sizes, such as resnet50-0676ba61.pth; its
-    # classifier is not used. None starts untrained
+    # classifier is not used, and its batch norms are frozen. None starts untrained
     backbone_weights: str | Path | None = None
-    # Whether batch norms are "frozen" or "learned". None freezes pretrained ones, as the official
-    # code does, and lets untrained ones learn
-    backbone_norm: BackboneNorm | None = None
     queries: int = 100  # Number Q of proposed segments
     # Sizes of the decoders; None is the official ones. Its num_queries is queries, its embed_dim
     # CLIP's
@@ -585,7 +533,7 @@ class ZegFormerStart(ClipSource):
         """Make the model, in evaluation mode, with both towers of CLIP."""
         weights = self.load()
         image = image_config(weights)
-        norm = self.backbone_norm or ("learned" if self.backbone_weights is None else "frozen")
+        norm: BackboneNorm = "learned" if self.backbone_weights is None else "frozen"
         fields = {
             **shared_fields(self, ZegFormerConfig),
             "backbone": replace(_backbone(self.backbone), norm=norm),
@@ -662,9 +610,9 @@ def _initialise(model: ZegFormer) -> None:
                 nn.init.zeros_(module.bias)
 
 
-def _load_clip_model(model: ZegFormer, weights: ClipWeights) -> None:
+def _load_clip_model(model: ZegFormer, weights: ClipTensors) -> None:
     assert model.clip_model is not None
-    tensors = {f"visual.{key}": value for key, value in weights.visual.items()} | weights.text
-    scale = math.log(100.0) if weights.logit_scale is None else weights.logit_scale
-    tensors["logit_scale"] = torch.tensor(scale)
+    tensors = _named(weights)
+    if weights.logit_scale is not None:
+        tensors["logit_scale"] = torch.tensor(weights.logit_scale)
     load_weights(model.clip_model, tensors, architecture="CLIP")

@@ -99,9 +99,8 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """Pre-norm block: ``x += attn(norm1(x)); x += mlp(norm2(x))``."""
 
-    def __init__(self, width: int, num_heads: int, drop_path: float = 0.0) -> None:
+    def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
-        self.drop_path = drop_path
         self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
         self.attn = _Attention(width, num_heads)
         self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
@@ -109,14 +108,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[B, N, W]`` to ``[B, N, W]``."""
-        x = x + self._drop(self.attn(self.norm1(x)))
-        return x + self._drop(self.mlp(self.norm2(x)))
-
-    def _drop(self, branch: Tensor) -> Tensor:
-        if not self.training or self.drop_path == 0.0:
-            return branch
-        mask = torch.rand(branch.shape[0], 1, 1, device=branch.device) >= self.drop_path
-        return branch * mask / (1.0 - self.drop_path)
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
 
 
 class _PatchEmbed(nn.Module):

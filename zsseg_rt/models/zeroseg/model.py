@@ -1,7 +1,6 @@
 """ZeroSeg: an MAE student that learns segments from CLIP's image encoder alone.
 
-Nothing official can be loaded: neither code nor weights were published. What the paper leaves open
-is an option of :class:`zsseg_rt.models.zeroseg.model.ZeroSegConfig`.
+Nothing official can be loaded: neither code nor weights were published.
 
 Source:
     Chen et al., "Exploring Open-Vocabulary Semantic Segmentation from CLIP Vision Encoder
@@ -12,9 +11,10 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,57 +23,43 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from zsseg_rt import ops
-from zsseg_rt.common.checks import check_choice, check_size
-from zsseg_rt.errors import ArgumentError, ShapeError
+from zsseg_rt.common.checks import check_size
+from zsseg_rt.errors import ArgumentError, CheckpointError, ShapeError
 from zsseg_rt.models.base import (
     LONGEST_SIDE,
     SegmentationModel,
     SlideSettings,
-    check_picture,
     input_image,
     score_windows,
 )
 from zsseg_rt.models.clip.towers import TextEncoder, attend
+from zsseg_rt.models.clip.weights import ClipSource, build_text_encoder, load_into
+from zsseg_rt.models.functional import shared_fields
 from zsseg_rt.models.zeroseg.encoder import NORM_EPS, Block, Mlp, ReconstructionHead, StudentEncoder
+from zsseg_rt.torch_files.checkpoints import check_float32, load_checkpoint, load_weights
+from zsseg_rt.torch_files.shapes import Checked, divisor
 
-
-@dataclass(frozen=True, kw_only=True)
-class ClassRule:
-    """How segments are compared with classes."""
-
-    logit_scale: float = 100.0  # Multiplies cosines before the softmax
-    # Number of classes kept: those nearest to the whole image. None keeps all
-    top_k: int | None = 5
-    plain_cosine: bool = False  # Whether scores are the bare softmax over all classes
-
-    def __post_init__(self) -> None:
-        if not 0 < self.logit_scale < float("inf"):
-            raise ArgumentError(
-                f"logit_scale: expected a number above 0, got {self.logit_scale}. "
-                "GroupViT and CLIP use 100."
-            )
-        if self.top_k is not None and self.top_k < 1:
-            raise ArgumentError(
-                f"top_k: expected at least 1, got {self.top_k}. Use None to keep all classes."
-            )
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def class_scores(
-    segment_embeds: Tensor, image_embed: Tensor, text_embeds: Tensor, rule: ClassRule
+    segment_embeds: Tensor,
+    image_embed: Tensor,
+    text_embeds: Tensor,
+    *,
+    logit_scale: float,
+    top_k: int | None,
 ) -> Tensor:
-    """Score every class for every segment.
+    """Score every class for every segment, ``[B, G, C]`` in [0, 1].
 
     With p the softmax over classes of ``logit_scale * cosine`` and q the same softmax over only the
-    ``top_k`` classes nearest to the whole image, scores are ``p * q``; ``p`` with
-    ``plain_cosine``.
+    ``top_k`` classes nearest to the whole image, scores are ``p * q``.
 
     Shapes:
         segment_embeds: ``[B, G, D]``.
         image_embed: ``[B, D]``.
         text_embeds: ``[C, D]``.
-
-    Returns:
-        ``[B, G, C]`` in [0, 1].
     """
     width = segment_embeds.shape[-1]
     if text_embeds.ndim != 2 or text_embeds.shape[1] != width or not len(text_embeds):
@@ -82,15 +68,13 @@ def class_scores(
             f"{list(text_embeds.shape)}. Use embeddings of the teacher's text encoder."
         )
     text = F.normalize(text_embeds.to(segment_embeds), dim=-1)
-    logits = rule.logit_scale * (F.normalize(segment_embeds, dim=-1) @ text.T)
+    logits = logit_scale * (F.normalize(segment_embeds, dim=-1) @ text.T)
     scores = logits.softmax(dim=-1)
-    if rule.plain_cosine:
-        return scores
-    if rule.top_k is not None and rule.top_k < len(text):
+    if top_k is not None and top_k < len(text):
         overall = F.normalize(image_embed, dim=-1) @ text.T
         order = overall.argsort(dim=-1, descending=True, stable=True)
         dropped = torch.ones_like(overall, dtype=torch.bool)
-        dropped.scatter_(1, order[:, : rule.top_k], False)
+        dropped.scatter_(1, order[:, :top_k], False)
         logits = logits.masked_fill(dropped[:, None], float("-inf"))
     return logits.softmax(dim=-1) * scores
 
@@ -98,19 +82,11 @@ def class_scores(
 def spread_scores(
     scores: Tensor, segments: Tensor, background_threshold: float | None = None
 ) -> Tensor:
-    """Give every pixel the class scores of its segment.
+    """Scores ``[B, G, C]`` by the pixels' segments ``[B, H, W]``, ``[B, C, H, W]``.
 
-    With a background, a segment whose best class is below
-    ``min(background_threshold, best score of all segments)`` is background: channel 0 is 1 there.
-    So the best segment is never background.
-
-    Shapes:
-        scores: ``[B, G, C]``.
-        segments: Segment of every pixel, int64 ``[B, H, W]``.
-        background_threshold: A score in [0, 1]; None for no background channel.
-
-    Returns:
-        ``[B, C, H, W]``, or ``[B, 1 + C, H, W]`` with the background first.
+    With a background, which then is the first of ``1 + C`` channels, a segment whose best class is
+    below ``min(background_threshold, best score of all segments)`` is background.
+    So the best segment never is.
     """
     if background_threshold is not None:
         best = scores.amax(dim=2, keepdim=True)
@@ -120,18 +96,6 @@ def spread_scores(
     spread = scores.gather(1, index).transpose(1, 2)
     return torch.unflatten(spread, 2, segments.shape[1:])
 
-
-def check_threshold(background_threshold: float | None) -> None:
-    """Refuse thresholds that are not scores."""
-    if background_threshold is not None and not 0 <= background_threshold <= 1:
-        raise ArgumentError(
-            f"background_threshold: expected a score in [0, 1], got {background_threshold}. "
-            "Use None for no background."
-        )
-
-
-Projection = Literal["gelu", "batch_norm"]
-SegmentTap = Literal["last_block", "second_grouping"]
 
 ZEROSEG_TEMPLATES = ("a photo of a {}.",)
 """GroupViT's "simple" prompt, which is the paper's example."""
@@ -149,9 +113,6 @@ class ZeroSegConfig:
     decoder_width: int = 512  # Token width of the reconstruction head
     decoder_layers: int = 8  # Blocks of the reconstruction head; 0 for a model without one
     decoder_heads: int = 16  # Attention heads of the reconstruction head
-    # Token width of the segmentation head; unless it is the encoder's, a linear layer precedes the
-    # head. Not in the paper
-    head_width: int = 768
     head_heads: int = 12  # Attention heads of the segmentation head. Not in the paper
     # Blocks before the first grouping, before the second, and after it. The paper says five and
     # where the groupings are; that the fifth is the block that "encodes all segment tokens" is
@@ -159,16 +120,9 @@ class ZeroSegConfig:
     head_layers: tuple[int, int, int] = (2, 2, 1)
     group_tokens: tuple[int, int] = (32, 8)  # Numbers of groups in the two groupings
     embed_dim: int = 768  # Width D of the teacher's joint space
-    projection: Projection = "gelu"  # "gelu" or GroupViT's "batch_norm". Not in the paper
-    projection_width: int = 3072  # Width inside the projection. Not in the paper
-    # Where segment embeddings leave the head: "last_block" through the shared projection or
-    # "second_grouping" through a linear layer. Not in the paper
-    segment_tap: SegmentTap = "last_block"
-    drop_path: float = 0.0  # Stochastic depth of the head, in training. Not in the paper
-    gumbel_tau: float = 1.0  # Temperature of the assignment, in training; GroupViT's
-    assign_eps: float = 1.0  # Added to group sizes before dividing by them; GroupViT's
-    # How segments are compared with classes; GroupViT's
-    rule: ClassRule = field(default_factory=ClassRule)
+    logit_scale: float = 100.0  # Multiplies cosines before the softmax; GroupViT's
+    # Number of classes kept: those nearest to the whole image; GroupViT's. None keeps all
+    top_k: int | None = 5
     # Score below which a bundle's pixels are unknown. None keeps all
     background_threshold: float | None = None
     # Input size in pixels that a bundle is built for; the model itself takes any size
@@ -176,25 +130,9 @@ class ZeroSegConfig:
     templates: tuple[str, ...] = ZEROSEG_TEMPLATES  # Prompts with one {} each
 
     def __post_init__(self) -> None:
-        self._check_sizes()
-        check_choice("projection", self.projection, get_args(Projection))
-        check_choice("segment_tap", self.segment_tap, get_args(SegmentTap))
-        if not 0 <= self.drop_path < 1:
-            raise ArgumentError(
-                f"drop_path: expected a share in [0, 1), got {self.drop_path}. Use 0 for none."
-            )
-        for name in ("gumbel_tau", "assign_eps"):
-            if not getattr(self, name) > 0:
-                raise ArgumentError(
-                    f"{name}: expected a number above 0, got {getattr(self, name)}. Use 1."
-                )
-        check_threshold(self.background_threshold)
-        check_size(self.size_hw, self.patch_size)
-
-    def _check_sizes(self) -> None:
         for heads, width in (
             ("num_heads", "width"),
-            ("head_heads", "head_width"),
+            ("head_heads", "width"),
             ("decoder_heads", "decoder_width"),
         ):
             if getattr(self, heads) < 1 or getattr(self, width) % getattr(self, heads):
@@ -212,6 +150,22 @@ class ZeroSegConfig:
                 f"head_layers: expected three counts, and two positive counts in group_tokens, got "
                 f"{self.head_layers} and {self.group_tokens}. The defaults are (2, 2, 1), (32, 8)."
             )
+        if not 0 < self.logit_scale < float("inf"):
+            raise ArgumentError(
+                f"logit_scale: expected a number above 0, got {self.logit_scale}. "
+                "GroupViT and CLIP use 100."
+            )
+        if self.top_k is not None and self.top_k < 1:
+            raise ArgumentError(
+                f"top_k: expected at least 1, got {self.top_k}. Use None to keep all classes."
+            )
+        threshold = self.background_threshold
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise ArgumentError(
+                f"background_threshold: expected a score in [0, 1], got {threshold}. "
+                "Use None for no background."
+            )
+        check_size(self.size_hw, self.patch_size)
 
 
 class Assignment(NamedTuple):
@@ -223,10 +177,10 @@ class Assignment(NamedTuple):
     soft: Tensor  # Softmax over the groups, without noise, [B, S, L]
 
 
-def hard_assignment(logits: Tensor, *, tau: float, noisy: bool) -> Tensor:
+def hard_assignment(logits: Tensor, *, noisy: bool) -> Tensor:
     """One 1 per column of ``[B, S, L]``, its group; with the gradient of a softmax."""
     if noisy:
-        return F.gumbel_softmax(logits, tau=tau, hard=True, dim=1)
+        return F.gumbel_softmax(logits, hard=True, dim=1)
     groups = torch.arange(logits.shape[1], device=logits.device)[:, None]
     one_hot = (logits.argmax(dim=1, keepdim=True) == groups).to(logits.dtype)
     if not torch.is_grad_enabled():
@@ -268,10 +222,9 @@ class _CrossBlock(nn.Module):
 class _Assign(nn.Module):
     """Assign the inputs to groups and average each group's values."""
 
-    def __init__(self, config: ZeroSegConfig) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        width = config.head_width
-        self.tau, self.eps, self.scale = config.gumbel_tau, config.assign_eps, width**-0.5
+        self.scale = width**-0.5
         self.q_proj = nn.Linear(width, width)
         self.k_proj = nn.Linear(width, width)
         self.v_proj = nn.Linear(width, width)
@@ -280,8 +233,8 @@ class _Assign(nn.Module):
     def forward(self, groups: Tensor, inputs: Tensor) -> tuple[Tensor, Assignment]:
         keys = self.k_proj(inputs).transpose(1, 2)
         logits = ((self.q_proj(groups) @ keys) * self.scale).float()
-        hard = hard_assignment(logits, tau=self.tau, noisy=self.training)
-        shares = hard / (hard.sum(dim=2, keepdim=True) + self.eps)
+        hard = hard_assignment(logits, noisy=self.training)
+        shares = hard / (hard.sum(dim=2, keepdim=True) + 1.0)
         gathered = self.proj(shares.to(inputs.dtype) @ self.v_proj(inputs))
         return gathered, Assignment(hard, logits.softmax(dim=1))
 
@@ -298,13 +251,13 @@ class GroupingBlock(nn.Module):
 
     def __init__(self, config: ZeroSegConfig, num_groups: int) -> None:
         super().__init__()
-        width = config.head_width
+        width = config.width
         self.norm_tokens = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp_inter = _TokenMlp(num_groups, width // 2)
         self.norm_post_tokens = nn.LayerNorm(width, eps=NORM_EPS)
         self.norm_x = nn.LayerNorm(width, eps=NORM_EPS)
         self.pre_assign_attn = _CrossBlock(width, config.head_heads)
-        self.assign = _Assign(config)
+        self.assign = _Assign(width)
         self.norm_new_x = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp_channels = Mlp(width, 4 * width)
 
@@ -324,9 +277,7 @@ class _Stage(nn.Module):
     def __init__(self, config: ZeroSegConfig, index: int) -> None:
         super().__init__()
         layers = range(config.head_layers[index])
-        self.blocks = nn.ModuleList(
-            Block(config.head_width, config.head_heads, config.drop_path) for _ in layers
-        )
+        self.blocks = nn.ModuleList(Block(config.width, config.head_heads) for _ in layers)
 
     def run_blocks(self, x: Tensor) -> Tensor:
         for block in self.blocks:
@@ -337,7 +288,7 @@ class _Stage(nn.Module):
 class _GroupingStage(_Stage):
     def __init__(self, config: ZeroSegConfig, index: int) -> None:
         super().__init__(config, index)
-        width, count = config.head_width, config.group_tokens[index]
+        width, count = config.width, config.group_tokens[index]
         self.grouping = GroupingBlock(config, count)
         self.group_token = nn.Parameter(torch.zeros(1, count, width))
         self.group_projector: nn.Module | None = None
@@ -373,84 +324,22 @@ class SegmentationHead(nn.Module):
 
     def __init__(self, config: ZeroSegConfig) -> None:
         super().__init__()
-        width = config.head_width
-        self.input_proj: nn.Module = nn.Identity()
-        if width != config.width:
-            self.input_proj = nn.Linear(config.width, width)
+        width = config.width
         groupings = [_GroupingStage(config, index) for index in range(2)]
         self.stages = nn.ModuleList([*groupings, _Stage(config, 2)])
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
-        self.projection = config.projection
         self.proj = nn.Sequential(
-            nn.Linear(width, config.projection_width),
-            *(
-                (nn.GELU(),)
-                if config.projection == "gelu"
-                else (nn.BatchNorm1d(config.projection_width), nn.ReLU())
-            ),
-            nn.Linear(config.projection_width, config.embed_dim),
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, config.embed_dim)
         )
-        taps = config.segment_tap == "second_grouping"
-        self.tap = nn.Linear(width, config.embed_dim) if taps else None
 
     def forward(self, patch_tokens: Tensor) -> SegmentOutput:
-        """Group the encoder's visible patches ``[B, L, encoder_width]``."""
-        x = self.input_proj(patch_tokens)
-        first_segments, first_tokens, first = self.stages[0](x)
+        """Group the encoder's visible patches ``[B, L, W]``."""
+        first_segments, first_tokens, first = self.stages[0](patch_tokens)
         segments, _, second = self.stages[1](first_segments, first_tokens)
         last = self.stages[2]
         assert isinstance(last, _Stage)
         hidden = self.norm(last.run_blocks(segments))
-        embeds = self._project(hidden) if self.tap is None else self.tap(segments)
-        image_embed = self._project(hidden.mean(dim=1, keepdim=True))[:, 0]
-        return SegmentOutput(embeds, image_embed, first, second)
-
-    def _project(self, tokens: Tensor) -> Tensor:
-        if self.projection == "gelu":
-            return self.proj(tokens)  # type: ignore[no-any-return]
-        batch, count, _ = tokens.shape  # batch norm counts every token as a sample
-        return self.proj(tokens.flatten(0, 1)).reshape(batch, count, -1)  # type: ignore[no-any-return]
-
-
-@torch.no_grad()
-def segment_predict(
-    model: ZeroSeg,
-    rgb: NDArray[np.uint8],
-    text_embeds: Tensor,
-    *,
-    short_side: int = 448,
-    crop_size: int | None = 448,
-    stride: int = 224,
-    background_threshold: float | None = None,
-) -> Tensor:
-    """Score every class at every pixel of a whole image, as GroupViT's evaluation does.
-
-    Resize so that the short side is ``short_side`` (and the long one at most 2048), normalise,
-    average the class scores of overlapping windows, upsample them to the image.
-
-    Shapes:
-        rgb: uint8 ``[H, W, 3]``, RGB.
-        text_embeds: Class embeddings of the teacher's text encoder, ``[C, D]``.
-
-    Returns:
-        ``[C, H, W]`` at the image's size; with a threshold ``[1 + C, H, W]``, background first.
-        ``.argmax(0)`` gives labels.
-    """
-    check_threshold(background_threshold)
-    check_picture(rgb)
-    height, width = rgb.shape[:2]
-    limit = max(1, LONGEST_SIDE * min(height, width) // max(height, width))
-    crop = LONGEST_SIDE if crop_size is None else crop_size
-    windows = SlideSettings(short_side=min(short_side, limit), crop_size=crop, stride=stride)
-
-    def predict(window: Tensor) -> Tensor:
-        return model.predict(window, text_embeds, background_threshold=background_threshold)
-
-    return score_windows(model, predict, rgb, windows)
-
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+        return SegmentOutput(self.proj(hidden), self.proj(hidden.mean(dim=1)), first, second)
 
 
 class SegmentTokens(NamedTuple):
@@ -516,12 +405,16 @@ class ZeroSeg(SegmentationModel):
         return self.segment(image, text_embeds, (rgb.shape[0], rgb.shape[1]))[0][0]
 
     def slide(self, rgb: NDArray[np.uint8], text_embeds: Tensor, windows: SlideSettings) -> Tensor:
-        """Label every pixel by :func:`segment_predict`; see :meth:`SegmentationModel.slide`."""
-        threshold = self.config.background_threshold
-        scores = segment_predict(
-            self, rgb, text_embeds, **vars(windows), background_threshold=threshold
-        )
-        return scores.argmax(dim=0) - int(threshold is not None)  # the background comes first
+        """Label as GroupViT's evaluation, the long side at most 2048 pixels.
+
+        See :meth:`SegmentationModel.slide`.
+        """
+        height, width = rgb.shape[:2]
+        limit = max(1, LONGEST_SIDE * min(height, width) // max(height, width))
+        windows = replace(windows, short_side=min(windows.short_side, limit))
+        scores = score_windows(self, lambda window: self.predict(window, text_embeds), rgb, windows)
+        background = self.config.background_threshold is not None  # which comes first
+        return scores.argmax(dim=0) - int(background)
 
     def forward(self, image: Tensor) -> SegmentTokens:
         """Find the segments of images; in evaluation mode the result is deterministic.
@@ -535,19 +428,16 @@ class ZeroSeg(SegmentationModel):
         group_map = torch.unflatten(output.group_map(), 2, grid_hw)
         return SegmentTokens(output.segment_embeds, output.image_embed, group_map)
 
-    def predict(
-        self, image: Tensor, text_embeds: Tensor, *, background_threshold: float | None = None
-    ) -> Tensor:
+    def predict(self, image: Tensor, text_embeds: Tensor) -> Tensor:
         """Scores of every class at every pixel: those of the pixel's segment.
 
-        Of ``[B, 3, H, W]`` and ``[C, D]``: ``[B, C, H, W]`` in [0, 1], or ``[B, 1 + C, H, W]`` with
-        the background first.
+        Of ``[B, 3, H, W]`` and ``[C, D]``: ``[B, C, H, W]`` in [0, 1], with a configured
+        ``background_threshold`` ``[B, 1 + C, H, W]`` with the background first.
         """
         tokens = self(image)
-        scores = self.class_scores(tokens, text_embeds)
         shares = F.interpolate(tokens.group_map, size=image.shape[2:], mode="bilinear")
-        segments = shares.argmax(dim=1)
-        return spread_scores(scores, segments, background_threshold)
+        scores = self.class_scores(tokens, text_embeds)
+        return spread_scores(scores, shares.argmax(dim=1), self.config.background_threshold)
 
     @torch.no_grad()
     def segment(
@@ -580,15 +470,18 @@ class ZeroSeg(SegmentationModel):
     def class_scores(self, tokens: SegmentTokens, text_embeds: Tensor) -> Tensor:
         """Scores of every class for every segment ``[B, G, C]`` by the configured rule."""
         return class_scores(
-            tokens.segment_embeds, tokens.image_embed, text_embeds, self.config.rule
+            tokens.segment_embeds,
+            tokens.image_embed,
+            text_embeds,
+            logit_scale=self.config.logit_scale,
+            top_k=self.config.top_k,
         )
 
 
 def _initialise(model: ZeroSeg) -> None:
     """MAE's rules for encoder and heads; GroupViT's for group tokens."""
-    parts: Sequence[nn.Module | None] = (model.encoder, model.decoder, model.seg)
-    for part in parts:
-        for module in part.modules() if part is not None else ():
+    for part in filter(None, (model.encoder, model.decoder, model.seg)):
+        for module in part.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
@@ -600,3 +493,142 @@ def _initialise(model: ZeroSeg) -> None:
     first = model.seg.stages[0]
     assert not isinstance(first, GroupingBlock)
     nn.init.trunc_normal_(first.group_token, std=0.02)  # type: ignore[arg-type]
+
+
+# --- from a checkpoint of our own, or from MAE's encoder ---
+
+_NOT_OURS = (r"text_encoder\..*",)  # CLIP's, loaded from CLIP's own weights
+_MAE_DECODER = (r"mask_token", r"decoder_.*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroSegStart(ClipSource):
+    """Starts ZeroSeg: from a checkpoint of our own, from MAE's encoder, or untrained.
+
+    The settings from ``width`` on are those of :class:`ZeroSegConfig`. None leaves its default, or
+    with ``weights`` what shapes say; then only what they do not say may be given.
+
+    Attributes:
+        num_heads: Attention heads of the student's encoder.
+    """
+
+    # The teacher's CLIP weights, whose text tower embeds class names. Without weights, embed_dim is
+    # theirs unless it is given. None builds no text tower
+    pretrained: str | Path | None = None
+    clip: str = "ViT-L-14"
+    # A checkpoint of our own training, with the names encoder.*, seg.* and optionally decoder.*.
+    # Its sizes are read from shapes
+    weights: str | Path | None = None
+    # A public MAE checkpoint whose encoder the student starts from, such as
+    # mae_pretrain_vit_base.pth; the reconstruction head and the segmentation head start untrained.
+    # The paper does not say whether it did so
+    mae_weights: str | Path | None = None
+    # Input size in pixels that a bundle is built for, a side or (height, width)
+    image_size: int | tuple[int, int] = 448
+    logit_scale: float = 100.0  # Multiplies cosines before the softmax
+    # Number of classes kept, those nearest to the whole image; None keeps all
+    top_k: int | None = 5
+    with_decoder: bool = True  # Whether to keep the reconstruction head, which only training needs
+    width: int | None = None
+    num_layers: int | None = None
+    patch_size: int | None = None
+    grid_side: int | None = None
+    decoder_width: int | None = None
+    decoder_layers: int | None = None
+    decoder_heads: int | None = None
+    head_heads: int | None = None
+    head_layers: tuple[int, int, int] | None = None
+    group_tokens: tuple[int, int] | None = None
+    embed_dim: int | None = None
+    background_threshold: float | None = None
+    templates: tuple[str, ...] | None = None
+
+    def build(self) -> ZeroSeg:
+        """Make the model, in evaluation mode."""
+        if self.weights is not None and self.mae_weights is not None:
+            raise ArgumentError(
+                "mae_weights: expected no more than one of weights and mae_weights, got both. "
+                "weights hold the encoder too."
+            )
+        fields, text_encoder = self._fields(), None
+        if self.pretrained is not None:  # num_heads are the student's, not the teacher's
+            text_encoder = build_text_encoder(replace(self, num_heads=None).load())
+        if self.weights is not None:
+            model = _trained(load_checkpoint(self.weights), fields)
+        else:
+            if text_encoder is not None:
+                fields.setdefault("embed_dim", text_encoder.config.embed_dim)
+            model = ZeroSeg(ZeroSegConfig(**fields))
+        if self.mae_weights is not None:
+            load_mae_encoder(model, load_checkpoint(self.mae_weights))
+        if text_encoder is not None:
+            model.text_encoder = _matching(text_encoder, model.config.embed_dim)
+        return model.eval()
+
+    def _fields(self) -> dict[str, Any]:
+        """Fields of the configuration that are given."""
+        side = self.image_size
+        size_hw = side if isinstance(side, tuple) else (side, side)
+        fields = shared_fields(self, ZeroSegConfig) | {"size_hw": size_hw, "top_k": self.top_k}
+        return fields if self.with_decoder else fields | {"decoder_layers": 0}
+
+
+def load_mae_encoder(model: ZeroSeg, state_dict: Mapping[str, Tensor]) -> None:
+    """Copy MAE's encoder into the student; MAE's decoder, if present, is not used.
+
+    Shapes:
+        state_dict: MAE's keys, float32: ``patch_embed.proj.weight``, ``blocks.0...``.
+    """
+    check_float32(state_dict, "MAE")
+    load_weights(model.encoder, state_dict, architecture="MAE's encoder", ignored=_MAE_DECODER)
+
+
+def _trained(state_dict: Mapping[str, Tensor], fields: dict[str, Any]) -> ZeroSeg:
+    check_float32(state_dict, "zeroseg")
+    read = _read_sizes(state_dict, fields)
+    conflicts = [name for name in read if name in fields and fields[name] != read[name]]
+    if conflicts and conflicts != ["decoder_layers"]:
+        name = next(name for name in conflicts if name != "decoder_layers")
+        raise ArgumentError(
+            f"{name}: expected {read[name]}, as in the checkpoint, got {fields[name]}. "
+            "Leave it out."
+        )
+    config = ZeroSegConfig(**(read | fields))
+    unused = _NOT_OURS if config.decoder_layers else (*_NOT_OURS, r"decoder\..*")
+    return load_into(ZeroSeg, config, state_dict, architecture="zeroseg", ignored=unused)
+
+
+def _read_sizes(state_dict: Mapping[str, Tensor], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Sizes from shapes; one head per 64 channels (32 in the decoder) by default."""
+    file = Checked(tensors=state_dict, what="zeroseg")
+    width, _, patch_size, _ = file.shape("encoder.patch_embed.proj.weight", 4)
+    read = {
+        "width": width,
+        "patch_size": patch_size,
+        "grid_side": file.grid_side("encoder.pos_embed", 3),
+        "num_layers": file.depth("encoder.blocks."),
+        "num_heads": divisor("num_heads", fields.get("num_heads"), width),
+        "head_heads": divisor("head_heads", fields.get("head_heads"), width),
+        "head_layers": tuple(file.depth(f"seg.stages.{i}.blocks.") for i in range(3)),
+        "group_tokens": tuple(file.shape(f"seg.stages.{i}.group_token", 3)[1] for i in range(2)),
+        "embed_dim": file.shape("seg.proj.2.weight", 2)[0],
+    }
+    if not file.has("decoder."):
+        return read | {"decoder_layers": 0}
+    width = file.shape("decoder.decoder_embed.weight", 2)[0]
+    heads = fields.get("decoder_heads") or max(1, width // 32)
+    return read | {
+        "decoder_layers": file.depth("decoder.decoder_blocks."),
+        "decoder_width": width,
+        "decoder_heads": divisor("decoder_heads", heads, width),
+    }
+
+
+def _matching(text_encoder: TextEncoder, embed_dim: int) -> TextEncoder:
+    width = text_encoder.config.embed_dim
+    if width != embed_dim:
+        raise CheckpointError(
+            f"pretrained: expected the teacher's text tower with embeddings of {embed_dim}, got "
+            f"{width}. Use the CLIP model that the student was distilled from."
+        )
+    return text_encoder

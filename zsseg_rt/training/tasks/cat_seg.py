@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zsseg_rt.common.checks import check_range
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.export.words import tokenizer_json
 from zsseg_rt.models.cat_seg.model import AggregatorLayer, CatSeg
@@ -76,6 +77,7 @@ class CatSegSettings(PixelLossSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_range(self, "backbone_learning_rate")
         if self.trained == "towers" and self.prompts is None:
             raise ArgumentError(
                 "trained: expected 'image' or 'head' for class embeddings that do not come from "

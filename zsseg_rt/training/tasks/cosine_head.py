@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from zsseg_rt.common.checks import check_range
 from zsseg_rt.models.dense.dense_clip import CosineHeadModel
 from zsseg_rt.training.tasks.labelled import (
     PixelLoss,
@@ -25,6 +26,10 @@ class CosineHeadSettings(PixelLossSettings):
     backbone_learning_rate: float = 2e-5
     # Whether the image tower is trained; if not, only head and scale are
     train_backbone: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, "backbone_learning_rate")
 
 
 class CosineHeadTask(PixelLossTask):

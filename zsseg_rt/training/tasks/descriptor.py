@@ -26,20 +26,15 @@ from zsseg_rt.training.tasks.losses import recovery_loss
 class DescriptorSettings(PixelLossSettings):
     """Settings of :class:`DescriptorTask`; the defaults are VOC's.
 
-    Officially ``loss="masks"`` (with ``"cross_entropy"``, to measure what that contributes, the
-    model's ``score_activation`` should be ``"softmax"``), ``focal_weight`` 100 (CLIP-RC on
-    COCO-Stuff 200, fully supervised 100), ``dice_weight`` 1 (CLIP-RC on COCO-Stuff 3, fully
-    supervised 1.5) and ``weight_decay`` for every tensor, norms and biases too. A fine-tuned
-    backbone is not official.
+    Officially ``focal_weight`` is 100 (CLIP-RC on COCO-Stuff 200, fully supervised 100),
+    ``dice_weight`` 1 (CLIP-RC on COCO-Stuff 3, fully supervised 1.5), and ``weight_decay`` is for
+    every tensor, norms and biases too.
     """
 
     # Weight of CLIP-RC's two recovery losses. Officially 2; on COCO-Stuff 50; fully supervised 0
     # and 1
     recovery_weight: float = 2.0
-    # "prompts" is official. "backbone" fine-tunes the whole image tower, to measure what prompts
-    # contribute; the model should then have none. "head" trains the decode head alone, as the
-    # paper's Baseline-Fix
-    trained: Literal["prompts", "backbone", "head"] = "prompts"
+    loss: Literal["masks"] = "masks"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,13 +50,10 @@ class DescriptorTask(PixelLossTask):
 
     def __init__(self, model: DescriptorModel, text_embeds: Tensor, **settings: Any) -> None:
         super().__init__(model, text_embeds, **settings)
-        trained = self.settings.trained
-        if trained != "prompts":
-            model.backbone.requires_grad_(trained == "backbone")
         model.freeze_unread()
 
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """``focal`` and ``dice``, or ``cross_entropy``; with a recovery decoder two more."""
+        """``focal`` and ``dice``; with a recovery decoder two more."""
         output = self.model(images, self.query_embeds)
         terms = self.pixel_losses(output.mask_logits, labels)
         if isinstance(output, CellOutput) and output.recovery is not None:
@@ -74,13 +66,6 @@ class DescriptorTask(PixelLossTask):
         return terms
 
     def parameter_groups(self) -> list[dict[str, object]]:
-        """One group, as in the official code; a fine-tuned backbone has its own group and rate."""
-        named = list(self.model.trainable_parameters())
-        slow = "backbone." if self.settings.trained == "backbone" else ()
-        backbone = [tensor for name, tensor in named if name.startswith(slow)]
-        others = [tensor for name, tensor in named if not name.startswith(slow)]
-        settings, decay = self.settings, self.settings.weight_decay
-        return parameter_groups(
-            (others, settings.learning_rate, decay),
-            (backbone, settings.backbone_learning_rate, decay),
-        )
+        """One group, as in the official code."""
+        trained = [tensor for tensor in self.model.parameters() if tensor.requires_grad]
+        return parameter_groups((trained, self.settings.learning_rate, self.settings.weight_decay))

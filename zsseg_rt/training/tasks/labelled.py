@@ -178,13 +178,11 @@ class PixelLossSettings(LabelledSettings):
     # The loss looks at every label_stride-th row and column of the labels. Officially 1; more costs
     # less, and masks are learned on a grid that is coarser still
     label_stride: int = 1
-    learning_rate: float = 2e-4  # Peak rate of everything trained except a fine-tuned image tower
-    backbone_learning_rate: float = 1e-5  # Peak rate of a fine-tuned image tower
+    learning_rate: float = 2e-4  # Peak rate of everything trained except an image tower
     weight_decay: float = 0.01  # For the tensors that have weight decay
 
     def __post_init__(self) -> None:
-        check_range(self, "focal_weight", "dice_weight", "weight_decay")
-        check_range(self, "learning_rate", "backbone_learning_rate")
+        check_range(self, "focal_weight", "dice_weight", "weight_decay", "learning_rate")
         check_range(self, "label_stride", least=1)
 
 

@@ -250,8 +250,6 @@ class ZeroSegTask(TrainingTask):
         self._check_fit()
         if model.decoder is not None and options.reconstruction_weight == 0:
             model.decoder.requires_grad_(False)
-        if model.seg.tap is not None and options.matching_weight == 0:
-            model.seg.tap.requires_grad_(False)
         if model.text_encoder is not None:
             model.text_encoder.requires_grad_(False)
 
