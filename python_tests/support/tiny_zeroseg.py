@@ -22,12 +22,12 @@ SIZES: dict[str, Any] = {
 }
 # Patches and groups that stand apart: without the factors all pixels fall into one segment.
 GAINS = (
-    ("group_token", 20.0),
-    ("assign.q_proj.weight", 4.0),
-    ("assign.k_proj.weight", 4.0),
-    ("assign.v_proj.weight", 4.0),
-    ("patch_embed.proj.weight", 8.0),
-    ("grouping.mlp_channels.fc2.weight", 6.0),
+    ("group_token", 8.0),
+    ("assign.q_proj.weight", 3.0),
+    ("assign.k_proj.weight", 3.0),
+    ("assign.v_proj.weight", 6.0),
+    ("patch_embed.proj.weight", 5.0),
+    ("grouping.mlp_channels.fc2.weight", 9.0),
 )
 
 

@@ -133,9 +133,7 @@ def test_the_head_maps_patches_before_they_are_compared(build):
 def test_seen_classes_are_lowered_in_probability(build):
     image, text = tiny.image(2, 3, 64, 80), tiny.text_embeds(7, SIZES.embed_dim)
     plain, lowered = (
-        trained(build, seen_classes=(0, 3), seen_bias=bias, score_activation="sigmoid").predict(
-            image, text
-        )
+        trained(build, seen_classes=(0, 3), seen_bias=bias).predict(image, text)
         for bias in (0.0, 0.25)
     )
     shift = torch.zeros(7, 1, 1)
@@ -148,7 +146,7 @@ def test_seen_classes_are_lowered_in_probability(build):
 
 
 def test_the_cosine_head_exports_and_agrees_with_torch(build, tmp_path):
-    model = trained(build, seen_classes=(0, 3), seen_bias=0.1, score_activation="sigmoid")
+    model = trained(build, seen_classes=(0, 3), seen_bias=0.1)
     folder = export_bundle(
         model,
         tmp_path / "cosine_head.zsseg",
@@ -158,7 +156,7 @@ def test_the_cosine_head_exports_and_agrees_with_torch(build, tmp_path):
     )
     bundle = Bundle.load(folder)
     assert (bundle.family, bundle.architecture) == ("dense", "cosine_head")
-    assert bundle.head.activation == "sigmoid"
+    assert bundle.head.activation == "softmax"
     assert bundle.head.seen == ("name 0", "name 3")
     assert bundle.head.seen_bias == 0.1
     assert bundle.head.logit_scale == pytest.approx(model.log_scale.exp().item())
@@ -168,7 +166,6 @@ def test_the_cosine_head_exports_and_agrees_with_torch(build, tmp_path):
     ("settings", "argument"),
     [
         ({"head": "naclip"}, "head"),
-        ({"score_activation": "none"}, "score_activation"),
         ({"seen_bias": 2.0}, "seen_bias"),
         ({"logit_scale": 0.0}, "logit_scale"),
     ],

@@ -9,7 +9,7 @@ from support.tiny_zegformer import class_prompts
 from zsseg_rt.bundles import specs as bundle_specs
 from zsseg_rt.errors import ArgumentError, CheckpointError, DTypeError, ShapeError
 from zsseg_rt.models import from_official
-from zsseg_rt.models.zegformer.decoder import FrozenBatchNorm
+from zsseg_rt.models.zegformer.decoder import BatchNorm
 from zsseg_rt.models.zegformer.model import FUSIONS
 from zsseg_rt.torch_files.clip_arrays import ClipTensors, Tower
 from zsseg_rt.torch_files.zegformer_arrays import REGION_TEMPLATES, SEGMENT_TEMPLATES
@@ -119,7 +119,7 @@ def test_frozen_parts_stay_frozen_in_training():
     assert not any("clip_model" in name or "logit_scale" in name for name in names)
     assert not any(".norm." in name for name in names if name.startswith("backbone."))
     assert PREDICTOR + "bg_feature" in names
-    norms = [module for module in model.modules() if isinstance(module, FrozenBatchNorm)]
+    norms = [module for module in model.modules() if isinstance(module, BatchNorm)]
     before = [norm.running_mean.clone() for norm in norms]
     model.backbone(tiny.image(2, 3, 64, 64))
     assert norms

@@ -122,7 +122,7 @@ def test_small_regions(small, small_model, small_inputs, style):
     assert_close(crops[None, :, :, ::14, ::14], small[f"mid/clip_in_{style}_sub14"])
     if style == "cropmask":
         assert_close(crops.mean(dim=(2, 3))[None], small["mid/clip_in_cropmask_mean"])
-    embeds = small_model.clip_model.embed_images(crops)
+    embeds = small_model.clip_model.visual.encode_image(crops)
     assert_close(embeds[None], small[f"mid/clip_feat_{style}"], CLIP_TOLERANCE)
 
 

@@ -322,7 +322,6 @@ def test_what_cannot_be_trained_is_refused(tmp_path):
         ({"backbone_learning_rate": -1.0}, "backbone_learning_rate"),
         ({"pooling": 3}, "pooling"),
         ({"pooling": 0}, "pooling"),
-        ({"loss": "hinge"}, "loss"),
     ):
         with refused(ArgumentError, f"task.options.{argument}"):
             assemble(configure("cat_seg", "demo", tmp_path, task={"options": options}))

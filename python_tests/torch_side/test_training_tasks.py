@@ -74,8 +74,7 @@ UNREAD = r"decoder_1\.layers\.2\.(multihead_attn\.(v|proj)|linear\d|norm[23])\."
     [
         *((s, {"protocol": p}, 0.8, None)
           for s in DESCRIPTORS for p in ("inductive", "transductive", "supervised")),
-        *(("cosine_head", COSINE | {"loss": loss}, 1.0, r"image_encoder\..*|log_scale")
-          for loss in ("cross_entropy", "masks")),
+        ("cosine_head", COSINE, 1.0, r"image_encoder\..*|log_scale"),
         ("cosine_head", COSINE | {"train_backbone": False}, 1.0,
          r"image_encoder\.head\.weight|log_scale"),
         ("zegformer", {}, 0.9, CLIP_APART),

@@ -127,7 +127,7 @@ def import_cat_seg(source: _CatSeg, out: OutOption, bundle: ModelOptions) -> Non
     """Turn an official checkpoint of CAT-Seg B into a bundle; needs no torch."""
     from zsseg_rt.export.architectures.cat_seg import export_cat_seg_file
     from zsseg_rt.torch_files import cat_seg_arrays as files
-    from zsseg_rt.torch_files.clip_space import describe_space
+    from zsseg_rt.torch_files.clip_arrays import describe_space
 
     source.check()
     if source.clip is None:
@@ -261,7 +261,7 @@ def import_zegformer(
 ) -> None:
     """Turn an official ZegFormer checkpoint into a bundle; needs no torch."""
     from zsseg_rt.export.architectures.zegformer import ZegFormerSettings, export_zegformer_file
-    from zsseg_rt.torch_files.clip_space import describe_space
+    from zsseg_rt.torch_files.clip_arrays import describe_space
 
     others: dict[str, Any] = {"templates": _zegformer_prompts(prompts), "template_set": prompts}
     names, seen = source.read("zegformer")

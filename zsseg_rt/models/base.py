@@ -1,7 +1,4 @@
-"""The interface that every model implements, and whole images through a fixed-size model.
-
-No caller has to ask which model it is.
-"""
+"""The interface that every model implements, and whole images through a fixed-size model."""
 
 from __future__ import annotations
 
@@ -39,10 +36,9 @@ def prepare_image(
     mean: tuple[float, float, float],
     std: tuple[float, float, float],
 ) -> Tensor:
-    """Resize an image as mmseg does and normalise it.
+    """Resize an image as mmseg does, bilinear on uint8, and normalise it, float32 ``[1, 3, h, w]``.
 
-    The short side becomes ``short_side`` exactly, the long side in proportion; bilinear on uint8.
-    The result is float32 ``[1, 3, h, w]``.
+    The short side becomes ``short_side`` exactly, the long side in proportion.
     """
     check_picture(rgb)
     height, width = rgb.shape[:2]
@@ -205,19 +201,13 @@ ScoreActivation = Literal["sigmoid", "softmax"]
 
 
 class SegmentationModel(nn.Module, ABC):
-    """A model that labels pixels with classes given as text embeddings.
+    """A model that labels pixels with classes given as text embeddings."""
 
-    Attributes:
-        architecture: Its name in :data:`zsseg_rt.models.registry.ARCHITECTURES`.
-        averages_synonyms: Whether a class is one embedding, the mean of its synonyms'. Otherwise
-            every synonym is compared and the best one counts.
-        config: Everything that defines the model besides its weights.
-    """
-
-    architecture: ClassVar[str]
+    architecture: ClassVar[str]  # Its name in zsseg_rt.models.registry.ARCHITECTURES
+    # Whether a class is one embedding, the mean of its synonyms'; otherwise the best of them counts
     averages_synonyms: ClassVar[bool] = False
-    config: Any
-    text_space = ""  # of a text tower that was trained with the model; empty: it has none
+    config: Any  # Everything that defines the model besides its weights
+    text_space = ""  # Of a text tower that was trained with the model; empty: it has none
 
     @property
     @abstractmethod
@@ -257,13 +247,7 @@ class SegmentationModel(nn.Module, ABC):
     def slide(self, rgb: NDArray[np.uint8], text_embeds: Tensor, windows: SlideSettings) -> Tensor:
         """Label every pixel from sliding windows, as the official evaluation does.
 
-        Args:
-            rgb: uint8 ``[H, W, 3]``, RGB.
-            text_embeds: One row per label, ``[P, D]``, unit norm, on the model's device.
-            windows: The windows to use; only for a model that has :attr:`windows`.
-
-        Returns:
-            As :meth:`label`.
+        Arguments and result as of :meth:`label`, for a model that has :attr:`windows`.
 
         Raises:
             ArgumentError: The model only takes whole images.
@@ -280,12 +264,8 @@ class SegmentationModel(nn.Module, ABC):
     def with_seen(self, rows: Sequence[int], *, self_trained: bool | None = None) -> Self:
         """The same weights with other seen classes, for architectures that have such a rule.
 
-        Args:
-            rows: Rows of the text embeddings whose classes were seen in training.
-            self_trained: Whether the weights come from self-training; None leaves it unchanged.
-
-        Returns:
-            A model that shares everything but its ``config`` with this one.
+        ``rows`` are those of the text embeddings whose classes were seen in training;
+        ``self_trained`` None leaves it unchanged. All but ``config`` is shared.
         """
         changes: dict[str, Any] = {"seen_classes": tuple(rows)}
         if self_trained is not None:
@@ -317,16 +297,10 @@ class SegmentationOutput:
 
 
 class PixelModel(SegmentationModel):
-    """A model that compares every patch with every class.
+    """A model that compares every patch with every class."""
 
-    Attributes:
-        image_mean: Mean of R, G, B, in ``[0, 1]``.
-        image_std: Standard deviation of R, G, B, in ``[0, 1]``.
-        predicts_logits: Whether :meth:`predict` returns logits, not probabilities.
-    """
-
-    predicts_logits: ClassVar[bool] = False
-    image_mean: tuple[float, float, float]
+    predicts_logits: ClassVar[bool] = False  # Whether predict() returns logits, not probabilities
+    image_mean: tuple[float, float, float]  # Of R, G, B, in [0, 1]
     image_std: tuple[float, float, float]
 
     @property
@@ -336,20 +310,17 @@ class PixelModel(SegmentationModel):
 
     @abstractmethod
     def predict(self, image: Tensor, text_embeds: Tensor) -> Tensor:
-        """Score every class at every pixel, as the official evaluation does.
+        """Score every class at every pixel, as the official evaluation does, ``[B, C, H, W]``.
 
         Shapes:
             image: Normalised RGB planes, float ``[B, 3, H, W]``.
             text_embeds: Class embeddings, ``[C, D]``, unit norm.
-
-        Returns:
-            ``[B, C, H, W]``.
         """
 
     def label(
         self, rgb: NDArray[np.uint8], text_embeds: Tensor, region_embeds: Tensor | None = None
     ) -> Tensor:
-        """Label every pixel as the runtime does; see :meth:`SegmentationModel.label`."""
+        """Label every pixel as the runtime does."""
         rule = self.label_rule
         logits = self(input_image(self, rgb, text_embeds.device), text_embeds).mask_logits
         seen = np.zeros(len(text_embeds), bool)

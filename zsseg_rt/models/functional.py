@@ -1,7 +1,6 @@
 """Kernels in torch that training differentiates, and checks that models share.
 
-Names, arguments, shapes and meanings are those of :mod:`zsseg_rt.ops.reference`;
-``out`` and ``stream`` do not apply.
+Kernels have the names, arguments and meanings of :mod:`zsseg_rt.ops.reference`.
 """
 
 from __future__ import annotations
@@ -26,14 +25,7 @@ def describe(cls_embed: Tensor, text_embeds: Tensor) -> Tensor:
 def relationship_descriptor(
     cls_embed: Tensor, text_embeds: Tensor, weight: Tensor, bias: Tensor
 ) -> Tensor:
-    """Make class queries: ``[cls * text, text] @ weight.T + bias``.
-
-    Returns:
-        ``[B, C, E]``.
-
-    Source:
-        Zhou et al., "ZegCLIP", CVPR 2023, Relationship Descriptor.
-    """
+    """Make class queries ``[B, C, E]``: ``[cls * text, text] @ weight.T + bias``."""
     return F.linear(describe(cls_embed, text_embeds), weight, bias)
 
 

@@ -119,10 +119,7 @@ def create_model(architecture: str, **config: Any) -> SegmentationModel:
 
 
 def find_builder(architecture: str, *, official: bool) -> Builder:
-    """The builder behind :func:`create_model`; with ``official``, behind :func:`from_official`.
-
-    Its signature lists the architecture's settings.
-    """
+    """The builder whose settings :func:`create_model` or :func:`from_official` takes."""
     builders = {
         name: entry.from_official if official else entry.create
         for name, entry in ARCHITECTURES.items()

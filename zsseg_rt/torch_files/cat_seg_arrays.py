@@ -1,7 +1,6 @@
 """Official checkpoints of CAT-Seg, without torch: whole, or as what training changed of CLIP.
 
-Only q and v of both towers are tuned. By construction all else of CLIP is OpenAI's, bit for bit, so
-that a file of the 25.1 M other numbers stands for 154.3 M.
+Only q and v of both towers are tuned: 25.1 M of 154.3 M numbers differ from OpenAI's CLIP.
 """
 
 from __future__ import annotations

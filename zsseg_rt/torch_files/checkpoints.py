@@ -42,13 +42,7 @@ def normalize_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Undo what wrappers do to weights: strip their prefixes from keys, make floats float32.
 
     Loading never makes floats float32 by itself: half-precision weights lack digits that official
-    results were measured with.
-
-    Args:
-        state_dict: Tensors by key.
-
-    Returns:
-        A new mapping; tensors that need no conversion are shared.
+    results were measured with. Tensors that need no conversion are shared.
     """
     return {
         key: value.float() if value.is_floating_point() else value

@@ -1,8 +1,4 @@
-"""CLIP's weights without torch: of a file, or of the small one that ships; names of their spaces.
-
-The small CLIP knows drawings of a synthetic world. Its file holds float16 weights and only the
-token embeddings that its training saw; :mod:`tools.studies.packed_clip` writes it.
-"""
+"""CLIP's weights without torch: of a file, or the small one that ships; names of spaces."""
 
 from __future__ import annotations
 
@@ -119,10 +115,9 @@ class ClipTensors:
         return sum(part.size for one in (self.visual, self.text) for part in one.tensors.values())
 
     def known_activation(self) -> str | None:
-        """The MLPs' activation; None if nothing says so.
+        """The MLPs' activation by files beside the weights, or by sizes; None if nothing says so.
 
-        Files beside the weights say it, or the sizes: TinyCLIP's have ``"gelu"``. OpenAI's sizes
-        with weights that float16 holds exactly, as OpenAI published them, have ``"quick_gelu"``.
+        OpenAI's sizes with weights that float16 holds exactly, as published, have ``"quick_gelu"``.
         """
         if self.settings.activation is not None:
             return self.settings.activation
@@ -141,10 +136,7 @@ def is_shipped(source: str | Path) -> bool:
 
 
 def read_clip(source: str | Path, *, any_vocabulary: bool = False) -> ClipTensors:
-    """Read the weights of an image-text model with a ViT: CLIP, PE-Core or SigLIP.
-
-    A text tower must have the rows of CLIP's tokenizer, or with ``any_vocabulary`` any number.
-    """
+    """Read a CLIP, PE-Core or SigLIP; CLIP's tokenizer is CLIP's own unless ``any_vocabulary``."""
     path = Path(source)
     if is_shipped(source):
         arrays, words = read_shipped()
@@ -186,10 +178,7 @@ def tower_sizes(tensors: Mapping[str, Any]) -> tuple[int, int]:
 def read_floats(
     path: Path, is_used: Callable[[str], bool], *, later: bool = False, part: bool = False
 ) -> dict[str, Array]:
-    """The weights that a file holds, as float32; those that are not used may be of any type.
-
-    ``later`` and ``part`` as for :func:`zsseg_rt.torch_files.weights.read_stored`.
-    """
+    """The weights as float32; ``later`` and ``part`` as for :func:`read_stored`."""
     stored: dict[str, Any] = read_stored(path, later=later, part=part)
     wrong = [
         f"{k} ({kind})" for k, (_, kind) in stored.items() if is_used(k) and kind not in _FLOATS
@@ -287,7 +276,7 @@ OPENAI_FILES = {
 
 
 def describe_space(source: str | Path, architecture: str = "ViT-B-16") -> str:
-    """Give the space of CLIP weights a human-readable name, to tell two spaces apart.
+    """Name the space of CLIP weights, to tell two spaces apart.
 
     Example:
         >>> describe_space("openai", "ViT-L-14-336"), describe_space("laion2b_s34b_b88k")

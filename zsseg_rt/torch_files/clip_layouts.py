@@ -1,8 +1,4 @@
-"""Other layouts of image-text weights under CLIP's own names, and the settings beside a file.
-
-Transformers' (``CLIPModel``, ``SiglipModel``), timm's image towers in open_clip's files, and the
-authors' files of TinyCLIP. Decided by keys: names of files tell little.
-"""
+"""Weights of transformers, timm and TinyCLIP under CLIP's own names, and settings beside a file."""
 
 from __future__ import annotations
 
@@ -79,10 +75,7 @@ _REFUSED = (
 
 
 def as_clip(tensors: MutableMapping[str, Array], name: str) -> dict[str, Array]:
-    """The same weights under CLIP's names, ``visual.`` before those of the image tower.
-
-    Tensors that are joined are taken out of ``tensors``, so that memory holds them once.
-    """
+    """The weights under CLIP's names; those that are joined are taken out of ``tensors``."""
     for pattern, what, remedy in _REFUSED:
         if any(re.search(pattern, key) for key in tensors):
             raise CheckpointError(f"{name}: expected both towers of a CLIP, got {what}. {remedy}")
@@ -156,12 +149,9 @@ _MOST_BYTES = 1 << 20
 
 
 def settings_beside(path: Path, sizes: Mapping[str, tuple[int, int]]) -> Settings:
-    """Read ``config.json`` and ``preprocessor_config.json``, or open_clip's file.
-
-    ``sizes`` are width and blocks of the towers ``vision`` and ``text``. A file called
-    ``open_clip_...`` is open_clip's: some repositories hold both.
-    """
+    """Read ``config.json`` and the like; ``sizes`` are each tower's width and blocks."""
     config, own = (path.with_name(name) for name in ("config.json", "open_clip_config.json"))
+    # A file called open_clip_... is open_clip's: some repositories hold both.
     if own.is_file() and (path.name.startswith("open_clip") or not config.is_file()):
         return _read(own, _open_clip_settings)
     beside = _read(path.with_name("preprocessor_config.json"), _preprocessor_settings)

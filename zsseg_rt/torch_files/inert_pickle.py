@@ -1,8 +1,4 @@
-"""Read a pickle without running any of it: nothing is imported or called; without torch.
-
-Python's own unpickler imports what a pickle names and calls it. This one interprets the
-instructions that ``torch.save`` writes. Names stay names, and calls become inert stand-ins.
-"""
+"""Read a pickle without running any of it: names stay names, calls become stand-ins."""
 
 from __future__ import annotations
 

@@ -118,8 +118,8 @@ class Checked:
     def check(self, table: str, **sizes: int) -> dict[str, int]:
         """Refuse other keys and shapes than a table's, what is not float32, NaN and infinity.
 
-        Rows that stay in their file are checked when they are written. ``sizes`` are those
-        of letters that no row says.
+        ``sizes`` are those of letters that no row says. Rows that stay in their file are checked
+        when they are written.
         """
         shapes: dict[str, tuple[int, ...]] = {}
         for key, row in self._rows(table):

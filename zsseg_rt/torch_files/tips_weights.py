@@ -1,8 +1,7 @@
 """TIPSv2's weights: the authors' ``.npz`` files, sorted under CLIP's names; without torch.
 
-The image tower is DINOv2's ViT, whose blocks compute what CLIP's do once LayerScale is part of the
-projections before it. So both towers get CLIP's keys, with three more: ``conv1.bias``,
-``register_embedding``, and no ``ln_pre`` and ``proj``.
+LayerScale becomes part of the projections before it. Beside CLIP's keys there are ``conv1.bias``
+and ``register_embedding``, and no ``ln_pre`` and ``proj``.
 
 Source:
     google-deepmind/tips, PyTorch part, commit 4db271d.

@@ -1,8 +1,4 @@
-"""The weights among whatever a training run saved, as arrays: nothing is run, torch not needed.
-
-A file may hold them bare, under a key (``"state_dict"``, ``"model"``) or as pickled modules, beside
-optimizers, settings and counters of any class; wrappers put prefixes in front of their keys.
-"""
+"""The weights among whatever a training run saved, as arrays: nothing is run, torch not needed."""
 
 from __future__ import annotations
 
@@ -16,7 +12,8 @@ import struct
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -197,23 +194,36 @@ def _attributes(module: Instance) -> Mapping[Any, Any]:
     return parts
 
 
-def read_weights(path: Path) -> dict[str, Stored]:
-    """Read the weights of a TorchScript archive or a file of ``torch.save``, by key."""
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what reading may raise on bytes that are not a checkpoint into a CheckpointError."""
+    from safetensors import SafetensorError
+
     try:
-        size = path.stat().st_size
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as file:
-                archive = Archive(file, size)
-                content, scripted = archive.unpickle(), archive.is_torchscript
-                named = _module(content) if scripted else _find(content, path.name)
-                return _arrays(named, archive.tensors)
-        with path.open("rb") as stream:
-            content, reader = _read_old(stream, size)
-            return _arrays(_find(content, path.name), reader)
+        yield
     except CheckpointError:
         raise
-    except READING_ERRORS as error:
-        raise _unreadable(path, error) from error
+    except (SafetensorError, *READING_ERRORS) as error:
+        reason = str(error).strip().split("\n")[0][:200]
+        raise CheckpointError(
+            f"{path.name}: expected a checkpoint file, got one that cannot be read "
+            f"({type(error).__name__}: {reason}). Get the file again."
+        ) from error
+
+
+def read_weights(path: Path) -> dict[str, Stored]:
+    """Read the weights of a TorchScript archive or a file of ``torch.save``, by key."""
+    with _reading(path), path.open("rb") as stream:
+        size = path.stat().st_size
+        if not zipfile.is_zipfile(stream):
+            stream.seek(0)
+            content, reader = _read_old(stream, size)
+            return _arrays(_find(content, path.name), reader)
+        with zipfile.ZipFile(stream) as file:
+            archive = Archive(file, size)
+            content, scripted = archive.unpickle(), archive.is_torchscript
+            named = _module(content) if scripted else _find(content, path.name)
+            return _arrays(named, archive.tensors)
 
 
 def _arrays(tensors: Mapping[str, StoredTensor], reader: TensorReader) -> dict[str, Stored]:
@@ -226,10 +236,7 @@ _PART = re.compile(r"\.index\.json$|-\d{5}-of-\d{5}\.")
 
 
 def read_stored(path: Path, *, later: bool = False, part: bool = False) -> dict[str, Stored]:
-    """Read the weights of a checkpoint file of any kind, by key; prefixes of wrappers are left out.
-
-    ``later`` as for :func:`read_safetensors`. With ``part``, it may be what differs from a CLIP.
-    """
+    """Read a checkpoint of any kind; with ``part``, it may be what differs from a CLIP."""
     if _PART.search(path.name):
         raise CheckpointError(
             f"{path.name}: expected the whole weights, got a part of them or their list. Save them "
@@ -255,45 +262,44 @@ def require_file(path: Path) -> None:
 
 def read_notes(path: Path) -> dict[str, str]:
     """The metadata of a ``.safetensors`` file; of other files none."""
-    from safetensors import SafetensorError, safe_open
-
     if path.suffix != ".safetensors" or not is_file(path):
         return {}
-    try:
-        with safe_open(path, framework="np") as file:
-            return file.metadata() or {}
-    except (SafetensorError, *READING_ERRORS) as error:
-        raise _unreadable(path, error) from error
+    with _reading(path):
+        notes: dict[str, str] = _header(path)[0].get("__metadata__") or {}
+        return notes
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """The entries of a ``.safetensors`` file, checked by the library, and where numbers begin."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="np"), path.open("rb") as stream:  # checks the file's length
+        length = int.from_bytes(stream.read(8), "little")
+        return json.loads(stream.read(length)), 8 + length
 
 
 _KINDS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_OTHER_KINDS = {"F64": "float64", "BOOL": "bool", "U8": "uint8"}
+_OTHER_KINDS |= {f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)}
+_OTHER_KINDS |= {f"U{bits}": f"uint{bits}" for bits in (16, 32, 64)}
 
 
 def read_safetensors(path: Path, *, later: bool = False) -> dict[str, tuple[Any, str]]:
-    """Read a ``.safetensors`` file as :func:`read_weights` does.
-
-    With ``later``, floats stay in the file as :class:`FileRows`.
-    """
-    from safetensors import SafetensorError, safe_open
-
+    """Read a ``.safetensors`` file; with ``later``, floats stay in it as :class:`FileRows`."""
     stored: dict[str, tuple[Any, str]] = {}
-    try:  # to open it checks the header and the file's length
-        with safe_open(path, framework="np") as file, path.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            entries = json.loads(stream.read(length))
-            entries.pop("__metadata__", None)
-            for key, entry in entries.items():
-                if (kind := _KINDS.get(entry["dtype"])) is None:
-                    array = file.get_tensor(key).copy()
-                    stored[key] = (array, str(array.dtype))
-                    continue
-                start, shape = 8 + length + entry["data_offsets"][0], tuple(entry["shape"])
-                rows = FileRows(path, start, shape, kind)
-                whole = (rows.stored(0, shape[0] if shape else 1).reshape(shape), kind)
-                stored[key] = (rows, "float32") if later else whole
-            return stored
-    except (SafetensorError, *READING_ERRORS) as error:
-        raise _unreadable(path, error) from error
+    with _reading(path):
+        entries, begin = _header(path)
+        entries.pop("__metadata__", None)
+        for key, entry in entries.items():
+            kind = (_KINDS | _OTHER_KINDS)[entry["dtype"]]
+            shape = tuple(entry["shape"])
+            rows = FileRows(path, begin + entry["data_offsets"][0], shape, kind)
+            if later and entry["dtype"] in _KINDS:
+                stored[key] = (rows, "float32")
+            else:
+                whole = rows.stored(0, shape[0] if shape else 1)
+                stored[key] = (whole.reshape(shape), kind)
+    return stored
 
 
 def as_float32(array: Array, kind: str) -> Array:
@@ -328,29 +334,8 @@ class FileRows(Later):
         return numbers
 
 
-def is_torchscript(path: Path) -> bool:
-    """Whether a file is a TorchScript archive, such as OpenAI's ``ViT-B-16.pt``."""
-    try:
-        with zipfile.ZipFile(path) as file:
-            return Archive(file, path.stat().st_size).is_torchscript
-    except READING_ERRORS:
-        return False
-
-
-def _unreadable(path: Path, error: BaseException) -> CheckpointError:
-    """The error for a file that cannot be read."""
-    reason = str(error).strip().split("\n")[0][:200]
-    return CheckpointError(
-        f"{path.name}: expected a checkpoint file, got one that cannot be read "
-        f"({type(error).__name__}: {reason}). Get the file again."
-    )
-
-
 def unwrap(weights: Mapping[str, _T], name: str = "state_dict") -> dict[str, _T]:
-    """Strip what wrappers put in front of keys: DDP, EMA, Lightning, ``torch.compile``, FSDP.
-
-    What lies beside wrapped weights, such as a loss's, is left out; the log names it.
-    """
+    """Strip the prefixes of wrappers: DDP, EMA, Lightning, ``torch.compile``, FSDP."""
     tensors = {_ANYWHERE.sub("", key): value for key, value in weights.items()}
     while True:
         counts = {p: sum(key.startswith(p) for key in tensors) for p in _IN_FRONT}

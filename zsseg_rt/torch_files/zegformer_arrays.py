@@ -44,26 +44,16 @@ REGION_TEMPLATES = (
         for look in ("", "masked ", "cropped ")
         for size in ("", "small ", "medium ", "large ")
     ),
+    "A photo of a {} in the scene",
+    "a bad photo of the {} in the scene",
+    "a photo of the large {} in the scene",
+    "a photo of the small {} in the scene",
+    "a cropped photo of a {} in the scene",
+    "a photo of a masked {} in the scene",
     *(
-        f"{start} in the scene"
-        for start in (
-            "A photo of a {}",
-            "a bad photo of the {}",
-            "a photo of the large {}",
-            "a photo of the small {}",
-            "a cropped photo of a {}",
-            "a photo of a masked {}",
-            "There is a {}",
-            "There is the {}",
-            "This is a {}",
-            "This is the {}",
-            "This is one {}",
-            "There is a masked {}",
-            "There is the masked {}",
-            "This is a masked {}",
-            "This is the masked {}",
-            "This is one masked {}",
-        )
+        f"{start} {look}{{}} in the scene"
+        for look in ("", "masked ")
+        for start in ("There is a", "There is the", "This is a", "This is the", "This is one")
     ),
 )
 """CLIP branch of every model."""

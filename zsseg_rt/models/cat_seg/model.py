@@ -1,9 +1,5 @@
 """CAT-Seg: CLIP's patches compared with every class, and the correlations aggregated.
 
-The head refines every class's correlation map in space and against other classes. A model is built
-from official checkpoints, whose names modules and parameters have, or from CLIP weights to be
-trained.
-
 Source:
     Cho et al., "CAT-Seg: Cost Aggregation for Open-Vocabulary Semantic Segmentation", CVPR 2024.
 """
@@ -23,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from zsseg_rt import ops
-from zsseg_rt.common.checks import check_size
+from zsseg_rt.common.checks import check_range, check_size
 from zsseg_rt.errors import ArgumentError, ShapeError
 from zsseg_rt.models.base import (
     LabelRule,
@@ -87,12 +83,8 @@ class AggregatorConfig:
     padding: int = 256  # Classes that shorter vocabularies are padded to
 
     def __post_init__(self) -> None:
-        """Check the sizes, by themselves and against each other."""
-        for name, value in vars(self).items():
-            sizes = value if isinstance(value, tuple) else (value,)
-            least = 0 if name == "padding" else 1
-            if min(sizes) < least:
-                raise ArgumentError(f"{name}: expected at least {least}, got {value}. Use more.")
+        check_range(self, *(vars(self).keys() - {"padding"}), least=1)
+        check_range(self, "padding")
         if self.hidden % self.num_heads:
             raise ArgumentError(
                 f"hidden: expected a multiple of num_heads = {self.num_heads}, got {self.hidden}. "
@@ -158,11 +150,7 @@ class SwinBlock(nn.Module):
 
 
 class ClassAttention(nn.Module):
-    """Linear attention between the classes of a pixel; ``[B, C, N, h]`` to the same.
-
-    Vocabularies below ``padding`` classes are padded with copies of one learned token; its keys and
-    values are constants, so they are added as often as it is missing.
-    """
+    """Linear attention between the classes of a pixel; ``[B, C, N, h]`` to the same."""
 
     def __init__(self, config: AggregatorConfig) -> None:
         super().__init__()
@@ -200,6 +188,7 @@ class ClassAttention(nn.Module):
     def refined(self, x: Tensor, text: Tensor) -> Tensor:
         """Tokens after attention and MLP."""
         q, k, v = self.keys_values(x, text[:, None])
+        # One learned token fills up to `padding` classes; its part is added as often as needed.
         missing = max(0, self.padding - x.shape[1])
         _, pad_k, pad_v = self.keys_values(self.padding_tokens[0, 0], self.padding_guidance[0, 0])
         products = torch.einsum("bcnhd,bcnhe->bnhde", k, v)
@@ -245,11 +234,9 @@ class UpBlock(nn.Module):
         self.conv = nn.ModuleDict({"double_conv": nn.Sequential(*layers)})
 
     def forward(self, x: Tensor, guidance: Tensor) -> Tensor:
-        """``x`` ``[B * C, inputs, g, g]``, ``guidance`` ``[B, guidance, 2g, 2g]``.
-
-        The first convolution of ``[up(x), guidance]`` is a sum: what ``x`` adds is one transposed
-        convolution, and the rest, of ``up``'s bias and the guidance, is the same for all classes.
-        """
+        """``x`` ``[B * C, inputs, g, g]``, ``guidance`` ``[B, guidance, 2g, 2g]``."""
+        # The first convolution of [up(x), guidance] is a sum: what x adds is one transposed
+        # convolution, and the rest, of up's bias and the guidance, is the same for all classes.
         first, *rest = cast(nn.Sequential, self.conv["double_conv"])
         bias = cast(Tensor, self.up.bias)[:, None, None].expand(-1, *guidance.shape[2:])
         shared = first(torch.cat([bias.expand(len(guidance), -1, -1, -1), guidance], dim=1))
@@ -345,11 +332,7 @@ class DenseFeatures(NamedTuple):
 
 
 class DenseFeatureEncoder(ImageEncoder):
-    """CLIP's image tower; in its last block every token attends to itself alone.
-
-    With v and O its projections and M(Z) = Z + mlp(ln_2(Z)), the last block gives
-    ``M(O(v(ln_1(X))) + X[0])``: the class token is the residual of all tokens.
-    """
+    """CLIP's image tower; in its last block every token attends to itself alone."""
 
     position_mode = "bicubic"
 
@@ -371,7 +354,7 @@ class DenseFeatureEncoder(ImageEncoder):
 
 
 def dense_block(block: ResidualBlock, x: Tensor) -> Tensor:
-    """The last block, ``[B, 1 + N, W]`` to the same."""
+    """The last block, ``[B, 1 + N, W]``: ``M(O(v(ln_1(X))) + X[0])``, M(Z) = Z + mlp(ln_2(Z))."""
     bias = block.attn.in_proj_bias.chunk(3)[2]
     value = F.linear(block.ln_1(x), block.attn.in_proj_weight.chunk(3)[2], bias)
     x = block.attn.out_proj(value) + x[:, :1]
@@ -396,7 +379,6 @@ class CatSegConfig:
     most_classes: int | None = 256
 
     def __post_init__(self) -> None:
-        """Check the settings."""
         check_size((self.view, self.view), self.image_encoder.patch_size)
         grid, window = self.view // self.image_encoder.patch_size, self.aggregator.window
         if window < 2 or grid % window or grid <= window:
@@ -411,14 +393,11 @@ class CatSegConfig:
                 f"taps: expected two blocks before the last of {self.image_encoder.num_layers}, "
                 f"the earlier first, got {self.taps}. Officially they are 3 and 7 of 12."
             )
-        if self.most_classes is not None and self.most_classes < 1:
-            raise ArgumentError(
-                f"most_classes: expected at least 1 or None, got {self.most_classes}. None is all."
-            )
+        check_range(self, "most_classes", least=1)
 
 
 class CatSeg(PixelModel):
-    """CAT-Seg, for square images of one size.
+    """CAT-Seg, for square images of one size, with the official checkpoints' names.
 
     Images are RGB, divided by 255 and normalised with CLIP's constants. Gradients reach the head
     and, in both towers, the attention weights of q and v.
@@ -512,11 +491,11 @@ class CatSeg(PixelModel):
     def slide_views(
         self, rgb: NDArray[np.uint8], text_embeds: Tensor, windows: SlideSettings
     ) -> Tensor:
-        """Score every class at every pixel from five views, as the official evaluation does.
+        """Score every class at every pixel from five views, ``[C, H, W]``, as officially.
 
         The image is resized to a short side, then stretched to a square of that side for four
         overlapping windows, and to one view's size for the fifth; the mean of the windows and the
-        fifth view count alike: ``[C, H, W]``, in ``[0, 1]``.
+        fifth view count alike.
         """
         check_picture(rgb)
         if windows != self.windows:
@@ -568,12 +547,7 @@ class OfficialCatSeg:
     with_text_encoder: bool = True  # Whether to build the text tower when the checkpoint holds one
 
     def build(self, state_dict: Mapping[str, Tensor]) -> CatSeg:
-        """Make the model, in evaluation mode; the weights are copies.
-
-        Shapes:
-            state_dict: Official keys, float32; see
-                :func:`zsseg_rt.torch_files.checkpoints.load_checkpoint`.
-        """
+        """Make the model of official keys, float32; the weights are copies."""
         check_float32(state_dict, "cat_seg")
         refuse_others(state_dict)
         file = Checked(tensors=state_dict, what="cat_seg")

@@ -1,7 +1,4 @@
-"""CLIP's two towers, the image tower with or without deep visual prompts.
-
-Module and parameter names are those of the published checkpoints, so loading is direct.
-"""
+"""CLIP's two towers, with the published names; the image tower also with deep visual prompts."""
 
 from __future__ import annotations
 
@@ -128,11 +125,7 @@ def resize_positional_embedding(
     grid_hw: tuple[int, int],
     mode: Interpolation = "bilinear",
 ) -> Tensor:
-    """Resize a positional embedding ``[1 + g * g, W]`` to another patch grid.
-
-    Row 0 (the class token) is kept; the rest is a square grid that is resized with
-    ``align_corners=False``. The same grid returns the input.
-    """
+    """Resize a positional embedding ``[1 + g * g, W]``, but for row 0, to another patch grid."""
     side = math.isqrt(positional_embedding.shape[0] - 1)
     if grid_hw == (side, side):
         return positional_embedding
@@ -190,13 +183,9 @@ class ImageEmbeds(NamedTuple):
 
 
 class ImageEncoder(nn.Module):
-    """CLIP's ViT, every token projected into the joint space.
+    """CLIP's ViT, every token projected into the joint space."""
 
-    Attributes:
-        position_mode: How the positional embedding is resized to another grid.
-    """
-
-    position_mode: ClassVar[Interpolation] = "bilinear"
+    position_mode: ClassVar[Interpolation] = "bilinear"  # For grids of other sizes
 
     def __init__(self, config: ImageEncoderConfig) -> None:
         super().__init__()
@@ -279,9 +268,8 @@ class ImageEncoder(nn.Module):
 class PromptedImageEncoder(ImageEncoder):
     """The image tower with deep visual prompts that ZegCLIP trains.
 
-    Every layer sees P prompt tokens of its own between the class token and the patches; what a
-    layer makes of them is discarded. Differences from plain CLIP besides the prompts: the class
-    embedding is added twice, and a trainable LayerNorm precedes ``ln_post``.
+    Every layer sees prompt tokens of its own between the class token and the patches. Besides, the
+    class embedding is added twice, and a trainable LayerNorm precedes ``ln_post``.
 
     Source:
         Zhou et al., "ZegCLIP", CVPR 2023; Jia et al., "Visual Prompt Tuning", ECCV 2022.
@@ -306,11 +294,7 @@ class PromptedImageEncoder(ImageEncoder):
     def run_blocks(
         self, tokens: Tensor, mask_of: Callable[[int], Tensor] | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Run every block with its prompts between the class token and the others.
-
-        Of ``[B, 1 + K, W]`` after ``ln_pre``: the last block's class token ``[B, 1, W]``, its
-        prompts and the K others. Blocks beyond the last set of prompts have none.
-        """
+        """Run blocks on ``[B, 1 + K, W]``; the class token, the last prompts, and the others."""
         sets = self.prompt_proj(torch.cat([self.prompt_embeddings, self.deep_prompt_embeddings]))
         cls_token, others = tokens[:, :1], tokens[:, 1:]
         sizes = [1, 0, others.shape[1]]
@@ -351,12 +335,7 @@ class TextEncoderConfig:
 
 
 class TextEncoder(nn.Module):
-    """Causal transformer over token ids; the feature at the end-of-text token is projected.
-
-    Source:
-        Radford et al., "Learning Transferable Visual Models From Natural Language Supervision",
-        ICML 2021.
-    """
+    """Causal transformer over token ids; the feature at the end-of-text token is projected."""
 
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
@@ -374,14 +353,10 @@ class TextEncoder(nn.Module):
         nn.init.normal_(self.text_projection, std=width**-0.5)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Embed prompts.
+        """Embed prompts, ``[T, D]``, **not** normalised.
 
-        Shapes:
-            tokens: Token ids, int64 ``[T, context_length]``, padded with 0. The end-of-text token
-                must be the row's largest id, as with CLIP's tokenizer.
-
-        Returns:
-            Text embeddings, ``[T, D]``, **not** normalised.
+        ``tokens`` are ids, int64 ``[T, context_length]``, padded with 0; the end-of-text token must
+        be the row's largest id, as with CLIP's tokenizer.
         """
         length = self.config.context_length
         if tokens.ndim != 2 or tokens.shape[1] != length:

@@ -1,13 +1,8 @@
 """Dense CLIP: CLIP with a dense head, compared with text; training-free, or fine-tuned.
 
-The dense heads are described in :mod:`zsseg_rt.networks.heads`. Modules hold weights and check
-images; what is computed is written once, in :mod:`zsseg_rt.networks`.
-
-The cosine head is the fine-tuned form: patches are compared with class names likewise, but the
-image tower, a linear head after it and the logit scale are trained on annotated images. The head
-starts as the identity, so that CLIP's match of patches and texts is there from the first step. It
-is *not* the baseline of the ZegCLIP paper: that one has three decoder layers which start at random
-(``zegclip`` with ``descriptor = "text"`` and no prompts, trained with cross entropy).
+Modules hold weights and check images; the dense heads are in :mod:`zsseg_rt.networks.heads`. The
+cosine head is the fine-tuned form: image tower, a linear head that starts as the identity, and the
+logit scale are trained.
 """
 
 from __future__ import annotations
@@ -22,12 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from zsseg_rt.common.checks import check_choice, check_size
+from zsseg_rt.common.checks import check_choice, check_range, check_size
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.models.base import (
     LabelRule,
     PixelModel,
-    ScoreActivation,
     SegmentationOutput,
     SlideSettings,
     lower_seen,
@@ -149,11 +143,7 @@ class DenseCLIPConfig:
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
                 raise ArgumentError(f"{name}: expected a number above 0, got {value}. Change it.")
-        if self.unknown_below is not None and not 0 <= self.unknown_below <= 1:
-            raise ArgumentError(
-                f"unknown_below: expected a probability in [0, 1], got {self.unknown_below}. "
-                "Use None to keep every pixel."
-            )
+        check_range(self, "unknown_below", most=1)
         check_choice("position", self.position, get_args(Position))
         check_size(self.size_hw, self.image_encoder.patch_size)
 
@@ -162,10 +152,6 @@ class DenseCLIP(PixelModel):
     """CLIP that labels patches by comparing their embeddings with text embeddings.
 
     Images are RGB, divided by 255 and normalised with :attr:`image_mean` and :attr:`image_std`.
-
-    Attributes:
-        image_mean: Mean of R, G, B, in ``[0, 1]``.
-        image_std: Standard deviation of R, G, B, in ``[0, 1]``.
     """
 
     architecture = "dense_clip"
@@ -234,12 +220,10 @@ class DenseCLIP(PixelModel):
         )
 
     def predict(self, image: Tensor, text_embeds: Tensor) -> Tensor:
-        """Logits of every class at every pixel: those of the patches, upsampled bilinearly.
+        """Logits of every class at every pixel, ``[B, C, H, W]``: the patches', upsampled.
 
-        :func:`zsseg_rt.models.slide_predict` averages them over windows and ends with the softmax:
         ``slide_predict(model, rgb, text_embeds, short_side=336, crop_size=224, stride=112)`` is
         SCLIP's and NACLIP's protocol; a ``crop_size`` above both sides takes the whole image.
-        See :meth:`PixelModel.predict`; ``[B, C, H, W]`` is before the softmax.
         """
         logits = self(image, text_embeds).mask_logits
         size_hw = (image.shape[2], image.shape[3])
@@ -277,10 +261,6 @@ class HeadSettings:
     # Prompts with one {} each; None is the 80 ImageNet prompts of CLIP
     templates: Sequence[str] | None = None
     prior_std: float = 5.0  # Standard deviation of NACLIP's prior, in patches
-    # Mean of R, G, B, in [0, 1]; None is the weights'
-    image_mean: tuple[float, float, float] | None = None
-    # Standard deviation of R, G, B, in [0, 1]; None is the weights'
-    image_std: tuple[float, float, float] | None = None
     # How the positional embedding is resized; see DenseCLIPConfig
     position: Position = "size"
     # For SFP and SC-CLIP, like all that follow: how outliers are found; see AggregationConfig
@@ -371,28 +351,19 @@ class CosineHeadConfig(DenseCLIPConfig):
     head: Head = "vanilla"  # "vanilla": the last block is unchanged
     # Initial value of the trained scale; the default is CLIP's own start
     logit_scale: float = 1 / 0.07
-    # What turns logits into probabilities: "softmax" over classes for training with cross entropy,
-    # "sigmoid" for focal and dice loss
-    score_activation: ScoreActivation = "softmax"
     # Rows of the text embeddings whose classes were trained on; their scores are lowered by
     # seen_bias
     seen_classes: tuple[int, ...] = ()
     seen_bias: float = 0.0  # How much they are lowered, as a probability; 0 lowers none
 
     def __post_init__(self) -> None:
-        """Check the settings."""
         super().__post_init__()
         if self.head != "vanilla":
             raise ArgumentError(
                 f"head: expected 'vanilla', got {self.head!r}. Only the plain last block is "
                 "trained; for another head use dense_clip."
             )
-        check_choice("score_activation", self.score_activation, get_args(ScoreActivation))
-        if not 0 <= self.seen_bias <= 1:
-            raise ArgumentError(
-                f"seen_bias: expected a probability in [0, 1], got {self.seen_bias}. "
-                "Use 0 to lower no score."
-            )
+        check_range(self, "seen_bias", most=1)
 
 
 class CosineHeadEncoder(ImageEncoder):
@@ -448,35 +419,24 @@ class CosineHeadModel(DenseCLIP):
         """See :attr:`PixelModel.label_rule`."""
         config = self.config
         return LabelRule(
-            activation=config.score_activation,
+            activation="softmax",
             seen_classes=config.seen_classes if config.seen_bias else (),
             seen_bias=config.seen_bias,
             unknown_below=config.unknown_below,
         )
 
     def predict(self, image: Tensor, text_embeds: Tensor) -> Tensor:
-        """Score every class at every pixel; see :meth:`PixelModel.predict`.
-
-        Logits are upsampled bilinearly, squashed by the activation, and lowered by ``seen_bias``
-        for seen classes: in ``[-seen_bias, 1]``.
-        """
-        logits = super().predict(image, text_embeds)
-        softmax = self.config.score_activation == "softmax"
-        scores = logits.softmax(dim=1) if softmax else logits.sigmoid()
+        """Probabilities, lowered by ``seen_bias`` for seen classes, ``[B, C, H, W]``."""
+        scores = super().predict(image, text_embeds).softmax(dim=1)
         return lower_seen(scores, self.label_rule.seen_classes, self.config.seen_bias)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CosineHeadStart(ClipSource):
-    """Starts the cosine head from CLIP weights; before training it is dense CLIP's vanilla head.
-
-    The positional embedding is resized to ``image_size`` (bicubic).
-    """
+    """Starts as dense CLIP's vanilla head, positions resized to ``image_size`` (bicubic)."""
 
     image_size: int = 512  # Side of training crops and of a bundle's input, in pixels
     logit_scale: float = 1 / 0.07  # Initial value of the trained scale
-    # See CosineHeadConfig
-    score_activation: ScoreActivation = "softmax"
     seen_classes: Sequence[int] = ()  # Rows of the text embeddings that are trained on
     # See CosineHeadConfig
     seen_bias: float = 0.0

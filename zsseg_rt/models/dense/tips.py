@@ -1,8 +1,5 @@
 """TIPSv2: an image-text backbone whose patches compare with text, in torch.
 
-Its image tower is DINOv2's ViT with one register token. In the last block every patch keeps its own
-value, as with CLIP's head ``maskclip``, which computes the same on these weights.
-
 Source:
     google-deepmind/tips, PyTorch part, commit 4db271d, and its notebook for zero-shot segmentation.
 """
@@ -76,7 +73,7 @@ class TipsConfig(DenseCLIPConfig):
 
 
 class TipsImageEncoder(DenseImageEncoder):
-    """DINOv2's ViT: no norm before the first block and no projection after the last."""
+    """DINOv2's ViT with a register token: no norm before the blocks, no projection behind."""
 
     def __init__(self, config: ImageEncoderConfig) -> None:
         super().__init__(config, "maskclip")
@@ -122,15 +119,7 @@ class TipsTextEncoder(nn.Module):
         self.ln_final = nn.LayerNorm(width)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Embed prompts.
-
-        Shapes:
-            tokens: Token ids, int64 ``[T, L]``; ``config.vocab_size`` marks padding. A row needs
-                a token at least.
-
-        Returns:
-            Text embeddings, ``[T, W]``, **not** normalised.
-        """
+        """Embed ids ``[T, L]`` padded with ``vocab_size``, ``[T, W]``, **not** normalised."""
         if tokens.ndim != 2 or tokens.is_floating_point():
             raise DTypeError(
                 f"tokens: expected integer ids [T, L], got {tokens.dtype} {list(tokens.shape)}. "
@@ -209,9 +198,8 @@ class OfficialTips:
     def build(self, state_dict: Mapping[str, Mapping[str, Any]]) -> Tips:
         """Make the model, in evaluation mode, with no trainable parameters.
 
-        Args:
-            state_dict: ``"vision"`` and, for a text tower, ``"text"``: official keys with float32
-                tensors or arrays, as the two ``.npz`` files hold them.
+        ``state_dict`` has ``"vision"`` and, for a text tower, ``"text"``: official keys with
+        float32 tensors or arrays, as the two ``.npz`` files hold them.
         """
         unknown = [key for key in state_dict if key not in ("vision", "text")]
         if unknown or "vision" not in state_dict:

@@ -1,9 +1,8 @@
 """ZegCLIP, and CLIP-RC, which adds cell tokens, queries of each cell, and a decoder of both ways.
 
-In the mask decoder class queries attend to patches, and the attention scores are the masks. A cell,
-which the paper of CLIP-RC calls a region, is one square of a regular grid over the image. Module
-and parameter names are the official checkpoints'; decoder tensors that no forward pass reads
-(``self_attn.*``, ``norm1.*``), which checkpoints of CLIP-RC's Jittor port lack, do not exist here.
+A cell, which the paper of CLIP-RC calls a region, is one square of a regular grid over the image.
+Names are the official checkpoints'; decoder tensors that no forward pass reads (``self_attn.*``,
+``norm1.*``) do not exist here.
 
 Source:
     Zhou et al., "ZegCLIP: Towards Adapting CLIP for Zero-shot Semantic Segmentation", CVPR 2023.
@@ -254,11 +253,10 @@ class DescriptorModel(PixelModel):
         )
 
     def predict(self, image: Tensor, text_embeds: Tensor) -> Tensor:
-        """Score every class at every pixel; see :meth:`PixelModel.predict`.
+        """Score every class at every pixel, ``[B, C, H, W]`` in ``[-seen_bias, 1]``.
 
         Mask logits are upsampled to ``image_size`` (bilinear), squashed, lowered by ``seen_bias``
-        for seen classes unless the model is self-trained, and resized to the input:
-        ``[B, C, H, W]`` in ``[-seen_bias, 1]``.
+        for seen classes unless the model is self-trained, and resized to the input.
         """
         logits = self.upsample(self(image, text_embeds).mask_logits)
         rule = self.label_rule
@@ -286,11 +284,10 @@ class DecodeHead(nn.Module):
 
     @torch.no_grad()
     def scale_for_unit_inputs(self) -> None:
-        """Multiply the initial weights of unit-vector inputs by ``sqrt(D)``.
+        """Multiply the initial weights of unit-vector inputs by ``sqrt(D)``. Not official.
 
-        torch's initial weights expect inputs of variance 1; those of a unit vector have 1 / D.
-        Without the factor, biases drown out what tells classes apart until training has made up for
-        it, which a short training cannot do. Not official.
+        torch's initial weights expect inputs of variance 1, not 1 / D: biases would drown out what
+        tells classes apart until training has made up for it, which a short training cannot do.
         """
         width = self.decoder_1.decoder_layers()[0].multihead_attn.k.in_features
         readers = [self.q_proj]
@@ -308,7 +305,7 @@ class DecodeHead(nn.Module):
 
 
 class ZegCLIP(DescriptorModel):
-    """The complete model; see :class:`zsseg_rt.models.descriptor.model.DescriptorModel`."""
+    """The complete model."""
 
     architecture = "zegclip"
     decode_head: DecodeHead
@@ -351,8 +348,7 @@ def attention_allowed(
 ) -> Tensor:
     """Which token may see which, bool ``[1 + P + N + R]`` twice: class, prompts, patches, cells.
 
-    Class, prompts and patches see each other. A cell and its own patches see each other, and a
-    cell sees itself; no other token sees a cell, and a cell sees no other token.
+    All but cells see each other. A cell and its own patches see each other; a cell sees itself.
     """
     cells = torch.from_numpy(cells_of_patches(grid_hw, num_cells, official=official))
     inside = F.one_hot(cells, num_cells + 1)[:, :num_cells].bool()
@@ -376,11 +372,7 @@ def upsample_cells(cell_embeds: Tensor, grid_hw: tuple[int, int]) -> Tensor:
 
 
 class CellImageEncoder(PromptedImageEncoder):
-    """The prompted image tower with cell tokens after the patches.
-
-    Cell tokens have no position and get no ``prompt_norm``; what they see is all that tells them
-    apart, because officially they all start as one vector and are frozen.
-    """
+    """The prompted image tower with cell tokens after the patches, which have no position."""
 
     def __init__(self, config: ImageEncoderConfig) -> None:
         super().__init__(config)
@@ -422,11 +414,7 @@ class ClipRCConfig(ZegCLIPConfig):
 
 @dataclass(frozen=True)
 class Recovery:
-    """The recovery decoder's view of the decoded tokens, and its targets.
-
-    The recovery loss is ``|queries - query_targets|.mean() + |patches - patch_targets|.mean()``
-    times its weight. No gradient flows into the targets.
-    """
+    """The recovery decoder's view of the decoded tokens, and its targets, without gradient."""
 
     queries: Tensor  # [B, R * C, 2D], cell-major
     patches: Tensor  # [B, N, D]
@@ -523,11 +511,7 @@ class CellDecodeHead(nn.Module):
 
 
 class ClipRC(DescriptorModel):
-    """The complete model; see :class:`zsseg_rt.models.descriptor.model.DescriptorModel`.
-
-    The official code only takes 512x512 pixels. Here any size of at least one patch works, square
-    or not: the cells then divide the image's own grid.
-    """
+    """The complete model. The official code only takes 512x512 pixels; here any size works."""
 
     architecture = "clip_rc"
     config: ClipRCConfig
@@ -564,10 +548,7 @@ _UNUSED = r"decode_head\.(.*\.(self_attn|norm1)\..*|loss_decode\..*)"
 
 @dataclass(frozen=True, kw_only=True)
 class ZegCLIPStart(ClipSource):
-    """Starts ZegCLIP from CLIP weights, prompts and decode head initialised for training.
-
-    The positional embedding is resized to ``image_size`` (bilinear).
-    """
+    """Starts ZegCLIP from CLIP weights, positions resized to ``image_size`` (bilinear)."""
 
     made: ClassVar[Any] = ZegCLIP
     made_config: ClassVar[Any] = ZegCLIPConfig
@@ -674,12 +655,7 @@ class OfficialZegCLIP:
     decoder_dropout: float = 0.1  # Dropout in the decoder's layers, in training
 
     def build(self, state_dict: Mapping[str, Tensor]) -> DescriptorModel:
-        """Make the model, in evaluation mode; the weights are copies.
-
-        Args:
-            state_dict: Official keys, float32; see
-                :func:`zsseg_rt.torch_files.checkpoints.load_checkpoint`.
-        """
+        """Make the model of official keys, float32; the weights are copies."""
         name: str = self.made.architecture
         check_float32(state_dict, name)
         file = Checked(tensors=state_dict, what=name)

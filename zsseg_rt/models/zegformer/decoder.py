@@ -1,7 +1,4 @@
-"""From an image to segments, and what CLIP sees of them: ZegFormer's backbone and decoders.
-
-The backbone is a ResNet whose batch norms are frozen or trained.
-"""
+"""ZegFormer's backbone and decoders: segments, and what CLIP sees of them."""
 
 from __future__ import annotations
 
@@ -15,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zsseg_rt import ops
-from zsseg_rt.common.checks import check_choice
+from zsseg_rt.common.checks import check_choice, check_range
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.models.clip.towers import (
+    Attention,
     ImageEncoder,
     ImageEncoderConfig,
-    ResidualBlock,
     TextEncoder,
     TextEncoderConfig,
     attend,
@@ -46,11 +43,11 @@ class ResNetConfig:
 
     def __post_init__(self) -> None:
         check_choice("norm", self.norm, get_args(BackboneNorm))
-        sizes = (self.stem_width, *self.widths, *self.depths)
-        if not self.widths or len(self.widths) != len(self.depths) or min(sizes) < 1:
+        check_range(self, "stem_width", "widths", "depths", least=1)
+        if len(self.widths) != len(self.depths):
             raise ArgumentError(
-                f"widths: expected a positive width and depth per stage, got widths "
-                f"{self.widths}, depths {self.depths} and stem_width {self.stem_width}."
+                f"widths: expected a width and a depth per stage, got widths {self.widths} and "
+                f"depths {self.depths}."
             )
 
     @property
@@ -59,51 +56,32 @@ class ResNetConfig:
         return tuple(_EXPANSION * width for width in self.widths)
 
 
-class FrozenBatchNorm(nn.Module):
-    """Batch norm whose statistics, scale and shift are constants, in training too."""
+class BatchNorm(nn.Module):
+    """Batch norm without torch's counter, whose tensors are constants ("frozen") or learn.
+
+    In evaluation both are the same. In training each process normalises its own share of a batch.
+    """
 
     weight: Tensor
     bias: Tensor
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, num_channels: int) -> None:
+    def __init__(self, num_channels: int, norm: BackboneNorm) -> None:
         super().__init__()
-        self.eps = 1e-5
-        for name in ("bias", "running_mean"):
-            self.register_buffer(name, torch.zeros(num_channels))
-        for name in ("weight", "running_var"):
-            self.register_buffer(name, torch.ones(num_channels))
+        self.learns = norm == "learned"
+        for name, value in (("weight", torch.ones), ("bias", torch.zeros)):
+            if self.learns:
+                self.register_parameter(name, nn.Parameter(value(num_channels)))
+            else:
+                self.register_buffer(name, value(num_channels))
+        self.register_buffer("running_mean", torch.zeros(num_channels))
+        self.register_buffer("running_var", torch.ones(num_channels))
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale and shift ``[B, C, H, W]``."""
-        return F.batch_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
-        )
-
-
-class LearnedBatchNorm(FrozenBatchNorm):
-    """Batch norm that learns; in evaluation mode it computes what :class:`FrozenBatchNorm` does.
-
-    Both store the same tensors, so the weights of either load into the other. In training, each
-    process normalises its own share of a batch.
-    """
-
-    def __init__(self, num_channels: int) -> None:
-        super().__init__(num_channels)
-        del self.weight, self.bias
-        self.weight = nn.Parameter(torch.ones(num_channels))
-        self.bias = nn.Parameter(torch.zeros(num_channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise, scale and shift ``[B, C, H, W]``."""
-        if not self.training:
-            return super().forward(x)
-        statistics = self.running_mean, self.running_var
-        return F.batch_norm(x, *statistics, self.weight, self.bias, training=True, momentum=0.1)
-
-
-_NORMS = {"frozen": FrozenBatchNorm, "learned": LearnedBatchNorm}
+        parts = self.running_mean, self.running_var, self.weight, self.bias
+        return F.batch_norm(x, *parts, training=self.learns and self.training)
 
 
 class NormedConv(nn.Conv2d):
@@ -129,7 +107,7 @@ class NormedConv(nn.Conv2d):
 class _Stem(nn.Module):
     def __init__(self, config: ResNetConfig) -> None:
         super().__init__()
-        norm = _NORMS[config.norm](config.stem_width)
+        norm = BatchNorm(config.stem_width, config.norm)
         self.conv1 = NormedConv(3, config.stem_width, 7, norm, stride=2)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -141,14 +119,14 @@ class _Bottleneck(nn.Module):
 
     def __init__(self, in_channels: int, width: int, stride: int, norm: BackboneNorm) -> None:
         super().__init__()
-        out_channels, make_norm = _EXPANSION * width, _NORMS[norm]
-        self.conv1 = NormedConv(in_channels, width, 1, make_norm(width))
-        self.conv2 = NormedConv(width, width, 3, make_norm(width), stride)
-        self.conv3 = NormedConv(width, out_channels, 1, make_norm(out_channels))
+        out_channels = _EXPANSION * width
+        self.conv1 = NormedConv(in_channels, width, 1, BatchNorm(width, norm))
+        self.conv2 = NormedConv(width, width, 3, BatchNorm(width, norm), stride)
+        self.conv3 = NormedConv(width, out_channels, 1, BatchNorm(out_channels, norm))
         self.shortcut = (
             None
             if in_channels == out_channels and stride == 1
-            else NormedConv(in_channels, out_channels, 1, make_norm(out_channels), stride)
+            else NormedConv(in_channels, out_channels, 1, BatchNorm(out_channels, norm), stride)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -157,11 +135,7 @@ class _Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """ResNet of bottlenecks, stride in the 3x3 convolution.
-
-    Source:
-        He et al., "Deep Residual Learning for Image Recognition", CVPR 2016.
-    """
+    """ResNet of bottlenecks, stride in the 3x3 convolution."""
 
     def __init__(self, config: ResNetConfig) -> None:
         super().__init__()
@@ -204,25 +178,6 @@ class Clip(TextEncoder):
         """Side in pixels of the images that the image tower was trained on."""
         return self.visual.config.side
 
-    def embed_images(self, images: Tensor) -> Tensor:
-        """Embed normalised images ``[K, 3, s, s]`` into ``[K, D]``, **not** normalised."""
-        tokens = self.visual.embed_patches(images)
-        blocks = [cast(ResidualBlock, block) for block in self.visual.transformer.resblocks]
-        for block in blocks[:-1]:
-            tokens = block(tokens)
-        return self.visual.project(_run_on_first(blocks[-1], tokens))
-
-
-def _run_on_first(block: ResidualBlock, tokens: Tensor) -> Tensor:
-    """A block's output for the first of ``[K, N, W]`` tokens only, ``[K, W]``."""
-    attention, width = block.attn, tokens.shape[2]
-    weight, bias = attention.in_proj_weight, attention.in_proj_bias
-    normed, x = block.ln_1(tokens), tokens[:, :1]
-    keys, values = F.linear(normed, weight[width:], bias[width:]).chunk(2, dim=-1)
-    query = F.linear(normed[:, :1], weight[:width], bias[:width])
-    x = x + attention.out_proj(attend(query, keys, values, attention.num_heads))
-    return (x + block.mlp(block.ln_2(x))).squeeze(1)  # type: ignore[no-any-return]
-
 
 def upsample_masks(mask_logits: Tensor, size_hw: tuple[int, int]) -> Tensor:
     """Resize mask logits ``[Q, h, w]`` to ``[Q, *size_hw]``, bilinear."""
@@ -233,20 +188,10 @@ def upsample_masks(mask_logits: Tensor, size_hw: tuple[int, int]) -> Tensor:
 
 
 def crop_regions(image: Tensor, mask_logits: Tensor, *, style: RegionStyle, side: int) -> Tensor:
-    """Cut out what CLIP is shown of each segment; see :func:`zsseg_rt.ops.crop_regions`.
+    """Cut out what CLIP is shown of each segment, ``[K, 3, side, side]``.
 
-    ``"cropmask"``: the box, with pixels outside the mask set to zero. ``"crop"``: the box.
-    ``"mask"``: the whole image, resized, pixels outside the resized mask set to zero. Boxes are
-    sampled by RoIAlign, half-pixel aligned, and are stretched to a square.
-
-    Args:
-        image: Normalised RGB planes, float ``[3, H, W]``.
-        mask_logits: Mask logits of any resolution, ``[K, h, w]``; inside is above zero.
-        style: What to show.
-        side: Side of the results, in pixels.
-
-    Returns:
-        ``[K, 3, side, side]``.
+    Of normalised planes ``[3, H, W]`` and mask logits ``[K, h, w]`` of any resolution; for the
+    styles see :func:`zsseg_rt.ops.crop_regions`.
     """
     planes, masks = (x.detach().float().cpu().contiguous().numpy() for x in (image, mask_logits))
     boxes, regions = ops.mask_boxes(masks, planes.shape[1:]), np.arange(len(masks), dtype=np.int32)
@@ -298,21 +243,19 @@ class PixelDecoder(nn.Module):
         return self.mask_features(y)  # type: ignore[no-any-return]
 
 
-class _PackedAttention(nn.Module):
+class _PackedAttention(Attention):
     """Attention with one packed projection (rows q, k, v) of three different inputs."""
 
     def __init__(self, width: int, num_heads: int, dropout: float) -> None:
-        super().__init__()
-        self.num_heads = num_heads
+        super().__init__(width, num_heads)
         self.dropout = dropout
-        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
-        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
-        self.out_proj = nn.Linear(width, width)
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.xavier_uniform_(self.out_proj.weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def forward(  # type: ignore[override]
+        self, queries: Tensor, keys: Tensor, values: Tensor
+    ) -> Tensor:
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
         q, k, v = (
             F.linear(x, weight, bias)
@@ -359,12 +302,7 @@ class QueryDecoder(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_dim)
 
     def forward(self, query_positions: Tensor, memory: Tensor, memory_positions: Tensor) -> Tensor:
-        """The queries after each layer, ``[layers, B, Q, W]``.
-
-        Shapes:
-            query_positions: ``[Q, W]``.
-            memory: ``[B, N, W]``, with positions ``[N, W]``.
-        """
+        """The queries after each layer, ``[layers, B, Q, W]``, of positions ``[Q, W]``."""
         positions = query_positions.expand(memory.shape[0], -1, -1)
         keys = memory + memory_positions
         x = torch.zeros_like(positions)
@@ -373,14 +311,6 @@ class QueryDecoder(nn.Module):
             x = layer(x, positions, keys, memory)
             outputs.append(self.norm(x))
         return torch.stack(outputs)
-
-
-class _Transformer(nn.Module):
-    """Holds the decoder under its official name; there is no encoder."""
-
-    def __init__(self, config: QueryDecoderConfig) -> None:
-        super().__init__()
-        self.decoder = QueryDecoder(config)
 
 
 class _MaskEmbed(nn.Module):
@@ -416,7 +346,7 @@ class SegmentPredictor(nn.Module):
         self.bg_feature = nn.Parameter(torch.empty(1, config.embed_dim))
         self.logit_scale = nn.Parameter(torch.full((1,), math.log(100.0)), requires_grad=False)
         self.projection_layer = nn.Linear(width, config.embed_dim)
-        self.transformer = _Transformer(config)
+        self.transformer = nn.ModuleDict({"decoder": QueryDecoder(config)})  # no encoder
         self.query_embed = nn.Embedding(config.num_queries, width)
         self.input_proj = nn.Conv2d(in_channels, width, kernel_size=1)
         self.mask_embed = _MaskEmbed(config)
@@ -428,15 +358,14 @@ class SegmentPredictor(nn.Module):
         grid_hw = (projected.shape[2], projected.shape[3])
         positions = torch.from_numpy(sine_positions(grid_hw, projected.shape[1])).to(projected)
         memory = projected.flatten(2).transpose(1, 2)
-        return cast(Tensor, self.transformer.decoder(self.query_embed.weight, memory, positions))
+        decoder = self.transformer["decoder"]
+        return cast(Tensor, decoder(self.query_embed.weight, memory, positions))
 
     def classify(self, queries: Tensor, text_features: Tensor) -> Tensor:
-        """Class logits ``[..., Q, C + 1]`` of queries ``[..., Q, W]``; "no object" comes last.
-
-        The "no object" vector is used as it is, not normalised, as in the official code.
-        """
+        """Class logits ``[..., Q, C + 1]`` of queries ``[..., Q, W]``; "no object" comes last."""
         embeds = self.projection_layer(queries)
         embeds = embeds / torch.linalg.vector_norm(embeds, dim=-1, keepdim=True)
+        # "No object" is not normalised, as in the official code.
         classes = torch.cat([text_features.to(embeds), self.bg_feature])
         logits: Tensor = self.logit_scale.exp() * (embeds @ classes.T)
         return logits

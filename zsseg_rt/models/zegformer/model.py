@@ -1,7 +1,4 @@
-"""ZegFormer: class-agnostic segments, classified by text and again by CLIP; how it is built.
-
-Module and parameter names are the official checkpoints', so ``state_dict()`` and official files
-share one layout.
+"""ZegFormer: class-agnostic segments, classified by text and again by CLIP.
 
 Source:
     Ding et al., "Decoupling Zero-Shot Semantic Segmentation", CVPR 2022.
@@ -22,7 +19,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from zsseg_rt.common.checks import check_choice
+from zsseg_rt.common.checks import check_choice, check_range
 from zsseg_rt.errors import ArgumentError, CheckpointError, ShapeError
 from zsseg_rt.models.base import (
     LONGEST_SIDE,
@@ -68,6 +65,7 @@ Fusion = Literal["seen_and_unseen", "all_classes", "regions", "segments"]
 FUSIONS: tuple[str, ...] = get_args(Fusion)
 
 _DIVISOR = 32  # of the sides that images are padded to
+_TRUSTED = 2 / 3  # exponent of the branch that is trusted more; the other gets the rest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,18 +99,7 @@ class ZegFormerConfig:
     def __post_init__(self) -> None:
         check_choice("fusion", self.fusion, FUSIONS)
         check_choice("region_style", self.region_style, REGION_STYLES)
-        if self.region_batch < 1:
-            raise ArgumentError(
-                f"region_batch: expected at least 1, got {self.region_batch}. "
-                "Use a smaller number for less memory."
-            )
-        if self.image_size < 1:
-            raise ArgumentError(
-                f"image_size: expected at least 1 pixel, got {self.image_size}. Officially 512."
-            )
-
-
-_TRUSTED = 2 / 3  # exponent of the branch that is trusted more; the other gets the rest
+        check_range(self, "region_batch", "image_size", least=1)
 
 
 @dataclass(frozen=True)
@@ -146,11 +133,11 @@ class SegmentationHead(nn.Module):
 
 
 class ZegFormer(SegmentationModel):
-    """The complete model. Its CLIP is frozen.
+    """The complete model, with the official checkpoints' names. Its CLIP is frozen.
 
     A class's embedding is the mean of its synonyms'. (Officially the mean over all prompts of all
-    synonyms at once, which differs where there are several prompts: 3e-4 with eight. At run time
-    the best synonym counts instead.)
+    synonyms at once, which differs by 3e-4 with eight prompts. At run time the best synonym
+    counts instead.)
     """
 
     architecture = "zegformer"
@@ -191,10 +178,7 @@ class ZegFormer(SegmentationModel):
     def label(
         self, rgb: NDArray[np.uint8], text_embeds: Tensor, region_embeds: Tensor | None = None
     ) -> Tensor:
-        """Label as the official evaluation does: the whole image, in its own shape.
-
-        See :meth:`SegmentationModel.label`; no pixel is unknown.
-        """
+        """Label in the image's own shape, as the official evaluation; no pixel is unknown."""
         resized = torch.from_numpy(resize_picture(rgb, self.config.image_size))
         planes = resized.permute(2, 0, 1).to(text_embeds.device)
         out_hw = (rgb.shape[0], rgb.shape[1])
@@ -240,10 +224,7 @@ class ZegFormer(SegmentationModel):
     def prepare(
         self, images: Sequence[Tensor], mean: Sequence[float], std: Sequence[float]
     ) -> Tensor:
-        """Normalise images and pad them with zeros to one size, ``[B, 3, H, W]``.
-
-        H and W are multiples of 32; padding is at the right and the bottom.
-        """
+        """Normalise images and pad them with zeros at the right and bottom, ``[B, 3, H, W]``."""
         like = self.sem_seg_head.predictor.bg_feature
         sides = (max(image.shape[axis] for image in images) for axis in (1, 2))
         height, width = (-(-side // _DIVISOR) * _DIVISOR for side in sides)
@@ -270,7 +251,7 @@ class ZegFormer(SegmentationModel):
             )
         style, side = self.config.region_style, clip.image_side
         rows = [
-            clip.embed_images(crop_regions(plane, batch, style=style, side=side))
+            clip.visual.encode_image(crop_regions(plane, batch, style=style, side=side))
             for plane, masks in zip(planes, segments.masks, strict=True)
             for batch in torch.split(masks, self.config.region_batch)
         ]
@@ -279,18 +260,11 @@ class ZegFormer(SegmentationModel):
         return torch.cat([logits, segments.logits[..., -1:]], dim=-1)
 
     def fuse(self, pred_logits: Tensor, clip_logits: Tensor | None) -> Tensor:
-        """Combine the two branches' class weights.
+        """Combine the two branches' logits ``[..., C + 1]``: class weights ``[..., C]`` in [0, 1].
 
         With p from the text branch and p' from CLIP, both softmaxes over classes and "no object":
         unseen classes get ``p^(1/3) p'^(2/3)``; seen ones ``p^(2/3) m^(1/3)``, m being the mean of
         p' over seen classes.
-
-        Shapes:
-            pred_logits: ``[..., C + 1]``.
-            clip_logits: ``[..., C + 1]``, or None if CLIP classifies no regions.
-
-        Returns:
-            ``[..., C]``, in ``[0, 1]``; rows do not sum to one.
         """
         by_text = pred_logits.softmax(dim=-1)[..., :-1]
         fusion = self.config.fusion
@@ -314,10 +288,7 @@ class ZegFormer(SegmentationModel):
         image_hw: tuple[int, int],
         out_hw: tuple[int, int],
     ) -> Tensor:
-        """Sum soft masks ``[Q, h, w]`` with their class weights ``[Q, C]``: ``[C, *out_hw]``.
-
-        Seen classes are lowered by ``calibration``.
-        """
+        """Sum soft masks ``[Q, h, w]`` by class weights ``[Q, C]``, ``[C, *out_hw]``."""
         maps = class_scores.new_zeros(class_scores.shape[1], padded_hw[0] * padded_hw[1])
         batches = (torch.split(x, self.config.region_batch) for x in (class_scores, mask_logits))
         for scores, logits in zip(*batches, strict=True):
@@ -370,9 +341,8 @@ _STAGES = ("res2", "res3", "res4", "res5")
 class OfficialZegFormer:
     """Builds ZegFormer from an official checkpoint; sizes are read from shapes.
 
-    Training checkpoints hold no CLIP: its weights are OpenAI's ViT-B/16, given as ``clip``.
-    ``criterion.empty_weight`` is ignored. CLIP's tensors may be float16, as the official code
-    runs them; they are converted to float32.
+    Training checkpoints hold no CLIP: its weights are OpenAI's ViT-B/16, given as ``clip``. CLIP's
+    tensors may be float16, as the official code runs them.
     """
 
     # Rows of the class embeddings whose classes were trained on. Official: 0 to 14 for VOC, 0 to
@@ -396,12 +366,7 @@ class OfficialZegFormer:
     dropout: float = 0.1  # Dropout in the query decoder, in training
 
     def build(self, state_dict: Mapping[str, Tensor]) -> ZegFormer:
-        """Make the model, in evaluation mode; the weights are copies.
-
-        Shapes:
-            state_dict: Official keys, float32; see
-                :func:`zsseg_rt.torch_files.checkpoints.load_checkpoint`.
-        """
+        """Make the model of official keys, float32; the weights are copies."""
         state_dict = _with_clip(state_dict, self.clip)
         check_float32(state_dict, "zegformer")
         file = Checked(tensors=state_dict, what="zegformer")
@@ -503,10 +468,6 @@ _RENAMED = (
 class ZegFormerStart(ClipSource):
     """Starts ZegFormer: CLIP frozen, decoders initialised officially, the backbone as given.
 
-    Convolutions of the pixel decoder and the projection of its coarsest map are Xavier-uniform as
-    in Caffe2 (``sqrt(3 / fan_in)``), an untrained backbone is Kaiming-normal by fan-out as in
-    detectron2, "no object" is uniform within ``1 / sqrt(D)``.
-
     Regions are shown to CLIP at its native size, and its embedding width is also the segments'.
     """
 
@@ -550,11 +511,7 @@ class ZegFormerStart(ClipSource):
 
 
 def load_torchvision_backbone(backbone: ResNet, state_dict: Mapping[str, Tensor]) -> None:
-    """Copy a torchvision ResNet into a backbone of the same sizes; its classifier is left out.
-
-    Shapes:
-        state_dict: torchvision's keys, float32: ``conv1.weight``, ``layer1.0.bn1.weight`` ...
-    """
+    """Copy a torchvision ResNet's ``state_dict``, float32, without its classifier."""
     renamed = {_official_key(key): value for key, value in state_dict.items()}
     check_float32(renamed, "torchvision's ResNet")
     load_weights(backbone, renamed, architecture="torchvision's ResNet", ignored=_NOT_USED)
@@ -598,7 +555,11 @@ def _decoder(
 
 @torch.no_grad()
 def _initialise(model: ZegFormer) -> None:
-    """Initialise as the official code where torch differs; norms start as identity."""
+    """Initialise as the official code where torch differs; norms start as identity.
+
+    The pixel decoder is Xavier-uniform as in Caffe2, an untrained backbone Kaiming-normal by
+    fan-out as in detectron2.
+    """
     for module in model.backbone.modules():
         if isinstance(module, NormedConv):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

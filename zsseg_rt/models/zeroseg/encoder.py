@@ -1,9 +1,7 @@
 """ZeroSeg's student encoder and reconstruction head: those of MAE, with MAE's key names.
 
 Source:
-    He et al., "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022; Chen et al.,
-    "Exploring Open-Vocabulary Semantic Segmentation from CLIP Vision Encoder Distillation Only"
-    (ZeroSeg), ICCV 2023.
+    He et al., "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022.
 """
 
 from __future__ import annotations
@@ -21,11 +19,7 @@ NORM_EPS = 1e-6  # MAE's, for every LayerNorm
 
 
 def sincos_positions(width: int, grid_side: int) -> Tensor:
-    """MAE's fixed positions: sines and cosines of the column, then those of the row.
-
-    Returns:
-        float32 ``[1, 1 + grid_side ** 2, width]``; row 0, the class token's, is zero.
-    """
+    """MAE's fixed sines and cosines of column, then row, float32 ``[1, 1 + grid_side**2, W]``."""
     quarter = width // 4
     omega = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
     side = torch.arange(grid_side, dtype=torch.float64)[:, None] * omega
@@ -52,10 +46,7 @@ def random_patch_mask(
     device: torch.device | None = None,
     generator: torch.Generator | None = None,
 ) -> PatchMask:
-    """Hide random patches, drawn separately for each image: MAE's per-sample shuffling.
-
-    ``int(num_patches * (1 - mask_ratio))`` patches stay visible.
-    """
+    """Hide random patches of each image; ``int(num_patches * (1 - mask_ratio))`` stay visible."""
     num_kept = int(num_patches * (1 - mask_ratio)) if 0 <= mask_ratio < 1 else 0
     if num_kept < 1:
         raise ArgumentError(

@@ -5,8 +5,7 @@ Nothing official can be loaded: neither code nor weights were published.
 Source:
     Chen et al., "Exploring Open-Vocabulary Semantic Segmentation from CLIP Vision Encoder
     Distillation Only", ICCV 2023, for the layer counts; Xu et al., "GroupViT: Semantic
-    Segmentation Emerges from Text Supervision", CVPR 2022, for the grouping block and the rule by
-    which segments get their classes.
+    Segmentation Emerges from Text Supervision", CVPR 2022, for grouping and the class rule.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from zsseg_rt import ops
-from zsseg_rt.common.checks import check_size
+from zsseg_rt.common.checks import check_range, check_size
 from zsseg_rt.errors import ArgumentError, CheckpointError, ShapeError
 from zsseg_rt.models.base import (
     LONGEST_SIDE,
@@ -51,15 +50,10 @@ def class_scores(
     logit_scale: float,
     top_k: int | None,
 ) -> Tensor:
-    """Score every class for every segment, ``[B, G, C]`` in [0, 1].
+    """Scores ``[B, G, C]`` in [0, 1] of segments ``[B, G, D]``, images ``[B, D]`` and texts.
 
     With p the softmax over classes of ``logit_scale * cosine`` and q the same softmax over only the
     ``top_k`` classes nearest to the whole image, scores are ``p * q``.
-
-    Shapes:
-        segment_embeds: ``[B, G, D]``.
-        image_embed: ``[B, D]``.
-        text_embeds: ``[C, D]``.
     """
     width = segment_embeds.shape[-1]
     if text_embeds.ndim != 2 or text_embeds.shape[1] != width or not len(text_embeds):
@@ -155,16 +149,8 @@ class ZeroSegConfig:
                 f"logit_scale: expected a number above 0, got {self.logit_scale}. "
                 "GroupViT and CLIP use 100."
             )
-        if self.top_k is not None and self.top_k < 1:
-            raise ArgumentError(
-                f"top_k: expected at least 1, got {self.top_k}. Use None to keep all classes."
-            )
-        threshold = self.background_threshold
-        if threshold is not None and not 0 <= threshold <= 1:
-            raise ArgumentError(
-                f"background_threshold: expected a score in [0, 1], got {threshold}. "
-                "Use None for no background."
-            )
+        check_range(self, "top_k", least=1)
+        check_range(self, "background_threshold", most=1)
         check_size(self.size_hw, self.patch_size)
 
 
@@ -351,15 +337,10 @@ class SegmentTokens(NamedTuple):
 
 
 class ZeroSeg(SegmentationModel):
-    """Student encoder, segmentation head, and a reconstruction head for training.
+    """Student encoder, segmentation head, and a reconstruction head for training, or None.
 
-    Images are RGB, divided by 255 and normalised with :attr:`image_mean` and :attr:`image_std`.
-
-    Attributes:
-        image_mean: Mean of R, G, B, in ``[0, 1]``.
-        image_std: Standard deviation of R, G, B, in ``[0, 1]``.
-        decoder: The reconstruction head, or None.
-        text_encoder: The teacher's text tower if one was added; not trained.
+    Images are RGB, divided by 255 and normalised with :attr:`image_mean` and :attr:`image_std`. The
+    text tower is the teacher's, if one was added; it is not trained.
     """
 
     architecture = "zeroseg"
@@ -405,10 +386,7 @@ class ZeroSeg(SegmentationModel):
         return self.segment(image, text_embeds, (rgb.shape[0], rgb.shape[1]))[0][0]
 
     def slide(self, rgb: NDArray[np.uint8], text_embeds: Tensor, windows: SlideSettings) -> Tensor:
-        """Label as GroupViT's evaluation, the long side at most 2048 pixels.
-
-        See :meth:`SegmentationModel.slide`.
-        """
+        """Label as GroupViT's evaluation, the long side at most 2048 pixels."""
         height, width = rgb.shape[:2]
         limit = max(1, LONGEST_SIDE * min(height, width) // max(height, width))
         windows = replace(windows, short_side=min(windows.short_side, limit))
@@ -429,10 +407,9 @@ class ZeroSeg(SegmentationModel):
         return SegmentTokens(output.segment_embeds, output.image_embed, group_map)
 
     def predict(self, image: Tensor, text_embeds: Tensor) -> Tensor:
-        """Scores of every class at every pixel: those of the pixel's segment.
+        """Scores ``[B, C, H, W]`` in [0, 1] of every class at every pixel: those of its segment.
 
-        Of ``[B, 3, H, W]`` and ``[C, D]``: ``[B, C, H, W]`` in [0, 1], with a configured
-        ``background_threshold`` ``[B, 1 + C, H, W]`` with the background first.
+        With a configured ``background_threshold`` ``[B, 1 + C, H, W]``, the background first.
         """
         tokens = self(image)
         shares = F.interpolate(tokens.group_map, size=image.shape[2:], mode="bilinear")
@@ -445,15 +422,8 @@ class ZeroSeg(SegmentationModel):
     ) -> tuple[Tensor, Tensor]:
         """Label every pixel as the engine does: one pass over the whole image, any output size.
 
-        The shares are upsampled to ``out_hw`` directly. A segment that is background by the
-        configured ``background_threshold`` is unknown.
-
-        Shapes:
-            image: Normalised RGB planes, float ``[B, 3, H, W]``.
-            text_embeds: Class embeddings of the teacher's text encoder, ``[C, D]``.
-
-        Returns:
-            Labels int64 ``[B, *out_hw]``, -1 for unknown, and each pixel's score.
+        Labels int64 ``[B, *out_hw]``, -1 for unknown, and each pixel's score. A segment that is
+        background by the configured ``background_threshold`` is unknown.
         """
         tokens = self(image)
         best, classes = self.class_scores(tokens, text_embeds).max(dim=2)
@@ -505,11 +475,8 @@ _MAE_DECODER = (r"mask_token", r"decoder_.*")
 class ZeroSegStart(ClipSource):
     """Starts ZeroSeg: from a checkpoint of our own, from MAE's encoder, or untrained.
 
-    The settings from ``width`` on are those of :class:`ZeroSegConfig`. None leaves its default, or
-    with ``weights`` what shapes say; then only what they do not say may be given.
-
-    Attributes:
-        num_heads: Attention heads of the student's encoder.
+    The settings from ``width`` on, and ``num_heads``, are those of :class:`ZeroSegConfig`. None
+    leaves its default, or with ``weights`` what shapes say.
     """
 
     # The teacher's CLIP weights, whose text tower embeds class names. Without weights, embed_dim is
@@ -574,11 +541,7 @@ class ZeroSegStart(ClipSource):
 
 
 def load_mae_encoder(model: ZeroSeg, state_dict: Mapping[str, Tensor]) -> None:
-    """Copy MAE's encoder into the student; MAE's decoder, if present, is not used.
-
-    Shapes:
-        state_dict: MAE's keys, float32: ``patch_embed.proj.weight``, ``blocks.0...``.
-    """
+    """Copy MAE's encoder, float32, into the student; MAE's decoder is not used."""
     check_float32(state_dict, "MAE")
     load_weights(model.encoder, state_dict, architecture="MAE's encoder", ignored=_MAE_DECODER)
 

@@ -24,11 +24,11 @@ from zsseg_rt.text.class_names import split_synonyms
 from zsseg_rt.text.tokenizer import Tokenizer
 from zsseg_rt.text.vocabulary import check_templates, fill
 from zsseg_rt.training.tasks.labelled import (
-    PixelLoss,
     PixelLossSettings,
     PixelLossTask,
     parameter_groups,
 )
+from zsseg_rt.training.tasks.losses import Unannotated, binary_cross_entropy
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def class_prompts(
 class CatSegSettings(PixelLossSettings):
     """Settings of :class:`CatSegTask`; the defaults are official."""
 
-    loss: PixelLoss = "binary"  # "binary" is official; the others measure what it contributes
+    unannotated: Unannotated = "negative"  # As of ZegCLIP
     weight_decay: float = 1e-4  # For every trained tensor
     backbone_learning_rate: float = 2e-6  # Peak rate of q and v of CLIP, a hundredth of the head's
     # "towers" tunes q and v of both towers of CLIP besides the head; "image" leaves the text tower
@@ -132,8 +132,10 @@ class CatSegTask(PixelLossTask):
         return F.normalize(torch.stack([group.mean(dim=0) for group in groups]), dim=-1)
 
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """``binary``, or ``focal`` and ``dice``, or ``cross_entropy``."""
-        return self.pixel_losses(self.model(images, self.queries()).mask_logits, labels)
+        """Binary cross entropy of every pixel and class."""
+        matched = self.matched(self.model(images, self.queries()).mask_logits, labels)
+        loss = binary_cross_entropy(*matched, unannotated=self.settings.unannotated)
+        return {"binary": loss}
 
     def parameter_groups(self) -> list[dict[str, object]]:
         """The head, and CLIP's q and v at their own rate."""

@@ -10,19 +10,17 @@ from torch import Tensor
 from zsseg_rt.common.checks import check_range
 from zsseg_rt.models.dense.dense_clip import CosineHeadModel
 from zsseg_rt.training.tasks.labelled import (
-    PixelLoss,
     PixelLossSettings,
     PixelLossTask,
     parameter_groups,
 )
+from zsseg_rt.training.tasks.losses import cross_entropy
 
 
 @dataclass(frozen=True, kw_only=True)
 class CosineHeadSettings(PixelLossSettings):
     """Settings of CosineHeadTask, this package's; the tower's rate follows ZegCLIP's."""
 
-    # With "masks", ZegCLIP's focal and dice loss, the model's score_activation should be "sigmoid"
-    loss: PixelLoss = "cross_entropy"
     backbone_learning_rate: float = 2e-5
     # Whether the image tower is trained; if not, only head and scale are
     train_backbone: bool = True
@@ -45,9 +43,9 @@ class CosineHeadTask(PixelLossTask):
         model.image_encoder.head.requires_grad_(True)
 
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """``cross_entropy``, or ``focal`` and ``dice``."""
+        """The cross entropy of the softmax over classes."""
         output = self.model(images, self.query_embeds)
-        return self.pixel_losses(output.mask_logits, labels)
+        return {"cross_entropy": cross_entropy(*self.matched(output.mask_logits, labels))}
 
     def parameter_groups(self) -> list[dict[str, object]]:
         """The head, the scale without weight decay, and the image tower at its own rate."""

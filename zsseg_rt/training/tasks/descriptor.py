@@ -8,7 +8,7 @@ Source:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
@@ -19,7 +19,7 @@ from zsseg_rt.training.tasks.labelled import (
     PixelLossTask,
     parameter_groups,
 )
-from zsseg_rt.training.tasks.losses import recovery_loss
+from zsseg_rt.training.tasks.losses import Unannotated, mask_losses, recovery_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +34,15 @@ class DescriptorSettings(PixelLossSettings):
     # Weight of CLIP-RC's two recovery losses. Officially 2; on COCO-Stuff 50; fully supervised 0
     # and 1
     recovery_weight: float = 2.0
-    loss: Literal["masks"] = "masks"
+    # What pixels without a label to learn are: "negative", of every class, is official; "ignore"
+    # leaves them out. Inductive training gives pixels of unseen classes no label
+    unannotated: Unannotated = "negative"
+    focal_weight: float = 100.0  # Weight of the focal loss
+    dice_weight: float = 1.0  # Weight of the dice loss
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_range(self, "recovery_weight")
+        check_range(self, "focal_weight", "dice_weight", "recovery_weight")
 
 
 class DescriptorTask(PixelLossTask):
@@ -55,9 +59,12 @@ class DescriptorTask(PixelLossTask):
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """``focal`` and ``dice``; with a recovery decoder two more."""
         output = self.model(images, self.query_embeds)
-        terms = self.pixel_losses(output.mask_logits, labels)
+        settings = self.settings
+        matched = self.matched(output.mask_logits, labels)
+        focal, dice = mask_losses(*matched, unannotated=settings.unannotated)
+        terms = {"focal": settings.focal_weight * focal, "dice": settings.dice_weight * dice}
         if isinstance(output, CellOutput) and output.recovery is not None:
-            recovery, weight = output.recovery, self.settings.recovery_weight
+            recovery, weight = output.recovery, settings.recovery_weight
             pairs = {
                 "recovery_queries": (recovery.queries, recovery.query_targets),
                 "recovery_patches": (recovery.patches, recovery.patch_targets),

@@ -14,12 +14,6 @@ from torch import Tensor, nn
 from zsseg_rt.common.checks import check_range
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.training.data import Batch, normalize_images
-from zsseg_rt.training.tasks.losses import (
-    Unannotated,
-    binary_cross_entropy,
-    cross_entropy,
-    mask_losses,
-)
 
 
 class TrainingTask(nn.Module, ABC):
@@ -129,9 +123,6 @@ class LabelProtocol(nn.Module):
         return torch.where(labels == UNSEEN, self.unseen_rows[best], labels)
 
 
-PixelLoss = Literal["masks", "cross_entropy", "binary"]
-
-
 @dataclass(frozen=True, kw_only=True)
 class LabelledSettings:
     """Keywords of every task with class labels."""
@@ -166,15 +157,6 @@ class LabelledTask(TrainingTask):
 class PixelLossSettings(LabelledSettings):
     """Keywords of every task with a loss of upsampled class logits."""
 
-    # "masks" is focal and dice loss of one mask per class, "cross_entropy" a softmax over classes,
-    # "binary" a sigmoid of each
-    loss: PixelLoss = "masks"
-    # What pixels without a label to learn are for loss="masks" and "binary": "negative", of every
-    # class, is official; "ignore" leaves them out. Inductive training gives pixels of unseen
-    # classes no label, so they are left out too. They never count for "cross_entropy"
-    unannotated: Unannotated = "negative"
-    focal_weight: float = 100.0  # Weight of the focal loss
-    dice_weight: float = 1.0  # Weight of the dice loss
     # The loss looks at every label_stride-th row and column of the labels. Officially 1; more costs
     # less, and masks are learned on a grid that is coarser still
     label_stride: int = 1
@@ -182,7 +164,7 @@ class PixelLossSettings(LabelledSettings):
     weight_decay: float = 0.01  # For the tensors that have weight decay
 
     def __post_init__(self) -> None:
-        check_range(self, "focal_weight", "dice_weight", "weight_decay", "learning_rate")
+        check_range(self, "weight_decay", "learning_rate")
         check_range(self, "label_stride", least=1)
 
 
@@ -202,21 +184,13 @@ class PixelLossTask(LabelledTask):
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The weighted loss terms of normalised images [B, 3, H, W] and labels int64 [B, H, W]."""
 
-    def pixel_losses(self, mask_logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Compare mask logits [B, Q, gh, gw] with labels [B, H, W], pseudo labels included."""
-        settings, step = self.settings, self.settings.label_stride
+    def matched(self, mask_logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mask logits [B, Q, gh, gw] at the size of labels [B, H, W], and rows of queries for them.
+
+        Where transductive training has no label, the unseen class of the highest logit is it.
+        """
+        step = self.settings.label_stride
         labels = labels[:, step // 2 :: step, step // 2 :: step]
         size_hw = (labels.shape[1], labels.shape[2])
         logits = F.interpolate(mask_logits.float(), size=size_hw, mode="bilinear")
-        labels = self.label_protocol.prepare(labels)
-        if self.label_protocol.protocol == "transductive":
-            scores = logits.detach()  # of the same order as their softmax
-            scores = scores if settings.loss == "cross_entropy" else scores.sigmoid()
-            labels = self.label_protocol.complete(labels, scores)
-        if settings.loss == "cross_entropy":
-            return {"cross_entropy": cross_entropy(logits, labels)}
-        if settings.loss == "binary":
-            unannotated = settings.unannotated
-            return {"binary": binary_cross_entropy(logits, labels, unannotated=unannotated)}
-        focal, dice = mask_losses(logits, labels, unannotated=settings.unannotated)
-        return {"focal": settings.focal_weight * focal, "dice": settings.dice_weight * dice}
+        return logits, self.label_protocol.complete(self.label_protocol.prepare(labels), logits)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from zsseg_rt.common.checks import check_range
 from zsseg_rt.errors import ArgumentError
-from zsseg_rt.models.zegformer.decoder import LearnedBatchNorm, Segments
+from zsseg_rt.models.zegformer.decoder import BatchNorm, Segments
 from zsseg_rt.models.zegformer.model import ZegFormer
 from zsseg_rt.networks.zegformer import IMAGE_MEAN, IMAGE_STD
 from zsseg_rt.training.data import Batch, valid_pixels
@@ -29,7 +29,7 @@ from zsseg_rt.training.tasks.labelled import (
 from zsseg_rt.training.tasks.losses import negative_focal, positive_focal, process_mean
 
 _PADDING = 128  # value of a crop's padding, in 0..255, before normalisation
-_NORMS = (nn.LayerNorm, nn.GroupNorm, LearnedBatchNorm, nn.Embedding)
+_NORMS = (nn.LayerNorm, nn.GroupNorm, BatchNorm, nn.Embedding)
 
 
 class ClassMasks(NamedTuple):
