@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import subprocess
 import sys
 
@@ -227,8 +228,8 @@ def test_edited_graph_is_compiled_again(tmp_path):
 
 
 def test_full_disk_is_not_filled_further(graph, tmp_path, caplog, monkeypatch):
-    usage = _openvino.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(_openvino.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with caplog.at_level(logging.WARNING, logger="zsseg_rt"):
         check(load(graph, cache_dir=tmp_path / "cache"))
     assert "too little for a compiled model" in caplog.text

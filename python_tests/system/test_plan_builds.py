@@ -75,12 +75,12 @@ def test_the_command_says_what_it_needs_and_made(tmp_path, monkeypatch, capsys):
 
 
 def test_a_killed_build_is_reported_and_nothing_is_kept(bundle, tmp_path, monkeypatch):
-    monkeypatch.setattr(plan_builds, "_COMMAND", ("sh", "-c", "read line; kill -9 $$"))
+    monkeypatch.setattr(plan_builds, "COMMAND", ("sh", "-c", "read line; kill -9 $$"))
     settings = BuildSettings(compute_capability="8.9", cache_dir=tmp_path)
     with refused(BackendError, "image_encoder", "MB"):
         list(build_plans(bundle, settings))
     monkeypatch.setattr(
-        plan_builds, "_COMMAND", (sys.executable, "-c", "import sys; sys.exit('lost')")
+        plan_builds, "COMMAND", (sys.executable, "-c", "import sys; sys.exit('lost')")
     )
     with refused(BackendError, "image_encoder", "lost"):
         list(build_plans(bundle, settings))
@@ -90,7 +90,7 @@ def test_a_killed_build_is_reported_and_nothing_is_kept(bundle, tmp_path, monkey
 def test_an_interrupted_build_ends_its_process(tmp_path, monkeypatch, capsys):
     child, new = tmp_path / "child", tmp_path / "new"
     script = f"read line; echo $$ > {new}; mv {new} {child}; exec sleep 600"
-    monkeypatch.setattr(plan_builds, "_COMMAND", ("sh", "-c", script))
+    monkeypatch.setattr(plan_builds, "COMMAND", ("sh", "-c", script))
     monkeypatch.setenv("ZSSEG_HOME", str(tmp_path / "home"))
 
     def interrupt():
@@ -113,7 +113,7 @@ def test_an_interrupt_just_when_a_process_begins_ends_it(bundle, tmp_path, monke
         os.kill(os.getpid(), signal.SIGINT)
         return begun[0]
 
-    monkeypatch.setattr(plan_builds, "_COMMAND", ("sleep", "600"))
+    monkeypatch.setattr(plan_builds, "COMMAND", ("sleep", "600"))
     monkeypatch.setattr(subprocess, "Popen", begin_and_interrupt)
     with pytest.raises(KeyboardInterrupt):
         list(build_plans(bundle, BuildSettings(compute_capability="8.9", cache_dir=tmp_path)))

@@ -5,6 +5,7 @@ included.
 """
 
 import gc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,9 +13,9 @@ import pytest
 from conftest import require_cuda
 from support.device_backend import device_backend
 from support.errors import refused
-from support.frame_kinds import frame, on_device, open_engine, pitched, planes
+from support.frame_kinds import STORED, frame, on_device, open_engine, pitched, planes
 from support.host_backend import ForeignArray, HostSession, host_backend
-from zsseg_rt import FrameMemory, Nv12Frame, ops
+from zsseg_rt import Bundle, FrameMemory, Nv12Frame, ops
 from zsseg_rt.errors import (
     ArgumentError,
     BackendError,
@@ -69,7 +70,7 @@ class TestResults:
         np.testing.assert_array_equal(row, copies[0][0][5])
 
     def test_more_results_can_be_held_than_fit_in_pinned_memory(self, on_gpu, monkeypatch):
-        monkeypatch.setattr(workspace, "_MOST_LENT", 3)
+        monkeypatch.setattr(workspace, "MOST_LENT", 3)
         with on_gpu() as engine:
             first = [engine.segment(frame(seed)).labels for seed in range(6)]
             again = [engine.segment(frame(seed)).labels.copy() for seed in range(6)]
@@ -132,7 +133,7 @@ class TestFrameBuffers:
         with on_gpu() as engine:
             expected = [engine.segment(frame(seed)).labels for seed in range(4)]
         with on_gpu() as engine:
-            monkeypatch.setattr(engine._lane.workspace, "_reads_in_place", True)
+            monkeypatch.setattr(engine._lane.workspace, "reads_in_place", True)
             for seed in range(4):
                 np.testing.assert_array_equal(engine.segment(frame(seed)).labels, expected[seed])
 
@@ -270,16 +271,14 @@ class TestFramesOnTheDevice:
                     engine.segment_device(on_device(frame()), with_overlay=True, alpha=alpha)
             np.testing.assert_array_equal(engine.segment(frame()).labels, expected)
 
-    def test_without_classes(self, on_gpu, monkeypatch):
-        with on_gpu() as engine:
-            monkeypatch.setattr(engine, "_classes", None)
-            with pytest.raises(VocabularyError, match="Call set_classes"):
-                engine.segment_device(on_device(frame()))
+    def test_without_classes(self, on_host):
+        with on_host() as engine, pytest.raises(VocabularyError, match="Call set_classes"):
+            engine.segment_device(on_device(frame()))
 
-    def test_what_is_not_finite_is_an_error(self, on_gpu, monkeypatch):
-        with on_gpu("dense", ["red", "blue"]) as engine:
-            engine.segment(frame())
-            monkeypatch.setattr(engine._lane._pipeline, "_head", _Huge(engine.bundle.head))
+    def test_what_is_not_finite_is_an_error(self, on_gpu):
+        bundle = Bundle.load(STORED / "dense.zsseg")
+        huge = replace(bundle, head=replace(bundle.head, logit_scale=3e38))  # overflows float32
+        with on_gpu(huge, ["red", "blue"]) as engine:
             rows = np.full((2, engine.bundle.text.embed_dim), 1e11, np.float32)
             engine.set_classes(["red", "blue"], embeddings=rows)
             for _ in range(3):
@@ -287,16 +286,6 @@ class TestFramesOnTheDevice:
                     engine.segment_device(on_device(frame()))
                 with refused(BackendError, "mask_logits"):
                     engine.segment(frame())
-
-
-class _Huge:
-    """A head whose scale overflows float32."""
-
-    def __init__(self, head):
-        self._head, self.logit_scale = head, 3e38
-
-    def __getattr__(self, name):
-        return getattr(self._head, name)
 
 
 BAD = [

@@ -21,7 +21,6 @@ from zsseg_rt.bundles.specs import FAMILIES
 from zsseg_rt.errors import CaptureError, ConfigError
 from zsseg_rt.ops import core
 from zsseg_rt.runtime import captures
-from zsseg_rt.runtime.lane import Lane
 from zsseg_rt.runtime.workspace import Workspace
 
 pytestmark = pytest.mark.needs_cuda
@@ -119,7 +118,7 @@ def test_a_refused_capture_is_told_once_and_labels_are_right(
 
 def test_a_refused_capture_is_tried_again(monkeypatch, placed, launched):
     """What stood in the way may be gone later: CUDA was out of memory, a library was not ready."""
-    monkeypatch.setattr(captures, "_TRIES_AFTER", (2, 4))
+    monkeypatch.setattr(captures, "TRIES_AFTER", (2, 4))
     begin, refused_so_far = core.Capture.begin, []
 
     def refusing_twice(capture, stream):
@@ -239,12 +238,8 @@ def test_classes_in_parts_are_recorded_too(monkeypatch, placed, launched, tmp_pa
 def test_a_vocabulary_is_whole_on_the_device_before_its_first_frame(monkeypatch, placed):
     """Its arrays on the host may be freed or changed as soon as they were adopted."""
     seen = []
-    upload, synchronize, adopt = Workspace.upload, Workspace.synchronize, Lane._adopt
-
-    def adopt_and_note(path, *arguments):
-        adopted = adopt(path, *arguments)
-        seen.append("adopted")
-        return adopted
+    upload, synchronize = Workspace.upload, Workspace.synchronize
+    upload_frame = Workspace.upload_frame
 
     with open_engine("descriptor", placed) as engine:
         engine.set_classes(**vocabulary(engine, 5))
@@ -253,10 +248,12 @@ def test_a_vocabulary_is_whole_on_the_device_before_its_first_frame(monkeypatch,
         monkeypatch.setattr(
             Workspace, "synchronize", lambda self: (seen.append("wait"), synchronize(self))[1]
         )
-        monkeypatch.setattr(Lane, "_adopt", adopt_and_note)
+        monkeypatch.setattr(
+            Workspace, "upload_frame", lambda *a: (seen.append("frame"), upload_frame(*a))[1]
+        )
         engine.set_classes(**vocabulary(engine, 6, seed=1))
         engine.segment(frame(1))
-    before = seen[: seen.index("adopted")]
+    before = seen[: seen.index("frame")]
     assert "copy" in before
     assert before[-1] == "wait"
 

@@ -219,7 +219,7 @@ def bundle_of(tmp_path_factory):
 def test_recorded_frames_equal_plain_ones_of_their_pixels(monkeypatch, bundle_of, case):
     require_cuda()
     if case.most_captures:
-        monkeypatch.setattr(captures, "_MOST_CAPTURES", case.most_captures)
+        monkeypatch.setattr(captures, "MOST_CAPTURES", case.most_captures)
     bundle, counts = bundle_of(case.bundle), count_captures(monkeypatch)
     placed, _ = device_backend(monkeypatch, **case.backend)
     with open_engine(bundle, placed, **case.settings) as engine:

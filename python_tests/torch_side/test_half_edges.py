@@ -214,7 +214,7 @@ def test_embeddings_and_queries_are_of_one_dtype(given, taken):
     }
     with pytest.raises(BundleError, match="cls_embed and queries: expected both float32 or both "
                        f"float16, got {given} and {taken}"):  # fmt: skip
-        family.pipeline(sessions, Workspace("cpu"))
+        family.pipeline(family, sessions, Workspace("cpu"))
 
 
 def spec(name, dtype):

@@ -115,14 +115,15 @@ def hold(monkeypatch):
     leave = threading.Event()
 
     def hold_frames(lane):
-        entered, original = threading.Event(), lane._pipeline.masks
+        entered, session = threading.Event(), lane.sessions["image_encoder"]
+        run = session.run
 
-        def wait(*args):
+        def wait(*args, **settings):
             entered.set()
             assert leave.wait(20)
-            return original(*args)
+            return run(*args, **settings)
 
-        monkeypatch.setattr(lane._pipeline, "masks", wait)
+        monkeypatch.setattr(session, "run", wait)
         return entered
 
     yield hold_frames, leave

@@ -148,7 +148,7 @@ def test_on_the_cpu_graphs_stay_as_they_are_written():
 
 def test_on_a_gpu_the_graphs_report_counts_what_was_fused(tmp_path, monkeypatch):
     """Device "meta" stands for the GPU."""
-    monkeypatch.setattr(_torch, "_check_device", lambda torch, device: torch.device("meta"))
+    monkeypatch.setattr(_torch, "check_device", lambda torch, device: torch.device("meta"))
     save_onnx(network(None, "float16"), "g", tmp_path / "g.onnx")
     graph = _torch.BACKEND.load(
         tmp_path / "g.onnx", device="cuda:0", precision="auto", options=BackendOptions()

@@ -109,7 +109,7 @@ def test_a_session_on_the_cpu_needs_no_recorder():
 def test_a_session_on_a_gpu_makes_a_recorder_for_each_capture(monkeypatch):
     from zsseg_rt.backends import _torch
 
-    monkeypatch.setattr(_torch, "_check_device", lambda torch, device: torch.device("meta"))
+    monkeypatch.setattr(_torch, "check_device", lambda torch, device: torch.device("meta"))
     graph = BACKEND.load(GRAPH, device="cuda:0", precision="auto", options=BackendOptions())
     session = graph.session()
     first, second = session.recorder(), session.recorder()

@@ -49,7 +49,7 @@ def test_a_lane_waits_before_it_frees(lane, journal):
 
 
 def test_a_lane_waits_also_after_a_frame_that_failed(lane, journal, monkeypatch):
-    monkeypatch.setattr(lane._pipeline, "masks", fail)
+    monkeypatch.setattr(lane.sessions["image_encoder"], "run", fail)
     with pytest.raises(BackendError, match="the device is lost"):
         lane.segment(FRAME)
     journal.clear()

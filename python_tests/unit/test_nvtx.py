@@ -84,13 +84,13 @@ def test_a_frame_that_fails_leaves_no_range_open(ranges):
     with Engine(demo_bundle("scenes"), EngineConfig(**CPU, with_nvtx=True)) as engine:
         engine.set_classes(demo_classes("scenes"))
         engine.segment(frame)
-        pipeline = engine._lane._pipeline
-        usual, pipeline.masks = pipeline.masks, None
+        session = engine._lane.sessions["image_encoder"]
+        usual, session.run = session.run, None
         with pytest.raises(TypeError):  # in the middle of the frame: it has no masks
             engine.segment(frame)
         assert ranges.open == []
         assert ranges.ended[-1] == "frame"
-        pipeline.masks = usual
+        session.run = usual
         with pytest.raises(ShapeError):  # before it begins
             engine.segment(np.zeros((4, 4), np.uint8))
         assert ranges.open == []

@@ -70,7 +70,7 @@ class TorchBackend:
         ``num_threads`` is a torch setting for the whole process: the last one given counts.
         """
         torch = _import_torch()
-        target = _check_device(torch, device)
+        target = check_device(torch, device)
         flow = checked_flow(graph_path)
         from zsseg_rt.backends._torch_program import Program
 
@@ -331,7 +331,7 @@ def _import_torch() -> Any:
     return torch
 
 
-def _check_device(torch: Any, device: str) -> Any:
+def check_device(torch: Any, device: str) -> Any:
     kind, _, index = device.partition(":")
     if device != "cpu" and (kind != "cuda" or not index.isdigit()):
         raise DeviceError(f"device: expected 'cpu' or 'cuda:N', got {device!r}")

@@ -6,6 +6,7 @@ Where the host looks at nothing before the end, a frame is one part.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 from collections.abc import Callable, Hashable, Mapping
@@ -23,8 +24,8 @@ from zsseg_rt.runtime.clock import StageClock
 from zsseg_rt.runtime.families.base import BoundClasses, LabelRule
 from zsseg_rt.runtime.workspace import Workspace
 
-_MOST_CAPTURES = 8
-_TRIES_AFTER = (30, 300)  # plain frames between a refused capture and the next try
+MOST_CAPTURES = 8
+TRIES_AFTER = (30, 300)  # plain frames between a refused capture and the next try
 _SETTING = "ZSSEG_CUDA_GRAPHS"
 _log = logging.getLogger(__name__)
 
@@ -47,17 +48,11 @@ class _Kind(Generic[_Result]):
 
     state: Hashable
     refusals: int = 0
-    plain_runs: int = 0  # since the last refusal
+    rest: float = -1  # plain runs until it may be recorded: when this is below 0
     capture: core.Capture | None = None
     result: _Result | None = None
     marks: tuple[tuple[str, Any], ...] = ()
     recorders: list[Recorder] = field(default_factory=list)  # what replays need of the sessions
-
-    @property
-    def may_be_recorded(self) -> bool:
-        """Whether it was never refused, or long enough ago."""
-        tries = _TRIES_AFTER[self.refusals - 1 : self.refusals]
-        return self.refusals == 0 or (bool(tries) and self.plain_runs > tries[0])
 
     def close(self) -> None:
         """Destroy the capture, then give back what it needed."""
@@ -110,10 +105,10 @@ class FrameCaptures:
             self._keep(key, _Kind(state=self._state()))
             return result
         self._keep(key, kind)
-        if kind.capture is None and hasattr(self._thread, "has_run") and kind.may_be_recorded:
+        if kind.capture is None and hasattr(self._thread, "has_run") and kind.rest < 0:
             self._record(kind, enqueue)
         if kind.capture is None:
-            kind.plain_runs += 1
+            kind.rest -= 1
             result = enqueue()
             self._thread.has_run = True
             return result
@@ -141,7 +136,8 @@ class FrameCaptures:
                 capture.end()
         except (ZssegError, RuntimeError) as exc:  # RuntimeError: torch's
             kind.close()
-            kind.refusals, kind.plain_runs = kind.refusals + 1, 0
+            kind.rest = (*TRIES_AFTER, math.inf)[kind.refusals]
+            kind.refusals += 1
             if not self._has_warned:
                 self._has_warned = True
                 _log.warning(
@@ -179,7 +175,7 @@ class FrameCaptures:
 
     def _keep(self, key: Hashable, kind: _Kind[Any]) -> None:
         self._kinds[key] = kind
-        for oldest in list(self._kinds)[: max(0, len(self._kinds) - _MOST_CAPTURES)]:
+        for oldest in list(self._kinds)[: max(0, len(self._kinds) - MOST_CAPTURES)]:
             self._kinds.pop(oldest).close()
 
 

@@ -9,8 +9,6 @@ from typing import Any
 from zsseg_rt.common.extras import needs_extra
 from zsseg_rt.ops import core
 
-NVTX_DOMAIN = "zsseg_rt"
-
 STAGES = (
     "compare",
     "preprocess",
@@ -45,33 +43,28 @@ class NvtxRanges:
     def begin_frame(self) -> None:
         """Begin a frame, and its first stage."""
         self.end_frame()
-        self._push("frame")
-        self._begin_stage_after("start")
+        self._last = "start"
+        self._push("frame", self._following.get("start"))
 
     def end_stage(self, stage: str) -> None:
         """End a stage, and begin the next one."""
-        self._following[self._last] = stage
-        while self._open > 1:
-            self._pop()
-        self._begin_stage_after(stage)
+        self._following[self._last], self._last = stage, stage
+        self._pop(to=1)
+        self._push(self._following.get(stage))
 
     def end_frame(self) -> None:
         """End the frame and what is open in it; of the thread that began it."""
-        while self._open:
-            self._pop()
+        self._pop(to=0)
 
-    def _begin_stage_after(self, stage: str) -> None:
-        self._last = stage
-        if stage in self._following:
-            self._push(self._following[stage])
+    def _push(self, *names: str | None) -> None:
+        for name in filter(None, names):
+            self._nvtx.push_range(message=name, domain="zsseg_rt")
+            self._open += 1
 
-    def _push(self, name: str) -> None:
-        self._nvtx.push_range(message=name, domain=NVTX_DOMAIN)
-        self._open += 1
-
-    def _pop(self) -> None:
-        self._nvtx.pop_range(domain=NVTX_DOMAIN)
-        self._open -= 1
+    def _pop(self, *, to: int) -> None:
+        while self._open > to:
+            self._nvtx.pop_range(domain="zsseg_rt")
+            self._open -= 1
 
 
 class StageClock:

@@ -128,7 +128,7 @@ class Lane:
     def _build_stages(self, sessions: Mapping[str, Session]) -> None:
         """The stages of frames: as configured, steadied, and of golden samples."""
         workspace, clock, bundle = self.workspace, self._clock, self._bundle
-        self._pipeline = pipeline = self._family.pipeline(sessions, workspace)
+        self._pipeline = pipeline = self._family.pipeline(self._family, sessions, workspace)
         preprocess = Preprocess(
             workspace,
             clock,
@@ -548,11 +548,12 @@ class Lane:
                 raise EngineStateError(
                     "lane: is closed, or its engine is. Open another with engine.lane()."
                 )
-            yield
-        except BaseException:  # wait for what a failed frame leaves: its memory is used again
-            with suppress(CudaError):  # the frame's own error says more
-                self.workspace.synchronize()
-            raise
+            try:
+                yield
+            except BaseException:  # wait for what a failed frame leaves: its memory is used again
+                with suppress(CudaError):  # the frame's own error says more
+                    self.workspace.synchronize()
+                raise
         finally:
             self._clock.stop()
             self._lock.release()

@@ -28,7 +28,7 @@ from zsseg_rt.onnx.memory import graph_memory
 from zsseg_rt.runtime.families.registry import create_family
 
 _PLACEMENT = Placement(backend="tensorrt", device="cuda:0")
-_COMMAND = (sys.executable, "-m", "zsseg_rt.runtime.plan_builds")
+COMMAND = (sys.executable, "-m", "zsseg_rt.runtime.plan_builds")
 _MB = 1 << 20
 _LEAST_WORKSPACE = 16  # MB
 # Of a build's process. TensorRT-RTX 1.7 took 327 MB for 3 MB of weights, 1423 MB for 348 MB.
@@ -153,7 +153,7 @@ def _in_a_child(
     """Run one build; a child that ends without an answer becomes an error that says why."""
     with ExitStack() as open_things:
         with held_interrupts():  # or nobody would know a child that was just begun
-            child = ChildProcess(_COMMAND)
+            child = ChildProcess(COMMAND)
             open_things.callback(child.kill)  # nothing where it has ended
         try:
             answer: dict[str, Any] = child.request(

@@ -18,7 +18,7 @@ from zsseg_rt.ops import core
 from zsseg_rt.runtime.clock import NvtxRanges, StageClock
 
 _MOST_FRAME_BUFFERS = 8
-_MOST_LENT = 32  # results in pinned memory that callers hold at the same time
+MOST_LENT = 32  # results in pinned memory that callers hold at the same time
 
 
 class Workspace:
@@ -43,7 +43,7 @@ class Workspace:
         return 0 if self._stream is None else int(self._stream.handle)
 
     @cached_property
-    def _reads_in_place(self) -> bool:
+    def reads_in_place(self) -> bool:
         """Whether the GPU shares the host's memory."""
         return bool(core.cuda_device_properties(self._index or 0)["integrated"])
 
@@ -106,7 +106,7 @@ class Workspace:
         staged = self.frame_buffer(*frame.shape)
         if frame.ctypes.data != staged.ctypes.data:
             np.copyto(staged, frame)
-        if self._reads_in_place:
+        if self.reads_in_place:
             return self._frames[frame.shape].mapped(self.stream)
         return self.upload(name, staged)
 
@@ -175,7 +175,7 @@ class Workspace:
         if self._index is None:
             return np.asarray(array)
         self._lent = [lent for lent in self._lent if lent() is not None]
-        if len(self._lent) >= _MOST_LENT:
+        if len(self._lent) >= MOST_LENT:
             return self.fetch(array)
         array = self._ours(array)
         host: npt.NDArray[Any] = core.PinnedArray(array.shape, array.dtype, device=self._index).host

@@ -61,65 +61,15 @@ Rows = tuple[Array, Array]
 _Weights = Mapping[str, npt.NDArray[np.float32]]
 
 
-class AggregationFamily(Family):
-    """Bundles of family ``aggregation``."""
-
-    name = "aggregation"
-    golden = GoldenRule(
-        stages=("image", "patch_embeds", "spatial", "near_map", "far_map", "class_halves",
-                "mask_logits", "logits_in_parts"),
-        raw_logits=True,
-    )  # fmt: skip
-
-    def __init__(self, bundle: Bundle, config: EngineConfig) -> None:
-        assert bundle.aggregation is not None, "the family's bundles have them"
-        super().__init__(bundle, config)
-        self.padding = bundle.aggregation.padding
-        self.most = _most_shown(bundle.aggregation, bundle.head, config.head_classes)
-        self._all_up_to = min(self.most, config.max_candidates or self.most)
-        at_once = self.most
-        self.graphs = ("image_encoder", "head")
-        # Older bundles have no graphs of parts, and run all classes at once.
-        precisions = set(bundle.graphs["head"]).difference(NARROW)
-        if all(precisions <= set(bundle.graphs.get(stage, ())) for stage in STAGES):
-            at_once = min(self.most, MOST_AT_ONCE)
-            self.graphs += STAGES
-        self.axes = class_axis(replace(bundle.head, max_classes=at_once))
-        self._weights = _read_weights(bundle)
-
-    in_one_part = False  # of many phrases, the host chooses those that the head is shown
-
-    def rows_for(self, num_phrases: int) -> int:
-        """Further rows have no keys, so that no class sees them."""
-        if num_phrases > self._all_up_to:
-            return num_phrases  # the host chooses
-        return bucket_of(num_phrases, self.most)
-
-    def bind(self, vocabulary: Vocabulary, *, device: str = "cpu") -> BoundClasses:
-        """Compute what names add to queries and keys."""
-        norms = np.linalg.norm(vocabulary.embeds, axis=1, keepdims=True)
-        embeds = np.asarray(vocabulary.embeds / norms, np.float32)
-        guidance, guidance_bias, halves, bias = (self._weights[name] for name in _TENSORS)
-        named = np.maximum(embeds @ guidance.T + guidance_bias, np.float32(0))
-        return replace(
-            super().bind(vocabulary, device=device),
-            text_embeds=embeds,
-            text_queries=np.ascontiguousarray(named @ halves.T + bias, np.float32),
-        )
-
-    def pipeline(self, sessions: Mapping[str, Session], workspace: Workspace) -> Pipeline:
-        """Make the pipeline of one lane."""
-        return AggregationPipeline(self.padding, self.most, sessions, workspace)
-
-
 class AggregationPipeline(Pipeline):
     """Runs encoder and head."""
 
     def __init__(
-        self, padding: int, most: int, sessions: Mapping[str, Session], workspace: Workspace
+        self, family: AggregationFamily, sessions: Mapping[str, Session], workspace: Workspace
     ) -> None:
-        self._most_padding, self._most, self._workspace = padding, most, workspace
-        self._image_encoder, self._head = sessions["image_encoder"], sessions["head"]
+        super().__init__(family, sessions, workspace)
+        self._most_padding, self._most = family.padding, family.most
+        self._refine = sessions["head"]
         self._in_parts = HeadParts(sessions, workspace) if STAGES[0] in sessions else None
         # Of the classes that were adopted:
         self._padding: Any = None
@@ -191,7 +141,7 @@ class AggregationPipeline(Pipeline):
             return logits
         (rows,) = parts
         vocabulary = {"text_embeds": rows[0], "class_halves": rows[1], "padding": self._padding}
-        outputs = self._head.run({**encoded, **vocabulary}, stream=self._workspace.stream)
+        outputs = self._refine.run({**encoded, **vocabulary}, stream=self._workspace.stream)
         clock.mark("decoder")
         return self._workspace.own("mask_logits", outputs["mask_logits"])
 
@@ -230,6 +180,53 @@ class AggregationPipeline(Pipeline):
         if trace is not None:
             trace.update(encoded, mask_logits=mask_logits)
         return ClassLogits(mask_logits=mask_logits)
+
+
+class AggregationFamily(Family):
+    """Bundles of family ``aggregation``."""
+
+    name, pipeline = "aggregation", AggregationPipeline
+    golden = GoldenRule(
+        stages=("image", "patch_embeds", "spatial", "near_map", "far_map", "class_halves",
+                "mask_logits", "logits_in_parts"),
+        raw_logits=True,
+    )  # fmt: skip
+
+    def __init__(self, bundle: Bundle, config: EngineConfig) -> None:
+        assert bundle.aggregation is not None, "the family's bundles have them"
+        super().__init__(bundle, config)
+        self.padding = bundle.aggregation.padding
+        self.most = _most_shown(bundle.aggregation, bundle.head, config.head_classes)
+        self._all_up_to = min(self.most, config.max_candidates or self.most)
+        at_once = self.most
+        self.graphs = ("image_encoder", "head")
+        # Older bundles have no graphs of parts, and run all classes at once.
+        precisions = set(bundle.graphs["head"]).difference(NARROW)
+        if all(precisions <= set(bundle.graphs.get(stage, ())) for stage in STAGES):
+            at_once = min(self.most, MOST_AT_ONCE)
+            self.graphs += STAGES
+        self.axes = class_axis(replace(bundle.head, max_classes=at_once))
+        self._weights = _read_weights(bundle)
+
+    in_one_part = False  # of many phrases, the host chooses those that the head is shown
+
+    def rows_for(self, num_phrases: int) -> int:
+        """Further rows have no keys, so that no class sees them."""
+        if num_phrases > self._all_up_to:
+            return num_phrases  # the host chooses
+        return bucket_of(num_phrases, self.most)
+
+    def bind(self, vocabulary: Vocabulary, *, device: str = "cpu") -> BoundClasses:
+        """Compute what names add to queries and keys."""
+        norms = np.linalg.norm(vocabulary.embeds, axis=1, keepdims=True)
+        embeds = np.asarray(vocabulary.embeds / norms, np.float32)
+        guidance, guidance_bias, halves, bias = (self._weights[name] for name in _TENSORS)
+        named = np.maximum(embeds @ guidance.T + guidance_bias, np.float32(0))
+        return replace(
+            super().bind(vocabulary, device=device),
+            text_embeds=embeds,
+            text_queries=np.ascontiguousarray(named @ halves.T + bias, np.float32),
+        )
 
 
 def _most_shown(spec: AggregationSpec, head: HeadSpec, wanted: str | None) -> int:
@@ -303,13 +300,13 @@ class HeadParts:
         sums = self._nothing
         for index, (embeds, halves) in enumerate(parts):
             inputs = {**shared, **_named(sums), "text_embeds": embeds, "class_halves": halves}
-            outputs = self._one(0, inputs)
+            outputs = self.run_stage(0, inputs)
             tokens.append(self._keep(f"tokens {index}", outputs["tokens"]))
             sums = self._keep_sums("first", outputs)
         first, sums = sums, self._nothing
         for index, (_, halves) in enumerate(parts):
             inputs = {**shared, **_named(sums), **_named(first, "first_"), "class_halves": halves}
-            outputs = self._one(1, {**inputs, "tokens": tokens[index]})
+            outputs = self.run_stage(1, {**inputs, "tokens": tokens[index]})
             tokens[index] = self._keep(f"tokens {index}", outputs["tokens_out"])
             sums = self._keep_sums("second", outputs)
         return self._logits(parts, tokens, {**shared, **_named(sums)}, num_rows)
@@ -325,7 +322,9 @@ class HeadParts:
         workspace, begin = self._workspace, 0
         all_logits: npt.NDArray[np.float32] | None = None
         for (_, halves), one in zip(parts, tokens, strict=True):
-            logits = self._one(2, {**shared, "class_halves": halves, "tokens": one})["mask_logits"]
+            logits = self.run_stage(2, {**shared, "class_halves": halves, "tokens": one})[
+                "mask_logits"
+            ]
             if all_logits is None:
                 shape = (1, num_rows, *(int(size) for size in logits.shape[2:]))
                 all_logits = workspace.on_host("logits of parts", shape, np.float32)
@@ -337,7 +336,8 @@ class HeadParts:
         assert all_logits is not None, "a vocabulary has classes"
         return workspace.upload("mask_logits of parts", all_logits)
 
-    def _one(self, stage: int, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+    def run_stage(self, stage: int, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        """Run one of the graphs on those of the inputs that it takes."""
         session = self._stages[stage]
         feeds = {spec.name: inputs[spec.name] for spec in session.inputs}
         return session.run(feeds, stream=self._workspace.stream)

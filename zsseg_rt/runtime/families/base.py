@@ -134,8 +134,13 @@ class Masks(Protocol):
 class Pipeline(ABC):
     """From an image to masks, in one lane's buffers and sessions."""
 
-    checks_masks = False
-    """Whether its last kernel writes to the workspace's flag if masks are finite."""
+    of_cells = False  # Whether masks are what :func:`cell_logits` gives
+
+    def __init__(self, family: Any, sessions: Mapping[str, Session], workspace: Workspace) -> None:
+        self._head, self._workspace = family.head, workspace
+        self._image_encoder = sessions["image_encoder"]
+        # Whether the last kernel writes to the workspace's flag if masks are finite
+        self.checks_masks = self.of_cells and workspace.device != "cpu"
 
     @abstractmethod
     def adopt(self, classes: BoundClasses, *, num_rows: int | None = None) -> BoundClasses:
@@ -183,6 +188,8 @@ class Family(ABC):
     graphs: tuple[str, ...] = ("image_encoder",)  # For which a lane needs a session
     auto_precisions: tuple[str, ...] = ANY_PRECISION  # That ``precision="auto"`` may take
     golden: GoldenRule
+    pipeline: type[Pipeline]
+    """Made for each lane of the family, the lane's sessions and its workspace."""
     in_one_part = True
     """Whether a frame's work on the GPU is enqueued without the host looking at any of it."""
 
@@ -207,10 +214,6 @@ class Family(ABC):
             seen=vocabulary.seen(self.head.seen),
             text_embeds=vocabulary.embeds,
         )
-
-    @abstractmethod
-    def pipeline(self, sessions: Mapping[str, Session], workspace: Workspace) -> Pipeline:
-        """Make the pipeline of one lane, of its own sessions by the names in :attr:`graphs`."""
 
 
 def class_axis(head: HeadSpec) -> dict[str, Bounds]:

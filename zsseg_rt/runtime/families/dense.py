@@ -6,10 +6,6 @@ encoders; any encoder whose patches live in the text space fits.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from zsseg_rt.backends.base import Session
-from zsseg_rt.bundles.specs import HeadSpec
 from zsseg_rt.common.arrays import Array, dtype_of
 from zsseg_rt.runtime.clock import StageClock
 from zsseg_rt.runtime.families.base import (
@@ -23,35 +19,15 @@ from zsseg_rt.runtime.families.base import (
     cell_logits,
 )
 from zsseg_rt.runtime.families.masks import ClassLogits
-from zsseg_rt.runtime.workspace import Workspace
-
-
-class DenseFamily(Family):
-    """Bundles of family ``dense``."""
-
-    name = "dense"
-    golden = GoldenRule(
-        stages=("image", "patch_embeds", "cls_embed", "mask_logits"), raw_logits=True
-    )
-
-    def pipeline(self, sessions: Mapping[str, Session], workspace: Workspace) -> Pipeline:
-        """Make the pipeline of one lane."""
-        return DensePipeline(self.head, sessions["image_encoder"], workspace)
 
 
 class DensePipeline(Pipeline):
     """Compares every patch with every phrase."""
 
-    def __init__(self, head: HeadSpec, image_encoder: Session, workspace: Workspace) -> None:
-        self._head, self._image_encoder, self._workspace = head, image_encoder, workspace
-        self.checks_masks = workspace.device != "cpu"
+    of_cells = True
 
     def adopt(self, classes: BoundClasses, *, num_rows: int | None = None) -> BoundClasses:
-        """Copy the text embeddings and how labels are made of phrases.
-
-        Beside patches in float16 the embeddings are rounded to float16 too: matrix units multiply
-        two arrays of one type.
-        """
+        """Copy the text embeddings, in float16 beside such patches: matrix units take one type."""
         patches = dtype_of("patch_embeds", self._image_encoder.outputs)
         text_dtype = "float16" if patches == "float16" else "float32"
         return adopt_rows(classes, num_rows, self._workspace, text_dtype=text_dtype)
@@ -74,3 +50,12 @@ class DensePipeline(Pipeline):
         if trace is not None:
             trace.update(encoded, mask_logits=mask_logits)
         return ClassLogits(mask_logits=mask_logits)
+
+
+class DenseFamily(Family):
+    """Bundles of family ``dense``."""
+
+    name, pipeline = "dense", DensePipeline
+    golden = GoldenRule(
+        stages=("image", "patch_embeds", "cls_embed", "mask_logits"), raw_logits=True
+    )

@@ -19,7 +19,6 @@ import numpy.typing as npt
 from zsseg_rt import ops
 from zsseg_rt.backends.base import Session
 from zsseg_rt.bundles.bundle import Bundle
-from zsseg_rt.bundles.specs import HeadSpec
 from zsseg_rt.common.arrays import Array, dtype_of
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import BundleError
@@ -45,48 +44,6 @@ _QUERY_DTYPES = ("float32", "float16")
 _Projection = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 
 
-class DescriptorFamily(Family):
-    """Bundles of family ``descriptor``."""
-
-    name = "descriptor"
-    graphs = ("image_encoder", "decoder")
-    golden = GoldenRule(
-        stages=(
-            "image",
-            "patch_embeds",
-            "cls_embed",
-            "queries",
-            "class_embeds",
-            "patch_keys",
-            "mask_logits",
-        ),
-        raw_logits=True,
-    )
-
-    def __init__(self, bundle: Bundle, config: EngineConfig) -> None:
-        super().__init__(bundle, config)
-        self._projection = _read_projection(bundle)
-        stated = bundle.head.independent_queries
-        # Bundles before this key are of two architectures.
-        self._independent = bundle.architecture == "zegclip" if stated is None else stated
-
-    def rows_for(self, num_phrases: int) -> int:
-        """ZegCLIP's queries never meet. CLIP-RC's patches attend to all, so none may be added."""
-        return bucket_of(num_phrases, self.head.max_classes) if self._independent else num_phrases
-
-    def bind(self, vocabulary: Vocabulary, *, device: str = "cpu") -> BoundClasses:
-        """Compute the text half of the class queries; on a GPU each lane does."""
-        bound = super().bind(vocabulary, device=device)
-        if device != "cpu":
-            return bound
-        queries = ops.relationship_descriptor_text(vocabulary.embeds, *self._projection)
-        return replace(bound, text_queries=queries)
-
-    def pipeline(self, sessions: Mapping[str, Session], workspace: Workspace) -> Pipeline:
-        """Make the pipeline of one lane."""
-        return DescriptorPipeline(self.head, self._projection, sessions, workspace)
-
-
 class DescriptorPipeline(Pipeline):
     """Decodes a query per phrase.
 
@@ -98,21 +55,18 @@ class DescriptorPipeline(Pipeline):
     # scenes: labels of float16 graphs differ from float32 graphs' by 2.6e-4 with float32 queries,
     # 2.6e-4 with these, 2.7e-4 with such a text half; queries by 3.9e-5, 5.7e-5 and 2.7e-4.
 
+    of_cells = True
+
     def __init__(
-        self,
-        head: HeadSpec,
-        projection: _Projection,
-        sessions: Mapping[str, Session],
-        workspace: Workspace,
+        self, family: DescriptorFamily, sessions: Mapping[str, Session], workspace: Workspace
     ) -> None:
-        self._head, self._workspace = head, workspace
-        self.checks_masks = workspace.device != "cpu"
-        self._image_encoder, self._decoder = sessions["image_encoder"], sessions["decoder"]
+        super().__init__(family, sessions, workspace)
+        self._decoder = sessions["decoder"]
         self._dtype = _dtype_of_queries(self._image_encoder, self._decoder)
-        self._weight, self._bias = map(workspace.place, projection)
+        self._weight, self._bias = map(workspace.place, family.projection)
         self._image_weight = self._weight
         if self._dtype != "float32":
-            self._image_weight = workspace.place(projection[0].astype(self._dtype))
+            self._image_weight = workspace.place(family.projection[0].astype(self._dtype))
 
     def adopt(self, classes: BoundClasses, *, num_rows: int | None = None) -> BoundClasses:
         """Copy the text embeddings; on a GPU, compute the text half of the class queries there."""
@@ -171,6 +125,44 @@ class DescriptorPipeline(Pipeline):
             workspace=self._workspace.products(),
             stream=self._workspace.stream,
         )
+
+
+class DescriptorFamily(Family):
+    """Bundles of family ``descriptor``."""
+
+    name, pipeline = "descriptor", DescriptorPipeline
+    graphs = ("image_encoder", "decoder")
+    golden = GoldenRule(
+        stages=(
+            "image",
+            "patch_embeds",
+            "cls_embed",
+            "queries",
+            "class_embeds",
+            "patch_keys",
+            "mask_logits",
+        ),
+        raw_logits=True,
+    )
+
+    def __init__(self, bundle: Bundle, config: EngineConfig) -> None:
+        super().__init__(bundle, config)
+        self.projection = _read_projection(bundle)
+        stated = bundle.head.independent_queries
+        # Bundles before this key are of two architectures.
+        self._independent = bundle.architecture == "zegclip" if stated is None else stated
+
+    def rows_for(self, num_phrases: int) -> int:
+        """ZegCLIP's queries never meet. CLIP-RC's patches attend to all, so none may be added."""
+        return bucket_of(num_phrases, self.head.max_classes) if self._independent else num_phrases
+
+    def bind(self, vocabulary: Vocabulary, *, device: str = "cpu") -> BoundClasses:
+        """Compute the text half of the class queries; on a GPU each lane does."""
+        bound = super().bind(vocabulary, device=device)
+        if device != "cpu":
+            return bound
+        queries = ops.relationship_descriptor_text(vocabulary.embeds, *self.projection)
+        return replace(bound, text_queries=queries)
 
 
 def _dtype_of_queries(image_encoder: Session, decoder: Session) -> str:

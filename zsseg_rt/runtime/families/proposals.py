@@ -202,72 +202,14 @@ class _RegionJudge:
         return workspace.own("region_embeds", encoded["region_embeds"])
 
 
-class ProposalsFamily(Family):
-    """Bundles of family ``proposals``."""
-
-    name = "proposals"
-    golden = GoldenRule(
-        stages=(
-            "image",
-            "region_masks",
-            "segment_embeds",
-            "no_object",
-            "class_scores",
-            "mask_logits",
-        ),
-        # One flipped mask pixel changes what CLIP is shown.
-        slack={"class_scores": 10.0},
-        raw_logits=False,
-    )
-
-    def __init__(self, bundle: Bundle, config: EngineConfig) -> None:
-        assert bundle.regions is not None, "the family's bundles have them"
-        super().__init__(bundle, config)
-        self.preprocess = bundle.preprocess
-        self.fusion = bundle.regions.fusion
-        self.encoder, least = bundle.regions.encoder, config.min_region_score
-        if least is not None and self.encoder is None:
-            raise ArgumentError(
-                f"min_region_score: expected None for {bundle.name}, which has no region encoder, "
-                f"got {least:g}. Leave it out."
-            )
-        if self.encoder is not None:
-            self.encoder = self.encoder if least is None else replace(self.encoder, min_score=least)
-            self.graphs += ("region_encoder",)
-            self.axes["regions"] = (1, self.encoder.batch, self.encoder.batch)
-            self.prompt_sets += (
-                PromptSet(
-                    name=REGION_PROMPTS,
-                    templates=self.encoder.templates,
-                    bank="region_embeds",
-                    golden="region_text_embeds",
-                ),
-            )
-
-    in_one_part = False  # the host chooses the regions that are looked at, and weighs opinions
-
-    def bind(self, vocabulary: Vocabulary, *, device: str = "cpu") -> BoundClasses:
-        """Lay out the calibration of seen classes."""
-        bound = super().bind(vocabulary, device=device)
-        if bound.seen is None or not self.head.seen_bias:
-            return bound
-        bias = np.float32(self.head.seen_bias) * bound.seen.astype(np.float32)
-        return replace(bound, bias=bias)
-
-    def pipeline(self, sessions: Mapping[str, Session], workspace: Workspace) -> Pipeline:
-        """Make the pipeline of one lane."""
-        return ProposalsPipeline(self, sessions, workspace)
-
-
 class ProposalsPipeline(Pipeline):
     """Proposes segments and lets them vote."""
 
     def __init__(
         self, family: ProposalsFamily, sessions: Mapping[str, Session], workspace: Workspace
     ) -> None:
-        self._family, self._head = family, family.head
-        self._image_encoder = sessions["image_encoder"]
-        self._workspace, self._canvas_hw = workspace, family.preprocess.size_hw
+        super().__init__(family, sessions, workspace)
+        self._fusion, self._canvas_hw = family.fusion, family.preprocess.size_hw
         self._judge: _RegionJudge | None = None
         if family.encoder is not None:
             self._judge = _RegionJudge(
@@ -305,7 +247,7 @@ class ProposalsPipeline(Pipeline):
             text = classes.vocabulary.prompt_embeds[REGION_PROMPTS]
             by_region = self._judge.judge(image, proposal, text, by_text, objectness, run)
             clock.mark("regions")
-        scores = fuse(by_text, by_region, self._family.fusion, classes.seen)
+        scores = fuse(by_text, by_region, self._fusion, classes.seen)
         if not np.isfinite(scores).all():
             raise BackendError(
                 "class_scores: expected finite numbers, got NaN or infinity at precision "
@@ -356,6 +298,59 @@ class ProposalsPipeline(Pipeline):
         staged = workspace.on_host("class_scores", (rows, scores.shape[1]), np.float32)
         staged[...] = repeated_rows(scores, rows)
         return workspace.upload("class_scores", staged)
+
+
+class ProposalsFamily(Family):
+    """Bundles of family ``proposals``."""
+
+    name, pipeline = "proposals", ProposalsPipeline
+    golden = GoldenRule(
+        stages=(
+            "image",
+            "region_masks",
+            "segment_embeds",
+            "no_object",
+            "class_scores",
+            "mask_logits",
+        ),
+        # One flipped mask pixel changes what CLIP is shown.
+        slack={"class_scores": 10.0},
+        raw_logits=False,
+    )
+
+    def __init__(self, bundle: Bundle, config: EngineConfig) -> None:
+        assert bundle.regions is not None, "the family's bundles have them"
+        super().__init__(bundle, config)
+        self.preprocess = bundle.preprocess
+        self.fusion = bundle.regions.fusion
+        self.encoder, least = bundle.regions.encoder, config.min_region_score
+        if least is not None and self.encoder is None:
+            raise ArgumentError(
+                f"min_region_score: expected None for {bundle.name}, which has no region encoder, "
+                f"got {least:g}. Leave it out."
+            )
+        if self.encoder is not None:
+            self.encoder = self.encoder if least is None else replace(self.encoder, min_score=least)
+            self.graphs += ("region_encoder",)
+            self.axes["regions"] = (1, self.encoder.batch, self.encoder.batch)
+            self.prompt_sets += (
+                PromptSet(
+                    name=REGION_PROMPTS,
+                    templates=self.encoder.templates,
+                    bank="region_embeds",
+                    golden="region_text_embeds",
+                ),
+            )
+
+    in_one_part = False  # the host chooses the regions that are looked at, and weighs opinions
+
+    def bind(self, vocabulary: Vocabulary, *, device: str = "cpu") -> BoundClasses:
+        """Lay out the calibration of seen classes."""
+        bound = super().bind(vocabulary, device=device)
+        if bound.seen is None or not self.head.seen_bias:
+            return bound
+        bias = np.float32(self.head.seen_bias) * bound.seen.astype(np.float32)
+        return replace(bound, bias=bias)
 
 
 def class_probabilities(logits: FloatArray, no_object: FloatArray) -> tuple[FloatArray, FloatArray]:

@@ -36,45 +36,14 @@ _Rows = npt.NDArray[np.float32]
 _Judged = tuple[npt.NDArray[np.int64], _Rows]  # the best phrase of each segment, its score
 
 
-class SegmentTokensFamily(Family):
-    """Bundles of family ``segment_tokens``.
-
-    ``precision="auto"`` is float32: with hard groups, rounding changes labels.
-    """
-
-    name = "segment_tokens"
-    auto_precisions = ("float32",)
-    golden = GoldenRule(
-        stages=("image", "segment_embeds", "image_embed", "mask_logits"), raw_logits=False
-    )
-
-    def __init__(self, bundle: Bundle, config: EngineConfig) -> None:
-        assert bundle.segments is not None, "the family's bundles have them"
-        super().__init__(bundle, config)
-        self.segments = bundle.segments  # they get classes on the host, after the last kernel
-
-    def rows_for(self, num_phrases: int) -> int:
-        """No further rows: on the GPU, nothing depends on the phrases."""
-        return num_phrases
-
-    def bind(self, vocabulary: Vocabulary, *, device: str = "cpu") -> BoundClasses:
-        """Normalise the text embeddings."""
-        bound = super().bind(vocabulary, device=device)
-        return replace(bound, text_embeds=_unit_rows(vocabulary.embeds))
-
-    def pipeline(self, sessions: Mapping[str, Session], workspace: Workspace) -> Pipeline:
-        """Make the pipeline of one lane."""
-        return SegmentTokensPipeline(self, sessions["image_encoder"], workspace)
-
-
 class SegmentTokensPipeline(Pipeline):
     """Finds segments and their classes."""
 
     def __init__(
-        self, family: SegmentTokensFamily, image_encoder: Session, workspace: Workspace
+        self, family: SegmentTokensFamily, sessions: Mapping[str, Session], workspace: Workspace
     ) -> None:
-        self._head, self._segments = family.head, family.segments
-        self._image_encoder, self._workspace = image_encoder, workspace
+        super().__init__(family, sessions, workspace)
+        self._segments = family.segments
 
     def adopt(self, classes: BoundClasses, *, num_rows: int | None = None) -> BoundClasses:
         """Keep the text embeddings on the host: a handful of rows is compared with them there."""
@@ -122,6 +91,33 @@ class SegmentTokensPipeline(Pipeline):
             self._segments,
         )
         return scores.argmax(axis=1), scores.max(axis=1)
+
+
+class SegmentTokensFamily(Family):
+    """Bundles of family ``segment_tokens``.
+
+    ``precision="auto"`` is float32: with hard groups, rounding changes labels.
+    """
+
+    name, pipeline = "segment_tokens", SegmentTokensPipeline
+    auto_precisions = ("float32",)
+    golden = GoldenRule(
+        stages=("image", "segment_embeds", "image_embed", "mask_logits"), raw_logits=False
+    )
+
+    def __init__(self, bundle: Bundle, config: EngineConfig) -> None:
+        assert bundle.segments is not None, "the family's bundles have them"
+        super().__init__(bundle, config)
+        self.segments = bundle.segments  # they get classes on the host, after the last kernel
+
+    def rows_for(self, num_phrases: int) -> int:
+        """No further rows: on the GPU, nothing depends on the phrases."""
+        return num_phrases
+
+    def bind(self, vocabulary: Vocabulary, *, device: str = "cpu") -> BoundClasses:
+        """Normalise the text embeddings."""
+        bound = super().bind(vocabulary, device=device)
+        return replace(bound, text_embeds=_unit_rows(vocabulary.embeds))
 
 
 def segment_scores(
