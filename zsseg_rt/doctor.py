@@ -23,7 +23,7 @@ from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import ArgumentError, BackendUnavailableError, ConfigError, CudaError
 from zsseg_rt.stream.devices import find_devices
 from zsseg_rt.stream.gstreamer.source import keeps_to_host
-from zsseg_rt.stream.rtsp import RtspSettings
+from zsseg_rt.stream.rtsp import rtsp_settings
 
 _TEGRA_RELEASE = Path("/etc/nv_tegra_release")  # of every Jetson, and of nothing else
 
@@ -231,7 +231,7 @@ def _environment() -> Finding:
     checks: list[Callable[[], object]] = [
         lambda: requested(EngineConfig()),
         wanted_flavours,
-        RtspSettings.from_environment,
+        rtsp_settings,
         keeps_to_host,
     ]
     problems = []

@@ -8,7 +8,7 @@ from support.errors import refused
 from zsseg_rt.errors import BackendUnavailableError, ConfigError
 from zsseg_rt.stream import rtsp
 from zsseg_rt.stream.gstreamer.library import redact_pipeline
-from zsseg_rt.stream.rtsp import RtspSettings
+from zsseg_rt.stream.rtsp import rtsp_settings
 from zsseg_rt.stream.uris import open_sources
 from zsseg_rt.stream.video import VideoSource, split_login
 
@@ -19,7 +19,7 @@ def chosen(monkeypatch, uri="rtsp://cam/1", **variables):
     for name, value in variables.items():
         monkeypatch.setenv(f"ZSSEG_RTSP_{name}", value)
     (source,) = open_sources(uri)
-    return source.choose()
+    return source
 
 
 def test_pyav_reads_rtsp_where_it_is_asked_for(monkeypatch):
@@ -48,7 +48,7 @@ def test_pyav_reads_rtsp_where_gstreamer_is_absent_and_says_so(monkeypatch, capl
 def test_wrong_settings_are_refused_by_name(monkeypatch, name, value):
     monkeypatch.setenv(f"ZSSEG_RTSP_{name}", value)
     with refused(ConfigError, f"ZSSEG_RTSP_{name}", value):
-        RtspSettings.from_environment()
+        rtsp_settings()
 
 
 def test_logins_are_taken_out_of_urls():

@@ -15,7 +15,6 @@ from zsseg_rt.runtime.frame_memory import FrameMemory
 from zsseg_rt.runtime.lane_pool import LanePool
 from zsseg_rt.stream.follow import Follow, Following, following_of
 from zsseg_rt.stream.gstreamer.source import GstSource, keeps_to_host
-from zsseg_rt.stream.rtsp import RtspSource
 from zsseg_rt.stream.runner import POLICIES, Policy, Stream
 from zsseg_rt.stream.sinks import SinkTarget, open_writers
 from zsseg_rt.stream.source import Source
@@ -24,7 +23,7 @@ from zsseg_rt.stream.video import VideoSource
 from zsseg_rt.stream.watch import Patience
 from zsseg_rt.stream.writers import Writer
 
-_ON_GPUS = (GstSource, RtspSource, VideoSource)
+_ON_GPUS = (GstSource, VideoSource)
 
 
 @dataclass(frozen=True, kw_only=True)

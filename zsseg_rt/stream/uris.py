@@ -22,7 +22,7 @@ from zsseg_rt.stream.gstreamer.library import redact_pipeline
 from zsseg_rt.stream.gstreamer.pipelines import CsiCamera, UserPipeline
 from zsseg_rt.stream.gstreamer.source import GstSource
 from zsseg_rt.stream.photo_folder import DEFAULT_SIZES, DemoCamera, PhotoSource
-from zsseg_rt.stream.rtsp import RtspSettings, RtspSource
+from zsseg_rt.stream.rtsp import rtsp_source
 from zsseg_rt.stream.source import GivenName, Source, shown
 from zsseg_rt.stream.video import VideoSource
 from zsseg_rt.stream.writers import VIDEO_SUFFIXES, what_is_not_ours
@@ -203,8 +203,7 @@ def _csi(uri: str, order: str) -> Source:
 def _rtsp(uri: str, order: str) -> Source:
     if not re.fullmatch(r"rtsps?://[^/?#\s][^\s]*", uri):
         raise ArgumentError(f"source: expected rtsp://HOST/PATH without spaces, got {shown(uri)}")
-    settings = RtspSettings.from_environment()
-    return RtspSource(name=shown(uri), url=uri, channel_order=order, settings=settings)
+    return rtsp_source(uri, shown(uri), order)
 
 
 def _http(uri: str, order: str) -> Source:

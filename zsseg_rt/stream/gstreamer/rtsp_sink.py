@@ -339,12 +339,7 @@ def _serve(
             context.iteration(True)
         for source in sources:
             source.destroy()
-        remove = library.GstRtspServer.RTSPFilterResult.REMOVE
-        server.client_filter(lambda *_: remove)
-        last = time.monotonic() + _ENDS_WITHIN  # pipelines end in threads of their own
-        while any(channel.is_watched for channel in channels) and time.monotonic() < last:
-            context.iteration(False)
-            time.sleep(0.005)
+        _part(library, server, channels, context)
         context.pop_thread_default()
 
     thread = threading.Thread(target=run, name=f"serve {address.shown()}", daemon=True)
@@ -357,6 +352,15 @@ def _serve(
 
     thread.start()
     return server, stop
+
+
+def _part(library: Server, server: Any, channels: Sequence[Channel], context: Any) -> None:
+    remove = library.GstRtspServer.RTSPFilterResult.REMOVE
+    server.client_filter(lambda *_: remove)
+    last = time.monotonic() + _ENDS_WITHIN  # pipelines end in threads of their own
+    while any(channel.is_watched for channel in channels) and time.monotonic() < last:
+        context.iteration(False)
+        time.sleep(0.005)
 
 
 _MOST = 64  # connections
