@@ -12,7 +12,6 @@ import pytest
 
 import zsseg_rt
 from zsseg_rt import _C
-from zsseg_rt.demo import demo_photos
 
 PACKAGE = Path(zsseg_rt.__file__).parent
 CORE = Path(_C.__file__)
@@ -84,13 +83,6 @@ def test_the_installed_core_serves_the_checkout_and_is_named(python, checkout, s
     assert str(checkout) in done.stdout  # the checkout's own Python
     assert f"using the installed one, {site}" in done.stderr
     assert len(done.stderr.splitlines()) == 1
-
-
-def test_the_module_labels_a_photo_from_the_checkout(python, checkout, site):
-    call = ["-m", "zsseg_rt", "segment", demo_photos()[0], "--demo", "--out", "pictures"]
-    done = python(site, *call)
-    assert done.returncode == 0, done.stderr
-    assert len(list((checkout / "pictures").glob("*.mask.png"))) == 1
 
 
 def test_without_an_installation_the_error_is_one_line_and_says_what_to_run(

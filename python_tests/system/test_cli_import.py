@@ -123,17 +123,6 @@ def test_openais_clip_is_fetched_as_fetch_does(file, checkpoint, tmp_path, monke
     assert "zsseg-rt fetch" not in told
 
 
-def test_existing_bundle_is_kept_unless_told(checkpoint, tmp_path, capsys):
-    out = tmp_path / "zegclip.zsseg"
-    arguments = ("import-checkpoint", "zegclip", checkpoint, "--out", out, "--precision", "float32")
-    assert run(*arguments) == 0
-    before = (out / "bundle.json").read_bytes()
-    assert run(*arguments) == 1
-    assert "zegclip.zsseg" in capsys.readouterr().err
-    assert (out / "bundle.json").read_bytes() == before
-    assert run(*arguments, "--overwrite") == 0
-
-
 def test_a_checkpoint_of_something_else_is_refused(tmp_path, capsys):
     path = tmp_path / "other.pth"
     torch.save({"state_dict": {"layer.weight": torch.zeros(2, 2)}}, path)

@@ -10,7 +10,7 @@ import pytest
 
 from support.errors import refused
 from tools.scenes import CLASS_NAMES, SEEN, SceneDataset, words_of_world
-from tools.studies.photo_bundle import THINGS, centred, clean_names
+from tools.studies.photo_bundle import THINGS
 from zsseg_rt import Bundle, Engine, EngineConfig
 from zsseg_rt.bundles.specs import ConceptSpec
 from zsseg_rt.cli import main
@@ -240,21 +240,6 @@ def test_concepts_that_cannot_be_are_refused(changes, tmp_path):
     (place / "bundle.json").write_text(json.dumps(manifest))
     with refused(BundleError, None, "bundle.json.concepts"):
         Bundle.load(place)
-
-
-def test_names_of_the_lists_become_what_people_type():
-    lines = ["sofa_bed", "Handbag/Satchel", "Other Shoes", "Washing Machine/Drying Machine"]
-    found = list(clean_names(lines))
-    assert found == [(0, "sofa bed"), (1, "handbag"), (1, "satchel")]
-
-
-def test_background_is_opposite_to_things():
-    rng = np.random.default_rng(0)
-    rows = rng.standard_normal((30, 512)).astype(np.float32)
-    bank = dict(zip([*THINGS, *map(str, range(10))], rows, strict=True))
-    found = centred(bank)
-    assert (found["background"] @ np.stack([found[name] for name in THINGS]).T < 0).all()
-    assert all(np.array_equal(row, row.astype(np.float16)) for row in found.values())
 
 
 BLOCKED = """

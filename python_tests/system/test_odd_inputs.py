@@ -212,18 +212,6 @@ def test_arguments_are_right_or_refused_in_one_line(row, odd_files, capsys):
         assert message in error
 
 
-def test_names_cannot_write_on_the_terminal(tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("ZSSEG_HOME", str(tmp_path / "home"))
-    odd.write(tmp_path, b"a\x1b[2J\nb.png", PNG)
-    odd.write(tmp_path, b"c\x1b[2J\nd.png", b"none")
-    options = ("-b", demo_bundle("scenes"), "--class", "ball", "-o", tmp_path / "out")
-    assert run("segment", tmp_path, *options) == 1
-    printed = capsys.readouterr().out
-    assert "\x1b" not in printed
-    assert r"a\x1b[2J\nb.png  40x24" in printed
-    assert r"c\x1b[2J\nd.png: expected an image file" in printed.replace("\n", "")
-
-
 def test_libraries_add_nothing_to_the_one_line(tmp_path):
     photo = odd.write(tmp_path, b"cut.png", PHOTOS["cut png"].data)
     call = [sys.executable, "-m", "zsseg_rt", "segment", photo, "-b", demo_bundle("scenes")]

@@ -13,7 +13,6 @@ from support.command_line import run  # noqa: E402
 from support.errors import refused  # noqa: E402
 from support.small_runs import SCENES, TABLES, save_clip  # noqa: E402
 from zsseg_rt.common.checks import arguments_called  # noqa: E402
-from zsseg_rt.common.extras import install_command  # noqa: E402
 from zsseg_rt.errors import ArgumentError, CheckpointError  # noqa: E402
 from zsseg_rt.training.assembly import assemble  # noqa: E402
 from zsseg_rt.training.config import TrainConfig  # noqa: E402
@@ -104,12 +103,6 @@ def test_other_messages_stay_as_they_are():
             arguments_called({"source": "--clip"}, "model.options", ["activation"]),
         ):
             raise CheckpointError(message)
-
-
-def test_extras_are_installed_from_a_checkout():
-    assert install_command("data", "train") == (
-        "pip install '.[data]' or pip install '.[train]' in a checkout of zsseg_rt"
-    )
 
 
 def test_every_hint_is_for_an_extra_that_there_is():

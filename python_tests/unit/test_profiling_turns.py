@@ -62,18 +62,6 @@ def test_every_candidate_takes_one_turn_a_round_in_changing_order():
     assert taken.median_ms("a") == taken.median_ms("b", cold=True) == 2.0  # on the device
 
 
-@pytest.mark.parametrize(
-    ("waiting", "on_gpu", "basis"),
-    [(0.1, False, "wall"), (0.5, False, "cpu"), (0.5, True, "device")],
-)
-def test_one_slow_neighbour_decides_which_time_is_compared(waiting, on_gpu, basis):
-    shares = {"a": 0.0, "b": waiting}
-    pair = [GivenTimes(n, [1.0], waiting=w, on_gpu=on_gpu) for n, w in shares.items()]
-    taken = rounds_of(*pair)
-    assert taken.basis("a", "b") == basis
-    assert taken.waiting["b"] == pytest.approx(waiting, abs=1e-6)
-
-
 def test_differences_are_of_the_same_rounds():
     taken = rounds_of(GivenTimes("a", noisy(2.0, 1)), GivenTimes("b", noisy(2.2, 2)), count=100)
     found = taken.difference("a", "b", 0.02)
