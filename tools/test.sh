@@ -202,7 +202,7 @@ prepare_streams() { # what some tests of cameras and videos take
     pip_install --no-deps --only-binary :all: --target "$oldest_pyav" "av==15.0.*"; then
     export ZSSEG_OLDEST_PYAV=$oldest_pyav
   fi
-  # An OpenCV 4, as Jetsons have it, beside the newest, for test_photo_samples.py.
+  # An OpenCV 4, as Jetsons have it, beside the newest, for test_photos.py.
   local opencv_4=$PWD/build/opencv-4
   if [ -d "$opencv_4/cv2" ] ||
     pip_install --no-deps --only-binary :all: --target "$opencv_4" "opencv-python-headless>=4.8,<5"; then

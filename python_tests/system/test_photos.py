@@ -1,7 +1,12 @@
-"""Photos are measured before they are decoded: a short file cannot ask for gigabytes."""
+"""Photos are measured before they are decoded, and read as they are meant, in every version."""
 
+import logging
+import os
+import struct
 import subprocess
 import sys
+import zlib
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -10,10 +15,12 @@ import pytest
 from support.colour_words import COLOUR_WORDS
 from support.command_line import run
 from support.errors import refused
-from support.picture_files import BOMBS, png
-from zsseg_rt.errors import SourceError
-from zsseg_rt.photos import read_photo
+from support.picture_files import BOMBS, exif, png, tiff_of, with_exif
+from zsseg_rt.errors import DatasetError, SourceError
+from zsseg_rt.evaluation.datasets.files import read_picture
+from zsseg_rt.photos import decode_photo, find_photos, read_photo
 from zsseg_rt.photos.header import MAX_PIXELS, read_header
+from zsseg_rt.stream.photo_folder import PhotoSource
 
 FORMATS = {
     "bmp": (".bmp", []),
@@ -114,3 +121,185 @@ def test_a_large_photo_fails_alone(colour_bundle, tmp_path, capsys):
         "small.mask.png",
         "small.overlay.png",
     ]
+
+
+# --- what a file states about its samples, its end and its orientation counts ---
+
+PHOTO = Path("in/photo")
+RGB = np.empty((48, 64, 3), np.uint8)
+RGB[:, :32], RGB[:, 32:], RGB[:9] = (250, 20, 30), (10, 40, 200), (30, 220, 40)
+WIDE = RGB.astype(np.uint16) * 257
+GREY = RGB[..., :1]
+CLEAR = np.full_like(GREY, 128)
+RGBA, WIDE_RGBA = np.dstack([RGB, CLEAR]), np.dstack([WIDE, CLEAR.astype(np.uint16) * 257])
+
+
+def png_of(samples, stated=None):
+    """Samples in RGB as PNG, whose sBIT states how many bits count."""
+    data = cv2.imencode(".png", samples[..., ::-1])[1].tobytes()
+    if stated is None:
+        return data
+    part = b"sBIT" + bytes([stated] * samples.shape[2])
+    return data[:33] + struct.pack(">I", 3) + part + struct.pack(">I", zlib.crc32(part)) + data[33:]
+
+
+READ = {
+    "rgb": (tiff_of(RGB, 2), RGB),
+    "three bands": (tiff_of(RGB, 1, _338=[0, 0]), RGB),
+    "three bands of 16 bits": (tiff_of(WIDE, 1, _338=[0, 0]), RGB),
+    "three bands in planes": (tiff_of(RGB, 1, planes=True), RGB),
+    "16 bits in tiles": (tiff_of(WIDE, 2, tile=32, zipped=True), RGB),
+    "bigtiff of 16 bits": (tiff_of(WIDE, 2, big=True), RGB),
+    "bigtiff in planes": (tiff_of(RGB, 1, big=True, planes=True, order=">"), RGB),
+    "other byte order": (tiff_of(WIDE, 2, order=">"), RGB),
+    "alpha darkens nothing": (tiff_of(RGBA, 2, _338=[2]), RGB),
+    "alpha of 16 bits": (tiff_of(WIDE_RGBA, 2, _338=[2]), RGB),
+    "alpha in planes": (tiff_of(RGBA, 2, _338=[2], planes=True), RGB),
+    "a fourth band": (tiff_of(WIDE_RGBA, 2, _338=[0]), RGB),
+    "12 bits": (tiff_of(WIDE >> 4, 2), RGB),
+    "14 bits": (tiff_of(WIDE >> 2, 1), RGB),
+    "stated to be 14 bits": (tiff_of((WIDE >> 4), 2, _281=[16383] * 3), RGB >> 2),
+    "grey of 12 bits": (tiff_of(GREY.astype(np.uint16) << 4, 1), GREY),
+    "white is zero": (tiff_of(255 - GREY, 0), GREY),
+    "white is zero in 16 bits": (tiff_of(65535 - WIDE[..., :1], 0), GREY),
+    "grey with alpha": (tiff_of(np.dstack([GREY, CLEAR]), 1, _338=[2]), GREY),
+    "cmyk": (tiff_of(np.dstack([255 - RGB, 0 * GREY]), 5), RGB),
+    "png of 10 bits": (png_of(WIDE >> 6), RGB),
+    "png of 12 bits": (png_of(WIDE >> 4), RGB),
+    "png of 8 bits in 16": (png_of(RGB.astype(np.uint16)), RGB),
+    "png stated to be 14 bits": (png_of(WIDE >> 4, 14), RGB >> 2),
+    "png of 12 bits, scaled as PNG asks": (png_of(WIDE & 0xFFF0, 12), RGB),
+    "dark png of 16 bits": (png_of(WIDE >> 4, 16), RGB >> 4),
+    "black png of 16 bits": (png_of(WIDE * 0), RGB * 0),
+    "png with alpha": (cv2.imencode(".png", RGBA[..., [2, 1, 0, 3]])[1].tobytes(), RGB),
+}  # fmt: skip
+REFUSED = {
+    "16 bits in planes": tiff_of(WIDE, 2, planes=True),
+    "floats": tiff_of(RGB.astype(np.float32) / 255, 2),
+    "grey floats": tiff_of(GREY.astype(np.float32), 1),
+    "with a sign": tiff_of(GREY.astype(np.int16), 1),
+    "32 bits": tiff_of(GREY.astype(np.uint32), 1),
+    "two bands": tiff_of(np.dstack([GREY, CLEAR]), 1, _338=[0]),
+    "four bands": tiff_of(WIDE_RGBA, 1, _338=[0, 0, 0]),
+    "lab": tiff_of(RGB, 8),
+    "five bands": tiff_of(np.dstack([WIDE_RGBA, WIDE[..., :1]]), 2, _338=[0, 0]),
+    "cmyk of 16 bits": tiff_of(WIDE_RGBA, 5),
+    "a camera's raw samples": tiff_of(WIDE[..., :1], 32803),
+    "channels of several sizes": tiff_of(RGB, 2, _258=[8, 8, 16]),
+}
+
+
+@pytest.mark.parametrize("row", READ)
+def test_samples_are_read_as_they_are_meant(row):
+    data, expected = READ[row]
+    image = decode_photo(data, PHOTO)
+    assert np.abs(image.astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("row", REFUSED)
+def test_samples_of_other_kinds_are_refused(row):
+    with refused(SourceError, None, str(PHOTO), "TIFF"):
+        decode_photo(REFUSED[row], PHOTO)
+
+
+def test_fewer_bits_are_told_once_a_folder(tmp_path, caplog):
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(png_of(WIDE >> 4))
+        with caplog.at_level(logging.WARNING):
+            read_photo(tmp_path / name)
+    (record,) = caplog.records
+    assert f"{tmp_path / 'a.png'}: 16-bit samples hold 12 bits" in record.getMessage()
+
+
+@pytest.mark.parametrize("row", ["three bands of 16 bits", "png of 12 bits"])
+def test_every_door_shows_the_same_colours(row, tmp_path):
+    path = tmp_path / "a.tif"
+    path.write_bytes(READ[row][0])
+    image = read_photo(path)
+    np.testing.assert_array_equal(read_picture(path), image)
+    frames = PhotoSource(name="a", path=str(path)).pictures(None)
+    np.testing.assert_array_equal(next(iter(frames)).image, image)
+
+
+TURNS = {
+    1: RGB, 2: RGB[:, ::-1], 3: RGB[::-1, ::-1], 4: RGB[::-1], 5: RGB.transpose(1, 0, 2),
+    6: np.rot90(RGB, -1), 7: RGB.transpose(1, 0, 2)[::-1, ::-1], 8: np.rot90(RGB), 9: RGB,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+@pytest.mark.parametrize("kind", [".png", ".webp", ".jpg", ".tif", "16 bits", "planes"])
+def test_orientation_is_applied(kind, orientation):
+    if kind.startswith("."):
+        options = {".jpg": [cv2.IMWRITE_JPEG_QUALITY, 98]}.get(kind, [])
+        data = cv2.imencode(kind, RGB[..., ::-1], options)[1].tobytes()
+        if kind == ".tif":
+            data = tiff_of(RGB, 2, _274=[orientation])
+        else:
+            data = with_exif(data, exif(orientation))
+    else:
+        in_planes = kind == "planes"
+        data = tiff_of(RGB if in_planes else WIDE, 2, _274=[orientation], planes=in_planes)
+    image = decode_photo(data, PHOTO)
+    assert image.shape == TURNS[orientation].shape
+    assert np.abs(image.astype(int) - TURNS[orientation]).mean() < 5
+
+
+SMOOTH = cv2.resize(np.random.default_rng(0).integers(0, 256, (9, 13, 3), np.uint8), (320, 240))
+ENDING = {
+    "jpeg": (".jpg", []),
+    "progressive jpeg": (".jpg", [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]),
+    "jpeg with restarts": (".jpg", [cv2.IMWRITE_JPEG_RST_INTERVAL, 3]),
+    "png": (".png", []),
+    "webp": (".webp", [cv2.IMWRITE_WEBP_QUALITY, 80]),
+    "bmp": (".bmp", []),
+    "tiff": (".tif", [cv2.IMWRITE_TIFF_COMPRESSION, 1]),
+    "packed tiff": (".tif", []),
+}
+TAILS = (b"\xff", bytes(999), b"\0\0\0\x18ftypmp42 a phone's film", b"\xff\xd8\xff\xe0 a preview")
+
+
+@pytest.mark.parametrize("kind", ENDING)
+def test_a_file_ends_at_its_own_end(kind):
+    suffix, options = ENDING[kind]
+    data = cv2.imencode(suffix, SMOOTH, options)[1].tobytes()
+    whole = decode_photo(data, PHOTO)
+    for tail in TAILS:
+        np.testing.assert_array_equal(decode_photo(data + tail, PHOTO), whole)
+    for share in (0.3, 0.6, 0.9, 0.99):
+        with refused(SourceError, None, str(PHOTO)):
+            decode_photo(data[: int(len(data) * share)], PHOTO)
+
+
+@pytest.mark.parametrize("filled", [bytes, lambda size: b"\xff" * size])
+def test_half_a_jpeg_in_a_whole_file_is_refused(filled, tmp_path):
+    data = cv2.imencode(".jpg", SMOOTH)[1].tobytes()
+    (tmp_path / "a.jpg").write_bytes(data[:3000] + filled(len(data) - 3000))
+    for read, error in ((read_photo, SourceError), (read_picture, DatasetError)):
+        with refused(error, None, "JPEG", "320x240"):
+            read(tmp_path / "a.jpg")
+
+
+def test_ordinary_suffixes_are_photos(tmp_path):
+    names = ["a.JPE", "b.jfif", "c.Jpeg", "d.DIB", "e.TIFF", "f.pjpeg", "g.webp"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"any")
+    assert [path.name for path in find_photos([str(tmp_path)])] == names
+
+
+def test_all_of_this_with_opencv_4():
+    folder = os.environ.get("ZSSEG_OPENCV_4")
+    if not folder:
+        pytest.skip("needs ZSSEG_OPENCV_4, a folder that OpenCV 4 is in; tools/test.sh makes it")
+    path = os.pathsep.join(p for p in (folder, os.environ.get("PYTHONPATH")) if p)
+    code = "import cv2, sys; print(cv2.__version__, cv2.__file__); import pytest; "
+    code += "sys.exit(pytest.main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "-n", "0", "-q", "-p", "no:cacheprovider",
+         "-k", "not opencv_4", __file__],
+        cwd=Path(__file__).parents[2], env={**os.environ, "PYTHONPATH": path},
+        capture_output=True, text=True, check=False, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    assert done.stdout.startswith("4."), done.stdout[:200]
+    assert folder in done.stdout.splitlines()[0]

@@ -1,18 +1,30 @@
-"""Segmentation results: shares, pictures, run lengths."""
+"""Results: shares, label images, drawings, components, polygons, annotations, detections."""
 
 import copy
 import dataclasses
+import json
 import pickle
 import sys
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 
+from support.command_line import run
 from support.errors import refused
 from tools.scenes import CLASS_NAMES
-from zsseg_rt import BackendUnavailableError, Segmentation, ShapeError, SourceError
+from zsseg_rt import (
+    ArgumentError,
+    BackendUnavailableError,
+    Segmentation,
+    ShapeError,
+    SourceError,
+    read_photo,
+)
+from zsseg_rt.demo import demo_photos
 from zsseg_rt.errors import DTypeError
+from zsseg_rt.integrations.batch import AnnotationFiles, PhotoResult
 from zsseg_rt.results.segmentation import Frame
 from zsseg_rt.results.visualize import encode_label_png, palette, save_file
 
@@ -78,17 +90,6 @@ def test_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
 def test_write_to_missing_folder_names_the_file(tmp_path):
     with refused(SourceError, None, "nowhere/a.png"):
         save_file(tmp_path / "nowhere" / "a.png", b"content")
-
-
-def test_run_lengths_decode_to_the_masks():
-    labels = np.random.default_rng(1).integers(0, 3, (11, 7)).astype(np.uint8)
-    labels[:2] = 255
-    for annotation in make(labels).to_coco_rle():
-        counts = annotation["segmentation"]["counts"]
-        values = np.arange(len(counts)) % 2
-        mask = np.repeat(values, counts).reshape(labels.T.shape).T.astype(bool)
-        np.testing.assert_array_equal(mask, labels + 1 == annotation["category_id"])
-        assert annotation["area"] == mask.sum()
 
 
 def test_a_name_keeps_its_colour_wherever_it_stands():
@@ -179,19 +180,6 @@ def test_results_pickle_and_copy(way):
         again.names = ()
 
 
-def test_supervision_gets_a_mask_a_box_and_a_name_per_present_class():
-    supervision = pytest.importorskip("supervision", reason="needs the extra supervision")
-    labels = np.array([[2, 2, 2, 255], [2, 2, 2, 0], [255, 255, 255, 0]], np.uint8)
-    found = make(labels).to_supervision()
-    assert isinstance(found, supervision.Detections)
-    assert found.class_id.tolist() == [2, 0]
-    assert found.data["class_name"].tolist() == ["tree", "sky"]
-    np.testing.assert_array_equal(found.mask, [labels == 2, labels == 0])
-    assert found.xyxy.tolist() == [[0, 0, 2, 1], [3, 1, 3, 2]]
-    picture = np.zeros((3, 4, 3), np.uint8)
-    assert supervision.MaskAnnotator().annotate(picture.copy(), found).any()
-
-
 def test_supervision_gets_nothing_where_all_is_unknown():
     pytest.importorskip("supervision", reason="needs the extra supervision")
     assert len(make(np.full((3, 4), 255, np.uint8)).to_supervision()) == 0
@@ -201,3 +189,358 @@ def test_without_supervision_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "supervision", None)
     with refused(BackendUnavailableError, "supervision"):
         make(np.zeros((2, 2), np.uint8)).to_supervision()
+
+
+# --- names and a legend on an image ---
+
+
+def halves(names=("road", "blue sky"), height=600, width=800):
+    labels = np.zeros((height, width), np.uint8)
+    labels[: height // 2] = 1
+    return Segmentation(labels=labels, names=names, vocabulary_version=1)
+
+
+def black(seg):
+    return np.zeros((*seg.labels.shape, 3), np.uint8)
+
+
+def test_names_are_on_the_parts_and_the_legend_is_below():
+    seg = halves()
+    frame = black(seg)
+    overlay, plot = seg.overlay(frame), seg.plot(frame)
+    assert plot.shape[0] > 600
+    assert plot.shape[1] == 800
+    changed = (plot[:600] != overlay).any(axis=2)
+    for half in (changed[:300], changed[300:]):
+        rows = np.flatnonzero(half.any(axis=1))
+        assert 800 * 11 / 400 <= np.ptp(rows) < 80  # as high as can be read at a phone's width
+    strip = plot[600:].reshape(-1, 3)
+    for colour in palette(seg.names):
+        assert (strip == colour).all(axis=1).sum() > 100
+    np.testing.assert_array_equal(seg.plot(frame, names=False)[:600], overlay)
+    assert seg.plot(frame, legend=False).shape == (600, 800, 3)
+
+
+def test_letters_have_a_dark_edge_all_around():
+    seg = dataclasses.replace(halves(), labels=np.zeros((600, 800), np.uint8))
+    plot = seg.plot(np.full((600, 800, 3), 128, np.uint8), alpha=0.0, legend=False)
+    light, dark = (np.flatnonzero(found.any(axis=0)) for found in (plot[..., 0] > 200,
+                                                                   plot[..., 0] < 60))  # fmt: skip
+    assert 0 < light[0] - dark[0] < 10
+    assert 0 < dark[-1] - light[-1] < 10
+
+
+def test_the_frame_s_channel_order_is_kept():
+    rgb = halves()
+    bgr = dataclasses.replace(rgb, channel_order="bgr")
+    np.testing.assert_array_equal(bgr.plot(black(bgr))[..., ::-1], rgb.plot(black(rgb)))
+
+
+@pytest.mark.parametrize("width", [1, 40, 399, 400, 2000])
+def test_odd_sizes(width):
+    seg = halves(height=max(1, width // 2), width=width)
+    plot = seg.plot(black(seg))
+    assert plot.shape[1] >= 400
+    assert plot.shape[1] % width == 0
+
+
+@pytest.mark.parametrize("name", ["Straße über café", "道路", "a" * 300, "{odd} %s \\ name"])
+def test_odd_names(name):
+    seg = halves((name, "sky"))
+    assert seg.plot(black(seg)).shape[1] == 800
+
+
+def test_a_result_of_a_stream_brings_its_frame():
+    seg = halves()
+    frame = Frame(source="0", index=0, captured_at=0.0, clock="file", image=black(seg))
+    with_frame = dataclasses.replace(seg, frame=frame)
+    np.testing.assert_array_equal(with_frame.plot(), seg.plot(black(seg)))
+    with refused(ArgumentError, "frame"):
+        seg.plot()
+
+
+def test_nothing_but_unknown_pixels():
+    seg = dataclasses.replace(halves(), labels=np.full((600, 800), 255, np.uint8))
+    np.testing.assert_array_equal(seg.plot(black(seg)), black(seg))
+
+
+def test_segment_writes_legends_on_request(tmp_path):
+    call = ("segment", demo_photos("scenes")[0], "--demo", "scenes", "-o", tmp_path)
+    assert run(*call) == 0
+    plain = cv2.imread(str(tmp_path / "playroom.overlay.png"))
+    assert plain.shape == read_photo(demo_photos("scenes")[0]).shape
+    assert run(*call, "--legend", "--resume") == 0  # other settings: done again
+    with_legend = cv2.imread(str(tmp_path / "playroom.overlay.png"))
+    assert with_legend.shape[0] > 2 * plain.shape[0]
+    assert with_legend.shape[1] == 2 * plain.shape[1]
+
+
+# --- components, polygons, COCO annotations and detections: nothing is lost or moved ---
+
+NAMES = ("sky", "road", "tree")
+
+
+def labelled(labels, scores=None):
+    labels = np.asarray(labels, np.uint8)
+    return Segmentation(labels=labels, names=NAMES, vocabulary_version=1, scores=scores)
+
+
+def noise(seed, height=23, width=31):
+    """Labels full of corners, holes and parts that touch by corners."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 4, (height, width)).astype(np.uint8)
+    coarse[coarse == 3] = 255
+    return coarse
+
+
+def blocks():
+    """Two parts of one class, one with a hole, and a part of another."""
+    labels = np.full((9, 12), 255, np.uint8)
+    labels[1:6, 1:6] = 1
+    labels[3, 3] = 0
+    labels[7:9, 8:12] = 1
+    return labels
+
+
+def inside(polygon, size_hw):
+    """Which pixel centres are in a polygon, by counting crossings to their left."""
+    result = np.zeros(size_hw, bool)
+    columns = np.arange(size_hw[1]) + 0.5
+    for ring in (polygon.exterior, *polygon.holes):
+        for (x0, y0), (x1, y1) in zip(ring, np.roll(ring, -1, axis=0), strict=True):
+            assert x0 == x1 or y0 == y1
+            if x0 == x1:
+                result[min(y0, y1) : max(y0, y1)] ^= columns > x0
+    return result
+
+
+def test_components_of_a_class():
+    seg = labelled(blocks(), scores=np.full((9, 12), 0.25, np.float32))
+    first, second, third = seg.components()
+    assert (first.name, first.area, first.box) == ("road", 24, (1, 1, 6, 6))
+    assert (second.name, second.area, second.box) == ("road", 8, (8, 7, 12, 9))
+    assert second.centroid == (9.5, 7.5)
+    assert (third.name, third.area, third.box) == ("sky", 1, (3, 3, 4, 4))
+    assert first.confidence == pytest.approx(0.25)
+    assert not first.mask[2, 2]
+    assert [part.area for part in seg.components(min_area=8)] == [24, 8]
+    assert labelled(blocks()).components()[0].confidence is None
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_components_put_together_are_the_labels(seed):
+    labels = noise(seed)
+    again = np.full_like(labels, 255)
+    for part in labelled(labels).components():
+        mask = part.full_mask(labels.shape)
+        assert mask.sum() == part.area
+        assert (again[mask] == 255).all()
+        again[mask] = part.index
+    np.testing.assert_array_equal(again, labels)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_polygons_enclose_exactly_their_pixels(seed):
+    labels = noise(seed)
+    seg = labelled(labels)
+    for part, polygon in zip(seg.components(), seg.polygons(), strict=True):
+        assert (polygon.name, polygon.area) == (part.name, part.area)
+        mask = inside(polygon, labels.shape)
+        np.testing.assert_array_equal(mask, part.full_mask(labels.shape))
+        for ring in (polygon.exterior, *polygon.holes):
+            assert len({tuple(corner) for corner in ring.tolist()}) == len(ring)  # none twice
+
+
+def test_a_polygon_has_corners_only_and_its_hole():
+    first, *_ = labelled(blocks()).polygons()
+    assert sorted(first.exterior.tolist()) == [[1, 1], [1, 6], [6, 1], [6, 6]]
+    (hole,) = first.holes
+    assert sorted(hole.tolist()) == [[3, 3], [3, 4], [4, 3], [4, 4]]
+
+
+def test_simpler_polygons_stay_near():
+    y, x = np.mgrid[:80, :80]
+    labels = np.where((x - 40) ** 2 + (y - 40) ** 2 < 900, 1, 255)
+    (exact,), (simple,) = (labelled(labels).polygons(tolerance=t) for t in (0.0, 1.5))
+    assert len(simple.exterior) < len(exact.exterior) / 3
+    radii = np.hypot(*(simple.exterior - 40.0).T)
+    assert np.abs(radii - 30).max() < 3
+
+
+@pytest.mark.parametrize("call", [{"min_area": 0}, {"tolerance": -1.0}, {"tolerance": np.nan}])
+def test_useless_settings_are_refused(call):
+    with refused(ArgumentError, next(iter(call))):
+        labelled(blocks()).polygons(**call)
+
+
+def test_nothing_comes_of_nothing():
+    seg = labelled(np.full((4, 5), 255))
+    assert (seg.components(), seg.polygons(), seg.to_coco_rle()) == ([], [], [])
+    assert seg.to_coco_rle(per_component=True) == []
+
+
+def test_without_opencv_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with refused(BackendUnavailableError, "cv2"):
+        labelled(blocks()).components()
+
+
+@pytest.mark.parametrize("per_component", [False, True])
+def test_pycocotools_reads_the_annotations(per_component, tmp_path):
+    coco = pytest.importorskip("pycocotools.coco", reason="needs pip install pycocotools")
+    from pycocotools import mask as rle
+
+    labels = noise(4)
+    seg = labelled(labels)
+    annotations = seg.to_coco_rle(image_id=7, per_component=per_component, min_area=2)
+    height, width = labels.shape
+    content = {
+        "images": [{"id": 7, "height": height, "width": width, "file_name": "a.png"}],
+        "annotations": annotations,
+        "categories": [{"id": index, "name": name} for index, name in enumerate(NAMES, 1)],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    read = coco.COCO(str(tmp_path / "a.json"))
+    found = read.loadAnns(read.getAnnIds(imgIds=[7]))
+    expected = (
+        [(p.index, p.full_mask(labels.shape)) for p in seg.components(min_area=2)]
+        if per_component
+        else [(s.index, labels == s.index) for s in seg.present()]
+    )
+    assert len(found) == len(expected)
+    for annotation, (index, mask) in zip(found, expected, strict=True):
+        assert annotation["category_id"] == index + 1
+        np.testing.assert_array_equal(read.annToMask(annotation).astype(bool), mask)
+        encoded = read.annToRLE(annotation)
+        assert rle.area(encoded) == annotation["area"]
+        assert rle.toBbox(encoded).tolist() == annotation["bbox"]
+
+
+def test_a_component_s_score_is_in_its_annotation():
+    seg = labelled(blocks(), scores=np.full((9, 12), 0.5, np.float32))
+    assert [a["score"] for a in seg.to_coco_rle(per_component=True)] == [0.5, 0.5, 0.5]
+    assert "score" not in seg.to_coco_rle()[0]
+
+
+def test_supervision_gets_confidence_and_a_detection_per_component():
+    supervision = pytest.importorskip("supervision", reason="needs the extra supervision")
+    labels = blocks()
+    scores = np.where(labels == 1, np.float32(0.75), np.float32(0.5))
+    seg = labelled(labels, scores)
+    whole, parts = seg.to_supervision(), seg.to_supervision(per_component=True, min_area=2)
+    assert isinstance(parts, supervision.Detections)
+    np.testing.assert_allclose(whole.confidence, [0.75, 0.5])
+    np.testing.assert_allclose(parts.confidence, [0.75, 0.75])
+    assert parts.class_id.tolist() == [1, 1]
+    assert parts.xyxy.tolist() == [[1, 1, 5, 5], [8, 7, 11, 8]]
+    assert parts.area.tolist() == [24, 8]
+    np.testing.assert_array_equal(whole.mask, [labels == 1, labels == 0])
+    assert whole.data["class_name"].tolist() == ["road", "sky"]
+    assert len(parts[parts.confidence > 0.8]) == 0
+    plain = dataclasses.replace(seg, scores=None).to_supervision(per_component=True)
+    assert plain.confidence is None
+
+
+# --- GeoJSON and labelme ---
+
+
+def drawn(rings, size_hw):
+    """Which pixel centres are in the rings together."""
+    rings = [np.array(ring).astype(int) for ring in rings]
+    return inside(SimpleNamespace(exterior=rings[0], holes=rings[1:]), size_hw)
+
+
+def signed_area(ring):
+    x, y = np.array(ring, float)[:-1].T
+    return (x * np.roll(y, -1) - np.roll(x, -1) * y).sum() / 2
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_geojson_read_back_is_the_labels(seed):
+    seg = labelled(noise(seed))
+    collection = json.loads(json.dumps(seg.to_geojson()))
+    assert collection["type"] == "FeatureCollection"
+    again = np.full(seg.labels.shape, 255, np.uint8)
+    for feature in collection["features"]:
+        rings = feature["geometry"]["coordinates"]
+        assert feature["geometry"]["type"] == "Polygon"
+        assert all(ring[0] == ring[-1] and len(ring) >= 5 for ring in rings)
+        pixels = drawn([ring[:-1] for ring in rings], seg.labels.shape)
+        assert pixels.sum() == feature["properties"]["area"]
+        assert seg.names[feature["properties"]["index"]] == feature["properties"]["name"]
+        again[pixels] = feature["properties"]["index"]
+    np.testing.assert_array_equal(again, seg.labels)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [None, (0.5, 0, 100, 0, -0.5, 900), (0, 2, 5, 2, 0, 7), (1, 0.5, 0, 0, 1, 0, 0, 0, 1)],
+)
+def test_geojson_of_a_map(transform):
+    seg = labelled(blocks(), scores=np.full((9, 12), 0.25, np.float32))
+    feature = seg.to_geojson(transform=transform)["features"][0]
+    outer, hole = feature["geometry"]["coordinates"]
+    a, b, c, d, e, f = (transform or (1, 0, 0, 0, 1, 0))[:6]
+    corners = {(a * x + b * y + c, d * x + e * y + f) for x in (1, 6) for y in (1, 6)}
+    assert {tuple(corner) for corner in outer} == corners
+    scale = abs(a * e - b * d)
+    assert signed_area(outer) == pytest.approx(25 * scale)  # anticlockwise
+    assert signed_area(hole) == pytest.approx(-scale)
+    assert feature["properties"]["confidence"] == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [(1, 0, 0, 0, 1), (1, 2, 0, 2, 4, 0), (1, 0, np.nan, 0, 1, 0), "abcdef", 5, (1,) * 9],
+)
+def test_useless_transforms_are_refused(transform):
+    with refused(ArgumentError, "transform"):
+        labelled(blocks()).to_geojson(transform=transform)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_labelme_drawn_in_order_is_the_labels(seed):
+    seg = labelled(noise(seed))
+    content = json.loads(json.dumps(seg.to_labelme("photo.png")))
+    assert (content["imageHeight"], content["imageWidth"]) == seg.labels.shape
+    assert (content["imagePath"], content["imageData"]) == ("photo.png", None)
+    values = {name: index for index, name in enumerate(NAMES)} | {"_background_": 255}
+    again = np.full(seg.labels.shape, 255, np.uint8)
+    for shape in content["shapes"]:
+        assert shape["shape_type"] == "polygon"
+        again[drawn([shape["points"]], seg.labels.shape)] = values[shape["label"]]
+    np.testing.assert_array_equal(again, seg.labels)
+    assert "_background_" in {shape["label"] for shape in content["shapes"]}
+
+
+def test_labelme_without_unknown_parts():
+    labels = np.full((9, 9), 1, np.uint8)
+    labels[3:5, 3:5] = 255
+    seg = labelled(labels)
+    named = [shape["label"] for shape in seg.to_labelme("p.png", unknown="nothing")["shapes"]]
+    assert named == ["road", "nothing"]
+    assert len(seg.to_labelme("p.png", unknown=None)["shapes"]) == 1
+    labels[4:, 4] = 255  # the hole opens to the edge: no hole, and no polygon for it
+    assert [shape["label"] for shape in labelled(labels).to_labelme("p.png")["shapes"]] == ["road"]
+    assert labelled(np.full((2, 2), 255)).to_labelme("p.png")["shapes"] == []
+    assert labelled(np.full((2, 2), 255)).to_geojson()["features"] == []
+
+
+@pytest.fixture
+def coco_file(tmp_path):
+    """Two photos below one folder, labelled with --format coco."""
+    files = AnnotationFiles("coco", tmp_path, NAMES)
+    for name in ("a.png", "sub/b.png"):
+        photo = tmp_path / "images" / name
+        photo.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(photo), np.zeros((9, 12, 3), np.uint8))
+        files.add(PhotoResult(photo=str(photo), mask=f"{name}.mask.png"), labelled(blocks()))
+    return files.finish()
+
+
+def test_coco_counts_from_one_and_names_photos_from_their_folder(coco_file):
+    content = json.loads(coco_file.read_text())
+    assert [image["file_name"] for image in content["images"]] == ["a.png", "sub/b.png"]
+    assert [(c["id"], c["name"]) for c in content["categories"]] == [*enumerate(NAMES, 1)]
+    assert {a["category_id"] for a in content["annotations"]} == {1, 2}
+    assert AnnotationFiles("coco", coco_file.parent, NAMES).finish() == coco_file  # no photo

@@ -164,24 +164,14 @@ def _load_named_clip(named: Mapping[str, Any]) -> ClipTensors:
         )
 
 
-def find_task(architecture: str) -> type[TrainingTask]:
-    """The objective of an architecture."""
-    if architecture not in TASKS:
-        raise ArgumentError(
-            f"model.architecture: expected one that is trained ({', '.join(TASKS)}), got "
-            f"{architecture!r}. Choose another."
-        )
-    return TASKS[architecture]
-
-
 def _build_task(
+    kind: Any,
     config: TrainConfig,
     model: SegmentationModel,
     dataset: SegmentationDataset,
     class_embeds: Tensor,
 ) -> TrainingTask:
     """Make the objective of a model that learns from labels."""
-    kind: Any = find_task(model.architecture)
     own: dict[str, Any] = {"seen": tuple(dataset.seen), "ignore_label": dataset.ignore_label}
     if "prompts" in (setting_names(kind) or ()):
         tower: Any = model.text_encoder
@@ -331,9 +321,6 @@ def train(config: TrainConfig, *, resume: bool = False) -> TrainingResult:
     """Train as a configuration says.
 
     Started by torchrun or ``accelerate launch``, all processes train together.
-
-    Returns:
-        The result; :func:`zsseg_rt.training.trained.load_trained` loads the model.
     """
     return train_assembled(assemble(config), resume=resume)
 
@@ -402,14 +389,20 @@ def assemble(config: TrainConfig, *, dataset: SegmentationDataset | None = None)
 def _build_objective(
     config: TrainConfig, model: SegmentationModel, dataset: SegmentationDataset
 ) -> tuple[ClassEmbeddings | None, TrainingTask]:
-    if find_task(model.architecture).needs_labels:
+    if model.architecture not in TASKS:
+        raise ArgumentError(
+            f"model.architecture: expected one that is trained ({', '.join(TASKS)}), got "
+            f"{model.architecture!r}. Choose another."
+        )
+    kind = TASKS[model.architecture]
+    if kind.needs_labels:
         if not dataset.class_names:
             raise ArgumentError(
                 f"data.name: expected a data set with classes, which {config.model.architecture} "
                 f"needs, got {config.data.name!r}. Name another, or train ZeroSeg."
             )
         embeddings = class_embeddings(dataset.class_names, config.text, model)
-        return embeddings, _build_task(config, model, dataset, embeddings.class_embeds)
+        return embeddings, _build_task(kind, config, model, dataset, embeddings.class_embeds)
     has_text = bool(config.text.bank or config.text.clip) or model.text_encoder is not None
     has_text = has_text and bool(dataset.class_names)
     if config.evaluation.split and not has_text:
@@ -505,18 +498,16 @@ def train_and_show(
     if result.finished:
         export_trained(folder, folder / BUNDLE, precisions=("float32",), overwrite=True)
         dataset = config.open_data("evaluation" if config.evaluation.split else "training")
-        draw(folder / BUNDLE, dataset, folder / PICTURE)
+        _draw(folder / BUNDLE, dataset, folder / PICTURE)
     return result, folder / BUNDLE, folder / PICTURE
 
 
-def draw(bundle: Path, dataset: SegmentationDataset, path: Path) -> None:
+def _draw(bundle: Path, dataset: SegmentationDataset, path: Path) -> None:
     """Draw the first images of a data set: image, truth and a bundle's labels, row by row."""
     colours = palette(dataset.class_names)
-    rows = []
     with Engine(bundle) as engine:
         engine.set_classes(list(dataset.class_names))
-        for index in range(min(_ROWS, len(dataset))):
-            sample = dataset[index]
-            rows.append(side_by_side(sample, engine.segment(sample.image).labels, colours))
+        samples = [dataset[index] for index in range(min(_ROWS, len(dataset)))]
+        rows = [side_by_side(s, engine.segment(s.image).labels, colours) for s in samples]
     doubled = np.concatenate(rows, axis=0).repeat(2, axis=0).repeat(2, axis=1)
     save_file(path, cv2.imencode(".png", doubled[..., ::-1])[1].tobytes())

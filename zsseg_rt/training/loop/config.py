@@ -46,9 +46,7 @@ class LoopConfig:
     # Steps whose checkpoints are also kept, to start other runs from
     kept_steps: tuple[int, ...] = ()
     evaluation_interval: int = 0  # Optimizer steps between evaluations; 0 evaluates only at the end
-    best_metric: str = (
-        "hIoU"  # The evaluation's figure whose highest value is the best checkpoint's
-    )
+    best_metric: str = "hIoU"  # The figure by whose highest value a checkpoint is the best
     log_interval: int = 50  # Optimizer steps between lines of the history
     num_pictures: int = 4  # Prediction images per evaluation in TensorBoard
     num_workers: int = 2  # Processes that read images, per training process; 0 reads in place
