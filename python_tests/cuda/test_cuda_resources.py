@@ -119,15 +119,6 @@ def test_drawing_beside_the_labels_needs_no_local_memory(tool):
             assert [figures.get(key, 0) for key in local] == [0] * 5, (arch, name)
 
 
-@pytest.mark.parametrize(
-    ("registers", "shared", "warps"), [(32, 0, 48), (64, 0, 32), (255, 0, 8), (32, 90 * 1024, 8)]
-)
-def test_resident_warps_follow_registers_and_shared_memory(tool, registers, shared, warps):
-    """Of blocks of 8 warps, on Orin."""
-    figures = {"registers": registers, "shared": shared}
-    assert tool.resident_warps("87", "some_kernel<float>", figures) == warps
-
-
 @pytest.mark.parametrize("name", ["registers", "stack", "spill_loads", "shared", "warps", "ldl"])
 def test_the_table_may_only_improve(tool, name):
     held = {"87": {"kernel": dict.fromkeys((*tool.LESS_IS_BETTER, *tool.MORE_IS_BETTER), 8)}}
@@ -144,8 +135,3 @@ def test_kernels_that_come_and_go_are_said(tool):
     (new, old) = tool.compare(held, {"87": {"new": {"registers": 1}}})
     assert "sm_87 new: not in the table" in new
     assert "sm_87 old: not in the sources" in old
-
-
-def test_without_a_disassembler_its_figures_are_left_out(tool):
-    held = {"87": {"kernel": {"registers": 8, "ldl": 0}}}
-    assert tool.compare(held, {"87": {"kernel": {"registers": 8}}}) == []

@@ -128,16 +128,10 @@ class Machine:
             "CUDA_HOME": str(folder / "none"),
         }
 
-    def start(self, *options: object, **environment: str) -> "subprocess.Popen[str]":
-        """Start a check."""
-        command = ["bash", self._script, "--out", self.out, "--work", self.work, *options]
-        return subprocess.Popen(
-            [str(word) for word in command], env=self.environment | environment, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
-
     def check(self, *options: object, **environment: str) -> "subprocess.CompletedProcess[str]":
         """Run a check to its end."""
-        with self.start(*options, **environment) as process:
-            told, error = process.communicate(timeout=480)
-        return subprocess.CompletedProcess([], process.returncode, told, error)
+        command = ["bash", self._script, "--out", self.out, "--work", self.work, *options]
+        return subprocess.run(
+            [str(word) for word in command], env=self.environment | environment, text=True,
+            capture_output=True, timeout=480, check=False,
+        )  # fmt: skip

@@ -73,6 +73,7 @@ def test_a_least_run_reports(script, tmp_path):
     assert printed
 
 
+@pytest.mark.nightly
 def test_kernels_are_timed_with_machine_sizes_and_commit(tmp_path):
     arguments = ("--quick", "--device", "cpu", "--threads", "2")
     report, printed = run("tools/benchmark_kernels.py", *arguments, home=tmp_path)

@@ -1,16 +1,14 @@
-"""Which tests run, which room a file belongs into, and which exported graphs are found again."""
+"""Which tests run, and which room a file belongs into."""
 
+import re
 import subprocess
 import sys
 from itertools import combinations, product
 from pathlib import Path
 
-import pytest
+from support.choice import ROOMS, pairwise
 
-from support import rooms
-from support.choice import pairwise
-
-HERE = Path(rooms.__file__).parents[1]
+HERE = Path(__file__).parents[1]
 CONFTEST = "from support.choice import pytest_addoption, pytest_collection_modifyitems\n"
 CASES = """
 import pytest
@@ -70,37 +68,17 @@ def test_every_pair_of_values_is_kept():
     assert pairwise([{"a": 0}, {"a": 1}]) == [0, 1]
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "room"),
-    [
-        ("test_a.py", "import numpy\n", "unit"),
-        ("test_a.py", "def test_a():\n    import subprocess\n", "system"),
-        ("test_a.py", "from zsseg_rt.export import export_bundle\n", "torch_side"),
-        ("test_a.py", "from support import tiny\n", "torch_side"),
-        ("test_a.py", "from support.live_server import *\n", "system"),
-        ("test_a.py", "def test_a(zegclip_bundle): pass\n", "torch_side"),
-        ("test_a.py", "import pytest\nx = pytest.importorskip('torch')\n", "torch_side"),
-        ("test_a.py", "import pytest\np = pytest.mark.usefixtures('v4l2_driver')\n", "system"),
-        ("test_cuda_a.py", "", "cuda"),
-        ("test_training_a.py", "import subprocess\n", "torch_side"),
-    ],
+NOT_IN_UNIT = re.compile(
+    r"^\s*(?:import|from) (?:accelerate|fastapi|gi|httpx|multiprocessing|onnx|open_clip|playwright"
+    r"|ray|socket|subprocess|torch|torchvision|uvicorn|websockets"
+    r"|zsseg_rt\.(?:export|models|server|torch_files|training))\b",
+    re.MULTILINE,
 )
-def test_a_file_s_room_follows_what_it_imports_and_starts(tmp_path, name, text, room):
-    (tmp_path / name).write_text(text)
-    assert rooms.room_of(tmp_path / name) == room
 
 
-ELSEWHERE = {
-    "test_api_docs.py": "unit",  # torch is asked of one of its pages
-    "test_import_rules.py": "system",
-    "test_plan_builds.py": "system",  # its processes are the product's own
-}
-
-
-def test_each_file_stands_in_its_room():
-    files = [path for path in HERE.rglob("test_*.py") if path.parent.parent == HERE]
-    assert len(files) > 200
-    assert not list(HERE.glob("test_*.py"))
-    found = {path.name: path.parent.name for path in files}
-    assert len(found) == len(files)  # no name twice
-    assert found == {p.name: ELSEWHERE.get(p.name) or rooms.room_of(p) for p in files}
+def test_each_file_stands_in_a_room_and_unit_tests_need_no_torch_and_no_process():
+    files = [path for room in ROOMS for path in (HERE / room).glob("test_*.py")]
+    assert sorted(files) == sorted(HERE.rglob("test_*.py"))
+    assert len({path.name for path in files}) == len(files) > 200  # no name twice
+    for path in (HERE / "unit").glob("test_*.py"):
+        assert not NOT_IN_UNIT.search(path.read_text(encoding="utf-8")), path.name

@@ -77,6 +77,7 @@ class Quiet(SimpleHTTPRequestHandler):
         pass
 
 
+@pytest.mark.nightly
 @needs_generator
 def test_a_browser_searches_and_fetches_nothing_from_elsewhere(site):
     with served(site) as address, open_browser() as browser, open_page(browser) as page:

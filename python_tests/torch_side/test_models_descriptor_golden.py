@@ -1,5 +1,6 @@
 """ZegCLIP and CLIP-RC against their official codes' outputs, by torch, NumPy and OpenVINO."""
 
+import functools
 import json
 
 import numpy as np
@@ -111,7 +112,10 @@ DATASETS = {"voc": (), "coco": pytest.mark.nightly}
     ],
 )
 def real(request, shared_dir):
-    return RealCase(shared_dir, *request.param)
+    return real_case(shared_dir, *request.param)
+
+
+real_case = functools.lru_cache(maxsize=1)(RealCase)
 
 
 def test_real_scores(real):

@@ -42,6 +42,7 @@ def test_labels_agree_with_true_masks(real_photos, voc_bundle, shared_dir):
     assert report["miou_classes_in_truth"] > 0.36
 
 
+@pytest.mark.nightly
 @pytest.mark.needs_shared
 def test_the_photo_demo_takes_synonyms_and_stuff(shared_dir):
     """Measured: 47.1 with the 20 names and with stuff beside them, 41.5 with these synonyms."""
