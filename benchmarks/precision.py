@@ -37,8 +37,7 @@ from zsseg_rt import Bundle, Engine, EngineConfig, PrecisionNotApplied
 from zsseg_rt.evaluation.datasets import create_dataset
 from zsseg_rt.evaluation.evaluate import EngineSegmenter, evaluate
 from zsseg_rt.export import export_bundle
-from zsseg_rt.export.quantized.bundle import QuantizeSettings, quantize_bundle
-from zsseg_rt.export.quantized.measure import CLEAR
+from zsseg_rt.export.quantized.bundle import CLEAR, QuantizeSettings, quantize_bundle
 from zsseg_rt.models import from_official
 from zsseg_rt.profiling.turns import take_turns_locally
 from zsseg_rt.profiling.worker import Stopwatch

@@ -17,7 +17,7 @@ from zsseg_rt.bundles import specs as bundle_specs
 from zsseg_rt.export import bundle_writer
 from zsseg_rt.export.bundle_writer import write_manifest, write_model_bundle
 from zsseg_rt.export.exporters import EXPORTERS
-from zsseg_rt.export.graph_files import save_variants
+from zsseg_rt.export.graph_files import save_graphs
 from zsseg_rt.export.options import read_options
 from zsseg_rt.models import create_model
 from zsseg_rt.onnx.check import with_floats
@@ -80,6 +80,8 @@ def stored_in_half(name: str, folder: Path) -> Path:
     for graph in set(graphs) - {"text_encoder"}:
         wide = with_floats(read_network(map_file(path / bundle.graph(graph, "float32").file)))
         half = bundle_specs.FAMILIES[bundle.family].half_tensors
-        graphs[graph] = save_variants(wide, graph, path, ("float16",), half)
+        graphs[graph] = save_graphs({graph: lambda wide=wide: wide}, path, ("float16",), half)[
+            graph
+        ]
     write_manifest(path, replace(bundle, graphs=graphs))
     return path

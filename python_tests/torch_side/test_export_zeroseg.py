@@ -211,18 +211,6 @@ def test_more_than_254_classes(exported, checkpoint):
     np.testing.assert_array_equal(found[clear], expected[clear])
 
 
-def test_words_go_through_the_teachers_text_tower(exported):
-    model, path = exported
-    frame = frame_of(64, 96)
-    words = ["dog", "road", "tree"]
-    with Engine(path, EngineConfig(**CPU)) as engine:
-        embeds = engine.set_classes(words).embeds
-        found = engine.segment(frame).labels
-        assert engine.self_check().passed
-    labels, _, clear = torch_labels(model, frame, embeds)
-    np.testing.assert_array_equal(found[clear], labels[clear])
-
-
 @pytest.mark.parametrize("threshold", [None, 1.0])
 def test_evaluation_labels_as_the_engine_and_as_the_paper(exported, checkpoint, threshold):
     from zsseg_rt.training.trained import TorchSegmenter

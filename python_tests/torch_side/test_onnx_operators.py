@@ -401,20 +401,6 @@ def test_indices_are_constants_or_places(case):
             check(model)
 
 
-@pytest.mark.parametrize("limits", ["c zero zero", "c five zero", "c zero", "c huge"])
-@pytest.mark.parametrize("name", BEYOND)
-def test_no_operator_takes_clipped_indices(name, limits):
-    sample, at = copy.deepcopy(SAMPLES[name]), int(name != "OneHot")
-    sample.inputs[at] = Fed(list(sample.inputs[at].shape), INT64)
-    graph = operator_model(name, sample)
-    graph.graph.node[0].input[at] = "i"
-    graph.graph.node.insert(0, node("Clip", limits.replace("c", f"i{at}"), "i"))
-    weights = [numpy_helper.from_array(array, key) for key, array in NUMBERS.items()]
-    graph.graph.initializer.extend(weights)
-    with pytest.raises(BackendError, match=rf"'node' \({name}\): indices: .* not computed numbers"):
-        check(graph)
-
-
 EXTREMES = [np.nan, np.inf, -np.inf, 3e38, -3e38, 1e-45, 0]
 
 

@@ -29,9 +29,8 @@ from zsseg_rt.backends.base import BackendOptions
 from zsseg_rt.demo import demo_classes
 from zsseg_rt.export.graph_files import describe_graph
 from zsseg_rt.export.quantized import bundle as quantizing
-from zsseg_rt.export.quantized.bundle import QuantizeSettings, quantize_bundle
+from zsseg_rt.export.quantized.bundle import Agreement, QuantizeSettings, quantize_bundle
 from zsseg_rt.export.quantized.layers import FORMATS, TensorStats
-from zsseg_rt.export.quantized.measure import Agreement
 from zsseg_rt.onnx.reader import map_file, quantised_layers
 
 

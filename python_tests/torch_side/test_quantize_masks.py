@@ -15,8 +15,7 @@ from zsseg_rt.cli import main
 from zsseg_rt.evaluation.evaluate import EngineSegmenter
 from zsseg_rt.evaluation.metrics import ConfusionMatrix, score
 from zsseg_rt.export.quantized import bundle as quantizing
-from zsseg_rt.export.quantized.bundle import quantize_bundle
-from zsseg_rt.export.quantized.measure import Agreement, choose_pictures
+from zsseg_rt.export.quantized.bundle import Agreement, choose_pictures, quantize_bundle
 from zsseg_rt.text.class_names import split_synonyms
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from onnx import TensorProto, numpy_helper
 
-from zsseg_rt.export.graph_files import save_variants
+from zsseg_rt.export.graph_files import save_graphs
 from zsseg_rt.onnx.graph import Graph
 from zsseg_rt.onnx.writer import save_onnx
 
@@ -33,7 +33,7 @@ def stored_types(model):
 
 
 def store(model, folder, precision="float32"):
-    save_variants(model, "linear", folder, (precision,))
+    save_graphs({"linear": lambda: model}, folder, (precision,))
     return onnx.load(folder / f"linear.{precision}.onnx")
 
 

@@ -1,7 +1,4 @@
-"""Export CLIP, PE-Core or SigLIP with a dense head: family ``dense``.
-
-From a weights file, without torch and onnx, or from a model in torch.
-"""
+"""Export CLIP, PE-Core or SigLIP with a dense head, from a file or from torch: family ``dense``."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from typing import Any, cast
 import numpy.typing as npt
 
 from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
-from zsseg_rt.common.checks import check_choice, check_size
+from zsseg_rt.common.checks import check_choice, check_range, check_size
 from zsseg_rt.common.files import read_limited
 from zsseg_rt.errors import ArgumentError, CheckpointError
 from zsseg_rt.export.bundle_writer import ExportedModel, write_model_bundle
@@ -31,13 +28,7 @@ from zsseg_rt.export.graph_files import MAX_CLASSES, image_network, provenance, 
 from zsseg_rt.export.options import COMMON_OPTIONS, ExportOptions, read_options
 from zsseg_rt.export.text_side import TextSide, clip_text_side, seen_names
 from zsseg_rt.networks import pooled
-from zsseg_rt.networks.aggregating import (
-    RULES_OF_OUTLIERS,
-    SHIPPED_LAYERS,
-    AggregationConfig,
-    OutlierRule,
-    check_grid,
-)
+from zsseg_rt.networks.aggregating import SHIPPED_LAYERS, AggregationConfig, OutlierRule
 from zsseg_rt.networks.clip import ImageTower, TextTower
 from zsseg_rt.networks.heads import HEADS, LOGIT_SCALES, dense_embeds
 from zsseg_rt.networks.text import WrittenText
@@ -49,7 +40,6 @@ from zsseg_rt.torch_files.clip_arrays import (
     ClipTensors,
     describe_space,
     read_clip,
-    tower_sizes,
 )
 from zsseg_rt.torch_files.shapes import divisor
 
@@ -82,42 +72,32 @@ class DenseHead:
     beta: float = 0.4  # See AggregationConfig
 
     def __post_init__(self) -> None:
-        if self.head is not None:
-            check_choice("head", self.head, (*HEADS, *pooled.HEADS))
-        if self.activation is not None:
-            check_choice("activation", self.activation, ACTIVATIONS)
-        if not (math.isfinite(self.scale) and self.scale > 0):
+        for name, choices in (
+            ("head", (*HEADS, *pooled.HEADS)),
+            ("activation", ACTIVATIONS),
+            ("position", ("size", "as_published")),
+        ):
+            if getattr(self, name) is not None:
+                check_choice(name, getattr(self, name), choices)
+        if self.logit_scale is not None and not 0 < self.logit_scale < math.inf:
             raise ArgumentError(
-                f"logit_scale: expected a number above 0, got {self.scale}. Change it."
+                f"logit_scale: expected a number above 0, got {self.logit_scale}. Change it."
             )
-        if self.unknown_below is not None and not 0 <= self.unknown_below <= 1:
-            raise ArgumentError(
-                f"unknown_below: expected a probability in [0, 1], got {self.unknown_below}. "
-                "Use None to keep every pixel."
-            )
-        check_choice("position", self.position, ("size", "as_published"))
+        check_range(self, "unknown_below", least=0, most=1)
         self.aggregation({})
 
     def aggregation(self, layers: Mapping[str, int]) -> AggregationConfig:
         """Settings of SFP and SC-CLIP, with these layers instead of the official ones."""
         return AggregationConfig(pm=self.pm, r=self.r, beta=self.beta, **layers)
 
-    @property
-    def scale(self) -> float:
-        """The factor on cosines, of CLIP's heads if it is not given."""
-        return (
-            LOGIT_SCALES.get(self.head or "", 40.0)
-            if self.logit_scale is None
-            else self.logit_scale
-        )
-
     def completed(self, weights: ClipTensors) -> DenseHead:
         """With what the weights, and files beside them, say instead of None."""
-        settings, heads = weights.settings, HEADS if weights.kind == "clip" else pooled.HEADS
-        head = self.head or ("naclip" if weights.kind == "clip" else "value_mlp")
-        check_choice("head", head, heads)
-        scale = self.logit_scale
-        if scale is None and weights.kind != "clip":
+        settings, is_clip = weights.settings, weights.kind == "clip"
+        head = self.head or ("naclip" if is_clip else "value_mlp")
+        check_choice("head", head, HEADS if is_clip else pooled.HEADS)
+        if is_clip:
+            scale = LOGIT_SCALES[head]
+        else:
             scale = 100.0 if weights.logit_scale is None else math.exp(weights.logit_scale)
         activation = self.activation or weights.known_activation()
         if activation is None:
@@ -129,7 +109,7 @@ class DenseHead:
         return replace(
             self,
             head=head,
-            logit_scale=scale,
+            logit_scale=scale if self.logit_scale is None else self.logit_scale,
             activation=activation,
             num_heads=settings.num_heads if self.num_heads is None else self.num_heads,
             text_heads=settings.text_heads if self.text_heads is None else self.text_heads,
@@ -144,11 +124,7 @@ def export_clip_file(
     check: Callable[[ClipTensors], None] = lambda _: None,
     **options: Any,
 ) -> Path:
-    """Write a bundle of a CLIP, PE-Core or SigLIP; memory stays below three times the weights.
-
-    Its golden sample is what NumPy computes of the network on one image; the graphs, then the
-    whole engine, are compared with it before the bundle appears under its name.
-    """
+    """Write a bundle of a CLIP, PE-Core or SigLIP; memory stays below three times the weights."""
     defaults = {"space": describe_space(file), "source": Path(file).name}
     export_options = read_options(defaults | options, _READS, "CLIP")
 
@@ -165,12 +141,6 @@ def export_clip_file(
 def _cut(weights: ClipTensors, settings: DenseHead, options: ExportOptions) -> ExportedModel:
     image, text = _towers(weights, settings)
     check_size(settings.size_hw, image.patch_size)
-    aggregation = settings.aggregation(SHIPPED_LAYERS if weights.words else {})
-    depth = tower_sizes(weights.visual)[1]
-    if settings.head in RULES_OF_OUTLIERS:
-        aggregation.check_depth(depth)
-        rule = aggregation.pm or RULES_OF_OUTLIERS[settings.head]
-        check_grid(rule, image.grid_hw(settings.size_hw))
     has_pieces = isinstance(text, pooled.SiglipText)
     tower = WrittenText(
         tower=text,
@@ -178,9 +148,8 @@ def _cut(weights: ClipTensors, settings: DenseHead, options: ExportOptions) -> E
         prompt_words=weights.prompt_words,
         pieces=_gemma(options.tokenizer, text.vocab_size) if has_pieces else None,
     )
-    side = clip_text_side(options, embed_dim=weights.embed_dim, tower=tower)
     head = HeadSpec(
-        logit_scale=settings.scale,
+        logit_scale=cast(float, settings.logit_scale),
         normalize=True,
         activation="softmax",
         grid_hw=image.grid_hw(settings.size_hw),
@@ -188,31 +157,28 @@ def _cut(weights: ClipTensors, settings: DenseHead, options: ExportOptions) -> E
         max_classes=MAX_CLASSES,
         window_batch=options.window_batch,
     )
-    names = golden_names(options.class_names, GOLDEN_NAMES)
-    encode = _encoder(image, settings, aggregation)
-    kind = {"clip": "dense_clip", "pe": "pe_core", "siglip": "siglip"}[weights.kind]
-    name, preprocess = f"{kind} {settings.head}", _preprocess(weights, settings)
-    model = written_model(encode, head, preprocess, side, names, architecture=name)
-    return replace(model, provenance={**model.provenance, "activation": settings.activation})
-
-
-def _encoder(
-    image: ImageTower, settings: DenseHead, aggregation: AggregationConfig
-) -> Callable[..., Any]:
-    assert settings.head is not None
-    if isinstance(image, pooled.PooledTower):
-        return partial(pooled.dense_embeds, tower=image, head=settings.head)
-    own: dict[str, Any] = {"position": settings.position, "aggregation": aggregation}
-    return partial(dense_embeds, tower=image, head=settings.head, **own)
-
-
-def _preprocess(weights: ClipTensors, settings: DenseHead) -> PreprocessSpec:
     mean, std = (CLIP_MEAN, CLIP_STD) if weights.kind == "clip" else (_HALF, _HALF)
-    return PreprocessSpec(
+    preprocess = PreprocessSpec(
         size_hw=settings.size_hw,
         mean=cast(Any, weights.settings.mean) or mean,
         std=cast(Any, weights.settings.std) or std,
     )
+    if isinstance(image, pooled.PooledTower):
+        encode = partial(pooled.dense_embeds, tower=image, head=cast(str, settings.head))
+    else:
+        aggregation = settings.aggregation(SHIPPED_LAYERS if weights.words else {})
+        own: dict[str, Any] = {"position": settings.position, "aggregation": aggregation}
+        encode = partial(dense_embeds, tower=image, head=cast(str, settings.head), **own)
+    kind = {"clip": "dense_clip", "pe": "pe_core", "siglip": "siglip"}[weights.kind]
+    model = written_model(
+        encode,
+        head,
+        preprocess,
+        clip_text_side(options, embed_dim=weights.embed_dim, tower=tower),
+        golden_names(options.class_names, GOLDEN_NAMES),
+        architecture=f"{kind} {settings.head}",
+    )
+    return replace(model, provenance={**model.provenance, "activation": settings.activation})
 
 
 def _gemma(source: str | Path | bytes | None, num_rows: int) -> tuple[str, bytes]:
@@ -243,10 +209,7 @@ def written_model(
     *,
     architecture: str,
 ) -> ExportedModel:
-    """A dense bundle's parts from ``encode(ops, image=)``, which NumPy computes once.
-
-    ``names`` serve the golden sample.
-    """
+    """A dense bundle's parts from ``encode(ops, image=)``; ``names`` serve the golden sample."""
 
     def golden() -> dict[str, npt.NDArray[Any]]:
         embeds, extra = side.embed_golden(names, side.templates[:GOLDEN_TEMPLATES])
@@ -296,8 +259,6 @@ def export_dense_clip(model: Any, options: ExportOptions) -> ExportedModel:
     )
     tower, head_name = tower_of(model), model.config.head
     settings: dict[str, Any] = getattr(model.image_encoder, "options", {})
-    if aggregation := settings.get("aggregation"):
-        check_grid(aggregation.pm or RULES_OF_OUTLIERS[head_name], tower.grid_hw(size_hw))
     rule = model.label_rule
     seen = seen_names(rule.seen_classes, options.class_names)
     head = HeadSpec(

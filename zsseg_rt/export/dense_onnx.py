@@ -5,10 +5,10 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -68,13 +68,13 @@ def export_dense_bundle(
     export_options = read_options(
         {"precisions": ("float32",), **options}, ENCODER_OPTIONS, "a foreign encoder"
     )
-    size_hw = _sides("image_size", image_size)
+    size_hw, encoder_path = _sides("image_size", image_size), Path(onnx_path)
     grid_hw = None if export_options.grid_hw is None else _sides("grid_hw", export_options.grid_hw)
-    mean_rgb, std_rgb = _triple("mean", mean), _triple("std", std)
     with _bundle_errors():
-        preprocess = PreprocessSpec(size_hw=size_hw, mean=mean_rgb, std=std_rgb)
-    encoder = _read_encoder(Path(onnx_path), size_hw, export_options.embed_output, grid_hw)
-    with _bundle_errors():
+        preprocess = PreprocessSpec(
+            size_hw=size_hw, mean=_triple("mean", mean), std=_triple("std", std)
+        )
+        encoder = _read_encoder(encoder_path, size_hw, export_options.embed_output, grid_hw)
         head = HeadSpec(
             logit_scale=export_options.logit_scale,
             normalize=export_options.normalize,
@@ -106,17 +106,15 @@ def guess_align(size_hw: tuple[int, int], grid_hw: tuple[int, int]) -> str:
 
 
 @contextmanager
-def _bundle_errors(path: Path | None = None) -> Iterator[None]:
+def _bundle_errors(where: str = "") -> Iterator[None]:
     """Turn ValueErrors of a manifest's checks, or about a graph, into BundleErrors."""
     try:
         yield
     except ValueError as exc:
-        where = "" if path is None else f"{path}: "
         raise BundleError(f"{where}{exc}") from exc
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Encoder:
+class _Encoder(NamedTuple):
     """A foreign graph, cut down to one input and one output."""
 
     path: Path
@@ -129,7 +127,7 @@ class _Encoder:
     def run_original(self, image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Patch embeddings float32 [1, N, D] of the unchanged graph, by NumPy."""
         network = self.original
-        with _bundle_errors(self.path):
+        with _bundle_errors(f"{self.path}: "):
             results = run_network(network, {network.inputs[0].name: image})
         embeds = results[network.outputs[0].name]
         if self.channels_first:
@@ -185,17 +183,12 @@ def _read_encoder(
         )
     image = _fixed(path, inputs[0], size_hw)
     original = _cut(network, image, outputs[wanted])
-    with _bundle_errors(path):
+    with _bundle_errors(f"{path}: "):
         folded = _fold_sizes(original)
         shape = Flow(folded).run().values[wanted].shape
     sizes = tuple(0 if size is None else size for size in shape)
-    grid = _grid(path, wanted, sizes, size_hw, grid_hw)
-    first = len(sizes) == 4
-    embed_dim = sizes[1 if first else 2]
-    return _Encoder(
-        path=path, original=original, folded=folded, channels_first=first, grid_hw=grid,
-        embed_dim=embed_dim,
-    )  # fmt: skip
+    grid, first = _grid(path, wanted, sizes, size_hw, grid_hw), len(sizes) == 4
+    return _Encoder(path, original, folded, first, grid, embed_dim=sizes[1 if first else 2])
 
 
 def _fixed(path: Path, image: TensorSpec, size_hw: tuple[int, int]) -> TensorSpec:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from zsseg_rt.bundles.specs import FAMILIES
 from zsseg_rt.errors import CheckpointError
@@ -20,8 +19,7 @@ from zsseg_rt.export.graph_files import GraphFiles, save_graphs
 from zsseg_rt.export.options import MODEL_OPTIONS, ExportOptions, read_options
 
 
-@dataclass(frozen=True, kw_only=True)
-class Exporter:
+class Exporter(NamedTuple):
     """How models of one architecture are exported."""
 
     # Takes the model, in evaluation mode; returns what its bundle is written from
@@ -29,18 +27,17 @@ class Exporter:
     reads: frozenset[str] = MODEL_OPTIONS  # Names of the options that export reads
 
 
-_DENSE_CLIP = Exporter(export=export_dense_clip, reads=MODEL_OPTIONS | {"window_batch"})
-_DESCRIPTOR = Exporter(export=export_descriptor, reads=MODEL_OPTIONS | {"window_batch"})
+_IN_WINDOWS = MODEL_OPTIONS | {"window_batch"}
 
 EXPORTERS: Mapping[str, Exporter] = {
-    "cat_seg": Exporter(export=export_cat_seg),
-    "clip_rc": _DESCRIPTOR,
-    "cosine_head": _DENSE_CLIP,
-    "dense_clip": _DENSE_CLIP,
-    "tips": Exporter(export=export_tips, reads=MODEL_OPTIONS | {"tokenizer", "window_batch"}),
-    "zegclip": _DESCRIPTOR,
-    "zegformer": Exporter(export=export_zegformer, reads=MODEL_OPTIONS | {"region_templates"}),
-    "zeroseg": Exporter(export=export_zeroseg),
+    "cat_seg": Exporter(export_cat_seg),
+    "clip_rc": Exporter(export_descriptor, _IN_WINDOWS),
+    "cosine_head": Exporter(export_dense_clip, _IN_WINDOWS),
+    "dense_clip": Exporter(export_dense_clip, _IN_WINDOWS),
+    "tips": Exporter(export_tips, _IN_WINDOWS | {"tokenizer"}),
+    "zegclip": Exporter(export_descriptor, _IN_WINDOWS),
+    "zegformer": Exporter(export_zegformer, MODEL_OPTIONS | {"region_templates"}),
+    "zeroseg": Exporter(export_zeroseg),
 }
 """The exporter of every architecture, by the name stored in its models."""
 

@@ -40,10 +40,7 @@ WrittenGraph = Callable[[], Network]  # Makes a bundle's graph when it is writte
 def written_graph(
     function: Callable[..., Any], inputs: Mapping[str, Shape], outputs: Sequence[str] = ()
 ) -> WrittenGraph:
-    """A graph of what ``function(ops, **inputs)`` returns: float32 values by name or in order.
-
-    A word in a shape is an axis that stays open.
-    """
+    """A graph of what ``function(ops, **inputs)`` returns: float32 values by name or in order."""
 
     def network() -> Network:
         graph = Graph()
@@ -65,10 +62,7 @@ def image_network(
     window_batch: int = 1,
     outputs: Sequence[str] = ("patch_embeds",),
 ) -> WrittenGraph:
-    """A graph of what ``encode(ops, image=)`` makes of ``image`` [B, 3, H, W].
-
-    B is 1, or open for more windows than that.
-    """
+    """A graph of ``encode(ops, image=)`` of [B, 3, H, W]; B is 1, or open for more windows."""
     shape = ("windows" if window_batch > 1 else 1, 3, *size_hw)
     return written_graph(encode, {"image": shape}, outputs)
 
@@ -84,33 +78,20 @@ def save_graphs(
     precisions: Sequence[str],
     half: Collection[str] = (),
 ) -> GraphFiles:
-    """Write ``NAME.PRECISION.onnx`` for every graph and precision."""
-    entries = {}
-    for name, graph in graphs.items():
-        entries[name] = save_variants(graph(), name, folder, precisions, half)
-    return entries
+    """Write ``NAME.PRECISION.onnx`` for every graph and precision, and describe the files.
 
-
-def save_variants(
-    network: Network,
-    name: str,
-    folder: Path,
-    precisions: Sequence[str],
-    half: Collection[str] = (),
-) -> dict[str, GraphEntry]:
-    """Write one float32 graph in several precisions and describe the files.
-
-    ``half`` names inputs and outputs as in :func:`save_graphs`.
+    ``half`` are inputs and outputs that float16 graphs take and give in float16.
     """
-    entries = {}
-    for precision in precisions:
-        path = folder / f"{name}.{precision}.onnx"
-        if precision == "float32":
-            save_onnx(with_exact_halves(network), name, path)
-        else:
+    entries: GraphFiles = {}
+    for name, graph in graphs.items():
+        network, entries[name] = graph(), {}
+        for precision in precisions:
             edges = half if precision == "float16" else ()
-            save_onnx(to_half(network, precision, half=edges), name, path)
-        entries[precision] = describe_graph(path, folder)
+            full = precision == "float32"
+            one = with_exact_halves(network) if full else to_half(network, precision, half=edges)
+            path = folder / f"{name}.{precision}.onnx"
+            save_onnx(one, name, path)
+            entries[name][precision] = describe_graph(path, folder)
     return entries
 
 

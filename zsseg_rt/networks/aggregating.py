@@ -29,7 +29,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from zsseg_rt.common.checks import check_choice
+from zsseg_rt.common.checks import check_choice, check_range
 from zsseg_rt.errors import ArgumentError, ShapeError
 from zsseg_rt.networks.clip import Trunk, patches_of
 from zsseg_rt.networks.layers import attend, merge_heads, projections, split_heads, unit
@@ -229,8 +229,7 @@ class AggregationConfig:
     def __post_init__(self) -> None:
         if self.pm is not None:
             check_choice("pm", self.pm, get_args(OutlierRule))
-        if not (math.isfinite(self.r) and self.r >= 0):
-            raise ArgumentError(f"r: expected a number of at least 0, got {self.r}. Change it.")
+        check_range(self, "r")
         if not 0 < self.beta <= 1:
             raise ArgumentError(f"beta: expected a cosine in (0, 1], got {self.beta}. Change it.")
 

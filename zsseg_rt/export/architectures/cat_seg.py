@@ -86,14 +86,7 @@ def _read_network(official: Tensors, name: str) -> tuple[CatSegNetwork, WrittenT
 
 
 def export_cat_seg(model: Any, options: ExportOptions) -> ExportedModel:
-    """Cut a CAT-Seg in torch into a bundle's parts.
-
-    Graphs and tensors: ``image_encoder``: ``image`` [1, 3, v, v] to ``patch_embeds`` [1, N, D],
-    ``spatial`` [8, N, h], ``near_map`` and ``far_map``; ``head``: these, ``text_embeds``
-    [classes, D], ``class_halves`` [classes, 4 h] and ``padding`` [1] to ``mask_logits``
-    [1, classes, 4 g, 4 g]; ``head_1`` to ``head_3``: the same for vocabularies in several parts,
-    cut where classes meet. See :mod:`zsseg_rt.networks.cat_seg`.
-    """
+    """Cut a CAT-Seg in torch into a bundle's parts."""
     if options.size_hw not in (None, model.size_hw):
         raise ArgumentError(
             f"size_hw: expected None or {model.size_hw} for cat_seg, whose windows fit one size, "

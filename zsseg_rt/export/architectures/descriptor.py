@@ -116,14 +116,7 @@ def _read_parts(file: Path, architecture: str) -> tuple[DescriptorParts, Written
 
 
 def export_descriptor(model: Any, options: ExportOptions) -> ExportedModel:
-    """Split a ZegCLIP or CLIP-RC in torch into a bundle's parts.
-
-    Graphs and tensors: ``image_encoder``: ``image`` [1, 3, H, W] to ``patch_embeds`` [1, N, M]
-    and ``cls_embed`` [R, D], one row per cell (ZegCLIP: one); ``decoder``: ``queries``
-    [R, classes, E] and ``patch_embeds`` to ``class_embeds`` [1, classes, E] and ``patch_keys``
-    [1, N, E]. Float16 graphs have those of
-    :attr:`zsseg_rt.bundles.specs.FamilySpec.half_tensors` in float16; all others are float32.
-    """
+    """Split a ZegCLIP or CLIP-RC in torch into a bundle's parts."""
     rule = model.label_rule
     settings = DescriptorSettings(
         size_hw=options.size_hw,

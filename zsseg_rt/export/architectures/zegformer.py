@@ -126,12 +126,7 @@ def export_zegformer_file(
 
 
 def export_zegformer(model: Any, options: ExportOptions) -> ExportedModel:
-    """Cut a ZegFormer in torch into a bundle's parts, with its fusion and calibration.
-
-    Graphs and tensors: ``image_encoder``: ``image`` [1, 3, H, W] to ``region_masks``
-    [1, Q, H / 4, W / 4], ``segment_embeds`` [1, Q, D] and ``no_object`` [1, Q];
-    ``region_encoder``: ``crops`` [regions, 3, s, s] to ``region_embeds`` [regions, D].
-    """
+    """Cut a ZegFormer in torch into a bundle's parts, with its fusion and calibration."""
     names = [one.name for one in fields(ZegFormerSettings)]
     settings = ZegFormerSettings(**{name: getattr(model.config, name) for name in names})
     return _cut(network_of(model), model.text_encoder, settings, options)

@@ -166,16 +166,13 @@ def _weight_axis(node: Node) -> int:
 class TensorStats:
     """Magnitudes and samples of one tensor, from calibration."""
 
-    # float32 [K], the largest magnitude of each channel
-    largest: FloatArray = field(default_factory=lambda: np.zeros(0, np.float32))
-    # Seeded samples, float32 [R, K]; of convolutions [R, 1]
-    rows: list[FloatArray] = field(default_factory=list)
+    largest: float = 0.0
+    rows: list[FloatArray] = field(default_factory=list)  # Samples [R, K]; of convolutions [R, 1]
 
     def add(self, values: npt.NDArray[Any], *, convolves: bool, rng: np.random.Generator) -> None:
         """Take in one run's values: [..., K], or [B, C, H, W] of a convolution."""
         flat = values.reshape(-1, 1 if convolves else values.shape[-1]).astype(np.float32)
-        most = np.abs(flat).max(axis=0)
-        self.largest = most if not self.largest.size else np.maximum(self.largest, most)
+        self.largest = float(np.maximum(self.largest, np.abs(flat).max()))  # NaN stays
         if sum(len(rows) for rows in self.rows) < _MOST_ROWS * (64 if convolves else 1):
             count = min(len(flat), _ROWS_PER_RUN * (64 if convolves else 1))
             self.rows.append(flat[rng.choice(len(flat), count, replace=False)])
@@ -191,10 +188,10 @@ class Range(NamedTuple):
 def choose_range(network: Network, group: Group, stats: TensorStats, kind: NumberFormat) -> Range:
     """Try every clipping on the samples; take the one with the smallest error."""
     sample, most = np.concatenate(stats.rows), float(np.finfo(np.float16).max)
-    if not (stats.largest <= most).all():  # NaN too
+    if not stats.largest <= most:  # NaN too
         raise ArgumentError(
             f"photos: expected numbers up to {most:g} before {group.name}, got "
-            f"{stats.largest.max():g}: all but the layers is in float16. Use float32 or bfloat16."
+            f"{stats.largest:g}: all but the layers is in float16. Use float32 or bfloat16."
         )
     exact, rounded = sample, None
     if not group.convolves:  # of these the values' own error counts
@@ -204,7 +201,7 @@ def choose_range(network: Network, group: Group, stats: TensorStats, kind: Numbe
         rounded = kind.rounded(matrix, kind.scale(np.abs(matrix).max(axis=0)))
     power = float(np.square(exact, dtype=np.float64).sum()) or 1.0
     results = []
-    for clip in (*np.percentile(np.abs(sample), _PERCENTILES), stats.largest.max()):
+    for clip in (*np.percentile(np.abs(sample), _PERCENTILES), stats.largest):
         scale = float(kind.scale(clip))
         narrow = kind.rounded(sample, scale)
         off = (narrow if rounded is None else narrow @ rounded) - exact
