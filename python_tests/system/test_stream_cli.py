@@ -202,23 +202,6 @@ def test_a_video_of_one_s_own_is_what_the_demo_labels(clip, tmp_path, capsys):
     assert "zsseg-rt stream" in capsys.readouterr().err
 
 
-def test_a_video_without_times_is_written_with_those_of_its_rate(colour_bundle, tmp_path):
-    import av
-
-    pictures = [np.full((48, 64, 3), COLOUR_WORDS["red"], np.uint8)] * 10
-    raw = write_video(tmp_path / "in.h264", pictures, rate=20, bf="2")
-    raw.write_bytes(raw.read_bytes() * 2)
-    out, lines = tmp_path / "out.mp4", tmp_path / "out.jsonl"
-    assert stream(raw, out, lines, "-b", colour_bundle) == 0
-    told = [json.loads(line)["pts_seconds"] for line in lines.read_text().splitlines()]
-    assert told == pytest.approx([n / 20 for n in range(20)])
-    with av.open(str(out)) as container:
-        assert [f.time for f in container.decode(video=0)] == pytest.approx(told, abs=0.001)
-    began = time.monotonic()
-    assert stream(raw, "-b", colour_bundle, "--policy", "latest") == 0
-    assert time.monotonic() - began >= 0.95
-
-
 def test_recordings_are_rotated_and_removed(colour_bundle, tmp_path):
     old = tmp_path / "a-20200101T000000Z.jsonl"
     old.write_text("")

@@ -113,22 +113,22 @@ def test_rotation_by_time_begins_new_videos_at_key_frames(tmp_path):
     assert [len(frames_of(name)) for name in stats.files] == [20, 20, 5]
 
 
-@pytest.mark.parametrize("target", ["out.jsonl", "masks/"])
-def test_rotation_by_size_begins_new_lines_and_folders(tmp_path, target):
+@pytest.mark.parametrize(
+    ("target", "suffix", "kind"), [("out.jsonl", r"out-{}\.jsonl", ""), ("masks/", "{}", "masks")]
+)
+def test_rotation_by_size_begins_new_lines_and_folders(tmp_path, target, suffix, kind):
     rotation = Rotation.parse("10min,1kB")
-    stats = write(tmp_path / target if "." in target else f"{tmp_path}/{target}",
-                  [result(n) for n in range(40)], rotation=rotation)  # fmt: skip
+    stats = write(f"{tmp_path}/{target}", [result(n) for n in range(40)], rotation=rotation)
     assert stats.error is None
-    found = names_in(tmp_path if "." in target else tmp_path / "masks")
+    found = names_in(tmp_path / kind)
     assert len(found) > 2
-    if "." in target:
-        assert are(found, *[rf"out-{STAMP}\.jsonl"] * len(found))
-        lines = [line for f in stats.files for line in Path(f).read_text().splitlines()]
-        assert [json.loads(line)["index"] for line in lines] == list(range(40))
-        assert max(Path(f).stat().st_size for f in stats.files) < 2000
-    else:
-        assert are(found, *[STAMP] * len(found))
-        assert len(list((tmp_path / "masks").rglob("*.png"))) == 40
+    assert are(found, *[suffix.replace("{}", STAMP)] * len(found))
+    if kind:
+        assert len(list((tmp_path / kind).rglob("*.png"))) == 40
+        return
+    lines = [line for f in stats.files for line in Path(f).read_text().splitlines()]
+    assert [json.loads(line)["index"] for line in lines] == list(range(40))
+    assert max(Path(f).stat().st_size for f in stats.files) < 2000
 
 
 def test_rotation_during_changes_of_size_loses_no_frame(tmp_path):

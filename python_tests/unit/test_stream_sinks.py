@@ -95,21 +95,20 @@ def test_a_video_with_a_legend_keeps_one_size(tmp_path):
     assert height > 360
 
 
-def test_a_file_s_own_times_count(tmp_path):
-    results = [
-        result(n, captured_at=100.0 + n / 1000, clock="file", pts_seconds=n / 10) for n in range(5)
-    ]
-    write(tmp_path / "out.mp4", results)
+@pytest.mark.parametrize(
+    ("frames", "times"),
+    [
+        ([{"captured_at": 100.0, "clock": "file", "pts_seconds": n / 10} for n in range(5)],
+         [0.0, 0.1, 0.2, 0.3, 0.4]),  # a file's own times
+        ([{"captured_at": at} for at in (1.0, 1.0, 0.5, 2.0)], None),  # moved on: they rise
+    ],
+)  # fmt: skip
+def test_times_are_a_file_s_own_and_rise(tmp_path, frames, times):
+    write(tmp_path / "out.mp4", [result(n, **frame) for n, frame in enumerate(frames)])
     found = [time for time, _ in frames_of(tmp_path / "out.mp4")]
-    assert found == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4], abs=1e-3)
-
-
-def test_times_that_stand_still_or_go_back_are_moved_on(tmp_path):
-    results = [result(n, captured_at=t) for n, t in enumerate([1.0, 1.0, 0.5, 2.0])]
-    write(tmp_path / "out.mp4", results)
-    found = [time for time, _ in frames_of(tmp_path / "out.mp4")]
-    assert len(found) == 4
+    assert len(found) == len(frames)
     assert found == sorted(set(found))
+    assert times is None or found == pytest.approx(times, abs=1e-3)
 
 
 def noise(count):
@@ -260,10 +259,11 @@ def test_a_file_that_is_named_twice_and_a_wrong_weight_are_refused():
         open_writer("a.mp4", alpha=1.5)
 
 
-@pytest.mark.parametrize("name", ["out.mp4", "out.jsonl"])
-def test_an_absent_folder_is_told_before_the_first_frame(tmp_path, name):
-    with refused(SourceError, None, f"absent/{name}"):
-        open_sink(tmp_path / "absent" / name)
+@pytest.mark.parametrize("name", ["absent/out.mp4", "absent/out.jsonl", "file/masks/"])
+def test_a_folder_that_is_absent_or_cannot_be_made_is_told_before_the_first_frame(tmp_path, name):
+    (tmp_path / "file").write_text("")
+    with refused(SourceError, None, name.rstrip("/")):
+        open_sink(f"{tmp_path}/{name}")
 
 
 @pytest.fixture
@@ -278,25 +278,13 @@ def no_new_files(monkeypatch):
 
 @pytest.mark.usefixtures("no_new_files")
 @pytest.mark.parametrize("name", ["out.mp4", "new.jsonl", "old.jsonl", "masks/"])
-def test_a_folder_or_file_that_is_read_only_is_told_before_the_first_frame(
-    tmp_path, name, monkeypatch
-):
+def test_what_is_read_only_is_told_before_the_first_frame(tmp_path, name, monkeypatch):
     (tmp_path / "old.jsonl").write_text("")
+    if name == "old.jsonl":  # a folder that takes no new files takes lines
+        assert write(tmp_path / name, [result()]).written == 1
     monkeypatch.setattr(os, "access", lambda *_: False)
     with refused(SourceError, None):
         open_sink(f"{tmp_path}/{name}")
-
-
-@pytest.mark.usefixtures("no_new_files")
-def test_lines_are_appended_in_a_folder_that_takes_no_new_files(tmp_path):
-    (tmp_path / "old.jsonl").write_text("")
-    assert write(tmp_path / "old.jsonl", [result()]).written == 1
-
-
-def test_a_folder_that_cannot_be_made_is_told(tmp_path):
-    (tmp_path / "file").write_text("")
-    with refused(SourceError, None, "file/masks"):
-        open_sink(f"{tmp_path}/file/masks/")
 
 
 @pytest.mark.parametrize("legend", [False, True])
