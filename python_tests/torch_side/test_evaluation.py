@@ -218,15 +218,6 @@ def test_a_broken_picture_stops_with_its_name(flags):
         evaluate(Oracle(flags), Broken())
 
 
-def test_labels_of_another_size_are_refused(flags):
-    class Cropped(Oracle):
-        def segment(self, image):
-            return super().segment(image)[:-1]
-
-    with refused(ShapeError, "predicted"):
-        evaluate(Cropped(flags), flags)
-
-
 def test_bad_requests_are_refused(flags, small_zegclip):
     oracle = Oracle(flags)
     with refused(ArgumentError, "limit"):

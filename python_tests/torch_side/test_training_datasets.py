@@ -124,20 +124,6 @@ def test_a_value_of_no_class_is_named(tmp_path):
     assert "got 11, 25, 254." in str(caught.value)
 
 
-def test_a_listed_picture_or_mask_that_is_missing_is_named(tmp_path):
-    base = build_voc(tmp_path)
-    (base / "SegmentationClassAug" / "2008_3.png").unlink()
-    with refused(DatasetError, None, "SegmentationClassAug", "1"):
-        create_dataset("voc2012", tmp_path, partial=True)
-    (base / "JPEGImages" / "2007_1.jpg").unlink()
-    with refused(DatasetError, None, "2007_1.jpg"):
-        create_dataset("voc2012", tmp_path, partial=True)
-    photo(base / "JPEGImages" / "2007_1.jpg")
-    (base / "ImageSets" / "Segmentation" / "aug.txt").unlink()
-    with refused(DatasetError, None, "aug.txt"):
-        create_dataset("voc2012", tmp_path, partial=True)
-
-
 def test_a_picture_without_mask_and_a_mask_without_picture_are_named(tmp_path):
     base = build_ade20k(tmp_path)
     photo(base / "images" / "training" / "ADE_train_2.jpg")

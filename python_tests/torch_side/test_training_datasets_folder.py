@@ -1,6 +1,5 @@
 """A user's own folder, and what is said about damaged or ill-fitting files."""
 
-import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -125,37 +124,15 @@ def test_folders_that_are_not_whole_are_refused(street, spoil, message):
 
 
 @pytest.mark.parametrize("read", [read_picture, read_mask])
-def test_a_file_that_is_no_picture_is_refused(tmp_path, read):
-    path = tmp_path / "a.png"
-    path.write_bytes(b"<html>404</html>")
-    with refused(DatasetError, None, "a.png", "16"):
-        read(path)
-    path.write_bytes(b"")
+def test_a_file_that_is_not_there_is_refused(tmp_path, read):
     with refused(DatasetError, None, "a.png"):
-        read(path)
-    path.unlink()
-    with refused(DatasetError, None, "a.png"):
-        read(path)
+        read(tmp_path / "a.png")
 
 
 def test_a_colour_picture_is_no_mask(tmp_path):
     photo(tmp_path / "a.png")
     with refused(DatasetError, None, "RGB"):
         read_mask(tmp_path / "a.png")
-
-
-def test_pictures_are_rgb_and_turned_as_exif_says(tmp_path):
-    pixels = np.zeros((4, 6, 3), np.uint8)
-    pixels[..., 0], pixels[0, 0, 2] = 200, 255
-    Image.fromarray(pixels).save(tmp_path / "a.png")
-    np.testing.assert_array_equal(read_picture(tmp_path / "a.png"), pixels)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
-    Image.fromarray(pixels).save(tmp_path / "b.jpg", exif=exif)
-    assert read_picture(tmp_path / "b.jpg").shape == (6, 4, 3)
-    grey = cv2.imencode(".png", pixels[..., 0])[1]
-    (tmp_path / "c.png").write_bytes(grey.tobytes())
-    assert read_picture(tmp_path / "c.png").shape == (4, 6, 3)
 
 
 def test_ids_of_a_list_are_the_values_of_masks(tmp_path):

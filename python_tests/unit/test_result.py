@@ -77,16 +77,6 @@ def test_label_png_refuses_other_arrays():
         encode_label_png(np.zeros((2, 2), np.int64), palette("a"))
 
 
-def test_failed_write_leaves_nothing_behind(tmp_path, monkeypatch):
-    def full(number):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(SourceError, match="No space left on device"):
-        save_file(tmp_path / "a.png", b"content")
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_write_to_missing_folder_names_the_file(tmp_path):
     with refused(SourceError, None, "nowhere/a.png"):
         save_file(tmp_path / "nowhere" / "a.png", b"content")
