@@ -16,7 +16,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -228,68 +227,33 @@ def measure_preview(args: argparse.Namespace) -> dict[str, Any]:
     The link passes 400 kB/s through a buffer of 2 MB. The viewer acknowledges each frame, as the
     page does, and names other classes once per round.
     """
+    from support.live_server import ask, viewer
     from support.throttle import SlowLink
     from zsseg_rt.server import LiveServer, ServerSettings
+
+    def next_frame(watching: Any) -> tuple[dict[str, Any], float]:
+        """The next frame's header and its age in seconds; the clock is the server's."""
+        frame = watching.frame()
+        age = time.monotonic() - frame.header["captured_ms"] / 1e3
+        watching.acknowledge(frame)
+        return frame.header, age
 
     source, ages, words = f"test://?demo=scenes&size={SIZE}&rate={RATE}", [], []
     with demo_engine() as engine, LiveServer(engine, source, ServerSettings(port=0)) as server:
         for round_ in range(args.rounds):
             link = SlowLink(server.port, bytes_per_second=400_000, buffer_bytes=2_000_000)
-            with link, Viewer(link.port) as viewer:
+            with link, viewer(link) as watching:
                 start = time.monotonic()
-                while time.monotonic() - start < 30.0:
-                    _, age = viewer.next_frame()
+                while time.monotonic() - start < min(30.0, 2.0 * args.seconds):
+                    _, age = next_frame(watching)
                 ages.append(age)
                 asked = time.monotonic()
-                version = viewer.name_classes(
-                    ["red striped ball", "sky", f"{COLOURS[round_ % 8]} box"]
-                )
-                while viewer.next_frame()[0]["vocabulary_version"] != version:
+                names = ["red striped ball", "sky", f"{COLOURS[round_ % 8]} box"]
+                _, answer = ask(link, "PUT", "/v1/vocabulary", {"classes": names})
+                while next_frame(watching)[0]["vocabulary_version"] != answer["version"]:
                     pass
                 words.append(time.monotonic() - asked)
     return {"age after 30 s, s": spread(ages), "new words seen after, s": spread(words)}
-
-
-class Viewer:
-    """What the page does, without drawing."""
-
-    def __init__(self, port: int) -> None:
-        from websockets.sync.client import connect
-
-        self._port, self._opened = port, ExitStack()
-        address = f"ws://127.0.0.1:{port}/v1/live"
-        self._socket = self._opened.enter_context(
-            connect(address, subprotocols=["zsseg.v1"], max_size=None)
-        )
-
-    def next_frame(self) -> tuple[dict[str, Any], float]:
-        """The next frame's header and its age in seconds; the clock is the server's."""
-        while isinstance(message := self._socket.recv(60), str):
-            pass
-        length = int.from_bytes(message[:4], "little")
-        header: dict[str, Any] = json.loads(message[4 : 4 + length])
-        age = time.monotonic() - header["captured_ms"] / 1e3
-        self._socket.send(json.dumps({"type": "ack", "id": header["id"]}))
-        return header, age
-
-    def name_classes(self, names: list[str]) -> int:
-        """Name the classes; returns the vocabulary's version."""
-        from urllib.request import Request, urlopen
-
-        request = Request(
-            f"http://127.0.0.1:{self._port}/v1/vocabulary",
-            data=json.dumps({"classes": names}).encode(),
-            headers={"Content-Type": "application/json"},
-            method="PUT",
-        )
-        with urlopen(request, timeout=60) as answer:
-            return int(json.load(answer)["version"])
-
-    def __enter__(self) -> Viewer:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._opened.close()
 
 
 def percentiles(values: list[float]) -> dict[str, float]:

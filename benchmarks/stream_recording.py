@@ -144,7 +144,7 @@ def record_in_a_loop(engine: Any, clip: Path, out: Path, *, whole_frames: bool =
 
 def record_by_stream(engine: Any, clip: Path, out: Path) -> int:
     """The same by the stream and its video sink."""
-    with engine.stream(clip, sinks=[out]) as stream:
+    with engine.stream(clip, sinks=[out], legend=False) as stream:
         for _ in stream:
             pass
     return int(stream.sink_stats()[0].written)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import gc
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -139,6 +139,52 @@ def expect_close(got: np.ndarray, expected: np.ndarray, tolerance: float) -> Non
     limit = tolerance * max(1.0, float(np.abs(expected).max()))
     if not worst <= limit:
         raise MismatchError(f"differs from the reference by {worst:.3g}, more than {limit:.3g}")
+
+
+def compared(
+    bench: CpuBench,
+    op: str,
+    sizes: str,
+    arrays: Sequence[Any],
+    out: np.ndarray,
+    *,
+    tolerance: float = 0.0,
+    given: Mapping[str, Any] | None = None,
+    flops: int = 0,
+    **settings: Any,
+) -> Case:
+    """A case whose result is compared with the reference's.
+
+    Args:
+        bench: Where.
+        op: The operation.
+        sizes: What the report calls the case.
+        arrays: Its first arguments; a tuple is planes, and int32 stays on the host.
+        out: An array like the result.
+        tolerance: Of the result, relative to the largest value.
+        given: Settings that the reference does not have.
+        flops: Of its products.
+        **settings: The others.
+    """
+    placed = [
+        tuple(map(bench.place, array))
+        if isinstance(array, tuple)
+        else (array if array.dtype == np.int32 else bench.place(array))
+        for array in arrays
+    ]
+    target = bench.place(out)
+
+    def ours() -> Any:
+        more = {**settings, **(given or {})}
+        return getattr(ops, op)(*placed, **more, out=target, stream=bench.stream)
+
+    def check() -> None:
+        expected = getattr(reference, op)(*arrays, **settings)
+        expect_close(bench.fetch(ours()), expected, tolerance)
+
+    planes = [p for a in (*arrays, out) for p in (a if isinstance(a, tuple) else (a,))]
+    num_bytes = sum(plane.nbytes for plane in planes)
+    return Case(op, sizes, num_bytes, check, {"zsseg_rt": ours}, flops)
 
 
 def variant(dtype: np.dtype, in_frame: bool) -> str:

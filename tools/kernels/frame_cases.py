@@ -7,7 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from tools.kernels.benches import Case, CpuBench, MismatchError, expect_close, smooth_logits
+from tools.kernels.benches import (
+    Case,
+    CpuBench,
+    MismatchError,
+    compared,
+    expect_close,
+    smooth_logits,
+)
 from zsseg_rt import ops
 from zsseg_rt.ops import reference
 
@@ -29,20 +36,10 @@ def preprocess_case(bench: CpuBench, frame: Any, side: int, dtype: Any) -> Case:
     """Measure against torch and OpenCV, where the frame is RGB."""
     nv12 = isinstance(frame, tuple)
     height, width = (frame[0] if nv12 else frame).shape[:2]
-    settings: dict[str, Any] = {"size_hw": (side, side), "mean": MEAN, "std": STD}
-    placed = tuple(map(bench.place, frame)) if nv12 else bench.place(frame)
-    out = bench.place(np.empty((3, side, side), dtype))
-
-    def ours() -> Any:
-        return ops.preprocess(placed, **settings, out=out, stream=bench.stream)
-
-    def check() -> None:
-        tolerance = 1e-5 if dtype == np.float32 else 5e-4  # float16 has 11 bits
-        expect_close(bench.fetch(ours()), reference.preprocess(frame, **settings), tolerance)
-
     sizes = f"{height}x{width}{' NV12' if nv12 else ''} -> {side}x{side} {np.dtype(dtype).name}"
-    num_bytes = sum(plane.nbytes for plane in (frame if nv12 else (frame,))) + out.nbytes
-    case = Case("preprocess", sizes, num_bytes, check, {"zsseg_rt": ours})
+    tolerance = 1e-5 if dtype == np.float32 else 5e-4  # float16 has 11 bits
+    case = compared(bench, "preprocess", sizes, [frame], np.empty((3, side, side), dtype),
+                    tolerance=tolerance, size_hw=(side, side), mean=MEAN, std=STD)  # fmt: skip
     if not nv12:
         case.candidates |= preprocess_rivals(bench, frame, side, dtype)
     return case
@@ -181,18 +178,8 @@ def overlay_cases(bench: CpuBench, *, quick: bool) -> Iterator[Case]:
     frame = generator.integers(0, 256, (*out_hw, 3), np.uint8)
     labels = generator.integers(0, 20, out_hw, np.uint8).repeat(8, axis=1)[:, : out_hw[1]].copy()
     palette = generator.integers(0, 256, (20, 3), np.uint8)
-    placed = [bench.place(array) for array in (frame, labels, palette)]
-    out = bench.place(np.empty_like(frame))
-
-    def ours() -> Any:
-        return ops.overlay(*placed, out=out, stream=bench.stream)
-
-    def check() -> None:
-        expect_close(bench.fetch(ours()), reference.overlay(frame, labels, palette), 0.0)
-
-    num_bytes = 2 * frame.nbytes + labels.nbytes
     sizes = f"{out_hw[0]}x{out_hw[1]}"
-    case = Case("overlay", sizes, num_bytes, check, {"zsseg_rt": ours})
+    case = compared(bench, "overlay", sizes, [frame, labels, palette], np.empty_like(frame))
     if torch := bench.torch:
         picture, indices, colours = (bench.tensor(array) for array in (frame, labels, palette))
         case.candidates["torch"] = lambda: (
@@ -232,16 +219,8 @@ def finite_cases(bench: CpuBench, *, quick: bool) -> Iterator[Case]:
 
 def finite_case(bench: CpuBench, values: np.ndarray) -> Case:
     """Measure against torch's and NumPy's per-value test and reduction."""
-    placed, out = bench.place(values), bench.place(np.empty(1, np.uint8))
-
-    def ours() -> Any:
-        return ops.all_finite(placed, out=out, stream=bench.stream)
-
-    def check() -> None:
-        expect_close(bench.fetch(ours()), reference.all_finite(values), 0.0)
-
     sizes = "x".join(str(side) for side in values.shape)
-    case = Case("all_finite", sizes, values.nbytes, check, {"zsseg_rt": ours})
+    case = compared(bench, "all_finite", sizes, [values], np.empty(1, np.uint8))
     if bench.torch:
         tensor = bench.tensor(values)
         case.candidates["torch"] = lambda: tensor.isfinite().all()
@@ -260,16 +239,9 @@ def count_cases(bench: CpuBench, *, quick: bool) -> Iterator[Case]:
 
 def count_case(bench: CpuBench, labels: np.ndarray, classes: int) -> Case:
     """Measure against bincount, which widens labels to int64, and OpenCV's histogram of bytes."""
-    placed, out = bench.place(labels), bench.place(np.empty(classes + 1, np.int64))
-
-    def ours() -> Any:
-        return ops.count_labels(placed, classes, out=out, stream=bench.stream)
-
-    def check() -> None:
-        expect_close(bench.fetch(ours()), reference.count_labels(labels, classes), 0.0)
-
     sizes = f"C={classes} {labels.shape[0]}x{labels.shape[1]} {labels.dtype}"
-    case = Case("count_labels", sizes, labels.nbytes + out.nbytes, check, {"zsseg_rt": ours})
+    counts = np.empty(classes + 1, np.int64)
+    case = compared(bench, "count_labels", sizes, [labels], counts, num_classes=classes)
     flat = labels.reshape(-1)
     if bench.torch:
         tensor = bench.tensor(flat.astype(np.int16) if labels.itemsize > 1 else flat)

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tools.kernels.benches import Case, CpuBench, expect_close, smooth_logits, variant
-from zsseg_rt import ops
+from tools.kernels.benches import Case, CpuBench, compared, smooth_logits, variant
 from zsseg_rt.ops import reference
 
 
@@ -31,24 +30,20 @@ def descriptor_case(bench: CpuBench, arrays: list[np.ndarray], *, in_frame: bool
     """
     (classes, embed_dim), query_dim = arrays[1].shape, arrays[3].size
     dtype = arrays[0].dtype
-    placed = [bench.place(array) for array in arrays]
-    out = bench.place(np.empty((1, classes, query_dim), dtype))
     given: dict[str, Any] = {}
     if in_frame:
         text = reference.relationship_descriptor_text(*arrays[1:]).astype(np.float32)
         given = {"text_queries": bench.place(text), "workspace": bench.zeros()}
-
-    def ours() -> Any:
-        return ops.relationship_descriptor(*placed, **given, out=out, stream=bench.stream)
-
-    def check() -> None:
-        tolerance = 1e-5 if dtype == np.float32 else 2e-3  # float16 has 11 bits
-        expect_close(bench.fetch(ours()), reference.relationship_descriptor(*arrays), tolerance)
-
-    num_bytes = sum(array.nbytes for array in arrays) + out.nbytes
-    sizes = f"C={classes} D={embed_dim} E={query_dim}{variant(dtype, in_frame)}"
-    case = Case("relationship_descriptor", sizes, num_bytes, check, {"zsseg_rt": ours},
-                flops=(2 if in_frame else 4) * classes * embed_dim * query_dim)  # fmt: skip
+    case = compared(
+        bench,
+        "relationship_descriptor",
+        f"C={classes} D={embed_dim} E={query_dim}{variant(dtype, in_frame)}",
+        arrays,
+        np.empty((1, classes, query_dim), dtype),
+        tolerance=1e-5 if dtype == np.float32 else 2e-3,  # float16 has 11 bits
+        given=given,
+        flops=(2 if in_frame else 4) * classes * embed_dim * query_dim,
+    )
     if (torch := bench.torch) and not in_frame:
         cls, text, weight, bias = (bench.tensor(array) for array in arrays)
 
@@ -82,24 +77,20 @@ def similarity_case(
     ``in_frame``: as ZegCLIP's frame calls it, without norms, telling whether all is finite.
     """
     num_patches, (classes, embed_dim) = patches.shape[1], text.shape
-    placed = bench.place(patches), bench.place(text)
-    out = bench.place(np.empty((1, classes, num_patches), np.float32))
-    rule = {"normalize": not in_frame}
     given: dict[str, Any] = {}
     if in_frame:
         given = {"finite": bench.place(np.zeros(1, np.uint8)), "workspace": bench.zeros()}
-
-    def ours() -> Any:
-        return ops.patch_text_similarity(*placed, **rule, **given, out=out, stream=bench.stream)
-
-    def check() -> None:
-        expected = reference.patch_text_similarity(patches, text, **rule)
-        expect_close(bench.fetch(ours()), expected, 1e-5)
-
-    num_bytes = patches.nbytes + text.nbytes + out.nbytes
-    sizes = f"N={num_patches} C={classes} D={embed_dim}{variant(text.dtype, in_frame)}"
-    case = Case("patch_text_similarity", sizes, num_bytes, check, {"zsseg_rt": ours},
-                flops=2 * num_patches * classes * embed_dim)  # fmt: skip
+    case = compared(
+        bench,
+        "patch_text_similarity",
+        f"N={num_patches} C={classes} D={embed_dim}{variant(text.dtype, in_frame)}",
+        [patches, text],
+        np.empty((1, classes, num_patches), np.float32),
+        tolerance=1e-5,
+        given=given,
+        flops=2 * num_patches * classes * embed_dim,
+        normalize=not in_frame,
+    )
     if (torch := bench.torch) and not in_frame:
         normalize = torch.nn.functional.normalize
         left, right = bench.tensor(patches), bench.tensor(text)
@@ -122,17 +113,8 @@ def warp_case(bench: CpuBench, logits: np.ndarray) -> Case:
     flow = generator.uniform(-1, 1, (1, *grid, 2)).astype(np.float32)
     weight = np.full((1, *grid), 0.75, np.float32)
     arrays = (logits, np.ascontiguousarray(logits[:, ::-1]), flow, weight)
-    placed, out = [bench.place(a) for a in arrays], bench.place(np.empty_like(logits))
-
-    def ours() -> Any:
-        return ops.warp_blend(*placed, out=out, stream=bench.stream)
-
-    def check() -> None:
-        expect_close(bench.fetch(ours()), reference.warp_blend(*arrays), 0.0)
-
-    num_bytes = sum(array.nbytes for array in arrays) + out.nbytes
-    case = Case("warp_blend", f"C={logits.shape[1]} {grid[0]}x{grid[1]}", num_bytes, check,
-                {"zsseg_rt": ours})  # fmt: skip
+    sizes = f"C={logits.shape[1]} {grid[0]}x{grid[1]}"
+    case = compared(bench, "warp_blend", sizes, arrays, np.empty_like(logits))
     if torch := bench.torch:
         new, past, moves, share = (bench.tensor(array) for array in arrays)
         centres = (torch.arange(grid[0], device=new.device) * 2 + 1) / grid[0] - 1

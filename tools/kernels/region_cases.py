@@ -11,7 +11,7 @@ from tools.kernels.benches import (
     Case,
     CpuBench,
     MismatchError,
-    expect_close,
+    compared,
     installed,
     smooth_logits,
 )
@@ -28,19 +28,10 @@ def crop_cases(bench: CpuBench, *, quick: bool) -> Iterator[Case]:
     image = rng.standard_normal((3, canvas, canvas)).astype(np.float32)
     regions = np.arange(count, dtype=np.int32)
     boxes = np.ascontiguousarray(reference.mask_boxes(masks, (canvas, canvas))[:, :4])
-    placed = (bench.place(image), bench.place(masks), regions, boxes)
-    out = bench.place(np.empty((count, 3, side, side), np.float32))
-
-    def ours() -> Any:
-        return ops.crop_regions(*placed, side=side, out=out, stream=bench.stream)
-
-    def check() -> None:
-        expected = reference.crop_regions(image, masks, regions, boxes, side=side)
-        expect_close(bench.fetch(ours()), expected, 1e-5)
-
     sizes = f"{count} of {canvas}x{canvas} -> {side}x{side}"
-    num_bytes = image.nbytes + masks.nbytes + out.nbytes
-    case = Case("crop_regions", sizes, num_bytes, check, {"zsseg_rt": ours})
+    out = np.empty((count, 3, side, side), np.float32)
+    case = compared(bench, "crop_regions", sizes, [image, masks, regions, boxes], out,
+                    tolerance=1e-5, side=side)  # fmt: skip
     torch, vision = bench.torch, installed("torchvision")
     if torch and vision:
         planes, logits = bench.tensor(image), bench.tensor(masks)[None]
@@ -60,16 +51,9 @@ def box_cases(bench: CpuBench, *, quick: bool) -> Iterator[Case]:
     """The boxes of ZegFormer's hundred masks."""
     count, grid, canvas = (3, 8, 32) if quick else (100, 160, 640)
     masks = smooth_logits(count, grid)[0]
-    placed, out = bench.place(masks), bench.place(np.empty((count, 5), np.int32))
-
-    def ours() -> Any:
-        return ops.mask_boxes(placed, (canvas, canvas), out=out, stream=bench.stream)
-
-    def check() -> None:
-        expect_close(bench.fetch(ours()), reference.mask_boxes(masks, (canvas, canvas)), 0.0)
-
     sizes = f"{count} of {grid}x{grid} -> {canvas}x{canvas}"
-    yield Case("mask_boxes", sizes, masks.nbytes + out.nbytes, check, {"zsseg_rt": ours})
+    out = np.empty((count, 5), np.int32)
+    yield compared(bench, "mask_boxes", sizes, [masks], out, canvas_hw=(canvas, canvas))
 
 
 def region_cases(bench: CpuBench, *, quick: bool) -> Iterator[Case]:
