@@ -73,8 +73,8 @@ class SourceStats:
     labelled_age_ms: Mapping[str, float] = field(default_factory=dict)
 
 
+# Seconds up to which ages are counted together.
 AGE_BOUNDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-"""Seconds up to which ages are counted together."""
 
 
 @dataclass
@@ -387,20 +387,15 @@ _LONGEST_GAP = 10.0  # seconds; times further apart were put together, and nobod
 class _Attempt:
     """One thread that reads a source; one that hangs in a driver is abandoned, as a daemon."""
 
-    def __init__(self, source: Source, offer: Callable[[_Attempt, Picture], bool]) -> None:
+    def __init__(self, capture: Capture) -> None:
         self.is_over = False
         self.error: ZssegError | None = None
         self.frames = 0
         self.seen_at = 0.0  # when it gave the last of them
-        self.damaged = 0
         self.late_since: float | None = None
-        self._source, self._offer = source, offer
-        self._stop = threading.Event()
-        self._on_over: Callable[[], None] = lambda: None
-        self._thread = threading.Thread(target=self._read, name=f"read {source.name}", daemon=True)
-
-    def start(self, on_over: Callable[[], None]) -> None:
-        self._on_over = on_over
+        self._capture, self._stop = capture, threading.Event()
+        name = f"read {capture.name}"
+        self._thread = threading.Thread(target=self._read, name=name, daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
@@ -418,22 +413,23 @@ class _Attempt:
         return self._stop.wait(max(seconds, 0.0))
 
     def count_damaged(self) -> None:
-        self.damaged += 1
+        self._capture.damaged += 1
 
     def _read(self) -> None:
         # Any other error is printed by the thread, and the source must not look sound.
-        self.error = SourceError(f"{self._source.name}: reading failed, see the traceback above")
+        capture = self._capture
+        self.error = SourceError(f"{capture.name}: reading failed, see the traceback above")
         try:
-            with closing(self._source.pictures(self)) as pictures:
+            with closing(capture.source.pictures(self)) as pictures:
                 for picture in pictures:
-                    if not self._offer(self, picture):
+                    if not capture.offer(self, picture):
                         break
             self.error = None
         except ZssegError as exc:
             self.error = _without_frames(exc)
         finally:
             self.is_over = True
-            self._on_over()
+            capture.hand_off.nudge()
 
 
 def _without_frames(error: ZssegError) -> ZssegError:
@@ -453,13 +449,13 @@ class Capture:
         self.name = source.name
         self.path: FramePathName = "host"  # of its newest frame
         self.fell_behind = 0  # times that it was opened anew since its frames came late
-        self._source, self._slot, self._hand_off = source, slot, hand_off
+        self.damaged = 0  # packets and frames that could not be decoded
+        self.source, self._slot, self.hand_off = source, slot, hand_off
         self._paced = not (hand_off.keeps_all(slot) or source.live)
         self._start: float | None = None
         self._last_stamp = 0.0
         self._attempt: _Attempt | None = None
         self._frames = 0  # of this attempt that the watch knows of
-        self._damaged = 0  # in attempts that are over
 
     def tick(self) -> float | None:
         """Open the source or give it up where it is time; returns seconds until the next look."""
@@ -467,11 +463,10 @@ class Capture:
         now = time.monotonic()
         action = self.watch.tick(now)
         if action == "open":
-            self._attempt, self._frames = _Attempt(self._source, self._offer), 0
-            self._attempt.start(self._hand_off.nudge)
+            self._attempt, self._frames = _Attempt(self), 0
         elif action == "abandon":
             self._drop_attempt()
-            self._hand_off.nudge()  # it may wait for room
+            self.hand_off.nudge()  # it may wait for room
         return self.watch.next_tick(now)
 
     def look(self) -> None:
@@ -484,7 +479,7 @@ class Capture:
         if frames > self._frames:
             self._frames = frames
             self.watch.frame(attempt.seen_at)
-        if frames and self._hand_off.lets_wait(self._slot):
+        if frames and self.hand_off.lets_wait(self._slot):
             self.watch.frame(time.monotonic())  # it is we who are slow
         if is_over:
             self._drop_attempt()
@@ -493,12 +488,8 @@ class Capture:
     def refuse(self, error: ZssegError) -> None:
         """Lose the source: a frame of it cannot be labelled. What it has waiting is dropped."""
         self._drop_attempt()
-        self._hand_off.discard(self._slot)  # wakes the thread, which may wait for room
+        self.hand_off.discard(self._slot)  # wakes the thread, which may wait for room
         self.watch.refuse(time.monotonic(), error)
-
-    @property
-    def damaged(self) -> int:
-        return self._damaged + (0 if self._attempt is None else self._attempt.damaged)
 
     def stop(self) -> None:
         """Tell the thread to stop; safe in a signal handler."""
@@ -513,19 +504,18 @@ class Capture:
     def _drop_attempt(self) -> None:
         if self._attempt is not None:
             self._attempt.stop()
-            self._damaged += self._attempt.damaged
             self._attempt = None
 
-    def _offer(self, attempt: _Attempt, picture: Picture) -> bool:
+    def offer(self, attempt: _Attempt, picture: Picture) -> bool:
         """Put a picture into the slot, in the reading thread."""
         if self._paced and self._is_stopped_before_its_time(attempt, picture):
             return False
         attempt.seen_at = time.monotonic()
-        if self._source.live and not self._hand_off.keeps_all(self._slot):
+        if self.source.live and not self.hand_off.keeps_all(self._slot):
             self._refuse_if_late(attempt, picture)
         attempt.frames += 1
         self.path = picture.path
-        return self._hand_off.put(self._slot, picture, lambda: not attempt.is_stopped)
+        return self.hand_off.put(self._slot, picture, lambda: not attempt.is_stopped)
 
     def _refuse_if_late(self, attempt: _Attempt, picture: Picture) -> None:
         """Give up a source that is behind and does not catch up; what waits on the way goes."""

@@ -212,12 +212,13 @@ class Sink:
 
     def stats(self) -> SinkStats:
         with self._changed:
+            lost = [text for _, text in self._lost.values()]
             return SinkStats(
                 name=self.name,
                 written=self._written,
                 dropped=self._dropped,
                 files=tuple(self._writer.files),
-                error=self._why_incomplete(),
+                error="; ".join([*lost, *([str(self._error)] if self._error else [])]) or None,
                 whose=dict(self._writer.whose),
                 painted=getattr(self._writer.painter, "painted", None),
             )
@@ -270,14 +271,7 @@ class Sink:
                 self._lost[source] = size_hw, f"{source}: {exc}"
                 self._dropped += 1
             _log.error("%s: %s Other sources are written on.", source, exc)
-        else:
-            self._count_written()
-
-    def _why_incomplete(self) -> str | None:
-        problems = [text for _, text in self._lost.values()]
-        return "; ".join([*problems, str(self._error)] if self._error else problems) or None
-
-    def _count_written(self) -> None:
+            return
         with self._changed:
             self._written += 1
             is_mended = self._error is not None and not self._is_left
