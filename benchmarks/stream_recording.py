@@ -25,7 +25,8 @@ def measure_recording(args: argparse.Namespace) -> dict[str, Any]:
 
     The stream runs as ``zsseg-rt stream`` runs it, with a lane per core. The loop runs with the
     engine that labels one frame fastest, with one thread, and with the threads of the encoder that
-    the stream takes; the best of the three is what the stream is compared with.
+    the stream takes; the best of the three is what the stream is compared with. Only the stream
+    writes names on its pictures.
     """
     from zsseg_rt.config import MAX_LANES, EngineConfig
     from zsseg_rt.integrations.batch import lanes_for
@@ -48,7 +49,7 @@ def measure_recording(args: argparse.Namespace) -> dict[str, Any]:
                 run = RECORDERS.get(name, record_in_a_loop)
                 found[name].time(lambda r=run, e=engine, o=out: r(e, clip, o), keep=round_ > 0)
         for name, recordings in found.items():
-            recordings.judge(folder / f"{name}.mp4", clip, made[name])
+            recordings.judge(folder / f"{name}.mp4", clip, made[name], is_named=name == "stream")
     best = min(
         (n for n in found if n != "stream"), key=lambda n: statistics.median(found[n].seconds)
     )
@@ -78,9 +79,11 @@ class Recordings:
             self.seconds.append(watch.seconds)
             self._cpu.append(time.process_time() - cpu)
 
-    def judge(self, path: Path, clip: Path, engine: Any) -> None:
-        """Look at the file: its size, and how close its pictures are to the painted ones."""
-        self._file = {"MB": path.stat().st_size / 1e6, "PSNR, dB": psnr(path, clip, engine)}
+    def judge(self, path: Path, clip: Path, engine: Any, *, is_named: bool) -> None:
+        """Look at the file: its size, and how close pictures without names are to painted ones."""
+        self._file = {"MB": path.stat().st_size / 1e6}
+        if not is_named:
+            self._file["PSNR, dB"] = psnr(path, clip, engine)
 
     def report(self) -> dict[str, Any]:
         """Medians."""
@@ -144,7 +147,7 @@ def record_in_a_loop(engine: Any, clip: Path, out: Path, *, whole_frames: bool =
 
 def record_by_stream(engine: Any, clip: Path, out: Path) -> int:
     """The same by the stream and its video sink."""
-    with engine.stream(clip, sinks=[out], legend=False) as stream:
+    with engine.stream(clip, sinks=[out]) as stream:
         for _ in stream:
             pass
     return int(stream.sink_stats()[0].written)
