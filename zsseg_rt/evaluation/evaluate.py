@@ -214,15 +214,8 @@ def _label_all(
     times: list[list[float]] = [[] for _ in segmenters]
     start = time.perf_counter()
     for done, sample in enumerate(in_order(dataset.__getitem__, indices, num_threads=1), start=1):
-        labels = []
-        for segmenter, matrix, each in zip(segmenters, matrices, times, strict=True):
-            begin = time.perf_counter()
-            labels.append(segmenter.segment(sample.image))
-            each.append(time.perf_counter() - begin)
-            try:
-                matrix.update(sample.labels, labels[-1])
-            except DatasetError as exc:
-                raise DatasetError(f"{sample.name}: {exc}") from exc
+        rows = zip(segmenters, matrices, times, strict=True)
+        labels = [_label(segmenter, sample, matrix, each) for segmenter, matrix, each in rows]
         on_labels(sample, labels)
         if on_picture is not None:
             on_picture(done, len(indices))
@@ -246,6 +239,20 @@ def _label_all(
         )
         for segmenter, matrix, each in zip(segmenters, matrices, times, strict=True)
     ]
+
+
+def _label(
+    segmenter: Segmenter, sample: Sample, matrix: ConfusionMatrix, times: list[float]
+) -> npt.NDArray[Any]:
+    """Label an image and count it."""
+    begin = time.perf_counter()
+    labels = segmenter.segment(sample.image)
+    times.append(time.perf_counter() - begin)
+    try:
+        matrix.update(sample.labels, labels)
+    except DatasetError as exc:
+        raise DatasetError(f"{sample.name}: {exc}") from exc
+    return labels
 
 
 def _choose(size: int, limit: int | None, dataset: str) -> list[int]:

@@ -46,11 +46,8 @@ _LONGEST_FILE = 1 << 30  # bytes; or 8 per pixel (four 16-bit channels) if that 
 def find_photos(arguments: Sequence[str]) -> list[Path]:
     """Expand files, folders (not subfolders) and glob patterns to photos, each once, in order.
 
-    Hidden files, whose names begin with a dot, count only if named directly. Pictures in a folder
-    that cannot be read here, such as HEIC without a plug-in, are skipped; the log counts and names
-    them. What ``segment`` writes, ``*.overlay.png`` (or ``.jpg``) and ``*.mask.png``, counts as a
-    photo only if named directly: in folders and patterns it is skipped, and the log says how many
-    were.
+    Hidden files count only if named directly, and so does what ``segment`` writes. Images in a
+    folder that cannot be read here, such as HEIC without a plug-in, are skipped and logged.
     """
     photos: dict[Path, None] = {}
     for argument in arguments:

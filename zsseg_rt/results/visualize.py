@@ -67,8 +67,7 @@ def palette(names: Sequence[str], channel_order: str = "rgb") -> npt.NDArray[np.
 
     A name that contains a colour word gets a shade of that colour, any other a colour that can be
     told apart with the common kinds of colour blindness: that of a common thing is fixed, others
-    are picked by a hash of the name. It depends neither on the name's place in the list nor on the
-    other names. Two names may get colours that look alike.
+    are picked by a hash of the name, so neither place nor other names matter.
 
     Returns:
         uint8 [C, 3], in the channel order. Where two names would get exactly the same colour, one

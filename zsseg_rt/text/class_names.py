@@ -115,10 +115,7 @@ class ClassList:
         return table
 
     def seen(self, seen_names: Collection[str]) -> npt.NDArray[np.bool_] | None:
-        """Which phrases name a class that training saw, bool [P]; None if training names none.
-
-        Names that the tokenizer reads alike are the same: "Blue  sky" is "blue sky".
-        """
+        """Which phrases the tokenizer reads as a class that was seen, bool [P]; None if none."""
         if not seen_names:
             return None
         trained = {clean_text(name) for name in seen_names}
@@ -143,12 +140,7 @@ def split_names(text: str) -> list[str]:
 
 
 def split_synonyms(class_names: Sequence[str]) -> list[list[str]]:
-    """Split each name at its commas.
-
-    Example:
-        >>> split_synonyms(["sky", "sofa, couch"])
-        [['sky'], ['sofa', 'couch']]
-    """
+    """Split each name at its commas: "sofa, couch" becomes two phrases of one class."""
     classes = [split_names(name) for name in class_names]
     for name, phrases in zip(class_names, classes, strict=True):
         if not phrases:

@@ -57,12 +57,7 @@ class NameList:
 
 
 def read_name_list(path: Path, error: type[ZssegError], *, with_ids: bool) -> NameList:
-    """Read a file of class names: lines, a JSON list, or CVAT's labelmap.txt.
-
-    Numbers in front of all names, rising, are their ids. A line that means *nothing is annotated*
-    (:data:`NO_CLASS`) is no class but has an id; after labelme's ``__ignore__`` in the first line,
-    ids begin at 0. docs/classes.md has the rules.
-    """
+    """Read a file of class names: lines, a JSON list, or CVAT's; docs/classes.md has the rules."""
     lines = [re.split(r"\s#", line)[0].rstrip() for line in read_lines(path, error)]
     if lines and lines[0].startswith("["):
         lines = _json_lines("\n".join(lines), path, error)

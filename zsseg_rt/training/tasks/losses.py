@@ -55,8 +55,8 @@ def mask_losses(
     - dice: the sum over images and the classes present in each of
       ``1 - (2 sum(p y) + 1) / (sum(p) + sum(y) + 1)``, divided by M.
 
-    Labelled pixels are selected by class, without one-hot labels. A batch without any class still
-    has a focal loss; its dice loss is 0. Logits are float [B, C, H, W], labels int64 [B, H, W].
+    A batch without any class still has a focal loss; its dice loss is 0. Logits are float
+    [B, C, H, W], labels int64 [B, H, W].
     """
     logits, labels = mask_logits.float().flatten(2), labels.flatten(1)
     num_classes = logits.shape[1]
