@@ -242,8 +242,8 @@ def test_a_stream_that_waits_for_a_camera_can_be_stopped(way):
 
 def test_a_stream_that_is_left_or_forgotten_stops_reading():
     for leave in ("with", "forget"):
-        camera = Script("cam", [n % 28 for n in range(10**6)])
-        stream = Stream([camera], label, policy="all")
+        camera, writer = Script("cam", [n % 28 for n in range(10**6)]), Notes("sink")
+        stream = Stream([camera], label, policy="all", writers=[writer])
         if leave == "with":
             with stream:
                 next(stream)
@@ -252,6 +252,7 @@ def test_a_stream_that_is_left_or_forgotten_stops_reading():
         del stream
         gc.collect()
         assert camera.closed.acquire(timeout=LONG)
+        assert (writer.found, writer.closed) == ([0], 1)  # files are finished
 
 
 @pytest.mark.parametrize("where", ["source", "sink"])
@@ -338,13 +339,6 @@ def test_every_result_goes_to_every_sink_and_one_that_fails_fails_alone():
     first, second = stream.sink_stats()
     assert (first.name, first.written, first.error) == ("sound", 40, None)
     assert (second.name, second.error) == ("broken", "broken: the disk is full")
-
-
-def test_files_are_finished_when_a_stream_is_left():
-    writer = Notes("sink")
-    with Stream([file("a", 40)], label, writers=[writer]) as stream:
-        next(stream)
-    assert (writer.found, writer.closed) == ([0], 1)
 
 
 def test_frames_on_a_gpu_are_labelled_there_and_fetched_only_for_those_who_look():

@@ -139,9 +139,8 @@ def _refuse_long_names(classes: ClassNames, background: Background, longest: int
     names = [name for entry in classes for name in ([entry] if isinstance(entry, str) else entry)]
     rivals = [background] if isinstance(background, str) else background or ()
     for argument, texts in (("class_names", names), ("background", rivals)):
-        for name in texts:
-            if len(name) > longest:
-                raise VocabularyError(
-                    f"{argument}: expected names of at most {longest} characters, got one of "
-                    f"{len(name)}. Use a short phrase."
-                )
+        if (most := max(map(len, texts), default=0)) > longest:
+            raise VocabularyError(
+                f"{argument}: expected names of at most {longest} characters, got one of {most}. "
+                "Use a short phrase."
+            )

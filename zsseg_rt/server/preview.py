@@ -24,7 +24,7 @@ from zsseg_rt.stream.writers import frame_of
 
 ALPHA = 0.5  # weight of the colours of overlays
 
-_LONGEST_SIDE = 1280  # pixels of a preview; larger frames are made smaller
+LONGEST_SIDE = 1280  # pixels of a preview; larger frames are made smaller
 _JPEG_QUALITY = 80
 _LONGEST_JPEG = 65500  # pixels; what libjpeg takes
 _DEFLATE_LEVEL = 1  # labels shrink to 2 % at level 1; higher levels take longer than the JPEG
@@ -168,7 +168,7 @@ def encode_overlay(
 
 
 def _preview_size(size_hw: tuple[int, ...]) -> tuple[int, int]:
-    scale = min(1.0, _LONGEST_SIDE / max(size_hw))
+    scale = min(1.0, LONGEST_SIDE / max(size_hw))
     height, width = (max(round(side * scale), 1) for side in size_hw)
     return height, width
 
