@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -236,10 +236,6 @@ class EngineConfig:
             raise ConfigError(f"EngineConfig: expected a dict, got {type(raw).__name__}")
         plain = {k: str(v) if isinstance(v, Path) else v for k, v in raw.items()}
         return schema.decode(cls, plain, "EngineConfig", ConfigError)
-
-    def with_windows(self) -> EngineConfig:
-        """The same with ``windows="auto"``, unless ``windows`` or ``resize`` is given."""
-        return self if self.windows or self.resize else replace(self, windows="auto")
 
     @property
     def sleeps(self) -> bool | None:

@@ -73,8 +73,9 @@ class Engine:
     def __init__(self, bundle: str | Path | Bundle, config: EngineConfig | None = None) -> None:
         self.config = config or EngineConfig()
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
-        if self.bundle.preprocess.resize == "windows":
-            self.config = self.config.with_windows()
+        keeps_shape = self.config.windows or self.config.resize
+        if self.bundle.preprocess.resize == "windows" and not keeps_shape:
+            self.config = replace(self.config, windows="auto")
         self._family = create_family(self.bundle, self.config)
         refuse_gpu_after_fork(self.config.device)
         placement = registry.choose(self.config)

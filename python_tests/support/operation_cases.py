@@ -195,7 +195,8 @@ def draw_logits(d, shape):
 def label_settings(d, logits, kind):
     classes = logits.shape[1]
     settings = {"align": d.pick(["half_pixel", "corners"]), "with_scores": d.pick([False, True])}
-    settings["activation"] = d.pick(["none", "sigmoid", "softmax"]) if kind == "plain" else "none"
+    activations = ["none", "sigmoid", "softmax"] if kind in ("plain", "absent") else ["none"]
+    settings["activation"] = d.pick(activations)
     arrays = {"seen": np.arange(classes) % 3 == 0} if d.pick([False, True]) else {}
     if arrays and kind == "plain":
         arrays["seen"] = d.pick([arrays["seen"], np.arange(classes) < d.pick([0, 1, classes])])

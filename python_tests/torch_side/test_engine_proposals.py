@@ -270,7 +270,7 @@ def test_what_is_not_finite_is_an_error(bundle, monkeypatch, name, told, value):
 
 
 def test_a_threshold_needs_a_region_encoder(zegclip_bundle):
-    with refused(ArgumentError, "min_region_score"):
+    with refused(ArgumentError, "min_region_score", "'descriptor'"):
         Engine(zegclip_bundle, EngineConfig(device="cpu", min_region_score=0.1))
     with refused(ValueError, "min_region_score"):
         EngineConfig(min_region_score=1.5)

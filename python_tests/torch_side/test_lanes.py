@@ -80,14 +80,6 @@ def test_no_more_lanes_than_configured(engine):
     engine.lane()
 
 
-def test_one_lane_is_the_engines_own():
-    with (
-        Engine(STORED, EngineConfig(**CPU)) as engine,
-        refused(EngineStateError, "lanes"),
-    ):
-        engine.lane()
-
-
 def test_a_closed_lane_says_so_and_the_others_go_on(engine):
     engine.set_classes(COLOURS)
     first, second = engine.lane(), engine.lane()
@@ -237,11 +229,6 @@ def test_num_threads_is_the_engines_own(monkeypatch):
             engine.segment(frame())
     assert seen == [3, 1, before, 3]
     assert ops.get_num_threads() == before
-
-
-def test_families_refuse_settings_that_they_do_not_have():
-    with refused(ArgumentError, "min_region_score", "'dense'"):
-        Engine(STORED, EngineConfig(**CPU, min_region_score=0.5))
 
 
 def test_too_many_phrases_in_a_vocabulary(engine):

@@ -103,7 +103,6 @@ def described(frame: Any) -> str:
 
 def _conversion(frame: Any) -> str:
     """The call that makes a frame of what is no NumPy array."""
-    home = type(frame).__module__.partition(".")[0]
     if frame is None:
         return (
             "cv2.imread and VideoCapture.read give None for what they cannot read: check the path "
@@ -111,27 +110,25 @@ def _conversion(frame: Any) -> str:
         )
     if isinstance(frame, (str, PathLike)):
         return "Use zsseg_rt.read_photo(path), which gives RGB."
-    if home == "PIL":
-        return 'Use np.array(image.convert("RGB")).'
-    if home == "torch":
-        return "Use tensor.cpu().numpy(), with the channels last and values from 0 to 255."
     if isinstance(frame, (list, tuple)) and any(hasattr(part, "shape") for part in frame):
         return "For several frames use engine.segment_batch(frames)."
-    return "Use np.asarray(...)."
+    calls = {
+        "PIL": 'Use np.array(image.convert("RGB")).',
+        "torch": "Use tensor.cpu().numpy(), with the channels last and values from 0 to 255.",
+    }
+    return calls.get(type(frame).__module__.partition(".")[0], "Use np.asarray(...).")
 
 
 def _reshaping(shape: tuple[int, ...]) -> str:
-    if len(shape) == 2:
-        return " For a grey frame use cv2.cvtColor(frame, cv2.COLOR_GRAY2RGB)."
-    if len(shape) == 3 and shape[2] == 1:
-        return " For a grey frame use np.repeat(frame, 3, axis=2)."
-    if len(shape) == 3 and shape[2] == 4:
-        return " To drop alpha use np.ascontiguousarray(frame[..., :3])."
-    if len(shape) == 3 and shape[0] == 3:
-        return " To move channels last use np.ascontiguousarray(frame.transpose(1, 2, 0))."
-    if len(shape) == 4:
-        return " Give one frame at a time, or use engine.segment_batch(frames)."
-    return ""
+    calls = (
+        (len(shape) == 2, "For a grey frame use cv2.cvtColor(frame, cv2.COLOR_GRAY2RGB)."),
+        (shape[2:] == (1,), "For a grey frame use np.repeat(frame, 3, axis=2)."),
+        (shape[2:] == (4,), "To drop alpha use np.ascontiguousarray(frame[..., :3])."),
+        (len(shape) == 3 and shape[0] == 3,
+         "To move channels last use np.ascontiguousarray(frame.transpose(1, 2, 0))."),
+        (len(shape) == 4, "Give one frame at a time, or use engine.segment_batch(frames)."),
+    )  # fmt: skip
+    return next((f" {call}" for applies, call in calls if applies), "")
 
 
 def _scaling(frame: Any) -> str:

@@ -110,10 +110,11 @@ def _what_fits(
 def _smaller_inputs(bundle: Bundle, plan: MemoryPlan, most: int) -> Iterator[str]:
     """The largest input that fits; activations fall at least as its area does."""
     height, width = bundle.preprocess.size_hw
-    for side in range(min(height, width) - 1, _SMALLEST_SIDE - 1, -1):
+    largest = (min(height, width) - 1) // _SIDE_STEP * _SIDE_STEP
+    for side in range(largest, _SMALLEST_SIDE - 1, -_SIDE_STEP):
         share = side / min(height, width)
         fewer = replace(plan, activations=round(plan.activations * share**2))
-        if side % _SIDE_STEP == 0 and fewer.total <= most:
+        if fewer.total <= most:
             smaller = f"{round(height * share)}x{round(width * share)}"
             yield f"a bundle exported for {smaller} instead of {height}x{width}"
             return

@@ -125,15 +125,14 @@ def build_plans(
             "Set ZSSEG_HOME to one."
         )
     axes = dict(create_family(bundle, EngineConfig()).axes)
+    job = {
+        "axes": axes,
+        "cache_dir": str(cache),
+        "compute_capability": settings.compute_capability,
+        "workspace": None if settings.workspace is None else settings.workspace * _MB,
+    }
     for one in planned:
-        job = {
-            "path": str(one.path),
-            "precision": one.precision,
-            "axes": axes,
-            "cache_dir": str(cache),
-            "compute_capability": settings.compute_capability,
-            "workspace": None if settings.workspace is None else settings.workspace * _MB,
-        }
+        job |= {"path": str(one.path), "precision": one.precision}
         started = time.monotonic()
         answer = _in_a_child(one, job, on_progress)
         if answer["path"] is None:
@@ -195,11 +194,10 @@ def _build(job: Mapping[str, Any], on_note: Callable[[Any], None]) -> dict[str, 
     """Build what a request describes; the child's side."""
     from zsseg_rt.backends._tensorrt import BACKEND
 
-    steps = 0
+    steps = list[float]()
 
     def note(_: str, fraction: float) -> None:
-        nonlocal steps
-        steps += 1
+        steps.append(fraction)
         on_note(fraction)
 
     options = BackendOptions(

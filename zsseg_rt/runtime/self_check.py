@@ -19,7 +19,6 @@ import numpy.typing as npt
 
 from zsseg_rt.backends.base import BuiltGraph, CompiledGraph
 from zsseg_rt.bundles.bundle import MANIFEST, Bundle
-from zsseg_rt.bundles.specs import HeadSpec
 from zsseg_rt.common.files import read_npy
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import BackendError, BundleError, ShapeError, VocabularyError
@@ -71,12 +70,6 @@ _NEEDED = {
     "labels": ("u", 2),
 }
 
-# (frame, class names, embeddings, the rule that the golden labels follow) -> stages and labels
-RunGolden = Callable[
-    [npt.NDArray[np.uint8], Sequence[str], npt.NDArray[np.float32], HeadSpec],
-    Arrays,
-]
-
 
 @dataclass(frozen=True, kw_only=True)
 class StageCheck:
@@ -114,9 +107,9 @@ class SelfCheck:
 
 
 def check_against_golden(
-    bundle: Bundle, family: Family, precision: str, run: RunGolden
+    bundle: Bundle, family: Family, precision: str, run: Callable[..., Arrays]
 ) -> SelfCheck:
-    """Run the golden frame and compare every intermediate."""
+    """Run a golden frame, class names, embeddings and rule; compare all stages and labels."""
     golden, rule = read_golden(bundle, family), family.golden
     names = [str(name) for name in golden["class_names"]]
     prompts = [golden.get(text.golden, golden["text_embeds"]) for text in family.prompt_sets]
