@@ -5,7 +5,6 @@ import subprocess
 import sys
 
 import numpy as np
-import onnx
 import pytest
 import torch
 
@@ -162,39 +161,22 @@ def test_dense_export_from_the_command_line(tmp_path, capsys):
         assert line.startswith("zsseg-rt: ")
 
 
-@pytest.mark.parametrize("damage", ["cut", "conv", "text", "external"])
-def test_dense_export_of_a_broken_encoder_is_one_line(tmp_path, capsys, damage):
+def test_dense_export_of_a_broken_encoder_is_one_line(tmp_path, capsys):
     from support.colour_words import colour_embeds, write_encoder
 
     encoder, names_file, rows = tmp_path / "e.onnx", tmp_path / "n.json", tmp_path / "r.npy"
     write_encoder(encoder)
-    damage_encoder(encoder, damage)
+    content = encoder.read_bytes()
     names, embeds = colour_embeds()
     names_file.write_text(json.dumps(names))
     np.save(rows, embeds)
-    code = run("export", "dense", encoder, "--out", tmp_path / "x.zsseg", "--size", 256,
-               "--bank", names_file, rows)  # fmt: skip
-    assert code == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"zsseg-rt: {encoder}: ")
-
-
-def damage_encoder(path, damage):
-    content = path.read_bytes()
-    model = onnx.load_from_string(content)
-    if damage == "cut":
-        path.write_bytes(content[: len(content) // 2])
-        return
-    if damage == "conv":
-        del model.graph.node[0].input[:]
-    elif damage == "text":
-        model.graph.node[0].op_type = "AveragePoop"
-    else:
-        tensor = model.graph.initializer[0]
-        tensor.ClearField("raw_data")
-        tensor.data_location = onnx.TensorProto.EXTERNAL
-        tensor.external_data.add(key="location", value="../../etc/hostname")
-    path.write_bytes(model.SerializeToString())
+    call = ("export", "dense", encoder, "--out", tmp_path / "x.zsseg", "--size", 256)
+    for broken in (content[: len(content) // 2], content.replace(b"AveragePool", b"AveragePoop")):
+        assert broken != content
+        encoder.write_bytes(broken)
+        assert run(*call, "--bank", names_file, rows) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"zsseg-rt: {encoder}: ")
 
 
 @pytest.mark.parametrize(

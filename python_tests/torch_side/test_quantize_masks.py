@@ -10,7 +10,7 @@ from support.cpus import needs_vnni
 from support.errors import refused
 from support.quantizing import FAST, FewScenes, write_photos
 from zsseg_rt import ArgumentError, Bundle, BundleError, Engine, EngineConfig
-from zsseg_rt.bundles.quantization import MaskLoss
+from zsseg_rt.bundles.specs import MaskLoss
 from zsseg_rt.cli import main
 from zsseg_rt.evaluation.evaluate import EngineSegmenter
 from zsseg_rt.evaluation.metrics import ConfusionMatrix, score

@@ -22,7 +22,7 @@ from zsseg_rt.backends._tensorrt_session import (
 )
 from zsseg_rt.backends.base import BackendOptions, Choice, CompiledGraph, pick_choice
 from zsseg_rt.backends.plan_cache import Plan, PlanCache, PlanKey
-from zsseg_rt.bundles.quantization import NARROW
+from zsseg_rt.bundles.specs import NARROW
 from zsseg_rt.common.files import sha256_of
 from zsseg_rt.errors import BackendError
 from zsseg_rt.onnx.check import check_graph

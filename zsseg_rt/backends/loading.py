@@ -11,8 +11,7 @@ from zsseg_rt.backends import registry
 from zsseg_rt.backends.base import BackendOptions, Choice, CompiledGraph, Session
 from zsseg_rt.backends.registry import Placement
 from zsseg_rt.bundles.bundle import MANIFEST, Bundle
-from zsseg_rt.bundles.quantization import NARROW
-from zsseg_rt.bundles.specs import GraphEntry
+from zsseg_rt.bundles.specs import NARROW, GraphEntry
 from zsseg_rt.common.files import why_unwritable
 from zsseg_rt.errors import BundleError
 from zsseg_rt.onnx.reader import map_file, read_interface

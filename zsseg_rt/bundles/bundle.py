@@ -12,15 +12,16 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from zsseg_rt.bundles.pretrained import find_bundle
-from zsseg_rt.bundles.quantization import NARROW, QuantizationSpec
 from zsseg_rt.bundles.specs import (
     FAMILIES,
+    NARROW,
     AggregationSpec,
     ConceptSpec,
     FileEntry,
     GraphEntry,
     HeadSpec,
     PreprocessSpec,
+    QuantizationSpec,
     RegionSpec,
     SegmentSpec,
     TextBankEntry,

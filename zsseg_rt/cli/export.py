@@ -247,14 +247,8 @@ class _Student:
     unknown_below: float | None = opt("Background threshold in [0, 1]; paper: VOC 0.95, COCO 0.35.")
     num_heads: int | None = opt("Heads of the encoder; default: one per 64 channels.")
     head_heads: int | None = opt("Heads of the segmentation head; default as for the encoder.")
-
-    def space(self) -> str:
-        """The name of its text space."""
-        from zsseg_rt.torch_files.clip_arrays import describe_rows, describe_space
-
-        if self.text:
-            return describe_space(self.text, self.clip)
-        return describe_rows(self.bank[1]) if self.bank else ""
+    size: SizeOption = "448"
+    template: TemplateOption = None
 
 
 @export_app.command("zeroseg")
@@ -265,13 +259,12 @@ def export_zeroseg(
         Path, typer.Argument(help="Checkpoint of zsseg_rt's training (.safetensors).")
     ],
     student: _Student,
-    size: SizeOption = "448",
-    template: TemplateOption = None,
     out: OutOption,
     bundle: ModelOptions,
 ) -> None:
     """Export a trained ZeroSeg student, with its teacher's text tower or a text bank."""
     from zsseg_rt.models import create_model
+    from zsseg_rt.torch_files.clip_arrays import describe_rows, describe_space
 
     check_activation("--text-activation", student.text_activation)
     heads = {"num_heads": student.num_heads, "head_heads": student.head_heads}
@@ -281,7 +274,7 @@ def export_zeroseg(
             weights=checkpoint,
             pretrained=student.text,
             clip=student.clip,
-            image_size=read_size(size),
+            image_size=read_size(student.size),
             logit_scale=student.logit_scale,
             top_k=student.top_k or None,
             background_threshold=student.unknown_below,
@@ -290,15 +283,12 @@ def export_zeroseg(
             text_heads=student.text_heads,
             **{name: count for name, count in heads.items() if count is not None},
         )
-    write_model(
-        model,
-        out,
-        bundle,
-        templates=template,
-        text_bank=None if student.bank is None else read_bank(*student.bank),
-        space=student.space(),
-        source=checkpoint.name,
-    )
+    others: dict[str, Any] = {"templates": student.template, "source": checkpoint.name}
+    if student.bank:
+        others |= {"text_bank": read_bank(*student.bank), "space": describe_rows(student.bank[1])}
+    if student.text:
+        others["space"] = describe_space(student.text, student.clip)
+    write_model(model, out, bundle, **others)
 
 
 _ENGINE = Takes("backend", "precision", "unknown_below", "num_threads")  # on Triton's device

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -93,6 +93,8 @@ class _ZegFormer(_Official):
     )
     calibration: float = opt("Subtracted from the scores of seen classes.", 0.1)
     region_style: str = opt("Input of CLIP: cropmask, mask or crop.", "cropmask")
+    prompts: str = opt("Prompts of the text branch: single (VOC), or imagenet_select.", "single")
+    size: SizeOption = "512"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,8 +133,7 @@ def import_cat_seg(source: _CatSeg, out: OutOption, bundle: ModelOptions) -> Non
 
     source.check()
     if source.clip is None:
-        with working(_reading(source.checkpoint)):
-            write_bundle(export_cat_seg_file, source.checkpoint, out, options=bundle)
+        _write(export_cat_seg_file, source.checkpoint, out, options=bundle)
         return
     clip = files.official_arrays(_read_clip(source.clip, source.checkpoint)[0])
     name = describe_space(source.clip)
@@ -150,8 +151,8 @@ def import_cat_seg(source: _CatSeg, out: OutOption, bundle: ModelOptions) -> Non
             say(f"wrote {source.difference}")
 
     export = partial(export_cat_seg_file, clip=clip, check=compare)
-    with working(_reading(source.checkpoint)), arguments_called({"clip": "--clip"}):
-        write_bundle(export, source.checkpoint, out, options=bundle)
+    with arguments_called({"clip": "--clip"}):
+        _write(export, source.checkpoint, out, options=bundle)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,39 +164,23 @@ class _Tips:
     tokenizer: Path | None = opt("TIPS's tokenizer.model; needed with --text.")
     logit_scale: float | None = opt("Factor of the cosine; default: 1 / the stored temperature.")
     unknown_below: float | None = opt("Probability in [0, 1] below which a pixel is unknown.")
+    size: SizeOption = "448"
+    template: list[str] | None = opt("Prompt with one {}; may repeat; default: TIPS's 9.")
 
 
 @import_app.command("tips")
 @takes_groups
-def import_tips(
-    *,
-    source: _Tips,
-    size: SizeOption = "448",
-    template: Annotated[
-        list[str] | None, typer.Option(help="Prompt with one {}; may repeat; default: TIPS's 9.")
-    ] = None,
-    out: OutOption,
-    bundle: ModelOptions,
-) -> None:
+def import_tips(source: _Tips, out: OutOption, bundle: ModelOptions) -> None:
     """Turn TIPSv2's official files, B/14 or L/14, into a bundle; needs no torch."""
     from zsseg_rt.export.architectures.tips import TipsSettings, export_tips_files
 
     settings = TipsSettings(
-        size_hw=read_size(size),
+        size_hw=read_size(source.size),
         logit_scale=source.logit_scale,
         unknown_below=source.unknown_below,
     )
-    with working(_reading(source.vision)):
-        write_bundle(
-            export_tips_files,
-            source.vision,
-            source.text,
-            out,
-            settings,
-            options=bundle,
-            tokenizer=source.tokenizer,
-            templates=template,
-        )
+    others = {"tokenizer": source.tokenizer, "templates": source.template}
+    _write(export_tips_files, source.vision, source.text, out, settings, options=bundle, **others)
 
 
 @import_app.command("zegclip")
@@ -219,16 +204,8 @@ def _import_descriptor(
     settings = DescriptorSettings(
         size_hw=size_hw, seen_classes=seen, self_trained=source.self_trained
     )
-    with working(_reading(source.checkpoint)):
-        write_bundle(
-            export_descriptor_file,
-            source.checkpoint,
-            out,
-            architecture,
-            settings,
-            options=bundle,
-            class_names=names,
-        )
+    more = (architecture, settings)
+    _write(export_descriptor_file, source.checkpoint, out, *more, options=bundle, class_names=names)
 
 
 @import_app.command("clip_rc")
@@ -249,38 +226,20 @@ def import_clip_rc(
 
 @import_app.command("zegformer")
 @takes_groups
-def import_zegformer(
-    *,
-    source: _ZegFormer,
-    prompts: Annotated[
-        str, typer.Option(help="Prompts of the text branch: single (VOC), or imagenet_select.")
-    ] = "single",
-    size: SizeOption = "512",
-    out: OutOption,
-    bundle: ModelOptions,
-) -> None:
+def import_zegformer(source: _ZegFormer, out: OutOption, bundle: ModelOptions) -> None:
     """Turn an official ZegFormer checkpoint into a bundle; needs no torch."""
     from zsseg_rt.export.architectures.zegformer import ZegFormerSettings, export_zegformer_file
     from zsseg_rt.torch_files.clip_arrays import describe_space
 
-    others: dict[str, Any] = {"templates": _zegformer_prompts(prompts), "template_set": prompts}
     names, seen = source.read("zegformer")
+    others: dict[str, Any] = {"class_names": names, "size_hw": read_size(source.size)}
+    others |= {"templates": _zegformer_prompts(source.prompts), "template_set": source.prompts}
     own = {name: getattr(source, name) for name in ("fusion", "calibration", "region_style")}
     settings = ZegFormerSettings(seen_classes=seen, **own)
     if source.clip is not None:
         others["clip"], others["activation"] = _read_clip(source.clip, source.checkpoint)
         others["space"] = describe_space(source.clip)
-    with working(_reading(source.checkpoint)):
-        write_bundle(
-            export_zegformer_file,
-            source.checkpoint,
-            out,
-            settings,
-            options=bundle,
-            class_names=names,
-            size_hw=read_size(size),
-            **others,
-        )
+    _write(export_zegformer_file, source.checkpoint, out, settings, options=bundle, **others)
 
 
 def _zegformer_prompts(name: str) -> Sequence[str]:
@@ -292,8 +251,9 @@ def _zegformer_prompts(name: str) -> Sequence[str]:
     return prompts[name]
 
 
-def _reading(checkpoint: Path) -> str:
-    return f"reading {checkpoint}, writing the graphs, then comparing with NumPy"
+def _write(export: Callable[..., Path], checkpoint: Path, *more: Any, **others: Any) -> None:
+    with working(f"reading {checkpoint}, writing the graphs, then comparing with NumPy"):
+        write_bundle(export, checkpoint, *more, **others)
 
 
 def _read_clip(source: str, checkpoint: Path) -> tuple[ClipTensors, str]:

@@ -6,7 +6,6 @@ import errno
 import io
 import logging
 import os
-import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -113,14 +112,8 @@ def check_file_place(option: str, file: Path | None) -> None:
     if not problem and not is_folder(file.parent):
         problem = "it does not exist"
     _refuse_folder(option, file.parent, problem)
-    try:
-        problem = "a folder" if stat.S_ISDIR(file.stat().st_mode) else ""
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError) as exc:  # a name too long, or with a NUL
-        problem = getattr(exc, "strerror", None) or str(exc)
-    if problem:
-        raise UsageError(f"{option}: expected a file to write, got {problem}, {file}")
+    if is_folder(file):
+        raise UsageError(f"{option}: expected a file to write, got a folder, {file}")
 
 
 def _refuse_folder(option: str, folder: Path, problem: str) -> None:

@@ -12,8 +12,7 @@ import numpy.typing as npt
 
 from zsseg_rt.backends.base import BackendOptions
 from zsseg_rt.bundles.bundle import Bundle
-from zsseg_rt.bundles.quantization import NARROW
-from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
+from zsseg_rt.bundles.specs import NARROW, HeadSpec, PreprocessSpec
 from zsseg_rt.common.arrays import HALF_PRECISIONS
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import BundleError

@@ -19,8 +19,7 @@ import numpy.typing as npt
 from zsseg_rt.backends.base import BackendOptions
 from zsseg_rt.backends.registry import get_backend
 from zsseg_rt.bundles.bundle import Bundle
-from zsseg_rt.bundles.quantization import MaskLoss, QuantizationSpec
-from zsseg_rt.bundles.specs import FAMILIES, GraphEntry
+from zsseg_rt.bundles.specs import FAMILIES, GraphEntry, MaskLoss, QuantizationSpec
 from zsseg_rt.common.arrays import TensorSpec
 from zsseg_rt.common.checks import check_choice
 from zsseg_rt.common.files import sha256_of
@@ -417,7 +416,7 @@ def _require(count: int, fewest: int, argument: str, where: str) -> None:
 
 Figures = dict[str, float]
 """mIoU in percent: of all classes, seen and unseen ones; see
-:class:`zsseg_rt.bundles.quantization.MaskLoss`."""
+:class:`zsseg_rt.bundles.specs.MaskLoss`."""
 
 
 @dataclass(frozen=True, kw_only=True)

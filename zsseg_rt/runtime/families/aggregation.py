@@ -20,8 +20,7 @@ import numpy.typing as npt
 from zsseg_rt import ops
 from zsseg_rt.backends.base import Session
 from zsseg_rt.bundles.bundle import Bundle
-from zsseg_rt.bundles.quantization import NARROW
-from zsseg_rt.bundles.specs import AggregationSpec, HeadSpec
+from zsseg_rt.bundles.specs import NARROW, AggregationSpec, HeadSpec
 from zsseg_rt.common.arrays import Array, reshaped
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import BundleError
