@@ -245,6 +245,7 @@ ODD = {
     "attribute of another type": ("Concat", [Fed([2])], {"axis": 1.0}, "got 'axis'"),
     "odd text": ("Pad", [Fed([2]), ints(0, 0)], {"mode": "wrap"}, "mode: expected one of constant"),
     "axis outside": ("Softmax", [Fed([2, 6])], {"axis": 2}, "axis 2: expected one of 2 axes"),
+    "axis left out": ("Concat", [ints(0), ints(1)], {}, "axis: expected one"),
     "axis twice": ("ReduceMean", [Fed([2, 6]), ints(1, -1)], {}, "axes: expected each axis once"),
     "contradictory zeros": ("Reshape", [Fed([2, 6]), ints(0, 0, 0)], {}, "expected 0 only for"),
     "two open sizes": ("Reshape", [Fed([2, 6]), ints(-1, -1)], {}, "at most one -1"),

@@ -403,6 +403,7 @@ def unsqueeze(call: Call, x: Value, operand: Operand = None) -> Shape:
 
 
 def concat(call: Call, *values: Value) -> Shape:
+    need("axis" in call.attributes, "axis: expected one")
     shapes, axis = [value.shape for value in values], call.axis(len(values[0].shape))
     fits = len(set(map(len, shapes))) == len({value.dtype for value in values}) == 1
     need(fits, "expected inputs of one rank and type")

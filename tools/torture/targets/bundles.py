@@ -170,7 +170,7 @@ def _alter(model: onnx.ModelProto, draw: random.Random) -> None:
     chosen = draw.choice([*map(draw.choice, parts), graph])
     message = draw.choice([chosen] if chosen is graph else list(_messages(chosen)))
     fields = [field for field, _ in message.ListFields()]
-    field = draw.choice(message.DESCRIPTOR.fields if draw.random() < 0.1 else fields)
+    field = draw.choice(message.DESCRIPTOR.fields if draw.random() < 0.1 or not fields else fields)
     old = getattr(message, field.name)
     with contextlib.suppress(ValueError):  # not every kind of number fits
         if isinstance(old, (str, bytes, int, float)):
