@@ -15,22 +15,30 @@ def fused_kernels(plan: Any) -> tuple[int, int]:
     return plan.data.count(b"fmha_v2"), plan.data.count(b"flash_attention_nl_tiled")
 
 
-def build_image_encoder_plan(
-    bundle: Path, precision: str, monkeypatch: pytest.MonkeyPatch, **settings: Any
+def build_plan(
+    bundle: Path,
+    precision: str,
+    monkeypatch: pytest.MonkeyPatch,
+    graph: str = "image_encoder",
+    **settings: Any,
 ) -> Any:
-    """A bundle's image encoder as a plan; all its products are in the precision."""
+    """A bundle's graph as a plan: products in the precision, norms and softmax in float32."""
     pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install '.[rtx]'")
     from zsseg_rt.backends._tensorrt import BACKEND
     from zsseg_rt.backends.base import BackendOptions
 
     monkeypatch.setenv("ZSSEG_TENSORRT", "tensorrt_rtx")
-    entry = Bundle.load(bundle).graphs["image_encoder"][precision]
+    entry = Bundle.load(bundle).graphs[graph][precision]
     file = bundle / entry.file
     options = BackendOptions(compute_capability="8.9", **settings)
     plan = BACKEND.build_plan(file, precision=precision, options=options)
     report = plan.report
-    multiplied = {row["dtype"] for row in report["layers"] if row["type"] == "MATRIX_MULTIPLY"}
-    assert multiplied == {precision}
+    dtypes = {row["type"]: set() for row in report["layers"]}
+    for row in report["layers"]:
+        dtypes[row["type"]].add(row["dtype"])
+    assert dtypes["MATRIX_MULTIPLY"] == dtypes.get("CONVOLUTION", {precision}) == {precision}
+    for kind in ("NORMALIZATION", "SOFTMAX"):
+        assert dtypes.get(kind, {"float32"}) == {"float32"}
     stated = [(spec.name, spec.dtype) for spec in (*entry.inputs, *entry.outputs)]
     assert [(row["name"], row["dtype"]) for row in report["inputs"] + report["outputs"]] == stated
     return plan

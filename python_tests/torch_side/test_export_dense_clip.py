@@ -10,7 +10,6 @@ import torch.nn.functional as F
 
 from support import tiny
 from support.command_line import run
-from support.rtx_plans import build_image_encoder_plan
 from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.export import export_bundle
@@ -157,10 +156,3 @@ def test_command_line_refusals(tmp_path, capsys, arguments, code, message):
     assert found == code
     assert message in capsys.readouterr().err
     assert not out.exists()
-
-
-@pytest.mark.parametrize("precision", ["float32", "float16"])
-def test_tensorrt_rtx_builds_it(exported, precision, monkeypatch):
-    """Every head's graph becomes a plan in the precision asked for, without a GPU."""
-    _, path = exported
-    build_image_encoder_plan(path, precision, monkeypatch)

@@ -12,6 +12,7 @@ from onnx import TensorProto
 
 from support import golden_tips, tiny, tiny_zegformer
 from support.errors import refused
+from support.rtx_plans import build_plan, fused_kernels
 from support.tiny_zeroseg import zeroseg_model
 from zsseg_rt.backends.base import BackendOptions
 from zsseg_rt.backends.registry import get_backend
@@ -213,6 +214,19 @@ def test_backends_agree(exported):
                 assert error < (1e-5 if precision == "float32" else 2e-2), name
             compared += 1
     assert compared >= 2
+
+
+@pytest.mark.parametrize("precision", sorted(FLOATS))
+def test_tensorrt_rtx_builds_every_graph(exported, precision, monkeypatch):
+    """In the precision asked for, without a GPU."""
+    system, _, bundle = exported
+    for name in sorted(system.graphs - {"text_encoder"}):
+        axes = {"regions": (1, 10, 10)} if name == "region_encoder" else {}
+        plan = build_plan(bundle.path, precision, monkeypatch, name, dynamic_axes=axes)
+        assert not axes or plan.report["axes"] == {"regions": [1, 10, 10]}
+        if precision == "float16" and plan.report["runtime"].startswith("tensorrt_rtx-1.7."):
+            heads = {"segment_tokens": 2 + 5 + 2}  # encoder, head, groupings
+            assert fused_kernels(plan)[0] >= heads.get(system.family, 0)
 
 
 @pytest.mark.parametrize("name", SYSTEMS)

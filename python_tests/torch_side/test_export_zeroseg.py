@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 from support import tiny
 from support.command_line import run
 from support.errors import refused
-from support.rtx_plans import build_image_encoder_plan, fused_kernels
 from support.tiny_zeroseg import zeroseg_model
 from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.backends import registry
@@ -313,12 +312,3 @@ def test_command_line_refusals(checkpoint, tmp_path, capsys, arguments, code, me
     assert found == code, error
     assert message in error
     assert not out.exists()
-
-
-@pytest.mark.parametrize("precision", ["float32", "float16"])
-def test_tensorrt_rtx_builds_it(exported, precision, monkeypatch):
-    """The graph becomes a plan in the precision asked for, with every attention fused."""
-    _, path = exported
-    plan = build_image_encoder_plan(path, precision, monkeypatch)
-    if precision == "float16" and plan.report["runtime"].startswith("tensorrt_rtx-1.7."):
-        assert fused_kernels(plan)[0] == 2 + 5 + 2  # encoder, head, groupings

@@ -198,7 +198,10 @@ def test_windows_and_sizes_are_those_of_onnxruntime(name, inputs, attributes):
     image = [7, 9] if name == "Gemm" else [2, 3, 9, 7]
     model = operator_model(name, Sample([Fed(image), *copy.deepcopy(inputs)], attributes))
     feeds, session = feeds_of(model), onnxruntime.InferenceSession(model.SerializeToString())
-    assert_computes(model, feeds, session.run(None, feeds))
+    expected = session.run(None, feeds)
+    assert_computes(model, feeds, expected)
+    values = Flow(read_network(model.SerializeToString())).run().values
+    assert values[model.graph.output[0].name].shape == expected[0].shape
 
 
 @pytest.mark.parametrize("name", ["Softmax", "LogSoftmax"])

@@ -15,7 +15,7 @@ from support import tiny
 from support.cuda_counts import count_captures
 from support.device_backend import device_backend
 from support.errors import refused
-from support.rtx_plans import build_image_encoder_plan
+from support.rtx_plans import build_plan
 from zsseg_rt import ArgumentError, Bundle, BundleError, Engine, EngineConfig, ShapeError
 from zsseg_rt.common.arrays import row_of
 from zsseg_rt.export import export_bundle
@@ -108,7 +108,7 @@ def test_windows_are_recorded_once_in_batches_of_one_size(build, name, monkeypat
 def test_plans_take_any_number_of_windows(build, name, precision, monkeypatch):
     axes = {"windows": (1, 4, 4)}
     bundle = build(name, 4)
-    report = build_image_encoder_plan(bundle, precision, monkeypatch, dynamic_axes=axes).report
+    report = build_plan(bundle, precision, monkeypatch, dynamic_axes=axes).report
     assert report["inputs"][0]["shape"][1:] == [3, 64, 64]
 
 

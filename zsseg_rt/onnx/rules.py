@@ -555,8 +555,7 @@ def conv(call: Call, x: Value, weight: Value, bias: Operand = None) -> Shape:
     need(fits and x.dtype == weight.dtype, "expected channels that fit")
     need(bias is None or bias.shape == (outside,), f"bias: expected {outside} numbers")
     need(call.attributes.get("kernel_shape", kernel) == kernel, f"kernel_shape: expected {kernel}")
-    windows = _windows_transposed if transposed else _windows
-    return (x.shape[0], outside, *windows(call, x.shape[2:], kernel))
+    return (x.shape[0], outside, *_counts(call, x.shape[2:], kernel))
 
 
 def _steps(call: Call, name: str, count: int, default: int, fewest: int = 1) -> list[int]:
@@ -567,22 +566,29 @@ def _steps(call: Call, name: str, count: int, default: int, fewest: int = 1) -> 
     return steps
 
 
-def _spans(call: Call, sizes: Shape, kernel: list[int]) -> list[tuple[int, ...]]:
-    """By axis: its size, what a window spans, stride, pads at both ends, dilation."""
-    rank = len(sizes)
+def _counts(call: Call, sizes: Shape, kernel: list[int]) -> list[int]:
+    """How often a window fits along each axis; of ConvTranspose the sides that windows cover."""
+    rank, transposed, mode = (
+        len(sizes),
+        call.kind == "ConvTranspose",
+        call.text("auto_pad", "NOTSET"),
+    )
     strides, dilations = _steps(call, "strides", rank, 1), _steps(call, "dilations", rank, 1)
-    pads = _steps(call, "pads", 2 * rank, 0, 0)
-    spans = [(size - 1) * step + 1 for size, step in zip(kernel, dilations, strict=True)]
-    fits = None not in sizes and min(spans) >= 1
-    need(fits, "expected an image and a kernel of known size")
-    return list(zip(sizes, spans, strides, pads[:rank], pads[rank:], dilations, strict=True))
-
-
-def _windows(call: Call, sizes: Shape, kernel: list[int]) -> list[int]:
-    """How often a window fits, along each axis."""
-    mode, is_ceil = call.text("auto_pad", "NOTSET"), call.number("ceil_mode")
-    counts = []
-    for size, span, stride, before, after, _ in _spans(call, sizes, kernel):
+    pads, more = _steps(call, "pads", 2 * rank, 0, 0), _steps(call, "output_padding", rank, 0, 0)
+    need(not transposed or mode == "NOTSET", "auto_pad: expected NOTSET")
+    is_ceil, counts = call.number("ceil_mode"), list[int]()
+    for axis, (size, stride) in enumerate(zip(sizes, strides, strict=True)):
+        before, after, span = (
+            pads[axis],
+            pads[rank + axis],
+            (kernel[axis] - 1) * dilations[axis] + 1,
+        )
+        need(size is not None and span >= 1, "expected an image and a kernel of known size")
+        if transposed:
+            counts.append((size - 1) * stride + more[axis] + span - before - after)
+            fits = counts[-1] >= 1 and more[axis] < max(stride, dilations[axis])
+            need(fits, "pads: expected an image to be left")
+            continue
         rest = size + (before + after if mode == "NOTSET" else 0) - span
         need(mode.startswith("SAME") or rest >= 0, f"kernel: expected at most {rest + span} pixels")
         fits = "Pool" not in call.kind or max(before, after) < span
@@ -595,22 +601,11 @@ def _windows(call: Call, sizes: Shape, kernel: list[int]) -> list[int]:
     return counts
 
 
-def _windows_transposed(call: Call, sizes: Shape, kernel: list[int]) -> list[int]:
-    need(call.text("auto_pad", "NOTSET") == "NOTSET", "auto_pad: expected NOTSET")
-    more, counts = _steps(call, "output_padding", len(sizes), 0, 0), []
-    for extra, each in zip(more, _spans(call, sizes, kernel), strict=True):
-        size, span, stride, before, after, dilation = each
-        counts.append((size - 1) * stride + extra + span - before - after)
-        fits = counts[-1] >= 1 and extra < max(stride, dilation)
-        need(fits, "pads: expected an image to be left")
-    return counts
-
-
 def pool(call: Call, x: Value) -> Shape:
     rank = len(_image(x)) - 2
     if call.kind.startswith("Global"):
         return (*x.shape[:2], *[1] * rank)
-    return (*x.shape[:2], *_windows(call, x.shape[2:], _steps(call, "kernel_shape", rank, 0)))
+    return (*x.shape[:2], *_counts(call, x.shape[2:], _steps(call, "kernel_shape", rank, 0)))
 
 
 def layer_norm(call: Call, x: Value, *operands: Operand) -> Shape:
