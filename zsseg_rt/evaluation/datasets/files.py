@@ -253,45 +253,47 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + more
 
 
-class ValueTable:
-    """Turns the values of a mask into class indices; ``advice`` ends errors of other values.
-
-    If several values are the first class, ``background`` has them.
-    """
+class LabelTable:
+    """Turns values of a mask, or RGB colours as numbers of 24 bits, into class indices."""
 
     def __init__(
         self,
-        values: Sequence[int],
-        ignored: Iterable[int] = (255,),
-        background: Sequence[int] = (),
+        indices: Mapping[int, int],  # by value; several may be of one class
+        num_classes: int,
+        ignored: Iterable[int] = (),  # values of pixels without annotation, but for a class's
+        *,
+        colours: bool = False,
         advice: str = "Fix the mask, or name the missing classes.",
     ) -> None:
-        self._advice = advice
-        self.values = tuple(values)
-        self.ignored = tuple(ignored)
-        self._ignore = ignore_label(len(self.values))
-        self._dtype = label_dtype(len(self.values))
-        self._table = np.full(65536, _UNKNOWN, np.uint16)
-        self._table[list(self.ignored)] = self._ignore
-        self._table[list(background)] = 0
-        first = 1 if background else 0
-        self._table[list(self.values[first:])] = np.arange(first, len(self.values))
+        ignored, self._colours, self._advice = tuple(ignored), colours, advice
+        self._expected = f"colours of the {num_classes} classes"
+        if not colours:
+            self._expected = (
+                f"values {_ranges(indices)} for the {num_classes} classes and {_ranges(ignored)} "
+                "for unannotated pixels"
+            )
+        self._dtype = label_dtype(num_classes)
+        self._table = np.full(1 << (24 if colours else 16), _UNKNOWN, np.uint16)
+        self._table[list(ignored)] = ignore_label(num_classes)
+        self._table[list(indices)] = list(indices.values())
 
     def __call__(self, mask: Mask, path: Path) -> LabelMap:
-        """Turn values into indices."""
-        labels: NDArray[np.uint16] = (
-            self._table[:256][mask] if mask.itemsize == 1 else self._table[mask]
-        )
-        if labels.size and np.max(labels) >= _UNKNOWN:
-            unknown = np.unique(mask[labels == _UNKNOWN])
-            if len(unknown):
+        """The class indices of a mask."""
+        values: NDArray[Any] = mask
+        if self._colours:
+            red, green, blue = np.moveaxis(mask.astype(np.int32), 2, 0)
+            values = red << 16 | green << 8 | blue
+        labels: NDArray[Any] = self._table[values]
+        if labels.size and labels.max() >= _UNKNOWN:
+            unknown = np.unique(values[labels == _UNKNOWN])[:8].tolist()
+            if self._colours:
+                unknown = [f"{n >> 16} {n >> 8 & 255} {n & 255}" for n in unknown]
+            if unknown:
                 raise DatasetError(
-                    f"{path}: expected values {_ranges(self.values)} for the "
-                    f"{len(self.values)} classes and {_ranges(self.ignored)} for unannotated "
-                    f"pixels, got {', '.join(map(str, unknown[:8]))}. {self._advice}"
+                    f"{path}: expected {self._expected}, got {', '.join(map(str, unknown))}. "
+                    f"{self._advice}"
                 )
-        indices: NDArray[Any] = labels.astype(self._dtype, copy=False)
-        return indices
+        return labels.astype(self._dtype, copy=False)
 
 
 class FileDataset:
@@ -335,7 +337,7 @@ class FileDataset:
         return verify_dataset(self, progress)
 
 
-def _ranges(values: Sequence[int]) -> str:
+def _ranges(values: Iterable[int]) -> str:
     """``0..3, 7`` for 0, 1, 2, 3, 7."""
     runs: list[list[int]] = []
     for value in sorted(values):

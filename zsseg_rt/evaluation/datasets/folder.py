@@ -6,22 +6,18 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from unicodedata import normalize
 
 import numpy as np
-from numpy.typing import NDArray
 
-from zsseg_rt.common.arrays import label_dtype
 from zsseg_rt.common.files import is_file, is_folder
 from zsseg_rt.errors import DatasetError
-from zsseg_rt.evaluation.datasets.base import ClassTable, LabelMap, Sample, ignore_label
+from zsseg_rt.evaluation.datasets.base import ClassTable, Sample, ignore_label
 from zsseg_rt.evaluation.datasets.files import (
     FileDataset,
     FilePair,
+    LabelTable,
     Layout,
-    Mask,
-    ValueTable,
     pairs_of_folders,
     pictures_below,
     read_colour_mask,
@@ -72,13 +68,15 @@ def folder(
     colours_file = place / "colours.txt"
     if listed.colours or colours_file.exists():
         by_colour = {rgb: name for name, rgb in listed.colours} or _read_colours(colours_file)
-        colours = _ColourTable(table.names, by_colour, colours_file)
-        return FileDataset(name, table, pairs, colours, read_colour_mask)
+        return FileDataset(
+            name, table, pairs, _colours(table, by_colour, colours_file), read_colour_mask
+        )
     unlisted = {number for number in listed.ignored if number >= 0}
     ignored = ({255, 65535} - set(table.values)) | unlisted | ({0} if zero_is_unlabelled else set())
     _remark_on_binary_masks(name, table, pairs)
-    values_table = ValueTable(table.values, sorted(ignored), advice=_ADVICE)
-    return FileDataset(name, table, pairs, values_table)
+    indices = {value: index for index, value in enumerate(table.values)}
+    labels_of = LabelTable(indices, len(table.names), sorted(ignored), advice=_ADVICE)
+    return FileDataset(name, table, pairs, labels_of)
 
 
 def _pairs(place: Path, split: str) -> list[FilePair]:
@@ -173,39 +171,21 @@ def _read_colours(path: Path) -> dict[tuple[int, int, int], str]:
     return colours
 
 
-class _ColourTable:
-    """Turns colours into class indices."""
-
-    def __init__(
-        self, names: Sequence[str], colours: dict[tuple[int, int, int], str], path: Path
-    ) -> None:
-        indices = {name: index for index, name in enumerate(names)}
-        without = [name for name in names if name not in colours.values()]
-        if without:
-            raise DatasetError(
-                f"{path}: expected a colour for every class, got none for {without[0]!r}. Add it."
-            )
-        self._ignore = ignore_label(len(names))
-        codes = np.array([(r << 16) | (g << 8) | b for r, g, b in colours], np.int64)
-        labels = np.array([indices.get(name, self._ignore) for name in colours.values()])
-        order = np.argsort(codes)
-        self._codes = codes[order]
-        self._labels: NDArray[Any] = labels[order].astype(label_dtype(len(names)))
-        self._path = path
-
-    def __call__(self, mask: Mask, path: Path) -> LabelMap:
-        wide = mask.astype(np.int64)
-        codes: NDArray[np.int64] = (wide[..., 0] << 16) | (wide[..., 1] << 8) | wide[..., 2]
-        places = np.minimum(np.searchsorted(self._codes, codes), len(self._codes) - 1)
-        unknown = np.unique(codes[self._codes[places] != codes])
-        if len(unknown):
-            shown = ", ".join(f"{c >> 16} {c >> 8 & 255} {c & 255}" for c in unknown[:8].tolist())
-            raise DatasetError(
-                f"{path}: expected colours of {self._path.name}, got {shown}. Fix the mask, or "
-                "name the missing colours."
-            )
-        labels: LabelMap = self._labels[places]
-        return labels
+def _colours(table: ClassTable, colours: dict[tuple[int, int, int], str], path: Path) -> LabelTable:
+    """The labels of colours; those whose name is not a class are not annotated."""
+    codes = {red << 16 | green << 8 | blue: name for (red, green, blue), name in colours.items()}
+    places = {name: index for index, name in enumerate(table.names)}
+    if without := places.keys() - codes.values():
+        raise DatasetError(
+            f"{path}: expected a colour for every class, got none for {min(without)!r}. Add it."
+        )
+    return LabelTable(
+        {code: places[name] for code, name in codes.items() if name in places},
+        len(table.names),
+        [code for code, name in codes.items() if name not in places],
+        colours=True,
+        advice=f"Fix the mask, or name the missing colours in {path.name}.",
+    )
 
 
 class PhotoDataset:

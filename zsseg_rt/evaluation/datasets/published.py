@@ -13,7 +13,7 @@ from zsseg_rt.common import schema
 from zsseg_rt.common.checks import check_choice
 from zsseg_rt.errors import DatasetError
 from zsseg_rt.evaluation.datasets.base import ClassTable
-from zsseg_rt.evaluation.datasets.files import FileDataset, Layout, ValueTable
+from zsseg_rt.evaluation.datasets.files import FileDataset, LabelTable, Layout
 
 Remake = Callable[[ClassTable], ClassTable]
 
@@ -100,8 +100,12 @@ def open_published(
     values, others = ((as_published and kind.map_values) or kind.values for kind in (table, listed))
     ignored = [value for value in layout.ignored if value not in values]
     title = f"context{len(table.names)}" if row.has_background else name
-    rest = (*others, *ignored) if row.rest else ()
-    return FileDataset(f"{title}/{split}", table, pairs, ValueTable(values, ignored, rest))
+    indices = {value: index for index, value in enumerate(values)}
+    if row.rest:  # the first class has the others' values, and none of its own
+        indices = dict.fromkeys((*others, *ignored), 0)
+        indices |= {value: index for index, value in enumerate(values) if index}
+    labels_of = LabelTable(indices, len(table.names), ignored)
+    return FileDataset(f"{title}/{split}", table, pairs, labels_of)
 
 
 def _seen_first(table: ClassTable) -> ClassTable:
