@@ -1,10 +1,12 @@
 """Every family from its settings to a trained model, figures and a bundle, on tiny scenes."""
 
+import hashlib
 import json
 import os
 import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,9 +26,11 @@ from zsseg_rt import Engine, EngineConfig  # noqa: E402
 from zsseg_rt.cli import main  # noqa: E402
 from zsseg_rt.errors import ArgumentError, CheckpointError, VocabularyError  # noqa: E402
 from zsseg_rt.models.cat_seg.model import AggregatorConfig, ClassAttention  # noqa: E402
+from zsseg_rt.torch_files.clip_arrays import OPENAI_FILES  # noqa: E402
 from zsseg_rt.training.assembly import (  # noqa: E402
     assemble,
     build_model,
+    text_space,
     train,
 )
 from zsseg_rt.training.class_embeddings import class_embeddings, embed_phrases  # noqa: E402
@@ -139,6 +143,10 @@ def test_run_exports_to_a_bundle_that_labels_alike(run, tmp_path):
         vocabulary = engine.set_classes(list(classes.phrases))
         np.testing.assert_allclose(vocabulary.embeds, embeds, atol=1e-5)
         assert vocabulary.space == classes.space
+        if "pretrained" in config.model.options and config.model.architecture != "cat_seg":
+            digest = hashlib.sha256(Path(config.model.options["pretrained"]).read_bytes())
+            space = f"CLIP tiny.safetensors (SHA-256 {digest.hexdigest()[:12]})"
+            assert engine.bundle.text.space == space
         labels = engine.segment(image).labels
         if config.model.architecture == "zegclip":
             assert engine.bundle.head.seen == classes.seen_phrases
@@ -168,7 +176,7 @@ def zegclip(clip_file, tmp_path_factory):
 
 def test_resuming_needs_the_same_settings(zegclip):
     path, result = zegclip
-    again = train(TrainConfig.load(path, ["loop.log_interval=1"]), resume=True)
+    again = train(TrainConfig.load(path, ["loop.log_interval=1", "text.space=mine"]), resume=True)
     assert again.step == 2
     with refused(ArgumentError, "config", "loop.iterations", "loop.seed"):
         train(TrainConfig.load(path, ["loop.seed=1", "loop.iterations=8"]), resume=True)
@@ -186,6 +194,7 @@ def test_self_training_starts_from_a_run(zegclip, tmp_path):
     weights = load_trained(result.run_folder).state_dict()
     assert all(torch.equal(value, weights[key]) for key, value in start.state_dict().items())
     assert start.config.self_trained
+    assert text_space(config.text, config.model).startswith("CLIP tiny.safetensors (SHA-256 ")
     trained = train(config)
     assert load_trained(tmp_path).config.self_trained
     assert trained.metrics == {}
@@ -285,6 +294,47 @@ def test_crops_follow_the_size_of_the_model_unless_they_are_given(
     given = changed(config, tmp_path, "data.augmentation={crop_hw = [96, 80], scale = [80, 64]}")
     kept = {"crop_hw": [96, 80], "scale": [80, 64]}
     assert assemble(given).config.data.augmentation == kept
+
+
+# --- whose space a run's embeddings live in ---
+
+
+@pytest.mark.parametrize(
+    ("tag", "clip", "space"),
+    [
+        ("openai", "ViT-B-16-quickgelu", "OpenAI CLIP ViT-B/16"),
+        ("openai", "ViT-L-14-336", "OpenAI CLIP ViT-L/14@336px"),
+        ("openai", "RN50", "OpenAI CLIP RN50"),
+        ("laion2b_s34b_b88k", "ViT-B-16", "CLIP ViT-B-16 laion2b_s34b_b88k"),
+    ],
+)
+def test_tags_say_which_clip_it_is(tag, clip, space):
+    text = TextConfig(clip=tag, clip_architecture=clip)
+    assert text_space(text, ModelConfig(options={"pretrained": "other"})) == space
+    model = ModelConfig(options={"pretrained": tag, "clip": clip})
+    assert text_space(TextConfig(), model) == space
+
+
+def test_what_is_stated_counts_first_then_the_bank_then_the_builders_clip(tmp_path):
+    rows = tmp_path / "rows.npy"
+    rows.write_bytes(b"rows")
+    openai, bank = {"pretrained": "openai"}, {"bank": str(rows), "clip": "openai"}
+    model, student = (
+        ModelConfig(options=openai),
+        ModelConfig(architecture="zeroseg", options=openai),
+    )
+    assert text_space(TextConfig(**bank, space="mine"), model) == "mine"
+    assert text_space(TextConfig(**bank), model).startswith("rows of rows.npy (SHA-256 ")
+    assert text_space(TextConfig(), model) == "OpenAI CLIP ViT-B/16"
+    assert text_space(TextConfig(), student) == "OpenAI CLIP ViT-L/14"
+    assert text_space(TextConfig(), ModelConfig()) == ""
+
+
+def test_openais_own_file_is_known_by_its_hash(tmp_path, monkeypatch):
+    file = tmp_path / "weights.pt"
+    file.write_bytes(b"CLIP")
+    monkeypatch.setitem(OPENAI_FILES, hashlib.sha256(b"CLIP").hexdigest(), "ViT-B-16")
+    assert text_space(TextConfig(clip=str(file)), ModelConfig()) == "OpenAI CLIP ViT-B/16"
 
 
 # --- CAT-Seg ---
