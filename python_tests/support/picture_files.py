@@ -3,6 +3,7 @@
 import struct
 import zlib
 
+import cv2
 import numpy as np
 
 from zsseg_rt.photos.header import read_header
@@ -125,3 +126,14 @@ BOMBS = {
     "gif": (b"GIF89a" + bytes(99), "got 105 bytes in no known image format"),
     "empty": (b"", "expected an image file, got 0 bytes"),
 }
+
+
+def random_photos(folder, count, *, damaged):
+    """Write ``00.png`` and so on, blocks of random colours; the damaged one is no image."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for index in range(count):
+        image = np.kron(rng.integers(0, 256, (5, 7, 3)), np.ones((8, 8 + index, 1)))
+        cv2.imwrite(str(folder / f"{index:02}.png"), image.astype(np.uint8))
+    (folder / f"{damaged:02}.png").write_bytes(b"none")
+    return folder

@@ -19,6 +19,7 @@ from support.colour_words import COLOUR_WORDS
 from support.command_line import run
 from support.errors import refused
 from support.fakes import edit_manifest
+from support.picture_files import random_photos
 from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.demo import demo_bundle
 from zsseg_rt.errors import ArgumentError, BackendUnavailableError, EngineStateError
@@ -55,14 +56,7 @@ def write_photo(path, name):
 
 @pytest.fixture
 def many(tmp_path):
-    rng = np.random.default_rng(0)
-    (tmp_path / "many").mkdir()
-    for index in range(12):
-        picture = np.kron(rng.integers(0, 256, (5, 7, 3)), np.ones((8, 8 + index, 1)))
-        path = tmp_path / "many" / f"{index:02}.png"
-        path.write_bytes(cv2.imencode(".png", picture.astype(np.uint8))[1].tobytes())
-    (tmp_path / "many" / "05.png").write_bytes(b"none")
-    return tmp_path / "many"
+    return random_photos(tmp_path / "many", 12, damaged=5)
 
 
 @pytest.fixture

@@ -323,15 +323,6 @@ def test_a_broken_plain_download_goes_on(hub):
     assert any(wanted for _, _, wanted in hub.requests)
 
 
-def test_a_refusal_of_a_plain_server_says_what_to_do_by_hand(hub):
-    chosen = plain_set(hub)
-    hub.status = 403
-    with pytest.raises(FetchError) as caught:
-        find_checkpoints(chosen, Heard())
-    for part in ("HTTP 403", f"{hub.endpoint}/data/v2/vision.npz", "put the file into"):
-        assert part in str(caught.value)
-
-
 def test_the_pinned_commit_is_asked_for(hub):
     found = find(revision=COMMIT, sha256={FILE: digest()})
     assert found.path.read_bytes() == weights_file()

@@ -4,8 +4,6 @@ import os
 import sys
 from pathlib import Path
 
-import cv2
-import numpy as np
 import pytest
 
 try:
@@ -18,6 +16,7 @@ except ImportError:
 import pyarrow.parquet as pq
 from ray.data import ActorPoolStrategy
 
+from support.picture_files import random_photos
 from zsseg_rt import EngineConfig
 from zsseg_rt.integrations.ray import PhotoSegmenter
 
@@ -45,15 +44,7 @@ def cluster():
 @pytest.fixture
 def folder(tmp_path):
     """Six photos, one of them damaged."""
-    rng = np.random.default_rng(0)
-    photos = tmp_path / "photos"
-    photos.mkdir()
-    for index in range(6):
-        picture = np.kron(rng.integers(0, 256, (5, 7, 3)), np.ones((8, 8 + index, 1)))
-        _, encoded = cv2.imencode(".png", picture.astype(np.uint8))
-        (photos / f"{index:02}.png").write_bytes(encoded.tobytes())
-    (photos / "04.png").write_bytes(b"none")
-    return photos
+    return random_photos(tmp_path / "photos", 6, damaged=4)
 
 
 @pytest.fixture

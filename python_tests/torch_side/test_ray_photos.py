@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from support.errors import refused
+from support.picture_files import random_photos
 from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.errors import ArgumentError, BackendUnavailableError, ConfigError, VocabularyError
 from zsseg_rt.integrations.batch import segment_photos
@@ -19,14 +20,7 @@ NAMES = ["red", "blue", "green", "white"]
 @pytest.fixture
 def photos(tmp_path):
     """Files of six photos, one of them damaged."""
-    rng = np.random.default_rng(0)
-    (tmp_path / "in").mkdir()
-    for index in range(6):
-        picture = np.kron(rng.integers(0, 256, (5, 7, 3)), np.ones((8, 8 + index, 1)))
-        path = tmp_path / "in" / f"{index:02}.png"
-        path.write_bytes(cv2.imencode(".png", picture.astype(np.uint8))[1].tobytes())
-    (tmp_path / "in" / "04.png").write_bytes(b"none")
-    return find_photos([str(tmp_path / "in")])
+    return find_photos([str(random_photos(tmp_path / "in", 6, damaged=4))])
 
 
 @pytest.fixture
