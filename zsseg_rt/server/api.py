@@ -11,7 +11,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import replace
 from email import message_from_bytes
 from email.message import Message
@@ -357,14 +357,19 @@ class MotionJpeg(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, unless as many clients have it as may: checked and counted in one step."""
-        watchers = self._hub.watchers
-        if watchers["motion_jpegs"] >= self._hub.limits.motion_jpegs:
-            raise _Busy("stream.mjpg: expected fewer clients at a time. Close another.")
-        watchers["motion_jpegs"] += 1
-        try:
+        with _seat(self._hub, "motion_jpegs", self._hub.limits.motion_jpegs):
             await super().__call__(scope, receive, send)
-        finally:
-            watchers["motion_jpegs"] -= 1
+
+
+@contextlib.contextmanager
+def _seat(hub: Hub, kind: str, most: int) -> Iterator[None]:
+    if hub.watchers[kind] >= most:
+        raise _Busy(f"{kind}: expected fewer clients at a time. Close another.")
+    hub.watchers[kind] += 1
+    try:
+        yield
+    finally:
+        hub.watchers[kind] -= 1
 
 
 async def _parts(hub: Hub, source: str | None) -> AsyncIterator[bytes]:
@@ -413,14 +418,11 @@ _GOODBYE = 0.5  # seconds that a client gets to take a closing message
 
 async def watch(socket: WebSocket, hub: Hub) -> None:
     """Serve a viewer until it or the server goes."""
-    if hub.watchers["viewers"] >= hub.limits.viewers:
-        await socket.close(TOO_MANY, "too many viewers")
-        return
-    hub.watchers["viewers"] += 1
     try:
-        await _Viewer(socket, hub).run()
-    finally:
-        hub.watchers["viewers"] -= 1
+        with _seat(hub, "viewers", hub.limits.viewers):
+            await _Viewer(socket, hub).run()
+    except _Busy:
+        await socket.close(TOO_MANY, "too many viewers")
 
 
 class _Viewer:

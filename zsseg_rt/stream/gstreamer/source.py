@@ -73,12 +73,12 @@ class GstSource:
         self, library: Library, frames: GpuFrames | HostFrames, reader: Reader
     ) -> Generator[Picture, None, None]:
         built = self.recipe.build(library.Gst, self.name, frames.path)
-        queue = _Queue(library.Gst, built, drops=self.live)
-        with closing(queue), self._playing(library.Gst, built, frames.caps) as is_live:
+        player = _Player(self, library.Gst, built, reader)
+        with closing(player), self._playing(library.Gst, built, frames.caps) as is_live:
             start: float | None = None
             times: RecordingTimes | None = None
             lateness = Lateness()
-            for sample in self._samples(library.Gst, built, reader, queue):
+            for sample in player.samples():
                 stamp = _stamp_of(library.Gst, sample)
                 start = stamp if start is None else start
                 seconds = None if stamp is None or start is None else stamp - start
@@ -93,7 +93,7 @@ class GstSource:
                     clock=clock,
                     pts_seconds=seconds,
                     late=late,
-                    dropped_before=queue.dropped(),
+                    dropped_before=player.dropped(),
                 )
 
     @contextmanager
@@ -115,22 +115,6 @@ class GstSource:
         finally:
             built.forget()
             pipeline.set_state(gst.State.NULL)
-
-    def _samples(self, gst: Any, built: Pipeline, reader: Reader, queue: _Queue) -> Iterator[Any]:
-        """Sound frames, until the pipeline ends or the reader has enough."""
-        watch = _Watch(self, gst, built, reader)
-        while not reader.wait(0.0):
-            sample = built.sink.try_pull_sample(int(_LOOK * 1e9))
-            queue.take(sample)
-            watch.read_bus()
-            if sample is None:
-                if watch.is_over():
-                    return
-            elif sample.get_buffer().has_flags(gst.BufferFlags.CORRUPTED):
-                reader.count_damaged()
-            else:
-                yield sample
-                watch.has_frames = True
 
     def _captured(
         self, library: Library, built: Pipeline, sample: Any, is_live: bool
@@ -164,30 +148,29 @@ def keeps_to_host() -> bool:
     return value == "host"
 
 
-class _Queue:
-    """Counts what an appsink drops: its oldest frame, for each that finds it full."""
+class _Player:
+    """Takes the frames of a playing pipeline, hears what it says, and counts what it drops."""
 
-    def __init__(self, gst: Any, built: Pipeline, *, drops: bool) -> None:
-        self._gst, self._drops = gst, drops
+    def __init__(self, source: GstSource, gst: Any, built: Pipeline, reader: Reader) -> None:
+        self._source, self._gst, self._built, self._reader = source, gst, built, reader
+        self._bus = built.element.get_bus()
+        self._error: ZssegError | None = None
+        self._has_frames = False
         self._lock = threading.Lock()
         self._waiting = self._dropped = 0
         self._pad = built.sink.get_static_pad("sink")
         self._probe = self._pad.add_probe(gst.PadProbeType.BUFFER, self._add)
 
     def _add(self, _pad: Any, _info: Any) -> Any:
-        with self._lock:
-            if self._drops and self._waiting == _QUEUE:
+        with self._lock:  # an appsink drops its oldest frame for each that finds it full
+            if self._source.live and self._waiting == _QUEUE:
                 self._dropped += 1
             else:
                 self._waiting += 1
         return self._gst.PadProbeReturn.OK
 
-    def take(self, sample: Any) -> None:
-        """A frame was taken, or None, as there was none."""
-        with self._lock:
-            self._waiting = 0 if sample is None else max(self._waiting - 1, 0)
-
     def dropped(self) -> int:
+        """How many frames were dropped since the last call."""
         with self._lock:
             dropped, self._dropped = self._dropped, 0
         return dropped
@@ -195,17 +178,23 @@ class _Queue:
     def close(self) -> None:
         self._pad.remove_probe(self._probe)
 
+    def samples(self) -> Iterator[Any]:
+        """Sound frames, until the pipeline ends or the reader has enough."""
+        while not self._reader.wait(0.0):
+            sample = self._built.sink.try_pull_sample(int(_LOOK * 1e9))
+            with self._lock:
+                self._waiting = 0 if sample is None else max(self._waiting - 1, 0)
+            self._read_bus()
+            if sample is None:
+                if self._is_over():
+                    return
+            elif sample.get_buffer().has_flags(self._gst.BufferFlags.CORRUPTED):
+                self._reader.count_damaged()
+            else:
+                yield sample
+                self._has_frames = True
 
-class _Watch:
-    """Hears what a playing pipeline says."""
-
-    def __init__(self, source: GstSource, gst: Any, built: Pipeline, reader: Reader) -> None:
-        self._source, self._gst, self._built, self._reader = source, gst, built, reader
-        self._bus = built.element.get_bus()
-        self._error: ZssegError | None = None
-        self.has_frames = False  # whether it gave any
-
-    def read_bus(self) -> None:
+    def _read_bus(self) -> None:
         """Take the messages; each that is left unread costs memory."""
         kinds, stream_error = self._gst.MessageType, self._gst.StreamError
         while (message := self._bus.pop_filtered(kinds.ERROR | kinds.WARNING)) is not None:
@@ -218,14 +207,14 @@ class _Watch:
                 source = self._source
                 self._error = source.recipe.explain(self._gst, message, source.name)
 
-    def is_over(self) -> bool:
+    def _is_over(self) -> bool:
         """Whether the pipeline has come to its end; asked when it has no frame."""
         name, live = self._source.name, self._source.live
         has_ended = bool(self._built.sink.is_eos())
-        self.read_bus()  # an error comes before the end that it causes
+        self._read_bus()  # an error comes before the end that it causes
         error, self._error = self._built.problem or self._error, None  # what follows from it
         if error is not None:
-            if live or not self.has_frames:
+            if live or not self._has_frames:
                 try:
                     raise error
                 finally:
@@ -234,6 +223,6 @@ class _Watch:
             return True
         if has_ended and live:
             raise SourceError(f"{name}: the camera's stream ended. {self._source.recipe.hint}")
-        if has_ended and not self.has_frames:
+        if has_ended and not self._has_frames:
             raise SourceError(f"{name}: expected a video, got no frame. Is it whole?")
         return has_ended
