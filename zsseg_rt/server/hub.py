@@ -107,12 +107,12 @@ class Hub:
         """Tell viewers every second, and when a source's state changes, how sources do."""
         self._loop = asyncio.get_running_loop()
         told_at = float("-inf")
-        told: Sequence[str] = ()
+        last_states: Sequence[str] = ()
         while True:
             stats = self.stream.stats()
             states = tuple(one.state for one in stats.values())
-            if states != told or time.monotonic() - told_at >= _STATE_EVERY:
-                told_at, told = time.monotonic(), states
+            if states != last_states or time.monotonic() - told_at >= _STATE_EVERY:
+                told_at, last_states = time.monotonic(), states
                 self.state = self._describe(stats)
                 self.state_number += 1
                 self._wake_all()

@@ -21,7 +21,7 @@ class _Slot:
     source: str
     keeps_all: bool
     waiting: deque[tuple[int, Picture]] = field(default_factory=deque)
-    given: int = 0  # pictures that the source has given
+    captured: int = 0  # pictures that the source has given
     dropped: int = 0
     last_taken: int = -1
 
@@ -30,12 +30,12 @@ class _Slot:
         return len(self.waiting) >= (QUEUE if self.keeps_all else 1)
 
     def add(self, picture: Picture) -> None:
-        self.given += picture.dropped_before
+        self.captured += picture.dropped_before
         self.dropped += picture.dropped_before
         if self.is_full:
             self.drop_oldest()
-        self.waiting.append((self.given, picture))
-        self.given += 1
+        self.waiting.append((self.captured, picture))
+        self.captured += 1
 
     def drop_oldest(self) -> None:
         self.waiting.popleft()
@@ -109,7 +109,7 @@ class HandOff:
 
     def _make_room(self, frame: Frame) -> None:
         """Let the oldest frame that somebody keeps leave the GPU, once there are too many."""
-        self._on_gpu = deque(held for held in self._on_gpu if held() is not None)
+        self._on_gpu = deque(one for one in self._on_gpu if one() is not None)
         self._on_gpu.append(weakref.ref(frame))
         if len(self._on_gpu) > MOST_ON_GPU and (oldest := self._on_gpu.popleft()()) is not None:
             oldest.leave_gpu()
@@ -153,7 +153,7 @@ class HandOff:
     def counts(self, slot: int) -> tuple[int, int]:
         """How many pictures a source has given, and how many of them were dropped."""
         with self._changed:
-            return self._slots[slot].given, self._slots[slot].dropped
+            return self._slots[slot].captured, self._slots[slot].dropped
 
     def _has_news(self) -> bool:
         self._drop_stale()

@@ -53,15 +53,15 @@ class Painter:
 
     def paint(self, seg: Segmentation, out: npt.NDArray[np.uint8]) -> None:
         """Paint a result's overlay into ``out``, as :meth:`canvas` makes it."""
-        frame, picture = frame_of(seg), out[: len(seg.labels)]
+        frame, image = frame_of(seg), out[: len(seg.labels)]
         on_gpu, colours = frame.on_gpu, self._palette(seg.names)  # another thread may let it leave
         self.painted = "gpu"
-        if not self._gpu.paint(on_gpu, seg.labels, colours, picture):
+        if not self._gpu.paint(on_gpu, seg.labels, colours, image):
             self.painted = "cpu"
-            ops.overlay(frame.image, seg.labels, colours, alpha=self._alpha, out=picture)
+            ops.overlay(frame.image, seg.labels, colours, alpha=self._alpha, out=image)
         if seg.labels.shape[1] >= _NARROWEST:
             before = self._places.get(frame.source, [])
-            self._places[frame.source] = _draw_names(seg, picture, before)
+            self._places[frame.source] = _draw_names(seg, image, before)
         if self._has_legend:
             legend = replace(seg, channel_order=self._order).legend()
             strip = legend_strip(seg.labels.shape[1], legend, lines=_LEGEND_LINES)
@@ -82,7 +82,7 @@ class GpuPainter:
         self._stream: Any = None
 
     def canvas(self, frame: Any, shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
-        """A new picture, in pinned memory if the frame is on a GPU: one of ours, not None."""
+        """A new image, in pinned memory if the frame is on a GPU: one of ours, not None."""
         pinned = self._tried(
             frame, lambda _: core.PinnedArray(shape, "uint8", device=self._index).host
         )
@@ -95,7 +95,7 @@ class GpuPainter:
         colours: npt.NDArray[np.uint8],
         out: npt.NDArray[np.uint8],
     ) -> bool:
-        """Lay colours over a frame; labels go up, the picture comes down, each in one copy."""
+        """Lay colours over a frame; labels go up, the image comes down, each in one copy."""
 
         def work(stream: int) -> bool:
             placed = [
@@ -126,11 +126,11 @@ class GpuPainter:
 
 
 def _draw_names(
-    seg: Segmentation, picture: npt.NDArray[np.uint8], before: list[NamePlace]
+    seg: Segmentation, image: npt.NDArray[np.uint8], before: list[NamePlace]
 ) -> list[NamePlace]:
     step = max(1, seg.labels.shape[1] // _LOOKED_AT)
     labels = np.ascontiguousarray(seg.labels[::step, ::step])
     coarse = replace(seg, labels=labels, scores=None, class_scores=None, frame=None)
     parts = coarse.components(min_area=max(1, round(labels.size * _SMALLEST_PART)))
     named = [(part.name, part.mask, part.box) for part in parts]
-    return draw_names(picture, named, step=step, before=before)
+    return draw_names(image, named, step=step, before=before)

@@ -53,8 +53,8 @@ class PhotoSource:
 DEFAULT_SIZES = {"photos": (360, 640), "scenes": (720, 720)}  # the clip's own; the network's
 
 _CLIP_RATE = 10.0  # frames of the clip per second
-_PER_PICTURE = 150  # frames
-_ROOM = 1.1  # sides of the picture that is wandered over, in sides of the window
+_PER_IMAGE = 150  # frames
+_ROOM = 1.1  # sides of the image that is wandered over, in sides of the window
 
 _Pixels = npt.NDArray[np.uint8]
 _Show = Callable[[int], _Pixels]
@@ -100,8 +100,8 @@ class DemoCamera:
             nonlocal shown
             place = (self.seed + int(index / self.rate * _CLIP_RATE + 1e-6)) % len(clip)
             if shown is None or shown[0] != place:
-                picture = decode_photo(clip[place], Path(f"{self.demo} {place}"))
-                shown = place, self._cut(self._enlarged(picture, 1.0), 0.5, 0.5)
+                image = decode_photo(clip[place], Path(f"{self.demo} {place}"))
+                shown = place, self._cut(self._enlarged(image, 1.0), 0.5, 0.5)
             return shown[1].copy()
 
         return show
@@ -114,24 +114,24 @@ class DemoCamera:
         def show(index: int) -> _Pixels:
             angles = phases + 2.0 * math.pi * index / np.array([211.0, 307.0])
             down, right = (np.sin(angles) + 1.0) / 2.0
-            return self._cut(scenes[index // _PER_PICTURE % len(scenes)], down, right)
+            return self._cut(scenes[index // _PER_IMAGE % len(scenes)], down, right)
 
         return show
 
-    def _enlarged(self, picture: _Pixels, room: float) -> _Pixels:
-        """The picture, so large that frames fit into it with some room."""
+    def _enlarged(self, image: _Pixels, room: float) -> _Pixels:
+        """The image, so large that frames fit into it with some room."""
         import cv2
 
         if self.channel_order == "bgr":
-            picture = picture[..., ::-1]
+            image = image[..., ::-1]
         height, width = self.size_hw
-        scale = room * max(height / picture.shape[0], width / picture.shape[1])
-        sides = [max(math.ceil(side * scale - 1e-6), 1) for side in picture.shape[1::-1]]
-        return np.asarray(cv2.resize(np.ascontiguousarray(picture), sides), np.uint8)
+        scale = room * max(height / image.shape[0], width / image.shape[1])
+        sides = [max(math.ceil(side * scale - 1e-6), 1) for side in image.shape[1::-1]]
+        return np.asarray(cv2.resize(np.ascontiguousarray(image), sides), np.uint8)
 
-    def _cut(self, picture: _Pixels, down: float, right: float) -> _Pixels:
+    def _cut(self, image: _Pixels, down: float, right: float) -> _Pixels:
         """A frame, at shares of the room above and left of it."""
         height, width = self.size_hw
-        room = np.array([picture.shape[0] - height, picture.shape[1] - width])
+        room = np.array([image.shape[0] - height, image.shape[1] - width])
         top, left = np.rint(np.array([down, right]) * room).astype(int)
-        return np.ascontiguousarray(picture[top : top + height, left : left + width])
+        return np.ascontiguousarray(image[top : top + height, left : left + width])

@@ -313,11 +313,11 @@ class Stream:
             raise first
 
     def _stats_of(self, slot: int, capture: Capture) -> SourceStats:
-        given, dropped = self._hand_off.counts(slot)
+        captured, dropped = self._hand_off.counts(slot)
         tally, watch = self.tallies[capture.name], capture.watch
         return SourceStats(
             state=watch.state,
-            captured=given,
+            captured=captured,
             labelled=tally.labelled.count,
             dropped=dropped,
             damaged=capture.damaged,
@@ -347,12 +347,12 @@ def _label(
     segment: Callable[..., Segmentation], memories: Mapping[str, FrameMemory] | None, frame: Frame
 ) -> Segmentation:
     """Label a frame, and note its age."""
-    given: dict[str, Any] = {}
+    memory: dict[str, Any] = {}
     if memories is not None:
-        given = {"memory": memories[frame.source], "captured_at": source_time(frame)}
+        memory = {"memory": memories[frame.source], "captured_at": source_time(frame)}
     try:
-        on_gpu = None if given else frame.on_gpu
-        seg = segment(frame.image if on_gpu is None else on_gpu, **given)
+        on_gpu = None if memory else frame.on_gpu
+        seg = segment(frame.image if on_gpu is None else on_gpu, **memory)
     except (ShapeError, DTypeError) as exc:
         raise _Refused(frame.source, exc) from exc
     return replace(seg, frame=frame, labelled_age=time.monotonic() - frame.captured_at)

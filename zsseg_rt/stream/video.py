@@ -35,9 +35,6 @@ _NO_PLAYLISTS = (
 ANSWERS_WITHIN = 5.0  # seconds that a camera may take to answer, and UDP for its first packet
 NO_STREAM = "Give the address of the camera's stream itself, not that of its page."
 _REMEDIES = {
-    "HTTPUnauthorizedError": "Check user and password.",
-    "HTTPForbiddenError": "Check user, password and the user's rights.",
-    "HTTPNotFoundError": "Check the path behind the address.",
     "ConnectionRefusedError": "Check address and port, and that the camera is on.",
     "TimeoutError": "Check the address, and that the camera is on.",
     "ExitError": "Nothing came for too long. Check the address, and that the camera is on.",
@@ -88,11 +85,17 @@ def split_login(url: str) -> tuple[str, tuple[str, str] | None]:
     return f"{match[1]}{match[3]}", (unquote(user), unquote(password))
 
 
-def login_remedy(url: str) -> str:
-    """Return advice where a login was refused."""
+def answer_remedy(status: str, url: str) -> str:
+    """Return advice where a camera answered with a status of HTTP or RTSP."""
+    login = "Check user and password, and that its settings let in by Digest with MD5, or Basic."
     if split_login(url)[1] is None:
-        return "It asks for a login: put USER:PASSWORD@ before its name."
-    return "Check user and password, and that its settings let in by Digest with MD5, or Basic."
+        login = "It asks for a login: put USER:PASSWORD@ before its name."
+    return {
+        "401": login,
+        "403": "Check user, password and the user's rights.",
+        "404": "Check the path behind the address.",
+        "503": "It has no room for another viewer: end one.",
+    }.get(status, "Check the camera's settings.")
 
 
 def why_unreachable(url: str) -> str:
@@ -328,8 +331,9 @@ class VideoSource:
         remedy = remedies.get(what, "Check it with ffprobe or another player.")
         if self.kind == "http" and what == "InvalidDataError":
             remedy = NO_STREAM
-        if self.kind in ("http", "rtsp") and what == "HTTPUnauthorizedError":
-            remedy = login_remedy(self.url)
+        status = re.search(r"\b[45]\d\d\b", error.strerror or "")
+        if self.kind in ("http", "rtsp") and status is not None:
+            remedy = answer_remedy(status[0], self.url)
         if self.kind == "v4l2":
             remedy = _DEVICE_REMEDIES.get(error.errno or 0, remedy)
         reason = error.strerror or what

@@ -20,7 +20,7 @@ from zsseg_rt.stream.gstreamer.library import (
     require_elements,
 )
 from zsseg_rt.stream.source import check_size
-from zsseg_rt.stream.video import ANSWERS_WITHIN, login_remedy, split_login, why_unreachable
+from zsseg_rt.stream.video import ANSWERS_WITHIN, answer_remedy, split_login, why_unreachable
 
 CSI_ELEMENTS = ("nvarguscamerasrc", "nvvidconv", "videoconvert", "appsink")
 NVMM_DECODER = ("nvv4l2decoder", "nvvidconv")
@@ -139,13 +139,6 @@ _CODECS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 _RTSP_ELEMENTS = ("rtspsrc", "videoconvert", "appsink")
-_ANSWERS = MappingProxyType(
-    {
-        "403": "Check user, password and the user's rights.",
-        "404": "Check the path behind the address.",
-        "503": "It has no room for another viewer: end one.",
-    }
-)
 
 
 def decoder_of(gst: Any, encoding: str) -> tuple[str, ...]:
@@ -201,9 +194,7 @@ class RtspCamera(Recipe):
         last = (debug or "").strip().rpartition("\n")[2]
         answer = re.fullmatch(r"(.+) \(([3-5]\d\d)\)", last)
         if answer is not None:
-            remedy = _ANSWERS.get(answer[2], "Check the camera's settings.")
-            if answer[2] == "401":
-                remedy = login_remedy(self.url)
+            remedy = answer_remedy(answer[2], self.url)
             return SourceError(f"{name}: cannot be read: {answer[2]} {answer[1]}. {remedy}")
         if "Failed to connect" in last and (reason := why_unreachable(self.url)):
             return SourceError(
