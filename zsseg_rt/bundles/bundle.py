@@ -268,7 +268,6 @@ class Bundle(_Manifest):
                 raise BundleError(f"{where}: missing key {key!r}")
 
     def _check_tensors(self) -> None:
-        """Refuse element types that the family does not take, and graphs that do not fit."""
         where, dtypes = self.path / MANIFEST, dict[tuple[str, str], str]()
         halves = FAMILIES[self.family].half_tensors
         for name, variants in self.graphs.items():

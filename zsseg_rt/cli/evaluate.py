@@ -71,8 +71,6 @@ class _Task:
 
 @dataclass(frozen=True, kw_only=True)
 class _Against:
-    """The other model, and what differs for it."""
-
     against: Path | None = opt("Another bundle or model to compare on the same images.")
     against_backend: str = opt("Backend of --against.", "auto")
     against_precision: str = opt("Precision of --against.", "auto")

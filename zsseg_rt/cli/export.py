@@ -73,8 +73,6 @@ _ENCODER = Takes(
 
 @dataclass(frozen=True, kw_only=True)
 class _Encoder:
-    """An encoder's input and its text."""
-
     size: int = opt("Side of the square input in pixels.", ..., min=1)
     bank: tuple[Path, Path] = opt("Names (one per line, or a JSON list) and rows (.npy).", ...)
     statistics: str = opt("Normalisation: clip, imagenet or none.", "clip", "--mean")

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class _Options:
-    """How a bundle is made."""
-
     size: int | None = opt("Side of the input: 224, 336 or 448. 336 makes NAME-336, and so on.")
     keep_checkpoint: bool = opt("Keep the downloaded weights file.", False, "--keep-checkpoint")
     overwrite: bool = opt("Replace an existing bundle.", False)

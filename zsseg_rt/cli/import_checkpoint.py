@@ -74,15 +74,11 @@ class _Official:
 
 @dataclass(frozen=True, kw_only=True)
 class _Descriptor(_Official):
-    """A checkpoint of ZegCLIP or CLIP-RC."""
-
     self_trained: bool = opt("Transductive checkpoint: no shift.", False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _ZegFormer(_Official):
-    """A checkpoint of ZegFormer, and how its two branches decide."""
-
     clip: str | None = opt(
         "CLIP's weights, which checkpoints lack: OpenAI's ViT-B-16.pt, or openai, which is fetched."
     )
@@ -157,8 +153,6 @@ def import_cat_seg(source: _CatSeg, out: OutOption, bundle: ModelOptions) -> Non
 
 @dataclass(frozen=True, kw_only=True)
 class _Tips:
-    """TIPSv2's files, and how labels are made."""
-
     vision: Annotated[Path, typer.Argument(help="The image tower, such as ..._b14_vision.npz.")]
     text: Path | None = opt("The text tower, ..._b14_text.npz; without it no class names.")
     tokenizer: Path | None = opt("TIPS's tokenizer.model; needed with --text.")
@@ -193,7 +187,6 @@ def import_zegclip(source: _Descriptor, out: OutOption, bundle: ModelOptions) ->
 def _import_descriptor(
     architecture: str, source: _Descriptor, size: str | None, out: Path, bundle: ExportOptions
 ) -> None:
-    """Needs no torch."""
     from zsseg_rt.export.architectures.descriptor import (
         DescriptorSettings,
         export_descriptor_file,

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class _Options:
-    """What is shown and checked."""
-
     names: bool = opt("List the names of the text bank.", False)
     check: bool = opt("Check all hashes and run the golden sample.", False)
     precision: str = opt("Precision of the check.", "auto")

@@ -76,8 +76,6 @@ class _Compared:
 
 @dataclass(frozen=True, kw_only=True)
 class _Measured:
-    """Times to take, and for how long."""
-
     rate: float | None = opt("Also label frames that fall due at this rate per second.")
     max_duration: float = opt("Seconds after which no further round begins.", 30.0)
     cold_start: bool = opt("Also time fresh processes.", True)
@@ -98,8 +96,6 @@ class _Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class _Workload(NamedClasses):
-    """Frames and classes to label."""
-
     demo: DemoOption = None
     source: list[str] | None = opt(
         "Photos, a folder or a video; may repeat. Default: the demo's images."

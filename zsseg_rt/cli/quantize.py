@@ -133,8 +133,6 @@ def _print(report: QuantizeReport) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Target:
-    """The GPU that plans are built for."""
-
     compute_capability: str | None = opt(
         "Target GPU, such as 8.9 (TensorRT-RTX alone); default: this machine's."
     )

@@ -55,8 +55,6 @@ class _PhotoOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class _Output:
-    """Where results go."""
-
     out: Path = opt("Folder for images.", Path("zsseg_out"), "--out", "-o")
     json_file: JsonOption = None
     output: str = opt(

@@ -33,8 +33,6 @@ _DEMO_RATE = 10  # frames per second; the clip has no more
 
 @dataclass(frozen=True, kw_only=True)
 class _Sources:
-    """Sources to label."""
-
     source: list[str] | None = opt(
         "A camera, video or photos, or @FILE with one per line; may repeat."
     )

@@ -175,7 +175,6 @@ def _status_line(seg: Segmentation, labelled: Stream) -> str:
 
 
 def _report(engine: Engine, labelled: Stream, json_file: Path | None) -> None:
-    """Print and write how sources and sinks did."""
     sources, sinks = labelled.stats(), labelled.sink_stats()
     if json_file is not None:
         content = {"engine": describe_engine(engine), "sources": sources, "sinks": sinks}

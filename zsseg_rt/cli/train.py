@@ -25,8 +25,6 @@ _SHOWN_PROBLEMS = 50
 
 @dataclass(frozen=True, kw_only=True)
 class _Options:
-    """What is trained, and how far."""
-
     config: str = opt("TOML file, or the name of a recipe.", "", "--config", "-c")
     demo: bool = opt("First run: recipe demo, export, draw a picture.", False, "--demo")
     resume: bool = opt("Continue the run from its last checkpoint.", False, "--resume")
@@ -72,7 +70,6 @@ def train(*, run: _Options) -> None:
 
 
 def _train(settings: TrainConfig, resume: bool) -> tuple[TrainingResult, list[str]]:
-    """The result, and what to do with it."""
     from zsseg_rt.training.assembly import train as run
 
     result = run(settings, resume=resume)

@@ -198,7 +198,6 @@ def _decode_scalar(kind: Any, raw: Any, where: str, error: type[Exception]) -> A
 
 
 def _expected(kind: Any) -> str:
-    """The values of a type, as messages call them."""
     origin = typing.get_origin(kind)
     if origin is Literal:
         return f"one of {', '.join(map(str, typing.get_args(kind)))}"

@@ -183,7 +183,6 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 def _compare(path: Path, expected: RemoteFile, remedy: str) -> None:
-    """Refuse a file that is not the published one."""
     size = path.stat().st_size
     if expected.size is not None and size != expected.size:
         raise FetchError(f"{path}: expected {expected.size} bytes, got {size}. {remedy}")

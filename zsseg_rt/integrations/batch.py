@@ -141,7 +141,6 @@ class _Work:
     def _segment(
         self, lanes: LanePool, photo: Path, target: Path
     ) -> tuple[PhotoResult, Segmentation]:
-        """Label a photo, write its images and journal it."""
         settings = self._settings
         data = load_photo(photo, max_pixels=settings.max_pixels)
         with self._pixels.taken(pixels_of(data, photo)):
@@ -344,7 +343,6 @@ class Journal:
 
 
 def _parse(line: bytes) -> _Record:
-    """The record of a line; a ValueError if it is not whole."""
     content = json.loads(line.decode("utf-8"))
     if not isinstance(content, Mapping) or content.get("sha256") != _digest(content.get("record")):
         raise ValueError("expected a record and its SHA-256")

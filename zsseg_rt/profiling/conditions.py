@@ -172,7 +172,6 @@ def _text(file: Path) -> str:
 
 
 def _numbers(files: Iterable[Path]) -> dict[Path, float]:
-    """The numbers in files, without those that hold none."""
     numbers = {}
     for file in files:
         with contextlib.suppress(ValueError):
@@ -181,7 +180,6 @@ def _numbers(files: Iterable[Path]) -> dict[Path, float]:
 
 
 def _find(file: Path, line: str) -> list[str]:
-    """The matches in a file's lines of that form."""
     return re.findall(f"^{line}", _text(file), re.MULTILINE)
 
 
@@ -372,7 +370,6 @@ def _product(*files: Path) -> float:
 
 
 def _nvml_counter(index: int, nvml: Any) -> Rail | str:
-    """A GPU's energy counter, or why there is none."""
     gpu = open_gpu(index, nvml)
     if isinstance(gpu, str):
         return gpu

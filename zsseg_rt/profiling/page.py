@@ -316,7 +316,6 @@ def make_trace(report: Report) -> dict[str, Any]:
 
 
 def _events_of(variant: VariantReport) -> Iterator[dict[str, Any]]:
-    """Events without their process."""
     yield {"name": "process_name", "ph": "M", "tid": 0, "args": {"name": variant.name}}
     walls = variant.samples.wall_ms
     median, slowest = int(np.argsort(walls)[(len(walls) - 1) // 2]), int(np.argmax(walls))

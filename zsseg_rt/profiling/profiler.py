@@ -260,7 +260,6 @@ class Profiler:
 
     @contextmanager
     def _noting_failure(self, what: str) -> Iterator[None]:
-        """Note it where a process of its own fails."""
         try:
             yield
         except CandidateError as exc:
@@ -354,13 +353,11 @@ class Profiler:
 
 
 def _gpu_number(child: ChildCandidate) -> int | None:
-    """Which GPU a candidate runs on, as CUDA counts them."""
     number = str(child.described.get("device", "")).partition(":")[2]
     return int(number) if child.on_gpu and number.isdecimal() else None
 
 
 def _describe(child: ChildCandidate, variant: Variant) -> dict[str, str]:
-    """The process in its own words, with threads and the size that graphs take."""
     threads = variant.config.get("num_threads") or usable_cpus()
     height, width = Bundle.load(variant.bundle).preprocess.size_hw
     described = {key: str(value) for key, value in child.described.items()}
@@ -368,7 +365,6 @@ def _describe(child: ChildCandidate, variant: Variant) -> dict[str, str]:
 
 
 def _labels(child: ChildCandidate, count: int) -> np.ndarray:
-    """Labels of the first frames, one after the other."""
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / f"{index}.npy" for index in range(count)]
         for index, file in enumerate(files):

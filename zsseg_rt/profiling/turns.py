@@ -248,7 +248,6 @@ def _note_waiting(
 
 
 def _is_narrow(rounds: Rounds, names: Sequence[str], half_width: float) -> bool:
-    """Whether every interval against the first candidate is that narrow."""
     others = [name for name in names[1:] if name not in rounds.failures]
     differences = [rounds.difference(names[0], name, half_width) for name in others]
     return len(names) > 1 and all(

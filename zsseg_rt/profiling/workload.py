@@ -252,7 +252,6 @@ class Workload:
 
 
 def _resized(frame: npt.NDArray[np.uint8], size: tuple[int, int] | None) -> npt.NDArray[np.uint8]:
-    """The frame at a size (width, height); None leaves it as it is."""
     if size is None:
         return frame
     import cv2
