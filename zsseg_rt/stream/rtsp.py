@@ -27,13 +27,13 @@ def rtsp_settings() -> tuple[str, tuple[str, ...], int | None]:
     protocols = tuple(dict.fromkeys(part.strip() for part in names.split(",")))
     is_wait = re.fullmatch("[0-9]{0,5}", latency) and int(latency or 0) <= 60_000
     some, one = ", ".join(_PROTOCOLS), ", ".join(_LIBRARIES)
-    for fits, text in (
-        (library in _LIBRARIES, f"LIBRARY: expected one of {one}, got {library!r}"),
-        (set(protocols) <= set(_PROTOCOLS), f"PROTOCOLS: expected some of {some}, got {names!r}"),
-        (is_wait, f"LATENCY_MS: expected milliseconds from 0 to 60000, got {latency!r}"),
+    for fits, name, text in (
+        (library in _LIBRARIES, "LIBRARY", f"one of {one}, got {library!r}"),
+        (set(protocols) <= set(_PROTOCOLS), "PROTOCOLS", f"some of {some}, got {names!r}"),
+        (is_wait, "LATENCY_MS", f"milliseconds from 0 to 60000, got {latency!r}"),
     ):
         if not fits:
-            raise ConfigError(f"ZSSEG_RTSP_{text}")
+            raise ConfigError(f"ZSSEG_RTSP_{name}: expected {text}")
     return library, protocols, int(latency) if latency else None
 
 
