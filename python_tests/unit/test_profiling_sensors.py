@@ -225,19 +225,6 @@ class Nvml:
         return self._give(next(self._energy, "Not Supported"))
 
 
-class NewerNvml(Nvml):
-    """A package of today; its driver may be an older one."""
-
-    def __init__(self, *, driver_knows=True, **figures):
-        super().__init__(**figures)
-        self._driver_knows = driver_knows
-
-    def nvmlDeviceGetCurrentClocksEventReasons(self, handle):  # noqa: N802
-        if not self._driver_knows:
-            raise self.NVMLError("Function Not Found")
-        return self.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
-
-
 @pytest.fixture(autouse=True)
 def visible(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
@@ -263,11 +250,8 @@ def test_clocks_are_those_between_turns():
     assert watch(Nvml(clocks=(1800, 1)), interval=3600.0)[0]["GPU clock, lowest"].value == 1800.0
 
 
-@pytest.mark.parametrize(
-    "make", [Nvml, NewerNvml, lambda **kw: NewerNvml(driver_knows=False, **kw)]
-)
-def test_throttling_is_noted_with_its_reason(make):
-    readings, notes = watch(make(clocks=(1800, 1700, 1200), reasons=(0, 0x4, 0x4 | 0x40)))
+def test_throttling_is_noted_with_its_reason():
+    readings, notes = watch(Nvml(clocks=(1800, 1700, 1200), reasons=(0, 0x4, 0x4 | 0x40)))
     assert readings["GPU throttled by"].value == "its power limit, its temperature, by hardware"
     assert "lowered by its power limit, in 2 of 3 readings" in notes
     assert "lowered by its temperature, by hardware, in 1 of 3" in notes

@@ -230,7 +230,7 @@ class GpuWatch:
             return
         self._watch = Stopwatch()
         try:
-            mask = _event_reasons(gpu.nvml, gpu.handle)
+            mask = int(gpu.nvml.nvmlDeviceGetCurrentClocksThrottleReasons(gpu.handle))
             clock = float(gpu.nvml.nvmlDeviceGetClockInfo(gpu.handle, 1))
         except gpu.nvml.NVMLError as exc:
             self._problem = f"NVML: {exc}"
@@ -256,15 +256,6 @@ class GpuWatch:
             notes.append(f"the GPU's clock changed between {low:.0f} and {high:.0f} MHz")
         readings = tuple(Reading(*row, self._problem, _NVML_COMMAND) for row in rows)
         return Conditions(readings=readings, notes=tuple(notes))
-
-
-def _event_reasons(nvml: Any, handle: Any) -> int:
-    """Why clocks are as they are, as bits; older packages and drivers call it throttling."""
-    older = nvml.nvmlDeviceGetCurrentClocksThrottleReasons
-    try:
-        return int(getattr(nvml, "nvmlDeviceGetCurrentClocksEventReasons", older)(handle))
-    except nvml.NVMLError:
-        return int(older(handle))
 
 
 @dataclass(frozen=True, kw_only=True)
