@@ -303,6 +303,9 @@ ODD = {
     "heads of other widths": (
         "Attention", [Fed([1, 2, 5, 8]), Fed([1, 2, 5, 4]), Fed([1, 2, 5, 8])], {}, "that fit"
     ),
+    "mask of other tokens": (
+        "Attention", [*[Fed([1, 2, 5, 8])] * 3, floats(3, 2, 5, 5)], {}, "attn_mask: expected one"
+    ),
     "letters of an open size": (
         "Einsum", [Fed(["n"]), Fed([3]), Fed([4])], {"equation": "i,i,i->i"}, "sizes of i: expected"
     ),

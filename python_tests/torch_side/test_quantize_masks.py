@@ -15,7 +15,7 @@ from zsseg_rt.cli import main
 from zsseg_rt.evaluation.evaluate import EngineSegmenter
 from zsseg_rt.evaluation.metrics import ConfusionMatrix, score
 from zsseg_rt.export.quantized import bundle as quantizing
-from zsseg_rt.export.quantized.bundle import Agreement, choose_pictures, quantize_bundle
+from zsseg_rt.export.quantized.bundle import Agreement, choose_images, quantize_bundle
 from zsseg_rt.text.class_names import split_synonyms
 
 
@@ -45,7 +45,7 @@ def test_a_bundle_holds_what_it_loses_on_masks(tmp_path, capsys):
     data, out = FewScenes(16), tmp_path / "small.zsseg"
     report = quantize_bundle(Bundle.demo("scenes"), out, None, names_of(data), FAST, dataset=data)
     bundle = Bundle.load(out)
-    told, held_back = bundle.quantization["int8"], choose_pictures(None, data).measured
+    told, held_back = bundle.quantization["int8"], choose_images(None, data).measured
     assert told == report.spec
     assert told.measured_photos == len(held_back) == 4
     assert len(set(told.photos)) == 16
@@ -128,7 +128,7 @@ def test_unfit_masks_are_refused(tmp_path):
 
 def test_photos_give_ranges_and_a_data_set_figures(tmp_path):
     folder = write_photos(tmp_path)
-    both = choose_pictures(folder, FewScenes(3))
+    both = choose_images(folder, FewScenes(3))
     assert len(both.ranged) == 8
     assert len(both.measured) == 3
     assert {picture().labels.size > 0 for picture in both.measured} == {True}

@@ -119,10 +119,10 @@ def quantize_bundle(
     """
     settings = settings or QuantizeSettings()
     _check(bundle, out, class_names, settings, dataset)
-    pictures = choose_pictures(photos, dataset, advance)
+    images = choose_images(photos, dataset, advance)
     with tempfile.TemporaryDirectory(prefix=".quantize-") as scratch:
         job = _Job(bundle, settings, advance, Path(scratch))
-        spec, layers = job.search(job.calibrate(pictures, class_names))
+        spec, layers = job.search(job.calibrate(images, class_names))
     if spec.passed:
         job.write(out, spec, layers)
     path = str(out) if spec.passed else None
@@ -154,7 +154,7 @@ class _Job:
             )
         self._ranges: dict[Layer, Range] = {}
 
-    def calibrate(self, pictures: Pictures, class_names: ClassNames) -> Reference:
+    def calibrate(self, images: Images, class_names: ClassNames) -> Reference:
         """Find every range, and what float32 makes of the images that are held back."""
         stats = {layer: TensorStats() for layer in self._layers}
         rng = np.random.default_rng(0)
@@ -162,7 +162,7 @@ class _Job:
         with Engine(self._bundle, engine_config("float32", num_lanes=2)) as engine:
             engine.set_classes(class_names, background=())
             with engine.lane() as lane:
-                for place, read in enumerate(pictures.ranged):
+                for place, read in enumerate(images.ranged):
                     for name, feeds in lane.graph_inputs(read().image).items():
                         for feed in feeds if name in taps else ():
                             values = {**feed, **taps[name].run(feed)}
@@ -170,8 +170,8 @@ class _Job:
                                 if graph == name:
                                     tensor = np.asarray(values[group.tensor])
                                     one.add(tensor, convolves=group.convolves, rng=rng)
-                    self._advance("calibrate", place + 1, len(pictures.ranged))
-            reference = take_reference(engine, pictures, self._advance)
+                    self._advance("calibrate", place + 1, len(images.ranged))
+            reference = take_reference(engine, images, self._advance)
         for session in taps.values():
             session.close()
         self._layers = [layer for layer in self._layers if stats[layer].rows]
@@ -244,10 +244,10 @@ class _Job:
         precisions: dict[str, dict[str, str]] = {name: {} for name in self._models}
         for layer in self._layers:
             precisions[layer[0]][layer[1].name] = kind if layer in layers else "float16"
-        masks, pictures = None, reference.pictures
-        if pictures.dataset is not None:
+        masks, images = None, reference.images
+        if images.dataset is not None:
             masks = MaskLoss(
-                dataset=pictures.dataset.name,
+                dataset=images.dataset.name,
                 float32=reference.miou,
                 narrow=agreement.miou,
                 most=self._settings.max_miou_loss,
@@ -256,8 +256,8 @@ class _Job:
             agreement=agreement.clear,
             agreement_of_all=agreement.everywhere,
             min_agreement=self._settings.min_agreement,
-            photos=pictures.hashes,
-            measured_photos=len(pictures.measured),
+            photos=images.hashes,
+            measured_photos=len(images.measured),
             classes=tuple(reference.vocabulary.names),
             layers=precisions,
             masks=masks,
@@ -324,38 +324,38 @@ _MOST_MEASURED = 128
 _MOST_NAMED = 5  # of images that cannot be read
 _HELD_BACK = 4  # one image in so many is measured on, and gives no ranges
 
-Picture = Callable[[], Sample]
+ImageReader = Callable[[], Sample]
 """Reads an image; without a data set its labels are empty."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pictures:
+class Images:
     """Images that give ranges, and others that are measured on; none is in both."""
 
-    ranged: tuple[Picture, ...]
-    measured: tuple[Picture, ...]
+    ranged: tuple[ImageReader, ...]
+    measured: tuple[ImageReader, ...]
     hashes: tuple[str, ...]  # Their SHA-256, those of files, or of a data set's pixels
     # What the measured ones and their masks are from; None without masks
     dataset: SegmentationDataset | None
 
 
-def choose_pictures(
+def choose_images(
     photos: Path | None,
     dataset: SegmentationDataset | None,
     advance: Advance = lambda what, done, total: None,
-) -> Pictures:
+) -> Images:
     """Choose images, and read each once, so that none stops the work that follows.
 
     Ranges are from the photos and figures from the data set; of one of them alone, a quarter is
     held back to measure on.
     """
     rng = np.random.default_rng(0)
-    ranged: Sequence[Picture] = ()
+    ranged: Sequence[ImageReader] = ()
     if photos is not None:
         files = find_photos([str(photos)])
         ranged = [partial(_read, files[place]) for place in rng.permutation(len(files))[:MOST]]
         _require(len(files), FEWEST, "photos", str(photos))
-    measured: Sequence[Picture] = ()
+    measured: Sequence[ImageReader] = ()
     if dataset is not None:
         order = rng.permutation(len(dataset))[:MOST]
         measured = [partial(dataset.__getitem__, int(place)) for place in order]
@@ -371,7 +371,7 @@ def choose_pictures(
             "photos: expected a folder of images or a data set, got neither. Give one of them."
         )
     hashes = _checked([*ranged, *measured], len(ranged), advance)
-    return Pictures(
+    return Images(
         ranged=tuple(ranged), measured=tuple(measured), hashes=tuple(hashes), dataset=dataset
     )
 
@@ -380,10 +380,10 @@ def _read(photo: Path) -> Sample:
     return Sample(image=read_photo(photo), labels=np.zeros((0, 0), np.uint8), name=str(photo))
 
 
-def _checked(pictures: Sequence[Picture], ranged: int, advance: Advance) -> list[str]:
+def _checked(images: Sequence[ImageReader], ranged: int, advance: Advance) -> list[str]:
     """The images' hashes."""
     hashes, plain, bad = list[str](), 0, list[str]()
-    for place, read in enumerate(pictures):
+    for place, read in enumerate(images):
         try:
             sample = read()
         except (SourceError, DatasetError) as exc:
@@ -392,7 +392,7 @@ def _checked(pictures: Sequence[Picture], ranged: int, advance: Advance) -> list
         own = hashlib.sha256(sample.image.tobytes()).hexdigest
         hashes.append(own() if sample.labels.size else sha256_of(Path(sample.name)))
         plain += place < ranged and bool((sample.image == sample.image[0, 0]).all())
-        advance("read", place + 1, len(pictures))
+        advance("read", place + 1, len(images))
     if bad:
         more = f" (and {len(bad) - _MOST_NAMED} more)" if len(bad) > _MOST_NAMED else ""
         raise SourceError("; ".join(bad[:_MOST_NAMED]) + more)
@@ -423,7 +423,7 @@ Figures = dict[str, float]
 class Reference:
     """Float32's labels of the measured images, and its mIoU."""
 
-    pictures: Pictures
+    images: Images
     vocabulary: Vocabulary
     labels: Sequence[npt.NDArray[np.intp]]  # Per image, the best class of each cell, [gh, gw]
     clear: Sequence[npt.NDArray[np.bool_]]  # Per image, where it is clear, bool [gh, gw]
@@ -449,17 +449,17 @@ def engine_config(precision: str, *, num_lanes: int = 1) -> EngineConfig:
     )  # fmt: skip
 
 
-def take_reference(engine: Engine, pictures: Pictures, advance: Advance) -> Reference:
+def take_reference(engine: Engine, images: Images, advance: Advance) -> Reference:
     """Label images with a float32 engine whose classes are named."""
     assert engine.vocabulary is not None
-    labels, clear, masks = [], [], _counts(pictures)
-    for place, read in enumerate(pictures.measured):
+    labels, clear, masks = [], [], _counts(images)
+    for place, read in enumerate(images.measured):
         scores = _scores(engine, read(), masks)
         ranked = np.sort(scores, axis=0)
         second = ranked[-2] if len(ranked) > 1 else np.full_like(ranked[-1], -np.inf)
         labels.append(scores.argmax(axis=0))
         clear.append(ranked[-1] - second > CLEAR * np.abs(ranked[-1]))
-        advance("float32", place + 1, len(pictures.measured))
+        advance("float32", place + 1, len(images.measured))
     best = {int(label) for rows, cells in zip(labels, clear, strict=True) for label in rows[cells]}
     if not best:
         raise ArgumentError(
@@ -472,14 +472,14 @@ def take_reference(engine: Engine, pictures: Pictures, advance: Advance) -> Refe
             "proves little. Name what the images show.",
             *(len(clear), engine.vocabulary.names[best.pop()]),
         )
-    miou = _figures(masks, pictures)
-    if pictures.dataset is not None and not miou:
+    miou = _figures(masks, images)
+    if images.dataset is not None and not miou:
         raise ArgumentError(
             f"dataset: expected masks that hold a class, got {len(labels)} without in "
-            f"{pictures.dataset.name}. Give images with annotations."
+            f"{images.dataset.name}. Give images with annotations."
         )
     return Reference(
-        pictures=pictures,
+        images=images,
         vocabulary=engine.vocabulary,
         labels=labels,
         clear=clear,
@@ -490,35 +490,35 @@ def take_reference(engine: Engine, pictures: Pictures, advance: Advance) -> Refe
 
 def measure(bundle: Bundle, precision: str, reference: Reference) -> Agreement:
     """Run a candidate on the reference's images."""
-    equal, clear, masks = [], np.concatenate(reference.clear, None), _counts(reference.pictures)
+    equal, clear, masks = [], np.concatenate(reference.clear, None), _counts(reference.images)
     with Engine(bundle, engine_config(precision)) as engine:
         engine.set_classes(reference.vocabulary)
-        for read, labels in zip(reference.pictures.measured, reference.labels, strict=True):
+        for read, labels in zip(reference.images.measured, reference.labels, strict=True):
             equal.append(_scores(engine, read(), masks).argmax(axis=0) == labels)
         stages = engine.self_check().stages if reference.golden else ()
     same = np.concatenate(equal, None)
     return Agreement(
         clear=float(same[clear].mean()),
         everywhere=float(same.mean()),
-        miou=_figures(masks, reference.pictures),
+        miou=_figures(masks, reference.images),
         golden={one.stage: round(one.error, 4) for one in stages if one.stage != "labels"},
     )
 
 
-def _counts(pictures: Pictures) -> ConfusionMatrix | None:
-    data = pictures.dataset
+def _counts(images: Images) -> ConfusionMatrix | None:
+    data = images.dataset
     if data is None:
         return None
     return ConfusionMatrix(len(data.class_names), ignore_label=data.ignore_label)
 
 
-def _figures(counts: ConfusionMatrix | None, pictures: Pictures) -> Figures:
+def _figures(counts: ConfusionMatrix | None, images: Images) -> Figures:
     """The mIoU of classes that the masks hold: one stray pixel of another changes nothing."""
-    if counts is None or pictures.dataset is None:
+    if counts is None or images.dataset is None:
         return {}
-    scores = score(counts.counts, pictures.dataset.seen)
+    scores = score(counts.counts, images.dataset.seen)
     present = scores.true_pixels > 0
-    seen = np.isin(np.arange(len(present)), pictures.dataset.seen)
+    seen = np.isin(np.arange(len(present)), images.dataset.seen)
     groups = {"mIoU": present, "mIoU(S)": present & seen, "mIoU(U)": present & ~seen}
     return {
         name: round(100 * float(scores.iou[of].mean()), 3)
