@@ -128,7 +128,10 @@ def test_b14_has_the_official_labels(shared_dir, tmp_path):
         np.testing.assert_array_equal(found.argmax(0), expected["cosines"].argmax(0))
 
 
-@pytest.mark.parametrize(("file", "case"), [("small", "text"), ("real", "b14_text")])
+@pytest.mark.parametrize(
+    ("file", "case"),
+    [("small", "text"), pytest.param("real", "b14_text", marks=pytest.mark.nightly)],
+)
 def test_texts_are_embedded_as_officially(shared_dir, file, case, tmp_path):
     """By NumPy, OpenVINO and torch."""
     from zsseg_rt.networks.text import WrittenText

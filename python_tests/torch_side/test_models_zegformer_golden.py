@@ -249,11 +249,13 @@ def real(shared_dir):
     return RealCase(shared_dir)
 
 
+@pytest.mark.nightly
 def test_real_text_features(real):
     assert_close(real.text[:, ::8], real.golden["text/test"], 1e-6)
     assert_close(real.text_clip[:, ::8], real.golden["text/test_clip"], 1e-6)
 
 
+@pytest.mark.nightly
 def test_real_segments(real):
     golden, segments = real.golden, real.segments
     assert_close(real.maps[-1].mean(dim=(2, 3)), golden["mid/res5_mean"])
@@ -263,6 +265,7 @@ def test_real_segments(real):
     assert_close(segments.masks[:, :, ::4, ::4], golden["mid/pred_masks_sub4"])
 
 
+@pytest.mark.nightly
 def test_real_regions(real):
     golden, segments = real.golden, real.segments
     boxes = boxes_of(segments.masks[0], (704, 512)).numpy()
@@ -279,6 +282,7 @@ def test_real_regions(real):
     assert np.abs(scores - golden["mid/fused_cls"][SAMPLED]).max() <= 1e-3  # likewise
 
 
+@pytest.mark.nightly
 def test_real_score_maps(real):
     golden = real.golden
     scores = real.model.fuse(real.segments.logits[0], tensor(golden, "mid/clip_logits"))
