@@ -89,18 +89,7 @@ class DeviceSession:
 def device_backend(
     monkeypatch: pytest.MonkeyPatch, *, fault: str | None = None, foreign: bool = False
 ) -> tuple[dict[str, Any], list[DeviceSession]]:
-    """Put it in the place of backend torch.
-
-    Args:
-        monkeypatch: Takes it away again.
-        fault: ``"waits"``: runs wait for the device, which no capture allows; ``"not capturable"``:
-            sessions say that they cannot be captured.
-        foreign: Whether results are another library's arrays; for bundles of one graph, or whose
-            graphs do not feed each other.
-
-    Returns:
-        The settings of an engine that uses it, and a list to which its sessions are added.
-    """
+    """Put it in backend torch's place; ``fault`` is "waits" or "not capturable"."""
     sessions: list[DeviceSession] = []
 
     def open_session(session, header):

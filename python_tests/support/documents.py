@@ -17,16 +17,7 @@ _NUMBERS = {"N", "M", "S", "T"}
 
 @dataclass(frozen=True)
 class Block:
-    """A block of code.
-
-    Attributes:
-        page: The page's path in the checkout.
-        line: Where its code begins.
-        language: As written behind the fence; empty if nothing is.
-        code: Its lines, without their indentation.
-        not_run: Why it is not run, or None.
-        given: Names that its page takes for granted.
-    """
+    """A block of code at a line of a page; ``given`` are names that its page takes for granted."""
 
     page: str
     line: int
@@ -74,9 +65,6 @@ def commands_of(page: Path, program: str) -> list[tuple[str, list[str]]]:
 
     Square brackets stand around what may be left out, which is kept; N, M, S and T for numbers.
     "..." leaves words out: such a call is not among them.
-
-    Returns:
-        Where each is, and its words.
     """
     return [(where, words) for where, line in lines_with(page, program)
             for words in _calls(line, program) if "..." not in words]  # fmt: skip

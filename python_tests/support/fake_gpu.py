@@ -89,14 +89,7 @@ class FusedAttention(TorchFunctionMode):
 
 
 class FakeRun:
-    """A run of a graph.
-
-    Args:
-        path: An ONNX file.
-        fused: Whether with fused attention, as on a GPU.
-        lowered: The precision that a float32 graph is computed in.
-        open_size: Of dynamic axes.
-    """
+    """A run of a graph."""
 
     def __init__(
         self,

@@ -96,17 +96,7 @@ def label(
     engine: Engine, name: str, seed: int, *, as_pixels: bool = False, alpha: float | None = None,
     size: tuple[int, int] | None = None, **settings: Any
 ) -> dict[str, Any]:  # fmt: skip
-    """What an engine makes of a frame.
-
-    Args:
-        engine: Labels it.
-        name: One of :data:`KINDS`.
-        seed: Of the frame's numbers.
-        as_pixels: Give the RGB pixels that it stands for, from the host, and draw there.
-        alpha: Of an overlay, where one is drawn.
-        size: Of the frame, where it is another.
-        **settings: Of the call.
-    """
+    """What an engine makes of a frame."""
     kind, order = KINDS[name], engine.config.channel_order
     given = (planes if kind.matrix else frame)(seed, *(size or ()))
     if kind.is_labelled_on_device and not as_pixels:

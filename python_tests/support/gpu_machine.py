@@ -88,15 +88,7 @@ def copy_checkout(root: Path) -> Path:
 
 
 class Machine:
-    """Where ``gpu_check.sh`` runs.
-
-    Args:
-        checkout: From :func:`copy_checkout`.
-        folder: For its tools, packages and records.
-        tools: Of :data:`TOOLS`, that it has.
-        tensorrt: Whether it has a TensorRT.
-        hidden: Python packages that it lacks.
-    """
+    """Where ``gpu_check.sh`` runs."""
 
     def __init__(
         self,

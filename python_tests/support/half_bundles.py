@@ -45,13 +45,7 @@ def make_model(family: str, folder: Path) -> Any:
 
 
 def half_and_wide(family: str, folder: Path, **settings: Any) -> tuple[Path, Path]:
-    """A bundle of float16 graphs with inputs and outputs in float16, and one with float32 ones.
-
-    Args:
-        family: One of :data:`FAMILIES`.
-        folder: Where the bundles are written.
-        **settings: Options of the export.
-    """
+    """A bundle of float16 graphs with inputs and outputs in float16, and one with float32 ones."""
     options: dict[str, Any] = {
         "precisions": ("float16",),
         "templates": ["a {}"],

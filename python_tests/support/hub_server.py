@@ -16,35 +16,17 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class Hub:
-    """What the server has, how it misbehaves, and what it was asked.
-
-    Attributes:
-        endpoint: Its address, for ``HF_ENDPOINT``.
-        files: Content by ``owner/name/file``.
-        plain: Content by path, as of a server that is no hub.
-        served: Content that really comes, where it differs from the one that is announced.
-        encoding: What it says content is packed by.
-        status: Answer everything with this.
-        body_status: Answer requests for content with this.
-        cut_after: Close the next connections after so many bytes of content.
-        pause: Seconds before each part of the content, and before it the rest of an answer.
-        part: Bytes per part.
-        ignores_ranges: Whether to send everything again.
-        is_no_hub: Whether to answer like a login page.
-        mute: Whether to accept connections and never answer.
-        requests: Method, path and range of every request.
-        logins: Their header ``Authorization``.
-    """
+    """What the server has, how it misbehaves, and what it was asked."""
 
     endpoint: str = ""
     files: dict[str, bytes] = field(default_factory=dict)
-    plain: dict[str, bytes] = field(default_factory=dict)
-    served: dict[str, bytes] = field(default_factory=dict)
-    encoding: str = ""
-    status: int = 0
-    body_status: int = 0
-    cut_after: list[int] = field(default_factory=list)
-    pause: float = 0.0
+    plain: dict[str, bytes] = field(default_factory=dict)  # as of a server that is no hub
+    served: dict[str, bytes] = field(default_factory=dict)  # where it is not what was announced
+    encoding: str = ""  # what it says content is packed by
+    status: int = 0  # of every answer
+    body_status: int = 0  # of those with content
+    cut_after: list[int] = field(default_factory=list)  # bytes, of the next connections
+    pause: float = 0.0  # seconds before each part
     part: int = 1 << 16
     ignores_ranges: bool = False
     is_no_hub: bool = False

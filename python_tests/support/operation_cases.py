@@ -52,15 +52,7 @@ class Draw:
 
 @dataclass
 class Case:
-    """One call.
-
-    Attributes:
-        arrays: Arguments that are arrays, or planes; those in ``dtypes`` are given as that type.
-        settings: The others.
-        check: Compares fetched results with the reference's; also gets the device's name.
-        dtypes: ``"float16"`` or ``"bfloat16"`` by argument, and for ``"out"``.
-        on_host: Arrays that are read on the CPU on every device.
-    """
+    """One call; ``dtypes`` name half precision by argument, and for ``"out"``."""
 
     arrays: dict
     settings: dict

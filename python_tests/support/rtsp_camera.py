@@ -48,12 +48,6 @@ class RtspCamera:
     """A camera in a process of its own. It keeps its port when it is started again.
 
     It ends with the thread that started it: the system kills it, even while it is frozen.
-
-    Args:
-        codec: ``"h264"`` or ``"h265"``.
-        sizes: Of its pictures, as ``WIDTHxHEIGHT``; :meth:`change_size` goes on to the next.
-        rate: Pictures per second.
-        login: ``user:password`` that it asks for, or None.
     """
 
     def __init__(
@@ -141,14 +135,7 @@ class RtspCamera:
 
 
 def shown_time(image: np.ndarray) -> float | None:
-    """When a picture of the camera was made, in seconds of ``time.monotonic()``.
-
-    Args:
-        image: uint8 [H, W, 3] or [H, W], as it was decoded.
-
-    Returns:
-        None if the picture is damaged.
-    """
+    """When a picture of the camera was made, in seconds of ``time.monotonic()``."""
     height, width = image.shape[0] // ROWS, image.shape[1] // COLUMNS
     grey = image.reshape(*image.shape[:2], -1).mean(axis=2)[: height * ROWS, : width * COLUMNS]
     blocks = grey.reshape(ROWS, height, COLUMNS, width)

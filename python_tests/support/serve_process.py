@@ -32,15 +32,7 @@ class ServeProcess:
 
 @contextlib.contextmanager
 def serve_process(folder, *arguments, before=(), env=None, source=SOURCE):
-    """A server on a free port; killed at the end if it still runs.
-
-    Args:
-        folder: For its log, and as its working folder.
-        arguments: Further arguments of the command.
-        before: Arguments before the command's name.
-        env: Further environment variables.
-        source: What it labels.
-    """
+    """A server on a free port; killed at the end if it still runs."""
     log = Path(folder) / "serve.log"
     call = [sys.executable, "-m", "zsseg_rt", *before, "serve", "--demo", "scenes", "--port", "0"]
     with log.open("wb") as errors:

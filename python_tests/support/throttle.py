@@ -14,11 +14,6 @@ class SlowLink:
 
     Use it as a context manager. ``port`` is where clients connect, on 127.0.0.1. What clients send
     is passed on at once.
-
-    Args:
-        server_port: The server's port on 127.0.0.1.
-        bytes_per_second: Rate from the server to a client, per connection.
-        buffer_bytes: What the link holds on the way. Beyond it, the server has to wait.
     """
 
     def __init__(self, server_port, *, bytes_per_second, buffer_bytes):
