@@ -271,33 +271,17 @@ if [ "$mode" = fast ]; then
   exec python -m pytest -q "${at_once[@]}" --fast "$@"
 fi
 
-say "lint and types"
-lint
-
-say "C++ tests"
+say "C++ tests: build"
 cmake -S . -B "$build" -DZSSEG_BUILD_TESTS=ON >/dev/null
 cmake --build "$build"
-ctest --test-dir "$build" --output-on-failure --parallel 2
 ZSSEG_EMULATED_EXTENSION=$(ls "$PWD/$build"/cpp_tests/cuda_emulation/_C*)
 export ZSSEG_EMULATED_EXTENSION
 
 nightly=()
-if [ "$mode" = nightly ]; then
-  nightly=(--nightly)
-  if [ "$(uname -m)" = x86_64 ]; then
-    say "C++ tests on an emulated aarch64 CPU"
-    code=0
-    bash tools/machines/aarch64.sh "$build/aarch64" || code=$?
-    case $code in
-      0) ;;
-      4) echo "skipped: parts are missing" ;;
-      *) exit "$code" ;;
-    esac
-  fi
-fi
-
+[ "$mode" != nightly ] || nightly=(--nightly)
 if [ $# = 0 ]; then
-  # CUDA tests on an emulated GPU take what the others leave of the machine: those often wait.
+  # CUDA tests on an emulated GPU take what the others leave of the machine: those often wait,
+  # and linters take one core.
   # Only these files are imported; test_gpu_* are for real ones.
   mapfile -t cuda < <(
     grep -rlE --include='test_*.py' 'needs_cuda|def test_.*\bdevice\b' python_tests |
@@ -308,6 +292,23 @@ if [ $# = 0 ]; then
     >"$build/emulated_gpu.log" 2>&1 &
   emulated=$!
   trap 'kill "$emulated" 2>/dev/null || true' EXIT
+fi
+
+say "lint and types"
+lint
+
+say "C++ tests"
+ctest --test-dir "$build" --output-on-failure --parallel 2
+
+if [ "$mode" = nightly ] && [ "$(uname -m)" = x86_64 ]; then
+  say "C++ tests on an emulated aarch64 CPU"
+  code=0
+  bash tools/machines/aarch64.sh "$build/aarch64" || code=$?
+  case $code in
+    0) ;;
+    4) echo "skipped: parts are missing" ;;
+    *) exit "$code" ;;
+  esac
 fi
 
 say "Python tests"
