@@ -13,7 +13,7 @@ from pathlib import Path
 
 import zsseg_rt
 from zsseg_rt.backends._tensorrt_api import load_tensorrt, wanted_flavours
-from zsseg_rt.backends._torch_settings import wanted
+from zsseg_rt.backends._torch_settings import first_kind
 from zsseg_rt.backends.base import ANY_PRECISION
 from zsseg_rt.backends.registry import requested
 from zsseg_rt.common.extras import install_command, remedy, why_not
@@ -163,13 +163,6 @@ def _torch() -> Finding:
     if version is None:
         detail = "not installed; only export, training and backend 'torch' need it"
         return Finding("torch", "absent", detail, install_command("train"))
-    try:
-        wanted()
-    except ImportError as exc:
-        reason, remedy = why_not(exc, "torch", install_command("train"))
-        return Finding("torch", "bad", f"{version}; expected torch, got {reason}", remedy)
-    except ConfigError as exc:
-        return Finding("torch", "bad", str(exc), "Unset ZSSEG_TORCH_ATTENTION.")
     return Finding("torch", "ok", version)
 
 
@@ -231,6 +224,7 @@ def _environment() -> Finding:
     checks: list[Callable[[], object]] = [
         lambda: requested(EngineConfig()),
         wanted_flavours,
+        first_kind,
         rtsp_settings,
         keeps_to_host,
     ]
@@ -242,7 +236,7 @@ def _environment() -> Finding:
             problems.append(str(exc))
     names = (
         *("ZSSEG_DEVICE", "ZSSEG_BACKEND", "ZSSEG_TENSORRT"),
-        "ZSSEG_CAMERA_FRAMES",
+        *("ZSSEG_TORCH_ATTENTION", "ZSSEG_CAMERA_FRAMES"),
         *("ZSSEG_RTSP_LIBRARY", "ZSSEG_RTSP_PROTOCOLS", "ZSSEG_RTSP_LATENCY_MS"),
     )
     settings = [f"{name}={os.environ[name]}" for name in names if os.environ.get(name)]

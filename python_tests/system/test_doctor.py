@@ -18,7 +18,11 @@ def finding(topic):
 
 
 @pytest.mark.parametrize(
-    "variable", ["ZSSEG_DEVICE", "ZSSEG_BACKEND", "ZSSEG_TENSORRT", "ZSSEG_RTSP_LIBRARY"]
+    "variable",
+    [
+        f"ZSSEG_{name}"
+        for name in ["DEVICE", "BACKEND", "TENSORRT", "TORCH_ATTENTION", "RTSP_LIBRARY"]
+    ],
 )
 def test_a_wrong_variable_is_a_finding(monkeypatch, variable):
     monkeypatch.setenv(variable, "abacus")
@@ -123,7 +127,13 @@ def test_a_jetson_s_elements_are_looked_for(tmp_path):
 def test_variables_that_are_set_are_shown_and_empty_ones_count_as_unset(monkeypatch):
     monkeypatch.setenv("ZSSEG_DEVICE", "cpu")
     monkeypatch.setenv("ZSSEG_BACKEND", "")
-    for name in ("TENSORRT", "RTSP_LIBRARY", "RTSP_PROTOCOLS", "RTSP_LATENCY_MS"):
+    for name in (
+        "TENSORRT",
+        "TORCH_ATTENTION",
+        "RTSP_LIBRARY",
+        "RTSP_PROTOCOLS",
+        "RTSP_LATENCY_MS",
+    ):
         monkeypatch.delenv(f"ZSSEG_{name}", raising=False)
     found = finding("environment")
     assert (found.status, found.detail) == ("ok", "ZSSEG_DEVICE=cpu")
@@ -166,13 +176,6 @@ def test_any_cache_folder_gets_a_line(tmp_path, monkeypatch, kind):
     assert found.status == ("ok" if kind == "bytes" else "bad")
     assert found.detail.encode()
     assert kind == "bytes" or "Set ZSSEG_HOME" in found.remedy
-
-
-def test_an_attention_kernel_that_is_none_is_told(monkeypatch):
-    pytest.importorskip("torch")
-    monkeypatch.setenv("ZSSEG_TORCH_ATTENTION", "fastest")
-    found = finding("torch")
-    assert (found.status, "Unset" in found.remedy) == ("bad", True)
 
 
 def test_the_report_needs_no_native_core():

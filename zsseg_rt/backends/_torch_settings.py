@@ -45,16 +45,22 @@ class SharedSetting:
                     self._undo()
 
 
-def wanted() -> tuple[str, ...]:
-    """The kinds to try, the first that can run being taken; ``$ZSSEG_TORCH_ATTENTION`` leads.
-
-    cuDNN's is tried where it is asked for alone: it builds a plan for each new shape.
-    """
+def first_kind() -> str:
+    """The kind that ``$ZSSEG_TORCH_ATTENTION`` names."""
     first = os.environ.get(_SETTING) or "flash"
     if first not in KINDS:
         raise ConfigError(
             f"{_SETTING}: expected one of {', '.join(KINDS)}, got {first!r}. Unset it for 'flash'."
         )
+    return first
+
+
+def wanted() -> tuple[str, ...]:
+    """The kinds to try, the first that can run being taken.
+
+    cuDNN's is tried where it is asked for alone: it builds a plan for each new shape.
+    """
+    first = first_kind()
     if first != "flash":
         from torch.nn.attention import sdpa_kernel
 
@@ -122,31 +128,28 @@ def _switch_off() -> Callable[[], None]:
 
     # torch 2.9 and newer keep an older and a newer setting of one thing, and refuse to compute
     # where the two contradict each other: both are set.
-    older: list[tuple[Any, str, Any]] = [
-        (torch.backends.cuda.matmul, "allow_tf32", False),
-        (torch.backends.cudnn, "allow_tf32", False),
-    ]
+    matmul: Any = torch.backends.cuda.matmul
     cudnn: Any = torch.backends.cudnn
-    newer: list[tuple[Any, str, Any]] = []
-    if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
-        newer = [(torch.backends.cuda.matmul, "fp32_precision", "ieee")]
-        newer += [(each, "fp32_precision", "ieee") for each in (cudnn.conv, cudnn.rnn)]
-    before_newer = [_own_value(place, cudnn) for place, _, _ in newer]
-    before_older = [_older_value(place) for place, _, _ in older]
+    older, has_newer = (matmul, cudnn), hasattr(matmul, "fp32_precision")
+    newer = (matmul, cudnn.conv, cudnn.rnn) if has_newer else ()
+    before_newer = [_own_value(place, cudnn) for place in newer]
+    before_older = [_older_value(place) for place in older]
     try:
         precision = torch.get_float32_matmul_precision()
     except RuntimeError:  # the two contradict each other already
         precision = ""
-    for place, name, value in older + newer:
-        setattr(place, name, value)
+    for place in older:
+        place.allow_tf32 = False
+    for place in newer:
+        place.fp32_precision = "ieee"
 
     def give_back() -> None:
-        for (place, name, _), was_allowed in zip(older, before_older, strict=True):
-            setattr(place, name, was_allowed)
+        for place, was_allowed in zip(older, before_older, strict=True):
+            place.allow_tf32 = was_allowed
         if precision == "medium":  # which a flag cannot say
             torch.set_float32_matmul_precision(precision)
-        for (place, name, _), value in zip(newer, before_newer, strict=True):
-            setattr(place, name, value)
+        for place, value in zip(newer, before_newer, strict=True):
+            place.fp32_precision = value
 
     return give_back
 

@@ -292,20 +292,14 @@ class Lane:
             if self._closed:
                 return
             self._closed = True
-            try:
-                self.workspace.synchronize()  # also after a frame that ended in an error
-            finally:
-                self._free()
-
-    def _free(self) -> None:
-        """Free everything, each part also where another one fails."""
-        with ExitStack() as parts:
-            parts.callback(self._on_close, self)
-            parts.callback(self.workspace.close)
-            for session in self.sessions.values():
-                parts.callback(session.close)
-            self._captures.clear()
             self._buffered = self._adopted = None
+            with ExitStack() as parts:  # each also where another one fails, the last one first
+                parts.callback(self._on_close, self)
+                parts.callback(self.workspace.close)
+                for session in self.sessions.values():
+                    parts.callback(session.close)
+                parts.callback(self._captures.clear)
+                parts.callback(self.workspace.synchronize)  # after a frame that failed, too
 
     def __enter__(self) -> Lane:
         return self
@@ -386,27 +380,25 @@ class Lane:
         self.stages.run(state)
         pixels: PixelLabels = state.pixels
         is_final = pixels.look_up is None and (pixels.of_classes or vocabulary.is_plain)
-        drawing: Array | None = None
+        labels: Any
+        scores: Any
         if is_final:
-            labels: Array = workspace.copy(pixels.labels)
-            scores: Array | None = None if pixels.scores is None else workspace.copy(pixels.scores)
+            labels = workspace.copy(pixels.labels)
+            scores = None if pixels.scores is None else workspace.copy(pixels.scores)
         else:
             labels, scores = self._download(pixels)
-        if rule.painting is not None and pixels.painted:
-            drawing = workspace.copy(rule.painting.image)
-        elif is_final and alpha is not None:
-            drawing = self._draw(frame, labels, vocabulary.names, alpha)
-        clock.mark("results")
-        workspace.synchronize()
-        if is_final:
-            self._require_finite()
-        else:
+            workspace.synchronize()
             labels, scores = self._finish(pixels, labels, scores, classes)
             labels = workspace.place(np.ascontiguousarray(labels))
             scores = None if scores is None else workspace.place(np.ascontiguousarray(scores))
-        if drawing is None and alpha is not None:
+        drawing: Array | None = None
+        if rule.painting is not None and pixels.painted:
+            drawing = workspace.copy(rule.painting.image)
+        elif alpha is not None:
             drawing = self._draw(frame, labels, vocabulary.names, alpha)
-            workspace.synchronize()
+        clock.mark("results")
+        workspace.synchronize()
+        self._require_finite()
         return DeviceSegmentation(
             labels=labels,
             names=vocabulary.names,

@@ -14,7 +14,6 @@ from itertools import groupby
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from zsseg_rt import ops
 from zsseg_rt.backends.base import Session
@@ -239,7 +238,9 @@ class Candidates(Stage):
         if rows is None:
             # Cells differ in how large all their logits are: a share of the cell can be compared.
             cells = logits[0].reshape(phrases, -1)
-            rows = gate.choose((cells - _log_sum(cells)).max(axis=1), vocabulary)
+            cells = cells - cells.max(axis=0)
+            shares = cells - np.log(np.exp(cells).sum(axis=0))
+            rows = gate.choose(shares.max(axis=1), vocabulary)
         if len(rows) < phrases:
             seen, table = gate.seen, vocabulary.label_table[rows]
             logits = np.ascontiguousarray(logits[:, rows], np.float32)
@@ -291,13 +292,6 @@ class StageList:
             else:
                 for stage in part:
                     stage.run(state)
-
-
-def _log_sum(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Logarithm of the sum of exponentials over the first axis."""
-    top = logits.max(axis=0)
-    total: npt.NDArray[np.float32] = top + np.log(np.exp(logits - top).sum(axis=0))
-    return total
 
 
 def _enqueue(part: tuple[Stage, ...], state: FrameState) -> tuple[Masks, PixelLabels | None]:
