@@ -104,8 +104,6 @@ def test_a_family_is_added_by_a_file_a_line_and_a_row(monkeypatch, tmp_path):
     with refused(BundleError, None, "'twin'"):
         Bundle.load(path)
     monkeypatch.setitem(FAMILIES, "twin", replace(FAMILIES["dense"], settings=("max_candidates",)))
-    with refused(BundleError, "family"):
-        Engine(path, EngineConfig(**CPU))
     monkeypatch.setitem(registry._FACTORIES, "twin", Twin)
     config = EngineConfig(max_candidates=100, **CPU)
     _, names, (frame, _) = stored_inputs("dense")

@@ -112,8 +112,14 @@ def check_file_place(option: str, file: Path | None) -> None:
     if not problem and not is_folder(file.parent):
         problem = "it does not exist"
     _refuse_folder(option, file.parent, problem)
-    if is_folder(file):
-        raise UsageError(f"{option}: expected a file to write, got a folder, {file}")
+    try:
+        problem = "a folder" if is_folder(file) or not file.stat() else ""
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as exc:  # a name too long, or with a NUL
+        problem = getattr(exc, "strerror", None) or str(exc)
+    if problem:
+        raise UsageError(f"{option}: expected a file to write, got {problem}, {file}")
 
 
 def _refuse_folder(option: str, folder: Path, problem: str) -> None:
