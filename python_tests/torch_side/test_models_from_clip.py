@@ -77,6 +77,25 @@ def test_the_recovery_decoder_starts_as_officially(build):
     assert all((n.weight == 1).all() and not n.bias.any() for n in norms)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "stacks"),
+    [("zegclip", ("decoder_1",)), ("clip_rc", ("decoder_q", "decoder_v"))],
+)
+def test_layers_can_start_as_copies_of_one(build, architecture, stacks):
+    heads = []
+    for start in ("random", "copies"):
+        torch.manual_seed(0)
+        heads.append(build(architecture, start=start).decode_head)
+    for stack in stacks:
+        drawn, (first, *others) = (getattr(head, stack).layers for head in heads)
+        for name, value in first.state_dict().items():
+            assert torch.equal(value, drawn[0].state_dict()[name])
+            assert all(torch.equal(value, other.state_dict()[name]) for other in others)
+        assert first.linear1.weight is not others[0].linear1.weight
+    with refused(ArgumentError, "start"):
+        build(architecture, start="alined")
+
+
 @pytest.mark.parametrize("architecture", BUILDS)
 def test_a_size_that_patches_do_not_fill_is_refused(build, architecture):
     with refused(ShapeError, "image_size", "16"):

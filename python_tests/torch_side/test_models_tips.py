@@ -17,7 +17,7 @@ from support.golden_tips import model_of  # noqa: E402
 from zsseg_rt import models  # noqa: E402
 from zsseg_rt.errors import ArgumentError, CheckpointError, DTypeError  # noqa: E402
 from zsseg_rt.models.base import slide_scores  # noqa: E402
-from zsseg_rt.models.dense.tips import Tips, TipsConfig, resized_picture  # noqa: E402
+from zsseg_rt.models.dense.tips import Tips, TipsConfig, resized_rgb  # noqa: E402
 
 
 @torch.no_grad()
@@ -43,7 +43,7 @@ def test_windows_give_the_official_probabilities_and_labels(shared_dir):
 @pytest.mark.parametrize("case", ["enlarge", "shrink"])
 def test_pictures_are_resized_as_officially(shared_dir, case):
     vectors = load(shared_dir, "tips_small_public.npz")
-    found = resized_picture(vectors[f"preprocess/{case}/rgb"], 112)
+    found = resized_rgb(vectors[f"preprocess/{case}/rgb"], 112)
     np.testing.assert_array_equal(found, vectors[f"preprocess/{case}/out_uint8"])
 
 

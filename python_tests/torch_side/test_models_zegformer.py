@@ -126,9 +126,6 @@ def test_frozen_parts_stay_frozen_in_training():
     assert all(torch.equal(a, b.running_mean) for a, b in zip(before, norms, strict=True))
 
 
-# ---------------------------------------------------------------- regions
-
-
 # ---------------------------------------------------------------- prompts
 
 

@@ -23,7 +23,7 @@ from zsseg_rt.onnx.graph import Graph
 from zsseg_rt.onnx.writer import save_onnx
 from zsseg_rt.text.piece_tokenizer import GemmaTokenizer, canonical_text, gemma_json
 from zsseg_rt.text.tokenizer import Tokenizer
-from zsseg_rt.torch_files.clip_arrays import read_clip
+from zsseg_rt.torch_files.clip_arrays import ClipTensors, Tower, read_clip
 from zsseg_rt.torch_files.clip_layouts import as_clip
 
 STAGE, COSINE = 2e-5, 5e-6
@@ -416,6 +416,17 @@ def test_a_tokenizer_of_another_size_is_refused(shared_dir, tmp_path):
     for broken in (b"{}", b'{"pieces":["<unk>"],"merges":["a b"]}', b"["):
         with refused(BundleError, "gemma.json"):
             GemmaTokenizer(broken)
+
+
+@pytest.mark.parametrize(("scale", "activation"), [(1.0, "quick_gelu"), (1 / 3, None)])
+def test_openais_own_numbers_are_quick_gelus(scale, activation):
+    """OpenAI's sizes with weights that float16 holds; other trainers' are of any activation."""
+    blocks = {f"transformer.resblocks.{i}.x": np.zeros(1) for i in range(12)}
+    visual = {"positional_embedding": np.zeros((2, 768)), "conv1.weight": np.full(4, scale)}
+    visual = {key: value.astype(np.float32) for key, value in (visual | blocks).items()}
+    text = {"text_projection": np.zeros((1, 512), np.float32)}
+    weights = ClipTensors(visual=Tower(visual), text=Tower(text))
+    assert weights.known_activation() == activation
 
 
 def test_a_float16_tinyclip_is_no_quick_gelu(shared_dir, tmp_path):

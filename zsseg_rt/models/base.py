@@ -40,7 +40,7 @@ def prepare_image(
 
     The short side becomes ``short_side`` exactly, the long side in proportion.
     """
-    check_picture(rgb)
+    check_rgb(rgb)
     height, width = rgb.shape[:2]
     # The long side's target is computed before the factor: the order decides the last rounding.
     long_side = short_side * max(height, width) / min(height, width)
@@ -51,7 +51,7 @@ def prepare_image(
     return torch.from_numpy(scaled.astype(np.float32).transpose(2, 0, 1)[None].copy())
 
 
-def check_picture(rgb: NDArray[np.uint8]) -> None:
+def check_rgb(rgb: NDArray[np.uint8]) -> None:
     """Refuse anything but uint8 ``[H, W, 3]``."""
     if not isinstance(rgb, np.ndarray):
         raise DTypeError(
@@ -157,7 +157,7 @@ def slide_predict(
 LONGEST_SIDE = 2048
 
 
-def resize_picture(
+def resize_rgb(
     rgb: NDArray[np.uint8], short_side: int, long_side: int = LONGEST_SIDE
 ) -> NDArray[np.uint8]:
     """Resize antialiased, sides rounded half up, as detectron2's ``ResizeShortestEdge``."""
@@ -172,7 +172,7 @@ def resize_picture(
     return np.array(Image.fromarray(rgb).resize((width, height), Image.Resampling.BILINEAR))
 
 
-def check_pictures(images: Sequence[Tensor], out_hw: Sequence[tuple[int, int]]) -> None:
+def check_images(images: Sequence[Tensor], out_hw: Sequence[tuple[int, int]]) -> None:
     """Refuse images that are not uint8 ``[3, h, w]``, and sizes that do not match them."""
     if not len(images) or len(images) != len(out_hw):
         raise ShapeError(

@@ -26,8 +26,8 @@ from zsseg_rt.models.base import (
     PixelModel,
     SegmentationOutput,
     SlideSettings,
-    check_picture,
-    resize_picture,
+    check_rgb,
+    resize_rgb,
     slide_scores,
 )
 from zsseg_rt.models.clip.towers import (
@@ -497,14 +497,14 @@ class CatSeg(PixelModel):
         overlapping windows, and to one view's size for the fifth; the mean of the windows and the
         fifth view count alike.
         """
-        check_picture(rgb)
+        check_rgb(rgb)
         if windows != self.windows:
             raise ArgumentError(
                 f"windows: expected {self.windows} for {self.architecture}, got {windows}. Leave "
                 "them out."
             )
         side, view = windows.short_side, windows.crop_size
-        image = resize_picture(rgb, side, 4 * side)
+        image = resize_rgb(rgb, side, 4 * side)
         square, whole = (
             self._stretched(image, size).to(text_embeds.device) for size in (side, view)
         )

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from zsseg_rt.errors import ArgumentError, CheckpointError, DTypeError, ShapeError
-from zsseg_rt.models.base import SlideSettings, check_picture, slide_scores
+from zsseg_rt.models.base import SlideSettings, check_rgb, slide_scores
 from zsseg_rt.models.clip.towers import (
     ImageEmbeds,
     ImageEncoderConfig,
@@ -98,7 +98,7 @@ class TipsImageEncoder(DenseImageEncoder):
         self.check_image(image)
         if not torch.isfinite(image).all():
             raise ArgumentError(
-                "image: expected finite numbers in [0, 1], got NaN or infinity. Check the picture."
+                "image: expected finite numbers in [0, 1], got NaN or infinity. Check the image."
             )
         ops, tower = TensorOperations(), tips.TipsImage(**self.parts())
         patches = tips.dense_embeds(ops, tower, image)
@@ -158,7 +158,7 @@ class Tips(DenseCLIP):
         self, rgb: NDArray[np.uint8], text_embeds: Tensor, windows: SlideSettings
     ) -> Tensor:
         """The authors' protocol for whole images, ``[C, H, W]``: mean probabilities of windows."""
-        image = torch.from_numpy(resized_picture(rgb, windows.short_side)).float().div(255)
+        image = torch.from_numpy(resized_rgb(rgb, windows.short_side)).float().div(255)
         image = image[None].to(self.image_encoder.conv1.weight.device)
         scores = slide_scores(
             lambda window: self.predict(window, text_embeds),
@@ -169,11 +169,11 @@ class Tips(DenseCLIP):
         return F.interpolate(scores, size=rgb.shape[:2], mode="bilinear", align_corners=False)[0]
 
 
-def resized_picture(rgb: NDArray[np.uint8], short_side: int) -> NDArray[np.uint8]:
+def resized_rgb(rgb: NDArray[np.uint8], short_side: int) -> NDArray[np.uint8]:
     """Resize by Pillow's bicubic; the long side is cut to whole pixels. uint8 ``[3, h, w]``."""
     from PIL import Image
 
-    check_picture(rgb)
+    check_rgb(rgb)
     height, width = rgb.shape[:2]
     shorter = min(height, width)
     size_wh = (int(short_side * width / shorter), int(short_side * height / shorter))

@@ -24,9 +24,9 @@ from zsseg_rt.errors import ArgumentError, CheckpointError, ShapeError
 from zsseg_rt.models.base import (
     LONGEST_SIDE,
     SegmentationModel,
-    check_pictures,
+    check_images,
     check_seen,
-    resize_picture,
+    resize_rgb,
 )
 from zsseg_rt.models.clip.towers import ImageEncoderConfig, TextEncoder, TextEncoderConfig, unit
 from zsseg_rt.models.clip.weights import (
@@ -179,7 +179,7 @@ class ZegFormer(SegmentationModel):
         self, rgb: NDArray[np.uint8], text_embeds: Tensor, region_embeds: Tensor | None = None
     ) -> Tensor:
         """Label in the image's own shape, as the official evaluation; no pixel is unknown."""
-        resized = torch.from_numpy(resize_picture(rgb, self.config.image_size))
+        resized = torch.from_numpy(resize_rgb(rgb, self.config.image_size))
         planes = resized.permute(2, 0, 1).to(text_embeds.device)
         out_hw = (rgb.shape[0], rgb.shape[1])
         return self([planes], text_embeds, region_embeds, [out_hw]).sem_seg[0].argmax(dim=0)  # type: ignore[no-any-return]
@@ -312,7 +312,7 @@ class ZegFormer(SegmentationModel):
         text_features_clip: Tensor | None,
         out_hw: Sequence[tuple[int, int]],
     ) -> None:
-        check_pictures(images, out_hw)
+        check_images(images, out_hw)
         self._check_text("text_features", text_features)
         if self.config.fusion == "segments":
             return
