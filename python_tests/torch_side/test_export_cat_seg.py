@@ -23,6 +23,8 @@ from zsseg_rt.export.architectures.cat_seg import network_of
 from zsseg_rt.models.cat_seg.model import CatSeg, CatSegConfig
 from zsseg_rt.networks.cat_seg import class_halves, encode_view, head
 from zsseg_rt.onnx.arrays import Arrays
+from zsseg_rt.onnx.check import Flow
+from zsseg_rt.onnx.reader import map_file, read_network
 from zsseg_rt.ops import reference
 from zsseg_rt.runtime.families import aggregation
 
@@ -255,27 +257,20 @@ def test_what_does_not_fit_is_refused(made, tmp_path):
 
 def graph_gflop(path, count):
     """Two times the multiplications of a graph's products and convolutions, in 1e9."""
-    import onnx
-
-    model = onnx.load(path)
-    graph = model.graph
-    for value in (*graph.input, *graph.output):
-        for size in value.type.tensor_type.shape.dim:
-            size.dim_value = count if size.dim_param else size.dim_value
-    del graph.value_info[:]
-    graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    shapes = {w.name: list(w.dims) for w in graph.initializer}
-    for value in (*graph.input, *graph.output, *graph.value_info):
-        shapes[value.name] = [size.dim_value for size in value.type.tensor_type.shape.dim]
-    total = 0
-    for node in graph.node:
-        first, result = shapes.get(node.input[0]), shapes.get(node.output[0])
-        if node.op_type in ("MatMul", "Gemm"):
-            total += math.prod(result) * first[-1]
-        elif node.op_type == "Conv":
-            total += math.prod(result) * math.prod(shapes[node.input[1]][1:])
-        elif node.op_type == "ConvTranspose":
-            total += math.prod(first) * math.prod(shapes[node.input[1]][1:])
+    network, total = read_network(map_file(path)), 0
+    inputs = [
+        replace(spec, shape=tuple(count if size == "classes" else size for size in spec.shape))
+        for spec in network.inputs
+    ]
+    network = replace(network, inputs=tuple(inputs), stated={})
+    values = Flow(network).run().values
+    for node in network.nodes:
+        if node.kind in ("MatMul", "Conv", "ConvTranspose"):
+            first, second = (values[name].shape for name in node.inputs[:2])
+            every = first if node.kind == "ConvTranspose" else values[node.outputs[0]].shape
+            total += math.prod(every) * (
+                first[-1] if node.kind == "MatMul" else math.prod(second[1:])
+            )
     return 2 * total / 1e9
 
 

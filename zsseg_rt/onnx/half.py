@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from zsseg_rt.common.arrays import TensorSpec
 from zsseg_rt.errors import CheckpointError
 from zsseg_rt.onnx.network import Network, Node, Weight
 from zsseg_rt.onnx.operations import ONNX_TYPES
@@ -29,64 +28,57 @@ _LARGEST = float(np.finfo(np.float16).max)
 
 def to_half(network: Network, kind: str = "float16", *, half: Collection[str] = ()) -> Network:
     """The same network in ``kind``, float16 or bfloat16; inputs and outputs in ``half`` as well."""
-    return _Converter(network, kind, half).convert()
+    narrow = set(half) & network.floats
+    converter = _Converter(network, kind, narrow)
+    for node in network.nodes:
+        converter.add(node)
+    inputs, outputs = (
+        tuple(replace(spec, dtype=kind) if spec.name in narrow else spec for spec in specs)
+        for specs in (network.inputs, network.outputs)
+    )
+    return replace(
+        network,
+        inputs=inputs,
+        outputs=outputs,
+        nodes=tuple(converter.nodes),
+        weights=converter.weights,
+        floats=frozenset(converter.in_float32),
+    )
 
 
 class _Converter:
-    def __init__(self, network: Network, kind: str, half: Collection[str]) -> None:
-        self._network, self._kind = network, kind
-        self._floats = network.floats
-        self._half = set(half) & self._floats
-        inputs = {spec.name for spec in network.inputs}
-        self._in_float32 = (inputs & self._floats) - self._half
+    def __init__(self, network: Network, kind: str, half: set[str]) -> None:
+        self._network, self._kind, self._half = network, kind, half
+        self._floats, self._outputs = network.floats, {spec.name for spec in network.outputs}
+        self.in_float32 = ({spec.name for spec in network.inputs} & self._floats) - half
         self._readers: dict[str, list[Node]] = {}
         for node in network.nodes:
             for name in node.inputs:
                 self._readers.setdefault(name, []).append(node)
-        self._nodes: list[Node] = []
-        self._weights: dict[str, Weight] = {}
+        self.nodes: list[Node] = []
+        self.weights: dict[str, Weight] = {}
         self._casts: dict[tuple[str, str], str] = {}
 
-    def convert(self) -> Network:
-        outputs = {spec.name for spec in self._network.outputs}
-        for node in self._network.nodes:
-            self._convert(node, outputs)
-        return replace(
-            self._network,
-            inputs=tuple(map(self._spec, self._network.inputs)),
-            outputs=tuple(map(self._spec, self._network.outputs)),
-            nodes=tuple(self._nodes),
-            weights=self._weights,
-            floats=frozenset(self._in_float32),
-        )
-
-    def _spec(self, spec: TensorSpec) -> TensorSpec:
-        return replace(spec, dtype=self._kind) if spec.name in self._half else spec
-
-    def _convert(self, node: Node, outputs: set[str]) -> None:
+    def add(self, node: Node) -> None:
+        """Add a node in its precision, with the casts around it."""
         wide = self._stays_float32(node)
         kind = "float32" if wide else self._kind
         inputs = tuple(self._take(name, kind) for name in node.inputs)
         names, casts = list(node.outputs), []
         for index, name in enumerate(node.outputs):
+            is_narrow = name in self._half
             if name not in self._floats:
                 continue
-            if name in outputs and wide == (name in self._half):
-                names[index], cast = self._cast_output(name)
-                casts.append(cast)
-            elif wide:
-                self._in_float32.add(name)
-        attributes = _retyped(node, kind)
-        self._nodes += [Node(node.name, node.kind, inputs, tuple(names), attributes), *casts]
-
-    def _cast_output(self, name: str) -> tuple[str, Node]:
-        """Give an output of the graph the type it is stated with; both stay available inside."""
-        narrow = name in self._half
-        inside, outside = ("float32", self._kind) if narrow else (self._kind, "float32")
-        self._casts[name, inside] = f"{name}.{inside}"
-        if not narrow:
-            self._in_float32.add(name)
-        return f"{name}.{inside}", _cast(f"{name}.{inside}", name, outside)
+            if name in self._outputs and wide == is_narrow:  # both types stay available inside
+                names[index] = self._casts[name, kind] = f"{name}.{kind}"
+                casts.append(_cast(names[index], name, self._kind if is_narrow else "float32"))
+                wide_inside = not is_narrow
+            else:
+                wide_inside = wide
+            if wide_inside:
+                self.in_float32.add(name)
+        node = Node(node.name, node.kind, inputs, tuple(names), _retyped(node, kind))
+        self.nodes += [node, *casts]
 
     def _stays_float32(self, node: Node) -> bool:
         if node.kind in _WIDE_IN[self._kind] or "float32" in node.name.partition("/")[0].split("."):
@@ -94,10 +86,10 @@ class _Converter:
         data = [name for name in node.inputs if name in self._floats]
         computed = [name for name in data if name not in self._network.weights]
         if node.kind == "Div":  # the division by a norm
-            return any(name in self._in_float32 for name in computed)
+            return any(name in self.in_float32 for name in computed)
         if node.kind not in _MOVES or not computed or self._only_leaves_as_half(node):
             return False
-        return set(computed) <= self._in_float32
+        return set(computed) <= self.in_float32
 
     def _only_leaves_as_half(self, node: Node) -> bool:
         """Whether results are moved out of the graph in float16: parts then share one cast."""
@@ -110,25 +102,20 @@ class _Converter:
 
     def _take(self, name: str, kind: str) -> str:
         """The name under which a value is available as ``kind``; casts it at most once."""
-        if name in self._network.weights:
-            return self._take_weight(name, kind)
-        if name not in self._floats or (name in self._in_float32) == (kind == "float32"):
-            return name
-        if (name, kind) not in self._casts:
-            cast = f"{name}.{'float32' if kind == 'float32' else 'half'}"
-            self._casts[name, kind] = cast
-            self._nodes.append(_cast(name, cast, kind))
-        return self._casts[name, kind]
-
-    def _take_weight(self, name: str, kind: str) -> str:
-        weight = self._network.weights[name]
-        if name not in self._floats or kind == "float32":
-            self._weights[name] = weight
-            return name
-        half = f"{name}.half"
-        if half not in self._weights:
-            self._weights[half] = _narrowed(name, weight.array, self._kind)
-        return half
+        weight = self._network.weights.get(name)
+        if weight is not None and (name not in self._floats or kind == "float32"):
+            self.weights[name] = weight
+        elif weight is not None:
+            half = f"{name}.half"
+            if half not in self.weights:
+                self.weights[half] = _narrowed(name, weight.array, self._kind)
+            return half
+        elif name in self._floats and (name in self.in_float32) != (kind == "float32"):
+            if (name, kind) not in self._casts:
+                self._casts[name, kind] = f"{name}.{'float32' if kind == 'float32' else 'half'}"
+                self.nodes.append(_cast(name, self._casts[name, kind], kind))
+            return self._casts[name, kind]
+        return name
 
 
 def _narrowed(name: str, values: Any, kind: str) -> Weight:

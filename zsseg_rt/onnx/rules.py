@@ -163,7 +163,7 @@ def same(call: Call, x: Value, *others: Operand) -> Shape:
 
 
 def along(call: Call, x: Value) -> Shape:
-    call.axis(len(x.shape), 1 if call.kind == "Softmax" and call.opset < 13 else -1)
+    call.axis(len(x.shape), 1 if "Softmax" in call.kind and call.opset < 13 else -1)
     return x.shape
 
 

@@ -31,15 +31,24 @@ def save_onnx(network: Network, name: str, path: Path) -> None:
 
 def write_onnx(network: Network, name: str, stream: BinaryIO) -> None:
     """Write a network to an open file."""
-    weights = [(_tensor_head(key, weight), weight) for key, weight in network.weights.items()]
-    rest = _graph_without_weights(network, name)
-    size = len(rest) + sum(
-        len(_head(5, len(head) + _num_bytes(weight))) + len(head) + _num_bytes(weight)
-        for head, weight in weights
+    heads, size = [], 0
+    for key, weight in network.weights.items():
+        head, content = _tensor_head(key, weight), _num_bytes(weight)
+        heads.append(_head(5, len(head) + content) + head)
+        size += len(heads[-1]) + content
+    graph = b"".join(
+        [
+            *(_sized(1, _node(node)) for node in network.nodes),
+            _sized(2, name.encode()),
+            *(_sized(11, _value(spec)) for spec in network.inputs),
+            *(_sized(12, _value(spec)) for spec in network.outputs),
+        ]
     )
-    stream.write(_model_without_graph(network.opset) + _head(7, size) + rest)
-    for head, weight in weights:
-        stream.write(_head(5, len(head) + _num_bytes(weight)) + head)
+    version = _sized(3, zsseg_rt.__version__.encode()) + _sized(8, _int(2, network.opset))
+    stream.write(_int(1, _IR_VERSION) + _sized(2, b"zsseg_rt") + version)
+    stream.write(_head(7, len(graph) + size) + graph)
+    for head, weight in zip(heads, network.weights.values(), strict=True):
+        stream.write(head)
         stream.write(_content(weight))
 
 
@@ -58,24 +67,6 @@ def with_exact_halves(network: Network) -> Network:
         else:
             weights[name] = weight
     return replace(network, nodes=(*casts, *network.nodes), weights=weights)
-
-
-def _model_without_graph(version: int) -> bytes:
-    opset = _int(2, version)
-    return (
-        _int(1, _IR_VERSION)
-        + _sized(2, b"zsseg_rt")
-        + _sized(3, zsseg_rt.__version__.encode())
-        + _sized(8, opset)
-    )
-
-
-def _graph_without_weights(network: Network, name: str) -> bytes:
-    parts = [_sized(1, _node(node)) for node in network.nodes]
-    parts.append(_sized(2, name.encode()))
-    parts += [_sized(11, _value(spec)) for spec in network.inputs]
-    parts += [_sized(12, _value(spec)) for spec in network.outputs]
-    return b"".join(parts)
 
 
 def _node(node: Node) -> bytes:
