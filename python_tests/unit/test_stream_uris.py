@@ -115,6 +115,7 @@ def test_a_file_lists_one_source_per_line(tmp_path):
         ("v4l2://video0", "expected v4l2:///dev/videoN"),
         ("v4l2:///dev/video0?zoom=3", "got 'zoom'"),
         ("a\0.mp4", "expected test://"),
+        ("a\ud83d*.mp4", "expected test://"),
     ],
 )  # fmt: skip
 def test_what_is_no_source_is_refused(uri, told):

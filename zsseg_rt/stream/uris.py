@@ -46,6 +46,9 @@ def open_sources(
 ) -> list[Source]:
     """Read which sources are meant; none is opened yet."""
     texts = [uris] if isinstance(uris, (str, Path)) else list(uris)
+    for text in map(str, texts):
+        if re.search("[\ud800-\udc7f\udd00-\udfff]", text):  # no name of a file has these
+            raise ArgumentError(f"source: expected {_KNOWN}; got {text!r}")
     asked = [asked for text in texts for asked in _expand(str(text))]
     if not asked:
         raise ArgumentError(f"source: expected {_KNOWN}; got none")

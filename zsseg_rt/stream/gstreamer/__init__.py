@@ -1,4 +1,1 @@
-"""GStreamer, which is optional: CSI cameras, own pipelines, RTSP with little delay, RTSP output.
-
-Nothing here imports PyGObject before a source or a sink needs it.
-"""
+"""GStreamer, which is optional: CSI cameras, own pipelines, RTSP. Imports PyGObject when needed."""
