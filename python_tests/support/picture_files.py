@@ -112,6 +112,10 @@ BOMBS = {
         b"BM" + struct.pack("<IIIIiiHHI", 0, 0, 54, 40, 14000, -14000, 1, 24, 0),
         "expected at least 588000054 bytes for a BMP",
     ),
+    "bmp of runs": (
+        b"BM" + struct.pack("<IIIIiiHHII", 0, 0, 54, 40, 14000, 14000, 1, 8, 1, 5000),
+        "expected at least 5054 bytes for a BMP",
+    ),
     "bigtiff": (tiff([(256, 1 << 40), (257, 1)], big=True), "expected at most 200000000 pixels"),
     "tile": (tiff([(256, 9), (257, 9), (322, 1 << 15), (323, 1 << 15)]), "header is cut off or"),
     "two widths": (tiff([(256, 9), (256, 1 << 20), (257, 9)]), "header is cut off or damaged"),

@@ -1,5 +1,6 @@
 """Photos are measured before they are decoded, and read as they are meant, in every version."""
 
+import io
 import logging
 import os
 import struct
@@ -269,6 +270,19 @@ def test_a_file_ends_at_its_own_end(kind):
     for share in (0.3, 0.6, 0.9, 0.99):
         with refused(SourceError, None, str(PHOTO)):
             decode_photo(data[: int(len(data) * share)], PHOTO)
+
+
+def test_a_tiff_whose_tags_come_first_ends_with_its_pixels():
+    image, content = pytest.importorskip("PIL.Image").fromarray(SMOOTH), io.BytesIO()
+    image.save(content, "TIFF")
+    with refused(SourceError, None, "TIFF", "320x240"):
+        decode_photo(content.getvalue()[:-50], PHOTO)
+
+
+def test_a_bmp_of_the_oldest_kind_is_read():
+    rows = RGB[::-1, :, ::-1].tobytes()
+    data = b"BM" + struct.pack("<IIIIHHHH", 26 + len(rows), 0, 26, 12, 64, 48, 1, 24) + rows
+    np.testing.assert_array_equal(decode_photo(data, PHOTO), RGB)
 
 
 @pytest.mark.parametrize("filled", [bytes, lambda size: b"\xff" * size])
