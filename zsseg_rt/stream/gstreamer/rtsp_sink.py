@@ -219,7 +219,7 @@ class Channel:
         self._encoder: Any = None
         self._last_key = 0
 
-    def welcome(self) -> None:
+    def welcome(self, *_: object) -> None:
         """Let the next frame be one that a new viewer can begin with."""
         self._last_key = 0
 
@@ -296,19 +296,14 @@ def _configured(library: Server, address: Address) -> Any:
     return server
 
 
-def _serve(
-    library: Server, address: Address, channels: Sequence[Channel]
-) -> tuple[Any, Callable[[], None]]:
-    """Serve in a thread that holds no reference to the owner; returns the server, and its end."""
+def _serve(library: Server, address: Address, channels: Sequence[Channel]) -> tuple[Any, Any]:
+    """Serve in a thread that holds no reference to the owner; the server, and what ends it."""
     server, visitors = _configured(library, address), Visitors()
-
-    def welcome(*_: object) -> None:
-        for channel in channels:
-            channel.welcome()
 
     def greet(_server: Any, client: Any) -> None:
         visitors.take(client)
-        client.connect("play-request", welcome)
+        for channel in channels:
+            client.connect("play-request", channel.welcome)
 
     server.connect("client-connected", greet)
     glib, looks, stopped = library.GLib, itertools.count(1), threading.Event()
@@ -329,16 +324,15 @@ def _serve(
 
     cleaning = glib.timeout_source_new(1000 // _LOOKS_PER_SECOND)
     cleaning.set_callback(clean)
-    sources = (listening, cleaning)
-    for source in sources:
-        source.attach(context)
+    listening.attach(context)
+    cleaning.attach(context)
 
     def run() -> None:
         context.push_thread_default()
         while not stopped.is_set():
             context.iteration(True)
-        for source in sources:
-            source.destroy()
+        listening.destroy()
+        cleaning.destroy()
         _part(library, server, channels, context)
         context.pop_thread_default()
 
