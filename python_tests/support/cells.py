@@ -23,21 +23,20 @@ def bundle_at(folder, *, corners=False):
         helper.make_node("GlobalAveragePool", ["image"], ["all"]),
         helper.make_node("Sub", ["pool", "all"], ["embeds"]),  # as attention, beyond the cell
     ]
+    settings = {"activation": "softmax", "logit_scale": 4.0, "text_bank": (NAMES, ROWS)}
+    return dense_bundle(folder, nodes, (side, side), (3, CELLS, CELLS), normalize=False, **settings)
+
+
+def dense_bundle(folder, nodes, image_size, embeds, **settings):
+    """A bundle of a graph from ``image`` to ``embeds``."""
     encoder = write_graph(
         folder / "encoder.onnx",
         nodes,
-        {"image": (TensorProto.FLOAT, [1, 3, side, side])},
-        {"embeds": (TensorProto.FLOAT, [1, 3, CELLS, CELLS])},
+        {"image": (TensorProto.FLOAT, [1, 3, *image_size])},
+        {"embeds": (TensorProto.FLOAT, [1, *embeds])},
     )
     return export_dense_bundle(
-        encoder,
-        folder / "cells.zsseg",
-        image_size=side,
-        normalize=False,
-        activation="softmax",
-        logit_scale=4.0,
-        text_bank=(NAMES, ROWS),
-        **STATISTICS,
+        encoder, folder / "cells.zsseg", image_size=image_size, **STATISTICS, **settings
     )
 
 

@@ -1,7 +1,6 @@
 """A tiny encoder whose text space is colour: it labels pixels with colour words, untrained.
 
-It exists so that newcomers see the whole path work on a photo of their own before they have a
-trained bundle, and so that tests have a bundle whose right answer is known. A patch is its mean
+A patch is its mean
 colour x with a one appended, ``[x, 1]``; a word is ``[2c, 1 - |c|^2]`` for its colour c. Their dot
 product is ``1 + |x|^2 - |x - c|^2``: the nearest colour wins. (The 1 keeps black from being the
 zero vector, which no vocabulary accepts.)
@@ -53,27 +52,22 @@ def colour_embeds() -> tuple[tuple[str, ...], npt.NDArray[np.float32]]:
 
 def write_encoder(path: Path) -> None:
     """Write the encoder: ``image`` [1, 3, 256, 256] in 0..1 to ``embeds`` [1, 4, 64, 64]."""
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import TensorProto, helper
+
+    from support.graphs import write_graph
 
     height, width = GRID_HW
-    ones = np.ones((1, 1, height, width), np.float32)
-    nodes = [
-        helper.make_node(
-            "AveragePool", ["image"], ["colour"], kernel_shape=[PATCH] * 2, strides=[PATCH] * 2
-        ),
-        helper.make_node("Concat", ["colour", "one"], ["embeds"], axis=1),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "colour_words",
-        [_spec("image", (1, 3, height * PATCH, width * PATCH), TensorProto.FLOAT)],
-        [_spec("embeds", (1, 4, height, width), TensorProto.FLOAT)],
-        [numpy_helper.from_array(ones, "one")],
+    pooled = {"kernel_shape": [PATCH] * 2, "strides": [PATCH] * 2}
+    write_graph(
+        path,
+        [
+            helper.make_node("AveragePool", ["image"], ["colour"], **pooled),
+            helper.make_node("Concat", ["colour", "one"], ["embeds"], axis=1),
+        ],
+        {"image": (TensorProto.FLOAT, (1, 3, height * PATCH, width * PATCH))},
+        {"embeds": (TensorProto.FLOAT, (1, 4, height, width))},
+        {"one": np.ones((1, 1, height, width), np.float32)},
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
-    onnx.checker.check_model(model, full_check=True)
-    onnx.save(model, path)
 
 
 def export_colour_bundle(path: Path, *, overwrite: bool = False) -> Path:
@@ -98,9 +92,3 @@ def export_colour_bundle(path: Path, *, overwrite: bool = False) -> Path:
             licence="Apache-2.0",
             overwrite=overwrite,
         )
-
-
-def _spec(name: str, shape: tuple[int, ...], dtype: int) -> object:
-    from onnx import helper
-
-    return helper.make_tensor_value_info(name, dtype, list(shape))

@@ -5,19 +5,16 @@ import json
 
 import numpy as np
 import pytest
-from onnx import TensorProto, helper
+from onnx import helper
 from PIL import Image
 
 from benchmarks.papers.__main__ import main as evaluate_as
 from benchmarks.papers.protocol import papers, read_protocol
-from support.cells import picture
+from support.cells import dense_bundle, picture
 from support.dataset_trees import build_voc
-from support.graphs import write_graph
 from zsseg_rt import ArgumentError
 from zsseg_rt.evaluation.datasets.published import PUBLISHED
-from zsseg_rt.export import export_dense_bundle
 
-STATISTICS = {"mean": (0.5, 0.4, 0.6), "std": (0.2, 0.3, 0.25)}
 SCALE = 30.0  # of the bundle; protocols have others
 
 
@@ -36,16 +33,9 @@ def bundle_at(folder, side, step, phrases):
         helper.make_node("Sub", ["most", "mean"], ["contrast"]),
         helper.make_node("Concat", ["mean", "contrast"], ["embeds"], axis=1),
     ]
-    encoder = write_graph(
-        folder / "encoder.onnx",
-        nodes,
-        {"image": (TensorProto.FLOAT, [1, 3, side[0], side[1]])},
-        {"embeds": (TensorProto.FLOAT, [1, 6, side[0] // step, side[1] // step])},
-    )
-    bank = (list(phrases), rows_of(phrases))
-    return export_dense_bundle(
-        encoder, folder / "cells.zsseg", image_size=side, normalize=True, activation="softmax",
-        logit_scale=SCALE, text_bank=bank, **STATISTICS,
+    return dense_bundle(
+        folder, nodes, side, (6, side[0] // step, side[1] // step), normalize=True,
+        activation="softmax", logit_scale=SCALE, text_bank=(list(phrases), rows_of(phrases)),
     )  # fmt: skip
 
 
