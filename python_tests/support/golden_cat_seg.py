@@ -86,107 +86,74 @@ def normalised(pictures: np.ndarray, config: dict[str, Any]) -> Tensor:
     return (torch.from_numpy(pictures).permute(0, 3, 1, 2).float() - mean) / std
 
 
-def _tower(prefix: str, width: int, layers: int) -> dict[str, tuple[int, ...]]:
-    found: dict[str, tuple[int, ...]] = {}
-    for index in range(layers):
-        stem = f"{prefix}transformer.resblocks.{index}."
-        found |= {f"{stem}attn.{name}_proj_weight": (width, width) for name in "qkv"}
-        found |= {
-            f"{stem}attn.in_proj_bias": (3 * width,),
-            **_linear(f"{stem}attn.out_proj", width, width),
-            **_linear(f"{stem}mlp.c_fc", width, 4 * width),
-            **_linear(f"{stem}mlp.c_proj", 4 * width, width),
-            **_norm(f"{stem}ln_1", width),
-            **_norm(f"{stem}ln_2", width),
-        }
-    return found
-
-
-def _linear(key: str, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
-    return {f"{key}.weight": (outputs, inputs), f"{key}.bias": (outputs,)}
-
-
-def _norm(key: str, width: int) -> dict[str, tuple[int, ...]]:
-    return {f"{key}.weight": (width,), f"{key}.bias": (width,)}
-
-
-def _conv(key: str, *shape: int, bias: int = 0) -> dict[str, tuple[int, ...]]:
-    return {f"{key}.weight": shape} | ({f"{key}.bias": (bias,)} if bias else {})
-
-
-def official_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+def official_shapes(config: dict[str, Any]) -> tiny.Shapes:
     """Shapes of all tensors of these sizes by official key, but the masks."""
     embed, width, text = config["embed"], config["v_width"], config["t_width"]
     patch = config["patch"]
-    visual = CLIP + "visual."
+    cells = (config["clip_res"] // patch) ** 2
+    rows = {
+        "positional_embedding": (77, text), "text_projection": (text, embed), "logit_scale": (),
+        "token_embedding.weight": (49408, text), "ln_final.*": (text,),
+        "visual.class_embedding": (width,), "visual.positional_embedding": (cells + 1, width),
+        "visual.proj": (width, embed), "visual.conv1.weight": (width, 3, patch, patch),
+        "visual.ln_pre.*": (width,), "visual.ln_post.*": (width,),
+    }  # fmt: skip
     return {
-        CLIP + "positional_embedding": (77, text),
-        CLIP + "text_projection": (text, embed),
-        CLIP + "logit_scale": (),
-        CLIP + "token_embedding.weight": (49408, text),
-        visual + "class_embedding": (width,),
-        visual + "positional_embedding": ((config["clip_res"] // patch) ** 2 + 1, width),
-        visual + "proj": (width, embed),
-        visual + "conv1.weight": (width, 3, patch, patch),
-        **_norm(visual + "ln_pre", width),
-        **_norm(visual + "ln_post", width),
-        **_norm(CLIP + "ln_final", text),
-        **_tower(visual, width, config["v_layers"]),
-        **_tower(CLIP, text, config["t_layers"]),
+        **tiny.shapes_at(CLIP, rows),
+        **tiny.tower_shapes(f"{CLIP}visual.", width, config["v_layers"], split=True),
+        **tiny.tower_shapes(CLIP, text, config["t_layers"], split=True),
         **_head_shapes(config),
     }
 
 
-def _head_shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+def _head_shapes(config: dict[str, Any]) -> tiny.Shapes:
     embed, width, hidden = config["embed"], config["v_width"], config["hidden"]
-    (up1, up2), (near, far) = config["dg"], config["dgp"]
+    (up1, up2), (near, far), ga = config["dg"], config["dgp"], config["ga"]
+    rows = {
+        "conv1.*": (hidden, 1, 7, 7), "guidance_projection.0.*": (ga, embed, 3, 3),
+        "text_guidance_projection.0.*": (config["gt"], embed),
+        "decoder_guidance_projection.0.0.*": (near, up1, 3, 3),
+        "decoder_guidance_projection.1.0.*": (far, up2, 3, 3),
+        "head.*": (1, config["dec"][1], 3, 3),
+    }  # fmt: skip
     found = {
-        **_conv("upsample1", width, up1, 2, 2, bias=up1),
-        **_conv("upsample2", width, up2, 4, 4, bias=up2),
-        **_conv(HEAD + "conv1", hidden, 1, 7, 7, bias=hidden),
-        **_conv(HEAD + "guidance_projection.0", config["ga"], embed, 3, 3, bias=config["ga"]),
-        **_linear(HEAD + "text_guidance_projection.0", embed, config["gt"]),
-        **_conv(HEAD + "decoder_guidance_projection.0.0", near, up1, 3, 3, bias=near),
-        **_conv(HEAD + "decoder_guidance_projection.1.0", far, up2, 3, 3, bias=far),
-        **_conv(HEAD + "head", 1, config["dec"][1], 3, 3, bias=1),
+        **_up("upsample1", width, up1, 2),
+        **_up("upsample2", width, up2, 4),
+        **tiny.shapes_at(HEAD, rows),
     }
     inputs = hidden
     for stage, (outputs, guide) in enumerate(zip(config["dec"], config["dgp"], strict=True), 1):
         stem = f"{HEAD}decoder{stage}."
-        found |= _conv(stem + "up", inputs, inputs - guide, 2, 2, bias=inputs - guide)
+        found |= _up(stem + "up", inputs, inputs - guide, 2)
         for place, channels in ((0, inputs), (3, outputs)):
-            found |= _conv(f"{stem}conv.double_conv.{place}", outputs, channels, 3, 3)
-            found |= _norm(f"{stem}conv.double_conv.{place + 1}", outputs)
+            conv = {f"{place}.weight": (outputs, channels, 3, 3), f"{place + 1}.*": (outputs,)}
+            found |= tiny.shapes_at(f"{stem}conv.double_conv.", conv)
         inputs = outputs
     for layer in range(2):
-        found |= _layer_shapes(f"{HEAD}layers.{layer}.", hidden, config["ga"], config["gt"])
+        found |= _layer_shapes(f"{HEAD}layers.{layer}.", hidden, ga, config["gt"])
     return found
 
 
-def _layer_shapes(stem: str, hidden: int, ga: int, gt: int) -> dict[str, tuple[int, ...]]:
-    classes = stem + "attention."
-    found = {
-        **_norm(stem + "swin_block.guidance_norm", ga),
-        classes + "padding_tokens": (1, 1, hidden),
-        classes + "padding_guidance": (1, 1, gt),
-        **_linear(classes + "attention.q", hidden + gt, hidden),
-        **_linear(classes + "attention.k", hidden + gt, hidden),
-        **_linear(classes + "attention.v", hidden, hidden),
-        **_linear(classes + "MLP.0", hidden, 4 * hidden),
-        **_linear(classes + "MLP.2", 4 * hidden, hidden),
-        **_norm(classes + "norm1", hidden),
-        **_norm(classes + "norm2", hidden),
-    }
-    for block in ("block_1.", "block_2."):
-        swin = f"{stem}swin_block.{block}"
-        found |= {
-            **_norm(swin + "norm1", hidden),
-            **_norm(swin + "norm2", hidden),
-            **_linear(swin + "attn.q", hidden + ga, hidden),
-            **_linear(swin + "attn.k", hidden + ga, hidden),
-            **_linear(swin + "attn.v", hidden, hidden),
-            **_linear(swin + "attn.proj", hidden, hidden),
-            **_linear(swin + "mlp.fc1", hidden, 4 * hidden),
-            **_linear(swin + "mlp.fc2", 4 * hidden, hidden),
-        }
-    return found
+def _up(key: str, inputs: int, outputs: int, side: int) -> tiny.Shapes:
+    """A transposed convolution, whose bias is as long as its second axis."""
+    return {f"{key}.weight": (inputs, outputs, side, side), f"{key}.bias": (outputs,)}
+
+
+def _layer_shapes(stem: str, hidden: int, ga: int, gt: int) -> tiny.Shapes:
+    square = (hidden, hidden)
+    rows = {
+        "swin_block.guidance_norm.*": (ga,), "attention.padding_tokens": (1, 1, hidden),
+        "attention.padding_guidance": (1, 1, gt), "attention.attention.v.*": square,
+        "attention.attention.q.*": (hidden, hidden + gt),
+        "attention.attention.k.*": (hidden, hidden + gt),
+        "attention.MLP.0.*": (4 * hidden, hidden), "attention.MLP.2.*": (hidden, 4 * hidden),
+        "attention.norm1.*": (hidden,), "attention.norm2.*": (hidden,),
+    }  # fmt: skip
+    for block in ("swin_block.block_1.", "swin_block.block_2."):
+        swin = {
+            "norm1.*": (hidden,), "norm2.*": (hidden,), "attn.q.*": (hidden, hidden + ga),
+            "attn.k.*": (hidden, hidden + ga), "attn.v.*": square, "attn.proj.*": square,
+            "mlp.fc1.*": (4 * hidden, hidden), "mlp.fc2.*": (hidden, 4 * hidden),
+        }  # fmt: skip
+        rows |= {block + name: shape for name, shape in swin.items()}
+    return tiny.shapes_at(stem, rows)

@@ -90,108 +90,92 @@ class TinySizes:
         return self.grid_side * self.patch_size
 
 
-def _tower_shapes(prefix: str, width: int, num_layers: int) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {}
-    for index in range(num_layers):
-        block = f"{prefix}transformer.resblocks.{index}."
-        shapes |= {
-            block + "attn.in_proj_weight": (3 * width, width),
-            block + "attn.in_proj_bias": (3 * width,),
-            block + "attn.out_proj.weight": (width, width),
-            block + "attn.out_proj.bias": (width,),
-            block + "mlp.c_fc.weight": (4 * width, width),
-            block + "mlp.c_fc.bias": (4 * width,),
-            block + "mlp.c_proj.weight": (width, 4 * width),
-            block + "mlp.c_proj.bias": (width,),
-        }
-        for norm in ("ln_1", "ln_2"):
-            shapes |= {f"{block}{norm}.{part}": (width,) for part in ("weight", "bias")}
+Shapes = dict[str, tuple[int, ...]]
+
+
+def shapes_at(prefix: str, rows: Mapping[str, tuple[int, ...]]) -> Shapes:
+    """Rows below a prefix; a name with a star stands for ``weight``, and for a ``bias`` as long."""
+    shapes: Shapes = {}
+    for name, shape in rows.items():
+        key = prefix + name
+        if name.endswith("*"):
+            shapes |= {f"{key[:-1]}weight": shape, f"{key[:-1]}bias": shape[:1]}
+        else:
+            shapes[key] = shape
     return shapes
 
 
-def visual_shapes(prefix: str, sizes: TinySizes) -> dict[str, tuple[int, ...]]:
+def tower_shapes(prefix: str, width: int, num_layers: int, *, split: bool = False) -> Shapes:
+    """CLIP's blocks; with ``split``, queries, keys and values have weights of their own."""
+    joined = {"attn.in_proj_weight": (3 * width, width)}
+    rows: Shapes = {f"attn.{n}_proj_weight": (width, width) for n in "qkv"} if split else joined
+    rows |= {
+        "attn.in_proj_bias": (3 * width,), "attn.out_proj.*": (width, width),
+        "mlp.c_fc.*": (4 * width, width), "mlp.c_proj.*": (width, 4 * width),
+        "ln_1.*": (width,), "ln_2.*": (width,),
+    }  # fmt: skip
+    blocks = (f"{prefix}transformer.resblocks.{index}." for index in range(num_layers))
+    return {key: shape for block in blocks for key, shape in shapes_at(block, rows).items()}
+
+
+def visual_shapes(prefix: str, sizes: TinySizes) -> Shapes:
     """Every key of a CLIP's image tower with its shape."""
-    width = sizes.width
-    shapes = {
-        prefix + "class_embedding": (width,),
-        prefix + "positional_embedding": (1 + sizes.grid_side**2, width),
-        prefix + "proj": (width, sizes.embed_dim),
-        prefix + "conv1.weight": (width, 3, sizes.patch_size, sizes.patch_size),
-    }
-    for norm in ("ln_pre", "ln_post"):
-        shapes |= {f"{prefix}{norm}.{part}": (width,) for part in ("weight", "bias")}
-    return shapes | _tower_shapes(prefix, width, sizes.num_layers)
+    width, patch = sizes.width, sizes.patch_size
+    rows = {
+        "class_embedding": (width,), "positional_embedding": (1 + sizes.grid_side**2, width),
+        "proj": (width, sizes.embed_dim), "conv1.weight": (width, 3, patch, patch),
+        "ln_pre.*": (width,), "ln_post.*": (width,),
+    }  # fmt: skip
+    return shapes_at(prefix, rows) | tower_shapes(prefix, width, sizes.num_layers)
 
 
-def _text_shapes(prefix: str, sizes: TinySizes) -> dict[str, tuple[int, ...]]:
+def _text_shapes(prefix: str, sizes: TinySizes) -> Shapes:
     width = sizes.embed_dim
-    return {
-        prefix + "positional_embedding": (sizes.text_length, width),
-        prefix + "text_projection": (width, sizes.embed_dim),
-        prefix + "token_embedding.weight": (sizes.text_vocab, width),
-        prefix + "ln_final.weight": (width,),
-        prefix + "ln_final.bias": (width,),
-    } | _tower_shapes(prefix, width, sizes.text_layers)
+    rows = {
+        "positional_embedding": (sizes.text_length, width), "text_projection": (width, width),
+        "token_embedding.weight": (sizes.text_vocab, width), "ln_final.*": (width,),
+    }  # fmt: skip
+    return shapes_at(prefix, rows) | tower_shapes(prefix, width, sizes.text_layers)
 
 
-def _linear_shapes(
-    prefix: str, linears: Mapping[str, tuple[int, int]]
-) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name, shape in linears.items():
-        shapes |= {f"{prefix}{name}.weight": shape, f"{prefix}{name}.bias": shape[:1]}
-    return shapes
+def _layers(stem: str, count: int, dim: int) -> Shapes:
+    """Decoder layers, with the tensors that are never read."""
+    rows: Shapes = {f"multihead_attn.{name}.*": (dim, dim) for name in ("q", "k", "v", "proj")}
+    rows |= {
+        "linear1.*": (4 * dim, dim), "linear2.*": (dim, 4 * dim),
+        "self_attn.out_proj.*": (dim, dim), "self_attn.in_proj_bias": (3 * dim,),
+        "self_attn.in_proj_weight": (3 * dim, dim),
+        "norm1.*": (dim,), "norm2.*": (dim,), "norm3.*": (dim,),
+    }  # fmt: skip
+    return {k: v for n in range(count) for k, v in shapes_at(f"{stem}{n}.", rows).items()}
 
 
-def _layer_shapes(layer: str, dim: int) -> dict[str, tuple[int, ...]]:
-    """One decoder layer, with the tensors that are never read."""
-    linears = {f"multihead_attn.{name}": (dim, dim) for name in ("q", "k", "v", "proj")}
-    linears |= {"linear1": (4 * dim, dim), "linear2": (dim, 4 * dim)}
-    linears |= {"self_attn.out_proj": (dim, dim)}
-    shapes = _linear_shapes(layer, linears) | {
-        layer + "self_attn.in_proj_weight": (3 * dim, dim),
-        layer + "self_attn.in_proj_bias": (3 * dim,),
-    }
-    for norm in ("norm1", "norm2", "norm3"):
-        shapes |= {f"{layer}{norm}.{part}": (dim,) for part in ("weight", "bias")}
-    return shapes
-
-
-def _decoder_shapes(sizes: TinySizes) -> dict[str, tuple[int, ...]]:
-    dim = sizes.embed_dim
-    shapes: dict[str, tuple[int, ...]] = {
-        "decode_head.q_proj.weight": (dim, 2 * dim),
-        "decode_head.q_proj.bias": (dim,),
-        "decode_head.loss_decode.criterion.empty_weight": (len(sizes.seen) + 1,),
-    }
-    for index in range(sizes.decoder_layers):
-        shapes |= _layer_shapes(f"decode_head.decoder_1.layers.{index}.", dim)
-    return shapes
-
-
-def _cell_decoder_shapes(sizes: TinySizes) -> dict[str, tuple[int, ...]]:
+def _decoder_shapes(sizes: TinySizes) -> Shapes:
     dim, head = sizes.embed_dim, "decode_head."
-    shapes = _linear_shapes(head, {"q_proj": (dim, 2 * dim), "lateral_proj": (dim, 3 * dim)})
-    for index in range(sizes.decoder_layers):
-        shapes |= _layer_shapes(f"{head}decoder_q.layers.{index}.", dim)
-        shapes |= _layer_shapes(f"{head}decoder_v.layers.{index}.", dim)
-    recovery = head + "recovery_decoder."
-    for side in ("q", "v"):
-        shapes |= _layer_shapes(f"{recovery}decouple_{side}.0.", dim)
+    empty = {"loss_decode.criterion.empty_weight": (len(sizes.seen) + 1,)}
+    own = shapes_at(head, {"q_proj.*": (dim, 2 * dim), **empty})
+    return own | _layers(f"{head}decoder_1.layers.", sizes.decoder_layers, dim)
+
+
+def _cell_decoder_shapes(sizes: TinySizes) -> Shapes:
+    dim, count, head = sizes.embed_dim, sizes.decoder_layers, "decode_head."
+    shapes = shapes_at(head, {"q_proj.*": (dim, 2 * dim), "lateral_proj.*": (dim, 3 * dim)})
     names = {"linear_q_in": dim, "linear_k_in": dim, "linear_q_out": 2 * dim, "linear_k_out": dim}
-    return shapes | _linear_shapes(recovery, {name: (rows, dim) for name, rows in names.items()})
+    recovery = {f"{name}.*": (rows, dim) for name, rows in names.items()}
+    shapes |= shapes_at(f"{head}recovery_decoder.", recovery)
+    for side in ("q", "v"):
+        shapes |= _layers(f"{head}decoder_{side}.layers.", count, dim)
+        shapes |= _layers(f"{head}recovery_decoder.decouple_{side}.", 1, dim)
+    return shapes
 
 
-def _prompted_shapes(sizes: TinySizes) -> dict[str, tuple[int, ...]]:
+def _prompted_shapes(sizes: TinySizes) -> Shapes:
     width, count = sizes.width, sizes.num_prompts
-    return visual_shapes("backbone.", sizes) | {
-        "backbone.prompt_embeddings": (1, count, width),
-        "backbone.deep_prompt_embeddings": (sizes.num_layers - 1, count, width),
-        "backbone.prompt_proj.weight": (width, width),
-        "backbone.prompt_proj.bias": (width,),
-        "backbone.prompt_norm.weight": (width,),
-        "backbone.prompt_norm.bias": (width,),
-    }
+    rows = {
+        "prompt_embeddings": (1, count, width), "prompt_proj.*": (width, width),
+        "deep_prompt_embeddings": (sizes.num_layers - 1, count, width), "prompt_norm.*": (width,),
+    }  # fmt: skip
+    return visual_shapes("backbone.", sizes) | shapes_at("backbone.", rows)
 
 
 def zegclip_shapes(sizes: TinySizes | None = None) -> dict[str, tuple[int, ...]]:
