@@ -36,8 +36,7 @@ def pack_clip(clip: Path, path: Path) -> Path:
     words, prompt_words = words_of_world(), FUNCTION_WORDS
     tokenizer = Tokenizer(tokenizer_json(), context_length=text_config(weights).context_length)
     ids = np.unique(tokenizer.encode([*words, *prompt_words]))
-    tensors = {f"visual.{key}": value for key, value in weights.visual.items()}
-    tensors |= weights.text
+    tensors = weights.named()
     tensors["token_embedding.weight"] = tensors["token_embedding.weight"][ids]
     packed = {key: np.ascontiguousarray(value, np.float16) for key, value in tensors.items()}
     with safe_open(clip, framework="np") as file:

@@ -188,8 +188,7 @@ def split_weights(tower: Mapping[str, T]) -> dict[str, T]:
 
 def official_arrays(clip: ClipTensors) -> dict[str, Array]:
     """CLIP's arrays under the keys of CAT-Seg's checkpoints."""
-    named = {f"visual.{key}": value for key, value in split_weights(clip.visual).items()}
-    named |= split_weights(clip.text)
+    named = split_weights(clip.named())
     if clip.logit_scale is not None:
         named["logit_scale"] = np.array(clip.logit_scale, np.float32)
     return {CLIP_PREFIX + key: value for key, value in named.items()}

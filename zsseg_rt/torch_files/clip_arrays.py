@@ -109,6 +109,10 @@ class ClipTensors:
         assert proj is not None
         return int(proj.shape[-1])
 
+    def named(self) -> dict[str, Array]:
+        """Both towers under OpenAI's names, without the factor on cosines."""
+        return {**{f"visual.{key}": value for key, value in self.visual.items()}, **self.text}
+
     @property
     def num_parameters(self) -> int:
         """Numbers in both towers."""

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from zsseg_rt.errors import CheckpointError
+from zsseg_rt.torch_files.clip_layouts import as_clip
 from zsseg_rt.torch_files.shapes import TEXT_TOWER, Array, Checked, divisor
 from zsseg_rt.torch_files.weights import READING_ERRORS
 
@@ -161,32 +162,15 @@ def _temperature(value: Any, name: str) -> float:
     return float(number.reshape(()))
 
 
-_NAMES = (
-    (r"^patch_embed\.proj\.", "conv1."),
-    (r"^norm\.", "ln_post."),
-    (r"^blocks\.", "transformer.resblocks."),
-    (r"\.norm(\d)\.", r".ln_\1."),
-    (r"\.attn\.qkv\.", ".attn.in_proj_"),
-    (r"\.attn\.proj\.", ".attn.out_proj."),
-    (r"\.mlp\.fc1\.", ".mlp.c_fc."),
-    (r"\.mlp\.fc2\.", ".mlp.c_proj."),
-)
-
-
 def _renamed(vision: Mapping[str, Array]) -> dict[str, Array]:
     """CLIP's names; LayerScale multiplies the rows of the projections before it."""
-    tensors = {
-        "class_embedding": vision["cls_token"][0, 0],
-        "positional_embedding": vision["pos_embed"][0],
-        "register_embedding": vision["register_tokens"][0, 0],
-    }
+    tensors = {}
     for key, value in vision.items():
         match = re.match(r"(blocks\.\d+)\.(attn\.proj|mlp\.fc2)\.", key)
         if match:
             scale = vision[f"{match[1]}.ls{1 if match[2] == 'attn.proj' else 2}.gamma"]
             value = value * (scale if value.ndim == 1 else scale[:, None])
-        if re.match(r"(patch_embed|norm|blocks)\.", key) and not key.endswith(".gamma"):
-            for pattern, name in _NAMES:
-                key = re.sub(pattern, name, key)
-            tensors[key] = value
-    return tensors
+        if not key.endswith((".gamma", "mask_token")):
+            tensors[f"visual.trunk.{key}"] = value
+    named = {key.removeprefix("visual."): value for key, value in as_clip(tensors, _WHAT).items()}
+    return named | {"register_embedding": named.pop("register_tokens")[0, 0]}

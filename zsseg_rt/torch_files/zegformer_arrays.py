@@ -87,9 +87,7 @@ def read_zegformer(path: Path, clip: ClipTensors | None = None) -> dict[str, Arr
     tensors = read_floats(path, lambda key: not _UNUSED.fullmatch(key))
     tensors = {key: value for key, value in tensors.items() if not _UNUSED.fullmatch(key)}
     if clip is not None:
-        visual = {f"visual.{key}": value for key, value in clip.visual.items()}
-        towers = {**visual, **clip.text}
-        towers["logit_scale"] = np.array(math.log(100.0), np.float32)
+        towers = clip.named() | {"logit_scale": np.array(math.log(100.0), np.float32)}
         tensors = {key: value for key, value in tensors.items() if not key.startswith(CLIP)}
         tensors |= {f"{CLIP}{key}": value for key, value in towers.items()}
     file = Checked(tensors=tensors, where=path.name, what="zegformer")

@@ -544,7 +544,6 @@ class OfficialCatSeg:
     most_classes: int | None = 256
     clip_heads: int | None = None  # Heads of the image tower; None is one per 64 channels
     text_heads: int | None = None  # Heads of the text tower; None is one per 64 channels
-    with_text_encoder: bool = True  # Whether to build the text tower when the checkpoint holds one
 
     def build(self, state_dict: Mapping[str, Tensor]) -> CatSeg:
         """Make the model of official keys, float32; the weights are copies."""
@@ -553,8 +552,7 @@ class OfficialCatSeg:
         file = Checked(tensors=state_dict, what="cat_seg")
         encoder = image_encoder_config(file, _CLIP + "visual.", self.clip_heads)
         text = None
-        tower = any(re.match(_TEXT, key) for key in state_dict)  # if of it, all of it
-        if self.with_text_encoder and tower:
+        if any(re.match(_TEXT, key) for key in state_dict):  # if of it, all of it
             text = text_encoder_config(file, _CLIP, self.text_heads)
         config = CatSegConfig(
             image_encoder=encoder,
@@ -565,9 +563,8 @@ class OfficialCatSeg:
             most_classes=self.most_classes,
         )
         check_masks(state_dict, self.view // encoder.patch_size, self.window)
-        ignored = (_UNUSED, *(() if text else (r"text_encoder\..*",)))
         renamed = own_names(state_dict)
-        return load_into(CatSeg, config, renamed, architecture="cat_seg", ignored=ignored)
+        return load_into(CatSeg, config, renamed, architecture="cat_seg", ignored=(_UNUSED,))
 
     def _aggregator(self, file: Checked, encoder: ImageEncoderConfig) -> AggregatorConfig:
         hidden = file.shape(_HEAD + "conv1.weight", 4)[0]

@@ -306,15 +306,12 @@ class DenseCLIPStart(HeadSettings, ClipSource):
 
     # As of ClipSource; None is open_clip's random initialisation
     pretrained: str | Path | None = None
-    with_text_encoder: bool = True  # Whether to build the text tower
 
     def build(self) -> DenseCLIP:
         """Make the model, in evaluation mode, with no trainable parameters."""
         shipped = self.pretrained is not None and is_shipped(self.pretrained)
         settings = self.config(SHIPPED_LAYERS if shipped else {})
         weights = random_clip(self.clip) if self.pretrained is None else self.load()
-        if not self.with_text_encoder:
-            weights = replace(weights, text=Tower({}))
         return self.assemble(weights, settings)
 
 

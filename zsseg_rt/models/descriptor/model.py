@@ -650,7 +650,6 @@ class OfficialZegCLIP:
     seen_classes: Sequence[int] = ()
     # Whether the weights come from self-training; then no score is lowered
     self_trained: bool = False
-    with_text_encoder: bool = True  # Whether to build the text tower when the checkpoint holds one
     prompt_dropout: float = 0.1  # Dropout on the projected prompts, in training
     decoder_dropout: float = 0.1  # Dropout in the decoder's layers, in training
 
@@ -660,7 +659,7 @@ class OfficialZegCLIP:
         check_float32(state_dict, name)
         file = Checked(tensors=state_dict, what=name)
         encoder = self._encoder(file)
-        has_text = self.with_text_encoder and file.has(_TEXT)
+        has_text = file.has(_TEXT)
         text = text_encoder_config(file, _TEXT, self.text_heads) if has_text else None
         fields = {"image_size": encoder.side, **shared_fields(self, self.made_config)}
         config = self.made_config(
@@ -670,9 +669,8 @@ class OfficialZegCLIP:
             **fields,
             **self._more(file),
         )
-        ignored = (_UNUSED, *(() if has_text else (r"text_encoder\..*",)))
         make: Callable[[Any], DescriptorModel] = self.made
-        return load_into(make, config, state_dict, architecture=name, ignored=ignored)
+        return load_into(make, config, state_dict, architecture=name, ignored=(_UNUSED,))
 
     def _encoder(self, file: Checked) -> ImageEncoderConfig:
         num_deep_prompts, num_prompts, _ = file.shape("backbone.deep_prompt_embeddings", 3)

@@ -413,8 +413,7 @@ def _with_clip(state_dict: Mapping[str, Tensor], clip: ClipTensors | None) -> di
 
 def _named(clip: ClipTensors) -> dict[str, Any]:
     """Both towers under OpenAI's names, with the scale that the official code uses."""
-    towers = {f"visual.{key}": value for key, value in clip.visual.items()}
-    return {**towers, **clip.text, "logit_scale": torch.tensor(math.log(100.0))}
+    return {**clip.named(), "logit_scale": torch.tensor(math.log(100.0))}
 
 
 def _backbone_config(file: Checked) -> ResNetConfig:
