@@ -127,27 +127,20 @@ class _DenseClip:
     pm: str | None = opt("How sfp and sc_clip find outliers: l2, som or lof; default: the head's.")
     r: float = opt("Share of the class token that sfp and sc_clip add to patches.", 0.3)
     beta: float = opt("Cosine below which sfp and sc_clip let patches share nothing.", 0.4)
+    size: SizeOption = "448"
+    template: list[str] | None = opt("Prompt with one {}; may repeat; default: CLIP's 80.")
 
 
 @export_app.command("dense-clip")
 @takes_groups
-def export_dense_clip(
-    *,
-    model: _DenseClip,
-    size: SizeOption = "448",
-    template: Annotated[
-        list[str] | None, typer.Option(help="Prompt with one {}; may repeat; default: CLIP's 80.")
-    ] = None,
-    out: OutOption,
-    bundle: ModelOptions,
-) -> None:
+def export_dense_clip(*, model: _DenseClip, out: OutOption, bundle: ModelOptions) -> None:
     """Export plain CLIP with a training-free dense head, its text tower and its tokenizer.
 
     --clip demo or --clip FILE needs no torch.
     """
     check_activation("--activation", model.activation)
     if _names_weights(model.clip):
-        _export_clip_file(model, read_size(size), out, bundle, template)
+        _export_clip_file(model, out, bundle)
         return
     if model.pretrained is None:
         raise UsageError(
@@ -157,8 +150,9 @@ def export_dense_clip(
     from zsseg_rt.models import create_model
     from zsseg_rt.torch_files.clip_arrays import describe_space
 
-    head = model.head or "naclip"
-    settings = {**vars(model), "head": head, "image_size": read_size(size), "templates": template}
+    settings = vars(model) | {"head": model.head or "naclip"}
+    settings["image_size"] = read_size(settings.pop("size"))
+    settings["templates"] = settings.pop("template")
     with arguments_called({"source": "--pretrained", "activation": "--activation"}):
         network = create_model("dense_clip", **settings)
     space = describe_space(model.pretrained, model.clip)
@@ -170,24 +164,17 @@ def _names_weights(clip: str) -> bool:
     return clip == "demo" or clip.endswith(".safetensors") or Path(clip).is_file()
 
 
-def _export_clip_file(
-    model: _DenseClip,
-    size_hw: tuple[int, int],
-    out: Path,
-    bundle: ExportOptions,
-    template: list[str] | None,
-) -> None:
+def _export_clip_file(model: _DenseClip, out: Path, bundle: ExportOptions) -> None:
     from zsseg_rt.bundles.bundle import Bundle
     from zsseg_rt.export.clip_file import DenseHead, export_clip_file
 
     if model.pretrained is not None:
         raise UsageError(f"--pretrained: expected nothing beside --clip {model.clip}, a file")
     settings = vars(model).keys() & vars(DenseHead()).keys()
+    size_hw, others = read_size(model.size), {"templates": model.template}
     head = DenseHead(size_hw=size_hw, **{name: getattr(model, name) for name in settings})
     with working(f"exporting {model.clip}"):
-        written = write_bundle(
-            export_clip_file, model.clip, out, head, options=bundle, templates=template
-        )
+        written = write_bundle(export_clip_file, model.clip, out, head, options=bundle, **others)
     if model.activation is None and model.clip != "demo":
         activation = Bundle.load(written).provenance["activation"]
         say(f"activation: taken to be {activation}; if it is not, use --activation")

@@ -133,10 +133,8 @@ def write_triton_model(
 class TritonPythonModel:
     """Labels one frame per request; Triton makes one of these in each instance's process.
 
-    Inputs are ``frame``, uint8 [H, W, 3] in RGB, and ``class_names``, an optional list of texts
-    [C], each a class, with commas between synonyms. A request without names gets the classes in
-    ``config.pbtxt``; a request's names hold for that request only. Outputs are ``labels``, [H, W]
-    in the type that ``config.pbtxt`` says, whose largest value is unknown, and ``names``, [C].
+    Inputs are ``frame``, uint8 [H, W, 3] in RGB, and optional ``class_names`` [C], texts with
+    commas between synonyms, for this request only. Outputs are ``labels`` [H, W] and ``names`` [C].
     """
 
     def initialize(self, args: Mapping[str, str]) -> None:
