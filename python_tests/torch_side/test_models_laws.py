@@ -9,7 +9,7 @@ import torch
 from support import golden_cat_seg, golden_tips, tiny
 from support.errors import refused
 from support.tiny_zeroseg import zeroseg_model
-from zsseg_rt.errors import ArgumentError, DTypeError, ShapeError
+from zsseg_rt.errors import ArgumentError, CheckpointError, DTypeError, ShapeError
 from zsseg_rt.models import from_official
 
 pytestmark = pytest.mark.usefixtures("without_gradients")
@@ -108,3 +108,25 @@ def test_nan_in_an_image_of_tips_is_refused(models):
     image[0, 0, 3, 4] = float("nan")
     with refused(ArgumentError, "image", "NaN"):
         models["tips"](image, TEXT)
+
+
+@pytest.mark.parametrize("head", ["maskclip", "sclip", "clearclip", "naclip"])
+def test_an_image_tower_alone_gives_cosines(head):
+    tower = {
+        key.removeprefix("visual."): value
+        for key, value in tiny.clip_state_dict().items()
+        if key.startswith("visual.")
+    }
+    model = from_official("dense_clip", tower, head=head, num_heads=4)
+    logits = model(tiny.image(1, 3, 96, 64), TEXT).mask_logits
+    assert logits.shape == (1, 7, 6, 4)
+    assert logits.abs().max() <= 1 + 1e-5
+    assert dense_clip(head=head, logit_scale=40.0).logit_scale == 40.0
+    del tower["ln_post.bias"]
+    with refused(CheckpointError, "state_dict", "ln_post.bias"):
+        from_official("dense_clip", tower, head=head, num_heads=4)
+
+
+def test_a_trunk_with_too_few_blocks_is_refused():
+    with refused(ArgumentError, "pre"):
+        dense_clip(6, head="sfp")
