@@ -157,7 +157,12 @@ def losses_of(part: slice) -> list[float]:
     targets = class_masks(labels, SHARED_CLASSES)
     matches = match_segments(segments, targets, SegmentWeights())
     made = segment_losses(segments, targets, matches, no_object=0.1)
-    terms = [*mask_losses(logits, labels), cross_entropy(logits, labels), made.focal, made.dice]
+    terms = [
+        *mask_losses(logits, labels),
+        cross_entropy(logits, labels),
+        made["focal"],
+        made["dice"],
+    ]
     return [term.item() for term in terms]
 
 
@@ -200,10 +205,10 @@ def test_without_any_class_every_segment_should_be_nothing():
     targets = class_masks(torch.full((2, 4, 5), 255), NUM_CLASSES)
     matches = match_segments(segments, targets, WEIGHTS)
     losses = segment_losses(segments, targets, matches, no_object=0.1)
-    assert losses.focal == losses.dice == 0
+    assert losses["focal"] == losses["dice"] == 0
     expected = -segments.logits.log_softmax(dim=-1)[..., -1].mean()
-    torch.testing.assert_close(losses.classification, expected)
-    sum(losses).backward()
+    torch.testing.assert_close(losses["classification"], expected)
+    sum(losses.values()).backward()
     assert all(part.grad.isfinite().all() for part in parts)
 
 
@@ -211,7 +216,8 @@ def test_a_model_that_diverged_gives_losses_that_say_so():
     segments = Segments(*(torch.full_like(part, float("nan")) for part in proposals(1, 4)))
     targets = class_masks(annotations(1), NUM_CLASSES)
     matches = match_segments(segments, targets, WEIGHTS)
-    assert all(x.isnan() for x in segment_losses(segments, targets, matches, no_object=0.1))
+    losses = segment_losses(segments, targets, matches, no_object=0.1)
+    assert all(loss.isnan() for loss in losses.values())
 
 
 # --- which labels training sees ---

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from zsseg_rt.common.checks import arguments_called
 from zsseg_rt.common.files import read_limited, read_npy
@@ -22,6 +23,7 @@ from zsseg_rt.models.base import SegmentationModel
 from zsseg_rt.models.clip.towers import average_templates
 from zsseg_rt.models.clip.weights import build_text_encoder, load_clip
 from zsseg_rt.text.class_names import ClassList, split_synonyms
+from zsseg_rt.text.embeddings import plain
 from zsseg_rt.text.name_lists import read_name_list
 from zsseg_rt.text.tokenizer import Tokenizer, clean_text
 from zsseg_rt.text.vocabulary import check_templates, fill
@@ -42,9 +44,9 @@ class ClassEmbeddings:
     def __init__(self, class_names: Sequence[str], phrase_embeds: Tensor) -> None:
         classes = split_synonyms(class_names)
         self.phrases = ClassList.of_groups(classes).phrases
-        self.phrase_embeds = _unit(phrase_embeds.float())
+        self.phrase_embeds = normalize(phrase_embeds.float(), dim=-1)
         groups = torch.split(self.phrase_embeds, [len(synonyms) for synonyms in classes])
-        self.class_embeds = _unit(torch.stack([group.mean(dim=0) for group in groups]))
+        self.class_embeds = normalize(torch.stack([group.mean(dim=0) for group in groups]), dim=-1)
 
 
 def class_embeddings(
@@ -129,11 +131,11 @@ def _from_bank(class_names: Sequence[str], config: TextConfig) -> Tensor:
             f"text.bank: expected a row for each of {len(names)} names, got {len(rows)} rows in "
             f"{config.bank}. Check text.bank_names."
         )
-    by_name = {_plain(name): row for name, row in zip(names, rows, strict=True)}
+    by_name = {plain(name): row for name, row in zip(names, rows, strict=True)}
     phrase_rows: list[tuple[str, Tensor | None]] = []
     for name, synonyms in zip(class_names, split_synonyms(class_names), strict=True):
-        whole = by_name.get(_plain(name))
-        phrase_rows += [(phrase, by_name.get(_plain(phrase), whole)) for phrase in synonyms]
+        whole = by_name.get(plain(name))
+        phrase_rows += [(phrase, by_name.get(plain(phrase), whole)) for phrase in synonyms]
     missing = [phrase for phrase, row in phrase_rows if row is None]
     if missing:
         raise VocabularyError(
@@ -163,12 +165,3 @@ def _read_rows(path: Path) -> Tensor:
             "Create the file again."
         )
     return rows.float()
-
-
-def _plain(name: str) -> str:
-    return " ".join(name.lower().split())
-
-
-def _unit(rows: Tensor) -> Tensor:
-    norms: Tensor = rows.norm(dim=-1, keepdim=True)
-    return rows / norms.clamp_min(1e-12)

@@ -46,14 +46,6 @@ class Match(NamedTuple):
     targets: Tensor
 
 
-class SegmentLosses(NamedTuple):
-    """The three losses of one decoder layer, unweighted scalars."""
-
-    classification: Tensor
-    focal: Tensor
-    dice: Tensor
-
-
 @dataclass(frozen=True, kw_only=True)
 class SegmentWeights:
     """Weights of the three losses and of the matching costs; the defaults are official."""
@@ -104,11 +96,12 @@ def match_segments(
 
 def segment_losses(
     segments: Segments, targets: Sequence[ClassMasks], matches: Sequence[Match], *, no_object: float
-) -> SegmentLosses:
-    """Compare matched segments with their class masks; unmatched ones should be "no object".
+) -> dict[str, Tensor]:
+    """The losses of one decoder layer, which compare matched segments with their class masks.
 
-    Mask logits are upsampled to the targets' resolution (bilinear). Both mask losses are sums over
-    pairs divided by the number of class masks in the batch, averaged over processes and at least 1.
+    Unmatched segments should be "no object". Mask logits are upsampled to the targets' resolution
+    (bilinear). Both mask losses are sums over pairs divided by the number of class masks in the
+    batch, averaged over processes and at least 1.
     """
     logits = segments.logits.float()
     nothing = logits.shape[-1] - 1
@@ -119,11 +112,11 @@ def segment_losses(
     weight[nothing] = no_object
     num_masks = process_mean(logits.new_tensor(sum(len(t.classes) for t in targets)))
     focal, dice = _pair_losses(segments.masks, targets, matches)
-    return SegmentLosses(
-        classification=F.cross_entropy(logits.flatten(0, 1), classes.flatten(), weight),
-        focal=focal / num_masks.clamp(min=1),
-        dice=dice / num_masks.clamp(min=1),
-    )
+    return {
+        "classification": F.cross_entropy(logits.flatten(0, 1), classes.flatten(), weight),
+        "focal": focal / num_masks.clamp(min=1),
+        "dice": dice / num_masks.clamp(min=1),
+    }
 
 
 def _pair_losses(
@@ -193,7 +186,7 @@ class ZegFormerTask(LabelledTask):
             matches = match_segments(layer, targets, weights)
             losses = segment_losses(layer, targets, matches, no_object=weights.no_object)
             suffix = "" if index == len(layers) - 1 else f"_{index}"
-            for name, value in losses._asdict().items():
+            for name, value in losses.items():
                 terms[name + suffix] = getattr(weights, name) * value
         return terms
 
