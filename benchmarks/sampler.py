@@ -8,7 +8,7 @@ fixed amount of work after each frame, on as many threads: 10 % of the CPU time 
 The three take turns in the same rounds, beside as many busy processes as ``--busy`` says. With the
 drawn demo's frames of 2 ms it takes 5 to 15 minutes; with ``--bundle`` a network of 200 ms, give
 ``--threads 2 --comparisons 20 --max-rounds 30`` and 10 to 40. The JSON file is written after every
-comparison. ``test_profiling_turns.py`` does the same with simulated times.
+comparison. ``test_profiling.py`` does the same with simulated times.
 """
 
 from __future__ import annotations
