@@ -25,36 +25,6 @@ def taken(hand_off):
     return None if frame is None else (frame.source, frame.index, frame.dropped_before)
 
 
-def test_latest_keeps_the_newest_and_counts_the_rest():
-    slots = hand_off(False)
-    for number in range(5):
-        assert slots.put(0, picture(number), ALWAYS)
-    frame = slots.take(0)
-    assert (frame.index, frame.dropped_before, frame.image[0, 0, 0]) == (4, 4, 4)
-    assert taken(slots) is None
-    slots.put(0, picture(), ALWAYS)
-    assert taken(slots) == ("s0", 5, 0)
-    assert slots.counts(0) == (6, 4)
-
-
-def test_all_keeps_every_picture_and_lets_the_reader_wait():
-    slots = hand_off(True)
-    done = threading.Event()
-
-    def read():
-        for number in range(QUEUE + 3):
-            slots.put(0, picture(number), ALWAYS)
-        done.set()
-
-    thread = threading.Thread(target=read)
-    thread.start()
-    numbers = [slots.take(10).image[0, 0, 0] for _ in range(QUEUE + 3)]
-    assert done.wait(10)
-    thread.join()
-    assert numbers == list(range(QUEUE + 3))
-    assert slots.counts(0) == (QUEUE + 3, 0)
-
-
 @pytest.mark.parametrize("way", ["closed", "abandoned"])
 def test_a_reader_that_waits_for_room_goes(way):
     slots = hand_off(True)

@@ -88,21 +88,3 @@ def test_a_file_that_fails_is_a_warning_with_its_reason(caplog):
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert record.getMessage() == "cam: ended: cannot be read: gone"
-
-
-def test_every_change_is_one_line_in_the_log(caplog):
-    caplog.set_level(logging.INFO)
-    camera, now = running(), 1.0
-    for _ in range(5):
-        camera.over(now, LOST)
-        now += 5.0
-        camera.tick(now)
-    camera.frame(now)
-    camera.log_news()
-    camera.log_news()
-    lines = [record.getMessage() for record in caplog.records]
-    assert lines == [
-        "cam: running",
-        "cam: lost: cannot be read: gone",
-        "cam: running again",
-    ]
