@@ -310,6 +310,10 @@ ODD = {
         "Einsum", [Fed(["n"]), Fed([3]), Fed([4])], {"equation": "i,i,i->i"}, "sizes of i: expected"
     ),
     "16 bits": ("DequantizeLinear", [Fed([2, 6], 4), floats()], {}, "8 bits"),
+    "letter twice in the result": (
+        "Einsum", [Fed([2, 3])], {"equation": "ij->ii"}, "letters of the terms"
+    ),
+    "letter of no term": ("Einsum", [Fed([2, 3])], {"equation": "ij->ik"}, "letters of the terms"),
     "repeated letter": ("Einsum", [Fed([2, 2])], {"equation": "ii->i"}, "each once, not 'ii'"),
 }  # fmt: skip
 

@@ -30,7 +30,15 @@ from zsseg_rt.demo import demo_classes
 from zsseg_rt.export.graph_files import describe_graph
 from zsseg_rt.export.quantized import bundle as quantizing
 from zsseg_rt.export.quantized.bundle import Agreement, QuantizeSettings, quantize_bundle
-from zsseg_rt.export.quantized.layers import FORMATS, TensorStats
+from zsseg_rt.export.quantized.layers import (
+    FORMATS,
+    Range,
+    TensorStats,
+    find_groups,
+    quantised_graph,
+)
+from zsseg_rt.onnx.arrays import run_network
+from zsseg_rt.onnx.graph import Graph
 from zsseg_rt.onnx.reader import map_file, quantised_layers
 
 
@@ -336,6 +344,19 @@ def test_e4m3_rounds_as_onnx_does():
     np.testing.assert_array_equal(kind.rounded(values, 1.0), held)
     with_onnx = onnx.helper.make_tensor("x", 17, values.shape, values.tolist())
     np.testing.assert_array_equal(onnx.numpy_helper.to_array(with_onnx).astype(np.float32), held)
+
+
+def test_the_emulated_graph_rounds_as_e4m3_does():
+    values = np.random.default_rng(0).normal(0, 60, (1, 200)).astype(np.float32)
+    values[0, :50] /= 4000  # subnormal ones
+    graph, kind = Graph(), FORMATS["fp8"]
+    weight = 7 * np.eye(200, dtype=np.float32)  # whose scale is a power of two
+    graph.output("y", graph.matmul(graph.input("x", values.shape), weight))
+    network = graph.network()
+    ranges = {group: Range(0.5, 0.0) for group in find_groups(network)}
+    emulated = quantised_graph(network, ranges, kind, emulated=True)
+    found = run_network(emulated, {"x": values})["y"]
+    np.testing.assert_array_equal(found, 7 * kind.rounded(values, 0.5))
 
 
 def layers_with_weights(path):
