@@ -8,7 +8,7 @@ them, classes get colours that the things do not have; else labels could not be 
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 import cv2
@@ -76,6 +76,9 @@ def column(pictures: list[Pixels]) -> Pixels:
 
 def main() -> None:
     """Write the picture."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("file", type=Path)
+    file = str(parser.parse_args().file)
     drawn = {**photos(), **scene()}
     columns = [column([drawn[stem] for stem in stems]) for stems in COLUMNS]
     height = max(one.shape[0] for one in columns)
@@ -84,7 +87,7 @@ def main() -> None:
         for one in columns
     ]
     picture = np.concatenate(padded, axis=1)[:, :-GAP]
-    cv2.imwrite(sys.argv[1], picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])
+    cv2.imwrite(file, picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])
 
 
 if __name__ == "__main__":
