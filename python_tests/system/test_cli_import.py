@@ -123,7 +123,6 @@ def test_a_data_set_brings_its_classes_and_its_split(checkpoint, tmp_path, capsy
 @pytest.mark.parametrize("file", ["checkpoint", "absent.pth"])
 def test_openais_clip_is_fetched_as_fetch_does(file, checkpoint, tmp_path, monkeypatch, capsys):
     """Without a network it answers at once, and only for a checkpoint that is there."""
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("ZSSEG_HOME", str(tmp_path / "home"))
     given = checkpoint if file == "checkpoint" else tmp_path / file
