@@ -189,7 +189,10 @@ def cases():
 
 
 # On an emulated GPU a frame of proposals takes ten times as long as one of another family.
-SLOW = ("300 names", "23 names", "8 names", "overlays on planes", "regions from 1.0")
+SLOW = (
+    *("300 names", "23 names", "8 names", "1 names", "swaps", "overlays", "overlays on planes"),
+    *("arrays of another library", "regions from 1.0"),
+)
 
 
 def parameters():
@@ -246,7 +249,9 @@ def test_recorded_frames_equal_plain_ones_of_their_pixels(monkeypatch, bundle_of
 SESSIONS = ("own arrays", "foreign arrays", "TensorRT's")
 GIVEN = ("RGB", "planes", "RGB on the GPU", "planes on the GPU")
 COMPUTED = [
-    *itertools.product(("descriptor", "proposals"), SESSIONS, [{}]),
+    *itertools.product(("descriptor",), SESSIONS, [{}]),
+    ("proposals", "own arrays", {}),
+    *(pytest.param("proposals", kind, {}, marks=pytest.mark.nightly) for kind in SESSIONS[1:]),
     *itertools.product(("dense", "segment_tokens", "aggregation"), SESSIONS[:1], [{}]),
     ("segment_tokens", "foreign arrays", {}),
     ("descriptor", "own arrays", {"unknown_below": 0.5, "channel_order": "bgr"}),
