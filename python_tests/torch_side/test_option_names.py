@@ -11,7 +11,7 @@ pytest.importorskip("accelerate")
 import zsseg_rt  # noqa: E402
 from support.command_line import run  # noqa: E402
 from support.errors import refused  # noqa: E402
-from support.small_runs import SCENES, TABLES, save_clip  # noqa: E402
+from support.small_runs import SCENES, STUDENT, TABLES, save_clip  # noqa: E402
 from zsseg_rt.common.checks import arguments_called  # noqa: E402
 from zsseg_rt.errors import ArgumentError, CheckpointError  # noqa: E402
 from zsseg_rt.training.assembly import assemble  # noqa: E402
@@ -35,8 +35,7 @@ def clip_options(source, **others):
 
 
 def zeroseg(**options):
-    sizes = {"width": 32, "num_layers": 1, "num_heads": 2, "grid_side": 4, "embed_dim": 32}
-    return {"architecture": "zeroseg", "options": sizes | options}
+    return {"architecture": "zeroseg", "options": STUDENT | {"embed_dim": 32} | options}
 
 
 SOUND = {"activation": "quick_gelu"}
@@ -46,7 +45,7 @@ REFUSED = [  # the model's source and options, other tables, and the argument th
     ((None, {}), {}, "model.options.activation"),
     ((None, SOUND), {"text": {"clip": "absent.pt"}}, "text.clip"),
     ((None, SOUND), {"text": {"clip": None}}, "text.clip_activation"),
-    ((None, SOUND | {"descriptor": "picture"}), {}, "model.options.descriptor"),
+    ((None, SOUND | {"start": "picture"}), {}, "model.options.start"),
     (
         (None, SOUND | {"num_prompts": 2}),
         {"task": {"options": {"focal_weight": -1.0}}},
