@@ -13,7 +13,6 @@ from torch import Tensor
 
 from support import tiny
 from support.graph_runs import run_file
-from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.export.architectures.descriptor import parts_of
 from zsseg_rt.onnx.arrays import Arrays
 from zsseg_rt.ops import reference
@@ -76,13 +75,3 @@ def assert_labels_are_the_models(labels: np.ndarray, scores: np.ndarray) -> None
     clear = np.ones(labels.shape, bool) if len(scores) == 1 else top[-1] - top[-2] > 1e-4
     assert clear.mean() > 0.9
     assert (labels == scores.argmax(0))[clear].mean() >= 0.999
-
-
-def assert_self_check_passes(bundle: Path, backend: str) -> None:
-    """The engine agrees with the golden sample in every stage of a descriptor bundle."""
-    config = EngineConfig(device="cpu", backend=backend, precision="float32", use_cache=False)
-    with Engine(bundle, config) as engine:
-        report = engine.self_check()
-    assert report.passed, report.first_failure
-    stages = {stage.stage for stage in report.stages}
-    assert {"patch_embeds", "cls_embed", "queries", "class_embeds", "mask_logits"} <= stages

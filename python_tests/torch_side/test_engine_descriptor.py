@@ -1,25 +1,23 @@
-"""CLIP-RC from an official checkpoint to the engine: its graphs, bundles and labels."""
+"""ZegCLIP and CLIP-RC through the engine, from official checkpoints to labels."""
 
 import numpy as np
 import onnx
 import pytest
 import torch
+import torch.nn.functional as F
 
 from support import tiny
 from support.command_line import run
-from support.descriptor_models import (
-    assert_labels_are_the_models,
-    assert_self_check_passes,
-    make_inputs,
-    torch_scores,
-)
+from support.descriptor_models import assert_labels_are_the_models, make_inputs, torch_scores
 from zsseg_rt import Bundle, Engine, EngineConfig
 from zsseg_rt.backends.base import BackendOptions
 from zsseg_rt.backends.registry import get_backend
-from zsseg_rt.export import export_bundle, verify_bundle
+from zsseg_rt.export import export_bundle
 from zsseg_rt.models.functional import patch_text_similarity
+from zsseg_rt.text.tokenizer import Tokenizer
 
 NAMES = [f"name {index}" for index in range(7)]
+CPU = {"device": "cpu", "precision": "float32", "use_cache": False}
 CELLS = 4
 
 
@@ -34,51 +32,15 @@ def bundle_path(model, tmp_path_factory):
     return export_bundle(model, folder / "tiny.zsseg", class_names=NAMES, text_encoder=None)
 
 
-def golden_of(path):
-    with np.load(path / "golden.npz", allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files}
-
-
 @pytest.mark.parametrize("backend", ["openvino", "torch"])
 @pytest.mark.parametrize("count", [1, 2, 7, 19])
 def test_engine_equals_torch(model, bundle_path, backend, count):
     frame, embeds = make_inputs(count, seed=count)
-    config = EngineConfig(device="cpu", backend=backend, precision="float32", use_cache=False)
     names = [f"name {index}" for index in range(count)]
-    with Engine(bundle_path, config) as engine:
+    with Engine(bundle_path, EngineConfig(**CPU, backend=backend)) as engine:
         engine.set_classes(names, embeddings=embeds)
         labels = engine.segment(frame).labels
     assert_labels_are_the_models(labels, torch_scores(model, frame, embeds))
-
-
-@pytest.mark.parametrize("backend", ["openvino", "torch"])
-def test_self_check_passes(bundle_path, backend):
-    assert_self_check_passes(bundle_path, backend)
-
-
-def test_bundle_is_complete_and_agrees_with_torch(model, bundle_path):
-    bundle = Bundle.load(bundle_path)
-    assert (bundle.family, bundle.architecture) == ("descriptor", "clip_rc")
-    assert bundle.head.logit_scale == 1.0
-    assert bundle.head.seen == tuple(NAMES[index] for index in model.config.seen_classes)
-    decoder = bundle.graphs["decoder"]["float16"]
-    assert decoder.inputs[0].shape == (CELLS, "classes", 32)
-    assert decoder.outputs[0].shape == (1, "classes", 32)
-    report = verify_bundle(bundle_path)
-    assert report.passed
-    assert max(s.error for s in report.stages if "float16" not in s.where) < 1e-5
-    assert max(s.error for s in report.stages if "float16" in s.where) < 5e-3  # worst seen 1e-3
-
-
-def test_golden_is_the_unfolded_model(model, bundle_path):
-    golden = golden_of(bundle_path)
-    image, text = torch.from_numpy(golden["image"]), torch.from_numpy(golden["text_embeds"])
-    with torch.no_grad():
-        output = model(image, text)
-    np.testing.assert_allclose(golden["mask_logits"], output.mask_logits.numpy(), atol=1e-5)
-    cells = output.cell_embeds.flatten(2)[0].T + output.cls_embed
-    np.testing.assert_allclose(golden["cls_embed"], cells.numpy(), atol=1e-5)
-    assert len(np.unique(golden["labels"])) > 1
 
 
 def test_graphs_hold_one_attention_a_block_and_no_unused_layer(model, bundle_path):
@@ -118,7 +80,7 @@ def test_decoder_takes_any_number_of_classes(model, bundle_path, precision, num_
     )
     rng = np.random.default_rng(num_classes)
     queries = rng.standard_normal((CELLS, num_classes, 32)).astype(np.float32)
-    patches = golden_of(bundle_path)["patch_embeds"]
+    patches = np.load(bundle_path / "golden.npz")["patch_embeds"]
     found = session.run({"queries": queries, "patch_embeds": patches})
     with torch.no_grad():
         flat, keys = torch.from_numpy(queries).reshape(1, -1, 32), torch.from_numpy(patches)
@@ -142,8 +104,7 @@ def test_a_wide_picture_keeps_its_shape(model, tmp_path):
     )
     assert Bundle.load(path).head.grid_hw == (3, 6)
     frame, embeds = make_inputs(5, seed=5)
-    config = EngineConfig(device="cpu", precision="float32", use_cache=False)
-    with Engine(path, config) as engine:
+    with Engine(path, EngineConfig(**CPU)) as engine:
         engine.set_classes(NAMES[:5], embeddings=embeds)
         labels = engine.segment(frame).labels
     plain = tiny.clip_rc_model(seen_classes=())  # the bundle has no names for the seen classes
@@ -175,8 +136,7 @@ def test_imported_checkpoint_labels_as_the_model(tmp_path, layout):
     assert bundle.architecture == "clip_rc"
     assert bundle.head.seen == ("name 0", "name 2")
     frame, embeds = make_inputs(7, 64, seed=7)
-    config = EngineConfig(device="cpu", precision="float32", use_cache=False)
-    with Engine(bundle, config) as engine:
+    with Engine(bundle, EngineConfig(**CPU)) as engine:
         engine.set_classes(NAMES, embeddings=embeds)
         labels = engine.segment(frame).labels
     model = tiny.clip_rc_model(SIZES, seen_classes=(0, 2))
@@ -200,3 +160,48 @@ def test_a_zegclip_checkpoint_is_refused(tmp_path, capsys):
     assert run("import-checkpoint", "clip_rc", checkpoint, "--out", out) == 1
     assert "backbone.region_level_bridge" in capsys.readouterr().err
     assert not out.exists()
+
+
+# ---------------------------------------------------------------- ZegCLIP
+
+
+def test_seen_bias_follows_names_not_places(zegclip_bundle):
+    frame, embeds = make_inputs(7)
+    order = np.array([6, 2, 0, 5, 1, 4, 3])
+    with Engine(zegclip_bundle, EngineConfig(**CPU)) as engine:
+        engine.set_classes(NAMES, embeddings=embeds)
+        straight = engine.segment(frame).labels
+        engine.set_classes([NAMES[i] for i in order], embeddings=embeds[order])
+        shuffled = engine.segment(frame).labels
+    assert (order[shuffled] == straight).mean() > 0.999
+
+
+def test_text_encoder_gives_the_embeddings(zegclip_model, zegclip_bundle, tmp_path):
+    config = EngineConfig(device="cpu", precision="float32", cache_dir=tmp_path)
+    with Engine(zegclip_bundle, config) as engine:
+        vocabulary = engine.set_classes(["a dog", "the road"], templates=["{}", "see {}."])
+        tokenizer = Tokenizer(engine.bundle.open_path(engine.bundle.text.tokenizer))
+        prompts = ["a dog", "see a dog.", "the road", "see the road."]
+        tokens = torch.from_numpy(tokenizer.encode(prompts))
+        with torch.inference_mode():
+            rows = F.normalize(zegclip_model.text_encoder(tokens), dim=-1)
+        expected = F.normalize(rows.reshape(2, 2, -1).mean(1), dim=-1)
+        np.testing.assert_allclose(vocabulary.embeds, expected.numpy(), atol=2e-6)
+        seg = engine.segment(np.zeros((20, 30, 3), np.uint8))
+        assert seg.names == ("a dog", "the road")
+
+
+def test_text_encoder_is_freed_on_request_and_comes_back(zegclip_bundle):
+    with Engine(zegclip_bundle, EngineConfig(**CPU, keep_text_encoder=False)) as engine:
+        first = engine.set_classes(["a dog"]).embeds
+        assert engine._maker._embedder._session is None
+        both = engine.set_classes(["a cat", "a dog"]).embeds
+        np.testing.assert_array_equal(both[1], first[0])
+        assert not np.array_equal(both[0], both[1])
+
+
+@pytest.mark.parametrize("settings", [{"channel_order": "bgr"}, {"unknown_below": 0.9}])
+def test_self_check_does_not_depend_on_the_engines_settings(zegclip_bundle, settings):
+    with Engine(zegclip_bundle, EngineConfig(**CPU, **settings)) as engine:
+        report = engine.self_check()
+    assert report.passed, report.first_failure
