@@ -14,7 +14,7 @@ import pytest
 from support.command_line import run
 from support.cpus import needs_vnni, stand_in
 from support.errors import refused
-from support.quantizing import FAST, write_photos
+from support.quantizing import FAST, FewScenes, write_photos
 from zsseg_rt import (
     ArgumentError,
     Bundle,
@@ -26,10 +26,18 @@ from zsseg_rt import (
 )
 from zsseg_rt.backends._openvino import BACKEND, narrow_layers
 from zsseg_rt.backends.base import BackendOptions
+from zsseg_rt.bundles.specs import MaskLoss
 from zsseg_rt.demo import demo_classes
+from zsseg_rt.evaluation.evaluate import EngineSegmenter
+from zsseg_rt.evaluation.metrics import ConfusionMatrix, score
 from zsseg_rt.export.graph_files import describe_graph
 from zsseg_rt.export.quantized import bundle as quantizing
-from zsseg_rt.export.quantized.bundle import Agreement, QuantizeSettings, quantize_bundle
+from zsseg_rt.export.quantized.bundle import (
+    Agreement,
+    QuantizeSettings,
+    choose_images,
+    quantize_bundle,
+)
 from zsseg_rt.export.quantized.layers import (
     FORMATS,
     Range,
@@ -40,6 +48,10 @@ from zsseg_rt.export.quantized.layers import (
 from zsseg_rt.onnx.arrays import run_network
 from zsseg_rt.onnx.graph import Graph
 from zsseg_rt.onnx.reader import map_file, quantised_layers
+from zsseg_rt.text.class_names import split_synonyms
+
+STORED = Path(__file__).parents[1] / "bundles" / "v1"
+INT8 = EngineConfig(device="cpu", precision="int8", use_cache=False)
 
 
 @pytest.fixture(scope="module")
@@ -89,14 +101,13 @@ def test_a_bundle_holds_what_was_measured(made, photos):
 @needs_vnni
 def test_every_promised_layer_runs_in_int8(made):
     bundle, _ = made
-    config = EngineConfig(device="cpu", precision="int8", use_cache=False)
     for name, promised in (("image_encoder", 37), ("decoder", 8)):
         path = bundle.open_path(bundle.graph(name, "int8"))
         assert quantised_layers(map_file(path)) == promised
         graph = BACKEND.load(path, device="cpu", precision="int8", options=BackendOptions())
         assert narrow_layers(graph.open_model()) == promised
         graph.close()
-    with Engine(bundle, config) as engine:
+    with Engine(bundle, INT8) as engine:
         assert engine.precision == "int8"
         check = engine.self_check()
     assert check.passed
@@ -116,8 +127,7 @@ def test_one_wrong_scale_fails_the_self_check(made, tmp_path):
     onnx.save(model, path)
     held = bundle.graphs["decoder"] | {"int8": describe_graph(path, folder)}
     altered = replace(bundle, path=folder, graphs=bundle.graphs | {"decoder": held})
-    config = EngineConfig(device="cpu", precision="int8", use_cache=False)
-    with Engine(altered, config) as engine:
+    with Engine(altered, INT8) as engine:
         assert not engine.self_check().passed
 
 
@@ -188,7 +198,7 @@ def test_the_worst_layers_stay_in_float16(photos, tmp_path, monkeypatch):
     assert report.spec.passed
     assert kept.count("float16") == 1
     assert quantised_layers(map_file(out / "decoder.int8.onnx")) == 7
-    with Engine(out, EngineConfig(device="cpu", precision="int8", use_cache=False)) as engine:
+    with Engine(out, INT8) as engine:
         assert engine.precision == "int8"
 
 
@@ -207,8 +217,11 @@ def test_a_graph_may_lose_all_its_layers(made, photos, tmp_path, monkeypatch):
     again = Bundle.load(out)
     (lost,) = [name for name in names if "int8" not in again.graphs[name]]
     assert not (out / f"{lost}.int8.onnx").exists()
-    with Engine(out, EngineConfig(device="cpu", precision="int8", use_cache=False)) as engine:
+    with Engine(out, INT8) as engine:
         assert engine.precision == "int8"
+        assert engine.self_check().passed
+    with refused(PrecisionNotApplied, "precision"):
+        Engine(Bundle.demo("scenes"), INT8)  # where no graph is in INT8
 
 
 def test_the_command_prints_what_info_repeats(photos, tmp_path, capsys):
@@ -415,10 +428,8 @@ def test_plans_hold_every_promised_layer(made_in, precision):
     ],
 )
 def test_plans_of_other_families_hold_them_too(photos, tmp_path, family, graphs):
-    stored = Path(__file__).parents[1] / "bundles" / "v1"
-    bundle = (
-        Bundle.demo("photos") if family == "photos" else Bundle.load(stored / f"{family}.zsseg")
-    )
+    stored = STORED / f"{family}.zsseg"
+    bundle = Bundle.demo("photos") if family == "photos" else Bundle.load(stored)
     names, out = list(bundle.text_bank.names)[:5], tmp_path / "new.zsseg"
     settings = replace(FAST, precision="fp8", min_agreement=0.01)  # here only the layers matter
     quantize_bundle(bundle, out, photos, names, settings)
@@ -434,3 +445,219 @@ def test_fewer_layers_in_a_plan_than_promised_are_refused(made_in, monkeypatch):
     monkeypatch.setattr("zsseg_rt.backends._tensorrt_build.COMPUTE_LAYERS", ("CONVOLUTION",))
     with refused(PrecisionNotApplied, "precision", "8", "0"):
         build_plan(out / "decoder.fp8.onnx", "fp8", "8.9")
+
+
+# --- which graphs of each family are quantised ----------------------------------------------------
+
+
+def layers_in_int8(bundle):
+    """By graph: how many layers the file promises, and how many OpenVINO compiled for INT8."""
+    found = {}
+    for name, held in bundle.graphs.items():
+        if "int8" not in held:
+            continue
+        path = bundle.open_path(held["int8"])
+        options = BackendOptions(dynamic_axes={"classes": (1, 8, 64), "regions": (1, 2, 4)})
+        graph = BACKEND.load(path, device="cpu", precision="int8", options=options)
+        found[name] = quantised_layers(map_file(path)), narrow_layers(graph.open_model())
+        graph.close()
+    return found
+
+
+@needs_vnni
+@pytest.mark.parametrize(
+    ("family", "promised"),
+    [
+        ("proposals", {"region_encoder": 10}),
+        ("descriptor", {"image_encoder": 5, "decoder": 6}),
+        ("aggregation", {"image_encoder": 35, "head": 38}),
+    ],
+)
+def test_the_heavy_graphs_of_each_family(family, promised, photos, tmp_path):
+    bundle, out = Bundle.load(STORED / f"{family}.zsseg"), tmp_path / "small.zsseg"
+    quantize_bundle(bundle, out, photos, list(bundle.text_bank.names), FAST)
+    made = Bundle.load(out)
+    assert layers_in_int8(made) == {name: (n, n) for name, n in promised.items()}
+    with Engine(made, INT8) as engine:
+        assert engine.precision == "int8"
+        assert engine.self_check().passed
+        engine.set_classes(list(bundle.text_bank.names))
+        assert engine.segment(np.zeros((40, 60, 3), np.uint8)).labels.shape == (40, 60)
+
+
+@needs_vnni
+@pytest.mark.nightly
+def test_the_head_that_the_classes_use(photos, tmp_path):
+    torch = pytest.importorskip("torch", reason="needs pip install '.[train]'")
+    from support import golden_cat_seg
+    from zsseg_rt.export import export_bundle
+
+    names = [f"name {index}" for index in range(40)]
+    rows = np.random.default_rng(0).normal(size=(40, golden_cat_seg.TINY["embed"]))
+    with torch.no_grad():
+        model = golden_cat_seg.tiny_model(padding=256)
+        wide = export_bundle(
+            model, tmp_path / "wide.zsseg", precisions=("float32",), text_encoder=None,
+            text_bank=(names, rows.astype(np.float32)),
+        )  # fmt: skip
+    for count, promised in (
+        (5, {"image_encoder": 35, "head": 38}),
+        (40, {"image_encoder": 35, "head_1": 15, "head_2": 17, "head_3": 6}),
+    ):
+        out = tmp_path / f"for_{count}.zsseg"
+        settings = replace(FAST, min_agreement=0.01)  # random weights: here only the layers matter
+        quantize_bundle(Bundle.load(wide), out, photos, names[:count], settings)
+        made = Bundle.load(out)
+        assert layers_in_int8(made) == {name: (n, n) for name, n in promised.items()}
+        with Engine(made, INT8) as engine:
+            assert all(one.passed for one in engine.self_check().stages if one.stage != "labels")
+            for named in (5, 40):
+                engine.set_classes(names[:named])
+                engine.segment(np.zeros((96, 96, 3), np.uint8))
+
+
+def test_hard_segments_are_refused(photos, tmp_path):
+    bundle = Bundle.load(STORED / "segment_tokens.zsseg")
+    with refused(ArgumentError, "bundle", "segment_tokens"):
+        quantize_bundle(bundle, tmp_path / "x.zsseg", photos, ["sky"], FAST)
+
+
+@needs_vnni
+@pytest.mark.nightly
+def test_clip_rc_in_int8(photos, tmp_path):
+    torch = pytest.importorskip("torch", reason="needs pip install '.[train]'")
+    from support import tiny
+    from zsseg_rt.export import export_bundle
+
+    names = [f"name {index}" for index in range(7)]
+    with torch.no_grad():
+        wide = export_bundle(
+            tiny.clip_rc_model(), tmp_path / "wide.zsseg", precisions=("float32",),
+            templates=["a {}"], text_encoder=None, class_names=names,
+            text_bank=(names, tiny.text_embeds(7, 32).numpy()),
+        )  # fmt: skip
+    out = tmp_path / "small.zsseg"
+    quantize_bundle(Bundle.load(wide), out, photos, names[2:4], FAST)
+    made = Bundle.load(out)
+    assert layers_in_int8(made) == {"image_encoder": (29, 29), "decoder": (24, 24)}
+    with Engine(made, INT8) as engine:
+        assert engine.self_check().passed
+
+
+# --- where masks are given: mIoU of all, seen and unseen classes ----------------------------------
+
+
+def names_of(dataset):
+    return split_synonyms(dataset.class_names)
+
+
+def miou(bundle, precision, pictures, dataset):
+    """Measured apart from the code under test: an engine as users open it, picture by picture."""
+    counts = ConfusionMatrix(len(dataset.class_names), ignore_label=dataset.ignore_label)
+    with Engine(bundle, EngineConfig(device="cpu", precision=precision, use_cache=False)) as engine:
+        segmenter = EngineSegmenter(engine, dataset.class_names)
+        for picture in pictures:
+            sample = picture()
+            counts.update(sample.labels, segmenter.segment(sample.image))
+    found = score(counts.counts, dataset.seen)
+    held, seen = found.true_pixels > 0, np.isin(np.arange(len(found.iou)), dataset.seen)
+    return {
+        "mIoU": 100 * found.iou[held].mean(),
+        "mIoU(S)": 100 * found.iou[held & seen].mean(),
+        "mIoU(U)": 100 * found.iou[held & ~seen].mean(),
+    }
+
+
+@needs_vnni
+def test_a_bundle_holds_what_it_loses_on_masks(tmp_path, capsys):
+    data, out = FewScenes(16), tmp_path / "small.zsseg"
+    report = quantize_bundle(Bundle.demo("scenes"), out, None, names_of(data), FAST, dataset=data)
+    bundle = Bundle.load(out)
+    told, held_back = bundle.quantization["int8"], choose_images(None, data).measured
+    assert told == report.spec
+    assert told.measured_photos == len(held_back) == 4
+    assert len(set(told.photos)) == 16
+    masks = told.masks
+    assert masks.float32 == pytest.approx(miou(bundle, "float32", held_back, data), abs=1e-3)
+    assert masks.narrow == pytest.approx(miou(bundle, "int8", held_back, data), abs=1e-3)
+    assert masks.lost["mIoU"] <= masks.most == 0.5
+    assert run("info", out) == 0
+    assert (
+        f"mIoU {masks.float32['mIoU']:.2f} -> {masks.narrow['mIoU']:.2f}" in capsys.readouterr().out
+    )
+
+
+def test_unseen_classes_may_not_lose_more_than_seen_ones():
+    whole = {"mIoU": 50.0, "mIoU(S)": 60.0, "mIoU(U)": 30.0}
+
+    def passed(all_, seen, unseen):
+        lost = dict(zip(whole, (all_, seen, unseen), strict=True))
+        narrow = {name: value - lost[name] for name, value in whole.items()}
+        return MaskLoss(dataset="d", float32=whole, narrow=narrow, most=0.5).passed
+
+    assert passed(0.5, 0.5, 1.0)
+    assert passed(-1.0, -1.0, -0.6)
+    assert not passed(0.51, 0.5, 0.5)
+    assert not passed(0.4, 0.1, 0.7)
+    assert not passed(float("nan"), 0.0, 0.0)
+    assert not passed(0.0, 0.0, float("nan"))
+    alone = MaskLoss(dataset="d", float32={"mIoU": 50.0}, narrow={"mIoU": 49.6}, most=0.5)
+    assert alone.passed
+
+
+@needs_vnni
+def test_too_much_mask_loss_writes_only_the_report(tmp_path, monkeypatch, capsys):
+    report, out = tmp_path / "report.json", tmp_path / "new.zsseg"
+    for kind in ("images", "masks"):
+        (tmp_path / "set" / kind).mkdir(parents=True)
+    data = FewScenes(8)
+    (tmp_path / "set" / "classes.txt").write_text("\n".join(data.class_names))
+    for index in range(8):
+        sample = data[index]
+        cv2.imwrite(str(tmp_path / "set" / "images" / f"{index}.png"), sample.image[..., ::-1])
+        cv2.imwrite(str(tmp_path / "set" / "masks" / f"{index}.png"), sample.labels)
+
+    def measure(bundle, precision, reference):
+        lower = {name: value - 0.6 for name, value in reference.miou.items()}
+        return Agreement(clear=1.0, everywhere=0.9, miou=lower)
+
+    monkeypatch.setattr(quantizing, "measure", measure)
+    given = ["quantize", "demo-scenes", "--dataset", "folder", "--root", tmp_path / "set",
+             "--split", "all", "--out", out, "--json", report]  # fmt: skip
+    assert run(*given) == 3
+    assert not out.exists()
+    masks = json.loads(report.read_text())["spec"]["masks"]
+    assert masks["dataset"] == "set/all"
+    assert masks["float32"]["mIoU"] - masks["narrow"]["mIoU"] == pytest.approx(0.6)
+    assert "mIoU" in capsys.readouterr().out
+    assert run(*given, "--max-miou-loss", "0.7") == 0
+    assert Bundle.load(out).quantization["int8"].masks.most == 0.7
+    written = json.loads((out / "bundle.json").read_text())
+    del written["quantization"]["int8"]["masks"]["narrow"]["mIoU"]
+    (out / "bundle.json").write_text(json.dumps(written))
+    with refused(BundleError, None, "narrow", "mIoU"):
+        Bundle.load(out)
+
+
+@pytest.mark.usefixtures("vnni")
+def test_unfit_masks_are_refused(tmp_path):
+    demo, out, data = Bundle.demo("scenes"), tmp_path / "new.zsseg", FewScenes(8)
+    with refused(ArgumentError, "class_names", str(len(data.class_names)), "1"):
+        quantize_bundle(demo, out, None, ["sky"], FAST, dataset=data)
+    with refused(ArgumentError, "dataset", "8", "7"):
+        quantize_bundle(demo, out, None, names_of(data), FAST, dataset=FewScenes(7))
+    with refused(ArgumentError, "dataset", "class"):
+        blank = FewScenes(8, blank=True)
+        quantize_bundle(demo, out, None, names_of(data), FAST, dataset=blank)
+    with refused(ArgumentError, "photos", "neither"):
+        quantize_bundle(demo, out, None, ["sky", "ball"], FAST)
+    assert not out.exists()
+
+
+def test_photos_give_ranges_and_a_data_set_figures(tmp_path):
+    folder = write_photos(tmp_path)
+    both = choose_images(folder, FewScenes(3))
+    assert len(both.ranged) == 8
+    assert len(both.measured) == 3
+    assert {picture().labels.size > 0 for picture in both.measured} == {True}
+    assert {picture().labels.size > 0 for picture in both.ranged} == {False}
