@@ -1,0 +1,598 @@
+"""Backend torch: how graphs run, which kernels and precision they take, what a capture needs."""
+
+import contextlib
+import threading
+import weakref
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("onnx")
+
+from onnx import TensorProto, helper  # noqa: E402
+from torch.backends import cuda, cudnn  # noqa: E402
+
+from conftest import require_cuda  # noqa: E402
+from support.errors import refused  # noqa: E402
+from support.fake_gpu import FakeRun  # noqa: E402
+from support.graphs import write_graph  # noqa: E402
+from zsseg_rt import ops  # noqa: E402
+from zsseg_rt.backends import _torch  # noqa: E402
+from zsseg_rt.backends import _torch_settings as attention  # noqa: E402
+from zsseg_rt.backends._torch import BACKEND, TorchRecorder  # noqa: E402
+from zsseg_rt.backends._torch_program import Program  # noqa: E402
+from zsseg_rt.backends.base import BackendOptions  # noqa: E402
+from zsseg_rt.backends.recording import RecordingSession  # noqa: E402
+from zsseg_rt.errors import BackendError, CaptureError, ConfigError  # noqa: E402
+from zsseg_rt.networks.layers import Block, residual_block  # noqa: E402
+from zsseg_rt.onnx.arrays import Arrays  # noqa: E402
+from zsseg_rt.onnx.graph import Graph  # noqa: E402
+from zsseg_rt.onnx.half import to_half  # noqa: E402
+from zsseg_rt.onnx.on_torch import OnTorch  # noqa: E402
+from zsseg_rt.onnx.operations import Linear, Norm  # noqa: E402
+from zsseg_rt.onnx.reader import map_file, read_network  # noqa: E402
+from zsseg_rt.onnx.writer import save_onnx, with_exact_halves  # noqa: E402
+from zsseg_rt.runtime.captures import FrameCaptures  # noqa: E402
+
+STORED = Path(__file__).parents[1] / "bundles" / "v1"
+GRAPHS = sorted(STORED.glob("*/*.onnx"))
+GRAPH = STORED / "descriptor.zsseg" / "decoder.float32.onnx"
+WIDTH, HEADS, BLOCKS, TOKENS = 32, 4, 3, 9
+# What a block asks of a GPU in float16: 4 products and 6 sums, two norms, the activation's three,
+# attention; and casts around norms, rows of heads side by side.
+MOST_LAUNCHES = {"float32": 26, "float16": 32}
+
+
+def blocks(ops, x, mask):
+    """Some residual blocks of random weights."""
+    rng = np.random.default_rng(0)
+
+    def floats(*shape):
+        return (rng.standard_normal(shape) / WIDTH**0.5).astype(np.float32)
+
+    for index in range(BLOCKS):
+        square = [Linear(floats(WIDTH, WIDTH), floats(WIDTH)) for _ in range(4)]
+        norms = [Norm(1 + floats(WIDTH), floats(WIDTH)) for _ in range(2)]
+        wide = Linear(floats(2 * WIDTH, WIDTH), floats(2 * WIDTH))
+        narrow = Linear(floats(WIDTH, 2 * WIDTH), floats(WIDTH))
+        block = Block(norms[0], *square, norms[1], wide, narrow, HEADS, "quick_gelu")
+        with ops.at(f"blocks.{index}"):
+            x = residual_block(ops, x, block, mask)
+    return x
+
+
+MASKS = {
+    "none": None,
+    "of tokens": np.triu(np.full((TOKENS, TOKENS), -9, np.float32), 1),
+    "of keys": np.where(np.arange(TOKENS) < 5, 0, -9).astype(np.float32)[None, None, None],
+}
+
+
+@pytest.fixture(params=MASKS)
+def mask(request):
+    return MASKS[request.param]
+
+
+def network(mask, precision="float32"):
+    graph = Graph()
+    graph.output("y", blocks(graph, graph.input("x", (1, TOKENS, WIDTH)), mask))
+    return graph.network() if precision == "float32" else to_half(graph.network(), precision)
+
+
+X = np.random.default_rng(1).standard_normal((1, TOKENS, WIDTH)).astype(np.float32)
+
+
+@pytest.mark.parametrize("lowered", [None, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("precision", ["float32", "float16", "bfloat16"])
+def test_fused_attention_computes_the_same(tmp_path, mask, precision, lowered):
+    save_onnx(with_exact_halves(network(mask, precision)), "g", tmp_path / "g.onnx")
+    read = read_network(map_file(tmp_path / "g.onnx"))
+    plain, fused = Program(read), Program(read)
+    assert plain.precision == precision
+    assert fused.fuse_attention() == BLOCKS
+    assert [node.kind for node in fused.nodes].count("FusedAttention") == BLOCKS
+    assert "Softmax" not in {node.kind for node in fused.nodes}
+    expected = blocks(Arrays(), X, mask)
+    for program in (plain, fused):
+        program.place(torch.device("cpu"), lowered)
+        (found,) = program.run({"x": torch.from_numpy(X)}).values()
+        kinds = {precision, str(lowered).removeprefix("torch.")}
+        tolerance = 0.1 if "bfloat16" in kinds else 0.02 if "float16" in kinds else 1e-5
+        np.testing.assert_allclose(found, expected, atol=tolerance)
+
+
+def test_networks_run_on_tensors(mask):
+    """So a module of torch may run a network's definition; weights may be NumPy's."""
+    found = blocks(Arrays(xp=OnTorch(torch)), torch.from_numpy(X), mask)
+    np.testing.assert_allclose(found, blocks(Arrays(), X, mask), atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", MOST_LAUNCHES)
+def test_a_block_stays_within_its_launches(tmp_path, mask, precision):
+    save_onnx(network(mask, precision), "g", tmp_path / "g.onnx")
+    run = FakeRun(tmp_path / "g.onnx")
+    assert run.fused_attention == run.found == BLOCKS
+    assert run.crossed == []
+    assert len(run.launched) <= BLOCKS * MOST_LAUNCHES[precision] + 2
+    assert len(run.launched) < len(FakeRun(tmp_path / "g.onnx", fused=False).launched)
+
+
+@pytest.mark.parametrize("change", ["an output", "another scope", "read twice"])
+def test_an_attention_that_is_not_alone_stays_as_it_is(change):
+    graph = Graph()
+    q = graph.input("q", (1, 2, 4, 8))
+    with graph.at("other" if change == "another scope" else "attention"):
+        weights = graph.softmax(graph.matmul(q, graph.transpose(q, (0, 1, 3, 2))))
+        graph.output("y", graph.matmul(weights, q))
+    if change == "an output":
+        graph.output("weights", weights)
+    elif change == "read twice":
+        graph.output("z", graph.exp(weights))
+    assert Program(graph.network()).fuse_attention() == 0
+
+
+@pytest.mark.parametrize("path", GRAPHS, ids=lambda p: f"{p.parent.stem}-{p.stem}")
+def test_a_run_reads_nothing_back_and_sends_nothing(path):
+    """Reading a value of a fake tensor is an error, so that a run can be captured."""
+    run = FakeRun(path)
+    assert run.launched
+    assert run.crossed == []
+
+
+def test_an_operator_that_torch_does_not_run_is_refused():
+    graph = Graph()
+    made = graph.apply("LRN", (graph.input("x", (1, 4, 8, 8)),), (1, 4, 8, 8), size=3)
+    graph.output("y", made)
+    with refused(BackendError, "g.onnx", "LRN"):
+        Program(graph.network(), "g.onnx")
+
+
+def test_on_the_cpu_graphs_stay_as_they_are_written():
+    graph = BACKEND.load(GRAPH, device="cpu", precision="auto", options=BackendOptions())
+    assert graph.report == {}
+
+
+def test_on_a_gpu_the_graphs_report_counts_what_was_fused(tmp_path, monkeypatch):
+    """Device "meta" stands for the GPU."""
+    monkeypatch.setattr(_torch, "check_device", lambda torch, device: torch.device("meta"))
+    save_onnx(network(None, "float16"), "g", tmp_path / "g.onnx")
+    graph = BACKEND.load(
+        tmp_path / "g.onnx", device="cuda:0", precision="auto", options=BackendOptions()
+    )
+    assert graph.report["fused_attention"] == BLOCKS
+    assert graph.precision == "float16"
+
+
+# --- single operators, on a GPU that is not there -------------------------------------------------
+
+
+def write_one(path, node, constants, kind=TensorProto.FLOAT, rank=2):
+    """A graph of one node: x [6, 8] and constants to y."""
+    axes = [f"axis{axis}" for axis in range(rank)]
+    return write_graph(path, [node], {"x": (kind, [6, 8])}, {"y": (kind, axes)}, constants)
+
+
+def computed(path, x):
+    """What a graph makes of x, on the host."""
+    program = Program(read_network(map_file(path)))
+    program.place(torch.device("cpu"), None)
+    (result,) = program.run({"x": torch.from_numpy(x)}).values()
+    return result.numpy()
+
+
+PLACES = np.arange(48, dtype=np.float32).reshape(6, 8)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "step", "expected"),
+    [
+        (1, 4, 1, PLACES[:, 1:4]),
+        (-3, 2**63 - 1, 1, PLACES[:, -3:]),
+        (0, 8, 3, PLACES[:, ::3]),
+        (6, 1, -2, PLACES[:, 6:1:-2]),
+        (5, 5, 1, PLACES[:, 5:5]),
+    ],
+)
+def test_slices_are_views_where_they_ascend(tmp_path, start, end, step, expected):
+    node = helper.make_node("Slice", ["x", "starts", "ends", "axes", "steps"], ["y"])
+    held = {"starts": start, "ends": end, "axes": -1, "steps": step}
+    held = {name: np.array([number]) for name, number in held.items()}
+    path = write_one(tmp_path / "slice.onnx", node, held)
+    np.testing.assert_array_equal(computed(path, PLACES), expected)
+    run = FakeRun(path)
+    assert (run.crossed, run.launched) == ([], [] if step > 0 else ["aten.flip.default"])
+
+
+@pytest.mark.parametrize("indices", [0, -1, [2], [3, 4, 5], [-2, -1], [-1, 0], [4, 1, 1], [[0, 2]]])
+def test_gather_takes_any_indices(tmp_path, indices):
+    node, held = helper.make_node("Gather", ["x", "i"], ["y"], axis=0), {"i": np.array(indices)}
+    path = write_one(tmp_path / "gather.onnx", node, held, rank=1 + np.ndim(indices))
+    np.testing.assert_array_equal(computed(path, PLACES), PLACES[indices])
+    run = FakeRun(path)
+    is_view = np.ndim(indices) == 0 or indices in ([2], [3, 4, 5], [-2, -1])
+    assert run.crossed == []
+    assert ("aten.index_select.default" in run.launched) == (not is_view)
+
+
+@pytest.mark.parametrize("bounds", [(-1.0, 20.0), (None, 20.0), (3.5, None)])
+def test_clip_reads_no_bounds_back(tmp_path, bounds):
+    names = [name if held is not None else "" for name, held in zip("ab", bounds, strict=True)]
+    held = {n: np.array(b, np.float32) for n, b in zip(names, bounds, strict=True) if n}
+    path = write_one(tmp_path / "clip.onnx", helper.make_node("Clip", ["x", *names], ["y"]), held)
+    np.testing.assert_array_equal(computed(path, PLACES), np.clip(PLACES, *bounds))
+    assert FakeRun(path).launched == ["aten.clamp.default"]
+
+
+@pytest.mark.parametrize("op_type", ["LayerNormalization", "Softmax"])
+def test_norms_of_half_precision_are_one_kernel(tmp_path, op_type):
+    """It computes in float32 inside: the sums here are beyond float16."""
+    constants = {"scale": np.ones(8, np.float16), "bias": np.zeros(8, np.float16)}
+    names = list(constants) if op_type == "LayerNormalization" else []
+    node = helper.make_node(op_type, ["x", *names], ["y"])
+    held = {name: constants[name] for name in names}
+    path = write_one(tmp_path / "norm.onnx", node, held, TensorProto.FLOAT16)
+    launched = FakeRun(path).launched
+    assert [name for name in launched if "_to_copy" not in name] == launched[:1]
+    assert len(launched) <= 2  # and the widening of the graph's output
+    x = (60000 * np.sin(PLACES)).astype(np.float16)
+    wide = x.astype(np.float64)
+    if op_type == "Softmax":
+        expected = np.exp(wide - wide.max(1, keepdims=True))
+        expected /= expected.sum(1, keepdims=True)
+    else:
+        expected = (wide - wide.mean(1, keepdims=True)) / wide.std(1, keepdims=True)
+    np.testing.assert_allclose(computed(path, x), expected, atol=2e-3)  # float16 rounds the result
+
+
+class Lent:
+    """As much of a tensor as a result needs, in this package's memory on the device."""
+
+    dtype = "torch.float32"
+
+    def __init__(self, array):
+        self.array, self.shape = array, array.shape
+
+    def data_ptr(self):
+        return self.array.__cuda_array_interface__["data"][0]
+
+
+def test_results_name_the_stream_that_wrote_them():
+    tensor = torch.arange(6, dtype=torch.float32).reshape(2, 3)
+    result = _torch.DeviceResult(tensor, 77)
+    assert result.__cuda_array_interface__["stream"] == 77
+    assert _torch.DeviceResult(tensor, 0).__cuda_array_interface__["stream"] == 1
+    view = result.view((1, 4))
+    assert view.shape == view.__cuda_array_interface__["shape"] == (1, 4)
+    assert view.__cuda_array_interface__["data"] == result.__cuda_array_interface__["data"]
+    assert not hasattr(result, "__dlpack__")
+
+
+@pytest.mark.needs_cuda
+def test_results_are_used_on_their_own_stream_at_once():
+    require_cuda()
+    stream = ops.Stream(0)
+    values = np.ones((1, 3, 4), np.float32)
+    array = ops.DeviceArray.from_numpy(values, 0, stream.handle)
+    result = _torch.DeviceResult(Lent(array), stream.handle)
+    flag = ops.all_finite(result, stream=stream.handle)
+    assert flag.numpy(stream.handle)[0] == 1
+
+
+# --- which attention runs: pinned for the whole process -------------------------------------------
+
+
+def enabled():
+    return {
+        "flash": cuda.flash_sdp_enabled(),
+        "efficient": cuda.mem_efficient_sdp_enabled(),
+        "cudnn": cuda.cudnn_sdp_enabled(),
+    }
+
+
+@pytest.mark.parametrize(
+    ("setting", "order"),
+    [
+        (None, ("flash", "efficient")),
+        ("efficient", ("efficient", "flash")),
+        ("cudnn", ("cudnn", "flash", "efficient")),
+    ],
+)
+def test_what_is_pinned_is_what_is_wanted(monkeypatch, setting, order):
+    monkeypatch.delenv("ZSSEG_TORCH_ATTENTION", raising=False)
+    if setting is not None:
+        monkeypatch.setenv("ZSSEG_TORCH_ATTENTION", setting)
+    before, priority = enabled(), torch._C._get_sdp_priority_order()
+    members = torch.nn.attention.SDPBackend.__members__
+    with attention.pinned_attention():
+        assert enabled() == {kind: kind in order for kind in attention.KINDS}
+        names = [f"{kind.upper()}_ATTENTION" for kind in order]
+        first = torch._C._get_sdp_priority_order()[: len(order)]
+        assert first == [int(members[name]) for name in names]
+    assert (enabled(), torch._C._get_sdp_priority_order()) == (before, priority)
+
+
+@pytest.mark.parametrize(("setting", "kinds"), [("flash", 2), ("efficient", 1), ("cudnn", 1)])
+def test_a_torch_without_an_order_is_told_what_may_run(monkeypatch, setting, kinds):
+    monkeypatch.setenv("ZSSEG_TORCH_ATTENTION", setting)
+    full = torch.nn.attention.sdpa_kernel
+    monkeypatch.setattr(torch.nn.attention, "sdpa_kernel", lambda backends: full(backends))
+    before = enabled()
+    with attention.pinned_attention():
+        allowed = [kind for kind, may_run in enabled().items() if may_run]
+    assert setting in allowed
+    assert len(allowed) == len(attention.wanted()) == kinds
+    assert enabled() == before
+
+
+def test_threads_share_the_pin_until_the_last_one_leaves():
+    before, entered, leave = enabled(), threading.Event(), threading.Event()
+
+    def other():
+        with attention.pinned_attention():
+            entered.set()
+            leave.wait(10)
+
+    thread = threading.Thread(target=other)
+    with attention.pinned_attention():
+        inside = enabled()
+        thread.start()
+        assert entered.wait(10)
+    assert enabled() == inside
+    leave.set()
+    thread.join()
+    assert enabled() == before
+
+
+@pytest.mark.parametrize(
+    ("able", "taken"),
+    [
+        ({"flash", "efficient"}, "flash"),
+        ({"efficient"}, "efficient"),
+        ({"cudnn"}, "unfused"),  # it was not asked for
+        (set(), "unfused"),
+    ],
+)
+def test_the_first_kind_that_can_run_is_taken(monkeypatch, able, taken):
+    rows = torch.zeros(1, 2, 3, 64, dtype=torch.float16)
+    for kind in attention.KINDS:
+        answer = kind in able
+        monkeypatch.setattr(cuda, f"can_use_{kind}_attention", lambda given, a=answer: a)
+    assert attention.kind_taken(rows, rows, rows, None) == taken
+
+
+def test_another_kind_is_refused(monkeypatch):
+    monkeypatch.setenv("ZSSEG_TORCH_ATTENTION", "math")
+    with refused(ConfigError, "ZSSEG_TORCH_ATTENTION"):
+        attention.wanted()
+
+
+# --- no TF32 while a float32 graph runs, whatever the program set ---------------------------------
+
+
+HAS_NEWER = hasattr(cuda.matmul, "fp32_precision")
+
+
+def tf32_settings():
+    """All that torch has about it; "mixed" where it refuses to say."""
+    asked = [
+        lambda: cuda.matmul.allow_tf32,
+        lambda: cudnn.allow_tf32,
+        torch.get_float32_matmul_precision,
+    ]
+    if HAS_NEWER:
+        places = (cuda.matmul, cudnn.conv, cudnn.rnn, cudnn, torch.backends)
+        places = (*places, torch.backends.mkldnn.matmul)
+        asked += [lambda place=place: place.fp32_precision for place in places]
+    found = []
+    for ask in asked:
+        try:
+            found.append(ask())
+        except RuntimeError:
+            found.append("mixed")
+    return found
+
+
+@pytest.fixture
+def tf32_as_before():
+    before = tf32_settings()
+    yield
+    if HAS_NEWER:
+        torch.backends.fp32_precision = "none"
+        cudnn.fp32_precision = "none"
+    torch.set_float32_matmul_precision("highest")
+    cuda.matmul.allow_tf32, cudnn.allow_tf32 = False, True
+    if HAS_NEWER:
+        cuda.matmul.fp32_precision, cudnn.conv.fp32_precision = "none", "tf32"
+        cudnn.rnn.fp32_precision = "tf32"
+        torch.backends.mkldnn.matmul.fp32_precision = "none"
+    assert tf32_settings() == before
+
+
+def set_tf32(setting):
+    """``place = value``, as a program would write it."""
+    name, _, value = setting.partition(" = ")
+    if name == "matmul precision":
+        torch.set_float32_matmul_precision(value)
+        return
+    *path, last = name.split(".")
+    place = torch.backends
+    for each in path:
+        place = getattr(place, each)
+    setattr(place, last, value if last == "fp32_precision" else value == "True")
+
+
+@pytest.mark.usefixtures("tf32_as_before")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (),
+        ("cuda.matmul.allow_tf32 = True",),
+        ("cudnn.allow_tf32 = False",),
+        ("matmul precision = high",),
+        ("matmul precision = medium",),
+        ("fp32_precision = tf32",),
+        ("cuda.matmul.fp32_precision = tf32",),
+        ("cudnn.fp32_precision = tf32", "cuda.matmul.allow_tf32 = True"),
+        ("fp32_precision = tf32", "cuda.matmul.allow_tf32 = False"),
+        ("cudnn.conv.fp32_precision = none",),
+    ],
+)
+def test_tf32_settings_come_back_and_nothing_contradicts_inside(settings):
+    if not HAS_NEWER and any("fp32_precision" in setting for setting in settings):
+        pytest.skip("needs torch 2.9's settings")
+    for setting in settings:
+        set_tf32(setting)
+    before = tf32_settings()
+    with attention.exact_float32():
+        assert cuda.matmul.allow_tf32 is False
+        assert cudnn.allow_tf32 is False
+        if HAS_NEWER:
+            assert cuda.matmul.fp32_precision == "ieee"
+            assert cudnn.conv.fp32_precision == "ieee"
+    assert tf32_settings() == before
+
+
+@pytest.mark.usefixtures("tf32_as_before")
+def test_the_last_of_several_threads_gives_tf32_back():
+    cuda.matmul.allow_tf32 = True
+    second_is_in, first_is_out = threading.Event(), threading.Event()
+    seen = []
+
+    def second():
+        with attention.exact_float32():
+            second_is_in.set()
+            first_is_out.wait(10)
+            seen.append(cuda.matmul.allow_tf32)
+
+    other = threading.Thread(target=second)
+    with attention.exact_float32():
+        other.start()
+        assert second_is_in.wait(10)
+    first_is_out.set()
+    other.join(10)
+    assert seen == [False]
+    assert cuda.matmul.allow_tf32 is True
+
+
+# --- what a capture of torch's launches needs, with a torch whose CUDA is made up -----------------
+
+
+class Pools:
+    """torch's memory pools: an allocation goes to the pool that is in use, as torch does it."""
+
+    def __init__(self):
+        self.alive, self.used, self.devices = weakref.WeakSet(), [], []
+        pools = self
+
+        class MemPool:
+            def __init__(self):
+                assert pools.devices, "a pool belongs to the device that is current"
+                pools.alive.add(self)
+
+        self.MemPool = MemPool
+
+    def allocate(self):
+        """The pool that a new tensor comes from; None: the one that all share."""
+        return self.used[0] if self.used else None
+
+    @contextlib.contextmanager
+    def use_mem_pool(self, pool, device=None):
+        self.used.append(pool)
+        try:
+            yield
+        finally:
+            self.used.remove(pool)
+
+    @contextlib.contextmanager
+    def device(self, device):
+        self.devices.append(device)
+        try:
+            yield
+        finally:
+            self.devices.pop()
+
+
+@pytest.fixture
+def pools(monkeypatch):
+    made = Pools()
+    for name in ("MemPool", "use_mem_pool", "device"):
+        monkeypatch.setattr(torch.cuda, name, getattr(made, name))
+    return made
+
+
+def test_what_is_allocated_in_a_capture_comes_from_a_pool_of_its_own(pools):
+    recorder, taken = TorchRecorder("cuda:1"), []
+    assert pools.allocate() is None
+    with recorder.recording():
+        assert pools.devices == ["cuda:1"]
+        taken.append(pools.allocate())
+    assert taken[0] is not None
+    assert pools.allocate() is None
+    with recorder.recording():  # a second try of the same capture
+        assert pools.allocate() is taken[0]
+
+
+def test_the_pool_lives_until_the_recorder_is_closed(pools):
+    recorder = TorchRecorder("cuda:0")
+    with recorder.recording():
+        pass
+    recorders = [TorchRecorder("cuda:0") for _ in range(2)]
+    with recorders[0].recording(), recorders[1].recording():
+        assert len(pools.alive) == 3
+    recorder.close()
+    recorder.close()
+    assert len(pools.alive) == 2
+    with refused(BackendError, "recorder"), recorder.recording():
+        pass
+
+
+def test_an_error_in_a_capture_ends_the_use_of_the_pool(pools):
+    recorder = TorchRecorder("cuda:0")
+    with pytest.raises(KeyError), recorder.recording():
+        raise KeyError
+    assert pools.allocate() is None
+    assert pools.devices == []
+
+
+def test_a_session_on_the_cpu_needs_no_recorder():
+    graph = BACKEND.load(GRAPH, device="cpu", precision="auto", options=BackendOptions())
+    session = graph.session()
+    assert session.recorder() is None
+    assert session.capture_state() is None
+    assert RecordingSession(session).recorder() is None
+
+
+def test_a_session_on_a_gpu_makes_a_recorder_for_each_capture(monkeypatch):
+    monkeypatch.setattr(_torch, "check_device", lambda torch, device: torch.device("meta"))
+    graph = BACKEND.load(GRAPH, device="cuda:0", precision="auto", options=BackendOptions())
+    session = graph.session()
+    first, second = session.recorder(), session.recorder()
+    assert isinstance(first, TorchRecorder)
+    assert first is not second
+    assert session.capture_state() is not None  # and it is the same at every frame
+    assert session.capture_state() == session.capture_state()
+
+
+def test_older_torch_takes_other_threads_tensors(monkeypatch):
+    name = "_cuda_beginAllocateCurrentThreadToPool"
+    recorder = TorchRecorder("cuda:0")
+    monkeypatch.setattr(torch.cuda.memory, name, print, raising=False)
+    assert not recorder.takes_other_threads
+    monkeypatch.delattr(torch.cuda.memory, name)
+    assert recorder.takes_other_threads
+
+
+@pytest.mark.parametrize(("num_lanes", "is_refused"), [(1, False), (2, True)])
+def test_such_a_torch_records_for_one_lane_alone(num_lanes, is_refused):
+    recorder = SimpleNamespace(takes_other_threads=True)
+    session = SimpleNamespace(recorder=lambda: recorder)
+    workspace = SimpleNamespace(device="cuda:0")
+    captures = FrameCaptures({"graph": session}, workspace, None, wanted=True, num_lanes=num_lanes)
+    if is_refused:
+        with refused(CaptureError, "num_lanes"):
+            captures._recorders()
+    else:
+        assert captures._recorders() == [recorder]
