@@ -1,6 +1,10 @@
 """Every system's bundle: what it holds, stage by stage against torch, and what is refused."""
 
+import dataclasses
 import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,19 +12,35 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto
+from onnx import TensorProto, helper
 
 from support import golden_tips, tiny, tiny_zegformer
 from support.errors import refused
+from support.graphs import to_float16
 from support.rtx_plans import build_plan, fused_kernels
 from support.tiny_zeroseg import zeroseg_model
 from zsseg_rt.backends.base import BackendOptions
 from zsseg_rt.backends.registry import get_backend
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.bundles.specs import FAMILIES
-from zsseg_rt.errors import BundleError, CheckpointError, ShapeError, VocabularyError
-from zsseg_rt.export import bundle_writer, export_bundle, verify_bundle
+from zsseg_rt.errors import (
+    ArgumentError,
+    BundleError,
+    CheckpointError,
+    ShapeError,
+    VocabularyError,
+)
+from zsseg_rt.export import (
+    bundle_writer,
+    export_bundle,
+    export_dense_bundle,
+    export_graphs,
+    verify_bundle,
+)
+from zsseg_rt.export.exporters import EXPORTERS
+from zsseg_rt.export.options import ENCODER_OPTIONS, MODEL_OPTIONS, ExportOptions
 from zsseg_rt.models import from_official
+from zsseg_rt.models.registry import find_builder
 
 SIZES = tiny.TinySizes(text_vocab=49408, text_length=77, num_layers=3)
 NAMES = [f"name {index}" for index in range(7)]
@@ -253,3 +273,134 @@ def test_bad_arguments_write_nothing(name, tmp_path):
     with refused(CheckpointError, "model"):
         export_bundle(torch.nn.Linear(2, 2), path)
     assert list(tmp_path.iterdir()) == []
+
+
+# --- graphs of ZegCLIP, and of single operators ---------------------------------------------------
+
+
+def test_image_encoder_keeps_one_attention_a_block(zegclip_bundle, zegclip_model):
+    model = dict(graph_files(Bundle.load(zegclip_bundle)))["image_encoder float32"]
+    counts = [node.op_type for node in model.graph.node]
+    layers = zegclip_model.config.image_encoder.num_layers
+    assert counts.count("Softmax") == layers
+    assert counts.count("LayerNormalization") == 2 * layers + 3  # ln_pre, prompt_norm, ln_post
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_torch_lowers_a_float32_graph(zegclip_bundle, precision):
+    bundle = Bundle.load(zegclip_bundle)
+    golden = read_golden(bundle)
+    entry = bundle.graphs["image_encoder"]["float32"]
+    session = (
+        get_backend("torch")
+        .load(bundle.path / entry.file, device="cpu", precision=precision, options=OPTIONS)
+        .session()
+    )
+    assert session.precision == precision
+    found = session.run({"image": golden["image"]})["patch_embeds"]
+    assert found.dtype == np.float32
+    error = np.abs(found - golden["patch_embeds"]).max() / np.abs(golden["patch_embeds"]).max()
+    assert 0 < error < 8e-2  # 8 significant bits through four blocks; worst seen 1.5e-2
+
+
+def test_onnxruntime_agrees(zegclip_bundle):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    bundle = Bundle.load(zegclip_bundle)
+    golden = read_golden(bundle)
+    for name, variants in bundle.graphs.items():
+        entry = variants["float32"]
+        session = onnxruntime.InferenceSession(
+            bundle.path / entry.file, providers=["CPUExecutionProvider"]
+        )
+        found = session.run(None, {spec.name: golden[spec.name] for spec in entry.inputs})
+        for spec, value in zip(entry.outputs, found, strict=True):
+            stage = "prompt_embeds" if spec.name == "text_embeds" else spec.name
+            np.testing.assert_allclose(value, golden[stage], atol=2e-5, err_msg=f"{name} {stage}")
+
+
+def test_weight_beyond_float16_is_named():
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "huge"], ["y"])],
+        "test",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 1])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 1])],
+        [helper.make_tensor("huge", TensorProto.FLOAT, [1, 1], [1e6])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    with refused(CheckpointError, "huge", "65504"):
+        to_float16(model)
+
+
+# --- options: each exists, is documented and read, or is refused ----------------------------------
+
+
+FIELDS = [field.name for field in dataclasses.fields(ExportOptions)]
+
+
+def foreign(path, **options):
+    size = {"image_size": 8, "mean": (0.0,) * 3, "std": (1.0,) * 3}
+    return export_dense_bundle("absent.onnx", path, **size, **options)
+
+
+@pytest.mark.parametrize("export", [export_bundle, export_graphs])
+def test_an_unknown_option_names_the_nearest(export, tmp_path):
+    message = r"clas_names: expected an option of export.* Did you mean 'class_names'\?"
+    with pytest.raises(ArgumentError, match=message):
+        export(tiny.zegclip_model(), tmp_path / "a.zsseg", clas_names=["a"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_option_of_a_foreign_encoder_names_the_nearest(tmp_path):
+    with refused(ArgumentError, "logit_scal", "'logit_scale'"):
+        foreign(tmp_path / "a.zsseg", logit_scal=1.0)
+
+
+@pytest.mark.parametrize(
+    ("build", "option"),
+    [
+        (tiny.zegclip_model, {"region_templates": ("{}",)}),
+        (tiny.clip_rc_model, {"logit_scale": 100.0}),
+        (tiny_zegformer.model, {"tokenizer": None}),
+        (zeroseg_model, {"unknown_below": 0.5}),
+    ],
+    ids=["zegclip", "clip_rc", "zegformer", "zeroseg"],
+)
+def test_an_option_of_other_architectures_is_refused_by_name(build, option, tmp_path):
+    model, name = build(), next(iter(option))
+    with refused(ArgumentError, name, model.architecture):
+        export_bundle(model, tmp_path / "a.zsseg", **option)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", [{"class_names": ["a"]}, {"text_encoder": None}])
+def test_an_option_of_models_is_refused_for_foreign_encoders(option, tmp_path):
+    with refused(ArgumentError, next(iter(option))):
+        foreign(tmp_path / "a.zsseg", **option)
+
+
+def test_every_option_is_read_and_documented_once():
+    read = ENCODER_OPTIONS.union(*(exporter.reads for exporter in EXPORTERS.values()))
+    assert set(FIELDS) == read
+    assert all(exporter.reads >= MODEL_OPTIONS for exporter in EXPORTERS.values())
+    attributes = ExportOptions.__doc__.split("Attributes:")[1].split("Raises:")[0]
+    assert re.findall(r"^        (\w+):", attributes, re.M) == FIELDS
+
+
+def test_every_exporter_is_of_an_architecture():
+    for architecture in EXPORTERS:
+        assert find_builder(architecture, official=False)
+
+
+def test_foreign_encoders_are_exported_without_torch(tmp_path):
+    code = """
+import sys
+sys.modules["torch"] = None
+from pathlib import Path
+from support.colour_words import export_colour_bundle
+export_colour_bundle(Path(sys.argv[1]))
+"""
+    path = tmp_path / "colours.zsseg"
+    paths = {"PYTHONPATH": os.pathsep.join(sys.path)}  # support
+    call = [sys.executable, "-c", code, path]
+    subprocess.run(call, env=os.environ | paths, check=True, timeout=120)
+    assert (path / "bundle.json").is_file()

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from support import tiny_zegformer
 from support.golden import load
+from support.graph_runs import run_file
 from support.tiny_zegformer import class_prompts
 from zsseg_rt import ops
+from zsseg_rt.export import export_graphs
 from zsseg_rt.models import from_official
 from zsseg_rt.models.clip.towers import average_templates
 from zsseg_rt.models.zegformer.decoder import Segments, crop_regions
@@ -134,6 +136,28 @@ def test_small_outputs(small, small_model, small_inputs):
     assert_close(output.class_scores, small["mid/fused_cls"])
     boxes = boxes_of(tensor(small, "mid/pred_masks")[0], (96, 128))
     assert_close(boxes, small["mid/boxes"], 0)
+
+
+def test_small_graphs_and_kernels(small, small_model, small_inputs, tmp_path):
+    """The frame of an engine, step by step."""
+    padded, regions = small["mid/padded_input"], np.arange(8, dtype=np.int32)
+    files = export_graphs(small_model, tmp_path, size_hw=padded.shape[2:], precisions=("float32",))
+    paths = {name: tmp_path / kinds["float32"].file for name, kinds in files.items()}
+    found = run_file(paths["image_encoder"], {"image": padded})
+    masks = found["region_masks"][0]
+    assert_close(tensor(found, "region_masks"), small["mid/pred_masks"])
+    logits = 100 * found["segment_embeds"] @ small["text/text_features_test"].T
+    logits = torch.from_numpy(np.dstack([logits, found["no_object"][..., None]]))
+    assert_close(logits, small["mid/pred_logits"])
+    boxes = ops.mask_boxes(masks, padded.shape[2:])
+    planes = small_model.prepare(small_inputs[0], REGION_MEAN, REGION_STD)[0].numpy()
+    crops = ops.crop_regions(planes, masks, regions, boxes[:, :4].copy(), side=224)
+    assert_close(
+        tensor({"a": crops[None, :, :, ::14, ::14]}, "a"), small["mid/clip_in_cropmask_sub14"]
+    )
+    embeds = run_file(paths["region_encoder"], {"crops": crops})["region_embeds"]
+    clip = torch.from_numpy(100 * embeds @ small["text/text_features_test_clip"].T)
+    assert_close(clip, small["mid/clip_logits"][0, :, :-1], CLIP_TOLERANCE)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
