@@ -43,10 +43,10 @@ def state_dict_of(vectors: Any) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): torch.from_numpy(vectors[key]) for key in keys}
 
 
-def assert_close(actual: Tensor, expected: np.ndarray, tolerance: float = SMALL_TOLERANCE) -> None:
+def assert_close(actual: Any, expected: np.ndarray, tolerance: float = SMALL_TOLERANCE) -> None:
     """Equal shape, and an error within the tolerance relative to ``max(1, |expected|max)``."""
     assert tuple(actual.shape) == expected.shape
-    error = np.abs(actual.numpy() - expected).max() / max(1.0, np.abs(expected).max())
+    error = np.abs(np.asarray(actual) - expected).max() / max(1.0, np.abs(expected).max())
     assert error <= tolerance
 
 

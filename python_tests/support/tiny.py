@@ -240,3 +240,8 @@ def clip_state_dict(sizes: TinySizes | None = None, salt: str = "") -> dict[str,
     sizes = sizes or TinySizes()
     shapes = visual_shapes("visual.", sizes) | _text_shapes("", sizes)
     return rule_state_dict(shapes, salt)
+
+
+def same(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> bool:
+    """Whether two state dicts hold equal tensors under the same names."""
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)

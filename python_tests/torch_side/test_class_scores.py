@@ -1,16 +1,27 @@
-"""Scores of every class at the grid's resolution agree with the labels."""
+"""Scores of every class at the grid's resolution, and names left out before a frame is labelled."""
 
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from support.cells import NAMES, bundle_at, picture
 from support.colour_words import COLOUR_WORDS
 from support.errors import refused
-from zsseg_rt import ArgumentError, Bundle, Engine, EngineConfig, read_photo
+from zsseg_rt import (
+    ArgumentError,
+    Bundle,
+    Engine,
+    EngineConfig,
+    FrameMemory,
+    read_photo,
+)
 from zsseg_rt.demo import demo_photos
 from zsseg_rt.errors import ConfigError
+from zsseg_rt.runtime.families.candidates import CandidateGate
 from zsseg_rt.text.class_names import ClassList
+from zsseg_rt.text.vocabulary import Vocabulary
 
 FRAME = read_photo(demo_photos("scenes")[0])
 LOW = {"device": "cpu", "precision": "float32", "use_cache": False, "with_class_scores": "low"}
@@ -54,18 +65,20 @@ def test_the_best_class_of_a_frame_of_the_grid_s_size_is_its_label():
     np.testing.assert_array_equal(seg.top_k(1)[0][0], seg.labels)
 
 
+STORED = Path(__file__).parents[1] / "bundles" / "v1"
+
+
 def stored(family):
-    """A bundle of that family, its names and the frame of its golden sample."""
-    bundle = Bundle.load(Path(__file__).parents[1] / "bundles" / "v1" / f"{family}.zsseg")
-    with np.load(bundle.path / "golden.npz") as golden:
-        return bundle, list(bundle.text_bank.names), golden["frame"]
+    """A small bundle of that family and the names of its bank."""
+    bundle = Bundle.load(STORED / f"{family}.zsseg")
+    return bundle, list(bundle.text_bank.names)
 
 
 def test_regions_vote_on_the_grid_as_they_do_for_labels():
-    bundle, names, frame = stored("proposals")
+    bundle, names = stored("proposals")
     with Engine(bundle, EngineConfig(**LOW)) as engine:
         engine.set_classes(names)
-        seg = engine.segment(frame)
+        seg = engine.segment(FRAME)
         seen = set(bundle.head.seen)
     assert np.isfinite(seg.class_scores).all()
     assert (seg.class_scores >= 0).all()
@@ -78,11 +91,11 @@ def test_regions_vote_on_the_grid_as_they_do_for_labels():
 
 
 def test_segments_have_one_class_each():
-    bundle, names, frame = stored("segment_tokens")
+    bundle, names = stored("segment_tokens")
     with Engine(bundle, EngineConfig(**LOW)) as engine:
         engine.set_classes(names)
         with refused(ArgumentError, "with_class_scores"):
-            engine.segment(frame)
+            engine.segment(FRAME)
 
 
 def test_top_k_is_sorted_and_refuses_what_is_not_there():
@@ -112,3 +125,161 @@ def test_synonyms_and_background_are_reduced():
     classes = ClassList.read(["a", ["b", "c"], "d"], ["e"])
     scores = np.array([1, 2, 5, 3, 9], np.float32)[:, None, None]
     assert classes.best_of_synonyms(scores).ravel().tolist() == [1, 5, 3]
+
+
+# --- names that are left out of a frame before it is labelled ---
+
+
+SCENES = ["red ball", "brick wall", "grey metal box", "blue sky", "green grass", "yellow cone"]
+THINGS = ["dog", "cat", ["taxi", "car"], "sofa", "person", "boat", ["bird", "parrot"], "train"]
+
+
+def engine_of(bundle, classes, **settings):
+    engine = Engine(bundle, EngineConfig(device="cpu", use_cache=False, **settings))
+    engine.set_classes(classes, background=())  # what is background depends on the other names
+    return engine
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory):
+    return bundle_at(tmp_path_factory.mktemp("cells"))
+
+
+def label(bundle, classes, frame, **settings):
+    with engine_of(bundle, classes, **settings) as engine:
+        return engine.segment(frame)
+
+
+@pytest.fixture
+def frame():
+    return picture(120, 160)
+
+
+def cases():
+    made = [(name, lambda name=name: stored(name)) for name in ("descriptor", "aggregation")]
+    made += [("dense", lambda: (Bundle.demo(), THINGS))]
+    made += [("scenes", lambda: (Bundle.demo("scenes"), SCENES))]
+    return pytest.mark.parametrize("find", [pytest.param(find, id=name) for name, find in made])
+
+
+@cases()
+@pytest.mark.parametrize("extra", [{}, {"with_scores": True, "with_class_scores": "low"}])
+def test_as_many_candidates_as_names_change_nothing(find, extra, frame):
+    bundle, names = find()
+    plain = label(bundle, names, frame, **extra)
+    assert plain.candidates is None
+    for most in (len(names), 1000):
+        found = label(bundle, names, frame, max_candidates=most, **extra)
+        assert found.candidates == found.names
+        assert np.array_equal(found.labels, plain.labels)
+        if extra:
+            assert np.array_equal(found.scores, plain.scores)
+            assert np.array_equal(found.class_scores, plain.class_scores)
+
+
+@cases()
+@pytest.mark.parametrize("most", [1, 3])
+def test_labels_are_those_of_the_candidates_alone(find, most, frame):
+    bundle, names = find()
+    found = label(bundle, names, frame, max_candidates=most, with_scores=True)
+    assert len(found.candidates) == most
+    assert list(found.candidates) == [name for name in found.names if name in found.candidates]
+    given = [
+        name for name, shown in zip(names, found.names, strict=True) if shown in found.candidates
+    ]
+    alone = label(bundle, given, frame, with_scores=True)
+    known = alone.labels != alone.unknown
+    assert known.any()
+    table = np.array([found.names.index(name) for name in alone.names])
+    assert np.array_equal(found.labels != found.unknown, known)
+    assert np.array_equal(found.labels[known], table[alone.labels[known]])
+    np.testing.assert_allclose(found.scores, alone.scores, atol=1e-5)
+
+
+def test_candidates_are_those_nearest_to_some_cell(cells):
+    frame = np.full((120, 120, 3), 128, np.uint8)
+    frame[:40, :40] = (250, 20, 20)
+    frame[80:, 80:] = (20, 20, 250)
+    assert label(cells, NAMES, frame, max_candidates=2).candidates == ("red", "blue")
+
+
+def test_windows_and_letterboxes_take_candidates_too(cells):
+    frame = picture(60, 96)
+    for settings in ({"windows": "auto"}, {"resize": "letterbox"}):
+        plain = label(cells, NAMES, frame, **settings)
+        same = label(cells, NAMES, frame, max_candidates=4, **settings)
+        assert np.array_equal(plain.labels, same.labels)
+        few = label(cells, NAMES, frame, max_candidates=2, **settings)
+        shown = {few.names[index] for index in np.unique(few.labels)}
+        assert shown <= set(few.candidates)
+        assert len(few.candidates) == 2
+
+
+def vocabulary(groups, background=()):
+    classes = ClassList.of_groups(groups, background=background)
+    return Vocabulary(
+        names=classes.names,
+        phrases=classes.phrases,
+        phrase_classes=classes.phrase_classes,
+        embeds=np.eye(len(classes.phrases), dtype=np.float32),
+        version=1,
+    )
+
+
+def test_a_class_ranks_by_its_best_phrase_and_background_stays():
+    named = vocabulary([["dog", "puppy"], ["cat"], ["car"]], background=["sky"])
+    gate = CandidateGate(1)
+    gate.begin(None, None)
+    rows = gate.choose(np.float32([0.1, 0.9, 0.5, 0.2, -3.0]), named)
+    assert gate.names(named) == ("dog",)
+    assert [named.phrases[row] for row in rows] == ["dog", "puppy", "sky"]
+
+
+def test_a_class_of_the_last_frame_stays_while_it_ranks_near():
+    named, gate = vocabulary([[letter] for letter in "abcdef"]), CandidateGate(2)
+
+    class Past:
+        candidates = ()
+
+    past = Past()
+    for best, kept in (
+        ([6, 5, 4, 3, 2, 1], ("a", "b")),
+        ([6, 4, 5, 3, 2, 1], ("a", "b", "c")),  # b is third of the best three
+        ([6, 3, 5, 4, 2, 1], ("a", "c")),  # and fourth
+        ([4, 3, 6, 5, 2, 1], ("a", "c", "d")),
+    ):
+        gate.begin(None, past)
+        gate.choose(np.float32(best), named)
+        assert gate.names(named) == kept
+    gate.begin(None, None)
+    gate.choose(np.float32([4, 3, 6, 5, 2, 1]), named)
+    assert gate.names(named) == ("c", "d")
+
+
+def test_a_memory_carries_candidates_from_frame_to_frame(cells):
+    frame = np.full((120, 120, 3), 128, np.uint8)
+    frame[:40, :40], frame[80:, 80:] = (250, 20, 20), (20, 20, 250)
+    weaker = frame.copy()
+    weaker[80:, 80:] = (20, 200, 90)
+    with engine_of(cells, NAMES, max_candidates=2) as engine:
+        alone = engine.segment(weaker).candidates
+        memory = FrameMemory(steady=False, skip_still=True)
+        assert engine.segment(frame, memory=memory).candidates == ("red", "blue")
+        after = engine.segment(weaker, memory=memory).candidates
+        assert set(alone) < set(after)
+        assert "blue" in after
+        again = engine.segment(weaker, memory=memory)
+        assert again.reused
+        assert again.candidates == after
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 1.5, "8"])
+def test_what_is_no_number_of_classes_is_refused(wrong):
+    with refused(ConfigError, "max_candidates"):
+        EngineConfig(max_candidates=wrong)
+
+
+@pytest.mark.parametrize("name", ["proposals", "segment_tokens"])
+def test_families_without_class_logits_refuse_it(name):
+    with refused(ArgumentError, "max_candidates"):
+        Engine(STORED / f"{name}.zsseg", EngineConfig(device="cpu", max_candidates=2))

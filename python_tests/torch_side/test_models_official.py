@@ -120,10 +120,6 @@ def build(name, weights, **settings):
     return from_official(name, weights, **(SYSTEMS[name].settings | settings))
 
 
-def same(left, right):
-    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
-
-
 every_system = pytest.mark.parametrize("name", SYSTEMS)
 
 
@@ -134,9 +130,9 @@ def test_weights_load_again_and_are_copies(name):
     before = {key: value.clone() for key, value in model.state_dict().items()}
     for value in weights.values():
         value.zero_()
-    assert same(model.state_dict(), before)
+    assert tiny.same(model.state_dict(), before)
     if name != "cat_seg":  # which names its parts otherwise
-        assert same(build(name, before).state_dict(), before)
+        assert tiny.same(build(name, before).state_dict(), before)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +181,7 @@ def test_wrapped_and_half_precision_weights_need_normalizing(name):
     with refused(CheckpointError, "state_dict", "float16", "normalize_state_dict"):
         build(name, {key: value.half() for key, value in weights.items()})
     plain = normalize_state_dict(wrapped)
-    assert same(plain, {key: value.half().float() for key, value in weights.items()})
+    assert tiny.same(plain, {key: value.half().float() for key, value in weights.items()})
     build(name, plain)
 
 

@@ -1,16 +1,26 @@
-"""Laws of the ZegFormer model that hold for any weights and sizes, and what it refuses."""
+"""The ZegFormer model: laws for any weights and sizes, what it refuses, and how it starts."""
+
+import math
+import re
+from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from support import tiny, tiny_zegformer
 from support.errors import refused
 from support.tiny_zegformer import class_prompts
 from zsseg_rt.bundles import specs as bundle_specs
 from zsseg_rt.errors import ArgumentError, CheckpointError, DTypeError, ShapeError
-from zsseg_rt.models import from_official
-from zsseg_rt.models.zegformer.decoder import BatchNorm
-from zsseg_rt.models.zegformer.model import FUSIONS
+from zsseg_rt.models import create_model, from_official, load_clip
+from zsseg_rt.models.zegformer.decoder import (
+    BatchNorm,
+    QueryDecoderConfig,
+    ResNet,
+    ResNetConfig,
+)
+from zsseg_rt.models.zegformer.model import FUSIONS, ZegFormer, load_torchvision_backbone
 from zsseg_rt.torch_files.clip_arrays import ClipTensors, Tower
 from zsseg_rt.torch_files.zegformer_arrays import REGION_TEMPLATES, SEGMENT_TEMPLATES
 
@@ -27,10 +37,6 @@ def run(model, pictures, out_hw=None):
     sizes = out_hw or [(picture.shape[1], picture.shape[2]) for picture in pictures]
     with torch.no_grad():
         return model(pictures, text, text_clip, sizes)
-
-
-def same(left, right):
-    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
 
 
 def training_state_dict():
@@ -148,14 +154,14 @@ def test_keys_without_use_are_ignored():
         "backbone.stem.conv1.norm.num_batches_tracked": torch.zeros(()),
     }
     state_dict = tiny_zegformer.state_dict()
-    assert same(build(state_dict | extra).state_dict(), build(state_dict).state_dict())
+    assert tiny.same(build(state_dict | extra).state_dict(), build(state_dict).state_dict())
 
 
 def test_checkpoints_of_training_take_their_clip_from_elsewhere():
     complete = tiny_zegformer.model().state_dict()
-    assert same(build(training_state_dict(), clip=clip_weights()).state_dict(), complete)
+    assert tiny.same(build(training_state_dict(), clip=clip_weights()).state_dict(), complete)
     changed = complete | {CLIP + "visual.proj": torch.zeros(64, 48)}
-    assert same(build(changed, clip=clip_weights()).state_dict(), complete)
+    assert tiny.same(build(changed, clip=clip_weights()).state_dict(), complete)
 
 
 @pytest.mark.parametrize("settings", [{}, {"fusion": "all_classes"}, {"fusion": "regions"}])
@@ -223,3 +229,186 @@ def test_wrong_inputs(changes, error, argument):
     }
     with refused(error, argument):
         tiny_zegformer.model()(**inputs | changes)
+
+
+# --- built to be trained: from CLIP, with a pretrained or an untrained backbone ---
+
+
+BACKBONE = ResNetConfig(stem_width=8, widths=(4, 6, 8, 10), depths=(1, 2, 1, 1))
+DECODER = QueryDecoderConfig(
+    conv_dim=32, mask_dim=16, hidden_dim=32, num_layers=2, num_heads=2, ffn_dim=48
+)
+
+
+@pytest.fixture(scope="module")
+def clip_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("clip") / "tiny.safetensors"
+    tensors = {k: v.contiguous() for k, v in tiny.clip_state_dict().items()}
+    save_file(tensors | {"logit_scale": torch.tensor(math.log(17.0))}, path)
+    return path
+
+
+def new_model(clip_file, **changes):
+    settings = {"backbone": BACKBONE, "decoder": DECODER, "queries": 5, "image_size": 64}
+    settings |= {"pretrained": clip_file, "activation": "quick_gelu"}
+    model = create_model("zegformer", **(settings | changes))
+    assert isinstance(model, ZegFormer)
+    return model
+
+
+def train_norms(backbone, steps=3):
+    """Run in training mode, so that statistics move, and give scale and shift some values."""
+    generator = torch.Generator().manual_seed(1)
+    backbone.train()
+    for _ in range(steps):
+        backbone(2 * torch.randn(2, 3, 64, 64, generator=generator) + 1)
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            if parameter.ndim == 1:
+                parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+    return backbone.eval()
+
+
+def test_sizes_follow_from_clip_and_settings(clip_file):
+    weights = load_clip(clip_file, activation="quick_gelu")
+    embed_dim = weights.visual["proj"].shape[1]
+    model = new_model(clip_file, seen_classes=[0, 2], calibration=0.25, region_style="crop")
+    config, clip = model.config, model.clip_model
+    assert embed_dim != 512
+    assert config.decoder == replace(DECODER, num_queries=5, embed_dim=embed_dim)
+    assert (config.seen_classes, config.calibration, config.image_size) == ((0, 2), 0.25, 64)
+    patch = weights.visual["conv1.weight"].shape[2]
+    positions = weights.visual["positional_embedding"].shape[0]
+    assert clip.image_side == patch * math.isqrt(positions - 1)
+    assert torch.equal(clip.visual.state_dict()["proj"], torch.tensor(weights.visual["proj"]))
+    assert clip.logit_scale.exp().item() == pytest.approx(17.0)
+    assert not any(p.requires_grad for p in clip.parameters())
+    assert not model.training
+    text = torch.nn.functional.normalize(torch.randn(3, embed_dim), dim=1)
+    picture = torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8)
+    with torch.no_grad():
+        output = model([picture], text, text, [(64, 96)])
+    assert output.pred_logits.shape == (1, 5, 4)
+    assert output.sem_seg[0].shape == (3, 64, 96)
+    assert torch.isfinite(output.sem_seg[0]).all()
+
+
+def test_start_is_official(clip_file):
+    torch.manual_seed(0)
+    model = new_model(clip_file, decoder=replace(DECODER, conv_dim=64, mask_dim=64))
+    head = model.sem_seg_head
+    for conv in (
+        head.pixel_decoder.layer_4,
+        head.pixel_decoder.adapter_1,
+        head.pixel_decoder.mask_features,
+        head.predictor.input_proj,
+    ):
+        limit = math.sqrt(3 / conv.weight[0].numel())
+        assert limit * 0.95 < conv.weight.abs().max() <= limit
+        assert conv.bias is None or not conv.bias.any()
+    conv = model.backbone.res3[0].conv2
+    assert conv.weight.std().item() == pytest.approx(math.sqrt(2 / (6 * 9)), rel=0.2)
+    limit = 1 / math.sqrt(head.predictor.bg_feature.shape[1])
+    assert 0.7 * limit < head.predictor.bg_feature.abs().max() <= limit
+    assert head.predictor.logit_scale.exp().item() == pytest.approx(100.0)
+    assert not head.predictor.logit_scale.requires_grad
+    assert head.predictor.query_embed.weight.std().item() == pytest.approx(1.0, abs=0.2)
+
+
+def test_learned_norms_are_frozen_ones_in_evaluation():
+    learned = train_norms(ResNet(replace(BACKBONE, norm="learned")))
+    frozen = ResNet(BACKBONE).eval()
+    frozen.load_state_dict(learned.state_dict())  # the same names
+    image = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(2))
+    before = {key: value.clone() for key, value in learned.state_dict().items()}
+    assert learned.stem.conv1.norm.running_mean.abs().max() > 0.1
+    for found, expected in zip(learned(image), frozen(image), strict=True):
+        assert torch.equal(found, expected)
+    assert all(torch.equal(value, before[key]) for key, value in learned.state_dict().items())
+    assert not torch.allclose(learned.train()(image)[0], frozen.train()(image)[0])
+    assert not any(name.endswith("norm.weight") for name, _ in frozen.named_parameters())
+
+
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_norms_follow_from_weights(pretrained, clip_file, tmp_path):
+    weights, start = None, train_norms(ResNet(replace(BACKBONE, norm="learned"))).state_dict()
+    if pretrained:
+        weights = tmp_path / "resnet.pth"
+        torch.save({torchvision_key(key): value for key, value in start.items()}, weights)
+    model = new_model(clip_file, backbone_weights=weights)
+    assert model.config.backbone.norm == ("frozen" if pretrained else "learned")
+    trained = {name for name, p in model.backbone.named_parameters() if p.requires_grad}
+    assert ("stem.conv1.norm.weight" in trained) != pretrained
+    assert "stem.conv1.weight" in trained
+    copied = [torch.equal(value, start[key]) for key, value in model.backbone.state_dict().items()]
+    assert all(copied) == pretrained
+
+
+def torchvision_key(key):
+    """What torchvision calls a tensor of ours."""
+    key = re.sub(r"^stem\.", "", key)
+    key = re.sub(r"^res(\d)", lambda found: f"layer{int(found[1]) - 1}", key)
+    key = key.replace("shortcut.norm", "downsample.1").replace("shortcut", "downsample.0")
+    return re.sub(r"conv(\d)\.norm", r"bn\1", key)
+
+
+TORCHVISION = ResNetConfig(stem_width=64, widths=(64, 128, 256, 512), depths=(1, 1, 1, 1))
+
+
+def torchvision_resnet():
+    resnet = pytest.importorskip("torchvision.models.resnet")
+    model = resnet.ResNet(resnet.Bottleneck, [1, 1, 1, 1], num_classes=3).eval()
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                for tensor in (module.running_mean, module.bias):
+                    tensor.copy_(0.3 * torch.randn(tensor.shape, generator=generator))
+                module.running_var.uniform_(0.5, 2, generator=generator)
+    return model
+
+
+@pytest.mark.parametrize("norm", ["frozen", "learned"])
+def test_torchvision_weights_compute_what_torchvision_does(norm):
+    theirs = torchvision_resnet()
+    ours = ResNet(replace(TORCHVISION, norm=norm)).eval()
+    load_torchvision_backbone(ours, theirs.state_dict())
+    image = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        x = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(image))))
+        for index, found in enumerate(ours(image), start=1):
+            x = theirs.get_submodule(f"layer{index}")(x)
+            torch.testing.assert_close(found, x, rtol=1e-5, atol=1e-5)
+
+
+def test_weights_of_another_resnet_are_refused():
+    state_dict = torchvision_resnet().state_dict()
+    with refused(CheckpointError, "state_dict", "res4.0.conv2.weight"):
+        load_torchvision_backbone(
+            ResNet(TORCHVISION),
+            {k: v for k, v in state_dict.items() if k != "layer3.0.conv2.weight"},
+        )
+    with refused(CheckpointError, "state_dict"):
+        load_torchvision_backbone(ResNet(replace(TORCHVISION, depths=(2, 1, 1, 1))), state_dict)
+    with refused(CheckpointError, "state_dict"):
+        load_torchvision_backbone(ResNet(replace(TORCHVISION, stem_width=32)), state_dict)
+
+
+@pytest.mark.parametrize(
+    ("changes", "argument"),
+    [
+        ({"backbone": "resnet18"}, "backbone"),
+        ({"decoder": replace(DECODER, conv_dim=48)}, "decoder.conv_dim"),
+        ({"decoder": replace(DECODER, num_heads=3)}, "decoder.hidden_dim"),
+        ({"queries": 0}, "queries"),
+        ({"image_size": 0}, "image_size"),
+    ],
+)
+def test_wrong_settings_are_named(changes, argument, clip_file):
+    with refused(ArgumentError, argument):
+        new_model(clip_file, **changes)
+
+
+def test_wrong_sizes_are_named():
+    with refused(ArgumentError, "widths"):
+        ResNetConfig(widths=(4, 8), depths=(1,))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from support import tiny_zegformer
+from support import golden, tiny_zegformer
 from support.golden import load
 from support.graph_runs import run_file
 from support.tiny_zegformer import class_prompts
@@ -41,13 +41,8 @@ VARIANTS = {
 }
 
 
-def scaled_error(actual: Tensor, expected: np.ndarray) -> float:
-    assert tuple(actual.shape) == expected.shape
-    return float(np.abs(actual.numpy() - expected).max() / max(1.0, np.abs(expected).max()))
-
-
-def assert_close(actual: Tensor, expected: np.ndarray, tolerance: float = TOLERANCE):
-    assert scaled_error(actual, expected) <= tolerance
+def assert_close(actual, expected, tolerance=TOLERANCE):
+    golden.assert_close(actual, expected, tolerance)
 
 
 def tensor(golden, key: str) -> Tensor:

@@ -17,7 +17,7 @@ from zsseg_rt.backends.recording import RecordingSession
 from zsseg_rt.backends.registry import get_backend
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.demo import demo_bundle
-from zsseg_rt.errors import BackendError, ConfigError
+from zsseg_rt.errors import ConfigError
 from zsseg_rt.profiling.worker import LocalCandidate
 
 COUNTING = BackendOptions(num_threads=1, node_times=True)
@@ -145,16 +145,6 @@ def test_the_rest_is_of_the_runs_that_the_counters_count(before):
         assert node.ms == pytest.approx(3.0 + 47.0 / 411, abs=0.01)
         assert rest.ms == pytest.approx(1.0 + 9.0 / 411, abs=0.01)
     assert rest.name == OUTSIDE_NODES
-
-
-def test_openvino_times_no_nodes_unless_it_was_asked_to(encoder, image):
-    options = BackendOptions(num_threads=1)
-    graph = get_backend("openvino").load(
-        encoder, device="cpu", precision="float32", options=options
-    )
-    session = graph.session()
-    with refused(BackendError, "session"):
-        session.profile(image(session))
 
 
 def test_tensorrt_times_layers_in_a_context_of_their_own(tmp_path, monkeypatch):
