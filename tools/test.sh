@@ -196,7 +196,7 @@ else
   echo "$wanted" >"$stamp"
 fi
 prepare_streams() { # what some tests of cameras and videos take
-  # The oldest PyAV that pyproject.toml allows, beside the newest, for test_stream_widths.py.
+  # The oldest PyAV that pyproject.toml allows, beside the newest, for test_stream_video.py.
   local oldest_pyav=$PWD/build/pyav-15 gobject="PyGObject<3.52" # newer ones need girepository-2.0
   if [ -d "$oldest_pyav/av" ] ||
     pip_install --no-deps --only-binary :all: --target "$oldest_pyav" "av==15.0.*"; then

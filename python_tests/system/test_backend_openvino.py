@@ -2,6 +2,8 @@
 
 import json
 import logging
+import mmap
+import os
 import shutil
 import subprocess
 import sys
@@ -15,7 +17,7 @@ from support.errors import refused
 from support.graphs import write_graph, write_scale
 from zsseg_rt import doctor
 from zsseg_rt.backends import _openvino
-from zsseg_rt.backends._openvino import BACKEND, RAISED, problem, process_core
+from zsseg_rt.backends._openvino import BACKEND, RAISED, page_out, problem, process_core
 from zsseg_rt.backends.base import BackendOptions, Choice
 from zsseg_rt.errors import PrecisionNotApplied
 
@@ -234,3 +236,36 @@ def test_full_disk_is_not_filled_further(graph, tmp_path, caplog, monkeypatch):
         check(load(graph, cache_dir=tmp_path / "cache"))
     assert "too little for a compiled model" in caplog.text
     assert not cache_files(tmp_path / "cache")
+
+
+BYTES = 8 << 20
+
+
+def resident_bytes(path):
+    """What this process holds in memory of a mapped file."""
+    total, inside = 0, False
+    with open("/proc/self/smaps") as lines:
+        for line in lines:
+            if "-" in line.split()[0]:
+                inside = line.rstrip().endswith(str(path))
+            elif inside and line.startswith("Rss:"):
+                total += int(line.split()[1]) << 10
+    return total
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pages are given back on Linux only")
+def test_pages_of_the_folder_are_given_back(tmp_path):
+    inside, outside = tmp_path / "cache" / "a b.blob", tmp_path / "cache2.blob"
+    inside.parent.mkdir()
+    maps = []
+    for path in (inside, outside):
+        path.write_bytes(os.urandom(BYTES))
+        with path.open("rb") as file:
+            os.fsync(file.fileno())  # a dirty page would have to be written first
+            maps.append(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
+    contents = [bytes(mapped) for mapped in maps]
+    assert resident_bytes(inside) == resident_bytes(outside) == BYTES
+    page_out(inside.parent)
+    assert resident_bytes(inside) < BYTES // 8
+    assert resident_bytes(outside) == BYTES
+    assert [bytes(mapped) for mapped in maps] == contents

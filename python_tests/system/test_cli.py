@@ -122,6 +122,7 @@ def test_photos_with_one_stem_get_two_names(colour_bundle, tmp_path):
 
 RED = ("segment", "{photo}", "-b", "{bundle}", "--classes", "red")
 SHOW = ("segment", "--demo", "scenes")
+LONG = "x" * 300  # file systems take 255 bytes
 REFUSED = [
     (("segment", "{photo}", "-b", "{bundle}"), 2, "name at least one class"),
     (("segment", "--classes", "a"), 2, "try --demo"),
@@ -139,6 +140,9 @@ REFUSED = [
     (("segment", "{photo}", "-b", "gone.zsseg", "--classes", "red"), 1, "found nothing"),
     (("segment", "gone.jpg", *RED[2:]), 1, "gone.jpg"),
     (("info", "gone.zsseg"), 1, "found nothing"),
+    (("info", LONG), 1, "expected a bundle folder"),
+    (("profile", LONG), 1, "expected a bundle folder"),
+    ((*RED, "--json", LONG), 2, "File name too long"),
     (("frobnicate",), 2, "frobnicate"),
     ((*SHOW, "--classes", "red ball,zebra"), 1, "got 'zebra'"),
     ((*SHOW, "--format", "xml"), 2, "--format: expected one of table, json, csv, png, coco"),

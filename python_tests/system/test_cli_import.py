@@ -338,11 +338,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path, capsys):
         ),
         ("--prompts", "long", "--prompts: expected one of single, imagenet_select, got long"),
         ("--size", "100", "--size: expected multiples of 32"),
-        (
-            "--region-style",
-            "box",
-            "--region-style: expected one of cropmask, mask, crop",
-        ),
+        ("--region-style", "box", "--region-style: expected one of cropmask, mask, crop"),
     ],
 )
 def test_settings_outside_their_range(files, tmp_path, capsys, option, value, message):

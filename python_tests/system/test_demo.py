@@ -224,8 +224,7 @@ def test_the_clip_is_small_and_no_frame_of_it_is_labelled_wrongly(engine):
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [{"names": ()}, {"least_cosine": 2.0}, {"least_words": 0}, {"also": ("a\nb",)}],
+    "changes", [{"names": ()}, {"least_cosine": 2.0}, {"least_words": 0}, {"also": ("a\nb",)}]
 )
 def test_concepts_that_cannot_be_are_refused(changes, tmp_path):
     with pytest.raises(ValueError, match=next(iter(changes))):

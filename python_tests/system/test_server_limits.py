@@ -10,14 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from support.live_server import (
-    PATIENCE,
-    ask,
-    demo_server,
-    metric,
-    viewer,
-    wait_until,
-)
+from support.live_server import PATIENCE, ask, demo_server, metric, viewer, wait_until
 from support.serve_process import serve_process
 from support.throttle import SlowLink
 

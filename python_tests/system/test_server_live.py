@@ -384,10 +384,7 @@ def opened(path):
 
 def test_a_video_begins_again_and_its_time_goes_on(tmp_path):
     path = write_video(tmp_path / "v.mp4", [numbered(n) for n in range(4)], rate=20)
-    with (
-        demo_server(path, settings={"loop": True}) as server,
-        viewer(server) as page,
-    ):
+    with demo_server(path, settings={"loop": True}) as server, viewer(server) as page:
         captured = "zsseg_frames_captured_total"
         wait_until(lambda: metric(server, captured) > 12, "the fourth round")
         assert state_of(server) == "running"

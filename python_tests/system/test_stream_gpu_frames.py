@@ -1,13 +1,27 @@
 """Frames that stay in a GPU's memory, from GStreamer to arrays of ours, with NVIDIA's stand-ins."""
 
+import threading
+
+import cv2
 import numpy as np
 import pytest
 
 from support import nvidia_stand_in
+from support.errors import refused
 from support.gstreamer import read, require_gstreamer
-from zsseg_rt import Nv12Frame
+from support.nvidia_stand_in import HostArray, host_core
+from zsseg_rt import Nv12Frame, ops
+from zsseg_rt.errors import ConfigError
 from zsseg_rt.ops import reference
-from zsseg_rt.stream.conversion import host_picture
+from zsseg_rt.results.segmentation import Segmentation
+from zsseg_rt.stream.conversion import Converter, Uploads, host_picture
+from zsseg_rt.stream.opening import on_device
+from zsseg_rt.stream.runner import Stream
+from zsseg_rt.stream.source import Picture
+from zsseg_rt.stream.uris import open_sources
+
+av = pytest.importorskip("av")
+
 
 CSI = ("nvarguscamerasrc", "nvvidconv")
 DECODER = ("nvv4l2decoder", "nvvidconv")
@@ -117,3 +131,128 @@ def test_the_picture_for_the_cpu_is_what_the_kernels_see(matrix, order):
     assert picture.dtype == np.uint8
     assert picture.flags.c_contiguous
     np.testing.assert_array_equal(picture, exact)
+
+
+LONG = 30
+
+
+@pytest.fixture
+def core(monkeypatch):
+    monkeypatch.setattr(ops, "core", host_core())
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """Bytes that the CPU wrote for each array of pixels: copies, merges and conversions."""
+    written = []
+    copy, merge, image = np.copyto, cv2.merge, Converter.image
+    monkeypatch.setattr(np, "copyto", lambda to, a: (written.append(to.nbytes), copy(to, a)))
+    monkeypatch.setattr(cv2, "merge", lambda a, dst: (written.append(dst.nbytes), merge(a, dst)))
+    monkeypatch.setattr("zsseg_rt.stream.conversion.host_picture", lambda frame, order: frame)
+
+    def convert(converter, frame):
+        written.append("conversion")
+        return image(converter, frame)
+
+    monkeypatch.setattr(Converter, "image", convert)
+    return written
+
+
+def video_frame(kind, height=48, width=70):
+    rng = np.random.default_rng(0)
+    frame = av.VideoFrame(width, height, kind)
+    for plane in frame.planes:
+        plane.update(rng.integers(0, 256, plane.buffer_size, np.uint8).tobytes())
+    return frame
+
+
+@pytest.mark.parametrize(
+    ("kind", "matrix"), [("yuv420p", "bt601"), ("nv12", "bt601"), ("yuvj420p", "bt601-full")]
+)
+@pytest.mark.usefixtures("core")
+def test_a_decoded_frame_is_written_once_and_uploaded(passes, kind, matrix):
+    frame = video_frame(kind)
+    found = Converter("rgb", turns=False, device="cuda:0").take(frame)
+    assert passes == [48 * 70, 24 * 35 * 2]
+    if kind != "yuvj420p":
+        decoded = frame.reformat(format="nv12").to_ndarray()
+        planes = found["on_gpu"].luma.array, found["on_gpu"].chroma.array
+        np.testing.assert_array_equal(planes[0], decoded[:48])
+        np.testing.assert_array_equal(planes[1].reshape(24, 70), decoded[48:])
+    assert found["on_gpu"].colour_matrix == matrix
+    assert found["image"]() is found["on_gpu"]  # made when it is asked for
+
+
+@pytest.mark.parametrize(("kind", "size"), [("yuv422p", (48, 70)), ("yuv420p", (47, 69))])
+@pytest.mark.usefixtures("core")
+def test_what_the_kernels_cannot_read_is_converted_first(passes, kind, size):
+    frame = video_frame(kind, *size)
+    found = Converter("bgr", turns=False, device="cuda:0").take(frame)
+    assert passes == ["conversion", size[0] * size[1] * 3]
+    expected = Converter("bgr", turns=False).take(frame)["image"]
+    np.testing.assert_array_equal(found["on_gpu"].array, expected)
+    np.testing.assert_array_equal(found["image"](), expected)
+
+
+@pytest.mark.usefixtures("core")
+def test_pinned_memory_is_used_again_and_frames_stay_what_they_were():
+    uploads = Uploads("cuda:0", "rgb")
+    images = [np.full((4, 6, 3), number, np.uint8) for number in range(3)]
+    found = [uploads.image(image)["on_gpu"] for image in images]
+    assert [int(frame.array.max()) for frame in found] == [0, 1, 2]
+
+
+def test_a_gpu_that_shares_the_host_s_memory_reads_frames_in_place(monkeypatch):
+    monkeypatch.setattr(ops, "core", host_core(integrated=True))
+    HostArray.uploads = 0
+    uploads = Uploads("cuda:0", "rgb")
+    found = [uploads.image(np.full((4, 6, 3), number, np.uint8))["on_gpu"] for number in range(3)]
+    assert [int(frame.array.min()) for frame in found] == [0, 1, 2]
+    assert HostArray.uploads == 0
+
+
+@pytest.mark.usefixtures("core")
+def test_a_camera_s_next_frame_is_uploaded_while_this_one_is_labelled():
+    """And the newest one is labelled next: uploading ahead makes no label older."""
+    uploads, offered, go_on = Uploads("cuda:0", "rgb"), threading.Semaphore(0), threading.Event()
+
+    class Camera:
+        name, live = "cam", True
+
+        def pictures(self, reader):
+            for number in range(5):
+                if number == 1:
+                    assert began.wait(LONG)
+                image = np.full((4, 6, 3), number, np.uint8)
+                yield Picture(captured_at=float(number), clock="arrival", **uploads.image(image))
+                offered.release()
+            go_on.set()
+            reader.wait(LONG)
+
+    began, labelled = threading.Event(), []
+
+    def label(frame):
+        labelled.append(int(frame.array.max()))
+        began.set()
+        assert go_on.wait(LONG)  # all others are uploaded meanwhile
+        return Segmentation(labels=frame.array[..., 0], names=("a",) * 9, vocabulary_version=1)
+
+    HostArray.uploads = 0
+    with Stream([Camera()], label) as stream:
+        first = next(stream)
+        assert HostArray.uploads == 5
+        second = next(stream)
+    assert labelled == [0, 4]
+    assert (first.frame.index, second.frame.index, second.frame.dropped_before) == (0, 4, 3)
+
+
+def test_a_wrong_word_in_the_environment_is_refused(monkeypatch):
+    monkeypatch.setenv("ZSSEG_CAMERA_FRAMES", "gpu")
+    with refused(ConfigError, "ZSSEG_CAMERA_FRAMES"):
+        on_device([], "cuda:0")
+
+
+def test_sources_that_can_hand_frames_to_a_gpu_are_told_which(tmp_path):
+    given = ["rtsp://cam/1", "csi://0", "0", "gst:videotestsrc", str(tmp_path / "a.mp4"), "a.jpg"]
+    found = on_device(open_sources(given), "cuda:1")
+    assert [getattr(source, "device", None) for source in found] == ["cuda:1"] * 5 + [None]

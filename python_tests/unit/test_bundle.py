@@ -24,6 +24,7 @@ from zsseg_rt.bundles.bundle import FORMAT_VERSION
 from zsseg_rt.bundles.specs import FAMILIES
 from zsseg_rt.common.arrays import TensorSpec
 from zsseg_rt.runtime.families import registry
+from zsseg_rt.runtime.families.base import bucket_of
 from zsseg_rt.runtime.families.dense import DenseFamily
 from zsseg_rt.runtime.families.registry import create_family
 
@@ -104,6 +105,8 @@ EDITED = [
     (("head", "logit_scale"), "big", r"head\.logit_scale: expected a number, got 'big'"),
     (("head", "logit_scale"), 10**400, r"head\.logit_scale: expected a finite number, got 1000"),
     (("head", "activation"), "tanh", "activation: expected one of"),
+    (("head", "unknown_below"), 2.0, "unknown_below"),
+    (("head", "unknown_below"), -1.0, "unknown_below"),
     (("head", "max_classes"), 10**9, "max_classes: expected from 1 to 65534"),
     (("head", "grid_hw"), [1, 2**40], "grid_hw: expected from 1 to 65536"),
     (("head", "seen"), ["road", "a\0b"], r"bundle\.json\.head: seen\[1\]"),
@@ -112,6 +115,7 @@ EDITED = [
     (("preprocess", "std"), [1.0, 1.0], "std: expected 3 items, got 2"),
     (("preprocess", "size_hw"), [0, 8], "size_hw: expected from 1"),
     (("preprocess", "size_hw"), [2**40, 1], "size_hw: expected from 1 to 65536"),
+    (("text", "templates"), [], "templates"),
     (("text", "templates"), ["no braces"], "expected one '{}' in each"),
     (("text", "context_length"), 2**62, "context_length: expected from 2 to 65536"),
     (("text", "embed_dim"), 0, "embed_dim: expected from 1 to 65536, got 0"),
@@ -245,6 +249,11 @@ def test_a_blend_with_cosines_is_refused_and_none_is_read(tmp_path):
     assert plain.head == Bundle.load(FOLDER / "v1" / f"{kind}.zsseg").head
 
 
+def test_a_grid_that_the_graphs_do_not_have_is_refused(tmp_path):
+    with refused(BundleError, None, "grid_hw"):
+        Engine(stored_as(tmp_path, "descriptor", "descriptor", grid_hw=[4, 9]), EngineConfig(**CPU))
+
+
 def test_a_family_is_added_by_a_file_a_line_and_a_row(monkeypatch, tmp_path):
     """What CONTRIBUTING.md says; every room takes the rest from the row."""
 
@@ -282,3 +291,46 @@ def test_captures_share_rows_where_queries_are_independent(tmp_path, architectur
     family = create_family(replace(bundle, architecture=architecture), EngineConfig(**CPU))
     assert family.rows_for(3) == rows
     assert ("independent_queries" in bundle.to_manifest()["head"]) == bool(stated)
+
+
+STORED = Path(__file__).parents[1] / "bundles" / "v1"
+
+
+@pytest.mark.parametrize(
+    ("phrases", "most", "rows"),
+    [
+        (1, 1024, 8),
+        (8, 1024, 8),
+        (9, 1024, 16),
+        (129, 1024, 254),
+        (254, 1024, 254),  # the most classes whose labels are bytes
+        (255, 1024, 512),
+        (513, 1024, 1024),
+        (600, 1000, 1000),  # no more than the bundle takes
+        (3, 5, 5),
+        (40000, 65534, 65534),
+    ],
+)
+def test_buckets(phrases, most, rows):
+    assert bucket_of(phrases, most) == rows
+
+
+@pytest.mark.parametrize("phrases", [1, 5, 8])
+def test_further_queries_change_nothing_in_zegclip(phrases):
+    config = EngineConfig(device="cpu", precision="float32", use_cache=False)
+    with Engine(STORED / "descriptor.zsseg", config) as engine:
+        decoder = engine._lane.sessions["decoder"]
+        width, patches = (spec.shape for spec in decoder.inputs)
+        rng = np.random.default_rng(phrases)
+        queries = rng.normal(size=(1, 8, width[2])).astype(np.float32)
+        queries[:, phrases:] = queries[:, phrases - 1 : phrases]
+        embeds = rng.normal(size=patches).astype(np.float32)
+
+        def run(rows):
+            given = {"queries": np.ascontiguousarray(queries[:, :rows]), "patch_embeds": embeds}
+            return {name: np.array(array) for name, array in decoder.run(given).items()}
+
+        exact, more = run(phrases), run(8)
+    for name, array in exact.items():
+        rows = more[name][:, :phrases] if name == "class_embeds" else more[name]
+        np.testing.assert_allclose(rows, array, rtol=0, atol=2e-6)  # sums in another order

@@ -59,16 +59,10 @@ def nested(depth):
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        (
-            {"num_threads": 10**5000},
-            "EngineConfig.num_threads",
-        ),
+        ({"num_threads": 10**5000}, "EngineConfig.num_threads"),
         ({"num_threads": nested(5000)}, "EngineConfig.num_threads"),
         ({"num_threads": True}, "EngineConfig.num_threads"),
-        (
-            {"unknown_below": 10**400},
-            "EngineConfig.unknown_below",
-        ),
+        ({"unknown_below": 10**400}, "EngineConfig.unknown_below"),
         ({"unknown_below": float("nan")}, "EngineConfig.unknown_below"),
         ({7: 1}, "EngineConfig"),
         ({"x" * 10_000: 1}, "EngineConfig"),

@@ -3,12 +3,10 @@
 import ast
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import zsseg_rt
-from zsseg_rt import EngineConfig, ops
-from zsseg_rt.errors import ArgumentError, ConfigError, DTypeError, ShapeError, ZssegError
+from zsseg_rt.errors import ArgumentError, ConfigError, ZssegError
 
 PACKAGE = Path(zsseg_rt.__file__).parent
 OF_ARGUMENTS = {"ArgumentError", "ConfigError", "ShapeError", "DTypeError", "VocabularyError"}
@@ -35,19 +33,6 @@ def test_a_renamed_error_keeps_its_class_its_index_and_its_reason():
     renamed = ConfigError("class_names[3]: expected text").renamed("--classes")
     assert type(renamed) is ConfigError
     assert (str(renamed), renamed.argument) == ("--classes[3]: expected text", "--classes")
-
-
-def test_errors_of_kernels_and_settings_name_their_argument():
-    frame = np.zeros((4, 4, 3), np.uint8)
-    sizes = {"size_hw": (2, 2), "mean": (0.0,) * 3, "std": (1.0,) * 3}
-    with pytest.raises(DTypeError) as of_dtype:
-        ops.preprocess(frame.astype(np.int16), **sizes)
-    with pytest.raises(ShapeError) as of_shape:
-        ops.preprocess(frame[0], **sizes)
-    with pytest.raises(ArgumentError) as of_setting:
-        EngineConfig(num_lanes=0)
-    found = [caught.value.argument for caught in (of_dtype, of_shape, of_setting)]
-    assert found == ["frame", "frame", "num_lanes"]
 
 
 def template(call):

@@ -1,5 +1,6 @@
 """A frame that cannot be taken is refused with the call that mends it, and that call does."""
 
+import re
 from pathlib import Path
 
 import cv2
@@ -7,8 +8,9 @@ import numpy as np
 import pytest
 
 from support.errors import refused
-from zsseg_rt import Bundle, Engine, EngineConfig, ZssegError, read_photo
-from zsseg_rt.demo import demo_photos
+from zsseg_rt import Bundle, Engine, EngineConfig, ShapeError, ZssegError, read_photo
+from zsseg_rt.demo import demo_bundle, demo_classes, demo_photos
+from zsseg_rt.errors import DTypeError, EngineStateError
 
 FRAME = read_photo(demo_photos("scenes")[0])
 
@@ -79,3 +81,74 @@ def test_tensors_are_told_how_to_become_arrays(engine):
     tensor = type("Tensor", (), {"__module__": "torch"})()
     with refused(ZssegError, "frame", "tensor.cpu"):
         engine.segment(tensor)
+
+
+@pytest.mark.parametrize("name", ["Blue sky", "blue  sky", "\ufeffblue sky"])
+def test_seen_names_are_matched_as_the_tokenizer_reads_them(name):
+    photo = read_photo(demo_bundle("scenes").parent / "beach.png")
+    with Engine(demo_bundle("scenes"), EngineConfig(num_threads=1, use_cache=False)) as engine:
+        engine.set_classes(["blue sky", "yellow sand"])
+        expected = engine.segment(photo).labels
+        engine.set_classes([name, "yellow sand"])
+        assert (engine.segment(photo).labels == expected).all()
+
+
+def test_frames_of_odd_kinds_are_refused(engine):
+    for kind in ("M8[s]", "m8[s]", "O", ">u2", "U1", "u1,u1"):
+        frame = np.zeros((8, 8, 3), kind)
+        with pytest.raises(
+            DTypeError, match=rf"frame: expected uint8, got {re.escape(str(frame.dtype))}"
+        ):
+            engine.segment(frame)
+    with refused(DTypeError, "frame"):
+        engine.segment(np.ma.masked_array(FRAME, mask=True))
+    with refused(ShapeError, "frame"):
+        engine.segment(np.zeros((), np.uint8))
+
+
+@pytest.fixture(scope="module")
+def frames():
+    """Twelve frames of several sizes."""
+    first, second = (read_photo(photo) for photo in demo_photos("scenes")[:2])
+    cut = [np.ascontiguousarray(first[: 60 + 10 * n, n:]) for n in range(5)]
+    return [first, second, *cut, np.ascontiguousarray(second[::-1]), *cut[:4]]
+
+
+@pytest.fixture(params=[1, 2, 3], ids=lambda n: f"{n} lanes")
+def lanes(request):
+    config = EngineConfig(
+        device="cpu", use_cache=False, num_lanes=request.param, with_scores=True, num_threads=2
+    )
+    with Engine(Bundle.demo("scenes"), config) as engine:
+        engine.set_classes(demo_classes("scenes"))
+        yield engine
+
+
+def test_results_are_those_of_one_by_one(lanes, frames):
+    alone = [lanes.segment(frame) for frame in frames]
+    for given in (frames, iter(frames)):
+        together = lanes.segment_batch(given)
+        for seg, expected in zip(together, alone, strict=True):
+            np.testing.assert_array_equal(seg.labels, expected.labels)
+            np.testing.assert_array_equal(seg.scores, expected.scores)
+            assert seg.vocabulary_version == expected.vocabulary_version
+    assert len(lanes.segment_batch(frames)) == 12
+    assert lanes.segment_batch([]) == []
+
+
+def test_a_frame_that_is_refused_leaves_the_engine_usable(lanes, frames):
+    with refused(ShapeError, "frame"):
+        lanes.segment_batch([*frames[:3], None, *frames[3:]])
+    assert len(lanes.segment_batch(frames[:2])) == 2
+    opened = [lanes.lane() for _ in range(lanes.config.num_lanes - 1)]  # all were closed
+    for lane in opened:
+        lane.close()
+
+
+def test_lanes_that_are_open_are_in_the_way(frames):
+    config = EngineConfig(device="cpu", use_cache=False, num_lanes=2)
+    with Engine(Bundle.demo("scenes"), config) as engine:
+        engine.set_classes(["ball", "wall"])
+        with engine.lane(), refused(EngineStateError, "lanes"):
+            engine.segment_batch(frames)
+        assert len(engine.segment_batch(frames)) == 12

@@ -9,12 +9,7 @@ import pytest
 
 from support.errors import refused
 from zsseg_rt import Engine, EngineConfig, FrameMemory, ops
-from zsseg_rt.errors import (
-    ArgumentError,
-    BackendError,
-    BackendUnavailableError,
-    EngineStateError,
-)
+from zsseg_rt.errors import ArgumentError, BackendError, BackendUnavailableError, EngineStateError
 from zsseg_rt.runtime import frame_memory as memory_module
 
 STORED = Path(__file__).parents[1] / "bundles" / "v1"

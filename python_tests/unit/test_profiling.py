@@ -432,11 +432,6 @@ def test_equal_engines_get_no_verdict_and_ten_per_cent_is_found():
     assert {one.basis for one in same} == {"cpu"}  # the machine is busy
 
 
-def test_wall_time_would_not_have_found_it(monkeypatch):
-    monkeypatch.setattr("zsseg_rt.profiling.turns.choose_basis", lambda *_, **__: "wall")
-    assert simulated(0, 2.2).verdict == "undecided"
-
-
 def write(root, files):
     for name, content in files.items():
         path = root / name

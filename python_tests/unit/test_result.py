@@ -82,6 +82,21 @@ def test_write_to_missing_folder_names_the_file(tmp_path):
         save_file(tmp_path / "nowhere" / "a.png", b"content")
 
 
+def test_a_file_without_a_name_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SourceError, match="cannot be written"):
+        save_file("", b"x")
+
+
+@pytest.mark.parametrize("name", ["mask.jpg", "mask", ""])
+def test_labels_are_written_as_png_only(name, tmp_path):
+    seg = Segmentation(labels=np.zeros((2, 2), np.uint8), names=("a",), vocabulary_version=1)
+    with refused(ArgumentError, "path"):
+        seg.save(tmp_path / name if name else name)
+    seg.save(tmp_path / "mask.PNG")
+    assert [file.name for file in tmp_path.iterdir()] == ["mask.PNG"]
+
+
 def test_a_name_keeps_its_colour_wherever_it_stands():
     names = ["road", "person", "forklift", "sky", "tree", "grey wall", "red ball", "Green  Box"]
     colours = {name: tuple(c) for name, c in zip(names, palette(names).tolist(), strict=True)}

@@ -1,22 +1,32 @@
-"""Sources that end, fail, hang and come back; labels go on, and nothing is repeated or invented."""
+"""Streams: sources come and go, frames wait, lanes overtake; nothing is repeated or invented."""
 
 import gc
 import logging
 import threading
 import time
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 from support.errors import refused
 from support.streams import LONG, label, number_of, numbered, write_video
-from zsseg_rt.errors import ArgumentError, BackendUnavailableError, ShapeError, SourceError
-from zsseg_rt.stream.hand_off import MOST_ON_GPU
-from zsseg_rt.stream.opening import StreamOptions
+from zsseg_rt.errors import (
+    ArgumentError,
+    BackendError,
+    BackendUnavailableError,
+    EngineStateError,
+    ShapeError,
+    SourceError,
+)
+from zsseg_rt.results.segmentation import Segmentation
+from zsseg_rt.runtime.lane_pool import InOrder
+from zsseg_rt.stream.hand_off import MOST_ON_GPU, QUEUE, HandOff
+from zsseg_rt.stream.opening import StreamOptions, StreamParts
 from zsseg_rt.stream.runner import Stream
 from zsseg_rt.stream.source import Picture
 from zsseg_rt.stream.uris import open_sources
-from zsseg_rt.stream.watch import Patience
+from zsseg_rt.stream.watch import Patience, SourceWatch, jitter
 from zsseg_rt.stream.writers import Writer
 
 AT_ONCE = Patience(first_retry=0.0, longest_retry=0.0)
@@ -170,13 +180,6 @@ def test_cameras_that_are_off_at_the_start_are_waited_for_if_that_is_asked(caplo
     assert caplog.messages[0] == "cam: lost: gone"
     with refused(SourceError, "file"):
         next(Stream([absent], label, patience=patience))
-
-
-def test_a_file_that_fails_leaves_the_others():
-    broken = Script("broken", [SourceError("broken: absent")], live=False)
-    stream = Stream([broken, file("a", 3)], label)
-    assert len(seen(stream)) == 3
-    assert stream.stats()["broken"].error == "broken: absent"
 
 
 def picky(image):
@@ -395,3 +398,329 @@ def test_frames_that_are_kept_leave_the_gpu_but_for_the_newest():
     for _ in Stream([OnGpu()], lambda frame: label(numbered(0))):
         pass
     assert fetched == []  # nobody kept one
+
+
+ALWAYS = lambda: True  # noqa: E731
+
+
+def picture(number=0, captured_at=0.0):
+    image = np.full((2, 2, 3), number, np.uint8)
+    return Picture(image=image, captured_at=captured_at, clock="arrival")
+
+
+def hand_off(*keeps_all, **settings):
+    return HandOff({f"s{i}": keeps for i, keeps in enumerate(keeps_all)}, **settings)
+
+
+def taken(hand_off):
+    frame = hand_off.take(0)
+    return None if frame is None else (frame.source, frame.index, frame.dropped_before)
+
+
+@pytest.mark.parametrize("way", ["closed", "abandoned"])
+def test_a_reader_that_waits_for_room_goes(way):
+    slots = hand_off(True)
+    for _ in range(QUEUE):
+        slots.put(0, picture(), ALWAYS)
+    wanted, answers = [True], []
+    thread = threading.Thread(
+        target=lambda: answers.append(slots.put(0, picture(), lambda: bool(wanted)))
+    )
+    thread.start()
+    if way == "closed":
+        slots.close()
+    else:
+        wanted.clear()
+        slots.nudge()
+    thread.join(10)
+    assert answers == [False]
+    assert way == "abandoned" or slots.take(None) is None
+
+
+def test_sources_take_turns_however_busy_one_is():
+    slots = hand_off(False, False, False)
+    order = []
+    for _ in range(4):
+        slots.put(0, picture(), ALWAYS)
+        slots.put(1, picture(), ALWAYS)
+        order.append(slots.take(0).source)
+    assert order == ["s0", "s1", "s0", "s1"]
+
+
+def test_pictures_that_waited_too_long_are_dropped():
+    now = [100.0]
+    slots = hand_off(True, max_staleness=0.5, now=lambda: now[0])
+    slots.put(0, picture(captured_at=99.6), ALWAYS)
+    slots.put(0, picture(captured_at=100.0), ALWAYS)
+    now[0] = 100.3
+    assert not slots.is_empty
+    assert taken(slots) == ("s0", 1, 1)
+    slots.put(0, picture(captured_at=100.0), ALWAYS)
+    now[0] = 101.0
+    assert slots.is_empty
+    assert taken(slots) is None
+    assert slots.counts(0) == (3, 2)
+
+
+def test_a_nudge_wakes_who_waits_and_what_nobody_wants_is_discarded():
+    slots = hand_off(False)
+    slots.nudge()
+    assert slots.take(None) is None
+    assert not slots.put(0, picture(), lambda: False)
+    assert slots.counts(0) == (0, 0)
+
+
+@pytest.mark.parametrize("keeps_all", [False, True])
+def test_frames_carry_what_the_source_said(keeps_all):
+    slots = hand_off(keeps_all)
+    given = Picture(
+        image=np.zeros((2, 2, 3), np.uint8), captured_at=1.5, clock="driver", pts_seconds=0.25
+    )
+    slots.put(0, given, ALWAYS)
+    frame = slots.take(0)
+    assert (frame.captured_at, frame.clock, frame.pts_seconds) == (1.5, "driver", 0.25)
+    assert frame.image is given.image
+    assert "array" not in repr(frame)
+
+
+LOST = SourceError("cam: cannot be read: gone")
+
+
+def watch(live=True, **patience):
+    return SourceWatch("cam", live=live, patience=Patience(**patience), spread=lambda: 1.0)
+
+
+def running(at=0.0):
+    camera = watch()
+    assert camera.tick(at) == "open"
+    camera.frame(at)
+    return camera
+
+
+def test_a_source_is_opened_once_and_silence_stalls_it_until_a_frame():
+    camera = watch()
+    assert (camera.tick(-0.2), camera.tick(-0.1), camera.state) == ("open", "none", "starting")
+    camera.frame(0.0)
+    assert camera.state == "running"
+    assert camera.next_tick(0.0) == 2.0
+    assert (camera.tick(1.9), camera.state) == ("none", "running")
+    assert (camera.tick(2.0), camera.state) == ("none", "stalled")
+    assert camera.next_tick(2.0) == 8.0
+    camera.frame(2.5)
+    assert (camera.state, camera.reconnects) == ("running", 0)
+
+
+def test_a_long_silence_abandons_the_thread_and_opens_anew():
+    camera = running()
+    camera.tick(2.0)
+    assert (camera.tick(10.0), camera.state) == ("abandon", "lost")
+    assert "none came for 10 s" in str(camera.error)
+    assert camera.tick(10.4) == "none"
+    assert camera.tick(10.5) == "open"
+    camera.frame(10.6)
+    assert (camera.state, camera.reconnects, camera.error) == ("running", 1, None)
+
+
+def test_the_end_of_a_stream_is_a_loss_and_the_wait_doubles_up_to_five_seconds():
+    camera, now, waits = running(), 1.0, []
+    camera.over(now, None)
+    assert camera.state == "lost"
+    assert "stream ended" in str(camera.error)
+    camera = running()
+    for _ in range(6):
+        camera.over(now, LOST)
+        waits.append(camera.next_tick(now))
+        now += waits[-1]
+        assert camera.tick(now) == "open"
+    assert waits == [0.5, 1.0, 2.0, 4.0, 5.0, 5.0]
+    camera.frame(now)
+    camera.over(now, LOST)
+    assert camera.next_tick(now) == 0.5
+
+
+def test_waits_are_spread():
+    waits = {jitter() for _ in range(100)}
+    assert len(waits) > 50
+    assert 0.8 <= min(waits) <= max(waits) <= 1.2
+
+
+@pytest.mark.parametrize("error", [None, LOST])
+def test_the_end_of_a_file_is_its_end(error):
+    file = watch(live=False)
+    assert file.tick(0.0) == "open"
+    assert file.next_tick(0.0) is None
+    assert file.tick(1000.0) == "none"  # a slow disk is no camera
+    file.over(1000.0, error)
+    assert (file.state, file.error) == ("ended", error)
+    assert file.tick(2000.0) == "none"
+    assert file.next_tick(2000.0) is None
+
+
+def test_a_file_that_fails_is_a_warning_with_its_reason(caplog):
+    file = watch(live=False)
+    file.tick(0.0)
+    file.over(1.0, LOST)
+    file.log_news()
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert record.getMessage() == "cam: ended: cannot be read: gone"
+
+
+class File:
+    live = False
+
+    def __init__(self, count, name="file"):
+        self.name, self.count, self.given = name, count, 0
+
+    def pictures(self, reader):
+        for number in range(self.count):
+            self.given += 1
+            image = np.full((2, 3, 3), number % 256, np.uint8)
+            yield Picture(image=image, captured_at=float(number), clock="file")
+
+
+class Camera(File):
+    live = True
+
+
+class FakeLanes:
+    """Lanes whose frames finish in the order that a test chooses."""
+
+    def __init__(self, num_lanes, hold=()):
+        self.num_lanes, self.closed = num_lanes, 0
+        self.released = {number: threading.Event() for number in hold}
+        self.begun, self.changed = [], threading.Condition()
+        self.busy = self.most_busy = 0
+
+    def segment(self, image):
+        number = int(image[0, 0, 0])
+        with self.changed:
+            self.begun.append(number)
+            self.busy += 1
+            self.most_busy = max(self.most_busy, self.busy)
+            self.changed.notify_all()
+        if number in self.released:
+            assert self.released[number].wait(LONG)
+        with self.changed:
+            self.busy -= 1
+            self.changed.notify_all()
+        return Segmentation(labels=image[..., 0], names=("a",) * 99, vocabulary_version=1)
+
+    def close(self):
+        self.closed += 1
+
+    def wait_until(self, is_so):
+        with self.changed:
+            assert self.changed.wait_for(is_so, LONG)
+
+
+def refuse(image):
+    raise AssertionError("lanes label, not the engine's own")
+
+
+def open_stream(source, lanes, **settings):
+    return Stream([source], refuse, lanes=lanes, **settings)
+
+
+def test_results_keep_their_order_while_lanes_overtake_each_other():
+    lanes = FakeLanes(2, hold=[0])
+    with open_stream(File(20), lanes) as stream:
+        first = []
+        reader = threading.Thread(target=lambda: first.append(next(stream)))
+        reader.start()
+        lanes.wait_until(lambda: 2 in lanes.begun)  # overtakes frame 0
+        assert not first
+        lanes.released[0].set()
+        reader.join(LONG)
+        found = [*first, *stream]
+    assert [int(seg.labels[0, 0]) for seg in found] == [*range(20)]
+    assert [seg.frame.index for seg in found] == [*range(20)]
+    assert lanes.most_busy == 2
+    assert lanes.closed == 1
+
+
+def test_no_more_frames_are_begun_than_lanes_and_one():
+    lanes, source = FakeLanes(2), File(1000)
+    with open_stream(source, lanes) as stream:
+        next(stream)
+        lanes.wait_until(lambda: lanes.busy == 0)
+        assert len(lanes.begun) <= 3
+    assert source.given < 20
+
+
+def test_a_stream_that_is_stopped_finishes_what_runs_and_frees_the_lanes():
+    lanes = FakeLanes(2, hold=[1, 2])
+    stream = open_stream(File(100), lanes)
+    next(stream)
+    lanes.wait_until(lambda: {1, 2} <= set(lanes.begun))
+    stream.stop()
+    for event in lanes.released.values():
+        event.set()
+    assert list(stream) == []
+    assert lanes.closed == 1
+    assert lanes.busy == 0
+
+
+def test_an_error_of_a_lane_comes_at_its_frame_s_turn_and_ends_the_stream():
+    class Failing(FakeLanes):
+        def segment(self, image):
+            if image[0, 0, 0] == 3:
+                raise BackendError("outputs: expected numbers, got NaN")
+            return super().segment(image)
+
+    lanes = Failing(2)
+    stream = open_stream(File(10), lanes)
+    assert [next(stream).frame.index for _ in range(3)] == [0, 1, 2]
+    with refused(BackendError, "outputs"):
+        next(stream)
+    assert lanes.closed == 1
+    assert list(stream) == []
+
+
+def parts(sources, *writers, memories=None, **options):
+    options = StreamOptions(**options)
+    return StreamParts(
+        options=options, sources=sources, memories=memories, following=None, writers=writers
+    )
+
+
+@pytest.mark.parametrize(
+    ("sources", "policy", "expected"),
+    [
+        ([File(1)], None, True),
+        ([File(1)], "all", True),
+        ([File(1)], "latest", False),
+        ([Camera(1)], None, False),
+        ([Camera(1)], "all", False),
+        ([File(1, "a"), Camera(1, "b")], None, False),
+    ],
+)
+def test_only_files_wait_for_their_labels(sources, policy, expected):
+    assert parts(sources, policy=policy).takes_lanes is expected
+
+
+def test_a_forgotten_stream_frees_its_lanes():
+    lanes = FakeLanes(2)
+    stream = open_stream(File(100), lanes)
+    next(stream)
+    del stream
+    assert lanes.closed == 1
+
+
+def test_lanes_may_be_closed_by_one_of_their_own_threads():
+    closed = threading.Event()
+    frames = InOrder(lambda frame: frames.close(), 1, on_close=closed.set)
+    assert frames.next(iter([None]).__next__) is None
+    assert closed.wait(LONG)
+
+
+def test_sinks_are_closed_if_the_lanes_cannot_be_opened():
+    def busy():
+        raise EngineStateError("engine: is busy in another thread. Wait for it.")
+
+    sink = Mock()
+    with refused(EngineStateError, "engine"):
+        parts([File(1)], sink).start(Mock(), busy)
+    sink.close.assert_called_once_with()
+    parts([Camera(1)]).start(Mock(), busy).close()  # it takes no lanes
+    parts([File(1)], memories={"file": None}).start(Mock(), busy).close()
