@@ -24,7 +24,7 @@ from zsseg_rt.common.files import remove_leftovers, whole_folder, why_unwritable
 from zsseg_rt.common.process import free_memory
 from zsseg_rt.errors import BundleError, VocabularyError
 from zsseg_rt.export.golden import verify_bundle
-from zsseg_rt.export.graph_files import WrittenGraph, save_graphs
+from zsseg_rt.export.graph_files import WrittenGraph, provenance, save_graphs
 from zsseg_rt.export.options import ExportOptions, TextBank
 from zsseg_rt.export.text_side import TextSide
 
@@ -45,7 +45,8 @@ class ExportedModel:
     text: TextSide  # Text tower, tokenizer and prompts
     # Makes the golden sample; called after the text side has written its tokenizer
     golden: Callable[[], Arrays]
-    provenance: Mapping[str, Any]  # How the graphs were made
+    # How the graphs were made
+    provenance: Mapping[str, Any] = field(default_factory=provenance)
     # What only this family has in bundle.json, by key
     sections: Mapping[str, Any] = field(default_factory=dict)
     weights: Arrays | None = None  # Arrays that the engine needs beside the graphs

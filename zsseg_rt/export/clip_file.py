@@ -24,7 +24,7 @@ from zsseg_rt.export.golden import (
     golden_names,
     preprocess_frame,
 )
-from zsseg_rt.export.graph_files import MAX_CLASSES, image_network, provenance, weights_of
+from zsseg_rt.export.graph_files import MAX_CLASSES, image_network, weights_of
 from zsseg_rt.export.options import COMMON_OPTIONS, ExportOptions, read_options
 from zsseg_rt.export.text_side import TextSide, clip_text_side, seen_names
 from zsseg_rt.networks import pooled
@@ -224,7 +224,6 @@ def written_model(
         head=head,
         text=side,
         golden=golden,
-        provenance=provenance(),
     )
 
 

@@ -17,7 +17,6 @@ from zsseg_rt.export.golden import NUMBERED_NAMES, golden_frame, preprocess_fram
 from zsseg_rt.export.graph_files import (
     MAX_CLASSES,
     WrittenGraph,
-    provenance,
     weights_of,
     written_graph,
 )
@@ -132,7 +131,6 @@ def _cut(
         sections={"aggregation": AggregationSpec(padding=padding, most=most)},
         text=text,
         golden=partial(_golden, network, padding, preprocess, text, names),
-        provenance=provenance(),
     )
 
 

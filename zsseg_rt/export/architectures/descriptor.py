@@ -20,7 +20,6 @@ from zsseg_rt.export.graph_files import (
     MAX_CLASSES,
     WrittenGraph,
     image_network,
-    provenance,
     weights_of,
     written_graph,
 )
@@ -169,7 +168,6 @@ def _cut(
         head=head,
         text=text,
         golden=partial(_golden, parts, preprocess, head, text, names),
-        provenance=provenance(),
     )
 
 

@@ -35,7 +35,6 @@ from zsseg_rt.export.graph_files import (
     MAX_CLASSES,
     WrittenGraph,
     image_network,
-    provenance,
     weights_of,
     written_graph,
 )
@@ -170,7 +169,6 @@ def _cut(
         sections={"regions": regions},
         text=text,
         golden=partial(_golden, network, preprocess, head, regions, text, names),
-        provenance=provenance(),
     )
 
 

@@ -14,7 +14,7 @@ from zsseg_rt.common.arrays import label_dtype
 from zsseg_rt.common.checks import check_size
 from zsseg_rt.export.bundle_writer import ExportedModel
 from zsseg_rt.export.golden import GOLDEN_NAMES, golden_frame, golden_names, preprocess_frame
-from zsseg_rt.export.graph_files import MAX_CLASSES, image_network, provenance, weights_of
+from zsseg_rt.export.graph_files import MAX_CLASSES, image_network, weights_of
 from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.export.text_side import TextSide
 from zsseg_rt.networks.zeroseg import Student, segments
@@ -58,7 +58,6 @@ def export_zeroseg(model: Any, options: ExportOptions) -> ExportedModel:
         sections={"segments": spec},
         text=text,
         golden=partial(_golden, student, preprocess, (head, spec), text, names),
-        provenance=provenance(),
     )
 
 
