@@ -109,7 +109,7 @@ def test_a_captured_kernel_stands_beside_its_floor(tool, fake_gpu, tmp_path, cap
         assert captured["not_captured"] == {}
         expected = captured["floor_ms"] / captured["median_ms"]["zsseg_rt"]
         assert captured["share_of_floor"] == pytest.approx(expected)
-    moved = 2 * 90 * 160 * 3 + 90 * 160  # bytes of the overlay: frame, result, labels
+    moved = 2 * 90 * 160 * 3 + 90 * 160 + 3 * 20  # of the overlay: frame, result, labels, palette
     floor_ms = moved / floor["copy_gigabytes_per_second"] / 1e6
     assert overlaid["captured"]["floor_ms"] == pytest.approx(floor_ms)
     computed_ms = 2 * 16 * 5 * 32 / floor["product_teraflops"] / 1e9
