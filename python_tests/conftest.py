@@ -147,6 +147,14 @@ def shared_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
+def clip_file(tmp_path_factory) -> str:
+    """A tiny CLIP with the standard vocabulary; its activation is quick_gelu."""
+    from support.small_runs import save_clip
+
+    return str(save_clip(tmp_path_factory.mktemp("clip") / "tiny.safetensors"))
+
+
+@pytest.fixture(scope="session")
 def colour_bundle(tmp_path_factory) -> Path:
     """A dense bundle whose text bank is colour words; see support.colour_words."""
     from support.colour_words import export_colour_bundle

@@ -43,8 +43,6 @@ def unique(classes):
     return list(dict.fromkeys(", ".join(classes).split(", ")))
 
 
-# --- the data ---
-
 # First 16 hex digits of the SHA-256 of the official lists (SCLIP's and SC-CLIP's; SFP's).
 HASHES = {
     "voc21": "80e643a9a1439668",
@@ -81,9 +79,6 @@ def test_names_are_the_published_lists():
     assert {name: found[name] for name in HASHES} == HASHES
     for where, digest in SHORTER.items():
         assert hash_of(read_protocol(*where).classes) == digest
-
-
-# --- the command ---
 
 
 @pytest.fixture(scope="module")

@@ -160,10 +160,17 @@ def test_small_files_take_little_memory(tmp_path):
     assert peak < 1 << 24
 
 
-@pytest.mark.parametrize("nested", [b")" + b"\x85" * 100_000, b"]" * 1000 + b"a" * 999])
+ENDLESS = [
+    b"}" + b")" + b"\x85" * 100_000 + b"K\x01s.",
+    b"}" + b"]" * 1000 + b"a" * 999 + b"K\x01s.",
+    b"](" + b"]" * (1 << 20) + b"e.",
+]
+
+
+@pytest.mark.parametrize("nested", ENDLESS, ids=["tuples", "lists", "many lists"])
 def test_nesting_is_no_overflow(tmp_path, nested):
-    save_archive(tmp_path / "a.pth", b"\x80\x02}" + nested + b"K\x01s.")
-    with pytest.raises(CheckpointError):
+    save_archive(tmp_path / "a.pth", b"\x80\x02" + nested)
+    with refused(CheckpointError, "a.pth"):
         load_checkpoint(tmp_path / "a.pth")
 
 
@@ -232,12 +239,6 @@ def test_what_a_pickle_asks_for_is_bounded(tmp_path, asked):
     assert peak < (256 << 20)
     assert time.process_time() - began < 20
     assert len(str(error.value)) < 2000
-
-
-def test_a_pickle_has_an_end(tmp_path):
-    save_archive(tmp_path / "a.pth", b"\x80\x02](" + b"]" * (1 << 20) + b"e.")
-    with refused(CheckpointError, "a.pth"):
-        load_checkpoint(tmp_path / "a.pth")
 
 
 def test_modules_within_modules_are_bounded(tmp_path):

@@ -69,7 +69,6 @@ STORED = Path(__file__).parents[1] / "bundles" / "v1"
 
 
 def stored(family):
-    """A small bundle of that family and the names of its bank."""
     bundle = Bundle.load(STORED / f"{family}.zsseg")
     return bundle, list(bundle.text_bank.names)
 

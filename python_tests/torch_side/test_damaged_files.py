@@ -63,7 +63,6 @@ def photo(suffix, *options):
 
 
 def few_words():
-    """A small tokenizer: the letters and a few merges."""
     model = json.loads(tokenizer_json())["model"]
     kept = [token for token, number in model["vocab"].items() if number < 512 + 20]
     tokens = [*kept, "<start_of_text>", "<end_of_text>"]

@@ -24,9 +24,6 @@ def name_of(page):
     return page.relative_to(documents.ROOT).as_posix()
 
 
-# --- blocks of Python ---
-
-
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """A cache of the documents' own, so that phrases are embedded once."""
@@ -41,7 +38,6 @@ def home(tmp_path_factory):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch, home):
-    """Where a reader would be: beside a photo."""
     frame = read_photo(demo_photos("scenes")[0])
     import cv2
 
@@ -51,7 +47,6 @@ def folder(tmp_path, monkeypatch, home):
 
 
 def given(name, folder):
-    """What a page takes for granted."""
     if name == "frame":
         return read_photo(folder / "street.jpg")
     if name == "dataset":
@@ -92,9 +87,6 @@ def test_blocks_that_are_not_run_say_what_they_need():
         assert block.not_run.startswith("needs "), f"{block.page}:{block.line}"
 
 
-# --- commands ---
-
-
 def without_work(command):
     """The command line, all of which only parses."""
     for inner in getattr(command, "commands", {}).values():
@@ -110,7 +102,6 @@ def parser():
 
 
 def parse(parser, words, monkeypatch):
-    """The exit code of a command line that does no work: 2 if it does not parse."""
     with monkeypatch.context() as patch:
         patch.setattr(cli, "app", lambda **given: parser(**given))
         return cli.main(words)
@@ -138,9 +129,6 @@ def test_the_scripts_that_are_named_are_there(page):
         r"\b(?:tools|benchmarks|docs/examples)/[\w/]+\.(?:sh|py)\b", page.read_text()
     ):
         assert (documents.ROOT / script).is_file(), script
-
-
-# --- tables and links ---
 
 
 def test_the_lists_of_settings_are_current():

@@ -38,8 +38,6 @@ COLOURS = ("red", "green", "blue")
 
 
 class Flags:
-    """Pictures of vertical stripes in known colours."""
-
     name = "flags"
     class_names = COLOURS
     seen = (0, 1)
@@ -306,7 +304,6 @@ def run(zegclip_model, tmp_path_factory):
 
 @pytest.fixture
 def photos(tmp_path):
-    """Blurred noise with random masks of seven classes."""
     rng = np.random.default_rng(0)
     for folder in ("images", "masks"):
         (tmp_path / "data" / folder).mkdir(parents=True)

@@ -330,7 +330,6 @@ def test_parent_is_a_file(tmp_path, quick):
         dense(tmp_path / "e.onnx", tmp_path / "file" / "c.zsseg", image_size=256)
 
 
-@pytest.mark.needs_shared
 def test_real_encoder(shared_dir, tmp_path):
     folder = shared_dir / "data/encoders"
     names = json.loads((folder / "deeplabv3_mnv2_voc_clipspace_classes.json").read_text())

@@ -29,9 +29,6 @@ def build(state_dict):
     return from_official("zegclip", state_dict, **tiny.zegclip_config())
 
 
-# ---------------------------------------------------------------- state_dicts
-
-
 @pytest.mark.parametrize("size", [0, -3, (64, 64)])
 def test_the_size_for_masks_is_one_side(size):
     with refused(ArgumentError, "image_size"):
@@ -50,9 +47,6 @@ def test_seen_classes_are_indices_of_any_kind(seen):
 def test_seen_classes_are_no_mask(seen):
     with refused(ArgumentError, "seen_classes"):
         from_official("zegclip", tiny.zegclip_state_dict(), num_heads=4, seen_classes=seen)
-
-
-# ---------------------------------------------------------------- files
 
 
 class Beside:
@@ -159,9 +153,6 @@ def test_files_without_a_state_dict_are_refused(tmp_path, content):
 def test_absent_file_is_named(tmp_path, name):
     with refused(CheckpointError, "path"):
         load_checkpoint(tmp_path / name)
-
-
-# ---------------------------------------------------------------- CLIP weights
 
 
 class Holder(nn.Module):

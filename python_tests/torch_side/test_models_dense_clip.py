@@ -25,7 +25,6 @@ PATCHES_ONLY = {"clearclip", "naclip"}
 
 @pytest.fixture(scope="module", params=[True, False], ids=["quick_gelu", "gelu"])
 def clip(request):
-    """A small random open_clip model, every weight lively."""
     model = open_clip.model.CLIP(
         embed_dim=DIM,
         vision_cfg={
@@ -48,7 +47,6 @@ def clip(request):
 
 @pytest.fixture(scope="module")
 def build(clip, tmp_path_factory):
-    """Builds a model on that CLIP's weights."""
     path = tmp_path_factory.mktemp("clip") / "clip.pt"
     torch.save(clip.state_dict(), path)
     quick = any(type(module).__name__ == "QuickGELU" for module in clip.modules())

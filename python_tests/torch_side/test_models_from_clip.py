@@ -107,9 +107,6 @@ def test_cells_that_make_no_square_are_refused(build):
         build("clip_rc", num_cells=5)
 
 
-# ---------------------------------------------------------------- the cosine head
-
-
 def trained(build, **settings):
     """A cosine head whose head and scale are not what they start as."""
     model = build("cosine_head", **settings)

@@ -56,8 +56,6 @@ class Block(nn.Module):
 
 
 class Outer(nn.Module):
-    """Nested modules, storages that are shared, and strides."""
-
     def __init__(self) -> None:
         super().__init__()
         self.first = Block()
@@ -114,7 +112,6 @@ class Holder(nn.Module):
 
 @pytest.fixture
 def evil(tmp_path):
-    """An archive and the file that it wants to write."""
     target = tmp_path / "written"
     torch.jit.script(Holder(Evil(str(target)))).save(str(tmp_path / "evil.pt"))
     target.unlink(missing_ok=True)

@@ -55,9 +55,6 @@ def clip_weights():
     return ClipTensors(visual=Tower(visual), text=Tower(text))
 
 
-# ---------------------------------------------------------------- the whole model
-
-
 def test_pictures_of_one_padded_size_do_not_see_each_other():
     model = tiny_zegformer.model()
     pictures = [tiny_zegformer.picture(50, 90, "a"), tiny_zegformer.picture(64, 70, "b")]
@@ -132,9 +129,6 @@ def test_frozen_parts_stay_frozen_in_training():
     assert all(torch.equal(a, b.running_mean) for a, b in zip(before, norms, strict=True))
 
 
-# ---------------------------------------------------------------- prompts
-
-
 def test_prompts():
     assert len(set(SEGMENT_TEMPLATES)) == 8
     assert len(set(REGION_TEMPLATES)) == 32
@@ -142,9 +136,6 @@ def test_prompts():
     assert len(prompts) == 64
     assert "This is a masked photo of a medium couch" in prompts
     assert class_prompts("a,b", ["{}!"]) == ["a,b!"]
-
-
-# ---------------------------------------------------------------- checkpoints
 
 
 def test_keys_without_use_are_ignored():
@@ -184,9 +175,6 @@ def test_only_clip_may_be_half_precision():
     state_dict = tiny_zegformer.state_dict()
     half = {k: v.half() if k.startswith(CLIP) else v for k, v in state_dict.items()}
     assert build(half).clip_model.visual.proj.dtype == torch.float32
-
-
-# ---------------------------------------------------------------- arguments
 
 
 @pytest.mark.parametrize(

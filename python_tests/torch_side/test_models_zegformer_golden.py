@@ -26,7 +26,7 @@ from zsseg_rt.networks.zegformer import (
 )
 from zsseg_rt.torch_files.zegformer_arrays import REGION_TEMPLATES, SINGLE_TEMPLATE
 
-pytestmark = [pytest.mark.needs_shared, pytest.mark.usefixtures("without_gradients")]
+pytestmark = pytest.mark.usefixtures("without_gradients")
 
 TOLERANCE = 1e-4  # features, masks and score maps, as the reference's notes recommend
 CLIP_TOLERANCE = 1e-3  # a pixel at the mask's edge may flip
@@ -47,9 +47,6 @@ def assert_close(actual, expected, tolerance=TOLERANCE):
 
 def tensor(golden, key: str) -> Tensor:
     return torch.from_numpy(golden[key])
-
-
-# ---------------------------------------------------------------- small, every intermediate
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +131,6 @@ def test_small_outputs(small, small_model, small_inputs):
 
 
 def test_small_graphs_and_kernels(small, small_model, small_inputs, tmp_path):
-    """The frame of an engine, step by step."""
     padded, regions = small["mid/padded_input"], np.arange(8, dtype=np.int32)
     files = export_graphs(small_model, tmp_path, size_hw=padded.shape[2:], precisions=("float32",))
     paths = {name: tmp_path / kinds["float32"].file for name, kinds in files.items()}
@@ -193,9 +189,6 @@ def test_small_text_features(small, small_config, small_model):
     regions = embed_classes(encoder, names, REGION_TEMPLATES)
     assert_close(regions, small["text/text_features_test_clip"])
     assert_close(regions[: len(small_config["seen"])], small["text/text_features_clip"])
-
-
-# ---------------------------------------------------------------- real sizes
 
 
 def read_shapes(shared_dir, depth: int) -> dict[str, tuple[int, ...]]:

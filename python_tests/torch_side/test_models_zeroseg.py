@@ -8,6 +8,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs pip install '.[train]'")
 
+from safetensors.torch import save_file  # noqa: E402
+
 from support.errors import refused  # noqa: E402
 from support.tiny_zeroseg import SIZES, zeroseg_model  # noqa: E402
 from zsseg_rt.errors import ArgumentError, CheckpointError, ShapeError  # noqa: E402
@@ -30,20 +32,11 @@ SIZES_OF_MODEL = {key: value for key, value in SIZES.items() if key != "size_hw"
 }
 
 # What mae_pretrain_vit_base.pth holds, and its training file in addition.
-MAE_BLOCK = {
-    "norm1.weight": (768,),
-    "norm1.bias": (768,),
-    "attn.qkv.weight": (2304, 768),
-    "attn.qkv.bias": (2304,),
-    "attn.proj.weight": (768, 768),
-    "attn.proj.bias": (768,),
-    "norm2.weight": (768,),
-    "norm2.bias": (768,),
-    "mlp.fc1.weight": (3072, 768),
-    "mlp.fc1.bias": (3072,),
-    "mlp.fc2.weight": (768, 3072),
-    "mlp.fc2.bias": (768,),
-}
+MAE_LINEARS = {"attn.qkv": (2304, 768), "attn.proj": (768, 768)}
+MAE_LINEARS |= {"mlp.fc1": (3072, 768), "mlp.fc2": (768, 3072)}
+MAE_BLOCK = {f"norm{n}.{part}": (768,) for n in (1, 2) for part in ("weight", "bias")}
+MAE_BLOCK |= {f"{name}.weight": shape for name, shape in MAE_LINEARS.items()}
+MAE_BLOCK |= {f"{name}.bias": shape[:1] for name, shape in MAE_LINEARS.items()}
 MAE_VIT_BASE = {
     "cls_token": (1, 1, 768),
     "pos_embed": (1, 197, 768),
@@ -230,8 +223,6 @@ def test_straight_through_gradient_is_the_softmaxs(noisy):
 
 
 def test_a_checkpoint_says_its_sizes(image, tmp_path):
-    from safetensors.torch import save_file
-
     model = zeroseg_model(head_layers=(1, 1, 2))
     save_file(model.state_dict(), tmp_path / "a.safetensors")
     told = {"num_heads": 4, "head_heads": 4, "decoder_heads": 4, "image_size": 64}
@@ -315,8 +306,6 @@ def test_bad_settings(arguments, error, message):
 
 
 def test_another_checkpoint_is_refused(tmp_path):
-    from safetensors.torch import save_file
-
     model = zeroseg_model()
     path = tmp_path / "a.safetensors"
     save_file(model.encoder.state_dict(), path)
@@ -330,8 +319,6 @@ def test_another_checkpoint_is_refused(tmp_path):
 
 
 def test_contradicting_sizes_are_refused_and_the_decoder_can_go(tmp_path):
-    from safetensors.torch import save_file
-
     path = tmp_path / "a.safetensors"
     save_file(zeroseg_model().state_dict(), path)
     heads = {"num_heads": 4, "head_heads": 4, "decoder_heads": 4}

@@ -57,7 +57,6 @@ def picture(size_hw, batch=1):
 
 @torch.no_grad()
 def torch_stages(model, image):
-    """What torch's unfolded tower computes after each part."""
     encoder, found = model.image_encoder, {}
     tokens = found["ln_pre"] = encoder.embed_patches(torch.from_numpy(image))
     for index, block in enumerate(encoder.transformer.resblocks[:-1]):
@@ -175,7 +174,6 @@ def embed(ops, model, image):
 
 
 def run_graph(model, image, path):
-    """What OpenVINO computes of the written graph."""
     graph = Graph()
     graph.output("patch_embeds", embed(graph, model, graph.input("image", image.shape)))
     save_onnx(graph.network(), "image_encoder", path)

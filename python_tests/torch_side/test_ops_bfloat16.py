@@ -22,7 +22,6 @@ ODD = [0.0, -0.0, 1.0, -3.5, 3e38, -1e-38, 1e-40, np.inf, -np.inf, np.nan]
 
 
 def bfloat16(values):
-    """A torch array on the CPU, and the same numbers in float32."""
     tensor = torch.tensor(np.asarray(values, np.float32)).to(torch.bfloat16)
     return tensor, tensor.float().numpy()
 
@@ -61,7 +60,6 @@ def test_other_libraries_arrays_name_it_in_their_interface():
 
 @pytest.mark.needs_cuda
 def test_buffers_and_feeds_may_be_bfloat16():
-    """Of a lane's workspace, of torch's results, and of what TensorRT is fed."""
     require_cuda()
     workspace = Workspace("cuda:0")
     tensor, wide = bfloat16([1.0, -2.5, 3e38, 0.0])

@@ -19,7 +19,6 @@ IN_PLACE = {
 
 
 def results_of(operation):
-    """What a call writes, by name."""
     arrays, settings = OPERATIONS[operation]
     rows = np.random.default_rng(0)
     arrays = {

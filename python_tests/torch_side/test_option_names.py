@@ -11,7 +11,7 @@ pytest.importorskip("accelerate")
 import zsseg_rt  # noqa: E402
 from support.command_line import run  # noqa: E402
 from support.errors import refused  # noqa: E402
-from support.small_runs import SCENES, STUDENT, TABLES, save_clip  # noqa: E402
+from support.small_runs import SCENES, STUDENT, TABLES  # noqa: E402
 from zsseg_rt.common.checks import arguments_called  # noqa: E402
 from zsseg_rt.errors import ArgumentError, CheckpointError  # noqa: E402
 from zsseg_rt.training.assembly import assemble  # noqa: E402
@@ -19,11 +19,6 @@ from zsseg_rt.training.config import TrainConfig  # noqa: E402
 
 PACKAGE = Path(zsseg_rt.__file__).parent
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def clip_file(tmp_path_factory):
-    return str(save_clip(tmp_path_factory.mktemp("clip") / "tiny.safetensors"))
 
 
 def build(**tables):

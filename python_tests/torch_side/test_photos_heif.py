@@ -35,7 +35,6 @@ def encoded(format_, picture, **options):
 
 
 def red(height=24, width=40):
-    """A red picture whose right half is darker."""
     picture = np.full((height, width, 3), COLOUR_WORDS["red"], np.uint8)
     picture[:, width // 2 :] //= 2
     return picture

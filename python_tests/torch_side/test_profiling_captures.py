@@ -17,8 +17,6 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class FakeCuda:
-    """Captures nothing, but knows when it is asked to."""
-
     def __init__(self):
         self.capturing, self.opened, self.replays = None, [], 0
 

@@ -19,7 +19,6 @@ NAMES = ["red", "blue", "green", "white"]
 
 @pytest.fixture
 def photos(tmp_path):
-    """Files of six photos, one of them damaged."""
     return find_photos([str(random_photos(tmp_path / "in", 6, damaged=4))])
 
 

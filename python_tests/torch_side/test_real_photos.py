@@ -34,7 +34,6 @@ def voc_bundle(real_photos, shared_dir, tmp_path_factory):
     )
 
 
-@pytest.mark.needs_shared
 def test_labels_agree_with_true_masks(real_photos, voc_bundle, shared_dir):
     report = real_photos.evaluate(voc_bundle, shared_dir / "data" / "tinycoco")
     # Measured on these photos: 0.926 and 0.395. A shuffled or shifted class list gives < 0.1.
@@ -43,7 +42,6 @@ def test_labels_agree_with_true_masks(real_photos, voc_bundle, shared_dir):
 
 
 @pytest.mark.nightly
-@pytest.mark.needs_shared
 def test_the_photo_demo_takes_synonyms_and_stuff(shared_dir):
     """Measured: 47.1 with the 20 names and with stuff beside them, 41.5 with these synonyms."""
     things, synonyms, stuff = photo_demo.compare(
@@ -55,7 +53,6 @@ def test_the_photo_demo_takes_synonyms_and_stuff(shared_dir):
     assert min(row["pixel_accuracy"] for row in (things, synonyms, stuff)) >= 92
 
 
-@pytest.mark.needs_shared
 def test_float16_graph_labels_like_float32(voc_bundle, shared_dir):
     from zsseg_rt.photos import read_photo
 
@@ -69,7 +66,6 @@ def test_float16_graph_labels_like_float32(voc_bundle, shared_dir):
     assert (labels[0] == labels[1]).mean() > 0.995
 
 
-@pytest.mark.needs_shared
 def test_names_from_the_command_line(voc_bundle, shared_dir, tmp_path, monkeypatch):
     monkeypatch.setenv("ZSSEG_HOME", str(tmp_path / "home"))
     photo = shared_dir / "data" / "photos" / "dog_1.jpg"

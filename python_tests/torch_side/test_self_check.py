@@ -17,7 +17,6 @@ SLACK = 0.9 * TOLERANCES["bfloat16"].stage
 
 @pytest.fixture(params=["none", "sigmoid", "softmax"])
 def bundle(request, zegclip_bundle):
-    """A bundle whose seen classes give up some of their score."""
     bundle = Bundle.load(zegclip_bundle)
     seen = tuple(f"name {index}" for index in range(0, 7, 2))
     head = replace(bundle.head, activation=request.param, seen=seen, seen_bias=0.3)

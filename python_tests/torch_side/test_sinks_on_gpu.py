@@ -23,7 +23,6 @@ COUNT = 20
 
 @pytest.fixture(autouse=True)
 def gpu():
-    """Skip, or fail where a GPU is required."""
     require_cuda()
 
 
@@ -65,7 +64,6 @@ def test_every_sink_gets_every_frame_whatever_is_recorded_meanwhile(attempt, tmp
 
 @contextlib.contextmanager
 def recorded(stream):
-    """A recording of the stream, and a thread that may wait meanwhile."""
     capture = core.Capture(0)
     with ThreadPoolExecutor(1) as other:
         capture.begin(stream.handle)

@@ -185,7 +185,6 @@ def test_an_engine_without_classes_or_closed_says_so(colour_bundle, tmp_path):
         engine.stream("test://")
 
 
-@pytest.mark.needs_shared
 def test_a_real_recording_is_labelled_to_its_end(engine, shared_dir, tmp_path):
     av = pytest.importorskip("av")
     out = tmp_path / "out.mp4"

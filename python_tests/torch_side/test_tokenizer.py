@@ -58,7 +58,6 @@ def official() -> object:
     return open_clip_tokenizer.SimpleTokenizer()
 
 
-@pytest.mark.needs_shared
 def test_golden_prompts(tokenizer, shared_dir):
     golden = np.load(shared_dir / "golden/zs_tokens_public.npz")
     folder = shared_dir / "data/clip_text_embeddings/vitb16"

@@ -36,8 +36,6 @@ from zsseg_rt.training.tasks.zeroseg import (
     ZeroSegTask,
 )
 
-# --- recipes ---
-
 
 def test_recipes_are_as_they_were():
     """A change of a recipe, or of a default that one relies on, is meant: renew the digest."""
@@ -82,8 +80,6 @@ def test_recipes_are_complete_and_name_what_exists(recipe):
     features = {"teacher", "teacher_architecture", "views"} if kind is ZeroSegTask else set()
     assert config.task.options.keys() <= {*setting_names(kind), *features}
 
-
-# --- TOML ---
 
 DATA = '[data]\nname = "folder"\n'
 DOTS = ".".join("a" for _ in range(5000))
@@ -157,9 +153,6 @@ def test_settings_survive_being_written(given, tmp_path, change):
     again = TrainConfig.load(tmp_path / "b.toml")
     assert again == config != TrainConfig.load(given)
     assert not config.differences(again)
-
-
-# --- options ---
 
 
 @pytest.mark.parametrize(
@@ -247,10 +240,6 @@ def test_every_task_option_is_on_the_page_and_there(row, architecture, more, oth
     assert named == (taken | set(others)) - inner
 
 
-# --- schedules ---
-
-
-@pytest.mark.needs_shared
 def test_the_official_learning_rate(shared_dir):
     golden = json.loads((shared_dir / "golden" / "zs_lr_schedule.json").read_text())
     for max_steps, rates in golden.items():

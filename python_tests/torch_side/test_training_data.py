@@ -176,7 +176,6 @@ def test_antialiased_resize_is_pillows(size_hw, bicubic):
 
 
 def crops(labels, crop_hw, share, attempts, *, count, seed=0):
-    """Labels of as many crops, uint8; 255 is not annotated."""
     labels = tv_tensors.Mask(torch.from_numpy(labels))
     pair = tv_tensors.Image(torch.zeros(3, *labels.shape, dtype=torch.uint8)), labels
     with seeded(generator(seed)):
@@ -208,8 +207,6 @@ def test_crop_places_are_uniform_and_reach_every_border():
     assert np.bincount(corners)[sorted(expected)].min() > 60  # 100 each on average
 
 
-# --- colours, as mmsegmentation describes them ---
-
 ALONE = {"brightness": 0.0, "contrast": (1.0, 1.0), "saturation": (1.0, 1.0), "hue": 0}
 RED = (200, 0, 0)
 
@@ -223,7 +220,6 @@ def drawn(colour, count=400, *, probability=1.0, **settings):
 
 
 def degrees(colours):
-    """Hues in -180..180."""
     hues = np.array([colorsys.rgb_to_hsv(*colour)[0] * 360 for colour in colours / 255])
     return (hues + 180) % 360 - 180
 
@@ -262,9 +258,6 @@ def test_brightness_comes_first_and_saturation_before_hue():
     assert np.abs(found - grey).max() <= 1
 
 
-# --- settings ---
-
-
 @pytest.mark.parametrize(
     ("kind", "argument", "value"),
     [
@@ -294,8 +287,6 @@ AUGMENTATION = FitInsideAugmentation(crop_hw=(16, 24), scale=(128, 32))
 
 
 class Noise:
-    """Pictures made from their index."""
-
     name = "noise"
     class_names = ("a", "b", "c")
     seen = (0, 1)

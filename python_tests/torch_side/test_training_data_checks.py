@@ -8,7 +8,7 @@ pytest.importorskip("accelerate")
 
 from support.command_line import run
 from support.dataset_trees import build_voc, listing, mask, photo
-from support.small_runs import save_clip, settings
+from support.small_runs import settings
 from zsseg_rt.errors import DatasetError
 from zsseg_rt.training.assembly import assemble, train
 from zsseg_rt.training.data_checks import LEAST_BATCHES, check_data
@@ -30,15 +30,8 @@ def street(tmp_path):
     return root
 
 
-@pytest.fixture(scope="module")
-def clip_file(tmp_path_factory):
-    return save_clip(tmp_path_factory.mktemp("clip") / "tiny.safetensors")
-
-
 @pytest.fixture
 def train_with(tmp_path, capsys):
-    """Run ``train`` with a configuration; its exit code, output and errors."""
-
     def call(config, *arguments):
         path = tmp_path / "run.toml"
         path.write_text(config.to_toml(), encoding="utf-8")
@@ -50,8 +43,6 @@ def train_with(tmp_path, capsys):
 
 @pytest.fixture
 def check(street, train_with):
-    """Run the command; its exit code, output and errors."""
-
     return lambda *arguments, config=None: train_with(
         config or settings(street), "--check-data", *arguments
     )
@@ -166,9 +157,6 @@ def test_what_is_missing_is_named_before_training(train_with, tmp_path, clip_fil
         assert "http" in err  # where to get it
     assert code == 1
     assert not (voc / "run").exists()
-
-
-# --- while training ---
 
 
 def test_training_ends_where_nothing_can_be_learned(street, clip_file):

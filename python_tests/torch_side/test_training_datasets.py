@@ -190,7 +190,6 @@ def splits(shared_dir):
     return json.loads((shared_dir / "specs" / "splits.json").read_text())
 
 
-@pytest.mark.needs_shared
 @pytest.mark.parametrize(
     ("key", "name"), [("voc12_20", "voc2012"), ("cocostuff164k_171", "cocostuff164k")]
 )
@@ -204,7 +203,6 @@ def test_published_splits(splits, key, name):
     ]
 
 
-@pytest.mark.needs_shared
 @pytest.mark.parametrize("classes", [59, 60])
 def test_context_splits(splits, classes):
     expected, table = splits[f"pascal_context_{classes}"], class_table("pascal_context")
@@ -215,7 +213,6 @@ def test_context_splits(splits, classes):
     assert list(table.unseen) == expected["unseen"]
 
 
-@pytest.mark.needs_shared
 def test_ade20k_full_list(shared_dir):
     expected = json.loads((shared_dir / "specs" / "ade20k_full_847.json").read_text())
     table = class_table("ade20k_full")
@@ -226,7 +223,6 @@ def test_ade20k_full_list(shared_dir):
     assert list(table.unseen) == rare
 
 
-@pytest.mark.needs_shared
 def test_zegformer_order_of_cocostuff(shared_dir):
     expected = json.loads((shared_dir / "specs" / "cocostuff_171_zegformer_order.json").read_text())
     table = PUBLISHED["cocostuff164k"].zegformer(class_table("cocostuff164k"))
@@ -235,7 +231,6 @@ def test_zegformer_order_of_cocostuff(shared_dir):
     assert list(table.seen) == [entry["trainId"] for entry in expected if entry["seen"]]
 
 
-@pytest.mark.needs_shared
 def test_real_camvid_holds_every_class(shared_dir):
     names = json.loads((shared_dir / "data" / "camvid" / "classes.json").read_text())
     dataset = create_dataset("camvid", shared_dir / "data" / "camvid", "val")
@@ -245,7 +240,6 @@ def test_real_camvid_holds_every_class(shared_dir):
     assert (report.num_pictures, report.problems, report.absent) == (101, (), ())
 
 
-@pytest.mark.needs_shared
 def test_real_photos_with_instance_masks(shared_dir):
     root = shared_dir / "data" / "tinycoco"
     index = json.loads((root / "index.json").read_text())
@@ -256,9 +250,6 @@ def test_real_photos_with_instance_masks(shared_dir):
         sample = dataset[number]
         present = {dataset.class_names[value] for value in set(sample.labels.ravel().tolist())}
         assert present - {"background"} <= set(classes[sample.name])
-
-
-# --- a user's own folder ---
 
 
 @pytest.fixture
@@ -334,8 +325,6 @@ def test_colour_masks(street):
 
 
 def without(*parts):
-    """Remove what a folder consists of."""
-
     def spoil(root):
         for part in parts:
             for path in root.glob(part):
@@ -367,9 +356,6 @@ def test_folders_that_are_not_whole_are_refused(street, spoil, message):
         spoil(street)
     with pytest.raises(DatasetError, match=message):
         create_dataset("folder", street, "all")
-
-
-# --- files ---
 
 
 @pytest.mark.parametrize("read", [read_picture, read_mask])

@@ -18,7 +18,6 @@ SHORT = "zsseg-rt train --config dogs.toml --set loop.iterations=3 --set loop.ba
 
 
 def blocks():
-    """The blocks of the example's section, each with its language."""
     text = PAGE.read_text(encoding="utf-8")
     section = re.search(r"^## An example.*?(?=^## )", text, re.MULTILINE | re.DOTALL)[0]
     return re.findall(r"^```(\w+)\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)

@@ -118,7 +118,6 @@ def test_accumulation_equals_the_larger_batch(tmp_path):
 
 
 def run_script(folder, *arguments, processes=1):
-    """A run in processes of its own; its exit code and output once it ends, or hangs."""
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
     launcher = launcher if processes == 2 else []
     script = str(HERE / "support" / "toy_training_script.py")
@@ -320,8 +319,6 @@ def test_settings_out_of_range_are_refused(change, argument):
     with refused(ArgumentError, argument):
         config(**change).part_size(2)
 
-
-# --- damaged checkpoints ---
 
 LAST = "checkpoints/step-00000003.pt"
 

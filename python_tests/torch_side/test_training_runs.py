@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from support import tiny, tiny_zegformer  # noqa: E402
 from support.dataset_trees import photo  # noqa: E402
 from support.errors import refused  # noqa: E402
-from support.small_runs import SIZES, STUDENT, TABLES, save_clip  # noqa: E402
+from support.small_runs import SIZES, STUDENT, TABLES  # noqa: E402
 from support.toy_training import alike  # noqa: E402
 from tools.scenes.words import CLASS_NAMES, SEEN  # noqa: E402
 from zsseg_rt import Engine, EngineConfig  # noqa: E402
@@ -74,13 +74,7 @@ SYSTEMS = {  # the model's options, those of its task, what may move and what mu
 }
 
 
-@pytest.fixture(scope="module")
-def clip_file(tmp_path_factory):
-    return save_clip(tmp_path_factory.mktemp("clip") / "tiny.safetensors")
-
-
 def configure(system, clip_file, folder, **tables):
-    """Settings of a small run; ``tables`` replace them."""
     options, task, *_ = SYSTEMS[system]
     if system != "cat_seg":
         own = {"pretrained": str(clip_file), "activation": "quick_gelu", "image_size": 64}
@@ -97,14 +91,12 @@ def configure(system, clip_file, folder, **tables):
 
 
 def changed(config, folder, *changes):
-    """The same with ``--set`` of the command line."""
     (folder / "given.toml").write_text(config.to_toml())
     return TrainConfig.load(folder / "given.toml", changes)
 
 
 @pytest.fixture(scope="module", params=SYSTEMS)
 def run(request, clip_file, tmp_path_factory):
-    """A finished run: what was configured, and what came out."""
     config = configure(request.param, clip_file, tmp_path_factory.mktemp("runs") / "run")
     return config, train(config)
 
@@ -161,9 +153,6 @@ def test_run_exports_to_a_bundle_that_labels_alike(run, tmp_path):
         assert same.size
         assert same.all()
     assert same.mean() > 0.99
-
-
-# --- starting, resuming, refusing ---
 
 
 @pytest.fixture(scope="module")
@@ -337,9 +326,6 @@ def test_openais_own_file_is_known_by_its_hash(tmp_path, monkeypatch):
     assert text_space(TextConfig(clip=str(file)), ModelConfig()) == "OpenAI CLIP ViT-B/16"
 
 
-# --- CAT-Seg ---
-
-
 def test_checkpoints_hold_the_embeddings_of_the_tuned_tower(tmp_path):
     config = configure("cat_seg", "demo", tmp_path, evaluation={"split": ""})
     result = train(config)
@@ -395,9 +381,6 @@ def test_pooling_averages_cells_in_training_alone():
     torch.testing.assert_close(changed, attention(x, text) - x)
 
 
-# --- ZegFormer ---
-
-
 @pytest.fixture
 def official_zegformer(tmp_path):
     """An official checkpoint of training, which holds no CLIP, and CLIP's own file."""
@@ -440,9 +423,6 @@ def test_official_zegformer_without_clip_says_what_to_do(official_zegformer):
         assert alone.config.fusion == "segments"
 
 
-# --- ZeroSeg ---
-
-
 @pytest.fixture
 def halfway(clip_file, tmp_path):
     """A run of four steps with a CLIP of its own, as if it had been killed after two of them."""
@@ -477,9 +457,6 @@ def test_another_teacher_is_not_resumed_with(halfway, tmp_path):
     with refused(CheckpointError, "model.options.pretrained", "teacher.safetensors"):
         train(config, resume=True)
     assert load_trained(checkpoint).config.embed_dim == weights["visual.proj"].shape[1]
-
-
-# --- class embeddings ---
 
 
 def unit_rows(rows):

@@ -22,8 +22,6 @@ DESCRIPTORS = {"zegclip": tiny.zegclip_model, "clip_rc": tiny.clip_rc_model}
 
 @pytest.fixture
 def task(tmp_path):
-    """Build a task of a system on a tiny model."""
-
     def build(system="zegclip", num_prompts=SIZES.num_prompts, **settings):
         sizes = replace(SIZES, num_prompts=num_prompts)
         text = tiny.text_embeds(sizes.num_classes, sizes.embed_dim)
@@ -161,12 +159,8 @@ def test_crops_of_another_size_than_the_models_keep_their_labels_resolution(task
     assert all(value.isfinite() for value in terms.values())
 
 
-# --- settings ---
-
-
 def test_rates_and_decay_of_the_groups(task):
     def rates(one):
-        """Rate and decay of every tensor that is trained, by name."""
         names = {id(p): name for name, p in one.model.named_parameters()}
         groups = one.parameter_groups()
         return {names[id(p)]: (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}

@@ -32,7 +32,6 @@ def backend_utils(monkeypatch):
 
 @pytest.fixture
 def started(colour_bundle, tmp_path):
-    """A function that exports the bundle with some settings and starts the model."""
     models = []
 
     def start(edit=lambda text: text, kind="CPU", **settings):
@@ -57,7 +56,6 @@ def frame():
 
 
 def answer(model, frame, class_names=None):
-    """Labels and names of one request."""
     (response,) = model.execute([triton.request(frame, class_names)])
     assert not response.has_error(), response.error().message()
     found = {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}

@@ -37,7 +37,6 @@ FRAME = np.random.default_rng(0).integers(0, 256, (96, 300, 3), np.uint8)  # six
 
 @pytest.fixture(scope="module")
 def build(tmp_path_factory):
-    """Makes a bundle of a small model whose graphs take so many windows; kept per module."""
     folder = tmp_path_factory.mktemp("window_batch")
     torch.save(tiny.clip_state_dict(SIZES), folder / "clip.pt")
 

@@ -30,7 +30,6 @@ def official(shared_dir):
         return dict(stored)
 
 
-@pytest.mark.needs_shared
 def test_reproduces_the_official_evaluation(official):
     confusion = ConfusionMatrix(20, ignore_label=255)
     for raw, predicted in zip(official["gts_raw"], official["preds"], strict=True):
