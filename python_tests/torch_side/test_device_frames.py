@@ -13,7 +13,7 @@ import pytest
 from conftest import require_cuda
 from support.device_backend import device_backend
 from support.errors import refused
-from support.frame_kinds import STORED, frame, on_device, open_engine, pitched, planes
+from support.frame_kinds import STORED, frame, on_device, open_engine, planes
 from support.host_backend import ForeignArray, HostSession, host_backend
 from zsseg_rt import Bundle, FrameMemory, Nv12Frame, ops
 from zsseg_rt.errors import (
@@ -25,7 +25,6 @@ from zsseg_rt.errors import (
     ShapeError,
     VocabularyError,
 )
-from zsseg_rt.ops import reference
 from zsseg_rt.runtime import workspace
 
 NAMES = [f"name {index}" for index in range(7)]
@@ -313,17 +312,6 @@ def test_planes_that_are_refused_on_the_host(given, error, argument):
             engine.segment(given)
         with refused(ArgumentError, "memory"):
             engine.segment(planes(), memory=FrameMemory(steady=False, skip_still=True))
-
-
-def test_the_reference_takes_the_same_rows():
-    settings = {"size_hw": (9, 7), "mean": (0, 0, 0), "std": (1, 1, 1)}
-    apart = pitched(LUMA, 48), pitched(CHROMA, 47)
-    expected = reference.preprocess((LUMA, CHROMA), **settings)
-    np.testing.assert_array_equal(reference.preprocess(apart, **settings), expected)
-    np.testing.assert_allclose(ops.preprocess(apart, **settings), expected, atol=4e-6)
-    bad = (LUMA.repeat(2, axis=1)[:, ::2], CHROMA)
-    with pytest.raises(ShapeError):
-        ops.preprocess(bad, **settings)
 
 
 # --- graphs that the host computes ---

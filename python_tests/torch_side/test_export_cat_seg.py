@@ -1,6 +1,5 @@
 """CAT-Seg's bundle and family ``aggregation`` against the model in torch."""
 
-import json
 import math
 import shutil
 from contextlib import ExitStack
@@ -14,6 +13,7 @@ import torch
 from support import golden_cat_seg as rule
 from support.descriptor_models import assert_labels_are_the_models, make_inputs
 from support.errors import refused
+from support.fakes import edit_manifest
 from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.backends._openvino import process_core
 from zsseg_rt.bundles.bundle import Bundle
@@ -51,10 +51,8 @@ def wide(tmp_path_factory):
 def older(wide, tmp_path_factory):
     """The same bundle without the head's parts, as earlier versions wrote them."""
     path = shutil.copytree(wide[1], tmp_path_factory.mktemp("older") / "older.zsseg")
-    manifest = json.loads((path / "bundle.json").read_text())
     for stage in aggregation.STAGES:
-        del manifest["graphs"][stage]
-    (path / "bundle.json").write_text(json.dumps(manifest))
+        edit_manifest(path, ("graphs", stage), ...)
     return wide[0], path
 
 
@@ -248,9 +246,7 @@ def test_what_does_not_fit_is_refused(made, tmp_path):
     with refused(ArgumentError, "windows"):
         Engine(made[1], EngineConfig(**CPU, windows="auto"))
     broken = shutil.copytree(made[1], tmp_path / "broken.zsseg")
-    manifest = json.loads((broken / "bundle.json").read_text())
-    del manifest["aggregation"]
-    (broken / "bundle.json").write_text(json.dumps(manifest))
+    edit_manifest(broken, ("aggregation",), ...)
     with pytest.raises(BundleError, match="aggregation"):
         Bundle.load(broken)
 

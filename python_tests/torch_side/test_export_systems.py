@@ -170,6 +170,7 @@ def test_every_stage_agrees_with_torch(exported):
     for precision in FLOATS:
         assert {(f"image_encoder {precision}", stage) for stage in system.stages} <= compared
     assert ("runtime", "labels") in compared
+    assert system.graphs <= {stage.where.split()[0] for stage in report.stages}
     worst = max(stage.error for stage in report.stages if "float16" not in stage.where)
     assert worst < 2e-5  # float32 sums in another order
 

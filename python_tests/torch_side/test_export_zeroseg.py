@@ -1,6 +1,5 @@
 """ZeroSeg as a bundle: graph, golden sample, engine and command line against torch."""
 
-import json
 import shutil
 
 import numpy as np
@@ -12,21 +11,19 @@ from safetensors.torch import save_file
 from support import tiny
 from support.command_line import run
 from support.errors import refused
+from support.fakes import edit_manifest
 from support.tiny_zeroseg import zeroseg_model
 from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.backends import registry
 from zsseg_rt.bundles.bundle import Bundle
-from zsseg_rt.bundles.specs import HeadSpec, SegmentSpec
-from zsseg_rt.common import schema
+from zsseg_rt.bundles.specs import SegmentSpec
 from zsseg_rt.errors import BundleError, CheckpointError
 from zsseg_rt.export import export_bundle
 from zsseg_rt.export.architectures.zeroseg import export_zeroseg
 from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.models import create_model
 from zsseg_rt.models.base import SlideSettings
-from zsseg_rt.models.zeroseg.model import class_scores
 from zsseg_rt.ops import reference
-from zsseg_rt.runtime.families.segment_tokens import segment_scores
 
 pytest.importorskip("torch", reason="needs pip install '.[train]'")
 
@@ -128,9 +125,10 @@ def test_engine_equals_torch(exported, backend, size_hw):
 def test_class_rule_reaches_the_engine(exported, checkpoint, tmp_path, options):
     """The rule is written to the manifest and the engine keeps to it; the graph is the same."""
     model = build(checkpoint, **options)
-    path = tmp_path / "a.zsseg"
+    path, written = tmp_path / "a.zsseg", export_zeroseg(model, ExportOptions())
     shutil.copytree(exported[1], path)
-    edit_manifest(path, lambda manifest: manifest.update(rule_of(model)))
+    edit_manifest(path, ("head",), written.head)
+    edit_manifest(path, ("segments",), written.sections["segments"])
     frame, embeds = frame_of(64, 96), tiny.text_embeds(9, 32).numpy()
     with Engine(path, EngineConfig(**CPU, with_scores=True)) as engine:
         engine.set_classes([f"n{i}" for i in range(9)], embeddings=embeds)
@@ -142,15 +140,6 @@ def test_class_rule_reaches_the_engine(exported, checkpoint, tmp_path, options):
     if options.get("background_threshold") == 1.0:
         assert (labels == -1).any()
         assert (labels >= 0).any()
-
-
-def rule_of(model):
-    """What export writes about the class rule."""
-    exported = export_zeroseg(model, ExportOptions())
-    return {
-        "head": schema.encode(exported.head),
-        "segments": schema.encode(exported.sections["segments"]),
-    }
 
 
 def test_auto_is_float32_for_hard_groups(exported, zegclip_bundle, monkeypatch):
@@ -229,40 +218,21 @@ def test_evaluation_labels_as_the_engine_and_as_the_paper(exported, checkpoint, 
     np.testing.assert_array_equal(slide.segment(frame), np.where(labels < 0, 255, labels))
 
 
-@pytest.mark.parametrize("top_k", [None, 1, 4, 30])
-def test_numpy_rule_equals_torch(top_k):
-    torch.manual_seed(2)
-    g, z = torch.randn(8, 24), torch.randn(24)
-    text = torch.nn.functional.normalize(torch.randn(11, 24), dim=1)
-    head = HeadSpec(logit_scale=15.0, normalize=True, activation="none", grid_hw=(1, 1))
-    spec = SegmentSpec(num_segments=8, top_k=top_k)
-    found = segment_scores(g.numpy(), z.numpy(), text.numpy(), head, spec)
-    expected = class_scores(g[None], z[None], text, logit_scale=15.0, top_k=top_k)[0]
-    np.testing.assert_allclose(found, expected, atol=1e-6)
-
-
-def edit_manifest(path, change):
-    file = path / "bundle.json"
-    manifest = json.loads(file.read_text())
-    change(manifest)
-    file.write_text(json.dumps(manifest))
-
-
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("keys", "value", "message"),
     [
-        (lambda m: m.pop("segments"), "missing key 'segments'"),
-        (lambda m: m["segments"].update(top_k=0), "top_k: expected at least 1"),
-        (lambda m: m["segments"].update(num_segments=255), "num_segments: expected from 1 to 254"),
-        (lambda m: m["segments"].update(extra=1), "unknown key 'extra'"),
-        (lambda m: m["graphs"].pop("image_encoder"), "graphs: missing key 'image_encoder'"),
+        (("segments",), ..., "missing key 'segments'"),
+        (("segments", "top_k"), 0, "top_k: expected at least 1"),
+        (("segments", "num_segments"), 255, "num_segments: expected from 1 to 254"),
+        (("segments", "extra"), 1, "unknown key 'extra'"),
+        (("graphs", "image_encoder"), ..., "graphs: missing key 'image_encoder'"),
     ],
 )
-def test_damaged_manifests_are_refused(exported, tmp_path, change, message):
+def test_damaged_manifests_are_refused(exported, tmp_path, keys, value, message):
     path = tmp_path / "a.zsseg"
     path.mkdir()
     shutil.copy(exported[1] / "bundle.json", path)
-    edit_manifest(path, change)
+    edit_manifest(path, keys, value)
     with pytest.raises(BundleError, match=message):
         Bundle.load(path)
 

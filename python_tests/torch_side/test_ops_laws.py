@@ -377,16 +377,10 @@ def test_a_lent_workspace_changes_nothing(device):
     np.testing.assert_array_equal(device.fetch(labels), device.fetch(expected))
 
 
-def test_a_workspace_that_does_not_fit_is_refused():
-    logits, workspace = random_logits(1, 21, 5, 4), aligned_bytes(3)
+@pytest.mark.parametrize("unfit", [aligned_bytes(3), aligned_bytes(1 << 20, offset=1)], ids=len)
+def test_a_workspace_that_does_not_fit_is_refused(unfit):
     with refused(ShapeError, "workspace"):
-        ops.upsample_argmax(logits, (33, 29), workspace=workspace)
-
-
-def test_an_unaligned_workspace_is_refused():
-    logits, workspace = random_logits(1, 21, 5, 4), aligned_bytes(1 << 20, offset=1)
-    with refused(ShapeError, "workspace"):
-        ops.upsample_argmax(logits, (33, 29), workspace=workspace)
+        ops.upsample_argmax(random_logits(1, 21, 5, 4), (33, 29), workspace=unfit)
 
 
 def test_pixels_of_no_class_are_unknown_whatever_the_table_says(device):
@@ -644,6 +638,9 @@ def test_planes_may_have_rows_apart():
     np.testing.assert_array_equal(drawn, reference.overlay((luma, chroma), labels, palette))
     image = ops.preprocess((wide[:, :66], chroma), size_hw=(20, 30), **CLIP)
     np.testing.assert_array_equal(image, ops.preprocess((luma, chroma), size_hw=(20, 30), **CLIP))
+    for frame in ((wide[:, :66], chroma), (luma, chroma)):
+        law = reference.preprocess(frame, size_hw=(20, 30), **CLIP)
+        np.testing.assert_allclose(image, law, atol=4e-6)
 
 
 def test_unknown_stays_the_frame_s_even_with_a_full_palette():

@@ -1,6 +1,5 @@
 """Windows and letterboxes keep a frame's shape: the law is their definition in NumPy."""
 
-import json
 import shutil
 
 import cv2
@@ -9,6 +8,7 @@ import pytest
 
 from support.cells import CELLS, NAMES, ROWS, STATISTICS, STEP, bundle_at, picture
 from support.errors import refused
+from support.fakes import edit_manifest
 from zsseg_rt import BundleError, ConfigError, Engine, EngineConfig, FrameError, FrameMemory, ops
 from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
 from zsseg_rt.ops import reference
@@ -171,14 +171,11 @@ def test_frames_that_do_not_suit_are_refused(plain_bundle):
 
 def test_a_bundle_may_ask_for_windows(plain_bundle, tmp_path):
     asking, frame = shutil.copytree(plain_bundle, tmp_path / "asking.zsseg"), picture(48, 85)
-    manifest = json.loads((asking / "bundle.json").read_text())
-    manifest["preprocess"]["resize"] = "windows"
-    (asking / "bundle.json").write_text(json.dumps(manifest))
+    edit_manifest(asking, ("preprocess", "resize"), "windows")
     for settings, usual in (({}, {"windows": "auto"}), ({"resize": "stretch"}, {})):
         found, expected = label(asking, frame, **settings), label(plain_bundle, frame, **usual)
         np.testing.assert_array_equal(found.labels, expected.labels)
-    manifest["preprocess"]["resize"] = "crop"
-    (asking / "bundle.json").write_text(json.dumps(manifest))
+    edit_manifest(asking, ("preprocess", "resize"), "crop")
     with refused(BundleError, None, "preprocess", "resize"):
         label(asking, frame)
 
