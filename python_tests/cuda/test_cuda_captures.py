@@ -14,10 +14,11 @@ from support.errors import refused
 from zsseg_rt import _C, ops
 from zsseg_rt.errors import CaptureError, DeviceError, DTypeError, ShapeError
 
+pytestmark = pytest.mark.needs_cuda
 FRAME_HW, GRID_HW, CLASSES = (37, 53), (5, 7), 9
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def stream():
     require_cuda()
     return ops.Stream(0)
@@ -87,7 +88,6 @@ def assert_equal(found, expected):
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.needs_cuda
 def test_captures_run_on_what_their_inputs_hold_now(stream):
     """Two on one stream; recording runs nothing, and each launch takes its own times."""
     both, captures = (SmallFrame(stream), SmallFrame(stream)), []
@@ -115,7 +115,6 @@ def test_captures_run_on_what_their_inputs_hold_now(stream):
     assert small.results()[1] == 0
 
 
-@pytest.mark.needs_cuda
 def test_a_launch_is_one_call_and_makes_nothing(stream):
     counts = counts_reader()
     small = SmallFrame(stream)
@@ -169,7 +168,6 @@ REFUSED = [
 ]
 
 
-@pytest.mark.needs_cuda
 @pytest.mark.parametrize(("act", "message"), REFUSED)
 def test_what_cannot_be_recorded_is_an_error_and_harms_nothing(stream, act, message):
     small = SmallFrame(stream)
@@ -189,7 +187,6 @@ def test_what_cannot_be_recorded_is_an_error_and_harms_nothing(stream, act, mess
     np.testing.assert_array_equal(array.numpy(stream.handle), np.ones(4, np.float32))
 
 
-@pytest.mark.needs_cuda
 def test_a_refusal_that_was_swallowed_is_told_at_the_end(stream):
     capture = _C.Capture(0)
     capture.begin(stream.handle)
@@ -203,7 +200,6 @@ def test_a_refusal_that_was_swallowed_is_told_at_the_end(stream):
     capture.end()
 
 
-@pytest.mark.needs_cuda
 def test_arrays_of_another_stream_are_named(stream):
     other = ops.Stream(0)
     theirs = ops.DeviceArray.from_numpy(np.ones(4, np.float32), 0, other.handle)
@@ -215,7 +211,6 @@ def test_arrays_of_another_stream_are_named(stream):
     capture.cancel()
 
 
-@pytest.mark.needs_cuda
 def test_arrays_collected_meanwhile_are_freed_afterwards(stream):
     counts = counts_reader()
     gc.collect()  # what other tests left behind counts too
@@ -240,7 +235,6 @@ def test_arrays_collected_meanwhile_are_freed_afterwards(stream):
     assert_equal(small.results(), expected)
 
 
-@pytest.mark.needs_cuda
 def test_other_threads_go_on_during_a_capture(stream):
     small = SmallFrame(stream)
     small.fill(0)
@@ -267,7 +261,6 @@ def test_other_threads_go_on_during_a_capture(stream):
     assert_equal(small.results(), expected)
 
 
-@pytest.mark.needs_cuda
 def test_a_capture_is_used_in_order(stream):
     capture = _C.Capture(0)
     with pytest.raises(CaptureError, match="got one that is empty"):
@@ -296,9 +289,7 @@ def test_a_capture_is_used_in_order(stream):
     stream.synchronize()
 
 
-@pytest.mark.needs_cuda
 def test_pinned_memory_lives_as_long_as_its_views():
-    require_cuda()
     view = _C.PinnedArray((3, 4), np.float32).host[1:]
     gc.collect()
     view[...] = 5
@@ -316,9 +307,7 @@ def test_pinned_memory_lives_as_long_as_its_views():
     assert (view == 5).all()
 
 
-@pytest.mark.needs_cuda
 def test_blocks_of_pinned_memory_are_used_again():
-    require_cuda()
     counts = counts_reader()
     sizes = (1237, 4099)
     for size in sizes:
@@ -329,9 +318,7 @@ def test_blocks_of_pinned_memory_are_used_again():
     assert counts() == before
 
 
-@pytest.mark.needs_cuda
 def test_sizes_that_are_used_no_more_make_room_for_the_one_in_use():
-    require_cuda()
     counts, dead = counts_reader(), [(60 << 20) + 4096 * number for number in range(5)]
     for size in dead:  # together more than is kept
         _C.PinnedArray((size,), np.uint8)
@@ -345,7 +332,6 @@ def test_sizes_that_are_used_no_more_make_room_for_the_one_in_use():
     assert counts()["pinned_allocations"] == before["pinned_allocations"] + 1
 
 
-@pytest.mark.needs_cuda
 def test_kernels_write_to_mapped_memory(stream):
     flag = _C.PinnedArray((1,), np.uint8)
     mapped = flag.mapped(stream.handle)
@@ -356,7 +342,6 @@ def test_kernels_write_to_mapped_memory(stream):
         assert flag.host[0] == expected
 
 
-@pytest.mark.needs_cuda
 def test_a_copy_without_waiting_needs_pinned_memory(stream):
     array = ops.DeviceArray.from_numpy(np.ones(3, np.float32), 0, stream.handle)
     with refused(DeviceError, "out", "wait"):
@@ -368,9 +353,7 @@ def test_a_copy_without_waiting_needs_pinned_memory(stream):
     assert pinned.host.tolist() == [1, 1, 1]
 
 
-@pytest.mark.needs_cuda
 def test_pinned_memory_is_checked():
-    require_cuda()
     with refused(ShapeError, "shape", "4"):
         _C.PinnedArray((1,) * 5, np.uint8)
     with refused(DTypeError, "dtype"):
