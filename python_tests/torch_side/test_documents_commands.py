@@ -1,12 +1,15 @@
 """Commands in the documents work, one after the other, as a reader types them."""
 
 import glob
+import json
+import os
 import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
-
-pytest.importorskip("torch")
 
 from support import documents
 from support.reader_folder import add_bundles, add_photos, add_run
@@ -27,7 +30,7 @@ NOT_RUN = {
     r"^build": "needs a GPU, or TensorRT-RTX; test_plan_builds.py has it",
     r"^quantize|small.zsseg": "needs eight pictures; test_quantize.py has them",
     r"--check-data": "finds classes without pixels in so few scenes",
-    r"\bclip\b|dogs": "trains for minutes; test_training_example.py runs it shortly",
+    r"\bclip\b|dogs": "trains for minutes; the example below runs it shortly",
     r"^segment DIR": "leaves out what the text is not about",
 }
 # Other than 0: what a check finds, and what is not on every machine.
@@ -90,3 +93,38 @@ def test_commands_of_a_page_work_in_order(page, made, tmp_path, monkeypatch, cap
 def test_most_kinds_of_commands_are_run():
     kinds = {words[0] for calls in RUN.values() for words in calls}
     assert kinds >= {"doctor", "segment", "stream", "train", "export", "evaluate", "info"}
+
+
+# --- the example that docs/training.md begins with, trained for three steps ---
+
+
+PAGE = documents.ROOT / "docs" / "training.md"
+SHORT = "zsseg-rt train --config dogs.toml --set loop.iterations=3 --set loop.batch_size=2"
+
+
+def blocks():
+    text = PAGE.read_text(encoding="utf-8")
+    section = re.search(r"^## An example.*?(?=^## )", text, re.MULTILINE | re.DOTALL)[0]
+    return re.findall(r"^```(\w+)\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+
+
+def test_the_example_runs_from_photos_to_labels(tmp_path):
+    for folder in ("zsseg_rt", "tools"):
+        (tmp_path / folder).symlink_to(documents.ROOT / folder)
+    (settings,) = (code for language, code in blocks() if language == "toml")
+    (tmp_path / "dogs.toml").write_text(settings)
+    commands = "".join(code for language, code in blocks() if language == "bash")
+    assert commands.count("--config dogs.toml\n") == 1
+    commands = commands.replace("zsseg-rt train --config dogs.toml\n", f"{SHORT}\n")
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    place = {"PATH": path, "PYTHONPATH": str(documents.ROOT), "ZSSEG_HOME": str(tmp_path / "home")}
+    done = subprocess.run(
+        ["bash", "-ec", commands], cwd=tmp_path, env=os.environ | place,
+        capture_output=True, text=True, check=False, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "polygons").glob("*.json"))) == 36
+    assert len((tmp_path / "dogs" / "val.txt").read_text().split()) == 9
+    figures = json.loads((tmp_path / "runs" / "dogs" / "evaluations.json").read_text())
+    assert figures
+    assert len(list((tmp_path / "labelled").glob("*.mask.png"))) == 36
