@@ -124,44 +124,31 @@ def test_read_only_feeds_stay_untouched(session, place):
         np.testing.assert_array_equal(array, before[name])
 
 
-def test_missing_input(session, put):
-    with refused(ShapeError, "feeds"):
-        session.run({"a": put(feeds()["a"])})
+WRONG_SHAPES = [(1, 0, 4), (1, 17, 4), (1, 5, 3), (5, 4), (2, 5, 4), (1, 5, 4, 1)]
+WRONG_FEEDS = {
+    "missing": (ShapeError, "feeds", lambda a: {"a": a}),
+    "unknown": (ShapeError, "feeds", lambda a: {**feeds(), "c": a}),
+    "no array": (DTypeError, "a", lambda a: {**feeds(), "a": [[1.0]]}),
+    "not contiguous": (ShapeError, "a", lambda a: {**feeds(), "a": a.repeat(2, 2)[:, :, ::2]}),
+    **{
+        str(shape): (ShapeError, "a", lambda a, n=shape: {**feeds(), "a": np.zeros(n, np.float32)})
+        for shape in WRONG_SHAPES
+    },
+    **{
+        kind: (DTypeError, "a", lambda a, kind=kind: {**feeds(), "a": a.astype(kind)})
+        for kind in ("float64", "float16", "int32", "uint8")
+    },
+}
 
 
-def test_unknown_input(session, put):
-    with refused(ShapeError, "feeds"):
-        session.run({**{k: put(v) for k, v in feeds().items()}, "c": put(feeds()["a"])})
-
-
-@pytest.mark.parametrize(
-    "shape", [(1, 0, 4), (1, 17, 4), (1, 5, 3), (5, 4), (2, 5, 4), (1, 5, 4, 1)], ids=str
-)
-def test_wrong_shape(session, put, shape):
-    if 0 in shape and session.device != "cpu":
-        pytest.skip("an empty array has no device memory")
-    wrong = {"a": put(np.zeros(shape, np.float32)), "b": put(feeds()["b"])}
-    with refused(ShapeError, "a"):
+@pytest.mark.parametrize("kind", WRONG_FEEDS)
+def test_wrong_feeds(session, put, kind):
+    if session.device != "cpu" and kind in ("not contiguous", "(1, 0, 4)"):
+        pytest.skip("an empty array has no device memory; strides are the array boundary's")
+    error, argument, change = WRONG_FEEDS[kind]
+    wrong = {k: put(v) if isinstance(v, np.ndarray) else v for k, v in change(feeds()["a"]).items()}
+    with refused(error, argument):
         session.run(wrong)
-
-
-@pytest.mark.parametrize("dtype", [np.float64, np.float16, np.int32, np.uint8])
-def test_wrong_dtype(session, put, dtype):
-    with refused(DTypeError, "a"):
-        session.run({"a": put(feeds()["a"].astype(dtype)), "b": put(feeds()["b"])})
-
-
-def test_not_contiguous(session, place):
-    if place[1] != "cpu":
-        pytest.skip("the device side of this is tested with the array boundary")
-    strided = np.zeros((1, 5, 8), np.float32)[:, :, ::2]
-    with refused(ShapeError, "a"):
-        session.run({**feeds(), "a": strided})
-
-
-def test_not_an_array(session):
-    with refused(DTypeError, "a"):
-        session.run({**feeds(), "a": [[1.0]]})
 
 
 def test_closed(load, graph, put):

@@ -66,11 +66,6 @@ def settings(**changes):
     return DenseHead(**given)
 
 
-def read_golden(path):
-    with np.load(path / "golden.npz") as file:
-        return dict(file)
-
-
 def assert_same(written, traced):
     """Two bundles that label alike, stage by stage."""
     one, other = Bundle.load(written), Bundle.load(traced)
@@ -80,7 +75,7 @@ def assert_same(written, traced):
         assert getattr(one.text, part) == getattr(other.text, part)
     texts = [(path / "tokenizer.json").read_text() for path in (written, traced)]
     assert texts[0] == texts[1]
-    found, expected = read_golden(written), read_golden(traced)
+    found, expected = (dict(np.load(path / "golden.npz")) for path in (written, traced))
     assert found.keys() == expected.keys()
     for stage in ("image", "text_embeds", "prompt_embeds", "patch_embeds", "mask_logits"):
         largest = max(1, np.abs(expected[stage]).max())

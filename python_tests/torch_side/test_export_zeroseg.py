@@ -25,8 +25,6 @@ from zsseg_rt.models import create_model
 from zsseg_rt.models.base import SlideSettings
 from zsseg_rt.ops import reference
 
-pytest.importorskip("torch", reason="needs pip install '.[train]'")
-
 SIZE_HW = (64, 96)
 NAMES = [f"name {index}" for index in range(7)]
 CPU = {"device": "cpu", "backend": "openvino", "precision": "float32", "use_cache": False}

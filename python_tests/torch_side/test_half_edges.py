@@ -10,7 +10,6 @@ import pytest
 
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
-pytest.importorskip("torch", reason="needs pip install '.[train]'")
 
 from onnx import TensorProto, helper  # noqa: E402
 

@@ -15,7 +15,7 @@ from support.graph_runs import run_file
 from zsseg_rt import Bundle, Engine, EngineConfig
 from zsseg_rt.errors import ArgumentError, BundleError, CheckpointError, VocabularyError
 from zsseg_rt.export.clip_file import DenseHead, export_clip_file
-from zsseg_rt.networks import heads, layers, pooled
+from zsseg_rt.networks import heads, pooled
 from zsseg_rt.networks.aggregating import AggregationConfig
 from zsseg_rt.networks.text import WrittenText
 from zsseg_rt.onnx.arrays import Arrays
@@ -97,33 +97,6 @@ def test_the_image_tower_gives_the_official_vectors(shared_dir, file, part, tmp_
             save_onnx(graph.network(), "image_encoder", tmp_path / "a.onnx")
             given = run_file(tmp_path / "a.onnx", {"image": image})["patch_embeds"]
             near(cosines(given, vectors, vectors[key]), vectors[key], COSINE)
-
-
-def pooled_embed(ops, tower, tokens):
-    """The official head on all tokens: the embedding of the whole image, [B, D]."""
-    pool, width = tower.pool, tokens.shape[2]
-    probe = tower.tensors["attn_pool.probe"].reshape(1, 1, width)
-    normed = ops.layer_norm(tokens, tower.ln_post)
-    queries, keys, values = (
-        layers.split_heads(ops, ops.linear(x, linear, scale), pool.num_heads)
-        for x, linear, scale in (
-            (ops.repeat(probe, tokens), pool.query, pool.scale),
-            (normed, pool.key, 1.0),
-            (normed, pool.value, 1.0),
-        )
-    )
-    attended = layers.merge_heads(ops, layers.attend(ops, queries, keys, values))
-    made = layers.mlp(ops, ops.linear(attended, pool.out), pool)
-    return pooled.projected(ops, tower, ops.reshape(made, (tokens.shape[0], width)))
-
-
-@pytest.mark.parametrize(("file", "part"), [CASES[2], CASES[3]])
-def test_the_pool_embeds_the_image(shared_dir, file, part):
-    c, vectors, _, tower, _ = towers(shared_dir, file, part)
-    for size in sizes_of(vectors):
-        image, ops = golden.image(c["salt"], tuple(map(int, size.split("x")))), Arrays()
-        last = pooled.run_tower(ops, tower, image, tower.blocks)[-1]
-        near(pooled_embed(ops, tower, last)[0], vectors[f"{size}/image_embeds"])
 
 
 @pytest.mark.parametrize(("file", "part"), CASES)
