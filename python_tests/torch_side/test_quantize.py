@@ -326,6 +326,9 @@ def test_unfit_bundles_are_refused(photos, tmp_path):
     demo, names, out = Bundle.demo("scenes"), demo_classes("scenes"), tmp_path / "new.zsseg"
     with refused(ArgumentError, "bundle"):
         quantize_bundle(replace(demo, family="proposals"), out, photos, names, FAST)
+    with refused(ArgumentError, "bundle", "segment_tokens"):  # whose segments are hard
+        segments = Bundle.load(STORED / "segment_tokens.zsseg")
+        quantize_bundle(segments, out, photos, names, FAST)
     narrow = {name: {"int8": held["float32"]} for name, held in demo.graphs.items()}
     with refused(PrecisionNotApplied, "precision"):
         quantize_bundle(replace(demo, graphs=narrow), out, photos, names, FAST)
@@ -514,12 +517,6 @@ def test_the_head_that_the_classes_use(photos, tmp_path):
             for named in (5, 40):
                 engine.set_classes(names[:named])
                 engine.segment(np.zeros((96, 96, 3), np.uint8))
-
-
-def test_hard_segments_are_refused(photos, tmp_path):
-    bundle = Bundle.load(STORED / "segment_tokens.zsseg")
-    with refused(ArgumentError, "bundle", "segment_tokens"):
-        quantize_bundle(bundle, tmp_path / "x.zsseg", photos, ["sky"], FAST)
 
 
 @needs_vnni
