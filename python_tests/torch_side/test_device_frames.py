@@ -1,8 +1,4 @@
-"""Frames in pinned memory and on the GPU: whose memory is whose, who waits, and what is refused.
-
-What labels they get is in ``test_frame_contract.py``. Runs on any CUDA device, the emulated one
-included.
-"""
+"""Frames in pinned memory and on the GPU: whose memory is whose, who waits, what is refused."""
 
 import gc
 from dataclasses import replace

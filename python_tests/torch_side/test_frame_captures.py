@@ -1,8 +1,4 @@
-"""How frames are recorded as CUDA graphs: when, how often, in which thread, and what is told.
-
-That recorded frames equal plain ones is in ``test_frame_contract.py``. Runs on any CUDA device, the
-emulated one included.
-"""
+"""How frames are recorded as CUDA graphs: when, how often, in which thread, and what is told."""
 
 import itertools
 import logging

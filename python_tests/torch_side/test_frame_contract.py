@@ -1,9 +1,4 @@
-"""Every kind of frame, by every family, on every place: one table of what must hold.
-
-A frame has the labels, scores and overlay of the RGB pixels that it stands for; recorded as CUDA
-graphs it has those of a fresh engine that records nothing, whatever came in between. On the CPU,
-and on any CUDA device, the emulated one included.
-"""
+"""Every kind of frame, by every family, on every place: results of its RGB pixels, unrecorded."""
 
 import itertools
 from collections.abc import Callable

@@ -18,6 +18,8 @@ from zsseg_rt.onnx.graph import Graph
 from zsseg_rt.onnx.half import to_half
 from zsseg_rt.onnx.writer import save_onnx
 
+pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install '.[rtx]'")
+torch = pytest.importorskip("torch", reason="needs pip install '.[train]'")
 TARGETS = ("8.6", "8.9", "12.0")
 # Blocks that attend, and how many of them one fused kernel serves: RTX 1.7 has none for float32
 ATTENTION_BLOCKS = {"image_encoder": 3, "decoder": 2}
@@ -26,8 +28,6 @@ FUSED_PRECISIONS = ("float16", "bfloat16")
 
 @pytest.fixture(scope="module")
 def graphs(tmp_path_factory):
-    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install '.[rtx]'")
-    torch = pytest.importorskip("torch", reason="needs pip install '.[train]'")
     from zsseg_rt.export import export_graphs
     from zsseg_rt.models.descriptor.model import ZegCLIP, ZegCLIPConfig
 
@@ -45,8 +45,6 @@ def graphs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def region_graphs(tmp_path_factory):
     """The graphs of a small CLIP-RC with the official model's 64 channels a head."""
-    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install '.[rtx]'")
-    pytest.importorskip("torch", reason="needs pip install '.[train]'")
     from support import tiny
     from zsseg_rt.export import export_graphs
 
@@ -60,7 +58,6 @@ def region_graphs(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def rtx(monkeypatch):
-    pytest.importorskip("tensorrt_rtx", reason="needs TensorRT-RTX: pip install '.[rtx]'")
     monkeypatch.setenv("ZSSEG_TENSORRT", "tensorrt_rtx")
 
 
@@ -128,7 +125,6 @@ def test_cat_seg_graph_builds_in_its_precision(cat_seg_graphs, name, precision):
 
 def test_weights_in_half_the_bytes_are_no_float16_graph(tmp_path):
     import onnx
-    import torch
 
     from support import tiny
     from zsseg_rt.export import export_graphs
