@@ -1,8 +1,6 @@
 """How Python objects become arrays of the native core: nothing is copied, nothing is leaked."""
 
 import gc
-import os
-import subprocess
 import sys
 import threading
 import weakref
@@ -11,6 +9,7 @@ import numpy as np
 import pytest
 
 from conftest import require_cuda
+from support.command_line import python
 from support.errors import refused
 from support.operations import OPERATIONS, as_type, f4
 from zsseg_rt import _C, ops
@@ -277,24 +276,16 @@ def test_number_of_threads_is_checked():
         ops.set_num_threads(0)
 
 
-def run_python(code, **environment):
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 @pytest.mark.parametrize("isa", ops.available_cpu_isas())
 def test_instruction_set_is_chosen_by_the_environment(isa):
-    result = run_python("from zsseg_rt import ops; print(ops.cpu_isa())", ZSSEG_CPU_ISA=isa)
+    code = "from zsseg_rt import ops; print(ops.cpu_isa())"
+    result = python("-c", code, more_env={"ZSSEG_CPU_ISA": isa})
     assert result.stdout.strip() == isa
 
 
 def test_unknown_instruction_set_is_an_error():
-    result = run_python("from zsseg_rt import ops; ops.cpu_isa()", ZSSEG_CPU_ISA="v9")
+    code = "from zsseg_rt import ops; ops.cpu_isa()"
+    result = python("-c", code, more_env={"ZSSEG_CPU_ISA": "v9"})
     assert "ArgumentError: ZSSEG_CPU_ISA: expected one of baseline" in result.stderr
     assert "got 'v9'" in result.stderr
 

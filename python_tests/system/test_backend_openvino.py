@@ -5,20 +5,20 @@ import logging
 import mmap
 import os
 import shutil
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
+from support.command_line import python
 from support.cpus import stand_in
 from support.errors import refused
 from support.graphs import write_graph, write_scale
 from zsseg_rt import doctor
 from zsseg_rt.backends import _openvino
 from zsseg_rt.backends._openvino import BACKEND, RAISED, page_out, problem, process_core
-from zsseg_rt.backends.base import BackendOptions, Choice
+from zsseg_rt.backends.base import BackendOptions
 from zsseg_rt.errors import PrecisionNotApplied
 
 pytest.importorskip("openvino")
@@ -90,8 +90,7 @@ def test_what_a_node_throws_is_an_error_with_any_number_of_threads(tmp_path, cpu
         {"y": (TensorProto.FLOAT, [20])},
         {"shape": np.array([20])},
     )
-    command = [sys.executable, "-c", RESHAPED, str(path), cpus, num_threads]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = python("-c", RESHAPED, path, cpus, num_threads)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split() == ["20.0", "failed", "refused"] * 3
 
@@ -127,8 +126,7 @@ def test_message_that_quotes_bytes_is_readable():
 
 def test_signals_are_handled_after_overlapping_sessions(graph):
     """OpenVINO's cores leave an unmapped signal stack when several end in order of making."""
-    command = [sys.executable, "-c", OVERLAPPING, str(graph)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = python("-c", OVERLAPPING, graph)
     assert (done.returncode, done.stdout) == (0, "handled\n"), done.stderr
 
 
@@ -146,21 +144,6 @@ def test_low_precision_or_an_error(graph, precision, flag):
     else:
         with refused(PrecisionNotApplied, "precision"):
             load(graph, precision=precision)
-
-
-@pytest.mark.parametrize(
-    ("cpu", "auto"),
-    [
-        ("avx2", "float32"),
-        ("vnni", "float32"),
-        ("amx", "bfloat16"),
-        ("arm", "float32"),  # float16 only on request
-        ("emulated", "float32"),
-    ],
-)
-def test_auto_is_known_beforehand(monkeypatch, cpu, auto):
-    stand_in(monkeypatch, cpu)
-    assert choose("auto") == Choice(variant="float32", precision=auto)
 
 
 def test_a_cpu_without_bfloat16_computes_in_float32(graph, monkeypatch):

@@ -5,8 +5,6 @@ import json
 import logging
 import os
 import shutil
-import subprocess
-import sys
 import threading
 from dataclasses import fields
 from pathlib import Path
@@ -16,7 +14,7 @@ import numpy as np
 import pytest
 
 from support.colour_words import COLOUR_WORDS
-from support.command_line import run
+from support.command_line import python, run
 from support.errors import refused
 from support.fakes import edit_manifest
 from support.picture_files import random_photos
@@ -444,10 +442,9 @@ def test_names_that_are_not_utf8(odd_folder, colour_bundle, tmp_path, capsys):
 
 def test_a_broken_photo_with_such_a_name_is_reported(odd_folder, colour_bundle, tmp_path):
     (odd_folder / os.fsdecode(b"caf\xe9.png")).write_bytes(b"none")
-    call = [sys.executable, "-m", "zsseg_rt", "segment", odd_folder, "-b", colour_bundle,
-            "--class", "red", "-o", tmp_path / "out"]  # fmt: skip
-    ascii_only = os.environ | {"PYTHONIOENCODING": "ascii", "COLUMNS": "300"}
-    done = subprocess.run(call, capture_output=True, text=True, check=False, env=ascii_only)
+    call = ("segment", odd_folder, "-b", colour_bundle, "--class", "red", "-o", tmp_path / "out")
+    ascii_only = {"PYTHONIOENCODING": "ascii", "COLUMNS": "300"}
+    done = python("-m", "zsseg_rt", *call, more_env=ascii_only)
     assert done.returncode == 1, done.stderr
     assert r"caf\udce9.png: expected an image file, got 4 bytes" in done.stdout
     assert "zsseg-rt: 1 of 3 photos failed" in done.stderr

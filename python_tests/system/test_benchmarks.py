@@ -5,13 +5,12 @@ import importlib
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from conftest import require_cuda
+from support.command_line import python
 from support.host_backend import host_backend
 from zsseg_rt import ops
 
@@ -39,11 +38,9 @@ def run(script, *arguments, home, code=0):
     paths = os.pathsep.join([str(ROOT), str(BENCHMARKS)])
     report = home / "report.json"
     written = () if "--help" in arguments else ("--json", report)
-    command = [sys.executable, "-m", module, *map(str, (*arguments, *written))]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False,
-        env=os.environ | {"PYTHONPATH": paths, "ZSSEG_HOME": str(home / "home")},
-    )  # fmt: skip
+    places = {"PYTHONPATH": paths, "ZSSEG_HOME": str(home / "home")}
+    call = ("-m", module, *arguments, *written)
+    done = python(*call, cwd=ROOT, timeout=900, more_env=places)
     assert done.returncode in (code, 0), done.stderr
     return json.loads(report.read_text()) if report.exists() else {}, done.stdout
 
@@ -109,10 +106,7 @@ def test_a_wrong_result_is_not_timed(monkeypatch, capsys):
 def test_a_missing_gpu_is_said(call):
     if ops.cuda_device_count() > 0:
         pytest.skip("there is a GPU")
-    done = subprocess.run(
-        [sys.executable, *call.split()],
-        capture_output=True, text=True, timeout=120, check=False, cwd=ROOT,
-    )  # fmt: skip
+    done = python(*call.split(), cwd=ROOT)
     assert done.returncode == 4
     assert "expected a CUDA device, got none" in done.stderr
 

@@ -4,8 +4,6 @@ import csv
 import io
 import json
 import logging
-import os
-import subprocess
 import sys
 import unicodedata
 from dataclasses import fields
@@ -18,7 +16,7 @@ import typer
 
 import zsseg_rt
 from support.colour_words import COLOUR_WORDS
-from support.command_line import run
+from support.command_line import python, run
 from zsseg_rt import cli
 from zsseg_rt.bundles.pretrained import find_bundle
 from zsseg_rt.cli.options import flat_names, read_classes
@@ -199,8 +197,7 @@ def test_verbose_after_the_command(tmp_path, capfd):
 
 
 def test_the_program_as_a_module_and_its_help(capsys):
-    command = [sys.executable, "-m", "zsseg_rt", "--version"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = python("-m", "zsseg_rt", "--version")
     assert done.stdout == f"zsseg-rt {zsseg_rt.__version__}\n"
     assert run("--help") == 0
     printed = capsys.readouterr().out.replace("\n", "")
@@ -248,11 +245,9 @@ def test_commands_of_training_name_the_extra_they_need(arguments, purpose, tmp_p
         (tmp_path / folder).mkdir()
         cv2.imwrite(str(tmp_path / folder / "0.png"), np.zeros((4, 4), np.uint8))
     code = "import sys; sys.modules['torch'] = None; from zsseg_rt import cli; "
-    call = [sys.executable, "-c", f"{code}sys.exit(cli.main({arguments!r}))"]
+    code += f"sys.exit(cli.main({arguments!r}))"
     paths = {"PYTHONPATH": str(Path(cli.__file__).parents[2])}
-    done = subprocess.run(
-        call, cwd=tmp_path, env=os.environ | paths, capture_output=True, text=True, check=False
-    )
+    done = python("-c", code, cwd=tmp_path, more_env=paths)
     assert done.returncode == 4
     expected = f"torch: expected to be installed {purpose}, got nothing. Run: pip install"
     assert done.stderr.strip() == f"zsseg-rt: {expected} '.[train]' in a checkout of zsseg_rt"
@@ -581,9 +576,7 @@ from zsseg_rt import cli
 sys.exit(cli.main(["evaluate", {str(colour_bundle)!r}, "--dataset", "folder", "--split", "all",
                    "--root", {str(flags)!r}, "--rename", "navy=blue"]))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
-    )
+    done = python("-c", code)
     assert done.returncode == 0, done.stderr
     assert "pAcc 9" in done.stdout or "pAcc 100" in done.stdout
 
@@ -604,17 +597,7 @@ def test_regions_to_skip(colour_bundle, flags, capsys, first, second, message):
     names = ("--classes", "name 0,name 1,name 2", "--device", "cpu")
     other = [colour_bundle if part == "colours" else part for part in second]
     against = ("--against", *other) if second else ()
-    code = run(
-        "evaluate",
-        *first,
-        *against,
-        "--dataset",
-        "folder",
-        "--root",
-        flags,
-        "--split",
-        "all",
-        *names,
-    )
+    given = ("--dataset", "folder", "--root", flags, "--split", "all", *names)
+    code = run("evaluate", *first, *against, *given)
     assert code == (0 if message is None else 1 if "has no" in message else 2)
     assert message is None or message in capsys.readouterr().err

@@ -3,8 +3,6 @@
 import contextlib
 import io
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from support import golden_cat_seg, tiny, tiny_zegformer
-from support.command_line import run
+from support.command_line import python, run
 from support.errors import refused
 from zsseg_rt import Bundle, Engine, EngineConfig
 from zsseg_rt.errors import CheckpointError
@@ -96,7 +94,8 @@ def test_systems_are_imported_without_torch_and_onnx(architecture, tmp_path):
         "import sys; sys.modules.update(torch=None, onnx=None)\n"
         f"from zsseg_rt.cli import main; sys.exit(main({call!r}))"
     )
-    subprocess.run([sys.executable, "-c", program], check=True)
+    done = python("-c", program)
+    assert done.returncode == 0, done.stderr
     assert Bundle.load(out).architecture == architecture
 
 

@@ -14,7 +14,7 @@ import time
 
 import pytest
 
-from support.command_line import run
+from support.command_line import python, run
 from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.cli.service import Notifier
 from zsseg_rt.common.extras import import_opencv
@@ -123,8 +123,7 @@ sys.exit(run())
 
 
 def test_an_interrupt_while_modules_are_loaded_is_one_line():
-    call = [sys.executable, "-c", INTERRUPTED_IMPORT]
-    done = subprocess.run(call, capture_output=True, text=True, timeout=LIMIT, check=False)
+    done = python("-c", INTERRUPTED_IMPORT)
     assert (done.returncode, done.stderr) == (1, "zsseg-rt: interrupted\n")
 
 

@@ -1,13 +1,12 @@
 """The demos work without torch, label right, know what they see, and say what they cannot see."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from support.command_line import python
 from support.errors import refused
 from tools.scenes import CLASS_NAMES, SEEN, SceneDataset, words_of_world
 from tools.studies.photo_bundle import THINGS
@@ -266,8 +265,7 @@ def scenes(tmp_path_factory):
 
 
 def test_demo_needs_no_arguments_no_torch_no_network(tmp_path):
-    call = [sys.executable, "-c", BLOCKED, "segment", "--demo", "scenes"]
-    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = python("-c", BLOCKED, "segment", "--demo", "scenes", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for photo in demo_photos("scenes"):
         stem = photo.rsplit("/", 1)[-1].removesuffix(".png")

@@ -3,11 +3,9 @@
 import csv
 import importlib.util
 import json
-import os
 import re
 import runpy
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +14,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
+from support.command_line import python
 from tools.scenes import write_folder
 from zsseg_rt.demo import demo_photos
 
@@ -40,11 +39,9 @@ NEEDS_A_SERVER = {"triton_latency"}
 
 
 def run(name, folder, *arguments):
-    call = [sys.executable, "-c", WITHOUT_TORCH, str(EXAMPLES / f"{name}.py"), *map(str, arguments)]
-    place = os.environ | {"ZSSEG_HOME": str(folder / "home")}
-    done = subprocess.run(
-        call, cwd=folder, env=place, capture_output=True, text=True, check=False, timeout=300
-    )
+    place = {"ZSSEG_HOME": str(folder / "home")}
+    call = ("-c", WITHOUT_TORCH, EXAMPLES / f"{name}.py", *arguments)
+    done = python(*call, cwd=folder, more_env=place)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -144,8 +141,8 @@ def test_hugging_face_labels_a_folder(tmp_path):
     (tmp_path / "photos").mkdir()
     shutil.copy(demo_photos()[0], tmp_path / "photos" / "room.jpg")
     (tmp_path / "photos" / "torn.jpg").write_bytes(b"no photo")
-    call = [sys.executable, str(EXAMPLES / "hugging_face.py"), "photos", "out"]
-    subprocess.run(call, cwd=tmp_path, check=True, capture_output=True, timeout=300)
+    done = python(EXAMPLES / "hugging_face.py", "photos", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     good, torn = datasets.load_from_disk(str(tmp_path / "out"))
     assert good["mask"].size == (730, 530)
     assert "chair" in [each["name"] for each in good["classes"]]

@@ -375,18 +375,6 @@ def test_small_encoders_go_from_the_hub_to_labels_without_torch(
     assert (bundle.licence, bundle.preprocess.size_hw) == (chosen.licence, (96, 96))
 
 
-def test_offline_one_line_says_it_all_at_once(home, child_environment):
-    environment = {**child_environment, "HF_HUB_OFFLINE": "1"}
-    code, out, err = finish(start(environment, "fetch", "naclip-b16"))
-    assert (code, out, err.count("\n")) == (EXIT_FAILURE, "", 1)
-    for part in (
-        "open_clip_model.safetensors",
-        "https://huggingface.co/timm/vit_base_patch16_clip_224.openai/resolve/977e3dd0ec55",
-        str(home / "checkpoints" / "timm--vit_base_patch16_clip_224.openai"),
-    ):
-        assert part in err
-
-
 def test_a_hub_that_never_answers_is_given_up(home, child_environment):
     with serve_hub() as hub:
         hub.mute = True

@@ -1,10 +1,7 @@
 """Training works on what ships with the package: no data, no download."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -14,6 +11,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs pip install '.[train]'")
 pytest.importorskip("accelerate", reason="needs pip install '.[train]'")
 
+from support.command_line import python  # noqa: E402
 from support.errors import refused  # noqa: E402
 from support.small_runs import TABLES, save_clip  # noqa: E402
 from tools.scenes import CLASS_NAMES, SceneDataset  # noqa: E402
@@ -36,16 +34,8 @@ SHORT += ("loop.num_pictures=0", "evaluation.limit=2", "loop.checkpoint_interval
 
 
 def run_module(module, *arguments, folder):
-    call = [sys.executable, "-m", module, *map(str, arguments)]
-    return subprocess.run(
-        call,
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
+    paths = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    return python("-m", module, *arguments, cwd=folder, more_env=paths)
 
 
 def test_one_command_trains_exports_and_draws(tmp_path):

@@ -1,13 +1,12 @@
 """Engines and lanes in a forked process, and parts that are freed when they are closed."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from support.command_line import python
 from support.errors import refused
 from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.common.process import OwnProcess, refuse_gpu_after_fork
@@ -48,7 +47,7 @@ print("ended", os.wait()[1] >> 8)
 
 
 def test_every_door_of_an_engine_is_refused_after_a_fork_and_a_new_one_works():
-    ran = subprocess.run([sys.executable, "-c", SCRIPT], text=True, capture_output=True, timeout=60)
+    ran = python("-c", SCRIPT)
     *doors, own, ended = ran.stdout.splitlines()
     assert len(doors) == 7, ran.stderr
     assert all(line.endswith("refused True") for line in doors), doors
@@ -112,17 +111,15 @@ def fail(*arguments, **settings):
     raise BackendError("the device is lost")
 
 
-def test_a_lane_waits_before_it_frees(lane, journal):
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_lane_waits_before_it_frees_also_after_a_frame_that_failed(
+    lane, journal, monkeypatch, fails
+):
     lane.segment(FRAME)
-    journal.clear()
-    lane.close()
-    assert journal[:3] == ["wait", "session", "workspace"]
-
-
-def test_a_lane_waits_also_after_a_frame_that_failed(lane, journal, monkeypatch):
-    monkeypatch.setattr(lane.sessions["image_encoder"], "run", fail)
-    with pytest.raises(BackendError, match="the device is lost"):
-        lane.segment(FRAME)
+    if fails:
+        monkeypatch.setattr(lane.sessions["image_encoder"], "run", fail)
+        with pytest.raises(BackendError, match="the device is lost"):
+            lane.segment(FRAME)
     journal.clear()
     lane.close()
     assert journal[:3] == ["wait", "session", "workspace"]

@@ -4,7 +4,6 @@ import io
 import json
 import re
 import shutil
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from support.command_line import memory_of_refusal
 from support.errors import refused
 from zsseg_rt import Bundle, BundleError, Engine, EngineConfig
 from zsseg_rt.bundles.specs import FileEntry
@@ -120,27 +120,6 @@ def test_archives_with_odd_entries_are_refused(entries, message, bundle):
         read(put(bundle, content.getvalue()))
 
 
-MEASURE = """
-import re, sys
-from pathlib import Path
-from zsseg_rt import Bundle, BundleError, EngineConfig
-from zsseg_rt.runtime.families.registry import create_family
-from zsseg_rt.runtime.self_check import read_golden
-
-def peak():
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\\s+(\\d+) kB", status)[1]) / 1024
-
-bundle = Bundle.load(sys.argv[1])
-family = create_family(bundle, EngineConfig())
-before = peak()
-try:
-    read_golden(bundle, family)
-except BundleError as error:
-    print(peak() - before, error)
-"""
-
-
 def test_embeddings_of_the_regions_must_fit_too(tmp_path):
     stored = Path(__file__).parents[1] / "bundles" / "v1" / "proposals.zsseg"
     bundle = shutil.copytree(stored, tmp_path / "x.zsseg")
@@ -160,11 +139,16 @@ def test_a_small_file_with_gigabytes_of_zeros_takes_no_memory(bundle, sound):
                 for _ in range(300):
                     stream.write(bytes(1 << 20))
     put(bundle, zeros.getvalue())
-    call = [sys.executable, "-c", MEASURE, str(bundle)]
-    done = subprocess.run(call, capture_output=True, text=True, check=True)
-    grown, _, message = done.stdout.partition(" ")
+    setup = """
+from zsseg_rt import Bundle, EngineConfig
+from zsseg_rt.runtime.families.registry import create_family
+from zsseg_rt.runtime.self_check import read_golden
+bundle = Bundle.load(sys.argv[1])
+family = create_family(bundle, EngineConfig())
+"""
+    megabytes, message = memory_of_refusal(setup, "read_golden(bundle, family)", bundle)
     assert "bytes of arrays, where at most 268435456 may" in message
-    assert float(grown) < 50  # MB; the arrays are 600
+    assert megabytes < 50  # the arrays are 600
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 import sysconfig
 from functools import partial
 from pathlib import Path
@@ -12,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import zsseg_rt
+from support.command_line import python as python_child
 from zsseg_rt import _C
 
 LIBGL = "libGL.so.1: cannot open shared object file: No such file or directory"
@@ -56,11 +55,7 @@ def run(folder, *packages, arguments, cwd):
     for package in packages:
         (own / package).symlink_to(folder / package)
     path = os.pathsep.join([str(own), *filter(None, [os.environ.get("PYTHONPATH")])])
-    return subprocess.run(
-        [sys.executable, "-m", "zsseg_rt", *arguments],
-        env={**os.environ, "PYTHONPATH": path}, cwd=cwd,
-        capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
+    return python_child("-m", "zsseg_rt", *arguments, more_env={"PYTHONPATH": path}, cwd=cwd)
 
 
 @pytest.mark.parametrize("package", USED)
@@ -111,10 +106,8 @@ def test_a_user_without_name_and_home_is_served(with_cache, tmp_path):
     environment = {k: v for k, v in os.environ.items() if k not in ("HOME", "ZSSEG_HOME")}
     if with_cache:
         environment["ZSSEG_HOME"] = str(tmp_path / "cache")
-    done = subprocess.run(
-        [sys.executable, "-c", NAMELESS, "segment", "--demo", "-o", "out"],
-        env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120,
-    )  # fmt: skip
+    call = ("-c", NAMELESS, "segment", "--demo", "-o", "out")
+    done = python_child(*call, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(done.stderr.splitlines()) <= 1
     assert not (tmp_path / "~").exists()
@@ -174,15 +167,8 @@ def python(checkout, packages):
 
 def run_in(checkout, packages, site, *arguments):
     path = os.pathsep.join(map(str, (site, packages)))
-    return subprocess.run(
-        [sys.executable, "-S", *arguments],
-        cwd=checkout,
-        env={**os.environ, "PYTHONPATH": path, "ZSSEG_HOME": str(checkout / "cache")},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    places = {"PYTHONPATH": path, "ZSSEG_HOME": str(checkout / "cache")}
+    return python_child("-S", *arguments, cwd=checkout, more_env=places)
 
 
 def test_the_installed_core_serves_the_checkout_and_is_named(python, checkout, site):

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +13,7 @@ import pytest
 pytest.importorskip("PIL.Image")
 
 from support import odd_photos as odd
-from support.command_line import run
+from support.command_line import python, run
 from zsseg_rt.demo import demo_bundle
 
 PNG = odd.saved("PNG")
@@ -214,9 +212,8 @@ def test_arguments_are_right_or_refused_in_one_line(row, odd_files, capsys):
 
 def test_libraries_add_nothing_to_the_one_line(tmp_path):
     photo = odd.write(tmp_path, b"cut.png", PHOTOS["cut png"].data)
-    call = [sys.executable, "-m", "zsseg_rt", "segment", photo, "-b", demo_bundle("scenes")]
-    call += ["--class", "red metal ball", "-o", tmp_path / "out"]
-    home = os.environ | {"ZSSEG_HOME": str(tmp_path / "home")}
-    done = subprocess.run(call, capture_output=True, text=True, check=False, env=home)
+    call = ("segment", photo, "-b", demo_bundle("scenes"), "--class", "red metal ball")
+    home = {"ZSSEG_HOME": str(tmp_path / "home")}
+    done = python("-m", "zsseg_rt", *call, "-o", tmp_path / "out", more_env=home)
     assert done.returncode == 1
     assert done.stderr.strip() == "zsseg-rt: 1 of 1 photos failed; see above"

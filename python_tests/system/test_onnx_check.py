@@ -3,8 +3,6 @@
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 import tracemalloc
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from support.command_line import python
 from support.errors import refused
 from support.graphs import write_graph
 from zsseg_rt.backends.base import BackendOptions
@@ -316,9 +315,7 @@ for path in sys.argv[1:]:
 
 def run_bundles(*paths):
     """What each bundle gave: "ran", or the error."""
-    done = subprocess.run(
-        [sys.executable, "-c", RUN, *map(str, paths)], capture_output=True, text=True, timeout=300
-    )
+    done = python("-c", RUN, *paths)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.splitlines()
 

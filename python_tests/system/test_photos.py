@@ -2,9 +2,7 @@
 
 import io
 import logging
-import os
 import struct
-import subprocess
 import sys
 import zlib
 from pathlib import Path
@@ -14,7 +12,7 @@ import numpy as np
 import pytest
 
 from support.colour_words import COLOUR_WORDS
-from support.command_line import run
+from support.command_line import memory_of_refusal, run, run_with_other
 from support.errors import refused
 from support.picture_files import BOMBS, exif, png, tiff_of, with_exif
 from zsseg_rt.errors import DatasetError, SourceError
@@ -60,34 +58,15 @@ def test_bombs_are_refused_by_their_header(name, tmp_path):
         read_photo(path)
 
 
-MEASURE = """
-import re, sys
-from pathlib import Path
-import cv2
-from zsseg_rt.errors import SourceError
-from zsseg_rt.photos import read_photo
-
-def peak():
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(r"VmHWM:\\s+(\\d+) kB", status)[1]) / 1024
-
-before = peak()
-try:
-    read_photo(Path(sys.argv[1]))
-except SourceError:
-    print(peak() - before)
-"""
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 @pytest.mark.parametrize("name", ["67 bytes", "part of 1 GB", "20000x20000"])
 def test_a_refused_photo_takes_no_memory(name, tmp_path):
     path = tmp_path / "photo.png"
     whole = png(20000, 20000, depth=1, rows=bytes(20000 * 2501)) if name not in BOMBS else b""
     path.write_bytes(whole or BOMBS[name][0])
-    call = [sys.executable, "-c", MEASURE, str(path)]
-    done = subprocess.run(call, capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 50  # MB; decoding takes 500 to 3900
+    setup = "import cv2; from zsseg_rt.photos import read_photo"
+    megabytes, _ = memory_of_refusal(setup, "read_photo(Path(sys.argv[1]))", path)
+    assert megabytes < 50  # decoding takes 500 to 3900
 
 
 def test_the_limit_is_an_argument(tmp_path):
@@ -302,18 +281,4 @@ def test_ordinary_suffixes_are_photos(tmp_path):
 
 
 def test_all_of_this_with_opencv_4():
-    folder = os.environ.get("ZSSEG_OPENCV_4")
-    if not folder:
-        pytest.skip("needs ZSSEG_OPENCV_4, a folder that OpenCV 4 is in; tools/test.sh makes it")
-    path = os.pathsep.join(p for p in (folder, os.environ.get("PYTHONPATH")) if p)
-    code = "import cv2, sys; print(cv2.__version__, cv2.__file__); import pytest; "
-    code += "sys.exit(pytest.main(sys.argv[1:]))"
-    done = subprocess.run(
-        [sys.executable, "-c", code, "-n", "0", "-q", "-p", "no:cacheprovider",
-         "-k", "not opencv_4", __file__],
-        cwd=Path(__file__).parents[2], env={**os.environ, "PYTHONPATH": path},
-        capture_output=True, text=True, check=False, timeout=600,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
-    assert done.stdout.startswith("4."), done.stdout[:200]
-    assert folder in done.stdout.splitlines()[0]
+    run_with_other("ZSSEG_OPENCV_4", "cv2", "4", __file__, skipped="opencv_4")

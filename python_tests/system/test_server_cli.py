@@ -6,14 +6,12 @@ import http.client
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 from urllib.parse import urlsplit
 
 import pytest
 
-from support.command_line import run
+from support.command_line import python, run
 from support.errors import refused
 from support.live_server import PATIENCE, ask, request, viewer, wait_until
 from support.serve_process import serve_process
@@ -142,13 +140,8 @@ def test_a_camera_that_is_off_at_the_start_is_waited_for(tmp_path):
 @pytest.mark.parametrize("package", ["fastapi", "uvicorn", "websockets"])
 def test_a_package_that_is_missing_is_named_with_its_remedy(package):
     code = "import sys; sys.modules[sys.argv[1]] = None; from zsseg_rt.cli import main; "
-    call = [
-        sys.executable,
-        "-c",
-        code + "sys.exit(main(['serve', '--demo', '--port', '0']))",
-        package,
-    ]
-    done = subprocess.run(call, capture_output=True, text=True, check=False, timeout=120)
+    code += "sys.exit(main(['serve', '--demo', '--port', '0']))"
+    done = python("-c", code, package)
     assert done.returncode == 4, done.stderr
     assert re.fullmatch(
         rf"zsseg-rt: {package}\S*: expected to be installed to serve, got nothing\. "

@@ -4,13 +4,13 @@ import base64
 import contextlib
 import re
 import socket
-import subprocess
 import sys
 import time
 
 import numpy as np
 import pytest
 
+from support.command_line import python
 from support.errors import refused
 from support.gstreamer import WITHIN, OverlayServer, read, require_gstreamer, watch
 from support.streams import wait_until
@@ -244,8 +244,7 @@ def test_what_is_no_address_is_refused(text):
 
 def test_the_command_serves_and_reports():
     command = "-m zsseg_rt stream --demo scenes --frames 3 rtsp://@127.0.0.1:0/seg"
-    call = [sys.executable, *command.split()]
-    done = subprocess.run(call, capture_output=True, text=True, check=False, timeout=120)
+    done = python(*command.split())
     assert done.returncode == 0, done.stderr
     assert re.search(r"rtsp://@127\.0\.0\.1:[1-9][0-9]*/seg  3 frames", done.stdout + done.stderr)
 

@@ -1,16 +1,14 @@
 """Videos and network cameras, made on the spot: whole, damaged, absent, of every width."""
 
 import itertools
-import os
 import resource
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from support.command_line import python, run_with_other
 from support.errors import refused
 from support.streams import MjpegServer, ReaderNow, number_of, numbered, write_video
 from zsseg_rt.errors import SourceError
@@ -343,9 +341,7 @@ def test_ffmpeg_prints_no_password():
         "from support.streams import ReaderNow\n"
         "list(open_sources('rtsp://user:secret@127.0.0.1:1/x')[0].pictures(ReaderNow()))\n"
     )
-    folder = str(__import__("pathlib").Path(__file__).parents[1])
-    call = [sys.executable, "-c", code]
-    done = subprocess.run(call, cwd=folder, capture_output=True, text=True, check=False)
+    done = python("-c", code, cwd=Path(__file__).parents[1])
     assert "SourceError" in done.stderr
     assert "secret" not in (done.stdout + done.stderr).replace(code, "")
 
@@ -393,22 +389,4 @@ def test_frames_stay_what_they_were(tmp_path):
 
 
 def test_all_of_this_with_the_oldest_pyav():
-    folder = os.environ.get("ZSSEG_OLDEST_PYAV")
-    if not folder:
-        pytest.skip("needs ZSSEG_OLDEST_PYAV, a folder that PyAV 15 is in; tools/test.sh makes it")
-    path = os.pathsep.join(p for p in (folder, os.environ.get("PYTHONPATH")) if p)
-    code = "import av, sys; print(av.__version__, av.__file__); import pytest; "
-    code += "sys.exit(pytest.main(sys.argv[1:]))"
-    done = subprocess.run(
-        [sys.executable, "-c", code, "-n", "0", "-q", "-p", "no:cacheprovider",
-         "-k", "not oldest_pyav and not pipeline", __file__],
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
-    assert done.stdout.startswith("15."), done.stdout[:200]
-    assert folder in done.stdout.splitlines()[0]
+    run_with_other("ZSSEG_OLDEST_PYAV", "av", "15", __file__, skipped="oldest_pyav")

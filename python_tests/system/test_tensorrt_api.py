@@ -5,14 +5,13 @@ TensorRT's runs.
 """
 
 import importlib.util
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from support.command_line import python
 from support.tensorrt_api_check import missing, used_attributes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,14 +68,8 @@ def test_bindings_have_all_that_the_backend_uses(requirement, stubs):
             f"no {requirement} for this Python: run {Path(FETCHER.__file__).relative_to(ROOT)}"
         )
     checker = ROOT / "python_tests" / "support" / "tensorrt_api_check.py"
-    done = subprocess.run(
-        [sys.executable, str(checker), FETCHER.BINDINGS[requirement], *map(str, SOURCES)],
-        env={**os.environ, "PYTHONPATH": str(target), "LD_LIBRARY_PATH": str(stubs)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    places = {"PYTHONPATH": str(target), "LD_LIBRARY_PATH": str(stubs)}
+    done = python(checker, FETCHER.BINDINGS[requirement], *SOURCES, more_env=places)
     assert done.returncode == 0, done.stderr
     version, *lacking = done.stdout.split()
     assert version == requirement.split("==")[1]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from support.choice import ROOMS, pairwise
+from support.command_line import python
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted(path.stem for path in (ROOT / "tools").glob("*.py"))
@@ -32,11 +33,7 @@ def run(tmp_path):
 
     def run_python(*arguments, cwd):
         path = os.pathsep.join([str(tmp_path), str(ROOT)])
-        call = [sys.executable, *arguments, "--help"]
-        environment = {**os.environ, "PYTHONPATH": path}
-        done = subprocess.run(
-            call, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False
-        )
+        done = python(*arguments, "--help", cwd=cwd, more_env={"PYTHONPATH": path})
         assert done.returncode == 0, done.stderr
         assert "usage" in done.stdout.lower()
         found, cprofile = marker.read_text().splitlines()

@@ -2,20 +2,18 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from support.command_line import python
 from tools.torture import parent, targets  # noqa: F401 - registers them
 
 ROOT = Path(__file__).parents[2]
 
 
 def torture(*arguments, timeout):
-    command = [sys.executable, "-m", "tools.torture", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=timeout)
+    return python("-m", "tools.torture", *arguments, cwd=ROOT, timeout=timeout)
 
 
 def test_it_finds_crashes_hangs_memory_and_foreign_errors(tmp_path):

@@ -28,6 +28,7 @@ TABLE = [
     ("openvino", "avx2", (*BOTH, "int8"), "auto", ("float32", "float32")),
     ("openvino", "vnni", (*BOTH, "int8"), "int8", ("int8", "int8")),
     ("openvino", "vnni", BOTH, "bfloat16", None),
+    ("openvino", "vnni", FULL, "auto", ("float32", "float32")),
     ("openvino", "amx", (*BOTH, "int8"), "int8", ("int8", "int8")),
     ("openvino", "amx", BOTH, "auto", ("float32", "bfloat16")),
     ("openvino", "amx", BOTH, "float32", ("float32", "float32")),

@@ -356,13 +356,6 @@ def test_polygons_enclose_exactly_their_pixels(seed):
             assert len({tuple(corner) for corner in ring.tolist()}) == len(ring)  # none twice
 
 
-def test_a_polygon_has_corners_only_and_its_hole():
-    first, *_ = labelled(blocks()).polygons()
-    assert sorted(first.exterior.tolist()) == [[1, 1], [1, 6], [6, 1], [6, 6]]
-    (hole,) = first.holes
-    assert sorted(hole.tolist()) == [[3, 3], [3, 4], [4, 3], [4, 4]]
-
-
 def test_simpler_polygons_stay_near():
     y, x = np.mgrid[:80, :80]
     labels = np.where((x - 40) ** 2 + (y - 40) ** 2 < 900, 1, 255)
