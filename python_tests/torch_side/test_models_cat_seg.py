@@ -74,15 +74,10 @@ def test_keys_that_follow_from_others_may_be_missing_or_present(weights):
     assert build(no_text).text_encoder is None
 
 
-@pytest.mark.parametrize(
-    ("argument", "value"),
-    [
-        ("window", 4),
-        ("taps", (2, 1)),
-        ("taps", (1, 3)),
-        ("most_classes", 0),
-    ],
-)
+BAD = [("window", 4), ("taps", (2, 1)), ("taps", (1, 3)), ("most_classes", 0)]
+
+
+@pytest.mark.parametrize(("argument", "value"), BAD)
 def test_bad_settings_are_refused(weights, argument, value):
     with refused(ArgumentError, argument):
         build(weights, **{argument: value})

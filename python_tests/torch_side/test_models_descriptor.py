@@ -35,6 +35,9 @@ from zsseg_rt.torch_files.clip_arrays import ClipTensors, Tower
 pytestmark = pytest.mark.usefixtures("without_gradients")
 
 
+IMAGE, TEXT = tiny.image(1, 3, 64, 64), tiny.text_embeds(7, 32)
+
+
 @pytest.fixture(scope="module")
 def clip_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("clip") / "clip.pt"
@@ -52,7 +55,7 @@ def overlapping(clip_file, stride, size=64):
 @pytest.mark.parametrize("stride", [8, 4])
 def test_overlapping_patches_make_a_finer_grid(clip_file, stride):
     model, side = overlapping(clip_file, stride), 64 // stride
-    image, text = tiny.image(1, 3, 64, 64), tiny.text_embeds(7, 32)
+    image, text = IMAGE, TEXT
     output = model(image, text)
     assert model.size_hw == (64, 64)
     assert output.mask_logits.shape == (1, 7, side, side)
@@ -85,17 +88,10 @@ def test_blocks_without_prompts_of_their_own_run_without():
     lengths = []
     for block in short.backbone.transformer.resblocks:
         block.register_forward_hook(lambda *call: lengths.append(call[2].shape[1]))
-    image, text = tiny.image(1, 3, 64, 64), tiny.text_embeds(7, 32)
+    image, text = IMAGE, TEXT
     logits = short(image, text).mask_logits
     assert lengths == [20, 20, 17, 17]
     torch.testing.assert_close(run_parts(short, image, text), logits, rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("seen", [(7,), (-1,)])
-def test_seen_classes_outside_the_vocabulary_are_refused(seen):
-    model = tiny.zegclip_model(seen_classes=seen)
-    with refused(ShapeError, "seen_classes"):
-        model.predict(tiny.image(1, 3, 64, 64), tiny.text_embeds(7, 32))
 
 
 @pytest.mark.parametrize("prompt_dropout", [0.0, 0.1])
@@ -113,40 +109,36 @@ def test_dropout_acts_in_training_only(prompt_dropout, decoder_dropout):
 
 
 def test_half_precision_text_embeddings_are_promoted():
-    model, image, text = tiny.zegclip_model(), tiny.image(1, 3, 64, 64), tiny.text_embeds(7, 32)
-    assert torch.equal(model(image, text.half()).mask_logits, model(image, text).mask_logits)
+    model = tiny.zegclip_model()
+    assert torch.equal(model(IMAGE, TEXT.half()).mask_logits, model(IMAGE, TEXT).mask_logits)
 
 
-@pytest.mark.parametrize(
-    ("tokens", "error", "argument"),
-    [
-        (torch.zeros(2, 15, dtype=torch.int64), ShapeError, "tokens"),
-        (torch.zeros(2, 16), DTypeError, "tokens"),
-    ],
-)
-def test_wrong_tokens_are_refused(tokens, error, argument):
+def slide(rgb, **windows):
+    return lambda: slide_predict(tiny.zegclip_model(), rgb, TEXT, **windows)
+
+
+def read(tokens):
+    return lambda: tiny.zegclip_model().text_encoder(tokens)
+
+
+REFUSED = [
+    *((ShapeError, "seen_classes",
+       lambda seen=seen: tiny.zegclip_model(seen_classes=(seen,)).predict(IMAGE, TEXT))
+      for seen in (7, -1)),
+    (ShapeError, "tokens", read(torch.zeros(2, 15, dtype=torch.int64))),
+    (DTypeError, "tokens", read(torch.zeros(2, 16))),
+    (ShapeError, "rgb", slide(np.zeros((4, 4), np.uint8))),
+    (ShapeError, "rgb", slide(np.zeros((0, 4, 3), np.uint8))),
+    (DTypeError, "rgb", slide(np.zeros((4, 4, 3), np.float32))),
+    (DTypeError, "rgb", slide(torch.zeros(4, 4, 3))),
+    (ShapeError, "stride", slide(np.zeros((8, 8, 3), np.uint8), crop_size=64, stride=65)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("error", "argument", "call"), REFUSED)
+def test_what_does_not_fit_is_refused(error, argument, call):
     with refused(error, argument):
-        tiny.zegclip_model().text_encoder(tokens)
-
-
-@pytest.mark.parametrize(
-    ("rgb", "error", "message"),
-    [
-        (np.zeros((4, 4), np.uint8), ShapeError, r"rgb: expected \[H, W, 3\]"),
-        (np.zeros((0, 4, 3), np.uint8), ShapeError, r"rgb: expected \[H, W, 3\]"),
-        (np.zeros((4, 4, 3), np.float32), DTypeError, "rgb: expected uint8, got float32"),
-        (torch.zeros(4, 4, 3), DTypeError, r"rgb: expected a NumPy array, got torch\.Tensor"),
-    ],
-)
-def test_wrong_pictures_are_refused(rgb, error, message):
-    with pytest.raises(error, match=message):
-        slide_predict(tiny.zegclip_model(), rgb, tiny.text_embeds(7, 32))
-
-
-def test_windows_with_gaps_are_refused():
-    rgb = np.zeros((8, 8, 3), np.uint8)
-    with refused(ShapeError, "stride"):
-        slide_predict(tiny.zegclip_model(), rgb, tiny.text_embeds(7, 32), crop_size=64, stride=65)
+        call()
 
 
 def cell_of_patches(grid_hw, num_cells, **official):
@@ -198,7 +190,7 @@ def test_who_sees_whom(grid_hw, num_cells, num_prompts):
 
 
 def test_recovery_is_for_training_only_and_changes_no_mask():
-    image, text = tiny.image(1, 3, 64, 64), tiny.text_embeds(7, 32)
+    image, text = IMAGE, TEXT
     rates = {"prompt_dropout": 0.0, "decoder_dropout": 0.0}
     weights = tiny.clip_rc_state_dict()
     bare = {k: v for k, v in weights.items() if not k.startswith("decode_head.recovery_decoder.")}
@@ -225,7 +217,7 @@ def test_unread_keys_may_be_absent_as_in_the_jittor_port(architecture, weights, 
     names = (".self_attn.", ".norm1.", "empty_weight")
     lean = {k: v for k, v in whole.items() if not any(name in k for name in names)}
     assert len(whole) - len(lean) == unread
-    image, text = tiny.image(1, 3, 64, 64), tiny.text_embeds(7, 32)
+    image, text = IMAGE, TEXT
     found, expected = (
         from_official(architecture, content, **tiny.zegclip_config())(image, text).mask_logits
         for content in (lean, whole)

@@ -497,10 +497,6 @@ COSINE = {"learning_rate": 1e-3}
 CLIP_APART = r"(?!.*clip_model|sem_seg_head\.predictor\.logit_scale).*"
 
 
-# Of the last layer's attention to pixels, the weights are all that masks are made of.
-UNREAD = r"decoder_1\.layers\.2\.(multihead_attn\.(v|proj)|linear\d|norm[23])\."
-
-
 @pytest.mark.parametrize(
     ("system", "settings", "share", "trained"),
     [
