@@ -139,22 +139,15 @@ def test_many_names_have_colours_of_their_own():
     assert palette([]).shape == (0, 3)
 
 
-def test_overlay_paints_classes_and_keeps_unknown():
-    labels = np.array([[0, 255]], np.uint8)
-    frame = np.full((1, 2, 3), 100, np.uint8)
-    out = make(labels, ("a",)).overlay(frame, alpha=1.0)
-    np.testing.assert_array_equal(out, [[palette(["a"])[0], [100, 100, 100]]])
-
-
-def test_an_overlay_has_the_frame_s_channel_order():
-    labels = np.array([[0, 1, 255]], np.uint8)
+def test_an_overlay_paints_classes_keeps_unknown_and_the_frame_s_channel_order():
     frame = np.arange(9, dtype=np.uint8).reshape(1, 3, 3) * 20
-    rgb = make(labels).overlay(frame)
-    bgr = dataclasses.replace(make(labels), channel_order="bgr").overlay(
-        np.ascontiguousarray(frame[..., ::-1])
+    seg = make(np.array([[0, 1, 255]], np.uint8))
+    rgb = seg.overlay(frame, alpha=1.0)
+    np.testing.assert_array_equal(rgb, [[*palette(seg.names)[:2], frame[0, 2]]])
+    bgr = dataclasses.replace(seg, channel_order="bgr").overlay(
+        np.ascontiguousarray(frame[..., ::-1]), alpha=1.0
     )
     np.testing.assert_array_equal(bgr[..., ::-1], rgb)
-    assert not np.array_equal(rgb[0, 0], rgb[0, 0, ::-1])
 
 
 def test_overlay_refuses_a_frame_of_another_size():
@@ -183,11 +176,6 @@ def test_results_pickle_and_copy(way):
     np.testing.assert_array_equal(again.frame.image, seg.frame.image)
     with pytest.raises(dataclasses.FrozenInstanceError):
         again.names = ()
-
-
-def test_supervision_gets_nothing_where_all_is_unknown():
-    pytest.importorskip("supervision", reason="needs the extra supervision")
-    assert len(make(np.full((3, 4), 255, np.uint8)).to_supervision()) == 0
 
 
 def test_without_supervision_the_error_says_what_to_install(monkeypatch):
@@ -437,6 +425,7 @@ def test_supervision_gets_confidence_and_a_detection_per_component():
     assert len(parts[parts.confidence > 0.8]) == 0
     plain = dataclasses.replace(seg, scores=None).to_supervision(per_component=True)
     assert plain.confidence is None
+    assert len(labelled(np.full((3, 4), 255)).to_supervision()) == 0
 
 
 # --- GeoJSON and labelme ---
