@@ -9,14 +9,7 @@ import pytest
 from support.cells import NAMES, bundle_at, picture
 from support.colour_words import COLOUR_WORDS
 from support.errors import refused
-from zsseg_rt import (
-    ArgumentError,
-    Bundle,
-    Engine,
-    EngineConfig,
-    FrameMemory,
-    read_photo,
-)
+from zsseg_rt import ArgumentError, Bundle, Engine, EngineConfig, FrameMemory, read_photo
 from zsseg_rt.demo import demo_photos
 from zsseg_rt.errors import ConfigError
 from zsseg_rt.runtime.families.candidates import CandidateGate

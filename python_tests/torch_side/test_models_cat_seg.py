@@ -15,10 +15,7 @@ from zsseg_rt.export import export_bundle
 from zsseg_rt.export.architectures.cat_seg import network_of
 from zsseg_rt.models import create_model, from_official, slide_predict
 from zsseg_rt.models.base import SlideSettings
-from zsseg_rt.models.cat_seg.model import (
-    AggregatorConfig,
-    CatSegConfig,
-)
+from zsseg_rt.models.cat_seg.model import AggregatorConfig, CatSegConfig
 from zsseg_rt.networks.cat_seg import class_halves, encode_view, head, shift_mask
 from zsseg_rt.onnx.arrays import Arrays
 

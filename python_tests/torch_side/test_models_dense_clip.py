@@ -207,11 +207,7 @@ def test_defaults_are_the_authors(build):
         ({"activation": None}, CheckpointError, "activation"),
         ({"pretrained": None, "clip": "RN50"}, CheckpointError, "clip"),
         ({"pretrained": None, "clip": "x"}, CheckpointError, "clip"),
-        (
-            {"pretrained": None, "clip": "ViT-B-16-SigLIP"},
-            CheckpointError,
-            "clip",
-        ),
+        ({"pretrained": None, "clip": "ViT-B-16-SigLIP"}, CheckpointError, "clip"),
     ],
     ids=lambda value: str(value)[:40],
 )

@@ -74,11 +74,7 @@ SYSTEMS = {
             ("backbone.region_level_bridge", (0, 64), "square grid, got 0 rows"),
             ("backbone.region_level_bridge", (4, 63), r"\[4, 63\] instead of \[4, 64\]"),
             ("decode_head.lateral_proj.weight", (32, 64), r"\[32, 64\] instead of \[32, 96\]"),
-            (
-                "decode_head.decoder_1.layers.0.norm3.bias",
-                (32,),
-                r"norm3\.bias unknown",
-            ),
+            ("decode_head.decoder_1.layers.0.norm3.bias", (32,), r"norm3\.bias unknown"),
         ),
         ("num_heads", "decoder_heads", "text_heads"),
     ),

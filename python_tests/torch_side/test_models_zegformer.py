@@ -14,12 +14,7 @@ from support.tiny_zegformer import class_prompts
 from zsseg_rt.bundles import specs as bundle_specs
 from zsseg_rt.errors import ArgumentError, CheckpointError, DTypeError, ShapeError
 from zsseg_rt.models import create_model, from_official, load_clip
-from zsseg_rt.models.zegformer.decoder import (
-    BatchNorm,
-    QueryDecoderConfig,
-    ResNet,
-    ResNetConfig,
-)
+from zsseg_rt.models.zegformer.decoder import BatchNorm, QueryDecoderConfig, ResNet, ResNetConfig
 from zsseg_rt.models.zegformer.model import FUSIONS, ZegFormer, load_torchvision_backbone
 from zsseg_rt.torch_files.clip_arrays import ClipTensors, Tower
 from zsseg_rt.torch_files.zegformer_arrays import REGION_TEMPLATES, SEGMENT_TEMPLATES
@@ -179,10 +174,7 @@ def test_only_clip_may_be_half_precision():
 
 @pytest.mark.parametrize(
     ("settings", "argument"),
-    [
-        ({"region_style": "masks"}, "region_style"),
-        ({"region_batch": 0}, "region_batch"),
-    ],
+    [({"region_style": "masks"}, "region_style"), ({"region_batch": 0}, "region_batch")],
 )
 def test_settings_outside_their_range(settings, argument):
     with refused(ArgumentError, argument):

@@ -20,11 +20,7 @@ from zsseg_rt.models.zeroseg.encoder import (
     reconstruction_loss,
     sincos_positions,
 )
-from zsseg_rt.models.zeroseg.model import (
-    hard_assignment,
-    load_mae_encoder,
-    spread_scores,
-)
+from zsseg_rt.models.zeroseg.model import hard_assignment, load_mae_encoder, spread_scores
 from zsseg_rt.training.data import Batch
 from zsseg_rt.training.tasks.zeroseg import (
     TeacherFeatures,

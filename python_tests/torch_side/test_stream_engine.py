@@ -7,14 +7,7 @@ import pytest
 from support.colour_words import COLOUR_WORDS
 from support.errors import refused
 from support.streams import write_video
-from zsseg_rt import (
-    ArgumentError,
-    Engine,
-    EngineConfig,
-    EngineStateError,
-    FrameMemory,
-    SourceError,
-)
+from zsseg_rt import ArgumentError, Engine, EngineConfig, EngineStateError, FrameMemory, SourceError
 from zsseg_rt.errors import VocabularyError
 
 NAMES = ["red", "green", "blue"]

@@ -31,11 +31,7 @@ from zsseg_rt.training.config import (
 )
 from zsseg_rt.training.tasks import TASKS
 from zsseg_rt.training.tasks.zegformer import SegmentWeights
-from zsseg_rt.training.tasks.zeroseg import (
-    TeacherFeatures,
-    TeacherViews,
-    ZeroSegTask,
-)
+from zsseg_rt.training.tasks.zeroseg import TeacherFeatures, TeacherViews, ZeroSegTask
 
 PACKAGE = Path(zsseg_rt.__file__).parent
 ROOT = Path(__file__).parents[2]
@@ -303,13 +299,7 @@ def rows_of_the_page():
 
 @pytest.mark.parametrize(
     ("architecture", "rows"),
-    [
-        ("zegclip", 2),
-        ("clip_rc", 3),
-        ("cosine_head", 2),
-        ("zegformer", 2),
-        ("cat_seg", 2),
-    ],
+    [("zegclip", 2), ("clip_rc", 3), ("cosine_head", 2), ("zegformer", 2), ("cat_seg", 2)],
 )
 def test_every_model_option_is_on_the_page(architecture, rows):
     own = ["all that start", f"`{architecture}`", *(["`zegclip`"] if rows == 3 else [])]

@@ -19,11 +19,7 @@ from zsseg_rt.training.data import Batch
 from zsseg_rt.training.tasks.cosine_head import CosineHeadTask
 from zsseg_rt.training.tasks.descriptor import DescriptorTask
 from zsseg_rt.training.tasks.labelled import UNSEEN, LabelProtocol
-from zsseg_rt.training.tasks.losses import (
-    binary_cross_entropy,
-    cross_entropy,
-    mask_losses,
-)
+from zsseg_rt.training.tasks.losses import binary_cross_entropy, cross_entropy, mask_losses
 from zsseg_rt.training.tasks.zegformer import (
     SegmentWeights,
     ZegFormerTask,
@@ -258,10 +254,7 @@ def test_many_classes_have_another_ignore_label():
 
 @pytest.mark.parametrize(
     ("name", "changes", "argument"),
-    [
-        ("inductive", {"seen": ()}, "seen"),
-        ("transductive", {"seen": range(6)}, "seen"),
-    ],
+    [("inductive", {"seen": ()}, "seen"), ("transductive", {"seen": range(6)}, "seen")],
 )
 def test_refuses_what_cannot_be_trained(name, changes, argument):
     with refused(ArgumentError, argument):
@@ -531,12 +524,7 @@ def test_losses_fall_and_what_is_trained_moves(task, system, settings, share, tr
 
 @pytest.mark.parametrize(
     ("system", "settings"),
-    [
-        ("zegclip", {}),
-        ("clip_rc", {}),
-        ("cosine_head", {}),
-        ("zegformer", {}),
-    ],
+    [("zegclip", {}), ("clip_rc", {}), ("cosine_head", {}), ("zegformer", {})],
 )
 def test_inductive_training_cannot_tell_unseen_classes_from_nothing(task, system, settings):
     one, given = task(system, **settings), batch(system, num_images=4)
