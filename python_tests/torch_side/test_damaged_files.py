@@ -1,6 +1,5 @@
 """Damaged files are a typed error or a result, and damaged caches are made again."""
 
-import dataclasses
 import io
 import json
 import logging
@@ -209,17 +208,11 @@ class OpenVinoUser:
         return [(blob.stat().st_ino, blob.stat().st_mtime_ns) for blob in blobs]
 
 
-@dataclasses.dataclass(frozen=True)
-class CacheKind:
-    user: type
-    pattern: str
-
-
 CACHES = {
-    "row": CacheKind(RowUser, "text/*/*.row"),
-    "blob": CacheKind(OpenVinoUser, "openvino/*/*.blob"),
-    "checksums": CacheKind(OpenVinoUser, "openvino/*/checksums.json"),
-    "model folder": CacheKind(OpenVinoUser, "openvino/" + "[0-9a-f]" * 32),
+    "row": (RowUser, "text/*/*.row"),
+    "blob": (OpenVinoUser, "openvino/*/*.blob"),
+    "checksums": (OpenVinoUser, "openvino/*/checksums.json"),
+    "model folder": (OpenVinoUser, "openvino/" + "[0-9a-f]" * 32),
 }
 
 
@@ -242,27 +235,27 @@ OBSTACLES = {
     "pipe": lambda entry, content: os.mkfifo(entry),
 }
 CASES = [
-    pytest.param(kind, damage, id=f"{name}-{how}")
+    pytest.param(*kind, damage, id=f"{name}-{how}")
     for name, kind in CACHES.items()
     for how, damage in {**CONTENTS, **OBSTACLES}.items()
     if (name, how) != ("model folder", "folder")
 ]
 
 
-def replace_entry(user, kind, damage):
-    (entry,) = user.cache.glob(kind.pattern)
+def replace_entry(user, pattern, damage):
+    (entry,) = user.cache.glob(pattern)
     content = None if entry.is_dir() else entry.read_bytes()
     shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     damage(entry, content)
     return entry
 
 
-@pytest.mark.parametrize(("kind", "damage"), CASES)
-def test_damaged_entries_are_made_again_with_one_warning(tmp_path, caplog, kind, damage):
+@pytest.mark.parametrize(("user", "pattern", "damage"), CASES)
+def test_damaged_entries_are_made_again_with_one_warning(tmp_path, caplog, user, pattern, damage):
     caplog.set_level(logging.WARNING, logger="zsseg_rt")
-    user = kind.user(tmp_path)
+    user = user(tmp_path)
     assert user.use()
-    entry = replace_entry(user, kind, damage)
+    entry = replace_entry(user, pattern, damage)
     user.use()
     assert len(caplog.records) == 1, caplog.text
     assert str(entry) in caplog.text or str(entry.parent) in caplog.text

@@ -38,13 +38,6 @@ pytestmark = pytest.mark.usefixtures("without_gradients")
 IMAGE, TEXT = tiny.image(1, 3, 64, 64), tiny.text_embeds(7, 32)
 
 
-@pytest.fixture(scope="module")
-def clip_file(tmp_path_factory):
-    path = tmp_path_factory.mktemp("clip") / "clip.pt"
-    torch.save(tiny.clip_state_dict(), path)
-    return path
-
-
 def overlapping(clip_file, stride, size=64):
     return create_model(
         "zegclip", pretrained=clip_file, activation="quick_gelu", num_heads=4, text_heads=4,

@@ -1,7 +1,6 @@
 """ZegFormer against the official code's outputs."""
 
 import ast
-import json
 
 import numpy as np
 import pytest
@@ -51,15 +50,14 @@ def small(shared_dir):
 
 @pytest.fixture(scope="module")
 def small_config(small):
-    return json.loads(str(small["config_json"]))
+    return golden.config_of(small)
 
 
 @pytest.fixture(scope="module")
 def small_state_dict(small, small_config):
-    stored = {k.removeprefix("sd/"): tensor(small, k) for k in small.files if k.startswith("sd/")}
     vocabulary, width = small_config["clip"][6:8]
     key = tiny_zegformer.CLIP + "token_embedding.weight"
-    return stored | {key: tiny_zegformer.rule_tensor(key, (vocabulary, width))}
+    return golden.state_dict_of(small) | {key: tiny_zegformer.rule_tensor(key, (vocabulary, width))}
 
 
 @pytest.fixture(scope="module")
@@ -131,18 +129,16 @@ def test_small_graphs_and_kernels(small, small_model, small_inputs, tmp_path):
     paths = {name: tmp_path / kinds["float32"].file for name, kinds in files.items()}
     found = run_file(paths["image_encoder"], {"image": padded})
     masks = found["region_masks"][0]
-    assert_close(tensor(found, "region_masks"), small["mid/pred_masks"])
+    assert_close(found["region_masks"], small["mid/pred_masks"])
     logits = 100 * found["segment_embeds"] @ small["text/text_features_test"].T
-    logits = torch.from_numpy(np.dstack([logits, found["no_object"][..., None]]))
+    logits = np.dstack([logits, found["no_object"][..., None]])
     assert_close(logits, small["mid/pred_logits"])
     boxes = ops.mask_boxes(masks, padded.shape[2:])
     planes = small_model.prepare(small_inputs[0], REGION_MEAN, REGION_STD)[0].numpy()
     crops = ops.crop_regions(planes, masks, regions, boxes[:, :4].copy(), side=224)
-    assert_close(
-        tensor({"a": crops[None, :, :, ::14, ::14]}, "a"), small["mid/clip_in_cropmask_sub14"]
-    )
+    assert_close(crops[None, :, :, ::14, ::14], small["mid/clip_in_cropmask_sub14"])
     embeds = run_file(paths["region_encoder"], {"crops": crops})["region_embeds"]
-    clip = torch.from_numpy(100 * embeds @ small["text/text_features_test_clip"].T)
+    clip = 100 * embeds @ small["text/text_features_test_clip"].T
     assert_close(clip, small["mid/clip_logits"][0, :, :-1], CLIP_TOLERANCE)
 
 
