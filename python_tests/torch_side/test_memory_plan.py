@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
 from support.errors import refused
+from support.graphs import write_graph
 from zsseg_rt import Bundle, Engine, EngineConfig
 from zsseg_rt.backends.registry import Placement
 from zsseg_rt.common import process
@@ -25,26 +27,16 @@ CPU = Placement(backend="openvino", device="cpu")
 
 
 def test_the_most_that_is_alive_at_one_time_is_counted(tmp_path):
-    onnx = pytest.importorskip("onnx")
-    helper, number = onnx.helper, onnx.TensorProto.FLOAT
-    weight = onnx.numpy_helper.from_array(np.zeros((8, 32), np.float32), "w")
-    shape = onnx.numpy_helper.from_array(np.array([-1, 4, 8], np.int64), "shape")
+    number = TensorProto.FLOAT
+    weights = {"w": np.zeros((8, 32), np.float32), "shape": np.array([-1, 4, 8], np.int64)}
     nodes = [
         helper.make_node("MatMul", ["x", "w"], ["wide"]),  # x 8 + wide 32 elements a row
         helper.make_node("Relu", ["wide"], ["active"]),  # 32 + 32: the most
         helper.make_node("Reshape", ["active", "shape"], ["view"]),
         helper.make_node("ReduceSum", ["view"], ["y"], keepdims=1),
     ]
-    graph = helper.make_graph(
-        nodes,
-        "g",
-        [helper.make_tensor_value_info("x", number, ["rows", 8])],
-        [helper.make_tensor_value_info("y", number, [1, 1, 1])],
-        [weight, shape],
-    )
-    path = tmp_path / "g.onnx"
-    opset = [helper.make_opsetid("", 17)]
-    onnx.save(helper.make_model(graph, ir_version=8, opset_imports=opset), path)
+    ends = {"x": (number, ["rows", 8])}, {"y": (number, [1, 1, 1])}
+    path = write_graph(tmp_path / "g.onnx", nodes, *ends, weights)
     found = graph_memory(path, float_bytes=4, axes={"rows": 5})
     assert found.weights == 8 * 32 * 4 + 3 * 8
     assert found.activations == 5 * (32 + 32) * 4
