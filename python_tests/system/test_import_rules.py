@@ -5,13 +5,12 @@ Who may import whom is checked by ``lint-imports``, which tools/test.sh runs.
 
 import ast
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import zsseg_rt
+from support.command_line import python
 from zsseg_rt import errors
 
 PACKAGE = Path(zsseg_rt.__file__).parent
@@ -29,9 +28,7 @@ print(sorted(sys.modules))
 
 def loaded_by(*names):
     """Names of all modules that importing some loads, in a process of its own."""
-    call = [sys.executable, "-c", LOADED, *names]
-    done = subprocess.run(call, capture_output=True, text=True, check=True, timeout=120)
-    return ast.literal_eval(done.stdout)
+    return ast.literal_eval(python("-c", LOADED, *names).stdout)
 
 
 def runtime_modules():

@@ -3,23 +3,77 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
+import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+
+from support.colour_words import COLOUR_WORDS
 
 pytest.importorskip("PIL.Image")
 
-from support import odd_photos as odd
 from support.command_line import python, run
 from zsseg_rt.demo import demo_bundle
 
-PNG = odd.saved("PNG")
-JPEG = odd.saved("JPEG", quality=95)
-LARGE = odd.halves("red", "blue", 300, 300)
-WHITE_BLACK = odd.halves("white", "black")
+HEIGHT, WIDTH = 24, 40  # of pictures: red on the left, blue on the right, if not said otherwise
+
+
+def halves(left: str, right: str, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
+    """A picture of two colours, uint8 RGB [height, width, 3]."""
+    picture = np.empty((height, width, 3), np.uint8)
+    picture[:, : width // 2], picture[:, width // 2 :] = COLOUR_WORDS[left], COLOUR_WORDS[right]
+    return picture
+
+
+def saved(
+    kind: str, mode: str = "RGB", *, picture: np.ndarray | None = None, **options: Any
+) -> bytes:
+    """A picture as Pillow writes it."""
+    from PIL import Image
+
+    image = Image.fromarray(halves("red", "blue") if picture is None else picture)
+    content = io.BytesIO()
+    image.convert(mode).save(content, kind, **options)
+    return content.getvalue()
+
+
+def frames(kind: str) -> bytes:
+    """Two pictures in one file, of which the second is green."""
+    from PIL import Image
+
+    first = Image.fromarray(halves("red", "blue"))
+    second = Image.fromarray(halves("green", "green"))
+    content = io.BytesIO()
+    first.save(content, kind, save_all=True, append_images=[second], duration=100, lossless=True)
+    return content.getvalue()
+
+
+def thumbnailed(data: bytes) -> bytes:
+    """A JPEG that holds another, whole one in its EXIF segment, as cameras' files do."""
+    inner = b"Exif\0\0" + saved("JPEG", picture=halves("red", "blue", 8, 8))
+    return data[:2] + b"\xff\xe1" + struct.pack(">H", len(inner) + 2) + inner + data[2:]
+
+
+def write(folder: Path, name: bytes, data: bytes | Callable[[Path], None]) -> Path:
+    """Write a file under any name that the file system takes; or let a function make it."""
+    path = folder / os.fsdecode(name)
+    if callable(data):
+        data(path)
+    else:
+        path.write_bytes(data)
+    return path
+
+
+PNG = saved("PNG")
+JPEG = saved("JPEG", quality=95)
+LARGE = halves("red", "blue", 300, 300)
+WHITE_BLACK = halves("white", "black")
 
 CLASSES = ("red", "blue", "white", "black", "green")
 COLOURED, GREY = ("red", "blue"), ("white", "black")
@@ -32,7 +86,7 @@ class Photo:
     name: str | bytes
     data: bytes | Callable[[Path], None]
     colours: tuple[str, ...] = COLOURED
-    size_hw: tuple[int, int] = (odd.HEIGHT, odd.WIDTH)
+    size_hw: tuple[int, int] = (HEIGHT, WIDTH)
     refused: str = ""
 
     @property
@@ -49,28 +103,28 @@ def refused(name: str | bytes, data: bytes | Callable[[Path], None], message: st
 
 
 def strip(colours: tuple[str, str], height: int, width: int) -> bytes:
-    return odd.saved("PNG", picture=odd.halves(*colours, height, width))
+    return saved("PNG", picture=halves(*colours, height, width))
 
 
 PHOTOS = {
-    "png of 1 bit": Photo("1.png", odd.saved("PNG", "1", picture=WHITE_BLACK), GREY),
-    "png with a palette": Photo("p.png", odd.saved("PNG", "P")),
-    "grey png with alpha": Photo("la.png", odd.saved("PNG", "LA", picture=WHITE_BLACK), GREY),
-    "animated png": Photo("moving.png", odd.frames("PNG")),
-    "progressive jpeg": Photo("p.jpg", odd.saved("JPEG", progressive=True, quality=95)),
-    "cmyk jpeg": Photo("cmyk.jpg", odd.saved("JPEG", "CMYK", quality=95)),
-    "jpeg with a thumbnail": Photo("thumb.jpg", odd.thumbnailed(JPEG)),
-    "lossy webp": Photo("lossy.webp", odd.saved("WEBP", quality=95)),
-    "webp with alpha": Photo("alpha.webp", odd.saved("WEBP", "RGBA", lossless=True)),
-    "animated webp": Photo("moving.webp", odd.frames("WEBP")),
-    "tiff of several pages": Photo("pages.tif", odd.frames("TIFF")),
-    "bmp": Photo("a.bmp", odd.saved("BMP")),
-    "bmp with a palette": Photo("p.bmp", odd.saved("BMP", "P")),
+    "png of 1 bit": Photo("1.png", saved("PNG", "1", picture=WHITE_BLACK), GREY),
+    "png with a palette": Photo("p.png", saved("PNG", "P")),
+    "grey png with alpha": Photo("la.png", saved("PNG", "LA", picture=WHITE_BLACK), GREY),
+    "animated png": Photo("moving.png", frames("PNG")),
+    "progressive jpeg": Photo("p.jpg", saved("JPEG", progressive=True, quality=95)),
+    "cmyk jpeg": Photo("cmyk.jpg", saved("JPEG", "CMYK", quality=95)),
+    "jpeg with a thumbnail": Photo("thumb.jpg", thumbnailed(JPEG)),
+    "lossy webp": Photo("lossy.webp", saved("WEBP", quality=95)),
+    "webp with alpha": Photo("alpha.webp", saved("WEBP", "RGBA", lossless=True)),
+    "animated webp": Photo("moving.webp", frames("WEBP")),
+    "tiff of several pages": Photo("pages.tif", frames("TIFF")),
+    "bmp": Photo("a.bmp", saved("BMP")),
+    "bmp with a palette": Photo("p.bmp", saved("BMP", "P")),
     "1x1": Photo("dot.png", strip(("blue", "blue"), 1, 1), ("blue",), (1, 1)),
     "1x5000": Photo("line.png", strip(COLOURED, 1, 5000), COLOURED, (1, 5000)),
     "20000x2": Photo("pole.png", strip(COLOURED, 20000, 2), COLOURED, (20000, 2)),
-    "cut jpeg": refused("cut.jpg", odd.saved("JPEG", picture=LARGE)[:900], "image file"),
-    "cut png": refused("cut.png", odd.saved("PNG", picture=LARGE)[:-300], "image file"),
+    "cut jpeg": refused("cut.jpg", saved("JPEG", picture=LARGE)[:900], "image file"),
+    "cut png": refused("cut.png", saved("PNG", picture=LARGE)[:-300], "image file"),
     "text": refused("text.jpg", b"no picture, " * 30, "in no known image format"),
     "reading fails": refused("mem.png", link_to("/proc/self/mem"), "cannot be read: Input/output"),
     "link": Photo("link.png", link_to("a.bmp")),
@@ -106,7 +160,7 @@ def outcome(colour_bundle, tmp_path_factory):
     folder.mkdir()
     rows = [(photo.path_name, photo.data) for photo in PHOTOS.values()]
     for name, data in (*rows, *NO_PHOTOS.values()):
-        odd.write(folder, os.fsencode(name), data)
+        write(folder, os.fsencode(name), data)
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("ZSSEG_HOME", str(base / "home"))
         code = run("segment", folder, "-b", colour_bundle, "--classes", ",".join(CLASSES),
@@ -211,7 +265,7 @@ def test_arguments_are_right_or_refused_in_one_line(row, odd_files, capsys):
 
 
 def test_libraries_add_nothing_to_the_one_line(tmp_path):
-    photo = odd.write(tmp_path, b"cut.png", PHOTOS["cut png"].data)
+    photo = write(tmp_path, b"cut.png", PHOTOS["cut png"].data)
     call = ("segment", photo, "-b", demo_bundle("scenes"), "--class", "red metal ball")
     home = {"ZSSEG_HOME": str(tmp_path / "home")}
     done = python("-m", "zsseg_rt", *call, "-o", tmp_path / "out", more_env=home)

@@ -3,11 +3,12 @@
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+
+from support.command_line import python
 
 ROOT = Path(__file__).parents[2]
 IN_SDIST = ("csrc", "cpp_tests", "zsseg_rt", "tools", "CMakeLists.txt", "setup.py")
@@ -35,8 +36,7 @@ def tracked(*paths):
 
 
 def setup_py(folder, *arguments):
-    call = [sys.executable, "setup.py", "-q", *map(str, arguments)]
-    done = subprocess.run(call, cwd=folder, capture_output=True, text=True, check=False)
+    done = python("setup.py", "-q", *arguments, cwd=folder)
     assert done.returncode == 0, done.stderr
 
 
@@ -94,16 +94,14 @@ def test_an_installation_from_the_sdist_labels_the_demo(unpacked, tmp_path):
     environment = {**os.environ, "ZSSEG_CUDA": "OFF", "ZSSEG_HOME": str(tmp_path / "home")}
     environment.pop("PYTHONPATH", None)
     environment["CMAKE_ARGS"] = "-DCMAKE_CXX_FLAGS_RELEASE=-O0"  # quick to build
-    call = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation"]
+    call = ["-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation"]
     call += ["--disable-pip-version-check", "--target", str(tmp_path / "site"), str(source)]
-    done = subprocess.run(call, env=environment, capture_output=True, text=True, check=False)
+    done = python(*call, env=environment, timeout=3600)
     assert done.returncode == 0, done.stderr
     environment["PYTHONPATH"] = str(tmp_path / "site")
     environment.pop("ZSSEG_EXTENSION", None)
-    call = [sys.executable, "-m", "zsseg_rt", "segment", "--demo", "--out", str(tmp_path / "out")]
-    done = subprocess.run(
-        call, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    call = ("-m", "zsseg_rt", "segment", "--demo", "--out", tmp_path / "out")
+    done = python(*call, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert list((tmp_path / "out").glob("*.overlay.png"))
 

@@ -18,7 +18,6 @@ from zsseg_rt.common.files import read_limited, remove_entry, whole_file, write_
 from zsseg_rt.errors import BundleError
 from zsseg_rt.export.bundle_writer import new_bundle_folder
 
-CONTENTS = [bytes([65 + number]) * 50_000 for number in range(8)]
 NAMES = (MANIFEST, "a.onnx", "c/d.npy")
 
 # Writes for ever at sys.argv[2]: a file, or a bundle whose files hold one word.
