@@ -54,6 +54,8 @@ def main():
         schedule=toy_schedule,
     )
     print(f"finished={result.finished} step={result.step}")
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import pytest
 import zsseg_rt
 
 PACKAGE = Path(zsseg_rt.__file__).parent
-MOST = 53_380  # the whole package; below the rooms' sum, so that not all of them may be full
+MOST = 53_390  # the whole package; below the rooms' sum, so that not all of them may be full
 ROOMS = {
     "root": 1_185,
     "common": 1_575,
@@ -26,7 +26,7 @@ ROOMS = {
     "server": 1_980,
     "profiling": 2_510,
     "evaluation": 1_590,
-    "cli": 3_175,
+    "cli": 3_180,
     "integrations": 795,
     "models": 5_140,
     "export": 3_730,
