@@ -7,8 +7,6 @@ import inspect
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from conftest import CpuDevice
 from support.errors import refused
@@ -56,11 +54,3 @@ def test_arrays_in_another_order_are_refused(name):
         with refused(ShapeError, argument):
             turned = arrays | {argument: np.asfortranarray(array)}
             getattr(ops, name)(**turned, **case.settings)
-
-
-@pytest.mark.parametrize("name", MAKERS)
-@settings(max_examples=60, deadline=None)
-@given(data=st.data())
-def test_equals_the_reference_for_any_arguments(name, data):
-    draw = Draw(lambda options: data.draw(st.sampled_from(options)))
-    check_call(name, CpuDevice(), MAKERS[name](draw))
