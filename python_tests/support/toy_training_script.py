@@ -9,6 +9,7 @@ import torch
 
 from support.toy_training import ToyTask, config, toy_batches, toy_schedule
 from zsseg_rt.training.loop.loop import run_loop
+from zsseg_rt.training.loop.run_state import leave_processes
 
 
 def parse():
@@ -54,8 +55,7 @@ def main():
         schedule=toy_schedule,
     )
     print(f"finished={result.finished} step={result.step}")
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    leave_processes()
 
 
 if __name__ == "__main__":

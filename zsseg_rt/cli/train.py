@@ -70,13 +70,11 @@ def train(*, run: _Options) -> None:
 
 
 def _train(settings: TrainConfig, resume: bool) -> tuple[TrainingResult, list[str]]:
-    import torch
-
     from zsseg_rt.training.assembly import train as run
+    from zsseg_rt.training.loop.run_state import leave_processes
 
     result = run(settings, resume=resume)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()  # its threads may not outlive the interpreter
+    leave_processes()
     return result, [f"next: zsseg-rt export trained {result.run_folder} --out NAME.zsseg"]
 
 

@@ -121,6 +121,12 @@ def start_accelerator(config: LoopConfig) -> Any:
     )
 
 
+def leave_processes() -> None:
+    """End the work with other processes, whose threads may not outlive the interpreter."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def _is_on_cpu(config: LoopConfig) -> bool:
     has_gpu = torch.cuda.is_available()
     if config.device == "cuda" and not has_gpu:
