@@ -34,6 +34,12 @@ def photos(tmp_path_factory):
     return write_photos(tmp_path_factory.mktemp("photos"))
 
 
+@pytest.fixture(scope="module")
+def many_photos(tmp_path_factory):
+    """So many that a signal comes before the last was measured."""
+    return write_photos(tmp_path_factory.mktemp("many"), 48)
+
+
 def small_graph(path, opset, op_type="Relu"):
     """MatMul with a stored weight, then a node."""
     weight = helper.make_tensor("w", TensorProto.FLOAT, [4, 2], [0.5] * 8)
@@ -123,11 +129,11 @@ def test_masks_need_a_data_set(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_command_leaves_nothing(kind, photos, tmp_path):
+def test_an_interrupted_command_leaves_nothing(kind, many_photos, tmp_path):
     scratch, place = tmp_path / "scratch", tmp_path / "out"
     scratch.mkdir()
     place.mkdir()
-    given = ["quantize", "demo-scenes", "--photos", photos, "--out", place / "x.zsseg",
+    given = ["quantize", "demo-scenes", "--photos", many_photos, "--out", place / "x.zsseg",
              "--precision", "fp8", "--json", place / "report.json"]  # fmt: skip
     child = subprocess.Popen(
         [sys.executable, "-m", "zsseg_rt", *given],
