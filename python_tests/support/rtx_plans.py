@@ -1,4 +1,4 @@
-"""Plans that TensorRT-RTX builds without a GPU."""
+"""Plans that TensorRT-RTX builds without a GPU, and the key of one that nobody built."""
 
 from __future__ import annotations
 
@@ -8,6 +8,16 @@ from typing import Any
 import pytest
 
 from zsseg_rt import Bundle
+from zsseg_rt.backends.plan_cache import PlanKey
+
+PLAN_KEY = PlanKey(
+    graph_name="decoder",
+    graph_sha256="ab" * 32,
+    runtime="tensorrt-10.3.0",
+    target="sm87-Orin",
+    precision="float16",
+    shapes={"classes": (1, 32, 1024)},
+)
 
 
 def fused_kernels(plan: Any) -> tuple[int, int]:

@@ -10,20 +10,13 @@ from types import SimpleNamespace
 import pytest
 
 from support.errors import refused
+from support.rtx_plans import PLAN_KEY
 from zsseg_rt import Engine, EngineConfig, engine
-from zsseg_rt.backends.plan_cache import Plan, PlanCache, PlanKey, kernels_path
+from zsseg_rt.backends.plan_cache import Plan, PlanCache, kernels_path
 from zsseg_rt.common import files as store
 from zsseg_rt.errors import BackendError
 from zsseg_rt.runtime.self_check import SelfCheck, StageCheck, prove_plans
 
-KEY = PlanKey(
-    graph_name="decoder",
-    graph_sha256="ab" * 32,
-    runtime="tensorrt-10.3.0",
-    target="sm87-Orin",
-    precision="float16",
-    shapes={"classes": (1, 32, 1024)},
-)
 REPORT = {"precision": "float16", "layers": []}
 
 
@@ -43,8 +36,8 @@ def files(folder):
 
 def stored(folder):
     cache = PlanCache(folder)
-    cache.get_or_build(KEY, Builder())
-    return cache, cache.path(KEY)
+    cache.get_or_build(PLAN_KEY, Builder())
+    return cache, cache.path(PLAN_KEY)
 
 
 def test_file_name_and_record_say_what_the_plan_is(tmp_path):
@@ -59,17 +52,17 @@ def test_file_name_and_record_say_what_the_plan_is(tmp_path):
 def test_discard_makes_the_next_request_build(tmp_path, caplog):
     cache, path = stored(tmp_path)
     kernels_path(path).write_bytes(b"compiled for the plan")
-    cache.discard(KEY, "the runtime refused it")
+    cache.discard(PLAN_KEY, "the runtime refused it")
     assert files(tmp_path) == []
     assert "the runtime refused it" in caplog.text
     builder = Builder()
-    cache.get_or_build(KEY, builder)
+    cache.get_or_build(PLAN_KEY, builder)
     assert builder.calls == 1
 
 
 def test_a_cache_folder_that_is_a_file_is_a_warning(tmp_path, caplog):
     (tmp_path / "engines").write_text("in the way")
-    plan = PlanCache(tmp_path).get_or_build(KEY, Builder())
+    plan = PlanCache(tmp_path).get_or_build(PLAN_KEY, Builder())
     assert plan.data == b"plan bytes"
     assert plan.path is None
     assert "cannot write" in caplog.text
@@ -80,9 +73,9 @@ def test_no_folder_means_no_files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     builder = Builder()
     cache = PlanCache(None)
-    assert cache.get_or_build(KEY, builder).path is None
-    cache.get_or_build(KEY, builder)
-    cache.discard(KEY, "nothing to discard")
+    assert cache.get_or_build(PLAN_KEY, builder).path is None
+    cache.get_or_build(PLAN_KEY, builder)
+    cache.discard(PLAN_KEY, "nothing to discard")
     assert builder.calls == 2
     assert list(tmp_path.iterdir()) == []
 
@@ -92,9 +85,9 @@ def test_a_failing_build_stores_nothing_and_frees_the_lock(tmp_path):
         raise RuntimeError("no")
 
     with pytest.raises(RuntimeError, match="no"):
-        PlanCache(tmp_path).get_or_build(KEY, fail)
+        PlanCache(tmp_path).get_or_build(PLAN_KEY, fail)
     assert files(tmp_path) == []
-    assert PlanCache(tmp_path).get_or_build(KEY, Builder()).path is not None
+    assert PlanCache(tmp_path).get_or_build(PLAN_KEY, Builder()).path is not None
 
 
 class SetWhenWaiting(logging.Handler):
@@ -117,7 +110,7 @@ def build_while_the_other_waits(folder, log, waiting):
     logger = logging.getLogger(store.__name__)
     logger.setLevel(logging.INFO)
     logger.addHandler(SetWhenWaiting(waiting))
-    assert PlanCache(folder).get_or_build(KEY, build).data == b"plan bytes"
+    assert PlanCache(folder).get_or_build(PLAN_KEY, build).data == b"plan bytes"
 
 
 def test_two_processes_build_once(tmp_path):

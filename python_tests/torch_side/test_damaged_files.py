@@ -14,10 +14,11 @@ import pytest
 
 from support.fakes import write_fake_bundle
 from support.graphs import write_scale
+from support.rtx_plans import PLAN_KEY
 from zsseg_rt import Bundle
 from zsseg_rt.backends._openvino import BACKEND
 from zsseg_rt.backends.base import BackendOptions
-from zsseg_rt.backends.plan_cache import Plan, PlanCache, PlanKey
+from zsseg_rt.backends.plan_cache import Plan, PlanCache
 from zsseg_rt.common.files import read_npy
 from zsseg_rt.errors import BundleError, ConfigError, DatasetError, SourceError, VocabularyError
 from zsseg_rt.evaluation.datasets.files import read_colour_mask, read_mask
@@ -146,14 +147,6 @@ def test_it_is_read_or_refused_by_name(name, tmp_path):
 # --- what is damaged in a cache is made again, with one warning ---
 
 
-KEY = PlanKey(
-    graph_name="decoder",
-    graph_sha256="ab" * 32,
-    runtime="tensorrt-10.3.0",
-    target="sm87-Orin",
-    precision="float16",
-    shapes={"classes": (1, 32, 1024)},
-)
 ROW = np.array([0.6, 0.8], np.float32)
 
 
@@ -165,7 +158,7 @@ class PlanUser:
 
     def use(self):
         before = self.made
-        assert PlanCache(self.cache).get_or_build(KEY, self._build).data == b"plan bytes"
+        assert PlanCache(self.cache).get_or_build(PLAN_KEY, self._build).data == b"plan bytes"
         return self.made > before
 
     def _build(self):

@@ -35,7 +35,7 @@ from zsseg_rt.backends.base import (
     opened,
     pick_choice,
 )
-from zsseg_rt.common.arrays import Array, TensorSpec, typestr_of, widened
+from zsseg_rt.common.arrays import Array, TensorSpec, gpu_index, typestr_of, widened
 from zsseg_rt.common.extras import install_command, package_of, unavailable
 from zsseg_rt.errors import BackendError, DeviceError, DTypeError, PrecisionNotApplied, ShapeError
 from zsseg_rt.onnx.check import GraphHeader, checked_flow, header_of
@@ -359,7 +359,7 @@ def _offers(variants: Collection[str], device: str) -> list[Choice]:
 
 def _computes_bfloat16(device: str) -> bool:
     """Whether a GPU has bfloat16 in hardware: Ampere and newer."""
-    properties = core.cuda_device_properties(int(device.partition(":")[2]))
+    properties = core.cuda_device_properties(gpu_index(device))
     return float(properties["compute_capability"]) >= 8.0
 
 

@@ -6,6 +6,7 @@ import errno
 import io
 import logging
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -113,7 +114,7 @@ def check_file_place(option: str, file: Path | None) -> None:
         problem = "it does not exist"
     _refuse_folder(option, file.parent, problem)
     try:
-        problem = "a folder" if is_folder(file) or not file.stat() else ""
+        problem = "a folder" if stat.S_ISDIR(file.stat().st_mode) else ""
     except FileNotFoundError:
         return
     except (OSError, ValueError) as exc:  # a name too long, or with a NUL

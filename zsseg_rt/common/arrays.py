@@ -22,6 +22,11 @@ def label_dtype(num_classes: int) -> np.dtype[Any]:
     return np.dtype(np.uint8 if num_classes <= 254 else np.uint16)
 
 
+def gpu_index(device: str) -> int:
+    """The number of ``"cuda:N"``; 0 without one."""
+    return int(device.partition(":")[2] or 0)
+
+
 _PART = 8192  # numbers that stay in a cache; most weights show in the first of them what they are
 
 

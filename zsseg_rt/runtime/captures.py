@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from zsseg_rt.backends.base import Recorder, Session
-from zsseg_rt.common.arrays import Array
+from zsseg_rt.common.arrays import Array, gpu_index
 from zsseg_rt.errors import CaptureError, ConfigError, ZssegError
 from zsseg_rt.ops import core
 from zsseg_rt.runtime.clock import StageClock
@@ -85,7 +85,7 @@ class FrameCaptures:
         # .has_run: the calling thread has, plainly. Libraries such as cuBLAS make a handle in a
         # thread's first call, which no capture allows (pytorch/pytorch#99397).
         self._thread = threading.local()
-        self._index = int(workspace.device.partition(":")[2] or 0)
+        self._index = gpu_index(workspace.device)
         self.is_on = wanted and workspace.device != "cpu"
 
     def run(self, key: Hashable, enqueue: Callable[[], _Result]) -> _Result:

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
-from zsseg_rt.common.arrays import Array
+from zsseg_rt.common.arrays import Array, gpu_index
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import ConfigError, FrameError
 
@@ -74,7 +74,7 @@ def check_place(name: str, array: Any, device: str) -> None:
             f"{name}: expected an array on {device} with __dlpack__ or __cuda_array_interface__, "
             f"got {described(array)} in host memory. Use segment(frame)."
         )
-    if place is not None and place[1] != int(device.partition(":")[2]):
+    if place is not None and place[1] != gpu_index(device):
         raise FrameError(
             f"{name}: expected an array on {device}, got one on cuda:{place[1]}. Copy it there, "
             "or use an engine on its GPU."

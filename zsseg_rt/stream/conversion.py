@@ -10,16 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from zsseg_rt.common.arrays import gpu_index
 from zsseg_rt.runtime.frames import Nv12Frame
 
 # FFmpeg's AVColorSpace: BT.709; none, BT.470BG and SMPTE 170M, which it takes for BT.601.
 _COLOURS = MappingProxyType({1: "bt709", 2: "bt601", 5: "bt601", 6: "bt601"})
 _FULL_RANGE = 2  # AVCOL_RANGE_JPEG
-
-
-def gpu_index(device: str) -> int:
-    """The number of ``"cuda:N"``."""
-    return int(device.partition(":")[2])
 
 
 class Uploads:

@@ -13,12 +13,12 @@ from typing import Any, Literal
 import numpy as np
 
 from zsseg_rt import ops
+from zsseg_rt.common.arrays import gpu_index
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.ops import core
 from zsseg_rt.results.segmentation import Frame, Segmentation
 from zsseg_rt.runtime.frame_memory import Glance, LabelMover, Way, follow_size
 from zsseg_rt.runtime.frames import planes_of
-from zsseg_rt.stream.conversion import gpu_index
 from zsseg_rt.stream.photo_folder import PhotoSource
 from zsseg_rt.stream.source import Source
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt import ops
+from zsseg_rt.common.arrays import gpu_index
 from zsseg_rt.common.extras import import_opencv
 from zsseg_rt.errors import CaptureError, CudaError
 from zsseg_rt.ops import core
@@ -18,7 +19,6 @@ from zsseg_rt.results.plot import NamePlace, draw_names, legend_strip
 from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.results.visualize import palette
 from zsseg_rt.runtime.frames import planes_of
-from zsseg_rt.stream.conversion import gpu_index
 from zsseg_rt.stream.writers import frame_of
 
 _NARROWEST = 320  # columns: names would cover a narrower frame

@@ -9,8 +9,9 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
+from zsseg_rt.common.arrays import gpu_index
 from zsseg_rt.runtime.frames import Nv12Frame
-from zsseg_rt.stream.conversion import Uploads, gpu_index, host_picture
+from zsseg_rt.stream.conversion import Uploads, host_picture
 from zsseg_rt.stream.gstreamer.library import (
     Library,
     NotMappedError,
