@@ -407,50 +407,54 @@ def test_views_are_cut_resized_and_normalised():
     assert (whole <= bounds[1][:, None] + 1e-6).all()
 
 
-def cached(folder, teacher, views=VIEWS):
-    return TeacherFeatures(teacher, views, cache_folder=folder)
-
-
-def files(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*.features")}
+def cached(folder, teacher, views=VIEWS, num_images=3):
+    return TeacherFeatures(teacher, views, cache_folder=folder, num_images=num_images)
 
 
 def test_cache_serves_an_image_once_computed(tmp_path):
     teacher, images = MeanColours(), pictures(3)
     first = cached(tmp_path, teacher)
     start = teacher.seen
-    before = first(images[:2])
+    before = first(images[:2], (2, 0))
     assert teacher.seen == start + 60
     again = cached(tmp_path, teacher)
     start = teacher.seen
-    assert torch.equal(again(images[:2]), before)
+    assert torch.equal(again(images[:2], (2, 0)), before)
     assert teacher.seen == start
-    mixed = again(images)
+    mixed = again(images, (2, 0, 1))
     assert teacher.seen == start + 30
     assert torch.equal(mixed, again.compute(images))
-    assert len(files(tmp_path)) == 3
+    (file,) = tmp_path.iterdir()
+    assert file.stat().st_size == 3 * (32 + 2 * 30 * 32)
 
 
 @pytest.mark.parametrize("change", ["teacher", "grids", "size", "images"])
 def test_cache_is_kept_apart_by_teacher_views_and_images(tmp_path, change):
-    cached(tmp_path, MeanColours())(pictures())
+    cached(tmp_path, MeanColours())(pictures(), (0, 1))
     teacher = MeanColours(2.0 if change == "teacher" else 1.0)
     views = {"grids": TeacherViews(grids=(1, 2), size=16), "size": TeacherViews(size=8)}
     images = pictures(seed=int(change == "images"))
     other = cached(tmp_path, teacher, views.get(change, VIEWS))
     start = teacher.seen
-    assert torch.equal(other(images), other.compute(images))
+    assert torch.equal(other(images, (0, 1)), other.compute(images))
     assert teacher.seen > start + 2 * other.views.count
+    assert len(list(tmp_path.iterdir())) == 1 + (change != "images")
 
 
-@pytest.mark.parametrize("change", [lambda b: b"", lambda b: b[:-200], lambda b: b[:-1] + b"x"])
-def test_damaged_features_are_computed_again(tmp_path, change):
+@pytest.mark.parametrize("damage", ["empty", "cut", "longer", "a bit", "a digest"])
+def test_damaged_features_are_computed_again(tmp_path, damage):
     images = pictures(2)
-    expected, before = cached(tmp_path, MeanColours())(images), files(tmp_path)
-    for path, content in before.items():
-        path.write_bytes(change(content))
-    assert torch.equal(cached(tmp_path, MeanColours())(images), expected)
-    assert files(tmp_path) == before
+    expected = cached(tmp_path, MeanColours())(images, (0, 1))
+    (file,) = tmp_path.iterdir()
+    content = file.read_bytes()
+
+    def flipped(place):
+        return content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :]
+
+    changes = {"empty": b"", "cut": content[:-2000], "longer": content + b"x"}
+    file.write_bytes((changes | {"a bit": flipped(100), "a digest": flipped(3)})[damage])
+    assert torch.equal(cached(tmp_path, MeanColours())(images, (0, 1)), expected)
+    assert file.read_bytes() == content
 
 
 @pytest.mark.parametrize("unit", [False, True])
@@ -562,4 +566,6 @@ def test_what_does_not_fit_is_refused(kind, argument, call):
 def test_a_cache_without_a_place_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with refused(TrainingError, None, "file"):
-        cached(tmp_path / "file", MeanColours())(pictures())
+        cached(tmp_path / "file", MeanColours())
+    with refused(ArgumentError, "num_images"):
+        cached(tmp_path, MeanColours(), num_images=0)

@@ -11,7 +11,7 @@ import pytest
 import zsseg_rt
 
 PACKAGE = Path(zsseg_rt.__file__).parent
-MOST = 53_390  # the whole package; below the rooms' sum, so that not all of them may be full
+MOST = 53_430  # the whole package; below the rooms' sum, so that not all of them may be full
 ROOMS = {
     "root": 1_185,
     "common": 1_580,
@@ -32,7 +32,7 @@ ROOMS = {
     "export": 3_730,
     "networks": 2_385,
     "onnx": 3_410,
-    "training": 4_335,
+    "training": 4_370,
     "torch_files": 2_155,
 }
 

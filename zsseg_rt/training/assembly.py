@@ -185,7 +185,7 @@ def _build_task(
     return task
 
 
-def _build_zeroseg_task(config: TrainConfig, model: ZeroSeg) -> ZeroSegTask:
+def _build_zeroseg_task(config: TrainConfig, model: ZeroSeg, num_images: int) -> ZeroSegTask:
     """Make ZeroSeg's objective, which needs a teacher and no labels."""
     if config.task.protocol != "inductive":
         raise ArgumentError(
@@ -197,7 +197,7 @@ def _build_zeroseg_task(config: TrainConfig, model: ZeroSeg) -> ZeroSegTask:
     features = {name: options.pop(name) for name in _FEATURE_OPTIONS if name in options}
     options = checked_settings(ZeroSegTask, options, "task.options", ("batch_size",))
     features = typed_settings(TeacherFeatures, features, "task.options")
-    teacher = TeacherFeatures(build_image_encoder(weights), **features)
+    teacher = TeacherFeatures(build_image_encoder(weights), num_images=num_images, **features)
     return ZeroSegTask(model, teacher, batch_size=config.loop.batch_size, **options)
 
 
@@ -411,7 +411,7 @@ def _build_objective(
             f"embeds them, got {config.evaluation.split!r}. Set it to '', or give data with "
             "classes and the teacher's text tower as model.options.pretrained."
         )
-    task = _build_zeroseg_task(config, cast(ZeroSeg, model))
+    task = _build_zeroseg_task(config, cast(ZeroSeg, model), len(dataset))
     names = dataset.class_names
     return class_embeddings(names, config.text, model) if has_text else None, task
 

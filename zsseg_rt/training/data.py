@@ -90,6 +90,7 @@ class Augmented:
     valid_hw: tuple[int, int]
     labels: Tensor
     name: str = ""
+    index: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,6 +321,7 @@ class Batch:
     # nothing is annotated and in the padding
     labels: Tensor
     names: tuple[str, ...]  # Names of the images, for messages
+    indices: tuple[int, ...] = ()  # Indices of the images in the data set
 
     def to(self, device: torch.device) -> Batch:
         """The batch on another device; copies do not wait for pinned memory."""
@@ -331,7 +333,7 @@ class Batch:
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
         tensors = (change(self.images), change(self.valid_hw), change(self.labels))
-        return Batch(*tensors, self.names)
+        return Batch(*tensors, self.names, self.indices)
 
 
 def normalize_images(batch: Batch, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -391,7 +393,7 @@ class TrainingSamples(Dataset[Augmented]):
         position, index = key
         rng = np.random.default_rng((self.seed, _AUGMENTATION_STREAM, position))
         sample = self.dataset[index]
-        return replace(self.augmentation(sample, rng), name=sample.name)
+        return replace(self.augmentation(sample, rng), name=sample.name, index=index)
 
 
 def collate(samples: Sequence[Augmented]) -> Batch:
@@ -401,6 +403,7 @@ def collate(samples: Sequence[Augmented]) -> Batch:
         valid_hw=torch.tensor([sample.valid_hw for sample in samples], dtype=torch.int64),
         labels=torch.stack([sample.labels for sample in samples]),
         names=tuple(sample.name for sample in samples),
+        indices=tuple(sample.index for sample in samples),
     )
 
 

@@ -12,18 +12,21 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Mapping
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zsseg_rt.common.checks import check_range
-from zsseg_rt.common.files import Cache
 from zsseg_rt.errors import ArgumentError, ShapeError, TrainingError
 from zsseg_rt.models.zeroseg.encoder import PatchMask, random_patch_mask, reconstruction_loss
 from zsseg_rt.models.zeroseg.model import IMAGENET_MEAN, IMAGENET_STD, ZeroSeg
@@ -88,12 +91,60 @@ class TeacherViews:
         return (torch.stack(views, dim=1) - mean) / std
 
 
+class FeatureFile:
+    """Features by the index of the image: rows of one sparse file, read by ``numpy.memmap``.
+
+    30 views of ViT-L/14 take 46 kB, ImageNet-1k 59 GB. A row begins with a SHA-256 of identity,
+    pixels and values: one that is damaged or another image's counts as missing. Processes may share
+    the file.
+    """
+
+    def __init__(self, folder: str | Path, identity: Any, num_images: int, shape: Any) -> None:
+        self._identity = json.dumps([identity, num_images, shape]).encode()
+        self._row = np.dtype([("sha256", "u1", 32), ("values", "<f2", shape)])
+        self.path = Path(folder) / f"{hashlib.sha256(self._identity).hexdigest()[:16]}.features"
+        with self._written():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.touch()
+            os.truncate(self.path, num_images * self._row.itemsize)
+            self._rows = np.memmap(self.path, self._row, mode="r", shape=(num_images,))
+
+    def read(self, index: int, image: Tensor) -> npt.NDArray[np.float16] | None:
+        """Features float16 [views, D] of an image uint8 [3, H, W], or None."""
+        row = self._rows[index]
+        sha256, values = row["sha256"].tobytes(), row["values"].astype(np.float16)
+        return values if sha256 == self._checksum(image, values) else None
+
+    def write(self, index: int, image: Tensor, values: npt.NDArray[np.float16]) -> None:
+        """Store features float16 [views, D] of an image."""
+        row = self._checksum(image, values) + values.astype("<f2").tobytes()
+        # on a full disk, writing to a map ends a process
+        with self._written(), self.path.open("r+b") as file:
+            file.seek(index * self._row.itemsize)
+            file.write(row)
+
+    def _checksum(self, image: Tensor, values: npt.NDArray[np.float16]) -> bytes:
+        digest = hashlib.sha256(self._identity + f" {list(image.shape)} ".encode())
+        digest.update(image.cpu().contiguous().numpy().tobytes())
+        digest.update(values.astype("<f2").tobytes())
+        return digest.digest()
+
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise TrainingError(
+                f"{self.path}: expected a feature cache that can be written, got {error}. "
+                "Free space, or choose another folder; what is cached stays valid."
+            ) from error
+
+
 class TeacherFeatures(nn.Module):
     """A frozen CLIP image tower's features of a batch: from the cache, else computed and stored.
 
     Computed features are rounded to float16 like cached ones, so training is the same in an epoch
-    that computes them and in one that reads them. 30 views of ViT-L/14 take 46 kB, ImageNet-1k's
-    59 GB, in a file per image.
+    that computes them and in one that reads them. ``num_images`` is the data set's length.
     """
 
     def __init__(
@@ -102,37 +153,44 @@ class TeacherFeatures(nn.Module):
         views: TeacherViews | None = None,
         *,
         cache_folder: str | Path | None = None,
+        num_images: int = 0,
         views_at_once: int = 240,
     ) -> None:
         super().__init__()
+        if cache_folder is not None and num_images < 1:
+            raise ArgumentError(
+                f"num_images: expected the number of images to cache, got {num_images}. "
+                "Give the length of the data set."
+            )
         self.teacher = encoder.requires_grad_(False)
         self.train()
         self.views = views or TeacherViews()
         self.views_at_once = views_at_once
         self.embed_dim = self._embed(torch.zeros(1, 3, self.views.size, self.views.size)).shape[1]
-        self.cache: Cache | None = None
+        self.cache: FeatureFile | None = None
         if cache_folder is not None:
             identity = [hash_weights(self.teacher), asdict(self.views)]
-            self.cache = Cache(Path(cache_folder), identity)
+            shape = (self.views.count, self.embed_dim)
+            self.cache = FeatureFile(cache_folder, identity, num_images, shape)
 
     def train(self, mode: bool = True) -> TeacherFeatures:
         """Stay in evaluation mode."""
         return super().train(False)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, indices: Sequence[int] = ()) -> Tensor:
         """Features of images uint8 [B, 3, H, W]: float32 [B, views, D], not normalised."""
         if self.cache is None:
             return self.compute(images)
-        names = [_name_of(image) for image in images]
-        rows = [self._read(self.cache, name) for name in names]
+        places = list(zip(indices, images, strict=True))
+        rows = [self.cache.read(*place) for place in places]
         missing = [number for number, values in enumerate(rows) if values is None]
         if missing:
-            computed = self.compute(images[missing]).half().cpu()
+            computed = self.compute(images[missing]).half().cpu().numpy()
             for number, values in zip(missing, computed, strict=True):
-                self._write(self.cache, names[number], values)
+                self.cache.write(*places[number], values)
                 rows[number] = values
-        stacked = torch.stack([values for values in rows if values is not None])
-        return stacked.float().to(images.device)
+        stacked = np.stack([values for values in rows if values is not None])
+        return torch.from_numpy(stacked).float().to(images.device)
 
     def compute(self, images: Tensor) -> Tensor:
         """Features without the cache, float32 [B, views, D] of float16 precision."""
@@ -140,23 +198,6 @@ class TeacherFeatures(nn.Module):
         parts = [self._embed(part) for part in torch.split(cut, self.views_at_once)]
         features = torch.unflatten(torch.cat(parts), 0, (len(images), self.views.count))
         return features.half().float()
-
-    def _read(self, cache: Cache, name: str) -> Tensor | None:
-        size = 2 * self.views.count * self.embed_dim
-        entry = cache.read(name, max_bytes=size)
-        if entry is None or len(entry.data) != size:
-            return None
-        values = np.frombuffer(entry.data, "<f2").astype(np.float16)
-        return torch.from_numpy(values).view(self.views.count, self.embed_dim)
-
-    def _write(self, cache: Cache, name: str, values: Tensor) -> None:
-        try:
-            cache.write(name, values.numpy().astype("<f2").tobytes())
-        except OSError as error:
-            raise TrainingError(
-                f"{cache.folder}: expected a feature cache that can be written, got {error}. "
-                "Free space, or choose another folder; what is cached stays valid."
-            ) from error
 
     @torch.no_grad()
     def _embed(self, views: Tensor) -> Tensor:
@@ -166,14 +207,6 @@ class TeacherFeatures(nn.Module):
         with torch.autocast(like.device.type, enabled=False):
             embeds: Tensor = teacher.encode_image(views.to(like)).float()
         return embeds
-
-
-def _name_of(image: Tensor) -> str:
-    """The name of an image's file of features: its shape and pixels decide it."""
-    digest = hashlib.sha256(f"{list(image.shape)}".encode())
-    digest.update(image.cpu().contiguous().numpy().tobytes())
-    name = digest.hexdigest()[:32]
-    return f"{name[:2]}/{name}.features"
 
 
 def scaled_learning_rate(base_learning_rate: float, batch_size: int) -> float:
@@ -259,7 +292,7 @@ class ZeroSegTask(TrainingTask):
         self._check_images(images)
         patches, ratio = self.model.config.grid_side**2, self.settings.mask_ratio
         mask = random_patch_mask(len(images), patches, ratio, device=images.device)
-        return self.losses(images, mask, self.features(batch.images))
+        return self.losses(images, mask, self.features(batch.images, batch.indices))
 
     def losses(self, images: Tensor, mask: PatchMask, views: Tensor) -> dict[str, Tensor]:
         """The loss terms of normalised images [B, 3, H, W] and the teacher's views [B, n, D]."""
