@@ -190,8 +190,8 @@ def load_encoder(path: Path, threads: int) -> Session:
 def encode(session: Session, image: np.ndarray) -> dict[str, Tensor]:
     """The encoder's tensors for an image, prepared as the engine does."""
     planes = ops.preprocess(image, size_hw=(SIDE, SIDE), mean=CLIP_MEAN, std=CLIP_STD)
-    found = session.run({session.inputs[0].name: np.asarray(planes)[None]})
-    return {name: torch.from_numpy(np.array(found[tap])) for name, tap in TAPS.items()}
+    outputs = session.run({session.inputs[0].name: np.asarray(planes)[None]})
+    return {name: torch.from_numpy(np.array(outputs[tap])) for name, tap in TAPS.items()}
 
 
 @dataclass(frozen=True)
@@ -207,21 +207,21 @@ class Features:
     @classmethod
     def compute(cls, session: Session, data: SegmentationDataset, limit: int | None) -> Features:
         """Run the encoder once over the images."""
-        found: dict[str, list[Tensor]] = {name: [] for name in TAPS}
+        parts_of: dict[str, list[Tensor]] = {name: [] for name in TAPS}
         for sample in read_all(data, limit):
             for name, tensor in encode(session, sample.image).items():
-                found[name].append(tensor.half())
-        tensors = {name: torch.cat(parts) for name, parts in found.items()}
+                parts_of[name].append(tensor.half())
+        tensors = {name: torch.cat(parts) for name, parts in parts_of.items()}
         return cls(tensors, shrunk_labels(data, limit))
 
     def batches(self, seed: int, size: int) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
         """Endless random batches, each mirrored or not."""
         generator = torch.Generator().manual_seed(seed)
         while True:
-            for chosen in torch.randperm(len(self.labels), generator=generator).split(size):
+            for indices in torch.randperm(len(self.labels), generator=generator).split(size):
                 mirror = [-1] if torch.rand((), generator=generator) < 0.5 else []
-                tensors = {n: t[chosen].float().flip(mirror) for n, t in self.tensors.items()}
-                yield tensors, self.labels[chosen].long().flip(mirror)
+                tensors = {n: t[indices].float().flip(mirror) for n, t in self.tensors.items()}
+                yield tensors, self.labels[indices].long().flip(mirror)
 
 
 def read_all(data: SegmentationDataset, limit: int | None) -> Iterator[Sample]:
@@ -233,12 +233,12 @@ def shrunk_labels(data: SegmentationDataset, limit: int | None) -> Tensor:
     """Labels of the images as :class:`Features` has them, uint8 ``[N, LABEL_GRID, LABEL_GRID]``."""
     table = torch.full((256,), 255)
     table[list(data.seen)] = torch.arange(len(data.seen))
-    found = []
+    masks = []
     for sample in read_all(data, limit):
         seen = table[torch.from_numpy(sample.labels).long()][None, None].float()
         small = F.interpolate(seen, size=(LABEL_GRID, LABEL_GRID), mode="nearest-exact")
-        found.append(small[0].to(torch.uint8))
-    return torch.cat(found)
+        masks.append(small[0].to(torch.uint8))
+    return torch.cat(masks)
 
 
 class WordHead(nn.Module):
@@ -450,10 +450,10 @@ def summarise(reports: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _mean_and_std(values: list[float | None]) -> str:
-    known = [value for value in values if value is not None]
-    if not known:
+    numbers = [value for value in values if value is not None]
+    if not numbers:
         return "-"
-    return f"{np.mean(known):.2f} +- {np.std(known, ddof=1) if len(known) > 1 else 0:.2f}"
+    return f"{np.mean(numbers):.2f} +- {np.std(numbers, ddof=1) if len(numbers) > 1 else 0:.2f}"
 
 
 if __name__ == "__main__":

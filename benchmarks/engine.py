@@ -190,11 +190,11 @@ def open_engines(
         set_classes(engine, text, setting.class_counts[0])
         engine.segment(random_frame(setting.sizes_hw[0]))
         after = free_bytes(setting.torch_device)
-        told = before is not None and after is not None
+        is_measured = before is not None and after is not None
         report["opened"][precision] = {
             "backend": engine.backend,
             "seconds_to_first_frame": watch.seconds,
-            "memory_mb": (before - after) / 1e6 if told else "missing: torch does not tell",
+            "memory_mb": (before - after) / 1e6 if is_measured else "missing: torch does not tell",
         }
 
 

@@ -35,10 +35,10 @@ def with_signs(model: Any) -> Any:
     import torch
 
     with torch.no_grad():
-        for held in model.parameters():
-            if held.ndim > 1:
-                size = held.std().half().float()
-                held.copy_(torch.where(held < 0, -size, size))
+        for tensor in model.parameters():
+            if tensor.ndim > 1:
+                size = tensor.std().half().float()
+                tensor.copy_(torch.where(tensor < 0, -size, size))
     return model
 
 

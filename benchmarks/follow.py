@@ -194,15 +194,15 @@ def moved_from_past(
     clip: Clip, glances: Sequence[Glance], every: int, mover: LabelMover
 ) -> list[Labels]:
     """Labels of every frame, from the last one that was labelled."""
-    found: list[Labels] = []
+    moved: list[Labels] = []
     for index, glance in enumerate(glances):
         if index % every == 0:
             way, labels = Way.begin(glance), clip.own[index]
-            found.append(labels)
+            moved.append(labels)
             continue
         mover.extend(glances[index - 1], glance, way)
-        found.append(mover.move(labels, way, glance))
-    return found
+        moved.append(mover.move(labels, way, glance))
+    return moved
 
 
 def moved_from_nearer(clip: Clip, every: int, *, holds: bool) -> list[Labels]:
@@ -294,8 +294,8 @@ def tune(args: argparse.Namespace) -> dict[str, Any]:
                 glances = [look(image) for image in clip.images]
                 for gain in GAINS:
                     mover = LabelMover(holds=True, gain=gain)
-                    found = moved_from_past(clip, glances, every, mover)
-                    for index, labels in enumerate(found):
+                    moved = moved_from_past(clip, glances, every, mover)
+                    for index, labels in enumerate(moved):
                         if index % every:
                             tallies[gain].add(labels, clip.own[index], is_drawn=False)
                 if every == 8:
@@ -313,12 +313,12 @@ def tune(args: argparse.Namespace) -> dict[str, Any]:
 
 def wrong_by_lost(clip: Clip, glances: Sequence[Glance]) -> npt.NDArray[np.float64]:
     """Pixels that become unknown between one lost and the next: wrong ones, and all."""
-    found = [moved_from_past(clip, glances, 8, LabelMover(lost=lost)) for lost in LOSTS]
+    moved = [moved_from_past(clip, glances, 8, LabelMover(lost=lost)) for lost in LOSTS]
     counts = np.zeros((len(LOSTS), 2))
     for index, truth in enumerate(clip.own):
         for step in range(len(LOSTS) - 1 if index % 8 else 0):
-            now = found[step + 1][index]
-            lost = (found[step][index] == UNKNOWN) & (now != UNKNOWN)
+            now = moved[step + 1][index]
+            lost = (moved[step][index] == UNKNOWN) & (now != UNKNOWN)
             counts[step] += (now != truth)[lost].sum(), lost.sum()
     return counts
 
@@ -395,7 +395,7 @@ def measure_live(seconds: float, rounds: int, size: str) -> dict[str, Any]:
             engine.set_classes(names, embeddings=rows.astype(np.float32))
             frame = cv2.resize(demo_images(1)[0], (1280, 720))
             alone = [time_of(lambda: engine.segment(frame)) for _ in range(12)][2:]
-            found: dict[str, Any] = {"network alone, ms": float(np.median(alone))}
+            figures: dict[str, Any] = {"network alone, ms": float(np.median(alone))}
             runs: dict[str, list[dict[str, float]]] = {"today": [], "followed": []}
             for number in range(rounds):
                 for way in list(runs)[:: -1 if number % 2 else 1]:
@@ -408,16 +408,16 @@ def measure_live(seconds: float, rounds: int, size: str) -> dict[str, Any]:
                     rate = {"labelled per second": stats.fps, "CPU seconds": busy}
                     runs[way].append(ages | rate | counts)
             for way, turns in runs.items():
-                found[way] = {key: float(np.median([t[key] for t in turns])) for key in turns[0]}
+                figures[way] = {key: float(np.median([t[key] for t in turns])) for key in turns[0]}
             rates = [[t["labelled per second"] for t in turns] for turns in runs.values()]
-            found["labelled per second, followed / today, by round"] = [
+            figures["labelled per second, followed / today, by round"] = [
                 followed / today for today, followed in zip(*rates, strict=True)
             ]
-            found["labelled per second, followed / today"] = float(
-                np.median(found["labelled per second, followed / today, by round"])
+            figures["labelled per second, followed / today"] = float(
+                np.median(figures["labelled per second, followed / today, by round"])
             )
-            found["ms per 1280x720 frame, one core"] = measure_cost(200)
-    return found
+            figures["ms per 1280x720 frame, one core"] = measure_cost(200)
+    return figures
 
 
 def live_ages(stream: Any, seconds: float) -> dict[str, float]:
@@ -433,11 +433,11 @@ def live_ages(stream: Any, seconds: float) -> dict[str, float]:
             times.append(now)
             ages.append(1e3 * (now - seg.frame.captured_at))
             labelled.append(1e3 * seg.labelled_age)
-    found = {"given out per second": (len(times) - 1) / (times[-1] - times[0])}
+    figures = {"given out per second": (len(times) - 1) / (times[-1] - times[0])}
     for name, values in (("age", ages), ("labelled age", labelled)):
         for percent in (50, 95):
-            found[f"{name} p{percent}, ms"] = float(np.percentile(values, percent))
-    return found
+            figures[f"{name} p{percent}, ms"] = float(np.percentile(values, percent))
+    return figures
 
 
 def time_of(work: Callable[[], object]) -> float:

@@ -117,8 +117,8 @@ def demo_case(args: argparse.Namespace, folder: Path) -> Iterable[dict[str, Any]
         cv2.imwrite(str(photos / f"{index:02d}.png"), image[..., ::-1])
     plain, names = folder / "demo.zsseg", demo_classes()
     plain.symlink_to(Bundle.demo().path)
-    row, made = precision.quantised(plain, photos, names, ("int8",), precision.ANY)
-    yield {"side": 513, **row, **precision.compared(made, photos, names, args)}
+    row, smaller = precision.quantised(plain, photos, names, ("int8",), precision.ANY)
+    yield {"side": 513, **row, **precision.compared(smaller, photos, names, args)}
 
 
 def _vit(build: Callable[..., Any], *sides: int) -> Callable[..., Iterable[dict[str, Any]]]:
@@ -192,8 +192,8 @@ def table(rows: Iterable[Mapping[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for row in ROWS:
-        found = times.get((row.case, row.side), {})
-        cpu = [_shown(found.get(kind)) for kind in ("float32", "bfloat16", "int8")]
+        row_times = times.get((row.case, row.side), {})
+        cpu = [_shown(row_times.get(kind)) for kind in ("float32", "bfloat16", "int8")]
         jetson = [
             f"{2 * row.gmac / (JETSON_SHARE * peak):.2g}" for peak in JETSON_TERAFLOPS.values()
         ]

@@ -86,21 +86,21 @@ def compare(
     with Engine(Bundle.demo(), config) as engine:
         assert engine.bundle.concepts is not None
         assert engine.bundle.text_bank is not None
-        things, known = engine.bundle.concepts.names, set(engine.bundle.text_bank.names)
+        things, vocabulary = engine.bundle.concepts.names, set(engine.bundle.text_bank.names)
         lists = [("the 20 things", list(things))]
-        lists += [(f"draw {n} of synonyms", synonyms(things, known, n)) for n in range(draws)]
+        lists += [(f"draw {n} of synonyms", synonyms(things, vocabulary, n)) for n in range(draws)]
         lists.append(("with stuff", [*things, *STUFF]))
         alone = [(thing,) for thing in things]
         meant = [(title, names, alone) for title, names in lists]
         if few:
-            further = [*few_names(things, known, draws), *KINDS]
+            further = [*few_names(things, vocabulary, draws), *KINDS]
             meant += [(f"few: {', '.join(names)}", names, groups) for names, groups in further]
         return [{"names": title, "list": names} | label(engine, photos, names, groups)
                 for title, names, groups in meant]  # fmt: skip
 
 
 def few_names(
-    things: Sequence[str], known: set[str], draws: int
+    things: Sequence[str], vocabulary: set[str], draws: int
 ) -> list[tuple[list[str], list[tuple[str, ...]]]]:
     """Draws of one, three and six names, each also in synonyms, with the things that they mean."""
     lists = []
@@ -108,16 +108,18 @@ def few_names(
         for draw in range(draws):
             rng = np.random.default_rng((count, draw))
             named = [things[index] for index in rng.permutation(len(things))[:count]]
-            other = [str(rng.choice([n for n in SYNONYMS[name] if n in known])) for name in named]
+            other = [
+                str(rng.choice([n for n in SYNONYMS[name] if n in vocabulary])) for name in named
+            ]
             lists += [(names, [(name,) for name in named]) for names in (named, other)]
     return lists
 
 
-def synonyms(things: Sequence[str], known: set[str], seed: int) -> list[str]:
+def synonyms(things: Sequence[str], vocabulary: set[str], seed: int) -> list[str]:
     """The names with 16 of them replaced by synonyms that the bank has."""
     rng, names = np.random.default_rng(seed), list(things)
     for index in rng.permutation(len(names))[:16]:
-        names[index] = str(rng.choice([n for n in SYNONYMS[names[index]] if n in known]))
+        names[index] = str(rng.choice([n for n in SYNONYMS[names[index]] if n in vocabulary]))
     return names
 
 
@@ -138,10 +140,10 @@ def label(
     confusion = ConfusionMatrix(len(meant) + 1, ignore_label=255)
     for entry in index["images"]:
         truth = read_mask(photos / "masks", entry["file"], index["names"], classes)
-        found: npt.NDArray[Any] = engine.segment(
+        labels: npt.NDArray[Any] = engine.segment(
             read_photo(photos / "images" / entry["file"])
         ).labels
-        confusion.update(wanted[truth], got[found])
+        confusion.update(wanted[truth], got[labels])
     scores = score(confusion.counts, seen=range(len(meant) + 1))
     miou = float(scores.iou[scores.true_pixels > 0].mean())
     return {"pixel_accuracy": round(100 * scores.pixel_accuracy, 2), "miou": round(100 * miou, 2)}

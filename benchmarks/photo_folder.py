@@ -117,9 +117,9 @@ def measure(args: argparse.Namespace, bundle: Path, scratch: Path) -> dict[str, 
             child.stdin.close()
             child.wait()
     digests = {name: digest(scratch / f"out {name}") for name in children}
-    chosen = seconds["chosen lanes"]
+    ours = seconds["chosen lanes"]
     faster = {
-        name: vars(judge(chosen, others, basis="wall", threshold=THRESHOLD))
+        name: vars(judge(ours, others, basis="wall", threshold=THRESHOLD))
         for name, others in seconds.items()
         if name != "chosen lanes"
     }
@@ -172,10 +172,10 @@ def ask(child: Any) -> dict[str, Any]:
 
 def digest(folder: Path) -> str:
     """Of all images in a folder."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for path in sorted(folder.glob("*.png")):
-        found.update(path.name.encode() + path.read_bytes())
-    return found.hexdigest()
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 if __name__ == "__main__":

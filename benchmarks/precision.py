@@ -98,8 +98,10 @@ def sizes_of(quick: bool) -> tiny.TinySizes:
 def sharper(build: Callable[[tiny.TinySizes], Any], last: str, sizes: tiny.TinySizes) -> Any:
     """A random model whose logits are larger: ``last`` names weights that they are linear in."""
     model = build(sizes)
-    found = [weight.data.mul_(SHARPER) for name, weight in model.named_parameters() if last in name]
-    assert len(found) == 2
+    weights = [
+        weight.data.mul_(SHARPER) for name, weight in model.named_parameters() if last in name
+    ]
+    assert len(weights) == 2
     return model
 
 
@@ -134,8 +136,8 @@ def random_case(
             verify=False, overwrite=True,
         )  # fmt: skip
         kinds = largest if side == max(sides) else ("int8",)
-        row, made = quantised(bundle, photos, names, kinds, ANY)
-        yield {"side": side, **row, **compared(made, photos, names, args)}
+        row, smaller = quantised(bundle, photos, names, kinds, ANY)
+        yield {"side": side, **row, **compared(smaller, photos, names, args)}
 
 
 def quantised(
@@ -155,11 +157,11 @@ def quantised(
     for kind in kinds:
         out = bundle.with_name(f"{bundle.stem}-{kind}.zsseg")
         asked = dataclasses.replace(settings, precision=kind)
-        made = quantize_bundle(Bundle.load(bundle), out, photos, names, asked, dataset=dataset)
-        groups = [one for layers in made.spec.layers.values() for one in layers.values()]
+        smaller = quantize_bundle(Bundle.load(bundle), out, photos, names, asked, dataset=dataset)
+        groups = [one for layers in smaller.spec.layers.values() for one in layers.values()]
         row["layers"][kind] = [groups.count(kind), len(groups)]
-        row["gate"][kind] = made.spec.agreement
-        if kind == "int8" and made.path is not None:
+        row["gate"][kind] = smaller.spec.agreement
+        if kind == "int8" and smaller.path is not None:
             written = out
     return row, written
 
@@ -186,24 +188,25 @@ def compared(
     engines = engines_of(bundle, args.threads)
     for engine in engines.values():
         engine.set_classes(names)
-    pictures = [real_photos.read_photo(path) for path in sorted(photos.iterdir())[:4]]
+    images = [real_photos.read_photo(path) for path in sorted(photos.iterdir())[:4]]
     scores = {
-        name: [engine.segment(picture).class_scores for picture in pictures]
+        name: [engine.segment(image).class_scores for image in images]
         for name, engine in engines.items()
     }
-    calls = {
-        name: functools.partial(engine.segment, pictures[0]) for name, engine in engines.items()
-    }
+    calls = {name: functools.partial(engine.segment, images[0]) for name, engine in engines.items()}
     taken = take_turns_locally(calls, rounds=1 if args.quick else args.rounds)
     for engine in engines.values():
         engine.close()
-    same = {name: same_labels(scores["float32"], found) for name, found in scores.items()}
+    same = {
+        name: same_labels(scores["float32"], precision_scores)
+        for name, precision_scores in scores.items()
+    }
     return {"ms": {name: taken.median_ms(name) for name in engines}, "same": same}
 
 
-def same_labels(expected: list[Any], found: list[Any]) -> float | None:
+def same_labels(expected: list[Any], actual: list[Any]) -> float | None:
     """Share of cells with the expected best class, where that is clear."""
-    first, second = np.stack(expected), np.stack(found)
+    first, second = np.stack(expected), np.stack(actual)
     ranked = np.sort(first, axis=1)
     clear = ranked[:, -1] - ranked[:, -2] > CLEAR * np.abs(ranked[:, -1])
     equal = first.argmax(axis=1) == second.argmax(axis=1)
@@ -247,14 +250,14 @@ def camvid_case(args: argparse.Namespace, folder: Path) -> Iterator[dict[str, An
 
 def with_masks(bundle: Path, names: list[Any], held_out: Any, threads: int) -> dict[str, Any]:
     """What every precision reaches: mIoU of all classes, of seen and of unseen ones."""
-    found = {}
+    by_precision = {}
     for precision, engine in engines_of(bundle, threads).items():
         scores = evaluate(EngineSegmenter(engine, names), held_out).scores.as_reported()
-        found[precision] = scores
+        by_precision[precision] = scores
         engine.close()
     groups = {"miou": "mIoU", "seen": "mIoU(S)", "unseen": "mIoU(U)"}
     return {
-        key: {precision: scores[group] for precision, scores in found.items()}
+        key: {precision: scores[group] for precision, scores in by_precision.items()}
         for key, group in groups.items()
     }
 
@@ -277,8 +280,8 @@ def photos_case(args: argparse.Namespace, folder: Path) -> Iterator[dict[str, An
     row |= {"side": 513} | compared(bundle, photos / "images", names, args)
     row["miou"] = {}
     for precision in row["ms"]:
-        found = real_photos.evaluate(bundle, photos, precision=precision)
-        row["miou"][precision] = 100 * found["miou_classes_in_truth"]
+        figures = real_photos.evaluate(bundle, photos, precision=precision)
+        row["miou"][precision] = 100 * figures["miou_classes_in_truth"]
     yield row
 
 

@@ -82,8 +82,8 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 
 def cases_asked(args: argparse.Namespace) -> list[Case]:
     """Distinct cases of the groups."""
-    found = (case for group in args.groups for case in cases_of(group, quick=args.quick))
-    return list(dict.fromkeys(found))
+    cases = (case for group in args.groups for case in cases_of(group, quick=args.quick))
+    return list(dict.fromkeys(cases))
 
 
 def run(args: argparse.Namespace) -> Report:
@@ -109,11 +109,11 @@ def run(args: argparse.Namespace) -> Report:
             print(f"stopped after {len(results)} of {len(cases)} cases", file=sys.stderr)
     shares = [result.rivals[0].waiting for result in results]
     worst = max((share for share in shares if share is not None), default=None)
-    chosen = " ".join([*args.groups, *(["--quick"] if args.quick else [])])
+    options = " ".join([*args.groups, *(["--quick"] if args.quick else [])])
     return Report(
         format=FORMAT,
         commit=commit,
-        command=f"python benchmarks/run.py {chosen} --seconds {seconds:g}",
+        command=f"python benchmarks/run.py {options} --seconds {seconds:g}",
         groups=tuple(args.groups),
         machine=describe_machine() | installed_versions(),
         conditions=compare_snapshots(before, take_snapshot(), waiting=worst),

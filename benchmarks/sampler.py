@@ -89,10 +89,10 @@ def compare(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
             others = [twin, slow] if number % 2 == 0 else [twin]
             taken = take_turns((first, *others), plan, stop, seed=number)
             for other in others:
-                found = taken.difference("first", other.name, THRESHOLD)
-                assert isinstance(found, Difference)
+                difference = taken.difference("first", other.name, THRESHOLD)
+                assert isinstance(difference, Difference)
                 waiting = max(taken.waiting[name] or 0.0 for name in ("first", other.name))
-                yield other.name, {**vars(found), "waiting": waiting, "seconds": taken.seconds}
+                yield other.name, {**vars(difference), "waiting": waiting, "seconds": taken.seconds}
             print(f"{number + 1} of {args.comparisons}", file=sys.stderr)
     finally:
         for child in (first, twin, slow):

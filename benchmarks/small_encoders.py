@@ -176,8 +176,8 @@ def table_case(
         names = class_names(CLASSES)
         for side in (128,) if args.quick else sides or SIDES[name]:
             bundle = write_bundle(shape, side, folder)
-            row, made = precision.quantised(bundle, photos, names, ("int8",), precision.ANY)
-            yield {"side": side, **row, **precision.compared(made, photos, names, args)}
+            row, smaller = precision.quantised(bundle, photos, names, ("int8",), precision.ANY)
+            yield {"side": side, **row, **precision.compared(smaller, photos, names, args)}
 
     return case
 
@@ -209,8 +209,8 @@ class OpenVinoAndTorch:
         size, settings = self._spec.size_hw, {"mode": "bilinear", "align_corners": False}
         planes = torch.from_numpy(frame).permute(2, 0, 1)[None].float().div(255)
         image = (F.interpolate(planes, size, **settings) - self._mean) / self._std
-        made = self._request.infer({0: image.numpy()})
-        embeds = torch.from_numpy(next(iter(made.values()))[0])
+        outputs = self._request.infer({0: image.numpy()})
+        embeds = torch.from_numpy(next(iter(outputs.values()))[0])
         logits = (self._text @ embeds.T).reshape(1, len(self._text), *self._grid)
         labels: np.ndarray = F.interpolate(logits, frame.shape[:2], **settings).argmax(1).numpy()
         return labels
@@ -303,7 +303,7 @@ PARTS = {"frames": frames, "precisions": precisions, "exports": exports}
 def _candidates(args: argparse.Namespace, folder: Path) -> dict[str, Callable[[Any], Any]]:
     """ViT-B/16 at 512 first, then each model and size, by the engine and by OpenVINO and torch."""
     os.environ["ZSSEG_HOME"] = str(folder / "cache")
-    made: dict[str, Callable[[Any], Any]] = {}
+    callables: dict[str, Callable[[Any], Any]] = {}
     for name in dict.fromkeys(["vit_b16", *args.only]):
         shape = replace(SHAPES[name], **QUICK) if args.quick else SHAPES[name]
         asked = SIDES[name] if args.sides is None or name == "vit_b16" else args.sides
@@ -319,11 +319,11 @@ def _candidates(args: argparse.Namespace, folder: Path) -> dict[str, Callable[[A
                 ),
             )  # fmt: skip
             engine.set_classes(class_names(CLASSES))
-            made[f"{name} {side}"] = engine.segment
+            callables[f"{name} {side}"] = engine.segment
             text = random_inputs(shape.joint, CLASSES)[1]
             rival = OpenVinoAndTorch(bundle, text, args.threads)
-            made[f"{name} {side}{RIVAL}"] = rival
-    return made
+            callables[f"{name} {side}{RIVAL}"] = rival
+    return callables
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measure_steady(engine: Engine, clips: int, speeds: Sequence[float]) -> dict[str, Any]:
     """Per frame against steadied, on scenes that played no part in choosing the settings."""
     print(f"{'speed':>6} {'flicker %':>17} {'ratio':>6} {'mIoU %':>15} {'change':>7}")
-    found = {}
+    results = {}
     for speed in speeds:
         plain, steady = compare(engine, "val", speed, clips, [None, BlendSettings()])
         ratio = steady["flicker"] / plain["flicker"]
@@ -126,8 +126,8 @@ def measure_steady(engine: Engine, clips: int, speeds: Sequence[float]) -> dict[
             f"{plain['miou']:7.2f} {steady['miou']:7.2f} {change:+7.2f}"
             f"{'' if holds else '  misses the goal'}"
         )
-        found[str(speed)] = {"per_frame": plain, "steady": steady}
-    return found
+        results[str(speed)] = {"per_frame": plain, "steady": steady}
+    return results
 
 
 def tune(engine: Engine, clips: int, speeds: Sequence[float]) -> list[dict[str, Any]]:
@@ -229,9 +229,9 @@ def pictures(path: Path, limit: int | None) -> Iterator[tuple[np.ndarray, float]
             yield np.ascontiguousarray(frame.to_ndarray(format="rgb24")), float(frame.time)
 
 
-def print_skipping(found: dict[str, dict[str, float]]) -> None:
+def print_skipping(results: dict[str, dict[str, float]]) -> None:
     """Print a line per video."""
-    for name, result in found.items():
+    for name, result in results.items():
         print(
             f"{name}: {result['frames']} frames, {result['reused_share']:.1%} reused, "
             f"{result['equal_share']:.2%} of all pixels equal, of reused frames' "

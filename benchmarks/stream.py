@@ -73,23 +73,23 @@ def measure_latency(args: argparse.Namespace) -> dict[str, Any]:
                     (time.monotonic() - seg.frame.captured_at) * 1e3
                     for seg in itertools.islice(stream, frames)
                 ]
-    found = {name: percentiles(values) for name, values in ages.items()}
-    return found | {
-        "p50 above the engine's, ms": found["stream"]["p50"] - found["engine"]["p50"],
-        "p95 / engine's p95": found["stream"]["p95"] / found["engine"]["p95"],
+    figures = {name: percentiles(values) for name, values in ages.items()}
+    return figures | {
+        "p50 above the engine's, ms": figures["stream"]["p50"] - figures["engine"]["p50"],
+        "p95 / engine's p95": figures["stream"]["p95"] / figures["engine"]["p95"],
     }
 
 
 def paced_engine_ms(engine: Any, frames: int) -> list[float]:
     """Milliseconds of ``segment`` for frames that fall due as a camera's do."""
     camera = demo_frames(frames)
-    found, start = [], time.monotonic()
+    times, start = [], time.monotonic()
     for index, image in enumerate(camera):
         time.sleep(max(start + index / RATE - time.monotonic(), 0.0))
         watch = Stopwatch()
         engine.segment(image)
-        found.append(watch.seconds * 1e3)
-    return found
+        times.append(watch.seconds * 1e3)
+    return times
 
 
 def measure_rtsp(args: argparse.Namespace) -> dict[str, Any]:
@@ -118,13 +118,13 @@ def measure_backlog(args: argparse.Namespace) -> dict[str, Any]:
     Both label 18 of a camera's 30 frames per second and read the time that each frame shows. The
     loop, whose age grows by 0.4 s each second, gets 20 s at most.
     """
-    found: dict[str, list[dict[str, Any]]] = {"cv2 loop": [], "stream": []}
+    runs: dict[str, list[dict[str, Any]]] = {"cv2 loop": [], "stream": []}
     with demo_engine() as engine, rtsp_camera() as camera:
         for _ in range(args.rounds):
             seconds = min(args.seconds, 20.0)
-            found["cv2 loop"].append(ages_of_a_loop(engine, camera.url, seconds))
-            found["stream"].append(ages_of_a_stream(engine, camera.url, args.seconds))
-    return dict(found)
+            runs["cv2 loop"].append(ages_of_a_loop(engine, camera.url, seconds))
+            runs["stream"].append(ages_of_a_stream(engine, camera.url, args.seconds))
+    return dict(runs)
 
 
 def ages_of_a_loop(engine: Any, url: str, seconds: float) -> dict[str, Any]:
@@ -165,11 +165,11 @@ def slow_ages(frames: Iterator[Any], seconds: float) -> dict[str, Any]:
     for image in frames:
         due = max(due + 1 / SLOW_RATE, time.monotonic())
         time.sleep(max(due - time.monotonic(), 0.0))
-        now, made = time.monotonic(), shown_time(image)
-        if made is None:
+        now, shown = time.monotonic(), shown_time(image)
+        if shown is None:
             unread += 1
         else:
-            rows.append((now - start, now - made))
+            rows.append((now - start, now - shown))
         if now - start > seconds:
             break
     return ages_report(np.array(rows)) | {"frames without a readable time": unread}

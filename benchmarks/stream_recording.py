@@ -37,26 +37,31 @@ def measure_recording(args: argparse.Namespace) -> dict[str, Any]:
         "loop, whole frames": EngineConfig(),
         "stream": EngineConfig(num_lanes=lanes_for(MAX_LANES, EngineConfig())),
     }
-    found = {name: Recordings() for name in engines}
+    recordings_by = {name: Recordings() for name in engines}
     with ExitStack() as opened:
         folder = Path(opened.enter_context(tempfile.TemporaryDirectory()))
         clip = folder / "clip.mp4"
         frames = make_clip(clip, max(int(args.seconds * RATE), RATE))
-        made = {name: opened.enter_context(demo_engine(c)) for name, c in engines.items()}
+        engine_of = {name: opened.enter_context(demo_engine(c)) for name, c in engines.items()}
         for round_ in range(args.rounds + 1):
-            for name, engine in made.items():
+            for name, engine in engine_of.items():
                 out = folder / f"{name}.mp4"
                 run = RECORDERS.get(name, record_in_a_loop)
-                found[name].time(lambda r=run, e=engine, o=out: r(e, clip, o), keep=round_ > 0)
-        for name, recordings in found.items():
-            recordings.judge(folder / f"{name}.mp4", clip, made[name], is_named=name == "stream")
+                recordings_by[name].time(
+                    lambda r=run, e=engine, o=out: r(e, clip, o), keep=round_ > 0
+                )
+        for name, recordings in recordings_by.items():
+            recordings.judge(
+                folder / f"{name}.mp4", clip, engine_of[name], is_named=name == "stream"
+            )
     best = min(
-        (n for n in found if n != "stream"), key=lambda n: statistics.median(found[n].seconds)
+        (n for n in recordings_by if n != "stream"),
+        key=lambda n: statistics.median(recordings_by[n].seconds),
     )
-    pairs = zip(found[best].seconds, found["stream"].seconds, strict=True)
+    pairs = zip(recordings_by[best].seconds, recordings_by["stream"].seconds, strict=True)
     return {
         "frames": frames,
-        **{name: recordings.report() for name, recordings in found.items()},
+        **{name: recordings.report() for name, recordings in recordings_by.items()},
         "best loop": best,
         "best loop / stream": spread([loop / stream for loop, stream in pairs]),
     }
@@ -134,8 +139,8 @@ def record_in_a_loop(engine: Any, clip: Path, out: Path, *, whole_frames: bool =
         for frame in source.decode(video=0):
             image = frame.to_ndarray(format="rgb24")
             seg = engine.segment(image)
-            picture = ops.overlay(image, seg.labels, palette(seg.names), alpha=0.5)
-            video = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            painted = ops.overlay(image, seg.labels, palette(seg.names), alpha=0.5)
+            video = av.VideoFrame.from_ndarray(painted, format="rgb24")
             video.pts = count
             if count % RATE == 0:
                 video.pict_type = av.video.frame.PictureType.I
@@ -172,10 +177,10 @@ def psnr(path: Path, clip: Path, engine: Any) -> float:
     errors = []
     with av.open(str(path)) as recorded, av.open(str(clip)) as source:
         pairs = zip(recorded.decode(video=0), source.decode(video=0), strict=True)
-        for found, frame in itertools.islice(pairs, 0, None, 10):
+        for read, frame in itertools.islice(pairs, 0, None, 10):
             image = frame.to_ndarray(format="rgb24")
             seg = engine.segment(image)
             painted = ops.overlay(image, seg.labels, palette(seg.names), alpha=0.5)
-            difference = found.to_ndarray(format="rgb24").astype(np.float32) - painted
+            difference = read.to_ndarray(format="rgb24").astype(np.float32) - painted
             errors.append(float(np.mean(np.square(difference))))
     return float(10.0 * np.log10(255.0**2 / np.mean(errors)))

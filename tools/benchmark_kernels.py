@@ -125,19 +125,19 @@ def measure_captures(
         except CaptureRefusedError as error:
             refused[name] = str(error)
             cases[0].check()  # it must work as before
-    found: dict[str, Any] = {"sets": len(cases), "rotated_bytes": len(cases) * cases[0].num_bytes}
-    found |= {"launches": LAUNCHES, "median_ms": {}, "not_captured": refused}
+    figures: dict[str, Any] = {"sets": len(cases), "rotated_bytes": len(cases) * cases[0].num_bytes}
+    figures |= {"launches": LAUNCHES, "median_ms": {}, "not_captured": refused}
     if replays:
         seconds = SLOW_SECONDS * len(replays)
         taken = take_turns_locally(replays, rounds=rounds, plan=TURN, device_timer=bench.timer,
                                    max_seconds=seconds)  # fmt: skip
-        found["median_ms"] = {name: taken.median_ms(name) / LAUNCHES for name in replays}
+        figures["median_ms"] = {name: taken.median_ms(name) / LAUNCHES for name in replays}
     moved_ms = cases[0].num_bytes / floor["copy_gigabytes_per_second"] / 1e6
     computed_ms = cases[0].flops / floor["product_teraflops"] / 1e9
-    found["floor_ms"] = max(moved_ms, computed_ms)
-    if "zsseg_rt" in found["median_ms"]:
-        found["share_of_floor"] = found["floor_ms"] / found["median_ms"]["zsseg_rt"]
-    return found
+    figures["floor_ms"] = max(moved_ms, computed_ms)
+    if "zsseg_rt" in figures["median_ms"]:
+        figures["share_of_floor"] = figures["floor_ms"] / figures["median_ms"]["zsseg_rt"]
+    return figures
 
 
 def run_case(

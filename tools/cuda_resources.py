@@ -75,38 +75,38 @@ def main(arguments: list[str] | None = None) -> int:
     if nvcc is None:
         print("nvcc: expected it on PATH, got nothing. Install the CUDA toolkit.", file=sys.stderr)
         return 4
-    chosen = list(LIMITS) if args.write or not args.architectures else args.architectures
-    found = measure_all(nvcc, chosen)
+    architectures = list(LIMITS) if args.write or not args.architectures else args.architectures
+    figures = measure_all(nvcc, architectures)
     if args.write:
-        TABLE.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+        TABLE.write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n")
         print(f"wrote {TABLE.relative_to(ROOT)}")
         return 0
     table = json.loads(TABLE.read_text())
-    worse = compare({arch: table.get(arch, {}) for arch in chosen}, found)
+    worse = compare({arch: table.get(arch, {}) for arch in architectures}, figures)
     print("\n".join(worse) or "no kernel takes more than the table says")
     return 1 if worse else 0
 
 
-def compare(table: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+def compare(table: Mapping[str, Any], figures: Mapping[str, Any]) -> list[str]:
     """What became worse, a line each; what the table does not hold counts as worse too.
 
     Figures of the disassembler are compared where both sides have them.
     """
-    return list(_differences(table, found))
+    return list(_differences(table, figures))
 
 
-def _differences(table: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]:
-    for arch in sorted({*table, *found}):
-        held, taken = table.get(arch, {}), found.get(arch, {})
-        for kernel in sorted({*held, *taken}):
-            if kernel not in held or kernel not in taken:
-                where = "table" if kernel not in held else "sources"
+def _differences(table: Mapping[str, Any], figures: Mapping[str, Any]) -> Iterator[str]:
+    for arch in sorted({*table, *figures}):
+        listed, taken = table.get(arch, {}), figures.get(arch, {})
+        for kernel in sorted({*listed, *taken}):
+            if kernel not in listed or kernel not in taken:
+                where = "table" if kernel not in listed else "sources"
                 yield f"sm_{arch} {kernel}: not in the {where}. Run with --write."
                 continue
             for name in (*LESS_IS_BETTER, *MORE_IS_BETTER):
-                if name not in held[kernel] or name not in taken[kernel]:
+                if name not in listed[kernel] or name not in taken[kernel]:
                     continue
-                before, after = held[kernel][name], taken[kernel][name]
+                before, after = listed[kernel][name], taken[kernel][name]
                 if (after > before) if name in LESS_IS_BETTER else (after < before):
                     yield f"sm_{arch} {kernel}: {name} expected {before} or better, got {after}"
 
@@ -115,7 +115,7 @@ def measure_all(nvcc: str, architectures: Sequence[str]) -> Found:
     """Figures of every kernel on these architectures, from the cache where nothing changed."""
     dump = find_cuobjdump(nvcc)
     version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
-    found: Found = {arch: {} for arch in architectures}
+    figures: Found = {arch: {} for arch in architectures}
     headers = sorted((ROOT / "csrc" / "zsseg").rglob("*.h"))
     shared = b"".join(path.read_bytes() for path in headers)
     CACHE.mkdir(parents=True, exist_ok=True)
@@ -130,8 +130,8 @@ def measure_all(nvcc: str, architectures: Sequence[str]) -> Found:
                 partial = kept.with_suffix(f".{os.getpid()}")
                 partial.write_text(measured)
                 partial.replace(kept)
-            found[arch] |= json.loads(kept.read_text())
-    return found
+            figures[arch] |= json.loads(kept.read_text())
+    return figures
 
 
 def find_cuobjdump(nvcc: str) -> str | None:
@@ -164,7 +164,7 @@ def measure(nvcc: str, dump: str | None, source: Path, arch: str) -> dict[str, d
 
 def read_ptxas(text: str, arch: str) -> dict[str, dict[str, int]]:
     """Figures by mangled name, from what ``-Xptxas -v`` prints."""
-    found: dict[str, dict[str, int]] = {}
+    kernels: dict[str, dict[str, int]] = {}
     for block in text.split("Compiling entry function '")[1:]:
         name = block[: block.index("'")]
 
@@ -180,8 +180,8 @@ def read_ptxas(text: str, arch: str) -> dict[str, dict[str, int]]:
             "shared": number(r"(\d+) bytes smem"),
         }
         figures["warps"] = resident_warps(arch, readable(name), figures)
-        found[name] = figures
-    return found
+        kernels[name] = figures
+    return kernels
 
 
 def resident_warps(arch: str, kernel: str, figures: Mapping[str, int]) -> int:
@@ -205,15 +205,15 @@ def count_instructions(dump: str | None, binary: Path) -> dict[str, dict[str, in
     if dump is None:
         return {}
     done = subprocess.run([dump, "-sass", str(binary)], capture_output=True, text=True, check=True)
-    found = {}
+    kernels = {}
     for block in done.stdout.split("Function : ")[1:]:
         name, _, body = block.partition("\n")
         counts: Counter[str] = Counter(dict.fromkeys(INSTRUCTIONS, 0))
         for line in body.splitlines():
             for key, pattern in INSTRUCTIONS.items():
                 counts[key] += bool(pattern.search(line))
-        found[name.strip()] = dict(counts)
-    return found
+        kernels[name.strip()] = dict(counts)
+    return kernels
 
 
 def readable(mangled: str) -> str:

@@ -172,18 +172,18 @@ def _as_read(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def unify_labels(photos: list[Annotated], known: list[str]) -> list[str]:
+def unify_labels(photos: list[Annotated], names: list[str]) -> list[str]:
     """Spell labels that differ in case or spaces alike, as known or commonest; say which did."""
     counts = Counter(shape.label for photo in photos for shape in photo.shapes)
     spellings: dict[str, str] = {}
-    for label in [*filter(None, known), *(label for label, _ in counts.most_common())]:
+    for label in [*filter(None, names), *(label for label, _ in counts.most_common())]:
         spellings.setdefault(_as_read(" ".join(label.split())), " ".join(label.split()))
-    chosen = {label: spellings[_as_read(" ".join(label.split()))] for label in counts}
+    spelling = {label: spellings[_as_read(" ".join(label.split()))] for label in counts}
     for photo in photos:
-        photo.shapes[:] = [replace(shape, label=chosen[shape.label]) for shape in photo.shapes]
+        photo.shapes[:] = [replace(shape, label=spelling[shape.label]) for shape in photo.shapes]
     return [
         f"{label!r}: taken for {name!r}, which differs in case or spaces alone"
-        for label, name in sorted(chosen.items())
+        for label, name in sorted(spelling.items())
         if label != name
     ]
 
@@ -217,14 +217,14 @@ def draw(photo: Annotated, names: list[str], rest: str) -> np.ndarray:
     Raises:
         DatasetError: The photo has another size than its labelme file states.
     """
-    found = decode_photo(photo.content, photo.photo).shape[:2]
-    if photo.size_hw not in (None, found):
-        raise DatasetError(f"{photo.photo}: expected {photo.size_hw} pixels (h, w), got {found}")
+    size_hw = decode_photo(photo.content, photo.photo).shape[:2]
+    if photo.size_hw not in (None, size_hw):
+        raise DatasetError(f"{photo.photo}: expected {photo.size_hw} pixels (h, w), got {size_hw}")
     outside = names.index(rest) if rest else NOT_ANNOTATED
-    mask = np.full(found, outside, np.uint8)
+    mask = np.full(size_hw, outside, np.uint8)
     for shape in photo.shapes:
         value = outside if shape.label in BACKGROUND else names.index(shape.label)
-        mask[_inside(shape, found)] = value
+        mask[_inside(shape, size_hw)] = value
     return mask
 
 
@@ -232,14 +232,14 @@ def _inside(shape: Shape, size_hw: tuple[int, int]) -> np.ndarray:
     """Whether each pixel's centre lies in a shape; the first pixel covers (0, 0) to (1, 1)."""
     kind, points = shape.kind, shape.points
     height, width = size_hw
-    found = np.zeros(size_hw, bool)
+    mask = np.zeros(size_hw, bool)
     if shape.pixels is not None:
         left, top = (round(value) for value in points.min(axis=0))
         rows, columns = np.nonzero(shape.pixels)
         rows, columns = rows + top, columns + left
         inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
-        found[rows[inside], columns[inside]] = True
-        return found
+        mask[rows[inside], columns[inside]] = True
+        return mask
     if kind == "circle":
         (x, y), edge = points[0], points[1]
         rows, columns = np.mgrid[:height, :width] + 0.5
@@ -255,8 +255,8 @@ def _inside(shape: Shape, size_hw: tuple[int, int]) -> np.ndarray:
         edges = np.sort(x0 + (y - y0) * (x1 - x0) / (y1 - y0))
         columns = np.clip(np.ceil(edges - 0.5), 0, width).astype(int)
         for first, last in zip(columns[::2], columns[1::2], strict=True):
-            found[row, first:last] = True
-    return found
+            mask[row, first:last] = True
+    return mask
 
 
 if __name__ == "__main__":

@@ -86,17 +86,19 @@ class PublishedSegmenter:
         protocol, bundle = self.protocol, self._engine.bundle
         size = "x".join(map(str, bundle.preprocess.size_hw))
         head = bundle.architecture.removeprefix("dense_clip ")
-        found = [
+        differences = [
             f"weights: published with {protocol.weights}; those of {bundle.name} are not compared",
             f"precision: {self._engine.precision}; published in float16 on a GPU",
         ]
         if head != protocol.head:
-            found.append(f"head: published with {protocol.head}; the bundle is {head}")
+            differences.append(f"head: published with {protocol.head}; the bundle is {head}")
         if not protocol.crop:
-            found.append(f"shape: whole pictures are stretched to the bundle's {size} pixels")
+            differences.append(f"shape: whole pictures are stretched to the bundle's {size} pixels")
         if bundle.text.tokenizer is None:
-            found.append("prompts: the bundle has no text encoder, only embeddings made earlier")
-        return tuple(found + [protocol.differs] * bool(protocol.differs))
+            differences.append(
+                "prompts: the bundle has no text encoder, only embeddings made earlier"
+            )
+        return tuple(differences + [protocol.differs] * bool(protocol.differs))
 
     def describe(self) -> dict[str, Any]:
         """Like an :class:`EngineSegmenter`, with the protocol and its :meth:`differences`."""
@@ -113,15 +115,15 @@ class PublishedSegmenter:
 
     def _in_windows(self, image: npt.NDArray[np.uint8]) -> Maps:
         """The mean over windows [h, w, U] at the resized picture's pixels."""
-        protocol, picture = self.protocol, resized(image, self.protocol)
-        height, width = picture.shape[:2]
+        protocol, small = self.protocol, resized(image, self.protocol)
+        height, width = small.shape[:2]
         crop, stride = protocol.crop, protocol.stride
         total = np.zeros((height, width, len(self._times)), np.float32)
         counts = np.zeros((height, width, 1), np.float32)
         for top in window_starts(height, crop, stride):
             for left in window_starts(width, crop, stride):
                 part = (slice(top, top + crop), slice(left, left + crop))
-                maps = _upsampled(self._cosines(np.ascontiguousarray(picture[part])), (crop, crop))
+                maps = _upsampled(self._cosines(np.ascontiguousarray(small[part])), (crop, crop))
                 total[part] += self._shares(maps) if protocol.averaged == "shares" else maps
                 counts[part] += 1
         total /= counts
@@ -176,17 +178,17 @@ def resized(image: npt.NDArray[np.uint8], protocol: Protocol) -> npt.NDArray[np.
 
         less = min(height, width)
         size_wh = (int(short * width / less), int(short * height / less))
-        picture = np.asarray(Image.fromarray(image).resize(size_wh, Image.Resampling.BICUBIC))
+        small = np.asarray(Image.fromarray(image).resize(size_wh, Image.Resampling.BICUBIC))
     else:
         factor = min(_LONGEST / max(height, width), short / min(height, width))
         size_wh = (int(width * factor + 0.5), int(height * factor + 0.5))
-        picture = cv2.resize(image, size_wh, interpolation=cv2.INTER_LINEAR).astype(np.uint8)
+        small = cv2.resize(image, size_wh, interpolation=cv2.INTER_LINEAR).astype(np.uint8)
     if min(size_wh) < protocol.crop:
         raise ArgumentError(
             f"image: expected a shape that leaves room for windows of {protocol.crop} pixels at "
             f"{size_wh[0]}x{size_wh[1]}, got {width}x{height}. Leave this picture out."
         )
-    return picture
+    return small
 
 
 def window_starts(size: int, crop: int, stride: int) -> list[int]:

@@ -47,6 +47,6 @@ class Held:
 
 def open_rival(kind: str, classes: int, out_hw: list[int], arguments: dict[str, Any]) -> Held:
     """Load a rival; see the classes in ``frames.py`` and ``after.py`` for their arguments."""
-    held = Held(_KINDS[kind](**arguments))
-    held.select(classes, out_hw)
-    return held
+    rival = Held(_KINDS[kind](**arguments))
+    rival.select(classes, out_hw)
+    return rival

@@ -75,12 +75,12 @@ class PreparedRival:
         """The frame as the network's input [1, 3, h, w], as users of torch make it."""
         import cv2
 
-        given = self._bundle.preprocess
+        settings = self._bundle.preprocess
         resized = cv2.resize(
-            self._frame, tuple(given.size_hw)[::-1], interpolation=cv2.INTER_LINEAR
+            self._frame, tuple(settings.size_hw)[::-1], interpolation=cv2.INTER_LINEAR
         )
         scaled = resized.astype(np.float32) / 255.0
-        image = (scaled - np.float32(given.mean)) / np.float32(given.std)
+        image = (scaled - np.float32(settings.mean)) / np.float32(settings.std)
         return np.ascontiguousarray(image.transpose(2, 0, 1), np.float32)[None]
 
     def labels_of(self, logits: Any) -> Labels:

@@ -105,7 +105,7 @@ class Session:
 
     def measure(self, case: Case) -> CaseResult:
         """Check and time the rivals in one case."""
-        found, quick_enough, fastest = dict[str, RivalResult](), [], 1e9
+        results, quick_enough, fastest = dict[str, RivalResult](), [], 1e9
         truth: Any = None
         for name, child in list(self._children.items()):
             try:
@@ -119,20 +119,20 @@ class Session:
                 self._unopened.append(entry)
             if entry.ms is not None and not entry.note:
                 fastest = min(fastest, entry.ms)
-                entry = self._leave_slow_out(entry, found.get(self._ours[0]), case)
+                entry = self._leave_slow_out(entry, results.get(self._ours[0]), case)
             if not entry.note:
                 quick_enough.append(child)
-            found[name] = entry
+            results[name] = entry
         if not quick_enough or quick_enough[0].name != self._ours[0]:
-            first = found[self._ours[0]]
+            first = results[self._ours[0]]
             raise CandidateError(f"{first.name}: cannot be compared with: {first.note}")
         plan = TurnPlan(cold=fastest < LONG_CALL_MS)
         stop = StopRule(max_seconds=self._seconds(case), max_rounds=200, half_width=THRESHOLD / 2)
         rounds = take_turns(quick_enough, plan, stop)
         if rounds.interrupted:
             raise KeyboardInterrupt
-        rivals = {entry.name: self._finish(entry, rounds) for entry in found.values()}
-        rivals |= {one.name: one for one in self._unopened if one.name not in found}
+        rivals = {entry.name: self._finish(entry, rounds) for entry in results.values()}
+        rivals |= {one.name: one for one in self._unopened if one.name not in results}
         return CaseResult(
             **vars(case),
             rounds=rounds.count,
@@ -153,11 +153,11 @@ class Session:
             arguments["bundle"] = str(files.bundle)
             if rival.kind == "torch":
                 arguments["torch_file"] = str(files.torch_file)
-        given = {"kind": rival.kind, "classes": case.classes, "out_hw": case.out_hw}
-        given |= {"arguments": arguments}
+        options = {"kind": rival.kind, "classes": case.classes, "out_hw": case.out_hw}
+        options |= {"arguments": arguments}
         spec: dict[str, Any] = {"file": str(_CHILD), "function": "open_rival"}
         try:
-            child = ChildCandidate(rival.name, spec | {"arguments": given})
+            child = ChildCandidate(rival.name, spec | {"arguments": options})
         except CandidateError as exc:
             return RivalResult(name=rival.name, note=f"failed: {exc}")
         if rival.name.endswith(" auto") and child.described["precision"] == "float32":

@@ -121,8 +121,8 @@ class Report:
         machine may be.
         """
         shares = [case.rivals[0].waiting for case in self.cases]
-        known = [share for share in shares if share is not None]
-        return statistics.median(known) if known else None
+        values = [share for share in shares if share is not None]
+        return statistics.median(values) if values else None
 
     @property
     def busy(self) -> bool:

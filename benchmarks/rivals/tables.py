@@ -33,8 +33,8 @@ def filled(text: str, report: Report, file: Path) -> str:
     if not _SOURCE.search(text) or not _BLOCK.search(text):
         raise ArgumentError("document: expected marker comments of benchmarks, got none. Add them.")
 
-    def block(found: re.Match[str]) -> str:
-        name = found[1]
+    def block(match: re.Match[str]) -> str:
+        name = match[1]
         if name not in TABLES:
             raise ArgumentError(
                 f"<!-- benchmark {name} -->: expected one of {', '.join(TABLES)}. Correct it."
@@ -50,9 +50,9 @@ def filled(text: str, report: Report, file: Path) -> str:
 
 def source_of(text: str) -> Path:
     """The report that a document was made from."""
-    found = _SOURCE.search(text)
-    assert found is not None
-    return ROOT / found[1]
+    match = _SOURCE.search(text)
+    assert match is not None
+    return ROOT / match[1]
 
 
 def conditions_text(report: Report) -> str:
@@ -83,9 +83,9 @@ def engine_tables(report: Report) -> str:
     """Every rival at 20 classes and 640x480."""
     parts = [
         f"{_MODELS[model]}, 640x480 frame, 20 classes, {_count(_threads(report))}:\n\n"
-        + _rival_table(found)
+        + _rival_table(entry)
         for model in _MODELS
-        if (found := _find(report, Case("frame", model, 20, VGA, _threads(report))))
+        if (entry := _find(report, Case("frame", model, 20, VGA, _threads(report))))
     ]
     return "\n\n".join(parts) or _NOT_MEASURED
 
@@ -193,12 +193,12 @@ def _ms(rival: RivalResult) -> str:
 
 
 def _ratio(case: CaseResult, rival: RivalResult) -> str:
-    found = rival.difference
-    if found is None:
+    difference = rival.difference
+    if difference is None:
         return _only_ratio(case, rival.name).replace(_TIMES, "")
-    if found.low is None or found.high is None:
-        return f"{1 + found.change:.2f}"
-    return f"{1 + found.change:.2f} ({1 + found.low:.2f} to {1 + found.high:.2f})"
+    if difference.low is None or difference.high is None:
+        return f"{1 + difference.change:.2f}"
+    return f"{1 + difference.change:.2f} ({1 + difference.low:.2f} to {1 + difference.high:.2f})"
 
 
 def _only_ratio(case: CaseResult, name: str) -> str:

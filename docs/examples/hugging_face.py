@@ -13,7 +13,7 @@ from pathlib import Path
 parser = ArgumentParser(description=__doc__)
 parser.add_argument("folder")
 parser.add_argument("out")
-given = parser.parse_args()  # --help works without the packages
+arguments = parser.parse_args()  # --help works without the packages
 
 import datasets
 from PIL import Image
@@ -68,8 +68,8 @@ class Labeller:
 
 
 if __name__ == "__main__":
-    photos = datasets.load_dataset("imagefolder", data_dir=given.folder, split="train")
+    photos = datasets.load_dataset("imagefolder", data_dir=arguments.folder, split="train")
     photos = photos.cast_column("image", datasets.Image(decode=False))  # here damage is a row's
     features = datasets.Features({**photos.features, **NEW})
     labeller = Labeller(Bundle.demo().path, demo_classes())
-    photos.map(labeller, batched=True, batch_size=16, features=features).save_to_disk(given.out)
+    photos.map(labeller, batched=True, batch_size=16, features=features).save_to_disk(arguments.out)

@@ -37,14 +37,14 @@ def main() -> int:
     except ValueError as error:
         print(f"docs: {error}", file=sys.stderr)
         return 1
-    found = _unlisted(pages) or _build(work) or problems(work / "site")
-    if not found:
+    faults = _unlisted(pages) or _build(work) or problems(work / "site")
+    if not faults:
         shutil.rmtree(site, ignore_errors=True)
         (work / "site").rename(site)
-    for line in found:
+    for line in faults:
         print(f"docs: {line}", file=sys.stderr)
-    print(f"{len(pages)} pages in {site}" if not found else f"{len(found)} problems")
-    return 1 if found else 0
+    print(f"{len(pages)} pages in {site}" if not faults else f"{len(faults)} problems")
+    return 1 if faults else 0
 
 
 def _is_installed(name: str) -> bool:

@@ -30,9 +30,9 @@ def with_lists(page: str) -> str:
     """
     for cls in CLASSES:
         begin, end = _MARK.format(cls.__name__), _MARK.format("end")
-        head, found, tail = page.partition(begin)
+        head, opened, tail = page.partition(begin)
         _, closed, rest = tail.partition(end)
-        if not (found and closed):
+        if not (opened and closed):
             raise ValueError(f"{PAGE.name}: expected the marks {begin} and {end}. Put them back.")
         entries = "\n".join(map(_entry, dataclasses.fields(cls)))
         page = f"{head}{begin}\n\n{entries}\n\n{end}{rest}"

@@ -24,11 +24,11 @@ class _Page(HTMLParser):
         self.fetched: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = {key: value for key, value in attrs if value}
-        self.names.update(given[key] for key in ("id", "name") if key in given)
-        self.fetched += [given[key] for key in sorted(_FETCHED & given.keys())]
-        if "href" in given:
-            (self.links if tag == "a" else self.fetched).append(given["href"])
+        attributes = {key: value for key, value in attrs if value}
+        self.names.update(attributes[key] for key in ("id", "name") if key in attributes)
+        self.fetched += [attributes[key] for key in sorted(_FETCHED & attributes.keys())]
+        if "href" in attributes:
+            (self.links if tag == "a" else self.fetched).append(attributes["href"])
 
 
 @cache
@@ -48,18 +48,18 @@ def problems(site: Path) -> list[str]:
         One line for each link without a target, missing anchor, and address that a browser would
         fetch from elsewhere.
     """
-    found = []
+    faults = []
     for path in sorted(site.rglob("*.html")):
         page, where = _read(path), path.relative_to(site).as_posix()
-        found += [f"{where}: fetches {url}" for url in page.fetched if _is_elsewhere(url)]
+        faults += [f"{where}: fetches {url}" for url in page.fetched if _is_elsewhere(url)]
         here = [url for url in page.links + page.fetched if not _is_elsewhere(url)]
-        found += [f"{where}: {told}" for url in here if (told := _broken(url, path, site))]
+        faults += [f"{where}: {told}" for url in here if (told := _broken(url, path, site))]
     for path in sorted(site.rglob("*.css")):
         for match in _CSS_URL.finditer(path.read_text(encoding="utf-8")):
             url = match.group(1) or match.group(2)
             if _is_elsewhere(url) and not url.startswith(_EMBEDDED):
-                found.append(f"{path.relative_to(site).as_posix()}: fetches {url}")
-    return found
+                faults.append(f"{path.relative_to(site).as_posix()}: fetches {url}")
+    return faults
 
 
 def _is_elsewhere(url: str) -> bool:

@@ -110,10 +110,10 @@ def read_earlier(args: argparse.Namespace) -> dict[str, Any] | None:
     if not args.earlier:
         return None
     try:
-        found: dict[str, Any] = json.loads((args.work / COPY).read_text(encoding="utf-8"))
+        record: dict[str, Any] = json.loads((args.work / COPY).read_text(encoding="utf-8"))
     except (OSError, ValueError) as exc:
         raise GiveUpError(f"--continue: expected the last call's record, got: {exc}") from exc
-    return found
+    return record
 
 
 def prepare_folder(work: Path, *, keep: bool) -> None:

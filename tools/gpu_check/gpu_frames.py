@@ -68,8 +68,8 @@ def main(arguments: list[str] | None = None) -> int:
 def planned(args: argparse.Namespace) -> Iterator[tuple[Path, str]]:
     """Bundles and the precisions they hold: those first whose plans take seconds."""
     stored = sorted(STORED.glob("*.zsseg"))
-    chosen = [STORED / "descriptor.zsseg"] if args.quick else stored
-    for bundle in [*chosen, *args.bundle]:
+    bundles = [STORED / "descriptor.zsseg"] if args.quick else stored
+    for bundle in [*bundles, *args.bundle]:
         for precision in [args.plans] if args.plans else ("float16", "float32"):
             if all(precision in kinds for kinds in Bundle.load(bundle).graphs.values()):
                 yield bundle, precision
@@ -82,12 +82,12 @@ def judge(check: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
     listener.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
     logging.getLogger("zsseg_rt").addHandler(listener)
     try:
-        found: dict[str, Any] = {"state": "passed", **check()}
+        outcome: dict[str, Any] = {"state": "passed", **check()}
     except Exception as exc:  # noqa: BLE001 - the other bundles are still of use
-        found = {"state": "failed", "reason": f"{type(exc).__name__}: {exc}"}
+        outcome = {"state": "failed", "reason": f"{type(exc).__name__}: {exc}"}
     finally:
         logging.getLogger("zsseg_rt").removeHandler(listener)
-    return found | ({"warnings": heard} if heard else {})
+    return outcome | ({"warnings": heard} if heard else {})
 
 
 def build_plans(args: argparse.Namespace, path: Path, precision: str) -> dict[str, Any]:
@@ -110,26 +110,26 @@ def check_bundle(args: argparse.Namespace, path: Path, precision: str) -> dict[s
         turns = lane_turns = 2
     start = time.monotonic()
     with Engine(path, config) as engine:
-        found: dict[str, Any] = {"open_seconds": round(time.monotonic() - start, 2)}
+        outcome: dict[str, Any] = {"open_seconds": round(time.monotonic() - start, 2)}
         report = engine.self_check()
         if not report.passed:
             raise WrongError(f"self-check: {report.first_failure}")
-        found["errors"] = {stage.stage: stage.error for stage in report.stages}
+        outcome["errors"] = {stage.stage: stage.error for stage in report.stages}
         names, embeddings, frames = inputs_of(path)
         engine.set_classes(names, embeddings=embeddings)
         labels = [engine.segment(frame, unknown_below=0.0).labels for frame in frames]
         if path.parent == STORED:
-            found["agreement"] = compare_stored(path.stem, labels, AGREEMENT[precision])
-        found["unequal"] = {
+            outcome["agreement"] = compare_stored(path.stem, labels, AGREEMENT[precision])
+        outcome["unequal"] = {
             "replayed": check_again(engine.segment, frames, labels, most, turns),
             "two lanes": check_lanes(engine, frames, labels, most, lane_turns),
         }
         if engine.device != "cpu":
             placed = [ops.DeviceArray.from_numpy(frame) for frame in frames]
             shares = check_again(engine.segment_device, placed, labels, most, turns)
-            found["unequal"]["from the device"] = shares
-        found |= describe_plans(engine)
-    return found
+            outcome["unequal"]["from the device"] = shares
+        outcome |= describe_plans(engine)
+    return outcome
 
 
 def inputs_of(path: Path) -> tuple[list[str], np.ndarray | None, list[np.ndarray]]:

@@ -102,8 +102,8 @@ def run_limited(
     step: Step, limit: float, log: Any, tick: Callable[[], None]
 ) -> tuple[int | None, list[dict[str, float | str | None]]]:
     """Run a command in a group of its own, which is killed at the limit: status None then."""
-    given = {SECONDS: str(int(ENDING * limit))}
-    command = [given.get(str(part), str(part)) for part in step.command]
+    values = {SECONDS: str(int(ENDING * limit))}
+    command = [values.get(str(part), str(part)) for part in step.command]
     # The checkout's own package comes first, also for scripts in other folders.
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": path, **step.environment}
@@ -135,10 +135,16 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
     """Run a few lines with the checkout's package."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-c", code]
-    given = {**os.environ, "PYTHONPATH": path, **environment}
+    variables = {**os.environ, "PYTHONPATH": path, **environment}
     try:
         return subprocess.run(
-            command, cwd=ROOT, env=given, capture_output=True, text=True, check=False, timeout=120
+            command,
+            cwd=ROOT,
+            env=variables,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
         )
     except subprocess.TimeoutExpired:
         return subprocess.CompletedProcess(command, 1, "", "no answer in two minutes")
@@ -185,8 +191,8 @@ def name_gpu() -> str | None:
     listed = run_quietly("nvidia-smi", "-L")
     if not listed:
         return None
-    found = re.match(r"GPU \d+: (.*?) \(UUID", listed)
-    return found[1] if found else listed.splitlines()[0]
+    match = re.match(r"GPU \d+: (.*?) \(UUID", listed)
+    return match[1] if match else listed.splitlines()[0]
 
 
 def to_number(text: str) -> float | None:
@@ -199,12 +205,12 @@ def to_number(text: str) -> float | None:
 
 def summarise(readings: Sequence[Mapping[str, float | str | None]]) -> dict[str, float]:
     """Median of each figure over the readings taken during a step."""
-    found: dict[str, list[float]] = {}
+    figures: dict[str, list[float]] = {}
     for reading in readings:
         for key, value in reading.items():
             if isinstance(value, float):
-                found.setdefault(key, []).append(value)
-    return {key: statistics.median(values) for key, values in found.items()}
+                figures.setdefault(key, []).append(value)
+    return {key: statistics.median(values) for key, values in figures.items()}
 
 
 def read_counts(junit: Path) -> dict[str, Any] | None:

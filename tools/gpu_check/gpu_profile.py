@@ -48,12 +48,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, required=True, metavar="FILE")
     args, target = parser.parse_known_args(arguments)
     try:
-        found = profile_frame(args, target) if args.nsys else profile_kernels(args, target)
+        outcome = profile_frame(args, target) if args.nsys else profile_kernels(args, target)
     except ToolRefusedError as error:
         print(error)
         return 3
-    print(json.dumps(found, indent=1))
-    args.json.write_text(json.dumps(found, indent=2) + "\n")
+    print(json.dumps(outcome, indent=1))
+    args.json.write_text(json.dumps(outcome, indent=2) + "\n")
     return 0
 
 
@@ -67,12 +67,12 @@ def profile_frame(args: argparse.Namespace, target: Sequence[str]) -> dict[str, 
     )  # fmt: skip
     if not report.is_file():
         raise ToolRefusedError("nsys wrote no report")
-    found = {}
+    tables = {}
     for name in REPORTS:
         text = run([args.nsys, "stats", "--force-export=true", "--format=csv",
                     f"--report={name}", report])  # fmt: skip
-        found[name] = [dict(row) for row in read_table(text, "Time (%)")]
-    return found
+        tables[name] = [dict(row) for row in read_table(text, "Time (%)")]
+    return tables
 
 
 def profile_kernels(args: argparse.Namespace, target: Sequence[str]) -> dict[str, Any]:
@@ -102,14 +102,14 @@ def run(command: Sequence[str | Path], log: Path | None = None) -> str:
     done = subprocess.run(
         [str(part) for part in command], capture_output=True, text=True, check=False
     )
-    told = done.stdout + done.stderr
+    output = done.stdout + done.stderr
     if log is not None and log.is_file():
-        told += log.read_text(encoding="utf-8", errors="replace")
-    refusal = next((line for line in told.splitlines() if any(r in line for r in REFUSALS)), None)
+        output += log.read_text(encoding="utf-8", errors="replace")
+    refusal = next((line for line in output.splitlines() if any(r in line for r in REFUSALS)), None)
     if refusal is not None:
         raise ToolRefusedError(refusal)
     if done.returncode != 0:
-        print(told)
+        print(output)
         raise SystemExit(done.returncode)
     return done.stdout
 

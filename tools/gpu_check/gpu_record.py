@@ -56,9 +56,9 @@ class Record:
 
     def earlier_outcome(self, name: str) -> dict[str, Any] | None:
         """What a step came to before; None where it did not run, or not to its end."""
-        found = self._steps.get(name)
-        is_over = found is not None and found["state"] != "missing"
-        return found if is_over and not found.get("timed_out") else None
+        step = self._steps.get(name)
+        is_over = step is not None and step["state"] != "missing"
+        return step if is_over and not step.get("timed_out") else None
 
     def add(self, outcome: dict[str, Any]) -> None:
         """Note a step's outcome and keep the record."""
@@ -98,13 +98,13 @@ def _free_name(folder: Path, gpu: str, day: str) -> Path:
 
 def read_results(work: Path) -> dict[str, Any]:
     """What steps have kept, by step; a file that is just being replaced is left out."""
-    found = {}
+    results = {}
     for file in sorted((work / "results").glob("*.json")):
         try:
-            found[file.stem] = json.loads(file.read_text(encoding="utf-8"))
+            results[file.stem] = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-    return found
+    return results
 
 
 def read_figures(results: Mapping[str, Any]) -> dict[str, float]:

@@ -50,9 +50,9 @@ def build_steps(args: argparse.Namespace) -> list[Step]:
     environment = {"ZSSEG_CUDA": "ON", "ZSSEG_WERROR": "1"}
     environment["CMAKE_ARGS"] = "-DZSSEG_BUILD_CUDA_TESTS=ON " + os.environ.get("CMAKE_ARGS", "")
     capability = run_quietly("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader")
-    found = re.match(r"(\d+)\.(\d+)\s", f"{capability or ''}\n")
-    if found:
-        environment["ZSSEG_CUDA_ARCHITECTURES"] = "".join(found.groups())
+    version = re.match(r"(\d+)\.(\d+)\s", f"{capability or ''}\n")
+    if version:
+        environment["ZSSEG_CUDA_ARCHITECTURES"] = "".join(version.groups())
     build = [sys.executable, "setup.py", "build_ext", "--inplace"]
     program = ["cmake", "--build", build_tree(), "--target", "zsseg_cuda_tests", "--parallel"]
     steps = [
@@ -79,14 +79,14 @@ def check_steps(args: argparse.Namespace) -> Iterator[Step]:
 
 def plan_steps(args: argparse.Namespace) -> Iterator[Step]:
     """Do TensorRT's plans build? Before any step that is timed, which finds them in the cache."""
-    given = ["--quick"] if args.quick else ["--bundle", args.model] if args.model else []
-    for backend, chosen, missing in backends():
+    options = ["--quick"] if args.quick else ["--bundle", args.model] if args.model else []
+    for backend, flavour, missing in backends():
         if backend not in FLAVOURS:
             continue
         for precision in ("float16", "float32"):
             name = f"plans {precision} {backend}"
-            command = [HERE / "gpu_frames.py", "--plans", precision, *given]
-            yield script_step(name, command, args, chosen, missing, 600.0)
+            command = [HERE / "gpu_frames.py", "--plans", precision, *options]
+            yield script_step(name, command, args, flavour, missing, 600.0)
 
 
 def kernel_steps(args: argparse.Namespace) -> Iterator[Step]:
@@ -102,14 +102,14 @@ def kernel_steps(args: argparse.Namespace) -> Iterator[Step]:
 def engine_steps(args: argparse.Namespace) -> Iterator[Step]:
     """Does each backend label frames rightly, recorded and in two lanes?"""
     model = ["--bundle", args.model] if args.model else []
-    given = ["--quick"] if args.quick else model
-    for backend, chosen, missing in backends():
-        command = [HERE / "gpu_frames.py", *given]
-        yield script_step(f"frames {backend}", command, args, chosen, missing, 180.0)
-    for backend, chosen, missing in backends():
+    options = ["--quick"] if args.quick else model
+    for backend, flavour, missing in backends():
+        command = [HERE / "gpu_frames.py", *options]
+        yield script_step(f"frames {backend}", command, args, flavour, missing, 180.0)
+    for backend, flavour, missing in backends():
         command = [HERE / "gpu_stream.py", *(["--quick"] if args.quick else [])]
         missing = missing or why_no_streams()
-        yield script_step(f"stream {backend}", command, args, chosen, missing, 120.0)
+        yield script_step(f"stream {backend}", command, args, flavour, missing, 120.0)
     tests = [name for name in test_names() if name.endswith(ENGINE_TESTS)]
     yield pytest_step("engine tests", tests, args, missing=why_no_torch())
 
@@ -117,12 +117,12 @@ def engine_steps(args: argparse.Namespace) -> Iterator[Step]:
 def time_steps(args: argparse.Namespace) -> Iterator[Step]:
     """How long does a frame take, beside torch?"""
     tiny = ["--size", "tiny", "--rounds", "1"] if args.quick else []
-    for backend, chosen, missing in backends():
+    for backend, flavour, missing in backends():
         against = "eager" if backend == "torch" and not args.quick else "none"
         command = [ROOT / "benchmarks" / "engine.py", "--against", against]
         command += ["--bundle", args.model or "", *tiny]
         missing = missing or why_no_benchmarks() or no_model(args)
-        yield script_step(f"frame times {backend}", command, args, chosen, missing, 150.0)
+        yield script_step(f"frame times {backend}", command, args, flavour, missing, 150.0)
     if not args.quick:
         command = [ROOT / "benchmarks" / "engine.py", "--against", "compiled"]
         command += ["--bundle", args.model or ""]
@@ -142,8 +142,8 @@ def profile_steps(args: argparse.Namespace) -> Iterator[Step]:
     quick = ["--quick"] if args.quick else []
     base = [sys.executable, HERE / "gpu_profile.py", "--scratch", args.work]
     nsys, no_nsys = find_tool("nsys", "Nsight Systems")
-    for backend, chosen, missing in backends():
-        options = ["--bundle", args.model or "", "--backend", chosen, *quick]
+    for backend, flavour, missing in backends():
+        options = ["--bundle", args.model or "", "--backend", flavour, *quick]
         name, other = f"one frame in nsys, {backend}", f"one frame in torch's profiler, {backend}"
         plain = [sys.executable, HERE / "gpu_target.py", "frame", "--json", result(args, other)]
         within = [*base, "--nsys", nsys, "--json", result(args, name)]
@@ -168,10 +168,10 @@ def sweep_steps(args: argparse.Namespace) -> Iterator[Step]:
     """Which settings are best here?"""
     quick = ["--quick"] if args.quick else []
     model = ["--bundle", args.model] if args.model else []
-    for backend, chosen, missing in backends():
+    for backend, flavour, missing in backends():
         command = [HERE / "gpu_sweeps.py", *quick, *model]
         missing = missing or why_no_benchmarks()
-        yield script_step(f"sweeps {backend}", command, args, chosen, missing, 90.0)
+        yield script_step(f"sweeps {backend}", command, args, flavour, missing, 90.0)
 
 
 def other_sanitizer_steps(args: argparse.Namespace) -> Iterator[Step]:
@@ -216,8 +216,8 @@ def result(args: argparse.Namespace, name: str) -> Path:
 
 def engine_environment(args: argparse.Namespace, backend: str) -> dict[str, str]:
     """Plans are kept between steps and calls; two flavours of TensorRT may be installed."""
-    chosen = {"ZSSEG_TENSORRT": backend} if backend in FLAVOURS else {}
-    return {"ZSSEG_HOME": str(Path(args.work) / "home"), **chosen}
+    flavour = {"ZSSEG_TENSORRT": backend} if backend in FLAVOURS else {}
+    return {"ZSSEG_HOME": str(Path(args.work) / "home"), **flavour}
 
 
 def script_step(
@@ -229,11 +229,11 @@ def script_step(
     limit: float,
 ) -> Step:
     """A script that keeps its results as it goes, with the GPU's clocks noted meanwhile."""
-    chosen = [] if backend is None else ["--backend", backend]
-    told = ["--seconds", SECONDS, "--json", result(args, name)]
+    engine_options = [] if backend is None else ["--backend", backend]
+    outputs = ["--seconds", SECONDS, "--json", result(args, name)]
     return Step(
         name=name,
-        command=[sys.executable, *command, *chosen, *told],
+        command=[sys.executable, *command, *engine_options, *outputs],
         environment=engine_environment(args, name.split()[-1]),
         limit=limit,
         missing=missing,
@@ -274,8 +274,8 @@ def find_tool(name: str, package: str) -> tuple[str, str]:
     homes += sorted(Path("/opt/nvidia").glob("nsight-*/*"), reverse=True)
     folders = [str(folder) for home in homes for folder in (home / "bin", home)]
     path = os.pathsep.join([os.environ.get("PATH", ""), *folders])
-    found = shutil.which(name, path=path)
-    return (found, "") if found else ("", f"no {name}; it is in {package}")
+    program = shutil.which(name, path=path)
+    return (program, "") if program else ("", f"no {name}; it is in {package}")
 
 
 def test_names() -> list[str]:

@@ -33,11 +33,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
-        found = run(args, Path(folder), 12 if args.quick else 200)
+        outcome = run(args, Path(folder), 12 if args.quick else 200)
     if args.json:
-        write_whole(args.json, (json.dumps(found, indent=2) + "\n").encode())
-    print(json.dumps(found), flush=True)
-    return 0 if all(sink["written"] == found["frames"] for sink in found["sinks"]) else 1
+        write_whole(args.json, (json.dumps(outcome, indent=2) + "\n").encode())
+    print(json.dumps(outcome), flush=True)
+    return 0 if all(sink["written"] == outcome["frames"] for sink in outcome["sinks"]) else 1
 
 
 def run(args: argparse.Namespace, folder: Path, count: int) -> dict[str, Any]:

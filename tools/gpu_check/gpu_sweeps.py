@@ -98,11 +98,11 @@ def planned(args: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Mappin
 @contextlib.contextmanager
 def opened(args: argparse.Namespace, settings: Mapping[str, Any]) -> Iterator[Engine]:
     """An engine with classes; ``captures`` is of the environment."""
-    given = dict(settings)
+    fields = dict(settings)
     before = os.environ.get("ZSSEG_CUDA_GRAPHS")
-    if "captures" in given:
-        os.environ["ZSSEG_CUDA_GRAPHS"] = given.pop("captures")
-    config = EngineConfig(device=args.device, backend=args.backend, **given)
+    if "captures" in fields:
+        os.environ["ZSSEG_CUDA_GRAPHS"] = fields.pop("captures")
+    config = EngineConfig(device=args.device, backend=args.backend, **fields)
     try:
         with Engine(args.bundle, config) as engine:
             dim = Bundle.load(args.bundle).text.embed_dim
@@ -156,7 +156,7 @@ def lanes_row(args: argparse.Namespace) -> dict[str, Any]:
         2 if args.quick else 200,
     )
     with opened(args, {"num_lanes": 2}) as engine, engine.lane() as lane:
-        found = {}
+        figures = {}
         for name, lanes in (("one", (engine,)), ("two", (engine, lane))):
             for each in lanes:
                 each.segment(frame)
@@ -171,8 +171,8 @@ def lanes_row(args: argparse.Namespace) -> dict[str, Any]:
                 thread.start()
             for thread in threads:
                 thread.join()
-            found[f"{name}_frames_per_second"] = count * len(lanes) / watch.seconds
-        return found
+            figures[f"{name}_frames_per_second"] = count * len(lanes) / watch.seconds
+        return figures
 
 
 def kernel_row(

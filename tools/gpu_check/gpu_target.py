@@ -81,8 +81,8 @@ def profile_call(call: Callable[[], Any]) -> list[dict[str, Any]]:
     for event in recorded.events():
         if event.device_type == torch.autograd.DeviceType.CUDA:
             rows.setdefault(event.name, []).append(event.time_range.elapsed_us())
-    found = [{"name": name, "count": len(each), "us": sum(each)} for name, each in rows.items()]
-    return sorted(found, key=lambda row: -float(row["us"]))
+    kernels = [{"name": name, "count": len(each), "us": sum(each)} for name, each in rows.items()]
+    return sorted(kernels, key=lambda row: -float(row["us"]))
 
 
 def load_driver() -> Any:

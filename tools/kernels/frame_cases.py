@@ -109,13 +109,13 @@ def upsample_case(
     placed, scored = bench.place(logits), bool(settings.get("with_scores"))
     labels = bench.place(np.empty((1, *out_hw), np.uint8))
     scores = bench.place(np.empty((1, *out_hw), np.float32)) if scored else None
-    given = dict(settings)
-    if "label_table" in given:
-        given["label_table"] = bench.place(given["label_table"])
+    placed_settings = dict(settings)
+    if "label_table" in placed_settings:
+        placed_settings["label_table"] = bench.place(placed_settings["label_table"])
 
     def ours() -> Any:
         return ops.upsample_argmax(
-            placed, out_hw, **given, out=(labels, scores), stream=bench.stream
+            placed, out_hw, **placed_settings, out=(labels, scores), stream=bench.stream
         )[0]
 
     def check() -> None:
@@ -181,9 +181,9 @@ def overlay_cases(bench: CpuBench, *, quick: bool) -> Iterator[Case]:
     sizes = f"{out_hw[0]}x{out_hw[1]}"
     case = compared(bench, "overlay", sizes, [frame, labels, palette], np.empty_like(frame))
     if torch := bench.torch:
-        picture, indices, colours = (bench.tensor(array) for array in (frame, labels, palette))
+        pixels, indices, colours = (bench.tensor(array) for array in (frame, labels, palette))
         case.candidates["torch"] = lambda: (
-            (0.5 * picture + 0.5 * colours[indices.long()]).round().to(torch.uint8)
+            (0.5 * pixels + 0.5 * colours[indices.long()]).round().to(torch.uint8)
         )
     if cv2 := bench.cv2:
         case.candidates["OpenCV"] = lambda: cv2.addWeighted(
@@ -196,17 +196,17 @@ def ink_cases(bench: CpuBench, *, quick: bool) -> Iterator[Case]:
     """A name with its outline on a full-HD picture, as sparse as letters are."""
     size, of_name = ((90, 160), (12, 40)) if quick else ((1080, 1920), (60, 400))
     generator = np.random.default_rng(0)
-    picture = generator.integers(0, 256, (*size, 3), np.uint8)
+    image = generator.integers(0, 256, (*size, 3), np.uint8)
     weights = generator.integers(0, 256, (2, *of_name), np.uint8)
     weights *= generator.random(weights.shape) < 0.3
-    own, where = picture.copy(), ((size[0] // 2, size[1] // 2), [(0, 0, 0), (255, 255, 255)])
+    own, where = image.copy(), ((size[0] // 2, size[1] // 2), [(0, 0, 0), (255, 255, 255)])
 
     def ours() -> Any:
         return ops.ink(own, weights, *where)
 
     def check() -> None:
-        found = ops.ink(picture.copy(), weights, *where)
-        expect_close(found, reference.ink(picture.copy(), weights, *where), 0.0)
+        inked = ops.ink(image.copy(), weights, *where)
+        expect_close(inked, reference.ink(image.copy(), weights, *where), 0.0)
 
     yield Case("ink", "x".join(map(str, of_name)), weights.nbytes, check, {"zsseg_rt": ours})
 

@@ -66,9 +66,9 @@ def describe_scene(seen: Sequence[Seen], rng: np.random.Generator) -> str:
     if not things:
         return _describe_stuff(stuff, rng)
     order = rng.permutation(len(things))[: 1 + int(rng.random() < 0.6)]
-    chosen = [things[index] for index in order]
-    text = _relate(chosen, rng)
-    if stuff and (len(chosen) == 1 or rng.random() < 0.5):
+    shown = [things[index] for index in order]
+    text = _relate(shown, rng)
+    if stuff and (len(shown) == 1 or rng.random() < 0.5):
         around = stuff[rng.integers(len(stuff))].kind
         text = f"{text} {_preposition(around)} {with_article(around.name)}"
     return text
@@ -86,12 +86,12 @@ def _describe_stuff(stuff: Sequence[Seen], rng: np.random.Generator) -> str:
     return " and ".join(names)
 
 
-def _relate(chosen: Sequence[Seen], rng: np.random.Generator) -> str:
-    first = with_article(chosen[0].kind.name)
-    if len(chosen) == 1:
+def _relate(shown: Sequence[Seen], rng: np.random.Generator) -> str:
+    first = with_article(shown[0].kind.name)
+    if len(shown) == 1:
         return first
-    second = with_article(chosen[1].kind.name)
-    apart = chosen[0].centre_xy[0] - chosen[1].centre_xy[0]
+    second = with_article(shown[1].kind.name)
+    apart = shown[0].centre_xy[0] - shown[1].centre_xy[0]
     if abs(apart) > 24 and rng.random() < 0.5:
         return f"{first} to the {'right' if apart > 0 else 'left'} of {second}"
     return f"{first} {('and', 'next to', 'with')[rng.integers(3)]} {second}"

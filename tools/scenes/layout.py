@@ -143,8 +143,8 @@ class _Kinds:
         classes, groups = _choices(role, self.common)
         rng = self.rng
         # Outside the classes, a noun is drawn first, so that many surfaces do not make it frequent.
-        chosen = classes if rng.random() < self.class_share else groups[rng.integers(len(groups))]
-        return chosen[rng.integers(len(chosen))]
+        kinds = classes if rng.random() < self.class_share else groups[rng.integers(len(groups))]
+        return kinds[rng.integers(len(kinds))]
 
 
 def _plan_stretches(

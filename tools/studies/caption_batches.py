@@ -87,8 +87,8 @@ class CaptionBatches(Dataset[CaptionBatch]):
         count = self.batch_size // 2 if whole else self.batch_size
         pairs: list[Captioned] = []
         for offset in range(_SCENES_PER_STEP):
-            found = self._pairs(_SCENES_PER_STEP * step + offset, whole, rng)
-            pairs += [pair for pair in found if not any(name in pair[1] for name in self._never)]
+            drawn = self._pairs(_SCENES_PER_STEP * step + offset, whole, rng)
+            pairs += [pair for pair in drawn if not any(name in pair[1] for name in self._never)]
             if len(pairs) >= count:
                 break
         return self._collate(pairs[:count], f"captions/step-{step}")

@@ -201,8 +201,8 @@ def _check_same_run(config: PretrainingConfig, folder: Path) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             write_whole(path, (json.dumps(wanted, indent=2) + "\n").encode())
         return
-    found = read_config(folder)
-    changed = sorted(key for key in wanted if found.get(key) != wanted[key])
+    stored = read_config(folder)
+    changed = sorted(key for key in wanted if stored.get(key) != wanted[key])
     if changed:
         raise TrainingError(
             f"{path}: expected the configuration of this run, got another {', '.join(changed)}. "

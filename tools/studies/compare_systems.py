@@ -109,16 +109,16 @@ class Comparison:
     small: SmallForm | None = None
 
     def __post_init__(self) -> None:
-        known: set[str] = set()
+        names: set[str] = set()
         for variant in self.variants:
-            if variant.name in known:
+            if variant.name in names:
                 raise ArgumentError(f"variants: {variant.name!r} appears twice. Rename one.")
-            if variant.start_from and variant.start_from not in known:
+            if variant.start_from and variant.start_from not in names:
                 raise ArgumentError(
                     f"variants: {variant.name!r} starts from {variant.start_from!r}, not an "
                     "earlier variant. Name one, or put it first."
                 )
-            known.add(variant.name)
+            names.add(variant.name)
 
     @classmethod
     def load(cls, source: str | Path) -> Comparison:
@@ -212,13 +212,13 @@ def run(
     if unknown:
         raise ArgumentError(f"only: expected names of variants, got {', '.join(sorted(unknown))}.")
     shared = merge(comparison.shared, changes or {})
-    found = []
+    rows = []
     for variant, seed in _plan(comparison, only, seeds or comparison.seeds):
         figures = _run_one(variant, shared, folder, seed)
-        found.append(figures)
+        rows.append(figures)
         if on_run is not None:
             on_run(figures)
-    return found
+    return rows
 
 
 def markdown_table(comparison: Comparison, runs: Iterable[RunFigures]) -> str:
@@ -244,10 +244,10 @@ def _plan(
     comparison: Comparison, only: Sequence[str], seeds: Sequence[int]
 ) -> Iterable[tuple[Variant, int | None]]:
     """All variants of one seed before the next seed; untrained ones come first, once."""
-    chosen = [v for v in comparison.variants if not only or v.name in only]
-    yield from ((variant, None) for variant in chosen if not variant.trained)
+    variants = [v for v in comparison.variants if not only or v.name in only]
+    yield from ((variant, None) for variant in variants if not variant.trained)
     for seed in seeds:
-        yield from ((variant, seed) for variant in chosen if variant.trained)
+        yield from ((variant, seed) for variant in variants if variant.trained)
 
 
 def _run_one(
@@ -347,12 +347,12 @@ def main() -> int:
     logging.basicConfig(format="%(asctime)s %(message)s")
     logging.getLogger("zsseg_rt").setLevel(logging.INFO)  # not the exporter's notes
     try:
-        chosen = Comparison.load(args.comparison)
+        comparison = Comparison.load(args.comparison)
         if args.small:
-            chosen = chosen.in_small()
-        clip = args.clip or make_clip(chosen, args.out / "clip")
+            comparison = comparison.in_small()
+        clip = args.clip or make_clip(comparison, args.out / "clip")
         runs = run(
-            chosen,
+            comparison,
             args.out,
             changes=changes_of(clip, args.iterations),
             seeds=args.seeds,
@@ -362,7 +362,7 @@ def main() -> int:
     except ZssegError as error:
         print(f"compare_systems: {error}", file=sys.stderr)
         return 1
-    table = markdown_table(chosen, runs)
+    table = markdown_table(comparison, runs)
     (args.out / "table.md").write_text(table, encoding="utf-8")
     print(table)
     return 0

@@ -51,25 +51,25 @@ def draw(seg: Segmentation, frame: Pixels) -> Pixels:
     there = seg.present()
     colours[[one.index for one in there]] = palette(OTHERS)[: len(there)]
     scale = np.ones((2, 2, 1), np.uint8)
-    picture = np.kron(seg.overlay(frame, colours=colours), scale)
+    image = np.kron(seg.overlay(frame, colours=colours), scale)
     parts = [
         (part.name, np.kron(part.mask, scale[..., 0]) > 0, (2 * part.box[0], 2 * part.box[1]))
         for part in seg.components(min_area=seg.labels.size // 200)
     ]
-    draw_names(picture, parts)
+    draw_names(image, parts)
     entries = [
         LegendEntry(name=one.name, share=one.share, colour=tuple(colours[one.index].tolist()))
         for one in there
     ]
-    return draw_legend(picture, entries)
+    return draw_legend(image, entries)
 
 
-def column(pictures: list[Pixels]) -> Pixels:
+def column(images: list[Pixels]) -> Pixels:
     """Pictures of one width, one below the other, on white."""
     parts = []
-    for picture in pictures:
-        height = round(picture.shape[0] * WIDTH / picture.shape[1])
-        small = cv2.resize(picture, (WIDTH, height), interpolation=cv2.INTER_AREA)
+    for image in images:
+        height = round(image.shape[0] * WIDTH / image.shape[1])
+        small = cv2.resize(image, (WIDTH, height), interpolation=cv2.INTER_AREA)
         parts += [np.asarray(small, np.uint8), np.full((GAP, WIDTH, 3), 255, np.uint8)]
     return np.concatenate(parts[:-1])
 
@@ -86,8 +86,8 @@ def main() -> None:
         np.pad(one, ((0, height - one.shape[0]), (0, GAP), (0, 0)), constant_values=255)
         for one in columns
     ]
-    picture = np.concatenate(padded, axis=1)[:, :-GAP]
-    cv2.imwrite(file, picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])
+    image = np.concatenate(padded, axis=1)[:, :-GAP]
+    cv2.imwrite(file, image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])
 
 
 if __name__ == "__main__":

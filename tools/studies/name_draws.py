@@ -52,7 +52,7 @@ def other_unseen(draw: int) -> tuple[str, ...]:
     """
     if draw < 0:
         raise ArgumentError(f"draw: expected at least 0, got {draw}. Choose another.")
-    known = {word for index in SEEN for word in CLASS_NAMES[index].split()}
+    trained_words = {word for index in SEEN for word in CLASS_NAMES[index].split()}
     taken = {*CLASS_NAMES, *NEVER_CAPTIONED}
     rng = np.random.default_rng([1, draw])
     names = list(CLASS_NAMES)
@@ -62,7 +62,9 @@ def other_unseen(draw: int) -> tuple[str, ...]:
     stuff = [list(all_stuff(nouns)) for nouns in (("wall",), ("sky",), ("floor",), grounds)]
     places = [index for index in range(len(names)) if index not in SEEN]
     for place, kinds in zip(places, [*things, *stuff], strict=True):
-        free = [k.name for k in kinds if set(k.name.split()) <= known and k.name not in taken]
+        free = [
+            k.name for k in kinds if set(k.name.split()) <= trained_words and k.name not in taken
+        ]
         names[place] = free[rng.integers(len(free))]
     return tuple(names)
 
@@ -106,40 +108,40 @@ def evaluate_draws(
         row: dict[str, Any] = {"draw": draw}
         for kind in KINDS:
             data = DrawnScenes(draw, length=length, published=kind == "published")
-            found = evaluate(opened(data.class_names), data)
-            row[kind] = unseen_figures(found)
+            result = evaluate(opened(data.class_names), data)
+            row[kind] = unseen_figures(result)
             if kind == "others":
                 seen = set(SEEN)
                 row["unseen"] = [n for i, n in enumerate(data.class_names) if i not in seen]
-                row["iou_percent"] = {r["name"]: r["iou_percent"] for r in found.class_table()}
+                row["iou_percent"] = {r["name"]: r["iou_percent"] for r in result.class_table()}
         rows.append(row)
         _log.info("draw %d: %s", draw, {kind: row[kind]["mIoU(U)"] for kind in KINDS})
     return rows
 
 
-def unseen_figures(found: Evaluation) -> dict[str, float]:
+def unseen_figures(result: Evaluation) -> dict[str, float]:
     """Figures in percent; unseen classes also by things, stuff, and pixels named right.
 
     Raises:
         ArgumentError: Too few scenes: they show no unseen thing, or no unseen stretch.
     """
     trained = {CLASS_NAMES[index] for index in SEEN}
-    shares = found.scores.iou
-    unseen = [i for i in range(len(found.class_names)) if i not in set(found.seen)]
-    things = [i for i in unseen if kind_of(found.class_names[i]).is_thing]
+    shares = result.scores.iou
+    unseen = [i for i in range(len(result.class_names)) if i not in set(result.seen)]
+    things = [i for i in unseen if kind_of(result.class_names[i]).is_thing]
     stuff = [i for i in unseen if i not in things]
-    taught = [i for i, name in enumerate(found.class_names) if name in trained]
+    taught = [i for i, name in enumerate(result.class_names) if name in trained]
     for group in (things, stuff, taught):
         if np.isnan(shares[group]).all():
             raise ArgumentError(
                 f"length: expected scenes that show things and stuff, seen and unseen, got "
-                f"{found.pictures} that do not. Use more scenes."
+                f"{result.pictures} that do not. Use more scenes."
             )
-    right = sum(int(found.counts[i, i]) for i in unseen)
-    figures = found.scores.as_reported() | {
+    right = sum(int(result.counts[i, i]) for i in unseen)
+    figures = result.scores.as_reported() | {
         "mIoU(U) things": 100 * float(np.nanmean(shares[things])),
         "mIoU(U) stuff": 100 * float(np.nanmean(shares[stuff])),
-        "unseen pixels right": 100 * right / max(int(found.counts[unseen].sum()), 1),
+        "unseen pixels right": 100 * right / max(int(result.counts[unseen].sum()), 1),
         "mIoU(trained)": 100 * float(np.nanmean(shares[taught])),
     }
     return {name: round(value, 2) for name, value in figures.items()}

@@ -77,7 +77,7 @@ def clean_names(lines: list[str]) -> Iterator[tuple[int, str]]:
 
 def read_bank(folder: Path) -> dict[str, Rows]:
     """Unit rows [512] of all names; ``cab (taxi)`` is also ``cab`` where no list has that."""
-    found: dict[str, Rows] = {}
+    banks: dict[str, Rows] = {}
     for names_file, rows_file in LISTS:
         lines = (folder / names_file).read_text(encoding="utf-8").splitlines()
         if names_file.endswith(".csv"):
@@ -87,12 +87,12 @@ def read_bank(folder: Path) -> dict[str, Rows]:
             raise SystemExit(f"{rows_file}: expected {len(lines)} rows, got {len(rows)}")
         rows /= np.linalg.norm(rows, axis=1, keepdims=True)
         for row, name in clean_names(lines):
-            found.setdefault(name, rows[row])
-    for name in [name for name in found if name.endswith(")")]:
+            banks.setdefault(name, rows[row])
+    for name in [name for name in banks if name.endswith(")")]:
         bare = name[: name.index(" (")]
-        if bare not in found and bare != BACKGROUND:
-            found[bare] = found.pop(name)
-    return found
+        if bare not in banks and bare != BACKGROUND:
+            banks[bare] = banks.pop(name)
+    return banks
 
 
 def centred(bank: dict[str, Rows]) -> dict[str, Rows]:
@@ -154,7 +154,7 @@ def write_photo_bundle(encoders: Path, embeddings: Path, path: Path) -> Path:
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / "encoder.onnx"
         onnx.save(in_text_space(onnx.load(encoders / ENCODER), bank), graph)
-        made = export_dense_bundle(
+        bundle = export_dense_bundle(
             graph,
             Path(folder) / path.name,
             image_size=513,
@@ -171,9 +171,9 @@ def write_photo_bundle(encoders: Path, embeddings: Path, path: Path) -> Path:
             source=_SOURCE,
             licence="Apache-2.0 (weights and text rows; see NOTICE beside the bundle)",
         )
-        _finish(made)
+        _finish(bundle)
         shutil.rmtree(path, ignore_errors=True)
-        shutil.copytree(made, path)
+        shutil.copytree(bundle, path)
     return path
 
 

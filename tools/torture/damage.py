@@ -91,16 +91,16 @@ def spoil_document(document: Any, draw: random.Random) -> Any:
 
 
 def _branches(tree: Any) -> list[tuple[Any, Any]]:
-    found: list[tuple[Any, Any]] = []
+    branches: list[tuple[Any, Any]] = []
     waiting = [tree]
     while waiting:
         branch = waiting.pop()
         places = branch.keys() if isinstance(branch, dict) else range(len(branch))
         for place in places:
-            found.append((branch, place))
+            branches.append((branch, place))
             if isinstance(branch[place], (dict, list)):
                 waiting.append(branch[place])
-    return found
+    return branches
 
 
 def _spoil_branch(

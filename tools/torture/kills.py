@@ -106,9 +106,9 @@ def _kill_one_job(job: _Job, folder: Path, count: int, draw: random.Random, ende
             where = f"{job.name}, kill {number} after {moment:.2f} s"
             ended.troubles += [f"{where}: {trouble}" for trouble in job.check()]
         _finish(job.go_on, folder)
-        found = job.result()
-        if found != expected:
-            names = sorted(k for k in {*found, *expected} if found.get(k) != expected.get(k))
+        result = job.result()
+        if result != expected:
+            names = sorted(k for k in {*result, *expected} if result.get(k) != expected.get(k))
             ended.troubles.append(f"{where}: other results, {', '.join(names[:5])}")
 
 

@@ -129,12 +129,12 @@ class CpuQueue:
         return max((ns - self._before.get(task, 0) for task, ns in waits.items()), default=0) / 1e9
 
     def _waits(self) -> dict[str, int]:
-        found = {}
+        waits = {}
         with contextlib.suppress(OSError):
             for task in self._tasks.iterdir():
                 with contextlib.suppress(OSError, IndexError):
-                    found[task.name] = int((task / "schedstat").read_text().split()[1])
-        return found
+                    waits[task.name] = int((task / "schedstat").read_text().split()[1])
+        return waits
 
 
 class _Child:

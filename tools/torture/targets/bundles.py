@@ -167,8 +167,8 @@ def _alter(model: onnx.ModelProto, draw: random.Random) -> None:
         texts += [*node.input, *node.output, node.op_type]
     values = [*graph.input, *graph.output]
     parts = [list(part) for part in (graph.node, graph.node, graph.initializer, values) if part]
-    chosen = draw.choice([*map(draw.choice, parts), graph])
-    message = draw.choice([chosen] if chosen is graph else list(_messages(chosen)))
+    damaged = draw.choice([*map(draw.choice, parts), graph])
+    message = draw.choice([damaged] if damaged is graph else list(_messages(damaged)))
     fields = [field for field, _ in message.ListFields()]
     field = draw.choice(message.DESCRIPTOR.fields if draw.random() < 0.1 or not fields else fields)
     old = getattr(message, field.name)

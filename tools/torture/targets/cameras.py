@@ -57,8 +57,8 @@ class _Answers:
 def _cameras(folder: Path) -> Attempt:
     camera, inside = _Answers(), _Answers()
     write_video = test_support("streams").write_video
-    pictures = [np.full((48, 64, 3), n * 9, np.uint8) for n in range(12)]
-    streams = [write_video(folder / f"a.{kind}", pictures).read_bytes() for kind in ("ts", "mp4")]
+    images = [np.full((48, 64, 3), n * 9, np.uint8) for n in range(12)]
+    streams = [write_video(folder / f"a.{kind}", images).read_bytes() for kind in ("ts", "mp4")]
     reader = test_support("streams").ReaderNow
 
     def attempt(draw: random.Random) -> None:
@@ -66,8 +66,8 @@ def _cameras(folder: Path) -> Attempt:
         before = inside.asked
         (source,) = open_sources(f"http://me:secret@{camera.address.decode()}/video")
         try:
-            with closing(source.pictures(reader())) as found:
-                for _ in itertools.islice(found, _ENOUGH):
+            with closing(source.pictures(reader())) as frames:
+                for _ in itertools.islice(frames, _ENOUGH):
                     pass
         finally:
             if inside.asked > before and not _FOLLOWS:

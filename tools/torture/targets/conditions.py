@@ -51,8 +51,8 @@ def _full_disk(folder: Path) -> Attempt:
     noise = np.random.default_rng(0)
     (folder / "in").mkdir(exist_ok=True)
     for number in range(3):
-        picture = noise.integers(0, 256, (120, 160, 3), np.uint8)
-        Image.fromarray(picture).save(folder / "in" / f"{number}.png")
+        image = noise.integers(0, 256, (120, 160, 3), np.uint8)
+        Image.fromarray(image).save(folder / "in" / f"{number}.png")
     export = [*export_words(folder), "--out", str(disk / "x.zsseg")]
     segment = ["segment", str(folder / "in"), "--demo", "scenes", "--threads", "1", "--out"]
     segment += [str(disk / "out"), "--json", str(disk / "report.json")]
@@ -142,10 +142,10 @@ def _shared_cache(folder: Path) -> Attempt:
             entry.write_bytes(spoil_bytes(entry.read_bytes(), draw))
         asked = [draw.choice(WORDS) for _ in range(3)]
         try:
-            found = pool.starmap(_labels, [(cache, words) for words in asked])
+            labels = pool.starmap(_labels, [(cache, words) for words in asked])
         except ZssegError as error:
             raise AssertionError(f"a shared cache ended an engine: {error}") from error
-        if found != [expected[words] for words in asked]:
+        if labels != [expected[words] for words in asked]:
             raise AssertionError("a shared cache changed labels")
 
     return attempt
@@ -213,8 +213,8 @@ def _flat(result: Any) -> list[Any]:
     return [np.array(part) for part in parts if part is not None]
 
 
-def _same(found: list[Any], expected: list[Any]) -> bool:
-    return all(np.array_equal(a, b, equal_nan=True) for a, b in zip(found, expected, strict=True))
+def _same(actual: list[Any], expected: list[Any]) -> bool:
+    return all(np.array_equal(a, b, equal_nan=True) for a, b in zip(actual, expected, strict=True))
 
 
 @target("threads", "four threads label, change classes and call operations at once",

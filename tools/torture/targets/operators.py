@@ -116,20 +116,20 @@ def _attribute(name: str, sample: Any, draw: random.Random) -> None:
     allowed = sorted(OPERATORS[name].attributes)
     if not allowed:
         return
-    chosen, kind = draw.choice(allowed), draw.randrange(8)
-    given = sample.attributes.get(chosen)
-    if isinstance(given, list) and kind < 4:
-        given[draw.randrange(len(given))] = _number(draw)
-    elif isinstance(given, int) or kind < 4:
-        sample.attributes[chosen] = _number(draw)
+    attribute, kind = draw.choice(allowed), draw.randrange(8)
+    value = sample.attributes.get(attribute)
+    if isinstance(value, list) and kind < 4:
+        value[draw.randrange(len(value))] = _number(draw)
+    elif isinstance(value, int) or kind < 4:
+        sample.attributes[attribute] = _number(draw)
     elif kind == 4:
-        sample.attributes[chosen] = [_number(draw) for _ in range(draw.randrange(1, 6))]
+        sample.attributes[attribute] = [_number(draw) for _ in range(draw.randrange(1, 6))]
     elif kind == 5:
-        sample.attributes[chosen] = draw.choice(_FLOATS)
+        sample.attributes[attribute] = draw.choice(_FLOATS)
     elif kind == 6:
-        sample.attributes[chosen] = draw.choice(_TEXTS)
+        sample.attributes[attribute] = draw.choice(_TEXTS)
     else:
-        sample.attributes.pop(chosen, None)
+        sample.attributes.pop(attribute, None)
 
 
 def _constant(name: str, sample: Any, draw: random.Random) -> None:
@@ -162,16 +162,16 @@ def _sizes(name: str, sample: Any, draw: random.Random) -> None:
     fed = [each for each in fed if not isinstance(each, np.ndarray)]
     if not fed:
         return
-    chosen = draw.choice(fed)
-    chosen.shape = list(chosen.shape)
+    tensor = draw.choice(fed)
+    tensor.shape = list(tensor.shape)
     kind = draw.randrange(5)
-    if kind < 3 and chosen.shape:
+    if kind < 3 and tensor.shape:
         sizes = ("n", "n", "m", 0, 1, 2, 3, 5, 7, 16, 300, 65536)
-        chosen.shape[draw.randrange(len(chosen.shape))] = draw.choice(sizes)
+        tensor.shape[draw.randrange(len(tensor.shape))] = draw.choice(sizes)
     elif kind == 3:
-        chosen.shape = [draw.choice((1, 2, 3, 8)) for _ in range(draw.randrange(7))]
+        tensor.shape = [draw.choice((1, 2, 3, 8)) for _ in range(draw.randrange(7))]
     else:
-        chosen.dtype = draw.choice((1, 2, 3, 6, 7, 9, 10, 11))
+        tensor.dtype = draw.choice((1, 2, 3, 6, 7, 9, 10, 11))
 
 
 def _inputs(name: str, sample: Any, draw: random.Random) -> None:

@@ -44,11 +44,11 @@ def _try(draw: random.Random, *, gpu: bool) -> None:
     movable = [key for key in movable if not gpu or key not in ("regions", "boxes")]
     if not movable:
         return
-    given, result = arrays[draw.choice(movable)], draw.choice(written)
-    memory, begin, start = _places(given, result, draw)
+    moved, result = arrays[draw.choice(movable)], draw.choice(written)
+    memory, begin, start = _places(moved, result, draw)
     whole, part = (ops.DeviceArray.from_numpy(memory), _Part) if gpu else (memory, _slice)
     place = on_gpu if gpu else lambda _, array: array
-    inputs = {key: part(whole, start, a) if a is given else place(key, a)
+    inputs = {key: part(whole, start, a) if a is moved else place(key, a)
               for key, a in arrays.items()}  # fmt: skip
     outs = [
         part(whole, begin, a) if a is result else place("out", np.zeros_like(a)) for a in written
@@ -60,27 +60,27 @@ def _try(draw: random.Random, *, gpu: bool) -> None:
             raise AssertionError(f"{name} accepted an overlap and gave another result")
 
 
-def _try_ink(picture: Any, weights: Any, draw: random.Random, **settings: Any) -> None:
+def _try_ink(image: Any, weights: Any, draw: random.Random, **settings: Any) -> None:
     """It writes on its first argument."""
     if not weights.nbytes:
         return
-    memory, begin, start = _places(weights, picture, draw)
-    inputs = _slice(memory, begin, picture), _slice(memory, start, weights)
-    inputs[0][...] = picture
+    memory, begin, start = _places(weights, image, draw)
+    inputs = _slice(memory, begin, image), _slice(memory, start, weights)
+    inputs[0][...] = image
     wanted = ops.ink(inputs[0].copy(), inputs[1].copy(), **settings)
     if not np.array_equal(ops.ink(*inputs, **settings), wanted):
         raise AssertionError("ink accepted an overlap and gave another result")
 
 
-def _places(given: Any, result: Any, draw: random.Random) -> tuple[Any, int, int]:
+def _places(moved: Any, result: Any, draw: random.Random) -> tuple[Any, int, int]:
     """Memory for both that holds the first, where the result begins in it, and where the first."""
-    begin, past = (-(-array.nbytes // 64) * 64 for array in (given, result))
-    size = begin + past + given.nbytes
+    begin, past = (-(-array.nbytes // 64) * 64 for array in (moved, result))
+    size = begin + past + moved.nbytes
     memory = np.zeros(size + 64, np.uint8)
     memory = memory[-memory.ctypes.data % 64 :][:size]
-    start = begin + draw.randrange(-given.nbytes, result.nbytes + 1)
-    start = draw.choice((begin, begin + past, *[start - start % given.itemsize] * 4))
-    _slice(memory, start, given)[...] = given
+    start = begin + draw.randrange(-moved.nbytes, result.nbytes + 1)
+    start = draw.choice((begin, begin + past, *[start - start % moved.itemsize] * 4))
+    _slice(memory, start, moved)[...] = moved
     return memory, begin, start
 
 

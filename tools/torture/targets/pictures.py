@@ -41,9 +41,9 @@ def _photos(folder: Path) -> Attempt:
     def attempt(draw: random.Random) -> None:
         path = folder / f"photo.{draw.choice(FORMATS)}"
         path.write_bytes(spoil_bytes(_picture(draw), draw))
-        found = read_photo(path, max_pixels=MOST_PIXELS)
-        if found.ndim != 3 or found.dtype != np.uint8 or found.shape[2] != 3:
-            raise AssertionError(f"read_photo gave {found.dtype} {found.shape}")
+        image = read_photo(path, max_pixels=MOST_PIXELS)
+        if image.ndim != 3 or image.dtype != np.uint8 or image.shape[2] != 3:
+            raise AssertionError(f"read_photo gave {image.dtype} {image.shape}")
 
     return attempt
 
@@ -59,11 +59,11 @@ def _frames(_: Path) -> Attempt:
         if draw.random() < 0.7:
             noise = np.random.default_rng(draw.getrandbits(32))
             frame = odd_layout(noise.integers(0, 256, frame.shape, np.uint8), draw)
-        given = odd_value(draw) if draw.random() < 0.2 else frame
+        value = odd_value(draw) if draw.random() < 0.2 else frame
         settings = {}
         if draw.random() < 0.3:
             settings[draw.choice(("unknown_below", "with_scores", "memory"))] = odd_value(draw)
-        seg = engine.segment(given, **settings)
+        seg = engine.segment(value, **settings)
         if seg.labels.shape != frame.shape[:2]:
             raise AssertionError(f"labels {seg.labels.shape} for a frame {frame.shape}")
         seg.present()
