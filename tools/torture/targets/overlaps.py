@@ -60,13 +60,13 @@ def _try(draw: random.Random, *, gpu: bool) -> None:
             raise AssertionError(f"{name} accepted an overlap and gave another result")
 
 
-def _try_ink(image: Any, weights: Any, draw: random.Random, **settings: Any) -> None:
+def _try_ink(picture: Any, weights: Any, draw: random.Random, **settings: Any) -> None:
     """It writes on its first argument."""
     if not weights.nbytes:
         return
-    memory, begin, start = _places(weights, image, draw)
-    inputs = _slice(memory, begin, image), _slice(memory, start, weights)
-    inputs[0][...] = image
+    memory, begin, start = _places(weights, picture, draw)
+    inputs = _slice(memory, begin, picture), _slice(memory, start, weights)
+    inputs[0][...] = picture
     wanted = ops.ink(inputs[0].copy(), inputs[1].copy(), **settings)
     if not np.array_equal(ops.ink(*inputs, **settings), wanted):
         raise AssertionError("ink accepted an overlap and gave another result")
