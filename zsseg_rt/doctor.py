@@ -22,8 +22,7 @@ from zsseg_rt.common.process import usable_cpus
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import ArgumentError, BackendUnavailableError, ConfigError, CudaError
 from zsseg_rt.stream.devices import find_devices
-from zsseg_rt.stream.gstreamer.source import keeps_to_host
-from zsseg_rt.stream.rtsp import rtsp_settings
+from zsseg_rt.stream.uris import rtsp_settings
 
 _TEGRA_RELEASE = Path("/etc/nv_tegra_release")  # of every Jetson, and of nothing else
 
@@ -226,7 +225,6 @@ def _environment() -> Finding:
         wanted_flavours,
         first_kind,
         rtsp_settings,
-        keeps_to_host,
     ]
     problems = []
     for check in checks:
@@ -236,7 +234,7 @@ def _environment() -> Finding:
             problems.append(str(exc))
     names = (
         *("ZSSEG_DEVICE", "ZSSEG_BACKEND", "ZSSEG_TENSORRT"),
-        *("ZSSEG_TORCH_ATTENTION", "ZSSEG_CAMERA_FRAMES"),
+        "ZSSEG_TORCH_ATTENTION",
         *("ZSSEG_RTSP_LIBRARY", "ZSSEG_RTSP_PROTOCOLS", "ZSSEG_RTSP_LATENCY_MS"),
     )
     settings = [f"{name}={os.environ[name]}" for name in names if os.environ.get(name)]

@@ -48,7 +48,6 @@ class Told:
         self.pictures = [line for line in lines if "shape" in line]
         self.resources = [line for line in lines if "threads" in line]
         self.ends = [line for line in lines if "ended" in line or "error" in line]
-        self.stand_in = next((line["stand_in"] for line in lines if "stand_in" in line), None)
         self.log = log
 
     @property

@@ -2,7 +2,7 @@
 
     python gstreamer_child.py URI... [--count N] [--order rgb] [--jetson [ELEMENT...]] [--times N]
                               [--slow S] [--most-pixels N]
-                              [--nvidia LIBRARY] [--opened N] [--blocks] [--fails N] [--colour N]
+                              [--on-gpu]
 
 A crash of GStreamer, or a thread that it leaves behind, harms no test but its own.
 """
@@ -17,9 +17,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from support import nvidia_stand_in
+from support.host_arrays import host_core
 from support.rtsp_camera import shown_time
 from support.streams import ReaderNow
+from zsseg_rt import ops
 from zsseg_rt.errors import ZssegError
 from zsseg_rt.stream import source as stream_source
 from zsseg_rt.stream.gstreamer import pipelines
@@ -67,7 +68,6 @@ def read(source, count, slow):
                 writable=image.flags.writeable,
                 late=picture.late,
                 dropped=picture.dropped_before,
-                path=picture.path,
                 planes=[plane.shape for plane in nv12_planes(picture.on_gpu)],
             )
             time.sleep(slow)
@@ -100,31 +100,24 @@ def main():
     parser.add_argument("--times", type=int, default=1)
     parser.add_argument("--most-pixels", type=int, default=stream_source.MOST_PIXELS)
     parser.add_argument("--slow", type=float, default=0.0)
-    parser.add_argument("--nvidia", type=Path)
-    parser.add_argument("--opened", type=int, default=1)
-    parser.add_argument("--blocks", action="store_true")
-    parser.add_argument("--fails", type=int, default=0)
-    parser.add_argument("--colour", type=int, default=nvidia_stand_in.NV12_709_ER)
+    parser.add_argument("--on-gpu", action="store_true")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO)
     if options.jetson is not None:
         from support import jetson_elements
 
         jetson_elements.register(*options.jetson)
-    if options.nvidia is not None:
-        nvidia_stand_in.use(options.nvidia, options.fails, options.colour, options.blocks)
+    if options.on_gpu:
+        ops.core = host_core()
     pipelines.ANSWERS_WITHIN = PATIENCE
     stream_source.MOST_PIXELS = options.most_pixels
     for uri in options.uris * options.times:
         sources = open_sources(uri, options.order)
-        if options.nvidia is not None:
+        if options.on_gpu:
             sources = on_device(sources, "cuda:0")
-        for _ in range(options.opened):
-            read(*sources, options.count, options.slow)
+        read(*sources, options.count, options.slow)
         if options.times > 1:
             tell_resources()
-    if options.nvidia is not None:
-        tell(stand_in=nvidia_stand_in.facts())
 
 
 if __name__ == "__main__":

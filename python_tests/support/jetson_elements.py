@@ -18,8 +18,6 @@ gi.require_version("Gst", "1.0")
 gi.require_version("GstBase", "1.0")
 from gi.repository import GLib, GObject, Gst, GstBase  # noqa: E402
 
-from support.nvidia_stand_in import surface_of  # noqa: E402
-
 Gst.init(None)
 
 SIDES = "width=[1,8192],height=[1,8192],framerate=[0/1,1000/1]"
@@ -148,23 +146,17 @@ class Unwrap(Filter, Gst.Element):
 
 @element("Filter/Video", template(SINK, f"{NVMM};{BGRX}"), template(SRC, f"{BGRX};{NVMM}"))
 class Converter(Filter, Gst.Element):
-    """NVMM NV12 to BGRx, turned by 180 degrees if it is told so, or back; or to an NvBufSurface."""
+    """NVMM NV12 to BGRx, turned by 180 degrees if it is told so, or back."""
 
     flip_method = GObject.Property(type=int, default=0)
-    bl_output = GObject.Property(type=bool, default=True)
 
     def caps_for(self, caps):
         self.height, self.width, _ = numbers_of(caps)
         self.from_nvmm = caps.get_features(0).contains("memory:NVMM")
-        wanted = self.get_static_pad("src").get_allowed_caps()
-        self.stays = self.from_nvmm and wanted.get_features(0).contains("memory:NVMM")
-        to_bgrx = self.from_nvmm and not self.stays
-        self.gives = "video/x-raw,format=BGRx" if to_bgrx else IntoNvmm.gives
+        self.gives = "video/x-raw,format=BGRx" if self.from_nvmm else IntoNvmm.gives
         return super().caps_for(caps)
 
     def pixels_for(self, data):
-        if self.stays:
-            return surface_of(data, self.height, self.width, in_blocks=self.bl_output)
         if not self.from_nvmm:
             return nv12_of(data.reshape(self.height, self.width, 4)[..., 2::-1])
         planes = data.reshape(self.height * 3 // 2, self.width)

@@ -113,8 +113,6 @@ def test_a_jetson_s_elements_are_looked_for(tmp_path):
     status, detail, remedy = gstreamer_in_a_child(tmp_path, is_jetson=True, elements=elements)
     assert (status, remedy) == ("ok", "")
     assert "H.264 is decoded by nvv4l2decoder; encoded by x264enc" in detail
-    assert "frames for a GPU come through host (" in detail
-    assert "expected NVIDIA's library" in detail
     assert "no /dev/v4l2-nvenc: this Jetson has no encoder" in detail
 
 

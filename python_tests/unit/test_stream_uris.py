@@ -10,14 +10,11 @@ from support.errors import refused
 from support.recordings import open_writer, result, write
 from zsseg_rt.errors import ArgumentError, BackendUnavailableError, ConfigError, SourceError
 from zsseg_rt.results.visualize import encode_label_png, palette
-from zsseg_rt.stream import rtsp
 from zsseg_rt.stream.gstreamer.library import redact_pipeline
-from zsseg_rt.stream.gstreamer.pipelines import CsiCamera
-from zsseg_rt.stream.gstreamer.source import GstSource
+from zsseg_rt.stream.gstreamer.pipelines import CsiCamera, GstSource
 from zsseg_rt.stream.photo_folder import DemoCamera, PhotoSource
-from zsseg_rt.stream.rtsp import rtsp_settings
 from zsseg_rt.stream.source import GivenName
-from zsseg_rt.stream.uris import is_source, open_sources, source_names
+from zsseg_rt.stream.uris import is_source, open_sources, rtsp_settings, source_names, tell_once
 from zsseg_rt.stream.video import VideoSource, split_login
 from zsseg_rt.stream.writers import OVERLAY_MARK
 
@@ -341,7 +338,7 @@ def test_pyav_reads_rtsp_where_it_is_asked_for(monkeypatch):
 
 def test_pyav_reads_rtsp_where_gstreamer_is_absent_and_says_so(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "gi", None)
-    rtsp.tell_once.cache_clear()
+    tell_once.cache_clear()
     with caplog.at_level("INFO"):
         assert isinstance(chosen(monkeypatch), VideoSource)
         assert isinstance(chosen(monkeypatch), VideoSource)

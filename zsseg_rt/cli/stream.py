@@ -220,8 +220,6 @@ def _source_line(name: str, stats: SourceStats) -> str:
     if is_moved:
         fps = f"{stats.given_out_fps:.{0 if stats.given_out_fps >= 10 else 1}f}"
         parts.append(f"{stats.given_out} given out with labels ({fps} fps)")
-    if stats.path != "host":
-        parts.append(f"frames through {stats.path}")
     ages = {"age": stats.age_ms} | ({"since labelled": stats.labelled_age_ms} if is_moved else {})
     for what, age_ms in ages.items():
         if age_ms and stats.live:

@@ -14,7 +14,7 @@ from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.runtime.frame_memory import FrameMemory
 from zsseg_rt.runtime.lane_pool import LanePool
 from zsseg_rt.stream.follow import Follow, Following, following_of
-from zsseg_rt.stream.gstreamer.source import GstSource, keeps_to_host
+from zsseg_rt.stream.gstreamer.pipelines import GstSource
 from zsseg_rt.stream.runner import POLICIES, Policy, Stream
 from zsseg_rt.stream.sinks import SinkTarget, open_writers
 from zsseg_rt.stream.source import Source
@@ -130,5 +130,4 @@ class StreamParts:
 
 def on_device(sources: Sequence[Source], device: str) -> list[Source]:
     """The sources, of which those that can hand over frames in a GPU's memory do so."""
-    keeps_to_host()
     return [replace(one, device=device) if isinstance(one, _ON_GPUS) else one for one in sources]

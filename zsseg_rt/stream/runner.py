@@ -29,7 +29,7 @@ from zsseg_rt.runtime.lane_pool import InOrder, LanePool
 from zsseg_rt.stream.follow import Following, KeyFrames, NewestFrames, source_time
 from zsseg_rt.stream.hand_off import HandOff
 from zsseg_rt.stream.sinks import Sink, SinkStats
-from zsseg_rt.stream.source import FramePathName, Picture, Source
+from zsseg_rt.stream.source import Picture, Source
 from zsseg_rt.stream.watch import Patience, SourceState, SourceWatch
 from zsseg_rt.stream.writers import Writer, frame_of
 
@@ -65,8 +65,6 @@ class SourceStats:
     live: bool = True  # Whether it is a camera; the frames of a file have no age that matters
     # Labelled frames per second from its first result to its last; 0 before the second
     fps: float = 0.0
-    # How its newest frame came: "host", or "nvmm", without the CPU
-    path: FramePathName = "host"
     given_out: int = 0  # Frames of it that were given out with labels, moved ones included
     given_out_fps: float = 0.0  # As fps, of those
     # As age_ms, from the capture of the frame that the network labelled
@@ -328,7 +326,6 @@ class Stream:
             fell_behind=capture.fell_behind,
             live=watch.is_live,
             fps=tally.labelled.fps(),
-            path=capture.path,
             given_out=tally.given_out.count,
             given_out_fps=tally.given_out.fps(),
             labelled_age_ms=tally.labelled_ages.percentiles(),
@@ -447,7 +444,6 @@ class Capture:
     def __init__(self, source: Source, slot: int, hand_off: HandOff, patience: Patience) -> None:
         self.watch = SourceWatch(source.name, live=source.live, patience=patience)
         self.name = source.name
-        self.path: FramePathName = "host"  # of its newest frame
         self.fell_behind = 0  # times that it was opened anew since its frames came late
         self.damaged = 0  # packets and frames that could not be decoded
         self.source, self._slot, self.hand_off = source, slot, hand_off
@@ -514,7 +510,6 @@ class Capture:
         if self.source.live and not self.hand_off.keeps_all(self._slot):
             self._refuse_if_late(attempt, picture)
         attempt.frames += 1
-        self.path = picture.path
         return self.hand_off.put(self._slot, picture, lambda: not attempt.is_stopped)
 
     def _refuse_if_late(self, attempt: _Attempt, picture: Picture) -> None:

@@ -16,8 +16,6 @@ from zsseg_rt.common.arrays import Array
 from zsseg_rt.errors import SourceError
 from zsseg_rt.runtime.frames import Nv12Frame
 
-FramePathName = Literal["host", "nvmm"]
-
 _USUAL_STEP = 1 / 25  # seconds between frames of recordings that state no rate
 # As FFmpeg: seconds by which times may be out of order, or leap ahead, until they begin anew.
 _BACK, _LEAP = 0.1, {True: 10.0, False: 108_000.0}
@@ -51,7 +49,6 @@ class Picture:
     late: float = 0.0  # Seconds that it came later than the source's best, after captured_at
     dropped_before: int = 0  # Frames that the source itself dropped since the last picture
     on_gpu: Array | Nv12Frame | None = field(default=None, repr=False)
-    path: FramePathName = "host"  # How it came; "nvmm" is a Jetson's memory
 
 
 class Lateness:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import logging
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,14 +17,19 @@ from urllib.parse import parse_qsl, urlsplit
 from zsseg_rt.common.files import is_file, is_folder
 from zsseg_rt.common.schema import printable
 from zsseg_rt.demo import DEFAULT, DEMOS
-from zsseg_rt.errors import ArgumentError, SourceError
+from zsseg_rt.errors import ArgumentError, BackendUnavailableError, ConfigError, SourceError
 from zsseg_rt.photos import SUFFIXES
 from zsseg_rt.photos.header import HEIF_SUFFIXES
-from zsseg_rt.stream.gstreamer.library import redact_pipeline
-from zsseg_rt.stream.gstreamer.pipelines import CsiCamera, UserPipeline
-from zsseg_rt.stream.gstreamer.source import GstSource
+from zsseg_rt.stream.gstreamer.library import load, redact_pipeline, require_elements
+from zsseg_rt.stream.gstreamer.pipelines import (
+    CsiCamera,
+    GstSource,
+    RtspCamera,
+    UserPipeline,
+    decoder_of,
+    rtsp_elements,
+)
 from zsseg_rt.stream.photo_folder import DEFAULT_SIZES, DemoCamera, PhotoSource
-from zsseg_rt.stream.rtsp import rtsp_source
 from zsseg_rt.stream.source import GivenName, Source, shown
 from zsseg_rt.stream.video import VideoSource
 from zsseg_rt.stream.writers import VIDEO_SUFFIXES, what_is_not_ours
@@ -37,6 +44,8 @@ _KNOWN = (
     "a path"
 )
 _MOST_SENSORS = 16
+_LIBRARIES = ("auto", "gstreamer", "pyav")
+_PROTOCOLS = {"tcp": "tcp", "udp": "udp", "udp-mcast": "udp_multicast", "http": "http"}  # FFmpeg's
 
 _Number = TypeVar("_Number", int, float)
 
@@ -203,10 +212,62 @@ def _csi(uri: str, order: str) -> Source:
     return GstSource(name=uri, recipe=recipe, channel_order=order)
 
 
+def rtsp_settings() -> tuple[str, tuple[str, ...], int | None]:
+    """Library, protocols and milliseconds that a packet is waited for, as ``ZSSEG_RTSP_*`` say."""
+    library = os.environ.get("ZSSEG_RTSP_LIBRARY") or "auto"
+    names = os.environ.get("ZSSEG_RTSP_PROTOCOLS") or "tcp"
+    latency = os.environ.get("ZSSEG_RTSP_LATENCY_MS") or ""
+    protocols = tuple(dict.fromkeys(part.strip() for part in names.split(",")))
+    is_wait = re.fullmatch("[0-9]{0,5}", latency) and int(latency or 0) <= 60_000
+    some, one = ", ".join(_PROTOCOLS), ", ".join(_LIBRARIES)
+    for fits, name, text in (
+        (library in _LIBRARIES, "LIBRARY", f"one of {one}, got {library!r}"),
+        (set(protocols) <= set(_PROTOCOLS), "PROTOCOLS", f"some of {some}, got {names!r}"),
+        (is_wait, "LATENCY_MS", f"milliseconds from 0 to 60000, got {latency!r}"),
+    ):
+        if not fits:
+            raise ConfigError(f"ZSSEG_RTSP_{name}: expected {text}")
+    return library, protocols, int(latency) if latency else None
+
+
 def _rtsp(uri: str, order: str) -> Source:
+    """A network camera, read with GStreamer where it is complete, else with PyAV."""
     if not re.fullmatch(r"rtsps?://[^/?#\s][^\s]*", uri):
         raise ArgumentError(f"source: expected rtsp://HOST/PATH without spaces, got {shown(uri)}")
-    return rtsp_source(uri, shown(uri), order)
+    library, protocols, latency_ms = rtsp_settings()
+    if library == "auto" and uri.startswith("rtsps:"):
+        library = "pyav"  # GStreamer refuses the certificates that cameras sign themselves
+    try:
+        if library != "pyav":
+            return _through_gstreamer(uri, order, protocols, latency_ms)
+    except BackendUnavailableError as exc:
+        if library == "gstreamer":
+            raise
+        tell_once(f"rtsp: read with PyAV, since GStreamer is not complete: {exc}")
+    else:
+        tell_once("rtsp: read with PyAV")
+    options = {"rtsp_transport": "+".join(_PROTOCOLS[one] for one in protocols)}
+    if latency_ms is not None:
+        options["max_delay"] = str(latency_ms * 1000)
+    return VideoSource(name=shown(uri), url=uri, kind="rtsp", channel_order=order, options=options)
+
+
+def _through_gstreamer(
+    url: str, order: str, protocols: tuple[str, ...], latency_ms: int | None
+) -> Source:
+    library = load()
+    require_elements(library.Gst, rtsp_elements(library.Gst), "rtsp")
+    decoder = decoder_of(library.Gst, "H264")[0]
+    tell_once(f"rtsp: read with GStreamer {library.version}, H.264 decoded by {decoder}")
+    latency = {} if latency_ms is None else {"latency_ms": latency_ms}
+    recipe = RtspCamera(url=url, protocols=protocols, **latency)
+    return GstSource(name=shown(url), recipe=recipe, channel_order=order)
+
+
+@functools.cache
+def tell_once(text: str) -> None:
+    """Log which library was chosen."""
+    _log.info("%s. ZSSEG_RTSP_LIBRARY chooses another.", text)
 
 
 def _http(uri: str, order: str) -> Source:

@@ -152,10 +152,6 @@ _NOT_NEGOTIATED = (
 )
 
 
-class NotMappedError(SourceError):
-    """Frames cannot be handed over in a GPU's memory; through the CPU's they can."""
-
-
 def explain(gst: Any, message: Any, name: str, *, hint: str = "") -> ZssegError:
     """An error on a pipeline's bus in our words, without passwords."""
     error, debug = message.parse_error()
@@ -189,7 +185,7 @@ _SECOND = 1e9  # GStreamer's times are in nanoseconds
 _SLACK = 10.0  # seconds; a frame whose stamp is further off was not stamped with our clock
 
 
-class MapInfo(c.Structure):
+class _MapInfo(c.Structure):
     """GstMapInfo."""
 
     _fields_ = (
@@ -209,7 +205,7 @@ def host_planes(library: Library, sample: Any) -> Iterator[tuple[list[Any], str 
     if info.finfo.name in ("NV12", "I420"):
         chroma = [(*half, 2)] if info.finfo.name == "NV12" else [half, half]
         shapes = [(info.height, info.width), *chroma]
-    with mapped(buffer) as memory:
+    with _mapped(buffer) as memory:
         data = np.ctypeslib.as_array((c.c_uint8 * memory.size).from_address(memory.data))
         planes = []
         for shape, stride, offset in zip(shapes, layout.stride, layout.offset, strict=False):
@@ -222,12 +218,12 @@ def host_planes(library: Library, sample: Any) -> Iterator[tuple[list[Any], str 
 
 
 @contextmanager
-def mapped(buffer: Any) -> Iterator[MapInfo]:
+def _mapped(buffer: Any) -> Iterator[_MapInfo]:
     """A buffer's memory, to be read inside the block; PyGObject would copy it."""
-    library, info = _gstreamer(), MapInfo()
+    library, info = _gstreamer(), _MapInfo()
     address = c.c_void_p(hash(buffer))  # PyGObject's hash is the C address
     if library.gst_buffer_map(address, c.byref(info), _MAP_READ) != 1:
-        raise NotMappedError("gst_buffer_map: refused")
+        raise SourceError("gst_buffer_map: refused")
     try:
         yield info
     finally:

@@ -1,29 +1,35 @@
-"""Pipelines that end in raw frames: of CSI and network cameras, and of the user's own making."""
+"""Sources of GStreamer's: CSI and network cameras, and the user's own pipelines."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import threading
+import time
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from zsseg_rt.errors import SourceError, ZssegError
+from zsseg_rt.stream.conversion import Uploads
 from zsseg_rt.stream.gstreamer.library import (
     Arrivals,
-    NotMappedError,
+    Library,
     explain,
-    known_settings,
+    host_planes,
+    load,
     missing_elements,
     redact_pipeline,
     require_elements,
+    stamp_of,
 )
-from zsseg_rt.stream.source import check_size
+from zsseg_rt.stream.source import Lateness, Picture, Reader, RecordingTimes, check_size
 from zsseg_rt.stream.video import ANSWERS_WITHIN, answer_remedy, split_login, why_unreachable
 
 CSI_ELEMENTS = ("nvarguscamerasrc", "nvvidconv", "videoconvert", "appsink")
-NVMM_DECODER = ("nvv4l2decoder", "nvvidconv")
+_JETSON_DECODER = ("nvv4l2decoder", "nvvidconv")
 
 
 class Pipeline:
@@ -43,14 +49,8 @@ class Recipe:
     """How the pipeline of a source is made; anew for each attempt to open it."""
 
     hint = ""  # Advice for when a camera's pipeline ends
-    nvmm_elements: tuple[str, ...] = ()  # What leaves its frames in a Jetson's memory
 
-    def path(self, gst: Any) -> str:
-        """Where its frames may lie on their way to a GPU: ``"nvmm"`` or ``"host"``."""
-        stays = self.nvmm_elements and not missing_elements(gst, self.nvmm_elements)
-        return "nvmm" if stays else "host"
-
-    def build(self, gst: Any, name: str, path: str = "host") -> Pipeline:
+    def build(self, gst: Any, name: str) -> Pipeline:
         """Make the pipeline."""
         raise NotImplementedError
 
@@ -71,18 +71,17 @@ class CsiCamera(Recipe):
         "Check the camera's cable and that its driver is set up (jetson-io.py), and that no other "
         "program uses it; then: sudo systemctl restart nvargus-daemon."
     )
-    nvmm_elements = CSI_ELEMENTS[:2]
 
-    def build(self, gst: Any, name: str, path: str = "host") -> Pipeline:
+    def build(self, gst: Any, name: str) -> Pipeline:
         require_elements(gst, CSI_ELEMENTS, name)
         height, width = self.size_hw
         rate = Fraction(self.rate).limit_denominator(1001)
-        within, host = within_nvmm(gst), "! video/x-raw,format=BGRx ! videoconvert"
         text = (
             f"nvarguscamerasrc name=camera sensor-id={self.sensor} "
             f"! video/x-raw(memory:NVMM),format=NV12,width={width},height={height},"
             f"framerate={rate.numerator}/{rate.denominator} "
-            f"! nvvidconv flip-method={self.flip} {within if path == 'nvmm' else host} ! appsink"
+            f"! nvvidconv flip-method={self.flip} ! video/x-raw,format=BGRx "
+            "! videoconvert ! appsink"
         )
         return parse(gst, text, name)
 
@@ -99,14 +98,9 @@ class UserPipeline(Recipe):
     text: str = field(repr=False)
     hint = "Check its source. If it plays a file, write gst-file: for gst:."
 
-    def build(self, gst: Any, name: str, path: str = "host") -> Pipeline:
+    def build(self, gst: Any, name: str) -> Pipeline:
         ends = self.text.rpartition("!")[2].split()[:1] == ["appsink"]
         return parse(gst, self.text if ends else f"{self.text} ! videoconvert ! appsink", name)
-
-
-def within_nvmm(gst: Any) -> str:
-    """Settings of nvvidconv for frames that stay in NVMM: rows in order, buffers to spare."""
-    return known_settings(gst, "nvvidconv", {"bl-output": "false", "output-buffers": 6})
 
 
 def parse(gst: Any, text: str, name: str) -> Pipeline:
@@ -143,8 +137,8 @@ _RTSP_ELEMENTS = ("rtspsrc", "videoconvert", "appsink")
 
 def decoder_of(gst: Any, encoding: str) -> tuple[str, ...]:
     """The elements that decode a stream: those of a Jetson's decoder where it is present."""
-    if encoding != "JPEG" and not missing_elements(gst, NVMM_DECODER):
-        return NVMM_DECODER
+    if encoding != "JPEG" and not missing_elements(gst, _JETSON_DECODER):
+        return _JETSON_DECODER
     return _CODECS[encoding][-1:]
 
 
@@ -164,12 +158,10 @@ class RtspCamera(Recipe):
     # How long a missing packet is waited for; what arrives in order does not wait
     latency_ms: int = 50
     hint = "Check the camera, and that it is on."
-    nvmm_elements = NVMM_DECODER
 
-    def build(self, gst: Any, name: str, path: str = "host") -> Pipeline:
+    def build(self, gst: Any, name: str) -> Pipeline:
         require_elements(gst, _RTSP_ELEMENTS, name)
-        convert = "videoconvert" if path == "host" else "identity"
-        built = parse(gst, f"rtspsrc name=camera {convert} name=convert ! appsink", name)
+        built = parse(gst, "rtspsrc name=camera videoconvert name=convert ! appsink", name)
         camera = built.element.get_by_name("camera")
         location, login = split_login(self.url)
         settings: dict[str, Any] = {
@@ -186,7 +178,7 @@ class RtspCamera(Recipe):
         if set(self.protocols) <= {"tcp", "http"}:
             # The camera's own times, which are not fitted to arrivals: lateness shows by them.
             gst.util_set_object_arg(camera, "buffer-mode", "none")
-        return _CameraPipeline(gst, built, name, path)
+        return _CameraPipeline(gst, built, name)
 
     def explain(self, gst: Any, message: Any, name: str) -> ZssegError:
         """As of a recipe; rtspsrc hides system errors."""
@@ -209,10 +201,10 @@ class RtspCamera(Recipe):
 class _CameraPipeline(Pipeline):
     """Builds the decoder once it is known what the camera sends, in rtspsrc's threads."""
 
-    def __init__(self, gst: Any, built: Pipeline, name: str, path: str) -> None:
+    def __init__(self, gst: Any, built: Pipeline, name: str) -> None:
         super().__init__(built.element, built.sink)
         self.arrivals: Arrivals = Arrivals()
-        self._gst, self._name, self._path = gst, name, path
+        self._gst, self._name = gst, name
         self._number: int | None = None
         self._chain: Any = None
         self._probe: tuple[Any, int] | None = None
@@ -248,15 +240,12 @@ class _CameraPipeline(Pipeline):
                 f"{self._name}: expected H.264, H.265 or JPEG, the camera sends {encoding}. Change "
                 "its settings, or set ZSSEG_RTSP_LIBRARY=pyav."
             )
-        (*unpack, software), decoder = _CODECS[encoding], decoder_of(gst, encoding)
-        if self._path != "host" and decoder[0] == software:
-            raise NotMappedError(f"{decoder[0]} decodes {encoding} on the CPU")
+        unpack, decoder = _CODECS[encoding][:-1], decoder_of(gst, encoding)
         require_elements(gst, (*unpack, *decoder), self._name)
         named = (f"{decoder[0]} name=decoder", *decoder[1:])
         text = " ! ".join((*unpack, *named))
-        if decoder == NVMM_DECODER:
-            to_bgrx = "! capsfilter caps=video/x-raw,format=BGRx"
-            text += f" {within_nvmm(gst) if self._path == 'nvmm' else to_bgrx}"
+        if decoder == _JETSON_DECODER:
+            text += " ! capsfilter caps=video/x-raw,format=BGRx"
         self._remove_probe()
         if self._chain is not None:  # of UDP, before it gave way to TCP
             self._chain.set_state(gst.State.NULL)
@@ -301,3 +290,197 @@ class _CameraPipeline(Pipeline):
             pad, number = self._probe
             pad.remove_probe(number)
             self._probe = None
+
+
+_LOOK = 0.05  # seconds; how often a source without frames looks whether it shall stop
+_EVEN = "width=[2,32766,2],height=[2,32766,2]"
+_CONVERTS_WITHIN = 10**10  # nanoseconds
+_QUEUE = 4  # frames; the reading thread takes them at once, unless it may not
+
+
+@dataclass(frozen=True, kw_only=True)
+class GstSource:
+    """Gives the frames that arrive at the end of a pipeline."""
+
+    name: str  # What messages and frames call it, without a password
+    recipe: Recipe = field(repr=False)  # How its pipeline is made
+    channel_order: str = "rgb"  # Of the frames
+    # Whether it is a camera. Its frames are dropped where nobody takes them, and its end is a loss;
+    # the pipeline of a file waits until its frames are taken
+    live: bool = True
+    # The GPU that its frames are for, "cuda:N"; "cpu" keeps them in host memory
+    device: str = "cpu"
+
+    def pictures(self, reader: Reader) -> Generator[Picture, None, None]:
+        library = load()
+        frames = _Frames(library, self.channel_order, self.device)
+        built = self.recipe.build(library.Gst, self.name)
+        player = _Player(self, library.Gst, built, reader)
+        with closing(player), self._playing(library.Gst, built, frames.caps) as is_live:
+            start: float | None = None
+            times: RecordingTimes | None = None
+            lateness = Lateness()
+            for sample in player.samples():
+                stamp = _stamp_of(library.Gst, sample)
+                start = stamp if start is None else start
+                seconds = None if stamp is None or start is None else stamp - start
+                if not self.live:
+                    times = times or RecordingTimes(self.name, _rate_of(sample), joined=True)
+                    seconds = times.of(stamp)
+                captured_at, clock = self._captured(library, built, sample, is_live)
+                late = 0.0 if built.arrivals is None else lateness.of(seconds, captured_at)
+                yield Picture(
+                    **frames.take(sample),
+                    captured_at=captured_at - late,
+                    clock=clock,
+                    pts_seconds=seconds,
+                    late=late,
+                    dropped_before=player.dropped(),
+                )
+
+    @contextmanager
+    def _playing(self, gst: Any, built: Pipeline, caps: str) -> Iterator[bool]:
+        """Start the pipeline, and stop it; tells whether its source is live."""
+        sink, pipeline = built.sink, built.element
+        sink.set_property("caps", gst.Caps.from_string(caps))
+        sink.set_property("max-buffers", _QUEUE)
+        sink.set_property("drop", self.live)
+        sink.set_property("sync", False)
+        sink.set_property("enable-last-sample", False)
+        pipeline.use_clock(gst.SystemClock.obtain())
+        try:
+            is_live = pipeline.set_state(gst.State.PAUSED) == gst.StateChangeReturn.NO_PREROLL
+            # What is no camera runs as fast as it can unless its frames wait for their time.
+            sink.set_property("sync", self.live and not is_live)
+            pipeline.set_state(gst.State.PLAYING)
+            yield is_live
+        finally:
+            built.forget()
+            pipeline.set_state(gst.State.NULL)
+
+    def _captured(
+        self, library: Library, built: Pipeline, sample: Any, is_live: bool
+    ) -> tuple[float, Literal["pipeline", "arrival", "file"]]:
+        captured_at = None
+        if built.arrivals is not None:
+            captured_at = built.arrivals.take(sample.get_buffer().pts)
+        elif self.live and is_live:
+            captured_at = stamp_of(library, sample, built.element.get_base_time())
+            if captured_at is not None:
+                return captured_at, "pipeline"
+        captured_at = time.monotonic() if captured_at is None else captured_at
+        return captured_at, "arrival" if self.live else "file"
+
+
+def _stamp_of(gst: Any, sample: Any) -> float | None:
+    stamp = sample.get_buffer().pts
+    return None if stamp == gst.CLOCK_TIME_NONE else float(stamp / 1e9)
+
+
+def _rate_of(sample: Any) -> float | None:
+    is_stated, frames, seconds = sample.get_caps().get_structure(0).get_fraction("framerate")
+    return frames / seconds if is_stated and seconds else None
+
+
+class _Frames:
+    """Takes frames out of samples: converted, or to be uploaded as they were decoded."""
+
+    def __init__(self, library: Library, channel_order: str, device: str) -> None:
+        self._library = library
+        self.caps = self._rgb = f"video/x-raw,format={channel_order.upper()}"
+        self._uploads = None if device == "cpu" else Uploads(device, channel_order)
+        if self._uploads is not None:
+            self.caps = f"video/x-raw,format={{NV12,I420}},{_EVEN};{self._rgb}"
+
+    def take(self, sample: Any) -> dict[str, Any]:
+        """A picture's fields from a sample: ``image``, on a GPU also ``on_gpu``."""
+        with host_planes(self._library, sample) as (planes, matrix):
+            if self._uploads is None:
+                return {"image": planes[0].copy()}
+            if len(planes) == 1:
+                return self._uploads.image(planes[0])
+            if matrix is not None:
+                return self._uploads.planes(planes[0], planes[1:], matrix)
+        gst, video = self._library.Gst, self._library.GstVideo  # neither BT.601 nor BT.709
+        rgb = video.video_convert_sample(sample, gst.Caps.from_string(self._rgb), _CONVERTS_WITHIN)
+        return self.take(rgb)
+
+
+class _Player:
+    """Takes the frames of a playing pipeline, hears what it says, and counts what it drops."""
+
+    def __init__(self, source: GstSource, gst: Any, built: Pipeline, reader: Reader) -> None:
+        self._source, self._gst, self._built, self._reader = source, gst, built, reader
+        self._bus = built.element.get_bus()
+        self._error: ZssegError | None = None
+        self._has_frames = False
+        self._lock = threading.Lock()
+        self._waiting = self._dropped = 0
+        self._pad = built.sink.get_static_pad("sink")
+        self._probe = self._pad.add_probe(gst.PadProbeType.BUFFER, self._add)
+
+    def _add(self, _pad: Any, _info: Any) -> Any:
+        with self._lock:  # an appsink drops its oldest frame for each that finds it full
+            if self._source.live and self._waiting == _QUEUE:
+                self._dropped += 1
+            else:
+                self._waiting += 1
+        return self._gst.PadProbeReturn.OK
+
+    def dropped(self) -> int:
+        """How many frames were dropped since the last call."""
+        with self._lock:
+            dropped, self._dropped = self._dropped, 0
+        return dropped
+
+    def close(self) -> None:
+        self._pad.remove_probe(self._probe)
+
+    def samples(self) -> Iterator[Any]:
+        """Sound frames, until the pipeline ends or the reader has enough."""
+        while not self._reader.wait(0.0):
+            sample = self._built.sink.try_pull_sample(int(_LOOK * 1e9))
+            with self._lock:
+                self._waiting = 0 if sample is None else max(self._waiting - 1, 0)
+            self._read_bus()
+            if sample is None:
+                if self._is_over():
+                    return
+            elif sample.get_buffer().has_flags(self._gst.BufferFlags.CORRUPTED):
+                self._reader.count_damaged()
+            else:
+                yield sample
+                self._has_frames = True
+
+    def _read_bus(self) -> None:
+        """Take the messages; each that is left unread costs memory."""
+        kinds, stream_error = self._gst.MessageType, self._gst.StreamError
+        while (message := self._bus.pop_filtered(kinds.ERROR | kinds.WARNING)) is not None:
+            if message.type == kinds.WARNING:
+                warning, _ = message.parse_warning()
+                for code in (stream_error.DECODE, stream_error.FORMAT):
+                    if warning.matches(stream_error.quark(), code):
+                        self._reader.count_damaged()
+            elif self._error is None:
+                source = self._source
+                self._error = source.recipe.explain(self._gst, message, source.name)
+
+    def _is_over(self) -> bool:
+        """Whether the pipeline has come to its end; asked when it has no frame."""
+        name, live = self._source.name, self._source.live
+        has_ended = bool(self._built.sink.is_eos())
+        self._read_bus()  # an error comes before the end that it causes
+        error, self._error = self._built.problem or self._error, None  # what follows from it
+        if error is not None:
+            if live or not self._has_frames:
+                try:
+                    raise error
+                finally:
+                    del error  # its traceback holds this frame, and with it the pipeline
+            self._reader.count_damaged()  # a file ends where it cannot be read any more
+            return True
+        if has_ended and live:
+            raise SourceError(f"{name}: the camera's stream ended. {self._source.recipe.hint}")
+        if has_ended and not self._has_frames:
+            raise SourceError(f"{name}: expected a video, got no frame. Is it whole?")
+        return has_ended

@@ -26,7 +26,6 @@ import numpy.typing as npt
 from zsseg_rt.errors import ArgumentError, BackendUnavailableError, SourceError
 from zsseg_rt.results.segmentation import Frame, Segmentation
 from zsseg_rt.stream.conversion import encodable
-from zsseg_rt.stream.gstreamer.gpu_frames import how_frames_reach_gpus
 from zsseg_rt.stream.gstreamer.library import (
     Server,
     known_settings,
@@ -519,8 +518,6 @@ def report(*, is_jetson: bool) -> tuple[str, str]:
     facts.append(f"encoded by {encoder_of(gst)}")
     if is_jetson and not NVENC.exists():
         facts.append(f"no {NVENC}: this Jetson has no encoder, or a container does not pass it on")
-    path, reason = how_frames_reach_gpus(gst)
-    facts.append(f"frames for a GPU come through {path}" + (f" ({reason})" if reason else ""))
     try:
         load_server()
     except BackendUnavailableError as exc:
