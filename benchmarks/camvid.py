@@ -39,13 +39,7 @@ from zsseg_rt.backends import registry
 from zsseg_rt.backends.base import BackendOptions, Session
 from zsseg_rt.evaluation.datasets import create_dataset
 from zsseg_rt.evaluation.datasets.base import Sample, SegmentationDataset
-from zsseg_rt.evaluation.evaluate import (
-    Comparison,
-    EngineSegmenter,
-    Evaluation,
-    compare,
-    evaluate,
-)
+from zsseg_rt.evaluation.evaluate import EngineSegmenter, Evaluation, Segmenter, evaluate
 from zsseg_rt.evaluation.metrics import confusion_csv
 from zsseg_rt.export import export_dense_bundle
 from zsseg_rt.models.functional import patch_text_similarity
@@ -400,6 +394,27 @@ class HeadSegmenter:
         return {"kind": "torch", "name": "camvid head", "sha256": hash_weights(self._head)}
 
 
+class Beside:
+    """One segmenter, and how many of its labels another one's equal."""
+
+    def __init__(self, one: Segmenter, other: Segmenter) -> None:
+        self.class_names, self.describe = one.class_names, one.describe
+        self._one, self._other = one, other
+        self._equal = self._pixels = 0
+
+    def segment(self, image: np.ndarray) -> np.ndarray:
+        """Label every pixel."""
+        labels = self._one.segment(image)
+        self._equal += int((labels == self._other.segment(image)).sum())
+        self._pixels += labels.size
+        return labels
+
+    @property
+    def agreement(self) -> float:
+        """Share of all pixels with equal labels."""
+        return self._equal / self._pixels
+
+
 def measure(
     bundle: Path,
     head: WordHead,
@@ -415,31 +430,32 @@ def measure(
         device="cpu", precision="float32", use_cache=False, num_threads=args.threads
     )
     with Engine(bundle, config) as engine:
-        torch_side = HeadSegmenter(head, words, session, names)
-        same = compare(EngineSegmenter(engine, names), torch_side, data, limit=args.limit)
+        beside = Beside(EngineSegmenter(engine, names), HeadSegmenter(head, words, session, names))
+        same = evaluate(beside, data, limit=args.limit)
         other = evaluate(EngineSegmenter(engine, others), data, limit=args.limit)
     if args.confusion and not args.confusion.exists():
-        args.confusion.write_text(confusion_csv(same.first.counts, data.class_names))
+        args.confusion.write_text(confusion_csv(same.counts, data.class_names))
     _print("words of training", same)
     _print("other words", other)
-    return {"words_of_training": same.to_json(), "other_words": other.to_json()}
+    print(f"labels equal to torch's: {beside.agreement:.4%}")
+    return {
+        "words_of_training": same.to_json() | {"agreement": beside.agreement},
+        "other_words": other.to_json(),
+    }
 
 
-def _print(title: str, result: Comparison | Evaluation) -> None:
-    shown = result.first if isinstance(result, Comparison) else result
+def _print(title: str, shown: Evaluation) -> None:
     print(f"{title}: " + "  ".join(f"{k} {v:.2f}" for k, v in shown.scores.as_reported().items()))
     for row in shown.class_table():
         seen = "seen" if row["seen"] else "unseen"
         print(f"  {row['asked_as']:36} {seen:7} IoU {row['iou_percent']}")
-    if isinstance(result, Comparison):
-        print(f"  labels equal to torch's: {result.agreement:.4%}")
 
 
 def summarise(reports: list[dict[str, Any]]) -> dict[str, Any]:
     """Mean and standard deviation over seeds of every figure."""
     summary: dict[str, Any] = {}
     for title in ("words_of_training", "other_words"):
-        runs = [report[title].get("first", report[title]) for report in reports]
+        runs = [report[title] for report in reports]
         figures = {name: [run["metrics_percent"][name] for run in runs]
                    for name in runs[0]["metrics_percent"]}  # fmt: skip
         for row, entry in enumerate(runs[0]["classes"]):

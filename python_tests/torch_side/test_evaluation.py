@@ -22,7 +22,7 @@ from zsseg_rt.errors import (
     VocabularyError,
 )
 from zsseg_rt.evaluation.datasets.base import Sample
-from zsseg_rt.evaluation.evaluate import EngineSegmenter, compare, evaluate
+from zsseg_rt.evaluation.evaluate import EngineSegmenter, evaluate
 from zsseg_rt.evaluation.metrics import confusion_csv
 from zsseg_rt.models.base import SlideSettings, input_image, slide_predict
 from zsseg_rt.training.class_embeddings import embed_phrases
@@ -105,17 +105,6 @@ def test_a_limit_spreads_over_the_set(flags, limit, expected):
     evaluate(oracle, Watched(), limit=limit, on_picture=lambda *pair: shown.append(pair))
     assert shown == [(done, count) for done in range(1, count + 1)]
     assert read == (expected or list(range(5)))
-
-
-def test_agreement_counts_every_pixel_and_unknowns_agree(flags):
-    first = Oracle(flags, wrong={1: {(0, 0): 2, (9, 9): 255}, 3: {(4, 4): 255}})
-    second = Oracle(flags, wrong={1: {(0, 0): 1}, 3: {(4, 4): 77}})
-    result = compare(first, second, flags)
-    pixels = 24 * 48
-    assert result.agreement == pytest.approx(1 - 2 / (5 * pixels))
-    assert result.lowest_agreement == (pytest.approx(1 - 2 / pixels), "flag 1")
-    assert result.differences["pAcc"] == pytest.approx(-0.02)  # one of 5520 pixels, in percent
-    assert result.to_json()["differences_points"]["pAcc"] == pytest.approx(-0.02)
 
 
 class NoisePictures(Flags):
@@ -325,16 +314,17 @@ def test_a_run_and_its_bundle_label_alike(
     seen = tuple(names.index(name) for name in bundle.head.seen)
     embeds = embed_phrases(zegclip_model.text_encoder, names, bundle.text.templates)
     run = save_run(tmp_path / "run", zegclip_model, embeds, names=names, phrases=names, seen=seen)
-    report = tmp_path / "report.json"
-    arguments = [run, "--dataset", "folder", "--root", photos, "--split", "all", "--device", "cpu"]
-    arguments += ["--against", zegclip_bundle, "--against-precision", "float32", "--json", report]
-    assert cli.main(["evaluate", *map(str, arguments)]) == 0, capsys.readouterr().err
-    written = json.loads(report.read_text())
-    assert written["agreement"] > 0.999  # float32 against float32
-    kinds = [written[side]["segmenter"]["kind"] for side in ("first", "second")]
-    assert kinds == ["torch", "bundle"]
-    predicted = [row["predicted_pixels"] for row in written["first"]["classes"]]
-    assert sum(pixels > 0 for pixels in predicted) > 1
+    data = ["--dataset", "folder", "--root", photos, "--split", "all", "--device", "cpu"]
+    written = []
+    for model in ([run], [zegclip_bundle, "--precision", "float32"]):
+        arguments = [*model, *data, "--json", tmp_path / "report.json"]
+        assert cli.main(["evaluate", *map(str, arguments)]) == 0, capsys.readouterr().err
+        written.append(json.loads((tmp_path / "report.json").read_text()))
+    assert [each["segmenter"]["kind"] for each in written] == ["torch", "bundle"]
+    ours, theirs = (np.array(each["confusion"]) for each in written)
+    assert (ours.sum(axis=0) > 0).sum() > 1
+    assert abs(ours - theirs).sum() < 0.002 * ours.sum()  # float32 both
+    arguments = [run, *data]
     assert cli.main(["evaluate", *map(str, arguments), "--precision", "float16"]) == 2
     assert "float16" in capsys.readouterr().err
     assert cli.main(["evaluate", *map(str, arguments), "--min-region-score", "0.1"]) == 2

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,7 +20,7 @@ from zsseg_rt.config import MAX_WINDOWS, EngineConfig
 
 if TYPE_CHECKING:
     from zsseg_rt.evaluation.datasets.base import SegmentationDataset
-    from zsseg_rt.evaluation.evaluate import Comparison, Evaluation, Segmenter
+    from zsseg_rt.evaluation.evaluate import Evaluation, Segmenter
 
 PROTOCOLS = ("whole", "slide")
 
@@ -69,33 +68,15 @@ class _Task:
     json_file: JsonOption = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Against:
-    against: Path | None = opt("Another bundle or model to compare on the same images.")
-    against_backend: str = opt("Backend of --against.", "auto")
-    against_precision: str = opt("Precision of --against.", "auto")
-    against_min_region_score: float | None = opt("--min-region-score of --against.")
-
-    def config(self, first: EngineConfig) -> EngineConfig:
-        """The settings of its engine; what is not set here is the first one's."""
-        return replace(
-            first,
-            backend=self.against_backend,
-            precision=self.against_precision,
-            min_region_score=self.against_min_region_score,
-        )
-
-
 @takes_groups
 def evaluate(
     *,
     model: Annotated[Path, typer.Argument(help="Bundle NAME.zsseg, or a training run's folder.")],
     source: DataOptions,
     task: _Task,
-    other: _Against,
     run: Annotated[EngineConfig, Takes(but=("unknown_below",), max_windows=MAX_WINDOWS)],
 ) -> None:
-    """Measure pAcc, mIoU of seen and unseen classes, and hIoU; with --against, the differences."""
+    """Measure pAcc, mIoU of seen and unseen classes, and hIoU."""
     if task.protocol not in PROTOCOLS:
         raise UsageError(
             f"--protocol: expected one of {', '.join(PROTOCOLS)}, got {task.protocol!r}"
@@ -104,28 +85,19 @@ def evaluate(
     check_file_place("--confusion", task.confusion)
     data = source.open()
     names = _read_names(data.class_names, task.classes, task.rename or [])
-    from zsseg_rt.evaluation import Comparison, compare
     from zsseg_rt.evaluation import evaluate as run_one
     from zsseg_rt.evaluation.metrics import confusion_csv
     from zsseg_rt.results.visualize import save_file
 
-    result: Evaluation | Comparison
     with ExitStack() as stack:
-        opened = partial(_open_segmenter, names=names, task=task, stack=stack)
-        first = opened(model, config=run)
-        if other.against is not None:
-            second = opened(other.against, config=other.config(run))
+        segmenter = _open_segmenter(model, names, task, run, stack)
         bar = stack.enter_context(ProgressBar())
-        if other.against is None:
-            result = run_one(first, data, limit=task.limit, on_picture=bar.show)
-        else:
-            result = compare(first, second, data, limit=task.limit, on_picture=bar.show)
-    _print_result(result)
+        result = run_one(segmenter, data, limit=task.limit, on_picture=bar.show)
+    _print_evaluation(result)
     if task.json_file is not None:
         write_json(task.json_file, result.to_json())
     if task.confusion is not None:
-        shown = result.first if isinstance(result, Comparison) else result
-        save_file(task.confusion, confusion_csv(shown.counts, shown.class_names).encode())
+        save_file(task.confusion, confusion_csv(result.counts, result.class_names).encode())
 
 
 def _read_options(pairs: Sequence[str]) -> dict[str, Any]:
@@ -166,12 +138,7 @@ def _read_names(
 
 
 def _open_segmenter(
-    path: Path,
-    *,
-    names: Sequence[str],
-    task: _Task,
-    config: EngineConfig,
-    stack: ExitStack,
+    path: Path, names: Sequence[str], task: _Task, config: EngineConfig, stack: ExitStack
 ) -> Segmenter:
     """A bundle's engine, or the model of a training run."""
     from zsseg_rt.training.loop import is_run
@@ -200,50 +167,25 @@ def _open_trained(path: Path, names: Sequence[str], task: _Task, config: EngineC
     )
 
 
-def _print_result(result: Evaluation | Comparison) -> None:
-    from zsseg_rt.evaluation import Comparison
-
-    if not isinstance(result, Comparison):
-        _print_evaluation(result, None)
-        return
-    _print_evaluation(result.first, result.second)
-    share, image = result.lowest_agreement
-    say(f"equal labels: {result.agreement:.3%} of all pixels; fewest in {image}: {share:.3%}")
-
-
-def _print_evaluation(result: Evaluation, other: Evaluation | None) -> None:
+def _print_evaluation(result: Evaluation) -> None:
     from rich.table import Table
 
-    console = terminal()
-    headings = ["class", "", "IoU %", "accuracy %", "pixels %"]
-    table = Table(*headings, box=None, pad_edge=False)
-    if other is not None:
-        table.add_column("IoU % of --against")
+    table = Table("class", "", "IoU %", "accuracy %", "pixels %", box=None, pad_edge=False)
     total = max(int(result.scores.true_pixels.sum()), 1)
-    rows = result.class_table()
-    others = [None] * len(rows) if other is None else other.class_table()
-    for row, opposite in zip(rows, others, strict=True):
+    for row in result.class_table():
         cells = [_name(row["name"], row["asked_as"]), "seen" if row["seen"] else "unseen"]
         cells += [_figure(row["iou_percent"]), _figure(row["accuracy_percent"])]
-        cells += [f"{100 * row['true_pixels'] / total:.2f}"]
-        cells += [] if opposite is None else [_figure(opposite["iou_percent"])]
-        table.add_row(*cells)
-    console.print(table)
-    _print_summary("", result)
-    if other is not None:
-        _print_summary("--against: ", other)
-
-
-def _print_summary(label: str, result: Evaluation) -> None:
+        table.add_row(*cells, f"{100 * row['true_pixels'] / total:.2f}")
     reported = result.scores.as_reported().items()
     figures = "  ".join(f"{name} {_figure(None if x != x else x)}" for name, x in reported)
     times = result.times
     speed = result.pictures / times.total_seconds if times.total_seconds else 0.0
-    say(f"{label}{figures}")
+    terminal().print(table)
     say(
-        f"{label}{result.pictures} of {result.dataset_size} images of {result.dataset}, "
+        figures,
+        f"{result.pictures} of {result.dataset_size} images of {result.dataset}, "
         f"{times.median_segment_ms:.1f} ms each, {speed:.1f} images/s, "
-        f"{times.share_outside:.1%} of the time outside the model"
+        f"{times.share_outside:.1%} of the time outside the model",
     )
 
 

@@ -15,8 +15,8 @@ from zsseg_rt.bundles.specs import FAMILIES
 from zsseg_rt.common.files import sha256_of
 from zsseg_rt.engine import Engine
 from zsseg_rt.errors import ArgumentError, DatasetError
-from zsseg_rt.evaluation.datasets.base import Sample, SegmentationDataset
-from zsseg_rt.evaluation.metrics import ConfusionMatrix, SegmentationScores, class_indices, score
+from zsseg_rt.evaluation.datasets.base import SegmentationDataset
+from zsseg_rt.evaluation.metrics import ConfusionMatrix, SegmentationScores, score
 from zsseg_rt.evaluation.provenance import describe_machine
 from zsseg_rt.runtime.lane_pool import in_order
 from zsseg_rt.text.class_names import join_synonyms, split_synonyms
@@ -111,36 +111,6 @@ class Evaluation:
         ]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """Two segmenters on the same images."""
-
-    first: Evaluation  # The one that is evaluated
-    second: Evaluation  # The one it is compared with
-    agreement: float  # Share of all pixels, annotated or not, that both labelled alike; in [0, 1]
-    # The same for the image where they differ most, and its name
-    lowest_agreement: tuple[float, str]
-
-    @property
-    def differences(self) -> dict[str, float]:
-        """First minus second, in percentage points, for every reported figure."""
-        first, second = self.first.scores.as_reported(), self.second.scores.as_reported()
-        return {name: first[name] - second[name] for name in first}
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything as plain data."""
-        return {
-            "agreement": self.agreement,
-            "lowest_agreement": {
-                "share": self.lowest_agreement[0],
-                "picture": self.lowest_agreement[1],
-            },
-            "differences_points": _without_nan(self.differences),
-            "first": self.first.to_json(),
-            "second": self.second.to_json(),
-        }
-
-
 def evaluate(
     segmenter: Segmenter,
     dataset: SegmentationDataset,
@@ -163,96 +133,42 @@ def evaluate(
         DatasetError: The set is empty, or an image or mask is unusable.
         ShapeError: The segmenter returned labels of another size than the image's.
     """
-    return _label_all([segmenter], dataset, limit, on_picture)[0]
-
-
-def compare(
-    first: Segmenter,
-    second: Segmenter,
-    dataset: SegmentationDataset,
-    *,
-    limit: int | None = None,
-    on_picture: Progress | None = None,
-) -> Comparison:
-    """Evaluate two segmenters on the same images, one image at a time through both.
-
-    The difference says what export, quantisation or another backend costs; the agreement says how
-    often labels change. Arguments and errors are those of :func:`evaluate`.
-    """
-    same, pixels, lowest = 0, 0, (math.inf, "")
-
-    def note(sample: Sample, both: Sequence[npt.NDArray[Any]]) -> None:
-        nonlocal same, pixels, lowest
-        labels, others = (class_indices(one, len(dataset.class_names)) for one in both)
-        equal = int(np.count_nonzero(labels == others))
-        same, pixels = same + equal, pixels + labels.size
-        lowest = min(lowest, (equal / labels.size, sample.name))
-
-    results = _label_all([first, second], dataset, limit, on_picture, note)
-    return Comparison(
-        first=results[0], second=results[1], agreement=same / pixels, lowest_agreement=lowest
-    )
-
-
-def _label_all(
-    segmenters: Sequence[Segmenter],
-    dataset: SegmentationDataset,
-    limit: int | None,
-    on_picture: Progress | None,
-    on_labels: Callable[[Sample, Sequence[npt.NDArray[Any]]], None] = lambda *_: None,
-) -> list[Evaluation]:
-    """Evaluate each segmenter; its time is that of all images without the other's work."""
     names = tuple(dataset.class_names)
-    for segmenter in segmenters:
-        if len(segmenter.class_names) != len(names):
-            raise ArgumentError(
-                f"class_names: expected {len(names)}, one for each class of {dataset.name}, got "
-                f"{len(segmenter.class_names)}. Keep the data set's order."
-            )
+    if len(segmenter.class_names) != len(names):
+        raise ArgumentError(
+            f"class_names: expected {len(names)}, one for each class of {dataset.name}, got "
+            f"{len(segmenter.class_names)}. Keep the data set's order."
+        )
     indices = _choose(len(dataset), limit, dataset.name)
-    matrices = [ConfusionMatrix(len(names), ignore_label=dataset.ignore_label) for _ in segmenters]
-    times: list[list[float]] = [[] for _ in segmenters]
+    matrix = ConfusionMatrix(len(names), ignore_label=dataset.ignore_label)
+    times: list[float] = []
     start = time.perf_counter()
     for done, sample in enumerate(in_order(dataset.__getitem__, indices, num_threads=1), start=1):
-        rows = zip(segmenters, matrices, times, strict=True)
-        labels = [_label(segmenter, sample, matrix, each) for segmenter, matrix, each in rows]
-        on_labels(sample, labels)
+        begin = time.perf_counter()
+        labels = segmenter.segment(sample.image)
+        times.append(time.perf_counter() - begin)
+        try:
+            matrix.update(sample.labels, labels)
+        except DatasetError as exc:
+            raise DatasetError(f"{sample.name}: {exc}") from exc
         if on_picture is not None:
             on_picture(done, len(indices))
-    outside = time.perf_counter() - start - sum(map(sum, times))
-    return [
-        Evaluation(
-            dataset=dataset.name,
-            pictures=len(indices),
-            dataset_size=len(dataset),
-            class_names=names,
-            asked_names=tuple(segmenter.class_names),
-            seen=tuple(dataset.seen),
-            counts=matrix.counts,
-            times=EvaluationTimes(
-                total_seconds=outside + sum(each),
-                segment_seconds=sum(each),
-                median_segment_ms=1e3 * float(np.median(each)),
-            ),
-            segmenter=segmenter.describe(),
-            machine=describe_machine(),
-        )
-        for segmenter, matrix, each in zip(segmenters, matrices, times, strict=True)
-    ]
-
-
-def _label(
-    segmenter: Segmenter, sample: Sample, matrix: ConfusionMatrix, times: list[float]
-) -> npt.NDArray[Any]:
-    """Label an image and count it."""
-    begin = time.perf_counter()
-    labels = segmenter.segment(sample.image)
-    times.append(time.perf_counter() - begin)
-    try:
-        matrix.update(sample.labels, labels)
-    except DatasetError as exc:
-        raise DatasetError(f"{sample.name}: {exc}") from exc
-    return labels
+    return Evaluation(
+        dataset=dataset.name,
+        pictures=len(indices),
+        dataset_size=len(dataset),
+        class_names=names,
+        asked_names=tuple(segmenter.class_names),
+        seen=tuple(dataset.seen),
+        counts=matrix.counts,
+        times=EvaluationTimes(
+            total_seconds=time.perf_counter() - start,
+            segment_seconds=sum(times),
+            median_segment_ms=1e3 * float(np.median(times)),
+        ),
+        segmenter=segmenter.describe(),
+        machine=describe_machine(),
+    )
 
 
 def _choose(size: int, limit: int | None, dataset: str) -> list[int]:

@@ -99,8 +99,7 @@ class ConfusionMatrix:
             return self._count_bytes(truth, predicted)
         size = self.num_classes + 1
         annotated = truth != self.ignore_label
-        rows = class_indices(truth[annotated], self.num_classes)
-        columns = class_indices(predicted[annotated], self.num_classes)
+        rows, columns = (_indices(each[annotated], size - 1) for each in (truth, predicted))
         flat = np.bincount(rows * size + columns, minlength=size * size)
         return flat.reshape(size, size)
 
@@ -222,7 +221,7 @@ def harmonic_mean(first: float, second: float) -> float:
     return 0.0 if total == 0 else 2 * first * second / total
 
 
-def class_indices(labels: Labels, num_classes: int) -> npt.NDArray[np.intp]:
+def _indices(labels: Labels, num_classes: int) -> npt.NDArray[np.intp]:
     """Labels as indices; all that are not a class become ``num_classes``."""
     inside = (labels >= 0) & (labels < num_classes)
     return np.where(inside, labels.astype(np.intp), num_classes)
