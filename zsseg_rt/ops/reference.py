@@ -16,27 +16,6 @@ import numpy.typing as npt
 
 from zsseg_rt.common.arrays import Array, label_dtype
 
-__all__ = [
-    "UPSAMPLE_ARGMAX_TOLERANCE",
-    "activate",
-    "all_finite",
-    "count_labels",
-    "crop_regions",
-    "ink",
-    "label_regions",
-    "mask_boxes",
-    "merge_windows",
-    "overlay",
-    "patch_text_similarity",
-    "preprocess",
-    "relationship_descriptor",
-    "relationship_descriptor_text",
-    "upsample_argmax",
-    "upsample_argmax_overlay",
-    "upsample_bilinear",
-    "warp_blend",
-]
-
 
 def relationship_descriptor(
     cls_embed: Array,
@@ -200,8 +179,6 @@ def ink(
 
 ABSENT_LOGIT = np.float32(-1e20)  # a class that is not above this at a pixel is absent there
 
-Taps = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]
-
 
 def out_or_new(
     out: npt.NDArray[Any] | None, shape: tuple[int, ...], dtype: npt.DTypeLike
@@ -218,25 +195,29 @@ def label_outputs(
     return out_or_new(labels, shape, dtype), out_or_new(scores, shape, np.float32)
 
 
-def grid_taps(source: int, target: int, align: str = "half_pixel") -> Taps:
-    """Lower and upper source index, clamped, and the upper one's weight, for every target index."""
-    # Positions are exact, weights rounded once.
+def grid_taps(
+    source: int, target: int, align: str = "half_pixel", part: slice = slice(None)
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
+    """Lower and upper source index, clamped, and the upper one's weight, for target indices."""
+    index = np.arange(part.start or 0, target if part.stop is None else part.stop)
     if align == "corners":
-        numerator, unit = np.arange(target) * (source - 1), max(target - 1, 1)
+        numerator, unit = index * (source - 1), max(target - 1, 1)
     else:
-        numerator, unit = (2 * np.arange(target) + 1) * source - target, 2 * target
+        numerator, unit = (2 * index + 1) * source - target, 2 * target
     lower, remainder = np.divmod(np.clip(numerator, 0, unit * (source - 1)), unit)
-    weight = remainder.astype(np.float32) / np.float32(unit)
-    return lower, np.minimum(lower + 1, source - 1), weight
+    return lower, np.minimum(lower + 1, source - 1), remainder / unit
 
 
 def resize(
-    planes: npt.NDArray[np.float32], size_hw: tuple[int, ...], rows: Any = slice(None)
+    planes: npt.NDArray[np.float32],
+    size_hw: tuple[int, ...],
+    rows: Any = slice(None),
+    align: str = "half_pixel",
 ) -> npt.NDArray[np.float32]:
     """Resize ``[..., h, w]``: ``(1 - t) * a + t * b`` down the rows, then along them."""
-    top, bottom, down = (taps[rows] for taps in grid_taps(planes.shape[-2], size_hw[0]))
-    left, right, across = grid_taps(planes.shape[-1], size_hw[1])
-    down = down[:, None]
+    top, bottom, down = (taps[rows] for taps in grid_taps(planes.shape[-2], size_hw[0], align))
+    left, right, across = grid_taps(planes.shape[-1], size_hw[1], align)
+    down, across = down.astype(np.float32)[:, None], across.astype(np.float32)
     edges = (1 - down) * planes[..., top, :] + down * planes[..., bottom, :]
     resized: npt.NDArray[np.float32] = (1 - across) * edges[..., left] + across * edges[..., right]
     return resized
@@ -253,9 +234,9 @@ _BAND_ROWS = 16  # rows of [C, H, W] held at a time
 
 
 def upsample_bilinear(
-    logits: Array, out_hw: tuple[int, int], align: str = "half_pixel"
+    logits: Array, out_hw: tuple[int, int], align: str = "half_pixel", rows: slice = slice(None)
 ) -> npt.NDArray[np.float32]:
-    """Upsample as :func:`upsample_argmax` does, edges clamped.
+    """Upsample as :func:`upsample_argmax` does, edges clamped; some rows of the result or all.
 
     Shapes:
         logits: float32 or float16 ``[B, C, h, w]``; NaN and infinities become finite, +-1e30.
@@ -263,18 +244,10 @@ def upsample_bilinear(
     Returns:
         float32 ``[B, C, H, W]``: ``(1 - t) * a + t * b`` down the rows, then along them.
     """
-    rows = grid_taps(logits.shape[2], out_hw[0], align)
-    return _upsample(logits, rows, grid_taps(logits.shape[3], out_hw[1], align))
-
-
-def _upsample(logits: Array, rows: Taps, columns: Taps) -> npt.NDArray[np.float32]:
     wide: npt.NDArray[np.float32] = np.asarray(logits, np.float32)
     finite = np.where(np.isnan(wide), -_LOGIT_LIMIT, wide)
     values = np.clip(finite, -_LOGIT_LIMIT, _LOGIT_LIMIT)
-    (top, bottom, down), (left, right, across) = rows, columns
-    down = down[:, None]
-    edges = (1 - down) * values[:, :, top] + down * values[:, :, bottom]
-    return np.ascontiguousarray((1 - across) * edges[..., left] + across * edges[..., right])
+    return np.ascontiguousarray(resize(values, out_hw, rows, align))
 
 
 def upsample_argmax(
@@ -305,12 +278,9 @@ def upsample_argmax(
         return labels, scores if with_scores else None
     logits = logits[:, :count]
     lowered = np.float32(seen_bias) * seen[:count].astype(np.float32)[:, None, None]
-    columns = grid_taps(logits.shape[3], out_hw[1], align)
-    rows = grid_taps(logits.shape[2], out_hw[0], align)
     for index, first in itertools.product(range(len(logits)), range(0, out_hw[0], _BAND_ROWS)):
         band = slice(first, first + _BAND_ROWS)
-        band_rows = (rows[0][band], rows[1][band], rows[2][band])
-        values = _upsample(logits[index : index + 1], band_rows, columns)[0]
+        values = upsample_bilinear(logits[index : index + 1], out_hw, align, band)[0]
         winners, scores[index, band] = _winners(values, activation, lowered, unknown_below)
         labels[index, band] = np.where(
             winners < 0, np.iinfo(table.dtype).max, table[np.maximum(winners, 0)]
@@ -381,9 +351,10 @@ def preprocess(
         rgb = frame[:, :, ::-1] if channel_order == "bgr" else frame
     result = out_or_new(out, (3, *size_hw), np.float32)
 
-    whole, parts = whole_hw or size_hw, list(zip(origin, size_hw, strict=True))
-    top, bottom, down = _bilinear_taps(rgb.shape[0], whole[0], parts[0], align)
-    left, right, across = _bilinear_taps(rgb.shape[1], whole[1], parts[1], align)
+    rows, columns = (slice(at, at + size) for at, size in zip(origin, size_hw, strict=True))
+    whole = whole_hw or size_hw
+    top, bottom, down = grid_taps(rgb.shape[0], whole[0], align, rows)
+    left, right, across = grid_taps(rgb.shape[1], whole[1], align, columns)
     across, down = across[:, None], down[:, None, None]
     above = (1 - across) * rgb[top][:, left] + across * rgb[top][:, right]
     below = (1 - across) * rgb[bottom][:, left] + across * rgb[bottom][:, right]
@@ -403,20 +374,6 @@ def rgb_of_nv12(
     scaled = np.stack([grey + v_red * v, grey + u_green * u + v_green * v, grey + u_blue * u], -1)
     rgb: npt.NDArray[np.uint8] = np.clip((scaled + (1 << 19)) >> 20, 0, 255).astype(np.uint8)
     return rgb
-
-
-def _bilinear_taps(
-    source: int, target: int, part: tuple[int, int], align: str
-) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], npt.NDArray[np.float64]]:
-    """Lower and upper source index and the upper one's weight, for a part of the target."""
-    index = part[0] + np.arange(part[1])
-    if align == "corners":
-        position = index * (source - 1) / max(target - 1, 1)
-    else:
-        position = (index + 0.5) * source / target - 0.5
-    position = np.clip(position, 0, source - 1)  # beyond the target, the edge
-    lower = np.floor(position).astype(np.intp)
-    return lower, np.minimum(lower + 1, source - 1), position - lower
 
 
 FloatArray = npt.NDArray[np.float32]
@@ -534,9 +491,9 @@ def score_maps(
     tail = np.exp(-np.abs(logits))
     soft = (np.where(logits >= 0, np.float32(1), tail) / (1 + tail)).astype(np.float32)
     maps = np.tensordot(class_scores, soft, axes=1)
-    down = down[:, None]
-    blended = (1 - down) * maps[:, place[: len(top)]] + down * maps[:, place[len(top) :]]
     left, right, across = grid_taps(canvas_hw[1], out_hw[1])
+    down, across = down.astype(np.float32)[:, None], across.astype(np.float32)
+    blended = (1 - down) * maps[:, place[: len(top)]] + down * maps[:, place[len(top) :]]
     resized: FloatArray = (1 - across) * blended[..., left] + across * blended[..., right]
     return resized
 
