@@ -1,25 +1,22 @@
 """Official checkpoint files become bundles from the command line."""
 
-import contextlib
-import io
 import json
 
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from support import golden_cat_seg, tiny, tiny_zegformer
 from support.command_line import python, run
-from support.errors import refused
 from zsseg_rt import Bundle, Engine, EngineConfig
-from zsseg_rt.errors import CheckpointError
-from zsseg_rt.models import from_official, load_checkpoint, load_clip
-from zsseg_rt.torch_files.cat_seg_arrays import equal_keys, official_arrays, read_cat_seg
-from zsseg_rt.torch_files.clip_arrays import read_clip
-from zsseg_rt.torch_files.weights import DIFFERS_FROM
-from zsseg_rt.torch_files.zegformer_arrays import SEGMENT_TEMPLATES
+from zsseg_rt.models import from_official, load_clip
+from zsseg_rt.torch_files.clip_arrays import read_clip, read_floats
+from zsseg_rt.torch_files.official import (
+    SEGMENT_TEMPLATES,
+    equal_keys,
+    official_arrays,
+)
 
 # Heads follow from widths as in the official models: one per 64 channels, eight in the decoder.
 SIZES = tiny.TinySizes(
@@ -386,88 +383,20 @@ def imported(checkpoint, out, *options):
                *options)  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def made(folder):
-    """A bundle, a difference, and what the command printed."""
-    out, small = folder / "cat_seg.zsseg", folder / "difference.safetensors"
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
-        options = ("--clip", folder / "ViT-B-16.pt", "--difference", small)
-        assert imported(folder / "model_base.pth", out, *options) == 0
-    return out, small, said.getvalue()
-
-
-def graphs(bundle):
-    return {path.name: path.read_bytes() for path in bundle.glob("*.onnx")}
-
-
-def read(path, clip):
-    return read_cat_seg(path, official_arrays(read_clip(clip)))
-
-
-def test_a_difference_and_its_clip_are_the_whole_checkpoint(folder, made, tmp_path):
-    out, small, said = made
+def test_a_checkpoint_beside_its_clip_says_what_is_equal_bit_for_bit(folder, tmp_path, capsys):
+    out = tmp_path / "cat_seg.zsseg"
+    assert imported(folder / "model_base.pth", out, "--clip", folder / "ViT-B-16.pt") == 0
     bundle = Bundle.load(out)
     assert (bundle.family, bundle.aggregation.most) == ("aggregation", 256)
     assert bundle.preprocess.size_hw == (384, 384)
-    weights = load_checkpoint(folder / "model_base.pth")
-    of_clip = [key for key in weights if key.startswith(PREFIX)]
-    assert f"{len(of_clip) - TUNED} of {len(of_clip)} tensors of CLIP ViT-B-16.pt" in said
-    own = load_file(small)
-    tuned = {key for key in of_clip if key.endswith(("q_proj_weight", "v_proj_weight"))}
-    assert own.keys() == tuned | (weights.keys() - set(of_clip))
-    # the same CLIP in float32 and in another container
-    other = folder / "open_clip_model.safetensors"
-    whole = read(small, other)
-    assert whole.keys() == weights.keys()
-    assert all((whole[key] == weights[key].numpy()).all() for key in weights)
-    assert imported(small, tmp_path / "again.zsseg", "--clip", other) == 0
-    assert graphs(tmp_path / "again.zsseg") == graphs(out)
-    assert graphs(out)
-
-
-def test_a_difference_needs_the_clip_that_it_was_made_with(folder, made, tmp_path, capsys):
-    small = made[1]
-    with refused(CheckpointError, "difference.safetensors", "--clip"):
-        load_checkpoint(small)
-    clip = load_file(folder / "open_clip_model.safetensors")
-    key = "visual.transformer.resblocks.3.mlp.c_fc.bias"
-    one_bit = clip | {key: torch.nextafter(clip[key], torch.ones(()))}
-    save_file(one_bit, tmp_path / "one_bit.safetensors")
-    save_file({k: v for k, v in clip.items() if k != "logit_scale"}, tmp_path / "less.safetensors")
-    for other in ([], *(["--clip", tmp_path / f"{n}.safetensors"] for n in ("one_bit", "less"))):
-        assert imported(small, tmp_path / "x.zsseg", *other) == 1
-        (line,) = capsys.readouterr().err.splitlines()
-        assert "--clip" in line
-        assert "ViT-B-16.pt" in line
-    # what the checkpoint has of its own does not matter
-    clip["transformer.resblocks.0.attn.in_proj_weight"][: CAT_SIZES["t_width"]] += 1
-    save_file(clip, tmp_path / "tuned.safetensors")
-    assert read(small, tmp_path / "tuned.safetensors") is not None
-
-
-def test_a_damaged_difference_is_refused(folder, made, tmp_path):
-    small, clip = tmp_path / "d.safetensors", folder / "ViT-B-16.pt"
-    with safe_open(made[1], framework="pt") as file:
-        metadata = file.metadata()
-    assert len(metadata) == 3
-    for name in metadata:
-        save_file(load_file(made[1]), small, {k: v for k, v in metadata.items() if k != name})
-        if name == DIFFERS_FROM:  # then it is like any other file, which lacks keys
-            assert imported(small, tmp_path / "x.zsseg", "--clip", clip) == 1
-        else:
-            with refused(CheckpointError, "clip", "d.safetensors"):
-                read(small, clip)
-    small.write_bytes(made[1].read_bytes()[:1000])
-    with refused(CheckpointError, "d.safetensors"):
-        read(small, clip)
-
-
-def test_what_is_equal_is_equal_bit_for_bit(folder, tmp_path, capsys):
-    weights = read_cat_seg(folder / "model_base.pth")
-    clip = official_arrays(read_clip(folder / "ViT-B-16.pt"))
+    weights = read_floats(folder / "model_base.pth")
+    clip = official_arrays(read_clip(folder / "open_clip_model.safetensors"))
     assert clip.keys() == {key for key in weights if key.startswith(PREFIX)}
+    said = capsys.readouterr().out
+    assert f"{len(clip) - TUNED} of {len(clip)} tensors of CLIP ViT-B-16.pt" in said
     equal = set(equal_keys(weights, clip))
+    tuned = {key for key in clip if key.endswith(("q_proj_weight", "v_proj_weight"))}
+    assert equal == clip.keys() - tuned
     key = PREFIX + "visual.ln_pre.bias"
     zero = {key: np.zeros_like(weights[key])}
     assert key not in equal_keys(weights | zero, clip | {key: -zero[key]})
@@ -475,23 +404,12 @@ def test_what_is_equal_is_equal_bit_for_bit(folder, tmp_path, capsys):
     assert set(equal_keys(weights | nan, clip | nan)) == equal
     wider = {key: np.zeros(len(weights[key]) + 1, np.float32)}
     assert set(equal_keys(weights | wider, clip)) == equal - {key}
-    towers = {k: v for k, v in weights.items() if ".visual." in k or PREFIX not in k}
-    assert set(equal_keys(towers, clip)) == {k for k in equal if ".visual." in k}
-    save_file(
-        {k: v + 1 for k, v in load_file(folder / "open_clip_model.safetensors").items()},
-        tmp_path / "other.safetensors",
-    )
-    wrong = ("--clip", tmp_path / "other.safetensors", "--difference", tmp_path / "d.safetensors")
+
+
+def test_a_clip_that_shares_nothing_is_refused(folder, tmp_path, capsys):
+    other = {k: v + 1 for k, v in load_file(folder / "open_clip_model.safetensors").items()}
+    save_file(other, tmp_path / "other.safetensors")
+    wrong = ("--clip", tmp_path / "other.safetensors")
     assert imported(folder / "model_base.pth", tmp_path / "x.zsseg", *wrong) == 1
     assert "zsseg-rt: --clip: expected" in capsys.readouterr().err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["other.safetensors"]
-
-
-def test_a_difference_is_a_new_file_beside_a_clip(folder, tmp_path, capsys):
-    (tmp_path / "here.safetensors").write_bytes(b"mine")
-    for name, clip in (("d.safetensors", False), ("here.safetensors", True), ("d.pth", True)):
-        options = ["--clip", folder / "ViT-B-16.pt"] if clip else []
-        options += ["--difference", tmp_path / name]
-        assert imported(folder / "model_base.pth", tmp_path / "x.zsseg", *options) == 2
-        assert "zsseg-rt: --difference: expected" in capsys.readouterr().err
-    assert (tmp_path / "here.safetensors").read_bytes() == b"mine"

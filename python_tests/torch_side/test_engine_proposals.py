@@ -17,7 +17,7 @@ from zsseg_rt.export import export_bundle
 from zsseg_rt.export.architectures.zegformer import export_zegformer
 from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.runtime.families.proposals import class_probabilities, distinct_crops
-from zsseg_rt.torch_files.zegformer_arrays import REGION_TEMPLATES
+from zsseg_rt.torch_files.official import REGION_TEMPLATES
 
 NAMES = [f"name {index}" for index in range(7)]
 SIZE = (96, 128)

@@ -17,7 +17,7 @@ from zsseg_rt.models import create_model, from_official, load_clip
 from zsseg_rt.models.zegformer.decoder import BatchNorm, QueryDecoderConfig, ResNet, ResNetConfig
 from zsseg_rt.models.zegformer.model import FUSIONS, ZegFormer, load_torchvision_backbone
 from zsseg_rt.torch_files.clip_arrays import ClipTensors, Tower
-from zsseg_rt.torch_files.zegformer_arrays import REGION_TEMPLATES, SEGMENT_TEMPLATES
+from zsseg_rt.torch_files.official import REGION_TEMPLATES, SEGMENT_TEMPLATES
 
 CLIP = tiny_zegformer.CLIP
 PREDICTOR = "sem_seg_head.predictor."

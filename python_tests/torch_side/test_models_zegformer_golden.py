@@ -18,7 +18,7 @@ from zsseg_rt.models.clip.towers import average_templates
 from zsseg_rt.models.zegformer.decoder import Segments, crop_regions
 from zsseg_rt.models.zegformer.model import ZegFormer
 from zsseg_rt.networks.zegformer import IMAGE_MEAN, IMAGE_STD, REGION_MEAN, REGION_STD
-from zsseg_rt.torch_files.zegformer_arrays import REGION_TEMPLATES, SINGLE_TEMPLATE
+from zsseg_rt.torch_files.official import REGION_TEMPLATES, SINGLE_TEMPLATE
 
 pytestmark = pytest.mark.usefixtures("without_gradients")
 

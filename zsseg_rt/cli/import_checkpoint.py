@@ -99,24 +99,8 @@ class _CatSeg:
 
     checkpoint: _Checkpoint
     clip: str | None = opt(
-        "CLIP that it was tuned from, OpenAI's ViT-B-16.pt or openai: prints what is equal; needed "
-        "if the checkpoint is a difference."
+        "CLIP that it was tuned from, OpenAI's ViT-B-16.pt or openai: prints what is equal."
     )
-    difference: Path | None = opt(
-        "Also write what differs from --clip, FILE.safetensors, a sixth of the size: a checkpoint "
-        "that is imported with the same --clip."
-    )
-
-    def check(self) -> None:
-        """Refuse a difference that cannot be written."""
-        if self.difference is None:
-            return
-        if self.clip is None:
-            raise UsageError("--difference: expected --clip beside it, got none")
-        if self.difference.suffix != ".safetensors" or self.difference.exists():
-            raise UsageError(
-                f"--difference: expected a new file NAME.safetensors, got {self.difference}"
-            )
 
 
 @import_app.command("cat_seg")
@@ -124,10 +108,9 @@ class _CatSeg:
 def import_cat_seg(source: _CatSeg, out: OutOption, bundle: ModelOptions) -> None:
     """Turn an official checkpoint of CAT-Seg B into a bundle; needs no torch."""
     from zsseg_rt.export.architectures.cat_seg import export_cat_seg_file
-    from zsseg_rt.torch_files import cat_seg_arrays as files
+    from zsseg_rt.torch_files import official as files
     from zsseg_rt.torch_files.clip_arrays import describe_space
 
-    source.check()
     if source.clip is None:
         _write(export_cat_seg_file, source.checkpoint, out, options=bundle)
         return
@@ -142,11 +125,8 @@ def import_cat_seg(source: _CatSeg, out: OutOption, bundle: ModelOptions) -> Non
             f"{len(equal)} of {len(clip)} tensors of {name} are equal; what differs is "
             f"{own / 1e6:.1f} M of {all_of_it / 1e6:.1f} M numbers"
         )
-        if source.difference is not None:
-            files.write_difference(source.difference, official, equal, name)
-            say(f"wrote {source.difference}")
 
-    export = partial(export_cat_seg_file, clip=clip, check=compare)
+    export = partial(export_cat_seg_file, check=compare)
     with arguments_called({"clip": "--clip"}):
         _write(export, source.checkpoint, out, options=bundle)
 
@@ -236,7 +216,7 @@ def import_zegformer(source: _ZegFormer, out: OutOption, bundle: ModelOptions) -
 
 
 def _zegformer_prompts(name: str) -> Sequence[str]:
-    from zsseg_rt.torch_files.zegformer_arrays import SEGMENT_TEMPLATES, SINGLE_TEMPLATE
+    from zsseg_rt.torch_files.official import SEGMENT_TEMPLATES, SINGLE_TEMPLATE
 
     prompts = {"single": SINGLE_TEMPLATE, "imagenet_select": SEGMENT_TEMPLATES}
     if name not in prompts:

@@ -180,30 +180,27 @@ def tower_sizes(tensors: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def read_floats(
-    path: Path, is_used: Callable[[str], bool], *, later: bool = False, part: bool = False
+    path: Path, is_used: Callable[[str], bool] = lambda _: True, *, later: bool = False
 ) -> dict[str, Array]:
-    """The weights as float32; ``later`` and ``part`` as for :func:`read_stored`."""
-    stored: dict[str, Any] = read_stored(path, later=later, part=part)
-    wrong = [
-        f"{k} ({kind})" for k, (_, kind) in stored.items() if is_used(k) and kind not in _FLOATS
-    ]
-    if wrong:
+    """The used weights as float32; ``later`` as for :func:`read_stored`."""
+    read: dict[str, Any] = read_stored(path, later=later)
+    stored = {key: read[key] for key in read if is_used(key)}
+    if wrong := [f"{k} ({kind})" for k, (_, kind) in stored.items() if kind not in _FLOATS]:
         raise CheckpointError(
             f"{path.name}: expected weights of floating point, got {some(wrong)}. "
             "Save them as float32."
         )
+    read.clear()  # memory holds each once
     floats: dict[str, Any] = {}
     for key in list(stored):
-        array, kind = stored.pop(key)  # memory holds each once
-        if isinstance(array, Later):
-            floats[key] = array
-        elif kind in _FLOATS:
-            floats[key] = as_float32(array, kind)
+        array, kind = stored.pop(key)
+        floats[key] = array if isinstance(array, Later) else as_float32(array, kind)
     return floats
 
 
 def _is_used(key: str) -> bool:
-    return key.removeprefix("text.") not in _UNUSED and not key.endswith("position_ids")
+    bare = key.removeprefix("text.")
+    return bare == "logit_scale" or (bare not in _UNUSED and not key.endswith("position_ids"))
 
 
 def sort_by_tower(

@@ -230,13 +230,11 @@ def _arrays(tensors: Mapping[str, StoredTensor], reader: TensorReader) -> dict[s
     return {key: (reader.make(tensor), tensor.dtype) for key, tensor in tensors.items()}
 
 
-DIFFERS_FROM = "zsseg_rt.differs_from"
-"""Names, in a file's metadata, the weights without which it is not a whole checkpoint."""
 _PART = re.compile(r"\.index\.json$|-\d{5}-of-\d{5}\.")
 
 
-def read_stored(path: Path, *, later: bool = False, part: bool = False) -> dict[str, Stored]:
-    """Read a checkpoint of any kind; with ``part``, it may be what differs from a CLIP."""
+def read_stored(path: Path, *, later: bool = False) -> dict[str, Stored]:
+    """Read a checkpoint of any kind; ``later`` as for :func:`read_safetensors`."""
     if _PART.search(path.name):
         raise CheckpointError(
             f"{path.name}: expected the whole weights, got a part of them or their list. Save them "
@@ -245,12 +243,6 @@ def read_stored(path: Path, *, later: bool = False, part: bool = False) -> dict[
     require_file(path)
     if path.suffix != ".safetensors":
         return unwrap(read_weights(path), path.name)
-    if not part and (other := read_notes(path).get(DIFFERS_FROM)):
-        raise CheckpointError(
-            f"{path.name}: expected a whole checkpoint, got one that holds only what differs "
-            f"from {other[:80]}. Name that CLIP beside it: zsseg-rt import-checkpoint cat_seg FILE "
-            "--clip CLIP."
-        )
     return unwrap(read_safetensors(path, later=later), path.name)
 
 
@@ -258,15 +250,6 @@ def require_file(path: Path) -> None:
     """Refuse a path that leads to no file."""
     if not is_file(path):
         raise CheckpointError(f"path: expected a checkpoint file, got {path}. Check the path.")
-
-
-def read_notes(path: Path) -> dict[str, str]:
-    """The metadata of a ``.safetensors`` file; of other files none."""
-    if path.suffix != ".safetensors" or not is_file(path):
-        return {}
-    with _reading(path):
-        notes: dict[str, str] = _header(path)[0].get("__metadata__") or {}
-        return notes
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:

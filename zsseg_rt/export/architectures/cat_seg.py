@@ -35,8 +35,8 @@ from zsseg_rt.networks.clip import part_of
 from zsseg_rt.networks.text import WrittenText
 from zsseg_rt.onnx.arrays import Arrays
 from zsseg_rt.ops import reference
-from zsseg_rt.torch_files.cat_seg_arrays import check_cat_seg, check_masks, read_cat_seg
-from zsseg_rt.torch_files.clip_arrays import CLIP_MEAN, CLIP_STD
+from zsseg_rt.torch_files.clip_arrays import CLIP_MEAN, CLIP_STD, read_floats
+from zsseg_rt.torch_files.official import check_cat_seg, check_masks
 from zsseg_rt.torch_files.shapes import divisor
 
 PADDING = 256  # classes that shorter vocabularies are padded to, officially
@@ -49,7 +49,6 @@ def export_cat_seg_file(
     file: str | Path,
     path: str | Path,
     *,
-    clip: Tensors | None = None,
     check: Callable[[Tensors], None] = lambda _: None,
     **options: Any,
 ) -> Path:
@@ -58,7 +57,7 @@ def export_cat_seg_file(
     export_options = read_options({"source": file.name} | options, COMMON_OPTIONS, "cat_seg")
 
     def make() -> ExportedModel:
-        official = read_cat_seg(file, clip)
+        official = read_floats(file)
         network, text = _read_network(official, file.name)
         check(official)
         return _cut(network, text, export_options, (PADDING, MOST_CLASSES), TEXT_SPACE)

@@ -38,7 +38,7 @@ from zsseg_rt.networks.text import WrittenText
 from zsseg_rt.onnx.arrays import Arrays
 from zsseg_rt.onnx.operations import Linear, Value
 from zsseg_rt.ops import reference
-from zsseg_rt.torch_files.descriptor_arrays import IMAGE_MEAN, IMAGE_STD, read_descriptor
+from zsseg_rt.torch_files.official import IMAGE_MEAN, IMAGE_STD, read_descriptor
 from zsseg_rt.torch_files.shapes import divisor
 
 Tensors = Mapping[str, npt.NDArray[Any]]

@@ -56,8 +56,8 @@ from zsseg_rt.onnx.arrays import Arrays
 from zsseg_rt.ops import reference
 from zsseg_rt.runtime.families.proposals import class_probabilities, fuse
 from zsseg_rt.torch_files.clip_arrays import ClipTensors
+from zsseg_rt.torch_files.official import REGION_TEMPLATES, SINGLE_TEMPLATE, read_zegformer
 from zsseg_rt.torch_files.shapes import divisor
-from zsseg_rt.torch_files.zegformer_arrays import REGION_TEMPLATES, SINGLE_TEMPLATE, read_zegformer
 
 NATIVE_SIZE_HW = (512, 512)
 _FILE_OPTIONS = MODEL_OPTIONS - {"text_encoder"} | {"region_templates"}

@@ -51,15 +51,15 @@ from zsseg_rt.models.clip.weights import (
 )
 from zsseg_rt.models.functional import check_text_embeds
 from zsseg_rt.networks.cat_seg import NUM_LAYERS, TEXT_SPACE, shift_mask, window_order
-from zsseg_rt.torch_files.cat_seg_arrays import CLIP_PREFIX as _CLIP
-from zsseg_rt.torch_files.cat_seg_arrays import (
+from zsseg_rt.networks.zegformer import CLIP
+from zsseg_rt.torch_files.checkpoints import check_float32
+from zsseg_rt.torch_files.clip_arrays import CLIP_MEAN, CLIP_STD, Tower
+from zsseg_rt.torch_files.official import (
     check_masks,
     own_names,
     refuse_others,
     split_weights,
 )
-from zsseg_rt.torch_files.checkpoints import check_float32
-from zsseg_rt.torch_files.clip_arrays import CLIP_MEAN, CLIP_STD, Tower
 from zsseg_rt.torch_files.shapes import Checked, divisor
 
 DROPPED_LOGIT = -100.0
@@ -550,10 +550,10 @@ class OfficialCatSeg:
         check_float32(state_dict, "cat_seg")
         refuse_others(state_dict)
         file = Checked(tensors=state_dict, what="cat_seg")
-        encoder = image_encoder_config(file, _CLIP + "visual.", self.clip_heads)
+        encoder = image_encoder_config(file, CLIP + "visual.", self.clip_heads)
         text = None
         if any(re.match(_TEXT, key) for key in state_dict):  # if of it, all of it
-            text = text_encoder_config(file, _CLIP, self.text_heads)
+            text = text_encoder_config(file, CLIP, self.text_heads)
         config = CatSegConfig(
             image_encoder=encoder,
             text_encoder=text,

@@ -58,7 +58,7 @@ from zsseg_rt.models.functional import (
 from zsseg_rt.networks.descriptor import cells_of_patches
 from zsseg_rt.torch_files.checkpoints import check_float32
 from zsseg_rt.torch_files.clip_arrays import ClipTensors
-from zsseg_rt.torch_files.descriptor_arrays import IMAGE_MEAN, IMAGE_STD
+from zsseg_rt.torch_files.official import IMAGE_MEAN, IMAGE_STD
 from zsseg_rt.torch_files.shapes import Checked, divisor
 
 

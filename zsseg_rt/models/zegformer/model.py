@@ -54,12 +54,12 @@ from zsseg_rt.models.zegformer.decoder import (
     crop_regions,
     upsample_masks,
 )
-from zsseg_rt.networks.zegformer import IMAGE_MEAN, IMAGE_STD, REGION_MEAN, REGION_STD
+from zsseg_rt.networks.zegformer import CLIP, IMAGE_MEAN, IMAGE_STD, REGION_MEAN, REGION_STD
 from zsseg_rt.torch_files.checkpoints import check_float32, load_checkpoint, load_weights
 from zsseg_rt.torch_files.clip_arrays import ClipTensors
 from zsseg_rt.torch_files.clip_layouts import Settings
+from zsseg_rt.torch_files.official import REGION_TEMPLATES, UNUSED_KEYS
 from zsseg_rt.torch_files.shapes import Checked, divisor
-from zsseg_rt.torch_files.zegformer_arrays import REGION_TEMPLATES, UNUSED_KEYS
 
 Fusion = Literal["seen_and_unseen", "all_classes", "regions", "segments"]
 FUSIONS: tuple[str, ...] = get_args(Fusion)
@@ -333,7 +333,6 @@ class ZegFormer(SegmentationModel):
         check_seen(self.config.seen_classes, len(text_features), name)
 
 
-_CLIP = "sem_seg_head.predictor.clip_model."
 _STAGES = ("res2", "res3", "res4", "res5")
 
 
@@ -370,7 +369,7 @@ class OfficialZegFormer:
         state_dict = _with_clip(state_dict, self.clip)
         check_float32(state_dict, "zegformer")
         file = Checked(tensors=state_dict, what="zegformer")
-        has_clip = file.has(_CLIP)
+        has_clip = file.has(CLIP)
         alone: Fusion = "regions" if has_clip else "segments"
         fusion = self.fusion or ("seen_and_unseen" if self.ensemble else alone)
         backbone = _backbone_config(file)
@@ -379,7 +378,7 @@ class OfficialZegFormer:
         fields = {**shared_fields(self, ZegFormerConfig), **own}
         if fusion != "segments" and not has_clip:
             raise CheckpointError(
-                f"state_dict: expected CLIP's weights under '{_CLIP}', got none, as in every "
+                f"state_dict: expected CLIP's weights under '{CLIP}', got none, as in every "
                 "checkpoint of training. Pass clip=load_clip(FILE) with OpenAI's ViT-B-16.pt "
                 "(--clip FILE), or fusion='segments' for the text branch alone (--fusion segments)."
             )
@@ -391,24 +390,24 @@ class OfficialZegFormer:
     def _towers(self, file: Checked, embed_dim: int) -> dict[str, Any]:
         settings = self.clip.settings if self.clip else Settings()
         heads = settings.num_heads if self.clip_heads is None else self.clip_heads
-        image = image_encoder_config(file, _CLIP + "visual.", heads, settings.activation)
+        image = image_encoder_config(file, CLIP + "visual.", heads, settings.activation)
         if image.embed_dim != embed_dim:
             raise CheckpointError(
-                f"{_CLIP}visual.proj: expected the width {embed_dim} of the text branch, got "
+                f"{CLIP}visual.proj: expected the width {embed_dim} of the text branch, got "
                 f"{image.embed_dim}. Use the CLIP that the checkpoint was trained with, ViT-B/16."
             )
         heads = settings.text_heads if self.text_heads is None else self.text_heads
-        text = text_encoder_config(file, _CLIP, heads, settings.activation)
+        text = text_encoder_config(file, CLIP, heads, settings.activation)
         return {"clip_image": image, "clip_text": text}
 
 
 def _with_clip(state_dict: Mapping[str, Tensor], clip: ClipTensors | None) -> dict[str, Tensor]:
     """CLIP's tensors as float32, from ``clip`` if given."""
     if clip is None:
-        own = {k: v for k, v in state_dict.items() if k.startswith(_CLIP) and hasattr(v, "float")}
+        own = {k: v for k, v in state_dict.items() if k.startswith(CLIP) and hasattr(v, "float")}
         return {**state_dict, **{key: value.float() for key, value in own.items()}}
-    rest = {key: value for key, value in state_dict.items() if not key.startswith(_CLIP)}
-    return rest | {_CLIP + key: torch.as_tensor(value) for key, value in _named(clip).items()}
+    rest = {key: value for key, value in state_dict.items() if not key.startswith(CLIP)}
+    return rest | {CLIP + key: torch.as_tensor(value) for key, value in _named(clip).items()}
 
 
 def _named(clip: ClipTensors) -> dict[str, Any]:
