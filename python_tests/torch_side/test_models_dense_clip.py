@@ -18,7 +18,7 @@ from zsseg_rt import models
 from zsseg_rt.errors import ArgumentError, CheckpointError, DTypeError, ShapeError
 from zsseg_rt.models import create_model, slide_predict
 from zsseg_rt.models.base import slide_scores
-from zsseg_rt.models.dense.tips import Tips, TipsConfig, resized_rgb
+from zsseg_rt.models.dense.dense_clip import Tips, TipsConfig, resized_rgb
 from zsseg_rt.networks import heads
 from zsseg_rt.networks.aggregating import RULES_OF_OUTLIERS
 from zsseg_rt.torch_files.clip_arrays import CLIP_MEAN

@@ -18,8 +18,11 @@ from zsseg_rt.models.dense.dense_clip import (
     DenseCLIPConfig,
     DenseCLIPStart,
     OfficialDenseCLIP,
+    OfficialTips,
+    Tips,
+    TipsConfig,
+    TipsStart,
 )
-from zsseg_rt.models.dense.tips import OfficialTips, Tips, TipsConfig, TipsStart
 from zsseg_rt.models.descriptor.model import (
     ClipRC,
     ClipRCConfig,

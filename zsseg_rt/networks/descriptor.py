@@ -90,7 +90,9 @@ def cell_encoder(
     start = ops.layer_norm(tensors["region_level_bridge"][None], read_norm(tensors, "ln_pre"))
     x = ops.concat((embed_patches(ops, tower, image), start), 1)
     prompts = next((part.shape[1] for part in tower.prompts() if part is not None), 0)
-    allowed = allowed_keys(tower, grid_hw, prompts)
+    official = grid_hw == (tower.grid_side,) * 2  # as in the official code; others are cut evenly
+    allowed = allowed_tokens(grid_hw, cells, official=official)
+    allowed = np.concatenate([allowed, allowed[:, :1].repeat(prompts, 1)], 1)  # as the class token
     x = _run_blocks(ops, tower, x, np.where(allowed, np.float32(0), BLOCKED))
     others = x.shape[1] - cells
     with ops.at("prompt_norm"):
@@ -140,21 +142,19 @@ def cells_of_patches(grid_hw: tuple[int, int], num_cells: int, *, official: bool
     return np.asarray(np.minimum(rows[:, None] * side + columns, num_cells).reshape(-1))
 
 
-def allowed_keys(tower: PromptedTower, grid_hw: tuple[int, int], num_prompts: int) -> Array:
-    """The keys that each token sees, bool [1 + N + R, 1 + N + R + P].
+def allowed_tokens(grid_hw: tuple[int, int], num_cells: int, *, official: bool = False) -> Array:
+    """Which token sees which, bool [1 + N + R, 1 + N + R]: class, patches, cells.
 
-    Class, patches and prompts see each other; a cell and its patches do, and a cell sees itself.
-    The grid that positions are stored for is cut as in the official code, others evenly.
+    All but cells see each other. A cell and its patches do, and a cell sees itself.
     """
-    cells, official = tower.num_cells, grid_hw == (tower.grid_side,) * 2
-    inside = cells_of_patches(grid_hw, cells, official=official)[:, None] == np.arange(cells)
+    cells = cells_of_patches(grid_hw, num_cells, official=official)
+    inside = cells[:, None] == np.arange(num_cells)
     first = 1 + len(inside)
-    allowed = np.zeros((first + cells, first + cells + num_prompts), bool)
+    allowed = np.zeros((first + num_cells, first + num_cells), bool)
     allowed[:first, :first] = True
-    allowed[:first, first + cells :] = True
-    allowed[1:first, first : first + cells] = inside
+    allowed[1:first, first:] = inside
     allowed[first:, 1:first] = inside.T
-    allowed[first:, first : first + cells] = np.eye(cells, dtype=bool)
+    allowed[first:, first:] = np.eye(num_cells, dtype=bool)
     return allowed
 
 

@@ -180,6 +180,8 @@ class ImageEmbeds(NamedTuple):
 
     patch_embeds: Tensor  # [B, N, D], row-major over the grid, unit norm
     cls_embed: Tensor  # [B, D], unit norm
+    # Of CLIP-RC's tower: [B, R, D], row-major over the square grid of cells, unit norm
+    cell_embeds: Tensor | None = None
 
 
 class ImageEncoder(nn.Module):

@@ -12,10 +12,9 @@ Source:
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -32,6 +31,7 @@ from zsseg_rt.models.base import (
     lower_seen,
 )
 from zsseg_rt.models.clip.towers import (
+    ImageEmbeds,
     ImageEncoderConfig,
     PromptedImageEncoder,
     TextEncoder,
@@ -55,7 +55,7 @@ from zsseg_rt.models.functional import (
     relationship_descriptor,
     shared_fields,
 )
-from zsseg_rt.networks.descriptor import cells_of_patches
+from zsseg_rt.networks.descriptor import allowed_tokens
 from zsseg_rt.torch_files.checkpoints import check_float32
 from zsseg_rt.torch_files.clip_arrays import ClipTensors
 from zsseg_rt.torch_files.official import IMAGE_MEAN, IMAGE_STD
@@ -190,6 +190,24 @@ class ZegCLIPConfig:
             )
 
 
+@dataclass(frozen=True)
+class Recovery:
+    """The recovery decoder's view of the decoded tokens, and its targets, without gradient."""
+
+    queries: Tensor  # [B, R * C, 2D], cell-major
+    patches: Tensor  # [B, N, D]
+    query_targets: Tensor  # The queries before their projection, [B, R * C, 2D]
+    patch_targets: Tensor  # The patch embeddings, [B, N, D]
+
+
+@dataclass(frozen=True)
+class DescriptorOutput(SegmentationOutput):
+    """The result of a forward pass; what is None in ZegCLIP is CLIP-RC's."""
+
+    cell_embeds: Tensor | None = None  # Unit-norm cell embeddings, [B, D, r, r]
+    recovery: Recovery | None = None  # Set in training with a recovery decoder
+
+
 class DescriptorModel(PixelModel):
     """A CLIP image tower with deep prompts, a relationship descriptor and a decode head.
 
@@ -216,8 +234,7 @@ class DescriptorModel(PixelModel):
     def freeze_unread(self) -> None:
         """Freeze the parameters that official checkpoints hold but no forward pass reads."""
 
-    @abstractmethod
-    def forward(self, image: Tensor, text_embeds: Tensor) -> SegmentationOutput:
+    def forward(self, image: Tensor, text_embeds: Tensor) -> DescriptorOutput:
         """Compute mask logits at the grid's resolution.
 
         Shapes:
@@ -225,6 +242,18 @@ class DescriptorModel(PixelModel):
                 (officially square).
             text_embeds: Class embeddings, ``[C, D]``, unit norm; brought to the image's dtype.
         """
+        check_text_embeds(text_embeds, self.config.image_encoder.embed_dim)
+        embeds: ImageEmbeds = self.backbone(image)
+        grid_hw = self.backbone.grid_hw((image.shape[2], image.shape[3]))
+        text_embeds = text_embeds.to(embeds.patch_embeds)
+        mask_logits, recovery = self.decode_head(embeds, grid_hw, text_embeds)
+        return DescriptorOutput(
+            mask_logits=torch.unflatten(mask_logits, 2, grid_hw),
+            patch_embeds=torch.unflatten(embeds.patch_embeds.transpose(1, 2), 2, grid_hw),
+            cls_embed=embeds.cls_embed,
+            cell_embeds=None if embeds.cell_embeds is None else _as_square(embeds.cell_embeds),
+            recovery=recovery,
+        )
 
     @property
     def size_hw(self) -> tuple[int, int]:
@@ -274,6 +303,12 @@ def _resize(x: Tensor, size_hw: tuple[int, int]) -> Tensor:
     return F.interpolate(x, size=size_hw, mode="bilinear", align_corners=False)
 
 
+def _as_square(cells: Tensor) -> Tensor:
+    """Cells ``[B, R, D]`` as a map ``[B, D, r, r]``."""
+    side = math.isqrt(cells.shape[1])
+    return torch.unflatten(cells.transpose(1, 2), 2, (side, side))
+
+
 class DecodeHead(nn.Module):
     """Relationship descriptor and mask decoder."""
 
@@ -296,12 +331,14 @@ class DecodeHead(nn.Module):
         for linear in readers:
             linear.weight.mul_(math.sqrt(width))
 
-    def forward(self, patch_embeds: Tensor, cls_embed: Tensor, text_embeds: Tensor) -> Tensor:
-        """Mask logits ``[B, C, N]`` of ``[B, N, D]``, ``[B, D]`` and ``[C, D]``, all unit norm."""
+    def forward(
+        self, embeds: ImageEmbeds, grid_hw: tuple[int, int], text_embeds: Tensor
+    ) -> tuple[Tensor, None]:
+        """Mask logits ``[B, C, N]`` of embeddings ``[C, D]``, unit norm."""
         queries = relationship_descriptor(
-            cls_embed, text_embeds, self.q_proj.weight, self.q_proj.bias
+            embeds.cls_embed, text_embeds, self.q_proj.weight, self.q_proj.bias
         )
-        return self.decoder_1(queries, patch_embeds)  # type: ignore[no-any-return]
+        return self.decoder_1(queries, embeds.patch_embeds), None
 
 
 class ZegCLIP(DescriptorModel):
@@ -321,27 +358,6 @@ class ZegCLIP(DescriptorModel):
         last.multihead_attn.q.requires_grad_(True)
         last.multihead_attn.k.requires_grad_(True)
 
-    def forward(self, image: Tensor, text_embeds: Tensor) -> SegmentationOutput:
-        """See :meth:`DescriptorModel.forward`."""
-        check_text_embeds(text_embeds, self.config.image_encoder.embed_dim)
-        patch_embeds, cls_embed = self.backbone(image)
-        text_embeds = text_embeds.to(patch_embeds)
-        grid_hw = self.backbone.grid_hw((image.shape[2], image.shape[3]))
-        mask_logits = self.decode_head(patch_embeds, cls_embed, text_embeds)
-        return SegmentationOutput(
-            mask_logits=torch.unflatten(mask_logits, 2, grid_hw),
-            patch_embeds=torch.unflatten(patch_embeds.transpose(1, 2), 2, grid_hw),
-            cls_embed=cls_embed,
-        )
-
-
-class CellEmbeds(NamedTuple):
-    """The result of the cell image tower."""
-
-    patch_embeds: Tensor  # [B, N, D], row-major over the grid, unit norm
-    cls_embed: Tensor  # [B, D], unit norm
-    cell_embeds: Tensor  # [B, R, D], row-major over the square grid of cells, unit norm
-
 
 def attention_allowed(
     grid_hw: tuple[int, int], num_cells: int, num_prompts: int, *, official: bool = False
@@ -350,23 +366,14 @@ def attention_allowed(
 
     All but cells see each other. A cell and its own patches see each other; a cell sees itself.
     """
-    cells = torch.from_numpy(cells_of_patches(grid_hw, num_cells, official=official))
-    inside = F.one_hot(cells, num_cells + 1)[:, :num_cells].bool()
-    first_patch = 1 + num_prompts
-    first_cell = first_patch + len(inside)
-    size = first_cell + num_cells
-    allowed = torch.zeros(size, size, dtype=torch.bool)
-    allowed[:first_cell, :first_cell] = True
-    allowed[first_patch:first_cell, first_cell:] = inside
-    allowed[first_cell:, first_patch:first_cell] = inside.T
-    allowed[first_cell:, first_cell:] = torch.eye(num_cells, dtype=torch.bool)
-    return allowed
+    allowed = allowed_tokens(grid_hw, num_cells, official=official)
+    index = np.concatenate([np.zeros(num_prompts, int), np.arange(len(allowed))])
+    return torch.from_numpy(allowed[np.ix_(index, index)])  # prompts see what the class token sees
 
 
 def upsample_cells(cell_embeds: Tensor, grid_hw: tuple[int, int]) -> Tensor:
     """Spread cells ``[B, R, D]``, over the patch grid, bilinearly, ``[B, N, D]``."""
-    side = math.isqrt(cell_embeds.shape[1])
-    cells = torch.unflatten(cell_embeds.transpose(1, 2), 2, (side, side))
+    cells = _as_square(cell_embeds)
     spread = F.interpolate(cells, size=grid_hw, mode="bilinear", align_corners=False)
     return spread.flatten(2).transpose(1, 2)
 
@@ -383,7 +390,7 @@ class CellImageEncoder(PromptedImageEncoder):
         cells = self.region_level_bridge.expand(image.shape[0], -1, -1)
         return self.ln_pre(torch.cat([self.input_tokens(image), cells], dim=1))  # type: ignore[no-any-return]
 
-    def forward(self, image: Tensor) -> CellEmbeds:  # type: ignore[override]
+    def forward(self, image: Tensor) -> ImageEmbeds:
         """Encode images; see :meth:`ImageEncoder.forward`."""
         tokens, num_cells = self.embed_patches(image), self.config.num_cells
         grid_hw = self.grid_hw((image.shape[2], image.shape[3]))
@@ -398,7 +405,7 @@ class CellImageEncoder(PromptedImageEncoder):
         normed = self.prompt_norm(seeing_all)
         embeds = self.project(torch.cat([normed, others[:, -num_cells:]], dim=1))
         patches = embeds[:, 1 + prompts.shape[1] : -num_cells]
-        return CellEmbeds(unit(patches), unit(embeds[:, 0]), unit(embeds[:, -num_cells:]))
+        return ImageEmbeds(unit(patches), unit(embeds[:, 0]), unit(embeds[:, -num_cells:]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -410,24 +417,6 @@ class ClipRCConfig(ZegCLIPConfig):
     )
     # Whether the model has the recovery decoder, which runs in training only
     with_recovery: bool = True
-
-
-@dataclass(frozen=True)
-class Recovery:
-    """The recovery decoder's view of the decoded tokens, and its targets, without gradient."""
-
-    queries: Tensor  # [B, R * C, 2D], cell-major
-    patches: Tensor  # [B, N, D]
-    query_targets: Tensor  # The queries before their projection, [B, R * C, 2D]
-    patch_targets: Tensor  # The patch embeddings, [B, N, D]
-
-
-@dataclass(frozen=True)
-class CellOutput(SegmentationOutput):
-    """The result of a forward pass of CLIP-RC."""
-
-    cell_embeds: Tensor  # Unit-norm cell embeddings, [B, D, r, r]
-    recovery: Recovery | None = None  # Set in training with a recovery decoder, otherwise None
 
 
 class RecoveryDecoder(nn.Module):
@@ -474,13 +463,13 @@ class CellDecodeHead(nn.Module):
         for linear in (self.q_proj, self.lateral_proj):
             linear.weight.mul_(math.sqrt(width))
 
-    def describe_cells(self, embeds: CellEmbeds, text_embeds: Tensor) -> Tensor:
+    def describe_cells(self, embeds: Any, text_embeds: Tensor) -> Tensor:
         """Relate every cell to every class, ``[B, R * C, 2D]``, cell-major."""
         cells = embeds.cell_embeds + embeds.cls_embed[:, None]
         described = describe(cells.flatten(0, 1), text_embeds)
         return torch.unflatten(described, 0, cells.shape[:2]).flatten(1, 2)
 
-    def lateral(self, embeds: CellEmbeds, grid_hw: tuple[int, int]) -> Tensor:
+    def lateral(self, embeds: Any, grid_hw: tuple[int, int]) -> Tensor:
         """Cell-aware patches, ``[B, N, E]``."""
         cells = upsample_cells(embeds.cell_embeds, grid_hw)
         image_embed = embeds.cls_embed[:, None].expand(-1, cells.shape[1], -1)
@@ -488,7 +477,7 @@ class CellDecodeHead(nn.Module):
         return self.lateral_proj(joined)  # type: ignore[no-any-return]
 
     def forward(
-        self, embeds: CellEmbeds, grid_hw: tuple[int, int], text_embeds: Tensor
+        self, embeds: ImageEmbeds, grid_hw: tuple[int, int], text_embeds: Tensor
     ) -> tuple[Tensor, Recovery | None]:
         """Mask logits ``[B, C, N]``, and in training the output of a recovery decoder."""
         described = self.describe_cells(embeds, text_embeds)
@@ -523,22 +512,6 @@ class ClipRC(DescriptorModel):
         head = CellDecodeHead(config.decoder, encoder.embed_dim, with_recovery=config.with_recovery)
         super().__init__(config, CellImageEncoder(encoder), head)
 
-    def forward(self, image: Tensor, text_embeds: Tensor) -> CellOutput:
-        """See :meth:`DescriptorModel.forward`."""
-        check_text_embeds(text_embeds, self.config.image_encoder.embed_dim)
-        embeds = self.backbone(image)
-        grid_hw = self.backbone.grid_hw((image.shape[2], image.shape[3]))
-        text_embeds = text_embeds.to(embeds.patch_embeds)
-        mask_logits, recovery = self.decode_head(embeds, grid_hw, text_embeds)
-        side = math.isqrt(self.config.image_encoder.num_cells)
-        return CellOutput(
-            mask_logits=torch.unflatten(mask_logits, 2, grid_hw),
-            patch_embeds=torch.unflatten(embeds.patch_embeds.transpose(1, 2), 2, grid_hw),
-            cls_embed=embeds.cls_embed,
-            cell_embeds=torch.unflatten(embeds.cell_embeds.transpose(1, 2), 2, (side, side)),
-            recovery=recovery,
-        )
-
 
 # --- from CLIP weights, to be trained, and from official checkpoints ---
 
@@ -572,7 +545,7 @@ class ZegCLIPStart(ClipSource):
 
     def build(self) -> DescriptorModel:
         """Make the model, in evaluation mode, with its text tower."""
-        self._check()
+        check_choice("start", self.start, ("random", "copies"))
         weights = self.load()
         encoder = self._encoder(weights)
         check_size((self.image_size, self.image_size), encoder.patch_size)
@@ -591,18 +564,10 @@ class ZegCLIPStart(ClipSource):
         stacks = [part for part in head.children() if isinstance(part, DecoderStack)]
         for stack in stacks if self.start == "copies" else ():
             stack.copy_first_layer()
-        self._finish(model, weights)
         return model
-
-    def _check(self) -> None:
-        """Refuse bad settings before weights are read."""
-        check_choice("start", self.start, ("random", "copies"))
 
     def _encoder(self, weights: ClipTensors) -> ImageEncoderConfig:
         return replace(image_config(weights), patch_stride=self.patch_stride)
-
-    def _finish(self, model: DescriptorModel, weights: ClipTensors) -> None:
-        """Steps after the head's start."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -613,22 +578,21 @@ class ClipRCStart(ZegCLIPStart):
 
     num_cells: int = 16  # Cell tokens, a square number
 
-    def _check(self) -> None:
-        super()._check()
+    @torch.no_grad()
+    def build(self) -> DescriptorModel:
+        """Make the model, in evaluation mode, with its text tower."""
         if self.num_cells < 1 or math.isqrt(self.num_cells) ** 2 != self.num_cells:
             raise ArgumentError(
                 f"num_cells: expected a square number of at least 1, got {self.num_cells}. "
                 "Officially it is 16."
             )
+        model = super().build()
+        tower: Any = model.backbone
+        tower.region_level_bridge.copy_(tower.class_embedding + tower.positional_embedding[0])
+        return model
 
     def _encoder(self, weights: ClipTensors) -> ImageEncoderConfig:
         return replace(super()._encoder(weights), num_cells=self.num_cells)
-
-    @torch.no_grad()
-    def _finish(self, model: DescriptorModel, weights: ClipTensors) -> None:
-        assert isinstance(model, ClipRC)
-        token = weights.visual["class_embedding"] + weights.visual["positional_embedding"][0]
-        model.backbone.region_level_bridge.copy_(torch.as_tensor(token))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -662,12 +626,13 @@ class OfficialZegCLIP:
         has_text = file.has(_TEXT)
         text = text_encoder_config(file, _TEXT, self.text_heads) if has_text else None
         fields = {"image_size": encoder.side, **shared_fields(self, self.made_config)}
+        if self.made is ClipRC:
+            fields["with_recovery"] = file.has("decode_head.recovery_decoder.")
         config = self.made_config(
             image_encoder=encoder,
             decoder=self._decoder(file),
             text_encoder=text,
             **fields,
-            **self._more(file),
         )
         make: Callable[[Any], DescriptorModel] = self.made
         return load_into(make, config, state_dict, architecture=name, ignored=(_UNUSED,))
@@ -691,10 +656,6 @@ class OfficialZegCLIP:
             dropout=self.decoder_dropout,
         )
 
-    def _more(self, file: Checked) -> dict[str, Any]:
-        """Fields of the configuration that only one system has."""
-        return {}
-
 
 @dataclass(frozen=True, kw_only=True)
 class OfficialClipRC(OfficialZegCLIP):
@@ -708,6 +669,3 @@ class OfficialClipRC(OfficialZegCLIP):
         num_cells = file.shape(name, 2)[0]
         file.check_square(name, num_cells, others=0)
         return replace(super()._encoder(file), num_cells=num_cells)
-
-    def _more(self, file: Checked) -> dict[str, Any]:
-        return {"with_recovery": file.has("decode_head.recovery_decoder.")}

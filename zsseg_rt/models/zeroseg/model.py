@@ -5,7 +5,9 @@ Nothing official can be loaded: neither code nor weights were published.
 Source:
     Chen et al., "Exploring Open-Vocabulary Semantic Segmentation from CLIP Vision Encoder
     Distillation Only", ICCV 2023, for the layer counts; Xu et al., "GroupViT: Semantic
-    Segmentation Emerges from Text Supervision", CVPR 2022, for grouping and the class rule.
+    Segmentation Emerges from Text Supervision", CVPR 2022, for grouping and the class rule; He et
+    al., "Masked Autoencoders Are Scalable Vision Learners" (MAE), CVPR 2022, for encoder and
+    reconstruction head, with MAE's key names.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -23,7 +25,7 @@ from torch import Tensor, nn
 
 from zsseg_rt import ops
 from zsseg_rt.common.checks import check_range, check_size
-from zsseg_rt.errors import ArgumentError, CheckpointError, ShapeError
+from zsseg_rt.errors import ArgumentError, CheckpointError, DTypeError, ShapeError
 from zsseg_rt.models.base import (
     LONGEST_SIDE,
     SegmentationModel,
@@ -31,10 +33,9 @@ from zsseg_rt.models.base import (
     input_image,
     score_windows,
 )
-from zsseg_rt.models.clip.towers import TextEncoder, attend
+from zsseg_rt.models.clip.towers import TextEncoder, attend, resize_positional_embedding
 from zsseg_rt.models.clip.weights import ClipSource, build_text_encoder, load_into
-from zsseg_rt.models.functional import shared_fields
-from zsseg_rt.models.zeroseg.encoder import NORM_EPS, Block, Mlp, ReconstructionHead, StudentEncoder
+from zsseg_rt.models.functional import check_text_embeds, shared_fields
 from zsseg_rt.torch_files.checkpoints import check_float32, load_checkpoint, load_weights
 from zsseg_rt.torch_files.shapes import Checked, divisor
 
@@ -42,35 +43,209 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def class_scores(
-    segment_embeds: Tensor,
-    image_embed: Tensor,
-    text_embeds: Tensor,
-    *,
-    logit_scale: float,
-    top_k: int | None,
-) -> Tensor:
-    """Scores ``[B, G, C]`` in [0, 1] of segments ``[B, G, D]``, images ``[B, D]`` and texts.
+# --- MAE's encoder and reconstruction head ---
 
-    With p the softmax over classes of ``logit_scale * cosine`` and q the same softmax over only the
-    ``top_k`` classes nearest to the whole image, scores are ``p * q``.
-    """
-    width = segment_embeds.shape[-1]
-    if text_embeds.ndim != 2 or text_embeds.shape[1] != width or not len(text_embeds):
-        raise ShapeError(
-            f"text_embeds: expected [C, {width}] with at least one class, got "
-            f"{list(text_embeds.shape)}. Use embeddings of the teacher's text encoder."
+NORM_EPS = 1e-6  # MAE's, for every LayerNorm
+
+
+def sincos_positions(width: int, grid_side: int) -> Tensor:
+    """MAE's fixed sines and cosines of column, then row, float32 ``[1, 1 + grid_side**2, W]``."""
+    quarter = width // 4
+    omega = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
+    side = torch.arange(grid_side, dtype=torch.float64)[:, None] * omega
+    axis = torch.cat([side.sin(), side.cos()], dim=1)
+    columns = axis.repeat(grid_side, 1)
+    rows = axis.repeat_interleave(grid_side, dim=0)
+    table = torch.cat([columns, rows], dim=1)
+    return F.pad(table, (0, 0, 1, 0)).float()[None]
+
+
+class PatchMask(NamedTuple):
+    """Which patches of each image the encoder sees."""
+
+    kept: Tensor  # Indices of the visible patches in the order they are encoded, int64 [B, K]
+    removed: Tensor  # 1 where a patch is hidden, 0 where it is visible, float32 [B, N]
+    restore: Tensor  # Place of every patch among visible then hidden ones, int64 [B, N]
+
+
+def random_patch_mask(
+    batch: int,
+    num_patches: int,
+    mask_ratio: float,
+    *,
+    device: torch.device | None = None,
+    generator: torch.Generator | None = None,
+) -> PatchMask:
+    """Hide random patches of each image; ``int(num_patches * (1 - mask_ratio))`` stay visible."""
+    num_kept = int(num_patches * (1 - mask_ratio)) if 0 <= mask_ratio < 1 else 0
+    if num_kept < 1:
+        raise ArgumentError(
+            f"mask_ratio: expected a share in [0, 1) that leaves one of {num_patches} patches, "
+            f"got {mask_ratio}. MAE hides 0.75, ZeroSeg 0.6."
         )
-    text = F.normalize(text_embeds.to(segment_embeds), dim=-1)
-    logits = logit_scale * (F.normalize(segment_embeds, dim=-1) @ text.T)
-    scores = logits.softmax(dim=-1)
-    if top_k is not None and top_k < len(text):
-        overall = F.normalize(image_embed, dim=-1) @ text.T
-        order = overall.argsort(dim=-1, descending=True, stable=True)
-        dropped = torch.ones_like(overall, dtype=torch.bool)
-        dropped.scatter_(1, order[:, :top_k], False)
-        logits = logits.masked_fill(dropped[:, None], float("-inf"))
-    return logits.softmax(dim=-1) * scores
+    noise = torch.rand(batch, num_patches, device=device, generator=generator)
+    order = noise.argsort(dim=1)
+    restore = order.argsort(dim=1)
+    removed = (restore >= num_kept).to(noise.dtype)
+    return PatchMask(order[:, :num_kept], removed, restore)
+
+
+class _Attention(nn.Module):
+    """Multi-head self-attention with timm's names: ``qkv`` (rows q, k, v) and ``proj``."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        return self.proj(attend(q, k, v, self.num_heads))  # type: ignore[no-any-return]
+
+
+class Mlp(nn.Module):
+    """``fc2(gelu(fc1(x)))``."""
+
+    def __init__(self, width: int, hidden_width: int, out_width: int | None = None) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden_width)
+        self.fc2 = nn.Linear(hidden_width, out_width or width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``[..., width]`` to ``[..., out_width]``."""
+        return self.fc2(F.gelu(self.fc1(x)))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """Pre-norm block: ``x += attn(norm1(x)); x += mlp(norm2(x))``."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.attn = _Attention(width, num_heads)
+        self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
+        self.mlp = Mlp(width, 4 * width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``[B, N, W]`` to ``[B, N, W]``."""
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
+
+
+def _blocks(count: int, width: int, num_heads: int) -> nn.Sequential:
+    return nn.Sequential(*(Block(width, num_heads) for _ in range(count)))
+
+
+class _PatchEmbed(nn.Module):
+    def __init__(self, patch_size: int, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.proj(image).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
+
+
+class MaskedTokens(NamedTuple):
+    """The result of the student encoder."""
+
+    cls_token: Tensor  # [B, W]
+    patch_tokens: Tensor  # Visible patches, [B, K, W]; in raster order without a mask
+
+
+class StudentEncoder(nn.Module):
+    """MAE's encoder: a ViT with fixed positions that sees only some of the patches."""
+
+    pos_embed: Tensor
+
+    def __init__(self, config: ZeroSegConfig) -> None:
+        super().__init__()
+        width, self.patch_size = config.width, config.patch_size
+        self.patch_embed = _PatchEmbed(config.patch_size, width)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.register_buffer("pos_embed", sincos_positions(width, config.grid_side))
+        self.blocks = _blocks(config.num_layers, width, config.num_heads)
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
+
+    def grid_hw(self, size_hw: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of an image's patch grid; a remainder below one patch is ignored."""
+        return size_hw[0] // self.patch_size, size_hw[1] // self.patch_size
+
+    def forward(self, image: Tensor, mask: PatchMask | None = None) -> MaskedTokens:
+        """Encode images, normalised RGB planes, float ``[B, 3, H, W]``."""
+        _check_image(image, self.patch_size)
+        grid_hw = self.grid_hw((image.shape[2], image.shape[3]))
+        positions = resize_positional_embedding(self.pos_embed[0], grid_hw, mode="bicubic")[None]
+        patches = self.patch_embed(image) + positions[:, 1:]
+        if mask is not None:
+            index = mask.kept[..., None].expand(-1, -1, patches.shape[2])
+            patches = patches.gather(1, index)
+        cls_token = (self.cls_token + positions[:, :1]).expand(len(patches), -1, -1)
+        tokens = self.norm(self.blocks(torch.cat([cls_token, patches], dim=1)))
+        return MaskedTokens(tokens[:, 0], tokens[:, 1:])
+
+
+def _check_image(image: Tensor, patch_size: int) -> None:
+    if image.ndim != 4 or image.shape[1] != 3 or min(image.shape[2:]) < patch_size:
+        raise ShapeError(
+            f"image: expected [B, 3, H, W] of at least {patch_size}x{patch_size}, got "
+            f"{list(image.shape)}. Resize it first."
+        )
+    if not image.is_floating_point():
+        raise DTypeError(
+            f"image: expected normalised floats, got {image.dtype}. Divide by 255 and normalise."
+        )
+
+
+class ReconstructionHead(nn.Module):
+    """MAE's decoder: from the visible patches to the pixels of all patches. For training only."""
+
+    decoder_pos_embed: Tensor
+
+    def __init__(self, config: ZeroSegConfig) -> None:
+        super().__init__()
+        width = config.decoder_width
+        self.decoder_embed = nn.Linear(config.width, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.register_buffer("decoder_pos_embed", sincos_positions(width, config.grid_side))
+        self.decoder_blocks = _blocks(config.decoder_layers, width, config.decoder_heads)
+        self.decoder_norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.decoder_pred = nn.Linear(width, 3 * config.patch_size**2)
+
+    def forward(self, tokens: MaskedTokens, mask: PatchMask) -> Tensor:
+        """Pixels of every patch, ``[B, N, 3 * patch_size ** 2]``, as :func:`patchify` does."""
+        cls_token = self.decoder_embed(tokens.cls_token)[:, None]
+        visible = self.decoder_embed(tokens.patch_tokens)
+        batch, num_patches = mask.restore.shape
+        hidden = self.mask_token.to(visible).expand(batch, num_patches - visible.shape[1], -1)
+        index = mask.restore[..., None].expand(-1, -1, visible.shape[2])
+        patches = torch.cat([visible, hidden], dim=1).gather(1, index)
+        x = torch.cat([cls_token, patches], dim=1) + self.decoder_pos_embed
+        x = self.decoder_blocks(x)
+        return self.decoder_pred(self.decoder_norm(x))[:, 1:]  # type: ignore[no-any-return]
+
+
+def patchify(image: Tensor, patch_size: int) -> Tensor:
+    """Cut images ``[B, 3, H, W]`` into patches ``[B, N, p * p * 3]``: row, column, channel."""
+    batch, channels, height, width = image.shape
+    rows, columns = height // patch_size, width // patch_size
+    cells = image.reshape(batch, channels, rows, patch_size, columns, patch_size)
+    return cells.permute(0, 2, 4, 3, 5, 1).reshape(batch, rows * columns, -1)
+
+
+def reconstruction_loss(
+    pixels: Tensor, image: Tensor, mask: PatchMask, *, patch_size: int, norm_pix_loss: bool = False
+) -> Tensor:
+    """Mean squared error of the hidden patches, laid out as :func:`patchify` does; 0 if none is."""
+    target = patchify(image, patch_size)
+    if norm_pix_loss:
+        variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
+        target = (target - mean) / (variance + 1e-6).sqrt()
+    errors = (pixels.float() - target.float()).square().mean(dim=-1)
+    return (errors * mask.removed).sum() / mask.removed.sum().clamp(min=1.0)
+
+
+# --- segments ---
 
 
 def spread_scores(
@@ -154,15 +329,6 @@ class ZeroSegConfig:
         check_size(self.size_hw, self.patch_size)
 
 
-class Assignment(NamedTuple):
-    """How inputs are assigned to groups."""
-
-    # One 1 per column, [B, S, L]: the group of each input; gradients are those of the softmax it
-    # was made from
-    hard: Tensor
-    soft: Tensor  # Softmax over the groups, without noise, [B, S, L]
-
-
 def hard_assignment(logits: Tensor, *, noisy: bool) -> Tensor:
     """One 1 per column of ``[B, S, L]``, its group; with the gradient of a softmax."""
     if noisy:
@@ -175,14 +341,21 @@ def hard_assignment(logits: Tensor, *, noisy: bool) -> Tensor:
     return one_hot - soft.detach() + soft
 
 
-class _CrossAttention(nn.Module):
-    def __init__(self, width: int, num_heads: int) -> None:
+class _Projections(nn.Module):
+    """The four projections of an attention."""
+
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.num_heads = num_heads
         self.q_proj = nn.Linear(width, width)
         self.k_proj = nn.Linear(width, width)
         self.v_proj = nn.Linear(width, width)
         self.proj = nn.Linear(width, width)
+
+
+class _CrossAttention(_Projections):
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__(width)
+        self.num_heads = num_heads
 
     def forward(self, query: Tensor, memory: Tensor) -> Tensor:
         q, k, v = self.q_proj(query), self.k_proj(memory), self.v_proj(memory)
@@ -205,24 +378,16 @@ class _CrossBlock(nn.Module):
         return self.norm_post(query)  # type: ignore[no-any-return]
 
 
-class _Assign(nn.Module):
-    """Assign the inputs to groups and average each group's values."""
+class _Assign(_Projections):
+    """Assign the inputs to groups: their mean values, and soft shares ``[B, S, L]``."""
 
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.scale = width**-0.5
-        self.q_proj = nn.Linear(width, width)
-        self.k_proj = nn.Linear(width, width)
-        self.v_proj = nn.Linear(width, width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, groups: Tensor, inputs: Tensor) -> tuple[Tensor, Assignment]:
+    def forward(self, groups: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
         keys = self.k_proj(inputs).transpose(1, 2)
-        logits = ((self.q_proj(groups) @ keys) * self.scale).float()
+        logits = ((self.q_proj(groups) @ keys) * groups.shape[2] ** -0.5).float()
         hard = hard_assignment(logits, noisy=self.training)
         shares = hard / (hard.sum(dim=2, keepdim=True) + 1.0)
         gathered = self.proj(shares.to(inputs.dtype) @ self.v_proj(inputs))
-        return gathered, Assignment(hard, logits.softmax(dim=1))
+        return gathered, logits.softmax(dim=1)
 
 
 class _TokenMlp(Mlp):
@@ -247,14 +412,14 @@ class GroupingBlock(nn.Module):
         self.norm_new_x = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp_channels = Mlp(width, 4 * width)
 
-    def forward(self, x: Tensor, group_tokens: Tensor) -> tuple[Tensor, Assignment]:
+    def forward(self, x: Tensor, group_tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Group ``x`` ``[B, L, C]`` by ``group_tokens`` ``[B, S, C]``."""
         groups = self.norm_post_tokens(self.mlp_inter(self.norm_tokens(group_tokens)))
         x = self.norm_x(x)
         groups = self.pre_assign_attn(groups, x)
-        gathered, assignment = self.assign(groups, x)
+        gathered, shares = self.assign(groups, x)
         segments = gathered + groups
-        return segments + self.mlp_channels(self.norm_new_x(segments)), assignment
+        return segments + self.mlp_channels(self.norm_new_x(segments)), shares
 
 
 class _Stage(nn.Module):
@@ -262,13 +427,7 @@ class _Stage(nn.Module):
 
     def __init__(self, config: ZeroSegConfig, index: int) -> None:
         super().__init__()
-        layers = range(config.head_layers[index])
-        self.blocks = nn.ModuleList(Block(config.width, config.head_heads) for _ in layers)
-
-    def run_blocks(self, x: Tensor) -> Tensor:
-        for block in self.blocks:
-            x = block(x)
-        return x
+        self.blocks = _blocks(config.head_layers[index], config.width, config.head_heads)
 
 
 class _GroupingStage(_Stage):
@@ -282,27 +441,14 @@ class _GroupingStage(_Stage):
             tokens = _TokenMlp(config.group_tokens[index - 1], width // 2, count)
             self.group_projector = nn.Sequential(nn.LayerNorm(width, eps=NORM_EPS), tokens)
 
-    def forward(self, x: Tensor, before: Tensor | None = None) -> tuple[Tensor, Tensor, Assignment]:
+    def forward(self, x: Tensor, before: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         tokens = self.group_token.expand(len(x), -1, -1)
         if self.group_projector is not None and before is not None:
             tokens = tokens + self.group_projector(before)
-        joint = self.run_blocks(torch.cat([x, tokens], dim=1))
+        joint = self.blocks(torch.cat([x, tokens], dim=1))
         x, tokens = joint[:, : x.shape[1]], joint[:, x.shape[1] :]
-        segments, assignment = self.grouping(x, tokens)
-        return segments, tokens, assignment
-
-
-class SegmentOutput(NamedTuple):
-    """The result of the segmentation head, not normalised."""
-
-    segment_embeds: Tensor  # Segments in the teacher's space, [B, S2, D]
-    image_embed: Tensor  # The image in the same space, [B, D]
-    first: Assignment  # Assignment of patches to the first groups, [B, S1, L]
-    second: Assignment  # Assignment of the first groups to segments, [B, S2, S1]
-
-    def group_map(self) -> Tensor:
-        """Soft share of every segment in every patch, ``[B, S2, L]``; a patch's shares sum to 1."""
-        return self.second.soft @ self.first.soft
+        segments, shares = self.grouping(x, tokens)
+        return segments, tokens, shares
 
 
 class SegmentationHead(nn.Module):
@@ -318,22 +464,22 @@ class SegmentationHead(nn.Module):
             nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, config.embed_dim)
         )
 
-    def forward(self, patch_tokens: Tensor) -> SegmentOutput:
-        """Group the encoder's visible patches ``[B, L, W]``."""
-        first_segments, first_tokens, first = self.stages[0](patch_tokens)
-        segments, _, second = self.stages[1](first_segments, first_tokens)
-        last = self.stages[2]
-        assert isinstance(last, _Stage)
-        hidden = self.norm(last.run_blocks(segments))
-        return SegmentOutput(self.proj(hidden), self.proj(hidden.mean(dim=1)), first, second)
+    def forward(self, patch_tokens: Tensor) -> SegmentTokens:
+        """Group the encoder's visible patches ``[B, L, W]``; ``group_map`` is ``[B, G, L]``."""
+        first, second, last = self.stages
+        groups, tokens, first_shares = first(patch_tokens)
+        segments, _, shares = second(groups, tokens)
+        hidden = self.norm(cast(_Stage, last).blocks(segments))
+        embeds, whole = self.proj(hidden), self.proj(hidden.mean(dim=1))
+        return SegmentTokens(embeds, whole, shares @ first_shares)
 
 
 class SegmentTokens(NamedTuple):
-    """The segments of an image, the result of a forward pass."""
+    """The segments of an image."""
 
     segment_embeds: Tensor  # [B, G, D], not normalised
     image_embed: Tensor  # [B, D], not normalised
-    group_map: Tensor  # Share of every segment in every patch, [B, G, gh, gw]; sums to 1 over G
+    group_map: Tensor  # Soft share of every segment in every patch, [B, G, gh, gw]; sums to 1
 
 
 class ZeroSeg(SegmentationModel):
@@ -350,19 +496,8 @@ class ZeroSeg(SegmentationModel):
         super().__init__()
         self.config = config
         self.image_mean, self.image_std = IMAGENET_MEAN, IMAGENET_STD
-        patches = {"patch_size": config.patch_size, "grid_side": config.grid_side}
-        self.encoder = StudentEncoder(
-            width=config.width, num_layers=config.num_layers, num_heads=config.num_heads, **patches
-        )
-        self.decoder: ReconstructionHead | None = None
-        if config.decoder_layers:
-            self.decoder = ReconstructionHead(
-                encoder_width=config.width,
-                width=config.decoder_width,
-                num_layers=config.decoder_layers,
-                num_heads=config.decoder_heads,
-                **patches,
-            )
+        self.encoder = StudentEncoder(config)
+        self.decoder = ReconstructionHead(config) if config.decoder_layers else None
         self.seg = SegmentationHead(config)
         self.text_encoder: TextEncoder | None = None
         _initialise(self)
@@ -401,10 +536,9 @@ class ZeroSeg(SegmentationModel):
             image: Normalised RGB planes, float ``[B, 3, H, W]``; any size of at least one patch.
                 A remainder below one patch at the right and the bottom is ignored.
         """
-        output = self.seg(self.encoder(image).patch_tokens)
+        tokens: SegmentTokens = self.seg(self.encoder(image).patch_tokens)
         grid_hw = self.encoder.grid_hw((image.shape[2], image.shape[3]))
-        group_map = torch.unflatten(output.group_map(), 2, grid_hw)
-        return SegmentTokens(output.segment_embeds, output.image_embed, group_map)
+        return tokens._replace(group_map=torch.unflatten(tokens.group_map, 2, grid_hw))
 
     def predict(self, image: Tensor, text_embeds: Tensor) -> Tensor:
         """Scores ``[B, C, H, W]`` in [0, 1] of every class at every pixel: those of its segment.
@@ -438,14 +572,23 @@ class ZeroSeg(SegmentationModel):
         return torch.unflatten(labels, 1, out_hw), torch.unflatten(scores, 1, out_hw)
 
     def class_scores(self, tokens: SegmentTokens, text_embeds: Tensor) -> Tensor:
-        """Scores of every class for every segment ``[B, G, C]`` by the configured rule."""
-        return class_scores(
-            tokens.segment_embeds,
-            tokens.image_embed,
-            text_embeds,
-            logit_scale=self.config.logit_scale,
-            top_k=self.config.top_k,
-        )
+        """Scores ``[B, G, C]`` in [0, 1] of every class for every segment.
+
+        With p the softmax over classes of ``logit_scale * cosine`` and q the same softmax over only
+        the ``top_k`` classes nearest to the whole image, scores are ``p * q``.
+        """
+        segments, top_k = tokens.segment_embeds, self.config.top_k
+        check_text_embeds(text_embeds, segments.shape[-1])
+        text = F.normalize(text_embeds.to(segments), dim=-1)
+        logits = self.config.logit_scale * (F.normalize(segments, dim=-1) @ text.T)
+        scores = logits.softmax(dim=-1)
+        if top_k is not None and top_k < len(text):
+            overall = F.normalize(tokens.image_embed, dim=-1) @ text.T
+            order = overall.argsort(dim=-1, descending=True, stable=True)
+            dropped = torch.ones_like(overall, dtype=torch.bool)
+            dropped.scatter_(1, order[:, :top_k], False)
+            logits = logits.masked_fill(dropped[:, None], float("-inf"))
+        return logits.softmax(dim=-1) * scores
 
 
 def _initialise(model: ZeroSeg) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from zsseg_rt.common.checks import check_range
-from zsseg_rt.models.descriptor.model import CellOutput, DescriptorModel
+from zsseg_rt.models.descriptor.model import DescriptorModel
 from zsseg_rt.training.tasks.labelled import (
     PixelLossSettings,
     PixelLossTask,
@@ -63,7 +63,7 @@ class DescriptorTask(PixelLossTask):
         matched = self.matched(output.mask_logits, labels)
         focal, dice = mask_losses(*matched, unannotated=settings.unannotated)
         terms = {"focal": settings.focal_weight * focal, "dice": settings.dice_weight * dice}
-        if isinstance(output, CellOutput) and output.recovery is not None:
+        if output.recovery is not None:
             recovery, weight = output.recovery, settings.recovery_weight
             pairs = {
                 "recovery_queries": (recovery.queries, recovery.query_targets),

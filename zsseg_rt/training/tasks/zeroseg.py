@@ -28,8 +28,14 @@ from torch import Tensor, nn
 
 from zsseg_rt.common.checks import check_range
 from zsseg_rt.errors import ArgumentError, ShapeError, TrainingError
-from zsseg_rt.models.zeroseg.encoder import PatchMask, random_patch_mask, reconstruction_loss
-from zsseg_rt.models.zeroseg.model import IMAGENET_MEAN, IMAGENET_STD, ZeroSeg
+from zsseg_rt.models.zeroseg.model import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    PatchMask,
+    ZeroSeg,
+    random_patch_mask,
+    reconstruction_loss,
+)
 from zsseg_rt.torch_files.checkpoints import hash_weights
 from zsseg_rt.torch_files.clip_arrays import CLIP_MEAN, CLIP_STD
 from zsseg_rt.training.data import Batch, normalize_images
@@ -300,13 +306,9 @@ class ZeroSegTask(TrainingTask):
         tokens, unit = model.encoder(images, mask), settings.normalize_targets
         terms = {}
         if model.decoder is not None and settings.reconstruction_weight > 0:
-            loss = reconstruction_loss(
-                model.decoder(tokens, mask),
-                images,
-                mask,
-                patch_size=model.config.patch_size,
-                norm_pix_loss=settings.norm_pix_loss,
-            )
+            pixels, side = model.decoder(tokens, mask), model.config.patch_size
+            norm = settings.norm_pix_loss
+            loss = reconstruction_loss(pixels, images, mask, patch_size=side, norm_pix_loss=norm)
             terms["reconstruction"] = settings.reconstruction_weight * loss
         output = model.seg(tokens.patch_tokens)
         overall = view_loss(output.image_embed, views, normalize_targets=unit)
