@@ -442,7 +442,7 @@ def test_the_server_s_and_an_export_s_options_are_their_fields():
     for cls, command in ((ServerSettings, ("serve",)), (ExportOptions, ("export", "dense"))):
         own = [field for field in fields(cls) if field.metadata["option"]]
         names = {field.metadata["option"].name(field.name) for field in own}
-        assert names - options_of(*command) <= {"--precision", "--window-batch"}
+        assert names - options_of(*command) <= {"--precision"}
 
 
 @pytest.mark.parametrize("option", OF_ENGINES)

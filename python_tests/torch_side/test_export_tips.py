@@ -268,24 +268,6 @@ def test_without_texts_the_bundle_takes_embeddings(files, tmp_path):
             engine.set_classes(["dog"])
 
 
-def test_windows_run_together_as_one_by_one(files, tmp_path):
-    frame = np.random.default_rng(0).integers(0, 256, (84, 200, 3), np.uint8)
-    rows, scores = golden_tips.rule("rows", (3, 64), ""), []
-    for batch in (1, 2):
-        path = tmp_path / f"{batch}.zsseg"
-        settings = TipsSettings(size_hw=(84, 84), num_heads=4)
-        options = {"precisions": ("float32",), "window_batch": batch}
-        export_tips_files(files / "tips_vision.npz", None, path, settings, **options)
-        assert Bundle.load(path).head.window_batch == batch
-        config = EngineConfig(
-            device="cpu", precision="float32", use_cache=False, windows="auto", with_scores=True
-        )
-        with Engine(path, config) as engine:
-            engine.set_classes(["a", "b", "c"], embeddings=rows)
-            scores.append(engine.segment(frame).scores)
-    np.testing.assert_allclose(scores[1], scores[0], atol=1e-5)
-
-
 def test_a_model_in_torch_makes_the_same_bundle(bundle, files, tmp_path):
     model = models.create_model(
         "tips", vision=files / "tips_vision.npz", text=files / "tips_text.npz",

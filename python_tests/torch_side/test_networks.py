@@ -371,53 +371,48 @@ def test_cat_seg(network, name, tmp_path):
 
 Sizes = tiny.TinySizes
 DESCRIPTORS = {
-    "zegclip": (tiny.zegclip_model, Sizes(), (64, 64), 1),
-    "zegclip windows": (tiny.zegclip_model, Sizes(), (48, 96), 2),
-    "zegclip no prompts": (tiny.zegclip_model, Sizes(num_prompts=0), (80, 16), 1),
-    "zegclip one layer": (tiny.zegclip_model, Sizes(decoder_layers=1), (130, 70), 1),
-    "clip_rc": (tiny.clip_rc_model, Sizes(), (64, 64), 1),
-    "clip_rc other grid": (tiny.clip_rc_model, Sizes(num_cells=9), (96, 112), 1),
+    "zegclip": (tiny.zegclip_model, Sizes(), (64, 64)),
+    "zegclip other shape": (tiny.zegclip_model, Sizes(), (48, 96)),
+    "zegclip no prompts": (tiny.zegclip_model, Sizes(num_prompts=0), (80, 16)),
+    "zegclip one layer": (tiny.zegclip_model, Sizes(decoder_layers=1), (130, 70)),
+    "clip_rc": (tiny.clip_rc_model, Sizes(), (64, 64)),
+    "clip_rc other grid": (tiny.clip_rc_model, Sizes(num_cells=9), (96, 112)),
     "zegclip odd sizes": (
         tiny.zegclip_model,
         Sizes(width=96, num_heads=6, num_prompts=7, patch_size=8, grid_side=5),
         (40, 40),
-        1,
     ),
     "zegclip narrow": (
         tiny.zegclip_model,
         Sizes(embed_dim=48, decoder_heads=2, decoder_layers=2, num_classes=5, seen=(4,)),
         (16, 16),
-        1,
     ),
     "clip_rc one cell": (
         tiny.clip_rc_model,
         Sizes(num_cells=1, num_prompts=1, num_layers=2, grid_side=3),
         (48, 48),
-        1,
     ),
     "clip_rc odd sizes": (
         tiny.clip_rc_model,
         Sizes(num_cells=9, width=96, num_heads=6, num_prompts=7, patch_size=8, grid_side=6),
         (80, 48),
-        1,
     ),
     "clip_rc narrow": (
         tiny.clip_rc_model,
         Sizes(num_cells=9, embed_dim=48, decoder_heads=2, decoder_layers=2, grid_side=5),
         (130, 70),
-        1,
     ),
 }
 
 
 @pytest.mark.parametrize("case", DESCRIPTORS)
 def test_descriptors(case, tmp_path):
-    build, sizes, size_hw, windows = DESCRIPTORS[case]
+    build, sizes, size_hw = DESCRIPTORS[case]
     model = build(sizes)
     fits = not any(side % sizes.patch_size for side in size_hw)
-    options = ExportOptions(size_hw=size_hw if fits else None, window_batch=windows)
+    options = ExportOptions(size_hw=size_hw if fits else None)
     exported, parts = export_descriptor(model, options), parts_of(model)
-    image = random(windows, 3, *exported.preprocess.size_hw)
+    image = random(1, 3, *exported.preprocess.size_hw)
     encoded = parts.encode(Arrays(), image)
     expected = dict(zip(("patch_embeds", "cls_embed"), encoded, strict=True))
     graphs = {name: graph() for name, graph in exported.graphs.items()}
@@ -434,7 +429,7 @@ def test_descriptors(case, tmp_path):
 @pytest.mark.parametrize("case", DESCRIPTORS)
 def test_descriptors_equal_the_models(case):
     """Folded parts, computed in the runtime's order, at sizes that patches need not fill."""
-    build, sizes, size_hw, _ = DESCRIPTORS[case]
+    build, sizes, size_hw = DESCRIPTORS[case]
     model, image = build(sizes, "a"), tiny.image(2, 3, *size_hw, salt="a")
     text = tiny.text_embeds(sizes.num_classes, sizes.embed_dim, "a")
     output = model(image, text)

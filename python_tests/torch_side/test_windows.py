@@ -9,7 +9,7 @@ import pytest
 from support.cells import CELLS, NAMES, ROWS, STATISTICS, STEP, bundle_at, picture
 from support.errors import refused
 from support.fakes import edit_manifest
-from zsseg_rt import BundleError, ConfigError, Engine, EngineConfig, FrameError, FrameMemory, ops
+from zsseg_rt import BundleError, ConfigError, Engine, EngineConfig, FrameError, FrameMemory
 from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
 from zsseg_rt.ops import reference
 from zsseg_rt.runtime import frames as window_plan
@@ -266,23 +266,3 @@ def test_every_check_of_a_frame_raises_one_kind_of_error(plain_bundle, frame):
         with pytest.raises(FrameError) as caught:
             engine.segment(frame)
     assert caught.value.argument in ("frame", "luma", "chroma", "colour_matrix")
-
-
-@pytest.mark.parametrize(("at_once", "sizes"), [(1, [1] * 5), (2, [2] * 3), (4, [3, 3]), (8, [5])])
-def test_batches_of_windows_have_one_size_and_the_fill_has_no_share(at_once, sizes):
-    plan = Windows(
-        size_hw=(64, 64), grid_hw=(8, 8), step_hw=(8, 8), corners=False, stride_hw=(8, 8), most=5
-    ).plan((64, 320))
-    assert len(plan.places) == 5
-    equal, size = plan.in_equal_batches(at_once)
-    assert [size] * (len(equal.places) // size) == sizes
-    assert len(equal.origins) == len(equal.places) == sum(sizes)
-    logits = np.random.default_rng(0).random((sum(sizes), 2, 8, 8), np.float32)
-    merged = None
-    for first in range(0, sum(sizes), size):
-        part = slice(first, first + size)
-        merged = ops.merge_windows(
-            logits[part], equal.shares, equal.places[part], add=first > 0, out=merged
-        )
-    expected = reference.merge_windows(logits[:5], plan.shares, plan.places)
-    np.testing.assert_array_equal(merged, expected)

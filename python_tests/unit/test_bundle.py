@@ -240,11 +240,13 @@ def stored_as(tmp_path, family, name="dense", **changes):
     return path
 
 
-def test_a_blend_with_cosines_is_refused_and_none_is_read(tmp_path):
+def test_what_is_retired_is_refused_and_nothing_of_it_is_read(tmp_path):
     """Earlier versions could blend masks with cosines, and wrote null where they did not."""
     rule, kind = {"seen_weight": 0.0, "unseen_weight": 0.4, "scale": 5.0}, "descriptor"
     with pytest.raises(BundleError, match=r"bundle.json.head: cosine: .* Export the bundle again"):
         Bundle.load(stored_as(tmp_path / "blended", kind, kind, cosine=rule))
+    with pytest.raises(BundleError, match=r"head: window_batch: .* Export the bundle again"):
+        Bundle.load(stored_as(tmp_path / "batches", kind, kind, window_batch=4))
     plain = Bundle.load(stored_as(tmp_path / "plain", kind, kind, cosine=None))
     assert plain.head == Bundle.load(FOLDER / "v1" / f"{kind}.zsseg").head
 

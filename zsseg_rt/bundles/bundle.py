@@ -37,7 +37,7 @@ FORMAT_VERSION = 1
 MANIFEST = "bundle.json"
 MAX_MANIFEST_BYTES = 16 << 20
 _WRITTEN = ("weights", "text_bank", "golden")  # though null; readers may not know other keys
-_LEFT_OUT = {"independent_queries": None, "align": "half_pixel", "window_batch": 1}  # of the head
+_LEFT_OUT = {"independent_queries": None, "align": "half_pixel"}  # of the head
 _DTYPES = ("float32", "int64")  # of graphs' inputs and outputs, beside half precision
 
 
@@ -254,15 +254,11 @@ class Bundle(_Manifest):
                 f"{where}: head.align: expected 'half_pixel' in family {self.family!r}, got "
                 f"{self.head.align!r}. Export the bundle again."
             )
-        for key, usual, value in (
-            ("head.window_batch", 1, self.head.window_batch),
-            ("preprocess.resize", "stretch", self.preprocess.resize),
-        ):
-            if value != usual and "windows" not in family.settings:
-                raise BundleError(
-                    f"{where}: {key}: expected {usual!r} in family {self.family!r}, got "
-                    f"{value!r}. Export the bundle again."
-                )
+        if self.preprocess.resize != "stretch" and "windows" not in family.settings:
+            raise BundleError(
+                f"{where}: preprocess.resize: expected 'stretch' in family {self.family!r}, got "
+                f"{self.preprocess.resize!r}. Export the bundle again."
+            )
         for key in family.keys:
             if getattr(self, key) is None:
                 raise BundleError(f"{where}: missing key {key!r}")

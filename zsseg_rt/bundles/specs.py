@@ -18,7 +18,6 @@ MAX_CLASSES = 65534  # labels have 16 bits, and one of them is unknown
 ACTIVATIONS = ("none", "sigmoid", "softmax")
 FUSIONS = ("seen_and_unseen", "all_classes", "regions", "segments")
 ALIGNS = ("half_pixel", "corners")
-WINDOW_BATCHES = (1, 2, 4)
 STYLES = ("cropmask", "mask", "crop")
 
 
@@ -168,19 +167,16 @@ class HeadSpec:
     # "corners": the first and last lie on the corners, as in networks for 16 n + 1 pixels; so do
     # the pixels of the encoder's input
     align: str = "half_pixel"
-    # How many windows of a frame the graphs take in one run, see WINDOW_BATCHES; above 1 their
-    # first axis is open, and called windows
-    window_batch: int = 1
 
     @staticmethod
     def from_earlier(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Refuse masks that were blended with cosines, as earlier versions could."""
-        return without_retired(raw, {"cosine": "Export the bundle again."})
+        """Refuse masks blended with cosines, and graphs that take several windows at once."""
+        again = "Export the bundle again."
+        return without_retired(raw, {"cosine": again, "window_batch": again})
 
     def __post_init__(self) -> None:
         check_choice("activation", self.activation, ACTIVATIONS)
         check_choice("align", self.align, ALIGNS)
-        check_choice("window_batch", self.window_batch, WINDOW_BATCHES)
         check_range(self, "grid_hw", least=1, most=MAX_WIDTH)
         _check_names("seen", self.seen)
         check_range(self, "max_classes", least=1, most=MAX_CLASSES)

@@ -237,7 +237,7 @@ def demo_source(demo: str | None, *, rate: int | None = None) -> str:
     return f"test://?{'&'.join(settings)}" if settings else "test://"
 
 
-ModelOptions = Annotated[ExportOptions, Takes("precisions", "licence", "overwrite", "window_batch")]
+ModelOptions = Annotated[ExportOptions, Takes("precisions", "licence", "overwrite")]
 """Of a bundle of a model."""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -80,12 +79,3 @@ def dtype_of(name: str, specs: Iterable[TensorSpec]) -> str:
 def reshaped(array: Array, shape: tuple[int, ...]) -> Array:
     """The array's leading elements with another shape, no copy, on either kind of device."""
     return array.reshape(shape) if isinstance(array, np.ndarray) else array.view(shape)
-
-
-def row_of(array: Array, number: int) -> Array:
-    """A row, as ``array[number]`` of a NumPy array, no copy, on either kind of device."""
-    if isinstance(array, np.ndarray):
-        row: Array = array[number]
-        return row
-    shape = array.shape[1:]
-    return array.view(shape, first=number * math.prod(shape))

@@ -46,7 +46,7 @@ from zsseg_rt.torch_files.shapes import divisor
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh")
 _HALF = (0.5, 0.5, 0.5)  # mean and deviation of PE-Core and SigLIP
 _MAX_TOKENIZER_BYTES = 64 << 20
-_READS = COMMON_OPTIONS | {"class_names", "tokenizer", "window_batch"}
+_READS = COMMON_OPTIONS | {"class_names", "tokenizer"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +155,6 @@ def _cut(weights: ClipTensors, settings: DenseHead, options: ExportOptions) -> E
         grid_hw=image.grid_hw(settings.size_hw),
         unknown_below=settings.unknown_below,
         max_classes=MAX_CLASSES,
-        window_batch=options.window_batch,
     )
     mean, std = (CLIP_MEAN, CLIP_STD) if weights.kind == "clip" else (_HALF, _HALF)
     preprocess = PreprocessSpec(
@@ -219,7 +218,7 @@ def written_model(
     return ExportedModel(
         family="dense",
         architecture=architecture,
-        graphs={"image_encoder": image_network(encode, preprocess.size_hw, head.window_batch)},
+        graphs={"image_encoder": image_network(encode, preprocess.size_hw)},
         preprocess=preprocess,
         head=head,
         text=side,
@@ -269,7 +268,6 @@ def export_dense_clip(model: Any, options: ExportOptions) -> ExportedModel:
         seen_bias=rule.seen_bias if seen else 0.0,
         unknown_below=rule.unknown_below,
         max_classes=MAX_CLASSES,
-        window_batch=options.window_batch,
     )
     preprocess = PreprocessSpec(size_hw=size_hw, mean=model.image_mean, std=model.image_std)
     encode = partial(dense_embeds, tower=tower, head=head_name, **settings)

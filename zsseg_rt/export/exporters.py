@@ -27,15 +27,13 @@ class Exporter(NamedTuple):
     reads: frozenset[str] = MODEL_OPTIONS  # Names of the options that export reads
 
 
-_IN_WINDOWS = MODEL_OPTIONS | {"window_batch"}
-
 EXPORTERS: Mapping[str, Exporter] = {
     "cat_seg": Exporter(export_cat_seg),
-    "clip_rc": Exporter(export_descriptor, _IN_WINDOWS),
-    "cosine_head": Exporter(export_dense_clip, _IN_WINDOWS),
-    "dense_clip": Exporter(export_dense_clip, _IN_WINDOWS),
-    "tips": Exporter(export_tips, _IN_WINDOWS | {"tokenizer"}),
-    "zegclip": Exporter(export_descriptor, _IN_WINDOWS),
+    "clip_rc": Exporter(export_descriptor),
+    "cosine_head": Exporter(export_dense_clip),
+    "dense_clip": Exporter(export_dense_clip),
+    "tips": Exporter(export_tips, MODEL_OPTIONS | {"tokenizer"}),
+    "zegclip": Exporter(export_descriptor),
     "zegformer": Exporter(export_zegformer, MODEL_OPTIONS | {"region_templates"}),
     "zeroseg": Exporter(export_zeroseg),
 }

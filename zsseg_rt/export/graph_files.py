@@ -59,12 +59,10 @@ def written_graph(
 def image_network(
     encode: Callable[..., Any],
     size_hw: tuple[int, int],
-    window_batch: int = 1,
     outputs: Sequence[str] = ("patch_embeds",),
 ) -> WrittenGraph:
-    """A graph of ``encode(ops, image=)`` of [B, 3, H, W]; B is 1, or open for more windows."""
-    shape = ("windows" if window_batch > 1 else 1, 3, *size_hw)
-    return written_graph(encode, {"image": shape}, outputs)
+    """A graph of ``encode(ops, image=)`` of [1, 3, H, W]."""
+    return written_graph(encode, {"image": (1, 3, *size_hw)}, outputs)
 
 
 def provenance() -> dict[str, Any]:

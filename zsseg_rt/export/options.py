@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from zsseg_rt.bundles.specs import WINDOW_BATCHES
 from zsseg_rt.common.schema import check_plain_text, decode, nearest
 from zsseg_rt.common.settings import Option, documented, setting
 from zsseg_rt.errors import ArgumentError, BundleError
@@ -131,13 +130,6 @@ class ExportOptions:
         "Where cells lie: half_pixel (centres) or corners; default: guessed from the sizes.",
         of="encoders",
     )
-    window_batch: int = setting(
-        1,
-        "For dense CLIP, the cosine head, TIPS and ZegCLIP: how many windows of one frame the "
-        "graphs take in one run, 1, 2 or 4.",
-        "Windows of a frame that graphs take in one run: 1, 2 or 4.",
-        of="some",
-    )
 
     def __post_init__(self) -> None:
         precisions = self.precisions
@@ -146,11 +138,6 @@ class ExportOptions:
             raise BundleError(
                 f"precisions: expected some of {', '.join(GRAPH_PRECISIONS)}, got {precisions!r}. "
                 "The command quantize adds int8 and fp8."
-            )
-        if self.window_batch not in WINDOW_BATCHES:
-            raise ArgumentError(
-                f"window_batch: expected one of {', '.join(map(str, WINDOW_BATCHES))}, got "
-                f"{self.window_batch}. It is how many windows the graphs take in one run."
             )
 
 

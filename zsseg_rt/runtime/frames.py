@@ -247,19 +247,6 @@ class WindowPlan:
     # float32 [H, W] on the frame's grid: one over the windows that cover a cell
     shares: npt.NDArray[np.float32]
 
-    def in_equal_batches(self, at_once: int) -> tuple[WindowPlan, int]:
-        """The same in as few batches of one size as can be, and that size.
-
-        The last is filled with windows that lie beyond the grid, which have no share.
-        """
-        count = len(self.places)
-        batches = -(-count // at_once)
-        size = -(-count // batches)
-        missing = batches * size - count
-        beyond, again = self.shares.shape, self.origins[-1]
-        places = (*self.places, *[(beyond[0], beyond[1])] * missing)
-        return replace(self, places=places, origins=(*self.origins, *[again] * missing)), size
-
 
 @dataclass(frozen=True, kw_only=True)
 class Windows:

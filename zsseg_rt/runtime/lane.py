@@ -137,12 +137,12 @@ class Lane:
             channel_order=self._config.channel_order,
             image_encoder=sessions["image_encoder"],
         )
-        check, at_once = Check(workspace, clock), bundle.head.window_batch
+        check = Check(workspace, clock)
         encode = [preprocess, Encode(pipeline, clock, recorded=self._family.in_one_part)]
         whole: list[Stage] = encode if pipeline.checks_masks else [*encode, check]
         golden = whole
         if (windows := self._windows) is not None:
-            parts = EncodeWindows(pipeline, preprocess, windows, workspace, clock, at_once=at_once)
+            parts = EncodeWindows(pipeline, preprocess, windows, workspace, clock)
             whole = [parts, check]
         choose = () if self._gate is None else (Candidates(workspace, clock),)
         label = Label(workspace, clock, recorded=not choose)

@@ -7,7 +7,7 @@ look are recorded as one capture, and replayed.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
@@ -18,7 +18,7 @@ import numpy as np
 from zsseg_rt import ops
 from zsseg_rt.backends.base import Session
 from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
-from zsseg_rt.common.arrays import Array, dtype_of, row_of
+from zsseg_rt.common.arrays import Array, dtype_of, reshaped
 from zsseg_rt.runtime.captures import kind_of
 from zsseg_rt.runtime.clock import StageClock
 from zsseg_rt.runtime.families.base import (
@@ -33,7 +33,7 @@ from zsseg_rt.runtime.families.base import (
 )
 from zsseg_rt.runtime.families.masks import ClassLogits
 from zsseg_rt.runtime.frame_memory import Turn
-from zsseg_rt.runtime.frames import Nv12Frame, WindowPlan, Windows
+from zsseg_rt.runtime.frames import Nv12Frame, Windows
 from zsseg_rt.runtime.workspace import Workspace
 
 Frame = Array | Nv12Frame
@@ -109,25 +109,24 @@ class Preprocess(Stage):
             return frame.luma, frame.chroma
         return upload(frame.luma, "luma"), upload(frame.chroma, "chroma")
 
-    def image(self, frame: Frame, placed: Any, *parts: Mapping[str, Any]) -> Array:
-        """The encoder's input [B, 3, h, w]: the frame, ``placed`` on the device, or parts of it."""
-        spec, parts = self._spec, parts or ({},)
-        images = self._workspace.array("image", (len(parts), 3, *spec.size_hw), self._dtype)
+    def image(self, frame: Frame, placed: Any, **window: Any) -> Array:
+        """The encoder's input [1, 3, h, w]: the frame, ``placed`` on the device, or a window."""
+        spec, shape = self._spec, (3, *self._spec.size_hw)
+        image = self._workspace.array("image", shape, self._dtype)
         is_nv12 = isinstance(frame, Nv12Frame)
-        for number, part in enumerate(parts):
-            ops.preprocess(
-                placed,
-                size_hw=spec.size_hw,
-                mean=spec.mean,
-                std=spec.std,
-                channel_order="rgb" if is_nv12 else self._order,
-                colour_matrix=frame.colour_matrix if is_nv12 else "bt601",
-                align=self._align,
-                out=row_of(images, number),
-                stream=self._workspace.stream,
-                **part,
-            )
-        return images
+        ops.preprocess(
+            placed,
+            size_hw=spec.size_hw,
+            mean=spec.mean,
+            std=spec.std,
+            channel_order="rgb" if is_nv12 else self._order,
+            colour_matrix=frame.colour_matrix if is_nv12 else "bt601",
+            align=self._align,
+            out=image,
+            stream=self._workspace.stream,
+            **window,
+        )
+        return reshaped(image, (1, *shape))
 
 
 class Encode(Stage):
@@ -144,7 +143,7 @@ class Encode(Stage):
 
 
 class EncodeWindows(Stage):
-    """Prepares and encodes some windows of the frame at a time, and averages their logits."""
+    """Prepares and encodes one window of the frame after another, and averages their logits."""
 
     def __init__(
         self,
@@ -153,11 +152,9 @@ class EncodeWindows(Stage):
         windows: Windows,
         workspace: Workspace,
         clock: StageClock,
-        *,
-        at_once: int,
     ) -> None:
         self._pipeline, self._preprocess, self._windows = pipeline, preprocess, windows
-        self._workspace, self._at_once = workspace, at_once
+        self._workspace = workspace
         # On a GPU a stage has one event, and a recorded window's would be every window's.
         on_gpu = workspace.device != "cpu"
         self._whole = clock if on_gpu else None
@@ -165,41 +162,31 @@ class EncodeWindows(Stage):
 
     def run(self, state: FrameState) -> None:
         """See :class:`Stage`."""
-        plan, at_once = self._windows.plan(state.out_hw), self._at_once
-        if self._whole is not None:  # a recording, and TensorRT's state, hold one shape
-            plan, at_once = plan.in_equal_batches(at_once)
+        plan, workspace = self._windows.plan(state.out_hw), self._workspace
         placed = self._preprocess.on_device(state.frame)
-        kind = kind_of(state.out_hw, state.classes, state.rule)
-        shares = self._workspace.upload("window shares", plan.shares)
-        for first in range(0, len(plan.places), at_once):
-            part = slice(first, first + at_once)
-            masks = self._encode(state, placed, plan, part, kind)
+        kind = ("window", *kind_of(state.out_hw, state.classes, state.rule))
+        shares = workspace.upload("window shares", plan.shares)
+        for number, (place, origin) in enumerate(zip(plan.places, plan.origins, strict=True)):
+            window = {"whole_hw": plan.whole_hw, "origin": origin}
+            image = self._preprocess.image(state.frame, placed, **window)
+            self._clock.mark("preprocess")
+            encode = partial(self._pipeline.masks, image, state.classes, self._clock, run_plainly)
+            masks = state.run(kind, encode)
             logits = ops.merge_windows(
                 masks.mask_logits,
                 shares,
-                plan.places[part],
-                add=first > 0,
-                out=self._workspace.array(
+                (place,),
+                add=number > 0,
+                out=workspace.array(
                     "window logits", (1, masks.mask_logits.shape[1], *plan.shares.shape), np.float32
                 ),
-                stream=self._workspace.stream,
+                stream=workspace.stream,
             )
             self._clock.mark("similarity")
         if self._whole is not None:
             self._whole.mark("image_encoder")
         assert isinstance(masks, ClassLogits), "other families were refused"
         state.masks = ClassLogits(mask_logits=logits)
-
-    def _encode(
-        self, state: FrameState, placed: Any, plan: WindowPlan, part: slice, kind: tuple[Any, ...]
-    ) -> Masks:
-        """The masks of some windows, valid until the next ones'."""
-        parts = [{"whole_hw": plan.whole_hw, "origin": at} for at in plan.origins[part]]
-        image = self._preprocess.image(state.frame, placed, *parts)
-        self._clock.mark("preprocess")
-        masks = partial(self._pipeline.masks, image, state.classes, self._clock, run_plainly)
-        encoded: Masks = state.run(("windows", len(parts), *kind), masks)
-        return encoded
 
 
 class Check(Stage):

@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
 from zsseg_rt.common.checks import check_size
-from zsseg_rt.errors import ArgumentError
 from zsseg_rt.export.bundle_writer import ExportedModel, write_model_bundle
 from zsseg_rt.export.golden import NUMBERED_NAMES, golden_names, labels_golden, preprocess_frame
 from zsseg_rt.export.graph_files import (
@@ -43,7 +42,7 @@ from zsseg_rt.torch_files.shapes import divisor
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 
-_FILE_OPTIONS = COMMON_OPTIONS | {"class_names", "window_batch"}
+_FILE_OPTIONS = COMMON_OPTIONS | {"class_names"}
 _DECODER_HEADS = 8  # of both systems
 
 
@@ -147,7 +146,6 @@ def _cut(
         seen_bias=settings.seen_bias if seen else 0.0,
         max_classes=MAX_CLASSES,
         independent_queries=not parts.tower.num_cells,
-        window_batch=options.window_batch,
     )
     preprocess = PreprocessSpec(size_hw=size_hw, mean=IMAGE_MEAN, std=IMAGE_STD)
     names = golden_names(options.class_names, NUMBERED_NAMES)
@@ -155,9 +153,7 @@ def _cut(
         family="descriptor",
         architecture="clip_rc" if parts.tower.num_cells else "zegclip",
         graphs={
-            "image_encoder": image_network(
-                parts.encode, size_hw, options.window_batch, ("patch_embeds", "cls_embed")
-            ),
+            "image_encoder": image_network(parts.encode, size_hw, ("patch_embeds", "cls_embed")),
             "decoder": _decoder(parts, head, len(projection.weight)),
         },
         weights={
@@ -175,11 +171,6 @@ def _checked_size(
     tower: PromptedTower, size_hw: tuple[int, int] | None, options: ExportOptions
 ) -> tuple[int, int]:
     """The input size; patches must fill one that was asked for."""
-    if options.window_batch > 1 and tower.num_cells:
-        raise ArgumentError(
-            "window_batch: expected 1 for clip_rc, whose cells take the axis of windows, got "
-            f"{options.window_batch}. Leave it out: windows then run one by one."
-        )
     if size_hw is None:
         return (tower.grid_side * tower.stride,) * 2
     check_size(size_hw, tower.patch_size)
@@ -201,12 +192,11 @@ def parts_of(model: Any) -> DescriptorParts:
 
 
 def _decoder(parts: DescriptorParts, head: HeadSpec, query_dim: int) -> WrittenGraph:
-    windows: int | str = 1 if head.window_batch == 1 else "windows"
     cells, patches = parts.tower.num_cells, head.grid_hw[0] * head.grid_hw[1]
     width = query_dim if cells else parts.tower.tensors["proj"].shape[1]
     inputs = {
-        "queries": (cells or windows, "classes", query_dim),
-        "patch_embeds": (windows, patches, width),
+        "queries": (cells or 1, "classes", query_dim),
+        "patch_embeds": (1, patches, width),
     }
     return written_graph(parts.decode, inputs, ("class_embeds", "patch_keys"))
 

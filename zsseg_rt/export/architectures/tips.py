@@ -32,7 +32,7 @@ from zsseg_rt.torch_files.tips_weights import (
     read_tips,
 )
 
-_READS = COMMON_OPTIONS | {"class_names", "tokenizer", "window_batch"}
+_READS = COMMON_OPTIONS | {"class_names", "tokenizer"}
 _MAX_TOKENIZER_BYTES = 16 << 20
 
 
@@ -47,7 +47,7 @@ class TipsSettings:
     logit_scale: float | None = None
     unknown_below: float | None = None  # Probability below which a pixel is unknown
 
-    def head(self, temperature: float | None, window_batch: int) -> HeadSpec:
+    def head(self, temperature: float | None) -> HeadSpec:
         """How labels are made."""
         check_size(self.size_hw, PATCH)
         scale = self.logit_scale
@@ -62,7 +62,6 @@ class TipsSettings:
             grid_hw=(self.size_hw[0] // PATCH, self.size_hw[1] // PATCH),
             unknown_below=self.unknown_below,
             max_classes=MAX_CLASSES,
-            window_batch=window_batch,
         )
 
 
@@ -119,7 +118,7 @@ def _cut(weights: TipsTensors, settings: TipsSettings, options: ExportOptions) -
     )
     preprocess = PreprocessSpec(size_hw=settings.size_hw, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     names = (options.class_names or GOLDEN_NAMES)[:MAX_CLASSES]
-    head = settings.head(weights.temperature, options.window_batch)
+    head = settings.head(weights.temperature)
     encode = partial(dense_embeds, tower=image)
     return written_model(encode, head, preprocess, side, names, architecture="tips")
 

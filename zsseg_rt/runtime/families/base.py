@@ -217,10 +217,8 @@ class Family(ABC):
 
 
 def class_axis(head: HeadSpec) -> dict[str, Bounds]:
-    """The axis of phrases, which is open in graphs that take them, and that of windows."""
-    axes = {"classes": (1, min(32, head.max_classes), head.max_classes)}
-    most = head.window_batch
-    return axes if most == 1 else axes | {"windows": (1, most, most)}
+    """The axis of phrases, which is open in graphs that take them."""
+    return {"classes": (1, min(32, head.max_classes), head.max_classes)}
 
 
 def cell_logits(patches: Array, texts: Array, head: HeadSpec, workspace: Workspace) -> Array:
