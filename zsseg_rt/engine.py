@@ -24,7 +24,7 @@ from zsseg_rt.common.arrays import Array
 from zsseg_rt.common.process import OwnProcess, refuse_gpu_after_fork, threads_in_quota
 from zsseg_rt.common.recordings import Rotation
 from zsseg_rt.config import EngineConfig
-from zsseg_rt.errors import EngineStateError, ShapeError
+from zsseg_rt.errors import EngineStateError, ShapeError, VocabularyError
 from zsseg_rt.results.device_result import DeviceSegmentation
 from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.runtime.families.base import BoundClasses
@@ -362,17 +362,18 @@ class Engine:
                 device=self.device,
                 bundle=self.bundle,
                 config=self.config,
-                classes=self._classes_in_force,
+                classes_in_force=self._classes_in_force,
                 on_close=lanes.discard,
             )
             lanes.add(lane)
-            for one in (*self._lanes, *self._spare):
-                one.expect_lanes(self.config.num_lanes + len(self._spare))
         return lane
 
-    def _classes_in_force(self) -> BoundClasses | None:
+    def _classes_in_force(self) -> BoundClasses:
         classes = self._classes
         self._require_open()  # closing forgets them first
+        if classes is None:
+            raise VocabularyError("class_names: expected classes, got none yet. "
+                                  "Call set_classes([...]) first.")  # fmt: skip
         return classes
 
     def self_check(self) -> SelfCheck:

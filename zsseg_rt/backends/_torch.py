@@ -181,7 +181,9 @@ class _TorchSession(GraphSession):
         return None if self.device == "cpu" else TorchRecorder(self.device)
 
     def capture_state(self) -> Hashable | None:
-        return None if self.device == "cpu" else ()  # a capture's memory is its own
+        if self.device == "cpu" or not _pools_are_of_threads():
+            return None
+        return ()  # a capture's memory is its own
 
     def close(self) -> None:
         self._program = None
@@ -221,6 +223,16 @@ class _TorchSession(GraphSession):
 _one_at_a_time = threading.RLock()  # torch fails where threads use several pools at once
 
 
+def _pools_are_of_threads() -> bool:
+    """Whether a memory pool takes its own thread's tensors alone, as from torch 2.8 on.
+
+    Source: pytorch/pytorch#152861, mended by #153356.
+    """
+    import torch.cuda.memory
+
+    return hasattr(torch.cuda.memory, "_cuda_beginAllocateCurrentThreadToPool")
+
+
 class TorchRecorder:
     """A memory pool of torch for one capture.
 
@@ -234,16 +246,6 @@ class TorchRecorder:
         self._device = device
         self._pool: Any = None
         self._is_closed = False
-
-    @property
-    def takes_other_threads(self) -> bool:
-        """Whether meanwhile other threads' tensors land in the pool: before torch 2.8.
-
-        Source: pytorch/pytorch#152861, mended by #153356.
-        """
-        import torch.cuda.memory
-
-        return not hasattr(torch.cuda.memory, "_cuda_beginAllocateCurrentThreadToPool")
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:

@@ -154,10 +154,6 @@ class Recorder(Protocol):
     into a capture.
     """
 
-    @property
-    def takes_other_threads(self) -> bool:
-        """Whether memory that other threads ask for while it records belongs to the capture too."""
-
     def recording(self) -> AbstractContextManager[None]:
         """Enter this before the capture begins, and leave it after the capture has ended."""
 

@@ -14,14 +14,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-import numpy as np
-
 from zsseg_rt.backends.base import Recorder, Session
-from zsseg_rt.common.arrays import Array, gpu_index
-from zsseg_rt.errors import CaptureError, ConfigError, ZssegError
+from zsseg_rt.common.arrays import gpu_index
+from zsseg_rt.errors import ConfigError, ZssegError
 from zsseg_rt.ops import core
-from zsseg_rt.runtime.clock import StageClock
-from zsseg_rt.runtime.families.base import BoundClasses, LabelRule
 from zsseg_rt.runtime.workspace import Workspace
 
 MOST_CAPTURES = 8
@@ -51,7 +47,7 @@ class _Kind(Generic[_Result]):
     rest: float = -1  # plain runs until it may be recorded: when this is below 0
     capture: core.Capture | None = None
     result: _Result | None = None
-    marks: tuple[tuple[str, Any], ...] = ()
+    marks: list[tuple[str, Any]] = field(default_factory=list)
     recorders: list[Recorder] = field(default_factory=list)  # what replays need of the sessions
 
     def close(self) -> None:
@@ -74,14 +70,12 @@ class FrameCaptures:
         self,
         sessions: Mapping[str, Session],
         workspace: Workspace,
-        clock: StageClock,
         *,
         wanted: bool,
-        num_lanes: int = 1,
     ) -> None:
-        self._sessions, self._workspace, self._clock = tuple(sessions.values()), workspace, clock
+        self._sessions, self._workspace = tuple(sessions.values()), workspace
         self._kinds: dict[Hashable, _Kind[Any]] = {}  # least used first
-        self._has_warned, self.num_lanes = False, num_lanes
+        self._has_warned = False
         # .has_run: the calling thread has, plainly. Libraries such as cuBLAS make a handle in a
         # thread's first call, which no capture allows (pytorch/pytorch#99397).
         self._thread = threading.local()
@@ -113,7 +107,7 @@ class FrameCaptures:
             self._thread.has_run = True
             return result
         kind.capture.launch(self._workspace.stream)
-        self._clock.restore(self._clock.marks + kind.marks)
+        self._workspace.clock.marks.extend(kind.marks)
         assert kind.result is not None
         return kind.result
 
@@ -124,10 +118,12 @@ class FrameCaptures:
         self._kinds.clear()
 
     def _record(self, kind: _Kind[_Result], enqueue: Callable[[], _Result]) -> None:
-        capture, before = core.Capture(self._index), self._clock.marks
+        capture, marks = core.Capture(self._index), self._workspace.clock.marks
+        before = len(marks)
         try:
             with ExitStack() as recording:
-                kind.recorders += self._recorders()
+                every = (session.recorder() for session in self._sessions)
+                kind.recorders += [recorder for recorder in every if recorder is not None]
                 for recorder in kind.recorders:
                     recording.enter_context(recorder.recording())
                 recording.callback(capture.cancel)  # before the recorders are left
@@ -148,20 +144,9 @@ class FrameCaptures:
                 )
         else:
             kind.capture, kind.result = capture, result
-            kind.marks = self._clock.marks[len(before) :]
+            kind.marks = marks[before:]
         finally:
-            self._clock.restore(before)
-
-    def _recorders(self) -> list[Recorder]:
-        """The sessions' recorders for one capture."""
-        every = (session.recorder() for session in self._sessions)
-        recorders = [recorder for recorder in every if recorder is not None]
-        if self.num_lanes > 1 and any(each.takes_other_threads for each in recorders):
-            raise CaptureError(
-                f"num_lanes: expected 1 to record frames with this torch, got {self.num_lanes}; "
-                "its memory pools take other threads' tensors. Install torch 2.8 or newer"
-            )
-        return recorders
+            del marks[before:]
 
     def _state(self) -> Hashable | None:
         """The state that captures depend on; None where one of the sessions cannot be captured."""
@@ -177,20 +162,3 @@ class FrameCaptures:
         self._kinds[key] = kind
         for oldest in list(self._kinds)[: max(0, len(self._kinds) - MOST_CAPTURES)]:
             self._kinds.pop(oldest).close()
-
-
-def kind_of(
-    out_hw: tuple[int, int], classes: BoundClasses, rule: LabelRule
-) -> tuple[Hashable, ...]:
-    """All that a frame's work depends on but the contents of buffers."""
-    arrays = (classes.text_embeds, classes.seen, classes.bias, classes.label_table)
-    painting = rule.painting
-    drawn = None if painting is None else (painting.alpha, _layout_of(painting.palette))
-    return out_hw, *map(_layout_of, arrays), rule.head, rule.threshold, rule.with_scores, drawn
-
-
-def _layout_of(array: Array | None) -> Hashable:
-    """None for one that is on the host, of which a capture has nothing."""
-    if array is None or isinstance(array, np.ndarray):
-        return None
-    return tuple(array.shape), str(array.dtype)

@@ -89,27 +89,24 @@ class StageClock:
         self._events: dict[str, Any] = {}
         if self._enabled and stream is not None:
             self._events = {stage: core.Event(stream.device) for stage in ("start", *STAGES)}
-        self._marks: list[tuple[str, Any]] = []
+        self.marks: list[tuple[str, Any]] = []
+        """What has been marked since :meth:`start`; a replayed capture adds what it recorded."""
+        self.is_muted = False
+        """Whether marks count for nothing: a stage that is passed repeatedly has one event."""
 
     def start(self) -> None:
         """Begin a frame."""
-        self._marks.clear()
+        self.marks.clear()
+        self.is_muted = False
         if self._ranges is not None:
             self._ranges.begin_frame()
         self._began = time.perf_counter()
         self._note("start")
 
-    @property
-    def marks(self) -> tuple[tuple[str, Any], ...]:
-        """The marks since :meth:`start`."""
-        return tuple(self._marks)
-
-    def restore(self, marks: tuple[tuple[str, Any], ...]) -> None:
-        """Take over marks: a replayed capture's are made on the events they were recorded on."""
-        self._marks[:] = marks
-
     def mark(self, stage: str) -> None:
         """End a stage, one of :data:`STAGES`, that began at the previous mark."""
+        if self.is_muted:
+            return
         if self._ranges is not None:
             self._ranges.end_stage(stage)
         self._note(stage)
@@ -123,11 +120,11 @@ class StageClock:
         if not self._enabled:
             return
         if self._stream is None:
-            self._marks.append((stage, time.perf_counter()))
+            self.marks.append((stage, time.perf_counter()))
             return
         event = self._events[stage]
         event.record(self._stream.handle)
-        self._marks.append((stage, event))
+        self.marks.append((stage, event))
 
     def times(self) -> dict[str, float]:
         """Milliseconds per stage and ``"total"``; on CUDA the stream must have been waited for."""
@@ -135,7 +132,7 @@ class StageClock:
             return {"total": (time.perf_counter() - self._began) * 1000.0}
         if not self._enabled:
             return {}
-        marks = self._marks
+        marks = self.marks
         stages: dict[str, float] = {}
         for (_, before), (name, after) in itertools.pairwise(marks):  # windows pass some repeatedly
             stages[name] = stages.get(name, 0.0) + self._between(before, after)

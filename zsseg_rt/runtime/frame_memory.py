@@ -23,8 +23,7 @@ from zsseg_rt.common.extras import import_opencv
 from zsseg_rt.errors import ArgumentError, EngineStateError
 from zsseg_rt.ops import core
 from zsseg_rt.results.segmentation import Segmentation
-from zsseg_rt.runtime.families.base import BoundClasses, LabelRule, Masks
-from zsseg_rt.runtime.families.masks import ClassLogits
+from zsseg_rt.runtime.families.base import BoundClasses, ClassLogits, LabelRule, Masks
 from zsseg_rt.runtime.workspace import Workspace
 
 SIDE = 128  # of the small images, whatever the frame's shape
@@ -297,7 +296,7 @@ class FrameMemory:
         self.steady, self.skip_still = bool(steady), bool(skip_still)
         self._estimator = MotionEstimator(blend) if steady else None
         self._lock = threading.Lock()
-        self._past: _Past | None = None
+        self._past: Turn | None = None  # that of the last frame that ran
         self._spare: Array | None = None  # as the past's logits, to write the next ones into
 
     def reset(self) -> None:
@@ -334,12 +333,20 @@ class FrameMemory:
         """
         with self._exclusive():
             try:
-                size_hw, past = frame.shape[:2], self._past
-                if past and (past.classes is not classes or past.size_hw != size_hw):
+                turn = Turn(
+                    memory=self,
+                    glance=Glance.at(frame, channel_order),
+                    classes=classes,
+                    size_hw=frame.shape[:2],
+                    rule=rule,
+                    at=time.monotonic() if captured_at is None else captured_at,
+                )
+                past = self._past
+                if past and (past.classes is not classes or past.size_hw != turn.size_hw):
                     self._forget()
-                at = time.monotonic() if captured_at is None else captured_at
-                glance = Glance.at(frame, channel_order)
-                yield Turn(self, glance, classes, size_hw, rule, at)
+                if self._past is not None:
+                    turn.candidates = self._past.candidates
+                yield turn
             except BaseException:
                 self._forget()
                 raise
@@ -359,56 +366,47 @@ class FrameMemory:
             self._lock.release()
 
 
+@dataclass(kw_only=True, eq=False)
 class Turn:
-    """One frame's turn with a memory; made by :meth:`FrameMemory.turn`.
+    """One frame's turn with a memory, and what is known of it afterwards.
 
     Call :meth:`reused`; if it has no result, :meth:`steadied` and :meth:`finish`.
-
-    Attributes:
-        candidates: Classes that the last frame was labelled with, to be replaced by this one's.
     """
 
-    def __init__(
-        self,
-        memory: FrameMemory,
-        glance: Glance,
-        classes: BoundClasses,
-        size_hw: tuple[int, ...],
-        rule: LabelRule,
-        at: float,
-    ) -> None:
-        self._memory, self._glance, self._classes = memory, glance, classes
-        self._size_hw, self._rule, self._at = size_hw, rule, at
-        self._logits: Array | None = None
-        past = memory._past
-        self.candidates: tuple[int, ...] = () if past is None else past.candidates
+    memory: FrameMemory
+    glance: Glance
+    classes: BoundClasses
+    size_hw: tuple[int, ...]
+    rule: LabelRule
+    at: float
+    candidates: tuple[int, ...] = ()  # Classes of the last frame, to be replaced by this one's
+    logits: Array | None = None  # Steadied
+    result: Segmentation | None = None
 
     @property
     def steadies(self) -> bool:
         """Whether masks are to be steadied."""
-        return self._memory.steady
+        return self.memory.steady
 
     def reused(self) -> Segmentation | None:
         """The last result again, freshly owned, if the image stood still; else None."""
-        past = self._memory._past
-        if past is None or past.result is None or past.rule != self._rule:
+        past = self.memory._past
+        if past is None or past.result is None or past.rule != self.rule:
             return None
-        if not 0.0 <= self._at - past.at <= LONGEST_REUSE or not is_still(
-            past.glance, self._glance
-        ):
+        if not 0.0 <= self.at - past.at <= LONGEST_REUSE or not is_still(past.glance, self.glance):
             return None
         return _owned(past.result, reused=True)
 
     def steadied(self, masks: Masks, workspace: Workspace) -> Masks:
         """Blend the masks with the past, in arrays of the memory's own."""
         assert isinstance(masks, ClassLogits), "other families were refused"
-        logits, memory = masks.mask_logits, self._memory
+        logits, memory = masks.mask_logits, self.memory
         past = None if memory._past is None else memory._past.logits
         if past is not None and past.shape[1] < logits.shape[1]:
             memory._forget()  # it cannot be blended
             past = None
         motion, spare = self._motion(logits.shape[2:]), _rows_of(memory._spare, logits.shape)
-        self._logits = ops.warp_blend(
+        self.logits = ops.warp_blend(
             logits,
             logits if past is None else _rows_of(past, logits.shape),
             workspace.upload("flow", motion.flow),
@@ -416,46 +414,24 @@ class Turn:
             out=workspace.new_array(logits.shape, np.float32) if spare is None else spare,
             stream=workspace.stream,
         )
-        return replace(masks, mask_logits=self._logits)
+        return replace(masks, mask_logits=self.logits)
 
     def finish(self, seg: Segmentation) -> None:
         """Remember the frame, once its result is known to be sound."""
-        memory = self._memory
-        memory._spare = None if memory._past is None else memory._past.logits
-        memory._past = _Past(
-            classes=self._classes,
-            size_hw=self._size_hw,
-            glance=self._glance,
-            at=self._at,
-            rule=self._rule,
-            logits=self._logits,
-            candidates=self.candidates,
-            result=_owned(seg) if memory.skip_still else None,
-        )
+        memory, past = self.memory, self.memory._past
+        memory._spare = None if past is None else past.logits
+        self.result = _owned(seg) if memory.skip_still else None
+        memory._past = self
 
     def _motion(self, grid_hw: tuple[int, int]) -> Motion:
-        past, estimator = self._memory._past, self._memory._estimator
+        past, estimator = self.memory._past, self.memory._estimator
         motion = None
         if past is not None and estimator is not None:
-            motion = estimator.between(past.glance, self._glance, grid_hw)
+            motion = estimator.between(past.glance, self.glance, grid_hw)
         if motion is None:  # no past
             flow = np.zeros((1, *grid_hw, 2), np.float32)
             return Motion(flow=flow, past_weight=flow[..., 0].copy())
         return motion
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Past:
-    """The last frame that ran."""
-
-    classes: BoundClasses
-    size_hw: tuple[int, ...]
-    glance: Glance
-    at: float
-    rule: LabelRule
-    logits: Array | None  # steadied
-    candidates: tuple[int, ...]  # classes that it was labelled with
-    result: Segmentation | None
 
 
 def _rows_of(array: Array | None, shape: tuple[int, ...]) -> Array | None:

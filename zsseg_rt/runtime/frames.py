@@ -133,10 +133,9 @@ def _reshaping(shape: tuple[int, ...]) -> str:
 
 def _scaling(frame: Any) -> str:
     """How values become 0 to 255, judged by the values that are there."""
+    if frame.dtype.kind == "f" and np.max(frame, initial=0.0) <= 1.0:
+        return "For values from 0 to 1 use (frame * 255).round().astype(np.uint8)."
     if frame.dtype.kind == "f":
-        largest = float(np.max(frame, initial=0.0))
-        if largest <= 1.0:
-            return "For values from 0 to 1 use (frame * 255).round().astype(np.uint8)."
         return "For values from 0 to 255 use frame.round().clip(0, 255).astype(np.uint8)."
     if frame.dtype == np.uint16:
         return "For 16-bit values use (frame >> 8).astype(np.uint8)."

@@ -29,16 +29,16 @@ from zsseg_rt.errors import (
     DeviceError,
     EngineStateError,
     FrameError,
-    VocabularyError,
 )
 from zsseg_rt.results.device_result import DeviceSegmentation
 from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.results.visualize import palette
 from zsseg_rt.runtime.captures import FrameCaptures, captures_wanted
-from zsseg_rt.runtime.clock import NvtxRanges
 from zsseg_rt.runtime.families.base import (
     BoundClasses,
     Family,
+    Frame,
+    FrameState,
     LabelRule,
     Labels,
     Painting,
@@ -47,7 +47,7 @@ from zsseg_rt.runtime.families.base import (
     run_plainly,
 )
 from zsseg_rt.runtime.families.candidates import CandidateGate
-from zsseg_rt.runtime.frame_memory import FrameMemory, Turn, check_family
+from zsseg_rt.runtime.frame_memory import FrameMemory, check_family
 from zsseg_rt.runtime.frames import (
     MOST_SIDE,
     Nv12Frame,
@@ -63,8 +63,6 @@ from zsseg_rt.runtime.stages import (
     Check,
     Encode,
     EncodeWindows,
-    Frame,
-    FrameState,
     Label,
     Preprocess,
     Stage,
@@ -72,6 +70,7 @@ from zsseg_rt.runtime.stages import (
     Steady,
 )
 from zsseg_rt.runtime.workspace import Workspace
+from zsseg_rt.text.vocabulary import Vocabulary
 
 Planes = tuple[Array, Array]
 """Brightness uint8 [H, W] and colour uint8 [H / 2, W / 2, 2]; see :class:`Nv12Frame`."""
@@ -99,26 +98,25 @@ class Lane:
         device: str,
         bundle: Bundle,
         config: EngineConfig,
-        classes: Callable[[], BoundClasses | None],
+        classes_in_force: Callable[[], BoundClasses],
         on_close: Callable[[Lane], None],
     ) -> None:
         self.sessions = MappingProxyType(dict(sessions))
-        self.workspace = workspace = Workspace(device, sleeps=config.sleeps)
+        self.workspace = Workspace(
+            device, sleeps=config.sleeps, with_times=config.with_times, with_nvtx=config.with_nvtx
+        )
         self._family, self._config, self._bundle = family, config, bundle
-        ranges = NvtxRanges() if config.with_nvtx else None
-        self._clock = workspace.clock(enabled=config.with_times, ranges=ranges)
+        self._clock = self.workspace.clock
         self._windows = Windows.of(bundle.preprocess, bundle.head, config)
         most = config.max_candidates
         self._gate = None if most is None else CandidateGate(most)
-        self._captures = FrameCaptures(
-            sessions, workspace, self._clock, wanted=captures_wanted(), num_lanes=config.num_lanes
-        )
+        self._captures = FrameCaptures(sessions, self.workspace, wanted=captures_wanted())
         self._build_stages(self.sessions)
         self._rule = LabelRule(
             head=bundle.head, unknown_below=config.unknown_below, with_scores=config.with_scores
         )
-        self._classes, self._on_close = classes, on_close
-        self._buffered: tuple[BoundClasses, int | None] | None = None  # what buffers have
+        self._classes_in_force, self._on_close = classes_in_force, on_close
+        self._buffered: tuple[BoundClasses, bool] | None = None  # what buffers have
         self._adopted: BoundClasses | None = None
         self._is_warm = device == "cpu"
         self._process = OwnProcess(self, device)
@@ -127,29 +125,22 @@ class Lane:
 
     def _build_stages(self, sessions: Mapping[str, Session]) -> None:
         """The stages of frames: as configured, steadied, and of golden samples."""
-        workspace, clock, bundle = self.workspace, self._clock, self._bundle
+        workspace = self.workspace
         self._pipeline = pipeline = self._family.pipeline(self._family, sessions, workspace)
         preprocess = Preprocess(
-            workspace,
-            clock,
-            bundle.preprocess,
-            bundle.head,
-            channel_order=self._config.channel_order,
-            image_encoder=sessions["image_encoder"],
+            workspace, self._bundle, sessions["image_encoder"], self._config.channel_order
         )
-        check = Check(workspace, clock)
-        encode = [preprocess, Encode(pipeline, clock, recorded=self._family.in_one_part)]
-        whole: list[Stage] = encode if pipeline.checks_masks else [*encode, check]
-        golden = whole
+        encode = Encode(workspace, pipeline, recorded=self._family.in_one_part)
+        check = [] if pipeline.checks_masks else [Check(workspace)]
+        golden: list[Stage] = [preprocess, encode, *check]
+        whole = golden
         if (windows := self._windows) is not None:
-            parts = EncodeWindows(pipeline, preprocess, windows, workspace, clock)
-            whole = [parts, check]
-        choose = () if self._gate is None else (Candidates(workspace, clock),)
-        label = Label(workspace, clock, recorded=not choose)
-        steady = Steady(workspace, clock), *choose, Label(workspace, clock, recorded=False)
-        self.stages = StageList([*whole, *choose, label])
-        self._steady_stages = StageList([*whole, *steady])
-        self._golden_stages = StageList([*golden, Label(workspace, clock, recorded=True)])
+            whole = [EncodeWindows(workspace, pipeline, preprocess, windows), Check(workspace)]
+        choose = [] if self._gate is None else [Candidates(workspace)]
+        label, final = (Label(workspace, recorded=recorded) for recorded in (True, False))
+        self.stages = StageList([*whole, *choose, final if choose else label])
+        self._steady_stages = StageList([*whole, Steady(workspace), *choose, final])
+        self._golden_stages = StageList([*golden, label])
 
     def segment(
         self,
@@ -307,10 +298,6 @@ class Lane:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def expect_lanes(self, num_lanes: int) -> None:
-        """Record frames only where so many lanes may work at the same time."""
-        self._captures.num_lanes = num_lanes
-
     def _label_with(
         self,
         memory: FrameMemory,
@@ -339,82 +326,68 @@ class Lane:
 
     def _label(self, state: FrameState, stages: StageList) -> Segmentation:
         """Take a frame through the stages, wait, and give out its labels."""
-        workspace, clock, classes = self.workspace, self._clock, state.classes
-        vocabulary, maps = classes.vocabulary, None
+        vocabulary, maps = state.classes.vocabulary, None
         with ops.thread_limit(self._config.num_threads):
             self._begin(state)
             if state.turn is not None:
-                again = self._look_back(state.turn)
+                again: Segmentation | None = state.turn.reused()
+                self._clock.mark("compare")
                 if again is not None:
-                    return again
+                    self.workspace.synchronize()
+                    return replace(again, times=self._clock.times())
             stages.run(state)
             if self._config.with_class_scores is not None:
-                maps = state.masks.grid_scores(state.rule, workspace, len(vocabulary.phrases))
-            labels, scores = self._download(state.pixels)
-        if workspace.device != "cpu":
-            clock.mark("results")
-            workspace.synchronize()
-        labels, scores = self._finish(state.pixels, labels, scores, classes)
-        if workspace.device == "cpu":
-            clock.mark("results")
+                num_phrases = len(vocabulary.phrases)
+                maps = state.masks.grid_scores(state.rule, self.workspace, num_phrases)
+            labels, scores = self._fetch(state.pixels, state.classes)
         return Segmentation(
             labels=labels,
-            names=vocabulary.names,
-            vocabulary_version=vocabulary.version,
             scores=scores,
-            times=clock.times(),
-            channel_order=self._config.channel_order,
             class_scores=None if maps is None else vocabulary.best_of_synonyms(maps),
-            candidates=None if self._gate is None else self._gate.names(vocabulary),
+            **self._facts(vocabulary),
         )
 
     def _label_on_device(
         self, frame: Frame, classes: BoundClasses, rule: LabelRule, alpha: float | None
     ) -> DeviceSegmentation:
         """Label a frame on the GPU and leave the labels there."""
-        workspace, clock, vocabulary = self.workspace, self._clock, classes.vocabulary
+        workspace, vocabulary = self.workspace, classes.vocabulary
         if alpha is not None and not isinstance(frame, Nv12Frame):
             rule = replace(rule, painting=self._painting(frame, vocabulary.names, alpha))
         state = FrameState(frame=frame, classes=classes, rule=rule)
         self._begin(state)
         self.stages.run(state)
         pixels: PixelLabels = state.pixels
-        is_final = pixels.look_up is None and (pixels.of_classes or vocabulary.is_plain)
-        labels: Any
-        scores: Any
-        if is_final:
-            labels = workspace.copy(pixels.labels)
-            scores = None if pixels.scores is None else workspace.copy(pixels.scores)
-        else:
-            labels, scores = self._download(pixels)
-            workspace.synchronize()
-            labels, scores = self._finish(pixels, labels, scores, classes)
-            labels = workspace.place(np.ascontiguousarray(labels))
-            scores = None if scores is None else workspace.place(np.ascontiguousarray(scores))
+        in_place = pixels.look_up is None and (pixels.of_classes or vocabulary.is_plain)
+        give: Callable[[Any], Any] = workspace.copy if in_place else workspace.place
+        source = (pixels.labels, pixels.scores) if in_place else self._fetch(pixels, state.classes)
+        labels, scores = give(source[0]), None if source[1] is None else give(source[1])
         drawing: Array | None = None
         if rule.painting is not None and pixels.painted:
             drawing = workspace.copy(rule.painting.image)
         elif alpha is not None:
             drawing = self._draw(frame, labels, vocabulary.names, alpha)
-        clock.mark("results")
+        self._clock.mark("results")
         workspace.synchronize()
         self._require_finite()
         return DeviceSegmentation(
-            labels=labels,
-            names=vocabulary.names,
-            vocabulary_version=vocabulary.version,
-            scores=scores,
-            picture=drawing,
-            times=clock.times(),
-            channel_order=self._config.channel_order,
-            candidates=None if self._gate is None else self._gate.names(vocabulary),
+            labels=labels, scores=scores, picture=drawing, **self._facts(vocabulary)
         )
+
+    def _facts(self, vocabulary: Vocabulary) -> dict[str, Any]:
+        """A result's fields beside its arrays."""
+        return {
+            "names": vocabulary.names,
+            "vocabulary_version": vocabulary.version,
+            "times": self._clock.times(),
+            "channel_order": self._config.channel_order,
+            "candidates": None if self._gate is None else self._gate.names(vocabulary),
+        }
 
     def _begin(self, state: FrameState) -> None:
         """Adopt the frame's classes and start its clock."""
         on_host, captured = state.classes, self._captures.is_on and state.trace is None
-        rows = self._family.rows_for(len(on_host.vocabulary.phrases)) if captured else None
-        state.classes = self._adopt(on_host, rows)
+        state.classes = self._adopt(on_host, captured)
         if captured:
             state.run = self._captures.run
         if not self._is_warm:  # kernels and libraries are loaded at first use: in no frame's time
@@ -427,50 +400,36 @@ class Lane:
             state.classes = replace(state.classes, gate=self._gate)
         self._clock.start()
 
-    def _look_back(self, turn: Turn) -> Segmentation | None:
-        """The last frame's result if the image stood still."""
-        again = turn.reused()
-        self._clock.mark("compare")
-        if again is None:
-            return None
-        self.workspace.synchronize()
-        return replace(again, times=self._clock.times())
-
-    def _adopt(self, classes: BoundClasses, rows: int | None) -> BoundClasses:
+    def _adopt(self, classes: BoundClasses, captured: bool) -> BoundClasses:
         """Return the classes in this lane's buffers; they are copied there when they change."""
         last = self._buffered
-        if self._adopted is None or last is None or last[0] is not classes or last[1] != rows:
+        if self._adopted is None or last is None or last[0] is not classes or last[1] != captured:
             self._buffered = None  # a failed copy leaves buffers with neither the old nor the new
+            rows = self._family.rows_for(len(classes.vocabulary.phrases)) if captured else None
             self._adopted = self._pipeline.adopt(classes, num_rows=rows)
             self.workspace.synchronize()  # what is copied from may be freed after this
-            self._buffered = (classes, rows)
+            self._buffered = (classes, captured)
         return self._adopted
 
-    def _download(
-        self, pixels: PixelLabels
-    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32] | None]:
-        """Labels and scores in host memory, once the stream has been waited for."""
-        scores = None if pixels.scores is None else self.workspace.download(pixels.scores)
-        return self.workspace.download(pixels.labels), scores
-
-    def _finish(
-        self,
-        pixels: PixelLabels,
-        labels: npt.NDArray[Any],
-        scores: npt.NDArray[np.float32] | None,
-        classes: BoundClasses,
-    ) -> Labels:
-        """Do what is left to the host, which has waited."""
+    def _fetch(self, pixels: PixelLabels, classes: BoundClasses) -> Labels:
+        """Wait for labels and scores, and do what is left to the host."""
+        workspace, on_gpu = self.workspace, self.workspace.device != "cpu"
+        labels = workspace.download(pixels.labels)
+        scores = None if pixels.scores is None else workspace.download(pixels.scores)
+        if on_gpu:
+            self._clock.mark("results")
+            workspace.synchronize()
         if pixels.look_up is not None:
             labels, scores = pixels.look_up(labels, classes)
         self._require_finite()
         if not (pixels.of_classes or classes.vocabulary.is_plain):
             labels = classes.vocabulary.label_table[labels]
+        if not on_gpu:
+            self._clock.mark("results")
         return labels, scores
 
     def _require_finite(self) -> None:
-        on_host, flag = self.workspace.flag()
-        if not (flag if on_host is None else on_host)[0]:
+        if not self.workspace.flag()[0][0]:
             raise BackendError(
                 "mask_logits: expected finite numbers, got NaN or infinity at precision "
                 f"{self.sessions['image_encoder'].precision}. Use precision='float32' and run "
@@ -506,13 +465,6 @@ class Lane:
 
     def _palette(self, names: tuple[str, ...]) -> Array:
         return self.workspace.upload("palette", palette(names, self._config.channel_order))
-
-    def _classes_in_force(self) -> BoundClasses:
-        classes = self._classes()
-        if classes is None:
-            raise VocabularyError("class_names: expected classes, got none yet. "
-                                  "Call set_classes([...]) first.")  # fmt: skip
-        return classes
 
     def _rule_of(self, unknown_below: float | None, with_scores: bool | None) -> LabelRule:
         if unknown_below is None and with_scores is None:

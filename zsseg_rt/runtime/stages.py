@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -17,49 +17,19 @@ import numpy as np
 
 from zsseg_rt import ops
 from zsseg_rt.backends.base import Session
-from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
+from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.common.arrays import Array, dtype_of, reshaped
-from zsseg_rt.runtime.captures import kind_of
-from zsseg_rt.runtime.clock import StageClock
 from zsseg_rt.runtime.families.base import (
-    BoundClasses,
-    LabelRule,
+    ClassLogits,
+    Frame,
+    FrameState,
     Masks,
-    PartRunner,
     Pipeline,
     PixelLabels,
-    Trace,
     run_plainly,
 )
-from zsseg_rt.runtime.families.masks import ClassLogits
-from zsseg_rt.runtime.frame_memory import Turn
-from zsseg_rt.runtime.frames import Nv12Frame, Windows
+from zsseg_rt.runtime.frames import Nv12Frame, Windows, planes_of
 from zsseg_rt.runtime.workspace import Workspace
-
-Frame = Array | Nv12Frame
-"""uint8 [H, W, 3], or the same in two planes."""
-
-
-@dataclass(kw_only=True, eq=False)
-class FrameState:
-    """One frame on its way; what stages add lies on the device and may still be under way."""
-
-    frame: Frame  # As it came, checked
-    classes: BoundClasses  # The classes in the lane's buffers
-    rule: LabelRule  # How scores become labels
-    run: PartRunner = run_plainly  # Records and replays what is enqueued, or runs it plainly
-    turn: Turn | None = None  # The frame's turn with its source's memory, if it has one
-    trace: Trace | None = None  # Receives every intermediate, for self-checks
-    image: Any = None  # The encoder's input [1, 3, h, w], of the dtype that the encoder takes
-    masks: Any = None  # The pipeline's, steadied where a memory is
-    # Masks and classes without those that are left out; None if all are kept
-    labelled: tuple[Masks, BoundClasses] | None = None
-    pixels: Any = None  # Labels and scores of all pixels
-
-    @property
-    def out_hw(self) -> tuple[int, int]:
-        """Height and width of the labels."""
-        return int(self.frame.shape[0]), int(self.frame.shape[1])
 
 
 class Stage(ABC):
@@ -68,8 +38,8 @@ class Stage(ABC):
     # Whether a capture may hold it: the host looks at nothing in it, all its memory is the lane's
     recorded = False
 
-    def __init__(self, workspace: Workspace, clock: StageClock) -> None:
-        self._workspace, self._clock = workspace, clock
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace, self._clock = workspace, workspace.clock
 
     @abstractmethod
     def run(self, state: FrameState) -> None:
@@ -80,17 +50,10 @@ class Preprocess(Stage):
     """Puts a frame, from anywhere, on the lane's device and makes the encoder's input of it."""
 
     def __init__(
-        self,
-        workspace: Workspace,
-        clock: StageClock,
-        preprocess: PreprocessSpec,
-        head: HeadSpec,
-        *,
-        channel_order: str,
-        image_encoder: Session,
+        self, workspace: Workspace, bundle: Bundle, image_encoder: Session, channel_order: str
     ) -> None:
-        super().__init__(workspace, clock)
-        self._spec, self._align, self._order = preprocess, head.align, channel_order
+        super().__init__(workspace)
+        self._spec, self._align, self._order = bundle.preprocess, bundle.head.align, channel_order
         self._dtype = dtype_of("image", image_encoder.inputs)
 
     def run(self, state: FrameState) -> None:
@@ -113,14 +76,14 @@ class Preprocess(Stage):
         """The encoder's input [1, 3, h, w]: the frame, ``placed`` on the device, or a window."""
         spec, shape = self._spec, (3, *self._spec.size_hw)
         image = self._workspace.array("image", shape, self._dtype)
-        is_nv12 = isinstance(frame, Nv12Frame)
+        _, matrix = planes_of(frame)
         ops.preprocess(
             placed,
             size_hw=spec.size_hw,
             mean=spec.mean,
             std=spec.std,
-            channel_order="rgb" if is_nv12 else self._order,
-            colour_matrix=frame.colour_matrix if is_nv12 else "bt601",
+            channel_order="rgb" if matrix else self._order,
+            **matrix,
             align=self._align,
             out=image,
             stream=self._workspace.stream,
@@ -132,46 +95,37 @@ class Preprocess(Stage):
 class Encode(Stage):
     """Runs the networks and compares what they give with the classes."""
 
-    def __init__(self, pipeline: Pipeline, clock: StageClock, *, recorded: bool) -> None:
-        self._pipeline, self._clock, self.recorded = pipeline, clock, recorded
+    def __init__(self, workspace: Workspace, pipeline: Pipeline, *, recorded: bool) -> None:
+        super().__init__(workspace)
+        self._pipeline, self.recorded = pipeline, recorded
 
     def run(self, state: FrameState) -> None:
         """See :class:`Stage`; a pipeline that the host looks into records its own parts."""
-        run = run_plainly if self.recorded else state.run
-        masks = self._pipeline.masks
-        state.masks = masks(state.image, state.classes, self._clock, run, state.trace)
+        state.masks = self._pipeline.masks(state)
 
 
 class EncodeWindows(Stage):
     """Prepares and encodes one window of the frame after another, and averages their logits."""
 
     def __init__(
-        self,
-        pipeline: Pipeline,
-        preprocess: Preprocess,
-        windows: Windows,
-        workspace: Workspace,
-        clock: StageClock,
+        self, workspace: Workspace, pipeline: Pipeline, preprocess: Preprocess, windows: Windows
     ) -> None:
+        super().__init__(workspace)
         self._pipeline, self._preprocess, self._windows = pipeline, preprocess, windows
-        self._workspace = workspace
-        # On a GPU a stage has one event, and a recorded window's would be every window's.
-        on_gpu = workspace.device != "cpu"
-        self._whole = clock if on_gpu else None
-        self._clock = workspace.clock(enabled=False) if on_gpu else clock
 
     def run(self, state: FrameState) -> None:
         """See :class:`Stage`."""
-        plan, workspace = self._windows.plan(state.out_hw), self._workspace
+        plan, workspace, clock = self._windows.plan(state.out_hw), self._workspace, self._clock
         placed = self._preprocess.on_device(state.frame)
-        kind = ("window", *kind_of(state.out_hw, state.classes, state.rule))
+        kind = ("window", *state.kind)
         shares = workspace.upload("window shares", plan.shares)
+        # On a GPU a stage has one event, and a recorded window's would be every window's.
+        clock.is_muted = on_gpu = workspace.device != "cpu"
         for number, (place, origin) in enumerate(zip(plan.places, plan.origins, strict=True)):
             window = {"whole_hw": plan.whole_hw, "origin": origin}
-            image = self._preprocess.image(state.frame, placed, **window)
-            self._clock.mark("preprocess")
-            encode = partial(self._pipeline.masks, image, state.classes, self._clock, run_plainly)
-            masks = state.run(kind, encode)
+            state.image = self._preprocess.image(state.frame, placed, **window)
+            clock.mark("preprocess")
+            masks = state.run(kind, partial(self._pipeline.masks, state))
             logits = ops.merge_windows(
                 masks.mask_logits,
                 shares,
@@ -182,10 +136,10 @@ class EncodeWindows(Stage):
                 ),
                 stream=workspace.stream,
             )
-            self._clock.mark("similarity")
-        if self._whole is not None:
-            self._whole.mark("image_encoder")
-        assert isinstance(masks, ClassLogits), "other families were refused"
+            clock.mark("similarity")
+        if on_gpu:
+            clock.is_muted = False
+            clock.mark("image_encoder")
         state.masks = ClassLogits(mask_logits=logits)
 
 
@@ -246,8 +200,8 @@ class Candidates(Stage):
 class Label(Stage):
     """Labels every pixel with one kernel call."""
 
-    def __init__(self, workspace: Workspace, clock: StageClock, *, recorded: bool) -> None:
-        super().__init__(workspace, clock)
+    def __init__(self, workspace: Workspace, *, recorded: bool) -> None:
+        super().__init__(workspace)
         self.recorded = recorded
 
     def run(self, state: FrameState) -> None:
@@ -271,7 +225,7 @@ class StageList:
             for stage in self.stages:
                 stage.run(state)
             return
-        kind = kind_of(state.out_hw, state.classes, state.rule)
+        kind = state.kind
         for name, part in self._parts:
             if name:
                 enqueue = partial(_enqueue, part, state)

@@ -27,7 +27,14 @@ class Workspace:
     A buffer's content lasts until the same name is asked for again.
     """
 
-    def __init__(self, device: str, *, sleeps: bool | None = False) -> None:
+    def __init__(
+        self,
+        device: str,
+        *,
+        sleeps: bool | None = False,
+        with_times: bool | None = False,
+        with_nvtx: bool = False,
+    ) -> None:
         self.device = device
         self._index = None if device == "cpu" else int(device.split(":")[1])
         self._buffers: dict[str, Any] = {}
@@ -36,6 +43,9 @@ class Workspace:
         self.generation = 0
         """Grows when a buffer moves: captures made before use memory that is no longer its."""
         self._stream = None if self._index is None else core.Stream(self._index, sleeps=sleeps)
+        ranges = NvtxRanges() if with_nvtx else None
+        self.clock = StageClock(self._stream, enabled=with_times, ranges=ranges)
+        """Times the frames on this stream."""
 
     @property
     def stream(self) -> int:
@@ -104,20 +114,22 @@ class Workspace:
         if self._index is None:
             return frame
         staged = self.frame_buffer(*frame.shape)
-        if frame.ctypes.data != staged.ctypes.data:
+        if not np.may_share_memory(frame, staged):
             np.copyto(staged, frame)
         if self.reads_in_place:
             return self._frames[frame.shape].mapped(self.stream)
         return self.upload(name, staged)
 
-    def flag(self) -> tuple[npt.NDArray[np.uint8] | None, Array]:
-        """A byte that the GPU writes and the host reads after a wait: the host's and the GPU's."""
-        if self._index is None:
-            return None, self.array("flag", (1,), np.uint8)
-        pinned = self._buffers.get("flag")
-        if pinned is None:
-            pinned = self._buffers["flag"] = core.PinnedArray((1,), "uint8", device=self._index)
-        return pinned.host, pinned.mapped(self.stream)
+    def flag(self) -> tuple[npt.NDArray[np.uint8], Array]:
+        """A byte that the device writes and the host reads after a wait, as both see it."""
+        if "flag" not in self._buffers:
+            if self._index is None:
+                self._buffers["flag"] = (np.empty(1, np.uint8),) * 2
+            else:
+                pinned = core.PinnedArray((1,), "uint8", device=self._index)
+                self._buffers["flag"] = pinned.host, pinned.mapped(self.stream)
+        flag: tuple[npt.NDArray[np.uint8], Array] = self._buffers["flag"]
+        return flag
 
     def products(self) -> Array | None:
         """Memory of products, shared by blocks: zeros that kernels leave zeros; None on the CPU."""
@@ -128,12 +140,26 @@ class Workspace:
         return self._buffers["products"]
 
     def own(self, name: str, array: Array) -> Array:
-        """A float32 array where it is ours, else a copy in the named buffer, made on the stream."""
-        if self._index is None or isinstance(array, core.DeviceArray):
-            return array
-        buffer = self.array(name, tuple(array.shape), np.float32)
-        buffer.copy_from(array, stream=self.stream)
+        """A float32 array where it is ours, else a copy of :meth:`keep`."""
+        is_ours = self._index is None or isinstance(array, core.DeviceArray)
+        return array if is_ours else self.keep(name, array)
+
+    def keep(self, name: str, array: Array) -> Array:
+        """Copy a float32 array of the device to the named buffer, on the stream."""
+        buffer: Any = self.array(name, tuple(array.shape), np.float32)
+        if self._index is None:
+            np.copyto(buffer, array)
+        else:
+            buffer.copy_from(array, stream=self.stream)
         return buffer
+
+    def copy_rows(self, rows: Array, out: Any, first: int) -> None:
+        """Copy rows [1, R, h, w] of ours to an array [1, P, h, w], from its row ``first`` on."""
+        if self._index is None:
+            np.copyto(out[:, first : first + rows.shape[1]], rows)
+        else:
+            begin = first * math.prod(rows.shape[2:])
+            out.view(rows.shape, first=begin).copy_from(rows, stream=self.stream)
 
     def on_host(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """An uninitialised buffer in host memory, on CUDA pinned, for copies either way."""
@@ -200,10 +226,6 @@ class Workspace:
         """Wait for everything enqueued on the stream."""
         if self._stream is not None:
             self._stream.synchronize()
-
-    def clock(self, *, enabled: bool | None = True, ranges: NvtxRanges | None = None) -> StageClock:
-        """A clock for the frames on this stream."""
-        return StageClock(self._stream, enabled=enabled, ranges=ranges)
 
     def close(self) -> None:
         """Free the buffers and the stream."""

@@ -24,21 +24,19 @@ from zsseg_rt.bundles.specs import NARROW, AggregationSpec, HeadSpec
 from zsseg_rt.common.arrays import Array, reshaped
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import BundleError
-from zsseg_rt.runtime.clock import StageClock
 from zsseg_rt.runtime.families.base import (
     BoundClasses,
+    ClassLogits,
     Family,
+    FrameState,
     GoldenRule,
-    PartRunner,
     Pipeline,
-    Trace,
     adopt_rows,
     bucket_of,
     class_axis,
     read_weights,
     repeated_rows,
 )
-from zsseg_rt.runtime.families.masks import ClassLogits
 from zsseg_rt.runtime.workspace import Workspace
 from zsseg_rt.text.vocabulary import Vocabulary
 
@@ -95,26 +93,19 @@ class AggregationPipeline(Pipeline):
         missing = max(0, self._most_padding - min(num_shown, self._most))
         self._padding = self._workspace.upload("padding", np.array([missing], np.float32))
 
-    def masks(
-        self,
-        image: Array,
-        classes: BoundClasses,
-        clock: StageClock,
-        run: PartRunner,
-        trace: Trace | None = None,
-    ) -> ClassLogits:
+    def masks(self, state: FrameState) -> ClassLogits:
         """Encode the image and aggregate every class's correlations."""
-        phrases = len(classes.vocabulary.phrases)
-        gate = classes.gate
+        classes, trace = state.classes, state.trace
+        phrases, gate = len(classes.vocabulary.phrases), classes.gate
         if phrases > self._most or (gate is not None and gate.leaves_out(classes.vocabulary)):
-            return self._masks_of_best(image, classes, clock, trace)
+            return self._masks_of_best(state)
         num_rows = int(classes.text_embeds.shape[0])
 
         def enqueue() -> tuple[Mapping[str, Array], Array]:
-            encoded = self._encode(image, clock)
-            return encoded, self._aggregate(encoded, self._parts, clock, num_rows)
+            encoded = self._encode(state.image)
+            return encoded, self._aggregate(encoded, self._parts, num_rows)
 
-        encoded, mask_logits = run(("aggregate", num_rows), enqueue)
+        encoded, mask_logits = state.run(("aggregate", num_rows), enqueue)
         if trace is not None:
             names = {"class_halves": classes.text_queries, "padding": self._padding}
             trace.update(encoded, **names, mask_logits=mask_logits)
@@ -125,31 +116,22 @@ class AggregationPipeline(Pipeline):
                 )
         return ClassLogits(mask_logits=mask_logits)
 
-    def _encode(self, image: Array, clock: StageClock) -> Mapping[str, Array]:
-        encoded = self._image_encoder.run({"image": image}, stream=self._workspace.stream)
-        clock.mark("image_encoder")
-        return encoded
-
-    def _aggregate(
-        self, encoded: Mapping[str, Array], parts: list[Rows], clock: StageClock, num_rows: int
-    ) -> Array:
+    def _aggregate(self, encoded: Mapping[str, Array], parts: list[Rows], num_rows: int) -> Array:
         if len(parts) > 1:
             assert self._in_parts is not None, "which made the parts"
             logits = self._in_parts.run(encoded, parts, self._padding, num_rows)
-            clock.mark("decoder")
+            self._clock.mark("decoder")
             return logits
         (rows,) = parts
         vocabulary = {"text_embeds": rows[0], "class_halves": rows[1], "padding": self._padding}
         outputs = self._refine.run({**encoded, **vocabulary}, stream=self._workspace.stream)
-        clock.mark("decoder")
+        self._clock.mark("decoder")
         return self._workspace.own("mask_logits", outputs["mask_logits"])
 
-    def _masks_of_best(
-        self, image: Array, classes: BoundClasses, clock: StageClock, trace: Trace | None
-    ) -> ClassLogits:
+    def _masks_of_best(self, state: FrameState) -> ClassLogits:
         """Show the head the phrases with the largest correlation; nothing is captured."""
-        workspace, phrases = self._workspace, len(classes.vocabulary.phrases)
-        encoded = self._encode(image, clock)
+        workspace, classes = self._workspace, state.classes
+        phrases, encoded = len(classes.vocabulary.phrases), self._encode(state.image)
         patches = workspace.own("patch_embeds", encoded["patch_embeds"])
         correlation = ops.patch_text_similarity(
             patches,
@@ -160,7 +142,7 @@ class AggregationPipeline(Pipeline):
             stream=workspace.stream,
         )
         best = workspace.fetch(correlation)[0].max(axis=1)
-        clock.mark("similarity")
+        self._clock.mark("similarity")
         rows = np.arange(phrases)
         if classes.gate is not None:
             rows = classes.gate.choose(best, classes.vocabulary)
@@ -172,12 +154,12 @@ class AggregationPipeline(Pipeline):
         else:
             upload = workspace.upload
             parts = [(upload("kept embeds", embeds), upload("kept halves", halves))]
-        shown_logits = workspace.fetch(self._aggregate(encoded, parts, clock, len(shown)))
+        shown_logits = workspace.fetch(self._aggregate(encoded, parts, len(shown)))
         logits = np.full((1, phrases, *shown_logits.shape[2:]), _DROPPED, np.float32)
         logits[:, shown] = shown_logits
         mask_logits = workspace.upload("all logits", logits)
-        if trace is not None:
-            trace.update(encoded, mask_logits=mask_logits)
+        if state.trace is not None:
+            state.trace.update(encoded, mask_logits=mask_logits)
         return ClassLogits(mask_logits=mask_logits)
 
 
@@ -300,40 +282,28 @@ class HeadParts:
         for index, (embeds, halves) in enumerate(parts):
             inputs = {**shared, **_named(sums), "text_embeds": embeds, "class_halves": halves}
             outputs = self.run_stage(0, inputs)
-            tokens.append(self._keep(f"tokens {index}", outputs["tokens"]))
+            tokens.append(self._workspace.keep(f"tokens {index}", outputs["tokens"]))
             sums = self._keep_sums("first", outputs)
         first, sums = sums, self._nothing
         for index, (_, halves) in enumerate(parts):
             inputs = {**shared, **_named(sums), **_named(first, "first_"), "class_halves": halves}
             outputs = self.run_stage(1, {**inputs, "tokens": tokens[index]})
-            tokens[index] = self._keep(f"tokens {index}", outputs["tokens_out"])
+            tokens[index] = self._workspace.keep(f"tokens {index}", outputs["tokens_out"])
             sums = self._keep_sums("second", outputs)
-        return self._logits(parts, tokens, {**shared, **_named(sums)}, num_rows)
-
-    def _logits(
-        self,
-        parts: Sequence[Rows],
-        tokens: Sequence[Array],
-        shared: Mapping[str, Array],
-        num_rows: int,
-    ) -> Array:
-        """Gathered in pinned memory on the way: device arrays have no parts to write to."""
-        workspace, begin = self._workspace, 0
-        all_logits: npt.NDArray[np.float32] | None = None
+        shared |= _named(sums)
+        logits: Any = None
+        begin = 0
         for (_, halves), one in zip(parts, tokens, strict=True):
-            logits = self.run_stage(2, {**shared, "class_halves": halves, "tokens": one})[
-                "mask_logits"
-            ]
-            if all_logits is None:
-                shape = (1, num_rows, *(int(size) for size in logits.shape[2:]))
-                all_logits = workspace.on_host("logits of parts", shape, np.float32)
-            end = min(begin + int(logits.shape[1]), num_rows)
-            out, one_part = all_logits[:, begin:end], workspace.own("logits of a part", logits)
-            is_filled = tuple(one_part.shape) != out.shape
-            workspace.copy_out(reshaped(one_part, out.shape) if is_filled else one_part, out)
-            begin = end
-        assert all_logits is not None, "a vocabulary has classes"
-        return workspace.upload("mask_logits of parts", all_logits)
+            outputs = self.run_stage(2, {**shared, "class_halves": halves, "tokens": one})
+            part = outputs["mask_logits"]
+            count, grid = min(int(part.shape[1]), num_rows - begin), tuple(part.shape[2:])
+            if logits is None:
+                shape = (1, num_rows, *grid)
+                logits = self._workspace.array("mask_logits of parts", shape, np.float32)
+            part = reshaped(self._workspace.own("logits of a part", part), (1, count, *grid))
+            self._workspace.copy_rows(part, logits, begin)
+            begin += count
+        return logits
 
     def run_stage(self, stage: int, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
         """Run one of the graphs on those of the inputs that it takes."""
@@ -343,18 +313,9 @@ class HeadParts:
 
     def _keep_sums(self, name: str, outputs: Mapping[str, Array]) -> tuple[Array, ...]:
         return tuple(
-            self._keep(f"{name} {one}", outputs[f"{one}_out"]) for one in ("products", "totals")
+            self._workspace.keep(f"{name} {one}", outputs[f"{one}_out"])
+            for one in ("products", "totals")
         )
-
-    def _keep(self, name: str, array: Array) -> Array:
-        """A copy: a session's results last until its next run."""
-        workspace = self._workspace
-        buffer: Any = workspace.array(name, tuple(array.shape), np.float32)
-        if workspace.device == "cpu":
-            np.copyto(buffer, np.asarray(array))
-        else:
-            buffer.copy_from(array, stream=workspace.stream)
-        return buffer
 
 
 def _named(sums: Sequence[Array], prefix: str = "") -> dict[str, Array]:

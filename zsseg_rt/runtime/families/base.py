@@ -1,4 +1,4 @@
-"""Families: all that the runtime knows of how an image's features become masks.
+"""Families: all that the runtime knows of how an image's features become masks, and these labels.
 
 A :class:`Family` is made once per engine; a :class:`Pipeline` runs one lane's frames.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeVar
+from functools import cached_property, partial
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +18,12 @@ from zsseg_rt import ops
 from zsseg_rt.backends.base import ANY_PRECISION, Bounds, Session
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.bundles.specs import HeadSpec
-from zsseg_rt.common.arrays import Array, reshaped
+from zsseg_rt.common.arrays import Array, label_dtype, reshaped
 from zsseg_rt.config import EngineConfig
-from zsseg_rt.errors import BundleError
-from zsseg_rt.runtime.clock import StageClock
+from zsseg_rt.errors import ArgumentError, BundleError
+from zsseg_rt.ops import core
 from zsseg_rt.runtime.families.candidates import CandidateGate
+from zsseg_rt.runtime.frames import Nv12Frame
 from zsseg_rt.runtime.workspace import Workspace
 from zsseg_rt.text.vocabulary import PromptSet, Vocabulary
 
@@ -77,6 +79,15 @@ class BoundClasses:
     label_table: Array | None = None
     gate: CandidateGate | None = None  # What leaves classes out of each frame
 
+    @cached_property
+    def layout(self) -> Hashable:
+        """Shapes and dtypes of the arrays on the device, on which captures depend."""
+        arrays = (self.text_embeds, self.seen, self.bias, self.label_table)
+        return tuple(
+            None if a is None or isinstance(a, np.ndarray) else (tuple(a.shape), str(a.dtype))
+            for a in arrays
+        )
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Painting:
@@ -113,31 +124,215 @@ class GoldenRule:
     raw_logits: bool  # Whether ``mask_logits`` precede the activation and the seen bias
 
 
-class Masks(Protocol):
-    """Small masks that a pipeline makes of an image, and that know how to label pixels."""
+@dataclass(frozen=True, kw_only=True)
+class ClassLogits:
+    """A logit for every phrase at every point of a grid."""
 
-    @property
-    def mask_logits(self) -> Array:
-        """float32 [..., gh, gw] on the device, valid until the next frame."""
+    mask_logits: Array  # float32 [1, P, gh, gw] on the device, valid until the next frame
 
     def label(
         self, out_hw: tuple[int, int], classes: BoundClasses, rule: LabelRule, workspace: Workspace
     ) -> PixelLabels:
-        """Enqueue one kernel call that labels every pixel; valid until the next frame."""
+        """Enqueue one kernel call: upsample, activate, take the best phrase, or its class."""
+        shape, table = self.mask_logits.shape, classes.label_table
+        dtype = label_dtype(shape[1]) if table is None else table.dtype
+        painting = rule.painting if table is not None else None  # colours are those of classes
+        label: Callable[..., tuple[Any, ...]] = partial(ops.upsample_argmax, out_hw=out_hw)
+        if painting is not None:
+            label = partial(
+                ops.upsample_argmax_overlay,
+                frame=painting.frame,
+                palette=painting.palette,
+                alpha=painting.alpha,
+                picture=painting.image,
+            )
+        labels, scores, *_ = label(
+            self.mask_logits,
+            activation=rule.head.activation,
+            seen=classes.seen,
+            seen_bias=rule.head.seen_bias if classes.seen is not None else 0.0,
+            unknown_below=rule.threshold,
+            with_scores=rule.with_scores,
+            label_table=table,
+            num_classes=classes.num_phrases,
+            align=rule.head.align,
+            out=_label_memory((1, *out_hw), dtype, rule.with_scores, workspace),
+            stream=workspace.stream,
+        )
+        return PixelLabels(
+            labels=reshaped(labels, out_hw),
+            scores=None if scores is None else reshaped(scores, out_hw),
+            of_classes=table is not None,
+            painted=painting is not None,
+        )
 
     def grid_scores(
         self, rule: LabelRule, workspace: Workspace, num_phrases: int
     ) -> npt.NDArray[np.float32]:
         """Every phrase's activated score without seen bias, float32 [P, gh, gw] on the host."""
+        logits = np.array(workspace.fetch(self.mask_logits)[0, :num_phrases], np.float32)
+        if rule.head.activation == "sigmoid":
+            return _sigmoid(logits)
+        if rule.head.activation == "softmax":
+            shares = np.exp(logits - logits.max(axis=0))
+            logits = shares / shares.sum(axis=0)
+        return logits
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionVotes:
+    """Soft masks that vote for classes."""
+
+    mask_logits: Array  # float32 [Q, h, w] on the device
+    class_scores: Array  # float32 [P, Q] on the device
+    canvas_hw: tuple[int, int]  # Height and width at which masks become soft
+
+    def label(
+        self, out_hw: tuple[int, int], classes: BoundClasses, rule: LabelRule, workspace: Workspace
+    ) -> PixelLabels:
+        """Sum the votes of all masks and take the best phrase."""
+        dtype, scratch = label_dtype(self.class_scores.shape[0]), None
+        if workspace.device != "cpu":
+            size = core.label_regions_device_bytes(*self.class_scores.shape)
+            scratch = workspace.array("label_regions", (size,), np.uint8)
+        labels, scores = ops.label_regions(
+            self.mask_logits,
+            self.class_scores,
+            canvas_hw=self.canvas_hw,
+            out_hw=out_hw,
+            bias=classes.bias,
+            unknown_below=rule.threshold,
+            with_scores=rule.with_scores,
+            out=_label_memory(out_hw, dtype, rule.with_scores, workspace),
+            workspace=scratch,
+            stream=workspace.stream,
+        )
+        return PixelLabels(labels=labels, scores=scores)
+
+    def grid_scores(
+        self, rule: LabelRule, workspace: Workspace, num_phrases: int
+    ) -> npt.NDArray[np.float32]:
+        """The sums of votes."""
+        votes = np.asarray(workspace.fetch(self.class_scores))[:num_phrases]
+        soft = _sigmoid(np.asarray(workspace.fetch(self.mask_logits)))
+        scores: npt.NDArray[np.float32] = np.einsum("pq,qhw->phw", votes, soft, optimize=True)
+        return scores
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentMasks:
+    """An image cut into segments, each with one phrase."""
+
+    # float32 [1, G, gh, gw] on the device: a pixel belongs to the segment whose upsampled value is
+    # largest
+    mask_logits: Array
+    # Returns the best phrase of each segment, int64 [G], and its score in [0, 1], float32 [G],
+    # given the classes; called once the GPU's work has been waited for
+    judge: Callable[[BoundClasses], tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]
+
+    def label(
+        self, out_hw: tuple[int, int], classes: BoundClasses, rule: LabelRule, workspace: Workspace
+    ) -> PixelLabels:
+        """Find each pixel's segment; what it is called is looked up later, on the host."""
+        dtype = label_dtype(self.mask_logits.shape[1])
+        out = _label_memory((1, *out_hw), dtype, False, workspace)
+        segments, _ = ops.upsample_argmax(
+            self.mask_logits, out_hw, out=out, stream=workspace.stream
+        )
+
+        def look_up(host: npt.NDArray[Any], named: BoundClasses) -> Labels:
+            phrases, values = self.judge(named)
+            labels, scores = _tables(phrases, values, len(named.vocabulary.phrases), rule.threshold)
+            return labels[host], scores[host] if rule.with_scores else None
+
+        return PixelLabels(labels=reshaped(segments, out_hw), look_up=look_up)
+
+    def grid_scores(
+        self, rule: LabelRule, workspace: Workspace, num_phrases: int
+    ) -> npt.NDArray[np.float32]:
+        """Refused: segments have one phrase each."""
+        raise ArgumentError(
+            "with_class_scores: expected None for a bundle of family segment_tokens, whose "
+            "segments have one class each, got 'low'."
+        )
+
+
+def _tables(
+    phrases: npt.NDArray[np.int64],
+    values: npt.NDArray[np.float32],
+    num_phrases: int,
+    unknown_below: float | None,
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
+    """The phrase labels [256] and scores float32 [256] of segments; unknown and 0 beyond them."""
+    dtype = label_dtype(num_phrases)
+    unknown, count = np.iinfo(dtype).max, len(phrases)
+    labels, scores = np.full(256, unknown, dtype), np.zeros(256, np.float32)
+    labels[:count], scores[:count] = phrases, values
+    if unknown_below is not None:
+        # the best one never is unknown
+        limit = min(np.float32(unknown_below), np.max(values))
+        labels[:count][values < limit] = unknown
+    return labels, scores
+
+
+def _label_memory(
+    shape: tuple[int, ...], dtype: np.dtype[Any], with_scores: bool, workspace: Workspace
+) -> tuple[Array, Array | None] | None:
+    """The lane's memory for labels and scores; None, so new arrays, on the CPU."""
+    if workspace.device == "cpu":
+        return None
+    scores = workspace.array("scores", shape, np.float32) if with_scores else None
+    return workspace.array(f"labels {dtype}", shape, dtype), scores
+
+
+def _sigmoid(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    shares: npt.NDArray[np.float32] = 0.5 * (np.tanh(0.5 * values) + 1.0)  # never overflows
+    return shares
+
+
+Masks = ClassLogits | RegionVotes | SegmentMasks
+"""Small masks that a pipeline makes of an image; each labels all pixels with one kernel call."""
+
+Frame = Array | Nv12Frame
+"""uint8 [H, W, 3], or the same in two planes."""
+
+
+@dataclass(kw_only=True, eq=False)
+class FrameState:
+    """One frame on its way; what stages add lies on the device and may still be under way."""
+
+    frame: Frame  # As it came, checked
+    classes: BoundClasses  # The classes in the lane's buffers
+    rule: LabelRule  # How scores become labels
+    run: PartRunner = run_plainly  # Records and replays what is enqueued, or runs it plainly
+    turn: Any = None  # The frame's turn with its source's memory, if it has one
+    trace: Trace | None = None  # Receives every intermediate, for self-checks
+    image: Any = None  # The encoder's input [1, 3, h, w], of the dtype that the encoder takes
+    masks: Any = None  # The pipeline's, steadied where a memory is
+    # Masks and classes without those that are left out; None if all are kept
+    labelled: tuple[Masks, BoundClasses] | None = None
+    pixels: Any = None  # Labels and scores of all pixels
+
+    @property
+    def out_hw(self) -> tuple[int, int]:
+        """Height and width of the labels."""
+        return int(self.frame.shape[0]), int(self.frame.shape[1])
+
+    @property
+    def kind(self) -> tuple[Hashable, ...]:
+        """All that the frame's work depends on but the contents of buffers."""
+        rule, painting = self.rule, self.rule.painting
+        drawn = None if painting is None else (painting.alpha, tuple(painting.palette.shape))
+        return self.out_hw, self.classes.layout, rule.threshold, rule.with_scores, drawn
 
 
 class Pipeline(ABC):
     """From an image to masks, in one lane's buffers and sessions."""
 
-    of_cells = False  # Whether masks are what :func:`cell_logits` gives
+    of_cells = False  # Whether masks are what :meth:`_compare` gives
 
     def __init__(self, family: Any, sessions: Mapping[str, Session], workspace: Workspace) -> None:
-        self._head, self._workspace = family.head, workspace
+        self._head, self._workspace, self._clock = family.head, workspace, workspace.clock
         self._image_encoder = sessions["image_encoder"]
         # Whether the last kernel writes to the workspace's flag if masks are finite
         self.checks_masks = self.of_cells and workspace.device != "cpu"
@@ -154,24 +349,39 @@ class Pipeline(ABC):
                 capture; None: one per phrase.
         """
 
-    @abstractmethod
-    def masks(
-        self,
-        image: Array,
-        classes: BoundClasses,
-        clock: StageClock,
-        run: PartRunner,
-        trace: Trace | None = None,
-    ) -> Masks:
-        """Run the graphs and compare their output with the classes.
+    def _encode(self, image: Array) -> Mapping[str, Array]:
+        """Run the image encoder."""
+        encoded = self._image_encoder.run({"image": image}, stream=self._workspace.stream)
+        self._clock.mark("image_encoder")
+        return encoded
 
-        Args:
-            image: [1, 3, h, w], preprocessed, on the device, of the dtype that the encoder takes.
-            classes: What :meth:`adopt` returned.
-            clock: Marked at the end of every stage.
-            run: Runs what is enqueued between two looks of the host; families in one part have no
-                use for it.
-            trace: Receives every intermediate, for self-checks.
+    def _compare(self, patches: Array, texts: Array) -> ClassLogits:
+        """Every phrase's logit for every cell, of patches [1, N, D] and texts [P, D] or [1, P, D].
+
+        On a GPU the kernel also tells the workspace's flag whether all are finite.
+        """
+        workspace, head = self._workspace, self._head
+        shape = (1, texts.shape[-2], patches.shape[1])
+        products = workspace.products()
+        logits = ops.patch_text_similarity(
+            patches,
+            texts,
+            logit_scale=head.logit_scale,
+            normalize=head.normalize,
+            out=workspace.array("mask_logits", shape, np.float32),
+            finite=None if products is None else workspace.flag()[1],
+            workspace=products,
+            stream=workspace.stream,
+        )
+        self._clock.mark("similarity")
+        return ClassLogits(mask_logits=reshaped(logits, (*shape[:2], *head.grid_hw)))
+
+    @abstractmethod
+    def masks(self, state: FrameState) -> Masks:
+        """Run the graphs on a frame's image and compare their output with its classes.
+
+        Every stage ends with a mark of the clock. Families in one part have no use for
+        ``state.run``, which runs what is enqueued between two looks of the host.
 
         Returns:
             Masks that are valid until the next call.
@@ -219,27 +429,6 @@ class Family(ABC):
 def class_axis(head: HeadSpec) -> dict[str, Bounds]:
     """The axis of phrases, which is open in graphs that take them."""
     return {"classes": (1, min(32, head.max_classes), head.max_classes)}
-
-
-def cell_logits(patches: Array, texts: Array, head: HeadSpec, workspace: Workspace) -> Array:
-    """Every phrase's logit for every cell, float32 [B, P, gh, gw] in the lane's buffer.
-
-    Of patches [B, N, D] and texts [P, D] or [B, P, D]. On a GPU the kernel also tells the
-    workspace's flag whether all are finite.
-    """
-    shape = (patches.shape[0], texts.shape[-2], patches.shape[1])
-    products = workspace.products()
-    logits = ops.patch_text_similarity(
-        patches,
-        texts,
-        logit_scale=head.logit_scale,
-        normalize=head.normalize,
-        out=workspace.array("mask_logits", shape, np.float32),
-        finite=None if products is None else workspace.flag()[1],
-        workspace=products,
-        stream=workspace.stream,
-    )
-    return reshaped(logits, (*shape[:2], *head.grid_hw))
 
 
 _SIZES = (8, 16, 32, 64, 128, 254, *(1 << power for power in range(9, 17)))

@@ -6,19 +6,16 @@ encoders; any encoder whose patches live in the text space fits.
 
 from __future__ import annotations
 
-from zsseg_rt.common.arrays import Array, dtype_of
-from zsseg_rt.runtime.clock import StageClock
+from zsseg_rt.common.arrays import dtype_of
 from zsseg_rt.runtime.families.base import (
     BoundClasses,
+    ClassLogits,
     Family,
+    FrameState,
     GoldenRule,
-    PartRunner,
     Pipeline,
-    Trace,
     adopt_rows,
-    cell_logits,
 )
-from zsseg_rt.runtime.families.masks import ClassLogits
 
 
 class DensePipeline(Pipeline):
@@ -32,24 +29,13 @@ class DensePipeline(Pipeline):
         text_dtype = "float16" if patches == "float16" else "float32"
         return adopt_rows(classes, num_rows, self._workspace, text_dtype=text_dtype)
 
-    def masks(
-        self,
-        image: Array,
-        classes: BoundClasses,
-        clock: StageClock,
-        run: PartRunner,
-        trace: Trace | None = None,
-    ) -> ClassLogits:
+    def masks(self, state: FrameState) -> ClassLogits:
         """Run the encoder and compare."""
-        stream = self._workspace.stream
-        encoded = self._image_encoder.run({"image": image}, stream=stream)
-        patch_embeds = encoded["patch_embeds"]
-        clock.mark("image_encoder")
-        mask_logits = cell_logits(patch_embeds, classes.text_embeds, self._head, self._workspace)
-        clock.mark("similarity")
-        if trace is not None:
-            trace.update(encoded, mask_logits=mask_logits)
-        return ClassLogits(mask_logits=mask_logits)
+        encoded = self._encode(state.image)
+        masks = self._compare(encoded["patch_embeds"], state.classes.text_embeds)
+        if state.trace is not None:
+            state.trace.update(encoded, mask_logits=masks.mask_logits)
+        return masks
 
 
 class DenseFamily(Family):

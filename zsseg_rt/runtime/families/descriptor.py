@@ -22,21 +22,18 @@ from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.common.arrays import Array, dtype_of
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import BundleError
-from zsseg_rt.runtime.clock import StageClock
 from zsseg_rt.runtime.families.base import (
     BoundClasses,
+    ClassLogits,
     Family,
+    FrameState,
     GoldenRule,
-    PartRunner,
     Pipeline,
-    Trace,
     adopt_rows,
     bucket_of,
-    cell_logits,
     read_weights,
     repeated_rows,
 )
-from zsseg_rt.runtime.families.masks import ClassLogits
 from zsseg_rt.runtime.workspace import Workspace
 from zsseg_rt.text.vocabulary import Vocabulary
 
@@ -87,31 +84,18 @@ class DescriptorPipeline(Pipeline):
         )
         return replace(adopted, text_queries=text_queries)
 
-    def masks(
-        self,
-        image: Array,
-        classes: BoundClasses,
-        clock: StageClock,
-        run: PartRunner,
-        trace: Trace | None = None,
-    ) -> ClassLogits:
+    def masks(self, state: FrameState) -> ClassLogits:
         """Decode every phrase's query and compare it with the patches."""
-        stream = self._workspace.stream
-        encoded = self._image_encoder.run({"image": image}, stream=stream)
-        patch_embeds = encoded["patch_embeds"]
-        clock.mark("image_encoder")
-        queries = self._queries(encoded["cls_embed"], classes)
-        clock.mark("descriptor")
-        decoded = self._decoder.run(
-            {"queries": queries, "patch_embeds": patch_embeds}, stream=stream
-        )
-        clock.mark("decoder")
-        patch_keys, class_embeds = decoded["patch_keys"], decoded["class_embeds"]
-        mask_logits = cell_logits(patch_keys, class_embeds, self._head, self._workspace)
-        clock.mark("similarity")
-        if trace is not None:
-            trace.update(encoded, **decoded, queries=queries, mask_logits=mask_logits)
-        return ClassLogits(mask_logits=mask_logits)
+        encoded = self._encode(state.image)
+        queries = self._queries(encoded["cls_embed"], state.classes)
+        self._clock.mark("descriptor")
+        feeds = {"queries": queries, "patch_embeds": encoded["patch_embeds"]}
+        decoded = self._decoder.run(feeds, stream=self._workspace.stream)
+        self._clock.mark("decoder")
+        masks = self._compare(decoded["patch_keys"], decoded["class_embeds"])
+        if state.trace is not None:
+            state.trace.update(encoded, **decoded, queries=queries, mask_logits=masks.mask_logits)
+        return masks
 
     def _queries(self, cls_embed: Array, classes: BoundClasses) -> Array:
         rows = (cls_embed.shape[0], classes.text_embeds.shape[0], self._bias.shape[0])

@@ -22,17 +22,15 @@ from zsseg_rt.bundles.specs import PreprocessSpec, RegionEncoderSpec
 from zsseg_rt.common.arrays import Array, reshaped
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import ArgumentError, BackendError
-from zsseg_rt.runtime.clock import StageClock
 from zsseg_rt.runtime.families.base import (
     BoundClasses,
     Family,
+    FrameState,
     GoldenRule,
-    PartRunner,
     Pipeline,
-    Trace,
+    RegionVotes,
     repeated_rows,
 )
-from zsseg_rt.runtime.families.masks import RegionVotes
 from zsseg_rt.runtime.workspace import Workspace
 from zsseg_rt.text.vocabulary import PromptSet, Vocabulary
 
@@ -102,12 +100,11 @@ class _RegionJudge:
 
     def judge(
         self,
-        image: Array,
+        state: FrameState,
         proposal: _Proposal,
         text: FloatArray,
         by_text: FloatArray,
         objectness: FloatArray,
-        run: PartRunner,
     ) -> FloatArray:
         """Class probabilities [P, Q]: the segments' own, ``by_text``, where CLIP is not asked."""
         boxes, no_object = np.asarray(proposal.boxes_on_host), proposal.no_object[0]
@@ -119,19 +116,17 @@ class _RegionJudge:
         indices = np.flatnonzero(asked)
         by_region = by_text.copy()
         if len(indices):
-            planes = reshaped(image, image.shape[1:])
-            embeds = self._embeds(planes, proposal, boxes, indices, run)
+            embeds = self._embeds(state, proposal, boxes, indices)
             logits = np.float32(self._spec.logit_scale) * (text @ embeds.T)
             by_region[:, indices] = class_probabilities(logits, no_object[indices])[0]
         return by_region
 
     def _embeds(
         self,
-        image: Array,
+        state: FrameState,
         proposal: _Proposal,
         boxes: npt.NDArray[np.int32],
         indices: npt.NDArray[np.intp],
-        run: PartRunner,
     ) -> FloatArray:
         """Embeddings of the regions of such indices, float32 [len(indices), D] in host memory."""
         height, width = self._canvas_hw
@@ -143,7 +138,7 @@ class _RegionJudge:
         batches = np.array_split(shown, -(-len(shown) // self._spec.batch)) if len(shown) else []
         if len(blank) and self._blank is None:
             batches = [regions[blank], *batches]
-        rows = self._look(image, proposal, batches, run)
+        rows = self._look(state, proposal, batches)
         if len(blank):
             if self._blank is None:
                 self._blank = rows.pop(0)
@@ -152,14 +147,11 @@ class _RegionJudge:
         return embeds
 
     def _look(
-        self,
-        image: Array,
-        proposal: _Proposal,
-        batches: list[npt.NDArray[np.int32]],
-        run: PartRunner,
+        self, state: FrameState, proposal: _Proposal, batches: list[npt.NDArray[np.int32]]
     ) -> list[FloatArray]:
         """Embeddings of every batch of regions, after one wait."""
         workspace, spec = self._workspace, self._spec
+        image = reshaped(state.image, state.image.shape[1:])
         most = -(-int(proposal.masks.shape[0]) // spec.batch) + 1  # one for the blank
         staged = workspace.on_host("regions", (most, spec.batch), np.int32)
         rows = []
@@ -169,7 +161,7 @@ class _RegionJudge:
             size = len(batch) if workspace.device == "cpu" else spec.batch
             staged[place, :size] = repeated_rows(batch, size)
             regions = workspace.upload("regions", staged[place, :size])
-            embeds = run("regions", partial(self._encode, image, proposal, regions))
+            embeds = state.run("regions", partial(self._encode, image, proposal, regions))
             if len(embeds.shape) != 2 or embeds.shape[0] != size:
                 raise BackendError(
                     f"region_embeds: expected {size} rows, got shape {tuple(embeds.shape)}. Export "
@@ -227,26 +219,19 @@ class ProposalsPipeline(Pipeline):
             bias=None if bias is None else workspace.upload("bias", repeated_rows(bias, rows)),
         )
 
-    def masks(
-        self,
-        image: Array,
-        classes: BoundClasses,
-        clock: StageClock,
-        run: PartRunner,
-        trace: Trace | None = None,
-    ) -> RegionVotes:
+    def masks(self, state: FrameState) -> RegionVotes:
         """Run the networks and fuse their opinions, with a wait before each look of the host."""
-        workspace, num_phrases = self._workspace, len(classes.vocabulary.phrases)
-        rows = int(classes.text_embeds.shape[0])
-        proposal = run(("proposals", rows), lambda: self._propose(image, classes, clock))
+        workspace, classes = self._workspace, state.classes
+        rows, num_phrases = int(classes.text_embeds.shape[0]), len(classes.vocabulary.phrases)
+        proposal = state.run(("proposals", rows), partial(self._propose, state.image, classes))
         workspace.synchronize()
         no_object = proposal.no_object[0]
         by_text, objectness = class_probabilities(proposal.logits[0, :num_phrases], no_object)
         by_region = None
         if self._judge is not None:
             text = classes.vocabulary.prompt_embeds[REGION_PROMPTS]
-            by_region = self._judge.judge(image, proposal, text, by_text, objectness, run)
-            clock.mark("regions")
+            by_region = self._judge.judge(state, proposal, text, by_text, objectness)
+            self._clock.mark("regions")
         scores = fuse(by_text, by_region, self._fusion, classes.seen)
         if not np.isfinite(scores).all():
             raise BackendError(
@@ -254,19 +239,17 @@ class ProposalsPipeline(Pipeline):
                 f"{self._image_encoder.precision}. Use precision='float32' and run "
                 "self_check()."
             )
-        if trace is not None:
-            trace.update(proposal.encoded, class_scores=workspace.place(scores))
+        if state.trace is not None:
+            state.trace.update(proposal.encoded, class_scores=workspace.place(scores))
         return RegionVotes(
             mask_logits=proposal.masks,
             class_scores=self._upload_scores(scores, rows),
             canvas_hw=self._canvas_hw,
         )
 
-    def _propose(self, image: Array, classes: BoundClasses, clock: StageClock) -> _Proposal:
+    def _propose(self, image: Array, classes: BoundClasses) -> _Proposal:
         """Enqueue all that comes before the host's first look."""
-        workspace = self._workspace
-        encoded = self._image_encoder.run({"image": image}, stream=workspace.stream)
-        clock.mark("image_encoder")
+        workspace, encoded = self._workspace, self._encode(image)
         masks, embeds = encoded["region_masks"], encoded["segment_embeds"]
         masks = reshaped(workspace.own("region_masks", masks), tuple(masks.shape[1:]))
         shape = (1, int(classes.text_embeds.shape[0]), embeds.shape[1])
@@ -278,7 +261,7 @@ class ProposalsPipeline(Pipeline):
             out=workspace.array("logits", shape, np.float32),
             stream=workspace.stream,
         )
-        clock.mark("similarity")
+        self._clock.mark("similarity")
         no_object = workspace.own("no_object", encoded["no_object"])
         boxes = None if self._judge is None else self._judge.boxes(masks)
         return _Proposal(

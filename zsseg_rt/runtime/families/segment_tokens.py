@@ -6,7 +6,7 @@ Distillation Only" (ZeroSeg), ICCV 2023, which labels segments as Xu et al., "Gr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -16,19 +16,16 @@ import numpy.typing as npt
 from zsseg_rt.backends.base import Session
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.bundles.specs import HeadSpec, SegmentSpec
-from zsseg_rt.common.arrays import Array
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import BackendError
-from zsseg_rt.runtime.clock import StageClock
 from zsseg_rt.runtime.families.base import (
     BoundClasses,
     Family,
+    FrameState,
     GoldenRule,
-    PartRunner,
     Pipeline,
-    Trace,
+    SegmentMasks,
 )
-from zsseg_rt.runtime.families.masks import SegmentMasks
 from zsseg_rt.runtime.workspace import Workspace
 from zsseg_rt.text.vocabulary import Vocabulary
 
@@ -49,31 +46,18 @@ class SegmentTokensPipeline(Pipeline):
         """Keep the text embeddings on the host: a handful of rows is compared with them there."""
         return classes
 
-    def masks(
-        self,
-        image: Array,
-        classes: BoundClasses,
-        clock: StageClock,
-        run: PartRunner,
-        trace: Trace | None = None,
-    ) -> SegmentMasks:
-        """Run the encoder; on a GPU, segments are compared with phrases when its work is over."""
-        workspace = self._workspace
-        encoded = self._image_encoder.run({"image": image}, stream=workspace.stream)
-        clock.mark("image_encoder")
+    def masks(self, state: FrameState) -> SegmentMasks:
+        """Run the encoder; segments are compared with phrases when all the GPU's work is over."""
+        workspace, encoded = self._workspace, self._encode(state.image)
         segment_embeds, image_embed = (
             workspace.read_back(name, workspace.own(name, encoded[name]))
             for name in ("segment_embeds", "image_embed")
         )
-        judge: Callable[[BoundClasses], _Judged]
-        judge = partial(self._judge, segment_embeds, image_embed)
-        if workspace.device == "cpu":
-            judged = judge(classes)
-            judge = partial(lambda _: judged)
-        clock.mark("similarity")
+        self._clock.mark("similarity")
         group_map = encoded["group_map"]
-        if trace is not None:
-            trace.update(encoded, mask_logits=group_map)
+        if state.trace is not None:
+            state.trace.update(encoded, mask_logits=group_map)
+        judge = partial(self._judge, segment_embeds, image_embed)
         return SegmentMasks(mask_logits=group_map, judge=judge)
 
     def _judge(self, segment_embeds: _Rows, image_embed: _Rows, classes: BoundClasses) -> _Judged:
