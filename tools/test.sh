@@ -233,7 +233,7 @@ types() { # without torch: all but the rooms that import it
     awk '/^\[/ {taken = /tool\.mypy/} taken' pyproject.toml >"$config"
     cat >>"$config" <<'TOML'
 [[tool.mypy.overrides]]
-module = ["zsseg_rt.export.*", "zsseg_rt.models.*", "zsseg_rt.torch_files.*", "zsseg_rt.training.*", "zsseg_rt.backends._torch.*", "zsseg_rt.backends._torch_program.*", "zsseg_rt.backends._torch_settings.*"]
+module = ["zsseg_rt.export.*", "zsseg_rt.models.*", "zsseg_rt.torch_files.*", "zsseg_rt.training.*", "zsseg_rt.backends._torch.*", "zsseg_rt.backends._torch_program.*"]
 ignore_errors = true
 TOML
   fi

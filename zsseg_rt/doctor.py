@@ -13,7 +13,6 @@ from pathlib import Path
 
 import zsseg_rt
 from zsseg_rt.backends._tensorrt_api import load_tensorrt, wanted_flavours
-from zsseg_rt.backends._torch_settings import first_kind
 from zsseg_rt.backends.base import ANY_PRECISION
 from zsseg_rt.backends.registry import requested
 from zsseg_rt.common.extras import install_command, remedy, why_not
@@ -223,7 +222,6 @@ def _environment() -> Finding:
     checks: list[Callable[[], object]] = [
         lambda: requested(EngineConfig()),
         wanted_flavours,
-        first_kind,
         rtsp_settings,
     ]
     problems = []
@@ -234,7 +232,6 @@ def _environment() -> Finding:
             problems.append(str(exc))
     names = (
         *("ZSSEG_DEVICE", "ZSSEG_BACKEND", "ZSSEG_TENSORRT"),
-        "ZSSEG_TORCH_ATTENTION",
         *("ZSSEG_RTSP_LIBRARY", "ZSSEG_RTSP_PROTOCOLS", "ZSSEG_RTSP_LATENCY_MS"),
     )
     settings = [f"{name}={os.environ[name]}" for name in names if os.environ.get(name)]

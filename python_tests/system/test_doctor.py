@@ -18,14 +18,10 @@ def finding(topic):
 
 
 @pytest.mark.parametrize(
-    "variable",
-    [
-        f"ZSSEG_{name}"
-        for name in ["DEVICE", "BACKEND", "TENSORRT", "TORCH_ATTENTION", "RTSP_LIBRARY"]
-    ],
+    "variable", [f"ZSSEG_{name}" for name in ["DEVICE", "BACKEND", "TENSORRT", "RTSP_LIBRARY"]]
 )
 def test_a_wrong_variable_is_a_finding(monkeypatch, variable):
-    other = "TORCH_ATTENTION" if variable == "ZSSEG_TENSORRT" else "TENSORRT"
+    other = "RTSP_LIBRARY" if variable == "ZSSEG_TENSORRT" else "TENSORRT"
     wrong = (variable, f"ZSSEG_{other}")  # all are named at once
     for name in wrong:
         monkeypatch.setenv(name, "abacus")
@@ -119,13 +115,7 @@ def test_a_jetson_s_elements_are_looked_for(tmp_path):
 def test_variables_that_are_set_are_shown_and_empty_ones_count_as_unset(monkeypatch):
     monkeypatch.setenv("ZSSEG_DEVICE", "cpu")
     monkeypatch.setenv("ZSSEG_BACKEND", "")
-    for name in (
-        "TENSORRT",
-        "TORCH_ATTENTION",
-        "RTSP_LIBRARY",
-        "RTSP_PROTOCOLS",
-        "RTSP_LATENCY_MS",
-    ):
+    for name in ("TENSORRT", "RTSP_LIBRARY", "RTSP_PROTOCOLS", "RTSP_LATENCY_MS"):
         monkeypatch.delenv(f"ZSSEG_{name}", raising=False)
     found = finding("environment")
     assert (found.status, found.detail) == ("ok", "ZSSEG_DEVICE=cpu")

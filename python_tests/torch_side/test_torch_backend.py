@@ -20,12 +20,15 @@ from support.fake_gpu import FakeRun  # noqa: E402
 from support.graphs import write_graph  # noqa: E402
 from zsseg_rt import ops  # noqa: E402
 from zsseg_rt.backends import _torch  # noqa: E402
-from zsseg_rt.backends import _torch_settings as attention  # noqa: E402
 from zsseg_rt.backends._torch import BACKEND, TorchRecorder  # noqa: E402
-from zsseg_rt.backends._torch_program import Program  # noqa: E402
+from zsseg_rt.backends._torch_program import (  # noqa: E402
+    Program,
+    exact_float32,
+    no_cudnn_attention,
+)
 from zsseg_rt.backends.base import BackendOptions  # noqa: E402
 from zsseg_rt.backends.recording import RecordingSession  # noqa: E402
-from zsseg_rt.errors import BackendError, ConfigError  # noqa: E402
+from zsseg_rt.errors import BackendError  # noqa: E402
 from zsseg_rt.networks.layers import Block, residual_block  # noqa: E402
 from zsseg_rt.onnx.arrays import Arrays  # noqa: E402
 from zsseg_rt.onnx.graph import Graph  # noqa: E402
@@ -150,7 +153,7 @@ def test_an_operator_that_torch_does_not_run_is_refused():
 
 def test_on_the_cpu_graphs_stay_as_they_are_written():
     graph = BACKEND.load(GRAPH, device="cpu", precision="auto", options=BackendOptions())
-    assert graph.report == {}
+    assert graph.report == {"fused_attention": 0}
 
 
 def test_on_a_gpu_the_graphs_report_counts_what_was_fused(tmp_path, monkeypatch):
@@ -279,134 +282,31 @@ def test_results_are_used_on_their_own_stream_at_once():
     assert flag.numpy(stream.handle)[0] == 1
 
 
-# --- which attention runs: pinned for the whole process -------------------------------------------
-
-
-def enabled():
-    return {
-        "flash": cuda.flash_sdp_enabled(),
-        "efficient": cuda.mem_efficient_sdp_enabled(),
-        "cudnn": cuda.cudnn_sdp_enabled(),
-    }
-
-
-@pytest.mark.parametrize(
-    ("setting", "order"),
-    [
-        (None, ("flash", "efficient")),
-        ("efficient", ("efficient", "flash")),
-        ("cudnn", ("cudnn", "flash", "efficient")),
-    ],
-)
-def test_what_is_pinned_is_what_is_wanted(monkeypatch, setting, order):
-    monkeypatch.delenv("ZSSEG_TORCH_ATTENTION", raising=False)
-    if setting is not None:
-        monkeypatch.setenv("ZSSEG_TORCH_ATTENTION", setting)
-    before, priority = enabled(), torch._C._get_sdp_priority_order()
-    members = torch.nn.attention.SDPBackend.__members__
-    with attention.pinned_attention():
-        assert enabled() == {kind: kind in order for kind in attention.KINDS}
-        names = [f"{kind.upper()}_ATTENTION" for kind in order]
-        first = torch._C._get_sdp_priority_order()[: len(order)]
-        assert first == [int(members[name]) for name in names]
-    assert (enabled(), torch._C._get_sdp_priority_order()) == (before, priority)
-
-
-@pytest.mark.parametrize(("setting", "kinds"), [("flash", 2), ("efficient", 1), ("cudnn", 1)])
-def test_a_torch_without_an_order_is_told_what_may_run(monkeypatch, setting, kinds):
-    monkeypatch.setenv("ZSSEG_TORCH_ATTENTION", setting)
-    full = torch.nn.attention.sdpa_kernel
-    monkeypatch.setattr(torch.nn.attention, "sdpa_kernel", lambda backends: full(backends))
-    before = enabled()
-    with attention.pinned_attention():
-        allowed = [kind for kind, may_run in enabled().items() if may_run]
-    assert setting in allowed
-    assert len(allowed) == len(attention.wanted()) == kinds
-    assert enabled() == before
-
-
-def test_threads_share_the_pin_until_the_last_one_leaves():
-    before, entered, leave = enabled(), threading.Event(), threading.Event()
-
-    def other():
-        with attention.pinned_attention():
-            entered.set()
-            leave.wait(10)
-
-    thread = threading.Thread(target=other)
-    with attention.pinned_attention():
-        inside = enabled()
-        thread.start()
-        assert entered.wait(10)
-    assert enabled() == inside
-    leave.set()
-    thread.join()
-    assert enabled() == before
-
-
-@pytest.mark.parametrize(
-    ("able", "taken"),
-    [
-        ({"flash", "efficient"}, "flash"),
-        ({"efficient"}, "efficient"),
-        ({"cudnn"}, "unfused"),  # it was not asked for
-        (set(), "unfused"),
-    ],
-)
-def test_the_first_kind_that_can_run_is_taken(monkeypatch, able, taken):
-    rows = torch.zeros(1, 2, 3, 64, dtype=torch.float16)
-    for kind in attention.KINDS:
-        answer = kind in able
-        monkeypatch.setattr(cuda, f"can_use_{kind}_attention", lambda given, a=answer: a)
-    assert attention.kind_taken(rows, rows, rows, None) == taken
-
-
-def test_another_kind_is_refused(monkeypatch):
-    monkeypatch.setenv("ZSSEG_TORCH_ATTENTION", "math")
-    with refused(ConfigError, "ZSSEG_TORCH_ATTENTION"):
-        attention.wanted()
-
-
-# --- no TF32 while a float32 graph runs, whatever the program set ---------------------------------
+# --- settings of the process while a graph runs on a GPU ---
 
 
 HAS_NEWER = hasattr(cuda.matmul, "fp32_precision")
 
 
-def tf32_settings():
-    """All that torch has about it; "mixed" where it refuses to say."""
-    asked = [
-        lambda: cuda.matmul.allow_tf32,
-        lambda: cudnn.allow_tf32,
-        torch.get_float32_matmul_precision,
-    ]
+def computes_in_tf32():
     if HAS_NEWER:
-        places = (cuda.matmul, cudnn.conv, cudnn.rnn, cudnn, torch.backends)
-        places = (*places, torch.backends.mkldnn.matmul)
-        asked += [lambda place=place: place.fp32_precision for place in places]
-    found = []
-    for ask in asked:
-        try:
-            found.append(ask())
-        except RuntimeError:
-            found.append("mixed")
-    return found
+        places = {"products": cuda.matmul, "convolutions": cudnn.conv}
+        return {name: place.fp32_precision == "tf32" for name, place in places.items()}
+    return {"products": cuda.matmul.allow_tf32, "convolutions": cudnn.allow_tf32}
 
 
 @pytest.fixture
 def tf32_as_before():
-    before = tf32_settings()
+    before = computes_in_tf32()
     yield
     if HAS_NEWER:
-        torch.backends.fp32_precision = "none"
-        cudnn.fp32_precision = "none"
+        torch.backends.fp32_precision = cudnn.fp32_precision = "none"
     torch.set_float32_matmul_precision("highest")
     cuda.matmul.allow_tf32, cudnn.allow_tf32 = False, True
     if HAS_NEWER:
-        cuda.matmul.fp32_precision, cudnn.conv.fp32_precision = "none", "tf32"
-        cudnn.rnn.fp32_precision = "tf32"
-        torch.backends.mkldnn.matmul.fp32_precision = "none"
-    assert tf32_settings() == before
+        cuda.matmul.fp32_precision = "none"
+        cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = "tf32"
+    assert computes_in_tf32() == before
 
 
 def set_tf32(setting):
@@ -422,57 +322,54 @@ def set_tf32(setting):
     setattr(place, last, value if last == "fp32_precision" else value == "True")
 
 
+TF32 = [
+    (),
+    ("cuda.matmul.allow_tf32 = True",),
+    ("cudnn.allow_tf32 = False",),
+    ("matmul precision = high",),
+    ("fp32_precision = tf32",),
+    ("cuda.matmul.fp32_precision = tf32",),
+    ("cudnn.fp32_precision = tf32", "cuda.matmul.allow_tf32 = True"),
+    ("fp32_precision = tf32", "cuda.matmul.allow_tf32 = False"),
+]
+
+
 @pytest.mark.usefixtures("tf32_as_before")
-@pytest.mark.parametrize(
-    "settings",
-    [
-        (),
-        ("cuda.matmul.allow_tf32 = True",),
-        ("cudnn.allow_tf32 = False",),
-        ("matmul precision = high",),
-        ("matmul precision = medium",),
-        ("fp32_precision = tf32",),
-        ("cuda.matmul.fp32_precision = tf32",),
-        ("cudnn.fp32_precision = tf32", "cuda.matmul.allow_tf32 = True"),
-        ("fp32_precision = tf32", "cuda.matmul.allow_tf32 = False"),
-        ("cudnn.conv.fp32_precision = none",),
-    ],
-)
-def test_tf32_settings_come_back_and_nothing_contradicts_inside(settings):
+@pytest.mark.parametrize("settings", TF32)
+def test_tf32_is_off_inside_and_as_before_behind(settings):
     if not HAS_NEWER and any("fp32_precision" in setting for setting in settings):
         pytest.skip("needs torch 2.9's settings")
     for setting in settings:
         set_tf32(setting)
-    before = tf32_settings()
-    with attention.exact_float32():
-        assert cuda.matmul.allow_tf32 is False
-        assert cudnn.allow_tf32 is False
-        if HAS_NEWER:
-            assert cuda.matmul.fp32_precision == "ieee"
-            assert cudnn.conv.fp32_precision == "ieee"
-    assert tf32_settings() == before
+    before = computes_in_tf32()
+    with exact_float32():
+        assert computes_in_tf32() == {"products": False, "convolutions": False}
+    assert computes_in_tf32() == before
 
 
 @pytest.mark.usefixtures("tf32_as_before")
-def test_the_last_of_several_threads_gives_tf32_back():
+@pytest.mark.parametrize("setting", [exact_float32, no_cudnn_attention], ids=["tf32", "cudnn"])
+def test_the_last_of_several_threads_gives_a_setting_back(setting):
     cuda.matmul.allow_tf32 = True
+    ask = cuda.cudnn_sdp_enabled
+    if setting is exact_float32:
+        ask = lambda: cuda.matmul.allow_tf32  # noqa: E731
     second_is_in, first_is_out = threading.Event(), threading.Event()
-    seen = []
+    seen = [ask()]
 
     def second():
-        with attention.exact_float32():
+        with setting():
             second_is_in.set()
             first_is_out.wait(10)
-            seen.append(cuda.matmul.allow_tf32)
+            seen.append(ask())
 
     other = threading.Thread(target=second)
-    with attention.exact_float32():
+    with setting():
         other.start()
         assert second_is_in.wait(10)
     first_is_out.set()
     other.join(10)
-    assert seen == [False]
-    assert cuda.matmul.allow_tf32 is True
+    assert [*seen, ask()] == [True, False, True]
 
 
 # --- what a capture of torch's launches needs, with a torch whose CUDA is made up -----------------

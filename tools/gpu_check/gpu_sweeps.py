@@ -1,4 +1,4 @@
-"""Settings against each other, one at a time: waits, times, captures, lanes, attention, tiles.
+"""Settings against each other, one at a time: waits, times, captures, lanes, tiles.
 
 Each row is kept as soon as it is measured. The engine's rows are of one 512x512 frame of 20
 classes; kernels' rows cross the sizes at which they change their tiles, with and without shared
@@ -14,7 +14,6 @@ import math
 import os
 import sys
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,6 @@ from zsseg_rt.profiling.turns import take_turns_locally
 from zsseg_rt.profiling.worker import Stopwatch
 
 CLASSES = 20
-ATTENTION, ATTENTIONS = "ZSSEG_TORCH_ATTENTION", ("flash", "efficient", "cudnn")
 SETTINGS: dict[str, dict[str, Any]] = {
     "as is": {},
     "wait=spin": {"wait": "spin"},
@@ -79,9 +77,6 @@ def planned(args: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Mappin
         for name, settings in SETTINGS.items():
             yield name, lambda settings=settings: engine_row(args, settings)
         yield "two lanes in two threads", lambda: lanes_row(args)
-        if args.backend == "torch":
-            for kind in ATTENTIONS:
-                yield f"attention={kind}", lambda kind=kind: attention_row(args, kind)
     bench = CudaBench(1) if args.device.startswith("cuda") else CpuBench(1)
     for classes in TILE_CLASSES[:1] if args.quick else TILE_CLASSES:
         for shared in (True, False):
@@ -124,29 +119,7 @@ def engine_row(args: argparse.Namespace, settings: Mapping[str, Any]) -> dict[st
             plan=PLAN,
             max_seconds=3.0,
         )
-        row = summarise(taken.warm("frame")) | {"precision": engine.precision}
-        return row | attentions_taken(engine)
-
-
-def attentions_taken(engine: Engine) -> dict[str, int]:
-    """Backend torch's attentions by kernel, such as ``attention_flash``."""
-    taken: Counter[str] = Counter()
-    for graph in engine._graphs.values():
-        report = getattr(graph, "report", {})
-        taken.update({name: n for name, n in report.items() if name.startswith("attention_")})
-    return dict(taken)
-
-
-def attention_row(args: argparse.Namespace, kind: str) -> dict[str, Any]:
-    """With one kind of torch's attention tried first; the row says which ran."""
-    before = os.environ.get(ATTENTION)
-    os.environ[ATTENTION] = kind
-    try:
-        return engine_row(args, {})
-    finally:
-        os.environ.pop(ATTENTION)
-        if before is not None:
-            os.environ[ATTENTION] = before
+        return summarise(taken.warm("frame")) | {"precision": engine.precision}
 
 
 def lanes_row(args: argparse.Namespace) -> dict[str, Any]:

@@ -12,13 +12,10 @@ import itertools
 import math
 import threading
 import time
-from collections import Counter
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from zsseg_rt.backends import _torch_settings as settings
 from zsseg_rt.backends.base import (
     BackendOptions,
     Bounds,
@@ -39,7 +36,6 @@ from zsseg_rt.common.arrays import Array, TensorSpec, gpu_index, typestr_of, wid
 from zsseg_rt.common.extras import install_command, package_of, unavailable
 from zsseg_rt.errors import BackendError, DeviceError, DTypeError, PrecisionNotApplied, ShapeError
 from zsseg_rt.onnx.check import GraphHeader, checked_flow, header_of
-from zsseg_rt.onnx.network import Node
 from zsseg_rt.ops import core
 
 if TYPE_CHECKING:
@@ -78,11 +74,11 @@ class TorchBackend:
         applied = _choose_precision(precision, program.precision)
         lowered = applied if applied != program.precision else None
         with torch.inference_mode():
-            report = {} if device == "cpu" else {"fused_attention": program.fuse_attention()}
+            fused = 0 if device == "cpu" else program.fuse_attention()
             program.place(target, getattr(torch, lowered) if lowered else None)
         if options.num_threads and device == "cpu":
             torch.set_num_threads(options.num_threads)
-        return _TorchGraph(program, header, device, applied, options.dynamic_axes, report)
+        return _TorchGraph(program, header, device, applied, options.dynamic_axes, fused)
 
 
 class _TorchGraph:
@@ -95,21 +91,15 @@ class _TorchGraph:
         device: str,
         precision: str,
         ranges: Mapping[str, Bounds] | None,
-        report: Mapping[str, int],
+        fused_attention: int,
     ) -> None:
         self._program: Program | None = program
-        self._fused = dict(report)
+        self.report = {"fused_attention": fused_attention}
         self.inputs, self.outputs = header.inputs, header.outputs
         if device == "cpu":
             self.inputs, self.outputs = widened(header.inputs), widened(header.outputs)
         self.device, self.precision, self.ranges = device, precision, ranges
         self.token_rows = header.token_rows
-
-    @property
-    def report(self) -> Mapping[str, int]:
-        """The fused operators by kind; after a run on a GPU also its attentions, by kernel."""
-        kinds = Counter(f"attention_{kind}" for kind in opened("graph", self._program).kernels())
-        return MappingProxyType(self._fused | kinds)
 
     def session(self) -> Session:
         return _TorchSession(self, opened("graph", self._program))
@@ -173,7 +163,7 @@ class _TorchSession(GraphSession):
                 for place, (begin, end) in enumerate(itertools.pairwise(marks)):
                     totals[place] += begin.elapsed_time(end) if on_gpu else (end - begin) * 1e3
         return tuple(
-            NodeTime(name=node.name, type=_type_of(node), ms=total / runs)
+            NodeTime(name=node.name, type=node.kind, ms=total / runs)
             for node, total in zip(program.nodes, totals, strict=True)
         )
 
@@ -196,18 +186,13 @@ class _TorchSession(GraphSession):
         if self.device == "cpu":
             yield
             return
+        from zsseg_rt.backends._torch_program import exact_float32, no_cudnn_attention
+
         own: Any = torch.cuda.default_stream(self.device)
         if stream:
             own = torch.cuda.ExternalStream(stream, self.device)  # type: ignore[no-untyped-call]
-        exact = (
-            settings.exact_float32() if self.precision == "float32" else contextlib.nullcontext()
-        )
-        with (
-            torch.cuda.device(self.device),
-            torch.cuda.stream(own),
-            exact,
-            settings.pinned_attention(),
-        ):
+        exact = exact_float32() if self.precision == "float32" else contextlib.nullcontext()
+        with torch.cuda.device(self.device), torch.cuda.stream(own), exact, no_cudnn_attention():
             yield
 
     def _read(self, spec: TensorSpec, array: Array, stream: int) -> Tensor:
@@ -263,12 +248,6 @@ class TorchRecorder:
     def close(self) -> None:
         self._is_closed = True
         self._pool = None
-
-
-def _type_of(node: Node) -> str:
-    """The operator; of an attention that has run on a GPU, also torch's kernel."""
-    kernel = node.attributes.get("kernel")
-    return node.kind if kernel is None else f"{node.kind} ({kernel})"
 
 
 class DeviceResult:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from zsseg_rt.backends import _torch_settings as settings
 from zsseg_rt.errors import BackendError
 from zsseg_rt.onnx.arrays import compute
 from zsseg_rt.onnx.network import Network, Node, Weight
@@ -129,10 +130,6 @@ class Program:
             for name, dtype in self._outputs.items()
         }
 
-    def kernels(self) -> list[str]:
-        """The kernels of attentions on a GPU, after a run."""
-        return [node.attributes["kernel"] for node in self.nodes if "kernel" in node.attributes]
-
     def _compute(
         self, node: Node, names: Sequence[str], values: Mapping[str, Any]
     ) -> tuple[Any, ...]:
@@ -143,7 +140,7 @@ class Program:
         ]
         try:
             if node.kind == _FUSED:
-                return (_attention(node, *inputs),)
+                return (_attention(*inputs),)
             result = compute(node.kind, inputs, node.attributes, self._xp)
         except _FAILS as exc:
             raise BackendError(f"{node.kind} {node.name!r} failed: {exc}") from exc
@@ -233,16 +230,12 @@ def _find_attention(
 _PRODUCTS = ("MatMul", "Cast")
 
 
-def _attention(
-    node: Node, q: Tensor, turned: Tensor, v: Tensor, mask: Tensor | None = None
-) -> Tensor:
-    k, attributes = turned.transpose(-1, -2), node.attributes
+def _attention(q: Tensor, turned: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    k = turned.transpose(-1, -2)
     is_one = q.ndim == k.ndim == v.ndim == 3
     if is_one:  # torch has fused kernels for [B, H, N, D] alone
         q, k, v = (x.unsqueeze(0) for x in (q, k, v))
     mask = mask if mask is None else mask.to(q.dtype)
-    if q.is_cuda and "kernel" not in attributes:  # the same in every run
-        attributes["kernel"] = settings.kind_taken(q, k, v, mask)  # type: ignore[index]
     attended = F.scaled_dot_product_attention(q, k, v, mask, scale=1.0)
     return attended.squeeze(0) if is_one else attended
 
@@ -251,3 +244,68 @@ def _aligned(mask: Tensor) -> Tensor:
     """A mask [..., N, M] whose rows begin at multiples of 8, as fused kernels on GPUs want them."""
     columns = mask.shape[-1]
     return F.pad(mask, (0, -columns % 8))[..., :columns]
+
+
+# --- settings of torch for the whole process ---
+
+
+class SharedSetting:
+    """A setting that several threads share: the first one makes it, the last undoes it."""
+
+    def __init__(self, make: Callable[[], Callable[[], None]]) -> None:
+        self._make, self._lock = make, threading.Lock()
+        self._inside = 0
+        self._undo: Callable[[], None] = lambda: None
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self._lock:
+            if self._inside == 0:
+                self._undo = self._make()
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if self._inside == 0:
+                    self._undo()
+
+
+def _leave_cudnn_out() -> Callable[[], None]:
+    cuda, before = torch.backends.cuda, torch.backends.cuda.cudnn_sdp_enabled()
+    cuda.enable_cudnn_sdp(False)
+    return lambda: cuda.enable_cudnn_sdp(before)
+
+
+no_cudnn_attention = SharedSetting(_leave_cudnn_out)
+"""Inside the block, torch takes another attention than cuDNN's, which plans for each new shape."""
+
+
+def _switch_off_tf32() -> Callable[[], None]:
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    # torch 2.9 and newer keep an older and a newer setting of one thing, and refuse to compute
+    # where the two contradict each other: both are set.
+    places: list[tuple[Any, str, Any]] = [(matmul, "allow_tf32", False)]
+    places.append((cudnn, "allow_tf32", False))
+    if hasattr(matmul, "fp32_precision"):
+        places += [(each, "fp32_precision", "ieee") for each in (matmul, cudnn.conv, cudnn.rnn)]
+    before = [(place, name, _value(place, name)) for place, name, _ in places]
+
+    def set_all(values: Sequence[tuple[Any, str, Any]]) -> None:
+        for place, name, value in values:
+            setattr(place, name, value)
+
+    set_all(places)
+    return lambda: set_all(before)
+
+
+def _value(place: Any, name: str) -> Any:
+    try:
+        return getattr(place, name)
+    except RuntimeError:  # the two contradict each other already
+        return True
+
+
+exact_float32 = SharedSetting(_switch_off_tf32)
+"""Inside the block, TF32 is off in matrix products and convolutions."""
