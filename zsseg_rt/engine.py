@@ -17,7 +17,7 @@ import numpy.typing as npt
 from zsseg_rt import ops
 from zsseg_rt.backends import registry
 from zsseg_rt.backends.base import BackendOptions, NodeTime
-from zsseg_rt.backends.loading import load_graphs, load_text_encoder, precision_of, usable_cache
+from zsseg_rt.backends.registry import load_graphs, load_text_encoder, precision_of, usable_cache
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.bundles.specs import HeadSpec
 from zsseg_rt.common.arrays import Array

@@ -21,8 +21,7 @@ from support.half_bundles import FAMILIES, NAMES, half_and_wide  # noqa: E402
 from support.host_backend import host_backend  # noqa: E402
 from zsseg_rt import Bundle, Engine, EngineConfig  # noqa: E402
 from zsseg_rt.backends.base import BackendOptions  # noqa: E402
-from zsseg_rt.backends.loading import check_connections  # noqa: E402
-from zsseg_rt.backends.registry import get_backend  # noqa: E402
+from zsseg_rt.backends.registry import check_connections, get_backend  # noqa: E402
 from zsseg_rt.bundles import specs as bundle_specs  # noqa: E402
 from zsseg_rt.common.arrays import TensorSpec  # noqa: E402
 from zsseg_rt.errors import BundleError  # noqa: E402

@@ -12,8 +12,7 @@ from support.errors import refused
 from support.fake_tensorrt import FakeNative, FakeTensorRT, GpuArray, install, write_graph
 from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.backends._openvino import PastRuns, node_times
-from zsseg_rt.backends.base import OUTSIDE_NODES, BackendOptions, NodeTime
-from zsseg_rt.backends.recording import RecordingSession
+from zsseg_rt.backends.base import OUTSIDE_NODES, BackendOptions, NodeTime, RecordingSession
 from zsseg_rt.backends.registry import get_backend
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.demo import demo_bundle

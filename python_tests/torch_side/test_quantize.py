@@ -445,7 +445,7 @@ def test_plans_of_other_families_hold_them_too(photos, tmp_path, family, graphs)
 @pytest.mark.usefixtures("rtx")
 def test_fewer_layers_in_a_plan_than_promised_are_refused(made_in, monkeypatch):
     out = made_in("fp8")[0].path
-    monkeypatch.setattr("zsseg_rt.backends._tensorrt_build.COMPUTE_LAYERS", ("CONVOLUTION",))
+    monkeypatch.setattr("zsseg_rt.backends._tensorrt.COMPUTE_LAYERS", ("CONVOLUTION",))
     with refused(PrecisionNotApplied, "precision", "8", "0"):
         build_plan(out / "decoder.fp8.onnx", "fp8", "8.9")
 

@@ -26,8 +26,7 @@ from zsseg_rt.backends._torch_program import (  # noqa: E402
     exact_float32,
     no_cudnn_attention,
 )
-from zsseg_rt.backends.base import BackendOptions  # noqa: E402
-from zsseg_rt.backends.recording import RecordingSession  # noqa: E402
+from zsseg_rt.backends.base import BackendOptions, RecordingSession  # noqa: E402
 from zsseg_rt.errors import BackendError  # noqa: E402
 from zsseg_rt.networks.layers import Block, residual_block  # noqa: E402
 from zsseg_rt.onnx.arrays import Arrays  # noqa: E402

@@ -25,7 +25,6 @@ from zsseg_rt.backends.base import (
     Bounds,
     Choice,
     CompiledGraph,
-    GraphSession,
     NodeTime,
     Session,
     check_host_feed,
@@ -358,7 +357,7 @@ class OpenVinoBackend:
         return _OpenVinoGraph(compiled, header, applied, options.dynamic_axes)
 
 
-class _OpenVinoGraph:
+class _OpenVinoGraph(CompiledGraph):
     """A compiled model; OpenVINO serves as many of its requests at once as it has streams."""
 
     device = "cpu"
@@ -388,7 +387,7 @@ class _OpenVinoGraph:
         return opened("graph", self._compiled)
 
 
-class _OpenVinoSession(GraphSession):
+class _OpenVinoSession(Session):
     """One infer request."""
 
     def __init__(self, graph: _OpenVinoGraph, request: Any) -> None:
@@ -431,12 +430,6 @@ class _OpenVinoSession(GraphSession):
         self.run(feeds)  # what only a first run does is not a node's
         model, past = self._graph.open_model(), self._graph.past
         return node_times(model, self._request, lambda: self.run(feeds), runs, past)
-
-    def capture_state(self) -> None:
-        return None
-
-    def recorder(self) -> None:
-        return None
 
     def close(self) -> None:
         self._request = None

@@ -21,9 +21,8 @@ import numpy as np
 
 from zsseg_rt.backends._tensorrt_api import TensorRT, require, start, start_logging
 from zsseg_rt.backends.base import (
-    GraphSession,
+    CompiledGraph,
     NodeTime,
-    Recorder,
     Session,
     check_feed,
     check_names,
@@ -169,7 +168,7 @@ class PlanRefused(BackendError):  # noqa: N818 - says what happened to the plan
     """TensorRT does not accept this plan; a new build may work."""
 
 
-class TensorRTGraph:
+class TensorRTGraph(CompiledGraph):
     """A deserialised plan: the weights on one GPU, shared by an execution context per session."""
 
     def __init__(self, api: TensorRT, gpu: Gpu, plan: Plan) -> None:
@@ -276,7 +275,7 @@ def is_fused_attention(entry: Any) -> bool:
     return any(map(_FUSED.search, names))
 
 
-class TensorRTSession(GraphSession):
+class TensorRTSession(Session):
     """One execution context."""
 
     def __init__(self, graph: TensorRTGraph, context: Any) -> None:
@@ -336,9 +335,6 @@ class TensorRTSession(GraphSession):
             )
         finally:
             other.close()
-
-    def recorder(self) -> Recorder | None:
-        return None  # TensorRT allocates nothing while it runs
 
     def close(self) -> None:
         if self._context is not None:

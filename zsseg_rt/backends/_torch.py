@@ -21,7 +21,6 @@ from zsseg_rt.backends.base import (
     Bounds,
     Choice,
     CompiledGraph,
-    GraphSession,
     NodeTime,
     Recorder,
     Session,
@@ -81,7 +80,7 @@ class TorchBackend:
         return _TorchGraph(program, header, device, applied, options.dynamic_axes, fused)
 
 
-class _TorchGraph:
+class _TorchGraph(CompiledGraph):
     """A program with its weights placed; running it changes nothing in it."""
 
     def __init__(
@@ -108,7 +107,7 @@ class _TorchGraph:
         self._program = None
 
 
-class _TorchSession(GraphSession):
+class _TorchSession(Session):
     """One request; torch allocates and frees its activations itself."""
 
     def __init__(self, graph: _TorchGraph, program: Program) -> None:

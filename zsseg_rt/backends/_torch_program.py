@@ -273,7 +273,8 @@ class SharedSetting:
 
 
 def _leave_cudnn_out() -> Callable[[], None]:
-    cuda, before = torch.backends.cuda, torch.backends.cuda.cudnn_sdp_enabled()
+    cuda: Any = torch.backends.cuda
+    before = cuda.cudnn_sdp_enabled()
     cuda.enable_cudnn_sdp(False)
     return lambda: cuda.enable_cudnn_sdp(before)
 
@@ -283,7 +284,8 @@ no_cudnn_attention = SharedSetting(_leave_cudnn_out)
 
 
 def _switch_off_tf32() -> Callable[[], None]:
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    matmul: Any = torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
     # torch 2.9 and newer keep an older and a newer setting of one thing, and refuse to compute
     # where the two contradict each other: both are set.
     places: list[tuple[Any, str, Any]] = [(matmul, "allow_tf32", False)]

@@ -7,6 +7,9 @@ device: NumPy on the CPU, ``DeviceArray`` or another library's (DLPack) on CUDA.
 
 from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
+from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -161,32 +164,25 @@ class Recorder(Protocol):
         """Free what replays need, after the capture is destroyed. Calling it twice is harmless."""
 
 
-class Described(Protocol):
+class Described:
     """The description that graphs and their sessions give of themselves."""
 
-    @property
-    def inputs(self) -> tuple[TensorSpec, ...]:
-        """The inputs of a run, in graph order, of the dtypes that the graph's file states.
-
-        On the CPU half precision is float32, widened within the graph: NumPy has no bfloat16.
-        """
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        """The results of a run, likewise."""
-
-    @property
-    def device(self) -> str:
-        """Where feeds and results live: ``"cpu"`` or ``"cuda:N"``."""
-
-    @property
-    def precision(self) -> str:
-        """The public name of the precision that the graph actually runs at."""
+    # Inputs and results of a run, in graph order, of the dtypes that the graph's file states. On
+    # the CPU half precision is float32, widened within the graph: NumPy has no bfloat16
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    device: str  # Where feeds and results live: "cpu" or "cuda:N"
+    precision: str  # The public name of the precision that the graph actually runs at
 
 
-class Session(Described, Protocol):
+class Session(Described, ABC):
     """One request: a graph's activations. One thread at a time may use it."""
 
+    def __init__(self, graph: Described) -> None:
+        self.inputs, self.outputs = graph.inputs, graph.outputs
+        self.device, self.precision = graph.device, graph.precision
+
+    @abstractmethod
     def run(self, feeds: Mapping[str, Array], *, stream: int = 0) -> dict[str, Array]:
         """Run the graph once.
 
@@ -203,6 +199,7 @@ class Session(Described, Protocol):
             BackendError: The backend failed.
         """
 
+    @abstractmethod
     def profile(
         self, feeds: Mapping[str, Array], *, stream: int = 0, runs: int = 10
     ) -> tuple[NodeTime, ...]:
@@ -219,28 +216,58 @@ class Session(Described, Protocol):
         Such as shapes, and the addresses of buffers that may grow: a capture is launched only while
         this is as it was. None: runs cannot be captured, on the CPU for example.
         """
+        return None
 
     def recorder(self) -> Recorder | None:
         """Make what a capture of :meth:`run` needs; None where it needs nothing."""
+        return None
 
+    @abstractmethod
     def close(self) -> None:
         """Free the activations. Calling it twice is harmless; ``run`` then raises BackendError."""
 
 
-class GraphSession:
-    """A session as its graph describes it."""
+class RecordingSession(Session):
+    """Runs another session and keeps its feeds, on the CPU as copies, to time its nodes on them."""
 
-    def __init__(self, graph: Described) -> None:
-        self.inputs, self.outputs = graph.inputs, graph.outputs
-        self.device, self.precision = graph.device, graph.precision
+    def __init__(self, session: Session) -> None:
+        super().__init__(session)
+        self._session = session
+        self.feeds: list[Mapping[str, Array]] = []
+
+    def run(self, feeds: Mapping[str, Array], *, stream: int = 0) -> dict[str, Array]:
+        """Run the graph once."""
+        copies = {n: np.array(a) if isinstance(a, np.ndarray) else a for n, a in feeds.items()}
+        self.feeds.append(copies)
+        return self._session.run(feeds, stream=stream)
+
+    def profile(
+        self, feeds: Mapping[str, Array], *, stream: int = 0, runs: int = 10
+    ) -> tuple[NodeTime, ...]:
+        """Time the nodes on other feeds."""
+        return self._session.profile(feeds, stream=stream, runs=runs)
+
+    def profile_recorded(self, *, stream: int = 0, runs: int = 10) -> tuple[NodeTime, ...]:
+        """Time the nodes on everything that was fed; a node that ran often counts as often."""
+        totals: dict[tuple[float, str, str], float] = defaultdict(float)
+        for feeds in self.feeds:
+            for place, node in enumerate(self.profile(feeds, stream=stream, runs=runs)):
+                last = node.name == OUTSIDE_NODES
+                totals[math.inf if last else place, node.name, node.type] += node.ms
+        return tuple(NodeTime(name=n, type=t, ms=ms) for (_, n, t), ms in sorted(totals.items()))
+
+    def close(self) -> None:
+        """Nothing: the session stays open."""
 
 
-class CompiledGraph(Described, Protocol):
+class CompiledGraph(Described, ABC):
     """A graph's weights on a device, shared by all its sessions. Any thread may use it."""
 
+    @abstractmethod
     def session(self) -> Session:
         """Open one more request; a BackendError where the graph is closed or there is no room."""
 
+    @abstractmethod
     def close(self) -> None:
         """Free the weights, once every session is closed. Calling it twice is harmless."""
 

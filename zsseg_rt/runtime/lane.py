@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt import ops
-from zsseg_rt.backends.base import NodeTime, Session
-from zsseg_rt.backends.recording import RecordingSession
+from zsseg_rt.backends.base import NodeTime, RecordingSession, Session
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.bundles.specs import HeadSpec
 from zsseg_rt.common.arrays import Array

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from zsseg_rt.backends.loading import chosen_graph
-from zsseg_rt.backends.registry import Placement
+from zsseg_rt.backends.registry import Placement, chosen_graph
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.config import PRECISIONS, EngineConfig
 from zsseg_rt.errors import BackendError, ConfigError

@@ -17,8 +17,7 @@ from typing import Any
 
 from zsseg_rt import errors
 from zsseg_rt.backends.base import BackendOptions
-from zsseg_rt.backends.loading import chosen_graph, usable_cache
-from zsseg_rt.backends.registry import Placement
+from zsseg_rt.backends.registry import Placement, chosen_graph, usable_cache
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.common.child_process import ChildError, ChildProcess, answer_requests
 from zsseg_rt.common.process import held_interrupts
