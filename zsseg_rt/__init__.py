@@ -23,7 +23,7 @@ _HOMES = {
     "Bundle": "bundles.bundle",
     "ClassShare": "results.segmentation",
     "Component": "results.annotations",
-    "DeviceSegmentation": "results.device_result",
+    "DeviceSegmentation": "results.segmentation",
     "Engine": "engine",
     "EngineConfig": "config",
     "Frame": "results.segmentation",

@@ -29,8 +29,8 @@ from zsseg_rt.errors import ZssegError as ZssegError
 from zsseg_rt.photos import read_photo as read_photo
 from zsseg_rt.results.annotations import Component as Component
 from zsseg_rt.results.annotations import Polygon as Polygon
-from zsseg_rt.results.device_result import DeviceSegmentation as DeviceSegmentation
 from zsseg_rt.results.segmentation import ClassShare as ClassShare
+from zsseg_rt.results.segmentation import DeviceSegmentation as DeviceSegmentation
 from zsseg_rt.results.segmentation import Frame as Frame
 from zsseg_rt.results.segmentation import Segmentation as Segmentation
 from zsseg_rt.runtime.frame_memory import FrameMemory as FrameMemory

@@ -25,8 +25,7 @@ from zsseg_rt.common.process import OwnProcess, refuse_gpu_after_fork, threads_i
 from zsseg_rt.common.recordings import Rotation
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import EngineStateError, ShapeError, VocabularyError
-from zsseg_rt.results.device_result import DeviceSegmentation
-from zsseg_rt.results.segmentation import Segmentation
+from zsseg_rt.results.segmentation import DeviceSegmentation, Segmentation
 from zsseg_rt.runtime.families.base import BoundClasses
 from zsseg_rt.runtime.families.registry import create_family
 from zsseg_rt.runtime.frame_memory import FrameMemory, check_family

@@ -120,21 +120,3 @@ def test_a_recording_of_frames_on_the_gpu_fetches_no_frame(tmp_path):
     pairs = zip(frames_of(tmp_path / "a.mp4"), frames_of(tmp_path / "b.mp4"), strict=True)
     for (_, one), (_, other) in pairs:
         np.testing.assert_array_equal(one, other)
-
-
-@pytest.mark.needs_cuda
-@pytest.mark.parametrize("order", ["rgb", "bgr"])
-def test_the_page_s_overlay_is_painted_there_unless_it_is_made_smaller(order, monkeypatch):
-    require_cuda()
-    pytest.importorskip("uvicorn")
-    from zsseg_rt.server import preview
-
-    fetches, gpu = [], painting.GpuPainter(order, 0.5)
-    seg = labelled("bt709", order, fetches=fetches)
-    found = preview.encode_preview_overlay(seg, order, gpu)
-    assert fetches == []
-    assert found == preview.encode_preview_overlay(on_the_cpu(seg), order, gpu)
-    monkeypatch.setattr(preview, "LONGEST_SIDE", 100)
-    seg = labelled("bt709", order)
-    small = preview.encode_preview_overlay(seg, order, gpu)
-    assert small == preview.encode_preview_overlay(on_the_cpu(seg), order, gpu)

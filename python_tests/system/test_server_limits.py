@@ -151,7 +151,8 @@ def test_connections_beyond_the_limit_are_refused_in_words():
         wait_until(lambda: refused(server), "it is full")
         with raw(server, b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n") as client:
             answer = read_all(client)
-        assert answer.startswith(b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\n")
+        assert answer.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+        assert b"\r\nretry-after: 1\r\n" in answer
         assert b'"BusyError"' in answer
         for client in silent:
             client.close()

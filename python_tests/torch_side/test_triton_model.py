@@ -184,23 +184,6 @@ def test_a_gpu_instance_needs_that_gpu(started):
         started(kind="GPU", engine=CPU | {"backend": "openvino"})
 
 
-def test_an_old_triton_with_a_new_numpy_is_refused(started, backend_utils, monkeypatch):
-    class OldTensor(triton.Tensor):
-        """As a pybind11 that looks for NumPy where it was before version 2."""
-
-        def __init__(self, name, array):
-            sys.modules["numpy.core.multiarray"] = np
-            super().__init__(name, array)
-
-    monkeypatch.setattr(backend_utils, "Tensor", OldTensor)
-    monkeypatch.setitem(sys.modules, "numpy.core.multiarray", None)
-    monkeypatch.setattr(np, "__version__", "2.1.0")
-    with refused(BackendUnavailableError, "numpy"):
-        started()
-    monkeypatch.setattr(np, "__version__", "1.26.4")
-    started(overwrite=True)
-
-
 def test_export_writes_a_model(colour_bundle, tmp_path, capsys):
     options = ("--classes", "red, blue", "--threads", 1, "--name", "street")
     assert run("export", colour_bundle, "--triton", tmp_path, *options) == 0

@@ -52,9 +52,8 @@ def find_components(
         for part in range(1, count):
             left, top, width, height, area = map(int, stats[part])
             if area >= min_area:
-                box = left, top, left + width, top + height
-                mask = parts[top : box[3], left : box[2]] == part
-                components.append(_component(index, name, box, mask, scores))
+                mask = parts[top : top + height, left : left + width] == part
+                components.append(_component(index, name, mask, (left, top), scores))
     return sorted(components, key=lambda one: -one.area)
 
 
@@ -68,27 +67,27 @@ def whole_classes(
     for index, name in classes:
         inside = labels == index
         columns, rows = np.flatnonzero(inside.any(axis=0)), np.flatnonzero(inside.any(axis=1))
-        left, top, right, bottom = (int(n) for n in (columns[0], rows[0], columns[-1], rows[-1]))
-        box = left, top, right + 1, bottom + 1
-        mask = inside[top : bottom + 1, left : right + 1]
-        components.append(_component(index, name, box, mask, scores))
+        mask = inside[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        corner = int(columns[0]), int(rows[0])
+        components.append(_component(index, name, mask, corner, scores))
     return components
 
 
 def _component(
     index: int,
     name: str,
-    box: tuple[int, int, int, int],
     mask: npt.NDArray[np.bool_],
+    corner: tuple[int, int],
     scores: npt.NDArray[np.float32] | None,
 ) -> Component:
-    left, top, right, bottom = box
+    (left, top), (height, width) = corner, mask.shape
+    right, bottom = left + width, top + height
     rows, columns = np.nonzero(mask)
     return Component(
         name=name,
         index=index,
         area=len(rows),
-        box=box,
+        box=(left, top, right, bottom),
         centroid=(left + float(columns.mean()), top + float(rows.mean())),
         confidence=None if scores is None else float(scores[top:bottom, left:right][mask].mean()),
         mask=mask,
@@ -278,19 +277,12 @@ def to_shapes(
     """Return the content of a labelme file: polygons without holes, the larger outline first."""
     outlines = [(part.name, outline(part, tolerance=tolerance).exterior) for part in parts]
     outlines.sort(key=lambda pair: -ring_area(pair[1]))
+    others = {"group_id": None, "description": "", "shape_type": "polygon", "mask": None}
     return {
         "version": "5.4.1",  # of labelme, whose format this is
         "flags": {},
         "shapes": [
-            {
-                "label": name,
-                "points": ring.astype(float).tolist(),
-                "group_id": None,
-                "description": "",
-                "shape_type": "polygon",
-                "flags": {},
-                "mask": None,
-            }
+            {"label": name, "points": ring.astype(float).tolist(), "flags": {}, **others}
             for name, ring in outlines
         ],
         "imagePath": str(image_path),

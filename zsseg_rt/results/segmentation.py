@@ -27,6 +27,8 @@ from zsseg_rt.results.visualize import encode_label_png, palette, save_file
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from zsseg_rt.ops import DeviceArray
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClassShare:
@@ -342,6 +344,62 @@ class Segmentation:
                 if all(a != b for a, b in zip(part.box, (0, 0, width, height), strict=True)):
                     parts.append(part)
         return to_shapes(parts, size_hw=self._size_hw, image_path=image_path, tolerance=tolerance)
+
+
+@dataclass(frozen=True, kw_only=True, repr=False, eq=False)
+class DeviceSegmentation:
+    """Labels of one frame in the memory of a GPU; made by :meth:`Engine.segment_device`.
+
+    The arrays are the result's own, and whole: any stream may read them at once, through DLPack or
+    ``__cuda_array_interface__``. Other attributes are those of :class:`Segmentation`.
+
+    Attributes:
+        labels: uint8 or uint16 [H, W] on the engine's GPU, values as in :class:`Segmentation`.
+        scores: float32 [H, W] on the engine's GPU, the winning class's activated value, or None.
+        picture: uint8 [H, W, 3] on the engine's GPU, the frame's overlay in ``channel_order``, or
+            None.
+    """
+
+    labels: DeviceArray
+    names: tuple[str, ...]
+    vocabulary_version: int
+    scores: DeviceArray | None = None
+    picture: DeviceArray | None = None
+    times: Mapping[str, float] = field(default_factory=dict)
+    channel_order: str = "rgb"
+    candidates: tuple[str, ...] | None = None
+
+    @property
+    def device(self) -> str:
+        """The GPU that holds the arrays, as ``"cuda:N"``."""
+        return self.labels.device
+
+    @property
+    def unknown(self) -> int:
+        """The label of a pixel that belongs to no class."""
+        return int(np.iinfo(self.labels.dtype).max)
+
+    def to_host(self) -> Segmentation:
+        """Copy the labels, and scores if there are any, to host memory.
+
+        Raises:
+            CudaError: The copy failed.
+        """
+        return Segmentation(
+            labels=self.labels.numpy(),
+            names=self.names,
+            vocabulary_version=self.vocabulary_version,
+            scores=None if self.scores is None else self.scores.numpy(),
+            times=self.times,
+            channel_order=self.channel_order,
+        )
+
+    def __repr__(self) -> str:
+        height, width = self.labels.shape
+        return (
+            f"DeviceSegmentation({width}x{height} {self.labels.dtype} on {self.device}, "
+            f"{len(self.names)} classes, vocabulary_version={self.vocabulary_version})"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

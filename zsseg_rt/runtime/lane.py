@@ -29,8 +29,7 @@ from zsseg_rt.errors import (
     EngineStateError,
     FrameError,
 )
-from zsseg_rt.results.device_result import DeviceSegmentation
-from zsseg_rt.results.segmentation import Segmentation
+from zsseg_rt.results.segmentation import DeviceSegmentation, Segmentation
 from zsseg_rt.results.visualize import palette
 from zsseg_rt.runtime.captures import FrameCaptures, captures_wanted
 from zsseg_rt.runtime.families.base import (

@@ -10,7 +10,6 @@ import re
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -20,7 +19,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from zsseg_rt.common.schema import json_text
-from zsseg_rt.server.settings import Limits, ServerSettings
+from zsseg_rt.server.settings import ServerSettings
 
 _LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 _NETLOC = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::([0-9]{1,5}))?")
@@ -28,88 +27,29 @@ _ORIGIN = re.compile(rf"(https?)://({_NETLOC.pattern})")
 _STANDARD_PORTS = {"http": "80", "https": "443"}
 
 
+_REFUSALS = {
+    "HostError": (
+        400, 4403, "Host: expected a name that this server goes by. Add yours with --allow-host.",
+    ),
+    "OriginError": (
+        403, 4403, "Origin: expected this server's own page. Add a proxy's name with --allow-host.",
+    ),
+    "TokenError": (
+        401, 4401, "token: expected the one that the server was started with, as "
+        "'Authorization: Bearer TOKEN'.",
+    ),
+    "BusyError": (503, 4429, "connections: expected fewer at a time. Try again after a second."),
+}  # fmt: skip
+_HEADERS = {401: {"www-authenticate": "Bearer"}, 503: {"retry-after": "1"}}
+
+
 class Refused(Exception):  # noqa: N818 - what happened to a request, not an error of ours
     """A request that is not let in; ``kind`` is what the error's body calls it."""
 
-    def __init__(self, status: int, close_code: int, kind: str, message: str) -> None:
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self.status, self.close_code, message = _REFUSALS[kind]
         super().__init__(message)
-        self.status, self.close_code, self.kind = status, close_code, kind
-
-
-@dataclass(frozen=True, kw_only=True)
-class AccessRules:
-    """The checks of every request."""
-
-    # Names that clients may call the server by, in lower case, without brackets
-    hosts: frozenset[str]
-    # Whether every numeric address will do as a name. A page of somebody else's, whose name was
-    # pointed at this machine (DNS rebinding), has a name and not a number
-    any_address: bool
-    origins: frozenset[str]  # Hosts whose pages may ask even if a proxy changed the request's Host
-    token: bytes | None = field(repr=False)  # What clients must show, or None
-
-    @staticmethod
-    def of(settings: ServerSettings) -> AccessRules:
-        allowed = frozenset(name.lower().strip("[]") for name in settings.allowed_hosts)
-        hosts = {*_LOCAL_NAMES, *allowed, settings.host.lower()}
-        wild = settings.host in ("0.0.0.0", "::")
-        if wild:
-            own = socket.gethostname().lower()
-            hosts |= {own, f"{own}.local"}
-        return AccessRules(
-            hosts=frozenset(hosts),
-            any_address=wild,
-            origins=allowed,
-            token=None if settings.token is None else settings.token.encode(),
-        )
-
-    def check_host(self, host: str | None) -> None:
-        """Refuse a request that calls the server by a name that is not its own."""
-        match = _NETLOC.fullmatch((host or "").lower())
-        name = match[1].strip("[]") if match else ""
-        if name in self.hosts:
-            return
-        if self.any_address:
-            with contextlib.suppress(ValueError):
-                ipaddress.ip_address(name)
-                return
-        raise Refused(
-            400, 4403, "HostError",
-            "Host: expected a name that this server goes by. Add yours with --allow-host.",
-        )  # fmt: skip
-
-    def check_origin(self, origin: str | None, host: str | None) -> None:
-        """Refuse a request that another site's page makes."""
-        if origin is None:
-            return
-        match = _ORIGIN.fullmatch(origin.lower())
-        if match is not None:
-            scheme, netloc, name = match[1], match[2], match[3]
-            standard = ":" + _STANDARD_PORTS[scheme]
-            same = netloc.removesuffix(standard) == (host or "").lower().removesuffix(standard)
-            if same or name.strip("[]") in self.origins:
-                return
-        raise Refused(
-            403, 4403, "OriginError",
-            "Origin: expected this server's own page. Add a proxy's name with --allow-host.",
-        )  # fmt: skip
-
-    def check_token(
-        self, authorization: str | None, *, protocols: Sequence[str] = (), query: bytes = b""
-    ) -> None:
-        if self.token is None:
-            return
-        scheme, _, shown = (authorization or "").partition(" ")
-        tokens = [shown.strip()] if scheme.lower() == "bearer" else []
-        tokens += [one.removeprefix("token.") for one in protocols if one.startswith("token.")]
-        tokens += parse_qs(query.decode("latin-1")).get("token", [])
-        if any([hmac.compare_digest(one.encode(), self.token) for one in tokens[:4]]):  # noqa: C419
-            return
-        raise Refused(
-            401, 4401, "TokenError",
-            "token: expected the one that the server was started with, as "
-            "'Authorization: Bearer TOKEN'.",
-        )  # fmt: skip
 
 
 PROTOCOL = "zsseg.v1"  # subprotocol of the WebSocket
@@ -136,10 +76,57 @@ class Json(JSONResponse):
 
 
 class Gate:
-    """ASGI middleware around the whole application."""
+    """ASGI middleware around the whole application: the checks of every request."""
 
-    def __init__(self, app: ASGIApp, rules: AccessRules, limits: Limits) -> None:
-        self._app, self._rules, self._limits = app, rules, limits
+    def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
+        self._app, self._limits = app, settings.limits
+        self._token = None if settings.token is None else settings.token.encode()
+        # Hosts whose pages may ask even if a proxy changed the request's Host
+        self._origins = {name.lower().strip("[]") for name in settings.allowed_hosts}
+        self._hosts = {*_LOCAL_NAMES, *self._origins, settings.host.lower()}
+        # Whether every numeric address will do as a name. A page of somebody else's, whose name was
+        # pointed at this machine (DNS rebinding), has a name and not a number
+        self._any_address = settings.host in ("0.0.0.0", "::")
+        if self._any_address:
+            own = socket.gethostname().lower()
+            self._hosts |= {own, f"{own}.local"}
+
+    def check_host(self, host: str | None) -> None:
+        """Refuse a request that calls the server by a name that is not its own."""
+        match = _NETLOC.fullmatch((host or "").lower())
+        name = match[1].strip("[]") if match else ""
+        if name in self._hosts:
+            return
+        if self._any_address:
+            with contextlib.suppress(ValueError):
+                ipaddress.ip_address(name)
+                return
+        raise Refused("HostError")
+
+    def check_origin(self, origin: str | None, host: str | None) -> None:
+        """Refuse a request that another site's page makes."""
+        if origin is None:
+            return
+        match = _ORIGIN.fullmatch(origin.lower())
+        if match is not None:
+            scheme, netloc, name = match[1], match[2], match[3]
+            standard = ":" + _STANDARD_PORTS[scheme]
+            same = netloc.removesuffix(standard) == (host or "").lower().removesuffix(standard)
+            if same or name.strip("[]") in self._origins:
+                return
+        raise Refused("OriginError")
+
+    def check_token(
+        self, authorization: str | None, *, protocols: Sequence[str] = (), query: bytes = b""
+    ) -> None:
+        if self._token is None:
+            return
+        scheme, _, shown = (authorization or "").partition(" ")
+        tokens = [shown.strip()] if scheme.lower() == "bearer" else []
+        tokens += [one.removeprefix("token.") for one in protocols if one.startswith("token.")]
+        tokens += parse_qs(query.decode("latin-1")).get("token", [])
+        if not any([hmac.compare_digest(one.encode(), self._token) for one in tokens[:4]]):  # noqa: C419
+            raise Refused("TokenError")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -151,16 +138,18 @@ class Gate:
         headers, is_picture = Headers(scope=scope), scope["path"] == "/v1/segment"
         most = self._limits.picture_bytes if is_picture else self._limits.json_bytes
         body = _Body(receive, headers, most, self._limits.request_seconds)
-        send = _protected(send, body)
+        is_extra = scope["state"].get("is_extra", False)
+        send = _protected(send, body, is_extra)
         try:
-            self._rules.check_host(headers.get("host"))
+            if is_extra and scope["path"] != "/healthz":
+                raise Refused("BusyError")
+            self.check_host(headers.get("host"))
             if scope["method"] not in _SAFE:
-                self._rules.check_origin(headers.get("origin"), headers.get("host"))
+                self.check_origin(headers.get("origin"), headers.get("host"))
             scope["state"]["shows_token"] = self._shows_token(scope, headers)
         except Refused as exc:
             content = {"error": exc.kind, "message": str(exc)}
-            challenge = {"www-authenticate": "Bearer"} if exc.status == 401 else None
-            await Json(content, exc.status, challenge)(scope, receive, send)
+            await Json(content, exc.status, _HEADERS.get(exc.status))(scope, receive, send)
             return
         await self._app(scope, body.receive, send)
 
@@ -168,7 +157,7 @@ class Gate:
         """Whether the request shows the token, or none is asked for."""
         query = scope["query_string"] if scope["path"] in _TOKEN_IN_QUERY else b""
         try:
-            self._rules.check_token(headers.get("authorization"), query=query)
+            self.check_token(headers.get("authorization"), query=query)
         except Refused:
             if scope["path"] in _OPEN_PATHS:
                 return False
@@ -178,9 +167,11 @@ class Gate:
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers, protocols = Headers(scope=scope), scope["subprotocols"]
         try:
-            self._rules.check_host(headers.get("host"))
-            self._rules.check_origin(headers.get("origin"), headers.get("host"))
-            self._rules.check_token(headers.get("authorization"), protocols=protocols)
+            if scope["state"].get("is_extra", False):
+                raise Refused("BusyError")
+            self.check_host(headers.get("host"))
+            self.check_origin(headers.get("origin"), headers.get("host"))
+            self.check_token(headers.get("authorization"), protocols=protocols)
         except Refused as exc:
             # Browsers tell a page the code only of a connection that was accepted first.
             await receive()
@@ -191,7 +182,7 @@ class Gate:
         await self._app(scope, receive, send)
 
 
-def _protected(send: Send, body: _Body) -> Callable[[Message], Awaitable[None]]:
+def _protected(send: Send, body: _Body, is_last: bool) -> Callable[[Message], Awaitable[None]]:
     async def send_protected(message: Message) -> None:
         if message["type"] == "http.response.start":
             if message["status"] >= 400:
@@ -199,6 +190,8 @@ def _protected(send: Send, body: _Body) -> Callable[[Message], Awaitable[None]]:
             headers = MutableHeaders(scope=message)
             for name, value in _PROTECTION.items():
                 headers.setdefault(name, value)
+            if is_last:
+                headers["connection"] = "close"
         await send(message)
 
     return send_protected

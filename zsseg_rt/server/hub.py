@@ -15,9 +15,8 @@ from zsseg_rt.common.schema import encode
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.server.labeller import Labeller
-from zsseg_rt.server.preview import ALPHA, Result, Worker
+from zsseg_rt.server.preview import Result, Worker
 from zsseg_rt.server.settings import Limits
-from zsseg_rt.stream.painting import GpuPainter
 from zsseg_rt.stream.runner import AGE_BOUNDS, Ages, Stream
 from zsseg_rt.stream.watch import SourceState
 from zsseg_rt.stream.writers import frame_of
@@ -40,7 +39,6 @@ class Hub:
         self.vocabulary: dict[str, Any] = labeller.describe(labeller.vocabulary)
         self.is_closed = False
         self._encoder = Worker()
-        self._painter = GpuPainter(labeller.channel_order, ALPHA)
         self._lock = threading.Lock()
         self._newest: dict[str, Result] = {}
         self._number = 0
@@ -53,8 +51,7 @@ class Hub:
         with self._lock:
             self._number += 1
             order = self.labeller.channel_order
-            result = Result(self._number, seg, order, self._encoder, self._painter)
-            self._newest[frame_of(seg).source] = result
+            self._newest[frame_of(seg).source] = Result(self._number, seg, order, self._encoder)
             loop, due = self._loop, self._wake_is_due
             self._wake_is_due = True
         if loop is not None and not due:

@@ -19,10 +19,7 @@ from zsseg_rt import ops
 from zsseg_rt.errors import SourceError
 from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.results.visualize import palette
-from zsseg_rt.stream.painting import GpuPainter
 from zsseg_rt.stream.writers import frame_of
-
-ALPHA = 0.5  # weight of the colours of overlays
 
 LONGEST_SIDE = 1280  # pixels of a preview; larger frames are made smaller
 _JPEG_QUALITY = 80
@@ -65,10 +62,9 @@ class Result:
         seg: Segmentation,
         channel_order: str,
         worker: Worker,
-        painter: GpuPainter,
     ) -> None:
         self.number, self.seg = number, seg
-        self._order, self._worker, self._painter = channel_order, worker, painter
+        self._order, self._worker = channel_order, worker
         self._at = time.monotonic()
         self._forms: dict[str, asyncio.Future[Any]] = {}
 
@@ -83,9 +79,12 @@ class Result:
 
     async def overlay(self) -> bytes:
         """The frame with its labels' colours on it, a JPEG."""
-        return await self._once(
-            "overlay", lambda: encode_preview_overlay(self.seg, self._order, self._painter)
-        )
+        return await self._once("overlay", self._encode_overlay)
+
+    def _encode_overlay(self) -> bytes:
+        seg, size_hw = self.seg, _preview_size(self.seg.labels.shape)
+        image, labels = _resized(frame_of(seg).image, size_hw), _nearest(seg.labels, size_hw)
+        return encode_overlay(image, labels, seg.names, self._order)
 
     async def _once(self, form: str, encode: Callable[[], _Value]) -> _Value:
         if form not in self._forms:
@@ -144,18 +143,6 @@ def encode_message(
     return FrameMessage(header, image + labels)
 
 
-def encode_preview_overlay(seg: Segmentation, channel_order: str, gpu: GpuPainter) -> bytes:
-    """A small JPEG of a stream's frame with its labels' colours, painted where the frame is."""
-    frame, size_hw = frame_of(seg), _preview_size(seg.labels.shape)
-    on_gpu = frame.on_gpu  # another thread may let it leave
-    if on_gpu is not None and seg.labels.shape == size_hw:
-        canvas = gpu.canvas(on_gpu, (*size_hw, 3))
-        if gpu.paint(on_gpu, seg.labels, palette(seg.names, channel_order), canvas):
-            return encode_jpeg(canvas, channel_order)
-    resized, labels = _resized(frame.image, size_hw), _nearest(seg.labels, size_hw)
-    return encode_overlay(resized, labels, seg.names, channel_order)
-
-
 def encode_overlay(
     image: npt.NDArray[np.uint8],
     labels: npt.NDArray[Any],
@@ -164,7 +151,7 @@ def encode_overlay(
 ) -> bytes:
     """A JPEG of an image, uint8 [H, W, 3], with its labels' colours on it."""
     colours = palette(names, channel_order)
-    return encode_jpeg(ops.overlay(image, labels, colours, alpha=ALPHA), channel_order)
+    return encode_jpeg(ops.overlay(image, labels, colours, alpha=0.5), channel_order)
 
 
 def _preview_size(size_hw: tuple[int, ...]) -> tuple[int, int]:
