@@ -21,7 +21,7 @@ from zsseg_rt.common.process import usable_cpus
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import ArgumentError, BackendUnavailableError, ConfigError, CudaError
 from zsseg_rt.stream.devices import find_devices
-from zsseg_rt.stream.uris import rtsp_settings
+from zsseg_rt.stream.uris import rtsp_library
 
 _TEGRA_RELEASE = Path("/etc/nv_tegra_release")  # of every Jetson, and of nothing else
 
@@ -222,7 +222,7 @@ def _environment() -> Finding:
     checks: list[Callable[[], object]] = [
         lambda: requested(EngineConfig()),
         wanted_flavours,
-        rtsp_settings,
+        rtsp_library,
     ]
     problems = []
     for check in checks:
@@ -230,10 +230,7 @@ def _environment() -> Finding:
             check()
         except ConfigError as exc:
             problems.append(str(exc))
-    names = (
-        *("ZSSEG_DEVICE", "ZSSEG_BACKEND", "ZSSEG_TENSORRT"),
-        *("ZSSEG_RTSP_LIBRARY", "ZSSEG_RTSP_PROTOCOLS", "ZSSEG_RTSP_LATENCY_MS"),
-    )
+    names = ("ZSSEG_DEVICE", "ZSSEG_BACKEND", "ZSSEG_TENSORRT", "ZSSEG_RTSP_LIBRARY")
     settings = [f"{name}={os.environ[name]}" for name in names if os.environ.get(name)]
     if problems:
         advice = "Unset the variable, or use one of these values."

@@ -6,7 +6,6 @@ parse, negotiate and run with such elements; not that a Jetson's own behave the 
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 
@@ -186,29 +185,15 @@ class Decoder(Chain, Gst.Bin):
 class Encoder(Chain, Gst.Bin):
     bitrate = GObject.Property(type=int, default=4_000_000)
     idrinterval = GObject.Property(type=int, default=256)
+    iframeinterval = GObject.Property(type=int, default=30)
     insert_sps_pps = GObject.Property(type=bool, default=False)
 
     def __init__(self):
         super().__init__()
         x264 = "x264enc tune=zerolatency speed-preset=ultrafast threads=1"
-        self.hold(f"standinunwrap ! videoconvert ! video/x-raw,format=I420 ! {x264}")
-
-
-@element("Codec/Encoder/Video", template(SINK, PLAIN), template(SRC, "video/x-h264"))
-class Nvenc(Chain, Gst.Bin):
-    """No Jetson's: the encoder of other machines."""
-
-    bitrate = GObject.Property(type=int, default=0)
-    gop_size = GObject.Property(type=int, default=75)
-    zerolatency = GObject.Property(type=bool, default=False)
-
-    def __init__(self):
-        super().__init__()
-        logging.warning("stand-in for nvh264enc")
-        x264 = "x264enc tune=zerolatency speed-preset=ultrafast threads=1"
         fails = os.environ.get("NVENC_FAILS")
         fails = f"identity {fails} ! " if fails else ""
-        self.hold(f"{fails}videoconvert ! video/x-raw,format=I420 ! {x264}")
+        self.hold(f"standinunwrap ! {fails}videoconvert ! video/x-raw,format=I420 ! {x264}")
 
 
 TYPES = {
@@ -217,7 +202,6 @@ TYPES = {
     "nvv4l2decoder": Decoder,
     "nvv4l2h264enc": Encoder,
 }
-OTHERS = {"nvh264enc": Nvenc}
 
 
 def register(*names):
@@ -225,4 +209,4 @@ def register(*names):
     for name, made in {"standininto": IntoNvmm, "standinunwrap": Unwrap}.items():
         Gst.Element.register(None, name, 0, made)
     for name in names or TYPES:
-        Gst.Element.register(None, name.split(":")[-1], 0, {**TYPES, **OTHERS}[name])
+        Gst.Element.register(None, name, 0, TYPES[name])

@@ -308,37 +308,6 @@ def test_videos_take_sides_that_h264_does_not(tmp_path, legend):
         assert max(image.shape) <= 16_384
 
 
-class Choosy(Writer):
-    """A writer of which one source's frames fail."""
-
-    def __init__(self, cause=None):
-        super().__init__("choosy")
-        self.cause, self.wrote = cause, []
-
-    def write(self, seg):
-        if seg.frame.source == "bad" and seg.labels.shape == (48, 64):
-            raise SourceError("bad.mp4: the encoder refuses.") from self.cause
-        self.wrote.append((seg.frame.source, seg.labels.shape[0]))
-
-
-def test_what_is_not_the_disks_fault_loses_one_sources_file(caplog):
-    writer = Choosy(ValueError("codec"))
-    sink = Sink(writer, num_sources=2)
-    frames = [*[("bad", (48, 64)), ("good", (48, 64))] * 3, ("bad", (64, 48))]
-    stats = finish(sink, *(result(0, size_hw, source=source) for source, size_hw in frames))
-    assert writer.wrote == [*[("good", 48)] * 3, ("bad", 64)]
-    assert (stats.written, stats.dropped, sink.has_failed) == (4, 3, False)
-    assert stats.error == "bad: bad.mp4: the encoder refuses."
-    assert caplog.text.count("the encoder refuses") == 1
-
-
-@pytest.mark.parametrize(("cause", "sources"), [(OSError(28, "full"), 2), (None, 1)])
-def test_the_disks_fault_and_the_only_sources_end_the_sink(cause, sources):
-    sink = Sink(Choosy(cause), num_sources=sources)
-    finish(sink, result(0, source="bad"))
-    assert sink.has_failed
-
-
 class Disk:
     """Whether files can be written, as the test says."""
 

@@ -14,7 +14,7 @@ from zsseg_rt.stream.gstreamer.library import redact_pipeline
 from zsseg_rt.stream.gstreamer.pipelines import CsiCamera, GstSource
 from zsseg_rt.stream.photo_folder import DemoCamera, PhotoSource
 from zsseg_rt.stream.source import GivenName
-from zsseg_rt.stream.uris import is_source, open_sources, rtsp_settings, source_names, tell_once
+from zsseg_rt.stream.uris import is_source, open_sources, source_names, tell_once
 from zsseg_rt.stream.video import VideoSource, split_login
 from zsseg_rt.stream.writers import OVERLAY_MARK
 
@@ -319,42 +319,22 @@ def test_what_a_sink_writes_is_its_own(name, tmp_path):
     open_writer(place)
 
 
-def chosen(monkeypatch, uri="rtsp://cam/1", **variables):
-    for name in ("LIBRARY", "PROTOCOLS", "LATENCY_MS"):
-        monkeypatch.delenv(f"ZSSEG_RTSP_{name}", raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(f"ZSSEG_RTSP_{name}", value)
-    (source,) = open_sources(uri)
-    return source
-
-
-def test_pyav_reads_rtsp_where_it_is_asked_for(monkeypatch):
-    source = chosen(monkeypatch, LIBRARY="pyav", PROTOCOLS="tcp,udp", LATENCY_MS="200")
-    assert isinstance(source, VideoSource)
-    assert (source.url, source.kind, source.live) == ("rtsp://cam/1", "rtsp", True)
-    assert source.options == {"rtsp_transport": "tcp+udp", "max_delay": "200000"}
-    assert isinstance(chosen(monkeypatch, "rtsps://cam/1"), VideoSource)
-
-
 def test_pyav_reads_rtsp_where_gstreamer_is_absent_and_says_so(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "gi", None)
+    monkeypatch.delenv("ZSSEG_RTSP_LIBRARY")
     tell_once.cache_clear()
     with caplog.at_level("INFO"):
-        assert isinstance(chosen(monkeypatch), VideoSource)
-        assert isinstance(chosen(monkeypatch), VideoSource)
+        for _ in range(2):
+            (source,) = open_sources("rtsp://cam/1")
+            assert isinstance(source, VideoSource)
+            assert (source.url, source.kind, source.live) == ("rtsp://cam/1", "rtsp", True)
     assert caplog.text.count("read with PyAV, since GStreamer is not complete") == 1
+    monkeypatch.setenv("ZSSEG_RTSP_LIBRARY", "gstreamer")
     with refused(BackendUnavailableError, "gi"):
-        chosen(monkeypatch, LIBRARY="gstreamer")
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("LIBRARY", "vlc"), ("PROTOCOLS", "tcp,pigeon"), ("LATENCY_MS", "-1"), ("LATENCY_MS", "9e9")],
-)
-def test_wrong_settings_are_refused_by_name(monkeypatch, name, value):
-    monkeypatch.setenv(f"ZSSEG_RTSP_{name}", value)
-    with refused(ConfigError, f"ZSSEG_RTSP_{name}", value):
-        rtsp_settings()
+        open_sources("rtsp://cam/1")
+    monkeypatch.setenv("ZSSEG_RTSP_LIBRARY", "vlc")
+    with refused(ConfigError, "ZSSEG_RTSP_LIBRARY", "vlc"):
+        open_sources("rtsp://cam/1")
 
 
 def test_logins_are_taken_out_of_urls():

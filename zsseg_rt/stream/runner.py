@@ -186,9 +186,9 @@ class Stream:
         self.tallies = {source.name: Tally() for source in sources}
         """The results of each source so far, by its name."""
         resumes = any(source.live for source in sources)
-        self._sinks = [Sink(one, resumes=resumes, num_sources=len(sources)) for one in writers]
-        # Seconds that sources, sinks and then files get to end by themselves.
-        self._patience, self._process = [0.3, 10.0, 0.0], OwnProcess(self)
+        self._sinks = [Sink(one, resumes=resumes) for one in writers]
+        # Seconds that sources and sinks get to end by themselves.
+        self._patience, self._process = [0.3, 10.0], OwnProcess(self)
         # A bound method of the stream would keep one that is forgotten.
         label = functools.partial(_label, segment if lanes is None else lanes.segment, memories)
         self._labels: _Labels
@@ -236,7 +236,7 @@ class Stream:
 
         What waits in a sink longer than 0.5 s after that is not written.
         """
-        self._patience[:] = 0.1, 0.5, 5.0
+        self._patience[:] = 0.1, 5.5
         self._hand_off.close()
         for capture in self._captures:
             capture.stop()
@@ -371,7 +371,7 @@ def _close(
     labels.close()
     for sink in sinks:
         sink.finish()
-    joins = [one.join for one in captures], [one.wait for one in sinks], [one.join for one in sinks]
+    joins = [one.join for one in captures], [one.join for one in sinks]
     for seconds, waits in zip(patience, joins, strict=True):
         last = time.monotonic() + seconds
         for wait in waits:

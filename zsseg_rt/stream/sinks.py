@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 import tempfile
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -47,6 +49,7 @@ RETRY = 5.0  # seconds until a folder that took no files is tried again
 
 SinkTarget = str | Path | Callable[[Segmentation], object]
 
+_HURRIED = 0.5  # seconds that frames may wait in a sink of a stream that was stopped
 _ROOM = 1 << 22  # bytes that are free again before a sink goes on
 _LOOK = 0.3  # seconds; see runner: a signal handler may ask to hurry just before a wait begins
 _log = logging.getLogger(__name__)
@@ -58,11 +61,9 @@ class SinkStats:
 
     name: str  # Its file, folder or function
     written: int  # Frames that were written
-    # Frames of cameras that it was too slow for, or that came while it failed or after it lost
-    # their source
-    dropped: int
+    dropped: int  # Frames of cameras that it was too slow for, or that came while it failed
     files: tuple[str, ...]  # The files that were begun; a folder for masks
-    # Why it ended early, was not finished, cannot write now or lost a source; or None
+    # Why it ended early, was not finished or cannot write now; or None
     error: str | None = None
     # The source of each file, of each folder's pictures, or of each address
     whose: Mapping[str, str] = field(default_factory=dict)
@@ -143,26 +144,26 @@ def _open_writer(
 
 
 class Sink:
-    """Hands frames to a writer in a thread of its own."""
+    """Hands frames to a writer in a thread of its own; an error ends it.
 
-    # An error of the disk's ends it, or is waited out; any other loses the frames' source, until
-    # their size changes, and ends it where there is no other source.
+    With ``resumes`` an error of the disk's is waited out.
+    """
 
-    def __init__(self, writer: Writer, *, resumes: bool = False, num_sources: int = 1) -> None:
+    def __init__(self, writer: Writer, *, resumes: bool = False) -> None:
         self.name = writer.name
         self._writer, self._resumes = writer, resumes
         self._waiting: deque[Segmentation] = deque()
         self._changed = threading.Condition(threading.RLock())
-        self._closed = self._hurried = self.is_paused = self._is_over = self._is_left = False
+        self._closed = self.is_paused = self._is_over = self._is_left = False
+        self._write_until = math.inf  # when what waits is dropped, if it was hurried
         self._written = self._dropped = self._dropped_before = 0
         self._error: ZssegError | None = None
-        self._num_sources, self._lost = num_sources, dict[str, tuple[tuple[int, ...], str]]()
         self._thread = threading.Thread(target=self._work, name=f"write {self.name}", daemon=True)
         self._thread.start()
 
     def put(self, seg: Segmentation, *, waits: bool) -> None:
         with self._changed:
-            while waits and self._is_full and not (self._hurried or self._is_over):
+            while waits and self._is_full and not self._is_over and self._write_until == math.inf:
                 self._changed.wait(_LOOK)
             if self._is_over:
                 return
@@ -173,9 +174,9 @@ class Sink:
             self._changed.notify_all()
 
     def hurry(self) -> None:
-        """Let nobody wait for room any more; safe in a signal handler."""
+        """Let nobody wait for room, and drop what waits for long; safe in a signal handler."""
         with self._changed:
-            self._hurried = True
+            self._write_until = time.monotonic() + _HURRIED
             self._changed.notify_all()
 
     def finish(self) -> None:
@@ -184,18 +185,9 @@ class Sink:
             self._closed = True
             self._changed.notify_all()
 
-    def wait(self, seconds: float) -> None:
-        """Wait so long until all is written; frames of one that was hurried wait no longer."""
-        if threading.current_thread() is self._thread:  # a forgotten stream ends in any thread
-            return
-        self._thread.join(seconds)
-        with self._changed:
-            if self._hurried:
-                self._drop_waiting()
-
     def join(self, seconds: float) -> None:
         """Wait until all is written; after so many seconds the rest is left to itself."""
-        if threading.current_thread() is self._thread:
+        if threading.current_thread() is self._thread:  # a forgotten stream ends in any thread
             return
         self._thread.join(seconds)
         with self._changed:
@@ -212,13 +204,12 @@ class Sink:
 
     def stats(self) -> SinkStats:
         with self._changed:
-            lost = [text for _, text in self._lost.values()]
             return SinkStats(
                 name=self.name,
                 written=self._written,
                 dropped=self._dropped,
                 files=tuple(self._writer.files),
-                error="; ".join([*lost, *([str(self._error)] if self._error else [])]) or None,
+                error=None if self._error is None else str(self._error),
                 whose=dict(self._writer.whose),
                 painted=getattr(self._writer.painter, "painted", None),
             )
@@ -250,28 +241,13 @@ class Sink:
         try:
             with closing(self._writer):
                 while (seg := self._next()) is not None:
-                    self._write(seg)
+                    self._writer.write(seg)
+                    self._count()
         except ZssegError as exc:
             return exc
         return None
 
-    def _write(self, seg: Segmentation) -> None:
-        source, size_hw = frame_of(seg).source, seg.labels.shape
-        if self._lost.get(source, ((), ""))[0] == size_hw:
-            with self._changed:
-                self._dropped += 1
-            return
-        try:
-            self._writer.write(seg)
-        except ZssegError as exc:
-            others = self._num_sources - len(self._lost.keys() | {source})
-            if isinstance(exc.__cause__, OSError) or not others:
-                raise
-            with self._changed:
-                self._lost[source] = size_hw, f"{source}: {exc}"
-                self._dropped += 1
-            _log.error("%s: %s Other sources are written on.", source, exc)
-            return
+    def _count(self) -> None:
         with self._changed:
             self._written += 1
             is_mended = self._error is not None and not self._is_left
@@ -312,6 +288,8 @@ class Sink:
     def _next(self) -> Segmentation | None:
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._closed)
+            if self._closed and time.monotonic() > self._write_until:
+                self._drop_waiting()
             if not self._waiting:
                 return None
             self._changed.notify_all()

@@ -44,8 +44,6 @@ _KNOWN = (
     "a path"
 )
 _MOST_SENSORS = 16
-_LIBRARIES = ("auto", "gstreamer", "pyav")
-_PROTOCOLS = {"tcp": "tcp", "udp": "udp", "udp-mcast": "udp_multicast", "http": "http"}  # FFmpeg's
 
 _Number = TypeVar("_Number", int, float)
 
@@ -212,56 +210,36 @@ def _csi(uri: str, order: str) -> Source:
     return GstSource(name=uri, recipe=recipe, channel_order=order)
 
 
-def rtsp_settings() -> tuple[str, tuple[str, ...], int | None]:
-    """Library, protocols and milliseconds that a packet is waited for, as ``ZSSEG_RTSP_*`` say."""
-    library = os.environ.get("ZSSEG_RTSP_LIBRARY") or "auto"
-    names = os.environ.get("ZSSEG_RTSP_PROTOCOLS") or "tcp"
-    latency = os.environ.get("ZSSEG_RTSP_LATENCY_MS") or ""
-    protocols = tuple(dict.fromkeys(part.strip() for part in names.split(",")))
-    is_wait = re.fullmatch("[0-9]{0,5}", latency) and int(latency or 0) <= 60_000
-    some, one = ", ".join(_PROTOCOLS), ", ".join(_LIBRARIES)
-    for fits, name, text in (
-        (library in _LIBRARIES, "LIBRARY", f"one of {one}, got {library!r}"),
-        (set(protocols) <= set(_PROTOCOLS), "PROTOCOLS", f"some of {some}, got {names!r}"),
-        (is_wait, "LATENCY_MS", f"milliseconds from 0 to 60000, got {latency!r}"),
-    ):
-        if not fits:
-            raise ConfigError(f"ZSSEG_RTSP_{name}: expected {text}")
-    return library, protocols, int(latency) if latency else None
+def rtsp_library() -> str:
+    """Which library reads network cameras, as ``ZSSEG_RTSP_LIBRARY`` says."""
+    library, known = os.environ.get("ZSSEG_RTSP_LIBRARY") or "auto", ("auto", "gstreamer", "pyav")
+    if library not in known:
+        raise ConfigError(
+            f"ZSSEG_RTSP_LIBRARY: expected one of {', '.join(known)}, got {library!r}"
+        )
+    return library
 
 
 def _rtsp(uri: str, order: str) -> Source:
     """A network camera, read with GStreamer where it is complete, else with PyAV."""
     if not re.fullmatch(r"rtsps?://[^/?#\s][^\s]*", uri):
         raise ArgumentError(f"source: expected rtsp://HOST/PATH without spaces, got {shown(uri)}")
-    library, protocols, latency_ms = rtsp_settings()
-    if library == "auto" and uri.startswith("rtsps:"):
-        library = "pyav"  # GStreamer refuses the certificates that cameras sign themselves
-    try:
-        if library != "pyav":
-            return _through_gstreamer(uri, order, protocols, latency_ms)
-    except BackendUnavailableError as exc:
-        if library == "gstreamer":
-            raise
-        tell_once(f"rtsp: read with PyAV, since GStreamer is not complete: {exc}")
-    else:
-        tell_once("rtsp: read with PyAV")
-    options = {"rtsp_transport": "+".join(_PROTOCOLS[one] for one in protocols)}
-    if latency_ms is not None:
-        options["max_delay"] = str(latency_ms * 1000)
-    return VideoSource(name=shown(uri), url=uri, kind="rtsp", channel_order=order, options=options)
-
-
-def _through_gstreamer(
-    url: str, order: str, protocols: tuple[str, ...], latency_ms: int | None
-) -> Source:
-    library = load()
-    require_elements(library.Gst, rtsp_elements(library.Gst), "rtsp")
-    decoder = decoder_of(library.Gst, "H264")[0]
-    tell_once(f"rtsp: read with GStreamer {library.version}, H.264 decoded by {decoder}")
-    latency = {} if latency_ms is None else {"latency_ms": latency_ms}
-    recipe = RtspCamera(url=url, protocols=protocols, **latency)
-    return GstSource(name=shown(url), recipe=recipe, channel_order=order)
+    library, reason = rtsp_library(), ""
+    # GStreamer refuses the certificates that cameras sign themselves.
+    if library == "gstreamer" or (library == "auto" and not uri.startswith("rtsps:")):
+        try:
+            gst, _, version = load()
+            require_elements(gst, rtsp_elements(gst), "rtsp")
+        except BackendUnavailableError as exc:
+            if library == "gstreamer":
+                raise
+            reason = f", since GStreamer is not complete: {exc}"
+        else:
+            decoder = decoder_of(gst, "H264")[0]
+            tell_once(f"rtsp: read with GStreamer {version}, H.264 decoded by {decoder}")
+            return GstSource(name=shown(uri), recipe=RtspCamera(url=uri), channel_order=order)
+    tell_once(f"rtsp: read with PyAV{reason}")
+    return VideoSource(name=shown(uri), url=uri, kind="rtsp", channel_order=order)
 
 
 @functools.cache

@@ -32,7 +32,7 @@ _NO_PLAYLISTS = (
     "Is it a video? Playlists and lists of files are not followed; gst:uridecodebin uri=ADDRESS "
     "plays one."
 )
-ANSWERS_WITHIN = 5.0  # seconds that a camera may take to answer, and UDP for its first packet
+ANSWERS_WITHIN = 5.0  # seconds that a camera may take to answer
 NO_STREAM = "Give the address of the camera's stream itself, not that of its page."
 _REMEDIES = {
     "ConnectionRefusedError": "Check address and port, and that the camera is on.",

@@ -152,7 +152,7 @@ def _environment(folder: Path) -> Attempt:
     from zsseg_rt.doctor import examine
 
     names = ("ZSSEG_HOME", "ZSSEG_DEVICE", "ZSSEG_BACKEND", "ZSSEG_TENSORRT", "ZSSEG_RTSP_LIBRARY",
-             "ZSSEG_RTSP_PROTOCOLS", "ZSSEG_RTSP_LATENCY_MS", "COLUMNS")  # fmt: skip
+             "COLUMNS")  # fmt: skip
 
     def attempt(draw: random.Random) -> None:
         before = dict(os.environ)

@@ -8,7 +8,7 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -78,12 +78,6 @@ def require_elements(gst: Any, names: Iterable[str], purpose: str) -> None:
             f"{purpose}: expected the GStreamer elements {', '.join(missing)}, found none. "
             f"{packages_of(missing)}"
         )
-
-
-def known_settings(gst: Any, element: str, settings: Mapping[str, object]) -> str:
-    """Those settings that this version of an element has."""
-    find = gst.ElementFactory.make(element).find_property
-    return " ".join(f"{key}={value}" for key, value in settings.items() if find(key))
 
 
 def packages_of(elements: Iterable[str]) -> str:

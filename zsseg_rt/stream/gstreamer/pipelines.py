@@ -153,31 +153,23 @@ class RtspCamera(Recipe):
     """A camera that speaks RTSP."""
 
     url: str = field(repr=False)  # Where it is; may hold a login
-    # What may carry its packets, as rtspsrc names them: "tcp", "udp", "udp-mcast", "http"
-    protocols: tuple[str, ...] = ("tcp",)
-    # How long a missing packet is waited for; what arrives in order does not wait
-    latency_ms: int = 50
     hint = "Check the camera, and that it is on."
 
     def build(self, gst: Any, name: str) -> Pipeline:
         require_elements(gst, _RTSP_ELEMENTS, name)
-        built = parse(gst, "rtspsrc name=camera videoconvert name=convert ! appsink", name)
+        # Mode none: the camera's own times, not fitted to arrivals: lateness shows by them.
+        wait = round(ANSWERS_WITHIN * 1e6)
+        text = (
+            "rtspsrc name=camera protocols=tcp buffer-mode=none latency=50 "
+            f"tcp-timeout={wait} timeout={wait} videoconvert name=convert ! appsink"
+        )
+        built = parse(gst, text, name)
         camera = built.element.get_by_name("camera")
         location, login = split_login(self.url)
-        settings: dict[str, Any] = {
-            "location": location,
-            "latency": self.latency_ms,
-            "tcp-timeout": round(ANSWERS_WITHIN * 1e6),
-            "timeout": round(ANSWERS_WITHIN * 1e6),
-        }
+        camera.set_property("location", location)
         if login is not None:
-            settings |= {"user-id": login[0], "user-pw": login[1]}
-        for key, value in settings.items():
-            camera.set_property(key, value)
-        gst.util_set_object_arg(camera, "protocols", "+".join(self.protocols))
-        if set(self.protocols) <= {"tcp", "http"}:
-            # The camera's own times, which are not fitted to arrivals: lateness shows by them.
-            gst.util_set_object_arg(camera, "buffer-mode", "none")
+            camera.set_property("user-id", login[0])
+            camera.set_property("user-pw", login[1])
         return _CameraPipeline(gst, built, name)
 
     def explain(self, gst: Any, message: Any, name: str) -> ZssegError:
@@ -205,8 +197,7 @@ class _CameraPipeline(Pipeline):
         super().__init__(built.element, built.sink)
         self.arrivals: Arrivals = Arrivals()
         self._gst, self._name = gst, name
-        self._number: int | None = None
-        self._chain: Any = None
+        self._has_video = False
         self._probe: tuple[Any, int] | None = None
         self._camera = self.element.get_by_name("camera")
         self._handlers = [
@@ -214,12 +205,11 @@ class _CameraPipeline(Pipeline):
             self._camera.connect("pad-added", self._link),
         ]
 
-    def _select(self, _camera: Any, number: int, caps: Any) -> bool:
-        """Take the first stream of pictures, and no other; asked again if UDP gives way to TCP."""
-        is_video = caps.get_structure(0).get_string("media") == "video"
-        if is_video and self._number is None:
-            self._number = number
-        return is_video and number == self._number
+    def _select(self, _camera: Any, _number: int, caps: Any) -> bool:
+        """Take the first stream of pictures, and no other."""
+        is_first = caps.get_structure(0).get_string("media") == "video" and not self._has_video
+        self._has_video |= is_first
+        return is_first
 
     def _link(self, _camera: Any, pad: Any) -> None:
         from gi.repository import GLib
@@ -246,11 +236,7 @@ class _CameraPipeline(Pipeline):
         text = " ! ".join((*unpack, *named))
         if decoder == _JETSON_DECODER:
             text += " ! capsfilter caps=video/x-raw,format=BGRx"
-        self._remove_probe()
-        if self._chain is not None:  # of UDP, before it gave way to TCP
-            self._chain.set_state(gst.State.NULL)
-            self.element.remove(self._chain)
-        self._chain = chain = gst.parse_bin_from_description(text, True)
+        chain = gst.parse_bin_from_description(text, True)
         self._prepare(chain.get_by_name("decoder"))
         self.element.add(chain)
         chain.link(self.element.get_by_name("convert"))
@@ -283,13 +269,9 @@ class _CameraPipeline(Pipeline):
     def forget(self) -> None:
         for handler in self._handlers:
             self._camera.disconnect(handler)
-        self._remove_probe()
-
-    def _remove_probe(self) -> None:
         if self._probe is not None:
             pad, number = self._probe
             pad.remove_probe(number)
-            self._probe = None
 
 
 _LOOK = 0.05  # seconds; how often a source without frames looks whether it shall stop
