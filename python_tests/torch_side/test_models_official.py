@@ -98,7 +98,7 @@ SYSTEMS = {
                 r"\[8, 8, 1, 1\] instead of \[8, 8, 3, 3\]",
             ),
             ("backbone.stem.conv1.weight", (8, 3, 7), "of 4 axes"),
-            ("sem_seg_head.pixel_decoder.mask_features.weight", (32, 65, 3, 3), "multiple of 32"),
+            ("sem_seg_head.pixel_decoder.mask_features.weight", (32, 65, 3, 3), "instead of"),
             (PREDICTOR + "input_proj.bias", (63,), r"\[63\] instead of \[64\]"),
             (VISUAL + "positional_embedding", (18, 64), "square grid, got 18 rows"),
             ("backbone.fc.weight", (2, 2), r"backbone\.fc\.weight"),

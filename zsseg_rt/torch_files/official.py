@@ -32,7 +32,6 @@ IMAGE_STD = (58.395 / 255, 57.12 / 255, 57.375 / 255)
 _UNREAD_BY_DESCRIPTORS = re.compile(
     r"decode_head\.(.*\.(self_attn|norm1)\..*|loss_decode\..*|recovery_decoder\..*)"
 )
-_PARTS = ("backbone.", "decode_head.", "text_encoder.")
 _PROMPTS = """
 deep_prompt_embeddings Y X W
 prompt_embeddings 1 X W
@@ -55,17 +54,26 @@ _CELLS = "region_level_bridge C W\n"
 def read_descriptor(
     path: Path, architecture: str
 ) -> tuple[dict[str, Array], dict[str, Array], dict[str, Array]]:
-    """Read an official checkpoint of ``"zegclip"`` or ``"clip_rc"``."""
+    """Backbone, head and text tower of an official checkpoint of ``"zegclip"`` or ``"clip_rc"``."""
     tensors = read_floats(path, lambda key: not _UNREAD_BY_DESCRIPTORS.fullmatch(key))
+    check_descriptor(tensors, architecture, path.name)
     visual, head, text = (
         {k.removeprefix(part): v for k, v in tensors.items() if k.startswith(part)}
-        for part in _PARTS
+        for part in ("backbone.", "decode_head.", "text_encoder.")
     )
-    file = Checked(tensors=tensors, where=path.name, what=architecture)
-    if not visual or not head:
+    return visual, head, text
+
+
+def check_descriptor(
+    tensors: Mapping[str, Any], architecture: str, where: str = "state_dict"
+) -> dict[str, int]:
+    """Refuse other tensors than those of a system, of which what is never read may be there."""
+    used = {key: v for key, v in tensors.items() if not _UNREAD_BY_DESCRIPTORS.fullmatch(key)}
+    file = Checked(tensors=used, where=where, what=architecture)
+    if not file.has("backbone.") or not file.has("decode_head."):
         raise CheckpointError(
-            f"{path.name}: expected the keys of {architecture}, 'backbone.conv1.weight' and so "
-            f"on, got {some(list(tensors))}. {file.remedy}"
+            f"{where}: expected the keys of {architecture}, 'backbone.conv1.weight' and so on, got "
+            f"{some(list(used))}. {file.remedy}"
         )
     cells = architecture == "clip_rc"
     if cells:
@@ -77,12 +85,13 @@ def read_descriptor(
         decoder = "q_proj. Q 2D\n"
         decoder += under("decoder_1.", _CROSS_LAYERS.replace("Q K", "Q D"))
     table = under("backbone.", IMAGE_TOWER + _PROMPTS + _CELLS * cells)
-    table += under("decode_head.", decoder) + under("text_encoder.", TEXT_TOWER) * bool(text)
+    table += under("decode_head.", decoder)
+    table += under("text_encoder.", TEXT_TOWER) * file.has("text_encoder.")
     sizes = file.check(table)
     file.check_square("backbone.positional_embedding", sizes["R"])
     if cells:
         file.check_square("backbone.region_level_bridge", sizes["C"], others=0)
-    return visual, head, text
+    return sizes
 
 
 # --- ZegFormer: its prompts, and its weights; training's files lack CLIP ---
@@ -127,12 +136,7 @@ REGION_TEMPLATES = (
 """CLIP branch of every model."""
 
 # The loss's class weights fit the training vocabulary; the means are constants in this package.
-UNUSED_KEYS = (
-    r"criterion\..*",
-    r"(clip_)?pixel_(mean|std)",
-    r".*\.num_batches_tracked",
-)
-_UNUSED_BY_ZEGFORMER = re.compile("|".join(UNUSED_KEYS))
+_UNUSED_BY_ZEGFORMER = re.compile(r"criterion\..*|(clip_)?pixel_(mean|std)|.*\.num_batches_tracked")
 _STAGES = {"res2": "A", "res3": "B", "res4": "E", "res5": "G"}  # widths of their bottlenecks
 _LAYERS = """
 layers.#.self_attn.in_proj_ 3N N
@@ -150,22 +154,38 @@ norm. N
 
 def read_zegformer(path: Path, clip: ClipTensors | None = None) -> dict[str, Array]:
     """Read an official checkpoint; ``clip`` replaces the checkpoint's own."""
-    tensors = read_floats(path, lambda key: not _UNUSED_BY_ZEGFORMER.fullmatch(key))
-    if clip is not None:
-        towers = clip.named() | {"logit_scale": np.array(math.log(100.0), np.float32)}
-        tensors = {key: value for key, value in tensors.items() if not key.startswith(CLIP)}
-        tensors |= {f"{CLIP}{key}": value for key, value in towers.items()}
-    file = Checked(tensors=tensors, where=path.name, what="zegformer")
-    has_clip = any(key.startswith(CLIP) for key in tensors)
+    return check_zegformer(with_clip(read_floats(path), clip), path.name)[0]
+
+
+def with_clip(tensors: Mapping[str, Any], clip: ClipTensors | None) -> dict[str, Any]:
+    """A checkpoint's tensors; those of CLIP are ``clip``'s if it is given."""
+    if clip is None:
+        return dict(tensors)
+    rest = {key: value for key, value in tensors.items() if not key.startswith(CLIP)}
+    return rest | {f"{CLIP}{key}": value for key, value in scaled_clip(clip).items()}
+
+
+def scaled_clip(clip: ClipTensors) -> dict[str, Array]:
+    """Both towers under OpenAI's names, with the scale that the official code uses."""
+    return clip.named() | {"logit_scale": np.array(math.log(100.0), np.float32)}
+
+
+def check_zegformer(
+    tensors: Mapping[str, Any], where: str = "state_dict"
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """The tensors that inference reads, and the sizes of their table."""
+    used = {key: value for key, value in tensors.items() if not _UNUSED_BY_ZEGFORMER.fullmatch(key)}
+    file = Checked(tensors=used, where=where, what="zegformer")
+    has_clip = file.has(CLIP)
     sizes = file.check(_zegformer_table(file, has_clip=has_clip))
     if has_clip:
         file.check_square(f"{CLIP}visual.positional_embedding", sizes["R"])
     if sizes["C"] % GROUPS or sizes["N"] % 4:
         raise CheckpointError(
-            f"{path.name}: expected decoders of multiples of {GROUPS} channels and queries of "
+            f"{where}: expected decoders of multiples of {GROUPS} channels and queries of "
             f"multiples of 4, got {sizes['C']} and {sizes['N']}. {file.remedy}"
         )
-    return tensors
+    return used, sizes
 
 
 def _zegformer_table(file: Checked, *, has_clip: bool) -> str:
@@ -218,8 +238,7 @@ _NAMES = {
     CLIP: "text_encoder.",
     _HEAD: "aggregator.",
 }
-_KEYS, _HASH = "equal_keys", "equal_sha256"  # in a difference's metadata, beside DIFFERS_FROM
-_UNREAD = re.compile(r"text_encoder\.logit_scale|aggregator\..*\.attn_mask")
+_UNREAD = re.compile(rf"{re.escape(CLIP)}logit_scale|{re.escape(_HEAD)}.*\.attn_mask")
 
 
 def _split(table: str) -> str:
@@ -278,38 +297,35 @@ decoder_guidance_projection.1.0. K X 3 3
 )
 _CAT_SEG = (
     "upsample1.weight W U 2 2\nupsample1.bias U\nupsample2.weight W X 4 4\nupsample2.bias X\n"
-    + under("aggregator.", _AGGREGATOR)
+    + under(_HEAD, _AGGREGATOR)
 )
 
 
-def check_cat_seg(tensors: Mapping[str, Array], name: str) -> tuple[dict[str, Array], int]:
-    """The arrays that inference reads, under the names of our model, and the head's channels."""
-    refuse_others(tensors, name)
-    named = {k: v for k, v in own_names(tensors).items() if not _UNREAD.fullmatch(k)}
-    table = _CAT_SEG + under("image_encoder.", _split(IMAGE_TOWER))
-    if any(key.startswith("text_encoder.") for key in named):
-        table += under("text_encoder.", _split(TEXT_TOWER))
-    file = Checked(tensors=named, where=name, what="cat_seg")
+def check_cat_seg(
+    tensors: Mapping[str, Any], name: str = "state_dict"
+) -> tuple[dict[str, Any], dict[str, int]]:
+    """The tensors that inference reads, by our model's names, and the sizes of their table."""
+    _refuse_others(tensors, name)
+    used = {key: value for key, value in tensors.items() if not _UNREAD.fullmatch(key)}
+    file = Checked(tensors=used, where=name, what="cat_seg")
+    table = _CAT_SEG + under(f"{CLIP}visual.", _split(IMAGE_TOWER))
+    if any(key.startswith(CLIP) and not key.startswith(f"{CLIP}visual.") for key in used):
+        table += under(CLIP, _split(TEXT_TOWER))  # if of it, all of it
     sizes = file.check(table)
-    file.check_square("image_encoder.positional_embedding", sizes["R"])
+    file.check_square(f"{CLIP}visual.positional_embedding", sizes["R"])
     if sizes["A"] % GROUP or sizes["B"] % GROUP:
         raise CheckpointError(
             f"{name}: expected decoders of multiples of {GROUP} channels, got {sizes['A']} and "
             f"{sizes['B']}. {file.remedy}"
         )
-    return named, sizes["H"]
-
-
-def own_names(tensors: Mapping[str, T]) -> dict[str, T]:
-    """Official tensors under the names of our model."""
     named = {}
-    for key, value in tensors.items():
+    for key, value in used.items():
         prefix = next((prefix for prefix in _NAMES if key.startswith(prefix)), "")
         named[_NAMES.get(prefix, "") + key.removeprefix(prefix)] = value
-    return named
+    return named, sizes
 
 
-def refuse_others(tensors: Mapping[str, Any], name: str = "state_dict") -> None:
+def _refuse_others(tensors: Mapping[str, Any], name: str) -> None:
     """Refuse the first generation, which had two backbones, and the large variant."""
     needed = ("upsample1.weight", f"{_HEAD}layers.0.attention.padding_tokens")
     earlier = any(key.startswith("backbone.") for key in tensors)

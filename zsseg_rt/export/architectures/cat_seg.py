@@ -66,11 +66,11 @@ def export_cat_seg_file(
 
 
 def _read_network(official: Tensors, name: str) -> tuple[CatSegNetwork, WrittenText | None]:
-    tensors, hidden = check_cat_seg(official, name)
+    tensors, sizes = check_cat_seg(official, name)
     network = CatSegNetwork(
         tensors=tensors,
         image_heads=divisor("num_heads", None, len(tensors["image_encoder.ln_pre.weight"])),
-        num_heads=divisor("num_heads", CatSegNetwork.num_heads, hidden),
+        num_heads=divisor("num_heads", CatSegNetwork.num_heads, sizes["H"]),
     )
     check_masks(official, network.grid, network.window)
     last, side = len(network.tower.blocks) - 1, network.tower.patch_size

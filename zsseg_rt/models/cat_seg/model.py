@@ -7,7 +7,6 @@ Source:
 from __future__ import annotations
 
 import operator
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, cast
@@ -51,15 +50,9 @@ from zsseg_rt.models.clip.weights import (
 )
 from zsseg_rt.models.functional import check_text_embeds
 from zsseg_rt.networks.cat_seg import NUM_LAYERS, TEXT_SPACE, shift_mask, window_order
-from zsseg_rt.networks.zegformer import CLIP
 from zsseg_rt.torch_files.checkpoints import check_float32
 from zsseg_rt.torch_files.clip_arrays import CLIP_MEAN, CLIP_STD, Tower
-from zsseg_rt.torch_files.official import (
-    check_masks,
-    own_names,
-    refuse_others,
-    split_weights,
-)
+from zsseg_rt.torch_files.official import check_cat_seg, check_masks, split_weights
 from zsseg_rt.torch_files.shapes import Checked, divisor
 
 DROPPED_LOGIT = -100.0
@@ -526,11 +519,6 @@ def _resized(x: Tensor, size_hw: tuple[int, int]) -> Tensor:
     return F.interpolate(x, size=size_hw, mode="bilinear", align_corners=False)
 
 
-_HEAD = "sem_seg_head.predictor.transformer."
-_TEXT = r"sem_seg_head\.predictor\.clip_model\.(?!visual\.|logit_scale)"
-_UNUSED = r"text_encoder\.logit_scale|aggregator\.layers\.\d\.swin_block\.block_2\.attn_mask"
-
-
 @dataclass(frozen=True, kw_only=True)
 class OfficialCatSeg:
     """Builds CAT-Seg B from an official checkpoint; sizes are read from shapes."""
@@ -548,45 +536,35 @@ class OfficialCatSeg:
     def build(self, state_dict: Mapping[str, Tensor]) -> CatSeg:
         """Make the model of official keys, float32; the weights are copies."""
         check_float32(state_dict, "cat_seg")
-        refuse_others(state_dict)
-        file = Checked(tensors=state_dict, what="cat_seg")
-        encoder = image_encoder_config(file, CLIP + "visual.", self.clip_heads)
+        tensors, sizes = check_cat_seg(state_dict)
+        file = Checked(tensors=tensors, what="cat_seg")
+        encoder = image_encoder_config(file, "image_encoder.", self.clip_heads)
         text = None
-        if any(re.match(_TEXT, key) for key in state_dict):  # if of it, all of it
-            text = text_encoder_config(file, CLIP, self.text_heads)
+        if file.has("text_encoder."):
+            text = text_encoder_config(file, "text_encoder.", self.text_heads)
+        aggregator = AggregatorConfig(
+            embed_dim=encoder.embed_dim,
+            width=encoder.width,
+            hidden=sizes["H"],
+            num_heads=divisor("num_heads", self.num_heads, sizes["H"]),
+            window=self.window,
+            text_guidance=sizes["Y"],
+            guidance=sizes["G"],
+            decoder=(sizes["A"], sizes["B"]),
+            up=(sizes["U"], sizes["X"]),
+            decoder_guidance=(sizes["J"], sizes["K"]),
+            padding=self.padding,
+        )
         config = CatSegConfig(
             image_encoder=encoder,
             text_encoder=text,
-            aggregator=self._aggregator(file, encoder),
+            aggregator=aggregator,
             taps=self.taps,
             view=self.view,
             most_classes=self.most_classes,
         )
         check_masks(state_dict, self.view // encoder.patch_size, self.window)
-        renamed = own_names(state_dict)
-        return load_into(CatSeg, config, renamed, architecture="cat_seg", ignored=(_UNUSED,))
-
-    def _aggregator(self, file: Checked, encoder: ImageEncoderConfig) -> AggregatorConfig:
-        hidden = file.shape(_HEAD + "conv1.weight", 4)[0]
-        first, second = (
-            file.shape(f"{_HEAD}decoder{n}.conv.double_conv.0.weight", 4)[0] for n in (1, 2)
-        )
-        near, far = (
-            file.shape(f"{_HEAD}decoder_guidance_projection.{n}.0.weight", 4)[:2] for n in (0, 1)
-        )
-        return AggregatorConfig(
-            embed_dim=encoder.embed_dim,
-            width=encoder.width,
-            hidden=hidden,
-            num_heads=divisor("num_heads", self.num_heads, hidden),
-            window=self.window,
-            text_guidance=file.shape(_HEAD + "text_guidance_projection.0.weight", 2)[0],
-            guidance=file.shape(_HEAD + "guidance_projection.0.weight", 4)[0],
-            decoder=(first, second),
-            up=(near[1], far[1]),
-            decoder_guidance=(near[0], far[0]),
-            padding=self.padding,
-        )
+        return load_into(CatSeg, config, tensors, architecture="cat_seg")
 
 
 @dataclass(frozen=True, kw_only=True)

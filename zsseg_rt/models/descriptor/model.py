@@ -58,7 +58,7 @@ from zsseg_rt.models.functional import (
 from zsseg_rt.networks.descriptor import allowed_tokens
 from zsseg_rt.torch_files.checkpoints import check_float32
 from zsseg_rt.torch_files.clip_arrays import ClipTensors
-from zsseg_rt.torch_files.official import IMAGE_MEAN, IMAGE_STD
+from zsseg_rt.torch_files.official import IMAGE_MEAN, IMAGE_STD, check_descriptor
 from zsseg_rt.torch_files.shapes import Checked, divisor
 
 
@@ -621,40 +621,32 @@ class OfficialZegCLIP:
         """Make the model of official keys, float32; the weights are copies."""
         name: str = self.made.architecture
         check_float32(state_dict, name)
+        sizes = check_descriptor(state_dict, name)
         file = Checked(tensors=state_dict, what=name)
-        encoder = self._encoder(file)
+        encoder = replace(
+            image_encoder_config(file, "backbone.", self.num_heads),
+            num_prompts=sizes["X"],
+            num_deep_prompts=sizes["Y"],
+            prompt_dropout=self.prompt_dropout,
+            num_cells=sizes.get("C", 0),
+        )
+        decoder = DecoderConfig(
+            query_dim=sizes["Q"],
+            num_layers=file.depth(self.layers),
+            num_heads=divisor("decoder_heads", self.decoder_heads, sizes["Q"]),
+            ffn_dim=sizes["H"],
+            dropout=self.decoder_dropout,
+        )
         has_text = file.has(_TEXT)
         text = text_encoder_config(file, _TEXT, self.text_heads) if has_text else None
         fields = {"image_size": encoder.side, **shared_fields(self, self.made_config)}
         if self.made is ClipRC:
             fields["with_recovery"] = file.has("decode_head.recovery_decoder.")
         config = self.made_config(
-            image_encoder=encoder,
-            decoder=self._decoder(file),
-            text_encoder=text,
-            **fields,
+            image_encoder=encoder, decoder=decoder, text_encoder=text, **fields
         )
         make: Callable[[Any], DescriptorModel] = self.made
         return load_into(make, config, state_dict, architecture=name, ignored=(_UNUSED,))
-
-    def _encoder(self, file: Checked) -> ImageEncoderConfig:
-        num_deep_prompts, num_prompts, _ = file.shape("backbone.deep_prompt_embeddings", 3)
-        return replace(
-            image_encoder_config(file, "backbone.", self.num_heads),
-            num_prompts=num_prompts,
-            num_deep_prompts=num_deep_prompts,
-            prompt_dropout=self.prompt_dropout,
-        )
-
-    def _decoder(self, file: Checked) -> DecoderConfig:
-        query_dim = file.shape("decode_head.q_proj.weight", 2)[0]
-        return DecoderConfig(
-            query_dim=query_dim,
-            num_layers=file.depth(self.layers),
-            num_heads=divisor("decoder_heads", self.decoder_heads, query_dim),
-            ffn_dim=file.shape(f"{self.layers}0.linear1.weight", 2)[0],
-            dropout=self.decoder_dropout,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -663,9 +655,3 @@ class OfficialClipRC(OfficialZegCLIP):
 
     made, made_config = ClipRC, ClipRCConfig
     layers = "decode_head.decoder_q.layers."
-
-    def _encoder(self, file: Checked) -> ImageEncoderConfig:
-        name = "backbone.region_level_bridge"
-        num_cells = file.shape(name, 2)[0]
-        file.check_square(name, num_cells, others=0)
-        return replace(super()._encoder(file), num_cells=num_cells)

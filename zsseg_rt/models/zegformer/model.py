@@ -6,7 +6,6 @@ Source:
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -58,7 +57,12 @@ from zsseg_rt.networks.zegformer import CLIP, IMAGE_MEAN, IMAGE_STD, REGION_MEAN
 from zsseg_rt.torch_files.checkpoints import check_float32, load_checkpoint, load_weights
 from zsseg_rt.torch_files.clip_arrays import ClipTensors
 from zsseg_rt.torch_files.clip_layouts import Settings
-from zsseg_rt.torch_files.official import REGION_TEMPLATES, UNUSED_KEYS
+from zsseg_rt.torch_files.official import (
+    REGION_TEMPLATES,
+    check_zegformer,
+    scaled_clip,
+    with_clip,
+)
 from zsseg_rt.torch_files.shapes import Checked, divisor
 
 Fusion = Literal["seen_and_unseen", "all_classes", "regions", "segments"]
@@ -333,9 +337,6 @@ class ZegFormer(SegmentationModel):
         check_seen(self.config.seen_classes, len(text_features), name)
 
 
-_STAGES = ("res2", "res3", "res4", "res5")
-
-
 @dataclass(frozen=True, kw_only=True)
 class OfficialZegFormer:
     """Builds ZegFormer from an official checkpoint; sizes are read from shapes.
@@ -366,16 +367,34 @@ class OfficialZegFormer:
 
     def build(self, state_dict: Mapping[str, Tensor]) -> ZegFormer:
         """Make the model of official keys, float32; the weights are copies."""
-        state_dict = _with_clip(state_dict, self.clip)
+        own = {k: v for k, v in state_dict.items() if k.startswith(CLIP) and hasattr(v, "float")}
+        state_dict = {**state_dict, **{key: value.float() for key, value in own.items()}}
         check_float32(state_dict, "zegformer")
-        file = Checked(tensors=state_dict, what="zegformer")
+        tensors, sizes = check_zegformer(with_clip(state_dict, self.clip))
+        file = Checked(tensors=tensors, what="zegformer")
         has_clip = file.has(CLIP)
         alone: Fusion = "regions" if has_clip else "segments"
         fusion = self.fusion or ("seen_and_unseen" if self.ensemble else alone)
-        backbone = _backbone_config(file)
-        decoder = _decoder_config(file, self.num_heads, self.dropout)
-        own = {"backbone": backbone, "decoder": decoder, "fusion": fusion}
-        fields = {**shared_fields(self, ZegFormerConfig), **own}
+        backbone = ResNetConfig(
+            stem_width=sizes["S"],
+            widths=tuple(sizes[letter] for letter in "ABEG"),
+            depths=tuple(file.depth(f"backbone.res{stage}.") for stage in range(2, 6)),
+        )
+        predictor = "sem_seg_head.predictor."
+        decoder = QueryDecoderConfig(
+            conv_dim=sizes["C"],
+            mask_dim=sizes["K"],
+            hidden_dim=sizes["N"],
+            num_queries=sizes["Z"],
+            num_layers=file.depth(f"{predictor}transformer.decoder.layers."),
+            num_heads=divisor("num_heads", self.num_heads, sizes["N"]),
+            ffn_dim=sizes["J"],
+            mask_layers=file.depth(f"{predictor}mask_embed.layers."),
+            embed_dim=sizes["D"],
+            dropout=self.dropout,
+        )
+        fields = shared_fields(self, ZegFormerConfig)
+        fields |= {"backbone": backbone, "decoder": decoder, "fusion": fusion}
         if fusion != "segments" and not has_clip:
             raise CheckpointError(
                 f"state_dict: expected CLIP's weights under '{CLIP}', got none, as in every "
@@ -383,68 +402,14 @@ class OfficialZegFormer:
                 "(--clip FILE), or fusion='segments' for the text branch alone (--fusion segments)."
             )
         if has_clip:
-            fields |= self._towers(file, decoder.embed_dim)
-        config, name = ZegFormerConfig(**fields), "zegformer"
-        return load_into(ZegFormer, config, state_dict, architecture=name, ignored=UNUSED_KEYS)
-
-    def _towers(self, file: Checked, embed_dim: int) -> dict[str, Any]:
-        settings = self.clip.settings if self.clip else Settings()
-        heads = settings.num_heads if self.clip_heads is None else self.clip_heads
-        image = image_encoder_config(file, CLIP + "visual.", heads, settings.activation)
-        if image.embed_dim != embed_dim:
-            raise CheckpointError(
-                f"{CLIP}visual.proj: expected the width {embed_dim} of the text branch, got "
-                f"{image.embed_dim}. Use the CLIP that the checkpoint was trained with, ViT-B/16."
-            )
-        heads = settings.text_heads if self.text_heads is None else self.text_heads
-        text = text_encoder_config(file, CLIP, heads, settings.activation)
-        return {"clip_image": image, "clip_text": text}
-
-
-def _with_clip(state_dict: Mapping[str, Tensor], clip: ClipTensors | None) -> dict[str, Tensor]:
-    """CLIP's tensors as float32, from ``clip`` if given."""
-    if clip is None:
-        own = {k: v for k, v in state_dict.items() if k.startswith(CLIP) and hasattr(v, "float")}
-        return {**state_dict, **{key: value.float() for key, value in own.items()}}
-    rest = {key: value for key, value in state_dict.items() if not key.startswith(CLIP)}
-    return rest | {CLIP + key: torch.as_tensor(value) for key, value in _named(clip).items()}
-
-
-def _named(clip: ClipTensors) -> dict[str, Any]:
-    """Both towers under OpenAI's names, with the scale that the official code uses."""
-    return {**clip.named(), "logit_scale": torch.tensor(math.log(100.0))}
-
-
-def _backbone_config(file: Checked) -> ResNetConfig:
-    return ResNetConfig(
-        stem_width=file.shape("backbone.stem.conv1.weight", 4)[0],
-        widths=tuple(file.shape(f"backbone.{name}.0.conv1.weight", 4)[0] for name in _STAGES),
-        depths=tuple(file.depth(f"backbone.{name}.") for name in _STAGES),
-    )
-
-
-def _decoder_config(file: Checked, num_heads: int, dropout: float) -> QueryDecoderConfig:
-    predictor = "sem_seg_head.predictor."
-    layers = predictor + "transformer.decoder.layers."
-    mask_dim, conv_dim, _, _ = file.shape("sem_seg_head.pixel_decoder.mask_features.weight", 4)
-    num_queries, hidden_dim = file.shape(predictor + "query_embed.weight", 2)
-    if conv_dim % NUM_GROUPS:
-        raise CheckpointError(
-            f"sem_seg_head.pixel_decoder.mask_features.weight: expected a multiple of {NUM_GROUPS} "
-            f"input channels, got {conv_dim}. Check that the checkpoint is from this architecture."
-        )
-    return QueryDecoderConfig(
-        conv_dim=conv_dim,
-        mask_dim=mask_dim,
-        hidden_dim=hidden_dim,
-        num_queries=num_queries,
-        num_layers=file.depth(layers),
-        num_heads=divisor("num_heads", num_heads, hidden_dim),
-        ffn_dim=file.shape(layers + "0.linear1.weight", 2)[0],
-        mask_layers=file.depth(predictor + "mask_embed.layers."),
-        embed_dim=file.shape(predictor + "bg_feature", 2)[1],
-        dropout=dropout,
-    )
+            settings = self.clip.settings if self.clip else Settings()
+            heads = settings.num_heads if self.clip_heads is None else self.clip_heads
+            image = image_encoder_config(file, CLIP + "visual.", heads, settings.activation)
+            heads = settings.text_heads if self.text_heads is None else self.text_heads
+            text = text_encoder_config(file, CLIP, heads, settings.activation)
+            fields |= {"clip_image": image, "clip_text": text}
+        config = ZegFormerConfig(**fields)
+        return load_into(ZegFormer, config, tensors, architecture="zegformer")
 
 
 BACKBONES: Mapping[str, ResNetConfig] = {
@@ -571,7 +536,7 @@ def _initialise(model: ZegFormer) -> None:
 
 def _load_clip_model(model: ZegFormer, weights: ClipTensors) -> None:
     assert model.clip_model is not None
-    tensors = _named(weights)
+    tensors: dict[str, Any] = scaled_clip(weights)
     if weights.logit_scale is not None:
         tensors["logit_scale"] = torch.tensor(weights.logit_scale)
     load_weights(model.clip_model, tensors, architecture="CLIP")
