@@ -38,22 +38,24 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Examine CPU, native core, CUDA, backends, cameras, settings and cache; changes nothing."""
-    checks: list[Callable[[], Finding]] = [
-        _python,
-        _native_core,
-        _cuda,
-        _tensorrt,
-        _openvino,
-        _torch,
-        _opencv,
-        _pyav,
-        _gstreamer,
-        _cameras,
-        _jetson,
-        _environment,
-        _cache,
+    opencv = f"{install_command('opencv')} (on a Jetson: apt install python3-opencv)"
+    stream, videos = install_command("stream"), "only videos, cameras and overlay videos need it"
+    openvino = ("openvino", "it is the CPU backend", "bad", "pip install openvino")
+    return [
+        _python(),
+        _native_core(),
+        _cuda(),
+        _tensorrt(),
+        _package("OpenVINO", *openvino, _about_openvino),
+        _torch(),
+        _package("OpenCV", "cv2", "photos cannot be read", "bad", opencv),
+        _package("PyAV", "av", videos, "absent", stream, _about_pyav),
+        _gstreamer(),
+        _cameras(),
+        _jetson(),
+        _environment(),
+        _cache(),
     ]
-    return [check() for check in checks]
 
 
 def _python() -> Finding:
@@ -120,11 +122,22 @@ def _tensorrt() -> Finding:
     return Finding("TensorRT", "ok", ", ".join(packages))
 
 
-def _openvino() -> Finding:
-    command = "pip install openvino"
-    problem = _import_problem("OpenVINO", "openvino", "it is the CPU backend", "bad", command)
-    if problem:
-        return problem
+def _package(
+    topic: str, package: str, use: str, absent: str, command: str, about: Callable[[], str] = str
+) -> Finding:
+    """Whether a package can be imported, its version, and more about it."""
+    ensure_home()
+    try:
+        module = import_module(package)
+    except ImportError as exc:
+        reason, remedy = why_not(exc, package, command)
+        if reason == "nothing" and _version(package) is None:
+            return Finding(topic, absent, f"not installed; {use}", command)
+        return Finding(topic, "bad", f"expected {package}, got {reason}", remedy)
+    return Finding(topic, "ok", f"{_version(package) or module.__version__}{about()}")
+
+
+def _about_openvino() -> str:
     from zsseg_rt.backends._openvino import BACKEND, process_core
 
     core = process_core()
@@ -133,27 +146,13 @@ def _openvino() -> Finding:
     )
     choice = BACKEND.choose(("float32", "float16"), "auto", device="cpu", allowed=ANY_PRECISION)
     capabilities = ", ".join(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
-    return Finding(
-        "OpenVINO",
-        "ok",
-        f"{_version('openvino')}; {devices}; CPU supports: {capabilities}; precision auto "
-        f"is {choice.precision}",
-    )
+    return f"; {devices}; CPU supports: {capabilities}; precision auto is {choice.precision}"
 
 
-def _import_problem(
-    topic: str, package: str, use: str, absent: str, command: str
-) -> Finding | None:
-    """Why a package cannot be imported; None if it can."""
-    ensure_home()
-    try:
-        import_module(package)
-    except ImportError as exc:
-        reason, remedy = why_not(exc, package, command)
-        if reason == "nothing" and _version(package) is None:
-            return Finding(topic, absent, f"not installed; {use}", command)
-        return Finding(topic, "bad", f"expected {package}, got {reason}", remedy)
-    return None
+def _about_pyav() -> str:
+    import av
+
+    return f"; libx264 {'yes' if 'libx264' in av.codecs_available else 'no'}"
 
 
 def _torch() -> Finding:
@@ -162,27 +161,6 @@ def _torch() -> Finding:
         detail = "not installed; only export, training and backend 'torch' need it"
         return Finding("torch", "absent", detail, install_command("train"))
     return Finding("torch", "ok", version)
-
-
-def _opencv() -> Finding:
-    command = f"{install_command('opencv')} (on a Jetson: apt install python3-opencv)"
-    problem = _import_problem("OpenCV", "cv2", "photos cannot be read", "bad", command)
-    if problem:
-        return problem
-    import cv2
-
-    return Finding("OpenCV", "ok", cv2.__version__)
-
-
-def _pyav() -> Finding:
-    use, command = "only videos, cameras and overlay videos need it", install_command("stream")
-    problem = _import_problem("PyAV", "av", use, "absent", command)
-    if problem:
-        return problem
-    import av
-
-    encoder = "yes" if "libx264" in av.codecs_available else "no"
-    return Finding("PyAV", "ok", f"{_version('av')}; libx264 {encoder}")
 
 
 def _gstreamer() -> Finding:

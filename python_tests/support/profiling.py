@@ -7,7 +7,7 @@ import os
 import signal
 
 from zsseg_rt.profiling.turns import CandidateError
-from zsseg_rt.profiling.worker import Paced, Sample, ThreadTimes, Turn, TurnPlan
+from zsseg_rt.profiling.worker import Sample, ThreadTimes, Turn, TurnPlan
 
 FILE = __file__
 # Options with which a profile takes little time.
@@ -34,10 +34,10 @@ class GivenTimes:
         sample = Sample(wall_ms=3.0 * ms, cpu_ms=ms, device_ms=2.0 * ms)
         return Turn(sample if plan.cold else None, (sample,))
 
-    def pace(self, rate: float, seconds: float) -> list[Paced]:
+    def pace(self, rate: float, seconds: float) -> list[tuple[float, float]]:
         if self._fails_in:
             raise CandidateError(f"{self.name}: ended")
-        return [Paced(1.0, 1.0, False)] * round(rate * seconds)
+        return [(1.0, 1.0)] * round(rate * seconds)
 
     def settle(self) -> None:
         self.settled += 1

@@ -16,10 +16,10 @@ import pytest
 
 from support.command_line import python, run
 from zsseg_rt import Engine, EngineConfig
-from zsseg_rt.cli.service import Notifier
+from zsseg_rt.cli.stream import Notifier
 from zsseg_rt.common.extras import import_opencv
 from zsseg_rt.common.process import held_interrupts
-from zsseg_rt.demo import demo_photos
+from zsseg_rt.demo import demo_bundle, demo_photos
 
 LIMIT = 60.0  # seconds, on a busy machine
 
@@ -30,17 +30,6 @@ def photo(tmp_path):
     return shutil.copy(demo_photos("scenes")[0], tmp_path / "in" / "a.png")
 
 
-@pytest.fixture
-def no_engine(monkeypatch):
-    """Fails a test that loads a model."""
-
-    def refuse(*_):
-        raise AssertionError("an engine was made before the places were checked")
-
-    monkeypatch.setattr(Engine, "__init__", refuse)
-
-
-@pytest.mark.usefixtures("no_engine")
 @pytest.mark.parametrize(
     ("option", "place", "reason"),
     [
@@ -52,7 +41,8 @@ def no_engine(monkeypatch):
         ("--json", "/proc/r.json", "/proc is not writable"),
     ],
 )
-def test_places_are_checked_first(option, place, reason, photo, tmp_path, capsys):
+def test_places_are_checked_first(option, place, reason, photo, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Engine, "__init__", None)  # a model is loaded later
     assert run("segment", photo, "--demo", "scenes", option, tmp_path / place) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"zsseg-rt: {option}: expected a f")
@@ -62,11 +52,8 @@ def test_places_are_checked_first(option, place, reason, photo, tmp_path, capsys
 
 def test_a_useless_cache_is_told_once(tmp_path, caplog):
     (tmp_path / "file").touch()
-    bundle = demo_photos("scenes")[0].removesuffix("playroom.png") + "scenes.zsseg"
-    with (
-        caplog.at_level(logging.WARNING),
-        Engine(bundle, EngineConfig(cache_dir=tmp_path / "file")) as engine,
-    ):
+    config = EngineConfig(cache_dir=tmp_path / "file")
+    with caplog.at_level(logging.WARNING), Engine(demo_bundle("scenes"), config) as engine:
         engine.set_classes([f"red {word}" for word in ("ball", "box", "cone", "star", "ring")])
         engine.set_classes(["blue sky"])
     (record,) = caplog.records
@@ -176,30 +163,19 @@ def test_a_device_is_written_into_and_stays_one(tmp_path, photo, capsys):
     assert full.is_symlink()
 
 
-@pytest.fixture
-def systemd(tmp_path):
-    """A socket as systemd's, and its name."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
-        path = str(tmp_path / "notify")
-        receiver.bind(path)
-        receiver.settimeout(60)
-        yield receiver, path
-
-
-def test_a_stream_is_ready_with_its_first_frame_and_alive_with_later_ones(systemd):
-    receiver, path = systemd
+def test_a_stream_is_ready_with_its_first_frame_and_alive_with_later_ones(tmp_path):
     call = [sys.executable, "-m", "zsseg_rt", "stream", "--demo", "scenes", "--seconds", "20"]
-    with subprocess.Popen(
-        call,
-        env={**os.environ, "NOTIFY_SOCKET": path},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as child:
-        try:
-            assert receiver.recv(100) == b"READY=1"
-            assert receiver.recv(100) == b"WATCHDOG=1"
-        finally:
-            child.kill()
+    environment = {**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify")}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(LIMIT)
+        with subprocess.Popen(call, env=environment, **quiet) as child:
+            try:
+                assert systemd.recv(100) == b"READY=1"
+                assert systemd.recv(100) == b"WATCHDOG=1"
+            finally:
+                child.kill()
 
 
 def test_abstract_names_are_understood_and_lost_sockets_reported_once(tmp_path, caplog):

@@ -17,17 +17,14 @@ def finding(topic):
     return next(found for found in examine() if found.topic == topic)
 
 
-@pytest.mark.parametrize(
-    "variable", [f"ZSSEG_{name}" for name in ["DEVICE", "BACKEND", "TENSORRT", "RTSP_LIBRARY"]]
-)
-def test_a_wrong_variable_is_a_finding(monkeypatch, variable):
-    other = "RTSP_LIBRARY" if variable == "ZSSEG_TENSORRT" else "TENSORRT"
-    wrong = (variable, f"ZSSEG_{other}")  # all are named at once
-    for name in wrong:
-        monkeypatch.setenv(name, "abacus")
+@pytest.mark.parametrize("name", ["DEVICE", "BACKEND", "TENSORRT", "RTSP_LIBRARY"])
+def test_a_wrong_variable_is_a_finding(monkeypatch, name):
+    other = "RTSP_LIBRARY" if name == "TENSORRT" else "TENSORRT"
+    for wrong in (name, other):  # all are named at once
+        monkeypatch.setenv(f"ZSSEG_{wrong}", "abacus")
     found = finding("environment")
     assert found.status == "bad"
-    assert f"{variable}: expected" in found.detail
+    assert f"ZSSEG_{name}: expected" in found.detail
     assert found.detail.count("'abacus'") == 2
     assert found.remedy
 
@@ -68,16 +65,11 @@ print(json.dumps([found.status, found.detail, found.remedy]))
     return json.loads(run.stdout)
 
 
-def test_gstreamer_is_told_with_what_it_decodes_and_encodes_with(tmp_path):
+def test_gstreamer_is_told_and_what_it_lacks_with_its_package(tmp_path):
     require_gstreamer()
     status, detail, remedy = gstreamer_in_a_child(tmp_path)
     assert (status, remedy) == ("ok", "")
-    assert "PyGObject 3." in detail
     assert "H.264 is decoded by avdec_h264; encoded by x264enc" in detail
-
-
-def test_what_gstreamer_lacks_is_told_with_its_package(tmp_path):
-    require_gstreamer()
     lacking = (
         "import gi; gi.require_version('Gst', '1.0')\n"
         "from gi.repository import Gst; Gst.init(None)\n"
@@ -135,22 +127,19 @@ def test_a_wrong_instruction_set_leaves_the_rest_of_the_report(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "kind", ["file", "under a file", "loop", "dangling", "long", "bytes", "bytes under a file"]
-)
-def test_any_cache_folder_gets_a_line(tmp_path, monkeypatch, kind):
-    home = tmp_path / "home"
-    if kind in ("file", "under a file", "bytes under a file"):
-        home.write_text("x")
-    elif kind in ("loop", "dangling"):
-        home.symlink_to(home if kind == "loop" else tmp_path / "absent")
-    places = {
-        "under a file": home / "x",
-        "bytes under a file": home / "x",
-        "long": tmp_path / ("x" * 300),
-    }
-    place = os.fsencode(places.get(kind, home)) + (b"\xff" if "bytes" in kind else b"")
-    monkeypatch.setenv("ZSSEG_HOME", os.fsdecode(place))
+    ("home", "below", "status"),
+    [
+        ("file", b"", "bad"), ("file", b"/x", "bad"), ("file", b"/x\xff", "bad"),
+        ("loop", b"", "bad"), ("dangling", b"", "bad"), ("absent", b"x" * 300, "bad"),
+        ("absent", b"\xff", "ok"),
+    ],
+)  # fmt: skip
+def test_any_cache_folder_gets_a_line(tmp_path, monkeypatch, home, below, status):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    monkeypatch.setenv("ZSSEG_HOME", os.fsdecode(os.fsencode(tmp_path / home) + below))
     found = finding("cache")
-    assert found.status == ("ok" if kind == "bytes" else "bad")
+    assert found.status == status
     assert found.detail.encode()
-    assert kind == "bytes" or "Set ZSSEG_HOME" in found.remedy
+    assert status == "ok" or "Set ZSSEG_HOME" in found.remedy

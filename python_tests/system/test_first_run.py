@@ -11,10 +11,10 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs pip install '.[train]'")
 pytest.importorskip("accelerate", reason="needs pip install '.[train]'")
 
-from support.command_line import python  # noqa: E402
 from support.errors import refused  # noqa: E402
 from support.small_runs import TABLES, save_clip  # noqa: E402
 from tools.scenes import CLASS_NAMES, SceneDataset  # noqa: E402
+from tools.scenes.__main__ import main as draw_scenes  # noqa: E402
 from tools.studies.packed_clip import pack_clip  # noqa: E402
 from zsseg_rt import Bundle, Engine  # noqa: E402
 from zsseg_rt.cli import main  # noqa: E402
@@ -33,27 +33,20 @@ SHORT = ("loop.iterations=2", "loop.batch_size=2", "loop.num_workers=0", "schedu
 SHORT += ("loop.num_pictures=0", "evaluation.limit=2", "loop.checkpoint_interval=2")
 
 
-def run_module(module, *arguments, folder):
-    paths = {"PYTHONPATH": str(Path(__file__).parents[2])}
-    return python("-m", module, *arguments, cwd=folder, more_env=paths)
-
-
-def test_one_command_trains_exports_and_draws(tmp_path):
+def test_one_command_trains_exports_and_draws(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     settings = [part for change in SHORT for part in ("--set", change)]
-    failed = run_module("zsseg_rt", "train", "--demo", folder=tmp_path)
-    assert failed.returncode == 1
-    assert "python -m tools.scenes scenes" in failed.stderr
-    drawn = run_module("tools.scenes", "scenes", "--length", 2, folder=tmp_path)
-    assert drawn.returncode == 0, drawn.stderr
-    done = run_module("zsseg_rt", "train", "--demo", *settings, folder=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    run = tmp_path / "runs" / "demo"
+    assert main(["train", "--demo"]) == 1
+    assert "python -m tools.scenes scenes" in capsys.readouterr().err
+    assert draw_scenes(["scenes", "--length", "2"]) == 0
+    assert main(["train", "--demo", *settings]) == 0
+    out, err = capsys.readouterr()
+    run = Path("runs") / "demo"
     assert (run / "checkpoints" / "step-00000002.pt").is_file()
-    assert f"bundle: {run.relative_to(tmp_path) / 'demo.zsseg'}" in done.stdout
+    assert f"bundle: {run / 'demo.zsseg'}" in out
     picture = cv2.imread(str(run / "labelled.png"))
     assert picture.shape == (2 * 2 * 128, 2 * 3 * 128, 3)  # two scenes, three sides, doubled
-    assert "gives one class" not in done.stderr
+    assert "gives one class" not in err
     bundle = Bundle.load(run / "demo.zsseg")
     assert "fuzzy" in bundle.text.words
     with Engine(bundle) as engine:
@@ -64,11 +57,12 @@ def test_one_command_trains_exports_and_draws(tmp_path):
             engine.set_classes(["zebra"])
 
 
-def test_demo_and_config_exclude_each_other(capsys):
-    assert main(["train", "--demo", "--config", "demo"]) == 2
-    assert "got both" in capsys.readouterr().err
-    assert main(["train"]) == 2
-    assert "got neither" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "told"), [(["--demo", "--config", "demo"], "got both"), ([], "got neither")]
+)
+def test_demo_and_config_exclude_each_other(arguments, told, capsys):
+    assert main(["train", *arguments]) == 2
+    assert told in capsys.readouterr().err
 
 
 def test_the_clip_that_ships_knows_its_world():

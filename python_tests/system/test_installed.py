@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import sysconfig
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,8 +25,8 @@ BROKEN = {
     "fastapi": (GLIBCXX, "libstdc++6"),
 }
 USED = {
-    "cv2": ["segment", "--demo"],
-    "openvino": ["segment", "--demo"],
+    "cv2": ["segment", "--demo", "scenes"],
+    "openvino": ["segment", "--demo", "scenes"],
     "av": ["stream", "VIDEO", "overlay.mp4", "-b", "demo", "--classes", "cat"],
     "PIL": ["evaluate", "demo", "--dataset", "folder", "--root", ".", "--split", "all"],
     "gi": ["stream", "gst:videotestsrc", "overlay.mp4", "-b", "demo", "--classes", "cat"],
@@ -89,14 +88,9 @@ def test_the_doctor_tells_all_of_them(broken, tmp_path):
 
 NAMELESS = """
 import os, pwd, sys
-
-def nobody(uid):
-    raise KeyError(uid)
-
-pwd.getpwuid = nobody
+pwd.getpwuid = {}.__getitem__  # a KeyError for everybody
 os.environ.pop("HOME", None)
 from zsseg_rt.cli import main
-
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -106,7 +100,7 @@ def test_a_user_without_name_and_home_is_served(with_cache, tmp_path):
     environment = {k: v for k, v in os.environ.items() if k not in ("HOME", "ZSSEG_HOME")}
     if with_cache:
         environment["ZSSEG_HOME"] = str(tmp_path / "cache")
-    call = ("-c", NAMELESS, "segment", "--demo", "-o", "out")
+    call = ("-c", NAMELESS, "segment", "--demo", "scenes", "-o", "out")
     done = python_child(*call, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(done.stderr.splitlines()) <= 1
@@ -162,13 +156,13 @@ def write_version(site, version):
 @pytest.fixture
 def python(checkout, packages):
     """Runs Python in the checkout, with an installation behind it on the path."""
-    return partial(run_in, checkout, packages)
 
+    def run_in(site, *arguments):
+        path = os.pathsep.join(map(str, (site, packages)))
+        places = {"PYTHONPATH": path, "ZSSEG_HOME": str(checkout / "cache")}
+        return python_child("-S", *arguments, cwd=checkout, more_env=places)
 
-def run_in(checkout, packages, site, *arguments):
-    path = os.pathsep.join(map(str, (site, packages)))
-    places = {"PYTHONPATH": path, "ZSSEG_HOME": str(checkout / "cache")}
-    return python_child("-S", *arguments, cwd=checkout, more_env=places)
+    return run_in
 
 
 def test_the_installed_core_serves_the_checkout_and_is_named(python, checkout, site):
@@ -179,15 +173,16 @@ def test_the_installed_core_serves_the_checkout_and_is_named(python, checkout, s
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_without_an_installation_the_error_is_one_line_and_says_what_to_run(
-    python, checkout, tmp_path
-):
+def test_without_an_installation_the_error_says_what_to_run(python, checkout, tmp_path):
     done = python(tmp_path / "nowhere", "-m", "zsseg_rt", "segment", "--demo")
     assert done.returncode == 4
     (line,) = done.stderr.splitlines()
     assert f"expected the compiled core _C in {checkout / 'zsseg_rt'}, got nothing" in line
     assert f"pip install -e {checkout}" in line
-    assert "start Python in another folder" in line
+    report = tmp_path / "report.json"
+    done = python(tmp_path / "nowhere", "-m", "zsseg_rt", "doctor", "--json", report)
+    assert done.returncode == 4
+    assert "pip install -e" in report.read_text()
 
 
 @pytest.mark.parametrize("changed", ["version", "interface"])
@@ -201,10 +196,3 @@ def test_a_core_that_does_not_fit_is_refused(python, site, changed):
     assert done.returncode == 1
     assert "got only another one" in done.stderr
     assert "pip install -e" in done.stderr
-
-
-def test_the_doctor_says_what_helps_in_a_checkout(python, tmp_path):
-    report = tmp_path / "report.json"
-    done = python(tmp_path / "nowhere", "-m", "zsseg_rt", "doctor", "--json", report)
-    assert done.returncode == 4
-    assert "pip install -e" in report.read_text()

@@ -1,11 +1,10 @@
 """Candidates that are processes: they answer, and their deaths are named."""
 
-import json
 import os
 import signal
-import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from support.errors import refused
@@ -38,8 +37,6 @@ def child():
 
 @pytest.fixture(scope="module")
 def demo_spec(tmp_path_factory):
-    import numpy as np
-
     folder = tmp_path_factory.mktemp("frames")
     np.save(folder / "0.npy", read_photo(demo_photos("scenes")[0]))
     config = {"cache_dir": str(folder / "cache"), "num_threads": 1, "device": "cpu"}
@@ -65,8 +62,6 @@ def test_a_child_takes_turns_with_its_own_threads_and_memory(child):
 
 
 def test_an_engine_as_a_child_tells_its_cold_start_its_stages_and_its_self_check(demo_spec):
-    import numpy as np
-
     one = ChildCandidate("engine", {**demo_spec, "streams": 2})
     try:
         assert set(one.started) == {"import_s", "load_s", "classes_s", "first_frame_s"}
@@ -89,18 +84,14 @@ def test_an_engine_as_a_child_tells_its_cold_start_its_stages_and_its_self_check
 
 
 def test_a_function_s_candidate_can_be_given_other_work(child, tmp_path):
-    import numpy as np
-
     one = child("choosing", "make_choosing", numbers=[1, 2])
     assert one.described == {"precision": "exact"}
     assert one.select(numbers=[7, 8]) > 0.0
     one.save_labels(tmp_path / "labels.npy", 5)
     assert np.load(tmp_path / "labels.npy").tolist() == [7, 5]
-    with refused(CandidateError, "counter"):
-        child("counter", "make_counter").select(start=3)
 
 
-def test_what_cannot_be_opened_says_why(demo_spec):
+def test_what_cannot_be_opened_or_called_says_why(demo_spec, child):
     bad = {**demo_spec, "config": {"precision": "int8", "device": "cpu"}}
     with refused(CandidateError, "engine"):
         ChildCandidate("engine", bad)
@@ -108,6 +99,10 @@ def test_what_cannot_be_opened_says_why(demo_spec):
         ChildCandidate("ending", spec_of("make_ending"))
     with pytest.raises(CandidateError, match="other: cannot run /no/python"):
         ChildCandidate("other", spec_of("make_counter"), python="/no/python")
+    one = child("failing", "make_failing", message="no luck today")
+    for _ in range(2):  # it goes on answering
+        with refused(CandidateError, "failing"):
+            one.turn(PLAN)
 
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGSEGV"])
@@ -124,13 +119,6 @@ def test_a_killed_child_is_named_with_its_signal_and_the_others_finish(child, na
     assert len(taken.warm("doomed")) == 2
 
 
-def test_a_child_that_raises_goes_on_answering(child):
-    one = child("failing", "make_failing", message="no luck today")
-    for _ in range(2):
-        with refused(CandidateError, "failing"):
-            one.turn(PLAN)
-
-
 def test_another_interpreter_does_not_see_this_one_s_packages(tmp_path, monkeypatch):
     """It is given neither PYTHONPATH nor the worker's own folder, whose names are common ones."""
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -143,15 +131,10 @@ def test_another_interpreter_does_not_see_this_one_s_packages(tmp_path, monkeypa
 
 
 def test_the_worker_s_neighbours_shadow_nothing(tmp_path):
-    worker = ChildCandidate.__module__.replace(".", "/").rsplit("/", 1)[0] + "/worker.py"
-    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(FILE))))
-    out = os.open(tmp_path / "replies", os.O_CREAT | os.O_RDWR)
     probe = tmp_path / "probe.py"
-    probe.write_text("def make():\n    import trace, cProfile\n    return cProfile.Profile\n")
-    request = {"do": "open", "spec": {"file": str(probe), "function": "make"}}
-    subprocess.run(
-        [sys.executable, os.path.join(root, worker), str(out)],
-        input=json.dumps(request) + "\n", text=True, pass_fds=(out,), check=True, timeout=60,
-    )  # fmt: skip
-    os.close(out)
-    assert "answer" in json.loads((tmp_path / "replies").read_text())
+    probe.write_text(
+        "from importlib.util import find_spec\n"
+        "def make():\n    assert find_spec('report') is find_spec('turns') is None\n"
+        "    return list\n"
+    )
+    ChildCandidate("probe", {"file": str(probe), "function": "make"}).close()

@@ -25,29 +25,20 @@ atexit.register(probe)
 """
 
 
-@pytest.fixture
-def run(tmp_path):
-    """Runs Python with a probe that imports what tools/profile.py could shadow."""
+@pytest.mark.parametrize("name", [*SCRIPTS, "-m tools.profile"])
+def test_a_script_runs_as_a_file_and_as_a_module(name, tmp_path):
+    """A probe in its process imports what tools/profile.py could shadow."""
     marker = tmp_path / "imported"
     (tmp_path / "sitecustomize.py").write_text(PROBE.format(marker=str(marker)))
-
-    def run_python(*arguments, cwd):
-        path = os.pathsep.join([str(tmp_path), str(ROOT)])
-        done = python(*arguments, "--help", cwd=cwd, more_env={"PYTHONPATH": path})
-        assert done.returncode == 0, done.stderr
-        assert "usage" in done.stdout.lower()
-        found, cprofile = marker.read_text().splitlines()
-        assert not Path(found).is_relative_to(ROOT)
-        assert "class" in cprofile
-
-    return run_python
-
-
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_a_script_runs_as_a_file_and_as_a_module(run, name):
-    run(f"{name}.py", cwd=ROOT / "tools")
-    if name == "profile":
-        run("-m", f"tools.{name}", cwd=ROOT)
+    as_file = name in SCRIPTS
+    call, folder = ([f"{name}.py"], ROOT / "tools") if as_file else (name.split(), ROOT)
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = python(*call, "--help", cwd=folder, more_env={"PYTHONPATH": path})
+    assert done.returncode == 0, done.stderr
+    assert "usage" in done.stdout.lower()
+    profile, cprofile = marker.read_text().splitlines()
+    assert not Path(profile).is_relative_to(ROOT)
+    assert "class" in cprofile
 
 
 SHELL = sorted(path for path in (ROOT / "tools").rglob("*.sh") if path.name != "wheel_parts.sh")
@@ -81,11 +72,10 @@ def test_shell_scripts_help_and_refuse_instead_of_starting_to_work(script, tmp_p
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--fats"], ["--fast", "--nightly"], ["--fast", "--cov"], ["-z"], ["-k"], ["no_such_file"]],
-    ids=" ".join,
+    ["--fats", "--fast --nightly", "--fast --cov", "-z", "-k", "no_such_file"],
 )
 def test_the_test_command_refuses_what_it_does_not_know(arguments, tmp_path):
-    code, out, err = shell(ROOT / "tools" / "test.sh", *arguments, folder=tmp_path)
+    code, out, err = shell(ROOT / "tools" / "test.sh", *arguments.split(), folder=tmp_path)
     assert code == 2, out
     assert err.startswith("test.sh: ")
     assert "== " not in out  # nothing was begun

@@ -1,6 +1,7 @@
 """``zsseg-rt profile`` as people type it: tables, JSON, HTML, gates, and everything refused."""
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -9,14 +10,18 @@ import signal
 import sys
 from dataclasses import replace
 
+import cv2
+import numpy as np
 import pytest
 
 from support import command_line
+from support.colour_words import COLOUR_WORDS
 from support.profiling import QUICK
 from zsseg_rt.cli.output import EXIT_FAILURE, EXIT_GATE, EXIT_USAGE
 from zsseg_rt.common import schema
 from zsseg_rt.demo import demo_bundle
 from zsseg_rt.errors import ConfigError
+from zsseg_rt.profiling.conditions import EnergyMeter
 from zsseg_rt.profiling.page import render_html
 from zsseg_rt.profiling.profiler import Profiler
 from zsseg_rt.profiling.report import read_report
@@ -46,8 +51,8 @@ def written(tmp_path_factory):
     patch.setenv("COLUMNS", "160")
     files = [folder / f"report.{kind}" for kind in ("json", "html", "trace")]
     code = run(
-        "--demo", "scenes", "--against", "threads=2", "--sweep", "classes=1,40", "--rate", "50",
-        "--max-duration", "3", "--threads", "1", "--device", "cpu",
+        "--demo", "scenes", "--against", "threads=2", "--sweep", "classes=40", "--rate", "50",
+        "--max-duration", "1", "--threads", "1", "--device", "cpu",
         "--json", files[0], "--html", files[1], "--trace", files[2],
     )  # fmt: skip
     patch.undo()
@@ -55,20 +60,7 @@ def written(tmp_path_factory):
     return files
 
 
-def test_a_bundle_against_itself_in_another_interpreter(capsys):
-    """This one, which must find the package by itself: the report says whether it could."""
-    code = quick("--demo", "scenes", "--against-python", sys.executable)
-    printed = capsys.readouterr().out
-    assert "python" in printed
-    assert code == (EXIT_FAILURE if "failed:" in printed else 0)
-
-
 def test_quality_stands_beside_speed(colour_bundle, tmp_path, capsys):
-    import cv2
-    import numpy as np
-
-    from support.colour_words import COLOUR_WORDS
-
     root = tmp_path / "flags"
     for folder in ("images", "masks"):
         (root / folder).mkdir(parents=True)
@@ -79,11 +71,10 @@ def test_quality_stands_beside_speed(colour_bundle, tmp_path, capsys):
     cv2.imwrite(str(root / "masks" / "0.png"), labels)
     file = tmp_path / "report.json"
     arguments = ["--dataset", "folder", "--root", root, "--split", "all", "--json", file]
-    arguments += ["--sweep", "precision=float32", "--classes", "red,green"]
-    code = quick(colour_bundle, *arguments)
+    code = quick(colour_bundle, *arguments, "--classes", "red,green")
     assert code == 0, capsys.readouterr().err
-    for variant in json.loads(file.read_text())["variants"]:
-        assert variant["miou"] > 90
+    (variant,) = json.loads(file.read_text())["variants"]
+    assert variant["miou"] > 90
     assert "which to ship" in capsys.readouterr().out
 
 
@@ -109,22 +100,14 @@ def test_the_trace_shows_two_frames_with_their_stages_and_nodes(written):
 
 def test_energy_stands_beside_time(tmp_path, monkeypatch, capsys):
     """A board that takes 4 W, half a watt of it swinging, whatever happens."""
-    import itertools
-
-    from zsseg_rt.profiling.conditions import EnergySources, Rail
-
     swing = itertools.cycle([3.75, 4.25])
-    rail = Rail(name="VDD_IN", read=lambda: next(swing))
-    monkeypatch.setattr(
-        "zsseg_rt.profiling.profiler.find_energy_sources",
-        lambda **_: EnergySources(total=(rail,), note="rail VDD_IN"),
-    )
+    meter = EnergyMeter("rail VDD_IN", lambda: next(swing))
+    monkeypatch.setattr("zsseg_rt.profiling.profiler.find_energy_meter", lambda **_: (meter, ()))
     file = tmp_path / "report.json"
     assert quick("--demo", "scenes", "--json", file) == 0
     (variant,) = json.loads(file.read_text())["variants"]
     energy = variant["energy"]
-    assert energy["watts"] == pytest.approx(4.0, rel=0.01)
-    assert energy["idle_watts"] == pytest.approx(4.0, rel=0.01)
+    assert (energy["watts"], energy["idle_watts"]) == pytest.approx((4.0, 4.0), rel=0.01)
     assert energy["mj"] == pytest.approx(4e3 * energy["seconds"] / energy["frames"], rel=0.01)
     assert abs(energy["mj_above_idle"]) < 0.02 * energy["mj"]
     assert "mJ a frame" in capsys.readouterr().out
@@ -153,13 +136,12 @@ def test_a_report_is_read_back_as_it_was_written_and_shown(written, tmp_path, ca
 def test_a_report_holds_what_was_measured(written):
     report = json.loads(written[0].read_text())
     assert report["command"].startswith(
-        "zsseg-rt profile --demo scenes --against threads=2 --sweep classes=1,40 --rate 50"
+        "zsseg-rt profile --demo scenes --against threads=2 --sweep classes=40 --rate 50"
     )
-    base, other, one, forty = report["variants"]
-    assert [v["name"] for v in report["variants"]] == [
-        "scenes.zsseg", "threads=2", "classes=1", "classes=40"
-    ]  # fmt: skip
-    assert (one["classes"], forty["classes"]) == (1, 40)
+    base, other, forty = report["variants"]
+    names = [variant["name"] for variant in report["variants"]]
+    assert names == ["scenes.zsseg", "threads=2", "classes=40"]
+    assert forty["classes"] == 40
     assert (base["settings"]["num_threads"], other["settings"]["num_threads"]) == ("1", "2")
     ran = other["described"]
     assert (ran["device"], ran["backend"], ran["threads"]) == ("cpu", "openvino", "2")
@@ -178,9 +160,9 @@ def test_a_report_holds_what_was_measured(written):
     assert base["cpu"]["mean"] > 0.0
     assert base["device"] is None
     assert [start["cached"] for start in base["cold_starts"]] == [False, True]
-    assert [start["cached"] for start in one["cold_starts"]] == [True]
+    assert [start["cached"] for start in forty["cold_starts"]] == [True]
     assert other["agreement"] > 0.95
-    assert one["agreement"] is None  # its labels are of other classes
+    assert forty["agreement"] is None  # its labels are of other classes
     assert [c["other"] for c in report["comparisons"]] == ["threads=2"]
     readings = {r["name"]: r for r in report["conditions"]["readings"]}
     energy = [reading for name, reading in readings.items() if "energy" in name]
@@ -235,8 +217,6 @@ def test_the_gate_looks_at_verdicts(written, monkeypatch, verdicts, strict, code
 
 def broken_bundle(folder):
     """The demo with another golden sample: it loads, and its results differ."""
-    import numpy as np
-
     path = folder / "broken.zsseg"
     shutil.copytree(demo_bundle("scenes"), path)
     manifest = json.loads((path / "bundle.json").read_text())
@@ -266,7 +246,6 @@ BAD = [
     # arguments, exit code, part of the message
     ([], EXIT_USAGE, "name a bundle"),
     ([DEMO, "--rate", "0"], EXIT_USAGE, "--rate: expected a number above 0, got 0"),
-    ([DEMO, "--rate", "-3"], EXIT_USAGE, "--rate: expected a number above 0"),
     ([DEMO, "--rate", "nan"], EXIT_USAGE, "--rate: expected a number above 0"),
     ([DEMO, "--max-duration", "0"], EXIT_USAGE, "--max-duration: expected a number above 0"),
     ([DEMO, "--fail-above", "5"], EXIT_USAGE, "expected --against"),
@@ -278,7 +257,6 @@ BAD = [
     ([DEMO, "--against", "streams=2"], EXIT_USAGE, "another number of streams"),
     ([DEMO, "--against", "thread=2"], EXIT_USAGE, "unknown key 'thread'. Did you mean"),
     ([DEMO, "--against", "threads=many"], EXIT_USAGE, "num_threads"),
-    ([DEMO, "--against", "precision=float128"], EXIT_USAGE, "expected one of auto, float32"),
     ([DEMO, "--against", "no-such-bundle"], EXIT_USAGE, "expected a bundle or KEY=VALUE"),
     ([DEMO, "--against", "threads="], EXIT_USAGE, "expected KEY=VALUE"),
     ([DEMO, "--against-python", "/no/python"], EXIT_USAGE, "expected an interpreter"),
@@ -290,9 +268,6 @@ BAD = [
     ([DEMO, "--source", "{empty}"], EXIT_USAGE, "--source"),
     ([DEMO, "--source", "{missing}"], EXIT_USAGE, "--source"),
     ([DEMO, "--json", "{missing}/a.json"], EXIT_USAGE, "can be written to"),
-    ([DEMO, "--html", "{missing}/a.html"], EXIT_USAGE, "can be written to"),
-    ([DEMO, "--trace", "{missing}/a.trace"], EXIT_USAGE, "can be written to"),
-    ([DEMO, "--json", "{empty}"], EXIT_USAGE, "--json: expected a file to write"),
     ([DEMO, "--html", "/proc/a.html"], EXIT_USAGE, "--html: expected a folder that can be"),
     ([DEMO, "--json", "{text}", "--trace", "{text}"], EXIT_USAGE, "a file of its own"),
     ([DEMO, "--classes", ""], EXIT_USAGE, "--classes"),
@@ -301,7 +276,7 @@ BAD = [
     ([DEMO, "--dataset", "unheard-of"], EXIT_FAILURE, "unheard-of"),
     (["show"], EXIT_USAGE, "expected reports, got none"),
     (["show", "{missing}"], EXIT_USAGE, "cannot be read"),
-    (["show", "{foreign}"], EXIT_USAGE, "expected kind 'zsseg_rt profile', got 'trtexec'"),
+    (["show", "{foreign}"], EXIT_USAGE, "expected kind 'zsseg_rt profile', got trtexec"),
     (["show", "{newer}"], EXIT_USAGE, "expected format 2, got 99"),
     (["show", "{text}"], EXIT_USAGE, "expected a profile's JSON, got other text"),
     (["show", "{nameless}"], EXIT_USAGE, "expected kind 'zsseg_rt profile', got none"),
@@ -365,8 +340,10 @@ def test_a_variant_whose_process_dies_is_named_and_the_rest_is_reported(
 
     after_turns(monkeypatch, 2, kill)
     file = tmp_path / "report.json"
-    assert quick(DEMO, "--against", "threads=2", "--json", file) == EXIT_FAILURE
-    base, other = json.loads(file.read_text())["variants"]
+    python = ("--against-python", sys.executable)  # which may not find the package by itself
+    assert quick(DEMO, "--against", "threads=2", *python, "--json", file) == EXIT_FAILURE
+    base, other, same = json.loads(file.read_text())["variants"]
+    assert bool(same["failure"]) != bool(same["wall"])
     assert "killed by SIGKILL" in other["failure"]
     assert other["wall"]["count"] > 0
     assert base["failure"] == ""

@@ -14,16 +14,16 @@ import typer
 from zsseg_rt import __version__
 from zsseg_rt.cli.evaluate import evaluate
 from zsseg_rt.cli.export import export_app
-from zsseg_rt.cli.fetch import fetch
-from zsseg_rt.cli.import_checkpoint import import_app
+from zsseg_rt.cli.import_checkpoint import fetch, import_app
 from zsseg_rt.cli.info import doctor, info
-from zsseg_rt.cli.options import DemoCommand, UsageError
+from zsseg_rt.cli.options import DemoCommand
 from zsseg_rt.cli.output import (
     EXIT_ENVIRONMENT,
     EXIT_FAILURE,
     EXIT_OK,
     EXIT_USAGE,
     LinesAboveStatus,
+    UsageError,
     UserInterrupt,
     escape_unprintable,
     flush_output,
@@ -33,8 +33,7 @@ from zsseg_rt.cli.output import (
 from zsseg_rt.cli.profile import profile
 from zsseg_rt.cli.quantize import build, quantize
 from zsseg_rt.cli.segment import segment
-from zsseg_rt.cli.serve import serve
-from zsseg_rt.cli.stream import stream
+from zsseg_rt.cli.stream import serve, stream
 from zsseg_rt.cli.train import train
 from zsseg_rt.common.extras import package_of, unavailable
 from zsseg_rt.common.schema import printable

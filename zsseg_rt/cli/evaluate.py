@@ -11,9 +11,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zsseg_rt.cli.groups import Takes, opt, takes_groups
-from zsseg_rt.cli.options import JsonOption, TemplateOption, UsageError, flat_names, read_classes
-from zsseg_rt.cli.output import ProgressBar, check_file_place, say, terminal, write_json
+from zsseg_rt.cli.options import (
+    JsonOption,
+    Takes,
+    TemplateOption,
+    flat_names,
+    opt,
+    read_classes,
+    takes_groups,
+)
+from zsseg_rt.cli.output import ProgressBar, UsageError, check_file_place, say, terminal, write_json
 from zsseg_rt.common.checks import arguments_called
 from zsseg_rt.common.extras import needs_extra
 from zsseg_rt.config import MAX_WINDOWS, EngineConfig
@@ -94,8 +101,7 @@ def evaluate(
         bar = stack.enter_context(ProgressBar())
         result = run_one(segmenter, data, limit=task.limit, on_picture=bar.show)
     _print_evaluation(result)
-    if task.json_file is not None:
-        write_json(task.json_file, result.to_json())
+    write_json(task.json_file, result.to_json())
     if task.confusion is not None:
         save_file(task.confusion, confusion_csv(result.counts, result.class_names).encode())
 

@@ -9,25 +9,22 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from zsseg_rt.cli.groups import (
+from zsseg_rt.cli.options import (
     ModelOptions,
     NamedClasses,
+    OutOption,
+    SizeOption,
     Takes,
+    TemplateOption,
+    TextHeadsOption,
+    check_activation,
     opt,
+    read_size,
     takes_groups,
     write_bundle,
     write_model,
 )
-from zsseg_rt.cli.options import (
-    OutOption,
-    SizeOption,
-    TemplateOption,
-    TextHeadsOption,
-    UsageError,
-    check_activation,
-    read_size,
-)
-from zsseg_rt.cli.output import say, working
+from zsseg_rt.cli.output import UsageError, say, working
 from zsseg_rt.common.checks import arguments_called
 from zsseg_rt.common.extras import needs_extra
 from zsseg_rt.common.settings import changed

@@ -1,8 +1,9 @@
-"""``zsseg-rt import-checkpoint``: from official checkpoints to bundles."""
+"""``zsseg-rt import-checkpoint`` and ``fetch``: official and published weights become bundles."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,24 +12,27 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from zsseg_rt.bundles.pretrained import SETS
-from zsseg_rt.cli.fetch import fetched_weights
-from zsseg_rt.cli.groups import ModelOptions, opt, takes_groups, write_bundle
 from zsseg_rt.cli.options import (
+    ModelOptions,
     OutOption,
     SizeOption,
-    UsageError,
-    argument_errors_are_usage,
     flat_names,
     indices_of,
+    misuse,
+    opt,
     read_size,
+    takes_groups,
+    write_bundle,
 )
-from zsseg_rt.cli.output import say, working
+from zsseg_rt.cli.output import ProgressBar, UsageError, UserInterrupt, say, working
 from zsseg_rt.common.checks import arguments_called
 from zsseg_rt.common.files import is_file
 from zsseg_rt.errors import CheckpointError
 from zsseg_rt.export.options import ExportOptions
+from zsseg_rt.fetch.checkpoints import Progress
 
 if TYPE_CHECKING:
+    from zsseg_rt.bundles.pretrained import PretrainedSet
     from zsseg_rt.torch_files.clip_arrays import ClipTensors
 
 import_app = typer.Typer(help="Turn an official checkpoint into a bundle.", no_args_is_help=True)
@@ -61,7 +65,7 @@ class _Official:
         else:
             from zsseg_rt.evaluation.datasets.published import published_classes
 
-            with argument_errors_are_usage(), arguments_called({"name": "--dataset"}):
+            with misuse(), arguments_called({"name": "--dataset"}):
                 table = published_classes(self.dataset, convention=convention)
             names, seen = list(table.names), table.seen
         if lowers_seen and not seen:
@@ -244,3 +248,98 @@ def _read_clip(source: str, checkpoint: Path) -> tuple[ClipTensors, str]:
             f"--clip: expected a weights file or 'openai', got {source}. Check the path."
         )
     return read_clip(fetched_weights(weights)), weights.activation
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Fetch:
+    size: int | None = opt("Side of the input: 224, 336 or 448. 336 makes NAME-336, and so on.")
+    keep_checkpoint: bool = opt("Keep the downloaded weights file.", False, "--keep-checkpoint")
+    overwrite: bool = opt("Replace an existing bundle.", False)
+
+
+@takes_groups
+def fetch(
+    *,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="Name to fetch, such as sfp-b16; without it, list the names."),
+    ] = None,
+    how: _Fetch,
+) -> None:
+    """Download published weights and make a bundle of them, for --bundle NAME.
+
+    A download that was interrupted goes on where it stopped.
+    """
+    if name is None:
+        _print_names()
+        return
+    from zsseg_rt.bundles.pretrained import known_set
+    from zsseg_rt.fetch import fetch_bundle
+
+    with misuse():
+        if how.size not in (None, known_set(name).size):
+            name = known_set(f"{name}-{how.size}").name
+    settings = {"overwrite": how.overwrite, "keep_checkpoint": how.keep_checkpoint}
+    try:
+        with closing(_Shown()) as shown:
+            fetch_bundle(name, **settings, progress=shown)
+    except KeyboardInterrupt:
+        raise UserInterrupt(
+            f"interrupted; what was downloaded is kept. To go on: zsseg-rt fetch {name}"
+        ) from None
+    say(f"Try: zsseg-rt segment PHOTOS --bundle {name} --classes 'sky,road,person'")
+
+
+def fetched_weights(weights: PretrainedSet) -> Path:
+    """The weights file of a set: one that is here, or downloaded now and kept."""
+    from zsseg_rt.fetch.checkpoints import find_checkpoints
+
+    with closing(_Shown()) as shown:
+        return find_checkpoints(weights, shown)[0].path
+
+
+def _print_names() -> None:
+    from zsseg_rt.bundles.pretrained import RECOMMENDED, SETS, bundle_place
+    from zsseg_rt.fetch.checkpoints import megabytes
+
+    lines = [
+        f"Recommended for the best labels of any names without masks to train on: {RECOMMENDED}.",
+        "This rests on published figures; none was reproduced here (docs/models.md).",
+    ]
+    for one in SETS.values():
+        marks = ["recommended"] * (one.name == RECOMMENDED)
+        marks += ["here"] * bundle_place(one.name).is_dir()
+        lines += [
+            one.name + (f"  ({', '.join(marks)})" if marks else ""),
+            f"  {one.good_for}",
+            f"  published: {one.published or 'no figure was read'}",
+            f"  cost: {one.cost or 'not counted yet'}",
+            f"  {megabytes(one.weight_bytes)}: {one.page}",
+            *(f"    {file}" for file in one.files),
+            f"  licence: {one.licence}",
+        ]
+    say(*lines)
+
+
+class _Shown(Progress):
+    """Prints lines, and a bar while bytes come."""
+
+    def __init__(self) -> None:
+        self._bar: ProgressBar | None = None
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        self.close()
+        say(text)
+
+    def downloaded(self, done: int, total: int | None) -> None:
+        """Move the bar."""
+        if self._bar is None:
+            self._bar = ProgressBar(in_bytes=True).__enter__()
+        self._bar.show(done, total)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.__exit__()
+            self._bar = None

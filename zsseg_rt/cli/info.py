@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from zsseg_rt.cli.groups import opt, takes_groups
-from zsseg_rt.cli.options import BundleArgument, JsonOption
+from zsseg_rt.cli.options import BundleArgument, JsonOption, opt, takes_groups
 from zsseg_rt.cli.output import EXIT_ENVIRONMENT, EXIT_GATE, say, terminal, write_json
 from zsseg_rt.config import EngineConfig
 
@@ -30,9 +29,7 @@ def info(*, bundle: BundleArgument, shown: _Options) -> None:
     from zsseg_rt.bundles.bundle import Bundle
 
     loaded = Bundle.load(bundle)
-    manifest = loaded.to_manifest()
-    if shown.json_file is not None:
-        write_json(shown.json_file, manifest)
+    write_json(shown.json_file, loaded.to_manifest())
     say(f"{loaded.name}: {loaded.architecture}, family {loaded.family}")
     height, width = loaded.preprocess.size_hw
     shape = ", in windows that keep a frame's shape" * (loaded.preprocess.resize == "windows")
@@ -90,7 +87,6 @@ def doctor(json_file: JsonOption = None) -> None:
     for f in findings:
         table.add_row(f.topic, Text(f.status, style=colours[f.status]), f.detail, f.remedy)
     terminal().print(table)
-    if json_file is not None:
-        write_json(json_file, {"findings": findings})
+    write_json(json_file, {"findings": findings})
     if any(f.status == "bad" for f in findings):
         raise typer.Exit(EXIT_ENVIRONMENT)

@@ -1,4 +1,4 @@
-"""Where commands print and write results, and what their exit codes mean."""
+"""Where commands print and write results, how signals stop them, and their exit codes."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import errno
 import io
 import logging
 import os
+import signal
 import stat
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from zsseg_rt.cli.options import UsageError
+import typer
+
 from zsseg_rt.common.files import is_device, is_folder, why_unwritable
 from zsseg_rt.common.schema import encode, json_text, printable
 
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 
     from zsseg_rt.engine import Engine
 
+# Typer re-exports only a subclass of this, and which package defines both depends on its version.
+UsageError: type[Exception] = typer.BadParameter.__bases__[0]
 _TERMINAL = {"quiet": False, "stderr": False}
 
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_GATE, EXIT_ENVIRONMENT = 0, 1, 2, 3, 4
@@ -98,21 +103,20 @@ def say(*lines: str | Table) -> None:
         terminal().print(line, highlight=False, soft_wrap=True)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write dataclasses and plain values as JSON in UTF-8, whole or not at all."""
+def write_json(path: Path | None, content: Any) -> None:
+    """Write dataclasses, paths and plain values as JSON in UTF-8, whole or not at all."""
     from zsseg_rt.results.visualize import save_file
 
-    save_file(path, (json_text(encode(content), indent=2) + "\n").encode())
+    if path is not None:
+        save_file(path, (json_text(encode(content), indent=2) + "\n").encode())
 
 
 def check_file_place(option: str, file: Path | None) -> None:
     """Refuse a file that cannot be written, before any work is done for it."""
     if file is None or is_device(file):
         return
-    problem = why_unwritable(file.parent)
-    if not problem and not is_folder(file.parent):
-        problem = "it does not exist"
-    _refuse_folder(option, file.parent, problem)
+    absent = "" if is_folder(file.parent) else "it does not exist"
+    _refuse_folder(option, file.parent, why_unwritable(file.parent) or absent)
     try:
         problem = "a folder" if stat.S_ISDIR(file.stat().st_mode) else ""
     except FileNotFoundError:
@@ -121,13 +125,6 @@ def check_file_place(option: str, file: Path | None) -> None:
         problem = getattr(exc, "strerror", None) or str(exc)
     if problem:
         raise UsageError(f"{option}: expected a file to write, got {problem}, {file}")
-
-
-def _refuse_folder(option: str, folder: Path, problem: str) -> None:
-    if problem:
-        raise UsageError(
-            f"{option}: expected a folder that can be written to, got {folder}: {problem}"
-        )
 
 
 def check_folder_place(option: str, folder: Path) -> None:
@@ -139,6 +136,13 @@ def check_folder_place(option: str, folder: Path) -> None:
     except OSError as exc:
         problem = exc.strerror or str(exc)
     _refuse_folder(option, folder, problem)
+
+
+def _refuse_folder(option: str, folder: Path, problem: str) -> None:
+    if problem:
+        raise UsageError(
+            f"{option}: expected a folder that can be written to, got {folder}: {problem}"
+        )
 
 
 def describe_engine(engine: Engine) -> dict[str, Any]:
@@ -155,12 +159,9 @@ def describe_engine(engine: Engine) -> dict[str, Any]:
 
 @contextmanager
 def working(what: str) -> Iterator[None]:
-    """Print a line about a step that takes long, and on a terminal how long it has taken."""
-    from rich.progress import BarColumn, Progress, TimeElapsedColumn
-
+    """Print a line about a step that takes long, and on a terminal that it goes on."""
     say(what)
-    with Progress(BarColumn(), TimeElapsedColumn(), console=terminal(), transient=True) as bar:
-        bar.add_task("", total=None)
+    with terminal().status("working"):
         yield
 
 
@@ -172,18 +173,13 @@ class ProgressBar:
     ) -> None:
         from rich import progress
 
-        counts = [progress.DownloadColumn(), progress.TransferSpeedColumn()]
-        columns = counts if in_bytes else [progress.MofNCompleteColumn()]
-        first = progress.Progress.get_default_columns()[1 if in_bytes else 0 : 2]
+        figures = [progress.DownloadColumn(), progress.TransferSpeedColumn()]
+        columns = figures if in_bytes else [what, progress.MofNCompleteColumn()]
         self._bar = progress.Progress(
-            *first,
-            *columns,
-            progress.TimeRemainingColumn(),
-            console=terminal(),
-            disable=hidden,
-            transient=True,
-        )
-        self._task = self._bar.add_task(what, total=None)
+            progress.BarColumn(), *columns, progress.TimeRemainingColumn(),
+            console=terminal(), disable=hidden, transient=True,
+        )  # fmt: skip
+        self._task = self._bar.add_task("", total=None)
 
     def __enter__(self) -> ProgressBar:
         self._bar.start()
@@ -195,3 +191,25 @@ class ProgressBar:
     def show(self, done: int, total: int | None) -> None:
         """Show how many of all are done."""
         self._bar.update(self._task, completed=done, total=total)
+
+
+@contextmanager
+def stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
+    """Call a function at SIGINT, SIGTERM or SIGHUP (unless ignored); a second one acts as usual."""
+    before: dict[signal.Signals, Any] = {}
+
+    def handle(number: int, _: Any) -> None:
+        signal.signal(number, before[signal.Signals(number)])
+        stop()
+
+    if threading.current_thread() is threading.main_thread():
+        kinds = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            kinds.append(signal.SIGHUP)
+        for kind in kinds:
+            before[kind] = signal.signal(kind, handle)
+    try:
+        yield
+    finally:
+        for kind, handler in before.items():
+            signal.signal(kind, handler)

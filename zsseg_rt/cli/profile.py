@@ -15,19 +15,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zsseg_rt.cli.evaluate import DataOptions
-from zsseg_rt.cli.groups import (
+from zsseg_rt.cli.options import (
+    WORDS,
     ComputeOptions,
+    DemoOption,
+    JsonOption,
     NamedClasses,
     Takes,
+    TemplateOption,
     choose_bundle,
     opt,
     takes_groups,
 )
-from zsseg_rt.cli.options import WORDS, DemoOption, JsonOption, TemplateOption, UsageError
 from zsseg_rt.cli.output import (
     EXIT_FAILURE,
     EXIT_GATE,
     EXIT_OK,
+    UsageError,
     check_file_place,
     say,
     terminal,
@@ -211,16 +215,12 @@ def _run(labelled: _Workload, **settings: Any) -> Report:
 
 def _write(report: Report, reports: _Reports) -> None:
     """Files first: whoever reads the tables may stop reading."""
-    if reports.json_file is not None:
-        write_json(reports.json_file, report)
-    if reports.trace is not None:
-        from zsseg_rt.profiling.page import make_trace
+    from zsseg_rt.profiling.page import make_trace, render_html
+    from zsseg_rt.results.visualize import save_file
 
-        write_json(reports.trace, make_trace(report))
+    write_json(reports.json_file, report)
+    write_json(reports.trace, make_trace(report))
     if reports.html is not None:
-        from zsseg_rt.profiling.page import render_html
-        from zsseg_rt.results.visualize import save_file
-
         save_file(reports.html, render_html(report).encode())
     _print(report)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,17 +11,25 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from zsseg_rt.cli.evaluate import DataOptions
-from zsseg_rt.cli.groups import NamedClasses, Takes, opt, takes_groups
-from zsseg_rt.cli.options import BundleArgument, JsonOption, OutOption, OverwriteOption, UsageError
+from zsseg_rt.cli.options import (
+    BundleArgument,
+    JsonOption,
+    NamedClasses,
+    OutOption,
+    Takes,
+    opt,
+    takes_groups,
+)
 from zsseg_rt.cli.output import (
     EXIT_GATE,
     ProgressBar,
+    UsageError,
     UserInterrupt,
     check_file_place,
     say,
+    stopped_by_signals,
     write_json,
 )
-from zsseg_rt.cli.service import stopped_by_signals
 from zsseg_rt.config import PRECISIONS
 from zsseg_rt.text.class_names import split_synonyms
 
@@ -46,6 +53,7 @@ class _Gate:
         "seen ones lose.",
         0.5,
     )
+    overwrite: bool = opt("Replace an existing bundle.", False)
 
 
 @takes_groups
@@ -62,7 +70,6 @@ def quantize(
     out: OutOption,
     named: NamedClasses,
     gate: _Gate,
-    overwrite: OverwriteOption = False,
     json_file: JsonOption = None,
 ) -> None:
     """Write a bundle in INT8 or FP8; below the gate only the report is written (exit code 3)."""
@@ -72,20 +79,12 @@ def quantize(
     check_file_place("--json", json_file)
     loaded, data = Bundle.load(bundle), None if masks == DataOptions(dataset="") else masks.open()
     classes = named.read_if_given() or _own_classes(loaded, data)
-    settings = QuantizeSettings(overwrite=overwrite, **vars(gate))
+    settings = QuantizeSettings(**vars(gate))
     with _interruptible(), ProgressBar() as bar:
-        report = quantize_bundle(
-            loaded,
-            out,
-            photos,
-            classes,
-            settings,
-            lambda what, done, total: bar.show(done, total),
-            dataset=data,
-        )
+        tell = lambda _, done, total: bar.show(done, total)  # noqa: E731
+        report = quantize_bundle(loaded, out, photos, classes, settings, tell, dataset=data)
     _print(report)
-    if json_file is not None:
-        write_json(json_file, report)
+    write_json(json_file, report)
     if report.path is None:
         raise typer.Exit(EXIT_GATE)
 
@@ -173,6 +172,4 @@ def build(
                 f"{plan.graph}: {plan.size / 1e6:.0f} MB in {plan.precision}, "
                 f"{'was there' if plan.was_there else took}: {plan.path}"
             )
-    if json_file is not None:
-        content = {"planned": [vars(one) for one in planned], "plans": [vars(p) for p in finished]}
-        write_json(json_file, json.loads(json.dumps(content, default=str)))
+    write_json(json_file, {"planned": planned, "plans": finished})

@@ -12,10 +12,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zsseg_rt.cli.groups import WordOptions, choose_bundle, opt, takes_groups
-from zsseg_rt.cli.options import AlphaOption, BundleOption, DemoOption, JsonOption, UsageError
+from zsseg_rt.cli.options import (
+    AlphaOption,
+    BundleOption,
+    DemoOption,
+    JsonOption,
+    WordOptions,
+    choose_bundle,
+    opt,
+    takes_groups,
+)
 from zsseg_rt.cli.output import (
     ProgressBar,
+    UsageError,
     UserInterrupt,
     check_file_place,
     check_folder_place,
@@ -161,9 +170,8 @@ def _segment(
 def _write_report(
     file: Path | None, engine: Engine, results: Sequence[PhotoResult], *, interrupted: bool = False
 ) -> None:
-    if file is not None:
-        content = {"engine": describe_engine(engine), "photos": results}
-        write_json(file, {**content, "interrupted": True} if interrupted else content)
+    content = {"engine": describe_engine(engine), "photos": results}
+    write_json(file, {**content, "interrupted": True} if interrupted else content)
 
 
 def _print_words(engine: Engine, demo: str) -> None:

@@ -1,55 +1,81 @@
-"""``zsseg-rt stream``: label cameras, videos and photos as they come."""
+"""``zsseg-rt stream`` and ``serve``: label cameras, videos and photos as they come."""
 
 from __future__ import annotations
 
+import getpass
 import itertools
+import logging
+import os
+import socket
+import sys
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zsseg_rt.cli.groups import (
-    MemoryOptions,
-    WordOptions,
-    choose_bundle,
-    demo_source,
-    opt,
-    takes_groups,
-)
 from zsseg_rt.cli.options import (
     AlphaOption,
     BundleOption,
     DemoOption,
     JsonOption,
     WaitOption,
-    argument_errors_are_usage,
+    WordOptions,
+    choose_bundle,
+    misuse,
+    opt,
+    takes_groups,
 )
-from zsseg_rt.cli.output import describe_engine, say, terminal, write_json
-from zsseg_rt.cli.service import Notifier, stopped_by_signals
+from zsseg_rt.cli.output import describe_engine, say, stopped_by_signals, terminal, write_json
+from zsseg_rt.common.extras import needs_extra
 from zsseg_rt.common.schema import printable
 from zsseg_rt.config import MAX_LANES, EngineConfig
 from zsseg_rt.errors import SourceError
+from zsseg_rt.server.settings import ServerSettings
 
 if TYPE_CHECKING:
     from zsseg_rt.engine import Engine
     from zsseg_rt.results.segmentation import Segmentation
+    from zsseg_rt.server import LiveServer
     from zsseg_rt.stream.runner import SourceStats, Stream
     from zsseg_rt.stream.sinks import SinkStats
 
 DEMO_FRAMES = 300
+_DEMO_RATE = 10  # frames per second that serve shows; the clip has no more
+_LACKING = "name a source: a camera, video, folder or @FILE"
 _REDRAW = 0.5  # seconds
 _MOST_PLACES = 40  # that a report names of a sink
+_EVERY = 1.0  # seconds between two words to systemd
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Pace:
-    """Which frames are labelled, and until when."""
+class _Memory:
+    """Uses of past frames."""
 
-    frames: int | None = opt("Stop after this many frames; default with --demo: 300.", min=1)
-    seconds: float | None = opt("Stop after this many seconds.", min=0.0)
+    steady: bool = opt(
+        "Reduce flicker: blend scores with past ones along the motion.", False, "--steady"
+    )
+    skip_still: bool = opt(
+        "Reuse the last labels for still frames, for up to 1 s.", False, "--skip-still"
+    )
+
+    def check(self, bundle: Path) -> None:
+        """Refuse a bundle whose frames have no memory, before anything is opened."""
+        from zsseg_rt.bundles.bundle import Bundle
+        from zsseg_rt.runtime.frame_memory import check_family
+
+        if self.steady or self.skip_still:
+            check_family(Bundle.load(bundle).family)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stream:
+    """Settings of a stream."""
+
     policy: str | None = opt(
         "latest (drop old frames) or all (the source waits); default: latest for cameras, else all."
     )
@@ -58,20 +84,15 @@ class _Pace:
     )
     every: int | None = opt("With --follow and policy all: label one of so many frames.")
     max_staleness: float | None = opt("Drop frames that waited longer than this many seconds.")
-    wait: WaitOption = False
-
-    def settings(self) -> dict[str, Any]:
-        """The stream's."""
-        from zsseg_rt.stream.watch import Patience
-
-        patience = Patience(at_start=self.wait)
-        settings = {key: getattr(self, key) for key in ("policy", "follow", "every")}
-        return {**settings, "max_staleness": self.max_staleness, "patience": patience}
+    alpha: AlphaOption = 0.5
+    legend: bool = opt(
+        "Add a legend of colours, names and shares below overlay frames.", False, "--legend"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Files:
-    """How sinks write, and the file that says how it went."""
+class _Run:
+    """Which files it writes, and until when it labels."""
 
     rotate: str | None = opt(
         "Begin new files after 10min, at 500MB, or whichever comes first: 10min,500MB.",
@@ -81,18 +102,10 @@ class _Files:
         "With --rotate: remove old files after 7d, beyond 20GB per source, or both.",
         metavar="TIME,SIZE",
     )
-    alpha: AlphaOption = 0.5
-    legend: bool = opt(
-        "Add a legend of colours, names and shares below overlay frames.", False, "--legend"
-    )
     json_file: JsonOption = None
-
-    def settings(self) -> dict[str, Any]:
-        """The stream's."""
-        from zsseg_rt.common.recordings import Rotation
-
-        rotation = Rotation.parse(self.rotate, self.keep)
-        return {"alpha": self.alpha, "legend": self.legend, "rotation": rotation}
+    frames: int | None = opt("Stop after this many frames; default with --demo: 300.", min=1)
+    seconds: float | None = opt("Stop after this many seconds.", min=0.0)
+    wait: WaitOption = False
 
 
 @takes_groups
@@ -109,9 +122,9 @@ def stream(
     bundle: BundleOption = None,
     demo: DemoOption = None,
     words: WordOptions,
-    pace: _Pace,
-    files: _Files,
-    memory: MemoryOptions,
+    how: _Stream,
+    limits: _Run,
+    memory: _Memory,
     run: EngineConfig,
 ) -> None:
     """Label every frame of cameras, videos or photos, and write the results.
@@ -119,29 +132,40 @@ def stream(
     A lost camera is reopened. Ctrl-C (SIGTERM, SIGHUP) ends the stream and finishes its
     files. docs/streams.md describes sources, sinks and policies.
     """
+    from zsseg_rt.common.recordings import Rotation
     from zsseg_rt.engine import Engine
     from zsseg_rt.integrations.batch import lanes_for
     from zsseg_rt.stream.opening import StreamOptions
     from zsseg_rt.stream.uris import is_source
+    from zsseg_rt.stream.watch import Patience
 
-    lacking = "name a source: a camera, video, folder or @FILE"
-    folder = choose_bundle(bundle, targets, demo=demo, missing=lacking)
+    folder = choose_bundle(bundle, targets, demo=demo, missing=_LACKING)
     shows = None if targets and is_source(targets[0]) else demo
-    source, *sinks = [*([demo_source(shows)] if shows else []), *(targets or [])]
+    source, *sinks = [*([_demo_source(shows)] if shows else []), *(targets or [])]
     names = words.read(folder, shows=shows)
-    if shows and pace.frames is None and pace.seconds is None:
-        pace = replace(pace, frames=DEMO_FRAMES)
-    checked = memory.checked(folder)
-    with argument_errors_are_usage():
-        settings = {**pace.settings(), **files.settings(), **vars(memory)}
-        parts = StreamOptions(sinks=sinks, **settings).open(source, run.channel_order)
+    if shows and limits.frames is None and limits.seconds is None:
+        limits = replace(limits, frames=DEMO_FRAMES)
+    settings: dict[str, Any] = {**vars(how), **vars(memory), "sinks": sinks}
+    with misuse():
+        memory.check(folder)
+        settings["rotation"] = Rotation.parse(limits.rotate, limits.keep)
+        settings["patience"] = Patience(at_start=limits.wait)
+        parts = StreamOptions(**settings).open(source, run.channel_order)
     if parts.takes_lanes:
         run = replace(run, num_lanes=lanes_for(MAX_LANES, run))
-    with Engine(checked, run) as engine:
+    with Engine(folder, run) as engine:
         words.give(engine, names)
         with engine.start_stream(parts) as labelled:
-            _run(labelled, pace.frames, pace.seconds)
-        _report(engine, labelled, files.json_file)
+            _run(labelled, limits.frames, limits.seconds)
+        _report(engine, labelled, limits.json_file)
+
+
+def _demo_source(demo: str | None, **settings: int) -> str:
+    """The camera that shows a demo's clip or photos; None means the default one's."""
+    from zsseg_rt.demo import DEFAULT
+
+    parts = {} if demo in (None, DEFAULT) else {"demo": demo}
+    return "test://?" + "&".join(f"{key}={value}" for key, value in (parts | settings).items())
 
 
 def _run(labelled: Stream, frames: int | None, seconds: float | None) -> None:
@@ -176,9 +200,8 @@ def _status_line(seg: Segmentation, labelled: Stream) -> str:
 
 def _report(engine: Engine, labelled: Stream, json_file: Path | None) -> None:
     sources, sinks = labelled.stats(), labelled.sink_stats()
-    if json_file is not None:
-        content = {"engine": describe_engine(engine), "sources": sources, "sinks": sinks}
-        write_json(json_file, content)
+    content = {"engine": describe_engine(engine), "sources": sources, "sinks": sinks}
+    write_json(json_file, content)
     for name, stats in sources.items():
         say(_source_line(name, stats))
     for sink in sinks:
@@ -228,3 +251,107 @@ def _source_line(name: str, stats: SourceStats) -> str:
     if stats.error:
         parts.append(f"failed: {stats.error}")
     return ", ".join(parts)
+
+
+class Notifier:
+    """Sends systemd ``READY=1`` with the first frame, then ``WATCHDOG=1`` once a second."""
+
+    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
+        variables = os.environ if environment is None else environment
+        path = variables.get("NOTIFY_SOCKET", "")
+        self._path = "\0" + path[1:] if path.startswith("@") else path
+        self._last: float | None = None
+
+    def frame(self) -> None:
+        """A frame was labelled."""
+        now = time.monotonic()
+        if not self._path or (self._last is not None and now - self._last < _EVERY):
+            return
+        news = "WATCHDOG=1" if self._last is not None else "READY=1"
+        self._last = now
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as connection:
+                connection.sendto(news.encode(), self._path)
+        except OSError as exc:
+            _log.warning("NOTIFY_SOCKET: cannot report frames to systemd: %s", exc.strerror)
+            self._path = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sources:
+    source: list[str] | None = opt(
+        "A camera, video or photos, or @FILE with one per line; may repeat."
+    )
+    once: bool = opt("Let a video file end; without this, it begins again.", False, "--once")
+    policy: str = opt("latest (videos at their own speed) or all (every frame).", "latest")
+    follow: bool | None = opt(
+        "Move labels along the motion to frames that the network does not label; default: for "
+        "cameras.",
+        None,
+        "--follow/--no-follow",
+    )
+    wait: WaitOption = False
+
+
+@takes_groups
+def serve(
+    *,
+    words_of_sources: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[SOURCE]...", help="Cameras, videos or photos, as --source."),
+    ] = None,
+    watched: _Sources,
+    bundle: BundleOption = None,
+    demo: DemoOption = None,
+    access: ServerSettings,
+    words: WordOptions,
+    memory: _Memory,
+    run: EngineConfig,
+) -> None:
+    """Show cameras, videos or photos with their labels in a browser.
+
+    It prints the address to open. A video starts again at its end; a lost camera is
+    reopened. Ctrl-C (or SIGTERM) stops it. docs/serve.md lists its other
+    addresses, and how to reach it from elsewhere.
+    """
+    with needs_extra("serve", "to serve"):
+        from zsseg_rt.server import LiveServer
+        from zsseg_rt.server.settings import listen
+    from zsseg_rt.engine import Engine
+    from zsseg_rt.stream.opening import StreamOptions
+
+    named = [*(words_of_sources or []), *(watched.source or [])]
+    path = choose_bundle(bundle, named, demo=demo, missing=_LACKING)
+    sources = named or [_demo_source(demo, rate=_DEMO_RATE)]
+    names = words.read(path, shows=None if named else demo)
+    options: dict[str, Any] = {"policy": watched.policy, "follow": watched.follow, **vars(memory)}
+    with misuse():  # before the engine takes its time
+        memory.check(path)
+        StreamOptions(**options).open(sources, run.channel_order)
+        listener = listen(access.host, access.port)
+    with listener, Engine(path, run) as engine:
+        words.give(engine, names)
+        settings = replace(access, loop=not watched.once)
+        options.update(listener=listener, wait=watched.wait)
+        with LiveServer(engine, sources, settings, **options) as server:
+            _tell(server)
+            with stopped_by_signals(server.stop):
+                server.wait()
+
+
+def _tell(server: LiveServer) -> None:
+    """Print where to look; a proxy or a service may wait for these lines."""
+    typer.echo(f"Open {server.address}")
+    if server.is_local:
+        typer.echo(f"From another computer: ssh -L {server.port}:{server.host}:{server.port} "
+                   f"{_login()}, then open the same address there.")  # fmt: skip
+    typer.echo("Ctrl-C stops it.")
+    sys.stdout.flush()
+
+
+def _login() -> str:
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # nobody by that number
+        user = "USER"
+    return f"{user}@{socket.gethostname()}"

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
-from zsseg_rt.cli.groups import opt, takes_groups
-from zsseg_rt.cli.options import JsonOption, UsageError
-from zsseg_rt.cli.output import EXIT_FAILURE, ProgressBar, say, write_json
+from zsseg_rt.cli.options import JsonOption, opt, takes_groups
+from zsseg_rt.cli.output import EXIT_FAILURE, ProgressBar, UsageError, say, write_json
 from zsseg_rt.common.extras import needs_extra
 from zsseg_rt.errors import DatasetError
 
@@ -61,10 +60,7 @@ def train(*, run: _Options) -> None:
         result, lines = (_train_demo if run.demo else _train)(settings, run.resume)
     if int(os.environ.get("RANK", "0")) == 0:
         _print_result(result, lines)
-        if run.json_file is not None:
-            fields: dict[str, Any] = dict(vars(result))
-            paths = {name: str(path) for name, path in fields.items() if isinstance(path, Path)}
-            write_json(run.json_file, fields | paths | {"timing": result.timing.to_dict()})
+        write_json(run.json_file, vars(result) | {"timing": result.timing.to_dict()})
     if not result.finished:
         raise typer.Exit(EXIT_FAILURE)
 
@@ -104,8 +100,7 @@ def _check_data(settings: TrainConfig, json_file: Path | None) -> None:
         checks = check_data(settings, bar.show)
     for check in checks:
         _print_check(check)
-    if json_file is not None:
-        write_json(json_file, [check.to_json() for check in checks])
+    write_json(json_file, [check.to_json() for check in checks])
     faults = [fault for check in checks for fault in check.faults]
     if faults:
         raise DatasetError(

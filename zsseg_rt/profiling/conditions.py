@@ -15,7 +15,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeVar
@@ -34,7 +33,7 @@ _SKIPPED = ("nc", "sum of shunt voltages")  # a channel that is not connected; a
 _STUCK = 20  # equal readings in a row, a second of them, are no measurement
 _GPU_INTERVAL = 0.5  # seconds between two looks at a GPU
 _NVML_COMMAND = "nvidia-smi -q -d CLOCK,PERFORMANCE"
-POWER_COMMAND = "nvidia-smi --query-gpu=power.draw --format=csv"
+_POWER_COMMAND = "nvidia-smi --query-gpu=power.draw --format=csv"
 _NOT_INSTALLED = "nvidia-ml-py is not installed (pip install nvidia-ml-py)"
 _IDLE = 0x1
 # NVML's bits; the others say that someone set the clocks, or that the GPU waits.
@@ -114,15 +113,18 @@ def compare_snapshots(
 ) -> Conditions:
     """Describe what happened between two snapshots."""
     in_use, stolen = _ticks(before, after)
+    seconds, pressure = after.uptime_s - before.uptime_s, None
+    if before.pressure_us is not None and after.pressure_us is not None and seconds > 0.0:
+        pressure = (after.pressure_us - before.pressure_us) / 1e6 / seconds
     why = "too little time between readings" if after.cpu_ticks else "no /proc/stat"
     command = "cat /sys/class/thermal/thermal_zone*/temp"
     clock = "grep MHz /proc/cpuinfo"
     governor = "cat /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor"
-    schedstat, pressure = "cat /proc/self/schedstat", "cat /proc/pressure/cpu"
     rows: list[tuple[Any, ...]] = [
-        ("waiting for a CPU", waiting, "", "the kernel keeps no schedstat", schedstat),
-        ("CPU pressure", _pressure_share(before, after), "",
-         "the kernel keeps no pressure figures", pressure),
+        ("waiting for a CPU", waiting, "", "the kernel keeps no schedstat",
+         "cat /proc/self/schedstat"),
+        ("CPU pressure", pressure, "", "the kernel keeps no pressure figures",
+         "cat /proc/pressure/cpu"),
         ("CPUs in use", in_use, "", why, "head -1 /proc/stat"),
         ("steal", stolen, "", why, "head -1 /proc/stat"),
         ("CPU clock", after.clock_mhz, "MHz", "the system does not tell", clock, before.clock_mhz),
@@ -133,13 +135,6 @@ def compare_snapshots(
     ]  # fmt: skip
     readings = tuple(Reading(*row) for row in rows)
     return Conditions(readings=readings, notes=tuple(_notes(before, after, stolen)))
-
-
-def _pressure_share(before: Snapshot, after: Snapshot) -> float | None:
-    seconds = after.uptime_s - before.uptime_s
-    if before.pressure_us is None or after.pressure_us is None or seconds <= 0.0:
-        return None
-    return (after.pressure_us - before.pressure_us) / 1e6 / seconds
 
 
 def _ticks(before: Snapshot, after: Snapshot) -> tuple[float | None, float | None]:
@@ -183,57 +178,60 @@ def _find(file: Path, line: str) -> list[str]:
     return re.findall(f"^{line}", _text(file), re.MULTILINE)
 
 
-@dataclass(frozen=True, kw_only=True)
 class NvmlGpu:
-    """A GPU that NVML knows."""
+    """A GPU by its number as CUDA counts; what NVML does not tell is an OSError that says why."""
 
-    nvml: Any  # the module ``pynvml``
-    handle: Any
-    name: str
+    def __init__(self, index: int = 0, nvml: Any = None) -> None:
+        try:
+            self._nvml = nvml or importlib.import_module("pynvml")
+        except ImportError as exc:
+            raise OSError(_NOT_INSTALLED) from exc
+        visible = [part.strip() for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
+        number = visible[index] if visible[0] and index < len(visible) else str(index)
+        kind, key = ("Index", int(number)) if number.isdecimal() else ("UUID", number)
+        self._ask("nvmlInit")
+        self._handle = self._ask(f"nvmlDeviceGetHandleBy{kind}", key)
+        name = self.get("Name")
+        self.name = f"{number}: {name.decode() if isinstance(name, bytes) else name}"
 
+    def get(self, what: str, *arguments: Any) -> Any:
+        """The result of ``nvmlDeviceGet...``."""
+        return self._ask(f"nvmlDeviceGet{what}", self._handle, *arguments)
 
-def open_gpu(index: int = 0, nvml: Any = None) -> NvmlGpu | str:
-    """Find a GPU, as CUDA counts them, or say why it cannot be found."""
-    try:
-        nvml = nvml or importlib.import_module("pynvml")
-    except ImportError:
-        return _NOT_INSTALLED
-    visible = [part.strip() for part in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
-    number = visible[index] if visible[0] and index < len(visible) else str(index)
-    try:
-        nvml.nvmlInit()
-        if number.isdecimal():
-            handle = nvml.nvmlDeviceGetHandleByIndex(int(number))
-        else:
-            handle = nvml.nvmlDeviceGetHandleByUUID(number)
-        name = nvml.nvmlDeviceGetName(handle)
-    except nvml.NVMLError as exc:
-        return f"NVML: {exc}"
-    name = name.decode() if isinstance(name, bytes) else name
-    return NvmlGpu(nvml=nvml, handle=handle, name=f"{number}: {name}")
+    def _ask(self, function: str, *arguments: Any) -> Any:
+        try:
+            return getattr(self._nvml, function)(*arguments)
+        except self._nvml.NVMLError as exc:
+            raise OSError(f"NVML: {exc}") from exc
 
 
 class GpuWatch:
     """Clocks of a GPU and what lowers them, read between turns: it clocks down when it is idle."""
 
-    def __init__(self, gpu: NvmlGpu | str, *, interval: float = _GPU_INTERVAL) -> None:
-        self._gpu, self._interval = gpu, interval
+    def __init__(
+        self, index: int = 0, nvml: Any = None, *, interval: float = _GPU_INTERVAL
+    ) -> None:
+        self._interval = interval
+        self._gpu: NvmlGpu | None = None
         self._watch: Stopwatch | None = None
         self._problem, self._count = "no reading was taken", 0
         self._lowered: Counter[str] = Counter()
         self._clocks: list[float] = []  # MHz, of moments in which it worked
+        try:
+            self._gpu = NvmlGpu(index, nvml)
+        except OSError as exc:
+            self._problem = str(exc)
 
     def read(self) -> None:
         """Take a reading, if the last one is long enough ago."""
-        gpu = self._gpu
-        if isinstance(gpu, str) or (self._watch and self._watch.seconds < self._interval):
+        if self._gpu is None or (self._watch and self._watch.seconds < self._interval):
             return
         self._watch = Stopwatch()
         try:
-            mask = int(gpu.nvml.nvmlDeviceGetCurrentClocksThrottleReasons(gpu.handle))
-            clock = float(gpu.nvml.nvmlDeviceGetClockInfo(gpu.handle, 1))
-        except gpu.nvml.NVMLError as exc:
-            self._problem = f"NVML: {exc}"
+            mask = int(self._gpu.get("CurrentClocksThrottleReasons"))
+            clock = float(self._gpu.get("ClockInfo", 1))
+        except OSError as exc:
+            self._problem = str(exc)
             return
         self._count += 1
         self._lowered.update(word for bit, word in _LOWERED.items() if mask & bit)
@@ -242,8 +240,8 @@ class GpuWatch:
 
     def conditions(self) -> Conditions:
         """Every figure, also those that could not be read, and what may have disturbed."""
-        if isinstance(self._gpu, str):
-            return Conditions(readings=(Reading("GPU", None, "", self._gpu, _NVML_COMMAND),))
+        if self._gpu is None:
+            return Conditions(readings=(Reading("GPU", None, "", self._problem, _NVML_COMMAND),))
         low, high = min(self._clocks, default=None), max(self._clocks, default=None)
         lowered = (", ".join(self._lowered) or "nothing") if self._count else None
         rows = [("GPU", self._gpu.name, ""), ("GPU clock, lowest", low, "MHz"),
@@ -258,57 +256,58 @@ class GpuWatch:
         return Conditions(readings=readings, notes=tuple(notes))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rail:
-    """Something whose power can be read, in watts, or its energy so far, in joules."""
+@dataclass(frozen=True)
+class EnergyMeter:
+    """Sensors of a board or a chip."""
 
-    name: str  # as the board calls it
-    read: Callable[[], float]
+    source: str  # what they stand for
+    read: Callable[[], float]  # their watts, or the joules so far
     counts: bool = False  # whether it returns joules so far
+    command: str = "cat /sys/class/hwmon/hwmon*/*_input"  # shows them
 
 
-@dataclass(frozen=True, kw_only=True)
-class EnergySources:
-    """Sensors of this machine: rails whose sum is reported, and what it stands for."""
-
-    total: tuple[Rail, ...] = ()
-    note: str = ""
-    absent: tuple[Reading, ...] = ()  # sources that cannot be read, with reason and command
-
-
-def find_energy_sources(root: Path = _ROOT, nvml: Any = None, *, gpu: int = 0) -> EnergySources:
-    """Find what tells energy here: a board's rails, else a GPU's counter."""
-    rails = tuple(_hwmon_rails(root))
+def find_energy_meter(
+    root: Path = _ROOT, nvml: Any = None, *, gpu: int = 0
+) -> tuple[EnergyMeter | None, tuple[Reading, ...]]:
+    """Find what tells energy here, a board's rails, else a GPU's counter; and what is absent."""
+    rails = list(_hwmon_rails(root))
     if rails:
-        totals = tuple(rail for rail in rails if rail.name in _TOTALS)
-        if totals:
-            return EnergySources(total=totals, note=f"rail {totals[0].name}")
-        names = ", ".join(rail.name for rail in rails)
-        return EnergySources(total=rails, note=f"sum of the module's rails ({names})")
+        totals = [rail for rail in rails if rail[0] in _TOTALS][:1]
+        names = ", ".join(name for name, _ in totals or rails)
+        source = f"rail {names}" if totals else f"sum of the module's rails ({names})"
+        files = [files for _, files in totals or rails]
+        return EnergyMeter(source, lambda: sum(map(_watts, files))), ()
     hwmon = "cat /sys/class/hwmon/hwmon*/name"
     board = Reading("board rails", None, "W", "no ina3221 or ina238 sensor", hwmon)
-    counter = _nvml_counter(gpu, nvml)
-    if isinstance(counter, Rail):
-        return EnergySources(total=(counter,), note="GPU alone, by NVML", absent=(board,))
-    return EnergySources(absent=(board, Reading("GPU energy", None, "J", counter, POWER_COMMAND)))
+    try:
+        device = NvmlGpu(gpu, nvml)
+        device.get("TotalEnergyConsumption")  # on Jetson boards NVML starts, but has none
+    except OSError as exc:
+        return None, (board, Reading("GPU energy", None, "J", str(exc), _POWER_COMMAND))
+
+    def read() -> float:
+        return float(device.get("TotalEnergyConsumption")) / 1e3
+
+    return EnergyMeter("GPU alone, by NVML", read, counts=True, command=_POWER_COMMAND), (board,)
 
 
 def measure_energy(
-    rails: Sequence[Rail], work: Callable[[], T], *, interval: float = _ENERGY_INTERVAL
+    meter: EnergyMeter, work: Callable[[], T], *, interval: float = _ENERGY_INTERVAL
 ) -> tuple[T, float, float | None]:
-    """Read rails in a thread while work is done; its result, seconds, and joules or None."""
-    times: list[float] = []
-    values: list[list[float]] = []
+    """Read a meter in a thread while work is done; its result, seconds, and joules or None."""
+    readings: list[tuple[float, float]] = []
     stop = threading.Event()
 
     def read() -> None:
-        times.append(time.monotonic())
-        values.append([_read(rail) for rail in rails])
+        try:
+            value = meter.read()
+        except (OSError, ValueError):
+            value = math.nan
+        readings.append((time.monotonic(), value))
 
     def read_until_stopped() -> None:
         while not stop.wait(interval):
             read()
-        read()
 
     read()
     thread = threading.Thread(target=read_until_stopped, name="zsseg-energy", daemon=True)
@@ -318,61 +317,34 @@ def measure_energy(
     finally:
         stop.set()
         thread.join()
-    return result, times[-1] - times[0], joules_of(rails, times, values)
+    read()
+    times, values = zip(*readings, strict=True)
+    return result, times[-1] - times[0], joules_of(times, values, counts=meter.counts)
 
 
-def joules_of(
-    rails: Sequence[Rail], times: Sequence[float], values: Sequence[Sequence[float]]
-) -> float | None:
-    """Joules of readings [times, rails]; None where a sensor failed, ran back or is stuck."""
-    readings, steps = np.array(values), np.diff(times)
-    counts = np.array([rail.counts for rail in rails], bool)
-    changes, means = np.diff(readings, axis=0), (readings[1:] + readings[:-1]) / 2.0
-    used = np.where(counts, changes, means * steps[:, None])
-    stuck = len(readings) >= _STUCK and not changes.any(axis=0).all()
-    if stuck or not used.size or np.isnan(used).any() or (changes[:, counts] < 0.0).any():
+def joules_of(times: Sequence[float], values: Sequence[float], *, counts: bool) -> float | None:
+    """Joules of watts, or of joules so far; None where a sensor failed, ran back or is stuck."""
+    readings, changes = np.asarray(values, np.float64), np.diff(values)
+    stuck = len(readings) >= _STUCK and not changes.any()
+    if stuck or np.isnan(readings).any() or (counts and (changes < 0.0).any()):
         return None
-    return float(used.sum())
+    means = (readings[1:] + readings[:-1]) / 2.0
+    return float(changes.sum() if counts else (means * np.diff(times)).sum())
 
 
-def _read(rail: Rail) -> float:
-    try:
-        return rail.read()
-    except (OSError, ValueError):
-        return math.nan
-
-
-def _hwmon_rails(root: Path) -> Iterator[Rail]:
+def _hwmon_rails(root: Path) -> Iterator[tuple[str, list[Path]]]:
+    """Names of rails, with files of microwatts, or of millivolts and of milliamperes."""
     for folder in sorted(root.glob("sys/class/hwmon/hwmon*")):
         chip = _text(folder / "name")
         if chip == "ina238" and (folder / "power1_input").exists():
             name = _text(folder / "label") or _text(folder / "in1_label") or folder.name
-            yield Rail(name=name, read=partial(_product, folder / "power1_input"))
+            yield name, [folder / "power1_input"]
         for channel in (1, 2, 3) if chip == "ina3221" else ():
             label = _text(folder / f"in{channel}_label")
             volts, current = folder / f"in{channel}_input", folder / f"curr{channel}_input"
             if label and label.lower() not in _SKIPPED and current.exists():
-                yield Rail(name=label, read=partial(_product, volts, current))
+                yield label, [volts, current]
 
 
-def _product(*files: Path) -> float:
-    """Of millivolts and milliamperes, or of microwatts alone."""
+def _watts(files: Sequence[Path]) -> float:
     return math.prod(float(file.read_text()) for file in files) / 1e6
-
-
-def _nvml_counter(index: int, nvml: Any) -> Rail | str:
-    gpu = open_gpu(index, nvml)
-    if isinstance(gpu, str):
-        return gpu
-
-    def read() -> float:
-        try:
-            return float(gpu.nvml.nvmlDeviceGetTotalEnergyConsumption(gpu.handle)) / 1e3
-        except gpu.nvml.NVMLError as exc:
-            raise OSError(str(exc)) from exc
-
-    try:
-        read()
-    except OSError as exc:  # on Jetson boards it starts, then answers NotSupported
-        return f"NVML: {exc}"
-    return Rail(name="GPU", read=read, counts=True)

@@ -19,12 +19,11 @@ from zsseg_rt.profiling.report import OUTSIDE, Report, VariantReport, sum_by
 ABSENT = "\N{EN DASH}"
 BASIS_WORDS = {"wall": "wall time", "cpu": "CPU time", "device": "GPU time"}
 _FIGURE = re.compile(rf"[-+{ABSENT}0-9.,% to]*( (ms|s|MB|MHz|°C))?")
-_BAR = ' class="bar"'
 _GRAPH_STAGES = {"region_encoder": "regions"}  # graphs whose stage has another name
 _PERCENTILES = ("p50", "p90", "p95", "p99", "max")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class TextTable:
     """Rows of text under headings; all columns but the first are numbers."""
 
@@ -36,7 +35,7 @@ class TextTable:
 def table(title: str, items: Iterable[Any], columns: Mapping[str, str]) -> TextTable:
     """A row per item; columns are paths into it, with ``:4`` (decimals) or ``:%`` (a share)."""
     rows = tuple(tuple(_cell(item, path) for path in columns.values()) for item in items)
-    return TextTable(title=title, headings=tuple(columns), rows=rows)
+    return TextTable(title, tuple(columns), rows)
 
 
 def _cell(value: Any, path: str) -> str:
@@ -48,6 +47,8 @@ def _cell(value: Any, path: str) -> str:
         return ABSENT
     if form == "%":
         return f"{value:.1%}"
+    if isinstance(value, tuple):
+        return " to ".join(map(number, value))
     return number(value, int(form or 2)) if isinstance(value, float) else str(value)
 
 
@@ -61,27 +62,27 @@ def report_tables(report: Report) -> list[TextTable]:
     variants = report.variants
     several = len(variants) > 1 or any(one.miou is not None for one in variants)
     base = variants[0].name if variants else ""
-    compared = [
-        {"variant": one.other, "verdict": difference_words(one.difference)}
-        for one in report.comparisons
+    compared = [(one.other, difference_words(one.difference)) for one in report.comparisons]
+    starts = [
+        {"variant": one.name, "cache": "with" if start.cached else "without", "of": start}
+        for one in variants
+        for start in one.cold_starts
     ]
+    against = TextTable(f"against {base}", ("variant", "verdict"), tuple(compared))
     tables = [
         table("what ran", variants, _WHAT_RAN),
         table("frames", variants, _FRAMES),
-        table("more about them", map(_processors, variants), _PROCESSORS),
-        table("which to ship", map(_ship, variants) if several else (), _SHIP),
-        table(f"against {base}", compared, {"variant": "variant", "verdict": "verdict"}),
-        table(
-            "latency in ms of frames that fall due by a clock",
-            (one for one in variants if one.paced is not None),
-            _PACED,
-        ),
+        table("more about them", variants, _PROCESSORS),
+        table("which to ship", variants if several else (), _SHIP),
+        against,
+        table("latency in ms of frames that fall due by a clock",
+              (one for one in variants if one.paced is not None), _PACED),
         *map(_stages, variants),
         *map(_nodes, variants),
         table("energy", (one for one in variants if one.energy is not None), _ENERGY),
-        table("a fresh process", (row for one in variants for row in _starts(one)), _STARTS),
+        table("a fresh process", starts, _STARTS),
         table("conditions", map(_reading, report.conditions.readings), _CONDITIONS),
-    ]
+    ]  # fmt: skip
     return [shown for shown in tables if shown.rows]
 
 
@@ -129,25 +130,25 @@ _FRAMES = {
     "frames/s": "frames_per_second",
 }
 _PROCESSORS = {
-    "variant": "of.name",
-    "p50 95 %": "interval",
-    "CPU ms": "of.cpu.mean",
-    "waiting": "of.waiting:%",
-    "GPU ms": "of.device.p50",
-    "cold p50": "of.cold.p50",
-    "cold max": "of.cold.max",
+    "variant": "name",
+    "p50 95 %": "wall.p50_ends",
+    "CPU ms": "cpu.mean",
+    "waiting": "waiting:%",
+    "GPU ms": "device.p50",
+    "cold p50": "cold.p50",
+    "cold max": "cold.max",
 }
-_SHIP = {  # one row a variant, where there are several or labels were judged
-    "variant": "of.name",
-    "size MB": "of.size_mb",
+_SHIP = {  # where there are several variants, or labels were judged
+    "variant": "name",
+    "size MB": "size_mb",
     "load s": "load_s",
-    "peak MB": "of.peak_mb",
-    "p50 ms": "of.wall.p50",
-    "p95 ms": "of.wall.p95",
-    "frames/s": "of.frames_per_second",
-    "mJ": "of.energy.mj",
-    "as float32": "of.agreement:%",
-    "mIoU %": "of.miou",
+    "peak MB": "peak_mb",
+    "p50 ms": "wall.p50",
+    "p95 ms": "wall.p95",
+    "frames/s": "frames_per_second",
+    "mJ": "energy.mj",
+    "as float32": "agreement:%",
+    "mIoU %": "miou",
 }
 _PACED = {
     "variant": "name",
@@ -177,24 +178,6 @@ _STARTS = {
     "peak MB": "of.peak_mb",
 }
 _CONDITIONS = {"": "name", "value": "value", "note": "note"}
-
-
-def _processors(variant: VariantReport) -> dict[str, Any]:
-    ends = None if variant.wall is None else (variant.wall.p50_low, variant.wall.p50_high)
-    if ends is None or ends[0] is None or ends[1] is None:
-        return {"of": variant, "interval": None}
-    return {"of": variant, "interval": f"{number(ends[0])} to {number(ends[1])}"}
-
-
-def _ship(variant: VariantReport) -> dict[str, Any]:
-    loads = (start.load_s for start in variant.cold_starts if start.cached)
-    return {"of": variant, "load_s": next(loads, None)}
-
-
-def _starts(variant: VariantReport) -> Iterator[dict[str, Any]]:
-    for start in variant.cold_starts:
-        cache = "with" if start.cached else "without"
-        yield {"variant": variant.name, "cache": cache, "of": start}
 
 
 def _stages(variant: VariantReport) -> TextTable:
@@ -251,80 +234,65 @@ def _body(report: Report, title: str) -> Iterator[str]:
         f'<p class="dim">{escape(versions(report))}; frames from {escape(report.source)}; '
         f"{report.rounds} rounds in {report.seconds:.1f} s</p>"
     )
-    yield from _verdicts(report)
+    lines: list[tuple[str, str]] = [
+        (one.difference.verdict, f"{one.other}: {difference_words(one.difference)}")
+        for one in report.comparisons
+    ]
+    lines += [("failed", f"failed: {one.failure}") for one in report.variants if one.failure]
+    lines += [("note", note) for note in report.notes]
+    items = "".join(f'<li class="{kind}">{escape(text)}</li>' for kind, text in lines)
+    yield f'<ul class="verdicts">{items}</ul>'
     for shown in report_tables(report):
         if not shown.title.startswith("against "):
-            yield from _html_table(shown)
-    rows = tuple((key, value) for key, value in report.machine.items())
-    yield from _html_table(TextTable(title="machine", headings=("", "value"), rows=rows))
+            yield _html_table(shown)
+    yield _html_table(TextTable("machine", ("", "value"), tuple(report.machine.items())))
     yield f"<h2>Repeat</h2>\n<code>{escape(report.command)}</code>"
     yield f'<p class="dim">Changes up to {report.threshold:.1%} count as equal. ' \
           "docs/profiling.md explains columns and verdicts.</p>"  # fmt: skip
 
 
-def _verdicts(report: Report) -> Iterator[str]:
-    lines: list[tuple[str, str]] = [
-        *((one.difference.verdict, f"{one.other}: {difference_words(one.difference)}")
-          for one in report.comparisons),
-        *(("failed", f"failed: {one.failure}") for one in report.variants if one.failure),
-        *(("note", note) for note in report.notes),
-    ]  # fmt: skip
-    if lines:
-        items = "".join(f'<li class="{kind}">{escape(text)}</li>' for kind, text in lines)
-        yield f'<ul class="verdicts">{items}</ul>'
-
-
-def _html_table(shown: TextTable) -> Iterator[str]:
-    columns = range(len(shown.headings))
-    kinds = [_column(shown, index) for index in columns]
-    heads = "".join(
-        f"<th{kind}>{escape(text)}</th>" for text, kind in zip(shown.headings, kinds, strict=True)
+def _html_table(shown: TextTable) -> str:
+    """Shares of a whole are bars, other figures stand right."""
+    columns = []
+    for index, heading in enumerate(shown.headings):
+        cells = [row[index] for row in shown.rows]
+        numeric = index > 0 and all(map(_FIGURE.fullmatch, cells))
+        kind = ' class="n"' if numeric and not heading.startswith("of the ") else ""
+        lines = [f"<th{kind}>{escape(heading)}</th>"]
+        for text in cells:
+            attributes = kind or (' class="wide"' if len(text) > 60 else "")
+            if numeric and not kind and text != ABSENT:
+                attributes = f' class="bar" style="--share: {float(text.rstrip("%")) / 100:.3f}"'
+            lines.append(f"<td{attributes}>{escape(text)}</td>")
+        columns.append(lines)
+    head, *rows = ("".join(line) for line in zip(*columns, strict=True))
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    return (
+        f"<h2>{escape(shown.title[:1].upper() + shown.title[1:])}</h2>\n"
+        f'<div class="box" tabindex="0"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
     )
-    rows = "".join(f"<tr>{''.join(map(_html_cell, row, kinds))}</tr>" for row in shown.rows)
-    yield f"<h2>{escape(shown.title[:1].upper() + shown.title[1:])}</h2>"
-    yield (
-        f'<div class="box" tabindex="0"><table><thead><tr>{heads}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>"
-    )
-
-
-def _column(shown: TextTable, index: int) -> str:
-    """The class of a column's cells: shares of a whole are bars, other figures stand right."""
-    if shown.headings[index].startswith("of the "):
-        return _BAR
-    numeric = all(_FIGURE.fullmatch(row[index]) for row in shown.rows)
-    return ' class="n"' if numeric and index > 0 else ""
-
-
-def _html_cell(text: str, kind: str) -> str:
-    if kind == _BAR and text != ABSENT:
-        kind += f' style="--share: {float(text.rstrip("%")) / 100:.3f}"'
-    elif len(text) > 60:
-        kind = ' class="wide"'
-    return f"<td{kind}>{escape(text)}</td>"
 
 
 def make_trace(report: Report) -> dict[str, Any]:
     """A Chrome trace: a process per variant, its median and slowest frame as threads."""
-    events = [
-        {**event, "pid": number}
-        for number, variant in enumerate(report.variants, start=1)
-        if variant.samples.wall_ms
-        for event in _events_of(variant)
-    ]
+    events: list[dict[str, Any]] = []
+    for process, variant in enumerate(report.variants, start=1):
+        order = np.argsort(variant.samples.wall_ms)
+        names = [("process_name", 0, variant.name)]
+        for thread, title in enumerate(("median frame", "slowest frame") if order.size else (), 1):
+            names.append(("thread_name", thread, title))
+            index = int(order[-1] if thread == 2 else order[(order.size - 1) // 2])
+            events += [
+                {"name": name, "ph": "X", "ts": begin_ms * 1e3, "dur": ms * 1e3, "pid": process,
+                 "tid": thread, **more}
+                for name, begin_ms, ms, more in _spans(variant, index)
+            ]  # fmt: skip
+        events += [
+            {"name": kind, "ph": "M", "pid": process, "tid": thread, "args": {"name": name}}
+            for kind, thread, name in names
+        ]
     return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": report.machine}
-
-
-def _events_of(variant: VariantReport) -> Iterator[dict[str, Any]]:
-    yield {"name": "process_name", "ph": "M", "tid": 0, "args": {"name": variant.name}}
-    walls = variant.samples.wall_ms
-    median, slowest = int(np.argsort(walls)[(len(walls) - 1) // 2]), int(np.argmax(walls))
-    frames = {"median frame": median, "slowest frame": slowest}
-    for thread, (title, index) in enumerate(frames.items(), start=1):
-        yield {"name": "thread_name", "ph": "M", "tid": thread, "args": {"name": title}}
-        for name, begin_ms, ms, more in _spans(variant, index):
-            span = {"name": name, "ph": "X", "ts": begin_ms * 1e3, "dur": ms * 1e3, "tid": thread}
-            yield {**span, **more}
 
 
 def _spans(
@@ -335,11 +303,11 @@ def _spans(
     begin = 0.0
     for stage, times in variant.samples.stages.items():
         yield stage, begin, times[index], {}
-        nodes = [n for n in variant.nodes if _GRAPH_STAGES.get(n.graph, n.graph) == stage]
+        nodes = [n for n in variant.nodes if _GRAPH_STAGES.get(n.graph, n.graph) == stage and n.ms]
         total, at = sum(node.ms for node in nodes), begin
-        for node in (node for node in nodes if node.ms > 0.0):
+        for node in nodes:
             ms = times[index] * node.ms / total
-            parts = {"type": node.type, "kind": node.kind}
-            yield node.name or node.type, at, ms, {"args": {"mean_ms": node.ms, **parts}}
+            args = {"mean_ms": node.ms, "type": node.type, "kind": node.kind}
+            yield node.name or node.type, at, ms, {"args": args}
             at += ms
         begin += times[index]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,16 +19,12 @@ from zsseg_rt.common.process import usable_cpus
 from zsseg_rt.errors import ConfigError, ZssegError
 from zsseg_rt.evaluation.provenance import describe_machine
 from zsseg_rt.profiling.conditions import (
-    POWER_COMMAND,
     Conditions,
-    EnergySources,
     GpuWatch,
     Reading,
-    Snapshot,
     compare_snapshots,
-    find_energy_sources,
+    find_energy_meter,
     measure_energy,
-    open_gpu,
     take_snapshot,
 )
 from zsseg_rt.profiling.estimates import WAITING_LIMIT
@@ -88,9 +84,7 @@ class Profiler:
     on_progress: Callable[[str], None] = lambda _: None
 
     rounds: Rounds = field(default_factory=lambda: Rounds(turns={}))
-    gpu: GpuWatch | None = None  # the first variant's; None on a CPU
-    snapshots: list[Snapshot] = field(default_factory=list)  # before and after the turns
-    absent: tuple[Reading, ...] = ()  # energy sensors that cannot be read
+    conditions: list[Conditions] = field(default_factory=list)  # of the machine, the GPU, sensors
     notes: list[str] = field(default_factory=list)
     interrupted: bool = False
 
@@ -105,10 +99,8 @@ class Profiler:
         """Profile; after Ctrl-C, or where variants fail, the report has what was measured."""
         try:
             self._open_all()
-            self.snapshots.append(take_snapshot())
             try:
                 self._time_frames()
-                self.snapshots.append(take_snapshot())
                 if not self.interrupted:
                     self._after_timing()
             except KeyboardInterrupt:
@@ -176,20 +168,26 @@ class Profiler:
         # One plan for all: whoever is timed right after a pause must not meet one who is not.
         plan = TurnPlan(cold=min(fastest) < LONG_FRAME_MS)
         number = _gpu_number(children[0])
-        self.gpu = None if number is None else GpuWatch(open_gpu(number))
+        gpu = None if number is None else GpuWatch(number)
 
         def between_rounds(rounds: Rounds) -> None:
             self.on_progress(f"round {rounds.count}")
-            if self.gpu is not None:
-                self.gpu.read()
+            if gpu is not None:
+                gpu.read()
 
         rule = StopRule(max_seconds=self.max_seconds, half_width=self.threshold / 2)
         if len(children) == 1:
             frames_a_turn = min(16.0, max(1.0, 10.0 / fastest[0]))
             enough = max(10, round(_ENOUGH_FRAMES / frames_a_turn))
             rule = replace(rule, max_rounds=enough, half_width=None)
+        before = take_snapshot()
         self.rounds = take_turns(children, plan, rule, on_round=between_rounds)
         self.interrupted = self.rounds.interrupted
+        shares = [share for share in self.rounds.waiting.values() if share is not None]
+        waiting = max(shares, default=None)
+        self.conditions.append(compare_snapshots(before, take_snapshot(), waiting=waiting))
+        if gpu is not None:
+            self.conditions.append(gpu.conditions())
         for child in children:
             report = self.reports[child.name]
             report.failure = self.rounds.failures.get(child.name, "")
@@ -201,10 +199,9 @@ class Profiler:
             self.on_progress(f"frames that fall due {self.rate:g} times a second")
             seconds = max(self.max_seconds / 3, 3.0 / self.rate)
             for name, frames in pace_in_turns(alive, rate=self.rate, seconds=seconds).items():
-                latency = summarise([frame.latency_ms for frame in frames])
-                service = summarise([frame.service_ms for frame in frames])
+                latency, service = map(summarise, zip(*frames, strict=True))
                 if latency is not None and service is not None:
-                    late = sum(frame.late for frame in frames)
+                    late = sum(ms * self.rate > 1e3 for ms, _ in frames)
                     self.reports[name].paced = PacedTimes(
                         rate=self.rate, frames=len(frames), late=late, latency=latency,
                         service=service,
@@ -229,26 +226,25 @@ class Profiler:
 
     def _measure_energy(self, alive: Sequence[ChildCandidate]) -> None:
         """Idle first, then each variant for a while: sensors are too slow to tell turns apart."""
-        sources = EnergySources()
-        if alive:
-            sources = find_energy_sources(gpu=_gpu_number(alive[0]) or 0)
-        self.absent = sources.absent
-        if not sources.total:
+        if not alive:
+            return
+        meter, absent = find_energy_meter(gpu=_gpu_number(alive[0]) or 0)
+        self.conditions.append(Conditions(readings=absent))
+        if meter is None:
             return
         self.on_progress("energy")
-        _, rest_s, rest_j = measure_energy(sources.total, lambda: time.sleep(_ENERGY_SECONDS))
+        _, rest_s, rest_j = measure_energy(meter, lambda: time.sleep(_ENERGY_SECONDS))
         idle = None if rest_j is None else rest_j / rest_s
         for child in alive:
             work = partial(child.request, "stretch", seconds=_ENERGY_SECONDS)
-            frames, seconds, joules = measure_energy(sources.total, work)
+            frames, seconds, joules = measure_energy(meter, work)
             if joules is None:
                 reason = "a sensor failed, or did not change for a second"
-                on_gpu = "NVML" in sources.note
-                command = POWER_COMMAND if on_gpu else "cat /sys/class/hwmon/hwmon*/*_input"
-                self.absent += (Reading(sources.note, None, "J", reason, command),)
+                failed = Reading(meter.source, None, "J", reason, meter.command)
+                self.conditions.append(Conditions(readings=(failed,)))
                 return
             self.reports[child.name].energy = EnergyUse(
-                source=sources.note,
+                source=meter.source,
                 frames=frames,
                 seconds=seconds,
                 mj=1e3 * joules / frames,
@@ -272,34 +268,32 @@ class Profiler:
         walls = [frame.wall_ms for frame in self.rounds.warm(variant.name)] or [_NODE_MS]
         runs = min(max(_NODE_RUNS[0], round(_NODE_MS / fmean(walls))), _NODE_RUNS[1])
         with self._noting_failure("nodes were not timed"):
-            child = self._open(variant, with_node_times=True)
-            try:
+            with closing(self._open(variant, with_node_times=True)) as child:
                 graphs = child.request("nodes", runs=runs)
-            finally:
-                child.close()
             rows = (row for graph, some in graphs.items() for row in node_rows(graph, some))
             self.reports[variant.name].nodes = tuple(rows)
 
     def _compare_labels(self, alive: Sequence[ChildCandidate]) -> None:
         base, variants = self.variants[0], {one.name: one for one in self.variants}
         exact = replace(base, name="float32", config={**base.config, "precision": "float32"})
-        with self._noting_failure("labels were not compared with float32's"):
-            reference = self._open(exact)
-            try:
-                count = min(_MOST_COMPARED, self.workload.num_frames)
-                expected = _labels(reference, count)
-                for child in alive:
-                    variant = variants[child.name]
-                    if (variant.classes, variant.frame_hw) == (base.classes, base.frame_hw):
-                        same = expected == _labels(child, count)
-                        self.reports[child.name].agreement = float(same.mean())
-            finally:
-                reference.close()
+        failing = self._noting_failure("labels were not compared with float32's")
+        with failing, closing(self._open(exact)) as reference:
+            count = min(_MOST_COMPARED, self.workload.num_frames)
+            expected = _labels(reference, count)
+            for child in alive:
+                variant = variants[child.name]
+                if (variant.classes, variant.frame_hw) == (base.classes, base.frame_hw):
+                    same = expected == _labels(child, count)
+                    self.reports[child.name].agreement = float(same.mean())
 
     def report(self) -> Report:
         """The report of what was measured, finished or not."""
         variants = tuple(_with_times(report, self.rounds) for report in self.reports.values())
-        conditions, comparisons = self._conditions(), tuple(self._comparisons())
+        comparisons = tuple(self._comparisons())
+        conditions = Conditions(
+            readings=tuple(reading for part in self.conditions for reading in part.readings),
+            notes=tuple(note for part in self.conditions for note in part.notes),
+        )
         notes = [*_not_to_be_quoted(variants), *self.notes, *conditions.notes]
         notes += [note for variant in variants for note in _other_node_runs(variant)]
         notes += self._threads_by_cpu_time(comparisons)
@@ -318,19 +312,6 @@ class Profiler:
             comparisons=comparisons,
             conditions=conditions,
             notes=tuple(notes),
-        )
-
-    def _conditions(self) -> Conditions:
-        parts = [] if self.gpu is None else [self.gpu.conditions()]
-        if self.snapshots:
-            after = self.snapshots[1] if len(self.snapshots) > 1 else take_snapshot()
-            shares = [share for share in self.rounds.waiting.values() if share is not None]
-            waiting = max(shares, default=None)
-            parts.insert(0, compare_snapshots(self.snapshots[0], after, waiting=waiting))
-        parts.append(Conditions(readings=self.absent))
-        return Conditions(
-            readings=tuple(reading for part in parts for reading in part.readings),
-            notes=tuple(note for part in parts for note in part.notes),
         )
 
     def _comparisons(self) -> Iterator[Comparison]:
@@ -374,31 +355,13 @@ def _labels(child: ChildCandidate, count: int) -> np.ndarray:
 
 def _with_times(report: VariantReport, rounds: Rounds) -> VariantReport:
     """The report with everything that follows from the calls that were timed."""
-    samples = _samples(rounds, report.name)
-    walls = samples.wall_ms
-    stages = {stage: summarise(times) for stage, times in samples.stages.items()}
-    return replace(
-        report,
-        samples=samples,
-        wall=summarise(walls),
-        cpu=summarise(samples.cpu_ms),
-        device=summarise(samples.device_ms),
-        cold=summarise(samples.cold_ms),
-        stages={stage: times for stage, times in stages.items() if times is not None},
-        frames_per_second=1e3 * report.streams * len(walls) / sum(walls) if walls else None,
-        waiting=rounds.waiting.get(report.name),
-    )
-
-
-def _samples(rounds: Rounds, name: str) -> Samples:
-    """Every call; what lies around the engine's clock is a stage too. Nanoseconds are enough."""
-    turns = [(index, turn) for index, turn in enumerate(rounds.turns.get(name, ())) if turn]
+    turns = [(index, turn) for index, turn in enumerate(rounds.turns.get(report.name, ())) if turn]
     warm = [sample for _, turn in turns for sample in turn.warm]
     names = dict.fromkeys(stage for sample in warm for stage in sample.stages if stage != "total")
     stages = {stage: [sample.stages.get(stage, 0.0) for sample in warm] for stage in names}
     if names:
         stages[AROUND] = [max(0.0, s.wall_ms - s.stages.get("total", 0.0)) for s in warm]
-    return Samples(
+    samples = Samples(
         rounds=tuple(index for index, turn in turns for _ in turn.warm),
         wall_ms=_short(sample.wall_ms for sample in warm),
         cpu_ms=_short(sample.cpu_ms for sample in warm),
@@ -406,9 +369,23 @@ def _samples(rounds: Rounds, name: str) -> Samples:
         cold_ms=_short(turn.cold.wall_ms for _, turn in turns if turn.cold),
         stages={stage: _short(times) for stage, times in stages.items()},
     )
+    walls = samples.wall_ms
+    summaries = {stage: summarise(times) for stage, times in samples.stages.items()}
+    return replace(
+        report,
+        samples=samples,
+        wall=summarise(walls),
+        cpu=summarise(samples.cpu_ms),
+        device=summarise(samples.device_ms),
+        cold=summarise(samples.cold_ms),
+        stages={stage: times for stage, times in summaries.items() if times is not None},
+        frames_per_second=1e3 * report.streams * len(walls) / sum(walls) if walls else None,
+        waiting=rounds.waiting.get(report.name),
+    )
 
 
 def _short(times: Iterable[float | None]) -> tuple[float, ...]:
+    """Nanoseconds are enough."""
     return tuple(round(ms, 6) for ms in times if ms is not None)
 
 

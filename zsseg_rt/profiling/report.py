@@ -20,9 +20,11 @@ FORMAT = 2
 K = TypeVar("K")
 OUTSIDE = OUTSIDE_NODES
 """Name and kind of what a run takes beyond its nodes."""
-_LINEAR = ("fullyconnected", "matmul", "gemm", "conv", "linear")
-_ATTENTION = ("attention", "sdpa", "mha")
-_NORM = ("norm", "mvn", "rms")
+_KINDS = {
+    "attention": ("attention", "sdpa", "mha"),
+    "linear": ("fullyconnected", "matmul", "gemm", "conv", "linear"),
+    "norm": ("norm", "mvn", "rms"),
+}
 _LAYOUT = (
     "reorder", "transpose", "reshape", "concat", "split", "slice", "gather", "pad", "expand",
     "broadcast", "squeeze", "convert", "cast", "permute", "shuffle", "copy", "tile",
@@ -42,6 +44,12 @@ class Percentiles:
     p95: float | None
     p99: float | None
     max: float  # nothing is clipped
+
+    @property
+    def p50_ends(self) -> tuple[float, float] | None:
+        """The ends of the median's interval, where it has one."""
+        low, high = self.p50_low, self.p50_high
+        return None if low is None or high is None else (low, high)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,9 +126,7 @@ class VariantReport:
     failure: str = ""  # why it is missing or incomplete
     wall: Percentiles | None = None  # from call to return
     cpu: Percentiles | None = None
-    device: Percentiles | None = (
-        None  # between CUDA events: trtexec's "GPU compute" and our kernels
-    )
+    device: Percentiles | None = None  # between CUDA events
     cold: Percentiles | None = None  # first call after a pause
     stages: dict[str, Percentiles] = field(default_factory=dict)
     frames_per_second: float | None = None  # one after the other without a pause
@@ -133,6 +139,11 @@ class VariantReport:
     energy: EnergyUse | None = None
     nodes: tuple[NodeRow, ...] = ()  # timed in a process of their own
     samples: Samples = field(default_factory=Samples)
+
+    @property
+    def load_s(self) -> float | None:
+        """Seconds in which it loads with the cache; None if that was not timed."""
+        return next((start.load_s for start in self.cold_starts if start.cached), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,13 +179,13 @@ def summarise(samples: Sequence[float]) -> Percentiles | None:
     """Percentiles of samples; None without any."""
     if not samples:
         return None
-    ends = percentile_interval(samples, 0.5)
+    low, high = percentile_interval(samples, 0.5) or (None, None)
     return Percentiles(
         count=len(samples),
         mean=fmean(samples),
         p50=percentile(samples, 0.5),
-        p50_low=None if ends is None else ends[0],
-        p50_high=None if ends is None else ends[1],
+        p50_low=low,
+        p50_high=high,
         p90=percentile(samples, 0.9),
         p95=percentile(samples, 0.95),
         p99=percentile(samples, 0.99),
@@ -195,8 +206,7 @@ def read_report(path: Path) -> Report:
         ) from exc
     kind = raw.get("kind") if isinstance(raw, Mapping) else type(raw).__name__
     if kind != KIND:
-        shown = "none" if kind is None else repr(kind)
-        raise ConfigError(f"{path}: expected kind {KIND!r}, got {shown}. {wrote}")
+        raise ConfigError(f"{path}: expected kind {KIND!r}, got {kind or 'none'!s}. {wrote}")
     if raw.get("format") != FORMAT:
         raise ConfigError(
             f"{path}: expected format {FORMAT}, got {raw.get('format')!r}. "
@@ -218,14 +228,13 @@ def kind_of(name: str, kind: str) -> str:
     if name == OUTSIDE:
         return OUTSIDE
     module, _, operation = name.lower().rpartition("/")
-    kind = kind.lower()
-    if "attention" in module or _holds(f"{kind} {operation}", _ATTENTION):
+    if "attention" in module:
         return "attention"
-    if _holds(f"{kind} {operation}", _LINEAR):
-        return "linear"
-    if _holds(f"{kind} {operation}", _NORM):
-        return "norm"
-    return "layout" if _holds(kind or operation, _LAYOUT) else "other"
+    kind = kind.lower()
+    for group, words in _KINDS.items():
+        if any(word in f"{kind} {operation}" for word in words):
+            return group
+    return "layout" if any(word in (kind or operation) for word in _LAYOUT) else "other"
 
 
 def sum_by(rows: Iterable[NodeRow], key: Callable[[NodeRow], K]) -> dict[K, float]:
@@ -234,7 +243,3 @@ def sum_by(rows: Iterable[NodeRow], key: Callable[[NodeRow], K]) -> dict[K, floa
     for row in rows:
         totals[key(row)] += row.ms
     return dict(totals)
-
-
-def _holds(text: str, words: Sequence[str]) -> bool:
-    return any(word in text for word in words)

@@ -17,7 +17,6 @@ from zsseg_rt.errors import ArgumentError, ZssegError
 from zsseg_rt.profiling.estimates import MOST_PAIRS, Basis, Difference, choose_basis, judge
 from zsseg_rt.profiling.worker import (
     LocalCandidate,
-    Paced,
     Sample,
     Stopwatch,
     ThreadTimes,
@@ -79,9 +78,9 @@ class ChildCandidate(LocalCandidate):
         cold = None if answer["cold"] is None else Sample(**answer["cold"])
         return Turn(cold, tuple(Sample(**sample) for sample in answer["warm"]))
 
-    def pace(self, rate: float, seconds: float) -> list[Paced]:
+    def pace(self, rate: float, seconds: float) -> list[tuple[float, float]]:
         """Label frames that fall due by a clock."""
-        return [Paced(**frame) for frame in self.request("pace", rate=rate, seconds=seconds)]
+        return [(due, own) for due, own in self.request("pace", rate=rate, seconds=seconds)]
 
     def warm_up(self) -> float:
         """Make calls until caches and threads are warm; return the fastest one's milliseconds."""
@@ -92,7 +91,7 @@ class ChildCandidate(LocalCandidate):
         return float(self.request("select", **values))
 
     def save_labels(self, file: Path, index: int = 0) -> None:
-        """Save labels of a frame as ``.npy``; nothing is written for candidates without any."""
+        """Save labels of a frame as ``.npy``."""
         self.request("save_labels", file=str(file), index=index)
 
     def peak_memory_mb(self) -> float | None:
@@ -157,14 +156,10 @@ class Rounds:
         samples = self.cold(name) if cold else self.warm(name)
         return statistics.median(map(_device_ms, samples))
 
-    def basis(self, first: str, second: str) -> Basis:
-        """Which time two candidates are compared by; see :func:`choose_basis`."""
-        shares = [self.waiting[name] or 0.0 for name in (first, second)]
-        return choose_basis(max(shares), on_gpu=self.on_gpu)
-
     def difference(self, first: str, second: str, threshold: float) -> Difference | None:
         """Compare two candidates over the rounds that both took part in; None if there are none."""
-        basis = self.basis(first, second)
+        shares = [self.waiting[name] or 0.0 for name in (first, second)]
+        basis = choose_basis(max(shares), on_gpu=self.on_gpu)
         pairs = [
             (turn_ms(one, basis), turn_ms(other, basis))
             for one, other in zip(self.turns[first], self.turns[second], strict=False)
@@ -211,7 +206,16 @@ def take_turns(
             alive = [one for one in candidates if one.name not in rounds.failures]
             if not alive:
                 break
-            _one_round(order.sample(alive, len(alive)), plan, rounds)
+            turns: dict[str, Turn] = {}
+            for candidate in order.sample(alive, len(alive)):
+                try:
+                    turns[candidate.name] = candidate.turn(plan)
+                except CandidateError as exc:
+                    rounds.failures[candidate.name] = str(exc)
+                else:
+                    candidate.settle()
+            for name, earlier in rounds.turns.items():
+                earlier.append(turns.get(name))
             _note_waiting(candidates, before, rounds)
             if on_round is not None:
                 on_round(rounds)
@@ -224,19 +228,6 @@ def take_turns(
     rounds.seconds = watch.seconds
     _note_waiting(candidates, before, rounds)
     return rounds
-
-
-def _one_round(alive: Sequence[LocalCandidate], plan: TurnPlan, rounds: Rounds) -> None:
-    turns: dict[str, Turn] = {}
-    for candidate in alive:
-        try:
-            turns[candidate.name] = candidate.turn(plan)
-        except CandidateError as exc:
-            rounds.failures[candidate.name] = str(exc)
-            continue
-        candidate.settle()
-    for name, earlier in rounds.turns.items():
-        earlier.append(turns.get(name))
 
 
 def _note_waiting(
@@ -261,20 +252,17 @@ def _is_narrow(rounds: Rounds, names: Sequence[str], half_width: float) -> bool:
 
 def pace_in_turns(
     candidates: Sequence[LocalCandidate], *, rate: float, seconds: float, seed: int = 0
-) -> dict[str, list[Paced]]:
+) -> dict[str, list[tuple[float, float]]]:
     """Frames that fall due by a clock, by candidate, a few stretches each; less what failed."""
     order = random.Random(seed)
-    frames: dict[str, list[Paced]] = {candidate.name: [] for candidate in candidates}
+    frames: dict[str, list[tuple[float, float]]] = {one.name: [] for one in candidates}
     for _ in range(_PACED_BLOCKS):
         for candidate in order.sample(list(candidates), len(candidates)):
-            if candidate.name not in frames:
-                continue
             try:
                 frames[candidate.name] += candidate.pace(rate, seconds / _PACED_BLOCKS)
-            except CandidateError:
-                del frames[candidate.name]
-                continue
-            candidate.settle()
+                candidate.settle()
+            except (CandidateError, KeyError):
+                frames.pop(candidate.name, None)
     return frames
 
 

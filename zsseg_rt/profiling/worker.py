@@ -6,9 +6,9 @@ REPLY_FD``: it uses only public names, and ``common/child_process.py`` of its ow
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-import os
-import resource
+import re
 import sys
 import threading
 import time
@@ -23,7 +23,6 @@ _WARM_UP_SECONDS = 0.3
 _WARM_UP_CALLS = 3
 _PROC = Path("/proc")
 _SETTLING_SECONDS = 0.05
-_LATE = 1.0  # periods after which a frame is late: the next one has fallen due by then
 
 
 @dataclass(frozen=True)
@@ -55,15 +54,6 @@ class TurnPlan:
     most_calls: int = 16
 
 
-@dataclass(frozen=True)
-class Paced:
-    """One frame of those that fall due by a clock."""
-
-    latency_ms: float  # from the moment it fell due until it was done
-    service_ms: float  # from its call to its return
-    late: bool  # whether it was done only after the next one had fallen due
-
-
 ThreadTimes = Mapping[str, tuple[int, int]]
 """How long each thread ran, and waited for a CPU, since it began: nanoseconds."""
 
@@ -76,37 +66,35 @@ class LocalCandidate:
     """
 
     process: int | str = "self"  # whose threads are looked at
-    started: Mapping[str, float] = {}  # seconds of the parts of its cold start
-    described: Mapping[str, Any] = {}  # what runs in it, as plain data
 
     def __init__(
         self,
         name: str,
-        call: Callable[[], Any],
+        call: Any,
         *,
         device_timer: Any = None,
         stages_of: Callable[[Any], Mapping[str, float]] | None = None,
         device_stage: str | None = None,
     ) -> None:
-        self.name, self._call, self._device_timer = name, call, device_timer
+        self.name, self.call, self._device_timer = name, call, device_timer
         self._stages_of, self._device_stage = stages_of, device_stage
         self.on_gpu = device_timer is not None or device_stage is not None
 
     def measure(self) -> Sample:
         """Make one call."""
         timer = self._device_timer
-        used = _cpu_seconds()
+        used = time.process_time()
         begin = time.perf_counter()
         if timer is not None:
             timer.begin()
-        result = self._call()
+        result = self.call()
         device_ms = None if timer is None else timer.end_ms()
         wall = time.perf_counter() - begin
-        used = _cpu_seconds() - used
+        used = time.process_time() - used
         stages = {} if self._stages_of is None else dict(self._stages_of(result))
         if self._device_stage is not None:
             device_ms = stages.get(self._device_stage)
-        return Sample(wall * 1e3, max(used, 0.0) * 1e3, device_ms, stages)
+        return Sample(wall * 1e3, used * 1e3, device_ms, stages)
 
     def turn(self, plan: TurnPlan) -> Turn:
         """Take one turn; see :class:`TurnPlan`."""
@@ -121,24 +109,26 @@ class LocalCandidate:
             warm.append(self.measure())
         return Turn(cold, tuple(warm))
 
-    def pace(self, rate: float, seconds: float) -> list[Paced]:
-        """Make calls that fall due by a clock; one that waits for another is not dropped."""
+    def pace(self, rate: float, seconds: float) -> list[tuple[float, float]]:
+        """Make calls that fall due by a clock; one that waits for another is not dropped.
+
+        Milliseconds of each until it was done: from when it fell due, and from its call.
+        """
         frames, start = [], time.perf_counter()
         for index in range(max(1, round(rate * seconds))):
             due = start + index / rate
             time.sleep(max(0.0, due - time.perf_counter()))
             begin = time.perf_counter()
-            self._call()
+            self.call()
             done = time.perf_counter()
-            late = (done - due) * rate > _LATE
-            frames.append(Paced((done - due) * 1e3, (done - begin) * 1e3, late))
+            frames.append(((done - due) * 1e3, (done - begin) * 1e3))
         return frames
 
     def stretch(self, seconds: float) -> int:
         """Make calls one after the other for so long; return how many."""
         watch, count = Stopwatch(), 0
         while watch.seconds < seconds:
-            self._call()
+            self.call()
             count += 1
         return count
 
@@ -204,30 +194,19 @@ def settle_threads(process: int | str = "self", seconds: float = _SETTLING_SECON
 def read_memory_mb(process: int | str = "self") -> tuple[float, float] | None:
     """A process's resident memory now and at its peak, in MB; None if unknown."""
     try:
-        lines = (_PROC / str(process) / "status").read_text().splitlines()
+        status = (_PROC / str(process) / "status").read_text()
     except OSError:
         return None
-    kilobytes = {line.split(":")[0]: line.split()[1] for line in lines if line.startswith("Vm")}
-    if "VmRSS" not in kilobytes or "VmHWM" not in kilobytes:
+    kilobytes = dict(re.findall(r"^(VmRSS|VmHWM):\s*([0-9]+)", status, re.MULTILINE))
+    if len(kilobytes) < 2:
         return None
     return int(kilobytes["VmRSS"]) * 1024 / 1e6, int(kilobytes["VmHWM"]) * 1024 / 1e6
 
 
-def _cpu_seconds() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
-
-
-def _of_threads(process: int | str, file: str) -> Iterator[tuple[str, str]]:
-    try:
-        threads = sorted(os.listdir(_PROC / str(process) / "task"))  # noqa: PTH208 - names suffice
-    except OSError:
-        return
-    for name in threads:
-        try:
-            yield name, (_PROC / str(process) / "task" / name / file).read_text()
-        except OSError:
-            continue  # it ended meanwhile
+def _of_threads(process: int | str, name: str) -> Iterator[tuple[str, str]]:
+    for file in (_PROC / str(process) / "task").glob(f"*/{name}"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            yield file.parent.name, file.read_text()
 
 
 def load_file(name: str, path: Path) -> Any:
@@ -241,39 +220,8 @@ def load_file(name: str, path: Path) -> Any:
     return module
 
 
-class _Function(LocalCandidate):
-    """The result of a function in a file; it may have ``described``, ``labels`` and ``select``."""
-
-    def __init__(self, spec: Mapping[str, Any]) -> None:
-        watch = Stopwatch()
-        module = load_file("candidate", Path(spec["file"]))
-        call = getattr(module, spec["function"])(**spec.get("arguments", {}))
-        super().__init__("", call)
-        loaded = watch.seconds
-        call()
-        self.started = {"load_s": loaded, "first_frame_s": watch.seconds - loaded}
-        self.described = getattr(call, "described", {})
-
-    def save_labels(self, file: str, index: int) -> None:
-        import numpy as np
-
-        if (labels := getattr(self._call, "labels", None)) is not None:
-            np.save(file, np.asarray(labels(index)))
-
-    def select(self, **values: Any) -> float:
-        watch = Stopwatch()
-        if (select := getattr(self._call, "select", None)) is None:
-            raise RuntimeError("select: expected a candidate that has a choice, got another one")
-        select(**values)
-        self._call()
-        return watch.seconds
-
-    def close(self) -> None:
-        pass
-
-
-class _Engine(LocalCandidate):
-    """An engine that labels the next frame; with streams, one frame on each lane at once."""
+class _Engine:
+    """Labels the next frame; with streams, one frame on each lane at once."""
 
     def __init__(self, spec: Mapping[str, Any]) -> None:
         watch = Stopwatch()
@@ -302,12 +250,10 @@ class _Engine(LocalCandidate):
             "classes": len(vocabulary.names), "version": zsseg_rt.__version__,
             "python": ".".join(map(str, sys.version_info[:3])), "library": _library(engine.backend),
         }  # fmt: skip
-        stage = None if engine.device == "cpu" else "total"
-        super().__init__("", self._label, stages_of=lambda seg: seg.times, device_stage=stage)
         self._lanes = [engine.lane() for _ in range(others)]
         self._pool = ThreadPoolExecutor(others) if others else None
 
-    def _label(self) -> Any:
+    def __call__(self) -> Any:
         pending = [
             self._pool.submit(one.segment, self._frame()) for one in self._lanes if self._pool
         ]
@@ -320,10 +266,8 @@ class _Engine(LocalCandidate):
         self._next += 1
         return self._frames[(self._next - 1) % len(self._frames)]
 
-    def save_labels(self, file: str, index: int) -> None:
-        import numpy as np
-
-        np.save(file, self._engine.segment(self._frames[index]).labels)
+    def labels(self, index: int) -> Any:
+        return self._engine.segment(self._frames[index]).labels
 
     def check(self) -> str:
         """The first stage that left the golden sample, with its error; empty if none did."""
@@ -352,27 +296,56 @@ def _library(backend: str) -> str:
     return ""
 
 
+def _open(spec: Mapping[str, Any]) -> tuple[LocalCandidate, Mapping[str, float]]:
+    """An engine, or what a function in a file returns, with the seconds of its start.
+
+    The latter may have ``described``, ``labels(index)`` and ``select(...)``.
+    """
+    watch = Stopwatch()
+    if "function" not in spec:
+        engine = _Engine(spec)
+        stage = None if engine.described["device"] == "cpu" else "total"
+        times = lambda seg: seg.times  # noqa: E731
+        return LocalCandidate("", engine, stages_of=times, device_stage=stage), engine.started
+    module = load_file("candidate", Path(spec["file"]))
+    call = getattr(module, spec["function"])(**spec.get("arguments", {}))
+    loaded = watch.seconds
+    call()
+    return LocalCandidate("", call), {"load_s": loaded, "first_frame_s": watch.seconds - loaded}
+
+
 def main() -> None:
     """Answer requests until standard input ends: ``open`` first, then a candidate's methods."""
     if sys.path and Path(sys.path[0] or ".").resolve() == _HERE:
         del sys.path[0]  # its neighbours must not shadow Python's own modules
-    candidates: list[Any] = []
+    candidates: list[LocalCandidate] = []
 
     def answer(request: dict[str, Any], _: Callable[[Any], None]) -> Any:
         action = request.pop("do")
         if action == "open":
-            spec = request["spec"]
-            candidates.append(one := _Function(spec) if "function" in spec else _Engine(spec))
-            parts = {name: getattr(one, name) for name in ("started", "described", "on_gpu")}
-            return {**parts, "memory": read_memory_mb()}
+            one, started = _open(request["spec"])
+            candidates.append(one)
+            described = getattr(one.call, "described", {})
+            return {"started": started, "described": described, "on_gpu": one.on_gpu,
+                    "memory": read_memory_mb()}  # fmt: skip
+        (one,) = candidates
         if action == "turn":
-            request = {"plan": TurnPlan(**request["plan"])}
-        return getattr(candidates[0], action)(**request)
+            return one.turn(TurnPlan(**request["plan"]))
+        if action == "select":
+            watch = Stopwatch()
+            one.call.select(**request)
+            one.call()
+            return watch.seconds
+        if action == "save_labels":
+            import numpy as np
+
+            return np.save(request["file"], np.asarray(one.call.labels(request["index"])))
+        return getattr(one if hasattr(one, action) else one.call, action)(**request)
 
     child_process = load_file("zsseg_rt_child", _HERE.parent / "common" / "child_process.py")
     child_process.answer_requests(answer)
-    for candidate in candidates:
-        candidate.close()
+    for one in candidates:
+        getattr(one.call, "close", int)()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import re
@@ -95,18 +97,17 @@ def read_sweep(text: str, base: Variant) -> list[Variant]:
 
 def _swept(base: Variant, key: str, value: str) -> Variant:
     named = replace(base, name=f"{key}={value}", swept=True)
-    if key == "frame":
-        match = _FRAME.fullmatch(value)
-        if match is None:
-            raise ConfigError(f"--sweep: expected frame=WIDTHxHEIGHT, got {value!r}")
-        width, height = int(match[1]), int(match[2])
-        return replace(named, frame_hw=(height, width))
     if key in _LARGEST:
         if not value.isdecimal() or not 1 <= int(value) <= _LARGEST[key]:
             raise ConfigError(f"--sweep: expected {key} from 1 to {_LARGEST[key]}, got {value!r}")
-        count = int(value)
-        return replace(named, classes=count) if key == "classes" else replace(named, streams=count)
-    return replace(named, config=_with_settings(base.config, {key: value}, "--sweep"))
+        number: dict[str, Any] = {key: int(value)}
+        return replace(named, **number)
+    if key != "frame":
+        return replace(named, config=_with_settings(base.config, {key: value}, "--sweep"))
+    match = _FRAME.fullmatch(value)
+    if match is None:
+        raise ConfigError(f"--sweep: expected frame=WIDTHxHEIGHT, got {value!r}")
+    return replace(named, frame_hw=(int(match[2]), int(match[1])))
 
 
 def _with_settings(
@@ -155,18 +156,15 @@ def read_frames(sources: Sequence[str]) -> Frames:
     frames: Frames = []
     try:
         for source in open_sources(sources):
-            images = source.pictures(_Impatient())
-            for one in images:
-                frames.append(np.ascontiguousarray(one.image))
-                if len(frames) >= MOST_FRAMES:
-                    break
-            images.close()
+            with contextlib.closing(source.pictures(_Impatient())) as images:
+                first = itertools.islice(images, MOST_FRAMES - len(frames))
+                frames += [np.ascontiguousarray(one.image) for one in first]
     except (ArgumentError, SourceError) as exc:
         raise ConfigError(f"--source: {exc}") from exc
     if not frames:
         names = ", ".join(source_names(sources))
         raise ConfigError(f"--source: expected frames, got none from {names}")
-    return frames[:MOST_FRAMES]
+    return frames
 
 
 class Workload:
@@ -186,8 +184,9 @@ class Workload:
 
     def spec(self, variant: Variant) -> dict[str, Any]:
         """The specification that a child opens."""
+        import cv2
+
         names, embeddings = self._classes_of(variant)
-        size = None if variant.frame_hw is None else variant.frame_hw[::-1]
         config = variant.config.items()
         return {
             "bundle": str(variant.bundle.resolve()),
@@ -196,7 +195,10 @@ class Workload:
             "embeddings": embeddings,
             "templates": None if self._templates is None else list(self._templates),
             "frames": [
-                self._save(("frame", index, size), _resized(frame, size))
+                self._save(
+                    ("frame", index, hw := variant.frame_hw or frame.shape[:2]),
+                    np.asarray(cv2.resize(frame, hw[::-1]), np.uint8),
+                )
                 for index, frame in enumerate(self._frames)
             ],
             "streams": variant.streams,
@@ -208,8 +210,7 @@ class Workload:
 
     def frame_sizes(self, variant: Variant) -> str:
         """Sizes of its frames, as ``WIDTHxHEIGHT``."""
-        own = [(frame.shape[0], frame.shape[1]) for frame in self._frames]
-        sizes = own if variant.frame_hw is None else [variant.frame_hw]
+        sizes = (variant.frame_hw or frame.shape[:2] for frame in self._frames)
         return ", ".join(dict.fromkeys(f"{width}x{height}" for height, width in sizes))
 
     def check_class_counts(self, variants: Sequence[Variant]) -> None:
@@ -249,11 +250,3 @@ class Workload:
             np.save(path, array if array.dtype == np.uint8 else array.astype(np.float32))
             self._files[key] = str(path)
         return self._files[key]
-
-
-def _resized(frame: npt.NDArray[np.uint8], size: tuple[int, int] | None) -> npt.NDArray[np.uint8]:
-    if size is None:
-        return frame
-    import cv2
-
-    return np.asarray(cv2.resize(frame, size), np.uint8)
