@@ -249,7 +249,7 @@ def png_of(height, width):
         (b"", 422, "expected an image file, got 0 bytes"),
         (b"hello", 422, "expected an image file, got 5 bytes"),
         (PHOTO[:40], 422, "image: "),
-        (png_that_claims(30_000, 30_000), 422, "expected at most 32000000 pixels, got 30000x30000"),
+        (png_that_claims(30_000, 30_000), 413, "expected at most 32000000 pixels"),
         (png_that_claims(4000, 4000), 422, "expected at least"),
         (png_of(1, 32_768), 422, "frame: expected sides from 1 to 32767"),
         (png_of(40_000, 2), 422, "frame: expected sides from 1 to 32767"),

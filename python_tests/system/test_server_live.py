@@ -116,7 +116,7 @@ def test_a_frame_that_is_labelled_after_the_end_is_no_error():
         task.cancel()
 
     asyncio.run(begin_and_end())
-    hub.publish(seg)  # the loop is closed
+    hub.publish(seg, 0.0)  # the loop is closed
     assert hub.newest(None, {}) is not None
 
 

@@ -1,6 +1,7 @@
-"""The page in Chromium: the real server, photos and webcams of one's own, access by keyboard."""
+"""The page in Chromium: what it draws, asks for and says, with a scripted and a real server."""
 
 import re
+import time
 
 import cv2
 import numpy as np
@@ -14,101 +15,452 @@ from support.live_page import (
     colours_of,
     expect,
     halves,
+    legend_names,
     open_page,
     overflow,
     set_slider,
     source,
 )
 from support.live_server import demo_server
-from support.serve_process import serve_process
 from zsseg_rt.demo import demo_photos
 
-CAMERA = "test://?demo=scenes&size=640x360&rate=15"
-
-
-@pytest.fixture(scope="module")
-def server(browser, tmp_path_factory):
-    with serve(tmp_path_factory.mktemp("serve")) as running:
-        yield running
-
-
-def serve(folder, *arguments, token=""):
-    """A server whose labels do not follow: places that come in would be unknown."""
-    environment = {"ZSSEG_TOKEN": token}
-    return serve_process(folder, "--no-follow", *arguments, env=environment, source=CAMERA)
+ROAD, SKY, TREE = class_colours("road", "sky", "tree")
+GREY = (128, 128, 128)  # the scripted server's picture
+NAMES = "#classes .name bdi"
 
 
 @pytest.fixture
-def page(browser, server):
-    with open_page(browser) as opened:
-        opened.goto(server.address)
-        wait_for_picture(opened)
-        yield opened
+def live(page):
+    """A server of classes road and sky, which has sent one frame of both."""
+    live = ScriptedServer(page).open()
+    live.send_frame(halves(0, 1))
+    return live
 
 
-def wait_for_picture(page) -> None:
-    page.locator("#stage:not(.empty)").wait_for()
+def bare(page) -> None:
+    """Show the labels' own colours: no names, full opacity."""
+    page.get_by_label("Names", exact=True).uncheck()
+    set_slider(page, "Opacity", 100)
 
 
-def choose(page, words: str) -> None:
+def seen(page) -> set:
+    return colours_of(canvas_pixels(page))
+
+
+def apply(page, words: str):
     box = page.get_by_role("textbox", name="Look for")
     box.fill(words)
     box.press("Control+Enter")
+    return box
 
 
-def test_new_words_change_legend_and_pixels(page):
-    page.get_by_label("Names", exact=True).uncheck()
-    set_slider(page, "Opacity", 100)
-    choose(page, "blue sky, yellow sand")
-    names = page.locator("#classes .name bdi")
-    expect(names).to_have_text(["blue sky", "yellow sand", "Unknown"])
-    two = colours_of(canvas_pixels(page))
-    assert two
-    assert two <= set(class_colours("blue sky", "yellow sand"))
-    expect(page.locator("#announcer")).to_contain_text("2 new classes in use")
+# --- the picture ---
 
-    choose(page, "purple striped cone\nred metal ball\ngreen grass\ngrey sky")
-    expect(names).to_have_count(5)
-    expect(names.filter(has_text="grey sky")).to_have_count(1)  # what is seen comes first
+
+def test_each_pixel_has_the_colour_of_its_label(page, live):
+    assert not page.evaluate("isSecureContext")  # as in a local network
+    labels = halves(0, 1)
+    labels[3, 5] = 255
+    live.send_frame(labels)
+    bare(page)
+    table = np.array([ROAD, SKY], np.uint8)
+    expected = np.where(labels[..., None] == 255, GREY, table[np.minimum(labels, 1)])
+    doubled = expected.repeat(2, axis=0).repeat(2, axis=1)
+    np.testing.assert_array_equal(canvas_pixels(page), doubled)
+    live.send_frame(halves(0, 0))
+    for opacity in (0, 50, 100):
+        set_slider(page, "Opacity", opacity)
+        expected = np.array(GREY) + opacity / 100 * (np.array(ROAD) - GREY)
+        assert np.abs(canvas_pixels(page).astype(int) - expected).max() <= 1  # 8-bit alpha
+    live.send_frame(halves(1, 1))
+    page.get_by_label("Patterns").check()
+    assert len(seen(page)) == 2  # strong and weak, in the same colour
+
+
+def test_labels_that_were_moved_are_told_from_computed_ones(page, live):
+    rate, age = page.locator("#rate"), page.locator("#age")
+    live.say_state(source("camera", "running"))
+    live.send_frame(halves(0, 1))
+    expect(rate).not_to_contain_text("labelled")
+    expect(age).not_to_contain_text("labels")
+    camera = source("camera", "running", captured=90, labelled=8, given_out=80)
+    live.say_state(camera, rate=4.0, given_out_rate=30.0)
+    captured = 1000.0 * (time.monotonic() - 0.8)
+    live.send_frame(halves(0, 1), moved_from=3, labelled_ms=captured)
+    expect(rate).to_contain_text("30, 4.0 labelled")
+    expect(age).to_contain_text("labels")
+    told = page.locator("#source-list")
+    expect(told).to_contain_text("8 labelled, 80 given out with labels")
+    expect(told).to_contain_text("Labels are of frames 240 ms ago (median)")
+
+
+def test_labels_of_many_classes_have_two_bytes(page):
+    names = [f"thing {i}" for i in range(300)]
+    live = ScriptedServer(page, names).open()
+    live.send_frame(halves(299, 65535, dtype=np.uint16))
+    bare(page)
+    assert seen(page) == {class_colours(*names)[299], GREY}
+    page.get_by_label("In the picture only").check()
+    expect(page.locator("#classes li:visible bdi")).to_have_text(["thing 299", "Unknown"])
+
+
+def test_a_damaged_frame_is_reported_and_the_next_one_is_drawn(page, live):
+    live.send_frame(halves(0, 0), label_width=7)
+    expect(page.get_by_text("A picture could not be read")).to_be_visible()
+    live.send_frame(halves(1, 1))
+    bare(page)
+    assert seen(page) == {SKY}
+
+
+def test_classes_that_come_after_their_first_frame_are_drawn(page):
+    live = ScriptedServer(page).open()
+    live.version, live.names = 2, [["tree"], ["house"]]
+    live.send_frame(halves(0, 1))
+    bare(page)
+    assert seen(page) == {GREY}
+    live.say_vocabulary()
+    expect(page.locator(NAMES)).to_have_text(["tree", "house", "Unknown"])
+    assert seen(page) == set(class_colours("tree", "house"))
+
+
+def test_freeze_keeps_the_picture_and_lets_the_stream_go_on(page, live):
+    live.send_frame(halves(0, 0))
+    bare(page)
     page.get_by_role("button", name="Freeze").click()
-    four = class_colours("purple striped cone", "red metal ball", "green grass", "grey sky")
-    assert colours_of(canvas_pixels(page)) <= set(four)
-    shares = page.locator("#classes .share").all_inner_texts()
-    assert 97 <= sum(int(share.strip("<% ")) for share in shares) <= 106  # each is rounded
-
-
-def test_snapshot_is_what_is_seen(page, tmp_path):
+    for _ in range(3):
+        live.send_frame(halves(1, 1))  # waits until it was acknowledged
+    assert seen(page) == {ROAD}
+    live.change("cat", "dog")
+    expect(page.get_by_text("You see them when you end the freeze")).to_be_visible()
+    assert legend_names(page) == ["road", "sky", "Unknown"]
     page.get_by_role("button", name="Freeze").click()
-    with page.expect_download() as download:
-        page.get_by_role("button", name="Save as PNG").click()
-    assert re.fullmatch(r"zsseg-[\w.-]+\.png", download.value.suggested_filename)
-    download.value.save_as(tmp_path / "snapshot.png")
-    saved = cv2.imread(str(tmp_path / "snapshot.png"))[..., ::-1]
-    np.testing.assert_array_equal(saved, canvas_pixels(page))
+    live.send_frame(halves(1, 1))
+    assert seen(page) == {class_colours("cat", "dog")[1]}
+    assert set(legend_names(page)) == {"cat", "dog", "Unknown"}
 
 
-def test_a_killed_server_is_told_and_found_again(browser, tmp_path):
-    with open_page(browser) as page:
-        with serve(tmp_path) as server:
-            page.goto(server.address)
-            wait_for_picture(page)
-            choose(page, "blue sky")
-            expect(page.locator("#classes .name bdi")).to_have_text(["blue sky", "Unknown"])
-        expect(page.locator("#notice")).to_contain_text("No connection to the server. Trying again")
-        expect(page.locator("#announcer")).to_contain_text("No connection to the server")
-        with serve(tmp_path, "--port", str(server.port)):
-            expect(page.locator("#notice")).to_be_hidden()
-            expect(page.locator("#classes li")).to_have_count(29)  # the demo's own classes again
+# --- the legend and the pointer ---
 
+
+def test_classes_are_hidden_and_shown(page):
+    live = ScriptedServer(page, ["road", "sky", "tree"]).open()
+    labels = halves(1, 2)
+    labels[:6] = 255
+    live.send_frame(labels)
+    expect(page.locator("#classes .share")).to_have_text(["38 %", "38 %", "0 %", "25 %"])
+    assert legend_names(page) == ["sky", "tree", "road", "Unknown"]
+    bare(page)
+    box = page.get_by_role("checkbox", name="sky")
+    box.uncheck()
+    assert seen(page) == {GREY, TREE}
+    box.check()
+    assert seen(page) == {GREY, SKY, TREE}
+    page.get_by_role("button", name="Only tree").click()
+    assert seen(page) == {GREY, TREE}
+    assert not box.is_checked()
+    page.get_by_role("button", name="Only unknown").click()
+    assert not seen(page) & {SKY, TREE}
+    assert len(seen(page)) == 3  # the picture where classes are; two greys
+    page.get_by_role("button", name="Show all").click()
+    assert seen(page) >= {SKY, TREE}
+
+
+def test_markup_in_a_name_stays_text(page):
+    name = "<img src=x onerror=document.title='owned'>"
+    live = ScriptedServer(page, [name, ["sky", "<b>blue</b>"]]).open()
+    live.send_frame(halves(0, 1))
+    expect(page.locator("#classes .name").first).to_have_text(name)
+    expect(page.locator("#classes small")).to_have_text("or <b>blue</b>")
+    live.say_state(source(name, "lost", name), source("<i>", "running"))
+    expect(page.locator("#source-list .error:visible")).to_have_text(name)
+    assert page.locator("img, b, i:not(.bar i)").count() == 0
+    assert page.title() != "owned"
+
+
+def test_the_pointer_and_arrow_keys_tell_the_class(page, live):
+    box = page.locator("#picture").bounding_box()
+    for part, words in ((0.25, "Here: road"), (0.75, "Here: sky")):
+        page.mouse.move(box["x"] + part * box["width"], box["y"] + 0.5 * box["height"])
+        expect(page.get_by_text(words)).to_be_visible()
+    page.mouse.move(2, 2)
+    expect(page.get_by_text("Here:")).to_have_count(0)
+    page.get_by_role("application", name="Camera picture").focus()
+    page.keyboard.press("Shift+ArrowLeft")
+    page.keyboard.press("Shift+ArrowLeft")
+    expect(page.locator("#crosshair")).to_be_visible()
+    announcer = page.locator("#announcer")
+    expect(announcer).to_contain_text("road, 40 % from the left, 50 % from the top")
+    for _ in range(3):
+        page.keyboard.press("Shift+ArrowRight")
+    expect(announcer).to_have_text(re.compile("sky, 70 % from the left"))
+    page.keyboard.press("Enter")
+    expect(announcer).to_contain_text("road 50 %, sky 50 %")
+    page.keyboard.press("Escape")
+    expect(page.locator("#crosshair")).to_be_hidden()
+
+
+# --- classes and the threshold ---
+
+
+@pytest.mark.parametrize(
+    ("text", "comma", "classes"),
+    [
+        ("cat\n dog \n\n# not this\nbird", "classes", ["cat", "dog", "bird"]),
+        ("cat, dog,, bird", "classes", ["cat", "dog", "bird"]),
+        ("dog, puppy\ncat", "synonyms", [["dog", "puppy"], "cat"]),
+    ],
+)
+def test_the_form_reads_lines_and_commas(page, live, text, comma, classes):
+    page.get_by_text("Synonyms and background").click()
+    page.get_by_role("radio", name=comma).check()
+    page.get_by_label("Background").fill("wall, floor")
+    apply(page, text)
+    live.wait_for(lambda: live.bodies)
+    assert live.bodies == [("v1/vocabulary", {"classes": classes, "background": ["wall", "floor"]})]
+    names = [group if isinstance(group, str) else group[0] for group in classes]
+    live.send_frame(halves(0, 1))
+    expect(page.locator(NAMES)).to_have_text([*names, "Unknown"])
+
+
+def test_the_background_is_chosen_until_somebody_writes_one(page):
+    live = ScriptedServer(page)
+    live.background, live.auto_background = ["background", "sheep"], True
+    live.open()
+    page.get_by_text("Synonyms and background").click()
+    box = page.get_by_label("Background")
+    expect(box).to_have_value("auto")
+    expect(page.locator("#background-help")).to_contain_text("Now: background, sheep.")
+    for text, asked in ((None, "auto"), (" none ", "none"), ("wall,", ["wall"])):
+        if text is not None:
+            box.fill(text)
+        live.bodies.clear()
+        apply(page, "sheep")
+        live.wait_for(lambda: live.bodies)
+        assert live.bodies == [("v1/vocabulary", {"classes": ["sheep"], "background": asked})]
+
+
+def test_errors_are_shown_beside_the_box(page, live):
+    apply(page, " ,\n")
+    expect(page.get_by_text("Name at least one class.")).to_be_visible()
+    assert live.bodies == []  # the server is not asked
+    live.refuse_with = 422, "class_names[1]: expected a new name, got 'cat' twice"
+    box = apply(page, "cat\ncat")
+    error = page.get_by_role("alert").filter(has_text="got 'cat' twice")
+    expect(error).to_be_visible()
+    expect(box).to_have_attribute("aria-invalid", "true")
+    expect(box).to_be_focused()
+    expect(box).to_have_value("cat\ncat")
+    live.refuse_with, live.unknown = (422, "class_names: expected ..."), ["zebra", "quark"]
+    apply(page, "zebra\nsky\nquark")
+    told = page.locator("#words-error")
+    expect(told).to_contain_text("does not know “zebra”, “quark”.")
+    expect(told).not_to_contain_text("class_names")
+    live.refuse_with = None
+    apply(page, "cat")
+    expect(error).to_have_count(0)
+
+
+@pytest.mark.parametrize(
+    ("names", "words", "typed", "offered", "name", "chosen"),
+    [
+        (["cat", "caterpillar", "tea cat", "car", "dog"], [], "dog, Cat",
+         ["caterpillar", "tea cat"], "caterpillar", "dog, caterpillar"),
+        (["cat", "caterpillar", "tea cat", "car", "dog"], [], "dog, ca",
+         ["cat", "caterpillar", "car", "tea cat"], "tea cat", "dog, tea cat"),
+        (["red metal ball"], ["ball", "box", "metal", "red"], "re",
+         ["red metal ball", "red"], "red metal ball", "red metal ball"),
+        ([], ["ball", "box", "metal", "red"], "red b", ["red ball", "red box"], "red box",
+         "red box"),
+    ],
+)  # fmt: skip
+def test_known_names_and_words_are_suggested(page, names, words, typed, offered, name, chosen):
+    live = ScriptedServer(page)
+    live.known_names, live.known_words = names, words
+    live.open()
+    box, suggestions = page.get_by_role("textbox", name="Look for"), page.locator("#suggestions")
+    box.fill("")
+    expect(suggestions).to_be_hidden()
+    box.press_sequentially(typed)
+    expect(suggestions.get_by_role("button")).to_have_text(offered)
+    suggestions.get_by_role("button", name=name, exact=True).click()
+    expect(box).to_have_value(chosen)
+    expect(suggestions).to_be_hidden()
+    expect(box).to_be_focused()
+
+
+def test_remarks_on_names_are_shown_under_the_form(page):
+    live = ScriptedServer(page)
+    live.remarks = ["class_names: 'tree': this model sees no trees.", "class_names: 'a'."]
+    live.open()
+    note = page.locator("#words-remarks")
+    expect(note).to_have_text("'tree': this model sees no trees.\n'a'.")
+    expect(note).to_have_role("status")
+    live.remarks = []
+    live.change("dog")
+    expect(note).to_be_hidden()
+
+
+def test_classes_in_the_picture_come_first(page):
+    live = ScriptedServer(page, ("road", "sky", "tree")).open()
+    live.send_frame(halves(2, 2))
+    expect(page.locator(NAMES)).to_have_text(["tree", "road", "sky", "Unknown"])
+    page.get_by_role("checkbox", name="road").focus()
+    live.send_frame(halves(1, 1))
+    page.wait_for_timeout(600)
+    assert legend_names(page) == ["tree", "road", "sky", "Unknown"]  # not under somebody's hand
+    page.get_by_role("button", name="Freeze").focus()
+    expect(page.locator(NAMES)).to_have_text(["sky", "tree", "road", "Unknown"])
+
+
+def test_what_others_choose_is_told_and_leaves_what_is_being_typed(page, live):
+    box = page.get_by_role("textbox", name="Look for")
+    box.fill("cat")
+    live.change("house", "tree")
+    expect(page.get_by_text("New classes are set.")).to_be_visible()
+    live.send_frame(halves(0, 1))
+    expect(page.get_by_text("New classes are set.")).to_be_hidden()
+    expect(page.locator("#announcer")).to_have_text(re.compile("2 new classes in use"))
+    expect(page.locator(NAMES)).to_have_text(["house", "tree", "Unknown"])
+    expect(box).to_have_value("cat")
+    page.get_by_role("button", name="Undo").click()
+    expect(box).to_have_value("house\ntree")
+    live.change("boat")
+    expect(box).to_have_value("boat")
+
+
+def test_the_unknown_threshold_is_sent_once_it_rests(page, live):
+    slider = page.get_by_role("slider", name="Unknown below")
+    slider.focus()
+    for _ in range(5):
+        page.keyboard.press("ArrowRight")
+    live.wait_for(lambda: live.unknown_below == 0.05)
+    assert {path for path, _ in live.bodies} == {"v1/settings"}
+    live.refuse_with = 422, "unknown_below: expected a score that this bundle has"
+    slider.fill("0.5")
+    expect(page.get_by_text("expected a score that this bundle has")).to_be_visible()
+    live.say_vocabulary()
+    expect(slider).to_have_value("0.05")
+
+
+# --- the state of sources and the server ---
+
+
+def test_a_source_that_does_not_run_is_told_in_words(page, live):
+    for state, words in {
+        "starting": "Opening the camera",
+        "stalled": "The camera sends nothing",
+        "lost": "Camera lost, trying again",
+        "ended": "The source has ended. This is its last picture",
+    }.items():
+        live.say_state(source("rtsp://cam/1", state, "Check its power."))
+        expect(page.locator("#notice")).to_have_text(f"{words}. Check its power.")
+        live.say_state(source("rtsp://cam/1", "running"))
+        expect(page.locator("#notice")).to_be_hidden()
+        expect(page.locator("#status")).to_contain_text("Running")
+
+
+def test_ages_are_of_the_servers_clock_and_of_live_sources(page):
+    live = ScriptedServer(page).open()
+    live.wait_for(lambda: live.taken("ping"))
+    shown = page.locator("#age")
+    live.send_frame(halves(0, 1), age_ms=90_000)
+    live.wait_for(lambda: re.fullmatch(r"\d+ s", shown.inner_text()))
+    assert 89 <= int(shown.inner_text().split()[0]) <= 119
+    live.say_state(source("video.mp4", "running") | {"live": False})
+    expect(page.locator("#age-box")).to_be_hidden()
+    expect(page.locator("#source-list")).not_to_contain_text("From capture to labels")
+    live.say_state(source("cam", "running") | {"live": True})
+    expect(page.locator("#age-box")).to_be_visible()
+
+
+def test_of_several_sources_one_is_watched(page):
+    live = ScriptedServer(page)
+    live.sources = [source("cam/1", "running"), source("cam/2", "lost")]
+    live.open()
+    live.wait_for(lambda: live.taken("watch"))
+    live.send_frame(halves(0, 1), source="cam/1")
+    freeze = page.get_by_role("button", name="Freeze")
+    expect(freeze).to_be_enabled()
+    choice = page.get_by_label("Source", exact=True)
+    choice.select_option("cam/2")
+    expect(page.locator("#notice")).to_contain_text("Camera lost, trying again")
+    expect(freeze).to_be_disabled()  # another camera's picture does not stay
+    live.send_frame(halves(0, 1), source="cam/1")  # it was under way
+    expect(freeze).to_be_disabled()
+    expect(page.locator("#classes .share").first).to_have_text("\u2013")
+    live.send_frame(halves(0, 1), source="cam/2")
+    expect(freeze).to_be_enabled()
+    choice.select_option("All in turns")
+    expect(page.locator("#status")).to_contain_text("1 of 2 sources running")
+    live.wait_for(lambda: len(live.taken("watch")) == 3)
+    assert [message["source"] for message in live.taken("watch")] == ["cam/1", "cam/2", None]
+
+
+def test_a_hidden_page_asks_for_nothing_until_it_is_seen(page, live):
+    page.evaluate("Object.defineProperty(document, 'hidden', { value: true, writable: true })")
+    live.socket.send(live.frame(halves(1, 1)))
+    page.wait_for_timeout(1000)
+    assert len(live.taken("ack")) == 1
+    page.evaluate("document.hidden = false; document.dispatchEvent(new Event('visibilitychange'))")
+    live.wait_for(lambda: len(live.taken("ack")) == 2)
+
+
+def test_comes_back_to_a_server_that_was_away(page, live):
+    live.close_with = 1001
+    live.socket.close(code=1001)
+    expect(page.locator("#notice")).to_contain_text("The server has stopped. Trying again in")
+    live.close_with, live.socket = None, None
+    live.version, live.names = 1, [["boat"]]  # it was started again with other classes
+    live.wait_for(lambda: live.socket)
+    live.send_frame(halves(0, 0))
+    expect(page.locator("#notice")).to_be_hidden()
+    assert legend_names(page) == ["boat", "Unknown"]
+
+
+def test_a_server_that_falls_silent_is_left_and_asked_again(page):
+    page.clock.install()
+    live = ScriptedServer(page).open()
+    first, live.is_mute = live.socket, True
+    page.clock.run_for(25_000)  # without a word
+    page.clock.run_for(2_000)
+    live.wait_for(lambda: live.socket is not first)
+
+
+def test_a_token_is_asked_for_and_kept_over_a_reload(page):
+    live = ScriptedServer(page, token="s3cret")
+    page.goto(live.URL)
+    box = page.get_by_label("Token", exact=True)
+    expect(box).to_be_focused()
+    page.keyboard.type("guess")
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("The server does not know this token.")).to_be_visible()
+    box.fill("s3cret")
+    page.keyboard.press("Enter")
+    live.wait_for(lambda: live.socket)
+    expect(box).to_be_hidden()
+    live.socket = None
+    page.reload()
+    live.wait_for(lambda: live.socket)
+
+
+def test_a_token_in_the_address_is_taken_out_of_it(page):
+    live = ScriptedServer(page, token="s3cret").open("#token=s3cret")
+    assert page.url == live.URL
+    headers = []
+    page.on("request", lambda request: headers.append(request.headers.get("authorization")))
+    page.get_by_role("button", name="Apply").click()
+    live.wait_for(lambda: live.bodies)
+    assert "Bearer s3cret" in headers
+
+
+# --- access ---
 
 LONG = [
     "a very long class name that holds a whole sentence about what is to be found in the picture",
     "Donaudampfschifffahrtselektrizitätenhauptbetriebswerkbauunterbeamtengesellschaft",
-    ["dog", "puppy", "a small dog that runs"],
+    "dog",
 ]
-LONG_URI = (
-    "rtsp://a-camera-in-the-long-corridor.example.org:554/stream/with/path?channel=1&subtype=0"
-)
+LONG_URI = "rtsp://a-camera-in-the-long-corridor.example.org:554/stream/with/path?channel=1&sub=0"
 CONDITIONS = {
     "running": (LONG, [source(LONG_URI, "running"), source("cam2", "running")]),
     "lost": (["road"], [source("cam", "lost", f"{LONG_URI}: the camera closed the connection.")]),
@@ -117,83 +469,44 @@ CONDITIONS = {
 }
 
 
-class TestAccess:
-    @pytest.mark.parametrize(("size", "scheme"), [((1280, 800), "light"), ((390, 844), "dark")])
-    def test_no_faults_in_any_condition(self, browser, size, scheme):
-        with open_page(browser, size=size, color_scheme=scheme) as page:
-            live = ScriptedServer(page).open()
-            for names, sources in CONDITIONS.values():
-                live.change(*(name if isinstance(name, str) else name[0] for name in names))
-                live.say_state(*(sources or [source("cam", "running")]))
-                live.send_frame(halves(0, 255))
-                live.say_state(*sources)
-                page.wait_for_timeout(300)  # a turn of the page's own clock
-                assert accessibility_faults(page) == ""
-
-    def test_no_faults_with_errors_a_token_and_no_server(self, browser):
-        with open_page(browser) as page:
-            live = ScriptedServer(page, token="x")
-            page.goto(live.URL)
-            page.get_by_role("form", name="This server asks for a token").wait_for()
-            page.get_by_text("Synonyms and background").click()
-            page.get_by_role("textbox", name="Look for").fill("")
-            page.get_by_role("button", name="Apply").click()
-            page.get_by_text("Name at least one class.").wait_for()
+@pytest.mark.parametrize(("size", "scheme"), [((1280, 800), "light"), ((390, 844), "dark")])
+def test_no_faults_of_access_in_any_condition(browser, size, scheme):
+    with open_page(browser, size=size, color_scheme=scheme) as page:
+        live = ScriptedServer(page).open()
+        for names, sources in CONDITIONS.values():
+            live.change(*names)
+            live.say_state(*(sources or [source("cam", "running")]))
+            live.send_frame(halves(0, 255))
+            live.say_state(*sources)
+            page.wait_for_timeout(300)  # a turn of the page's own clock
             assert accessibility_faults(page) == ""
 
-    @pytest.mark.parametrize("width", [320, 390, 700])
-    def test_nothing_has_to_be_scrolled_sideways(self, browser, width):
-        with open_page(browser, size=(width, 844)) as page:
-            live = ScriptedServer(page, LONG)
-            live.sources = [source(LONG_URI, "lost", LONG_URI), source("cam2", "running")]
-            live.open()
-            live.send_frame(halves(0, 255))
-            page.get_by_text("Synonyms and background").click()
-            page.get_by_role("button", name="Freeze").click()
-            live.change("new")
-            page.get_by_text("There are new classes.").wait_for()
+
+def test_no_faults_of_access_with_errors_a_token_and_no_server(page):
+    page.goto(ScriptedServer(page, token="x").URL)
+    page.get_by_role("form", name="This server asks for a token").wait_for()
+    page.get_by_text("Synonyms and background").click()
+    page.get_by_role("textbox", name="Look for").fill("")
+    page.get_by_role("button", name="Apply").click()
+    page.get_by_text("Name at least one class.").wait_for()
+    assert accessibility_faults(page) == ""
+
+
+def test_nothing_has_to_be_scrolled_sideways_or_moves(browser):
+    with open_page(browser, size=(320, 844), reduced_motion="reduce") as page:
+        live = ScriptedServer(page, LONG)
+        live.sources = [source(LONG_URI, "lost", LONG_URI), source("cam2", "running")]
+        live.open()
+        live.send_frame(halves(0, 255))
+        page.get_by_text("Synonyms and background").click()
+        page.get_by_role("button", name="Freeze").click()
+        live.change("new")
+        page.get_by_text("There are new classes.").wait_for()
+        for width in (320, 390, 700):
+            page.set_viewport_size({"width": width, "height": 844})
             assert overflow(page) <= 0
-
-    def test_every_control_is_reached_by_tab_and_shows_it(self, page):
-        live = ScriptedServer(page).open()
-        live.send_frame(halves(0, 1))
-        page.mouse.click(2, 2)
-        walked = []
-        for _ in range(25):
-            page.keyboard.press("Tab")
-            walked.append(page.evaluate(WHERE))
-            if walked[-1] is None:
-                break
-        names = [name for name, _ in filter(None, walked)]
-        assert names == [
-            *(
-                "Skip to the class names",
-                "Camera picture with its classes",
-                "Freeze",
-                "Save as PNG",
-            ),
-            *("Names", "Patterns", "Opacity", "Label a photo", "Use my webcam"),
-            *("Look for", "Synonyms and background", "Apply"),
-            *("Show all", "road", "Only road", "sky", "Only sky", "Unknown", "Only unknown"),
-            "Unknown below",
-        ]
-        assert all(visible for _, visible in filter(None, walked))
-
-    def test_moves_nothing_where_that_is_asked_for(self, browser):
-        with open_page(browser, reduced_motion="reduce") as page:
-            live = ScriptedServer(page).open()
-            live.send_frame(halves(0, 1))
-            moving = "getComputedStyle(document.querySelector('.bar i')).transitionDuration"
-            assert page.evaluate(moving) == "0s"
-
-    def test_says_little_while_frames_come(self, page):
-        live = ScriptedServer(page).open()
-        live.send_frame(halves(0, 1))
-        page.wait_for_timeout(1000)
-        page.evaluate(COUNT_ANNOUNCEMENTS)
-        for number in range(20):
-            live.send_frame(halves(number % 2, 1))
-        assert page.evaluate("announcements") <= 1
+        moving = "getComputedStyle(document.querySelector('.bar i')).transitionDuration"
+        assert page.evaluate(moving) == "0s"
 
 
 # Accessible name of the focused element, and whether its focus can be seen; null on the body.
@@ -205,6 +518,23 @@ WHERE = """() => {
     ?? at.labels?.[0]?.textContent ?? at.textContent;
   return [name.trim(), ring(at) || ring(at.closest("#stage") ?? at)];
 }"""
+CONTROLS = [
+    "Skip to the class names", "Camera picture with its classes", "Freeze", "Save as PNG", "Names",
+    "Patterns", "Opacity", "Label a photo", "Use my webcam", "Look for", "Synonyms and background",
+    "Apply", "Show all", "road", "Only road", "sky", "Only sky", "Unknown", "Only unknown",
+    "Unknown below",
+]  # fmt: skip
+
+
+def test_every_control_is_reached_by_tab_and_shows_it(page, live):
+    page.mouse.click(2, 2)
+    for control in CONTROLS:
+        page.keyboard.press("Tab")
+        assert page.evaluate(WHERE) == [control, True]
+    page.keyboard.press("Tab")
+    assert page.evaluate(WHERE) is None
+
+
 COUNT_ANNOUNCEMENTS = """() => {
   window.announcements = 0;
   const observer = new MutationObserver(() => { announcements += 1; });
@@ -214,7 +544,15 @@ COUNT_ANNOUNCEMENTS = """() => {
 }"""
 
 
-LARGE = 33 * 1024 * 1024
+def test_says_little_while_frames_come(page, live):
+    page.wait_for_timeout(1000)
+    page.evaluate(COUNT_ANNOUNCEMENTS)
+    for number in range(20):
+        live.send_frame(halves(number % 2, 1))
+    assert page.evaluate("announcements") <= 1
+
+
+# --- photos and a webcam of one's own ---
 
 _DROP = """([name, type, size, what]) => {
   const given = new DataTransfer();
@@ -226,28 +564,8 @@ _DROP = """([name, type, size, what]) => {
 }"""
 
 
-# Browsers without a window have no camera; this one plays a canvas.
-_WEBCAM = """
-navigator.mediaDevices.getUserMedia = async () => {
-  const canvas = Object.assign(document.createElement("canvas"), { width: 320, height: 240 });
-  const context = canvas.getContext("2d");
-  setInterval(() => context.fillRect(0, 0, 9, Math.random() * 240), 50);
-  context.fillRect(0, 0, 9, 9);
-  window.webcam = canvas.captureStream(20);
-  return window.webcam;
-};
-"""
-
-
 def give(page, name="cat.jpg", kind="image/jpeg", size=10, what="drop"):
     page.evaluate(_DROP, [name, kind, size, what])
-
-
-@pytest.fixture
-def live(page):
-    live = ScriptedServer(page).open()
-    live.send_frame(halves(1, 1))
-    return live
 
 
 def is_split(page):
@@ -258,10 +576,11 @@ def is_split(page):
 
 @pytest.mark.parametrize("way", ["drop", "paste", "choose"])
 def test_a_photo_is_labelled_again_with_new_classes_until_one_goes_back(page, live, way):
+    live.send_frame(halves(1, 1))
     if way == "choose":
         with page.expect_file_chooser() as chooser:
             page.get_by_role("button", name="Label a photo").click()
-        chooser.value.set_files({"name": "cat.jpg", "mimeType": "image/jpeg", "buffer": b"0" * 10})
+        chooser.value.set_files({"name": "cat.jpg", "mimeType": "image/jpeg", "buffer": bytes(10)})
     else:
         give(page, what=way)
     expect(page.locator("#state")).to_have_text("cat.jpg")
@@ -270,87 +589,129 @@ def test_a_photo_is_labelled_again_with_new_classes_until_one_goes_back(page, li
     assert is_split(page)
     live.change("house", "tree")
     live.wait_for(lambda: len(live.pictures) == 2)
-    expect(page.locator("#classes .name bdi").first).to_have_text("house")
+    expect(page.locator(NAMES).first).to_have_text("house")
     page.get_by_role("button", name="Back to the source").click()
     expect(page.locator("#state")).to_have_text("Running")
-
     assert not is_split(page)
-    assert live.pictures == [bytes(10) if way != "choose" else b"0" * 10] * 2
+    assert live.pictures == [bytes(10)] * 2
 
 
-@pytest.mark.parametrize(
-    ("given", "status", "words"),
-    [
-        ({"name": "notes.txt", "kind": "text/plain"}, 422, "notes.txt cannot be read as a photo."),
-        ({"size": LARGE}, None, "cat.jpg has 33 MB. The server takes pictures of up to 32 MB"),
+def test_what_cannot_be_labelled_is_told_and_changes_nothing(page, live):
+    live.send_frame(halves(1, 1))
+    large, text = 33 * 1024 * 1024, {"name": "notes.txt", "kind": "text/plain"}
+    for given, status, words in (
+        (text, 422, "notes.txt cannot be read as a photo."),
+        ({"size": large}, None, "cat.jpg has 33 MB. The server takes pictures of up to 32 MB"),
         ({}, 413, "cat.jpg has more pixels than the server takes."),
         ({}, 503, "The server is busy"),
         ({}, 500, "The server could not label cat.jpg."),
         ({"size": 0}, None, "That is no file."),
-    ],
-)
-def test_what_cannot_be_labelled_is_told_and_changes_nothing(page, live, given, status, words):
-    live.refuse_pictures_with = status
-    give(page, **given)
-    expect(page.locator("#complaint")).to_contain_text(words)
-    expect(page.locator("#state")).to_have_text("Running")
-    assert not is_split(page)
-    assert len(live.pictures) == (status is not None)
+    ):
+        live.refuse_pictures_with = status
+        live.pictures.clear()
+        give(page, **given)
+        expect(page.locator("#complaint")).to_contain_text(words)
+        expect(page.locator("#state")).to_have_text("Running")
+        assert not is_split(page)
+        assert len(live.pictures) == (status is not None)
     live.send_frame(halves(0, 0))
     expect(page.get_by_role("button", name="Back to the source")).to_be_hidden()
 
 
+# --- the real server ---
+
+
 @pytest.fixture(scope="module")
-def own_server():
-    with demo_server() as running:
+def server():
+    camera = "test://?demo=scenes&size=640x360&rate=15"
+    with demo_server(camera, stream={"follow": False}) as running:  # new places would be unknown
         yield running
 
 
-class TestOfThisComputer:
-    def test_a_real_photo(self, browser, own_server):
-        with open_page(browser) as page:
-            page.goto(own_server.address)
-            page.locator("#photo-file").set_input_files(demo_photos("scenes")[0])
-            expect(page.locator("#own-help")).to_be_visible()
-            expect(page.locator("#announcer")).to_contain_text("is labelled")
-            assert canvas_pixels(page).shape[0] > 200
-            page.locator("#photo-file").set_input_files(__file__)
-            expect(page.locator("#complaint")).to_contain_text("cannot be read as a photo")
-            expect(page.locator("#back")).to_be_visible()
+def visit(page, server) -> None:
+    page.goto(server.address)
+    page.locator("#stage:not(.empty)").wait_for()
 
-    def test_the_webcam(self, browser, own_server):
-        with open_page(browser) as page:
-            page.add_init_script(_WEBCAM)
-            page.goto(own_server.address)
-            page.get_by_role("button", name="Use my webcam").click()
-            expect(page.locator("#state")).to_have_text("Your webcam")
-            expect(page.locator("#rate")).to_have_text(re.compile(r"\d"))
-            expect(page.locator("#picture")).to_have_js_property("width", 320)
-            page.evaluate("webcam.getVideoTracks()[0].onended()")  # it was unplugged
-            expect(page.locator("#complaint")).to_contain_text("unplugged")
-            expect(page.locator("#state")).to_have_text("Running")
-            page.get_by_role("button", name="Use my webcam").click()
-            expect(page.locator("#state")).to_have_text("Your webcam")
-            page.get_by_role("button", name="Use my webcam").click()
-            expect(page.locator("#state")).to_have_text("Running")
-            assert page.evaluate("webcam.getVideoTracks()[0].readyState") == "ended"  # let go
 
-    @pytest.mark.parametrize(
-        ("kind", "words"),
-        [
-            ("NotAllowedError", "did not let this page use the webcam"),
-            ("NotFoundError", "finds no webcam"),
-            ("NotReadableError", "Another program may be using it"),
-            ("OtherError", "The webcam cannot be used: why"),
-        ],
-    )
-    def test_a_webcam_that_is_refused(self, browser, own_server, kind, words):
-        with open_page(browser) as page:
-            page.add_init_script(
-                "navigator.mediaDevices.getUserMedia = async () => "
-                f"{{ throw new DOMException('why', '{kind}'); }}"
-            )
-            page.goto(own_server.address)
-            page.get_by_role("button", name="Use my webcam").click()
-            expect(page.locator("#complaint")).to_contain_text(words)
-            expect(page.locator("#state")).to_have_text("Running")
+def test_new_words_change_legend_and_pixels_and_a_snapshot_is_what_is_seen(page, server, tmp_path):
+    visit(page, server)
+    bare(page)
+    apply(page, "blue sky, yellow sand")
+    names = page.locator(NAMES)
+    expect(names).to_have_text(["blue sky", "yellow sand", "Unknown"])
+    two = seen(page)
+    assert two
+    assert two <= set(class_colours("blue sky", "yellow sand"))
+    expect(page.locator("#announcer")).to_contain_text("2 new classes in use")
+
+    apply(page, "purple striped cone\nred metal ball\ngreen grass\ngrey sky")
+    expect(names).to_have_count(5)
+    expect(names.filter(has_text="grey sky")).to_have_count(1)  # what is seen comes first
+    page.get_by_role("button", name="Freeze").click()
+    four = class_colours("purple striped cone", "red metal ball", "green grass", "grey sky")
+    assert seen(page) <= set(four)
+    shares = page.locator("#classes .share").all_inner_texts()
+    assert 97 <= sum(int(share.strip("<% ")) for share in shares) <= 106  # each is rounded
+
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save as PNG").click()
+    assert re.fullmatch(r"zsseg-[\w.-]+\.png", download.value.suggested_filename)
+    download.value.save_as(tmp_path / "snapshot.png")
+    saved = cv2.imread(str(tmp_path / "snapshot.png"))[..., ::-1]
+    np.testing.assert_array_equal(saved, canvas_pixels(page))
+
+
+def test_a_real_photo(page, server):
+    visit(page, server)
+    page.locator("#photo-file").set_input_files(demo_photos("scenes")[0])
+    expect(page.locator("#own-help")).to_be_visible()
+    expect(page.locator("#announcer")).to_contain_text("is labelled")
+    assert canvas_pixels(page).shape[0] > 200
+    page.locator("#photo-file").set_input_files(__file__)
+    expect(page.locator("#complaint")).to_contain_text("cannot be read as a photo")
+    expect(page.locator("#back")).to_be_visible()
+
+
+# Browsers without a window have no camera; this one plays a canvas.
+_WEBCAM = """
+window.refusal = null;
+navigator.mediaDevices.getUserMedia = async () => {
+  if (refusal) throw new DOMException("why", refusal);
+  const canvas = Object.assign(document.createElement("canvas"), { width: 320, height: 240 });
+  const context = canvas.getContext("2d");
+  setInterval(() => context.fillRect(0, 0, 9, Math.random() * 240), 50);
+  context.fillRect(0, 0, 9, 9);
+  window.webcam = canvas.captureStream(20);
+  return window.webcam;
+};
+"""
+
+
+def test_the_webcam(page, server):
+    page.add_init_script(_WEBCAM)
+    visit(page, server)
+    button, state = page.get_by_role("button", name="Use my webcam"), page.locator("#state")
+    complaint = page.locator("#complaint")
+    for kind, words in {
+        "NotAllowedError": "did not let this page use the webcam",
+        "NotFoundError": "finds no webcam",
+        "NotReadableError": "Another program may be using it",
+        "OtherError": "The webcam cannot be used: why",
+    }.items():
+        page.evaluate(f"refusal = '{kind}'")
+        button.click()
+        expect(complaint).to_contain_text(words)
+        expect(state).to_have_text("Running")
+    page.evaluate("refusal = null")
+    button.click()
+    expect(state).to_have_text("Your webcam")
+    expect(page.locator("#rate")).to_have_text(re.compile(r"\d"))
+    expect(page.locator("#picture")).to_have_js_property("width", 320)
+    page.evaluate("webcam.getVideoTracks()[0].onended()")  # it was unplugged
+    expect(complaint).to_contain_text("unplugged")
+    expect(state).to_have_text("Running")
+    button.click()
+    expect(state).to_have_text("Your webcam")
+    button.click()
+    expect(state).to_have_text("Running")
+    assert page.evaluate("webcam.getVideoTracks()[0].readyState") == "ended"  # let go

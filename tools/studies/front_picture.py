@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from zsseg_rt import Bundle, Engine, EngineConfig, Segmentation, read_photo
 from zsseg_rt.demo import demo_classes, demo_photos
-from zsseg_rt.results.plot import LegendEntry, draw_legend, draw_names
+from zsseg_rt.results.plot import LegendEntry, draw_names, legend_strip
 from zsseg_rt.results.visualize import palette
 
 Pixels = npt.NDArray[np.uint8]
@@ -61,7 +61,7 @@ def draw(seg: Segmentation, frame: Pixels) -> Pixels:
         LegendEntry(name=one.name, share=one.share, colour=tuple(colours[one.index].tolist()))
         for one in there
     ]
-    return draw_legend(image, entries)
+    return np.concatenate([image, legend_strip(image.shape[1], entries)])
 
 
 def column(images: list[Pixels]) -> Pixels:

@@ -98,13 +98,6 @@ def _inside(
     return (int(x) + left) * step, (int(y) + top) * step
 
 
-def draw_legend(image: Image, entries: Sequence[LegendEntry]) -> Image:
-    """Return the image with a white strip below it: colour, name and share of each class."""
-    if not entries:
-        return image
-    return np.concatenate([image, legend_strip(image.shape[1], entries)])
-
-
 def legend_strip(width: int, entries: Sequence[LegendEntry], *, lines: int | None = None) -> Image:
     """A white strip uint8 [H, width, 3] with colour, name and share of each class."""
     cv2 = import_opencv("to draw a legend")

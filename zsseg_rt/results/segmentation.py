@@ -21,7 +21,7 @@ from zsseg_rt.results.annotations import (
     to_shapes,
     whole_classes,
 )
-from zsseg_rt.results.plot import LegendEntry, draw_legend, draw_names, enlarged, enlargement
+from zsseg_rt.results.plot import LegendEntry, draw_names, enlarged, enlargement, legend_strip
 from zsseg_rt.results.visualize import encode_label_png, palette, save_file
 
 if TYPE_CHECKING:
@@ -202,7 +202,9 @@ class Segmentation:
                 for part in self.components(min_area=max(1, self.labels.size // 200))
             ]
             draw_names(canvas, parts)
-        return draw_legend(canvas, self.legend()) if legend else canvas
+        entries = self.legend() if legend else []
+        strips = [legend_strip(canvas.shape[1], entries)] if entries else []
+        return np.concatenate([canvas, *strips])
 
     def legend(self) -> list[LegendEntry]:
         """The classes that are there, largest first, in the colours of :meth:`plot`."""

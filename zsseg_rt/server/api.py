@@ -29,6 +29,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from zsseg_rt import __version__
 from zsseg_rt.errors import ArgumentError, SourceError, VocabularyError, ZssegError
+from zsseg_rt.photos import pixels_of
 from zsseg_rt.results.segmentation import Frame, Segmentation
 from zsseg_rt.results.visualize import encode_label_png, palette
 from zsseg_rt.server.access import PROTOCOL, Json
@@ -61,6 +62,9 @@ def picture_in(body: bytes, content_type: str) -> bytes:
 
 def answer_picture(labeller: Labeller, content: bytes, accept: str) -> Response:
     """Label a picture."""
+    most = labeller.limits.picture_pixels
+    if pixels_of(content, "image") > most:
+        raise HTTPException(413, f"image: expected at most {most} pixels, got more. Shrink it.")
     image, seg = labeller.segment_picture(content)
     kinds = [part.partition(";")[0].strip().lower() for part in accept.split(",")]
     wanted = next((kind for kind in kinds if kind in _FORMS), _FORMS[0])

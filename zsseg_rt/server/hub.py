@@ -46,12 +46,14 @@ class Hub:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake_is_due = False
 
-    def publish(self, seg: Segmentation) -> None:
-        """Take in a labelled frame, from any thread."""
+    def publish(self, seg: Segmentation, unknown_below: float) -> None:
+        """Take in a frame that was labelled with this threshold, from any thread."""
         with self._lock:
             self._number += 1
             order = self.labeller.channel_order
-            self._newest[frame_of(seg).source] = Result(self._number, seg, order, self._encoder)
+            self._newest[frame_of(seg).source] = Result(
+                self._number, seg, unknown_below, order, self._encoder
+            )
             loop, due = self._loop, self._wake_is_due
             self._wake_is_due = True
         if loop is not None and not due:

@@ -181,35 +181,27 @@ class LiveServer:
     def _label(self) -> None:
         with self._ends_the_server_if_it_fails("labelling"):
             for seg in self._stream:
-                self._hub.publish(seg)
+                self._hub.publish(seg, self._hub.labeller.unknown_below)
         if self._error is None and not self._closing.is_set():
             _log.warning("all sources have ended; the server keeps running")
 
     def _label_anew(self) -> None:
         """Give the last image of a source that has ended the classes of now."""
-        thresholds: dict[str, float] = {}  # with which each source's last image was labelled
+        labeller = self._hub.labeller
         with self._ends_the_server_if_it_fails("labelling"):
             while not self._closing.wait(_LOOK):
                 for name, stats in self._stream.stats().items():
                     is_given_out = stats.captured == stats.given_out + stats.dropped
-                    if stats.state == "ended" and is_given_out:
-                        self._bring_up_to_date(name, thresholds)
-                    else:
-                        thresholds[name] = self._hub.labeller.unknown_below
-
-    def _bring_up_to_date(self, name: str, thresholds: dict[str, float]) -> None:
-        labeller, result = self._hub.labeller, self._hub.newest(name, {})
-        if result is None:
-            return
-        threshold = labeller.unknown_below
-        shown = result.seg.vocabulary_version, thresholds.setdefault(name, threshold)
-        if shown == (labeller.vocabulary.version, threshold):
-            return
-        frame = frame_of(result.seg)
-        with contextlib.suppress(EngineStateError):  # the engine was closed meanwhile
-            seg = labeller.segment_beside(frame.image)
-            thresholds[name] = threshold
-            self._hub.publish(replace(seg, frame=frame))
+                    result = self._hub.newest(name, {})
+                    if stats.state != "ended" or not is_given_out or result is None:
+                        continue
+                    with contextlib.suppress(EngineStateError):  # it was closed meanwhile
+                        threshold = labeller.unknown_below
+                        shown = result.seg.vocabulary_version, result.unknown_below
+                        if shown != (labeller.vocabulary.version, threshold):
+                            frame = frame_of(result.seg)
+                            seg = labeller.segment_beside(frame.image)
+                            self._hub.publish(replace(seg, frame=frame), threshold)
 
     def _answer(self) -> None:
         with self._ends_the_server_if_it_fails("answering"):

@@ -57,14 +57,10 @@ class Result:
     """A labelled frame and what was encoded of it; each form is made once, when asked for."""
 
     def __init__(
-        self,
-        number: int,
-        seg: Segmentation,
-        channel_order: str,
-        worker: Worker,
+        self, number: int, seg: Segmentation, unknown_below: float, order: str, worker: Worker
     ) -> None:
-        self.number, self.seg = number, seg
-        self._order, self._worker = channel_order, worker
+        self.number, self.seg, self.unknown_below = number, seg, unknown_below
+        self._order, self._worker = order, worker
         self._at = time.monotonic()
         self._forms: dict[str, asyncio.Future[Any]] = {}
 
