@@ -198,7 +198,6 @@ def test_defaults_are_the_authors(build):
     [
         ({"head": "proxyclip"}, ArgumentError, "head"),
         ({"logit_scale": 0.0}, ArgumentError, "logit_scale"),
-        ({"prior_std": math.nan}, ArgumentError, "prior_std"),
         ({"unknown_below": 1.5}, ArgumentError, "unknown_below"),
         ({"image_size": 100}, ShapeError, "image_size"),
         ({"image_size": 0}, ShapeError, "image_size"),

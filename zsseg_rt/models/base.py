@@ -320,7 +320,6 @@ class PixelModel(SegmentationModel):
     def label(
         self, rgb: NDArray[np.uint8], text_embeds: Tensor, region_embeds: Tensor | None = None
     ) -> Tensor:
-        """Label every pixel as the runtime does."""
         rule = self.label_rule
         logits = self(input_image(self, rgb, text_embeds.device), text_embeds).mask_logits
         seen = np.zeros(len(text_embeds), bool)

@@ -72,7 +72,6 @@ class CatSegNetwork:
 
     @cached_property
     def tower(self) -> ImageTower:
-        """The image tower."""
         return ImageTower(
             tensors=part_of(self.tensors, "image_encoder."),
             num_heads=self.image_heads,
@@ -81,12 +80,10 @@ class CatSegNetwork:
 
     @cached_property
     def head(self) -> Tensors:
-        """The head's weights."""
         return part_of(self.tensors, "aggregator.")
 
     @property
     def grid(self) -> int:
-        """Side of the patch grid."""
         return self.view // self.tower.patch_size
 
     @property

@@ -37,7 +37,6 @@ class ImageTower:
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
-        """All residual blocks."""
         return read_blocks(self.tensors, self.num_heads, self.activation, self.eps)
 
     @property
@@ -58,17 +57,14 @@ class ImageTower:
 
     @property
     def patch_size(self) -> int:
-        """Side of a patch in pixels."""
         return int(self.tensors["conv1.weight"].shape[-1])
 
     @property
     def stride(self) -> int:
-        """Pixels from one patch to the next."""
         return self.patch_stride or self.patch_size
 
     @property
     def class_token(self) -> Array:
-        """The class token with its position, float32 [W]."""
         token: Array = self.tensors["class_embedding"] + self.tensors["positional_embedding"][0]
         return token
 
@@ -79,11 +75,9 @@ class ImageTower:
 
     @property
     def ln_post(self) -> Norm:
-        """The norm after the last block."""
         return read_norm(self.tensors, "ln_post", self.eps)
 
     def grid_hw(self, size_hw: tuple[int, int]) -> tuple[int, int]:
-        """The grid of patches of an image."""
         return size_hw[0] // self.stride, size_hw[1] // self.stride
 
     def positions(self, grid_hw: tuple[int, int], *, as_published: bool = False) -> Array:
@@ -168,12 +162,10 @@ class TextTower:
 
     @property
     def context_length(self) -> int:
-        """Tokens per prompt."""
         return len(self.tensors["positional_embedding"])
 
     @property
     def vocab_size(self) -> int:
-        """Rows of the token table."""
         return len(self.tensors["token_embedding.weight"])
 
     def embed(self, ops: Operations, token_ids: Value) -> Value:
@@ -220,7 +212,7 @@ class Trunk:
     grid_hw: tuple[int, int]
     # Tokens [B, 1 + N, W] before the first block and after each but the last
     outputs: Sequence[Value]
-    # The head's settings, such as prior_std
+    # The head's settings
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def after(self, block: int) -> Value:

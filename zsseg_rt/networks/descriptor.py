@@ -44,7 +44,6 @@ class PromptedTower(ImageTower):
 
     @property
     def class_token(self) -> Array:
-        """The class token with its position, float32 [W]."""
         return super().class_token + self.tensors["class_embedding"]
 
     @property
@@ -54,7 +53,6 @@ class PromptedTower(ImageTower):
 
     @property
     def resizing(self) -> tuple[str, bool]:
-        """How positions are resized."""
         return "bilinear", False
 
     def prompts(self) -> list[Array | None]:

@@ -44,13 +44,15 @@ from zsseg_rt.networks.clip import (
 from zsseg_rt.networks.layers import Block, attend, merge_heads, mlp, projections, residual_block
 from zsseg_rt.onnx.operations import Array, Linear, Operations, Value
 
+_PRIOR_STD = 5.0  # of NACLIP, in patches
+
 
 def dense_embeds(
     ops: Operations, tower: ImageTower, image: Value, head: str, **options: Any
 ) -> Value:
     """Patch embeddings [B, N, D], unit norm, of an image [B, 3, H, W] of a fixed size.
 
-    Options: ``position``, NACLIP's ``prior_std``, and ``aggregation`` of SFP and SC-CLIP.
+    Options: ``position``, and ``aggregation`` of SFP and SC-CLIP.
     """
     grid_hw = tower.grid_hw(tuple(image.shape[2:]))
     published = options.get("position") == "as_published"
@@ -69,10 +71,10 @@ def class_embed(ops: Operations, tower: ImageTower) -> Value:
     return project(ops, tower, token)[:, 0]
 
 
-def neighbour_prior(grid_hw: tuple[int, int], std: float = 5.0) -> Array:
+def neighbour_prior(grid_hw: tuple[int, int]) -> Array:
     """NACLIP's Gaussian of the distance between patches, [1 + N, 1 + N]; 0 for the class token."""
     rows, columns = (
-        np.exp(-((np.arange(size)[:, None] - np.arange(size)) ** 2) / (2 * std**2))
+        np.exp(-((np.arange(size)[:, None] - np.arange(size)) ** 2) / (2 * _PRIOR_STD**2))
         for size in grid_hw
     )
     return np.pad(np.kron(rows, columns), ((1, 0), (1, 0))).astype(np.float32)
@@ -108,8 +110,7 @@ def _clearclip(ops: Operations, trunk: Trunk) -> Value:
 
 
 def _naclip(ops: Operations, trunk: Trunk) -> Value:
-    prior = neighbour_prior(trunk.grid_hw, trunk.options.get("prior_std", 5.0))
-    return _mixed(ops, trunk, ("kk",), prior)
+    return _mixed(ops, trunk, ("kk",), neighbour_prior(trunk.grid_hw))
 
 
 HEADS: dict[str, Head] = {

@@ -66,7 +66,6 @@ class PooledTower(ImageTower):
 
     @property
     def resizing(self) -> tuple[str, bool]:
-        """How positions are resized."""
         return "bilinear" if self.extra_tokens else "bicubic", False
 
     def turn(self, ops: Operations, grid_hw: tuple[int, int]) -> Turn | None:
@@ -151,12 +150,10 @@ class SiglipText:
 
     @property
     def context_length(self) -> int:
-        """Tokens per prompt; shorter ones are padded to exactly as many."""
         return len(self.tensors["positional_embedding"])
 
     @property
     def vocab_size(self) -> int:
-        """Rows of the token table."""
         return int(self.tensors["token_embedding.weight"].shape[0])
 
     def embed(self, ops: Operations, token_embeds: Value) -> Value:

@@ -30,12 +30,10 @@ class WrittenText:
 
     @property
     def context_length(self) -> int:
-        """Tokens per prompt."""
         return self.tower.context_length
 
     @property
     def vocab_size(self) -> int:
-        """Rows of the token table."""
         return self.tower.vocab_size
 
     def embed(self, token_ids: Array) -> Array:

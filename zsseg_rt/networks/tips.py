@@ -26,7 +26,6 @@ class TipsImage(ImageTower):
 
     @property
     def resizing(self) -> tuple[str, bool]:
-        """How positions are resized."""
         return "bilinear", True
 
 

@@ -52,7 +52,6 @@ class ZegFormerNetwork:
 
     @cached_property
     def clip(self) -> ImageTower:
-        """CLIP's image tower."""
         return ImageTower(
             tensors=part_of(self.tensors, f"{CLIP}visual."),
             num_heads=self.clip_heads,
@@ -71,12 +70,10 @@ class ZegFormerNetwork:
 
     @property
     def num_queries(self) -> int:
-        """Segments Q."""
         return len(self.predictor["query_embed.weight"])
 
     @property
     def embed_dim(self) -> int:
-        """Width D of the joint space."""
         return int(self.predictor["bg_feature"].shape[1])
 
     def count(self, prefix: str) -> int:

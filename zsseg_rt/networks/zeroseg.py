@@ -38,7 +38,6 @@ class Student:
 
     @property
     def patch_size(self) -> int:
-        """Side of a patch in pixels."""
         return int(self.tensors["encoder.patch_embed.proj.weight"].shape[-1])
 
     def positions(self, grid_hw: tuple[int, int]) -> Array:

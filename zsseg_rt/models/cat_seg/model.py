@@ -306,7 +306,6 @@ class SplitAttention(Attention):
 
     @property
     def in_proj_weight(self) -> Tensor:  # type: ignore[override]
-        """The packed weight, rows q, k, v."""
         return torch.cat([getattr(self, f"{name}_proj_weight") for name in "qkv"])
 
 
@@ -335,7 +334,6 @@ class DenseFeatureEncoder(ImageEncoder):
         split_attention(self.transformer)
 
     def forward(self, image: Tensor) -> DenseFeatures:  # type: ignore[override]
-        """Encode images, ``[B, 3, H, W]``."""
         x, grid_hw = self.embed_patches(image), self.grid_hw((image.shape[2], image.shape[3]))
         *blocks, last = cast("list[ResidualBlock]", self.transformer.resblocks)
         features = []
@@ -418,12 +416,10 @@ class CatSeg(PixelModel):
 
     @property
     def size_hw(self) -> tuple[int, int]:
-        """See :attr:`SegmentationModel.size_hw`."""
         return self.config.view, self.config.view
 
     @property
     def crop_hw(self) -> tuple[int, int]:
-        """See :attr:`SegmentationModel.crop_hw`."""
         return self.size_hw
 
     @property
@@ -436,7 +432,6 @@ class CatSeg(PixelModel):
 
     @property
     def label_rule(self) -> LabelRule:
-        """See :attr:`PixelModel.label_rule`."""
         return LabelRule(activation="sigmoid")
 
     def forward(self, image: Tensor, text_embeds: Tensor) -> SegmentationOutput:
@@ -534,7 +529,6 @@ class OfficialCatSeg:
     text_heads: int | None = None  # Heads of the text tower; None is one per 64 channels
 
     def build(self, state_dict: Mapping[str, Tensor]) -> CatSeg:
-        """Make the model of official keys, float32; the weights are copies."""
         check_float32(state_dict, "cat_seg")
         tensors, sizes = check_cat_seg(state_dict)
         file = Checked(tensors=tensors, what="cat_seg")
@@ -579,7 +573,6 @@ class CatSegStart(ClipSource):
     taps: tuple[int, int] | None = None
 
     def build(self) -> CatSeg:
-        """Make the model, in evaluation mode, with its text tower."""
         weights = self.load()
         encoder = image_config(weights)
         window = self.view // encoder.patch_size // 2

@@ -63,7 +63,6 @@ class Mlp(nn.Module):
         self.c_proj = nn.Linear(hidden_width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``[B, N, W]`` to ``[B, N, W]``."""
         hidden = self.c_fc(x)
         quick = self.activation == "quick_gelu"
         hidden = hidden * torch.sigmoid(1.702 * hidden) if quick else F.gelu(hidden)
@@ -83,7 +82,6 @@ class ResidualBlock(nn.Module):
         self.mlp = Mlp(width, mlp_width, activation)
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
-        """Map ``[B, N, W]`` to ``[B, N, W]``."""
         x = x + self.attn(self.ln_1(x), mask=mask)
         return x + self.mlp(self.ln_2(x))  # type: ignore[no-any-return]
 
@@ -166,7 +164,6 @@ class ImageEncoderConfig:
 
     @property
     def stride(self) -> int:
-        """Pixels from one patch to the next."""
         return self.patch_size if self.patch_stride is None else self.patch_stride
 
     @property
@@ -312,7 +309,6 @@ class PromptedImageEncoder(ImageEncoder):
         return cls_token, prompts, others
 
     def forward(self, image: Tensor) -> ImageEmbeds:
-        """Encode images; see :meth:`ImageEncoder.forward`."""
         tokens = torch.cat(self.run_blocks(self.embed_patches(image)), dim=1)
         embeds = self.project(self.prompt_norm(tokens))
         num_patches = math.prod(self.grid_hw((image.shape[2], image.shape[3])))

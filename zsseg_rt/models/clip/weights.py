@@ -168,7 +168,6 @@ class ClipSource(ABC):
         """Make the model, in evaluation mode."""
 
     def load(self) -> ClipTensors:
-        """Read the weights."""
         if self.pretrained is None:
             raise ArgumentError(
                 "pretrained: expected a CLIP file or an open_clip tag, got None. Name one."

@@ -94,13 +94,11 @@ class TensorOperations(Arrays):
 
 class _Tensors(OnTorch):
     def asarray(self, value: Any, like: Any) -> Any:
-        """See :meth:`OnTorch.asarray`."""
         tensor = super().asarray(value, like)
         both = tensor.is_floating_point() and like.is_floating_point()
         return tensor.to(like.dtype) if both else tensor
 
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
-        """Products in the wider dtype."""
         wide = torch.promote_types(a.dtype, b.dtype)
         return torch.matmul(a.to(wide), b.to(wide))
 
@@ -143,7 +141,6 @@ class DenseCLIPConfig:
     logit_scale: float = 40.0  # Multiplies the cosine similarity
     # Probability below which a pixel is unknown in a bundle; None keeps all
     unknown_below: float | None = None
-    prior_std: float = 5.0  # Standard deviation of NACLIP's prior, in patches
     # Settings of SFP and SC-CLIP
     aggregation: AggregationConfig = field(default_factory=AggregationConfig)
     # How the positional embedding is resized: by "size", or "as_published"; see
@@ -156,10 +153,10 @@ class DenseCLIPConfig:
 
     def __post_init__(self) -> None:
         check_choice("head", self.head, HEADS)
-        for name in ("logit_scale", "prior_std"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ArgumentError(f"{name}: expected a number above 0, got {value}. Change it.")
+        if not 0 < self.logit_scale < math.inf:
+            raise ArgumentError(
+                f"logit_scale: expected a number above 0, got {self.logit_scale}. Change it."
+            )
         check_range(self, "unknown_below", most=1)
         check_choice("position", self.position, get_args(Position))
         check_size(self.size_hw, self.image_encoder.patch_size)
@@ -191,13 +188,10 @@ class DenseCLIP(PixelModel):
         options: dict[str, Any] = {"position": config.position}
         if config.head in RULES_OF_OUTLIERS:
             options["aggregation"] = config.aggregation
-        elif config.head == "naclip":
-            options["prior_std"] = config.prior_std
         return DenseImageEncoder(config.image_encoder, config.head, **options)
 
     @property
     def size_hw(self) -> tuple[int, int]:
-        """The configured input size in pixels."""
         return self.config.size_hw
 
     @property
@@ -209,12 +203,10 @@ class DenseCLIP(PixelModel):
 
     @property
     def label_rule(self) -> LabelRule:
-        """See :attr:`PixelModel.label_rule`."""
         return LabelRule(activation="softmax", unknown_below=self.config.unknown_below)
 
     @property
     def logit_scale(self) -> Tensor | float:
-        """The factor on cosine similarities."""
         return self.config.logit_scale
 
     def forward(self, image: Tensor, text_embeds: Tensor) -> SegmentationOutput:
@@ -277,7 +269,6 @@ class HeadSettings:
     unknown_below: float | None = None  # Probability below which a pixel is unknown in a bundle
     # Prompts with one {} each; None is the 80 ImageNet prompts of CLIP
     templates: Sequence[str] | None = None
-    prior_std: float = 5.0  # Standard deviation of NACLIP's prior, in patches
     # How the positional embedding is resized; see DenseCLIPConfig
     position: Position = "size"
     # For SFP and SC-CLIP, like all that follow: how outliers are found; see AggregationConfig
@@ -301,7 +292,6 @@ class HeadSettings:
         return settings
 
     def assemble(self, weights: ClipTensors, settings: Mapping[str, Any]) -> DenseCLIP:
-        """Make the model, in evaluation mode, with no trainable parameters."""
         encoder = image_config(weights)
         side = encoder.side if self.image_size is None else self.image_size
         fields: dict[str, Any] = {
@@ -325,7 +315,6 @@ class DenseCLIPStart(HeadSettings, ClipSource):
     pretrained: str | Path | None = None
 
     def build(self) -> DenseCLIP:
-        """Make the model, in evaluation mode, with no trainable parameters."""
         shipped = self.pretrained is not None and is_shipped(self.pretrained)
         settings = self.config(SHIPPED_LAYERS if shipped else {})
         weights = random_clip(self.clip) if self.pretrained is None else self.load()
@@ -345,7 +334,6 @@ class OfficialDenseCLIP(HeadSettings):
     activation: ClipActivation = "quick_gelu"
 
     def build(self, state_dict: Mapping[str, Tensor]) -> DenseCLIP:
-        """Make the model, in evaluation mode."""
         settings = self.config({})
         tensors = {k: v for k, v in state_dict.items() if not k.endswith("position_ids")}
         state_dict = unwrap(tensors)
@@ -395,7 +383,6 @@ class CosineHeadEncoder(ImageEncoder):
         return self.proj @ self.head.weight.T
 
     def forward(self, image: Tensor) -> ImageEmbeds:
-        """Encode images; see :meth:`ImageEncoder.forward`."""
         tokens = self.transformer(self.embed_patches(image))
         patches = self.ln_post(tokens[:, 1:]) @ self.patch_proj()
         return ImageEmbeds(unit(patches), unit(self.project(tokens[:, 0])))
@@ -420,17 +407,14 @@ class CosineHeadModel(DenseCLIP):
 
     @property
     def crop_hw(self) -> tuple[int, int]:
-        """See :attr:`SegmentationModel.crop_hw`."""
         return self.config.size_hw
 
     @property
     def logit_scale(self) -> Tensor:
-        """The trained factor on cosine similarities."""
         return self.log_scale.exp()
 
     @property
     def label_rule(self) -> LabelRule:
-        """See :attr:`PixelModel.label_rule`."""
         config = self.config
         return LabelRule(
             activation="softmax",
@@ -458,7 +442,6 @@ class CosineHeadStart(ClipSource):
     templates: Sequence[str] | None = None
 
     def build(self) -> CosineHeadModel:
-        """Make the model, in evaluation mode, with its text tower, which is frozen."""
         weights = self.load()
         encoder = image_config(weights)
         size_hw = (self.image_size, self.image_size)
@@ -525,7 +508,6 @@ class TipsImageEncoder(DenseImageEncoder):
         return super().grid_hw(size_hw)
 
     def forward(self, image: Tensor) -> ImageEmbeds:
-        """Encode images; see :meth:`DenseImageEncoder.forward`."""
         self.check_image(image)
         if not torch.isfinite(image).all():
             raise ArgumentError(
@@ -694,5 +676,4 @@ class TipsStart(OfficialTips):
     text: str | Path | None = None  # The text tower's file of the same size; None builds none
 
     def build(self) -> Tips:  # type: ignore[override]
-        """Make the model, in evaluation mode, with no trainable parameters."""
         return self.assemble(read_tips(self.vision, self.text))

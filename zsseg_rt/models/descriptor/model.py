@@ -141,7 +141,6 @@ class DecoderStack(nn.Module):
         )
 
     def decoder_layers(self) -> list[DecoderLayer]:
-        """The layers in order."""
         return [layer for layer in self.layers if isinstance(layer, DecoderLayer)]
 
     @torch.no_grad()
@@ -262,7 +261,6 @@ class DescriptorModel(PixelModel):
 
     @property
     def crop_hw(self) -> tuple[int, int]:
-        """See :attr:`SegmentationModel.crop_hw`."""
         return self.config.image_size, self.config.image_size
 
     @property
@@ -273,7 +271,6 @@ class DescriptorModel(PixelModel):
 
     @property
     def label_rule(self) -> LabelRule:
-        """See :attr:`PixelModel.label_rule`."""
         config = self.config
         return LabelRule(
             activation="sigmoid",
@@ -391,7 +388,6 @@ class CellImageEncoder(PromptedImageEncoder):
         return self.ln_pre(torch.cat([self.input_tokens(image), cells], dim=1))  # type: ignore[no-any-return]
 
     def forward(self, image: Tensor) -> ImageEmbeds:
-        """Encode images; see :meth:`ImageEncoder.forward`."""
         tokens, num_cells = self.embed_patches(image), self.config.num_cells
         grid_hw = self.grid_hw((image.shape[2], image.shape[3]))
         official = grid_hw == (self.config.grid_side,) * 2  # as in the official code; else even
@@ -437,7 +433,6 @@ class RecoveryDecoder(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, queries: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """Map ``[B, R * C, E]`` and ``[B, N, E]`` to ``[B, R * C, 2D]`` and ``[B, N, D]``."""
         queries, patches = self.linear_q_in(queries), self.linear_k_in(patches)
         for query_layer, patch_layer in zip(self.decouple_q, self.decouple_v, strict=True):
             queries, patches = query_layer(queries, patches), patch_layer(patches, queries)
@@ -544,7 +539,6 @@ class ZegCLIPStart(ClipSource):
     start: Literal["random", "copies"] = "random"
 
     def build(self) -> DescriptorModel:
-        """Make the model, in evaluation mode, with its text tower."""
         check_choice("start", self.start, ("random", "copies"))
         weights = self.load()
         encoder = self._encoder(weights)
@@ -580,7 +574,6 @@ class ClipRCStart(ZegCLIPStart):
 
     @torch.no_grad()
     def build(self) -> DescriptorModel:
-        """Make the model, in evaluation mode, with its text tower."""
         if self.num_cells < 1 or math.isqrt(self.num_cells) ** 2 != self.num_cells:
             raise ArgumentError(
                 f"num_cells: expected a square number of at least 1, got {self.num_cells}. "
@@ -618,7 +611,6 @@ class OfficialZegCLIP:
     decoder_dropout: float = 0.1  # Dropout in the decoder's layers, in training
 
     def build(self, state_dict: Mapping[str, Tensor]) -> DescriptorModel:
-        """Make the model of official keys, float32; the weights are copies."""
         name: str = self.made.architecture
         check_float32(state_dict, name)
         sizes = check_descriptor(state_dict, name)

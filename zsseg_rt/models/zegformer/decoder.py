@@ -52,7 +52,6 @@ class ResNetConfig:
 
     @property
     def channels(self) -> tuple[int, ...]:
-        """Output channels of each stage."""
         return tuple(_EXPANSION * width for width in self.widths)
 
 
@@ -100,7 +99,6 @@ class NormedConv(nn.Conv2d):
         self.norm = norm
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``[B, in_channels, H, W]`` to ``[B, out_channels, H / stride, W / stride]``."""
         return self.norm(super().forward(x))  # type: ignore[no-any-return]
 
 

@@ -161,12 +161,10 @@ class ZegFormer(SegmentationModel):
 
     @property
     def clip_model(self) -> Clip | None:
-        """CLIP, or None."""
         return self.sem_seg_head.predictor.clip_model
 
     @property
     def text_encoder(self) -> TextEncoder | None:
-        """CLIP's text tower, or None."""
         return self.clip_model
 
     @property
@@ -338,27 +336,33 @@ class ZegFormer(SegmentationModel):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OfficialZegFormer:
+class LabelSettings:
+    """How segments become labels, whatever the weights come from; see :class:`ZegFormerConfig`."""
+
+    # Rows of the class embeddings whose classes were trained on. Official: 0 to 14 for VOC, 0 to
+    # 155 for COCO-Stuff in ZegFormer's order. Empty: no class was
+    seen_classes: Sequence[int] = ()
+    # What is subtracted from seen classes' score maps; 0 or less for nothing
+    calibration: float = 0.1
+    # What CLIP is shown of each segment: "cropmask", "mask" or "crop"
+    region_style: RegionStyle = "cropmask"
+    region_batch: int = 10  # Regions that are cut out and encoded at once; limits memory use
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfficialZegFormer(LabelSettings):
     """Builds ZegFormer from an official checkpoint; sizes are read from shapes.
 
     Training checkpoints hold no CLIP: its weights are OpenAI's ViT-B/16, given as ``clip``. CLIP's
     tensors may be float16, as the official code runs them.
     """
 
-    # Rows of the class embeddings whose classes were trained on. Official: 0 to 14 for VOC, 0 to
-    # 155 for COCO-Stuff in ZegFormer's order. Empty: no class was
-    seen_classes: Sequence[int] = ()
     num_heads: int = 8  # Heads of the query decoder
-    # What is subtracted from seen classes' score maps; 0 or less for nothing
-    calibration: float = 0.1
     # Who decides; see ZegFormerConfig. None is what ensemble says
     fusion: Fusion | None = None
     # Whether the text branch and CLIP decide together; if not, CLIP alone, or for a checkpoint
     # without CLIP the text branch
     ensemble: bool = True
-    # What CLIP is shown of each segment: "cropmask", "mask" or "crop"
-    region_style: RegionStyle = "cropmask"
-    region_batch: int = 10  # Regions that are cut out and encoded at once; limits memory use
     clip: ClipTensors | None = None  # CLIP's weights; replaces those of the checkpoint
     # Heads of CLIP's image tower; None is as clip says, or one per 64 channels
     clip_heads: int | None = None
@@ -366,7 +370,6 @@ class OfficialZegFormer:
     dropout: float = 0.1  # Dropout in the query decoder, in training
 
     def build(self, state_dict: Mapping[str, Tensor]) -> ZegFormer:
-        """Make the model of official keys, float32; the weights are copies."""
         own = {k: v for k, v in state_dict.items() if k.startswith(CLIP) and hasattr(v, "float")}
         state_dict = {**state_dict, **{key: value.float() for key, value in own.items()}}
         check_float32(state_dict, "zegformer")
@@ -428,7 +431,7 @@ _RENAMED = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class ZegFormerStart(ClipSource):
+class ZegFormerStart(LabelSettings, ClipSource):
     """Starts ZegFormer: CLIP frozen, decoders initialised officially, the backbone as given.
 
     Regions are shown to CLIP at its native size, and its embedding width is also the segments'.
@@ -444,17 +447,10 @@ class ZegFormerStart(ClipSource):
     # CLIP's
     decoder: QueryDecoderConfig | None = None
     image_size: int = 512  # Short side of images in evaluation, in pixels
-    seen_classes: Sequence[int] = ()  # Rows of the class embeddings that are trained on
-    # What is subtracted from seen classes' score maps; 0 or less for nothing
-    calibration: float = 0.1
     # Who decides; see ZegFormerConfig
     fusion: Fusion = "seen_and_unseen"
-    # What CLIP is shown of each segment: "cropmask", "mask" or "crop"
-    region_style: RegionStyle = "cropmask"
-    region_batch: int = 10  # Regions that are cut out and encoded at once; limits memory use
 
     def build(self) -> ZegFormer:
-        """Make the model, in evaluation mode, with both towers of CLIP."""
         weights = self.load()
         image = image_config(weights)
         norm: BackboneNorm = "learned" if self.backbone_weights is None else "frozen"

@@ -113,7 +113,6 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden_width, out_width or width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``[..., width]`` to ``[..., out_width]``."""
         return self.fc2(F.gelu(self.fc1(x)))  # type: ignore[no-any-return]
 
 
@@ -128,7 +127,6 @@ class Block(nn.Module):
         self.mlp = Mlp(width, 4 * width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``[B, N, W]`` to ``[B, N, W]``."""
         x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
 
@@ -504,7 +502,6 @@ class ZeroSeg(SegmentationModel):
 
     @property
     def size_hw(self) -> tuple[int, int]:
-        """The configured input size in pixels."""
         return self.config.size_hw
 
     @property
@@ -654,7 +651,6 @@ class ZeroSegStart(ClipSource):
     templates: tuple[str, ...] | None = None
 
     def build(self) -> ZeroSeg:
-        """Make the model, in evaluation mode."""
         if self.weights is not None and self.mae_weights is not None:
             raise ArgumentError(
                 "mae_weights: expected no more than one of weights and mae_weights, got both. "
@@ -676,7 +672,6 @@ class ZeroSegStart(ClipSource):
         return model.eval()
 
     def _fields(self) -> dict[str, Any]:
-        """Fields of the configuration that are given."""
         side = self.image_size
         size_hw = side if isinstance(side, tuple) else (side, side)
         fields = shared_fields(self, ZeroSegConfig) | {"size_hw": size_hw, "top_k": self.top_k}
