@@ -96,4 +96,4 @@ def device_backend(
         sessions.append(DeviceSession(session, header, fault, foreign))
         return sessions[-1]
 
-    return place(monkeypatch, open_session), sessions
+    return place(monkeypatch, open_session, computes=False), sessions

@@ -75,14 +75,33 @@ class PlacedGraph:
         return self.open_session(self.inner.session(), self.header)
 
 
+@dataclass
+class Uncompiled:
+    """In the place of a graph and its sessions, where nothing computes."""
+
+    precision: str
+
+    def session(self) -> "Uncompiled":
+        return self
+
+    def recorder(self) -> None:
+        return None
+
+    def close(self) -> None:
+        pass
+
+
 def place(
     monkeypatch: pytest.MonkeyPatch,
     open_session: Callable[[Any, GraphHeader], Any],
     host_name: str | None = None,
+    *,
+    computes: bool = True,
 ) -> dict[str, Any]:
     """Let backend torch be one that opens such sessions on a device; an engine's settings for it.
 
     ``host_name``: the backend that loads graphs; None: OpenVINO where it is installed, else torch.
+    Without ``computes``, graphs of a device are only looked at.
     """
     if not registry.is_installed("openvino"):
         pytest.importorskip("onnx", reason="without OpenVINO torch reads graphs by onnx")
@@ -96,7 +115,10 @@ def place(
             return host.choose(variants, asked, device="cpu", allowed=allowed)
 
         def load(self, graph_path, *, device, precision, options):
-            graph = host.load(graph_path, device="cpu", precision=precision, options=options)
+            if computes or device == "cpu":
+                graph = host.load(graph_path, device="cpu", precision=precision, options=options)
+            else:
+                graph = Uncompiled(precision)
             if device == "cpu":
                 return graph
             return PlacedGraph(graph, check_graph(graph_path), open_session)
