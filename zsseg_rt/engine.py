@@ -189,7 +189,25 @@ class Engine:
         memory: FrameMemory | None = None,
         captured_at: float | None = None,
     ) -> Segmentation:
-        """Label every pixel of a frame, in the engine's own lane; see :meth:`Lane.segment`."""
+        """Label every pixel of a frame, in the engine's own lane.
+
+        Args:
+            frame: uint8 [H, W, 3], C-contiguous, in the configured channel order; or NV12 in two
+                planes, an :class:`Nv12Frame` or a tuple.
+            unknown_below: Score in [0, 1] below which a pixel is unknown; None: as configured.
+            with_scores: Whether the result has a score per pixel; None: as configured.
+            memory: The memory of the source's past frames; None labels the frame by itself.
+            captured_at: When the frame was captured, in seconds, for the memory; None: now.
+
+        Returns:
+            Labels of the frame's own size, freshly owned.
+
+        Raises:
+            FrameError: The frame is none of these.
+            VocabularyError: No classes have been named yet.
+            BackendError: The graphs gave NaN or infinity.
+            EngineStateError: The engine or the memory is closed, or busy in another thread.
+        """
         self._require_open()
         return self._lane.segment(
             frame,
@@ -208,7 +226,19 @@ class Engine:
         with_overlay: bool = False,
         alpha: float = 0.5,
     ) -> DeviceSegmentation:
-        """Label a frame on the GPU and leave the labels there; see :meth:`Lane.segment_device`."""
+        """Label a frame on the GPU and leave the labels there; otherwise as :meth:`segment`.
+
+        Args:
+            frame: uint8 [H, W, 3] on the GPU, with ``__dlpack__`` or ``__cuda_array_interface__``;
+                or NV12 in two such planes, an :class:`Nv12Frame` or a tuple.
+            unknown_below: As for :meth:`segment`.
+            with_scores: As for :meth:`segment`.
+            with_overlay: Whether the result has the frame with the labels' colours on it.
+            alpha: Weight of the colours, in [0, 1].
+
+        Raises:
+            DeviceError: The engine is on the CPU.
+        """
         self._require_open()
         return self._lane.segment_device(
             frame,

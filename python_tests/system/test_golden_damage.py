@@ -103,7 +103,7 @@ def test_objects_are_refused(bundle, sound):
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        ([zipfile.ZipInfo("a.txt")], "'a.txt', which is not a plain .npy array"),
+        ([zipfile.ZipInfo("a.txt")], "'a.txt', which is not a .npy array"),
         ([zipfile.ZipInfo("a.npy")] * 2, "2 arrays, where at most 64 with distinct names may"),
         ([zipfile.ZipInfo(f"{i}.npy") for i in range(65)], "65 arrays"),
         ([zipfile.ZipInfo("../a.npy")], "expected a .npy file"),

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -80,8 +80,7 @@ class Glance:
         return cls(colours=colours, grey=cv2.cvtColor(colours, code))
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Motion:
+class Motion(NamedTuple):
     """Where the cells of a grid were one frame before; the arguments of ``ops.warp_blend``."""
 
     flow: Floats  # float32 [1, h, w, 2]: x, then y, in cells
@@ -102,7 +101,7 @@ class MotionEstimator:
         self._pixels = _places_of((SIDE, SIDE))
 
     def between(self, past: Glance, now: Glance, grid_hw: tuple[int, int]) -> Motion | None:
-        """Find where each cell of a grid over a frame was in the one before."""
+        """Find where each cell of a grid over a frame was in the one before; None after a cut."""
         cv2 = self._cv2
         flow = self._search.calc(now.grey, past.grey, None)
         origin = self._pixels + flow
@@ -119,7 +118,7 @@ class MotionEstimator:
         cells *= np.array([columns / SIDE, rows / SIDE], np.float32)
         weight = self._trust(cells, _average(cv2, difference.reshape(SIDE, -1), grid_hw))
         weight *= (_average(cv2, inside, grid_hw) / 255) ** 2  # cells that come in are partly new
-        return Motion(flow=cells[None], past_weight=weight[None])
+        return Motion(cells[None], weight[None])
 
     def _trust(self, cells: Floats, difference: Floats) -> Floats:
         settings = self._settings
@@ -318,19 +317,7 @@ class FrameMemory:
         channel_order: str,
         captured_at: float | None,
     ) -> Iterator[Turn]:
-        """Take part in labelling one frame; for lanes. Any error makes the memory forget.
-
-        Args:
-            frame: uint8 [H, W, 3], checked.
-            classes: The classes, as the engine gives them.
-            rule: How scores become labels.
-            channel_order: The frame's.
-            captured_at: When the frame was captured, in seconds of a clock of the source's; None
-                takes ``time.monotonic()``.
-
-        Raises:
-            EngineStateError: Another frame is being labelled with it.
-        """
+        """Take part in labelling one checked frame; for lanes. Any error makes it forget."""
         with self._exclusive():
             try:
                 turn = Turn(
@@ -405,12 +392,13 @@ class Turn:
         if past is not None and past.shape[1] < logits.shape[1]:
             memory._forget()  # it cannot be blended
             past = None
-        motion, spare = self._motion(logits.shape[2:]), _rows_of(memory._spare, logits.shape)
+        flow, past_weight = self._motion(logits.shape[2:])
+        spare = _rows_of(memory._spare, logits.shape)
         self.logits = ops.warp_blend(
             logits,
             logits if past is None else _rows_of(past, logits.shape),
-            workspace.upload("flow", motion.flow),
-            workspace.upload("past_weight", motion.past_weight),
+            workspace.upload("flow", flow),
+            workspace.upload("past_weight", past_weight),
             out=workspace.new_array(logits.shape, np.float32) if spare is None else spare,
             stream=workspace.stream,
         )
@@ -425,13 +413,11 @@ class Turn:
 
     def _motion(self, grid_hw: tuple[int, int]) -> Motion:
         past, estimator = self.memory._past, self.memory._estimator
-        motion = None
         if past is not None and estimator is not None:
             motion = estimator.between(past.glance, self.glance, grid_hw)
-        if motion is None:  # no past
-            flow = np.zeros((1, *grid_hw, 2), np.float32)
-            return Motion(flow=flow, past_weight=flow[..., 0].copy())
-        return motion
+            if motion is not None:
+                return motion
+        return Motion(*(np.zeros((1, *grid_hw, *axes), np.float32) for axes in ((2,), ())))
 
 
 def _rows_of(array: Array | None, shape: tuple[int, ...]) -> Array | None:

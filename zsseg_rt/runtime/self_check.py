@@ -60,7 +60,6 @@ _MOST_SCORES = 1 << 25  # classes times the frame's pixels: the self-check upsam
 _SUFFIX = ".npy"
 # What zipfile raises on damaged archives, and on those that it does not read.
 _DAMAGE = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
-_ENCRYPTED = 1  # bit of a zip entry's flags
 # What the self-check reads by name: kinds of dtype, and number of axes.
 _NEEDED = {
     "frame": ("u", 3),
@@ -220,38 +219,19 @@ def _label_error(
     tolerance: float,
 ) -> float:
     """Share of pixels that differ among those whose winner is clear."""
-    if golden["mask_logits"].shape[1] == 1:
-        return float((labels != golden["labels"]).mean())
-    clear = _clear_winner(bundle, rule, golden, labels.shape, tolerance)
-    if not clear.any():
-        return 0.0
-    return float((labels[clear] != golden["labels"][clear]).mean())
-
-
-def _clear_winner(
-    bundle: Bundle,
-    rule: GoldenRule,
-    golden: Arrays,
-    out_hw: tuple[int, ...],
-    tolerance: float,
-) -> npt.NDArray[np.bool_]:
-    """Where the winner stays the winner whichever way every logit moves by the tolerance."""
+    # It stays the winner whichever way every logit moves by the tolerance.
     logits = golden["mask_logits"].astype(np.float32)
-    slack = tolerance * float(np.abs(logits).max())
-    maps = upsample_bilinear(logits, (out_hw[0], out_hw[1]), bundle.head.align)[0]
+    slack = np.float32(tolerance * np.abs(logits).max())
+    maps = upsample_bilinear(logits, (labels.shape[0], labels.shape[1]), bundle.head.align)[0]
     bias = _seen_bias(bundle, rule, golden)
-    if not bias.any():
-        ranked = np.sort(maps, axis=0)
-        return np.asarray(ranked[-1] - ranked[-2] > 2.0 * slack)
-    activation = bundle.head.activation
+    activation = bundle.head.activation if bias.any() else "none"
     if activation == "softmax":  # is the sigmoid of its log-odds, which move twice as far
-        maps, slack, activation = _log_odds(maps), 2.0 * slack, "sigmoid"
+        maps, slack, activation = _log_odds(maps), 2 * slack, "sigmoid"
     winner = (activate(maps, activation) - bias).argmax(axis=0)[None]
-    worst = np.take_along_axis(maps, winner, axis=0) - np.float32(slack)
-    worst = (activate(worst, activation) - bias.ravel()[winner])[0]
-    rivals = activate(maps + np.float32(slack), activation) - bias
+    worst, rivals = (activate(maps + move, activation) - bias for move in (-slack, slack))
     np.put_along_axis(rivals, winner, -np.inf, axis=0)
-    return np.asarray(worst > rivals.max(axis=0))
+    clear = np.take_along_axis(worst, winner, axis=0)[0] > rivals.max(axis=0)
+    return float((labels[clear] != golden["labels"][clear]).mean()) if clear.any() else 0.0
 
 
 def _seen_bias(bundle: Bundle, rule: GoldenRule, golden: Arrays) -> npt.NDArray[np.float32]:
@@ -309,9 +289,8 @@ def _check_entries(entries: list[zipfile.ZipInfo]) -> None:
             f"{len(names)} arrays, where at most {_MOST_ARRAYS} with distinct names may be"
         )
     for entry in entries:
-        plain = entry.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-        if not entry.filename.endswith(_SUFFIX) or not plain or entry.flag_bits & _ENCRYPTED:
-            raise ValueError(f"{entry.filename!r}, which is not a plain .npy array")
+        if not entry.filename.endswith(_SUFFIX):
+            raise ValueError(f"{entry.filename!r}, which is not a .npy array")
     total = sum(entry.file_size for entry in entries)
     if total > _MOST_BYTES:
         raise ValueError(f"{total} bytes of arrays, where at most {_MOST_BYTES} may be")
