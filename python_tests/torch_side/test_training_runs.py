@@ -348,13 +348,13 @@ def test_names_go_through_the_text_tower_at_every_step(tmp_path):
     assert grads == {n for n, p in model.text_encoder.named_parameters() if p.requires_grad}
 
 
-def test_what_cannot_be_trained_is_refused(tmp_path):
+def test_names_from_a_bank_leave_the_text_tower_and_bad_settings_are_refused(tmp_path):
     bank = tmp_path / "rows.npy"
     np.save(bank, np.eye(28, 128, dtype=np.float32))
-    with refused(ArgumentError, "trained"):
-        assemble(configure("cat_seg", "demo", tmp_path, text={"bank": str(bank)}))
+    task = assemble(configure("cat_seg", "demo", tmp_path, text={"bank": str(bank)})).task
+    assert not any(p.requires_grad for p in task.model.text_encoder.parameters())
+    assert torch.equal(task.queries(), task.query_embeds)
     for options, argument in (
-        ({"trained": "all"}, "trained"),
         ({"backbone_learning_rate": -1.0}, "backbone_learning_rate"),
         ({"pooling": 3}, "pooling"),
         ({"pooling": 0}, "pooling"),

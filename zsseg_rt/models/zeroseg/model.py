@@ -232,13 +232,10 @@ def patchify(image: Tensor, patch_size: int) -> Tensor:
 
 
 def reconstruction_loss(
-    pixels: Tensor, image: Tensor, mask: PatchMask, *, patch_size: int, norm_pix_loss: bool = False
+    pixels: Tensor, image: Tensor, mask: PatchMask, *, patch_size: int
 ) -> Tensor:
     """Mean squared error of the hidden patches, laid out as :func:`patchify` does; 0 if none is."""
     target = patchify(image, patch_size)
-    if norm_pix_loss:
-        variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
-        target = (target - mean) / (variance + 1e-6).sqrt()
     errors = (pixels.float() - target.float()).square().mean(dim=-1)
     return (errors * mask.removed).sum() / mask.removed.sum().clamp(min=1.0)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +28,7 @@ from zsseg_rt.training.tasks.labelled import (
     PixelLossTask,
     parameter_groups,
 )
-from zsseg_rt.training.tasks.losses import Unannotated, binary_cross_entropy
+from zsseg_rt.training.tasks.losses import binary_cross_entropy
 
 
 @dataclass(frozen=True)
@@ -64,26 +64,17 @@ def class_prompts(
 class CatSegSettings(PixelLossSettings):
     """Settings of :class:`CatSegTask`; the defaults are official."""
 
-    unannotated: Unannotated = "negative"  # As of ZegCLIP
     weight_decay: float = 1e-4  # For every trained tensor
     backbone_learning_rate: float = 2e-6  # Peak rate of q and v of CLIP, a hundredth of the head's
-    # "towers" tunes q and v of both towers of CLIP besides the head; "image" leaves the text tower
-    # as it is, which class embeddings from a file need; "head" leaves both
-    trained: Literal["towers", "image", "head"] = "towers"
     # Side of the cells whose means the attention between classes sees in training. The trained
     # model looks at every cell
     pooling: int = 2
-    prompts: ClassPrompts | None = None  # The classes' tokens, which "towers" needs
+    # The classes' tokens; without any the text tower is not tuned
+    prompts: ClassPrompts | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_range(self, "backbone_learning_rate")
-        if self.trained == "towers" and self.prompts is None:
-            raise ArgumentError(
-                "trained: expected 'image' or 'head' for class embeddings that do not come from "
-                "the model's own text tower, got 'towers'. Set it, or leave out text.bank and "
-                "text.clip."
-            )
 
 
 class CatSegTask(PixelLossTask):
@@ -105,18 +96,17 @@ class CatSegTask(PixelLossTask):
             )
         for layer in cast("Iterable[AggregatorLayer]", model.aggregator.layers):
             layer.attention.pooling = pooling
-        self.tunes_text = self.settings.trained == "towers"
-        if not self.tunes_text and model.text_encoder is not None:
-            model.text_encoder.requires_grad_(False)
-        if self.settings.trained == "head":
-            model.image_encoder.requires_grad_(False)
+        prompts = self.settings.prompts
+        self.tunes_text = prompts is not None
         # In the last block every token attends to itself alone: nothing reads its q.
         last = cast("Sequence[ResidualBlock]", model.image_encoder.transformer.resblocks)[-1]
         last.attn.get_parameter("q_proj_weight").requires_grad_(False)
-        self.register_buffer("tokens", None, persistent=False)
-        if self.tunes_text:
-            assert self.settings.prompts is not None
-            prompts = self.settings.prompts.of(self.label_protocol.query_rows.tolist())
+        if prompts is None:
+            self.register_buffer("tokens", None, persistent=False)
+            if model.text_encoder is not None:
+                model.text_encoder.requires_grad_(False)
+        else:
+            prompts = prompts.of(self.label_protocol.query_rows.tolist())
             self.register_buffer("tokens", prompts.tokens, persistent=False)
             self._synonyms = list(prompts.counts)
 
@@ -134,8 +124,7 @@ class CatSegTask(PixelLossTask):
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Binary cross entropy of every pixel and class."""
         matched = self.matched(self.model(images, self.queries()).mask_logits, labels)
-        loss = binary_cross_entropy(*matched, unannotated=self.settings.unannotated)
-        return {"binary": loss}
+        return {"binary": binary_cross_entropy(*matched)}
 
     def parameter_groups(self) -> list[dict[str, object]]:
         """The head, and CLIP's q and v at their own rate."""

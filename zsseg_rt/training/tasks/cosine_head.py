@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -21,9 +20,7 @@ from zsseg_rt.training.tasks.losses import cross_entropy
 class CosineHeadSettings(PixelLossSettings):
     """Settings of CosineHeadTask, this package's; the tower's rate follows ZegCLIP's."""
 
-    backbone_learning_rate: float = 2e-5
-    # Whether the image tower is trained; if not, only head and scale are
-    train_backbone: bool = True
+    backbone_learning_rate: float = 2e-5  # 0 leaves the image tower as it is
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -37,11 +34,6 @@ class CosineHeadTask(PixelLossTask):
     settings: CosineHeadSettings
     model: CosineHeadModel
 
-    def __init__(self, model: CosineHeadModel, text_embeds: Tensor, **settings: Any) -> None:
-        super().__init__(model, text_embeds, **settings)
-        model.image_encoder.requires_grad_(self.settings.train_backbone)
-        model.image_encoder.head.requires_grad_(True)
-
     def losses(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The cross entropy of the softmax over classes."""
         output = self.model(images, self.query_embeds)
@@ -50,9 +42,7 @@ class CosineHeadTask(PixelLossTask):
     def parameter_groups(self) -> list[dict[str, object]]:
         """The head, the scale without weight decay, and the image tower at its own rate."""
         head = self.model.image_encoder.head.weight
-        tower = [
-            p for p in self.model.image_encoder.parameters() if p.requires_grad and p is not head
-        ]
+        tower = [p for p in self.model.image_encoder.parameters() if p is not head]
         settings, decay = self.settings, self.settings.weight_decay
         return parameter_groups(
             ([head], settings.learning_rate, decay),

@@ -19,7 +19,7 @@ from zsseg_rt.training.tasks.labelled import (
     PixelLossTask,
     parameter_groups,
 )
-from zsseg_rt.training.tasks.losses import Unannotated, mask_losses, recovery_loss
+from zsseg_rt.training.tasks.losses import mask_losses, recovery_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +34,6 @@ class DescriptorSettings(PixelLossSettings):
     # Weight of CLIP-RC's two recovery losses. Officially 2; on COCO-Stuff 50; fully supervised 0
     # and 1
     recovery_weight: float = 2.0
-    # What pixels without a label to learn are: "negative", of every class, is official; "ignore"
-    # leaves them out. Inductive training gives pixels of unseen classes no label
-    unannotated: Unannotated = "negative"
     focal_weight: float = 100.0  # Weight of the focal loss
     dice_weight: float = 1.0  # Weight of the dice loss
 
@@ -60,8 +57,7 @@ class DescriptorTask(PixelLossTask):
         """``focal`` and ``dice``; with a recovery decoder two more."""
         output = self.model(images, self.query_embeds)
         settings = self.settings
-        matched = self.matched(output.mask_logits, labels)
-        focal, dice = mask_losses(*matched, unannotated=settings.unannotated)
+        focal, dice = mask_losses(*self.matched(output.mask_logits, labels))
         terms = {"focal": settings.focal_weight * focal, "dice": settings.dice_weight * dice}
         if output.recovery is not None:
             recovery, weight = output.recovery, settings.recovery_weight

@@ -1,8 +1,8 @@
 """The losses of pixels.
 
 Labels index the text rows used as queries. A label outside ``[0, C)`` names none of them: for the
-mask losses such a pixel is a negative of every class, as in the official code, unless it is to be
-ignored; cross entropy leaves it out.
+mask losses such a pixel is a negative of every class, as in the official code; cross entropy leaves
+it out.
 
 Source:
     Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017; Milletari et al., "V-Net", 3DV
@@ -12,14 +12,12 @@ Source:
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-
-Unannotated = Literal["negative", "ignore"]
 
 ALPHA = 0.25  # weight of positives in the focal loss; negatives get the rest
 _NO_CLASS = -100
@@ -41,9 +39,7 @@ def process_mean(value: Tensor) -> Tensor:
     return total / dist.get_world_size()
 
 
-def mask_losses(
-    mask_logits: Tensor, labels: Tensor, *, unannotated: Unannotated = "negative"
-) -> MaskLosses:
+def mask_losses(mask_logits: Tensor, labels: Tensor) -> MaskLosses:
     """Focal and dice loss of one mask per class, as ZegCLIP and CLIP-RC are trained.
 
     With p the sigmoid of the logits, y whether a pixel has the class, and M the number of classes
@@ -69,15 +65,10 @@ def mask_losses(
     at_labels = torch.where(positive, positive_focal(labelled), negative_focal(labelled))
     focal = negative_focal(logits).scatter_(1, classes.unsqueeze(1), at_labels.unsqueeze(1))
     probabilities = logits.sigmoid()
-    if unannotated == "ignore":
-        focal, probabilities = (values * positive.unsqueeze(1) for values in (focal, probabilities))
-        focal_mean = focal.sum(dim=2) / positive.sum(dim=1, keepdim=True).clamp(min=1)
-    else:
-        focal_mean = focal.mean(dim=2)
     overlaps = _sum_by_class(labelled.sigmoid() * positive, classes, num_classes)
     ratios = (2 * overlaps + 1) / (probabilities.sum(dim=2) + counts + 1)
     return MaskLosses(
-        focal=focal_mean.sum() / normalizer,
+        focal=focal.mean(dim=2).sum() / normalizer,
         dice=((1 - ratios) * present).sum() / normalizer,
     )
 
@@ -114,20 +105,15 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return total / process_mean(labelled.sum().to(total)).clamp(min=1)
 
 
-def binary_cross_entropy(
-    logits: Tensor, labels: Tensor, *, unannotated: Unannotated = "negative"
-) -> Tensor:
-    """Sigmoid cross entropy of logits [B, C, H, W], the mean over pixels and classes; or 0.
+def binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Sigmoid cross entropy of logits [B, C, H, W], the mean over pixels and classes.
 
-    CAT-Seg's. A label outside ``[0, C)`` is a negative of every class, as officially, unless
-    ``unannotated`` is ``"ignore"``.
+    CAT-Seg's. A label outside ``[0, C)`` is a negative of every class, as officially.
     """
     logits = logits.float()
     classes, labelled = _classes_of(labels, logits.shape[1])
-    counted = labelled if unannotated == "ignore" else torch.ones_like(labelled)
     at_labels = logits.gather(1, classes.unsqueeze(1)).squeeze(1)
-    total = (F.softplus(logits) * counted.unsqueeze(1)).sum() - (at_labels * labelled).sum()
-    return total / (process_mean(counted.sum().to(total)) * logits.shape[1]).clamp(min=1)
+    return F.softplus(logits).mean() - (at_labels * labelled).sum() / logits.numel()
 
 
 def recovery_loss(recovered: Tensor, target: Tensor) -> Tensor:

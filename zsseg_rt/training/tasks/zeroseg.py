@@ -260,7 +260,6 @@ class ZeroSegSettings:
     # Weight of the distance between segments and the views nearest to them
     matching_weight: float = 1.0
     normalize_targets: bool = True  # Whether the teacher's features are divided by their norms
-    norm_pix_loss: bool = False  # Whether target patches are normalised, MAE's option
     base_learning_rate: float = 1.5e-4  # For 256 images; see :func:`scaled_learning_rate`
     batch_size: int = 4096  # Images per optimizer step, over all processes
     weight_decay: float = 0.05  # For matrices and tokens; biases and norms have none
@@ -307,8 +306,7 @@ class ZeroSegTask(TrainingTask):
         terms = {}
         if model.decoder is not None and settings.reconstruction_weight > 0:
             pixels, side = model.decoder(tokens, mask), model.config.patch_size
-            norm = settings.norm_pix_loss
-            loss = reconstruction_loss(pixels, images, mask, patch_size=side, norm_pix_loss=norm)
+            loss = reconstruction_loss(pixels, images, mask, patch_size=side)
             terms["reconstruction"] = settings.reconstruction_weight * loss
         output = model.seg(tokens.patch_tokens)
         overall = view_loss(output.image_embed, views, normalize_targets=unit)
