@@ -1,6 +1,6 @@
 """Tasks and data small enough to train for real in a test."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from zsseg_rt.training.loop.checkpointing import Checkpoint
 from zsseg_rt.training.loop.config import LoopConfig
-from zsseg_rt.training.loop.loop import RunExtras, run_loop
+from zsseg_rt.training.loop.loop import run_loop
 
 
 @dataclass(frozen=True)
@@ -84,15 +84,7 @@ def config(**changes):
 
 def train(folder, task=None, *, source=toy_batches, schedule=toy_schedule, **arguments):
     arguments.setdefault("config", config())
-    given = {f.name: arguments.pop(f.name) for f in fields(RunExtras) if f.name in arguments}
-    return run_loop(
-        task or ToyTask(),
-        source,
-        run_folder=folder,
-        schedule=schedule,
-        extras=RunExtras(**given),
-        **arguments,
-    )
+    return run_loop(task or ToyTask(), source, run_folder=folder, schedule=schedule, **arguments)
 
 
 def alike(one, other):

@@ -229,16 +229,8 @@ def test_bad_requests_are_refused(flags, small_zegclip):
     with refused(ArgumentError, "class_names"):
         evaluate(oracle, flags)
     model, embeds = small_zegclip
-    with refused(ShapeError, "text_embeds"):
-        TorchSegmenter(model, ["a", "b"], embeds)
     with refused(ArgumentError, "protocol"):
         TorchSegmenter(model, ["a"] * 7, embeds, protocol="crop")
-    model.train()
-    try:
-        with refused(ArgumentError, "model"):
-            TorchSegmenter(model, ["a"] * 7, embeds)
-    finally:
-        model.eval()
 
 
 def test_bad_requests_to_an_engine_are_refused(colour_bundle):

@@ -173,11 +173,3 @@ def test_an_engine_keeps_to_the_quota(colour_bundle):
 def test_reports_name_the_quota():
     assert examine()[0].detail.partition(", ")[2].startswith("3 usable CPU(s)")
     assert describe_machine()["usable_cpus"] == "3"
-
-
-@pytest.mark.usefixtures("quota_of_three")
-def test_loaders_keep_to_the_quota():
-    pytest.importorskip("torch", reason="needs pip install '.[train]'")
-    from zsseg_rt.training.data import default_num_workers
-
-    assert default_num_workers() == 2

@@ -369,21 +369,18 @@ def test_processes_share_the_same_steps():
         assert first.names + second.names == whole.names
 
 
-@pytest.mark.parametrize("drop_last", [True, False])
-def test_an_epoch_holds_every_picture_once(drop_last):
-    sampler = EpochSampler(11, 0, batch_size=4, drop_last=drop_last)
-    keys = list(itertools.chain.from_iterable(itertools.islice(sampler, 22)))
+@pytest.mark.parametrize(("batch_size", "length"), [(4, 8), (16, 11)])
+def test_an_epoch_holds_every_picture_once(batch_size, length):
+    sampler = EpochSampler(11, 0, batch_size=batch_size)
+    keys = list(itertools.chain.from_iterable(itertools.islice(sampler, 22)))[:88]
     assert [position for position, _ in keys] == list(range(88))
-    length = 8 if drop_last else 11
     epochs = [
         [index for _, index in keys[start : start + length]] for start in range(0, 88, length)
     ]
     assert all(len(set(epoch)) == length for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == len(epochs)
-    if drop_last:  # the pictures left out differ between epochs
-        assert set(itertools.chain.from_iterable(epochs)) == set(range(11))
-    else:
-        assert all(set(epoch) == set(range(11)) for epoch in epochs)
+    # the pictures left out differ between epochs
+    assert set(itertools.chain.from_iterable(epochs)) == set(range(11))
 
 
 def message_of(loader) -> str | None:
@@ -397,27 +394,11 @@ def message_of(loader) -> str | None:
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_errors_of_the_data_come_out_as_they_are(num_workers):
-    sampler = EpochSampler(11, 0, batch_size=4, drop_last=False)
+    sampler = EpochSampler(11, 0, batch_size=11)
     loader = make_loader(
         TrainingSamples(Noise(bad=3), AUGMENTATION, 0), sampler, num_workers=num_workers
     )
     assert message_of(loader) == "masks/3.png: expected values 0..2, got 9. Correct the mask."
-
-
-@pytest.mark.parametrize(
-    ("options", "argument"),
-    [
-        ({"batch_size": 3, "num_processes": 2}, "batch_size"),
-        ({"batch_size": 0}, "batch_size"),
-        ({"batch_size": 12}, "batch_size"),
-        ({"seed": -1}, "seed"),
-    ],
-)
-def test_samplers_that_do_not_fit_are_refused(options, argument):
-    with refused(ArgumentError, argument):
-        EpochSampler(11, **{"seed": 0, "batch_size": 1} | options)
-    with refused(ArgumentError, "seed"):
-        TrainingSamples(Noise(), AUGMENTATION, -1)
 
 
 def test_normalizes_as_numpy_does_and_pads_afterwards():

@@ -145,13 +145,12 @@ def read(data, max_bytes=1 << 20):
 def test_reads_what_numpy_writes(shape, dtype):
     array = np.arange(np.prod(shape, dtype=int)).reshape(shape).astype(dtype)
     for stored in (array, np.asfortranarray(array)):
-        for version in ((1, 0), (2, 0)):
-            data = npy(stored, version=version)
-            rows, expected = read(data), np.load(io.BytesIO(data))
-            np.testing.assert_array_equal(rows, expected)
-            assert rows.dtype == expected.dtype
-            assert rows.flags.writeable
-            assert rows.flags.c_contiguous == expected.flags.c_contiguous
+        data = npy(stored)
+        rows, expected = read(data), np.load(io.BytesIO(data))
+        np.testing.assert_array_equal(rows, expected)
+        assert rows.dtype == expected.dtype
+        assert rows.flags.writeable
+        assert rows.flags.c_contiguous == expected.flags.c_contiguous
     data = with_header(HEADER % b"(2,)", bytes(8))  # without padding and the last comma
     np.testing.assert_array_equal(read(data), np.zeros(2, np.float32))
 

@@ -28,12 +28,7 @@ _log = logging.getLogger(__name__)
 _ABANDONED_SECONDS = 3600.0  # a temporary file so old has no writer
 _LONGEST_HEAD = 64 << 20  # bytes
 _TEMPORARY = re.compile(r"\..*\.[0-9a-f]{16}\.tmp")
-_NO_SYNC = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 _LONGEST_NPY_HEADER = 1024  # characters; NumPy writes 118, and fewer than 800 for 32 dimensions
-_NPY_HEADERS = {
-    (1, 0): np.lib.format.read_array_header_1_0,
-    (2, 0): np.lib.format.read_array_header_2_0,
-}
 _NPY_TYPES = ["b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"]
 
 
@@ -219,13 +214,9 @@ def _sync(folder: Path, *, inside: bool = True) -> None:
             with entry.open("rb") as stream:
                 os.fsync(stream.fileno())
     number = os.open(folder, os.O_RDONLY)
-    try:
+    with contextlib.suppress(OSError):  # some file systems sync files only
         os.fsync(number)
-    except OSError as exc:
-        if exc.errno not in _NO_SYNC:  # some file systems sync files only
-            raise
-    finally:
-        os.close(number)
+    os.close(number)
 
 
 @contextmanager
@@ -324,10 +315,11 @@ def read_npy(data: bytes, *, what: str, max_bytes: int) -> npt.NDArray[Any]:
     stream = io.BytesIO(data)
     try:
         version = np.lib.format.read_magic(stream)
-        if version not in _NPY_HEADERS:
-            raise ValueError(f"format {version[0]}.{version[1]} instead of 1.0 or 2.0")
-        read = _NPY_HEADERS[version]
-        shape, is_fortran, dtype = read(stream, max_header_size=_LONGEST_NPY_HEADER)
+        if version != (1, 0):
+            raise ValueError(f"format {version[0]}.{version[1]} instead of 1.0")
+        shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(
+            stream, max_header_size=_LONGEST_NPY_HEADER
+        )
         if not ((dtype.kind == "U" and dtype.itemsize) or dtype.str[1:] in _NPY_TYPES):
             raise ValueError(f"elements of {dtype}")
         if min(shape, default=0) < 0:

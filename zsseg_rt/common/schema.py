@@ -48,12 +48,6 @@ def decode(cls: type[T], raw: Any, where: str, error: type[Exception] = ValueErr
     return typing.cast(T, _decode(cls, raw, where, error))
 
 
-def up_to_date(cls: type[Any], raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the fields that earlier versions wrote for ``cls``, in today's words."""
-    translate = getattr(cls, "from_earlier", None)
-    return raw if translate is None else typing.cast("Mapping[str, Any]", translate(raw))
-
-
 def without_retired(
     raw: Mapping[str, Any], retired: Mapping[str, str], error: type[Exception] = ArgumentError
 ) -> dict[str, Any]:
@@ -118,7 +112,7 @@ def _decode_dataclass(kind: Any, raw: Any, where: str, error: type[Exception]) -
     if not isinstance(raw, dict):
         raise error(f"{where}: expected an object, got {_describe(raw)}")
     try:
-        raw = up_to_date(kind, raw)
+        raw = getattr(kind, "from_earlier", dict)(raw)
     except ArgumentError as exc:
         raise exc if isinstance(exc, error) else error(f"{where}: {exc}") from exc
     hints = typing.get_type_hints(kind)

@@ -22,7 +22,6 @@ from zsseg_rt.common import schema
 from zsseg_rt.common.checks import arguments_called, check_choice
 from zsseg_rt.common.files import write_whole
 from zsseg_rt.common.schema import checked_settings, setting_names, typed_settings
-from zsseg_rt.engine import Engine
 from zsseg_rt.errors import ArgumentError, CheckpointError, SourceError
 from zsseg_rt.evaluation.datasets import Sample, SegmentationDataset
 from zsseg_rt.evaluation.evaluate import evaluate
@@ -50,7 +49,7 @@ from zsseg_rt.training.data_checks import require_labels
 from zsseg_rt.training.loop import is_run
 from zsseg_rt.training.loop.checkpointing import CheckpointFolder
 from zsseg_rt.training.loop.config import LoopConfig
-from zsseg_rt.training.loop.loop import BatchSource, RunExtras, TrainingResult, run_loop
+from zsseg_rt.training.loop.loop import BatchSource, TrainingResult, run_loop
 from zsseg_rt.training.loop.reporting import NamedImage
 from zsseg_rt.training.loop.run_state import seed_everything
 from zsseg_rt.training.tasks import TASKS
@@ -228,16 +227,13 @@ def batch_source(samples: TrainingSamples, config: LoopConfig) -> BatchSource:
     def source(
         *, start_position: int, process_index: int, num_processes: int, batch_size: int
     ) -> Iterator[Batch]:
-        length = len(samples.dataset)
-        step_size = batch_size * num_processes
         sampler = EpochSampler(
-            length,
+            len(samples.dataset),
             config.seed,
-            batch_size=step_size,
+            batch_size=batch_size * num_processes,
             start_position=start_position,
             process_index=process_index,
             num_processes=num_processes,
-            drop_last=length >= step_size,
         )
         pinned = config.device != "cpu" and torch.cuda.is_available()
         return make_loader(samples, sampler, num_workers=config.num_workers, pin_memory=pinned)
@@ -309,8 +305,7 @@ class Assembly:
 
     def preview(self, model: nn.Module, count: int) -> list[NamedImage]:
         """Images of what a model predicts: photo, truth and prediction side by side."""
-        assert self.evaluation_dataset is not None
-        dataset, segmenter = self.evaluation_dataset, self.segmenter(model)
+        dataset, segmenter = self.evaluation_dataset or self.dataset, self.segmenter(model)
         colours = palette(dataset.class_names)
         count = min(count, len(dataset))
         samples = [dataset[index * len(dataset) // count] for index in range(count)]
@@ -338,12 +333,10 @@ def train_assembled(parts: Assembly, *, resume: bool = False) -> TrainingResult:
             run_folder=folder,
             optimizer=config.optimizer,
             schedule=lambda step: config.schedule.factor(step, config.loop.iterations),
-            extras=RunExtras(
-                evaluate=parts.evaluate if judged else None,
-                preview=parts.preview if judged else None,
-                model_card=describe_model(parts.task.model, parts.classes),
-                constants=parts.constants,
-            ),
+            evaluate=parts.evaluate if judged else None,
+            preview=parts.preview if judged else None,
+            model_card=describe_model(parts.task.model, parts.classes),
+            constants=parts.constants,
             resume=resume,
         )
 
@@ -494,20 +487,11 @@ def train_and_show(
     config: TrainConfig, *, resume: bool = False
 ) -> tuple[TrainingResult, Path, Path]:
     """Train as a configuration says, export the best checkpoint and draw what it labels."""
-    result, folder = train(config, resume=resume), Path(config.output.folder)
+    parts, folder = assemble(config), Path(config.output.folder)
+    result = train_assembled(parts, resume=resume)
     if result.finished:
         export_trained(folder, folder / BUNDLE, precisions=("float32",), overwrite=True)
-        dataset = config.open_data("evaluation" if config.evaluation.split else "training")
-        _draw(folder / BUNDLE, dataset, folder / PICTURE)
+        rows = [image for _, image in parts.preview(load_trained(folder), _ROWS)]
+        doubled = np.concatenate(rows, axis=0).repeat(2, axis=0).repeat(2, axis=1)
+        save_file(folder / PICTURE, cv2.imencode(".png", doubled[..., ::-1])[1].tobytes())
     return result, folder / BUNDLE, folder / PICTURE
-
-
-def _draw(bundle: Path, dataset: SegmentationDataset, path: Path) -> None:
-    """Draw the first images of a data set: image, truth and a bundle's labels, row by row."""
-    colours = palette(dataset.class_names)
-    with Engine(bundle) as engine:
-        engine.set_classes(list(dataset.class_names))
-        samples = [dataset[index] for index in range(min(_ROWS, len(dataset)))]
-        rows = [side_by_side(s, engine.segment(s.image).labels, colours) for s in samples]
-    doubled = np.concatenate(rows, axis=0).repeat(2, axis=0).repeat(2, axis=1)
-    save_file(path, cv2.imencode(".png", doubled[..., ::-1])[1].tobytes())

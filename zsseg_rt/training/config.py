@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -152,11 +153,11 @@ class TrainConfig:
 
     def to_toml(self) -> str:
         """Every setting, including defaults; :meth:`load` reads it back."""
-        plain = {
-            table: {k: v for k, v in fields.items() if v is not None}
-            for table, fields in schema.encode(self).items()
-        }
-        return "\n".join(_toml_table((name,), fields) for name, fields in plain.items())
+        lines = []
+        for table, fields in schema.encode(self).items():
+            settings = ((k, v) for k, v in fields.items() if v is not None)
+            lines += [f"[{table}]", *(f"{k} = {_toml_value(v)}" for k, v in settings), ""]
+        return "\n".join(lines)
 
     def differences(self, other: TrainConfig) -> list[str]:
         """Names of the settings whose values differ and affect results."""
@@ -174,17 +175,8 @@ def list_recipes() -> list[str]:
     return list_kept(_RECIPES)
 
 
-def _toml_table(path: tuple[str, ...], fields: Mapping[str, Any]) -> str:
-    """A table: first its plain values, then its tables."""
-    tables = {key: value for key, value in fields.items() if isinstance(value, Mapping)}
-    plain = [f"{_toml_key(k)} = {_toml_value(v)}" for k, v in fields.items() if k not in tables]
-    head = "\n".join([f"[{'.'.join(map(_toml_key, path))}]", *plain, ""])
-    return "\n".join([head, *(_toml_table((*path, key), value) for key, value in tables.items())])
-
-
 def _toml_key(key: str) -> str:
-    plain = key.replace("_", "").replace("-", "")
-    return key if plain.isascii() and plain.isalnum() else _toml_text(key)
+    return key if re.fullmatch(r"[\w-]+", key, re.ASCII) else _toml_text(key)
 
 
 def _toml_text(value: Any) -> str:

@@ -23,7 +23,6 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
 from zsseg_rt.common.checks import check_range
-from zsseg_rt.common.process import usable_cpus
 from zsseg_rt.errors import ArgumentError, ZssegError
 from zsseg_rt.evaluation.datasets.base import LabelMap, Sample, SegmentationDataset
 
@@ -386,7 +385,6 @@ class TrainingSamples(Dataset[Augmented]):
 
     def __init__(self, dataset: SegmentationDataset, augmentation: Augmentation, seed: int) -> None:
         self.dataset, self.augmentation, self.seed = dataset, augmentation, seed
-        check_range(self, "seed")
 
     def __getitem__(self, key: Key) -> Augmented:
         """Read and augment one image."""
@@ -411,8 +409,9 @@ class EpochSampler(Sampler[list[Key]]):
     """The keys of this process's batches, epoch after epoch, each epoch in its own random order.
 
     All processes together see, step by step, the same ``batch_size`` samples for any number of
-    processes; process ``p`` of ``P`` takes the ``p``-th of ``P`` equal parts. Iterating again
-    starts again at ``start_position``.
+    processes; process ``p`` of ``P`` takes the ``p``-th of ``P`` equal parts. An epoch's last batch
+    is dropped where it is not full, unless it is the only one. Iterating again starts again at
+    ``start_position``.
     """
 
     def __init__(
@@ -424,23 +423,11 @@ class EpochSampler(Sampler[list[Key]]):
         start_position: int = 0,
         process_index: int = 0,
         num_processes: int = 1,
-        drop_last: bool = True,
     ) -> None:
-        if batch_size < 1 or batch_size % num_processes:
-            raise ArgumentError(
-                f"batch_size: expected a multiple of num_processes={num_processes}, got "
-                f"{batch_size}. It counts the samples of all processes."
-            )
-        if length < (batch_size if drop_last else 1):
-            raise ArgumentError(
-                f"batch_size: expected at most the {length} images of the data set, got "
-                f"{batch_size}. Use smaller batches, or drop_last=False."
-            )
         self.length, self.seed, self.batch_size = length, seed, batch_size
         self.start_position = start_position
         self.process_index, self.num_processes = process_index, num_processes
-        check_range(self, "seed")
-        self.epoch_length = length - length % batch_size if drop_last else length
+        self.epoch_length = length - length % batch_size or length
 
     def __iter__(self) -> Iterator[list[Key]]:
         """Yield one list of ``batch_size / num_processes`` keys per step."""
@@ -468,21 +455,20 @@ def make_loader(
     samples: TrainingSamples,
     sampler: EpochSampler,
     *,
-    num_workers: int | None = None,
+    num_workers: int = 2,
     pin_memory: bool = False,
 ) -> Iterator[Batch]:
     """Load batches in worker processes that live as long as the iterator.
 
     An error of the data set is raised as itself, not as a worker's traceback.
     """
-    workers = default_num_workers() if num_workers is None else num_workers
     loader: DataLoader[Any] = DataLoader(
         _ErrorsAsItems(samples),
         batch_sampler=sampler,
-        collate_fn=_collate_or_error,
-        num_workers=workers,
+        collate_fn=_first_error_or_batch,
+        num_workers=num_workers,
         pin_memory=pin_memory,
-        prefetch_factor=4 if workers > 0 else None,
+        prefetch_factor=4 if num_workers > 0 else None,
         worker_init_fn=prepare_worker,
         generator=torch.Generator(),  # otherwise it draws from the one that a checkpoint saves
     )
@@ -495,11 +481,6 @@ def make_loader(
             finally:  # no cycle through the traceback: workers end at once, not when collected
                 del item, items
         yield item
-
-
-def default_num_workers() -> int:
-    """One worker fewer than the CPUs this process may use, at least 1 and at most 8."""
-    return min(max(usable_cpus() - 1, 1), 8)
 
 
 class _ErrorsAsItems(Dataset[Any]):
@@ -515,6 +496,5 @@ class _ErrorsAsItems(Dataset[Any]):
             return error
 
 
-def _collate_or_error(items: Sequence[Augmented | ZssegError]) -> Batch | ZssegError:
-    errors = [item for item in items if isinstance(item, ZssegError)]
-    return errors[0] if errors else collate([i for i in items if isinstance(i, Augmented)])
+def _first_error_or_batch(items: Sequence[Any]) -> Batch | ZssegError:
+    return next((item for item in items if isinstance(item, ZssegError)), None) or collate(items)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from zsseg_rt.common import schema
 from zsseg_rt.common.arrays import label_dtype
 from zsseg_rt.common.checks import check_choice
-from zsseg_rt.errors import ArgumentError, CheckpointError, DeviceError, ShapeError, VocabularyError
+from zsseg_rt.errors import CheckpointError, DeviceError, VocabularyError
 from zsseg_rt.export.exporters import export_bundle
 from zsseg_rt.models.base import SegmentationModel, SlideSettings
 from zsseg_rt.models.clip.towers import TextEncoder, TextEncoderConfig
@@ -89,7 +89,7 @@ def find_checkpoint(path: str | Path) -> Path:
             f"{path}: expected a training run or one of its checkpoints, got "
             f"{'a folder without one' if path.is_dir() else 'no folder'}. Check the path."
         )
-    best = EvaluationLog.read(path).best_step
+    best = EvaluationLog(path).best_step
     return folder.at(steps[-1] if best not in steps or best is None else best)
 
 
@@ -184,7 +184,7 @@ def _share_of_top_class(file: Path) -> float | None:
     step = file.stem.removeprefix("step-")
     if file.parent.name != "checkpoints" or not step.isdecimal():
         return None  # a copy outside its run
-    return EvaluationLog.read(file.parents[1]).of(int(step)).get(TOP_CLASS)
+    return EvaluationLog(file.parents[1]).of(int(step)).get(TOP_CLASS)
 
 
 _DEFAULT_TEMPLATES = ("a photo of a {}.",)
@@ -210,10 +210,6 @@ class TorchSegmenter:
         protocol: str = "whole",
         windows: SlideSettings | None = None,
     ) -> None:
-        if model.training:
-            raise ArgumentError(
-                "model: expected evaluation mode, got training mode. Call model.eval() first."
-            )
         check_choice("protocol", protocol, ("whole", "slide") if model.windows else ("whole",))
         groups = split_synonyms(class_names)
         self.class_names = join_synonyms(groups)
@@ -224,10 +220,8 @@ class TorchSegmenter:
         rows = np.unique(self._classes.phrase_classes[rows]) if self._merged else rows
         self._model = model.with_seen(tuple(rows.tolist()))
         self._device = next(model.parameters()).device
-        self.text_embeds = self._rows("text_embeds", text_embeds)
-        self._region_embeds = None
-        if region_embeds is not None:
-            self._region_embeds = self._rows("region_embeds", region_embeds)
+        self.text_embeds = self._rows(text_embeds)
+        self._region_embeds = None if region_embeds is None else self._rows(region_embeds)
         self._windows = None if protocol == "whole" else windows or model.windows
 
     @torch.inference_mode()
@@ -259,13 +253,8 @@ class TorchSegmenter:
             description["windows"] = vars(self._windows)
         return description | self._model.describe_input()
 
-    def _rows(self, name: str, embeds: Tensor) -> Tensor:
+    def _rows(self, embeds: Tensor) -> Tensor:
         """The rows that the model compares: those of all phrases, or the means of each class's."""
-        if embeds.ndim != 2 or len(embeds) != len(self._classes.phrases):
-            raise ShapeError(
-                f"{name}: expected one row for each of {len(self._classes.phrases)} phrases, got "
-                f"{list(embeds.shape)}. Embed every synonym, class by class."
-            )
         embeds = embeds.to(self._device, torch.float32)
         if not self._merged:
             return embeds

@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,9 +28,6 @@ from zsseg_rt.evaluation.datasets.base import (
 from zsseg_rt.photos import SUFFIXES, load_photo, read_photo
 from zsseg_rt.photos.header import check_picture
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
 Mask = NDArray[np.uint8] | NDArray[np.uint16]
 
 _UNKNOWN = 65534
@@ -47,13 +44,12 @@ def read_picture(path: Path) -> NDArray[np.uint8]:
 
 def read_mask(path: Path) -> Mask:
     """Read a mask of one channel, or of equal ones, without its palette: uint8 or uint16 [H, W]."""
-    image = _open(path)
-    greys = 1 if image.mode == "LA" else 3  # and no alpha
-    values = _load(image, path) if image.mode in _MASK_MODES else None
-    if values is None or (values.ndim == 3 and np.ptp(values[..., :greys], axis=-1).any()):
+    values, mode = _read(path)
+    greys = 1 if mode == "LA" else 3  # and no alpha
+    if mode not in _MASK_MODES or (values.ndim == 3 and np.ptp(values[..., :greys], axis=-1).any()):
         raise DatasetError(
             f"{path}: expected a mask with one channel (grey or palette, 8 or 16 bits), got mode "
-            f"{image.mode}. Save class indices; for colours, a folder takes a colours.txt."
+            f"{mode}. Save class indices; for colours, a folder takes a colours.txt."
         )
     values = values[..., 0] if values.ndim == 3 else values
     if values.dtype == bool:  # one bit per pixel
@@ -70,36 +66,26 @@ def read_mask(path: Path) -> Mask:
 
 def read_colour_mask(path: Path) -> NDArray[np.uint8]:
     """Read a mask of colours: RGB, uint8 [H, W, 3]."""
-    values: NDArray[np.uint8] = _load(_open(path), path, mode="RGB")
-    return values
+    return _read(path, "RGB")[0]
 
 
-def _open(path: Path) -> Image:
+def _read(path: Path, mode: str | None = None) -> tuple[NDArray[Any], str]:
+    """Pixels of an image and Pillow's word for what they are; None takes them as they are."""
     with needs_extra("data", "to read masks"):
         from PIL import Image
     try:
         data = load_photo(path)
         check_picture(data)
-        return Image.open(io.BytesIO(data))
+        image: Any = Image.open(io.BytesIO(data))
+        return np.array(image if mode in (None, image.mode) else image.convert(mode)), image.mode
     except SourceError as error:
         raise DatasetError(str(error)) from error
     except (ValueError, Image.DecompressionBombError) as error:  # Pillow's limit is below ours
         raise DatasetError(f"{path}: {error}") from error
     except (OSError, SyntaxError) as error:
-        raise _cut_off(path) from error
-
-
-def _load(image: Image, path: Path, mode: str | None = None) -> NDArray[Any]:
-    try:
-        return np.array(image if mode in (None, image.mode) else image.convert(mode))
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on damaged files
-        raise _cut_off(path) from error
-
-
-def _cut_off(path: Path) -> DatasetError:
-    return DatasetError(
-        f"{path}: expected a whole file, got one that is cut off or damaged. Download it again."
-    )
+        raise DatasetError(
+            f"{path}: expected a whole file, got one that is cut off or damaged. Download it again."
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean
 from types import FrameType
 from typing import Any
 
@@ -26,7 +27,6 @@ from zsseg_rt.training.loop.reporting import EvaluationLog, NamedImage, RunRepor
 from zsseg_rt.training.loop.run_state import (
     RunState,
     determinism,
-    gather,
     preserved_random_state,
     raise_together,
 )
@@ -40,6 +40,15 @@ BatchSource = Callable[..., Iterator[Any]]
 It is called with ``start_position``, ``process_index``, ``num_processes`` and ``batch_size``. Of
 each ``num_processes * batch_size`` images of the run's order, process 0 takes the first.
 """
+
+
+Evaluate = Callable[[nn.Module], Mapping[str, float]]
+"""Figures of a model by name; called on the main process, in evaluation mode, without gradients."""
+
+Preview = Callable[[nn.Module, int], list[NamedImage]]
+"""Up to so many images of what a model predicts, for TensorBoard."""
+
+_SECOND_INTERRUPT_SECONDS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,70 +66,65 @@ class TrainingResult:
     timing: Timing  # Where the time of this process went
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunExtras:
-    """Optional parts of a run besides a task and its batches."""
-
-    # Figures of the model, by name; called on the main process in evaluation mode without gradients
-    evaluate: Callable[[nn.Module], Mapping[str, float]] | None = None
-    # Up to so many images of what the model predicts, for TensorBoard
-    preview: Callable[[nn.Module, int], list[NamedImage]] | None = None
-    # What is saved beside the weights so that the model can be built again
-    model_card: Mapping[str, Any] = field(default_factory=dict)
-    # Gives tensors that are saved beside them, such as class embeddings
-    constants: Callable[[], Mapping[str, Tensor]] = dict
-
-
-def run_loop(
+def run_loop(  # noqa: PLR0913 - what a run consists of, by name
     task: nn.Module,
     batches: BatchSource,
     *,
     config: LoopConfig,
     run_folder: str | Path,
     optimizer: OptimizerConfig | None = None,
-    schedule: Schedule | None = None,
-    extras: RunExtras | None = None,
+    schedule: Schedule = lambda step: 1.0,
+    evaluate: Evaluate | None = None,
+    preview: Preview | None = None,
+    model_card: Mapping[str, Any] | None = None,
+    constants: Callable[[], Mapping[str, Tensor]] = dict,
     resume: bool = False,
 ) -> TrainingResult:
-    """Train, or continue to train, and write checkpoints, a history and a summary."""
+    """Train, or continue to train, and write checkpoints, a history and a summary.
+
+    ``model_card`` and ``constants`` are saved beside the weights: what is needed to build the model
+    again, and tensors such as class embeddings.
+    """
     with ExitStack() as stack:
         stack.enter_context(determinism(config.deterministic))
-        stop = stack.enter_context(stop_on_signals())
-        state = RunState(task, config, optimizer or OptimizerConfig())
-        loop = _Loop(Path(run_folder), config, state, schedule, extras or RunExtras())
-        loop.start(resume)
-        report = RunReport(
-            loop.folder,
-            first_step=state.step,
-            total=config.iterations,
-            active=loop.is_main,
+        loop = _Loop(
+            folder=Path(run_folder),
+            config=config,
+            state=RunState(task, config, optimizer or OptimizerConfig()),
+            schedule=schedule,
+            evaluate=evaluate,
+            preview=preview,
+            model_card=model_card or {},
+            constants=constants,
+            stop_requests=stack.enter_context(stop_on_signals()),
         )
-        return loop.run(batches, stop, stack.enter_context(report))
+        loop.start(resume)
+        stack.enter_context(loop.report)
+        return loop.run(batches)
 
 
+@dataclass(kw_only=True)
 class _Loop:
     """One run on one process."""
 
-    def __init__(
-        self,
-        folder: Path,
-        config: LoopConfig,
-        state: RunState,
-        schedule: Schedule | None,
-        extras: RunExtras,
-    ) -> None:
-        self.folder, self.config, self.state = folder, config, state
-        self.schedule, self.extras = schedule, extras
-        self.is_main = bool(state.accelerator.is_main_process)
-        self.checkpoints = CheckpointFolder(folder / "checkpoints")
-        self.evaluations = EvaluationLog(folder, config.best_metric)
-        self.step_losses = StepLosses(state.accelerator)
-        self.timing = Timing()
-        self.losses: dict[str, float] = {}
-        self.saved_step = 0
+    folder: Path
+    config: LoopConfig
+    state: RunState
+    schedule: Schedule
+    evaluate: Evaluate | None
+    preview: Preview | None
+    model_card: Mapping[str, Any]
+    constants: Callable[[], Mapping[str, Tensor]]
+    stop_requests: Sequence[float]
+    timing: Timing = field(default_factory=Timing)
+    losses: Mapping[str, float] = field(default_factory=dict)  # means of the last line
+    window: list[dict[str, float]] = field(default_factory=list)  # of the steps since then
+    saved_step: int = 0
 
     def start(self, resume: bool) -> None:
         """Restore the last checkpoint, or make sure that there is none."""
+        self.is_main = bool(self.state.accelerator.is_main_process)
+        self.checkpoints = CheckpointFolder(self.folder / "checkpoints")
         steps = self.checkpoints.steps()
         if steps and not resume:
             raise ArgumentError(
@@ -137,12 +141,17 @@ class _Loop:
                 self.state.restore(checkpoint)
             except CheckpointError as error:
                 raise CheckpointError(f"{self.checkpoints.at(steps[-1])}: {error}") from error
-            self.saved_step, self.losses = self.state.step, dict(checkpoint.losses)
-        self.evaluations.load(last_step=self.state.step)
+            self.saved_step, self.losses = self.state.step, checkpoint.losses
+        self._read_evaluations()
+        self.report = RunReport(
+            self.folder,
+            first_step=self.state.step,
+            total=self.config.iterations,
+            active=self.is_main,
+        )
 
-    def run(self, batches: BatchSource, stop: StopRequest, report: RunReport) -> TrainingResult:
+    def run(self, batches: BatchSource) -> TrainingResult:
         """Train to the end or until asked to stop."""
-        self.report, self.stop = report, stop
         try:
             self._train(batches)
         except OSError as error:
@@ -166,17 +175,16 @@ class _Loop:
         )
         stopped = False
         while state.step < self.config.iterations and not stopped:
-            self._train_step(source)
-            with self.timing.measure("step"):
-                stopped = self.step_losses.stop_is_agreed(self.stop.requested)
-            self._log(stopped)
+            stopped = self._train_step(source)
+            step, config = state.step, self.config
+            if step % config.log_interval == 0 or step == config.iterations or stopped:
+                self._write_scalars()
             self._save_and_evaluate(stopped)
 
-    def _train_step(self, source: Iterator[Any]) -> None:
-        """One optimizer step: forward and backward for every part of the batch, then the update."""
+    def _train_step(self, source: Iterator[Any]) -> bool:
+        """Forward and backward for every part of a batch, then the update; whether to stop now."""
         state, parts = self.state, self.config.accumulation_steps
-        if self.schedule is not None:
-            state.scale_learning_rates(self.schedule(state.step))
+        state.scale_learning_rates(self.schedule(state.step))
         state.task.train()
         means: dict[str, Tensor] = {}
         names: list[str] = []
@@ -191,27 +199,22 @@ class _Loop:
         self.timing.steps += 1
         self.timing.pictures += self.config.batch_size
         with self.timing.measure("step"):
-            self.step_losses.add(state.step, means, names, self.stop.requested)
-
-    def _log(self, stopped: bool) -> None:
-        """Write a line of the history when it is due."""
-        step = self.state.step
-        due = step % self.config.log_interval == 0 or step == self.config.iterations or stopped
-        if due:
-            with self.timing.measure("step"):
-                self.step_losses.drain()
-            with self.timing.measure("report"):
-                self._write_scalars()
+            shared, stopped = state.share_losses(means, names, bool(self.stop_requests))
+        self.window.append(shared)
+        return stopped
 
     def _write_scalars(self) -> None:
-        self.losses = self.step_losses.take_means()
+        """Write a line of the history."""
+        self.losses = {name: fmean(step[name] for step in self.window) for name in self.window[0]}
+        self.window.clear()
         scalars = {f"loss/{name}": value for name, value in self.losses.items()}
         scalars["loss/total"] = sum(self.losses.values())
         for index, group in enumerate(self.state.optimizer.param_groups):
             scalars[f"learning_rate/{index}" if index else "learning_rate"] = group["lr"]
         scalars["time/overhead_share"] = self.timing.overhead_share
         scalars["time/pictures_per_second"] = self.timing.pictures_per_second
-        self.report.scalars(self.state.step, scalars)
+        with self.timing.measure("report"):
+            self.report.scalars(self.state.step, scalars)
 
     def _save_and_evaluate(self, stopped: bool) -> None:
         step, config = self.state.step, self.config
@@ -223,12 +226,8 @@ class _Loop:
             self._evaluate()
 
     def _save(self) -> None:
-        with self.timing.measure("step"):
-            self.step_losses.drain()
         with self.timing.measure("checkpoint"):
-            checkpoint = self.state.capture(
-                self.losses, self.extras.model_card, self.extras.constants()
-            )
+            checkpoint = self.state.capture(self.losses, self.model_card, self.constants())
             error: TrainingError | None = None
             if self.is_main:
                 try:
@@ -245,23 +244,26 @@ class _Loop:
 
     def _evaluation_is_due(self) -> bool:
         interval, step = self.config.evaluation_interval, self.state.step
-        if self.extras.evaluate is None or not step:
+        if self.evaluate is None or not step:
             return False
         return step == self.config.iterations or bool(interval and step % interval == 0)
 
     def _evaluate(self) -> None:
         """Evaluate the model on the main process without using training's random numbers."""
         with self.timing.measure("evaluation"), preserved_random_state(), torch.no_grad():
-            if self.is_main and self.extras.evaluate is not None:
+            if self.is_main and self.evaluate is not None:
                 step, model = self.state.step, self.state.plain_task.model.eval()
-                metrics = dict(self.extras.evaluate(model))
+                metrics = dict(self.evaluate(model))
                 self.evaluations.add(step, metrics)
                 self.report.scalars(step, {f"evaluation/{k}": v for k, v in metrics.items()})
-                if self.extras.preview is not None and self.config.num_pictures:
-                    self.report.images(step, self.extras.preview(model, self.config.num_pictures))
+                if self.preview is not None and self.config.num_pictures:
+                    self.report.images(step, self.preview(model, self.config.num_pictures))
                 self._prune()
             self.state.accelerator.wait_for_everyone()
-        self.evaluations.load(last_step=self.state.step)
+        self._read_evaluations()
+
+    def _read_evaluations(self) -> None:
+        self.evaluations = EvaluationLog(self.folder, self.config.best_metric, self.state.step)
 
     def _finish(self) -> TrainingResult:
         step, best = self.state.step, self.evaluations.best_step
@@ -292,122 +294,26 @@ class _Loop:
         return result
 
 
-class StepLosses:
-    """Collects loss terms and checks that they are finite.
+@contextmanager
+def stop_on_signals() -> Iterator[Sequence[float]]:
+    """Turn SIGINT and SIGTERM into requests to stop after the step: the times when they came.
 
-    A step's losses are read after the next step has been started, so that a GPU never waits for
-    them; :meth:`drain` reads what is left.
+    A second Ctrl-C, at least a second later, stops at once. Outside the main thread, where Python
+    allows no handlers, nothing is installed.
     """
+    requests: list[float] = []
 
-    def __init__(self, accelerator: Any) -> None:
-        self._accelerator = accelerator
-        self._pending: _Pending | None = None
-        self._window: dict[str, list[float]] = {}
-
-    def add(self, step: int, means: Mapping[str, Tensor], names: Sequence[str], stop: bool) -> None:
-        """Add a step, and read the one before; all processes must call it alike."""
-        losses = torch.stack(list(means.values()))
-        bad = (~torch.isfinite(losses).all()).float()
-        own = torch.cat([losses, torch.stack([bad, torch.full_like(bad, float(stop))])])
-        shared = self._accelerator.reduce(own, reduction="mean")
-        copied = torch.cuda.Event() if shared.is_cuda else None  # type: ignore[no-untyped-call]
-        shared = shared.to("cpu", non_blocking=True)
-        if copied is not None:
-            copied.record()
-        self.drain()
-        self._pending = _Pending(step, tuple(means), tuple(names), own, shared, copied)
-
-    def stop_is_agreed(self, requested: bool) -> bool:
-        """Whether some process was asked to stop by the last step; the same on all processes."""
-        if self._accelerator.num_processes == 1:
-            return requested
-        return self._pending is not None and self._pending.read()[-1] > 0
-
-    def drain(self) -> None:
-        """Read the outcome of every step so far."""
-        pending, self._pending = self._pending, None
-        if pending is None:
-            return
-        *means, bad, _ = pending.read()
-        if bad > 0:
-            raise self._not_finite(pending)
-        for name, mean in zip(pending.terms, means, strict=True):
-            self._window.setdefault(name, []).append(mean)
-
-    def take_means(self) -> dict[str, float]:
-        """Means over the steps since the last call, by term; empty without steps."""
-        means = {name: sum(values) / len(values) for name, values in self._window.items()}
-        self._window = {}
-        return means
-
-    def _not_finite(self, pending: _Pending) -> TrainingError:
-        own = pending.own.tolist()
-        entry = (own[-2] > 0, pending.names, own[: len(pending.terms)])
-        entries = gather([entry], self._accelerator)
-        _, names, losses = next(entry for entry in entries if entry[0])
-        terms = ", ".join(
-            f"{term} = {loss:.4g}" for term, loss in zip(pending.terms, losses, strict=True)
-        )
-        return TrainingError(
-            f"loss: expected finite terms, got {terms} in step {pending.step} for the images "
-            f"{', '.join(names)}. Look at these images and their masks, or lower the learning "
-            "rate."
-        )
-
-
-@dataclass(frozen=True)
-class _Pending:
-    """A step that was started."""
-
-    step: int  # Its number, from 1
-    terms: tuple[str, ...]  # Names of the loss terms
-    names: tuple[str, ...]  # Names of this process's images
-    own: Tensor  # This process's terms, whether one is not finite, whether to stop
-    shared: Tensor  # Their means over processes, on their way to the CPU
-    copied: torch.cuda.Event | None  # When they are there; None for at once
-
-    def read(self) -> list[float]:
-        """Wait for the means."""
-        if self.copied is not None:
-            self.copied.synchronize()
-        return self.shared.tolist()
-
-
-_SECOND_INTERRUPT_SECONDS = 1.0
-
-
-class StopRequest:
-    """Whether a run was asked to stop.
-
-    Attributes:
-        requested: Whether to stop after the current step.
-    """
-
-    requested = False
-
-    def handle(self, number: int, frame: FrameType | None) -> None:
-        """Handle a signal; a second Ctrl-C, at least a second later, stops at once."""
-        if not self.requested:
-            self.requested, self._requested_at = True, time.monotonic()
-            return
-        # A launcher repeats signals within milliseconds; only a person's second one counts.
-        elapsed = time.monotonic() - self._requested_at
-        if number == signal.SIGINT and elapsed > _SECOND_INTERRUPT_SECONDS:
+    def handle(number: int, frame: FrameType | None) -> None:
+        requests.append(time.monotonic())
+        # a launcher repeats signals within milliseconds; only a person's second one counts
+        if number == signal.SIGINT and requests[-1] - requests[0] > _SECOND_INTERRUPT_SECONDS:
             raise KeyboardInterrupt
 
-
-@contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
-    """Turn SIGINT and SIGTERM into a request while the block runs.
-
-    Outside the main thread, where Python allows no handlers, nothing is installed.
-    """
-    request = StopRequest()
     on_main_thread = threading.current_thread() is threading.main_thread()
     numbers = (signal.SIGINT, signal.SIGTERM) if on_main_thread else ()
-    previous = {number: signal.signal(number, request.handle) for number in numbers}
+    previous = {number: signal.signal(number, handle) for number in numbers}
     try:
-        yield request
+        yield requests
     finally:
         for number, handler in previous.items():
-            signal.signal(number, handler if handler is not None else signal.SIG_DFL)
+            signal.signal(number, handler or signal.SIG_DFL)

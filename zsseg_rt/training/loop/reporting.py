@@ -131,23 +131,26 @@ def _drop_later_lines(path: Path, last_step: int) -> None:
 
 
 class EvaluationLog:
-    """``RUN/evaluations.json``: figures by step, and which of them decides."""
+    """``RUN/evaluations.json``: figures by step up to the last one, and which of them decides.
 
-    def __init__(self, folder: Path, best_metric: str = "") -> None:
+    That is the figure that decided in the run where none is named.
+    """
+
+    def __init__(self, folder: Path, best_metric: str = "", last_step: float = math.inf) -> None:
         self._path, self._metric = folder / "evaluations.json", best_metric
         self._entries: dict[int, dict[str, float]] = {}
-
-    @classmethod
-    def read(cls, folder: Path) -> EvaluationLog:
-        """Read the evaluations of a finished run, with the figure that decided there."""
-        log = cls(folder)
-        log._metric, log._entries = log._read()
-        return log
-
-    def load(self, last_step: int) -> None:
-        """Read the existing evaluations, without steps after the last one."""
-        entries = self._read()[1]
-        self._entries = {step: figures for step, figures in entries.items() if step <= last_step}
+        if not self._path.is_file():
+            return
+        try:
+            raw = json.loads(self._path.read_text(encoding="utf-8"))
+            self._metric = best_metric or str(raw["best_metric"])
+            for step, figures in raw["evaluations"].items():
+                if int(step) <= last_step:
+                    self._entries[int(step)] = {name: float(x) for name, x in figures.items()}
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise CheckpointError(
+                f"{self._path}: expected figures by step, got a damaged file. Remove it."
+            ) from error
 
     def of(self, step: int) -> dict[str, float]:
         """The figures of a step; empty if it was not evaluated."""
@@ -172,19 +175,3 @@ class EvaluationLog:
         """The step with the best figure, the first of equals; None if there is none."""
         figures = {step: m[self._metric] for step, m in self._entries.items() if self._metric in m}
         return max(sorted(figures), key=lambda step: figures[step]) if figures else None
-
-    def _read(self) -> tuple[str, dict[int, dict[str, float]]]:
-        """The deciding figure, and the figures by step."""
-        if not self._path.is_file():
-            return self._metric, {}
-        try:
-            raw = json.loads(self._path.read_text(encoding="utf-8"))
-            entries = {
-                int(step): {name: float(value) for name, value in figures.items()}
-                for step, figures in raw["evaluations"].items()
-            }
-            return str(raw["best_metric"]), entries
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise CheckpointError(
-                f"{self._path}: expected figures by step, got a damaged file. Remove it."
-            ) from error

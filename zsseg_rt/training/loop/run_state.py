@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cached_property
@@ -31,7 +30,6 @@ _MIXED = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 _PATIENCE = timedelta(hours=6)  # how long other processes wait for the main one's evaluation
 # What torch, NumPy and Python say of a state that is another's.
 _MISFITS = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, OverflowError)
-_log = logging.getLogger(__name__)
 _PREFIX = "model."
 
 
@@ -81,21 +79,15 @@ def determinism(enabled: bool) -> Iterator[None]:
 
     Otherwise cuDNN picks the fastest convolution for each shape.
     """
-    before = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.backends.cudnn.benchmark,
-        torch.backends.cudnn.deterministic,
-    )
+    before, cudnn = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn
     if enabled:  # read by cuBLAS when it starts
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(enabled)
-    torch.backends.cudnn.benchmark = not enabled
-    torch.backends.cudnn.deterministic = enabled
     try:
-        yield
+        with cudnn.flags(enabled=True, benchmark=not enabled, deterministic=enabled):
+            yield
     finally:
-        torch.use_deterministic_algorithms(before[0])
-        torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = before[1:]
+        torch.use_deterministic_algorithms(before)
 
 
 def start_accelerator(config: LoopConfig) -> Any:
@@ -156,14 +148,12 @@ def raise_together(accelerator: Any, error: TrainingError | None) -> None:
         raise error
 
 
-def gather(values: list[Any], accelerator: Any) -> list[Any]:
+def gather(value: Any) -> list[Any]:
     """The values of all processes in their order, complete on every process."""
-    if accelerator.num_processes == 1:
-        return values
     from accelerate.utils import gather_object
 
-    gathered: list[Any] = gather_object(values)
-    return gathered
+    values: list[Any] = gather_object([value])
+    return values
 
 
 class RunState:
@@ -199,6 +189,29 @@ class RunState:
             self.optimizer.zero_grad()
         return {name: value.detach().float() for name, value in terms.items()}
 
+    def share_losses(
+        self, terms: Mapping[str, Tensor], names: Sequence[str], stop: bool
+    ) -> tuple[dict[str, float], bool]:
+        """The means of a step's loss terms over all processes, and whether one of these is to stop.
+
+        Where a term is not finite, all processes fail, and name the images of the first with one.
+        """
+        own = torch.stack(list(terms.values()))
+        flags = own.new_tensor([0.0, float(stop)])
+        flags[0] = ~torch.isfinite(own).all()
+        shared = self.accelerator.reduce(torch.cat([own, flags]), reduction="mean")
+        *means, bad, stopped = shared.tolist()
+        if bad > 0:
+            entries = gather((bool(flags[0]), names, own.tolist()))
+            _, names, losses = next(entry for entry in entries if entry[0])
+            pairs = zip(terms, losses, strict=True)
+            raise TrainingError(
+                f"loss: expected finite terms, got {', '.join(f'{n} = {x:.4g}' for n, x in pairs)} "
+                f"in step {self.step} for the images {', '.join(names)}. Look at these images and "
+                "their masks, or lower the learning rate."
+            )
+        return dict(zip(terms, means, strict=True)), stopped > 0
+
     def capture(
         self,
         losses: Mapping[str, float],
@@ -223,7 +236,7 @@ class RunState:
             model={k.removeprefix(_PREFIX): v for k, v in weights.items() if k.startswith(_PREFIX)},
             task={k: v for k, v in weights.items() if not k.startswith(_PREFIX)},
             optimizer=self.optimizer.state_dict(),
-            random=gather([capture_random_state()], self.accelerator),
+            random=gather(capture_random_state()),
             constants=constants,
             model_card=model_card,
             scaler={} if scaler is None else scaler.state_dict(),
@@ -240,24 +253,18 @@ class RunState:
             )
         self._restore_weights(checkpoint)
         scaler, index = self.accelerator.scaler, self.accelerator.process_index
-        with _fitting(
-            "optimizer: expected the parameter groups of this task",
-            "Resume with the run's own configuration, or remove the checkpoint if it is damaged.",
-        ):
+        try:
             self.optimizer.load_state_dict(checkpoint.optimizer)
             if scaler is not None and checkpoint.scaler:
                 scaler.load_state_dict(checkpoint.scaler)
-        if index < len(checkpoint.random):
-            with _fitting(
-                f"random: expected the states of process {index}'s generators",
-                "Copy the checkpoint again, or remove it to continue from the one before.",
-            ):
-                restore_random_state(checkpoint.random[index])
-        else:
-            _log.warning(
-                "resume: the checkpoint has no random state of process %d; it draws new numbers",
-                index,
-            )
+            for state in checkpoint.random[index : index + 1]:  # none with more processes now
+                restore_random_state(state)
+        except _MISFITS as error:
+            raise CheckpointError(
+                "checkpoint: expected states of this task's optimizer and of torch's, NumPy's and "
+                f"Python's generators, got others ({type(error).__name__}: {error}). Resume with "
+                "the run's own configuration, or remove the checkpoint if it is damaged."
+            ) from error
         self.step = checkpoint.step
 
     @cached_property
@@ -285,26 +292,15 @@ class RunState:
                     "them out: give the run the same file again, or start a new run from "
                     "this one's model with model.start_from."
                 )
-        model = {_PREFIX + key: value for key, value in checkpoint.model.items()}
         try:
-            self.plain_task.load_state_dict(self._weights()[1] | model | dict(checkpoint.task))
-        except RuntimeError as error:
+            model = {_PREFIX + key: value for key, value in checkpoint.model.items()}
+            self.plain_task.load_state_dict(self._weights()[1] | model | checkpoint.task)
+        except _MISFITS as error:
             raise CheckpointError(
                 f"checkpoint: expected the weights of this model, got others: "
                 f"{str(error).splitlines()[-1].strip()[:200]}. "
                 "Resume with the run's own configuration."
             ) from error
-
-
-@contextmanager
-def _fitting(expected: str, advice: str) -> Iterator[None]:
-    """Refuse a state of a checkpoint that does not fit what it is loaded into."""
-    try:
-        yield
-    except _MISFITS as error:
-        raise CheckpointError(
-            f"{expected}, got others ({type(error).__name__}: {error}). {advice}"
-        ) from error
 
 
 def _short(sha256: str | None) -> str:
