@@ -35,8 +35,7 @@ from zsseg_rt.runtime.lane_pool import LanePool, in_order
 from zsseg_rt.runtime.memory_plan import require_memory
 from zsseg_rt.runtime.self_check import SelfCheck, check_against_golden, prove_plans
 from zsseg_rt.stream.follow import Follow
-from zsseg_rt.stream.opening import StreamOptions, StreamParts
-from zsseg_rt.stream.runner import Policy, Stream
+from zsseg_rt.stream.runner import Policy, Stream, StreamParts
 from zsseg_rt.stream.sinks import SinkTarget
 from zsseg_rt.text.class_names import Background, ClassList, ClassNames
 from zsseg_rt.text.embeddings import VocabularyMaker
@@ -332,7 +331,9 @@ class Engine:
         self._require_open()
         if steady or skip_still:
             check_family(self.bundle.family)
-        options = StreamOptions(
+        parts = StreamParts.open(
+            source,
+            self.config.channel_order,
             policy=policy,
             max_staleness=max_staleness,
             sinks=sinks,
@@ -343,7 +344,6 @@ class Engine:
             follow=follow,
             every=every,
         )
-        parts = options.open(source, self.config.channel_order)
         return self.start_stream(parts)
 
     def start_stream(self, parts: StreamParts) -> Stream:

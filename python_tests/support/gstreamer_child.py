@@ -24,7 +24,7 @@ from zsseg_rt import ops
 from zsseg_rt.errors import ZssegError
 from zsseg_rt.stream import source as stream_source
 from zsseg_rt.stream.gstreamer import pipelines
-from zsseg_rt.stream.opening import on_device
+from zsseg_rt.stream.runner import on_device
 from zsseg_rt.stream.uris import open_sources
 
 PATIENCE = 60.0  # seconds; a busy machine is no dead camera

@@ -34,7 +34,7 @@ from zsseg_rt.photos import read_photo
 from zsseg_rt.server import Limits
 from zsseg_rt.server.hub import Hub
 from zsseg_rt.server.preview import encode_message
-from zsseg_rt.stream.opening import StreamOptions
+from zsseg_rt.stream.runner import StreamParts
 
 TOKEN = "0123456789abcdefghij"
 
@@ -378,7 +378,7 @@ def test_the_last_picture_of_what_has_ended_gets_new_classes():
 
 
 def opened(path):
-    return StreamOptions(loop=True).open(path, "rgb").sources
+    return StreamParts.open(path, "rgb", loop=True).sources
 
 
 def test_a_video_begins_again_and_its_time_goes_on(tmp_path):

@@ -12,8 +12,7 @@ from zsseg_rt import Nv12Frame, ops
 from zsseg_rt.ops import reference
 from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.stream.conversion import Converter, Uploads, host_picture
-from zsseg_rt.stream.opening import on_device
-from zsseg_rt.stream.runner import Stream
+from zsseg_rt.stream.runner import Stream, on_device
 from zsseg_rt.stream.source import Picture
 from zsseg_rt.stream.uris import open_sources
 

@@ -13,7 +13,7 @@ from support.device_backend import device_backend
 from zsseg_rt import Engine, EngineConfig, ops
 from zsseg_rt.errors import CaptureError
 from zsseg_rt.ops import core
-from zsseg_rt.stream.opening import StreamOptions
+from zsseg_rt.stream.runner import StreamParts
 
 pytestmark = pytest.mark.needs_cuda
 
@@ -52,8 +52,8 @@ def test_every_sink_gets_every_frame_whatever_is_recorded_meanwhile(attempt, tmp
             assert seg.frame.on_gpu is not None
             seen.append((seg.frame.source, float(seg.frame.image.mean())))
 
-        options = StreamOptions(sinks=[str(tmp_path / "out.mp4"), look])
-        with options.open(videos, "rgb").start(segment, None, engine.device) as stream:
+        parts = StreamParts.open(videos, "rgb", sinks=[str(tmp_path / "out.mp4"), look])
+        with parts.start(segment, None, engine.device) as stream:
             assert sum(1 for _ in stream) == 2 * COUNT
         overlay, callback = stream.sink_stats()
     assert launched["recorded"] >= 3

@@ -22,8 +22,7 @@ from zsseg_rt.errors import (
 from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.runtime.lane_pool import InOrder
 from zsseg_rt.stream.hand_off import MOST_ON_GPU, QUEUE, HandOff
-from zsseg_rt.stream.opening import StreamOptions, StreamParts
-from zsseg_rt.stream.runner import Stream
+from zsseg_rt.stream.runner import Stream, StreamParts
 from zsseg_rt.stream.source import Picture
 from zsseg_rt.stream.uris import open_sources
 from zsseg_rt.stream.watch import Patience, SourceWatch, jitter
@@ -313,7 +312,7 @@ def test_a_jump_in_a_file_s_times_keeps_nobody_waiting(jump):
 )
 def test_settings_outside_their_range_are_refused(settings, argument):
     with refused(ArgumentError, argument):
-        StreamOptions(**settings)
+        StreamParts.open("test://", "rgb", **settings)
 
 
 class Notes(Writer):
@@ -676,13 +675,6 @@ def test_an_error_of_a_lane_comes_at_its_frame_s_turn_and_ends_the_stream():
     assert list(stream) == []
 
 
-def parts(sources, *writers, memories=None, **options):
-    options = StreamOptions(**options)
-    return StreamParts(
-        options=options, sources=sources, memories=memories, following=None, writers=writers
-    )
-
-
 @pytest.mark.parametrize(
     ("sources", "policy", "expected"),
     [
@@ -695,7 +687,7 @@ def parts(sources, *writers, memories=None, **options):
     ],
 )
 def test_only_files_wait_for_their_labels(sources, policy, expected):
-    assert parts(sources, policy=policy).takes_lanes is expected
+    assert StreamParts(sources=sources, policy=policy).takes_lanes is expected
 
 
 def test_a_forgotten_stream_frees_its_lanes():
@@ -719,7 +711,7 @@ def test_sinks_are_closed_if_the_lanes_cannot_be_opened():
 
     sink = Mock()
     with refused(EngineStateError, "engine"):
-        parts([File(1)], sink).start(Mock(), busy)
+        StreamParts(sources=[File(1)], writers=[sink]).start(Mock(), busy)
     sink.close.assert_called_once_with()
-    parts([Camera(1)]).start(Mock(), busy).close()  # it takes no lanes
-    parts([File(1)], memories={"file": None}).start(Mock(), busy).close()
+    StreamParts(sources=[Camera(1)]).start(Mock(), busy).close()  # it takes no lanes
+    StreamParts(sources=[File(1)], memories={"file": None}).start(Mock(), busy).close()

@@ -18,7 +18,7 @@ from gpu_frames import STORED, inputs_of
 
 from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.common.files import write_whole
-from zsseg_rt.stream.opening import StreamOptions
+from zsseg_rt.stream.runner import StreamParts
 
 SIZE_HW = (240, 320)
 
@@ -52,10 +52,8 @@ def run(args: argparse.Namespace, folder: Path, count: int) -> dict[str, Any]:
         def segment(frame: Any) -> Any:
             return engine.segment(frame, unknown_below=0.2 if len(seen) > count // 2 else None)
 
-        options = StreamOptions(
-            sinks=[str(folder / "out.mp4"), lambda seg: seen.append(float(seg.frame.image.mean()))]
-        )
-        parts = options.open(folder / "in.mp4", "rgb")
+        sinks = [str(folder / "out.mp4"), lambda seg: seen.append(float(seg.frame.image.mean()))]
+        parts = StreamParts.open(folder / "in.mp4", "rgb", sinks=sinks)
         with parts.start(segment, None, engine.device) as stream:
             labelled = sum(1 for _ in stream)
         sinks = [

@@ -135,7 +135,7 @@ def stream(
     from zsseg_rt.common.recordings import Rotation
     from zsseg_rt.engine import Engine
     from zsseg_rt.integrations.batch import lanes_for
-    from zsseg_rt.stream.opening import StreamOptions
+    from zsseg_rt.stream.runner import StreamParts
     from zsseg_rt.stream.uris import is_source
     from zsseg_rt.stream.watch import Patience
 
@@ -150,7 +150,7 @@ def stream(
         memory.check(folder)
         settings["rotation"] = Rotation.parse(limits.rotate, limits.keep)
         settings["patience"] = Patience(at_start=limits.wait)
-        parts = StreamOptions(**settings).open(source, run.channel_order)
+        parts = StreamParts.open(source, run.channel_order, **settings)
     if parts.takes_lanes:
         run = replace(run, num_lanes=lanes_for(MAX_LANES, run))
     with Engine(folder, run) as engine:
@@ -318,7 +318,7 @@ def serve(
         from zsseg_rt.server import LiveServer
         from zsseg_rt.server.settings import listen
     from zsseg_rt.engine import Engine
-    from zsseg_rt.stream.opening import StreamOptions
+    from zsseg_rt.stream.runner import StreamParts
 
     named = [*(words_of_sources or []), *(watched.source or [])]
     path = choose_bundle(bundle, named, demo=demo, missing=_LACKING)
@@ -327,7 +327,7 @@ def serve(
     options: dict[str, Any] = {"policy": watched.policy, "follow": watched.follow, **vars(memory)}
     with misuse():  # before the engine takes its time
         memory.check(path)
-        StreamOptions(**options).open(sources, run.channel_order)
+        StreamParts.open(sources, run.channel_order, **options)
         listener = listen(access.host, access.port)
     with listener, Engine(path, run) as engine:
         words.give(engine, names)

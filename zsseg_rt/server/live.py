@@ -29,8 +29,7 @@ from zsseg_rt.server.labeller import Labeller
 from zsseg_rt.server.settings import ServerSettings, is_local, listen
 from zsseg_rt.stream.follow import Follow
 from zsseg_rt.stream.gstreamer.rtsp_sink import network_of
-from zsseg_rt.stream.opening import StreamOptions
-from zsseg_rt.stream.runner import Policy
+from zsseg_rt.stream.runner import Policy, StreamParts
 from zsseg_rt.stream.watch import Patience
 from zsseg_rt.stream.writers import frame_of
 
@@ -87,7 +86,9 @@ class LiveServer:
         labeller = Labeller(engine, self.settings.limits)
         if steady or skip_still:
             check_family(engine.bundle.family)
-        options = StreamOptions(
+        parts = StreamParts.open(
+            source,
+            labeller.channel_order,
             policy=policy,
             patience=Patience(at_start=wait),
             steady=steady,
@@ -95,7 +96,6 @@ class LiveServer:
             follow=follow,
             loop=self.settings.loop,
         )
-        parts = options.open(source, labeller.channel_order)
         self._stream = parts.start(
             labeller.segment_frame, None, engine.device, lambda: labeller.vocabulary.version
         )

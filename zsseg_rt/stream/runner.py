@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import functools
+import math
 import threading
 import time
 import weakref
@@ -11,12 +12,15 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
 from zsseg_rt.common.process import OwnProcess
+from zsseg_rt.common.recordings import Rotation
 from zsseg_rt.errors import (
+    ArgumentError,
     BackendUnavailableError,
     DTypeError,
     EndOfSource,
@@ -25,16 +29,24 @@ from zsseg_rt.errors import (
     ZssegError,
 )
 from zsseg_rt.results.segmentation import Frame, Segmentation
+from zsseg_rt.runtime.frame_memory import FrameMemory
 from zsseg_rt.runtime.lane_pool import InOrder, LanePool
-from zsseg_rt.stream.follow import Following, KeyFrames, NewestFrames, source_time
+from zsseg_rt.stream.follow import (
+    Follow,
+    Following,
+    KeyFrames,
+    NewestFrames,
+    following_of,
+    source_time,
+)
+from zsseg_rt.stream.gstreamer.pipelines import GstSource
 from zsseg_rt.stream.hand_off import HandOff
-from zsseg_rt.stream.sinks import Sink, SinkStats
+from zsseg_rt.stream.sinks import Sink, SinkStats, SinkTarget, open_writers
 from zsseg_rt.stream.source import Picture, Source
+from zsseg_rt.stream.uris import open_sources
+from zsseg_rt.stream.video import VideoSource
 from zsseg_rt.stream.watch import Patience, SourceState, SourceWatch
 from zsseg_rt.stream.writers import Writer, frame_of
-
-if TYPE_CHECKING:
-    from zsseg_rt.runtime.frame_memory import FrameMemory
 
 Policy = Literal["latest", "all"]
 POLICIES = ("latest", "all")
@@ -533,3 +545,105 @@ class Capture:
             self._start = now - stamp
         self._last_stamp = stamp
         return attempt.wait(self._start + stamp - now)
+
+
+_ON_GPUS = (GstSource, VideoSource)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamParts:
+    """What a stream consists of; nothing is read before it starts."""
+
+    sources: Sequence[Source]
+    policy: Policy | None = None
+    max_staleness: float | None = None
+    patience: Patience | None = None
+    memories: Mapping[str, FrameMemory] | None = None
+    following: Following | None = None
+    writers: Sequence[Writer] = ()
+
+    @classmethod
+    def open(  # noqa: PLR0913 - what a stream is asked for, by name
+        cls,
+        source: str | Path | Sequence[str | Path],
+        channel_order: str,
+        *,
+        policy: Policy | None = None,
+        max_staleness: float | None = None,
+        patience: Patience | None = None,
+        sinks: Sequence[SinkTarget] = (),
+        alpha: float = 0.5,
+        legend: bool = False,
+        rotation: Rotation | None = None,
+        steady: bool = False,
+        skip_still: bool = False,
+        follow: Follow | None = False,
+        every: int | None = None,
+        loop: bool = False,
+    ) -> StreamParts:
+        """Read what is asked for; :meth:`zsseg_rt.Engine.stream` says what each means.
+
+        ``follow`` None is on for cameras of which the newest frame counts; with ``loop``, video
+        files begin again at their end.
+        """
+        if policy is not None and policy not in POLICIES:
+            raise ArgumentError(f"policy: expected one of {', '.join(POLICIES)}, got {policy!r}")
+        is_number = isinstance(max_staleness, (int, float))
+        if max_staleness is not None and not (is_number and 0.0 < max_staleness < math.inf):
+            raise ArgumentError(f"max_staleness: expected seconds above 0, got {max_staleness}")
+        sources = open_sources(source, channel_order)
+        if loop:
+            sources = [
+                replace(one, loops=True) if isinstance(one, VideoSource) and not one.live else one
+                for one in sources
+            ]
+        names = [one.name for one in sources]
+        memories = None
+        if steady or skip_still:
+            memories = {name: FrameMemory(steady=steady, skip_still=skip_still) for name in names}
+        return cls(
+            sources=sources,
+            policy=policy,
+            max_staleness=max_staleness,
+            patience=patience,
+            memories=memories,
+            following=following_of(follow, every, policy, sources, channel_order),
+            writers=open_writers(
+                sinks,
+                channel_order=channel_order,
+                alpha=alpha,
+                legend=legend,
+                sources=names,
+                rotation=rotation,
+            ),
+        )
+
+    @property
+    def takes_lanes(self) -> bool:
+        """Whether several frames can be labelled at the same time: no source is a camera."""
+        waits = self.policy != "latest" and not any(one.live for one in self.sources)
+        return waits and self.memories is None and self.following is None
+
+    def start(
+        self,
+        segment: Callable[..., Segmentation],
+        open_lanes: Callable[[], LanePool] | None,
+        device: str = "cpu",
+        version: Callable[[], int | None] = lambda: None,
+    ) -> Stream:
+        """The stream; ``device`` is where ``segment`` also takes frames."""
+        try:
+            lanes = open_lanes() if open_lanes is not None and self.takes_lanes else None
+        except BaseException:
+            for writer in self.writers:
+                writer.close()
+            raise
+        parts = vars(self)
+        if not self.memories:
+            parts = parts | {"sources": on_device(self.sources, device)}
+        return Stream(segment=segment, version=version, lanes=lanes, **parts)
+
+
+def on_device(sources: Sequence[Source], device: str) -> list[Source]:
+    """The sources, of which those that can hand over frames in a GPU's memory do so."""
+    return [replace(one, device=device) if isinstance(one, _ON_GPUS) else one for one in sources]
