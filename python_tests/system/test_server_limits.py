@@ -1,6 +1,7 @@
 """Clients that are slow, silent, greedy or many: the server goes on, and does not grow."""
 
 import contextlib
+import http.client
 import os
 import select
 import socket
@@ -47,7 +48,7 @@ def test_on_a_slow_link_a_viewer_sees_what_is_new():
         SlowLink(server.port, bytes_per_second=100_000, buffer_bytes=600_000) as link,
         viewer(server, link.port) as page,
     ):
-        ages, end = [], time.monotonic() + 4.0
+        ages, end = [], time.monotonic() + 2.5
         while time.monotonic() < end:
             frame = page.frame()
             ages.append(time.monotonic() * 1000.0 - frame.header["captured_ms"])
@@ -72,7 +73,7 @@ def test_constant_changes_of_classes_do_not_starve_viewers():
         threads = [threading.Thread(target=change) for _ in range(3)]
         for thread in threads:
             thread.start()
-        before, end = metric(server, "zsseg_frames_labelled_total"), time.monotonic() + 3.0
+        before, end = metric(server, "zsseg_frames_labelled_total"), time.monotonic() + 2.0
         while time.monotonic() < end:
             frame = page.frame()
             assert frame.header["vocabulary_version"] == page.told("vocabulary")["version"]
@@ -82,34 +83,26 @@ def test_constant_changes_of_classes_do_not_starve_viewers():
         over.set()
         for thread in threads:
             thread.join()
-    assert counts["changes"] >= 10
+    assert counts["changes"] >= 5
     assert counts["frames"] >= 0.4 * labelled, counts
 
 
-@pytest.mark.parametrize(
-    "request_bytes", [b"", b"GET / HTTP/1.1\r\nHost: localhost\r\n", b"GET / HT", b"\x16\x03\x01"]
-)
-def test_a_connection_that_asks_for_nothing_is_closed(request_bytes):
-    with demo_server(request_seconds=0.5) as server, raw(server, request_bytes) as client:
-        answer = read_all(client)
-        assert answer == b"" or answer.startswith(b"HTTP/1.1 400")
-        assert ask(server, "GET", "/v1/settings")[0] == 200
-
-
-def test_a_connection_that_asks_again_and_again_is_kept():
-    import http.client
-
-    with demo_server(request_seconds=0.5) as server:
+def test_a_connection_that_asks_for_nothing_is_closed_and_one_that_asks_again_is_kept():
+    with demo_server(request_seconds=0.5) as server, contextlib.ExitStack() as stack:
+        begun = (b"", b"GET / HTTP/1.1\r\nHost: localhost\r\n", b"GET / HT", b"\x16\x03\x01")
+        silent = [stack.enter_context(raw(server, request)) for request in begun]
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)
         connection.connect()
-        mine = connection.sock
-        end = time.monotonic() + 1.5
+        mine, end = connection.sock, time.monotonic() + 1.5
         while time.monotonic() < end:
             connection.request("GET", "/v1/settings")
             assert connection.getresponse().read() == b'{"unknown_below":0.0}'
             time.sleep(0.1)
         assert connection.sock is mine
         connection.close()
+        for client in silent:
+            answer = read_all(client)
+            assert answer == b"" or answer.startswith(b"HTTP/1.1 400")
 
 
 def test_whoever_takes_no_bytes_is_cut_off():
@@ -204,6 +197,7 @@ def resident_bytes(pid):
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+@pytest.mark.nightly  # slow heads and refusals in words are asked for above
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs Linux's /proc")
 def test_hundreds_of_connections_take_no_memory(tmp_path):
     with serve_process(tmp_path) as server:
