@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from zsseg_rt.training.config import LoopConfig
 from zsseg_rt.training.loop.checkpointing import Checkpoint
-from zsseg_rt.training.loop.config import LoopConfig
 from zsseg_rt.training.loop.loop import run_loop
 
 

@@ -20,9 +20,9 @@ pytest.importorskip("accelerate")
 from support.errors import refused
 from support.toy_training import ToyTask, alike, config, toy_batches, train
 from zsseg_rt.errors import ArgumentError, CheckpointError, PrecisionNotApplied, TrainingError
+from zsseg_rt.training.config import OptimizerConfig
 from zsseg_rt.training.loop import checkpointing, is_run
 from zsseg_rt.training.loop.checkpointing import read_checkpoint
-from zsseg_rt.training.loop.config import OptimizerConfig
 from zsseg_rt.training.trained import find_checkpoint
 
 HERE = Path(__file__).parents[1]

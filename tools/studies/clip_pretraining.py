@@ -26,9 +26,9 @@ from tools.studies.caption_batches import CaptionBatch, CaptionBatches
 from tools.studies.small_clip import PretrainingConfig, SmallClip
 from zsseg_rt.common.files import write_whole
 from zsseg_rt.errors import ArgumentError, CheckpointError, TrainingError, ZssegError
+from zsseg_rt.training.config import LoopConfig, OptimizerConfig, ScheduleConfig
 from zsseg_rt.training.data import one_opencv_thread, prepare_worker
 from zsseg_rt.training.loop.checkpointing import writing
-from zsseg_rt.training.loop.config import LoopConfig, OptimizerConfig, ScheduleConfig
 from zsseg_rt.training.loop.loop import BatchSource, run_loop
 from zsseg_rt.training.tasks.labelled import TrainingTask, parameter_groups
 

@@ -40,8 +40,8 @@ from zsseg_rt.networks.text import WrittenText
 from zsseg_rt.torch_files.clip_arrays import SHIPPED_FILE, is_shipped
 from zsseg_rt.training.assembly import batch_source
 from zsseg_rt.training.class_embeddings import embed_phrases
+from zsseg_rt.training.config import LoopConfig, ScheduleConfig
 from zsseg_rt.training.data import FitInsideAugmentation, TrainingSamples
-from zsseg_rt.training.loop.config import LoopConfig, ScheduleConfig
 from zsseg_rt.training.loop.loop import run_loop
 from zsseg_rt.training.tasks.descriptor import DescriptorTask
 from zsseg_rt.training.trained import TorchSegmenter

@@ -34,7 +34,7 @@ from zsseg_rt.models.zeroseg.model import ZeroSeg
 from zsseg_rt.results.visualize import palette, save_file
 from zsseg_rt.torch_files.clip_arrays import ClipTensors, describe_rows, describe_space
 from zsseg_rt.training.class_embeddings import ClassEmbeddings, class_embeddings, region_embeddings
-from zsseg_rt.training.config import ModelConfig, TextConfig, TrainConfig
+from zsseg_rt.training.config import LoopConfig, ModelConfig, TextConfig, TrainConfig
 from zsseg_rt.training.data import (
     Augmentation,
     Batch,
@@ -48,7 +48,6 @@ from zsseg_rt.training.data import (
 from zsseg_rt.training.data_checks import require_labels
 from zsseg_rt.training.loop import is_run
 from zsseg_rt.training.loop.checkpointing import CheckpointFolder
-from zsseg_rt.training.loop.config import LoopConfig
 from zsseg_rt.training.loop.loop import BatchSource, TrainingResult, run_loop
 from zsseg_rt.training.loop.reporting import NamedImage
 from zsseg_rt.training.loop.run_state import seed_everything

@@ -49,12 +49,7 @@ class PhotometricDistortion:
         check_range(self, "brightness", most=255)
         check_range(self, "hue", most=90)
         check_range(self, "probability", most=1)
-        for name, (low, high) in (("contrast", self.contrast), ("saturation", self.saturation)):
-            if not 0 <= low <= high:
-                raise ArgumentError(
-                    f"{name}: expected factors (low, high) with 0 <= low <= high, "
-                    f"got {(low, high)}."
-                )
+        _check_bounds(self, "contrast", "saturation")
 
     def __call__(self, image: Tensor) -> Tensor:
         """Change an RGB image uint8 ``[3, h, w]`` by torch's generator."""
@@ -76,6 +71,15 @@ class PhotometricDistortion:
         shift = torch.empty(()).uniform_(-self.brightness, self.brightness)
         shifted: Tensor = tv_tensors.wrap((image + shift).clamp(0, 255).to(torch.uint8), like=image)
         return shifted
+
+
+def _check_bounds(settings: object, *names: str) -> None:
+    for name in names:
+        low, high = getattr(settings, name)
+        if not 0 <= low <= high:
+            raise ArgumentError(
+                f"{name}: expected (low, high) with 0 <= low <= high, got {(low, high)}."
+            )
 
 
 @dataclass(frozen=True)
@@ -137,11 +141,8 @@ class FitInsideAugmentation(_RandomCrop):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        low, high = self.ratio_range
-        if not 0 < low <= high:
-            raise ArgumentError(
-                f"ratio_range: expected (low, high) with 0 < low <= high, got {(low, high)}."
-            )
+        _check_bounds(self, "ratio_range")
+        low = self.ratio_range[0]
         if min(int(side * low) for side in self.scale) < 1:
             raise ArgumentError(
                 f"scale: expected sides of at least one pixel at ratio {low}, got {self.scale}."

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from zsseg_rt.errors import ArgumentError, CheckpointError, TrainingError
+from zsseg_rt.training.config import LoopConfig, OptimizerConfig
 from zsseg_rt.training.loop.checkpointing import CheckpointFolder
-from zsseg_rt.training.loop.config import LoopConfig, OptimizerConfig
 from zsseg_rt.training.loop.reporting import EvaluationLog, NamedImage, RunReport, Timing
 from zsseg_rt.training.loop.run_state import (
     RunState,

@@ -23,8 +23,8 @@ from zsseg_rt.errors import (
     TrainingError,
 )
 from zsseg_rt.torch_files.checkpoints import hash_weights
+from zsseg_rt.training.config import LoopConfig, OptimizerConfig
 from zsseg_rt.training.loop.checkpointing import Checkpoint
-from zsseg_rt.training.loop.config import LoopConfig, OptimizerConfig
 
 _MIXED = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
 _PATIENCE = timedelta(hours=6)  # how long other processes wait for the main one's evaluation

@@ -12,22 +12,12 @@ Source:
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
 ALPHA = 0.25  # weight of positives in the focal loss; negatives get the rest
-_NO_CLASS = -100
-
-
-class MaskLosses(NamedTuple):
-    """The two losses of class masks, unweighted scalars."""
-
-    focal: Tensor
-    dice: Tensor
 
 
 def process_mean(value: Tensor) -> Tensor:
@@ -39,7 +29,7 @@ def process_mean(value: Tensor) -> Tensor:
     return total / dist.get_world_size()
 
 
-def mask_losses(mask_logits: Tensor, labels: Tensor) -> MaskLosses:
+def mask_losses(mask_logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Focal and dice loss of one mask per class, as ZegCLIP and CLIP-RC are trained.
 
     With p the sigmoid of the logits, y whether a pixel has the class, and M the number of classes
@@ -67,10 +57,7 @@ def mask_losses(mask_logits: Tensor, labels: Tensor) -> MaskLosses:
     probabilities = logits.sigmoid()
     overlaps = _sum_by_class(labelled.sigmoid() * positive, classes, num_classes)
     ratios = (2 * overlaps + 1) / (probabilities.sum(dim=2) + counts + 1)
-    return MaskLosses(
-        focal=focal.mean(dim=2).sum() / normalizer,
-        dice=((1 - ratios) * present).sum() / normalizer,
-    )
+    return focal.mean(dim=2).sum() / normalizer, ((1 - ratios) * present).sum() / normalizer
 
 
 def positive_focal(logits: Tensor) -> Tensor:
@@ -100,8 +87,8 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     Labels are int64 [B, H, W]; those outside ``[0, C)`` do not count.
     """
     classes, labelled = _classes_of(labels, logits.shape[1])
-    classes = classes.masked_fill(~labelled, _NO_CLASS)
-    total = F.cross_entropy(logits.float(), classes, ignore_index=_NO_CLASS, reduction="sum")
+    classes = classes.masked_fill(~labelled, -100)  # which torch leaves out
+    total = F.cross_entropy(logits.float(), classes, reduction="sum")
     return total / process_mean(labelled.sum().to(total)).clamp(min=1)
 
 
