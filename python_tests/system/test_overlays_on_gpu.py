@@ -1,6 +1,6 @@
-"""Overlays of frames on a GPU are painted there: the picture of the CPU, fetched in one copy.
+"""Frames on a GPU, the emulated one included: painted there, and seen there by what follows them.
 
-On any CUDA device, the emulated one included.
+Overlays are the pictures of the CPU, fetched in one copy.
 """
 
 import numpy as np
@@ -13,11 +13,18 @@ from zsseg_rt.errors import CudaError
 from zsseg_rt.results.segmentation import Frame, Segmentation
 from zsseg_rt.stream import painting
 from zsseg_rt.stream.conversion import host_picture
+from zsseg_rt.stream.follow import look
 from zsseg_rt.stream.painting import Painter
 
-cv2 = pytest.importorskip("cv2")
+pytest.importorskip("cv2")
+pytestmark = pytest.mark.needs_cuda
 SIZE = (180, 322)  # wide enough for names
 KINDS = ["bt601", "bt709-full", "whole pixels"]
+
+
+@pytest.fixture(autouse=True)
+def gpu():
+    require_cuda()
 
 
 def labelled(kind, order, seed=0, *, fetches=None, size=SIZE, source="cam"):
@@ -64,11 +71,9 @@ def on_the_cpu(seg):
     return seg
 
 
-@pytest.mark.needs_cuda
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("order", ["rgb", "bgr"])
 def test_the_picture_is_the_cpu_s_and_alone_is_fetched(kind, order):
-    require_cuda()
     counts, fetches = counts_reader(), []
     settings = {"channel_order": order, "alpha": 0.4, "legend": True}
     on_gpu, on_cpu = Painter(**settings), Painter(**settings)
@@ -83,9 +88,7 @@ def test_the_picture_is_the_cpu_s_and_alone_is_fetched(kind, order):
     assert on_cpu.painted == "cpu"
 
 
-@pytest.mark.needs_cuda
 def test_a_gpu_that_fails_is_left_once(monkeypatch, caplog):
-    require_cuda()
     painter = Painter(channel_order="rgb", alpha=0.4)
     segs = [labelled("bt709", "rgb", seed) for seed in range(3)]
     first = painted(painter, segs[0])
@@ -105,9 +108,7 @@ def test_a_gpu_that_fails_is_left_once(monkeypatch, caplog):
     ]
 
 
-@pytest.mark.needs_cuda
 def test_a_recording_of_frames_on_the_gpu_fetches_no_frame(tmp_path):
-    require_cuda()
     pytest.importorskip("av")
     from support.recordings import frames_of, write
 
@@ -120,3 +121,25 @@ def test_a_recording_of_frames_on_the_gpu_fetches_no_frame(tmp_path):
     pairs = zip(frames_of(tmp_path / "a.mp4"), frames_of(tmp_path / "b.mp4"), strict=True)
     for (_, one), (_, other) in pairs:
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("order", ["rgb", "bgr"])
+def test_the_small_copy_of_a_frame_on_a_gpu_is_that_of_its_image(order):
+    image = np.random.default_rng(0).integers(0, 256, (36, 64, 3), np.uint8).repeat(20, 0)
+    image = image.repeat(20, 1)
+    settings = {"source": "cam", "index": 0, "captured_at": 0.0, "clock": "pipeline"}
+
+    def never():
+        raise AssertionError("the frame stays where it is")
+
+    def on_device(array):
+        return ops.DeviceArray.from_numpy(array, 0)
+
+    host = look(Frame(image=image, **settings), order)
+    device = look(Frame(image=never, on_gpu=on_device(image), **settings), order)
+    assert device.grey.shape == host.grey.shape == (90, 160)
+    assert np.abs(device.grey.astype(int) - host.grey).max() <= 1  # rounded at another place
+    luma = on_device(np.full((720, 1280), 126, np.uint8))
+    chroma = on_device(np.full((360, 640, 2), 128, np.uint8))
+    planes = Frame(image=never, on_gpu=Nv12Frame(luma, chroma), **settings)
+    assert np.abs(look(planes, order).grey.astype(int) - 128).max() <= 1

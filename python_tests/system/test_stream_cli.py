@@ -132,8 +132,9 @@ def test_frames_between_say_whose_labels_they_have(colour_bundle, tmp_path, caps
     assert (stats["labelled"], stats["given_out"]) == (3, 11)
 
 
-@pytest.mark.parametrize("option", ["--steady", "--skip-still"])
-@pytest.mark.parametrize("family", ["proposals", "segment_tokens"])
+@pytest.mark.parametrize(
+    ("option", "family"), [("--steady", "proposals"), ("--skip-still", "segment_tokens")]
+)
 def test_families_without_a_memory_are_refused_before_anything_opens(
     option, family, tmp_path, capsys
 ):
@@ -217,14 +218,14 @@ def test_recordings_are_rotated_and_removed(colour_bundle, tmp_path):
     assert sum(len(path.read_text().splitlines()) for path in made) == 30
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("out", ["/dev/full", "closed pipe"])
-def test_a_full_or_closed_output_is_one_line_and_loses_no_file(out, unbuffered, tmp_path):
+@pytest.mark.parametrize(("out", "unbuffered"), [("/dev/full", ""), ("closed pipe", "1")])
+def test_a_full_or_closed_output_is_one_line_and_loses_no_file(
+    out, unbuffered, tmp_path, colour_bundle
+):
     lines = tmp_path / "a.jsonl"
     call = [
-        sys.executable,
-        *["-m", "zsseg_rt", "stream", "--demo", "scenes", "--frames", "3"],
-        str(lines),
+        *[sys.executable, "-m", "zsseg_rt", "stream", SMALL, str(lines), "--frames", "3"],
+        *["-b", str(colour_bundle), "--classes", "red,blue", "--device", "cpu"],
     ]
     environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
     if out == "/dev/full":
@@ -272,18 +273,15 @@ def heed_signals():
 
 
 @pytest.fixture
-def recording(tmp_path):
-    """A child that records the demo without end, and the lines it writes into a pipe."""
+def recording(tmp_path, colour_bundle):
+    """A child that records a clip without end, and the lines it writes into a pipe."""
     pytest.importorskip("av")
     lines = tmp_path / "out.jsonl"
     os.mkfifo(lines)
     call = [
         sys.executable,
-        "-c",
-        CHILD,
-        *["stream", "--demo", "scenes"],
-        tmp_path / "out.mp4",
-        lines,
+        *["-c", CHILD, "stream", "test://?size=160x120&rate=60", tmp_path / "out.mp4", lines],
+        *["-b", colour_bundle, "--classes", "red,blue", "--device", "cpu"],
     ]
     child = subprocess.Popen(
         [*call, "--frames", "100000"],
@@ -318,7 +316,7 @@ def test_a_signal_ends_the_stream_and_leaves_its_files_playable(kind, recording,
 
 def test_a_killed_recording_is_playable(recording, tmp_path):
     child, pipe = recording
-    for _ in range(90):  # 3 s
+    for _ in range(150):  # 2.5 s
         assert pipe.readline()
     child.kill()
     child.wait()

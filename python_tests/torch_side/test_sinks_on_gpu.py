@@ -18,7 +18,7 @@ from zsseg_rt.stream.runner import StreamParts
 pytestmark = pytest.mark.needs_cuda
 
 STORED = Path(__file__).parents[1] / "bundles" / "v1" / "descriptor.zsseg"
-COUNT = 20
+COUNT = 12
 
 
 @pytest.fixture(autouse=True)
@@ -26,14 +26,13 @@ def gpu():
     require_cuda()
 
 
-@pytest.mark.parametrize("attempt", range(3))
-def test_every_sink_gets_every_frame_whatever_is_recorded_meanwhile(attempt, tmp_path, monkeypatch):
+def test_every_sink_gets_every_frame_whatever_is_recorded_meanwhile(tmp_path, monkeypatch):
     pytest.importorskip("av")
     pytest.importorskip("cv2")
     from support.streams import write_video
 
     placed, launched = device_backend(monkeypatch)[0], count_captures(monkeypatch)
-    rng = np.random.default_rng(attempt)
+    rng = np.random.default_rng(0)
     videos = []
     for name, size in (("a", (180, 322)), ("b", (96, 128))):
         images = rng.integers(0, 256, (COUNT, *size, 3), np.uint8)

@@ -46,12 +46,6 @@ def test_the_clip_plays_at_its_own_speed_whatever_the_rate_and_begins_again():
     np.testing.assert_array_equal(frames(rate=10.0, seed=3)[0], slow[3])
 
 
-def test_a_clip_that_is_shown_in_another_shape_shows_its_middle():
-    (wide,) = camera(demo="photos", size_hw=(360, 640), num_frames=1).pictures(ReaderNow())
-    (square,) = camera(demo="photos", size_hw=(360, 360), num_frames=1).pictures(ReaderNow())
-    np.testing.assert_array_equal(square.image, wide.image[:, 140:500])
-
-
 def test_windows_of_the_drawn_world_show_nearly_the_whole_picture():
     still = read_photo(demo_photos("scenes")[0])
     (picture,) = camera(size_hw=(720, 720), num_frames=1).pictures(ReaderNow())
@@ -62,20 +56,17 @@ def test_windows_of_the_drawn_world_show_nearly_the_whole_picture():
 
 
 @pytest.mark.parametrize("demo", ["photos", "scenes"])
-@pytest.mark.parametrize("size_hw", [(1, 1), (1, 300), (300, 1), (720, 1280)])
+@pytest.mark.parametrize("size_hw", [(1, 1), (1, 300), (720, 1280)])
 def test_the_demo_camera_has_any_size(size_hw, demo):
     (picture,) = camera(size_hw=size_hw, num_frames=1, demo=demo).pictures(ReaderNow())
     assert picture.image.shape == (*size_hw, 3)
 
 
-def test_the_demo_camera_keeps_its_rate():
+def test_the_demo_camera_keeps_its_rate_and_stops_when_told():
     reader = ReaderNow()
     pictures = camera(rate=20.0).pictures(reader)
     assert [p.pts_seconds for p in pictures] == pytest.approx([0, 0.05, 0.1, 0.15, 0.2])
     assert reader.waits == pytest.approx([0, 0.05, 0.1, 0.15, 0.2])
-
-
-def test_the_demo_camera_stops_when_told():
     assert list(camera().pictures(ReaderNow(stop=True))) == []
 
 
@@ -91,32 +82,22 @@ def test_channels_come_in_the_order_asked_for(tmp_path):
         assert picture.image[0, 0].tolist() == expected
 
 
-def test_photos_come_in_order(tmp_path):
-    for number in (2, 0, 1):
-        cv2.imwrite(str(tmp_path / f"{number}.png"), np.full((2, 3, 3), number, np.uint8))
-    pictures = list(PhotoSource(name="photos", path=str(tmp_path / "*.png")).pictures(ReaderNow()))
-    assert [p.image[0, 0, 0] for p in pictures] == [0, 1, 2]
-    assert [p.pts_seconds for p in pictures] == [0.0, 1.0, 2.0]
-    assert {p.clock for p in pictures} == {"file"}
-
-
-def test_a_broken_photo_is_left_out(tmp_path):
-    for number in range(3):
+def test_photos_come_in_order_without_broken_ones(tmp_path):
+    source, reader = PhotoSource(name="photos", path=str(tmp_path / "*.png")), ReaderNow()
+    with pytest.raises(SourceError, match="found nothing"):
+        next(source.pictures(reader))
+    for number in (2, 0, 3):
         cv2.imwrite(str(tmp_path / f"{number}.png"), np.full((2, 3, 3), number, np.uint8))
     (tmp_path / "1.png").write_bytes(b"x")
-    reader = ReaderNow()
-    pictures = list(PhotoSource(name="photos", path=str(tmp_path)).pictures(reader))
-    assert [p.image[0, 0, 0] for p in pictures] == [0, 2]
+    pictures = list(source.pictures(reader))
+    assert [p.image[0, 0, 0] for p in pictures] == [0, 2, 3]
+    assert [p.pts_seconds for p in pictures] == [0.0, 1.0, 2.0]
+    assert {p.clock for p in pictures} == {"file"}
     assert reader.damaged == 1
-    for number in (0, 2):
+    for number in (0, 2, 3):
         (tmp_path / f"{number}.png").write_bytes(b"x")
     with refused(SourceError, "photos"):
-        list(PhotoSource(name="photos", path=str(tmp_path)).pictures(reader))
-
-
-def test_a_folder_without_photos_is_an_error(tmp_path):
-    with pytest.raises(SourceError, match="found nothing"):
-        next(PhotoSource(name="photos", path=str(tmp_path)).pictures(ReaderNow()))
+        list(source.pictures(reader))
 
 
 @pytest.mark.parametrize(
@@ -127,9 +108,6 @@ def test_a_folder_without_photos_is_an_error(tmp_path):
         ("rtsp://u:se/cr?et@cam/1", "rtsp://cam/1"),
         ("rtsp://u:se#cret@[fe80::1]:554/1", "rtsp://[fe80::1]:554/1"),
         ("http://cam/v?user=u&Password=secret&x=1", "http://cam/v"),
-        ("http://cam/v?loginpas=secret", "http://cam/v"),
-        ("http://cam/v?psw=secret", "http://cam/v"),
-        ("http://cam/v?pw=secret", "http://cam/v"),
         ("http://cam/v?p=secret", "http://cam/v"),
         ("http://cam/v#sig=secret", "http://cam/v"),
         ("rtsp://cam/user=admin_password=secret_channel=1_stream=0.sdp", "rtsp://cam/"),
@@ -182,20 +160,9 @@ def test_times_of_a_recording_rise_and_keep_their_distances(stamps, times):
     assert [clock.of(stamp) for stamp in stamps] == pytest.approx(times)
 
 
-@pytest.mark.parametrize("rate", [None, 0, 90_000])
-def test_a_rate_that_is_none_of_a_video_counts_as_25(rate):
-    clock = RecordingTimes("a.264", rate)
-    assert [clock.of(None), clock.of(None)] == [0.0, 1 / 25]
-
-
-def test_a_gap_is_kept_in_formats_that_are_not_joined_of_pieces():
+def test_without_a_rate_25_counts_and_formats_that_are_not_joined_keep_their_gaps():
+    for rate in (None, 0, 90_000):
+        clock = RecordingTimes("a.264", rate)
+        assert [clock.of(None), clock.of(None)] == [0.0, 1 / 25]
     clock = RecordingTimes("a.mkv", 10)
     assert [clock.of(0.0), clock.of(3600.0)] == [0.0, 3600.0]
-
-
-def test_stamps_in_the_order_of_decoding_give_way_to_those_that_rise():
-    clock = RecordingTimes("a.avi", 10)
-    shown, decoded = [0.0, 0.3, 0.1, 0.2, 0.6, 0.4], [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
-    times = [clock.of(*stamps) for stamps in zip(shown, decoded, strict=True)]
-    assert times == sorted(set(times))
-    assert times[-1] == pytest.approx(0.5, abs=0.1)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from support.errors import refused
-from support.streams import LONG, label, number_of, numbered, write_video
+from support.streams import LONG, label, number_of, numbered
 from zsseg_rt.errors import (
     ArgumentError,
     BackendError,
@@ -20,12 +20,10 @@ from zsseg_rt.errors import (
     SourceError,
 )
 from zsseg_rt.results.segmentation import Segmentation
-from zsseg_rt.runtime.lane_pool import InOrder
 from zsseg_rt.stream.hand_off import MOST_ON_GPU, QUEUE, HandOff
 from zsseg_rt.stream.runner import Stream, StreamParts
 from zsseg_rt.stream.source import Picture
-from zsseg_rt.stream.uris import open_sources
-from zsseg_rt.stream.watch import Patience, SourceWatch, jitter
+from zsseg_rt.stream.watch import Patience, SourceWatch
 from zsseg_rt.stream.writers import Writer
 
 AT_ONCE = Patience(first_retry=0.0, longest_retry=0.0)
@@ -68,6 +66,13 @@ def lost():
     return SourceError("cam: gone")
 
 
+def picky(image):
+    """Takes no picture numbered 2 or more."""
+    if number_of(image) >= 2:
+        raise ShapeError("frame: expected another")
+    return label(image)
+
+
 def seen(stream, count=None):
     found = []
     for seg in stream:
@@ -90,10 +95,17 @@ def test_every_frame_of_a_file_is_labelled_in_order():
     assert next(stream, None) is None
 
 
-def test_sources_take_turns_and_none_loses_a_frame():
-    found = seen(Stream([file("a", 10), file("b", 20)], label))
+def test_sources_take_turns_and_a_sink_that_fails_fails_alone():
+    sound, broken = Notes("sound"), Notes("broken", fails_at=3)
+    stream = Stream([file("a", 10), file("b", 20)], label, writers=[sound, broken])
+    found = seen(stream)
     for name, count in (("a", 10), ("b", 20)):
         assert [f[1:] for f in found if f[0] == name] == [(n, n) for n in range(count)]
+    assert sorted(sound.found) == sorted(f[1] for f in found)
+    assert (sound.closed, broken.closed) == (1, 1)
+    first, second = stream.sink_stats()
+    assert (first.name, first.written, first.error) == ("sound", 30, None)
+    assert (second.name, second.error) == ("broken", "broken: the disk is full")
 
 
 def test_a_slow_engine_gets_the_newest_frame_of_a_camera():
@@ -151,22 +163,40 @@ def test_a_dead_camera_delays_no_other():
     never.set()
 
 
-def test_what_fails_at_the_start_is_an_error(caplog):
-    with refused(SourceError, "cam"):
-        next(Stream([Script("cam", [lost()])], label))
-    assert caplog.text == ""  # the error says it
-    both = [Script("cam", [lost()]), Script("file", [SourceError("file: absent")], live=False)]
-    with refused(SourceError, "cam"):
-        next(Stream(both, label))
+def one(name, *steps, live=True):
+    return Script(name, list(steps), live=live)
 
 
-def test_a_camera_that_gives_nothing_at_the_start_is_an_error():
-    never = threading.Event()
-    patience = Patience(stalled_after=0.01, lost_after=0.02)
-    with refused(SourceError, "cam") as caught:
-        next(Stream([Script("cam", [never])], label, patience=patience))
-    assert "gone" not in str(caught.value)
-    never.set()
+NEVER = threading.Event()
+
+
+@pytest.mark.parametrize(
+    ("sources", "error", "name"),
+    [
+        ([one("cam", lost())], SourceError, "cam"),
+        ([one("cam", lost()), one("file", SourceError("file: absent"), live=False)],
+         SourceError, "cam"),
+        ([one("cam", NEVER)], SourceError, "cam"),
+        ([one("cam", 3, 4, 5)], SourceError, "cam"),  # none can be labelled
+        ([one("file", 3, 4, 5, live=False)], SourceError, "file"),
+        ([one("a", 0), one("cam", BackendUnavailableError("av: none"), live=False)],
+         BackendUnavailableError, "av"),
+    ],
+)  # fmt: skip
+def test_what_fails_at_the_start_is_an_error(sources, error, name, caplog):
+    patience = Patience(stalled_after=0.01, lost_after=0.2, first_retry=0.0, longest_retry=0.0)
+    with refused(error, name):
+        list(Stream(sources, picky, patience=patience))
+    assert "lost: gone" not in caplog.text  # the error says it
+
+
+def test_an_error_of_ours_while_reading_is_no_silent_end(monkeypatch):
+    shown = []
+    monkeypatch.setattr(threading, "excepthook", lambda details: shown.append(details.exc_type))
+    stream = Stream([one("cam", 0, ZeroDivisionError(), live=False)], label)
+    assert len(list(stream)) == 1
+    assert "reading failed" in stream.stats()["cam"].error
+    assert shown == [ZeroDivisionError]
 
 
 def test_cameras_that_are_off_at_the_start_are_waited_for_if_that_is_asked(caplog):
@@ -179,13 +209,6 @@ def test_cameras_that_are_off_at_the_start_are_waited_for_if_that_is_asked(caplo
     assert caplog.messages[0] == "cam: lost: gone"
     with refused(SourceError, "file"):
         next(Stream([absent], label, patience=patience))
-
-
-def picky(image):
-    """Takes no picture numbered 2 or more."""
-    if number_of(image) >= 2:
-        raise ShapeError("frame: expected another")
-    return label(image)
 
 
 def test_a_frame_that_cannot_be_labelled_loses_its_source_alone():
@@ -205,28 +228,6 @@ def test_a_frame_that_cannot_be_labelled_loses_its_source_alone():
     assert stats["a"].error == "a: cannot be labelled: frame: expected another"
     assert (stats["b"].error, stats["cam"].error) == (None, None)
     forever.set()
-
-
-@pytest.mark.parametrize("live", [True, False])
-def test_a_source_of_which_no_frame_can_be_labelled_is_an_error(live):
-    source = Script("cam", [3, 4, 5, 6, 7, 8], live=live)
-    with refused(SourceError, "cam"):
-        next(Stream([source], picky, patience=AT_ONCE))
-
-
-def test_an_absent_package_is_told_at_once():
-    script = Script("cam", [BackendUnavailableError("av: none")], live=False)
-    with refused(BackendUnavailableError, "av"):
-        list(Stream([file("a", 3), script], label))
-
-
-def test_an_error_of_ours_while_reading_is_no_silent_end(monkeypatch):
-    shown = []
-    monkeypatch.setattr(threading, "excepthook", lambda details: shown.append(details.exc_type))
-    stream = Stream([Script("cam", [0, ZeroDivisionError()], live=False)], label)
-    assert len(list(stream)) == 1
-    assert "reading failed" in stream.stats()["cam"].error
-    assert shown == [ZeroDivisionError]
 
 
 @pytest.mark.parametrize("way", ["stop", "close"])
@@ -276,14 +277,6 @@ def test_a_stream_may_be_closed_by_its_own_threads(where):
     forever.set()
 
 
-def test_a_file_is_played_at_its_own_speed_when_only_the_latest_frame_counts(tmp_path):
-    pytest.importorskip("av")
-    path = write_video(tmp_path / "a.mp4", [numbered(n) for n in range(10)])
-    found = seen(Stream(open_sources(path), label, policy="latest"))
-    assert found[-1][1] == 9
-    assert len(found) > 3  # nearly all, on a machine that is not busy
-
-
 @pytest.mark.parametrize("jump", [-500.0, 500.0])
 def test_a_jump_in_a_file_s_times_keeps_nobody_waiting(jump):
     class Joined:
@@ -329,18 +322,6 @@ class Notes(Writer):
 
     def close(self):
         self.closed += 1
-
-
-def test_every_result_goes_to_every_sink_and_one_that_fails_fails_alone():
-    sound, broken = Notes("sound"), Notes("broken", fails_at=3)
-    stream = Stream([file("a", 40)], label, writers=[sound, broken])
-    assert len(list(stream)) == 40
-    assert sound.found == list(range(40))
-    assert broken.found == [0, 1, 2]
-    assert (sound.closed, broken.closed) == (1, 1)
-    first, second = stream.sink_stats()
-    assert (first.name, first.written, first.error) == ("sound", 40, None)
-    assert (second.name, second.error) == ("broken", "broken: the disk is full")
 
 
 def test_frames_on_a_gpu_are_labelled_there_and_fetched_only_for_those_who_look():
@@ -406,18 +387,9 @@ def picture(number=0, captured_at=0.0):
     return Picture(image=image, captured_at=captured_at, clock="arrival")
 
 
-def hand_off(*keeps_all, **settings):
-    return HandOff({f"s{i}": keeps for i, keeps in enumerate(keeps_all)}, **settings)
-
-
-def taken(hand_off):
-    frame = hand_off.take(0)
-    return None if frame is None else (frame.source, frame.index, frame.dropped_before)
-
-
 @pytest.mark.parametrize("way", ["closed", "abandoned"])
 def test_a_reader_that_waits_for_room_goes(way):
-    slots = hand_off(True)
+    slots = HandOff({"s0": True})
     for _ in range(QUEUE):
         slots.put(0, picture(), ALWAYS)
     wanted, answers = [True], []
@@ -435,50 +407,20 @@ def test_a_reader_that_waits_for_room_goes(way):
     assert way == "abandoned" or slots.take(None) is None
 
 
-def test_sources_take_turns_however_busy_one_is():
-    slots = hand_off(False, False, False)
-    order = []
-    for _ in range(4):
-        slots.put(0, picture(), ALWAYS)
-        slots.put(1, picture(), ALWAYS)
-        order.append(slots.take(0).source)
-    assert order == ["s0", "s1", "s0", "s1"]
-
-
 def test_pictures_that_waited_too_long_are_dropped():
     now = [100.0]
-    slots = hand_off(True, max_staleness=0.5, now=lambda: now[0])
+    slots = HandOff({"s0": True}, max_staleness=0.5, now=lambda: now[0])
     slots.put(0, picture(captured_at=99.6), ALWAYS)
     slots.put(0, picture(captured_at=100.0), ALWAYS)
     now[0] = 100.3
     assert not slots.is_empty
-    assert taken(slots) == ("s0", 1, 1)
+    frame = slots.take(0)
+    assert (frame.source, frame.index, frame.dropped_before) == ("s0", 1, 1)
     slots.put(0, picture(captured_at=100.0), ALWAYS)
     now[0] = 101.0
     assert slots.is_empty
-    assert taken(slots) is None
+    assert slots.take(0) is None
     assert slots.counts(0) == (3, 2)
-
-
-def test_a_nudge_wakes_who_waits_and_what_nobody_wants_is_discarded():
-    slots = hand_off(False)
-    slots.nudge()
-    assert slots.take(None) is None
-    assert not slots.put(0, picture(), lambda: False)
-    assert slots.counts(0) == (0, 0)
-
-
-@pytest.mark.parametrize("keeps_all", [False, True])
-def test_frames_carry_what_the_source_said(keeps_all):
-    slots = hand_off(keeps_all)
-    given = Picture(
-        image=np.zeros((2, 2, 3), np.uint8), captured_at=1.5, clock="driver", pts_seconds=0.25
-    )
-    slots.put(0, given, ALWAYS)
-    frame = slots.take(0)
-    assert (frame.captured_at, frame.clock, frame.pts_seconds) == (1.5, "driver", 0.25)
-    assert frame.image is given.image
-    assert "array" not in repr(frame)
 
 
 LOST = SourceError("cam: cannot be read: gone")
@@ -536,12 +478,6 @@ def test_the_end_of_a_stream_is_a_loss_and_the_wait_doubles_up_to_five_seconds()
     assert camera.next_tick(now) == 0.5
 
 
-def test_waits_are_spread():
-    waits = {jitter() for _ in range(100)}
-    assert len(waits) > 50
-    assert 0.8 <= min(waits) <= max(waits) <= 1.2
-
-
 @pytest.mark.parametrize("error", [None, LOST])
 def test_the_end_of_a_file_is_its_end(error):
     file = watch(live=False)
@@ -552,16 +488,6 @@ def test_the_end_of_a_file_is_its_end(error):
     assert (file.state, file.error) == ("ended", error)
     assert file.tick(2000.0) == "none"
     assert file.next_tick(2000.0) is None
-
-
-def test_a_file_that_fails_is_a_warning_with_its_reason(caplog):
-    file = watch(live=False)
-    file.tick(0.0)
-    file.over(1.0, LOST)
-    file.log_news()
-    (record,) = caplog.records
-    assert record.levelno == logging.WARNING
-    assert record.getMessage() == "cam: ended: cannot be read: gone"
 
 
 class File:
@@ -637,26 +563,17 @@ def test_results_keep_their_order_while_lanes_overtake_each_other():
     assert lanes.closed == 1
 
 
-def test_no_more_frames_are_begun_than_lanes_and_one():
-    lanes, source = FakeLanes(2), File(1000)
-    with open_stream(source, lanes) as stream:
-        next(stream)
-        lanes.wait_until(lambda: lanes.busy == 0)
-        assert len(lanes.begun) <= 3
-    assert source.given < 20
-
-
-def test_a_stream_that_is_stopped_finishes_what_runs_and_frees_the_lanes():
-    lanes = FakeLanes(2, hold=[1, 2])
-    stream = open_stream(File(100), lanes)
+def test_few_frames_are_begun_ahead_and_a_stopped_stream_frees_its_lanes():
+    lanes, source = FakeLanes(2, hold=[1, 2]), File(1000)
+    stream = open_stream(source, lanes)
     next(stream)
     lanes.wait_until(lambda: {1, 2} <= set(lanes.begun))
+    assert (len(lanes.begun), source.given < 20) == (3, True)
     stream.stop()
     for event in lanes.released.values():
         event.set()
     assert list(stream) == []
-    assert lanes.closed == 1
-    assert lanes.busy == 0
+    assert (lanes.closed, lanes.busy) == (1, 0)
 
 
 def test_an_error_of_a_lane_comes_at_its_frame_s_turn_and_ends_the_stream():
@@ -688,21 +605,6 @@ def test_an_error_of_a_lane_comes_at_its_frame_s_turn_and_ends_the_stream():
 )
 def test_only_files_wait_for_their_labels(sources, policy, expected):
     assert StreamParts(sources=sources, policy=policy).takes_lanes is expected
-
-
-def test_a_forgotten_stream_frees_its_lanes():
-    lanes = FakeLanes(2)
-    stream = open_stream(File(100), lanes)
-    next(stream)
-    del stream
-    assert lanes.closed == 1
-
-
-def test_lanes_may_be_closed_by_one_of_their_own_threads():
-    closed = threading.Event()
-    frames = InOrder(lambda frame: frames.close(), 1, on_close=closed.set)
-    assert frames.next(iter([None]).__next__) is None
-    assert closed.wait(LONG)
 
 
 def test_sinks_are_closed_if_the_lanes_cannot_be_opened():
