@@ -6,7 +6,7 @@ import zlib
 import cv2
 import numpy as np
 
-from zsseg_rt.photos.header import read_header
+from zsseg_rt.photos import read_header
 
 
 def png(width, height, *, depth=8, colour=0, rows=b""):

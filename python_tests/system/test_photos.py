@@ -17,8 +17,7 @@ from support.errors import refused
 from support.picture_files import BOMBS, exif, png, tiff_of, with_exif
 from zsseg_rt.errors import DatasetError, SourceError
 from zsseg_rt.evaluation.datasets.files import read_picture
-from zsseg_rt.photos import decode_photo, find_photos, read_photo
-from zsseg_rt.photos.header import MAX_PIXELS, read_header
+from zsseg_rt.photos import MAX_PIXELS, decode_photo, find_photos, read_header, read_photo
 from zsseg_rt.stream.photo_folder import PhotoSource
 
 FORMATS = {

@@ -32,8 +32,7 @@ from zsseg_rt import Engine, EngineConfig, Frame, Segmentation
 from zsseg_rt.demo import demo_bundle, demo_photos
 from zsseg_rt.photos import read_photo
 from zsseg_rt.server import Limits
-from zsseg_rt.server.hub import Hub
-from zsseg_rt.server.preview import encode_message
+from zsseg_rt.server.hub import Hub, encode_message
 from zsseg_rt.stream.runner import StreamParts
 
 TOKEN = "0123456789abcdefghij"
@@ -216,16 +215,16 @@ def test_one_source_of_several_can_be_watched():
 
 
 def test_each_frame_is_encoded_once_for_all_and_only_if_somebody_watches(monkeypatch):
-    from zsseg_rt.server import preview
+    from zsseg_rt.server import hub
 
     encoded = []
-    encode = preview.encode_message
+    encode = hub.encode_message
 
     def count(number, *rest):
         encoded.append(number)
         return encode(number, *rest)
 
-    monkeypatch.setattr(preview, "encode_message", count)
+    monkeypatch.setattr(hub, "encode_message", count)
     with demo_server() as server, contextlib.ExitStack() as stack:
         wait_until(lambda: metric(server, "zsseg_frames_labelled_total") > 5, "frames")
         assert encoded == []

@@ -11,8 +11,7 @@ from support.colour_words import COLOUR_WORDS
 from support.command_line import run
 from support.errors import refused
 from zsseg_rt.errors import SourceError
-from zsseg_rt.photos import find_photos, read_photo
-from zsseg_rt.photos.header import read_header
+from zsseg_rt.photos import find_photos, read_header, read_photo
 
 Image = pytest.importorskip("PIL.Image")
 features = pytest.importorskip("PIL.features")

@@ -37,7 +37,7 @@ from zsseg_rt.cli.output import (
 from zsseg_rt.common.schema import encode, printable
 from zsseg_rt.config import MAX_LANES, EngineConfig
 from zsseg_rt.errors import SourceError
-from zsseg_rt.photos.header import MAX_PIXELS
+from zsseg_rt.photos import MAX_PIXELS
 
 if TYPE_CHECKING:
     from zsseg_rt.engine import Engine

@@ -27,8 +27,14 @@ from zsseg_rt.common.schema import json_text
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.engine import Engine
 from zsseg_rt.errors import BackendUnavailableError, SourceError, ZssegError
-from zsseg_rt.photos import MASK_SUFFIX, OVERLAY_SUFFIXES, decode_photo, load_photo, pixels_of
-from zsseg_rt.photos.header import MAX_PIXELS
+from zsseg_rt.photos import (
+    MASK_SUFFIX,
+    MAX_PIXELS,
+    OVERLAY_SUFFIXES,
+    decode_photo,
+    load_photo,
+    pixels_of,
+)
 from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.results.visualize import palette, read_label_png, save_file
 from zsseg_rt.runtime.lane_pool import LanePool, in_order

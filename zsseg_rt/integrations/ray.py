@@ -23,8 +23,7 @@ from zsseg_rt.errors import (
     ZssegError,
 )
 from zsseg_rt.integrations.batch import describe_classes, lanes_for
-from zsseg_rt.photos import decode_photo
-from zsseg_rt.photos.header import MAX_PIXELS
+from zsseg_rt.photos import MAX_PIXELS, decode_photo
 from zsseg_rt.results.visualize import encode_label_png, palette
 
 __all__ = ["PhotoSegmenter"]

@@ -33,9 +33,16 @@ from zsseg_rt.photos import pixels_of
 from zsseg_rt.results.segmentation import Frame, Segmentation
 from zsseg_rt.results.visualize import encode_label_png, palette
 from zsseg_rt.server.access import PROTOCOL, Json
-from zsseg_rt.server.hub import CONTENT_TYPE, Hub, write_metrics
+from zsseg_rt.server.hub import (
+    CONTENT_TYPE,
+    Hub,
+    Result,
+    Worker,
+    encode_message,
+    encode_overlay,
+    write_metrics,
+)
 from zsseg_rt.server.labeller import Labeller
-from zsseg_rt.server.preview import Result, Worker, encode_message, encode_overlay
 
 VERSION_HEADER = "X-Vocabulary-Version"  # of the classes that an image's labels are of
 FRAME = "application/x-zsseg-frame"  # asks for a picture as the WebSocket sends frames
@@ -101,7 +108,10 @@ def _describe(seg: Segmentation) -> dict[str, Any]:
 
 _log = logging.getLogger(__name__)
 
-_KINDS = {404: "NotFoundError", 405: "MethodError", 408: "TimeoutError", 413: "SizeError"}
+_KINDS = {
+    404: "NotFoundError", 405: "MethodError", 408: "TimeoutError", 413: "SizeError",
+    503: "BusyError",
+}  # fmt: skip
 _BINARY = {"type": "string", "format": "binary"}
 _PICTURE_BODY = {
     "requestBody": {
@@ -251,19 +261,19 @@ def _serve_pictures(app: FastAPI, hub: Hub) -> None:
 
 def _free(places: asyncio.Semaphore) -> asyncio.Semaphore:
     if places.locked():
-        raise _Busy("engine: expected fewer requests at a time. Try again after a second.")
+        raise _busy("engine: expected fewer requests at a time. Try again after a second.")
     return places
 
 
-class _Busy(Exception):  # noqa: N818 - what a client is told, not an error of ours
-    """As many requests of a kind are under way as may be."""
+def _busy(message: str) -> HTTPException:
+    return HTTPException(503, message, {"retry-after": "1"})
 
 
 def _answer_problems(app: FastAPI) -> None:
     async def answer(_: Request, exc: Exception) -> Response:
         return _answer_to(exc)
 
-    for kind in (HTTPException, RequestValidationError, ZssegError, _Busy, ClientDisconnect):
+    for kind in (HTTPException, RequestValidationError, ZssegError, ClientDisconnect):
         app.exception_handler(kind)(answer)
 
     @app.exception_handler(Exception)
@@ -275,7 +285,7 @@ def _answer_problems(app: FastAPI) -> None:
 def _answer_to(exc: Exception) -> Response:
     if isinstance(exc, HTTPException):
         kind = _KINDS.get(exc.status_code, "RequestError")
-        detail = exc.detail if exc.status_code in (400, 408, 413) else ""
+        detail = exc.detail if exc.status_code in (400, 408, 413, 503) else ""
         text = detail or HTTPStatus(exc.status_code).phrase
         return problem(exc.status_code, kind, text, exc.headers)
     if isinstance(exc, RequestValidationError):
@@ -288,8 +298,6 @@ def _answer_to(exc: Exception) -> Response:
         unknown = list(getattr(exc, "unknown", ()))
         content = {"error": type(exc).__name__, "message": str(exc)}
         return Json({**content, "unknown": unknown} if unknown else content, 422)
-    if isinstance(exc, _Busy):
-        return problem(503, "BusyError", str(exc), {"retry-after": "1"})
     if isinstance(exc, ClientDisconnect):
         return Response(status_code=400)  # nobody reads it
     _log.error("%s", exc)
@@ -354,7 +362,7 @@ class MotionJpeg(StreamingResponse):
 @contextlib.contextmanager
 def _seat(hub: Hub, kind: str, most: int) -> Iterator[None]:
     if hub.watchers[kind] >= most:
-        raise _Busy(f"{kind}: expected fewer clients at a time. Close another.")
+        raise _busy(f"{kind}: expected fewer clients at a time. Close another.")
     hub.watchers[kind] += 1
     try:
         yield
@@ -411,7 +419,7 @@ async def watch(socket: WebSocket, hub: Hub) -> None:
     try:
         with _seat(hub, "viewers", hub.limits.viewers):
             await _Viewer(socket, hub).run()
-    except _Busy:
+    except HTTPException:
         await socket.close(TOO_MANY, "too many viewers")
 
 

@@ -18,8 +18,7 @@ from zsseg_rt.common.files import is_file, is_folder
 from zsseg_rt.common.schema import printable
 from zsseg_rt.demo import DEFAULT, DEMOS
 from zsseg_rt.errors import ArgumentError, BackendUnavailableError, ConfigError, SourceError
-from zsseg_rt.photos import SUFFIXES
-from zsseg_rt.photos.header import HEIF_SUFFIXES
+from zsseg_rt.photos import HEIF_SUFFIXES, SUFFIXES
 from zsseg_rt.stream.gstreamer.library import load, redact_pipeline, require_elements
 from zsseg_rt.stream.gstreamer.pipelines import (
     CsiCamera,

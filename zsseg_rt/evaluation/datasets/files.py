@@ -25,8 +25,7 @@ from zsseg_rt.evaluation.datasets.base import (
     ignore_label,
     verify_dataset,
 )
-from zsseg_rt.photos import SUFFIXES, load_photo, read_photo
-from zsseg_rt.photos.header import check_picture
+from zsseg_rt.photos import SUFFIXES, check_picture, load_photo, read_photo
 
 Mask = NDArray[np.uint8] | NDArray[np.uint16]
 
