@@ -69,8 +69,8 @@ def test_the_clip_that_ships_knows_its_world():
     model = create_model("dense_clip", pretrained="demo", head="maskclip")
     embeds = embed_phrases(model.text_encoder, CLASS_NAMES, TEMPLATES)
     segmenter = TorchSegmenter(model, CLASS_NAMES, embeds)
-    found = evaluate(segmenter, SceneDataset("val", length=12)).scores
-    assert found.pixel_accuracy > 0.3  # 0.44 on 200 scenes; guessing 28 classes has 0.04
+    scores = evaluate(segmenter, SceneDataset("val", length=6)).scores
+    assert scores.pixel_accuracy > 0.25  # 0.44 on 200 scenes; guessing 28 classes has 0.04
 
 
 def test_words_that_the_clip_never_saw_are_refused(caplog):

@@ -18,7 +18,7 @@ def torture(*arguments, timeout):
 
 def test_it_finds_crashes_hangs_memory_and_foreign_errors(tmp_path):
     path = tmp_path / "report.json"
-    done = torture("--cases", 10, "--seconds", 300, "--hangs-after", 2, "--json", path, "itself",
+    done = torture("--cases", 10, "--seconds", 300, "--hangs-after", 1, "--json", path, "itself",
                    timeout=400)  # fmt: skip
     assert done.returncode == 1, done.stderr
     report = json.loads(path.read_text())

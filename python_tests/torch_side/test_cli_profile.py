@@ -98,19 +98,37 @@ def test_the_trace_shows_two_frames_with_their_stages_and_nodes(written):
     assert {"scenes.zsseg", "threads=2", "median frame", "slowest frame"} <= names
 
 
-def test_energy_stands_beside_time(tmp_path, monkeypatch, capsys):
+# The package nvtx for a child process; appends "push NAME" and "pop" to the file beside it.
+NVTX = """
+import pathlib
+FILE = pathlib.Path(__file__).with_name("ranges.txt").open("a", 1)
+push_range = lambda message, domain: print("push", message, file=FILE)
+pop_range = lambda domain: print("pop", file=FILE)
+"""
+
+
+def test_energy_stands_beside_time_and_ranges_are_marked(tmp_path, monkeypatch, capsys):
     """A board that takes 4 W, half a watt of it swinging, whatever happens."""
     swing = itertools.cycle([3.75, 4.25])
     meter = EnergyMeter("rail VDD_IN", lambda: next(swing))
     monkeypatch.setattr("zsseg_rt.profiling.profiler.find_energy_meter", lambda **_: (meter, ()))
+    (tmp_path / "nvtx.py").write_text(NVTX)
+    monkeypatch.syspath_prepend(str(tmp_path))
     file = tmp_path / "report.json"
-    assert quick("--demo", "scenes", "--json", file) == 0
-    (variant,) = json.loads(file.read_text())["variants"]
+    assert quick("--demo", "scenes", "--nvtx", "--json", file) == 0
+    report = json.loads(file.read_text())
+    (variant,) = report["variants"]
     energy = variant["energy"]
     assert (energy["watts"], energy["idle_watts"]) == pytest.approx((4.0, 4.0), rel=0.01)
     assert energy["mj"] == pytest.approx(4e3 * energy["seconds"] / energy["frames"], rel=0.01)
     assert abs(energy["mj_above_idle"]) < 0.02 * energy["mj"]
     assert "mJ a frame" in capsys.readouterr().out
+    assert "--nvtx" in report["command"]
+    lines = (tmp_path / "ranges.txt").read_text().splitlines()
+    frames = lines.count("push frame")
+    assert frames > variant["wall"]["count"]
+    assert frames - 2 <= lines.count("push image_encoder") < frames
+    assert lines.count("pop") == sum(line.startswith("push") for line in lines)
 
 
 def test_a_report_is_read_back_as_it_was_written_and_shown(written, tmp_path, capsys):

@@ -1,6 +1,5 @@
 """Frames and stages are NVTX ranges, with a module that stands in for the package."""
 
-import json
 import sys
 from types import SimpleNamespace
 
@@ -9,7 +8,6 @@ import pytest
 
 from support import command_line
 from support.errors import refused
-from support.profiling import QUICK
 from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.cli.output import EXIT_ENVIRONMENT
 from zsseg_rt.demo import demo_bundle, demo_classes, demo_photos
@@ -18,14 +16,6 @@ from zsseg_rt.photos import read_photo
 from zsseg_rt.runtime.clock import NvtxRanges
 
 CPU = {"device": "cpu", "num_threads": 1, "use_cache": False}
-
-# Written for a child process; appends "push NAME" and "pop" to the file beside it.
-STAND_IN = """
-import pathlib
-FILE = pathlib.Path(__file__).with_name("ranges.txt").open("a", 1)
-push_range = lambda message, domain: print("push", message, file=FILE)
-pop_range = lambda domain: print("pop", file=FILE)
-"""
 
 
 class Ranges:
@@ -105,18 +95,3 @@ def test_an_absent_package_is_said_with_the_command(monkeypatch, capsys):
     monkeypatch.setattr("zsseg_rt.profiling.profiler.ChildCandidate", None)  # nothing is measured
     assert command_line.run("profile", "--demo", "scenes", "--nvtx") == EXIT_ENVIRONMENT
     assert ".[nvtx]" in capsys.readouterr().err
-
-
-def test_the_profiled_process_shows_its_frames(tmp_path, monkeypatch):
-    (tmp_path / "nvtx.py").write_text(STAND_IN)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv("ZSSEG_HOME", str(tmp_path / "home"))
-    file = tmp_path / "report.json"
-    assert command_line.run("profile", "--demo", "scenes", "--nvtx", *QUICK, "--json", file) == 0
-    report = json.loads(file.read_text())
-    assert "--nvtx" in report["command"]
-    lines = (tmp_path / "ranges.txt").read_text().splitlines()
-    frames = lines.count("push frame")
-    assert frames > report["variants"][0]["wall"]["count"]
-    assert frames - 2 <= lines.count("push image_encoder") < frames
-    assert lines.count("pop") == sum(line.startswith("push") for line in lines)
