@@ -10,7 +10,7 @@ from conftest import require_cuda
 from support.device_backend import device_backend
 from support.errors import refused
 from support.frame_kinds import STORED, frame, on_device, open_engine, planes
-from support.host_backend import ForeignArray, HostSession, host_backend
+from support.host_backend import ForeignArray, host_backend
 from zsseg_rt import Bundle, FrameMemory, Nv12Frame, ops
 from zsseg_rt.errors import (
     ArgumentError,
@@ -81,19 +81,6 @@ class TestResults:
                 addresses.add(engine.segment(frame(seed)).labels.ctypes.data)
                 gc.collect()
         assert len(addresses) <= 3
-
-    def test_labels_can_be_written(self, on_gpu):
-        with on_gpu() as engine:
-            seg = engine.segment(frame())
-            seg.labels[:] = 3
-            assert [share.index for share in seg.present()] == [3]
-
-    def test_scores_only_if_asked(self, on_gpu):
-        with on_gpu() as engine:
-            assert engine.segment(frame()).scores is None
-            scores = engine.segment(frame(), with_scores=True).scores
-            assert scores.shape == (31, 47)
-            assert engine.segment(frame()).scores is None
 
 
 @pytest.mark.needs_cuda
@@ -314,26 +301,6 @@ def test_planes_that_are_refused_on_the_host(given, error, argument):
 
 
 @pytest.mark.needs_cuda
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_what_graphs_give_that_is_not_finite_is_an_error(on_host, monkeypatch, value):
-    run = HostSession.run
-
-    def broken(self, feeds, *, stream=0):
-        results = run(self, feeds, stream=stream)
-        for name, array in results.items():
-            host = array.numpy(stream=stream)
-            host.flat[5] = value
-            results[name] = on_device(host, stream)
-        return results
-
-    monkeypatch.setattr(HostSession, "run", broken)
-    with on_host("dense") as engine:
-        engine.set_classes(["red", "blue"])
-        with refused(BackendError, "mask_logits", "NaN"):
-            engine.segment(frame())
-
-
-@pytest.mark.needs_cuda
 @pytest.mark.parametrize("bundle", ["descriptor", "dense"])
 def test_a_memory_stays_on_the_device(on_host, monkeypatch, bundle):
     """A pan with a cut in it, labelled with a memory on both devices."""
@@ -362,25 +329,3 @@ def test_a_memory_stays_on_the_device(on_host, monkeypatch, bundle):
     for cpu, gpu in zip(*results, strict=True):
         assert (gpu.labels == cpu.labels).mean() > 0.999
         np.testing.assert_allclose(gpu.scores, cpu.scores, rtol=0, atol=2e-3)
-
-
-@pytest.mark.needs_cuda
-def test_class_buffers_keep_their_addresses(on_host):
-    """A vocabulary of equal or smaller size is copied to where the last one lay; lanes apart."""
-    with on_host(num_lanes=2) as engine, engine.lane() as lane:
-        addresses, labels = [], []
-        for names in (NAMES, NAMES[::-1], NAMES[:2], NAMES):
-            engine.set_classes(names)
-            labels.append(engine.segment(frame()).labels)
-            adopted = engine._lane._adopted
-            addresses.append(
-                [
-                    array.__cuda_array_interface__["data"][0]
-                    for array in (adopted.text_embeds, adopted.text_queries)
-                ]
-            )
-        assert addresses == [addresses[0]] * 4
-        np.testing.assert_array_equal(labels[0], labels[3])
-        assert (labels[0] != labels[1]).any()
-        assert lane.workspace.stream != engine._lane.workspace.stream
-        np.testing.assert_array_equal(lane.segment(frame()).labels, labels[3])

@@ -57,19 +57,6 @@ def test_labels_are_the_named_colours(colours):
     assert 0.0 <= seg.scores.min() <= seg.scores.max() <= 1.0
 
 
-def test_three_swaps_equal_three_fresh_engines(colours, colour_bundle):
-    frame = np.random.default_rng(3).integers(0, 256, (61, 47, 3)).astype(np.uint8)
-    for names in (["red", "green"], ["grey", "blue", "pink"], list(COLOUR_WORDS)):
-        vocabulary = colours.set_classes(names)
-        swapped = colours.segment(frame)
-        assert (swapped.names, swapped.vocabulary_version) == (tuple(names), vocabulary.version)
-        with Engine(colour_bundle, colours.config) as fresh:
-            fresh.set_classes(names)
-            expected = fresh.segment(frame)
-        np.testing.assert_array_equal(swapped.labels, expected.labels)
-        np.testing.assert_array_equal(swapped.scores, expected.scores)
-
-
 def test_engine_equals_the_reference_pipeline(colours):
     frame = np.random.default_rng(4).integers(0, 256, (97, 131, 3)).astype(np.uint8)
     names, embeds = colour_embeds()
@@ -121,16 +108,6 @@ def test_synonyms_count_for_their_class_and_background_is_unknown(colours):
     assert seg.labels[20, [15, 45, 75, 105]].tolist() == [0, 1, 0, 255]
     assert seg.names == ("blue", "red")
     assert seg.unknown == 255
-
-
-def test_unknown_threshold(colour_bundle):
-    config = EngineConfig(device="cpu", unknown_below=0.9, num_threads=1, use_cache=False)
-    with Engine(colour_bundle, config) as engine:
-        engine.set_classes(["black", "white"])
-        seg = engine.segment(np.full((8, 8, 3), 132, np.uint8))
-        assert (seg.labels == 255).all()
-        assert seg.present() == []
-        assert (engine.segment(np.zeros((8, 8, 3), np.uint8)).labels == 0).all()
 
 
 def test_more_than_254_classes_are_uint16(colours):

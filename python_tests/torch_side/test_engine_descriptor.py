@@ -1,7 +1,6 @@
 """ZegCLIP and CLIP-RC through the engine, from official checkpoints to labels."""
 
 import numpy as np
-import onnx
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,10 +9,7 @@ from support import tiny
 from support.command_line import run
 from support.descriptor_models import assert_labels_are_the_models, make_inputs, torch_scores
 from zsseg_rt import Bundle, Engine, EngineConfig
-from zsseg_rt.backends.base import BackendOptions
-from zsseg_rt.backends.registry import get_backend
 from zsseg_rt.export import export_bundle
-from zsseg_rt.models.functional import patch_text_similarity
 from zsseg_rt.text.tokenizer import Tokenizer
 
 NAMES = [f"name {index}" for index in range(7)]
@@ -32,8 +28,7 @@ def bundle_path(model, tmp_path_factory):
     return export_bundle(model, folder / "tiny.zsseg", class_names=NAMES, text_encoder=None)
 
 
-@pytest.mark.parametrize("backend", ["openvino", "torch"])
-@pytest.mark.parametrize("count", [1, 2, 7, 19])
+@pytest.mark.parametrize(("backend", "count"), [("openvino", 1), ("openvino", 19), ("torch", 7)])
 def test_engine_equals_torch(model, bundle_path, backend, count):
     frame, embeds = make_inputs(count, seed=count)
     names = [f"name {index}" for index in range(count)]
@@ -41,74 +36,6 @@ def test_engine_equals_torch(model, bundle_path, backend, count):
         engine.set_classes(names, embeddings=embeds)
         labels = engine.segment(frame).labels
     assert_labels_are_the_models(labels, torch_scores(model, frame, embeds))
-
-
-def test_graphs_hold_one_attention_a_block_and_no_unused_layer(model, bundle_path):
-    graphs = {
-        name: onnx.load(bundle_path / f"{name}.float32.onnx").graph
-        for name in ("image_encoder", "decoder")
-    }
-    operators = {name: [node.op_type for node in graph.node] for name, graph in graphs.items()}
-    assert operators["image_encoder"].count("Softmax") == model.config.image_encoder.num_layers
-    assert operators["decoder"].count("Softmax") == 2 * model.config.decoder.num_layers
-    assert not {"If", "Loop", "Scan", "Resize", "IsNaN"} & {
-        o for ops in operators.values() for o in ops
-    }
-    exported = sum(
-        int(np.prod(tensor.dims)) for graph in graphs.values() for tensor in graph.initializer
-    )
-    read = sum(
-        value.numel()
-        for key, value in model.state_dict().items()
-        if not key.startswith(("text_encoder.", "decode_head.recovery", "decode_head.q_proj"))
-    )
-    assert exported < 1.05 * read  # the mask and the cells' positions come on top
-
-
-@pytest.mark.parametrize("precision", ["float32", "float16"])
-@pytest.mark.parametrize("num_classes", [1, 3, 171, 1024])
-def test_decoder_takes_any_number_of_classes(model, bundle_path, precision, num_classes):
-    session = (
-        get_backend("openvino")
-        .load(
-            bundle_path / f"decoder.{precision}.onnx",
-            device="cpu",
-            precision="float32",
-            options=BackendOptions(num_threads=1),
-        )
-        .session()
-    )
-    rng = np.random.default_rng(num_classes)
-    queries = rng.standard_normal((CELLS, num_classes, 32)).astype(np.float32)
-    patches = np.load(bundle_path / "golden.npz")["patch_embeds"]
-    found = session.run({"queries": queries, "patch_embeds": patches})
-    with torch.no_grad():
-        flat, keys = torch.from_numpy(queries).reshape(1, -1, 32), torch.from_numpy(patches)
-        head = model.decode_head
-        for query_layer, patch_layer in zip(
-            head.decoder_q.layers, head.decoder_v.layers, strict=True
-        ):
-            flat, keys = query_layer(flat, keys), patch_layer(keys, flat)
-        every_cell = patch_text_similarity(keys, flat, normalize=False)
-        expected = every_cell.reshape(1, CELLS, num_classes, -1).mean(1).numpy()
-    logits = patch_text_similarity(
-        torch.tensor(found["patch_keys"]), torch.tensor(found["class_embeds"]), normalize=False
-    ).numpy()
-    error = np.abs(logits - expected).max() / np.abs(expected).max()
-    assert error < (1e-5 if precision == "float32" else 1e-2)
-
-
-def test_a_wide_picture_keeps_its_shape(model, tmp_path):
-    path = export_bundle(
-        model, tmp_path / "wide.zsseg", size_hw=(48, 96), text_encoder=None, precisions=["float32"]
-    )
-    assert Bundle.load(path).head.grid_hw == (3, 6)
-    frame, embeds = make_inputs(5, seed=5)
-    with Engine(path, EngineConfig(**CPU)) as engine:
-        engine.set_classes(NAMES[:5], embeddings=embeds)
-        labels = engine.segment(frame).labels
-    plain = tiny.clip_rc_model(seen_classes=())  # the bundle has no names for the seen classes
-    assert_labels_are_the_models(labels, torch_scores(plain, frame, embeds, (48, 96)))
 
 
 # ---------------------------------------------------------------- from the command line
@@ -121,12 +48,8 @@ SIZES = (
 )
 
 
-@pytest.mark.parametrize("layout", ["official", "jittor"])
-def test_imported_checkpoint_labels_as_the_model(tmp_path, layout):
+def test_imported_checkpoint_labels_as_the_model(tmp_path):
     state_dict = tiny.clip_rc_state_dict(SIZES)
-    if layout == "jittor":
-        unread = (".self_attn.", ".norm1.")
-        state_dict = {k: v for k, v in state_dict.items() if not any(part in k for part in unread)}
     checkpoint, out = tmp_path / "iter_40000.pth", tmp_path / "clip_rc.zsseg"
     torch.save({"meta": {"iter": 40000}, "state_dict": state_dict}, checkpoint)
     code = run("import-checkpoint", "clip_rc", checkpoint, "--out", out, "--classes",

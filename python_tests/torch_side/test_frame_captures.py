@@ -52,7 +52,7 @@ def run_plainly(monkeypatch, placed, bundle, words, frames, **settings):
             return [told(engine.segment(f, **settings)) for f in frames]
 
 
-@pytest.mark.parametrize("bundle", ["descriptor", "dense", "segment_tokens", slow_proposals])
+@pytest.mark.parametrize("bundle", ["descriptor", "segment_tokens", slow_proposals])
 def test_another_thread_names_classes_throughout(monkeypatch, placed, launched, bundle):
     """Every result has the labels of the vocabulary whose version it carries."""
     with open_engine(bundle, placed) as engine:
@@ -85,19 +85,22 @@ def test_another_thread_names_classes_throughout(monkeypatch, placed, launched, 
         assert_same(told(seg), plain[versions[seg.vocabulary_version]][image])
 
 
+WAITS = ("waits", "WARNING", "expected pinned host memory in a capture")
+
+
 @pytest.mark.parametrize(
-    ("fault", "level", "reason"),
+    ("bundle", "fault", "level", "reason"),
     [
-        ("waits", "WARNING", "expected pinned host memory in a capture"),
-        ("not capturable", "INFO", "sessions"),
+        ("descriptor", *WAITS),
+        ("proposals", *WAITS),
+        ("segment_tokens", "not capturable", "INFO", "sessions"),
     ],
 )
-@pytest.mark.parametrize("bundle", ["descriptor", "segment_tokens", "proposals"])
 def test_a_refused_capture_is_told_once_and_labels_are_right(
     monkeypatch, caplog, bundle, fault, level, reason
 ):
     refusing, _ = device_backend(monkeypatch, fault=fault)
-    frames = [frame(seed) for seed in range(5)]
+    frames = [frame(seed) for seed in range(3)]
     with caplog.at_level(logging.INFO), open_engine(bundle, refusing) as engine:
         words = vocabulary(engine, 5)
         engine.set_classes(**words)
@@ -153,10 +156,9 @@ def test_a_thread_records_only_after_it_has_run_plainly(placed, launched):
     assert counts[-1]["launched"] == 2
 
 
-@pytest.mark.parametrize("bundle", ["descriptor", "segment_tokens", "proposals"])
-def test_captures_can_be_left_out(monkeypatch, placed, launched, caplog, bundle):
+def test_captures_can_be_left_out(monkeypatch, placed, launched, caplog):
     monkeypatch.setenv("ZSSEG_CUDA_GRAPHS", "0")
-    with caplog.at_level(logging.WARNING), open_engine(bundle, placed) as engine:
+    with caplog.at_level(logging.WARNING), open_engine("segment_tokens", placed) as engine:
         engine.set_classes(**vocabulary(engine, 5))
         for _ in range(3):
             engine.segment(frame(1))

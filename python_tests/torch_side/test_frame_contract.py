@@ -151,7 +151,9 @@ def cases():
             yield f"{count} names", Case(bundle, steps, parts, 3 * parts, is_varied=count > 1)
         alone = bundle == "aggregation"
         swaps = [words(8), words(8, seed=1), words(8)] if alone else SWAPS
-        yield "swaps", Case(bundle, [(swap, frames(2)) for swap in swaps], None, 3)
+        # buffers of classes keep their addresses: classes of one size are recorded once
+        recorded = parts if alone else None
+        yield "swaps", Case(bundle, [(swap, frames(2)) for swap in swaps], recorded, 3)
         runs = {"shapes and rules": shapes_and_rules, "overlays": overlays("RGB on the GPU")}
         if not alone:  # a stand-in's weights are of the sizes it has seen, the golden's too
             runs["self-check in turns"] = checks_in_turns
