@@ -1,14 +1,20 @@
-"""Tasks and data small enough to train for real in a test."""
+"""Tasks and data small enough to train for real in a test; run alone, what processes do."""
 
+import os
+import signal
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from zsseg_rt.errors import TrainingError
 from zsseg_rt.training.config import LoopConfig
 from zsseg_rt.training.loop.checkpointing import Checkpoint
 from zsseg_rt.training.loop.loop import run_loop
+from zsseg_rt.training.loop.run_state import leave_processes
 
 
 @dataclass(frozen=True)
@@ -98,3 +104,52 @@ def alike(one, other):
     if isinstance(one, (list, tuple)):
         return len(one) == len(other) and all(map(alike, one, other))
     return one == other
+
+
+def losses_of(part):
+    """Of some of four images, which have very different shares of labelled pixels and classes."""
+    from zsseg_rt.models.zegformer.decoder import Segments
+    from zsseg_rt.training.tasks import losses, zegformer
+
+    num_classes, generator = 5, torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(4, num_classes, 6, 6, generator=generator)
+    labels = torch.full((4, 6, 6), 255)
+    labels[0] = torch.arange(36).view(6, 6) % num_classes
+    labels[1, :2], labels[3, 0, 0] = 3, 1
+    logits, labels = logits[part], labels[part]
+    segments = Segments(logits.flatten(2)[:, :, : num_classes + 1], logits)
+    targets = zegformer.class_masks(labels, num_classes)
+    matches = zegformer.match_segments(segments, targets, zegformer.SegmentWeights())
+    made = zegformer.segment_losses(segments, targets, matches, no_object=0.1)
+    pixels = (*losses.mask_losses(logits, labels), losses.cross_entropy(logits, labels))
+    return [term.item() for term in (*pixels, made["focal"], made["dice"])]
+
+
+def work_in_two_processes(folder):
+    """Train, save the losses of a half of a batch, and train into a loss that is not finite."""
+    train(folder / "run")
+    rank = torch.distributed.get_rank()
+    torch.save(losses_of(slice(2 * rank, 2 * rank + 2)), folder / f"{rank}.pt")
+    try:
+        train(folder / "bad", ToyTask(bad_picture="picture-18"))
+    except TrainingError as error:
+        print(error, flush=True)
+    leave_processes()
+
+
+def train_and_die_in_save(folder):
+    """Train until the second checkpoint is half written."""
+
+    def save(content, stream, *arguments, **more):
+        if isinstance(content, dict) and content.get("step") == 6:
+            stream.write(b"half a file")
+            stream.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(content, stream, *arguments, **more)
+
+    write, torch.save = torch.save, save
+    train(folder)
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]](Path(sys.argv[2]))
