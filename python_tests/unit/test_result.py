@@ -37,17 +37,9 @@ def test_present_lists_classes_by_share_and_leaves_unknown_out():
     seg = make(np.array([[1, 1, 1, 0], [255, 255, 255, 255]], np.uint8))
     shares = seg.present()
     assert [(s.name, s.index, s.pixels) for s in shares] == [("road", 1, 3), ("sky", 0, 1)]
-    assert shares[0].share == pytest.approx(3 / 8)
     assert repr(shares[0].share) == "0.375"  # a float of Python's own, in reports too
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_present_counts_strided_labels(dtype):
-    labels = np.random.default_rng(0).integers(0, 4, (40, 60)).astype(dtype)[::2, ::3]
-    shares = make(labels, ("sky", "road", "tree", "car", "dog")).present()
-    values, counts = np.unique(labels, return_counts=True)
-    assert {s.index: s.pixels for s in shares} == dict(zip(values, counts, strict=True))
-    assert [s.pixels for s in shares] == sorted(counts, reverse=True)
+    wide = np.array([[0, 9, 1], [9, 9, 65535]] * 2, np.uint16)[::2]  # strided
+    assert [(s.index, s.pixels) for s in make(wide, "abc").present()] == [(0, 2), (1, 2)]
 
 
 def test_saved_labels_read_back_exactly(tmp_path):
@@ -65,58 +57,55 @@ def test_saved_labels_read_back_exactly(tmp_path):
 
 def test_wide_labels_read_back_exactly(tmp_path):
     labels = np.array([[0, 300], [1023, 65535]], np.uint16)
-    path = tmp_path / "mask.png"
+    path = tmp_path / "mask.PNG"
     make(labels, ("a",) * 1024).save(path)
     np.testing.assert_array_equal(cv2.imread(str(path), cv2.IMREAD_UNCHANGED), labels)
 
 
-def test_label_png_refuses_other_arrays():
-    with refused(ShapeError, "labels"):
-        encode_label_png(np.zeros(4, np.uint8), palette("a"))
-    with refused(DTypeError, "labels"):
-        encode_label_png(np.zeros((2, 2), np.int64), palette("a"))
+TINY = Segmentation(labels=np.zeros((2, 2), np.uint8), names=("a",), vocabulary_version=1)
+REFUSED = {
+    "one axis": (lambda: encode_label_png(np.zeros(4, np.uint8), ()), ShapeError, "labels"),
+    "int64": (lambda: encode_label_png(np.zeros((2, 2), int), ()), DTypeError, "labels"),
+    "no folder": (lambda: save_file("nowhere/a.png", b"x"), SourceError, None),
+    "no name": (lambda: save_file("", b"x"), SourceError, None),
+    "jpeg": (lambda: TINY.save("mask.jpg"), ArgumentError, "path"),
+    "no suffix": (lambda: TINY.save("mask"), ArgumentError, "path"),
+    "another size": (lambda: TINY.overlay(np.zeros((3, 3, 3), np.uint8)), ShapeError, "labels"),
+    "no frame": (TINY.plot, ArgumentError, "frame"),
+    "no supervision": (TINY.to_supervision, BackendUnavailableError, "supervision"),
+    "no opencv": (TINY.components, BackendUnavailableError, "cv2"),
+    "no area": (lambda: TINY.polygons(min_area=0), ArgumentError, "min_area"),
+    **{f"tolerance {n}": (lambda n=n: TINY.polygons(tolerance=n), ArgumentError, "tolerance")
+       for n in (-1.0, np.nan)},
+    **{f"transform {i}": (lambda t=t: TINY.to_geojson(transform=t), ArgumentError, "transform")
+       for i, t in enumerate([(1, 0, 0, 0, 1), (1, 2, 0, 2, 4, 0), (1, 0, np.nan, 0, 1, 0),
+                              "abcdef", 5, (1,) * 9])},
+}  # fmt: skip
 
 
-def test_write_to_missing_folder_names_the_file(tmp_path):
-    with refused(SourceError, None, "nowhere/a.png"):
-        save_file(tmp_path / "nowhere" / "a.png", b"content")
-
-
-def test_a_file_without_a_name_is_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_made_of_a_result_is_refused(case, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SourceError, match="cannot be written"):
-        save_file("", b"x")
+    call, error, argument = REFUSED[case]
+    if case.startswith("no ") and issubclass(error, BackendUnavailableError):
+        monkeypatch.setitem(sys.modules, argument, None)
+    with refused(error, argument):
+        call()
+    assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["mask.jpg", "mask", ""])
-def test_labels_are_written_as_png_only(name, tmp_path):
-    seg = Segmentation(labels=np.zeros((2, 2), np.uint8), names=("a",), vocabulary_version=1)
-    with refused(ArgumentError, "path"):
-        seg.save(tmp_path / name if name else name)
-    seg.save(tmp_path / "mask.PNG")
-    assert [file.name for file in tmp_path.iterdir()] == ["mask.PNG"]
-
-
-def test_a_name_keeps_its_colour_wherever_it_stands():
-    names = ["road", "person", "forklift", "sky", "tree", "grey wall", "red ball", "Green  Box"]
-    colours = {name: tuple(c) for name, c in zip(names, palette(names).tolist(), strict=True)}
-    assert len(set(colours.values())) == len(names)
-    for order in (names[::-1], names[3:] + names[:3]):
-        again = zip(order, palette(order).tolist(), strict=True)
-        assert {name: tuple(c) for name, c in again} == colours
-    np.testing.assert_array_equal(palette(["green box"])[0], palette(["Green  Box"])[0])
-
-
-def test_a_name_keeps_its_colour_beside_any_other_names():
+def test_a_name_keeps_its_colour_wherever_and_beside_whatever_it_stands():
     things = (
         "aeroplane bicycle bird boat bottle bus car cat chair cow dog horse sheep sofa train tv"
     )
     names = [*things.split(), "person", *CLASS_NAMES]
     together = palette(names).astype(int)
+    np.testing.assert_array_equal(palette(names[::-1]), together[::-1])
     alone = np.concatenate([palette([name]) for name in names]).astype(int)
     assert np.abs(together - alone).max() <= 1  # only names of the very same colour move
     away = np.abs(together[:17, None] - together[None, :17]).sum(-1)[np.triu_indices(17, 1)]
     assert away.min() > 75  # and the common ones are told apart
+    np.testing.assert_array_equal(palette(["green box"])[0], palette(["Green  Box"])[0])
 
 
 def test_a_colour_in_a_name_is_the_colour_it_is_drawn_in():
@@ -150,11 +139,6 @@ def test_an_overlay_paints_classes_keeps_unknown_and_the_frame_s_channel_order()
     np.testing.assert_array_equal(bgr[..., ::-1], rgb)
 
 
-def test_overlay_refuses_a_frame_of_another_size():
-    with pytest.raises(ShapeError):
-        make(np.zeros((2, 2), np.uint8)).overlay(np.zeros((3, 3, 3), np.uint8))
-
-
 @pytest.mark.parametrize("way", [lambda seg: pickle.loads(pickle.dumps(seg)), copy.deepcopy])
 def test_results_pickle_and_copy(way):
     seg = Segmentation(
@@ -176,12 +160,6 @@ def test_results_pickle_and_copy(way):
     np.testing.assert_array_equal(again.frame.image, seg.frame.image)
     with pytest.raises(dataclasses.FrozenInstanceError):
         again.names = ()
-
-
-def test_without_supervision_the_error_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "supervision", None)
-    with refused(BackendUnavailableError, "supervision"):
-        make(np.zeros((2, 2), np.uint8)).to_supervision()
 
 
 # --- names and a legend on an image ---
@@ -229,18 +207,16 @@ def test_the_frame_s_channel_order_is_kept():
     np.testing.assert_array_equal(bgr.plot(black(bgr))[..., ::-1], rgb.plot(black(rgb)))
 
 
+ODD = ["Straße über café", "道路", "a" * 300, "{odd} %s \\ name"]
+
+
 @pytest.mark.parametrize("width", [1, 40, 399, 400, 2000])
-def test_odd_sizes(width):
-    seg = halves(height=max(1, width // 2), width=width)
-    plot = seg.plot(black(seg))
-    assert plot.shape[1] >= 400
-    assert plot.shape[1] % width == 0
-
-
-@pytest.mark.parametrize("name", ["Straße über café", "道路", "a" * 300, "{odd} %s \\ name"])
-def test_odd_names(name):
-    seg = halves((name, "sky"))
-    assert seg.plot(black(seg)).shape[1] == 800
+def test_odd_sizes_and_names(width):
+    for name in ODD:
+        seg = halves((name, "sky"), height=max(1, width // 2), width=width)
+        plot = seg.plot(black(seg))
+        assert plot.shape[1] >= 400
+        assert plot.shape[1] % width == 0
 
 
 def test_a_result_of_a_stream_brings_its_frame():
@@ -248,8 +224,6 @@ def test_a_result_of_a_stream_brings_its_frame():
     frame = Frame(source="0", index=0, captured_at=0.0, clock="file", image=black(seg))
     with_frame = dataclasses.replace(seg, frame=frame)
     np.testing.assert_array_equal(with_frame.plot(), seg.plot(black(seg)))
-    with refused(ArgumentError, "frame"):
-        seg.plot()
 
 
 def test_nothing_but_unknown_pixels():
@@ -320,7 +294,7 @@ def test_components_of_a_class():
     assert labelled(blocks()).components()[0].confidence is None
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_components_put_together_are_the_labels(seed):
     labels = noise(seed)
     again = np.full_like(labels, 255)
@@ -332,7 +306,7 @@ def test_components_put_together_are_the_labels(seed):
     np.testing.assert_array_equal(again, labels)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_polygons_enclose_exactly_their_pixels(seed):
     labels = noise(seed)
     seg = labelled(labels)
@@ -353,22 +327,10 @@ def test_simpler_polygons_stay_near():
     assert np.abs(radii - 30).max() < 3
 
 
-@pytest.mark.parametrize("call", [{"min_area": 0}, {"tolerance": -1.0}, {"tolerance": np.nan}])
-def test_useless_settings_are_refused(call):
-    with refused(ArgumentError, next(iter(call))):
-        labelled(blocks()).polygons(**call)
-
-
 def test_nothing_comes_of_nothing():
     seg = labelled(np.full((4, 5), 255))
     assert (seg.components(), seg.polygons(), seg.to_coco_rle()) == ([], [], [])
     assert seg.to_coco_rle(per_component=True) == []
-
-
-def test_without_opencv_it_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "cv2", None)
-    with refused(BackendUnavailableError, "cv2"):
-        labelled(blocks()).components()
 
 
 @pytest.mark.parametrize("per_component", [False, True])
@@ -442,7 +404,7 @@ def signed_area(ring):
     return (x * np.roll(y, -1) - np.roll(x, -1) * y).sum() / 2
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_geojson_read_back_is_the_labels(seed):
     seg = labelled(noise(seed))
     collection = json.loads(json.dumps(seg.to_geojson()))
@@ -476,16 +438,7 @@ def test_geojson_of_a_map(transform):
     assert feature["properties"]["confidence"] == pytest.approx(0.25)
 
 
-@pytest.mark.parametrize(
-    "transform",
-    [(1, 0, 0, 0, 1), (1, 2, 0, 2, 4, 0), (1, 0, np.nan, 0, 1, 0), "abcdef", 5, (1,) * 9],
-)
-def test_useless_transforms_are_refused(transform):
-    with refused(ArgumentError, "transform"):
-        labelled(blocks()).to_geojson(transform=transform)
-
-
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_labelme_drawn_in_order_is_the_labels(seed):
     seg = labelled(noise(seed))
     content = json.loads(json.dumps(seg.to_labelme("photo.png")))
