@@ -13,6 +13,8 @@ from torch import Tensor
 from support import tiny
 from support.golden import config_of, load
 from zsseg_rt.models import from_official
+from zsseg_rt.torch_files.official import CAT_SEG, split
+from zsseg_rt.torch_files.shapes import IMAGE_TOWER, TEXT_TOWER, expand, under
 
 CLIP = "sem_seg_head.predictor.clip_model."
 HEAD = "sem_seg_head.predictor.transformer."
@@ -88,72 +90,17 @@ def normalised(pictures: np.ndarray, config: dict[str, Any]) -> Tensor:
 
 def official_shapes(config: dict[str, Any]) -> tiny.Shapes:
     """Shapes of all tensors of these sizes by official key, but the masks."""
-    embed, width, text = config["embed"], config["v_width"], config["t_width"]
-    patch = config["patch"]
-    cells = (config["clip_res"] // patch) ** 2
-    rows = {
-        "positional_embedding": (77, text), "text_projection": (text, embed), "logit_scale": (),
-        "token_embedding.weight": (49408, text), "ln_final.*": (text,),
-        "visual.class_embedding": (width,), "visual.positional_embedding": (cells + 1, width),
-        "visual.proj": (width, embed), "visual.conv1.weight": (width, 3, patch, patch),
-        "visual.ln_pre.*": (width,), "visual.ln_post.*": (width,),
+    width, text, patch, hidden = (config[n] for n in ("v_width", "t_width", "patch", "hidden"))
+    (first, second), (near, far), (two, four) = config["dec"], config["dgp"], config["dg"]
+    sizes = {
+        "D": config["embed"], "W": width, "M": 4 * width, "P": patch,
+        "R": 1 + (config["clip_res"] // patch) ** 2, "T": text, "F": 4 * text, "V": 49408, "L": 77,
+        "H": hidden, "G": config["ga"], "Y": config["gt"], "A": first, "B": second, "J": near,
+        "K": far, "U": two, "X": four, "Q": hidden - near, "S": first - far,
     }  # fmt: skip
-    return {
-        **tiny.shapes_at(CLIP, rows),
-        **tiny.tower_shapes(f"{CLIP}visual.", width, config["v_layers"], split=True),
-        **tiny.tower_shapes(CLIP, text, config["t_layers"], split=True),
-        **_head_shapes(config),
-    }
-
-
-def _head_shapes(config: dict[str, Any]) -> tiny.Shapes:
-    embed, width, hidden = config["embed"], config["v_width"], config["hidden"]
-    (up1, up2), (near, far), ga = config["dg"], config["dgp"], config["ga"]
-    rows = {
-        "conv1.*": (hidden, 1, 7, 7), "guidance_projection.0.*": (ga, embed, 3, 3),
-        "text_guidance_projection.0.*": (config["gt"], embed),
-        "decoder_guidance_projection.0.0.*": (near, up1, 3, 3),
-        "decoder_guidance_projection.1.0.*": (far, up2, 3, 3),
-        "head.*": (1, config["dec"][1], 3, 3),
-    }  # fmt: skip
-    found = {
-        **_up("upsample1", width, up1, 2),
-        **_up("upsample2", width, up2, 4),
-        **tiny.shapes_at(HEAD, rows),
-    }
-    inputs = hidden
-    for stage, (outputs, guide) in enumerate(zip(config["dec"], config["dgp"], strict=True), 1):
-        stem = f"{HEAD}decoder{stage}."
-        found |= _up(stem + "up", inputs, inputs - guide, 2)
-        for place, channels in ((0, inputs), (3, outputs)):
-            conv = {f"{place}.weight": (outputs, channels, 3, 3), f"{place + 1}.*": (outputs,)}
-            found |= tiny.shapes_at(f"{stem}conv.double_conv.", conv)
-        inputs = outputs
-    for layer in range(2):
-        found |= _layer_shapes(f"{HEAD}layers.{layer}.", hidden, ga, config["gt"])
-    return found
-
-
-def _up(key: str, inputs: int, outputs: int, side: int) -> tiny.Shapes:
-    """A transposed convolution, whose bias is as long as its second axis."""
-    return {f"{key}.weight": (inputs, outputs, side, side), f"{key}.bias": (outputs,)}
-
-
-def _layer_shapes(stem: str, hidden: int, ga: int, gt: int) -> tiny.Shapes:
-    square = (hidden, hidden)
-    rows = {
-        "swin_block.guidance_norm.*": (ga,), "attention.padding_tokens": (1, 1, hidden),
-        "attention.padding_guidance": (1, 1, gt), "attention.attention.v.*": square,
-        "attention.attention.q.*": (hidden, hidden + gt),
-        "attention.attention.k.*": (hidden, hidden + gt),
-        "attention.MLP.0.*": (4 * hidden, hidden), "attention.MLP.2.*": (hidden, 4 * hidden),
-        "attention.norm1.*": (hidden,), "attention.norm2.*": (hidden,),
-    }  # fmt: skip
-    for block in ("swin_block.block_1.", "swin_block.block_2."):
-        swin = {
-            "norm1.*": (hidden,), "norm2.*": (hidden,), "attn.q.*": (hidden, hidden + ga),
-            "attn.k.*": (hidden, hidden + ga), "attn.v.*": square, "attn.proj.*": square,
-            "mlp.fc1.*": (4 * hidden, hidden), "mlp.fc2.*": (hidden, 4 * hidden),
-        }  # fmt: skip
-        rows |= {block + name: shape for name, shape in swin.items()}
-    return tiny.shapes_at(stem, rows)
+    towers = under(f"{CLIP}visual.", split(IMAGE_TOWER)) + under(CLIP, split(TEXT_TOWER))
+    return expand(
+        CAT_SEG + towers + f"{CLIP}logit_scale",
+        sizes,
+        lambda prefix: config["v_layers" if "visual" in prefix else "t_layers"],
+    )

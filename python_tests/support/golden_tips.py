@@ -11,50 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from zsseg_rt.torch_files.shapes import expand
+from zsseg_rt.torch_files.tips_weights import TEXT, VISION
+
 SMALL = {"width": 64, "depth": 4, "heads": 4, "img": 112, "salt": "small"}
 SMALL_TEXT = {"width": 64, "layers": 2, "heads": 4, "mlp": 128, "salt": "smalltext"}
-
-
-def vision_shapes(c: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Official keys of the image tower."""
-    width = c["width"]
-    shapes: dict[str, tuple[int, ...]] = {
-        "cls_token": (1, 1, width),
-        "pos_embed": (1, 1 + (c["img"] // 14) ** 2, width),
-        "register_tokens": (1, 1, width),
-        "mask_token": (1, width),
-        "patch_embed.proj.weight": (width, 3, 14, 14),
-        "patch_embed.proj.bias": (width,),
-    }
-    for block in range(c["depth"]):
-        at = f"blocks.{block}."
-        linears = {"attn.qkv": (3, 1), "attn.proj": (1, 1), "mlp.fc1": (4, 1), "mlp.fc2": (1, 4)}
-        for name, (outs, ins) in linears.items():
-            shapes[f"{at}{name}.weight"] = (outs * width, ins * width)
-            shapes[f"{at}{name}.bias"] = (outs * width,)
-        for name in ("norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias"):
-            shapes[at + name] = (width,)
-        shapes |= {f"{at}ls1.gamma": (width,), f"{at}ls2.gamma": (width,)}
-    return shapes | {"norm.weight": (width,), "norm.bias": (width,)}
-
-
-def text_shapes(c: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Official keys of the text tower, without the temperature."""
-    width, mlp = c["width"], c["mlp"]
-    shapes: dict[str, tuple[int, ...]] = {"token_embedding.weight": (c["vocab"], width)}
-    for block in range(c["layers"]):
-        at = f"transformer.resblocks.{block}."
-        linears = {
-            "attn.in_proj_": (3 * width, width),
-            "attn.out_proj.": (width, width),
-            "mlp.c_fc.": (mlp, width),
-            "mlp.c_proj.": (width, mlp),
-        }
-        for name, (outs, ins) in linears.items():
-            shapes |= {f"{at}{name}weight": (outs, ins), f"{at}{name}bias": (outs,)}
-        for name in ("ln_1.weight", "ln_1.bias", "ln_2.weight", "ln_2.bias"):
-            shapes[at + name] = (width,)
-    return shapes | {"ln_final.weight": (width,), "ln_final.bias": (width,)}
 
 
 def rule(key: str, shape: tuple[int, ...], salt: str) -> np.ndarray:
@@ -75,14 +36,18 @@ def rule(key: str, shape: tuple[int, ...], salt: str) -> np.ndarray:
 def vision(**changed: Any) -> dict[str, np.ndarray]:
     """Weights of an image tower."""
     c = SMALL | changed
-    return {key: rule(key, shape, c["salt"]) for key, shape in vision_shapes(c).items()}
+    sizes = {"W": c["width"], "M": 4 * c["width"], "R": 1 + (c["img"] // 14) ** 2}
+    shapes = expand(VISION, sizes, lambda _: c["depth"])
+    return {key: rule(key, shape, c["salt"]) for key, shape in shapes.items()}
 
 
 def text(**changed: Any) -> dict[str, np.ndarray]:
     """Weights of a text tower, for the small tokenizer unless ``vocab`` is given."""
     vocab = {} if "vocab" in changed else {"vocab": vocab_size(pieces())}
     c = SMALL_TEXT | vocab | changed
-    return {key: rule(key, shape, c["salt"]) for key, shape in text_shapes(c).items()}
+    sizes = {"T": c["width"], "F": c["mlp"], "V": c["vocab"]}
+    shapes = expand(TEXT, sizes, lambda _: c["layers"])
+    return {key: rule(key, shape, c["salt"]) for key, shape in shapes.items()}
 
 
 @cache

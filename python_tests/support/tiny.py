@@ -105,11 +105,10 @@ def shapes_at(prefix: str, rows: Mapping[str, tuple[int, ...]]) -> Shapes:
     return shapes
 
 
-def tower_shapes(prefix: str, width: int, num_layers: int, *, split: bool = False) -> Shapes:
-    """CLIP's blocks; with ``split``, queries, keys and values have weights of their own."""
-    joined = {"attn.in_proj_weight": (3 * width, width)}
-    rows: Shapes = {f"attn.{n}_proj_weight": (width, width) for n in "qkv"} if split else joined
-    rows |= {
+def tower_shapes(prefix: str, width: int, num_layers: int) -> Shapes:
+    """CLIP's blocks."""
+    rows: Shapes = {
+        "attn.in_proj_weight": (3 * width, width),
         "attn.in_proj_bias": (3 * width,), "attn.out_proj.*": (width, width),
         "mlp.c_fc.*": (4 * width, width), "mlp.c_proj.*": (width, 4 * width),
         "ln_1.*": (width,), "ln_2.*": (width,),

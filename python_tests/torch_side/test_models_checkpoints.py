@@ -1,6 +1,5 @@
 """Checkpoint files and CLIP weights: what loads, and what is refused in which words."""
 
-import sys
 from argparse import Namespace
 from collections import OrderedDict, defaultdict, deque
 from pathlib import Path
@@ -17,16 +16,10 @@ from zsseg_rt.errors import ArgumentError, CheckpointError
 from zsseg_rt.models import (
     build_image_encoder,
     build_text_encoder,
-    create_model,
     from_official,
     load_checkpoint,
     load_clip,
 )
-from zsseg_rt.models.clip.towers import resize_positional_embedding
-
-
-def build(state_dict):
-    return from_official("zegclip", state_dict, **tiny.zegclip_config())
 
 
 @pytest.mark.parametrize("size", [0, -3, (64, 64)])
@@ -51,16 +44,6 @@ def test_seen_classes_are_no_mask(seen):
 
 class Beside:
     """A class of a trainer's, which is not imported to read the weights."""
-
-
-def official_file(**extra):
-    return {"meta": {"epoch": 3}, "state_dict": tiny.zegclip_state_dict(), **extra}
-
-
-def test_safetensors_files(tmp_path):
-    state_dict = tiny.zegclip_state_dict()
-    save_file(state_dict, tmp_path / "a.safetensors")
-    assert tiny.same(load_checkpoint(tmp_path / "a.safetensors"), state_dict)
 
 
 BESIDE = {
@@ -126,12 +109,6 @@ def test_two_sets_of_weights_are_not_chosen_from(tmp_path):
     torch.save({"student": one, "teacher": one}, tmp_path / "a.pth")
     with refused(CheckpointError, "a.pth", "student", "teacher"):
         load_checkpoint(tmp_path / "a.pth")
-
-
-def test_a_class_that_is_not_installed(tmp_path, monkeypatch):
-    torch.save(official_file(optimizer=Beside()), tmp_path / "a.pth")
-    monkeypatch.delattr(sys.modules[__name__], "Beside")
-    build(load_checkpoint(tmp_path / "a.pth"))
 
 
 @pytest.mark.parametrize("name", ["a.pth", "a.pt", "a.safetensors"])
@@ -233,44 +210,3 @@ def test_tag_brings_weights_heads_and_activation(monkeypatch, open_clip_model):
     weights = load_clip("openai")
     assert weights.settings[:3] == ("quick_gelu", 2, 1)
     assert build_image_encoder(weights).config.width == 128
-
-
-@torch.no_grad()
-def test_zegclip_starts_from_clip(tmp_path):
-    sizes = tiny.TinySizes()
-    state_dict = tiny.clip_state_dict(sizes)
-    torch.save(state_dict, tmp_path / "clip.pt")
-    torch.manual_seed(0)
-    model = create_model(
-        "zegclip",
-        pretrained=tmp_path / "clip.pt",
-        activation="quick_gelu",
-        num_prompts=5,
-        image_size=96,
-    )
-    own = model.state_dict()
-    prompts = model.backbone.prompt_embeddings
-    assert prompts.shape == (1, 5, 64)
-    assert model.backbone.deep_prompt_embeddings.shape == (3, 5, 64)
-    bound = (6 / (3 * 16 * 16 + 64)) ** 0.5
-    assert 0.9 * bound < prompts.abs().max() <= bound
-    std = model.backbone.prompt_proj.weight.std().item()
-    assert abs(std - (2 / 64) ** 0.5) < 0.01
-    output = model(tiny.image(1, 3, 96, 96), tiny.text_embeds(4, 32))
-    assert output.mask_logits.shape == (1, 4, 6, 6)
-    assert tiny.same(build_again(own), own)
-
-
-def build_again(state_dict):
-    arguments = {"num_heads": 1, "decoder_heads": 8, "text_heads": 1}
-    return from_official("zegclip", state_dict, **arguments).state_dict()
-
-
-def test_positional_embedding_keeps_the_class_row_and_a_linear_ramp():
-    ramp = torch.arange(4.0).repeat(4)[:, None]
-    rows = torch.cat([torch.tensor([[9.0]]), ramp])
-    resized = resize_positional_embedding(rows, (4, 8))
-    assert resized[0, 0] == 9
-    expected = torch.tensor([0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3])
-    torch.testing.assert_close(resized[1:].reshape(4, 8), expected.expand(4, 8))
-    assert resize_positional_embedding(rows, (4, 4)) is rows

@@ -57,6 +57,15 @@ def test_towers_are_clips(build, architecture):
     assert any(p.requires_grad for p in model.parameters())
 
 
+def test_prompts_start_as_officially(build):
+    backbone = build("zegclip", num_prompts=5).backbone
+    assert backbone.prompt_embeddings.shape == (1, 5, 64)
+    assert backbone.deep_prompt_embeddings.shape == (1, 5, 64)
+    bound = (6 / (3 * 16 * 16 + 64)) ** 0.5
+    assert 0.9 * bound < backbone.prompt_embeddings.abs().max() <= bound
+    assert backbone.prompt_proj.weight.std().item() == pytest.approx((2 / 64) ** 0.5, abs=0.01)
+
+
 def test_cell_tokens_start_as_the_class_token_of_clip_itself(build):
     bridge, given = build("clip_rc", num_cells=4).backbone.region_level_bridge, SIZES
     clip = tiny.clip_state_dict(given)

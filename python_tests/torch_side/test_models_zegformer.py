@@ -10,14 +10,12 @@ from safetensors.torch import save_file
 
 from support import tiny, tiny_zegformer
 from support.errors import refused
-from support.tiny_zegformer import class_prompts
 from zsseg_rt.bundles import specs as bundle_specs
 from zsseg_rt.errors import ArgumentError, CheckpointError, DTypeError, ShapeError
 from zsseg_rt.models import create_model, from_official, load_clip
 from zsseg_rt.models.zegformer.decoder import BatchNorm, QueryDecoderConfig, ResNet, ResNetConfig
 from zsseg_rt.models.zegformer.model import FUSIONS, ZegFormer, load_torchvision_backbone
 from zsseg_rt.torch_files.clip_arrays import ClipTensors, Tower
-from zsseg_rt.torch_files.official import REGION_TEMPLATES, SEGMENT_TEMPLATES
 
 CLIP = tiny_zegformer.CLIP
 PREDICTOR = "sem_seg_head.predictor."
@@ -122,15 +120,6 @@ def test_frozen_parts_stay_frozen_in_training():
     model.backbone(tiny.image(2, 3, 64, 64))
     assert norms
     assert all(torch.equal(a, b.running_mean) for a, b in zip(before, norms, strict=True))
-
-
-def test_prompts():
-    assert len(set(SEGMENT_TEMPLATES)) == 8
-    assert len(set(REGION_TEMPLATES)) == 32
-    prompts = class_prompts("sofa, couch", REGION_TEMPLATES)
-    assert len(prompts) == 64
-    assert "This is a masked photo of a medium couch" in prompts
-    assert class_prompts("a,b", ["{}!"]) == ["a,b!"]
 
 
 def test_keys_without_use_are_ignored():

@@ -361,18 +361,6 @@ def pictures(count=2, side=64, seed=0):
     return torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
 
 
-def test_thirty_views_with_exact_bounds():
-    views = TeacherViews()
-    boxes = views.boxes((224, 224))
-    assert views.count == len(boxes) == 30
-    assert boxes[0] == (0, 224, 0, 224)
-    assert boxes[1:5] == ((0, 112, 0, 112), (0, 112, 112, 224), (112, 224, 0, 112),
-                          (112, 224, 112, 224))  # fmt: skip
-    assert boxes[5:9] == ((0, 75, 0, 75), (0, 75, 75, 149), (0, 75, 149, 224), (75, 149, 0, 75))
-    assert boxes[14] == (0, 56, 0, 56)
-    assert boxes[29] == (168, 224, 168, 224)
-
-
 @pytest.mark.parametrize("size_hw", [(224, 224), (37, 101), (4, 5)])
 def test_cells_of_a_grid_cover_every_pixel_once(size_hw):
     views = TeacherViews(grids=(1, 2, 3, 4))

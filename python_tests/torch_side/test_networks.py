@@ -28,7 +28,6 @@ from zsseg_rt.export.architectures.zeroseg import export_zeroseg, student_of
 from zsseg_rt.export.clip_file import DenseHead, export_clip_file, tower_of
 from zsseg_rt.export.graph_files import save_graphs
 from zsseg_rt.export.options import ExportOptions
-from zsseg_rt.export.words import written_text
 from zsseg_rt.models import create_model
 from zsseg_rt.networks import cat_seg, zegformer, zeroseg
 from zsseg_rt.networks.aggregating import (
@@ -44,7 +43,7 @@ from zsseg_rt.onnx.arrays import Arrays
 from zsseg_rt.onnx.check import check_graph
 from zsseg_rt.onnx.graph import Graph
 from zsseg_rt.onnx.half import to_half
-from zsseg_rt.onnx.operations import Linear, Norm
+from zsseg_rt.onnx.operations import Norm
 from zsseg_rt.onnx.writer import save_onnx, with_exact_halves
 
 SIZES = tiny.TinySizes(text_vocab=49408, text_length=77, num_layers=3)
@@ -141,18 +140,6 @@ def test_float16(half, tmp_path):
     assert {one.data_type for one in large} == {onnx.TensorProto.FLOAT16}
     found = run_file(path, {"image": image})["patch_embeds"]
     assert np.abs(found - torch_stages(model, image)["patch_embeds"]).max() < 2e-3  # 11 bits
-
-
-def test_weights_of_half_precision_take_half_the_bytes(tmp_path):
-    sizes = {}
-    for halves in (False, True):
-        graph, path = Graph(), tmp_path / "a.onnx"
-        tower = tower_of(build(tmp_path, halves=halves))
-        made = dense_embeds(graph, tower, graph.input("image", (1, 3, 64, 64)), "naclip")
-        graph.output("patch_embeds", made)
-        save_onnx(with_exact_halves(graph.network()), "image_encoder", path)
-        sizes[halves] = path.stat().st_size
-    assert sizes[True] < 0.6 * sizes[False]
 
 
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
@@ -456,16 +443,6 @@ def test_zeroseg(size_hw, tmp_path):
         torch.testing.assert_close(torch.from_numpy(value), other, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("count", [1, 3])
-def test_text_tower(count, tmp_path):
-    tower = written_text(tiny.zegclip_model().text_encoder)
-    token_ids = np.random.default_rng(0).integers(1, 60, (count, tower.context_length))
-    token_ids[:, -3:] = 0
-    token_ids[:, -4] = 63  # the end of the text
-    expected = {"text_embeds": tower.embed(token_ids)}
-    assert_graph_is(tmp_path / "a.onnx", tower.network(), expected, {"token_ids": token_ids})
-
-
 @pytest.mark.parametrize("size_hw", [(64, 96), (160, 32)])
 def test_zegformer_segments(size_hw, tmp_path):
     network = zegformer_export.network_of(tiny_zegformer.model())
@@ -484,42 +461,18 @@ def test_zegformer_regions(count, tmp_path):
     assert_graph_is(tmp_path / "a.onnx", graph, expected, {"crops": crops})
 
 
-KERNEL, BIAS = random(8, 4, 4, 4), random(4)
-OPERATIONS = {
-    "elu": (lambda ops, x: ops.elu(x), F.elu),
-    "conv_transpose": (
-        lambda ops, x: ops.conv_transpose(x, Linear(KERNEL, BIAS), stride=2, pad=1),
-        lambda x: F.conv_transpose2d(
-            x, torch.from_numpy(KERNEL), torch.from_numpy(BIAS), stride=2, padding=1
-        ),
-    ),
-    "max_pool": (
-        lambda ops, x: ops.max_pool(x, 3, stride=2, pad=1),
-        lambda x: F.max_pool2d(x, 3, 2, 1),
-    ),
-    "double": (lambda ops, x: ops.double(x), lambda x: F.interpolate(x, scale_factor=2)),
-    "gather": (lambda ops, x: ops.gather(x, np.array([2, 0, 2]), 1), lambda x: x[:, [2, 0, 2]]),
-    "norm": (lambda ops, x: ops.norm(x, 2, 3), lambda x: x.norm(dim=(2, 3), keepdim=True)),
-    "group_norm": (
-        lambda ops, x: group_norm(ops, x, Norm(np.arange(8.0, dtype="f4"), BIAS.repeat(2)), 2),
-        lambda x: F.group_norm(
-            x.double(), 2, torch.arange(8.0).double(), torch.from_numpy(BIAS.repeat(2)).double()
-        ),
-    ),
-}
-
-
-@pytest.mark.parametrize("name", OPERATIONS)
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 1e3])
-def test_operations_are_torchs(name, scale, tmp_path):
-    run, torchs = OPERATIONS[name]
+def test_group_norm_is_torchs(scale, tmp_path):
+    """Other operations are those of the operator table; see test_onnx_operators."""
     x = np.float32(scale) * (random(3, 8, 7, 6) + 5 * random(3, 8, 1, 1))
-    x[0] = 7.0  # a group norm has nothing to scale
-    expected = run(Arrays(), x)
-    official = torchs(torch.from_numpy(x)).numpy()
+    x[0] = 7.0  # nothing to scale
+    weight, bias = np.arange(8.0, dtype="f4"), random(4).repeat(2)
+    parts = (torch.from_numpy(one).double() for one in (x, weight, bias))
+    official = F.group_norm(next(parts), 2, *parts).numpy()
+    expected = group_norm(Arrays(), x, Norm(weight, bias), 2)
     assert np.abs(expected - official).max() <= 2e-5 * max(1, np.abs(official).max())
     graph = Graph()
-    graph.output("y", run(graph, graph.input("x", x.shape)))
+    graph.output("y", group_norm(graph, graph.input("x", x.shape), Norm(weight, bias), 2))
     assert_graph_is(tmp_path / "a.onnx", graph.network(), {"y": expected}, {"x": x})
 
 

@@ -92,12 +92,6 @@ def scores_of(num_classes, num_regions, seed=2):
     return np.random.default_rng(seed).random((num_classes, num_regions)).astype(np.float32)
 
 
-def test_same_size_changes_no_value():
-    frame = random_frame(5, 6)
-    out = ops.preprocess(frame, size_hw=(5, 6), mean=(0, 0, 0), std=(1, 1, 1))
-    np.testing.assert_allclose(out, frame.transpose(2, 0, 1) / 255, rtol=1e-6)
-
-
 def test_bt601_is_opencv_s():
     cv2 = pytest.importorskip("cv2")
     frame = nv12_frame(64, 96)
@@ -315,19 +309,6 @@ def test_a_workspace_has_to_be_aligned(device):
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_pixels_without_a_class_are_unknown(device, activation):
-    logits = np.full((1, 3, 2, 2), np.nan, np.float32)
-    arguments = {"activation": activation, "with_scores": True}
-    labels, scores = ops.upsample_argmax(
-        device.place(logits), (5, 6), **arguments, stream=device.stream
-    )
-    expected_labels, expected_scores = reference.upsample_argmax(logits, (5, 6), **arguments)
-    assert np.all(device.fetch(labels) == 255)
-    np.testing.assert_array_equal(device.fetch(labels), expected_labels)
-    np.testing.assert_array_equal(device.fetch(scores), expected_scores)
-
-
-@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize(
     ("grid", "out_hw"), [((5, 7), (61, 83)), ((9, 8), (4, 5)), ((1, 3), (9, 1))]
 )
@@ -406,15 +387,6 @@ def test_on_a_gpu_the_number_is_read_when_the_kernel_runs(device, told, counts):
         logits, (43, 37), num_classes=np.array([counts], np.int32)
     )
     np.testing.assert_array_equal(device.fetch(labels), expected)
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_what_is_no_class_is_counted_last(device, dtype):
-    unknown = np.iinfo(dtype).max
-    labels = np.array([[0, 2, 2], [3, unknown - 1, unknown]], dtype)
-    counts = ops.count_labels(device.place(labels), 3, stream=device.stream)
-    assert device.holds(counts)
-    assert device.fetch(counts).tolist() == [1, 0, 2, 3]
 
 
 def warp_arguments(size, reach):
@@ -680,28 +652,6 @@ def test_windows_are_added_to_what_is_there(device):
     expected = reference.merge_windows(logits, shares, places)
     reference.merge_windows(logits, shares, places, add=True, out=expected)
     np.testing.assert_array_equal(device.fetch(out), expected)
-
-
-def test_results_given_alone_or_in_pairs(device):
-    logits, masks = random_logits(1, 9, 4, 4), smooth_masks(5, 4, 4)
-    placed = device.place(logits), device.place(masks), device.place(scores_of(7, 5) / 5)
-    calls = {
-        (1, 9, 13): lambda **out: ops.upsample_argmax(placed[0], (9, 13), **out),
-        (9, 13): lambda **out: ops.label_regions(
-            *placed[1:], canvas_hw=(8, 8), out_hw=(9, 13), **out
-        ),
-    }
-    for shape, call in calls.items():
-        labels = device.poisoned(shape, np.uint8)
-        alone = call(out=labels, stream=device.stream)
-        assert alone[0] is labels
-        assert alone[1] is None
-        expected = device.fetch(call(stream=device.stream)[0])
-        np.testing.assert_array_equal(device.fetch(labels), expected)
-        scores = device.poisoned(shape, np.float32)
-        for wrong in ((labels, scores), (None, scores), (labels, scores, scores)):
-            with refused(ArgumentError, "out"):
-                call(out=wrong, stream=device.stream)
 
 
 @pytest.mark.needs_cuda

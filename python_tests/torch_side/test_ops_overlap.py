@@ -109,16 +109,6 @@ def test_a_lent_workspace_overlaps_nothing(operation):
         call(operation, arrays, settings | {"workspace": memory}, written)
 
 
-def test_boxes_that_a_crop_would_overwrite_are_refused():
-    arrays, settings, _ = results_of("crop_regions")
-    out = np.zeros((2, 3, 2, 2), np.float32)
-    for name, wanted in (("boxes", (2, 4)), ("regions", (2,))):
-        inside = out.reshape(-1)[: np.prod(wanted)].view(np.int32).reshape(wanted)
-        inside[...] = arrays[name]
-        with refused(ArgumentError, "out"):
-            ops.crop_regions(**{**arrays, name: inside}, **settings, out=out)
-
-
 def test_overlap_is_seen_through_dlpack_and_gaps_between_rows():
     torch = pytest.importorskip("torch")
     memory = torch.zeros(64)
@@ -143,14 +133,6 @@ def test_arrays_beside_each_other_and_empty_ones_are_sound():
     assert ops.warp_blend(logits, logits, *rest, out=out) is out
     empty = memory[2:2].reshape(0, 5).view(np.int32)
     assert ops.mask_boxes(memory.reshape(2, 2, 2)[:0], (8, 8), out=empty) is empty
-
-
-def test_of_two_faults_both_name_the_overlap():
-    arrays, settings, _ = results_of("crop_regions")
-    with refused(ArgumentError, "out"):
-        ops.crop_regions(**arrays, **settings, out=arrays["boxes"])
-    with refused(DTypeError, "out"):
-        ops.crop_regions(**arrays, **settings, out=arrays["boxes"].copy())
 
 
 @pytest.mark.needs_cuda

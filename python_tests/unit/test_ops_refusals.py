@@ -154,6 +154,7 @@ REFUSED = {
         ({"class_scores": f4(2, 257), "mask_logits": f4(257, 2, 2)}, ShapeError),
         ({"bias": f4(3)}, ShapeError), ({"canvas_hw": (0, 8)}, ShapeError),
         ({"out_hw": (5, 40_000)}, ShapeError), ({"unknown_below": NAN}, ArgumentError),
+        ({"out": (u1(5, 5), f4(5, 5))}, ArgumentError), ({"out": (None, f4(5, 5))}, ArgumentError),
     ],
 }  # fmt: skip
 ROWS = [(name, *row) for name, rows in REFUSED.items() for row in rows]

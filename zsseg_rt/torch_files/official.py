@@ -241,7 +241,7 @@ _NAMES = {
 _UNREAD = re.compile(rf"{re.escape(CLIP)}logit_scale|{re.escape(_HEAD)}.*\.attn_mask")
 
 
-def _split(table: str) -> str:
+def split(table: str) -> str:
     """A tower's table with the attention weights of q, k and v apart."""
     return re.sub(
         r"^(.*attn\.)in_proj_ 3(\w) \w$",
@@ -295,7 +295,7 @@ decoder_guidance_projection.1.0. K X 3 3
     + under("decoder1.", _UP.replace("N", "A").replace("I", "H").replace("O", "Q"))
     + under("decoder2.", _UP.replace("N", "B").replace("I", "A").replace("O", "S"))
 )
-_CAT_SEG = (
+CAT_SEG = (
     "upsample1.weight W U 2 2\nupsample1.bias U\nupsample2.weight W X 4 4\nupsample2.bias X\n"
     + under(_HEAD, _AGGREGATOR)
 )
@@ -308,9 +308,9 @@ def check_cat_seg(
     _refuse_others(tensors, name)
     used = {key: value for key, value in tensors.items() if not _UNREAD.fullmatch(key)}
     file = Checked(tensors=used, where=name, what="cat_seg")
-    table = _CAT_SEG + under(f"{CLIP}visual.", _split(IMAGE_TOWER))
+    table = CAT_SEG + under(f"{CLIP}visual.", split(IMAGE_TOWER))
     if any(key.startswith(CLIP) and not key.startswith(f"{CLIP}visual.") for key in used):
-        table += under(CLIP, _split(TEXT_TOWER))  # if of it, all of it
+        table += under(CLIP, split(TEXT_TOWER))  # if of it, all of it
     sizes = file.check(table)
     file.check_square(f"{CLIP}visual.positional_embedding", sizes["R"])
     if sizes["A"] % GROUP or sizes["B"] % GROUP:

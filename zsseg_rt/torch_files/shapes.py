@@ -121,13 +121,11 @@ class Checked:
         ``sizes`` are those of letters that no row says. Rows that stay in their file are checked
         when they are written.
         """
-        shapes: dict[str, tuple[int, ...]] = {}
-        for key, row in self._rows(table):
+        for key, row in _rows(table, self.depth):
             if letters := [one for one in row if one.isalpha() and one not in sizes]:
                 shape = self.shape(key, len(row))
                 sizes |= {one: shape[row.index(one)] for one in letters}
-            shapes.setdefault(key, tuple(_size(one, sizes) for one in row))
-        self.compare(shapes)
+        self.compare(expand(table, sizes, self.depth))
         return sizes
 
     def compare(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -149,18 +147,6 @@ class Checked:
                 f"{some(sorted(wrong))}. {self.remedy}"
             )
 
-    def _rows(self, table: str) -> Iterator[tuple[str, list[str]]]:
-        for line in filter(None, table.splitlines()):
-            name, *row = line.split()
-            start, numbered, rest = name.partition("#")
-            for number in range(self.depth(start)) if numbered else [""]:
-                key = f"{start}{number}{rest}"
-                if key.endswith((".", "_")):
-                    yield f"{key}weight", row
-                    yield f"{key}bias", row[:1]
-                else:
-                    yield key, row
-
     def check_square(self, key: str, rows: int, others: int = 1) -> None:
         """Refuse positions that are not so many of other tokens and those of a square grid."""
         side = math.isqrt(max(rows - others, 0))
@@ -169,6 +155,29 @@ class Checked:
                 f"{self.where}: {key}: expected {'one row and ' * others}those of a square grid, "
                 f"got {rows} rows. {self.remedy}"
             )
+
+
+def expand(
+    table: str, sizes: Mapping[str, int], depth: Callable[[str], int]
+) -> dict[str, tuple[int, ...]]:
+    """Shapes by key of a table with these sizes; ``depth`` counts the layers behind a prefix."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for key, row in _rows(table, depth):
+        shapes.setdefault(key, tuple(_size(one, sizes) for one in row))
+    return shapes
+
+
+def _rows(table: str, depth: Callable[[str], int]) -> Iterator[tuple[str, list[str]]]:
+    for line in filter(None, table.splitlines()):
+        name, *row = line.split()
+        start, numbered, rest = name.partition("#")
+        for number in range(depth(start)) if numbered else [""]:
+            key = f"{start}{number}{rest}"
+            if key.endswith((".", "_")):
+                yield f"{key}weight", row
+                yield f"{key}bias", row[:1]
+            else:
+                yield key, row
 
 
 def _size(terms: str, sizes: Mapping[str, int]) -> int:
