@@ -8,16 +8,11 @@ from typing import Any
 import pytest
 
 from zsseg_rt import Bundle
-from zsseg_rt.backends.plan_cache import PlanKey
 
-PLAN_KEY = PlanKey(
-    graph_name="decoder",
-    graph_sha256="ab" * 32,
-    runtime="tensorrt-10.3.0",
-    target="sm87-Orin",
-    precision="float16",
-    shapes={"classes": (1, 32, 1024)},
-)
+PLAN_KEY = {
+    "graph_name": "decoder", "graph_sha256": "ab" * 32, "runtime": "tensorrt-10.3.0",
+    "target": "sm87-Orin", "precision": "float16", "shapes": {"classes": (1, 32, 1024)},
+}  # fmt: skip
 
 
 def fused_kernels(plan: Any) -> tuple[int, int]:

@@ -35,9 +35,9 @@ def files(folder):
 
 
 def stored(folder):
-    cache = PlanCache(folder)
-    cache.get_or_build(PLAN_KEY, Builder())
-    return cache, cache.path(PLAN_KEY)
+    cache = PlanCache(folder, PLAN_KEY)
+    cache.get_or_build(Builder())
+    return cache, cache.path
 
 
 def test_file_name_and_record_say_what_the_plan_is(tmp_path):
@@ -52,17 +52,17 @@ def test_file_name_and_record_say_what_the_plan_is(tmp_path):
 def test_discard_makes_the_next_request_build(tmp_path, caplog):
     cache, path = stored(tmp_path)
     kernels_path(path).write_bytes(b"compiled for the plan")
-    cache.discard(PLAN_KEY, "the runtime refused it")
+    cache.discard("the runtime refused it")
     assert files(tmp_path) == []
     assert "the runtime refused it" in caplog.text
     builder = Builder()
-    cache.get_or_build(PLAN_KEY, builder)
+    cache.get_or_build(builder)
     assert builder.calls == 1
 
 
 def test_a_cache_folder_that_is_a_file_is_a_warning(tmp_path, caplog):
     (tmp_path / "engines").write_text("in the way")
-    plan = PlanCache(tmp_path).get_or_build(PLAN_KEY, Builder())
+    plan = PlanCache(tmp_path, PLAN_KEY).get_or_build(Builder())
     assert plan.data == b"plan bytes"
     assert plan.path is None
     assert "cannot write" in caplog.text
@@ -72,10 +72,10 @@ def test_a_cache_folder_that_is_a_file_is_a_warning(tmp_path, caplog):
 def test_no_folder_means_no_files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     builder = Builder()
-    cache = PlanCache(None)
-    assert cache.get_or_build(PLAN_KEY, builder).path is None
-    cache.get_or_build(PLAN_KEY, builder)
-    cache.discard(PLAN_KEY, "nothing to discard")
+    cache = PlanCache(None, PLAN_KEY)
+    assert cache.get_or_build(builder).path is None
+    cache.get_or_build(builder)
+    cache.discard("nothing to discard")
     assert builder.calls == 2
     assert list(tmp_path.iterdir()) == []
 
@@ -85,9 +85,9 @@ def test_a_failing_build_stores_nothing_and_frees_the_lock(tmp_path):
         raise RuntimeError("no")
 
     with pytest.raises(RuntimeError, match="no"):
-        PlanCache(tmp_path).get_or_build(PLAN_KEY, fail)
+        PlanCache(tmp_path, PLAN_KEY).get_or_build(fail)
     assert files(tmp_path) == []
-    assert PlanCache(tmp_path).get_or_build(PLAN_KEY, Builder()).path is not None
+    assert PlanCache(tmp_path, PLAN_KEY).get_or_build(Builder()).path is not None
 
 
 class SetWhenWaiting(logging.Handler):
@@ -110,7 +110,7 @@ def build_while_the_other_waits(folder, log, waiting):
     logger = logging.getLogger(store.__name__)
     logger.setLevel(logging.INFO)
     logger.addHandler(SetWhenWaiting(waiting))
-    assert PlanCache(folder).get_or_build(PLAN_KEY, build).data == b"plan bytes"
+    assert PlanCache(folder, PLAN_KEY).get_or_build(build).data == b"plan bytes"
 
 
 def test_two_processes_build_once(tmp_path):

@@ -158,7 +158,7 @@ class PlanUser:
 
     def use(self):
         before = self.made
-        assert PlanCache(self.cache).get_or_build(PLAN_KEY, self._build).data == b"plan bytes"
+        assert PlanCache(self.cache, PLAN_KEY).get_or_build(self._build).data == b"plan bytes"
         return self.made > before
 
     def _build(self):

@@ -35,17 +35,10 @@ from zsseg_rt.backends.base import (
 )
 from zsseg_rt.common.arrays import HALF_PRECISIONS, Array, widened
 from zsseg_rt.common.extras import unavailable
-from zsseg_rt.common.files import (
-    ensure_home,
-    locked,
-    read_limited,
-    remove_entry,
-    sha256_of,
-    write_whole,
-)
+from zsseg_rt.common.files import Cache, ensure_home, locked, remove_entry, sha256_of
 from zsseg_rt.common.process import free_memory
 from zsseg_rt.errors import BackendError, DeviceError, PrecisionNotApplied
-from zsseg_rt.onnx.check import GraphHeader, check_graph
+from zsseg_rt.onnx.check import Flow, check_graph
 from zsseg_rt.onnx.reader import map_file, quantised_layers, read_interface
 
 _log = logging.getLogger(__name__)
@@ -291,10 +284,7 @@ def _public_name(kind: Any) -> str:
 @functools.cache
 def has_vnni() -> bool:
     """Whether the CPU multiplies 8-bit numbers faster than floats; OpenVINO says so of each."""
-    try:
-        return multiplies_bytes(_CPU_INFO.read_text(encoding="utf-8", errors="replace"))
-    except OSError:
-        return False
+    return _CPU_INFO.is_file() and multiplies_bytes(_CPU_INFO.read_text(errors="replace"))
 
 
 def multiplies_bytes(cpu_info: str) -> bool:
@@ -314,8 +304,7 @@ def require_vnni() -> None:
 
 # --- the backend ---
 
-_CHECKSUMS = "checksums.json"
-_MAX_CHECKSUMS_BYTES = 1 << 20
+_RECORD = "checksums.json"
 _HEADROOM = 1.2  # a compiled model is about as large as its graph
 
 
@@ -365,7 +354,7 @@ class _OpenVinoGraph(CompiledGraph):
     def __init__(
         self,
         compiled: Any,
-        header: GraphHeader,
+        header: Flow,
         precision: str,
         ranges: Mapping[str, Bounds] | None,
     ) -> None:
@@ -448,10 +437,10 @@ def _require_cpu(device: str) -> None:
 
 
 def _compile(core: Any, graph_path: Path, settings: dict[str, Any], options: BackendOptions) -> Any:
-    folder = _cache_folder(core, graph_path, settings, options.cache_dir)
-    if folder is None:
+    if options.cache_dir is None:
         return _compile_once(core, graph_path, settings)
     try:
+        folder = _cache_folder(core, graph_path, settings, options.cache_dir)
         with locked(folder.with_suffix(".lock")):
             _drop_damaged(folder)
             try:
@@ -460,7 +449,7 @@ def _compile(core: Any, graph_path: Path, settings: dict[str, Any], options: Bac
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
     except (BackendError, OSError) as exc:
-        _log.warning("%s: compiling again without the cache: %s", folder, exc)
+        _log.warning("%s: compiled models are not cached: %s", options.cache_dir, exc)
     return _compile_once(core, graph_path, settings)
 
 
@@ -468,7 +457,8 @@ def _compile_cached(core: Any, graph_path: Path, settings: dict[str, Any], folde
     """Return a model from the cache, put there first if necessary."""
     settings = {**settings, "CACHE_DIR": str(folder)}
     compiled = _compile_once(core, graph_path, settings)
-    _write_checksums(folder)
+    if not (folder / _RECORD).exists():
+        _record(folder).keep(_RECORD, b"", else_="The cached model will not be used.")
     # A freshly compiled model keeps the graph's weights beside its own; one from the cache the
     # mapped file instead, whose pages are given back once they have been read.
     if not compiled.get_property("LOADED_FROM_CACHE"):
@@ -493,64 +483,38 @@ def _compile_once(core: Any, graph_path: Path, settings: dict[str, Any]) -> Any:
         ) from exc
 
 
-def _cache_folder(
-    core: Any, graph_path: Path, settings: dict[str, Any], cache_dir: Path | None
-) -> Path | None:
-    """The folder for this graph and these settings; None if nothing can be cached."""
-    if cache_dir is None:
-        return None
+def _cache_folder(core: Any, graph_path: Path, settings: dict[str, Any], cache_dir: Path) -> Path:
+    """The folder for this graph and these settings; raises OSError where nothing can be cached."""
     status = graph_path.stat()
     version = core.get_versions("CPU")["CPU"].build_number
     parts = [str(graph_path.resolve()), status.st_size, status.st_mtime_ns, version, settings]
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
     folder = cache_dir / "openvino" / key
-    try:
-        if os.path.lexists(folder) and not folder.is_dir():
-            _log.warning("%s: expected a folder, got something else; it is replaced", folder)
-            remove_entry(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(folder).free
-        if not any(folder.glob("*.blob")) and free < status.st_size * _HEADROOM:
-            raise OSError(f"{free / 1e6:.0f} MB free, too little for a compiled model")
-    except OSError as exc:
-        _log.warning("%s: compiled models are not cached: %s", cache_dir, exc)
-        return None
+    if os.path.lexists(folder) and not folder.is_dir():
+        remove_entry(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if not any(folder.glob("*.blob")) and free < status.st_size * _HEADROOM:
+        raise OSError(f"{free / 1e6:.0f} MB free, too little for a compiled model")
     return folder
 
 
-def _drop_damaged(folder: Path) -> None:
-    """Empty the folder unless every cached model has the content that was written.
+def _record(folder: Path) -> Cache:
+    """The record that every cached model has the content that was written.
 
     OpenVINO notices a truncated file, but computes with one whose weights were damaged.
     """
+    blobs = folder.glob("*.blob")
+    return Cache(folder, {blob.name: sha256_of(blob) if blob.is_file() else "" for blob in blobs})
+
+
+def _drop_damaged(folder: Path) -> None:
     entries = list(folder.iterdir())
-    if not entries:
+    if not entries or _record(folder).read(_RECORD, max_bytes=0):
         return
-    try:
-        recorded = json.loads(read_limited(folder / _CHECKSUMS, max_bytes=_MAX_CHECKSUMS_BYTES))
-        if _checksums(folder) == recorded:
-            return
-        reason: object = "its content changed since it was written"
-    except (OSError, ValueError, RecursionError) as exc:
-        reason = exc
-    _log.warning("%s: the cached model is not used, %s; compiling again", folder, reason)
+    _log.warning("%s: the cached model is not used; compiling again", folder)
     for entry in entries:
         remove_entry(entry)
-
-
-def _checksums(folder: Path) -> dict[str, str]:
-    blobs = folder.glob("*.blob")
-    return {blob.name: sha256_of(blob) if blob.is_file() else "no file" for blob in blobs}
-
-
-def _write_checksums(folder: Path) -> None:
-    checksums = folder / _CHECKSUMS
-    if checksums.exists():
-        return
-    try:
-        write_whole(checksums, json.dumps(_checksums(folder)).encode())
-    except OSError as exc:
-        _log.warning("%s: the cached model will not be used: %s", folder, exc)
 
 
 BACKEND = OpenVinoBackend()

@@ -30,7 +30,7 @@ from zsseg_rt.backends._tensorrt_session import (
     open_gpu,
 )
 from zsseg_rt.backends.base import BackendOptions, Choice, CompiledGraph, pick_choice
-from zsseg_rt.backends.plan_cache import Plan, PlanCache, PlanKey
+from zsseg_rt.backends.plan_cache import Plan, PlanCache
 from zsseg_rt.bundles.specs import NARROW
 from zsseg_rt.common.files import sha256_of
 from zsseg_rt.errors import BackendError, PrecisionNotApplied
@@ -65,16 +65,15 @@ class TensorRTBackend:
         api = load_tensorrt()
         if options.compute_capability is None and api.is_rtx:
             options = replace(options, compute_capability=gpu.compute_capability)
-        job = _PlanJob(api, Path(graph_path), precision, options, gpu)
         with on_device(gpu.index):
-            plan = job.get()
+            plan = _obtain(api, graph_path, precision, options, gpu)
             try:
                 return TensorRTGraph(api, gpu, plan)
             except PlanRefused as exc:
                 if plan.path is None:
                     raise
-                job.discard(str(exc))
-                return TensorRTGraph(api, gpu, job.get())
+                plan = _obtain(api, graph_path, precision, options, gpu, refused=str(exc))
+                return TensorRTGraph(api, gpu, plan)
 
     def build_plan(
         self, graph_path: Path, *, precision: str = "auto", options: BackendOptions | None = None
@@ -89,65 +88,49 @@ class TensorRTBackend:
         if options.compute_capability is not None:
             capability_member(api, options.compute_capability)
         if api.is_rtx:
-            return _PlanJob(api, Path(graph_path), precision, options, None).get()
+            return _obtain(api, graph_path, precision, options, None)
         gpu = open_gpu("cuda:0")
         with on_device(gpu.index):
-            return _PlanJob(api, Path(graph_path), precision, options, gpu).get()
+            return _obtain(api, graph_path, precision, options, gpu)
 
 
-class _PlanJob:
-    """One plan to obtain: from the cache, or by building it."""
+def _obtain(
+    api: TensorRT,
+    graph_path: Path,
+    precision: str,
+    options: BackendOptions,
+    gpu: Gpu | None,
+    *,
+    refused: str = "",
+) -> Plan:
+    """A plan from the cache, unless the runtime refused it for a reason, or a new one."""
+    try:
+        digest = sha256_of(graph_path)
+    except OSError as exc:
+        raise BackendError(f"graph: expected a readable ONNX file, got {exc}") from exc
+    target = _target(api, options.compute_capability, gpu)
+    key = {
+        "graph_name": graph_path.stem, "graph_sha256": digest, "runtime": api.label,
+        "target": target, "precision": precision, "shapes": options.dynamic_axes or {},
+    }  # fmt: skip
+    plans = PlanCache(options.cache_dir, key)
+    if refused:
+        plans.discard(refused)
 
-    def __init__(
-        self,
-        api: TensorRT,
-        graph_path: Path,
-        precision: str,
-        options: BackendOptions,
-        gpu: Gpu | None,
-    ) -> None:
-        self._api, self._graph_path = api, graph_path
-        self._precision, self._options = precision, options
-        # TensorRT's own limit is all memory, which a board's CPU needs as well.
-        part = None if gpu is None else gpu.total_memory // _WORKSPACE_PART
-        self._most_workspace = part if options.workspace is None else options.workspace
-        self._plans = PlanCache(options.cache_dir)
-        self._key = PlanKey(
-            graph_name=graph_path.stem,
-            graph_sha256=_hash_graph(graph_path),
-            runtime=api.label,
-            target=_target(api, options.compute_capability, gpu),
-            precision=precision,
-            shapes=options.dynamic_axes or {},
-        )
-
-    def get(self) -> Plan:
-        return self._plans.get_or_build(self._key, self._build)
-
-    def discard(self, reason: str) -> None:
-        self._plans.discard(self._key, reason)
-
-    def _build(self) -> Plan:
-        _log.info(
-            "tensorrt: building %s with %s for %s",
-            self._graph_path.name,
-            self._api.label,
-            self._key.target,
-        )
-        header = check_graph(self._graph_path)
+    def new_plan() -> Plan:
+        _log.info("tensorrt: building %s with %s for %s", graph_path.name, api.label, target)
+        header = check_graph(graph_path)
         if header.token_rows:
             raise BackendError(
-                f"{self._graph_path}: expected a graph of images, got one that looks up tokens "
+                f"{graph_path}: expected a graph of images, got one that looks up tokens "
                 f"({', '.join(header.token_rows)}). Run text encoders with openvino or torch."
             )
-        return build(
-            self._api,
-            self._graph_path,
-            precision=self._precision,
-            options=self._options,
-            capability=self._options.compute_capability,
-            most_workspace=self._most_workspace,
-        )
+        # TensorRT's own limit is all memory, which a board's CPU needs as well.
+        part = None if gpu is None else gpu.total_memory // _WORKSPACE_PART
+        workspace = part if options.workspace is None else options.workspace
+        return build(api, graph_path, precision, replace(options, workspace=workspace))
+
+    return plans.get_or_build(new_plan)
 
 
 def _target(api: TensorRT, capability: str | None, gpu: Gpu | None) -> str:
@@ -157,13 +140,6 @@ def _target(api: TensorRT, capability: str | None, gpu: Gpu | None) -> str:
     size = f"{gpu.multiprocessors}sm-{round(gpu.total_memory / 2**30)}gb"
     versions = f"driver{gpu.driver}-cuda{gpu.runtime}"
     return f"sm{gpu.compute_capability.replace('.', '')}-{gpu.name}-{size}-{versions}"
-
-
-def _hash_graph(graph_path: Path) -> str:
-    try:
-        return sha256_of(graph_path)
-    except OSError as exc:
-        raise BackendError(f"graph: expected a readable ONNX file, got {exc}") from exc
 
 
 # --- building: strongly typed, no plugins, dynamic axes by name ---
@@ -184,50 +160,42 @@ def _share_done(phases: Mapping[str, tuple[str | None, int, int]], above: str | 
 def make_monitor(trt: Any, callback: Callable[[str, float], None] | None) -> Any:
     """The object that TensorRT reports to, from any thread; its fraction never falls.
 
-    An exception that the callback raises cancels the build, and is raised again by ``finish``.
+    An exception that the callback raises cancels the build; it is kept as ``raised``.
     """
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.phases: dict[str, tuple[str | None, int, int]] = {}  # parent, steps, steps done
-            self.fraction, self.reported = 0.0, -1.0
+            self.reported = -1.0
             self.raised: BaseException | None = None
             self.lock = threading.RLock()
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            with self.lock:
-                self.phases[phase_name] = (parent_phase, max(num_steps, 1), 0)
-                self.report(phase_name)
+            self.note(phase_name, (parent_phase, max(num_steps, 1), 0))
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            with self.lock:
-                if phase_name in self.phases:
-                    self.phases[phase_name] = (*self.phases[phase_name][:2], step + 1)
-                self.report(phase_name)
-                return self.raised is None
+            parent, steps, _ = self.phases.get(phase_name, (None, step + 1, 0))
+            self.note(phase_name, (parent, steps, step + 1))
+            return self.raised is None
 
         def phase_finish(self, phase_name: str) -> None:
+            self.note(phase_name, None)
+
+        def note(self, name: str, phase: tuple[str | None, int, int] | None) -> None:
             with self.lock:
-                parent, _, _ = self.phases.pop(phase_name, ("", 1, 1))
-                if parent is None:
-                    self.fraction = 1.0
-                    self.report(phase_name)
-
-        def report(self, name: str) -> None:
-            self.fraction = max(self.fraction, _share_done(self.phases, None))
-            is_news = self.fraction >= min(self.reported + SMALLEST_RISE, 1.0) > self.reported
-            if callback is None or self.raised is not None or not is_news:
-                return
-            self.reported = self.fraction
-            try:
-                callback(name, self.fraction)
-            except BaseException as exc:  # noqa: BLE001 - must not cross TensorRT's C++
-                self.raised = exc
-
-        def finish(self) -> None:
-            if self.raised is not None:
-                raise self.raised
+                self.phases.pop(name, None)
+                if phase is not None:
+                    self.phases[name] = phase
+                fraction = _share_done(self.phases, None) if self.phases else 1.0
+                is_news = fraction >= min(self.reported + SMALLEST_RISE, 1.0) > self.reported
+                if callback is None or self.raised is not None or not is_news:
+                    return
+                self.reported = fraction
+                try:
+                    callback(name, fraction)
+                except BaseException as exc:  # noqa: BLE001 - must not cross TensorRT's C++
+                    self.raised = exc
 
     return Monitor()
 
@@ -239,16 +207,9 @@ _SINCE = {"fp8": (8, 9), "bfloat16": (8, 0)}  # compute capabilities
 COMPUTE_LAYERS = ("MATRIX_MULTIPLY", "CONVOLUTION", "DECONVOLUTION", "EINSUM", "ATTENTION_INPUT")
 
 
-def build(
-    api: TensorRT,
-    graph_path: Path,
-    *,
-    precision: str,
-    options: BackendOptions,
-    capability: str | None,
-    most_workspace: int | None = None,
-) -> Plan:
-    """Build one plan, whose layers take at most so many bytes to work in; None: no limit."""
+def build(api: TensorRT, graph_path: Path, precision: str, options: BackendOptions) -> Plan:
+    """Build one plan."""
+    capability = options.compute_capability
     trt, logger = api.module, start_logging(api)
     builder = start(api, trt.Builder, logger)
     # The bit's position differs between versions
@@ -261,12 +222,13 @@ def build(
     axes = profile_axes(report["inputs"], options.dynamic_axes)
     config = require(builder.create_builder_config(), "create_builder_config", logger)
     _configure(api, config, capability, report)
-    if most_workspace is not None:
-        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, most_workspace)
+    if options.workspace is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
     _add_profile(builder, config, report["inputs"], axes, logger)
     config.progress_monitor = monitor = make_monitor(trt, options.progress)
     serialized = builder.build_serialized_network(network, config)
-    monitor.finish()
+    if monitor.raised is not None:
+        raise monitor.raised
     data = bytes(require(serialized, f"the build of {graph_path.name}", logger))
     return Plan(data=data, report=report | {"axes": {n: list(b) for n, b in axes.items()}})
 

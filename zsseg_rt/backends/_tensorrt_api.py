@@ -20,16 +20,9 @@ MINIMUM_VERSION = (10, 3)
 
 # TensorRT's data type names and NumPy's
 DTYPES = {
-    "FLOAT": "float32",
-    "HALF": "float16",
-    "BF16": "bfloat16",
-    "FP8": "fp8",
-    "INT8": "int8",
-    "UINT8": "uint8",
-    "INT32": "int32",
-    "INT64": "int64",
-    "BOOL": "bool",
-}
+    "FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "FP8": "fp8", "INT8": "int8",
+    "UINT8": "uint8", "INT32": "int32", "INT64": "int64", "BOOL": "bool",
+}  # fmt: skip
 
 _REMEDY = (
     f"{install_command('tensorrt', 'rtx')} (rtx is for RTX GPUs); on a Jetson "

@@ -173,7 +173,7 @@ class TensorRTGraph(CompiledGraph):
 
     def __init__(self, api: TensorRT, gpu: Gpu, plan: Plan) -> None:
         self.gpu, self.logger = gpu, start_logging(api)
-        self._profiler_base: Any = getattr(api.module, "IProfiler", None)
+        self._profiler_base: Any = api.module.IProfiler
         # The bytes are TensorRT's from here on.
         self._plan = replace(plan, data=b"")
         self.report: Mapping[str, Any] = plan.report
@@ -253,9 +253,6 @@ class TensorRTGraph(CompiledGraph):
 
     def collector(self) -> Any:
         """A profiler that adds up the milliseconds of layers by name, in ``totals``."""
-        if self._profiler_base is None:
-            raise BackendError("tensorrt: expected IProfiler, got a version without it.")
-
         base: Any = self._profiler_base
 
         class Collector(base):  # type: ignore[misc]
@@ -372,14 +369,13 @@ class TensorRTSession(Session):
         unknown = self._context.infer_shapes()
         if unknown:
             raise BackendError(f"tensorrt: expected all shapes to be known, missing {unknown}")
-        outputs = {spec.name: self._output_shape(spec.name) for spec in self.outputs}
+        outputs = {
+            spec.name: tuple(map(int, self._context.get_tensor_shape(spec.name)))
+            for spec in self.outputs
+        }
+        if any(size < 0 for shape in outputs.values() for size in shape):
+            raise BackendError(f"tensorrt: expected all shapes to be known, got {outputs}")
         self._shapes.update(shapes | outputs)
-
-    def _output_shape(self, name: str) -> tuple[int, ...]:
-        shape = tuple(int(size) for size in self._context.get_tensor_shape(name))
-        if any(size < 0 for size in shape):
-            raise BackendError(f"{name}: expected a known shape, got {shape}")
-        return shape
 
     def _place_output(self, spec: TensorSpec, stream: int) -> Array:
         shape = self._shapes[spec.name]

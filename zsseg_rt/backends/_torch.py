@@ -34,7 +34,8 @@ from zsseg_rt.backends.base import (
 from zsseg_rt.common.arrays import Array, TensorSpec, gpu_index, typestr_of, widened
 from zsseg_rt.common.extras import install_command, package_of, unavailable
 from zsseg_rt.errors import BackendError, DeviceError, DTypeError, PrecisionNotApplied, ShapeError
-from zsseg_rt.onnx.check import GraphHeader, checked_flow, header_of
+from zsseg_rt.onnx.check import Flow, check_graph
+from zsseg_rt.onnx.half import to_half
 from zsseg_rt.ops import core
 
 if TYPE_CHECKING:
@@ -66,15 +67,16 @@ class TorchBackend:
         """
         torch = _import_torch()
         target = check_device(torch, device)
-        flow = checked_flow(graph_path)
+        header = check_graph(graph_path)
         from zsseg_rt.backends._torch_program import Program
 
-        program, header = Program(flow.network, str(graph_path)), header_of(flow)
+        program = Program(header.network, str(graph_path))
         applied = _choose_precision(precision, program.precision)
-        lowered = applied if applied != program.precision else None
+        if applied != program.precision:
+            program = Program(to_half(header.network, applied), str(graph_path))
         with torch.inference_mode():
             fused = 0 if device == "cpu" else program.fuse_attention()
-            program.place(target, getattr(torch, lowered) if lowered else None)
+            program.place(target)
         if options.num_threads and device == "cpu":
             torch.set_num_threads(options.num_threads)
         return _TorchGraph(program, header, device, applied, options.dynamic_axes, fused)
@@ -86,7 +88,7 @@ class _TorchGraph(CompiledGraph):
     def __init__(
         self,
         program: Program,
-        header: GraphHeader,
+        header: Flow,
         device: str,
         precision: str,
         ranges: Mapping[str, Bounds] | None,

@@ -16,12 +16,10 @@ from zsseg_rt.errors import BackendError
 from zsseg_rt.onnx.arrays import compute
 from zsseg_rt.onnx.network import Network, Node, Weight
 from zsseg_rt.onnx.on_torch import OnTorch
-from zsseg_rt.onnx.operations import ONNX_TYPES
 from zsseg_rt.onnx.table import OPERATORS, newest
 
 _FAILS = (RuntimeError, IndexError, ValueError, TypeError, KeyError)
 _FUSED = "FusedAttention"
-_DTYPES = {number: name for name, number in ONNX_TYPES.items()}
 
 
 class Program:
@@ -34,7 +32,6 @@ class Program:
         self._xp = OnTorch(torch)
         self._inputs = {spec.name: spec.dtype for spec in network.inputs}
         self._outputs = {spec.name: spec.dtype for spec in network.outputs}
-        self.lowered: torch.dtype | None = None  # what floating-point results are cast to
         self.constants = {name: _constant(weight) for name, weight in network.weights.items()}
         self.nodes = [newest(node, network.opset) for node in self._folded(network.nodes)]
         for node in self.nodes:
@@ -94,12 +91,11 @@ class Program:
         self._prepare()
         return len(fused)
 
-    def place(self, device: torch.device, lowered: torch.dtype | None) -> None:
-        """Move the weights to a device and cast them; integers stay on the host."""
-        self.lowered = lowered
+    def place(self, device: torch.device) -> None:
+        """Move the weights to a device; integers stay on the host."""
         for name, constant in self.constants.items():
             if isinstance(constant, Tensor):
-                self.constants[name] = constant.to(device=device, dtype=lowered or constant.dtype)
+                self.constants[name] = constant.to(device)
         masks = {name for node in self.nodes if node.kind == _FUSED for name in node.inputs[3:]}
         for name in masks & self.constants.keys():
             self.constants[name] = _aligned(self.constants[name])
@@ -116,8 +112,7 @@ class Program:
         values: dict[str, Any] = {name: self._take(name, feed) for name, feed in feeds.items()}
         for node, last_uses in zip(self.nodes, self._last_uses, strict=True):
             results = self._compute(node, node.inputs, values)
-            for name, result in zip(node.outputs, results, strict=False):
-                values[name] = self._lower(result)
+            values.update(zip(node.outputs, results, strict=False))
             for name in last_uses:
                 values.pop(name, None)
             if on_node is not None:
@@ -157,8 +152,7 @@ class Program:
 
     def _take(self, name: str, feed: Tensor) -> Tensor:
         stated = self._xp.dtypes[self._inputs[name]]
-        tensor: Tensor = self._lower(feed.to(stated) if feed.is_floating_point() else feed)
-        return tensor
+        return feed.to(stated) if feed.is_floating_point() else feed
 
     def _give(self, dtype: str, result: Any, device: torch.device) -> Tensor:
         tensor: Tensor = result
@@ -166,16 +160,13 @@ class Program:
             tensor = torch.from_numpy(np.array(result)).to(device)
         return tensor.to(self._xp.dtypes[dtype]) if tensor.is_floating_point() else tensor
 
-    def _lower(self, result: Any) -> Any:
-        lower = self.lowered is not None and isinstance(result, Tensor)
-        return result.to(self.lowered) if lower and result.is_floating_point() else result
-
 
 def _constant(weight: Weight) -> Any:
-    if weight.dtype == "bfloat16":
+    if weight.dtype == "bfloat16" and weight.array.dtype.kind == "u":
         bits = np.array(weight.array).view(np.int16)
         return torch.from_numpy(bits).view(torch.bfloat16)
-    return _settled(weight.array)
+    constant = _settled(weight.array)
+    return constant.to(getattr(torch, weight.dtype)) if isinstance(constant, Tensor) else constant
 
 
 def _settled(value: Any) -> Any:

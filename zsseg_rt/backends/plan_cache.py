@@ -11,7 +11,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,34 +28,7 @@ _UNCACHED = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class PlanKey:
-    """Everything a plan depends on; two equal keys mean interchangeable plans."""
-
-    graph_name: str  # Stem of the graph's file; only for a readable file name
-    graph_sha256: str  # Hash of the graph's bytes
-    runtime: str  # Flavour and full version of what builds the plan, such as "tensorrt-10.3.0"
-    # GPU the plan is for: compute capability; where a plan is tied to the very GPU, also its name,
-    # multiprocessors and memory, the driver and the CUDA runtime
-    target: str
-    precision: str  # The precision that was asked for
-    shapes: Mapping[str, tuple[int, int, int]]  # {axis name: (min, opt, max)} of the dynamic axes
-
-    def fields(self) -> dict[str, Any]:
-        """The key in JSON's types, with this file's format version."""
-        shapes = {name: list(bounds) for name, bounds in sorted(self.shapes.items())}
-        return {**asdict(self), "shapes": shapes, "format_version": FORMAT_VERSION}
-
-    @property
-    def file_stem(self) -> str:
-        """Readable name that ends in the hash of all fields."""
-        digest = hashlib.sha256(json.dumps(self.fields(), sort_keys=True).encode()).hexdigest()
-        words = (self.graph_name, self.runtime, self.target, self.precision, digest[:32])
-        name = "-".join(words).lower()
-        return "".join(letter if letter.isalnum() or letter in "-._" else "_" for letter in name)
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Plan:
     """A compiled graph."""
 
@@ -68,22 +41,29 @@ class Plan:
 
 
 class PlanCache:
-    """Plans under ``folder/engines``; several processes may share it."""
+    """The plan of a key under ``folder/engines``; several processes may share it.
 
-    def __init__(self, folder: Path | None) -> None:
-        self._folder = None if folder is None else Path(folder) / "engines"
+    Plans of equal keys are interchangeable. A key has ``graph_name``; ``graph_sha256``;
+    ``runtime``, flavour and full version of what builds it; ``target``, the compute capability, and
+    where a plan is tied to the very GPU its name, multiprocessors and memory, the driver and the
+    CUDA runtime; ``precision``, as asked for; and ``shapes``, ``{axis: (min, opt, max)}``.
+    """
 
-    def path(self, key: PlanKey) -> Path | None:
-        """Where the plan of a key is or would be stored."""
-        return None if self._folder is None else self._folder / f"{key.file_stem}.plan"
+    def __init__(self, folder: Path | None, key: Mapping[str, Any]) -> None:
+        self._key = {**key, "format_version": FORMAT_VERSION}
+        digest = hashlib.sha256(json.dumps(self._key, sort_keys=True).encode()).hexdigest()
+        words = [key[name] for name in ("graph_name", "runtime", "target", "precision")]
+        name = "-".join([*words, digest[:32]]).lower()
+        name = "".join(letter if letter.isalnum() or letter in "-._" else "_" for letter in name)
+        self.path = None if folder is None else Path(folder) / "engines" / f"{name}.plan"
 
-    def get_or_build(self, key: PlanKey, build: Callable[[], Plan]) -> Plan:
+    def get_or_build(self, build: Callable[[], Plan]) -> Plan:
         """Return the stored plan, or build and store it.
 
         Only one process builds a key; the others wait for it. A cache that cannot be read or
         written is reported as a warning and the freshly built plan is returned uncached.
         """
-        path = self.path(key)
+        path = self.path
         if path is None:
             return build()
         with ExitStack() as stack:
@@ -92,39 +72,29 @@ class PlanCache:
                 remove_abandoned(path.parent)
             except OSError as exc:  # what is stored there may still be read
                 _log.warning("plan cache: cannot write %s: %s. %s", path, exc, _UNCACHED)
-            return _read(path, key) or _store(path, key, build())
+            return self._read(path) or self._store(path, build())
 
-    def discard(self, key: PlanKey, reason: str) -> None:
+    def discard(self, reason: str) -> None:
         """Remove a plan that its runtime refused, so that it is built again."""
-        path = self.path(key)
-        if path is not None:
-            _plans(path, key).discard(path.name, f"was refused: {reason}")
-            _remove_further(path)
+        if self.path is not None:
+            Cache(self.path.parent, self._key).discard(self.path.name, f"was refused: {reason}")
+            _remove_further(self.path)
 
+    def _read(self, path: Path) -> Plan | None:
+        entry = Cache(path.parent, self._key).read(path.name, max_bytes=MAX_PLAN_BYTES)
+        if entry is None:
+            return None
+        _log.info("plan cache: using %s", path)
+        verdicts = Cache(path.parent, entry.sha256)
+        verdict = verdicts.read(_golden(path), max_bytes=_MAX_VERDICT_BYTES)
+        golden = None if verdict is None else verdict.about
+        return Plan(entry.data, entry.about, path, entry.sha256, golden)
 
-def _plans(path: Path, key: PlanKey) -> Cache:
-    return Cache(path.parent, key.fields())
-
-
-def _read(path: Path, key: PlanKey) -> Plan | None:
-    entry = _plans(path, key).read(path.name, max_bytes=MAX_PLAN_BYTES)
-    if entry is None:
-        return None
-    _log.info("plan cache: using %s", path)
-    verdict = Cache(path.parent, entry.sha256).read(_golden(path), max_bytes=_MAX_VERDICT_BYTES)
-    return Plan(
-        data=entry.data,
-        report=entry.about,
-        path=path,
-        sha256=entry.sha256,
-        golden=None if verdict is None else verdict.about,
-    )
-
-
-def _store(path: Path, key: PlanKey, plan: Plan) -> Plan:
-    _remove_further(path)
-    digest = _plans(path, key).keep(path.name, plan.data, dict(plan.report), else_=_UNCACHED)
-    return replace(plan, path=path, sha256=digest) if digest else plan
+    def _store(self, path: Path, plan: Plan) -> Plan:
+        _remove_further(path)
+        cache, report = Cache(path.parent, self._key), dict(plan.report)
+        digest = cache.keep(path.name, plan.data, report, else_=_UNCACHED)
+        return replace(plan, path=path, sha256=digest) if digest else plan
 
 
 def keep_golden(plan: Plan, verdict: Mapping[str, Any]) -> None:
