@@ -14,7 +14,7 @@ import pytest
 
 from support.host_backend import ForeignArray, place
 from zsseg_rt import ops
-from zsseg_rt.onnx.check import GraphHeader
+from zsseg_rt.onnx.check import Flow
 
 
 @dataclass
@@ -22,7 +22,7 @@ class DeviceSession:
     """Each result is its rows of one input times a matrix, of the dtype that the file states."""
 
     inner: Any
-    header: GraphHeader
+    header: Flow
     fault: str | None
     foreign: bool
     device: str = "cuda:0"

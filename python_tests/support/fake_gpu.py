@@ -94,14 +94,13 @@ class FakeRun:
         path: Path,
         *,
         fused: bool = True,
-        lowered: torch.dtype | None = None,
         open_size: int = 5,
     ) -> None:
         network = read_network(map_file(path))
         program = Program(network)
         self.found = program.fuse_attention() if fused else 0
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-            program.place(DEVICE, lowered)
+            program.place(DEVICE)
             feeds = {}
             for spec in network.inputs:
                 shape = [open_size if isinstance(size, str) else size for size in spec.shape]

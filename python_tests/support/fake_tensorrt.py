@@ -13,7 +13,6 @@ from types import SimpleNamespace
 import numpy as np
 
 from zsseg_rt.backends import _tensorrt, _tensorrt_session
-from zsseg_rt.onnx.check import GraphHeader
 
 DataType = Enum("DataType", ["FLOAT", "HALF", "INT8", "INT64"])
 LayerType = Enum("LayerType", ["MATRIX_MULTIPLY", "DEQUANTIZE", "SOFTMAX"])
@@ -348,7 +347,7 @@ class GpuArray:
 def install(monkeypatch, fake, native, flavour="tensorrt"):
     """Let a stand-in be the one TensorRT; the check of ONNX is left out, as graphs are JSON."""
     find_spec = importlib.util.find_spec
-    monkeypatch.setattr(_tensorrt, "check_graph", lambda path: GraphHeader(inputs=(), outputs=()))
+    monkeypatch.setattr(_tensorrt, "check_graph", lambda path: SimpleNamespace(token_rows={}))
     monkeypatch.setattr(_tensorrt, "map_file", lambda path: None)
     monkeypatch.setattr(_tensorrt, "quantised_layers", lambda content: 0)
     monkeypatch.setattr(_tensorrt_session, "core", native)

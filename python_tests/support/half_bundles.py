@@ -20,7 +20,6 @@ from zsseg_rt.export.exporters import EXPORTERS
 from zsseg_rt.export.graph_files import save_graphs
 from zsseg_rt.export.options import read_options
 from zsseg_rt.models import create_model
-from zsseg_rt.onnx.check import with_floats
 from zsseg_rt.onnx.reader import map_file, read_network
 
 STORED = Path(__file__).parents[1] / "bundles" / "v1"
@@ -72,7 +71,7 @@ def stored_in_half(name: str, folder: Path) -> Path:
     bundle = Bundle.load(path)
     graphs = dict(bundle.graphs)
     for graph in set(graphs) - {"text_encoder"}:
-        wide = with_floats(read_network(map_file(path / bundle.graph(graph, "float32").file)))
+        wide = read_network(map_file(path / bundle.graph(graph, "float32").file))
         half = bundle_specs.FAMILIES[bundle.family].half_tensors
         graphs[graph] = save_graphs({graph: lambda wide=wide: wide}, path, ("float16",), half)[
             graph

@@ -10,7 +10,7 @@ import pytest
 from support.computing_tensorrt import run_on_host, tensorrt_session
 from zsseg_rt import ops
 from zsseg_rt.backends import registry
-from zsseg_rt.onnx.check import GraphHeader, check_graph
+from zsseg_rt.onnx.check import Flow, check_graph
 
 
 class ForeignArray:
@@ -43,7 +43,7 @@ class HostSession:
 
     inner: Any
     foreign: bool
-    header: GraphHeader
+    header: Flow
     device: str = "cuda:0"
 
     def __getattr__(self, name: str) -> Any:
@@ -64,8 +64,8 @@ class PlacedGraph:
     """A graph of the host's whose sessions stand before it as a device's."""
 
     inner: Any
-    header: GraphHeader
-    open_session: Callable[[Any, GraphHeader], Any]
+    header: Flow
+    open_session: Callable[[Any, Flow], Any]
     device: str = "cuda:0"
 
     def __getattr__(self, name: str) -> Any:
@@ -93,7 +93,7 @@ class Uncompiled:
 
 def place(
     monkeypatch: pytest.MonkeyPatch,
-    open_session: Callable[[Any, GraphHeader], Any],
+    open_session: Callable[[Any, Flow], Any],
     host_name: str | None = None,
     *,
     computes: bool = True,

@@ -88,13 +88,11 @@ SAMPLES: dict[str, Sample] = {
     "GlobalMaxPool": _fed(IMAGE),
     "GroupNormalization": Sample([Fed(IMAGE), floats(4), floats(4)], {"num_groups": 2}, opset=21),
     "InstanceNormalization": Sample([Fed(IMAGE), floats(4), floats(4)]),
-    "LRN": _fed(IMAGE, size=3),
     "LayerNormalization": Sample([Fed(ROWS), floats(6), floats(6)]),
     "MatMul": Sample([Fed(ROWS), floats(6, 3)]),
     "MaxPool": _fed(IMAGE, kernel_shape=[3, 3], strides=[2, 2], ceil_mode=1),
     "Mod": Sample([Fed(ROWS, INT64), ints(3)], results=(INT64,)),
     "Not": _fed(ROWS, dtype=BOOL, results=(BOOL,)),
-    "OneHot": Sample([ints(0, 2, -3), np.array(3), np.array([0, 1], np.float32)]),
     "Pad": Sample([Fed(IMAGE), ints(0, 0, 1, 2, 0, 0, 2, 1), floats()]),
     "QuantizeLinear": Sample(
         [Fed(IMAGE), floats(4), np.zeros(4, np.int8)], {"axis": 1}, (TensorProto.INT8,)
@@ -103,7 +101,6 @@ SAMPLES: dict[str, Sample] = {
     "Range": Sample([np.array(1), np.array(9), np.array(2)], results=(INT64,)),
     "Reshape": Sample([Fed(IMAGE), ints(0, -1, 16)]),
     "Resize": Sample([Fed(IMAGE), None, np.array([1, 1, 2, 0.5], np.float32)], {"mode": "linear"}),
-    "ScatterElements": Sample([Fed(ROWS), np.array([[0, 5], [1, -6]]), floats(2, 2)], {"axis": 1}),
     "ScatterND": Sample([Fed(ROWS), np.array([[0, 5], [-1, 2]]), floats(2)]),
     "Shape": _fed(IMAGE, results=(INT64,), start=1),
     "Size": _fed(IMAGE, results=(INT64,)),

@@ -17,7 +17,7 @@ from support.graphs import write_graph
 from zsseg_rt.backends.base import BackendOptions
 from zsseg_rt.backends.registry import get_backend
 from zsseg_rt.errors import BackendError
-from zsseg_rt.onnx.check import check_graph, checked_flow, header_of
+from zsseg_rt.onnx.check import check_graph
 from zsseg_rt.onnx.reader import OPSETS
 from zsseg_rt.onnx.table import OPERATORS
 
@@ -28,7 +28,7 @@ GRAPHS = sorted(BUNDLES.glob("*/*.onnx"))
 
 
 def check(model):
-    return header_of(checked_flow(memoryview(model.SerializeToString()), "g.onnx"))
+    return check_graph(memoryview(model.SerializeToString()), "g.onnx")
 
 
 @pytest.fixture
@@ -260,13 +260,13 @@ def test_bytes_that_readers_take_differently_are_refused(model, name):
     damage, message = DAMAGED[name]
     content = damage(model.SerializeToString())
     with pytest.raises(BackendError, match=f"g.onnx: expected an ONNX graph, got .*({message})"):
-        checked_flow(memoryview(content), "g.onnx")
+        check_graph(memoryview(content), "g.onnx")
 
 
 def refusal(content):
     """The message of the BackendError, None without one."""
     try:
-        checked_flow(memoryview(content), "g.onnx")
+        check_graph(memoryview(content), "g.onnx")
     except BackendError as error:
         return str(error)
     return None

@@ -258,7 +258,7 @@ def graph_gflop(path, count):
         replace(spec, shape=tuple(count if size == "classes" else size for size in spec.shape))
         for spec in network.inputs
     ]
-    network = replace(network, inputs=tuple(inputs), stated={})
+    network = replace(network, inputs=tuple(inputs))
     values = Flow(network).run().values
     for node in network.nodes:
         if node.kind in ("MatMul", "Conv", "ConvTranspose"):

@@ -19,7 +19,7 @@ from zsseg_rt.doctor import examine
 from zsseg_rt.errors import BackendError, ConfigError
 from zsseg_rt.evaluation.provenance import describe_machine
 from zsseg_rt.integrations.batch import lanes_for
-from zsseg_rt.onnx.memory import graph_memory
+from zsseg_rt.onnx.check import graph_memory
 from zsseg_rt.runtime.families.registry import create_family
 from zsseg_rt.runtime.memory_plan import MemoryPlan, plan_memory
 

@@ -28,22 +28,21 @@ from zsseg_rt.backends.base import BackendOptions
 from zsseg_rt.backends.registry import get_backend
 from zsseg_rt.errors import ArgumentError, BackendError
 from zsseg_rt.onnx.arrays import NUMPY, compute
-from zsseg_rt.onnx.check import Flow, check_graph, checked_flow, header_of
+from zsseg_rt.onnx.check import Flow, check_graph
 from zsseg_rt.onnx.on_torch import OnTorch
+from zsseg_rt.onnx.operations import DTYPES
 from zsseg_rt.onnx.reader import read_network
 from zsseg_rt.onnx.table import OPERATORS, newest
 
 torch = pytest.importorskip("torch")
 
 LIBRARIES = {"numpy": NUMPY, "torch": OnTorch(torch)}
-LEFT_TO_RUNTIMES = {
-    "DequantizeLinear", "LRN", "OneHot", "QuantizeLinear", "ScatterElements"
-}  # fmt: skip
+LEFT_TO_RUNTIMES = {"DequantizeLinear", "QuantizeLinear"}
 POSITIVE = ("Log", "Sqrt", "Pow", "ReduceLogSum")
 
 
 def check(model):
-    return header_of(checked_flow(memoryview(model.SerializeToString()), "g.onnx"))
+    return check_graph(memoryview(model.SerializeToString()), "g.onnx")
 
 
 def load(path, backend="openvino"):
@@ -103,7 +102,8 @@ def test_operator_equals_the_reference(name):
         tensor = value.type.tensor_type
         shape = tuple(dim.dim_value for dim in tensor.shape.dim)
         if tensor.HasField("shape"):
-            assert (values[value.name].dtype, values[value.name].shape) == (tensor.elem_type, shape)
+            found = values[value.name]
+            assert (found.dtype, found.shape) == (DTYPES[tensor.elem_type], shape)
     for seed in range(3 if name not in LEFT_TO_RUNTIMES else 0):
         feeds = feeds_of(model, seed, positive=name in POSITIVE)
         assert_computes(model, feeds, ReferenceEvaluator(model).run(None, feeds))
@@ -226,17 +226,15 @@ BEYOND = {
     "Gather": [ints(0, 6), ints(-7)],
     "GatherElements": [np.array([[0, 6], [1, 2]]), np.array([[0, 0], [-7, 0]])],
     "GatherND": [np.array([[0, 6]]), np.array([[2, 0]]), np.array([[-3, 0]]), ints(2**40, 0)],
-    "ScatterElements": [np.array([[0, 6], [1, 2]]), np.array([[-(2**18), 0], [1, 2]])],
     "ScatterND": [np.array([[0, 5], [-3, 2]]), np.array([[0, 2**33], [1, 2]])],
-    "OneHot": [ints(0, 3, 1), ints(-4, 0, 1)],
 }
 
 
 @pytest.mark.parametrize("name", BEYOND)
 def test_indices_outside_their_axis_and_fed_ones_are_refused(name):
-    sample, at = copy.deepcopy(SAMPLES[name]), int(name != "OneHot")
-    fed = [Fed(list(sample.inputs[at].shape), INT64)] if name != "Gather" else []
-    for sample.inputs[at] in [*BEYOND[name], *fed]:
+    sample = copy.deepcopy(SAMPLES[name])
+    fed = [Fed(list(sample.inputs[1].shape), INT64)] if name != "Gather" else []
+    for sample.inputs[1] in [*BEYOND[name], *fed]:
         with pytest.raises(BackendError, match=rf"node 'node' \({name}\): indices: expected const"):
             check(operator_model(name, sample))
 
@@ -346,14 +344,10 @@ def node(op_type, inputs, outputs, **attributes):
     return helper.make_node(op_type, inputs.split(), outputs.split(), **attributes)
 
 
-@pytest.mark.parametrize("place", ["output", "value_info"])
 @pytest.mark.parametrize(("kind", "shape"), [(FLOAT, [2, 7]), (FLOAT, [2]), (INT32, [2, 6])])
-def test_stated_shape_that_contradicts_the_nodes_is_refused(place, kind, shape):
-    name = "y" if place == "output" else "r"
-    model = chain([node("Relu", "x", "r", name="r"), node("Relu", "r", "y", name="y")], {})
-    del getattr(model.graph, place)[:]
-    getattr(model.graph, place).append(helper.make_tensor_value_info(name, kind, shape))
-    with pytest.raises(BackendError, match=rf"node '{name}' \(Relu\): {name}: expected the type"):
+def test_an_output_that_contradicts_the_nodes_is_refused(kind, shape):
+    model = chain([node("Relu", "x", "y")], {}, outputs={"y": (kind, shape)})
+    with pytest.raises(BackendError, match="graph output 'y': expected what it computes, float32"):
         check(model)
 
 
@@ -408,7 +402,7 @@ def test_indices_are_constants_or_places(case):
     if case in BOUNDED:
         check(model)
     else:
-        with pytest.raises(BackendError, match=r"node \d \(Gather\): indices: expected constants"):
+        with pytest.raises(BackendError, match=r"node 'y' \(Gather\): indices: expected constants"):
             check(model)
 
 

@@ -23,9 +23,10 @@ from zsseg_rt.export.graph_files import MAX_CLASSES
 from zsseg_rt.export.options import ENCODER_OPTIONS, TextBank, read_options
 from zsseg_rt.export.text_side import TextSide
 from zsseg_rt.onnx.arrays import compute, run_network
-from zsseg_rt.onnx.check import Flow, with_floats
-from zsseg_rt.onnx.network import Network, Node, Stated, renamed, weight_of
+from zsseg_rt.onnx.check import Flow
+from zsseg_rt.onnx.network import Network, Node, renamed, weight_of
 from zsseg_rt.onnx.reader import map_file, read_network
+from zsseg_rt.onnx.rules import constant, fixed
 from zsseg_rt.onnx.table import newest
 
 _MOST_EXTRA = 8  # class and register tokens of known encoders
@@ -150,14 +151,12 @@ class _Encoder(NamedTuple):
             nodes.append(Node("flatten", "Reshape", inputs, flat, {}))
             nodes.append(Node("to_tokens", "Transpose", flat, (tokens,), {"perm": [0, 2, 1]}))
         shape = (1, self.grid_hw[0] * self.grid_hw[1], self.embed_dim)
-        return with_floats(
-            Network(
-                inputs=(replace(network.inputs[0], name="image"),),
-                outputs=(TensorSpec(name=tokens, dtype="float32", shape=shape),),
-                nodes=tuple(nodes),
-                weights=weights,
-                opset=network.opset,
-            )
+        return Network(
+            inputs=(replace(network.inputs[0], name="image"),),
+            outputs=(TensorSpec(name=tokens, dtype="float32", shape=shape),),
+            nodes=tuple(nodes),
+            weights=weights,
+            opset=network.opset,
         )
 
 
@@ -186,7 +185,7 @@ def _read_encoder(
     with _bundle_errors(f"{path}: "):
         folded = _fold_sizes(original)
         shape = Flow(folded).run().values[wanted].shape
-    sizes = tuple(0 if size is None else size for size in shape)
+    sizes = tuple(size if fixed(size) else 0 for size in shape)
     grid, first = _grid(path, wanted, sizes, size_hw, grid_hw), len(sizes) == 4
     return _Encoder(path, original, folded, first, grid, embed_dim=sizes[1 if first else 2])
 
@@ -215,10 +214,9 @@ def _cut(network: Network, image: TensorSpec, output: TensorSpec) -> Network:
     return replace(
         network,
         inputs=(image,),
-        outputs=(output,),
+        outputs=(replace(output, shape=()),),
         nodes=tuple(reversed(nodes)),
         weights=weights,
-        stated={image.name: Stated(1, tuple(map(int, image.shape)))},
     )
 
 
@@ -230,13 +228,13 @@ def _fold_sizes(network: Network) -> Network:
         for name, weight in weights.items()
         if weight.array.size <= _MOST_FOLDED and weight.array.dtype.name == weight.dtype
     }
-    for index, node in enumerate(network.nodes):
-        flow.follow(index)
+    for node in network.nodes:
+        flow.follow(node)
         results = _compute(node, network.opset, flow, computed)
         for name, array in zip(node.outputs, results, strict=False):
             computed[name] = array
             weights[name] = weight_of(array)
-            flow.values[name] = flow.constant(weights[name])
+            flow.values[name] = constant(array.dtype.name, array)
         if not results:
             nodes.append(node)
     return replace(network, nodes=tuple(nodes), weights=weights)
@@ -249,7 +247,7 @@ def _compute(
     values = [flow.values[name] for name in node.outputs if name]
     if node.kind in ("Shape", "Size"):
         sizes = values[0].known
-        whole = sizes is not None and None not in sizes.reshape(-1)
+        whole = sizes is not None and fixed(*sizes.reshape(-1))
         return (np.asarray(sizes, np.int64),) if whole else ()
     is_small = all(value.size <= _MOST_FOLDED for value in values)
     if not is_small or not computed.keys() >= set(node.inputs) - {""}:

@@ -59,11 +59,17 @@ class Numpy:
             return np.asarray(1 / (1 + np.exp(-x)))
 
     def erf(self, x: Array) -> Array:
-        """The error function: its Taylor series around the nearest of many places."""
-        numbers, result = x.reshape(-1), np.empty(x.size, x.dtype)
+        """The error function, linear between places that lie close: within 1e-8."""
+        numbers, result, table = x.reshape(-1), np.empty(x.size, x.dtype), _erf_table(x.dtype)
         for start in range(0, x.size, _ERF_PART):
             part = slice(start, start + _ERF_PART)
-            result[part] = _erf(numbers[part])
+            steps = np.clip(numbers[part], -6, 6) * x.dtype.type(_ERF_RATE)
+            below = np.floor(steps)
+            with np.errstate(invalid="ignore"):  # NaN stays NaN, wherever it is looked up
+                at = below.astype(np.intp) + 6 * _ERF_RATE
+            first = table.take(at, mode="clip")
+            way = (table.take(at + 1, mode="clip") - first) * (steps - below)
+            result[part] = first + way
         return result.reshape(x.shape)
 
     def gelu(self, x: Array, approximate: str) -> Array:
@@ -159,9 +165,9 @@ class Arrays(Operations):
         self.xp = xp
 
     def apply(
-        self, kind: str, inputs: Inputs, shape: Shape, dtype: str | None = None, **attributes: Any
+        self, kind: str, inputs: Inputs, shape: Shape | None = None, **attributes: Any
     ) -> Value:
-        """One ONNX operator; shape and dtype follow by themselves."""
+        """One ONNX operator; shapes follow by themselves."""
         return compute(kind, inputs, attributes, self.xp)
 
 
@@ -214,28 +220,14 @@ def _widened(weight: Weight) -> Array:
     return weight.array.astype(np.float32) if weight.dtype == "float16" else weight.array
 
 
-_ERF_RATE = 128  # places per unit: the series is within 5e-11 of the function
+_ERF_RATE = 4096  # places per unit
 _ERF_PART = 1 << 15  # numbers that stay in a cache: a third of the time
 
 
 @cache
-def _erf_table(dtype: np.dtype[Any]) -> tuple[Array, Array]:
-    """The error function and its slope at places from -6 to 6."""
-    places = np.arange(-6 * _ERF_RATE, 6 * _ERF_RATE + 1) / _ERF_RATE
-    values = np.array([math.erf(place) for place in places])
-    return values.astype(dtype), (2 / math.sqrt(math.pi) * np.exp(-places * places)).astype(dtype)
-
-
-def _erf(x: Array) -> Array:
-    number, (values, slopes) = x.dtype.type, _erf_table(x.dtype)
-    near = np.clip(x, -6, 6)
-    step = np.rint(near * number(_ERF_RATE))
-    with np.errstate(invalid="ignore"):  # NaN stays NaN, wherever it is looked up
-        at = step.astype(np.intp) + 6 * _ERF_RATE
-    place = step * number(1 / _ERF_RATE)
-    way = near - place
-    series = way * (1 - way * (place - way * (place * place - number(0.5)) * number(2 / 3)))
-    return np.asarray(values.take(at, mode="clip") + slopes.take(at, mode="clip") * series)
+def _erf_table(dtype: np.dtype[Any]) -> Array:
+    places = np.arange(-6 * _ERF_RATE, 6 * _ERF_RATE + 2) / _ERF_RATE
+    return np.array([math.erf(place) for place in places], dtype)
 
 
 def _normalised(x: Array, axes: tuple[int, ...], eps: float) -> Array:

@@ -9,48 +9,33 @@ only moved. Those that follow from axes that are open until a run are bounded by
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from zsseg_rt.common.arrays import TensorSpec
 from zsseg_rt.errors import BackendError
 from zsseg_rt.onnx.arrays import compute
-from zsseg_rt.onnx.network import Network, Node, Stated, Weight, weight_of
-from zsseg_rt.onnx.operations import ONNX_TYPES
+from zsseg_rt.onnx.network import Network, Node, Weight, weight_of
 from zsseg_rt.onnx.reader import DamagedError, check_shape, map_file, read_network
-from zsseg_rt.onnx.rules import MOST_KNOWN, PLACES, Call, Value
+from zsseg_rt.onnx.rules import MOST_KNOWN, PLACES, Call, Shape, Value, constant, fixed
 from zsseg_rt.onnx.table import OPERATORS, check_node
 
-_DTYPES = {number: name for name, number in ONNX_TYPES.items()}
 _OPEN = 16  # what an axis that is open until a run counts as; few are longer
 _MOVES = ("Cast", "Concat", "Gather", "Reshape", "Slice", "Squeeze", "Unsqueeze")
 _KEEPS_BOUNDS = ("Cast", "Concat", "Reshape", "Slice")
-_FEW = 16  # numbers: of a longer constant that is no index, only type and shape matter
+_FEW = 16  # numbers that an error lists
 
 
-@dataclass(frozen=True, kw_only=True)
-class GraphHeader:
-    """The interface of an ONNX graph."""
+def check_graph(graph: Path | memoryview, what: str = "") -> Flow:
+    """The network of an ONNX file, and what is known of its values, once all is checked.
 
-    inputs: tuple[TensorSpec, ...]  # In graph order; dynamic axes are names
-    outputs: tuple[TensorSpec, ...]  # In graph order
-    # Inputs whose integers choose rows of a table, and how many rows there are. Whoever runs the
-    # graph checks these integers first
-    token_rows: Mapping[str, int] = field(default_factory=dict)
-
-
-def check_graph(path: Path) -> GraphHeader:
-    """Check an ONNX file and read its interface; BackendError where a runtime may not have it."""
-    return header_of(checked_flow(path))
-
-
-def checked_flow(graph: Path | memoryview, what: str = "") -> Flow:
-    """The network of an ONNX file, and what is known of its values, once all is checked."""
+    BackendError where a runtime may not have it.
+    """
     where = what or str(graph)
     try:
         content = map_file(graph) if isinstance(graph, Path) else graph
@@ -65,65 +50,57 @@ def checked_flow(graph: Path | memoryview, what: str = "") -> Flow:
         ) from exc
 
 
-def header_of(flow: Flow) -> GraphHeader:
-    """A checked graph's interface."""
-    network = flow.network
-    return GraphHeader(inputs=network.inputs, outputs=network.outputs, token_rows=flow.token_rows)
-
-
 class Flow:
     """Types, shapes and bounds of a network's values, by name, node by node."""
 
     def __init__(self, network: Network) -> None:
-        self.network, self.token_rows = network, dict[str, int]()
+        self.network, self.inputs, self.outputs = network, network.inputs, network.outputs
+        # Inputs whose integers choose rows of a table, and how many rows there are. Whoever runs
+        # the graph checks these integers first
+        self.token_rows: dict[str, int] = {}
         self.values: dict[str, Value] = {}
-        self._alike: dict[Any, Value] = {}  # weights, by type and shape
-        self._judged: dict[Any, list[Value]] = {}  # nodes, by operator, attributes and inputs
         for spec in network.inputs:
-            stated = network.stated.get(spec.name) or _stated_by(spec)
-            if stated.shape is None:
-                raise ValueError(f"graph input {spec.name!r}: expected a shape, got none")
-            self._name("graph inputs", spec.name)
-            self.values[spec.name] = Value(stated.dtype, stated.shape, source=spec.name)
+            self.add("graph inputs", spec.name, Value(spec.dtype, spec.shape, source=spec.name))
         for name, weight in network.weights.items():
-            self._name("weights", name)
-            self.values[name] = self.constant(weight)
+            self.add("weights", name, constant(weight.dtype, weight.array))
 
     def run(self) -> Flow:
         """Follow all nodes."""
-        for index in range(len(self.network.nodes)):
-            self.follow(index)
-        lost = [spec.name for spec in self.network.outputs if spec.name not in self.values]
-        if lost:
-            raise ValueError(
-                f"graph output {lost[0]!r}: expected a value of the graph, got nothing"
-            )
+        for node in self.network.nodes:
+            self.follow(node)
+        for spec in self.network.outputs:
+            value = self.values.get(spec.name)
+            if value is None:
+                raise ValueError(
+                    f"graph output {spec.name!r}: expected a value of the graph, got nothing"
+                )
+            if spec.dtype != value.dtype or not _agree(spec.shape, value.shape):
+                raise ValueError(
+                    f"graph output {spec.name!r}: expected what it computes, {value.dtype} "
+                    f"{list(value.shape)}, got {spec.dtype} {list(spec.shape)} stated"
+                )
         return self
 
-    def follow(self, index: int) -> None:
+    def follow(self, node: Node) -> list[Value]:
         """Judge a node by what is known of its inputs, and add its outputs."""
-        node, values, stated = self.network.nodes[index], self.values, self.network.stated
+        where = f"node {node.name or ', '.join(node.outputs)!r} ({node.kind})"
         try:
-            inputs = [values[name] if name else None for name in node.inputs]
+            inputs = [self.values[name] if name else None for name in node.inputs]
         except KeyError as exc:
             raise ValueError(
-                f"{_where(node, index)}: expected inputs that earlier nodes make, got {exc}"
+                f"{where}: expected inputs that earlier nodes make, got {exc}"
             ) from None
-        key = (node.kind, id(node.attributes), len(node.outputs), *map(id, inputs))
-        results = self._judged.get(key)
-        if results is None or "" in node.outputs:  # equal layers are judged once
-            results = self._judged[key] = self._judge(_where(node, index), node, inputs)
+        results = self._judge(where, node, inputs)
         for name, value in zip(node.outputs, results, strict=True):
-            if name and name in values:
-                self._name(_where(node, index), name)
-            if name in stated and not _agree(stated[name], value):
-                shape = stated[name].shape
-                raise ValueError(
-                    f"{_where(node, index)}: {name}: expected the type that it computes, "
-                    f"{list(value.shape)} of data type {value.dtype}, got "
-                    f"{shape if shape is None else list(shape)} of {stated[name].dtype} stated"
-                )
-            values[name] = value
+            if name:
+                self.add(where, name, value)
+        return results
+
+    def add(self, where: str, name: str, value: Value) -> None:
+        """Add a value; a second one of its name is refused."""
+        if not name or name in self.values:
+            raise ValueError(f"{where}: expected a new name for each value, got {name!r}")
+        self.values[name] = value
 
     def _judge(self, where: str, node: Node, inputs: Sequence[Value | None]) -> list[Value]:
         opset = self.network.opset
@@ -131,7 +108,7 @@ class Flow:
         if any(value is not None and 0 in value.shape and _is_empty(value) for value in inputs):
             raise ValueError(f"{where}: expected inputs with elements, got one of none")
         if node.kind == "Constant":
-            return [self.constant(_content(where, node.attributes))]
+            return [_content(where, node.attributes)]
         call = Call(node.kind, opset, node.attributes, len(node.outputs), self.token_rows)
         try:
             result = OPERATORS[node.kind].rule(call, *inputs)
@@ -143,40 +120,12 @@ class Flow:
         if node.kind in _MOVES:
             _move(node, inputs, results[0])
         for value in results:
-            shape = value.shape
-            fixed = [size for size in shape if size is not None]
-            check_shape(where, [*fixed, *[_OPEN] * shape.count(None)])
-            if 0 in shape and len(shape) > 1:
+            check_shape(where, [size if fixed(size) else _OPEN for size in value.shape])
+            if 0 in value.shape and len(value.shape) > 1:
                 raise ValueError(
-                    f"{where}: expected a result, got none: its shape is {list(shape)}"
+                    f"{where}: expected a result, got none: its shape is {list(value.shape)}"
                 )
-        return [self._shared(value) for value in results]
-
-    def constant(self, weight: Weight) -> Value:
-        """A weight as a value, with its content."""
-        array, dtype = weight.array, ONNX_TYPES[weight.dtype]
-        value = self._alike.get((dtype, array.shape, False)) if array.size > _FEW else None
-        return value or self._shared(Value(dtype, array.shape, array=array))
-
-    def _shared(self, value: Value) -> Value:
-        """One value for all of which nothing but type and shape matters."""
-        if value.holds_indices or value.between or value.source or value.known is not None:
-            return value
-        if value.array is not None and value.array.size <= _FEW:
-            return value
-        return self._alike.setdefault((value.dtype, value.shape, value.array is None), value)
-
-    def _name(self, where: str, name: str) -> None:
-        """Refuse a second value of one name."""
-        if not name or name in self.values:
-            raise ValueError(f"{where}: expected a new name for each value, got {name!r}")
-
-
-def with_floats(network: Network) -> Network:
-    """The network with the names of its float32 values, as far as types are followed."""
-    values = Flow(network).run().values
-    floats = frozenset(name for name, value in values.items() if _DTYPES[value.dtype] == "float32")
-    return replace(network, floats=floats)
+        return results
 
 
 def in_opset(flow: Flow, opset: int) -> Network:
@@ -202,22 +151,13 @@ def in_opset(flow: Flow, opset: int) -> Network:
     return replace(network, nodes=tuple(nodes), weights=weights, opset=opset)
 
 
-def _stated_by(spec: Any) -> Stated:
-    shape = tuple(size if isinstance(size, int) else None for size in spec.shape)
-    return Stated(ONNX_TYPES[spec.dtype], shape)
-
-
-def _where(node: Node, index: int) -> str:
-    return f"node {node.name or index!r} ({node.kind})"
-
-
 def _described(inputs: Sequence[Value | None], attributes: Mapping[str, Any]) -> str:
     """A node's inputs for an error: types, shapes or few integers, and attributes."""
     parts = []
     for value in inputs:
         few = value is not None and value.known is not None and value.known.size <= _FEW
         sizes = [] if value is None else value.known.tolist() if few else list(value.shape)  # type: ignore[union-attr]
-        parts.append("nothing" if value is None else f"{_DTYPES[value.dtype]} {sizes}")
+        parts.append("nothing" if value is None else f"{value.dtype} {sizes}")
     return ", ".join([*parts, *(f"{name}={value}" for name, value in attributes.items())])
 
 
@@ -226,25 +166,23 @@ def _is_empty(value: Value) -> bool:
     return len(value.shape) > 1 or (value.array is None and value.known is None)
 
 
-def _agree(stated: Stated, value: Value) -> bool:
-    if stated.dtype not in (0, value.dtype):
-        return False
-    if stated.shape is None or stated.shape == value.shape:
-        return True
-    return len(stated.shape) == len(value.shape) and all(
-        a is None or b is None or a == b for a, b in zip(stated.shape, value.shape, strict=True)
+def _agree(stated: Shape, shape: Shape) -> bool:
+    """Whether a file states a value's shape, or none."""
+    return not stated or (
+        len(stated) == len(shape)
+        and all(a == b or not fixed(a, b) for a, b in zip(stated, shape, strict=True))
     )
 
 
-def _content(where: str, attributes: Mapping[str, Any]) -> Weight:
+def _content(where: str, attributes: Mapping[str, Any]) -> Value:
     """The value of a Constant node."""
     if len(attributes) != 1:
         raise ValueError(f"{where}: expected one value, got {', '.join(attributes) or 'nothing'}")
     value = next(iter(attributes.values()))
     if isinstance(value, Weight):
-        return value
+        return constant(value.dtype, value.array)
     array: npt.NDArray[Any] = compute("Constant", (), attributes)
-    return Weight(array, array.dtype.name)
+    return constant(array.dtype.name, array)
 
 
 def _move(node: Node, inputs: Sequence[Value | None], result: Value) -> None:
@@ -254,17 +192,87 @@ def _move(node: Node, inputs: Sequence[Value | None], result: Value) -> None:
     if any(value.dtype not in PLACES for value in (result, *data)):
         return
     if node.kind in _KEEPS_BOUNDS:
-        bounds = [value.bounds() for value in data]
-        inside = [pair for pair in bounds if pair]
-        if len(inside) == len(bounds):
+        inside = [value.between for value in data if value.between]
+        if len(inside) == len(data):
             result.between = (min(low for low, _ in inside), max(high for _, high in inside))
         result.source = data[0].source if len(data) == 1 else ""
     contents = [value.known for value in data]
     rest = [value.known if value is not None else None for value in inputs[len(data) :]]
-    if any(each is None for each in contents) or None in result.shape:
+    if any(each is None for each in contents) or not fixed(*result.shape):
         return
     if node.kind == "Cast":
-        result.moved = contents[0]
-    elif node.kind != "Gather" or None not in contents[1].reshape(-1):  # type: ignore[union-attr]
+        result.known = contents[0]
+    elif node.kind != "Gather" or fixed(*contents[1].reshape(-1)):  # type: ignore[union-attr]
         moved = np.asarray(compute(node.kind, (*contents, *rest), node.attributes), object)
-        result.moved = moved if moved.size <= MOST_KNOWN else None
+        result.known = moved if moved.size <= MOST_KNOWN else None
+
+
+# --- the memory that a graph takes ---
+
+_VIEWS = ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphMemory:
+    """Bytes that a graph takes."""
+
+    weights: int  # All that is stored in it, once for all its sessions
+    # Inputs, results and what lies between them, where that is most, per session. Runtimes that
+    # fuse nodes need less
+    activations: int
+
+
+def graph_memory(path: Path, *, float_bytes: int, axes: Mapping[str, int]) -> GraphMemory:
+    """Follow a graph's sizes, with floats of so many bytes; an axis without a size counts as 1."""
+    try:
+        network = read_network(map_file(path))
+        inputs = tuple(
+            replace(
+                spec, shape=tuple(axes.get(d, 1) if isinstance(d, str) else d for d in spec.shape)
+            )
+            for spec in network.inputs
+        )
+        flow = Flow(replace(network, inputs=inputs)).run()
+    except (OSError, ValueError) as exc:
+        raise BackendError(f"{path}: expected an ONNX graph, got {exc}. Copy it again.") from exc
+    sizes = {
+        name: value.size * _width(value.dtype, float_bytes) for name, value in flow.values.items()
+    }
+    return _measure(flow.network, sizes)
+
+
+def _width(dtype: str, float_bytes: int) -> int:
+    if dtype.startswith("float8"):
+        return 1
+    return float_bytes if "float" in dtype else np.dtype(dtype).itemsize
+
+
+def _measure(network: Network, sizes: Mapping[str, int]) -> GraphMemory:
+    """Go through the nodes, and add and free what they make; ``sizes`` are bytes by name."""
+    constants = set(network.weights)
+    owners = {spec.name: spec.name for spec in network.inputs}  # whose memory a value lies in
+    users = Counter(name for node in network.nodes for name in {*node.inputs} - {""})
+    users.update(spec.name for spec in network.outputs)  # results count as read once more
+    left = dict(users)
+    weights = sum(sizes[name] for name in constants)
+    alive = most = sum(sizes[name] for name in owners)
+    for node in network.nodes:
+        inputs = {name for name in node.inputs if name}
+        if inputs <= constants:  # computed once, before the first run
+            constants.update(node.outputs)
+            weights += sum(sizes[name] for name in node.outputs) * (node.kind == "Constant")
+            continue
+        for name in filter(None, node.outputs):
+            first = owners.get(node.inputs[0])
+            if node.kind in _VIEWS and first is not None:
+                owners[name] = first
+                left[first] += users[name]
+            else:
+                owners[name] = name
+                left.setdefault(name, 0)
+                alive += sizes[name]
+        most = max(most, alive)
+        for owner in [owners[name] for name in inputs if name in owners]:
+            left[owner] -= 1
+            alive -= sizes[owner] * (left[owner] == 0)
+    return GraphMemory(weights=weights, activations=most)

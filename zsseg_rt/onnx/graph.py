@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from zsseg_rt.common.arrays import TensorSpec, is_half
+from zsseg_rt.onnx import rules
 from zsseg_rt.onnx.arrays import compute
+from zsseg_rt.onnx.check import Flow
 from zsseg_rt.onnx.network import Network, Node, Weight, renamed, weight_of
-from zsseg_rt.onnx.operations import Inputs, Linear, Norm, Operations, Shape, Value, dtype_of
+from zsseg_rt.onnx.operations import Inputs, Linear, Norm, Operations, Shape, Value
 
 _SMALL = 4096  # bytes up to which equal constants are written once
 
@@ -39,17 +41,18 @@ class Graph(Operations):
         self._constants: dict[Any, str] = {}
         self._inputs: list[TensorSpec] = []
         self._outputs: list[TensorSpec] = []
-        self._dtypes: dict[str, str] = {}
+        self._flow = Flow(Network(inputs=(), outputs=(), nodes=(), weights={}))
 
     def input(self, name: str, shape: Shape, dtype: str = "float32") -> Value:
         """Add an input; a word in the shape is an axis that stays open."""
         self._inputs.append(TensorSpec(name=name, dtype=dtype, shape=tuple(shape)))
-        return self._value(name, tuple(shape), dtype)
+        self._flow.add("graph inputs", name, rules.Value(dtype, tuple(shape), source=name))
+        return Made(name, tuple(shape), dtype)
 
     def output(self, name: str, x: Value) -> None:
         """Give a computed value to whoever runs the graph, under a name of its own."""
         self._nodes = [renamed(node, {x.name: name}) for node in self._nodes]
-        self._dtypes[name] = self._dtypes.pop(x.name)
+        self._flow.add("graph outputs", name, self._flow.values.pop(x.name))
         self._outputs.append(TensorSpec(name=name, dtype=x.dtype, shape=x.shape))
 
     def network(self) -> Network:
@@ -59,7 +62,6 @@ class Graph(Operations):
             outputs=tuple(self._outputs),
             nodes=tuple(self._nodes),
             weights=dict(self._weights),
-            floats=frozenset(name for name, dtype in self._dtypes.items() if dtype == "float32"),
         )
 
     @contextmanager
@@ -89,7 +91,7 @@ class Graph(Operations):
         return super().linear(x, linear)
 
     def apply(
-        self, kind: str, inputs: Inputs, shape: Shape, dtype: str | None = None, **attributes: Any
+        self, kind: str, inputs: Inputs, shape: Shape | None = None, **attributes: Any
     ) -> Value:
         """Write one operator; without a computed input its result is a constant."""
         if not any(isinstance(value, Made) for value in inputs):
@@ -98,19 +100,14 @@ class Graph(Operations):
         self._name_counts[base] += 1
         name = base if self._name_counts[base] == 1 else f"{base}_{self._name_counts[base]}"
         names = tuple(self._name(value, f"{name}.{at}") for at, value in enumerate(inputs))
-        result = self._value(name, shape, dtype or dtype_of(inputs[0]))
-        if kind != "TopK":
-            self._nodes.append(Node(name, kind, names, (result.name,), attributes))
-            return result
-        places = self._value(f"{result.name}.places", shape, "int64")
-        self._nodes.append(Node(name, kind, names, (result.name, places.name), attributes))
-        return result, places
-
-    def _value(self, name: str, shape: Shape, dtype: str) -> Made:
-        if name in self._dtypes:
-            raise ValueError(f"two values called {name}")
-        self._dtypes[name] = dtype
-        return Made(name, shape, dtype)
+        outputs = (name, f"{name}.places") if kind == "TopK" else (name,)
+        self._nodes.append(Node(name, kind, names, outputs, attributes))
+        values = self._flow.follow(self._nodes[-1])
+        if shape is not None:
+            values[0].shape = shape
+        pairs = zip(outputs, values, strict=True)
+        results = tuple(Made(name, value.shape, value.dtype) for name, value in pairs)
+        return results if kind == "TopK" else results[0]
 
     def _name(self, value: Value, new: str) -> str:
         """An operand's name, none for one that is left out; a new constant becomes a weight."""
@@ -126,5 +123,5 @@ class Graph(Operations):
         if key not in self._constants:
             self._constants[key] = new
             self._weights[new] = weight_of(array)
-            self._dtypes[new] = dtype_of(array)
+            self._flow.add("weights", new, rules.constant(self._weights[new].dtype, array))
         return self._constants[key]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from zsseg_rt.errors import CheckpointError
+from zsseg_rt.onnx.check import Flow
 from zsseg_rt.onnx.network import Network, Node, Weight
 from zsseg_rt.onnx.operations import ONNX_TYPES
 
@@ -28,8 +29,10 @@ _LARGEST = float(np.finfo(np.float16).max)
 
 def to_half(network: Network, kind: str = "float16", *, half: Collection[str] = ()) -> Network:
     """The same network in ``kind``, float16 or bfloat16; inputs and outputs in ``half`` as well."""
-    narrow = set(half) & network.floats
-    converter = _Converter(network, kind, narrow)
+    values = Flow(network).run().values
+    floats = {name for name, value in values.items() if value.dtype == "float32"}
+    narrow = set(half) & floats
+    converter = _Converter(network, kind, narrow, floats)
     for node in network.nodes:
         converter.add(node)
     inputs, outputs = (
@@ -42,14 +45,13 @@ def to_half(network: Network, kind: str = "float16", *, half: Collection[str] = 
         outputs=outputs,
         nodes=tuple(converter.nodes),
         weights=converter.weights,
-        floats=frozenset(converter.in_float32),
     )
 
 
 class _Converter:
-    def __init__(self, network: Network, kind: str, half: set[str]) -> None:
+    def __init__(self, network: Network, kind: str, half: set[str], floats: set[str]) -> None:
         self._network, self._kind, self._half = network, kind, half
-        self._floats, self._outputs = network.floats, {spec.name for spec in network.outputs}
+        self._floats, self._outputs = floats, {spec.name for spec in network.outputs}
         self.in_float32 = ({spec.name for spec in network.inputs} & self._floats) - half
         self._readers: dict[str, list[Node]] = {}
         for node in network.nodes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,13 +31,6 @@ class Weight(NamedTuple):
     dtype: str
 
 
-class Stated(NamedTuple):
-    """A value as a file declares it: data type, 0 if not stated, and sizes, None if not stated."""
-
-    dtype: int
-    shape: tuple[int | None, ...] | None
-
-
 @dataclass(frozen=True, kw_only=True)
 class Network:
     """A graph."""
@@ -46,10 +39,7 @@ class Network:
     outputs: tuple[TensorSpec, ...]  # In order
     nodes: tuple[Node, ...]  # Each after those that make its inputs
     weights: Mapping[str, Weight]  # Constants by name
-    floats: frozenset[str] = frozenset()  # Names of all values and weights that are float32
     opset: int = OPSET  # Version of the operators
-    # What the file says of its values; nothing where none was read
-    stated: Mapping[str, Stated] = field(default_factory=dict)
 
 
 def weight_of(array: npt.NDArray[Any]) -> Weight:

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt.common.arrays import TensorSpec
-from zsseg_rt.onnx.network import Network, Node, Stated, Weight
-from zsseg_rt.onnx.operations import ONNX_TYPES
+from zsseg_rt.onnx.network import Network, Node, Weight
+from zsseg_rt.onnx.operations import DTYPES
 
 OPSETS = range(11, 25)  # the exporters here write 20; encoders made elsewhere use 11 to 24
 MAX_ELEMENTS = 1 << 28  # 1 GB of float32, ten times the features of the largest frame
@@ -38,7 +38,7 @@ _Schema = dict[int, tuple[str, bool, Any]]
 def _schema(ints: str = "", texts: str = "", messages: str = "", floats: str = "") -> _Schema:
     """Fields by key, from ``"NUMBER NAME"`` pairs; a name that ends in ``*`` is repeated."""
     schema: _Schema = {}
-    groups = ((ints, _VARINT, None), (texts, _SIZED, str), (messages, _SIZED, None))
+    groups = ((ints, _VARINT, None), (texts, _SIZED, _text), (messages, _SIZED, None))
     for names, wire, read in (*groups, (floats, _FLOAT, _float)):
         words = names.split()
         for number, name in zip(words[::2], words[1::2], strict=True):
@@ -48,6 +48,13 @@ def _schema(ints: str = "", texts: str = "", messages: str = "", floats: str = "
                 packed = packed_ints if wire == _VARINT else _packed_floats
                 schema[int(number) << 3 | _SIZED] = (name.rstrip("*"), many, packed)
     return schema
+
+
+def _text(content: Any) -> str:
+    try:
+        return str(content, "utf-8")
+    except UnicodeDecodeError as exc:
+        raise DamagedError(str(exc)) from exc
 
 
 def _float(content: Any) -> float:
@@ -110,7 +117,6 @@ _SHAPE = _schema(messages="1 dim*")
 _ENTRY = _schema(texts="1 key 2 value")
 _DIM = _schema(ints="1 dim_value", texts="2 dim_param 3 denotation")
 
-_DTYPES = {number: name for name, number in ONNX_TYPES.items()}
 _BITS = {"bfloat16": "uint16", "float8_e4m3fn": "uint8"}
 _STORED = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data")
 # Where values are if not in raw_data: floats, or integers of 1 to 10 bytes.
@@ -137,40 +143,29 @@ def read_network(content: memoryview | bytes, *, beside: Path | None = None) -> 
     if "graph" not in model:
         raise DamagedError("a file without a graph")
     graph = decode(model["graph"], _GRAPH)
-    types: dict[bytes, _Type] = {}
-    inputs, outputs, between = (
-        [_value_info(message, types) for message in graph.get(group, ())]
-        for group in ("input", "output", "value_info")
-    )
-    attributes: dict[Any, Mapping[str, Any]] = {}
-    nodes = graph.get("node", ())
-    specs = [[_spec(*value) for value in values] for values in (inputs, outputs)]
-    raw = [_node(item, attributes) for item in nodes]
-    opset = _check_model(model, graph, specs)
+    nodes = tuple(map(_node, graph.get("node", ())))
+    inputs, outputs = _interface(graph)
+    opset = _check_model(model, graph, (inputs, outputs))
     weights: dict[str, Weight] = {}
     for message in graph.get("initializer", ()):
         name, weight = _weight(message, "weight", beside)
         if not name or name in weights:
             raise ValueError(f"weights: expected a new name for each value, got {name!r}")
         weights[name] = weight
-    return Network(
-        inputs=tuple(specs[0]),
-        outputs=tuple(specs[1]),
-        nodes=tuple(raw),
-        weights=weights,
-        opset=opset,
-        stated={name: _stated(kind) for name, kind in (*between, *outputs, *inputs)},
-    )
+    return Network(inputs=inputs, outputs=outputs, nodes=nodes, weights=weights, opset=opset)
 
 
-def read_interface(content: memoryview) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+_Interface = tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
+
+
+def read_interface(content: memoryview) -> _Interface:
     """Inputs and outputs of an ONNX file that was checked; nodes and weights are not decoded."""
-    graph = decode(decode(content, _MODEL)["graph"], _GRAPH)
-    inputs, outputs = (
-        tuple(_spec(*_value_info(message, {})) for message in graph.get(group, ()))
-        for group in ("input", "output")
-    )
-    return inputs, outputs
+    return _interface(decode(decode(content, _MODEL)["graph"], _GRAPH))
+
+
+def _interface(graph: Mapping[str, Any]) -> _Interface:
+    inputs = tuple(_spec(message, needs_shape=True) for message in graph.get("input", ()))
+    return inputs, tuple(_spec(message) for message in graph.get("output", ()))
 
 
 def quantised_layers(content: memoryview) -> int:
@@ -221,21 +216,15 @@ def _small(message: memoryview | bytes) -> memoryview | bytes:
     return bytes(message) if len(message) < _SMALL else message
 
 
-def _node(message: memoryview, decoded: dict[Any, Mapping[str, Any]]) -> Node:
+def _node(message: memoryview) -> Node:
     fields = decode(_small(message), _NODE)
     kind, name = fields.get("op_type", ""), fields.get("name", "")
     domain = fields.get("domain", "")
     if domain not in STANDARD or "overload" in fields:
         kind = f"{kind!r} of domain {domain!r}"  # no operator is called so
-    messages = fields.get("attribute", ())
-    key = tuple(messages) if all(type(each) is bytes for each in messages) else None
-    attributes = decoded.get(key)
-    if attributes is None or key is None:
-        attributes = _attributes(f"node {name!r} ({kind})", messages)
-        if key is not None:  # most nodes have the attributes of another one
-            decoded[key] = attributes
-    outputs = tuple(fields.get("output", ()))
-    return Node(name, kind, tuple(fields.get("input", ())), outputs, attributes)
+    attributes = _attributes(f"node {name!r} ({kind})", fields.get("attribute", ()))
+    inputs, outputs = tuple(fields.get("input", ())), tuple(fields.get("output", ()))
+    return Node(name, kind, inputs, outputs, attributes)
 
 
 def _attributes(where: str, messages: Sequence[Any]) -> Mapping[str, Any]:
@@ -272,9 +261,9 @@ def _weight(message: memoryview, what: str, beside: Path | None = None) -> tuple
         fields["raw_data"] = _part_of_file(where, entries, beside)
     elif entries or fields.get("data_location", 0):
         raise ValueError(f"{where}: expected its values in the file, got external data")
-    if number not in _DTYPES or "string_data" in fields:
+    if number not in DTYPES or "string_data" in fields:
         raise ValueError(f"{where}: expected numbers, got data type {number}")
-    dims, dtype = tuple(fields.get("dims", ())), _DTYPES[number]
+    dims, dtype = tuple(fields.get("dims", ())), DTYPES[number]
     check_shape(where, [min(size, 1) for size in dims])
     stored = {key: fields[key] for key in _STORED if key in fields}
     if len(stored) > 1:
@@ -334,42 +323,20 @@ def check_shape(where: str, sizes: Sequence[float]) -> None:
         raise ValueError(f"{where}: expected at most {_MAX_RANK} axes, got {len(sizes)}")
 
 
-# --- inputs, outputs and what is stated of values ---
-
-_Type = tuple[int, "tuple[int | str, ...] | None"]
+# --- inputs and outputs ---
 
 
-def _spec(name: str, kind: _Type) -> TensorSpec:
-    dtype, dims = kind
-    if dtype not in _DTYPES:
+def _spec(message: memoryview, *, needs_shape: bool = False) -> TensorSpec:
+    """An input or output; one without a stated shape is taken for a number."""
+    fields = decode(message, _VALUE_INFO)
+    name, kind = fields.get("name", ""), decode(fields.get("type", b""), _TYPE)
+    tensor = decode(kind.get("tensor_type", b""), _TENSOR_TYPE)
+    if tensor.get("elem_type", 0) not in DTYPES:
         raise DamagedError(f"a tensor {name!r} that is not of numbers")
-    return TensorSpec(name=name, dtype=_DTYPES[dtype], shape=dims or ())
-
-
-def _stated(kind: _Type) -> Stated:
-    dtype, dims = kind
-    if dims is None:
-        return Stated(dtype, None)
-    return Stated(dtype, tuple(size if isinstance(size, int) else None for size in dims))
-
-
-def _value_info(message: memoryview, types: dict[bytes, _Type]) -> tuple[str, _Type]:
-    """A value's name, and its type; few values have one of their own, so each is decoded once."""
-    fields = decode(_small(message), _VALUE_INFO)
-    content = bytes(fields.get("type", b""))
-    if content not in types:
-        types[content] = _type(content)
-    return fields.get("name", ""), types[content]
-
-
-def _type(message: bytes) -> _Type:
-    """Data type, 0 if none is stated, and shape, None if none is stated."""
-    kind = decode(message, _TYPE)
-    tensor = decode(kind["tensor_type"], _TENSOR_TYPE) if "tensor_type" in kind else {}
-    if "shape" not in tensor:
-        return tensor.get("elem_type", 0), None
-    dims = decode(tensor["shape"], _SHAPE).get("dim", ())
-    return tensor.get("elem_type", 0), tuple(_dim(item) for item in dims)
+    if needs_shape and "shape" not in tensor:
+        raise ValueError(f"graph input {name!r}: expected a shape, got none")
+    dims = decode(tensor.get("shape", b""), _SHAPE).get("dim", ())
+    return TensorSpec(name=name, dtype=DTYPES[tensor["elem_type"]], shape=tuple(map(_dim, dims)))
 
 
 def _dim(message: bytes) -> int | str:
@@ -385,54 +352,32 @@ def _dim(message: bytes) -> int | str:
 
 def decode(message: Any, schema: _Schema) -> dict[str, Any]:
     """Decode one message; nested messages are left as bytes."""
-    try:
-        return _decode(message, schema)
-    except IndexError:
-        raise DamagedError(f"a damaged integer at byte {len(message)}") from None
-    except UnicodeDecodeError as exc:
-        raise DamagedError(str(exc)) from exc
-
-
-def _decode(message: Any, schema: _Schema) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     position, end = 0, len(message)
     while position < end:
-        key = message[position]
-        position += 1
-        if key >= 0x80:
-            key, position = _varint(message, position - 1)
-        field = schema.get(key)
-        if field is None:
+        key, position = _varint(message, position)
+        if key not in schema:
             raise DamagedError(
                 f"field {key >> 3} of wire type {key & 7}, which is not expected here"
             )
-        name, many, read = field
+        name, many, read = schema[key]
         wire, size = key & 7, 4
         if wire != _FLOAT:
-            size = message[position]
-            position += 1
-            if size >= 0x80:  # few are of more than one byte
-                size, position = _varint(message, position - 1)
+            size, position = _varint(message, position)
         value: Any = size
         if wire != _VARINT:
             stop = position + size
             if not position <= stop <= end:
                 raise DamagedError("a truncated file")
             value, position = message[position:stop], stop
-            if read is str:
-                value = str(value, "utf-8")
-            elif read is not None:
+            if read is not None:
                 value = read(value)
         if not many:
             if name in fields:
                 raise DamagedError(f"{name} given twice")
             fields[name] = value
-        elif name not in fields:
-            fields[name] = value if read in _PACKED else [value]
-        elif read in _PACKED:
-            fields[name] += value
         else:
-            fields[name].append(value)
+            fields.setdefault(name, []).extend(value if read in _PACKED else [value])
     return fields
 
 

@@ -15,20 +15,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zsseg_rt.onnx.operations import ONNX_TYPES
+from zsseg_rt.onnx.operations import DTYPES
 
 Dim = Any
-"""The size of an axis; None if it is known only at run time."""
+"""The size of an axis; a word, or None, if it is known only at run time."""
 Shape = tuple[Dim, ...]
 
-INT32, INT64, BOOL = 6, 7, 9
-PLACES = (INT32, INT64)
-_INTEGERS = (2, 3, 4, 5, INT32, INT64, 12, 13)
-_FLOATS = (1, 10, 11, 16)
-_READABLE = (1, INT32, INT64, 11)
+PLACES = ("int32", "int64")
+_INTEGERS = (*PLACES, "uint8", "int8", "uint16", "int16", "uint32", "uint64")
+_FLOATS = ("float32", "float16", "float64", "bfloat16")
+_READABLE = (*PLACES, "float32", "float64")
 MOST_KNOWN = 1024  # no shape, padding or list of axes has more numbers
 _LARGEST = 1 << 31  # OpenVINO computes integers in 32 bits
 _MOST_SCALE = 1 << 16
+
+
+def fixed(*sizes: Dim) -> bool:
+    """Whether all sizes are known before a run."""
+    return all(isinstance(size, int) for size in sizes)
 
 
 def need(fits: object, expected: str) -> None:
@@ -41,29 +45,17 @@ def need(fits: object, expected: str) -> None:
 class Value:
     """A tensor before a graph runs: its type, its shape and, of few, numbers."""
 
-    dtype: int  # TensorProto.DataType
+    dtype: str
     shape: Shape
     array: npt.NDArray[Any] | None = None  # Its content, if it is a constant
-    between: tuple[int, int] | None = None  # Lowest and highest of places along an axis
+    between: tuple[int, int] | None = None  # Lowest and highest of its integers, if known
     source: str = ""  # The input of the graph whose integers it holds
-    moved: npt.NDArray[Any] | None = None  # Its few integers as objects; None: known at run time
+    known: npt.NDArray[Any] | None = None  # Its few integers as objects; None: known at run time
 
     @property
     def size(self) -> int:
         """Elements, where sizes that are not known count as one."""
-        return math.prod(1 if size is None else size for size in self.shape)
-
-    @property
-    def holds_indices(self) -> bool:
-        """Whether its numbers matter before a run."""
-        return self.array is not None and self.dtype in PLACES
-
-    @property
-    def known(self) -> npt.NDArray[Any] | None:
-        """Its integers as objects; None if they are not known, or too many to be a shape."""
-        if self.moved is None and self.holds_indices and self.size <= MOST_KNOWN:
-            self.moved = self.numbers().astype(object)
-        return self.moved
+        return math.prod(size for size in self.shape if isinstance(size, int))
 
     def numbers(self) -> npt.NDArray[Any]:
         """The content of a constant of float32, float64, int32 or int64."""
@@ -72,8 +64,8 @@ class Value:
         return self.array
 
     def integers(self) -> list[Dim]:
-        """A list of integers; None where one is known only at run time."""
-        is_list = self.dtype in PLACES and len(self.shape) <= 1 and None not in self.shape
+        """A list of integers, or of sizes that are known only at run time."""
+        is_list = self.dtype in PLACES and len(self.shape) <= 1 and fixed(*self.shape)
         need(is_list, "expected a list of integers")
         if self.known is None:
             raise ValueError("expected constants or sizes, not computed numbers")
@@ -81,17 +73,18 @@ class Value:
 
     def constants(self) -> list[int]:
         """A list of integers, which have to be known."""
-        need(None not in self.integers(), "expected constants, not sizes known at run time")
+        need(fixed(*self.integers()), "expected constants, not sizes known at run time")
         return self.integers()
 
-    def bounds(self) -> tuple[int, int] | None:
-        """Lowest and highest of a constant, or of places along an axis; None of other numbers."""
-        if self.between is None and self.holds_indices and self.size:
-            numbers = self.numbers()
-            self.between = (int(numbers.min()), int(numbers.max()))
-        if self.between and -_LARGEST <= self.between[0] <= self.between[1] < _LARGEST:
-            return self.between
-        return None
+
+def constant(dtype: str, array: npt.NDArray[Any]) -> Value:
+    """A constant with its content."""
+    value = Value(dtype, array.shape, array)
+    if dtype in PLACES and array.size <= MOST_KNOWN:
+        value.known = array.astype(object)
+    if dtype in PLACES and array.size and -_LARGEST <= array.min() <= array.max() < _LARGEST:
+        value.between = (int(array.min()), int(array.max()))
+    return value
 
 
 Operand = Value | None
@@ -144,10 +137,16 @@ def broadcast(*shapes: Shape) -> Shape:
     """The shape of a result whose operands are repeated along axes of size 1."""
     result: list[Dim] = []
     for sizes in zip_longest(*(shape[::-1] for shape in shapes), fillvalue=1):
-        fixed = {size for size in sizes if size not in (1, None)}
-        need(len(fixed) <= 1, "expected shapes that fit")
-        result.append(fixed.pop() if fixed else (None if None in sizes else 1))
+        wide = [size for size in sizes if size != 1]
+        need(len({size for size in wide if fixed(size)}) <= 1, "expected shapes that fit")
+        result.append(_one(*wide) if wide else 1)
     return tuple(result[::-1])
+
+
+def _one(*sizes: Dim) -> Dim:
+    """The size of axes that are equally long, as far as any is known."""
+    known = {size for size in sizes if fixed(size)} or set(sizes)
+    return known.pop() if len(known) == 1 else None
 
 
 def _put(shape: Shape, axis: int, *sizes: Dim) -> Shape:
@@ -168,8 +167,9 @@ def along(call: Call, x: Value) -> Shape:
 
 
 def cast(call: Call, x: Value) -> Value:
-    need(call.number("to") in (*_INTEGERS, *_FLOATS, BOOL), "to: expected a type of numbers")
-    return Value(call.number("to"), x.shape)
+    dtype = DTYPES.get(call.number("to"), "")
+    need(dtype in (*_INTEGERS, *_FLOATS, "bool"), "to: expected a type of numbers")
+    return Value(dtype, x.shape)
 
 
 def combine(call: Call, *values: Value) -> Shape:
@@ -178,25 +178,25 @@ def combine(call: Call, *values: Value) -> Shape:
 
 
 def compare(call: Call, a: Value, b: Value) -> Value:
-    return Value(BOOL, combine(call, a, b))
+    return Value("bool", combine(call, a, b))
 
 
 def prelu(call: Call, x: Value, slope: Value) -> Shape:
     shape = combine(call, x, slope)
-    need(shape == x.shape or None in shape, "slope: expected one that fits the input")
+    need(shape == x.shape or not fixed(*shape), "slope: expected one that fits the input")
     return shape
 
 
 def divide(call: Call, x: Value, divisor: Value) -> Shape:
     """Integers divided by zero, or the lowest by -1, end the process."""
     if x.dtype in _INTEGERS:
-        need((divisor.bounds() or (0, 0))[0] >= 1, "divisor: expected constants of 1 or more")
+        need((divisor.between or (0, 0))[0] >= 1, "divisor: expected constants of 1 or more")
         need(not call.number("fmod"), "fmod: expected 0 for integers")
     return combine(call, x, divisor)
 
 
 def where(call: Call, condition: Value, yes: Value, no: Value) -> Value:
-    fits = condition.dtype == BOOL and yes.dtype == no.dtype
+    fits = condition.dtype == "bool" and yes.dtype == no.dtype
     need(fits, "expected a condition and two inputs of one type")
     return Value(yes.dtype, broadcast(condition.shape, yes.shape, no.shape))
 
@@ -226,7 +226,8 @@ def pick(call: Call, x: Value) -> Value:
     """ArgMax and ArgMin: places along an axis."""
     axis = call.axis(len(x.shape))
     size, left = x.shape[axis], (1,) if call.number("keepdims", 1) else ()
-    return Value(INT64, _put(x.shape, axis, *left), between=(0, size - 1) if size else None)
+    between = (0, size - 1) if fixed(size) else None
+    return Value("int64", _put(x.shape, axis, *left), between=between)
 
 
 # --- indices ---
@@ -235,8 +236,8 @@ def pick(call: Call, x: Value) -> Value:
 def _check_bounds(call: Call, index: Value, sizes: Sequence[Dim], *, tokens: bool = False) -> None:
     """Check that every index is inside the smallest of the axes that it may point into."""
     need(index.dtype in PLACES, "indices: expected int32 or int64")
-    need(None not in sizes, "indices: expected an axis of known size")
-    size, bounds = min(sizes), index.bounds()
+    need(fixed(*sizes), "indices: expected an axis of known size")
+    size, bounds = min(sizes), index.between
     if bounds is None and tokens and index.source and size:
         call.token_rows[index.source] = min(size, call.token_rows.get(index.source, size))
         return
@@ -257,7 +258,7 @@ def gather_elements(call: Call, x: Value, index: Value) -> Shape:
     """No other axis of the indices is longer than the input's."""
     axis = call.axis(len(x.shape))
     fits = len(index.shape) == len(x.shape) and all(
-        at == axis or (None not in pair and pair[1] <= pair[0])
+        at == axis or (fixed(*pair) and pair[1] <= pair[0])
         for at, pair in enumerate(zip(x.shape, index.shape, strict=True))
     )
     need(fits, "indices: expected a shape within the input's")
@@ -271,7 +272,7 @@ def gather_nd(call: Call, x: Value, index: Value) -> Shape:
     fits = fits and x.shape[:batch] == index.shape[:batch]
     need(fits, "batch_dims: expected axes that both inputs share")
     depth = index.shape[-1]
-    fits = None not in index.shape and 0 < depth <= len(x.shape) - batch
+    fits = fixed(*index.shape) and 0 < depth <= len(x.shape) - batch
     need(fits, "indices: expected tuples for the input's axes")
     sizes = x.shape[batch : batch + depth]
     if index.array is None:
@@ -285,30 +286,20 @@ def gather_nd(call: Call, x: Value, index: Value) -> Shape:
     return (*index.shape[:-1], *x.shape[batch + depth :])
 
 
-def scatter(call: Call, x: Value, index: Value, updates: Value) -> Shape:
-    """ScatterElements and ScatterND."""
-    shape = (gather_nd if call.kind == "ScatterND" else gather_elements)(call, x, index)
-    fits = updates.dtype == x.dtype and updates.shape == shape and None not in shape
+def scatter_nd(call: Call, x: Value, index: Value, updates: Value) -> Shape:
+    shape = gather_nd(call, x, index)
+    fits = updates.dtype == x.dtype and updates.shape == shape and fixed(*shape)
     need(fits, f"updates: expected {list(shape)} of the input's type")
     return x.shape
-
-
-def one_hot(call: Call, index: Value, depth: Value, values: Value) -> Value:
-    depths = depth.constants()
-    fits = len(depths) == 1 and depths[0] >= 1 and values.shape == (2,)
-    need(fits, "expected a depth of 1 or more and two values")
-    _check_bounds(call, index, depths)
-    axis = call.axis(len(index.shape) + 1, -1)
-    return Value(values.dtype, (*index.shape[:axis], depths[0], *index.shape[axis:]))
 
 
 def top_k(call: Call, x: Value, count: Value) -> list[Value]:
     counts, axis = count.constants(), call.axis(len(x.shape), -1)
     size = x.shape[axis]
-    fits = size is not None and len(counts) == 1 and 1 <= counts[0] <= size
+    fits = fixed(size) and len(counts) == 1 and 1 <= counts[0] <= size
     need(fits, f"k: expected 1 to {size}")
     shape = _put(x.shape, axis, counts[0])
-    return [Value(x.dtype, shape), Value(INT64, shape, between=(0, size - 1))]
+    return [Value(x.dtype, shape), Value("int64", shape, between=(0, size - 1))]
 
 
 def range_(call: Call, *limits: Value) -> Value:
@@ -316,7 +307,7 @@ def range_(call: Call, *limits: Value) -> Value:
     for value in limits:
         need(value.size == 1 and value.dtype == dtype, "expected three numbers of one type")
         content = value.known if dtype in PLACES else value.numbers()
-        if content is None or None in content.reshape(-1):
+        if content is None or (dtype in PLACES and not fixed(*content.reshape(-1))):
             raise ValueError("expected constants or sizes, not computed numbers")
         numbers.append(float(content.reshape(-1)[0]))
     start, limit, step = numbers
@@ -328,12 +319,12 @@ def range_(call: Call, *limits: Value) -> Value:
 def constant_of_shape(call: Call, sizes: Value) -> Value:
     fill = call.attributes.get("value")
     need(fill is None or fill.array.size == 1, "value: expected one number")
-    return Value(1 if fill is None else ONNX_TYPES[fill.dtype], sizes_of(sizes, 0))
+    return Value("float32" if fill is None else fill.dtype, sizes_of(sizes, 0))
 
 
 def sizes_of(value: Value, least: int) -> Shape:
     sizes = value.integers()
-    fits = all(size is None or size >= least for size in sizes)
+    fits = all(not fixed(size) or size >= least for size in sizes)
     need(fits, f"expected sizes of {least} or more, not {sizes}")
     return tuple(sizes)
 
@@ -344,10 +335,10 @@ def sizes_of(value: Value, least: int) -> Shape:
 def shape(call: Call, x: Value) -> Value:
     """Shape and Size, with what is known of their integers."""
     if call.kind == "Size":
-        count = None if None in x.shape else np.array(math.prod(x.shape), object)
-        return Value(INT64, (), moved=count)
+        count = np.array(math.prod(x.shape), object) if fixed(*x.shape) else None
+        return Value("int64", (), known=count)
     sizes = x.shape[slice(call.number("start"), call.attributes.get("end"))]
-    return Value(INT64, (len(sizes),), moved=np.array(sizes, object))
+    return Value("int64", (len(sizes),), known=np.array(sizes, object))
 
 
 def reshape(call: Call, x: Value, sizes: Value) -> Shape:
@@ -355,16 +346,17 @@ def reshape(call: Call, x: Value, sizes: Value) -> Shape:
     if not call.number("allowzero"):
         need(0 not in asked[len(x.shape) :], "shape: expected 0 only for the input's axes")
         asked = [x.shape[axis] if size == 0 else size for axis, size in enumerate(asked)]
-    fits = all(size is None or size >= -1 for size in asked) and asked.count(-1) <= 1
+    fits = all(not fixed(size) or size >= -1 for size in asked) and asked.count(-1) <= 1
     need(fits, "shape: expected sizes and at most one -1")
     shape: list[Dim] = [None if size == -1 else size for size in asked]
-    if None not in x.shape:
+    if fixed(*x.shape):
         elements = math.prod(x.shape)
-        others = math.prod(size for size in shape if size is not None)
-        fits = elements % others == 0 if others and None in shape else elements == others
+        others = math.prod(size for size in shape if fixed(size))
+        fits = elements == others if fixed(*shape) or not others else elements % others == 0
         need(fits, "shape: expected one for as many elements")
-        if shape.count(None) == 1:
-            shape[shape.index(None)] = elements // others if others else 0
+        if sum(not fixed(size) for size in shape) == 1:
+            rest = elements // others if others else 0
+            return tuple(size if fixed(size) else rest for size in shape)
     return tuple(shape)
 
 
@@ -372,7 +364,7 @@ def flatten(call: Call, x: Value) -> Shape:
     axis, rank = call.number("axis", 1), len(x.shape)
     axis = axis if axis == rank else _place(axis, rank)
     halves = (x.shape[:axis], x.shape[axis:])
-    return tuple(None if None in half else math.prod(half) for half in halves)
+    return tuple(math.prod(half) if fixed(*half) else None for half in halves)
 
 
 def transpose(call: Call, x: Value) -> Shape:
@@ -385,7 +377,7 @@ def transpose(call: Call, x: Value) -> Shape:
 def squeeze(call: Call, x: Value, operand: Operand = None) -> Shape:
     axes = call.axes(operand, len(x.shape))
     if axes is None:
-        need(None not in x.shape, "axes: expected them, as sizes are open")
+        need(fixed(*x.shape), "axes: expected them, as sizes are open")
         axes = [axis for axis, size in enumerate(x.shape) if size == 1]
     fits = all(x.shape[axis] == 1 for axis in axes)  # OpenVINO does not look
     need(fits, "axes: expected axes of size 1")
@@ -409,11 +401,11 @@ def concat(call: Call, *values: Value) -> Shape:
     need(fits, "expected inputs of one rank and type")
     shape: list[Dim] = []
     for at, sizes in enumerate(zip(*shapes, strict=True)):
-        fixed = set(sizes) - {None}
-        need(at == axis or len(fixed) <= 1, f"expected sizes that differ in axis {axis} alone")
-        shape.append(fixed.pop() if fixed else None)
+        lone = len({size for size in sizes if fixed(size)}) <= 1
+        need(at == axis or lone, f"expected sizes that differ in axis {axis} alone")
+        shape.append(_one(*sizes))
     along = [each[axis] for each in shapes]
-    return _put(tuple(shape), axis, None if None in along else sum(along))
+    return _put(tuple(shape), axis, sum(along) if fixed(*along) else None)
 
 
 def split(call: Call, x: Value, operand: Operand = None) -> list[Value]:
@@ -423,11 +415,11 @@ def split(call: Call, x: Value, operand: Operand = None) -> list[Value]:
         sizes = operand.constants()
     need(call.number("num_outputs", parts) == parts, f"num_outputs: expected {parts}")
     if sizes is None:
-        even = size is not None and (size % parts == 0 or "num_outputs" in call.attributes)
+        even = fixed(size) and (size % parts == 0 or "num_outputs" in call.attributes)
         need(even, f"expected an axis that {parts} parts divide")
         whole = -(-size // parts)
         sizes = [whole] * (parts - 1) + [size - whole * (parts - 1)]
-    fits = len(sizes) == parts and min(sizes) >= 1 and sum(sizes) == (size or sum(sizes))
+    fits = len(sizes) == parts and min(sizes) >= 1 and (not fixed(size) or sum(sizes) == size)
     need(fits, f"split: expected {parts} sizes of 1 or more for {size}")
     return [Value(x.dtype, _put(x.shape, axis, part)) for part in sizes]
 
@@ -444,7 +436,7 @@ def slice_(call: Call, x: Value, *operands: Operand) -> Shape:
     fits = all(0 < abs(step) < _LARGEST for step in steps)
     need(fits, f"steps: expected 1 to {_LARGEST - 1}, or less than 0")
     for *span, axis in zip(starts, ends, steps, _places(axes, len(sizes)), strict=True):
-        is_fixed = None not in (*span, sizes[axis])
+        is_fixed = fixed(*span, sizes[axis])
         sizes[axis] = len(range(*slice(*span).indices(sizes[axis]))) if is_fixed else None
     return tuple(sizes)
 
@@ -453,7 +445,7 @@ def tile(call: Call, x: Value, repeats: Value) -> Shape:
     times = sizes_of(repeats, 1)
     need(len(times) == len(x.shape), "repeats: expected one for each axis")
     pairs = zip(x.shape, times, strict=True)
-    return tuple(None if None in pair else pair[0] * pair[1] for pair in pairs)
+    return tuple(pair[0] * pair[1] if fixed(*pair) else None for pair in pairs)
 
 
 def pad(call: Call, x: Value, around: Value, value: Operand = None, along: Operand = None) -> Shape:
@@ -464,7 +456,7 @@ def pad(call: Call, x: Value, around: Value, value: Operand = None, along: Opera
         size = sizes[axis]
         if not before and not after:
             continue
-        need(size is not None, f"pads: expected none for axis {axis}, whose size is not known")
+        need(fixed(size), f"pads: expected none for axis {axis}, whose size is not known")
         fits = min(before, after) >= 0 and (mode != "reflect" or max(before, after) < size)
         need(mode == "constant" or fits, f"pads: expected 0 to {size - 1} with mode {mode}")
         sizes[axis] = size + before + after
@@ -476,7 +468,7 @@ def pad(call: Call, x: Value, around: Value, value: Operand = None, along: Opera
 def depth_to_space(call: Call, x: Value) -> Shape:
     batch, channels, height, width = _image(x, (4,))
     block = call.number("blocksize")
-    fits = None not in x.shape and block and channels % block**2 == 0
+    fits = fixed(*x.shape) and block and channels % block**2 == 0
     need(fits, "blocksize: expected one whose square divides the channels")
     return batch, channels // block**2, height * block, width * block
 
@@ -484,7 +476,7 @@ def depth_to_space(call: Call, x: Value) -> Shape:
 def space_to_depth(call: Call, x: Value) -> Shape:
     batch, channels, height, width = _image(x, (4,))
     block = call.number("blocksize")
-    fits = None not in x.shape and block and height % block == width % block == 0
+    fits = fixed(*x.shape) and block and height % block == width % block == 0
     need(fits, "blocksize: expected one that divides the sides")
     return batch, channels * block**2, height // block, width // block
 
@@ -505,7 +497,7 @@ def trilu(call: Call, x: Value, diagonal: Operand = None) -> Shape:
 
 
 def _check_equal(what: str, a: Dim, b: Dim) -> None:
-    need(a == b or None in (a, b), f"{what}: expected equal ones, not {a} and {b}")
+    need(a == b or not fixed(a, b), f"{what}: expected equal ones, not {a} and {b}")
 
 
 def matmul(call: Call, a: Value, b: Value) -> Shape:
@@ -539,7 +531,7 @@ def einsum(call: Call, *values: Value) -> Shape:
         need(fits, f"equation: expected {len(value.shape)} letters, each once, not {term!r}")
         for letter, size in zip(term, value.shape, strict=True):
             _check_equal(f"sizes of {letter}", sizes.setdefault(letter, size), size)
-            sizes[letter] = size if sizes[letter] is None else sizes[letter]
+            sizes[letter] = _one(sizes[letter], size)
     fits = len(set(result)) == len(result) and set(result) <= set(sizes)
     need(fits, "equation: expected letters of the terms in the result")
     return tuple(sizes[letter] for letter in result)
@@ -547,7 +539,7 @@ def einsum(call: Call, *values: Value) -> Shape:
 
 def conv(call: Call, x: Value, weight: Value, bias: Operand = None) -> Shape:
     rank, groups = len(_image(x)) - 2, call.number("group", 1)
-    fits = len(weight.shape) == rank + 2 and None not in weight.shape
+    fits = len(weight.shape) == rank + 2 and fixed(*weight.shape)
     need(fits, "expected weights for the image's axes")
     transposed, (first, second, *kernel) = call.kind == "ConvTranspose", weight.shape
     inside, outside = (first, second * groups) if transposed else (second * groups, first)
@@ -583,7 +575,7 @@ def _counts(call: Call, sizes: Shape, kernel: list[int]) -> list[int]:
             pads[rank + axis],
             (kernel[axis] - 1) * dilations[axis] + 1,
         )
-        need(size is not None and span >= 1, "expected an image and a kernel of known size")
+        need(fixed(size) and span >= 1, "expected an image and a kernel of known size")
         if transposed:
             counts.append((size - 1) * stride + more[axis] + span - before - after)
             fits = counts[-1] >= 1 and more[axis] < max(stride, dilations[axis])
@@ -619,7 +611,7 @@ def channel_norm(call: Call, x: Value, *operands: Value) -> Shape:
     """BatchNormalization, InstanceNormalization and GroupNormalization."""
     channels: Dim = x.shape[1] if len(x.shape) > 1 else None
     groups = call.number("num_groups", 1)
-    fits = channels is not None and all(each.shape == (channels,) for each in operands)
+    fits = fixed(channels) and all(each.shape == (channels,) for each in operands)
     need(fits, f"expected numbers for each of {channels} channels")
     fits = groups >= 1 and channels % groups == 0
     need(fits, f"num_groups: expected one that divides {channels}")
@@ -642,8 +634,8 @@ def resize(
         fits = len(factors) == len(axes) and all(0 < f <= _MOST_SCALE for f in factors)
         need(fits, f"scales: expected {len(axes)} numbers up to {_MOST_SCALE}")
         pairs = zip([shape[axis] for axis in axes], factors, strict=True)
-        new = tuple(None if size is None else math.floor(size * f) for size, f in pairs)
-    fits = len(new) == len(axes) and all(size is None or size >= 1 for size in new)
+        new = tuple(math.floor(size * f) if fixed(size) else None for size, f in pairs)
+    fits = len(new) == len(axes) and all(not fixed(size) or size >= 1 for size in new)
     need(fits, f"expected {len(axes)} sizes of 1 or more")
     for axis, size in zip(axes, new, strict=True):
         shape[axis] = size
@@ -652,21 +644,22 @@ def resize(
 
 def quantise(call: Call, x: Value, scale: Value, zero: Operand = None) -> Value:
     backwards = call.kind == "DequantizeLinear"
-    stored = x.dtype if backwards else zero.dtype if zero else call.number("output_dtype", 2)
-    fits = stored in (2, 3, 17) or (backwards and stored == INT32)
-    need(fits and scale.dtype in (1, 10), "expected 8 bits and a float scale")
+    zeros = zero.dtype if zero else DTYPES.get(call.number("output_dtype", 2), "")
+    stored = x.dtype if backwards else zeros
+    fits = stored in ("uint8", "int8", "float8_e4m3fn") or (backwards and stored == "int32")
+    need(fits and scale.dtype in ("float32", "float16"), "expected 8 bits and a float scale")
     fits = zero is None or (zero.shape == scale.shape and zero.dtype == stored)
     need(fits, "zero_point: expected the scale's shape and the stored type")
     need(not call.number("block_size"), "block_size: expected 0")
     if scale.shape:
         size = x.shape[call.axis(len(x.shape), 1)] if x.shape else None
-        fits = size is not None and scale.shape in ((size,), (1,))
+        fits = fixed(size) and scale.shape in ((size,), (1,))
         need(fits, f"scale: expected one or {size} numbers")
     return Value(scale.dtype if backwards else stored, x.shape)
 
 
 def attention(call: Call, q: Value, k: Value, v: Value, mask: Operand = None) -> Shape:
-    fits = all(len(each.shape) == 4 and None not in each.shape for each in (q, k, v))
+    fits = all(len(each.shape) == 4 and fixed(*each.shape) for each in (q, k, v))
     need(fits and q.dtype == k.dtype, "expected [B, H, N, D] of known sizes and one type")
     fits = q.shape[:2] == k.shape[:2] == v.shape[:2] and q.shape[3] == k.shape[3]
     need(fits and k.shape[2] == v.shape[2], "expected shapes that fit")

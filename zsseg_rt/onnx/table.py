@@ -17,12 +17,11 @@ import numpy as np
 
 from zsseg_rt.onnx import rules, runs
 from zsseg_rt.onnx.network import Node, Weight
-from zsseg_rt.onnx.operations import ONNX_TYPES
+from zsseg_rt.onnx.operations import DTYPES
 from zsseg_rt.onnx.reader import check_shape
 
 MANY = 1 << 16
 _ALL = 99  # inputs: all may be tensors of a device
-_DTYPES = {number: name for name, number in ONNX_TYPES.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +127,7 @@ _add("Attention", "23:3-4", rules.attention, runs.attention, "is_causal scale")
 _add("AveragePool", "1", rules.pool, runs.average_pool, f"{_WINDOWS} ceil_mode count_include_pad")
 _add("BatchNormalization", "5", rules.channel_norm, runs.batch_norm, _BATCH)
 _add("Cast", "1", rules.cast,
-     lambda xp, x, to, saturate=1: xp.cast(x, _DTYPES[to]), "saturate to")
+     lambda xp, x, to, saturate=1: xp.cast(x, DTYPES[to]), "saturate to")
 _add("CastLike", "15:2", lambda call, x, like: rules.Value(like.dtype, x.shape),
      lambda xp, x, like, saturate=1: xp.cast(x, xp.dtype_name(like)), "saturate")
 _add("Clip", "1-3", rules.clip, runs.clip, host=1)
@@ -141,7 +140,7 @@ _add("CumSum", "2", rules.cumsum, runs.cumsum, "exclusive reverse", host=1)
 _add("DepthToSpace", "1", rules.depth_to_space, runs.depth_to_space, "blocksize mode")
 _add("DequantizeLinear", "2-3", rules.quantise, None, _SCALED)
 _add("Dropout", "1 12:1-2",
-     lambda call, x, *_: [x, rules.Value(rules.BOOL, x.shape)][: call.num_outputs],
+     lambda call, x, *_: [x, rules.Value("bool", x.shape)][: call.num_outputs],
      lambda xp, x, *_, **__: (x, x == x), "ratio seed", outputs=(1, 2))
 _add("Einsum", "12:1-*", rules.einsum,
      lambda xp, *inputs, equation: xp.einsum(runs.text(equation).replace(" ", ""), *inputs),
@@ -161,22 +160,19 @@ _add("GlobalMaxPool", "1", rules.pool,
 _add("GroupNormalization", "21:3", rules.channel_norm, runs.group_norm, f"{_NORM} num_groups")
 _add("Identity", "1", lambda call, x: x, lambda xp, x: x)
 _add("InstanceNormalization", "3", rules.channel_norm, runs.group_norm, "epsilon")
-_add("LRN", "1", rules.same, None, "alpha beta bias size")
 _add("LayerNormalization", "17:2-3", rules.layer_norm, runs.layer_norm, f"axis {_NORM}")
 _add("LogSoftmax", "1", rules.along, runs.log_softmax, "axis")
 _add("LpNormalization", "1", rules.along,
      lambda xp, x, axis=-1, p=2: x / runs.REDUCTIONS[f"ReduceL{p}"](xp, x, [axis]), "axis p")
 _add("MatMul", "2", rules.matmul, runs.named("matmul"))
 _add("MaxPool", "1", rules.pool, runs.max_pool, f"{_WINDOWS} ceil_mode storage_order")
-_add("OneHot", "3", rules.one_hot, None, "axis")
 _add("Pad", "2-3 18:2-4", rules.pad, runs.pad, "mode", host=1)
 _add("QuantizeLinear", "2-3", rules.quantise, None, f"{_SCALED} precision saturate")
 _add("RMSNormalization", "23:2", rules.layer_norm, runs.rms_norm, f"axis {_NORM}")
 _add("Range", "3", rules.range_, runs.range_, host=0)
 _add("Reshape", "2", rules.reshape, runs.reshape, "allowzero", host=1)
 _add("Resize", "1-4", rules.resize, runs.resize, _RESIZE, host=1)
-_add("ScatterElements", "3", rules.scatter, None, "axis reduction")
-_add("ScatterND", "3", rules.scatter, runs.scatter_nd, "reduction")
+_add("ScatterND", "3", rules.scatter_nd, runs.scatter_nd, "reduction")
 _add("Shape", "1", rules.shape, runs.shape, "end start")
 _add("Size", "1", rules.shape, lambda xp, x: np.array(math.prod(x.shape), np.int64))
 _add("Slice", "3-5", rules.slice_, runs.slice_, host=1)
@@ -199,7 +195,7 @@ _add("Unsqueeze", "1 13:2", rules.unsqueeze, runs.unsqueeze, "axes", host=1)
 
 _KINDS: dict[str, Any] = {}
 for _kind, _names in (
-    (float, "alpha beta bias cubic_coeff_a epsilon extrapolation_value gamma momentum ratio scale"),
+    (float, "alpha beta cubic_coeff_a epsilon extrapolation_value gamma momentum ratio scale"),
     (float, "value_float"),
     ([int], "axes dilations kernel_shape output_padding pads perm split strides value_ints"),
     ([float], "value_floats"),
@@ -222,7 +218,7 @@ CHOICES = {
     "mode Pad": ("constant", "reflect", "edge"),
     "mode DepthToSpace": ("DCR", "CRD"),
 }  # fmt: skip
-_STEPS = ("kernel_shape", "strides", "dilations", "blocksize", "group", "size")
+_STEPS = ("kernel_shape", "strides", "dilations", "blocksize", "group")
 _MAX_STEP = 1 << 16
 _BY_AXIS = 13  # the operator set since which a softmax takes one axis, and not all behind it
 

@@ -9,7 +9,7 @@ from zsseg_rt.backends.registry import Placement, chosen_graph
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.config import PRECISIONS, EngineConfig
 from zsseg_rt.errors import BackendError, ConfigError
-from zsseg_rt.onnx.memory import graph_memory
+from zsseg_rt.onnx.check import graph_memory
 from zsseg_rt.runtime.families.base import Family
 
 MB = 1_000_000

@@ -23,7 +23,7 @@ from zsseg_rt.common.child_process import ChildError, ChildProcess, answer_reque
 from zsseg_rt.common.process import held_interrupts
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import ArgumentError, BackendError, DeviceError
-from zsseg_rt.onnx.memory import graph_memory
+from zsseg_rt.onnx.check import graph_memory
 from zsseg_rt.runtime.families.registry import create_family
 
 _PLACEMENT = Placement(backend="tensorrt", device="cuda:0")

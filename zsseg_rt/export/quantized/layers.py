@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt.errors import ArgumentError
-from zsseg_rt.onnx.check import checked_flow, in_opset, with_floats
+from zsseg_rt.onnx.check import check_graph, in_opset
 from zsseg_rt.onnx.half import to_half
 from zsseg_rt.onnx.network import Network, Node, Weight
 
@@ -93,7 +93,7 @@ class Group:
 
 def read_plain(path: Path) -> Network:
     """Read a graph; weights that are stored in float16 and cast become float32 weights."""
-    flow = checked_flow(path)
+    flow = check_graph(path)
     network = flow.network
     if any(node.kind in ("QuantizeLinear", "DequantizeLinear") for node in network.nodes):
         raise ArgumentError(
@@ -115,7 +115,7 @@ def read_plain(path: Path) -> Network:
             nodes.append(node)
         else:
             weights[node.outputs[0]] = Weight(stored.array, "float32")
-    return with_floats(_with_nodes(network, nodes, weights))
+    return _with_nodes(network, nodes, weights)
 
 
 def find_groups(network: Network) -> tuple[Group, ...]:
@@ -259,7 +259,7 @@ def quantised_graph(
             layers[place] = node._replace(inputs=inputs)
     nodes = [one for place, node in enumerate(layers) for one in (*before[place], node)]
     rounded = _with_nodes(network, nodes, weights)
-    return rounded if emulated else to_half(with_floats(rounded), half=half)
+    return rounded if emulated else to_half(rounded, half=half)
 
 
 def _with_nodes(network: Network, nodes: Sequence[Node], weights: Mapping[str, Weight]) -> Network:
