@@ -20,7 +20,6 @@ from support.picture_files import random_photos
 from zsseg_rt import EngineConfig
 from zsseg_rt.integrations.ray import PhotoSegmenter
 
-NAMES = ["red", "blue", "green", "white"]
 LIMIT = 120.0  # seconds
 READ = {"num_cpus": 0.1}  # actors may hold all other CPUs
 
@@ -29,10 +28,9 @@ READ = {"num_cpus": 0.1}  # actors may hold all other CPUs
 def cluster():
     """A cluster of this machine that believes to have two CPUs and a GPU."""
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
-    environment = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)
+        for name, value in (("USAGE_STATS_ENABLED", "0"), ("DATA_DISABLE_PROGRESS_BARS", "1")):
+            patch.setenv(f"RAY_{name}", value)
         ray.init(
             address="local", num_cpus=2, num_gpus=1, include_dashboard=False,
             object_store_memory=100 << 20, log_to_driver=False,
@@ -42,59 +40,32 @@ def cluster():
 
 
 @pytest.fixture
-def folder(tmp_path):
-    """Six photos, one of them damaged."""
-    return random_photos(tmp_path / "photos", 6, damaged=4)
-
-
-@pytest.fixture
 def settings(colour_bundle):
-    return {"bundle": str(colour_bundle), "classes": NAMES}
+    return {"bundle": str(colour_bundle), "classes": ["red", "blue", "green", "white"]}
 
 
 class Configured(PhotoSegmenter):
     """Shows the settings of its engine."""
 
     def settings(self):
-        return self.engine.config
+        config = self.engine.config
+        return config.device, config.num_threads, config.num_lanes
 
 
-def written(folder):
-    return pq.read_table(folder).to_pylist()
-
-
-def label(folder, out, settings):
-    photos = ray.data.read_binary_files(
-        str(folder), include_paths=True, override_num_blocks=6, **READ
-    )
-    photos.map_batches(
-        PhotoSegmenter,
-        fn_constructor_kwargs=settings,
-        batch_size=2,
-        num_cpus=0.8,
-        compute=ActorPoolStrategy(
-            size=2, max_concurrent_calls_per_actor=2, enable_true_multi_threading=True
-        ),
-    ).write_parquet(str(out), ray_remote_args=READ)
-
-
-def config_in_actor(num_cpus, **settings):
-    """The settings that an engine has in an actor with so many CPUs."""
-    actor = ray.remote(Configured).options(num_cpus=num_cpus).remote(**settings)
+@pytest.mark.parametrize(
+    ("num_cpus", "config", "expected"),
+    [
+        (1.5, None, ("cpu", 2, 2)),
+        (0.4, None, ("cpu", 1, 1)),
+        (0.1, EngineConfig(num_threads=3, use_cache=False), ("cpu", 3, 1)),
+    ],
+)
+def test_an_actor_s_engine_takes_what_ray_gave(settings, num_cpus, config, expected):
+    actor = ray.remote(Configured).options(num_cpus=num_cpus).remote(**settings, config=config)
     try:
-        return ray.get(actor.settings.remote(), timeout=LIMIT)
+        assert ray.get(actor.settings.remote(), timeout=LIMIT) == expected
     finally:
         ray.kill(actor)
-
-
-def test_an_actor_s_engine_takes_what_ray_gave(settings):
-    config = config_in_actor(1.5, **settings)
-    assert (config.device, config.num_threads, config.num_lanes) == ("cpu", 2, 2)
-    config = config_in_actor(0.4, **settings)
-    assert (config.device, config.num_threads, config.num_lanes) == ("cpu", 1, 1)
-    asked = EngineConfig(num_threads=3, use_cache=False)
-    config = config_in_actor(0.1, config=asked, **settings)
-    assert (config.device, config.num_threads, config.num_lanes) == ("cpu", 3, 1)
 
 
 def test_part_of_a_gpu_means_that_gpu(settings):
@@ -104,9 +75,18 @@ def test_part_of_a_gpu_means_that_gpu(settings):
         ray.get(actor.remote(config=config, **settings).label.remote([]), timeout=LIMIT)
 
 
-def test_rows_are_what_the_class_gives(folder, settings, tmp_path):
-    label(folder, tmp_path / "out", settings)
-    rows = {Path(row.pop("path")).name: row for row in written(tmp_path / "out")}
+def test_rows_are_what_the_class_gives(settings, tmp_path):
+    folder, out = random_photos(tmp_path / "photos", 6, damaged=4), tmp_path / "out"
+    photos = ray.data.read_binary_files(
+        str(folder), include_paths=True, override_num_blocks=6, **READ
+    )
+    actors = ActorPoolStrategy(
+        size=2, max_concurrent_calls_per_actor=2, enable_true_multi_threading=True
+    )
+    photos.map_batches(
+        PhotoSegmenter, fn_constructor_kwargs=settings, batch_size=2, num_cpus=0.8, compute=actors
+    ).write_parquet(str(out), ray_remote_args=READ)
+    rows = {Path(row.pop("path")).name: row for row in pq.read_table(out).to_pylist()}
     assert sorted(rows) == [f"{index:02}.png" for index in range(6)]
     plain = PhotoSegmenter(**settings, config=EngineConfig(device="cpu", use_cache=False))
     for name, row in rows.items():

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import time
-import urllib.error
 import urllib.request
 from contextlib import suppress
 
@@ -66,7 +65,7 @@ def ask(tmp_path_factory):
 def wait_until_ready(url, process, seconds=120.0):
     end = time.monotonic() + seconds
     while time.monotonic() < end and process.poll() is None:
-        with suppress(urllib.error.URLError, OSError), urllib.request.urlopen(url, timeout=5):
+        with suppress(OSError), urllib.request.urlopen(url, timeout=5):
             return
         time.sleep(0.2)
     raise RuntimeError(f"tritonserver is not ready: {process.poll()}")
@@ -104,11 +103,13 @@ def test_requests_change_classes_and_sizes(ask):
             np.testing.assert_array_equal(ask(image)[0], labels_of(engine, image, DEFAULT))
 
 
-@pytest.mark.parametrize(("names", "message"), [([], "at least one class"), (["a\x00b"], "plain")])
-def test_errors_are_said_and_survived(ask, names, message):
+def test_errors_are_said_and_survived(ask):
     frame = read_photo(demo_photos("scenes")[0])
-    with pytest.raises(InferenceServerException, match=message):
-        ask(frame, names)
-    with pytest.raises(InferenceServerException, match="frame"):
-        ask(frame[:, :, :2].copy())
+    for question, message in (
+        ((frame, []), "at least one class"),
+        ((frame, ["a\x00b"]), "plain"),
+        ((frame[:, :, :2].copy(),), "frame"),
+    ):
+        with pytest.raises(InferenceServerException, match=message):
+            ask(*question)
     assert ask(frame, ["wall"])[1] == ["wall"]
