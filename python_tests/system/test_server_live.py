@@ -11,7 +11,6 @@ import cv2
 import numpy as np
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
-from zsseg_rt.stream.opening import StreamOptions
 
 from support.live_server import (
     PATIENCE,
@@ -31,6 +30,7 @@ from zsseg_rt import Engine, EngineConfig, Frame, Segmentation
 from zsseg_rt.demo import demo_bundle, demo_photos
 from zsseg_rt.photos import read_photo
 from zsseg_rt.server.hub import encode_message
+from zsseg_rt.stream.runner import StreamParts
 
 TOKEN = "0123456789abcdefghij"
 
@@ -338,11 +338,11 @@ def test_a_video_begins_again_and_its_time_goes_on(tmp_path):
         wait_until(lambda: metric(server, captured) > 12, "the fourth round")
         assert state_of(server) == "running"
         page.frame()
-    (looped,) = StreamOptions(loop=True).open(path, "rgb").sources
+    (looped,) = StreamParts.open(path, "rgb", loop=True).sources
     stamps = [one.pts_seconds for one in itertools.islice(looped.pictures(ReaderNow()), 10)]
     assert stamps == pytest.approx([n / 20 for n in range(10)])
     for still in (demo_photos("scenes")[0], write_video(tmp_path / "one.mp4", [numbered(0)])):
-        (once,) = StreamOptions(loop=True).open(still, "rgb").sources
+        (once,) = StreamParts.open(still, "rgb", loop=True).sources
         assert len(list(once.pictures(ReaderNow()))) == 1
 
 
