@@ -49,11 +49,9 @@ def build_voc(root):
     base = root / "VOCdevkit" / "VOC2012"
     for name in ("2007_1", "2007_2", "2008_3"):
         photo(base / "JPEGImages" / f"{name}.jpg")
-    lists = base / "ImageSets" / "Segmentation"
-    listing(lists / "train.txt", ["2007_1"])
-    listing(lists / "val.txt", ["2007_2"])
-    listing(lists / "aug.txt", ["2008_3"])
-    listing(lists / "trainaug.txt", ["2007_1", "2008_3"])
+    lists = {"train": "2007_1", "val": "2007_2", "aug": "2008_3", "trainaug": "2007_1 2008_3"}
+    for split, names in lists.items():
+        listing(base / "ImageSets" / "Segmentation" / f"{split}.txt", names.split())
     mask(base / "SegmentationClass" / "2007_1.png", [0, 1, 20, 255], palette=True)
     mask(base / "SegmentationClass" / "2007_2.png", [5, 0], palette=True)
     mask(base / "SegmentationClassAug" / "2007_1.png", [0, 2])
@@ -61,11 +59,11 @@ def build_voc(root):
     return base
 
 
-def build_cocostuff(root, *, converted=True, values=None):
+def build_cocostuff(root, *, converted=True, values=(0, 12, 181, 255)):
     for part in ("train2017", "val2017"):
         photo(root / "images" / part / "000000000009.jpg")
         raw = root / "annotations" / part / "000000000009.png"
-        mask(raw, values or [0, 12, 181, 255])
+        mask(raw, values)
         if converted:
             mask(raw.with_name("000000000009_labelTrainIds.png"), [0, 11, 170, 255])
     return root
@@ -77,7 +75,6 @@ def build_context(root):
         photo(base / "JPEGImages" / f"{name}.jpg")
         mask(base / "SegmentationClassContext" / f"{name}.png", [0, 1, 59, 255])
         listing(base / "ImageSets" / "SegmentationContext" / f"{split}.txt", [name])
-    return base
 
 
 def build_ade20k(root):
@@ -92,25 +89,20 @@ def build_ade20k_full(root):
     for part, name in (("training", "ADE_train_1"), ("validation", "ADE_val_1")):
         photo(root / "images_detectron2" / part / f"{name}.jpg")
         mask(root / "annotations_detectron2" / part / f"{name}.tif", [0, 846, 65535])
-    return root
 
 
 def build_cityscapes(root):
-    for split in ("train", "val"):
-        for city in ("aachen", "bonn"):
-            stem = f"{city}_000000_000019"
-            photo(root / "leftImg8bit" / split / city / f"{stem}_leftImg8bit.png")
-            fine = root / "gtFine" / split / city
-            mask(fine / f"{stem}_gtFine_labelIds.png", [0, 7, 33, 3, 31])
-            mask(fine / f"{stem}_gtFine_instanceIds.png", [0, 7, 26001])
-    return root
+    for place in ("train/aachen", "train/bonn", "val/aachen", "val/bonn"):
+        stem = f"{place.rpartition('/')[2]}_000000_000019"
+        photo(root / "leftImg8bit" / place / f"{stem}_leftImg8bit.png")
+        mask(root / "gtFine" / place / f"{stem}_gtFine_labelIds.png", [0, 7, 33, 3, 31])
+        mask(root / "gtFine" / place / f"{stem}_gtFine_instanceIds.png", [0, 7, 26001])
 
 
 def build_camvid(root):
     for split in ("train", "val", "test"):
         photo(root / split / "0001TP_1.png")
         mask(root / f"{split}annot" / "0001TP_1.png", [0, 4, 10, 11])
-    return root
 
 
 BUILDERS = {

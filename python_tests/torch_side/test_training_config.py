@@ -254,27 +254,21 @@ def test_settings_survive_being_written(given, tmp_path, change):
     assert not config.differences(again)
 
 
-@pytest.mark.parametrize(
-    ("options", "argument"),
-    [
+def test_options_are_refused_before_anything_is_read(tmp_path):
+    for options, argument in (
         ({}, "model.options.pretrained"),
         ({"pretrained": 3}, "model.options.pretrained"),
         ({"image_size": "512"}, "model.options.image_size"),
         ({"activation": "relu"}, "model.options.activation"),
         ({"image_sise": 1}, "model.options"),
-    ],
-)
-def test_model_options_are_refused_before_anything_is_read(options, argument):
-    options = {"pretrained": "nowhere.pt"} | options if options else {}
-    config = ModelConfig(architecture="zegclip", options=options)
-    with refused(ArgumentError, argument):
-        build_model(config, seen=(0,), protocol="inductive")
-
-
-@pytest.mark.parametrize(("name", "value"), [("unseen", "car"), ("zero_is_unlabelled", "no")])
-def test_data_options_of_a_wrong_type_are_refused(tmp_path, name, value):
-    with refused(ArgumentError, None, name, f"'{value}'"):
-        create_dataset("folder", tmp_path, **{name: value})
+    ):
+        options = {"pretrained": "nowhere.pt"} | options if options else {}
+        config = ModelConfig(architecture="zegclip", options=options)
+        with refused(ArgumentError, argument):
+            build_model(config, seen=(0,), protocol="inductive")
+    for name, value in (("unseen", "car"), ("zero_is_unlabelled", "no")):
+        with refused(ArgumentError, None, name, f"'{value}'"):
+            create_dataset("folder", tmp_path, **{name: value})
 
 
 @pytest.mark.parametrize(
@@ -357,17 +351,11 @@ def test_schedules():
     assert cosine[4:13] == pytest.approx(expected)
     assert cosine[13] == cosine[12] == pytest.approx(0.1)
     assert factors("constant", 3, 2, warmup_steps=1, warmup_start=0.5) == [0.5, 1, 1]
-
-
-@pytest.mark.parametrize(
-    ("settings", "argument"),
-    [
+    for settings, argument in (
         ({"warmup_steps": 5}, "warmup_steps"),
         ({"min_factor": 1.5}, "min_factor"),
         ({"name": "cosine", "power": 0.5}, "power"),
         ({"name": "constant", "min_factor": 0.5}, "min_factor"),
-    ],
-)
-def test_schedules_out_of_range_are_refused(settings, argument):
-    with refused(ArgumentError, argument):
-        ScheduleConfig(**settings).factor(0, 5)
+    ):
+        with refused(ArgumentError, argument):
+            ScheduleConfig(**settings).factor(0, 5)

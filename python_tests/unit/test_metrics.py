@@ -1,7 +1,5 @@
 """Confusion matrices and the papers' figures: official numbers, torchmetrics, and by hand."""
 
-import math
-
 import numpy as np
 import pytest
 
@@ -66,33 +64,21 @@ def test_counts_every_pixel_once(num_classes, dtypes):
     np.testing.assert_array_equal(counts, expected)
 
 
-def test_unknown_pixels_are_wrong_pixels():
+def test_figures_of_pixels_that_are_unknown_absent_or_only_predicted():
     truth = np.zeros((2, 4), np.uint8)
     predicted = np.array([[0, 0, 0, 255], [0, 0, 0, 9]], np.uint8)
     scores = score(confusion_of(truth, predicted, 3).counts, seen=[0])
-    assert scores.pixel_accuracy == 0.75
-    assert scores.iou[0] == 0.75
-    assert scores.unknown_pixels == 2
+    assert (scores.pixel_accuracy, scores.iou[0], scores.unknown_pixels) == (0.75, 0.75, 2)
     assert scores.predicted_pixels.tolist() == [6, 0, 0]
-
-
-def test_classes_that_are_absent_or_only_predicted():
     truth, predicted = np.array([0, 0, 255], np.uint8), np.array([0, 1, 2], np.uint8)
     scores = score(confusion_of(truth, predicted, 3).counts, seen=[0, 2])
     np.testing.assert_array_equal(scores.iou, [0.5, 0.0, np.nan])
     np.testing.assert_array_equal(scores.accuracy, [0.5, np.nan, np.nan])
     assert (scores.miou_seen, scores.miou_unseen, scores.hiou) == (0.5, 0.0, 0.0)
-
-
-def test_without_unseen_classes_there_is_no_harmonic_mean():
     labels = np.array([0, 1], np.uint8)
     scores = score(confusion_of(labels, labels, 2).counts, seen=[0, 1])
     assert scores.miou_seen == 1.0
-    assert math.isnan(scores.miou_unseen)
-    assert math.isnan(scores.hiou)
-
-
-def test_nothing_counted_is_nan_everywhere():
+    assert np.isnan([scores.miou_unseen, scores.hiou]).all()
     scores = score(ConfusionMatrix(2, ignore_label=255).counts, seen=[0])
     assert np.isnan([scores.pixel_accuracy, scores.miou, scores.miou_seen, *scores.iou]).all()
 
