@@ -352,15 +352,10 @@ def test_small_network(small, computed, tmp_path):
 
 
 def real_cases(*datasets):
-    """ZegCLIP on VOC in every run; the small vectors hold the others' arithmetic."""
-    return [
-        pytest.param((a, d), marks=() if (a, d) == ("zegclip", "voc") else pytest.mark.nightly,
-                     id=f"{a}-{d}")
-        for a in ARCHITECTURES for d in datasets
-    ]  # fmt: skip
+    return [(architecture, one) for architecture in ARCHITECTURES for one in datasets]
 
 
-@pytest.fixture(scope="module", params=real_cases("voc", "coco"))
+@pytest.fixture(scope="module", params=real_cases("voc", "coco"), ids="-".join)
 def real(request, shared_dir):
     return real_case(shared_dir, *request.param)
 
@@ -368,7 +363,9 @@ def real(request, shared_dir):
 real_case = functools.lru_cache(maxsize=1)(RealCase)
 
 
+@pytest.mark.nightly
 def test_real_scores(real):
+    """The small vectors hold the arithmetic in every run."""
     outputs = []
     handle = real.model.register_forward_hook(lambda *call: outputs.append(call[2]))
     scores = real.model.predict(real.image, real.text)
@@ -386,7 +383,8 @@ def test_real_scores(real):
     assert np.mean(scores.argmax(1).numpy() == golden["pred_argmax"]) >= MIN_AGREEMENT
 
 
-@pytest.mark.parametrize("real", real_cases("voc"), indirect=True)
+@pytest.mark.nightly
+@pytest.mark.parametrize("real", real_cases("voc"), indirect=True, ids="-".join)
 def test_real_whole_image(real):
     golden = real.golden
     rgb = golden["raw_rgb"]
@@ -420,6 +418,7 @@ def test_every_official_layout_loads(shared_dir, architecture):
         assert trainable == entry["params"]["trainable"] - never_read
 
 
+@pytest.mark.nightly
 def test_real_text_encoder_and_tokens(shared_dir):
     golden, tokens = (
         load(shared_dir, name) for name in ("zegclip_text_real_public.npz", "zs_tokens_public.npz")

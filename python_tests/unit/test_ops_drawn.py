@@ -9,7 +9,7 @@ from support.operation_cases import MAKERS, Draw, check_call
 
 
 @pytest.mark.parametrize("name", MAKERS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(data=st.data())
 def test_equals_the_reference(name, data):
     draw = Draw(lambda options: data.draw(st.sampled_from(options)))

@@ -80,10 +80,6 @@ def neighbour_prior(grid_hw: tuple[int, int]) -> Array:
     return np.pad(np.kron(rows, columns), ((1, 0), (1, 0))).astype(np.float32)
 
 
-def _vanilla(ops: Operations, trunk: Trunk) -> Value:
-    return _with_residual(ops, trunk, _mixed(ops, trunk, ("qk",)))
-
-
 def _maskclip(ops: Operations, trunk: Trunk) -> Value:
     return own_values(ops, patches_of(ops, trunk.outputs[-1]), trunk.tower.blocks[-1])
 
@@ -101,12 +97,17 @@ def own_values(
     return mlp(ops, ops.add(patches if residual is None else residual, mixed), block)
 
 
-def _sclip(ops: Operations, trunk: Trunk) -> Value:
-    return _with_residual(ops, trunk, _mixed(ops, trunk, ("qq", "kk")))
+def _attending(*products: str, residual: bool = False) -> Head:
+    """A head whose attention is of these products, with or without the block's residual and MLP."""
 
+    def head(ops: Operations, trunk: Trunk) -> Value:
+        mixed = _mixed(ops, trunk, products)
+        if not residual:
+            return mixed
+        added = ops.add(patches_of(ops, trunk.outputs[-1]), mixed)
+        return mlp(ops, added, trunk.tower.blocks[-1])
 
-def _clearclip(ops: Operations, trunk: Trunk) -> Value:
-    return _mixed(ops, trunk, ("qq",))
+    return head
 
 
 def _naclip(ops: Operations, trunk: Trunk) -> Value:
@@ -114,10 +115,10 @@ def _naclip(ops: Operations, trunk: Trunk) -> Value:
 
 
 HEADS: dict[str, Head] = {
-    "vanilla": _vanilla,
+    "vanilla": _attending("qk", residual=True),
     "maskclip": _maskclip,
-    "sclip": _sclip,
-    "clearclip": _clearclip,
+    "sclip": _attending("qq", "kk", residual=True),
+    "clearclip": _attending("qq"),
     "naclip": _naclip,
     "sfp": sfp,
     "sc_clip": sc_clip,
@@ -147,9 +148,3 @@ def _mixed(
         mixed = one if mixed is None else ops.add(mixed, one)
     with ops.at("out_proj"):
         return ops.linear(patches_of(ops, merge_heads(ops, mixed)), block.out)
-
-
-def _with_residual(ops: Operations, trunk: Trunk, mixed: Value) -> Value:
-    """Patches of the last block's input plus what attention made, and the block's MLP."""
-    added = ops.add(patches_of(ops, trunk.outputs[-1]), mixed)
-    return mlp(ops, added, trunk.tower.blocks[-1])

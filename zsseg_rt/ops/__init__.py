@@ -355,13 +355,6 @@ def upsample_argmax_overlay(
 
     Returns:
         Labels ``[1, H, W]``, scores float32 ``[1, H, W]`` or None, and ``picture``.
-
-    Example:
-        >>> frame, palette = np.zeros((1, 2, 3), np.uint8), np.uint8([[200, 0, 0], [0, 100, 0]])
-        >>> logits = np.float32([[[[3, 0]], [[0, 2]]]])
-        >>> upsample_argmax_overlay(logits, frame, palette)[2]
-        array([[[100,   0,   0],
-                [  0,  50,   0]]], dtype=uint8)
     """
     settings = (activation, seen, seen_bias, unknown_below, with_scores)
     tables = (label_table, num_classes, align)
@@ -394,11 +387,6 @@ def merge_windows(
         places: Row and column, in cells, of each window's first cell; from 0 to 32766.
         add: Whether ``out`` already holds other windows' part.
         out: float32 ``[1, C, H, W]``.
-
-    Example:
-        >>> windows = np.float32([[[[2, 4]]], [[[8, 6]]]])  # two of them, which share a cell
-        >>> merge_windows(windows, np.float32([[1, 0.5, 1]]), [(0, 0), (0, 1)])
-        array([[[[2., 6., 6.]]]], dtype=float32)
     """
     return native(_C.merge_windows, logits, shares, places, add, out, stream)
 
@@ -427,12 +415,6 @@ def warp_blend(
             out of the grid.
         past_weight: Weight of the past, float32 ``[B, h, w]``. Above 1 counts as 1, NaN as 0.
         out: float32 ``[B, C, h, w]``; may be ``logits``.
-
-    Example:
-        >>> new, past = np.float32([[[[0, 0, 0]]]]), np.float32([[[[8, 4, 2]]]])
-        >>> flow = np.float32([[[[-1, 0], [-1, 0], [-0.5, 0]]]])  # from the left
-        >>> warp_blend(new, past, flow, np.float32([[[0.5, 0.5, 0.5]]]))
-        array([[[[0. , 4. , 1.5]]]], dtype=float32)
     """
     return native(_C.warp_blend, logits, past, flow, past_weight, out, stream)
 

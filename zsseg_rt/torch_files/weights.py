@@ -148,9 +148,11 @@ def _check_byte_order(order: str) -> None:
 
 
 def _named_tensors(
-    root: Instance, parts_of: Callable[[Instance], Mapping[Any, Any]]
+    root: Any, parts_of: Callable[[Instance], Mapping[Any, Any]]
 ) -> dict[str, StoredTensor]:
     """The tensors of a module and of its submodules, which ``parts_of`` gives by name."""
+    if not isinstance(root, Instance):
+        raise ValueError(f"a {type(root).__name__} instead of a module")
     tensors: dict[str, StoredTensor] = {}
     waiting, left = [("", root)], _MAX_ATTRIBUTES
     while waiting:
@@ -168,13 +170,6 @@ def _named_tensors(
     if not tensors:
         raise ValueError("modules without a tensor")
     return tensors
-
-
-def _module(root: Any) -> dict[str, StoredTensor]:
-    """The tensors of a scripted module, whether parameters or not."""
-    if not isinstance(root, Instance):
-        raise ValueError(f"a {type(root).__name__} instead of a module")
-    return _named_tensors(root, _attributes)
 
 
 def _attributes(module: Instance) -> Mapping[Any, Any]:
@@ -222,7 +217,7 @@ def read_weights(path: Path) -> dict[str, Stored]:
         with zipfile.ZipFile(stream) as file:
             archive = Archive(file, size)
             content, scripted = archive.unpickle(), archive.is_torchscript
-            named = _module(content) if scripted else _find(content, path.name)
+            named = _named_tensors(content, _attributes) if scripted else _find(content, path.name)
             return _arrays(named, archive.tensors)
 
 

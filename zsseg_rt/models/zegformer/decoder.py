@@ -102,16 +102,6 @@ class NormedConv(nn.Conv2d):
         return self.norm(super().forward(x))  # type: ignore[no-any-return]
 
 
-class _Stem(nn.Module):
-    def __init__(self, config: ResNetConfig) -> None:
-        super().__init__()
-        norm = BatchNorm(config.stem_width, config.norm)
-        self.conv1 = NormedConv(3, config.stem_width, 7, norm, stride=2)
-
-    def forward(self, image: Tensor) -> Tensor:
-        return F.max_pool2d(F.relu(self.conv1(image)), kernel_size=3, stride=2, padding=1)
-
-
 class _Bottleneck(nn.Module):
     """1x1, 3x3 with the stride, 1x1; the shortcut is projected where channels change."""
 
@@ -137,7 +127,9 @@ class ResNet(nn.Module):
 
     def __init__(self, config: ResNetConfig) -> None:
         super().__init__()
-        self.stem = _Stem(config)
+        width = config.stem_width
+        first = NormedConv(3, width, 7, BatchNorm(width, config.norm), stride=2)
+        self.stem = nn.ModuleDict({"conv1": first})
         in_channels = config.stem_width
         self.stage_names = [f"res{index + 2}" for index in range(len(config.widths))]
         for index, name in enumerate(self.stage_names):
@@ -151,7 +143,8 @@ class ResNet(nn.Module):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Feature maps of ``[B, 3, H, W]``, one per stage: strides 4, 8, 16, 32, finest first."""
-        x = self.stem(image)
+        x = F.relu(self.stem["conv1"](image))
+        x = F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
         maps = []
         for name in self.stage_names:
             x = self.get_submodule(name)(x)

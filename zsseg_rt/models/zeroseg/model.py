@@ -135,15 +135,6 @@ def _blocks(count: int, width: int, num_heads: int) -> nn.Sequential:
     return nn.Sequential(*(Block(width, num_heads) for _ in range(count)))
 
 
-class _PatchEmbed(nn.Module):
-    def __init__(self, patch_size: int, width: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(3, width, kernel_size=patch_size, stride=patch_size)
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.proj(image).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
-
-
 class MaskedTokens(NamedTuple):
     """The result of the student encoder."""
 
@@ -159,7 +150,8 @@ class StudentEncoder(nn.Module):
     def __init__(self, config: ZeroSegConfig) -> None:
         super().__init__()
         width, self.patch_size = config.width, config.patch_size
-        self.patch_embed = _PatchEmbed(config.patch_size, width)
+        conv = nn.Conv2d(3, width, config.patch_size, stride=config.patch_size)
+        self.patch_embed = nn.ModuleDict({"proj": conv})
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.register_buffer("pos_embed", sincos_positions(width, config.grid_side))
         self.blocks = _blocks(config.num_layers, width, config.num_heads)
@@ -174,7 +166,7 @@ class StudentEncoder(nn.Module):
         _check_image(image, self.patch_size)
         grid_hw = self.grid_hw((image.shape[2], image.shape[3]))
         positions = resize_positional_embedding(self.pos_embed[0], grid_hw, mode="bicubic")[None]
-        patches = self.patch_embed(image) + positions[:, 1:]
+        patches = self.patch_embed["proj"](image).flatten(2).transpose(1, 2) + positions[:, 1:]
         if mask is not None:
             index = mask.kept[..., None].expand(-1, -1, patches.shape[2])
             patches = patches.gather(1, index)
@@ -592,7 +584,7 @@ def _initialise(model: ZeroSeg) -> None:
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-    patches = model.encoder.patch_embed.proj.weight
+    patches = cast(nn.Conv2d, model.encoder.patch_embed["proj"]).weight
     nn.init.xavier_uniform_(patches.view(patches.shape[0], -1))
     nn.init.normal_(model.encoder.cls_token, std=0.02)
     if model.decoder is not None:
