@@ -43,6 +43,7 @@ def test_a_jetson_s_decoder_s_frames_are_uploaded(rtsp_cameras):
     told = read(rtsp_cameras().url, 5, "--on-gpu", *elements)
     times = [p["shown"] for p in told.pictures]
     assert times == sorted(set(times))
+    assert "H.264 decoded by nvv4l2decoder" in told.log
 
 
 @pytest.mark.parametrize("order", ["rgb", "bgr"])

@@ -1,14 +1,11 @@
 """GStreamer's sources against a real GStreamer: own pipelines, CSI cameras, RTSP cameras."""
 
 import itertools
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
-from support.gstreamer import environment, read, reading, require_gstreamer
+from support.gstreamer import read, reading, require_gstreamer
 from support.streams import level, numbered, write_video
 from support.throttle import SlowLink
 
@@ -41,12 +38,6 @@ def test_a_live_pipeline_gives_frames_in_the_order_asked_for(order, colour):
     assert told.pictures[0]["pts"] == 0.0
 
 
-def test_an_appsink_of_one_s_own_is_taken():
-    told = read("gst:videotestsrc pattern=blue ! videoconvert ! appsink name=mine", 2)
-    assert told.pictures[1]["left"] == pytest.approx([0, 0, 255], abs=2)
-    assert told.pictures[1]["clock"] == "arrival"  # it is not live: nothing was captured
-
-
 def test_a_recording_gives_every_frame_and_ends(tmp_path):
     path = write_video(tmp_path / "clip.mp4", (numbered(number) for number in range(28)))
     told = read(f"gst-file:filesrc location={path} ! qtdemux ! h264parse ! avdec_h264", 100)
@@ -54,18 +45,6 @@ def test_a_recording_gives_every_frame_and_ends(tmp_path):
     assert levels == pytest.approx([level(number) for number in range(28)], abs=3)
     assert [p["pts"] for p in told.pictures] == pytest.approx([n / 10 for n in range(28)], abs=1e-3)
     assert {p["clock"] for p in told.pictures} == {"file"}
-    assert told.end["ended"]
-
-
-def test_a_damaged_recording_keeps_its_good_frames(tmp_path):
-    path = write_video(tmp_path / "clip.mkv", (numbered(number) for number in range(28)))
-    data = path.read_bytes()
-    path.write_bytes(data[: len(data) * 3 // 4])
-    told = read(f"gst-file:filesrc location={path} ! matroskademux ! h264parse ! avdec_h264", 100)
-    levels = [p["left"][0] for p in told.pictures]
-    assert 10 <= len(levels) < 28
-    expected = [level(number) for number in range(len(levels))]
-    assert levels == pytest.approx(expected, abs=3)
     assert told.end["ended"]
 
 
@@ -121,66 +100,27 @@ def test_a_csi_camera_s_own_pipeline_runs():
     assert "nvargus-daemon" in told.end["message"]
 
 
-def test_a_jetson_s_decoder_is_used_where_it_is_present(rtsp_cameras):
-    told = read(rtsp_cameras().url, 10, "--jetson", "nvv4l2decoder", "nvvidconv")
-    assert ordered([p["shown"] for p in told.pictures])
-    assert len(told.pictures) == 10
-    assert "H.264 decoded by nvv4l2decoder" in told.log
-
-
-FOLLOW = """
-import sys, threading
-from support.streams import label, wait_until
-from zsseg_rt.stream.runner import Stream
-from zsseg_rt.stream.uris import open_sources
-from zsseg_rt.stream.watch import Patience
-
-patience = Patience(stalled_after=0.5, lost_after=2.0, first_retry=60.0)
-(source,) = sources = open_sources(sys.argv[1])
-with Stream(sources, label, patience=patience) as stream:
-    next(stream)
-    reader = next(t for t in threading.enumerate() if t.name == f"read {source.name}")
-    print("running", flush=True)
-    threading.Thread(target=lambda: list(stream), daemon=True).start()
-    wait_until(lambda: stream.stats()[source.name].state == "lost")
-    print(stream.stats()[source.name].error, flush=True)
-    reader.join(30)
-    print("left" if reader.is_alive() else "ended", flush=True)
-"""
-
-
-def test_a_camera_that_freezes_is_lost_by_the_stream_s_patience(rtsp_cameras):
-    camera = rtsp_cameras()
-    folder = Path(__file__).parents[1]
-    call = [sys.executable, "-c", FOLLOW, camera.url]
-    with subprocess.Popen(
-        call, stdout=subprocess.PIPE, text=True, cwd=folder, env=environment()
-    ) as child:
-        assert child.stdout.readline() == "running\n"
-        camera.freeze()
-        assert "expected frames, none came for 2 s" in child.stdout.readline()
-        assert child.stdout.readline() == "ended\n"
-
-
 def test_frames_that_the_appsink_drops_are_counted():
-    told = read(f"{LIVE} ! video/x-raw,framerate=50/1", 12, "--slow", "0.2")
+    told = read(f"{LIVE} ! video/x-raw,framerate=50/1", 8, "--slow", "0.15")
     numbers = [round(p["pts"] * 50) for p in told.pictures]
     gaps = [newer - older - 1 for older, newer in itertools.pairwise(numbers)]
-    assert sum(gaps) > 40
+    assert sum(gaps) > 10
     # The count comes with the next frame taken, after those that waited in the appsink's queue.
     assert sum(gaps) <= sum(p["dropped"] for p in told.pictures) <= sum(gaps) + 50
-    file = read("gst-file:videotestsrc num-buffers=30", 40, "--slow", "0.02")
+    file = read(
+        "gst-file:videotestsrc num-buffers=20 ! videoconvert ! appsink", 40, "--slow", "0.02"
+    )
     assert {p["dropped"] for p in file.pictures} == {0}
-    assert len(file.pictures) == 30
+    assert len(file.pictures) == 20
 
 
 def test_what_waits_on_a_slow_link_counts_as_age(rtsp_cameras):
     camera = rtsp_cameras()
     with SlowLink(camera.port, bytes_per_second=4000, buffer_bytes=1 << 24) as link:
-        told = read(camera.url.replace(str(camera.port), str(link.port)), 60)
+        told = read(camera.url.replace(str(camera.port), str(link.port)), 40)
     last = told.pictures[-1]
-    assert last["late"] > 1.0
-    assert last["captured_at"] - last["shown"] < last["taken_at"] - last["shown"] - 1.0
+    assert last["late"] > 0.5
+    assert last["captured_at"] - last["shown"] < last["taken_at"] - last["shown"] - 0.5
     assert "CRITICAL" not in told.log
 
 
@@ -197,9 +137,9 @@ def test_frames_that_are_too_large_never_reach_the_decoder(rtsp_cameras):
 
 
 def test_cameras_that_come_and_go_leave_nothing_behind(rtsp_cameras):
-    told = read(rtsp_cameras().url, 2, "--times", "15")
+    told = read(rtsp_cameras().url, 2, "--times", "8")
     descriptors = [r["descriptors"] for r in told.resources]
     threads = [r["threads"] for r in told.resources]
-    assert len(told.pictures) == 30
-    assert max(descriptors[5:]) <= max(descriptors[:5]) + 2
-    assert max(threads[5:]) <= max(threads[:5]) + 4  # GLib's pool
+    assert len(told.pictures) == 16
+    assert max(descriptors[4:]) <= max(descriptors[:4]) + 2
+    assert max(threads[4:]) <= max(threads[:4]) + 4  # GLib's pool

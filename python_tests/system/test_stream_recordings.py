@@ -63,16 +63,14 @@ def test_a_size_change_replaces_no_file_that_nobody_named(tmp_path):
     assert [len(frames_of(name)) for name in stats.files] == [1, 1, 1]
 
 
-@pytest.mark.parametrize("left", [b"", b"\0\0\0\x1cftypisom\0\0"])
-def test_a_video_that_a_power_cut_left_does_not_break_the_next_start(tmp_path, left):
-    (tmp_path / "out.mp4").write_bytes(left)
-    stats = write(tmp_path / "out.mp4", [result()])
-    assert stats.error is None
-    assert (tmp_path / "out.mp4").read_bytes() == left
-    assert len(frames_of(stats.files[0])) == 1
-
-
-def test_a_line_that_a_power_cut_tore_stays_on_a_line_of_its_own(tmp_path):
+def test_what_a_power_cut_left_does_not_break_the_next_start(tmp_path):
+    for number, left in enumerate([b"", b"\0\0\0\x1cftypisom\0\0"]):
+        video = tmp_path / f"{number}.mp4"
+        video.write_bytes(left)
+        stats = write(video, [result()])
+        assert stats.error is None
+        assert video.read_bytes() == left
+        assert len(frames_of(stats.files[0])) == 1
     (tmp_path / "out.jsonl").write_bytes(b'{"source": "a", "pts_seconds": 7}\n{"ind')
     write(tmp_path / "out.jsonl", [result(8)])
     first, torn, last = (tmp_path / "out.jsonl").read_text().splitlines()
@@ -102,8 +100,13 @@ def test_files_are_numbered_in_the_order_of_the_list_and_carry_names(tmp_path):
     "targets", [["out.mp4", "out-3.mp4"], ["out-Yard.mp4", "out.mp4"], ["a.jsonl", "./a.jsonl"]]
 )
 def test_sinks_that_would_share_a_file_are_refused(targets):
+    settings = {"channel_order": "rgb", "alpha": 0.5, "sources": SOURCES}
     with refused(ArgumentError, "sink"):
-        open_writers(targets, channel_order="rgb", alpha=0.5, sources=SOURCES)
+        open_writers(targets, **settings)
+    with refused(ArgumentError, "alpha"):
+        open_writers(targets, **settings | {"alpha": 1.5})
+    with refused(ArgumentError, "rotate"):
+        open_writers([print], rotation=Rotation.parse("1h"), **settings)
 
 
 def test_rotation_by_time_begins_new_videos_at_key_frames(tmp_path):
@@ -129,15 +132,6 @@ def test_rotation_by_size_begins_new_lines_and_folders(tmp_path, target, suffix,
     lines = [line for f in stats.files for line in Path(f).read_text().splitlines()]
     assert [json.loads(line)["index"] for line in lines] == list(range(40))
     assert max(Path(f).stat().st_size for f in stats.files) < 2000
-
-
-def test_rotation_during_changes_of_size_loses_no_frame(tmp_path):
-    sizes = [(48, 64), (64, 48)]
-    frames = [result(n, sizes[n // 7 % 2], captured_at=n / 10) for n in range(60)]
-    stats = write(tmp_path / "out.mp4", frames, rotation=Rotation.parse("1s,1kB"))
-    assert (stats.error, stats.written) == (None, 60)
-    assert sum(len(frames_of(name)) for name in stats.files) == 60
-    assert names_in(tmp_path) == sorted(Path(name).name for name in stats.files)
 
 
 def test_a_video_that_somebody_removes_is_followed_by_another(tmp_path):
@@ -269,11 +263,8 @@ time.sleep(60)
 
 @pytest.mark.parametrize(
     ("target", "rotation"),
-    [
-        ("a.jsonl", []), ("m/", []), ("a.jsonl", ["1h", "7d"]),
-        ("m/", ["1h", "7d"]),
-    ],
-)  # fmt: skip
+    [("a.jsonl", []), ("m/", []), ("a.jsonl", ["1h", "7d"])],
+)
 def test_two_processes_do_not_write_one_output(tmp_path, target, rotation):
     target = f"{tmp_path}/{target}"
     settings = {"rotation": Rotation.parse(*rotation) if rotation else None}
@@ -288,18 +279,10 @@ def test_two_processes_do_not_write_one_output(tmp_path, target, rotation):
     open_writer(target, **settings).write(result())
 
 
-def test_a_taken_second_gets_a_number(tmp_path):
-    series = Series(tmp_path, "a", ".mp4", Rotation(), now=lambda: 0.0)
-    (tmp_path / "a-19700101T000000Z.mp4").symlink_to("nowhere")
-    names = [series.begin().name for _ in range(3)]
-    assert names == ["a.mp4", "a-19700101T000000Z_2.mp4", "a-19700101T000000Z_3.mp4"]
-
-
 @pytest.mark.parametrize(
     ("rotate", "keep", "expected"),
     [
         ("10min", "7d", Rotation(seconds=600, keep_seconds=7 * DAY)),
-        ("500MB", None, Rotation(num_bytes=5e8)),
         ("1.5h, 2 GB", "1d,20gb",
          Rotation(seconds=5400, num_bytes=2e9, keep_seconds=DAY, keep_bytes=2e10)),
         (None, None, Rotation()),
@@ -312,14 +295,9 @@ def test_times_and_sizes_are_read(rotate, keep, expected):
 @pytest.mark.parametrize(
     ("rotate", "keep", "argument"),
     [(text, None, "rotate")
-     for text in ("", "10", "10m", "0min", "-1h", "1h,2h", "1h,", "MB", "1e3s", "ten min", "nan s")]
+     for text in ("", "10", "10m", "0min", "-1h", "1h,2h", "1h,", "1e3s")]
     + [("1h", "forever", "keep"), (None, "7d", "keep")],
 )  # fmt: skip
 def test_what_is_no_time_or_size_is_refused(rotate, keep, argument):
     with refused(ArgumentError, argument):
         Rotation.parse(rotate, keep)
-
-
-def test_rotation_without_a_file_is_refused():
-    with refused(ArgumentError, "rotate"):
-        open_writers([print], channel_order="rgb", alpha=0.5, rotation=Rotation.parse("1h"))

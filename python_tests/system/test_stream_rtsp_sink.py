@@ -52,18 +52,9 @@ def is_overlay(image):
     return np.allclose(left, RED, atol=ABS) and np.allclose(right, BLEND, atol=ABS)
 
 
-@pytest.mark.parametrize("order", ["rgb", "bgr"])
-def test_ffmpeg_sees_the_overlay(serve, order):
-    server = serve("rtsp://@127.0.0.1:0/seg", "--order", order)
-    assert server.begun["name"] == f"rtsp://@127.0.0.1:{server.port}/seg"
-    with watch(server.url()) as seen:
-        images = [next(seen) for _ in range(10)]
-    assert {image.shape for image in images} == {(240, 320, 3)}
-    assert all(is_overlay(image) for image in images)
-
-
 def test_nothing_is_painted_without_viewers_and_one_encoder_serves_all(serve):
-    server = serve()
+    server = serve("rtsp://@127.0.0.1:0/seg", "--order", "bgr")
+    assert server.begun["name"] == f"rtsp://@127.0.0.1:{server.port}/seg"
     facts = server.wait_until(lambda facts: facts["written"] >= 10)
     assert facts["paint"] == facts["configure"] == 0
     with watch(server.url()) as first, watch(server.url()) as second:
@@ -116,7 +107,7 @@ def test_viewers_that_stop_reading_do_not_slow_the_others(serve):
         stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         play_and_never_read(stuck, server.url())
         with watch(server.url()) as seen:
-            for _ in range(160):  # some 9 MB: more than the sockets' buffers hold
+            for _ in range(120):  # some 7 MB: more than the sockets' buffers hold
                 next(seen)
         assert server.facts()["configure"] == 1
 
@@ -157,8 +148,11 @@ def test_closing_parts_with_viewers_and_frees_the_port(serve):
         with contextlib.suppress(av.FFmpegError):  # or it ends without one
             for _ in seen:
                 pass
-    again = serve(f"rtsp://@127.0.0.1:{server.port}/seg")
+    again = serve(f"rtsp://@:{server.port}/seg")
     assert again.port == server.port
+    again.close()
+    assert "this port can watch" in again.log  # an open door is told
+    assert "this port can watch" not in server.log
 
 
 def test_a_port_that_is_taken_is_told_with_its_remedy(serve):
@@ -167,16 +161,6 @@ def test_a_port_that_is_taken_is_told_with_its_remedy(serve):
     assert server.begun["error"] == "SourceError"
     assert "already in use. Choose another port" in server.begun["message"]
     assert "hush" not in server.begun["message"]
-
-
-@pytest.mark.parametrize(
-    ("address", "told"),
-    [("rtsp://@127.0.0.1:0/seg", False), ("rtsp://@:0/seg", True), ("rtsp://u:p@:0/seg", False)],
-)
-def test_an_open_door_is_told(serve, address, told):
-    server = serve(address)
-    server.close()
-    assert ("this port can watch" in server.log) == told
 
 
 @pytest.mark.parametrize(
@@ -324,16 +308,17 @@ def test_one_address_takes_half_of_the_connections_at_most():
         wait_until(lambda: is_served(server) and is_served(server, "127.0.0.3"))
 
 
-@pytest.mark.parametrize("transport", ["tcp", "udp", "http"])
-def test_the_silent_are_sent_away_and_viewers_stay(transport):
+def test_the_silent_are_sent_away_and_viewers_stay():
     with (
         OverlayServer("rtsp://@127.0.0.1:0/seg", "--until-setup", "1") as server,
-        watch(server.url(), transport) as images,
+        watch(server.url(), "tcp") as tcp,
+        watch(server.url(), "udp") as udp,
+        watch(server.url(), "http") as tunnel,
         connect(server) as silent,
     ):
-        end = time.monotonic() + 4
+        end = time.monotonic() + 2.5
         while time.monotonic() < end:
-            assert next(images).any()
+            assert all(next(images).any() for images in (tcp, udp, tunnel))
         silent.settimeout(WITHIN)
         with pytest.raises(ConnectionResetError):
             silent.recv(1)

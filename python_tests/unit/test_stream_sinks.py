@@ -247,13 +247,6 @@ def test_what_is_no_sink_is_refused(target):
     assert "secret" not in str(raised.value)
 
 
-def test_a_file_that_is_named_twice_and_a_wrong_weight_are_refused():
-    with refused(ArgumentError, "sink", "a.mp4"):
-        open_writers(["a.mp4", "b.jsonl", "./a.mp4"], channel_order="rgb", alpha=0.5)
-    with refused(ArgumentError, "alpha"):
-        open_writer("a.mp4", alpha=1.5)
-
-
 @pytest.mark.parametrize("name", ["absent/out.mp4", "absent/out.jsonl", "file/masks/"])
 def test_a_folder_that_is_absent_or_cannot_be_made_is_told_before_the_first_frame(tmp_path, name):
     (tmp_path / "file").write_text("")

@@ -10,7 +10,6 @@ from support.errors import refused
 from support.recordings import open_writer, result, write
 from zsseg_rt.errors import ArgumentError, BackendUnavailableError, ConfigError, SourceError
 from zsseg_rt.results.visualize import encode_label_png, palette
-from zsseg_rt.stream.gstreamer.library import redact_pipeline
 from zsseg_rt.stream.gstreamer.pipelines import CsiCamera, GstSource
 from zsseg_rt.stream.photo_folder import DemoCamera, PhotoSource
 from zsseg_rt.stream.source import GivenName
@@ -68,20 +67,6 @@ def test_what_a_source_is(uri, kind, expected):
     assert "secret" not in repr(source)
 
 
-def test_paths_may_be_paths():
-    assert one(Path("clip.mp4")).name == "clip.mp4"
-    assert len(open_sources([Path("a.mp4"), "0"])) == 2
-
-
-def test_a_file_lists_one_source_per_line(tmp_path):
-    listed = tmp_path / "cameras.txt"
-    listed.write_text("# the yard\nrtsp://user:secret@cam/1\n\n  0  \n", encoding="utf-8-sig")
-    first, second = open_sources(f"@{listed}")
-    assert (first.name, second.name) == ("rtsp://cam/1", "0")
-    assert first.url == "rtsp://user:secret@cam/1"
-    assert "secret" not in repr(first)
-
-
 @pytest.mark.parametrize(
     ("uri", "told"),
     [
@@ -91,28 +76,19 @@ def test_a_file_lists_one_source_per_line(tmp_path):
         )),
         ("", "expected test://, rtsp://"),
         ("gst:", "expected gst:PIPELINE"),
-        ("gst-file: ", "expected gst-file:PIPELINE"),
-        ("csi:0", "expected csi://0 to csi://15"),
-        ("csi://", "expected csi://0 to csi://15"),
         ("csi://99", "expected csi://0 to csi://15"),
         ("csi://0 ! fakesink", "expected csi://0 to csi://15"),
         ("csi://0?flip=8", "expected flip from 0 to 7"),
         ("csi://0?size=0x0", "expected size=WIDTHxHEIGHT"),
         ("csi://0?rate=x", "expected rate from 1 to 1000"),
-        ("csi://0?gain=3", "got 'gain'"),
         ("rtsp://", "expected rtsp://HOST/PATH"),
-        ("rtsp:///x", "expected rtsp://HOST/PATH"),
         ("rtsp://cam/a b", "expected rtsp://HOST/PATH without spaces"),
         ("rtsp://cam/\r\nX: y", "expected rtsp://HOST/PATH without spaces"),
         ("test://picture", "expected test://?demo=.."),
-        ("test://?colour=1", "got 'colour'"),
-        ("test://?size=0x5", "expected size=WIDTHxHEIGHT"),
         ("test://?size=999999x999999", "expected size=WIDTHxHEIGHT"),
         ("test://?demo=films", "expected demo=scenes|photos"),
         ("test://?rate=nan", "expected rate from 0.01 to 1000"),
-        ("test://?rate=0", "expected rate from 0.01 to 1000"),
         ("test://?seed=-1", "expected seed"),
-        ("test://?frames=x", "expected frames"),
         ("v4l2://video0", "expected v4l2:///dev/videoN"),
         ("v4l2:///dev/video0?zoom=3", "got 'zoom'"),
         ("a\0.mp4", "expected test://"),
@@ -126,23 +102,32 @@ def test_what_is_no_source_is_refused(uri, told):
     assert "secret" not in str(raised.value)
 
 
-def test_a_source_given_twice_is_refused():
+def test_a_source_given_twice_and_none_are_refused(tmp_path):
     with refused(ArgumentError, "source", "rtsp://cam/1"):
-        open_sources(["rtsp://a:b@cam/1", "0", "rtsp://c:d@cam/1"])
+        open_sources(["rtsp://a:b@cam/1", Path("0"), "rtsp://c:d@cam/1"])
     with refused(ArgumentError, "source"):
         open_sources([])
+    with pytest.raises(SourceError, match="found none"):
+        named(tmp_path, "# nothing")
+
+
+def test_long_lists_are_read_in_one_pass(tmp_path):
+    """Each source looked at all others: 30,000 took minutes."""
+    assert len(named(tmp_path, *(f"c{n} = rtsp://10.0.0.1/{n}" for n in range(9000)))) == 9000
 
 
 def named(tmp_path, *lines):
     listed = tmp_path / "cameras.txt"
-    listed.write_text("\n".join(lines))
+    listed.write_text("\n".join(lines), encoding="utf-8-sig")
     return open_sources(f"@{listed}")
 
 
 def test_a_list_gives_names(tmp_path):
     sources = named(
         tmp_path,
-        "front = rtsp://u:secret@cam/1?a=b",
+        "# the yard",
+        "  front = rtsp://u:secret@cam/1?a=b  ",
+        "",
         "Back_2=test://?size=64x48",
         "rtsp://cam/user=u_password=secret",
         "gst:videotestsrc pattern = 1 ! videoconvert",
@@ -154,6 +139,7 @@ def test_a_list_gives_names(tmp_path):
         "./a=b.mp4",
     ]  # fmt: skip
     assert sources[0].url == "rtsp://u:secret@cam/1?a=b"
+    assert "secret" not in repr(sources)
     assert [isinstance(name, GivenName) for name in names] == [True, True, False, False, False]
 
 
@@ -162,12 +148,10 @@ def test_a_list_gives_names(tmp_path):
     [
         (["fr ont = 0"], "got NAME 'fr ont'"),
         (["Süd = 0"], "got NAME 'Süd'"),
-        ([" = 0"], "got NAME ''"),
         ([f"{'a' * 65} = 0"], "at most 64 letters"),
         (["front ="], "got NAME 'front' without a URI"),
         (["../x = 0"], None),
         (["front = 0", "Front = 1"], "also differ without their case"),
-        (["front = 0", "front = 1"], "also differ without their case"),
         (["2 = 0", "1"], "from other sources' numbers"),
         (["20261123T120000Z = 0"], "from time stamps"),
         (
@@ -193,44 +177,21 @@ def test_addresses_that_differ_where_it_is_not_shown_are_told_apart():
     assert names == ["rtsp://nvr/real", "rtsp://nvr/real #2", "rtsp://nvr/real #3"]
 
 
-def test_reports_name_sources_without_secrets():
+def test_reports_name_sources_and_pipelines_without_secrets():
     given = [
         "http://u:se cret@cam/x?pw=secret",
         "@list.txt",
-        "gst:x user-pw=secret",
-        "test://?rate=9",
-    ]
-    assert source_names(given) == ["http://cam/x", "@list.txt", "gst:x user-pw=***", given[3]]
-
-
-def test_pipelines_show_no_secrets():
-    given = (
         'gst:rtspsrc location="rtsp://u:se cret@cam/secret=1" proxy-pw=(string)"se cret" '
-        'extra-http-request-headers="h,Authorization=(string)secret" psw=secret ! decodebin'
-    )
-    assert one(given).name == (
+        'extra-http-request-headers="h,Authorization=(string)secret" psw=secret ! decodebin',
+        "gst:srtsrc uri=srt://h?pw=hush passphrase='hu sh' user-pw = \"hush\" key-int-max=3",
+    ]
+    assert source_names(given) == [
+        "http://cam/x",
+        "@list.txt",
         'gst:rtspsrc location="rtsp://cam/" proxy-pw=*** extra-http-request-headers=*** '
-        "psw=*** ! decodebin"
-    )
-
-
-@pytest.mark.parametrize(
-    ("content", "told"),
-    [(None, "cannot read it: No such file"), (b"\xff\xff", "UTF-8"), (b"#\n", "found none")],
-)
-def test_a_list_that_cannot_be_used_is_an_error(tmp_path, content, told):
-    listed = tmp_path / "cameras.txt"
-    if content is not None:
-        listed.write_bytes(content)
-    with pytest.raises(SourceError, match=told):
-        open_sources(f"@{listed}")
-
-
-@pytest.mark.parametrize("line", ["rtsp://10.0.0.1/{}", "c{} = rtsp://10.0.0.1/{}"])
-def test_long_lists_are_read_in_one_pass(line, tmp_path):
-    """Each source looked at all others: 30,000 took minutes."""
-    (tmp_path / "list.txt").write_text("\n".join(line.replace("{}", str(i)) for i in range(9000)))
-    assert len(open_sources(f"@{tmp_path / 'list.txt'}")) == 9000
+        "psw=*** ! decodebin",
+        "gst:srtsrc uri=srt://h passphrase=*** user-pw = *** key-int-max=3",
+    ]
 
 
 @pytest.fixture
@@ -304,11 +265,8 @@ def test_a_first_word_is_a_source_unless_results_can_go_there(word, place):
 def test_what_no_sink_wrote_is_refused_as_a_sink(sink, place):
     with refused(ArgumentError, "sink"):
         open_writer(sink)
-
-
-def test_what_a_sink_wrote_and_what_is_new_is_taken_as_a_sink(place):
-    for sink in ("ours.mp4", "ours.jsonl", "labels", "empty", "new/", "new.mp4"):
-        open_writer(sink)
+    for ours in ("ours.mp4", "ours.jsonl", "labels", "empty", "new/", "new.mp4"):
+        open_writer(ours)
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.jsonl", "masks/"])
@@ -341,9 +299,3 @@ def test_logins_are_taken_out_of_urls():
     assert split_login("rtsp://cam/x@y") == ("rtsp://cam/x@y", None)
     assert split_login("rtsp://u@cam:1/x?a=b@c") == ("rtsp://cam:1/x?a=b@c", ("u", ""))
     assert split_login("rtsp://u:a:b@c@[::1]:5/") == ("rtsp://[::1]:5/", ("u", "a:b@c"))
-
-
-def test_pipelines_are_named_without_their_secrets():
-    text = "srtsrc uri=srt://h?passphrase=hush passphrase='hu sh' user-pw = \"hush\" key-int-max=3"
-    assert "hu" not in redact_pipeline(text)
-    assert "key-int-max=3" in redact_pipeline(text)
