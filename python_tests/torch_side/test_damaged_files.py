@@ -171,7 +171,7 @@ class RowUser:
         self.cache = folder / "cache"
 
     def use(self):
-        rows = RowCache(self.cache, "encoder", 2)
+        rows = RowCache(self.cache, "encoder")
         found = rows.read("templates", "cat")
         if found is None:
             rows.write("templates", {"cat": ROW})

@@ -1,6 +1,5 @@
 """TIPSv2's files as bundles: graphs against the official vectors, names through the engine."""
 
-import subprocess
 import sys
 
 import numpy as np
@@ -8,7 +7,7 @@ import onnx
 import pytest
 
 from support import golden_tips
-from support.command_line import run
+from support.command_line import python, run
 from support.errors import refused
 
 torch = pytest.importorskip("torch")
@@ -240,13 +239,24 @@ def test_the_bundle_takes_new_words(bundle, files):
     np.testing.assert_array_equal(seg.labels[clear], best.argmax(0).numpy()[clear])
 
 
+WITHOUT_TORCH = """
+import sys
+from zsseg_rt.cli import main
+code = main(sys.argv[1:])
+assert not {"torch", "onnx", "open_clip"} & set(sys.modules)
+sys.exit(code)
+"""
+
+
 def test_the_command_makes_the_bundle(files, tmp_path, capsys):
     towers = (files / "tips_vision.npz", "--text", files / "tips_text.npz")
     wide = files / "wide.npz"  # heads of the published sizes: one per 64 channels
     np.savez(wide, **golden_tips.vision(depth=2))
     out = tmp_path / "a.zsseg"
     asked = (wide, *towers[1:], "--tokenizer", files / "spm.model", "--size", "84x126")
-    assert run("import-checkpoint", "tips", *asked, "--out", out, "--licence", "X") == EXIT_OK
+    call = ("import-checkpoint", "tips", *asked, "--out", out, "--licence", "X")
+    done = python("-c", WITHOUT_TORCH, *call)
+    assert done.returncode == 0, done.stderr
     assert Bundle.load(out).licence == "X"
     assert run("import-checkpoint", "tips", *towers, "--out", tmp_path / "b.zsseg") == EXIT_FAILURE
     assert "--tokenizer" in capsys.readouterr().err
@@ -307,23 +317,3 @@ def test_a_missing_package_is_named(bundle, monkeypatch):
         with refused(BackendUnavailableError, "sentencepiece", "'.[tips]'"):
             engine.set_classes(["tree"])
         engine.set_classes(["a"], embeddings=golden_tips.rule("rows", (1, 64), ""))
-
-
-def test_neither_torch_nor_onnx_is_loaded(files, tmp_path):
-    child = """
-import sys
-from pathlib import Path
-from zsseg_rt import Engine
-from zsseg_rt.export.architectures.tips import TipsSettings, export_tips_files
-folder, out = map(Path, sys.argv[1:])
-export_tips_files(
-    folder / "tips_vision.npz", folder / "tips_text.npz", out,
-    TipsSettings(size_hw=(56, 56), num_heads=4, text_heads=4), tokenizer=folder / "spm.model",
-)
-with Engine(out) as engine:
-    engine.set_classes(["dog"])
-assert not {"torch", "onnx", "open_clip"} & set(sys.modules)
-"""
-    call = [sys.executable, "-c", child, str(files), str(tmp_path / "a.zsseg")]
-    done = subprocess.run(call, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr

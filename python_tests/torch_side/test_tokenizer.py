@@ -106,7 +106,7 @@ def test_file_is_complete_for_other_readers(tokenizer, tmp_path):
     from tokenizers import Tokenizer as JsonTokenizer
 
     path = tmp_path / "tokenizer.json"
-    path.write_text(tokenizer_json(), encoding="utf-8")
+    path.write_bytes(tokenizer_json())
     ids = JsonTokenizer.from_file(str(path)).encode("A  photo of a CAFE\u0301").ids
     ours = Tokenizer(path).encode(["A  photo of a CAFE\u0301"])[0]
     assert ids == ours[: len(ids)].tolist()
@@ -122,7 +122,7 @@ def edited(keys, value):
         del inner[keys[-1]]
     else:
         inner[keys[-1]] = value
-    return json.dumps(document)
+    return json.dumps(document).encode()
 
 
 PATTERN = ("pre_tokenizer", "pretokenizers", 0, "pattern", "Regex")
@@ -179,7 +179,7 @@ def test_markers_in_the_wrong_order_are_refused():
     vocab = document["model"]["vocab"]
     vocab["<start_of_text>"], vocab["<end_of_text>"] = 49407, 49406
     with refused(BundleError, "tokenizer.json", "'<start_of_text>'", "'<end_of_text>'"):
-        Tokenizer(json.dumps(document))
+        Tokenizer(json.dumps(document).encode())
 
 
 def test_context_length_too_short():

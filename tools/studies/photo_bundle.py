@@ -28,7 +28,7 @@ from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.bundles.specs import ConceptSpec
 from zsseg_rt.export import export_dense_bundle
 from zsseg_rt.export.bundle_writer import write_golden, write_manifest
-from zsseg_rt.export.golden import verify_bundle
+from zsseg_rt.export.golden import require_passed, verify_bundle
 
 Rows = npt.NDArray[np.float32]
 
@@ -192,7 +192,7 @@ def _finish(path: Path) -> None:
     framed = dataclasses.replace(bundle.preprocess, resize="windows")
     finished = {"golden": entry, "concepts": concepts, "preprocess": framed}
     write_manifest(path, dataclasses.replace(bundle, **finished))
-    verify_bundle(path).require(path.name)
+    require_passed(verify_bundle(path), path.name)
 
 
 def main() -> None:

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -42,7 +42,16 @@ _DTYPES = ("float32", "int64")  # of graphs' inputs and outputs, beside half pre
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Manifest:
+class Bundle:
+    """A bundle on disk, read and checked; files are hashed when they are opened.
+
+    Example:
+        >>> bundle = Bundle.demo("scenes")
+        >>> bundle.name, bundle.family
+        ('scenes', 'descriptor')
+    """
+
+    path: Path
     format_version: int
     name: str
     family: str
@@ -62,19 +71,6 @@ class _Manifest:
     licence: str = ""
     quantization: dict[str, QuantizationSpec] = field(default_factory=dict)
 
-
-@dataclass(frozen=True, kw_only=True)
-class Bundle(_Manifest):
-    """A bundle on disk, read and checked; files are hashed when they are opened.
-
-    Example:
-        >>> bundle = Bundle.demo("scenes")
-        >>> bundle.name, bundle.family
-        ('scenes', 'descriptor')
-    """
-
-    path: Path
-
     @classmethod
     def load(cls, path: str | Path) -> Bundle:
         """Read ``bundle.json`` and check that every file is there with the right size.
@@ -88,8 +84,8 @@ class Bundle(_Manifest):
                 or the name of one that was not fetched.
         """
         root = find_bundle(path)
-        manifest = _read_manifest(root)
-        bundle = cls(path=root, **{k: getattr(manifest, k) for k in _Manifest.__dataclass_fields__})
+        manifest = _read_manifest(root) | {"path": str(root)}
+        bundle: Bundle = schema.decode(cls, manifest, str(root / MANIFEST), BundleError)
         bundle._check_family()
         bundle._check_tensors()
         for entry in bundle.files():
@@ -247,18 +243,16 @@ class Bundle(_Manifest):
         if self.regions is not None and self.regions.encoder is not None:
             graphs += ("region_encoder",)
         for name in graphs:
-            if not self.graphs.get(name):
-                raise BundleError(f"{where}: graphs: missing key {name!r}")
-        if self.head.align != "half_pixel" and not family.has_class_logits:
-            raise BundleError(
-                f"{where}: head.align: expected 'half_pixel' in family {self.family!r}, got "
-                f"{self.head.align!r}. Export the bundle again."
-            )
-        if self.preprocess.resize != "stretch" and "windows" not in family.settings:
-            raise BundleError(
-                f"{where}: preprocess.resize: expected 'stretch' in family {self.family!r}, got "
-                f"{self.preprocess.resize!r}. Export the bundle again."
-            )
+            self.variants(name)
+        for key, usual, value, is_free in (
+            ("head.align", "half_pixel", self.head.align, family.has_class_logits),
+            ("preprocess.resize", "stretch", self.preprocess.resize, "windows" in family.settings),
+        ):
+            if value != usual and not is_free:
+                raise BundleError(
+                    f"{where}: {key}: expected {usual!r} in family {self.family!r}, got "
+                    f"{value!r}. Export the bundle again."
+                )
         for key in family.keys:
             if getattr(self, key) is None:
                 raise BundleError(f"{where}: missing key {key!r}")
@@ -284,7 +278,7 @@ class Bundle(_Manifest):
                         )
 
 
-def _read_manifest(root: Path) -> _Manifest:
+def _read_manifest(root: Path) -> Any:
     where = root / MANIFEST
     try:
         if not root.exists():
@@ -296,7 +290,7 @@ def _read_manifest(root: Path) -> _Manifest:
         raise BundleError(f"{where}: cannot be read: {exc}. Check the path.") from exc
     except ValueError as exc:
         raise BundleError(f"{where}: expected JSON, got {exc}. Copy the bundle again.") from exc
-    version = raw.get("format_version") if isinstance(raw, Mapping) else None
+    version = raw.get("format_version") if isinstance(raw, dict) else None
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise BundleError(f"{where}: format_version: expected an integer >= 1, got {version!r}")
     if version > FORMAT_VERSION:
@@ -304,4 +298,4 @@ def _read_manifest(root: Path) -> _Manifest:
             f"{where}: format_version: expected <= {FORMAT_VERSION}, got {version}. "
             "Update zsseg_rt."
         )
-    return schema.decode(_Manifest, raw, str(where), BundleError)
+    return raw

@@ -171,18 +171,12 @@ def import_zegclip(source: _Descriptor, out: OutOption, bundle: ModelOptions) ->
 def _import_descriptor(
     architecture: str, source: _Descriptor, size: str | None, out: Path, bundle: ExportOptions
 ) -> None:
-    from zsseg_rt.export.architectures.descriptor import (
-        DescriptorSettings,
-        export_descriptor_file,
-    )
+    from zsseg_rt.export.architectures.descriptor import export_descriptor_file
 
-    size_hw = read_size(size) if size else None
     names, seen = source.read(lowers_seen=not source.self_trained)
-    settings = DescriptorSettings(
-        size_hw=size_hw, seen_classes=seen, self_trained=source.self_trained
-    )
-    more = (architecture, settings)
-    _write(export_descriptor_file, source.checkpoint, out, *more, options=bundle, class_names=names)
+    others: dict[str, Any] = {"size_hw": read_size(size) if size else None, "class_names": names}
+    others["seen_classes"] = () if source.self_trained else seen
+    _write(export_descriptor_file, source.checkpoint, out, architecture, options=bundle, **others)
 
 
 @import_app.command("clip_rc")

@@ -23,7 +23,7 @@ from zsseg_rt.bundles.specs import (
 from zsseg_rt.common.files import remove_leftovers, whole_folder, why_unwritable
 from zsseg_rt.common.process import free_memory
 from zsseg_rt.errors import BundleError, VocabularyError
-from zsseg_rt.export.golden import verify_bundle
+from zsseg_rt.export.golden import golden_names, require_passed, verify_bundle
 from zsseg_rt.export.graph_files import WrittenGraph, provenance, save_graphs
 from zsseg_rt.export.options import ExportOptions, TextBank
 from zsseg_rt.export.text_side import TextSide
@@ -43,8 +43,8 @@ class ExportedModel:
     preprocess: PreprocessSpec  # How a frame becomes the image encoder's input
     head: HeadSpec  # How features become labels
     text: TextSide  # Text tower, tokenizer and prompts
-    # Makes the golden sample; called after the text side has written its tokenizer
-    golden: Callable[[], Arrays]
+    # Makes the golden sample of this model for a few names
+    golden: Callable[[ExportedModel, list[str]], Arrays]
     # How the graphs were made
     provenance: Mapping[str, Any] = field(default_factory=provenance)
     # What only this family has in bundle.json, by key
@@ -61,12 +61,9 @@ def write_model_bundle(
     """
     with new_bundle_folder(path, overwrite=options.overwrite, verify=options.verify) as folder:
         exported = make()
-        text = exported.text
+        text_graphs, text = exported.text.write(folder)
         text_bank = _write_text_bank(folder, options.text_bank, text.embed_dim)
-        text_graphs = text.write_graph(folder)
-        tokenizer = text.write_tokenizer(folder)
-        golden = write_golden(folder, exported.golden())
-        text.release_tokenizer()
+        golden = write_golden(folder, exported.golden(exported, golden_names(options.class_names)))
         half = FAMILIES[exported.family].half_tensors
         graphs = save_graphs(exported.graphs, folder, options.precisions, half)
         graphs |= text_graphs
@@ -76,13 +73,13 @@ def write_model_bundle(
         bundle = Bundle(
             path=folder,
             format_version=FORMAT_VERSION,
-            name=options.name or _bundle_name(path),
+            name=path.stem,
             family=exported.family,
             architecture=exported.architecture,
             graphs=graphs,
             weights=weights,
             preprocess=exported.preprocess,
-            text=text.spec(graphs, tokenizer),
+            text=text,
             text_bank=text_bank,
             head=exported.head,
             **exported.sections,
@@ -91,7 +88,7 @@ def write_model_bundle(
             licence=options.licence,
         )
         write_manifest(folder, bundle)
-        del exported, text
+        del exported
         free_memory()
     return path
 
@@ -109,15 +106,9 @@ def new_bundle_folder(path: Path, *, overwrite: bool, verify: bool) -> Iterator[
         with whole_folder(path, overwrite=overwrite) as folder:
             yield folder
             if verify:
-                verify_bundle(folder).require(path.name)
+                require_passed(verify_bundle(folder), path.name)
     except OSError as exc:
         raise BundleError(f"{path}: cannot be written: {exc}. Free space or permissions?") from exc
-
-
-def _bundle_name(path: Path) -> str:
-    if path.suffix != SUFFIX or not path.stem:
-        raise BundleError(f"path: expected NAME{SUFFIX}, got {path.name!r}. Add the ending.")
-    return path.stem
 
 
 def write_manifest(folder: Path, bundle: Bundle) -> None:
@@ -127,10 +118,7 @@ def write_manifest(folder: Path, bundle: Bundle) -> None:
 
 
 def write_golden(folder: Path, arrays: Arrays) -> FileEntry:
-    """Write ``golden.npz``: plain arrays only, no pickles."""
-    for name, array in arrays.items():
-        if array.dtype.hasobject:
-            raise BundleError(f"golden: {name}: expected a plain array, got dtype {array.dtype}")
+    """Write ``golden.npz``."""
     path = folder / "golden.npz"
     np.savez_compressed(path, **dict(arrays))  # type: ignore[arg-type]
     return FileEntry.describe(path, folder)
@@ -168,23 +156,21 @@ def _write_text_bank(folder: Path, bank: TextBank | None, embed_dim: int) -> Tex
     rows = embeds[0] if embeds.ndim == 3 else embeds
     tensors = {"embeds": rows} if rows is embeds else {"embeds": rows, "region_embeds": embeds[1]}
     entry = _write_arrays(folder, "text_bank.safetensors", tensors)
-    return TextBankEntry(file=entry.file, sha256=entry.sha256, bytes=entry.bytes, names=names)
+    return TextBankEntry(**vars(entry), names=names)
 
 
 def check_bundle_place(path: Path, *, overwrite: bool) -> None:
     """Refuse a name that is no bundle's, and a place that is taken or cannot be written to."""
-    _bundle_name(path)
+    if path.suffix != SUFFIX:
+        raise BundleError(f"path: expected NAME{SUFFIX}, got {path.name!r}. Add the ending.")
     if problem := why_unwritable(path.parent):
         raise BundleError(f"{path}: cannot be written: {problem}. Free space or permissions?")
-    if not path.exists():
-        return
-    if not overwrite:
+    if path.exists() and not overwrite:
         raise BundleError(
             f"{path}: expected a new folder, found an existing one. Name another, or replace it "
             "(overwrite=True, or --overwrite on the command line)."
         )
-    is_bundle = (path / MANIFEST).is_file
-    if not is_bundle() and path.exists() and not is_bundle():  # others may be exchanging it
+    if path.exists() and not (path / MANIFEST).is_file():
         raise BundleError(
             f"{path}: expected a bundle to replace, found something else. Remove it by hand."
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,19 +14,12 @@ import numpy.typing as npt
 
 from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
 from zsseg_rt.common.checks import check_choice, check_range, check_size
-from zsseg_rt.common.files import read_limited
 from zsseg_rt.errors import ArgumentError, CheckpointError
 from zsseg_rt.export.bundle_writer import ExportedModel, write_model_bundle
-from zsseg_rt.export.golden import (
-    GOLDEN_NAMES,
-    GOLDEN_TEMPLATES,
-    dense_golden,
-    golden_names,
-    preprocess_frame,
-)
-from zsseg_rt.export.graph_files import MAX_CLASSES, image_network, weights_of
+from zsseg_rt.export.golden import labels_golden, preprocess_frame
+from zsseg_rt.export.graph_files import image_network, weights_of
 from zsseg_rt.export.options import COMMON_OPTIONS, ExportOptions, read_options
-from zsseg_rt.export.text_side import TextSide, clip_text_side, seen_names
+from zsseg_rt.export.text_side import TextSide, imagenet_templates, seen_names
 from zsseg_rt.networks import pooled
 from zsseg_rt.networks.aggregating import SHIPPED_LAYERS, AggregationConfig, OutlierRule
 from zsseg_rt.networks.clip import ImageTower, TextTower
@@ -45,7 +38,6 @@ from zsseg_rt.torch_files.shapes import divisor
 
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_tanh")
 _HALF = (0.5, 0.5, 0.5)  # mean and deviation of PE-Core and SigLIP
-_MAX_TOKENIZER_BYTES = 64 << 20
 _READS = COMMON_OPTIONS | {"class_names", "tokenizer"}
 
 
@@ -146,15 +138,7 @@ def _cut(weights: ClipTensors, settings: DenseHead, options: ExportOptions) -> E
         tower=text,
         words=weights.words,
         prompt_words=weights.prompt_words,
-        pieces=_gemma(options.tokenizer, text.vocab_size) if has_pieces else None,
-    )
-    head = HeadSpec(
-        logit_scale=cast(float, settings.logit_scale),
-        normalize=True,
-        activation="softmax",
-        grid_hw=image.grid_hw(settings.size_hw),
-        unknown_below=settings.unknown_below,
-        max_classes=MAX_CLASSES,
+        pieces=_gemma(options, text.vocab_size) if has_pieces else None,
     )
     mean, std = (CLIP_MEAN, CLIP_STD) if weights.kind == "clip" else (_HALF, _HALF)
     preprocess = PreprocessSpec(
@@ -169,51 +153,58 @@ def _cut(weights: ClipTensors, settings: DenseHead, options: ExportOptions) -> E
         own: dict[str, Any] = {"position": settings.position, "aggregation": aggregation}
         encode = partial(dense_embeds, tower=image, head=cast(str, settings.head), **own)
     kind = {"clip": "dense_clip", "pe": "pe_core", "siglip": "siglip"}[weights.kind]
+    prompts = imagenet_templates()
     model = written_model(
         encode,
-        head,
         preprocess,
-        clip_text_side(options, embed_dim=weights.embed_dim, tower=tower),
-        golden_names(options.class_names, GOLDEN_NAMES),
+        TextSide(options, embed_dim=weights.embed_dim, templates=prompts, tower=tower),
+        options,
         architecture=f"{kind} {settings.head}",
+        logit_scale=settings.logit_scale,
+        grid_hw=image.grid_hw(settings.size_hw),
+        unknown_below=settings.unknown_below,
     )
     return replace(model, provenance={**model.provenance, "activation": settings.activation})
 
 
-def _gemma(source: str | Path | bytes | None, num_rows: int) -> tuple[str, bytes]:
+def _gemma(options: ExportOptions, num_rows: int) -> tuple[str, bytes]:
     """Name and content of the tokenizer's file in the bundle."""
-    content = source if isinstance(source, bytes) else b""
-    where = "tokenizer.json" if content else str(source)
+    content = options.read_tokenizer()
     try:
-        raw = json.loads(content or read_limited(Path(where), max_bytes=_MAX_TOKENIZER_BYTES))
+        raw = json.loads(content)
         model = raw["model"] if isinstance(raw, dict) and "model" in raw else {}
         if (model.get("type"), model.get("byte_fallback")) != ("BPE", True):
             raise ValueError("another kind of tokenizer than byte pairs with single bytes")
         if (count := len(model["vocab"])) != num_rows:
             raise ValueError(f"{count} pieces where the text tower has {num_rows} rows")
         return GEMMA_FILE, gemma_json(model)
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as exc:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as exc:
         raise CheckpointError(
-            f"tokenizer: expected Gemma's tokenizer.json, got {where}: {str(exc)[:200]}. Put the "
-            "model's own tokenizer.json beside the weights."
+            f"tokenizer: expected Gemma's tokenizer.json, got {str(exc)[:200]}. Put the model's "
+            "own tokenizer.json beside the weights."
         ) from exc
 
 
 def written_model(
     encode: Callable[..., Any],
-    head: HeadSpec,
     preprocess: PreprocessSpec,
-    side: TextSide,
-    names: Sequence[str],
+    text: TextSide,
+    options: ExportOptions,
     *,
     architecture: str,
+    **rule: Any,
 ) -> ExportedModel:
-    """A dense bundle's parts from ``encode(ops, image=)``; ``names`` serve the golden sample."""
+    """A dense bundle's parts from ``encode(ops, image=)``; ``rule`` is the rest of its head."""
+    head = HeadSpec(
+        **{"normalize": True, "activation": "softmax", **rule},
+    )
 
-    def golden() -> dict[str, npt.NDArray[Any]]:
-        embeds, extra = side.embed_golden(names, side.templates[:GOLDEN_TEMPLATES])
-        frame = preprocess_frame(preprocess)
-        return dense_golden(frame, encode(Arrays(), image=frame), head, (names, embeds)) | extra
+    def golden(model: ExportedModel, names: list[str]) -> dict[str, npt.NDArray[Any]]:
+        image = preprocess_frame(preprocess)
+        embeds, extra = text.embed(names)
+        patches = encode(Arrays(), image=image)
+        stages = {"text_embeds": embeds, "image": image, "patch_embeds": patches}
+        return stages | labels_golden(patches, embeds, head, names) | extra
 
     return ExportedModel(
         family="dense",
@@ -221,7 +212,7 @@ def written_model(
         graphs={"image_encoder": image_network(encode, preprocess.size_hw)},
         preprocess=preprocess,
         head=head,
-        text=side,
+        text=text,
         golden=golden,
     )
 
@@ -249,33 +240,31 @@ def export_dense_clip(model: Any, options: ExportOptions) -> ExportedModel:
     """Cut dense CLIP or the trained cosine head into a bundle's parts."""
     size_hw = options.size_hw or model.config.size_hw
     check_size(size_hw, model.config.image_encoder.patch_size)
-    text = clip_text_side(
+    tower, head_name = tower_of(model), model.config.head
+    prompts = model.config.templates
+    text = TextSide(
         options,
         embed_dim=model.config.image_encoder.embed_dim,
+        templates=imagenet_templates() if prompts is None else prompts,
         tower=model.text_encoder,
-        templates=model.config.templates,
     )
-    tower, head_name = tower_of(model), model.config.head
     settings: dict[str, Any] = getattr(model.image_encoder, "options", {})
     rule = model.label_rule
     seen = seen_names(rule.seen_classes, options.class_names)
-    head = HeadSpec(
+    architecture = str(model.architecture)
+    return written_model(
+        partial(dense_embeds, tower=tower, head=head_name, **settings),
+        PreprocessSpec(size_hw=size_hw, mean=model.image_mean, std=model.image_std),
+        text,
+        options,
+        architecture=architecture + f" {head_name}" * (architecture == "dense_clip"),
         logit_scale=float(model.logit_scale),
-        normalize=True,
         activation=rule.activation,
         grid_hw=tower.grid_hw(size_hw),
         seen=seen,
         seen_bias=rule.seen_bias if seen else 0.0,
         unknown_below=rule.unknown_below,
-        max_classes=MAX_CLASSES,
     )
-    preprocess = PreprocessSpec(size_hw=size_hw, mean=model.image_mean, std=model.image_std)
-    encode = partial(dense_embeds, tower=tower, head=head_name, **settings)
-    names = golden_names(options.class_names, GOLDEN_NAMES)
-    architecture = str(model.architecture)
-    if architecture == "dense_clip":
-        architecture += f" {head_name}"
-    return written_model(encode, head, preprocess, text, names, architecture=architecture)
 
 
 def tower_of(model: Any) -> ImageTower:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -18,8 +18,7 @@ from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
 from zsseg_rt.common.arrays import TensorSpec
 from zsseg_rt.errors import ArgumentError, BundleError
 from zsseg_rt.export.bundle_writer import ExportedModel, write_model_bundle
-from zsseg_rt.export.golden import NUMBERED_NAMES, dense_golden, preprocess_frame, unit_rows
-from zsseg_rt.export.graph_files import MAX_CLASSES
+from zsseg_rt.export.golden import labels_golden, preprocess_frame, random_rows
 from zsseg_rt.export.options import ENCODER_OPTIONS, TextBank, read_options
 from zsseg_rt.export.text_side import TextSide
 from zsseg_rt.onnx.arrays import compute, run_network
@@ -29,7 +28,6 @@ from zsseg_rt.onnx.reader import map_file, read_network
 from zsseg_rt.onnx.rules import constant, fixed
 from zsseg_rt.onnx.table import newest
 
-_MOST_EXTRA = 8  # class and register tokens of known encoders
 _MOST_FOLDED = 1 << 16  # numbers of a value that is computed when a bundle is written
 _GOLDEN_ROWS = 64  # of a bank; more make the sample large and show no more
 
@@ -69,11 +67,17 @@ def export_dense_bundle(
     export_options = read_options(
         {"precisions": ("float32",), **options}, ENCODER_OPTIONS, "a foreign encoder"
     )
-    size_hw, encoder_path = _sides("image_size", image_size), Path(onnx_path)
-    grid_hw = None if export_options.grid_hw is None else _sides("grid_hw", export_options.grid_hw)
+    encoder_path, rgb = Path(onnx_path), "three values for R, G, B"
+    sides = (image_size, image_size) if isinstance(image_size, int) else image_size
+    grid_hw = export_options.grid_hw
     with _bundle_errors():
+        size_hw = _numbers("image_size", sides, 2, "(height, width)", operator.index)
+        if grid_hw is not None:
+            grid_hw = _numbers("grid_hw", grid_hw, 2, "(height, width)", operator.index)
         preprocess = PreprocessSpec(
-            size_hw=size_hw, mean=_triple("mean", mean), std=_triple("std", std)
+            size_hw=size_hw,
+            mean=_numbers("mean", mean, 3, rgb, float),
+            std=_numbers("std", std, 3, rgb, float),
         )
         encoder = _read_encoder(encoder_path, size_hw, export_options.embed_output, grid_hw)
         head = HeadSpec(
@@ -82,17 +86,16 @@ def export_dense_bundle(
             activation=export_options.activation,
             grid_hw=encoder.grid_hw,
             unknown_below=export_options.unknown_below,
-            max_classes=MAX_CLASSES,
             align=export_options.align or guess_align(size_hw, encoder.grid_hw),
         )
     exported = ExportedModel(
         family="dense",
         architecture=export_options.architecture,
-        graphs={"image_encoder": encoder.network},
+        graphs={"image_encoder": partial(encoder.tokens, encoder.folded)},
         preprocess=preprocess,
         head=head,
         text=TextSide(export_options, embed_dim=encoder.embed_dim),
-        golden=partial(_golden, encoder, preprocess, head, export_options.text_bank),
+        golden=partial(_golden, encoder, export_options.text_bank),
         provenance={"package": f"zsseg_rt {zsseg_rt.__version__}", "opset": encoder.original.opset},
     )
     return write_model_bundle(Path(path), lambda: exported, export_options)
@@ -125,20 +128,15 @@ class _Encoder(NamedTuple):
     grid_hw: tuple[int, int]
     embed_dim: int
 
-    def run_original(self, image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Patch embeddings float32 [1, N, D] of the unchanged graph, by NumPy."""
-        network = self.original
+    def golden(self, image: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Patch embeddings float32 [1, N, D] of the graph as it was read, by NumPy."""
+        network = self.tokens(self.original)
         with _bundle_errors(f"{self.path}: "):
-            results = run_network(network, {network.inputs[0].name: image})
-        embeds = results[network.outputs[0].name]
-        if self.channels_first:
-            embeds = embeds.reshape(1, self.embed_dim, -1).transpose(0, 2, 1)
-        return np.ascontiguousarray(embeds, np.float32)
+            return np.asarray(run_network(network, {"image": image})["patch_embeds"], np.float32)
 
-    def network(self) -> Network:
-        """The graph from ``image`` to ``patch_embeds`` [1, N, D]."""
-        network, tokens = self.folded, "patch_embeds"
-        output = network.outputs[0].name
+    def tokens(self, network: Network) -> Network:
+        """The network from ``image`` to ``patch_embeds`` [1, N, D]."""
+        tokens, output = "patch_embeds", network.outputs[0].name
         names = {"image": "image.given", tokens: f"{tokens}.given"}
         names[network.inputs[0].name] = "image"
         if not self.channels_first:
@@ -267,64 +265,44 @@ def _grid(
     grid_hw: tuple[int, int] | None,
 ) -> tuple[int, int]:
     """The patch grid of an output [1, D, gh, gw] or [1, N, D]."""
-    grid: tuple[int, int] | None = None
-    if len(shape) in (3, 4) and shape[0] == 1 and min(shape) > 0:
-        if len(shape) == 4:
-            grid = (shape[2], shape[3])
-        else:
-            grid = grid_hw or _guess_grid(path, output, shape[1], size_hw)
-    fits = grid is not None and grid_hw in (None, grid)
-    if grid is None or not fits or (len(shape) == 3 and grid[0] * grid[1] != shape[1]):
+    is_one = len(shape) in (3, 4) and shape[0] == 1 and min(shape) > 0
+    if is_one and len(shape) == 4:
+        grids = {(shape[2], shape[3])}
+    else:
+        height, width = size_hw
+        squares = ((height // side, width // side) for side in range(1, min(size_hw) + 1))
+        tokens = shape[1] if is_one else 0
+        stated = squares if grid_hw is None else (grid_hw,)
+        grids = {grid for grid in stated if grid[0] * grid[1] == tokens}
+    if len(grids) != 1 or grid_hw not in (None, *grids):
         raise BundleError(
-            f"{path}: {output}: expected embeddings [1, D, gh, gw], or [1, gh * gw, D] with "
-            f"grid_hw=(gh, gw), got shape {shape} and grid_hw={grid_hw}."
+            f"{path}: {output}: expected embeddings [1, D, gh, gw], or [1, gh * gw, D] of square "
+            f"patches or grid_hw=(gh, gw), got shape {shape} and grid_hw={grid_hw} for "
+            f"{size_hw[0]}x{size_hw[1]} pixels. Name an output without class or register tokens, "
+            "or state the grid (--grid-hw GH GW on the command line)."
         )
-    return grid
-
-
-def _guess_grid(path: Path, output: str, tokens: int, size_hw: tuple[int, int]) -> tuple[int, int]:
-    """The grid of square patches that has as many cells as there are tokens."""
-    height, width = size_hw
-    grids = {(height // side, width // side) for side in range(1, min(size_hw) + 1)}
-    fitting = [grid for grid in grids if grid[0] * grid[1] == tokens]
-    if len(fitting) == 1:
-        return fitting[0]
-    more = min((tokens - h * w for h, w in grids if h * w < tokens), default=tokens)
-    why = "which square patches do not make"
-    if more <= _MOST_EXTRA:
-        why = f"{more} more than square patches make, as with class or register tokens"
-    raise BundleError(
-        f"{path}: {output}: expected one token for each patch of {height}x{width} pixels, got "
-        f"{tokens}, {why}. Name an output without others, or state the grid (grid_hw=(gh, gw), or "
-        "--grid-hw GH GW on the command line)."
-    )
+    return grids.pop()
 
 
 def _golden(
-    encoder: _Encoder, preprocess: PreprocessSpec, head: HeadSpec, bank: TextBank | None
+    encoder: _Encoder, bank: TextBank | None, model: ExportedModel, names: Sequence[str]
 ) -> dict[str, npt.NDArray[Any]]:
     if bank is None:
-        names: Sequence[str] = NUMBERED_NAMES
-        embeds = unit_rows(len(names), encoder.embed_dim)
+        embeds = random_rows(len(names), encoder.embed_dim)
     else:
         names = list(bank[0])[:_GOLDEN_ROWS]
         embeds = np.ascontiguousarray(bank[1][:_GOLDEN_ROWS], np.float32)
-    image = preprocess_frame(preprocess, head.align)
-    return dense_golden(image, encoder.run_original(image), head, (names, embeds))
+    image = preprocess_frame(model.preprocess, model.head.align)
+    patches = encoder.golden(image)
+    stages = {"text_embeds": embeds, "image": image, "patch_embeds": patches}
+    return stages | labels_golden(patches, embeds, model.head, names)
 
 
-def _sides(name: str, size: int | tuple[int, int]) -> tuple[int, int]:
-    sides = (size, size) if isinstance(size, int) else size
+def _numbers(name: str, values: Any, count: int, what: str, kind: Callable[[Any], Any]) -> Any:
     try:
-        height, width = (operator.index(side) for side in sides)
-    except (TypeError, ValueError):
-        raise ArgumentError(f"{name}: expected (height, width), got {size!r}") from None
-    return height, width
-
-
-def _triple(name: str, values: Sequence[float]) -> tuple[float, float, float]:
-    try:
-        red, green, blue = (float(value) for value in values)
+        numbers = tuple(map(kind, values))
     except (TypeError, ValueError, OverflowError):
-        raise BundleError(f"{name}: expected three values for R, G, B, got {values!r}") from None
-    return red, green, blue
+        numbers = ()
+    if len(numbers) != count:
+        raise ArgumentError(f"{name}: expected {what}, got {values!r}. Change it.")
+    return numbers

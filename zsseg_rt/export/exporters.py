@@ -77,9 +77,8 @@ def export_graphs(model: Any, folder: Path, **options: Any) -> GraphFiles:
         ``{graph name: {precision: entry}}``, paths relative to ``folder``.
     """
     exported, export_options = _cut(model, {"text_encoder": None, **options})
-    graphs = save_graphs(
-        exported.graphs, folder, export_options.precisions, FAMILIES[exported.family].half_tensors
-    )
+    half = FAMILIES[exported.family].half_tensors
+    graphs = save_graphs(exported.graphs, folder, export_options.precisions, half)
     return graphs | exported.text.write_graph(folder)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from zsseg_rt.backends.base import BackendOptions
+from zsseg_rt.backends.registry import get_backend
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.bundles.specs import NARROW, HeadSpec, PreprocessSpec
 from zsseg_rt.common.arrays import HALF_PRECISIONS
 from zsseg_rt.config import EngineConfig
+from zsseg_rt.engine import Engine
 from zsseg_rt.errors import BundleError
 from zsseg_rt.onnx.arrays import run_network
 from zsseg_rt.onnx.reader import map_file, read_network
@@ -22,22 +23,22 @@ from zsseg_rt.ops import reference
 from zsseg_rt.runtime.families.registry import create_family
 from zsseg_rt.runtime.self_check import (
     TOLERANCES,
+    SelfCheck,
     StageCheck,
     read_golden,
     scaled_error,
     stage_tolerance,
 )
+from zsseg_rt.text.embeddings import unit_rows
 
 FRAME_HW = (120, 160)
 GOLDEN_NAMES = ("road", "person", "car", "tree", "sky")
-NUMBERED_NAMES = tuple(f"class {i}" for i in range(5))
 _MOST_NAMES = 16
-GOLDEN_TEMPLATES = 2  # of a longer list: a golden sample needs embeddings, not the best ones
 
 
-def golden_names(class_names: Sequence[str] | None, usual: Sequence[str]) -> list[str]:
+def golden_names(class_names: Sequence[str] | None) -> list[str]:
     """The names of a golden sample: the first few of those given, which show as much as all."""
-    return list(class_names or usual)[:_MOST_NAMES]
+    return list(class_names or GOLDEN_NAMES)[:_MOST_NAMES]
 
 
 def golden_frame() -> npt.NDArray[np.uint8]:
@@ -50,13 +51,9 @@ def golden_frame() -> npt.NDArray[np.uint8]:
     return np.clip(0.5 * shades + 0.5 * blocks + noise, 0, 255).astype(np.uint8)
 
 
-def unit_rows(count: int, width: int) -> npt.NDArray[np.float32]:
+def random_rows(count: int, width: int) -> npt.NDArray[np.float32]:
     """Random unit vectors that stand for class embeddings, float32 [count, width]."""
-    rows = np.random.default_rng(count).standard_normal((count, width))
-    unit: npt.NDArray[np.float32] = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(
-        np.float32
-    )
-    return unit
+    return unit_rows(np.random.default_rng(count).standard_normal((count, width), np.float32))
 
 
 def preprocess_frame(spec: PreprocessSpec, align: str = "half_pixel") -> npt.NDArray[np.float32]:
@@ -64,18 +61,6 @@ def preprocess_frame(spec: PreprocessSpec, align: str = "half_pixel") -> npt.NDA
     frame, size_hw = golden_frame(), spec.size_hw
     image = reference.preprocess(frame, size_hw=size_hw, mean=spec.mean, std=spec.std, align=align)
     return np.ascontiguousarray(image[None], np.float32)
-
-
-def dense_golden(
-    image: npt.NDArray[np.float32],
-    patch_embeds: npt.NDArray[np.float32],
-    head: HeadSpec,
-    classes: tuple[Sequence[str], npt.NDArray[np.float32]],
-) -> dict[str, npt.NDArray[Any]]:
-    """Every intermediate of a dense bundle, by the NumPy definitions of the kernels."""
-    names, embeds = classes
-    stages = {"text_embeds": embeds, "image": image, "patch_embeds": patch_embeds}
-    return stages | labels_golden(patch_embeds, embeds, head, names)
 
 
 def labels_golden(
@@ -114,29 +99,17 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 _COMPARISONS = {"Greater", "GreaterOrEqual", "Less", "LessOrEqual", "TopK"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class VerifyReport:
-    """Every comparison that was made for a bundle."""
-
-    stages: tuple[StageCheck, ...]
-
-    @property
-    def passed(self) -> bool:
-        """Whether every stage passed."""
-        return all(stage.passed for stage in self.stages)
-
-    def require(self, bundle: str) -> None:
-        """Raise unless every stage passed."""
-        for stage in self.stages:
-            if not stage.passed:
-                raise BundleError(
-                    f"{bundle}: {stage.where}: {stage.stage}: expected within {stage.tolerance:g} "
-                    f"of the model, got {stage.error:.3g}. The bundle was not written; check the "
-                    "model's weights, or leave this precision out."
-                )
+def require_passed(check: SelfCheck, bundle: str) -> None:
+    """Refuse a bundle that left its golden sample in a stage."""
+    if stage := check.first_failure:
+        raise BundleError(
+            f"{bundle}: {stage.where}: {stage.stage}: expected within {stage.tolerance:g} of the "
+            f"model, got {stage.error:.3g}. The bundle was not written; check the model's weights, "
+            "or leave this precision out."
+        )
 
 
-def verify_bundle(path: Path, *, runtime: bool = True) -> VerifyReport:
+def verify_bundle(path: Path) -> SelfCheck:
     """Run the engine, and every graph that it leaves out or that is off, on the golden sample.
 
     A graph alone is fed the golden sample's own inputs, so an error is reported where it arises.
@@ -146,7 +119,6 @@ def verify_bundle(path: Path, *, runtime: bool = True) -> VerifyReport:
 
     Args:
         path: Bundle folder.
-        runtime: Whether to run the engine too.
 
     Raises:
         BundleError: The bundle cannot be read, or has no golden sample, or a damaged one.
@@ -154,7 +126,10 @@ def verify_bundle(path: Path, *, runtime: bool = True) -> VerifyReport:
     """
     bundle = Bundle.load(path)
     golden = read_golden(bundle, create_family(bundle, EngineConfig()))
-    engine = _runtime_stages(bundle) if runtime else ()
+    precision = "float32" if "float32" in bundle.graphs["image_encoder"] else "auto"
+    config = EngineConfig(device="cpu", backend="openvino", precision=precision, use_cache=False)
+    with Engine(bundle, config) as running:
+        engine = running.self_check().stages
     stages = [
         stage
         for name, variants in bundle.graphs.items()
@@ -163,7 +138,7 @@ def verify_bundle(path: Path, *, runtime: bool = True) -> VerifyReport:
         if precision != "fp8" and all(spec.name in golden for spec in entry.inputs)
         for stage in _one_graph(bundle, (name, precision), golden, engine)
     ]
-    return VerifyReport(stages=(*stages, *engine))
+    return SelfCheck(precision=precision, stages=(*stages, *engine))
 
 
 def _one_graph(
@@ -204,8 +179,6 @@ def _slack(path: Path, precision: str) -> float:
 
 def _results(path: Path, precision: str, feeds: Arrays) -> dict[str, npt.NDArray[Any]]:
     """Outputs by name; of halves by NumPy, since OpenVINO would hold them three times."""
-    from zsseg_rt.backends.registry import get_backend
-
     if precision in HALF_PRECISIONS:
         return run_network(read_network(map_file(path)), feeds)
     computed = "int8" if precision == "int8" else "float32"
@@ -218,12 +191,3 @@ def _results(path: Path, precision: str, feeds: Arrays) -> dict[str, npt.NDArray
     finally:
         session.close()
         graph.close()
-
-
-def _runtime_stages(bundle: Bundle) -> tuple[StageCheck, ...]:
-    from zsseg_rt.engine import Engine
-
-    precision = "float32" if "float32" in bundle.graphs["image_encoder"] else "auto"
-    config = EngineConfig(device="cpu", backend="openvino", precision=precision, use_cache=False)
-    with Engine(bundle, config) as engine:
-        return engine.self_check().stages

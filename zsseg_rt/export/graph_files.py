@@ -10,8 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 import zsseg_rt
-from zsseg_rt.bundles.specs import GraphEntry
-from zsseg_rt.common.files import sha256_of
+from zsseg_rt.bundles.specs import FileEntry, GraphEntry
 from zsseg_rt.onnx.check import check_graph
 from zsseg_rt.onnx.graph import Graph
 from zsseg_rt.onnx.half import to_half
@@ -21,7 +20,6 @@ from zsseg_rt.onnx.writer import save_onnx, with_exact_halves
 
 GraphFiles = dict[str, dict[str, GraphEntry]]
 
-MAX_CLASSES = 1024
 DEFAULT_PRECISIONS = ("float32", "float16")
 GRAPH_PRECISIONS = (*DEFAULT_PRECISIONS, "bfloat16")
 
@@ -96,10 +94,5 @@ def save_graphs(
 def describe_graph(path: Path, root: Path) -> GraphEntry:
     """Describe an ONNX file under ``root`` with its hash and interface."""
     header = check_graph(path)
-    return GraphEntry(
-        file=path.relative_to(root).as_posix(),
-        sha256=sha256_of(path),
-        bytes=path.stat().st_size,
-        inputs=header.inputs,
-        outputs=header.outputs,
-    )
+    file = FileEntry.describe(path, root)
+    return GraphEntry(**vars(file), inputs=header.inputs, outputs=header.outputs)

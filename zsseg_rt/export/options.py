@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from zsseg_rt.common.files import read_limited
 from zsseg_rt.common.schema import check_plain_text, decode, nearest
 from zsseg_rt.common.settings import Option, documented, setting
-from zsseg_rt.errors import ArgumentError, BundleError
+from zsseg_rt.errors import ArgumentError, BundleError, CheckpointError
 from zsseg_rt.export.graph_files import DEFAULT_PRECISIONS, GRAPH_PRECISIONS
 
 if TYPE_CHECKING:
     from torch import nn
 
+_MAX_TOKENIZER_BYTES = 64 << 20
 TextBank = tuple[Sequence[str], npt.NDArray[np.floating[Any]]]
 
 
@@ -44,7 +46,6 @@ class ExportOptions:
         "Names with embeddings float [C, D] that ``set_classes`` uses for these names; for "
         "ZegFormer also [2, C, D], for segments and regions.",
     )
-    name: str | None = setting(None, "Name in the manifest; None takes the folder's.")
     space: str | None = setting(
         None,
         "Human-readable name of the joint space of the embeddings; None takes the one that the "
@@ -139,6 +140,18 @@ class ExportOptions:
                 f"precisions: expected some of {', '.join(GRAPH_PRECISIONS)}, got {precisions!r}. "
                 "The command quantize adds int8 and fp8."
             )
+
+    def read_tokenizer(self) -> bytes:
+        """The content of :attr:`tokenizer`."""
+        if isinstance(self.tokenizer, bytes):
+            return self.tokenizer
+        try:
+            return read_limited(Path(str(self.tokenizer)), max_bytes=_MAX_TOKENIZER_BYTES)
+        except OSError as exc:
+            raise CheckpointError(
+                f"tokenizer: expected the model's own tokenizer, got a file that cannot be read: "
+                f"{exc}. Check the path, or put it beside the weights."
+            ) from exc
 
 
 _KINDS: dict[Any, Any] = {

@@ -4,36 +4,38 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from zsseg_rt.bundles.specs import FileEntry, GraphEntry, TextSpec
+from zsseg_rt.bundles.specs import FileEntry, TextSpec
 from zsseg_rt.errors import CheckpointError, VocabularyError
-from zsseg_rt.export.golden import unit_rows
+from zsseg_rt.export.golden import random_rows
 from zsseg_rt.export.graph_files import GraphFiles, save_graphs
 from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.export.words import keep_words, tokenizer_json, written_text
 from zsseg_rt.networks.clip import TextTower
 from zsseg_rt.networks.text import WrittenText
-from zsseg_rt.text.embeddings import TOKENIZERS, AnyTokenizer
+from zsseg_rt.text.embeddings import TOKENIZERS, unit_rows
 from zsseg_rt.text.tokenizer import Tokenizer
 from zsseg_rt.text.vocabulary import check_templates, fill
 from zsseg_rt.torch_files.shapes import divisor
+from zsseg_rt.torch_files.tips_weights import TEMPLATES as TIPS_TEMPLATES
 
 _log = logging.getLogger(__name__)
 
 CLIP_TEMPLATES = ("a photo of a {}.",)
 _TEMPLATES = Path(__file__).parent / "clip_words/templates.txt"
 _CLIP_VOCAB = 49408
-_PROMPTS_PER_RUN = 64
+_FEW_TEMPLATES = 2  # in the golden sample, which needs embeddings, not the best ones
 _KEPT_PROMPTS = 16  # in the golden sample: enough to compare the exported graph
 
 
 class TextSide:
-    """Text tower, tokenizer and templates of one export."""
+    """Text tower, tokenizer and templates of one export; those of CLIP unless told otherwise."""
 
     def __init__(
         self,
@@ -41,101 +43,61 @@ class TextSide:
         *,
         embed_dim: int,
         templates: Sequence[str] = CLIP_TEMPLATES,
-        template_set: str = "custom",
         space: str = "",
         tower: Any = None,
     ) -> None:
-        self.embed_dim = embed_dim
-        self.templates = check_templates(
-            templates if options.templates is None else options.templates
+        prompts = templates if options.templates is None else options.templates
+        is_own = options.text_encoder == "auto"
+        encoder = written_text(tower if is_own else options.text_encoder)
+        self.encoder = None if encoder is None else _with_tokenizer(encoder, is_own=is_own)
+        self._spec = TextSpec(
+            embed_dim=embed_dim,
+            templates=check_templates(prompts),
+            template_set=options.template_set or _NAMES.get(tuple(prompts), "custom"),
+            space=space if options.space is None else options.space,
         )
-        self._set = template_set if options.template_set is None else options.template_set
-        self._space = space if options.space is None else options.space
-        own = options.text_encoder == "auto"
-        encoder = written_text(tower if own else options.text_encoder)
-        self._words: tuple[str, ...] = ()
-        self._subset = None
-        if encoder is not None and encoder.words:
-            self._words = encoder.words
-            self._subset = keep_words(encoder, encoder.words, encoder.prompt_words)
-            encoder = self._subset.encoder
-        else:
-            encoder = _choose_encoder(encoder, own=own)
-        self.encoder: WrittenText | None = encoder
-        self._context_length = 77 if encoder is None else encoder.context_length
-        self._tokenizer: AnyTokenizer | None = None
-        self._rows: FileEntry | None = None
 
     def write_graph(self, folder: Path) -> GraphFiles:
         """Write the text tower if there is one, in float32 only: it runs once per phrase."""
-        if self.encoder is None:
-            return {}
-        written, table = self.encoder.network, self.encoder.rows
-        self._rows = None if table is None else _write_rows(table, folder)
-        return save_graphs({"text_encoder": written}, folder, ("float32",))
+        graphs = {} if self.encoder is None else {"text_encoder": self.encoder.network}
+        return save_graphs(graphs, folder, ("float32",))
 
-    def write_tokenizer(self, folder: Path) -> FileEntry | None:
-        """Write ``tokenizer.json``, or the tower's own file, if there is a text tower."""
-        if self.encoder is None:
-            return None
-        if self.encoder.pieces is not None:
-            name, data = self.encoder.pieces
-            self._tokenizer = TOKENIZERS[name](data, context_length=self._context_length)
-        else:
-            content = self._subset.tokenizer_json if self._subset else tokenizer_json()
-            name, data = "tokenizer.json", content.encode()
-            self._tokenizer = Tokenizer(content, context_length=self._context_length)
-        (folder / name).write_bytes(data)
-        return FileEntry.describe(folder / name, folder)
-
-    def release_tokenizer(self) -> None:
-        """Let go of a tokenizer that may take more memory than a tower."""
-        self._tokenizer = None
-
-    def spec(
-        self, graphs: Mapping[str, Mapping[str, GraphEntry]], tokenizer: FileEntry | None
-    ) -> TextSpec:
-        """Describe the text side for the manifest."""
-        graph = graphs.get("text_encoder")
-        return TextSpec(
-            embed_dim=self.embed_dim,
-            templates=self.templates,
-            template_set=self._set,
-            context_length=self._context_length,
-            tokenizer=tokenizer,
-            token_rows=self._rows,
-            encoder_sha256=graph["float32"].sha256 if graph else None,
-            space=self._space,
-            words=self._words,
+    def write(self, folder: Path) -> tuple[GraphFiles, TextSpec]:
+        """Write the text tower and its tokenizer, if there are any, and describe the text side."""
+        graphs, encoder = self.write_graph(folder), self.encoder
+        if encoder is None or encoder.pieces is None:
+            return graphs, self._spec
+        name, content = encoder.pieces
+        (folder / name).write_bytes(content)
+        return graphs, replace(
+            self._spec,
+            context_length=encoder.context_length,
+            tokenizer=FileEntry.describe(folder / name, folder),
+            token_rows=None if encoder.rows is None else _write_rows(encoder.rows, folder),
+            encoder_sha256=graphs["text_encoder"]["float32"].sha256,
+            words=encoder.words,
         )
 
     def embed(
-        self, names: Sequence[str], templates: Sequence[str] | None = None
-    ) -> tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[Any]]] | None:
-        """Embed class names, after :meth:`write_tokenizer`."""
-        if self._tokenizer is None:
-            return None
-        assert self.encoder is not None
-        templates = templates or self.templates
-        prompts = [prompt for name in names for prompt in fill(templates, name)]
-        tokens = self._tokenizer.encode(prompts)
-        parts = [
-            self.encoder.embed(tokens[start : start + _PROMPTS_PER_RUN])
-            for start in range(0, len(tokens), _PROMPTS_PER_RUN)
-        ]
-        features = np.concatenate(parts)
-        embeds = _unit(_unit(features).reshape(len(names), len(templates), -1).mean(1))
+        self, names: Sequence[str], templates: Sequence[str] = ()
+    ) -> tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[Any]]]:
+        """Names by a few prompts, [C, D], and what the text tower took and gave for the first.
+
+        Without a text tower, random unit vectors replace embeddings.
+        """
+        encoder, templates = self.encoder, (templates or self._spec.templates)[:_FEW_TEMPLATES]
+        if encoder is None or encoder.pieces is None:
+            return random_rows(len(names), self._spec.embed_dim), {}
+        file, content = encoder.pieces
+        tokenizer = TOKENIZERS.get(file, Tokenizer)(content, encoder.context_length)
+        tokens = tokenizer.encode([text for name in names for text in fill(templates, name)])
+        features = encoder.embed(tokens)
+        embeds = unit_rows(unit_rows(features).reshape(len(names), len(templates), -1).mean(1))
         kept = tokens[:_KEPT_PROMPTS]
         extra = {"token_ids": kept, "prompt_embeds": features[:_KEPT_PROMPTS]}
-        if (table := self.encoder.rows) is not None:
+        if (table := encoder.rows) is not None:
             extra["token_embeds"] = table[kept].astype(np.float16).astype(np.float32)
         return embeds, extra
-
-    def embed_golden(
-        self, names: Sequence[str], templates: Sequence[str] | None = None
-    ) -> tuple[npt.NDArray[np.float32], dict[str, npt.NDArray[Any]]]:
-        """Like :meth:`embed`; without a text tower, random unit vectors replace embeddings."""
-        return self.embed(names, templates) or (unit_rows(len(names), self.embed_dim), {})
 
 
 _ROWS_AT_ONCE = 1 << 14
@@ -159,31 +121,12 @@ def _write_rows(table: Any, folder: Path) -> FileEntry:
     return FileEntry.describe(path, folder)
 
 
-def _unit(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    return np.asarray(rows / np.linalg.norm(rows, axis=-1, keepdims=True), np.float32)
-
-
 def imagenet_templates() -> tuple[str, ...]:
     """CLIP's 80 prompts for ImageNet, which ship."""
     return tuple(_TEMPLATES.read_text(encoding="utf-8").splitlines())
 
 
-def clip_text_side(
-    options: ExportOptions,
-    *,
-    embed_dim: int,
-    tower: Any,
-    templates: Sequence[str] | None = None,
-) -> TextSide:
-    """The text side of a CLIP; without prompts of its own or given ones, CLIP's 80 for ImageNet."""
-    prompts = options.templates if templates is None else templates
-    return TextSide(
-        options,
-        embed_dim=embed_dim,
-        templates=imagenet_templates() if prompts is None else prompts,
-        template_set="imagenet-80" if prompts is None else "custom",
-        tower=tower,
-    )
+_NAMES = {imagenet_templates(): "imagenet-80", TIPS_TEMPLATES: "tips-9"}
 
 
 def clip_text(tensors: Mapping[str, Any], activation: str = "quick_gelu") -> WrittenText | None:
@@ -214,11 +157,17 @@ def seen_names(seen_classes: Sequence[int], class_names: Sequence[str] | None) -
     return tuple(class_names[index] for index in seen_classes)
 
 
-def _choose_encoder(encoder: WrittenText | None, *, own: bool) -> WrittenText | None:
-    if encoder is None or encoder.pieces is not None or encoder.vocab_size == _CLIP_VOCAB:
+def _with_tokenizer(encoder: WrittenText, *, is_own: bool) -> WrittenText | None:
+    """The tower with its tokenizer's file: CLIP's, its part for some words, or one of its own."""
+    if encoder.words:
+        subset = keep_words(encoder, encoder.words, encoder.prompt_words)
+        return replace(subset.encoder, pieces=("tokenizer.json", subset.tokenizer_json))
+    if encoder.pieces is not None:
         return encoder
+    if encoder.vocab_size == _CLIP_VOCAB:
+        return replace(encoder, pieces=("tokenizer.json", tokenizer_json()))
     message = f"text_encoder: expected CLIP's {_CLIP_VOCAB} tokens, got {encoder.vocab_size}"
-    if not own:
+    if not is_own:
         raise CheckpointError(f"{message}. There is no tokenizer for another vocabulary.")
     _log.warning("%s; the bundle has no text encoder", message)
     return None

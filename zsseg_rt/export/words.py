@@ -31,7 +31,7 @@ _MERGES = Path(__file__).parent / "clip_words/merges.txt.gz"
 
 
 @cache
-def tokenizer_json() -> str:
+def tokenizer_json() -> bytes:
     """CLIP's tokenizer, whose own normalizer serves readers that use only the file."""
     lines = gzip.decompress(_MERGES.read_bytes()).decode("utf-8").split("\n")
     merges = lines[1 : _NUM_MERGES + 1]
@@ -40,7 +40,7 @@ def tokenizer_json() -> str:
     tokens += [merge.replace(" ", "") for merge in merges]
     tokens += [START_OF_TEXT, END_OF_TEXT]
     vocab = {token: number for number, token in enumerate(tokens)}
-    return json.dumps(tokenizer_document(vocab, merges), ensure_ascii=False)
+    return json.dumps(tokenizer_document(vocab, merges), ensure_ascii=False).encode()
 
 
 def _byte_letters() -> list[str]:
@@ -57,7 +57,7 @@ class WordSubset(NamedTuple):
     """A text tower with the tokens of some words only."""
 
     encoder: WrittenText
-    tokenizer_json: str  # The tokenizer that goes with it
+    tokenizer_json: bytes  # The tokenizer that goes with it
     rows: tuple[int, ...]  # The whole tower's token for each of this one's
 
 
@@ -81,7 +81,7 @@ def keep_words(encoder: Any, words: Sequence[str], other_words: Sequence[str] = 
     full["model"]["merges"] = [" ".join(pair) for pair in sorted(merges, key=ranks.__getitem__)]
     for token, entry in full["post_processor"]["special_tokens"].items():
         entry["ids"] = [numbering[token]]
-    content = json.dumps(full, ensure_ascii=False)
+    content = json.dumps(full, ensure_ascii=False).encode()
     return WordSubset(tower.with_rows(rows), content, tuple(rows))
 
 

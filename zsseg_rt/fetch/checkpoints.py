@@ -94,12 +94,19 @@ def megabytes(count: int) -> str:
 
 
 def _local(weights: PretrainedSet, file: str, path: Path, progress: Progress) -> Checkpoint:
-    """A file that lies where downloads go: compared with its note, or else with the hub."""
-    record = _read_record(path)
-    published = record or _ask_about(weights, file, path, progress)
-    published = published and _pinned(weights, published)
+    """A file that lies where downloads go: compared with its note, or else with what is known."""
+    published = record = _read_record(path)
+    if record is None and path.name in weights.sha256:
+        published = RemoteFile(
+            repository=weights.repository, file=path.name, commit=weights.revision
+        )
+    elif record is None:
+        try:
+            published = look_up(weights.repository, file, weights.revision)
+        except HubError as exc:
+            progress.say(f"{path} cannot be compared with the published file: {exc}")
     if published is not None:
-        _compare(path, published, f"Remove {path}, then run this again.")
+        _compare(path, _pinned(weights, published), f"Remove {path}, then run this again.")
     progress.say(f"using {path}")
     where = published.commit[:12] if published else "put there by hand"
     origin = f"{weights.repository} {path.name} ({where})"
@@ -109,20 +116,6 @@ def _local(weights: PretrainedSet, file: str, path: Path, progress: Progress) ->
 def _pinned(weights: PretrainedSet, remote: RemoteFile) -> RemoteFile:
     """The file with the SHA-256 that is known here, if it is."""
     return replace(remote, sha256=weights.sha256.get(remote.file, remote.sha256))
-
-
-def _ask_about(
-    weights: PretrainedSet, file: str, path: Path, progress: Progress
-) -> RemoteFile | None:
-    if sha256 := weights.sha256.get(path.name):
-        return RemoteFile(
-            repository=weights.repository, file=path.name, commit=weights.revision, sha256=sha256
-        )
-    try:
-        return look_up(weights.repository, file, weights.revision)
-    except HubError as exc:
-        progress.say(f"{path} cannot be compared with the published file: {exc}")
-        return None
 
 
 def _download(
@@ -401,20 +394,16 @@ def _errors_as_phrases() -> Iterator[None]:
             raise HubError(broken if plain else f"no connection ({type(exc).__name__})") from exc
 
 
-_REFUSALS = {
-    404: "there is no such file",
-    401: "the hub does not let you have it; if it needs a login, set HF_TOKEN",
-    403: "the hub does not let you have it; if it needs a login, set HF_TOKEN",
-}
+_NO_LOGIN = ", the hub does not let you have it; if it needs a login, set HF_TOKEN"
+_REFUSALS = {404: ", there is no such file", 401: _NO_LOGIN, 403: _NO_LOGIN}
 
 
 def _refusal(error: Any) -> HubError:
     status = getattr(getattr(error, "response", None), "status_code", None)
     if not status:
         return HubError(f"no connection ({type(error).__name__})")
-    trouble = "the hub is in trouble; try again later" if status >= 500 else ""
-    reason = _REFUSALS.get(status, trouble)
-    return HubError(f"HTTP {status}{', ' * bool(reason)}{reason}")
+    trouble = ", the hub is in trouble; try again later" if status >= 500 else ""
+    return HubError(f"HTTP {status}{_REFUSALS.get(status, trouble)}")
 
 
 @contextmanager
@@ -426,17 +415,15 @@ def _silence() -> Iterator[None]:
         enable_progress_bars,
     )
 
-    loggers = [logging.getLogger(name) for name in _LOUD]
-    levels = [logger.level for logger in loggers]
+    levels = {logger: logger.level for logger in map(logging.getLogger, _LOUD)}
     had_bars = not are_progress_bars_disabled()
-    for logger in loggers:
+    for logger in levels:
         logger.setLevel(logging.ERROR)
-    if had_bars:
-        disable_progress_bars()
+    disable_progress_bars()
     try:
         yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
+        for logger, level in levels.items():
             logger.setLevel(level)
         if had_bars:
             enable_progress_bars()

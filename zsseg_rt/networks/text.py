@@ -25,7 +25,7 @@ class WrittenText:
     # What class names may be made of, for a tower that was trained on few words
     words: tuple[str, ...] = ()
     prompt_words: tuple[str, ...] = ()  # Further words and punctuation that such a tower knows
-    # Name and content of a tokenizer's file, for a tower that has not CLIP's
+    # Name and content of its tokenizer's file; None of CLIP's, until a bundle is written
     pieces: tuple[str, bytes] | None = None
 
     @property

@@ -25,7 +25,7 @@ from zsseg_rt.backends.base import Session
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.bundles.specs import ConceptSpec
 from zsseg_rt.common.arrays import TensorSpec
-from zsseg_rt.common.files import Cache, is_folder, remove_abandoned
+from zsseg_rt.common.files import Cache, remove_abandoned
 from zsseg_rt.errors import BundleError, VocabularyError
 from zsseg_rt.text.class_names import AUTO, Background, ClassList, ClassNames, read_background
 from zsseg_rt.text.piece_tokenizer import (
@@ -34,7 +34,7 @@ from zsseg_rt.text.piece_tokenizer import (
     GemmaTokenizer,
     PieceTokenizer,
 )
-from zsseg_rt.text.tokenizer import Tokenizer, clean_text
+from zsseg_rt.text.tokenizer import Tokenizer, TokenRows, clean_text
 from zsseg_rt.text.vocabulary import (
     PromptSet,
     Vocabulary,
@@ -45,7 +45,7 @@ from zsseg_rt.text.vocabulary import (
 )
 
 _log = logging.getLogger(__name__)
-AnyTokenizer = Tokenizer | PieceTokenizer | GemmaTokenizer
+
 TOKENIZERS: Mapping[str, type[PieceTokenizer] | type[GemmaTokenizer]] = {
     PIECES_FILE: PieceTokenizer,
     GEMMA_FILE: GemmaTokenizer,
@@ -67,14 +67,13 @@ class PhraseEmbedder:
         self._bundle = bundle
         self._load_encoder = load_encoder
         self._stored = _row_cache(bundle, cache_dir)
-        self._banks: dict[str, dict[str, npt.NDArray[np.float32]]] = {}
         self._known: dict[tuple[str, str], npt.NDArray[np.float32]] = {}
         self._session: Session | None = None
-        self._tokenizer: AnyTokenizer | None = None
+        self._tokenizer: TokenRows | None = None
         self._rows: npt.NDArray[np.float16] | None = None
-        entry = bundle.text_bank
-        self._names = BankNames(() if entry is None else entry.names, folds=not self._has_encoder)
-        self._bank(PromptSet.bank)  # a damaged bank is refused here, not at the first name
+        names = () if bundle.text_bank is None else bundle.text_bank.names
+        self._names = BankNames(names, folds=not self._has_encoder)
+        self._bank, self._places = read_text_bank(bundle), {n: i for i, n in enumerate(names)}
 
     def embed(
         self,
@@ -86,17 +85,19 @@ class PhraseEmbedder:
         """Rows float32 [len(phrases), D] of phrases, of norm 1 but where the bank has others."""
         prompts = prompt_set or PromptSet(templates=self._bundle.text.templates)
         used = tuple(templates or prompts.templates)
-        bank = {} if templates else self._bank(prompts.bank)
-        key = template_key(used)
-        banked = {p: bank[name] for p in phrases if (name := self._names.find(p)) in bank}
+        key, banked = template_key(used), {}
+        if self._bank and not templates:
+            rows = self._bank.get(prompts.bank, self._bank["embeds"])
+            names = {p: name for p in phrases if (name := self._names.find(p))}
+            banked = {p: rows[self._places[name]] for p, name in names.items()}
         asked = dict.fromkeys(p for p in phrases if p not in banked)
         by_phrase = {p: row for p in asked if (row := self._recall(key, p)) is not None}
         missing = [p for p in asked if p not in by_phrase]
         if missing:
             by_phrase |= self._embed_missing(missing, used, key)
         self._keep(key, by_phrase)
-        rows = [banked[p] if p in banked else by_phrase[p] for p in phrases]
-        return np.stack(rows).astype(np.float32, copy=False)
+        by_phrase |= banked
+        return np.stack([by_phrase[p] for p in phrases]).astype(np.float32, copy=False)
 
     def banks(self, phrase: str) -> bool:
         """Whether the text bank has this phrase, in capitals or other words for the same."""
@@ -119,11 +120,6 @@ class PhraseEmbedder:
             return False
         return not text.words or set(re.findall(r"\w+", clean_text(phrase))) <= set(text.words)
 
-    def _bank(self, tensor: str) -> dict[str, npt.NDArray[np.float32]]:
-        if tensor not in self._banks:
-            self._banks[tensor] = read_text_bank(self._bundle, tensor)
-        return self._banks[tensor]
-
     def release_encoder(self) -> None:
         """Free the text encoder; it is loaded again for the next new phrase."""
         if self._session is not None:
@@ -132,9 +128,7 @@ class PhraseEmbedder:
 
     def _recall(self, key: str, phrase: str) -> npt.NDArray[np.float32] | None:
         row = self._known.get((key, phrase))
-        if row is not None or self._stored is None:
-            return row
-        return self._stored.read(key, phrase)
+        return self._stored.read(key, phrase) if row is None and self._stored else row
 
     def _keep(self, key: str, rows: Mapping[str, npt.NDArray[np.float32]]) -> None:
         """Remember the newest; a server's clients may name new classes for ever."""
@@ -151,7 +145,7 @@ class PhraseEmbedder:
         self._check_words(phrases, tokenizer)
         prompts = [prompt for phrase in phrases for prompt in fill(templates, phrase)]
         tokens = tokenizer.encode(prompts)
-        session = self._open_session()
+        session = self._session = self._session or self._load_encoder()
         spec = session.inputs[0]
         parts = []
         for start in range(0, len(tokens), PROMPTS_PER_RUN):
@@ -160,11 +154,11 @@ class PhraseEmbedder:
         embeds = unit_rows(np.concatenate(parts).astype(np.float32))
         rows = unit_rows(embeds.reshape(len(phrases), len(templates), -1).mean(axis=1))
         embedded = {phrase: row.copy() for phrase, row in zip(phrases, rows, strict=True)}
-        if self._stored is not None:
+        if self._stored is not None and np.isfinite(rows).all():
             self._stored.write(key, embedded)
         return embedded
 
-    def _check_words(self, phrases: Sequence[str], tokenizer: AnyTokenizer) -> None:
+    def _check_words(self, phrases: Sequence[str], tokenizer: TokenRows) -> None:
         """Refuse phrases without any word the text encoder knows; log words it does not know."""
         words = self._bundle.text.words
         if not words:
@@ -184,11 +178,6 @@ class PhraseEmbedder:
                     ", ".join(map(repr, unknown)),
                 )
 
-    def _open_session(self) -> Session:
-        if self._session is None:
-            self._session = self._load_encoder()
-        return self._session
-
     def _unknown_message(self, phrases: Sequence[str]) -> str:
         per_name = 3 if len(phrases) == 1 else 1
         close = [name for phrase in phrases for name in self._close_names(phrase)[:per_name]]
@@ -202,19 +191,19 @@ class PhraseEmbedder:
 
     def _close_names(self, phrase: str) -> list[str]:
         """Names nearest by cosine to the mean row of a phrase's words; then those spelt alike."""
-        names, bank = self._names.names, self._bank(PromptSet.bank)
+        names = self._names.names
         spelt = self._names.spelt_like(phrase, _MOST_CLOSE)
         words = [word for word in re.findall(r"\w+", phrase) if len(word) > 2]
         meant = {name for word in words if (name := self._names.find(word))} or set(spelt[:1])
         if not meant:
             return spelt
-        rows = np.stack([bank[name] for name in names])
+        rows = self._bank["embeds"]
         rows = unit_rows(np.where(rows.any(axis=1, keepdims=True), rows, 1.0))
-        middle = unit_rows(np.stack([bank[name] for name in meant])).mean(axis=0)
+        middle = rows[[self._places[name] for name in meant]].mean(axis=0)
         near = np.argsort(-(rows @ middle), kind="stable")[:_MOST_CLOSE]
         return list(dict.fromkeys([*(names[int(place)] for place in near), *spelt]))
 
-    def _open_tokenizer(self, phrases: Sequence[str]) -> AnyTokenizer:
+    def _open_tokenizer(self, phrases: Sequence[str]) -> TokenRows:
         text = self._bundle.text
         if text.tokenizer is None or not self._has_encoder:
             raise _refusal(phrases, self._unknown_message(phrases))
@@ -235,7 +224,7 @@ class PhraseEmbedder:
 
 
 def _read_rows(
-    path: Path, tokenizer: AnyTokenizer | None, spec: TensorSpec
+    path: Path, tokenizer: TokenRows | None, spec: TensorSpec
 ) -> npt.NDArray[np.float16]:
     """A token table, which stays on the disk."""
     expected = (getattr(tokenizer, "vocab_size", None), spec.shape[-1])
@@ -251,42 +240,23 @@ def _read_rows(
     return rows
 
 
-def read_embeddings(
-    embeddings: npt.NDArray[np.float32], count: int, embed_dim: int, num_sets: int
-) -> list[npt.NDArray[np.float32]]:
-    """Copies of a caller's embeddings, [count, D] for each prompt set.
-
-    They are float32 [count, D], which serves for every set, or [num_sets, count, D].
-    """
-    is_stack = isinstance(embeddings, np.ndarray) and embeddings.ndim == 3
-    parts = list(embeddings) if is_stack and len(embeddings) == num_sets > 1 else [embeddings]
-    for part in parts:
-        check_embeddings(part, count, embed_dim)
-    if len(parts) < num_sets:
-        parts *= num_sets
-    return [np.array(part, order="C") for part in parts]
-
-
-def read_text_bank(bundle: Bundle, tensor: str = "embeds") -> dict[str, npt.NDArray[np.float32]]:
-    """Read the bundle's precomputed embeddings, one float32 [D] per name; empty without a bank."""
+def read_text_bank(bundle: Bundle) -> dict[str, npt.NDArray[np.float32]]:
+    """Read the bundle's precomputed embeddings, float32 [C, D] by tensor; empty without a bank."""
     entry = bundle.text_bank
     if entry is None:
         return {}
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    path = bundle.open_path(entry)
+    path, expected = bundle.open_path(entry), (len(entry.names), bundle.text.embed_dim)
     try:
-        tensors = load_file(path)
-        embeds = tensors.get(tensor, tensors["embeds"]).astype(np.float32)
+        bank = {name: rows.astype(np.float32) for name, rows in load_file(path).items()}
+        shapes = {bank["embeds"].shape, *(rows.shape for rows in bank.values())}
     except (SafetensorError, KeyError, OSError) as exc:
         raise BundleError(f"{path}: expected a tensor 'embeds', got {exc}") from exc
-    if embeds.shape != (len(entry.names), bundle.text.embed_dim):
-        raise BundleError(
-            f"{path}: embeds: expected shape ({len(entry.names)}, {bundle.text.embed_dim}), "
-            f"got {embeds.shape}"
-        )
-    return dict(zip(entry.names, embeds, strict=True))
+    if shapes != {expected}:
+        raise BundleError(f"{path}: embeds: expected shape {expected}, got {shapes}")
+    return bank
 
 
 def _row_cache(bundle: Bundle, cache_dir: Path | None) -> RowCache | None:
@@ -297,76 +267,53 @@ def _row_cache(bundle: Bundle, cache_dir: Path | None) -> RowCache | None:
     hashes = [*sorted(entry.sha256 for entry in encoders.values()), tokenizer.sha256]
     hashes += [entry.sha256 for entry in (bundle.text.token_rows,) if entry is not None]
     encoder = " ".join([*hashes, str(bundle.text.context_length), str(bundle.text.embed_dim)])
-    return RowCache(cache_dir, encoder, bundle.text.embed_dim)
+    return RowCache(cache_dir, encoder)
 
 
 KEPT_ROWS = 65_536
 """Embeddings on disk of all encoders, 256 MB in blocks of 4 KB; of more, the oldest go."""
+_MOST_ROW_BYTES = 1 << 20
 
 
 class RowCache:
-    """Embeddings under ``folder/text``; several processes may share it.
+    """Embeddings in one folder each encoder under ``folder/text``; several processes may share it.
 
-    The checksum in each file covers encoder, templates, phrase and row, so neither an altered file
-    nor one made for another phrase is mistaken for the embedding. Each process counts all files
-    when it first writes, and again whenever it wrote an eighth of the most.
+    Each process counts all files when it first writes, and again whenever it wrote an eighth of the
+    most.
     """
 
-    def __init__(
-        self, folder: Path, encoder: str, embed_dim: int, *, max_rows: int = KEPT_ROWS
-    ) -> None:
-        self._max_rows = max_rows
+    def __init__(self, folder: Path, encoder: str, *, max_rows: int = KEPT_ROWS) -> None:
+        self._folder, self._max_rows = folder / "text", max_rows
+        self._cache = Cache(self._folder / _digest(encoder), encoder)
         self._until_check = 0  # files to write before they are counted again
-        self._folder, self._encoder, self._embed_dim = folder / "text", encoder, embed_dim
-
-    def path(self, templates: str, phrase: str) -> Path:
-        """Where the embedding of a phrase with the templates of that key is or would be stored."""
-        return self._rows(templates).folder / f"{_sha256(phrase)}.row"
 
     def read(self, templates: str, phrase: str) -> npt.NDArray[np.float32] | None:
-        """A stored embedding, float32 [D]; None if it is missing or damaged."""
-        rows, name = self._rows(templates), f"{_sha256(phrase)}.row"
-        entry = rows.read(name, max_bytes=4 * self._embed_dim)
-        if entry is None:
-            return None
-        row = np.frombuffer(entry.data, "<f4").astype(np.float32)
-        if not abs(float(np.linalg.norm(row.astype(np.float64))) - 1.0) < 1e-4:
-            rows.discard(name, "is not of unit length")
-            return None
-        return row
+        """The embedding, float32 [D], for the templates of that key; None if it is missing."""
+        entry = self._cache.read(f"{_digest(templates, phrase)}.row", max_bytes=_MOST_ROW_BYTES)
+        return None if entry is None else np.frombuffer(entry.data, "<f4").astype(np.float32)
 
     def write(self, templates: str, rows: Mapping[str, npt.NDArray[np.float32]]) -> None:
         """Store the embeddings of some phrases; if that fails, warn once."""
-        cache, remark = self._rows(templates), "Text embeddings are kept in memory only."
+        remark = "Text embeddings are kept in memory only."
         for phrase, row in rows.items():
-            if not cache.keep(f"{_sha256(phrase)}.row", row.astype("<f4").tobytes(), else_=remark):
+            name, data = f"{_digest(templates, phrase)}.row", row.astype("<f4").tobytes()
+            if not self._cache.keep(name, data, else_=remark):
                 return
         self._until_check -= len(rows)
         if self._until_check <= 0:
             self._until_check = self._max_rows // 8
             self._drop_oldest()
 
-    def _rows(self, templates: str) -> Cache:
-        space = _sha256(self._encoder, templates)
-        return Cache(self._folder / space, space)
-
     def _drop_oldest(self) -> None:
-        for space in filter(is_folder, self._folder.glob("*")):
+        for space in self._folder.iterdir():
             remove_abandoned(space)
-        rows = sorted(self._folder.glob("*/*.row"), key=_written)
-        for path in rows[: -(self._max_rows * 7 // 8)] if len(rows) > self._max_rows else ():
-            with suppress(OSError):  # another process may have removed it
-                path.unlink()
+        with suppress(OSError):  # another process may have removed one
+            rows = sorted(self._folder.glob("*/*.row"), key=lambda path: path.stat().st_mtime_ns)
+            for path in rows[: -(self._max_rows * 7 // 8)] if len(rows) > self._max_rows else ():
+                path.unlink(missing_ok=True)
 
 
-def _written(path: Path) -> int:
-    try:
-        return path.stat().st_mtime_ns
-    except OSError:
-        return 0
-
-
-def _sha256(*parts: str) -> str:
+def _digest(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
@@ -533,11 +480,13 @@ class VocabularyMaker:
     def with_embeddings(
         self, classes: ClassList, embeddings: npt.NDArray[np.float32]
     ) -> Vocabulary:
-        """A vocabulary with embeddings of the caller's own."""
-        sets, embed_dim = len(self._prompt_sets), self._bundle.text.embed_dim
-        return self._made(
-            classes, read_embeddings(embeddings, len(classes.phrases), embed_dim, sets)
-        )
+        """A vocabulary with embeddings of the caller's own, [P, D] or one for each prompt set."""
+        sets, is_array = len(self._prompt_sets), isinstance(embeddings, np.ndarray)
+        is_stack = is_array and embeddings.ndim == 3 and len(embeddings) == sets > 1
+        parts = list(embeddings) if is_stack else [embeddings] * sets
+        for part in parts:
+            check_embeddings(part, len(classes.phrases), self._bundle.text.embed_dim)
+        return self._made(classes, [np.array(part, order="C") for part in parts])
 
     def _made(
         self,

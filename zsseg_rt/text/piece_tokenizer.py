@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import json
 import string
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from zsseg_rt.common.extras import needs_extra
 from zsseg_rt.common.files import read_limited
-from zsseg_rt.errors import BundleError, VocabularyError
-from zsseg_rt.text.tokenizer import clean_text
+from zsseg_rt.errors import BundleError
+from zsseg_rt.text.tokenizer import TokenRows, clean_text
 
 # Names in a bundle; tokenizer.json is CLIP's. Gemma's has pieces and merges alone: a tokenizer.json
 # may hold patterns.
@@ -24,35 +21,7 @@ _UNKNOWN = "<unk>"
 _NO_PUNCTUATION = str.maketrans("_", " ", string.punctuation.replace("_", ""))
 
 
-class _Rows:
-    """Turns prompts into rows of token ids: of their pieces, of ``end``, then padding."""
-
-    def __init__(self, context_length: int, padding: int, end: Sequence[int] = ()) -> None:
-        self.context_length, self._padding, self._end = context_length, padding, list(end)
-
-    def encode(self, texts: Sequence[str]) -> NDArray[np.int64]:
-        """Return token ids int64 ``[T, context_length]`` of prompts; what is longer is cut."""
-        rows = np.full((len(texts), self.context_length), self._padding, np.int64)
-        for row, text in zip(rows, texts, strict=True):
-            ids = self._ids(text.encode("utf-8", "replace").decode())
-            if not ids:
-                raise VocabularyError(
-                    f"class_names: expected words, got {text!r}, of which the tokenizer leaves "
-                    "nothing. Write a word."
-                )
-            ids = ids[: self.context_length - len(self._end)] + self._end
-            row[: len(ids)] = ids
-        return rows
-
-    def unknown_words(self, text: str) -> list[str]:
-        """None: any text is spelt out."""
-        return []
-
-    def _ids(self, text: str) -> list[int]:
-        raise NotImplementedError
-
-
-class PieceTokenizer(_Rows):
+class PieceTokenizer(TokenRows):
     """TIPS's: the pieces of the lower-case text, padded with an id that no piece has."""
 
     def __init__(self, source: str | Path | bytes, context_length: int = 64) -> None:
@@ -67,10 +36,10 @@ class PieceTokenizer(_Rows):
         super().__init__(context_length, self.vocab_size)
 
     def _ids(self, text: str) -> list[int]:
-        return list(self._pieces.encode(text.lower(), out_type=int))
+        return list(self._pieces.encode(_valid(text).lower(), out_type=int))
 
 
-class GemmaTokenizer(_Rows):
+class GemmaTokenizer(TokenRows):
     """SigLIP 2's: byte pairs of plain text, the end token 1, zeros."""
 
     def __init__(self, source: str | Path | bytes, context_length: int = 64) -> None:
@@ -82,11 +51,16 @@ class GemmaTokenizer(_Rows):
             return models.BPE(pieces, merges, unk_token=_UNKNOWN, fuse_unk=True, byte_fallback=True)
 
         self._model = _read(source, GEMMA_FILE, read, "pieces and merges of Gemma's tokenizer")
-        super().__init__(context_length, 0, [1])
+        super().__init__(context_length, 0, end=[1])
 
     def _ids(self, text: str) -> list[int]:
-        plain = canonical_text(text).replace(" ", "\u2581")
+        plain = canonical_text(_valid(text)).replace(" ", "\u2581")
         return [token.id for token in self._model.tokenize(plain)] if plain else []
+
+
+def _valid(text: str) -> str:
+    """The text without halves of surrogate pairs."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _read(

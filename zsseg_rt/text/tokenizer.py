@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from zsseg_rt.common import schema
 from zsseg_rt.common.files import read_limited
-from zsseg_rt.errors import BundleError, ShapeError
+from zsseg_rt.errors import BundleError, ShapeError, VocabularyError
 
 if TYPE_CHECKING:
     import tokenizers
@@ -32,31 +32,52 @@ def clean_text(text: str) -> str:
     return " ".join(html.unescape(html.unescape(text)).split()).lower()
 
 
-class Tokenizer:
-    """Turns prompts into rows of token ids: start, the words, end, zeros.
+class TokenRows:
+    """Turns prompts into rows of token ids: of ``start``, their pieces, ``end``, then padding."""
 
-    Words that a partial tokenizer does not know are left out; see :meth:`unknown_words`.
-    """
-
-    def __init__(self, source: str | Path, context_length: int = 77) -> None:
+    def __init__(
+        self, context_length: int, padding: int, start: Sequence[int] = (), end: Sequence[int] = ()
+    ) -> None:
         if context_length < 2:
             raise ShapeError(
                 f"context_length: expected >= 2 (start and end token), got {context_length}"
             )
-        self.context_length = context_length
-        self._tokenizer, vocab = _load(source)
-        self._start, self._end = vocab[START_OF_TEXT], vocab[END_OF_TEXT]
-        self._is_partial = len(vocab) > self._end + 1
+        self.context_length, self._padding = context_length, padding
+        self._start, self._end = list(start), list(end)
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.int64]:
-        """Tokenize prompts: int64 [T, context_length], padded with 0."""
-        rows = np.zeros((len(texts), self.context_length), np.int64)
+        """Return token ids int64 ``[T, context_length]`` of prompts; what is longer is cut."""
+        rows = np.full((len(texts), self.context_length), self._padding, np.int64)
         for row, text in zip(rows, texts, strict=True):
-            ids = [self._start, *self._word_ids(clean_text(text)), self._end]
-            if len(ids) > self.context_length:
-                ids = [*ids[: self.context_length - 1], self._end]
+            ids = self._start + self._ids(text)
+            if not ids:
+                raise VocabularyError(
+                    f"class_names: expected words, got {text!r}, of which the tokenizer leaves "
+                    "nothing. Write a word."
+                )
+            ids = ids[: self.context_length - len(self._end)] + self._end
             row[: len(ids)] = ids
         return rows
+
+    def unknown_words(self, text: str) -> list[str]:
+        """Words of a text that :meth:`encode` leaves out; none where any text is spelt out."""
+        return []
+
+    def _ids(self, text: str) -> list[int]:
+        raise NotImplementedError
+
+
+class Tokenizer(TokenRows):
+    """CLIP's: start, the words, end, zeros.
+
+    Words that a partial tokenizer does not know are left out; see :meth:`unknown_words`.
+    """
+
+    def __init__(self, source: str | Path | bytes, context_length: int = 77) -> None:
+        self._tokenizer, vocab = _load(source)
+        self._first, self._last = vocab[START_OF_TEXT], vocab[END_OF_TEXT]
+        self._is_partial = len(vocab) > self._last + 1
+        super().__init__(context_length, 0, [self._first], [self._last])
 
     def unknown_words(self, text: str) -> list[str]:
         """Words of a text that :meth:`encode` leaves out, because the text encoder has none such.
@@ -70,17 +91,18 @@ class Tokenizer:
 
     def _ids_of_word(self, word: str) -> list[int]:
         ids = [token.id for token in self._tokenizer.model.tokenize(word)]
-        return [] if self._is_partial and max(ids, default=0) > self._end else ids
+        return [] if self._is_partial and max(ids, default=0) > self._last else ids
 
-    def _word_ids(self, text: str) -> list[int]:
+    def _ids(self, text: str) -> list[int]:
+        text = clean_text(text)
         if self._is_partial:
             words = self._tokenizer.pre_tokenizer.pre_tokenize_str(text)
             return [number for word, _ in words for number in self._ids_of_word(word)]
         if START_OF_TEXT not in text and END_OF_TEXT not in text:
-            return self._tokenizer.encode(text, add_special_tokens=False).ids
+            return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
         # Markers that a caller writes out are tokens of their own, but only where the word
         # pattern isolates them; the model itself would spell them letter by letter.
-        markers = {START_OF_TEXT: self._start, END_OF_TEXT: self._end}
+        markers = {START_OF_TEXT: self._first, END_OF_TEXT: self._last}
         ids: list[int] = []
         for word, _ in self._tokenizer.pre_tokenizer.pre_tokenize_str(text):
             if word in markers:
@@ -90,13 +112,17 @@ class Tokenizer:
         return ids
 
 
-def _load(source: str | Path) -> tuple[tokenizers.Tokenizer, dict[str, int]]:
+def _load(source: str | Path | bytes) -> tuple[tokenizers.Tokenizer, dict[str, int]]:
     """Return the tokenizer and the number of each token."""
     from tokenizers import Tokenizer as JsonTokenizer
 
-    where, content = _content(source)
+    where = "tokenizer.json" if isinstance(source, bytes) else str(source)
     try:
-        document = read_tokenizer(content)
+        if not isinstance(source, bytes):
+            source = read_limited(Path(source), max_bytes=_MAX_FILE_BYTES)
+        document = read_tokenizer(source)
+    except OSError as exc:
+        raise BundleError(f"{where}: cannot be read: {exc}") from exc
     except ValueError as exc:
         raise BundleError(
             f"{where}: expected a CLIP tokenizer, got {exc}. Copy the bundle again."
@@ -104,16 +130,6 @@ def _load(source: str | Path) -> tuple[tokenizers.Tokenizer, dict[str, int]]:
     tokenizer = JsonTokenizer.from_str(json.dumps(document, ensure_ascii=False))
     tokenizer.normalizer = None  # clean_text does more than the file's normalizer can say
     return tokenizer, document["model"]["vocab"]
-
-
-def _content(source: str | Path) -> tuple[str, bytes]:
-    """The name of a tokenizer's file for messages, and its content."""
-    if isinstance(source, str) and source.lstrip().startswith("{"):
-        return "tokenizer.json", source.encode(errors="surrogatepass")
-    try:
-        return str(source), read_limited(Path(source), max_bytes=_MAX_FILE_BYTES)
-    except OSError as exc:
-        raise BundleError(f"{source}: cannot be read: {exc}") from exc
 
 
 START_OF_TEXT = "<start_of_text>"

@@ -218,7 +218,7 @@ def _odd_field(old: Any, texts: list[str], draw: random.Random) -> Any:
 @target("tokenizer", "tokenizer.json with odd content, and odd texts")
 def _tokenizer(folder: Path) -> Attempt:
     original = (Bundle.demo("scenes").path / "tokenizer.json").read_bytes()
-    document, sound, path = json.loads(original), Tokenizer(original.decode()), folder / "t.json"
+    document, sound, path = json.loads(original), Tokenizer(original), folder / "t.json"
 
     def attempt(draw: random.Random) -> None:
         if draw.random() < 0.5:

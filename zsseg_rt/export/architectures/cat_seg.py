@@ -13,9 +13,8 @@ import numpy.typing as npt
 from zsseg_rt.bundles.specs import AggregationSpec, HeadSpec, PreprocessSpec
 from zsseg_rt.errors import ArgumentError, CheckpointError
 from zsseg_rt.export.bundle_writer import ExportedModel, write_model_bundle
-from zsseg_rt.export.golden import NUMBERED_NAMES, golden_frame, preprocess_frame
+from zsseg_rt.export.golden import golden_frame, preprocess_frame
 from zsseg_rt.export.graph_files import (
-    MAX_CLASSES,
     WrittenGraph,
     weights_of,
     written_graph,
@@ -108,11 +107,9 @@ def _cut(
         options,
         embed_dim=network.tower.tensors["proj"].shape[1],
         templates=TEMPLATES,
-        template_set="CAT-Seg",
         space=space,
         tower=tower,
     )
-    names = list(options.class_names or NUMBERED_NAMES)[: min(most or MAX_CLASSES, MAX_CLASSES)]
     preprocess = PreprocessSpec(size_hw=(network.view,) * 2, mean=CLIP_MEAN, std=CLIP_STD)
     return ExportedModel(
         family="aggregation",
@@ -125,11 +122,10 @@ def _cut(
             normalize=True,
             activation="sigmoid",
             grid_hw=(network.grid, network.grid),
-            max_classes=MAX_CLASSES,
         ),
         sections={"aggregation": AggregationSpec(padding=padding, most=most)},
         text=text,
-        golden=partial(_golden, network, padding, preprocess, text, names),
+        golden=partial(_golden, network),
     )
 
 
@@ -176,20 +172,18 @@ def _refuse_other_towers(tower: Any, options: ExportOptions, space: str) -> None
 
 
 def _golden(
-    network: CatSegNetwork,
-    most_padding: int,
-    preprocess: PreprocessSpec,
-    text: TextSide,
-    names: Sequence[str],
+    network: CatSegNetwork, model: ExportedModel, names: Sequence[str]
 ) -> dict[str, npt.NDArray[Any]]:
     """The golden sample: one image and every tensor that NumPy computes of it."""
-    frame, (embeds, extra) = golden_frame(), text.embed_golden(names)
-    image = preprocess_frame(preprocess)
+    rule = model.sections["aggregation"]
+    names = names[: rule.most]
+    frame, (embeds, extra) = golden_frame(), model.text.embed(names)
+    image = preprocess_frame(model.preprocess)
     arrays = {
         **encode_view(Arrays(), network, image),
         "text_embeds": embeds,
         "class_halves": class_halves(network, embeds),
-        "padding": np.array([max(0, most_padding - len(names))], np.float32),
+        "padding": np.array([max(0, rule.padding - len(names))], np.float32),
     }
     logits = head(Arrays(), network, arrays)["mask_logits"]
     labels, scores = reference.upsample_argmax(

@@ -14,10 +14,8 @@ import numpy.typing as npt
 from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
 from zsseg_rt.common.checks import check_size
 from zsseg_rt.export.bundle_writer import ExportedModel, write_model_bundle
-from zsseg_rt.export.golden import NUMBERED_NAMES, golden_names, labels_golden, preprocess_frame
+from zsseg_rt.export.golden import labels_golden, preprocess_frame
 from zsseg_rt.export.graph_files import (
-    MAX_CLASSES,
-    WrittenGraph,
     image_network,
     weights_of,
     written_graph,
@@ -42,8 +40,9 @@ from zsseg_rt.torch_files.shapes import divisor
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 
-_FILE_OPTIONS = COMMON_OPTIONS | {"class_names"}
+_FILE_OPTIONS = COMMON_OPTIONS | {"class_names", "size_hw"}
 _DECODER_HEADS = 8  # of both systems
+_SEEN_BIAS = 0.1  # by which the official systems lower probabilities of seen classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,30 +72,23 @@ class DescriptorParts:
         return function(ops, self.head, self.num_heads, queries, patch_embeds)
 
 
-@dataclass(frozen=True, kw_only=True)
-class DescriptorSettings:
-    """Settings that an official checkpoint of ZegCLIP or CLIP-RC does not hold."""
-
-    # Input size in pixels; None is the one that positions are stored for
-    size_hw: tuple[int, int] | None = None
-    seen_classes: Sequence[int] = ()  # Rows of class_names whose scores are lowered
-    self_trained: bool = False  # Whether the weights come from self-training; then none is lowered
-    seen_bias: float = 0.1  # How much they are lowered, as a probability
-
-
 def export_descriptor_file(
     file: str | Path,
     path: str | Path,
     architecture: str,
-    settings: DescriptorSettings | None = None,
+    *,
+    seen_classes: Sequence[int] = (),
     **options: Any,
 ) -> Path:
-    """Write a bundle of an official checkpoint, without torch."""
+    """Write a bundle of an official checkpoint, without torch.
+
+    ``seen_classes`` are the rows of ``class_names`` whose scores are lowered.
+    """
     export_options = read_options(options, _FILE_OPTIONS, architecture)
 
     def cut() -> ExportedModel:
         parts, text = _read_parts(Path(file), architecture)
-        return _cut(parts, text, settings or DescriptorSettings(), export_options)
+        return _cut(parts, text, seen_classes, _SEEN_BIAS, export_options)
 
     return write_model_bundle(Path(path), cut, export_options)
 
@@ -115,19 +107,18 @@ def _read_parts(file: Path, architecture: str) -> tuple[DescriptorParts, Written
 
 def export_descriptor(model: Any, options: ExportOptions) -> ExportedModel:
     """Split a ZegCLIP or CLIP-RC in torch into a bundle's parts."""
-    rule = model.label_rule
-    settings = DescriptorSettings(
-        size_hw=options.size_hw,
-        seen_classes=rule.seen_classes,
-        seen_bias=float(rule.seen_bias),
-    )
-    return _cut(parts_of(model), model.text_encoder, settings, options)
+    rule, parts = model.label_rule, parts_of(model)
+    return _cut(parts, model.text_encoder, rule.seen_classes, float(rule.seen_bias), options)
 
 
 def _cut(
-    parts: DescriptorParts, tower: Any, settings: DescriptorSettings, options: ExportOptions
+    parts: DescriptorParts,
+    tower: Any,
+    seen_classes: Sequence[int],
+    seen_bias: float,
+    options: ExportOptions,
 ) -> ExportedModel:
-    size_hw = _checked_size(parts.tower, settings.size_hw, options)
+    size_hw = _checked_size(parts.tower, options)
     text = TextSide(
         options,
         embed_dim=parts.tower.tensors["proj"].shape[1],
@@ -135,26 +126,29 @@ def _cut(
         tower=tower,
     )
     projection, logit_scale = parts.projection()
-    lowered = () if settings.self_trained else settings.seen_classes
-    seen = seen_names(lowered, options.class_names)
+    seen = seen_names(seen_classes, options.class_names)
     head = HeadSpec(
         logit_scale=logit_scale,
         normalize=False,
         activation="sigmoid",
         grid_hw=parts.tower.grid_hw(size_hw),
         seen=seen,
-        seen_bias=settings.seen_bias if seen else 0.0,
-        max_classes=MAX_CLASSES,
+        seen_bias=seen_bias if seen else 0.0,
         independent_queries=not parts.tower.num_cells,
     )
     preprocess = PreprocessSpec(size_hw=size_hw, mean=IMAGE_MEAN, std=IMAGE_STD)
-    names = golden_names(options.class_names, NUMBERED_NAMES)
+    cells, query_dim = parts.tower.num_cells, len(projection.weight)
+    width = query_dim if cells else parts.tower.tensors["proj"].shape[1]
+    inputs = {
+        "queries": (cells or 1, "classes", query_dim),
+        "patch_embeds": (1, head.grid_hw[0] * head.grid_hw[1], width),
+    }
     return ExportedModel(
         family="descriptor",
         architecture="clip_rc" if parts.tower.num_cells else "zegclip",
         graphs={
             "image_encoder": image_network(parts.encode, size_hw, ("patch_embeds", "cls_embed")),
-            "decoder": _decoder(parts, head, len(projection.weight)),
+            "decoder": written_graph(parts.decode, inputs, ("class_embeds", "patch_keys")),
         },
         weights={
             "descriptor.weight": projection.weight,
@@ -163,18 +157,16 @@ def _cut(
         preprocess=preprocess,
         head=head,
         text=text,
-        golden=partial(_golden, parts, preprocess, head, text, names),
+        golden=partial(_golden, parts),
     )
 
 
-def _checked_size(
-    tower: PromptedTower, size_hw: tuple[int, int] | None, options: ExportOptions
-) -> tuple[int, int]:
+def _checked_size(tower: PromptedTower, options: ExportOptions) -> tuple[int, int]:
     """The input size; patches must fill one that was asked for."""
-    if size_hw is None:
+    if options.size_hw is None:
         return (tower.grid_side * tower.stride,) * 2
-    check_size(size_hw, tower.patch_size)
-    return size_hw
+    check_size(options.size_hw, tower.patch_size)
+    return options.size_hw
 
 
 def parts_of(model: Any) -> DescriptorParts:
@@ -191,26 +183,12 @@ def parts_of(model: Any) -> DescriptorParts:
     )
 
 
-def _decoder(parts: DescriptorParts, head: HeadSpec, query_dim: int) -> WrittenGraph:
-    cells, patches = parts.tower.num_cells, head.grid_hw[0] * head.grid_hw[1]
-    width = query_dim if cells else parts.tower.tensors["proj"].shape[1]
-    inputs = {
-        "queries": (cells or 1, "classes", query_dim),
-        "patch_embeds": (1, patches, width),
-    }
-    return written_graph(parts.decode, inputs, ("class_embeds", "patch_keys"))
-
-
 def _golden(
-    parts: DescriptorParts,
-    preprocess: PreprocessSpec,
-    head: HeadSpec,
-    text: TextSide,
-    names: Sequence[str],
+    parts: DescriptorParts, model: ExportedModel, names: Sequence[str]
 ) -> dict[str, npt.NDArray[Any]]:
     """Every intermediate, as NumPy computes it."""
-    embeds, extra = text.embed_golden(names)
-    image = preprocess_frame(preprocess)
+    embeds, extra = model.text.embed(names)
+    image = preprocess_frame(model.preprocess)
     patch_embeds, cls_embed = parts.encode(Arrays(), image)
     (weight, bias), _ = parts.projection()
     queries = reference.relationship_descriptor(cls_embed, embeds, weight, np.asarray(bias))
@@ -224,4 +202,4 @@ def _golden(
         "patch_keys": patch_keys,
         "text_embeds": embeds,
     }
-    return stages | labels_golden(patch_keys, class_embeds, head, names) | extra
+    return stages | labels_golden(patch_keys, class_embeds, model.head, names) | extra

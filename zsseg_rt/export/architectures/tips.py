@@ -1,24 +1,21 @@
-"""Export TIPSv2 from its authors' files, or from a model in torch: family ``dense``.
-
-Neither torch nor onnx is imported here.
-"""
+"""Export TIPSv2 from its authors' files, or from a model in torch: family ``dense``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
+from zsseg_rt.bundles.specs import PreprocessSpec
 from zsseg_rt.common.checks import check_size
-from zsseg_rt.common.files import read_limited, sha256_of
+from zsseg_rt.common.files import sha256_of
 from zsseg_rt.errors import ArgumentError, CheckpointError
 from zsseg_rt.export.bundle_writer import ExportedModel, write_model_bundle
 from zsseg_rt.export.clip_file import written_model
-from zsseg_rt.export.golden import GOLDEN_NAMES
-from zsseg_rt.export.graph_files import MAX_CLASSES, weights_of
+from zsseg_rt.export.graph_files import weights_of
 from zsseg_rt.export.options import COMMON_OPTIONS, ExportOptions, read_options
 from zsseg_rt.export.text_side import TextSide
 from zsseg_rt.networks.text import WrittenText
@@ -33,7 +30,6 @@ from zsseg_rt.torch_files.tips_weights import (
 )
 
 _READS = COMMON_OPTIONS | {"class_names", "tokenizer"}
-_MAX_TOKENIZER_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,23 +42,6 @@ class TipsSettings:
     # Multiplies the cosine similarity; None is one over the stored temperature, or 1 without one
     logit_scale: float | None = None
     unknown_below: float | None = None  # Probability below which a pixel is unknown
-
-    def head(self, temperature: float | None) -> HeadSpec:
-        """How labels are made."""
-        check_size(self.size_hw, PATCH)
-        scale = self.logit_scale
-        if scale is None:
-            scale = 1.0 if temperature is None else 1 / temperature
-        if not 0 < scale < float("inf"):
-            raise ArgumentError(f"logit_scale: expected a number above 0, got {scale}. Change it.")
-        return HeadSpec(
-            logit_scale=scale,
-            normalize=True,
-            activation="softmax",
-            grid_hw=(self.size_hw[0] // PATCH, self.size_hw[1] // PATCH),
-            unknown_below=self.unknown_below,
-            max_classes=MAX_CLASSES,
-        )
 
 
 def export_tips_files(
@@ -101,26 +80,35 @@ def export_tips(model: Any, options: ExportOptions) -> ExportedModel:
         logit_scale=float(config.logit_scale),
         unknown_below=config.unknown_below,
     )
-    templates = config.templates if options.templates is None else options.templates
-    options = replace(options, templates=templates)
-    return _cut(TipsTensors(visual=visual, text=words), settings, options)
+    weights = TipsTensors(visual=visual, text=words)
+    return _cut(weights, settings, options, config.templates or TEMPLATES)
 
 
-def _cut(weights: TipsTensors, settings: TipsSettings, options: ExportOptions) -> ExportedModel:
+def _cut(
+    weights: TipsTensors,
+    settings: TipsSettings,
+    options: ExportOptions,
+    templates: Sequence[str] = TEMPLATES,
+) -> ExportedModel:
+    check_size(settings.size_hw, PATCH)
+    scale = settings.logit_scale
+    if scale is None:
+        scale = 1.0 if weights.temperature is None else 1 / weights.temperature
+    if not 0 < scale < math.inf:
+        raise ArgumentError(f"logit_scale: expected a number above 0, got {scale}. Change it.")
     heads = heads_of("num_heads", settings.num_heads, weights.width)
     image = TipsImage(tensors=weights.visual, num_heads=heads, activation="gelu")
-    side = TextSide(
+    tower = _text_tower(weights, settings, options)
+    return written_model(
+        partial(dense_embeds, tower=image),
+        PreprocessSpec(size_hw=settings.size_hw, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
+        TextSide(options, embed_dim=weights.width, templates=templates, tower=tower),
         options,
-        embed_dim=weights.width,
-        templates=TEMPLATES,
-        template_set="tips-9" if options.templates in (None, TEMPLATES) else "custom",
-        tower=_text_tower(weights, settings, options),
+        architecture="tips",
+        logit_scale=scale,
+        grid_hw=(settings.size_hw[0] // PATCH, settings.size_hw[1] // PATCH),
+        unknown_below=settings.unknown_below,
     )
-    preprocess = PreprocessSpec(size_hw=settings.size_hw, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    names = (options.class_names or GOLDEN_NAMES)[:MAX_CLASSES]
-    head = settings.head(weights.temperature)
-    encode = partial(dense_embeds, tower=image)
-    return written_model(encode, head, preprocess, side, names, architecture="tips")
 
 
 def _text_tower(
@@ -140,7 +128,7 @@ def _text_tower(
         )
     heads = heads_of("text_heads", settings.text_heads, weights.width)
     tower = TipsText(tensors=weights.text, num_heads=heads)
-    pieces = _read_tokenizer(options.tokenizer)
+    pieces = options.read_tokenizer()
     num_pieces = PieceTokenizer(pieces).vocab_size
     if num_pieces != tower.vocab_size:
         raise CheckpointError(
@@ -148,15 +136,3 @@ def _text_tower(
             f"got {num_pieces}. It is another model's: get TIPS's own tokenizer.model."
         )
     return WrittenText(tower=tower, pieces=(PIECES_FILE, pieces))
-
-
-def _read_tokenizer(source: str | Path | bytes) -> bytes:
-    if isinstance(source, bytes):
-        return source
-    try:
-        return bytes(read_limited(Path(source), max_bytes=_MAX_TOKENIZER_BYTES))
-    except OSError as exc:
-        raise CheckpointError(
-            f"tokenizer: expected a SentencePiece model, got one that cannot be read: {exc}. "
-            "Check the path."
-        ) from exc

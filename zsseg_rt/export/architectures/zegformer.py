@@ -24,15 +24,8 @@ from zsseg_rt.common.arrays import label_dtype
 from zsseg_rt.common.checks import check_choice
 from zsseg_rt.errors import CheckpointError, ShapeError
 from zsseg_rt.export.bundle_writer import ExportedModel, write_model_bundle
-from zsseg_rt.export.golden import (
-    GOLDEN_TEMPLATES,
-    NUMBERED_NAMES,
-    golden_frame,
-    preprocess_frame,
-    unit_rows,
-)
+from zsseg_rt.export.golden import golden_frame, preprocess_frame
 from zsseg_rt.export.graph_files import (
-    MAX_CLASSES,
     WrittenGraph,
     image_network,
     weights_of,
@@ -63,9 +56,6 @@ NATIVE_SIZE_HW = (512, 512)
 _FILE_OPTIONS = MODEL_OPTIONS - {"text_encoder"} | {"region_templates"}
 _MOST_REGIONS = 64  # the region encoder takes at most this many at once
 _KEPT_CROPS = 2  # in the golden sample: enough to compare the region encoder's graph
-
-# Names, their embeddings for segments [C, D] and for regions [C, D].
-_Classes = tuple[Sequence[str], npt.NDArray[np.float32], npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +137,6 @@ def _cut(
         grid_hw=(size_hw[0] // STRIDE, size_hw[1] // STRIDE),
         seen=seen,
         seen_bias=max(settings.calibration, 0.0) if seen else 0.0,
-        max_classes=MAX_CLASSES,
     )
     text = TextSide(
         options,
@@ -159,7 +148,6 @@ def _cut(
     graphs = graphs_of(network, size_hw)
     if regions.encoder is None:
         graphs.pop("region_encoder", None)
-    names = list(options.class_names or NUMBERED_NAMES)[:MAX_CLASSES]
     return ExportedModel(
         family="proposals",
         architecture="zegformer",
@@ -168,7 +156,7 @@ def _cut(
         head=head,
         sections={"regions": regions},
         text=text,
-        golden=partial(_golden, network, preprocess, head, regions, text, names),
+        golden=partial(_golden, network),
     )
 
 
@@ -231,17 +219,13 @@ def _unit_range(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def _golden(
-    network: ZegFormerNetwork,
-    preprocess: PreprocessSpec,
-    head: HeadSpec,
-    regions: RegionSpec,
-    text: TextSide,
-    names: Sequence[str],
+    network: ZegFormerNetwork, model: ExportedModel, names: Sequence[str]
 ) -> dict[str, npt.NDArray[Any]]:
     """The golden sample of one image; ``mask_logits`` show by how much each label won."""
-    (names, embeds, region_embeds), arrays = _golden_classes(text, regions, names)
-    frame, size_hw = golden_frame(), preprocess.size_hw
-    image = preprocess_frame(preprocess)
+    text, head, regions = model.text, model.head, model.sections["regions"]
+    embeds, arrays = text.embed(names)
+    frame, size_hw = golden_frame(), model.preprocess.size_hw
+    image = preprocess_frame(model.preprocess)
     arrays |= {"image": image, **propose(Arrays(), network, image)}
     masks, nothing = arrays["region_masks"][0], arrays["no_object"][0]
     scaled = np.asarray(head.logit_scale * embeds, np.float32)
@@ -262,6 +246,9 @@ def _golden(
         crop_embeds = np.concatenate(
             [embed_regions(Arrays(), network, crops[at : at + encoder.batch]) for at in parts]
         )
+        region_embeds = text.embed(names, encoder.templates)[0]
+        if text.encoder is None:  # the same random rows: their order tells them apart
+            region_embeds = region_embeds[::-1].copy()
         scaled = np.asarray(encoder.logit_scale * region_embeds, np.float32)
         by_region = class_probabilities(scaled @ crop_embeds.T, nothing)[0]
         arrays |= {"crops": crops[:_KEPT_CROPS], "region_embeds": crop_embeds[:_KEPT_CROPS]}
@@ -278,16 +265,3 @@ def _golden(
         "mask_logits": maps[None],
         "labels": maps.argmax(axis=0).astype(label_dtype(len(names))),
     }
-
-
-def _golden_classes(
-    text: TextSide, regions: RegionSpec, names: Sequence[str]
-) -> tuple[_Classes, dict[str, npt.NDArray[Any]]]:
-    segments = text.embed(names, text.templates[:GOLDEN_TEMPLATES])
-    if segments is None:
-        rows = unit_rows(2 * len(names), text.embed_dim)
-        return (names, rows[: len(names)], rows[len(names) :].copy()), {}
-    embeds, extra = segments
-    templates = text.templates if regions.encoder is None else regions.encoder.templates
-    region_embeds, _ = text.embed_golden(names, templates[:GOLDEN_TEMPLATES])
-    return (names, embeds, region_embeds), extra

@@ -13,8 +13,8 @@ from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec, SegmentSpec
 from zsseg_rt.common.arrays import label_dtype
 from zsseg_rt.common.checks import check_size
 from zsseg_rt.export.bundle_writer import ExportedModel
-from zsseg_rt.export.golden import GOLDEN_NAMES, golden_frame, golden_names, preprocess_frame
-from zsseg_rt.export.graph_files import MAX_CLASSES, image_network, weights_of
+from zsseg_rt.export.golden import golden_frame, preprocess_frame
+from zsseg_rt.export.graph_files import image_network, weights_of
 from zsseg_rt.export.options import ExportOptions
 from zsseg_rt.export.text_side import TextSide
 from zsseg_rt.networks.zeroseg import Student, segments
@@ -44,10 +44,8 @@ def export_zeroseg(model: Any, options: ExportOptions) -> ExportedModel:
         activation="none",
         grid_hw=(size_hw[0] // config.patch_size, size_hw[1] // config.patch_size),
         unknown_below=config.background_threshold,
-        max_classes=MAX_CLASSES,
     )
     spec = SegmentSpec(num_segments=config.group_tokens[1], top_k=config.top_k)
-    names = golden_names(options.class_names, GOLDEN_NAMES)
     encode = partial(segments, student=student)
     return ExportedModel(
         family="segment_tokens",
@@ -57,7 +55,7 @@ def export_zeroseg(model: Any, options: ExportOptions) -> ExportedModel:
         head=head,
         sections={"segments": spec},
         text=text,
-        golden=partial(_golden, student, preprocess, (head, spec), text, names),
+        golden=partial(_golden, student),
     )
 
 
@@ -68,20 +66,17 @@ def student_of(model: Any) -> Student:
 
 
 def _golden(
-    student: Student,
-    preprocess: PreprocessSpec,
-    specs: tuple[HeadSpec, SegmentSpec],
-    text: TextSide,
-    names: Sequence[str],
+    student: Student, model: ExportedModel, names: Sequence[str]
 ) -> dict[str, npt.NDArray[Any]]:
     """Every intermediate, as NumPy computes it."""
-    embeds, extra = text.embed_golden(names)
-    frame, image = golden_frame(), preprocess_frame(preprocess)
+    embeds, extra = model.text.embed(names)
+    frame, image = golden_frame(), preprocess_frame(model.preprocess)
     stages = dict(zip(_OUTPUTS, segments(Arrays(), student, image), strict=True))
+    specs = model.head, model.sections["segments"]
     scores = segment_scores(stages["segment_embeds"][0], stages["image_embed"][0], embeds, *specs)
     best, classes = scores.max(axis=1), scores.argmax(axis=1)
     unknown_as = label_dtype(len(names))
-    limit = specs[0].unknown_below
+    limit = model.head.unknown_below
     if limit is not None:
         classes = np.where(best < min(limit, best.max()), np.iinfo(unknown_as).max, classes)
     segment, _ = reference.upsample_argmax(stages["group_map"], frame.shape[:2], activation="none")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy.typing as npt
 from zsseg_rt.backends.base import BackendOptions
 from zsseg_rt.backends.registry import get_backend
 from zsseg_rt.bundles.bundle import Bundle
-from zsseg_rt.bundles.specs import FAMILIES, GraphEntry, MaskLoss, QuantizationSpec
+from zsseg_rt.bundles.specs import FAMILIES, MaskLoss, QuantizationSpec
 from zsseg_rt.common.arrays import TensorSpec
 from zsseg_rt.common.checks import check_choice
 from zsseg_rt.common.files import sha256_of
@@ -136,7 +135,7 @@ class _Job:
         self, bundle: Bundle, settings: QuantizeSettings, advance: Advance, folder: Path
     ) -> None:
         self._bundle, self._settings, self._advance = bundle, settings, advance
-        self._folder, self._kind, self._tried = folder, FORMATS[settings.precision], 0
+        self._folder, self._kind = folder, FORMATS[settings.precision]
         self._models = {
             name: read_plain(bundle.open_path(bundle.graph(name, "float32")))
             for name in create_family(bundle, EngineConfig()).graphs
@@ -159,7 +158,7 @@ class _Job:
         stats = {layer: TensorStats() for layer in self._layers}
         rng = np.random.default_rng(0)
         taps = {name: self._tapped(name) for name in self._models}
-        with Engine(self._bundle, engine_config("float32", num_lanes=2)) as engine:
+        with _open(self._bundle, "float32", num_lanes=2) as engine:
             engine.set_classes(class_names, background=())
             with engine.lane() as lane:
                 for place, read in enumerate(images.ranged):
@@ -171,7 +170,7 @@ class _Job:
                                     tensor = np.asarray(values[group.tensor])
                                     one.add(tensor, convolves=group.convolves, rng=rng)
                     self._advance("calibrate", place + 1, len(images.ranged))
-            reference = take_reference(engine, images, self._advance)
+            reference = _take_reference(engine, images, self._advance)
         for session in taps.values():
             session.close()
         self._layers = [layer for layer in self._layers if stats[layer].rows]
@@ -202,21 +201,10 @@ class _Job:
         """Write the bundle whole or not at all."""
         kind = self._kind.name
         with new_bundle_folder(out, overwrite=self._settings.overwrite, verify=True) as folder:
-            graphs = {
-                name: {other: entry for other, entry in variants.items() if other != kind}
-                for name, variants in self._bundle.graphs.items()
-            }
-            for entry in replace(self._bundle, graphs=graphs).files():
-                target = folder / entry.file
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(self._bundle.open_path(entry), target)
-            for name, model in self._graphs(layers).items():
-                graphs[name][kind] = write_graph(model, name, folder, kind)
+            others = {other for held in self._bundle.graphs.values() for other in held} - {kind}
+            new = _with_graphs(self._bundle, folder, others, self._graphs(layers), kind, kind)
             quantization = {**self._bundle.quantization, kind: spec}
-            new = replace(
-                self._bundle, path=folder, name=out.stem, graphs=graphs, quantization=quantization
-            )
-            write_manifest(folder, new)
+            write_manifest(folder, replace(new, name=out.stem, quantization=quantization))
 
     def _graphs(self, layers: Sequence[Layer], *, emulated: bool = False) -> dict[str, Network]:
         """The graphs that have chosen layers; others run beside them in another precision."""
@@ -233,14 +221,12 @@ class _Job:
         return graphs
 
     def _measure(self, layers: Sequence[Layer], reference: Reference) -> QuantizationSpec:
-        self._tried += 1
-        folder, kind = self._folder / str(self._tried), self._kind.name
+        kind = self._kind.name
+        computed = "int8" if kind == "int8" else "float32"  # which rounds as FP8 does
         graphs = self._graphs(layers, emulated=kind == "fp8")
-        bundle = candidate(self._bundle, folder, graphs, kind)
-        try:
-            agreement = measure(bundle, "int8" if kind == "int8" else "float32", reference)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=self._folder) as folder:
+            new = _with_graphs(self._bundle, Path(folder), {"float32"}, graphs, kind, computed)
+            agreement = measure(replace(new, quantization={}), computed, reference)
         precisions: dict[str, dict[str, str]] = {name: {} for name in self._models}
         for layer in self._layers:
             precisions[layer[0]][layer[1].name] = kind if layer in layers else "float16"
@@ -350,39 +336,36 @@ def choose_images(
     held back to measure on.
     """
     rng = np.random.default_rng(0)
-    ranged: Sequence[ImageReader] = ()
+    ranged: list[ImageReader] = []
     if photos is not None:
         files = find_photos([str(photos)])
-        ranged = [partial(_read, files[place]) for place in rng.permutation(len(files))[:MOST]]
         _require(len(files), FEWEST, "photos", str(photos))
-    measured: Sequence[ImageReader] = ()
+        ranged = [partial(_read, files[place]) for place in rng.permutation(len(files))[:MOST]]
+    measured: list[ImageReader] = []
     if dataset is not None:
+        _require(len(dataset), 2 if ranged else FEWEST, "dataset", dataset.name)
         order = rng.permutation(len(dataset))[:MOST]
         measured = [partial(dataset.__getitem__, int(place)) for place in order]
-        _require(len(dataset), 2 if ranged else FEWEST, "dataset", dataset.name)
     if ranged and measured:
         measured = measured[:_MOST_MEASURED]
     else:
-        both = [*ranged, *measured]
+        both = ranged + measured
         count = min(max(2, len(both) // _HELD_BACK), _MOST_MEASURED)
         ranged, measured = both[:-count], both[-count:]
     if not ranged:
         raise ArgumentError(
             "photos: expected a folder of images or a data set, got neither. Give one of them."
         )
-    hashes = _checked([*ranged, *measured], len(ranged), advance)
-    return Images(
-        ranged=tuple(ranged), measured=tuple(measured), hashes=tuple(hashes), dataset=dataset
-    )
+    hashes = _hashes([*ranged, *measured], advance)
+    return Images(ranged=tuple(ranged), measured=tuple(measured), hashes=hashes, dataset=dataset)
 
 
 def _read(photo: Path) -> Sample:
     return Sample(image=read_photo(photo), labels=np.zeros((0, 0), np.uint8), name=str(photo))
 
 
-def _checked(images: Sequence[ImageReader], ranged: int, advance: Advance) -> list[str]:
-    """The images' hashes."""
-    hashes, plain, bad = list[str](), 0, list[str]()
+def _hashes(images: Sequence[ImageReader], advance: Advance) -> tuple[str, ...]:
+    hashes, bad = list[str](), list[str]()
     for place, read in enumerate(images):
         try:
             sample = read()
@@ -391,17 +374,11 @@ def _checked(images: Sequence[ImageReader], ranged: int, advance: Advance) -> li
             continue
         own = hashlib.sha256(sample.image.tobytes()).hexdigest
         hashes.append(own() if sample.labels.size else sha256_of(Path(sample.name)))
-        plain += place < ranged and bool((sample.image == sample.image[0, 0]).all())
         advance("read", place + 1, len(images))
     if bad:
         more = f" (and {len(bad) - _MOST_NAMED} more)" if len(bad) > _MOST_NAMED else ""
         raise SourceError("; ".join(bad[:_MOST_NAMED]) + more)
-    if plain == ranged:
-        raise ArgumentError(
-            f"photos: expected images with content, got {plain} of one colour each. Give "
-            "images of what will be labelled."
-        )
-    return hashes
+    return tuple(hashes)
 
 
 def _require(count: int, fewest: int, argument: str, where: str) -> None:
@@ -425,10 +402,9 @@ class Reference:
 
     images: Images
     vocabulary: Vocabulary
-    labels: Sequence[npt.NDArray[np.intp]]  # Per image, the best class of each cell, [gh, gw]
-    clear: Sequence[npt.NDArray[np.bool_]]  # Per image, where it is clear, bool [gh, gw]
+    labels: npt.NDArray[np.intp]  # The best class of each cell of all images
+    clear: npt.NDArray[np.bool_]  # Where it is clear
     miou: Figures  # Empty without masks
-    golden: bool  # Whether candidates are compared with the golden sample too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -441,84 +417,88 @@ class Agreement:
     golden: dict[str, float] = field(default_factory=dict)  # How far its sample is off, by stage
 
 
-def engine_config(precision: str, *, num_lanes: int = 1) -> EngineConfig:
+def _open(bundle: Bundle, precision: str, *, num_lanes: int = 1) -> Engine:
     """The engine that measures: on the CPU, without a cache, with every class's scores."""
-    return EngineConfig(
+    return Engine(bundle, EngineConfig(
         device="cpu", backend="openvino", precision=precision, use_cache=False,
         with_class_scores="low", num_lanes=num_lanes,
-    )  # fmt: skip
+    ))  # fmt: skip
 
 
-def take_reference(engine: Engine, images: Images, advance: Advance) -> Reference:
+def _take_reference(engine: Engine, images: Images, advance: Advance) -> Reference:
     """Label images with a float32 engine whose classes are named."""
+    labels, clear, miou = _label(engine, images, advance)
     assert engine.vocabulary is not None
-    labels, clear, masks = [], [], _counts(images)
-    for place, read in enumerate(images.measured):
-        scores = _scores(engine, read(), masks)
-        ranked = np.sort(scores, axis=0)
-        second = ranked[-2] if len(ranked) > 1 else np.full_like(ranked[-1], -np.inf)
-        labels.append(scores.argmax(axis=0))
-        clear.append(ranked[-1] - second > CLEAR * np.abs(ranked[-1]))
-        advance("float32", place + 1, len(images.measured))
-    best = {int(label) for rows, cells in zip(labels, clear, strict=True) for label in rows[cells]}
-    if not best:
+    best = np.unique(labels[clear])
+    if not len(best):
         raise ArgumentError(
-            f"class_names: expected some that float32 is sure of in {len(clear)} images, got "
-            "none. Name what the images show."
+            f"class_names: expected some that float32 is sure of in {len(images.measured)} images, "
+            "got none. Name what the images show."
         )
     if len(best) == 1:
         _log.warning(
             "class_names: float32 gives every clear cell of %d images the label %r, so agreement "
             "proves little. Name what the images show.",
-            *(len(clear), engine.vocabulary.names[best.pop()]),
+            *(len(images.measured), engine.vocabulary.names[int(best[0])]),
         )
-    miou = _figures(masks, images)
     if images.dataset is not None and not miou:
         raise ArgumentError(
-            f"dataset: expected masks that hold a class, got {len(labels)} without in "
+            f"dataset: expected masks that hold a class, got {len(images.measured)} without in "
             f"{images.dataset.name}. Give images with annotations."
         )
-    return Reference(
-        images=images,
-        vocabulary=engine.vocabulary,
-        labels=labels,
-        clear=clear,
-        miou=miou,
-        golden=engine.bundle.golden is not None,
-    )
+    vocabulary = engine.vocabulary
+    return Reference(images=images, vocabulary=vocabulary, labels=labels, clear=clear, miou=miou)
 
 
 def measure(bundle: Bundle, precision: str, reference: Reference) -> Agreement:
     """Run a candidate on the reference's images."""
-    equal, clear, masks = [], np.concatenate(reference.clear, None), _counts(reference.images)
-    with Engine(bundle, engine_config(precision)) as engine:
+    with _open(bundle, precision) as engine:
         engine.set_classes(reference.vocabulary)
-        for read, labels in zip(reference.images.measured, reference.labels, strict=True):
-            equal.append(_scores(engine, read(), masks).argmax(axis=0) == labels)
-        stages = engine.self_check().stages if reference.golden else ()
-    same = np.concatenate(equal, None)
+        labels, _, miou = _label(engine, reference.images)
+        stages = () if bundle.golden is None else engine.self_check().stages
+    same = labels == reference.labels
     return Agreement(
-        clear=float(same[clear].mean()),
+        clear=float(same[reference.clear].mean()),
         everywhere=float(same.mean()),
-        miou=_figures(masks, reference.images),
+        miou=miou,
         golden={one.stage: round(one.error, 4) for one in stages if one.stage != "labels"},
     )
 
 
-def _counts(images: Images) -> ConfusionMatrix | None:
-    data = images.dataset
-    if data is None:
-        return None
-    return ConfusionMatrix(len(data.class_names), ignore_label=data.ignore_label)
+def _label(
+    engine: Engine, images: Images, advance: Advance = lambda what, done, total: None
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_], Figures]:
+    """Every cell's best class, whether it is clear, and the mIoU where there are masks."""
+    data, vocabulary, head = images.dataset, engine.vocabulary, engine.bundle.head
+    masks = None
+    if data is not None:
+        masks = ConfusionMatrix(len(data.class_names), ignore_label=data.ignore_label)
+    assert vocabulary is not None
+    seen = vocabulary.seen(head.seen)
+    bias: Any = 0.0
+    if seen is not None:  # as labels are made
+        bias = vocabulary.best_of_synonyms(np.float32(head.seen_bias) * seen)[:, None, None]
+    labels, clear = [], []
+    for place, read in enumerate(images.measured):
+        sample = read()
+        result = engine.segment(sample.image)
+        if masks is not None:
+            masks.update(sample.labels, result.labels)
+        assert result.class_scores is not None
+        scores = result.class_scores - bias
+        second, first = np.sort(scores, axis=0)[-2:]
+        labels.append(scores.argmax(axis=0))
+        clear.append(first - second > CLEAR * np.abs(first))
+        advance("float32", place + 1, len(images.measured))
+    miou = {} if masks is None or data is None else _miou(masks, data)
+    return np.concatenate(labels, None), np.concatenate(clear, None), miou
 
 
-def _figures(counts: ConfusionMatrix | None, images: Images) -> Figures:
-    """The mIoU of classes that the masks hold: one stray pixel of another changes nothing."""
-    if counts is None or images.dataset is None:
-        return {}
-    scores = score(counts.counts, images.dataset.seen)
+def _miou(masks: ConfusionMatrix, data: SegmentationDataset) -> Figures:
+    """Of classes that the masks hold: one stray pixel of another changes nothing."""
+    scores = score(masks.counts, data.seen)
     present = scores.true_pixels > 0
-    seen = np.isin(np.arange(len(present)), images.dataset.seen)
+    seen = np.isin(np.arange(len(present)), data.seen)
     groups = {"mIoU": present, "mIoU(S)": present & seen, "mIoU(U)": present & ~seen}
     return {
         name: round(100 * float(scores.iou[of].mean()), 3)
@@ -527,50 +507,25 @@ def _figures(counts: ConfusionMatrix | None, images: Images) -> Figures:
     }
 
 
-def candidate(
-    bundle: Bundle, folder: Path, graphs: Mapping[str, Network], precision: str
+def _with_graphs(
+    bundle: Bundle,
+    folder: Path,
+    kept: Collection[str],
+    graphs: Mapping[str, Network],
+    precision: str,
+    entered: str,
 ) -> Bundle:
-    """A bundle with these graphs in place of its own or beside them, in an empty folder.
-
-    Those of FP8 are float32 graphs that round as FP8 does.
-    """
-    folder.mkdir()
+    """The bundle in an empty folder, with its graphs in kept precisions and with new ones."""
     entries = {
-        name: {"float32": variants["float32"]}
+        name: {key: entry for key, entry in variants.items() if key in kept}
         for name, variants in bundle.graphs.items()
-        if "float32" in variants
     }
     for entry in replace(bundle, graphs=entries).files():
-        source, target = bundle.open_path(entry), folder / entry.file
+        target = folder / entry.file
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(source.resolve(), target)
-        except OSError:  # a file system without links
-            shutil.copyfile(source, target)
-    entered = "int8" if precision == "int8" else "float32"
-    for name, model in graphs.items():
-        entries[name][entered] = write_graph(model, name, folder, precision)
-    return replace(bundle, path=folder, graphs=entries, quantization={})
-
-
-def write_graph(model: Network, name: str, folder: Path, precision: str) -> GraphEntry:
-    """Write ``NAME.PRECISION.onnx`` and describe it."""
-    path = folder / f"{name}.{precision}.onnx"
-    save_onnx(model, name, path)
-    return describe_graph(path, folder)
-
-
-def _scores(
-    engine: Engine, sample: Sample, masks: ConfusionMatrix | None
-) -> npt.NDArray[np.float32]:
-    """The scores behind the labels, float32 [C, gh, gw]: seen classes have lost their bias."""
-    result, vocabulary, head = engine.segment(sample.image), engine.vocabulary, engine.bundle.head
-    if masks is not None:
-        masks.update(sample.labels, result.labels)
-    assert result.class_scores is not None
-    assert vocabulary is not None
-    seen = vocabulary.seen(head.seen)
-    if seen is None or not head.seen_bias:
-        return result.class_scores
-    lowered = vocabulary.best_of_synonyms(np.float32(-head.seen_bias) * seen)
-    return np.asarray(result.class_scores + lowered[:, None, None], np.float32)
+        shutil.copyfile(bundle.open_path(entry), target)
+    for name, network in graphs.items():
+        path = folder / f"{name}.{precision}.onnx"
+        save_onnx(network, name, path)
+        entries[name][entered] = describe_graph(path, folder)
+    return replace(bundle, path=folder, graphs=entries)
