@@ -30,11 +30,11 @@ def relationship_descriptor(
 ) -> npt.NDArray[Any]:
     """Reference of :func:`zsseg_rt.ops.relationship_descriptor`."""
     num_classes, embed_dim = text_embeds.shape
-    text, weights = text_embeds.astype(np.float32), weight.astype(np.float32)
-    text_half = text @ weights[:, embed_dim:].T + bias if text_queries is None else text_queries
-    related = cls_embed.astype(np.float32)[:, None, :] * text
+    if text_queries is None:
+        text_queries = relationship_descriptor_text(text_embeds, weight, bias)
+    related = cls_embed.astype(np.float32)[:, None, :] * text_embeds.astype(np.float32)
     result = out_or_new(out, (len(cls_embed), num_classes, len(weight)), np.float32)
-    result[...] = related @ weights[:, :embed_dim].T + text_half
+    result[...] = related @ weight.astype(np.float32)[:, :embed_dim].T + text_queries
     return result
 
 

@@ -72,9 +72,7 @@ class Mlp(nn.Module):
 class ResidualBlock(nn.Module):
     """Pre-norm block: ``x += attn(ln_1(x)); x += mlp(ln_2(x))``."""
 
-    def __init__(
-        self, width: int, num_heads: int, mlp_width: int, activation: Activation = "quick_gelu"
-    ) -> None:
+    def __init__(self, width: int, num_heads: int, mlp_width: int, activation: Activation) -> None:
         super().__init__()
         self.ln_1 = nn.LayerNorm(width)
         self.attn = Attention(width, num_heads)
@@ -89,18 +87,10 @@ class ResidualBlock(nn.Module):
 class Transformer(nn.Module):
     """A stack of :class:`ResidualBlock`, named ``resblocks`` as in the checkpoints."""
 
-    def __init__(
-        self,
-        width: int,
-        num_layers: int,
-        num_heads: int,
-        mlp_width: int,
-        activation: Activation = "quick_gelu",
-    ) -> None:
+    def __init__(self, config: ImageEncoderConfig | TextEncoderConfig) -> None:
         super().__init__()
-        self.resblocks = nn.ModuleList(
-            ResidualBlock(width, num_heads, mlp_width, activation) for _ in range(num_layers)
-        )
+        sizes = config.width, config.num_heads, config.mlp_width, config.activation
+        self.resblocks = nn.ModuleList(ResidualBlock(*sizes) for _ in range(config.num_layers))
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """Run every block on ``x`` ``[B, N, W]``."""
@@ -198,9 +188,7 @@ class ImageEncoder(nn.Module):
         rows = 1 + config.grid_side**2
         self.positional_embedding = nn.Parameter(scale * torch.randn(rows, width))
         self.ln_pre = nn.LayerNorm(width)
-        self.transformer = Transformer(
-            width, config.num_layers, config.num_heads, config.mlp_width, config.activation
-        )
+        self.transformer = Transformer(config)
         self.ln_post = nn.LayerNorm(width)
         self.proj = nn.Parameter(scale * torch.randn(width, config.embed_dim))
 
@@ -341,9 +329,7 @@ class TextEncoder(nn.Module):
         width = config.width
         self.token_embedding = nn.Embedding(config.vocab_size, width)
         self.positional_embedding = nn.Parameter(torch.empty(config.context_length, width))
-        self.transformer = Transformer(
-            width, config.num_layers, config.num_heads, config.mlp_width, config.activation
-        )
+        self.transformer = Transformer(config)
         self.ln_final = nn.LayerNorm(width)
         self.text_projection = nn.Parameter(torch.empty(width, config.embed_dim))
         nn.init.normal_(self.token_embedding.weight, std=0.02)

@@ -524,12 +524,9 @@ class TipsTextEncoder(nn.Module):
     def __init__(self, config: TextEncoderConfig) -> None:
         super().__init__()
         self.config = config
-        width = config.width
-        self.token_embedding = nn.Embedding(config.vocab_size, width)
-        self.transformer = Transformer(
-            width, config.num_layers, config.num_heads, config.mlp_width, config.activation
-        )
-        self.ln_final = nn.LayerNorm(width)
+        self.token_embedding = nn.Embedding(config.vocab_size, config.width)
+        self.transformer = Transformer(config)
+        self.ln_final = nn.LayerNorm(config.width)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Embed ids ``[T, L]`` padded with ``vocab_size``, ``[T, W]``, **not** normalised."""

@@ -458,25 +458,18 @@ class CellDecodeHead(nn.Module):
         for linear in (self.q_proj, self.lateral_proj):
             linear.weight.mul_(math.sqrt(width))
 
-    def describe_cells(self, embeds: Any, text_embeds: Tensor) -> Tensor:
-        """Relate every cell to every class, ``[B, R * C, 2D]``, cell-major."""
-        cells = embeds.cell_embeds + embeds.cls_embed[:, None]
-        described = describe(cells.flatten(0, 1), text_embeds)
-        return torch.unflatten(described, 0, cells.shape[:2]).flatten(1, 2)
-
-    def lateral(self, embeds: Any, grid_hw: tuple[int, int]) -> Tensor:
-        """Cell-aware patches, ``[B, N, E]``."""
-        cells = upsample_cells(embeds.cell_embeds, grid_hw)
-        image_embed = embeds.cls_embed[:, None].expand(-1, cells.shape[1], -1)
-        joined = torch.cat([cells, image_embed, embeds.patch_embeds], dim=-1)
-        return self.lateral_proj(joined)  # type: ignore[no-any-return]
-
     def forward(
         self, embeds: ImageEmbeds, grid_hw: tuple[int, int], text_embeds: Tensor
     ) -> tuple[Tensor, Recovery | None]:
         """Mask logits ``[B, C, N]``, and in training the output of a recovery decoder."""
-        described = self.describe_cells(embeds, text_embeds)
-        queries, patches = self.q_proj(described), self.lateral(embeds, grid_hw)
+        assert embeds.cell_embeds is not None
+        whole = embeds.cls_embed[:, None]
+        cells = embeds.cell_embeds + whole
+        described = describe(cells.flatten(0, 1), text_embeds)  # every cell with every class
+        described = torch.unflatten(described, 0, cells.shape[:2]).flatten(1, 2)
+        spread = upsample_cells(embeds.cell_embeds, grid_hw)
+        joined = torch.cat([spread, whole.expand_as(spread), embeds.patch_embeds], dim=-1)
+        queries, patches = self.q_proj(described), self.lateral_proj(joined)
         layers = zip(self.decoder_q.layers, self.decoder_v.layers, strict=True)
         for query_layer, patch_layer in layers:
             queries, patches = query_layer(queries, patches), patch_layer(patches, queries)
@@ -485,13 +478,9 @@ class CellDecodeHead(nn.Module):
         mask_logits = patch_text_similarity(patches, by_cell.mean(dim=1), normalize=False)
         if self.recovery_decoder is None or not self.training:
             return mask_logits, None
-        recovered_queries, recovered_patches = self.recovery_decoder(queries, patches)
-        return mask_logits, Recovery(
-            queries=recovered_queries,
-            patches=recovered_patches,
-            query_targets=described.detach(),
-            patch_targets=embeds.patch_embeds.detach(),
-        )
+        targets = described.detach(), embeds.patch_embeds.detach()
+        queries, patches = self.recovery_decoder(queries, patches)
+        return mask_logits, Recovery(queries, patches, *targets)
 
 
 class ClipRC(DescriptorModel):

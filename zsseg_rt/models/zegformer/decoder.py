@@ -170,14 +170,6 @@ class Clip(TextEncoder):
         return self.visual.config.side
 
 
-def upsample_masks(mask_logits: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    """Resize mask logits ``[Q, h, w]`` to ``[Q, *size_hw]``, bilinear."""
-    upsampled = F.interpolate(
-        mask_logits.unsqueeze(0), size=size_hw, mode="bilinear", align_corners=False
-    )
-    return upsampled.squeeze(0)
-
-
 def crop_regions(image: Tensor, mask_logits: Tensor, *, style: RegionStyle, side: int) -> Tensor:
     """Cut out what CLIP is shown of each segment, ``[K, 3, side, side]``.
 
@@ -352,19 +344,12 @@ class SegmentPredictor(nn.Module):
         decoder = self.transformer["decoder"]
         return cast(Tensor, decoder(self.query_embed.weight, memory, positions))
 
-    def classify(self, queries: Tensor, text_features: Tensor) -> Tensor:
-        """Class logits ``[..., Q, C + 1]`` of queries ``[..., Q, W]``; "no object" comes last."""
+    def forward(self, queries: Tensor, mask_features: Tensor, text_features: Tensor) -> Segments:
+        """Read segments from queries ``[..., B, Q, W]``, of one layer or all."""
         embeds = self.projection_layer(queries)
         embeds = embeds / torch.linalg.vector_norm(embeds, dim=-1, keepdim=True)
         # "No object" is not normalised, as in the official code.
         classes = torch.cat([text_features.to(embeds), self.bg_feature])
-        logits: Tensor = self.logit_scale.exp() * (embeds @ classes.T)
-        return logits
-
-    def forward(self, queries: Tensor, mask_features: Tensor, text_features: Tensor) -> Segments:
-        """Read segments from queries ``[..., B, Q, W]``, of one layer or all."""
+        logits = self.logit_scale.exp() * (embeds @ classes.T)
         masks = self.mask_embed(queries) @ mask_features.flatten(2)
-        return Segments(
-            logits=self.classify(queries, text_features),
-            masks=torch.unflatten(masks, -1, mask_features.shape[2:]),
-        )
+        return Segments(logits, torch.unflatten(masks, -1, mask_features.shape[2:]))

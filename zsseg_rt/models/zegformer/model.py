@@ -51,7 +51,6 @@ from zsseg_rt.models.zegformer.decoder import (
     SegmentPredictor,
     Segments,
     crop_regions,
-    upsample_masks,
 )
 from zsseg_rt.networks.zegformer import CLIP, IMAGE_MEAN, IMAGE_STD, REGION_MEAN, REGION_STD
 from zsseg_rt.torch_files.checkpoints import check_float32, load_checkpoint, load_weights
@@ -294,7 +293,8 @@ class ZegFormer(SegmentationModel):
         maps = class_scores.new_zeros(class_scores.shape[1], padded_hw[0] * padded_hw[1])
         batches = (torch.split(x, self.config.region_batch) for x in (class_scores, mask_logits))
         for scores, logits in zip(*batches, strict=True):
-            maps = maps.addmm(scores.T, upsample_masks(logits, padded_hw).sigmoid().flatten(1))
+            soft = F.interpolate(logits[None], size=padded_hw, mode="bilinear")[0].sigmoid()
+            maps = maps.addmm(scores.T, soft.flatten(1))
         cut = torch.unflatten(maps, 1, padded_hw)[:, : image_hw[0], : image_hw[1]]
         resized = F.interpolate(cut.unsqueeze(0), size=out_hw, mode="bilinear").squeeze(0)
         if self.config.calibration <= 0:
