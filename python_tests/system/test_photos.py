@@ -1,5 +1,6 @@
 """Photos are measured before they are decoded, and read as they are meant, in every version."""
 
+import importlib.util
 import io
 import logging
 import struct
@@ -20,32 +21,7 @@ from zsseg_rt.evaluation.datasets.files import read_picture
 from zsseg_rt.photos import MAX_PIXELS, decode_photo, find_photos, read_header, read_photo
 from zsseg_rt.stream.photo_folder import PhotoSource
 
-FORMATS = {
-    "bmp": (".bmp", []),
-    "jpeg": (".jpg", []),
-    "jpeg, progressive": (".jpg", [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]),
-    "png": (".png", []),
-    "tiff": (".tif", []),
-    "tiff, plain": (".tif", [cv2.IMWRITE_TIFF_COMPRESSION, 1]),
-    "webp, lossless": (".webp", []),
-    "webp, lossy": (".webp", [cv2.IMWRITE_WEBP_QUALITY, 50]),
-}
 NOISE = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
-
-
-def encode(picture, name):
-    suffix, options = FORMATS[name]
-    return cv2.imencode(suffix, picture, options)[1].tobytes()
-
-
-@pytest.mark.parametrize("size_hw", [(1, 1), (37, 53), (1, 4097), (1009, 16)], ids=str)
-@pytest.mark.parametrize("name", FORMATS)
-def test_header_tells_the_size(name, size_hw):
-    for channels in ((), (3,)):
-        data = encode(np.zeros((*size_hw, *channels), np.uint8), name)
-        header = read_header(data)
-        assert header.size_hw == size_hw
-        assert header.end <= len(data)
 
 
 @pytest.mark.parametrize("name", BOMBS)
@@ -58,7 +34,7 @@ def test_bombs_are_refused_by_their_header(name, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
-@pytest.mark.parametrize("name", ["67 bytes", "part of 1 GB", "20000x20000"])
+@pytest.mark.parametrize("name", ["67 bytes", "20000x20000"])
 def test_a_refused_photo_takes_no_memory(name, tmp_path):
     path = tmp_path / "photo.png"
     whole = png(20000, 20000, depth=1, rows=bytes(20000 * 2501)) if name not in BOMBS else b""
@@ -74,15 +50,9 @@ def test_the_limit_is_an_argument(tmp_path):
     np.testing.assert_array_equal(read_photo(path, max_pixels=37 * 53), NOISE[..., ::-1])
     with refused(SourceError, None, "1960", "53x37", "1961"):
         read_photo(path, max_pixels=37 * 53 - 1)
-
-
-def test_a_file_too_long_for_a_photo_is_not_read(tmp_path):
-    path = tmp_path / "disk.png"
     with path.open("wb") as stream:
         stream.truncate(1 << 40)  # sparse: nothing on the disk
-    with pytest.raises(
-        SourceError, match=f"cannot be read: expected at most {8 * MAX_PIXELS} bytes, got {1 << 40}"
-    ):
+    with refused(SourceError, None, str(8 * MAX_PIXELS), str(1 << 40)):
         read_photo(path)
 
 
@@ -231,6 +201,7 @@ ENDING = {
     "jpeg with restarts": (".jpg", [cv2.IMWRITE_JPEG_RST_INTERVAL, 3]),
     "png": (".png", []),
     "webp": (".webp", [cv2.IMWRITE_WEBP_QUALITY, 80]),
+    "webp, lossless": (".webp", []),
     "bmp": (".bmp", []),
     "tiff": (".tif", [cv2.IMWRITE_TIFF_COMPRESSION, 1]),
     "packed tiff": (".tif", []),
@@ -241,6 +212,9 @@ TAILS = (b"\xff", bytes(999), b"\0\0\0\x18ftypmp42 a phone's film", b"\xff\xd8\x
 @pytest.mark.parametrize("kind", ENDING)
 def test_a_file_ends_at_its_own_end(kind):
     suffix, options = ENDING[kind]
+    for size_hw in ((1, 1), (1, 4097), (1009, 16), (37, 53)):
+        small = cv2.imencode(suffix, np.zeros((*size_hw, 3), np.uint8), options)[1].tobytes()
+        assert read_header(small).size_hw == size_hw
     data = cv2.imencode(suffix, SMOOTH, options)[1].tobytes()
     whole = decode_photo(data, PHOTO)
     for tail in TAILS:
@@ -272,11 +246,56 @@ def test_half_a_jpeg_in_a_whole_file_is_refused(filled, tmp_path):
             read(tmp_path / "a.jpg")
 
 
-def test_ordinary_suffixes_are_photos(tmp_path):
+def test_ordinary_suffixes_are_photos_and_what_cannot_be_read_is_told(
+    tmp_path, monkeypatch, caplog
+):
     names = ["a.JPE", "b.jfif", "c.Jpeg", "d.DIB", "e.TIFF", "f.pjpeg", "g.webp"]
-    for name in names:
+    for name in (*names, "b.HEIC", "c.heif", "d.avif", "e.gif", "notes.txt"):
         (tmp_path / name).write_bytes(b"any")
-    assert [path.name for path in find_photos([str(tmp_path)])] == names
+    monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
+    with caplog.at_level(logging.WARNING):
+        assert [path.name for path in find_photos([str(tmp_path)])] == names
+    (record,) = caplog.records
+    message = record.getMessage()
+    assert "4 pictures cannot be read and are skipped: b.HEIC, c.heif, d.avif, ..." in message
+    assert "pip install '.[heif]'" in message
+
+
+def needs(module, what):
+    return pytest.mark.skipif(importlib.util.find_spec(module) is None, reason=f"needs {what}")
+
+
+@pytest.mark.parametrize(
+    "format_",
+    [
+        pytest.param("AVIF", marks=needs("PIL.AvifImagePlugin", "Pillow 11.3")),
+        pytest.param("HEIF", marks=needs("pillow_heif", "pip install '.[heif]'")),
+    ],
+)
+def test_heic_and_avif_are_read_where_a_package_decodes_them(format_, tmp_path, monkeypatch):
+    from PIL import Image
+
+    if format_ == "HEIF":
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    exif, path = Image.Exif(), tmp_path / f"phone.{format_}"
+    exif[0x0112] = 6  # the camera was turned: shown rotated by 90 degrees clockwise
+    for turn in ({}, {"exif": exif.tobytes()}):
+        Image.fromarray(SMOOTH).save(path, format_, quality=95, **turn)
+        image = read_photo(path)
+        assert image.shape == ((320, 240, 3) if turn else SMOOTH.shape)
+        assert np.abs(image.astype(int) - (np.rot90(SMOOTH, -1) if turn else SMOOTH)).mean() < 8
+    assert find_photos([str(tmp_path)]) == [path]
+    data = path.read_bytes()
+    with refused(SourceError, None, "100", "320x240"):
+        decode_photo(data, PHOTO, max_pixels=100)
+    for length in (12, 60, 200, 300):
+        with refused(SourceError, None, str(PHOTO)):
+            decode_photo(data[:length], PHOTO)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
+    with refused(SourceError, None, "'.[heif]'"):
+        decode_photo(data, PHOTO)
 
 
 def test_all_of_this_with_opencv_4():

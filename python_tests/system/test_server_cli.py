@@ -1,7 +1,5 @@
 """``zsseg-rt serve`` as people type it, and who is let in: names, origins, tokens."""
 
-import base64
-import hashlib
 import http.client
 import re
 import signal
@@ -18,7 +16,6 @@ from support.serve_process import serve_process
 from support.streams import MjpegServer
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.server.access import Gate, Refused
-from zsseg_rt.server.api import load_page
 from zsseg_rt.server.settings import ServerSettings, listen
 
 TOKEN = "0123456789abcdefghij"
@@ -232,12 +229,10 @@ def test_settings_outside_their_range_are_refused(settings, message):
         ServerSettings(**settings)
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.3", "localhost", "::1"])
-def test_this_machine_needs_no_token_and_others_one(host):
-    assert ServerSettings(host=host).token is None
-    settings = ServerSettings(host="192.0.2.1", token=TOKEN)
-    assert settings.host == "192.0.2.1"
-    assert TOKEN not in repr(settings)
+def test_this_machine_needs_no_token_and_others_one():
+    for host in ("127.0.0.1", "127.0.0.3", "localhost", "::1"):
+        assert ServerSettings(host=host).token is None
+    assert TOKEN not in repr(ServerSettings(host="192.0.2.1", token=TOKEN))
 
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
@@ -247,14 +242,3 @@ def test_the_wildcard_of_ipv6_takes_ipv4_too():
         for address in ("127.0.0.1", "::1"):
             with socket.create_connection((address, port), timeout=30):
                 listener.accept()[0].close()
-
-
-def test_the_policy_lets_the_page_s_own_style_and_script_run_and_nothing_else():
-    html, policy = load_page()
-    for tag, directive in (("style", "style-src"), ("script", "script-src")):
-        (content,) = re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
-        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
-        assert f"{directive} 'sha256-{digest}';" in policy
-    assert policy.startswith("default-src 'none'; ")
-    assert "unsafe" not in policy
-    assert "http" not in policy

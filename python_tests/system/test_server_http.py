@@ -67,6 +67,9 @@ def test_every_answer_protects_browsers(server):
     html, policy = load_page()
     assert (status, body.decode()) == (200, html)
     assert headers.get_all("Content-Security-Policy") == [policy]
+    assert policy.startswith("default-src 'none'; ")
+    assert "unsafe" not in policy
+    assert "http" not in policy
     assert headers["Content-Type"] == "text/html; charset=utf-8"
     assert request(server, "HEAD", "/")[0] == 200
 

@@ -2,17 +2,13 @@
 
 import contextlib
 import http.client
-import os
-import select
 import socket
 import threading
 import time
 
 import numpy as np
-import pytest
 
 from support.live_server import PATIENCE, ask, demo_server, metric, viewer, wait_until
-from support.serve_process import serve_process
 from support.throttle import SlowLink
 
 LARGE = "test://?demo=scenes&size=720x720&rate=30"
@@ -190,34 +186,3 @@ def refused(server, address="127.0.0.1"):
             return client.recv(12) != b"HTTP/1.1 200"
         except ConnectionError:
             return True
-
-
-def resident_bytes(pid):
-    with open(f"/proc/{pid}/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-@pytest.mark.nightly  # slow heads and refusals in words are asked for above
-@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs Linux's /proc")
-def test_hundreds_of_connections_take_no_memory(tmp_path):
-    with serve_process(tmp_path) as server:
-        with viewer(server) as page:
-            page.acknowledge(page.frame())
-            page.acknowledge(page.frame())
-        before = resident_bytes(server.pid)
-        with contextlib.ExitStack() as stack:
-            clients = [stack.enter_context(raw(server)) for _ in range(300)]
-            heads = [stack.enter_context(raw(server, b"GET / HTTP/1.1\r\n")) for _ in range(100)]
-            wait_until(lambda: readable(clients + heads) >= 250, "most are told that it is full")
-            assert resident_bytes(server.pid) - before < 30_000_000
-        wait_until(lambda: not refused(server), "there is room again")
-        with viewer(server) as page:
-            page.frame()
-
-
-def readable(clients):
-    """How many have been answered or cut off."""
-    poll = select.poll()
-    for client in clients:
-        poll.register(client, select.POLLIN)
-    return len(poll.poll(0))

@@ -1,5 +1,6 @@
 """A bundle as a Triton model: the files that are written, and what they do when Triton calls."""
 
+import contextlib
 import sys
 
 import numpy as np
@@ -32,21 +33,19 @@ def backend_utils(monkeypatch):
 
 @pytest.fixture
 def started(colour_bundle, tmp_path):
-    models = []
+    with contextlib.ExitStack() as opened:
 
-    def start(edit=lambda text: text, kind="CPU", **settings):
-        settings = {"engine": CPU} | settings
-        folder = write_triton_model(colour_bundle, tmp_path / "repository", **settings)
-        config = folder / "config.pbtxt"
-        config.write_text(edit(config.read_text()))
-        model = triton.load_model(folder)
-        model.initialize(triton.arguments(folder, kind))
-        models.append(model)
-        return model
+        def start(edit=lambda text: text, kind="CPU", **settings):
+            settings = {"engine": CPU} | settings
+            folder = write_triton_model(colour_bundle, tmp_path / "repository", **settings)
+            config = folder / "config.pbtxt"
+            config.write_text(edit(config.read_text()))
+            model = triton.load_model(folder)
+            model.initialize(triton.arguments(folder, kind))
+            opened.callback(model.finalize)
+            return model
 
-    yield start
-    for model in models:
-        model.finalize()
+        yield start
 
 
 @pytest.fixture
@@ -171,12 +170,8 @@ def test_wrong_names_are_the_client_s_fault(started, frame, class_names, message
     ids=["type", "setting", "engine", "classes"],
 )
 def test_a_wrong_config_is_named(started, old, new, argument):
-    def edit(text):
-        assert old in text
-        return text.replace(old, new)
-
     with refused(ConfigError, argument):
-        started(edit, classes=["red"])
+        started(lambda text: text.replace(old, new), classes=["red"])
 
 
 def test_a_gpu_instance_needs_that_gpu(started):
