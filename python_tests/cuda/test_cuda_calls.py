@@ -179,11 +179,6 @@ def test_a_frame_with_a_memory_keeps_to_its_budget(replayed):
     assert over(BUDGET | WITH_MEMORY, found) == {}
 
 
-@pytest.mark.parametrize(("bundle", "waits"), [("segment_tokens", 1), ("proposals", 3)])
-def test_a_frame_waits_before_each_look_of_the_host(frame_counts, bundle, waits):
-    assert frame_counts(bundle)["host_waits"] == waits
-
-
 @pytest.mark.parametrize(
     ("with_overlay", "planes"), [(False, False), (True, False), (False, True), (True, True)]
 )
@@ -206,10 +201,3 @@ def test_an_overlay_takes_no_launch_of_its_own_but_on_planes(
         in_graphs = sum(len(session.outputs) for session in sessions)
     assert launches - in_graphs == BUDGET["launches"] + (with_overlay and planes)
     assert (found.picture is not None) == with_overlay
-
-
-@pytest.mark.parametrize("bundle", ["dense", "descriptor", "proposals", "segment_tokens"])
-@pytest.mark.parametrize("with_scores", [False, True])
-def test_a_frame_allocates_nothing(frame_counts, bundle, with_scores):
-    found = frame_counts(bundle, with_scores=with_scores)
-    assert (found["allocations"], found["frees"], found["events_made"]) == (0, 0, 0)

@@ -200,17 +200,6 @@ def test_a_refusal_that_was_swallowed_is_told_at_the_end(stream):
     capture.end()
 
 
-def test_arrays_of_another_stream_are_named(stream):
-    other = ops.Stream(0)
-    theirs = ops.DeviceArray.from_numpy(np.ones(4, np.float32), 0, other.handle)
-    ours = ops.DeviceArray.from_numpy(np.zeros(4, np.float32), 0, stream.handle)
-    capture = _C.Capture(0)
-    capture.begin(stream.handle)
-    with refused(CaptureError, "array"):
-        ours.copy_from(theirs, stream.handle)
-    capture.cancel()
-
-
 def test_arrays_collected_meanwhile_are_freed_afterwards(stream):
     counts = counts_reader()
     gc.collect()  # what other tests left behind counts too
@@ -316,20 +305,6 @@ def test_blocks_of_pinned_memory_are_used_again():
     for size in sizes:
         _C.PinnedArray((size,), np.uint8)
     assert counts() == before
-
-
-def test_sizes_that_are_used_no_more_make_room_for_the_one_in_use():
-    counts, dead = counts_reader(), [(60 << 20) + 4096 * number for number in range(5)]
-    for size in dead:  # together more than is kept
-        _C.PinnedArray((size,), np.uint8)
-    for _ in range(2):
-        _C.PinnedArray((20 << 20,), np.uint8)
-    before = counts()
-    for size in (20 << 20, dead[-1]):
-        _C.PinnedArray((size,), np.uint8)
-    assert counts() == before
-    _C.PinnedArray((dead[0],), np.uint8)
-    assert counts()["pinned_allocations"] == before["pinned_allocations"] + 1
 
 
 def test_kernels_write_to_mapped_memory(stream):

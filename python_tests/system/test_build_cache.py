@@ -113,38 +113,11 @@ def test_a_folder_that_others_may_write_to_is_not_used(checkout):
     assert checkout.build(ZSSEG_BUILD_CACHE="0") == 1
 
 
-def test_in_place_builds_are_incremental_ones(checkout):
-    assert checkout.build() == 1
-    assert checkout.build("--inplace") == 1
-    assert checkout.build("--inplace") == 1
-
-
 def test_two_builds_at_once_compile_once(checkout):
     children = [checkout.start(SLOW="1") for _ in range(3)]
     assert [child.wait(60) for child in children] == [0, 0, 0]
     assert checkout.count() == 1
     assert checkout.extension() == "int one;"
-
-
-def test_files_that_left_the_source_do_not_come_back(checkout):
-    stale = checkout.folder / "build" / "lib" / "zsseg_rt" / "gone.py"
-    stale.parent.mkdir(parents=True)
-    stale.write_text("")
-    call = [sys.executable, "setup.py", "-q", "build", "--build-lib", "build/lib"]
-    subprocess.run(call, cwd=checkout.folder, env=checkout.environment, check=True)
-    assert [path.name for path in stale.parent.iterdir()] == [f"_C{checkout.suffix}"]
-
-
-def test_the_oldest_entries_are_removed(checkout):
-    folder = checkout.folder / "home" / "extensions"
-    folder.mkdir(parents=True, mode=0o700)
-    for index in range(9):
-        (folder / f"old{index}").write_bytes(b"")
-        os.utime(folder / f"old{index}", (index, index))
-    assert checkout.build() == 1
-    names = [path.name for path in checkout.entries()]
-    assert len(names) == 8
-    assert [name for name in names if name.startswith("old")] == [f"old{i}" for i in range(2, 9)]
 
 
 def test_a_build_without_isolation_names_what_is_missing(tmp_path):

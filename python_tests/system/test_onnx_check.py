@@ -101,13 +101,6 @@ def test_attributes_are_those_of_the_schemas():
         assert needed <= row.attributes <= known, name
 
 
-def test_only_operators_without_chance_and_text_are_known():
-    words = ("Random", "Sequence", "Optional", "String", "Multinomial", "Bernoulli", "ImageDecoder")
-    for name in NAMES:
-        if any(word in name for word in words) or name in ("If", "Loop", "Scan"):
-            assert name not in OPERATORS
-
-
 @pytest.mark.parametrize("kind", [FLOAT, TensorProto.FLOAT16, INT64, TensorProto.INT8, 9, 11, 13])
 @pytest.mark.parametrize("raw", [False, True])
 def test_weights_may_be_raw_or_typed(model, kind, raw):
@@ -333,36 +326,9 @@ def forge(family, folder, graph_of):
     return path
 
 
-FORGED = {
-    "del next(n for n in g.node if n.op_type == 'Conv').input[:]": "(Conv): expected 2 to 3 inputs",
-    "w.ClearField('raw_data'); w.external_data.add(key='location', value='w.bin')": "external data",
-    "m.opset_import[0].version = 2**31": "opset_import",
-    "add('ConstantOfShape', n=[2_000_000_000])": "2000000000",
-}
-
-
-def test_forged_bundles_are_refused_when_they_are_opened(tmp_path):
-    def forged(content, statement):
-        model = onnx.load_from_string(content)
-        change(model, statement)
-        return model.SerializeToString()
-
-    paths = [
-        forge(
-            "proposals", tmp_path / f"{at}.zsseg", lambda content, each=each: forged(content, each)
-        )
-        for at, each in enumerate(FORGED)
-    ]
-    lines = run_bundles(*paths, BUNDLES / "proposals.zsseg")
-    assert lines.pop() == "ran"
-    for line, message in zip(lines, FORGED.values(), strict=True):
-        assert line.startswith("BackendError")
-        assert message in line
-
-
 def test_damaged_graphs_run_or_are_refused(tmp_path):
     content = (BUNDLES / "descriptor.zsseg/image_encoder.float32.onnx").read_bytes()
-    passing = [copy for copy in damaged_copies(content, 60) if refusal(copy) is None][:12]
+    passing = [copy for copy in damaged_copies(content, 60) if refusal(copy) is None][:6]
     assert passing
     paths = [
         forge("descriptor", tmp_path / f"{index}.zsseg", lambda _, copy=copy: copy)

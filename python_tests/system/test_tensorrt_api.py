@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from support.command_line import python
-from support.tensorrt_api_check import missing, used_attributes
+from support.tensorrt_api_check import used_attributes
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / "zsseg_rt" / "backends").glob("_tensorrt*.py"))
@@ -90,20 +90,3 @@ def test_the_backend_uses_what_the_check_looks_for():
         "Runtime.deserialize_cuda_engine",
     } <= used
     assert not any(name.split(".")[-1].startswith(("add_plugin", "FP16")) for name in used)
-
-
-def test_an_attribute_that_a_version_lacks_is_found():
-    class Module:
-        class Builder:
-            pass
-
-    source = """
-def build(trt, builder, config):
-    builder.max_workspace_size = 1
-    trt.BuilderFlag.FP16
-    if hasattr(trt, "IAttention"):
-        trt.IAttention
-"""
-    used = used_attributes(source)
-    assert used == {"Builder.max_workspace_size", "BuilderFlag.FP16"}
-    assert missing(Module, used) == used

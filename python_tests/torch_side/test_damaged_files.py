@@ -89,7 +89,7 @@ def mask(suffix, read):
 KINDS = {
     "npy": Kind(
         "rows.npy", npy,
-        lambda path: read_npy(path.read_bytes(), what="rows.npy", max_bytes=24), ValueError, 2000,
+        lambda path: read_npy(path.read_bytes(), what="rows.npy", max_bytes=24), ValueError, 400,
     ),
     "labels": Kind(
         "a.mask.png", lambda: encode_label_png(NOISE[..., 0], NOISE[0]), read_label_png, SourceError
@@ -201,14 +201,6 @@ class OpenVinoUser:
         return [(blob.stat().st_ino, blob.stat().st_mtime_ns) for blob in blobs]
 
 
-CACHES = {
-    "row": (RowUser, "text/*/*.row"),
-    "blob": (OpenVinoUser, "openvino/*/*.blob"),
-    "checksums": (OpenVinoUser, "openvino/*/checksums.json"),
-    "model folder": (OpenVinoUser, "openvino/" + "[0-9a-f]" * 32),
-}
-
-
 def make_folder(entry):
     (entry / "deeper").mkdir(parents=True)
     (entry / "deeper" / "file").write_text("x")
@@ -227,12 +219,13 @@ OBSTACLES = {
     "folder": lambda entry, content: make_folder(entry),
     "pipe": lambda entry, content: os.mkfifo(entry),
 }
-CASES = [
-    pytest.param(*kind, damage, id=f"{name}-{how}")
-    for name, kind in CACHES.items()
-    for how, damage in {**CONTENTS, **OBSTACLES}.items()
-    if (name, how) != ("model folder", "folder")
-]
+ROWS, BLOB = (RowUser, "text/*/*.row"), (OpenVinoUser, "openvino/*/*.blob")
+CHECKSUMS = (OpenVinoUser, "openvino/*/checksums.json")
+MODEL_FOLDER = (OpenVinoUser, "openvino/" + "[0-9a-f]" * 32)
+# All damages to an entry of the one store, and those that OpenVINO's own files add.
+CASES = [(*ROWS, damage) for damage in (CONTENTS | OBSTACLES).values()]
+CASES += [(*BLOB, CONTENTS["garbage"]), (*BLOB, CONTENTS["truncated"]), (*BLOB, OBSTACLES["pipe"])]
+CASES += [(*CHECKSUMS, CONTENTS["nested"]), (*MODEL_FOLDER, CONTENTS["empty"])]
 
 
 def replace_entry(user, pattern, damage):

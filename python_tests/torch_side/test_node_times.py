@@ -1,7 +1,6 @@
 """Nodes of exported graphs are named after modules, and timed by every backend."""
 
 from datetime import timedelta
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,9 +14,7 @@ from zsseg_rt.backends._openvino import PastRuns, node_times
 from zsseg_rt.backends.base import OUTSIDE_NODES, BackendOptions, NodeTime, RecordingSession
 from zsseg_rt.backends.registry import get_backend
 from zsseg_rt.bundles.bundle import Bundle
-from zsseg_rt.demo import demo_bundle
 from zsseg_rt.errors import ConfigError
-from zsseg_rt.profiling.worker import LocalCandidate
 
 COUNTING = BackendOptions(num_threads=1, node_times=True)
 
@@ -66,42 +63,6 @@ def test_nodes_are_timed_under_the_graph_s_names(encoder, image, backend):
     assert {f"blocks.{index}.{part}" for index in range(4) for part in parts} <= modules
     for name, array in session.run(feeds).items():
         np.testing.assert_array_equal(array, before[name])
-    session.close()
-
-
-STORED = sorted((Path(__file__).parents[1] / "bundles").glob("v*/*.zsseg"))
-
-
-@pytest.mark.parametrize(
-    "path", [demo_bundle("scenes"), *STORED], ids=lambda p: f"{p.parent.name}-{p.stem}"
-)
-def test_nodes_and_the_rest_sum_to_the_runs_that_were_timed(path):
-    """Within 5 %; a busy machine may come between the two clocks, so one of some tries counts."""
-    bundle = Bundle.load(path)
-    file = bundle.path / bundle.graph("image_encoder", "float32").file
-    graph = get_backend("openvino").load(file, device="cpu", precision="float32", options=COUNTING)
-    session = graph.session()
-    (spec,) = session.inputs
-    shape = [int(size) if str(size).isdecimal() else 1 for size in spec.shape]
-    feeds = {spec.name: np.random.default_rng(0).random(shape, np.float32)}
-    run, walls = session.run, []
-
-    def timed(feeds):
-        walls.append(LocalCandidate("run", lambda: run(feeds)).measure().wall_ms)
-
-    session.run = timed
-    ratios = []
-    for _ in range(8):
-        walls.clear()
-        nodes = session.profile(feeds, runs=60)
-        counted = walls[1:]  # the first one of profile is not counted
-        ratios.append(sum(node.ms for node in nodes) / (sum(counted) / len(counted)))
-        assert [node.name for node in nodes].count(OUTSIDE_NODES) == 1
-        assert nodes[-1].name == OUTSIDE_NODES
-        if 0.95 <= ratios[-1] <= 1.05:
-            break
-    else:
-        pytest.fail(f"nodes are no share of their runs: {ratios}")
     session.close()
 
 

@@ -166,20 +166,6 @@ def test_kernels_are_compiled_once(rtx, graph_path, tmp_path):
     assert compiled(rtx) == ["compile for [(1, 9, 8)]"]
 
 
-def test_sessions_of_a_graph_share_their_kernels(rtx, graph_path):
-    graph = load(graph_path)
-    graph.session(), graph.session()
-    assert compiled(rtx) == ["compile context"]
-
-
-def test_what_is_known_is_not_written_again(rtx, graph_path, tmp_path):
-    load(graph_path, cache_dir=tmp_path).session()
-    (file,) = kept(tmp_path)
-    before = file.stat().st_mtime_ns, file.stat().st_ino
-    load(graph_path, cache_dir=tmp_path).session().close()
-    assert (file.stat().st_mtime_ns, file.stat().st_ino) == before
-
-
 @pytest.mark.parametrize("change", ["driver", "altered"])
 def test_what_does_not_fit_is_compiled_anew(rtx, graph_path, tmp_path, change, caplog):
     load(graph_path, cache_dir=tmp_path).session()

@@ -491,6 +491,7 @@ def _cache_folder(core: Any, graph_path: Path, settings: dict[str, Any], cache_d
     key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
     folder = cache_dir / "openvino" / key
     if os.path.lexists(folder) and not folder.is_dir():
+        _log.warning("%s: expected a folder, got something else; it is replaced", folder)
         remove_entry(folder)
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
@@ -512,8 +513,7 @@ def _drop_damaged(folder: Path) -> None:
     entries = list(folder.iterdir())
     if not entries or _record(folder).read(_RECORD, max_bytes=0):
         return
-    _log.warning("%s: the cached model is not used; compiling again", folder)
-    for entry in entries:
+    for entry in entries:  # the record says why
         remove_entry(entry)
 
 
