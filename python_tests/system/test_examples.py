@@ -23,8 +23,13 @@ NOTEBOOK = EXAMPLES / "first_hour.ipynb"
 WITHOUT_TORCH = """
 import runpy, sys
 sys.modules["torch"] = sys.modules["onnx"] = None
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
+for call in sys.argv[1:]:
+    sys.argv = call.split("|")
+    print(end="\x1e")
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as end:
+        assert not end.code, call
 """
 SAYS = {
     "evaluation": ["mIoU(S): ", "hardest: "],
@@ -38,12 +43,13 @@ ELSEWHERE = {"counting_pixels", "own_encoder", "photo_folder", "hugging_face", "
 NEEDS_A_SERVER = {"triton_latency"}
 
 
-def run(name, folder, *arguments):
+def run(folder, *calls):
+    """What examples print, one after the other in a process without torch."""
+    calls = ["|".join(map(str, (EXAMPLES / f"{name}.py", *rest))) for name, *rest in calls]
     place = {"ZSSEG_HOME": str(folder / "home")}
-    call = ("-c", WITHOUT_TORCH, EXAMPLES / f"{name}.py", *arguments)
-    done = python(*call, cwd=folder, more_env=place)
+    done = python("-c", WITHOUT_TORCH, *calls, cwd=folder, more_env=place)
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return done.stdout.split("\x1e")[1:]
 
 
 def test_every_example_is_run():
@@ -51,17 +57,17 @@ def test_every_example_is_run():
     assert list(EXAMPLES.glob("*.ipynb")) == [NOTEBOOK]
 
 
-@pytest.mark.parametrize("name", SAYS)
-def test_example_runs(name, tmp_path):
-    given = [write_folder(tmp_path / "scenes", {"val": 8})] if name == "evaluation" else []
-    said = run(name, tmp_path, *given)
-    assert [words for words in SAYS[name] if words not in said] == []
+def test_examples_run(tmp_path):
+    scenes = write_folder(tmp_path / "scenes", {"val": 8})
+    printed = run(tmp_path, *((name, scenes)[: 1 + (name == "evaluation")] for name in SAYS))
+    for (name, texts), said in zip(SAYS.items(), printed, strict=True):
+        assert (name, [text for text in texts if text not in said]) == (name, [])
 
 
-@pytest.mark.parametrize("name", sorted({*SAYS, *ELSEWHERE, *NEEDS_A_SERVER}))
-def test_example_helps_instead_of_starting_to_work(name, tmp_path):
-    said = run(name, tmp_path, "--help")
-    assert f"usage: {name}.py" in said
+def test_examples_help_instead_of_starting_to_work(tmp_path):
+    names = sorted({*SAYS, *ELSEWHERE, *NEEDS_A_SERVER})
+    for name, said in zip(names, run(tmp_path, *((n, "--help") for n in names)), strict=True):
+        assert f"usage: {name}.py" in said
     assert list(tmp_path.iterdir()) == []
 
 
@@ -76,7 +82,7 @@ def test_photo_folder_leaves_out_what_is_no_photo(tmp_path):
     photos.mkdir()
     shutil.copy(demo_photos()[0], photos / "room.jpg")
     (photos / "broken.jpg").write_bytes(b"no photo")
-    said = run("photo_folder", tmp_path, photos)
+    (said,) = run(tmp_path, ("photo_folder", photos))
     assert "room.jpg: chair, dining table" in said
     assert "left out: " in said
     assert "broken.jpg" in said
@@ -85,7 +91,7 @@ def test_photo_folder_leaves_out_what_is_no_photo(tmp_path):
 
 
 def test_counts_cover_every_frame(tmp_path):
-    run("counting_pixels", tmp_path, "test://?size=64x48&frames=5")
+    run(tmp_path, ("counting_pixels", "test://?size=64x48&frames=5"))
     with (tmp_path / "counts.csv").open(newline="") as file:
         header, *rows = csv.reader(file)
     assert header[:2] == ["frame", "seconds"]

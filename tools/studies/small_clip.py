@@ -153,7 +153,7 @@ class SmallClip(nn.Module):
         """
         mean, std = (images.new_tensor(v, dtype=torch.float32) for v in (CLIP_MEAN, CLIP_STD))
         normalized = (images.float() / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
-        patch_embeds, cls_embed = self.visual(normalized)
+        patch_embeds, cls_embed, _ = self.visual(normalized)
         return cls_embed, unit(patch_embeds.mean(dim=1))
 
     def encode_texts(self, tokens: Tensor) -> Tensor:
