@@ -155,7 +155,7 @@ def test_a_part_is_a_share_of_the_vocabulary(wide, monkeypatch):
     """So is what is in memory at once; and no vocabulary compiles anything."""
     from zsseg_rt.backends.registry import get_backend
 
-    loaded, sizes, run = [], [], aggregation.HeadParts.run_stage
+    loaded, sizes, run = [], [], aggregation.AggregationPipeline.run_stage
     backend = get_backend("openvino")
     load_graph = type(backend).load
     monkeypatch.setattr(
@@ -166,7 +166,7 @@ def test_a_part_is_a_share_of_the_vocabulary(wide, monkeypatch):
         sizes.append((stage, len(given["class_halves"])))
         return run(parts, stage, given)
 
-    monkeypatch.setattr(aggregation.HeadParts, "run_stage", noting)
+    monkeypatch.setattr(aggregation.AggregationPipeline, "run_stage", noting)
     with Engine(wide[1], EngineConfig(**CPU)) as engine:
         held = len(loaded)
         for count, expected in ((32, []), (33, [17, 16]), (150, [30] * 5), (257, [32] * 8)):

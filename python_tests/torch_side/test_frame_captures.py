@@ -11,9 +11,7 @@ from conftest import require_cuda
 from support.cuda_counts import count_captures
 from support.device_backend import DeviceSession, device_backend
 from support.errors import refused
-from support.frame_kinds import assert_same, frame, half_bundle, open_engine, told, vocabulary
-from zsseg_rt import ops
-from zsseg_rt.bundles.specs import FAMILIES
+from support.frame_kinds import assert_same, frame, open_engine, told, vocabulary
 from zsseg_rt.errors import CaptureError, ConfigError
 from zsseg_rt.ops import core
 from zsseg_rt.runtime import captures
@@ -254,36 +252,3 @@ def test_a_vocabulary_is_whole_on_the_device_before_its_first_frame(monkeypatch,
     before = seen[: seen.index("frame")]
     assert "copy" in before
     assert before[-1] == "wait"
-
-
-@pytest.mark.parametrize("family", ["descriptor", "clip_rc"])
-def test_kernels_are_given_what_graphs_state(monkeypatch, tmp_path, family):
-    """Dtypes of what a frame's kernels read and write, and of what its graphs of float16 do."""
-    placed, sessions = device_backend(monkeypatch)
-    seen, kernels = {}, ("preprocess", "relationship_descriptor", "patch_text_similarity")
-
-    def watch(name):
-        kernel = getattr(ops, name)
-
-        def watched(*arrays, **settings):
-            seen[name] = [str(settings["out"].dtype), *(str(array.dtype) for array in arrays)]
-            return kernel(*arrays, **settings)
-
-        monkeypatch.setattr(ops, name, watched)
-
-    with open_engine(half_bundle(family, tmp_path), placed, precision="auto") as engine:
-        engine.set_classes(**vocabulary(engine, 5))
-        engine.segment(frame(0))
-        for name in kernels:
-            watch(name)
-        for seed in (1, 2):
-            engine.segment(frame(seed))
-        halves = FAMILIES[engine.bundle.family].half_tensors
-        for session in sessions:
-            for spec in (*session.inputs, *session.outputs):
-                assert spec.dtype == ("float16" if spec.name in halves else "float32"), spec
-    assert [seen[name] for name in kernels] == [
-        ["float16", "uint8"],
-        ["float16", *["float16"] * 3, "float32"],  # queries, what they are made of, and a bias
-        ["float32", "float16", "float16"],
-    ]

@@ -310,10 +310,9 @@ class FrameMemory:
     @contextmanager
     def turn(
         self,
-        frame: npt.NDArray[np.uint8],
+        frame: Any,
         classes: BoundClasses,
         rule: LabelRule,
-        *,
         channel_order: str,
         captured_at: float | None,
     ) -> Iterator[Turn]:
@@ -369,11 +368,6 @@ class Turn:
     candidates: tuple[int, ...] = ()  # Classes of the last frame, to be replaced by this one's
     logits: Array | None = None  # Steadied
     result: Segmentation | None = None
-
-    @property
-    def steadies(self) -> bool:
-        """Whether masks are to be steadied."""
-        return self.memory.steady
 
     def reused(self) -> Segmentation | None:
         """The last result again, freshly owned, if the image stood still; else None."""

@@ -11,8 +11,7 @@ import functools
 import logging
 import math
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
@@ -247,97 +246,84 @@ class WindowPlan:
     shares: npt.NDArray[np.float32]
 
 
-@dataclass(frozen=True, kw_only=True)
 class Windows:
     """How an engine lays windows of its bundle's size on frames."""
 
-    size_hw: Pair  # Pixels of a window
-    grid_hw: Pair  # Cells of a window
-    step_hw: Pair  # Pixels from a cell to the next
-    corners: bool  # Whether the outermost cells lie on the outermost pixels
-    # Cells from a window to the next at the frame's own size; None resizes the frame
-    stride_hw: Pair | None = None
-    letterbox: bool = False  # Whether one window takes the whole frame, with room beside it
-    most: int = 1  # How many windows a frame may take; one that would take more is a letterbox
+    def __init__(self, preprocess: PreprocessSpec, head: HeadSpec, config: EngineConfig) -> None:
+        self._size_hw, self._grid_hw = preprocess.size_hw, head.grid_hw  # of a window
+        self._corners = head.align == "corners"  # whether outermost cells lie on outermost pixels
+        # Pixels from a cell to the next; cells from a window to the next at the frame's own size,
+        # None where it is resized
+        self._step_hw = _steps(self._size_hw, head.grid_hw, self._corners)
+        self._stride_hw = _stride(config.windows, self._size_hw, self._step_hw)
+        self._letterbox = config.resize == "letterbox"
+        self._most = config.max_windows
+        self.plan = functools.lru_cache(_MOST_PLANS)(self._plan)
+        """Where windows lie on frames of a size; remembered for the sizes seen last."""
 
     @classmethod
     def of(cls, preprocess: PreprocessSpec, head: HeadSpec, config: EngineConfig) -> Windows | None:
         """Those that a configuration asks for; None stretches frames to one window."""
-        letterbox = config.resize == "letterbox"
-        if config.windows is None and not letterbox:
-            return None
-        size_hw, corners = preprocess.size_hw, head.align == "corners"
-        step_hw = _steps(size_hw, head.grid_hw, corners)
-        return cls(
-            size_hw=size_hw,
-            grid_hw=head.grid_hw,
-            step_hw=step_hw,
-            corners=corners,
-            stride_hw=_stride(config.windows, size_hw, step_hw),
-            letterbox=letterbox,
-            most=config.max_windows,
-        )
+        asked = config.windows is not None or config.resize == "letterbox"
+        return cls(preprocess, head, config) if asked else None
 
-    @functools.cached_property
-    def plan(self) -> Callable[[Pair], WindowPlan]:
-        """Where windows lie on frames of a size; remembered for the sizes seen last."""
-        return functools.lru_cache(_MOST_PLANS)(self._make)
-
-    def _make(self, frame_hw: Pair) -> WindowPlan:
-        if self.stride_hw is not None and any(map(int.__lt__, frame_hw, self.size_hw)):
+    def _plan(self, frame_hw: Pair) -> WindowPlan:
+        stride_hw = self._stride_hw
+        if stride_hw is not None and any(map(int.__lt__, frame_hw, self._size_hw)):
             raise FrameError(
-                f"frame: expected at least {_text(self.size_hw)} pixels, one window, got "
+                f"frame: expected at least {_text(self._size_hw)} pixels, one window, got "
                 f"{_text(frame_hw)}. Make it larger."
             )
-        cells = self._cells(frame_hw)
-        starts = [self._starts(axis, cells[axis]) for axis in (0, 1)]
-        whole_hw = tuple(
-            (n - 1) * step + 1 if self.corners else n * step
-            for n, step in zip(cells, self.step_hw, strict=True)
-        )
-        if len(starts[0]) * len(starts[1]) > self.most or max(whole_hw) > MOST_SIDE:
-            _remark_on_letterboxes(self.most)
-            return replace(self, stride_hw=None, letterbox=True)._make(frame_hw)
-        places = tuple((top, left) for top in starts[0] for left in starts[1])
-        step_y, step_x = self.step_hw
+        plan = self._laid(self._cells(frame_hw, stride_hw, self._letterbox), stride_hw)
+        if plan is None:
+            _remark_on_letterboxes(self._most)
+            plan = self._laid(self._cells(frame_hw, None, True), None)
+            assert plan is not None, "it is one window"
+        return plan
+
+    def _laid(self, cells: Pair, stride_hw: Pair | None) -> WindowPlan | None:
+        """The plan of so many cells; None where it has too many windows or pixels."""
+        tops, lefts = (self._starts(axis, cells[axis], stride_hw) for axis in (0, 1))
+        (step_y, step_x), less = self._step_hw, 1 if self._corners else 0
+        whole_hw = (cells[0] - less) * step_y + less, (cells[1] - less) * step_x + less
+        if len(tops) * len(lefts) > self._most or max(whole_hw) > MOST_SIDE:
+            return None
+        places = tuple((top, left) for top in tops for left in lefts)
+        counts = np.zeros(cells, np.float32)
+        for top, left in places:
+            counts[top : top + self._grid_hw[0], left : left + self._grid_hw[1]] += 1
         return WindowPlan(
-            whole_hw=(whole_hw[0], whole_hw[1]),
+            whole_hw=whole_hw,
             places=places,
             origins=tuple((top * step_y, left * step_x) for top, left in places),
-            shares=self._shares(cells, places),
+            shares=np.asarray(1 / counts, np.float32),
         )
 
-    def _cells(self, frame_hw: Pair) -> Pair:
+    def _cells(self, frame_hw: Pair, stride_hw: Pair | None, letterbox: bool) -> Pair:
         """Cells of the resized frame, to the nearest whole number."""
-        (height, width), (frame_h, frame_w) = self.size_hw, frame_hw
+        (height, width), (frame_h, frame_w) = self._size_hw, frame_hw
         above = height * frame_w, width * frame_h  # scales by rows and by columns, in one unit
         unit = frame_h * frame_w
-        scale = 0 if self.stride_hw is not None else (min if self.letterbox else max)(above)
+        scale = 0 if stride_hw is not None else (min if letterbox else max)(above)
         cells = []
-        for side, step, most in zip(frame_hw, self.step_hw, self.grid_hw, strict=True):
-            less = 1 if self.corners else 0
+        for side, step, most in zip(frame_hw, self._step_hw, self._grid_hw, strict=True):
+            less = 1 if self._corners else 0
             scaled = side - less if not scale else side * scale / unit - less
             number = int(scaled / step + 0.5) + less
-            cells.append(min(max(number, 1), most) if self.letterbox else max(number, most))
+            cells.append(min(max(number, 1), most) if letterbox else max(number, most))
         return cells[0], cells[1]
 
-    def _starts(self, axis: int, cells: int) -> list[int]:
+    def _starts(self, axis: int, cells: int, stride_hw: Pair | None) -> list[int]:
         """First cells of windows along an axis; the last one ends with the frame."""
-        window = self.grid_hw[axis]
+        window = self._grid_hw[axis]
         room = cells - window
         if room <= 0:
             return [0]
-        if self.stride_hw is not None:
-            stride = self.stride_hw[axis]
+        if stride_hw is not None:
+            stride = stride_hw[axis]
             return [min(i * stride, room) for i in range(math.ceil(room / stride) + 1)]
         gaps = math.ceil(room / max(window // 2, 1))  # windows overlap by half, or more
         return [(2 * i * room + gaps) // (2 * gaps) for i in range(gaps + 1)]
-
-    def _shares(self, cells: Pair, places: tuple[Pair, ...]) -> npt.NDArray[np.float32]:
-        counts = np.zeros(cells, np.float32)
-        for top, left in places:
-            counts[top : top + self.grid_hw[0], left : left + self.grid_hw[1]] += 1
-        return np.asarray(1 / counts, np.float32)
 
 
 def _steps(size_hw: Pair, grid_hw: Pair, corners: bool) -> Pair:

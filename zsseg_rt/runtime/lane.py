@@ -110,8 +110,9 @@ class Lane:
         self._gate = None if most is None else CandidateGate(most)
         self._captures = FrameCaptures(sessions, self.workspace, wanted=captures_wanted())
         self._build_stages(self.sessions)
+        limit = bundle.head.unknown_below if config.unknown_below is None else config.unknown_below
         self._rule = LabelRule(
-            head=bundle.head, unknown_below=config.unknown_below, with_scores=config.with_scores
+            head=bundle.head, unknown_below=limit, with_scores=config.with_scores
         )
         self._classes_in_force, self._on_close = classes_in_force, on_close
         self._buffered: tuple[BoundClasses, bool] | None = None  # what buffers have
@@ -154,9 +155,17 @@ class Lane:
         with self._exclusive():
             classes = self._classes_in_force()
             frame = self._checked(frame)
+            state = FrameState(frame=frame, classes=classes, rule=rule)
             if memory is None:
-                return self._label(FrameState(frame=frame, classes=classes, rule=rule), self.stages)
-            return self._label_with(memory, frame, classes, rule, captured_at)
+                return self._label(state, self.stages)
+            self._check_memory(memory, frame)
+            order = self._config.channel_order
+            with memory.turn(frame, classes, rule, order, captured_at) as state.turn:
+                stages = self._steady_stages if memory.steady else self.stages
+                seg = self._label(state, stages)
+                if not seg.reused:
+                    state.turn.finish(seg)
+            return seg
 
     def _checked(self, frame: Any, *, on_gpu: bool = False) -> Frame:
         """A frame that may be labelled: on the lane's GPU, or unless ``on_gpu`` in host memory."""
@@ -215,7 +224,7 @@ class Lane:
         """Label a golden sample's frame in RGB; all intermediates and ``labels``, on the host."""
         if self._config.channel_order == "bgr":
             frame = np.ascontiguousarray(frame[..., ::-1])  # the sample is RGB
-        rule = LabelRule(head=head, unknown_below=None, with_scores=False)
+        rule = LabelRule(head=head, unknown_below=head.unknown_below, with_scores=False)
         trace: Trace = {}
         with self._exclusive():
             state = FrameState(frame=frame, classes=classes, rule=rule, trace=trace)
@@ -296,14 +305,7 @@ class Lane:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def _label_with(
-        self,
-        memory: FrameMemory,
-        frame: Frame,
-        classes: BoundClasses,
-        rule: LabelRule,
-        captured_at: float | None,
-    ) -> Segmentation:
+    def _check_memory(self, memory: Any, frame: Any) -> None:
         if not isinstance(frame, np.ndarray):
             raise ArgumentError(
                 "memory: expected None for a frame in two planes or on a GPU, got one. Convert "
@@ -312,15 +314,6 @@ class Lane:
         if not isinstance(memory, FrameMemory):
             raise ArgumentError(f"memory: expected a FrameMemory, got {type(memory).__name__}")
         check_family(self._family.name)
-        order = self._config.channel_order
-        with memory.turn(
-            frame, classes, rule, channel_order=order, captured_at=captured_at
-        ) as turn:
-            state = FrameState(frame=frame, classes=classes, rule=rule, turn=turn)
-            seg = self._label(state, self._steady_stages if turn.steadies else self.stages)
-            if not seg.reused:
-                turn.finish(seg)
-        return seg
 
     def _label(self, state: FrameState, stages: StageList) -> Segmentation:
         """Take a frame through the stages, wait, and give out its labels."""

@@ -57,7 +57,6 @@ class Preprocess(Stage):
         self._dtype = dtype_of("image", image_encoder.inputs)
 
     def run(self, state: FrameState) -> None:
-        """See :class:`Stage`."""
         state.image = self.image(state.frame, self.on_device(state.frame))
         self._clock.mark("preprocess")
         if state.trace is not None:
@@ -100,7 +99,7 @@ class Encode(Stage):
         self._pipeline, self.recorded = pipeline, recorded
 
     def run(self, state: FrameState) -> None:
-        """See :class:`Stage`; a pipeline that the host looks into records its own parts."""
+        """A pipeline that the host looks into records its own parts."""
         state.masks = self._pipeline.masks(state)
 
 
@@ -114,7 +113,6 @@ class EncodeWindows(Stage):
         self._pipeline, self._preprocess, self._windows = pipeline, preprocess, windows
 
     def run(self, state: FrameState) -> None:
-        """See :class:`Stage`."""
         plan, workspace, clock = self._windows.plan(state.out_hw), self._workspace, self._clock
         placed = self._preprocess.on_device(state.frame)
         kind = ("window", *state.kind)
@@ -149,7 +147,6 @@ class Check(Stage):
     recorded = True
 
     def run(self, state: FrameState) -> None:
-        """See :class:`Stage`."""
         _, finite = self._workspace.flag()
         ops.all_finite(state.masks.mask_logits, out=finite, stream=self._workspace.stream)
         self._clock.mark("check")
@@ -159,7 +156,6 @@ class Steady(Stage):
     """Blends masks with those of past frames, moved along the flow that the host finds."""
 
     def run(self, state: FrameState) -> None:
-        """See :class:`Stage`."""
         assert state.turn is not None, "frames without a memory pass other stages"
         state.masks = state.turn.steadied(state.masks, self._workspace)
         self._clock.mark("steady")
@@ -169,7 +165,7 @@ class Candidates(Stage):
     """Leaves out the classes that are least like anything in the frame; the host chooses."""
 
     def run(self, state: FrameState) -> None:
-        """See :class:`Stage`; labels of what is kept are classes, by a table."""
+        """Labels of what is kept are classes, by a table."""
         workspace, classes, gate = self._workspace, state.classes, state.classes.gate
         assert gate is not None, "nothing is left out"
         assert isinstance(state.masks, ClassLogits), "other families were refused"
@@ -205,7 +201,6 @@ class Label(Stage):
         self.recorded = recorded
 
     def run(self, state: FrameState) -> None:
-        """See :class:`Stage`."""
         masks, classes = state.labelled or (state.masks, state.classes)
         state.pixels = masks.label(state.out_hw, classes, state.rule, self._workspace)
         self._clock.mark("upsample_argmax")

@@ -183,10 +183,12 @@ class Workspace:
             array.copy_to(out, self.stream, wait=False)
 
     def read_back(self, name: str, array: Array) -> npt.NDArray[Any]:
-        """Begin to copy an array of ours to the named buffer on the host, whole after a wait.
+        """Begin to copy an array to the named buffer on the host, whole after a wait.
 
-        It is overwritten when the name is used again, so captures may hold the copy.
+        It is overwritten when the name is used again, so captures may hold the copy. Arrays of
+        other libraries are float32.
         """
+        array = self.own(name, array)
         if self._index is None:
             return np.asarray(array)
         out = self.on_host(name, array.shape, array.dtype)
@@ -203,24 +205,19 @@ class Workspace:
         self._lent = [lent for lent in self._lent if lent() is not None]
         if len(self._lent) >= MOST_LENT:
             return self.fetch(array)
-        array = self._ours(array)
         host: npt.NDArray[Any] = core.PinnedArray(array.shape, array.dtype, device=self._index).host
         self._lent.append(weakref.ref(host))
         array.copy_to(host, self.stream, wait=False)
         return host
 
     def fetch(self, array: Array) -> npt.NDArray[Any]:
-        """Copy a device array to a fresh host array and wait for it; on the CPU return it."""
+        """Copy any device array to a fresh host array and wait for it; on the CPU return it."""
         if self._index is None:
             return np.asarray(array)
-        host: npt.NDArray[Any] = self._ours(array).numpy(stream=self.stream)
+        if not isinstance(array, core.DeviceArray):  # ours is freed on the stream
+            array = core.DeviceArray.from_numpy(array, device=self._index, stream=self.stream)
+        host: npt.NDArray[Any] = array.numpy(stream=self.stream)
         return host
-
-    def _ours(self, array: Array) -> Any:
-        """Another library's array as one of ours, which is freed on the stream."""
-        if isinstance(array, core.DeviceArray):
-            return array
-        return core.DeviceArray.from_numpy(array, device=self._index or 0, stream=self.stream)
 
     def synchronize(self) -> None:
         """Wait for everything enqueued on the stream."""

@@ -59,7 +59,7 @@ _Weights = Mapping[str, npt.NDArray[np.float32]]
 
 
 class AggregationPipeline(Pipeline):
-    """Runs encoder and head."""
+    """Runs encoder and head, or the head's three graphs for more classes than one run takes."""
 
     def __init__(
         self, family: AggregationFamily, sessions: Mapping[str, Session], workspace: Workspace
@@ -67,14 +67,19 @@ class AggregationPipeline(Pipeline):
         super().__init__(family, sessions, workspace)
         self._most_padding, self._most = family.padding, family.most
         self._refine = sessions["head"]
-        self._in_parts = HeadParts(sessions, workspace) if STAGES[0] in sessions else None
+        self._stages = [sessions[name] for name in STAGES if name in sessions]
+        if self._stages:
+            shapes = {spec.name: spec.shape for spec in self._stages[0].inputs}
+            self._nothing = tuple(
+                workspace.place(np.zeros([int(size) for size in shapes[name]], np.float32))
+                for name in ("products", "totals")
+            )
         # Of the classes that were adopted:
         self._padding: Any = None
         self._parts: list[Rows] = []  # of a vocabulary that the host does not choose from
         self._on_host: Any = None  # HostRows
 
     def adopt(self, classes: BoundClasses, *, num_rows: int | None = None) -> BoundClasses:
-        """Copy embeddings and halves, and count the padding tokens."""
         workspace, phrases = self._workspace, len(classes.vocabulary.phrases)
         self._pad(phrases)
         self._on_host = np.asarray(classes.text_embeds), np.asarray(classes.text_queries)
@@ -85,8 +90,8 @@ class AggregationPipeline(Pipeline):
         adopted = replace(adopted, text_queries=placed)
         self._parts = [(adopted.text_embeds, placed)]
         many = rows > MOST_AT_ONCE and phrases <= self._most
-        if self._in_parts is not None and many:
-            self._parts = self._in_parts.split((embeds, halves))
+        if self._stages and many:
+            self._parts = self._split((embeds, halves))
         return adopted
 
     def _pad(self, num_shown: int) -> None:
@@ -94,7 +99,6 @@ class AggregationPipeline(Pipeline):
         self._padding = self._workspace.upload("padding", np.array([missing], np.float32))
 
     def masks(self, state: FrameState) -> ClassLogits:
-        """Encode the image and aggregate every class's correlations."""
         classes, trace = state.classes, state.trace
         phrases, gate = len(classes.vocabulary.phrases), classes.gate
         if phrases > self._most or (gate is not None and gate.leaves_out(classes.vocabulary)):
@@ -109,17 +113,14 @@ class AggregationPipeline(Pipeline):
         if trace is not None:
             names = {"class_halves": classes.text_queries, "padding": self._padding}
             trace.update(encoded, **names, mask_logits=mask_logits)
-            if self._in_parts is not None:
-                parts = self._in_parts.split(self._on_host, most=2)
-                trace["logits_in_parts"] = self._in_parts.run(
-                    encoded, parts, self._padding, phrases
-                )
+            if self._stages:
+                parts = self._split(self._on_host, most=2)
+                trace["logits_in_parts"] = self._run_parts(encoded, parts, phrases)
         return ClassLogits(mask_logits=mask_logits)
 
     def _aggregate(self, encoded: Mapping[str, Array], parts: list[Rows], num_rows: int) -> Array:
         if len(parts) > 1:
-            assert self._in_parts is not None, "which made the parts"
-            logits = self._in_parts.run(encoded, parts, self._padding, num_rows)
+            logits = self._run_parts(encoded, parts, num_rows)
             self._clock.mark("decoder")
             return logits
         (rows,) = parts
@@ -149,8 +150,8 @@ class AggregationPipeline(Pipeline):
             self._pad(len(rows))
         shown = np.sort(rows[np.argsort(-best[rows], kind="stable")[: self._most]])
         embeds, halves = (values[shown] for values in self._on_host)
-        if self._in_parts is not None:
-            parts = self._in_parts.split((embeds, halves))
+        if self._stages:
+            parts = self._split((embeds, halves))
         else:
             upload = workspace.upload
             parts = [(upload("kept embeds", embeds), upload("kept halves", halves))]
@@ -162,101 +163,7 @@ class AggregationPipeline(Pipeline):
             state.trace.update(encoded, mask_logits=mask_logits)
         return ClassLogits(mask_logits=mask_logits)
 
-
-class AggregationFamily(Family):
-    """Bundles of family ``aggregation``."""
-
-    name, pipeline = "aggregation", AggregationPipeline
-    golden = GoldenRule(
-        stages=("image", "patch_embeds", "spatial", "near_map", "far_map", "class_halves",
-                "mask_logits", "logits_in_parts"),
-        raw_logits=True,
-    )  # fmt: skip
-
-    def __init__(self, bundle: Bundle, config: EngineConfig) -> None:
-        assert bundle.aggregation is not None, "the family's bundles have them"
-        super().__init__(bundle, config)
-        self.padding = bundle.aggregation.padding
-        self.most = _most_shown(bundle.aggregation, bundle.head, config.head_classes)
-        self._all_up_to = min(self.most, config.max_candidates or self.most)
-        at_once = self.most
-        self.graphs = ("image_encoder", "head")
-        # Older bundles have no graphs of parts, and run all classes at once.
-        precisions = set(bundle.graphs["head"]).difference(NARROW)
-        if all(precisions <= set(bundle.graphs.get(stage, ())) for stage in STAGES):
-            at_once = min(self.most, MOST_AT_ONCE)
-            self.graphs += STAGES
-        self.axes = class_axis(replace(bundle.head, max_classes=at_once))
-        self._weights = _read_weights(bundle)
-
-    in_one_part = False  # of many phrases, the host chooses those that the head is shown
-
-    def rows_for(self, num_phrases: int) -> int:
-        """Further rows have no keys, so that no class sees them."""
-        if num_phrases > self._all_up_to:
-            return num_phrases  # the host chooses
-        return bucket_of(num_phrases, self.most)
-
-    def bind(self, vocabulary: Vocabulary, *, device: str = "cpu") -> BoundClasses:
-        """Compute what names add to queries and keys."""
-        norms = np.linalg.norm(vocabulary.embeds, axis=1, keepdims=True)
-        embeds = np.asarray(vocabulary.embeds / norms, np.float32)
-        guidance, guidance_bias, halves, bias = (self._weights[name] for name in _TENSORS)
-        named = np.maximum(embeds @ guidance.T + guidance_bias, np.float32(0))
-        return replace(
-            super().bind(vocabulary, device=device),
-            text_embeds=embeds,
-            text_queries=np.ascontiguousarray(named @ halves.T + bias, np.float32),
-        )
-
-
-def _most_shown(spec: AggregationSpec, head: HeadSpec, wanted: str | None) -> int:
-    """How many phrases the head is shown; it was trained with its number of padding tokens."""
-    own = spec.most or (spec.padding if wanted == "best" else None)
-    return min((own if wanted != "all" else None) or head.max_classes, head.max_classes)
-
-
-def _read_weights(bundle: Bundle) -> _Weights:
-    weights = dict(zip(_TENSORS, read_weights(bundle, _TENSORS), strict=True))
-    guidance, guidance_bias, halves, bias = (weights[name].shape for name in _TENSORS)
-    fits = len(guidance) == len(halves) == 2 and len(guidance_bias) == len(bias) == 1
-    fits = fits and guidance == (guidance_bias[0], bundle.text.embed_dim)
-    if not (fits and halves == (bias[0], guidance[0]) and bias[0] % 4 == 0):
-        raise BundleError(
-            f"{bundle.path}: weights: expected shapes that fit {bundle.text.embed_dim} values per "
-            f"name, got {guidance}, {guidance_bias}, {halves} and {bias}. Export the bundle again."
-        )
-    return weights
-
-
-def filled(rows: HostRows, count: int) -> HostRows:
-    """The rows, and as many without keys, which no class sees, as make up a count."""
-    num_rows = len(rows[0])
-    if count <= num_rows:
-        return rows
-    embeds, halves = (repeated_rows(values, count).copy() for values in rows)
-    keys = halves[num_rows:].reshape(count - num_rows, 4, halves.shape[1] // 4)
-    keys[:, 1::2] = _NO_KEY
-    return embeds, halves
-
-
-class HeadParts:
-    """Runs the head's three graphs for more classes than one run takes; of one lane.
-
-    Classes attend to each other twice, by sums over all of them: every part of the vocabulary runs
-    the first graph, then every part the second, then every part the third.
-    """
-
-    def __init__(self, sessions: Mapping[str, Session], workspace: Workspace) -> None:
-        self._stages = [sessions[name] for name in STAGES]
-        self._workspace = workspace
-        shapes = {spec.name: spec.shape for spec in self._stages[0].inputs}
-        self._nothing = tuple(
-            workspace.place(np.zeros([int(size) for size in shapes[name]], np.float32))
-            for name in ("products", "totals")
-        )
-
-    def split(self, rows: HostRows, most: int | None = None) -> list[Rows]:
+    def _split(self, rows: HostRows, most: int = 0) -> list[Rows]:
         """Rows in parts of nearly one size, at most so many, in the lane's buffers.
 
         On a GPU they have one size, which a recording needs: rows without keys fill the last.
@@ -272,11 +179,15 @@ class HeadParts:
             )
         ]
 
-    def run(
-        self, encoded: Mapping[str, Array], parts: Sequence[Rows], padding: Array, num_rows: int
+    def _run_parts(
+        self, encoded: Mapping[str, Array], parts: Sequence[Rows], num_rows: int
     ) -> Array:
-        """Logits float32 [1, C, 4 g, 4 g] of all parts' C rows, in a buffer of the lane."""
-        shared = {**encoded, "padding": padding}
+        """Logits float32 [1, C, 4 g, 4 g] of all parts' C rows, in a buffer of the lane.
+
+        Classes attend to each other twice, by sums over all of them: every part of the vocabulary
+        runs the first graph, then every part the second, then every part the third.
+        """
+        shared = {**encoded, "padding": self._padding}
         tokens: list[Array] = []
         sums = self._nothing
         for index, (embeds, halves) in enumerate(parts):
@@ -316,6 +227,82 @@ class HeadParts:
             self._workspace.keep(f"{name} {one}", outputs[f"{one}_out"])
             for one in ("products", "totals")
         )
+
+
+class AggregationFamily(Family):
+    """Bundles of family ``aggregation``."""
+
+    name, pipeline = "aggregation", AggregationPipeline
+    golden = GoldenRule(
+        stages=("image", "patch_embeds", "spatial", "near_map", "far_map", "class_halves",
+                "mask_logits", "logits_in_parts"),
+        raw_logits=True,
+    )  # fmt: skip
+
+    def __init__(self, bundle: Bundle, config: EngineConfig) -> None:
+        assert bundle.aggregation is not None, "the family's bundles have them"
+        super().__init__(bundle, config)
+        self.padding = bundle.aggregation.padding
+        self.most = _most_shown(bundle.aggregation, bundle.head, config.head_classes)
+        self._all_up_to = min(self.most, config.max_candidates or self.most)
+        at_once = self.most
+        self.graphs = ("image_encoder", "head")
+        # Older bundles have no graphs of parts, and run all classes at once.
+        precisions = set(bundle.graphs["head"]).difference(NARROW)
+        if all(precisions <= set(bundle.graphs.get(stage, ())) for stage in STAGES):
+            at_once = min(self.most, MOST_AT_ONCE)
+            self.graphs += STAGES
+        self.axes = class_axis(at_once)
+        self._weights = _read_weights(bundle)
+
+    in_one_part = False  # of many phrases, the host chooses those that the head is shown
+
+    def rows_for(self, num_phrases: int) -> int:
+        """Further rows have no keys, so that no class sees them."""
+        if num_phrases > self._all_up_to:
+            return num_phrases  # the host chooses
+        return bucket_of(num_phrases, self.most)
+
+    def bind(self, vocabulary: Vocabulary, *, device: str = "cpu") -> BoundClasses:
+        norms = np.linalg.norm(vocabulary.embeds, axis=1, keepdims=True)
+        embeds = np.asarray(vocabulary.embeds / norms, np.float32)
+        guidance, guidance_bias, halves, bias = (self._weights[name] for name in _TENSORS)
+        named = np.maximum(embeds @ guidance.T + guidance_bias, np.float32(0))
+        return replace(
+            super().bind(vocabulary, device=device),
+            text_embeds=embeds,
+            text_queries=np.ascontiguousarray(named @ halves.T + bias, np.float32),
+        )
+
+
+def _most_shown(spec: AggregationSpec, head: HeadSpec, wanted: str | None) -> int:
+    """How many phrases the head is shown; it was trained with its number of padding tokens."""
+    own = spec.most or (spec.padding if wanted == "best" else None)
+    return min((own if wanted != "all" else None) or head.max_classes, head.max_classes)
+
+
+def _read_weights(bundle: Bundle) -> _Weights:
+    weights = dict(zip(_TENSORS, read_weights(bundle, _TENSORS), strict=True))
+    guidance, guidance_bias, halves, bias = (weights[name].shape for name in _TENSORS)
+    fits = len(guidance) == len(halves) == 2 and len(guidance_bias) == len(bias) == 1
+    fits = fits and guidance == (guidance_bias[0], bundle.text.embed_dim)
+    if not (fits and halves == (bias[0], guidance[0]) and bias[0] % 4 == 0):
+        raise BundleError(
+            f"{bundle.path}: weights: expected shapes that fit {bundle.text.embed_dim} values per "
+            f"name, got {guidance}, {guidance_bias}, {halves} and {bias}. Export the bundle again."
+        )
+    return weights
+
+
+def filled(rows: HostRows, count: int) -> HostRows:
+    """The rows, and as many without keys, which no class sees, as make up a count."""
+    num_rows = len(rows[0])
+    if count <= num_rows:
+        return rows
+    embeds, halves = (repeated_rows(values, count).copy() for values in rows)
+    keys = halves[num_rows:].reshape(count - num_rows, 4, halves.shape[1] // 4)
+    keys[:, 1::2] = _NO_KEY
+    return embeds, halves
 
 
 def _named(sums: Sequence[Array], prefix: str = "") -> dict[str, Array]:

@@ -104,14 +104,9 @@ class LabelRule:
     """How scores become labels."""
 
     head: HeadSpec
-    unknown_below: float | None  # None takes the bundle's
+    unknown_below: float | None  # None keeps every pixel
     with_scores: bool
     painting: Painting | None = None  # Drawn in the same kernel, by masks that can
-
-    @property
-    def threshold(self) -> float | None:
-        """The threshold in force, or None for none."""
-        return self.head.unknown_below if self.unknown_below is None else self.unknown_below
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +146,7 @@ class ClassLogits:
             activation=rule.head.activation,
             seen=classes.seen,
             seen_bias=rule.head.seen_bias if classes.seen is not None else 0.0,
-            unknown_below=rule.threshold,
+            unknown_below=rule.unknown_below,
             with_scores=rule.with_scores,
             label_table=table,
             num_classes=classes.num_phrases,
@@ -201,7 +196,7 @@ class RegionVotes:
             canvas_hw=self.canvas_hw,
             out_hw=out_hw,
             bias=classes.bias,
-            unknown_below=rule.threshold,
+            unknown_below=rule.unknown_below,
             with_scores=rule.with_scores,
             out=_label_memory(out_hw, dtype, rule.with_scores, workspace),
             workspace=scratch,
@@ -242,7 +237,12 @@ class SegmentMasks:
 
         def look_up(host: npt.NDArray[Any], named: BoundClasses) -> Labels:
             phrases, values = self.judge(named)
-            labels, scores = _tables(phrases, values, len(named.vocabulary.phrases), rule.threshold)
+            dtype, limit = label_dtype(len(named.vocabulary.phrases)), np.float32(-np.inf)
+            if rule.unknown_below is not None:  # the best one never is unknown
+                limit = min(np.float32(rule.unknown_below), np.max(values))
+            unknown, count = np.iinfo(dtype).max, len(phrases)
+            labels, scores = np.full(256, unknown, dtype), np.zeros(256, np.float32)
+            labels[:count], scores[:count] = np.where(values < limit, unknown, phrases), values
             return labels[host], scores[host] if rule.with_scores else None
 
         return PixelLabels(labels=reshaped(segments, out_hw), look_up=look_up)
@@ -255,24 +255,6 @@ class SegmentMasks:
             "with_class_scores: expected None for a bundle of family segment_tokens, whose "
             "segments have one class each, got 'low'."
         )
-
-
-def _tables(
-    phrases: npt.NDArray[np.int64],
-    values: npt.NDArray[np.float32],
-    num_phrases: int,
-    unknown_below: float | None,
-) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
-    """The phrase labels [256] and scores float32 [256] of segments; unknown and 0 beyond them."""
-    dtype = label_dtype(num_phrases)
-    unknown, count = np.iinfo(dtype).max, len(phrases)
-    labels, scores = np.full(256, unknown, dtype), np.zeros(256, np.float32)
-    labels[:count], scores[:count] = phrases, values
-    if unknown_below is not None:
-        # the best one never is unknown
-        limit = min(np.float32(unknown_below), np.max(values))
-        labels[:count][values < limit] = unknown
-    return labels, scores
 
 
 def _label_memory(
@@ -323,7 +305,7 @@ class FrameState:
         """All that the frame's work depends on but the contents of buffers."""
         rule, painting = self.rule, self.rule.painting
         drawn = None if painting is None else (painting.alpha, tuple(painting.palette.shape))
-        return self.out_hw, self.classes.layout, rule.threshold, rule.with_scores, drawn
+        return self.out_hw, self.classes.layout, rule.unknown_below, rule.with_scores, drawn
 
 
 class Pipeline(ABC):
@@ -339,14 +321,10 @@ class Pipeline(ABC):
 
     @abstractmethod
     def adopt(self, classes: BoundClasses, *, num_rows: int | None = None) -> BoundClasses:
-        """Copy what frames need to know of the classes into this lane's named buffers.
+        """Copy what frames need to know of bound classes into this lane's named buffers.
 
-        Buffers keep their addresses unless a larger vocabulary needs larger ones.
-
-        Args:
-            classes: What :meth:`Family.bind` returned.
-            num_rows: Rows to lay out, at least one per phrase, for vocabularies that share a
-                capture; None: one per phrase.
+        These keep their addresses unless a larger vocabulary needs larger ones. ``num_rows`` are
+        laid out, for vocabularies that share a capture; None: one per phrase.
         """
 
     def _encode(self, image: Array) -> Mapping[str, Array]:
@@ -380,14 +358,9 @@ class Pipeline(ABC):
     def masks(self, state: FrameState) -> Masks:
         """Run the graphs on a frame's image and compare their output with its classes.
 
-        Every stage ends with a mark of the clock. Families in one part have no use for
-        ``state.run``, which runs what is enqueued between two looks of the host.
-
-        Returns:
-            Masks that are valid until the next call.
-
-        Raises:
-            BackendError: A graph gave NaN or infinity where a class is decided on the host.
+        Masks are valid until the next call. Families in one part have no use for ``state.run``,
+        which runs what is enqueued between two looks of the host. NaN or infinity where a class
+        is decided on the host is a BackendError.
         """
 
 
@@ -405,7 +378,7 @@ class Family(ABC):
 
     def __init__(self, bundle: Bundle, config: EngineConfig) -> None:
         self.head = bundle.head
-        self.axes = class_axis(bundle.head)
+        self.axes = class_axis(bundle.head.max_classes)
         """Smallest, usual and largest size of every dynamic axis of the graphs."""
         self.prompt_sets: tuple[PromptSet, ...] = (PromptSet(templates=bundle.text.templates),)
         """The templates of every text input; the first one's embeddings are the vocabulary's."""
@@ -426,9 +399,9 @@ class Family(ABC):
         )
 
 
-def class_axis(head: HeadSpec) -> dict[str, Bounds]:
+def class_axis(most: int) -> dict[str, Bounds]:
     """The axis of phrases, which is open in graphs that take them."""
-    return {"classes": (1, min(32, head.max_classes), head.max_classes)}
+    return {"classes": (1, min(32, most), most)}
 
 
 _SIZES = (8, 16, 32, 64, 128, 254, *(1 << power for power in range(9, 17)))

@@ -30,7 +30,6 @@ class DensePipeline(Pipeline):
         return adopt_rows(classes, num_rows, self._workspace, text_dtype=text_dtype)
 
     def masks(self, state: FrameState) -> ClassLogits:
-        """Run the encoder and compare."""
         encoded = self._encode(state.image)
         masks = self._compare(encoded["patch_embeds"], state.classes.text_embeds)
         if state.trace is not None:

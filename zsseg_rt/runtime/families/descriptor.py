@@ -85,7 +85,6 @@ class DescriptorPipeline(Pipeline):
         return replace(adopted, text_queries=text_queries)
 
     def masks(self, state: FrameState) -> ClassLogits:
-        """Decode every phrase's query and compare it with the patches."""
         encoded = self._encode(state.image)
         queries = self._queries(encoded["cls_embed"], state.classes)
         self._clock.mark("descriptor")

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,6 @@ import numpy.typing as npt
 from zsseg_rt import ops
 from zsseg_rt.backends.base import Session
 from zsseg_rt.bundles.bundle import Bundle
-from zsseg_rt.bundles.specs import PreprocessSpec, RegionEncoderSpec
 from zsseg_rt.common.arrays import Array, reshaped
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.errors import ArgumentError, BackendError
@@ -73,38 +73,99 @@ class _Proposal:
     boxes_on_host: npt.NDArray[np.int32] | None
 
 
-class _RegionJudge:
-    """Shows regions to the region encoder and compares what it sees with the classes."""
+class ProposalsPipeline(Pipeline):
+    """Proposes segments, shows their regions to the region encoder, and lets them vote."""
 
     def __init__(
-        self,
-        spec: RegionEncoderSpec,
-        image: PreprocessSpec,
-        session: Session,
-        workspace: Workspace,
+        self, family: ProposalsFamily, sessions: Mapping[str, Session], workspace: Workspace
     ) -> None:
-        self._spec, self._session, self._workspace = spec, session, workspace
-        self._canvas_hw = image.size_hw
+        super().__init__(family, sessions, workspace)
+        image, spec = family.preprocess, family.encoder
+        self._fusion, self._canvas_hw = family.fusion, image.size_hw
+        self._spec: Any = spec  # RegionEncoderSpec | None
         self._blank: FloatArray | None = None  # what CLIP sees in an empty mask, [1, D]
-        # From the segments' normalisation to the region encoder's, in one step.
-        self._scale = [float(a / b) for a, b in zip(image.std, spec.std, strict=True)]
-        self._offset = [
-            float((a - b) / c) for a, b, c in zip(image.mean, spec.mean, spec.std, strict=True)
-        ]
+        if spec is not None:
+            self._region_encoder = sessions["region_encoder"]
+            # From the segments' normalisation to the region encoder's, in one step.
+            statistics = [*zip(image.mean, image.std, spec.mean, spec.std, strict=True)]
+            self._scale = [std / spec_std for _, std, _, spec_std in statistics]
+            self._offset = [(mean - other) / std for mean, _, other, std in statistics]
 
-    def boxes(self, masks: Array) -> Array:
-        """Bounds of every mask [Q, h, w], int32 [Q, 5] on the device."""
+    def adopt(self, classes: BoundClasses, *, num_rows: int | None = None) -> BoundClasses:
+        workspace, bias = self._workspace, classes.bias
+        rows = len(classes.vocabulary.phrases) if num_rows is None else num_rows
+        embeds = repeated_rows(classes.text_embeds, rows)
+        return replace(
+            classes,
+            text_embeds=workspace.upload("text_embeds", embeds),
+            bias=None if bias is None else workspace.upload("bias", repeated_rows(bias, rows)),
+        )
+
+    def masks(self, state: FrameState) -> RegionVotes:
+        """Run the networks and fuse their opinions, with a wait before each look of the host."""
+        workspace, classes = self._workspace, state.classes
+        rows, num_phrases = int(classes.text_embeds.shape[0]), len(classes.vocabulary.phrases)
+        proposal = state.run(("proposals", rows), partial(self._propose, state.image, classes))
+        workspace.synchronize()
+        no_object = proposal.no_object[0]
+        by_text, objectness = class_probabilities(proposal.logits[0, :num_phrases], no_object)
+        by_region = None
+        if self._spec is not None:
+            by_region = self._judge(state, proposal, by_text, objectness)
+            self._clock.mark("regions")
+        scores = fuse(by_text, by_region, self._fusion, classes.seen)
+        if not np.isfinite(scores).all():
+            raise BackendError(
+                "class_scores: expected finite numbers, got NaN or infinity at precision "
+                f"{self._image_encoder.precision}. Use precision='float32' and run "
+                "self_check()."
+            )
+        if state.trace is not None:
+            state.trace.update(proposal.encoded, class_scores=workspace.place(scores))
+        return RegionVotes(
+            mask_logits=proposal.masks,
+            class_scores=self._upload_scores(scores, rows),
+            canvas_hw=self._canvas_hw,
+        )
+
+    def _propose(self, image: Array, classes: BoundClasses) -> _Proposal:
+        """Enqueue all that comes before the host's first look."""
+        workspace, encoded = self._workspace, self._encode(image)
+        masks, embeds = encoded["region_masks"], encoded["segment_embeds"]
+        masks = reshaped(workspace.own("region_masks", masks), tuple(masks.shape[1:]))
+        shape = (1, int(classes.text_embeds.shape[0]), embeds.shape[1])
+        logits = ops.patch_text_similarity(
+            embeds,
+            classes.text_embeds,
+            logit_scale=self._head.logit_scale,
+            normalize=self._head.normalize,
+            out=workspace.array("logits", shape, np.float32),
+            stream=workspace.stream,
+        )
+        self._clock.mark("similarity")
+        boxes: Any = None
+        if self._spec is not None:
+            out = workspace.array("boxes", (masks.shape[0], 5), np.int32)
+            boxes = ops.mask_boxes(masks, self._canvas_hw, out=out, stream=workspace.stream)
+        return _Proposal(
+            encoded=encoded,
+            masks=masks,
+            logits=workspace.read_back("logits", logits),
+            no_object=workspace.read_back("no_object", encoded["no_object"]),
+            boxes=boxes,
+            boxes_on_host=None if boxes is None else workspace.read_back("boxes", boxes),
+        )
+
+    def _upload_scores(self, scores: FloatArray, rows: int) -> Array:
         workspace = self._workspace
-        out = workspace.array("boxes", (masks.shape[0], 5), np.int32)
-        return ops.mask_boxes(masks, self._canvas_hw, out=out, stream=workspace.stream)
+        if workspace.device == "cpu":
+            return np.ascontiguousarray(scores)
+        staged = workspace.on_host("class_scores", (rows, scores.shape[1]), np.float32)
+        staged[...] = repeated_rows(scores, rows)
+        return workspace.upload("class_scores", staged)
 
-    def judge(
-        self,
-        state: FrameState,
-        proposal: _Proposal,
-        text: FloatArray,
-        by_text: FloatArray,
-        objectness: FloatArray,
+    def _judge(
+        self, state: FrameState, proposal: _Proposal, by_text: FloatArray, objectness: FloatArray
     ) -> FloatArray:
         """Class probabilities [P, Q]: the segments' own, ``by_text``, where CLIP is not asked."""
         boxes, no_object = np.asarray(proposal.boxes_on_host), proposal.no_object[0]
@@ -117,6 +178,7 @@ class _RegionJudge:
         by_region = by_text.copy()
         if len(indices):
             embeds = self._embeds(state, proposal, boxes, indices)
+            text = state.classes.vocabulary.prompt_embeds[REGION_PROMPTS]
             logits = np.float32(self._spec.logit_scale) * (text @ embeds.T)
             by_region[:, indices] = class_probabilities(logits, no_object[indices])[0]
         return by_region
@@ -161,7 +223,7 @@ class _RegionJudge:
             size = len(batch) if workspace.device == "cpu" else spec.batch
             staged[place, :size] = repeated_rows(batch, size)
             regions = workspace.upload("regions", staged[place, :size])
-            embeds = state.run("regions", partial(self._encode, image, proposal, regions))
+            embeds = state.run("regions", partial(self._encode_regions, image, proposal, regions))
             if len(embeds.shape) != 2 or embeds.shape[0] != size:
                 raise BackendError(
                     f"region_embeds: expected {size} rows, got shape {tuple(embeds.shape)}. Export "
@@ -175,7 +237,7 @@ class _RegionJudge:
         workspace.synchronize()
         return [np.array(row) for row in rows]
 
-    def _encode(self, image: Array, proposal: _Proposal, regions: Array) -> Array:
+    def _encode_regions(self, image: Array, proposal: _Proposal, regions: Array) -> Array:
         """Enqueue the encoder's look at some regions, float32 [R, D] on the device."""
         spec, workspace = self._spec, self._workspace
         crops = ops.crop_regions(
@@ -190,97 +252,8 @@ class _RegionJudge:
             out=workspace.array("crops", (regions.shape[0], 3, spec.side, spec.side), np.float32),
             stream=workspace.stream,
         )
-        encoded = self._session.run({"crops": crops}, stream=workspace.stream)
+        encoded = self._region_encoder.run({"crops": crops}, stream=workspace.stream)
         return workspace.own("region_embeds", encoded["region_embeds"])
-
-
-class ProposalsPipeline(Pipeline):
-    """Proposes segments and lets them vote."""
-
-    def __init__(
-        self, family: ProposalsFamily, sessions: Mapping[str, Session], workspace: Workspace
-    ) -> None:
-        super().__init__(family, sessions, workspace)
-        self._fusion, self._canvas_hw = family.fusion, family.preprocess.size_hw
-        self._judge: _RegionJudge | None = None
-        if family.encoder is not None:
-            self._judge = _RegionJudge(
-                family.encoder, family.preprocess, sessions["region_encoder"], workspace
-            )
-
-    def adopt(self, classes: BoundClasses, *, num_rows: int | None = None) -> BoundClasses:
-        """Copy the text embeddings and the calibration of seen classes."""
-        workspace, bias = self._workspace, classes.bias
-        rows = len(classes.vocabulary.phrases) if num_rows is None else num_rows
-        embeds = repeated_rows(classes.text_embeds, rows)
-        return replace(
-            classes,
-            text_embeds=workspace.upload("text_embeds", embeds),
-            bias=None if bias is None else workspace.upload("bias", repeated_rows(bias, rows)),
-        )
-
-    def masks(self, state: FrameState) -> RegionVotes:
-        """Run the networks and fuse their opinions, with a wait before each look of the host."""
-        workspace, classes = self._workspace, state.classes
-        rows, num_phrases = int(classes.text_embeds.shape[0]), len(classes.vocabulary.phrases)
-        proposal = state.run(("proposals", rows), partial(self._propose, state.image, classes))
-        workspace.synchronize()
-        no_object = proposal.no_object[0]
-        by_text, objectness = class_probabilities(proposal.logits[0, :num_phrases], no_object)
-        by_region = None
-        if self._judge is not None:
-            text = classes.vocabulary.prompt_embeds[REGION_PROMPTS]
-            by_region = self._judge.judge(state, proposal, text, by_text, objectness)
-            self._clock.mark("regions")
-        scores = fuse(by_text, by_region, self._fusion, classes.seen)
-        if not np.isfinite(scores).all():
-            raise BackendError(
-                "class_scores: expected finite numbers, got NaN or infinity at precision "
-                f"{self._image_encoder.precision}. Use precision='float32' and run "
-                "self_check()."
-            )
-        if state.trace is not None:
-            state.trace.update(proposal.encoded, class_scores=workspace.place(scores))
-        return RegionVotes(
-            mask_logits=proposal.masks,
-            class_scores=self._upload_scores(scores, rows),
-            canvas_hw=self._canvas_hw,
-        )
-
-    def _propose(self, image: Array, classes: BoundClasses) -> _Proposal:
-        """Enqueue all that comes before the host's first look."""
-        workspace, encoded = self._workspace, self._encode(image)
-        masks, embeds = encoded["region_masks"], encoded["segment_embeds"]
-        masks = reshaped(workspace.own("region_masks", masks), tuple(masks.shape[1:]))
-        shape = (1, int(classes.text_embeds.shape[0]), embeds.shape[1])
-        logits = ops.patch_text_similarity(
-            embeds,
-            classes.text_embeds,
-            logit_scale=self._head.logit_scale,
-            normalize=self._head.normalize,
-            out=workspace.array("logits", shape, np.float32),
-            stream=workspace.stream,
-        )
-        self._clock.mark("similarity")
-        no_object = workspace.own("no_object", encoded["no_object"])
-        boxes = None if self._judge is None else self._judge.boxes(masks)
-        return _Proposal(
-            encoded=encoded,
-            masks=masks,
-            logits=workspace.read_back("logits", logits),
-            no_object=workspace.read_back("no_object", no_object),
-            boxes=boxes,
-            boxes_on_host=None if boxes is None else workspace.read_back("boxes", boxes),
-        )
-
-    def _upload_scores(self, scores: FloatArray, rows: int) -> Array:
-        """Class scores [P, Q] on the device, [rows, Q]."""
-        workspace = self._workspace
-        if workspace.device == "cpu":
-            return np.ascontiguousarray(scores)
-        staged = workspace.on_host("class_scores", (rows, scores.shape[1]), np.float32)
-        staged[...] = repeated_rows(scores, rows)
-        return workspace.upload("class_scores", staged)
 
 
 class ProposalsFamily(Family):
@@ -328,7 +301,6 @@ class ProposalsFamily(Family):
     in_one_part = False  # the host chooses the regions that are looked at, and weighs opinions
 
     def bind(self, vocabulary: Vocabulary, *, device: str = "cpu") -> BoundClasses:
-        """Lay out the calibration of seen classes."""
         bound = super().bind(vocabulary, device=device)
         if bound.seen is None or not self.head.seen_bias:
             return bound

@@ -50,8 +50,7 @@ class SegmentTokensPipeline(Pipeline):
         """Run the encoder; segments are compared with phrases when all the GPU's work is over."""
         workspace, encoded = self._workspace, self._encode(state.image)
         segment_embeds, image_embed = (
-            workspace.read_back(name, workspace.own(name, encoded[name]))
-            for name in ("segment_embeds", "image_embed")
+            workspace.read_back(name, encoded[name]) for name in ("segment_embeds", "image_embed")
         )
         self._clock.mark("similarity")
         group_map = encoded["group_map"]
@@ -61,7 +60,6 @@ class SegmentTokensPipeline(Pipeline):
         return SegmentMasks(mask_logits=group_map, judge=judge)
 
     def _judge(self, segment_embeds: _Rows, image_embed: _Rows, classes: BoundClasses) -> _Judged:
-        """The best phrase of each segment and its score."""
         if not (np.isfinite(segment_embeds).all() and np.isfinite(image_embed).all()):
             raise BackendError(
                 "segment_embeds: expected finite numbers, got NaN or infinity at precision "
@@ -99,7 +97,6 @@ class SegmentTokensFamily(Family):
         return num_phrases
 
     def bind(self, vocabulary: Vocabulary, *, device: str = "cpu") -> BoundClasses:
-        """Normalise the text embeddings."""
         bound = super().bind(vocabulary, device=device)
         return replace(bound, text_embeds=_unit_rows(vocabulary.embeds))
 
