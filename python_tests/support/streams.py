@@ -13,6 +13,7 @@ import numpy as np
 
 from zsseg_rt.results.segmentation import Frame, Segmentation
 from zsseg_rt.stream.runner import Stream
+from zsseg_rt.stream.source import Picture
 
 LONG = 60  # seconds until a test gives up
 
@@ -29,6 +30,43 @@ class ReaderNow:
 
     def count_damaged(self) -> None:
         self.damaged += 1
+
+
+class Script:
+    """A source that does, each time it is opened, what the next list says.
+
+    Numbers and pictures are given, errors are raised, events are waited for, functions are called:
+    they may return a picture.
+    """
+
+    def __init__(self, name, *attempts, live=True):
+        self.name, self.live, self.attempts = name, live, list(attempts)
+        self.opened = 0
+        self.closed = threading.Semaphore(0)
+
+    def pictures(self, reader):
+        steps = self.attempts[min(self.opened, len(self.attempts) - 1)]
+        self.opened += 1
+        try:
+            for step in steps:
+                if isinstance(step, threading.Event):
+                    step.wait(LONG)
+                    continue
+                if isinstance(step, Exception):
+                    raise step
+                given = step() if callable(step) else step
+                if isinstance(given, int) and not isinstance(given, bool):
+                    yield Picture(image=numbered(given), captured_at=0.0, clock="arrival",
+                                  pts_seconds=given / 1000)  # fmt: skip
+                elif isinstance(given, Picture):
+                    yield given
+        finally:
+            self.closed.release()
+
+
+def file(name: str, count: int) -> Script:
+    """A file of so many numbered pictures."""
+    return Script(name, range(count), live=False)
 
 
 def label(image: np.ndarray) -> Segmentation:

@@ -100,8 +100,6 @@ def test_frames_and_seconds_end_a_camera(colour_bundle, tmp_path):
         (("0", "-b", "x", "--policy", "newest"), 2, "policy: expected one of latest, all"),
         (("0", "-b", "x", "--max-staleness", "0"), 2, "max_staleness: expected seconds above 0"),
         (("0", "-b", "x", "--every", "4"), 2, "every: expected none without follow"),
-        (("0", "-b", "x", "--follow", "--policy", "all"), 2, "policy all labels every frame"),
-        (("0", "-b", "x", "--follow", "--every", "1"), 2, "every: expected a whole number from 2"),
         (("@absent.txt", "-b", "x"), 1, "absent.txt: expected a text file"),
         (("0", "absent/out.jsonl", "-b", "x"), 1, "the folder absent does not exist"),
     ],
@@ -132,15 +130,10 @@ def test_frames_between_say_whose_labels_they_have(colour_bundle, tmp_path, caps
     assert (stats["labelled"], stats["given_out"]) == (3, 11)
 
 
-@pytest.mark.parametrize(
-    ("option", "family"), [("--steady", "proposals"), ("--skip-still", "segment_tokens")]
-)
-def test_families_without_a_memory_are_refused_before_anything_opens(
-    option, family, tmp_path, capsys
-):
-    bundle = Path(__file__).parents[1] / "bundles" / "v1" / f"{family}.zsseg"
-    assert stream("absent.mp4", f"{tmp_path}/masks/", "-b", bundle, option) == 2
-    assert f"of family aggregation, dense or descriptor, got {family}" in capsys.readouterr().err
+def test_families_without_a_memory_are_refused_before_anything_opens(tmp_path, capsys):
+    bundle = Path(__file__).parents[1] / "bundles" / "v1" / "proposals.zsseg"
+    assert stream("absent.mp4", f"{tmp_path}/masks/", "-b", bundle, "--steady") == 2
+    assert "of family aggregation, dense or descriptor, got proposals" in capsys.readouterr().err
     assert not (tmp_path / "masks").exists()
 
 
@@ -151,7 +144,9 @@ def test_an_absent_package_is_a_matter_of_the_environment(colour_bundle, monkeyp
         assert "pip install '.[stream]'" in capsys.readouterr().err
 
 
-def test_a_sink_that_fails_leaves_the_rest_and_is_told(clip, colour_bundle, tmp_path, capsys):
+def test_sinks_that_fail_leave_the_rest_and_the_last_ends_the_stream(
+    clip, colour_bundle, tmp_path, capsys
+):
     (tmp_path / "full.jsonl").symlink_to("/dev/full")
     good = tmp_path / "good.jsonl"
     assert stream(clip, tmp_path / "full.jsonl", good, "-b", colour_bundle) == 1
@@ -159,10 +154,6 @@ def test_a_sink_that_fails_leaves_the_rest_and_is_told(clip, colour_bundle, tmp_
     assert "No space left on device" in captured.out
     assert "0 of 1 sources and 1 of 2 sinks failed" in captured.err
     assert len(good.read_text().splitlines()) == 10
-
-
-def test_a_stream_whose_sinks_have_all_failed_ends(colour_bundle, tmp_path, capsys):
-    (tmp_path / "full.jsonl").symlink_to("/dev/full")
     endless = "test://?size=64x48&rate=100&frames=1000000"
     started = time.monotonic()
     assert stream(endless, tmp_path / "full.jsonl", "-b", colour_bundle) == 1

@@ -1,7 +1,5 @@
 """Frames on their way to a GPU: uploaded as they were decoded, in one copy."""
 
-import threading
-
 import cv2
 import numpy as np
 import pytest
@@ -10,10 +8,8 @@ from support.gstreamer import read, require_gstreamer
 from support.host_arrays import HostArray, host_core
 from zsseg_rt import Nv12Frame, ops
 from zsseg_rt.ops import reference
-from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.stream.conversion import Converter, Uploads, host_picture
-from zsseg_rt.stream.runner import Stream, on_device
-from zsseg_rt.stream.source import Picture
+from zsseg_rt.stream.runner import on_device
 from zsseg_rt.stream.uris import open_sources
 
 av = pytest.importorskip("av")
@@ -61,9 +57,6 @@ def test_the_picture_for_the_cpu_is_what_the_kernels_see(matrix, order):
     assert picture.dtype == np.uint8
     assert picture.flags.c_contiguous
     np.testing.assert_array_equal(picture, exact)
-
-
-LONG = 30
 
 
 @pytest.fixture
@@ -139,41 +132,6 @@ def test_a_gpu_that_shares_the_host_s_memory_reads_frames_in_place(monkeypatch):
     found = [uploads.image(np.full((4, 6, 3), number, np.uint8))["on_gpu"] for number in range(3)]
     assert [int(frame.array.min()) for frame in found] == [0, 1, 2]
     assert HostArray.uploads == 0
-
-
-@pytest.mark.usefixtures("core")
-def test_a_camera_s_next_frame_is_uploaded_while_this_one_is_labelled():
-    """And the newest one is labelled next: uploading ahead makes no label older."""
-    uploads, offered, go_on = Uploads("cuda:0", "rgb"), threading.Semaphore(0), threading.Event()
-
-    class Camera:
-        name, live = "cam", True
-
-        def pictures(self, reader):
-            for number in range(5):
-                if number == 1:
-                    assert began.wait(LONG)
-                image = np.full((4, 6, 3), number, np.uint8)
-                yield Picture(captured_at=float(number), clock="arrival", **uploads.image(image))
-                offered.release()
-            go_on.set()
-            reader.wait(LONG)
-
-    began, labelled = threading.Event(), []
-
-    def label(frame):
-        labelled.append(int(frame.array.max()))
-        began.set()
-        assert go_on.wait(LONG)  # all others are uploaded meanwhile
-        return Segmentation(labels=frame.array[..., 0], names=("a",) * 9, vocabulary_version=1)
-
-    HostArray.uploads = 0
-    with Stream([Camera()], label) as stream:
-        first = next(stream)
-        assert HostArray.uploads == 5
-        second = next(stream)
-    assert labelled == [0, 4]
-    assert (first.frame.index, second.frame.index, second.frame.dropped_before) == (0, 4, 3)
 
 
 def test_sources_that_can_hand_frames_to_a_gpu_are_told_which(tmp_path):

@@ -6,14 +6,14 @@ import logging
 import os
 import re
 import socket
-import threading
 import time
+from functools import partial
 
 import pytest
 
 from support import gstreamer
 from support.rtsp_camera import shown_time
-from support.streams import LONG, MjpegServer, ReaderNow, follow, label, numbered
+from support.streams import LONG, MjpegServer, ReaderNow, Script, follow, label, numbered
 from zsseg_rt.errors import SourceError
 from zsseg_rt.stream import video
 from zsseg_rt.stream.conversion import Converter
@@ -224,22 +224,15 @@ def test_lateness_is_what_a_frame_lost_against_the_best():
     assert max(of([(n * 60 * (1 - 1e-4), n * 60) for n in range(24 * 60)])) < 0.01  # a day
 
 
-class Late:
-    """A camera of which each frame comes later than the one before, until it is opened anew."""
+def late_camera(*late):
+    """Its frames come so late until it is opened anew."""
 
-    name, live = "cam", True
+    def frame(seconds):
+        time.sleep(0.02)
+        now = time.monotonic()
+        return Picture(image=numbered(0), captured_at=now - seconds, clock="arrival", late=seconds)
 
-    def __init__(self, *late):
-        self.late, self.opened = late, 0
-
-    def pictures(self, reader):
-        self.opened += 1
-        late = self.late if self.opened == 1 else (0.0,) * 1000
-        for number, seconds in enumerate(late):
-            yield Picture(image=numbered(number % 28), captured_at=time.monotonic() - seconds,
-                          clock="arrival", late=seconds)  # fmt: skip
-            if reader.wait(0.02):
-                return
+    return Script("cam", *([partial(frame, at) for at in part] for part in (late, (0.0,) * 1000)))
 
 
 PATIENCE = Patience(first_retry=0.0, late_by=3.0, late_for=0.3)
@@ -255,7 +248,7 @@ def labelled(stream, is_enough):
 
 
 def test_a_camera_that_stays_behind_is_opened_anew_and_that_is_counted():
-    camera = Late(*(4.0,) * 1000)
+    camera = late_camera(*(4.0,) * 1000)
     with Stream([camera], label, patience=PATIENCE) as stream:
         labelled(stream, lambda stats: stats.labelled == 2)
         assert stream.stats()["cam"].age_ms["p50"] > 4000
@@ -269,12 +262,10 @@ def test_a_camera_that_stays_behind_is_opened_anew_and_that_is_counted():
     [((2.9,) * 60, "latest"), ((4.0,) * 60, "all"), ((*(4.0,) * 5, 0.0) * 10, "latest")],
 )
 def test_a_camera_that_catches_up_or_must_lose_nothing_is_left_alone(late, policy):
-    camera, forever = Late(*late), threading.Event()
-    with Stream([camera], label, policy=policy, patience=PATIENCE) as stream:
+    with Stream([late_camera(*late)], label, policy=policy, patience=PATIENCE) as stream:
         last = len(late) - 10 if policy == "latest" else len(late)
         labelled(stream, lambda stats: stats.captured >= last)
         assert stream.stats()["cam"].fell_behind == 0
-    forever.set()
 
 
 def test_a_starved_decoder_shows_and_is_shed(rtsp_cameras, monkeypatch):

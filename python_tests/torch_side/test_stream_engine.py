@@ -37,19 +37,6 @@ def photos(tmp_path):
     return tmp_path
 
 
-def test_every_frame_of_a_video_is_labelled(engine, tmp_path):
-    pytest.importorskip("av")
-    names = NAMES * 4
-    path = write_video(tmp_path / "in.mp4", [colour(name) for name in names], gop=1)
-    found = list(engine.stream(path))
-    assert [winner(seg) for seg in found] == names
-    assert [seg.frame.index for seg in found] == list(range(12))
-    assert {seg.frame.source for seg in found} == {str(path)}
-    assert [seg.frame.pts_seconds for seg in found] == pytest.approx([n / 10 for n in range(12)])
-    again = engine.segment(found[5].frame.image)
-    np.testing.assert_array_equal(again.labels, found[5].labels)
-
-
 def test_an_overlay_has_the_colours_of_the_table(engine, photos, tmp_path):
     av = pytest.importorskip("av")
     from zsseg_rt.results.visualize import palette

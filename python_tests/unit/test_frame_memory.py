@@ -288,14 +288,6 @@ def between(past, grey):
     return MotionEstimator().between(glance(past), glance(grey), GRID)
 
 
-def nothing_moved(past, grey):
-    return is_still(glance(past), glance(grey))
-
-
-def grey_picture(frame, order):
-    return Glance.at(frame, order).grey
-
-
 @pytest.mark.parametrize("step", [(0, 0), (1, 0), (-3, 2), (6, -6)])
 def test_the_flow_leads_to_where_a_cell_was(step):
     scene = spots(1)
@@ -342,12 +334,12 @@ def test_a_cut_is_seen_in_bright_and_in_dull_scenes(contrast):
 def test_frames_of_any_size_become_grey_pictures(size):
     frame = np.empty((*size, 3), np.uint8)
     frame[...] = (10, 100, 200)
-    grey = grey_picture(frame, "rgb")
+    grey = Glance.at(frame, "rgb").grey
     assert grey.shape == (128, 128)
     assert grey.dtype == np.uint8
     assert set(np.unique(grey)) == {round(0.299 * 10 + 0.587 * 100 + 0.114 * 200)}
     turned = np.ascontiguousarray(frame[..., ::-1])
-    np.testing.assert_array_equal(grey_picture(turned, "bgr"), grey)
+    np.testing.assert_array_equal(Glance.at(turned, "bgr").grey, grey)
 
 
 CELL = 4  # pixels of a 128 picture per cell of 32
@@ -361,5 +353,5 @@ def test_a_picture_is_still_while_few_cells_change_or_all_by_little(cells, level
     for cell in range(cells):
         y, x = divmod(cell, 32)
         grey[CELL * y : CELL * (y + 1), CELL * x : CELL * (x + 1)] += np.uint8(levels)
-    assert nothing_moved(past, grey) is expected
-    assert nothing_moved(grey, past) is expected
+    assert is_still(glance(past), glance(grey)) is expected
+    assert is_still(glance(grey), glance(past)) is expected

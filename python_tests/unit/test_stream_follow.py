@@ -3,13 +3,14 @@
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 
 import cv2
 import numpy as np
 import pytest
 
 from support.errors import refused
-from support.streams import wait_until
+from support.streams import Script, wait_until
 from zsseg_rt.errors import ArgumentError, ShapeError
 from zsseg_rt.results.segmentation import Frame, Segmentation
 from zsseg_rt.runtime.frame_memory import Glance, LabelMover, Way, follow_size
@@ -265,19 +266,17 @@ def test_no_label_goes_to_another_size_or_over_a_leap():
     assert [seg.labels.shape for seg in found] == [HW] * 4 + [small] * 3
 
 
-class Camera:
+def camera(count, then, *, paced=False):
     """A camera that says nothing more after its frames."""
 
-    live, name = True, "cam"
+    def picture(index):
+        if paced:
+            time.sleep(0.02)
+        frame = frame_at(index, 3 * index)
+        at = time.monotonic() if paced else frame.captured_at
+        return Picture(image=frame.image, captured_at=at, clock="arrival")
 
-    def __init__(self, count, then=None):
-        self.count, self.then = count, then or threading.Event()
-
-    def pictures(self, reader):
-        for index in range(self.count):
-            frame = frame_at(index, 3 * index)
-            yield Picture(image=frame.image, captured_at=frame.captured_at, clock="arrival")
-        self.then.wait(LONG)
+    return Script("cam", [*(partial(picture, index) for index in range(count)), then])
 
 
 def unlabelled(image):
@@ -286,39 +285,29 @@ def unlabelled(image):
 
 
 def test_frames_do_not_wait_for_a_camera_that_stopped_between_two_labelled_ones():
-    camera = Camera(7)
+    then = threading.Event()
     patience = Patience(stalled_after=0.1, lost_after=LONG)
     settings = {"policy": "all", "patience": patience, "following": Following(every=6)}
-    stream = Stream([camera], unlabelled, **settings)
-    found = [next(stream) for _ in range(7)]
+    with Stream([camera(7, then)], unlabelled, **settings) as stream:
+        found = [next(stream) for _ in range(7)]
     assert [seg.moved_from for seg in found] == [None, 0, 0, 0, 6, 6, None]
-    camera.then.set()
-    stream.close()
-    late = Camera(5)
-    stream = Stream([late], unlabelled, **settings)
+    stream = Stream([camera(5, then)], unlabelled, **settings)
     assert [next(stream).moved_from for _ in range(5)] == [None, 0, 0, 0, 0]
     stats = stream.stats()["cam"]
     assert (stats.labelled, stats.given_out, stats.captured) == (1, 5, 5)
     assert set(stats.labelled_age_ms) == set(stats.age_ms) == {"p50", "p95", "p99"}
-    late.then.set()
+    then.set()
     stream.close()
 
 
 def test_a_live_stream_gives_out_more_than_it_labels():
-    slow = threading.Event()
+    then = threading.Event()
 
     def segment(image):
-        slow.wait(0.2)
+        then.wait(0.2)
         return unlabelled(image)
 
-    class Paced(Camera):
-        def pictures(self, reader):
-            for picture in super().pictures(reader):
-                yield replace(picture, captured_at=time.monotonic())
-                reader.wait(0.02)
-
-    camera = Paced(40)
-    with Stream([camera], segment, following=Following()) as stream:
+    with Stream([camera(40, then, paced=True)], segment, following=Following()) as stream:
         found = [next(stream) for _ in range(20)]
         stats = stream.stats()["cam"]
         assert stats.given_out == 20
@@ -326,11 +315,10 @@ def test_a_live_stream_gives_out_more_than_it_labels():
         ages = [seg.labelled_age for seg in found if seg.moved_from is not None]
         assert len(ages) >= 8
         assert max(ages) < 2.0
-        slow.set()
-        camera.then.set()
+        then.set()
 
 
-LIVE, FILE = Camera(1), PhotoSource(name="p", path="p")
+LIVE, FILE = Script("cam", [0]), PhotoSource(name="p", path="p")
 
 
 @pytest.mark.parametrize(

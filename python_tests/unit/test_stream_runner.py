@@ -4,13 +4,14 @@ import gc
 import logging
 import threading
 import time
+from functools import partial
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 from support.errors import refused
-from support.streams import LONG, label, number_of, numbered
+from support.streams import LONG, Script, file, label, number_of, numbered
 from zsseg_rt.errors import (
     ArgumentError,
     BackendError,
@@ -19,47 +20,22 @@ from zsseg_rt.errors import (
     ShapeError,
     SourceError,
 )
-from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.stream.hand_off import MOST_ON_GPU, QUEUE, HandOff
 from zsseg_rt.stream.runner import Stream, StreamParts
 from zsseg_rt.stream.source import Picture
-from zsseg_rt.stream.watch import Patience, SourceWatch
+from zsseg_rt.stream.watch import Patience, SourceWatch, jitter
 from zsseg_rt.stream.writers import Writer
 
 AT_ONCE = Patience(first_retry=0.0, longest_retry=0.0)
 
 
-class Script:
-    """A source that does, each time it is opened, what the next list says.
-
-    Numbers are pictures, errors are raised, events are waited for, functions are called.
-    """
-
-    def __init__(self, name, *attempts, live=True):
-        self.name, self.live, self.attempts = name, live, list(attempts)
-        self.opened = 0
-        self.closed = threading.Semaphore(0)
-
-    def pictures(self, reader):
-        steps = self.attempts[min(self.opened, len(self.attempts) - 1)]
-        self.opened += 1
-        try:
-            for step in steps:
-                if isinstance(step, threading.Event):
-                    step.wait(LONG)
-                elif isinstance(step, Exception):
-                    raise step
-                elif callable(step):
-                    step()
-                else:
-                    yield Picture(image=numbered(step), captured_at=0.0, clock="arrival",
-                                  pts_seconds=step / 1000)  # fmt: skip
-        finally:
-            self.closed.release()
+def always():
+    return True
 
 
-def file(name, count):
-    return Script(name, range(count), live=False)
+def picture(number=0, captured_at=0.0, **fields):
+    image = numbered(number)
+    return Picture(image=image, captured_at=captured_at, clock="arrival", **fields)
 
 
 def lost():
@@ -279,17 +255,10 @@ def test_a_stream_may_be_closed_by_its_own_threads(where):
 
 @pytest.mark.parametrize("jump", [-500.0, 500.0])
 def test_a_jump_in_a_file_s_times_keeps_nobody_waiting(jump):
-    class Joined:
-        name, live = "joined", False
-
-        def pictures(self, reader):
-            for number in range(8):
-                stamp = number / 10 + (jump if number > 3 else 0.0)
-                yield Picture(image=numbered(number), captured_at=0.0, clock="file",
-                              pts_seconds=stamp)  # fmt: skip
-
+    stamps = [number / 10 + (jump if number > 3 else 0.0) for number in range(8)]
+    joined = one("a", *(picture(n, pts_seconds=at) for n, at in enumerate(stamps)), live=False)
     began_at = time.monotonic()
-    found = seen(Stream([Joined()], label, policy="latest"))
+    found = seen(Stream([joined], label, policy="latest"))
     assert found[-1][1] == 7
     assert 0.5 < time.monotonic() - began_at < LONG  # both parts at their own speed
 
@@ -324,74 +293,40 @@ class Notes(Writer):
         self.closed += 1
 
 
-def test_frames_on_a_gpu_are_labelled_there_and_fetched_only_for_those_who_look():
-    fetched, labelled = [], []
+def test_frames_on_a_gpu_are_labelled_there_and_leave_it_but_for_the_newest_that_are_kept():
+    fetched, labelled, count = [], [], MOST_ON_GPU + 8
 
-    class OnGpu:
-        name, live = "cam", False
+    def on_gpu():
+        def fetch(number):
+            fetched.append(number)
+            return np.full((2, 3, 3), number, np.uint8)
 
-        def pictures(self, reader):
-            for number in range(3):
-
-                def fetch(number=number):
-                    fetched.append(number)
-                    return numbered(number)
-
-                yield Picture(image=fetch, on_gpu=f"planes {number}",
-                              captured_at=0.0, clock="file")  # fmt: skip
+        steps = [
+            Picture(image=partial(fetch, number), on_gpu=number, captured_at=0.0, clock="file")
+            for number in range(count)
+        ]
+        return one("video", *steps, live=False)
 
     def label_there(frame):
         labelled.append(frame)
         return label(numbered(0))
 
-    with Stream([OnGpu()], label_there) as stream:
-        found = list(stream)
-    assert labelled == ["planes 0", "planes 1", "planes 2"]
-    assert fetched == []
-    assert number_of(found[1].frame.image) == 1
-    assert found[1].frame.image is found[1].frame.image
-    assert fetched == [1]
-    assert found[1].frame.on_gpu == "planes 1"
-
-
-def test_frames_that_are_kept_leave_the_gpu_but_for_the_newest():
-    fetched = []
-
-    class OnGpu:
-        name, live = "video", False
-
-        def pictures(self, reader):
-            for number in range(MOST_ON_GPU + 8):
-
-                def fetch(number=number):
-                    fetched.append(number)
-                    return np.full((2, 3, 3), number, np.uint8)
-
-                yield Picture(image=fetch, on_gpu="planes", captured_at=0.0, clock="file")
-
-    kept = list(Stream([OnGpu()], lambda frame: label(numbered(0))))
-    assert fetched == list(range(8))
-    assert [seg.frame.on_gpu for seg in kept] == [None] * 8 + ["planes"] * MOST_ON_GPU
-    assert [int(seg.frame.image[0, 0, 0]) for seg in kept] == list(range(MOST_ON_GPU + 8))
-    fetched.clear()
-    for _ in Stream([OnGpu()], lambda frame: label(numbered(0))):
+    for _ in Stream([on_gpu()], label_there):
         pass
-    assert fetched == []  # nobody kept one
-
-
-ALWAYS = lambda: True  # noqa: E731
-
-
-def picture(number=0, captured_at=0.0):
-    image = np.full((2, 2, 3), number, np.uint8)
-    return Picture(image=image, captured_at=captured_at, clock="arrival")
+    assert (labelled, fetched) == ([*range(count)], [])  # nobody kept one, or looked
+    kept = list(Stream([on_gpu()], label_there))
+    assert fetched == list(range(8))
+    assert [seg.frame.on_gpu for seg in kept] == [None] * 8 + [*range(8, count)]
+    assert [int(seg.frame.image[0, 0, 0]) for seg in kept] == list(range(count))
+    assert kept[9].frame.image is kept[9].frame.image
+    assert fetched == list(range(count))
 
 
 @pytest.mark.parametrize("way", ["closed", "abandoned"])
 def test_a_reader_that_waits_for_room_goes(way):
     slots = HandOff({"s0": True})
     for _ in range(QUEUE):
-        slots.put(0, picture(), ALWAYS)
+        slots.put(0, picture(), always)
     wanted, answers = [True], []
     thread = threading.Thread(
         target=lambda: answers.append(slots.put(0, picture(), lambda: bool(wanted)))
@@ -410,13 +345,13 @@ def test_a_reader_that_waits_for_room_goes(way):
 def test_pictures_that_waited_too_long_are_dropped():
     now = [100.0]
     slots = HandOff({"s0": True}, max_staleness=0.5, now=lambda: now[0])
-    slots.put(0, picture(captured_at=99.6), ALWAYS)
-    slots.put(0, picture(captured_at=100.0), ALWAYS)
+    slots.put(0, picture(captured_at=99.6), always)
+    slots.put(0, picture(captured_at=100.0), always)
     now[0] = 100.3
     assert not slots.is_empty
     frame = slots.take(0)
     assert (frame.source, frame.index, frame.dropped_before) == ("s0", 1, 1)
-    slots.put(0, picture(captured_at=100.0), ALWAYS)
+    slots.put(0, picture(captured_at=100.0), always)
     now[0] = 101.0
     assert slots.is_empty
     assert slots.take(0) is None
@@ -426,85 +361,53 @@ def test_pictures_that_waited_too_long_are_dropped():
 LOST = SourceError("cam: cannot be read: gone")
 
 
-def watch(live=True, **patience):
-    return SourceWatch("cam", live=live, patience=Patience(**patience), spread=lambda: 1.0)
+def watch(live=True):
+    source = SourceWatch("cam", live=live, patience=Patience(), spread=lambda: 1.0)
+    assert source.tick(0.0) == "open"
+    return source
 
 
-def running(at=0.0):
+def test_silence_stalls_a_camera_then_abandons_its_thread_until_a_frame():
     camera = watch()
-    assert camera.tick(at) == "open"
-    camera.frame(at)
-    return camera
-
-
-def test_a_source_is_opened_once_and_silence_stalls_it_until_a_frame():
-    camera = watch()
-    assert (camera.tick(-0.2), camera.tick(-0.1), camera.state) == ("open", "none", "starting")
+    assert (camera.tick(0.1), camera.state) == ("none", "starting")
     camera.frame(0.0)
-    assert camera.state == "running"
-    assert camera.next_tick(0.0) == 2.0
+    assert (camera.state, camera.next_tick(0.0)) == ("running", 2.0)
     assert (camera.tick(1.9), camera.state) == ("none", "running")
-    assert (camera.tick(2.0), camera.state) == ("none", "stalled")
-    assert camera.next_tick(2.0) == 8.0
+    assert (camera.tick(2.0), camera.state, camera.next_tick(2.0)) == ("none", "stalled", 8.0)
     camera.frame(2.5)
     assert (camera.state, camera.reconnects) == ("running", 0)
-
-
-def test_a_long_silence_abandons_the_thread_and_opens_anew():
-    camera = running()
-    camera.tick(2.0)
-    assert (camera.tick(10.0), camera.state) == ("abandon", "lost")
+    assert (camera.tick(4.5), camera.tick(12.5), camera.state) == ("none", "abandon", "lost")
     assert "none came for 10 s" in str(camera.error)
-    assert camera.tick(10.4) == "none"
-    assert camera.tick(10.5) == "open"
-    camera.frame(10.6)
+    assert (camera.tick(12.9), camera.tick(13.0)) == ("none", "open")
+    camera.frame(13.1)
     assert (camera.state, camera.reconnects, camera.error) == ("running", 1, None)
 
 
 def test_the_end_of_a_stream_is_a_loss_and_the_wait_doubles_up_to_five_seconds():
-    camera, now, waits = running(), 1.0, []
+    camera, now, waits = watch(), 1.0, []
+    camera.frame(0.0)
     camera.over(now, None)
     assert camera.state == "lost"
     assert "stream ended" in str(camera.error)
-    camera = running()
     for _ in range(6):
-        camera.over(now, LOST)
         waits.append(camera.next_tick(now))
         now += waits[-1]
         assert camera.tick(now) == "open"
+        camera.over(now, LOST)
     assert waits == [0.5, 1.0, 2.0, 4.0, 5.0, 5.0]
     camera.frame(now)
     camera.over(now, LOST)
     assert camera.next_tick(now) == 0.5
+    assert len({jitter() for _ in range(100)}) > 50
 
 
 @pytest.mark.parametrize("error", [None, LOST])
 def test_the_end_of_a_file_is_its_end(error):
     file = watch(live=False)
-    assert file.tick(0.0) == "open"
-    assert file.next_tick(0.0) is None
-    assert file.tick(1000.0) == "none"  # a slow disk is no camera
+    assert (file.next_tick(0.0), file.tick(1000.0)) == (None, "none")  # a slow disk is no camera
     file.over(1000.0, error)
     assert (file.state, file.error) == ("ended", error)
-    assert file.tick(2000.0) == "none"
-    assert file.next_tick(2000.0) is None
-
-
-class File:
-    live = False
-
-    def __init__(self, count, name="file"):
-        self.name, self.count, self.given = name, count, 0
-
-    def pictures(self, reader):
-        for number in range(self.count):
-            self.given += 1
-            image = np.full((2, 3, 3), number % 256, np.uint8)
-            yield Picture(image=image, captured_at=float(number), clock="file")
-
-
-class Camera(File):
-    live = True
+    assert (file.tick(2000.0), file.next_tick(2000.0)) == ("none", None)
 
 
 class FakeLanes:
@@ -517,7 +420,7 @@ class FakeLanes:
         self.busy = self.most_busy = 0
 
     def segment(self, image):
-        number = int(image[0, 0, 0])
+        number = number_of(image)
         with self.changed:
             self.begun.append(number)
             self.busy += 1
@@ -528,7 +431,7 @@ class FakeLanes:
         with self.changed:
             self.busy -= 1
             self.changed.notify_all()
-        return Segmentation(labels=image[..., 0], names=("a",) * 99, vocabulary_version=1)
+        return label(image)
 
     def close(self):
         self.closed += 1
@@ -538,17 +441,13 @@ class FakeLanes:
             assert self.changed.wait_for(is_so, LONG)
 
 
-def refuse(image):
-    raise AssertionError("lanes label, not the engine's own")
-
-
-def open_stream(source, lanes, **settings):
-    return Stream([source], refuse, lanes=lanes, **settings)
+def open_stream(source, lanes):
+    return Stream([source], Mock(side_effect=AssertionError("lanes label")), lanes=lanes)
 
 
 def test_results_keep_their_order_while_lanes_overtake_each_other():
     lanes = FakeLanes(2, hold=[0])
-    with open_stream(File(20), lanes) as stream:
+    with open_stream(file("a", 20), lanes) as stream:
         first = []
         reader = threading.Thread(target=lambda: first.append(next(stream)))
         reader.start()
@@ -557,18 +456,18 @@ def test_results_keep_their_order_while_lanes_overtake_each_other():
         lanes.released[0].set()
         reader.join(LONG)
         found = [*first, *stream]
-    assert [int(seg.labels[0, 0]) for seg in found] == [*range(20)]
+    assert [number_of(seg.labels) for seg in found] == [*range(20)]
     assert [seg.frame.index for seg in found] == [*range(20)]
     assert lanes.most_busy == 2
     assert lanes.closed == 1
 
 
 def test_few_frames_are_begun_ahead_and_a_stopped_stream_frees_its_lanes():
-    lanes, source = FakeLanes(2, hold=[1, 2]), File(1000)
-    stream = open_stream(source, lanes)
+    lanes = FakeLanes(2, hold=[1, 2])
+    stream = open_stream(file("a", 28), lanes)
     next(stream)
     lanes.wait_until(lambda: {1, 2} <= set(lanes.begun))
-    assert (len(lanes.begun), source.given < 20) == (3, True)
+    assert len(lanes.begun) == 3
     stream.stop()
     for event in lanes.released.values():
         event.set()
@@ -579,12 +478,12 @@ def test_few_frames_are_begun_ahead_and_a_stopped_stream_frees_its_lanes():
 def test_an_error_of_a_lane_comes_at_its_frame_s_turn_and_ends_the_stream():
     class Failing(FakeLanes):
         def segment(self, image):
-            if image[0, 0, 0] == 3:
+            if number_of(image) == 3:
                 raise BackendError("outputs: expected numbers, got NaN")
             return super().segment(image)
 
     lanes = Failing(2)
-    stream = open_stream(File(10), lanes)
+    stream = open_stream(file("a", 10), lanes)
     assert [next(stream).frame.index for _ in range(3)] == [0, 1, 2]
     with refused(BackendError, "outputs"):
         next(stream)
@@ -595,12 +494,10 @@ def test_an_error_of_a_lane_comes_at_its_frame_s_turn_and_ends_the_stream():
 @pytest.mark.parametrize(
     ("sources", "policy", "expected"),
     [
-        ([File(1)], None, True),
-        ([File(1)], "all", True),
-        ([File(1)], "latest", False),
-        ([Camera(1)], None, False),
-        ([Camera(1)], "all", False),
-        ([File(1, "a"), Camera(1, "b")], None, False),
+        ([file("a", 1)], None, True),
+        ([file("a", 1)], "latest", False),
+        ([one("cam", 0)], "all", False),
+        ([file("a", 1), one("cam", 0)], None, False),
     ],
 )
 def test_only_files_wait_for_their_labels(sources, policy, expected):
@@ -613,7 +510,7 @@ def test_sinks_are_closed_if_the_lanes_cannot_be_opened():
 
     sink = Mock()
     with refused(EngineStateError, "engine"):
-        StreamParts(sources=[File(1)], writers=[sink]).start(Mock(), busy)
+        StreamParts(sources=[file("a", 1)], writers=[sink]).start(Mock(), busy)
     sink.close.assert_called_once_with()
-    StreamParts(sources=[Camera(1)]).start(Mock(), busy).close()  # it takes no lanes
-    StreamParts(sources=[File(1)], memories={"file": None}).start(Mock(), busy).close()
+    StreamParts(sources=[one("cam", 0)]).start(Mock(), busy).close()  # it takes no lanes
+    StreamParts(sources=[file("a", 1)], memories={"a": None}).start(Mock(), busy).close()
