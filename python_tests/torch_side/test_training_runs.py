@@ -464,18 +464,13 @@ def test_bank_gives_rows_by_name_and_averages_synonyms(tmp_path):
         class_embeddings(["car", "boat"], config)
 
 
-@pytest.mark.parametrize("name", ["header", "cut", "text", "objects", "names", "pipe"])
+@pytest.mark.parametrize("name", ["cut", "text", "names", "pipe"])
 def test_damaged_banks_are_named(tmp_path, name):
     path, names = tmp_path / "rows.npy", tmp_path / "names.txt"
-    np.save(path, unit_rows(tiny.text_embeds(4, 8).numpy()))
+    np.save(path, [["a"]] if name == "text" else unit_rows(tiny.text_embeds(4, 8).numpy()))
     names.write_text("[" * 100_000 if name == "names" else "a\nb\nc\nd\n")
-    content = path.read_bytes()
-    odd = {"header": content.replace(b"'shape': (4, 8)", b"'shape': (4**8)"), "cut": content[:-1]}
-    path.write_bytes(odd.get(name, content))
-    if name == "text":
-        np.save(path, np.array([["a"]]))
-    elif name == "objects":
-        np.save(path, np.array([{}], object), allow_pickle=True)
+    if name == "cut":
+        path.write_bytes(path.read_bytes()[:-1])
     elif name == "pipe":
         path.unlink()
         os.mkfifo(path)
