@@ -2,10 +2,7 @@
 
 import json
 import logging
-import mmap
-import os
 import shutil
-import sys
 
 import numpy as np
 import pytest
@@ -16,7 +13,7 @@ from support.cpus import stand_in
 from support.errors import refused
 from support.graphs import write_graph, write_scale
 from zsseg_rt.backends import _openvino
-from zsseg_rt.backends._openvino import BACKEND, RAISED, page_out, problem, process_core
+from zsseg_rt.backends._openvino import BACKEND, RAISED, problem, process_core
 from zsseg_rt.backends.base import BackendOptions
 from zsseg_rt.doctor import examine
 from zsseg_rt.errors import PrecisionNotApplied
@@ -168,13 +165,6 @@ def test_precision_is_read_back(graph, monkeypatch):
         load(graph, precision="float32")
 
 
-def test_results_are_views_of_one_buffer(graph):
-    session = load(graph)
-    first = session.run({"x": np.ones((1, 64), np.float32)})["y"]
-    second = session.run({"x": np.zeros((1, 64), np.float32)})["y"]
-    assert np.shares_memory(first, second)
-
-
 def test_cache_is_used(graph, tmp_path):
     cache_dir = tmp_path / "cache"
     session = load(graph, cache_dir=cache_dir)
@@ -222,36 +212,3 @@ def test_full_disk_is_not_filled_further(graph, tmp_path, caplog, monkeypatch):
         check(load(graph, cache_dir=tmp_path / "cache"))
     assert "too little for a compiled model" in caplog.text
     assert not cache_files(tmp_path / "cache")
-
-
-BYTES = 8 << 20
-
-
-def resident_bytes(path):
-    """What this process holds in memory of a mapped file."""
-    total, inside = 0, False
-    with open("/proc/self/smaps") as lines:
-        for line in lines:
-            if "-" in line.split()[0]:
-                inside = line.rstrip().endswith(str(path))
-            elif inside and line.startswith("Rss:"):
-                total += int(line.split()[1]) << 10
-    return total
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="pages are given back on Linux only")
-def test_pages_of_the_folder_are_given_back(tmp_path):
-    inside, outside = tmp_path / "cache" / "a b.blob", tmp_path / "cache2.blob"
-    inside.parent.mkdir()
-    maps = []
-    for path in (inside, outside):
-        path.write_bytes(os.urandom(BYTES))
-        with path.open("rb") as file:
-            os.fsync(file.fileno())  # a dirty page would have to be written first
-            maps.append(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
-    contents = [bytes(mapped) for mapped in maps]
-    assert resident_bytes(inside) == resident_bytes(outside) == BYTES
-    page_out(inside.parent)
-    assert resident_bytes(inside) < BYTES // 8
-    assert resident_bytes(outside) == BYTES
-    assert [bytes(mapped) for mapped in maps] == contents

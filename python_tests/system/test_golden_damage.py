@@ -93,13 +93,6 @@ def test_arrays_that_do_not_fit_are_refused(name, bundle, sound):
         read(put(bundle, npz(arrays)))
 
 
-def test_objects_are_refused(bundle, sound):
-    content = io.BytesIO()
-    np.savez(content, **sound, extra=np.array([{}], object))
-    with refused(BundleError, None, "extra.npy"):
-        read(put(bundle, content.getvalue()))
-
-
 @pytest.mark.parametrize(
     ("entries", "message"),
     [

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -103,21 +102,6 @@ def test_an_interrupted_build_ends_its_process(tmp_path, monkeypatch, capsys):
     assert "interrupted" in capsys.readouterr().err
     with pytest.raises(ProcessLookupError):
         os.kill(int(child.read_text()), 0)
-
-
-def test_an_interrupt_just_when_a_process_begins_ends_it(bundle, tmp_path, monkeypatch):
-    begun, begin = [], subprocess.Popen
-
-    def begin_and_interrupt(*given, **settings):
-        begun.append(begin(*given, **settings))
-        os.kill(os.getpid(), signal.SIGINT)
-        return begun[0]
-
-    monkeypatch.setattr(plan_builds, "COMMAND", ("sleep", "600"))
-    monkeypatch.setattr(subprocess, "Popen", begin_and_interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        list(build_plans(bundle, BuildSettings(compute_capability="8.9", cache_dir=tmp_path)))
-    assert begun[0].poll() == -signal.SIGKILL
 
 
 def test_what_cannot_be_built_is_refused(bundle, tmp_path, monkeypatch):

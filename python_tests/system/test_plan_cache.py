@@ -195,25 +195,18 @@ def test_regions_that_are_left_out_on_purpose_do_not_count(graphs):
         Checked("patch_embeds", min_region_score=0.1).prove(graphs)
 
 
-@pytest.mark.parametrize("damaged", [False, True])
-def test_an_engine_proves_its_plans_before_it_serves(monkeypatch, damaged):
+def test_an_engine_proves_its_plans_before_it_serves(monkeypatch):
     """OpenVINO's graphs stand for builds; a damaged one gives another encoder's patches."""
     pytest.importorskip("openvino")
     load, made = engine.load_graphs, {}
 
     def load_built(*given, **settings):
-        graphs = load(*given, **settings)
-        for name, graph in graphs.items():
-            wrong = "patch_embeds" if damaged and name == "image_encoder" else None
-            made[name] = BuiltOf(graph, name, wrong)
+        for name, graph in load(*given, **settings).items():
+            made[name] = BuiltOf(graph, name, "patch_embeds" if name == "image_encoder" else None)
         return made
 
     monkeypatch.setattr(engine, "load_graphs", load_built)
     bundle = Path(__file__).parents[1] / "bundles/v1/descriptor.zsseg"
-    if not damaged:
-        Engine(bundle, EngineConfig(device="cpu", backend="openvino")).close()
-        assert [list(graph.verdict.values()) for graph in made.values()] == [[""], [""]]
-        return
     with refused(BackendError, "plan", "image_encoder.plan", "patch_embeds"):
         Engine(bundle, EngineConfig(device="cpu", backend="openvino"))
     assert ["patch_embeds" in text for text in made["image_encoder"].verdict.values()] == [True]

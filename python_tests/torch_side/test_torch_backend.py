@@ -38,7 +38,7 @@ from zsseg_rt.onnx.reader import map_file, read_network  # noqa: E402
 from zsseg_rt.onnx.writer import save_onnx, with_exact_halves  # noqa: E402
 
 STORED = Path(__file__).parents[1] / "bundles" / "v1"
-GRAPHS = sorted(STORED.glob("*/*.onnx"))
+GRAPHS = sorted({path.name: path for path in STORED.glob("*/*.onnx")}.values())  # one of a name
 GRAPH = STORED / "descriptor.zsseg" / "decoder.float32.onnx"
 WIDTH, HEADS, BLOCKS, TOKENS = 32, 4, 3, 9
 # What a block asks of a GPU in float16: 4 products and 6 sums, two norms, the activation's three,
@@ -307,38 +307,23 @@ def tf32_as_before():
     assert computes_in_tf32() == before
 
 
-def set_tf32(setting):
-    """``place = value``, as a program would write it."""
-    name, _, value = setting.partition(" = ")
-    if name == "matmul precision":
-        torch.set_float32_matmul_precision(value)
-        return
-    *path, last = name.split(".")
-    place = torch.backends
-    for each in path:
-        place = getattr(place, each)
-    setattr(place, last, value if last == "fp32_precision" else value == "True")
-
-
-TF32 = [
-    (),
-    ("cuda.matmul.allow_tf32 = True",),
-    ("cudnn.allow_tf32 = False",),
-    ("matmul precision = high",),
-    ("fp32_precision = tf32",),
-    ("cuda.matmul.fp32_precision = tf32",),
-    ("cudnn.fp32_precision = tf32", "cuda.matmul.allow_tf32 = True"),
-    ("fp32_precision = tf32", "cuda.matmul.allow_tf32 = False"),
-]
-
-
 @pytest.mark.usefixtures("tf32_as_before")
-@pytest.mark.parametrize("settings", TF32)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [],
+        [(cuda.matmul, "allow_tf32", True)],
+        [(cudnn, "allow_tf32", False)],
+        [(torch.backends, "fp32_precision", "tf32")],
+        [(cudnn, "fp32_precision", "tf32"), (cuda.matmul, "allow_tf32", True)],
+        [(torch.backends, "fp32_precision", "tf32"), (cuda.matmul, "allow_tf32", False)],
+    ],
+)
 def test_tf32_is_off_inside_and_as_before_behind(settings):
-    if not HAS_NEWER and any("fp32_precision" in setting for setting in settings):
+    if not HAS_NEWER and any(name == "fp32_precision" for _, name, _ in settings):
         pytest.skip("needs torch 2.9's settings")
     for setting in settings:
-        set_tf32(setting)
+        setattr(*setting)
     before = computes_in_tf32()
     with exact_float32():
         assert computes_in_tf32() == {"products": False, "convolutions": False}
@@ -430,8 +415,9 @@ def test_what_is_allocated_in_a_capture_comes_from_a_pool_of_its_own(pools):
 
 def test_the_pool_lives_until_the_recorder_is_closed(pools):
     recorder = TorchRecorder("cuda:0")
-    with recorder.recording():
-        pass
+    with pytest.raises(KeyError), recorder.recording():
+        raise KeyError
+    assert (pools.allocate(), pools.devices) == (None, [])
     recorders = [TorchRecorder("cuda:0") for _ in range(2)]
     with recorders[0].recording(), recorders[1].recording():
         assert len(pools.alive) == 3
@@ -440,14 +426,6 @@ def test_the_pool_lives_until_the_recorder_is_closed(pools):
     assert len(pools.alive) == 2
     with refused(BackendError, "recorder"), recorder.recording():
         pass
-
-
-def test_an_error_in_a_capture_ends_the_use_of_the_pool(pools):
-    recorder = TorchRecorder("cuda:0")
-    with pytest.raises(KeyError), recorder.recording():
-        raise KeyError
-    assert pools.allocate() is None
-    assert pools.devices == []
 
 
 def test_a_session_on_the_cpu_needs_no_recorder():
