@@ -5,10 +5,15 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import struct
+import subprocess
+import sys
 import time
 import zlib
 from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 from websockets.sync.client import connect
@@ -140,3 +145,37 @@ def read_frame(message):
     labels = np.frombuffer(zlib.decompress(message[labels_at:]), header["label_dtype"])
     shape = header["label_height"], header["label_width"]
     return SeenFrame(header=header, image=message[image_at:labels_at], labels=labels.reshape(shape))
+
+
+@dataclass(kw_only=True)
+class ServeProcess:
+    """``zsseg-rt serve --demo`` in a process of its own."""
+
+    process: subprocess.Popen
+    address: str
+    log: Path
+
+    @property
+    def port(self):
+        return urlsplit(self.address).port
+
+
+@contextlib.contextmanager
+def serve_process(folder, *arguments, before=(), env=None, source=SOURCE):
+    """A server on a free port; killed at the end if it still runs."""
+    log = Path(folder) / "serve.log"
+    call = [sys.executable, "-m", "zsseg_rt", *before, "serve", "--demo", "scenes", "--port", "0"]
+    with log.open("wb") as errors:
+        process = subprocess.Popen(
+            [*call, "--source", source, "--device", "cpu", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env={**os.environ, "ZSSEG_HOME": str(folder), **(env or {})},
+        )
+        try:
+            line = process.stdout.readline().decode()
+            assert line.startswith("Open http://"), log.read_text()
+            yield ServeProcess(process=process, address=line.split()[1], log=log)
+        finally:
+            process.kill()
+            process.communicate()

@@ -2,8 +2,8 @@
 
 import gc
 import sys
-import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -221,18 +221,12 @@ def test_calls_from_many_threads_at_once():
     frame = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
     settings = {"size_hw": (256, 256), "mean": (0.5,) * 3, "std": (0.5,) * 3}
     expected = ops.preprocess(frame, **settings)
-    agreed = []
 
-    def work():
-        results = [ops.preprocess(frame, **settings) for _ in range(20)]
-        agreed.append(all(np.array_equal(result, expected) for result in results))
+    def work(_):
+        return all(np.array_equal(ops.preprocess(frame, **settings), expected) for _ in range(20))
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert agreed == [True] * 4
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(4)))
 
 
 def test_number_of_threads_is_checked():
@@ -240,18 +234,15 @@ def test_number_of_threads_is_checked():
         ops.set_num_threads(0)
 
 
-@pytest.mark.parametrize("isa", ops.available_cpu_isas())
+@pytest.mark.parametrize("isa", [*ops.available_cpu_isas(), "v9"])
 def test_instruction_set_is_chosen_by_the_environment(isa):
     code = "from zsseg_rt import ops; print(ops.cpu_isa())"
     result = python("-c", code, more_env={"ZSSEG_CPU_ISA": isa})
-    assert result.stdout.strip() == isa
-
-
-def test_unknown_instruction_set_is_an_error():
-    code = "from zsseg_rt import ops; ops.cpu_isa()"
-    result = python("-c", code, more_env={"ZSSEG_CPU_ISA": "v9"})
-    assert "ArgumentError: ZSSEG_CPU_ISA: expected one of baseline" in result.stderr
-    assert "got 'v9'" in result.stderr
+    if isa != "v9":
+        assert result.stdout.strip() == isa
+    else:
+        assert "ArgumentError: ZSSEG_CPU_ISA: expected one of baseline" in result.stderr
+        assert "got 'v9'" in result.stderr
 
 
 def test_without_a_gpu_streams_and_arrays_say_so():
@@ -272,44 +263,27 @@ def cuda_stream():
 
 
 @pytest.mark.needs_cuda
-@pytest.mark.parametrize("dtype", ["uint32", "uint64", "complex64"])
-@pytest.mark.usefixtures("cuda_stream")
-def test_types_without_a_name_are_not_copied_to_a_gpu(dtype):
-    with refused(DTypeError, "array"):
-        ops.DeviceArray.from_numpy(np.zeros(3, dtype))
-
-
-@pytest.mark.needs_cuda
 def test_device_array_round_trip(cuda_stream):
-    array = ops.DeviceArray.from_numpy(embeds(), stream=cuda_stream.handle)
+    theirs = ops.Stream(0)
+    array = ops.DeviceArray.from_numpy(embeds(), stream=theirs.handle)
+    del theirs  # the array outlives it
+    gc.collect()
     assert (array.shape, array.dtype, array.device) == ((1, 3, 4), np.float32, "cuda:0")
-    np.testing.assert_array_equal(array.numpy(), embeds())
+    np.testing.assert_array_equal(array.numpy(stream=cuda_stream.handle), embeds())
     out = np.zeros((1, 3, 4), np.float32)
     array.copy_from(embeds() + 1, stream=cuda_stream.handle)
     array.copy_to(out)
     np.testing.assert_array_equal(out, embeds() + 1)
-    np.testing.assert_array_equal(
-        array.view((2, 3)).numpy(), (embeds() + 1).ravel()[:6].reshape(2, 3)
-    )
+    rows = array.view((2, 3)).numpy()
+    np.testing.assert_array_equal(rows, (embeds() + 1).ravel()[:6].reshape(2, 3))
     with refused(ShapeError, "shape", "12", "13"):
         array.view((13,))
     with refused(DTypeError, "array", "float32", "float64"):
         array.copy_from(np.zeros((1, 3, 4)))
-
-
-@pytest.mark.needs_cuda
-def test_device_array_outlives_its_stream(cuda_stream):
-    stream = ops.Stream(0)
-    array = ops.DeviceArray.from_numpy(embeds(), stream=stream.handle)
-    del stream
-    gc.collect()
-    np.testing.assert_array_equal(array.numpy(stream=cuda_stream.handle), embeds())
-
-
-@pytest.mark.needs_cuda
-def test_mixed_devices_are_refused(cuda_stream):
-    array = ops.DeviceArray.from_numpy(embeds(), stream=cuda_stream.handle)
-    with refused(DeviceError, "text_embeds"):
+    for dtype in ("uint32", "uint64", "complex64"):
+        with refused(DTypeError, "array"):
+            ops.DeviceArray.from_numpy(np.zeros(3, dtype))
+    with refused(DeviceError, "text_embeds"):  # of two devices
         similarity(array)
 
 

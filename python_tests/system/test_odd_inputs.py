@@ -107,7 +107,6 @@ def strip(colours: tuple[str, str], height: int, width: int) -> bytes:
 
 
 PHOTOS = {
-    "png of 1 bit": Photo("1.png", saved("PNG", "1", picture=WHITE_BLACK), GREY),
     "png with a palette": Photo("p.png", saved("PNG", "P")),
     "grey png with alpha": Photo("la.png", saved("PNG", "LA", picture=WHITE_BLACK), GREY),
     "animated png": Photo("moving.png", frames("PNG")),
@@ -118,7 +117,6 @@ PHOTOS = {
     "webp with alpha": Photo("alpha.webp", saved("WEBP", "RGBA", lossless=True)),
     "animated webp": Photo("moving.webp", frames("WEBP")),
     "tiff of several pages": Photo("pages.tif", frames("TIFF")),
-    "bmp": Photo("a.bmp", saved("BMP")),
     "bmp with a palette": Photo("p.bmp", saved("BMP", "P")),
     "1x1": Photo("dot.png", strip(("blue", "blue"), 1, 1), ("blue",), (1, 1)),
     "1x5000": Photo("line.png", strip(COLOURED, 1, 5000), COLOURED, (1, 5000)),
@@ -127,7 +125,7 @@ PHOTOS = {
     "cut png": refused("cut.png", saved("PNG", picture=LARGE)[:-300], "image file"),
     "text": refused("text.jpg", b"no picture, " * 30, "in no known image format"),
     "reading fails": refused("mem.png", link_to("/proc/self/mem"), "cannot be read: Input/output"),
-    "link": Photo("link.png", link_to("a.bmp")),
+    "link": Photo("link.png", link_to("p.bmp")),
     "jpeg called png": Photo("jpeg.png", JPEG),
     "upper case": Photo("LOUD.PNG", PNG),
     "space and quotes": Photo("a b'\"c .png", PNG),
@@ -196,26 +194,18 @@ def test_what_is_no_photo_is_left_out(row, outcome):
 
 
 ARGUMENTS = {
-    "no class": (["--classes", ""], 2, "name at least one class"),
     "only separators": (["--classes", " ; ,;"], 2, "name at least one class"),
     "an empty name": (["--class", " "], 1, "--classes[0]: expected a name, got an empty string"),
     "twice": (["--classes", "blue ball,blue ball"], 1, "every name once, also apart from case"),
-    "twice in two ways": (["--classes", "ball", "--class", "ball"], 1, "every name once"),
     "a tab": (["--classes", "blue\tball"], 1, "expected plain text, got a control character"),
     "unknown words": (["--classes", "自転車"], 1, "自転車"),
-    "right to left": (["--classes", "كلب"], 1, "كلب"),
     "very long": (["--class", "ball" * 3000], 1, "ball"),
     "a file of nothing": (["--classes", "@empty.txt"], 1, "empty.txt: expected one class name"),
     "a file in utf-16": (["--classes", "@wide.txt"], 0, ""),
     "no file after @": (["--classes", "@"], 2, "--classes: expected a file's name after @"),
     "a folder after @": (["--classes", "@/"], 1, "/: expected a text file"),
-    "classes given twice": (
-        ["--classes", "ball", "--classes=sky"],
-        2,
-        "--classes: expected it once",
-    ),
+    "classes twice": (["--classes", "ball", "--classes=sky"], 2, "--classes: expected it once"),
     "no number": (["--class", "ball", "--alpha", "nan"], 2, "--alpha"),
-    "out of range": (["--class", "ball", "--threads", "-1"], 2, "--threads: expected from 0"),
     "a template of nothing": (["--class", "ball", "--template", "no"], 1, "--template: expected"),
     "nowhere to write": (["--class", "ball", "-o", "/proc/none/x"], 2, "--out: expected a folder"),
     "no place for json": (["--class", "ball", "--json", ""], 2, "--json: expected a file"),
@@ -224,8 +214,6 @@ ARGUMENTS = {
     "a folder called jpg": (["dir.jpg", "--class", "ball"], 1, "dir.jpg: expected photos"),
     "escapes": (["\x1b[31m\n.png", "--class", "ball"], 1, r"\x1b[31m .png: expected a photo"),
     "an option for a photo": (["-photo.png", "--class", "ball"], 2, "-p"),
-    "one class": (["--class", "blue ball"], 0, ""),
-    "many names": (["--classes", "@many.txt"], 0, ""),
     "options twice": (["--class", "ball", "--device", "x", "--device", "cpu"], 0, ""),
     "options before photos": (["--class", "ball", "--", "--out.png"], 0, ""),
 }
@@ -235,10 +223,6 @@ ARGUMENTS = {
 def odd_files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ZSSEG_HOME", str(tmp_path / "home"))
-    colours = ("red", "blue", "green", "yellow", "grey", "white", "brown")
-    things = ("ball", "box", "wall", "floor", "sky")
-    names = [f"{colour} {thing}" for colour in colours for thing in things]
-    Path("many.txt").write_text("\n".join(names), encoding="utf-8")
     Path("empty.txt").write_text("\n\n# nothing\n", encoding="utf-8")
     Path("wide.txt").write_text("ball\n", encoding="utf-16")
     Path("loop.png").symlink_to("loop.png")

@@ -11,8 +11,7 @@ import pytest
 
 from support.command_line import python, run
 from support.errors import refused
-from support.live_server import PATIENCE, ask, request, viewer, wait_until
-from support.serve_process import serve_process
+from support.live_server import PATIENCE, ask, request, serve_process, viewer, wait_until
 from support.streams import MjpegServer
 from zsseg_rt.errors import ArgumentError
 from zsseg_rt.server.access import Gate, Refused
