@@ -161,6 +161,20 @@ class WrongChroma(WrongDevice):
 
 
 LUMA, CHROMA = planes()
+BAD_ON_THE_GPU = [
+    (lambda: frame(), DeviceError, "numpy.ndarray in host memory. Use segment"),
+    (lambda: [1, 2], DeviceError, "a list of 2 in host memory"),
+    (WrongDevice, DeviceError, "expected an array on cuda:0, got one on cuda:1"),
+    (Unlendable, DeviceError, "can be lent on cuda:0, got: it requires grad"),
+    (lambda: on_device(frame().astype(np.float32)), DTypeError, "uint8, got float32"),
+    (lambda: on_device(frame()[..., 0].copy()), ShapeError, r"\[H, W, 3\], got \(31, 47\)"),
+    (lambda: on_device(np.zeros((0, 4, 3), np.uint8)), ShapeError, "from 1 to 32767"),
+    (planes, DeviceError, "luma: .* numpy.ndarray in host memory. Use segment"),
+    (lambda: (on_device(LUMA), CHROMA), DeviceError, "chroma: .* in host memory"),
+    (lambda: (on_device(LUMA), WrongChroma()), DeviceError, "chroma: .* one on cuda:1"),
+    (lambda: on_device((LUMA[:29], CHROMA)), ShapeError, "luma: expected even sides"),
+    (lambda: on_device((LUMA, CHROMA[:3])), ShapeError, "chroma: expected shape"),
+]
 
 
 @pytest.mark.needs_cuda
@@ -226,28 +240,12 @@ class TestFramesOnTheDevice:
             np.testing.assert_array_equal(seg.scores, scores)
             assert seg.frame.image.shape == (*size, 3)
 
-    @pytest.mark.parametrize(
-        ("make", "error", "message"),
-        [
-            (lambda: frame(), DeviceError, "numpy.ndarray in host memory. Use segment"),
-            (lambda: [1, 2], DeviceError, "a list of 2 in host memory"),
-            (WrongDevice, DeviceError, "expected an array on cuda:0, got one on cuda:1"),
-            (Unlendable, DeviceError, "can be lent on cuda:0, got: it requires grad"),
-            (lambda: on_device(frame().astype(np.float32)), DTypeError, "uint8, got float32"),
-            (lambda: on_device(frame()[..., 0].copy()), ShapeError, r"\[H, W, 3\], got \(31, 47\)"),
-            (lambda: on_device(np.zeros((0, 4, 3), np.uint8)), ShapeError, "from 1 to 32767"),
-            (planes, DeviceError, "luma: .* numpy.ndarray in host memory. Use segment"),
-            (lambda: (on_device(LUMA), CHROMA), DeviceError, "chroma: .* in host memory"),
-            (lambda: (on_device(LUMA), WrongChroma()), DeviceError, "chroma: .* one on cuda:1"),
-            (lambda: on_device((LUMA[:29], CHROMA)), ShapeError, "luma: expected even sides"),
-            (lambda: on_device((LUMA, CHROMA[:3])), ShapeError, "chroma: expected shape"),
-        ],
-    )
-    def test_frames_that_are_refused(self, on_gpu, make, error, message):
+    def test_frames_that_are_refused(self, on_gpu):
         with on_gpu() as engine:
             expected = engine.segment(frame()).labels
-            with pytest.raises(error, match=message):
-                engine.segment_device(make())
+            for make, error, message in BAD_ON_THE_GPU:
+                with pytest.raises(error, match=message):
+                    engine.segment_device(make())
             for alpha in (1.5, -0.1, float("nan"), None):
                 with refused(ArgumentError, "alpha", "0", "1"):
                     engine.segment_device(on_device(frame()), with_overlay=True, alpha=alpha)
@@ -287,12 +285,12 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("given", "error", "argument"), BAD)
-def test_planes_that_are_refused_on_the_host(given, error, argument):
+def test_planes_that_are_refused_on_the_host():
     with open_engine("descriptor", CPU) as engine:
         engine.set_classes(NAMES)
-        with refused(error, argument):
-            engine.segment(given)
+        for given, error, argument in BAD:
+            with refused(error, argument):
+                engine.segment(given)
         with refused(ArgumentError, "memory"):
             engine.segment(planes(), memory=FrameMemory(steady=False, skip_still=True))
 

@@ -48,32 +48,25 @@ SIZES = (
 )
 
 
-def test_imported_checkpoint_labels_as_the_model(tmp_path):
-    state_dict = tiny.clip_rc_state_dict(SIZES)
+def test_an_imported_checkpoint_labels_as_the_model(tmp_path):
     checkpoint, out = tmp_path / "iter_40000.pth", tmp_path / "clip_rc.zsseg"
+    state_dict = tiny.clip_rc_state_dict(SIZES)
     torch.save({"meta": {"iter": 40000}, "state_dict": state_dict}, checkpoint)
-    code = run("import-checkpoint", "clip_rc", checkpoint, "--out", out, "--classes",
+    command = ("import-checkpoint", "clip_rc", checkpoint, "--out", out, "--classes",
                ",".join(NAMES), "--seen", "name 0,name 2", "--precision", "float32")  # fmt: skip
-    assert code == 0
+    assert run(*command, "--size", "32x80") == 0
     bundle = Bundle.load(out)
     assert bundle.architecture == "clip_rc"
     assert bundle.head.seen == ("name 0", "name 2")
+    assert bundle.preprocess.size_hw == (32, 80)
     frame, embeds = make_inputs(7, 64, seed=7)
     with Engine(bundle, EngineConfig(**CPU)) as engine:
         engine.set_classes(NAMES, embeddings=embeds)
         labels = engine.segment(frame).labels
     model = tiny.clip_rc_model(SIZES, seen_classes=(0, 2))
-    assert_labels_are_the_models(labels, torch_scores(model, frame, embeds))
-
-
-def test_import_at_another_size(tmp_path):
-    checkpoint, out = tmp_path / "a.pth", tmp_path / "wide.zsseg"
-    torch.save(tiny.clip_rc_state_dict(SIZES), checkpoint)
-    arguments = ("import-checkpoint", "clip_rc", checkpoint, "--out", out, "--precision", "float32")
-    assert run(*arguments, "--size", "32x80") == 0
-    assert Bundle.load(out).preprocess.size_hw == (32, 80)
-    assert run(*arguments, "--size", "8", "--overwrite") == 1
-    assert run(*arguments, "--size", "wide", "--overwrite") == 2
+    assert_labels_are_the_models(labels, torch_scores(model, frame, embeds, (32, 80)))
+    assert run(*command, "--size", "8", "--overwrite") == 1
+    assert run(*command, "--size", "wide", "--overwrite") == 2
     assert Bundle.load(out).preprocess.size_hw == (32, 80)
 
 

@@ -10,6 +10,7 @@ import torch
 from support import tiny_zegformer
 from support.errors import refused
 from support.fakes import edit_manifest
+from support.frame_kinds import STORED
 from zsseg_rt import Bundle, BundleError, Engine, EngineConfig
 from zsseg_rt.backends._openvino import _OpenVinoSession
 from zsseg_rt.errors import ArgumentError, BackendError, ShapeError, VocabularyError
@@ -34,6 +35,13 @@ def bundle(model, tmp_path_factory):
     path = tmp_path_factory.mktemp("bundles") / "zegformer.zsseg"
     export_bundle(model, path, class_names=NAMES, size_hw=SIZE, text_bank=(NAMES, embeddings()))
     return path
+
+
+@pytest.fixture(scope="module")
+def exact(bundle):
+    """An engine of it."""
+    with Engine(bundle, EngineConfig(**EXACT, with_scores=True)) as engine:
+        yield engine
 
 
 def embeddings():
@@ -68,26 +76,27 @@ def assert_same_scores(result, maps, head):
     np.testing.assert_allclose(result.scores, winners, rtol=0, atol=2e-4)
 
 
-def test_engine_labels_as_the_torch_model(bundle, model):
-    with Engine(bundle, EngineConfig(**EXACT, with_scores=True)) as engine:
-        engine.set_classes(NAMES, embeddings=embeddings())
-        result = engine.segment(frame())
+def test_engine_labels_as_the_torch_model(exact, model):
+    exact.set_classes(NAMES, embeddings=embeddings())
+    result = exact.segment(frame())
     maps = score_maps(model)
     assert_same_labels(result.labels, maps)
-    assert_same_scores(result, maps, Bundle.load(bundle).head)
+    assert_same_scores(result, maps, exact.bundle.head)
     assert {"image_encoder", "similarity", "regions", "upsample_argmax"} <= set(result.times)
 
 
-def test_the_text_bank_serves_both_branches(bundle):
-    with Engine(bundle, EngineConfig(**EXACT)) as engine:
-        engine.set_classes(NAMES, embeddings=embeddings())
-        given = engine.segment(frame()).labels
-        engine.set_classes(NAMES)
-        np.testing.assert_array_equal(engine.segment(frame()).labels, given)
-        engine.set_classes(NAMES, embeddings=embeddings()[0])
-        np.testing.assert_array_equal(engine.vocabulary.prompt_embeds["regions"], embeddings()[0])
-        with refused(VocabularyError, "class_names"):
-            engine.set_classes(["moon"])
+def test_the_text_bank_serves_both_branches(exact):
+    exact.set_classes(NAMES, embeddings=embeddings())
+    given = exact.segment(frame()).labels
+    exact.set_classes(NAMES)
+    np.testing.assert_array_equal(exact.segment(frame()).labels, given)
+    exact.set_classes(NAMES, embeddings=embeddings()[0])
+    np.testing.assert_array_equal(exact.vocabulary.prompt_embeds["regions"], embeddings()[0])
+    with refused(VocabularyError, "class_names"):
+        exact.set_classes(["moon"])
+    for wrong in (embeddings()[:, :6], np.concatenate([embeddings()] * 2)):
+        with refused(ShapeError, "embeddings"):
+            exact.set_classes(NAMES, embeddings=wrong)
 
 
 @pytest.mark.parametrize(
@@ -174,35 +183,27 @@ def count_crops(engine, monkeypatch):
 
 
 @pytest.mark.parametrize("change", [lambda rows: rows[:-1].copy(), lambda rows: rows.ravel()])
-def test_a_region_encoder_that_gives_other_rows_is_named(bundle, monkeypatch, change):
-    with Engine(bundle, EngineConfig(**EXACT)) as engine:
-        engine.set_classes(NAMES[3:4], embeddings=embeddings()[:, 3:4])
-        session = engine._lane.sessions["region_encoder"]
-        run = type(session).run
+def test_a_region_encoder_that_gives_other_rows_is_named(exact, monkeypatch, change):
+    exact.set_classes(NAMES[3:4], embeddings=embeddings()[:, 3:4])
+    run = _OpenVinoSession.run
 
-        def odd(self, feeds, *, stream=0):
-            found = run(self, feeds, stream=stream)
-            return {k: change(v) for k, v in found.items()} if "crops" in feeds else found
+    def odd(self, feeds, *, stream=0):
+        found = run(self, feeds, stream=stream)
+        return {k: change(v) for k, v in found.items()} if "crops" in feeds else found
 
-        monkeypatch.setattr(type(session), "run", odd)
-        with refused(BackendError, "region_embeds"):
-            engine.segment(frame())
+    monkeypatch.setattr(_OpenVinoSession, "run", odd)
+    with refused(BackendError, "region_embeds"):
+        exact.segment(frame())
 
 
-def test_a_few_crops_at_a_time_and_fewer_with_a_threshold(bundle, monkeypatch):
-    shown = {}
-    for score in (None, 0.0, 0.3, 1.0):
+def test_a_few_crops_at_a_time_and_fewer_with_a_threshold(bundle, exact, monkeypatch):
+    one_class = {"class_names": NAMES[3:4], "embeddings": embeddings()[:, 3:4]}
+    exact.set_classes(**one_class)  # which three of the eight segments are likely to be
+    assert count_crops(exact, monkeypatch)[1:] == (8, 3)
+    for score, crops in ((0.3, 3), (1.0, 0)):
         with Engine(bundle, EngineConfig(**EXACT, min_region_score=score)) as engine:
-            # one class, which three of the eight segments are likely to be
-            engine.set_classes(NAMES[3:4], embeddings=embeddings()[:, 3:4])
-            shown[score] = count_crops(engine, monkeypatch)
-    labels, all_crops, batch = shown[None]
-    assert batch == 3
-    assert all_crops == 8
-    np.testing.assert_array_equal(shown[0.0][0], labels)
-    assert shown[0.0][1] == all_crops
-    assert shown[0.3][1] == 3
-    assert shown[1.0][1] == 0
+            engine.set_classes(**one_class)
+            assert count_crops(engine, monkeypatch)[1] == crops
 
 
 def test_what_an_empty_mask_shows_is_kept_from_frame_to_frame(bundle, monkeypatch):
@@ -241,7 +242,7 @@ def test_what_an_empty_mask_shows_is_kept_from_frame_to_frame(bundle, monkeypatc
         ("region_embeds", "class_scores", np.nan),
     ],
 )
-def test_what_is_not_finite_is_an_error(bundle, monkeypatch, name, told, value):
+def test_what_is_not_finite_is_an_error(exact, monkeypatch, name, told, value):
     run = _OpenVinoSession.run
 
     def broken(self, feeds, *, stream=0):
@@ -251,15 +252,14 @@ def test_what_is_not_finite_is_an_error(bundle, monkeypatch, name, told, value):
         return results
 
     monkeypatch.setattr(_OpenVinoSession, "run", broken)
-    with Engine(bundle, EngineConfig(**EXACT)) as engine:
-        engine.set_classes(NAMES, embeddings=embeddings())
-        with refused(BackendError, told, "NaN"):
-            engine.segment(frame())
+    exact.set_classes(NAMES, embeddings=embeddings())
+    with refused(BackendError, told, "NaN"):
+        exact.segment(frame())
 
 
-def test_a_threshold_needs_a_region_encoder(zegclip_bundle):
+def test_a_threshold_needs_a_region_encoder():
     with refused(ArgumentError, "min_region_score", "'descriptor'"):
-        Engine(zegclip_bundle, EngineConfig(device="cpu", min_region_score=0.1))
+        Engine(STORED / "descriptor.zsseg", EngineConfig(device="cpu", min_region_score=0.1))
     with refused(ValueError, "min_region_score"):
         EngineConfig(min_region_score=1.5)
 
@@ -269,13 +269,6 @@ def test_probabilities_of_extreme_logits_stay_finite():
     probabilities, objectness = class_probabilities(logits, np.array([0.0, 400.0], np.float32))
     np.testing.assert_array_equal(probabilities, [[1, 0], [0, 0]])
     np.testing.assert_array_equal(objectness, [1, 0])
-
-
-def test_embeddings_of_the_wrong_shape(bundle):
-    with Engine(bundle, EngineConfig(**EXACT)) as engine:
-        for wrong in (embeddings()[:, :6], np.concatenate([embeddings()] * 2)):
-            with refused(ShapeError, "embeddings"):
-                engine.set_classes(NAMES, embeddings=wrong)
 
 
 @pytest.mark.parametrize("size_hw", [(100, 128), (0, 32), (32, 4128)])

@@ -83,14 +83,13 @@ def test_tensors_are_told_how_to_become_arrays(engine):
         engine.segment(tensor)
 
 
-@pytest.mark.parametrize("name", ["Blue sky", "blue  sky", "\ufeffblue sky"])
-def test_seen_names_are_matched_as_the_tokenizer_reads_them(name):
-    photo = read_photo(demo_bundle("scenes").parent / "beach.png")
-    with Engine(demo_bundle("scenes"), EngineConfig(num_threads=1, use_cache=False)) as engine:
-        engine.set_classes(["blue sky", "yellow sand"])
-        expected = engine.segment(photo).labels
+def test_seen_names_are_matched_as_the_tokenizer_reads_them(engine):
+    photo, found = read_photo(demo_bundle("scenes").parent / "beach.png"), []
+    for name in ("blue sky", "Blue sky", "blue  sky", "\ufeffblue sky"):
         engine.set_classes([name, "yellow sand"])
-        assert (engine.segment(photo).labels == expected).all()
+        found.append(engine.segment(photo).labels)
+    for labels in found[1:]:
+        assert (labels == found[0]).all()
 
 
 def test_frames_of_odd_kinds_are_refused(engine):
@@ -114,7 +113,7 @@ def frames():
     return [first, second, *cut, np.ascontiguousarray(second[::-1]), *cut[:4]]
 
 
-@pytest.fixture(params=[1, 3], ids=lambda n: f"{n} lanes")
+@pytest.fixture(scope="module", params=[1, 3], ids=lambda n: f"{n} lanes")
 def lanes(request):
     config = EngineConfig(
         device="cpu", use_cache=False, num_lanes=request.param, with_scores=True, num_threads=2
@@ -141,14 +140,9 @@ def test_a_frame_that_is_refused_leaves_the_engine_usable(lanes, frames):
         lanes.segment_batch([*frames[:3], None, *frames[3:]])
     assert len(lanes.segment_batch(frames[:2])) == 2
     opened = [lanes.lane() for _ in range(lanes.config.num_lanes - 1)]  # all were closed
+    if opened:
+        with refused(EngineStateError, "lanes"):
+            lanes.segment_batch(frames)
     for lane in opened:
         lane.close()
-
-
-def test_lanes_that_are_open_are_in_the_way(frames):
-    config = EngineConfig(device="cpu", use_cache=False, num_lanes=2)
-    with Engine(Bundle.demo("scenes"), config) as engine:
-        engine.set_classes(["ball", "wall"])
-        with engine.lane(), refused(EngineStateError, "lanes"):
-            engine.segment_batch(frames)
-        assert len(engine.segment_batch(frames)) == 12
+    assert len(lanes.segment_batch(frames)) == 12
