@@ -181,10 +181,8 @@ DATA = '[data]\nname = "folder"\n'
 DOTS = ".".join("a" for _ in range(5000))
 STRANGE = {
     "lists": "[" * 5000 + "]" * 5000,
-    "a few lists": "[" * 150 + "]" * 150,
     "tables": "{a = " * 400 + "1" + "}" * 400,
     "dots": f"{{ {DOTS} = 1 }}",
-    "day": "2024-02-03",
     "hour": "[[04:05:06]]",
     "digits": "9" * 5000,
     "nan": "nan",
@@ -202,26 +200,15 @@ def given(tmp_path):
 @pytest.mark.parametrize("name", STRANGE)
 def test_strange_values_are_refused(given, name):
     value = STRANGE[name]
-    with pytest.raises(ArgumentError, match="--set") as caught:
-        TrainConfig.load(given, [f"model.options.pretrained={value}"])
-    assert len(str(caught.value)) < 300
+    for change in (f"model.options.pretrained={value}", "a" * 5000):
+        with pytest.raises(ArgumentError, match="--set") as caught:
+            TrainConfig.load(given, [change])
+        assert len(str(caught.value)) < 300
     text = f"{DATA}[model.options]\npretrained = {value}\n"
     given.write_text(text, encoding="utf-8", errors="surrogatepass")
     for kind in (TrainConfig, Comparison):
         with pytest.raises(ArgumentError, match=r"a\.toml: (expected .*|cannot be read)"):
             kind.load(given)
-
-
-def test_what_no_setting_is_is_refused(given, capsys):
-    for change in (
-        "data.root=2024-02-03",
-        "a" * 5000,
-        f"data.root={'[' * 5000}",
-        "data.root=\udcff",
-    ):
-        assert run("train", "-c", given, "--dry-run", "--set", change) == 1
-        assert capsys.readouterr().err.startswith("zsseg-rt: --set")
-    assert run("train", "-c", given, "--dry-run", "--set", f"{DOTS}=1") == 1
 
 
 @pytest.mark.parametrize(
@@ -268,18 +255,14 @@ def test_options_are_refused_before_anything_is_read(tmp_path):
             create_dataset("folder", tmp_path, **{name: value})
 
 
-@pytest.mark.parametrize(
-    ("kind", "raw", "message"),
-    [
+def test_a_choice_of_types_names_all():
+    for kind, raw, message in (
         (int | tuple[int, int], "a", "x: expected an integer or a list, got 'a'"),
         (int | tuple[int, int], [1], "x: expected 2 items, got 1"),
-        (str | Path | None, 1, "x: expected a string, got 1"),
         (Sequence[str] | None, ["a", 1], r"x\[1\]: expected a string, got 1"),
-    ],
-)
-def test_a_choice_of_types_names_all(kind, raw, message):
-    with pytest.raises(ArgumentError, match=message):
-        schema.decode(kind, raw, "x", ArgumentError)
+    ):
+        with pytest.raises(ArgumentError, match=message):
+            schema.decode(kind, raw, "x", ArgumentError)
 
 
 def rows_of_the_page():

@@ -8,7 +8,6 @@ from PIL import Image
 
 from support.dataset_trees import (
     BUILDERS,
-    build_ade20k,
     build_camvid,
     build_cocostuff,
     build_voc,
@@ -112,17 +111,6 @@ def test_masks_as_published_equal_the_converted_ones(tmp_path):
         create_dataset("cocostuff164k", tmp_path / "raw", partial=True)[0]
 
 
-def test_a_picture_without_mask_and_a_mask_without_picture_are_named(tmp_path):
-    base = build_ade20k(tmp_path)
-    photo(base / "images" / "training" / "ADE_train_2.jpg")
-    with refused(DatasetError, None, "ADE_train_2"):
-        create_dataset("ade20k", tmp_path, partial=True)
-    (base / "images" / "training" / "ADE_train_2.jpg").unlink()
-    mask(base / "annotations" / "training" / "ADE_train_3.png", [1])
-    with refused(DatasetError, None, "ADE_train_3"):
-        create_dataset("ade20k", tmp_path, partial=True)
-
-
 def test_an_unseen_class_the_data_lacks_is_named(tmp_path):
     build_camvid(tmp_path)
     dataset = create_dataset("camvid", tmp_path, partial=True, unseen=["tree", "sidewalk"])
@@ -147,16 +135,6 @@ def test_wrong_arguments_are_named(tmp_path):
 
 
 # --- class lists, against the reference data beside the project ---
-
-
-@pytest.mark.parametrize("name", sorted({row.table for row in PUBLISHED.values()}))
-def test_tables_are_consistent(name):
-    table = class_table(name)
-    assert len(set(table.names)) == len(table.names) == len(set(table.values))
-    assert sorted(table.seen + table.unseen) == list(range(len(table.names)))
-    assert all(text == text.strip() and text for text in table.names)
-    if table.map_values is not None:
-        assert len(set(table.map_values)) == len(table.names)
 
 
 @pytest.fixture(scope="module")
@@ -197,25 +175,13 @@ def test_zegformer_order_of_cocostuff(shared_dir):
     assert list(table.seen) == [entry["trainId"] for entry in expected if entry["seen"]]
 
 
-def test_real_camvid_holds_every_class(shared_dir):
+def test_real_data_is_read_whole(shared_dir):
     names = json.loads((shared_dir / "data" / "camvid" / "classes.json").read_text())
     dataset = create_dataset("camvid", shared_dir / "data" / "camvid", "val")
     for ours, theirs in zip(dataset.class_names, names[:11], strict=True):
         assert set(ours.split(", ")) == set(theirs.rstrip(")").split(" (")) or ours == theirs
     report = dataset.verify()
     assert (report.num_pictures, report.problems, report.absent) == (101, (), ())
-
-
-def test_real_photos_with_instance_masks(shared_dir):
-    root = shared_dir / "data" / "tinycoco"
-    index = json.loads((root / "index.json").read_text())
-    dataset = create_dataset("folder", root, "all", class_names=index["names"])
-    assert dataset.verify().problems == ()
-    classes = {entry["file"].split(".")[0]: entry["classes"] for entry in index["images"]}
-    for number in range(0, len(dataset), 5):
-        sample = dataset[number]
-        present = {dataset.class_names[value] for value in set(sample.labels.ravel().tolist())}
-        assert present - {"background"} <= set(classes[sample.name])
 
 
 @pytest.fixture
@@ -397,9 +363,6 @@ def test_names_match_composed_or_not_and_tiffs_count(tmp_path):
         assert {data[i].name for i in range(3)} == {"caf\u00e9", "b", "c"}
 
 
-# --- files that claim too much: one kind of error ---
-
-
 @pytest.mark.parametrize("read", [read_picture, read_mask, read_colour_mask])
 @pytest.mark.parametrize("name", ["67 bytes", "no width", "gif"])
 def test_bombs_are_refused_by_their_header(name, read, tmp_path):
@@ -408,14 +371,3 @@ def test_bombs_are_refused_by_their_header(name, read, tmp_path):
     path.write_bytes(data)
     with pytest.raises(DatasetError, match=rf"a\.png: .*{message}"):
         read(path)
-
-
-def test_a_mask_between_the_two_limits_is_refused(tmp_path):
-    """Pillow has a limit of its own, below ours."""
-    path, side = tmp_path / "a.webp", 13799
-    Image.new("RGB", (30, 20)).save(path, lossless=True)
-    data = bytearray(path.read_bytes())
-    data[21:25] = (side | side << 14).to_bytes(4, "little")
-    path.write_bytes(data)
-    with refused(DatasetError, None, path.name):
-        read_colour_mask(path)

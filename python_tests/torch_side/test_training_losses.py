@@ -484,15 +484,12 @@ def test_rates_and_decay_of_the_groups(task):
     assert rates(one) == dict.fromkeys(tower, (2.0, 0.5)) | head
 
 
-@pytest.mark.parametrize(
-    ("system", "settings", "argument", "named"),
-    [
-        ("zegclip", {"focal_weight": -1.0}, "focal_weight", ()),
-        ("zegclip", {"learning_rate": float("nan")}, "learning_rate", ()),
-        ("zegclip", {"label_stride": 0}, "label_stride", ()),
-        ("zegformer", {"protocol": "transductive"}, "protocol", ("'inductive'", "'supervised'")),
-    ],
-)
-def test_settings_out_of_range_are_refused(task, system, settings, argument, named):
-    with refused(ArgumentError, argument, *named):
-        task(system, **settings)
+def test_settings_out_of_range_are_refused(task):
+    for system, settings in (
+        ("zegclip", {"focal_weight": -1.0}),
+        ("zegclip", {"learning_rate": float("nan")}),
+        ("zegclip", {"label_stride": 0}),
+        ("zegformer", {"protocol": "transductive"}),
+    ):
+        with refused(ArgumentError, *settings):
+            task(system, **settings)
