@@ -6,16 +6,14 @@ import base64
 import json
 import re
 import shutil
-import struct
 import time
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import cv2
 import numpy as np
 
 from support.required import without_streams
+from zsseg_rt import Frame, Segmentation
 from zsseg_rt.results.visualize import palette
 
 PATIENCE = 30_000  # ms that anything may take on a busy machine
@@ -40,8 +38,6 @@ def open_browser() -> Iterator[object]:
     try:
         import axe_playwright_python  # noqa: F401
         from playwright.sync_api import sync_playwright
-
-        import zsseg_rt.server  # noqa: F401
     except ImportError as exc:
         without_streams(f"the page's tests need playwright, axe-playwright-python, serve: {exc}")
     program = shutil.which("chromium-headless-shell") or shutil.which("chromium")
@@ -210,26 +206,20 @@ class ScriptedServer:
         self.wait_for(lambda: any(ack["id"] == self.frames for ack in self.taken("ack")))
 
     def frame(self, labels: np.ndarray, *, age_ms: float = 0.0, **header) -> bytes:
-        self.frames += 1
-        height, width = labels.shape
-        picture = cv2.imencode(".jpg", np.full((2 * height, 2 * width, 3), 128, np.uint8))[
-            1
-        ].tobytes()
-        packed = zlib.compress(labels.tobytes())
-        known = {"id": self.frames, "source": self.sources[0]["name"], "index": self.frames}
-        known |= {"width": 2 * width, "height": 2 * height, "vocabulary_version": self.version}
-        known |= {"label_width": width, "label_height": height, "label_dtype": str(labels.dtype)}
-        known |= {"image_bytes": len(picture), "label_bytes": len(packed), **self._shares(labels)}
-        now = 1000.0 * time.monotonic()
-        known |= {"captured_ms": now - age_ms, "sent_ms": now, "dropped_before": 0, "reused": False}
-        text = json.dumps({"type": "frame", **known, **header}).encode()
-        return struct.pack("<I", len(text)) + text + picture + packed
+        """A message as the real server packs it; ``header`` replaces some of its entries."""
+        from zsseg_rt.server.hub import encode_message
 
-    def _shares(self, labels: np.ndarray) -> dict:
-        unknown = self.vocabulary()["unknown_label"]
-        shares = [(int(k), float((labels == k).mean())) for k in np.unique(labels) if k != unknown]
-        shares.sort(key=lambda entry: -entry[1])
-        return {"shares": shares, "unknown_share": float((labels == unknown).mean())}
+        self.frames += 1
+        now, whole = time.monotonic(), labels.repeat(2, axis=0).repeat(2, axis=1)
+        frame = Frame(
+            source=self.sources[0]["name"], index=self.frames, captured_at=now - age_ms / 1000.0,
+            clock="driver", image=np.full((*whole.shape, 3), 128, np.uint8),
+        )  # fmt: skip
+        names = tuple(group[0] for group in self.names)
+        seg = Segmentation(labels=whole, names=names, vocabulary_version=self.version, frame=frame)
+        message = encode_message(self.frames, seg, "rgb")
+        message.header.update(header)
+        return message.pack(1000.0 * now)
 
     def _accept(self, socket) -> None:
         wanted = ["zsseg.v1", *([f"token.{self.token}"] if self.token else [])]
@@ -245,31 +235,30 @@ class ScriptedServer:
     def _receive(self, text: str) -> None:
         message = json.loads(text)
         self.received.append(message)
-        if message["type"] == "ping" and not self.is_mute:
+        if message["type"] == "ping" and self.socket and not self.is_mute:
             self.say("pong", t=message["t"], server_ms=1000.0 * time.monotonic())
 
     def _answer(self, route) -> None:
         request = route.request
-        if request.url.endswith("/v1/names"):
+        path = request.url.removeprefix(self.URL)
+        if path == "v1/names":
             route.fulfill(json={"names": self.known_names, "words": self.known_words})
-            return
-        if request.method == "GET":
+        elif request.method == "GET":
             from zsseg_rt.server.api import load_page
 
             html, policy = load_page()
             headers = {"Content-Security-Policy": policy}
             route.fulfill(body=html, content_type="text/html", headers=headers)
-            return
-        if request.url.endswith("/v1/segment"):
+        elif path == "v1/segment":
             self._label(route)
-            return
-        self.bodies.append((request.url.removeprefix(self.URL), request.post_data_json))
-        if self.refuse_with is not None:
-            status, message = self.refuse_with
-            content = {"error": "VocabularyError", "message": message, "unknown": self.unknown}
-            route.fulfill(status=status, json=content)
-            return
-        route.fulfill(json=self._change(request.post_data_json))
+        else:
+            self.bodies.append((path, request.post_data_json))
+            if self.refuse_with is None:
+                route.fulfill(json=self._change(request.post_data_json))
+            else:
+                status, message = self.refuse_with
+                content = {"error": "VocabularyError", "message": message, "unknown": self.unknown}
+                route.fulfill(status=status, json=content)
 
     def _label(self, route) -> None:
         """Label a picture with class 0 in its left half, class 1 in its right."""
