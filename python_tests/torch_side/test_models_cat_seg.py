@@ -84,14 +84,10 @@ def test_bad_settings_are_refused(weights, argument, value):
     ("argument", "value"),
     [
         ("embed_dim", 0),
-        ("window", 0),
-        ("num_heads", 0),
         ("num_heads", 3),
         ("hidden", 66),
-        ("decoder", (64, 0)),
         ("decoder", (24, 32)),
         ("decoder_guidance", (128, 16)),
-        ("decoder_guidance", (32, 64)),
         ("padding", -1),
     ],
 )
