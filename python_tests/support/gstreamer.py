@@ -19,7 +19,7 @@ SERVER = Path(__file__).with_name("overlay_server.py")
 WITHIN = 120  # seconds, on a busy machine
 ELEMENTS = (
     "videotestsrc videoconvert appsink rtspsrc h264parse avdec_h264 h265parse avdec_h265 x264enc "
-    "rtph264pay rtph264depay qtdemux"
+    "rtph264pay rtph264depay x265enc rtph265pay qtdemux"
 )
 
 

@@ -2,46 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import selectors
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 
-from support.required import without_streams
+from support.gstreamer import require_gstreamer
 
-PYTHON = "/usr/bin/python3"  # the one that the system's PyGObject is for
 SCRIPT = Path(__file__).with_name("rtsp_server.py")
 COLUMNS, ROWS = 8, 6
 STARTS_WITHIN = 60  # seconds, on a busy machine
-
-
-@functools.cache
-def what_is_missing(codec: str = "h264") -> str:
-    """Why the camera cannot run here; empty if it can."""
-    encoder = {"h264": "x264enc", "h265": "x265enc"}[codec]
-    code = (
-        "import gi\n"
-        "gi.require_version('GstRtspServer', '1.0')\n"
-        "from gi.repository import Gst, GstRtspServer\n"
-        "Gst.init(None)\n"
-        f"names = '{encoder} appsrc rtp{codec}pay'.split()\n"
-        "absent = [name for name in names if Gst.ElementFactory.find(name) is None]\n"
-        "raise SystemExit(f'GStreamer has no {absent}' if absent else 0)\n"
-    )
-    try:
-        done = subprocess.run(
-            [PYTHON, "-c", code], capture_output=True, text=True, check=False, timeout=STARTS_WITHIN
-        )
-    except OSError as exc:
-        return f"{PYTHON} cannot be run: {exc.strerror}"
-    if done.returncode == 0:
-        return ""
-    reason = done.stderr.strip().splitlines()[-1:] or ["it gave no reason"]
-    return f"{PYTHON} has no GStreamer RTSP server (tools/test.sh installs it): {reason[0]}"
 
 
 class RtspCamera:
@@ -58,9 +32,7 @@ class RtspCamera:
         rate: int = 30,
         login: str | None = None,
     ) -> None:
-        missing = what_is_missing(codec)
-        if missing:
-            without_streams(missing)
+        require_gstreamer()
         self._options = ["--codec", codec, "--sizes", *sizes, "--rate", str(rate)]
         self._options += ["--login", login] if login else []
         self._process: subprocess.Popen[str] | None = None
@@ -80,7 +52,7 @@ class RtspCamera:
     def start(self) -> None:
         """Start it, or start it again, and wait until it answers."""
         assert self._process is None, "it runs"
-        call = [PYTHON, str(SCRIPT), "--port", str(self.port), *self._options]
+        call = [sys.executable, str(SCRIPT), "--port", str(self.port), *self._options]
         self._process = subprocess.Popen(call, stdout=subprocess.PIPE, text=True)
         self.port = int(self._told("ready"))
 

@@ -1,9 +1,9 @@
 """A network camera: H.264 or H.265 over RTSP, from GStreamer's own server.
 
-Run by a system Python that has PyGObject and GstRtspServer, in a process of its own:
+Run in a process of its own:
 
-    /usr/bin/python3 rtsp_server.py [--port 0] [--codec h264] [--sizes 320x240] [--rate 30]
-                                    [--login user:password]
+    python rtsp_server.py [--port 0] [--codec h264] [--sizes 320x240] [--rate 30]
+                          [--login user:password]
 
 It prints ``ready PORT`` and serves ``rtsp://127.0.0.1:PORT/camera`` until it is killed. Each of its
 pictures shows, as black and white blocks, the milliseconds of CLOCK_MONOTONIC at which it was made;

@@ -52,11 +52,14 @@ def read(uri, count, settings):
     }
 
 
-def read_all(cases):
-    """The same for several addresses, each with what its driver does."""
+def read_and_find(cases, sysfs):
+    """For each source and what its driver does: what reading it tells, and how it is listed."""
     found = []
-    for uri, settings in cases:
-        found.append(read(uri, 5, settings))
+    for settings, uri in cases:
+        told = read(uri, 5, settings)
+        (device,) = find_devices(sysfs=Path(sysfs))
+        listed = [str(device.path), device.name, device.problem, device.remedy]
+        found.append([told["numbers"], told["lent"], told["error"], listed])
         steer(**dict.fromkeys(settings, 0))
     return found
 
@@ -105,56 +108,62 @@ def lose_and_find(trouble, cure):
 # ---- the tests
 
 
-def test_a_camera_s_pictures_have_the_driver_s_times(v4l2_driver):
-    found = run_with_camera(v4l2_driver, read, "7", 20, {})
-    assert found["numbers"] == list(range(20))
-    assert found["captured_at"] == pytest.approx(found["stamps"], abs=2e-6, rel=0)
-    assert found["captured_at"][-1] < found["now"]
-    assert found["clocks"] == ["driver"]
-    assert found["shapes"] == [[48, 64, 3]]
-    assert (found["error"], found["lent"]) == (None, 0)
+def read_each(cases):
+    found = []
+    for uri, count, settings in cases:
+        found.append(read(uri, count, settings))
+        steer(**dict.fromkeys(settings, 0))
+    return found
 
 
-def test_a_size_and_a_rate_may_be_asked_for_and_times_of_the_day_are_not_taken(v4l2_driver):
-    uri = f"v4l2://{NAME}?size=32x24&rate=100&format=yuyv422"
-    found = run_with_camera(v4l2_driver, read, uri, 5, {"tells_date": 1})
-    assert found["shapes"] == [[24, 32, 3]]
-    assert found["numbers"] == list(range(5))
-    assert found["clocks"] == ["arrival"]
-    assert all(at < found["now"] for at in found["captured_at"])
+def test_pictures_have_the_driver_s_times_and_outlive_its_memory(v4l2_driver):
+    small = f"v4l2://{NAME}?size=32x24&rate=100&format=yuyv422"
+    cases = [("7", 20, {}), (NAME, 20, {"rgb": 1, "damaged": 3}), (small, 5, {"tells_date": 1})]
+    plain, rgb, asked = run_with_camera(v4l2_driver, read_each, cases)
+    assert plain["numbers"] == list(range(20))
+    assert plain["captured_at"] == pytest.approx(plain["stamps"], abs=2e-6, rel=0)
+    assert plain["captured_at"][-1] < plain["now"]
+    assert plain["clocks"] == ["driver"]
+    assert plain["shapes"] == [[48, 64, 3]]
+    assert rgb["numbers"] == [(23 + n) % 28 for n in range(20)]  # three damaged ones are left out
+    assert asked["shapes"] == [[24, 32, 3]]
+    assert len(asked["numbers"]) == 5
+    assert asked["clocks"] == ["arrival"]  # times of the day are not ours
+    assert all(at < asked["now"] for at in asked["captured_at"])
+    assert [(one["error"], one["lent"]) for one in (plain, rgb, asked)] == [(None, 0)] * 3
 
 
-def test_pictures_outlive_the_driver_s_memory_without_damaged_ones(v4l2_driver):
-    found = run_with_camera(v4l2_driver, read, NAME, 20, {"rgb": 1, "damaged": 3})
-    assert found["numbers"] == list(range(3, 23))
-    assert (found["error"], found["lent"]) == (None, 0)
+TROUBLES = [
+    # What the driver does, the source, what reading it tells; what the list says, and advises.
+    ({}, f"v4l2://{NAME}?format=mjpeg", "It has no such format", "", ""),
+    ({"open_error": errno.ENOENT}, NAME, "No such file or directory. Plug", "not in /dev",
+     "--device /dev/video7"),
+    ({"open_error": errno.EACCES}, NAME, "Permission denied. Allow it: sudo usermod", "forbidden",
+     "usermod -aG video"),
+    ({"format_error": errno.EBUSY}, NAME, "busy. Close the program that uses it", "busy",
+     "fuser /dev/video7 names it"),
+    ({"open_error": errno.ENODEV}, NAME, "No such device. Plug", "unplugged", "Plug it in again"),
+    ({"open_error": errno.EIO}, NAME, "Check its cable", "Input/output error", ""),
+    ({"no_camera": 1}, NAME, "It is not a camera", "no camera", ""),
+    ({"no_camera": 2}, NAME, "No such device. Plug", "gives no pictures", ""),
+    ({"read_error": errno.ENOSPC}, NAME, "Too many cameras share a USB bus", "", ""),
+    ({"read_error": errno.EIO}, NAME, "Check its cable", "", ""),
+]  # fmt: skip
 
 
-REFUSALS = [
-    ("No such file or directory. Plug", NAME, {"open_error": errno.ENOENT}),
-    ("Permission denied. Allow it: sudo usermod", NAME, {"open_error": errno.EACCES}),
-    ("busy. Close the program that uses it", NAME, {"format_error": errno.EBUSY}),
-    ("Too many cameras share a USB bus", NAME, {"read_error": errno.ENOSPC}),
-    ("No such device. Plug", NAME, {"read_error": errno.ENODEV}),
-    ("Check its cable", NAME, {"read_error": errno.EIO}),
-    ("It is not a camera", NAME, {"no_camera": 1}),
-    ("No such device. Plug", NAME, {"no_camera": 2}),
-    ("It has no such format", f"v4l2://{NAME}?format=mjpeg", {}),
-]
-
-
-@pytest.fixture(scope="module")
-def refused(v4l2_driver):
-    return run_with_camera(v4l2_driver, read_all, [case[1:] for case in REFUSALS])
-
-
-@pytest.mark.parametrize("case", range(len(REFUSALS)))
-def test_what_is_wrong_with_a_device_is_told_with_its_remedy(refused, case):
-    told, uri, _ = REFUSALS[case]
-    assert refused[case]["numbers"] == []
-    assert refused[case]["error"].startswith(f"{uri}: cannot be read: ")
-    assert told in refused[case]["error"]
-    assert refused[case]["lent"] == 0
+def test_what_is_wrong_with_a_device_is_told_with_its_remedy(v4l2_driver, tmp_path):
+    (tmp_path / "video7").mkdir()
+    (tmp_path / "video7/name").write_text("Webcam\n")
+    cases = [case[:2] for case in TROUBLES]
+    found = run_with_camera(v4l2_driver, read_and_find, cases, str(tmp_path))
+    for (numbers, lent_now, error, listed), trouble in zip(found, TROUBLES, strict=True):
+        _, uri, told, problem, remedy = trouble
+        assert (numbers, lent_now) == ([], 0), trouble
+        assert error.startswith(f"{uri}: cannot be read: "), trouble
+        assert told in error
+        assert listed[:3] == ["/dev/video7", "Webcam", problem], trouble
+        assert remedy in listed[3]
+        assert bool(remedy) == bool(listed[3]), trouble
 
 
 def events(lines):
@@ -203,38 +212,6 @@ def test_devices_come_in_the_order_of_their_numbers_with_their_names(tmp_path):
         ("video10", "Webcam: C920", "no camera"),
     ]
     assert f"--device {found[0].path}" in found[0].remedy
-
-
-def look(name, cases):
-    """What is found of the driver's camera, in the process that has it."""
-    devices = []
-    for settings in cases:
-        steer(**settings)
-        devices += find_devices(sysfs=Path(name))
-        steer(**dict.fromkeys(settings, 0))
-    return [[str(one.path), one.name, one.problem, one.remedy] for one in devices]
-
-
-PROBLEMS = [
-    ({}, "", ""),
-    ({"open_error": errno.EACCES}, "forbidden", "usermod -aG video"),
-    ({"format_error": errno.EBUSY}, "busy", "fuser /dev/video7 names it"),
-    ({"open_error": errno.ENODEV}, "unplugged", "Plug it in again"),
-    ({"no_camera": 1}, "no camera", ""),
-    ({"no_camera": 2}, "gives no pictures", ""),
-    ({"open_error": errno.EIO}, "Input/output error", ""),
-]
-
-
-def test_what_is_wrong_with_a_camera_is_told(v4l2_driver, tmp_path):
-    (tmp_path / "video7").mkdir()
-    (tmp_path / "video7/name").write_text("Webcam\n")
-    cases = [settings for settings, *_ in PROBLEMS]
-    found = run_with_camera(v4l2_driver, look, str(tmp_path), cases)
-    for (path, name, problem, remedy), (_, expected, told) in zip(found, PROBLEMS, strict=True):
-        assert (path, name, problem) == ("/dev/video7", "Webcam", expected)
-        assert told in remedy
-        assert bool(remedy) == bool(told)
 
 
 WELL = Device(path=Path("/dev/video0"), name="Webcam")

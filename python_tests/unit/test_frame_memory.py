@@ -30,19 +30,6 @@ def engine(shared_engine):
     return shared_engine
 
 
-@pytest.fixture
-def runs(monkeypatch):
-    """Counts the frames that were run."""
-    counted, preprocess = [], ops.preprocess
-
-    def counting(*arguments, **settings):
-        counted.append(1)
-        return preprocess(*arguments, **settings)
-
-    monkeypatch.setattr(ops, "preprocess", counting)
-    return counted
-
-
 def texture(size_hw, seed=0):
     """Light and dark spots, factors around 1: what optical flow can follow."""
     noise = np.random.default_rng(seed).standard_normal(size_hw)
@@ -199,16 +186,6 @@ def test_without_opencv_the_command_that_installs_it_is_named(monkeypatch):
 
 def still(**settings):
     return FrameMemory(steady=False, skip_still=True, **settings)
-
-
-def test_a_still_frame_gets_the_last_labels_again_and_is_not_run(engine, runs):
-    memory = FrameMemory(skip_still=True)
-    first = engine.segment(picture(), with_scores=True, memory=memory)
-    again = engine.segment(noisy(picture(), 1, 2), with_scores=True, memory=memory)
-    assert (first.reused, again.reused, len(runs)) == (False, True, 1)
-    np.testing.assert_array_equal(again.labels, first.labels)
-    np.testing.assert_array_equal(again.scores, first.scores)
-    assert (again.names, again.vocabulary_version) == (first.names, first.vocabulary_version)
 
 
 def test_results_are_the_caller_s_own():
