@@ -225,19 +225,9 @@ def test_the_clip_is_small_and_no_frame_of_it_is_labelled_wrongly(engine):
 @pytest.mark.parametrize(
     "changes", [{"names": ()}, {"least_cosine": 2.0}, {"least_words": 0}, {"also": ("a\nb",)}]
 )
-def test_concepts_that_cannot_be_are_refused(changes, tmp_path):
+def test_concepts_that_cannot_be_are_refused(changes):
     with pytest.raises(ValueError, match=next(iter(changes))):
         ConceptSpec(**{"names": ("dog",), **changes})
-    place = tmp_path / "photos.zsseg"
-    place.mkdir()
-    manifest = json.loads((demo_bundle("photos") / "bundle.json").read_text())
-    manifest["concepts"].update(changes)
-    for path in demo_bundle("photos").iterdir():
-        (place / path.name).symlink_to(path)
-    (place / "bundle.json").unlink()
-    (place / "bundle.json").write_text(json.dumps(manifest))
-    with refused(BundleError, None, "bundle.json.concepts"):
-        Bundle.load(place)
 
 
 BLOCKED = """
@@ -277,18 +267,13 @@ def test_demo_needs_no_arguments_no_torch_no_network(tmp_path):
     assert "checkered" in done.stdout
 
 
-def test_the_default_is_the_photo_demo():
+def test_the_default_is_the_photo_demo(tmp_path, capsys):
     assert Bundle.demo().path == demo_bundle() == demo_bundle("photos")
     assert demo_photos() == demo_photos("photos")
     assert demo_classes() == demo_classes("photos")
-
-
-@pytest.mark.parametrize(("demo", "shown"), [([], "chair"), (["scenes"], "grey stone wall")])
-def test_the_command_takes_the_demo_that_is_named(demo, shown, tmp_path, capsys):
-    assert main(["segment", "--demo", *demo, "--out", str(tmp_path)]) == 0
-    assert shown in capsys.readouterr().out
-    names = demo_photos(*demo)
-    assert len(list(tmp_path.glob("*.overlay.png"))) == len(names)
+    assert main(["segment", "--demo", "--out", str(tmp_path)]) == 0
+    assert "chair" in capsys.readouterr().out
+    assert len(list(tmp_path.glob("*.overlay.png"))) == len(demo_photos())
 
 
 def test_scenes_never_seen_are_labelled_right(scenes):

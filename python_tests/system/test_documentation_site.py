@@ -4,10 +4,6 @@ import os
 import re
 import subprocess
 import sys
-import threading
-from contextlib import contextmanager
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from support import documents
-from support.live_page import expect, open_browser, open_page
 from tools.docs.markdown import for_site, slug
 from tools.docs.site_check import problems
 
@@ -58,41 +53,6 @@ def test_public_names_lead_to_their_docstrings(site):
     kernels = (site / "reference" / "zsseg_rt.ops.html").read_text(encoding="utf-8")
     assert "Raises:" in kernels
     assert ":class:" not in kernels + details
-
-
-@contextmanager
-def served(folder):
-    """The folder's files over HTTP, as a site is read."""
-    handler = partial(Quiet, directory=str(folder))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}/"
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *words):
-        pass
-
-
-@pytest.mark.nightly
-@needs_generator
-def test_a_browser_searches_and_fetches_nothing_from_elsewhere(site):
-    with served(site) as address, open_browser() as browser, open_page(browser) as page:
-        asked = []
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto(f"{address}reference/zsseg_rt.html")
-        page.goto(f"{address}index.html")
-        page.wait_for_load_state("networkidle")
-        page.get_by_role("button", name="Search").first.click()
-        page.keyboard.type("watchdog")
-        expect(page.get_by_text("Environment variables").first).to_be_visible()
-        assert any(url.endswith("search.json") for url in asked)
-        assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []
 
 
 def write(folder, **pages):

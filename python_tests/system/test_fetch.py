@@ -91,12 +91,6 @@ def with_bundle(home, fetched):
     return home
 
 
-def photo(tmp_path):
-    place = tmp_path / "photo.png"
-    shutil.copy(demo_photos("scenes")[0], place)
-    return place
-
-
 def test_the_bundle_is_found_by_name_and_says_where_it_comes_from(with_bundle, monkeypatch, capsys):
     bundle = Bundle.load("tiny-set")
     assert bundle.path == bundle_place("tiny-set")
@@ -119,16 +113,10 @@ def test_the_bundle_is_found_by_name_and_says_where_it_comes_from(with_bundle, m
 
 def test_commands_find_it_by_name(with_bundle, tmp_path, capsys):
     asked = ["--classes", "road,sky", "--template", "a {}.", "--device", "cpu"]
-    code = run("segment", photo(tmp_path), "--bundle", "tiny-set", *asked, "--out", tmp_path / "o")
-    assert code == EXIT_OK
-    assert (tmp_path / "o" / "photo.overlay.png").is_file()
+    photo, out = demo_photos("scenes")[0], tmp_path / "o"
+    assert run("segment", photo, "--bundle", "tiny-set", *asked, "--out", out) == EXIT_OK
+    assert len(list(out.glob("*.overlay.png"))) == 1
     assert run("info", "tiny-set", "--check", "--precision", "float32") == EXIT_OK
-    sink = tmp_path / "labels.jsonl"
-    source = "test://?size=64x48&rate=30"
-    streamed = run("stream", source, sink, "--frames", "2", "--bundle", "tiny-set", *asked)
-    assert streamed == EXIT_OK
-    assert len(sink.read_text().splitlines()) == 2
-    capsys.readouterr()
 
 
 def test_names_are_listed_with_what_they_are(home, capsys):
@@ -169,17 +157,14 @@ def test_what_cannot_be_fetched_is_refused_before_anything_is_done(home, capsys,
         fetch_bundle("nothing")
 
 
-@pytest.mark.parametrize("in_the_way", ["home", "home/bundles"])
-def test_what_is_lacking_here_is_told_before_the_download(home, in_the_way, monkeypatch):
+def test_what_is_lacking_here_is_told_before_the_download(home, monkeypatch):
     monkeypatch.setattr(bundles, "find_checkpoints", None)
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "sentencepiece", None)
         with refused(BackendUnavailableError, "sentencepiece"):
             fetch_bundle("tipsv2-b14")
     shutil.rmtree(home, ignore_errors=True)
-    place = home.parent / in_the_way
-    place.parent.mkdir(parents=True, exist_ok=True)
-    place.write_text("a file")
+    home.write_text("a file")
     with refused(FetchError, None, "ZSSEG_HOME"):
         fetch_bundle("tiny-set")
 
@@ -334,7 +319,13 @@ def test_from_the_hub_to_a_bundle_with_an_interruption(home, child_environment):
     Bundle.load("tiny-set").verify()
 
 
-@pytest.mark.parametrize("name", ["tinyclip-8m", "pe-core-s16", "siglip2-b16"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(pytest.param(name, marks=pytest.mark.nightly) for name in ("tinyclip-8m", "pe-core-s16")),
+        "siglip2-b16",
+    ],
+)
 def test_small_encoders_go_from_the_hub_to_labels_without_torch(
     name, home, child_environment, shared_dir
 ):
@@ -442,6 +433,11 @@ def failed(match, *, in_one_line=True, **pins):
     return str(caught.value)
 
 
+def is_whole():
+    """Another try gets the published file."""
+    return find().path.read_bytes() == weights_file()
+
+
 def test_the_file_comes_whole_and_is_told_beforehand(hub):
     heard, size = Heard(), len(weights_file())
     found = find(heard)
@@ -449,7 +445,6 @@ def test_the_file_comes_whole_and_is_told_beforehand(hub):
     assert found.path.read_bytes() == weights_file()
     assert found.ours
     assert COMMIT[:12] in found.origin
-    assert left_behind() == [FILE, f"{FILE}.json"]
     (line,) = heard.lines
     for part in (f"{hub.endpoint}/{REPOSITORY}/resolve/main/{FILE}", f"{size} bytes", "licence"):
         assert part in line
@@ -458,13 +453,9 @@ def test_the_file_comes_whole_and_is_told_beforehand(hub):
     assert heard.bytes == sorted(heard.bytes)
 
 
-def is_whole():
-    """Another try gets the published file."""
-    return find().path.read_bytes() == weights_file()
-
-
 def test_a_file_that_is_here_is_not_downloaded_again(hub):
     path = find().path
+    assert left_behind() == [FILE, f"{FILE}.json"]
     hub.requests.clear()
     assert find().ours
     assert hub.requests == []
@@ -530,8 +521,7 @@ def test_other_content_than_announced_is_not_taken(hub, served, says):
     assert is_whole()
 
 
-@pytest.mark.parametrize("packed", [False, True])
-@pytest.mark.parametrize("resumed", [False, True])
+@pytest.mark.parametrize(("packed", "resumed"), [(False, False), (True, True)])
 def test_no_more_is_written_than_was_announced(hub, packed, resumed):
     """A server that sends more, or a gzip of zeros that unpacks to 30 times as much."""
     content = weights_file() + bytes(30 * len(weights_file()))
@@ -664,6 +654,7 @@ def plain_set(hub):
 def test_all_files_come_from_a_plain_address(hub, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_of_the_hub_alone")
     chosen, heard = plain_set(hub), Heard()
+    hub.cut_after = [100_000]  # a broken download goes on
     found = find_checkpoints(chosen, heard)
     assert [one.path.read_bytes() for one in found] == list(hub.plain.values())
     assert [one.path.name for one in found] == ["vision.npz", "pieces.model"]
@@ -672,17 +663,10 @@ def test_all_files_come_from_a_plain_address(hub, monkeypatch):
     assert all(one.ours for one in found)
     assert f"{hub.endpoint}/data/v2/vision.npz (300000 bytes" in heard.lines[0]
     assert set(hub.logins) == {None}
+    assert any(wanted for _, _, wanted in hub.requests)
     hub.requests.clear()
     find_checkpoints(chosen, heard)
     assert hub.requests == []
-
-
-def test_a_broken_plain_download_goes_on(hub):
-    chosen = plain_set(hub)
-    hub.cut_after = [100_000]
-    found = find_checkpoints(chosen, Heard())
-    assert found[0].path.read_bytes() == hub.plain["/data/v2/vision.npz"]
-    assert any(wanted for _, _, wanted in hub.requests)
 
 
 def test_the_pinned_commit_is_asked_for(hub):

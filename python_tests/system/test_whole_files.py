@@ -163,17 +163,6 @@ def test_a_pipe_is_written_into(tmp_path):
     assert (tmp_path / "pipe").is_fifo()
 
 
-def test_a_living_writer_is_left_alone(tmp_path):
-    path = tmp_path / "c.zsseg"
-    with new_bundle_folder(path, overwrite=True, verify=False) as folder:
-        write_bundle(path, "new")
-        for name in NAMES:
-            (folder / name).parent.mkdir(exist_ok=True)
-            (folder / name).write_text("end" * 1000)
-    assert word_of(path) == "end"
-    assert entries(tmp_path) == ["c.zsseg"]
-
-
 def test_a_bundle_that_appears_meanwhile_is_kept(tmp_path):
     path = tmp_path / "c.zsseg"
     with (

@@ -82,14 +82,6 @@ def test_regions_vote_on_the_grid_as_they_do_for_labels():
     assert (best[rows][:, columns] == seg.labels).mean() > 0.8  # resized after, not before
 
 
-def test_segments_have_one_class_each():
-    bundle, names = stored("segment_tokens")
-    with Engine(bundle, EngineConfig(**LOW)) as engine:
-        engine.set_classes(names)
-        with refused(ArgumentError, "with_class_scores"):
-            engine.segment(FRAME)
-
-
 def test_top_k_is_sorted_and_refuses_what_is_not_there():
     with Engine(Bundle.demo("scenes"), EngineConfig(**LOW)) as engine:
         engine.set_classes(["ball", "wall", "floor", "box"])
@@ -122,7 +114,6 @@ def test_synonyms_and_background_are_reduced():
 # --- names that are left out of a frame before it is labelled ---
 
 
-SCENES = ["red ball", "brick wall", "grey metal box", "blue sky", "green grass", "yellow cone"]
 THINGS = ["dog", "cat", ["taxi", "car"], "sofa", "person", "boat", ["bird", "parrot"], "train"]
 
 
@@ -150,23 +141,19 @@ def frame():
 def cases():
     made = [(name, lambda name=name: stored(name)) for name in ("descriptor", "aggregation")]
     made += [("dense", lambda: (Bundle.demo(), THINGS))]
-    made += [("scenes", lambda: (Bundle.demo("scenes"), SCENES))]
     return pytest.mark.parametrize("find", [pytest.param(find, id=name) for name, find in made])
 
 
 @cases()
-@pytest.mark.parametrize("extra", [{}, {"with_scores": True, "with_class_scores": "low"}])
-def test_as_many_candidates_as_names_change_nothing(find, extra, frame):
+def test_as_many_candidates_as_names_change_nothing(find, frame):
     bundle, names = find()
-    plain = label(bundle, names, frame, **extra)
+    settings = {"with_scores": True, "with_class_scores": "low"}
+    plain = label(bundle, names, frame, **settings)
     assert plain.candidates is None
-    for most in (len(names), 1000):
-        found = label(bundle, names, frame, max_candidates=most, **extra)
-        assert found.candidates == found.names
-        assert np.array_equal(found.labels, plain.labels)
-        if extra:
-            assert np.array_equal(found.scores, plain.scores)
-            assert np.array_equal(found.class_scores, plain.class_scores)
+    found = label(bundle, names, frame, max_candidates=len(names), **settings)
+    assert found.candidates == found.names
+    for part in ("labels", "scores", "class_scores"):
+        np.testing.assert_array_equal(getattr(found, part), getattr(plain, part))
 
 
 @cases()
@@ -265,13 +252,20 @@ def test_a_memory_carries_candidates_from_frame_to_frame(cells):
         assert again.candidates == after
 
 
-@pytest.mark.parametrize("wrong", [0, -1, 1.5, "8"])
+@pytest.mark.parametrize("wrong", [0, 1.5, "8"])
 def test_what_is_no_number_of_classes_is_refused(wrong):
     with refused(ConfigError, "max_candidates"):
         EngineConfig(max_candidates=wrong)
 
 
-@pytest.mark.parametrize("name", ["proposals", "segment_tokens"])
-def test_families_without_class_logits_refuse_it(name):
+@pytest.mark.parametrize("family", ["proposals", "segment_tokens"])
+def test_families_without_class_logits_refuse_it(family):
+    bundle, names = stored(family)
     with refused(ArgumentError, "max_candidates"):
-        Engine(STORED / f"{name}.zsseg", EngineConfig(device="cpu", max_candidates=2))
+        Engine(bundle, EngineConfig(device="cpu", max_candidates=2))
+    if family == "segment_tokens":  # each has one class
+        with (
+            engine_of(bundle, names, with_class_scores="low") as engine,
+            refused(ArgumentError, "with_class_scores"),
+        ):
+            engine.segment(FRAME)

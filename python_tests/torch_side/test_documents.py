@@ -118,38 +118,23 @@ def test_wrong_commands_do_not_parse(words, parser, monkeypatch):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_no_command_is_left_unchecked(page):
+def test_commands_scripts_links_and_lines_of_a_page(page):
+    text = page.read_text(encoding="utf-8")
     unread = documents.unread_lines_of(page, "zsseg-rt")
     assert [line for line in unread if "..." not in line] == []
-
-
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_the_scripts_that_are_named_are_there(page):
-    for script in re.findall(
-        r"\b(?:tools|benchmarks|docs/examples)/[\w/]+\.(?:sh|py)\b", page.read_text()
-    ):
+    for script in re.findall(r"\b(?:tools|benchmarks|docs/examples)/[\w/]+\.(?:sh|py)\b", text):
         assert (documents.ROOT / script).is_file(), script
+    for link in documents.links_of(page):
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in documents.anchors_of(target), link
+    assert [line for line in text.splitlines() if len(line) > 140] == []
 
 
 def test_the_lists_of_settings_are_current():
     page = settings.PAGE.read_text(encoding="utf-8")
     assert settings.with_lists(page) == page, "run python -m tools.docs.settings"
-
-
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_links_lead_somewhere(page):
-    for link in documents.links_of(page):
-        path, _, anchor = link.partition("#")
-        target = page.parent / path if path else page
-        assert target.exists(), link
-        if anchor:
-            assert anchor in documents.anchors_of(target), link
-
-
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_lines_fit_a_screen(page):
-    lines = page.read_text(encoding="utf-8").splitlines()
-    assert [line for line in lines if len(line) > 140] == []
 
 
 def test_readme_links_every_page():

@@ -1,6 +1,5 @@
 """CAT-Seg's bundle and family ``aggregation`` against the model in torch."""
 
-import math
 import shutil
 from contextlib import ExitStack
 from dataclasses import replace
@@ -18,13 +17,11 @@ from zsseg_rt import Engine, EngineConfig
 from zsseg_rt.backends._openvino import process_core
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.errors import ArgumentError, BundleError, ConfigError, VocabularyError
-from zsseg_rt.export import export_bundle, export_graphs
+from zsseg_rt.export import export_bundle
 from zsseg_rt.export.architectures.cat_seg import network_of
-from zsseg_rt.models.cat_seg.model import CatSeg, CatSegConfig
+from zsseg_rt.models.cat_seg.model import CatSeg
 from zsseg_rt.networks.cat_seg import class_halves, encode_view, head
 from zsseg_rt.onnx.arrays import Arrays
-from zsseg_rt.onnx.check import Flow
-from zsseg_rt.onnx.reader import map_file, read_network
 from zsseg_rt.ops import reference
 from zsseg_rt.runtime.families import aggregation
 
@@ -92,10 +89,10 @@ def log_odds(scores):
 @pytest.mark.parametrize(
     ("bundle", "settings", "counts"),
     [
-        ("made", {}, (1, 2, 7, 8, 9, 30)),
-        ("wide", {}, (1, 5, 20, 33, 150, 255, 256, 257, 300)),
-        ("older", {}, (1, 33, 300)),
-        ("wide", {"head_classes": "all"}, (3, 256, 300)),
+        ("made", {}, (1, 8, 9)),
+        ("wide", {}, (5, 33, 256, 257)),
+        ("older", {}, (33, 300)),
+        ("wide", {"head_classes": "all"}, (3, 300)),
     ],
     ids=["best of 8", "parts", "one graph", "all"],
 )
@@ -249,37 +246,3 @@ def test_what_does_not_fit_is_refused(made, tmp_path):
     edit_manifest(broken, ("aggregation",), ...)
     with pytest.raises(BundleError, match="aggregation"):
         Bundle.load(broken)
-
-
-def graph_gflop(path, count):
-    """Two times the multiplications of a graph's products and convolutions, in 1e9."""
-    network, total = read_network(map_file(path)), 0
-    inputs = [
-        replace(spec, shape=tuple(count if size == "classes" else size for size in spec.shape))
-        for spec in network.inputs
-    ]
-    network = replace(network, inputs=tuple(inputs))
-    values = Flow(network).run().values
-    for node in network.nodes:
-        if node.kind in ("MatMul", "Conv", "ConvTranspose"):
-            first, second = (values[name].shape for name in node.inputs[:2])
-            every = first if node.kind == "ConvTranspose" else values[node.outputs[0]].shape
-            total += math.prod(every) * (
-                first[-1] if node.kind == "MatMul" else math.prod(second[1:])
-            )
-    return 2 * total / 1e9
-
-
-@pytest.mark.nightly
-def test_graphs_cost_what_the_folds_leave(tmp_path):
-    model = CatSeg(CatSegConfig()).eval()
-    for parameter in model.parameters():
-        parameter.zero_()
-    files = export_graphs(model, tmp_path, precisions=("float32",))
-    encoder, head = (tmp_path / files[name]["float32"].file for name in ("image_encoder", "head"))
-    assert graph_gflop(encoder, 1) == pytest.approx(113.4, rel=0.02)
-    for count, expected in ((20, 43), (32, 69), (150, 325), (256, 554)):
-        assert graph_gflop(head, count) == pytest.approx(expected, rel=0.02)
-    stages = [tmp_path / files[name]["float32"].file for name in aggregation.STAGES]
-    in_parts = sum(graph_gflop(stage, 32) for stage in stages)
-    assert in_parts == pytest.approx(graph_gflop(head, 32), rel=0.01)

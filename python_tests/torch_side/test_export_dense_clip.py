@@ -17,7 +17,7 @@ from support.command_line import run
 from support.errors import refused
 from zsseg_rt import Bundle, Engine, EngineConfig
 from zsseg_rt.errors import ArgumentError, BundleError, CheckpointError, ShapeError
-from zsseg_rt.export import export_bundle
+from zsseg_rt.export import export_bundle, export_graphs
 from zsseg_rt.export.clip_file import DenseHead, export_clip_file
 from zsseg_rt.export.text_side import imagenet_templates
 from zsseg_rt.models import create_model
@@ -109,12 +109,12 @@ def test_a_training_runs_checkpoint_is_read_without_torch(dtype, tmp_path):
         assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", ["naclip", "maskclip"])
 def test_it_equals_what_torch_writes(head, weights, tmp_path):
     options = {"templates": TEMPLATES, "space": "s"}
     written = export_clip_file(weights, tmp_path / "a.zsseg", settings(head=head), **options)
     model = build(weights, head=head)
-    assert_same(written, export_bundle(model, tmp_path / "b.zsseg", **options))
+    assert_same(written, export_bundle(model, tmp_path / "b.zsseg", verify=False, **options))
     Bundle.load(written).verify()
 
 
@@ -165,15 +165,12 @@ def broken_file(kind, path):
         *("shape", "nan", "integers", "text", "missing"),
     ],
 )
-def test_files_that_are_no_clip_are_refused(kind, tmp_path, capsys):
+def test_files_that_are_no_clip_are_refused(kind, tmp_path):
     path, out = tmp_path / "clip.safetensors", tmp_path / "a.zsseg"
     broken_file(kind, path)
     with pytest.raises(CheckpointError, match=r"clip\.safetensors"):
         export_clip_file(path, out, settings())
     assert not out.exists()
-    code = run("export", "dense-clip", "--clip", path, "--out", out)
-    told = capsys.readouterr().err
-    assert (code, told.count("\n")) == (1, 1), told
 
 
 def test_bad_settings_are_refused(weights, tmp_path):
@@ -195,46 +192,16 @@ def test_bad_settings_are_refused(weights, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("arguments", "named"),
-    [
-        (("--clip", "demo", "--pretrained", "openai"), "--pretrained"),
-        (("--clip", "ViT-B-16"), "--pretrained"),
-    ],
-)
-def test_options_that_contradict_each_other(arguments, named, tmp_path, capsys):
-    assert run("export", "dense-clip", *arguments, "--out", tmp_path / "a.zsseg") == 2
-    assert f"{named}: expected" in capsys.readouterr().err
-
-
 # --- by torch -------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=HEADS)
-def exported(request, weights, tmp_path_factory):
-    """Each head's model and bundle."""
-    model = build(weights, head=request.param)
-    path = tmp_path_factory.mktemp("bundles") / f"{request.param}.zsseg"
-    full = request.param == "naclip"  # the text tower is the same for all
-    return model, export_bundle(
-        model,
-        path,
-        text_encoder="auto" if full else None,
-        precisions=("float32", "float16"),
-        templates=TEMPLATES,
-    )
-
-
-def image_graph(path, precision="float32"):
-    return onnx.load(path / Bundle.load(path).graphs["image_encoder"][precision].file)
-
-
-def test_one_attention_a_product_and_nothing_unused(exported):
+@pytest.mark.parametrize("head", HEADS)
+def test_one_attention_a_product_and_nothing_unused(head, weights, tmp_path):
     """A softmax for each product of the head's rule; no MLP where the head has none."""
-    model, path = exported
-    graph = image_graph(path).graph
+    files = export_graphs(build(weights, head=head), tmp_path, precisions=("float32",))
+    graph = onnx.load(tmp_path / files["image_encoder"]["float32"].file).graph
     operators = [node.op_type for node in graph.node]
-    before, head = SIZES.num_layers - 1, model.config.head
+    before = SIZES.num_layers - 1
     products = {"sclip": 2, "maskclip": 0}.get(head, 1)
     assert operators.count("Softmax") == before + products
     mlps = before + (head in ("vanilla", "sclip", "maskclip"))
@@ -257,10 +224,12 @@ def torch_scores(model, frame, embeds):
     return up[0].softmax(0).numpy()
 
 
-@pytest.mark.parametrize("exported", ["naclip"], indirect=True)
-def test_classes_by_name_with_synonyms_and_templates(exported, tmp_path):
+def test_classes_by_name_with_synonyms_and_templates(weights, tmp_path):
     """Words go through the exported text tower; synonyms compete and count for their class."""
-    model, path = exported
+    model = build(weights)
+    path = export_bundle(
+        model, tmp_path / "a.zsseg", precisions=("float32",), templates=TEMPLATES, verify=False
+    )
     frame = np.random.default_rng(4).integers(0, 256, (40, 60, 3)).astype(np.uint8)
     phrases = ["dog", "puppy", "road"]
     with Engine(path, EngineConfig(cache_dir=tmp_path, **{**CPU, "use_cache": True})) as engine:
@@ -315,11 +284,13 @@ def test_the_command_line_with_torch(weights, tmp_path, capsys):
         (("--size", "-16"), 2, "--size: expected SIDE or HEIGHTxWIDTH in pixels, got '-16'"),
         (("--activation", "relu"), 2, "--activation: expected quick_gelu or gelu, got relu"),
         (("--head", "x"), 1, "head: expected one of vanilla, maskclip, sclip, clearclip, naclip"),
+        (("--clip", "demo"), 2, "--pretrained: expected"),
         ((), 1, "--pretrained: expected a CLIP file, got absent.pt"),
     ],
 )
 def test_command_line_refusals_with_torch(tmp_path, capsys, arguments, code, message):
     out = tmp_path / "c.zsseg"
+    assert run("export", "dense-clip", "--clip", "ViT-B-16", "--out", out) == 2
     found = run("export", "dense-clip", "--pretrained", "absent.pt", "--out", out, *arguments)
     assert found == code
     assert message in capsys.readouterr().err

@@ -1,6 +1,5 @@
 """A text tower cut down to some words embeds them as before, and refuses names of other words."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +10,7 @@ from support import tiny
 from support.errors import refused
 from zsseg_rt import Bundle, Engine, EngineConfig
 from zsseg_rt.cli import main
-from zsseg_rt.errors import BundleError, CheckpointError, VocabularyError
+from zsseg_rt.errors import CheckpointError, VocabularyError
 from zsseg_rt.export import export_bundle
 from zsseg_rt.export.words import keep_words, tokenizer_json, written_text
 from zsseg_rt.models.clip.towers import TextEncoder, TextEncoderConfig
@@ -123,15 +122,3 @@ def test_an_unknown_word_in_a_name_is_left_out_and_told(engine, caplog):
     np.testing.assert_array_equal(embeds[0], embeds[1])
     assert "'shiny red ball': the bundle's text encoder never learned 'shiny'" in caplog.text
     assert not np.allclose(embeds[0], embeds[2])
-
-
-def test_manifest_words_are_checked(bundle, tmp_path):
-    import shutil
-
-    copy = tmp_path / "few.zsseg"
-    shutil.copytree(bundle, copy)
-    manifest = json.loads((copy / "bundle.json").read_text())
-    manifest["text"]["words"] = ["red ball"]
-    (copy / "bundle.json").write_text(json.dumps(manifest))
-    with refused(BundleError, None, "bundle.json.text"):
-        Bundle.load(copy)

@@ -11,21 +11,19 @@ import pytest
 from support.errors import refused
 from support.fakes import edit_manifest, write_fake_bundle
 from zsseg_rt import (
-    ArgumentError,
     Bundle,
     BundleError,
     BundleVersionError,
     Engine,
     EngineConfig,
-    FrameMemory,
     PrecisionNotApplied,
 )
 from zsseg_rt.bundles.bundle import FORMAT_VERSION
 from zsseg_rt.bundles.specs import FAMILIES
 from zsseg_rt.common.arrays import TensorSpec
-from zsseg_rt.runtime.families import registry
+from zsseg_rt.onnx.arrays import run_network
+from zsseg_rt.onnx.reader import map_file, read_network
 from zsseg_rt.runtime.families.base import bucket_of
-from zsseg_rt.runtime.families.dense import DenseFamily
 from zsseg_rt.runtime.families.registry import create_family
 
 GRAPH = ("graphs", "image_encoder", "float32")
@@ -106,17 +104,15 @@ EDITED = [
     (("head", "logit_scale"), 10**400, r"head\.logit_scale: expected a finite number, got 1000"),
     (("head", "activation"), "tanh", "activation: expected one of"),
     (("head", "unknown_below"), 2.0, "unknown_below"),
-    (("head", "unknown_below"), -1.0, "unknown_below"),
     (("head", "max_classes"), 10**9, "max_classes: expected from 1 to 65534"),
     (("head", "grid_hw"), [1, 2**40], "grid_hw: expected from 1 to 65536"),
     (("head", "seen"), ["road", "a\0b"], r"bundle\.json\.head: seen\[1\]"),
     (("text_bank",), BANK, r"bundle\.json\.text_bank.* names\[1\]"),
     (("preprocess", "std"), [1.0, 0.0, 1.0], "std: expected values > 0"),
-    (("preprocess", "std"), [1.0, 1.0], "std: expected 3 items, got 2"),
     (("preprocess", "size_hw"), [0, 8], "size_hw: expected from 1"),
     (("preprocess", "size_hw"), [2**40, 1], "size_hw: expected from 1 to 65536"),
-    (("text", "templates"), [], "templates"),
     (("text", "templates"), ["no braces"], "expected one '{}' in each"),
+    (("text", "words"), ["red ball"], "words: expected single lower-case words"),
     (("text", "context_length"), 2**62, "context_length: expected from 2 to 65536"),
     (("text", "embed_dim"), 0, "embed_dim: expected from 1 to 65536, got 0"),
     (("family",), "mystery", "family: expected one of .*, got 'mystery'"),
@@ -127,7 +123,6 @@ EDITED = [
     (FILE, "x" * 5000, "cannot be read: .*File name too long"),
     (FILE, "a\0b", "is missing|embedded null byte"),
     (FILE, "../outside.onnx", "bundle.json: file: expected a path inside"),
-    (FILE, "/etc/passwd", "bundle.json: file: expected a path inside"),
     (FILE, "a/../../outside.onnx", "bundle.json: file: expected a path inside"),
     (FILE, "..\\outside.onnx", "bundle.json: file: expected a path inside"),
     (("provenance",), {"x": "\ud800"}, "surrogates not allowed"),
@@ -256,33 +251,6 @@ def test_a_grid_that_the_graphs_do_not_have_is_refused(tmp_path):
         Engine(stored_as(tmp_path, "descriptor", "descriptor", grid_hw=[4, 9]), EngineConfig(**CPU))
 
 
-def test_a_family_is_added_by_a_file_a_line_and_a_row(monkeypatch, tmp_path):
-    """What CONTRIBUTING.md says; every room takes the rest from the row."""
-
-    class Twin(DenseFamily):
-        name = "twin"
-
-    path = stored_as(tmp_path, "twin")
-    with refused(BundleError, None, "'twin'"):
-        Bundle.load(path)
-    monkeypatch.setitem(FAMILIES, "twin", replace(FAMILIES["dense"], settings=("max_candidates",)))
-    monkeypatch.setitem(registry._FACTORIES, "twin", Twin)
-    config = EngineConfig(max_candidates=100, **CPU)
-    _, names, (frame, _) = stored_inputs("dense")
-    with Engine(path, config) as engine, Engine(FOLDER / "v1" / "dense.zsseg") as dense:
-        assert engine.self_check().passed
-        for each in (engine, dense):
-            each.set_classes(names)
-        memory = FrameMemory()
-        expected = dense.segment(frame, memory=FrameMemory()).labels
-        np.testing.assert_array_equal(engine.segment(frame, memory=memory).labels, expected)
-    with refused(ArgumentError, "min_region_score"):
-        Engine(path, EngineConfig(min_region_score=0.5, **CPU))
-    monkeypatch.setitem(FAMILIES, "twin", replace(FAMILIES["twin"], keys=("segments",)))
-    with refused(BundleError, None, "'segments'"):
-        Bundle.load(path)
-
-
 @pytest.mark.parametrize(
     ("architecture", "stated", "rows"),
     [("zegclip", {}, 8), ("clip_rc", {}, 3), ("next", {"independent_queries": True}, 8),
@@ -293,9 +261,6 @@ def test_captures_share_rows_where_queries_are_independent(tmp_path, architectur
     family = create_family(replace(bundle, architecture=architecture), EngineConfig(**CPU))
     assert family.rows_for(3) == rows
     assert ("independent_queries" in bundle.to_manifest()["head"]) == bool(stated)
-
-
-STORED = Path(__file__).parents[1] / "bundles" / "v1"
 
 
 @pytest.mark.parametrize(
@@ -319,20 +284,17 @@ def test_buckets(phrases, most, rows):
 
 @pytest.mark.parametrize("phrases", [1, 5, 8])
 def test_further_queries_change_nothing_in_zegclip(phrases):
-    config = EngineConfig(device="cpu", precision="float32", use_cache=False)
-    with Engine(STORED / "descriptor.zsseg", config) as engine:
-        decoder = engine._lane.sessions["decoder"]
-        width, patches = (spec.shape for spec in decoder.inputs)
-        rng = np.random.default_rng(phrases)
-        queries = rng.normal(size=(1, 8, width[2])).astype(np.float32)
-        queries[:, phrases:] = queries[:, phrases - 1 : phrases]
-        embeds = rng.normal(size=patches).astype(np.float32)
-
-        def run(rows):
-            given = {"queries": np.ascontiguousarray(queries[:, :rows]), "patch_embeds": embeds}
-            return {name: np.array(array) for name, array in decoder.run(given).items()}
-
-        exact, more = run(phrases), run(8)
+    bundle = Bundle.load(FOLDER / "v1" / "descriptor.zsseg")
+    decoder = read_network(map_file(bundle.open_path(bundle.graph("decoder", "float32"))))
+    width, patches = (spec.shape for spec in decoder.inputs)
+    rng = np.random.default_rng(phrases)
+    queries = rng.normal(size=(1, 8, width[2])).astype(np.float32)
+    queries[:, phrases:] = queries[:, phrases - 1 : phrases]
+    embeds = rng.normal(size=patches).astype(np.float32)
+    exact, more = (
+        run_network(decoder, {"queries": queries[:, :rows], "patch_embeds": embeds})
+        for rows in (phrases, 8)
+    )
+    more["class_embeds"] = more["class_embeds"][:, :phrases]
     for name, array in exact.items():
-        rows = more[name][:, :phrases] if name == "class_embeds" else more[name]
-        np.testing.assert_allclose(rows, array, rtol=0, atol=2e-6)  # sums in another order
+        np.testing.assert_allclose(more[name], array, rtol=0, atol=2e-6)  # sums in another order
