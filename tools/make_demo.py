@@ -17,13 +17,6 @@ import argparse
 import json
 import logging
 
-import torch
-
-from tools.studies.clip_pretraining import pretrain
-from tools.studies.make_demo import DemoConfig, evaluate_demo, train_demo, write_demo
-from tools.studies.name_draws import measure_bundle
-from tools.studies.packed_clip import pack_clip
-from tools.studies.small_clip import PretrainingConfig
 from zsseg_rt.common.files import write_whole
 from zsseg_rt.demo import DEMOS
 from zsseg_rt.evaluation.provenance import describe_commit
@@ -39,16 +32,17 @@ def main() -> None:
     parser.add_argument(
         "--clip-out", type=Path, default=ROOT / "zsseg_rt" / "models" / "clip" / "demo.safetensors"
     )
-    parser.add_argument("--clip-steps", type=int, default=PretrainingConfig.steps)
+    parser.add_argument("--clip-steps", type=int, help="of training CLIP")
     parser.add_argument(
         "--clip", help="weights to use instead of training CLIP; 'demo': the shipped ones"
     )
-    parser.add_argument("--iterations", type=int, default=DemoConfig.iterations)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--split", default=DemoConfig.split, help="train, or train_seen")
-    parser.add_argument("--start", default=DemoConfig.start, help="the decoder's initial weights")
-    parser.add_argument("--start-offset", type=float, default=DemoConfig.start_offset)
-    parser.add_argument("--seen-bias", type=float, default=DemoConfig.seen_bias)
+    own = {"default": argparse.SUPPRESS}  # DemoConfig has the defaults
+    parser.add_argument("--iterations", type=int, **own)
+    parser.add_argument("--split", help="train, or train_seen", **own)
+    parser.add_argument("--start", help="the decoder's initial weights", **own)
+    parser.add_argument("--start-offset", type=float, **own)
+    parser.add_argument("--seen-bias", type=float, **own)
     parser.add_argument("--threads", type=int, default=1, help="threads for torch")
     add_measures(parser)
     arguments = parser.parse_args()
@@ -74,6 +68,8 @@ def add_measures(parser: argparse.ArgumentParser) -> None:
 
 def measure(arguments: argparse.Namespace) -> None:
     """Measure the bundle and print what belongs beside its figures."""
+    from tools.studies.name_draws import measure_bundle
+
     first = arguments.first_draw
     record = measure_bundle(
         arguments.out / DEMOS["scenes"].bundle,
@@ -93,18 +89,20 @@ def measure(arguments: argparse.Namespace) -> None:
 
 def make(arguments: argparse.Namespace) -> None:
     """Make CLIP, bundle and images."""
+    import torch
+
+    from tools.studies.clip_pretraining import pretrain
+    from tools.studies.make_demo import DemoConfig, evaluate_demo, train_demo, write_demo
+    from tools.studies.packed_clip import pack_clip
+    from tools.studies.small_clip import PretrainingConfig
+
     torch.set_num_threads(arguments.threads)
+    steps = arguments.clip_steps or PretrainingConfig.steps
     clip = arguments.clip or pretrain(
-        PretrainingConfig(steps=arguments.clip_steps, seed=arguments.seed), arguments.work / "clip"
+        PretrainingConfig(steps=steps, seed=arguments.seed), arguments.work / "clip"
     )
-    config = DemoConfig(
-        iterations=arguments.iterations,
-        seed=arguments.seed,
-        split=arguments.split,
-        start=arguments.start,
-        start_offset=arguments.start_offset,
-        seen_bias=arguments.seen_bias,
-    )
+    names = DemoConfig.__dataclass_fields__.keys() & vars(arguments).keys()
+    config = DemoConfig(**{name: getattr(arguments, name) for name in names})
     model = train_demo(clip, config, arguments.work / "zegclip", resume=True)
     for zoom in (1, 2):
         print(f"zoom {zoom}:", evaluate_demo(model, zoom=zoom).scores)
