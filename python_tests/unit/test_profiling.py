@@ -36,7 +36,7 @@ from zsseg_rt.profiling.estimates import (
 )
 from zsseg_rt.profiling.page import report_tables
 from zsseg_rt.profiling.profiler import Profiler
-from zsseg_rt.profiling.report import OUTSIDE, kind_of, node_rows
+from zsseg_rt.profiling.report import OUTSIDE, NodeRow, kind_of
 from zsseg_rt.profiling.turns import (
     StopRule,
     pace_in_turns,
@@ -522,43 +522,32 @@ def test_a_thread_reads_while_work_is_done(tmp_path):
 
 
 class Nvml:
-    """Stands for the module pynvml; a figure that is a text is refused with it."""
+    """Stands for the module pynvml, with values in turn; a text is what it refuses with."""
 
     class NVMLError(Exception):
         pass
 
-    def __init__(self, *, clocks=(1800,), reasons=(0,), energy=(), start=""):
-        self._clocks, self._reasons = list(clocks), list(reasons)
-        self._energy, self._start = iter(energy), start
+    def __init__(self, *, clocks=(1800,), reasons=(0,), energy=("Not Supported",), start=0):
         self.opened = []
+        self._values = {
+            "nvmlInit": [start],
+            "nvmlDeviceGetName": [b"RTX 9999"],
+            "nvmlDeviceGetClockInfo": list(clocks),
+            "nvmlDeviceGetCurrentClocksThrottleReasons": list(reasons),
+            "nvmlDeviceGetTotalEnergyConsumption": list(energy),
+        }
 
-    def _give(self, value):
-        if isinstance(value, list):
-            value = value.pop(0) if len(value) > 1 else value[0]
-        if isinstance(value, str):
-            raise self.NVMLError(value)
-        return value
+    def __getattr__(self, name):
+        def answer(*arguments):
+            if "HandleBy" in name:
+                self.opened.append(arguments[0])
+            values = self._values.get(name, [0])
+            value = values.pop(0) if len(values) > 1 else values[0]
+            if isinstance(value, str):
+                raise self.NVMLError(value)
+            return value
 
-    def nvmlInit(self):  # noqa: N802 - NVML's names
-        self._give(self._start or 0)
-
-    def nvmlDeviceGetHandleByIndex(self, index):  # noqa: N802
-        self.opened.append(index)
-        return index
-
-    nvmlDeviceGetHandleByUUID = nvmlDeviceGetHandleByIndex  # noqa: N815
-
-    def nvmlDeviceGetName(self, handle):  # noqa: N802
-        return b"RTX 9999"
-
-    def nvmlDeviceGetClockInfo(self, handle, kind):  # noqa: N802
-        return self._give({1: self._clocks}[kind])
-
-    def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle):  # noqa: N802
-        return self._give(self._reasons)
-
-    def nvmlDeviceGetTotalEnergyConsumption(self, handle):  # noqa: N802
-        return self._give(next(self._energy, "Not Supported"))
+        return answer
 
 
 @pytest.fixture(autouse=True)
@@ -626,7 +615,7 @@ def test_the_gpu_is_the_one_that_cuda_counts(monkeypatch, visible, index, opened
 
 
 def test_a_gpu_s_energy_is_read_by_nvml(tmp_path):
-    gpu, _ = find_energy_meter(tmp_path, Nvml(energy=itertools.count(5000, 250)))
+    gpu, _ = find_energy_meter(tmp_path, Nvml(energy=(5000, 5250)))
     assert gpu.counts
     assert gpu.read() == pytest.approx(5.25)
     assert gpu.source == "GPU alone, by NVML"
@@ -664,8 +653,11 @@ def measured(*configs, waiting=0.0, nodes=None, **known):
     profiler = Profiler(
         variants=variants, workload=work, source="", command="", rounds=rounds, **known
     )
-    rows = [row for graph, some in (nodes or {}).items() for row in node_rows(graph, some)]
-    profiler.reports["v0"].nodes = tuple(rows)
+    profiler.reports["v0"].nodes = tuple(
+        NodeRow(graph=graph, name=name, type=kind, kind=kind_of(name, kind), ms=ms)
+        for graph, some in (nodes or {}).items()
+        for name, kind, ms in some
+    )
     return profiler.report()
 
 

@@ -32,11 +32,12 @@ from zsseg_rt.profiling.report import (
     ColdStart,
     Comparison,
     EnergyUse,
+    NodeRow,
     PacedTimes,
     Report,
     Samples,
     VariantReport,
-    node_rows,
+    kind_of,
     sum_by,
     summarise,
 )
@@ -270,8 +271,11 @@ class Profiler:
         with self._noting_failure("nodes were not timed"):
             with closing(self._open(variant, with_node_times=True)) as child:
                 graphs = child.request("nodes", runs=runs)
-            rows = (row for graph, some in graphs.items() for row in node_rows(graph, some))
-            self.reports[variant.name].nodes = tuple(rows)
+            self.reports[variant.name].nodes = tuple(
+                NodeRow(graph=graph, name=name, type=kind, kind=kind_of(name, kind), ms=ms)
+                for graph, nodes in graphs.items()
+                for name, kind, ms in nodes
+            )
 
     def _compare_labels(self, alive: Sequence[ChildCandidate]) -> None:
         base, variants = self.variants[0], {one.name: one for one in self.variants}

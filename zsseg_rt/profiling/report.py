@@ -215,14 +215,6 @@ def read_report(path: Path) -> Report:
     return schema.decode(Report, raw, str(path), ConfigError)
 
 
-def node_rows(graph: str, nodes: Iterable[Sequence[Any]]) -> list[NodeRow]:
-    """The nodes of a graph, given as name, type and milliseconds, with their kinds."""
-    return [
-        NodeRow(graph=graph, name=name, type=kind, kind=kind_of(name, kind), ms=ms)
-        for name, kind, ms in nodes
-    ]
-
-
 def kind_of(name: str, kind: str) -> str:
     """The kind of work (see :class:`NodeRow`), by the names that graph and backend give a node."""
     if name == OUTSIDE:
