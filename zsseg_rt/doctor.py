@@ -8,6 +8,7 @@ import platform
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -197,13 +198,8 @@ def _jetson() -> Finding:
 
 def _environment() -> Finding:
     """The variables that an engine with default settings and its streams read."""
-    checks: list[Callable[[], object]] = [
-        lambda: requested(EngineConfig()),
-        wanted_flavours,
-        rtsp_library,
-    ]
     problems = []
-    for check in checks:
+    for check in (partial(requested, EngineConfig()), wanted_flavours, rtsp_library):
         try:
             check()
         except ConfigError as exc:

@@ -39,9 +39,7 @@ class DataOptions:
     dataset: str = opt("Data set to evaluate on; an unknown name lists all.", ...)
     root: Path | None = opt("Folder of the data set.")
     split: str = opt("Split to evaluate.", "val")
-    unseen: str | None = opt(
-        "Classes that count as unseen: 'a,b' or @FILE; default: the data set's."
-    )
+    unseen: str | None = opt("Classes that are unseen: 'a,b' or @FILE; default: the data set's.")
     option: list[str] | None = opt("Data set option NAME=VALUE; may repeat.")
 
     def open(self) -> SegmentationDataset:
@@ -63,14 +61,10 @@ class _Task:
     """The request that every model gets, and files of results."""
 
     protocol: str = opt("whole: as the engine runs; slide: the papers' windows, in torch.", "whole")
-    classes: str | None = opt(
-        "Other names for all classes, in order: 'a,b', or @FILE with synonyms."
-    )
+    classes: str | None = opt("Other names of all classes, in order: 'a,b', or @FILE; synonyms.")
     rename: list[str] | None = opt("New names: 'car=automobile, vehicle'; may repeat.")
     template: TemplateOption = None
-    limit: int | None = opt(
-        "Evaluate at most this many images, spread evenly over the split.", min=1
-    )
+    limit: int | None = opt("Evaluate at most this many images, spread over the split.", min=1)
     confusion: Path | None = opt("Write the confusion matrix as CSV.")
     json_file: JsonOption = None
 
@@ -85,9 +79,7 @@ def evaluate(
 ) -> None:
     """Measure pAcc, mIoU of seen and unseen classes, and hIoU."""
     if task.protocol not in PROTOCOLS:
-        raise UsageError(
-            f"--protocol: expected one of {', '.join(PROTOCOLS)}, got {task.protocol!r}"
-        )
+        raise UsageError(f"--protocol: expected one of {', '.join(PROTOCOLS)}, got {task.protocol}")
     check_file_place("--json", task.json_file)
     check_file_place("--confusion", task.confusion)
     data = source.open()

@@ -215,18 +215,20 @@ def export_trained(
 
 @dataclass(frozen=True, kw_only=True)
 class _Student:
-    """How a student scores, and whose text embeddings it learned from."""
+    """How a student scores, and whose text embeddings it learned from; as ``create_model`` does."""
 
-    text: str | None = opt("The teacher's text tower: open_clip tag such as openai, or a file.")
+    pretrained: str | None = opt("The teacher's text tower: a tag, or a file.", None, "--text")
     clip: str = opt("open_clip's name of the teacher, for a tag.", "ViT-L-14")
-    bank: tuple[Path, Path] | None = opt(
-        "Class names (one per line, or JSON list) and the teacher's rows (.npy)."
+    bank: tuple[Path, Path] | None = opt("Names (text or JSON) and the teacher's rows (.npy).")
+    activation: str | None = opt(
+        "quick_gelu or gelu, for a text weights file without it.", None, "--text-activation"
     )
-    text_activation: str | None = opt("quick_gelu or gelu, for a text weights file without it.")
     text_heads: TextHeadsOption = None
     logit_scale: float = opt("Factor of the cosine.", 100.0)
     top_k: int = opt("Keep only this many classes nearest to the frame; 0 = all.", 5, min=0)
-    unknown_below: float | None = opt("Background threshold in [0, 1]; paper: VOC 0.95, COCO 0.35.")
+    background_threshold: float | None = opt(
+        "Background threshold in [0, 1]; paper: VOC 0.95, COCO 0.35.", None, "--unknown-below"
+    )
     num_heads: int | None = opt("Heads of the encoder; default: one per 64 channels.")
     head_heads: int | None = opt("Heads of the segmentation head; default as for the encoder.")
     size: SizeOption = "448"
@@ -248,28 +250,16 @@ def export_zeroseg(
     from zsseg_rt.models import create_model
     from zsseg_rt.torch_files.clip_arrays import describe_rows, describe_space
 
-    check_activation("--text-activation", student.text_activation)
-    heads = {"num_heads": student.num_heads, "head_heads": student.head_heads}
+    check_activation("--text-activation", student.activation)
+    settings = {name: value for name, value in vars(student).items() if value is not None}
+    settings |= {"image_size": read_size(settings.pop("size")), "top_k": student.top_k or None}
+    others = {"templates": settings.pop("template", None), "source": checkpoint.name}
+    if bank := settings.pop("bank", None):
+        others |= {"text_bank": read_bank(*bank), "space": describe_rows(bank[1])}
+    if student.pretrained:
+        others["space"] = describe_space(student.pretrained, student.clip)
     with arguments_called({"source": "--text", "activation": "--text-activation"}):
-        model = create_model(
-            "zeroseg",
-            weights=checkpoint,
-            pretrained=student.text,
-            clip=student.clip,
-            image_size=read_size(student.size),
-            logit_scale=student.logit_scale,
-            top_k=student.top_k or None,
-            background_threshold=student.unknown_below,
-            with_decoder=False,
-            activation=student.text_activation,
-            text_heads=student.text_heads,
-            **{name: count for name, count in heads.items() if count is not None},
-        )
-    others: dict[str, Any] = {"templates": student.template, "source": checkpoint.name}
-    if student.bank:
-        others |= {"text_bank": read_bank(*student.bank), "space": describe_rows(student.bank[1])}
-    if student.text:
-        others["space"] = describe_space(student.text, student.clip)
+        model = create_model("zeroseg", weights=checkpoint, with_decoder=False, **settings)
     write_model(model, out, bundle, **others)
 
 

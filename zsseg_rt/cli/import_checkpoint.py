@@ -83,9 +83,7 @@ class _Descriptor(_Official):
 
 @dataclass(frozen=True, kw_only=True)
 class _ZegFormer(_Official):
-    clip: str | None = opt(
-        "CLIP's weights, which checkpoints lack: OpenAI's ViT-B-16.pt, or openai, which is fetched."
-    )
+    clip: str | None = opt("CLIP's weights, which checkpoints lack: ViT-B-16.pt, or openai.")
     fusion: str = opt(
         "Which scores count: segments, CLIP on their regions, or both, weighted by "
         "whether a class is seen (seen_and_unseen) or alike (all_classes).",
@@ -102,9 +100,7 @@ class _CatSeg:
     """A checkpoint of CAT-Seg, and the CLIP that it was tuned from."""
 
     checkpoint: _Checkpoint
-    clip: str | None = opt(
-        "CLIP that it was tuned from, OpenAI's ViT-B-16.pt or openai: prints what is equal."
-    )
+    clip: str | None = opt("CLIP that it was tuned from, a file or openai: prints what is equal.")
 
 
 @import_app.command("cat_seg")
@@ -238,9 +234,7 @@ def _read_clip(source: str, checkpoint: Path) -> tuple[ClipTensors, str]:
     tags = {one.tag: one for one in SETS.values() if one.clip == "ViT-B-16"}
     weights = tags.get(source)
     if weights is None or weights.architecture != "dense_clip":
-        raise CheckpointError(
-            f"--clip: expected a weights file or 'openai', got {source}. Check the path."
-        )
+        raise CheckpointError(f"--clip: expected a file or 'openai', got {source}. Check the path.")
     return read_clip(fetched_weights(weights)), weights.activation
 
 

@@ -46,17 +46,13 @@ BundleOption = Annotated[
     ),
 ]
 BundleArgument = Annotated[Path, typer.Argument(help="Folder NAME.zsseg, a fetched name, or demo.")]
-WaitOption = Annotated[
-    bool, typer.Option("--wait", help="Wait for cameras that are off at the start.")
-]
+WaitOption = Annotated[bool, typer.Option("--wait", help="Wait for cameras that are off at first.")]
 AlphaOption = Annotated[float, typer.Option(min=0.0, max=1.0, help="Overlay strength.")]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the results to this file.")]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="Bundle folder to write, NAME.zsseg.")]
 SizeOption = Annotated[str, typer.Option(help="Input in pixels: SIDE or HEIGHTxWIDTH.")]
 TemplateOption = Annotated[list[str] | None, typer.Option(help="Prompt with one {}; may repeat.")]
-TextHeadsOption = Annotated[
-    int | None, typer.Option(help="Heads of the text tower, for a weights file.")
-]
+TextHeadsOption = Annotated[int | None, typer.Option(help="Heads of a weights file's text tower.")]
 
 
 class DemoCommand(TyperCommand):
@@ -91,9 +87,8 @@ def read_classes(classes: str | None, single: Sequence[str]) -> list[str | list[
         names.append(_one_class(text))
         if isinstance(names[-1], list):
             first, *further = names[-1]
-            _log.warning(
-                "--class %r: one class, %r, also called %s", text, first, ", ".join(further)
-            )
+            also = ", ".join(further)
+            _log.warning("--class %r: one class, %r, also called %s", text, first, also)
     if not names:
         raise UsageError("name at least one class: --classes 'road,person' or @FILE")
     return names
@@ -319,9 +314,7 @@ def choose_bundle(
     if not inputs:
         raise UsageError(f"{missing}; or try --demo")
     if bundle is None:
-        raise UsageError(
-            "name a bundle: --bundle NAME.zsseg (zsseg-rt fetch gets one); or try --demo"
-        )
+        raise UsageError("name a bundle: --bundle NAME.zsseg (fetch gets one); or try --demo")
     return bundle
 
 

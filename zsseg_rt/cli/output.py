@@ -168,9 +168,7 @@ def working(what: str) -> Iterator[None]:
 class ProgressBar:
     """A bar on the terminal, of things or of bytes; nothing elsewhere."""
 
-    def __init__(
-        self, what: str = "images", *, in_bytes: bool = False, hidden: bool = False
-    ) -> None:
+    def __init__(self, what: str = "images", in_bytes: bool = False, hidden: bool = False) -> None:
         from rich import progress
 
         figures = [progress.DownloadColumn(), progress.TransferSpeedColumn()]

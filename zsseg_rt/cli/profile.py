@@ -53,17 +53,11 @@ SHOW = "show"
 class _Compared:
     """Variants that take turns with the bundle, and from where one counts as slower."""
 
-    against: list[str] | None = opt(
-        "Another bundle, or changed settings KEY=VALUE,...; may repeat."
-    )
+    against: list[str] | None = opt("Another bundle, or settings KEY=VALUE,...; may repeat.")
     against_python: str | None = opt("Interpreter whose zsseg_rt is compared with this one.")
-    sweep: list[str] | None = opt(
-        "KEY=V,V: classes, threads, precision, backend, streams, frame=WxH."
-    )
+    sweep: list[str] | None = opt("classes, threads, precision, backend, streams or frame=V,V...")
     threshold: str = opt("Changes up to this count as equal.", "2%")
-    fail_above: str | None = opt(
-        "Exit with 3 if a variant is slower by more than this, such as 5%."
-    )
+    fail_above: str | None = opt("Exit with 3 if a variant is slower by more, such as 5%.")
     strict: bool = opt("With --fail-above: also exit with 3 if undecided.", False, "--strict")
 
     def gate(self) -> float | None:
@@ -72,9 +66,7 @@ class _Compared:
         if self.strict and gate is None:
             raise UsageError("--strict: expected --fail-above with it, got none")
         if gate is not None and not (self.against or self.against_python):
-            raise UsageError(
-                "--fail-above: expected --against or --against-python with it, got none"
-            )
+            raise UsageError("--fail-above: expected --against or --against-python, got none")
         return gate
 
 
@@ -101,9 +93,7 @@ class _Measured:
 @dataclass(frozen=True, kw_only=True)
 class _Workload(NamedClasses):
     demo: DemoOption = None
-    source: list[str] | None = opt(
-        "Photos, a folder or a video; may repeat. Default: the demo's images."
-    )
+    source: list[str] | None = opt("Photos, a folder or a video; may repeat; default: the demo's.")
     template: TemplateOption = None
 
 
@@ -122,6 +112,16 @@ class _Reports:
             check_file_place(option, file)
             if [other.resolve() for other in files.values()].count(file.resolve()) > 1:
                 raise UsageError(f"{option}: expected a file of its own, got {file}")
+
+    def write(self, report: Report) -> None:
+        """Before tables are printed: whoever reads those may stop reading."""
+        from zsseg_rt.profiling.page import make_trace, render_html
+        from zsseg_rt.results.visualize import save_file
+
+        write_json(self.json_file, report)
+        write_json(self.trace, make_trace(report))
+        if self.html is not None:
+            save_file(self.html, render_html(report).encode())
 
 
 @takes_groups
@@ -169,7 +169,8 @@ def profile(
         evaluate=_evaluator(data, measured.limit, labelled.template),
         command=redact(shlex.join(["zsseg-rt", "profile", *context.meta[WORDS]])),
     )
-    _write(report, reports)
+    reports.write(report)
+    _print(report)
     verdicts = [] if gate is None else [one.difference.verdict for one in report.comparisons]
     if "slower" in verdicts or (compared.strict and "undecided" in verdicts):
         return EXIT_GATE
@@ -205,24 +206,11 @@ def _run(labelled: _Workload, **settings: Any) -> Report:
     ):
         work = Workload(Path(folder), frames, names, labelled.template)
         try:
-            return Profiler(
-                workload=work, source=source, on_progress=status.update, **settings
-            ).run()
+            settings |= {"source": source, "on_progress": status.update}
+            return Profiler(workload=work, **settings).run()
         except SelfCheckError as exc:
             typer.echo(f"zsseg-rt: {exc}", err=True)
             raise typer.Exit(EXIT_GATE) from exc
-
-
-def _write(report: Report, reports: _Reports) -> None:
-    """Files first: whoever reads the tables may stop reading."""
-    from zsseg_rt.profiling.page import make_trace, render_html
-    from zsseg_rt.results.visualize import save_file
-
-    write_json(reports.json_file, report)
-    write_json(reports.trace, make_trace(report))
-    if reports.html is not None:
-        save_file(reports.html, render_html(report).encode())
-    _print(report)
 
 
 def _print(report: Report) -> None:

@@ -132,9 +132,7 @@ def _print(report: QuantizeReport) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Target:
-    compute_capability: str | None = opt(
-        "Target GPU, such as 8.9 (TensorRT-RTX alone); default: this machine's."
-    )
+    compute_capability: str | None = opt("Target GPU, such as 8.9; default: this machine's.")
     precision: str = opt(", ".join(PRECISIONS), "auto")
     workspace: int | None = opt("Most MB that the layers of a plan take to work in.", metavar="MB")
 

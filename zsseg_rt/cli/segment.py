@@ -57,9 +57,7 @@ class _PhotoOptions:
     overlay_format: str = opt("png, or jpg, which is faster to write.", "png")
     legend: bool = opt("Write class names and a legend on the overlays.", False, "--legend")
     resume: bool = opt("Skip photos that are already done.", False)
-    max_pixels: int = opt(
-        "Refuse photos with more pixels; labelling takes 12 bytes per pixel.", MAX_PIXELS, min=1
-    )
+    max_pixels: int = opt("Refuse photos with more pixels: one takes 12 bytes.", MAX_PIXELS, min=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,10 +178,8 @@ def _print_words(engine: Engine, demo: str) -> None:
         return
     listed = f"zsseg-rt info demo-{demo} --names"
     more = "" if bank is None else f"; it takes {len(bank.names)} names: {listed}"
-    say(
-        "Name your own classes with --classes 'a,b'. This model was trained on: "
-        f"{', '.join(concepts.names)}{more}"
-    )
+    names = ", ".join(concepts.names)
+    say(f"Name your own classes with --classes 'a,b'. This model was trained on: {names}{more}")
 
 
 def print_table(result: PhotoResult) -> None:

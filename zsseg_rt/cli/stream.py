@@ -56,12 +56,8 @@ _log = logging.getLogger(__name__)
 class _Memory:
     """Uses of past frames."""
 
-    steady: bool = opt(
-        "Reduce flicker: blend scores with past ones along the motion.", False, "--steady"
-    )
-    skip_still: bool = opt(
-        "Reuse the last labels for still frames, for up to 1 s.", False, "--skip-still"
-    )
+    steady: bool = opt("Reduce flicker: blend scores along the motion.", False, "--steady")
+    skip_still: bool = opt("Label still frames once, for up to 1 s.", False, "--skip-still")
 
     def check(self, bundle: Path) -> None:
         """Refuse a bundle whose frames have no memory, before anything is opened."""
@@ -79,15 +75,11 @@ class _Stream:
     policy: str | None = opt(
         "latest (drop old frames) or all (the source waits); default: latest for cameras, else all."
     )
-    follow: bool = opt(
-        "Move labels along the motion to frames that the network does not label.", False, "--follow"
-    )
+    follow: bool = opt("Move labels along to frames that are not labelled.", False, "--follow")
     every: int | None = opt("With --follow and policy all: label one of so many frames.")
     max_staleness: float | None = opt("Drop frames that waited longer than this many seconds.")
     alpha: AlphaOption = 0.5
-    legend: bool = opt(
-        "Add a legend of colours, names and shares below overlay frames.", False, "--legend"
-    )
+    legend: bool = opt("Add colours, names and shares below overlays.", False, "--legend")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,10 +164,7 @@ def _run(labelled: Stream, frames: int | None, seconds: float | None) -> None:
     """Label until it ends, by itself or otherwise; then finish the files."""
     timer = threading.Timer(seconds or 0.0, labelled.stop)
     timer.daemon = True
-    with (
-        stopped_by_signals(labelled.stop),
-        terminal().status("waiting for the first frame") as status,
-    ):
+    with stopped_by_signals(labelled.stop), terminal().status("waiting for a frame") as status:
         if seconds is not None:
             timer.start()
         last_drawn, systemd = 0.0, Notifier()
@@ -279,9 +268,7 @@ class Notifier:
 
 @dataclass(frozen=True, kw_only=True)
 class _Sources:
-    source: list[str] | None = opt(
-        "A camera, video or photos, or @FILE with one per line; may repeat."
-    )
+    source: list[str] | None = opt("Camera, video, photos, or @FILE of them; may repeat.")
     once: bool = opt("Let a video file end; without this, it begins again.", False, "--once")
     policy: str = opt("latest (videos at their own speed) or all (every frame).", "latest")
     follow: bool | None = opt(

@@ -27,9 +27,7 @@ class _Options:
     config: str = opt("TOML file, or the name of a recipe.", "", "--config", "-c")
     demo: bool = opt("First run: recipe demo, export, draw a picture.", False, "--demo")
     resume: bool = opt("Continue the run from its last checkpoint.", False, "--resume")
-    changes: list[str] | None = opt(
-        "table.key=value that overrides the file's; may repeat.", None, "--set"
-    )
+    changes: list[str] | None = opt("table.key=value instead; may repeat.", None, "--set")
     dry_run: bool = opt("Build and check everything, train nothing.", False, "--dry-run")
     check_data: bool = opt("Read all images and masks, train nothing.", False, "--check-data")
     recipes: bool = opt("List the recipes.", False, "--recipes")

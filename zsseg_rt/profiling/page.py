@@ -106,10 +106,7 @@ def difference_words(difference: Difference) -> str:
         return f"{text}, {d.rounds} rounds"
     if d.rounds_needed is None:
         return f"{text}; too near {d.threshold:.1%} to be decided by more rounds"
-    return (
-        f"{text}; about {d.rounds_needed} rounds would decide, {d.rounds} were taken "
-        "(--max-duration)"
-    )
+    return f"{text}; about {d.rounds_needed} rounds would decide, not {d.rounds} (--max-duration)"
 
 
 def _percentiles(path: str = "", unit: str = "") -> dict[str, str]:
@@ -295,9 +292,7 @@ def make_trace(report: Report) -> dict[str, Any]:
     return {"traceEvents": events, "displayTimeUnit": "ms", "otherData": report.machine}
 
 
-def _spans(
-    variant: VariantReport, index: int
-) -> Iterator[tuple[str, float, float, dict[str, Any]]]:
+def _spans(variant: VariantReport, index: int) -> Iterator[tuple[str, float, float, Any]]:
     """Name, begin and duration in ms of a frame, of its stages and of their nodes."""
     yield "frame", 0.0, variant.samples.wall_ms[index], {}
     begin = 0.0

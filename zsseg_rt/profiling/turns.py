@@ -19,7 +19,6 @@ from zsseg_rt.profiling.worker import (
     LocalCandidate,
     Sample,
     Stopwatch,
-    ThreadTimes,
     Turn,
     TurnPlan,
     read_memory_mb,
@@ -201,6 +200,12 @@ def take_turns(
     before = {candidate.name: candidate.thread_times() for candidate in candidates}
     rounds.waiting = dict.fromkeys(names)
     order, watch, look_at = random.Random(seed), Stopwatch(), stop.min_rounds
+
+    def note_waiting() -> None:
+        for one in candidates:
+            if one.name not in rounds.failures:
+                rounds.waiting[one.name] = waiting_share(before[one.name], one.thread_times())
+
     try:
         while rounds.count < stop.max_rounds and watch.seconds < stop.max_seconds:
             alive = [one for one in candidates if one.name not in rounds.failures]
@@ -216,7 +221,7 @@ def take_turns(
                     candidate.settle()
             for name, earlier in rounds.turns.items():
                 earlier.append(turns.get(name))
-            _note_waiting(candidates, before, rounds)
+            note_waiting()
             if on_round is not None:
                 on_round(rounds)
             if rounds.count >= look_at:
@@ -226,16 +231,8 @@ def take_turns(
     except KeyboardInterrupt:
         rounds.interrupted = True
     rounds.seconds = watch.seconds
-    _note_waiting(candidates, before, rounds)
+    note_waiting()
     return rounds
-
-
-def _note_waiting(
-    candidates: Sequence[LocalCandidate], before: Mapping[str, ThreadTimes], rounds: Rounds
-) -> None:
-    for one in candidates:
-        if one.name not in rounds.failures:
-            rounds.waiting[one.name] = waiting_share(before[one.name], one.thread_times())
 
 
 def _is_narrow(rounds: Rounds, names: Sequence[str], half_width: float) -> bool:

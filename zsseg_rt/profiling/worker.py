@@ -251,12 +251,10 @@ class _Engine:
             "python": ".".join(map(str, sys.version_info[:3])), "library": _library(engine.backend),
         }  # fmt: skip
         self._lanes = [engine.lane() for _ in range(others)]
-        self._pool = ThreadPoolExecutor(others) if others else None
+        self._pool = ThreadPoolExecutor(others + 1)
 
     def __call__(self) -> Any:
-        pending = [
-            self._pool.submit(one.segment, self._frame()) for one in self._lanes if self._pool
-        ]
+        pending = [self._pool.submit(one.segment, self._frame()) for one in self._lanes]
         result = self._engine.segment(self._frame())
         for other in pending:
             other.result()
@@ -282,8 +280,7 @@ class _Engine:
         return {graph: [[n.name, n.type, n.ms] for n in nodes] for graph, nodes in graphs.items()}
 
     def close(self) -> None:
-        if self._pool is not None:
-            self._pool.shutdown()
+        self._pool.shutdown()
         self._engine.close()
 
 

@@ -31,9 +31,7 @@ _PATIENCE = 30.0  # seconds for the frames of a source
 Frames = list[npt.NDArray[np.uint8]]
 _SETTINGS = {one.name: one.metadata["option"] for one in fields(EngineConfig)}
 del _SETTINGS["num_lanes"]
-_KEYS = {
-    (name if o is None or not o.names else o.names[0][2:]): name for name, o in _SETTINGS.items()
-}
+_KEYS = {(o.name(name)[2:] if o else name): name for name, o in _SETTINGS.items()}
 _WORK = {"classes": "class count", "frame": "frame size", "streams": "number of streams"}
 _SWEPT = ("classes", "threads", "precision", "backend", "streams", "frame")
 _LARGEST = {"classes": 65_534, "streams": 64}
