@@ -91,14 +91,14 @@ class Photo:
 
     @property
     def path_name(self) -> str:
-        return os.fsdecode(self.name if isinstance(self.name, bytes) else self.name.encode())
+        return os.fsdecode(self.name)
 
 
 def link_to(target: str) -> Callable[[Path], None]:
     return lambda path: path.symlink_to(target)
 
 
-def refused(name: str | bytes, data: bytes | Callable[[Path], None], message: str) -> Photo:
+def refused(name: str, data: bytes | Callable[[Path], None], message: str) -> Photo:
     return Photo(name, data, refused=message)
 
 

@@ -106,14 +106,10 @@ def write_triton_model(
     path = repository / plain
     try:
         remove_leftovers(path)
-        if path.exists() and not overwrite:
+        if path.exists() and not (overwrite and (path / "config.pbtxt").is_file()):
             raise SourceError(
-                f"{path}: expected a new folder, found an existing one. Name another, or replace "
-                "it (overwrite=True, or --overwrite on the command line)."
-            )
-        if path.exists() and not (path / "config.pbtxt").is_file():
-            raise SourceError(
-                f"{path}: expected a model to replace, found something else. Remove it by hand."
+                f"{path}: expected a new folder, or a model to replace (overwrite=True, or "
+                "--overwrite on the command line), found something else. Name another."
             )
         with whole_folder(path, overwrite=overwrite) as folder:
             (folder / "config.pbtxt").write_text(_CONFIG.format(**values), encoding="utf-8")

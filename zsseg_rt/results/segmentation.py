@@ -209,10 +209,7 @@ class Segmentation:
     def legend(self) -> list[LegendEntry]:
         """The classes that are there, largest first, in the colours of :meth:`plot`."""
         colours = self._colours().tolist()
-        return [
-            LegendEntry(name=share.name, share=share.share, colour=tuple(colours[share.index]))
-            for share in self.present()
-        ]
+        return [(one.name, one.share, tuple(colours[one.index])) for one in self.present()]
 
     def _colours(self) -> npt.NDArray[np.uint8]:
         """The palette, uint8 [C, 3], in the frame's channel order."""
