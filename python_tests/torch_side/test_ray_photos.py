@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -10,7 +11,13 @@ import pytest
 from support.errors import refused
 from support.picture_files import random_photos
 from zsseg_rt import Engine, EngineConfig
-from zsseg_rt.errors import ArgumentError, BackendUnavailableError, ConfigError, VocabularyError
+from zsseg_rt.errors import (
+    ArgumentError,
+    BackendUnavailableError,
+    ConfigError,
+    VocabularyError,
+    ZssegError,
+)
 from zsseg_rt.integrations.batch import segment_photos
 from zsseg_rt.integrations.ray import PhotoSegmenter
 from zsseg_rt.photos import find_photos, read_photo
@@ -74,6 +81,30 @@ def test_rows_without_a_photo_are_reported(segmenter):
         error = row.get("error", "")
         assert error.startswith(words)
         assert bool(error) == bool(words)
+
+
+@pytest.mark.parametrize(
+    ("resources", "config", "expected"),
+    [
+        ({"CPU": 1.5}, None, ("cpu", 2, 2)),
+        ({"CPU": 0.4}, None, ("cpu", 1, 1)),
+        ({}, EngineConfig(num_threads=3, use_cache=False), ("cpu", 3, 1)),
+        ({"GPU": 0.25}, EngineConfig(backend="openvino"), None),
+    ],
+)
+def test_an_actor_s_engine_takes_what_ray_gave(
+    colour_bundle, resources, config, expected, monkeypatch
+):
+    actor = SimpleNamespace(get_actor_id=lambda: "1", get_assigned_resources=lambda: resources)
+    ray = SimpleNamespace(is_initialized=lambda: True, get_runtime_context=lambda: actor)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    if expected is None:
+        with pytest.raises(ZssegError, match="cuda:0"):
+            PhotoSegmenter(colour_bundle, NAMES, config=config)
+        return
+    with PhotoSegmenter(colour_bundle, NAMES, config=config).engine as engine:
+        used = engine.config
+    assert (used.device, used.num_threads, used.num_lanes) == expected
 
 
 def cv2_png(height, width):
