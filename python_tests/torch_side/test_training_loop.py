@@ -6,6 +6,7 @@ import random
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import zipfile
@@ -117,25 +118,33 @@ def test_accumulation_equals_the_larger_batch(tmp_path):
     assert history(tmp_path / "whole")[6] == pytest.approx(history(tmp_path / "parts")[6], rel=1e-5)
 
 
-def work(name, folder, *launcher):
-    """Run a function of support.toy_training in processes of its own."""
-    return subprocess.run(
-        [sys.executable, *launcher, "-m", "support.toy_training", name, str(folder)],
-        env=os.environ | {"PYTHONPATH": f"{HERE.parent}:{HERE}", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
+def work(name, folder, **place):
+    """A function of support.toy_training in a process of its own."""
+    paths = {"PYTHONPATH": f"{HERE.parent}:{HERE}", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "support.toy_training", name, str(folder)],
+        env=os.environ | paths | place,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-        timeout=180,
     )
 
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """What two processes did, and what they said."""
+    """What two processes did, as torchrun starts them, and what they said."""
     folder = tmp_path_factory.mktemp("pair")
-    launcher = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone")
-    done = work("work_in_two_processes", folder, *launcher)
-    assert done.returncode == 0, done.stderr
-    return folder, done.stdout
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    place |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    processes = [
+        work("work_in_two_processes", folder, **place, RANK=str(rank), LOCAL_RANK=str(rank))
+        for rank in range(2)
+    ]
+    outputs = [process.communicate(timeout=180)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    return folder, "".join(outputs)
 
 
 def test_two_processes_give_the_curve_of_one(pair, tmp_path):
@@ -166,7 +175,7 @@ def test_two_processes_stop_together_on_a_bad_loss(pair):
 
 def test_a_kill_loses_at_most_one_interval(tmp_path):
     """In the middle of writing a checkpoint."""
-    assert work("train_and_die_in_save", tmp_path).returncode == -signal.SIGKILL
+    assert work("train_and_die_in_save", tmp_path).wait(timeout=180) == -signal.SIGKILL
     assert checkpointing.CheckpointFolder(tmp_path / "checkpoints").steps() == [3]
     result = train(tmp_path, resume=True)
     whole = train(tmp_path / "whole")
