@@ -177,13 +177,13 @@ def _print_evaluation(result: Evaluation) -> None:
     reported = result.scores.as_reported().items()
     figures = "  ".join(f"{name} {_figure(None if x != x else x)}" for name, x in reported)
     times = result.times
-    speed = result.pictures / times.total_seconds if times.total_seconds else 0.0
     terminal().print(table)
     say(
         figures,
         f"{result.pictures} of {result.dataset_size} images of {result.dataset}, "
-        f"{times.median_segment_ms:.1f} ms each, {speed:.1f} images/s, "
-        f"{times.share_outside:.1%} of the time outside the model",
+        f"{times['median_segment_ms']:.1f} ms each, "
+        f"{result.pictures / times['total_seconds']:.1f} images/s, "
+        f"{times['share_outside_segmenter']:.1%} of the time outside the model",
     )
 
 

@@ -44,20 +44,6 @@ class Segmenter(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationTimes:
-    """Where the time went."""
-
-    total_seconds: float  # From the first image to the last
-    segment_seconds: float  # Inside the segmenter, for all images together
-    median_segment_ms: float  # Median time of one image inside the segmenter
-
-    @property
-    def share_outside(self) -> float:
-        """Share of the time in which the segmenter did not work, in ``[0, 1]``."""
-        return 1.0 - self.segment_seconds / self.total_seconds if self.total_seconds else 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """How well a segmenter labelled a data set."""
 
@@ -69,7 +55,9 @@ class Evaluation:
     seen: tuple[int, ...]  # Indices of the seen classes
     # Confusion counts, int64 [C, C + 1]; see :class:`zsseg_rt.evaluation.metrics.ConfusionMatrix`
     counts: npt.NDArray[np.int64]
-    times: EvaluationTimes  # Where the time went
+    # Seconds of all and inside the segmenter, an image's median milliseconds inside it, and the
+    # share of the time in which it did not work
+    times: dict[str, float]
     segmenter: dict[str, Any]  # What labelled; see :meth:`Segmenter.describe`
     machine: dict[str, str]  # Processor, system and versions
 
@@ -80,7 +68,6 @@ class Evaluation:
 
     def to_json(self) -> dict[str, Any]:
         """Everything as plain data; figures in percent, null where nothing was counted."""
-        times = vars(self.times) | {"share_outside_segmenter": self.times.share_outside}
         return {
             "dataset": self.dataset,
             "pictures": self.pictures,
@@ -89,7 +76,7 @@ class Evaluation:
             "unknown_pixels": self.scores.unknown_pixels,
             "classes": self.class_table(),
             "confusion": self.counts.tolist(),
-            "times": {name: round(value, 4) for name, value in times.items()},
+            "times": {name: round(value, 4) for name, value in self.times.items()},
             "segmenter": self.segmenter,
             "machine": self.machine,
         }
@@ -153,6 +140,7 @@ def evaluate(
             raise DatasetError(f"{sample.name}: {exc}") from exc
         if on_picture is not None:
             on_picture(done, len(indices))
+    total, inside = time.perf_counter() - start, sum(times)
     return Evaluation(
         dataset=dataset.name,
         pictures=len(indices),
@@ -161,11 +149,12 @@ def evaluate(
         asked_names=tuple(segmenter.class_names),
         seen=tuple(dataset.seen),
         counts=matrix.counts,
-        times=EvaluationTimes(
-            total_seconds=time.perf_counter() - start,
-            segment_seconds=sum(times),
-            median_segment_ms=1e3 * float(np.median(times)),
-        ),
+        times={
+            "total_seconds": total,
+            "segment_seconds": inside,
+            "median_segment_ms": 1e3 * float(np.median(times)),
+            "share_outside_segmenter": 1 - inside / total,
+        },
         segmenter=segmenter.describe(),
         machine=describe_machine(),
     )

@@ -82,7 +82,10 @@ class ConfusionMatrix:
         for name, array in (("truth", truth), ("predicted", predicted)):
             if array.dtype.kind not in "ui":
                 raise DTypeError(f"{name}: expected integers, got {array.dtype}. Pass indices.")
-        pairs = self._count_pairs(truth.reshape(-1), predicted.reshape(-1))
+        size = self.num_classes + 1  # the last row is truth that is neither a class nor ignored
+        annotated = truth != self.ignore_label
+        rows, columns = (_indices(each[annotated], size - 1) for each in (truth, predicted))
+        pairs = np.bincount(rows * size + columns, minlength=size * size).reshape(size, size)
         if pairs[self.num_classes].any():
             values = np.unique(truth)
             sound = (values >= 0) & (values < self.num_classes) | (values == self.ignore_label)
@@ -92,30 +95,6 @@ class ConfusionMatrix:
                 "the masks belong to this class list."
             )
         self.counts += pairs[: self.num_classes]
-
-    def _count_pairs(self, truth: Labels, predicted: Labels) -> npt.NDArray[np.int64]:
-        """Counts ``[C + 1, C + 1]``; the last row is truth that is neither a class nor ignored."""
-        if truth.dtype == predicted.dtype == np.uint8:
-            return self._count_bytes(truth, predicted)
-        size = self.num_classes + 1
-        annotated = truth != self.ignore_label
-        rows, columns = (_indices(each[annotated], size - 1) for each in (truth, predicted))
-        flat = np.bincount(rows * size + columns, minlength=size * size)
-        return flat.reshape(size, size)
-
-    def _count_bytes(self, truth: Labels, predicted: Labels) -> npt.NDArray[np.int64]:
-        """Count all 65536 pairs of bytes, then fold: without masks or a pass per class."""
-        pairs = np.left_shift(truth, 8, dtype=np.uint16)
-        pairs |= predicted
-        table = np.bincount(pairs, minlength=65536).reshape(256, 256)
-        if 0 <= self.ignore_label < 256:
-            table[self.ignore_label] = 0
-        classes = min(self.num_classes, 256)
-        counts = np.zeros((self.num_classes + 1, self.num_classes + 1), np.int64)
-        counts[:classes, :classes] = table[:classes, :classes]
-        counts[:classes, -1] = table[:classes, classes:].sum(axis=1)
-        counts[-1, -1] = table[classes:].sum()
-        return counts
 
 
 def confusion_csv(counts: npt.NDArray[np.int64], class_names: Sequence[str]) -> str:

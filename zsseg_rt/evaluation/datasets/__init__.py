@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +41,8 @@ def create_dataset(
     """
     check_choice("name", name, DATASETS)
     factory: Callable[..., Any] = open_published if name in PUBLISHED else _OTHERS[name]
-    names: Sequence[str] = [
-        key for key in inspect.signature(factory).parameters if key not in ("root", "split")
-    ]
-    if name in PUBLISHED:
-        names = PUBLISHED[name].options
-    for option in options:
-        check_choice(f"options of {name}", option, names)
-    options = checked_settings(factory, options, f"options of {name}")
+    hidden = () if name not in PUBLISHED else PUBLISHED[name].lacks
+    options = checked_settings(factory, options, f"options of {name}", hidden)
     if root is None:
         raise ArgumentError(f"root: expected the folder of {name}, got None. Say where it is.")
     place = (name, root) if name in PUBLISHED else (root,)

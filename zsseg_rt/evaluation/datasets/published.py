@@ -52,11 +52,10 @@ class PublishedSet:
         return schema.decode(Layout, _table(self.table)["layout"], self.table, DatasetError)
 
     @property
-    def options(self) -> tuple[str, ...]:
-        """The options of :func:`open_published` that it has."""
-        background = ("background",) if self.has_background else ()
-        convention = () if self.zegformer is None else ("convention",)
-        return (*background, "unseen", *convention, "partial")
+    def lacks(self) -> tuple[str, ...]:
+        """The options of :func:`open_published` that it does not have."""
+        has = {"background": self.has_background, "convention": self.zegformer is not None}
+        return tuple(name for name, there in has.items() if not there)
 
 
 def published_classes(
