@@ -18,7 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from zsseg_rt.common.arrays import Array, TensorSpec
+from zsseg_rt.common.arrays import Array, TensorSpec, dtype_name
 from zsseg_rt.errors import ArgumentError, BackendError, DTypeError, PrecisionNotApplied, ShapeError
 
 Bounds = tuple[int, int, int]
@@ -86,7 +86,7 @@ def check_host_feed(spec: TensorSpec, array: Array, ranges: AxisRanges | None) -
             f"{spec.name}: expected a NumPy array on device 'cpu', got {type(array).__name__}. "
             "Feed arrays of the session's device."
         )
-    check_feed(spec, array.dtype.name, array.shape, ranges)
+    check_feed(spec, dtype_name(array.dtype), array.shape, ranges)
     if not array.flags.c_contiguous:
         raise ShapeError(
             f"{spec.name}: expected a C-contiguous array, got strides {array.strides}. "

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import weakref
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -59,17 +60,13 @@ class Workspace:
 
     def array(self, name: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
         """An uninitialised buffer of this shape on the device; on CUDA also of "bfloat16"."""
-        kind, size = dtype_name(dtype), math.prod(shape)
-        buffer = self._buffers.get(name)
-        if buffer is None or buffer.dtype != kind or math.prod(buffer.shape) < size:
-            buffer = self._allocate(size, kind)
-            self._buffers[name] = buffer
-            self.generation += 1
+        size = math.prod(shape)
+        buffer = self._buffer(name, size, dtype, self._allocate)
         return reshaped(buffer[:size] if self._index is None else buffer, shape)
 
     def new_array(self, shape: tuple[int, ...], dtype: npt.DTypeLike) -> Array:
         """An uninitialised array on the device that the caller keeps."""
-        return reshaped(self._allocate(math.prod(shape), dtype_name(dtype)), shape)
+        return self._allocate(shape, dtype_name(dtype))
 
     def place(self, host: npt.NDArray[Any]) -> Array:
         """Copy a host array to a device array of its own; on the CPU return it as it is."""
@@ -165,14 +162,9 @@ class Workspace:
         """An uninitialised buffer in host memory, on CUDA pinned, for copies either way."""
         if self._index is None:
             return np.asarray(self.array(f"{name} on the host", shape, dtype))
-        kind = np.dtype(dtype)
-        size, key = math.prod(shape), f"{name} on the host"
-        buffer = self._buffers.get(key)
-        if buffer is None or buffer.dtype != kind or math.prod(buffer.shape) < size:
-            buffer = core.PinnedArray((size,), kind.name, device=self._index)
-            self._buffers[key] = buffer
-            self.generation += 1
-        flat: npt.NDArray[Any] = buffer.host
+        size = math.prod(shape)
+        pin = partial(core.PinnedArray, device=self._index)
+        flat: npt.NDArray[Any] = self._buffer(f"{name} on the host", size, dtype, pin).host
         return flat[:size].reshape(shape)
 
     def copy_out(self, array: Array, out: npt.NDArray[Any]) -> None:
@@ -233,7 +225,18 @@ class Workspace:
             self._frames.clear()
             self._stream = None
 
-    def _allocate(self, size: int, dtype: str) -> Any:
+    def _buffer(
+        self, name: str, size: int, dtype: npt.DTypeLike, make: Callable[[tuple[int], str], Any]
+    ) -> Any:
+        kind = dtype_name(dtype)
+        last_kind, last_size, buffer = self._buffers.get(name, ("", 0, None))
+        if last_kind != kind or last_size < size:
+            buffer = make((size,), kind)
+            self._buffers[name] = kind, size, buffer
+            self.generation += 1
+        return buffer
+
+    def _allocate(self, shape: tuple[int, ...], dtype: str) -> Any:
         if self._index is None:
-            return np.empty(size, dtype)
-        return core.DeviceArray.empty((size,), dtype, device=self._index, stream=self.stream)
+            return np.empty(shape, dtype)
+        return core.DeviceArray.empty(shape, dtype, device=self._index, stream=self.stream)
