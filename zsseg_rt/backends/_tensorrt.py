@@ -299,8 +299,10 @@ def _describe(network: Any) -> dict[str, Any]:
     inputs = [_describe_tensor(network.get_input(i)) for i in range(network.num_inputs)]
     names = {size for spec in inputs for size in spec["shape"] if isinstance(size, str)}
     outputs = [_describe_tensor(network.get_output(i)) for i in range(network.num_outputs)]
-    for spec in outputs:
-        spec["shape"] = _name_axes(spec["shape"], names)
+    for spec in outputs:  # the parser leaves their dynamic axes without names
+        for axis, size in enumerate(spec["shape"]):
+            if size is None:
+                spec["shape"][axis] = next(iter(names)) if len(names) == 1 else f"axis{axis}"
     return {
         "inputs": inputs,
         "outputs": outputs,
@@ -355,14 +357,6 @@ def _describe_tensor(tensor: Any) -> dict[str, Any]:
     ]
     dtype = _dtype_name(tensor)
     return {"name": tensor.name, "dtype": dtype, "shape": sizes}
-
-
-def _name_axes(shape: list[int | str | None], names: set[str]) -> list[int | str]:
-    """Name an output's dynamic axes, which the parser leaves without names."""
-    only = next(iter(names)) if len(names) == 1 else None
-    return [
-        size if size is not None else (only or f"axis{axis}") for axis, size in enumerate(shape)
-    ]
 
 
 def _precision(layers: Mapping[tuple[str, str], int], quantized: set[str]) -> str:

@@ -33,7 +33,7 @@ from zsseg_rt.backends.base import (
 )
 from zsseg_rt.common.arrays import Array, TensorSpec, gpu_index, typestr_of, widened
 from zsseg_rt.common.extras import install_command, package_of, unavailable
-from zsseg_rt.errors import BackendError, DeviceError, DTypeError, PrecisionNotApplied, ShapeError
+from zsseg_rt.errors import DeviceError, DTypeError, PrecisionNotApplied, ShapeError
 from zsseg_rt.onnx.check import Flow, check_graph
 from zsseg_rt.onnx.half import to_half
 from zsseg_rt.ops import core
@@ -125,10 +125,7 @@ class _TorchSession(Session):
         if self.device == "cpu":  # on a GPU, Gather takes a number modulo the rows
             check_tokens(feeds, self._graph.token_rows)
         with torch.inference_mode(), self._on_stream(stream):
-            tensors = {
-                spec.name: self._read(spec, feeds[spec.name], stream) for spec in self.inputs
-            }
-            results = program.run(tensors)
+            results = program.run({s.name: self._read(s, feeds[s.name]) for s in self.inputs})
             ready = {name: tensor.contiguous() for name, tensor in results.items()}
             if self.device == "cpu":
                 wide = {n: t.float() if t.is_floating_point() else t for n, t in ready.items()}
@@ -154,7 +151,7 @@ class _TorchSession(Session):
                 marks.append(time.perf_counter())
 
         with torch.inference_mode(), self._on_stream(stream):
-            tensors = {s.name: self._read(s, feeds[s.name], stream) for s in self.inputs}
+            tensors = {s.name: self._read(s, feeds[s.name]) for s in self.inputs}
             for _ in range(runs):
                 marks.clear()
                 mark()
@@ -196,7 +193,7 @@ class _TorchSession(Session):
         with torch.cuda.device(self.device), torch.cuda.stream(own), exact, no_cudnn_attention():
             yield
 
-    def _read(self, spec: TensorSpec, array: Array, stream: int) -> Tensor:
+    def _read(self, spec: TensorSpec, array: Array) -> Tensor:
         if self.device == "cpu":
             import torch
 
@@ -231,14 +228,11 @@ class TorchRecorder:
     def __init__(self, device: str) -> None:
         self._device = device
         self._pool: Any = None
-        self._is_closed = False
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[None]:
         import torch
 
-        if self._is_closed:
-            raise BackendError("recorder: expected an open one, got a closed one. Make another.")
         with _one_at_a_time, torch.cuda.device(self._device):
             if self._pool is None:
                 self._pool = torch.cuda.MemPool()
@@ -247,7 +241,6 @@ class TorchRecorder:
                 yield
 
     def close(self) -> None:
-        self._is_closed = True
         self._pool = None
 
 
@@ -283,17 +276,13 @@ def read_device(spec: TensorSpec, array: Array, device: str, ranges: Any) -> Ten
     if isinstance(array, DeviceResult) and array.tensor.device == torch.device(device):
         check_feed(spec, str(array.tensor.dtype).removeprefix("torch."), array.shape, ranges)
         return array.tensor
-    if not hasattr(array, "__dlpack__") and not hasattr(array, "__cuda_array_interface__"):
+    if not hasattr(array, "__dlpack__"):
         raise DTypeError(
-            f"{spec.name}: expected an array on {device} with __dlpack__ or "
-            f"__cuda_array_interface__, got {type(array).__name__}."
+            f"{spec.name}: expected an array on {device} with __dlpack__, got "
+            f"{type(array).__name__}."
         )
     try:
-        borrowed = (
-            torch.utils.dlpack.from_dlpack(array)
-            if hasattr(array, "__dlpack__")
-            else torch.as_tensor(array, device=device)
-        )
+        borrowed = torch.utils.dlpack.from_dlpack(array)
     except (RuntimeError, BufferError, TypeError, ValueError) as exc:
         raise DeviceError(f"{spec.name}: expected an array on {device}, got {exc}") from exc
     if borrowed.device != torch.device(device):
