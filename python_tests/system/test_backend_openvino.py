@@ -185,15 +185,11 @@ def test_no_cache_folder_without_cache_dir(graph, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["scale.onnx"]
 
 
-@pytest.mark.parametrize("content", ["{", "[]", None])
-def test_lost_checksums_rebuild(graph, tmp_path, content):
+def test_lost_checksums_rebuild(graph, tmp_path):
     cache_dir = tmp_path / "cache"
     load(graph, cache_dir=cache_dir)
     (checksums,) = cache_files(cache_dir, "checksums.json")
-    if content is None:
-        checksums.unlink()
-    else:
-        checksums.write_text(content)
+    checksums.unlink()
     check(load(graph, cache_dir=cache_dir))
     (checksums,) = cache_files(cache_dir, "checksums.json")
     assert list(json.loads(checksums.read_text())["key"]) == [cache_files(cache_dir)[0].name]

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from zsseg_rt.onnx import runs
 from zsseg_rt.onnx.operations import DTYPES
 
 Dim = Any
@@ -560,36 +561,26 @@ def _steps(call: Call, name: str, count: int, default: int, fewest: int = 1) -> 
 
 def _counts(call: Call, sizes: Shape, kernel: list[int]) -> list[int]:
     """How often a window fits along each axis; of ConvTranspose the sides that windows cover."""
-    rank, transposed, mode = (
-        len(sizes),
-        call.kind == "ConvTranspose",
-        call.text("auto_pad", "NOTSET"),
-    )
-    strides, dilations = _steps(call, "strides", rank, 1), _steps(call, "dilations", rank, 1)
+    rank, transposed = len(sizes), call.kind == "ConvTranspose"
+    stated = call.text("auto_pad", "NOTSET") == "NOTSET"
+    for name in ("strides", "dilations"):
+        _steps(call, name, rank, 1)
     pads, more = _steps(call, "pads", 2 * rank, 0, 0), _steps(call, "output_padding", rank, 0, 0)
-    need(not transposed or mode == "NOTSET", "auto_pad: expected NOTSET")
-    is_ceil, counts = call.number("ceil_mode"), list[int]()
-    for axis, (size, stride) in enumerate(zip(sizes, strides, strict=True)):
-        before, after, span = (
-            pads[axis],
-            pads[rank + axis],
-            (kernel[axis] - 1) * dilations[axis] + 1,
-        )
-        need(fixed(size) and span >= 1, "expected an image and a kernel of known size")
+    need(stated or not transposed, "auto_pad: expected NOTSET")
+    need(fixed(*sizes) and min(kernel) >= 1, "expected an image and a kernel of known size")
+    lie, counts = runs.windows(sizes, kernel, call.attributes), list[int]()
+    for axis, (size, step, span) in enumerate(zip(sizes, lie.strides, lie.reach, strict=True)):
+        before, after = pads[axis], pads[rank + axis]
         if transposed:
-            counts.append((size - 1) * stride + more[axis] + span - before - after)
-            fits = counts[-1] >= 1 and more[axis] < max(stride, dilations[axis])
+            counts.append((size - 1) * step + more[axis] + span - before - after)
+            fits = counts[-1] >= 1 and more[axis] < max(step, lie.dilations[axis])
             need(fits, "pads: expected an image to be left")
             continue
-        rest = size + (before + after if mode == "NOTSET" else 0) - span
-        need(mode.startswith("SAME") or rest >= 0, f"kernel: expected at most {rest + span} pixels")
+        most = size + before + after if stated else size + sum(lie.around[axis])
+        need(most >= span, f"kernel: expected at most {most} pixels")
         fits = "Pool" not in call.kind or max(before, after) < span
         need(fits, f"pads: expected less than the kernel's {span} pixels")
-        rest = size - 1 if mode.startswith("SAME") else rest
-        steps = -(-rest // stride) if is_ceil else rest // stride
-        if is_ceil and mode == "NOTSET" and steps * stride >= size + before:
-            steps -= 1  # a window that would begin in the padding behind
-        counts.append(steps + 1)
+        counts.append((size + sum(lie.around[axis]) - span) // step + 1)
     return counts
 
 

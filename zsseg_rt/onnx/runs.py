@@ -299,13 +299,13 @@ class Windows(NamedTuple):
         return [(size - 1) * step + 1 for size, step in pairs]
 
 
-def _windows(x, kernel, rule):
-    """As attributes say it."""
+def windows(image, kernel, rule):
+    """As attributes say it, in an image of some sizes."""
     rank, mode = len(kernel), text(rule.get("auto_pad", b"NOTSET"))
     pads, ones = rule.get("pads") or [0] * 2 * rank, [1] * rank
     around = list(zip(pads[:rank], pads[rank:], strict=True))
     lie = Windows(kernel, rule.get("strides") or ones, around, rule.get("dilations") or ones)
-    sides = zip(x.shape[2:], lie.reach, lie.strides, around, strict=True)
+    sides = zip(image, lie.reach, lie.strides, around, strict=True)
     if mode.startswith("SAME"):
         around = []
         for size, reach, stride, _ in sides:
@@ -322,26 +322,26 @@ def _windows(x, kernel, rule):
 
 
 def conv(xp, x, weight, bias=None, group=1, **rule):
-    return xp.conv(x, weight, bias, _windows(x, weight.shape[2:], rule), group)
+    return xp.conv(x, weight, bias, windows(x.shape[2:], weight.shape[2:], rule), group)
 
 
 def conv_transpose(xp, x, weight, bias=None, group=1, **rule):
     if text(rule.get("auto_pad", b"NOTSET")) != "NOTSET":
         raise ValueError("auto_pad: expected stated pads")
-    lie = _windows(x, weight.shape[2:], rule)
+    lie = windows(x.shape[2:], weight.shape[2:], rule)
     more = rule.get("output_padding") or [0] * len(lie.kernel)
     return xp.conv_transpose(x, weight, bias, lie, more, group)
 
 
 def max_pool(xp, x, kernel_shape, **rule):
-    lie = _windows(x, kernel_shape, rule)
+    lie = windows(x.shape[2:], kernel_shape, rule)
     return xp.max_pool(xp.pad(x, [(0, 0), (0, 0), *lie.around], -math.inf), lie)
 
 
 def average_pool(xp, x, kernel_shape, count_include_pad=0, **rule):
-    lie = _windows(x, kernel_shape, rule)
+    lie = windows(x.shape[2:], kernel_shape, rule)
     pooled = xp.mean_pool(xp.pad(x, [(0, 0), (0, 0), *lie.around], 0), lie)
-    stated = _windows(x, kernel_shape, {**rule, "ceil_mode": 0}).around
+    stated = windows(x.shape[2:], kernel_shape, {**rule, "ceil_mode": 0}).around
     counted = stated if count_include_pad else [(0, 0)] * len(stated)
     if counted == lie.around:
         return pooled
