@@ -15,7 +15,6 @@ from support.errors import refused  # noqa: E402
 from support.small_runs import TABLES, save_clip  # noqa: E402
 from tools.scenes import CLASS_NAMES, SceneDataset  # noqa: E402
 from tools.scenes.__main__ import main as draw_scenes  # noqa: E402
-from tools.studies.packed_clip import pack_clip  # noqa: E402
 from zsseg_rt import Bundle, Engine  # noqa: E402
 from zsseg_rt.cli import main  # noqa: E402
 from zsseg_rt.errors import CheckpointError, VocabularyError  # noqa: E402
@@ -80,20 +79,6 @@ def test_words_that_the_clip_never_saw_are_refused(caplog):
     both = embed_phrases(encoder, ["red zebra ball", "red ball"], TEMPLATES)
     assert "never learned zebra" in caplog.text
     torch.testing.assert_close(both[0], both[1])  # left out, as a bundle does
-
-
-def test_packing_keeps_what_training_saw(tmp_path):
-    clip = save_clip(tmp_path / "clip.safetensors")
-    whole = load_clip(clip, activation="quick_gelu")
-    packed, words = read_shipped(pack_clip(clip, tmp_path / "packed.safetensors"))
-    for key, value in whole.visual.items():
-        np.testing.assert_array_equal(packed[f"visual.{key}"], value.astype(np.float16))
-    table, rows = packed["token_embedding.weight"], whole.text["token_embedding.weight"]
-    assert table.shape == rows.shape
-    kept = table.any(axis=1)
-    assert 50 < kept.sum() < 100
-    np.testing.assert_array_equal(table[kept], rows[kept].astype(np.float16))
-    assert "striped" in words["words"]
 
 
 def test_a_damaged_packed_clip_is_refused(tmp_path):

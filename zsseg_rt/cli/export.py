@@ -13,6 +13,7 @@ from zsseg_rt.cli.options import (
     ModelOptions,
     NamedClasses,
     OutOption,
+    OwnSizeOption,
     SizeOption,
     Takes,
     TemplateOption,
@@ -105,11 +106,7 @@ def export_dense(
 class _DenseClip:
     """CLIP and its head; the fields are arguments of ``create_model``."""
 
-    clip: str = opt(
-        "demo, a weights file of CLIP, PE-Core or SigLIP, or open_clip's name of the ViT, for "
-        "--pretrained.",
-        "ViT-B-16",
-    )
+    clip: str = opt("demo, a weights file, or open_clip's name, for --pretrained.", "ViT-B-16")
     pretrained: str | None = opt("open_clip tag such as openai, or a weights file; needs torch.")
     head: str | None = opt(
         "naclip, clearclip, sclip, maskclip, vanilla, sfp or sc_clip; for PE-Core and SigLIP "
@@ -199,9 +196,7 @@ def read_bank(names_file: Path, rows_file: Path) -> tuple[list[str], Any]:
 def export_trained(
     *,
     run: Annotated[Path, typer.Argument(help="Folder of a run, or one of its checkpoints.")],
-    size: Annotated[
-        str | None, typer.Option(help="Input in pixels: SIDE or HEIGHTxWIDTH; default: as trained.")
-    ] = None,
+    size: OwnSizeOption = None,
     out: OutOption,
     bundle: ModelOptions,
 ) -> None:

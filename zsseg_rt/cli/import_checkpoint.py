@@ -15,6 +15,7 @@ from zsseg_rt.bundles.pretrained import SETS
 from zsseg_rt.cli.options import (
     ModelOptions,
     OutOption,
+    OwnSizeOption,
     SizeOption,
     flat_names,
     indices_of,
@@ -46,10 +47,7 @@ class _Official:
     """A checkpoint of a system whose seen classes are lowered."""
 
     checkpoint: _Checkpoint
-    dataset: str | None = opt(
-        "Data set that it was trained on, such as voc2012 or cocostuff164k: its classes and its "
-        "split, instead of --classes and --seen."
-    )
+    dataset: str | None = opt("What it was trained on, such as voc2012: for --classes and --seen.")
     classes: str | None = opt('Training classes in order, "a,b" or @FILE; for --seen.')
     seen: str = opt('Names of the seen classes, "a,b" or @FILE.', "")
 
@@ -85,8 +83,7 @@ class _Descriptor(_Official):
 class _ZegFormer(_Official):
     clip: str | None = opt("CLIP's weights, which checkpoints lack: ViT-B-16.pt, or openai.")
     fusion: str = opt(
-        "Which scores count: segments, CLIP on their regions, or both, weighted by "
-        "whether a class is seen (seen_and_unseen) or alike (all_classes).",
+        "Scores that count: segments, regions, or both: seen_and_unseen, all_classes.",
         "seen_and_unseen",
     )
     calibration: float = opt("Subtracted from the scores of seen classes.", 0.1)
@@ -180,10 +177,7 @@ def _import_descriptor(
 def import_clip_rc(
     *,
     source: _Descriptor,
-    size: Annotated[
-        str | None,
-        typer.Option(help="Input in pixels: SIDE or HEIGHTxWIDTH; default: the official one."),
-    ] = None,
+    size: OwnSizeOption = None,
     out: OutOption,
     bundle: ModelOptions,
 ) -> None:
@@ -249,8 +243,7 @@ class _Fetch:
 def fetch(
     *,
     name: Annotated[
-        str | None,
-        typer.Argument(help="Name to fetch, such as sfp-b16; without it, list the names."),
+        str | None, typer.Argument(help="Such as sfp-b16; without it, the names are listed.")
     ] = None,
     how: _Fetch,
 ) -> None:

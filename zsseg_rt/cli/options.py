@@ -50,6 +50,10 @@ WaitOption = Annotated[bool, typer.Option("--wait", help="Wait for cameras that 
 AlphaOption = Annotated[float, typer.Option(min=0.0, max=1.0, help="Overlay strength.")]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the results to this file.")]
 OutOption = Annotated[Path, typer.Option("--out", "-o", help="Bundle folder to write, NAME.zsseg.")]
+OwnSizeOption = Annotated[
+    str | None,
+    typer.Option("--size", help="Input in pixels: SIDE or HEIGHTxWIDTH; default: its own."),
+]
 SizeOption = Annotated[str, typer.Option(help="Input in pixels: SIDE or HEIGHTxWIDTH.")]
 TemplateOption = Annotated[list[str] | None, typer.Option(help="Prompt with one {}; may repeat.")]
 TextHeadsOption = Annotated[int | None, typer.Option(help="Heads of a weights file's text tower.")]

@@ -49,9 +49,7 @@ class _Gate:
     precision: str = opt("int8 or fp8.", "int8")
     min_agreement: float = opt("Share of clear cells that must keep float32's label.", 0.98)
     max_miou_loss: float = opt(
-        "With --dataset: points that mIoU may lose, and that unseen classes may lose beyond what "
-        "seen ones lose.",
-        0.5,
+        "With --dataset: points that mIoU may lose, and unseen classes beyond seen ones.", 0.5
     )
     overwrite: bool = opt("Replace an existing bundle.", False)
 
@@ -61,10 +59,7 @@ def quantize(
     *,
     bundle: BundleArgument,
     photos: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder with images like those to label, 8 to 512; default: the data set's."
-        ),
+        Path | None, typer.Option(help="Folder of 8 to 512 images; default: the data set's.")
     ] = None,
     masks: Annotated[DataOptions, Takes(dataset="")],
     out: OutOption,

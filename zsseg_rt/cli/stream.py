@@ -72,9 +72,7 @@ class _Memory:
 class _Stream:
     """Settings of a stream."""
 
-    policy: str | None = opt(
-        "latest (drop old frames) or all (the source waits); default: latest for cameras, else all."
-    )
+    policy: str | None = opt("latest (drops old frames) or all; default: latest for cameras.")
     follow: bool = opt("Move labels along to frames that are not labelled.", False, "--follow")
     every: int | None = opt("With --follow and policy all: label one of so many frames.")
     max_staleness: float | None = opt("Drop frames that waited longer than this many seconds.")
@@ -86,14 +84,8 @@ class _Stream:
 class _Run:
     """Which files it writes, and until when it labels."""
 
-    rotate: str | None = opt(
-        "Begin new files after 10min, at 500MB, or whichever comes first: 10min,500MB.",
-        metavar="TIME,SIZE",
-    )
-    keep: str | None = opt(
-        "With --rotate: remove old files after 7d, beyond 20GB per source, or both.",
-        metavar="TIME,SIZE",
-    )
+    rotate: str | None = opt("New files after 10min, at 500MB, or both.", metavar="TIME,SIZE")
+    keep: str | None = opt("Remove old files: 7d, 20GB per source, or both.", metavar="TIME,SIZE")
     json_file: JsonOption = None
     frames: int | None = opt("Stop after this many frames; default with --demo: 300.", min=1)
     seconds: float | None = opt("Stop after this many seconds.", min=0.0)
@@ -272,8 +264,7 @@ class _Sources:
     once: bool = opt("Let a video file end; without this, it begins again.", False, "--once")
     policy: str = opt("latest (videos at their own speed) or all (every frame).", "latest")
     follow: bool | None = opt(
-        "Move labels along the motion to frames that the network does not label; default: for "
-        "cameras.",
+        "Move labels along to frames that are not labelled; default: for cameras.",
         None,
         "--follow/--no-follow",
     )
