@@ -37,7 +37,7 @@ class Painter:
 
     def __init__(self, *, channel_order: str, alpha: float, legend: bool = False) -> None:
         import_opencv("to write names on overlays")
-        self._order, self._alpha, self._has_legend = channel_order, alpha, legend
+        self.channel_order, self._alpha, self._has_legend = channel_order, alpha, legend
         self._names: tuple[str, ...] = ()
         self._colours = palette(())
         self._places: dict[str, list[NamePlace]] = {}  # per source
@@ -63,13 +63,13 @@ class Painter:
             before = self._places.get(frame.source, [])
             self._places[frame.source] = _draw_names(seg, image, before)
         if self._has_legend:
-            legend = replace(seg, channel_order=self._order).legend()
+            legend = replace(seg, channel_order=self.channel_order).legend()
             strip = legend_strip(seg.labels.shape[1], legend, lines=_LEGEND_LINES)
             out[len(seg.labels) :] = strip
 
     def _palette(self, names: tuple[str, ...]) -> npt.NDArray[np.uint8]:
         if self._names != names:
-            self._colours, self._names = palette(names, self._order), names
+            self._colours, self._names = palette(names, self.channel_order), names
         return self._colours
 
 

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from glob import iglob
@@ -117,11 +117,11 @@ def _shown(text: str) -> str:
 
 
 def _open_writer(
-    text: str, painter: functools.partial[Painter], tags: Tags, rotation: Rotation
+    text: str, painter: Callable[[], Painter], tags: Tags, rotation: Rotation
 ) -> Writer:
-    path, channel_order = Path(text), painter.keywords["channel_order"]
+    path = Path(text)
     if text.lower().startswith("rtsp://"):
-        return RtspSink(text, channel_order=channel_order, painter=painter(), tags=tags)
+        return RtspSink(text, painter=painter(), tags=tags)
     if text.strip() and "://" not in text:
         matches = iglob(text) if "*" in text else iter(())  # noqa: PTH207  # any folder's
         if theirs := what_is_not_ours(path) or next(matches, ""):
@@ -132,9 +132,7 @@ def _open_writer(
         if text.endswith("/") or is_folder(path):
             return MaskFolder(path, tags=tags, rotation=rotation)
         if path.suffix.lower() == ".mp4":
-            return OverlayVideo(
-                path, channel_order=channel_order, painter=painter(), tags=tags, rotation=rotation
-            )
+            return OverlayVideo(path, painter=painter(), tags=tags, rotation=rotation)
         if path.suffix.lower() == ".jsonl":
             return JsonLines(path, rotation=rotation)
     raise ArgumentError(
@@ -323,25 +321,21 @@ _MOST_THREADS = 8
 class OverlayVideo(Writer):
     """Writes ``NAME[-TAG][-STAMP].mp4``, H.264: frames with their labels' colours over them."""
 
-    def __init__(
-        self, path: Path, *, channel_order: str, painter: Painter, tags: Tags, rotation: Rotation
-    ) -> None:
+    def __init__(self, path: Path, *, painter: Painter, tags: Tags, rotation: Rotation) -> None:
         require_folder(path, may_exist=False)
         self._av = import_av()
         super().__init__(str(path), folder=path.parent)
-        self._path, self._order, self._tags, self._rotation = path, channel_order, tags, rotation
+        self._path, self._tags, self._rotation = path, tags, rotation
         self._at = path  # the file that is written now
         self._recordings: dict[str, _Recording] = {}
         self.painter = painter
 
     def write(self, seg: Segmentation) -> None:
-        frame = frame_of(seg)
         try:
-            recording = self._recording(seg, frame)
-            self.painter.paint(seg, recording.canvas)
-            recording.add(frame)
+            self._recording(seg).add(seg)
         except (OSError, ValueError, self._av.FFmpegError) as exc:
-            self._finish(frame.source)
+            with suppress(SourceError):
+                self._finish(frame_of(seg).source)
             if str(self._at) in self.whose and is_empty(self._at):  # nothing came of it
                 self._at.unlink()
                 self.files.remove(str(self._at))
@@ -349,56 +343,42 @@ class OverlayVideo(Writer):
             raise unwritable(self._at, exc) from exc
 
     def close(self) -> None:
-        errors = [error for source in list(self._recordings) if (error := self._finish(source))]
-        if errors:
-            raise errors[0]
+        with ExitStack() as files:
+            for source in self._recordings:
+                files.callback(self._finish, source)
 
-    def _finish(self, source: str) -> SourceError | None:
-        """Finish a source's file; says what kept it from that."""
+    def _finish(self, source: str) -> None:
+        """Finish a source's file, if there is one."""
         recording = self._recordings.pop(source, None)
-        if recording is None:
-            return None
-        try:
-            recording.close()
-        except (OSError, self._av.FFmpegError) as exc:
-            error = unwritable(recording.path, exc)
-            error.__cause__ = exc
-            return error
-        return None
+        if recording is not None:
+            try:
+                recording.close()
+            except (OSError, self._av.FFmpegError) as exc:
+                raise unwritable(recording.path, exc) from exc
 
-    def _recording(self, seg: Segmentation, frame: Frame) -> _Recording:
-        recording = self._recordings.get(frame.source)
+    def _recording(self, seg: Segmentation) -> _Recording:
+        source = frame_of(seg).source
+        recording = self._recordings.get(source)
         if recording is not None:
             self._at = recording.path
-            if not recording.is_over(frame, seg.labels.shape, self._rotation):
+            if not recording.is_over(seg, self._rotation):
                 return recording
-            if error := self._finish(frame.source):
-                raise error
-        stem = self._tags.join(self._path.stem, frame.source)
+            self._finish(source)
+        stem = self._tags.join(self._path.stem, source)
         series = Series(self._path.parent, stem, self._path.suffix, self._rotation)
-        self._at = self._series.setdefault(frame.source, series).begin()
+        self._at = self._series.setdefault(source, series).begin()
         self.files.append(str(self._at))
-        self.whose[str(self._at)] = frame.source
-        canvas, size_hw = self.painter.canvas(seg), seg.labels.shape
-        begun = _Recording(self._av, self._at, frame, size_hw, canvas, self._order)
-        self._recordings[frame.source] = begun
-        return begun
+        self.whose[str(self._at)] = source
+        recording = self._recordings[source] = _Recording(self._av, self._at, seg, self.painter)
+        return recording
 
 
 class _Recording:
     """One file."""
 
-    def __init__(
-        self,
-        av: Any,
-        path: Path,
-        frame: Frame,
-        size_hw: tuple[int, ...],
-        canvas: npt.NDArray[np.uint8],
-        order: str,
-    ) -> None:
-        self.path, self.canvas, self._size_hw = path, canvas, size_hw
-        self._av, self._order = av, order
+    def __init__(self, av: Any, path: Path, seg: Segmentation, painter: Painter) -> None:
+        frame, self.path, self._size_hw = frame_of(seg), path, seg.labels.shape
+        self._av, self._painter, self._canvas = av, painter, painter.canvas(seg)
         self._planes: npt.NDArray[np.uint8] | None = None
         self._start = _time_of(frame)
         self._last_tick, self._last_key = -1, float("-inf")
@@ -409,16 +389,16 @@ class _Recording:
         self._stream = self._container.add_stream("libx264", rate=30, options=options)
         if is_file:
             self._stream.codec_context.thread_count = min(usable_cpus() + 1, _MOST_THREADS)
-        height, width = encodable(canvas).shape[:2]
+        height, width = encodable(self._canvas).shape[:2]
         self._stream.height, self._stream.width = height + height % 2, width + width % 2
         self._stream.pix_fmt = "yuv420p"
         self._stream.codec_context.time_base = Fraction(1, _TICKS)
 
-    def is_over(self, frame: Frame, size_hw: tuple[int, ...], rotation: Rotation) -> bool:
+    def is_over(self, seg: Segmentation, rotation: Rotation) -> bool:
         """Whether a frame belongs into the next file: for its size, or by rotation."""
-        if self._size_hw != size_hw:
+        if self._size_hw != seg.labels.shape:
             return True
-        seconds = _time_of(frame) - self._start
+        seconds = _time_of(frame_of(seg)) - self._start
         if not rotation.is_on or seconds < self._last_key + _KEY_EVERY:  # before a fragment's end
             return False
         try:
@@ -426,10 +406,11 @@ class _Recording:
         except FileNotFoundError:  # somebody removed it
             return True
 
-    def add(self, frame: Frame) -> None:
-        self._planes = i420(encodable(self.canvas), self._order, self._planes)
+    def add(self, seg: Segmentation) -> None:
+        self._painter.paint(seg, self._canvas)
+        self._planes = i420(encodable(self._canvas), self._painter.channel_order, self._planes)
         video = self._av.VideoFrame.from_ndarray(self._planes, format="yuv420p")
-        seconds = _time_of(frame) - self._start
+        seconds = _time_of(frame_of(seg)) - self._start
         self._last_tick = max(round(seconds * _TICKS), self._last_tick + 1)
         video.pts, video.time_base = self._last_tick, Fraction(1, _TICKS)
         if seconds >= self._last_key + _KEY_EVERY:

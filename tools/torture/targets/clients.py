@@ -52,7 +52,7 @@ def _rtsp_clients(_: Path) -> Attempt:
     from zsseg_rt.stream.writers import Tags
 
     painter = Painter(channel_order="rgb", alpha=0.5)
-    sink = RtspSink("rtsp://@127.0.0.1:0/seg", channel_order="rgb", painter=painter, tags=Tags())
+    sink = RtspSink("rtsp://@127.0.0.1:0/seg", painter=painter, tags=Tags())
     image = np.zeros((48, 64, 3), np.uint8)
     frame = Frame(source="a", index=0, captured_at=0.0, clock="arrival", image=image)
     labels = np.zeros((48, 64), np.uint8)

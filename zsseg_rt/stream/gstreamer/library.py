@@ -6,8 +6,6 @@ import ctypes as c
 import functools
 import re
 import threading
-import time
-from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -175,8 +173,6 @@ def redact_pipeline(text: str) -> str:
 
 _MAP_READ = 1  # GST_MAP_READ
 _pointer = c.c_void_p
-_SECOND = 1e9  # GStreamer's times are in nanoseconds
-_SLACK = 10.0  # seconds; a frame whose stamp is further off was not stamped with our clock
 
 
 class _MapInfo(c.Structure):
@@ -227,39 +223,3 @@ def _mapped(buffer: Any) -> Iterator[_MapInfo]:
 @functools.cache
 def _gstreamer() -> c.CDLL:
     return c.CDLL("libgstreamer-1.0.so.0")
-
-
-def stamp_of(library: Library, sample: Any, base_time: int) -> float | None:
-    """When a live pipeline says that a sample was captured, seconds of ``time.monotonic()``."""
-    # Pipelines here run on the system's clock, CLOCK_MONOTONIC, and live sources stamp their
-    # frames with the time that has run on it since base_time.
-    gst, stamp = library.Gst, sample.get_buffer().pts
-    if stamp == gst.CLOCK_TIME_NONE:
-        return None
-    running = sample.get_segment().to_running_time(gst.Format.TIME, stamp)
-    if running == gst.CLOCK_TIME_NONE:
-        return None
-    now, seconds = time.monotonic(), (base_time + running) / _SECOND
-    return min(seconds, now) if abs(now - seconds) < _SLACK else None
-
-
-class Arrivals:
-    """When encoded frames arrived, found again by their time stamps when they are decoded."""
-
-    def __init__(self) -> None:
-        self._noted: deque[tuple[int, float]] = deque(maxlen=64)
-        self._lock = threading.Lock()
-
-    def note(self, stamp: int) -> None:
-        """A frame with this time stamp arrived now."""
-        with self._lock:
-            self._noted.append((stamp, time.monotonic()))
-
-    def take(self, stamp: int) -> float | None:
-        """When the frame arrived, seconds of ``time.monotonic()``; None if that is not known."""
-        with self._lock:  # frames may share a stamp, where the network's jitter is smoothed out
-            for place, (noted, at) in enumerate(self._noted):
-                if noted == stamp:
-                    del self._noted[place]
-                    return at
-        return None

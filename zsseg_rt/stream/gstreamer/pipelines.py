@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +16,6 @@ from typing import Any, Literal
 from zsseg_rt.errors import SourceError, ZssegError
 from zsseg_rt.stream.conversion import Uploads
 from zsseg_rt.stream.gstreamer.library import (
-    Arrivals,
     Library,
     explain,
     host_planes,
@@ -23,7 +23,6 @@ from zsseg_rt.stream.gstreamer.library import (
     missing_elements,
     redact_pipeline,
     require_elements,
-    stamp_of,
 )
 from zsseg_rt.stream.source import Lateness, Picture, Reader, RecordingTimes, check_size
 from zsseg_rt.stream.video import ANSWERS_WITHIN, answer_remedy, split_login, why_unreachable
@@ -35,7 +34,8 @@ _JETSON_DECODER = ("nvv4l2decoder", "nvvidconv")
 class Pipeline:
     """A pipeline that was built, not started: a Gst.Pipeline, and the appsink that it ends in."""
 
-    arrivals: Arrivals | None = None  # When its encoded frames arrived, if somebody notes that
+    # When its encoded frames arrived, by their time stamps, if somebody notes that
+    arrivals: OrderedDict[int, float] | None = None
     problem: ZssegError | None = None  # What went wrong outside the pipeline's own messages
 
     def __init__(self, element: Any, sink: Any) -> None:
@@ -195,7 +195,7 @@ class _CameraPipeline(Pipeline):
 
     def __init__(self, gst: Any, built: Pipeline, name: str) -> None:
         super().__init__(built.element, built.sink)
-        self.arrivals: Arrivals = Arrivals()
+        self.arrivals = OrderedDict()
         self._gst, self._name = gst, name
         self._has_video = False
         self._probe: tuple[Any, int] | None = None
@@ -255,7 +255,10 @@ class _CameraPipeline(Pipeline):
     def _note(self, _pad: Any, info: Any) -> Any:
         """Note when a frame arrives, and keep sizes from the decoder that are too large."""
         if info.type & self._gst.PadProbeType.BUFFER:
-            self.arrivals.note(info.get_buffer().pts)
+            assert self.arrivals is not None, "made with it"
+            self.arrivals[info.get_buffer().pts] = time.monotonic()
+            if len(self.arrivals) > _MOST_ARRIVALS:
+                self.arrivals.popitem(last=False)
         elif (event := info.get_event()).type == self._gst.EventType.CAPS:
             caps = event.parse_caps().get_structure(0)
             try:
@@ -277,6 +280,8 @@ class _CameraPipeline(Pipeline):
 _LOOK = 0.05  # seconds; how often a source without frames looks whether it shall stop
 _EVEN = "width=[2,32766,2],height=[2,32766,2]"
 _CONVERTS_WITHIN = 10**10  # nanoseconds
+_MOST_ARRIVALS = 64  # frames that a decoder may hold
+_SLACK = 10.0  # seconds; a frame whose stamp is further off was not stamped with our clock
 _QUEUE = 4  # frames; the reading thread takes them at once, unless it may not
 
 
@@ -309,7 +314,7 @@ class GstSource:
                 if not self.live:
                     times = times or RecordingTimes(self.name, _rate_of(sample), joined=True)
                     seconds = times.of(stamp)
-                captured_at, clock = self._captured(library, built, sample, is_live)
+                captured_at, clock = self._captured(library.Gst, built, sample, is_live)
                 late = 0.0 if built.arrivals is None else lateness.of(seconds, captured_at)
                 yield Picture(
                     **frames.take(sample),
@@ -341,17 +346,22 @@ class GstSource:
             pipeline.set_state(gst.State.NULL)
 
     def _captured(
-        self, library: Library, built: Pipeline, sample: Any, is_live: bool
+        self, gst: Any, built: Pipeline, sample: Any, is_live: bool
     ) -> tuple[float, Literal["pipeline", "arrival", "file"]]:
-        captured_at = None
+        """When a frame was captured, by ``time.monotonic()``, and whose clock says so."""
+        now, stamp = time.monotonic(), sample.get_buffer().pts
         if built.arrivals is not None:
-            captured_at = built.arrivals.take(sample.get_buffer().pts)
-        elif self.live and is_live:
-            captured_at = stamp_of(library, sample, built.element.get_base_time())
-            if captured_at is not None:
-                return captured_at, "pipeline"
-        captured_at = time.monotonic() if captured_at is None else captured_at
-        return captured_at, "arrival" if self.live else "file"
+            return built.arrivals.pop(stamp, now), "arrival"
+        if not self.live:
+            return now, "file"
+        if is_live and stamp != gst.CLOCK_TIME_NONE:
+            # Pipelines here run on the system's clock, CLOCK_MONOTONIC, and live sources stamp
+            # their frames with the time that has run on it since base_time.
+            running = sample.get_segment().to_running_time(gst.Format.TIME, stamp)
+            seconds = (built.element.get_base_time() + running) / 1e9
+            if running != gst.CLOCK_TIME_NONE and abs(now - seconds) < _SLACK:
+                return min(seconds, now), "pipeline"
+        return now, "arrival"
 
 
 def _stamp_of(gst: Any, sample: Any) -> float | None:

@@ -158,7 +158,7 @@ _BACKLOG = 64  # connections that wait to be taken; of five, a few silent ones k
 _LOOKS_PER_SECOND = 4
 _CLEAN_EVERY = 2  # seconds; viewers over UDP that vanished are forgotten after a minute
 _ENDS_WITHIN = 1.5  # seconds; less than a stop waits
-_KEY_EVERY = 1_000_000_000  # nanoseconds; how long a new viewer waits for a picture
+_KEY_EVERY = 1.0  # seconds; how long a new viewer waits for a picture
 _ROLE = "viewer"
 _RIGHTS = ("media.factory.access", "media.factory.construct")
 
@@ -172,11 +172,11 @@ class Channel:
         self._source: Any = None  # the appsrc, while somebody watches
         self._caps = ""
         self._encoder: Any = None
-        self._last_key = 0
+        self._last_key = float("-inf")
 
     def welcome(self, *_: object) -> None:
         """Let the next frame be one that a new viewer can begin with."""
-        self._last_key = 0
+        self._last_key = float("-inf")
 
     @property
     def is_watched(self) -> bool:
@@ -185,11 +185,10 @@ class Channel:
     def configure(self, _factory: Any, media: Any) -> None:
         """The first viewer came; called in a thread of the server."""
         pipeline = media.get_element()
-        media.set_clock(self._gst.SystemClock.obtain())
         with self._lock:
             source = self._source = pipeline.get_by_name_recurse_up("frames")
             self._encoder = pipeline.get_by_name_recurse_up("encoder")
-            self._last_key, self._caps = 0, ""
+            self._last_key, self._caps = float("-inf"), ""
         media.connect("unprepared", self._forget, source)
 
     def send(self, image: npt.NDArray[np.uint8]) -> None:
@@ -203,9 +202,8 @@ class Channel:
             source = self._source
             if source is None:
                 return
-            base_time = source.get_base_time()
-            if not base_time or source.get_state(0)[1] != self._gst.State.PLAYING:
-                return  # a time stamp of this moment would lie hours ahead, and be waited for
+            if source.get_state(0)[1] != self._gst.State.PLAYING:
+                return  # it has no clock yet to stamp frames with
             rows = image.reshape(height, -1)
             if padding := -3 * width % 4:  # GStreamer's rows begin at multiples of 4 bytes
                 rows = np.pad(rows, ((0, 0), (0, padding)))
@@ -213,15 +211,13 @@ class Channel:
             if self._caps != caps:
                 self._caps = caps
                 source.set_property("caps", self._gst.Caps.from_string(caps))
-            buffer.pts = max(self._gst.SystemClock.obtain().get_time() - base_time, 0)
             source.emit("push-buffer", buffer)
             self._ask_for_key_frame()
 
     def _ask_for_key_frame(self) -> None:
         """Each second, however few frames there are: a new viewer sees nothing before one."""
-        clock = self._gst.SystemClock.obtain().get_time()
-        if clock - self._last_key >= _KEY_EVERY:
-            self._last_key = clock
+        if (now := time.monotonic()) - self._last_key >= _KEY_EVERY:
+            self._last_key = now
             structure = self._gst.Structure.new_from_string(
                 "GstForceKeyUnit, all-headers=(boolean)true, count=(uint)0"
             )
@@ -388,8 +384,8 @@ class RtspSink(Writer):
     own, ``/seg-TAG``; each path is there from the source's first frame on.
     """
 
-    def __init__(self, text: str, *, channel_order: str, painter: Painter, tags: Tags) -> None:
-        self._address, self._order, self._tags = Address.parse(text), channel_order, tags
+    def __init__(self, text: str, *, painter: Painter, tags: Tags) -> None:
+        self._address, self._tags = Address.parse(text), tags
         self._gst, self._library = load().Gst, load_server()
         if encoder_of(self._gst) == "x264enc":
             require_elements(self._gst, OUTPUT_ELEMENTS, self._address.shown())
@@ -427,11 +423,11 @@ class RtspSink(Writer):
 
     def _add(self, frame: Frame, size_hw: tuple[int, int]) -> Channel:
         encoding = _encoding(self._gst, size_hw, self._address.shown())
-        channel = self._channels[frame.source] = Channel(self._gst, self._order)
+        channel = self._channels[frame.source] = Channel(self._gst, self.painter.channel_order)
         factory = self._library.GstRtspServer.RTSPMediaFactory()
         factory.set_launch(
-            "( appsrc name=frames is-live=true format=time block=false max-buffers=2 max-bytes=0 "
-            f"leaky-type=downstream ! {encoding} ! "
+            "( appsrc name=frames is-live=true format=time do-timestamp=true max-buffers=2 "
+            f"max-bytes=0 leaky-type=downstream ! {encoding} ! "
             "rtph264pay name=pay0 pt=96 config-interval=-1 )"
         )
         factory.set_shared(True)
