@@ -13,7 +13,6 @@ import pytest
 from support.errors import refused
 from support.streams import LONG, Script, file, label, number_of, numbered
 from zsseg_rt.errors import (
-    ArgumentError,
     BackendError,
     BackendUnavailableError,
     EngineStateError,
@@ -257,20 +256,6 @@ def test_a_jump_in_a_file_s_times_keeps_nobody_waiting(jump):
     found = seen(Stream([joined], label, policy="latest"))
     assert found[-1][1] == 7
     assert 0.5 < time.monotonic() - began_at < LONG  # both parts at their own speed
-
-
-@pytest.mark.parametrize(
-    ("settings", "argument"),
-    [
-        ({"policy": "newest"}, "policy"),
-        ({"max_staleness": 0.0}, "max_staleness"),
-        ({"max_staleness": float("nan")}, "max_staleness"),
-        ({"max_staleness": "1"}, "max_staleness"),
-    ],
-)
-def test_settings_outside_their_range_are_refused(settings, argument):
-    with refused(ArgumentError, argument):
-        StreamParts.open("test://", "rgb", **settings)
 
 
 class Notes(Writer):
