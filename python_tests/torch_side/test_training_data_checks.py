@@ -114,11 +114,14 @@ def test_names_with_spaces_and_of_any_script_train(train_with, clip_file, tmp_pa
     folder = tmp_path / "Läufe" / "erster Lauf"
     loop = {"iterations": 2, "batch_size": 3, "num_workers": 1, "log_interval": 1}
     config = settings(root, clip_file, loop=loop, output={"folder": str(folder)})
-    code, out, err = train_with(config, "--check-data")
-    assert (code, err) == (0, "")
-    assert "木" in out
-    code, _, err = train_with(config, "--json", tmp_path / "ergebnis 1.json")
+    for option, shown in (("--check-data", "木"), ("--dry-run", "iterations = 2")):
+        code, out, err = train_with(config, option)
+        assert (code, err) == (0, "")
+        assert shown in out
+    assert not folder.exists()
+    code, out, err = train_with(config, "--json", tmp_path / "ergebnis 1.json")
     assert code == 0, err
+    assert "finished 2 steps" in out
     assert json.loads((tmp_path / "ergebnis 1.json").read_text(encoding="utf-8"))["step"] == 2
     card = read_checkpoint(folder / "checkpoints/step-00000002.pt").model_card
     assert card["classes"]["names"] == ["Straße, rua", "木", "car"]

@@ -1,6 +1,5 @@
 """Losses, labels and tasks: against definitions and the official code, and on tiny models."""
 
-import re
 from dataclasses import replace
 
 import numpy as np
@@ -173,67 +172,101 @@ GRADIENT_TOLERANCE = 1e-5
 NO_GRADIENT = 1e-5
 
 PROTOCOLS = {"train_inductive": "inductive", "train_selftrain": "transductive"}
+OFFICIAL = {
+    "focal": "decode.loss_mask",
+    "dice": "decode.loss_dice",
+    "recovery_queries": "decode.recovery_loss_q",
+    "recovery_patches": "decode.recovery_loss_k",
+}
+OF_ZEGFORMER = {
+    f"{ours}{layer}": f"loss/{name}{layer}"
+    for ours, name in (("classification", "loss_ce"), ("focal", "loss_mask"), ("dice", "loss_dice"))
+    for layer in ("", "_0")
+}
 
 
-class Descriptor:
+class Step:
     """One training step of a small reference file, up to the gradients."""
 
     def __init__(self, shared_dir, system: str, run: str) -> None:
-        name = {"zegclip": "zegclip", "clip_rc": "cliprc"}[system]
-        self.vectors, self.run = load(shared_dir, f"{name}_small_public.npz"), run
-        config = config_of(self.vectors)
+        self.system, self.run = system, run
+        name = {"clip_rc": "cliprc_small"}.get(system, system + "_small" * (system == "zegclip"))
+        self.vectors = load(shared_dir, f"{name}_public.npz")
+        make = self.of_zegformer if system == "zegformer" else self.of_descriptor
+        self.task, self.images, self.labels = make(config_of(self.vectors))
+        self.outputs: list = []
+        handle = self.task.model.register_forward_hook(lambda *call: self.outputs.append(call[2]))
+        self.terms = self.task.train().losses(self.images, self.labels)
+        handle.remove()
+        sum(self.terms.values()).backward()
+        parameters = self.task.model.named_parameters()
+        self.gradients = {name: p.grad for name, p in parameters if p.grad is not None}
+
+    def of_descriptor(self, config):
         arguments = arguments_of(config) | {"prompt_dropout": 0.0, "decoder_dropout": 0.0}
-        model = from_official(system, state_dict_of(self.vectors), **arguments)
-        self.task = DescriptorTask(
-            model,
+        task = DescriptorTask(
+            from_official(self.system, state_dict_of(self.vectors), **arguments),
             torch.from_numpy(self.vectors["text_embeddings"]),
             seen=config["seen"],
-            protocol=PROTOCOLS[run],
+            protocol=PROTOCOLS[self.run],
             focal_weight=config["mask_w"],
             dice_weight=config["dice_w"],
             recovery_weight=config["rec_w"],
-        ).train()
-        self.labels = torch.from_numpy(self.vectors["train_gt"])[:, 0]
-        self.outputs: list = []
-        handle = model.register_forward_hook(lambda *call: self.outputs.append(call[2]))
-        image = torch.from_numpy(self.vectors["train_image"])
-        self.terms = self.task.losses(image, self.labels)
-        handle.remove()
-        sum(self.terms.values()).backward()
+        )
+        image, labels = (torch.from_numpy(self.vectors[f"train_{k}"]) for k in ("image", "gt"))
+        return task, image, labels[:, 0]
+
+    def of_zegformer(self, config):
+        clip = tiny_zegformer.CLIP
+        weights = {k: v for k, v in state_dict_of(self.vectors).items() if not k.startswith(clip)}
+        options = {"num_heads": config["heads"], "ensemble": False, "dropout": 0.0}
+        model = from_official("zegformer", weights, **options)
+        text = torch.from_numpy(self.vectors["text/text_features_test"])
+        assert np.array_equal(text[config["seen_indexes"]], self.vectors["text/text_features"])
+        image = torch.from_numpy(self.vectors["image0"])
+        labels = torch.from_numpy(self.vectors["train/label0"]).long()[None]
+        task = ZegFormerTask(model, text, seen=config["seen_indexes"])
+        return task, model.prepare([image], IMAGE_MEAN, IMAGE_STD), labels
 
     def golden(self, key: str) -> np.ndarray:
         return self.vectors[f"{self.run}/{key}"]
 
-    @property
-    def gradients(self) -> dict[str, torch.Tensor]:
-        parameters = self.task.model.named_parameters()
-        return {name: p.grad for name, p in parameters if p.grad is not None}
+
+DESCRIPTOR_STEPS = [(system, run) for system in ("zegclip", "clip_rc") for run in PROTOCOLS]
 
 
-@pytest.fixture(scope="module", params=[(s, r) for s in ("zegclip", "clip_rc") for r in PROTOCOLS])
+@pytest.fixture(scope="module", params=[*DESCRIPTOR_STEPS, ("zegformer", "train")], ids="-".join)
 def step(request, shared_dir):
-    return Descriptor(shared_dir, *request.param)
+    return Step(shared_dir, *request.param)
 
 
 def close(actual: torch.Tensor, expected: np.ndarray, tolerance: float) -> None:
     assert actual.item() == pytest.approx(float(expected), rel=tolerance, abs=0)
 
 
-def test_descriptor_losses(step):
-    official = {
-        "focal": "decode.loss_mask",
-        "dice": "decode.loss_dice",
-        "recovery_queries": "decode.recovery_loss_q",
-        "recovery_patches": "decode.recovery_loss_k",
-    }
-    names = {name for name, key in official.items() if f"{step.run}/{key}" in step.vectors.files}
-    assert step.terms.keys() == names
+def test_official_losses(step):
+    official = OF_ZEGFORMER if step.system == "zegformer" else OFFICIAL
+    files = step.vectors.files
+    assert step.terms.keys() == {n for n, key in official.items() if f"{step.run}/{key}" in files}
     for name, value in step.terms.items():
         close(value, step.golden(official[name]), LOSS_TOLERANCE)
     close(sum(step.terms.values()), step.golden("loss_total"), LOSS_TOLERANCE)
 
 
-def test_descriptor_masks_and_labels(step):
+def test_official_gradients(step):
+    prefix = f"{step.run}/gradnorm/"
+    norms = {k.removeprefix(prefix): step.vectors[k] for k in step.vectors.files if prefix in k}
+    assert norms
+    assert step.system == "zegformer" or step.gradients.keys() == norms.keys()
+    for name, norm in norms.items():
+        if name.endswith("multihead_attn.k.bias") and norm < NO_GRADIENT:
+            assert step.gradients[name].norm() < NO_GRADIENT
+        else:
+            close(step.gradients[name].norm(), norm, GRADIENT_TOLERANCE)
+
+
+@pytest.mark.parametrize("step", DESCRIPTOR_STEPS, indirect=True, ids="-".join)
+def test_descriptor_masks_labels_and_parameters(step):
     logits = step.task.model.upsample(step.outputs[0].mask_logits).detach()
     assert_close(logits, step.golden("pred_masks"))
     protocol = step.task.label_protocol
@@ -242,32 +275,15 @@ def test_descriptor_masks_and_labels(step):
     labelled = labels != protocol.ignore_label
     accuracy = (logits.argmax(dim=1) == labels)[labelled].float().mean()
     close(100 * accuracy, step.golden("decode.acc_seg")[0], 1e-6)
-
-
-def test_descriptor_gradients(step):
-    prefix = f"{step.run}/gradnorm/"
-    norms = {k.removeprefix(prefix): step.vectors[k] for k in step.vectors.files if prefix in k}
-    assert step.gradients.keys() == norms.keys()
-    for name, gradient in step.gradients.items():
-        if name.endswith("multihead_attn.k.bias") and norms[name] < NO_GRADIENT:
-            assert gradient.norm() < NO_GRADIENT
-        else:
-            close(gradient.norm(), norms[name], GRADIENT_TOLERANCE)
-
-
-def test_descriptor_trains_what_gets_gradients(step):
-    unread = set(step.golden("no_grad_keys"))
-    ours = {name for name, p in step.task.model.named_parameters() if p.requires_grad}
-    assert ours == set(step.vectors["trainable_keys"]) - unread
-    assert step.gradients.keys() == ours
+    trained = {name: p for name, p in step.task.model.named_parameters() if p.requires_grad}
+    assert trained.keys() == set(step.vectors["trainable_keys"]) - set(step.golden("no_grad_keys"))
+    assert step.gradients.keys() == trained.keys()
     (group,) = step.task.parameter_groups()
     assert (group["lr"], group["weight_decay"]) == (2e-4, 0.01)
-    assert {id(p) for p in group["params"]} == {
-        id(p) for p in step.task.model.parameters() if p.requires_grad
-    }
+    assert set(map(id, group["params"])) == set(map(id, trained.values()))
 
 
-@pytest.mark.parametrize("step", [("clip_rc", run) for run in PROTOCOLS], indirect=True)
+@pytest.mark.parametrize("step", DESCRIPTOR_STEPS[2:], indirect=True, ids="-".join)
 @pytest.mark.parametrize("what", ["queries", "patches"])
 def test_recovery(step, what):
     recovery = step.outputs[0].recovery
@@ -278,69 +294,15 @@ def test_recovery(step, what):
     assert not targets.requires_grad
 
 
-class Proposals:
-    """One training step of ZegFormer's small reference file, up to the gradients."""
-
-    def __init__(self, shared_dir) -> None:
-        self.vectors = load(shared_dir, "zegformer_public.npz")
-        config = config_of(self.vectors)
-        state_dict = {
-            key: value
-            for key, value in state_dict_of(self.vectors).items()
-            if not key.startswith(tiny_zegformer.CLIP)
-        }
-        seen = config["seen_indexes"]
-        model = from_official(
-            "zegformer", state_dict, num_heads=config["heads"], ensemble=False, dropout=0.0
-        )
-        text = torch.from_numpy(self.vectors["text/text_features_test"])
-        assert np.array_equal(text[seen], self.vectors["text/text_features"])
-        self.task = ZegFormerTask(model, text, seen=seen).train()
-        images = [torch.from_numpy(self.vectors["image0"])]
-        self.images = model.prepare(images, IMAGE_MEAN, IMAGE_STD)
-        self.labels = torch.from_numpy(self.vectors["train/label0"]).long()[None]
-        self.terms = self.task.losses(self.images, self.labels)
-        sum(self.terms.values()).backward()
-
-
-@pytest.fixture(scope="module")
-def proposals(shared_dir):
-    return Proposals(shared_dir)
-
-
-def test_zegformer_losses(proposals):
-    names = {"classification": "loss_ce", "focal": "loss_mask", "dice": "loss_dice"}
-    assert len(proposals.terms) == 6
-    for name, value in proposals.terms.items():
-        key, _, suffix = name.partition("_")
-        official = names[key] + (f"_{suffix}" if suffix else "")
-        close(value, proposals.vectors[f"train/loss/{official}"], LOSS_TOLERANCE)
-    total = sum(proposals.terms.values())
-    close(total, proposals.vectors["train/loss_total"], LOSS_TOLERANCE)
-
-
-def test_zegformer_matches(proposals):
-    labels = torch.nn.functional.pad(proposals.labels, (0, 8), value=255)
-    targets = class_masks(labels, 5)
-    layers = proposals.task.segments(proposals.images)
+@pytest.mark.parametrize("step", [("zegformer", "train")], indirect=True, ids="-".join)
+def test_zegformer_matches_and_saves_the_official_keys(step):
+    targets = class_masks(torch.nn.functional.pad(step.labels, (0, 8), value=255), 5)
+    layers = step.task.segments(step.images)
     for index, layer in enumerate([layers[-1], *layers[:-1]]):
         (match,) = match_segments(layer, targets, SegmentWeights())
-        assert np.array_equal(torch.stack(match), proposals.vectors[f"train/match{index}/0"])
-
-
-def test_zegformer_gradients(proposals):
-    gradients = {name: p.grad for name, p in proposals.task.model.named_parameters()}
-    prefix = "train/gradnorm/"
-    keys = [key for key in proposals.vectors.files if key.startswith(prefix)]
-    assert keys
-    for key in keys:
-        norm = gradients[key.removeprefix(prefix)].norm()
-        close(norm, proposals.vectors[key], GRADIENT_TOLERANCE)
-
-
-def test_zegformer_training_checkpoints_have_the_official_keys(proposals):
-    official = set(proposals.vectors["train/train_only_keys"])
-    assert set(proposals.task.model.state_dict()) == official - {"criterion.empty_weight"}
+        assert np.array_equal(torch.stack(match), step.golden(f"match{index}/0"))
+    official = set(step.golden("train_only_keys")) - {"criterion.empty_weight"}
+    assert set(step.task.model.state_dict()) == official
 
 
 # --- tasks on tiny models: what they train, what they look at, and that losses fall ---
@@ -390,26 +352,19 @@ def batch(system="zegclip", size=(64, 64), num_images=2):
     return Batch(images.to(torch.uint8), torch.tensor([size] * num_images), labels, names)
 
 
-COSINE = {"learning_rate": 1e-3}
-CLIP_APART = r"(?!.*clip_model|sem_seg_head\.predictor\.logit_scale).*"
-
-
 @pytest.mark.parametrize(
-    ("system", "settings", "share", "trained"),
+    ("system", "settings", "share"),
     [
-        *((s, {"protocol": p}, 0.8, None)
+        *((s, {"protocol": p}, 0.8)
           for s in DESCRIPTORS for p in ("inductive", "transductive", "supervised")),
-        ("cosine_head", COSINE, 1.0, r"image_encoder\..*|log_scale"),
-        ("cosine_head", COSINE | {"backbone_learning_rate": 0.0}, 1.0,
-         r"image_encoder\.head\.weight|log_scale"),
-        ("zegformer", {}, 0.9, CLIP_APART),
-        ("zegformer", {"protocol": "supervised"}, 0.9, CLIP_APART),
+        ("cosine_head", {"learning_rate": 1e-3}, 1.0),
+        ("zegformer", {}, 0.9),
+        ("zegformer", {"protocol": "supervised"}, 0.9),
     ],
 )  # fmt: skip
-def test_losses_fall_and_what_is_trained_moves(task, system, settings, share, trained):
-    one, given = task(system, **settings), batch(system)
-    before = {name: p.detach().clone() for name, p in one.model.named_parameters()}
-    optimizer, losses = torch.optim.AdamW(one.parameter_groups()), []
+def test_losses_fall(task, system, settings, share):
+    one, given, losses = task(system, **settings), batch(system), []
+    optimizer = torch.optim.AdamW(one.parameter_groups())
     for _ in range(8 if system == "zegformer" else 12):
         total = sum(one(given).values())
         optimizer.zero_grad()
@@ -419,11 +374,6 @@ def test_losses_fall_and_what_is_trained_moves(task, system, settings, share, tr
         optimizer.step()
         losses.append(total.item())
     assert losses[-1] < share * losses[0]
-    moved = {n for n, p in one.model.named_parameters() if not torch.equal(p, before[n])}
-    wanted = {n for n, p in one.model.named_parameters() if p.requires_grad}
-    if trained is not None:
-        wanted = {n for n in before if re.fullmatch(trained, n) and before[n].numel()}
-    assert moved == wanted
 
 
 @pytest.mark.parametrize("system", UNSEEN_OF)

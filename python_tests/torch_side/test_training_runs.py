@@ -1,7 +1,6 @@
 """Every family from its settings to a trained model, figures and a bundle, on tiny scenes."""
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -238,22 +237,6 @@ def test_zeroseg_trains_on_photos_without_masks(clip_file, tmp_path):
         assemble(configure("zegclip", clip_file, tmp_path, data=tables["data"]))
 
 
-def test_command_line_trains(clip_file, tmp_path, capsys):
-    path = tmp_path / "run.toml"
-    path.write_text(configure("zegclip", clip_file, tmp_path / "run").to_toml())
-    assert main(["train", "--config", str(path), "--dry-run"]) == 0
-    shown = capsys.readouterr().out
-    assert "8 images" in shown
-    assert "iterations = 2" in shown
-    assert not (tmp_path / "run").exists()
-    arguments = ["train", "-c", str(path)]
-    assert main([*arguments, "--json", str(tmp_path / "result.json")]) == 0
-    assert json.loads((tmp_path / "result.json").read_text())["step"] == 2
-    assert "finished 2 steps" in capsys.readouterr().out
-    assert main([*arguments, "--resume", "--set", "loop.seed=3"]) == 1
-    assert "loop.seed" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -325,9 +308,8 @@ def test_what_is_stated_counts_first_then_the_bank_then_the_clip(
     assert found == space or space.endswith(" ")
 
 
-def test_checkpoints_hold_the_embeddings_of_the_tuned_tower(tmp_path):
-    config = configure("cat_seg", "demo", tmp_path, evaluation={"split": ""})
-    result = train(config)
+def test_checkpoints_hold_the_embeddings_of_the_tuned_tower(run):
+    config, result = run("cat_seg")
     classes, embeds = load_classes(result.run_folder)
     model = load_trained(result.run_folder)
     own = embed_phrases(model.text_encoder, classes.phrases, classes.templates)
