@@ -324,12 +324,10 @@ def timms_naflex(tensors):
     return {"visual.trunk.embeds.proj.weight": np.zeros((64, 768), np.float32), **tensors}
 
 
-PRUNED = "auto-pruned TinyCLIP"
 WRONG = {
-    "pruned": (renamed("^vision_model", "image_encoder_without_ddp.visual"), PRUNED),
-    "narrow heads": (changed(r"layers\.1\.self_attn\.[qkv]_proj", lambda v: v[:32]), PRUNED),
-    "narrow MLP": (changed(r"vision.*layers\.1\.mlp\.fc1", lambda v: v[:32]), PRUNED),
-    "no attention": (kept(r"^(?!vision.*layers\.1\.(self_attn|layer_norm1))"), PRUNED),
+    "pruned": (renamed("^vision_model", "image_encoder_without_ddp.visual"), "auto-pruned"),
+    "narrow MLP": (changed(r"vision.*layers\.1\.mlp\.fc1", lambda v: v[:32]), "c_fc"),
+    "no attention": (kept(r"^(?!vision.*layers\.1\.(self_attn|layer_norm1))"), "missing"),
     "resnet": (renamed("^vision_model.", "visual.layer1.0."), "ResNet tower"),
     "no image": (kept("^text_m"), "the text tower alone"),
     "no text": (kept("^vision"), "the image tower alone"),

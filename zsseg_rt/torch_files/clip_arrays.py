@@ -14,7 +14,7 @@ import numpy as np
 from zsseg_rt.common.arrays import is_half
 from zsseg_rt.common.files import sha256_of
 from zsseg_rt.errors import CheckpointError
-from zsseg_rt.torch_files.clip_layouts import ONE_WIDTH, PRUNED, Settings, as_clip, settings_beside
+from zsseg_rt.torch_files.clip_layouts import Settings, as_clip, settings_beside
 from zsseg_rt.torch_files.shapes import (
     BLOCKS,
     IMAGE_TOWER,
@@ -44,7 +44,6 @@ _TEXT = ("transformer.", "token_embedding.", "positional_embedding", "ln_final."
 _UNUSED = {"attn_mask", "context_length", "input_resolution", "logit_bias", "logit_scale"}
 _UNUSED |= {"vocab_size"}
 _FLOATS = {"float16", "float32", "float64", "bfloat16"}
-_BLOCK = r"transformer\.resblocks\.\d+\."
 _TINYCLIP = {(256, 10), (512, 12), (640, 12)}  # width and blocks of the image tower
 _OPENAI = {(768, 12), (1024, 24)}
 _ANOTHER = "It is another model's file, or damaged: get a CLIP ViT's file from open_clip."
@@ -227,8 +226,6 @@ def sort_by_tower(
             f"{name}: expected both towers of a CLIP, got {one} alone, without the {other} tower. "
             "Get the file with both towers."
         )
-    if _is_pruned(visual) or _is_pruned(text):
-        raise CheckpointError(f"{name}: expected both towers of a CLIP, got {PRUNED}. {ONE_WIDTH}")
     towers = {f"visual.{key}": value for key, value in visual.items()} | text
     pooled, classed = "attn_pool.probe" in visual, "class_embedding" in visual
     is_siglip = pooled and not classed
@@ -250,18 +247,6 @@ def sort_by_tower(
         visual=Tower(visual),
         text=Tower(text),
         logit_scale=None if scale is None else float(np.ravel(whole(scale))[0]),
-    )
-
-
-def _is_pruned(tower: Mapping[str, Any]) -> bool:
-    """Whether blocks lack their attention, or differ in the shapes of their layers."""
-    queries, hidden = (
-        [value.shape for key, value in tower.items() if re.fullmatch(_BLOCK + part, key)]
-        for part in (r"attn\.in_proj_weight", r"mlp\.c_fc\.weight")
-    )
-    widths = {shape[0] / 3 / shape[1] for shape in queries if len(shape) == 2 and shape[1]}
-    return bool(hidden) and (
-        len({*hidden}) > 1 or widths != {1.0} or not 0 < len(hidden) == len(queries)
     )
 
 

@@ -60,12 +60,11 @@ _TURNED = {
     "visual.head.weight": "visual.proj",
 }
 _RANKS = {"visual.class_embedding": 1, "visual.positional_embedding": 2}  # timm's have axes before
-PRUNED = "an auto-pruned TinyCLIP, whose blocks have widths of their own"
-ONE_WIDTH = "Take a TinyCLIP of one width: ViT-8M-16, 39M-16, 40M-32 or 61M-32."
 _NAFLEX = "a NaFlex SigLIP 2, for images of any shape"
 _FIXED = "Take one of fixed size, such as siglip2-base-patch16-224."
 _REFUSED = (
-    (r"_without_ddp\.", PRUNED, ONE_WIDTH),
+    (r"_without_ddp\.", "an auto-pruned TinyCLIP, whose blocks have widths of their own",
+     "Take a TinyCLIP of one width: ViT-8M-16, 39M-16, 40M-32 or 61M-32."),
     (r"visual\.(layer\d|attnpool)\.", "a CLIP with a ResNet tower", "Take one with a ViT."),
     (r"^visual\.trunk\.embeds\.", _NAFLEX, _FIXED),
     (r"^(cls_token|pos_embed|patch_embed\.|blocks\.0\.)",
