@@ -225,58 +225,46 @@ def set_multiprocessors():
         EMULATED(1)
 
 
+def similarity_arguments(device, dtype):
+    pairs = [Numbers(device, dtype, random_embeds(*shape)) for shape in ((2, 67, 520), (19, 520))]
+    return [each.placed for each in pairs], [each.wide for each in pairs]
+
+
+SHARED = {  # arguments, the result's shape, and its tolerance
+    "patch_text_similarity": (similarity_arguments, (2, 19, 67), lambda _: COSINE),
+    "relationship_descriptor": (
+        lambda device, dtype: descriptor_arguments(device, dtype, 1, 20, 512, 67),
+        (1, 20, 67),
+        lambda dtype: SUM + 3 * LAST_BIT[dtype],
+    ),
+}
+
+
 @pytest.mark.needs_cuda
 @pytest.mark.parametrize("device", ["cuda"], indirect=True)
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("count", [1, 30, 132])
-def test_blocks_share_the_depth_and_repeat_their_bits(device, set_multiprocessors, dtype, count):
+@pytest.mark.parametrize("name", SHARED)
+def test_blocks_share_the_depth_and_repeat_their_bits(
+    device, set_multiprocessors, dtype, count, name
+):
     set_multiprocessors(count)
-    patches = Numbers(device, dtype, random_embeds(2, 67, 520))
-    classes = Numbers(device, dtype, random_embeds(19, 520))
+    arguments, shape, tolerance = SHARED[name]
+    placed, wide = arguments(device, dtype)
     workspace = device.place(np.zeros(ops.DEPTH_WORKSPACE_BYTES, np.uint8))
     results = []
-    for _ in range(4):
-        out = device.poisoned((2, 19, 67), np.float32)
-        finite = device.poisoned((1,), np.uint8)
-        ops.patch_text_similarity(
-            patches.placed,
-            classes.placed,
-            out=out,
-            finite=finite,
-            workspace=workspace,
-            stream=device.stream,
-        )
+    for _ in range(3):
+        out = device.poisoned(shape, np.float32)
+        getattr(ops, name)(*placed, out=out, workspace=workspace, stream=device.stream)
         results.append(device.fetch(out))
-        assert device.fetch(finite)[0] == 1
-    expected = reference.patch_text_similarity(patches.wide, classes.wide)
-    np.testing.assert_allclose(results[0], expected, rtol=0, atol=COSINE)
+    expected = getattr(reference, name)(*wide)
+    np.testing.assert_allclose(results[0], expected, rtol=0, atol=tolerance(dtype))
     for again in results[1:]:
         np.testing.assert_array_equal(again, results[0])
     used = device.fetch(workspace)
     assert not used[:2048].any()
-    if EMULATED is not None:
+    if EMULATED is not None and name == "patch_text_similarity":
         assert used.any() == (count >= 30)  # there are 2 * 5 tiles
-
-
-@pytest.mark.needs_cuda
-@pytest.mark.parametrize("device", ["cuda"], indirect=True)
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-def test_the_descriptor_s_blocks_share_the_depth(device, set_multiprocessors, dtype):
-    placed, wide = descriptor_arguments(device, dtype, 1, 20, 512, 67)
-    expected = reference.relationship_descriptor(*wide)
-    workspace = device.place(np.zeros(ops.DEPTH_WORKSPACE_BYTES, np.uint8))
-    for count in (7, 12, 132):
-        set_multiprocessors(count)
-        results = []
-        for _ in range(3):
-            out = device.poisoned((1, 20, 67), np.float32)
-            ops.relationship_descriptor(*placed, out=out, workspace=workspace, stream=device.stream)
-            results.append(device.fetch(out))
-        tolerance = SUM + 3 * LAST_BIT[dtype]
-        np.testing.assert_allclose(results[0], expected, rtol=0, atol=tolerance)
-        np.testing.assert_array_equal(results[1], results[0])
-        np.testing.assert_array_equal(results[2], results[0])
-        assert not device.fetch(workspace)[:2048].any()
 
 
 @pytest.mark.needs_cuda

@@ -1,4 +1,7 @@
-"""Every operation against its reference, for arguments that hypothesis thinks of."""
+"""Every operation against its reference, for arguments that hypothesis thinks of.
+
+In every run test_ops_contract draws them.
+"""
 
 import pytest
 from hypothesis import given, settings
@@ -8,8 +11,9 @@ from conftest import CpuDevice
 from support.operation_cases import MAKERS, Draw, check_call
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", MAKERS)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_equals_the_reference(name, data):
     draw = Draw(lambda options: data.draw(st.sampled_from(options)))
