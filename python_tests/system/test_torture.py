@@ -16,6 +16,7 @@ def torture(*arguments, timeout):
     return python("-m", "tools.torture", *arguments, cwd=ROOT, timeout=timeout)
 
 
+@pytest.mark.nightly
 def test_it_finds_crashes_hangs_memory_and_foreign_errors(tmp_path):
     path = tmp_path / "report.json"
     done = torture("--cases", 10, "--seconds", 300, "--hangs-after", 1, "--json", path, "itself",

@@ -3,10 +3,8 @@
 import hashlib
 import itertools
 import json
-import os
 import re
 import shutil
-import signal
 import sys
 from dataclasses import replace
 
@@ -223,15 +221,20 @@ def test_the_page_needs_nothing_from_outside_and_escapes_names(written):
     [
         (["equal"], False, 0), (["faster"], True, 0), (["undecided"], False, 0),
         (["undecided"], True, EXIT_GATE), (["equal", "slower"], False, EXIT_GATE),
+        (["failed"], False, EXIT_FAILURE),
     ],
 )  # fmt: skip
-def test_the_gate_looks_at_verdicts(written, monkeypatch, verdicts, strict, code):
+def test_the_gate_looks_at_verdicts(written, monkeypatch, capsys, verdicts, strict, code):
     report = read_report(written[0])
     (one,) = report.comparisons
     judged = tuple(replace(one, difference=replace(one.difference, verdict=v)) for v in verdicts)
-    monkeypatch.setattr(Profiler, "run", lambda self: replace(report, comparisons=judged))
+    failure = "its process was killed" if verdicts == ["failed"] else ""
+    variants = (*report.variants[:-1], replace(report.variants[-1], failure=failure))
+    told = replace(report, comparisons=judged, variants=variants)
+    monkeypatch.setattr(Profiler, "run", lambda self: told)
     more = ["--strict"] if strict else []
     assert run("--demo", "scenes", "--against", "threads=2", "--fail-above", "5%", *more) == code
+    assert ("failed: its process was killed" in capsys.readouterr().out) == bool(failure)
 
 
 def broken_bundle(folder):
@@ -337,47 +340,21 @@ def test_bundles_with_other_class_counts_are_not_compared(colour_bundle, capsys,
     assert "--classes" in message
 
 
-def after_turns(monkeypatch, number, then):
-    """Calls a function with the candidate in its turn of that number."""
-    turn, counts = ChildCandidate.turn, {}
+def test_ctrl_c_reports_what_was_measured(tmp_path, monkeypatch, capsys):
+    turn, turns = ChildCandidate.turn, itertools.count(1)
 
-    def counted(self, plan):
-        counts[self.name] = counts.get(self.name, 0) + 1
-        if counts[self.name] == number:
-            then(self)
+    def interrupted(self, plan):
+        if self.name == "scenes.zsseg" and next(turns) == 3:
+            raise KeyboardInterrupt
         return turn(self, plan)
 
-    monkeypatch.setattr(ChildCandidate, "turn", counted)
-
-
-def test_a_variant_whose_process_dies_is_named_and_the_rest_is_reported(
-    tmp_path, monkeypatch, capsys
-):
-    def kill(child):
-        if child.name == "threads=2":
-            os.kill(child.process, signal.SIGKILL)
-
-    after_turns(monkeypatch, 2, kill)
+    monkeypatch.setattr(ChildCandidate, "turn", interrupted)
     file = tmp_path / "report.json"
     python = ("--against-python", sys.executable)  # which may not find the package by itself
-    assert quick(DEMO, "--against", "threads=2", *python, "--json", file) == EXIT_FAILURE
-    base, other, same = json.loads(file.read_text())["variants"]
-    assert bool(same["failure"]) != bool(same["wall"])
-    assert "killed by SIGKILL" in other["failure"]
-    assert other["wall"]["count"] > 0
-    assert base["failure"] == ""
-    assert base["wall"]["count"] > 0
-    assert "killed by SIGKILL" in capsys.readouterr().out
-
-
-def test_ctrl_c_reports_what_was_measured(tmp_path, monkeypatch, capsys):
-    def interrupt(child):
-        raise KeyboardInterrupt
-
-    after_turns(monkeypatch, 3, interrupt)
-    file = tmp_path / "report.json"
-    assert run(DEMO, "--no-cold-start", "--no-nodes", "--json", file) == EXIT_FAILURE
+    assert quick(DEMO, *python, "--json", file) == EXIT_FAILURE
     report = json.loads(file.read_text())
     assert report["interrupted"]
-    assert set(report["variants"][0]["samples"]["rounds"]) == {0, 1}
+    base, same = report["variants"]
+    assert set(base["samples"]["rounds"]) == {0, 1}
+    assert bool(same["failure"]) != bool(same["wall"])
     assert "interrupted: this is what was measured" in capsys.readouterr().out
