@@ -130,84 +130,62 @@ def test_a_package_that_is_missing_is_named_with_its_remedy():
     )
 
 
-def rules(**settings):
-    return Gate(None, ServerSettings(**settings))
-
-
-ALLOWED = {"allowed_hosts": ("Cam.example", "[fe80::1]")}
+OWN, ALLOWED = "localhost:8000", {"allowed_hosts": ("Cam.example", "[fe80::1]")}
 EVERYWHERE = {"host": "0.0.0.0", "token": TOKEN}
-HOSTS = [
-    *((host, {}, True) for host in (
+HOST, ORIGIN, WRONG = (
+    (400, 4403, "HostError"),
+    (403, 4403, "OriginError"),
+    (401, 4401, "TokenError"),
+)
+CHECKS = [
+    *(({}, "host", {"host": host}, None) for host in (
         "localhost", "localhost:8000", "LocalHost:9", "127.0.0.1:8000", "[::1]:8000", "[::1]",
     )),
-    *((host, {}, False) for host in (
+    *(({}, "host", {"host": host}, HOST) for host in (
         None, "", "evil.example", "evil.example:8000", "127.0.0.1.evil.example", "localhost.evil",
         "127.0.0.2", "10.0.0.7:8000", "localhost:8000:9", "localhost:port", "a@localhost",
         "localhost/", "[::2]", "::1", "127.0.0.1:8000, evil.example",
     )),
-    ("cam.example:443", ALLOWED, True), ("[fe80::1]:8000", ALLOWED, True),
-    ("other.example", ALLOWED, False), ("192.168.1.7:8000", EVERYWHERE, True),
-    ("[fe80::7]:8000", EVERYWHERE, True), ("evil.example:8000", EVERYWHERE, False),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("host", "settings", "is_let_in"), HOSTS)
-def test_the_server_s_own_names_are_let_in_and_no_others(host, settings, is_let_in):
-    if is_let_in:
-        rules(**settings).check_host(host)
-        return
-    with pytest.raises(Refused, match="--allow-host") as refused:
-        rules(**settings).check_host(host)
-    assert (refused.value.status, refused.value.kind) == (400, "HostError")
-
-
-OWN = "localhost:8000"
-ORIGINS = [
-    (None, OWN, True), ("http://localhost:8000", OWN, True),
-    ("http://LOCALHOST:9000", "localhost:9000", True), ("http://localhost", "localhost:80", True),
-    ("https://localhost:443", "localhost", True), ("https://cam.example", "127.0.0.1:8000", True),
-    ("https://cam.example:8443", "127.0.0.1:8000", True),
-    *((origin, OWN, False) for origin in (
+    *((ALLOWED, "host", {"host": host}, None) for host in ("cam.example:443", "[fe80::1]:8000")),
+    (ALLOWED, "host", {"host": "other.example"}, HOST),
+    *((EVERYWHERE, "host", {"host": host}, None) for host in ("192.168.1.7:8000", "[fe80::7]:80")),
+    (EVERYWHERE, "host", {"host": "evil.example:8000"}, HOST),
+    *((ALLOWED, "origin", {"origin": origin, "host": host}, None) for origin, host in (
+        (None, OWN), ("http://localhost:8000", OWN), ("http://LOCALHOST:9000", "localhost:9000"),
+        ("http://localhost", "localhost:80"), ("https://localhost:443", "localhost"),
+        ("https://cam.example", "127.0.0.1:80"), ("https://cam.example:8443", "127.0.0.1:8000"),
+    )),
+    *((ALLOWED, "origin", {"origin": origin, "host": OWN}, ORIGIN) for origin in (
         "http://evil.example", "http://localhost:3000", "http://localhost", "null", "", "*",
         "file://", "http://localhost:8000.evil.example", "http://localhost:8000@evil.example",
         "http://localhost:8000/", "ftp://localhost:8000",
     )),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("origin", "host", "is_let_in"), ORIGINS)
-def test_the_server_s_own_page_may_ask_and_no_other(origin, host, is_let_in):
-    if is_let_in:
-        rules(**ALLOWED).check_origin(origin, host)
-        return
-    with pytest.raises(Refused) as refused:
-        rules(**ALLOWED).check_origin(origin, host)
-    assert (refused.value.status, refused.value.close_code) == (403, 4403)
-
-
-TOKENS = [
-    *(({"authorization": text}, True) for text in (f"Bearer {TOKEN}", f"bearer {TOKEN}")),
-    ({"protocols": ["zsseg.v1", f"token.{TOKEN}"]}, True),
-    ({"query": f"token={TOKEN}".encode()}, True),
-    *(({"authorization": text}, False) for text in (
+    *((EVERYWHERE, "token", {"authorization": None} | shown, None) for shown in (
+        {"authorization": f"Bearer {TOKEN}"}, {"authorization": f"bearer {TOKEN}"},
+        {"protocols": ["zsseg.v1", f"token.{TOKEN}"]}, {"query": f"token={TOKEN}".encode()},
+    )),
+    *((EVERYWHERE, "token", {"authorization": text}, WRONG) for text in (
         None, "", TOKEN, f"Basic {TOKEN}", f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}", "Bearer ",
         "Bearer \xff\u20ac",
     )),
-    *(({"protocols": [text]}, False) for text in (TOKEN, "token.")),
-    *(({"query": text}, False) for text in (b"token=", b"other=1&token=%ff")),
+    *((EVERYWHERE, "token", {"authorization": None} | shown, WRONG) for shown in (
+        {"protocols": [TOKEN]}, {"protocols": ["token."]}, {"query": b"token="},
+        {"query": b"other=1&token=%ff"},
+    )),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("shown", "is_let_in"), TOKENS)
-def test_who_shows_the_token_is_let_in_and_the_refusal_does_not_tell_it(shown, is_let_in):
-    shown = {"authorization": None} | shown
-    if is_let_in:
-        rules(token=TOKEN).check_token(**shown)
+@pytest.mark.parametrize(("settings", "what", "shown", "refusal"), CHECKS)
+def test_own_names_pages_and_tokens_are_let_in_and_no_others(settings, what, shown, refusal):
+    check = getattr(Gate(None, ServerSettings(**settings)), f"check_{what}")
+    if refusal is None:
+        check(**shown)
         return
     with pytest.raises(Refused) as refused:
-        rules(token=TOKEN).check_token(**shown)
-    assert (refused.value.status, refused.value.close_code) == (401, 4401)
-    assert TOKEN not in str(refused.value)
+        check(**shown)
+    error = refused.value
+    assert (error.status, error.close_code, error.kind) == refusal
+    assert TOKEN not in str(error)
 
 
 @pytest.mark.parametrize(

@@ -260,7 +260,7 @@ def started(server, length, first):
 
 
 def test_bodies_that_are_too_long_late_or_too_many_are_refused():
-    limits = {"picture_bytes": 200_000, "json_bytes": 1000, "pictures": 1, "request_seconds": 3.0}
+    limits = {"picture_bytes": 200_000, "json_bytes": 1000, "pictures": 1, "request_seconds": 2.0}
     with demo_server(**limits) as server:
         for method, path, size in (("POST", "segment", 200_001), ("PUT", "vocabulary", 1001)):
             for body in (b"x" * size, iter([b"x" * size])):
