@@ -21,7 +21,6 @@ Gst.init(None)
 
 SIDES = "width=[1,8192],height=[1,8192],framerate=[0/1,1000/1]"
 NVMM = f"video/x-raw(memory:NVMM),format=NV12,{SIDES}"
-PLAIN = f"video/x-raw,format=NV12,{SIDES}"
 BGRX = f"video/x-raw,format=BGRx,{SIDES}"
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 SINK, SRC = Gst.PadDirection.SINK, Gst.PadDirection.SRC
@@ -133,16 +132,6 @@ class Filter:
         return data.tobytes()
 
 
-@element("Filter/Video", template(SINK, PLAIN), template(SRC, NVMM))
-class IntoNvmm(Filter, Gst.Element):
-    gives = "video/x-raw(memory:NVMM),format=NV12"
-
-
-@element("Filter/Video", template(SINK, NVMM), template(SRC, PLAIN))
-class Unwrap(Filter, Gst.Element):
-    gives = "video/x-raw,format=NV12"
-
-
 @element("Filter/Video", template(SINK, f"{NVMM};{BGRX}"), template(SRC, f"{BGRX};{NVMM}"))
 class Converter(Filter, Gst.Element):
     """NVMM NV12 to BGRx, turned by 180 degrees if it is told so, or back."""
@@ -152,7 +141,9 @@ class Converter(Filter, Gst.Element):
     def caps_for(self, caps):
         self.height, self.width, _ = numbers_of(caps)
         self.from_nvmm = caps.get_features(0).contains("memory:NVMM")
-        self.gives = "video/x-raw,format=BGRx" if self.from_nvmm else IntoNvmm.gives
+        self.gives = (
+            "video/x-raw,format=BGRx" if self.from_nvmm else "video/x-raw(memory:NVMM),format=NV12"
+        )
         return super().caps_for(caps)
 
     def pixels_for(self, data):
@@ -178,7 +169,7 @@ class Chain:
 class Decoder(Chain, Gst.Bin):
     def __init__(self):
         super().__init__()
-        self.hold("avdec_h264 ! videoconvert ! video/x-raw,format=NV12 ! standininto")
+        self.hold("avdec_h264 ! videoconvert ! video/x-raw,format=BGRx ! nvvidconv")
 
 
 @element("Codec/Encoder/Video", template(SINK, NVMM), template(SRC, "video/x-h264"))
@@ -193,7 +184,8 @@ class Encoder(Chain, Gst.Bin):
         x264 = "x264enc tune=zerolatency speed-preset=ultrafast threads=1"
         fails = os.environ.get("NVENC_FAILS")
         fails = f"identity {fails} ! " if fails else ""
-        self.hold(f"standinunwrap ! {fails}videoconvert ! video/x-raw,format=I420 ! {x264}")
+        plain = f"{fails}videoconvert ! video/x-raw,format=I420"
+        self.hold(f"nvvidconv ! video/x-raw,format=BGRx ! {plain} ! {x264}")
 
 
 TYPES = {
@@ -206,7 +198,5 @@ TYPES = {
 
 def register(*names):
     """Make the stand-ins of these names known, or all; what is not named stays absent."""
-    for name, made in {"standininto": IntoNvmm, "standinunwrap": Unwrap}.items():
-        Gst.Element.register(None, name, 0, made)
     for name in names or TYPES:
         Gst.Element.register(None, name, 0, TYPES[name])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -12,8 +13,10 @@ import cv2
 import numpy as np
 
 from zsseg_rt.results.segmentation import Frame, Segmentation
-from zsseg_rt.stream.runner import Stream
+from zsseg_rt.stream.runner import SourceStats, Stream
 from zsseg_rt.stream.source import Picture
+from zsseg_rt.stream.uris import open_sources
+from zsseg_rt.stream.watch import Patience
 
 LONG = 60  # seconds until a test gives up
 
@@ -91,6 +94,37 @@ def follow(stream: Stream, is_enough: Callable[[], bool]) -> list[Frame]:
             return frames
         assert time.monotonic() < ends_at, f"{stream.stats()}"
     raise AssertionError(f"the stream ended: {stream.stats()}")
+
+
+def lose_and_find(uris, lose, cure, **patience) -> tuple[list[Frame], SourceStats, SourceStats]:
+    """The frames of a camera that is lost and comes back while another source goes on.
+
+    Also how it was doing when it was lost, and in the end.
+    """
+    sources = open_sources(uris)
+    name, other = (source.name for source in sources)
+    patience = Patience(first_retry=0.1, longest_retry=0.4, **patience)
+    with Stream(sources, label, patience=patience) as stream:
+        frames = follow(stream, lambda: stream.stats()[name].labelled >= 4)
+        lose()
+        frames += follow(stream, lambda: stream.stats()[name].state == "lost")
+        lost, others = stream.stats()[name], stream.stats()[other].labelled
+        frames += follow(stream, lambda: stream.stats()[other].labelled >= others + 20)
+        cure()
+        frames += follow(stream, lambda: stream.stats()[name].reconnects == 1)
+        back_at = stream.stats()[name].labelled
+        frames += follow(stream, lambda: stream.stats()[name].labelled >= back_at + 3)
+        found = stream.stats()[name]
+    mine = [frame for frame in frames if frame.source == name]
+    for older, newer in itertools.pairwise(mine):  # every index is there or counted as dropped
+        assert newer.index == older.index + 1 + newer.dropped_before
+    assert (found.state, found.error) == ("running", None)
+    return mine, lost, found
+
+
+def events(lines: list[str], name: str) -> list[str]:
+    """What the log says of a source: the first words of each line."""
+    return [line.removeprefix(f"{name}: ").split(":")[0] for line in lines if name in line]
 
 
 def level(number: int) -> int:

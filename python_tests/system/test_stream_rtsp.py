@@ -13,7 +13,17 @@ import pytest
 
 from support import gstreamer
 from support.rtsp_camera import shown_time
-from support.streams import LONG, MjpegServer, ReaderNow, Script, follow, label, numbered
+from support.streams import (
+    LONG,
+    MjpegServer,
+    ReaderNow,
+    Script,
+    events,
+    follow,
+    label,
+    lose_and_find,
+    numbered,
+)
 from zsseg_rt.errors import SourceError
 from zsseg_rt.stream import video
 from zsseg_rt.stream.conversion import Converter
@@ -117,41 +127,18 @@ def test_a_camera_that_answers_nothing_is_told_with_its_remedy(monkeypatch):
             read(url, 1)
 
 
-def events(caplog, name):
-    """What the log says of a source: the first word of each line."""
-    lines = [record.getMessage() for record in caplog.records]
-    return [line.removeprefix(f"{name}: ").split(":")[0] for line in lines if name in line]
-
-
 @pytest.mark.parametrize("freezes", [False, True])
 def test_a_camera_that_is_lost_comes_back_and_others_go_on_meanwhile(rtsp_cameras, caplog, freezes):
     caplog.set_level(logging.INFO)
     camera = rtsp_cameras(login="user:secret")
     lose, cure = (camera.freeze, camera.thaw) if freezes else (camera.kill, camera.start)
-    sources = open_sources([camera.url_for("user:secret"), OTHER])
-    name = sources[0].name
-    patience = Patience(stalled_after=0.7, lost_after=2.0, first_retry=0.1, longest_retry=0.4)
-    with Stream(sources, label, patience=patience) as stream:
-        frames = follow(stream, lambda: stream.stats()[name].labelled >= 5)
-        lose()
-        frames += follow(stream, lambda: stream.stats()[name].state == "lost")
-        lost, others = stream.stats()[name], stream.stats()[OTHER].labelled
-        frames += follow(stream, lambda: stream.stats()[OTHER].labelled >= others + 20)
-        cure()
-        frames += follow(stream, lambda: stream.stats()[name].reconnects == 1)
-        back_at = stream.stats()[name].labelled
-        frames += follow(stream, lambda: stream.stats()[name].labelled >= back_at + 3)
-        stats = stream.stats()
-    assert "secret" not in f"{stats} {lost} {caplog.text} {frames}"
-    assert (stats[name].state, stats[name].error) == ("running", None)
-    told = [event for event in events(caplog, name) if event != "stalled"]
-    assert told == ["running", "lost", "running again"]
-    assert not freezes or ("none came for" in lost.error and "stalled" in events(caplog, name))
-    mine = [frame for frame in frames if frame.source == name]
-    assert sound(times_of(mine))
-    # Every index is either there or counted as dropped.
-    for older, newer in itertools.pairwise(mine):
-        assert newer.index == older.index + 1 + newer.dropped_before
+    uris = [camera.url_for("user:secret"), OTHER]
+    frames, *stats = lose_and_find(uris, lose, cure, stalled_after=0.7, lost_after=2.0)
+    assert "secret" not in f"{stats} {caplog.text} {frames}"
+    told = events(caplog.messages, camera.url)
+    assert [event for event in told if event != "stalled"] == ["running", "lost", "running again"]
+    assert not freezes or ("none came for" in stats[0].error and "stalled" in told)
+    assert sound(times_of(frames))
 
 
 def use():
