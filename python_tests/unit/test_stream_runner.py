@@ -123,17 +123,6 @@ def test_a_thread_that_hangs_is_abandoned_and_what_it_still_gives_is_discarded()
     forever.set()
 
 
-def test_a_dead_camera_delays_no_other():
-    never = threading.Event()
-    dead, broken = Script("dead", [never]), Script("broken", [lost()])
-    stream = Stream([dead, broken, file("a", 20)], label)
-    found = seen(stream, 20)
-    assert found == [("a", n, n) for n in range(20)]
-    assert stream.stats()["dead"].state == "starting"
-    assert stream.stats()["broken"].state == "lost"
-    never.set()
-
-
 def one(name, *steps, live=True):
     return Script(name, list(steps), live=live)
 
