@@ -53,10 +53,6 @@ class _Converter:
         self._network, self._kind, self._half = network, kind, half
         self._floats, self._outputs = floats, {spec.name for spec in network.outputs}
         self.in_float32 = ({spec.name for spec in network.inputs} & self._floats) - half
-        self._readers: dict[str, list[Node]] = {}
-        for node in network.nodes:
-            for name in node.inputs:
-                self._readers.setdefault(name, []).append(node)
         self.nodes: list[Node] = []
         self.weights: dict[str, Weight] = {}
         self._casts: dict[tuple[str, str], str] = {}
@@ -89,18 +85,9 @@ class _Converter:
         computed = [name for name in data if name not in self._network.weights]
         if node.kind == "Div":  # the division by a norm
             return any(name in self.in_float32 for name in computed)
-        if node.kind not in _MOVES or not computed or self._only_leaves_as_half(node):
-            return False
-        return set(computed) <= self.in_float32
-
-    def _only_leaves_as_half(self, node: Node) -> bool:
-        """Whether results are moved out of the graph in float16: parts then share one cast."""
-        return all(
-            all(r.kind in _MOVES and self._only_leaves_as_half(r) for r in self._readers[name])
-            if name in self._readers
-            else name in self._half
-            for name in node.outputs
-        )
+        leaves_as_half = all(name in self._half for name in node.outputs)
+        moves = node.kind in _MOVES and bool(computed) and not leaves_as_half
+        return moves and set(computed) <= self.in_float32
 
     def _take(self, name: str, kind: str) -> str:
         """The name under which a value is available as ``kind``; casts it at most once."""
