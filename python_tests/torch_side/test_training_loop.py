@@ -58,23 +58,16 @@ def crash_at(step):
 
 
 def test_training_lowers_the_loss_and_leaves_everything(tmp_path):
-    result = train(
-        tmp_path,
-        config=config(iterations=60, checkpoint_interval=20, batch_size=64),
-        schedule=lambda step: 1.0 - step / 60,
-    )
+    settings = config(iterations=60, checkpoint_interval=20, batch_size=64)
+    result = train(tmp_path, config=settings, schedule=lambda step: 1.0 - step / 60)
     curve = history(tmp_path, "loss/error")
     assert curve[60] < 0.7 * curve[1]
-    assert result.finished
-    assert result.step == 60
+    assert (result.finished, result.step) == (True, 60)
     assert result.best_checkpoint == result.last_checkpoint
-    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [
-        "step-00000040.pt",
-        "step-00000060.pt",
-    ]
+    written = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert written == ["step-00000040.pt", "step-00000060.pt"]
     summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["timing"]["steps"] == 60
-    assert summary["timing"]["pictures"] == 60 * 64
+    assert (summary["timing"]["steps"], summary["timing"]["pictures"]) == (60, 60 * 64)
     assert summary["losses"].keys() == {"error", "size"}
     assert history(tmp_path, "learning_rate")[31] == pytest.approx(0.5e-2)  # the 31st step's
     assert history(tmp_path, "learning_rate/1")[31] == pytest.approx(0.5e-3)
@@ -261,31 +254,22 @@ def test_evaluation_that_was_missed_is_made_up_for(tmp_path):
     def killed(model):
         raise CrashError
 
-    settings = config(evaluation_interval=3)
-    with pytest.raises(CrashError):
-        train(tmp_path, config=settings, evaluate=killed)
-    seen = []
-    train(
-        tmp_path,
-        config=settings,
-        evaluate=lambda model: seen.append(model.training) or {"score": 1.0},
-        resume=True,
-    )
-    assert seen == [False, False]
-    found = json.loads((tmp_path / "evaluations.json").read_text())
-    assert found["evaluations"] == {"3": {"score": 1.0}, "6": {"score": 1.0}}
+    def judge(model):
+        modes.append(model.training)
+        return {"score": 0.5}
 
+    def preview(model, count):
+        return [("street", torch.zeros(8, 8, 3, dtype=torch.uint8).numpy())] * count
 
-def test_tensorboard_gets_scalars_and_pictures(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    picture = torch.zeros(8, 8, 3, dtype=torch.uint8).numpy()
-    train(
-        tmp_path,
-        config=config(evaluation_interval=3, num_pictures=1),
-        evaluate=lambda model: {"score": 0.5},
-        preview=lambda model, count: [("street", picture)] * count,
-    )
+    settings, modes = config(evaluation_interval=3, num_pictures=1), []
+    with pytest.raises(CrashError):
+        train(tmp_path, config=settings, evaluate=killed)
+    train(tmp_path, config=settings, evaluate=judge, preview=preview, resume=True)
+    assert modes == [False, False]
+    found = json.loads((tmp_path / "evaluations.json").read_text())
+    assert found["evaluations"] == {"3": {"score": 0.5}, "6": {"score": 0.5}}
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [e.step for e in events.Scalars("loss/error")] == [1, 2, 3, 4, 5, 6]
     assert [e.value for e in events.Scalars("evaluation/score")] == [0.5, 0.5]
