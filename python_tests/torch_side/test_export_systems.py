@@ -120,7 +120,7 @@ def exported(request, tmp_path_factory):
     """A system, its model and its bundle."""
     system = SYSTEMS[request.param]
     model, path = system.build(), tmp_path_factory.mktemp("bundles") / "a.zsseg"
-    return system, model, Bundle.load(export_bundle(model, path, **system.options))
+    return system, model, Bundle.load(export_bundle(model, path, verify=False, **system.options))
 
 
 def graph_files(bundle):
@@ -230,7 +230,9 @@ def test_backends_agree(exported):
     assert compared >= 2
 
 
-@pytest.mark.parametrize("precision", sorted(FLOATS))
+@pytest.mark.parametrize(
+    "precision", ["float16", pytest.param("float32", marks=pytest.mark.nightly)]
+)
 def test_tensorrt_rtx_builds_every_graph(exported, precision, monkeypatch):
     """In the precision asked for, without a GPU."""
     system, _, bundle = exported
@@ -255,8 +257,6 @@ def test_bad_arguments_write_nothing(name, tmp_path):
         (VocabularyError, "templates", {"templates": ()}),
         (ShapeError, "image_size", {"size_hw": (60, 65)}),
     ):
-        if name == "zegformer" and argument == "image_size":
-            continue  # takes images of any size
         with refused(error, argument):
             export_bundle(model, path, **(system.options | changes))
     if "class_names" in system.options:

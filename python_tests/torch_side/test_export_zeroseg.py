@@ -1,5 +1,6 @@
 """ZeroSeg as a bundle: graph, golden sample, engine and command line against torch."""
 
+import itertools
 import shutil
 
 import numpy as np
@@ -93,20 +94,25 @@ def test_bundle_states_the_class_rule_and_the_teachers_words(exported):
     assert not any("decoder" in tensor.name for tensor in graph.initializer)
 
 
-@pytest.mark.parametrize("size_hw", [(37, 53), (130, 200)])
-@pytest.mark.parametrize("backend", ["openvino", "torch"])
-def test_engine_equals_torch(exported, backend, size_hw):
-    model, path = exported
-    frame = frame_of(*size_hw)
+@pytest.fixture(scope="module")
+def engine(exported):
+    with Engine(exported[1], EngineConfig(**CPU, with_scores=True)) as engine:
+        yield engine
+
+
+def test_engine_equals_torch(exported, engine):
     embeds = tiny.text_embeds(7, 32).numpy()
-    with Engine(path, EngineConfig(**(CPU | {"backend": backend}), with_scores=True)) as engine:
-        engine.set_classes(NAMES, embeddings=embeds)
-        seg = engine.segment(frame)
-    labels, scores, clear = torch_labels(model, frame, embeds)
-    assert clear.mean() > 0.99
-    np.testing.assert_array_equal(seg.labels[clear], labels[clear])
-    np.testing.assert_allclose(seg.scores[clear], scores[clear], atol=2e-4)
-    assert len(np.unique(seg.labels)) > 1
+    other = EngineConfig(**(CPU | {"backend": "torch"}), with_scores=True)
+    with Engine(exported[1], other) as in_torch:
+        for each, size_hw in itertools.product((engine, in_torch), ((37, 53), (130, 200))):
+            frame = frame_of(*size_hw)
+            each.set_classes(NAMES, embeddings=embeds)
+            seg = each.segment(frame)
+            labels, scores, clear = torch_labels(exported[0], frame, embeds)
+            assert clear.mean() > 0.99
+            np.testing.assert_array_equal(seg.labels[clear], labels[clear])
+            np.testing.assert_allclose(seg.scores[clear], scores[clear], atol=2e-4)
+            assert len(np.unique(seg.labels)) > 1
 
 
 @pytest.mark.parametrize(
@@ -147,27 +153,22 @@ def test_auto_is_float32_for_hard_groups(exported, zegclip_bundle):
             assert engine.precision == precision
 
 
-def test_synonyms_and_background_compete_as_phrases(exported):
-    _, path = exported
-    rows = tiny.text_embeds(6, 32).numpy()
-    frame = frame_of(64, 96)
-    with Engine(path, EngineConfig(**CPU)) as engine:
-        engine.set_classes([f"p{i}" for i in range(6)], embeddings=rows)
-        plain = engine.segment(frame).labels
-        engine.set_classes([["p0", "p1"], ["p2", "p3", "p4"]], embeddings=rows, background=["p5"])
-        grouped = engine.segment(frame).labels
+def test_synonyms_and_background_compete_as_phrases(engine):
+    rows, frame = tiny.text_embeds(6, 32).numpy(), frame_of(64, 96)
+    engine.set_classes([f"p{i}" for i in range(6)], embeddings=rows)
+    plain = engine.segment(frame).labels
+    engine.set_classes([["p0", "p1"], ["p2", "p3", "p4"]], embeddings=rows, background=["p5"])
+    grouped = engine.segment(frame).labels
     table = np.array([0, 0, 1, 1, 1, 255])
     np.testing.assert_array_equal(grouped, table[plain])
     assert len(np.unique(plain)) > 1
 
 
-def test_more_than_254_classes(exported, checkpoint):
-    _, path = exported
+def test_more_than_254_classes(engine, checkpoint):
     model = build(checkpoint, background_threshold=0.9)
     embeds, frame = tiny.text_embeds(300, 32).numpy(), frame_of(64, 96)
-    with Engine(path, EngineConfig(**CPU, unknown_below=0.9)) as engine:
-        engine.set_classes([f"n{i}" for i in range(300)], embeddings=embeds)
-        found = engine.segment(frame).labels
+    engine.set_classes([f"n{i}" for i in range(300)], embeddings=embeds)
+    found = engine.segment(frame, unknown_below=0.9).labels
     labels, _, clear = torch_labels(model, frame, embeds)
     expected = np.where(labels < 0, 65535, labels)
     assert found.dtype == np.uint16
@@ -175,15 +176,14 @@ def test_more_than_254_classes(exported, checkpoint):
 
 
 @pytest.mark.parametrize("threshold", [None, 1.0])
-def test_evaluation_labels_as_the_engine_and_as_the_paper(exported, checkpoint, threshold):
+def test_evaluation_labels_as_the_engine_and_as_the_paper(engine, checkpoint, threshold):
     from zsseg_rt.training.trained import TorchSegmenter
 
     model = build(checkpoint, background_threshold=threshold)
     frame, embeds = frame_of(64, 96), tiny.text_embeds(7, 32)
     whole = TorchSegmenter(model, NAMES, embeds)
-    with Engine(exported[1], EngineConfig(**CPU, unknown_below=threshold)) as engine:
-        engine.set_classes(NAMES, embeddings=embeds.numpy())
-        expected = engine.segment(frame).labels
+    engine.set_classes(NAMES, embeddings=embeds.numpy())
+    expected = engine.segment(frame, unknown_below=threshold).labels
     clear = torch_labels(model, frame, embeds.numpy())[2]
     np.testing.assert_array_equal(whole.segment(frame)[clear], expected[clear])
     assert whole.describe()["architecture"] == "zeroseg"

@@ -277,7 +277,7 @@ def test_segment_agrees_with_the_scores(model, image):
         ({"logit_scale": -1.0}, ArgumentError, "logit_scale: expected a number above 0"),
         ({"background_threshold": 2.0}, ArgumentError, "background_threshold: expected"),
         ({"head_heads": 5}, ArgumentError, "head_heads: expected a divisor of width 64"),
-        ({"image_size": 50}, ShapeError, "image_size: expected multiples of the patch size 16"),
+        ({"image_size": 50}, ShapeError, "image_size: expected multiples of 16"),
         ({"heads": 4}, ArgumentError, "heads: expected a setting of zeroseg, got an unknown one"),
         ({"group_tokens": (8,)}, ArgumentError, "head_layers: expected three counts"),
         ({"weights": "absent.safetensors"}, CheckpointError, "path: expected a checkpoint file"),

@@ -51,9 +51,8 @@ def test_embeddings_are_read_only():
     [
         ([], "expected at least one class, got none"),
         (["road", " "], r"class_names\[1\]: expected a name, got an empty string"),
-        (["road", "car", "road"], "got 'road' at positions 0 and 2"),
-        (["road", "road "], "got 'road' at positions 0 and 1"),
-        (["Road", "sky", ["road", "SKY"]], "'Road' and 'road' at .*0 and 2; 'sky' and 'SKY' at"),
+        (["road", "car", "road "], "got these again: 'road'"),
+        (["Road", "sky", ["road", "SKY"]], "'Road', 'sky', 'road', 'SKY'"),
         (["road", 3], r"class_names\[1\]: expected a string, got int 3"),
         (["road", None], r"class_names\[1\]: expected a string, got NoneType None"),
         (

@@ -177,6 +177,7 @@ class HeadSpec:
     def __post_init__(self) -> None:
         check_choice("activation", self.activation, ACTIVATIONS)
         check_choice("align", self.align, ALIGNS)
+        check_range(self, "logit_scale", least=1e-9)
         check_range(self, "grid_hw", least=1, most=MAX_WIDTH)
         _check_names("seen", self.seen)
         check_range(self, "max_classes", least=1, most=MAX_CLASSES)

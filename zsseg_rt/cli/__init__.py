@@ -54,6 +54,7 @@ _CALLED = {
     "num_lanes": "--lanes",
     "num_threads": "--threads",
     "out_dir": "--out",
+    "image_size": "--size",
     "size_hw": "--size",
     "templates": "--template",
 }  # arguments whose option has another name

@@ -33,7 +33,7 @@ def check_size(size_hw: tuple[int, int], patch_size: int) -> None:
     """Refuse sizes that patches do not fill exactly."""
     if min(size_hw) < 1 or any(side % patch_size for side in size_hw):
         raise ShapeError(
-            f"image_size: expected multiples of the patch size {patch_size}, got "
+            f"image_size: expected multiples of {patch_size}, as patches or strides are, got "
             f"{size_hw[0]}x{size_hw[1]}. Use the next multiple."
         )
 

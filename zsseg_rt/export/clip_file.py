@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from zsseg_rt.bundles.specs import HeadSpec, PreprocessSpec
 from zsseg_rt.common.checks import check_choice, check_range, check_size
-from zsseg_rt.errors import ArgumentError, CheckpointError
+from zsseg_rt.errors import CheckpointError
 from zsseg_rt.export.bundle_writer import ExportedModel, write_model_bundle
 from zsseg_rt.export.golden import labels_golden, preprocess_frame
 from zsseg_rt.export.graph_files import image_network, weights_of
@@ -71,10 +71,6 @@ class DenseHead:
         ):
             if getattr(self, name) is not None:
                 check_choice(name, getattr(self, name), choices)
-        if self.logit_scale is not None and not 0 < self.logit_scale < math.inf:
-            raise ArgumentError(
-                f"logit_scale: expected a number above 0, got {self.logit_scale}. Change it."
-            )
         check_range(self, "unknown_below", least=0, most=1)
         self.aggregation({})
 

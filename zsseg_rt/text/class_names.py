@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -214,20 +215,13 @@ def _clean(text: Any, argument: str, index: int) -> str:
 
 def _refuse_repeats(phrases: Sequence[str]) -> None:
     """Refuse phrases that differ in their case at most: text encoders read them alike."""
-    places: dict[str, list[int]] = {}
-    for index, phrase in enumerate(phrases):
-        places.setdefault(phrase.casefold(), []).append(index)
-    repeats = []
-    for where in places.values():
-        if len(where) > 1:
-            spelt = " and ".join(map(repr, dict.fromkeys(phrases[index] for index in where)))
-            repeats.append(f"{spelt} at positions {' and '.join(map(str, where))}")
+    counts = Counter(phrase.casefold() for phrase in phrases)
+    repeats = [repr(p) for p in dict.fromkeys(phrases) if counts[p.casefold()] > 1]
     if repeats:
         more = f" and {len(repeats) - _MOST_LISTED} more" if len(repeats) > _MOST_LISTED else ""
         raise VocabularyError(
-            "class_names: expected every name once, also apart from case, got "
-            f"{'; '.join(repeats[:_MOST_LISTED])}{more} of the classes and their synonyms. Keep "
-            "one of each."
+            "class_names: expected every name once, also apart from case and among synonyms, got "
+            f"these again: {', '.join(repeats[:_MOST_LISTED])}{more}. Keep one of each."
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -94,8 +93,6 @@ def _cut(
     scale = settings.logit_scale
     if scale is None:
         scale = 1.0 if weights.temperature is None else 1 / weights.temperature
-    if not 0 < scale < math.inf:
-        raise ArgumentError(f"logit_scale: expected a number above 0, got {scale}. Change it.")
     heads = heads_of("num_heads", settings.num_heads, weights.width)
     image = TipsImage(tensors=weights.visual, num_heads=heads, activation="gelu")
     tower = _text_tower(weights, settings, options)

@@ -21,8 +21,8 @@ from zsseg_rt.bundles.specs import (
     RegionSpec,
 )
 from zsseg_rt.common.arrays import label_dtype
-from zsseg_rt.common.checks import check_choice
-from zsseg_rt.errors import CheckpointError, ShapeError
+from zsseg_rt.common.checks import check_choice, check_size
+from zsseg_rt.errors import CheckpointError
 from zsseg_rt.export.bundle_writer import ExportedModel, write_model_bundle
 from zsseg_rt.export.golden import golden_frame, preprocess_frame
 from zsseg_rt.export.graph_files import (
@@ -124,7 +124,8 @@ def export_zegformer(model: Any, options: ExportOptions) -> ExportedModel:
 def _cut(
     network: ZegFormerNetwork, tower: Any, settings: ZegFormerSettings, options: ExportOptions
 ) -> ExportedModel:
-    size_hw = _checked_size(options.size_hw or NATIVE_SIZE_HW)
+    size_hw = options.size_hw or NATIVE_SIZE_HW
+    check_size(size_hw, 32)
     preprocess = PreprocessSpec(
         size_hw=size_hw, mean=_unit_range(IMAGE_MEAN), std=_unit_range(IMAGE_STD)
     )
@@ -180,15 +181,6 @@ def network_of(model: Any) -> ZegFormerNetwork:
             "activation": config.clip_image.activation,
         }
     return ZegFormerNetwork(tensors=weights_of(model), num_heads=config.decoder.num_heads, **clip)
-
-
-def _checked_size(size_hw: tuple[int, int]) -> tuple[int, int]:
-    if min(size_hw) < 32 or max(size_hw) > 4096 or any(side % 32 for side in size_hw):
-        raise ShapeError(
-            f"size_hw: expected multiples of 32 up to 4096, got {size_hw[0]}x{size_hw[1]}. "
-            "Images are stretched to this size, so nothing is padded."
-        )
-    return size_hw
 
 
 def _region_spec(

@@ -20,7 +20,7 @@ from zsseg_rt.backends.registry import get_backend
 from zsseg_rt.bundles.bundle import Bundle
 from zsseg_rt.bundles.specs import FAMILIES, MaskLoss, QuantizationSpec
 from zsseg_rt.common.arrays import TensorSpec
-from zsseg_rt.common.checks import check_choice
+from zsseg_rt.common.checks import check_choice, check_range
 from zsseg_rt.common.files import sha256_of
 from zsseg_rt.config import EngineConfig
 from zsseg_rt.engine import Engine
@@ -57,9 +57,6 @@ CLEAR = 0.1
 Advance = Callable[[str, int, int], None]
 """Called with what is done, how often it was done, and how often it will be."""
 
-Layer = tuple[str, Group]
-"""A graph's name and a group of its layers."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeSettings:
@@ -74,14 +71,8 @@ class QuantizeSettings:
 
     def __post_init__(self) -> None:
         check_choice("precision", self.precision, FORMATS)
-        if not 0.0 < self.min_agreement <= 1.0:
-            raise ArgumentError(
-                f"min_agreement: expected above 0 and at most 1, got {self.min_agreement}"
-            )
-        if not 0.0 <= self.max_miou_loss <= 100.0:
-            raise ArgumentError(
-                f"max_miou_loss: expected points from 0 to 100, got {self.max_miou_loss}"
-            )
+        check_range(self, "min_agreement", least=1e-9, most=1)
+        check_range(self, "max_miou_loss", most=100)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,16 +133,16 @@ class _Job:
         }
         graphs = set(self._models) & set(_CHOSEN.get(bundle.family, self._models))
         self._layers = [
-            (name, group)
+            group
             for name, model in self._models.items()
-            for group in (find_groups(model) if name in graphs or not graphs else ())
+            for group in (find_groups(model, name) if name in graphs or not graphs else ())
         ]
         if not self._layers:
             raise ArgumentError(
                 "bundle: expected linear layers or convolutions with stored weights that these "
                 f"classes use, got none in {bundle.name}. It cannot be quantised."
             )
-        self._ranges: dict[Layer, Range] = {}
+        self._ranges: dict[Group, Range] = {}
 
     def calibrate(self, images: Images, class_names: ClassNames) -> Reference:
         """Find every range, and what float32 makes of the images that are held back."""
@@ -165,8 +156,8 @@ class _Job:
                     for name, feeds in lane.graph_inputs(read().image).items():
                         for feed in feeds if name in taps else ():
                             values = {**feed, **taps[name].run(feed)}
-                            for (graph, group), one in stats.items():
-                                if graph == name:
+                            for group, one in stats.items():
+                                if group.graph == name:
                                     tensor = np.asarray(values[group.tensor])
                                     one.add(tensor, convolves=group.convolves, rng=rng)
                     self._advance("calibrate", place + 1, len(images.ranged))
@@ -181,12 +172,12 @@ class _Job:
                 f"before all {len(self._layers)}. Give others."
             )
         for place, layer in enumerate(reached):
-            model = self._models[layer[0]]
-            self._ranges[layer] = choose_range(model, layer[1], stats[layer], self._kind)
+            model = self._models[layer.graph]
+            self._ranges[layer] = choose_range(model, layer, stats[layer], self._kind)
             self._advance("choose ranges", place + 1, len(reached))
         return reference
 
-    def search(self, reference: Reference) -> tuple[QuantizationSpec, list[Layer]]:
+    def search(self, reference: Reference) -> tuple[QuantizationSpec, list[Group]]:
         """Quantise everything, then less and less, until the gate holds or nothing is left."""
         ranked = sorted(self._ranges, key=lambda layer: -self._ranges[layer].error)
         dropped = 0
@@ -197,7 +188,7 @@ class _Job:
             if spec.passed or dropped >= len(ranked):
                 return spec, layers
 
-    def write(self, out: Path, spec: QuantizationSpec, layers: Sequence[Layer]) -> None:
+    def write(self, out: Path, spec: QuantizationSpec, layers: Sequence[Group]) -> None:
         """Write the bundle whole or not at all."""
         kind = self._kind.name
         with new_bundle_folder(out, overwrite=self._settings.overwrite, verify=True) as folder:
@@ -206,9 +197,9 @@ class _Job:
             quantization = {**self._bundle.quantization, kind: spec}
             write_manifest(folder, replace(new, name=out.stem, quantization=quantization))
 
-    def _graphs(self, layers: Sequence[Layer], *, emulated: bool = False) -> dict[str, Network]:
+    def _graphs(self, layers: Sequence[Group], *, emulated: bool = False) -> dict[str, Network]:
         """The graphs that have chosen layers; others run beside them in another precision."""
-        named = {name for name, _ in layers}
+        named = {layer.graph for layer in layers}
         others = [self._bundle.graphs[name] for name in self._models if name not in named]
         # TensorRT takes the others in float16 if it can, and their edges must fit
         fits = all("float16" in variants for variants in others)
@@ -216,11 +207,11 @@ class _Job:
         graphs = {}
         for name in filter(named.__contains__, self._models):
             model = self._models[name]
-            ranges = {layer[1]: self._ranges[layer] for layer in layers if layer[0] == name}
+            ranges = {layer: self._ranges[layer] for layer in layers if layer.graph == name}
             graphs[name] = quantised_graph(model, ranges, self._kind, half, emulated=emulated)
         return graphs
 
-    def _measure(self, layers: Sequence[Layer], reference: Reference) -> QuantizationSpec:
+    def _measure(self, layers: Sequence[Group], reference: Reference) -> QuantizationSpec:
         kind = self._kind.name
         computed = "int8" if kind == "int8" else "float32"  # which rounds as FP8 does
         graphs = self._graphs(layers, emulated=kind == "fp8")
@@ -229,7 +220,7 @@ class _Job:
             agreement = measure(replace(new, quantization={}), computed, reference)
         precisions: dict[str, dict[str, str]] = {name: {} for name in self._models}
         for layer in self._layers:
-            precisions[layer[0]][layer[1].name] = kind if layer in layers else "float16"
+            precisions[layer.graph][layer.name] = kind if layer in layers else "float16"
         masks, images = None, reference.images
         if images.dataset is not None:
             masks = MaskLoss(
@@ -254,7 +245,7 @@ class _Job:
         """A session that also gives what every layer reads."""
         network = self._models[name]
         values = Flow(network).run().values
-        wanted = {group.tensor for graph, group in self._layers if graph == name}
+        wanted = {group.tensor for group in self._layers if group.graph == name}
         wanted -= {spec.name for spec in (*network.outputs, *network.inputs)}
         more = [
             TensorSpec(

@@ -85,6 +85,7 @@ FORMATS = {
 class Group:
     """Layers that read one tensor and so share its range; they are quantised together."""
 
+    graph: str  # The graph's name
     name: str  # The name of the first layer; it stands for all of them
     tensor: str  # What they read
     nodes: tuple[int, ...]  # The layers' places among the graph's nodes
@@ -118,7 +119,7 @@ def read_plain(path: Path) -> Network:
     return _with_nodes(network, nodes, weights)
 
 
-def find_groups(network: Network) -> tuple[Group, ...]:
+def find_groups(network: Network, graph: str = "") -> tuple[Group, ...]:
     """Linear layers and convolutions with constant weights, but convolutions of an image."""
     readers = defaultdict[str, list[int]](list)
     for place, node in enumerate(network.nodes):
@@ -132,6 +133,7 @@ def find_groups(network: Network) -> tuple[Group, ...]:
         is_named = first.name and names[first.name] == 1
         groups.append(
             Group(
+                graph=graph,
                 name=first.name.removesuffix("/MatMul") if is_named else first.outputs[0],
                 tensor=tensor,
                 nodes=tuple(places),
