@@ -249,16 +249,14 @@ def run(zegclip_model, tmp_path_factory):
 
 @pytest.fixture
 def photos(tmp_path):
-    rng = np.random.default_rng(0)
-    for folder in ("images", "masks"):
-        (tmp_path / "data" / folder).mkdir(parents=True)
-    for index in range(3):
-        picture = cv2.resize(rng.integers(0, 256, (9, 11, 3), np.uint8), (110, 90))
-        cv2.imwrite(str(tmp_path / "data" / "images" / f"{index}.png"), picture)
-        mask = rng.integers(0, 7, (90, 110), np.uint8)
-        cv2.imwrite(str(tmp_path / "data" / "masks" / f"{index}.png"), mask)
-    (tmp_path / "data" / "classes.txt").write_text("\n".join(f"name {i}" for i in range(7)))
-    return tmp_path / "data"
+    noise, root = NoisePictures(7), tmp_path / "data"
+    for kind in ("images", "masks"):
+        (root / kind).mkdir(parents=True)
+        for index in range(3):
+            content = getattr(noise[index], {"images": "image", "masks": "labels"}[kind])
+            cv2.imwrite(str(root / kind / f"{index}.png"), content)
+    (root / "classes.txt").write_text("\n".join(noise.class_names))
+    return root
 
 
 def test_a_run_and_its_bundle_label_alike(

@@ -1,40 +1,25 @@
 """Real photos, real names, a real encoder: the whole open-vocabulary path against true masks."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks import photo_demo
+from benchmarks import photo_demo, real_photos
 from zsseg_rt import cli
 
 pytest.importorskip("onnx")
-BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "real_photos.py"
 
 
 @pytest.fixture(scope="module")
-def real_photos():
-    spec = importlib.util.spec_from_file_location("real_photos", BENCHMARK)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def voc_bundle(shared_dir, tmp_path_factory):
+    stem = str(shared_dir / "data" / "encoders" / "deeplabv3_mnv2_voc_clipspace")
+    parts = (Path(f"{stem}{end}") for end in (".onnx", "_train_text_rows.npy", "_classes.json"))
+    return real_photos.export(*parts, tmp_path_factory.mktemp("bundles") / "voc.zsseg")
 
 
-@pytest.fixture(scope="module")
-def voc_bundle(real_photos, shared_dir, tmp_path_factory):
-    folder = shared_dir / "data" / "encoders"
-    stem = "deeplabv3_mnv2_voc_clipspace"
-    return real_photos.export(
-        folder / f"{stem}.onnx",
-        folder / f"{stem}_train_text_rows.npy",
-        folder / f"{stem}_classes.json",
-        tmp_path_factory.mktemp("bundles") / "voc.zsseg",
-    )
-
-
-def test_labels_agree_with_true_masks(real_photos, voc_bundle, shared_dir):
+def test_labels_agree_with_true_masks(voc_bundle, shared_dir):
     report = real_photos.evaluate(voc_bundle, shared_dir / "data" / "tinycoco")
     # Measured on these photos: 0.926 and 0.395. A shuffled or shifted class list gives < 0.1.
     assert report["pixel_accuracy"] > 0.90

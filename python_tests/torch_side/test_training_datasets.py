@@ -21,7 +21,7 @@ from support.picture_files import BOMBS
 from zsseg_rt.errors import ArgumentError, DatasetError
 from zsseg_rt.evaluation.datasets import DATASETS, SegmentationDataset, create_dataset
 from zsseg_rt.evaluation.datasets.files import read_colour_mask, read_mask, read_picture
-from zsseg_rt.evaluation.datasets.published import PUBLISHED, class_table, published_classes
+from zsseg_rt.evaluation.datasets.published import class_table, published_classes
 
 
 @pytest.mark.parametrize(
@@ -138,18 +138,14 @@ def test_wrong_arguments_are_named(tmp_path):
 # --- class lists, against the reference data beside the project ---
 
 
-@pytest.fixture(scope="module")
-def splits(shared_dir):
-    return json.loads((shared_dir / "specs" / "splits.json").read_text())
-
-
 @pytest.mark.parametrize(
     ("key", "name"),
     [("voc12_20", "voc2012"), ("cocostuff164k_171", "cocostuff164k"),
      ("pascal_context_59", "context"), ("pascal_context_60", "context")],
 )  # fmt: skip
-def test_published_splits(splits, key, name):
-    expected, table = splits[key], published_classes(name, background=key.endswith("60"))
+def test_published_splits(shared_dir, key, name):
+    expected = json.loads((shared_dir / "specs" / "splits.json").read_text())[key]
+    table = published_classes(name, background=key.endswith("60"))
     assert list(table.names) == expected["classes"]
     assert list(table.seen) == expected["seen"]
     assert list(table.unseen) == expected["unseen"]
@@ -158,22 +154,23 @@ def test_published_splits(splits, key, name):
         assert list(table.values) == [i + first for i in range(len(table.names))]
 
 
-def test_ade20k_full_list(shared_dir):
-    expected = json.loads((shared_dir / "specs" / "ade20k_full_847.json").read_text())
-    table = class_table("ade20k_full")
+@pytest.mark.parametrize(
+    ("file", "table"),
+    [
+        ("ade20k_full_847", class_table("ade20k_full")),
+        ("cocostuff_171_zegformer_order",
+         published_classes("cocostuff164k", convention="zegformer")),
+    ],
+    ids=["ade20k_full", "cocostuff, zegformer"],
+)  # fmt: skip
+def test_published_orders(shared_dir, file, table):
+    expected = json.loads((shared_dir / "specs" / f"{file}.json").read_text())
     assert list(table.names) == [entry["name"] for entry in expected]
     assert list(table.map_values) == [entry["id"] for entry in expected]
-    assert list(table.values) == [entry["trainId"] for entry in expected]
-    rare = [entry["trainId"] for entry in expected if entry["image_count"] <= 10]
-    assert list(table.unseen) == rare
-
-
-def test_zegformer_order_of_cocostuff(shared_dir):
-    expected = json.loads((shared_dir / "specs" / "cocostuff_171_zegformer_order.json").read_text())
-    table = PUBLISHED["cocostuff164k"].zegformer(class_table("cocostuff164k"))
-    assert list(table.names) == [entry["name"] for entry in expected]
-    assert list(table.map_values) == [entry["id"] for entry in expected]
-    assert list(table.seen) == [entry["trainId"] for entry in expected if entry["seen"]]
+    seen = [entry["seen"] if "seen" in entry else entry["image_count"] > 10 for entry in expected]
+    assert list(table.seen) == np.flatnonzero(seen).tolist()
+    places = [entry["trainId"] for entry in expected]
+    assert places == (list(table.values) if file.startswith("ade") else list(range(171)))
 
 
 def test_real_data_is_read_whole(shared_dir):
