@@ -523,6 +523,8 @@ def test_beyond_the_limit_of_connections_the_health_alone_is_told():
             assert answer.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
             assert b"\r\nretry-after: 1\r\n" in answer
             assert b'"BusyError"' in answer
+            with viewer(server) as page:
+                assert closed_with(page) == 4429
             for _ in range(3):
                 with raw(server, head % b"/healthz" + b"\r\n") as client:
                     assert read_all(client).startswith(b"HTTP/1.1 200"), "closed after one answer"
