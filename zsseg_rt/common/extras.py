@@ -28,10 +28,6 @@ _DEBIAN = {
     "libgthread|libglib": "libglib2.0-0",
     "GLIBCXX|CXXABI|libstdc": "libstdc++6 (in conda: conda install -c conda-forge libstdcxx-ng)",
     "libgomp": "libgomp1",
-    "libSM": "libsm6",
-    "libXext": "libxext6",
-    "libXrender": "libxrender1",
-    "libxcb": "libxcb1",
 }  # what an import that failed names, and Ubuntu's package of it
 _DISTRIBUTIONS = {"cv2": "opencv-python-headless", "gi": "PyGObject", "PIL": "pillow"}
 _first: dict[str, str] = {}  # reasons; a second import of OpenCV speaks of a recursion alone
