@@ -151,16 +151,6 @@ def test_head_is_its_formula(clip, build, head, size_hw):
 
 
 @torch.no_grad()
-def test_vanilla_is_open_clips_own_tower(clip, build):
-    image, text = tiny.image(2, 3, 64, 64), tiny.text_embeds(5, DIM)
-    pooled, tokens = clip.visual(image)
-    output = build(head="vanilla")(image, text)
-    expected = F.normalize(tokens @ clip.visual.proj, dim=-1)
-    assert_same(output.patch_embeds.flatten(2).transpose(1, 2), expected)
-    assert_same(output.cls_embed, F.normalize(pooled, dim=-1))
-
-
-@torch.no_grad()
 def test_predict_upsamples_and_slides(build):
     """Whole picture: plain bilinear; windows: their average, then the softmax."""
     model, text = build(), tiny.text_embeds(5, DIM)

@@ -71,22 +71,6 @@ def test_impossible_strides_are_refused(clip_file):
             overlapping(clip_file, stride)
 
 
-def test_blocks_without_prompts_of_their_own_run_without():
-    sizes = tiny.TinySizes()
-    state_dict = tiny.zegclip_state_dict(sizes)
-    key = "backbone.deep_prompt_embeddings"
-    short = tiny.from_official(
-        "zegclip", state_dict | {key: state_dict[key][:1]}, **tiny.zegclip_config()
-    )
-    lengths = []
-    for block in short.backbone.transformer.resblocks:
-        block.register_forward_hook(lambda *call: lengths.append(call[2].shape[1]))
-    image, text = IMAGE, TEXT
-    logits = short(image, text).mask_logits
-    assert lengths == [20, 20, 17, 17]
-    torch.testing.assert_close(run_parts(short, image, text), logits, rtol=0, atol=1e-5)
-
-
 @pytest.mark.parametrize("prompt_dropout", [0.0, 0.1])
 @pytest.mark.parametrize("decoder_dropout", [0.0, 0.1])
 def test_dropout_acts_in_training_only(prompt_dropout, decoder_dropout):
@@ -147,20 +131,6 @@ def test_cells_cut_the_grid_evenly(grid_hw, num_cells):
         sizes = torch.bincount(line, minlength=side)
         assert sizes.max() - sizes.min() <= 1
         assert sizes.sum() == size
-
-
-@pytest.mark.parametrize(
-    ("grid_hw", "num_cells", "stride"), [((6, 6), 16, 1), ((5, 5), 4, 2), ((4, 4), 4, 2)]
-)
-def test_official_cells_are_of_one_size(grid_hw, num_cells, stride):
-    """``stride = grid // r``; patches behind the last cell lie in none."""
-    cells = cell_of_patches(grid_hw, num_cells, official=True).reshape(grid_hw)
-    side = int(num_cells**0.5)
-    expected = torch.full(grid_hw, num_cells)
-    for index in range(num_cells):
-        top, left = (stride * part for part in divmod(index, side))
-        expected[top : top + stride, left : left + stride] = index
-    assert torch.equal(cells, expected)
 
 
 @pytest.mark.parametrize(
@@ -269,18 +239,11 @@ def unread(key: str) -> bool:
 
 
 ARCHITECTURES = ("zegclip", "clip_rc")
-STATE_DICTS = {"zegclip": tiny.zegclip_state_dict, "clip_rc": tiny.clip_rc_state_dict}
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def small(request, shared_dir):
     return SmallCase(shared_dir, request.param)
-
-
-def test_the_tiny_builder_follows_the_reference_rule(small):
-    built = STATE_DICTS[small.architecture]()
-    assert built.keys() == small.state_dict.keys()
-    assert all(torch.equal(built[key], value) for key, value in small.state_dict.items())
 
 
 def test_small_scores(small):

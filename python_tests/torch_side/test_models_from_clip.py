@@ -114,18 +114,6 @@ def trained(build, **settings):
 
 
 @torch.no_grad()
-def test_before_training_it_is_dense_clips_vanilla_head(build):
-    trained = build("cosine_head", image_size=48, logit_scale=30.0)
-    dense = build("dense_clip", head="vanilla", image_size=48, logit_scale=30.0)
-    image, text = tiny.image(2, 3, 48, 48), tiny.text_embeds(7, SIZES.embed_dim)
-    expected, output = dense(image, text), trained(image, text)
-    for name in ("mask_logits", "patch_embeds", "cls_embed"):
-        torch.testing.assert_close(
-            getattr(output, name), getattr(expected, name), rtol=1e-5, atol=1e-5
-        )
-
-
-@torch.no_grad()
 def test_the_head_maps_patches_before_they_are_compared(build):
     model = trained(build)
     image, text = tiny.image(1, 3, 64, 64), tiny.text_embeds(7, SIZES.embed_dim)
