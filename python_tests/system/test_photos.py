@@ -92,7 +92,10 @@ def png_of(samples, stated=None):
     return data[:33] + struct.pack(">I", 3) + part + struct.pack(">I", zlib.crc32(part)) + data[33:]
 
 
+ROWS = RGB[::-1, :, ::-1].tobytes()
+OLD_BMP = struct.pack("<IIIIHHHH", 26 + len(ROWS), 0, 26, 12, 64, 48, 1, 24)
 READ = {
+    "bmp of the oldest kind": (b"BM" + OLD_BMP + ROWS, RGB),
     "rgb": (tiff_of(RGB, 2), RGB),
     "three bands": (tiff_of(RGB, 1, _338=[0, 0]), RGB),
     "three bands of 16 bits": (tiff_of(WIDE, 1, _338=[0, 0]), RGB),
@@ -229,12 +232,6 @@ def test_a_tiff_whose_tags_come_first_ends_with_its_pixels():
     image.save(content, "TIFF")
     with refused(SourceError, None, "TIFF", "320x240"):
         decode_photo(content.getvalue()[:-50], PHOTO)
-
-
-def test_a_bmp_of_the_oldest_kind_is_read():
-    rows = RGB[::-1, :, ::-1].tobytes()
-    data = b"BM" + struct.pack("<IIIIHHHH", 26 + len(rows), 0, 26, 12, 64, 48, 1, 24) + rows
-    np.testing.assert_array_equal(decode_photo(data, PHOTO), RGB)
 
 
 @pytest.mark.parametrize("filled", [bytes, lambda size: b"\xff" * size])

@@ -72,6 +72,9 @@ def test_every_answer_protects_browsers(server):
     assert "http" not in policy
     assert headers["Content-Type"] == "text/html; charset=utf-8"
     assert request(server, "HEAD", "/")[0] == 200
+    assert ask(server, "GET", "/../../etc/passwd")[1]["error"] == "NotFoundError"
+    assert ask(server, "DELETE", "/v1/vocabulary")[1]["error"] == "MethodError"
+    assert ask(server, "GET", "/v1/segment")[0] == 405
 
 
 def test_other_hosts_and_origins_are_refused(server):
@@ -292,12 +295,6 @@ def test_defects_are_logged_and_told_to_nobody(server, monkeypatch, caplog):
         wait_until(lambda: "a secret of the inside" in caplog.text, "it is logged")
     assert (status, told["error"]) == (500, "InternalError")
     assert "secret" not in told["message"]
-
-
-def test_unknown_paths_and_methods_are_answered_in_the_same_form(server):
-    assert ask(server, "GET", "/../../etc/passwd")[1]["error"] == "NotFoundError"
-    assert ask(server, "DELETE", "/v1/vocabulary")[1]["error"] == "MethodError"
-    assert ask(server, "GET", "/v1/segment")[0] == 405
 
 
 def test_names_and_words_that_the_bundle_knows_are_told(server):
