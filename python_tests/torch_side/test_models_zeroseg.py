@@ -117,18 +117,6 @@ def test_wrong_mae_weights_are_refused():
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
-def test_mask_keeps_the_share_and_restores_the_order():
-    mask = random_patch_mask(3, 196, 0.6, generator=torch.Generator().manual_seed(0))
-    assert mask.kept.shape == (3, 78)  # int(196 * 0.4)
-    assert mask.removed.sum(1).tolist() == [118.0] * 3
-    values = torch.arange(196).expand(3, -1)
-    shuffled = torch.cat([mask.kept, *[(mask.restore * 0)[:, 78:]]], dim=1)
-    restored = shuffled.gather(1, mask.restore)
-    visible = mask.removed == 0
-    assert torch.equal(restored[visible], values[visible])
-    assert not torch.equal(mask.kept[0], mask.kept[1])
-
-
 def test_no_mask_is_raster_order(model, image):
     """Ratio 0 shuffles but drops nothing; sorted back it is the unmasked result."""
     mask = random_patch_mask(2, 16, 0.0)

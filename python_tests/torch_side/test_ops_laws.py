@@ -121,15 +121,6 @@ def test_the_matrices_undo_the_standards_equations(matrix, weights, full):
     np.testing.assert_allclose(got[:, 0, ::2].T, rgb, atol=0.012)  # rounded to bytes three times
 
 
-@pytest.mark.needs_cuda
-def test_planes_of_two_devices_are_refused(device):
-    if device.name == "cpu":
-        pytest.skip("needs arrays on a GPU")
-    with refused(DeviceError, "frame[1]"):
-        luma, chroma = nv12_frame(4, 6)
-        ops.preprocess((device.place(luma), chroma), size_hw=(2, 3), **CLIP)
-
-
 def test_outermost_pixels_meet():
     frame = random_frame(11, 9)
     image = ops.preprocess(frame, size_hw=(33, 65), align="corners", **PLAIN)
@@ -145,15 +136,6 @@ def test_parts_are_cut_out_of_the_resized_frame(align, origin):
     whole = ops.preprocess(frame, size_hw=(45, 60), **settings)
     same = whole[:, origin[0] : origin[0] + 16, origin[1] : origin[1] + 24]
     np.testing.assert_allclose(part[:, : same.shape[1], : same.shape[2]], same, atol=1e-6)
-
-
-@pytest.mark.needs_cuda
-def test_names_are_written_on_the_cpu_alone():
-    require_cuda()
-    weights = np.zeros((1, 2, 2), np.uint8)
-    image, weights = map(ops.DeviceArray.from_numpy, (random_frame(4, 5), weights))
-    with refused(DeviceError, "picture"):
-        ops.ink(image, weights, (0, 0), [(1, 2, 3)])
 
 
 @pytest.mark.usefixtures("cpu_isa")
@@ -571,12 +553,19 @@ def test_windows_are_added_to_what_is_there(device):
 
 
 @pytest.mark.needs_cuda
-@pytest.mark.parametrize("device", ["cuda"], indirect=True)
-@pytest.mark.parametrize("other", ["label_table", "num_classes", "out"])
-def test_arrays_of_two_devices_are_refused(device, other):
-    arrays = {"label_table": np.zeros(4, np.uint8), "num_classes": np.ones(1, np.int32)}
-    arrays["out"] = np.zeros((1, 6, 6), np.uint8)
-    with refused(DeviceError, "labels" if other == "out" else other):
-        ops.upsample_argmax(
-            device.place(random_logits(1, 4, 3, 3)), (6, 6), **{other: arrays[other]}
-        )
+def test_arrays_of_two_devices_are_refused():
+    require_cuda()
+    place = ops.DeviceArray.from_numpy
+    logits, (luma, chroma) = place(random_logits(1, 4, 3, 3)), nv12_frame(4, 6)
+    for name, other in (
+        ("label_table", {"label_table": np.zeros(4, np.uint8)}),
+        ("num_classes", {"num_classes": np.ones(1, np.int32)}),
+        ("labels", {"out": np.zeros((1, 6, 6), np.uint8)}),
+    ):
+        with refused(DeviceError, name):
+            ops.upsample_argmax(logits, (6, 6), **other)
+    with refused(DeviceError, "frame[1]"):
+        ops.preprocess((place(luma), chroma), size_hw=(2, 3), **CLIP)
+    with refused(DeviceError, "picture"):  # names are written on the CPU alone
+        image, weights = place(random_frame(4, 5)), place(np.zeros((1, 2, 2), np.uint8))
+        ops.ink(image, weights, (0, 0), [(1, 2, 3)])

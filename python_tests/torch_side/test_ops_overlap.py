@@ -145,15 +145,6 @@ def test_overlap_on_a_gpu_is_refused():
     on_gpu["mask_logits"] = whole.view((2, 2, 2))
     with refused(ArgumentError, "out", "mask_logits"):
         ops.crop_regions(**on_gpu, **settings, out=whole)
-    rest = (np.zeros((1, 2, 2, 2), np.float32), np.zeros((1, 2, 2), np.float32))
-    rest = [ops.DeviceArray.from_numpy(array) for array in rest]
-    past, logits = (
-        whole.view((1, 3, 2, 2)),
-        ops.DeviceArray.from_numpy(np.ones((1, 3, 2, 2), np.float32)),
-    )
-    with refused(ArgumentError, "out", "past"):
-        ops.warp_blend(logits, past, *rest, out=whole.view((1, 3, 2, 2)))
-    assert ops.warp_blend(logits, past, *rest, out=logits) is logits
 
 
 # --- bfloat16, which NumPy lacks: the same numbers in float32 are the truth ---
