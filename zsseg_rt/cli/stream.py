@@ -34,7 +34,7 @@ from zsseg_rt.common.extras import needs_extra
 from zsseg_rt.common.schema import printable
 from zsseg_rt.config import MAX_LANES, EngineConfig
 from zsseg_rt.errors import SourceError
-from zsseg_rt.server.settings import ServerSettings
+from zsseg_rt.server.settings import ServerSettings, is_local
 
 if TYPE_CHECKING:
     from zsseg_rt.engine import Engine
@@ -320,7 +320,7 @@ def serve(
 def _tell(server: LiveServer) -> None:
     """Print where to look; a proxy or a service may wait for these lines."""
     typer.echo(f"Open {server.address}")
-    if server.is_local:
+    if is_local(server.settings.host):
         typer.echo(f"From another computer: ssh -L {server.port}:{server.host}:{server.port} "
                    f"{_login()}, then open the same address there.")  # fmt: skip
     typer.echo("Ctrl-C stops it.")

@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from zsseg_rt import ops
 from zsseg_rt.common.schema import encode
-from zsseg_rt.errors import ArgumentError, SourceError
+from zsseg_rt.errors import ArgumentError
 from zsseg_rt.results.segmentation import Segmentation
 from zsseg_rt.results.visualize import palette
 from zsseg_rt.server.labeller import Labeller
@@ -36,7 +36,6 @@ _LOOK_EVERY = 0.25
 
 LONGEST_SIDE = 1280  # pixels of a preview; larger frames are made smaller
 _JPEG_QUALITY = 80
-_LONGEST_JPEG = 65500  # pixels; what libjpeg takes
 _DEFLATE_LEVEL = 1  # labels shrink to 2 % at level 1; higher levels take longer than the JPEG
 
 _Value = TypeVar("_Value")
@@ -104,12 +103,6 @@ class Result:
 
 def encode_jpeg(image: npt.NDArray[np.uint8], channel_order: str) -> bytes:
     """A JPEG of an image, uint8 [H, W, 3]."""
-    if max(image.shape) > _LONGEST_JPEG:
-        height, width = image.shape[:2]
-        raise SourceError(
-            f"image: expected sides of at most {_LONGEST_JPEG} pixels for a JPEG, got "
-            f"{width}x{height}. Ask for image/png."
-        )
     bgr = image if channel_order == "bgr" else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
     done, data = cv2.imencode(".jpg", bgr, (cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY))
     assert done  # it only fails for arrays that are no image

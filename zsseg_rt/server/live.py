@@ -26,7 +26,7 @@ from zsseg_rt.server.access import Gate
 from zsseg_rt.server.api import create_app
 from zsseg_rt.server.hub import Hub
 from zsseg_rt.server.labeller import Labeller
-from zsseg_rt.server.settings import ServerSettings, is_local, listen
+from zsseg_rt.server.settings import ServerSettings, listen
 from zsseg_rt.stream.follow import Follow
 from zsseg_rt.stream.gstreamer.rtsp_sink import network_of
 from zsseg_rt.stream.runner import Policy, StreamParts
@@ -133,11 +133,6 @@ class LiveServer:
     def port(self) -> int:
         """The TCP port that it listens on."""
         return int(self._port)
-
-    @property
-    def is_local(self) -> bool:
-        """Whether this machine alone can reach it."""
-        return is_local(self.settings.host)
 
     def start(self) -> None:
         """Label and answer, in threads of their own."""
