@@ -294,18 +294,19 @@ def test_frames_on_a_gpu_are_labelled_there_and_leave_it_but_for_the_newest_that
 
 def test_pictures_that_waited_too_long_are_dropped():
     now = [100.0]
-    slots = HandOff({"s0": True}, max_staleness=0.5, now=lambda: now[0])
-    slots.put(0, picture(captured_at=99.6), lambda: True)
-    slots.put(0, picture(captured_at=100.0), lambda: True)
+    hand_off = HandOff({"s0": True}, max_staleness=0.5, now=lambda: now[0])
+    (slot,) = hand_off.slots
+    hand_off.put(slot, picture(captured_at=99.6), lambda: True)
+    hand_off.put(slot, picture(captured_at=100.0), lambda: True)
     now[0] = 100.3
-    assert not slots.is_empty
-    frame = slots.take(0)
+    assert not hand_off.is_empty
+    frame = hand_off.take(0)
     assert (frame.source, frame.index, frame.dropped_before) == ("s0", 1, 1)
-    slots.put(0, picture(captured_at=100.0), lambda: True)
+    hand_off.put(slot, picture(captured_at=100.0), lambda: True)
     now[0] = 101.0
-    assert slots.is_empty
-    assert slots.take(0) is None
-    assert slots.counts(0) == (3, 2)
+    assert hand_off.is_empty
+    assert hand_off.take(0) is None
+    assert (slot.captured, slot.dropped) == (3, 2)
 
 
 LOST = SourceError("cam: cannot be read: gone")
@@ -396,11 +397,13 @@ def open_stream(source, lanes):
 
 
 def test_results_keep_their_order_while_lanes_overtake_each_other():
-    lanes = FakeLanes(2, hold=[0])
+    lanes = FakeLanes(2, hold=[0, 1])
     with open_stream(file("a", 20), lanes) as stream:
         first = []
         reader = threading.Thread(target=lambda: first.append(next(stream)))
         reader.start()
+        lanes.wait_until(lambda: {0, 1} <= set(lanes.begun))
+        lanes.released[1].set()
         lanes.wait_until(lambda: 2 in lanes.begun)  # overtakes frame 0
         assert not first
         lanes.released[0].set()

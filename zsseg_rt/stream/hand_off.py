@@ -17,9 +17,11 @@ MOST_ON_GPU = 32  # frames that callers may keep in a GPU's memory; older ones l
 
 
 @dataclass(kw_only=True)
-class _Slot:
+class Slot:
+    """The pictures of one source that wait."""
+
     source: str
-    keeps_all: bool
+    keeps_all: bool  # Whether no picture may be lost
     waiting: deque[tuple[int, Picture]] = field(default_factory=deque)
     captured: int = 0  # pictures that the source has given
     dropped: int = 0
@@ -66,23 +68,24 @@ class HandOff:
         max_staleness: float | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._slots = [_Slot(source=name, keeps_all=keeps) for name, keeps in keeps_all.items()]
+        self.slots = [Slot(source=name, keeps_all=keeps) for name, keeps in keeps_all.items()]
         self._max_staleness, self._now = max_staleness, now
         self._changed = threading.Condition(threading.RLock())
         self._next = 0  # the slot whose turn it is
         self._nudged = False
-        self._closed = False
+        self.is_closed = False
         self._on_gpu: deque[weakref.ref[Frame]] = deque()
 
-    def put(self, slot: int, picture: Picture, is_wanted: Callable[[], bool]) -> bool:
+    def put(self, slot: Slot, picture: Picture, is_wanted: Callable[[], bool]) -> bool:
         """Leave a picture; with policy ``all`` this waits for room."""
-        mine = self._slots[slot]
         with self._changed:
-            if mine.keeps_all:
-                self._changed.wait_for(lambda: self._closed or not mine.is_full or not is_wanted())
-            if self._closed or not is_wanted():
+            if slot.keeps_all:
+                self._changed.wait_for(
+                    lambda: self.is_closed or not slot.is_full or not is_wanted()
+                )
+            if self.is_closed or not is_wanted():
                 return False
-            mine.add(picture)
+            slot.add(picture)
             self._changed.notify_all()
         return True
 
@@ -91,11 +94,11 @@ class HandOff:
         with self._changed:
             self._changed.wait_for(self._has_news, timeout)
             self._nudged = False
-            if self._closed:
+            if self.is_closed:
                 return None
-            for turn in range(len(self._slots)):
-                position = (self._next + turn) % len(self._slots)
-                slot = self._slots[position]
+            for turn in range(len(self.slots)):
+                position = (self._next + turn) % len(self.slots)
+                slot = self.slots[position]
                 if slot.waiting:
                     self._next = position + 1
                     self._changed.notify_all()
@@ -122,48 +125,31 @@ class HandOff:
     def close(self) -> None:
         """Take no more pictures and give none; whoever waits goes on."""
         with self._changed:
-            self._closed = True
+            self.is_closed = True
             self._changed.notify_all()
-
-    @property
-    def is_closed(self) -> bool:
-        return self._closed
 
     @property
     def is_empty(self) -> bool:
         """Whether no frame waits."""
         with self._changed:
             self._drop_stale()
-            return not any(slot.waiting for slot in self._slots)
+            return not any(slot.waiting for slot in self.slots)
 
-    def discard(self, slot: int) -> None:
+    def discard(self, slot: Slot) -> None:
         with self._changed:
-            while self._slots[slot].waiting:
-                self._slots[slot].drop_oldest()
+            while slot.waiting:
+                slot.drop_oldest()
             self._changed.notify_all()
-
-    def keeps_all(self, slot: int) -> bool:
-        """Whether no picture of a source may be lost."""
-        return self._slots[slot].keeps_all
-
-    def lets_wait(self, slot: int) -> bool:
-        """Whether a source has to wait for room."""
-        return self._slots[slot].keeps_all and self._slots[slot].is_full
-
-    def counts(self, slot: int) -> tuple[int, int]:
-        """How many pictures a source has given, and how many of them were dropped."""
-        with self._changed:
-            return self._slots[slot].captured, self._slots[slot].dropped
 
     def _has_news(self) -> bool:
         self._drop_stale()
-        return self._closed or self._nudged or any(slot.waiting for slot in self._slots)
+        return self.is_closed or self._nudged or any(slot.waiting for slot in self.slots)
 
     def _drop_stale(self) -> None:
         if self._max_staleness is None:
             return
         oldest = self._now() - self._max_staleness
-        for slot in self._slots:
+        for slot in self.slots:
             while slot.waiting and slot.waiting[0][1].captured_at < oldest:
                 slot.drop_oldest()
                 self._changed.notify_all()

@@ -40,7 +40,7 @@ from zsseg_rt.stream.follow import (
     source_time,
 )
 from zsseg_rt.stream.gstreamer.pipelines import GstSource
-from zsseg_rt.stream.hand_off import HandOff
+from zsseg_rt.stream.hand_off import HandOff, Slot
 from zsseg_rt.stream.sinks import Sink, SinkStats, SinkTarget, open_writers
 from zsseg_rt.stream.source import Picture, Source
 from zsseg_rt.stream.uris import open_sources
@@ -193,7 +193,8 @@ class Stream:
         }
         self._hand_off = HandOff(self._keeps_all, max_staleness=max_staleness)
         self._captures = [
-            Capture(source, slot, self._hand_off, patience) for slot, source in enumerate(sources)
+            Capture(source, slot, self._hand_off, patience)
+            for source, slot in zip(sources, self._hand_off.slots, strict=True)
         ]
         self.tallies = {source.name: Tally() for source in sources}
         """The results of each source so far, by its name."""
@@ -265,10 +266,7 @@ class Stream:
 
     def stats(self) -> dict[str, SourceStats]:
         """How each source is doing, by its name."""
-        return {
-            capture.name: self._stats_of(slot, capture)
-            for slot, capture in enumerate(self._captures)
-        }
+        return {capture.name: self._stats_of(capture) for capture in self._captures}
 
     @property
     def has_lost_its_sinks(self) -> bool:
@@ -322,14 +320,13 @@ class Stream:
         if is_hopeless and (first := watches[0].error) is not None:
             raise first
 
-    def _stats_of(self, slot: int, capture: Capture) -> SourceStats:
-        captured, dropped = self._hand_off.counts(slot)
+    def _stats_of(self, capture: Capture) -> SourceStats:
         tally, watch = self.tallies[capture.name], capture.watch
         return SourceStats(
             state=watch.state,
-            captured=captured,
+            captured=capture.slot.captured,
             labelled=tally.labelled.count,
-            dropped=dropped,
+            dropped=capture.slot.dropped,
             damaged=capture.damaged,
             reconnects=watch.reconnects,
             age_ms=tally.ages.percentiles(),
@@ -453,13 +450,13 @@ def _without_frames(error: ZssegError) -> ZssegError:
 class Capture:
     """Keeps one source going. All methods belong to the thread that takes frames."""
 
-    def __init__(self, source: Source, slot: int, hand_off: HandOff, patience: Patience) -> None:
+    def __init__(self, source: Source, slot: Slot, hand_off: HandOff, patience: Patience) -> None:
         self.watch = SourceWatch(source.name, live=source.live, patience=patience)
         self.name = source.name
         self.fell_behind = 0  # times that it was opened anew since its frames came late
         self.damaged = 0  # packets and frames that could not be decoded
-        self.source, self._slot, self.hand_off = source, slot, hand_off
-        self._paced = not (hand_off.keeps_all(slot) or source.live)
+        self.source, self.slot, self.hand_off = source, slot, hand_off
+        self._paced = not (slot.keeps_all or source.live)
         self._start: float | None = None
         self._last_stamp = 0.0
         self._attempt: _Attempt | None = None
@@ -487,7 +484,7 @@ class Capture:
         if frames > self._frames:
             self._frames = frames
             self.watch.frame(attempt.seen_at)
-        if frames and self.hand_off.lets_wait(self._slot):
+        if frames and self.slot.keeps_all and self.slot.is_full:
             self.watch.frame(time.monotonic())  # it is we who are slow
         if is_over:
             self._drop_attempt()
@@ -496,7 +493,7 @@ class Capture:
     def refuse(self, error: ZssegError) -> None:
         """Lose the source: a frame of it cannot be labelled. What it has waiting is dropped."""
         self._drop_attempt()
-        self.hand_off.discard(self._slot)  # wakes the thread, which may wait for room
+        self.hand_off.discard(self.slot)  # wakes the thread, which may wait for room
         self.watch.refuse(time.monotonic(), error)
 
     def stop(self) -> None:
@@ -519,10 +516,10 @@ class Capture:
         if self._paced and self._is_stopped_before_its_time(attempt, picture):
             return False
         attempt.seen_at = time.monotonic()
-        if self.source.live and not self.hand_off.keeps_all(self._slot):
+        if self.source.live and not self.slot.keeps_all:
             self._refuse_if_late(attempt, picture)
         attempt.frames += 1
-        return self.hand_off.put(self._slot, picture, lambda: not attempt.is_stopped)
+        return self.hand_off.put(self.slot, picture, lambda: not attempt.is_stopped)
 
     def _refuse_if_late(self, attempt: _Attempt, picture: Picture) -> None:
         """Give up a source that is behind and does not catch up; what waits on the way goes."""

@@ -106,10 +106,10 @@ def open_writers(
 
 def _places(text: str, sources: Sequence[str]) -> list[str]:
     """The files of a sink, before any stamp."""
-    path = Path(text)
-    if "://" in text or path.suffix.lower() != ".mp4":
+    path, tags = Path(text), Tags(sources)
+    if "://" in text or path.suffix.lower() != ".mp4" or not sources:
         return [text if "://" in text else str(path)]
-    return [str(base) for base in Tags(sources).bases(path)]
+    return [str(path.with_name(tags.join(path.stem, one) + path.suffix)) for one in sources]
 
 
 def _shown(text: str) -> str:

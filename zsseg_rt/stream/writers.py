@@ -51,10 +51,6 @@ class Tags:
         """``STEM-TAG``, or what there is of it."""
         return "-".join(part for part in (stem, self.of(source)) if part)
 
-    def bases(self, path: Path) -> list[Path]:
-        """The files of all sources, before any stamp."""
-        return [path.with_name(self.join(path.stem, s) + path.suffix) for s in self._tags] or [path]
-
 
 class Writer:
     """Writes for a sink; used by one thread at a time."""

@@ -49,6 +49,7 @@ class Recipe:
     """How the pipeline of a source is made; anew for each attempt to open it."""
 
     hint = ""  # Advice for when a camera's pipeline ends
+    advice = ""  # For when it fails
 
     def build(self, gst: Any, name: str) -> Pipeline:
         """Make the pipeline."""
@@ -56,7 +57,7 @@ class Recipe:
 
     def explain(self, gst: Any, message: Any, name: str) -> ZssegError:
         """A message of type ``ERROR`` in our words, without passwords."""
-        return explain(gst, message, name)
+        return explain(gst, message, name, hint=self.advice)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,7 @@ class CsiCamera(Recipe):
     size_hw: tuple[int, int] = (720, 1280)  # Height and width that the camera is asked for
     rate: float = 30.0  # Frames per second
     flip: int = 0  # flip-method of nvvidconv, 0 to 7
-    hint = (
+    hint = advice = (
         "Check the camera's cable and that its driver is set up (jetson-io.py), and that no other "
         "program uses it; then: sudo systemctl restart nvargus-daemon."
     )
@@ -84,9 +85,6 @@ class CsiCamera(Recipe):
             "! videoconvert ! appsink"
         )
         return parse(gst, text, name)
-
-    def explain(self, gst: Any, message: Any, name: str) -> ZssegError:
-        return explain(gst, message, name, hint=self.hint)
 
 
 @dataclass(frozen=True, kw_only=True)
