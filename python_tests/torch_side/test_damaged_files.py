@@ -106,16 +106,16 @@ KINDS = {
     "mask, tiff": mask(".tif", read_mask),
     "mask, bmp": mask(".bmp", read_colour_mask),
     "manifest": Kind(
-        "bundle.json", None, lambda path: Bundle.load(path.parent).verify(), BundleError, 400
+        "bundle.json", None, lambda path: Bundle.load(path.parent).verify(), BundleError, 150
     ),
     "tokenizer": Kind(
         "tokenizer.json", few_words,
-        lambda path: Tokenizer(path).encode(["a red dog"]), BundleError, 300,
+        lambda path: Tokenizer(path).encode(["a red dog"]), BundleError, 100,
     ),
     "names": Kind(
         "names.txt", lambda: b"0 road\n1 sky, cloud\n2 __ignore__\n",
         lambda path: read_name_list(path, ConfigError, with_ids=True).groups,
-        (ConfigError, VocabularyError), 300,
+        (ConfigError, VocabularyError), 100,
     ),
     "journal": Kind(
         "journal.jsonl", lambda: b'{"record": {"key": "a"}, "sha256": "b"}\n',
