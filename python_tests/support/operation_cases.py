@@ -1,5 +1,6 @@
 """Calls of every operation, drawn: sizes, types and settings, and how near results are."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -360,9 +361,12 @@ def label_regions(d):
     grid_hw, canvas_hw, out_hw = d.pick([
         ((1, 1), (1, 1), (13, 9)), ((7, 5), (28, 21), (28, 21)), ((7, 5), (28, 21), (50, 67)),
         ((6, 6), (9, 17), (33, 40)), ((4, 4), (13, 12), (20, 31)), ((2, 2), (2, 2), (70, 75)),
-        ((2, 3), (1, 5), (40, 5)), ((32, 40), (128, 160), (45, 61)), ((4, 5), (12, 10), (1, 1)),
+        ((2, 3), (1, 5), (40, 5)), ((16, 20), (64, 80), (23, 31)), ((4, 5), (12, 10), (1, 1)),
     ])  # fmt: skip
     classes, count = d.pick([1, 3, 19, 70, 254, 255]), d.pick([3, 5, 17, 100, 256])
+    # An emulated GPU takes seconds for ten million votes, or a hundred thousand soft pixels.
+    most = min(10_000_000 // (classes * math.prod(out_hw)), 100_000 // math.prod(canvas_hw))
+    count = min(count, max(3, most))
     scores = (d.rng.random((classes, count)) / count).astype(np.float32)
     arrays = {"mask_logits": draw_masks(d, count, *grid_hw), "class_scores": scores}
     bias = np.zeros(classes, np.float32)

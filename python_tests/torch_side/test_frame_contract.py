@@ -65,7 +65,7 @@ def kinds_in_turns(engine, as_pixels):
 
 
 def shapes_and_rules(engine, as_pixels):
-    kinds = [*itertools.product([(31, 47), (20, 90)], [{}, {"unknown_below": 0.6}])]
+    kinds = [((31, 47), {}), ((20, 90), {}), ((31, 47), {"unknown_below": 0.6})]
     turns = 1 if as_pixels else 3
     results = [label(engine, "RGB", 3, size=size, **rule) for size, rule in kinds * turns]
     return results * (3 // turns)
