@@ -262,9 +262,12 @@ def started(server, length, first):
     return connection
 
 
-def test_bodies_that_are_too_long_late_or_too_many_are_refused():
-    limits = {"picture_bytes": 200_000, "json_bytes": 1000, "pictures": 1, "request_seconds": 2.0}
-    with demo_server(**limits) as server:
+def test_bodies_that_are_too_long_or_late_are_refused():
+    with demo_server(picture_bytes=200_000, json_bytes=1000, request_seconds=0.5) as server:
+        late = started(server, 1000, b"x").getresponse()
+        assert late.status == 408
+        assert json.loads(late.read())["error"] == "TimeoutError"
+    with demo_server(picture_bytes=200_000, json_bytes=1000) as server:
         for method, path, size in (("POST", "segment", 200_001), ("PUT", "vocabulary", 1001)):
             for body in (b"x" * size, iter([b"x" * size])):
                 status, told = ask(server, method, f"/v1/{path}", body, Content_Type="text/json")
@@ -273,16 +276,16 @@ def test_bodies_that_are_too_long_late_or_too_many_are_refused():
         status, told = ask(server, "POST", "/v1/segment", b"x" * 33_000_000, Connection="close")
         assert (status, told["error"]) == (413, "SizeError")
 
-        first = started(server, len(PHOTO), PHOTO[:100])
-        wait_until(lambda: ask(server, "POST", "/v1/segment", PHOTO)[0] == 503, "it is busy")
-        status, headers, _ = request(server, "POST", "/v1/segment", PHOTO)
-        assert (status, headers["Retry-After"]) == (503, "1")
-        first.send(PHOTO[100:])
-        assert first.getresponse().status == 200  # the one that was first is served
-        late = started(server, 1000, b"x").getresponse()
-        assert late.status == 408
-        assert json.loads(late.read())["error"] == "TimeoutError"
-        assert ask(server, "POST", "/v1/segment", PHOTO)[0] == 200
+
+def test_more_pictures_than_may_wait_are_told_to_come_again(server):
+    first = [started(server, len(PHOTO), PHOTO[:100]) for _ in range(Limits().pictures)]
+    wait_until(lambda: ask(server, "POST", "/v1/segment", PHOTO)[0] == 503, "it is busy")
+    status, headers, _ = request(server, "POST", "/v1/segment", PHOTO)
+    assert (status, headers["Retry-After"]) == (503, "1")
+    for connection in first:
+        connection.send(PHOTO[100:])
+        assert connection.getresponse().status == 200  # those that were first are served
+    assert ask(server, "POST", "/v1/segment", PHOTO)[0] == 200
 
 
 def test_defects_are_logged_and_told_to_nobody(server, monkeypatch, caplog):
