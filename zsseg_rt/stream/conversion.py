@@ -85,25 +85,17 @@ class Converter:
 
     def take(self, frame: Any) -> dict[str, Any]:
         """A picture's fields from a frame: ``image``, for an engine on a GPU also ``on_gpu``."""
-        if self._uploads is None:
-            return {"image": self.image(frame)}
-        self._look_up(frame)
-        if self._matrix is None and (planes := _planes_of(frame)) is not None:
-            return self._uploads.planes(*planes)
-        return self._uploads.image(self.image(frame))
-
-    def _look_up(self, frame: Any) -> None:
         if self._turns:
             self._matrix, self._turns = _display_matrix(frame), False
-
-    def image(self, frame: Any) -> npt.NDArray[np.uint8]:
-        """An image in memory that nothing else writes to, uint8 [H, W, 3], C-contiguous."""
-        self._look_up(frame)
+        uploads = self._uploads
+        if uploads and self._matrix is None and (planes := _planes_of(frame)) is not None:
+            return uploads.planes(*planes)
         image = self._convert(frame, format=self._format).to_ndarray()
         if frame.format.name == self._format:
             image = image.copy()  # it would be the decoder's memory, or the driver's
         # From PyAV 17 on it is a view of rows that are padded to a multiple of 16 pixels.
-        return upright(np.ascontiguousarray(image), self._matrix)
+        image = upright(np.ascontiguousarray(image), self._matrix)
+        return {"image": image} if uploads is None else uploads.image(image)
 
 
 def _planes_of(frame: Any) -> tuple[Any, list[Any], str] | None:

@@ -252,7 +252,8 @@ class Stream:
         self._patience[:] = 0.1, 5.5
         self._hand_off.close()
         for capture in self._captures:
-            capture.stop()
+            if (attempt := capture.attempt) is not None:
+                attempt.stop()
         for sink in self._sinks:
             sink.hurry()
 
@@ -375,12 +376,13 @@ def _close(
     if not process.is_here:
         return
     hand_off.close()
-    for capture in captures:
-        capture.stop()
+    attempts = [capture.attempt for capture in captures if capture.attempt is not None]
+    for attempt in attempts:
+        attempt.stop()
     labels.close()
     for sink in sinks:
         sink.finish()
-    joins = [one.join for one in captures], [one.join for one in sinks]
+    joins = [one.join for one in attempts], [one.join for one in sinks]
     for seconds, waits in zip(patience, joins, strict=True):
         last = time.monotonic() + seconds
         for wait in waits:
@@ -459,7 +461,7 @@ class Capture:
         self._paced = not (slot.keeps_all or source.live)
         self._start: float | None = None
         self._last_stamp = 0.0
-        self._attempt: _Attempt | None = None
+        self.attempt: _Attempt | None = None
         self._frames = 0  # of this attempt that the watch knows of
 
     def tick(self) -> float | None:
@@ -468,7 +470,7 @@ class Capture:
         now = time.monotonic()
         action = self.watch.tick(now)
         if action == "open":
-            self._attempt, self._frames = _Attempt(self), 0
+            self.attempt, self._frames = _Attempt(self), 0
         elif action == "abandon":
             self._drop_attempt()
             self.hand_off.nudge()  # it may wait for room
@@ -476,7 +478,7 @@ class Capture:
 
     def look(self) -> None:
         """Tell the watch what became of the source."""
-        attempt = self._attempt
+        attempt = self.attempt
         if attempt is None:
             return
         is_over = attempt.is_over  # before its frames are looked at: the last one counts
@@ -496,20 +498,10 @@ class Capture:
         self.hand_off.discard(self.slot)  # wakes the thread, which may wait for room
         self.watch.refuse(time.monotonic(), error)
 
-    def stop(self) -> None:
-        """Tell the thread to stop; safe in a signal handler."""
-        if self._attempt is not None:
-            self._attempt.stop()
-
-    def join(self, seconds: float) -> None:
-        """Wait for the thread for so long, then leave it to itself."""
-        if self._attempt is not None:
-            self._attempt.join(seconds)
-
     def _drop_attempt(self) -> None:
-        if self._attempt is not None:
-            self._attempt.stop()
-            self._attempt = None
+        if self.attempt is not None:
+            self.attempt.stop()
+            self.attempt = None
 
     def offer(self, attempt: _Attempt, picture: Picture) -> bool:
         """Put a picture into the slot, in the reading thread."""

@@ -195,29 +195,22 @@ def host_planes(library: Library, sample: Any) -> Iterator[tuple[list[Any], str 
     if info.finfo.name in ("NV12", "I420"):
         chroma = [(*half, 2)] if info.finfo.name == "NV12" else [half, half]
         shapes = [(info.height, info.width), *chroma]
-    with _mapped(buffer) as memory:
-        data = np.ctypeslib.as_array((c.c_uint8 * memory.size).from_address(memory.data))
-        planes = []
-        for shape, stride, offset in zip(shapes, layout.stride, layout.offset, strict=False):
-            strides = (stride, *shape[2:], 1)
-            planes.append(np.lib.stride_tricks.as_strided(data[offset:], shape, strides))
-        kinds = library.GstVideo.VideoColorMatrix
-        matrix = {kinds.BT601: "bt601", kinds.BT709: "bt709"}.get(info.colorimetry.matrix)
-        is_full = info.colorimetry.range.value_nick == "0-255"
-        yield planes, f"{matrix}-full" if matrix and is_full else matrix
-
-
-@contextmanager
-def _mapped(buffer: Any) -> Iterator[_MapInfo]:
-    """A buffer's memory, to be read inside the block; PyGObject would copy it."""
-    library, info = _gstreamer(), _MapInfo()
-    address = c.c_void_p(hash(buffer))  # PyGObject's hash is the C address
-    if library.gst_buffer_map(address, c.byref(info), _MAP_READ) != 1:
+    kinds = library.GstVideo.VideoColorMatrix
+    matrix = {kinds.BT601: "bt601", kinds.BT709: "bt709"}.get(info.colorimetry.matrix)
+    is_full = info.colorimetry.range.value_nick == "0-255"
+    # PyGObject would copy the memory; its hash of an object is the address in C.
+    core, address, memory = _gstreamer(), c.c_void_p(hash(buffer)), _MapInfo()
+    if core.gst_buffer_map(address, c.byref(memory), _MAP_READ) != 1:
         raise SourceError("gst_buffer_map: refused")
     try:
-        yield info
+        data = np.ctypeslib.as_array((c.c_uint8 * memory.size).from_address(memory.data))
+        planes = [
+            np.lib.stride_tricks.as_strided(data[offset:], shape, (stride, *shape[2:], 1))
+            for shape, stride, offset in zip(shapes, layout.stride, layout.offset, strict=False)
+        ]
+        yield planes, f"{matrix}-full" if matrix and is_full else matrix
     finally:
-        library.gst_buffer_unmap(address, c.byref(info))
+        core.gst_buffer_unmap(address, c.byref(memory))
 
 
 @functools.cache
