@@ -71,29 +71,17 @@ def test_keys_that_follow_from_others_may_be_missing_or_present(weights):
     assert build(no_text).text_encoder is None
 
 
-BAD = [("window", 4), ("taps", (2, 1)), ("taps", (1, 3)), ("most_classes", 0)]
+SIZES = [("embed_dim", 0), ("num_heads", 3), ("hidden", 66), ("decoder", (24, 32)),
+         ("decoder_guidance", (128, 16)), ("padding", -1)]  # fmt: skip
 
 
-@pytest.mark.parametrize(("argument", "value"), BAD)
-def test_bad_settings_are_refused(weights, argument, value):
-    with refused(ArgumentError, argument):
-        build(weights, **{argument: value})
-
-
-@pytest.mark.parametrize(
-    ("argument", "value"),
-    [
-        ("embed_dim", 0),
-        ("num_heads", 3),
-        ("hidden", 66),
-        ("decoder", (24, 32)),
-        ("decoder_guidance", (128, 16)),
-        ("padding", -1),
-    ],
-)
-def test_odd_sizes_of_the_head_are_refused(argument, value):
-    with refused(ArgumentError, "hidden" if value == 3 else argument):
-        AggregatorConfig(**{argument: value})
+def test_bad_settings_and_odd_sizes_of_the_head_are_refused(weights):
+    for argument, value in (("window", 4), ("taps", (2, 1)), ("taps", (1, 3)), ("most_classes", 0)):
+        with refused(ArgumentError, argument):
+            build(weights, **{argument: value})
+    for argument, value in SIZES:
+        with refused(ArgumentError, "hidden" if value == 3 else argument):
+            AggregatorConfig(**{argument: value})
 
 
 def test_it_takes_the_484_tensors_of_the_released_configuration(shared_dir):

@@ -22,24 +22,18 @@ from zsseg_rt.models import (
 )
 
 
-@pytest.mark.parametrize("size", [0, -3, (64, 64)])
-def test_the_size_for_masks_is_one_side(size):
-    with refused(ArgumentError, "image_size"):
-        from_official("zegclip", tiny.zegclip_state_dict(), num_heads=4, image_size=size)
+def test_seen_classes_are_indices_of_any_kind_and_no_mask():
+    def build(**settings):
+        return from_official("zegclip", tiny.zegclip_state_dict(), num_heads=4, **settings)
 
-
-@pytest.mark.parametrize("seen", [np.array([0, 2]), torch.tensor([0, 2]), (0, np.int64(2))])
-def test_seen_classes_are_indices_of_any_kind(seen):
-    model = from_official("zegclip", tiny.zegclip_state_dict(), num_heads=4, seen_classes=seen)
-    assert model.config.seen_classes == (0, 2)
-
-
-@pytest.mark.parametrize(
-    "seen", [None, 3, [0.7], ["a"], [True, False], np.ones(3, bool), torch.ones(3)]
-)
-def test_seen_classes_are_no_mask(seen):
-    with refused(ArgumentError, "seen_classes"):
-        from_official("zegclip", tiny.zegclip_state_dict(), num_heads=4, seen_classes=seen)
+    for seen in (np.array([0, 2]), torch.tensor([0, 2]), (0, np.int64(2))):
+        assert build(seen_classes=seen).config.seen_classes == (0, 2)
+    for seen in (None, 3, [0.7], ["a"], [True, False], np.ones(3, bool), torch.ones(3)):
+        with refused(ArgumentError, "seen_classes"):
+            build(seen_classes=seen)
+    for size in (0, -3, (64, 64)):  # of masks: one side
+        with refused(ArgumentError, "image_size"):
+            build(image_size=size)
 
 
 class Beside:

@@ -1,7 +1,5 @@
 """Models that start from CLIP weights to be trained: CLIP-RC and the cosine head."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -166,6 +164,8 @@ REFUSED = [
     *((name, {"image_size": 70}, ShapeError) for name in BUILDS),
     *((name, {"start": "alined"}, ArgumentError) for name in ("zegclip", "clip_rc")),
     ("clip_rc", {"num_cells": 5}, ArgumentError),
+    ("cosine_head", {"seen_bias": 2.0}, ArgumentError),
+    ("cosine_head", {"logit_scale": 0.0}, ArgumentError),
 ]
 
 
@@ -173,12 +173,6 @@ REFUSED = [
 def test_settings_that_do_not_fit_are_refused(build, architecture, settings, error):
     with refused(error, *settings, *(["16"] if error is ShapeError else [])):
         build(architecture, **settings)
-
-
-@pytest.mark.parametrize("setting", [{"head": "naclip"}, {"seen_bias": 2.0}, {"logit_scale": 0.0}])
-def test_settings_out_of_range_are_refused(build, setting):
-    with refused(ArgumentError, *setting):
-        replace(build("cosine_head").config, **setting)
 
 
 @pytest.mark.parametrize(("architecture", "count"), [("clip_rc", 2), ("zegclip", 7)])

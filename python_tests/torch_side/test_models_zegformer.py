@@ -132,15 +132,6 @@ def test_only_clip_may_be_half_precision():
     assert build(half).clip_model.visual.proj.dtype == torch.float32
 
 
-@pytest.mark.parametrize(
-    ("settings", "argument"),
-    [({"region_style": "masks"}, "region_style"), ({"region_batch": 0}, "region_batch")],
-)
-def test_settings_outside_their_range(settings, argument):
-    with refused(ArgumentError, argument):
-        tiny_zegformer.model(**settings)
-
-
 TEXT = tiny_zegformer.text_features()
 
 
@@ -337,14 +328,13 @@ def test_weights_of_another_resnet_are_refused():
         ({"decoder": replace(DECODER, conv_dim=48)}, "decoder.conv_dim"),
         ({"decoder": replace(DECODER, num_heads=3)}, "decoder.hidden_dim"),
         ({"queries": 0}, "queries"),
+        ({"region_style": "masks"}, "region_style"),
+        ({"region_batch": 0}, "region_batch"),
         ({"image_size": 0}, "image_size"),
     ],
 )
 def test_wrong_settings_are_named(changes, argument, clip_file):
     with refused(ArgumentError, argument):
         new_model(clip_file, **changes)
-
-
-def test_wrong_sizes_are_named():
     with refused(ArgumentError, "widths"):
         ResNetConfig(widths=(4, 8), depths=(1,))
