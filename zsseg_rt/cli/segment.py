@@ -225,7 +225,9 @@ def _print_csv(result: PhotoResult) -> None:
 
 
 PRINTERS: Mapping[str, Callable[[PhotoResult], None]] = {
-    **{"table": print_table, "json": _print_json, "csv": _print_csv},
+    "table": print_table,
+    "json": _print_json,
+    "csv": _print_csv,
     **dict.fromkeys(("png", "coco", "geojson", "labelme"), print_table),
 }
 """By the name that ``--format`` takes."""

@@ -275,15 +275,17 @@ def make_trace(report: Report) -> dict[str, Any]:
     """A Chrome trace: a process per variant, its median and slowest frame as threads."""
     events: list[dict[str, Any]] = []
     for process, variant in enumerate(report.variants, start=1):
-        order = np.argsort(variant.samples.wall_ms)
+        if not (walls := variant.samples.wall_ms):
+            continue
+        order = np.argsort(walls)
+        frames = {"median frame": order[(len(walls) - 1) // 2], "slowest frame": order[-1]}
         names = [("process_name", 0, variant.name)]
-        for thread, title in enumerate(("median frame", "slowest frame") if order.size else (), 1):
+        for thread, (title, index) in enumerate(frames.items(), start=1):
             names.append(("thread_name", thread, title))
-            index = int(order[-1] if thread == 2 else order[(order.size - 1) // 2])
             events += [
                 {"name": name, "ph": "X", "ts": begin_ms * 1e3, "dur": ms * 1e3, "pid": process,
                  "tid": thread, **more}
-                for name, begin_ms, ms, more in _spans(variant, index)
+                for name, begin_ms, ms, more in _spans(variant, int(index))
             ]  # fmt: skip
         events += [
             {"name": kind, "ph": "M", "pid": process, "tid": thread, "args": {"name": name}}

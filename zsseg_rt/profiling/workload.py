@@ -185,6 +185,11 @@ class Workload:
         import cv2
 
         names, embeddings = self._classes_of(variant)
+        frames = []
+        for index, frame in enumerate(self._frames):
+            height, width = variant.frame_hw or frame.shape[:2]
+            resized = np.asarray(cv2.resize(frame, (width, height)), np.uint8)
+            frames.append(self._save(("frame", index, height, width), resized))
         config = variant.config.items()
         return {
             "bundle": str(variant.bundle.resolve()),
@@ -192,13 +197,7 @@ class Workload:
             "classes": names,
             "embeddings": embeddings,
             "templates": None if self._templates is None else list(self._templates),
-            "frames": [
-                self._save(
-                    ("frame", index, hw := variant.frame_hw or frame.shape[:2]),
-                    np.asarray(cv2.resize(frame, hw[::-1]), np.uint8),
-                )
-                for index, frame in enumerate(self._frames)
-            ],
+            "frames": frames,
             "streams": variant.streams,
         }
 
