@@ -12,8 +12,8 @@ from zsseg_rt.errors import ArgumentError, BackendUnavailableError, ConfigError,
 from zsseg_rt.results.visualize import encode_label_png, palette
 from zsseg_rt.stream.gstreamer.pipelines import CsiCamera, GstSource
 from zsseg_rt.stream.photo_folder import DemoCamera, PhotoSource
-from zsseg_rt.stream.source import GivenName
-from zsseg_rt.stream.uris import is_source, open_sources, source_names, tell_once
+from zsseg_rt.stream.source import GivenName, log_once
+from zsseg_rt.stream.uris import is_source, open_sources, source_names
 from zsseg_rt.stream.video import VideoSource, split_login
 from zsseg_rt.stream.writers import OVERLAY_MARK
 
@@ -280,7 +280,7 @@ def test_what_a_sink_writes_is_its_own(name, tmp_path):
 def test_pyav_reads_rtsp_where_gstreamer_is_absent_and_says_so(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "gi", None)
     monkeypatch.delenv("ZSSEG_RTSP_LIBRARY")
-    tell_once.cache_clear()
+    log_once.cache_clear()
     with caplog.at_level("INFO"):
         for _ in range(2):
             (source,) = open_sources("rtsp://cam/1")

@@ -38,8 +38,6 @@ class Painter:
     def __init__(self, *, channel_order: str, alpha: float, legend: bool = False) -> None:
         import_opencv("to write names on overlays")
         self.channel_order, self._alpha, self._has_legend = channel_order, alpha, legend
-        self._names: tuple[str, ...] = ()
-        self._colours = palette(())
         self._places: dict[str, list[NamePlace]] = {}  # per source
         self._gpu = GpuPainter(channel_order, alpha)
         self.painted: str | None = None
@@ -54,7 +52,8 @@ class Painter:
     def paint(self, seg: Segmentation, out: npt.NDArray[np.uint8]) -> None:
         """Paint a result's overlay into ``out``, as :meth:`canvas` makes it."""
         frame, image = frame_of(seg), out[: len(seg.labels)]
-        on_gpu, colours = frame.on_gpu, self._palette(seg.names)  # another thread may let it leave
+        on_gpu = frame.on_gpu  # another thread may let it leave
+        colours = palette(seg.names, self.channel_order)
         self.painted = "gpu"
         if not self._gpu.paint(on_gpu, seg.labels, colours, image):
             self.painted = "cpu"
@@ -66,11 +65,6 @@ class Painter:
             legend = replace(seg, channel_order=self.channel_order).legend()
             strip = legend_strip(seg.labels.shape[1], legend, lines=_LEGEND_LINES)
             out[len(seg.labels) :] = strip
-
-    def _palette(self, names: tuple[str, ...]) -> npt.NDArray[np.uint8]:
-        if self._names != names:
-            self._colours, self._names = palette(names, self.channel_order), names
-        return self._colours
 
 
 class GpuPainter:

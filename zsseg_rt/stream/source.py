@@ -87,7 +87,8 @@ class RecordingTimes:
     def of(self, stamp: float | None, decoding: float | None = None) -> float:
         """The time of the next frame; ``decoding`` is when its packet was to be decoded."""
         if stamp is None and decoding is None:
-            _warn_once(f"{self._name}: tells no times; {1 / self._step:g} frames count as a second")
+            text = f"{self._name}: tells no times; {1 / self._step:g} frames count as a second"
+            log_once(logging.WARNING, text)
         stamp, due = self._likelier(stamp, decoding), self._last + self._step
         time = due if stamp is None or self._offset is None else stamp + self._offset
         begins = self._offset is None or not -_BACK <= time - self._last <= self._leap
@@ -110,8 +111,9 @@ class RecordingTimes:
 
 
 @functools.lru_cache(maxsize=256)
-def _warn_once(text: str) -> None:
-    _log.warning("%s", text)
+def log_once(level: int, text: str) -> None:
+    """Log what need not be said again."""
+    _log.log(level, "%s", text)
 
 
 class GivenName(str):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import glob
 import logging
 import os
@@ -29,7 +28,7 @@ from zsseg_rt.stream.gstreamer.pipelines import (
     rtsp_elements,
 )
 from zsseg_rt.stream.photo_folder import DEFAULT_SIZES, DemoCamera, PhotoSource
-from zsseg_rt.stream.source import GivenName, Source, shown
+from zsseg_rt.stream.source import GivenName, Source, log_once, shown
 from zsseg_rt.stream.video import VideoSource
 from zsseg_rt.stream.writers import VIDEO_SUFFIXES, what_is_not_ours
 from zsseg_rt.text.name_lists import read_lines
@@ -235,16 +234,12 @@ def _rtsp(uri: str, order: str) -> Source:
             reason = f", since GStreamer is not complete: {exc}"
         else:
             decoder = decoder_of(gst, "H264")[0]
-            tell_once(f"rtsp: read with GStreamer {version}, H.264 decoded by {decoder}")
+            log_once(
+                logging.INFO, f"rtsp: read with GStreamer {version}, H.264 decoded by {decoder}"
+            )
             return GstSource(name=shown(uri), recipe=RtspCamera(url=uri), channel_order=order)
-    tell_once(f"rtsp: read with PyAV{reason}")
+    log_once(logging.INFO, f"rtsp: read with PyAV{reason}")
     return VideoSource(name=shown(uri), url=uri, kind="rtsp", channel_order=order)
-
-
-@functools.cache
-def tell_once(text: str) -> None:
-    """Log which library was chosen."""
-    _log.info("%s. ZSSEG_RTSP_LIBRARY chooses another.", text)
 
 
 def _http(uri: str, order: str) -> Source:
