@@ -19,7 +19,6 @@ from zsseg_rt.errors import (
     DTypeError,
     EngineStateError,
     ShapeError,
-    VocabularyError,
 )
 from zsseg_rt.runtime import workspace
 
@@ -39,14 +38,6 @@ def on_gpu(monkeypatch):
         return engine
 
     return named
-
-
-@pytest.fixture
-def on_host(monkeypatch):
-    """Opens engines on the GPU whose graphs the host computes."""
-    require_cuda()
-    placed = host_backend(monkeypatch, "own arrays")
-    return lambda bundle="descriptor", **settings: open_engine(bundle, placed, **settings)
 
 
 @pytest.mark.needs_cuda
@@ -89,17 +80,13 @@ class TestFrameBuffers:
         with on_gpu() as engine:
             buffer = engine.frame_buffer(31, 47)
             assert (buffer.shape, buffer.dtype) == ((31, 47, 3), np.uint8)
+            assert np.shares_memory(engine.frame_buffer(31, 47), buffer)
+            assert not np.shares_memory(engine.frame_buffer(47, 31), buffer)
             for seed in range(4):
                 buffer[:] = frame(seed)
                 found = engine.segment(buffer).labels
                 np.testing.assert_array_equal(buffer, frame(seed))
                 np.testing.assert_array_equal(found, engine.segment(frame(seed)).labels)
-
-    def test_a_size_has_one_buffer(self, on_gpu):
-        with on_gpu() as engine:
-            buffer = engine.frame_buffer(20, 30)
-            assert np.shares_memory(engine.frame_buffer(20, 30), buffer)
-            assert not np.shares_memory(engine.frame_buffer(30, 20), buffer)
 
     def test_a_dropped_buffer_is_an_ordinary_frame(self, on_gpu):
         with on_gpu() as engine:
@@ -251,10 +238,6 @@ class TestFramesOnTheDevice:
                     engine.segment_device(on_device(frame()), with_overlay=True, alpha=alpha)
             np.testing.assert_array_equal(engine.segment(frame()).labels, expected)
 
-    def test_without_classes(self, on_host):
-        with on_host() as engine, pytest.raises(VocabularyError, match="Call set_classes"):
-            engine.segment_device(on_device(frame()))
-
     def test_what_is_not_finite_is_an_error(self, on_gpu):
         bundle = Bundle.load(STORED / "dense.zsseg")
         huge = replace(bundle, head=replace(bundle.head, logit_scale=3e38))  # overflows float32
@@ -300,8 +283,9 @@ def test_planes_that_are_refused_on_the_host():
 
 @pytest.mark.needs_cuda
 @pytest.mark.parametrize("bundle", ["descriptor", "dense"])
-def test_a_memory_stays_on_the_device(on_host, monkeypatch, bundle):
+def test_a_memory_stays_on_the_device(monkeypatch, bundle):
     """A pan with a cut in it, labelled with a memory on both devices."""
+    require_cuda()
     cv2 = pytest.importorskip("cv2")
     names = NAMES if bundle == "descriptor" else ["red", "blue", "green"]
     rng, blended, warp_blend = np.random.default_rng(3), [], ops.warp_blend
@@ -316,9 +300,9 @@ def test_a_memory_stays_on_the_device(on_host, monkeypatch, bundle):
 
     monkeypatch.setattr(ops, "warp_blend", watched)
     results = []
-    for opened in (open_engine(bundle, {"device": "cpu"}), on_host(bundle)):
+    for placed in ({"device": "cpu"}, host_backend(monkeypatch, "own arrays")):
         memory = FrameMemory(skip_still=True)
-        with opened as engine:
+        with open_engine(bundle, placed) as engine:
             engine.set_classes(names)
             results.append([engine.segment(f, memory=memory) for f in (*frames, frames[-1])])
             assert all("steady" in seg.times for seg in results[-1][:-1])

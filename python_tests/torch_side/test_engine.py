@@ -247,32 +247,21 @@ def test_every_result_is_that_of_the_classes_it_names(engine):
         np.testing.assert_array_equal(seg.labels, fresh.labels)
 
 
-def test_no_more_lanes_than_configured(engine):
-    lanes = [engine.lane() for _ in range(3)]
+def test_lanes_close_one_by_one_and_with_their_engine(engine):
+    engine.set_classes(COLOURS)
+    first, second, _ = (engine.lane() for _ in range(3))
     with refused(EngineStateError, "lanes"):
         engine.lane()
-    lanes[0].close()
-    lanes[0].close()
-    engine.lane()
-
-
-def test_a_closed_lane_says_so_and_the_others_go_on(engine):
-    engine.set_classes(COLOURS)
-    first, second = engine.lane(), engine.lane()
+    first.close()
     first.close()
     with refused(EngineStateError, "lane"):
         first.segment(frame())
     np.testing.assert_array_equal(second.segment(frame()).labels, engine.segment(frame()).labels)
-
-
-def test_a_lane_whose_engine_closed_says_so():
-    engine = Engine(STORED, EngineConfig(**PLAIN, num_lanes=2))
-    engine.set_classes(COLOURS)
-    lane = engine.lane()
+    engine.lane()
     engine.close()
     with refused(EngineStateError, "lane"):
-        lane.segment(frame())
-    lane.close()
+        second.segment(frame())
+    second.close()
     with refused(EngineStateError, "engine"):
         engine.lane()
 
@@ -376,12 +365,6 @@ class TestVocabularyTakenBack:
         (name,) = settings
         with refused(ArgumentError, name, "Vocabulary"):
             engine.set_classes(vocabulary, **settings)
-
-
-def test_times_can_be_off():
-    with Engine(STORED, EngineConfig(**PLAIN, with_times=False)) as engine:
-        engine.set_classes(COLOURS)
-        assert engine.segment(frame()).times == {}
 
 
 def test_num_threads_is_the_engines_own(monkeypatch):

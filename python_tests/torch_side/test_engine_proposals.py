@@ -17,7 +17,7 @@ from zsseg_rt.errors import ArgumentError, BackendError, ShapeError, VocabularyE
 from zsseg_rt.export import export_bundle
 from zsseg_rt.export.architectures.zegformer import export_zegformer
 from zsseg_rt.export.options import ExportOptions
-from zsseg_rt.runtime.families.proposals import class_probabilities, distinct_crops
+from zsseg_rt.runtime.families.proposals import class_probabilities
 
 NAMES = [f"name {index}" for index in range(7)]
 SIZE = (96, 128)
@@ -153,19 +153,6 @@ def test_a_wrong_rule_is_noticed(bundle):
     assert report.first_failure.stage == "class_scores"
 
 
-def test_regions_with_the_same_crop_share_a_look():
-    boxes = np.array(
-        [[0, 0, 9, 9, 0], [1, 1, 4, 4, 9], [0, 0, 9, 9, 0], [0, 0, 8, 8, 81], [1, 1, 4, 4, 9],
-         [0, 0, 8, 8, 81], [0, 0, 9, 9, 5]], np.int32
-    )  # fmt: skip
-    regions, places = distinct_crops(boxes, "cropmask", 81)
-    assert regions.tolist() == [0, 1, 3, 4, 6]  # empty, own, full, own, thin
-    assert places.tolist() == [0, 1, 0, 2, 3, 2, 4]
-    regions, places = distinct_crops(boxes, "crop", 81)
-    assert regions.tolist() == [0, 1, 3]  # boxes alone count
-    assert places.tolist() == [0, 1, 0, 2, 1, 2, 0]
-
-
 def count_crops(engine, monkeypatch):
     """How many crops the region encoder is shown for a frame, and the largest batch."""
     session, counts = engine._lane.sessions["region_encoder"], []
@@ -271,10 +258,10 @@ def test_probabilities_of_extreme_logits_stay_finite():
     np.testing.assert_array_equal(objectness, [1, 0])
 
 
-@pytest.mark.parametrize("size_hw", [(100, 128), (0, 32), (32, 4128)])
-def test_sizes_are_multiples_of_the_stride(model, size_hw, tmp_path):
-    with refused(ShapeError, "size_hw"):
-        export_bundle(model, tmp_path / "x.zsseg", size_hw=size_hw)
+def test_sizes_are_multiples_of_the_stride(model, tmp_path):
+    for size_hw, name in (((100, 128), "image_size"), ((32, 4128), "canvas_hw")):
+        with refused(ShapeError, name):
+            export_bundle(model, tmp_path / "x.zsseg", size_hw=size_hw)
 
 
 def test_seen_classes_without_names_are_told(model, tmp_path, caplog):
