@@ -91,6 +91,7 @@ def voc(tmp_path):
     return base
 
 
+@pytest.mark.nightly
 def test_one_command_evaluates_as_a_paper_does(voc_bundle, voc, tmp_path, capsys):
     report = tmp_path / "report.json"
     given = [voc_bundle, "--dataset", "voc21", "--root", voc, "--partial"]

@@ -355,7 +355,6 @@ class Command:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"step": 2}, "expected step 3, got 2"),
         ({"model": {"0.weight": [1.0]}}, "expected the weights of this model"),
         ({"task": None}, "expected the weights of this model"),
         ({"extra": 1}, "expected step, .*, got .*extra"),

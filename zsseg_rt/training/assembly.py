@@ -259,8 +259,27 @@ class Assembly:
     task: TrainingTask  # Model and objective
     # Class embeddings; None for a ZeroSeg without text, which learns without any
     embeddings: ClassEmbeddings | None
-    classes: TrainedClasses | None  # What is saved about the classes with the model
     batches: BatchSource  # Training batches
+
+    @cached_property
+    def classes(self) -> TrainedClasses | None:
+        """What is saved about the classes with the model."""
+        if self.embeddings is None:
+            return None
+        config, dataset = self.config, self.dataset
+        space = text_space(config.text, config.model)
+        if self.task.tunes_text and not config.text.space:
+            space = f"CAT-Seg trained on {dataset.name} (its own text tower)"
+        return TrainedClasses(
+            names=tuple(dataset.class_names),
+            seen=tuple(dataset.seen),
+            templates=config.text.templates,
+            region_templates=config.text.region_templates,
+            space=space,
+            phrases=self.embeddings.phrases,
+            dataset=dataset.name,
+            protocol=config.task.protocol,
+        )
 
     @cached_property
     def region_embeds(self) -> Tensor | None:
@@ -364,7 +383,6 @@ def assemble(config: TrainConfig, *, dataset: SegmentationDataset | None = None)
     embeddings, task = _build_objective(config, model, dataset)
     samples = TrainingSamples(dataset, build_augmentation(settings), config.loop.seed)
     batches = batch_source(samples, config.loop)
-    classes = None if embeddings is None else _classes_of(config, dataset, embeddings, task)
     if isinstance(task, LabelledTask):
         batches = require_labels(batches, task.label_protocol, dataset)
     return Assembly(
@@ -373,7 +391,6 @@ def assemble(config: TrainConfig, *, dataset: SegmentationDataset | None = None)
         evaluation_dataset=judged,
         task=task,
         embeddings=embeddings,
-        classes=classes,
         batches=batches,
     )
 
@@ -406,27 +423,6 @@ def _build_objective(
     task = _build_zeroseg_task(config, cast(ZeroSeg, model), len(dataset))
     names = dataset.class_names
     return class_embeddings(names, config.text, model) if has_text else None, task
-
-
-def _classes_of(
-    config: TrainConfig,
-    dataset: SegmentationDataset,
-    embeddings: ClassEmbeddings,
-    task: TrainingTask,
-) -> TrainedClasses:
-    space = text_space(config.text, config.model)
-    if task.tunes_text and not config.text.space:
-        space = f"CAT-Seg trained on {dataset.name} (its own text tower)"
-    return TrainedClasses(
-        names=tuple(dataset.class_names),
-        seen=tuple(dataset.seen),
-        templates=config.text.templates,
-        region_templates=config.text.region_templates,
-        space=space,
-        phrases=embeddings.phrases,
-        dataset=dataset.name,
-        protocol=config.task.protocol,
-    )
 
 
 def _keep_config(config: TrainConfig, folder: Path, resume: bool) -> None:

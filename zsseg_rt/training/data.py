@@ -441,15 +441,11 @@ class EpochSampler(Sampler[list[Key]]):
             for current in range(first, first + part):
                 if current // self.epoch_length != epoch:
                     epoch = current // self.epoch_length
-                    order = self.order(epoch)
+                    rng = np.random.default_rng((self.seed, _ORDER_STREAM, epoch))
+                    order = rng.permutation(self.length)
                 keys.append((current, int(order[current % self.epoch_length])))
             yield keys
             position += self.batch_size
-
-    def order(self, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """The images' indices in the order of one epoch, int64 ``[length]``."""
-        rng = np.random.default_rng((self.seed, _ORDER_STREAM, epoch))
-        return rng.permutation(self.length)
 
 
 def make_loader(

@@ -58,7 +58,7 @@ class CheckpointFolder:
         self.path = path
 
     def steps(self) -> list[int]:
-        """Steps of the checkpoints, ascending, even damaged ones, which :meth:`load` refuses."""
+        """Steps of the checkpoints, ascending, even damaged ones."""
         names = (_NAME.fullmatch(path.name) for path in self.path.glob("step-*.pt"))
         return sorted(int(name[1]) for name in names if name)
 
@@ -82,15 +82,6 @@ class CheckpointFolder:
             with whole_file(target) as stream:
                 torch.save(head | vars(checkpoint), stream)
         return target
-
-    def load(self, step: int) -> Checkpoint:
-        """Read a checkpoint."""
-        checkpoint = read_checkpoint(self.at(step))
-        if checkpoint.step != step:
-            raise CheckpointError(
-                f"{self.at(step)}: expected step {step}, got {checkpoint.step}. {_WHAT_TO_DO}"
-            )
-        return checkpoint
 
     def prune(self, keep: int, protected: Collection[int | None] = ()) -> None:
         """Remove all but the last ``keep`` checkpoints and those of the ``protected`` steps."""

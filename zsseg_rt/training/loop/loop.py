@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from zsseg_rt.errors import ArgumentError, CheckpointError, TrainingError
 from zsseg_rt.training.config import LoopConfig, OptimizerConfig
-from zsseg_rt.training.loop.checkpointing import CheckpointFolder
+from zsseg_rt.training.loop.checkpointing import CheckpointFolder, read_checkpoint
 from zsseg_rt.training.loop.reporting import EvaluationLog, NamedImage, RunReport, Timing
 from zsseg_rt.training.loop.run_state import (
     RunState,
@@ -136,7 +136,7 @@ class _Loop:
         if self.is_main:
             self.checkpoints.remove_leftovers()
         if steps:
-            checkpoint = self.checkpoints.load(steps[-1])
+            checkpoint = read_checkpoint(self.checkpoints.at(steps[-1]))
             try:
                 self.state.restore(checkpoint)
             except CheckpointError as error:
