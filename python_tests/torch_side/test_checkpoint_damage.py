@@ -202,7 +202,7 @@ ASKING = {  # each asks for far more than its own size
     + b"q\x01a}"
     + text("w")
     + (SHAPED + b"(" + b"h\x01" * 100_000 + b"t(" + b"K\x01" * 100_000 + b"t" + END + b"s."),
-    "nested tuples": b"}" + b")" + b"\x85" * 100_000 + b"K\x01s.",
+    "nested tuples": b"}" + b")" + b"\x85" * 10_000 + b"K\x01s.",
     "nested lists": b"}" + b"]" * 1000 + b"a" * 999 + b"K\x01s.",
     "a shape of many axes": WIDE + (SHAPED + b"h\x01h\x01" + END) * 20_000 + b"e.",
     "many tuples as keys": b"}" + entries(text(str(i)) + b"K\x01\x86" for i in range(2000)) + b".",
@@ -215,7 +215,16 @@ ASKING = {  # each asks for far more than its own size
 }
 
 
-@pytest.mark.parametrize("asked", ASKING.values(), ids=ASKING)
+SLOW = ("one list made into many dictionaries", "a shape of huge numbers")
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        pytest.param(asked, id=name, marks=[pytest.mark.nightly] * (name in SLOW))
+        for name, asked in ASKING.items()
+    ],
+)
 def test_what_a_pickle_asks_for_is_bounded(tmp_path, asked):
     save_archive(tmp_path / "a.pth", b"\x80\x02" + asked)
     began = time.process_time()
