@@ -259,8 +259,8 @@ def test_probabilities_of_extreme_logits_stay_finite():
 
 
 def test_sizes_are_multiples_of_the_stride(model, tmp_path):
-    for size_hw, name in (((100, 128), "image_size"), ((32, 4128), "canvas_hw")):
-        with refused(ShapeError, name):
+    for size_hw in ((100, 128), (0, 32)):
+        with refused(ShapeError, "image_size"):
             export_bundle(model, tmp_path / "x.zsseg", size_hw=size_hw)
 
 
