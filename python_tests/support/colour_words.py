@@ -1,9 +1,7 @@
 """A tiny encoder whose text space is colour: it labels pixels with colour words, untrained.
 
-A patch is its mean
-colour x with a one appended, ``[x, 1]``; a word is ``[2c, 1 - |c|^2]`` for its colour c. Their dot
-product is ``1 + |x|^2 - |x - c|^2``: the nearest colour wins. (The 1 keeps black from being the
-zero vector, which no vocabulary accepts.)
+A patch is its mean colour x with a one appended, a word ``[2c, 1 - |c|^2]`` for its colour c. Their
+product is ``1 + |x|^2 - |x - c|^2``: the nearest colour wins.
 """
 
 from __future__ import annotations
@@ -70,7 +68,7 @@ def write_encoder(path: Path) -> None:
     )
 
 
-def export_colour_bundle(path: Path, *, overwrite: bool = False) -> Path:
+def export_colour_bundle(path: Path) -> Path:
     """Write the encoder as a dense bundle whose text bank is :data:`COLOUR_WORDS`."""
     from zsseg_rt.export import export_dense_bundle
 
@@ -90,5 +88,4 @@ def export_colour_bundle(path: Path, *, overwrite: bool = False) -> Path:
             logit_scale=LOGIT_SCALE,
             space="colour",
             licence="Apache-2.0",
-            overwrite=overwrite,
         )

@@ -33,7 +33,6 @@ class Hub:
     mute: bool = False
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
     logins: list[str | None] = field(default_factory=list)
-    sent: int = 0
     closing: threading.Event = field(default_factory=threading.Event)
 
     def ranges(self) -> list[str | None]:
@@ -122,9 +121,7 @@ class _Handler(BaseHTTPRequestHandler):
         with suppress(OSError):
             for at in range(start, min(end, len(data)), hub.part):
                 time.sleep(hub.pause)
-                chunk = data[at : min(at + hub.part, end)]
-                self.wfile.write(chunk)
-                hub.sent += len(chunk)
+                self.wfile.write(data[at : min(at + hub.part, end)])
         self.close_connection = end < len(data)
 
     def _end(self, status: int, headers: dict[str, str] | None = None, finish: bool = True) -> None:

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from support import documents
-from tools.docs.markdown import for_site, slug
 from tools.docs.site_check import problems
 
 ROOT = Path(__file__).parents[2]
@@ -76,39 +74,6 @@ def test_broken_links_and_foreign_addresses_are_found(tmp_path):
         "two.html: no such file: three.html",
         "x.css: fetches https://example.org/y.css",
     ]
-
-
-def test_a_link_out_of_the_site_is_found(tmp_path):
-    site = tmp_path / "site"
-    site.mkdir()
-    write(tmp_path, other="")
-    write(site, one='<a href="../other.html">x</a>')
-    assert problems(site) == ["one.html: no such file: ../other.html"]
-
-
-def test_markdown_of_code_hosts_becomes_the_generator_s():
-    page = (
-        "text\n| a |\n|---|\n<!-- not run: needs x -->\n```python\n[x](y)\n```\n"
-        "text:\n- one\n  more\n  ```bash\n  if x\n    y\n  ```\n  - two [l](m.md)\n- three\n\nend\n"
-    )
-    expected = (
-        "text\n\n| a |\n|---|\n\n```python\n[x](y)\n```\n"
-        "text:\n\n- one\n    more\n\n    ```bash\n    if x\n      y\n    ```\n"
-        "    - two [l](M.MD)\n- three\n\nend\n"
-    )
-    assert for_site(page, str.upper) == expected
-
-
-def test_code_that_is_only_indented_is_refused():
-    with pytest.raises(ValueError, match="got it indented: make"):
-        for_site("text:\n\n    make\n", str)
-
-
-def test_headings_are_named_as_by_the_code_host():
-    for page in documents.pages():
-        text = documents.without_code(page)
-        names = {slug(line.lstrip("# ")) for line in text.splitlines() if line.startswith("#")}
-        assert names == documents.anchors_of(page)
 
 
 PAGE = Path(__file__).parents[2] / "docs" / "api.md"

@@ -319,50 +319,29 @@ def test_from_the_hub_to_a_bundle_with_an_interruption(home, child_environment):
     Bundle.load("tiny-set").verify()
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *(pytest.param(name, marks=pytest.mark.nightly) for name in ("tinyclip-8m", "pe-core-s16")),
-        "siglip2-b16",
-    ],
-)
-def test_small_encoders_go_from_the_hub_to_labels_without_torch(
-    name, home, child_environment, shared_dir
-):
-    """Weights of the published layout in small, and SigLIP's tokenizer, by the hub's protocol."""
+def test_siglip_goes_from_the_hub_to_labels_without_torch(home, child_environment, shared_dir):
+    """Weights of the published layout in small, and the tokenizer, by the hub's protocol."""
     from safetensors.numpy import save
 
     from support.golden_encoders import gemma_model, open_clips, towers
 
-    case, kind = {
-        "tinyclip-8m": (("hfclip_small_public.npz", "a"), "clip"),
-        "pe-core-s16": (("pe_small_public.npz", ""), "pe"),
-        "siglip2-b16": (("siglip_small_public.npz", ""), "siglip"),
-    }[name]
-    weights = towers(shared_dir, *case)[2]
-    given = weights if kind == "clip" else open_clips(weights, kind)
+    given = open_clips(towers(shared_dir, "siglip_small_public.npz", "")[2], "siglip")
     unused = ("logit_scale", "logit_bias", "visual.trunk.head.bias")
-    chosen = SETS[name]
-    chosen = replace(
-        chosen,
-        num_parameters=sum(value.size for key, value in given.items() if key not in unused),
-        revision="main",
-        sha256={},
-        size=96,
-    )
+    count = sum(value.size for key, value in given.items() if key not in unused)
+    own = {"num_parameters": count, "revision": "main", "sha256": {}, "size": 96}
+    chosen = replace(SETS["siglip2-b16"], **own)
     contents = [save({k: np.ascontiguousarray(v) for k, v in given.items()})]
     contents.append(json.dumps({"model": gemma_model()[1]}).encode())
     with serve_hub() as hub:
-        for file, content in zip(chosen.files, contents, strict=False):
+        for file, content in zip(chosen.files, contents, strict=True):
             hub.files[f"{chosen.repository}/{file}"] = content
         environment = {**child_environment, "HF_ENDPOINT": hub.endpoint}
-        code, _, err = finish(start(environment, "fetch", name, chosen=chosen))
+        code, _, err = finish(start(environment, "fetch", chosen.name, chosen=chosen))
         assert code == EXIT_OK, err
-    photo = demo_photos()[0]
-    call = ("segment", photo, "--bundle", name, "--classes", "gata, 犬", "--out", home / "out")
-    code, _, err = finish(start(environment, *map(str, call), chosen=chosen))
+    asked = ("--bundle", chosen.name, "--classes", "gata, 犬", "--out", str(home / "out"))
+    code, _, err = finish(start(environment, "segment", demo_photos()[0], *asked, chosen=chosen))
     assert code == EXIT_OK, err
-    bundle = Bundle.load(name)
+    bundle = Bundle.load(chosen.name)
     assert (bundle.licence, bundle.preprocess.size_hw) == (chosen.licence, (96, 96))
 
 
@@ -597,16 +576,11 @@ def test_a_file_that_was_put_there_by_hand_is_used(hub, monkeypatch):
     assert find(heard).path == folder() / FILE
     assert "cannot be compared" in heard.lines[0]
     assert not find(sha256={FILE: digest()}).ours
-    put_by_hand(weights_file("other"))
-    failed("expected the published file", sha256={FILE: digest()})
+    for content in (weights_file()[:-1], weights_file("other")):
+        put_by_hand(content)
+        assert "Remove" in failed("expected", sha256={FILE: digest()})
+        assert (folder() / FILE).exists()  # it is the user's
     assert hub.ranges() == []
-
-
-@pytest.mark.parametrize("content", [weights_file()[:-1], weights_file("other")])
-def test_a_file_by_hand_that_is_another_is_refused(hub, content):
-    put_by_hand(content)
-    assert "Remove" in failed("expected")
-    assert (folder() / FILE).exists()  # it is the user's
 
 
 @pytest.mark.parametrize("sound", [True, False])

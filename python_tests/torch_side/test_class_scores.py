@@ -20,18 +20,22 @@ FRAME = read_photo(demo_photos("scenes")[0])
 LOW = {"device": "cpu", "precision": "float32", "use_cache": False, "with_class_scores": "low"}
 
 
-def test_maps_are_activated_scores_of_each_class():
-    with Engine(Bundle.demo("scenes"), EngineConfig(**LOW, with_scores=True)) as engine:
-        names = [["red ball", "red striped ball"], "grey stone wall", "yellow brick wall"]
-        engine.set_classes(names, background=["blue sky"])
-        seg = engine.segment(FRAME)
-        flat = engine.set_classes([phrase for entry in names for phrase in
-                                   ([entry] if isinstance(entry, str) else entry)])  # fmt: skip
-        every = engine.segment(FRAME)
-    assert seg.class_scores.shape == (3, *engine.bundle.head.grid_hw)
+@pytest.fixture(scope="module")
+def scenes():
+    with Engine(Bundle.demo("scenes"), EngineConfig(**LOW)) as engine:
+        yield engine
+
+
+def test_maps_are_activated_scores_of_each_class(scenes):
+    names = [["red ball", "red striped ball"], "grey stone wall", "yellow brick wall"]
+    scenes.set_classes(names, background=["blue sky"])
+    seg = scenes.segment(FRAME)
+    scenes.set_classes([*names[0], *names[1:]])
+    every = scenes.segment(FRAME)
+    assert seg.class_scores.shape == (3, *scenes.bundle.head.grid_hw)
     assert seg.class_scores.dtype == np.float32
     assert ((seg.class_scores > 0) & (seg.class_scores < 1)).all()  # sigmoid
-    assert len(flat.names) == 4
+    assert len(every.names) == 4
     best = np.maximum(every.class_scores[0], every.class_scores[1])
     np.testing.assert_allclose(seg.class_scores[0], best, atol=1e-5)  # float32, two vocabularies
 
@@ -48,14 +52,19 @@ def test_a_softmax_sums_to_one(colour_bundle):
     assert (scores[0] > scores[1]).all()
 
 
-def test_the_best_class_of_a_frame_of_the_grid_s_size_is_its_label():
+def test_the_best_class_of_a_frame_of_the_grid_s_size_is_its_label(scenes):
     """Sampled at the grid's points, labels are the best score, less the bias of seen classes."""
-    with Engine(Bundle.demo("scenes"), EngineConfig(**LOW)) as engine:
-        vocabulary = engine.set_classes(["ball", "wall", "floor", "box"])
-        seg = engine.segment(np.ascontiguousarray(FRAME[:16, :16]))
-        assert vocabulary.seen(engine.bundle.head.seen) is not None
+    vocabulary = scenes.set_classes(["ball", "wall", "floor", "box"])
+    seg = scenes.segment(np.ascontiguousarray(FRAME[:16, :16]))
+    assert vocabulary.seen(scenes.bundle.head.seen) is not None
     np.testing.assert_array_equal(seg.class_scores.argmax(axis=0), seg.labels)
     np.testing.assert_array_equal(seg.top_k(1)[0][0], seg.labels)
+    order, scores = seg.top_k(4)
+    assert (np.diff(scores, axis=0) <= 0).all()
+    assert (np.sort(order, axis=0) == np.arange(4)[:, None, None]).all()
+    for k in (0, 5):
+        with refused(ArgumentError, "k"):
+            seg.top_k(k)
 
 
 STORED = Path(__file__).parents[1] / "bundles" / "v1"
@@ -80,18 +89,6 @@ def test_regions_vote_on_the_grid_as_they_do_for_labels():
     rows = (np.arange(height) * best.shape[0]) // height
     columns = (np.arange(width) * best.shape[1]) // width
     assert (best[rows][:, columns] == seg.labels).mean() > 0.8  # resized after, not before
-
-
-def test_top_k_is_sorted_and_refuses_what_is_not_there():
-    with Engine(Bundle.demo("scenes"), EngineConfig(**LOW)) as engine:
-        engine.set_classes(["ball", "wall", "floor", "box"])
-        seg = engine.segment(FRAME)
-    order, scores = seg.top_k(4)
-    assert (np.diff(scores, axis=0) <= 0).all()
-    assert (np.sort(order, axis=0) == np.arange(4)[:, None, None]).all()
-    for k in (0, 5):
-        with refused(ArgumentError, "k"):
-            seg.top_k(k)
 
 
 def test_without_being_asked_for_there_are_none(colour_bundle):

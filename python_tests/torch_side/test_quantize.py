@@ -43,7 +43,6 @@ from zsseg_rt.export.graph_files import describe_graph
 from zsseg_rt.export.quantized import bundle as quantizing
 from zsseg_rt.export.quantized.bundle import (
     Agreement,
-    QuantizeSettings,
     choose_images,
     quantize_bundle,
 )
@@ -65,6 +64,13 @@ STORED = Path(__file__).parents[1] / "bundles" / "v1"
 INT8 = EngineConfig(device="cpu", precision="int8", use_cache=False)
 
 
+def quantise(out, photos, *, bundle=None, names=None, dataset=None, **settings):
+    return quantize_bundle(
+        bundle or Bundle.demo("scenes"), out, photos, names or demo_classes("scenes"),
+        replace(FAST, **settings), dataset=dataset,
+    )  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     return write_photos(tmp_path_factory.mktemp("photos"))
@@ -76,13 +82,8 @@ def made_in(photos, tmp_path_factory):
 
     @cache
     def make(precision):
-        out, settings = (
-            tmp_path_factory.mktemp("made") / "a.zsseg",
-            replace(FAST, precision=precision),
-        )
-        report = quantize_bundle(
-            Bundle.demo("scenes"), out, photos, demo_classes("scenes"), settings
-        )
+        out = tmp_path_factory.mktemp("made") / "a.zsseg"
+        report = quantise(out, photos, precision=precision)
         return Bundle.load(out), report
 
     return make
@@ -199,7 +200,7 @@ def test_the_worst_layers_stay_in_float16(photos, tmp_path, monkeypatch):
 
     monkeypatch.setattr(quantizing, "measure", measure)
     out = tmp_path / "new.zsseg"
-    report = quantize_bundle(Bundle.demo("scenes"), out, photos, demo_classes("scenes"), FAST)
+    report = quantise(out, photos)
     kept = [kind for one in report.spec.layers.values() for kind in one.values()]
     assert report.spec.passed
     assert kept.count("float16") == 1
@@ -209,6 +210,7 @@ def test_the_worst_layers_stay_in_float16(photos, tmp_path, monkeypatch):
 
 
 @needs_vnni
+@pytest.mark.nightly
 def test_a_graph_may_lose_all_its_layers(made, photos, tmp_path, monkeypatch):
     bundle, _ = made  # whose graphs are in INT8: one of them must not stay
     names = ("image_encoder", "decoder")
@@ -219,7 +221,7 @@ def test_a_graph_may_lose_all_its_layers(made, photos, tmp_path, monkeypatch):
 
     monkeypatch.setattr(quantizing, "measure", measure)
     out = tmp_path / "again.zsseg"
-    quantize_bundle(bundle, out, photos, demo_classes("scenes"), FAST)
+    quantise(out, photos, bundle=bundle)
     again = Bundle.load(out)
     (lost,) = [name for name in names if "int8" not in again.graphs[name]]
     assert not (out / f"{lost}.int8.onnx").exists()
@@ -250,20 +252,36 @@ def test_the_command_prints_what_info_repeats(photos, tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("vnni")
-def test_unfit_pictures_are_refused(photos, tmp_path):
-    demo, names, out = Bundle.demo("scenes"), demo_classes("scenes"), tmp_path / "new.zsseg"
-    few, broken = tmp_path / "few", tmp_path / "broken"
+def test_what_cannot_be_quantised_is_refused(photos, tmp_path):
+    demo, out, data = Bundle.demo("scenes"), tmp_path / "new.zsseg", FewScenes(8)
+    empty, few, broken = (tmp_path / name for name in ("empty", "few", "broken"))
+    empty.mkdir()
     few.mkdir()
-    with refused(SourceError, None):
-        quantize_bundle(demo, out, few, names, FAST)
     shutil.copy(photos / "0.png", few)
-    with refused(ArgumentError, "photos", "8", "1"):
-        quantize_bundle(demo, out, few, names, FAST)
     shutil.copytree(photos, broken)
     for name in ("3.png", "5.png"):
         (broken / name).write_bytes((photos / name).read_bytes()[:40])
-    with refused(SourceError, None, "3.png", "5.png"):
-        quantize_bundle(demo, out, broken, names, FAST)
+    narrow = {name: {"int8": held["float32"]} for name, held in demo.graphs.items()}
+    segments = Bundle.load(STORED / "segment_tokens.zsseg")  # whose segments are hard
+    masks = {"photos": None, "names": names_of(data), "dataset": data}
+    for error, words, changes in (
+        (SourceError, (None,), {"photos": empty}),
+        (ArgumentError, ("photos", "8", "1"), {"photos": few}),
+        (SourceError, (None, "3.png", "5.png"), {"photos": broken}),
+        (ArgumentError, ("bundle",), {"bundle": replace(demo, family="proposals")}),
+        (ArgumentError, ("bundle", "segment_tokens"), {"bundle": segments}),
+        (PrecisionNotApplied, ("precision",), {"bundle": replace(demo, graphs=narrow)}),
+        (ArgumentError, ("class_names", "two", "1"), {"names": ["sky"]}),
+        (ArgumentError, ("class_names", "1"), masks | {"names": ["sky"]}),
+        (ArgumentError, ("dataset", "8", "7"), masks | {"dataset": FewScenes(7)}),
+        (ArgumentError, ("dataset", "class"), masks | {"dataset": FewScenes(8, blank=True)}),
+        (ArgumentError, ("photos", "neither"), {"photos": None}),
+        (ArgumentError, ("precision",), {"precision": "int4"}),
+        (ArgumentError, ("min_agreement",), {"min_agreement": 0.0}),
+        (ArgumentError, ("max_miou_loss",), {"max_miou_loss": -1.0}),
+    ):
+        with refused(error, *words):
+            quantise(out, **({"photos": photos} | changes))
     assert not out.exists()
 
 
@@ -275,8 +293,8 @@ def test_a_layer_that_reads_zeros_alone_stays_as_it_is(photos, tmp_path, monkeyp
         take_in(one, 0 * values if one is counted[0] else values, **how)
 
     monkeypatch.setattr(TensorStats, "add", add)
-    settings, out = replace(FAST, precision="fp8"), tmp_path / "new.zsseg"
-    quantize_bundle(Bundle.demo("scenes"), out, photos, demo_classes("scenes"), settings)
+    out = tmp_path / "new.zsseg"
+    quantise(out, photos, precision="fp8")
     layers = Bundle.load(out).quantization["fp8"].layers
     kinds = [kind for one in layers.values() for kind in one.values()]
     assert kinds.count("float16") == 1
@@ -289,37 +307,8 @@ def test_unfit_activations_are_refused(photos, tmp_path, monkeypatch, factor, wo
         TensorStats, "add", lambda one, values, **how: take_in(one, factor * values, **how)
     )
     with refused(ArgumentError, "photos", *words):
-        quantize_bundle(
-            Bundle.demo("scenes"), tmp_path / "x.zsseg", photos, demo_classes("scenes"),
-            replace(FAST, precision="fp8"),
-        )  # fmt: skip
+        quantise(tmp_path / "x.zsseg", photos, precision="fp8")
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    "setting", [{"precision": "int4"}, {"min_agreement": 0.0}, {"max_miou_loss": -1.0}]
-)
-def test_unfit_settings_are_refused(setting):
-    with refused(ArgumentError, next(iter(setting))):
-        QuantizeSettings(**setting)
-
-
-@pytest.mark.usefixtures("vnni")
-def test_unfit_bundles_are_refused(photos, tmp_path):
-    demo, names, out = Bundle.demo("scenes"), demo_classes("scenes"), tmp_path / "new.zsseg"
-    with refused(ArgumentError, "bundle"):
-        quantize_bundle(replace(demo, family="proposals"), out, photos, names, FAST)
-    with refused(ArgumentError, "bundle", "segment_tokens"):  # whose segments are hard
-        segments = Bundle.load(STORED / "segment_tokens.zsseg")
-        quantize_bundle(segments, out, photos, names, FAST)
-    narrow = {name: {"int8": held["float32"]} for name, held in demo.graphs.items()}
-    with refused(PrecisionNotApplied, "precision"):
-        quantize_bundle(replace(demo, graphs=narrow), out, photos, names, FAST)
-    with refused(ArgumentError, "class_names", "two", "1"):
-        quantize_bundle(demo, out, photos, ["sky"], FAST)
-    out.mkdir()
-    with pytest.raises(BundleError):
-        quantize_bundle(demo, out, photos, names, FAST)
 
 
 @needs_vnni
@@ -329,8 +318,7 @@ def test_a_quantised_graph_is_refused(made, photos, tmp_path):
         name: {"float32": held.get("int8", held["float32"])} for name, held in bundle.graphs.items()
     }
     with refused(ArgumentError, "bundle"):
-        altered = replace(bundle, graphs=graphs)
-        quantize_bundle(altered, tmp_path / "x.zsseg", photos, ["sky", "ball"], FAST)
+        quantise(tmp_path / "x.zsseg", photos, bundle=replace(bundle, graphs=graphs))
 
 
 def test_e4m3_rounds_as_onnx_does():
@@ -389,23 +377,6 @@ def test_plans_hold_every_promised_layer(made_in, precision, capabilities):
 
 
 @pytest.mark.usefixtures("rtx")
-@pytest.mark.parametrize(
-    ("family", "graphs"),
-    [
-        ("proposals", {"region_encoder": 10}),
-        ("aggregation", {"image_encoder": 35, "head": 38}),
-    ],
-)
-def test_plans_of_other_families_hold_them_too(photos, tmp_path, family, graphs):
-    bundle, out = Bundle.load(STORED / f"{family}.zsseg"), tmp_path / "new.zsseg"
-    settings = replace(FAST, precision="fp8", min_agreement=0.01)  # here only the layers matter
-    quantize_bundle(bundle, out, photos, list(bundle.text_bank.names)[:5], settings)
-    for name, promised in graphs.items():
-        report = build_plan(out / f"{name}.fp8.onnx", "fp8", "8.9")
-        assert (report["precision"], report["narrow_layers"]) == ("fp8", promised)
-
-
-@pytest.mark.usefixtures("rtx")
 def test_fewer_layers_in_a_plan_than_promised_are_refused(made_in, monkeypatch):
     out = made_in("fp8")[0].path
     monkeypatch.setattr("zsseg_rt.backends._tensorrt.COMPUTE_LAYERS", ("CONVOLUTION",))
@@ -440,7 +411,7 @@ def layers_in_int8(bundle):
 )
 def test_the_heavy_graphs_of_each_family(family, promised, photos, tmp_path):
     bundle, out = Bundle.load(STORED / f"{family}.zsseg"), tmp_path / "small.zsseg"
-    quantize_bundle(bundle, out, photos, list(bundle.text_bank.names), FAST)
+    quantise(out, photos, bundle=bundle, names=list(bundle.text_bank.names))
     made = Bundle.load(out)
     assert layers_in_int8(made) == {name: (n, n) for name, n in promised.items()}
     with Engine(made, INT8) as engine:
@@ -470,8 +441,9 @@ def test_the_head_that_the_classes_use(photos, tmp_path):
         (40, {"image_encoder": 35, "head_1": 15, "head_2": 17, "head_3": 6}),
     ):
         out = tmp_path / f"for_{count}.zsseg"
-        settings = replace(FAST, min_agreement=0.01)  # random weights: here only the layers matter
-        quantize_bundle(Bundle.load(wide), out, photos, names[:count], settings)
+        # random weights: here only the layers matter
+        more = {"bundle": Bundle.load(wide), "names": names[:count], "min_agreement": 0.01}
+        quantise(out, photos, **more)
         made = Bundle.load(out)
         assert layers_in_int8(made) == {name: (n, n) for name, n in promised.items()}
         with Engine(made, INT8) as engine:
@@ -496,7 +468,7 @@ def test_clip_rc_in_int8(photos, tmp_path):
             text_bank=(names, tiny.text_embeds(7, 32).numpy()),
         )  # fmt: skip
     out = tmp_path / "small.zsseg"
-    quantize_bundle(Bundle.load(wide), out, photos, names[2:4], FAST)
+    quantise(out, photos, bundle=Bundle.load(wide), names=names[2:4])
     made = Bundle.load(out)
     assert layers_in_int8(made) == {"image_encoder": (29, 29), "decoder": (36, 36)}
     with Engine(made, INT8) as engine:
@@ -530,7 +502,7 @@ def miou(bundle, precision, pictures, dataset):
 @needs_vnni
 def test_a_bundle_holds_what_it_loses_on_masks(tmp_path, capsys):
     data, out = FewScenes(16), tmp_path / "small.zsseg"
-    report = quantize_bundle(Bundle.demo("scenes"), out, None, names_of(data), FAST, dataset=data)
+    report = quantise(out, None, names=names_of(data), dataset=data)
     bundle = Bundle.load(out)
     told, held_back = bundle.quantization["int8"], choose_images(None, data).measured
     assert told == report.spec
@@ -573,9 +545,7 @@ def test_a_bundle_is_written_where_few_points_are_lost(tmp_path, monkeypatch):
     monkeypatch.setattr(quantizing, "measure", measure)
     data, out = FewScenes(8), tmp_path / "new.zsseg"
     for most in (0.5, 0.7):
-        settings = replace(FAST, max_miou_loss=most)
-        demo = Bundle.demo("scenes")
-        report = quantize_bundle(demo, out, None, names_of(data), settings, dataset=data)
+        report = quantise(out, None, names=names_of(data), dataset=data, max_miou_loss=most)
         assert report.spec.passed == out.exists() == (most == 0.7)
         assert report.spec.masks.lost["mIoU"] == pytest.approx(0.6)
     assert Bundle.load(out).quantization["int8"].masks.most == 0.7
@@ -584,21 +554,6 @@ def test_a_bundle_is_written_where_few_points_are_lost(tmp_path, monkeypatch):
     (out / "bundle.json").write_text(json.dumps(written))
     with refused(BundleError, None, "narrow", "mIoU"):
         Bundle.load(out)
-
-
-@pytest.mark.usefixtures("vnni")
-def test_unfit_masks_are_refused(tmp_path):
-    demo, out, data = Bundle.demo("scenes"), tmp_path / "new.zsseg", FewScenes(8)
-    with refused(ArgumentError, "class_names", str(len(data.class_names)), "1"):
-        quantize_bundle(demo, out, None, ["sky"], FAST, dataset=data)
-    with refused(ArgumentError, "dataset", "8", "7"):
-        quantize_bundle(demo, out, None, names_of(data), FAST, dataset=FewScenes(7))
-    with refused(ArgumentError, "dataset", "class"):
-        blank = FewScenes(8, blank=True)
-        quantize_bundle(demo, out, None, names_of(data), FAST, dataset=blank)
-    with refused(ArgumentError, "photos", "neither"):
-        quantize_bundle(demo, out, None, ["sky", "ball"], FAST)
-    assert not out.exists()
 
 
 def test_photos_give_ranges_and_a_data_set_figures(tmp_path):
@@ -655,7 +610,8 @@ def test_graphs_of_an_old_operator_set_become_valid(photos, tmp_path):
     demo, out = Bundle.demo("photos"), tmp_path / "small.zsseg"
     old = onnx.load(demo.open_path(demo.graph("image_encoder", "float32")))
     assert old.opset_import[0].version < 19
-    quantize_bundle(demo, out, photos, ["person", "cat", "sofa"], replace(FAST, min_agreement=0.1))
+    names = ["person", "cat", "sofa"]
+    quantise(out, photos, bundle=demo, names=names, min_agreement=0.1)
     onnx.checker.check_model(onnx.load(out / "image_encoder.int8.onnx"), full_check=True)
 
 
