@@ -153,7 +153,7 @@ class Segmentation:
         """
         from zsseg_rt import ops
 
-        colours = self._colours() if colours is None else colours
+        colours = palette(self.names, self.channel_order) if colours is None else colours
         if len(colours) < len(self.names):
             raise ShapeError(
                 f"colours: expected at least {len(self.names)} rows, got {len(colours)}"
@@ -208,12 +208,8 @@ class Segmentation:
 
     def legend(self) -> list[LegendEntry]:
         """The classes that are there, largest first, in the colours of :meth:`plot`."""
-        colours = self._colours().tolist()
+        colours = palette(self.names, self.channel_order).tolist()
         return [(one.name, one.share, tuple(colours[one.index])) for one in self.present()]
-
-    def _colours(self) -> npt.NDArray[np.uint8]:
-        """The palette, uint8 [C, 3], in the frame's channel order."""
-        return palette(self.names, self.channel_order)
 
     def save(self, path: str | Path) -> None:
         """Write the labels as a palette PNG whose pixel values are the labels (16-bit if uint16).
