@@ -350,7 +350,6 @@ def test_a_data_set_s_class_with_a_comma_can_be_named(words):
     assert [table.names[index] for index in table.unseen] == ["pavement, sidewalk"]
 
 
-CLASSES = (EngineConfig, ServerSettings, ExportOptions)
 OF_ENGINES = [
     f.metadata["option"].name(f.name) for f in fields(EngineConfig) if f.metadata["option"]
 ]
@@ -369,12 +368,6 @@ def options_of(*words):
     return {option for param in command.params for option in param.opts}
 
 
-@pytest.mark.parametrize("cls", CLASSES)
-def test_a_field_s_meaning_is_in_the_docstring(cls):
-    listed = cls.__doc__.partition("Attributes:")[2].partition("Raises:")[0]
-    assert all(f"\n        {field.name}: " in listed for field in fields(cls))
-
-
 @pytest.mark.parametrize(
     ("command", "lacks"),
     [("segment", ()), ("stream", ()), ("serve", ()), ("evaluate", ("--unknown-below",)),
@@ -384,7 +377,10 @@ def test_commands_take_the_options_of_an_engine(command, lacks):
     assert set(OF_ENGINES) - options_of(command) == set(lacks)
 
 
-def test_the_server_s_and_an_export_s_options_are_their_fields():
+def test_settings_are_described_and_options_of_their_commands():
+    for cls in (EngineConfig, ServerSettings, ExportOptions):
+        listed = cls.__doc__.partition("Attributes:")[2].partition("Raises:")[0]
+        assert all(f"\n        {field.name}: " in listed for field in fields(cls))
     for cls, command in ((ServerSettings, ("serve",)), (ExportOptions, ("export", "dense"))):
         own = [field for field in fields(cls) if field.metadata["option"]]
         names = {field.metadata["option"].name(field.name) for field in own}
@@ -481,17 +477,12 @@ def test_unseen_and_options_reach_the_data_set(colour_bundle, flags, tmp_path):
         (["--limit", "0"], 2, "limit"),
         (["--split", "val"], 1, "split: expected 'all'"),
         (["--dataset", "nonsense"], 1, "camvid"),
+        (["--confusion", "/nowhere/file"], 2, "expected a folder that can be written to"),
     ],
 )
 def test_errors_say_what_to_do(colour_bundle, flags, capsys, arguments, code, message):
     assert evaluate(colour_bundle, flags, *arguments) == code
     assert message in capsys.readouterr().err
-
-
-def test_a_place_for_results_is_needed_first(colour_bundle, flags, tmp_path, capsys):
-    place = tmp_path / "nowhere" / "file"
-    assert evaluate(colour_bundle, flags, "--confusion", place) == 2
-    assert "expected a folder that can be written to" in capsys.readouterr().err
 
 
 def test_a_package_for_reading_data_is_named(colour_bundle, flags, capsys, monkeypatch):
