@@ -164,7 +164,8 @@ def read_label_png(path: str | Path) -> npt.NDArray[np.uint8 | np.uint16]:
         content = Path(path).read_bytes()
         width, height, depth = struct.unpack_from(">IIB", content, 16)
         dtype = np.dtype(">u2" if depth == 16 else np.uint8)
-        rows = zlib.decompress(content[content.index(b"IDAT") + 4 : -16])
+        start = 41 if depth == 16 else 41 + 12 + 768  # bytes have a table of colours before them
+        rows = zlib.decompress(content[start:-16])
         filtered = np.frombuffer(rows, np.uint8).reshape(height, 1 + width * dtype.itemsize)
     except (OSError, ValueError, struct.error, zlib.error) as exc:
         raise SourceError(
