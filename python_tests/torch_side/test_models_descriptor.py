@@ -28,7 +28,6 @@ from zsseg_rt.models import create_model, from_official, slide_predict
 from zsseg_rt.models.base import prepare_image, slide_scores
 from zsseg_rt.models.clip.towers import average_templates
 from zsseg_rt.models.clip.weights import build_text_encoder
-from zsseg_rt.models.descriptor.model import attention_allowed
 from zsseg_rt.networks.descriptor import cells_of_patches
 from zsseg_rt.torch_files.clip_arrays import ClipTensors, Tower
 
@@ -131,20 +130,6 @@ def test_cells_cut_the_grid_evenly(grid_hw, num_cells):
         sizes = torch.bincount(line, minlength=side)
         assert sizes.max() - sizes.min() <= 1
         assert sizes.sum() == size
-
-
-@pytest.mark.parametrize(
-    ("grid_hw", "num_cells", "num_prompts"), [((6, 4), 4, 3), ((5, 7), 9, 0), ((2, 9), 16, 1)]
-)
-def test_who_sees_whom(grid_hw, num_cells, num_prompts):
-    allowed = attention_allowed(grid_hw, num_cells, num_prompts)
-    patches = grid_hw[0] * grid_hw[1]
-    first, cells = 1 + num_prompts, slice(1 + num_prompts + patches, None)
-    assert torch.equal(allowed, allowed.T)
-    assert allowed[: first + patches, : first + patches].all()
-    assert not allowed[:first, cells].any()
-    assert (allowed[first : first + patches, cells].sum(dim=1) == 1).all()
-    assert torch.equal(allowed[cells, cells], torch.eye(num_cells, dtype=torch.bool))
 
 
 def test_recovery_is_for_training_only_and_changes_no_mask():

@@ -156,18 +156,6 @@ def test_reconstruction_head_puts_tokens_back(model, image):
     torch.testing.assert_close(first, second, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("training", [False, True])
-def test_every_patch_has_one_group_and_shares_sum_to_one(image, training):
-    model = zeroseg_model().train(training)
-    with torch.no_grad():
-        output = model.seg(model.encoder(image).patch_tokens)
-        hard = hard_assignment(torch.randn(2, 6, 16), noisy=training)
-    assert torch.equal(hard.sum(1), torch.ones(2, 16))
-    assert set(hard.unique().tolist()) == {0.0, 1.0}
-    assert output.group_map.shape == (2, 4, 16)
-    torch.testing.assert_close(output.group_map.sum(1), torch.ones(2, 16))
-
-
 def test_noise_moves_assignments_in_training_only(image):
     model = zeroseg_model()
     tokens = model.encoder(image).patch_tokens.detach()

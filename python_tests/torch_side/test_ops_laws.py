@@ -21,9 +21,6 @@ ACTIVATIONS = ["none", "sigmoid", "softmax"]
 NORMALISATION = {"scale": (0.9, 1.1, 1.0), "offset": (0.1, -0.2, 0.0)}
 
 
-PLAIN = {"mean": (0, 0, 0), "std": (1, 1, 1)}
-
-
 def random_frame(height, width):
     return np.random.default_rng(height).integers(0, 256, (height, width, 3), np.uint8)
 
@@ -119,23 +116,6 @@ def test_the_matrices_undo_the_standards_equations(matrix, weights, full):
     settings = {"size_hw": (2, 16), "mean": (0, 0, 0), "std": (1, 1, 1)}
     got = reference.preprocess((y, uv), colour_matrix=matrix, **settings)
     np.testing.assert_allclose(got[:, 0, ::2].T, rgb, atol=0.012)  # rounded to bytes three times
-
-
-def test_outermost_pixels_meet():
-    frame = random_frame(11, 9)
-    image = ops.preprocess(frame, size_hw=(33, 65), align="corners", **PLAIN)
-    corners = frame[[0, 0, -1, -1], [0, -1, 0, -1]].T / 255
-    np.testing.assert_allclose(image[:, [0, 0, -1, -1], [0, -1, 0, -1]], corners, rtol=1e-6)
-
-
-@pytest.mark.parametrize("align", ["half_pixel", "corners"])
-@pytest.mark.parametrize("origin", [(0, 0), (13, 5), (40, 52)])  # the last reaches beyond
-def test_parts_are_cut_out_of_the_resized_frame(align, origin):
-    settings, frame = {"align": align, **PLAIN}, random_frame(31, 70)
-    part = ops.preprocess(frame, size_hw=(16, 24), whole_hw=(45, 60), origin=origin, **settings)
-    whole = ops.preprocess(frame, size_hw=(45, 60), **settings)
-    same = whole[:, origin[0] : origin[0] + 16, origin[1] : origin[1] + 24]
-    np.testing.assert_allclose(part[:, : same.shape[1], : same.shape[2]], same, atol=1e-6)
 
 
 @pytest.mark.usefixtures("cpu_isa")
@@ -346,17 +326,6 @@ def warp_arguments(size, reach):
 
 
 @pytest.mark.parametrize("implementation", [ops, reference], ids=["native", "reference"])
-def test_whole_cells_move_and_the_rest_is_new(implementation):
-    logits, past, flow, weight = warp_arguments((1, 4, 6, 7), 0.0)
-    flow[...] = (2, -1)  # what is here was two columns to the right and a row above
-    weight[...] = 1.0
-    moved = implementation.warp_blend(logits, past, flow, weight)
-    np.testing.assert_array_equal(moved[:, :, 1:, :5], past[:, :, :5, 2:])
-    np.testing.assert_array_equal(moved[:, :, 0], logits[:, :, 0])
-    np.testing.assert_array_equal(moved[:, :, :, 5:], logits[:, :, :, 5:])
-
-
-@pytest.mark.parametrize("implementation", [ops, reference], ids=["native", "reference"])
 def test_the_edge_is_clamped_for_half_a_cell_and_no_further(implementation):
     logits = np.zeros((1, 1, 1, 6), np.float32)
     past = np.arange(1, 7, dtype=np.float32).reshape(1, 1, 1, 6)
@@ -389,15 +358,6 @@ def test_boxes_of_empty_full_and_thin_masks():
     whole = [0, 0, 6, 4]
     expected = [[*whole, 0], [0, 0, 5, 3, 24], [*whole, 6], [2, 1, 4, 2, 6], [*whole, 1]]
     np.testing.assert_array_equal(ops.mask_boxes(masks, (4, 6)), expected)
-
-
-def test_an_empty_mask_shows_nothing_whatever_the_offset(device):
-    masks, image = smooth_masks(3, 8, 8), picture(32, 32)
-    crops = ops.crop_regions(
-        device.place(image), device.place(masks), np.array([0], np.int32),
-        np.array([[0, 0, 32, 32]], np.int32), side=8, offset=(1.0, 1.0, 1.0), stream=device.stream,
-    )  # fmt: skip
-    assert not device.fetch(crops).any()
 
 
 @pytest.mark.needs_cuda
@@ -459,16 +419,6 @@ def test_lent_memory_is_enough_and_too_little_is_refused(device):
         ops.label_regions(*placed, **sizes, workspace=less)
 
 
-def test_masks_become_soft_on_the_canvas_not_after_it():
-    masks = np.array([[[-9.0, 9.0]], [[0.3, 0.3]]], np.float32)
-    weights = np.eye(2, dtype=np.float32)
-    sizes = {"canvas_hw": (1, 2), "out_hw": (1, 4), "with_scores": True}
-    for module in (ops, reference):
-        labels, scores = module.label_regions(masks, weights, **sizes)
-        assert labels.tolist() == [[1, 1, 0, 0]]  # sigmoid(9) / 4 + ..., not sigmoid(9 / 4)
-        np.testing.assert_allclose(scores[0], [0.5744, 0.5744, 0.75, 0.9999], atol=1e-4)
-
-
 def test_bias_ties_thresholds_and_nan():
     masks, sizes = np.full((1, 1, 1), 40.0, np.float32), {"canvas_hw": (1, 1), "out_hw": (1, 1)}
     nan = float("nan")
@@ -524,13 +474,6 @@ def test_planes_may_have_rows_apart():
     for frame in ((wide[:, :66], chroma), (luma, chroma)):
         law = reference.preprocess(frame, size_hw=(20, 30), **CLIP)
         np.testing.assert_allclose(image, law, atol=4e-6)
-
-
-def test_unknown_stays_the_frame_s_even_with_a_full_palette():
-    frame, labels = random_frame(3, 4), np.full((3, 4), 255, np.uint8)
-    palette = np.zeros((256, 3), np.uint8)
-    for module in (ops, reference):
-        np.testing.assert_array_equal(module.overlay(frame, labels, palette), frame)
 
 
 def test_no_class_counts(device):
