@@ -60,9 +60,8 @@ def thumbnailed(data: bytes) -> bytes:
     return data[:2] + b"\xff\xe1" + struct.pack(">H", len(inner) + 2) + inner + data[2:]
 
 
-def write(folder: Path, name: bytes, data: bytes | Callable[[Path], None]) -> Path:
-    """Write a file under any name that the file system takes; or let a function make it."""
-    path = folder / os.fsdecode(name)
+def write(path: Path, data: bytes | Callable[[Path], None]) -> Path:
+    """Write a file, or let a function make it."""
     if callable(data):
         data(path)
     else:
@@ -83,15 +82,11 @@ COLOURED, GREY = ("red", "blue"), ("white", "black")
 class Photo:
     """A file of the folder; either its two colours and size, or what the refusal says."""
 
-    name: str | bytes
+    name: str
     data: bytes | Callable[[Path], None]
     colours: tuple[str, ...] = COLOURED
     size_hw: tuple[int, int] = (HEIGHT, WIDTH)
     refused: str = ""
-
-    @property
-    def path_name(self) -> str:
-        return os.fsdecode(self.name)
 
 
 def link_to(target: str) -> Callable[[Path], None]:
@@ -130,7 +125,7 @@ PHOTOS = {
     "escape": Photo("\x1b[31mred.png", PNG),
     "emoji": Photo("\U0001f469\u200d\U0001f680.png", PNG),
     "right to left": Photo("كلب.png", PNG),
-    "not utf-8": Photo(b"caf\xe9.png", PNG),
+    "not utf-8": Photo(os.fsdecode(b"caf\xe9.png"), PNG),
     "leading dash": Photo("--out.png", PNG),
     "percent": Photo("100%s%d.png", PNG),
     "brackets": Photo("[red]*?.png", PNG),
@@ -153,9 +148,8 @@ def outcome(colour_bundle, tmp_path_factory):
     base = tmp_path_factory.mktemp("odd")
     folder = base / "in"
     folder.mkdir()
-    rows = [(photo.path_name, photo.data) for photo in PHOTOS.values()]
-    for name, data in (*rows, *NO_PHOTOS.values()):
-        write(folder, os.fsencode(name), data)
+    for name, data in (*((one.name, one.data) for one in PHOTOS.values()), *NO_PHOTOS.values()):
+        write(folder / name, data)
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("ZSSEG_HOME", str(base / "home"))
         code = run("segment", folder, "-b", colour_bundle, "--classes", ",".join(CLASSES),
@@ -168,11 +162,11 @@ def outcome(colour_bundle, tmp_path_factory):
 def test_a_photo_is_right_or_refused_in_one_line(row, outcome):
     photo = PHOTOS[row]
     _, folder, results = outcome
-    result = results[photo.path_name]
+    result = results[photo.name]
     if photo.refused:
         assert photo.refused in result["error"]
         assert result["error"].count("\n") == 0
-        assert photo.path_name.partition(".")[0] in result["error"]
+        assert photo.name.partition(".")[0] in result["error"]
         return
     assert result["error"] is None
     assert tuple(result["size_hw"]) == photo.size_hw
@@ -246,6 +240,6 @@ def test_arguments_are_right_or_refused_in_one_line(row, odd_files, capsys):
 
 
 def test_libraries_add_nothing_to_the_one_line(colour_bundle, tmp_path, capfd):
-    photo = write(tmp_path, b"cut.png", PHOTOS["cut png"].data)
+    photo = write(tmp_path / "cut.png", PHOTOS["cut png"].data)
     assert run("segment", photo, "-b", colour_bundle, "--class", "red", "-o", tmp_path / "out") == 1
     assert capfd.readouterr().err.strip() == "zsseg-rt: 1 of 1 photos failed; see above"

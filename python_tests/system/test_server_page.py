@@ -217,10 +217,15 @@ def test_the_form_reads_lines_and_commas(page, live, text, comma, classes):
     expect(page.locator(NAMES)).to_have_text([*names, "Unknown"])
 
 
-def test_the_background_is_chosen_until_somebody_writes_one(page):
+def test_the_background_is_chosen_until_somebody_writes_one_and_remarks_are_shown(page):
     live = ScriptedServer(page)
     live.background, live.auto_background = ["background", "sheep"], True
+    live.remarks = ["class_names: 'tree': this model sees no trees.", "class_names: 'a'."]
     live.open()
+    note = page.locator("#words-remarks")
+    expect(note).to_have_text("'tree': this model sees no trees.\n'a'.")
+    expect(note).to_have_role("status")
+    live.remarks = []
     page.get_by_text("Synonyms and background").click()
     box = page.get_by_label("Background")
     expect(box).to_have_value("auto")
@@ -232,6 +237,7 @@ def test_the_background_is_chosen_until_somebody_writes_one(page):
         apply(page, "sheep")
         live.wait_for(lambda: live.bodies)
         assert live.bodies == [("v1/vocabulary", {"classes": ["sheep"], "background": asked})]
+        expect(note).to_be_hidden()
 
 
 def test_errors_are_shown_beside_the_box(page, live):
@@ -281,18 +287,6 @@ def test_known_names_and_words_are_suggested(page, names, words, typed, offered,
     expect(box).to_have_value(chosen)
     expect(suggestions).to_be_hidden()
     expect(box).to_be_focused()
-
-
-def test_remarks_on_names_are_shown_under_the_form(page):
-    live = ScriptedServer(page)
-    live.remarks = ["class_names: 'tree': this model sees no trees.", "class_names: 'a'."]
-    live.open()
-    note = page.locator("#words-remarks")
-    expect(note).to_have_text("'tree': this model sees no trees.\n'a'.")
-    expect(note).to_have_role("status")
-    live.remarks = []
-    live.change("dog")
-    expect(note).to_be_hidden()
 
 
 def test_classes_in_the_picture_come_first(page):
