@@ -6,6 +6,7 @@ parse, negotiate and run with such elements; not that a Jetson's own behave the 
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 
@@ -188,15 +189,31 @@ class Encoder(Chain, Gst.Bin):
         self.hold(f"nvvidconv ! video/x-raw,format=BGRx ! {plain} ! {x264}")
 
 
+@element("Codec/Encoder/Video", template(SINK, "video/x-raw"), template(SRC, "video/x-h264"))
+class Nvenc(Chain, Gst.Bin):
+    """No Jetson's: the encoder of other machines."""
+
+    bitrate = GObject.Property(type=int, default=0)
+    gop_size = GObject.Property(type=int, default=75)
+    zerolatency = GObject.Property(type=bool, default=False)
+
+    def __init__(self):
+        super().__init__()
+        logging.warning("stand-in for nvh264enc")
+        x264 = "x264enc tune=zerolatency speed-preset=ultrafast threads=1"
+        self.hold(f"videoconvert ! video/x-raw,format=I420 ! {x264}")
+
+
 TYPES = {
     "nvarguscamerasrc": Camera,
     "nvvidconv": Converter,
     "nvv4l2decoder": Decoder,
     "nvv4l2h264enc": Encoder,
 }
+OTHERS = {"nvh264enc": Nvenc}
 
 
 def register(*names):
     """Make the stand-ins of these names known, or all; what is not named stays absent."""
     for name in names or TYPES:
-        Gst.Element.register(None, name, 0, TYPES[name])
+        Gst.Element.register(None, name, 0, {**TYPES, **OTHERS}[name])

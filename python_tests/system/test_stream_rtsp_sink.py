@@ -184,8 +184,21 @@ def test_a_jetson_s_encoder_is_used_where_it_works(
         images = [next(seen) for _ in range(3)]
     assert all(is_overlay(image) for image in images)
     server.close()
-    assert server.log.count("x264enc encodes on the CPU") == bool(told)
-    assert told in server.log
+    assert ("cannot be used" in server.log, "no encoder" in server.log) == (
+        bool(fails),
+        not has_device,
+    )
+    assert server.log.count(told) == 1 or not told
+
+
+@pytest.mark.parametrize(("size", "is_used"), [("240x320", True), ("96x128", False)])
+def test_nvenc_is_used_for_sizes_that_it_takes(serve, size, is_used):
+    server = serve("rtsp://@127.0.0.1:0/seg", "--size", size, "--jetson", "nvh264enc")
+    with watch(server.url()) as seen:
+        images = [next(seen) for _ in range(3)]
+    assert all(is_overlay(image) for image in images)
+    server.close()
+    assert ("stand-in for nvh264enc" in server.log) == is_used
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import numpy as np
@@ -100,35 +100,71 @@ def network_of(peer: str) -> str:
 NVENC = Path("/dev/v4l2-nvenc")  # a Jetson's encoder; an Orin Nano has none
 BITS_PER_PIXEL = 0.15  # overlays have hard edges, which take more than a plain picture
 OUTPUT_ELEMENTS = ("appsrc", "videoconvert", "x264enc", "rtph264pay")
-_JETSON_ENCODER = ("nvv4l2h264enc", "nvvidconv", "h264parse", "videotestsrc")
 _RATE = 30
 _TRIAL = 10 * 10**9  # nanoseconds; the first picture makes a CUDA context
 _log = logging.getLogger(__name__)
 
 
+class _Encoder(NamedTuple):
+    """An encoder of NVIDIA's, which may be there and not work."""
+
+    element: str
+    needs: tuple[str, ...]  # other elements
+    text: str  # from raw video in the CPU's memory
+    sides: tuple[int, int]  # the shortest and the longest that it takes
+
+
+_ENCODERS = (
+    _Encoder(
+        "nvv4l2h264enc",
+        ("nvvidconv", "h264parse", "videotestsrc"),
+        "videoconvert ! video/x-raw,format=BGRx ! nvvidconv ! video/x-raw(memory:NVMM),format=NV12 "
+        "! nvv4l2h264enc name=encoder bitrate={bits} insert-sps-pps=true "
+        f"idrinterval={_RATE} iframeinterval={_RATE} ! h264parse",
+        (1, 1 << 30),
+    ),
+    _Encoder(
+        "nvh264enc",
+        ("h264parse", "videotestsrc"),
+        "videoconvert ! video/x-raw,format=NV12 ! nvh264enc name=encoder bitrate={kilobits} "
+        f"gop-size={_RATE} zerolatency=true ! h264parse",
+        (160, 4096),
+    ),
+)
+_failed: set[str] = set()  # elements that are there and do not encode
+
+
+def _encoders(gst: Any, size_hw: tuple[int, int]) -> list[_Encoder]:
+    """Those that may encode images of a size here, the best first."""
+    return [
+        one
+        for one in _ENCODERS
+        if one.element not in _failed
+        and (one.element != "nvv4l2h264enc" or NVENC.exists())
+        and not missing_elements(gst, (one.element, *one.needs))
+        and one.sides[0] <= min(size_hw) <= max(size_hw) <= one.sides[1]
+    ]
+
+
 def encoder_of(gst: Any) -> str:
-    """The element that encodes: a Jetson's where it is present."""
-    has_nvenc = NVENC.exists() and not missing_elements(gst, _JETSON_ENCODER)
-    return _JETSON_ENCODER[0] if has_nvenc else "x264enc"
+    """The element that encodes images of usual sizes."""
+    return next((one.element for one in _encoders(gst, (720, 1280))), "x264enc")
 
 
 def _encoding(gst: Any, size_hw: tuple[int, int], name: str) -> str:
-    """The part of a pipeline that encodes with little delay; a Jetson's encoder is tried first."""
+    """The part of a pipeline that encodes with little delay; NVIDIA's encoders are tried first."""
     bits = max(int(size_hw[0] * size_hw[1] * _RATE * BITS_PER_PIXEL), 500_000)
-    if encoder_of(gst) == _JETSON_ENCODER[0]:
-        text = (
-            "videoconvert ! video/x-raw,format=BGRx ! nvvidconv "
-            "! video/x-raw(memory:NVMM),format=NV12 ! nvv4l2h264enc name=encoder "
-            f"bitrate={bits} insert-sps-pps=true idrinterval={_RATE} iframeinterval={_RATE} "
-            "! h264parse"
-        )
+    for one in _encoders(gst, size_hw):
+        text = one.text.format(bits=bits, kilobits=bits // 1000)
         problem = _what_fails(gst, text, size_hw)
         if problem is None:
             return text
-        _log.warning("nvv4l2h264enc cannot be used: %s. x264enc encodes on the CPU", problem)
-    elif not missing_elements(gst, ("nvvidconv",)):
-        _log.warning("this Jetson has no encoder (%s): x264enc encodes on the CPU", NVENC)
+        _failed.add(one.element)
+        _log.warning("%s cannot be used: %s. Another encoder is taken", one.element, problem)
     require_elements(gst, OUTPUT_ELEMENTS, name)
+    if not (_failed or missing_elements(gst, ("nvvidconv",))):
+        _failed.add("nvv4l2h264enc")
+        _log.warning("this Jetson has no encoder (%s): x264enc encodes on the CPU", NVENC)
     # Of more threads each encodes a slice, and FFmpeg shows some of those as green pictures.
     return (
         "videoconvert ! video/x-raw,format=I420 ! x264enc name=encoder tune=zerolatency "
@@ -141,7 +177,12 @@ def _what_fails(gst: Any, encoding: str, size_hw: tuple[int, int]) -> str | None
     height, width = size_hw
     caps = f"video/x-raw,format=RGB,width={width},height={height},framerate={_RATE}/1"
     end = "fakesink name=end sync=false"
-    trial = gst.parse_launch(f"videotestsrc num-buffers=1 ! {caps} ! {encoding} ! {end}")
+    from gi.repository import GLib
+
+    try:
+        trial = gst.parse_launch(f"videotestsrc num-buffers=1 ! {caps} ! {encoding} ! {end}")
+    except GLib.Error as exc:  # an element of a version without one of these settings
+        return str(exc.message)
     trial.set_state(gst.State.PLAYING)
     wanted = gst.MessageType.ERROR | gst.MessageType.EOS
     message = trial.get_bus().timed_pop_filtered(_TRIAL, wanted)
