@@ -47,7 +47,7 @@ def test_reproduces_the_official_evaluation(official):
 
 
 @pytest.mark.parametrize("num_classes", [1, 7, 254, 255, 300])
-@pytest.mark.parametrize("dtypes", [("uint8", "uint8"), ("uint8", "int64"), ("uint16", "uint8"),
+@pytest.mark.parametrize("dtypes", [("uint8", "uint8"), ("uint8", "int64"), ("uint16", "uint64"),
                                     ("int32", "uint16")])  # fmt: skip
 def test_counts_every_pixel_once(num_classes, dtypes):
     rng = np.random.default_rng(num_classes)

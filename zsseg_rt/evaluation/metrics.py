@@ -83,9 +83,9 @@ class ConfusionMatrix:
             if array.dtype.kind not in "ui":
                 raise DTypeError(f"{name}: expected integers, got {array.dtype}. Pass indices.")
         size = self.num_classes + 1  # the last row is truth that is neither a class nor ignored
-        annotated = truth != self.ignore_label
-        rows, columns = (_indices(each[annotated], size - 1) for each in (truth, predicted))
-        pairs = np.bincount(rows * size + columns, minlength=size * size).reshape(size, size)
+        rows, columns = (_indices(each.reshape(-1), size - 1) for each in (truth, predicted))
+        rows[truth.reshape(-1) == self.ignore_label] = size
+        pairs = np.bincount(rows * size + columns, minlength=size * (size + 1)).reshape(-1, size)
         if pairs[self.num_classes].any():
             values = np.unique(truth)
             sound = (values >= 0) & (values < self.num_classes) | (values == self.ignore_label)
@@ -203,7 +203,7 @@ def harmonic_mean(first: float, second: float) -> float:
 def _indices(labels: Labels, num_classes: int) -> npt.NDArray[np.intp]:
     """Labels as indices; all that are not a class become ``num_classes``."""
     inside = (labels >= 0) & (labels < num_classes)
-    return np.where(inside, labels.astype(np.intp), num_classes)
+    return np.where(inside, labels, np.intp(num_classes)).astype(np.intp, copy=False)
 
 
 def _ratio(part: npt.NDArray[Any], whole: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
