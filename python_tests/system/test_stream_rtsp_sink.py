@@ -230,9 +230,11 @@ def test_what_is_no_address_is_refused(text):
     assert "hush" not in str(raised.value)
 
 
-def test_the_command_serves_and_reports():
-    command = "-m zsseg_rt stream --demo scenes --frames 3 rtsp://@127.0.0.1:0/seg"
-    done = python(*command.split())
+def test_the_command_serves_and_reports(colour_bundle):
+    command = (
+        "-m zsseg_rt stream test://?size=64x48 --frames 3 rtsp://@127.0.0.1:0/seg --classes red"
+    )
+    done = python(*command.split(), "--bundle", colour_bundle)
     assert done.returncode == 0, done.stderr
     assert re.search(r"rtsp://@127\.0\.0\.1:[1-9][0-9]*/seg  3 frames", done.stdout + done.stderr)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import ipaddress
-import itertools
 import logging
 import os
 import re
@@ -197,7 +196,6 @@ _MOST_VIEWERS = 32
 _LONGEST_BODY = 1 << 16  # bytes, of a request; GStreamer reads it before it asks for the password
 _BACKLOG = 64  # connections that wait to be taken; of five, a few silent ones keep all others out
 _LOOKS_PER_SECOND = 4
-_CLEAN_EVERY = 2  # seconds; viewers over UDP that vanished are forgotten after a minute
 _ENDS_WITHIN = 1.5  # seconds; less than a stop waits
 _KEY_EVERY = 1.0  # seconds; how long a new viewer waits for a picture
 _ROLE = "viewer"
@@ -298,7 +296,7 @@ def _serve(library: Server, address: Address, channels: Sequence[Channel]) -> tu
             client.connect("play-request", channel.welcome)
 
     server.connect("client-connected", greet)
-    glib, looks, stopped = library.GLib, itertools.count(1), threading.Event()
+    glib, stopped = library.GLib, threading.Event()
     context = glib.MainContext.new()
     try:
         listening = server.create_source(None)
@@ -310,8 +308,7 @@ def _serve(library: Server, address: Address, channels: Sequence[Channel]) -> tu
 
     def clean(*_: object) -> bool:
         visitors.look()
-        if next(looks) % (_CLEAN_EVERY * _LOOKS_PER_SECOND) == 0:
-            server.get_session_pool().cleanup()
+        server.get_session_pool().cleanup()  # of viewers over UDP that vanished a minute ago
         return True
 
     cleaning = glib.timeout_source_new(1000 // _LOOKS_PER_SECOND)
@@ -334,7 +331,7 @@ def _serve(library: Server, address: Address, channels: Sequence[Channel]) -> tu
         stopped.set()
         context.wakeup()
         if threading.current_thread() is not thread:
-            thread.join(_CLEAN_EVERY)
+            thread.join(_ENDS_WITHIN + 0.5)
 
     thread.start()
     return server, stop
