@@ -338,11 +338,11 @@ def test_siglip_goes_from_the_hub_to_labels_without_torch(home, child_environmen
         environment = {**child_environment, "HF_ENDPOINT": hub.endpoint}
         code, _, err = finish(start(environment, "fetch", chosen.name, chosen=chosen))
         assert code == EXIT_OK, err
-    asked = ("--bundle", chosen.name, "--classes", "gata, 犬", "--out", str(home / "out"))
-    code, _, err = finish(start(environment, "segment", demo_photos()[0], *asked, chosen=chosen))
-    assert code == EXIT_OK, err
-    bundle = Bundle.load(chosen.name)
-    assert (bundle.licence, bundle.preprocess.size_hw) == (chosen.licence, (96, 96))
+    with Engine(chosen.name, EngineConfig(device="cpu", use_cache=False)) as engine:
+        assert engine.bundle.licence == chosen.licence
+        assert engine.bundle.preprocess.size_hw == (96, 96)
+        engine.set_classes(["gata", "犬"])
+        assert engine.segment(np.zeros((32, 48, 3), np.uint8)).labels.shape == (32, 48)
 
 
 def test_a_hub_that_never_answers_is_given_up(home, child_environment):

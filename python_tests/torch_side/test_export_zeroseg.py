@@ -58,7 +58,7 @@ def build(checkpoint, clip_file=None, **config):
 def exported(checkpoint, clip_file, tmp_path_factory):
     model = build(checkpoint, clip_file)
     path = tmp_path_factory.mktemp("bundles") / "student.zsseg"
-    return model, export_bundle(model, path)
+    return model, export_bundle(model, path, verify=False)
 
 
 def frame_of(*size_hw, seed=3):
@@ -240,17 +240,13 @@ def test_command_line(checkpoint, clip_file, tmp_path, capsys):
     np.testing.assert_array_equal(found, embeds[::-1])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
+def test_command_line_refusals(checkpoint, tmp_path, capsys):
+    heads = ("--num-heads", 4, "--head-heads", 4)
+    for arguments, code, message in (
         (("--text-activation", "relu"), 2, "--text-activation: expected quick_gelu or gelu"),
-        (("--num-heads", 4, "--head-heads", 4, "--unknown-below", 3), 1, "background_threshold"),
-    ],
-)
-def test_command_line_refusals(checkpoint, tmp_path, capsys, arguments, code, message):
-    out = tmp_path / "c.zsseg"
-    found = run("export", "zeroseg", checkpoint, "--out", out, *arguments)
-    error = capsys.readouterr().err
-    assert found == code, error
-    assert message in error
-    assert not out.exists()
+        ((*heads, "--unknown-below", 3), 1, "background_threshold"),
+    ):
+        asked = ("export", "zeroseg", checkpoint, "--out", tmp_path / "c.zsseg", *arguments)
+        assert run(*asked) == code
+        assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
