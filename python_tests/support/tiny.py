@@ -14,6 +14,8 @@ from torch import Tensor
 
 from zsseg_rt.models import from_official
 from zsseg_rt.models.descriptor.model import ClipRC, ZegCLIP
+from zsseg_rt.torch_files.official import CELLS, CROSS_LAYERS, PROMPTS
+from zsseg_rt.torch_files.shapes import IMAGE_TOWER, TEXT_TOWER, expand, under
 
 Gains = Iterable[tuple[str, float]]
 
@@ -93,103 +95,56 @@ class TinySizes:
 Shapes = dict[str, tuple[int, ...]]
 
 
-def shapes_at(prefix: str, rows: Mapping[str, tuple[int, ...]]) -> Shapes:
-    """Rows below a prefix; a name with a star stands for ``weight``, and for a ``bias`` as long."""
-    shapes: Shapes = {}
-    for name, shape in rows.items():
-        key = prefix + name
-        if name.endswith("*"):
-            shapes |= {f"{key[:-1]}weight": shape, f"{key[:-1]}bias": shape[:1]}
-        else:
-            shapes[key] = shape
-    return shapes
+_UNREAD = "layers.#.self_attn.in_proj_ 3Q Q\nlayers.#.self_attn.out_proj. Q Q\nlayers.#.norm1. Q\n"
+_RECOVERY = "linear_q_in. Q Q\nlinear_k_in. Q Q\nlinear_q_out. 2Q Q\nlinear_k_out. Q Q\n"
 
 
-def tower_shapes(prefix: str, width: int, num_layers: int) -> Shapes:
-    """CLIP's blocks."""
-    rows: Shapes = {
-        "attn.in_proj_weight": (3 * width, width),
-        "attn.in_proj_bias": (3 * width,), "attn.out_proj.*": (width, width),
-        "mlp.c_fc.*": (4 * width, width), "mlp.c_proj.*": (width, 4 * width),
-        "ln_1.*": (width,), "ln_2.*": (width,),
+def expanded(table: str, sizes: TinySizes) -> Shapes:
+    """Every key of a table with its shape."""
+    width, dim = sizes.width, sizes.embed_dim
+    letters = {
+        "W": width, "M": 4 * width, "P": sizes.patch_size, "R": 1 + sizes.grid_side**2, "D": dim,
+        "X": sizes.num_prompts, "Y": sizes.num_layers - 1, "C": sizes.num_cells, "T": dim,
+        "F": 4 * dim, "V": sizes.text_vocab, "L": sizes.text_length, "Q": dim, "K": dim,
+        "H": 4 * dim, "E": len(sizes.seen) + 1,
     }  # fmt: skip
-    blocks = (f"{prefix}transformer.resblocks.{index}." for index in range(num_layers))
-    return {key: shape for block in blocks for key, shape in shapes_at(block, rows).items()}
+
+    def depth(prefix: str) -> int:
+        if "decode_head" in prefix:
+            return 1 if "recovery" in prefix else sizes.decoder_layers
+        return sizes.text_layers if prefix.startswith(("text", "transformer")) else sizes.num_layers
+
+    return expand(table, letters, depth)
 
 
 def visual_shapes(prefix: str, sizes: TinySizes) -> Shapes:
     """Every key of a CLIP's image tower with its shape."""
-    width, patch = sizes.width, sizes.patch_size
-    rows = {
-        "class_embedding": (width,), "positional_embedding": (1 + sizes.grid_side**2, width),
-        "proj": (width, sizes.embed_dim), "conv1.weight": (width, 3, patch, patch),
-        "ln_pre.*": (width,), "ln_post.*": (width,),
-    }  # fmt: skip
-    return shapes_at(prefix, rows) | tower_shapes(prefix, width, sizes.num_layers)
+    return expanded(under(prefix, IMAGE_TOWER), sizes)
 
 
-def _text_shapes(prefix: str, sizes: TinySizes) -> Shapes:
-    width = sizes.embed_dim
-    rows = {
-        "positional_embedding": (sizes.text_length, width), "text_projection": (width, width),
-        "token_embedding.weight": (sizes.text_vocab, width), "ln_final.*": (width,),
-    }  # fmt: skip
-    return shapes_at(prefix, rows) | tower_shapes(prefix, width, sizes.text_layers)
+def _official(backbone: str, head: str) -> str:
+    return (
+        under("backbone.", IMAGE_TOWER + PROMPTS + backbone)
+        + under("decode_head.", head)
+        + under("text_encoder.", TEXT_TOWER)
+    )
 
 
-def _layers(stem: str, count: int, dim: int) -> Shapes:
-    """Decoder layers, with the tensors that are never read."""
-    rows: Shapes = {f"multihead_attn.{name}.*": (dim, dim) for name in ("q", "k", "v", "proj")}
-    rows |= {
-        "linear1.*": (4 * dim, dim), "linear2.*": (dim, 4 * dim),
-        "self_attn.out_proj.*": (dim, dim), "self_attn.in_proj_bias": (3 * dim,),
-        "self_attn.in_proj_weight": (3 * dim, dim),
-        "norm1.*": (dim,), "norm2.*": (dim,), "norm3.*": (dim,),
-    }  # fmt: skip
-    return {k: v for n in range(count) for k, v in shapes_at(f"{stem}{n}.", rows).items()}
-
-
-def _decoder_shapes(sizes: TinySizes) -> Shapes:
-    dim, head = sizes.embed_dim, "decode_head."
-    empty = {"loss_decode.criterion.empty_weight": (len(sizes.seen) + 1,)}
-    own = shapes_at(head, {"q_proj.*": (dim, 2 * dim), **empty})
-    return own | _layers(f"{head}decoder_1.layers.", sizes.decoder_layers, dim)
-
-
-def _cell_decoder_shapes(sizes: TinySizes) -> Shapes:
-    dim, count, head = sizes.embed_dim, sizes.decoder_layers, "decode_head."
-    shapes = shapes_at(head, {"q_proj.*": (dim, 2 * dim), "lateral_proj.*": (dim, 3 * dim)})
-    names = {"linear_q_in": dim, "linear_k_in": dim, "linear_q_out": 2 * dim, "linear_k_out": dim}
-    recovery = {f"{name}.*": (rows, dim) for name, rows in names.items()}
-    shapes |= shapes_at(f"{head}recovery_decoder.", recovery)
-    for side in ("q", "v"):
-        shapes |= _layers(f"{head}decoder_{side}.layers.", count, dim)
-        shapes |= _layers(f"{head}recovery_decoder.decouple_{side}.", 1, dim)
-    return shapes
-
-
-def _prompted_shapes(sizes: TinySizes) -> Shapes:
-    width, count = sizes.width, sizes.num_prompts
-    rows = {
-        "prompt_embeddings": (1, count, width), "prompt_proj.*": (width, width),
-        "deep_prompt_embeddings": (sizes.num_layers - 1, count, width), "prompt_norm.*": (width,),
-    }  # fmt: skip
-    return visual_shapes("backbone.", sizes) | shapes_at("backbone.", rows)
-
-
-def zegclip_shapes(sizes: TinySizes | None = None) -> dict[str, tuple[int, ...]]:
+def zegclip_shapes(sizes: TinySizes | None = None) -> Shapes:
     """Every key of an official checkpoint with its shape."""
-    sizes = sizes or TinySizes()
-    text = _text_shapes("text_encoder.", sizes)
-    return _prompted_shapes(sizes) | _decoder_shapes(sizes) | text
+    head = "q_proj. Q 2D\nloss_decode.criterion.empty_weight E\n"
+    head += under("decoder_1.", CROSS_LAYERS + _UNREAD)
+    return expanded(_official("", head), sizes or TinySizes())
 
 
-def clip_rc_shapes(sizes: TinySizes | None = None) -> dict[str, tuple[int, ...]]:
+def clip_rc_shapes(sizes: TinySizes | None = None) -> Shapes:
     """Every key of an official CLIP-RC checkpoint with its shape."""
-    sizes = sizes or TinySizes()
-    bridge = {"backbone.region_level_bridge": (sizes.num_cells, sizes.width)}
-    text = _text_shapes("text_encoder.", sizes)
-    return _prompted_shapes(sizes) | bridge | _cell_decoder_shapes(sizes) | text
+    head = "q_proj. Q 2D\nlateral_proj. Q 3D\n" + under("recovery_decoder.", _RECOVERY)
+    layers = CROSS_LAYERS + _UNREAD
+    for side in "qv":
+        head += under(f"decoder_{side}.", layers)
+        head += under(f"recovery_decoder.decouple_{side}.", layers.replace("layers.", ""))
+    return expanded(_official(CELLS, head), sizes or TinySizes())
 
 
 def zegclip_state_dict(sizes: TinySizes | None = None, salt: str = "") -> dict[str, Tensor]:
@@ -237,8 +192,7 @@ def clip_rc_model(sizes: TinySizes | None = None, salt: str = "", **config: obje
 def clip_state_dict(sizes: TinySizes | None = None, salt: str = "") -> dict[str, Tensor]:
     """A tiny CLIP ViT in OpenAI's layout."""
     sizes = sizes or TinySizes()
-    shapes = visual_shapes("visual.", sizes) | _text_shapes("", sizes)
-    return rule_state_dict(shapes, salt)
+    return rule_state_dict(expanded(under("visual.", IMAGE_TOWER) + TEXT_TOWER, sizes), salt)
 
 
 def same(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> bool:

@@ -32,13 +32,13 @@ IMAGE_STD = (58.395 / 255, 57.12 / 255, 57.375 / 255)
 _UNREAD_BY_DESCRIPTORS = re.compile(
     r"decode_head\.(.*\.(self_attn|norm1)\..*|loss_decode\..*|recovery_decoder\..*)"
 )
-_PROMPTS = """
+PROMPTS = """
 deep_prompt_embeddings Y X W
 prompt_embeddings 1 X W
 prompt_proj. W W
 prompt_norm. W
 """
-_CROSS_LAYERS = """
+CROSS_LAYERS = """
 layers.#.multihead_attn.q. Q Q
 layers.#.multihead_attn.k. Q K
 layers.#.multihead_attn.v. Q K
@@ -48,7 +48,7 @@ layers.#.linear2. Q H
 layers.#.norm2. Q
 layers.#.norm3. Q
 """
-_CELLS = "region_level_bridge C W\n"
+CELLS = "region_level_bridge C W\n"
 
 
 def read_descriptor(
@@ -78,13 +78,13 @@ def check_descriptor(
     cells = architecture == "clip_rc"
     if cells:
         decoder = "q_proj. Q 2D\nlateral_proj. Q 3D\n" + "".join(
-            under(f"{stack}.", _CROSS_LAYERS.replace("Q K", "Q Q").replace("H", letter))
+            under(f"{stack}.", CROSS_LAYERS.replace("Q K", "Q Q").replace("H", letter))
             for stack, letter in (("decoder_q", "H"), ("decoder_v", "G"))
         )
     else:
         decoder = "q_proj. Q 2D\n"
-        decoder += under("decoder_1.", _CROSS_LAYERS.replace("Q K", "Q D"))
-    table = under("backbone.", IMAGE_TOWER + _PROMPTS + _CELLS * cells)
+        decoder += under("decoder_1.", CROSS_LAYERS.replace("Q K", "Q D"))
+    table = under("backbone.", IMAGE_TOWER + PROMPTS + CELLS * cells)
     table += under("decode_head.", decoder)
     table += under("text_encoder.", TEXT_TOWER) * file.has("text_encoder.")
     sizes = file.check(table)
