@@ -7,7 +7,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 from fractions import Fraction
 from types import MappingProxyType
@@ -300,8 +300,8 @@ class GstSource:
         library = load()
         frames = _Frames(library, self.channel_order, self.device)
         built = self.recipe.build(library.Gst, self.name)
-        player = _Player(self, library.Gst, built, reader)
-        with closing(player), self._playing(library.Gst, built, frames.caps) as is_live:
+        with closing(_Player(self, library.Gst, built, reader)) as player:
+            is_live = player.start(frames.caps)
             start: float | None = None
             times: RecordingTimes | None = None
             lateness = Lateness()
@@ -322,26 +322,6 @@ class GstSource:
                     late=late,
                     dropped_before=player.dropped(),
                 )
-
-    @contextmanager
-    def _playing(self, gst: Any, built: Pipeline, caps: str) -> Iterator[bool]:
-        """Start the pipeline, and stop it; tells whether its source is live."""
-        sink, pipeline = built.sink, built.element
-        sink.set_property("caps", gst.Caps.from_string(caps))
-        sink.set_property("max-buffers", _QUEUE)
-        sink.set_property("drop", self.live)
-        sink.set_property("sync", False)
-        sink.set_property("enable-last-sample", False)
-        pipeline.use_clock(gst.SystemClock.obtain())
-        try:
-            is_live = pipeline.set_state(gst.State.PAUSED) == gst.StateChangeReturn.NO_PREROLL
-            # What is no camera runs as fast as it can unless its frames wait for their time.
-            sink.set_property("sync", self.live and not is_live)
-            pipeline.set_state(gst.State.PLAYING)
-            yield is_live
-        finally:
-            built.forget()
-            pipeline.set_state(gst.State.NULL)
 
     def _captured(
         self, gst: Any, built: Pipeline, sample: Any, is_live: bool
@@ -397,7 +377,7 @@ class _Frames:
 
 
 class _Player:
-    """Takes the frames of a playing pipeline, hears what it says, and counts what it drops."""
+    """Plays a pipeline: takes its frames, hears what it says, and counts what it drops."""
 
     def __init__(self, source: GstSource, gst: Any, built: Pipeline, reader: Reader) -> None:
         self._source, self._gst, self._built, self._reader = source, gst, built, reader
@@ -423,8 +403,25 @@ class _Player:
             dropped, self._dropped = self._dropped, 0
         return dropped
 
+    def start(self, caps: str) -> bool:
+        """Start the pipeline; tells whether its source is live."""
+        gst, sink, pipeline = self._gst, self._built.sink, self._built.element
+        sink.set_property("caps", gst.Caps.from_string(caps))
+        sink.set_property("max-buffers", _QUEUE)
+        sink.set_property("drop", self._source.live)
+        sink.set_property("sync", False)
+        sink.set_property("enable-last-sample", False)
+        pipeline.use_clock(gst.SystemClock.obtain())
+        is_live = pipeline.set_state(gst.State.PAUSED) == gst.StateChangeReturn.NO_PREROLL
+        # What is no camera runs as fast as it can unless its frames wait for their time.
+        sink.set_property("sync", self._source.live and not is_live)
+        pipeline.set_state(gst.State.PLAYING)
+        return bool(is_live)
+
     def close(self) -> None:
         self._pad.remove_probe(self._probe)
+        self._built.forget()
+        self._built.element.set_state(self._gst.State.NULL)
 
     def samples(self) -> Iterator[Any]:
         """Sound frames, until the pipeline ends or the reader has enough."""
