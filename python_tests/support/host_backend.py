@@ -67,6 +67,7 @@ class PlacedGraph:
     header: Flow
     open_session: Callable[[Any, Flow], Any]
     device: str = "cuda:0"
+    plan_name: str = ""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.header if name in ("inputs", "outputs") else self.inner, name)

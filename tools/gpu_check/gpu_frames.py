@@ -192,7 +192,7 @@ def describe_plans(engine: Engine) -> dict[str, Any]:
     reports = {name: getattr(graph, "report", {}) for name, graph in engine._graphs.items()}
     fused = {name: report.get("fused_layers", report.get("fused_attention"))
              for name, report in reports.items()}  # fmt: skip
-    plans = [graph.plan_name for graph in engine._graphs.values() if hasattr(graph, "plan_name")]
+    plans = [graph.plan_name for graph in engine._graphs.values() if graph.plan_name]
     for plan in plans:
         head, _, _ = Path(plan).with_suffix(".golden").read_bytes().partition(b"\n")
         if json.loads(head)["about"]["problem"]:

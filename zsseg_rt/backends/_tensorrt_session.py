@@ -177,6 +177,7 @@ class TensorRTGraph(CompiledGraph):
         # The bytes are TensorRT's from here on.
         self._plan = replace(plan, data=b"")
         self.report: Mapping[str, Any] = plan.report
+        self.plan_name = str(plan.path or plan.report.get("graph", "a plan"))
         self.device, self.precision = f"cuda:{gpu.index}", str(plan.report["precision"])
         self.inputs = tuple(_spec(row) for row in plan.report["inputs"])
         self.outputs = tuple(_spec(row) for row in plan.report["outputs"])
@@ -213,11 +214,6 @@ class TensorRTGraph(CompiledGraph):
         """Write what was compiled for this GPU beside the plan, if there is more of it."""
         if self._settings is not None:
             self._settings.save()
-
-    @property
-    def plan_name(self) -> str:
-        named = self._plan.path
-        return str(named) if named is not None else str(self.report.get("graph", "a plan"))
 
     def golden_verdict(self, sample: str) -> str | None:
         stored = self._plan.golden or {}

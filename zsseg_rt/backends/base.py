@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -261,7 +261,20 @@ class RecordingSession(Session):
 
 
 class CompiledGraph(Described, ABC):
-    """A graph's weights on a device, shared by all its sessions. Any thread may use it."""
+    """A graph's weights on a device, shared by all its sessions. Any thread may use it.
+
+    Builders choose kernels by the GPU and their version, and have made wrong ones of right graphs:
+    what one built is compared with its bundle's golden sample once.
+    """
+
+    plan_name = ""  # The file of a build, or the graph's name; empty where nothing was built
+
+    def golden_verdict(self, sample: str) -> str | None:
+        """What was wrong on the golden sample of this hash, maybe ""; None if it has not run."""
+        return ""
+
+    def keep_golden_verdict(self, sample: str, problem: str) -> None:
+        """Keep a verdict beside the build, for later processes, as far as it is kept itself."""
 
     @abstractmethod
     def session(self) -> Session:
@@ -310,28 +323,6 @@ class Backend(Protocol):
             PrecisionNotApplied: This backend cannot give the precision on this device.
             BackendError: The graph cannot be read or compiled, or the package is missing.
         """
-
-
-@runtime_checkable
-class BuiltGraph(Protocol):
-    """A compiled graph of an optimising builder, which is compared once with its bundle.
-
-    Builders choose kernels by the GPU and their version, and have made wrong ones of right graphs.
-    """
-
-    @property
-    def outputs(self) -> tuple[TensorSpec, ...]:
-        """The results of its sessions."""
-
-    @property
-    def plan_name(self) -> str:
-        """The file of the build, or the graph's name where it has none."""
-
-    def golden_verdict(self, sample: str) -> str | None:
-        """What was wrong on the golden sample of this hash, maybe ""; None if it has not run."""
-
-    def keep_golden_verdict(self, sample: str, problem: str) -> None:
-        """Keep a verdict beside the build, for later processes, as far as it is kept itself."""
 
 
 def pick_choice(

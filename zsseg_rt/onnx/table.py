@@ -1,8 +1,8 @@
 """The table of ONNX operators: counts of inputs, how they are judged and computed, attributes.
 
-Rows may be added, never taken away: stored bundles keep loading. Left out are control flow, random
-numbers, text, recurrent nets, training, results whose size follows from values (NonZero, Unique),
-and operators that read where computed numbers point (GridSample, RoiAlign, NonMaxSuppression).
+No row goes that an exporter here could write: stored bundles keep loading. Left out are control
+flow, random numbers, text, recurrent nets, training, results whose size follows from values
+(NonZero, Unique), and operators that read where computed numbers point (GridSample, RoiAlign).
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from zsseg_rt.backends.base import BuiltGraph, CompiledGraph
+from zsseg_rt.backends.base import CompiledGraph
 from zsseg_rt.bundles.bundle import MANIFEST, Bundle
 from zsseg_rt.common.files import read_npy
 from zsseg_rt.config import EngineConfig
@@ -149,12 +149,12 @@ def prove_plans(
     check: Callable[[], SelfCheck],
 ) -> None:
     """Compare graphs that a builder made with the bundle's golden sample, once per build."""
-    built: list[BuiltGraph] = [g for g in graphs.values() if isinstance(g, BuiltGraph)]
+    built = [graph for graph in graphs.values() if graph.plan_name]
     if built and bundle.golden is None:
         _log.warning("%s: has no golden sample; its plans are unchecked", bundle.path)
     if not built or bundle.golden is None:
         return
-    sample, fresh = bundle.golden.sha256, list[BuiltGraph]()
+    sample, fresh = bundle.golden.sha256, list[CompiledGraph]()
     for graph in built:
         verdict = graph.golden_verdict(sample)
         if verdict:
@@ -178,11 +178,11 @@ def prove_plans(
     raise _refusal(blamed, problem)
 
 
-def _gives(graph: BuiltGraph, stage: StageCheck) -> bool:
+def _gives(graph: CompiledGraph, stage: StageCheck) -> bool:
     return any(spec.name == stage.stage for spec in graph.outputs)
 
 
-def _refusal(graphs: Sequence[BuiltGraph], problem: str) -> BackendError:
+def _refusal(graphs: Sequence[CompiledGraph], problem: str) -> BackendError:
     names = ", ".join(graph.plan_name for graph in graphs)
     return BackendError(
         f"plan: expected the golden sample {problem} from {names}. Use precision='float32' or "
