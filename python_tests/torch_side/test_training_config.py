@@ -199,12 +199,10 @@ def test_strange_values_are_refused(given, name):
             kind.load(given)
 
 
-@pytest.mark.parametrize(
-    "source", ["a" * 5000, "a" * 5000 + ".toml", "a\0b", "/", "zegclip_vok", "missing.toml"]
-)
-def test_names_that_no_file_has_are_refused(source):
-    with pytest.raises(ArgumentError, match=r"cannot be read|expected a TOML file or one of"):
-        TrainConfig.load(source)
+def test_names_that_no_file_has_are_refused():
+    for source in ("a" * 5000, "a" * 5000 + ".toml", "a\0b", "/", "zegclip_vok", "missing.toml"):
+        with pytest.raises(ArgumentError, match=r"cannot be read|expected a TOML file or one of"):
+            TrainConfig.load(source)
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ def test_run_exports_to_a_bundle_that_labels_alike(run, tmp_path, system):
             assert engine.bundle.text.space == space
         labels = engine.segment(image).labels
         if system == "zegclip":
-            assert engine.bundle.head.seen == classes.seen_phrases
+            assert engine.bundle.head.seen == classes.lowered_phrases
     same = labels == segmenter.segment(image)
     if system == "cat_seg":  # after two steps most classes score alike
         model = load_trained(result.run_folder)

@@ -54,16 +54,12 @@ class TrainedClasses:
     region_templates: tuple[str, ...] = ()
 
     @property
-    def seen_phrases(self) -> tuple[str, ...]:
-        """Every synonym of the seen classes."""
+    def lowered_phrases(self) -> tuple[str, ...]:
+        """Synonyms of seen classes, whose scores are lowered if training treated some as unseen."""
+        if self.protocol == "supervised" or len(self.seen) == len(self.names):
+            return ()
         groups = split_synonyms([self.names[index] for index in self.seen])
         return ClassList.of_groups(groups).phrases
-
-    @property
-    def lowered_phrases(self) -> tuple[str, ...]:
-        """Those whose scores are lowered, if training treated some classes as unseen."""
-        all_seen = self.protocol == "supervised" or len(self.seen) == len(self.names)
-        return () if all_seen else self.seen_phrases
 
 
 def describe_model(model: Any, classes: TrainedClasses | None = None) -> dict[str, Any]:
