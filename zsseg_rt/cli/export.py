@@ -282,15 +282,10 @@ def export_triton(
     """
     from zsseg_rt.integrations.triton import write_triton_model
 
-    names = words.read_if_given() or ()
+    names, config = words.read_if_given() or (), changed(engine)
     with arguments_called({"name": "--name"}):
         written = write_triton_model(
-            bundle,
-            repository,
-            name=name,
-            classes=names,
-            engine=changed(engine),
-            overwrite=overwrite,
+            bundle, repository, name=name, classes=names, engine=config, overwrite=overwrite
         )
     say(f"wrote {written}")
     say(f"run: tritonserver --model-repository={repository}")

@@ -145,11 +145,8 @@ def import_tips(source: _Tips, out: OutOption, bundle: ModelOptions) -> None:
     """Turn TIPSv2's official files, B/14 or L/14, into a bundle; needs no torch."""
     from zsseg_rt.export.architectures.tips import TipsSettings, export_tips_files
 
-    settings = TipsSettings(
-        size_hw=read_size(source.size),
-        logit_scale=source.logit_scale,
-        unknown_below=source.unknown_below,
-    )
+    shown = {name: getattr(source, name) for name in ("logit_scale", "unknown_below")}
+    settings = TipsSettings(size_hw=read_size(source.size), **shown)
     others = {"tokenizer": source.tokenizer, "templates": source.template}
     _write(export_tips_files, source.vision, source.text, out, settings, options=bundle, **others)
 
@@ -175,11 +172,7 @@ def _import_descriptor(
 @import_app.command("clip_rc")
 @takes_groups
 def import_clip_rc(
-    *,
-    source: _Descriptor,
-    size: OwnSizeOption = None,
-    out: OutOption,
-    bundle: ModelOptions,
+    *, source: _Descriptor, size: OwnSizeOption = None, out: OutOption, bundle: ModelOptions
 ) -> None:
     """Turn an official CLIP-RC checkpoint, of PyTorch or Jittor, into a bundle."""
     _import_descriptor("clip_rc", source, size, out, bundle)

@@ -133,12 +133,7 @@ class _Target:
 
 
 @takes_groups
-def build(
-    *,
-    bundle: BundleArgument,
-    target: _Target,
-    json_file: JsonOption = None,
-) -> None:
+def build(*, bundle: BundleArgument, target: _Target, json_file: JsonOption = None) -> None:
     """Build a bundle's TensorRT plans now, so that no first frame waits for them."""
     from zsseg_rt.bundles.bundle import Bundle
     from zsseg_rt.runtime.plan_builds import BuildSettings, build_plans, plan_builds

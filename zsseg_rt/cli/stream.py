@@ -264,9 +264,7 @@ class _Sources:
     once: bool = opt("Let a video file end; without this, it begins again.", False, "--once")
     policy: str = opt("latest (videos at their own speed) or all (every frame).", "latest")
     follow: bool | None = opt(
-        "Move labels along to frames that are not labelled; default: for cameras.",
-        None,
-        "--follow/--no-follow",
+        "Move labels along to other frames; default: for cameras.", None, "--follow/--no-follow"
     )
     wait: WaitOption = False
 

@@ -275,10 +275,8 @@ def take_turns_locally(
     """Let functions of this process take turns: what benchmark scripts use."""
     plan = plan or TurnPlan(measuring_ms=0.0)
     stages_of = (lambda result: getattr(result, "times", {})) if stages else None  # rivals: none
-    candidates = [
-        LocalCandidate(name, call, device_timer=device_timer, stages_of=stages_of)
-        for name, call in calls.items()
-    ]
+    settings = {"device_timer": device_timer, "stages_of": stages_of}
+    candidates = [LocalCandidate(name, call, **settings) for name, call in calls.items()]
     for call in calls.values():
         call()  # allocators, code
     settle_threads()
