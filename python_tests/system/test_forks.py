@@ -17,15 +17,15 @@ import os, sys
 from zsseg_rt import Bundle, Engine, EngineConfig, EngineStateError, read_photo
 from zsseg_rt.demo import demo_photos
 
-engine = Engine(Bundle.demo(), EngineConfig(num_lanes=2))
-engine.set_classes(["dog", "person"])
-frame, lane = read_photo(demo_photos()[0]), engine.lane()
+engine = Engine(Bundle.demo("scenes"), EngineConfig(num_lanes=2))
+engine.set_classes(["ball", "wall"])
+frame, lane = read_photo(demo_photos("scenes")[0]), engine.lane()
 stream = engine.stream("test://?frames=9", policy="latest")
 engine.segment(frame), next(stream)
 doors = {
     "segment": lambda: engine.segment(frame),
     "batch": lambda: engine.segment_batch([frame]),
-    "classes": lambda: engine.set_classes(["cat"]),
+    "classes": lambda: engine.set_classes(["box"]),
     "stream": lambda: engine.stream("test://?frames=1"),
     "open lane": engine.lane,
     "lane": lambda: lane.segment(frame),
@@ -38,8 +38,8 @@ if os.fork() == 0:
         except EngineStateError as exc:
             print(door, "refused", "Make the engine in this process" in str(exc), flush=True)
     stream.close(), lane.close(), engine.close()
-    with Engine(Bundle.demo()) as own:
-        own.set_classes(["dog"])
+    with Engine(Bundle.demo("scenes")) as own:
+        own.set_classes(["ball"])
         print("own", own.segment(frame).labels.shape == frame.shape[:2], flush=True)
     sys.exit(5)  # where everything is freed
 print("ended", os.wait()[1] >> 8)
