@@ -7,8 +7,6 @@ import inspect
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from conftest import CpuDevice
 from support.errors import refused
@@ -44,15 +42,6 @@ def test_equals_the_reference(device, name, seed):
 def test_every_instruction_set_and_thread_count(name):
     for seed in range(12):
         check_call(name, CpuDevice(), MAKERS[name](Draw.seeded(99, seed)))
-
-
-@pytest.mark.nightly
-@every_operation
-@settings(max_examples=60, deadline=None)
-@given(data=st.data())
-def test_equals_the_reference_for_what_hypothesis_draws(name, data):
-    draw = Draw(lambda options: data.draw(st.sampled_from(options)))
-    check_call(name, CpuDevice(), MAKERS[name](draw))
 
 
 @every_operation
