@@ -30,10 +30,8 @@ class Hub:
     part: int = 1 << 16
     ignores_ranges: bool = False
     is_no_hub: bool = False
-    mute: bool = False
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
     logins: list[str | None] = field(default_factory=list)
-    closing: threading.Event = field(default_factory=threading.Event)
 
     def ranges(self) -> list[str | None]:
         """The ranges of requests for content."""
@@ -60,10 +58,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         hub.requests.append((self.command, self.path, self.headers.get("Range")))
         hub.logins.append(self.headers.get("Authorization"))
-        if hub.mute:
-            hub.closing.wait()
-            self.close_connection = True
-        elif hub.status:
+        if hub.status:
             self._end(hub.status)
         elif hub.is_no_hub:
             self._end(200, {"Content-Type": "text/html"})
@@ -146,7 +141,6 @@ def serve_hub() -> Iterator[Hub]:
     try:
         yield hub
     finally:
-        hub.closing.set()
         server.shutdown()
         thread.join()
         server.server_close()

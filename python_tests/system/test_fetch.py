@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from huggingface_hub import constants
 
-from support.command_line import run
+from support.command_line import python, run
 from support.errors import refused
 from support.hub_server import COMMIT, serve_hub
 from support.tiny_set import FILE, KEY, REPOSITORY, tiny_set, weights_file
@@ -272,86 +272,8 @@ def child_environment(home):
     }
 
 
-def start(environment, *arguments, chosen=None):
-    return subprocess.Popen(
-        [sys.executable, "-c", CHILD, json.dumps(asdict(chosen or tiny_set())), *arguments],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # Ctrl-C must reach it, also where the tests run in the background and ignore it.
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-    )
-
-
-def finish(child):
-    try:
-        out, err = child.communicate(timeout=400)
-    finally:
-        child.kill()
-        child.wait()
-    return child.returncode, out, err
-
-
-def test_from_the_hub_to_a_bundle_with_an_interruption(home, child_environment):
-    folder = checkpoint_folder(REPOSITORY)
-    with serve_hub() as hub:
-        hub.files[KEY], hub.pause = weights_file(), 0.05
-        environment = {**child_environment, "HF_ENDPOINT": hub.endpoint}
-        child = start(environment, "fetch", "tiny-set")
-        try:
-            wait_until(lambda: any(p.stat().st_size for p in folder.glob("*.partial")), child)
-            child.send_signal(signal.SIGINT)
-        except BaseException:
-            child.kill()
-            raise
-        code, _, err = finish(child)
-        assert (code, err.count("\n")) == (EXIT_FAILURE, 1), err
-        assert "To go on: zsseg-rt fetch tiny-set" in err
-        assert not (folder / FILE).exists()
-        hub.pause = 0.0
-        code, out, err = finish(start(environment, "fetch", "tiny-set"))
-        assert code == EXIT_OK, err
-        assert hub.ranges()[-1] is not None
-    assert "from an earlier try" in out
-    assert "were removed; --keep-checkpoint keeps them" in out
-    assert list(folder.iterdir()) == []
-    Bundle.load("tiny-set").verify()
-
-
-def test_siglip_goes_from_the_hub_to_labels_without_torch(home, child_environment, shared_dir):
-    """Weights of the published layout in small, and the tokenizer, by the hub's protocol."""
-    from safetensors.numpy import save
-
-    from support.golden_encoders import gemma_model, open_clips, towers
-
-    given = open_clips(towers(shared_dir, "siglip_small_public.npz", "")[2], "siglip")
-    unused = ("logit_scale", "logit_bias", "visual.trunk.head.bias")
-    count = sum(value.size for key, value in given.items() if key not in unused)
-    own = {"num_parameters": count, "revision": "main", "sha256": {}, "size": 96}
-    chosen = replace(SETS["siglip2-b16"], **own)
-    contents = [save({k: np.ascontiguousarray(v) for k, v in given.items()})]
-    contents.append(json.dumps({"model": gemma_model()[1]}).encode())
-    with serve_hub() as hub:
-        for file, content in zip(chosen.files, contents, strict=True):
-            hub.files[f"{chosen.repository}/{file}"] = content
-        environment = {**child_environment, "HF_ENDPOINT": hub.endpoint}
-        code, _, err = finish(start(environment, "fetch", chosen.name, chosen=chosen))
-        assert code == EXIT_OK, err
-    with Engine(chosen.name, EngineConfig(device="cpu", use_cache=False)) as engine:
-        assert engine.bundle.licence == chosen.licence
-        assert engine.bundle.preprocess.size_hw == (96, 96)
-        engine.set_classes(["gata", "犬"])
-        assert engine.segment(np.zeros((32, 48, 3), np.uint8)).labels.shape == (32, 48)
-
-
-def test_a_hub_that_never_answers_is_given_up(home, child_environment):
-    with serve_hub() as hub:
-        hub.mute = True
-        environment = {**child_environment, "HF_ENDPOINT": hub.endpoint, "HF_HUB_ETAG_TIMEOUT": "1"}
-        code, _, err = finish(start(environment, "fetch", "tiny-set"))
-    assert (code, err.count("\n"), len(hub.requests)) == (EXIT_FAILURE, 1, 1)
-    assert "got no connection (ReadTimeout)" in err
+def call_of(chosen, *arguments):
+    return ["-c", CHILD, json.dumps(asdict(chosen)), *arguments]
 
 
 def wait_until(condition, child, seconds=200.0):
@@ -374,6 +296,63 @@ def hub(home, monkeypatch):
         use_endpoint(monkeypatch, server.endpoint)
         server.files[KEY] = weights_file()
         yield server
+
+
+def test_from_the_hub_to_a_bundle_with_an_interruption(hub, child_environment, capsys):
+    place, hub.pause = checkpoint_folder(REPOSITORY), 0.05
+    child = subprocess.Popen(
+        [sys.executable, *call_of(tiny_set(), "fetch", "tiny-set")],
+        env={**child_environment, "HF_ENDPOINT": hub.endpoint},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Ctrl-C must reach it, also where the tests run in the background and ignore it.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        wait_until(lambda: any(p.stat().st_size for p in place.glob("*.partial")), child)
+        child.send_signal(signal.SIGINT)
+        _, err = child.communicate(timeout=400)
+    finally:
+        child.kill()
+        child.wait()
+    assert (child.returncode, err.count("\n")) == (EXIT_FAILURE, 1), err
+    assert "To go on: zsseg-rt fetch tiny-set" in err
+    assert not (place / FILE).exists()
+    hub.pause = 0.0
+    assert run("fetch", "tiny-set") == EXIT_OK
+    assert hub.ranges()[-1] is not None
+    out = capsys.readouterr().out
+    assert "from an earlier try" in out
+    assert "were removed; --keep-checkpoint keeps them" in out
+    assert list(place.iterdir()) == []
+    Bundle.load("tiny-set").verify()
+
+
+def test_siglip_goes_from_the_hub_to_labels_without_torch(home, child_environment, shared_dir):
+    """Weights of the published layout in small, and the tokenizer, by the hub's protocol."""
+    from safetensors.numpy import save
+
+    from support.golden_encoders import gemma_model, open_clips, towers
+
+    given = open_clips(towers(shared_dir, "siglip_small_public.npz", "")[2], "siglip")
+    unused = ("logit_scale", "logit_bias", "visual.trunk.head.bias")
+    count = sum(value.size for key, value in given.items() if key not in unused)
+    own = {"num_parameters": count, "revision": "main", "sha256": {}, "size": 96}
+    chosen = replace(SETS["siglip2-b16"], **own)
+    contents = [save({k: np.ascontiguousarray(v) for k, v in given.items()})]
+    contents.append(json.dumps({"model": gemma_model()[1]}).encode())
+    with serve_hub() as hub:
+        for file, content in zip(chosen.files, contents, strict=True):
+            hub.files[f"{chosen.repository}/{file}"] = content
+        environment = {**child_environment, "HF_ENDPOINT": hub.endpoint}
+        done = python(*call_of(chosen, "fetch", chosen.name), env=environment)
+    assert done.returncode == EXIT_OK, done.stderr
+    with Engine(chosen.name, EngineConfig(device="cpu", use_cache=False)) as engine:
+        assert engine.bundle.licence == chosen.licence
+        assert engine.bundle.preprocess.size_hw == (96, 96)
+        engine.set_classes(["gata", "犬"])
+        assert engine.segment(np.zeros((32, 48, 3), np.uint8)).labels.shape == (32, 48)
 
 
 class Heard(Progress):
