@@ -119,7 +119,8 @@ def expanded(table: str, sizes: TinySizes) -> Shapes:
 
 def visual_shapes(prefix: str, sizes: TinySizes) -> Shapes:
     """Every key of a CLIP's image tower with its shape."""
-    return expanded(under(prefix, IMAGE_TOWER), sizes)
+    shapes = expanded(under("visual.", IMAGE_TOWER), sizes)
+    return {prefix + key.removeprefix("visual."): shape for key, shape in shapes.items()}
 
 
 def _official(backbone: str, head: str) -> str:
